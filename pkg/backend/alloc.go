@@ -1,0 +1,23 @@
+package backend
+
+import (
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/netconf"
+)
+
+func init() { backends["alloc"] = func(netconf.Config) (Backend, error) { return alloc{}, nil } }
+
+// alloc leases a subnet and programs nothing: somebody else routes.
+type alloc struct{}
+
+func (alloc) MTU(h host.Facts) int { return h.MTU }
+
+func (alloc) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
+	return lease.Attrs{PublicIP: h.PublicIP}, nil
+}
+
+func (alloc) Desired(host.Facts, lease.View) (dataplane.State, []Skipped) {
+	return dataplane.NewState(), nil
+}

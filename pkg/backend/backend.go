@@ -1,0 +1,61 @@
+// Package backend turns what a host knows (network config, facts about the
+// host, the view of all leases) into the kernel state it should have. There is
+// one file a backend; each registers itself under its type.
+//
+// Backends are pure: no clock, no I/O, no logging, no state of their own beside
+// their options. Invariant: a peer whose lease makes no sense is left out and
+// reported as Skipped, and changes nothing for any other peer.
+package backend
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/netconf"
+)
+
+// Backend is a way to carry packets between hosts.
+type Backend interface {
+	// MTU gives the MTU of the containers, bytes.
+	MTU(h host.Facts) int
+	// Attrs gives what this host publishes in its lease. previous are the
+	// attributes of the lease that is being taken up again, or zero.
+	Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error)
+	// Desired gives what the kernel should hold, and the peers that are left
+	// out.
+	Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped)
+}
+
+// Skipped is a peer that gets no entries, and why.
+type Skipped struct {
+	Subnet netip.Prefix
+	Reason string
+}
+
+// constructor reads a backend's options from the network config.
+type constructor func(netconf.Config) (Backend, error)
+
+// backends is filled by the init function of each backend's file.
+var backends = map[string]constructor{}
+
+// New makes the backend that the config names, with its options.
+func New(c netconf.Config) (Backend, error) {
+	make, ok := backends[c.BackendType]
+	if !ok {
+		return nil, fmt.Errorf("network config: Backend.Type %q: accepted is one of %s", lease.Clip(c.BackendType), strings.Join(Types(), ", "))
+	}
+	b, err := make(c)
+	if err != nil {
+		return nil, fmt.Errorf("network config: %w", err)
+	}
+	return b, nil
+}
+
+// Types lists the backend types there are, sorted.
+func Types() []string { return slices.Sorted(maps.Keys(backends)) }

@@ -1,0 +1,203 @@
+package backend
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/netconf"
+)
+
+func init() { backends["vxlan"] = newVXLAN }
+
+// vxlan carries packets in kernel VXLAN (RFC 7348). In commands, with VNI 1,
+// our subnet 10.42.7.0/24 and a peer 10.42.9.0/24 at 198.51.100.9 with VTEP MAC M:
+//
+//	ip link add flannel.1 type vxlan id 1 dev eth0 local 198.51.100.7 dstport 8472 nolearning
+//	ip link set flannel.1 mtu 1450 up
+//	sysctl -w net.ipv6.conf.flannel.1.accept_ra=0
+//	ip addr add 10.42.7.0/32 dev flannel.1
+//	bridge fdb replace M dev flannel.1 dst 198.51.100.9 self permanent
+//	ip neigh replace 10.42.9.0 lladdr M dev flannel.1 nud permanent
+//	ip route replace 10.42.9.0/24 via 10.42.9.0 dev flannel.1 onlink
+//
+// Follow a packet to 10.42.9.5: the route sends it to the gateway 10.42.9.0, the
+// neighbour entry turns that into M, the FDB entry sends frames for M to
+// 198.51.100.9. All of it is permanent, so traffic does not need the daemon. With
+// DirectRouting, a peer on the uplink's own link gets a plain route instead.
+type vxlan struct {
+	network       netip.Prefix
+	vni           int
+	port          int
+	gbp           bool
+	learning      bool
+	directRouting bool
+	mtu           int // of the underlay; 0: the uplink's
+}
+
+const (
+	// vxlanOverhead is the outer IPv4, UDP, VXLAN and inner Ethernet headers.
+	vxlanOverhead = 20 + 8 + 8 + 14
+	// vxlanPort is the Linux kernel's default, older than IANA's 4789.
+	vxlanPort = 8472
+	// vxlanMaxVNI keeps flannel.<VNI> within the 15 characters of a device
+	// name; the protocol itself has room for 16777215.
+	vxlanMaxVNI = 9_999_999
+	// leastMTU is the least that every IPv4 link must carry (RFC 791).
+	leastMTU = 68
+)
+
+func newVXLAN(c netconf.Config) (Backend, error) {
+	f := c.Backend
+	b := &vxlan{
+		network:       c.Network,
+		vni:           f.Int("VNI", 1, 0, vxlanMaxVNI),
+		port:          f.Int("Port", 0, 0, 65535),
+		gbp:           f.Bool("GBP", false),
+		learning:      f.Bool("Learning", false),
+		directRouting: f.Bool("DirectRouting", false),
+		mtu:           f.Int("MTU", 0, 0, 65535),
+	}
+	if b.port == 0 {
+		b.port = vxlanPort
+	}
+	if least := leastMTU + vxlanOverhead; b.mtu != 0 && b.mtu < least {
+		f.Fail("MTU", fmt.Sprintf("accepted is 0 (the uplink's) or %d to 65535", least))
+	}
+	return b, f.Err()
+}
+
+func (b *vxlan) device() string { return fmt.Sprintf("flannel.%d", b.vni) }
+
+func (b *vxlan) MTU(h host.Facts) int {
+	if b.mtu != 0 {
+		return b.mtu - vxlanOverhead
+	}
+	return h.MTU - vxlanOverhead
+}
+
+// Attrs publishes the MAC that peers may know already: that of the existing
+// device, else of our previous lease, else one derived from the public IP and
+// VNI, so that it outlives both.
+func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error) {
+	if b.MTU(h) < leastMTU {
+		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, leastMTU+vxlanOverhead)
+	}
+	mac, ok := existingMAC(h, b.device())
+	if !ok {
+		var err error
+		if mac, err = vtepMAC(previous); err != nil || previous.BackendType != "vxlan" {
+			mac = derivedMAC(h.PublicIP, b.vni)
+		}
+	}
+	return lease.Attrs{
+		PublicIP:    h.PublicIP,
+		BackendType: "vxlan",
+		BackendData: fmt.Sprintf(`{"VNI":%d,"VtepMAC":"%s"}`, b.vni, mac),
+	}, nil
+}
+
+func existingMAC(h host.Facts, device string) (dataplane.MAC, bool) {
+	mac, ok := h.MACs[device]
+	return mac, ok && mac != [6]byte{} && mac[0]&1 == 0
+}
+
+func derivedMAC(ip netip.Addr, vni int) dataplane.MAC {
+	sum := sha256.Sum256(fmt.Appendf(nil, "flannel vxlan %d %s", vni, ip))
+	mac := dataplane.MAC(sum[:6])
+	mac[0] = mac[0]&^1 | 2 // unicast, locally administered (IEEE 802)
+	return mac
+}
+
+// vtepMAC reads the MAC from a lease's BackendData.
+func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
+	if a.BackendData == "" {
+		return dataplane.MAC{}, errors.New("BackendData is missing")
+	}
+	f, err := netconf.ParseFields([]byte(a.BackendData), "BackendData.")
+	if err != nil {
+		return dataplane.MAC{}, fmt.Errorf("BackendData %w", err)
+	}
+	s := f.String("VtepMAC", "")
+	if err := f.Err(); err != nil {
+		return dataplane.MAC{}, err
+	}
+	mac, err := dataplane.ParseMAC(s)
+	if err != nil {
+		return dataplane.MAC{}, fmt.Errorf("BackendData.VtepMAC %w", err)
+	}
+	return mac, nil
+}
+
+func (b *vxlan) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
+	s := dataplane.NewState()
+	dev := b.device()
+	// Our own lease was written by Attrs; were it damaged since, the device
+	// keeps the MAC it has.
+	ownMAC, _ := vtepMAC(v.Own.Attrs)
+	s.Links[dev] = dataplane.Link{
+		Kind: dataplane.KindVXLAN, VNI: b.vni, Parent: h.Uplink, Local: h.Addr, Port: b.port,
+		GBP: b.gbp, Learning: b.learning, MAC: ownMAC, MTU: b.MTU(h), Up: true,
+	}
+	if h.IPv6 {
+		s.Sysctls["net/ipv6/conf/"+dev+"/accept_ra"] = "0"
+	}
+	s.Addrs[dataplane.Addr{Link: dev, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
+
+	good, skipped := peers(b.network, "vxlan", h, v)
+	macs, broken := vtepMACs(ownMAC, good)
+	skipped = append(skipped, broken...)
+	for _, l := range good {
+		mac, ok := macs[l.Subnet]
+		if !ok {
+			continue
+		}
+		if iface, ok := host.OnLink(h.Underlay, l.PublicIP); ok && b.directRouting {
+			s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: iface}] = dataplane.Route{Via: l.PublicIP, Proto: dataplane.ProtoFlannel}
+			continue
+		}
+		gw := l.Subnet.Addr()
+		s.FDB[dataplane.FDB{Link: dev, MAC: mac, Dst: l.PublicIP}] = struct{}{}
+		s.Neighs[dataplane.NeighKey{Link: dev, IP: gw}] = mac
+		s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: dev}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
+	}
+	return s, skipped
+}
+
+// vtepMACs gives the VTEP MAC of each peer by its subnet. A MAC stands for one
+// VTEP: where two leases name the same, the older keeps it.
+func vtepMACs(own dataplane.MAC, leases []lease.Lease) (map[netip.Prefix]dataplane.MAC, []Skipped) {
+	macs := make(map[netip.Prefix]dataplane.MAC, len(leases))
+	owner := make(map[dataplane.MAC]lease.Lease, len(leases))
+	var skipped []Skipped
+	for _, l := range leases {
+		mac, err := vtepMAC(l.Attrs)
+		if err != nil {
+			skipped = append(skipped, Skipped{l.Subnet, err.Error()})
+			continue
+		}
+		o, taken := owner[mac]
+		switch {
+		case mac == own:
+			skipped = append(skipped, Skipped{l.Subnet, fmt.Sprintf("VTEP MAC %s is our own", mac)})
+			continue
+		case taken && o.Created <= l.Created:
+			skipped = append(skipped, doubleMAC(l, o, mac))
+			continue
+		case taken:
+			skipped = append(skipped, doubleMAC(o, l, mac))
+			delete(macs, o.Subnet)
+		}
+		owner[mac] = l
+		macs[l.Subnet] = mac
+	}
+	return macs, skipped
+}
+
+func doubleMAC(l, older lease.Lease, mac dataplane.MAC) Skipped {
+	return Skipped{l.Subnet, fmt.Sprintf("VTEP MAC %s belongs to the older lease %s", mac, older.Subnet)}
+}

@@ -1,0 +1,161 @@
+// Package dataplane describes, as comparable values, what a kernel should hold
+// and what it holds: links, addresses, FDB entries, neighbours, routes, sysctls.
+// Diff turns the difference into ordered operations, and Text prints a State in
+// the notation of ip(8).
+//
+// It does no I/O and knows no backend. Objects name devices by name; indexes are
+// resolved where operations are applied. Invariant: applying Diff(want, have)
+// makes a second Diff empty, and touches nothing outside the Scope.
+package dataplane
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// MAC is an Ethernet address as a comparable value; zero means "any".
+type MAC [6]byte
+
+// ParseMAC reads a 48-bit Ethernet address that a unicast frame can carry.
+func ParseMAC(s string) (MAC, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != 6 {
+		return MAC{}, fmt.Errorf("%q is not a 48-bit MAC address", clip(s))
+	}
+	m := MAC(hw)
+	if m == (MAC{}) || m[0]&1 == 1 {
+		return MAC{}, fmt.Errorf("%s is not a unicast MAC address", m)
+	}
+	return m, nil
+}
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+func clip(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "…"
+	}
+	return s
+}
+
+// Kinds of link.
+const KindVXLAN = "vxlan"
+
+// Link is a device of ours: a kernel VXLAN device (RFC 7348).
+type Link struct {
+	Kind     string     // KindVXLAN; other values only in what a kernel holds
+	VNI      int        // 0..16777215
+	Parent   string     // underlay device
+	Local    netip.Addr // outer source address
+	Port     int        // outer UDP destination port
+	GBP      bool       // Group Based Policy extension
+	Learning bool       // learn FDB entries from traffic
+	MAC      MAC        // zero in what is wanted: keep what is there
+	MTU      int        // bytes, inner IP packet
+	Up       bool
+}
+
+// Addr is an address on a link.
+type Addr struct {
+	Link   string
+	Prefix netip.Prefix
+}
+
+// FDB is a permanent forwarding entry of a VXLAN link: frames to MAC go to the
+// VTEP at Dst. It is all key: one MAC may have several remotes in a kernel that
+// somebody else has touched.
+type FDB struct {
+	Link string
+	MAC  MAC
+	Dst  netip.Addr
+}
+
+// NeighKey names a permanent neighbour (ARP or ND entry); its value is a MAC.
+type NeighKey struct {
+	Link string
+	IP   netip.Addr
+}
+
+// RouteKey names a route of the main table.
+type RouteKey struct {
+	Dst    netip.Prefix
+	Link   string
+	Metric int
+}
+
+// Route is what a route of the main table says beside its key.
+type Route struct {
+	Via    netip.Addr // invalid: directly on the link
+	OnLink bool       // take Via as reachable on the link without asking
+	Proto  int        // rtm_protocol of rtnetlink(7): who made it
+}
+
+// Route protocols.
+const (
+	ProtoKernel = 2
+	ProtoBoot   = 3 // what the original stamps on every route
+	// ProtoFlannel marks routes of ours on links that are not ours. It
+	// is the proof of ownership without which such a route is never deleted.
+	ProtoFlannel = 70
+)
+
+// State is a set of kernel objects.
+type State struct {
+	Links   map[string]Link
+	Addrs   map[Addr]struct{}
+	FDB     map[FDB]struct{}
+	Neighs  map[NeighKey]MAC
+	Routes  map[RouteKey]Route
+	Sysctls map[string]string // dotless path below /proc/sys to value
+}
+
+// NewState returns a State with nothing in it, ready to be filled.
+func NewState() State {
+	return State{
+		Links:   map[string]Link{},
+		Addrs:   map[Addr]struct{}{},
+		FDB:     map[FDB]struct{}{},
+		Neighs:  map[NeighKey]MAC{},
+		Routes:  map[RouteKey]Route{},
+		Sysctls: map[string]string{},
+	}
+}
+
+// Scope is what a reading of the kernel looks at and what may be changed:
+// ownership, which every deletion needs.
+type Scope struct {
+	Network netip.Prefix // only routes and addresses inside it concern us
+	Links   []string     // names of links that are ours, sorted
+	Sysctls []string     // paths to read, sorted
+}
+
+// ScopeOf gives the scope for wanting s in a network: the links it names are
+// ours.
+func (s State) ScopeOf(network netip.Prefix) Scope {
+	return Scope{
+		Network: network,
+		Links:   slices.Sorted(maps.Keys(s.Links)),
+		Sysctls: slices.Sorted(maps.Keys(s.Sysctls)),
+	}
+}
+
+// OwnsLink tells whether the named link is ours.
+func (s Scope) OwnsLink(name string) bool { return slices.Contains(s.Links, name) }
+
+// Inside tells whether p lies in the network or is the whole of it.
+func (s Scope) Inside(p netip.Prefix) bool {
+	return p.Bits() >= s.Network.Bits() && s.Network.Contains(p.Addr())
+}
+
+// OwnsAddr: addresses inside the network on our own links. Others there, such
+// as IPv6 link-local ones, belong to the kernel or to the operator.
+func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.Prefix) }
+
+// OwnsRoute: routes inside the network that leave by a link of ours, or that
+// bear our stamp.
+func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
+	return s.Inside(k.Dst) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
+}

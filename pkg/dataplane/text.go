@@ -1,0 +1,113 @@
+package dataplane
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Text prints the state in the notation of ip(8), bridge(8) and sysctl(8), one
+// object a line, in order of creation.
+func (s State) Text() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(s.Links)) {
+		l := s.Links[name]
+		updown := "down"
+		if l.Up {
+			updown = "up"
+		}
+		fmt.Fprintf(&b, "link %s %s\n", linkText(name, l), updown)
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Sysctls)) {
+		fmt.Fprintf(&b, "sysctl %s = %s\n", k, s.Sysctls[k])
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(s.Addrs), compareAddr) {
+		fmt.Fprintf(&b, "addr %s\n", a.text())
+	}
+	for _, f := range slices.SortedFunc(maps.Keys(s.FDB), compareFDB) {
+		fmt.Fprintf(&b, "fdb %s\n", f.text())
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.Neighs), compareNeigh) {
+		fmt.Fprintf(&b, "neigh %s\n", neighText(k, s.Neighs[k]))
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.Routes), compareRoute) {
+		fmt.Fprintf(&b, "route %s\n", routeText(k, s.Routes[k]))
+	}
+	return b.String()
+}
+
+func linkText(name string, l Link) string {
+	s := name
+	if l.MTU > 0 {
+		s += fmt.Sprintf(" mtu %d", l.MTU)
+	}
+	if l.MAC != (MAC{}) {
+		s += " address " + l.MAC.String()
+	}
+	if l.Kind != KindVXLAN {
+		return s + " type " + l.Kind
+	}
+	s += fmt.Sprintf(" type vxlan id %d local %s dev %s dstport %d %s", l.VNI, l.Local, l.Parent, l.Port, learningText(l.Learning))
+	if l.GBP {
+		s += " gbp"
+	}
+	return s
+}
+
+func learningText(on bool) string {
+	if on {
+		return "learning"
+	}
+	return "nolearning"
+}
+
+func (a Addr) text() string { return a.Prefix.String() + " dev " + a.Link }
+
+func (f FDB) text() string {
+	return fmt.Sprintf("%s dev %s dst %s self permanent", f.MAC, f.Link, f.Dst)
+}
+
+func neighText(k NeighKey, m MAC) string {
+	return fmt.Sprintf("%s lladdr %s dev %s nud permanent", k.IP, m, k.Link)
+}
+
+func routeText(k RouteKey, r Route) string {
+	s := k.Dst.String()
+	if r.Via.IsValid() {
+		s += " via " + r.Via.String()
+	}
+	s += " dev " + k.Link
+	switch r.Proto {
+	case ProtoBoot:
+	case ProtoKernel:
+		s += " proto kernel"
+	default:
+		s += " proto " + strconv.Itoa(r.Proto)
+	}
+	if k.Metric != 0 {
+		s += " metric " + strconv.Itoa(k.Metric)
+	}
+	if r.OnLink {
+		s += " onlink"
+	}
+	return s
+}
+
+func compareAddr(a, b Addr) int {
+	return cmp.Or(cmp.Compare(a.Link, b.Link), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+}
+
+func compareFDB(a, b FDB) int {
+	return cmp.Or(cmp.Compare(a.Link, b.Link), slices.Compare(a.MAC[:], b.MAC[:]), a.Dst.Compare(b.Dst))
+}
+
+func compareNeigh(a, b NeighKey) int {
+	return cmp.Or(cmp.Compare(a.Link, b.Link), a.IP.Compare(b.IP))
+}
+
+func compareRoute(a, b RouteKey) int {
+	return cmp.Or(a.Dst.Addr().Compare(b.Dst.Addr()), cmp.Compare(a.Dst.Bits(), b.Dst.Bits()), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
+}

@@ -1,0 +1,81 @@
+// Package host holds what is true of this host beside flanneld: its interfaces
+// and routes, as an Inventory that somebody else reads from the kernel, the
+// choice of the uplink among them, and the Facts that backends build on.
+//
+// It does no I/O: the same inventory gives the same choice. Invariant: Facts
+// that were chosen name an existing interface with an IPv4 address and an MTU.
+package host
+
+import (
+	"net/netip"
+)
+
+// Iface is a network interface.
+type Iface struct {
+	Name  string
+	Index int
+	MTU   int // bytes; 0 when unknown
+	Up    bool
+	Addrs []Addr // in kernel order
+}
+
+// Addr is an address of an interface.
+type Addr struct {
+	Prefix     netip.Prefix // address with the length of its network, not masked
+	Deprecated bool
+	Dynamic    bool // has a lifetime, as DHCP gives
+}
+
+// Route is a unicast route of the main table.
+type Route struct {
+	Dst     netip.Prefix
+	Iface   string     // empty for a multipath route without one interface
+	Gateway netip.Addr // invalid: the destination is on the link
+	Metric  int
+	Proto   int // rtm_protocol of rtnetlink(7): who made it
+}
+
+// Inventory is what the kernel knows, read at one moment.
+type Inventory struct {
+	Ifaces []Iface
+	Routes []Route // in kernel order
+}
+
+// Facts about this host that a backend may build on.
+type Facts struct {
+	Uplink   string     // interface that carries the overlay's packets
+	MTU      int        // of the uplink, bytes
+	Addr     netip.Addr // address of the uplink, source of outer packets
+	PublicIP netip.Addr // address published to peers; differs from Addr behind NAT
+	// Underlay has the routes outside the network, to tell which peers are on
+	// the link.
+	Underlay []Route
+	// MACs has the hardware addresses of the links that exist already, so that
+	// a restart publishes what peers know.
+	MACs map[string][6]byte
+	// IPv6 tells whether the kernel has IPv6 at all.
+	IPv6 bool
+}
+
+// OnLink finds the interface through which addr is reached without a gateway.
+func OnLink(routes []Route, addr netip.Addr) (iface string, ok bool) {
+	r, ok := Lookup(routes, addr)
+	if !ok || r.Gateway.IsValid() || r.Iface == "" {
+		return "", false
+	}
+	return r.Iface, true
+}
+
+// Lookup finds the route to addr: the longest prefix, then the lowest metric,
+// then the first.
+func Lookup(routes []Route, addr netip.Addr) (best Route, ok bool) {
+	for _, r := range routes {
+		if !r.Dst.Contains(addr) {
+			continue
+		}
+		if !ok || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric {
+			best, ok = r, true
+		}
+	}
+	return best, ok
+}

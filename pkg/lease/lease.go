@@ -1,0 +1,139 @@
+// Package lease holds what hosts tell each other through the registry: a
+// leased subnet with the attributes of its owner, the keys and JSON values that
+// carry them, the View a host has of the whole network, and the choice of a
+// free subnet.
+//
+// It knows no registry and no clock; it only turns bytes into values and
+// values into bytes. Invariant: a decoded Lease is well formed (its subnet is a
+// masked IPv4 prefix, its public IP a unicast address), but nothing is said
+// about whether it makes sense in this network: that is for package backend.
+package lease
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Attrs are what a host publishes beside its subnet. They are comparable:
+// BackendData is compact JSON kept as text.
+type Attrs struct {
+	PublicIP    netip.Addr // underlay address, invalid when the value has none
+	BackendType string     // empty for udp and alloc
+	BackendData string     // JSON, meaning is the backend's; empty when absent
+}
+
+// Lease is one host's claim on a subnet.
+type Lease struct {
+	Subnet netip.Prefix
+	Attrs
+	Expires  time.Time // on this host's clock; zero for a reservation, which never expires
+	Revision uint64    // of the last write; what a compare-and-swap compares
+	Created  uint64    // revision that created the key; the lower, the older
+}
+
+// Reservation tells whether the lease has no time to live, so that renewing
+// must keep it without one.
+func (l Lease) Reservation() bool { return l.Expires.IsZero() }
+
+// SameAs tells whether two leases say the same to the data plane; expiry and
+// revisions are not part of that.
+func (l Lease) SameAs(o Lease) bool { return l.Subnet == o.Subnet && l.Attrs == o.Attrs }
+
+// View is what a host knows of the network at one moment. It is immutable.
+type View struct {
+	Own   Lease
+	Peers []Lease // every other lease, sorted by subnet
+	// Complete is false until a whole listing was seen. Nothing may be
+	// pruned on the word of an incomplete view.
+	Complete bool
+}
+
+// NewView sorts leases into own and peers.
+func NewView(own Lease, all []Lease, complete bool) View {
+	peers := make([]Lease, 0, len(all))
+	for _, l := range all {
+		if l.Subnet != own.Subnet {
+			peers = append(peers, l)
+		}
+	}
+	slices.SortFunc(peers, func(a, b Lease) int { return ComparePrefix(a.Subnet, b.Subnet) })
+	return View{Own: own, Peers: peers, Complete: complete}
+}
+
+// ComparePrefix orders prefixes by address, then by length.
+func ComparePrefix(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return a.Bits() - b.Bits()
+}
+
+// value is the JSON form of Attrs. Field order and the null PublicIPv6 are
+// those of the original's newest generation; its older readers ignore what they
+// don't know.
+type value struct {
+	PublicIP    *string         `json:"PublicIP"`
+	PublicIPv6  *string         `json:"PublicIPv6"`
+	BackendType string          `json:"BackendType,omitempty"`
+	BackendData json.RawMessage `json:"BackendData,omitempty"`
+}
+
+// MaxValue is the longest value, in bytes, that is decoded. Real values are
+// below 1 KiB; the limit keeps one absurd key from costing memory in every
+// host.
+const MaxValue = 64 << 10
+
+// Encode gives the JSON value for the registry.
+func (a Attrs) Encode() ([]byte, error) {
+	ip := "0.0.0.0"
+	if a.PublicIP.IsValid() {
+		ip = a.PublicIP.String()
+	}
+	b, err := json.Marshal(value{PublicIP: &ip, BackendType: a.BackendType, BackendData: json.RawMessage(a.BackendData)})
+	if err != nil {
+		return nil, fmt.Errorf("encode lease attributes: %w", err)
+	}
+	return b, nil
+}
+
+// DecodeAttrs reads a registry value. Unknown fields are ignored and field
+// names match in any case, as every generation of the original does.
+func DecodeAttrs(b []byte) (Attrs, error) {
+	if len(b) > MaxValue {
+		return Attrs{}, fmt.Errorf("value of %d bytes is longer than the accepted %d", len(b), MaxValue)
+	}
+	var v value
+	if err := json.Unmarshal(b, &v); err != nil {
+		return Attrs{}, fmt.Errorf("value is not lease JSON: %w", err)
+	}
+	if v.PublicIP == nil {
+		return Attrs{}, errors.New("PublicIP is missing")
+	}
+	ip, err := netip.ParseAddr(*v.PublicIP)
+	if err != nil || !ip.Is4() {
+		return Attrs{}, fmt.Errorf("PublicIP %q is not an IPv4 address", Clip(*v.PublicIP))
+	}
+	a := Attrs{PublicIP: ip, BackendType: v.BackendType}
+	if !bytes.Equal(v.BackendData, []byte("null")) && len(v.BackendData) > 0 {
+		var c bytes.Buffer
+		if err := json.Compact(&c, v.BackendData); err != nil {
+			return Attrs{}, fmt.Errorf("BackendData: %w", err)
+		}
+		a.BackendData = c.String()
+	}
+	return a, nil
+}
+
+// Clip shortens hostile text for a message.
+func Clip(s string) string {
+	const most = 64
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}

@@ -1,0 +1,137 @@
+// Package netconf reads the network config, the JSON document that says which
+// network the hosts share, how it is cut into subnets and which backend carries
+// it.
+//
+// It does not know what the backends' options mean: they are handed on as
+// Fields. Invariant: a Config that Parse returns is consistent (its pool of
+// subnets is not empty and lies inside Network), with every default filled in.
+package netconf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// DefaultBackend is the backend of a config that names none.
+const DefaultBackend = "udp"
+
+// MaxConfig is the longest network config, in bytes, that is accepted.
+const MaxConfig = 64 << 10
+
+// Config is the network config with its defaults.
+type Config struct {
+	Network     netip.Prefix // masked
+	SubnetLen   int          // prefix length of a host's subnet
+	SubnetMin   netip.Addr   // network address of the first subnet that is leased
+	SubnetMax   netip.Addr   // network address of the last one, inclusive
+	BackendType string       // lower case; empty when Backend lacks Type
+	Backend     *Fields      // the backend's options
+}
+
+// Parse reads and checks a network config. An error names the field, its value
+// and what is accepted.
+func Parse(raw []byte) (Config, error) {
+	c, err := parse(raw)
+	if err != nil {
+		return Config{}, fmt.Errorf("network config: %w", err)
+	}
+	return c, nil
+}
+
+func parse(raw []byte) (c Config, err error) {
+	if len(raw) > MaxConfig {
+		return c, fmt.Errorf("is %d bytes long; accepted are at most %d", len(raw), MaxConfig)
+	}
+	f, err := ParseFields(raw, "")
+	if err != nil {
+		return c, err
+	}
+	c.network(f)
+	if f.Err() == nil {
+		c.subnets(f)
+	}
+	if f.Bool("EnableIPv6", false) {
+		f.Fail("EnableIPv6", "accepted is false: the overlay carries IPv4 only")
+	}
+	if !f.Bool("EnableIPv4", true) {
+		f.Fail("EnableIPv4", "accepted is true: the overlay carries IPv4 only")
+	}
+	c.BackendType = DefaultBackend
+	c.Backend = &Fields{path: "Backend."}
+	if b := f.Object("Backend"); b != nil {
+		c.Backend = b
+		c.BackendType = strings.ToLower(b.String("Type", ""))
+		if b.Err() != nil {
+			return c, b.Err()
+		}
+	}
+	return c, f.Err()
+}
+
+// network reads Network. The limits of its length follow from its use: above
+// /28 there is no room for four subnets of four addresses.
+func (c *Config) network(f *Fields) {
+	const accepted = `an IPv4 network from /1 to /28 such as "10.42.0.0/16"`
+	s, ok := f.text("Network", accepted)
+	if !ok {
+		f.Fail("Network", "accepted is "+accepted)
+		return
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil || !p.Addr().Is4() || p.Bits() < 1 || p.Bits() > 28 {
+		f.Fail("Network", "accepted is "+accepted)
+		return
+	}
+	c.Network = p.Masked()
+	if a := c.Network.Addr(); a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() {
+		f.Fail("Network", "accepted is a network of unicast addresses, not loopback, multicast or 0.0.0.0")
+	}
+}
+
+// subnets reads SubnetLen, SubnetMin and SubnetMax.
+func (c *Config) subnets(f *Fields) {
+	bits := c.Network.Bits()
+	def := bits + 2
+	if bits <= 22 {
+		def = 24
+	}
+	// At least four subnets, each with room for two containers and a bridge.
+	c.SubnetLen = f.Int("SubnetLen", def, bits+2, 30)
+	if f.Err() != nil {
+		return
+	}
+	size := uint32(1) << (32 - c.SubnetLen)
+	first := toUint(c.Network.Addr())
+	last := first + (uint32(1)<<(32-bits) - size) // network address of the last subnet
+	c.SubnetMin = c.bound(f, "SubnetMin", first+size)
+	c.SubnetMax = c.bound(f, "SubnetMax", last)
+	if f.Err() == nil && c.SubnetMax.Less(c.SubnetMin) {
+		f.Fail("SubnetMax", fmt.Sprintf("accepted is %s (SubnetMin) or above", c.SubnetMin))
+	}
+}
+
+func (c *Config) bound(f *Fields, name string, def uint32) netip.Addr {
+	a := f.Addr(name)
+	if !a.IsValid() {
+		return fromUint(def)
+	}
+	if !c.Network.Contains(a) {
+		f.Fail(name, "accepted is an address inside Network "+c.Network.String())
+	} else if p := netip.PrefixFrom(a, c.SubnetLen); p.Masked() != p {
+		f.Fail(name, fmt.Sprintf("accepted is the start of a /%d subnet; the nearest is %s", c.SubnetLen, p.Masked().Addr()))
+	}
+	return a
+}
+
+func toUint(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func fromUint(u uint32) netip.Addr {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], u)
+	return netip.AddrFrom4(b)
+}

@@ -1,0 +1,179 @@
+package netconf
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Fields is a JSON object whose values are read one at a time, so that an error
+// can name the field, its value and what is accepted. Keys match in any case
+// and the last of several wins, as in every generation of the original; keys
+// nobody asks for are ignored. The first error sticks and is returned by Err.
+type Fields struct {
+	path   string // prefix for names in messages: "Backend."
+	values map[string]json.RawMessage
+	err    error
+}
+
+// ParseFields reads one JSON object and nothing after it.
+func ParseFields(raw []byte, path string) (*Fields, error) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	open, err := dec.Token()
+	if err != nil {
+		return nil, jsonError(err)
+	}
+	if open != json.Delim('{') {
+		return nil, fmt.Errorf("is not a JSON object: %s", show(raw))
+	}
+	f := &Fields{path: path, values: map[string]json.RawMessage{}}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return nil, jsonError(err)
+		}
+		var v json.RawMessage
+		if err := dec.Decode(&v); err != nil {
+			return nil, jsonError(err)
+		}
+		f.values[strings.ToLower(key.(string))] = v
+	}
+	if _, err := dec.Token(); err != nil { // the closing brace
+		return nil, jsonError(err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("has something after the JSON object")
+	}
+	return f, nil
+}
+
+func jsonError(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errors.New("is not complete JSON")
+	}
+	return fmt.Errorf("is not JSON: %w", err)
+}
+
+// Err returns the first error of the readings so far.
+func (f *Fields) Err() error { return f.err }
+
+// Fail records that a field's value is not accepted, and why.
+func (f *Fields) Fail(name, why string) {
+	if f.err == nil {
+		f.err = fmt.Errorf("%s%s %s: %s", f.path, name, show(f.values[strings.ToLower(name)]), why)
+	}
+}
+
+// get returns the value, or nil when it is absent or null.
+func (f *Fields) get(name string) json.RawMessage {
+	v := f.values[strings.ToLower(name)]
+	if f.isNull(name) {
+		return nil
+	}
+	return v
+}
+
+func (f *Fields) isNull(name string) bool {
+	return string(f.values[strings.ToLower(name)]) == "null"
+}
+
+// Int reads a whole number between least and most; absent or null gives def.
+func (f *Fields) Int(name string, def, least, most int) int {
+	v := f.get(name)
+	if v == nil {
+		return def
+	}
+	n, err := strconv.Atoi(string(v))
+	if err != nil || n < least || n > most {
+		f.Fail(name, fmt.Sprintf("accepted is a whole number from %d to %d", least, most))
+		return def
+	}
+	return n
+}
+
+// Bool reads true or false; absent or null gives def.
+func (f *Fields) Bool(name string, def bool) bool {
+	v := f.get(name)
+	switch string(v) {
+	case "":
+		return def
+	case "true":
+		return true
+	case "false":
+		return false
+	}
+	f.Fail(name, "accepted is true or false")
+	return def
+}
+
+// String reads a string; absent or null gives def.
+func (f *Fields) String(name, def string) string {
+	v := f.get(name)
+	if v == nil {
+		return def
+	}
+	s := def
+	if json.Unmarshal(v, &s) != nil {
+		f.Fail(name, "accepted is a string")
+	}
+	return s
+}
+
+// text reads a string field that may be absent but not null.
+func (f *Fields) text(name, accepted string) (s string, present bool) {
+	if f.isNull(name) {
+		f.Fail(name, "accepted is "+accepted)
+		return "", false
+	}
+	s = f.String(name, "")
+	return s, s != ""
+}
+
+// Addr reads an IPv4 address; absent, or 0.0.0.0, gives an invalid one.
+func (f *Fields) Addr(name string) netip.Addr {
+	const accepted = `an IPv4 address such as "10.42.16.0"`
+	s, ok := f.text(name, accepted)
+	if !ok {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		f.Fail(name, "accepted is "+accepted)
+		return netip.Addr{}
+	}
+	if a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// Object reads a nested object; absent or null gives nil.
+func (f *Fields) Object(name string) *Fields {
+	v := f.get(name)
+	if v == nil {
+		return nil
+	}
+	o, err := ParseFields(v, f.path+name+".")
+	if err != nil {
+		f.Fail(name, "accepted is a JSON object")
+		return nil
+	}
+	return o
+}
+
+// show prints a raw value for a message, shortened.
+func show(raw []byte) string {
+	const most = 64
+	if len(raw) == 0 {
+		return "(missing)"
+	}
+	if len(raw) > most {
+		return strings.ToValidUTF8(string(raw[:most]), "") + "…"
+	}
+	return string(raw)
+}

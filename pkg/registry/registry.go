@@ -1,0 +1,73 @@
+// Package registry says what a store of leases can do. Its children do it:
+// etcdv2, and memory for tests; one contract suite (registrytest) holds for
+// all of them.
+//
+// Invariant: every write to a lease is a compare-and-swap, so that no host can
+// overwrite what it has not seen; and one entry that cannot be decoded is
+// reported beside the good ones, never instead of them.
+package registry
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+// Sentinels. Everything else that a Registry returns means "no answer": the
+// store is away, or broken, and the call may be tried again.
+var (
+	// ErrNoConfig: the store answers, and has no network config under the prefix.
+	ErrNoConfig = errors.New("no network config")
+	// ErrConflict: the compare of a compare-and-swap failed: the key exists
+	// (Create), or is gone or was changed (Update, Delete).
+	ErrConflict = errors.New("lease was changed by somebody else")
+	// ErrHistoryLost: events after the index asked for are no longer kept; list again.
+	ErrHistoryLost = errors.New("watch history lost")
+)
+
+// Registry is a store of one network's config and leases. Calls may run
+// concurrently and end with ctx.
+type Registry interface {
+	// Config returns the raw network config, or ErrNoConfig.
+	Config(ctx context.Context) ([]byte, error)
+	// List returns every lease at one moment.
+	List(ctx context.Context) (Listing, error)
+	// Watch blocks until something happened after index and returns it, in
+	// order, with the index to go on from. Renewals that change nothing are
+	// events too.
+	Watch(ctx context.Context, index uint64) ([]Event, uint64, error)
+	// Create makes the lease if its key does not exist. ttl is whole
+	// seconds; 0 makes a reservation.
+	Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
+	// Update rewrites the lease if its revision is still that of prev, and
+	// gives it a new ttl (0: a reservation).
+	Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
+	// Delete removes the lease if its revision is still that of prev.
+	Delete(ctx context.Context, prev lease.Lease) error
+}
+
+// Listing is all leases at one index.
+type Listing struct {
+	Leases []lease.Lease
+	Bad    []Bad
+	Index  uint64 // Watch from here
+}
+
+// Event is a change of one key. Exactly one of three: a lease was written
+// (Lease set, Deleted false), a lease is gone (Lease.Subnet set, Deleted
+// true), or the entry cannot be decoded (Bad set).
+type Event struct {
+	Lease   lease.Lease
+	Deleted bool
+	Bad     *Bad
+}
+
+// Bad is an entry that is not a lease.
+type Bad struct {
+	Key    string       // last element of the key
+	Subnet netip.Prefix // of the key, where only the value is bad; else invalid
+	Err    error        // names the field and the value
+}
