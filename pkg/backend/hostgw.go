@@ -33,12 +33,13 @@ func (hostGW) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 
 func (b hostGW) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
 	s := dataplane.NewState()
-	good, skipped := peers(b.network, "host-gw", h, v)
-	for _, l := range good {
+	good, skipped := peers(b.network, "host-gw", h, v, func(l lease.Lease) error {
 		if iface, ok := host.OnLink(h.Underlay, l.PublicIP); !ok || iface != h.Uplink {
-			skipped = append(skipped, Skipped{l.Subnet, fmt.Sprintf("public IP %s is not on the link of %s", l.PublicIP, h.Uplink)})
-			continue
+			return fmt.Errorf("public IP %s is not on the link of %s", l.PublicIP, h.Uplink)
 		}
+		return nil
+	})
+	for _, l := range good {
 		s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: h.Uplink}] = dataplane.Route{Via: l.PublicIP, Proto: dataplane.ProtoFlannel}
 	}
 	return s, skipped

@@ -10,19 +10,22 @@ import (
 )
 
 // peers gives the leases of a view that can be programmed by the backend of
-// the given type, in order of their subnets, and why the others can't. Where two
-// leases claim the same thing, the older one keeps it.
-func peers(network netip.Prefix, backendType string, h host.Facts, v lease.View) (good []lease.Lease, bad []Skipped) {
+// the given type, in order of their subnets, and why the others can't. data
+// checks their BackendData. Where two leases claim the same thing, the older one
+// keeps it.
+func peers(network netip.Prefix, backendType string, h host.Facts, v lease.View, data func(lease.Lease) error) (good []lease.Lease, bad []Skipped) {
 	s := sieve{network: network, backendType: backendType, host: h, own: v.Own}
 	for _, l := range v.Peers {
 		if reason := s.alone(l); reason != "" {
 			bad = append(bad, Skipped{l.Subnet, reason})
+		} else if err := data(l); err != nil {
+			bad = append(bad, Skipped{l.Subnet, err.Error()})
 		} else {
 			good = append(good, l)
 		}
 	}
 	good, overlapping := withoutOverlaps(good)
-	good, doubled := withoutDoubles(good)
+	good, doubled := withoutDoubles(good, "public IP", func(l lease.Lease) netip.Addr { return l.PublicIP })
 	good, inside := withoutOverlayIPs(network, good)
 	return good, slices.Concat(bad, overlapping, doubled, inside)
 }
@@ -84,16 +87,17 @@ func overlap(l, older lease.Lease) Skipped {
 	return Skipped{l.Subnet, fmt.Sprintf("the subnet overlaps the older lease %s", older.Subnet)}
 }
 
-func withoutDoubles(leases []lease.Lease) (good []lease.Lease, bad []Skipped) {
-	owner := map[netip.Addr]lease.Lease{}
+// withoutDoubles leaves one lease for each key, which no two hosts can share.
+func withoutDoubles[K comparable](leases []lease.Lease, what string, key func(lease.Lease) K) (good []lease.Lease, bad []Skipped) {
+	owner := make(map[K]lease.Lease, len(leases))
 	for _, l := range leases {
-		if o, taken := owner[l.PublicIP]; !taken || l.Created < o.Created {
-			owner[l.PublicIP] = l
+		if o, taken := owner[key(l)]; !taken || l.Created < o.Created {
+			owner[key(l)] = l
 		}
 	}
 	for _, l := range leases {
-		if o := owner[l.PublicIP]; o.Subnet != l.Subnet {
-			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s belongs to the older lease %s", l.PublicIP, o.Subnet)})
+		if o := owner[key(l)]; o.Subnet != l.Subnet {
+			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("%s %v belongs to the older lease %s", what, key(l), o.Subnet)})
 		} else {
 			good = append(good, l)
 		}

@@ -148,14 +148,19 @@ func (b *vxlan) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped)
 	}
 	s.Addrs[dataplane.Addr{Link: dev, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
 
-	good, skipped := peers(b.network, "vxlan", h, v)
-	macs, broken := vtepMACs(ownMAC, good)
-	skipped = append(skipped, broken...)
-	for _, l := range good {
-		mac, ok := macs[l.Subnet]
-		if !ok {
-			continue
+	macs := make(map[netip.Prefix]dataplane.MAC, len(v.Peers))
+	good, skipped := peers(b.network, "vxlan", h, v, func(l lease.Lease) error {
+		mac, err := vtepMAC(l.Attrs)
+		if err == nil && mac == ownMAC {
+			err = fmt.Errorf("VTEP MAC %s is our own", mac)
 		}
+		macs[l.Subnet] = mac
+		return err
+	})
+	good, doubled := withoutDoubles(good, "VTEP MAC", func(l lease.Lease) dataplane.MAC { return macs[l.Subnet] })
+	skipped = append(skipped, doubled...)
+	for _, l := range good {
+		mac := macs[l.Subnet]
 		if iface, ok := host.OnLink(h.Underlay, l.PublicIP); ok && b.directRouting {
 			s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: iface}] = dataplane.Route{Via: l.PublicIP, Proto: dataplane.ProtoFlannel}
 			continue
@@ -166,38 +171,4 @@ func (b *vxlan) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped)
 		s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: dev}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 	}
 	return s, skipped
-}
-
-// vtepMACs gives the VTEP MAC of each peer by its subnet. A MAC stands for one
-// VTEP: where two leases name the same, the older keeps it.
-func vtepMACs(own dataplane.MAC, leases []lease.Lease) (map[netip.Prefix]dataplane.MAC, []Skipped) {
-	macs := make(map[netip.Prefix]dataplane.MAC, len(leases))
-	owner := make(map[dataplane.MAC]lease.Lease, len(leases))
-	var skipped []Skipped
-	for _, l := range leases {
-		mac, err := vtepMAC(l.Attrs)
-		if err != nil {
-			skipped = append(skipped, Skipped{l.Subnet, err.Error()})
-			continue
-		}
-		o, taken := owner[mac]
-		switch {
-		case mac == own:
-			skipped = append(skipped, Skipped{l.Subnet, fmt.Sprintf("VTEP MAC %s is our own", mac)})
-			continue
-		case taken && o.Created <= l.Created:
-			skipped = append(skipped, doubleMAC(l, o, mac))
-			continue
-		case taken:
-			skipped = append(skipped, doubleMAC(o, l, mac))
-			delete(macs, o.Subnet)
-		}
-		owner[mac] = l
-		macs[l.Subnet] = mac
-	}
-	return macs, skipped
-}
-
-func doubleMAC(l, older lease.Lease, mac dataplane.MAC) Skipped {
-	return Skipped{l.Subnet, fmt.Sprintf("VTEP MAC %s belongs to the older lease %s", mac, older.Subnet)}
 }

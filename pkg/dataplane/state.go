@@ -159,3 +159,9 @@ func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.P
 func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
 	return s.Inside(k.Dst) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
 }
+
+// Equal tells whether two states hold the same objects.
+func (s State) Equal(o State) bool {
+	return maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
+		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Routes, o.Routes) && maps.Equal(s.Sysctls, o.Sysctls)
+}

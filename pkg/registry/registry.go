@@ -17,14 +17,17 @@ import (
 )
 
 // Sentinels. Everything else that a Registry returns means "no answer": the
-// store is away, or broken, and the call may be tried again.
+// store is away, or broken, and the call may be tried again. A write that got
+// no answer may have been done all the same.
 var (
 	// ErrNoConfig: the store answers, and has no network config under the prefix.
 	ErrNoConfig = errors.New("no network config")
 	// ErrConflict: the compare of a compare-and-swap failed: the key exists
-	// (Create), or is gone or was changed (Update, Delete).
+	// (Create), or is gone or was changed (Update, Delete) — perhaps by an
+	// earlier write of our own whose answer was lost.
 	ErrConflict = errors.New("lease was changed by somebody else")
-	// ErrHistoryLost: events after the index asked for are no longer kept; list again.
+	// ErrHistoryLost: what happened after the index asked for can no longer be
+	// told one by one; list again.
 	ErrHistoryLost = errors.New("watch history lost")
 )
 
@@ -35,12 +38,15 @@ type Registry interface {
 	Config(ctx context.Context) ([]byte, error)
 	// List returns every lease at one moment.
 	List(ctx context.Context) (Listing, error)
+	// Get returns what one lease's key holds now, in the form of the event
+	// that made it so: a lease, Deleted, or Bad.
+	Get(ctx context.Context, subnet netip.Prefix) (Event, error)
 	// Watch blocks until something happened after index and returns it, in
 	// order, with the index to go on from. Renewals that change nothing are
-	// events too.
+	// events too. After a long silence it returns no events and no error.
 	Watch(ctx context.Context, index uint64) ([]Event, uint64, error)
-	// Create makes the lease if its key does not exist. ttl is whole
-	// seconds; 0 makes a reservation.
+	// Create makes the lease if its key does not exist. ttl is rounded up to
+	// whole seconds; 0 makes a reservation.
 	Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
 	// Update rewrites the lease if its revision is still that of prev, and
 	// gives it a new ttl (0: a reservation).
@@ -56,9 +62,12 @@ type Listing struct {
 	Index  uint64 // Watch from here
 }
 
-// Event is a change of one key. Exactly one of three: a lease was written
-// (Lease set, Deleted false), a lease is gone (Lease.Subnet set, Deleted
-// true), or the entry cannot be decoded (Bad set).
+// Event is a change of one key:
+//
+//   - Lease alone: it was written;
+//   - Deleted, with Lease.Subnet: the lease is gone, Lease.Revision tells since when;
+//   - Bad: the entry cannot be decoded;
+//   - Deleted, with Bad.Key: an entry that never was a lease is gone.
 type Event struct {
 	Lease   lease.Lease
 	Deleted bool
@@ -67,7 +76,8 @@ type Event struct {
 
 // Bad is an entry that is not a lease.
 type Bad struct {
-	Key    string       // last element of the key
-	Subnet netip.Prefix // of the key, where only the value is bad; else invalid
-	Err    error        // names the field and the value
+	Key      string       // last element of the key
+	Subnet   netip.Prefix // of the key, where only the value is bad; else invalid
+	Revision uint64       // of the last write, so that its owner can put it right
+	Err      error        // names the field and the value
 }

@@ -54,7 +54,9 @@ func Parse(b []byte) Env {
 		case "FLANNEL_NETWORK":
 			e.Network = p.Masked()
 		case "FLANNEL_SUBNET":
-			e.Subnet = p.Masked()
+			if p.Bits() <= 30 { // a longer one was never leased
+				e.Subnet = p.Masked()
+			}
 		}
 	}
 	return e

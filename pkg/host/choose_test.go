@@ -1,0 +1,124 @@
+package host
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func addr(s string) Addr { return Addr{Prefix: netip.MustParsePrefix(s)} }
+
+// vagrant is a machine whose default route leads through the wrong interface.
+var vagrant = Inventory{
+	Ifaces: []Iface{
+		{Name: "lo", Index: 1, MTU: 65536, Up: true, Addrs: []Addr{addr("127.0.0.1/8")}},
+		{Name: "eth0", Index: 2, MTU: 1500, Up: true, Addrs: []Addr{addr("10.0.2.15/24"), addr("fe80::1/64")}},
+		{Name: "eth1", Index: 3, MTU: 9000, Up: true, Addrs: []Addr{
+			addr("169.254.3.3/16"),
+			{Prefix: netip.MustParsePrefix("192.168.50.99/24"), Dynamic: true},
+			{Prefix: netip.MustParsePrefix("192.168.50.98/24"), Deprecated: true},
+			addr("192.168.50.11/24"),
+			addr("192.168.50.12/24"),
+		}},
+		{Name: "bare", Index: 4, MTU: 1500},
+		{Name: "nomtu", Index: 5, Addrs: []Addr{addr("192.168.60.1/24")}},
+	},
+	Routes: []Route{
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("192.168.50.1"), Iface: "eth1", Metric: 200},
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.0.2.2"), Iface: "eth0", Metric: 100},
+		{Dst: netip.MustParsePrefix("192.168.50.0/24"), Iface: "eth1"},
+		{Dst: netip.MustParsePrefix("192.168.50.128/25"), Iface: "eth1", Gateway: netip.MustParseAddr("192.168.50.1")},
+	},
+}
+
+func reachEth1(a netip.Addr) (string, netip.Addr, error) {
+	if a == netip.MustParseAddr("203.0.113.1") {
+		return "eth1", netip.MustParseAddr("192.168.50.12"), nil
+	}
+	return "", netip.Addr{}, errors.New("network is unreachable")
+}
+
+func TestChoose(t *testing.T) {
+	ip := netip.MustParseAddr
+	for _, c := range []struct {
+		name string
+		sel  Selectors
+		want string
+	}{
+		{"default route with the lowest metric", Selectors{}, "eth0 10.0.2.15 by default route"},
+		{"name", Selectors{Ifaces: []string{"eth1"}}, "eth1 192.168.50.11 by iface eth1"},
+		{"address", Selectors{Ifaces: []string{"192.168.50.12"}}, "eth1 192.168.50.12 by iface 192.168.50.12"},
+		{"second of several", Selectors{Ifaces: []string{"bond0", "bare", "eth1"}}, "eth1 192.168.50.11 by iface eth1"},
+		{"regex on addresses", Selectors{Regexes: []string{`^192\.168\.50\.12$`}}, "eth1 192.168.50.12 by iface-regex ^192\\.168\\.50\\.12$"},
+		{"regex on addresses before names", Selectors{Regexes: []string{`eth0|50\.11`}}, "eth1 192.168.50.11 by iface-regex eth0|50\\.11"},
+		{"regex on names", Selectors{Regexes: []string{`eth[1-9]`}}, "eth1 192.168.50.11 by iface-regex eth[1-9]"},
+		{"name before regex", Selectors{Ifaces: []string{"eth0"}, Regexes: []string{"eth1"}}, "eth0 10.0.2.15 by iface eth0"},
+		{"reach last", Selectors{Regexes: []string{"none"}, CanReach: ip("203.0.113.1")}, "eth1 192.168.50.12 by iface-can-reach 203.0.113.1"},
+		{"public IP held by an interface", Selectors{PublicIP: ip("192.168.50.12")}, "eth1 192.168.50.12 by public-ip 192.168.50.12"},
+		{"public IP behind NAT", Selectors{PublicIP: ip("198.51.100.7")}, "eth0 10.0.2.15 by default route"},
+		{"public IP and a name", Selectors{Ifaces: []string{"eth1"}, PublicIP: ip("10.0.2.15")}, "eth1 192.168.50.11 by iface eth1"},
+	} {
+		u, err := Choose(c.sel, vagrant, reachEth1)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		} else if got := u.Iface + " " + u.Addr.String() + " by " + u.Why; got != c.want {
+			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+func TestChooseFails(t *testing.T) {
+	noDefault := Inventory{Ifaces: vagrant.Ifaces}
+	multipath := Inventory{Ifaces: vagrant.Ifaces, Routes: []Route{{Dst: netip.MustParsePrefix("0.0.0.0/0")}}}
+	for _, c := range []struct {
+		name string
+		sel  Selectors
+		inv  Inventory
+		want string
+	}{
+		{"no such name", Selectors{Ifaces: []string{"bond0"}}, vagrant, "iface bond0: there is no such interface; there are lo, eth0, eth1, bare, nomtu"},
+		{"no address", Selectors{Ifaces: []string{"bare"}}, vagrant, "interface bare has no usable IPv4 address"},
+		{"loopback", Selectors{Ifaces: []string{"lo"}}, vagrant, "interface lo has no usable IPv4 address"},
+		{"no such address", Selectors{Ifaces: []string{"192.0.2.1"}}, vagrant, "no interface has the address 192.0.2.1"},
+		{"IPv6 address", Selectors{Ifaces: []string{"fe80::1"}}, vagrant, "fe80::1 is not an IPv4 address"},
+		{"regex", Selectors{Regexes: []string{"wlan", "("}}, vagrant, "iface-regex wlan: no address or name matches"},
+		{"all failures are named", Selectors{Ifaces: []string{"bond0"}, CanReach: netip.MustParseAddr("192.0.2.1")}, vagrant, "iface-can-reach 192.0.2.1: network is unreachable"},
+		{"no default route", Selectors{}, noDefault, "there is no default route: choose an interface with -iface"},
+		{"multipath", Selectors{}, multipath, "the default route names no single interface"},
+	} {
+		u, err := Choose(c.sel, c.inv, reachEth1)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %+v, %v; want %s", c.name, u, err, c.want)
+		}
+	}
+}
+
+func TestFacts(t *testing.T) {
+	u := Uplink{Iface: "eth1", Addr: netip.MustParseAddr("192.168.50.11")}
+	f, err := u.Facts(vagrant, netip.Addr{})
+	if err != nil || f.MTU != 9000 || f.PublicIP != u.Addr || f.Addr != u.Addr {
+		t.Errorf("got %+v, %v", f, err)
+	}
+	if f, err = u.Facts(vagrant, netip.MustParseAddr("198.51.100.7")); err != nil || f.PublicIP.String() != "198.51.100.7" || f.Addr != u.Addr {
+		t.Errorf("behind NAT: got %+v, %v", f, err)
+	}
+	for _, gone := range []Uplink{{Iface: "eth1", Addr: netip.MustParseAddr("192.168.50.1")}, {Iface: "eth9", Addr: u.Addr}, {Iface: "nomtu", Addr: netip.MustParseAddr("192.168.60.1")}} {
+		if f, err := gone.Facts(vagrant, netip.Addr{}); err == nil {
+			t.Errorf("%+v gave %+v", gone, f)
+		}
+	}
+}
+
+func TestOnLink(t *testing.T) {
+	for a, want := range map[string]string{
+		"192.168.50.7":   "eth1", // connected
+		"192.168.50.200": "",     // a longer prefix leads to a gateway
+		"203.0.113.1":    "",     // default route
+	} {
+		iface, ok := OnLink(vagrant.Routes, netip.MustParseAddr(a))
+		if iface != want || ok != (want != "") {
+			t.Errorf("%s: got %q, %v", a, iface, ok)
+		}
+	}
+}

@@ -1,0 +1,100 @@
+package netconf
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		// Configs as they are found in the field.
+		{`{"Network":"10.42.0.0/16"}`, "10.42.0.0/16 /24 10.42.1.0 10.42.255.0 udp"},
+		{`{"Network":"10.172.29.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1}}`, "10.172.0.0/16 /24 10.172.1.0 10.172.255.0 vxlan"},
+		{`{"Network":"192.0.0.0/16","SubnetLen":22,"Backend":{"Type":"vxlan"}}`, "192.0.0.0/16 /22 192.0.4.0 192.0.252.0 vxlan"},
+		{`{"Network":"172.16.0.0/12","SubnetLen":24,"SubnetMin":"172.16.16.0","SubnetMax":"172.31.247.0","Backend":{"Type":"vxlan","VNI":172,"Port":8889}}`, "172.16.0.0/12 /24 172.16.16.0 172.31.247.0 vxlan"},
+		// Keys and the type match in any case; unknown keys are ignored; the last wins.
+		{`{"NetWork":"10.1.0.0/16","what":[1],"subnetlen":25,"SUBNETLEN":26,"backend":{"TYPE":"Host-GW"}}`, "10.1.0.0/16 /26 10.1.0.64 10.1.255.192 host-gw"},
+		// Defaults of SubnetLen by the size of the network.
+		{`{"Network":"10.0.0.0/8"}`, "10.0.0.0/8 /24 10.0.1.0 10.255.255.0 udp"},
+		{`{"Network":"10.1.0.0/22"}`, "10.1.0.0/22 /24 10.1.1.0 10.1.3.0 udp"},
+		{`{"Network":"10.1.0.0/23"}`, "10.1.0.0/23 /25 10.1.0.128 10.1.1.128 udp"},
+		{`{"Network":"10.1.0.0/24"}`, "10.1.0.0/24 /26 10.1.0.64 10.1.0.192 udp"},
+		{`{"Network":"10.1.0.0/28"}`, "10.1.0.0/28 /30 10.1.0.4 10.1.0.12 udp"},
+		// null and 0.0.0.0 are as good as absent where a default exists.
+		{`{"Network":"10.1.0.0/16","SubnetLen":null,"Backend":null,"EnableIPv6":null,"SubnetMin":"0.0.0.0"}`, "10.1.0.0/16 /24 10.1.1.0 10.1.255.0 udp"},
+		{`{"Network":"10.1.0.0/16","SubnetMin":"10.1.0.0","SubnetMax":"10.1.0.0","Backend":{}}`, "10.1.0.0/16 /24 10.1.0.0 10.1.0.0 "},
+		{`{"Network":"255.255.0.0/16"}`, "255.255.0.0/16 /24 255.255.1.0 255.255.255.0 udp"},
+	} {
+		got, err := Parse([]byte(c.in))
+		if err != nil {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		if s := fmt.Sprintf("%s /%d %s %s %s", got.Network, got.SubnetLen, got.SubnetMin, got.SubnetMax, got.BackendType); s != c.want {
+			t.Errorf("%s:\n got %s\nwant %s", c.in, s, c.want)
+		}
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{``, `network config: is not complete JSON`},
+		{`{"Network":"10.1.0.0/16"`, `network config: is not complete JSON`},
+		{`nonsense`, `network config: is not JSON: invalid character 'o' in literal null (expecting 'u')`},
+		{`[]`, `network config: is not a JSON object: []`},
+		{`null`, `network config: is not a JSON object: null`},
+		{`{"Network":"10.1.0.0/16"} {}`, `network config: has something after the JSON object`},
+		{`{}`, `network config: Network (missing): accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":null}`, `network config: Network null: accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":7}`, `network config: Network 7: accepted is a string`},
+		{`{"Network":""}`, `network config: Network "": accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":"10.1.0.0"}`, `network config: Network "10.1.0.0": accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":"10.1.0.0/29"}`, `network config: Network "10.1.0.0/29": accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":"0.0.0.0/0"}`, `network config: Network "0.0.0.0/0": accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":"fd00::/48"}`, `network config: Network "fd00::/48": accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{`{"Network":"127.0.0.0/8"}`, `network config: Network "127.0.0.0/8": accepted is a network of unicast addresses, not loopback, multicast or 0.0.0.0`},
+		{`{"Network":"224.0.0.0/8"}`, `network config: Network "224.0.0.0/8": accepted is a network of unicast addresses, not loopback, multicast or 0.0.0.0`},
+		{`{"Network":"10.1.0.0/16","SubnetLen":"24"}`, `network config: SubnetLen "24": accepted is a whole number from 18 to 30`},
+		{`{"Network":"10.1.0.0/16","SubnetLen":31}`, `network config: SubnetLen 31: accepted is a whole number from 18 to 30`},
+		{`{"Network":"10.1.0.0/16","SubnetLen":17}`, `network config: SubnetLen 17: accepted is a whole number from 18 to 30`},
+		{`{"Network":"10.1.0.0/16","SubnetLen":24.5}`, `network config: SubnetLen 24.5: accepted is a whole number from 18 to 30`},
+		{`{"Network":"10.1.0.0/16","SubnetLen":-1}`, `network config: SubnetLen -1: accepted is a whole number from 18 to 30`},
+		{`{"Network":"10.1.0.0/16","SubnetMin":null}`, `network config: SubnetMin null: accepted is an IPv4 address such as "10.42.16.0"`},
+		{`{"Network":"10.1.0.0/16","SubnetMin":"x"}`, `network config: SubnetMin "x": accepted is an IPv4 address such as "10.42.16.0"`},
+		{`{"Network":"10.1.0.0/16","SubnetMin":"10.2.0.0"}`, `network config: SubnetMin "10.2.0.0": accepted is an address inside Network 10.1.0.0/16`},
+		{`{"Network":"10.1.0.0/16","SubnetMax":"10.0.255.0"}`, `network config: SubnetMax "10.0.255.0": accepted is an address inside Network 10.1.0.0/16`},
+		{`{"Network":"10.1.0.0/16","SubnetMin":"10.1.3.7"}`, `network config: SubnetMin "10.1.3.7": accepted is the start of a /24 subnet; the nearest is 10.1.3.0`},
+		{`{"Network":"10.1.0.0/16","SubnetMin":"10.1.9.0","SubnetMax":"10.1.8.0"}`, `network config: SubnetMax "10.1.8.0": accepted is 10.1.9.0 (SubnetMin) or above`},
+		{`{"Network":"10.1.0.0/16","EnableIPv6":true}`, `network config: EnableIPv6 true: accepted is false: the overlay carries IPv4 only`},
+		{`{"Network":"10.1.0.0/16","EnableIPv6":"yes"}`, `network config: EnableIPv6 "yes": accepted is true or false`},
+		{`{"Network":"10.1.0.0/16","EnableIPv4":false}`, `network config: EnableIPv4 false: accepted is true: the overlay carries IPv4 only`},
+		{`{"Network":"10.1.0.0/16","Backend":"vxlan"}`, `network config: Backend "vxlan": accepted is a JSON object`},
+		{`{"Network":"10.1.0.0/16","Backend":{"Type":1}}`, `network config: Backend.Type 1: accepted is a string`},
+		{`{"Network":"` + strings.Repeat("9", 100) + `"}`, `network config: Network "` + strings.Repeat("9", 63) + `…: accepted is an IPv4 network from /1 to /28 such as "10.42.0.0/16"`},
+		{strings.Repeat(" ", MaxConfig+1), `network config: is 65537 bytes long; accepted are at most 65536`},
+	} {
+		_, err := Parse([]byte(c.in))
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%.80s:\n got %v\nwant %s", c.in, err, c.want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"Network":"10.42.0.0/16","SubnetLen":24,"SubnetMin":"10.42.3.0","SubnetMax":"10.42.9.0","Backend":{"Type":"vxlan","VNI":1}}`))
+	f.Add([]byte(`{"Network":"10.42.0.0/28","EnableIPv6":false}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := Parse(b)
+		if err != nil {
+			return
+		}
+		switch {
+		case c.Network != c.Network.Masked(),
+			c.SubnetLen < c.Network.Bits()+2, c.SubnetLen > 30,
+			!c.Network.Contains(c.SubnetMin), !c.Network.Contains(c.SubnetMax),
+			c.SubnetMax.Less(c.SubnetMin), c.Backend == nil:
+			t.Errorf("%q gave %+v", b, c)
+		}
+	})
+}

@@ -1,0 +1,116 @@
+package reconcile
+
+import (
+	"math"
+	"time"
+)
+
+// holds remembers which objects are to be left alone for a while: those that
+// failed, and those that somebody else keeps undoing.
+type holds struct {
+	objects map[string]*hold
+	swept   time.Time
+}
+
+type hold struct {
+	until  time.Time
+	fails  int       // in a row
+	spent  float64   // operations lately; leaks away with time
+	leaked time.Time // when spent was last reckoned
+	fought bool      // it was said that somebody undoes it
+}
+
+const (
+	// Failures are tried again after 100 ms, doubling to 30 s.
+	leastBackoff = 100 * time.Millisecond
+	mostBackoff  = 30 * time.Second
+	// An object may be changed fightBurst times in quick succession; after
+	// that once every fightPause. A link that flaps stays below it.
+	fightBurst = 10
+	fightPause = 5 * time.Second
+
+	// inputObject stands for reading what is wanted and what is there.
+	inputObject = "input"
+)
+
+func newHolds() *holds { return &holds{objects: map[string]*hold{}} }
+
+func (h *holds) at(object string) *hold {
+	o, ok := h.objects[object]
+	if !ok {
+		o = &hold{}
+		h.objects[object] = o
+	}
+	return o
+}
+
+// held tells whether the object is to be left alone now.
+func (h *holds) held(now time.Time, object string) bool {
+	o, ok := h.objects[object]
+	return ok && now.Before(o.until)
+}
+
+// broke notes a failure, and tells whether it is the first in a row.
+func (h *holds) broke(now time.Time, object string) (first bool) {
+	o := h.at(object)
+	delay := time.Duration(math.Min(float64(leastBackoff)*math.Pow(2, float64(o.fails)), float64(mostBackoff)))
+	o.until = now.Add(delay)
+	o.fails++
+	return o.fails == 1
+}
+
+// clear forgets an object.
+func (h *holds) clear(object string) { delete(h.objects, object) }
+
+// did notes a success, and tells whether it is one too many: the object was
+// right just before, so somebody else undoes it. It says so once until there was
+// peace.
+func (h *holds) did(now time.Time, object string) (fight bool) {
+	h.sweep(now)
+	o := h.at(object)
+	o.fails = 0
+	o.leak(now)
+	o.spent++
+	if o.spent <= fightBurst {
+		return false
+	}
+	o.until = now.Add(fightPause)
+	fight = !o.fought
+	o.fought = true
+	return fight
+}
+
+func (o *hold) leak(now time.Time) {
+	o.spent = math.Max(0, o.spent-now.Sub(o.leaked).Seconds()/fightPause.Seconds())
+	o.leaked = now
+	if o.spent == 0 {
+		o.fought = false
+	}
+}
+
+// sweep forgets objects that are at peace, now and then.
+func (h *holds) sweep(now time.Time) {
+	if now.Sub(h.swept) < fightPause {
+		return
+	}
+	h.swept = now
+	for object, o := range h.objects {
+		if o.fails == 0 {
+			if o.leak(now); o.spent == 0 {
+				delete(h.objects, object)
+			}
+		}
+	}
+}
+
+// next gives the time until something that is held is due. What is no longer
+// wanted is due once, found to be gone, and forgotten by the next success.
+func (h *holds) next(now time.Time) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for _, o := range h.objects {
+		if d := o.until.Sub(now); d > 0 && d < least {
+			least = d
+		}
+	}
+	return least
+}

@@ -1,0 +1,219 @@
+// Package reconcile runs the one path by which the kernel becomes right: read
+// what is wanted, read what is there, apply the difference, look again.
+//
+// It does not know what is wanted, nor how the kernel is read or written; it
+// knows when to look, how often to try, and what to say about it. Invariant:
+// every change comes from a reading of both sides, never from an event; nothing
+// is deleted before the view of the network is complete.
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+// Kernel is what is made right: the real one, or a model of it.
+type Kernel interface {
+	// Snapshot reads what lies in scope.
+	Snapshot(dataplane.Scope) (dataplane.State, error)
+	// Apply carries out the operations in order, as far as possible, and gives
+	// one result for each.
+	Apply([]dataplane.Op) []error
+}
+
+// Input is all that the wanted state follows from.
+type Input struct {
+	Facts host.Facts
+	View  lease.View
+}
+
+// Config of a Loop.
+type Config struct {
+	Kernel  Kernel
+	Backend backend.Backend
+	Network netip.Prefix
+	// Input gives the latest input. An error leaves the kernel as it is.
+	Input func() (Input, error)
+	Log   *slog.Logger
+}
+
+const (
+	// debounce lets a burst of events end before the kernel is read.
+	debounce = 20 * time.Millisecond
+	// resync is the safety net under lost events.
+	resync = time.Minute
+	// rounds bounds the look-again within a pass. Two suffice on a healthy
+	// kernel: one that changes, one that finds nothing.
+	rounds = 4
+)
+
+// Loop reconciles. Make one with New.
+type Loop struct {
+	cfg     Config
+	wake    chan struct{}
+	holds   *holds
+	report  *report
+	settled dataplane.State // wanted state of the last pass that left nothing to do
+	passes  atomic.Uint64
+}
+
+// New makes a Loop that has done nothing yet.
+func New(cfg Config) *Loop {
+	return &Loop{cfg: cfg, wake: make(chan struct{}, 1), holds: newHolds(), report: newReport(cfg.Log)}
+}
+
+// Trigger asks for a pass soon. It never blocks; many calls make one pass.
+func (l *Loop) Trigger() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Passes counts the passes so far.
+func (l *Loop) Passes() uint64 { return l.passes.Load() }
+
+// Run makes passes until ctx ends: on Trigger, when something failed and is due
+// again, and once a minute.
+func (l *Loop) Run(ctx context.Context) {
+	timer := time.NewTimer(l.delay())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-l.wake:
+			if !pause(ctx, debounce) {
+				return
+			}
+			l.drain()
+		}
+		l.Pass()
+		timer.Reset(l.delay())
+	}
+}
+
+// delay is the time until the next pass that nobody triggers.
+func (l *Loop) delay() time.Duration { return min(resync, l.holds.next(time.Now())) }
+
+func (l *Loop) drain() {
+	select {
+	case <-l.wake:
+	default:
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// Pass brings the kernel up to date once and tells whether what this host needs
+// for itself stands: its link and its address. Failures with single peers do not
+// count; they are tried again later. Only Run's goroutine, or a caller before
+// Run, may use it.
+func (l *Loop) Pass() (ok bool) {
+	defer l.passes.Add(1)
+	in, err := l.cfg.Input()
+	if err != nil {
+		l.holds.broke(time.Now(), inputObject)
+		l.report.broken("reading the state of this host", err)
+		return false
+	}
+	want, skipped := l.cfg.Backend.Desired(in.Facts, in.View)
+	l.report.skipped(skipped)
+	scope := want.ScopeOf(l.cfg.Network)
+	done := pass{wanted: !want.Equal(l.settled)}
+	for range rounds {
+		have, err := l.cfg.Kernel.Snapshot(scope)
+		if err != nil {
+			l.holds.broke(time.Now(), inputObject)
+			l.report.broken("reading the kernel", err)
+			return false
+		}
+		l.holds.clear(inputObject)
+		ops, conflicts := dataplane.Diff(want, have, scope, in.View.Complete)
+		done.conflicts = conflicts
+		if !l.apply(ops, &done) {
+			break
+		}
+	}
+	l.settled = want
+	l.report.pass(done)
+	return !done.own
+}
+
+// pass is what a pass did, for the report.
+type pass struct {
+	wanted    bool // the wanted state differs from that of the pass before
+	applied   []dataplane.Op
+	failed    []failure
+	fights    []dataplane.Op // undone by somebody else again and again
+	held      int            // left for later: failed or fought over lately
+	conflicts []dataplane.Conflict
+	own       bool // something of this host's own is missing
+}
+
+type failure struct {
+	op    dataplane.Op
+	err   error
+	first bool // it did not fail the time before
+}
+
+// apply carries out the operations that are due, and tells whether it is worth
+// looking again.
+func (l *Loop) apply(ops []dataplane.Op, done *pass) (again bool) {
+	now := time.Now()
+	done.held, done.own = 0, false
+	due := make([]dataplane.Op, 0, len(ops))
+	for _, op := range ops {
+		if l.holds.held(now, op.Object()) {
+			done.held++
+			done.own = done.own || ownObject(op)
+			continue
+		}
+		due = append(due, op)
+	}
+	for _, c := range done.conflicts {
+		done.own = done.own || ownObject(c.Op)
+	}
+	if len(due) == 0 {
+		return false
+	}
+	for i, err := range l.cfg.Kernel.Apply(due) {
+		op := due[i]
+		if err != nil {
+			first := l.holds.broke(now, op.Object())
+			done.failed = append(done.failed, failure{op, err, first})
+			done.own = done.own || ownObject(op)
+			continue
+		}
+		if l.holds.did(now, op.Object()) {
+			done.fights = append(done.fights, op)
+		}
+		done.applied = append(done.applied, op)
+		again = true
+	}
+	return again
+}
+
+// ownObject tells whether an operation is about this host itself, without
+// which no peer can be reached.
+func ownObject(op dataplane.Op) bool {
+	return op.Verb != dataplane.Del && (op.Kind == dataplane.KindLink || op.Kind == dataplane.KindAddr)
+}
