@@ -1,0 +1,58 @@
+# Reads "go test -v" and prints what "go test" would: one line for a package that
+# passed, everything for one that failed. After that, the tests that were skipped
+# and why, because a run that skips half of the tests looks just as green.
+
+function flush_package() {
+	for (i = 1; i <= lines; i++)
+		print line[i]
+	lines = 0
+}
+
+{ line[++lines] = $0 }
+
+/^=== (RUN|NAME|CONT) / { test = $3 }
+
+# "    file_test.go:12: reason", the last one before the verdict
+/^ +[A-Za-z0-9_]+_test\.go:[0-9]+: / {
+	reason[test] = $0
+	sub(/^ +[^ ]+ /, "", reason[test])
+}
+
+/^ *--- SKIP: / {
+	skips++
+	skip[skips] = $3
+	why[skips] = ($3 in reason) ? reason[$3] : "no reason given"
+	first_of_package = first_of_package ? first_of_package : skips
+}
+/^ *--- PASS: / { passed++ }
+/^ *--- FAIL: / { failed++ }
+
+# The last line of a package.
+/^(ok  |FAIL|\?   )\t/ {
+	for (; first_of_package && first_of_package <= skips; first_of_package++)
+		package[first_of_package] = $2
+	first_of_package = 0
+	split("", reason)
+	if ($1 == "FAIL") {
+		flush_package()
+		bad[++bads] = $2
+	} else if ($1 != "?")
+		print
+	lines = 0
+	fflush()
+}
+
+END {
+	# What belongs to no package; the last "FAIL" is said by the lines above.
+	if (lines > 1 || (lines == 1 && line[1] != "FAIL"))
+		flush_package()
+	if (skips)
+		print ""
+	for (i = 1; i <= skips; i++)
+		printf "SKIPPED %s %s: %s\n", package[i], skip[i], why[i]
+	if (bads)
+		print ""
+	for (i = 1; i <= bads; i++)
+		print "FAILED " bad[i]
+	printf "\n%d tests passed, %d failed, %d skipped\n", passed, failed, skips
+}

@@ -1,0 +1,365 @@
+// Package dist_test checks what is shipped beside the daemon: mk-docker-opts.sh,
+// the systemd units and the sample configurations.
+package dist_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const subnetEnv = `FLANNEL_NETWORK=10.42.0.0/16
+FLANNEL_SUBNET=10.42.7.1/24
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=false
+`
+
+// bip, masq and mtu are the lines, and combined the value, for subnetEnv.
+const (
+	bip      = "DOCKER_OPT_BIP=\"--bip=10.42.7.1/24\"\n"
+	masq     = "DOCKER_OPT_IPMASQ=\"--ip-masq=true\"\n"
+	mtu      = "DOCKER_OPT_MTU=\"--mtu=1450\"\n"
+	combined = " --bip=10.42.7.1/24 --ip-masq=true --mtu=1450"
+)
+
+// run is one run of the script in a directory of its own.
+type run struct {
+	input  string   // content of in.env; "-" for no such file
+	before string   // content of out.env before the run; "" for no such file
+	env    []string // beside PATH
+	args   []string // default: -f in.env -d out.env
+}
+
+type result struct {
+	output string // content of out.env; "-" for no such file
+	stderr string
+	code   int
+}
+
+// do runs the script under one shell and says what came of it.
+func (r run) do(t *testing.T, shell string) result {
+	t.Helper()
+	script, err := filepath.Abs("../mk-docker-opts.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if r.input != "-" {
+		write(t, filepath.Join(dir, "in.env"), r.input)
+	}
+	if r.before != "" {
+		write(t, filepath.Join(dir, "out.env"), r.before)
+	}
+
+	cmd := exec.Command(shell, append([]string{script}, r.args...)...)
+	cmd.Dir = dir
+	// Hosts have routes; those of the test are in its own "ip", if any.
+	cmd.Env = append([]string{"PATH=" + path(t, dir)}, r.env...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		t.Fatal(err)
+	}
+
+	if _, err := os.Stat(filepath.Join(dir, "pwned")); err == nil {
+		t.Error("the script executed its input")
+	}
+	output, err := os.ReadFile(filepath.Join(dir, "out.env"))
+	if os.IsNotExist(err) {
+		output = []byte("-")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return result{string(output), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// path makes a directory with only the commands that the script may rely on, touch
+// for what it must not run, and an "ip" that prints $ROUTES.
+func path(t *testing.T, dir string) string {
+	t.Helper()
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"env", "sed", "sort", "cat", "touch"} {
+		target, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(bin, "ip"), "#!/bin/sh\nprintf '%s' \"$ROUTES\"\n")
+	if err := os.Chmod(filepath.Join(bin, "ip"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+func write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shells runs a test under every shell that people run the script with.
+func shells(t *testing.T, test func(t *testing.T, shell string)) {
+	for _, shell := range []string{"dash", "bash"} {
+		t.Run(shell, func(t *testing.T) {
+			path, err := exec.LookPath(shell)
+			if err != nil {
+				t.Skipf("%s not found: apt-get install %s", shell, shell)
+			}
+			test(t, path)
+		})
+	}
+}
+
+func TestMkDockerOpts(t *testing.T) {
+	with := func(args ...string) []string {
+		return append([]string{"-f", "in.env", "-d", "out.env"}, args...)
+	}
+	for _, c := range []struct {
+		name string
+		run
+		want string
+	}{
+		{"both by default", run{}, bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"},
+		{"both asked for", run{args: with("-i", "-c")}, bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"},
+		{"individual", run{args: with("-i")}, bip + masq + mtu},
+		{"combined", run{args: with("-c")}, "DOCKER_OPTS=\"" + combined + "\"\n"},
+		{"no masquerading", run{args: with("-m")}, bip + mtu + "DOCKER_OPTS=\" --bip=10.42.7.1/24 --mtu=1450\"\n"},
+		{"key", run{args: with("-c", "-k", "DOCKER_NETWORK_OPTIONS")}, "DOCKER_NETWORK_OPTIONS=\"" + combined + "\"\n"},
+		{"key of both", run{args: with("-k", "_x9")}, bip + masq + mtu + "_x9=\"" + combined + "\"\n"},
+		{"options in one word", run{args: []string{"-fin.env", "-dout.env", "-imkX"}}, bip + mtu},
+		{"overwrites", run{before: strings.Repeat("old\n", 100), args: with("-i")}, bip + masq + mtu},
+
+		{"flannel masquerades", run{input: "FLANNEL_IPMASQ=true\n", args: with("-i")}, "DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n"},
+		{"no masquerading, whatever it is", run{input: "FLANNEL_IPMASQ=maybe\n", args: with("-i", "-m")}, ""},
+		{"dual stack", run{
+			input: "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.7.1/24\nFLANNEL_IPV6_NETWORK=fd42::/48\n" +
+				"FLANNEL_IPV6_SUBNET=fd42:0:0:7::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
+			args: with("-i")}, bip + masq + mtu},
+
+		{"missing file", run{input: "-"}, "DOCKER_OPTS=\"\"\n"},
+		{"missing file, individual", run{input: "-", args: with("-i")}, ""},
+		{"input is a directory", run{args: []string{"-f", ".", "-d", "out.env"}}, "DOCKER_OPTS=\"\"\n"},
+		{"only some", run{input: "FLANNEL_MTU=1450\n"}, mtu + "DOCKER_OPTS=\" --mtu=1450\"\n"},
+
+		// The ways in which a shell would have read the file.
+		{"no newline at the end", run{input: "FLANNEL_MTU=1450", args: with("-i")}, mtu},
+		{"double quotes", run{input: "FLANNEL_MTU=\"1450\"\n", args: with("-i")}, mtu},
+		{"single quotes", run{input: "FLANNEL_MTU='1450'\n", args: with("-i")}, mtu},
+		{"CR LF", run{input: "FLANNEL_MTU=1450\r\n", args: with("-i")}, mtu},
+		{"comments and blanks", run{input: "# FLANNEL_MTU=1\n\n \tFLANNEL_MTU=1450 # c\n", args: with("-i")}, mtu},
+		{"export", run{input: "export FLANNEL_MTU=1450\n", args: with("-i")}, mtu},
+		{"last one wins", run{input: "FLANNEL_MTU=1400\nFLANNEL_MTU=1450\n", args: with("-i")}, mtu},
+		{"empty value", run{input: "FLANNEL_SUBNET=\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=\n", args: with("-i")}, mtu},
+
+		// What is set before is taken over.
+		{"preset combined", run{env: []string{"DOCKER_OPTS=-H x"}, args: with("-c")}, "DOCKER_OPTS=\"-H x " + combined + "\"\n"},
+		{"preset combined, nothing to add", run{input: "-", env: []string{"DOCKER_OPTS=-H x"}}, "DOCKER_OPTS=\"-H x\"\n"},
+		{"preset combined, other key", run{env: []string{"DOCKER_OPTS=-H x"}, args: with("-c", "-k", "K")}, "K=\"" + combined + "\"\n"},
+		{"preset option in its place", run{env: []string{"DOCKER_OPT_LOG=--log", "DOCKER_OPT_A=-a"}},
+			"DOCKER_OPT_A=\"-a\"\n" + bip + masq + "DOCKER_OPT_LOG=\"--log\"\n" + mtu +
+				"DOCKER_OPTS=\" -a --bip=10.42.7.1/24 --ip-masq=true --log --mtu=1450\"\n"},
+		{"preset option is ours", run{env: []string{"DOCKER_OPT_BIP=--bip=1.2.3.4/5"}, args: with("-i")}, bip + masq + mtu},
+		{"preset option we know nothing of", run{input: "-", env: []string{"DOCKER_OPT_BIP=--bip=1.2.3.4/5"}, args: with("-i")},
+			"DOCKER_OPT_BIP=\"--bip=1.2.3.4/5\"\n"},
+		{"preset empty option", run{input: "-", env: []string{"DOCKER_OPT_A="}}, "DOCKER_OPT_A=\"\"\nDOCKER_OPTS=\"\"\n"},
+		{"preset flannel variable", run{input: "-", env: []string{"FLANNEL_MTU=1450"}, args: with("-i")}, mtu},
+		{"preset flannel variable loses", run{input: "FLANNEL_MTU=1450\n", env: []string{"FLANNEL_MTU=1"}, args: with("-i")}, mtu},
+		{"preset blanks", run{input: "-", env: []string{"DOCKER_OPT_A=-a  *  b\tc"}},
+			"DOCKER_OPT_A=\"-a  *  b\tc\"\nDOCKER_OPTS=\" -a  *  b\tc\"\n"},
+		{"preset quotes", run{input: "-", env: []string{`DOCKER_OPT_A=--tag="a 'b'" \n $HOME ` + "`id`"}},
+			`DOCKER_OPT_A="--tag=\"a 'b'\" \\n \$HOME ` + "\\`id\\`\"\n" +
+				`DOCKER_OPTS=" --tag=\"a 'b'\" \\n \$HOME ` + "\\`id\\`\"\n"},
+		{"preset lines", run{input: "-", env: []string{"DOCKER_OPT_A=a\nDOCKER_OPT_B=b\nc"}, args: with("-i")},
+			"DOCKER_OPT_A=\"a\nDOCKER_OPT_B=b\nc\"\n"},
+		{"similar names", run{input: "-", env: []string{"DOCKER_OPTION=a", "XDOCKER_OPT_A=b", "DOCKER_OPT_A-B=c"}}, "DOCKER_OPTS=\"\"\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.input == "" {
+				c.input = subnetEnv
+			}
+			if c.args == nil {
+				c.args = with()
+			}
+			shells(t, func(t *testing.T, shell string) {
+				got := c.run.do(t, shell)
+				if got.code != 0 || got.stderr != "" {
+					t.Errorf("exit %d, stderr %q", got.code, got.stderr)
+				}
+				if got.output != c.want {
+					t.Errorf("got\n%swant\n%s", got.output, c.want)
+				}
+			})
+		})
+	}
+}
+
+// What the script writes, a shell reads back as it was.
+func TestMkDockerOptsRoundTrip(t *testing.T) {
+	value := "--a \"b\" 'c' $d ${e} `f` $(g) \\ \\\\ * ? ~ # ! ; & | < > ä\nnext"
+	shells(t, func(t *testing.T, shell string) {
+		got := run{input: "-", env: []string{"DOCKER_OPT_A=" + value}, args: []string{"-d", "out.env", "-f", "in.env"}}.do(t, shell)
+		cmd := exec.Command(shell, "-c", got.output+`printf '%s|%s' "$DOCKER_OPT_A" "$DOCKER_OPTS"`)
+		cmd.Env = []string{"PATH=/nonexistent"}
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := value + "| " + value; string(out) != want {
+			t.Errorf("got  %q\nwant %q", out, want)
+		}
+	})
+}
+
+func TestMkDockerOptsErrors(t *testing.T) {
+	const usage = "Usage: "
+	for _, c := range []struct {
+		name string
+		run
+		code   int
+		stderr string // a part of it
+	}{
+		{"help", run{args: []string{"-h"}}, 1, usage},
+		{"question mark", run{args: []string{"-?"}}, 1, usage},
+		{"unknown option", run{args: []string{"-z"}}, 1, usage},
+		{"missing argument", run{args: []string{"-f"}}, 1, usage},
+		{"bad IPMASQ", run{input: "FLANNEL_IPMASQ=maybe\n"}, 1, "Invalid value of FLANNEL_IPMASQ: maybe\n"},
+		{"bad key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", "X;touch pwned"}}, 1, "-k: not a variable name"},
+		{"empty key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", ""}}, 1, "-k: not a variable name"},
+		{"second option smuggled", run{input: "FLANNEL_MTU='1450 --privileged'\n"}, 1, "Invalid value of FLANNEL_MTU: 1450 --privileged\n"},
+		{"quote smuggled", run{input: "FLANNEL_SUBNET='1\"2'\n"}, 1, "Invalid value of FLANNEL_SUBNET: 1\"2\n"},
+		{"command after", run{input: "FLANNEL_MTU=1450;touch${IFS}pwned\n"}, 1, "Invalid value of FLANNEL_MTU: "},
+		{"command substitution", run{input: "FLANNEL_MTU=$(touch${IFS}pwned)\n"}, 1, "Invalid value of FLANNEL_MTU: $(touch"},
+		{"backticks", run{input: "FLANNEL_SUBNET=\"`touch pwned`\"\n"}, 1, "Invalid value of FLANNEL_SUBNET: `touch pwned`\n"},
+		{"backslashes", run{input: "FLANNEL_MTU='a\\nb'\n"}, 1, "Invalid value of FLANNEL_MTU: a"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.input == "" {
+				c.input = subnetEnv
+			}
+			if c.args == nil {
+				c.args = []string{"-f", "in.env", "-d", "out.env"}
+			}
+			// Whatever is wrong, what dockerd reads stays as it is.
+			c.before = "precious\n"
+			shells(t, func(t *testing.T, shell string) {
+				got := c.run.do(t, shell)
+				if got.code != c.code {
+					t.Errorf("exit %d, want %d", got.code, c.code)
+				}
+				if !strings.Contains(got.stderr, c.stderr) {
+					t.Errorf("stderr %q lacks %q", got.stderr, c.stderr)
+				}
+				if got.output != c.before {
+					t.Errorf("output file was touched: %q", got.output)
+				}
+			})
+		})
+	}
+}
+
+// Output files that cannot be written are the shell's error, exit code 2.
+func TestMkDockerOptsUnwritable(t *testing.T) {
+	shells(t, func(t *testing.T, shell string) {
+		got := run{input: subnetEnv, args: []string{"-f", "in.env", "-d", "nowhere/out.env"}}.do(t, shell)
+		if got.code != 2 || !strings.Contains(got.stderr, "nowhere/out.env") {
+			t.Errorf("exit %d, stderr %q", got.code, got.stderr)
+		}
+	})
+}
+
+// Nothing in the file is a command, whether the rest of it is good or not.
+func TestMkDockerOptsHostileInput(t *testing.T) {
+	hostile := "touch pwned\n`touch pwned`\n$(touch pwned)\nPATH=/nonexistent\nDOCKER_OPT_X=$(touch pwned)\n" +
+		"FLANNEL_X=$(touch pwned)\nFLANNEL_SUBNET_=;touch pwned\nDOCKER_OPTS=--privileged\nIFS=/\noutput=pwned\nkey=pwned\n"
+	shells(t, func(t *testing.T, shell string) {
+		r := run{input: hostile + subnetEnv + hostile, args: []string{"-f", "in.env", "-d", "out.env"}}
+		got := r.do(t, shell)
+		if want := bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"; got.code != 0 || got.stderr != "" || got.output != want {
+			t.Errorf("exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
+		}
+	})
+}
+
+// Some people run it with -d /run/flannel/subnet.env. The second run then finds the
+// output of the first.
+func TestMkDockerOptsOwnOutput(t *testing.T) {
+	own := bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"
+	shells(t, func(t *testing.T, shell string) {
+		for _, c := range []struct {
+			name                  string
+			before, output, input string
+		}{
+			{"first run", subnetEnv, "./out.env", "out.env"},
+			{"second run", own, "./out.env", "out.env"},
+		} {
+			got := run{input: "-", before: c.before, args: []string{"-f", c.input, "-d", c.output}}.do(t, shell)
+			if got.code != 0 || got.output != own {
+				t.Errorf("%s: exit %d, output\n%s", c.name, got.code, got.output)
+			}
+		}
+		got := run{input: own, args: []string{"-f", "in.env", "-d", "out.env"}}.do(t, shell)
+		if want := "DOCKER_OPTS=\"\"\n"; got.code != 0 || got.output != want || !strings.Contains(got.stderr, "no FLANNEL_ variable in in.env") {
+			t.Errorf("other output: exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
+		}
+	})
+}
+
+func TestMkDockerOptsArguments(t *testing.T) {
+	shells(t, func(t *testing.T, shell string) {
+		got := run{input: subnetEnv, args: []string{"-i", "-f", "in.env", "-d", "out.env", "x", "-c"}}.do(t, shell)
+		if got.code != 0 || got.output != bip+masq+mtu || !strings.Contains(got.stderr, "ignoring: x -c") {
+			t.Errorf("exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
+		}
+	})
+}
+
+// A foreign route to our own subnet is worth a warning, and no more than that.
+func TestMkDockerOptsRoute(t *testing.T) {
+	const warning = "Your routing table already contains the subnet: "
+	for _, c := range []struct {
+		name, subnet, routes string
+		warn                 bool
+	}{
+		{"own bridge", "10.42.7.1/24", "10.42.7.0/24 dev docker0 proto kernel scope link src 10.42.7.1\n", false},
+		{"via", "10.42.7.1/24", "10.42.7.0/24 via 10.0.0.2 dev eth0\n", true},
+		{"onlink", "10.42.7.1/24", "10.42.7.0/24 proto 80 via 10.0.0.2 dev eth0 onlink\n", true},
+		{"last octet", "10.42.7.65/26", "10.42.7.64/26 via 10.0.0.2 dev eth0\n", true},
+		{"longer address", "10.42.7.1/24", "110.42.7.0/24 via 10.0.0.2 dev eth0\n", false},
+		{"dots are no wildcards", "10.42.7.1/24", "10.4207.0/24 via 10.0.0.2\n", false},
+		{"other length", "10.42.7.1/24", "10.42.7.0/25 via 10.0.0.2 dev eth0\n", false},
+		{"default", "10.42.7.1/24", "default via 10.42.7.0 dev eth0\n", false},
+		{"not an address", "x", "x via 10.0.0.2 dev eth0\n", false},
+		{"octal", "10.42.7.09/24", "10.42.7.8/24 via 10.0.0.2 dev eth0\n", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			shells(t, func(t *testing.T, shell string) {
+				got := run{
+					input: "FLANNEL_SUBNET=" + c.subnet + "\n",
+					env:   []string{"ROUTES=" + c.routes},
+					args:  []string{"-f", "in.env", "-d", "out.env", "-i"},
+				}.do(t, shell)
+				want := ""
+				if c.warn {
+					want = warning + c.routes
+				}
+				if got.code != 0 || got.stderr != want {
+					t.Errorf("exit %d, stderr %q, want %q", got.code, got.stderr, want)
+				}
+				if want := "DOCKER_OPT_BIP=\"--bip=" + c.subnet + "\"\n"; got.output != want {
+					t.Errorf("output %q", got.output)
+				}
+			})
+		})
+	}
+}
