@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/client/v2"
+)
+
+// Etcd is a real one-member etcd in the fabric's namespace, with its v2 and v3 APIs. It is a process of its own, so
+// that it can be killed and stopped like one. Its data survive everything but Wipe.
+type Etcd struct {
+	lab       *Lab
+	addr      netip.Addr
+	tls       *TLS
+	transport *http.Transport
+	client    client.Client
+
+	mu      sync.Mutex // held while the process is started or ended
+	process *Process
+}
+
+func newEtcd(l *Lab, addr netip.Addr) *Etcd {
+	return &Etcd{lab: l, addr: addr, tls: l.opts.TLS}
+}
+
+// Endpoint is the URL of the client API, as in -etcd-endpoints. Only the namespaces of the lab reach it.
+func (e *Etcd) Endpoint() string {
+	scheme := "http"
+	if e.tls != nil {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://%s:2379", scheme, e.addr)
+}
+
+// Start starts etcd and waits until it serves.
+func (e *Etcd) Start(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.start(ctx)
+}
+
+func (e *Etcd) start(ctx context.Context) error {
+	if e.process != nil && !e.process.Exited() {
+		return errors.New("start etcd: it is running")
+	}
+	if err := e.connect(); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the binary to run etcd with: %w", err)
+	}
+	log := filepath.Join(e.lab.Dir, "etcd.log")
+	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.tls})
+	if err != nil {
+		return err
+	}
+	e.process, err = e.lab.startProcess(e.lab.Fabric, Command{Path: self, Env: []string{env}}, log)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := e.process.WaitReady(ctx); err != nil {
+		return fmt.Errorf("start etcd: %w", err)
+	}
+	return nil
+}
+
+// Stop ends etcd in good order.
+func (e *Etcd) Stop(ctx context.Context) error { return e.end(ctx, syscall.SIGTERM) }
+
+// Kill ends etcd as kill -9 does.
+func (e *Etcd) Kill(ctx context.Context) error { return e.end(ctx, syscall.SIGKILL) }
+
+func (e *Etcd) end(ctx context.Context, s syscall.Signal) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, err := e.process.end(ctx, s); err != nil {
+		return fmt.Errorf("end etcd: %w", err)
+	}
+	return nil
+}
+
+// Pause stops the process without ending it: connections stay open and nothing answers, as behind a black hole.
+func (e *Etcd) Pause() error { return e.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (e *Etcd) Resume() error { return e.signal(syscall.SIGCONT) }
+
+func (e *Etcd) signal(s syscall.Signal) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.process.Signal(s)
+}
+
+// Wipe kills etcd, removes its data and starts it again, empty.
+func (e *Etcd) Wipe(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, err := e.process.end(ctx, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("end etcd: %w", err)
+	}
+	if err := os.RemoveAll(e.dataDir()); err != nil {
+		return fmt.Errorf("wipe etcd: %w", err)
+	}
+	return e.start(ctx)
+}
+
+func (e *Etcd) dataDir() string { return filepath.Join(e.lab.Dir, "etcd") }

@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+)
+
+// etcdVariable tells a process that it is to be a lab's etcd.
+const etcdVariable = "FLANNEL_LAB_ETCD"
+
+// etcdConfig is what the lab tells its etcd process.
+type etcdConfig struct {
+	Dir      string
+	Endpoint string
+	TLS      *TLS
+}
+
+// Main runs the program's main function and returns its exit code. In the process that a lab has started to be its
+// etcd, it runs etcd until SIGTERM instead.
+func Main(run func() int) int {
+	if !isEtcdProcess() {
+		return run()
+	}
+	if err := serveEtcd(os.Getenv(etcdVariable)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func isEtcdProcess() bool { return os.Getenv(etcdVariable) != "" }
+
+func etcdEnv(c etcdConfig) (string, error) {
+	text, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("encode etcd config: %w", err)
+	}
+	return etcdVariable + "=" + string(text), nil
+}
+
+func serveEtcd(text string) error {
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, syscall.SIGTERM)
+	var c etcdConfig
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		return fmt.Errorf("decode etcd config: %w", err)
+	}
+	cfg, err := embedConfig(c)
+	if err != nil {
+		return err
+	}
+	server, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return fmt.Errorf("start etcd: %w", err)
+	}
+	defer server.Close()
+	select {
+	case <-server.Server.ReadyNotify():
+	case err := <-server.Err():
+		return fmt.Errorf("serve etcd: %w", err)
+	case <-terminated:
+		return nil
+	}
+	if err := notifyReady(); err != nil {
+		return err
+	}
+	select {
+	case err := <-server.Err():
+		return fmt.Errorf("serve etcd: %w", err)
+	case <-terminated:
+		return nil
+	}
+}
+
+// embedConfig is a normal one-member etcd, tuned to start fast and to spare the disk.
+func embedConfig(c etcdConfig) (*embed.Config, error) {
+	endpoint, err := url.Parse(c.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("parse etcd endpoint: %w", err)
+	}
+	// The namespace is etcd's own, so fixed loopback ports are free.
+	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir = "lab", c.Dir
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*endpoint}, []url.URL{*endpoint}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.EnableV2, cfg.UnsafeNoFsync = true, true
+	cfg.TickMs, cfg.ElectionMs = 20, 100
+	cfg.LogLevel, cfg.LogOutputs = "error", []string{"stderr"}
+	if c.TLS != nil {
+		cfg.ClientTLSInfo = transport.TLSInfo{
+			CertFile: c.TLS.ServerCert, KeyFile: c.TLS.ServerKey, TrustedCAFile: c.TLS.CA, ClientCertAuth: true,
+		}
+	}
+	return cfg, nil
+}
+
+// notifyReady sends READY=1 as sd_notify(3) does.
+func notifyReady() error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("open notify socket: %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("READY=1")); err != nil {
+		return fmt.Errorf("send READY=1: %w", err)
+	}
+	return nil
+}

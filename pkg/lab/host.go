@@ -1,0 +1,173 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+)
+
+// An Endpoint is something with an address in a namespace: a host or a container. Traffic runs between endpoints.
+type Endpoint struct {
+	Name string // h1 for a host, h1c1 for a container
+	Addr netip.Addr
+	NS   *Namespace
+	lab  *Lab
+}
+
+// Do runs Go code inside the endpoint's namespace; see Namespace.Do.
+func (e *Endpoint) Do(fn func() error) error { return e.NS.Do(fn) }
+
+// A Host is a machine on the fabric: one uplink with a default route, forwarding on, no packet filter rules.
+type Host struct {
+	Endpoint
+	Uplink     string // name of the device on the fabric
+	SubnetFile string // given to flanneld as -subnet-file
+
+	rack int
+
+	mu         sync.Mutex
+	runs       int
+	flanneld   *Process
+	containers []*Container
+}
+
+// AddHost adds one more host to a running lab. It changes Hosts without a lock.
+func (l *Lab) AddHost() (*Host, error) {
+	i := len(l.Hosts)
+	name := fmt.Sprintf("h%d", i+1)
+	rack := i % l.opts.Racks
+	router := l.rack(rack)
+	addr := netip.PrefixFrom(offset(router.Addr(), 1+i/l.opts.Racks), router.Bits())
+	ns, err := l.newNamespace(name)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{
+		Endpoint:   Endpoint{Name: name, Addr: addr.Addr(), NS: ns, lab: l},
+		Uplink:     l.opts.Uplink,
+		SubnetFile: filepath.Join(l.Dir, name, "subnet.env"),
+		rack:       rack,
+	}
+	if err := ns.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+		return nil, err
+	}
+	err = l.Fabric.configure(func(fabric *netlink.Handle) error {
+		return addCable(fabric, cable{bridge: rackBridge(rack), port: name, peer: ns, device: h.Uplink, mtu: l.opts.MTU})
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = ns.configure(func(own *netlink.Handle) error {
+		if err := setAddr(own, h.Uplink, addr); err != nil {
+			return err
+		}
+		return addDefaultRoute(own, h.Uplink, router.Addr())
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.Hosts = append(l.Hosts, h)
+	l.progress("host %s: %s on %s", name, h.Addr, ns.Name)
+	return h, nil
+}
+
+// Start starts flanneld with the lab's -etcd-endpoints and the host's -subnet-file before the given arguments, and
+// does not wait for it. Each run has its own log.
+func (h *Host) Start(args ...string) (*Process, error) {
+	common := []string{"-etcd-endpoints=" + h.lab.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}
+	p, err := h.Run(Command{Args: append(common, args...)})
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.flanneld = p
+	return p, nil
+}
+
+// Flanneld is the process of the last Start, or nil.
+func (h *Host) Flanneld() *Process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.flanneld
+}
+
+// Run starts any program on the host, with nothing but what the command says. Each host has its own iptables lock
+// file, as machines have.
+func (h *Host) Run(c Command) (*Process, error) {
+	if c.Path == "" {
+		c.Path = h.lab.opts.Flanneld
+	}
+	dir := filepath.Join(h.lab.Dir, h.Name)
+	c.Env = append([]string{"XTABLES_LOCKFILE=" + filepath.Join(dir, "xtables.lock")}, c.Env...)
+	h.mu.Lock()
+	h.runs++
+	log := filepath.Join(dir, fmt.Sprintf("%s-%d.log", filepath.Base(c.Path), h.runs))
+	h.mu.Unlock()
+	return h.lab.startProcess(h.NS, c, log)
+}
+
+// Unplug cuts the host off the fabric without its noticing: the link stays up and packets get lost.
+func (h *Host) Unplug() error {
+	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error {
+		port, err := fabric.LinkByName(h.Name)
+		if err != nil {
+			return fmt.Errorf("find port of %s: %w", h.Name, err)
+		}
+		if err := fabric.LinkSetNoMaster(port); err != nil {
+			return fmt.Errorf("unplug %s: %w", h.Name, err)
+		}
+		return nil
+	})
+}
+
+// Plug ends an Unplug.
+func (h *Host) Plug() error {
+	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error {
+		port, err := fabric.LinkByName(h.Name)
+		if err != nil {
+			return fmt.Errorf("find port of %s: %w", h.Name, err)
+		}
+		bridge, err := fabric.LinkByName(rackBridge(h.rack))
+		if err != nil {
+			return fmt.Errorf("find bridge of %s: %w", h.Name, err)
+		}
+		if err := fabric.LinkSetMaster(port, bridge); err != nil {
+			return fmt.Errorf("plug %s in: %w", h.Name, err)
+		}
+		return nil
+	})
+}
+
+// StartAll starts flanneld on every host at the same time and waits until all are ready or one has failed.
+func (l *Lab) StartAll(ctx context.Context, args ...string) error {
+	for _, h := range l.Hosts {
+		if _, err := h.Start(args...); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan error, len(l.Hosts))
+	for _, h := range l.Hosts {
+		go func() {
+			err := h.Flanneld().WaitReady(ctx)
+			if err != nil {
+				err = fmt.Errorf("host %s: %w", h.Name, err)
+				defer cancel() // no use in waiting for the others
+			}
+			results <- err
+		}()
+	}
+	var first error
+	for range l.Hosts {
+		if err := <-results; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}

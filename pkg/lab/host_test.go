@@ -1,0 +1,229 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func TestHostsReachEachOther(t *testing.T) {
+	ctx, l := newTestLab(t, Options{Hosts: 3, Racks: 2, MTU: 1400, Uplink: "bond0"})
+	for _, from := range l.Hosts {
+		for _, to := range l.Hosts {
+			if _, err := from.WaitPing(ctx, to.Addr); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	h1, h3 := l.Hosts[0], l.Hosts[2] // in the same rack
+	if _, err := h1.Ping(ctx, h3.Addr, PingOptions{Size: 1400, DF: true}); err != nil {
+		t.Error(err)
+	}
+	if _, err := h1.Ping(ctx, h3.Addr, PingOptions{Size: 1401, DF: true}); !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("ping of MTU+1: %v", err)
+	}
+	if _, err := h1.Ping(ctx, h3.Addr, PingOptions{Size: 3000}); err != nil {
+		t.Errorf("fragmented ping: %v", err)
+	}
+	stats, err := h1.Transfer(ctx, &h3.Endpoint, 10<<20)
+	if err != nil || stats.Bytes != 10<<20 {
+		t.Errorf("transfer: %+v, %v", stats, err)
+	}
+	if stats, err = h1.Throughput(ctx, &h3.Endpoint, 100*time.Millisecond); err != nil || stats.BitsPerSecond() < 1e6 {
+		t.Errorf("throughput: %+v, %v", stats, err)
+	}
+
+	pinger, err := h1.StartPinger(h3.Addr, 5*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := func(what string, done func(PingStats) bool) {
+		err := Poll(ctx, func() error {
+			if !done(pinger.Stats()) {
+				return errors.New(what)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait("no replies", func(s PingStats) bool { return s.Received > 5 })
+	if err := h3.Unplug(); err != nil {
+		t.Fatal(err)
+	}
+	wait("no loss", func(s PingStats) bool { return s.Lost > 20 })
+	if err := h3.Plug(); err != nil {
+		t.Fatal(err)
+	}
+	before := pinger.Stats().Received
+	wait("no replies after plugging in", func(s PingStats) bool { return s.Received > before+5 })
+	if s := pinger.Stop(); s.Lost < 15 || s.Outage < 75*time.Millisecond || s.Sent != s.Received+s.Lost {
+		t.Errorf("pinger: %+v", s)
+	}
+}
+
+func TestPingErrors(t *testing.T) {
+	ctx, l := newTestLab(t, Options{Hosts: 1})
+	h := l.Hosts[0]
+	gone := netip.MustParseAddr("172.31.200.99")
+	if _, err := h.Ping(ctx, gone, PingOptions{Timeout: 50 * time.Millisecond}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("ping of nobody: %v", err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if _, err := h.Ping(short, gone, PingOptions{Timeout: time.Minute}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ping with a context that ends: %v", err)
+	}
+	if _, err := h.Ping(ctx, gone, PingOptions{Size: MinPing - 1}); err == nil {
+		t.Error("a ping that is too small was sent")
+	}
+	nobody := &Endpoint{Name: "nobody", Addr: gone, NS: h.NS}
+	if _, err := h.Transfer(ctx, nobody, 1); err == nil {
+		t.Error("transfer to an address that is not there")
+	}
+}
+
+// Two containers on two hosts, with the routes that host-gw would make.
+func TestContainers(t *testing.T) {
+	ctx, l := newTestLab(t, Options{Hosts: 2})
+	subnets := []netip.Prefix{mustPrefix("10.42.1.1/24"), mustPrefix("10.42.2.1/24")}
+	for i, h := range l.Hosts {
+		peer := 1 - i
+		err := h.Do(func() error {
+			return netlink.RouteAdd(&netlink.Route{Dst: ipNet(subnets[peer].Masked()), Gw: l.Hosts[peer].Addr.AsSlice()})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		env := "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=" + subnets[i].String() + "\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+		if err := os.MkdirAll(l.Dir+"/"+h.Name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(h.SubnetFile, []byte(env), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var containers []*Container
+	for _, h := range append(l.Hosts, l.Hosts[0]) {
+		c, err := h.AddContainer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		containers = append(containers, c)
+	}
+	if got := containers[2].Addr.String(); got != "10.42.1.3" {
+		t.Errorf("address of the second container: %s", got)
+	}
+	for _, from := range containers {
+		for _, to := range containers {
+			if _, err := from.WaitPing(ctx, to.Addr); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	c1, c2 := containers[0], containers[1]
+	if _, err := c1.Ping(ctx, c2.Addr, PingOptions{Size: 1450, DF: true}); err != nil {
+		t.Error(err)
+	}
+	if _, err := c1.Ping(ctx, c2.Addr, PingOptions{Size: 1451, DF: true}); !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("ping of MTU+1: %v", err)
+	}
+	if _, err := c1.Transfer(ctx, &c2.Endpoint, 1<<20); err != nil {
+		t.Error(err)
+	}
+	// A new subnet renumbers the bridge.
+	c, err := l.Hosts[0].AddContainerIn(mustPrefix("10.42.9.1/24"), 1400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WaitPing(ctx, netip.MustParseAddr("10.42.9.1")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDoReturnsToOwnNamespace(t *testing.T) {
+	_, l := newTestLab(t, Options{Hosts: 1})
+	names := func() (list string) {
+		interfaces, _ := net.Interfaces()
+		for _, i := range interfaces {
+			list += i.Name + " "
+		}
+		return list
+	}
+	before, inside := names(), ""
+	err := l.Hosts[0].Do(func() error {
+		return l.Fabric.Do(func() error { inside = names(); return os.ErrInvalid })
+	})
+	if !errors.Is(err, os.ErrInvalid) {
+		t.Errorf("error of the function: %v", err)
+	}
+	if after := names(); before != after || inside == before {
+		t.Errorf("before %q, inside %q, after %q", before, inside, after)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Hosts[0].Do(func() error { return nil }); err == nil {
+		t.Error("Do in a closed lab")
+	}
+}
+
+// This test binary serves as a program that becomes ready, as the lab's etcd does.
+func TestProcess(t *testing.T) {
+	ctx, l := newTestLab(t, Options{Hosts: 1})
+	h := l.Hosts[0]
+	p, err := h.Run(Command{Path: "/bin/sh", Args: []string{"-c", "echo $WORD; kill -STOP $$; exit 3"}, Env: []string{"WORD=hello"}})
+	if err != nil {
+		t.Skip("needs /bin/sh: ", err)
+	}
+	if err := Poll(ctx, func() error {
+		if p.Logs() != "hello\n" {
+			return errors.New("log: " + p.Logs())
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := p.Usage(); err != nil || u.RSS == 0 || u.HWM < u.RSS {
+		t.Errorf("usage: %+v, %v", u, err)
+	}
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if err := p.WaitReady(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("ready: %v", err)
+	}
+	if err := Poll(ctx, func() error {
+		if err := p.Signal(syscall.SIGCONT); err != nil && !p.Exited() {
+			return err
+		}
+		if !p.Exited() {
+			return errors.New("still there")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := p.Wait(ctx); err != nil || code != 3 {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+	if err := p.WaitReady(ctx); err == nil || p.ReadyAfter() != 0 {
+		t.Errorf("a process that ended is ready: %v", err)
+	}
+	if err := p.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("signal after the end: %v", err)
+	}
+	if e := l.Etcd.process; e.ReadyAfter() <= 0 || len(e.Notifications()) != 1 {
+		t.Errorf("etcd ready after %s, notifications %q", e.ReadyAfter(), e.Notifications())
+	}
+}

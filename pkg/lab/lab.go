@@ -1,0 +1,219 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Options says what to build. The zero value is a fabric and an etcd without hosts.
+type Options struct {
+	Hosts    int          // number of hosts, named h1, h2, …
+	Flanneld string       // path of the flanneld binary
+	Underlay netip.Prefix // IPv4 network of the fabric; default 172.31.200.0/22
+	Racks    int          // underlay subnets with a router between them; host i is in rack (i-1) mod Racks; default 1
+	Uplink   string       // name of the hosts' device on the fabric; default eth0
+	MTU      int          // of the fabric; default 1500
+	TLS      *TLS         // etcd with TLS; nil is plain HTTP
+	Dir      string       // for logs, etcd data and subnet files, kept on Close; default a temporary one, removed on Close
+	Progress func(string) // called with one line for each thing done; may be nil
+}
+
+// A Lab is a running data centre. Its methods and those of its parts may be called by several goroutines, but for AddHost.
+type Lab struct {
+	Fabric *Namespace // holds the underlay bridges and etcd
+	Etcd   *Etcd
+	Hosts  []*Host
+	Dir    string
+
+	opts    Options
+	state   *state
+	spawner *spawner
+
+	mu         sync.Mutex
+	namespaces []*Namespace
+	processes  []*Process
+
+	closing  sync.Once
+	closeErr error
+}
+
+// New removes what dead labs have left, then builds the fabric and the hosts and starts etcd. It starts no flanneld.
+// When it fails or the context ends, everything is removed again.
+func New(ctx context.Context, opts Options) (*Lab, error) {
+	if err := opts.complete(); err != nil {
+		return nil, err
+	}
+	s, err := newState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{Dir: opts.Dir, opts: opts, state: s, spawner: newSpawner()}
+	if err := l.build(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func (o *Options) complete() error {
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root: it makes network namespaces")
+	}
+	if isEtcdProcess() {
+		return errors.New("this process is a lab's etcd: main (or TestMain) must run through lab.Main")
+	}
+	if !o.Underlay.IsValid() {
+		o.Underlay = netip.MustParsePrefix("172.31.200.0/22")
+	}
+	if o.Racks == 0 {
+		o.Racks = 1
+	}
+	if o.Uplink == "" {
+		o.Uplink = "eth0"
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	if o.Hosts < 0 || o.Racks < 0 || o.MTU < 0 {
+		return errors.New("Hosts, Racks and MTU must not be negative")
+	}
+	// Each rack needs its network, router and broadcast address besides its hosts.
+	o.Underlay = o.Underlay.Masked()
+	room := 32 - o.Underlay.Bits() - bits.Len(uint(o.Racks-1))
+	perRack := (o.Hosts + o.Racks - 1) / o.Racks
+	if !o.Underlay.Addr().Is4() || room < 2 || perRack > 1<<min(room, 30)-3 {
+		return fmt.Errorf("underlay %s has no room for %d hosts in %d racks", o.Underlay, o.Hosts, o.Racks)
+	}
+	return nil
+}
+
+func (l *Lab) build(ctx context.Context) error {
+	var err error
+	if l.Dir == "" {
+		if l.Dir, err = l.state.ownTemp(); err != nil {
+			return err
+		}
+	} else if l.Dir, err = filepath.Abs(l.Dir); err != nil {
+		return fmt.Errorf("find lab directory: %w", err)
+	}
+	if l.Fabric, err = l.newNamespace("fabric"); err != nil {
+		return err
+	}
+	// The racks reach each other through the fabric.
+	if err := l.Fabric.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+		return err
+	}
+	if err := l.Fabric.configure(l.addRacks); err != nil {
+		return err
+	}
+	l.progress("fabric %s: underlay %s, MTU %d", l.Fabric.Name, l.opts.Underlay, l.opts.MTU)
+	l.Etcd = newEtcd(l, l.rack(0).Addr())
+	if err := l.Etcd.Start(ctx); err != nil {
+		return err
+	}
+	l.progress("etcd %s", l.Etcd.Endpoint())
+	for i := range l.opts.Hosts {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("add hosts: %w", err)
+		}
+		if _, err := l.AddHost(); err != nil {
+			return fmt.Errorf("add host %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+func (l *Lab) addRacks(h *netlink.Handle) error {
+	for i := range l.opts.Racks {
+		if err := addBridge(h, rackBridge(i), l.opts.MTU); err != nil {
+			return err
+		}
+		if err := setAddr(h, rackBridge(i), l.rack(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func rackBridge(i int) string { return fmt.Sprintf("rack%d", i+1) }
+
+// rack returns the router's address in rack i with the prefix length of the rack's network.
+func (l *Lab) rack(i int) netip.Prefix {
+	rackBits := l.opts.Underlay.Bits() + bits.Len(uint(l.opts.Racks-1))
+	return netip.PrefixFrom(offset(l.opts.Underlay.Addr(), i<<(32-rackBits)+1), rackBits)
+}
+
+// offset returns the address n after a.
+func offset(a netip.Addr, n int) netip.Addr {
+	b := a.As4()
+	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+	v += uint32(n)
+	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+// ID is unique among the labs of the machine; the namespaces are named flab<ID>-<node>.
+func (l *Lab) ID() string { return l.state.id }
+
+// Close kills the processes and removes the namespaces and, unless the caller named it, the directory. It may be
+// called again and returns the same error.
+func (l *Lab) Close() error {
+	l.closing.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		l.mu.Lock()
+		processes, namespaces := l.processes, l.namespaces
+		l.mu.Unlock()
+		var errs []error
+		for _, p := range processes {
+			if err := p.Signal(os.Kill); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				errs = append(errs, err)
+			}
+		}
+		for _, p := range processes {
+			if _, err := p.Wait(ctx); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		l.spawner.close()
+		if l.Etcd != nil {
+			l.Etcd.disconnect()
+		}
+		for _, n := range namespaces {
+			n.file.Close()
+		}
+		errs = append(errs, l.state.remove(ctx))
+		l.closeErr = errors.Join(errs...)
+	})
+	return l.closeErr
+}
+
+func (l *Lab) newNamespace(node string) (*Namespace, error) {
+	n, err := createNamespace(l.state.netns(node))
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.namespaces = append(l.namespaces, n)
+	return n, nil
+}
+
+func (l *Lab) track(p *Process) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.processes = append(l.processes, p)
+}
+
+func (l *Lab) progress(format string, args ...any) {
+	if l.opts.Progress != nil {
+		l.opts.Progress(fmt.Sprintf(format, args...))
+	}
+}

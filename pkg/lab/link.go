@@ -1,0 +1,112 @@
+package lab
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+func setUp(h *netlink.Handle, name string) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set link %s up: %w", name, err)
+	}
+	return nil
+}
+
+// addBridge makes a bridge that is up. Its MAC address is set, or it would change with every port that comes and goes
+// and leave the neighbours with stale ARP entries.
+func addBridge(h *netlink.Handle, name string, mtu int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, mtu, randomMAC()
+	if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return fmt.Errorf("add bridge %s: %w", name, err)
+	}
+	return setUp(h, name)
+}
+
+// A cable is a veth pair between a port of a bridge and a device in another namespace.
+type cable struct {
+	bridge, port string     // in the namespace of the handle
+	peer         *Namespace // where the other end is
+	device       string     // its name there
+	mtu          int
+}
+
+// addCable makes the pair and sets both ends up.
+func addCable(h *netlink.Handle, c cable) error {
+	bridge, err := h.LinkByName(c.bridge)
+	if err != nil {
+		return fmt.Errorf("find bridge %s: %w", c.bridge, err)
+	}
+	err = c.peer.withFD(func(fd int) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.MasterIndex = c.port, c.mtu, bridge.Attrs().Index
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerMTU, veth.PeerNamespace = c.device, uint32(c.mtu), netlink.NsFd(fd)
+		return h.LinkAdd(veth)
+	})
+	if err != nil {
+		return fmt.Errorf("add veth %s to %s in %s: %w", c.port, c.device, c.peer.Name, err)
+	}
+	if err := setUp(h, c.port); err != nil {
+		return err
+	}
+	return c.peer.configure(func(h *netlink.Handle) error { return setUp(h, c.device) })
+}
+
+// setAddr makes addr the only IPv4 address of a link.
+func setAddr(h *netlink.Handle, name string, addr netip.Prefix) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	have, err := h.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	want := &netlink.Addr{IPNet: ipNet(addr)}
+	for _, a := range have {
+		if a.IPNet.String() == want.IPNet.String() {
+			continue
+		}
+		if err := h.AddrDel(link, &a); err != nil {
+			return fmt.Errorf("delete address %s dev %s: %w", a.IPNet, name, err)
+		}
+	}
+	if err := h.AddrReplace(link, want); err != nil {
+		return fmt.Errorf("replace address %s dev %s: %w", addr, name, err)
+	}
+	return nil
+}
+
+// addDefaultRoute routes everything via a gateway on a link.
+func addDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: via.AsSlice()}
+	if err := h.RouteReplace(route); err != nil {
+		return fmt.Errorf("replace default route via %s dev %s: %w", via, name, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// randomMAC returns a locally administered unicast address.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	rand.Read(mac)
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}

@@ -1,0 +1,147 @@
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of an echo packet in bytes: its headers, and what the lab needs to know its own packets.
+const (
+	echoHeaders = ipv4.HeaderLen + 8
+	echoToken   = 16
+	// MinPing is the smallest PingOptions.Size.
+	MinPing = echoHeaders + echoToken
+)
+
+// PingOptions describes one echo request. The zero value is what ping(8) sends.
+type PingOptions struct {
+	Size    int           // of the whole IP packet in bytes; default 84
+	DF      bool          // don't fragment, and don't trust a path MTU learnt before
+	Timeout time.Duration // for the reply; default 1 s
+}
+
+// Ping sends one echo request from the endpoint and returns the round-trip time. A packet that is too big for the
+// device or for a link on the way, with DF, is unix.EMSGSIZE; no reply is os.ErrDeadlineExceeded.
+func (e *Endpoint) Ping(ctx context.Context, to netip.Addr, o PingOptions) (time.Duration, error) {
+	if o.Timeout == 0 {
+		o.Timeout = time.Second
+	}
+	s, err := e.openEcho(ctx, to, o)
+	if err != nil {
+		return 0, err
+	}
+	defer s.conn.Close()
+	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
+	start := time.Now()
+	s.conn.SetReadDeadline(start.Add(o.Timeout))
+	if err = s.send(1); err == nil {
+		_, err = s.receive()
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return 0, fmt.Errorf("ping %s from %s: %w", to, e.Name, err)
+	}
+	return time.Since(start), nil
+}
+
+// WaitPing pings until a reply comes or the context ends.
+func (e *Endpoint) WaitPing(ctx context.Context, to netip.Addr) (rtt time.Duration, err error) {
+	err = Poll(ctx, func() error {
+		rtt, err = e.Ping(ctx, to, PingOptions{Timeout: 250 * time.Millisecond})
+		return err
+	})
+	return rtt, err
+}
+
+// An echoSocket sends echo requests to one address and receives its replies. It marks them with a random token, since
+// a raw socket sees the replies to everybody's requests.
+type echoSocket struct {
+	conn    net.Conn
+	id      int
+	payload []byte // token, sequence number, zeros
+}
+
+func (e *Endpoint) openEcho(ctx context.Context, to netip.Addr, o PingOptions) (*echoSocket, error) {
+	if o.Size == 0 {
+		o.Size = 84
+	}
+	if o.Size < MinPing || o.Size > 1<<16-1 {
+		return nil, fmt.Errorf("ping %s: size %d is not in %d..65535", to, o.Size, MinPing)
+	}
+	// Connected: only then does the kernel report ICMP errors to a raw socket.
+	conn, err := e.NS.DialContext(ctx, "ip4:1", to.String())
+	if err != nil {
+		return nil, fmt.Errorf("ping %s from %s: %w", to, e.Name, err)
+	}
+	if o.DF {
+		// PROBE sets DF like DO but ignores the path MTU cache.
+		if err := setPMTUDiscovery(conn, unix.IP_PMTUDISC_PROBE); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	s := &echoSocket{conn: conn, payload: make([]byte, o.Size-echoHeaders)}
+	rand.Read(s.payload[:8])
+	s.id = int(binary.BigEndian.Uint16(s.payload))
+	return s, nil
+}
+
+func (s *echoSocket) send(seq uint64) error {
+	binary.BigEndian.PutUint64(s.payload[8:], seq)
+	message := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: s.id, Seq: int(seq & 0xffff), Data: s.payload}}
+	packet, err := message.Marshal(nil)
+	if err != nil {
+		return fmt.Errorf("encode echo request: %w", err)
+	}
+	_, err = s.conn.Write(packet)
+	return err
+}
+
+// receive returns the sequence number of the next reply to a request of this socket.
+func (s *echoSocket) receive() (uint64, error) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := s.conn.Read(buf)
+		if err != nil {
+			return 0, err
+		}
+		packet := buf[:n]
+		if n > 0 && packet[0]>>4 == 4 { // a raw socket delivers the IP header; an ICMP reply begins with a 0
+			packet = packet[min(n, int(packet[0]&15)*4):]
+		}
+		const header = 8
+		if len(packet) < header+echoToken || packet[0] != byte(ipv4.ICMPTypeEchoReply) {
+			continue
+		}
+		if data := packet[header:]; string(data[:8]) == string(s.payload[:8]) {
+			return binary.BigEndian.Uint64(data[8:]), nil
+		}
+	}
+}
+
+func setPMTUDiscovery(conn net.Conn, how int) error {
+	raw, err := conn.(*net.IPConn).SyscallConn()
+	if err != nil {
+		return fmt.Errorf("set don't fragment: %w", err)
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how)
+	})
+	if err := errors.Join(err, inner); err != nil {
+		return fmt.Errorf("set don't fragment: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// A Pinger sends echo requests at a fixed rate in the background and counts the replies, to show whether and for how
+// long traffic stopped while something else was done.
+type Pinger struct {
+	socket *echoSocket
+	stop   context.CancelFunc
+	ended  sync.WaitGroup
+
+	mu       sync.Mutex
+	sent     []time.Time // by sequence number
+	answered []bool
+	received int
+}
+
+// PingStats is what a Pinger has seen.
+type PingStats struct {
+	Sent, Received, Lost int
+	// Outage is the longest time without traffic: from the first request of a run of lost ones to the next that was
+	// answered, or to the last request. It is 0 if nothing was lost.
+	Outage time.Duration
+}
+
+// StartPinger sends requests of default size, each interval, until Stop. A request that could not be sent is a lost
+// one. That no route exists yet is an error at once.
+func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, error) {
+	socket, err := e.openEcho(context.Background(), to, PingOptions{})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Pinger{socket: socket, stop: cancel}
+	p.ended.Add(2)
+	go p.send(ctx, interval)
+	go p.receive()
+	return p, nil
+}
+
+// Stop stops sending, waits up to half a second for replies on their way and returns the result. Call it once.
+func (p *Pinger) Stop() PingStats {
+	p.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	Poll(ctx, func() error {
+		if p.Stats().Lost > 0 {
+			return errors.New("replies are missing")
+		}
+		return nil
+	})
+	p.socket.conn.Close()
+	p.ended.Wait()
+	return p.Stats()
+}
+
+// Stats returns the result so far; requests without a reply yet count as lost.
+func (p *Pinger) Stats() PingStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stats := PingStats{Sent: len(p.sent), Received: p.received, Lost: len(p.sent) - p.received}
+	var since time.Time
+	for i, at := range p.sent {
+		if !p.answered[i] && since.IsZero() {
+			since = at
+		}
+		if !since.IsZero() {
+			stats.Outage = max(stats.Outage, at.Sub(since))
+		}
+		if p.answered[i] {
+			since = time.Time{}
+		}
+	}
+	return stats
+}
+
+func (p *Pinger) send(ctx context.Context, interval time.Duration) {
+	defer p.ended.Done()
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		p.mu.Lock()
+		seq := len(p.sent)
+		p.sent, p.answered = append(p.sent, time.Now()), append(p.answered, false)
+		p.mu.Unlock()
+		p.socket.send(uint64(seq)) // an error is a lost request
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *Pinger) receive() {
+	defer p.ended.Done()
+	for {
+		seq, err := p.socket.receive()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error, reported once: the request is lost, the socket lives
+		}
+		p.mu.Lock()
+		if seq < uint64(len(p.answered)) && !p.answered[seq] {
+			p.answered[seq] = true
+			p.received++
+		}
+		p.mu.Unlock()
+	}
+}

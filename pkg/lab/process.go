@@ -1,0 +1,171 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Command says which program a host is to run.
+type Command struct {
+	Path string   // the binary; empty means Options.Flanneld
+	Args []string // without the program's name
+	Env  []string // "KEY=value", added to PATH, HOME, TMPDIR and those that the lab sets
+}
+
+// A Process is a program running inside a namespace. It dies with the program that owns the lab, however that ends.
+type Process struct {
+	cmd     *exec.Cmd
+	log     string
+	started time.Time
+	ready   *notifySocket
+	done    chan struct{} // closed once the process has been waited for
+}
+
+// startProcess starts a program inside ns with its output going to the file log.
+func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, error) {
+	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
+		return nil, fmt.Errorf("create log directory: %w", err)
+	}
+	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	defer out.Close()
+	ready, err := listenNotify(l.state.socketPath())
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{log: log, ready: ready, done: make(chan struct{})}
+	p.cmd = exec.Command(c.Path, c.Args...)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	for _, key := range []string{"PATH", "HOME", "TMPDIR"} {
+		if value, ok := os.LookupEnv(key); ok {
+			p.cmd.Env = append(p.cmd.Env, key+"="+value)
+		}
+	}
+	p.cmd.Env = append(append(p.cmd.Env, "NOTIFY_SOCKET="+ready.path), c.Env...)
+	// An own process group keeps the terminal's Ctrl-C away: the lab stops its processes itself.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+
+	err = l.spawner.run(func() error {
+		p.started = time.Now()
+		return ns.Do(p.cmd.Start)
+	})
+	if err != nil {
+		ready.close()
+		return nil, fmt.Errorf("start %s in %s: %w", c.Path, ns.Name, err)
+	}
+	go func() {
+		p.cmd.Wait() // its error is the exit code, read from ProcessState
+		ready.close()
+		close(p.done)
+	}()
+	l.track(p)
+	return p, nil
+}
+
+// PID is the process id, as seen by the owner of the lab.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Wait waits for the process to end and returns its exit code: 128 plus the signal's number for one that was killed.
+func (p *Process) Wait(ctx context.Context) (int, error) {
+	select {
+	case <-p.done:
+		return exitCode(p.cmd.ProcessState), nil
+	case <-ctx.Done():
+		return 0, fmt.Errorf("wait for process %d to end: %w", p.PID(), ctx.Err())
+	}
+}
+
+// Exited tells whether the process has ended.
+func (p *Process) Exited() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Signal sends a signal; to a process that has ended it returns os.ErrProcessDone.
+func (p *Process) Signal(s os.Signal) error {
+	if err := p.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("send %v to process %d: %w", s, p.PID(), err)
+	}
+	return nil
+}
+
+// Stop sends SIGTERM and returns the exit code.
+func (p *Process) Stop(ctx context.Context) (int, error) { return p.end(ctx, syscall.SIGTERM) }
+
+// Kill sends SIGKILL and waits for the end.
+func (p *Process) Kill(ctx context.Context) error {
+	_, err := p.end(ctx, syscall.SIGKILL)
+	return err
+}
+
+func (p *Process) end(ctx context.Context, s os.Signal) (int, error) {
+	if err := p.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return 0, err
+	}
+	return p.Wait(ctx)
+}
+
+// WaitReady waits for READY=1. It fails at once when the process ends before that; the error holds the end of the log.
+func (p *Process) WaitReady(ctx context.Context) error {
+	select {
+	case <-p.ready.ready:
+		return nil
+	case <-p.done:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for READY=1 of process %d: %w; its log ends with:\n%s", p.PID(), ctx.Err(), lastLines(p.Logs(), 15))
+	}
+	select { // the datagram may have come just before the end
+	case <-p.ready.ready:
+		return nil
+	default:
+		return fmt.Errorf("wait for READY=1: process %d ended with code %d; its log ends with:\n%s",
+			p.PID(), exitCode(p.cmd.ProcessState), lastLines(p.Logs(), 15))
+	}
+}
+
+// ReadyAfter is the time from exec to READY=1, or 0 when that has not come yet.
+func (p *Process) ReadyAfter() time.Duration {
+	select {
+	case <-p.ready.ready:
+		return p.ready.at.Sub(p.started)
+	default:
+		return 0
+	}
+}
+
+// Notifications returns every sd_notify datagram the process has sent so far.
+func (p *Process) Notifications() []string { return p.ready.all() }
+
+// Logs returns what the process has written to stdout and stderr so far.
+func (p *Process) Logs() string {
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+func exitCode(s *os.ProcessState) int {
+	if status, ok := s.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return s.ExitCode()
+}
+
+func lastLines(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
