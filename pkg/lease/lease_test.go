@@ -1,0 +1,183 @@
+package lease_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+func TestParseKey(t *testing.T) {
+	for key, want := range map[string]string{
+		"10.42.7.0-24":                   "10.42.7.0/24",
+		"10.42.7.4-31":                   "10.42.7.4/31",
+		"128.0.0.0-1":                    "128.0.0.0/1",
+		"10.42.7.0-24&fd42:0:0:7::-64":   "10.42.7.0/24",
+		"":                               "",
+		"10.42.7.0":                      "",
+		"10.42.7.0_24":                   "",
+		"10.42.7.0/24":                   "",
+		"10.42.7.0-":                     "",
+		"10.42.7.0-0":                    "",
+		"10.42.7.0-32":                   "",
+		"10.42.7.0-+24":                  "",
+		"10.42.7.1-24":                   "",
+		"10.42.7-24":                     "",
+		"010.42.7.0-24":                  "",
+		"fd42::-64":                      "",
+		"::ffff:10.42.7.0-24":            "",
+		"&10.42.7.0-24":                  "",
+		strings.Repeat("1", 1<<20):       "",
+		"10.42.7.0-" + "24" + "\x00":     "",
+		"10.42.7.0-99999999999999999999": "",
+	} {
+		got, err := lease.ParseKey(key)
+		if want == "" {
+			if err == nil {
+				t.Errorf("key %q gives %s", lease.Clip(key), got)
+			} else if len(err.Error()) > 500 {
+				t.Errorf("key %q: message of %d bytes", lease.Clip(key), len(err.Error()))
+			}
+			continue
+		}
+		if err != nil || got.String() != want {
+			t.Errorf("key %q gives %s, %v, want %s", key, got, err, want)
+		}
+	}
+}
+
+func FuzzParseKey(f *testing.F) {
+	for _, s := range []string{"10.42.7.0-24", "10.42.7.0-24&fd42:0:0:7::-64", "10.42.7.1-24", "", "-", "&", "a-b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		p, err := lease.ParseKey(key)
+		if err != nil {
+			return
+		}
+		if !p.Addr().Is4() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 31 {
+			t.Fatalf("key %q gives %s", key, p)
+		}
+		if again, err := lease.ParseKey(lease.Key(p)); err != nil || again != p {
+			t.Fatalf("key %q: %s comes back as %s, %v", key, p, again, err)
+		}
+	})
+}
+
+func TestEncode(t *testing.T) {
+	ip := netip.MustParseAddr("198.51.100.7")
+	for _, c := range []struct {
+		attrs lease.Attrs
+		want  string
+	}{
+		{lease.Attrs{}, `{"PublicIP":"0.0.0.0","PublicIPv6":null}`},
+		{lease.Attrs{PublicIP: ip}, `{"PublicIP":"198.51.100.7","PublicIPv6":null}`},
+		{lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}`},
+			`{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}`},
+	} {
+		got, err := c.attrs.Encode()
+		if err != nil || string(got) != c.want {
+			t.Errorf("%+v gives %s, %v, want %s", c.attrs, got, err, c.want)
+		}
+	}
+	if got, err := (lease.Attrs{BackendData: "{"}).Encode(); err == nil {
+		t.Errorf("broken backend data gives %s", got)
+	}
+}
+
+func TestDecodeAttrs(t *testing.T) {
+	ip := netip.MustParseAddr("198.51.100.7")
+	for _, c := range []struct {
+		value string
+		want  lease.Attrs
+		err   string
+	}{
+		{value: `{"PublicIP":"198.51.100.7"}`, want: lease.Attrs{PublicIP: ip}},
+		{value: `{"publicip":"198.51.100.7","backendTYPE":"udp"}`, want: lease.Attrs{PublicIP: ip, BackendType: "udp"}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData": {"VtepMAC" : "02:11:22:33:44:55"},"New":[1]}`,
+			want: lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VtepMAC":"02:11:22:33:44:55"}`}},
+		{value: `{"PublicIP":"198.51.100.7","BackendData":null}`, want: lease.Attrs{PublicIP: ip}},
+		{value: ``, err: "not lease JSON"},
+		{value: `null`, err: "PublicIP is missing"},
+		{value: `[]`, err: "not lease JSON"},
+		{value: `{}`, err: "PublicIP is missing"},
+		{value: `{"PublicIP":null}`, err: "PublicIP is missing"},
+		{value: `{"PublicIP":"fd42::1"}`, err: `PublicIP "fd42::1" is not an IPv4 address`},
+		{value: `{"PublicIP":"198.51.100"}`, err: `PublicIP "198.51.100" is not an IPv4 address`},
+		{value: `{"PublicIP":7}`, err: "not lease JSON"},
+		{value: strings.Repeat(" ", lease.MaxValue+1), err: "longer than the accepted"},
+	} {
+		got, err := lease.DecodeAttrs([]byte(c.value))
+		if c.err == "" {
+			if err != nil || got != c.want {
+				t.Errorf("%s gives %+v, %v, want %+v", c.value, got, err, c.want)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s gives %+v, %v, want error %q", lease.Clip(c.value), got, err, c.err)
+		}
+	}
+}
+
+func FuzzDecodeAttrs(f *testing.F) {
+	for _, s := range []string{
+		`{"PublicIP":"198.51.100.7"}`,
+		`{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}`,
+		`{"publicIP":"0.0.0.0","BackendData":"<&>\u2028"}`, `null`, `{`, ``,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, value []byte) {
+		a, err := lease.DecodeAttrs(value)
+		if err != nil {
+			return
+		}
+		if !a.PublicIP.Is4() {
+			t.Fatalf("%q gives public IP %s", value, a.PublicIP)
+		}
+		b, err := a.Encode()
+		if err != nil {
+			t.Fatalf("%q gives %+v: %v", value, a, err)
+		}
+		again, err := lease.DecodeAttrs(b)
+		if err != nil {
+			t.Fatalf("%q gives %+v, in JSON %s: %v", value, a, b, err)
+		}
+		// json.Marshal may escape what came unescaped; once is enough.
+		c, err := again.Encode()
+		if err != nil || string(c) != string(b) {
+			t.Fatalf("%q: %s becomes %s, %v", value, b, c, err)
+		}
+		if again.PublicIP != a.PublicIP || again.BackendType != a.BackendType || (again.BackendData == "") != (a.BackendData == "") {
+			t.Fatalf("%q: %+v comes back as %+v", value, a, again)
+		}
+	})
+}
+
+func TestLease(t *testing.T) {
+	l := lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Attrs: lease.Attrs{BackendType: "vxlan"}}
+	if !l.Reservation() {
+		t.Error("a lease without an end is no reservation")
+	}
+	renewed := l
+	renewed.Expires, renewed.Revision = time.Now(), 7
+	if renewed.Reservation() || !l.SameAs(renewed) {
+		t.Error("an end makes another lease")
+	}
+	renewed.BackendData = "{}"
+	if l.SameAs(renewed) {
+		t.Error("other data make the same lease")
+	}
+}
+
+func TestNewView(t *testing.T) {
+	at := func(s string) lease.Lease { return lease.Lease{Subnet: netip.MustParsePrefix(s)} }
+	all := []lease.Lease{at("10.42.9.0/24"), at("10.42.7.0/24"), at("10.42.8.0/25"), at("10.42.8.0/24")}
+	v := lease.NewView(all[1], all, true)
+	if len(v.Peers) != 3 || v.Peers[0].Subnet != all[3].Subnet || v.Peers[1].Subnet != all[2].Subnet || v.Peers[2].Subnet != all[0].Subnet || !v.Complete || v.Own.Subnet != all[1].Subnet {
+		t.Errorf("view %+v", v)
+	}
+}

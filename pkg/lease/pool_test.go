@@ -1,0 +1,184 @@
+package lease_test
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+func pool(length int, first, last string) lease.Pool {
+	return lease.Pool{SubnetLen: length, Min: netip.MustParseAddr(first), Max: netip.MustParseAddr(last)}
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, t := range texts {
+		ps = append(ps, netip.MustParsePrefix(t))
+	}
+	return ps
+}
+
+func TestPoolSizeAndFits(t *testing.T) {
+	for _, c := range []struct {
+		pool lease.Pool
+		size uint64
+		fits []netip.Prefix
+		not  []netip.Prefix
+	}{
+		{pool(24, "10.42.1.0", "10.42.255.0"), 255,
+			prefixes("10.42.1.0/24", "10.42.255.0/24"),
+			append(prefixes("10.42.0.0/24", "10.43.0.0/24", "10.42.1.0/25", "10.42.2.0/23", "10.42.1.1/24", "fd00::/24"), netip.Prefix{})},
+		{pool(24, "10.42.1.0", "10.42.1.0"), 1, prefixes("10.42.1.0/24"), prefixes("10.42.2.0/24")},
+		{pool(24, "10.42.2.0", "10.42.1.0"), 0, nil, prefixes("10.42.1.0/24", "10.42.2.0/24")},
+		{pool(30, "10.0.0.4", "10.255.255.252"), 1<<22 - 1, prefixes("10.255.255.252/30"), prefixes("10.0.0.0/30")},
+		{pool(31, "0.0.0.0", "255.255.255.254"), 1 << 31, prefixes("0.0.0.0/31", "255.255.255.254/31"), nil},
+		{pool(24, "10.42.1.128", "10.42.3.128"), 2, prefixes("10.42.2.0/24", "10.42.3.0/24"), prefixes("10.42.1.0/24")},
+		{pool(32, "10.42.1.0", "10.42.3.0"), 0, nil, prefixes("10.42.1.0/32")},
+		{pool(24, "fd00::", "fd01::"), 0, nil, prefixes("fd00::/24")},
+		{lease.Pool{}, 0, nil, prefixes("10.42.1.0/24")},
+	} {
+		if got := c.pool.Size(); got != c.size {
+			t.Errorf("%+v has size %d, want %d", c.pool, got, c.size)
+		}
+		for _, p := range c.fits {
+			if !c.pool.Fits(p) {
+				t.Errorf("%s does not fit %+v", p, c.pool)
+			}
+		}
+		for _, p := range c.not {
+			if c.pool.Fits(p) {
+				t.Errorf("%s fits %+v", p, c.pool)
+			}
+		}
+	}
+}
+
+func TestPick(t *testing.T) {
+	p := pool(24, "10.42.1.0", "10.42.4.0")
+	for _, c := range []struct {
+		name  string
+		taken []netip.Prefix
+		want  []string // for random numbers 0, 1, …
+	}{
+		{"none taken", nil, []string{"10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24", "10.42.4.0/24"}},
+		{"some", prefixes("10.42.3.0/24", "10.42.1.0/24"), []string{"10.42.2.0/24", "10.42.4.0/24"}},
+		{"twice", prefixes("10.42.1.0/24", "10.42.1.0/24"), []string{"10.42.2.0/24", "10.42.3.0/24", "10.42.4.0/24"}},
+		{"longer", prefixes("10.42.2.64/26", "10.42.2.252/30"), []string{"10.42.1.0/24", "10.42.3.0/24", "10.42.4.0/24"}},
+		{"shorter", prefixes("10.42.2.0/23", "10.42.2.0/24"), []string{"10.42.1.0/24", "10.42.4.0/24"}},
+		{"outside", append(prefixes("10.43.0.0/16", "10.42.0.0/24", "fd00::/8"), netip.Prefix{}), []string{"10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24", "10.42.4.0/24"}},
+		{"over the edge", prefixes("10.42.4.0/22"), []string{"10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"}},
+		{"whole", prefixes("10.42.0.0/16"), nil},
+		{"everything", prefixes("0.0.0.0/0"), nil},
+		{"one by one", prefixes("10.42.4.0/24", "10.42.3.0/24", "10.42.2.0/24", "10.42.1.0/24"), nil},
+	} {
+		for i, want := range c.want {
+			got, ok := p.Pick(c.taken, func(n uint64) uint64 {
+				if n != uint64(len(c.want)) {
+					t.Errorf("%s: chooses among %d, want %d", c.name, n, len(c.want))
+				}
+				return uint64(i)
+			})
+			if !ok || got.String() != want {
+				t.Errorf("%s: %d gives %s, %v, want %s", c.name, i, got, ok, want)
+			}
+		}
+		if len(c.want) == 0 {
+			if got, ok := p.Pick(c.taken, func(uint64) uint64 { return 0 }); ok {
+				t.Errorf("%s: picks %s", c.name, got)
+			}
+		}
+	}
+}
+
+// TestPickAgainstWalk compares with walking over all candidates.
+func TestPickAgainstWalk(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		length := 20 + r.IntN(11)
+		block := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(r.IntN(256)), 0, 0}), 16)
+		at := func() netip.Addr {
+			a := block.Addr().As4()
+			a[2], a[3] = byte(r.IntN(256)), byte(r.IntN(256))
+			return netip.PrefixFrom(netip.AddrFrom4(a), length).Masked().Addr()
+		}
+		p := lease.Pool{Network: block, SubnetLen: length, Min: at(), Max: at()}
+		var taken []netip.Prefix
+		for range r.IntN(40) {
+			taken = append(taken, netip.PrefixFrom(at(), 16+r.IntN(16)))
+		}
+		var free []netip.Prefix
+		for a := p.Min; a.Compare(p.Max) <= 0; {
+			c := netip.PrefixFrom(a, length)
+			if !overlapsAny(c, taken) {
+				free = append(free, c)
+			}
+			a = nextSubnet(c)
+		}
+		if len(free) == 0 {
+			if got, ok := p.Pick(taken, r.Uint64N); ok {
+				t.Fatalf("%+v with %v taken: picks %s, none is free", p, taken, got)
+			}
+			continue
+		}
+		k := r.IntN(len(free))
+		got, ok := p.Pick(taken, func(n uint64) uint64 {
+			if n != uint64(len(free)) {
+				t.Fatalf("%+v with %v taken: chooses among %d, want %d", p, taken, n, len(free))
+			}
+			return uint64(k)
+		})
+		if !ok || got != free[k] || !p.Fits(got) {
+			t.Fatalf("%+v with %v taken: %d gives %s, want %s", p, taken, k, got, free[k])
+		}
+	}
+}
+
+func overlapsAny(p netip.Prefix, taken []netip.Prefix) bool {
+	for _, q := range taken {
+		if p.Overlaps(q) {
+			return true
+		}
+	}
+	return false
+}
+
+func nextSubnet(p netip.Prefix) netip.Addr {
+	a := p.Addr().As4()
+	n := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
+	n += 1 << (32 - p.Bits())
+	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+}
+
+// A pool of millions costs no more than the leases in it.
+func TestPickInHugePool(t *testing.T) {
+	p := pool(30, "10.0.0.4", "10.255.255.252")
+	r := rand.New(rand.NewPCG(3, 4))
+	var taken []netip.Prefix
+	start := time.Now()
+	for range 200 {
+		got, ok := p.Pick(taken, r.Uint64N)
+		if !ok || overlapsAny(got, taken) {
+			t.Fatalf("picks %s, %v", got, ok)
+		}
+		taken = append(taken, got)
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("200 picks took %v", d)
+	}
+}
+
+func BenchmarkPick(b *testing.B) {
+	p := pool(30, "10.0.0.4", "10.255.255.252")
+	r := rand.New(rand.NewPCG(5, 6))
+	taken := make([]netip.Prefix, 0, 20000)
+	for len(taken) < cap(taken) {
+		got, _ := p.Pick(taken[:min(len(taken), 10)], r.Uint64N)
+		taken = append(taken, got)
+	}
+	for b.Loop() {
+		p.Pick(taken, r.Uint64N)
+	}
+}

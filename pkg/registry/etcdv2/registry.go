@@ -1,0 +1,179 @@
+// Package etcdv2 is the registry kept in etcd's v2 keys API, as flannel up to
+// 0.17 keeps it: <prefix>/config and <prefix>/subnets/10.42.7.0-24.
+//
+// It knows keys, indexes, TTLs and etcd's error codes; it retries nothing and
+// logs nothing, because only the caller knows what is urgent.
+//
+// Invariant: every request is bounded in time, so that an etcd which accepts
+// connections and never answers looks like one that is away; and the watch
+// index never moves past an event that was not delivered.
+package etcdv2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	client "go.etcd.io/etcd/client/v2"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+const (
+	dialTimeout = time.Second
+	// answerTimeout is how long one endpoint may take to begin its answer.
+	answerTimeout = 5 * time.Second
+	// listTimeout is for the whole of a listing, which may be megabytes on a
+	// slow line; that it begins is answerTimeout's business.
+	listTimeout = 30 * time.Second
+)
+
+// Registry is a network's part of an etcd v2 store.
+type Registry struct {
+	keys      client.KeysAPI
+	transport *transport
+	config    string // key of the network config
+	subnets   string // key of the directory of leases
+	timeout   time.Duration
+	poll      time.Duration
+
+	// suspect is set when the watch got no answer: before the next one it
+	// must be found out whether etcd still is there, and is the same.
+	suspect atomic.Bool
+	mu      sync.Mutex
+	waiting span // of the watch that began last
+	quiet   span // of the last watch that waited in vain
+}
+
+var _ registry.Registry = (*Registry)(nil)
+
+// New makes a Registry. It does no I/O but for reading the TLS files; errors
+// name the endpoint or the flag that is wrong, and never contain a password.
+func New(o Options) (*Registry, error) {
+	endpoints, err := parseEndpoints(o)
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig, err := o.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	t := newTransport(endpoints, tlsConfig)
+	c, err := client.New(client.Config{
+		Endpoints:               endpoints.urls,
+		Transport:               t,
+		Username:                endpoints.username,
+		Password:                endpoints.password,
+		HeaderTimeoutPerRequest: answerTimeout,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make etcd client: %w", err)
+	}
+	prefix := path.Join("/", o.Prefix)
+	r := &Registry{
+		keys:      client.NewKeysAPI(c),
+		transport: t,
+		config:    path.Join(prefix, "config"),
+		subnets:   path.Join(prefix, "subnets"),
+		// Every endpoint gets its chance, or a dead one at the head of the
+		// list would use up the time each time.
+		timeout: answerTimeout * time.Duration(len(endpoints.urls)+1),
+		poll:    pollTime,
+	}
+	t.waiting = r.noteWait
+	return r, nil
+}
+
+// Close drops idle connections. Calls in flight end with their contexts.
+func (r *Registry) Close() { r.transport.CloseIdleConnections() }
+
+// Config implements registry.Registry.
+func (r *Registry) Config(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	resp, err := r.get(ctx, r.config)
+	switch {
+	case code(err) == client.ErrorCodeKeyNotFound:
+		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", r.config, explain(err))
+	case resp.Node.Dir:
+		return nil, fmt.Errorf("%w: %s is a directory", registry.ErrNoConfig, r.config)
+	}
+	return []byte(resp.Node.Value), nil
+}
+
+// List implements registry.Registry.
+func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
+	nodes, index, err := r.list(ctx)
+	if err != nil {
+		return registry.Listing{}, err
+	}
+	now := time.Now()
+	l := registry.Listing{Leases: make([]lease.Lease, 0, len(nodes)), Index: index}
+	for _, n := range nodes {
+		if n == nil {
+			continue
+		}
+		if ev := decode(n, now); ev.Bad != nil {
+			l.Bad = append(l.Bad, *ev.Bad)
+		} else {
+			l.Leases = append(l.Leases, ev.Lease)
+		}
+	}
+	return l, nil
+}
+
+// list reads the directory of leases. One that does not exist is empty, and
+// etcd's refusal says at which index.
+func (r *Registry) list(ctx context.Context) (client.Nodes, uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
+	defer cancel()
+	resp, err := r.keys.Get(ctx, r.subnets, &client.GetOptions{Recursive: true, Quorum: true})
+	var refused client.Error
+	switch {
+	case errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound:
+		return nil, refused.Index, nil
+	case err != nil:
+		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, explain(err))
+	case resp.Node == nil:
+		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, errNoNode)
+	case !resp.Node.Dir:
+		return client.Nodes{resp.Node}, resp.Index, nil // decodes to a bad entry that names it
+	}
+	return resp.Node.Nodes, resp.Index, nil
+}
+
+// Get implements registry.Registry.
+func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	resp, err := r.get(ctx, r.key(subnet))
+	var refused client.Error
+	if errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound {
+		return registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: refused.Index}, Deleted: true}, nil
+	}
+	if err != nil {
+		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnet, explain(err))
+	}
+	return decode(resp.Node, time.Now()), nil
+}
+
+// get reads one key as the whole cluster knows it, not only the member asked.
+func (r *Registry) get(ctx context.Context, key string) (*client.Response, error) {
+	resp, err := r.keys.Get(ctx, key, &client.GetOptions{Quorum: true})
+	if err == nil && resp.Node == nil {
+		return nil, errNoNode
+	}
+	return resp, err
+}
+
+func (r *Registry) key(subnet netip.Prefix) string {
+	return path.Join(r.subnets, lease.Key(subnet))
+}

@@ -1,0 +1,147 @@
+package etcdv2
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	client "go.etcd.io/etcd/client/v2"
+)
+
+// maxBody bounds one answer: 20,000 leases are some 6 MB.
+const maxBody = 64 << 20
+
+var (
+	errNoNode  = errors.New("answer is not one of etcd's v2 keys API: it has no node")
+	errNoEvent = errors.New("watch was ended without an event")
+	errSilence = errors.New("watch was quiet")
+	errTooLong = fmt.Errorf("answer is longer than %d bytes", maxBody)
+)
+
+// transport is HTTP with a look at each answer before the etcd client
+// believes it.
+type transport struct {
+	*http.Transport
+	waiting func(from, to uint64) // told when a watch after index from begins to wait at store index to
+}
+
+func newTransport(e endpoints, tlsConfig *tls.Config) *transport {
+	dialer := &net.Dialer{
+		Timeout: dialTimeout,
+		// The long-poll waits on a connection without traffic.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
+	}
+	return &transport{Transport: &http.Transport{
+		Proxy: func(req *http.Request) (*url.URL, error) {
+			if _, ok := e.sockets[req.URL.Hostname()]; ok {
+				return nil, nil
+			}
+			return http.ProxyFromEnvironment(req)
+		},
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			host, _, _ := net.SplitHostPort(addr)
+			if socket, ok := e.sockets[host]; ok {
+				return dialer.DialContext(ctx, "unix", socket)
+			}
+			return dialer.DialContext(ctx, network, addr)
+		},
+		TLSClientConfig:     tlsConfig,
+		TLSHandshakeTimeout: answerTimeout,
+		IdleConnTimeout:     90 * time.Second,
+	}}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.Transport.RoundTrip(req)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", req.URL.Host, err)
+	}
+	if resp.StatusCode/100 == 2 || resp.StatusCode/100 == 4 {
+		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media != "application/json" {
+			resp.Body.Close()
+			return nil, fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
+				req.URL.Host, resp.Status, strconv.Quote(media))
+		}
+	}
+	b := &body{ReadCloser: resp.Body, left: maxBody}
+	if q := req.URL.Query(); q.Get("wait") == "true" && resp.StatusCode == http.StatusOK {
+		b.empty = errNoEvent
+		from, ferr := strconv.ParseUint(q.Get("waitIndex"), 10, 64)
+		to, terr := strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64)
+		if ferr == nil && terr == nil && from > 0 {
+			t.waiting(from-1, to)
+		}
+	}
+	resp.Body = b
+	return resp, nil
+}
+
+// body bounds an answer and, if empty is set, does not let it be empty: the
+// etcd client would ask again at once, without end.
+type body struct {
+	io.ReadCloser
+	left  int64
+	empty error
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.empty = nil
+	}
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errTooLong
+	}
+	if err == io.EOF && b.empty != nil {
+		return n, b.empty
+	}
+	return n, err
+}
+
+// code gives the code of etcd's refusal, 0 if err is none.
+func code(err error) int {
+	var refused client.Error
+	if errors.As(err, &refused) {
+		return refused.Code
+	}
+	return 0
+}
+
+// contains tells whether err, or what it says of one endpoint, is target.
+func contains(err, target error) bool {
+	var all *client.ClusterError
+	if errors.As(err, &all) {
+		for _, e := range all.Errors {
+			if errors.Is(e, target) {
+				return true
+			}
+		}
+	}
+	return errors.Is(err, target)
+}
+
+// explain puts the client's errors into one line of plain words.
+func explain(err error) error {
+	var all *client.ClusterError
+	switch {
+	case errors.As(err, &all):
+		texts := make([]string, 0, len(all.Errors))
+		for _, e := range all.Errors {
+			texts = append(texts, strings.TrimSpace(e.Error()))
+		}
+		return errors.New("no etcd endpoint answers: " + strings.Join(texts, "; "))
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("etcd did not answer in time: %w", err)
+	}
+	return err
+}

@@ -1,0 +1,191 @@
+package etcdv2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path"
+	"strings"
+	"time"
+
+	client "go.etcd.io/etcd/client/v2"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// pollTime is how long one long-poll waits before it is asked again, so that
+// a peer which died without a word is noticed. Some jitter is added, lest a
+// whole cluster asks in step after etcd was restarted.
+const pollTime = 30 * time.Second
+
+// span says that nothing happened to the leases from one index up to another.
+type span struct{ from, to uint64 }
+
+// Watch implements registry.Registry. One etcd event is one request.
+func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
+	if r.suspect.Load() {
+		if err := r.probe(ctx, index); err != nil {
+			return nil, index, err
+		}
+		r.suspect.Store(false)
+	}
+	resp, err := r.next(ctx, index)
+	if code(err) == client.ErrorCodeEventIndexCleared {
+		// etcd remembers the last 1000 events of all its users. Leases may
+		// have been quiet for much longer than that.
+		if to := r.quietUntil(index); to > index {
+			index = to
+			resp, err = r.next(ctx, index)
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, index, ctx.Err()
+	case errors.Is(err, errSilence):
+		r.suspect.Store(true)
+		return nil, index, nil
+	case code(err) == client.ErrorCodeEventIndexCleared:
+		return nil, index, fmt.Errorf("watch %s after index %d: %w", r.subnets, index, registry.ErrHistoryLost)
+	case err != nil:
+		r.suspect.Store(true)
+		return nil, index, fmt.Errorf("watch %s: %w", r.subnets, explain(err))
+	}
+	return r.events(resp)
+}
+
+// next waits for the first event after index; errSilence means that there was none for a while.
+func (r *Registry) next(ctx context.Context, index uint64) (resp *client.Response, err error) {
+	limit := r.poll + rand.N(r.poll/2)
+	poll, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	defer func() {
+		// The client dereferences the node of an answer without looking; a
+		// 200 from something that is not etcd must not end the daemon.
+		if recover() != nil {
+			resp, err = nil, errNoNode
+		}
+	}()
+	start := time.Now()
+	resp, err = r.keys.Watcher(r.subnets, &client.WatcherOptions{AfterIndex: index, Recursive: true}).Next(poll)
+	if err == nil {
+		return resp, nil
+	}
+	if poll.Err() != nil {
+		r.confirmQuiet(index)
+		return nil, errSilence
+	}
+	// A proxy may end a long-poll in its own time. At once is no such thing.
+	if contains(err, errNoEvent) && time.Since(start) > time.Second {
+		return nil, errSilence
+	}
+	return nil, err
+}
+
+// probe finds out whether etcd is there and still the one that index is from.
+// The read needs a quorum, so a member cut off from the others does not pass;
+// and it moves the client on to an endpoint that answers. An etcd that was
+// wiped or restored counts again from below: waiting there for the old index
+// would be waiting in vain.
+func (r *Registry) probe(ctx context.Context, index uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	resp, err := r.get(ctx, r.config)
+	var now uint64
+	var refused client.Error
+	switch {
+	case err == nil:
+		now = resp.Index
+	case errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound:
+		now = refused.Index
+	default:
+		return fmt.Errorf("watch %s: %w", r.subnets, explain(err))
+	}
+	if now < index {
+		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrHistoryLost)
+	}
+	return nil
+}
+
+// noteWait is told that a watch after index from began to wait when the store
+// was at index to: what happened in between, if anything, is on its way.
+func (r *Registry) noteWait(from, to uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = span{from, to}
+}
+
+// confirmQuiet is for a watch that then got nothing for the whole time.
+func (r *Registry) confirmQuiet(index uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting.from == index {
+		r.quiet = r.waiting
+	}
+}
+
+// quietUntil gives the index up to which nothing happened after index, 0 if unknown.
+func (r *Registry) quietUntil(index uint64) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.quiet.from != index {
+		return 0
+	}
+	return r.quiet.to
+}
+
+// events reads one answer of the watch.
+func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, error) {
+	n := resp.Node
+	index := n.ModifiedIndex
+	gone := resp.Action == "delete" || resp.Action == "expire" || resp.Action == "compareAndDelete"
+	rest, under := strings.CutPrefix(n.Key, r.subnets+"/")
+	switch {
+	case !under && gone:
+		// The directory of leases, or one above it: one event for all of them.
+		return nil, index, fmt.Errorf("%s was deleted: %w", n.Key, registry.ErrHistoryLost)
+	case !under:
+		return nil, index, nil // the directory was made
+	}
+	if entry, _, nested := strings.Cut(rest, "/"); nested {
+		if gone {
+			return nil, index, nil // the directory around it still is a bad entry
+		}
+		n = &client.Node{Key: path.Join(r.subnets, entry), Dir: true, ModifiedIndex: index}
+	}
+	ev := decode(n, time.Now())
+	if !gone {
+		return []registry.Event{ev}, index, nil
+	}
+	ev = registry.Event{Deleted: true}
+	if subnet, err := lease.ParseKey(rest); err == nil {
+		ev.Lease = lease.Lease{Subnet: subnet, Revision: index}
+	} else {
+		ev.Bad = &registry.Bad{Key: rest, Revision: index, Err: err}
+	}
+	return []registry.Event{ev}, index, nil
+}
+
+// decode reads a node as a lease written, or as a bad entry.
+func decode(n *client.Node, now time.Time) registry.Event {
+	key := path.Base(n.Key)
+	subnet, err := lease.ParseKey(key)
+	if err != nil {
+		return registry.Event{Bad: &registry.Bad{Key: key, Revision: n.ModifiedIndex, Err: err}}
+	}
+	ev := registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
+	if n.Dir {
+		err = errors.New("is a directory")
+	} else {
+		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))
+	}
+	if err != nil {
+		return registry.Event{Bad: &registry.Bad{Key: key, Subnet: subnet, Revision: n.ModifiedIndex, Err: err}}
+	}
+	// The time left is etcd's word, the clock is ours: so clocks need not agree.
+	if n.TTL > 0 || n.Expiration != nil {
+		ev.Lease.Expires = now.Add(n.TTLDuration())
+	}
+	return ev
+}

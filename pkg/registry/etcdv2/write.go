@@ -1,0 +1,123 @@
+package etcdv2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"time"
+
+	client "go.etcd.io/etcd/client/v2"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// Create implements registry.Registry.
+func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := r.set(ctx, r.key(subnet), a, &client.SetOptions{PrevExist: client.PrevNoExist, TTL: seconds(ttl)})
+	if err != nil {
+		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnet, err)
+	}
+	return l, nil
+}
+
+// Update implements registry.Registry.
+func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	var l lease.Lease
+	err := r.swap(ctx, prev, func(key string) (err error) {
+		l, err = r.set(ctx, key, a, &client.SetOptions{PrevIndex: prev.Revision, TTL: seconds(ttl)})
+		return err
+	})
+	if err != nil {
+		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnet, err)
+	}
+	return l, nil
+}
+
+// Delete implements registry.Registry.
+func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
+	err := r.swap(ctx, prev, func(key string) error {
+		ctx, cancel := context.WithTimeout(ctx, r.timeout)
+		defer cancel()
+		_, err := r.keys.Delete(ctx, key, &client.DeleteOptions{PrevIndex: prev.Revision})
+		return refusal(err)
+	})
+	if err != nil {
+		return fmt.Errorf("delete lease %s: %w", prev.Subnet, err)
+	}
+	return nil
+}
+
+// errGone is the conflict of a key that does not exist.
+var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)
+
+// swap does a compare-and-swap of prev's key. The key of a dual-stack host
+// has a tail that lease.Lease does not keep; such a key is searched for when
+// the plain one does not exist.
+func (r *Registry) swap(ctx context.Context, prev lease.Lease, do func(key string) error) error {
+	if prev.Revision == 0 {
+		return fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
+	}
+	err := do(r.key(prev.Subnet))
+	if !errors.Is(err, errGone) {
+		return err
+	}
+	nodes, _, lerr := r.list(ctx)
+	if lerr != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n == nil || n.ModifiedIndex != prev.Revision {
+			continue
+		}
+		// An index belongs to one write of one key, so this is the one.
+		if subnet, perr := lease.ParseKey(path.Base(n.Key)); perr == nil && subnet == prev.Subnet {
+			return do(n.Key)
+		}
+	}
+	return err
+}
+
+// set writes a lease under the conditions of opts.
+func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *client.SetOptions) (lease.Lease, error) {
+	value, err := a.Encode()
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	// Taken before asking: the time of the answer must not lengthen the lease.
+	now := time.Now()
+	resp, err := r.keys.Set(ctx, key, string(value), opts)
+	if err != nil {
+		return lease.Lease{}, refusal(err)
+	}
+	if resp.Node == nil {
+		return lease.Lease{}, errNoNode
+	}
+	ev := decode(resp.Node, now)
+	if ev.Bad != nil {
+		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Bad.Err)
+	}
+	return ev.Lease, nil
+}
+
+// refusal turns etcd's answer to a conditional write into the registry's terms.
+func refusal(err error) error {
+	switch code(err) {
+	case 0:
+		return explain(err)
+	case client.ErrorCodeKeyNotFound:
+		return errGone
+	case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist, client.ErrorCodeNotFile:
+		return registry.ErrConflict
+	}
+	return explain(err)
+}
+
+// seconds rounds up: etcd takes whole seconds, and takes 0 for "forever".
+func seconds(ttl time.Duration) time.Duration {
+	return (ttl + time.Second - 1).Truncate(time.Second)
+}

@@ -1,0 +1,293 @@
+// Package memory is a registry in this process, for tests: the same promises
+// as a real one (contract suite registrytest), and ways to break it at will.
+//
+// Time is time.Now and time.AfterFunc, so that testing/synctest controls
+// expiry. It is no store for a daemon: nothing outlives the process.
+package memory
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// Registry is an in-memory registry; New makes one.
+type Registry struct {
+	mu      sync.Mutex
+	index   uint64
+	config  []byte // nil: none
+	entries map[string]*entry
+	history []change
+	keep    int           // length of history
+	dropped uint64        // index of the last event that is forgotten
+	wake    chan struct{} // closed at each change
+	fail    error
+	hook    Hook
+}
+
+// Hook may fail one call. It is told the operation ("config", "list", "get",
+// "watch", "create", "update", "delete") and, for the last four but watch, the
+// subnet; before the call is done and after, with done telling which. An error
+// afterwards is an answer that was lost: the call has had its effect.
+type Hook func(op string, subnet netip.Prefix, done bool) error
+
+type entry struct {
+	value             string
+	created, modified uint64
+	expires           time.Time // zero: never
+	timer             *time.Timer
+}
+
+type change struct {
+	index uint64
+	event registry.Event
+	all   bool // everything was deleted
+}
+
+var _ registry.Registry = (*Registry)(nil)
+
+// New makes an empty registry that remembers the last 1000 events, as etcd v2 does.
+func New() *Registry {
+	return &Registry{entries: map[string]*entry{}, keep: 1000, wake: make(chan struct{})}
+}
+
+// SetConfig writes the network config; nil removes it.
+func (r *Registry) SetConfig(config []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.config = slices.Clone(config)
+	r.index++
+}
+
+// SetHistory bounds how many events are remembered.
+func (r *Registry) SetHistory(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keep = n
+	r.trim()
+}
+
+// SetHook has h called around each call; nil ends that.
+func (r *Registry) SetHook(h Hook) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hook = h
+}
+
+// Fail makes every call, those waiting in Watch too, fail with err, until it is nil.
+func (r *Registry) Fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fail = err
+	r.stir()
+}
+
+// Put writes anything under a key below subnets/, as an operator may. ttl 0 is forever.
+func (r *Registry) Put(key, value string, ttl time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.put(key, value, ttl, 0)
+}
+
+// Remove deletes a key below subnets/, if it is there.
+func (r *Registry) Remove(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(key)
+}
+
+// RemoveAll deletes all leases by one event.
+func (r *Registry) RemoveAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clear()
+	r.index++
+	r.record(change{index: r.index, all: true})
+}
+
+// Wipe makes the registry a new one: no config, no leases, and counting from 0.
+func (r *Registry) Wipe() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clear()
+	r.config, r.history, r.index, r.dropped = nil, nil, 0, 0
+	r.stir()
+}
+
+func (r *Registry) clear() {
+	for _, e := range r.entries {
+		e.stop()
+	}
+	r.entries = map[string]*entry{}
+}
+
+// Config implements registry.Registry.
+func (r *Registry) Config(ctx context.Context) ([]byte, error) {
+	var config []byte
+	err := r.call(ctx, "config", netip.Prefix{}, func() error {
+		if r.config == nil {
+			return registry.ErrNoConfig
+		}
+		config = slices.Clone(r.config)
+		return nil
+	})
+	return config, err
+}
+
+// List implements registry.Registry.
+func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
+	var l registry.Listing
+	err := r.call(ctx, "list", netip.Prefix{}, func() error {
+		l.Index = r.index
+		for _, key := range slices.Sorted(maps.Keys(r.entries)) {
+			if ev := r.entries[key].event(key); ev.Bad != nil {
+				l.Bad = append(l.Bad, *ev.Bad)
+			} else {
+				l.Leases = append(l.Leases, ev.Lease)
+			}
+		}
+		return nil
+	})
+	return l, err
+}
+
+// Get implements registry.Registry.
+func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+	var ev registry.Event
+	err := r.call(ctx, "get", subnet, func() error {
+		if e, ok := r.entries[lease.Key(subnet)]; ok {
+			ev = e.event(lease.Key(subnet))
+		} else {
+			ev = registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: r.index}, Deleted: true}
+		}
+		return nil
+	})
+	return ev, err
+}
+
+// Watch implements registry.Registry.
+func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
+	for {
+		var events []registry.Event
+		next := index
+		var wake chan struct{}
+		err := r.call(ctx, "watch", netip.Prefix{}, func() (err error) {
+			wake = r.wake
+			events, next, err = r.since(index)
+			return err
+		})
+		if err != nil || next > index {
+			return events, next, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, index, ctx.Err()
+		case <-wake:
+		}
+	}
+}
+
+// since gives what happened after index.
+func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
+	if index > r.index {
+		return nil, index, fmt.Errorf("index went back from %d to %d: %w", index, r.index, registry.ErrHistoryLost)
+	}
+	if index < r.dropped {
+		return nil, index, fmt.Errorf("events up to %d are forgotten: %w", r.dropped, registry.ErrHistoryLost)
+	}
+	var events []registry.Event
+	next := index
+	for _, c := range r.history {
+		if c.index <= index {
+			continue
+		}
+		if c.all {
+			return nil, index, fmt.Errorf("all leases were deleted: %w", registry.ErrHistoryLost)
+		}
+		events, next = append(events, c.event), c.index
+	}
+	return events, next, nil
+}
+
+// Create implements registry.Registry.
+func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	var l lease.Lease
+	err := r.call(ctx, "create", subnet, func() (err error) {
+		if _, ok := r.entries[lease.Key(subnet)]; ok {
+			return registry.ErrConflict
+		}
+		l, err = r.write(lease.Key(subnet), a, ttl, 0)
+		return err
+	})
+	return l, err
+}
+
+// Update implements registry.Registry.
+func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	var l lease.Lease
+	err := r.call(ctx, "update", prev.Subnet, func() (err error) {
+		key, e := r.find(prev)
+		if e == nil {
+			return registry.ErrConflict
+		}
+		l, err = r.write(key, a, ttl, e.created)
+		return err
+	})
+	return l, err
+}
+
+// Delete implements registry.Registry.
+func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
+	return r.call(ctx, "delete", prev.Subnet, func() error {
+		key, e := r.find(prev)
+		if e == nil {
+			return registry.ErrConflict
+		}
+		r.remove(key)
+		return nil
+	})
+}
+
+// find gives the entry that is still at prev's revision; its key may have a dual-stack tail.
+func (r *Registry) find(prev lease.Lease) (string, *entry) {
+	plain := lease.Key(prev.Subnet)
+	for key, e := range r.entries {
+		if e.modified == prev.Revision && (key == plain || strings.HasPrefix(key, plain+"&")) {
+			return key, e
+		}
+	}
+	return "", nil
+}
+
+// call runs do under the lock, with the failures that tests ask for around it.
+func (r *Registry) call(ctx context.Context, op string, subnet netip.Prefix, do func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	fail, hook := r.fail, r.hook
+	r.mu.Unlock()
+	if fail != nil {
+		return fail
+	}
+	if hook != nil { // without the lock: it may write
+		if err := hook(op, subnet, false); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	err := do()
+	r.mu.Unlock()
+	if err == nil && hook != nil {
+		err = hook(op, subnet, true)
+	}
+	return err
+}

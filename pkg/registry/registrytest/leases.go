@@ -1,0 +1,200 @@
+package registrytest
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+func (s *suite) lifecycle() {
+	index := s.listing().Index
+	made, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	s.must(err)
+	renewed, err := s.Registry.Update(s.ctx, made, attrs(1), ttl)
+	s.must(err)
+	changed, err := s.Registry.Update(s.ctx, renewed, attrs(2), ttl)
+	s.must(err)
+	if !made.SameAs(renewed) || made.Revision >= renewed.Revision || renewed.Revision >= changed.Revision {
+		s.Errorf("made %+v, renewed %+v, changed %+v", made, renewed, changed)
+	}
+	if changed.Created != made.Created || changed.Attrs != attrs(2) {
+		s.Errorf("made %+v, changed %+v", made, changed)
+	}
+	if got := s.only(); got.Attrs != attrs(2) || got.Revision != changed.Revision {
+		s.Errorf("listed %+v, want %+v", got, changed)
+	}
+	s.must(s.Registry.Delete(s.ctx, changed))
+	if l := s.listing(); len(l.Leases) != 0 {
+		s.Errorf("listing %+v", l)
+	}
+	events, _ := s.events(index, 4)
+	for i, want := range []lease.Lease{made, renewed, changed} {
+		if got := events[i]; got.Deleted || got.Lease.Revision != want.Revision || !got.Lease.SameAs(want) {
+			s.Errorf("event %d is %+v, want %+v", i, got, want)
+		}
+	}
+	if last := events[3]; !last.Deleted || last.Lease.Subnet != subnet7 || last.Lease.Revision <= changed.Revision {
+		s.Errorf("last event is %+v", last)
+	}
+}
+
+func (s *suite) conflicts() {
+	first, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	s.must(err)
+	_, err = s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	s.want(err, registry.ErrConflict)
+	second, err := s.Registry.Update(s.ctx, first, attrs(1), ttl)
+	s.must(err)
+	_, err = s.Registry.Update(s.ctx, first, attrs(2), ttl)
+	s.want(err, registry.ErrConflict)
+	s.want(s.Registry.Delete(s.ctx, first), registry.ErrConflict)
+	s.must(s.Registry.Delete(s.ctx, second))
+	_, err = s.Registry.Update(s.ctx, second, attrs(2), ttl)
+	s.want(err, registry.ErrConflict)
+	s.want(s.Registry.Delete(s.ctx, second), registry.ErrConflict)
+	// Without a revision nothing may be written: to etcd that would mean "whatever is there".
+	s.Put(lease.Key(subnet7), s.value(3), 0)
+	_, err = s.Registry.Update(s.ctx, lease.Lease{Subnet: subnet7}, attrs(2), ttl)
+	s.want(err, registry.ErrConflict)
+	s.want(s.Registry.Delete(s.ctx, lease.Lease{Subnet: subnet7}), registry.ErrConflict)
+	if got := s.only(); got.Attrs != attrs(3) {
+		s.Errorf("lease %+v", got)
+	}
+}
+
+func (s *suite) reservation() {
+	l, err := s.Registry.Create(s.ctx, subnet7, attrs(1), 0)
+	s.must(err)
+	for range 2 {
+		if !l.Reservation() || !s.only().Reservation() {
+			s.Errorf("%+v, listed %+v: not a reservation", l, s.only())
+		}
+		l, err = s.Registry.Update(s.ctx, l, attrs(2), 0)
+		s.must(err)
+	}
+	l, err = s.Registry.Update(s.ctx, l, attrs(2), ttl)
+	s.must(err)
+	if l.Reservation() || s.only().Reservation() {
+		s.Errorf("%+v: still a reservation", l)
+	}
+}
+
+func (s *suite) preAssigned() {
+	s.Put(lease.Key(subnet7), `{"publicip":"198.51.0.7","Unknown":[1]}`, 0)
+	l := s.only()
+	if l.Subnet != subnet7 || l.PublicIP != attrs(7).PublicIP || !l.Reservation() {
+		s.Errorf("lease %+v", l)
+	}
+	l, err := s.Registry.Update(s.ctx, l, attrs(7), 0)
+	s.must(err)
+	if got := s.only(); !got.Reservation() || got.Attrs != attrs(7) || got.Revision != l.Revision {
+		s.Errorf("lease %+v, want %+v", got, l)
+	}
+}
+
+// dualStack: the key of a dual-stack host has a tail, and writes must reach it.
+func (s *suite) dualStack() {
+	const key = "10.42.7.0-24&fd42:0:0:7::-64"
+	index := s.listing().Index
+	s.Put(key, s.value(1), ttl)
+	l := s.only()
+	if l.Subnet != subnet7 || l.Attrs != attrs(1) {
+		s.Fatalf("lease %+v", l)
+	}
+	l, err := s.Registry.Update(s.ctx, l, attrs(2), ttl)
+	s.must(err)
+	if got := s.only(); got.Attrs != attrs(2) || got.Revision != l.Revision {
+		s.Errorf("lease %+v, want %+v", got, l)
+	}
+	stale := l
+	stale.Revision--
+	s.want(s.Registry.Delete(s.ctx, stale), registry.ErrConflict)
+	s.must(s.Registry.Delete(s.ctx, l))
+	events, _ := s.events(index, 3)
+	for i, ev := range events {
+		if ev.Lease.Subnet != subnet7 || ev.Deleted != (i == 2) {
+			s.Errorf("event %d is %+v", i, ev)
+		}
+	}
+}
+
+func (s *suite) creators() {
+	var won, lost atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			_, err := s.Registry.Create(s.ctx, subnet7, attrs(i), ttl)
+			switch {
+			case err == nil:
+				won.Add(1)
+			case errors.Is(err, registry.ErrConflict):
+				lost.Add(1)
+			default:
+				s.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 || lost.Load() != 15 {
+		s.Errorf("%d won, %d lost", won.Load(), lost.Load())
+	}
+	l := s.only()
+	won.Store(0)
+	for i := range 16 {
+		wg.Go(func() {
+			if _, err := s.Registry.Update(s.ctx, l, attrs(i), ttl); err == nil {
+				won.Add(1)
+			} else if !errors.Is(err, registry.ErrConflict) {
+				s.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 {
+		s.Errorf("%d updates of one revision won", won.Load())
+	}
+}
+
+func (s *suite) ttl() {
+	near := func(what string, l lease.Lease, want time.Duration) {
+		s.Helper()
+		if got := time.Until(l.Expires); got < want-10*time.Second || got > want+time.Second {
+			s.Errorf("%s expires in %v, want %v", what, got, want)
+		}
+	}
+	l, err := s.Registry.Create(s.ctx, subnet7, attrs(1), 24*time.Hour)
+	s.must(err)
+	near("created", l, 24*time.Hour)
+	near("listed", s.only(), 24*time.Hour)
+	l, err = s.Registry.Update(s.ctx, l, attrs(1), time.Hour)
+	s.must(err)
+	near("updated", l, time.Hour)
+	ev, err := s.Registry.Get(s.ctx, subnet7)
+	s.must(err)
+	near("read", ev.Lease, time.Hour)
+	l, err = s.Registry.Update(s.ctx, l, attrs(1), 100*time.Millisecond)
+	s.must(err)
+	if l.Reservation() {
+		s.Error("100 ms became forever")
+	}
+	// A subnet of its own, with an end that is near: it goes away by itself.
+	_, err = s.Registry.Create(s.ctx, netip.MustParsePrefix("10.42.9.0/24"), attrs(1), time.Second)
+	s.must(err)
+	for s.ctx.Err() == nil && len(s.listing().Leases) > 0 {
+		s.pause()
+	}
+}
+
+func (s *suite) pause() {
+	t := time.NewTimer(50 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.ctx.Done():
+	}
+}

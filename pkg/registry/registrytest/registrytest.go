@@ -1,0 +1,292 @@
+// Package registrytest is the contract of registry.Registry as tests. Every
+// registry runs it; what one passes and another does not is a bug in one of
+// them, or a promise that is missing here.
+//
+// It needs a way round the registry (Harness) to do what operators, other
+// hosts and time do to a store.
+package registrytest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// Harness is an empty registry and a back door to its store. Keys are the
+// last elements of those below subnets/.
+type Harness struct {
+	Registry      registry.Registry
+	SetConfig     func(value string)
+	Put           func(key, value string, ttl time.Duration) // unconditional; ttl 0 is forever
+	Remove        func(key string)
+	RemoveAll     func() // the directory of leases, by one recursive deletion
+	ForgetHistory func() // make so many events that earlier ones are forgotten
+}
+
+// Run runs the contract; make gives a fresh Harness for each part.
+func Run(t *testing.T, make func(t *testing.T) Harness) {
+	for _, part := range []struct {
+		name string
+		run  func(*suite)
+	}{
+		{"config", (*suite).config},
+		{"list empty", (*suite).listEmpty},
+		{"list", (*suite).list},
+		{"list bad entries", (*suite).listBad},
+		{"list 10000", (*suite).listMany},
+		{"get", (*suite).get},
+		{"create renew delete", (*suite).lifecycle},
+		{"conflicts", (*suite).conflicts},
+		{"reservation", (*suite).reservation},
+		{"pre-assigned", (*suite).preAssigned},
+		{"dual-stack key", (*suite).dualStack},
+		{"16 creators", (*suite).creators},
+		{"ttl", (*suite).ttl},
+		{"watch", (*suite).watch},
+		{"watch from index", (*suite).watchFromIndex},
+		{"watch ends with context", (*suite).watchContext},
+		{"watch bad entries", (*suite).watchBad},
+		{"watch expiry", (*suite).watchExpiry},
+		{"watch history forgotten", (*suite).historyForgotten},
+		{"watch all deleted", (*suite).allDeleted},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			t.Cleanup(cancel)
+			part.run(&suite{T: t, Harness: make(t), ctx: ctx})
+		})
+	}
+}
+
+type suite struct {
+	*testing.T
+	Harness
+	ctx context.Context
+}
+
+const ttl = time.Hour
+
+var (
+	subnet7 = netip.MustParsePrefix("10.42.7.0/24")
+	subnet8 = netip.MustParsePrefix("10.42.8.0/24")
+)
+
+// attrs gives attributes that differ by n.
+func attrs(n int) lease.Attrs {
+	return lease.Attrs{
+		PublicIP:    netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)}),
+		BackendType: "vxlan",
+		BackendData: fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:00:%02x:%02x"}`, n>>8, n&255),
+	}
+}
+
+func (s *suite) value(n int) string {
+	s.Helper()
+	b, err := attrs(n).Encode()
+	s.must(err)
+	return string(b)
+}
+
+func (s *suite) must(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+func (s *suite) want(err, target error) {
+	s.Helper()
+	if !errors.Is(err, target) {
+		s.Fatalf("error %v, want %v", err, target)
+	}
+}
+
+func (s *suite) listing() registry.Listing {
+	s.Helper()
+	l, err := s.Registry.List(s.ctx)
+	s.must(err)
+	return l
+}
+
+// only gives the one lease there is.
+func (s *suite) only() lease.Lease {
+	s.Helper()
+	l := s.listing()
+	if len(l.Leases) != 1 {
+		s.Fatalf("listing %+v, want one lease", l)
+	}
+	return l.Leases[0]
+}
+
+// events waits for n events after index.
+func (s *suite) events(index uint64, n int) ([]registry.Event, uint64) {
+	s.Helper()
+	var all []registry.Event
+	for len(all) < n {
+		events, next, err := s.Registry.Watch(s.ctx, index)
+		if err != nil {
+			s.Fatalf("after %+v: %v", all, err)
+		}
+		if next < index {
+			s.Fatalf("watch after %d went back to %d", index, next)
+		}
+		all, index = append(all, events...), next
+	}
+	if len(all) > n {
+		s.Fatalf("%d events, want %d: %+v", len(all), n, all)
+	}
+	return all, index
+}
+
+func (s *suite) config() {
+	_, err := s.Registry.Config(s.ctx)
+	s.want(err, registry.ErrNoConfig)
+	for _, v := range []string{`{"Network":"10.42.0.0/16"}`, "", "not JSON\x00ü&=%"} {
+		s.SetConfig(v)
+		got, err := s.Registry.Config(s.ctx)
+		s.must(err)
+		if string(got) != v {
+			s.Errorf("config %q, want %q", got, v)
+		}
+	}
+}
+
+func (s *suite) listEmpty() {
+	l := s.listing()
+	if len(l.Leases)+len(l.Bad) != 0 {
+		s.Errorf("listing %+v of an empty registry", l)
+	}
+	_, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	s.must(err)
+	events, _ := s.events(l.Index, 1)
+	if events[0].Lease.Subnet != subnet7 {
+		s.Errorf("event %+v", events[0])
+	}
+}
+
+func (s *suite) list() {
+	for i := range 20 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), 0}), 24)
+		_, err := s.Registry.Create(s.ctx, p, attrs(i), ttl)
+		s.must(err)
+	}
+	l := s.listing()
+	slices.SortFunc(l.Leases, func(a, b lease.Lease) int { return lease.ComparePrefix(a.Subnet, b.Subnet) })
+	for i, got := range l.Leases {
+		if got.Subnet.Addr().As4()[2] != byte(i) || got.Attrs != attrs(i) || got.Revision == 0 || got.Created != got.Revision {
+			s.Errorf("lease %d is %+v", i, got)
+		}
+	}
+	if len(l.Leases) != 20 || len(l.Bad) != 0 {
+		s.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
+	}
+}
+
+// badValues are the keys and values of entries that are no leases; true where the key alone is good.
+func badValues() map[string]struct {
+	value string
+	good  bool
+} {
+	type bad = struct {
+		value string
+		good  bool
+	}
+	huge := make([]byte, 1<<20)
+	for i := range huge {
+		huge[i] = 'x'
+	}
+	return map[string]bad{
+		"10.42.1.0-24":   {"", true},
+		"10.42.2.0-24":   {"{", true},
+		"10.42.3.0-24":   {"null", true},
+		"10.42.4.0-24":   {`{"PublicIP":"fe80::1"}`, true},
+		"10.42.5.0-24":   {string(huge), true},
+		"10.42.6.0-33":   {`{"PublicIP":"198.51.100.1"}`, false},
+		"10.42.6.1-24":   {`{"PublicIP":"198.51.100.1"}`, false},
+		"operator notes": {"call me", false},
+		"10.42.6.0_24":   {`{"PublicIP":"198.51.100.1"}`, false},
+		"ü&=%?#.x":       {"x", false},
+	}
+}
+
+func (s *suite) listBad() {
+	for key, b := range badValues() {
+		s.Put(key, b.value, 0)
+	}
+	_, err := s.Registry.Create(s.ctx, subnet7, attrs(7), ttl)
+	s.must(err)
+	if got := s.only(); got.Attrs != attrs(7) {
+		s.Errorf("lease %+v", got)
+	}
+	found := s.listing().Bad
+	if len(found) != len(badValues()) {
+		s.Errorf("%d bad entries, want %d", len(found), len(badValues()))
+	}
+	for _, b := range found {
+		given, ok := badValues()[b.Key]
+		if !ok || b.Err == nil || b.Revision == 0 || b.Subnet.IsValid() != given.good {
+			s.Errorf("bad entry %+v", b)
+		}
+		if b.Err != nil && len(b.Err.Error()) > 300 {
+			s.Errorf("key %s: message of %d bytes", b.Key, len(b.Err.Error()))
+		}
+	}
+}
+
+func (s *suite) listMany() {
+	if testing.Short() {
+		s.Skip("slow")
+	}
+	const n = 10000
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			for i := w; i < n; i += 16 {
+				p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+				if _, err := s.Registry.Create(s.ctx, p, attrs(i), ttl); err != nil {
+					s.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := len(s.listing().Leases); got != n {
+		s.Errorf("%d leases, want %d", got, n)
+	}
+}
+
+func (s *suite) get() {
+	ev, err := s.Registry.Get(s.ctx, subnet7)
+	s.must(err)
+	if !ev.Deleted || ev.Lease.Subnet != subnet7 {
+		s.Errorf("missing key: %+v", ev)
+	}
+	l, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	s.must(err)
+	ev, err = s.Registry.Get(s.ctx, subnet7)
+	s.must(err)
+	if ev.Deleted || ev.Bad != nil || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
+		s.Errorf("got %+v, want %+v", ev, l)
+	}
+	s.Put(lease.Key(subnet7), "nonsense", ttl)
+	ev, err = s.Registry.Get(s.ctx, subnet7)
+	s.must(err)
+	if ev.Bad == nil || ev.Bad.Subnet != subnet7 || ev.Bad.Revision <= l.Revision {
+		s.Fatalf("bad value: %+v", ev)
+	}
+	// The revision of a bad entry is good enough to put it right.
+	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs(1), ttl)
+	s.must(err)
+	if got := s.only(); !got.SameAs(l) {
+		s.Errorf("got %+v, want %+v", got, l)
+	}
+}

@@ -1,0 +1,164 @@
+package registrytest
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// watch: a watch that waits is told, by writes of the registry and of others.
+func (s *suite) watch() {
+	index := s.listing().Index
+	type result struct {
+		events []registry.Event
+		err    error
+	}
+	got := make(chan result, 1)
+	go func() {
+		var r result
+		for r.err == nil && len(r.events) == 0 {
+			r.events, index, r.err = s.Registry.Watch(s.ctx, index)
+		}
+		got <- r
+	}()
+	s.Put(lease.Key(subnet8), s.value(8), ttl)
+	r := <-got
+	if r.err != nil || len(r.events) != 1 || r.events[0].Lease.Attrs != attrs(8) {
+		s.Fatalf("watch returned %+v", r)
+	}
+	_, err := s.Registry.Create(s.ctx, subnet7, attrs(7), ttl)
+	s.must(err)
+	s.Put(lease.Key(subnet7), s.value(9), 0)
+	s.Remove(lease.Key(subnet8))
+	events, _ := s.events(index, 3)
+	if events[0].Lease.Attrs != attrs(7) || events[1].Lease.Attrs != attrs(9) || !events[1].Lease.Reservation() {
+		s.Errorf("events %+v", events)
+	}
+	if !events[2].Deleted || events[2].Lease.Subnet != subnet8 {
+		s.Errorf("last event %+v", events[2])
+	}
+}
+
+// watchFromIndex: what happened while nobody watched is told later, once and in order.
+func (s *suite) watchFromIndex() {
+	index := s.listing().Index
+	const n = 50
+	for i := range n {
+		s.Put(lease.Key(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), 0}), 24)), s.value(i), ttl)
+	}
+	events, next := s.events(index, n)
+	for i, ev := range events {
+		if ev.Lease.Attrs != attrs(i) {
+			s.Fatalf("event %d is %+v", i, ev)
+		}
+	}
+	again, _ := s.events(events[n-2].Lease.Revision, 1)
+	if again[0].Lease.Revision != events[n-1].Lease.Revision {
+		s.Errorf("after the last but one: %+v", again)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, 200*time.Millisecond)
+	defer cancel()
+	if more, _, err := s.Registry.Watch(ctx, next); len(more) != 0 || (err != nil && ctx.Err() == nil) {
+		s.Errorf("after the last: %+v, %v", more, err)
+	}
+}
+
+func (s *suite) watchContext() {
+	index := s.listing().Index
+	ctx, cancel := context.WithCancel(s.ctx)
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := s.Registry.Watch(ctx, index)
+		done <- err
+	}()
+	s.pause()
+	cancel()
+	select {
+	case err := <-done:
+		s.want(err, context.Canceled)
+	case <-time.After(5 * time.Second):
+		s.Error("watch goes on without its context")
+	}
+	_, err := s.Registry.List(ctx)
+	s.want(err, context.Canceled)
+}
+
+// watchBad: entries that are no leases are told, and hold nothing up.
+func (s *suite) watchBad() {
+	index := s.listing().Index
+	for key, b := range badValues() {
+		s.Put(key, b.value, 0)
+	}
+	s.Put(lease.Key(subnet7), s.value(7), ttl)
+	events, index := s.events(index, len(badValues())+1)
+	for _, ev := range events[:len(badValues())] {
+		given, ok := badValues()[ev.Bad.Key]
+		if !ok || ev.Deleted || ev.Bad.Err == nil || ev.Bad.Subnet.IsValid() != given.good {
+			s.Errorf("event %+v", ev)
+		}
+	}
+	if last := events[len(badValues())]; last.Lease.Attrs != attrs(7) {
+		s.Errorf("last event %+v", last)
+	}
+	for key := range badValues() {
+		s.Remove(key)
+	}
+	events, _ = s.events(index, len(badValues()))
+	for _, ev := range events {
+		if !ev.Deleted || (ev.Bad == nil) != ev.Lease.Subnet.IsValid() {
+			s.Errorf("event %+v", ev)
+		}
+		if ev.Bad != nil {
+			if given, ok := badValues()[ev.Bad.Key]; !ok || given.good {
+				s.Errorf("event %+v", ev)
+			}
+		}
+	}
+}
+
+func (s *suite) watchExpiry() {
+	index := s.listing().Index
+	l, err := s.Registry.Create(s.ctx, subnet7, attrs(7), time.Second)
+	s.must(err)
+	events, _ := s.events(index, 2)
+	if gone := events[1]; !gone.Deleted || gone.Lease.Subnet != subnet7 || gone.Lease.Revision <= l.Revision {
+		s.Errorf("event %+v", gone)
+	}
+}
+
+func (s *suite) historyForgotten() {
+	index := s.listing().Index
+	s.Put(lease.Key(subnet7), s.value(7), ttl)
+	s.ForgetHistory()
+	_, _, err := s.Registry.Watch(s.ctx, index)
+	s.want(err, registry.ErrHistoryLost)
+	l := s.listing()
+	s.Put(lease.Key(subnet8), s.value(8), ttl)
+	events, _ := s.events(l.Index, 1)
+	if events[0].Lease.Subnet != subnet8 {
+		s.Errorf("event %+v", events[0])
+	}
+}
+
+func (s *suite) allDeleted() {
+	s.Put(lease.Key(subnet7), s.value(7), ttl)
+	s.Put(lease.Key(subnet8), s.value(8), ttl)
+	index := s.listing().Index
+	s.RemoveAll()
+	_, _, err := s.Registry.Watch(s.ctx, index)
+	s.want(err, registry.ErrHistoryLost)
+	l := s.listing()
+	if len(l.Leases) != 0 {
+		s.Errorf("listing %+v", l)
+	}
+	_, err = s.Registry.Create(s.ctx, subnet7, attrs(7), ttl)
+	s.must(err)
+	// The directory comes to be again by the way; that is no event of a lease.
+	events, _ := s.events(l.Index, 1)
+	if events[0].Lease.Attrs != attrs(7) {
+		s.Errorf("event %+v", events[0])
+	}
+}

@@ -1,0 +1,210 @@
+package subnet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// attempts is how often in a row other hosts may be faster before Acquire
+// gives up.
+const attempts = 10
+
+// Acquire leases a subnet: the one that this host has or is reserved, else
+// the previous one, else a random free one. The listing is the one the choice
+// was made from; it is older than the lease.
+//
+// attrs gives what to publish, from what the lease that is taken up again said
+// (zero if there is none), so that a MAC can be kept; its PublicIP need not be
+// set. While the registry is away, or the pool is full, Acquire says so once
+// and waits. Errors are those of ctx and attrs, and that ten attempts in a row
+// met other hosts' writes.
+func Acquire(ctx context.Context, o Options, attrs func(previous lease.Attrs) (lease.Attrs, error)) (lease.Lease, registry.Listing, error) {
+	q := acquisition{Options: o, attrs: attrs, away: outage{log: o.Log}, said: map[string]bool{}}
+	if o.Previous.IsValid() && !o.Pool.Fits(o.Previous) {
+		o.Log.Warn("previous subnet does not fit the network config, ignoring it", "subnet", o.Previous, "network", o.Pool.Network)
+	}
+	for conflicts := 0; ; {
+		l, listing, err := q.attempt(ctx)
+		var theirs *attrsError
+		var exhausted *exhaustedError
+		delay := between(time.Second/2, time.Second)
+		switch {
+		case err == nil:
+			return l, listing, nil
+		case ctx.Err() != nil:
+			return lease.Lease{}, registry.Listing{}, ctx.Err()
+		case errors.As(err, &theirs):
+			return lease.Lease{}, registry.Listing{}, theirs.err
+		case errors.Is(err, registry.ErrConflict):
+			if conflicts++; conflicts == attempts {
+				return lease.Lease{}, registry.Listing{}, fmt.Errorf("lease a subnet: %d attempts in a row were overtaken by other hosts: %w", attempts, err)
+			}
+			delay = between(0, time.Duration(conflicts)*20*time.Millisecond)
+		case errors.As(err, &exhausted):
+			q.once(slog.LevelError, "cannot lease a subnet, waiting for a free one", "err", err)
+			conflicts = 0
+			delay = between(5*time.Second, 10*time.Second)
+		default:
+			q.away.begin(err)
+		}
+		if err := pause(ctx, delay); err != nil {
+			return lease.Lease{}, registry.Listing{}, err
+		}
+	}
+}
+
+// acquisition is one call of Acquire.
+type acquisition struct {
+	Options
+	attrs func(previous lease.Attrs) (lease.Attrs, error)
+	away  outage
+	said  map[string]bool
+}
+
+// once says something the first time that it is so.
+func (q *acquisition) once(level slog.Level, msg string, args ...any) {
+	if !q.said[msg] {
+		q.said[msg] = true
+		q.Log.Log(context.Background(), level, msg, args...)
+	}
+}
+
+// attrsError is an error of the caller's own function.
+type attrsError struct{ err error }
+
+func (e *attrsError) Error() string { return e.err.Error() }
+
+// exhaustedError: no subnet is free.
+type exhaustedError struct {
+	pool   lease.Pool
+	leased int
+}
+
+func (e *exhaustedError) Error() string {
+	return fmt.Sprintf("out of subnets: network %s has %d subnets of length %d (%s to %s), and %d leases leave none of them free",
+		e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased)
+}
+
+// attempt lists, chooses and writes once.
+func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listing, error) {
+	listing, err := q.Registry.List(ctx)
+	if err != nil {
+		return lease.Lease{}, listing, err
+	}
+	q.away.end()
+	mine, ok := q.mine(listing)
+	a, err := q.attrs(mine.Attrs)
+	if err != nil {
+		return lease.Lease{}, listing, &attrsError{err}
+	}
+	a.PublicIP = q.PublicIP
+	if ok {
+		l, err := q.reuse(ctx, mine, a)
+		return l, listing, err
+	}
+	if err := q.clear(ctx, &listing); err != nil {
+		return lease.Lease{}, listing, err
+	}
+	subnet, err := q.choose(listing)
+	if err != nil {
+		return lease.Lease{}, listing, err
+	}
+	l, err := q.Registry.Create(ctx, subnet, a, q.TTL)
+	if err == nil {
+		q.Log.Info("allocated lease to current node", "subnet", l.Subnet, "public_ip", q.PublicIP)
+	}
+	return l, listing, err
+}
+
+// mine gives the lease to take up again. Of several, what an operator
+// reserved goes first, then where this host's containers are, then the oldest.
+func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
+	var fit []lease.Lease
+	for _, l := range listing.Leases {
+		if l.PublicIP == q.PublicIP && q.Pool.Fits(l.Subnet) {
+			fit = append(fit, l)
+		}
+	}
+	if len(fit) == 0 {
+		return lease.Lease{}, false
+	}
+	rank := func(l lease.Lease) int {
+		switch {
+		case l.Reservation():
+			return 0
+		case l.Subnet == q.Previous:
+			return 1
+		}
+		return 2
+	}
+	return slices.MinFunc(fit, func(a, b lease.Lease) int {
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), lease.ComparePrefix(a.Subnet, b.Subnet))
+	}), true
+}
+
+// reuse renews a lease that this host already has; a reservation stays one.
+func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs) (lease.Lease, error) {
+	ttl := q.TTL
+	if mine.Reservation() {
+		ttl = 0
+	}
+	l, err := q.Registry.Update(ctx, mine, a, ttl)
+	if err == nil {
+		q.Log.Info("found lease for current IP, reusing", "subnet", l.Subnet, "public_ip", q.PublicIP, "reservation", l.Reservation())
+	}
+	return l, err
+}
+
+// clear deletes this host's leases, none of which fits the network config any
+// more. A reservation is the operator's and stays.
+func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
+	for _, l := range slices.Clone(listing.Leases) {
+		if l.PublicIP != q.PublicIP {
+			continue
+		}
+		if l.Reservation() {
+			q.once(slog.LevelWarn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnet, "network", q.Pool.Network)
+			continue
+		}
+		if err := q.Registry.Delete(ctx, l); err != nil {
+			return err
+		}
+		q.Log.Info("deleted lease of this host that does not fit the network config", "subnet", l.Subnet, "network", q.Pool.Network)
+		listing.Leases = slices.DeleteFunc(listing.Leases, func(x lease.Lease) bool { return x.Subnet == l.Subnet })
+	}
+	return nil
+}
+
+// choose gives the previous subnet if it is free, else a random free one.
+func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
+	taken := make([]netip.Prefix, 0, len(listing.Leases))
+	for _, l := range listing.Leases {
+		taken = append(taken, l.Subnet)
+	}
+	for _, b := range listing.Bad {
+		if b.Subnet.IsValid() { // nobody knows whose, but somebody's
+			taken = append(taken, b.Subnet)
+		}
+	}
+	if q.Pool.Fits(q.Previous) {
+		if !slices.ContainsFunc(taken, q.Previous.Overlaps) {
+			return q.Previous, nil
+		}
+		q.once(slog.LevelWarn, "previous subnet is leased by another host now, taking a new one", "subnet", q.Previous)
+	}
+	subnet, ok := q.Pool.Pick(taken, rand.Uint64N)
+	if !ok {
+		return netip.Prefix{}, &exhaustedError{q.Pool, len(taken)}
+	}
+	return subnet, nil
+}

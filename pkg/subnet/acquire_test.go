@@ -1,0 +1,197 @@
+package subnet_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/subnet"
+)
+
+func TestAcquire(t *testing.T) {
+	anywhere := netip.Prefix{}
+	for _, c := range []struct {
+		name     string
+		puts     map[string]string // with a TTL
+		reserved map[string]string // without
+		previous string
+		want     netip.Prefix
+		mac      int // in the lease afterwards
+		reserve  bool
+		gone     string // deleted
+		log      string
+	}{
+		{name: "empty registry", want: anywhere, mac: 1, log: "allocated lease"},
+		{name: "own lease", puts: map[string]string{"10.42.9.0-24": value(me, 5)}, previous: "10.42.3.0/24",
+			want: prefix("10.42.9.0/24"), mac: 5, log: "reusing"},
+		{name: "reservation", reserved: map[string]string{"10.42.9.0-24": value(me, 5)},
+			want: prefix("10.42.9.0/24"), mac: 5, reserve: true, log: "reusing"},
+		{name: "pre-assigned", reserved: map[string]string{"10.42.9.0-24": `{"PublicIP":"198.51.100.7"}`},
+			want: prefix("10.42.9.0/24"), mac: 1, reserve: true},
+		{name: "reservation before previous", puts: map[string]string{"10.42.3.0-24": value(me, 4)},
+			reserved: map[string]string{"10.42.9.0-24": value(me, 5)}, previous: "10.42.3.0/24",
+			want: prefix("10.42.9.0/24"), mac: 5, reserve: true},
+		{name: "previous of two own", puts: map[string]string{"10.42.2.0-24": value(me, 2), "10.42.3.0-24": value(me, 3)},
+			previous: "10.42.3.0/24", want: prefix("10.42.3.0/24"), mac: 3},
+		{name: "own lease does not fit", puts: map[string]string{"10.42.9.0-25": value(me, 5)},
+			want: anywhere, mac: 1, gone: "10.42.9.0/25"},
+		{name: "own lease outside", puts: map[string]string{"10.43.9.0-24": value(me, 5)}, previous: "10.42.3.0/24",
+			want: prefix("10.42.3.0/24"), mac: 1, gone: "10.43.9.0/24"},
+		{name: "reservation does not fit", reserved: map[string]string{"10.43.9.0-24": value(me, 5)},
+			want: anywhere, mac: 1, log: "reservation for this host does not fit"},
+		{name: "previous", previous: "10.42.3.0/24", want: prefix("10.42.3.0/24"), mac: 1},
+		{name: "previous does not fit", previous: "10.42.3.0/25", want: anywhere, mac: 1, log: "previous subnet does not fit"},
+		{name: "previous held", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
+			want: anywhere, mac: 1, log: "previous subnet is leased by another"},
+		{name: "previous overlapped", puts: map[string]string{"10.42.3.128-25": value(them, 8)}, previous: "10.42.3.0/24",
+			want: anywhere, mac: 1},
+		{name: "previous held by nonsense", puts: map[string]string{"10.42.3.0-24": "?"}, previous: "10.42.3.0/24",
+			want: anywhere, mac: 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				for k, v := range c.puts {
+					f.reg.Put(k, v, time.Hour)
+				}
+				for k, v := range c.reserved {
+					f.reg.Put(k, v, 0)
+				}
+				if c.previous != "" {
+					f.Previous = prefix(c.previous)
+				}
+				l := f.mustAcquire()
+				if !f.Pool.Fits(l.Subnet) || (c.want.IsValid() && l.Subnet != c.want) || (!c.want.IsValid() && c.previous == l.Subnet.String()) {
+					t.Errorf("leased %s, want %s", l.Subnet, c.want)
+				}
+				if l.Attrs != attrsOf(me, c.mac) || l.Reservation() != c.reserve {
+					t.Errorf("lease %+v", l)
+				}
+				if left := time.Until(l.Expires); !c.reserve && left != ttl {
+					t.Errorf("expires in %v", left)
+				}
+				if held := f.held(l.Subnet); held != l {
+					t.Errorf("registry holds %+v, want %+v", held, l)
+				}
+				if c.gone != "" && f.held(prefix(c.gone)).Subnet.IsValid() {
+					t.Errorf("%s is still there", c.gone)
+				}
+				if c.log != "" {
+					f.says(c.log, 1)
+				}
+				if again := f.mustAcquire(); again.Subnet != l.Subnet || again.Attrs != l.Attrs {
+					t.Errorf("after a restart %+v, before %+v", again, l)
+				}
+			})
+		})
+	}
+}
+
+func TestAcquireWaitsForRegistry(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.reg.Fail(away)
+		done := make(chan lease.Lease, 1)
+		go func() { done <- f.mustAcquire() }()
+		elapse(time.Hour)
+		f.reg.Fail(nil)
+		start := time.Now()
+		<-done
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("joined %v after the registry came", d)
+		}
+		f.says("does not answer", 1)
+		f.says("answers again", 1)
+	})
+}
+
+// An answer that was lost makes our own write look like somebody else's.
+func TestAcquireLostAnswer(t *testing.T) {
+	for _, op := range []string{"create", "update", "delete"} {
+		t.Run(op, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				switch op {
+				case "update":
+					f.reg.Put("10.42.9.0-24", value(me, 1), time.Hour)
+				case "delete":
+					f.reg.Put("10.43.9.0-24", value(me, 1), time.Hour)
+				}
+				lost := false
+				f.reg.SetHook(func(o string, _ netip.Prefix, done bool) error {
+					if o == op && done && !lost {
+						lost = true
+						return away
+					}
+					return nil
+				})
+				l := f.mustAcquire()
+				listing, err := f.reg.List(f.Context())
+				if err != nil || len(listing.Leases) != 1 || listing.Leases[0] != l {
+					t.Errorf("leased %+v, registry holds %+v (%v)", l, listing, err)
+				}
+			})
+		})
+	}
+}
+
+func TestAcquireConflicts(t *testing.T) {
+	for _, c := range []struct {
+		times int
+		ok    bool
+	}{{9, true}, {10, false}} {
+		in(t, func(f *fixture) {
+			n := 0
+			f.reg.SetHook(func(op string, p netip.Prefix, done bool) error {
+				if op == "create" && !done && n < c.times {
+					n++
+					f.reg.Put(lease.Key(p), value(them, n), time.Hour)
+				}
+				return nil
+			})
+			start := time.Now()
+			_, err := f.acquire(f.Context())
+			if (err == nil) != c.ok || (err != nil && (!errors.Is(err, registry.ErrConflict) || !strings.Contains(err.Error(), "10 attempts"))) {
+				t.Errorf("%d conflicts: %v", c.times, err)
+			}
+			if d := time.Since(start); d > 2*time.Second {
+				t.Errorf("%d conflicts took %v", c.times, d)
+			}
+		})
+	}
+}
+
+func TestAcquireExhausted(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.Pool = pool("10.42.0.0/22", 24, "10.42.1.0", "10.42.3.0")
+		f.reg.Put("10.42.0.0-23", value(them, 1), 0)
+		f.reg.Put("10.42.2.0-24", value(them, 2), time.Hour)
+		f.reg.Put("10.42.3.0-24", "nonsense", 0)
+		done := make(chan lease.Lease, 1)
+		go func() { done <- f.mustAcquire() }()
+		elapse(30 * time.Minute)
+		f.says("waiting for a free one", 1)
+		f.says("network 10.42.0.0/22 has 3 subnets of length 24 (10.42.1.0 to 10.42.3.0), and 3 leases", 1)
+		if l := <-done; l.Subnet != prefix("10.42.2.0/24") {
+			t.Errorf("leased %s", l.Subnet)
+		}
+	})
+}
+
+func TestAcquireErrors(t *testing.T) {
+	in(t, func(f *fixture) {
+		mine := errors.New("no MAC")
+		_, _, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, mine })
+		if !errors.Is(err, mine) {
+			t.Error(err)
+		}
+		f.reg.Fail(away)
+		ctx, cancel := context.WithTimeout(f.Context(), time.Minute)
+		defer cancel()
+		if _, err := f.acquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,47 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"flanneld/pkg/registry"
+)
+
+// WaitConfig waits until the registry holds a network config that parse
+// accepts, and returns what parse made of it. What stands in the way is said
+// once, and again when it is something else. The only error is that of ctx.
+func WaitConfig[T any](ctx context.Context, reg registry.Registry, log *slog.Logger, parse func([]byte) (T, error)) (T, error) {
+	away := outage{log: log}
+	said := ""
+	say := func(msg string, err error) {
+		if text := msg + err.Error(); text != said {
+			log.Warn(msg, "err", err)
+			said = text
+		}
+	}
+	for {
+		raw, err := reg.Config(ctx)
+		switch {
+		case err == nil:
+			away.end()
+			config, err := parse(raw)
+			if err == nil {
+				return config, nil
+			}
+			say("network config is invalid, waiting for a better one", err)
+		case ctx.Err() != nil:
+		case errors.Is(err, registry.ErrNoConfig):
+			away.end()
+			say("network config is missing, waiting for it", err)
+		default:
+			away.begin(err)
+			said = ""
+		}
+		if err := pause(ctx, between(time.Second/2, time.Second)); err != nil {
+			var none T
+			return none, err
+		}
+	}
+}

@@ -1,0 +1,69 @@
+package subnet_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/subnet"
+)
+
+func TestWaitConfig(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.reg.Fail(away)
+		got := make(chan string, 1)
+		go func() {
+			c, err := subnet.WaitConfig(f.Context(), f.reg, f.Log, func(raw []byte) (string, error) {
+				if string(raw) != "good" {
+					return "", errors.New("Network is missing in " + string(raw))
+				}
+				return string(raw), nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			got <- c
+		}()
+		elapse(30 * time.Second)
+		f.says("does not answer", 1)
+		f.reg.Fail(nil)
+		elapse(10 * time.Second)
+		f.says("answers again", 1)
+		f.says("config is missing", 1)
+		f.reg.SetConfig([]byte("bad"))
+		elapse(10 * time.Second)
+		f.says("config is invalid", 1)
+		f.reg.SetConfig([]byte("worse"))
+		elapse(10 * time.Second)
+		f.says("config is invalid", 2)
+		f.reg.SetConfig(nil)
+		elapse(10 * time.Second)
+		f.says("config is missing", 2)
+		f.reg.SetConfig([]byte("good"))
+		start := time.Now()
+		if c := <-got; c != "good" {
+			t.Errorf("config %q", c)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("noticed the config after %v", d)
+		}
+	})
+}
+
+func TestWaitConfigEndsWithContext(t *testing.T) {
+	in(t, func(f *fixture) {
+		ctx, cancel := context.WithCancel(f.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := subnet.WaitConfig(ctx, f.reg, f.Log, func([]byte) (int, error) { return 0, nil })
+			done <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}

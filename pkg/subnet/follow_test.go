@@ -1,0 +1,306 @@
+package subnet_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/memory"
+	"flanneld/pkg/subnet"
+)
+
+// following is a host that runs Follow.
+type following struct {
+	*fixture
+	own lease.Lease
+
+	mu    sync.Mutex
+	views []lease.View
+	last  subnet.Status
+}
+
+func (w *following) emit(v lease.View) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.views = append(w.views, v)
+}
+
+func (w *following) report(s subnet.Status) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last = s
+}
+
+// take gives the views emitted since the last call.
+func (w *following) take() []lease.View {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	views := w.views
+	w.views = nil
+	return views
+}
+
+func (w *following) status() subnet.Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.last
+}
+
+// follow acquires and follows until the test ends.
+func (f *fixture) follow() *following {
+	f.Helper()
+	w := &following{fixture: f}
+	f.Report = w.report
+	l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return attrsOf(me, 1), nil })
+	if err != nil {
+		f.Fatal(err)
+	}
+	w.own = l
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		subnet.Follow(ctx, f.Options, l, listing, w.emit)
+	}()
+	f.Cleanup(func() { cancel(); <-done })
+	synctest.Wait()
+	return w
+}
+
+// expect takes the views emitted since the last time: there must be n of them
+// and the last must have these peers.
+func (w *following) expect(n int, peers ...string) {
+	w.Helper()
+	synctest.Wait()
+	views := w.take()
+	if len(views) != n {
+		w.Fatalf("%d views, want %d: %+v\n%s", len(views), n, views, w.log)
+	}
+	if n == 0 {
+		return
+	}
+	v := views[n-1]
+	var got []string
+	for _, p := range v.Peers {
+		got = append(got, p.Subnet.String())
+	}
+	if !slices.Equal(got, peers) || !v.Complete {
+		w.Errorf("view %+v, want peers %v", v, peers)
+	}
+}
+
+func following1(t *testing.T, test func(w *following)) {
+	t.Helper()
+	in(t, func(f *fixture) {
+		f.Previous = prefix("10.42.7.0/24")
+		f.reg.Put("10.42.8.0-24", value(them, 8), 0)
+		w := f.follow()
+		w.expect(1, "10.42.8.0/24")
+		elapse(time.Second)
+		w.expect(0)
+		test(w)
+	})
+}
+
+func TestFollowPeers(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl) // a renewal
+		elapse(time.Second)
+		w.expect(0)
+		w.reg.Put("10.42.9.0-24", value(them, 10), ttl) // another MAC
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		w.reg.Remove("10.42.8.0-24")
+		elapse(time.Second)
+		w.expect(1, "10.42.9.0/24")
+		elapse(ttl) // expires
+		w.expect(1)
+		for i := range 200 {
+			w.reg.Put(fmt.Sprintf("10.42.%d.0-24", i+10), value(them, i), 0)
+		}
+		elapse(time.Second)
+		if views := w.take(); len(views) != 1 || len(views[0].Peers) != 200 {
+			t.Errorf("200 joins at once made %d views", len(w.views))
+		}
+	})
+}
+
+// A lease that this host left behind must not draw traffic for itself into the tunnel.
+func TestFollowLeavesOutOwnOldLeases(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.9.0-24", value(me, 9), ttl)
+		w.reg.Put("10.42.10.0-24", value(them, 10), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
+	})
+}
+
+func TestFollowRegistryAway(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Fail(away)
+		elapse(time.Hour)
+		w.says("does not answer", 1)
+		if w.status().AwaySince.IsZero() {
+			t.Error("status does not say that the registry is away")
+		}
+		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		w.reg.Fail(nil)
+		elapse(6 * time.Second)
+		w.says("answers again", 1)
+		w.says("outage=1h0m", 1)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		if !w.status().AwaySince.IsZero() {
+			t.Error("status says that the registry is away")
+		}
+	})
+}
+
+func TestFollowHistoryLost(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Fail(away)
+		elapse(time.Minute)
+		w.reg.Put("10.42.8.0-24", value(them, 88), 0) // changed
+		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		w.reg.SetHistory(0)
+		w.reg.Fail(nil)
+		elapse(10 * time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		w.says("listing all leases again", 1)
+		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		elapse(10 * time.Second)
+		w.expect(0)
+	})
+}
+
+// All keys deleted by somebody: every host's own key comes back.
+func TestFollowAllDeleted(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.RemoveAll()
+		elapse(time.Second)
+		w.expect(1)
+		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+			t.Errorf("registry holds %+v", held)
+		}
+		w.says("own lease is gone", 1)
+		w.reg.Put("10.42.8.0-24", value(them, 8), 0)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24")
+	})
+}
+
+// A new registry in the place of the old one counts from 0 again.
+func TestFollowWiped(t *testing.T) {
+	following1(t, func(w *following) {
+		for range 50 {
+			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
+		}
+		elapse(time.Second)
+		w.reg.Fail(away)
+		elapse(time.Minute)
+		w.reg.Wipe()
+		w.reg.Fail(nil)
+		elapse(10 * time.Second)
+		w.expect(1)
+		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+			t.Errorf("registry holds %+v", held)
+		}
+		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		elapse(time.Second)
+		w.expect(1, "10.42.9.0/24")
+	})
+}
+
+func TestFollowBadEntries(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.8.0-24", "nonsense", 0) // was good
+		w.reg.Put("10.42.9.0-24", "nonsense", 0) // never was
+		w.reg.Put("notes", "call me", 0)
+		elapse(time.Second)
+		w.reg.Put("10.42.9.0-24", "nonsense", 0)
+		w.reg.Put("10.42.10.0-24", value(them, 10), 0)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
+		w.says("ignoring bad entry", 3)
+		if w.status().Bad != 3 {
+			t.Errorf("status counts %d bad entries", w.status().Bad)
+		}
+		w.reg.RemoveAll() // and a listing that still has one
+		w.reg.Put("10.42.8.0-24", "nonsense", 0)
+		w.reg.Put("10.42.10.0-24", "{}", 0)
+		elapse(10 * time.Second)
+		w.expect(0)
+		w.says("ignoring bad entry", 4)
+		w.reg.Remove("10.42.8.0-24")
+		w.reg.Put("10.42.10.0-24", value(them, 11), 0)
+		elapse(time.Second)
+		w.expect(1, "10.42.10.0/24")
+		if w.status().Bad != 0 {
+			t.Errorf("status counts %d bad entries", w.status().Bad)
+		}
+	})
+}
+
+// However often the registry has no history, it is not asked in a tight loop.
+func TestFollowPacesListings(t *testing.T) {
+	following1(t, func(w *following) {
+		var lists atomic.Int32
+		w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+			switch {
+			case op == "list" && done:
+				lists.Add(1)
+			case op == "watch":
+				return memoryLost
+			}
+			return nil
+		})
+		w.reg.Put("10.42.8.0-24", value(them, 8), 0)
+		elapse(time.Minute)
+		if n := lists.Load(); n < 10 || n > 120 {
+			t.Errorf("%d listings in a minute", n)
+		}
+		w.reg.SetHook(nil)
+		elapse(time.Second)
+	})
+}
+
+var memoryLost = func() error {
+	r := memory.New()
+	_, _, err := r.Watch(context.Background(), 1)
+	return err
+}()
+
+func TestFollowEndsWithContext(t *testing.T) {
+	for _, fail := range []error{nil, errors.New("away")} {
+		in(t, func(f *fixture) {
+			l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.reg.Fail(fail)
+			ctx, cancel := context.WithCancel(f.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				subnet.Follow(ctx, f.Options, l, listing, func(lease.View) {})
+			}()
+			elapse(time.Minute)
+			cancel()
+			start := time.Now()
+			<-done
+			if d := time.Since(start); d != 0 {
+				t.Errorf("ended after %v", d)
+			}
+		})
+	}
+}

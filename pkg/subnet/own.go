@@ -1,0 +1,184 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+const (
+	// renewFloor is the least time between two renewals, whatever the
+	// margin, and the time between attempts that fail.
+	renewFloor = time.Minute
+	// Bounds of the wait between two repairs of our key.
+	firstRepair, lastRepair = time.Second, time.Minute
+)
+
+// tendOwn brings the own key to what it should hold, one step at a time, and
+// sets the time of the next look.
+func (f *follower) tendOwn(ctx context.Context) {
+	if f.away.active() {
+		return // reconnect comes back here
+	}
+	err := f.ownStep(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err == nil:
+		f.tries = 0
+		f.schedule()
+	case errors.Is(err, registry.ErrConflict):
+		f.known = false
+		f.tries = min(f.tries+1, attempts)
+		f.tend.Reset(between(0, time.Duration(f.tries)*20*time.Millisecond))
+	default:
+		// No answer does not mean that nothing was done: look before writing again.
+		f.known = false
+		if !f.failed {
+			f.failed = true
+			f.Log.Warn("cannot renew lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		}
+		f.tend.Reset(f.retryDelay())
+	}
+}
+
+// ownStep looks at the own key if need be and does what it needs.
+func (f *follower) ownStep(ctx context.Context) error {
+	if !f.known {
+		return f.look(ctx)
+	}
+	if f.own.Reservation() || time.Now().Before(f.due()) {
+		return nil
+	}
+	l, err := f.Registry.Update(ctx, f.own, f.own.Attrs, f.ttl(f.own))
+	if err != nil {
+		return err
+	}
+	f.adopt(l)
+	f.Log.Info("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
+	return nil
+}
+
+// look reads the own key and puts right what is wrong with it.
+func (f *follower) look(ctx context.Context) error {
+	ev, err := f.Registry.Get(ctx, f.own.Subnet)
+	if err != nil {
+		return err
+	}
+	found := ev.Lease
+	switch {
+	case ev.Deleted:
+		return f.repair("own lease is gone, making it again", func() (lease.Lease, error) {
+			return f.Registry.Create(ctx, f.own.Subnet, f.own.Attrs, f.TTL)
+		})
+	case ev.Bad != nil:
+		found = lease.Lease{Subnet: f.own.Subnet, Revision: ev.Bad.Revision, Expires: f.own.Expires}
+	case found.PublicIP != f.PublicIP:
+		return f.move(ctx, found)
+	case found.Attrs == f.own.Attrs && found.Revision == f.own.Revision:
+		f.known = true
+		return f.ownStep(ctx)
+	case found.Attrs == f.own.Attrs:
+		f.adopt(found)
+		return nil
+	}
+	return f.repair("own lease was overwritten, putting it back", func() (lease.Lease, error) {
+		return f.Registry.Update(ctx, found, f.own.Attrs, f.ttl(found))
+	})
+}
+
+// repair writes our key against somebody's change, at once the first time
+// and ever more slowly if the change keeps coming back.
+func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
+	if time.Now().Before(f.fights.next) {
+		return nil
+	}
+	l, err := write()
+	if err != nil {
+		return err
+	}
+	f.Log.Warn(msg, "subnet", l.Subnet)
+	f.fights.fought()
+	f.adopt(l)
+	return nil
+}
+
+// move gives the subnet up to the host that has it now.
+func (f *follower) move(ctx context.Context, holder lease.Lease) error {
+	f.Log.Error("own subnet is held by another host now, leasing a new one", "subnet", f.own.Subnet, "public_ip", holder.PublicIP)
+	o := f.Options
+	o.Previous = netip.Prefix{}
+	attrs := f.own.Attrs
+	l, _, err := Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return attrs, nil })
+	if err != nil {
+		return err
+	}
+	// The listing is not needed: the watch never stopped.
+	f.leases[holder.Subnet] = holder
+	f.adopt(l)
+	f.publish()
+	return nil
+}
+
+// adopt takes l as what the registry holds for us.
+func (f *follower) adopt(l lease.Lease) {
+	f.own, f.known, f.failed, f.wrote = l, true, false, time.Now()
+}
+
+// ttl is that of the next write: a reservation stays one.
+func (f *follower) ttl(l lease.Lease) time.Duration {
+	if l.Reservation() {
+		return 0
+	}
+	return f.TTL
+}
+
+// due is when to renew a lease that is no reservation. A margin longer than
+// the lease would mean always, hence the floor.
+func (f *follower) due() time.Time {
+	floor := f.wrote.Add(min(renewFloor, f.own.Expires.Sub(f.wrote)/2))
+	if due := f.own.Expires.Add(-f.Margin); due.After(floor) {
+		return due
+	}
+	return floor
+}
+
+// schedule sets the time of the next look at the own lease.
+func (f *follower) schedule() {
+	switch {
+	case !f.known:
+		f.tend.Reset(time.Until(f.fights.next))
+	case f.own.Reservation():
+		f.tend.Stop()
+	default:
+		f.tend.Reset(time.Until(f.due()))
+	}
+}
+
+// retryDelay is the wait after a write without an answer: a minute, less when
+// the lease would not live that long.
+func (f *follower) retryDelay() time.Duration {
+	left := time.Until(f.own.Expires) / 8
+	delay := min(max(left, lastRetry), renewFloor)
+	return between(delay/2, delay)
+}
+
+// fight is a contest over our key with somebody who does not compare before
+// he writes.
+type fight struct {
+	next time.Time // no repair before this
+	wait time.Duration
+}
+
+func (f *fight) fought() {
+	now := time.Now()
+	if now.Sub(f.next) > lastRepair {
+		f.wait = 0
+	}
+	f.wait = min(max(firstRepair, f.wait*2), lastRepair)
+	f.next = now.Add(f.wait)
+}

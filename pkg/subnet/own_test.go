@@ -1,0 +1,223 @@
+package subnet_test
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+func TestRenewal(t *testing.T) {
+	following1(t, func(w *following) {
+		elapse(ttl - time.Hour - 2*time.Second)
+		if held := w.held(w.own.Subnet); held.Revision != w.own.Revision {
+			t.Errorf("renewed before its time: %+v", held)
+		}
+		elapse(3 * time.Second)
+		held := w.held(w.own.Subnet)
+		if held.Revision == w.own.Revision || time.Until(held.Expires) < ttl-time.Minute {
+			t.Errorf("not renewed: %+v", held)
+		}
+		if w.status().Own != held {
+			t.Errorf("status says %+v, registry %+v", w.status().Own, held)
+		}
+		elapse(30 * ttl)
+		w.says("lease renewed", 32)
+		w.expect(0)
+	})
+}
+
+// The margin may be longer than the lease lives; renewals still keep a distance.
+func TestRenewalFloor(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.TTL, f.Margin = time.Hour, 2*time.Hour
+		w := f.follow()
+		elapse(time.Hour)
+		if n := w.log.count("lease renewed"); n < 55 || n > 61 {
+			t.Errorf("%d renewals in an hour", n)
+		}
+	})
+	in(t, func(f *fixture) {
+		f.TTL = 10 * time.Second
+		w := f.follow()
+		elapse(time.Hour)
+		if held := w.held(w.own.Subnet); held.Created != w.own.Created {
+			t.Errorf("a lease of 10 s was not kept: %+v, was %+v", held, w.own)
+		}
+	})
+}
+
+func TestReservationIsNotRenewed(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.reg.Put("10.42.9.0-24", value(me, 1), 0)
+		w := f.follow()
+		elapse(100 * ttl)
+		w.says("lease renewed", 0)
+		if held := w.held(w.own.Subnet); held.Revision != w.own.Revision || !held.Reservation() {
+			t.Errorf("reservation %+v was touched: %+v", w.own, held)
+		}
+		// The operator makes it an ordinary lease, and back.
+		w.reg.Put("10.42.9.0-24", value(me, 1), ttl)
+		elapse(2 * ttl)
+		w.says("lease renewed", 2)
+		w.reg.Put("10.42.9.0-24", value(me, 1), 0)
+		elapse(10 * ttl)
+		w.says("lease renewed", 2)
+		w.expect(1)
+	})
+}
+
+func TestRenewalRetries(t *testing.T) {
+	following1(t, func(w *following) {
+		var fail atomic.Bool
+		fail.Store(true)
+		w.reg.SetHook(func(op string, _ netip.Prefix, _ bool) error {
+			if fail.Load() && op == "update" {
+				return away
+			}
+			return nil
+		})
+		elapse(ttl - 2*time.Minute)
+		fail.Store(false)
+		elapse(time.Minute)
+		w.says("cannot renew lease", 1)
+		w.says("lease renewed", 1)
+		if held := w.held(w.own.Subnet); held.Created != w.own.Created {
+			t.Errorf("lease was lost: %+v", held)
+		}
+	})
+}
+
+// A renewal whose answer was lost was one.
+func TestRenewalLostAnswer(t *testing.T) {
+	following1(t, func(w *following) {
+		var lost atomic.Int32
+		w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+			if op == "update" && done {
+				lost.Add(1)
+				return away
+			}
+			return nil
+		})
+		elapse(ttl)
+		if lost.Load() != 1 {
+			t.Errorf("written %d times", lost.Load())
+		}
+		w.says("lease renewed", 0)
+		w.expect(0)
+		if held := w.held(w.own.Subnet); held.Created != w.own.Created || w.status().Own != held {
+			t.Errorf("status %+v, registry %+v", w.status().Own, held)
+		}
+	})
+}
+
+func TestOwnKeyDeleted(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Remove("10.42.7.0-24")
+		elapse(100 * time.Millisecond)
+		if held := w.held(w.own.Subnet); !held.SameAs(w.own) || held.Reservation() {
+			t.Errorf("registry holds %+v", held)
+		}
+		w.expect(0)
+		elapse(2 * ttl)
+		w.says("lease renewed", 2)
+		w.says("own lease is gone", 1)
+	})
+}
+
+func TestOwnKeyExpiredWhileAway(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Fail(away)
+		elapse(3 * ttl)
+		w.reg.Fail(nil)
+		elapse(6 * time.Second)
+		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+			t.Errorf("registry holds %+v", held)
+		}
+		w.expect(0)
+	})
+}
+
+func TestOwnKeyOverwritten(t *testing.T) {
+	for _, v := range []string{value(me, 99), `{"PublicIP":"198.51.100.7"}`, "nonsense", ""} {
+		following1(t, func(w *following) {
+			w.reg.Put("10.42.7.0-24", v, ttl)
+			elapse(100 * time.Millisecond)
+			if held := w.held(w.own.Subnet); !held.SameAs(w.own) || held.Reservation() {
+				t.Errorf("registry holds %+v", held)
+			}
+			w.says("own lease was overwritten", 1)
+			w.expect(0)
+		})
+	}
+}
+
+// Two daemons with one public IP and different data must not fight at full speed.
+func TestOwnKeyFight(t *testing.T) {
+	following1(t, func(w *following) {
+		var writes atomic.Int32
+		w.reg.SetHook(func(op string, p netip.Prefix, done bool) error {
+			if op == "update" && done {
+				writes.Add(1)
+				w.reg.Put(lease.Key(p), value(me, 99), ttl)
+			}
+			return nil
+		})
+		w.reg.Put("10.42.7.0-24", value(me, 99), ttl)
+		elapse(10 * time.Minute)
+		if n := writes.Load(); n < 10 || n > 20 {
+			t.Errorf("%d writes in ten minutes", n)
+		}
+		w.expect(0)
+	})
+}
+
+func TestOwnKeyTaken(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
+		elapse(time.Second)
+		w.says("held by another host now", 1)
+		views := w.take()
+		if len(views) == 0 {
+			t.Fatalf("no view: %s", w.log)
+		}
+		v := views[len(views)-1]
+		if v.Own.Subnet == w.own.Subnet || v.Own.Attrs != w.own.Attrs {
+			t.Errorf("own lease is %+v now, was %+v", v.Own, w.own)
+		}
+		if len(v.Peers) != 2 || v.Peers[0].Subnet != w.own.Subnet || v.Peers[0].PublicIP != them {
+			t.Errorf("peers %+v", v.Peers)
+		}
+		if held := w.held(prefix("10.42.7.0/24")); held.PublicIP != them {
+			t.Errorf("the other's lease became %+v", held)
+		}
+		if held := w.held(v.Own.Subnet); !held.SameAs(v.Own) {
+			t.Errorf("registry holds %+v, own is %+v", held, v.Own)
+		}
+		w.own = v.Own
+		elapse(2 * ttl) // the new one is kept as the old one was; the other's expires
+		w.expect(1, "10.42.8.0/24")
+		w.reg.Remove(lease.Key(w.own.Subnet))
+		elapse(time.Second)
+		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+			t.Errorf("registry holds %+v", held)
+		}
+	})
+}
+
+// Somebody else takes the subnet between the end of our lease and our return.
+func TestOwnKeyTakenWhileAway(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Fail(away)
+		elapse(2 * ttl)
+		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
+		w.reg.Fail(nil)
+		elapse(7 * time.Second)
+		w.says("held by another host now", 1)
+		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnet == w.own.Subnet {
+			t.Errorf("views %+v\n%s", views, w.log)
+		}
+	})
+}

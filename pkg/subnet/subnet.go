@@ -1,0 +1,84 @@
+// Package subnet turns a registry into what the rest of the daemon needs: it
+// waits for the network config (WaitConfig), leases a subnet for this host
+// (Acquire), keeps that lease and says who else is in the network (Follow).
+//
+// It knows no etcd and no kernel; what a View means is for package backend.
+//
+// Invariant: a registry that is away, wiped or full of nonsense changes
+// nothing: no view is emitted that is not backed by an answer, and the own
+// subnet is given up only when somebody else is seen to hold it.
+package subnet
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// Options say which network this host is in and who it is there.
+type Options struct {
+	Registry registry.Registry
+	Pool     lease.Pool
+	PublicIP netip.Addr    // a lease with exactly this one is ours
+	Previous netip.Prefix  // the subnet of the last run, invalid if there was none
+	TTL      time.Duration // of leases; flannel's is 24 h
+	Margin   time.Duration // a lease is renewed this long before it expires
+	Log      *slog.Logger
+
+	// Report, if set, is told by Follow when something in Status changed. It
+	// must not block.
+	Report func(Status)
+}
+
+// Status is how Follow fares, for metrics and for people.
+type Status struct {
+	Own       lease.Lease // as last written or read, with its present expiry
+	Leases    int         // in the registry, ours included
+	Bad       int         // entries that cannot be decoded
+	AwaySince time.Time   // since when the registry has not answered; zero while it does
+}
+
+// outage says once that the registry is away and once that it is back.
+type outage struct {
+	log   *slog.Logger
+	since time.Time
+}
+
+func (o *outage) active() bool { return !o.since.IsZero() }
+
+func (o *outage) begin(err error) {
+	if o.active() {
+		o.log.Debug("registry still does not answer", "err", err)
+		return
+	}
+	o.since = time.Now()
+	o.log.Warn("registry does not answer, waiting for it", "err", err)
+}
+
+func (o *outage) end() {
+	if o.active() {
+		o.log.Info("registry answers again", "outage", time.Since(o.since).Round(time.Millisecond))
+		o.since = time.Time{}
+	}
+}
+
+// pause waits for d or the end of ctx, whose error it returns.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// between gives a random duration in [low, high), so that hosts which were
+// stopped by the same event don't go on in step.
+func between(low, high time.Duration) time.Duration { return low + rand.N(high-low) }

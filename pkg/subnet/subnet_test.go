@@ -1,0 +1,142 @@
+package subnet_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/memory"
+	"flanneld/pkg/subnet"
+)
+
+const ttl = 24 * time.Hour
+
+var (
+	me   = netip.MustParseAddr("198.51.100.7")
+	them = netip.MustParseAddr("198.51.100.8")
+	away = errors.New("dial tcp: connection refused")
+)
+
+// journal is a log that can be searched.
+type journal struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.Write(p)
+}
+
+func (j *journal) count(text string) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Count(j.buf.String(), text)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.String()
+}
+
+func pool(network string, length int, first, last string) lease.Pool {
+	return lease.Pool{
+		Network: netip.MustParsePrefix(network), SubnetLen: length,
+		Min: netip.MustParseAddr(first), Max: netip.MustParseAddr(last),
+	}
+}
+
+func attrsOf(ip netip.Addr, mac int) lease.Attrs {
+	return lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: fmt.Sprintf(`{"VtepMAC":"02:00:00:00:00:%02x"}`, mac)}
+}
+
+func value(ip netip.Addr, mac int) string {
+	b, _ := attrsOf(ip, mac).Encode() // cannot fail: the data is JSON
+	return string(b)
+}
+
+// fixture is a host and its registry.
+type fixture struct {
+	*testing.T
+	reg *memory.Registry
+	log *journal
+	subnet.Options
+}
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{T: t, reg: memory.New(), log: &journal{}}
+	f.Options = subnet.Options{
+		Registry: f.reg,
+		Pool:     pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0"),
+		PublicIP: me,
+		TTL:      ttl,
+		Margin:   time.Hour,
+		Log:      slog.New(slog.NewTextHandler(f.log, nil)),
+	}
+	return f
+}
+
+// acquire leases with MAC 1, unless there is one to keep.
+func (f *fixture) acquire(ctx context.Context) (lease.Lease, error) {
+	l, _, err := subnet.Acquire(ctx, f.Options, func(previous lease.Attrs) (lease.Attrs, error) {
+		if previous.BackendData != "" {
+			return previous, nil
+		}
+		return attrsOf(netip.Addr{}, 1), nil
+	})
+	return l, err
+}
+
+func (f *fixture) mustAcquire() lease.Lease {
+	f.Helper()
+	l, err := f.acquire(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	return l
+}
+
+// held gives what the registry holds under a subnet.
+func (f *fixture) held(p netip.Prefix) lease.Lease {
+	f.Helper()
+	ev, err := f.reg.Get(f.Context(), p)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if ev.Deleted || ev.Bad != nil {
+		return lease.Lease{}
+	}
+	return ev.Lease
+}
+
+func (f *fixture) says(text string, n int) {
+	f.Helper()
+	if got := f.log.count(text); got != n {
+		f.Errorf("log says %q %d times, want %d:\n%s", text, got, n, f.log)
+	}
+}
+
+// in runs test with its own time.
+func in(t *testing.T, test func(f *fixture)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(newFixture(t)) })
+}
+
+// elapse lets time go by, in a bubble of synctest.
+func elapse(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
