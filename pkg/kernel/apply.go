@@ -1,0 +1,178 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// Apply carries out operations in order and gives one result for each; nil:
+// done. One that fails does not keep the others from being tried. Put replaces
+// whatever stands under the same key; to delete what is not there is success.
+// Errors name the object and wrap a unix.Errno.
+func (k *Kernel) Apply(ops []dataplane.Op) []error {
+	a := applier{k: k, ops: ops, errs: make([]error, len(ops)), indexes: map[string]int{}}
+	for i, op := range ops {
+		switch op.Kind {
+		case dataplane.KindLink:
+			a.flush()
+			a.errs[i] = k.applyLink(op)
+			clear(a.indexes)
+		case dataplane.KindSysctl:
+			a.flush()
+			a.errs[i] = k.setSysctl(op.Name, op.Value)
+		default:
+			a.queue(i)
+		}
+	}
+	a.flush()
+	for i, err := range a.errs {
+		if err != nil {
+			a.errs[i] = fmt.Errorf("%s %s: %w", verbs(ops[i].Verb), ops[i].Object(), err)
+		}
+	}
+	return a.errs
+}
+
+func verbs(v dataplane.Verb) string {
+	switch v {
+	case dataplane.Del:
+		return "delete"
+	case dataplane.Set:
+		return "change"
+	default:
+		return "replace"
+	}
+}
+
+// applier collects the operations that need no answer before the next one.
+type applier struct {
+	k       *Kernel
+	ops     []dataplane.Op
+	errs    []error
+	indexes map[string]int // of links by name; links come and go in between
+
+	waiting  []int // into ops
+	requests []*nl.NetlinkRequest
+}
+
+func (a *applier) queue(i int) {
+	op := a.ops[i]
+	index, err := a.index(linkOf(op))
+	if err != nil {
+		a.errs[i] = settle(op, err)
+		return
+	}
+	a.waiting = append(a.waiting, i)
+	a.requests = append(a.requests, opRequest(op, index))
+}
+
+func linkOf(op dataplane.Op) string {
+	switch op.Kind {
+	case dataplane.KindAddr:
+		return op.Addr.Link
+	case dataplane.KindFDB:
+		return op.FDB.Link
+	case dataplane.KindNeigh:
+		return op.NeighKey.Link
+	default:
+		return op.RouteKey.Link
+	}
+}
+
+// index finds a link; one that is missing is asked for once.
+func (a *applier) index(name string) (int, error) {
+	index, known := a.indexes[name]
+	if !known {
+		d, err := a.k.byName(name)
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return 0, err
+		}
+		index = d.index
+		a.indexes[name] = index
+	}
+	if index == 0 {
+		return 0, unix.ENODEV
+	}
+	return index, nil
+}
+
+func opRequest(op dataplane.Op, index int) *nl.NetlinkRequest {
+	switch op.Kind {
+	case dataplane.KindAddr:
+		return addrRequest(op.Verb, op.Addr, index)
+	case dataplane.KindFDB:
+		return fdbRequest(op.Verb, op.FDB, index)
+	case dataplane.KindNeigh:
+		return neighRequest(op.Verb, op.NeighKey, op.MAC, index)
+	default:
+		return routeRequest(op.Verb, op.RouteKey, op.Route, index)
+	}
+}
+
+func (a *applier) flush() {
+	if len(a.requests) == 0 {
+		return
+	}
+	for n, err := range a.k.conn.batch(a.requests) {
+		i := a.waiting[n]
+		if isRoute := a.ops[i].Kind == dataplane.KindRoute; isRoute && a.ops[i].Verb == dataplane.Put && errors.Is(err, unix.EEXIST) {
+			err = a.unshadow(i)
+		}
+		a.errs[i] = settle(a.ops[i], err)
+	}
+	a.waiting, a.requests = nil, nil
+}
+
+// unshadow replaces a route where several have the same destination and metric.
+// The kernel then replaces the first only, and refuses when the wanted one
+// stands behind it; with that one gone, it becomes the first.
+func (a *applier) unshadow(i int) error {
+	op := a.ops[i]
+	index, err := a.index(op.RouteKey.Link)
+	if err != nil {
+		return err
+	}
+	errs := a.k.conn.batch([]*nl.NetlinkRequest{
+		routeRequest(dataplane.Del, op.RouteKey, op.Route, index),
+		routeRequest(dataplane.Put, op.RouteKey, op.Route, index),
+	})
+	return errs[1]
+}
+
+// settle drops the errors that say that an operation had nothing to do.
+func settle(op dataplane.Op, err error) error {
+	var harmless []unix.Errno
+	switch {
+	case op.Verb == dataplane.Del:
+		harmless = []unix.Errno{unix.ESRCH, unix.ENOENT, unix.ENODEV, unix.EADDRNOTAVAIL}
+	case op.Kind == dataplane.KindAddr:
+		harmless = []unix.Errno{unix.EEXIST}
+	}
+	for _, h := range harmless {
+		if errors.Is(err, h) {
+			return nil
+		}
+	}
+	return err
+}
+
+func (k *Kernel) applyLink(op dataplane.Op) error {
+	var err error
+	switch op.Verb {
+	case dataplane.Del:
+		return settle(op, k.deleteLink(op.Name))
+	case dataplane.Set:
+		err = k.changeLink(op.Name, op.Link)
+	default:
+		err = k.createLink(op.Name, op.Link)
+	}
+	if err != nil {
+		return err
+	}
+	return k.verify(op.Name, op.Link)
+}

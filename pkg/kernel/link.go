@@ -1,0 +1,274 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: most of what the
+// kernel would tell of a link is counters.
+const skipStats = 1 << 3
+
+// device is a link as the kernel has it.
+type device struct {
+	name   string
+	index  int
+	parent int // index of the underlay device; in Link by name
+	link   dataplane.Link
+}
+
+func parseDevice(b []byte) (d device, ok bool) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return d, false
+	}
+	m := nl.DeserializeIfInfomsg(b)
+	d.index = int(m.Index)
+	d.link.Up = m.Flags&unix.IFF_UP != 0
+	d.link.Kind = "device"
+	for kind, v := range attrs(b, unix.SizeofIfInfomsg) {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			d.name = text(v)
+		case unix.IFLA_MTU:
+			d.link.MTU = number(v)
+		case unix.IFLA_ADDRESS:
+			d.link.MAC = hardware(v)
+		case unix.IFLA_LINKINFO:
+			d.parseInfo(v)
+		}
+	}
+	return d, d.name != ""
+}
+
+func (d *device) parseInfo(b []byte) {
+	var data []byte
+	for kind, v := range attrs(b, 0) {
+		switch kind {
+		case unix.IFLA_INFO_KIND:
+			d.link.Kind = text(v)
+		case unix.IFLA_INFO_DATA:
+			data = v
+		}
+	}
+	if d.link.Kind != dataplane.KindVXLAN {
+		return
+	}
+	for kind, v := range attrs(data, 0) {
+		switch kind {
+		case unix.IFLA_VXLAN_ID:
+			d.link.VNI = number(v)
+		case unix.IFLA_VXLAN_LINK:
+			d.parent = number(v)
+		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
+			d.link.Local = address(v)
+		case unix.IFLA_VXLAN_LEARNING:
+			d.link.Learning = number(v) != 0
+		case unix.IFLA_VXLAN_PORT:
+			if len(v) == 2 {
+				d.link.Port = int(binary.BigEndian.Uint16(v))
+			}
+		case unix.IFLA_VXLAN_GBP:
+			d.link.GBP = true
+		}
+	}
+}
+
+// byName reads one link; unix.ENODEV when there is none.
+func (k *Kernel) byName(name string) (device, error) {
+	r := linkRequest(0)
+	add(r, unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	return k.device(r)
+}
+
+func (k *Kernel) byIndex(index int) (device, error) {
+	return k.device(linkRequest(index))
+}
+
+func linkRequest(index int) *nl.NetlinkRequest {
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index = int32(index)
+	r := request(unix.RTM_GETLINK, 0, m)
+	add(r, unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
+	return r
+}
+
+func (k *Kernel) device(r *nl.NetlinkRequest) (device, error) {
+	b, err := k.conn.get(r)
+	if err != nil {
+		return device{}, err
+	}
+	d, ok := parseDevice(b)
+	if !ok {
+		return device{}, unix.EPROTO
+	}
+	return d, nil
+}
+
+// devices lists all links.
+func (c *conn) devices() ([]device, error) {
+	var all []device
+	err := c.dump(linkRequest(0), func() { all = nil }, func(b []byte) {
+		if d, ok := parseDevice(b); ok {
+			all = append(all, d)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return all, nil
+}
+
+// names turns the indexes of links into names, asking once for each.
+type names struct {
+	k     *Kernel
+	known map[int]string
+}
+
+// of gives the name of a link. One that is gone is "" and ok; the objects that
+// referred to it are going too.
+func (n names) of(index int) (string, error) {
+	if name, ok := n.known[index]; ok {
+		return name, nil
+	}
+	d, err := n.k.byIndex(index)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return "", fmt.Errorf("read link %d: %w", index, err)
+	}
+	n.known[index] = d.name
+	return d.name, nil
+}
+
+// createLink makes a link as wanted, complete in one request: it either stands
+// with address, MTU and state, or not at all.
+func (k *Kernel) createLink(name string, l dataplane.Link) error {
+	if l.Kind != dataplane.KindVXLAN {
+		return fmt.Errorf("type %q: %w", l.Kind, unix.EOPNOTSUPP)
+	}
+	parent, err := k.byName(l.Parent)
+	if err != nil {
+		return fmt.Errorf("find parent %s: %w", l.Parent, err)
+	}
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	if l.Up {
+		m.Flags, m.Change = unix.IFF_UP, unix.IFF_UP
+	}
+	r := request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, m)
+	add(r, unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	if l.MTU != 0 {
+		add(r, unix.IFLA_MTU, nl.Uint32Attr(uint32(l.MTU)))
+	}
+	if l.MAC != (dataplane.MAC{}) {
+		// An address set at creation is not random to udev, which therefore
+		// leaves it alone (systemd.link(5), MACAddressPolicy=).
+		add(r, unix.IFLA_ADDRESS, l.MAC[:])
+	}
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(l.Kind))
+	info.AddChild(vxlanData(l, parent.index))
+	r.AddData(info)
+	return k.conn.batch([]*nl.NetlinkRequest{r})[0]
+}
+
+func vxlanData(l dataplane.Link, parent int) *nl.RtAttr {
+	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(unix.IFLA_VXLAN_ID, nl.Uint32Attr(uint32(l.VNI)))
+	data.AddRtAttr(unix.IFLA_VXLAN_LINK, nl.Uint32Attr(uint32(parent)))
+	if l.Local.IsValid() {
+		kind := unix.IFLA_VXLAN_LOCAL
+		if l.Local.Is6() {
+			kind = unix.IFLA_VXLAN_LOCAL6
+		}
+		data.AddRtAttr(kind, l.Local.AsSlice())
+	}
+	data.AddRtAttr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
+	if l.Port != 0 {
+		data.AddRtAttr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(l.Port)))
+	}
+	if l.GBP {
+		data.AddRtAttr(unix.IFLA_VXLAN_GBP, nil)
+	}
+	return data
+}
+
+func flag(on bool) []byte {
+	if on {
+		return []byte{1}
+	}
+	return []byte{0}
+}
+
+// changeLink turns a link into what is wanted, as far as a link can change.
+func (k *Kernel) changeLink(name string, l dataplane.Link) error {
+	d, err := k.byName(name)
+	if err != nil {
+		return err
+	}
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index = int32(d.index)
+	if l.Up != d.link.Up {
+		m.Change = unix.IFF_UP
+		if l.Up {
+			m.Flags = unix.IFF_UP
+		}
+	}
+	r := request(unix.RTM_NEWLINK, 0, m)
+	// Only what differs: setting even the same MAC empties the neighbour table.
+	if l.MAC != (dataplane.MAC{}) && l.MAC != d.link.MAC {
+		add(r, unix.IFLA_ADDRESS, l.MAC[:])
+	}
+	if l.MTU != 0 && l.MTU != d.link.MTU {
+		add(r, unix.IFLA_MTU, nl.Uint32Attr(uint32(l.MTU)))
+	}
+	if l.Learning != d.link.Learning {
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(l.Kind))
+		info.AddRtAttr(unix.IFLA_INFO_DATA, nil).AddRtAttr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
+		r.AddData(info)
+	}
+	return k.conn.batch([]*nl.NetlinkRequest{r})[0]
+}
+
+// verify reads a link again: something that renames or readdresses new devices
+// may have come between.
+func (k *Kernel) verify(name string, l dataplane.Link) error {
+	d, err := k.byName(name)
+	switch {
+	case err != nil:
+		return err
+	case l.MAC != (dataplane.MAC{}) && d.link.MAC != l.MAC:
+		return fmt.Errorf("address is %s instead of %s: somebody else has changed it", d.link.MAC, l.MAC)
+	case l.MTU != 0 && d.link.MTU != l.MTU:
+		return fmt.Errorf("mtu is %d instead of %d: somebody else has changed it", d.link.MTU, l.MTU)
+	}
+	return nil
+}
+
+func (k *Kernel) deleteLink(name string) error {
+	// By index: the name could have moved to another device since.
+	d, err := k.byName(name)
+	if err != nil {
+		return err
+	}
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index = int32(d.index)
+	return k.conn.batch([]*nl.NetlinkRequest{request(unix.RTM_DELLINK, 0, m)})[0]
+}
+
+// parentName gives the name of the underlay device, "" when there is none.
+func parentName(n names, index int) (string, error) {
+	if index == 0 {
+		return "", nil
+	}
+	name, err := n.of(index)
+	if name == "" && err == nil {
+		name = "if" + strconv.Itoa(index) // moved to another namespace
+	}
+	return name, err
+}

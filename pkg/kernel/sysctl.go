@@ -1,0 +1,58 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"flanneld/pkg/dataplane"
+)
+
+// sysctlPath gives the file of a sysctl.
+func sysctlPath(path string) (string, error) {
+	if !fs.ValidPath(path) {
+		return "", fmt.Errorf("sysctl %q: %w", path, fs.ErrInvalid)
+	}
+	return "/proc/sys/" + path, nil
+}
+
+func (k *Kernel) readSysctls(s dataplane.State, paths []string) error {
+	if len(paths) == 0 {
+		return nil
+	}
+	return k.within(func() error {
+		for _, p := range paths {
+			file, err := sysctlPath(p)
+			if err != nil {
+				return err
+			}
+			b, err := os.ReadFile(file)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("read sysctl: %w", err)
+			}
+			s.Sysctls[p] = strings.TrimSpace(string(b))
+		}
+		return nil
+	})
+}
+
+func (k *Kernel) setSysctl(path, value string) error {
+	file, err := sysctlPath(path)
+	if err != nil {
+		return err
+	}
+	return k.within(func() error {
+		// Not created: it is there or it is an error.
+		f, err := os.OpenFile(file, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString(value)
+		return errors.Join(err, f.Close())
+	})
+}

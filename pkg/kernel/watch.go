@@ -1,0 +1,205 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// Event is a set of things that may have changed and should be read again.
+type Event uint
+
+// Members of a set of events.
+const (
+	Links    Event = 1 << iota // a link of the scope: made, changed, deleted
+	Addrs                      // addresses of such a link
+	FDB                        // its forwarding entries
+	Neighs                     // its neighbours
+	Routes                     // main-table routes inside the network
+	Uplink                     // an uplink or its addresses
+	Overflow                   // events were lost: anything may have changed
+)
+
+func (e Event) String() string {
+	var words []string
+	for i, w := range []string{"links", "addrs", "fdb", "neighs", "routes", "uplink", "overflow"} {
+		if e&(1<<i) != 0 {
+			words = append(words, w)
+		}
+	}
+	return strings.Join(words, "+")
+}
+
+// Interest is what a Watch reports on.
+type Interest struct {
+	Scope dataplane.Scope
+	// Uplinks are links that are not ours and that something of ours depends
+	// on: the external interface, and those that carry routes of ours. When one
+	// goes down or loses an address, the kernel takes routes away and tells of
+	// the cause only.
+	Uplinks []string
+}
+
+func (i Interest) equal(j Interest) bool {
+	return i.Scope.Network == j.Scope.Network && slices.Equal(i.Scope.Links, j.Scope.Links) && slices.Equal(i.Uplinks, j.Uplinks)
+}
+
+const (
+	// watchBuffer takes the events of some ten thousand changes (bytes).
+	watchBuffer = 8 << 20
+	minRetry    = 100 * time.Millisecond
+	maxRetry    = 10 * time.Second
+)
+
+// Watch is a subscription to the kernel's events (rtnetlink(7)).
+//
+// The kernel tells of causes, not of all that follows from them: a link that
+// goes down loses its routes and neighbours, one that gets another MAC its
+// neighbours, and the last address takes both along, without a word. So an event
+// says when to read, never what to find.
+type Watch struct {
+	k      *Kernel
+	buffer int // bytes
+	out    chan Event
+
+	mu       sync.Mutex
+	interest Interest
+	conn     *conn
+	links    map[int]linkState
+	passing  []int // indexes whose neighbour events pass the socket filter
+}
+
+// linkState is what matters of a link that is not ours.
+type linkState struct {
+	name string
+	up   bool
+	mtu  int // bytes
+}
+
+// Watch subscribes to link, address, route and neighbour events, and reports
+// those that concern interest until ctx ends. It is subscribed when it returns:
+// a Snapshot taken later misses nothing. What this Kernel's own Apply did is not
+// reported, where the kernel says who did it: it does not for FDB entries, and
+// older ones do not for links.
+//
+// After a loss of events or of the socket it subscribes anew and then reports
+// Overflow.
+func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
+	w := &Watch{k: k, interest: interest, buffer: watchBuffer, out: make(chan Event, 1)}
+	if err := w.subscribe(); err != nil {
+		return nil, err
+	}
+	go w.run(ctx)
+	return w, nil
+}
+
+// Events is where sets of events arrive. It holds one set: a slow reader finds
+// in it all that happened since its last read. It is closed when the context of
+// the Watch ends.
+func (w *Watch) Events() <-chan Event { return w.out }
+
+// Focus changes what is reported on. A Snapshot taken later misses nothing.
+func (w *Watch) Focus(interest Interest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.interest.equal(interest) {
+		return
+	}
+	w.interest = interest
+	w.filter()
+}
+
+// subscribe opens the socket first and lists the links then, so that no change
+// falls between.
+func (w *Watch) subscribe() error {
+	var c *conn
+	err := w.k.within(func() (err error) {
+		c, err = dial(w.buffer, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("watch kernel: %w", err)
+	}
+	devices, err := w.k.conn.devices()
+	if err != nil {
+		c.close()
+		return fmt.Errorf("watch kernel: %w", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.conn = c
+	w.links = make(map[int]linkState, len(devices))
+	for _, d := range devices {
+		w.links[d.index] = linkState{d.name, d.link.Up, d.link.MTU}
+	}
+	w.passing = nil
+	w.filter()
+	return nil
+}
+
+func (w *Watch) run(ctx context.Context) {
+	defer close(w.out)
+	for {
+		w.mu.Lock()
+		c := w.conn
+		w.mu.Unlock()
+		stop := context.AfterFunc(ctx, c.interrupt)
+		w.follow(c)
+		stop()
+		c.close()
+		if !w.resubscribe(ctx) {
+			return
+		}
+		w.report(Overflow)
+	}
+}
+
+// resubscribe tries until it succeeds or ctx ends. It waits first: what was too
+// much for the socket may last a little longer.
+func (w *Watch) resubscribe(ctx context.Context) bool {
+	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
+		timer := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+		}
+		if w.subscribe() == nil {
+			return true
+		}
+	}
+}
+
+// report merges e into what the reader has not fetched yet.
+func (w *Watch) report(e Event) {
+	for {
+		select {
+		case w.out <- e:
+			return
+		case old := <-w.out:
+			e |= old
+		}
+	}
+}
+
+// follow reads events until the socket fails.
+func (w *Watch) follow(c *conn) {
+	for {
+		b, err := c.receive()
+		if err != nil {
+			return
+		}
+		if e := w.events(b); e != 0 {
+			w.report(e)
+		}
+	}
+}
