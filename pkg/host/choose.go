@@ -196,9 +196,10 @@ func (i Iface) candidates() []netip.Addr {
 	return ips
 }
 
-// Facts gives what is now true of the chosen uplink. It fails when the uplink
-// is gone or has lost its address or its MTU.
-func (u Uplink) Facts(inv Inventory, publicIP netip.Addr) (Facts, error) {
+// Facts gives what is now true of the chosen uplink, for an overlay with the
+// given network. It fails when the uplink is gone or has lost its address or its
+// MTU.
+func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) (Facts, error) {
 	if !publicIP.IsValid() {
 		publicIP = u.Addr
 	}
@@ -211,10 +212,27 @@ func (u Uplink) Facts(inv Inventory, publicIP netip.Addr) (Facts, error) {
 		}
 		for _, a := range i.Addrs {
 			if a.Prefix.Addr() == u.Addr {
-				return Facts{Uplink: u.Iface, MTU: i.MTU, Addr: u.Addr, PublicIP: publicIP, Underlay: inv.Routes}, nil
+				f := Facts{Uplink: u.Iface, MTU: i.MTU, Addr: u.Addr, PublicIP: publicIP, IPv6: inv.IPv6, MACs: map[string][6]byte{}}
+				for _, i := range inv.Ifaces {
+					f.MACs[i.Name] = i.MAC
+				}
+				for _, r := range inv.Routes {
+					if u.underlay(r, network) {
+						f.Underlay = append(f.Underlay, r)
+					}
+				}
+				return f, nil
 			}
 		}
 		return Facts{}, fmt.Errorf("interface %s no longer has the address %s", u.Iface, u.Addr)
 	}
 	return Facts{}, fmt.Errorf("interface %s is gone", u.Iface)
+}
+
+// underlay tells whether a route leads to where peers may be: any outside the
+// network, for inside it the routes are the overlay's own, and the uplink's own
+// link, wherever it lies.
+func (u Uplink) underlay(r Route, network netip.Prefix) bool {
+	inside := r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr())
+	return !inside || r.Iface == u.Iface && !r.Gateway.IsValid()
 }

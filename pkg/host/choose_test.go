@@ -94,17 +94,29 @@ func TestChooseFails(t *testing.T) {
 	}
 }
 
+var overlay = netip.MustParsePrefix("10.0.0.0/8")
+
 func TestFacts(t *testing.T) {
 	u := Uplink{Iface: "eth1", Addr: netip.MustParseAddr("192.168.50.11")}
-	f, err := u.Facts(vagrant, netip.Addr{})
+	f, err := u.Facts(vagrant, netip.Addr{}, overlay)
 	if err != nil || f.MTU != 9000 || f.PublicIP != u.Addr || f.Addr != u.Addr {
 		t.Errorf("got %+v, %v", f, err)
 	}
-	if f, err = u.Facts(vagrant, netip.MustParseAddr("198.51.100.7")); err != nil || f.PublicIP.String() != "198.51.100.7" || f.Addr != u.Addr {
+	if f, err = u.Facts(vagrant, netip.MustParseAddr("198.51.100.7"), overlay); err != nil || f.PublicIP.String() != "198.51.100.7" || f.Addr != u.Addr {
 		t.Errorf("behind NAT: got %+v, %v", f, err)
 	}
+	inside := Uplink{Iface: "eth0", Addr: netip.MustParseAddr("10.0.2.15")}
+	inv := Inventory{Ifaces: vagrant.Ifaces, IPv6: true, Routes: []Route{
+		{Dst: netip.MustParsePrefix("10.0.2.0/24"), Iface: "eth0"},                                                // its own link
+		{Dst: netip.MustParsePrefix("10.5.2.0/24"), Iface: "eth0", Gateway: netip.MustParseAddr("10.0.2.16")},     // to a peer
+		{Dst: netip.MustParsePrefix("10.5.3.0/24"), Iface: "flannel.1", Gateway: netip.MustParseAddr("10.5.3.0")}, // to a peer
+		{Dst: netip.MustParsePrefix("192.168.50.0/24"), Iface: "eth1"},
+	}}
+	if f, err = inside.Facts(inv, netip.Addr{}, overlay); err != nil || len(f.Underlay) != 2 || f.Underlay[1].Iface != "eth1" || !f.IPv6 {
+		t.Errorf("underlay inside the network: got %+v, %v", f, err)
+	}
 	for _, gone := range []Uplink{{Iface: "eth1", Addr: netip.MustParseAddr("192.168.50.1")}, {Iface: "eth9", Addr: u.Addr}, {Iface: "nomtu", Addr: netip.MustParseAddr("192.168.60.1")}} {
-		if f, err := gone.Facts(vagrant, netip.Addr{}); err == nil {
+		if f, err := gone.Facts(vagrant, netip.Addr{}, overlay); err == nil {
 			t.Errorf("%+v gave %+v", gone, f)
 		}
 	}

@@ -16,6 +16,7 @@ type Iface struct {
 	Index int
 	MTU   int // bytes; 0 when unknown
 	Up    bool
+	MAC   [6]byte
 	Addrs []Addr // in kernel order
 }
 
@@ -32,13 +33,13 @@ type Route struct {
 	Iface   string     // empty for a multipath route without one interface
 	Gateway netip.Addr // invalid: the destination is on the link
 	Metric  int
-	Proto   int // rtm_protocol of rtnetlink(7): who made it
 }
 
 // Inventory is what the kernel knows, read at one moment.
 type Inventory struct {
 	Ifaces []Iface
 	Routes []Route // in kernel order
+	IPv6   bool    // the kernel has IPv6 at all
 }
 
 // Facts about this host that a backend may build on.
@@ -47,7 +48,7 @@ type Facts struct {
 	MTU      int        // of the uplink, bytes
 	Addr     netip.Addr // address of the uplink, source of outer packets
 	PublicIP netip.Addr // address published to peers; differs from Addr behind NAT
-	// Underlay has the routes outside the network, to tell which peers are on
+	// Underlay has the routes that lead to peers, to tell which of them are on
 	// the link.
 	Underlay []Route
 	// MACs has the hardware addresses of the links that exist already, so that

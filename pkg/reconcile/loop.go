@@ -11,7 +11,6 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"flanneld/pkg/backend"
@@ -62,7 +61,6 @@ type Loop struct {
 	holds   *holds
 	report  *report
 	settled dataplane.State // wanted state of the last pass that left nothing to do
-	passes  atomic.Uint64
 }
 
 // New makes a Loop that has done nothing yet.
@@ -78,32 +76,45 @@ func (l *Loop) Trigger() {
 	}
 }
 
-// Passes counts the passes so far.
-func (l *Loop) Passes() uint64 { return l.passes.Load() }
-
-// Run makes passes until ctx ends: on Trigger, when something failed and is due
-// again, and once a minute.
-func (l *Loop) Run(ctx context.Context) {
-	timer := time.NewTimer(l.delay())
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		case <-l.wake:
-			if !pause(ctx, debounce) {
-				return
-			}
-			l.drain()
+// Settle makes passes until what this host needs for itself stands.
+func (l *Loop) Settle(ctx context.Context) error {
+	for !l.Pass() {
+		if err := l.wait(ctx); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// Run makes passes until ctx ends: on Trigger, when something that failed is
+// due again, and once a minute.
+func (l *Loop) Run(ctx context.Context) {
+	for l.wait(ctx) == nil {
 		l.Pass()
-		timer.Reset(l.delay())
 	}
 }
 
-// delay is the time until the next pass that nobody triggers.
-func (l *Loop) delay() time.Duration { return min(resync, l.holds.next(time.Now())) }
+// wait blocks until there is a reason for a pass.
+func (l *Loop) wait(ctx context.Context) error {
+	timer := time.NewTimer(min(resync, l.holds.next(time.Now())))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	case <-l.wake:
+	}
+	burst := time.NewTimer(debounce)
+	defer burst.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-burst.C:
+	}
+	l.drain()
+	return nil
+}
 
 func (l *Loop) drain() {
 	select {
@@ -112,23 +123,11 @@ func (l *Loop) drain() {
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
 // Pass brings the kernel up to date once and tells whether what this host needs
 // for itself stands: its link and its address. Failures with single peers do not
-// count; they are tried again later. Only Run's goroutine, or a caller before
-// Run, may use it.
+// count; they are tried again later. Passes must not overlap: Settle and Run are
+// for one goroutine.
 func (l *Loop) Pass() (ok bool) {
-	defer l.passes.Add(1)
 	in, err := l.cfg.Input()
 	if err != nil {
 		l.holds.broke(time.Now(), inputObject)

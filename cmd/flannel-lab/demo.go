@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+const (
+	network   = "10.42.0.0/16"
+	configKey = "/coreos.com/network/config"
+	converge  = 10 * time.Second // for all pairs to reach each other
+)
+
+// demo builds a lab, shows it and removes it. The error tells that something did not work.
+func demo(ctx context.Context, s settings, r *report) (err error) {
+	r.title("Building %d hosts", s.hosts)
+	l, err := lab.New(ctx, lab.Options{Hosts: s.hosts, Flanneld: s.flanneld, Progress: func(line string) { r.line("%s", line) }})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closeErr := l.Close()
+		if closeErr == nil {
+			r.line("removed all namespaces, processes and files")
+		}
+		err = errors.Join(err, closeErr)
+	}()
+	containers, err := startNetwork(ctx, l, s.backend, r)
+	if err != nil {
+		return err
+	}
+	r.title("Hosts")
+	if err := r.hosts(l); err != nil {
+		return err
+	}
+	r.title("Ping from container (row) to container (column), round-trip time in ms")
+	matrix := pingAll(ctx, containers)
+	failed := r.matrix(containers, matrix)
+	if failed == 0 {
+		r.title("TCP throughput")
+		if err := throughput(ctx, l, containers, r); err != nil {
+			return err
+		}
+	}
+	h := l.Hosts[0]
+	r.title("What flanneld programmed on %s", h.Name)
+	text, err := h.Show(netip.MustParsePrefix(network))
+	if err != nil {
+		return err
+	}
+	r.text(text)
+	if s.keep && ctx.Err() == nil {
+		r.title("Kept until Ctrl-C")
+		r.enter(l, containers)
+		<-ctx.Done()
+		fmt.Fprintln(r.out)
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d pings had no reply", failed, len(containers)*len(containers))
+	}
+	return nil
+}
+
+// startNetwork writes the network config, starts every flanneld at once and adds a container to each host.
+func startNetwork(ctx context.Context, l *lab.Lab, backend string, r *report) ([]*lab.Container, error) {
+	r.title("Starting flanneld, backend %s", backend)
+	config := fmt.Sprintf(`{"Network":%q,"SubnetLen":24,"Backend":{"Type":%q}}`, network, backend)
+	if err := l.Etcd.Put(ctx, configKey, config, 0); err != nil {
+		return nil, err
+	}
+	r.line("%s = %s", configKey, config)
+	ready, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	start := time.Now()
+	if err := l.StartAll(ready); err != nil {
+		return nil, err
+	}
+	r.line("all %d ready after %d ms", len(l.Hosts), time.Since(start).Milliseconds())
+	var containers []*lab.Container
+	for _, h := range l.Hosts {
+		c, err := h.AddContainer()
+		if err != nil {
+			return nil, fmt.Errorf("add container on %s: %w", h.Name, err)
+		}
+		r.line("container %s: %s on %s", c.Name, c.Addr, c.NS.Name)
+		containers = append(containers, c)
+	}
+	return containers, nil
+}
+
+// A reply is the outcome of a ping.
+type reply struct {
+	rtt time.Duration
+	err error
+}
+
+// pingAll pings between all pairs until each has had a reply or the time to converge is over.
+func pingAll(ctx context.Context, containers []*lab.Container) [][]reply {
+	ctx, cancel := context.WithTimeout(ctx, converge)
+	defer cancel()
+	matrix := make([][]reply, len(containers))
+	var rows sync.WaitGroup
+	for i, from := range containers {
+		matrix[i] = make([]reply, len(containers))
+		rows.Go(func() {
+			for j, to := range containers {
+				cell := &matrix[i][j]
+				if _, cell.err = from.WaitPing(ctx, to.Addr); cell.err == nil {
+					// Once more: the first included ARP, and the other rows starting up.
+					cell.rtt, cell.err = from.WaitPing(ctx, to.Addr)
+				}
+			}
+		})
+	}
+	rows.Wait()
+	return matrix
+}
+
+// throughput measures from one container to the next, beside the same pair of hosts without the overlay. With many
+// hosts only the first few pairs are measured.
+func throughput(ctx context.Context, l *lab.Lab, containers []*lab.Container, r *report) error {
+	const each = 700 * time.Millisecond
+	pairs := len(containers)
+	if pairs < 2 {
+		r.line("(needs two hosts)")
+		return nil
+	}
+	if pairs > 4 {
+		pairs = 3
+	}
+	for i := range pairs {
+		j := (i + 1) % len(containers)
+		from, to := containers[i], containers[j]
+		overlay, err := from.Throughput(ctx, &to.Endpoint, each)
+		if err != nil {
+			return err
+		}
+		bare, err := l.Hosts[i].Throughput(ctx, &l.Hosts[j].Endpoint, each)
+		if err != nil {
+			return err
+		}
+		r.line("%-6s → %-6s %7.2f Gbit/s    bare link %s → %s %7.2f Gbit/s    %3.0f %%", from.Name, to.Name,
+			overlay.BitsPerSecond()/1e9, l.Hosts[i].Name, l.Hosts[j].Name, bare.BitsPerSecond()/1e9,
+			100*overlay.BitsPerSecond()/bare.BitsPerSecond())
+	}
+	return nil
+}

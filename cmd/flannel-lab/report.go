@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab"
+)
+
+// A report prints what the demo finds, in colour on a terminal.
+type report struct {
+	out    io.Writer
+	colour bool
+	start  time.Time
+}
+
+func newReport(out io.Writer) *report {
+	r := &report{out: out, start: time.Now()}
+	if file, ok := out.(*os.File); ok {
+		_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+		r.colour = err == nil
+	}
+	return r
+}
+
+func (r *report) paint(code, text string) string {
+	if !r.colour {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+func (r *report) title(format string, args ...any) {
+	fmt.Fprintf(r.out, "\n%s  [%.1f s]\n", r.paint("1", fmt.Sprintf(format, args...)), time.Since(r.start).Seconds())
+}
+
+func (r *report) line(format string, args ...any) {
+	fmt.Fprintf(r.out, "  "+format+"\n", args...)
+}
+
+func (r *report) text(text string) {
+	for line := range strings.Lines(text) {
+		r.line("%s", strings.TrimRight(line, "\n"))
+	}
+}
+
+func (r *report) hosts(l *lab.Lab) error {
+	table := tabwriter.NewWriter(r.out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(table, "  HOST\tPUBLIC IP\tSUBNET\tDEVICE\tMTU\tEXEC TO READY")
+	for _, h := range l.Hosts {
+		env, err := h.ReadSubnet()
+		if err != nil {
+			return err
+		}
+		device, _, err := h.FlannelLink()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%d\t%d ms\n", h.Name, h.Addr, env.Subnet.Masked(), device, env.MTU,
+			h.Flanneld().ReadyAfter().Milliseconds())
+	}
+	return table.Flush()
+}
+
+// matrix prints who reached whom and returns the number of failures. Cells are padded before they are painted, since
+// the colour codes have no width.
+func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed int) {
+	const width = 8
+	fmt.Fprintf(r.out, "  %-*s", width, "")
+	for _, c := range containers {
+		fmt.Fprintf(r.out, "%-*s", width, c.Name)
+	}
+	fmt.Fprintln(r.out)
+	var first error
+	for i, row := range matrix {
+		fmt.Fprintf(r.out, "  %-*s", width, containers[i].Name)
+		for _, cell := range row {
+			colour, text := "32", fmt.Sprintf("✓ %.2f", float64(cell.rtt.Microseconds())/1000)
+			if cell.err != nil {
+				failed++
+				colour, text = "31", "✗"
+				if first == nil {
+					first = cell.err
+				}
+			}
+			fmt.Fprint(r.out, r.paint(colour, fmt.Sprintf("%-*s", width, text)))
+		}
+		fmt.Fprintln(r.out)
+	}
+	if first != nil {
+		r.line("first failure: %v", first)
+	}
+	return failed
+}
+
+// enter tells how to look around in the lab.
+func (r *report) enter(l *lab.Lab, containers []*lab.Container) {
+	r.line("enter a host:       nsenter --net=%s", l.Hosts[0].NS.Path())
+	r.line("enter a container:  ip netns exec %s sh", containers[0].NS.Name)
+	r.line("look at the keys:   nsenter --net=%s curl %s/v2/keys%s?recursive=true", l.Fabric.Path(), l.Etcd.Endpoint(),
+		strings.TrimSuffix(configKey, "/config"))
+	r.line("logs and files:     %s", l.Dir)
+	r.line("Processes that are still inside at the end are killed.")
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/lab"
+
+	"net/netip"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
+
+const (
+	defaultPrefix = "/coreos.com/network"
+	vxlanConfig   = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
+)
+
+// built is the daemon under test: the one that FLANNELD names, or one built
+// from this tree.
+var built = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("FLANNELD"); path != "" {
+		return filepath.Abs(path)
+	}
+	dir, err := os.MkdirTemp("", "flanneld-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "flanneld")
+	cmd := exec.Command("go", "build", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build flanneld: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// cluster is a lab whose hosts run flanneld.
+type cluster struct {
+	*lab.Lab
+	t          *testing.T
+	ctx        context.Context
+	prefix     string
+	containers []*lab.Container // one a host, in order
+}
+
+// newCluster makes hosts and etcd and starts nothing yet.
+func newCluster(t *testing.T, o lab.Options) *cluster {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes network namespaces; run it with sudo")
+	}
+	path, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Flanneld = path
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	l, err := lab.New(ctx, o)
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	c := &cluster{Lab: l, t: t, ctx: ctx, prefix: defaultPrefix}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, h := range l.Hosts {
+				if p := h.Flanneld(); p != nil {
+					t.Logf("log of flanneld on %s:\n%s", h.Name, p.Logs())
+				}
+			}
+		}
+		cancel()
+		if err := l.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+	})
+	return c
+}
+
+// startCluster starts hosts with a config and a container each, and waits until
+// all containers reach each other.
+func startCluster(t *testing.T, hosts int, config string, args ...string) *cluster {
+	t.Helper()
+	c := newCluster(t, lab.Options{Hosts: hosts})
+	c.put("config", config)
+	c.must(c.StartAll(c.ctx, args...))
+	c.addContainers()
+	c.waitAllPairs()
+	return c
+}
+
+func (c *cluster) must(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// put writes a key below the prefix, without a TTL.
+func (c *cluster) put(key, value string) {
+	c.t.Helper()
+	c.must(c.Etcd.Put(c.ctx, c.prefix+"/"+key, value, 0))
+}
+
+func (c *cluster) addContainers() {
+	c.t.Helper()
+	for _, h := range c.Hosts {
+		k, err := h.AddContainer()
+		c.must(err)
+		c.containers = append(c.containers, k)
+	}
+}
+
+func (c *cluster) waitAllPairs() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+	defer cancel()
+	for _, a := range c.containers {
+		for _, b := range c.containers {
+			if a != b {
+				if _, err := a.WaitPing(ctx, b.Addr); err != nil {
+					c.t.Fatalf("%s does not reach %s: %v", a.Name, b.Name, err)
+				}
+			}
+		}
+	}
+}
+
+// within polls until check succeeds.
+func (c *cluster) within(d time.Duration, what string, check func() error) time.Duration {
+	c.t.Helper()
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(c.ctx, d)
+	defer cancel()
+	if err := lab.Poll(ctx, check); err != nil {
+		c.t.Fatalf("%s: not within %v: %v", what, d, err)
+	}
+	return time.Since(start)
+}
+
+func (c *cluster) subnet(h *lab.Host) netip.Prefix {
+	c.t.Helper()
+	env, err := h.ReadSubnet()
+	c.must(err)
+	return env.Subnet.Masked()
+}
+
+// snapshot reads what the kernel of a host holds for an overlay.
+func (c *cluster) snapshot(h *lab.Host, network string, links ...string) dataplane.State {
+	c.t.Helper()
+	var s dataplane.State
+	c.must(h.Do(func() error {
+		k, err := kernel.New()
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		s, err = k.Snapshot(dataplane.Scope{Network: netip.MustParsePrefix(network), Links: links})
+		return err
+	}))
+	return s
+}
+
+// lease reads a host's value in etcd.
+func (c *cluster) lease(h *lab.Host) (key string, e lab.Entry) {
+	c.t.Helper()
+	s := c.subnet(h)
+	key = fmt.Sprintf("%s/subnets/%s-%d", c.prefix, s.Addr(), s.Bits())
+	e, err := c.Etcd.Get(c.ctx, key)
+	c.must(err)
+	return key, e
+}
+
+// logged counts the lines of a host's log that contain all of the words.
+func logged(h *lab.Host, words ...string) int {
+	n := 0
+	for line := range strings.Lines(h.Flanneld().Logs()) {
+		all := true
+		for _, w := range words {
+			all = all && strings.Contains(line, w)
+		}
+		if all {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"flanneld/pkg/daemon"
+
+	"github.com/spf13/pflag"
+)
+
+// errHelp says that the user asked for help.
+var errHelp = errors.New("help asked for")
+
+// commandLine is what the command line and the environment say.
+type commandLine struct {
+	flags       *pflag.FlagSet
+	options     daemon.Options
+	showVersion bool
+	verbosity   int
+	warnings    []string // to log, one line each
+
+	endpoints, publicIP, canReach string
+	margin                        int
+	ifaces, regexes               []string
+}
+
+// parse reads flags and FLANNELD_* variables; the command line wins. Long flags
+// take one dash or two.
+func parse(args, env []string) (*commandLine, error) {
+	cl := &commandLine{flags: pflag.NewFlagSet("flanneld", pflag.ContinueOnError)}
+	cl.flags.SortFlags = false
+	cl.flags.SetInterspersed(false)
+	cl.flags.Usage = func() {}
+	for _, g := range groups {
+		g.define(cl)
+	}
+	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
+		// The habit of images without an entrypoint.
+		cl.warnings = append(cl.warnings, fmt.Sprintf("ignoring the leading argument %s", args[0]))
+		args = args[1:]
+	}
+	args, err := cl.twoDashes(args)
+	if err != nil {
+		return cl, err
+	}
+	if err := cl.flags.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return cl, errHelp
+		}
+		return cl, err
+	}
+	if stray := cl.flags.Args(); len(stray) > 0 {
+		return cl, fmt.Errorf("unexpected argument %q: flanneld takes flags only, and a boolean flag takes its value with an equals sign, as in -ip-masq=true", stray[0])
+	}
+	if cl.showVersion {
+		return cl, nil
+	}
+	cl.environment(env)
+	if err := cl.historical(); err != nil {
+		return cl, err
+	}
+	return cl, cl.check()
+}
+
+// twoDashes writes -name as --name. It follows the flags' arity, for a value
+// may begin with a dash too.
+func (cl *commandLine) twoDashes(args []string) ([]string, error) {
+	out := slices.Clone(args)
+	for i := 0; i < len(out); i++ {
+		a := out[i]
+		if a == "--" || len(a) < 2 || a[0] != '-' {
+			break // the rest are arguments
+		}
+		name, _, hasValue := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		if name == "h" || name == "help" {
+			return nil, errHelp
+		}
+		f := cl.flags.Lookup(name)
+		if f == nil || strings.HasPrefix(a, "---") {
+			return nil, fmt.Errorf("unknown flag %s", a)
+		}
+		if !strings.HasPrefix(a, "--") {
+			out[i] = "-" + a
+		}
+		if !hasValue && f.NoOptDefVal == "" {
+			i++ // its value
+		}
+	}
+	return out, nil
+}
+
+// environment sets the flags that the command line leaves alone from their
+// FLANNELD_ variables. A value that is not accepted is reported and changes
+// nothing, for such a variable never kept a host from starting.
+func (cl *commandLine) environment(env []string) {
+	names := map[string]string{}
+	cl.flags.VisitAll(func(f *pflag.Flag) {
+		if f.Name != "version" {
+			names["FLANNELD_"+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))] = f.Name
+		}
+	})
+	for _, kv := range env {
+		key, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(key, "FLANNELD_") || value == "" {
+			continue
+		}
+		name, known := names[key]
+		switch {
+		case !known:
+			cl.warnings = append(cl.warnings, fmt.Sprintf("environment variable %s is not one of flanneld's: ignored", key))
+		case !cl.flags.Changed(name):
+			if err := cl.flags.Set(name, value); err != nil {
+				cl.warnings = append(cl.warnings, fmt.Sprintf("environment variable %s is ignored: %v", key, err))
+			}
+		}
+	}
+}
+
+// historical warns of flags without effect, and refuses those that ask for a
+// mode that does not exist.
+func (cl *commandLine) historical() error {
+	var idle []string
+	var refused error
+	cl.flags.Visit(func(f *pflag.Flag) {
+		why, old := cl.withoutEffect(f)
+		switch {
+		case !old:
+		case why != "" && f.Value.String() != f.DefValue && refused == nil:
+			refused = fmt.Errorf("-%s is not supported: %s", f.Name, why)
+		default:
+			idle = append(idle, "-"+f.Name)
+		}
+	})
+	if refused == nil && len(idle) > 0 {
+		cl.warnings = append(cl.warnings, "accepted without effect: "+strings.Join(idle, ", "))
+	}
+	return refused
+}
+
+// withoutEffect tells whether a flag does nothing, and, if it asks for
+// something that must not be ignored, why that is refused.
+func (cl *commandLine) withoutEffect(f *pflag.Flag) (why string, old bool) {
+	v, ok := f.Annotations[noEffect]
+	if !ok {
+		return "", false
+	}
+	return v[0], true
+}
+
+// check turns the texts of flags into options, naming what is not accepted.
+func (cl *commandLine) check() (err error) {
+	o := &cl.options
+	for e := range strings.SplitSeq(cl.endpoints, ",") {
+		if e = strings.TrimSpace(e); e != "" {
+			o.Etcd.Endpoints = append(o.Etcd.Endpoints, e)
+		}
+	}
+	if len(o.Etcd.Endpoints) == 0 {
+		return bad("etcd-endpoints", cl.endpoints, "a comma separated list of URLs")
+	}
+	if cl.margin < 1 || cl.margin > 1439 {
+		return bad("subnet-lease-renew-margin", fmt.Sprint(cl.margin), "1 to 1439 minutes")
+	}
+	if o.IPMasq {
+		cl.warnings = append(cl.warnings, "-ip-masq: this version writes no masquerade rules; FLANNEL_IPMASQ=true keeps docker from writing its own, so containers need rules of yours to reach the outside")
+	}
+	o.RenewMargin = time.Duration(cl.margin) * time.Minute
+	if o.HealthzPort < 0 || o.HealthzPort > 65535 {
+		return bad("healthz-port", fmt.Sprint(o.HealthzPort), "0 (off) to 65535")
+	}
+	if _, err := netip.ParseAddr(o.HealthzIP); err != nil {
+		return bad("healthz-ip", o.HealthzIP, "an IP address")
+	}
+	if o.SubnetFile == "" {
+		return bad("subnet-file", "", "a path")
+	}
+	for _, r := range cl.regexes {
+		if _, err := regexp.Compile(r); err != nil {
+			return bad("iface-regex", r, "a regular expression: "+err.Error())
+		}
+	}
+	o.Uplink.Ifaces, o.Uplink.Regexes = cl.ifaces, cl.regexes
+	if o.Uplink.PublicIP, err = ipv4("public-ip", cl.publicIP); err != nil {
+		return err
+	}
+	o.Uplink.CanReach, err = ipv4("iface-can-reach", cl.canReach)
+	return err
+}
+
+func ipv4(name, value string) (netip.Addr, error) {
+	if value == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(value)
+	if err != nil || !a.Is4() || a.IsUnspecified() {
+		return netip.Addr{}, bad(name, value, "an IPv4 address such as 198.51.100.7")
+	}
+	return a, nil
+}
+
+func bad(name, value, accepted string) error {
+	return fmt.Errorf("invalid value %q for flag -%s: accepted is %s", value, name, accepted)
+}

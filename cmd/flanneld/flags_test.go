@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+)
+
+func mustParse(t *testing.T, args, env []string) *commandLine {
+	t.Helper()
+	cl, err := parse(args, env)
+	if err != nil {
+		t.Fatalf("%q %q: %v", args, env, err)
+	}
+	return cl
+}
+
+func TestDefaults(t *testing.T) {
+	o := mustParse(t, nil, nil).options
+	if got := strings.Join(o.Etcd.Endpoints, " "); got != "http://127.0.0.1:4001 http://127.0.0.1:2379" {
+		t.Errorf("endpoints %s", got)
+	}
+	if o.Etcd.Prefix != "/coreos.com/network" || o.SubnetFile != "/run/flannel/subnet.env" || o.RenewMargin != time.Hour ||
+		o.IPMasq || o.HealthzIP != "0.0.0.0" || o.HealthzPort != 0 {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestFlagForms(t *testing.T) {
+	for _, args := range [][]string{
+		{"-etcd-prefix=/p", "-iface=a", "-ip-masq=true", "-v=2"},
+		{"--etcd-prefix=/p", "--iface=a", "--ip-masq=TRUE", "--v=2"},
+		{"-etcd-prefix", "/p", "-iface", "a", "-ip-masq", "-v", "2"},
+		{"--etcd-prefix", "/p", "--iface", "a", "--ip-masq=1", "--v", "0x2"},
+		{"-etcd-prefix=/q", "-iface=a", "-ip-masq=false", "-ip-masq=t", "-v=1", "-v=02", "-etcd-prefix", "/p"}, // the last wins
+		{"/opt/bin/flanneld", "-etcd-prefix=/p", "-iface=a", "-ip-masq", "-v=2", "--"},
+	} {
+		cl := mustParse(t, args, nil)
+		o := cl.options
+		if o.Etcd.Prefix != "/p" || strings.Join(o.Uplink.Ifaces, ",") != "a" || !o.IPMasq || cl.verbosity != 2 {
+			t.Errorf("%q: got %+v, verbosity %d", args, o, cl.verbosity)
+		}
+	}
+	o := mustParse(t, []string{"-iface=a", "--iface", "b", "-iface-regex", "-x", "-etcd-endpoints= http://a:1 , b:2,"}, nil).options
+	if len(o.Uplink.Ifaces) != 2 || o.Uplink.Regexes[0] != "-x" || strings.Join(o.Etcd.Endpoints, "|") != "http://a:1|b:2" {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	env := []string{"FLANNELD_ETCD_PREFIX=/env", "FLANNELD_IFACE=a,b", "FLANNELD_IP_MASQ=true", "FLANNELD_SUBNET_FILE=",
+		"FLANNELD_V=x", "FLANNELD_ETCD_ENDPOINT=http://a", "FLANNELD_VERSION=true", "FLANNEL_OPTIONS=-x", "FLANNELD_HEALTHZ_PORT=99"}
+	cl := mustParse(t, []string{"-healthz-port=1"}, env)
+	o := cl.options
+	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.IPMasq || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.HealthzPort != 1 {
+		t.Errorf("got %+v", o)
+	}
+	warnings := strings.Join(cl.warnings, "\n")
+	for _, want := range []string{"FLANNELD_V is ignored", "FLANNELD_ETCD_ENDPOINT is not one of flanneld's", "FLANNELD_VERSION is not"} {
+		if !strings.Contains(warnings, want) {
+			t.Errorf("no warning %q in:\n%s", want, warnings)
+		}
+	}
+}
+
+func TestBadCommandLines(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		want string
+	}{
+		{"-ip-masq true -iface=eth0", `unexpected argument "true": flanneld takes flags only, and a boolean flag takes its value with an equals sign, as in -ip-masq=true`},
+		{"stray", `unexpected argument "stray"`},
+		{"- -iface=a", `unexpected argument "-"`},
+		{"-- -iface=a", `unexpected argument "-iface=a"`},
+		{"-nonsense", `unknown flag -nonsense`},
+		{"---iface=a", `unknown flag ---iface=a`},
+		{"-ip-masq=maybe", `invalid argument "maybe" for "--ip-masq" flag`},
+		{"-healthz-port=many", `invalid argument "many" for "--healthz-port" flag`},
+		{"-iface", `flag needs an argument: --iface`},
+		{"-healthz-port=65536", `invalid value "65536" for flag -healthz-port: accepted is 0 (off) to 65535`},
+		{"-healthz-port=-1", `invalid value "-1" for flag -healthz-port: accepted is 0 (off) to 65535`},
+		{"-healthz-ip=here", `invalid value "here" for flag -healthz-ip: accepted is an IP address`},
+		{"-subnet-lease-renew-margin=0", `invalid value "0" for flag -subnet-lease-renew-margin: accepted is 1 to 1439 minutes`},
+		{"-subnet-lease-renew-margin=1440", `invalid value "1440" for flag -subnet-lease-renew-margin: accepted is 1 to 1439 minutes`},
+		{"-public-ip=a.b.c.d", `invalid value "a.b.c.d" for flag -public-ip: accepted is an IPv4 address such as 198.51.100.7`},
+		{"-public-ip=::1", `invalid value "::1" for flag -public-ip: accepted is an IPv4 address such as 198.51.100.7`},
+		{"-iface-can-reach=x", `invalid value "x" for flag -iface-can-reach: accepted is an IPv4 address such as 198.51.100.7`},
+		{"-iface-regex=(", `invalid value "(" for flag -iface-regex: accepted is a regular expression: error parsing regexp`},
+		{"-etcd-endpoints=,", `invalid value "," for flag -etcd-endpoints: accepted is a comma separated list of URLs`},
+		{"-subnet-file=", `invalid value "" for flag -subnet-file: accepted is a path`},
+		{"-kube-subnet-mgr", `-kube-subnet-mgr is not supported: this flanneld keeps its leases in etcd; there is no Kubernetes mode`},
+		{"-listen=fd://", `-listen is not supported: there is no client and server mode`},
+		{"-remote=10.0.0.1:8888", `-remote is not supported: there is no client and server mode`},
+		{"-networks=a,b", `-networks is not supported: one daemon serves one network`},
+		{"-watch-networks", `-watch-networks is not supported: one daemon serves one network`},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(context.Background(), func() {}, strings.Fields(c.args), nil, &stdout, &stderr)
+		if code != 2 || !strings.HasPrefix(stderr.String(), "flanneld: "+c.want) || stdout.Len() > 0 {
+			t.Errorf("%s: exit %d, said %q, want %q", c.args, code, stderr.String(), c.want)
+		}
+	}
+}
+
+func TestHistoricalFlags(t *testing.T) {
+	cl := mustParse(t, strings.Fields("-logtostderr=true -alsologtostderr -log_dir=/var/log -stderrthreshold=2 -subnet-dir=/run/x -kube-api-url=http://a -iptables-resync=9 -vmodule=a=1 -listen= -kube-subnet-mgr=false"), nil)
+	if len(cl.warnings) != 1 {
+		t.Fatalf("want one warning, got %q", cl.warnings)
+	}
+	for _, flag := range []string{"-logtostderr", "-alsologtostderr", "-log_dir", "-stderrthreshold", "-subnet-dir", "-kube-api-url", "-iptables-resync", "-vmodule", "-listen", "-kube-subnet-mgr"} {
+		if !strings.Contains(cl.warnings[0], flag) {
+			t.Errorf("%s is not in the warning %q", flag, cl.warnings[0])
+		}
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for _, args := range []string{"-h", "--help", "-help", "-iface=a -help"} {
+		var stdout, stderr bytes.Buffer
+		if code := run(context.Background(), func() {}, strings.Fields(args), nil, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
+			t.Errorf("%s: exit %d, %s", args, code, stderr.String())
+		}
+		for _, want := range []string{"\netcd:\n", "--iface-can-reach", "\"/coreos.com/network\")", "FLANNELD_ETCD_PREFIX"} {
+			if !strings.Contains(stdout.String(), want) {
+				t.Errorf("%s: help lacks %q", args, want)
+			}
+		}
+		if strings.Contains(stdout.String(), "--listen") {
+			t.Error("help shows flags without effect")
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	if code := run(context.Background(), func() {}, []string{"--version"}, nil, &stdout, &stderr); code != 0 || strings.TrimSpace(stderr.String()) != version {
+		t.Errorf("exit %d, %q, %q", code, stdout.String(), stderr.String())
+	}
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// group is a paragraph of the help: flags that belong together.
+type group struct {
+	title string
+	flags func(*commandLine, *pflag.FlagSet)
+}
+
+// noEffect annotates flags that are accepted only so that existing command
+// lines work. Its value says why the flag is refused when it asks for more than
+// its default, or is empty where it can be ignored.
+const noEffect = "flanneld-no-effect"
+
+var groups = []group{
+	{"etcd", func(cl *commandLine, f *pflag.FlagSet) {
+		e := &cl.options.Etcd
+		f.StringVar(&cl.endpoints, "etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma separated `URLs` of etcd's members (v2 keys API)")
+		f.StringVar(&e.Prefix, "etcd-prefix", "/coreos.com/network", "`key` below which config and leases are kept")
+		f.StringVar(&e.KeyFile, "etcd-keyfile", "", "`file` with the key of the client certificate (PEM)")
+		f.StringVar(&e.CertFile, "etcd-certfile", "", "`file` with the client certificate (PEM)")
+		f.StringVar(&e.CAFile, "etcd-cafile", "", "`file` with the CA that signs etcd's certificates (PEM); enough by itself")
+		f.StringVar(&e.Username, "etcd-username", "", "`name` for basic authentication")
+		f.StringVar(&e.Password, "etcd-password", "", "`password` for basic authentication; FLANNELD_ETCD_PASSWORD hides it from the process list")
+	}},
+	{"uplink: the interface that carries the overlay (default: that of the default route)", func(cl *commandLine, f *pflag.FlagSet) {
+		f.StringArrayVar(&cl.ifaces, "iface", nil, "`name` or IPv4 address of an interface; may be repeated, the first that fits wins")
+		f.StringArrayVar(&cl.regexes, "iface-regex", nil, "`expression` for addresses, then names; tried after -iface; may be repeated")
+		f.StringVar(&cl.canReach, "iface-can-reach", "", "the interface of the route to this `IPv4`; tried last")
+		f.StringVar(&cl.publicIP, "public-ip", "", "`IPv4` address that peers send to, when it is not the uplink's own (NAT)")
+		idle(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
+	}},
+	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
+		f.StringVar(&cl.options.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` that tells docker the subnet and MTU")
+		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, 1 to 1439")
+	}},
+	{"packet filter (this version writes no rules; -ip-masq only sets FLANNEL_IPMASQ for docker)", func(cl *commandLine, f *pflag.FlagSet) {
+		f.BoolVar(&cl.options.IPMasq, "ip-masq", false, "masquerade traffic that leaves the overlay")
+		idle(f, "ip-masq-fully-random-disable", false, "do not ask for fully random source ports", "")
+		idle(f, "iptables-resync", 5, "`seconds` between checks of the rules", "")
+		idle(f, "iptables-forward-rules", true, "accept forwarded overlay traffic", "")
+		idle(f, "ip-blackhole-route", false, "add a blackhole route for the subnet", "")
+	}},
+	{"health", func(cl *commandLine, f *pflag.FlagSet) {
+		f.StringVar(&cl.options.HealthzIP, "healthz-ip", "0.0.0.0", "`address` on which /healthz and /readyz answer")
+		f.IntVar(&cl.options.HealthzPort, "healthz-port", 0, "`port` on which they answer; 0: off")
+	}},
+	{"logging (to standard error)", func(cl *commandLine, f *pflag.FlagSet) {
+		f.IntVar(&cl.verbosity, "v", 0, "verbosity `level`: 1 and above print every change as a command")
+		idle(f, "vmodule", "", "`pattern=level` list (no effect)", "")
+		idle(f, "log_backtrace_at", ":0", "`file:line` (no effect)", "")
+	}},
+	{"other", func(cl *commandLine, f *pflag.FlagSet) {
+		f.BoolVar(&cl.showVersion, "version", false, "print the version and exit")
+		f.Bool("help", false, "print this text and exit")
+	}},
+	{"", kubernetesFlags},
+	{"", formerFlags},
+}
+
+const (
+	noKubernetes = "this flanneld keeps its leases in etcd; there is no Kubernetes mode"
+	noServer     = "there is no client and server mode: every host talks to etcd, with -etcd-endpoints"
+	noNetworks   = "one daemon serves one network: start one for each, with its own -etcd-prefix and -subnet-file"
+)
+
+func kubernetesFlags(_ *commandLine, f *pflag.FlagSet) {
+	idle(f, "kube-subnet-mgr", false, "", noKubernetes)
+	idle(f, "kube-api-url", "", "", "")
+	idle(f, "kubeconfig-file", "", "", "")
+	idle(f, "kube-annotation-prefix", "flannel.alpha.coreos.com", "", "")
+	idle(f, "net-config-path", "/etc/kube-flannel/net-conf.json", "", "")
+	idle(f, "set-node-network-unavailable", true, "", "")
+	idle(f, "use-multi-cluster-cidr", false, "", "")
+}
+
+func formerFlags(_ *commandLine, f *pflag.FlagSet) {
+	for _, name := range []string{"listen", "remote"} {
+		idle(f, name, "", "", noServer)
+	}
+	for _, name := range []string{"remote-keyfile", "remote-certfile", "remote-cafile", "log_dir"} {
+		idle(f, name, "", "", "")
+	}
+	idle(f, "networks", "", "", noNetworks)
+	idle(f, "watch-networks", false, "", noNetworks)
+	idle(f, "subnet-dir", "/run/flannel/networks", "", "")
+	idle(f, "logtostderr", true, "", "")
+	idle(f, "alsologtostderr", false, "", "")
+	idle(f, "stderrthreshold", "", "", "")
+}
+
+// idle defines a flag without effect; its value is never read.
+func idle(f *pflag.FlagSet, name string, def any, usage, refusal string) {
+	switch def := def.(type) {
+	case string:
+		f.String(name, def, usage)
+	case bool:
+		f.Bool(name, def, usage)
+	case int:
+		f.Int(name, def, usage)
+	}
+	f.Lookup(name).Annotations = map[string][]string{noEffect: {refusal}}
+}
+
+func (g group) define(cl *commandLine) { g.flags(cl, cl.flags) }
+
+// help prints the groups that have a title.
+func (cl *commandLine) help() string {
+	var b strings.Builder
+	b.WriteString(`flanneld gives this host a subnet of an overlay network and connects it with its peers.
+
+Usage: flanneld [-flag=value]...
+
+Flags take one dash or two. Each can be set by an environment variable too: -etcd-prefix
+by FLANNELD_ETCD_PREFIX; the command line wins. Booleans take "=": -ip-masq=true.
+`)
+	for _, g := range groups {
+		if g.title == "" {
+			continue
+		}
+		scratch := pflag.NewFlagSet(g.title, pflag.ContinueOnError)
+		scratch.SortFlags = false
+		g.flags(&commandLine{}, scratch)
+		fmt.Fprintf(&b, "\n%s:\n%s", g.title, scratch.FlagUsagesWrapped(100))
+	}
+	b.WriteString("\nFlags of the original's client/server, multi-network and Kubernetes modes are recognised and refused or ignored.\n")
+	return b.String()
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// hostile are entries under subnets/ that make no sense, with a word of the
+// line that names each.
+func hostile(c *cluster) []struct{ key, value, word string } {
+	us, peer := c.Hosts[0], c.Hosts[1]
+	own := c.subnet(us).Addr()
+	vxlan := func(ip, mac string) string {
+		return fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"}}`, ip, mac)
+	}
+	good := vxlan("203.0.113.1", "0a:00:00:00:00:01")
+	_, peerLease := c.lease(peer)
+	return []struct{ key, value, word string }{
+		{"nonsense", good, "a.b.c.d-len"},
+		{"10.42.300.0-24", good, "not an IPv4 address"},
+		{"10.42.100.0-33", good, "prefix length"},
+		{"10.42.100.7-24", good, "host bits"},
+		{"0.0.0.0-0", good, "prefix length"},
+		{"fd42::-64", good, "not an IPv4 address"},
+		{"10.42.101.0-24", "{", "not lease JSON"},
+		{"10.42.102.0-24", "", "not lease JSON"},
+		{"10.42.103.0-24", `"text"`, "not lease JSON"},
+		{"10.42.104.0-24", `{"PublicIP":"no address","BackendType":"vxlan"}`, "PublicIP"},
+		{"10.42.105.0-24", `{"BackendType":"vxlan"}`, "PublicIP is missing"},
+		{"10.42.106.0-24", strings.Repeat("x", 1<<20), "1048576 bytes"},
+		{"10.43.1.0-24", good, "not a part of the network"},
+		{"10.42.0.0-16", good, "not a part of the network"},
+		{"0.0.0.0-1", good, "not a part of the network"},
+		{"172.31.200.0-22", good, "not a part of the network"}, // the underlay
+		{own.String() + "-25", good, "overlaps our own"},
+		{"10.42.107.0-24", `{"PublicIP":"203.0.113.7","BackendType":"host-gw"}`, "backend type"},
+		{"10.42.108.0-24", `{"PublicIP":"203.0.113.8","BackendType":"vxlan"}`, "BackendData is missing"},
+		{"10.42.109.0-24", `{"PublicIP":"203.0.113.9","BackendType":"vxlan","BackendData":[1]}`, "BackendData is not a JSON object"},
+		{"10.42.110.0-24", vxlan("203.0.113.10", "zz:00"), "not a 48-bit MAC"},
+		{"10.42.111.0-24", vxlan("203.0.113.11", "ff:ff:ff:ff:ff:ff"), "not a unicast MAC"},
+		{"10.42.112.0-24", vxlan("0.0.0.0", "0a:00:00:00:01:12"), "not an address of a host"},
+		{"10.42.113.0-24", vxlan("255.255.255.255", "0a:00:00:00:01:13"), "not an address of a host"},
+		{"10.42.114.0-24", vxlan(us.Addr.String(), "0a:00:00:00:01:14"), "is our own"},
+		{"10.42.115.0-24", vxlan(peer.Addr.String(), "0a:00:00:00:01:15"), "belongs to the older lease"},
+		{"10.42.116.0-24", strings.Replace(peerLease.Value, peer.Addr.String(), "203.0.113.16", 1), "belongs to the older lease"},
+		{c.subnet(peer).Addr().String() + "-26", vxlan("203.0.113.17", "0a:00:00:00:01:17"), "overlaps the older lease"},
+	}
+}
+
+func TestHostileValuesLater(t *testing.T) {
+	c := startCluster(t, 3, vxlanConfig)
+	testHostile(t, c, false)
+}
+
+func TestHostileValuesAtStart(t *testing.T) {
+	c := startCluster(t, 3, vxlanConfig)
+	_, err := c.Hosts[0].Flanneld().Stop(c.ctx)
+	c.must(err)
+	testHostile(t, c, true)
+}
+
+func testHostile(t *testing.T, c *cluster, atStart bool) {
+	h, a, b := c.Hosts[0], c.containers[0], c.containers[1]
+	before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
+	p, err := a.StartPinger(b.Addr, 10*time.Millisecond)
+	c.must(err)
+	bad := hostile(c)
+	for _, e := range bad {
+		c.put("subnets/"+e.key, e.value)
+	}
+	c.must(c.Etcd.Put(c.ctx, c.prefix+"/subnets/10.42.120.0-24/below", "x", 0)) // a directory
+	if atStart {
+		_, err := h.Start()
+		c.must(err)
+		c.must(h.Flanneld().WaitReady(c.ctx))
+	}
+	// A good peer that comes last shows that all before it was read.
+	c.phantom("10.42.77.0-24", "203.0.113.77", "0e:00:00:00:00:77")
+	c.holds(h, 3*time.Second, "10.42.77.0/24", "203.0.113.77", "0e:00:00:00:00:77")
+	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets/10.42.77.0-24"))
+	c.holds(h, 3*time.Second, "10.42.77.0/24", "", "")
+	for _, e := range bad {
+		name, _, _ := strings.Cut(e.key, "-")
+		if n := logged(h, name, e.word); n != 1 {
+			t.Errorf("%s is named %d times with %q", e.key, n, e.word)
+		}
+	}
+	for line := range strings.Lines(h.Flanneld().Logs()) {
+		if len(line) > 1000 {
+			t.Errorf("a line of %d bytes: %.200s…", len(line), line)
+		}
+	}
+	if got := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !got.Equal(before) {
+		t.Errorf("the kernel held\n%sand holds\n%s", before.Text(), got.Text())
+	}
+	if s := p.Stop(); s.Lost > 0 {
+		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+	}
+	for _, h := range c.Hosts {
+		if h.Flanneld().Exited() {
+			t.Errorf("flanneld on %s is dead", h.Name)
+		}
+	}
+	c.waitAllPairs()
+}
+
+// TestHostileConfigs: a config that is not accepted is named once and waited
+// out.
+func TestHostileConfigs(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	_, err := h.Start()
+	c.must(err)
+	for _, f := range []struct{ config, want string }{
+		{`{`, "is not complete JSON"},
+		{`{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}`, "accepted is one of alloc, host-gw, vxlan"},
+		{`{"Network":"10.42.0.0/16"}`, `Backend.Type \"udp\"`},
+		{`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":-1}}`, "Backend.VNI -1: accepted is a whole number from 0 to 9999999"},
+		{strings.Repeat("x", 1<<20), "is 1048576 bytes long"},
+	} {
+		c.put("config", f.config)
+		c.within(3*time.Second, f.want, func() error {
+			if n := logged(h, f.want); n != 1 {
+				return fmt.Errorf("said %d times", n)
+			}
+			return nil
+		})
+	}
+	c.put("config", vxlanConfig)
+	c.must(h.Flanneld().WaitReady(c.ctx))
+	if _, err := os.Stat(h.SubnetFile); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,67 @@
+// Command flanneld gives a host its subnet of an overlay network and keeps the
+// kernel's entries for its peers right. It turns the command line and the
+// environment into daemon.Options, and daemon.Run's result into an exit code:
+// 0 after SIGTERM or SIGINT, 1 when it cannot do its work, 2 for a command line
+// it does not accept.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"flanneld/pkg/daemon"
+)
+
+// version is set at link time.
+var version = "dev"
+
+// stopWithin bounds the time from a signal to the exit. Nothing has to be
+// cleaned up, so there is nothing to wait longer for.
+const stopWithin = 900 * time.Millisecond
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	os.Exit(run(ctx, stop, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io.Writer) int {
+	cl, err := parse(args, env)
+	switch {
+	case errors.Is(err, errHelp):
+		fmt.Fprint(stdout, cl.help())
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "flanneld: %v\nRun 'flanneld --help' for the flags there are.\n", err)
+		return 2
+	case cl.showVersion:
+		fmt.Fprintln(stderr, version)
+		return 0
+	}
+	level := slog.LevelInfo
+	if cl.verbosity > 0 {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	for _, w := range cl.warnings {
+		log.Warn(w)
+	}
+	log.Info("flanneld starts", "version", version, "etcd_endpoints", cl.options.Etcd.Endpoints, "etcd_prefix", cl.options.Etcd.Prefix)
+
+	context.AfterFunc(ctx, func() {
+		stop() // a second signal kills
+		time.AfterFunc(stopWithin, func() { os.Exit(0) })
+	})
+	if err := daemon.Run(ctx, cl.options, log); err != nil && ctx.Err() == nil {
+		log.Error("flanneld ends", "err", err)
+		return 1
+	}
+	log.Info("flanneld ends; the network stays as it is")
+	return 0
+}

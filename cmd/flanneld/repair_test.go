@@ -1,0 +1,265 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab"
+)
+
+// damages are what other programs and people do to a host, with the ops that
+// mend it.
+var damages = []struct {
+	name string
+	do   func(link netlink.Link) error
+}{
+	{"ip link del", netlink.LinkDel},
+	{"ip link set down", netlink.LinkSetDown},
+	{"ip link set mtu 1000", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1000) }},
+	{"ip link set address", func(l netlink.Link) error {
+		return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 1, 2, 3, 4, 5})
+	}},
+	{"ip addr flush", func(l netlink.Link) error {
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		for _, a := range addrs {
+			err = errors.Join(err, netlink.AddrDel(l, &a))
+		}
+		return err
+	}},
+	{"ip route flush", func(l netlink.Link) error {
+		routes, err := netlink.RouteList(l, netlink.FAMILY_V4)
+		for _, r := range routes {
+			err = errors.Join(err, netlink.RouteDel(&r))
+		}
+		return err
+	}},
+	{"ip neigh flush", func(l netlink.Link) error { return flushNeighbours(l, netlink.FAMILY_V4) }},
+	{"bridge fdb flush", func(l netlink.Link) error { return flushNeighbours(l, syscall.AF_BRIDGE) }},
+	{"everything at once", func(l netlink.Link) error {
+		return errors.Join(flushNeighbours(l, netlink.FAMILY_V4), flushNeighbours(l, syscall.AF_BRIDGE), netlink.LinkSetDown(l))
+	}},
+	{"routes led elsewhere", func(l netlink.Link) error {
+		routes, err := netlink.RouteList(l, netlink.FAMILY_V4)
+		for _, r := range routes {
+			lo, e := netlink.LinkByName("lo")
+			err = errors.Join(err, e, netlink.RouteReplace(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: r.Dst, Scope: netlink.SCOPE_LINK}))
+		}
+		return err
+	}},
+}
+
+func flushNeighbours(l netlink.Link, family int) error {
+	all, err := netlink.NeighList(l.Attrs().Index, family)
+	for _, n := range all {
+		if n.State&netlink.NUD_PERMANENT != 0 {
+			err = errors.Join(err, netlink.NeighDel(&n))
+		}
+	}
+	return err
+}
+
+func TestRepair(t *testing.T) {
+	c := startCluster(t, 3, vxlanConfig)
+	h, a := c.Hosts[0], c.containers[0]
+	before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
+	for _, d := range damages {
+		lines := logged(h, "repaired")
+		c.must(h.Do(func() error {
+			l, err := netlink.LinkByName("flannel.1")
+			if err != nil {
+				return err
+			}
+			return d.do(l)
+		}))
+		took := c.within(time.Second, d.name, func() error {
+			if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !s.Equal(before) {
+				return fmt.Errorf("the kernel holds\n%s", s.Text())
+			}
+			return nil
+		})
+		for _, b := range c.containers[1:] {
+			c.within(time.Second-took, d.name+": traffic", func() error {
+				_, err := a.Ping(c.ctx, b.Addr, lab.PingOptions{Timeout: 100 * time.Millisecond})
+				return err
+			})
+		}
+		c.within(time.Second, d.name+": log", func() error {
+			if n := logged(h, "repaired"); n != lines+1 {
+				return fmt.Errorf("%d lines more about it", n-lines)
+			}
+			return nil
+		})
+		t.Logf("%-24s repaired after %v", d.name, took.Round(time.Millisecond))
+	}
+}
+
+// TestForeignObjects: what is not ours stays, on our device and elsewhere.
+func TestForeignObjects(t *testing.T) {
+	c := startCluster(t, 2, vxlanConfig)
+	h := c.Hosts[0]
+	foreign := func() (text string) {
+		c.must(h.Do(func() error {
+			l, err := netlink.LinkByName("flannel.1")
+			if err != nil {
+				return err
+			}
+			routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+			for _, r := range routes {
+				if r.LinkIndex != l.Attrs().Index || !netip.MustParsePrefix("10.42.0.0/16").Contains(netip.AddrFrom4([4]byte(r.Dst.IP.To4()))) {
+					text += r.String() + "\n"
+				}
+			}
+			addrs, e := netlink.AddrList(l, netlink.FAMILY_V4)
+			for _, a := range addrs {
+				text += a.String() + "\n"
+			}
+			return errors.Join(err, e)
+		}))
+		return text
+	}
+	prefix := func(s string) *net.IPNet {
+		_, n, err := net.ParseCIDR(s)
+		c.must(err)
+		return n
+	}
+	c.must(h.Do(func() error {
+		l, err := netlink.LinkByName("flannel.1")
+		if err != nil {
+			return err
+		}
+		up, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(
+			netlink.AddrAdd(l, &netlink.Addr{IPNet: prefix("192.0.2.1/32")}),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix("192.0.2.128/25"), Scope: netlink.SCOPE_LINK}),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Dst: prefix("10.42.250.0/24"), Scope: netlink.SCOPE_LINK}),             // inside the network, without our stamp
+			netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Dst: prefix("10.99.0.0/24"), Scope: netlink.SCOPE_LINK, Protocol: 70}), // our stamp, outside the network
+			// Not ours to keep, for it is inside the network and on our device.
+			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix("10.42.251.0/24"), Scope: netlink.SCOPE_LINK}),
+		)
+	}))
+	want := foreign()
+	stale := dataplane.RouteKey{Dst: netip.MustParsePrefix("10.42.251.0/24"), Link: "flannel.1"}
+	gone := func() error {
+		if _, ok := c.snapshot(h, "10.42.0.0/16", "flannel.1").Routes[stale]; ok {
+			return errors.New("a stale route is there")
+		}
+		return nil
+	}
+	c.within(time.Second, "pruning", gone)
+	_, err := h.Flanneld().Stop(c.ctx)
+	c.must(err)
+	_, err = h.Start()
+	c.must(err)
+	c.must(h.Flanneld().WaitReady(c.ctx))
+	c.within(time.Second, "pruning", gone)
+	if got := foreign(); got != want {
+		t.Errorf("before:\n%safter:\n%s", want, got)
+	}
+	c.waitAllPairs()
+}
+
+// phantom writes a lease of a peer that does not exist.
+func (c *cluster) phantom(subnet, publicIP, mac string) {
+	c.t.Helper()
+	c.put("subnets/"+subnet, fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"}}`, publicIP, mac))
+}
+
+// holds waits until a host has exactly this for the phantom's subnet; an empty
+// publicIP stands for nothing at all.
+func (c *cluster) holds(h *lab.Host, d time.Duration, subnet, publicIP, mac string) {
+	c.t.Helper()
+	p := netip.MustParsePrefix(subnet)
+	c.within(d, fmt.Sprintf("%s at %s %s", subnet, publicIP, mac), func() error {
+		s := c.snapshot(h, "10.42.0.0/16", "flannel.1")
+		var fdb, neigh, route bool
+		foreign := 0 // entries of the phantom's range of MACs and addresses that are not as asked
+		for f := range s.FDB {
+			if f.MAC[0] == 0x0a && (f.MAC.String() != mac || f.Dst.String() != publicIP) {
+				foreign++
+			}
+			fdb = fdb || f.MAC.String() == mac && f.Dst.String() == publicIP
+		}
+		neigh = s.Neighs[dataplane.NeighKey{Link: "flannel.1", IP: p.Addr()}].String() == mac
+		_, hasNeigh := s.Neighs[dataplane.NeighKey{Link: "flannel.1", IP: p.Addr()}]
+		_, route = s.Routes[dataplane.RouteKey{Dst: p, Link: "flannel.1"}]
+		if want := publicIP != ""; fdb != want || neigh != want || hasNeigh != want || route != want || foreign > 0 {
+			return fmt.Errorf("fdb %v, neighbour %v, route %v, %d strange FDB entries in\n%s", fdb, neigh, route, foreign, s.Text())
+		}
+		return nil
+	})
+}
+
+// TestPeerChanges follows a peer that joins, moves, changes its MAC and leaves,
+// while the daemon runs, is stopped, and has missed too much.
+func TestPeerChanges(t *testing.T) {
+	c := startCluster(t, 2, vxlanConfig)
+	h := c.Hosts[0]
+	const subnet = "10.42.77.0/24"
+	c.phantom("10.42.77.0-24", "203.0.113.1", "0a:00:00:00:00:01")
+	c.holds(h, 2*time.Second, subnet, "203.0.113.1", "0a:00:00:00:00:01")
+	c.phantom("10.42.77.0-24", "203.0.113.1", "0a:00:00:00:00:02")
+	c.holds(h, 2*time.Second, subnet, "203.0.113.1", "0a:00:00:00:00:02")
+	c.phantom("10.42.77.0-24", "203.0.113.2", "0a:00:00:00:00:02")
+	c.holds(h, 2*time.Second, subnet, "203.0.113.2", "0a:00:00:00:00:02")
+
+	// While the daemon is not there.
+	_, err := h.Flanneld().Stop(c.ctx)
+	c.must(err)
+	c.phantom("10.42.77.0-24", "203.0.113.3", "0a:00:00:00:00:03")
+	c.phantom("10.42.78.0-24", "203.0.113.78", "0e:00:00:00:00:78")
+	_, err = h.Start()
+	c.must(err)
+	c.must(h.Flanneld().WaitReady(c.ctx))
+	c.holds(h, 0, subnet, "203.0.113.3", "0a:00:00:00:00:03") // at READY already
+
+	// While it hears nothing, and more happens than etcd remembers.
+	c.must(h.Flanneld().Signal(syscall.SIGSTOP))
+	c.phantom("10.42.77.0-24", "203.0.113.4", "0a:00:00:00:00:04")
+	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets/10.42.78.0-24"))
+	for i := range 1100 {
+		c.must(c.Etcd.Put(c.ctx, "/elsewhere", fmt.Sprint(i), 0))
+	}
+	c.must(h.Flanneld().Signal(syscall.SIGCONT))
+	c.holds(h, 10*time.Second, subnet, "203.0.113.4", "0a:00:00:00:00:04")
+	c.holds(h, 2*time.Second, "10.42.78.0/24", "", "0e:00:00:00:00:78")
+
+	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets/10.42.77.0-24"))
+	c.holds(h, 2*time.Second, subnet, "", "")
+	// One that leaves by expiry.
+	c.must(c.Etcd.Put(c.ctx, c.prefix+"/subnets/10.42.79.0-24", `{"PublicIP":"203.0.113.79","BackendType":"vxlan","BackendData":{"VtepMAC":"0a:00:00:00:00:79"}}`, time.Second))
+	c.holds(h, time.Second, "10.42.79.0/24", "203.0.113.79", "0a:00:00:00:00:79")
+	c.holds(h, 4*time.Second, "10.42.79.0/24", "", "")
+	c.waitAllPairs()
+}
+
+// TestOwnLeaseDeleted: it comes back under the same subnet, and nothing is lost
+// meanwhile.
+func TestOwnLeaseDeleted(t *testing.T) {
+	c := startCluster(t, 2, vxlanConfig)
+	key, before := c.lease(c.Hosts[0])
+	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+	c.must(err)
+	c.must(c.Etcd.Delete(c.ctx, key))
+	c.within(3*time.Second, "own lease", func() error {
+		e, err := c.Etcd.Get(c.ctx, key)
+		if err == nil && e.Value != before.Value {
+			err = fmt.Errorf("lease is %s", e.Value)
+		}
+		return err
+	})
+	if s := p.Stop(); s.Lost > 0 {
+		// The peer may prune before the lease is back; it must not be noticed.
+		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+	}
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// TestRestart stops and kills the daemon under traffic: nothing is lost,
+// nothing is changed.
+func TestRestart(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		signal syscall.Signal
+		forget bool
+	}{
+		{"SIGTERM", syscall.SIGTERM, false},
+		{"SIGKILL", syscall.SIGKILL, false},
+		{"SIGTERM without subnet file", syscall.SIGTERM, true},
+		{"SIGKILL without subnet file", syscall.SIGKILL, true},
+	} {
+		t.Run(c.name, func(t *testing.T) { testRestart(t, c.signal, c.forget) })
+	}
+}
+
+func testRestart(t *testing.T, sig syscall.Signal, forget bool) {
+	c := startCluster(t, 2, vxlanConfig)
+	h, a, b := c.Hosts[0], c.containers[0], c.containers[1]
+	before, index := c.snapshot(h, "10.42.0.0/16", "flannel.1"), c.ifindex(h, "flannel.1")
+	subnet := c.subnet(h)
+	there, err := a.StartPinger(b.Addr, 10*time.Millisecond)
+	c.must(err)
+	back, err := b.StartPinger(a.Addr, 10*time.Millisecond)
+	c.must(err)
+	file, _ := os.Stat(h.SubnetFile)
+	for range 3 {
+		c.must(h.Flanneld().Signal(sig))
+		code, err := h.Flanneld().Wait(c.ctx)
+		if err != nil || sig == syscall.SIGTERM && code != 0 {
+			t.Fatalf("exit code %d, %v", code, err)
+		}
+		if forget {
+			c.must(os.Remove(h.SubnetFile))
+		}
+		_, err = h.Start()
+		c.must(err)
+		c.must(h.Flanneld().WaitReady(c.ctx))
+		if n := logged(h, "ops="); n != 0 {
+			t.Errorf("the restart changed something:\n%s", h.Flanneld().Logs())
+		}
+	}
+	for _, p := range []*lab.Pinger{there, back} {
+		if s := p.Stop(); s.Lost > 0 || s.Sent == 0 {
+			t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+		}
+	}
+	if got := c.subnet(h); got != subnet {
+		t.Errorf("subnet was %s, is %s", subnet, got)
+	}
+	if got := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !got.Equal(before) || c.ifindex(h, "flannel.1") != index {
+		t.Errorf("the kernel held\n%sand holds\n%s", before.Text(), got.Text())
+	}
+	if now, _ := os.Stat(h.SubnetFile); !forget && !os.SameFile(file, now) {
+		t.Error("the subnet file was rewritten")
+	}
+}
+
+func (c *cluster) ifindex(h *lab.Host, name string) (index int) {
+	c.t.Helper()
+	c.must(h.Do(func() error {
+		i, err := net.InterfaceByName(name)
+		if err == nil {
+			index = i.Index
+		}
+		return err
+	}))
+	return index
+}
+
+// TestSignals stops the daemon at every stage of its start: it exits 0 within a
+// second.
+func TestSignals(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	stop := func(stage string, sig syscall.Signal) {
+		t.Helper()
+		start := time.Now()
+		c.must(h.Flanneld().Signal(sig))
+		code, err := h.Flanneld().Wait(c.ctx)
+		if took := time.Since(start); err != nil || code != 0 || took > time.Second {
+			t.Errorf("%s, %v: exit code %d after %v, %v\n%s", stage, sig, code, took, err, h.Flanneld().Logs())
+		}
+	}
+	start := func(args ...string) {
+		t.Helper()
+		_, err := h.Start(args...)
+		c.must(err)
+	}
+	waitLog := func(words ...string) {
+		t.Helper()
+		c.within(5*time.Second, "log", func() error {
+			if logged(h, words...) == 0 {
+				return os.ErrNotExist
+			}
+			return nil
+		})
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		start("-etcd-endpoints=http://192.0.2.1:2379") // black hole
+		waitLog("chose the uplink")
+		stop("connecting to etcd", sig)
+		start()
+		waitLog("network config is missing")
+		stop("waiting for the config", sig)
+	}
+	c.put("config", vxlanConfig)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		start()
+		c.must(h.Flanneld().WaitReady(c.ctx))
+		stop("in the instant of READY", sig)
+	}
+	// Wherever the signal comes between the first log line and long after
+	// READY.
+	for delay := time.Duration(0); delay < 60*time.Millisecond; delay += 3 * time.Millisecond {
+		start()
+		waitLog("flanneld starts")
+		timer := time.NewTimer(delay)
+		<-timer.C
+		stop("after "+delay.String(), syscall.SIGTERM)
+	}
+	if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(s.Links) != 1 {
+		t.Error("the device did not stay")
+	}
+}
+
+// TestSubnetFileCannotBeWritten: docker must not start on an old subnet.
+func TestSubnetFileCannotBeWritten(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", vxlanConfig)
+	h := c.Hosts[0]
+	c.must(os.WriteFile(filepath.Join(c.Dir, "file"), nil, 0o600))
+	p, err := h.Start("-subnet-file=" + filepath.Join(c.Dir, "file", "subnet.env"))
+	c.must(err)
+	if code, err := p.Wait(c.ctx); code != 1 || err != nil {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+	if len(p.Notifications()) > 0 {
+		t.Errorf("told systemd %q", p.Notifications())
+	}
+	if logged(h, "level=ERROR", "subnet file", "not a directory") != 1 {
+		t.Errorf("log:\n%s", p.Logs())
+	}
+}
+
+// TestEtcdComesLater: neither etcd nor the config need be there first.
+func TestEtcdComesLater(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 2})
+	c.must(c.Etcd.Stop(c.ctx))
+	for _, h := range c.Hosts {
+		_, err := h.Start()
+		c.must(err)
+		c.within(5*time.Second, "log", func() error {
+			if logged(h, "registry does not answer") == 0 {
+				return os.ErrNotExist
+			}
+			return nil
+		})
+	}
+	c.must(c.Etcd.Start(c.ctx))
+	for _, h := range c.Hosts {
+		c.within(3*time.Second, "etcd noticed", func() error {
+			if logged(h, "network config is missing") == 0 {
+				return os.ErrNotExist
+			}
+			return nil
+		})
+	}
+	c.put("config", `{"Network":"10.42.0.0/33"}`)
+	c.within(3*time.Second, "bad config noticed", func() error {
+		if logged(c.Hosts[0], `Network \"10.42.0.0/33\": accepted is`) == 0 {
+			return os.ErrNotExist
+		}
+		return nil
+	})
+	c.put("config", vxlanConfig)
+	start := time.Now()
+	for _, h := range c.Hosts {
+		c.must(h.Flanneld().WaitReady(c.ctx))
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("%s joined after %v", h.Name, took)
+		}
+		for _, words := range []string{"registry does not answer", "registry answers again", "network config is missing"} {
+			if n := logged(h, words); n != 1 {
+				t.Errorf("%s said %q %d times:\n%s", h.Name, words, n, h.Flanneld().Logs())
+			}
+		}
+	}
+	c.addContainers()
+	c.waitAllPairs()
+}

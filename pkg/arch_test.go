@@ -1,0 +1,211 @@
+package pkg
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// pure rooms turn values into values: no files, processes, network, logging,
+// clock or chance. That is what makes them testable as data.
+var pure = []string{"netconf", "lease", "host", "dataplane", "backend"}
+
+// forbidden in pure rooms, with what may be used of a package that has both
+// sides.
+var forbidden = map[string][]string{
+	"os": nil, "os/exec": nil, "log": nil, "log/slog": nil, "math/rand": nil, "math/rand/v2": nil,
+	"crypto/rand": nil, "syscall": nil, "net/http": nil,
+	"net":  {"HardwareAddr", "ParseMAC"},
+	"time": {"Time", "Duration", "Second", "Minute", "Hour", "Millisecond"},
+}
+
+// mayImport lists what each room may import of the others.
+var mayImport = map[string][]string{
+	"netconf":               {},
+	"lease":                 {},
+	"host":                  {},
+	"dataplane":             {},
+	"subnetenv":             {},
+	"backend":               {"netconf", "lease", "host", "dataplane"},
+	"registry":              {"lease", "netconf"},
+	"registry/etcdv2":       {"lease", "registry"},
+	"registry/memory":       {"lease", "registry"},
+	"registry/registrytest": {"lease", "registry"},
+	"subnet":                {"registry", "lease"},
+	"kernel":                {"dataplane", "host"},
+	"reconcile":             {"dataplane", "backend", "host", "lease"},
+	"lab":                   {},
+}
+
+// homes of foreign libraries: one each, so that replacing one is one package's
+// business. lab and registrytest are scaffolding and build worlds of their own.
+var homes = map[string][]string{
+	"github.com/vishvananda/netlink":   {"kernel", "lab"},
+	"github.com/vishvananda/netns":     {"lab"},
+	"go.etcd.io/etcd/client/v2":        {"registry/etcdv2", "lab"},
+	"go.etcd.io/etcd/server/v3":        {"registry/registrytest", "lab"},
+	"github.com/coreos/go-systemd/v22": {"daemon"},
+	"github.com/spf13/pflag":           {}, // cmd only
+}
+
+type source struct {
+	room string // directory below pkg; "" for pkg itself; "cmd/..." for commands
+	path string
+	file *ast.File
+	fset *token.FileSet
+}
+
+func sources(t *testing.T) []source {
+	t.Helper()
+	var all []source
+	for _, root := range []string{".", "../cmd"} {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			fset := token.NewFileSet()
+			f, err := parser.ParseFile(fset, path, nil, 0)
+			room := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(path)), "../")
+			all = append(all, source{strings.TrimPrefix(room, "."), path, f, fset})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+func (s source) imports() []string {
+	var out []string
+	for _, i := range s.file.Imports {
+		p, _ := strconv.Unquote(i.Path.Value)
+		out = append(out, p)
+	}
+	return out
+}
+
+func TestRoomsImportWhatTheyMay(t *testing.T) {
+	for _, s := range sources(t) {
+		allowed, restricted := mayImport[s.room]
+		for _, imp := range s.imports() {
+			room, ours := strings.CutPrefix(imp, "flanneld/pkg/")
+			if ours && restricted && !slices.Contains(allowed, room) {
+				t.Errorf("%s imports %s: %s may import only %v, so that data flows one way", s.path, imp, s.room, allowed)
+			}
+			if ours && !restricted && s.room != "daemon" && !strings.HasPrefix(s.room, "cmd/") {
+				t.Errorf("%s imports %s: the room %q is unknown to this test; say what it may import", s.path, imp, s.room)
+			}
+			if ours && s.room == "cmd/flanneld" && room != "daemon" {
+				t.Errorf("%s imports %s: a command turns flags into options for daemon and sees nothing else", s.path, imp)
+			}
+		}
+	}
+}
+
+func TestForeignLibrariesHaveOneHome(t *testing.T) {
+	for _, s := range sources(t) {
+		for _, imp := range s.imports() {
+			for lib, rooms := range homes {
+				if imp != lib && !strings.HasPrefix(imp, lib+"/") || strings.HasPrefix(s.room, "cmd/") && lib == "github.com/spf13/pflag" {
+					continue
+				}
+				if !slices.ContainsFunc(rooms, func(r string) bool { return s.room == r || strings.HasPrefix(s.room, r+"/") }) {
+					t.Errorf("%s imports %s: its home is %v", s.path, imp, rooms)
+				}
+			}
+		}
+	}
+}
+
+func TestPureRoomsArePure(t *testing.T) {
+	for _, s := range sources(t) {
+		if !slices.Contains(pure, s.room) {
+			continue
+		}
+		for _, imp := range s.imports() {
+			allowed, listed := forbidden[imp]
+			if listed && allowed == nil {
+				t.Errorf("%s imports %s: %s is pure, it turns values into values", s.path, imp, s.room)
+			}
+			if strings.Contains(imp, ".") {
+				t.Errorf("%s imports %s: pure rooms use the standard library only", s.path, imp)
+			}
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if pkg, name, ok := selector(n); ok {
+				if allowed, listed := forbidden[pkg]; listed && allowed != nil && !slices.Contains(allowed, name) {
+					t.Errorf("%s uses %s.%s: %s is pure: no clock, no network", s.fset.Position(n.Pos()), pkg, name, s.room)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestNoSleepPanicExitOrState(t *testing.T) {
+	for _, s := range sources(t) {
+		if strings.HasPrefix(s.room, "cmd/") {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			g, ok := d.(*ast.GenDecl)
+			if !ok || g.Tok != token.VAR {
+				continue
+			}
+			for _, spec := range g.Specs {
+				if v := spec.(*ast.ValueSpec); !constantLike(s, v) {
+					t.Errorf("%s: package-level variable %s: state belongs to values, so that two can exist", s.fset.Position(v.Pos()), v.Names[0])
+				}
+			}
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if pkg, name, ok := selector(n); ok && (pkg == "time" && name == "Sleep" || pkg == "os" && name == "Exit" && s.room != "lab") {
+				t.Errorf("%s uses %s.%s: wait for a condition or a context; only a command ends the process", s.fset.Position(n.Pos()), pkg, name)
+			}
+			if c, ok := n.(*ast.CallExpr); ok {
+				if id, ok := c.Fun.(*ast.Ident); ok && id.Name == "panic" {
+					t.Errorf("%s panics: return an error", s.fset.Position(n.Pos()))
+				}
+			}
+			return true
+		})
+	}
+}
+
+// constantLike accepts variables that are never assigned: errors, interface
+// assertions, compiled patterns, the register of backends.
+func constantLike(s source, v *ast.ValueSpec) bool {
+	name := v.Names[0].Name
+	if name == "_" || s.room == "backend" && name == "backends" {
+		return true
+	}
+	if len(v.Values) != 1 {
+		return false
+	}
+	c, ok := v.Values[0].(*ast.CallExpr)
+	if !ok {
+		return false
+	}
+	pkg, fn, ok := selector(c.Fun)
+	return ok && slices.Contains([]string{"errors.New", "fmt.Errorf", "regexp.MustCompile", "netip.MustParseAddr", "netip.MustParsePrefix", "netip.AddrFrom4"}, pkg+"."+fn)
+}
+
+// selector reads an expression pkg.Name.
+func selector(n ast.Node) (pkg, name string, ok bool) {
+	sel, ok := n.(*ast.SelectorExpr)
+	if !ok {
+		return "", "", false
+	}
+	x, ok := sel.X.(*ast.Ident)
+	if !ok || x.Obj != nil { // a local variable
+		return "", "", false
+	}
+	return x.Name, sel.Sel.Name, true
+}

@@ -1,0 +1,39 @@
+// Package pkg is the map of the code; it holds none.
+//
+// The registry (etcd) holds the wanted world, the kernel the actual one, and
+// the daemon is a level-triggered function between them. There is one path from
+// "something changed" to "the kernel is right", and start, join, leave, restart,
+// repair and reconnect are all that same path:
+//
+//	etcd v2 --registry--> subnet (acquire, renew, follow) --lease.View--+
+//	rtnetlink events ---> kernel.Watch ---------------------host.Facts--+
+//	                                                                    v
+//	             backend.Desired(facts, view)            pure: no clock, no I/O
+//	                                                                    v
+//	             want dataplane.State
+//	kernel.Snapshot(scope) --> have dataplane.State
+//	                                                                    v
+//	             dataplane.Diff(want, have, scope, prune) -> []Op    pure, ordered
+//	                                                                    v
+//	             kernel.Apply(ops) -> a result for each -> back-off -> next pass
+//
+// The rooms, from the pure ones to the one that sees everything:
+//
+//	netconf     network config: parse, defaults, validate
+//	lease       a lease, its key and value, the View, the choice of a subnet
+//	host        facts about this host; choosing the uplink
+//	dataplane   kernel objects as values, their difference, their text
+//	backend     one file a backend: what to publish, what the kernel should hold
+//	registry    what a store of leases can do; etcdv2 and memory do it
+//	subnet      acquires, renews and follows leases: registry in, View out
+//	kernel      the only home of netlink: inventory, snapshot, apply, watch
+//	subnetenv   reads and atomically writes subnet.env
+//	reconcile   the loop: when to look, how often to try, what to say
+//	daemon      wiring, order of start and stop, health, sd_notify
+//	lab         many hosts on one machine, for tests, demo and benchmarks
+//
+// To follow one change, begin in subnet.Follow, where a View is emitted, go on
+// to reconcile.Loop.Pass, from there to backend.Desired and dataplane.Diff, and
+// end in kernel.Apply. The rules between the rooms are kept by the test beside
+// this file.
+package pkg
