@@ -23,6 +23,9 @@ func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 const (
 	defaultPrefix = "/coreos.com/network"
 	vxlanConfig   = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
+	// upperConfig leaves the subnets below 10.42.128.0 to the peers that a test
+	// makes up.
+	upperConfig = `{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`
 )
 
 // built is the daemon under test: the one that FLANNELD names, or one built

@@ -88,23 +88,21 @@ func (o *hold) leak(now time.Time) {
 	}
 }
 
-// sweep forgets objects that are at peace, now and then.
+// sweep forgets, now and then, objects that are at peace, and failures of what
+// is wanted no more.
 func (h *holds) sweep(now time.Time) {
 	if now.Sub(h.swept) < fightPause {
 		return
 	}
 	h.swept = now
 	for object, o := range h.objects {
-		if o.fails == 0 {
-			if o.leak(now); o.spent == 0 {
-				delete(h.objects, object)
-			}
+		if o.leak(now); o.fails == 0 && o.spent == 0 || o.fails > 0 && now.Sub(o.until) > 2*resync {
+			delete(h.objects, object)
 		}
 	}
 }
 
-// next gives the time until something that is held is due. What is no longer
-// wanted is due once, found to be gone, and forgotten by the next success.
+// next gives the time until something that is held is due.
 func (h *holds) next(now time.Time) time.Duration {
 	least := time.Duration(math.MaxInt64)
 	for _, o := range h.objects {

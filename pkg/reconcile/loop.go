@@ -60,7 +60,7 @@ type Loop struct {
 	wake    chan struct{}
 	holds   *holds
 	report  *report
-	settled dataplane.State // wanted state of the last pass that left nothing to do
+	settled dataplane.State // wanted state of the last pass that left nothing undone
 }
 
 // New makes a Loop that has done nothing yet.
@@ -152,7 +152,9 @@ func (l *Loop) Pass() (ok bool) {
 			break
 		}
 	}
-	l.settled = want
+	if len(done.failed)+done.held == 0 {
+		l.settled = want
+	}
 	l.report.pass(done)
 	return !done.own
 }

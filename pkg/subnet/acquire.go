@@ -126,8 +126,8 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	return l, listing, err
 }
 
-// mine gives the lease to take up again. Of several, what an operator
-// reserved goes first, then where this host's containers are, then the oldest.
+// mine gives the lease to take up again. Of several, the one where this host's
+// containers are goes first, then what an operator reserved, then the oldest.
 func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {

@@ -270,15 +270,11 @@ func (f *follower) changed() {
 	}
 }
 
-// publish emits what is known, unless it is what was emitted last. Other
-// leases with our public IP are left over from this host's past: no traffic
-// may be sent to ourselves for them.
+// publish emits what is known, unless it is what was emitted last.
 func (f *follower) publish() {
 	f.settle.Stop()
 	f.settled = true
-	peers := slices.Collect(maps.Values(f.leases))
-	peers = slices.DeleteFunc(peers, func(l lease.Lease) bool { return l.PublicIP == f.PublicIP })
-	v := lease.NewView(f.own, peers, true)
+	v := lease.NewView(f.own, slices.Collect(maps.Values(f.leases)), true)
 	if f.last.Complete && v.Own.SameAs(f.last.Own) && slices.EqualFunc(v.Peers, f.last.Peers, lease.Lease.SameAs) {
 		return
 	}

@@ -1,0 +1,322 @@
+package reconcile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+// model is a kernel that holds routes and links, counts what is done to it, and
+// misbehaves on demand.
+type model struct {
+	dataplane.State
+	refuse    map[string]error // by object
+	unread    error
+	snapshots int
+	applied   []dataplane.Op
+	before    func() // runs before each Apply
+	after     func() // runs after it
+}
+
+func newModel() *model {
+	return &model{State: dataplane.NewState(), refuse: map[string]error{}, before: func() {}, after: func() {}}
+}
+
+func (m *model) Snapshot(dataplane.Scope) (dataplane.State, error) {
+	m.snapshots++
+	if m.unread != nil {
+		return dataplane.State{}, m.unread
+	}
+	s := dataplane.NewState()
+	for k, v := range m.Links {
+		s.Links[k] = v
+	}
+	for k, v := range m.Routes {
+		s.Routes[k] = v
+	}
+	return s, nil
+}
+
+func (m *model) Apply(ops []dataplane.Op) []error {
+	m.before()
+	defer m.after()
+	results := make([]error, len(ops))
+	for i, op := range ops {
+		if results[i] = m.refuse[op.Object()]; results[i] != nil {
+			continue
+		}
+		m.applied = append(m.applied, op)
+		switch {
+		case op.Kind == dataplane.KindLink && op.Verb == dataplane.Del:
+			delete(m.Links, op.Name)
+		case op.Kind == dataplane.KindLink:
+			m.Links[op.Name] = op.Link
+		case op.Verb == dataplane.Del:
+			delete(m.Routes, op.RouteKey)
+		default:
+			m.Routes[op.RouteKey] = op.Route
+		}
+	}
+	return results
+}
+
+// wish is a backend that wants what it is told to.
+type wish struct {
+	dataplane.State
+	skipped []backend.Skipped
+}
+
+func (w *wish) MTU(host.Facts) int                                 { return 0 }
+func (w *wish) Attrs(host.Facts, lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, nil }
+func (w *wish) Desired(host.Facts, lease.View) (dataplane.State, []backend.Skipped) {
+	return w.State, w.skipped
+}
+
+type fixture struct {
+	*Loop
+	kernel *model
+	want   *wish
+	view   lease.View
+	facts  error // why the input cannot be had
+	log    bytes.Buffer
+}
+
+func newFixture() *fixture {
+	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Complete: true}}
+	f.want.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN, Up: true}
+	f.Loop = New(Config{
+		Kernel:  f.kernel,
+		Backend: f.want,
+		Network: netip.MustParsePrefix("10.42.0.0/16"),
+		Input:   func() (Input, error) { return Input{View: f.view}, f.facts },
+		Log:     slog.New(slog.NewTextHandler(&f.log, nil)),
+	})
+	return f
+}
+
+func key(n int) dataplane.RouteKey {
+	return dataplane.RouteKey{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n), 0}), 24), Link: "flannel.1"}
+}
+
+func (f *fixture) wantRoutes(ns ...int) {
+	f.want.Routes = map[dataplane.RouteKey]dataplane.Route{}
+	for _, n := range ns {
+		f.want.Routes[key(n)] = dataplane.Route{OnLink: true, Proto: dataplane.ProtoBoot}
+	}
+}
+
+func (f *fixture) said(words string) int { return strings.Count(f.log.String(), words) }
+
+// run runs the loop for a while of the bubble's time.
+func (f *fixture) run(t *testing.T, d time.Duration) {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	f.Run(ctx)
+}
+
+func TestPassConverges(t *testing.T) {
+	f := newFixture()
+	f.wantRoutes(1, 2)
+	if !f.Pass() || len(f.kernel.Routes) != 2 || len(f.kernel.Links) != 1 {
+		t.Errorf("the kernel holds\n%s", f.kernel.Text())
+	}
+	applied := len(f.kernel.applied)
+	if !f.Pass() || len(f.kernel.applied) != applied {
+		t.Errorf("the second pass applied %v", f.kernel.applied[applied:])
+	}
+	if f.said("programmed the kernel") != 1 || f.said("\n") != 1 {
+		t.Errorf("log:\n%s", &f.log)
+	}
+	delete(f.kernel.Routes, key(1))
+	f.kernel.Routes[key(9)] = dataplane.Route{}
+	f.Pass()
+	if f.said(`msg="repaired what was changed behind our back" ops="+1 route, -1 route" first="ip route replace 10.42.1.0/24 dev flannel.1 onlink"`) != 1 {
+		t.Errorf("log:\n%s", &f.log)
+	}
+}
+
+func TestIncompleteViewPrunesNothing(t *testing.T) {
+	f := newFixture()
+	f.kernel.Routes[key(9)] = dataplane.Route{}
+	f.view.Complete = false
+	if f.Pass(); len(f.kernel.Routes) != 1 {
+		t.Error("a route was deleted on the word of an incomplete view")
+	}
+	f.view.Complete = true
+	if f.Pass(); len(f.kernel.Routes) != 0 {
+		t.Error("a stale route stayed")
+	}
+}
+
+func TestFailureDelaysNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.wantRoutes(1, 2, 3)
+		bad := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(2)}.Object()
+		f.kernel.refuse[bad] = errors.New("no buffer space available")
+		if !f.Pass() || len(f.kernel.Routes) != 2 {
+			t.Errorf("the kernel holds\n%s", f.kernel.Text())
+		}
+		before := f.kernel.snapshots
+		f.run(t, 5*time.Minute)
+		// 100 ms doubling to 30 s, and one look each time.
+		if n := f.kernel.snapshots - before; n < 15 || n > 25 {
+			t.Errorf("%d readings in five minutes", n)
+		}
+		if f.said("the kernel refused") != 1 {
+			t.Errorf("log:\n%s", &f.log)
+		}
+		delete(f.kernel.refuse, bad)
+		f.run(t, time.Minute)
+		if len(f.kernel.Routes) != 3 || f.said("nothing fails any more") != 1 || f.said("repaired") != 0 {
+			t.Errorf("the kernel holds\n%slog:\n%s", f.kernel.Text(), &f.log)
+		}
+	})
+}
+
+func TestFightIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.wantRoutes(1, 2)
+		f.kernel.after = func() { // somebody deletes it at once, and the event wakes us
+			delete(f.kernel.Routes, key(1))
+			f.Trigger()
+		}
+		f.Pass()
+		f.run(t, 10*time.Minute)
+		n := 0
+		for _, op := range f.kernel.applied {
+			if op.RouteKey == key(1) {
+				n++
+			}
+		}
+		if n < 20 || n > 150 {
+			t.Errorf("%d attempts in ten minutes", n)
+		}
+		if f.said("keeps undoing our work") != 1 || f.said("10.42.1.0/24 dev flannel.1") < 1 {
+			t.Errorf("said %d times in\n%.2000s", f.said("keeps undoing our work"), &f.log)
+		}
+		// After the fight it is mended at once again.
+		f.kernel.after = func() {}
+		f.run(t, 10*time.Minute)
+		delete(f.kernel.Routes, key(1))
+		f.Trigger()
+		f.run(t, time.Second)
+		if len(f.kernel.Routes) != 2 {
+			t.Error("not repaired after the fight")
+		}
+		if len(f.holds.objects) > 1 {
+			t.Errorf("%d objects are still remembered", len(f.holds.objects))
+		}
+	})
+}
+
+func TestTriggers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.Pass()
+		before := f.kernel.snapshots
+		for range 1000 {
+			f.Trigger()
+		}
+		f.run(t, 50*time.Second)
+		if n := f.kernel.snapshots - before; n != 1 {
+			t.Errorf("a thousand triggers made %d readings", n)
+		}
+		before = f.kernel.snapshots
+		f.run(t, 10*time.Minute+time.Second)
+		if n := f.kernel.snapshots - before; n != 10 {
+			t.Errorf("%d readings in ten idle minutes", n)
+		}
+	})
+}
+
+func TestUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, break_ := range map[string]func(*fixture, error){
+			"kernel": func(f *fixture, err error) { f.kernel.unread = err },
+			"host":   func(f *fixture, err error) { f.facts = err },
+		} {
+			f := newFixture()
+			f.Pass()
+			f.kernel.Routes[key(9)] = dataplane.Route{}
+			break_(f, errors.New("interrupted"))
+			f.Trigger()
+			f.run(t, 10*time.Minute)
+			if len(f.kernel.Routes) != 1 || f.said("the kernel is not checked") != 1 {
+				t.Errorf("%s: log:\n%s", name, &f.log)
+			}
+			break_(f, nil)
+			f.run(t, time.Minute)
+			if len(f.kernel.Routes) != 0 || f.said("the kernel is checked again") != 1 {
+				t.Errorf("%s: log:\n%s", name, &f.log)
+			}
+		}
+	})
+}
+
+func TestSettleWaitsForOurOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.wantRoutes(1)
+		f.kernel.refuse["link flannel.1"] = errors.New("operation not supported")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := f.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("settled without a link: %v", err)
+		}
+		start := time.Now()
+		f.kernel.before = func() {
+			if time.Since(start) > 10*time.Second {
+				clear(f.kernel.refuse)
+			}
+		}
+		if err := f.Settle(t.Context()); err != nil || time.Since(start) > 45*time.Second {
+			t.Errorf("settled after %v, %v", time.Since(start), err)
+		}
+		// A peer that fails is no reason to wait.
+		f.kernel.before = func() {}
+		f.wantRoutes(1, 2)
+		f.kernel.refuse[dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(2)}.Object()] = errors.New("x")
+		start = time.Now()
+		if err := f.Settle(t.Context()); err != nil || time.Since(start) > 0 {
+			t.Errorf("settled after %v, %v", time.Since(start), err)
+		}
+	})
+}
+
+func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
+	f := newFixture()
+	f.kernel.Links["flannel.1"] = dataplane.Link{Kind: "dummy"}
+	peer := func(n int) backend.Skipped {
+		return backend.Skipped{Subnet: key(n).Dst, Reason: fmt.Sprint("reason ", n)}
+	}
+	f.want.skipped = []backend.Skipped{peer(1), peer(2)}
+	for range 3 {
+		if f.Pass() {
+			t.Error("a pass with a foreign device in the way is not all right")
+		}
+	}
+	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("left undone") != 1 || len(f.kernel.applied) > 0 {
+		t.Errorf("log:\n%s", &f.log)
+	}
+	f.want.skipped = []backend.Skipped{peer(2)}
+	f.Pass()
+	f.want.skipped = []backend.Skipped{peer(1), peer(2)}
+	f.Pass()
+	if f.said("reason 1") != 2 || f.said("reason 2") != 1 {
+		t.Errorf("log:\n%s", &f.log)
+	}
+}
