@@ -52,7 +52,7 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	for _, w := range cl.warnings {
 		log.Warn(w)
 	}
-	log.Info("flanneld starts", "version", version, "etcd_endpoints", cl.options.Etcd.Endpoints, "etcd_prefix", cl.options.Etcd.Prefix)
+	log.Info("flanneld starts", "version", version, "etcd_prefix", cl.options.Etcd.Prefix)
 
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal kills

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// TestUplinkSelectors: what chooses the interface, on a host with two.
+func TestUplinkSelectors(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", vxlanConfig)
+	h := c.Hosts[0]
+	for _, f := range []struct {
+		args string
+		said string // in the log
+		code int    // of the exit, when it can't start
+	}{
+		{"", `iface=eth0 addr=172.31.200.2 by="default route"`, 0},
+		{"-iface=eth0", `by="iface eth0"`, 0},
+		{"-iface=bond7 -iface=172.31.200.2", `by="iface 172.31.200.2"`, 0},
+		{"-iface-regex=^172\\.31\\.", `by="iface-regex ^172\\.31\\."`, 0},
+		{"-iface=bond7 -iface-can-reach=172.31.200.1", `iface=eth0 addr=172.31.200.2 by="iface-can-reach 172.31.200.1"`, 0},
+		{"-public-ip=172.31.200.2", `by="public-ip 172.31.200.2"`, 0},
+		{"-iface=bond7", "there is no such interface; there are lo, eth0", 1},
+		{"-iface=lo", "interface lo has no usable IPv4 address", 1},
+		{"-etcd-cafile=/nonexistent", "/nonexistent", 1},
+		{"-etcd-endpoints=ftp://x", "is not http, https or unix", 1},
+	} {
+		p, err := h.Start(strings.Fields(f.args)...)
+		c.must(err)
+		if f.code != 0 {
+			code, err := p.Wait(c.ctx)
+			if err != nil || code != f.code {
+				t.Errorf("%s: exit code %d, %v", f.args, code, err)
+			}
+		} else {
+			c.must(p.WaitReady(c.ctx))
+			_, err = p.Stop(c.ctx)
+			c.must(err)
+		}
+		if logged(h, f.said) != 1 {
+			t.Errorf("%s: want %s in\n%s", f.args, f.said, p.Logs())
+		}
+	}
+}
+
+// TestHealth asks /healthz and /readyz before and after READY.
+func TestHealth(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
+	check := func(path string, code int, body string) error {
+		r, err := client.Get("http://127.0.0.1:8080" + path)
+		if err != nil {
+			return err
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		if err == nil && (r.StatusCode != code || string(b) != body) {
+			err = fmt.Errorf("%s: %d %q, want %d %q", path, r.StatusCode, b, code, body)
+		}
+		return err
+	}
+	p, err := h.Start("-healthz-port=8080", "-healthz-ip=127.0.0.1")
+	c.must(err)
+	c.within(2*time.Second, "healthz", func() error { return check("/healthz", 200, "flanneld is running") })
+	c.must(check("/readyz", 503, "flanneld is not ready yet"))
+	c.put("config", vxlanConfig)
+	c.must(p.WaitReady(c.ctx))
+	c.must(check("/healthz", 200, "flanneld is running"))
+	c.must(check("/readyz", 200, "flanneld is ready"))
+	c.must(check("/", 404, "404 page not found\n"))
+
+	second, err := h.Start("-healthz-port=8080", "-healthz-ip=127.0.0.1")
+	c.must(err)
+	if code, err := second.Wait(c.ctx); code != 1 || err != nil || logged(h, "address already in use") != 1 {
+		t.Errorf("the port is taken: exit code %d, %v\n%s", code, err, second.Logs())
+	}
+}
+
+// TestTLS joins through an etcd that asks for a client certificate, with the
+// settings in the environment, and keeps the password to itself.
+func TestTLS(t *testing.T) {
+	underlay := netip.MustParsePrefix("172.31.200.0/22")
+	tls, err := lab.NewTLS(t.TempDir(), underlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCluster(t, lab.Options{Hosts: 1, TLS: tls, Underlay: underlay})
+	c.put("config", vxlanConfig)
+	h := c.Hosts[0]
+	run := func(env ...string) *lab.Process {
+		p, err := h.Run(lab.Command{
+			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + filepath.Join(c.Dir, "tls.env")},
+			Env:  append([]string{"FLANNELD_ETCD_USERNAME=flannel", "FLANNELD_ETCD_PASSWORD=hush-hush", "FLANNELD_V=1"}, env...),
+		})
+		c.must(err)
+		return p
+	}
+	p := run("FLANNELD_ETCD_CAFILE="+tls.CA, "FLANNELD_ETCD_CERTFILE="+tls.ClientCert, "FLANNELD_ETCD_KEYFILE="+tls.ClientKey)
+	c.must(p.WaitReady(c.ctx))
+	_, err = p.Stop(c.ctx)
+	c.must(err)
+	for name, f := range map[string]struct {
+		env  string
+		code int
+		said string
+	}{
+		"no client certificate": {"FLANNELD_ETCD_CAFILE=" + tls.CA, 0, "registry does not answer"},
+		"another CA":            {"FLANNELD_ETCD_CAFILE=" + tls.ClientCert, 0, "registry does not answer"},
+		"certificate, no key":   {"FLANNELD_ETCD_CERTFILE=" + tls.ClientCert, 1, "etcd-keyfile"},
+	} {
+		p := run(f.env)
+		c.within(5*time.Second, name, func() error {
+			if !strings.Contains(p.Logs(), f.said) {
+				return fmt.Errorf("said\n%s", p.Logs())
+			}
+			return nil
+		})
+		if f.code == 0 {
+			c.must(p.Signal(syscall.SIGTERM))
+		}
+		ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
+		if code, err := p.Wait(ctx); err != nil || code != f.code {
+			t.Errorf("%s: exit code %d, %v", name, code, err)
+		}
+		cancel()
+		if strings.Contains(p.Logs(), "hush") {
+			t.Errorf("%s: the password is in the log:\n%s", name, p.Logs())
+		}
+	}
+}
