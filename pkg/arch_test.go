@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"registry/etcdv2":       {"lease", "registry"},
 	"registry/memory":       {"lease", "registry"},
 	"registry/registrytest": {"lease", "registry"},
+	"registry/etcdtest":     {},
 	"subnet":                {"registry", "lease"},
 	"kernel":                {"dataplane", "host"},
 	"reconcile":             {"dataplane", "backend", "host", "lease"},
@@ -44,12 +45,12 @@ var mayImport = map[string][]string{
 }
 
 // homes of foreign libraries: one each, so that replacing one is one package's
-// business. lab and registrytest are scaffolding and build worlds of their own.
+// business. lab and etcdtest are scaffolding and build worlds of their own.
 var homes = map[string][]string{
 	"github.com/vishvananda/netlink":   {"kernel", "lab"},
 	"github.com/vishvananda/netns":     {"lab"},
 	"go.etcd.io/etcd/client/v2":        {"registry/etcdv2", "lab"},
-	"go.etcd.io/etcd/server/v3":        {"registry/registrytest", "lab"},
+	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},
 	"github.com/spf13/pflag":           {}, // cmd only
 }

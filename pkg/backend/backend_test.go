@@ -103,7 +103,7 @@ func TestDesired(t *testing.T) {
 		peers        []entry
 	}{
 		{"vxlan", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, vxlanPeers},
-		{"vxlan-options", `{"Network":"10.42.0.0/16","Backend":{"Type":"VXLAN","VNI":172,"Port":8889,"GBP":true,"Learning":true,"MTU":9000}}`, nat, own, vxlanPeers[:1]},
+		{"vxlan-options", `{"Network":"10.42.0.0/16","Backend":{"Type":"VXLAN","VNI":172,"Port":8889,"GBP":true,"Learning":true,"MTU":1400}}`, nat, own, vxlanPeers[:1]},
 		{"vxlan-direct", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`, us(), own, vxlanPeers},
 		{"vxlan-alone", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, nil},
 		{"vxlan-hostile", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, append(vxlanPeers[:len(vxlanPeers):len(vxlanPeers)], hostile...)},

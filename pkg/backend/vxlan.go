@@ -36,7 +36,7 @@ type vxlan struct {
 	gbp           bool
 	learning      bool
 	directRouting bool
-	mtu           int // of the underlay; 0: the uplink's
+	mtu           int // of the underlay, if it is below the uplink's; 0: the uplink's
 }
 
 const (
@@ -73,9 +73,10 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 
 func (b *vxlan) device() string { return fmt.Sprintf("flannel.%d", b.vni) }
 
+// MTU is never above what the uplink carries: the kernel would not take it.
 func (b *vxlan) MTU(h host.Facts) int {
 	if b.mtu != 0 {
-		return b.mtu - vxlanOverhead
+		return min(b.mtu, h.MTU) - vxlanOverhead
 	}
 	return h.MTU - vxlanOverhead
 }

@@ -216,7 +216,7 @@ type watched struct {
 }
 
 func (w watched) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
-	w.events.Focus(kernel.Interest{Scope: scope, Uplinks: []string{w.uplink}})
+	w.events.Focus(kernel.Interest{Scope: scope, Uplinks: append([]string{w.uplink}, scope.Carriers...)})
 	return w.Kernel.Snapshot(scope)
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Conflict is something wanted that is left undone because it would destroy
@@ -20,7 +21,7 @@ type Conflict struct {
 // deletions in reverse order, so that what replaces them stands before they go.
 // Nothing outside scope is changed, and nothing is deleted unless prune is set.
 func Diff(want, have State, scope Scope, prune bool) ([]Op, []Conflict) {
-	d := differ{want: want, have: have, scope: scope, blocked: map[string]bool{}, fresh: map[string]bool{}}
+	d := differ{want: want, have: have, scope: scope, blocked: map[string]bool{}, fresh: map[string]bool{}, readdress: map[string]bool{}}
 	d.links()
 	d.put()
 	if prune {
@@ -34,6 +35,7 @@ type differ struct {
 	scope      Scope
 	blocked    map[string]bool // link names that somebody else's device bears
 	fresh      map[string]bool // links made anew: what have says of them is gone
+	readdress  map[string]bool // links that get another MAC: the kernel empties their neighbour table
 	ops        []Op
 	conflicts  []Conflict
 }
@@ -59,6 +61,7 @@ func (d *differ) links() {
 			d.add(Op{Verb: Del, Kind: KindLink, Name: name, Link: have})
 			d.add(Op{Kind: KindLink, Name: name, Link: want})
 		case !have.satisfies(want):
+			d.readdress[name] = want.MAC != MAC{} && want.MAC != have.MAC
 			d.add(Op{Verb: Set, Kind: KindLink, Name: name, Link: want, Was: have})
 		}
 	}
@@ -79,9 +82,21 @@ func (l Link) satisfies(want Link) bool {
 // held tells whether link carries what have says of it.
 func (d *differ) held(link string) bool { return !d.fresh[link] }
 
+// linkOf gives the wanted link that a sysctl belongs to, "" when it belongs to
+// none.
+func (d *differ) linkOf(sysctl string) string {
+	for name := range d.want.Links {
+		if strings.Contains(sysctl, "/"+name+"/") {
+			return name
+		}
+	}
+	return ""
+}
+
 func (d *differ) put() {
 	for _, path := range slices.Sorted(maps.Keys(d.want.Sysctls)) {
-		if v := d.want.Sysctls[path]; d.have.Sysctls[path] != v {
+		v, link := d.want.Sysctls[path], d.linkOf(path)
+		if have, ok := d.have.Sysctls[path]; !d.blocked[link] && !(ok && have == v && d.held(link)) {
 			d.add(Op{Kind: KindSysctl, Name: path, Value: v})
 		}
 	}
@@ -97,7 +112,7 @@ func (d *differ) put() {
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(d.want.Neighs), compareNeigh) {
 		m := d.want.Neighs[k]
-		if have, ok := d.have.Neighs[k]; !d.blocked[k.Link] && !(ok && have == m && d.held(k.Link)) {
+		if have, ok := d.have.Neighs[k]; !d.blocked[k.Link] && !(ok && have == m && d.held(k.Link) && !d.readdress[k.Link]) {
 			d.add(Op{Kind: KindNeigh, NeighKey: k, MAC: m})
 		}
 	}
@@ -111,10 +126,13 @@ func (d *differ) putRoutes() {
 		dst    netip.Prefix
 		metric int
 	}
-	kernels := map[slot]RouteKey{}
+	taken := map[slot]string{}
 	for k, r := range d.have.Routes {
-		if r.Proto == ProtoKernel && !d.scope.OwnsRoute(k, r) {
-			kernels[slot{k.Dst, k.Metric}] = k
+		switch {
+		case k.Link == "":
+			taken[slot{k.Dst, k.Metric}] = "somebody has set a route by several links there"
+		case r.Proto == ProtoKernel && !d.scope.OwnsRoute(k, r):
+			taken[slot{k.Dst, k.Metric}] = "an interface address of dev " + k.Link + " covers the same destination"
 		}
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(d.want.Routes), compareRoute) {
@@ -123,8 +141,8 @@ func (d *differ) putRoutes() {
 			continue
 		}
 		op := Op{Kind: KindRoute, RouteKey: k, Route: r}
-		if other, ok := kernels[slot{k.Dst, k.Metric}]; ok {
-			d.conflicts = append(d.conflicts, Conflict{op, fmt.Sprintf("an interface address of dev %s covers the same destination", other.Link)})
+		if reason, ok := taken[slot{k.Dst, k.Metric}]; ok {
+			d.conflicts = append(d.conflicts, Conflict{op, reason})
 			continue
 		}
 		d.add(op)
@@ -134,7 +152,8 @@ func (d *differ) putRoutes() {
 func (d *differ) del() {
 	first := len(d.ops)
 	for k, r := range d.have.Routes {
-		if _, ok := d.want.Routes[k]; !ok && d.held(k.Link) && d.scope.OwnsRoute(k, r) && !d.blocked[k.Link] {
+		// The kernel's own routes come and go with the addresses they follow from.
+		if _, ok := d.want.Routes[k]; !ok && d.held(k.Link) && d.scope.OwnsRoute(k, r) && r.Proto != ProtoKernel && !d.blocked[k.Link] {
 			d.add(Op{Verb: Del, Kind: KindRoute, RouteKey: k, Route: r})
 		}
 	}

@@ -1,6 +1,9 @@
 package dataplane
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Verb is what an operation does to its object.
 type Verb int
@@ -92,25 +95,37 @@ func (o Op) String() string {
 }
 
 func (o Op) linkCommand() string {
+	set := "ip link set " + o.Name
 	switch o.Verb {
 	case Del:
 		return "ip link del " + o.Name
 	case Set:
-		s := "ip link set " + o.Name
-		if o.Link.MAC != (MAC{}) && o.Link.MAC != o.Was.MAC {
-			s += " address " + o.Link.MAC.String()
-		}
-		if o.Link.MTU != o.Was.MTU {
-			s += fmt.Sprintf(" mtu %d", o.Link.MTU)
-		}
-		if o.Link.Learning != o.Was.Learning {
-			s += " type vxlan " + learningText(o.Link.Learning)
-		}
-		if o.Link.Up && !o.Was.Up {
-			s += " up"
-		}
-		return s
-	default:
-		return "ip link add " + linkText(o.Name, o.Link)
+		return o.changeCommand(set)
 	}
+	s := "ip link add " + linkText(o.Name, o.Link)
+	if o.Link.Up {
+		s += " && " + set + " up"
+	}
+	return s
+}
+
+func (o Op) changeCommand(set string) string {
+	var parts []string
+	general := ""
+	if o.Link.MAC != (MAC{}) && o.Link.MAC != o.Was.MAC {
+		general += " address " + o.Link.MAC.String()
+	}
+	if o.Link.MTU != o.Was.MTU {
+		general += fmt.Sprintf(" mtu %d", o.Link.MTU)
+	}
+	if o.Link.Up != o.Was.Up {
+		general += " " + upText(o.Link.Up)
+	}
+	if general != "" {
+		parts = append(parts, set+general)
+	}
+	if o.Link.Learning != o.Was.Learning { // ip(8) takes nothing behind the type
+		parts = append(parts, set+" type vxlan "+learningText(o.Link.Learning))
+	}
+	return strings.Join(parts, " && ")
 }

@@ -79,7 +79,8 @@ type NeighKey struct {
 	IP   netip.Addr
 }
 
-// RouteKey names a route of the main table.
+// RouteKey names a route of the main table. One by several links (multipath)
+// has no Link; it is never ours.
 type RouteKey struct {
 	Dst    netip.Prefix
 	Link   string
@@ -130,15 +131,25 @@ type Scope struct {
 	Network netip.Prefix // only routes and addresses inside it concern us
 	Links   []string     // names of links that are ours, sorted
 	Sysctls []string     // paths to read, sorted
+	// Carriers are links that are not ours and that routes of ours leave by,
+	// sorted. With such a link goes the route, and the kernel tells only of the link.
+	Carriers []string
 }
 
 // ScopeOf gives the scope for wanting s in a network: the links it names are
 // ours.
 func (s State) ScopeOf(network netip.Prefix) Scope {
+	carriers := map[string]bool{}
+	for k := range s.Routes {
+		if _, ours := s.Links[k.Link]; !ours {
+			carriers[k.Link] = true
+		}
+	}
 	return Scope{
-		Network: network,
-		Links:   slices.Sorted(maps.Keys(s.Links)),
-		Sysctls: slices.Sorted(maps.Keys(s.Sysctls)),
+		Network:  network,
+		Links:    slices.Sorted(maps.Keys(s.Links)),
+		Sysctls:  slices.Sorted(maps.Keys(s.Sysctls)),
+		Carriers: slices.Sorted(maps.Keys(carriers)),
 	}
 }
 
@@ -157,7 +168,7 @@ func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.P
 // OwnsRoute: routes inside the network that leave by a link of ours, or that
 // bear our stamp.
 func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
-	return s.Inside(k.Dst) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
+	return s.Inside(k.Dst) && k.Link != "" && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
 }
 
 // Equal tells whether two states hold the same objects.

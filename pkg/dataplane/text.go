@@ -15,11 +15,7 @@ func (s State) Text() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(s.Links)) {
 		l := s.Links[name]
-		updown := "down"
-		if l.Up {
-			updown = "up"
-		}
-		fmt.Fprintf(&b, "link %s %s\n", linkText(name, l), updown)
+		fmt.Fprintf(&b, "link %s %s\n", linkText(name, l), upText(l.Up))
 	}
 	for _, k := range slices.Sorted(maps.Keys(s.Sysctls)) {
 		fmt.Fprintf(&b, "sysctl %s = %s\n", k, s.Sysctls[k])
@@ -57,6 +53,13 @@ func linkText(name string, l Link) string {
 	return s
 }
 
+func upText(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
 func learningText(on bool) string {
 	if on {
 		return "learning"
@@ -79,7 +82,11 @@ func routeText(k RouteKey, r Route) string {
 	if r.Via.IsValid() {
 		s += " via " + r.Via.String()
 	}
-	s += " dev " + k.Link
+	if k.Link == "" {
+		s += " multipath"
+	} else {
+		s += " dev " + k.Link
+	}
 	switch r.Proto {
 	case ProtoBoot:
 	case ProtoKernel:

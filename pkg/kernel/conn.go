@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -121,7 +122,7 @@ func (c *conn) receive() ([]byte, error) {
 				}
 			}
 		})
-		if err = cmpErr(wait, err); err != nil {
+		if err = cmp.Or(wait, err); err != nil {
 			return nil, fmt.Errorf("receive from kernel: %w", err)
 		}
 		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
@@ -144,21 +145,28 @@ func (c *conn) send(b []byte) error {
 			}
 		}
 	})
-	if err = cmpErr(wait, err); err != nil {
+	if err = cmp.Or(wait, err); err != nil {
 		return fmt.Errorf("send to kernel: %w", err)
 	}
 	return nil
 }
 
-func cmpErr(first, second error) error {
-	if first != nil {
-		return first
-	}
-	return second
-}
-
-// begin makes the socket ready for an exchange.
+// begin makes the socket ready for an exchange. What is left of an earlier one
+// that was cut short is thrown away; not only to be rid of it: once the receive
+// buffer has overflowed, the kernel tells of further losses only after it was
+// empty.
 func (c *conn) begin() error {
+	err := c.raw.Control(func(fd uintptr) {
+		for {
+			_, _, err := unix.Recvfrom(int(fd), c.buf, unix.MSG_DONTWAIT)
+			if err != nil && err != unix.EINTR && err != unix.ENOBUFS {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("use rtnetlink socket: %w", err)
+	}
 	if err := c.file.SetReadDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return fmt.Errorf("use rtnetlink socket: %w", err)
 	}

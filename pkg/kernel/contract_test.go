@@ -1,7 +1,11 @@
 package kernel
 
 import (
+	"errors"
+	"net/netip"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 
 	"flanneld/pkg/dataplane"
 )
@@ -43,5 +47,58 @@ func TestSecondPassIsEmpty(t *testing.T) {
 	b.settled(want)
 	if after := outside(); after != before {
 		t.Fatalf("leaving touched what is not ours:\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// What the design of 2015 left behind: the subnet's address with the length of
+// the whole network, and routes that follow from it.
+func TestUpgradeFromNetworkWideAddress(t *testing.T) {
+	b := newBed(t)
+	want := wantPeers(chance(t), vxlanLink(chance(t)), 30)
+	old := dataplane.NewState()
+	old.Links = want.Links
+	b.pass(old)
+	b.must(b.other.AddrAdd(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/16")}))
+	b.must(b.other.AddrAdd(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/32")}))
+	b.must(b.other.AddrAdd(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.1/16")})) // a secondary one
+	b.pass(want)
+	b.settled(want)
+}
+
+// Lists that change while they are read are read again; what stands all the
+// time is in every snapshot.
+func TestSnapshotWhileOthersAreBusy(t *testing.T) {
+	b := newBed(t)
+	b.strangers()
+	want := wantPeers(chance(t), vxlanLink(chance(t)), 200)
+	b.pass(want)
+	scope := want.ScopeOf(network)
+	l, done := b.link(foreign), make(chan struct{})
+	index := l.Attrs().Index
+	go func() {
+		defer close(done)
+		for i := range 300 {
+			a := &netlink.Addr{IPNet: ipnet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 6, byte(i), 1}), 32).String())}
+			if err := errors.Join(b.other.AddrAdd(l, a),
+				b.other.RouteAdd(&netlink.Route{LinkIndex: index, Dst: ipnet("10.7.0.0/16")}),
+				b.other.RouteDel(&netlink.Route{LinkIndex: index, Dst: ipnet("10.7.0.0/16")}),
+				b.other.AddrDel(l, a)); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	snapshots := 0
+	for {
+		have := b.snapshot(scope)
+		snapshots++
+		if ops, _ := dataplane.Diff(want, have, scope, true); len(ops) > 0 {
+			t.Fatalf("snapshot %d lacks something:\n%s", snapshots, commands(ops))
+		}
+		select {
+		case <-done:
+			t.Logf("%d snapshots", snapshots)
+			return
+		default:
+		}
 	}
 }

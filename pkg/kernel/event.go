@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -30,12 +29,8 @@ func (w *Watch) event(kind uint16, body []byte) Event {
 			return w.by(index, Addrs, Uplink)
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		if len(body) >= unix.SizeofNdMsg {
-			what := Neighs
-			if body[0] == unix.AF_BRIDGE {
-				what = FDB
-			}
-			return w.by(int(int32(binary.NativeEndian.Uint32(body[4:]))), what, 0)
+		if n, ok := parseNeighbor(body); ok {
+			return w.neighborEvent(kind, n)
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		// Of whatever type: a blackhole may have taken the place of a route.
@@ -44,6 +39,20 @@ func (w *Watch) event(kind uint16, body []byte) Event {
 		}
 	}
 	return 0
+}
+
+func (w *Watch) neighborEvent(kind uint16, n neighbor) Event {
+	switch {
+	case n.family == unix.AF_BRIDGE:
+		return w.by(n.index, FDB, 0)
+	case n.dst.IsMulticast(): // the kernel's own, with every group that is joined
+		return 0
+	case kind == unix.RTM_DELNEIGH && n.state == unix.NUD_FAILED:
+		// A deletion on request: the entry was announced as failed before, and
+		// that told who asked, which this one does not.
+		return 0
+	}
+	return w.by(n.index, Neighs, 0)
 }
 
 // by gives own when the link is one of ours, and uplink when it is an uplink.
@@ -61,25 +70,24 @@ func (w *Watch) named(name string, own, uplink Event) (e Event) {
 	return e
 }
 
-// linkEvent follows the names of all links.
+// linkEvent follows all links, for the names of those that matter.
 func (w *Watch) linkEvent(kind uint16, body []byte) Event {
-	d, ok := parseDevice(body)
+	now, ok := parseDevice(body)
 	if !ok || body[0] == unix.AF_BRIDGE { // a bridge port, not a link
 		return 0
 	}
-	old := w.links[d.index]
-	now := linkState{d.name, d.link.Up, d.link.MTU}
+	old := w.links[now.index]
 	if kind == unix.RTM_DELLINK {
-		now = linkState{}
-		delete(w.links, d.index)
+		delete(w.links, now.index)
+		now = device{}
 	} else {
-		w.links[d.index] = now
+		w.links[now.index] = now
+	}
+	if old == now { // carrier, queues and other things that nobody wants
+		return 0
 	}
 	if old.name != now.name {
 		w.filter()
-	}
-	if old == now { // counters, queues, carrier
-		return w.named(now.name, Links, 0)
 	}
 	return w.named(old.name, Links, Uplink) | w.named(now.name, Links, Uplink)
 }

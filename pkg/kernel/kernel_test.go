@@ -65,12 +65,19 @@ func newBed(t testing.TB) *bed {
 	b.other, err = netlink.NewHandleAt(b.ns, unix.NETLINK_ROUTE)
 	b.must(err)
 	t.Cleanup(b.other.Close)
+	b.must(b.other.LinkSetUp(b.link("lo")))
+	b.uplink()
+	return b
+}
+
+// uplink makes the interface that carries the overlay.
+func (b *bed) uplink() {
+	b.t.Helper()
 	b.must(b.other.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: uplink, MTU: 1500}, PeerName: "up1"}))
-	for _, name := range []string{"lo", uplink, "up1"} {
+	for _, name := range []string{uplink, "up1"} {
 		b.must(b.other.LinkSetUp(b.link(name)))
 	}
 	b.must(b.other.AddrAdd(b.link(uplink), &netlink.Addr{IPNet: ipnet("192.0.2.1/24")}))
-	return b
 }
 
 func (b *bed) must(err error) {
@@ -114,16 +121,18 @@ func (b *bed) pass(want dataplane.State) []dataplane.Op {
 func (b *bed) settled(want dataplane.State) {
 	b.t.Helper()
 	scope := want.ScopeOf(network)
-	have := b.snapshot(scope)
-	if ops, _ := dataplane.Diff(want, have, scope, true); len(ops) > 0 {
-		b.t.Fatalf("the second pass is not empty:\n%s\nhave:\n%s", commands(ops), have.Text())
+	if ops, _ := dataplane.Diff(want, b.snapshot(scope), scope, true); len(ops) > 0 {
+		b.t.Fatalf("the second pass is not empty:\n%s", commands(ops))
 	}
 }
 
 func commands(ops []dataplane.Op) string {
 	var lines []string
-	for _, op := range ops[:min(len(ops), 20)] {
+	for _, op := range ops[:min(len(ops), 8)] {
 		lines = append(lines, op.String())
+	}
+	if more := len(ops) - len(lines); more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(lines, "\n")
 }

@@ -243,9 +243,10 @@ func (k *Kernel) verify(name string, l dataplane.Link) error {
 	case err != nil:
 		return err
 	case l.MAC != (dataplane.MAC{}) && d.link.MAC != l.MAC:
-		return fmt.Errorf("address is %s instead of %s: somebody else has changed it", d.link.MAC, l.MAC)
+		return fmt.Errorf("address is %s instead of %s, somebody else has changed it: %w", d.link.MAC, l.MAC, unix.EBUSY)
 	case l.MTU != 0 && d.link.MTU != l.MTU:
-		return fmt.Errorf("mtu is %d instead of %d: somebody else has changed it", d.link.MTU, l.MTU)
+		// The kernel lowers what does not fit into the parent's packets.
+		return fmt.Errorf("mtu is %d instead of %d: %w", d.link.MTU, l.MTU, unix.ERANGE)
 	}
 	return nil
 }

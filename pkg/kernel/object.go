@@ -195,12 +195,14 @@ func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
 // neighbor is an entry of a neighbour table or of an FDB.
 type neighbor struct {
 	family, index int
-	permanent     bool
+	state         int // NUD_*
 	self          bool
 	dst           netip.Addr
 	mac           dataplane.MAC
 	other         bool // an FDB entry with a port, VNI or device of its own
 }
+
+func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
 
 func parseNeighbor(b []byte) (n neighbor, ok bool) {
 	if len(b) < unix.SizeofNdMsg {
@@ -208,7 +210,7 @@ func parseNeighbor(b []byte) (n neighbor, ok bool) {
 	}
 	n.family = int(b[0])
 	n.index = int(int32(binary.NativeEndian.Uint32(b[4:])))
-	n.permanent = binary.NativeEndian.Uint16(b[8:])&unix.NUD_PERMANENT != 0
+	n.state = int(binary.NativeEndian.Uint16(b[8:]))
 	n.self = b[10]&unix.NTF_SELF != 0
 	for kind, v := range attrs(b, unix.SizeofNdMsg) {
 		switch kind {

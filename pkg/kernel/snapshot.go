@@ -40,7 +40,8 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 	if err := k.readRoutes(s, scope, n); err != nil {
 		return s, err
 	}
-	err := k.readSysctls(s, scope.Sysctls)
+	var err error
+	s.Sysctls, err = k.readSysctls(scope.Sysctls)
 	return s, err
 }
 
@@ -84,7 +85,7 @@ func (k *Kernel) readAddrs(s dataplane.State, name string, index int) error {
 func (k *Kernel) readNeighs(s dataplane.State, name string, index int) error {
 	found, err := k.neighbors(unix.AF_UNSPEC, index)
 	for _, n := range found {
-		if n.permanent && n.dst.IsValid() && n.family != unix.AF_BRIDGE {
+		if n.permanent() && n.dst.IsValid() && n.family != unix.AF_BRIDGE {
 			s.Neighs[dataplane.NeighKey{Link: name, IP: n.dst}] = n.mac
 		}
 	}
@@ -96,7 +97,7 @@ func (k *Kernel) readFDB(s dataplane.State, name string, index int) error {
 	for _, n := range found {
 		// An entry with a port or VNI of its own is not what a dataplane.FDB
 		// says; left out, it is replaced where one is wanted.
-		if n.permanent && n.self && n.dst.IsValid() && !n.other && n.family == unix.AF_BRIDGE {
+		if n.permanent() && n.self && n.dst.IsValid() && !n.other && n.family == unix.AF_BRIDGE {
 			s.FDB[dataplane.FDB{Link: name, MAC: n.mac, Dst: n.dst}] = struct{}{}
 		}
 	}

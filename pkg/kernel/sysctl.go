@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-
-	"flanneld/pkg/dataplane"
 )
 
 // sysctlPath gives the file of a sysctl.
@@ -18,11 +16,13 @@ func sysctlPath(path string) (string, error) {
 	return "/proc/sys/" + path, nil
 }
 
-func (k *Kernel) readSysctls(s dataplane.State, paths []string) error {
+// readSysctls gives the values of those sysctls that exist.
+func (k *Kernel) readSysctls(paths []string) (map[string]string, error) {
+	values := map[string]string{}
 	if len(paths) == 0 {
-		return nil
+		return values, nil
 	}
-	return k.within(func() error {
+	err := k.within(func() error {
 		for _, p := range paths {
 			file, err := sysctlPath(p)
 			if err != nil {
@@ -35,10 +35,11 @@ func (k *Kernel) readSysctls(s dataplane.State, paths []string) error {
 			if err != nil {
 				return fmt.Errorf("read sysctl: %w", err)
 			}
-			s.Sysctls[p] = strings.TrimSpace(string(b))
+			values[p] = strings.TrimSpace(string(b))
 		}
 		return nil
 	})
+	return values, err
 }
 
 func (k *Kernel) setSysctl(path, value string) error {

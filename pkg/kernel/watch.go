@@ -72,15 +72,8 @@ type Watch struct {
 	mu       sync.Mutex
 	interest Interest
 	conn     *conn
-	links    map[int]linkState
-	passing  []int // indexes whose neighbour events pass the socket filter
-}
-
-// linkState is what matters of a link that is not ours.
-type linkState struct {
-	name string
-	up   bool
-	mtu  int // bytes
+	links    map[int]device // all of them, by index
+	passing  []int          // indexes whose neighbour events pass the socket filter
 }
 
 // Watch subscribes to link, address, route and neighbour events, and reports
@@ -136,9 +129,9 @@ func (w *Watch) subscribe() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.conn = c
-	w.links = make(map[int]linkState, len(devices))
+	w.links = make(map[int]device, len(devices))
 	for _, d := range devices {
-		w.links[d.index] = linkState{d.name, d.link.Up, d.link.MTU}
+		w.links[d.index] = d
 	}
 	w.passing = nil
 	w.filter()

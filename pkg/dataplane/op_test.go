@@ -1,0 +1,46 @@
+package dataplane
+
+import (
+	"net/netip"
+	"testing"
+)
+
+func TestOpText(t *testing.T) {
+	link := Link{Kind: KindVXLAN, VNI: 1, Parent: "eth0", Local: netip.MustParseAddr("192.0.2.1"), Port: 8472, MAC: MAC{2, 5: 1}, MTU: 1450, Up: true}
+	other := link
+	other.MAC, other.MTU, other.Learning, other.Up = MAC{2, 5: 9}, 1400, true, false
+	addr := Addr{Link: "flannel.1", Prefix: netip.MustParsePrefix("10.5.1.0/32")}
+	fdb := FDB{Link: "flannel.1", MAC: MAC{2, 5: 2}, Dst: netip.MustParseAddr("192.0.2.2")}
+	neigh := NeighKey{Link: "flannel.1", IP: netip.MustParseAddr("10.5.2.0")}
+	key := RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24"), Link: "flannel.1"}
+	route := Route{Via: neigh.IP, OnLink: true, Proto: ProtoBoot}
+	for _, c := range []struct {
+		op              Op
+		command, object string
+	}{
+		{Op{Kind: KindLink, Name: "flannel.1", Link: link},
+			"ip link add flannel.1 mtu 1450 address 02:00:00:00:00:01 type vxlan id 1 local 192.0.2.1 dev eth0 dstport 8472 nolearning && ip link set flannel.1 up", "link flannel.1"},
+		{Op{Verb: Set, Kind: KindLink, Name: "flannel.1", Link: link, Was: other},
+			"ip link set flannel.1 address 02:00:00:00:00:01 mtu 1450 up && ip link set flannel.1 type vxlan nolearning", "link flannel.1"},
+		{Op{Verb: Set, Kind: KindLink, Name: "flannel.1", Link: other, Was: link},
+			"ip link set flannel.1 address 02:00:00:00:00:09 mtu 1400 down && ip link set flannel.1 type vxlan learning", "link flannel.1"},
+		{Op{Verb: Del, Kind: KindLink, Name: "flannel.1", Link: link}, "ip link del flannel.1", "link flannel.1"},
+		{Op{Kind: KindSysctl, Name: "net/ipv6/conf/flannel.1/accept_ra", Value: "0"},
+			"sysctl -w net/ipv6/conf/flannel.1/accept_ra=0", "sysctl net/ipv6/conf/flannel.1/accept_ra"},
+		{Op{Kind: KindAddr, Addr: addr}, "ip addr replace 10.5.1.0/32 dev flannel.1", "address 10.5.1.0/32 dev flannel.1"},
+		{Op{Verb: Del, Kind: KindAddr, Addr: addr}, "ip addr del 10.5.1.0/32 dev flannel.1", "address 10.5.1.0/32 dev flannel.1"},
+		{Op{Kind: KindFDB, FDB: fdb}, "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent", "fdb 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1"},
+		{Op{Verb: Del, Kind: KindFDB, FDB: fdb}, "bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent", "fdb 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1"},
+		{Op{Kind: KindNeigh, NeighKey: neigh, MAC: fdb.MAC}, "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent", "neighbour 10.5.2.0 dev flannel.1"},
+		{Op{Verb: Del, Kind: KindNeigh, NeighKey: neigh}, "ip neigh del 10.5.2.0 dev flannel.1", "neighbour 10.5.2.0 dev flannel.1"},
+		{Op{Kind: KindRoute, RouteKey: key, Route: route}, "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink", "route 10.5.2.0/24 dev flannel.1"},
+		{Op{Verb: Del, Kind: KindRoute, RouteKey: key, Route: route}, "ip route del 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink", "route 10.5.2.0/24 dev flannel.1"},
+	} {
+		if got := c.op.String(); got != c.command {
+			t.Errorf("got  %s\nwant %s", got, c.command)
+		}
+		if got := c.op.Object(); got != c.object {
+			t.Errorf("got  %s\nwant %s", got, c.object)
+		}
+	}
+}

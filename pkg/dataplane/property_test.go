@@ -1,0 +1,381 @@
+package dataplane
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var network = netip.MustParsePrefix("10.5.0.0/16")
+
+// chance makes states from few values, so that they meet often.
+type chance struct{ *rand.Rand }
+
+func (c chance) one(percent int) bool { return c.IntN(100) < percent }
+
+func (c chance) mac() MAC { return MAC{2, 5: byte(c.IntN(6))} }
+
+func (c chance) link() Link {
+	return Link{
+		Kind: KindVXLAN, VNI: 1, Parent: "eth0", Local: netip.MustParseAddr("192.0.2.1"), Port: 8472 + c.IntN(2), GBP: c.one(20),
+		Learning: c.one(30), MAC: c.mac(), MTU: 1450 - c.IntN(2), Up: true,
+	}
+}
+
+// subnet is one of few, in the network or just beside it.
+func (c chance) subnet() netip.Prefix {
+	second := byte(5)
+	if c.one(10) {
+		second = 6
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, byte(2 + c.IntN(6)), 0}), 24)
+}
+
+func (c chance) want() State {
+	s := NewState()
+	for _, name := range []string{"flannel.1", "flannel.2"}[:c.IntN(3)] {
+		l := c.link()
+		if c.one(20) {
+			l.MAC = MAC{}
+		}
+		s.Links[name] = l
+		s.Sysctls[sysctlOf(name)] = "0"
+		bits := 32
+		if c.one(20) {
+			bits = 16
+		}
+		s.Addrs[Addr{name, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(c.IntN(2)), 0}), bits)}] = struct{}{}
+	}
+	taken := map[MAC]bool{}
+	for range c.IntN(8) {
+		dst := c.subnet()
+		if second := dst.Addr().As4()[1]; second != 5 || c.usedSlot(s, dst, 0) {
+			continue
+		}
+		mac := c.mac()
+		if len(s.Links) == 0 || c.one(25) || taken[mac] {
+			s.Routes[RouteKey{Dst: dst, Link: "eth0"}] = Route{Via: netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + c.IntN(3))}), Proto: ProtoFlannel}
+			continue
+		}
+		taken[mac] = true
+		name := slices.Sorted(maps.Keys(s.Links))[c.IntN(len(s.Links))]
+		s.FDB[FDB{name, mac, netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + c.IntN(3))})}] = struct{}{}
+		s.Neighs[NeighKey{name, dst.Addr()}] = mac
+		s.Routes[RouteKey{Dst: dst, Link: name}] = Route{Via: dst.Addr(), OnLink: true, Proto: ProtoBoot}
+	}
+	return s
+}
+
+func (c chance) usedSlot(s State, dst netip.Prefix, metric int) bool {
+	for k := range s.Routes {
+		if k.Dst == dst && k.Metric == metric {
+			return true
+		}
+	}
+	return false
+}
+
+// have is a kernel that others have had their hands on: partly as wanted,
+// partly damaged, with things of theirs.
+func (c chance) have(want State) *model {
+	m := newModel(NewState())
+	m.Links["eth0"] = Link{Kind: "device", MTU: 1500, Up: true}
+	m.Sysctls[sysctlOf("eth0")] = "1"
+	m.Addrs[Addr{"eth0", netip.MustParsePrefix("192.0.2.1/24")}] = struct{}{}
+	for _, name := range []string{"flannel.1", "flannel.2", "other"} {
+		l, wanted := want.Links[name]
+		switch {
+		case c.one(20):
+			continue
+		case !wanted || c.one(40):
+			l = c.link()
+		case l.MAC == MAC{}:
+			l.MAC = c.mac()
+		}
+		if c.one(10) {
+			l = Link{Kind: "bridge", MAC: c.mac(), MTU: 1500, Up: true}
+		}
+		l.Up = c.one(80)
+		m.Links[name] = l
+		m.Sysctls[sysctlOf(name)] = []string{"0", "1"}[c.IntN(2)]
+	}
+	links := slices.Sorted(maps.Keys(m.Links))
+	some := func() string { return links[c.IntN(len(links))] }
+	for a := range want.Addrs {
+		if c.one(60) {
+			c.put(m, Op{Kind: KindAddr, Addr: a})
+		}
+	}
+	for range c.IntN(4) {
+		c.put(m, Op{Kind: KindAddr, Addr: Addr{some(), netip.PrefixFrom(c.subnet().Addr(), []int{32, 16}[c.IntN(2)])}})
+	}
+	for f := range want.FDB {
+		if c.one(70) {
+			c.put(m, Op{Kind: KindFDB, FDB: f})
+		}
+	}
+	for k, mac := range want.Neighs {
+		if c.one(70) {
+			c.put(m, Op{Kind: KindNeigh, NeighKey: k, MAC: mac})
+		}
+	}
+	for range c.IntN(5) {
+		c.put(m, Op{Kind: KindFDB, FDB: FDB{some(), c.mac(), netip.MustParseAddr("192.0.2.9")}})
+		c.put(m, Op{Kind: KindNeigh, NeighKey: NeighKey{some(), c.subnet().Addr()}, MAC: c.mac()})
+	}
+	for k, r := range want.Routes {
+		if c.one(60) {
+			c.put(m, Op{Kind: KindRoute, RouteKey: k, Route: r})
+		}
+	}
+	c.routes(m, some)
+	return m
+}
+
+// routes of others, in places that are free.
+func (c chance) routes(m *model, some func() string) {
+	for range c.IntN(6) {
+		k := RouteKey{Dst: c.subnet(), Link: some(), Metric: c.IntN(2)}
+		r := Route{Via: k.Dst.Addr(), Proto: []int{ProtoKernel, ProtoBoot, 4, ProtoFlannel}[c.IntN(4)]}
+		if r.Proto == ProtoKernel {
+			r.Via = netip.Addr{}
+		}
+		if c.one(10) {
+			k.Link, r.Via = "", netip.Addr{}
+		}
+		if !c.usedSlot(m.State, k.Dst, k.Metric) {
+			m.Routes[k] = r
+		}
+	}
+}
+
+// put makes an object where it can be.
+func (c chance) put(m *model, o Op) {
+	if l, ok := m.Links[linkName(o)]; ok && l.Up {
+		_ = m.apply(o)
+	}
+}
+
+func TestDiffProperties(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	c := chance{rand.New(rand.NewPCG(seed, 1))}
+	for range 20000 {
+		want := c.want()
+		m := c.have(want)
+		before := newModel(m.State).State
+		scope := want.ScopeOf(network)
+		if problem := check(want, m, scope, c.one(80)); problem != "" {
+			t.Fatalf("%s\nwant:\n%s\nhave:\n%s", problem, want.Text(), before.Text())
+		}
+	}
+}
+
+func check(want State, m *model, scope Scope, prune bool) string {
+	have := newModel(m.State).State
+	ops, conflicts := Diff(want, m.State, scope, prune)
+	all := "\noperations:\n" + list(ops)
+	for _, o := range ops {
+		if problem := needless(o, have, ops); problem != "" {
+			return "P3: " + problem + all
+		}
+		if err := m.ordered(o, want, scope); err != nil && len(conflicts) == 0 {
+			return "P5: " + err.Error() + all
+		}
+		if err := m.apply(o); err != nil {
+			return "P5: " + err.Error() + all
+		}
+	}
+	if again, _ := Diff(want, m.State, scope, prune); len(again) > 0 {
+		return "P2: the second pass does " + list(again) + all
+	}
+	if missing := missing(want, m.State, conflicts); missing != "" {
+		return "P1: " + missing + " is missing" + all
+	}
+	if prune {
+		if left := left(want, m.State, have, scope); left != "" {
+			return "P1: " + left + " is left over" + all
+		}
+	}
+	if touched := touched(want, have, m.State, scope, prune); touched != "" {
+		return "P4: " + touched + " is not ours" + all
+	}
+	return ""
+}
+
+func list(ops []Op) string {
+	var b strings.Builder
+	for _, o := range ops {
+		b.WriteString(o.String() + "\n")
+	}
+	return b.String()
+}
+
+// needless tells of a Put of what stands already, unless its link is made anew
+// or loses its neighbours.
+func needless(o Op, have State, ops []Op) string {
+	link := linkName(o)
+	if o.Kind == KindSysctl {
+		link = strings.Split(o.Name, "/")[3]
+	}
+	for _, other := range ops {
+		if other.Kind == KindLink && other.Name == link {
+			return ""
+		}
+	}
+	same := false
+	if o.Verb == Put {
+		switch o.Kind {
+		case KindSysctl:
+			v, ok := have.Sysctls[o.Name]
+			same = ok && v == o.Value
+		case KindAddr:
+			_, same = have.Addrs[o.Addr]
+		case KindFDB:
+			_, same = have.FDB[o.FDB]
+		case KindNeigh:
+			mac, ok := have.Neighs[o.NeighKey]
+			same = ok && mac == o.MAC
+		case KindRoute:
+			r, ok := have.Routes[o.RouteKey]
+			same = ok && r == o.Route
+		}
+	}
+	if same {
+		return o.String() + " changes nothing"
+	}
+	return ""
+}
+
+// missing names something wanted that is not there, though nobody else's
+// object stands in the way.
+func missing(want, got State, conflicts []Conflict) string {
+	excused := map[string]bool{}
+	for _, c := range conflicts {
+		excused[c.Op.Object()] = true
+	}
+	on := func(link string) bool { return excused["link "+link] }
+	for name, l := range want.Links {
+		if !got.Links[name].satisfies(l) && !on(name) {
+			return "link " + name
+		}
+	}
+	for path, v := range want.Sysctls {
+		if got.Sysctls[path] != v && !on(strings.Split(path, "/")[3]) {
+			return "sysctl " + path
+		}
+	}
+	for a := range want.Addrs {
+		if _, ok := got.Addrs[a]; !ok && !on(a.Link) {
+			return "address " + a.text()
+		}
+	}
+	for f := range want.FDB {
+		if _, ok := got.FDB[f]; !ok && !on(f.Link) {
+			return "fdb " + f.text()
+		}
+	}
+	for k, mac := range want.Neighs {
+		if got.Neighs[k] != mac && !on(k.Link) {
+			return "neighbour " + neighText(k, mac)
+		}
+	}
+	for k, r := range want.Routes {
+		if got.Routes[k] != r && !on(k.Link) && !excused[Op{Kind: KindRoute, RouteKey: k}.Object()] {
+			return "route " + routeText(k, r)
+		}
+	}
+	return ""
+}
+
+// blocked tells whether somebody else's device has the name of a wanted link.
+func blocked(want, have State, link string) bool {
+	l, ok := have.Links[link]
+	w, wanted := want.Links[link]
+	return ok && wanted && l.Kind != w.Kind
+}
+
+// remade tells whether a link cannot become what is wanted in place.
+func remade(want, have State, link string) bool {
+	l, ok := have.Links[link]
+	w, wanted := want.Links[link]
+	return ok && wanted && l.Kind == w.Kind && !l.reusable(w)
+}
+
+// left names something ours that is there though not wanted.
+func left(want, got, have State, scope Scope) string {
+	ours := func(link string) bool { return scope.OwnsLink(link) && !blocked(want, have, link) }
+	for k, r := range got.Routes {
+		if _, ok := want.Routes[k]; !ok && scope.OwnsRoute(k, r) && r.Proto != ProtoKernel && !blocked(want, have, k.Link) {
+			return "route " + routeText(k, r)
+		}
+	}
+	for k, mac := range got.Neighs {
+		if _, ok := want.Neighs[k]; !ok && ours(k.Link) {
+			return "neighbour " + neighText(k, mac)
+		}
+	}
+	for f := range got.FDB {
+		if _, ok := want.FDB[f]; !ok && ours(f.Link) {
+			return "fdb " + f.text()
+		}
+	}
+	for a := range got.Addrs {
+		if _, ok := want.Addrs[a]; !ok && ours(a.Link) && scope.OwnsAddr(a) {
+			return "address " + a.text()
+		}
+	}
+	return ""
+}
+
+// touched names something not ours that has changed, or anything that is gone
+// without prune. A wanted route may take the place of another for the same
+// destination and metric.
+func touched(want, before, after State, scope Scope, prune bool) string {
+	ours := func(link string) bool { return scope.OwnsLink(link) && !blocked(want, before, link) }
+	for name, l := range before.Links {
+		if !ours(name) && after.Links[name] != l {
+			return "link " + name
+		}
+	}
+	for path, v := range before.Sysctls {
+		if !ours(strings.Split(path, "/")[3]) && after.Sysctls[path] != v {
+			return "sysctl " + path
+		}
+	}
+	for a := range before.Addrs {
+		mine := ours(a.Link) && scope.OwnsAddr(a) && prune
+		if _, ok := after.Addrs[a]; !ok && !mine && !remade(want, before, a.Link) {
+			return "address " + a.text()
+		}
+	}
+	for f := range before.FDB {
+		if _, ok := after.FDB[f]; !ok && !ours(f.Link) {
+			return "fdb " + f.text()
+		}
+	}
+	for k, mac := range before.Neighs {
+		if after.Neighs[k] != mac && !ours(k.Link) {
+			return "neighbour " + neighText(k, mac)
+		}
+	}
+	slots := map[RouteKey]bool{}
+	for k := range want.Routes {
+		slots[RouteKey{Dst: k.Dst, Metric: k.Metric}] = true
+	}
+	for k, r := range before.Routes {
+		mine := scope.OwnsRoute(k, r) && prune && !blocked(want, before, k.Link)
+		if after.Routes[k] != r && !mine && !slots[RouteKey{Dst: k.Dst, Metric: k.Metric}] && !remade(want, before, k.Link) {
+			return "route " + routeText(k, r)
+		}
+	}
+	for k, r := range after.Routes {
+		if before.Routes[k] != r && want.Routes[k] != r && r.Proto != ProtoKernel {
+			return "new route " + routeText(k, r)
+		}
+	}
+	return ""
+}

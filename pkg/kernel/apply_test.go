@@ -1,0 +1,199 @@
+package kernel
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+func TestApplyManyPeers(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 2000)
+	start := time.Now()
+	ops := b.pass(want)
+	added := time.Since(start)
+	start = time.Now()
+	b.settled(want)
+	read := time.Since(start)
+	own := dataplane.NewState()
+	own.Links[overlay] = want.Links[overlay]
+	start = time.Now()
+	b.pass(own)
+	t.Logf("%d operations: add %s, read back %s, delete %s", len(ops), added, read, time.Since(start))
+	b.settled(own)
+}
+
+// Few answers fit into a small receive buffer; lost ones must not become
+// results.
+func TestApplySurvivesLostAnswers(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 200)
+	b.pass(want)
+	b.must(b.k.conn.raw.Control(func(fd uintptr) {
+		b.must(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 2304))
+	}))
+	b.k.conn.chunk = maxChunk
+	var ops []dataplane.Op
+	for k := range want.Neighs {
+		ops = append(ops, dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{Link: overlay, IP: k.IP}, MAC: randomMAC(r)})
+		// The kernel refuses a gateway that no route leads to.
+		ops = append(ops, dataplane.Op{
+			Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(k.IP, 32), Link: uplink}, Route: dataplane.Route{Via: netip.MustParseAddr("10.77.0.1")},
+		})
+	}
+	failures := 0
+	for i, err := range b.k.Apply(ops) {
+		switch ops[i].Kind {
+		case dataplane.KindNeigh:
+			if err != nil {
+				t.Fatalf("%s: %v", ops[i], err)
+			}
+		default:
+			if !errors.Is(err, unix.ENETUNREACH) {
+				t.Fatalf("%s: got %v, want ENETUNREACH", ops[i], err)
+			}
+			failures++
+		}
+	}
+	have := b.snapshot(want.ScopeOf(network))
+	for _, op := range ops {
+		if op.Kind == dataplane.KindNeigh && have.Neighs[op.NeighKey] != op.MAC {
+			t.Fatalf("%s is reported as done and is not", op)
+		}
+	}
+	t.Logf("%d of %d operations failed as they should", failures, len(ops))
+}
+
+func TestOneFailureHarmsNoOther(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	b.pass(wantPeers(r, vxlanLink(r), 0))
+	prefix := netip.MustParsePrefix
+	neigh := func(link, ip string) dataplane.NeighKey {
+		return dataplane.NeighKey{Link: link, IP: netip.MustParseAddr(ip)}
+	}
+	mac := randomMAC(r)
+	good := dataplane.Route{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: dataplane.ProtoBoot}
+	ops := []struct {
+		op    dataplane.Op
+		errno unix.Errno
+		text  string
+	}{
+		{dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: neigh(overlay, "10.5.2.0"), MAC: mac}, 0, ""},
+		{dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: neigh("missing", "10.5.2.0"), MAC: mac}, unix.ENODEV,
+			"replace neighbour 10.5.2.0 dev missing: no such device"},
+		{dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: prefix("10.5.3.0/24"), Link: overlay}, Route: dataplane.Route{Via: netip.MustParseAddr("10.77.0.1")}}, unix.ENETUNREACH,
+			"replace route 10.5.3.0/24 dev flannel.1: network is unreachable: Nexthop has invalid gateway"},
+		{dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: prefix("10.5.2.0/24"), Link: overlay}, Route: good}, 0, ""},
+		{dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.2", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 2, Parent: "missing", Port: 8472}}, unix.ENODEV,
+			"replace link flannel.2: find parent missing: no such device"},
+		{dataplane.Op{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "flannel.2", Prefix: prefix("10.5.4.0/32")}}, unix.ENODEV, "replace address"},
+		{dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.3", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 3, Parent: uplink, Port: 8472, MTU: 1450, Up: true}}, 0, ""},
+		{dataplane.Op{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}}, 0, ""},
+		{dataplane.Op{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}}, 0, ""},
+		{dataplane.Op{Kind: dataplane.KindSysctl, Name: "net/ipv4/conf/missing/rp_filter", Value: "0"}, unix.ENOENT, "replace sysctl net/ipv4/conf/missing/rp_filter: "},
+		{dataplane.Op{Verb: dataplane.Set, Kind: dataplane.KindLink, Name: "flannel.3", Link: dataplane.Link{Kind: dataplane.KindVXLAN, MTU: 1 << 20, Up: true}}, unix.EINVAL, "change link flannel.3: invalid argument"},
+		{dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.3", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 4, Parent: uplink}}, unix.EEXIST, "replace link flannel.3: file exists"},
+		// To delete what is not there is success.
+		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: prefix("10.5.9.0/24"), Link: overlay}}, 0, ""},
+		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindNeigh, NeighKey: neigh(overlay, "10.5.9.0")}, 0, ""},
+		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindFDB, FDB: dataplane.FDB{Link: overlay, MAC: mac, Dst: uplinkIP}}, 0, ""},
+		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: overlay, Prefix: prefix("10.5.9.0/32")}}, 0, ""},
+		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "missing", Prefix: prefix("10.5.9.0/32")}}, 0, ""},
+		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindLink, Name: "missing"}, 0, ""},
+	}
+	var batch []dataplane.Op
+	for _, o := range ops {
+		batch = append(batch, o.op)
+	}
+	for i, err := range b.k.Apply(batch) {
+		o := ops[i]
+		switch {
+		case o.errno == 0 && err != nil:
+			t.Errorf("%s: %v", o.op, err)
+		case o.errno != 0 && (!errors.Is(err, o.errno) || !strings.HasPrefix(err.Error(), o.text)):
+			t.Errorf("%s: got %v, want %s…", o.op, err, o.text)
+		}
+	}
+	have := b.snapshot(dataplane.Scope{Network: network, Links: []string{overlay, "flannel.3"}})
+	if have.Neighs[neigh(overlay, "10.5.2.0")] != mac || have.Routes[dataplane.RouteKey{Dst: prefix("10.5.2.0/24"), Link: overlay}] != good {
+		t.Errorf("what was done is not there:\n%s", have.Text())
+	}
+	if _, ok := have.Addrs[dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}]; !ok {
+		t.Errorf("a link made in the same batch was not found:\n%s", have.Text())
+	}
+}
+
+// A route by several links is seen, is nobody's, and stays.
+func TestMultipathRouteIsAConflict(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 0)
+	b.pass(want)
+	dst := netip.MustParsePrefix("10.5.7.0/24")
+	up := b.link(uplink).Attrs().Index
+	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet(dst.String()), MultiPath: []*netlink.NexthopInfo{
+		{LinkIndex: up, Gw: ipnet("192.0.2.8/32").IP}, {LinkIndex: up, Gw: ipnet("192.0.2.9/32").IP},
+	}}))
+	key := dataplane.RouteKey{Dst: dst, Link: overlay}
+	want.Routes[key] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
+	scope := want.ScopeOf(network)
+	ops, conflicts := dataplane.Diff(want, b.snapshot(scope), scope, true)
+	if len(ops) != 0 || len(conflicts) != 1 || conflicts[0].Op.RouteKey != key {
+		t.Errorf("operations %v, conflicts %v; want one conflict about %s", ops, conflicts, dst)
+	}
+}
+
+// A device that somebody else made alike is adopted without a change.
+func TestEqualDeviceIsAdopted(t *testing.T) {
+	b := newBed(t)
+	link := vxlanLink(chance(t))
+	b.must(b.other.LinkAdd(&netlink.Vxlan{
+		LinkAttrs: netlink.LinkAttrs{Name: overlay, MTU: link.MTU, HardwareAddr: link.MAC[:]}, VxlanId: link.VNI,
+		VtepDevIndex: b.link(uplink).Attrs().Index, SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
+	}))
+	b.must(b.other.LinkSetUp(b.link(overlay)))
+	want := dataplane.NewState()
+	want.Links[overlay] = link
+	b.settled(want)
+}
+
+func TestIPv6Objects(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	network := netip.MustParsePrefix("fd00:5::/48")
+	want := dataplane.NewState()
+	link := vxlanLink(r)
+	link.MTU = 1430
+	link.Local = netip.MustParseAddr("2001:db8::1")
+	want.Links["flannel-v6.1"] = link
+	want.Addrs[dataplane.Addr{Link: "flannel-v6.1", Prefix: netip.MustParsePrefix("fd00:5:0:1::/128")}] = struct{}{}
+	for i := range 20 {
+		gw := netip.AddrFrom16([16]byte{0xfd, 0, 0, 5, 0, 0, 0, byte(2 + i)})
+		mac := randomMAC(r)
+		want.FDB[dataplane.FDB{Link: "flannel-v6.1", MAC: mac, Dst: netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(2 + i)})}] = struct{}{}
+		want.Neighs[dataplane.NeighKey{Link: "flannel-v6.1", IP: gw}] = mac
+		want.Routes[dataplane.RouteKey{Dst: netip.PrefixFrom(gw, 64), Link: "flannel-v6.1"}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
+	}
+	for _, w := range []dataplane.State{want, {Links: want.Links}} {
+		scope := w.ScopeOf(network)
+		ops, _ := dataplane.Diff(w, b.snapshot(scope), scope, true)
+		for i, err := range b.k.Apply(ops) {
+			if err != nil {
+				t.Errorf("%s: %v", ops[i], err)
+			}
+		}
+		if ops, _ := dataplane.Diff(w, b.snapshot(scope), scope, true); len(ops) > 0 {
+			t.Fatalf("the second pass is not empty:\n%s", commands(ops))
+		}
+	}
+}

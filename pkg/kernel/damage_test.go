@@ -1,0 +1,186 @@
+package kernel
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// await reads events until one of those asked for arrives.
+func await(t testing.TB, w *Watch, any Event) {
+	t.Helper()
+	var seen Event
+	deadline := time.After(patience)
+	for seen&any == 0 {
+		select {
+		case e, open := <-w.Events():
+			if !open {
+				t.Fatal("the channel of events is closed")
+			}
+			seen |= e
+		case <-deadline:
+			t.Fatalf("no event %s; there was %q", any, seen)
+		}
+	}
+}
+
+// drain forgets what was reported so far.
+func drain(w *Watch) (e Event) {
+	select {
+	case e = <-w.Events():
+	default:
+	}
+	return e
+}
+
+// Whatever somebody else damages is seen by Watch, and one pass repairs it.
+func TestDamageIsSeenAndRepaired(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 60)
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
+	b.must(err)
+	b.pass(want)
+	b.settled(want)
+	for _, d := range damages(b, want) {
+		t.Run(d.name, func(t *testing.T) {
+			drain(w)
+			d.do()
+			await(t, w, d.seen)
+			if len(b.pass(want)) == 0 {
+				t.Error("the pass found no damage")
+			}
+			b.settled(want)
+		})
+	}
+}
+
+type damage struct {
+	name string
+	seen Event
+	do   func()
+}
+
+func damages(b *bed, want dataplane.State) []damage {
+	return slices.Concat(linkDamages(b), routeDamages(b, want), neighborDamages(b, want))
+}
+
+func (b *bed) index() int { return b.link(overlay).Attrs().Index }
+
+func someFDB(want dataplane.State) dataplane.FDB { return slices.Collect(maps.Keys(want.FDB))[0] }
+
+func someNeigh(want dataplane.State) dataplane.NeighKey {
+	return slices.Collect(maps.Keys(want.Neighs))[0]
+}
+
+func someRoute(want dataplane.State) dataplane.RouteKey {
+	for k := range want.Routes {
+		if k.Link == overlay {
+			return k
+		}
+	}
+	return dataplane.RouteKey{}
+}
+
+func linkDamages(b *bed) []damage {
+	return []damage{
+		{"link deleted", Links, func() { b.must(b.other.LinkDel(b.link(overlay))) }},
+		{"link down", Links, func() { b.must(b.other.LinkSetDown(b.link(overlay))) }},
+		{"MAC changed", Links, func() { b.must(b.other.LinkSetHardwareAddr(b.link(overlay), []byte{2, 0xbb, 0, 0, 0, 1})) }},
+		{"MTU changed", Links, func() { b.must(b.other.LinkSetMTU(b.link(overlay), 1280)) }},
+		{"link renamed", Links, func() {
+			b.must(b.other.LinkSetDown(b.link(overlay)))
+			b.must(b.other.LinkSetName(b.link(overlay), "stolen"))
+			b.must(b.other.LinkDel(b.link("stolen")))
+		}},
+		{"address deleted", Addrs, func() {
+			b.must(b.other.AddrDel(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/32")}))
+		}},
+		{"address added", Addrs, func() {
+			b.must(b.other.AddrAdd(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.9.9/32")}))
+		}},
+		{"sysctl and MTU changed", Links, func() {
+			b.must(b.k.setSysctl("net/ipv6/conf/"+overlay+"/accept_ra", "2"))
+			b.must(b.other.LinkSetMTU(b.link(overlay), 1281))
+		}},
+		{"uplink down", Uplink, func() {
+			up := b.link(uplink)
+			b.must(b.other.LinkSetDown(up))
+			b.must(b.other.LinkSetUp(up))
+		}},
+		{"uplink deleted", Links, func() {
+			b.must(b.other.LinkDel(b.link(uplink)))
+			b.uplink()
+		}},
+	}
+}
+
+func routeDamages(b *bed, want dataplane.State) []damage {
+	return []damage{
+		{"routes flushed", Routes, func() {
+			routes, err := b.other.RouteList(b.link(overlay), unix.AF_INET)
+			b.must(err)
+			for _, r := range routes {
+				b.must(b.other.RouteDel(&r))
+			}
+		}},
+		{"route taken by another link", Routes, func() {
+			k := someRoute(want)
+			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(k.Dst.String()), LinkIndex: b.link(uplink).Attrs().Index, Gw: ipnet("192.0.2.9/32").IP}))
+		}},
+		{"route made a blackhole", Routes, func() {
+			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), Type: unix.RTN_BLACKHOLE}))
+		}},
+		{"another route before it", Routes, func() {
+			// First in line, so that the kernel prefers it to ours.
+			b.must(b.other.RouteAddEcmp(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), LinkIndex: b.index(), Scope: unix.RT_SCOPE_LINK, Protocol: 4}))
+		}},
+		{"stale route of ours", Routes, func() {
+			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.200.0/24"), LinkIndex: b.link(uplink).Attrs().Index, Protocol: dataplane.ProtoFlannel, Gw: ipnet("192.0.2.9/32").IP}))
+		}},
+	}
+}
+
+func neighborDamages(b *bed, want dataplane.State) []damage {
+	return []damage{
+		{"neighbours flushed", Neighs, func() {
+			neighs, err := b.other.NeighList(b.index(), unix.AF_INET)
+			b.must(err)
+			for _, n := range neighs {
+				b.must(b.other.NeighDel(&n))
+			}
+		}},
+		{"neighbour no longer permanent", Neighs, func() {
+			k := someNeigh(want)
+			mac := want.Neighs[k]
+			b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.index(), State: unix.NUD_REACHABLE, IP: k.IP.AsSlice(), HardwareAddr: mac[:]}))
+		}},
+		{"neighbour with another MAC", Neighs, func() {
+			b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.index(), State: unix.NUD_PERMANENT, IP: someNeigh(want).IP.AsSlice(), HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}))
+		}},
+		{"FDB flushed", FDB, func() {
+			for f := range want.FDB {
+				b.must(b.other.NeighDel(fdbEntry(b.index(), f)))
+			}
+		}},
+		{"FDB with another remote", FDB, func() {
+			f := someFDB(want)
+			f.Dst = netip.MustParseAddr("203.0.113.77")
+			b.must(b.other.NeighSet(fdbEntry(b.index(), f)))
+		}},
+		{"FDB for everything", FDB, func() {
+			b.must(b.other.NeighAppend(fdbEntry(b.index(), dataplane.FDB{Dst: netip.MustParseAddr("203.0.113.79")})))
+		}},
+	}
+}
+
+func fdbEntry(index int, f dataplane.FDB) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF, IP: f.Dst.AsSlice(), HardwareAddr: f.MAC[:]}
+}

@@ -1,0 +1,179 @@
+package kernel
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// quiet proves that nothing was reported, by causing something that is: events
+// arrive in order.
+func (b *bed) quiet(w *Watch) {
+	b.t.Helper()
+	probe := &netlink.Addr{IPNet: ipnet("10.5.77.7/32")}
+	b.must(b.other.AddrAdd(b.link(overlay), probe))
+	e := <-w.Events()
+	b.must(b.other.AddrDel(b.link(overlay), probe))
+	await(b.t, w, Addrs)
+	if e != Addrs {
+		b.t.Errorf("events %q were reported that concern nobody", e&^Addrs)
+	}
+}
+
+func watched(t *testing.T) (*bed, *Watch, dataplane.State) {
+	b := newBed(t)
+	b.strangers()
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 20)
+	b.pass(want)
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
+	b.must(err)
+	return b, w, want
+}
+
+func TestWatchIgnoresOthers(t *testing.T) {
+	b, w, _ := watched(t)
+	other := b.link(foreign)
+	index := other.Attrs().Index
+	neigh := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
+	b.must(b.other.NeighSet(neigh))
+	b.must(b.other.NeighDel(neigh))
+	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("172.30.0.0/16"), LinkIndex: index}))
+	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.8.0/24"), LinkIndex: index, Table: 200}))
+	b.must(b.other.AddrAdd(other, &netlink.Addr{IPNet: ipnet("10.5.78.8/32")}))
+	b.must(b.other.LinkSetMTU(other, 1300))
+	b.must(b.other.LinkDel(other))
+	b.quiet(w)
+}
+
+// Our own changes come back with our port id, except those of FDB entries,
+// which the kernel reports as its own.
+func TestWatchIgnoresOwnChanges(t *testing.T) {
+	b, w, want := watched(t)
+	r := chance(t)
+	less := dataplane.NewState()
+	less.Links = want.Links
+	less.FDB, less.Addrs = want.FDB, want.Addrs
+	b.pass(less)
+	b.quiet(w)
+	want.FDB[dataplane.FDB{Link: overlay, MAC: randomMAC(r), Dst: uplinkIP}] = struct{}{}
+	b.pass(want)
+	await(t, w, FDB)
+}
+
+func TestWatchHoldsOneSet(t *testing.T) {
+	b, w, want := watched(t)
+	for k := range want.Neighs {
+		b.must(b.other.NeighDel(&netlink.Neigh{LinkIndex: b.link(overlay).Attrs().Index, IP: k.IP.AsSlice()}))
+	}
+	b.must(b.other.AddrDel(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/32")}))
+	b.must(b.other.LinkSetMTU(b.link(uplink), 1400))
+	eventually(t, "all events in one set", func() bool {
+		e := <-w.Events()
+		w.report(e) // put back; later ones are merged into it
+		return e&(Neighs|Addrs|Uplink) == Neighs|Addrs|Uplink
+	})
+}
+
+func TestWatchEndsWithItsContext(t *testing.T) {
+	b := newBed(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	w, err := b.k.Watch(ctx, Interest{})
+	b.must(err)
+	cancel()
+	select {
+	case e, open := <-w.Events():
+		if open {
+			t.Errorf("event %s; want the channel closed", e)
+		}
+	case <-time.After(patience):
+		t.Error("the channel stays open")
+	}
+}
+
+// Focus takes up links that exist already, and drops others.
+func TestWatchFocus(t *testing.T) {
+	b, w, want := watched(t)
+	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
+	w.Focus(Interest{Scope: dataplane.Scope{Network: network, Links: []string{foreign}}})
+	b.must(b.other.NeighSet(neigh))
+	await(t, w, Neighs)
+	w.Focus(Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
+	drain(w)
+	b.must(b.other.NeighDel(neigh))
+	b.quiet(w)
+}
+
+func TestWatchOverflow(t *testing.T) {
+	b, _, want := watched(t)
+	// A buffer for a single event, and a burst of them in one system call.
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: 1, out: make(chan Event, 1)}
+	b.must(w.subscribe())
+	go w.run(t.Context())
+	another := b.another()
+	r := chance(t)
+	var burst []dataplane.Op
+	for range 2000 {
+		burst = append(burst, dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{Link: overlay, IP: netip.MustParseAddr("10.5.3.0")}, MAC: randomMAC(r)})
+	}
+	eventually(t, "an overflow", func() bool {
+		for _, err := range another.Apply(burst) {
+			b.must(err)
+		}
+		return drain(w)&Overflow != 0
+	})
+	// It goes on working.
+	drain(w)
+	b.must(b.other.LinkSetMTU(b.link(overlay), 1280))
+	await(t, w, Links|Overflow)
+}
+
+// another is a second Kernel of the namespace: somebody else.
+func (b *bed) another() *Kernel {
+	b.t.Helper()
+	var k *Kernel
+	err := b.k.within(func() (err error) {
+		k, err = New()
+		return err
+	})
+	b.must(err)
+	b.t.Cleanup(func() { k.Close() })
+	return k
+}
+
+func TestWatchRecoversFromABrokenSocket(t *testing.T) {
+	b, w, _ := watched(t)
+	w.mu.Lock()
+	w.conn.interrupt() // any failure will do
+	w.mu.Unlock()
+	await(t, w, Overflow)
+	b.must(b.other.LinkSetMTU(b.link(overlay), 1280))
+	await(t, w, Links)
+}
+
+// With a thousand events a second on other links, the filter keeps the watch
+// asleep.
+func TestFilterDropsInTheKernel(t *testing.T) {
+	b, _, want := watched(t)
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: make(chan Event, 1)}
+	b.must(w.subscribe())
+	defer w.conn.close()
+	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
+	for range 10 {
+		b.must(b.other.NeighSet(neigh))
+		b.must(b.other.NeighDel(neigh))
+	}
+	neigh.LinkIndex = b.link(overlay).Attrs().Index
+	b.must(b.other.NeighSet(neigh))
+	datagram, err := w.conn.receive()
+	b.must(err)
+	if e := w.events(datagram); e != Neighs {
+		t.Errorf("the first datagram says %q, want neighs: the filter let others pass", e)
+	}
+}
