@@ -108,6 +108,17 @@ func testHostile(t *testing.T, c *cluster, atStart bool) {
 		}
 	}
 	c.waitAllPairs()
+
+	// A newcomer finds its place among all that.
+	last := c.Hosts[2]
+	key, _ := c.lease(last)
+	_, err = last.Flanneld().Stop(c.ctx)
+	c.must(err)
+	c.must(os.Remove(last.SubnetFile))
+	c.must(c.Etcd.Delete(c.ctx, key))
+	_, err = last.Start()
+	c.must(err)
+	c.must(last.Flanneld().WaitReady(c.ctx))
 }
 
 // TestHostileConfigs: a config that is not accepted is named once and waited

@@ -15,9 +15,13 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// attempts is how often in a row other hosts may be faster before Acquire
-// gives up.
-const attempts = 10
+// conflictPause bounds the wait after the n-th conflict in a row: n times this,
+// up to fifty times.
+const conflictPause = 20 * time.Millisecond
+
+func afterConflict(n int) time.Duration {
+	return between(0, time.Duration(min(n, 50))*conflictPause)
+}
 
 // Acquire leases a subnet: the one that this host has or is reserved, else
 // the previous one, else a random free one. The listing is the one the choice
@@ -25,9 +29,9 @@ const attempts = 10
 //
 // attrs gives what to publish, from what the lease that is taken up again said
 // (zero if there is none), so that a MAC can be kept; its PublicIP need not be
-// set. While the registry is away, or the pool is full, Acquire says so once
-// and waits. Errors are those of ctx and attrs, and that ten attempts in a row
-// met other hosts' writes.
+// set. While the registry is away, the pool is full, or other hosts are faster
+// again and again, Acquire says so once and goes on. Errors are those of ctx and
+// attrs.
 func Acquire(ctx context.Context, o Options, attrs func(previous lease.Attrs) (lease.Attrs, error)) (lease.Lease, registry.Listing, error) {
 	q := acquisition{Options: o, attrs: attrs, away: outage{log: o.Log}, said: map[string]bool{}}
 	if o.Previous.IsValid() && !o.Pool.Fits(o.Previous) {
@@ -46,10 +50,10 @@ func Acquire(ctx context.Context, o Options, attrs func(previous lease.Attrs) (l
 		case errors.As(err, &theirs):
 			return lease.Lease{}, registry.Listing{}, theirs.err
 		case errors.Is(err, registry.ErrConflict):
-			if conflicts++; conflicts == attempts {
-				return lease.Lease{}, registry.Listing{}, fmt.Errorf("lease a subnet: %d attempts in a row were overtaken by other hosts: %w", attempts, err)
+			if conflicts++; conflicts == 10 {
+				q.once(slog.LevelWarn, "other hosts keep being faster, still trying to lease a subnet", "attempts", conflicts, "err", err)
 			}
-			delay = between(0, time.Duration(conflicts)*20*time.Millisecond)
+			delay = afterConflict(conflicts)
 		case errors.As(err, &exhausted):
 			q.once(slog.LevelError, "cannot lease a subnet, waiting for a free one", "err", err)
 			conflicts = 0
@@ -188,13 +192,18 @@ func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) erro
 // choose gives the previous subnet if it is free, else a random free one.
 func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
 	taken := make([]netip.Prefix, 0, len(listing.Leases))
+	take := func(subnet netip.Prefix) {
+		// Whatever is not a part of the network is no host's, and must not
+		// keep hosts out of it.
+		if q.Pool.Network.Contains(subnet.Addr()) && subnet.Bits() > q.Pool.Network.Bits() {
+			taken = append(taken, subnet)
+		}
+	}
 	for _, l := range listing.Leases {
-		taken = append(taken, l.Subnet)
+		take(l.Subnet)
 	}
 	for _, b := range listing.Bad {
-		if b.Subnet.IsValid() { // nobody knows whose, but somebody's
-			taken = append(taken, b.Subnet)
-		}
+		take(b.Subnet) // nobody knows whose, but somebody's
 	}
 	if q.Pool.Fits(q.Previous) {
 		if !slices.ContainsFunc(taken, q.Previous.Overlaps) {

@@ -33,8 +33,8 @@ func (f *follower) tendOwn(ctx context.Context) {
 		f.schedule()
 	case errors.Is(err, registry.ErrConflict):
 		f.known = false
-		f.tries = min(f.tries+1, attempts)
-		f.tend.Reset(between(0, time.Duration(f.tries)*20*time.Millisecond))
+		f.tries++
+		f.tend.Reset(afterConflict(f.tries))
 	default:
 		// No answer does not mean that nothing was done: look before writing again.
 		f.known = false

@@ -21,9 +21,11 @@ type Etcd struct {
 	// URL is where clients find it: http://127.0.0.1:port, or https.
 	URL string
 
-	dir, client, peer string
-	change            []func(*embed.Config)
-	server            *embed.Etcd
+	dir    string
+	door   door
+	peer   string
+	change []func(*embed.Config)
+	server *embed.Etcd
 }
 
 // StartEtcd starts an etcd that ends with the test. change may alter its
@@ -38,11 +40,15 @@ func StartEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 // NewEtcd reserves the address of an etcd that is not started yet.
 func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	t.Helper()
-	dir := t.TempDir()
-	e := &Etcd{dir: filepath.Join(dir, "data"), client: freeAddress(t), peer: "http://" + freeAddress(t), change: change}
+	e := &Etcd{
+		dir:    filepath.Join(t.TempDir(), "data"),
+		door:   door{address: freeAddress(t), server: freeAddress(t)},
+		peer:   "http://" + freeAddress(t),
+		change: change,
+	}
 	cfg := e.config(t)
-	e.URL = cfg.ListenClientUrls[0].String()
-	t.Cleanup(func() { e.Stop() })
+	e.URL = cfg.ListenClientUrls[0].Scheme + "://" + e.door.address
+	t.Cleanup(e.Stop)
 	return e
 }
 
@@ -69,7 +75,7 @@ func (e *Etcd) config(t testing.TB) *embed.Config {
 	}
 	cfg := embed.NewConfig()
 	cfg.Dir = e.dir
-	cfg.ListenClientUrls = []url.URL{parse("http://" + e.client)}
+	cfg.ListenClientUrls = []url.URL{parse("http://" + e.door.server)}
 	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
 	cfg.ListenPeerUrls = []url.URL{parse(e.peer)}
 	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
@@ -98,10 +104,12 @@ func (e *Etcd) Start(t testing.TB) {
 		t.Fatal("etcd did not become ready")
 	}
 	e.server = server
+	e.door.open(t)
 }
 
 // Stop ends the etcd; clients see their connections closed.
 func (e *Etcd) Stop() {
+	e.door.close()
 	if e.server != nil {
 		e.server.Close()
 		e.server = nil

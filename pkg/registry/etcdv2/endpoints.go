@@ -77,12 +77,13 @@ func parseEndpoint(given string, o Options) (*url.URL, error) {
 	}
 	u, err := url.Parse(full)
 	if err != nil {
-		// url.Error repeats the text, which may hold a password.
+		// Its text repeats the URL, which may hold a password, and even the
+		// cause may quote a piece of that.
 		var uerr *url.Error
-		if errors.As(err, &uerr) {
-			err = uerr.Err
+		if strings.Contains(given, "@") || !errors.As(err, &uerr) {
+			return nil, fmt.Errorf("etcd endpoint %q is not a URL", redact(given))
 		}
-		return nil, fmt.Errorf("etcd endpoint %q is not a URL: %w", redact(given), err)
+		return nil, fmt.Errorf("etcd endpoint %q is not a URL: %w", given, uerr.Err)
 	}
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "unix":

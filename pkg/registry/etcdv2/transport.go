@@ -134,6 +134,10 @@ func contains(err, target error) bool {
 func explain(err error) error {
 	var all *client.ClusterError
 	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, client.ErrInvalidJSON):
+		return errors.New("answer is not one of etcd's v2 keys API: it is broken JSON")
 	case errors.As(err, &all):
 		texts := make([]string, 0, len(all.Errors))
 		for _, e := range all.Errors {

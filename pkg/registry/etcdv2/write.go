@@ -41,7 +41,10 @@ func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
 	err := r.swap(ctx, prev, func(key string) error {
 		ctx, cancel := context.WithTimeout(ctx, r.timeout)
 		defer cancel()
-		_, err := r.keys.Delete(ctx, key, &client.DeleteOptions{PrevIndex: prev.Revision})
+		resp, err := r.keys.Delete(ctx, key, &client.DeleteOptions{PrevIndex: prev.Revision})
+		if err == nil && resp.Node == nil {
+			return errNoNode
+		}
 		return refusal(err)
 	})
 	if err != nil {
@@ -107,8 +110,6 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 // refusal turns etcd's answer to a conditional write into the registry's terms.
 func refusal(err error) error {
 	switch code(err) {
-	case 0:
-		return explain(err)
 	case client.ErrorCodeKeyNotFound:
 		return errGone
 	case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist, client.ErrorCodeNotFile:

@@ -1,0 +1,263 @@
+package subnet_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/subnet"
+)
+
+// The same with a real etcd and real time.
+
+const etcdPrefix = "/coreos.com/network"
+
+// host is one host of a network kept in etcd.
+type host struct {
+	*testing.T
+	etcd *etcdtest.Etcd
+	log  *journal
+	subnet.Options
+
+	mu   sync.Mutex
+	last lease.View
+}
+
+func newHost(t *testing.T, etcd *etcdtest.Etcd, n int) *host {
+	t.Helper()
+	r, err := etcdv2.New(etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	h := &host{T: t, etcd: etcd, log: &journal{}}
+	h.Options = subnet.Options{
+		Registry: r,
+		Pool:     pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0"),
+		PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)}),
+		TTL:      ttl,
+		Margin:   time.Hour,
+		Log:      slog.New(slog.NewTextHandler(h.log, nil)),
+	}
+	return h
+}
+
+func (h *host) acquire() lease.Lease {
+	h.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	l, _, err := subnet.Acquire(ctx, h.Options, h.attrs)
+	if err != nil {
+		h.Error(err)
+	}
+	return l
+}
+
+func (h *host) attrs(lease.Attrs) (lease.Attrs, error) { return attrsOf(h.PublicIP, 1), nil }
+
+// follow acquires and follows until the test ends.
+func (h *host) follow() lease.Lease {
+	h.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l, listing, err := subnet.Acquire(ctx, h.Options, h.attrs)
+	if err != nil {
+		h.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		subnet.Follow(ctx, h.Options, l, listing, func(v lease.View) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.last = v
+		})
+	}()
+	h.Cleanup(func() { cancel(); <-done })
+	return l
+}
+
+func (h *host) view() lease.View {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.last
+}
+
+// until waits for something to become true.
+func (h *host) until(what string, ok func() bool) {
+	h.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			h.Fatalf("waited in vain for: %s\n%+v\n%s", what, h.view(), h.log)
+		}
+		<-tick.C
+	}
+}
+
+func (h *host) holds(want lease.Lease) bool {
+	ev, err := h.Registry.Get(context.Background(), want.Subnet)
+	return err == nil && !ev.Deleted && ev.Bad == nil && ev.Lease.SameAs(want)
+}
+
+// raw sends a request past the registry.
+func raw(t *testing.T, etcd *etcdtest.Etcd, method, key, value string) {
+	t.Helper()
+	body := url.Values{"value": {value}}.Encode()
+	query := ""
+	if method == http.MethodDelete {
+		body, query = "", "?recursive=true"
+	}
+	req, err := http.NewRequest(method, etcd.URL+"/v2/keys"+etcdPrefix+"/"+key+query, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		t.Fatalf("%s %s: %s", method, key, resp.Status)
+	}
+}
+
+// Two hundred hosts that start at once get two hundred subnets of 255.
+func TestJoinStorm(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	const hosts = 200
+	leased := make([]lease.Lease, hosts)
+	var wg sync.WaitGroup
+	for i := range hosts {
+		h := newHost(t, etcd, i)
+		wg.Go(func() { leased[i] = h.acquire() })
+	}
+	wg.Wait()
+	seen := map[netip.Prefix]int{}
+	for i, l := range leased {
+		if j, ok := seen[l.Subnet]; ok {
+			t.Errorf("hosts %d and %d both have %s", i, j, l.Subnet)
+		}
+		seen[l.Subnet] = i
+	}
+	listing, err := newHost(t, etcd, 0).Registry.List(context.Background())
+	if err != nil || len(listing.Leases) != hosts {
+		t.Errorf("%d leases, %v", len(listing.Leases), err)
+	}
+}
+
+func TestEtcdComesLate(t *testing.T) {
+	etcd := etcdtest.NewEtcd(t)
+	h := newHost(t, etcd, 7)
+	type result struct {
+		config string
+		lease  lease.Lease
+		at     time.Time
+	}
+	done := make(chan result, 1)
+	go func() {
+		c, err := subnet.WaitConfig(context.Background(), h.Registry, h.Log, func(b []byte) (string, error) {
+			if bytes.Equal(b, []byte("broken")) {
+				return "", errors.New("broken config")
+			}
+			return string(b), nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		done <- result{c, h.acquire(), time.Now()}
+	}()
+	h.until("etcd is missed", func() bool { return h.log.count("does not answer") == 1 })
+	etcd.Start(t)
+	h.until("config is missed", func() bool { return h.log.count("config is missing") == 1 })
+	raw(t, etcd, http.MethodPut, "config", "broken")
+	h.until("config is refused", func() bool { return h.log.count("config is invalid") == 1 })
+	raw(t, etcd, http.MethodPut, "config", "good")
+	start := time.Now()
+	r := <-done
+	if d := r.at.Sub(start); r.config != "good" || d > 3*time.Second {
+		t.Errorf("config %q after %v", r.config, d)
+	}
+	if !h.holds(r.lease) {
+		t.Errorf("etcd does not hold %+v", r.lease)
+	}
+	if n := h.log.count("answers again"); n != 1 {
+		t.Errorf("says %d times that etcd is back", n)
+	}
+}
+
+func TestFollowEtcd(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	a, b := newHost(t, etcd, 1), newHost(t, etcd, 2)
+	la, lb := a.follow(), b.follow()
+	both := func() bool {
+		va, vb := a.view(), b.view()
+		return len(va.Peers) == 1 && va.Peers[0].SameAs(lb) && len(vb.Peers) == 1 && vb.Peers[0].SameAs(la)
+	}
+	a.until("both see each other", both)
+
+	raw(t, etcd, http.MethodDelete, "subnets/"+lease.Key(la.Subnet), "")
+	a.until("deleted key is back", func() bool { return a.holds(la) })
+	b.until("a is seen again", both)
+
+	raw(t, etcd, http.MethodPut, "subnets/"+lease.Key(la.Subnet), "nonsense")
+	raw(t, etcd, http.MethodPut, "subnets/not-a-lease", "nonsense")
+	a.until("overwritten key is back", func() bool { return a.holds(la) })
+
+	raw(t, etcd, http.MethodDelete, "subnets", "")
+	a.until("directory is back", func() bool { return a.holds(la) && b.holds(lb) && both() })
+
+	raw(t, etcd, http.MethodPut, "subnets/"+lease.Key(la.Subnet), value(netip.MustParseAddr("198.51.100.200"), 3))
+	a.until("a moves", func() bool { v := a.view(); return v.Own.Subnet != la.Subnet && a.holds(v.Own) })
+	b.until("b sees both", func() bool { return len(b.view().Peers) == 2 })
+}
+
+// etcd is away for a while, and when it is back nobody remembers what happened.
+func TestFollowEtcdOutage(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	a, b := newHost(t, etcd, 1), newHost(t, etcd, 2)
+	la := a.follow()
+	lb := b.acquire()
+	a.until("a sees b", func() bool { return len(a.view().Peers) == 1 })
+	before := a.view()
+
+	etcd.Stop()
+	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 1 })
+	etcd.Start(t)
+	a.until("end is noticed", func() bool { return a.log.count("answers again") == 1 })
+
+	etcd.Stop()
+	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 2 })
+	etcd.Start(t)
+	for i := range 1100 {
+		raw(t, etcd, http.MethodPut, "elsewhere", fmt.Sprint(i))
+	}
+	raw(t, etcd, http.MethodPut, "subnets/"+lease.Key(lb.Subnet), value(b.PublicIP, 99))
+	a.until("changed peer is seen", func() bool {
+		v := a.view()
+		return len(v.Peers) == 1 && v.Peers[0].Attrs == attrsOf(b.PublicIP, 99)
+	})
+	if before.Own.Subnet != a.view().Own.Subnet {
+		t.Errorf("own subnet changed from %s to %s", before.Own.Subnet, a.view().Own.Subnet)
+	}
+
+	etcd.Stop()
+	etcd.Wipe(t)
+	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 3 })
+	etcd.Start(t)
+	a.until("own lease is in the new etcd", func() bool { return a.holds(la) && len(a.view().Peers) == 0 })
+}
