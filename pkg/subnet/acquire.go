@@ -144,9 +144,9 @@ func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
 	}
 	rank := func(l lease.Lease) int {
 		switch {
-		case l.Reservation():
-			return 0
 		case l.Subnet == q.Previous:
+			return 0
+		case l.Reservation():
 			return 1
 		}
 		return 2
