@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 	"kernel":                {"dataplane", "host"},
 	"reconcile":             {"dataplane", "backend", "host", "lease"},
 	"lab":                   {},
+	"tunnel":                {},
 }
 
 // homes of foreign libraries: one each, so that replacing one is one package's

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/netconf"
@@ -113,6 +114,11 @@ func TestDesired(t *testing.T) {
 			{"10.42.20.0-24", `{"PublicIP":"203.0.113.20","BackendType":"host-gw"}`},
 			vxlanPeers[2],
 		}},
+		{"udp", `{"Network":"10.42.0.0/16"}`, us(), entry{"10.42.7.0-24", `{"PublicIP":"198.51.100.7"}`}, append([]entry{
+			{"10.42.30.0-24", `{"PublicIP":"203.0.113.30"}`},
+			{"10.42.31.0-24", `{"PublicIP":"198.51.100.7"}`},
+		}, vxlanPeers...)},
+		{"udp-options", `{"Network":"10.42.0.0/16","Backend":{"Type":"udp","Port":9000,"AllowUnknownSources":true}}`, nat, entry{"10.42.7.0-24", `{"PublicIP":"192.0.2.7"}`}, nil},
 		{"alloc", `{"Network":"10.42.0.0/16","Backend":{"Type":"alloc"}}`, us(), entry{"10.42.7.0-24", `{"PublicIP":"198.51.100.7"}`}, vxlanPeers},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -131,6 +137,9 @@ func TestDesired(t *testing.T) {
 			fmt.Fprintf(&out, "container mtu %d\n", b.MTU(c.facts))
 			golden(t, c.name, out.String())
 			for k := range state.Routes {
+				if k == (dataplane.RouteKey{Dst: conf.Network, Link: "flannel0"}) {
+					continue // udp's one route for all
+				}
 				if !conf.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= conf.Network.Bits() {
 					t.Errorf("route %s is outside the network", k.Dst)
 				}
@@ -201,12 +210,13 @@ func TestAttrs(t *testing.T) {
 
 func TestNewErrors(t *testing.T) {
 	for _, c := range []struct{ backend, want string }{
-		{`{"Type":"carrier-pigeon"}`, `network config: Backend.Type "carrier-pigeon": accepted is one of alloc, host-gw, vxlan`},
-		{`{}`, `network config: Backend.Type "": accepted is one of alloc, host-gw, vxlan`},
+		{`{"Type":"carrier-pigeon"}`, `network config: Backend.Type "carrier-pigeon": accepted is one of alloc, host-gw, udp, vxlan`},
+		{`{}`, `network config: Backend.Type "": accepted is one of alloc, host-gw, udp, vxlan`},
 		{`{"Type":"vxlan","VNI":"1"}`, `network config: Backend.VNI "1": accepted is a whole number from 0 to 9999999`},
 		{`{"Type":"vxlan","VNI":16777216}`, `network config: Backend.VNI 16777216: accepted is a whole number from 0 to 9999999`},
 		{`{"Type":"vxlan","Port":65536}`, `network config: Backend.Port 65536: accepted is a whole number from 0 to 65535`},
 		{`{"Type":"vxlan","MTU":100}`, `network config: Backend.MTU 100: accepted is 0 (the uplink's) or 118 to 65535`},
+		{`{"Type":"udp","Port":0}`, `network config: Backend.Port 0: accepted is a whole number from 1 to 65535`},
 		{`{"Type":"vxlan","GBP":1}`, `network config: Backend.GBP 1: accepted is true or false`},
 		{`{"Type":"vxlan","DirectRouting":"true"}`, `network config: Backend.DirectRouting "true": accepted is true or false`},
 	} {

@@ -33,7 +33,10 @@ func (hostGW) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 
 func (b hostGW) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
 	s := dataplane.NewState()
-	good, skipped := peers(b.network, "host-gw", h, v, func(l lease.Lease) error {
+	good, skipped := peers(b.network, h, v, func(l lease.Lease) error {
+		if err := sameType(l, "host-gw"); err != nil {
+			return err
+		}
 		if iface, ok := host.OnLink(h.Underlay, l.PublicIP); !ok || iface != h.Uplink {
 			return fmt.Errorf("public IP %s is not on the link of %s", l.PublicIP, h.Uplink)
 		}

@@ -9,16 +9,15 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// peers gives the leases of a view that can be programmed by the backend of
-// the given type, in order of their subnets, and why the others can't. data
-// checks their BackendData. Where two leases claim the same thing, the older one
-// keeps it.
-func peers(network netip.Prefix, backendType string, h host.Facts, v lease.View, data func(lease.Lease) error) (good []lease.Lease, bad []Skipped) {
-	s := sieve{network: network, backendType: backendType, host: h, own: v.Own}
+// peers gives the leases of a view that can be programmed, in order of their
+// subnets, and why the others can't. accept is the backend's own check. Where two
+// leases claim the same thing, the older one keeps it.
+func peers(network netip.Prefix, h host.Facts, v lease.View, accept func(lease.Lease) error) (good []lease.Lease, bad []Skipped) {
+	s := sieve{network: network, host: h, own: v.Own}
 	for _, l := range v.Peers {
 		if reason := s.alone(l); reason != "" {
 			bad = append(bad, Skipped{l.Subnet, reason})
-		} else if err := data(l); err != nil {
+		} else if err := accept(l); err != nil {
 			bad = append(bad, Skipped{l.Subnet, err.Error()})
 		} else {
 			good = append(good, l)
@@ -30,11 +29,18 @@ func peers(network netip.Prefix, backendType string, h host.Facts, v lease.View,
 	return good, slices.Concat(bad, overlapping, doubled, inside)
 }
 
+// sameType refuses leases of another backend.
+func sameType(l lease.Lease, backendType string) error {
+	if l.BackendType != backendType {
+		return fmt.Errorf("its backend type is %q, ours is %q", lease.Clip(l.BackendType), backendType)
+	}
+	return nil
+}
+
 type sieve struct {
-	network     netip.Prefix
-	backendType string
-	host        host.Facts
-	own         lease.Lease
+	network netip.Prefix
+	host    host.Facts
+	own     lease.Lease
 }
 
 // alone says what is wrong with a lease regardless of the other peers.
@@ -45,8 +51,6 @@ func (s sieve) alone(l lease.Lease) string {
 		return fmt.Sprintf("the subnet is not a part of the network %s", s.network)
 	case l.Subnet.Overlaps(s.own.Subnet):
 		return fmt.Sprintf("the subnet overlaps our own, %s", s.own.Subnet)
-	case l.BackendType != s.backendType:
-		return fmt.Sprintf("its backend type is %q, ours is %q", lease.Clip(l.BackendType), s.backendType)
 	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fmt.Sprintf("public IP %s is not an address of a host", ip)
 	case ip == s.host.PublicIP || ip == s.host.Addr:

@@ -150,7 +150,10 @@ func (b *vxlan) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped)
 	s.Addrs[dataplane.Addr{Link: dev, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
 
 	macs := make(map[netip.Prefix]dataplane.MAC, len(v.Peers))
-	good, skipped := peers(b.network, "vxlan", h, v, func(l lease.Lease) error {
+	good, skipped := peers(b.network, h, v, func(l lease.Lease) error {
+		if err := sameType(l, "vxlan"); err != nil {
+			return err
+		}
 		mac, err := vtepMAC(l.Attrs)
 		if err == nil && mac == ownMAC {
 			err = fmt.Errorf("VTEP MAC %s is our own", mac)

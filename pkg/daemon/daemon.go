@@ -158,8 +158,15 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	if err != nil {
 		return err
 	}
+	p := &plane{
+		kernel: d.kernel, events: events, uplink: d.uplink.Iface, network: d.net.Network,
+		log: d.log, store: newFDStore(d.log),
+		ctx: ctx, lost: func() { d.loop.Trigger() }, tunnels: map[string]*carrier{},
+	}
+	defer p.close()
+	defer cancel()
 	d.loop = reconcile.New(reconcile.Config{
-		Kernel:  watched{d.kernel, events, d.uplink.Iface},
+		Kernel:  p,
 		Backend: d.net.Backend,
 		Network: d.net.Network,
 		Input:   d.input,
@@ -206,18 +213,6 @@ func (d *daemon) attrs(previous lease.Attrs) (lease.Attrs, error) {
 		return lease.Attrs{}, err
 	}
 	return d.net.Attrs(f, previous)
-}
-
-// watched is a kernel that reports changes of whatever was read last.
-type watched struct {
-	*kernel.Kernel
-	events *kernel.Watch
-	uplink string
-}
-
-func (w watched) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
-	w.events.Focus(kernel.Interest{Scope: scope, Uplinks: append([]string{w.uplink}, scope.Carriers...)})
-	return w.Kernel.Snapshot(scope)
 }
 
 // watch turns the kernel's events into passes until they end.

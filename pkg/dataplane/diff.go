@@ -116,6 +116,12 @@ func (d *differ) put() {
 			d.add(Op{Kind: KindNeigh, NeighKey: k, MAC: m})
 		}
 	}
+	for _, k := range slices.SortedFunc(maps.Keys(d.want.Tunnel), compareTunnel) {
+		peer := d.want.Tunnel[k]
+		if have, ok := d.have.Tunnel[k]; !d.blocked[k.Link] && !(ok && have == peer && d.held(k.Link)) {
+			d.add(Op{Kind: KindTunnel, TunnelKey: k, Peer: peer})
+		}
+	}
 	d.putRoutes()
 }
 
@@ -157,6 +163,11 @@ func (d *differ) del() {
 			d.add(Op{Verb: Del, Kind: KindRoute, RouteKey: k, Route: r})
 		}
 	}
+	for k, peer := range d.have.Tunnel {
+		if _, ok := d.want.Tunnel[k]; !ok && d.held(k.Link) && d.scope.OwnsLink(k.Link) && !d.blocked[k.Link] {
+			d.add(Op{Verb: Del, Kind: KindTunnel, TunnelKey: k, Peer: peer})
+		}
+	}
 	for k, m := range d.have.Neighs {
 		if _, ok := d.want.Neighs[k]; !ok && d.held(k.Link) && d.scope.OwnsLink(k.Link) && !d.blocked[k.Link] {
 			d.add(Op{Verb: Del, Kind: KindNeigh, NeighKey: k, MAC: m})
@@ -173,6 +184,6 @@ func (d *differ) del() {
 		}
 	}
 	slices.SortFunc(d.ops[first:], func(a, b Op) int {
-		return cmp.Or(cmp.Compare(b.Kind, a.Kind), compareRoute(a.RouteKey, b.RouteKey), compareNeigh(a.NeighKey, b.NeighKey), compareFDB(a.FDB, b.FDB), compareAddr(a.Addr, b.Addr))
+		return cmp.Or(cmp.Compare(b.Kind, a.Kind), compareRoute(a.RouteKey, b.RouteKey), compareTunnel(a.TunnelKey, b.TunnelKey), compareNeigh(a.NeighKey, b.NeighKey), compareFDB(a.FDB, b.FDB), compareAddr(a.Addr, b.Addr))
 	})
 }

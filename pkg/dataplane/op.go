@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 )
 
@@ -28,6 +29,7 @@ const (
 	KindAddr
 	KindFDB
 	KindNeigh
+	KindTunnel
 	KindRoute
 )
 
@@ -46,6 +48,10 @@ type Op struct {
 	FDB      FDB
 	NeighKey NeighKey
 	MAC      MAC
+
+	TunnelKey TunnelKey
+	Peer      netip.AddrPort // KindTunnel
+
 	RouteKey RouteKey
 	Route    Route
 }
@@ -64,6 +70,8 @@ func (o Op) Object() string {
 		return fmt.Sprintf("fdb %s dst %s dev %s", o.FDB.MAC, o.FDB.Dst, o.FDB.Link)
 	case KindNeigh:
 		return fmt.Sprintf("neighbour %s dev %s", o.NeighKey.IP, o.NeighKey.Link)
+	case KindTunnel:
+		return fmt.Sprintf("tunnel entry %s dev %s", o.TunnelKey.Subnet, o.TunnelKey.Link)
 	default:
 		return fmt.Sprintf("route %s dev %s", o.RouteKey.Dst, o.RouteKey.Link)
 	}
@@ -89,6 +97,9 @@ func (o Op) String() string {
 			return fmt.Sprintf("ip neigh del %s dev %s", o.NeighKey.IP, o.NeighKey.Link)
 		}
 		return fmt.Sprintf("ip neigh replace %s", neighText(o.NeighKey, o.MAC))
+	case KindTunnel:
+		// There is no command for it: the table is the daemon's own.
+		return fmt.Sprintf("tunnel %s %s", verb, tunnelText(o.TunnelKey, o.Peer))
 	default:
 		return fmt.Sprintf("ip route %s %s", verb, routeText(o.RouteKey, o.Route))
 	}

@@ -42,17 +42,22 @@ func clip(s string) string {
 }
 
 // Kinds of link.
-const KindVXLAN = "vxlan"
+const (
+	KindVXLAN = "vxlan"
+	KindTUN   = "tun" // persistent; packets are carried in user space
+)
 
-// Link is a device of ours: a kernel VXLAN device (RFC 7348).
+// Link is a device of ours: a kernel VXLAN device (RFC 7348), or a TUN device
+// and the UDP socket behind it.
 type Link struct {
-	Kind     string     // KindVXLAN; other values only in what a kernel holds
+	Kind     string     // KindVXLAN or KindTUN; other values only in what a kernel holds
 	VNI      int        // 0..16777215
 	Parent   string     // underlay device
 	Local    netip.Addr // outer source address
-	Port     int        // outer UDP destination port
+	Port     int        // outer UDP port
 	GBP      bool       // Group Based Policy extension
 	Learning bool       // learn FDB entries from traffic
+	Open     bool       // KindTUN: take packets from whoever sends them
 	MAC      MAC        // zero in what is wanted: keep what is there
 	MTU      int        // bytes, inner IP packet
 	Up       bool
@@ -77,6 +82,13 @@ type FDB struct {
 type NeighKey struct {
 	Link string
 	IP   netip.Addr
+}
+
+// TunnelKey names an entry of the forwarding table behind a TUN link; its value
+// is the UDP address of the host that has the subnet, or invalid for our own.
+type TunnelKey struct {
+	Link   string
+	Subnet netip.Prefix
 }
 
 // RouteKey names a route of the main table. One by several links (multipath)
@@ -109,6 +121,7 @@ type State struct {
 	Addrs   map[Addr]struct{}
 	FDB     map[FDB]struct{}
 	Neighs  map[NeighKey]MAC
+	Tunnel  map[TunnelKey]netip.AddrPort
 	Routes  map[RouteKey]Route
 	Sysctls map[string]string // dotless path below /proc/sys to value
 }
@@ -120,6 +133,7 @@ func NewState() State {
 		Addrs:   map[Addr]struct{}{},
 		FDB:     map[FDB]struct{}{},
 		Neighs:  map[NeighKey]MAC{},
+		Tunnel:  map[TunnelKey]netip.AddrPort{},
 		Routes:  map[RouteKey]Route{},
 		Sysctls: map[string]string{},
 	}
@@ -174,5 +188,6 @@ func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
 // Equal tells whether two states hold the same objects.
 func (s State) Equal(o State) bool {
 	return maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
-		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Routes, o.Routes) && maps.Equal(s.Sysctls, o.Sysctls)
+		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Tunnel, o.Tunnel) &&
+		maps.Equal(s.Routes, o.Routes) && maps.Equal(s.Sysctls, o.Sysctls)
 }

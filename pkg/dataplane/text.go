@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +30,9 @@ func (s State) Text() string {
 	for _, k := range slices.SortedFunc(maps.Keys(s.Neighs), compareNeigh) {
 		fmt.Fprintf(&b, "neigh %s\n", neighText(k, s.Neighs[k]))
 	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.Tunnel), compareTunnel) {
+		fmt.Fprintf(&b, "tunnel %s\n", tunnelText(k, s.Tunnel[k]))
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(s.Routes), compareRoute) {
 		fmt.Fprintf(&b, "route %s\n", routeText(k, s.Routes[k]))
 	}
@@ -43,7 +47,15 @@ func linkText(name string, l Link) string {
 	if l.MAC != (MAC{}) {
 		s += " address " + l.MAC.String()
 	}
-	if l.Kind != KindVXLAN {
+	switch l.Kind {
+	case KindVXLAN:
+	case KindTUN:
+		s += fmt.Sprintf(" type tun local %s port %d", l.Local, l.Port)
+		if l.Open {
+			s += " open"
+		}
+		return s
+	default:
 		return s + " type " + l.Kind
 	}
 	s += fmt.Sprintf(" type vxlan id %d local %s dev %s dstport %d %s", l.VNI, l.Local, l.Parent, l.Port, learningText(l.Learning))
@@ -77,6 +89,13 @@ func neighText(k NeighKey, m MAC) string {
 	return fmt.Sprintf("%s lladdr %s dev %s nud permanent", k.IP, m, k.Link)
 }
 
+func tunnelText(k TunnelKey, peer netip.AddrPort) string {
+	if !peer.IsValid() {
+		return k.Subnet.String() + " dev " + k.Link + " local"
+	}
+	return fmt.Sprintf("%s dev %s to %s", k.Subnet, k.Link, peer)
+}
+
 func routeText(k RouteKey, r Route) string {
 	s := k.Dst.String()
 	if r.Via.IsValid() {
@@ -104,7 +123,7 @@ func routeText(k RouteKey, r Route) string {
 }
 
 func compareAddr(a, b Addr) int {
-	return cmp.Or(cmp.Compare(a.Link, b.Link), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Prefix, b.Prefix))
 }
 
 func compareFDB(a, b FDB) int {
@@ -115,6 +134,14 @@ func compareNeigh(a, b NeighKey) int {
 	return cmp.Or(cmp.Compare(a.Link, b.Link), a.IP.Compare(b.IP))
 }
 
+func compareTunnel(a, b TunnelKey) int {
+	return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Subnet, b.Subnet))
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
 func compareRoute(a, b RouteKey) int {
-	return cmp.Or(a.Dst.Addr().Compare(b.Dst.Addr()), cmp.Compare(a.Dst.Bits(), b.Dst.Bits()), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
+	return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
 }

@@ -98,7 +98,7 @@ func Summary(ops []dataplane.Op) string {
 	for _, op := range ops {
 		counts[class{op.Verb, op.Kind}]++
 	}
-	names := []string{"link", "sysctl", "address", "fdb", "neighbour", "route"}
+	names := []string{"link", "sysctl", "address", "fdb", "neighbour", "tunnel entry", "route"}
 	signs := []string{"+", "~", "-"}
 	var parts []string
 	for verb, sign := range signs {

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab"
+)
+
+const udpConfig = `{"Network":"10.42.0.0/16"}` // no Backend: udp
+
+// TestUDP is the main job with the default backend.
+func TestUDP(t *testing.T) {
+	c := startCluster(t, 3, udpConfig)
+	c.checkMTU(1472)
+	for _, a := range c.containers {
+		for _, b := range c.containers {
+			if a != b {
+				if _, err := a.Transfer(c.ctx, &b.Endpoint, 20<<20); err != nil {
+					t.Errorf("20 MB from %s to %s: %v", a.Name, b.Name, err)
+				}
+			}
+		}
+	}
+	h := c.Hosts[0]
+	if _, e := c.lease(h); e.Value != fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, h.Addr) {
+		t.Errorf("lease is %s", e.Value)
+	}
+	s := c.snapshot(h, "10.42.0.0/16", "flannel0")
+	for _, want := range []string{"link flannel0 mtu 1472 type tun", fmt.Sprintf("addr %s/32 dev flannel0\n", c.subnet(h).Addr()), "route 10.42.0.0/16 dev flannel0\n"} {
+		if !strings.Contains(s.Text(), want) {
+			t.Errorf("no %q in\n%s", want, s.Text())
+		}
+	}
+}
+
+// TestUDPRestart: the device outlives the daemon, so that a restart is a short
+// silence for the packets that cannot wait.
+func TestUDPRestart(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		t.Run(sig.String(), func(t *testing.T) {
+			c := startCluster(t, 2, udpConfig)
+			h := c.Hosts[0]
+			index := c.ifindex(h, "flannel0")
+			p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+			c.must(err)
+			c.must(h.Flanneld().Signal(sig))
+			_, err = h.Flanneld().Wait(c.ctx)
+			c.must(err)
+			start := time.Now()
+			_, err = h.Start()
+			c.must(err)
+			c.must(h.Flanneld().WaitReady(c.ctx))
+			c.waitAllPairs()
+			s := p.Stop()
+			t.Logf("ready %v after exec; lost %d of %d pings, for %v", time.Since(start), s.Lost, s.Sent, s.Outage)
+			if s.Outage > 300*time.Millisecond {
+				t.Errorf("an outage of %v", s.Outage)
+			}
+			if c.ifindex(h, "flannel0") != index {
+				t.Error("the device is another one")
+			}
+		})
+	}
+}
+
+// TestUDPRepair: the same damages as for a kernel device.
+func TestUDPRepair(t *testing.T) {
+	c := startCluster(t, 2, udpConfig)
+	h, a, b := c.Hosts[0], c.containers[0], c.containers[1]
+	// A new device has a new link-local address; that is the kernel's.
+	held := func() string {
+		s := c.snapshot(h, "10.42.0.0/16", "flannel0")
+		maps.DeleteFunc(s.Addrs, func(a dataplane.Addr, _ struct{}) bool { return a.Prefix.Addr().Is6() })
+		return s.Text()
+	}
+	before := held()
+	for _, d := range damages {
+		if strings.HasPrefix(d.name, "bridge") || strings.HasPrefix(d.name, "ip neigh") || strings.HasPrefix(d.name, "ip link set address") {
+			continue // a TUN device has none of it
+		}
+		c.must(h.Do(func() error {
+			l, err := netlink.LinkByName("flannel0")
+			if err != nil {
+				return err
+			}
+			return d.do(l)
+		}))
+		c.within(time.Second, d.name, func() error {
+			if now := held(); now != before {
+				return fmt.Errorf("the kernel holds\n%s", now)
+			}
+			_, err := a.Ping(c.ctx, b.Addr, lab.PingOptions{Timeout: 100 * time.Millisecond})
+			return err
+		})
+	}
+}
+
+// TestUDPPeerLeaves: what is for a subnet that nobody has is answered.
+func TestUDPPeerLeaves(t *testing.T) {
+	c := startCluster(t, 2, udpConfig)
+	_, err := c.containers[0].Ping(c.ctx, netip.MustParseAddr("10.42.0.9"), lab.PingOptions{})
+	if err == nil {
+		t.Error("an address of nobody answers")
+	}
+	key, _ := c.lease(c.Hosts[1])
+	c.must(c.Hosts[1].Flanneld().Kill(c.ctx))
+	c.must(c.Etcd.Delete(c.ctx, key))
+	c.within(2*time.Second, "entry gone", func() error {
+		if logged(c.Hosts[0], "-1 tunnel entry") != 1 {
+			return fmt.Errorf("log:\n%s", c.Hosts[0].Flanneld().Logs())
+		}
+		return nil
+	})
+}

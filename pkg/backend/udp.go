@@ -1,0 +1,67 @@
+package backend
+
+import (
+	"fmt"
+	"net/netip"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/netconf"
+)
+
+func init() { backends["udp"] = newUDP }
+
+// udp carries each packet in a UDP datagram, in user space (package tunnel),
+// where VXLAN is blocked or absent. In commands, with our subnet 10.42.7.0/24:
+//
+//	ip tuntap add flannel0 mode tun
+//	ip link set flannel0 mtu 1472 up
+//	ip addr add 10.42.7.0/32 dev flannel0
+//	ip route replace 10.42.0.0/16 dev flannel0
+//
+// One route leads all of the network into the device; which host a packet goes to
+// is decided behind it, by a table with an entry for each peer.
+//
+// The lease says no more than the public IP. So, like the original, any lease
+// counts as a peer, whatever backend wrote it.
+type udp struct {
+	network netip.Prefix
+	port    int
+	open    bool
+}
+
+const (
+	udpDevice = "flannel0"
+	udpPort   = 8285
+	// udpOverhead is the outer IPv4 and UDP headers.
+	udpOverhead = 20 + 8
+)
+
+func newUDP(c netconf.Config) (Backend, error) {
+	f := c.Backend
+	b := &udp{network: c.Network, port: f.Int("Port", udpPort, 1, 65535), open: f.Bool("AllowUnknownSources", false)}
+	return b, f.Err()
+}
+
+func (*udp) MTU(h host.Facts) int { return h.MTU - udpOverhead }
+
+func (b *udp) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
+	if b.MTU(h) < leastMTU {
+		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for UDP: at least %d is needed", h.MTU, h.Uplink, leastMTU+udpOverhead)
+	}
+	return lease.Attrs{PublicIP: h.PublicIP}, nil
+}
+
+func (b *udp) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
+	s := dataplane.NewState()
+	s.Links[udpDevice] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, MTU: b.MTU(h), Up: true}
+	s.Addrs[dataplane.Addr{Link: udpDevice, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
+	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: v.Own.Subnet}] = netip.AddrPort{}
+	s.Routes[dataplane.RouteKey{Dst: b.network, Link: udpDevice}] = dataplane.Route{Proto: dataplane.ProtoBoot}
+	good, skipped := peers(b.network, h, v, func(lease.Lease) error { return nil })
+	for _, l := range good {
+		s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: l.Subnet}] = netip.AddrPortFrom(l.PublicIP, uint16(b.port))
+	}
+	return s, skipped
+}

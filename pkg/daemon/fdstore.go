@@ -1,0 +1,138 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/tunnel"
+)
+
+// fdStore keeps the descriptors of tunnels in systemd's descriptor store
+// (sd_pid_notify_with_fds(3)), so that packets wait in them while the daemon is
+// restarted. Without systemd it only opens them: the TUN device stays by itself.
+type fdStore struct {
+	log       *slog.Logger
+	inherited map[string]*os.File // by name; each is taken once
+}
+
+func newFDStore(log *slog.Logger) *fdStore {
+	s := &fdStore{log: log, inherited: map[string]*os.File{}}
+	for _, f := range activation.Files(true) {
+		s.inherited[f.Name()] = f
+	}
+	return s
+}
+
+// open gives the device and the socket of a tunnel: those that were kept if they
+// still fit, else new ones.
+func (s *fdStore) open(device string, local netip.AddrPort) (*tunnel.TUN, *tunnel.UDP, error) {
+	tun, err := s.openTUN(device)
+	if err != nil {
+		return nil, nil, err
+	}
+	udp, err := s.openUDP(local)
+	if err != nil {
+		tun.Close()
+		return nil, nil, err
+	}
+	return tun, udp, nil
+}
+
+func (s *fdStore) openTUN(device string) (*tunnel.TUN, error) {
+	name := "tun-" + device
+	if fd, ok := s.take(name); ok {
+		tun, err := tunnel.AdoptTUN(fd, tunnel.AllOffloads())
+		switch {
+		case err != nil: // the device was deleted meanwhile
+			unix.Close(fd)
+		case tun.Name() == device:
+			return tun, nil
+		default:
+			tun.Close()
+		}
+	}
+	tun, err := tunnel.OpenTUN(device, tunnel.AllOffloads())
+	if err == nil {
+		s.keep(name, tun.FD())
+	}
+	return tun, err
+}
+
+func (s *fdStore) openUDP(local netip.AddrPort) (*tunnel.UDP, error) {
+	const name = "udp-tunnel"
+	if fd, ok := s.take(name); ok {
+		if bound(fd) == local {
+			if udp, err := tunnel.AdoptUDP(fd, tunnel.AllOffloads()); err == nil {
+				return udp, nil
+			}
+		}
+		unix.Close(fd)
+		// It would keep the port.
+		s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
+	}
+	udp, err := tunnel.ListenUDP(local, tunnel.AllOffloads())
+	if err == nil {
+		s.keep(name, udp.FD())
+	}
+	return udp, err
+}
+
+func bound(fd int) netip.AddrPort {
+	sa, err := unix.Getsockname(fd)
+	if in, ok := sa.(*unix.SockaddrInet4); err == nil && ok {
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// take gives the caller a descriptor that was kept under a name.
+func (s *fdStore) take(name string) (fd int, ok bool) {
+	f, ok := s.inherited[name]
+	if !ok {
+		return 0, false
+	}
+	delete(s.inherited, name)
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return fd, err == nil
+}
+
+// keep puts a descriptor into the store in place of what was there under its
+// name.
+func (s *fdStore) keep(name string, fd int) {
+	s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
+	s.notify("FDSTORE=1\nFDNAME="+name, fd)
+}
+
+// notify tells systemd something, if it listens. What fails is worth no more
+// than a line: the next restart will lose a few packets.
+func (s *fdStore) notify(state string, fds ...int) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	if err := send(path, state, fds); err != nil {
+		s.log.Warn("cannot use systemd's descriptor store", "err", err)
+	}
+}
+
+func send(path, state string, fds []int) error {
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(s, []byte(state), rights, &unix.SockaddrUnix{Name: path}, 0); err != nil {
+		return fmt.Errorf("notify %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// sum returns the ones' complement sum of b (RFC 1071), which counts as padded with a zero byte to an even length. The
+// loads are in the machine's byte order: the sum of swapped words is the swapped sum, so that one swap at the end does.
+func sum(b []byte) uint16 {
+	var s, carry uint64
+	for len(b) >= 64 {
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[0:8]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[8:16]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[16:24]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[24:32]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[32:40]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[40:48]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[48:56]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[56:64]), carry)
+		b = b[64:]
+	}
+	for len(b) >= 8 {
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b), carry)
+		b = b[8:]
+	}
+	if len(b) > 0 {
+		var tail [8]byte
+		copy(tail[:], b)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(tail[:]), carry)
+	}
+	s, carry = bits.Add64(s, 0, carry)
+	s += carry
+	s = s>>32 + s&0xffffffff
+	s = s>>32 + s&0xffffffff
+	var word [2]byte
+	binary.NativeEndian.PutUint16(word[:], fold(uint32(s>>16+s&0xffff)))
+	return binary.BigEndian.Uint16(word[:])
+}
+
+// fold adds the carries of a sum of 16-bit words back into it.
+func fold(s uint32) uint16 {
+	s = s>>16 + s&0xffff
+	return uint16(s>>16 + s)
+}
+
+// pseudoHeader returns the sum of the pseudo header that TCP and UDP checksums cover (RFC 9293, section 3.1): both
+// addresses, the protocol and the length of the transport header and its payload.
+func pseudoHeader(packet []byte, length int) uint32 {
+	return addressSum(packet) + uint32(packet[offProtocol]) + uint32(length)
+}
+
+func addressSum(packet []byte) uint32 {
+	src, dst := source(packet), destination(packet)
+	return src>>16 + src&0xffff + dst>>16 + dst&0xffff
+}
+
+// finishChecksum does what VIRTIO_NET_HDR_F_NEEDS_CSUM asks for: the checksum field already holds the sum of the pseudo
+// header and wants the rest, from start to the end of the packet.
+func finishChecksum(packet []byte, start, offset int) bool {
+	if start+offset+2 > len(packet) {
+		return false
+	}
+	check := ^sum(packet[start:])
+	if check == 0 {
+		check = 0xffff // the same number; but UDP means "no checksum" by 0 (RFC 768)
+	}
+	binary.BigEndian.PutUint16(packet[start+offset:], check)
+	return true
+}

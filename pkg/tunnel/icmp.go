@@ -1,0 +1,97 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"time"
+)
+
+// An icmpError is a type, a code and the MTU that fragmentation needed carries (RFC 792, RFC 1191).
+type icmpError struct {
+	kind, code byte
+	mtu        uint16
+}
+
+const (
+	icmpHeaderLen    = 8
+	icmpUnreachable  = 3
+	icmpTimeExceeded = 11
+
+	codeNetwork       = 0
+	codeFragmentation = 4
+
+	// icmpQuote is how much is quoted of a packet after its IP header, in bytes.
+	icmpQuote = 8
+	maxICMP   = ipv4HeaderLen + icmpHeaderLen + 60 + icmpQuote
+)
+
+// appendICMP appends to b an IPv4 packet with an ICMP error about a packet, from the address from. It appends nothing
+// if there must be none (RFC 1122, section 3.2.2; RFC 1812, section 4.3.2.7).
+func appendICMP(b []byte, e icmpError, from uint32, about []byte) []byte {
+	ihl := headerLen(about)
+	if ihl == 0 || !mayAnswer(about, ihl) {
+		return b
+	}
+	quote := about[:min(len(about), ihl+icmpQuote)]
+	total := ipv4HeaderLen + icmpHeaderLen + len(quote)
+	start := len(b)
+	b = append(b, 0x45, 0xc0) // precedence "internetwork control" (RFC 1812, section 4.3.2.5)
+	b = binary.BigEndian.AppendUint16(b, uint16(total))
+	b = append(b, 0, 0, flagDF>>8, 0, 64, protoICMP, 0, 0)
+	b = binary.BigEndian.AppendUint32(b, from)
+	b = binary.BigEndian.AppendUint32(b, source(about))
+	b = append(b, e.kind, e.code, 0, 0, 0, 0)
+	b = binary.BigEndian.AppendUint16(b, e.mtu)
+	b = append(b, quote...)
+
+	setHeaderChecksum(b[start : start+ipv4HeaderLen])
+	message := b[start+ipv4HeaderLen:]
+	binary.BigEndian.PutUint16(message[2:], ^sum(message))
+	return b
+}
+
+// mayAnswer tells whether a packet may cause an ICMP error: no error itself, no later fragment, from and to one host.
+func mayAnswer(packet []byte, ihl int) bool {
+	if binary.BigEndian.Uint16(packet[offFragment:])&fragmentOffset != 0 {
+		return false
+	}
+	if packet[offProtocol] == protoICMP {
+		// Without a type it can't be told whether it is an error.
+		if len(packet) == ihl || isICMPError(packet[ihl]) {
+			return false
+		}
+	}
+	return isUnicast(source(packet)) && isUnicast(destination(packet))
+}
+
+// isICMPError knows the error messages: unreachable, source quench, redirect, time exceeded, parameter problem.
+func isICMPError(kind byte) bool {
+	return kind == icmpUnreachable || kind == 4 || kind == 5 || kind == icmpTimeExceeded || kind == 12
+}
+
+// isUnicast excludes multicast, class E with the broadcast address, loopback and "this network" (RFC 1122, section
+// 3.2.1.3).
+func isUnicast(a uint32) bool {
+	first := a >> 24
+	return first != 0 && first != 127 && first < 224
+}
+
+// A limiter is a token bucket for ICMP errors (RFC 1812, section 4.3.2.8).
+type limiter struct {
+	tokens float64
+	last   time.Time
+}
+
+const (
+	icmpRate  = 1000 // a second
+	icmpBurst = 50
+)
+
+func (l *limiter) allow(now time.Time) bool {
+	l.tokens = min(icmpBurst, l.tokens+icmpRate*now.Sub(l.last).Seconds())
+	l.last = now
+	if l.tokens < 1 {
+		return false
+	}
+	l.tokens--
+	return true
+}

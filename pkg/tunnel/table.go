@@ -1,0 +1,192 @@
+package tunnel
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+)
+
+// A Peer is another host of the overlay: what is for Subnet goes to Addr.
+type Peer struct {
+	Subnet netip.Prefix
+	Addr   netip.AddrPort
+}
+
+// An Overlay describes this host's place in the overlay. All addresses are IPv4.
+type Overlay struct {
+	Network netip.Prefix // of the whole overlay
+	Own     netip.Prefix // this host's part of it
+	Addr    netip.Addr   // of the device, from which ICMP errors come; by default the first address of Own
+	MTU     int          // of the device, in bytes
+	Peers   []Peer       // of two with the same subnet the later one counts
+
+	// AllowUnknownSources lets in every packet, whoever sends it, from and to whatever address.
+	AllowUnknownSources bool
+}
+
+// A Table is an Overlay, prepared for looking up addresses. It is immutable.
+type Table struct {
+	overlay Overlay
+	own     uint32
+	ownMask uint32
+	network uint32
+	netMask uint32
+	addr    uint32
+
+	lengths []prefixSet      // the prefix lengths in use, longest first
+	hosts   map[uint32]int32 // from a peer's address to the index of the first peer there
+}
+
+// none is the index of no peer.
+const none = int32(-1)
+
+// NewTable prepares an overlay. The overlay's slices are copied.
+func NewTable(o Overlay) (*Table, error) {
+	if !o.Network.Addr().Is4() || !o.Own.Addr().Is4() {
+		return nil, fmt.Errorf("make table: network %s and own subnet %s must be IPv4 prefixes", o.Network, o.Own)
+	}
+	if o.MTU < 68 || o.MTU > maxPacket { // RFC 791: every module must be able to forward 68 bytes
+		return nil, fmt.Errorf("make table: MTU %d is not in 68..%d", o.MTU, maxPacket)
+	}
+	if !o.Addr.IsValid() {
+		o.Addr = o.Own.Masked().Addr()
+	}
+	if !o.Addr.Is4() {
+		return nil, fmt.Errorf("make table: device address %s is not IPv4", o.Addr)
+	}
+	t := &Table{overlay: o, hosts: make(map[uint32]int32, len(o.Peers)), addr: word(o.Addr)}
+	t.own, t.ownMask = word(o.Own.Masked().Addr()), mask(o.Own.Bits())
+	t.network, t.netMask = word(o.Network.Masked().Addr()), mask(o.Network.Bits())
+	t.overlay.Peers = slices.Clone(o.Peers)
+	return t, t.index()
+}
+
+func (t *Table) index() error {
+	var count [33]int
+	for i, p := range t.overlay.Peers {
+		if !p.Subnet.Addr().Is4() || !p.Addr.Addr().Is4() || p.Addr.Port() == 0 {
+			return fmt.Errorf("make table: peer %s at %s must have IPv4 addresses and a port", p.Subnet, p.Addr)
+		}
+		t.overlay.Peers[i].Subnet = p.Subnet.Masked()
+		count[p.Subnet.Bits()]++
+		if host := word(p.Addr.Addr()); !contains(t.hosts, host) {
+			t.hosts[host] = int32(i)
+		}
+	}
+	for length, n := range count {
+		if n > 0 {
+			t.lengths = append(t.lengths, newPrefixSet(length, n))
+		}
+	}
+	slices.SortFunc(t.lengths, func(a, b prefixSet) int { return cmp.Compare(b.mask, a.mask) })
+	for i, p := range t.overlay.Peers {
+		for j := range t.lengths {
+			if s := &t.lengths[j]; s.mask == mask(p.Subnet.Bits()) {
+				s.insert(word(p.Subnet.Addr()), int32(i))
+			}
+		}
+	}
+	return nil
+}
+
+// Lookup returns the peer with the longest subnet that contains an address.
+func (t *Table) Lookup(a netip.Addr) (Peer, bool) {
+	if !a.Is4() {
+		return Peer{}, false
+	}
+	i := t.lookup(word(a))
+	if i == none {
+		return Peer{}, false
+	}
+	return t.overlay.Peers[i], true
+}
+
+func (t *Table) lookup(a uint32) int32 {
+	for i := range t.lengths {
+		if peer := t.lengths[i].find(a); peer != none {
+			return peer
+		}
+	}
+	return none
+}
+
+// admit says whether a datagram from a known host may hold a packet with these inner addresses, and which of the host's
+// peers has sent it. host is the outer source.
+func (t *Table) admit(host, src, dst uint32) (peer int32, why Reason, ok bool) {
+	first, known := t.hosts[host]
+	if t.overlay.AllowUnknownSources {
+		if !known {
+			first = none
+		}
+		return first, 0, true
+	}
+	if !known {
+		return none, UnknownSource, false
+	}
+	peer = t.lookup(src)
+	switch {
+	case peer != none && word(t.overlay.Peers[peer].Addr.Addr()) != host:
+		return none, SpoofedSource, false
+	case peer == none && (src&t.netMask == t.network || src&t.ownMask == t.own):
+		return none, SpoofedSource, false
+	case dst&t.ownMask != t.own:
+		return none, ForeignDestination, false
+	case peer == none:
+		peer = first
+	}
+	return peer, 0, true
+}
+
+// A prefixSet maps the prefixes of one length to peers, by open addressing: a lookup is a multiplication and, as at
+// most half of the slots are taken, hardly more than one access to memory.
+type prefixSet struct {
+	mask  uint32
+	shift uint
+	slots []slot // their number is a power of two
+}
+
+type slot struct {
+	prefix uint32
+	peer   int32 // plus 1; 0 is a free slot
+}
+
+func newPrefixSet(length, count int) prefixSet {
+	width := max(1, bits.Len(uint(2*count-1)))
+	return prefixSet{mask: mask(length), shift: uint(32 - width), slots: make([]slot, 1<<width)}
+}
+
+// home is where a prefix should be: Fibonacci hashing (Knuth, TAOCP volume 3, section 6.4) spreads neighbours evenly.
+func (s *prefixSet) home(prefix uint32) int { return int(prefix * 0x9e3779b1 >> s.shift) }
+
+func (s *prefixSet) insert(prefix uint32, peer int32) {
+	i := s.home(prefix)
+	for s.slots[i].peer != 0 && s.slots[i].prefix != prefix {
+		i = (i + 1) & (len(s.slots) - 1)
+	}
+	s.slots[i] = slot{prefix, peer + 1}
+}
+
+func (s *prefixSet) find(a uint32) int32 {
+	a &= s.mask
+	slots := s.slots
+	for i := s.home(a) & (len(slots) - 1); ; i = (i + 1) & (len(slots) - 1) {
+		if e := &slots[i]; e.peer == 0 || e.prefix == a {
+			return e.peer - 1
+		}
+	}
+}
+
+func word(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func mask(length int) uint32 { return ^(1<<(32-length) - 1) }
+
+func contains(m map[uint32]int32, k uint32) bool {
+	_, ok := m[k]
+	return ok
+}

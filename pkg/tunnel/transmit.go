@@ -1,0 +1,263 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// Sizes of the sending side's batches.
+const (
+	readPackets  = 256       // packets of a batch
+	readBytes    = 256 << 10 // of a batch, with room for one super-packet; beyond it the second-level cache is too small
+	sendMessages = 64        // of a Send
+	sendParts    = 2048      // of all messages of a Send
+	sendHeaders  = 1024      // headers that the splitter writes for a Send
+
+	// plainFor is how long a peer gets no segmented messages after one was refused.
+	plainFor = 30 * time.Second
+)
+
+// ReadRoom is the least length of the buffer for Device.Read, in bytes.
+const ReadRoom = offloadLen + maxPacket + 64
+
+// A transmitter takes packets from the device to the peers.
+type transmitter struct {
+	tunnel *Tunnel
+	device Device
+	socket Socket
+	icmp   icmpSender
+
+	packets []Packet
+	buf     []byte
+	split   splitter
+	headers []byte   // of split packets, until sent
+	parts   [][]byte // of all messages
+	out     []outgoing
+	ms      []Message // built from out by flush
+	plain   []Message // segments of a message that was refused
+
+	state *state // of this batch
+	last  struct {
+		dst  uint32
+		peer int32
+		ok   bool
+	}
+}
+
+// An outgoing message, while it grows.
+type outgoing struct {
+	peer     int32
+	first    int // its parts are parts[first:] up to the next message's
+	size     int // of each segment but the last
+	total    int
+	segments int
+	closed   bool // the last segment is shorter
+}
+
+func newTransmitter(t *Tunnel, d Device, s Socket, w io.Writer) *transmitter {
+	return &transmitter{
+		tunnel: t, device: d, socket: s, icmp: newICMPSender(t, w),
+		packets: make([]Packet, readPackets),
+		buf:     make([]byte, readBytes),
+		headers: make([]byte, 0, sendHeaders*maxHeader),
+		parts:   make([][]byte, 0, sendParts),
+		out:     make([]outgoing, 0, sendMessages),
+		ms:      make([]Message, 0, sendMessages),
+		plain:   make([]Message, 0, s.MaxSegments()),
+	}
+}
+
+func (x *transmitter) run() error {
+	for {
+		n, err := x.device.Read(x.packets, x.buf)
+		if err != nil {
+			return fmt.Errorf("read from device: %w", err)
+		}
+		if s := x.tunnel.state.Load(); s != x.state {
+			x.state, x.last.ok = s, false
+		}
+		for i := range x.packets[:n] {
+			if err := x.packet(&x.packets[i]); err != nil {
+				return err
+			}
+		}
+		if err := x.flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// packet routes one packet and adds it to the messages.
+func (x *transmitter) packet(p *Packet) error {
+	ihl := headerLen(p.Data)
+	if ihl == 0 {
+		x.tunnel.counters.drop(misfit(p.Data), 1)
+		return nil
+	}
+	peer := x.route(destination(p.Data))
+	switch {
+	case peer == none:
+		x.tunnel.counters.drop(NoRoute, 1)
+		x.icmp.send(x.state, icmpError{kind: icmpUnreachable, code: codeNetwork}, p.Data)
+		return nil
+	case p.Data[offTTL] <= 1:
+		x.tunnel.counters.drop(TTLExceeded, 1)
+		x.icmp.send(x.state, icmpError{kind: icmpTimeExceeded}, p.Data)
+		return nil
+	}
+	decrementTTL(p.Data)
+	o := p.Offload
+	if o.GSO != GSONone {
+		return x.super(peer, p.Data, ihl, o)
+	}
+	if o.NeedsChecksum && !finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset)) {
+		x.tunnel.counters.drop(Malformed, 1)
+		return nil
+	}
+	x.state.peers[peer].sent.add(1, len(p.Data))
+	if err := x.makeRoom(0); err != nil {
+		return err
+	}
+	x.append(peer, p.Data, nil)
+	return nil
+}
+
+// route remembers its last answer, since packets come in runs.
+func (x *transmitter) route(dst uint32) int32 {
+	if !x.last.ok || x.last.dst != dst {
+		x.last.dst, x.last.peer, x.last.ok = dst, x.state.table.lookup(dst), true
+	}
+	return x.last.peer
+}
+
+func (x *transmitter) super(peer int32, packet []byte, ihl int, o Offload) error {
+	s := &x.split
+	if !s.init(packet, ihl, o) {
+		x.tunnel.counters.drop(Malformed, 1)
+		return nil
+	}
+	hl, packets, octets := len(s.header), 0, 0
+	for more := true; more; more = len(s.payload) > 0 {
+		if err := x.makeRoom(hl); err != nil {
+			return err
+		}
+		n := len(x.headers)
+		x.headers = x.headers[:n+hl]
+		h := x.headers[n:]
+		payload := s.next(h)
+		packets, octets = packets+1, octets+hl+len(payload)
+		x.append(peer, h, payload)
+	}
+	x.state.peers[peer].sent.add(packets, octets)
+	return nil
+}
+
+// makeRoom sends what there is if the next packet might not find room for its parts and its header.
+func (x *transmitter) makeRoom(header int) error {
+	if len(x.out) < cap(x.out) && len(x.parts)+2 <= cap(x.parts) && len(x.headers)+header <= cap(x.headers) {
+		return nil
+	}
+	return x.flush()
+}
+
+// append adds one packet, the concatenation of a and b, to the last message or to a new one. Buffers are lent until
+// flush.
+func (x *transmitter) append(peer int32, a, b []byte) {
+	size := len(a) + len(b)
+	if n := len(x.out); n > 0 && x.out[n-1].takes(peer, size) && x.out[n-1].segments < x.segments(peer) {
+		m := &x.out[n-1]
+		m.closed = size < m.size
+		m.total += size
+		m.segments++
+	} else {
+		x.out = append(x.out, outgoing{peer: peer, first: len(x.parts), size: size, total: size, segments: 1})
+	}
+	x.parts = append(x.parts, a)
+	if len(b) > 0 {
+		x.parts = append(x.parts, b)
+	}
+}
+
+func (m *outgoing) takes(peer int32, size int) bool {
+	return m.peer == peer && !m.closed && size <= m.size && m.total+size <= maxPayload
+}
+
+// segments is how many segments a message to a peer may have.
+func (x *transmitter) segments(peer int32) int {
+	p := x.state.peers[peer]
+	if until := p.plain.Load(); until != 0 {
+		if time.Now().UnixNano() < until {
+			return 1
+		}
+		p.plain.Store(0)
+	}
+	return x.socket.MaxSegments()
+}
+
+// flush sends all messages. Only ErrInterrupted and net.ErrClosed end the transmitter; other errors cost the message.
+func (x *transmitter) flush() error {
+	x.ms = x.ms[:0]
+	for i, m := range x.out {
+		end := len(x.parts)
+		if i+1 < len(x.out) {
+			end = x.out[i+1].first
+		}
+		message := Message{To: x.state.table.overlay.Peers[m.peer].Addr, Parts: x.parts[m.first:end]}
+		if m.segments > 1 {
+			message.SegmentSize = m.size
+		}
+		x.ms = append(x.ms, message)
+	}
+	for i := 0; i < len(x.ms); {
+		n, err := x.socket.Send(x.ms[i:])
+		i += n
+		switch {
+		case err == nil:
+		case ends(err):
+			return err
+		case errors.Is(err, ErrNoSegmentation):
+			x.state.peers[x.out[i].peer].plain.Store(time.Now().Add(plainFor).UnixNano())
+			if err := x.sendPlain(&x.ms[i]); err != nil {
+				return err
+			}
+			i++
+		default:
+			x.tunnel.counters.drop(SendFailed, x.out[i].segments)
+			i++
+		}
+	}
+	x.out, x.parts, x.headers = x.out[:0], x.parts[:0], x.headers[:0]
+	return nil
+}
+
+// sendPlain sends the segments of a message one by one.
+func (x *transmitter) sendPlain(m *Message) error {
+	x.plain = x.plain[:0]
+	first, size := 0, 0
+	for i, p := range m.Parts {
+		if size += len(p); size == m.SegmentSize || i == len(m.Parts)-1 {
+			x.plain = append(x.plain, Message{To: m.To, Parts: m.Parts[first : i+1]})
+			first, size = i+1, 0
+		}
+	}
+	for i := 0; i < len(x.plain); {
+		n, err := x.socket.Send(x.plain[i:])
+		i += n
+		if ends(err) {
+			return err
+		}
+		if err != nil {
+			x.tunnel.counters.drop(SendFailed, 1)
+			i++
+		}
+	}
+	return nil
+}
+
+// ends tells whether an error is more than one packet's loss.
+func ends(err error) bool {
+	return errors.Is(err, ErrInterrupted) || errors.Is(err, ErrDeviceGone) || errors.Is(err, net.ErrClosed)
+}

@@ -1,0 +1,316 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxSegments is the kernel's UDP_MAX_SEGMENTS, which newer ones have doubled.
+	maxSegments = 64
+
+	// socketBuffer is wanted in each direction, in bytes: some milliseconds of a fast link.
+	socketBuffer = 7 << 20
+
+	// receiveRoom is the distance between the buffers of a batch, in bytes. It is more than any datagram needs, and no
+	// multiple of a great power of two, which would put all headers into the same few cache lines.
+	receiveRoom = maxPacket + 1 + 192
+)
+
+// A UDP is a UDP socket (udp(7)) whose datagrams may be fragmented on their way: a packet is never lost because the way
+// to a peer has a smaller MTU than our device has allowed for.
+type UDP struct {
+	*interrupter
+	fd           int
+	segment, gro bool
+	close        func() error
+
+	sending struct {
+		waiter
+		headers  []mmsghdr
+		names    []unix.RawSockaddrInet4
+		controls []segmentControl
+		iovecs   []unix.Iovec
+	}
+	receiving struct {
+		waiter
+		drained  bool // the last call took all there was
+		headers  []mmsghdr
+		names    []unix.RawSockaddrInet4
+		controls []groControl
+		iovecs   []unix.Iovec
+		buf      []byte
+	}
+}
+
+var _ Socket = (*UDP)(nil)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	header unix.Msghdr
+	length uint32
+}
+
+// segmentControl is a control message UDP_SEGMENT with the padding that CMSG_SPACE counts.
+type segmentControl struct {
+	header unix.Cmsghdr
+	size   uint16
+	_      [unix.SizeofPtr - 2]byte
+}
+
+// groControl has room for a control message UDP_GRO and for what else there might be.
+type groControl struct {
+	header unix.Cmsghdr
+	size   int32
+	_      [64]byte
+}
+
+// ListenUDP opens a socket at an IPv4 address in the network namespace of the calling thread.
+func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
+	if !addr.Addr().Is4() {
+		return nil, fmt.Errorf("listen on udp %s: the address is not IPv4", addr)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
+	if err != nil {
+		return nil, fmt.Errorf("open udp socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("listen on udp %s: %w", addr, err)
+	}
+	u, err := AdoptUDP(fd, o)
+	if err != nil {
+		unix.Close(fd)
+	}
+	return u, err
+}
+
+// AdoptUDP continues with a descriptor that ListenUDP has made, perhaps in an earlier life of this program. The UDP owns
+// it, unless there is an error.
+func AdoptUDP(fd int, o Offloads) (*UDP, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
+	}
+	// No DF, and no path MTU learnt from others' packets but for the kernel's own fragmentation.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
+		return nil, fmt.Errorf("allow fragments on udp descriptor %d: %w", fd, err)
+	}
+	stop, err := newInterrupter()
+	if err != nil {
+		return nil, err
+	}
+	u := &UDP{interrupter: stop, fd: fd}
+	u.close = sync.OnceValue(func() error { return errors.Join(unix.Close(fd), unix.Close(stop.fd)) })
+	u.sending.stop, u.receiving.stop = stop, stop
+	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+	u.probe(o)
+	u.allocate()
+	return u, nil
+}
+
+// setBuffer wants much and takes what it gets; without CAP_NET_ADMIN the second option is limited by a sysctl.
+func setBuffer(fd, force, option int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
+	}
+}
+
+// probe finds out what the kernel can do. UDP_GRO can be set before Linux 5.12 but not read, and has faults there.
+func (u *UDP) probe(o Offloads) {
+	_, err := unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+	u.segment = o.UDPSegment && err == nil
+	want := 0
+	if o.UDPGRO {
+		want = 1
+	}
+	err = unix.SetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO, want)
+	have, unreadable := unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+	u.gro = err == nil && unreadable == nil && have == 1
+	if !u.gro && want == 1 {
+		unix.SetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+	}
+}
+
+func (u *UDP) allocate() {
+	s, r := &u.sending, &u.receiving
+	s.headers, s.names = make([]mmsghdr, sendMessages), make([]unix.RawSockaddrInet4, sendMessages)
+	s.controls = make([]segmentControl, sendMessages)
+	s.iovecs = make([]unix.Iovec, 0, sendParts)
+	for i := range s.headers {
+		s.names[i].Family = unix.AF_INET
+		h := &s.headers[i].header
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), unix.SizeofSockaddrInet4
+		c := &s.controls[i].header
+		c.Level, c.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+		c.SetLen(unix.CmsgLen(2))
+	}
+	r.headers, r.names = make([]mmsghdr, receiveBatch), make([]unix.RawSockaddrInet4, receiveBatch)
+	r.controls, r.iovecs = make([]groControl, receiveBatch), make([]unix.Iovec, receiveBatch)
+	r.buf = make([]byte, receiveBatch*receiveRoom)
+	for i := range r.headers {
+		room := r.buf[i*receiveRoom:][:maxPacket]
+		r.iovecs[i].Base = &room[0]
+		r.iovecs[i].SetLen(len(room))
+		h := &r.headers[i].header
+		h.Name, h.Iov = (*byte)(unsafe.Pointer(&r.names[i])), &r.iovecs[i]
+		h.SetIovlen(1)
+		h.Control = (*byte)(unsafe.Pointer(&r.controls[i]))
+	}
+}
+
+// FD is the descriptor, for passing it on. It is valid until Close.
+func (u *UDP) FD() int { return u.fd }
+
+// MaxSegments implements Socket.
+func (u *UDP) MaxSegments() int {
+	if u.segment {
+		return maxSegments
+	}
+	return 1
+}
+
+// GRO tells whether the kernel puts received datagrams together.
+func (u *UDP) GRO() bool { return u.gro }
+
+// Buffers returns the sizes of the socket's buffers in bytes, as the kernel counts them.
+func (u *UDP) Buffers() (receive, send int) {
+	receive, _ = unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	send, _ = unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	return receive, send
+}
+
+// Close closes the socket. No other method may be running.
+func (u *UDP) Close() error { return u.close() }
+
+// Receive implements Socket.
+func (u *UDP) Receive(ds []Datagram) (int, error) {
+	r := &u.receiving
+	batch := min(len(ds), len(r.headers))
+	if batch == 0 {
+		return 0, errors.New("receive from udp socket: no room")
+	}
+	for {
+		if err := u.check(); err != nil {
+			return 0, err
+		}
+		if r.drained {
+			if err := r.wait(u.fd, unix.POLLIN); err != nil {
+				return 0, err
+			}
+		}
+		for i := range r.headers[:batch] {
+			h := &r.headers[i].header
+			h.Namelen = unix.SizeofSockaddrInet4
+			h.SetControllen(int(unsafe.Sizeof(groControl{})))
+		}
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(u.fd), uintptr(unsafe.Pointer(&r.headers[0])), uintptr(batch),
+			unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+		case unix.EBADF:
+			return 0, net.ErrClosed
+		default: // nothing there, or an error of an earlier datagram
+			r.drained = true
+			continue
+		}
+		r.drained = int(n) < batch
+		for i := range ds[:n] {
+			u.datagram(i, &ds[i])
+		}
+		return int(n), nil
+	}
+}
+
+// datagram describes what is in buffer i.
+func (u *UDP) datagram(i int, d *Datagram) {
+	m, c := &u.receiving.headers[i], &u.receiving.controls[i]
+	name := &u.receiving.names[i]
+	*d = Datagram{
+		Source:    netip.AddrPortFrom(netip.AddrFrom4(name.Addr), port(name)),
+		Data:      u.receiving.buf[i*receiveRoom:][:m.length],
+		Truncated: m.header.Flags&unix.MSG_TRUNC != 0,
+	}
+	if u.gro && int(m.header.Controllen) >= unix.CmsgLen(4) && c.header.Level == unix.IPPROTO_UDP && c.header.Type == unix.UDP_GRO {
+		d.SegmentSize = int(c.size)
+	}
+}
+
+func port(name *unix.RawSockaddrInet4) uint16 {
+	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&name.Port))[:])
+}
+
+func setPort(name *unix.RawSockaddrInet4, port uint16) {
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&name.Port))[:], port)
+}
+
+// Send implements Socket.
+func (u *UDP) Send(ms []Message) (n int, err error) {
+	for n < len(ms) {
+		if err := u.check(); err != nil {
+			return n, err
+		}
+		batch := u.prepare(ms[n:])
+		sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(u.fd), uintptr(unsafe.Pointer(&u.sending.headers[0])), uintptr(batch),
+			unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case errno == 0:
+			n += int(sent)
+		case errno == unix.EINTR:
+		case errno == unix.EAGAIN:
+			if err := u.sending.wait(u.fd, unix.POLLOUT); err != nil {
+				return n, err
+			}
+		case errno == unix.EBADF:
+			return n, net.ErrClosed
+		case ms[n].SegmentSize > 0 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE):
+			return n, fmt.Errorf("%w: %w", ErrNoSegmentation, errno)
+		default:
+			return n, errno
+		}
+	}
+	return n, nil
+}
+
+// prepare describes as many messages to the kernel as it has headers for, and returns their number.
+func (u *UDP) prepare(ms []Message) int {
+	s := &u.sending
+	ms = ms[:min(len(ms), len(s.headers))]
+	parts := 0
+	for i := range ms {
+		parts += len(ms[i].Parts)
+	}
+	if parts > cap(s.iovecs) {
+		s.iovecs = make([]unix.Iovec, 0, parts)
+	}
+	s.iovecs = s.iovecs[:0]
+	for i := range ms {
+		m, h := &ms[i], &s.headers[i].header
+		s.names[i].Addr = m.To.Addr().As4()
+		setPort(&s.names[i], m.To.Port())
+		first := len(s.iovecs)
+		for _, p := range m.Parts {
+			s.iovecs = appendIovec(s.iovecs, p)
+		}
+		h.Iov = nil
+		if len(s.iovecs) > first {
+			h.Iov = &s.iovecs[first]
+		}
+		h.SetIovlen(len(s.iovecs) - first)
+		h.Control = nil
+		h.SetControllen(0)
+		if m.SegmentSize > 0 {
+			s.controls[i].size = uint16(m.SegmentSize)
+			h.Control = (*byte)(unsafe.Pointer(&s.controls[i]))
+			h.SetControllen(unix.CmsgSpace(2))
+		}
+	}
+	return len(ms)
+}

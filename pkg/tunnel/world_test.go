@@ -1,0 +1,322 @@
+package tunnel_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+	"flanneld/pkg/tunnel"
+
+	"github.com/vishvananda/netlink"
+)
+
+// endVariable holds the configuration of a process that is one end of a tunnel: each is a process of its own, as in
+// production, so that the two don't share a Go scheduler.
+const endVariable = "TUNNEL_END"
+
+func TestMain(m *testing.M) {
+	if config := os.Getenv(endVariable); config != "" {
+		if err := runEnd(config); err != nil {
+			fmt.Println("FAIL", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(lab.Main(m.Run))
+}
+
+// needRoot skips what needs root, real devices and the native kernel.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("SKIPPED: needs network namespaces and TUN devices; not in short mode")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: NOT ROOT: network namespaces and TUN devices need it")
+	}
+}
+
+// An end is one end of a tunnel in a process of its own.
+type end struct {
+	Listen   netip.AddrPort
+	Overlay  tunnel.Overlay
+	Offloads tunnel.Offloads
+	OneByOne bool // a loop without batches, to compare with
+}
+
+func runEnd(config string) error {
+	var e end
+	if err := json.Unmarshal([]byte(config), &e); err != nil {
+		return err
+	}
+	table, err := tunnel.NewTable(e.Overlay)
+	if err != nil {
+		return err
+	}
+	device, err := tunnel.OpenTUN("flannel0", e.Offloads)
+	if err != nil {
+		return err
+	}
+	socket, err := tunnel.ListenUDP(e.Listen, e.Offloads)
+	if err != nil {
+		return err
+	}
+	icmp, err := tunnel.OpenICMP()
+	if err != nil {
+		return err
+	}
+	if err := configure("flannel0", e.Overlay); err != nil {
+		return err
+	}
+	tcp, udp := device.SuperPackets()
+	receive, send := socket.Buffers()
+	fmt.Printf("tcp %v udp %v segments %d gro %v buffers %d %d\n", tcp, udp, socket.MaxSegments(), socket.GRO(), receive, send)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if e.OneByOne {
+		return oneByOne(ctx, table, device, socket)
+	}
+	tun := tunnel.New(table)
+	if err := tun.Run(ctx, tunnel.Ends{Device: device, Socket: socket, ICMP: icmp}); err != nil {
+		return err
+	}
+	stats, err := json.Marshal(tun.Stats())
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	fmt.Printf("stats %s mallocs %d\n", stats, memory.Mallocs)
+	return err
+}
+
+// configure does what the reconciler does in production.
+func configure(name string, o tunnel.Overlay) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMTU(link, o.MTU); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	own := &net.IPNet{IP: o.Own.Masked().Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: own}); err != nil {
+		return err
+	}
+	network := &net.IPNet{IP: o.Network.Addr().AsSlice(), Mask: net.CIDRMask(o.Network.Bits(), 32)}
+	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: network})
+}
+
+// oneByOne is a forwarder that does nothing but what a packet needs, one packet a time.
+func oneByOne(ctx context.Context, table *tunnel.Table, d tunnel.Device, s tunnel.Socket) error {
+	stop := context.AfterFunc(ctx, func() {
+		d.Interrupt(true)
+		s.Interrupt(true)
+	})
+	defer stop()
+	ended := make(chan error, 2)
+	go func() {
+		packets, buf := make([]tunnel.Packet, 1), make([]byte, tunnel.ReadRoom)
+		for {
+			if _, err := d.Read(packets, buf); err != nil {
+				ended <- err
+				return
+			}
+			data := packets[0].Data
+			peer, ok := table.Lookup(netip.AddrFrom4([4]byte(data[16:20])))
+			if ok {
+				s.Send([]tunnel.Message{{To: peer.Addr, Parts: [][]byte{data}}})
+			}
+		}
+	}()
+	go func() {
+		datagrams := make([]tunnel.Datagram, 1)
+		for {
+			if _, err := s.Receive(datagrams); err != nil {
+				ended <- err
+				return
+			}
+			d.Write(tunnel.Offload{}, [][]byte{datagrams[0].Data})
+		}
+	}()
+	<-ended
+	return nil
+}
+
+var network = netip.MustParsePrefix("10.77.0.0/16")
+
+// A pair is two hosts with a container each.
+type pair struct {
+	a, b         *lab.Host
+	ca, cb       *lab.Container
+	ownA, ownB   netip.Prefix
+	procA, procB *lab.Process
+}
+
+func newPair(t testing.TB, l *lab.Lab, i, mtu int) *pair {
+	t.Helper()
+	p := &pair{a: l.Hosts[2*i], b: l.Hosts[2*i+1]}
+	p.ownA = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(2*i + 1), 0}), 24)
+	p.ownB = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(2*i + 2), 0}), 24)
+	p.ca, p.cb = addContainer(t, p.a, p.ownA, mtu), addContainer(t, p.b, p.ownB, mtu)
+	return p
+}
+
+func addContainer(t testing.TB, h *lab.Host, own netip.Prefix, mtu int) *lab.Container {
+	t.Helper()
+	text := fmt.Sprintf("FLANNEL_SUBNET=%s/%d\nFLANNEL_MTU=%d\n", own.Addr().Next(), own.Bits(), mtu)
+	if err := os.MkdirAll(filepath.Dir(h.SubnetFile), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.SubnetFile, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c, err := h.AddContainer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// overlays returns the two hosts' view of their overlay.
+func (p *pair) overlays(mtu int) (a, b tunnel.Overlay) {
+	a = tunnel.Overlay{Network: network, Own: p.ownA, MTU: mtu,
+		Peers: []tunnel.Peer{{Subnet: p.ownB, Addr: netip.AddrPortFrom(p.b.Addr, 8285)}}}
+	b = tunnel.Overlay{Network: network, Own: p.ownB, MTU: mtu,
+		Peers: []tunnel.Peer{{Subnet: p.ownA, Addr: netip.AddrPortFrom(p.a.Addr, 8285)}}}
+	return a, b
+}
+
+// tunnel starts both ends as processes and waits until the containers reach each other.
+func (p *pair) tunnel(t testing.TB, ctx context.Context, o tunnel.Offloads, oneByOne bool) {
+	t.Helper()
+	a, b := p.overlays(1472)
+	p.procA = startEnd(t, p.a, end{netip.AddrPortFrom(p.a.Addr, 8285), a, o, oneByOne})
+	p.procB = startEnd(t, p.b, end{netip.AddrPortFrom(p.b.Addr, 8285), b, o, oneByOne})
+	p.wait(t, ctx)
+}
+
+func (p *pair) wait(t testing.TB, ctx context.Context) {
+	t.Helper()
+	if _, err := p.ca.WaitPing(ctx, p.cb.Addr); err != nil {
+		if p.procA != nil {
+			t.Log(p.procA.Logs(), p.procB.Logs())
+		}
+		t.Fatal(err)
+	}
+}
+
+func startEnd(t testing.TB, h *lab.Host, e end) *lab.Process {
+	t.Helper()
+	config, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := h.Run(lab.Command{Path: exe, Env: []string{endVariable + "=" + string(config)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// vxlan makes the kernel's overlay between two hosts.
+func (p *pair) vxlan(t testing.TB) {
+	t.Helper()
+	for _, side := range []struct {
+		host, peer *lab.Host
+		own, other netip.Prefix
+		mac, far   string
+	}{
+		{p.a, p.b, p.ownA, p.ownB, "02:00:00:00:00:0a", "02:00:00:00:00:0b"},
+		{p.b, p.a, p.ownB, p.ownA, "02:00:00:00:00:0b", "02:00:00:00:00:0a"},
+	} {
+		err := side.host.Do(func() error {
+			uplink, err := netlink.LinkByName(side.host.Uplink)
+			if err != nil {
+				return err
+			}
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name, attrs.MTU = "flannel.1", 1450
+			attrs.HardwareAddr, _ = net.ParseMAC(side.mac)
+			link := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: 8472, VtepDevIndex: uplink.Attrs().Index,
+				SrcAddr: side.host.Addr.AsSlice()}
+			if err := netlink.LinkAdd(link); err != nil {
+				return err
+			}
+			if err := netlink.LinkSetUp(link); err != nil {
+				return err
+			}
+			mac, _ := net.ParseMAC(side.far)
+			gateway := side.other.Addr().AsSlice()
+			neigh := &netlink.Neigh{LinkIndex: link.Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac}
+			if err := netlink.NeighSet(neigh); err != nil {
+				return err
+			}
+			fdb := &netlink.Neigh{LinkIndex: link.Index, Family: syscall.AF_BRIDGE, State: netlink.NUD_PERMANENT,
+				Flags: netlink.NTF_SELF, IP: side.peer.Addr.AsSlice(), HardwareAddr: mac}
+			if err := netlink.NeighAppend(fdb); err != nil {
+				return err
+			}
+			dst := &net.IPNet{IP: side.other.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Index, Dst: dst, Gw: gateway, Flags: int(netlink.FLAG_ONLINK)})
+		})
+		if err != nil {
+			t.Fatal("make vxlan:", err)
+		}
+	}
+}
+
+// direct routes between the containers without an overlay.
+func (p *pair) direct(t testing.TB) {
+	t.Helper()
+	for _, side := range []struct {
+		host, peer *lab.Host
+		other      netip.Prefix
+	}{{p.a, p.b, p.ownB}, {p.b, p.a, p.ownA}} {
+		err := side.host.Do(func() error {
+			dst := &net.IPNet{IP: side.other.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}
+			return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: side.peer.Addr.AsSlice()})
+		})
+		if err != nil {
+			t.Fatal("make route:", err)
+		}
+	}
+}
+
+func newLab(t testing.TB, pairs int, limit time.Duration) (context.Context, *lab.Lab) {
+	t.Helper()
+	needRoot(t)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	l, err := lab.New(ctx, lab.Options{Hosts: 2 * pairs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return ctx, l
+}
+
+// lastLine is the last line of a process's output.
+func lastLine(p *lab.Process) string {
+	lines := strings.Split(strings.TrimSpace(p.Logs()), "\n")
+	return lines[len(lines)-1]
+}
