@@ -36,25 +36,28 @@ func demo(ctx context.Context, s settings, r *report) (err error) {
 		return err
 	}
 	r.title("Hosts")
-	if err := r.hosts(l); err != nil {
+	if err := r.hosts(containers); err != nil {
 		return err
 	}
 	r.title("Ping from container (row) to container (column), round-trip time in ms")
 	matrix := pingAll(ctx, containers)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	failed := r.matrix(containers, matrix)
 	if failed == 0 {
 		r.title("TCP throughput")
-		if err := throughput(ctx, l, containers, r); err != nil {
+		if err := throughput(ctx, containers, s.slice, r); err != nil {
 			return err
 		}
 	}
 	h := l.Hosts[0]
-	r.title("What flanneld programmed on %s", h.Name)
-	text, err := h.Show(netip.MustParsePrefix(network))
+	r.title("What the kernel of %s holds for %s", h.Name, network)
+	state, err := overlayOf(h, netip.MustParsePrefix(network))
 	if err != nil {
 		return err
 	}
-	r.text(text)
+	r.text(state.Text())
 	if s.keep && ctx.Err() == nil {
 		r.title("Kept until Ctrl-C")
 		r.enter(l, containers)
@@ -88,7 +91,6 @@ func startNetwork(ctx context.Context, l *lab.Lab, backend string, r *report) ([
 		if err != nil {
 			return nil, fmt.Errorf("add container on %s: %w", h.Name, err)
 		}
-		r.line("container %s: %s on %s", c.Name, c.Addr, c.NS.Name)
 		containers = append(containers, c)
 	}
 	return containers, nil
@@ -124,30 +126,24 @@ func pingAll(ctx context.Context, containers []*lab.Container) [][]reply {
 
 // throughput measures from one container to the next, beside the same pair of hosts without the overlay. With many
 // hosts only the first few pairs are measured.
-func throughput(ctx context.Context, l *lab.Lab, containers []*lab.Container, r *report) error {
-	const each = 700 * time.Millisecond
-	pairs := len(containers)
-	if pairs < 2 {
+func throughput(ctx context.Context, containers []*lab.Container, slice time.Duration, r *report) error {
+	const pairs, rounds = 3, 10
+	if len(containers) < 2 {
 		r.line("(needs two hosts)")
 		return nil
 	}
-	if pairs > 4 {
-		pairs = 3
-	}
-	for i := range pairs {
-		j := (i + 1) % len(containers)
-		from, to := containers[i], containers[j]
-		overlay, err := from.Throughput(ctx, &to.Endpoint, each)
+	for i := range min(pairs, len(containers)) {
+		from, to := containers[i], containers[(i+1)%len(containers)]
+		sums, err := throughputs(ctx, []path{
+			{name: "overlay", from: &from.Endpoint, to: &to.Endpoint},
+			{name: "bare link", from: &from.Host.Endpoint, to: &to.Host.Endpoint},
+		}, rounds, slice)
 		if err != nil {
 			return err
 		}
-		bare, err := l.Hosts[i].Throughput(ctx, &l.Hosts[j].Endpoint, each)
-		if err != nil {
-			return err
-		}
-		r.line("%-6s → %-6s %7.2f Gbit/s    bare link %s → %s %7.2f Gbit/s    %3.0f %%", from.Name, to.Name,
-			overlay.BitsPerSecond()/1e9, l.Hosts[i].Name, l.Hosts[j].Name, bare.BitsPerSecond()/1e9,
-			100*overlay.BitsPerSecond()/bare.BitsPerSecond())
+		overlay, bare := sums[0].BitsPerSecond(), sums[1].BitsPerSecond()
+		r.line("%-6s → %-6s %6.2f Gbit/s    bare link %-3s → %-3s %6.2f Gbit/s    %3.0f %%",
+			from.Name, to.Name, overlay/1e9, from.Host.Name, to.Host.Name, bare/1e9, 100*overlay/bare)
 	}
 	return nil
 }

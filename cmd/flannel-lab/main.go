@@ -1,6 +1,6 @@
-// Command flannel-lab shows flanneld at work on one machine: it makes hosts as network namespaces with a real etcd,
-// starts real flanneld processes, pings between containers of all hosts and measures throughput. It needs root and
-// leaves nothing behind.
+// Command flannel-lab shows flanneld at work on one machine, and measures it: it makes hosts as network namespaces with
+// a real etcd and starts real flanneld processes. The demo pings between containers of all hosts and shows what was
+// programmed; the benchmarks print figures. It needs root and leaves nothing behind.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -22,20 +23,30 @@ func main() {
 }
 
 const usage = `Usage: flannel-lab [demo] [flags]
+       flannel-lab bench [flags]
 
 Makes hosts as network namespaces on this machine, with a real etcd and real
-flanneld processes; pings between containers of all hosts, measures throughput,
-shows what flanneld programmed, and removes everything again. Needs root.
+flanneld processes, and removes everything again. Needs root.
 
-Flags:
+demo    pings between containers of all hosts, measures throughput and shows
+        what flanneld programmed
+bench   measures the daemon, how fast it follows and repairs, and what the
+        overlay costs beside the bare link, and prints tables
 `
 
 // settings is what the command line says.
 type settings struct {
-	hosts    int
-	backend  string
-	keep     bool
+	bench    bool
 	flanneld string
+
+	// of the demo
+	hosts   int
+	backend string
+	keep    bool
+	slice   time.Duration // in which the paths of TCP streams take turns
+
+	// of the benchmarks
+	quick bool
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
@@ -53,7 +64,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err = demo(ctx, s, newReport(stdout))
+	if s.bench {
+		err = runBench(ctx, s.flanneld, planOf(s.quick), stdout, stderr)
+	} else {
+		err = demo(ctx, s, newReport(stdout))
+	}
 	switch {
 	case err == nil:
 		return 0
@@ -67,34 +82,50 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 func parse(args []string, help io.Writer) (settings, error) {
-	var s settings
-	flags := pflag.NewFlagSet("flannel-lab", pflag.ContinueOnError)
-	flags.SetOutput(io.Discard) // run reports the error
-	flags.SortFlags = false
-	flags.IntVar(&s.hosts, "hosts", 3, "number of hosts, 1 to 50")
-	flags.StringVar(&s.backend, "backend", "vxlan", "backend type: vxlan, host-gw, udp, ipip, …")
-	flags.StringVar(&s.flanneld, "flanneld", "dist/flanneld", "flanneld binary to run")
-	flags.BoolVar(&s.keep, "keep", false, "wait for Ctrl-C before removing everything")
-	flags.Usage = func() { fmt.Fprint(help, usage, flags.FlagUsages()) }
-	if err := flags.Parse(args); err != nil {
+	s := settings{bench: len(args) > 0 && args[0] == "bench", slice: 150 * time.Millisecond}
+	if s.bench || len(args) > 0 && args[0] == "demo" {
+		args = args[1:]
+	}
+	both, ofDemo, ofBench := flagSet("flannel-lab"), flagSet("demo"), flagSet("bench")
+	both.StringVar(&s.flanneld, "flanneld", "dist/flanneld", "flanneld binary to run")
+	ofDemo.IntVar(&s.hosts, "hosts", 3, "number of hosts, 1 to 50")
+	ofDemo.StringVar(&s.backend, "backend", "vxlan", "backend type, as in the network config")
+	ofDemo.BoolVar(&s.keep, "keep", false, "wait for Ctrl-C before removing everything")
+	ofBench.BoolVar(&s.quick, "quick", false, "measure for a shorter time")
+	own := ofDemo
+	if s.bench {
+		own = ofBench
+	}
+	text := fmt.Sprintf("%s\nFlags:\n%s\nFlags of demo:\n%s\nFlags of bench:\n%s", usage,
+		both.FlagUsages(), ofDemo.FlagUsages(), ofBench.FlagUsages())
+	own.Usage = func() { fmt.Fprint(help, text) }
+	own.AddFlagSet(both)
+	if err := own.Parse(args); err != nil {
 		return s, err
 	}
-	rest := flags.Args()
-	if len(rest) > 0 && rest[0] == "demo" {
-		rest = rest[1:]
-	}
-	if len(rest) > 0 {
+	if rest := own.Args(); len(rest) > 0 {
 		return s, fmt.Errorf("unexpected argument %q", rest[0])
 	}
+	return s, s.check()
+}
+
+func flagSet(name string) *pflag.FlagSet {
+	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	f.SetOutput(io.Discard) // run reports the error
+	f.SortFlags = false
+	return f
+}
+
+func (s settings) check() error {
 	if s.hosts < 1 || s.hosts > 50 {
-		return s, fmt.Errorf("--hosts is %d, not 1 to 50", s.hosts)
+		return fmt.Errorf("--hosts is %d, not 1 to 50", s.hosts)
 	}
 	info, err := os.Stat(s.flanneld)
 	if err != nil {
-		return s, fmt.Errorf("--flanneld: %w", err)
+		return fmt.Errorf("--flanneld: %w", err)
 	}
 	if info.IsDir() || info.Mode()&0o111 == 0 {
-		return s, fmt.Errorf("--flanneld: %s is not a program", s.flanneld)
+		return fmt.Errorf("--flanneld: %s is not a program", s.flanneld)
 	}
-	return s, nil
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -50,38 +51,49 @@ func (r *report) text(text string) {
 	}
 }
 
-func (r *report) hosts(l *lab.Lab) error {
+func (r *report) hosts(containers []*lab.Container) error {
 	table := tabwriter.NewWriter(r.out, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(table, "  HOST\tPUBLIC IP\tSUBNET\tDEVICE\tMTU\tEXEC TO READY")
-	for _, h := range l.Hosts {
+	fmt.Fprintln(table, "  HOST\tPUBLIC IP\tSUBNET\tCONTAINER\tADDRESS\tMTU\tDEVICE\tEXEC TO READY")
+	for _, c := range containers {
+		h := c.Host
 		env, err := h.ReadSubnet()
 		if err != nil {
 			return err
 		}
-		device, _, err := h.FlannelLink()
+		links, err := flannelLinks(h)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%d\t%d ms\n", h.Name, h.Addr, env.Subnet.Masked(), device, env.MTU,
-			h.Flanneld().ReadyAfter().Milliseconds())
+		// A backend without a device of its own sends by the uplink.
+		device := strings.Join(append(links, h.Uplink)[:max(1, len(links))], " ")
+		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%d\t%s\t%d ms\n", h.Name, h.Addr, env.Subnet.Masked(), c.Name, c.Addr,
+			c.MTU, device, h.Flanneld().ReadyAfter().Milliseconds())
 	}
 	return table.Flush()
 }
 
-// matrix prints who reached whom and returns the number of failures. Cells are padded before they are painted, since
-// the colour codes have no width.
+// shortest is a time in milliseconds in at most five characters, as long as it is below a minute.
+func shortest(d time.Duration) string {
+	ms := float64(d.Microseconds()) / 1e3
+	if ms < 10 {
+		return fmt.Sprintf("%.2f", ms)
+	}
+	return fmt.Sprintf("%.0f", ms)
+}
+
+// matrix prints who reached whom and returns the number of failures.
 func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed int) {
 	const width = 8
-	fmt.Fprintf(r.out, "  %-*s", width, "")
+	line := fmt.Sprintf("  %-*s", width, "")
 	for _, c := range containers {
-		fmt.Fprintf(r.out, "%-*s", width, c.Name)
+		line += fmt.Sprintf("%-*s", width, c.Name)
 	}
-	fmt.Fprintln(r.out)
+	fmt.Fprintln(r.out, strings.TrimRight(line, " "))
 	var first error
 	for i, row := range matrix {
-		fmt.Fprintf(r.out, "  %-*s", width, containers[i].Name)
+		line := fmt.Sprintf("  %-*s", width, containers[i].Name)
 		for _, cell := range row {
-			colour, text := "32", fmt.Sprintf("✓ %.2f", float64(cell.rtt.Microseconds())/1000)
+			colour, text := "32", "✓ "+shortest(cell.rtt)
 			if cell.err != nil {
 				failed++
 				colour, text = "31", "✗"
@@ -89,9 +101,10 @@ func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed i
 					first = cell.err
 				}
 			}
-			fmt.Fprint(r.out, r.paint(colour, fmt.Sprintf("%-*s", width, text)))
+			padding := max(1, width-utf8.RuneCountInString(text))
+			line += r.paint(colour, text) + strings.Repeat(" ", padding)
 		}
-		fmt.Fprintln(r.out)
+		fmt.Fprintln(r.out, strings.TrimRight(line, " "))
 	}
 	if first != nil {
 		r.line("first failure: %v", first)

@@ -20,12 +20,10 @@ type Container struct {
 	MTU  int
 }
 
-// SubnetEnv is what a container runtime reads from flanneld's subnet file.
+// SubnetEnv is what a container runtime takes from flanneld's subnet file.
 type SubnetEnv struct {
-	Network netip.Prefix // FLANNEL_NETWORK
-	Subnet  netip.Prefix // FLANNEL_SUBNET: the bridge's address with the subnet's length
-	MTU     int          // FLANNEL_MTU
-	IPMasq  bool         // FLANNEL_IPMASQ
+	Subnet netip.Prefix // FLANNEL_SUBNET: the bridge's address with the subnet's length
+	MTU    int          // FLANNEL_MTU
 }
 
 // ReadSubnet reads the host's subnet file.
@@ -39,79 +37,61 @@ func (h *Host) ReadSubnet() (SubnetEnv, error) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		values[key] = value
 	}
-	var env SubnetEnv
-	var errs [4]error
-	env.Network, errs[0] = netip.ParsePrefix(values["FLANNEL_NETWORK"])
-	env.Subnet, errs[1] = netip.ParsePrefix(values["FLANNEL_SUBNET"])
-	env.MTU, errs[2] = strconv.Atoi(values["FLANNEL_MTU"])
-	env.IPMasq, errs[3] = strconv.ParseBool(values["FLANNEL_IPMASQ"])
-	if err := errors.Join(errs[:]...); err != nil {
-		return env, fmt.Errorf("parse subnet file %s: %w", h.SubnetFile, err)
+	subnet, err1 := netip.ParsePrefix(values["FLANNEL_SUBNET"])
+	mtu, err2 := strconv.Atoi(values["FLANNEL_MTU"])
+	if err := errors.Join(err1, err2); err != nil {
+		return SubnetEnv{}, fmt.Errorf("parse subnet file %s: %w", h.SubnetFile, err)
 	}
-	return env, nil
+	return SubnetEnv{Subnet: subnet, MTU: mtu}, nil
 }
 
-// AddContainer adds a container with the subnet and MTU that the host's subnet file tells.
+// AddContainer adds a container with the subnet and MTU that the host's subnet file tells, and the next free address
+// after the bridge's. When the file has changed since the last call, the bridge follows it, as by a restart of docker.
 func (h *Host) AddContainer() (*Container, error) {
 	env, err := h.ReadSubnet()
 	if err != nil {
 		return nil, err
 	}
-	return h.AddContainerIn(env.Subnet, env.MTU)
-}
-
-// AddContainerIn adds a container with the next free address after bridge's, which is given to docker0 with the length
-// of the subnet. When the subnet is not that of the last call, the bridge is renumbered, as by a restart of docker.
-func (h *Host) AddContainerIn(bridge netip.Prefix, mtu int) (*Container, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	n := len(h.containers) + 1
-	addr := netip.PrefixFrom(offset(bridge.Addr(), n), bridge.Bits())
-	if !bridge.Masked().Contains(offset(addr.Addr(), 1)) {
-		return nil, fmt.Errorf("add container %d: %s is full", n, bridge.Masked())
+	n, bridge := len(h.containers)+1, env.Subnet.Addr()
+	addr := netip.PrefixFrom(offset(bridge, n), env.Subnet.Bits())
+	if !env.Subnet.Contains(offset(addr.Addr(), 1)) { // the last address is for broadcast
+		return nil, fmt.Errorf("add container %d: %s is full", n, env.Subnet.Masked())
 	}
-	if err := h.NS.configure(func(host *netlink.Handle) error { return ensureDocker(host, bridge, mtu) }); err != nil {
+	if err := h.NS.configure(func(host *netlink.Handle) error { return setDocker(host, env) }); err != nil {
 		return nil, err
 	}
-	c := &Container{Endpoint: Endpoint{Name: fmt.Sprintf("%sc%d", h.Name, n), Addr: addr.Addr(), lab: h.lab}, Host: h, MTU: mtu}
-	var err error
+	c := &Container{Endpoint: Endpoint{Name: fmt.Sprintf("%sc%d", h.Name, n), Addr: addr.Addr(), lab: h.lab}, Host: h, MTU: env.MTU}
 	if c.NS, err = h.lab.newNamespace(c.Name); err != nil {
 		return nil, err
 	}
 	h.containers = append(h.containers, c) // its name is taken, whatever happens now
 	err = h.NS.configure(func(host *netlink.Handle) error {
 		port := fmt.Sprintf("c%d", n)
-		return addCable(host, cable{bridge: dockerBridge, port: port, peer: c.NS, device: "eth0", mtu: mtu})
+		return addCable(host, cable{bridge: dockerBridge, port: port, peer: c.NS, device: "eth0", mtu: env.MTU})
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = c.NS.configure(func(own *netlink.Handle) error {
-		if err := setAddr(own, "eth0", addr); err != nil {
-			return err
-		}
-		return addDefaultRoute(own, "eth0", bridge.Addr())
-	})
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
+	return c, c.NS.connect("eth0", addr, bridge)
 }
 
-func ensureDocker(host *netlink.Handle, addr netip.Prefix, mtu int) error {
+// setDocker makes the bridge, unless it is there, and gives it its address and MTU.
+func setDocker(host *netlink.Handle, env SubnetEnv) error {
 	var missing netlink.LinkNotFoundError
 	link, err := host.LinkByName(dockerBridge)
 	switch {
 	case errors.As(err, &missing):
-		if err := addBridge(host, dockerBridge, mtu); err != nil {
+		if err := addBridge(host, dockerBridge, env.MTU); err != nil {
 			return err
 		}
 	case err != nil:
 		return fmt.Errorf("find bridge %s: %w", dockerBridge, err)
-	case link.Attrs().MTU != mtu:
-		if err := host.LinkSetMTU(link, mtu); err != nil {
+	case link.Attrs().MTU != env.MTU:
+		if err := host.LinkSetMTU(link, env.MTU); err != nil {
 			return fmt.Errorf("set MTU of %s: %w", dockerBridge, err)
 		}
 	}
-	return setAddr(host, dockerBridge, addr)
+	return setAddr(host, dockerBridge, env.Subnet)
 }

@@ -6,7 +6,7 @@
 // sd_notify, kernel objects, etcd keys, packets). It needs root and a Linux kernel and no other program.
 //
 // Invariant: the machine's own network namespace is never changed, and Close leaves nothing behind: no namespace, no
-// process, no file but those in a directory the caller named. What a killed lab left is removed by the next New.
+// process, no file. What a killed lab left is removed by the next New.
 //
 // A program that uses the package passes its main function through Main, because etcd runs as a second process of the
 // same binary:

@@ -20,22 +20,38 @@ import (
 type Etcd struct {
 	lab       *Lab
 	addr      netip.Addr
-	tls       *TLS
 	transport *http.Transport
-	client    client.Client
+	keys      client.KeysAPI
 
 	mu      sync.Mutex // held while the process is started or ended
 	process *Process
 }
 
-func newEtcd(l *Lab, addr netip.Addr) *Etcd {
-	return &Etcd{lab: l, addr: addr, tls: l.opts.TLS}
+func newEtcd(l *Lab, addr netip.Addr) (*Etcd, error) {
+	e := &Etcd{lab: l, addr: addr, transport: &http.Transport{DialContext: l.Fabric.DialContext}}
+	if l.opts.TLS != nil {
+		config, err := l.opts.TLS.clientConfig()
+		if err != nil {
+			return nil, err
+		}
+		e.transport.TLSClientConfig = config
+	}
+	c, err := client.New(client.Config{
+		Endpoints:               []string{e.Endpoint()},
+		Transport:               e.transport,
+		HeaderTimeoutPerRequest: 10 * time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make etcd client: %w", err)
+	}
+	e.keys = client.NewKeysAPI(c)
+	return e, nil
 }
 
 // Endpoint is the URL of the client API, as in -etcd-endpoints. Only the namespaces of the lab reach it.
 func (e *Etcd) Endpoint() string {
 	scheme := "http"
-	if e.tls != nil {
+	if e.lab.opts.TLS != nil {
 		scheme = "https"
 	}
 	return fmt.Sprintf("%s://%s:2379", scheme, e.addr)
@@ -52,15 +68,12 @@ func (e *Etcd) start(ctx context.Context) error {
 	if e.process != nil && !e.process.Exited() {
 		return errors.New("start etcd: it is running")
 	}
-	if err := e.connect(); err != nil {
-		return err
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find the binary to run etcd with: %w", err)
 	}
 	log := filepath.Join(e.lab.Dir, "etcd.log")
-	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.tls})
+	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.lab.opts.TLS})
 	if err != nil {
 		return err
 	}
@@ -92,15 +105,17 @@ func (e *Etcd) end(ctx context.Context, s syscall.Signal) error {
 }
 
 // Pause stops the process without ending it: connections stay open and nothing answers, as behind a black hole.
-func (e *Etcd) Pause() error { return e.signal(syscall.SIGSTOP) }
-
-// Resume ends a Pause.
-func (e *Etcd) Resume() error { return e.signal(syscall.SIGCONT) }
-
-func (e *Etcd) signal(s syscall.Signal) error {
+func (e *Etcd) Pause() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.process.Signal(s)
+	return e.process.Pause()
+}
+
+// Resume ends a Pause.
+func (e *Etcd) Resume() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.process.Signal(syscall.SIGCONT)
 }
 
 // Wipe kills etcd, removes its data and starts it again, empty.

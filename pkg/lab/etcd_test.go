@@ -2,7 +2,9 @@ package lab
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -16,9 +18,8 @@ func TestEtcd(t *testing.T) {
 	if err := e.Put(ctx, "/net/subnets/a", "two", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	nodes, err := e.List(ctx, "/net")
-	if err != nil || len(nodes) != 2 || nodes[0].Value != "one" || nodes[0].TTL != 0 || !nodes[1].Dir {
-		t.Errorf("list: %+v, %v", nodes, err)
+	if n, err := e.Get(ctx, "/net/config"); err != nil || n != (Entry{Key: "/net/config", Value: "one"}) {
+		t.Errorf("get: %+v, %v", n, err)
 	}
 	if n, err := e.Get(ctx, "/net/subnets/a"); err != nil || n.Value != "two" || n.TTL < 59*time.Minute {
 		t.Errorf("get: %+v, %v", n, err)
@@ -58,7 +59,31 @@ func TestEtcd(t *testing.T) {
 	if err := e.Wipe(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if nodes, err := e.List(ctx, "/net"); err != nil || len(nodes) != 0 {
-		t.Errorf("list after wipe: %+v, %v", nodes, err)
+	if _, err := e.Get(ctx, "/net/config"); !errors.Is(err, ErrNoKey) {
+		t.Errorf("get after wipe: %v", err)
+	}
+}
+
+func TestEtcdWithTLS(t *testing.T) {
+	underlay := mustPrefix("10.9.0.0/24")
+	files, err := NewTLS(t.TempDir(), underlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, l := newTestLab(t, Options{TLS: files, Underlay: underlay})
+	if err := l.Etcd.Put(ctx, "/key", "value", 0); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.Etcd.Get(ctx, "/key"); err != nil || n.Value != "value" {
+		t.Errorf("get: %+v, %v", n, err)
+	}
+	stranger := http.Client{Transport: &http.Transport{
+		DialContext:     l.Fabric.DialContext,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	defer stranger.CloseIdleConnections()
+	if r, err := stranger.Get(l.Etcd.Endpoint() + "/v2/keys/key"); err == nil {
+		r.Body.Close()
+		t.Errorf("a client without a certificate got %s", r.Status)
 	}
 }

@@ -13,10 +13,9 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// etcdVariable tells a process that it is to be a lab's etcd.
+// etcdVariable tells a process that it is to be a lab's etcd; its value is an etcdConfig.
 const etcdVariable = "FLANNEL_LAB_ETCD"
 
-// etcdConfig is what the lab tells its etcd process.
 type etcdConfig struct {
 	Dir      string
 	Endpoint string

@@ -35,16 +35,15 @@ type Host struct {
 	containers []*Container
 }
 
-// AddHost adds one more host to a running lab. It changes Hosts without a lock.
-func (l *Lab) AddHost() (*Host, error) {
-	i := len(l.Hosts)
+// addHost makes host i, counted from 0.
+func (l *Lab) addHost(i int) error {
 	name := fmt.Sprintf("h%d", i+1)
 	rack := i % l.opts.Racks
 	router := l.rack(rack)
 	addr := netip.PrefixFrom(offset(router.Addr(), 1+i/l.opts.Racks), router.Bits())
 	ns, err := l.newNamespace(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	h := &Host{
 		Endpoint:   Endpoint{Name: name, Addr: addr.Addr(), NS: ns, lab: l},
@@ -52,27 +51,21 @@ func (l *Lab) AddHost() (*Host, error) {
 		SubnetFile: filepath.Join(l.Dir, name, "subnet.env"),
 		rack:       rack,
 	}
-	if err := ns.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
-		return nil, err
+	if err := ns.forward(); err != nil {
+		return err
 	}
 	err = l.Fabric.configure(func(fabric *netlink.Handle) error {
 		return addCable(fabric, cable{bridge: rackBridge(rack), port: name, peer: ns, device: h.Uplink, mtu: l.opts.MTU})
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	err = ns.configure(func(own *netlink.Handle) error {
-		if err := setAddr(own, h.Uplink, addr); err != nil {
-			return err
-		}
-		return addDefaultRoute(own, h.Uplink, router.Addr())
-	})
-	if err != nil {
-		return nil, err
+	if err := ns.connect(h.Uplink, addr, router.Addr()); err != nil {
+		return err
 	}
 	l.Hosts = append(l.Hosts, h)
 	l.progress("host %s: %s on %s", name, h.Addr, ns.Name)
-	return h, nil
+	return nil
 }
 
 // Start starts flanneld with the lab's -etcd-endpoints and the host's -subnet-file before the given arguments, and
@@ -96,8 +89,8 @@ func (h *Host) Flanneld() *Process {
 	return h.flanneld
 }
 
-// Run starts any program on the host, with nothing but what the command says. Each host has its own iptables lock
-// file, as machines have.
+// Run starts any program on the host, with no arguments but the command's. Each host has its own iptables lock file,
+// as machines have.
 func (h *Host) Run(c Command) (*Process, error) {
 	if c.Path == "" {
 		c.Path = h.lab.opts.Flanneld
@@ -113,34 +106,12 @@ func (h *Host) Run(c Command) (*Process, error) {
 
 // Unplug cuts the host off the fabric without its noticing: the link stays up and packets get lost.
 func (h *Host) Unplug() error {
-	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error {
-		port, err := fabric.LinkByName(h.Name)
-		if err != nil {
-			return fmt.Errorf("find port of %s: %w", h.Name, err)
-		}
-		if err := fabric.LinkSetNoMaster(port); err != nil {
-			return fmt.Errorf("unplug %s: %w", h.Name, err)
-		}
-		return nil
-	})
+	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error { return setMaster(fabric, h.Name, "") })
 }
 
 // Plug ends an Unplug.
 func (h *Host) Plug() error {
-	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error {
-		port, err := fabric.LinkByName(h.Name)
-		if err != nil {
-			return fmt.Errorf("find port of %s: %w", h.Name, err)
-		}
-		bridge, err := fabric.LinkByName(rackBridge(h.rack))
-		if err != nil {
-			return fmt.Errorf("find bridge of %s: %w", h.Name, err)
-		}
-		if err := fabric.LinkSetMaster(port, bridge); err != nil {
-			return fmt.Errorf("plug %s in: %w", h.Name, err)
-		}
-		return nil
-	})
+	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error { return setMaster(fabric, h.Name, rackBridge(h.rack)) })
 }
 
 // StartAll starts flanneld on every host at the same time and waits until all are ready or one has failed.

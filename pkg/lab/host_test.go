@@ -3,9 +3,11 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -68,7 +70,7 @@ func TestHostsReachEachOther(t *testing.T) {
 	}
 	before := pinger.Stats().Received
 	wait("no replies after plugging in", func(s PingStats) bool { return s.Received > before+5 })
-	if s := pinger.Stop(); s.Lost < 15 || s.Outage < 75*time.Millisecond || s.Sent != s.Received+s.Lost {
+	if s := pinger.Stop(); s.Lost < 15 || s.Outage < 75*time.Millisecond || s.Sent != s.Received+s.Lost || len(s.RTTs) != s.Received {
 		t.Errorf("pinger: %+v", s)
 	}
 }
@@ -85,7 +87,7 @@ func TestPingErrors(t *testing.T) {
 	if _, err := h.Ping(short, gone, PingOptions{Timeout: time.Minute}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ping with a context that ends: %v", err)
 	}
-	if _, err := h.Ping(ctx, gone, PingOptions{Size: MinPing - 1}); err == nil {
+	if _, err := h.Ping(ctx, gone, PingOptions{Size: minPing - 1}); err == nil {
 		t.Error("a ping that is too small was sent")
 	}
 	nobody := &Endpoint{Name: "nobody", Addr: gone, NS: h.NS}
@@ -94,25 +96,30 @@ func TestPingErrors(t *testing.T) {
 	}
 }
 
+// writeSubnet does what flanneld does for the container runtime.
+func writeSubnet(t *testing.T, h *Host, subnet string, mtu int) {
+	t.Helper()
+	env := fmt.Sprintf("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=false\n", subnet, mtu)
+	err := errors.Join(os.MkdirAll(filepath.Dir(h.SubnetFile), 0o755), os.WriteFile(h.SubnetFile, []byte(env), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Two containers on two hosts, with the routes that host-gw would make.
 func TestContainers(t *testing.T) {
 	ctx, l := newTestLab(t, Options{Hosts: 2})
-	subnets := []netip.Prefix{mustPrefix("10.42.1.1/24"), mustPrefix("10.42.2.1/24")}
+	subnets := []string{"10.42.1.1/24", "10.42.2.1/24"}
 	for i, h := range l.Hosts {
 		peer := 1 - i
 		err := h.Do(func() error {
-			return netlink.RouteAdd(&netlink.Route{Dst: ipNet(subnets[peer].Masked()), Gw: l.Hosts[peer].Addr.AsSlice()})
+			dst := ipNet(mustPrefix(subnets[peer]).Masked())
+			return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: l.Hosts[peer].Addr.AsSlice()})
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		env := "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=" + subnets[i].String() + "\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
-		if err := os.MkdirAll(l.Dir+"/"+h.Name, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(h.SubnetFile, []byte(env), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		writeSubnet(t, h, subnets[i], 1450)
 	}
 	var containers []*Container
 	for _, h := range append(l.Hosts, l.Hosts[0]) {
@@ -143,7 +150,8 @@ func TestContainers(t *testing.T) {
 		t.Error(err)
 	}
 	// A new subnet renumbers the bridge.
-	c, err := l.Hosts[0].AddContainerIn(mustPrefix("10.42.9.1/24"), 1400)
+	writeSubnet(t, l.Hosts[0], "10.42.9.1/24", 1400)
+	c, err := l.Hosts[0].AddContainer()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +203,7 @@ func TestProcess(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if u, err := p.Usage(); err != nil || u.RSS == 0 || u.HWM < u.RSS {
+	if u, err := p.Usage(); err != nil || u.CPU == 0 || u.RSS == 0 || u.HWM < u.RSS {
 		t.Errorf("usage: %+v, %v", u, err)
 	}
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)

@@ -7,7 +7,6 @@ import (
 	"math/bits"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -18,21 +17,20 @@ import (
 type Options struct {
 	Hosts    int          // number of hosts, named h1, h2, …
 	Flanneld string       // path of the flanneld binary
-	Underlay netip.Prefix // IPv4 network of the fabric; default 172.31.200.0/22
+	Underlay netip.Prefix // network of the fabric; default 172.31.200.0/22
 	Racks    int          // underlay subnets with a router between them; host i is in rack (i-1) mod Racks; default 1
 	Uplink   string       // name of the hosts' device on the fabric; default eth0
 	MTU      int          // of the fabric; default 1500
 	TLS      *TLS         // etcd with TLS; nil is plain HTTP
-	Dir      string       // for logs, etcd data and subnet files, kept on Close; default a temporary one, removed on Close
 	Progress func(string) // called with one line for each thing done; may be nil
 }
 
-// A Lab is a running data centre. Its methods and those of its parts may be called by several goroutines, but for AddHost.
+// A Lab is a running data centre. Its methods and those of its parts may be called by several goroutines.
 type Lab struct {
 	Fabric *Namespace // holds the underlay bridges and etcd
 	Etcd   *Etcd
 	Hosts  []*Host
-	Dir    string
+	Dir    string // logs, etcd data and subnet files; removed by Close
 
 	opts    Options
 	state   *state
@@ -56,7 +54,7 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Dir: opts.Dir, opts: opts, state: s, spawner: newSpawner()}
+	l := &Lab{opts: opts, state: s, spawner: newSpawner()}
 	if err := l.build(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -87,35 +85,36 @@ func (o *Options) complete() error {
 	}
 	// Each rack needs its network, router and broadcast address besides its hosts.
 	o.Underlay = o.Underlay.Masked()
-	room := 32 - o.Underlay.Bits() - bits.Len(uint(o.Racks-1))
+	room := 32 - o.rackBits()
 	perRack := (o.Hosts + o.Racks - 1) / o.Racks
 	if !o.Underlay.Addr().Is4() || room < 2 || perRack > 1<<min(room, 30)-3 {
-		return fmt.Errorf("underlay %s has no room for %d hosts in %d racks", o.Underlay, o.Hosts, o.Racks)
+		return fmt.Errorf("Underlay %s has no room for %d hosts in %d racks", o.Underlay, o.Hosts, o.Racks)
 	}
 	return nil
 }
 
+// rackBits is the prefix length of each rack's part of the underlay.
+func (o *Options) rackBits() int { return o.Underlay.Bits() + bits.Len(uint(o.Racks-1)) }
+
 func (l *Lab) build(ctx context.Context) error {
 	var err error
-	if l.Dir == "" {
-		if l.Dir, err = l.state.ownTemp(); err != nil {
-			return err
-		}
-	} else if l.Dir, err = filepath.Abs(l.Dir); err != nil {
-		return fmt.Errorf("find lab directory: %w", err)
+	if l.Dir, err = l.state.makeTemp(); err != nil {
+		return err
 	}
 	if l.Fabric, err = l.newNamespace("fabric"); err != nil {
 		return err
 	}
 	// The racks reach each other through the fabric.
-	if err := l.Fabric.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
+	if err := l.Fabric.forward(); err != nil {
 		return err
 	}
 	if err := l.Fabric.configure(l.addRacks); err != nil {
 		return err
 	}
 	l.progress("fabric %s: underlay %s, MTU %d", l.Fabric.Name, l.opts.Underlay, l.opts.MTU)
-	l.Etcd = newEtcd(l, l.rack(0).Addr())
+	if l.Etcd, err = newEtcd(l, l.rack(0).Addr()); err != nil {
+		return err
+	}
 	if err := l.Etcd.Start(ctx); err != nil {
 		return err
 	}
@@ -124,7 +123,7 @@ func (l *Lab) build(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("add hosts: %w", err)
 		}
-		if _, err := l.AddHost(); err != nil {
+		if err := l.addHost(i); err != nil {
 			return fmt.Errorf("add host %d: %w", i+1, err)
 		}
 	}
@@ -143,27 +142,16 @@ func (l *Lab) addRacks(h *netlink.Handle) error {
 	return nil
 }
 
-func rackBridge(i int) string { return fmt.Sprintf("rack%d", i+1) }
-
 // rack returns the router's address in rack i with the prefix length of the rack's network.
 func (l *Lab) rack(i int) netip.Prefix {
-	rackBits := l.opts.Underlay.Bits() + bits.Len(uint(l.opts.Racks-1))
-	return netip.PrefixFrom(offset(l.opts.Underlay.Addr(), i<<(32-rackBits)+1), rackBits)
+	length := l.opts.rackBits()
+	return netip.PrefixFrom(offset(l.opts.Underlay.Addr(), i<<(32-length)+1), length)
 }
 
-// offset returns the address n after a.
-func offset(a netip.Addr, n int) netip.Addr {
-	b := a.As4()
-	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	v += uint32(n)
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
-}
+func rackBridge(i int) string { return fmt.Sprintf("rack%d", i+1) }
 
-// ID is unique among the labs of the machine; the namespaces are named flab<ID>-<node>.
-func (l *Lab) ID() string { return l.state.id }
-
-// Close kills the processes and removes the namespaces and, unless the caller named it, the directory. It may be
-// called again and returns the same error.
+// Close kills the processes and removes the namespaces and the directory. It may be called again and returns the same
+// error.
 func (l *Lab) Close() error {
 	l.closing.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -184,7 +172,7 @@ func (l *Lab) Close() error {
 		}
 		l.spawner.close()
 		if l.Etcd != nil {
-			l.Etcd.disconnect()
+			l.Etcd.transport.CloseIdleConnections()
 		}
 		for _, n := range namespaces {
 			n.file.Close()

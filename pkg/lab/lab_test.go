@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			return 1
 		}
-		fmt.Println(l.ID(), l.Dir, l.Etcd.process.PID(), p.PID())
+		fmt.Println(l.state.id, l.Dir, l.Etcd.process.PID(), p.PID())
 		select {}
 	}))
 }
@@ -44,9 +44,6 @@ func newTestLab(t *testing.T, o Options) (context.Context, *Lab) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
-	if o.Dir == "" {
-		o.Dir = t.TempDir()
-	}
 	l, err := New(ctx, o)
 	if err != nil {
 		t.Fatal(err)
@@ -62,11 +59,13 @@ func newTestLab(t *testing.T, o Options) (context.Context, *Lab) {
 
 func assertGone(t *testing.T, l *Lab) {
 	t.Helper()
-	if left, _ := netnsFiles(namePrefix + l.ID()); len(left) > 0 {
+	if left, _ := netnsFiles(namePrefix + l.state.id); len(left) > 0 {
 		t.Errorf("namespaces left: %v", left)
 	}
-	if _, err := os.Stat(l.state.dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("entry of the lab is left: %v", err)
+	for _, dir := range []string{l.state.dir, l.Dir} {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s of the lab is left: %v", dir, err)
+		}
 	}
 	for _, p := range l.processes {
 		if err := unix.Kill(p.PID(), 0); !errors.Is(err, unix.ESRCH) {
@@ -185,7 +184,7 @@ func TestSweepSparesLivingLab(t *testing.T) {
 	if err := other.Close(); err != nil {
 		t.Error(err)
 	}
-	if left, _ := netnsFiles(namePrefix + l.ID()); len(left) != 2 {
+	if left, _ := netnsFiles(namePrefix + l.state.id); len(left) != 2 {
 		t.Errorf("namespaces of the living lab: %v", left)
 	}
 }

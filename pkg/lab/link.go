@@ -2,6 +2,7 @@ package lab
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -61,6 +62,26 @@ func addCable(h *netlink.Handle, c cable) error {
 	return c.peer.configure(func(h *netlink.Handle) error { return setUp(h, c.device) })
 }
 
+// setMaster makes a link a port of a bridge, or of none if the bridge's name is empty.
+func setMaster(h *netlink.Handle, name, bridge string) error {
+	port, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	index := 0
+	if bridge != "" {
+		master, err := h.LinkByName(bridge)
+		if err != nil {
+			return fmt.Errorf("find bridge %s: %w", bridge, err)
+		}
+		index = master.Attrs().Index
+	}
+	if err := h.LinkSetMasterByIndex(port, index); err != nil {
+		return fmt.Errorf("set master of %s to %q: %w", name, bridge, err)
+	}
+	return nil
+}
+
 // setAddr makes addr the only IPv4 address of a link.
 func setAddr(h *netlink.Handle, name string, addr netip.Prefix) error {
 	link, err := h.LinkByName(name)
@@ -86,8 +107,18 @@ func setAddr(h *netlink.Handle, name string, addr netip.Prefix) error {
 	return nil
 }
 
-// addDefaultRoute routes everything via a gateway on a link.
-func addDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
+// connect gives a device its address and makes it the way to everywhere, via a router.
+func (n *Namespace) connect(device string, addr netip.Prefix, router netip.Addr) error {
+	return n.configure(func(h *netlink.Handle) error {
+		if err := setAddr(h, device, addr); err != nil {
+			return err
+		}
+		return setDefaultRoute(h, device, router)
+	})
+}
+
+// setDefaultRoute routes everything via a gateway on a link.
+func setDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", name, err)
@@ -97,6 +128,13 @@ func addDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
 		return fmt.Errorf("replace default route via %s dev %s: %w", via, name, err)
 	}
 	return nil
+}
+
+// offset returns the IPv4 address n after a.
+func offset(a netip.Addr, n int) netip.Addr {
+	raw := a.As4()
+	binary.BigEndian.PutUint32(raw[:], binary.BigEndian.Uint32(raw[:])+uint32(n))
+	return netip.AddrFrom4(raw)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

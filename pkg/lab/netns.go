@@ -109,11 +109,11 @@ func (n *Namespace) Listen(ctx context.Context, network, address string) (listen
 	return listener, err
 }
 
-// Sysctl writes a network sysctl of the namespace; key is given with slashes, as in "net/ipv4/ip_forward".
-func (n *Namespace) Sysctl(key, value string) error {
+// forward makes the namespace a router.
+func (n *Namespace) forward() error {
 	return n.Do(func() error {
-		if err := os.WriteFile("/proc/sys/"+key, []byte(value), 0); err != nil {
-			return fmt.Errorf("set sysctl %s to %s in %s: %w", key, value, n.Name, err)
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+			return fmt.Errorf("enable forwarding in %s: %w", n.Name, err)
 		}
 		return nil
 	})

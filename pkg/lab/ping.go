@@ -15,17 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sizes of an echo packet in bytes: its headers, and what the lab needs to know its own packets.
+// Sizes in an echo packet, in bytes: the ICMP header, and what the lab needs to know its own packets.
 const (
-	echoHeaders = ipv4.HeaderLen + 8
-	echoToken   = 16
-	// MinPing is the smallest PingOptions.Size.
-	MinPing = echoHeaders + echoToken
+	icmpHeader = 8
+	echoToken  = 16
+	minPing    = ipv4.HeaderLen + icmpHeader + echoToken
 )
 
 // PingOptions describes one echo request. The zero value is what ping(8) sends.
 type PingOptions struct {
-	Size    int           // of the whole IP packet in bytes; default 84
+	Size    int           // of the whole IP packet in bytes, 44 to 65535; default 84
 	DF      bool          // don't fragment, and don't trust a path MTU learnt before
 	Timeout time.Duration // for the reply; default 1 s
 }
@@ -77,8 +76,8 @@ func (e *Endpoint) openEcho(ctx context.Context, to netip.Addr, o PingOptions) (
 	if o.Size == 0 {
 		o.Size = 84
 	}
-	if o.Size < MinPing || o.Size > 1<<16-1 {
-		return nil, fmt.Errorf("ping %s: size %d is not in %d..65535", to, o.Size, MinPing)
+	if o.Size < minPing || o.Size > 1<<16-1 {
+		return nil, fmt.Errorf("ping %s: size %d is not in %d..65535", to, o.Size, minPing)
 	}
 	// Connected: only then does the kernel report ICMP errors to a raw socket.
 	conn, err := e.NS.DialContext(ctx, "ip4:1", to.String())
@@ -86,13 +85,12 @@ func (e *Endpoint) openEcho(ctx context.Context, to netip.Addr, o PingOptions) (
 		return nil, fmt.Errorf("ping %s from %s: %w", to, e.Name, err)
 	}
 	if o.DF {
-		// PROBE sets DF like DO but ignores the path MTU cache.
-		if err := setPMTUDiscovery(conn, unix.IP_PMTUDISC_PROBE); err != nil {
+		if err := setDF(conn.(*net.IPConn)); err != nil {
 			conn.Close()
 			return nil, err
 		}
 	}
-	s := &echoSocket{conn: conn, payload: make([]byte, o.Size-echoHeaders)}
+	s := &echoSocket{conn: conn, payload: make([]byte, o.Size-ipv4.HeaderLen-icmpHeader)}
 	rand.Read(s.payload[:8])
 	s.id = int(binary.BigEndian.Uint16(s.payload))
 	return s, nil
@@ -118,27 +116,27 @@ func (s *echoSocket) receive() (uint64, error) {
 			return 0, err
 		}
 		packet := buf[:n]
-		if n > 0 && packet[0]>>4 == 4 { // a raw socket delivers the IP header; an ICMP reply begins with a 0
+		if n > 0 && packet[0]>>4 == ipv4.Version { // a raw socket delivers the IP header; an ICMP reply begins with a 0
 			packet = packet[min(n, int(packet[0]&15)*4):]
 		}
-		const header = 8
-		if len(packet) < header+echoToken || packet[0] != byte(ipv4.ICMPTypeEchoReply) {
+		if len(packet) < icmpHeader+echoToken || packet[0] != byte(ipv4.ICMPTypeEchoReply) {
 			continue
 		}
-		if data := packet[header:]; string(data[:8]) == string(s.payload[:8]) {
+		if data := packet[icmpHeader:]; string(data[:8]) == string(s.payload[:8]) {
 			return binary.BigEndian.Uint64(data[8:]), nil
 		}
 	}
 }
 
-func setPMTUDiscovery(conn net.Conn, how int) error {
-	raw, err := conn.(*net.IPConn).SyscallConn()
+// setDF forbids fragmentation, here and on the way. PROBE is like DO but ignores the path MTU cache.
+func setDF(conn *net.IPConn) error {
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("set don't fragment: %w", err)
 	}
 	var inner error
 	err = raw.Control(func(fd uintptr) {
-		inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how)
+		inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 	})
 	if err := errors.Join(err, inner); err != nil {
 		return fmt.Errorf("set don't fragment: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -19,7 +20,7 @@ type Pinger struct {
 	mu       sync.Mutex
 	sent     []time.Time // by sequence number
 	answered []bool
-	received int
+	rtts     []time.Duration
 }
 
 // PingStats is what a Pinger has seen.
@@ -28,6 +29,7 @@ type PingStats struct {
 	// Outage is the longest time without traffic: from the first request of a run of lost ones to the next that was
 	// answered, or to the last request. It is 0 if nothing was lost.
 	Outage time.Duration
+	RTTs   []time.Duration // of the answered requests, in the order of the replies
 }
 
 // StartPinger sends requests of default size, each interval, until Stop. A request that could not be sent is a lost
@@ -65,7 +67,7 @@ func (p *Pinger) Stop() PingStats {
 func (p *Pinger) Stats() PingStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	stats := PingStats{Sent: len(p.sent), Received: p.received, Lost: len(p.sent) - p.received}
+	stats := PingStats{Sent: len(p.sent), Received: len(p.rtts), Lost: len(p.sent) - len(p.rtts), RTTs: slices.Clone(p.rtts)}
 	var since time.Time
 	for i, at := range p.sent {
 		if !p.answered[i] && since.IsZero() {
@@ -103,6 +105,7 @@ func (p *Pinger) receive() {
 	defer p.ended.Done()
 	for {
 		seq, err := p.socket.receive()
+		at := time.Now()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -112,7 +115,7 @@ func (p *Pinger) receive() {
 		p.mu.Lock()
 		if seq < uint64(len(p.answered)) && !p.answered[seq] {
 			p.answered[seq] = true
-			p.received++
+			p.rtts = append(p.rtts, at.Sub(p.sent[seq]))
 		}
 		p.mu.Unlock()
 	}

@@ -10,13 +10,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// inheritedEnv names the variables that programs in the lab share with its owner; GOCOVERDIR collects their coverage.
+const inheritedEnv = "PATH HOME TMPDIR GOCOVERDIR"
 
 // A Command says which program a host is to run.
 type Command struct {
 	Path string   // the binary; empty means Options.Flanneld
 	Args []string // without the program's name
-	Env  []string // "KEY=value", added to PATH, HOME, TMPDIR and those that the lab sets
+	Env  []string // "KEY=value", added to PATH, HOME, TMPDIR, GOCOVERDIR and what the lab sets
 }
 
 // A Process is a program running inside a namespace. It dies with the program that owns the lab, however that ends.
@@ -45,7 +50,7 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 	p := &Process{log: log, ready: ready, done: make(chan struct{})}
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	for _, key := range []string{"PATH", "HOME", "TMPDIR"} {
+	for _, key := range strings.Fields(inheritedEnv) {
 		if value, ok := os.LookupEnv(key); ok {
 			p.cmd.Env = append(p.cmd.Env, key+"="+value)
 		}
@@ -102,6 +107,23 @@ func (p *Process) Signal(s os.Signal) error {
 	return nil
 }
 
+// Pause sends SIGSTOP and waits until every thread has stopped. SIGCONT ends it.
+func (p *Process) Pause() error {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for {
+		err := unix.Waitid(unix.P_PID, p.PID(), nil, unix.WSTOPPED, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("pause process %d: %w", p.PID(), err)
+		}
+		return nil
+	}
+}
+
 // Stop sends SIGTERM and returns the exit code.
 func (p *Process) Stop(ctx context.Context) (int, error) { return p.end(ctx, syscall.SIGTERM) }
 
@@ -125,7 +147,8 @@ func (p *Process) WaitReady(ctx context.Context) error {
 		return nil
 	case <-p.done:
 	case <-ctx.Done():
-		return fmt.Errorf("wait for READY=1 of process %d: %w; its log ends with:\n%s", p.PID(), ctx.Err(), lastLines(p.Logs(), 15))
+		return fmt.Errorf("wait for READY=1 of process %d: %w; its log ends with:\n%s",
+			p.PID(), ctx.Err(), lastLines(p.Logs(), 15))
 	}
 	select { // the datagram may have come just before the end
 	case <-p.ready.ready:

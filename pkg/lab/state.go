@@ -68,8 +68,8 @@ func (s *state) socketPath() string {
 	return filepath.Join(s.dir, fmt.Sprintf("notify%d", s.socket.Add(1)))
 }
 
-// ownTemp makes a temporary directory and records it, so that a later sweep removes it too.
-func (s *state) ownTemp() (string, error) {
+// makeTemp makes a temporary directory and records it, so that a later sweep removes it too.
+func (s *state) makeTemp() (string, error) {
 	dir, err := os.MkdirTemp("", "flannel-lab-")
 	if err != nil {
 		return "", fmt.Errorf("create lab directory: %w", err)

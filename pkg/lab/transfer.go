@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TransferStats is the result of a TCP transfer, as seen by the receiver.
@@ -62,7 +65,9 @@ func (e *Endpoint) Throughput(ctx context.Context, to *Endpoint, d time.Duration
 }
 
 // stream connects e to another endpoint, sends what write writes and copies what arrives to check, if that is not nil.
-func (e *Endpoint) stream(ctx context.Context, to *Endpoint, write func(io.Writer) error, check io.Writer) (TransferStats, error) {
+func (e *Endpoint) stream(
+	ctx context.Context, to *Endpoint, write func(io.Writer) error, check io.Writer,
+) (TransferStats, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	listener, err := to.NS.Listen(ctx, "tcp", net.JoinHostPort(to.Addr.String(), "0"))
@@ -100,14 +105,14 @@ func (e *Endpoint) send(ctx context.Context, address string, write func(io.Write
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if err := write(conn); err != nil {
-		return errors.Join(ctx.Err(), err)
+		return cmp.Or(ctx.Err(), err)
 	}
 	// Wait until the receiver has read to the end, so that its clock and not the socket buffer decides.
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		return err
 	}
 	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
-		return errors.Join(ctx.Err(), err)
+		return cmp.Or(ctx.Err(), err)
 	}
 	return nil
 }
@@ -119,6 +124,9 @@ func receive(ctx context.Context, listener net.Listener, check io.Writer) (Trans
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := readInBulk(conn.(*net.TCPConn)); err != nil {
+		return TransferStats{}, err
+	}
 	var stats TransferStats
 	start := time.Now()
 	buf := make([]byte, 256<<10)
@@ -136,4 +144,21 @@ func receive(ctx context.Context, listener net.Listener, check io.Writer) (Trans
 			return stats, err
 		}
 	}
+}
+
+// readInBulk lets the kernel wake the receiver for much data or the end only. Woken for every segment, it would spend
+// most of its time on waking up and make short paths look slower than long ones, on which more comes at once.
+func readInBulk(conn *net.TCPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("set SO_RCVLOWAT: %w", err)
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 128<<10)
+	})
+	if err := errors.Join(err, inner); err != nil {
+		return fmt.Errorf("set SO_RCVLOWAT: %w", err)
+	}
+	return nil
 }

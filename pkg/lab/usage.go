@@ -6,34 +6,28 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Usage is what a process has consumed.
 type Usage struct {
-	CPU time.Duration // user and system time since its start, in steps of 10 ms
+	CPU time.Duration // user and system time since its start, of all threads
 	RSS int64         // resident memory now, in bytes
 	HWM int64         // the most resident memory it ever had, in bytes
 }
 
-// Usage reads the consumption of a running process from /proc.
+// Usage reads the consumption of a running process.
 func (p *Process) Usage() (Usage, error) {
 	var u Usage
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
-	if err != nil {
-		return u, fmt.Errorf("read usage of process %d: %w", p.PID(), err)
+	// The CPU clock of a process, as clock_getcpuclockid(3) makes it: the ticks of /proc/PID/stat are far too coarse for
+	// a process that does next to nothing.
+	const cpuClockSched = 2
+	var spent unix.Timespec
+	if err := unix.ClockGettime(int32(^p.PID()<<3|cpuClockSched), &spent); err != nil {
+		return u, fmt.Errorf("read CPU time of process %d: %w", p.PID(), err)
 	}
-	// proc_pid_stat(5): the name in parentheses may contain spaces; utime and stime are fields 14 and 15.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 13 {
-		return u, fmt.Errorf("read usage of process %d: unexpected stat %q", p.PID(), stat)
-	}
-	for _, field := range fields[11:13] {
-		ticks, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return u, fmt.Errorf("read CPU time of process %d: %w", p.PID(), err)
-		}
-		u.CPU += time.Duration(ticks) * (time.Second / 100) // USER_HZ is 100 on every Go platform
-	}
+	u.CPU = time.Duration(spent.Nano())
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return u, fmt.Errorf("read memory of process %d: %w", p.PID(), err)

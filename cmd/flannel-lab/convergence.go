@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/lab"
+)
+
+const (
+	vxlanLink = "flannel.1"
+	// patience is far above what is to be measured.
+	patience = 10 * time.Second
+	pingRate = 100 // per second, over a restart
+)
+
+// convergence measures how soon the kernel of a host is right after something has changed, in etcd or on the host.
+func (b *bench) convergence(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "MEDIAN", "WORST", "OF"}}
+	var errs []error
+	add := func(what string, took []time.Duration, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			return
+		}
+		rows = append(rows, []string{what, milliseconds(median(took)), milliseconds(quantile(took, 1)), fmt.Sprint(len(took))})
+	}
+	joins, err := b.joins(ctx)
+	add("key of a new peer in etcd → its route, neighbour and FDB entry", joins, err)
+	for _, damage := range []struct {
+		name string
+		kind dataplane.Kind
+	}{
+		{"ip link del " + vxlanLink, dataplane.KindLink},
+		{"ip route flush", dataplane.KindRoute},
+		{"ip neigh flush", dataplane.KindNeigh},
+		{"bridge fdb flush", dataplane.KindFDB},
+	} {
+		b.progress("%s, %d times", damage.name, b.plan.repairs)
+		took, err := b.repairs(ctx, damage.kind)
+		add(damage.name+" → all as before", took, err)
+	}
+	return rows, errors.Join(errs...)
+}
+
+// joins makes up peers one after another, on a host whose own lease is not touched.
+func (b *bench) joins(ctx context.Context) ([]time.Duration, error) {
+	b.progress("%d peers appear", b.plan.joins)
+	k, err := openKernel(b.vxlan.hosts[1])
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	var took []time.Duration
+	for i := range b.plan.joins {
+		p := makeUp(i)
+		start := time.Now()
+		if err := b.lab.Etcd.Put(ctx, b.vxlan.prefix+"/subnets/"+p.key(), p.value(), 0); err != nil {
+			return took, err
+		}
+		if err := b.awaitState(ctx, k, "all of the peer", p.complete); err != nil {
+			return took, err
+		}
+		took = append(took, time.Since(start))
+		if err := b.lab.Etcd.Delete(ctx, b.vxlan.prefix+"/subnets/"+p.key()); err != nil {
+			return took, err
+		}
+		if err := b.awaitState(ctx, k, "nothing of the peer", p.absent); err != nil {
+			return took, err
+		}
+	}
+	return took, nil
+}
+
+// repairs does the same damage to a host again and again.
+func (b *bench) repairs(ctx context.Context, kind dataplane.Kind) ([]time.Duration, error) {
+	h := b.vxlan.hosts[0]
+	// The daemon leaves alone for a while what somebody keeps undoing. A new process starts without that memory.
+	if err := stop(ctx, b.vxlan, h); err != nil {
+		return nil, err
+	}
+	if _, err := start(ctx, b.vxlan, h); err != nil {
+		return nil, err
+	}
+	k, err := openKernel(h)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	before, err := k.Snapshot(b.vxlanScope())
+	if err != nil {
+		return nil, err
+	}
+	ops := deletions(before, vxlanLink, kind)
+	if len(ops) == 0 {
+		return nil, errors.New("there is nothing to damage")
+	}
+	var took []time.Duration
+	for range b.plan.repairs {
+		start := time.Now()
+		if err := errors.Join(k.Apply(ops)...); err != nil {
+			return took, err
+		}
+		if err := b.awaitState(ctx, k, "the repair", before.Equal); err != nil {
+			return took, err
+		}
+		took = append(took, time.Since(start))
+	}
+	return took, nil
+}
+
+func (b *bench) vxlanScope() dataplane.Scope {
+	return dataplane.Scope{Network: b.vxlan.network, Links: []string{vxlanLink}}
+}
+
+func (b *bench) awaitState(ctx context.Context, k *kernel.Kernel, what string, check func(dataplane.State) bool) error {
+	return await(ctx, what, patience, func() (bool, error) {
+		s, err := k.Snapshot(b.vxlanScope())
+		return err == nil && check(s), err
+	})
+}
+
+// losses counts what pings between containers lose while flanneld restarts on the host of one.
+func (b *bench) losses(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "LOST", "OF", "LONGEST GAP"}}
+	h := b.vxlan.hosts[0]
+	p, err := containerPath(ctx, b.vxlan)
+	if err != nil {
+		return rows, err
+	}
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		b.progress("%s and start, under traffic", unix.SignalName(s))
+		pinger, err := p.from.StartPinger(p.to.Addr, time.Second/pingRate)
+		if err != nil {
+			return rows, err
+		}
+		err = b.restart(ctx, h, s)
+		stats := pinger.Stop()
+		if err != nil {
+			return rows, err
+		}
+		rows = append(rows, []string{unix.SignalName(s), fmt.Sprint(stats.Lost), fmt.Sprint(stats.Sent), milliseconds(stats.Outage)})
+	}
+	return rows, nil
+}
+
+// restart ends flanneld and starts it again, with time before and, for losses that come late, after that.
+func (b *bench) restart(ctx context.Context, h *lab.Host, s syscall.Signal) error {
+	if err := window(ctx, b.plan.away); err != nil {
+		return err
+	}
+	if err := end(ctx, h, s); err != nil {
+		return err
+	}
+	if err := window(ctx, b.plan.away); err != nil {
+		return err
+	}
+	if _, err := start(ctx, b.vxlan, h); err != nil {
+		return err
+	}
+	return window(ctx, b.plan.away)
+}
+
+// A peer is one that exists in etcd only.
+type peer struct {
+	subnet netip.Prefix
+	public netip.Addr
+	mac    dataplane.MAC
+}
+
+// makeUp gives peer i, 0 to 99.
+func makeUp(i int) peer {
+	n := byte(i + 1)
+	return peer{
+		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, n, 0}), 24),
+		public: netip.AddrFrom4([4]byte{203, 0, 113, n}), // RFC 5737: for documentation, never a real host
+		mac:    dataplane.MAC{0x0a, 0, 0, 0, 0, n},
+	}
+}
+
+func (p peer) key() string { return fmt.Sprintf("%s-%d", p.subnet.Addr(), p.subnet.Bits()) }
+
+func (p peer) value() string {
+	return fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"}}`, p.public, p.mac)
+}
+
+// objects counts those of the peer in a kernel: route, neighbour and FDB entry.
+func (p peer) objects(s dataplane.State) (n int) {
+	if _, ok := s.FDB[dataplane.FDB{Link: vxlanLink, MAC: p.mac, Dst: p.public}]; ok {
+		n++
+	}
+	if s.Neighs[dataplane.NeighKey{Link: vxlanLink, IP: p.subnet.Addr()}] == p.mac {
+		n++
+	}
+	for k := range s.Routes {
+		if k.Dst == p.subnet && k.Link == vxlanLink {
+			n++
+		}
+	}
+	return n
+}
+
+func (p peer) complete(s dataplane.State) bool { return p.objects(s) == 3 }
+
+func (p peer) absent(s dataplane.State) bool { return p.objects(s) == 0 }

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/lab"
+)
+
+// openKernel gives access to the kernel objects of a host; close it.
+func openKernel(h *lab.Host) (k *kernel.Kernel, err error) {
+	err = h.Do(func() error {
+		k, err = kernel.New()
+		return err
+	})
+	return k, err
+}
+
+// flannelLinks names the devices of flanneld on a host, sorted.
+func flannelLinks(h *lab.Host) (names []string, err error) {
+	err = h.Do(func() error {
+		all, err := net.Interfaces()
+		for _, i := range all {
+			if strings.HasPrefix(i.Name, "flannel") {
+				names = append(names, i.Name)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list devices of %s: %w", h.Name, err)
+	}
+	return names, nil
+}
+
+// overlayOf reads what a host's kernel holds for a network.
+func overlayOf(h *lab.Host, network netip.Prefix) (dataplane.State, error) {
+	links, err := flannelLinks(h)
+	if err != nil {
+		return dataplane.State{}, err
+	}
+	k, err := openKernel(h)
+	if err != nil {
+		return dataplane.State{}, err
+	}
+	defer k.Close()
+	return k.Snapshot(dataplane.Scope{Network: network, Links: links})
+}
+
+// deletions are the operations that remove all objects of one kind from a link, or the link itself.
+func deletions(s dataplane.State, link string, kind dataplane.Kind) (ops []dataplane.Op) {
+	del := dataplane.Op{Verb: dataplane.Del, Kind: kind}
+	switch kind {
+	case dataplane.KindLink:
+		if l, ok := s.Links[link]; ok {
+			del.Name, del.Link = link, l
+			ops = append(ops, del)
+		}
+	case dataplane.KindFDB:
+		for f := range s.FDB {
+			if del.FDB = f; f.Link == link {
+				ops = append(ops, del)
+			}
+		}
+	case dataplane.KindNeigh:
+		for k, mac := range s.Neighs {
+			if del.NeighKey, del.MAC = k, mac; k.Link == link {
+				ops = append(ops, del)
+			}
+		}
+	case dataplane.KindRoute:
+		for k, r := range s.Routes {
+			if del.RouteKey, del.Route = k, r; k.Link == link {
+				ops = append(ops, del)
+			}
+		}
+	}
+	return ops
+}
+
+// await looks each millisecond whether something has become true. The error tells what.
+func await(ctx context.Context, what string, limit time.Duration, check func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than %v", limit))
+	defer cancel()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		done, err := check()
+		if err != nil {
+			return fmt.Errorf("wait for %s: %w", what, err)
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, context.Cause(ctx))
+		}
+	}
+}
+
+// window lets a time pass in which something is measured.
+func window(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("measure for %v: %w", d, ctx.Err())
+	}
+}

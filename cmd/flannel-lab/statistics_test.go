@@ -1,0 +1,97 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/dataplane"
+)
+
+func TestQuantile(t *testing.T) {
+	for _, test := range []struct {
+		values []int
+		q      float64
+		want   int
+	}{
+		{nil, 0.5, 0},
+		{[]int{7}, 0, 7},
+		{[]int{7}, 0.99, 7},
+		{[]int{3, 1, 2}, 0.5, 2},
+		{[]int{4, 3, 2, 1}, 0.5, 2}, // always a value that was measured
+		{[]int{5, 1, 4, 2, 3}, 1, 5},
+		{[]int{5, 1, 4, 2, 3}, 0, 1},
+		{[]int{10, 9, 8, 7, 6, 5, 4, 3, 2, 1}, 0.99, 10},
+		{[]int{10, 9, 8, 7, 6, 5, 4, 3, 2, 1}, 0.9, 9},
+	} {
+		if got := quantile(test.values, test.q); got != test.want {
+			t.Errorf("quantile %v of %v is %d, want %d", test.q, test.values, got, test.want)
+		}
+	}
+	values := []time.Duration{3, 1, 2}
+	if median(values) != 2 || values[0] != 3 {
+		t.Errorf("median %v, and the values are now %v", median(values), values)
+	}
+}
+
+func TestTakeTurns(t *testing.T) {
+	var order []int
+	measure := func(i int) error { order = append(order, i); return nil }
+	if err := takeTurns(make([]path, 3), 3, measure); err != nil || !slices.Equal(order, []int{0, 1, 2, 2, 1, 0, 0, 1, 2}) {
+		t.Errorf("order %v, %v", order, err)
+	}
+	err := takeTurns([]path{{name: "a"}, {name: "b"}}, 1, func(i int) error { return []error{nil, io.EOF}[i] })
+	if !errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "b: ") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestUnits(t *testing.T) {
+	for got, want := range map[string]string{
+		milliseconds(1234567 * time.Nanosecond): "1.2 ms",
+		microseconds(1234567 * time.Nanosecond): "1235 µs",
+		megabytes(19_990_000):                   "20.0 MB",
+		shortest(12 * time.Microsecond):         "0.01",
+		shortest(250 * time.Millisecond):        "250",
+	} {
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+func TestMadeUpPeers(t *testing.T) {
+	p := makeUp(4)
+	if p.key() != "10.42.5.0-24" || p.value() != `{"PublicIP":"203.0.113.5","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:05"}}` {
+		t.Errorf("%s = %s", p.key(), p.value())
+	}
+	s := dataplane.NewState()
+	if !p.absent(s) || p.complete(s) {
+		t.Error("the peer is in an empty state")
+	}
+	gw := p.subnet.Addr()
+	s.FDB[dataplane.FDB{Link: vxlanLink, MAC: p.mac, Dst: p.public}] = struct{}{}
+	s.Neighs[dataplane.NeighKey{Link: vxlanLink, IP: gw}] = p.mac
+	if p.absent(s) || p.complete(s) {
+		t.Error("without a route the peer is not complete and not absent")
+	}
+	s.Routes[dataplane.RouteKey{Dst: p.subnet, Link: vxlanLink}] = dataplane.Route{Via: gw, OnLink: true}
+	if !p.complete(s) || !makeUp(3).absent(s) {
+		t.Errorf("peer %+v in\n%s", p, s.Text())
+	}
+	s.Links[vxlanLink] = dataplane.Link{Kind: dataplane.KindVXLAN}
+	for kind, want := range map[dataplane.Kind]string{
+		dataplane.KindLink:  "ip link del flannel.1",
+		dataplane.KindFDB:   "bridge fdb del 0a:00:00:00:00:05 dev flannel.1 dst 203.0.113.5 self permanent",
+		dataplane.KindNeigh: "ip neigh del 10.42.5.0 dev flannel.1",
+		dataplane.KindRoute: "ip route del 10.42.5.0/24 via 10.42.5.0 dev flannel.1 onlink",
+	} {
+		ops := deletions(s, vxlanLink, kind)
+		if len(ops) != 1 || ops[0].Verb != dataplane.Del || ops[0].Object() == "" || len(deletions(s, "other", kind)) != 0 {
+			t.Errorf("want %s, got %v", want, ops)
+		}
+	}
+}
