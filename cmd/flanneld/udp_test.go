@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,32 +43,56 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-// TestUDPRestart: the device outlives the daemon, so that a restart is a short
-// silence for the packets that cannot wait.
+// TestUDPRestart: by hand, the device outlives the daemon; by systemd, so does
+// the socket, and packets wait in both.
 func TestUDPRestart(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		t.Run(sig.String(), func(t *testing.T) {
+	for _, r := range []struct {
+		name    string
+		signal  syscall.Signal
+		systemd bool
+		outage  time.Duration
+	}{
+		{"by hand after SIGTERM", syscall.SIGTERM, false, 300 * time.Millisecond},
+		{"by hand after SIGKILL", syscall.SIGKILL, false, 300 * time.Millisecond},
+		{"by systemd after SIGTERM", syscall.SIGTERM, true, 0},
+		{"by systemd after SIGKILL", syscall.SIGKILL, true, 0},
+	} {
+		t.Run(r.name, func(t *testing.T) {
 			c := startCluster(t, 2, udpConfig)
 			h := c.Hosts[0]
 			index := c.ifindex(h, "flannel0")
 			p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
 			c.must(err)
-			c.must(h.Flanneld().Signal(sig))
-			_, err = h.Flanneld().Wait(c.ctx)
-			c.must(err)
-			start := time.Now()
-			_, err = h.Start()
-			c.must(err)
-			c.must(h.Flanneld().WaitReady(c.ctx))
+			daemon := h.Flanneld()
+			for range 3 {
+				var kept []*os.File
+				if r.systemd {
+					if kept = daemon.Stored(); len(kept) != 2 {
+						t.Fatalf("systemd was given %d descriptors", len(kept))
+					}
+				}
+				c.must(daemon.Signal(r.signal))
+				_, err = daemon.Wait(c.ctx)
+				c.must(err)
+				start := time.Now()
+				daemon, err = h.Run(lab.Command{
+					Args:   []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile},
+					Stored: kept,
+				})
+				c.must(err)
+				c.must(daemon.WaitReady(c.ctx))
+				t.Logf("ready %v after exec", time.Since(start).Round(time.Millisecond))
+			}
 			c.waitAllPairs()
 			s := p.Stop()
-			t.Logf("ready %v after exec; lost %d of %d pings, for %v", time.Since(start), s.Lost, s.Sent, s.Outage)
-			if s.Outage > 300*time.Millisecond {
-				t.Errorf("an outage of %v", s.Outage)
+			t.Logf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+			if s.Outage > r.outage || r.systemd && s.Lost > 0 {
+				t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
 			}
 			if c.ifindex(h, "flannel0") != index {
 				t.Error("the device is another one")
 			}
+			c.must(daemon.Kill(c.ctx))
 		})
 	}
 }

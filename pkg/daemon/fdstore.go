@@ -12,20 +12,28 @@ import (
 	"flanneld/pkg/tunnel"
 )
 
-// fdStore keeps the descriptors of tunnels in systemd's descriptor store
-// (sd_pid_notify_with_fds(3)), so that packets wait in them while the daemon is
-// restarted. Without systemd it only opens them: the TUN device stays by itself.
+// fdStore keeps the descriptors of tunnels open, here and in systemd's
+// descriptor store (sd_pid_notify_with_fds(3)), so that packets wait in them
+// while a tunnel or the whole daemon starts again. Without systemd a TUN device
+// stays by itself, and only what arrives at the socket in between is lost.
 type fdStore struct {
-	log       *slog.Logger
-	inherited map[string]*os.File // by name; each is taken once
+	log  *slog.Logger
+	kept map[string]*os.File // by name; each has duplicates in use
 }
 
 func newFDStore(log *slog.Logger) *fdStore {
-	s := &fdStore{log: log, inherited: map[string]*os.File{}}
+	s := &fdStore{log: log, kept: map[string]*os.File{}}
 	for _, f := range activation.Files(true) {
-		s.inherited[f.Name()] = f
+		s.kept[f.Name()] = f
 	}
 	return s
+}
+
+// close gives the descriptors up here; systemd's remain.
+func (s *fdStore) close() {
+	for _, f := range s.kept {
+		f.Close()
+	}
 }
 
 // open gives the device and the socket of a tunnel: those that were kept if they
@@ -47,14 +55,15 @@ func (s *fdStore) openTUN(device string) (*tunnel.TUN, error) {
 	name := "tun-" + device
 	if fd, ok := s.take(name); ok {
 		tun, err := tunnel.AdoptTUN(fd, tunnel.AllOffloads())
-		switch {
-		case err != nil: // the device was deleted meanwhile
-			unix.Close(fd)
-		case tun.Name() == device:
+		if err == nil && tun.Name() == device {
 			return tun, nil
-		default:
-			tun.Close()
 		}
+		if err == nil {
+			tun.Close()
+		} else {
+			unix.Close(fd) // the device was deleted meanwhile
+		}
+		s.remove(name)
 	}
 	tun, err := tunnel.OpenTUN(device, tunnel.AllOffloads())
 	if err == nil {
@@ -72,8 +81,7 @@ func (s *fdStore) openUDP(local netip.AddrPort) (*tunnel.UDP, error) {
 			}
 		}
 		unix.Close(fd)
-		// It would keep the port.
-		s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
+		s.remove(name)
 	}
 	udp, err := tunnel.ListenUDP(local, tunnel.AllOffloads())
 	if err == nil {
@@ -90,23 +98,31 @@ func bound(fd int) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// take gives the caller a descriptor that was kept under a name.
+// take gives a duplicate of what is kept under a name.
 func (s *fdStore) take(name string) (fd int, ok bool) {
-	f, ok := s.inherited[name]
+	f, ok := s.kept[name]
 	if !ok {
 		return 0, false
 	}
-	delete(s.inherited, name)
-	defer f.Close()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	return fd, err == nil
 }
 
-// keep puts a descriptor into the store in place of what was there under its
-// name.
+// keep keeps a duplicate of fd under a name.
 func (s *fdStore) keep(name string, fd int) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return // out of descriptors: there are worse worries than the next restart
+	}
+	s.kept[name] = os.NewFile(uintptr(dup), name)
+	s.notify("FDSTORE=1\nFDNAME="+name, dup)
+}
+
+// remove gives up what is kept under a name, for it does not fit any more.
+func (s *fdStore) remove(name string) {
+	s.kept[name].Close()
+	delete(s.kept, name)
 	s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
-	s.notify("FDSTORE=1\nFDNAME="+name, fd)
 }
 
 // notify tells systemd something, if it listens. What fails is worth no more

@@ -73,22 +73,29 @@ func (p *plane) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 // Apply implements reconcile.Kernel. What is not about tunnels goes to the
 // kernel in as large batches as the order allows.
 func (p *plane) Apply(ops []dataplane.Op) []error {
-	errs := make([]error, 0, len(ops))
-	changed := map[string]bool{} // links whose table is another now
-	for len(ops) > 0 {
-		n := 0
-		for n < len(ops) && !tunnelOp(ops[n]) {
-			n++
-		}
-		if n > 0 {
-			errs = append(errs, p.kernel.Apply(ops[:n])...)
-			ops = ops[n:]
+	errs := make([]error, len(ops))
+	changed := map[string]bool{}   // links whose table is another now
+	unopened := map[string]error{} // links that could not be taken up: nothing is done on them
+	for i := 0; i < len(ops); {
+		if err := unopened[ops[i].Device()]; err != nil {
+			errs[i] = err
+			i++
 			continue
 		}
-		link, err := p.apply(ops[0])
-		changed[link] = true
-		errs = append(errs, err)
-		ops = ops[1:]
+		n := i
+		for n < len(ops) && !tunnelOp(ops[n]) && unopened[ops[n].Device()] == nil {
+			n++
+		}
+		if n > i {
+			copy(errs[i:], p.kernel.Apply(ops[i:n]))
+			i = n
+			continue
+		}
+		errs[i] = p.apply(ops[i])
+		if changed[ops[i].Device()] = true; errs[i] != nil && ops[i].Kind == dataplane.KindLink {
+			unopened[ops[i].Device()] = errs[i]
+		}
+		i++
 	}
 	for link := range changed {
 		if err := p.swap(link); err != nil {
@@ -103,25 +110,25 @@ func tunnelOp(op dataplane.Op) bool {
 }
 
 // apply carries out one operation on a tunnel.
-func (p *plane) apply(op dataplane.Op) (link string, err error) {
+func (p *plane) apply(op dataplane.Op) error {
 	if op.Kind == dataplane.KindTunnel {
-		return op.TunnelKey.Link, p.enter(op)
+		return p.enter(op)
 	}
 	if op.Verb == dataplane.Put {
 		if err := p.open(op); err != nil {
-			return op.Name, fmt.Errorf("replace %s: %w", op.Object(), err)
+			return fmt.Errorf("replace %s: %w", op.Object(), err)
 		}
 		op.Verb = dataplane.Set
 	}
 	if err := p.kernel.Apply([]dataplane.Op{op})[0]; err != nil {
-		return op.Name, err
+		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c, ok := p.tunnels[op.Name]; ok {
 		c.link = op.Link
 	}
-	return op.Name, nil
+	return nil
 }
 
 // open takes up a TUN device, or makes it, and the socket behind it.
@@ -230,4 +237,5 @@ func (p *plane) close() {
 	for link := range p.tunnels {
 		p.drop(link)
 	}
+	p.store.close()
 }

@@ -22,7 +22,7 @@ func newModel(s State) *model {
 // apply carries out one operation as Linux does. An error is something that no
 // well-ordered batch runs into.
 func (m *model) apply(o Op) error {
-	if link := linkName(o); link != "" && o.Verb != Del {
+	if link := o.Device(); link != "" && o.Kind != KindLink && o.Verb != Del {
 		if _, ok := m.Links[link]; !ok {
 			return fmt.Errorf("%s: link %s is not there yet", o, link)
 		}
@@ -55,20 +55,6 @@ func (m *model) apply(o Op) error {
 		return m.applyRoute(o)
 	}
 	return nil
-}
-
-func linkName(o Op) string {
-	switch o.Kind {
-	case KindAddr:
-		return o.Addr.Link
-	case KindFDB:
-		return o.FDB.Link
-	case KindNeigh:
-		return o.NeighKey.Link
-	case KindRoute:
-		return o.RouteKey.Link
-	}
-	return ""
 }
 
 func (m *model) applyLink(o Op) error {

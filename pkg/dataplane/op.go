@@ -77,6 +77,26 @@ func (o Op) Object() string {
 	}
 }
 
+// Device names the link that the operation is on; empty for a sysctl.
+func (o Op) Device() string {
+	switch o.Kind {
+	case KindLink:
+		return o.Name
+	case KindSysctl:
+		return ""
+	case KindAddr:
+		return o.Addr.Link
+	case KindFDB:
+		return o.FDB.Link
+	case KindNeigh:
+		return o.NeighKey.Link
+	case KindTunnel:
+		return o.TunnelKey.Link
+	default:
+		return o.RouteKey.Link
+	}
+}
+
 // String is the operation as a command that a person can paste.
 func (o Op) String() string {
 	verb := "replace"

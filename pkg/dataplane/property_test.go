@@ -154,7 +154,7 @@ func (c chance) routes(m *model, some func() string) {
 
 // put makes an object where it can be.
 func (c chance) put(m *model, o Op) {
-	if l, ok := m.Links[linkName(o)]; ok && l.Up {
+	if l, ok := m.Links[o.Device()]; ok && l.Up {
 		_ = m.apply(o)
 	}
 }
@@ -217,7 +217,7 @@ func list(ops []Op) string {
 // needless tells of a Put of what stands already, unless its link is made anew
 // or loses its neighbours.
 func needless(o Op, have State, ops []Op) string {
-	link := linkName(o)
+	link := o.Device()
 	if o.Kind == KindSysctl {
 		link = strings.Split(o.Name, "/")[3]
 	}

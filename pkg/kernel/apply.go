@@ -62,26 +62,13 @@ type applier struct {
 
 func (a *applier) queue(i int) {
 	op := a.ops[i]
-	index, err := a.index(linkOf(op))
+	index, err := a.index(op.Device())
 	if err != nil {
 		a.errs[i] = settle(op, err)
 		return
 	}
 	a.waiting = append(a.waiting, i)
 	a.requests = append(a.requests, opRequest(op, index))
-}
-
-func linkOf(op dataplane.Op) string {
-	switch op.Kind {
-	case dataplane.KindAddr:
-		return op.Addr.Link
-	case dataplane.KindFDB:
-		return op.FDB.Link
-	case dataplane.KindNeigh:
-		return op.NeighKey.Link
-	default:
-		return op.RouteKey.Link
-	}
 }
 
 // index finds a link; one that is missing is asked for once.

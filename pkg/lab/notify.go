@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A notifySocket is the receiving end of sd_notify(3) for one process.
@@ -21,6 +23,7 @@ type notifySocket struct {
 
 	mu       sync.Mutex
 	messages []string
+	stored   []*os.File // put into the descriptor store
 }
 
 // listenNotify listens on a file, not on an abstract name: those are local to a network namespace.
@@ -37,21 +40,65 @@ func listenNotify(path string) (*notifySocket, error) {
 func (s *notifySocket) read() {
 	defer close(s.ended)
 	seen := false
-	buf := make([]byte, 4096)
+	buf, rights := make([]byte, 4096), make([]byte, 4096)
 	for {
-		n, err := s.conn.Read(buf)
+		n, nr, _, _, err := s.conn.ReadMsgUnix(buf, rights)
 		if err != nil {
 			return
 		}
 		message := string(buf[:n])
 		s.mu.Lock()
-		s.messages = append(s.messages, message)
+		if !s.store(message, rights[:nr]) {
+			s.messages = append(s.messages, message)
+		}
 		s.mu.Unlock()
 		if !seen && slices.Contains(strings.Split(message, "\n"), "READY=1") {
 			seen, s.at = true, time.Now()
 			close(s.ready)
 		}
 	}
+}
+
+// store is the descriptor store of systemd(1), as far as names go; it tells whether the message was about it.
+func (s *notifySocket) store(message string, rights []byte) bool {
+	name := ""
+	for line := range strings.Lines(message) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "FDNAME="); ok {
+			name = v
+		}
+	}
+	if strings.HasPrefix(message, "FDSTOREREMOVE=1\n") {
+		s.stored = slices.DeleteFunc(s.stored, func(f *os.File) bool {
+			if f.Name() != name {
+				return false
+			}
+			f.Close()
+			return true
+		})
+		return true
+	}
+	controls, err := unix.ParseSocketControlMessage(rights)
+	if err != nil || len(controls) == 0 {
+		return false
+	}
+	for _, c := range controls {
+		fds, err := unix.ParseUnixRights(&c)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			s.stored = append(s.stored, os.NewFile(uintptr(fd), name))
+		}
+	}
+	return true
+}
+
+func (s *notifySocket) takeStored() []*os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stored := s.stored
+	s.stored = nil
+	return stored
 }
 
 func (s *notifySocket) all() []string {
@@ -65,6 +112,9 @@ func (s *notifySocket) close() error {
 	s.conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 	<-s.ended
 	s.conn.Close()
+	for _, f := range s.takeStored() {
+		f.Close() // a service that is stopped has no store
+	}
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove notify socket: %w", err)
 	}

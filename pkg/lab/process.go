@@ -22,6 +22,9 @@ type Command struct {
 	Path string   // the binary; empty means Options.Flanneld
 	Args []string // without the program's name
 	Env  []string // "KEY=value", added to PATH, HOME, TMPDIR, GOCOVERDIR and what the lab sets
+	// Stored is the descriptor store that the process begins with, passed to it as systemd does (sd_listen_fds(3)): that of
+	// an earlier Process.
+	Stored []*os.File
 }
 
 // A Process is a program running inside a namespace. It dies with the program that owns the lab, however that ends.
@@ -56,6 +59,9 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 		}
 	}
 	p.cmd.Env = append(append(p.cmd.Env, "NOTIFY_SOCKET="+ready.path), c.Env...)
+	if ready.stored = c.Stored; len(c.Stored) > 0 {
+		p.passFiles(c.Stored)
+	}
 	// An own process group keeps the terminal's Ctrl-C away: the lab stops its processes itself.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 
@@ -75,6 +81,23 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 	l.track(p)
 	return p, nil
 }
+
+// passFiles puts a shell before the program, because LISTEN_PID is known only after the fork.
+func (p *Process) passFiles(files []*os.File) {
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = f.Name()
+	}
+	p.cmd.ExtraFiles = files
+	p.cmd.Env = append(p.cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(files)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	p.cmd.Args = append([]string{"/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`}, p.cmd.Args...)
+	p.cmd.Path = "/bin/sh"
+}
+
+// Stored gives the descriptor store that the process leaves to the next one: what it began with, and what it has put there
+// and not removed (FDSTORE=1 of sd_notify(3)). It must be taken before the process ends. Each File has its name in the store,
+// and is the caller's from now on.
+func (p *Process) Stored() []*os.File { return p.ready.takeStored() }
 
 // PID is the process id, as seen by the owner of the lab.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
