@@ -118,7 +118,7 @@ func TestDesired(t *testing.T) {
 			{"10.42.30.0-24", `{"PublicIP":"203.0.113.30"}`},
 			{"10.42.31.0-24", `{"PublicIP":"198.51.100.7"}`},
 		}, vxlanPeers...)},
-		{"udp-options", `{"Network":"10.42.0.0/16","Backend":{"Type":"udp","Port":9000,"AllowUnknownSources":true}}`, nat, entry{"10.42.7.0-24", `{"PublicIP":"192.0.2.7"}`}, nil},
+		{"udp-options", `{"Network":"10.42.0.0/16","Backend":{"Type":"udp","Port":9000,"AllowUnknownSources":true,"Offload":false}}`, nat, entry{"10.42.7.0-24", `{"PublicIP":"192.0.2.7"}`}, nil},
 		{"alloc", `{"Network":"10.42.0.0/16","Backend":{"Type":"alloc"}}`, us(), entry{"10.42.7.0-24", `{"PublicIP":"198.51.100.7"}`}, vxlanPeers},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -28,7 +28,8 @@ func init() { backends["udp"] = newUDP }
 type udp struct {
 	network netip.Prefix
 	port    int
-	open    bool
+	open    bool // let in packets from anybody
+	plain   bool // without offloads
 }
 
 const (
@@ -40,7 +41,12 @@ const (
 
 func newUDP(c netconf.Config) (Backend, error) {
 	f := c.Backend
-	b := &udp{network: c.Network, port: f.Int("Port", udpPort, 1, 65535), open: f.Bool("AllowUnknownSources", false)}
+	b := &udp{
+		network: c.Network,
+		port:    f.Int("Port", udpPort, 1, 65535),
+		open:    f.Bool("AllowUnknownSources", false),
+		plain:   !f.Bool("Offload", true),
+	}
 	return b, f.Err()
 }
 
@@ -55,7 +61,7 @@ func (b *udp) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 
 func (b *udp) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
 	s := dataplane.NewState()
-	s.Links[udpDevice] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, MTU: b.MTU(h), Up: true}
+	s.Links[udpDevice] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, Plain: b.plain, MTU: b.MTU(h), Up: true}
 	s.Addrs[dataplane.Addr{Link: udpDevice, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
 	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: v.Own.Subnet}] = netip.AddrPort{}
 	s.Routes[dataplane.RouteKey{Dst: b.network, Link: udpDevice}] = dataplane.Route{Proto: dataplane.ProtoBoot}

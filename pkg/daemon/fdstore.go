@@ -38,12 +38,12 @@ func (s *fdStore) close() {
 
 // open gives the device and the socket of a tunnel: those that were kept if they
 // still fit, else new ones.
-func (s *fdStore) open(device string, local netip.AddrPort) (*tunnel.TUN, *tunnel.UDP, error) {
-	tun, err := s.openTUN(device)
+func (s *fdStore) open(device string, local netip.AddrPort, o tunnel.Offloads) (*tunnel.TUN, *tunnel.UDP, error) {
+	tun, err := s.openTUN(device, o)
 	if err != nil {
 		return nil, nil, err
 	}
-	udp, err := s.openUDP(local)
+	udp, err := s.openUDP(local, o)
 	if err != nil {
 		tun.Close()
 		return nil, nil, err
@@ -51,10 +51,10 @@ func (s *fdStore) open(device string, local netip.AddrPort) (*tunnel.TUN, *tunne
 	return tun, udp, nil
 }
 
-func (s *fdStore) openTUN(device string) (*tunnel.TUN, error) {
+func (s *fdStore) openTUN(device string, o tunnel.Offloads) (*tunnel.TUN, error) {
 	name := "tun-" + device
 	if fd, ok := s.take(name); ok {
-		tun, err := tunnel.AdoptTUN(fd, tunnel.AllOffloads())
+		tun, err := tunnel.AdoptTUN(fd, o)
 		if err == nil && tun.Name() == device {
 			return tun, nil
 		}
@@ -65,25 +65,25 @@ func (s *fdStore) openTUN(device string) (*tunnel.TUN, error) {
 		}
 		s.remove(name)
 	}
-	tun, err := tunnel.OpenTUN(device, tunnel.AllOffloads())
+	tun, err := tunnel.OpenTUN(device, o)
 	if err == nil {
 		s.keep(name, tun.FD())
 	}
 	return tun, err
 }
 
-func (s *fdStore) openUDP(local netip.AddrPort) (*tunnel.UDP, error) {
+func (s *fdStore) openUDP(local netip.AddrPort, o tunnel.Offloads) (*tunnel.UDP, error) {
 	const name = "udp-tunnel"
 	if fd, ok := s.take(name); ok {
 		if bound(fd) == local {
-			if udp, err := tunnel.AdoptUDP(fd, tunnel.AllOffloads()); err == nil {
+			if udp, err := tunnel.AdoptUDP(fd, o); err == nil {
 				return udp, nil
 			}
 		}
 		unix.Close(fd)
 		s.remove(name)
 	}
-	udp, err := tunnel.ListenUDP(local, tunnel.AllOffloads())
+	udp, err := tunnel.ListenUDP(local, o)
 	if err == nil {
 		s.keep(name, udp.FD())
 	}

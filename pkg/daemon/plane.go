@@ -63,7 +63,7 @@ func (p *plane) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 			delete(s.Links, name)
 			continue
 		}
-		l.Local, l.Port, l.Open = c.link.Local, c.link.Port, c.link.Open
+		l.Local, l.Port, l.Open, l.Plain = c.link.Local, c.link.Port, c.link.Open, c.link.Plain
 		s.Links[name] = l
 		maps.Copy(s.Tunnel, c.entries)
 	}
@@ -134,7 +134,11 @@ func (p *plane) apply(op dataplane.Op) error {
 // open takes up a TUN device, or makes it, and the socket behind it.
 func (p *plane) open(op dataplane.Op) error {
 	p.drop(op.Name) // its device is gone, if it did not notice yet
-	tun, udp, err := p.store.open(op.Name, netip.AddrPortFrom(op.Link.Local, uint16(op.Link.Port)))
+	offloads := tunnel.AllOffloads()
+	if op.Link.Plain {
+		offloads = tunnel.Offloads{}
+	}
+	tun, udp, err := p.store.open(op.Name, netip.AddrPortFrom(op.Link.Local, uint16(op.Link.Port)), offloads)
 	if err != nil {
 		return err
 	}

@@ -58,6 +58,7 @@ type Link struct {
 	GBP      bool       // Group Based Policy extension
 	Learning bool       // learn FDB entries from traffic
 	Open     bool       // KindTUN: take packets from whoever sends them
+	Plain    bool       // KindTUN: leave no work to the kernel's offloads
 	MAC      MAC        // zero in what is wanted: keep what is there
 	MTU      int        // bytes, inner IP packet
 	Up       bool

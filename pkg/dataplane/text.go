@@ -54,6 +54,9 @@ func linkText(name string, l Link) string {
 		if l.Open {
 			s += " open"
 		}
+		if l.Plain {
+			s += " plain"
+		}
 		return s
 	default:
 		return s + " type " + l.Kind
