@@ -1,0 +1,188 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"flanneld/pkg/lab"
+)
+
+// TestUDPIntegrity moves a lot both ways at once.
+func TestUDPIntegrity(t *testing.T) {
+	c := startCluster(t, 2, udpConfig)
+	c.bothWays(1 << 30)
+}
+
+func (c *cluster) bothWays(bytes int64) {
+	c.t.Helper()
+	a, b := c.containers[0], c.containers[1]
+	var both sync.WaitGroup
+	for _, pair := range [][2]*lab.Container{{a, b}, {b, a}} {
+		both.Go(func() {
+			s, err := pair[0].Transfer(c.ctx, &pair[1].Endpoint, bytes)
+			if err != nil {
+				c.t.Errorf("%d bytes from %s to %s: %v", bytes, pair[0].Name, pair[1].Name, err)
+			}
+			c.t.Logf("%s to %s: %.2f Gbit/s", pair[0].Name, pair[1].Name, s.BitsPerSecond()/1e9)
+		})
+	}
+	both.Wait()
+}
+
+// TestUDPSmallPath: between the hosts is a link that carries less than the
+// uplinks do. Datagrams are cut in pieces there rather than lost.
+func TestUDPSmallPath(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 2, Racks: 2})
+	c.must(c.Fabric.Do(func() error {
+		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+		for _, r := range routes {
+			if r.Scope == netlink.SCOPE_LINK {
+				r.MTU, r.MTULock = 1300, true
+				err = errors.Join(err, netlink.RouteReplace(&r))
+			}
+		}
+		return err
+	}))
+	c.put("config", udpConfig)
+	c.must(c.StartAll(c.ctx))
+	c.addContainers()
+	c.waitAllPairs()
+	c.checkMTU(1472)
+	c.bothWays(64 << 20)
+}
+
+// inner makes an IPv4 packet with a UDP datagram.
+func inner(src, dst netip.Addr, port uint16, payload string) []byte {
+	b := make([]byte, 28, 28+len(payload))
+	b[0], b[8], b[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(b[2:], uint16(28+len(payload)))
+	copy(b[12:], src.AsSlice())
+	copy(b[16:], dst.AsSlice())
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum))
+	binary.BigEndian.PutUint16(b[20:], port)
+	binary.BigEndian.PutUint16(b[22:], port)
+	binary.BigEndian.PutUint16(b[24:], uint16(8+len(payload)))
+	return append(b, payload...)
+}
+
+// dial opens a UDP socket on a host.
+func (c *cluster) dial(h *lab.Host, to netip.AddrPort) net.Conn {
+	c.t.Helper()
+	conn, err := h.NS.DialContext(c.ctx, "udp4", to.String())
+	c.must(err)
+	c.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// listener receives on a port of a container and gives what came.
+func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) string {
+	c.t.Helper()
+	var conn *net.UDPConn
+	c.must(k.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: k.Addr.AsSlice(), Port: port})
+		return err
+	}))
+	c.t.Cleanup(func() { conn.Close() })
+	return func(d time.Duration) string {
+		b := make([]byte, 100)
+		conn.SetReadDeadline(time.Now().Add(d))
+		n, _ := conn.Read(b)
+		return string(b[:n])
+	}
+}
+
+// TestUDPLetsNoOneIn: a host that is no peer, and a peer that lies about who it
+// is, reach no container; with AllowUnknownSources they do.
+func TestUDPLetsNoOneIn(t *testing.T) {
+	for _, open := range []bool{false, true} {
+		t.Run(fmt.Sprintf("AllowUnknownSources=%t", open), func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 3})
+			c.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","Backend":{"Type":"udp","AllowUnknownSources":%t}}`, open))
+			for _, h := range c.Hosts[:2] {
+				_, err := h.Start()
+				c.must(err)
+				c.must(h.Flanneld().WaitReady(c.ctx))
+				k, err := h.AddContainer()
+				c.must(err)
+				c.containers = append(c.containers, k)
+			}
+			c.waitAllPairs()
+			stranger, victim, other := c.Hosts[2], c.containers[0], c.containers[1]
+			received := c.listener(victim, 7777)
+			port := netip.AddrPortFrom(c.Hosts[0].Addr, 8285)
+			fromStranger := c.dial(stranger, port)
+			for _, p := range []struct {
+				what string
+				from netip.Addr
+			}{
+				{"as a container", other.Addr},
+				{"as a routed client", netip.MustParseAddr("203.0.113.9")},
+			} {
+				_, err := fromStranger.Write(inner(p.from, victim.Addr, 7777, p.what))
+				c.must(err)
+				want := ""
+				if open {
+					want = p.what
+				}
+				if got := received(200 * time.Millisecond); got != want {
+					t.Errorf("a stranger %s: received %q, want %q", p.what, got, want)
+				}
+			}
+			testFlood(c, fromStranger)
+		})
+	}
+}
+
+// testFlood sends garbage to the port of the first host, and nobody notices.
+func testFlood(c *cluster, garbage net.Conn) {
+	c.t.Helper()
+	daemon := c.Hosts[0].Flanneld()
+	before, err := daemon.Usage()
+	c.must(err)
+	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+	c.must(err)
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	own := c.containers[0].Addr
+	for i := range 20000 {
+		b := make([]byte, r.IntN(2000))
+		for j := range b {
+			b[j] = byte(r.Uint32())
+		}
+		switch {
+		case i%4 == 0 && len(b) > 28: // looks like a packet for us
+			copy(b, inner(netip.MustParseAddr("10.42.1.1"), own, 9, ""))
+			binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		case i%4 == 1:
+			b = append(make([]byte, 60000), b...) // far more than the MTU
+		}
+		garbage.Write(b) // refused or lost is fine
+	}
+	if s := p.Stop(); s.Lost > s.Sent/20 {
+		// The flood and the pings share one receive buffer; what counts is that
+		// nothing breaks.
+		c.t.Errorf("seed %d: lost %d of %d pings, for %v", seed, s.Lost, s.Sent, s.Outage)
+	}
+	after, err := daemon.Usage()
+	c.must(err)
+	if grown := after.RSS - before.RSS; grown > 16<<20 {
+		c.t.Errorf("seed %d: %d bytes more resident", seed, grown)
+	}
+	c.waitAllPairs()
+}
