@@ -15,7 +15,7 @@
 //	                                                                    v
 //	             dataplane.Diff(want, have, scope, prune) -> []Op    pure, ordered
 //	                                                                    v
-//	             kernel.Apply(ops) -> a result for each -> back-off -> next pass
+//	     kernel.Apply(ops) | tunnel.Swap(table) -> results -> back-off -> next pass
 //
 // The rooms, from the pure ones to the one that sees everything:
 //
@@ -27,6 +27,7 @@
 //	registry    what a store of leases can do; etcdv2 and memory do it
 //	subnet      acquires, renews and follows leases: registry in, View out
 //	kernel      the only home of netlink: inventory, snapshot, apply, watch
+//	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
 //	subnetenv   reads and atomically writes subnet.env
 //	reconcile   the loop: when to look, how often to try, what to say
 //	daemon      wiring, order of start and stop, health, sd_notify
