@@ -61,10 +61,11 @@ func TestUDPRestart(t *testing.T) {
 			c := startCluster(t, 2, udpConfig)
 			h := c.Hosts[0]
 			index := c.ifindex(h, "flannel0")
-			p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-			c.must(err)
 			daemon := h.Flanneld()
 			for range 3 {
+				p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+				c.must(err)
+				c.replies(p, 10)
 				var kept []*os.File
 				if r.systemd {
 					if kept = daemon.Stored(); len(kept) != 2 {
@@ -81,13 +82,13 @@ func TestUDPRestart(t *testing.T) {
 				})
 				c.must(err)
 				c.must(daemon.WaitReady(c.ctx))
-				t.Logf("ready %v after exec", time.Since(start).Round(time.Millisecond))
-			}
-			c.waitAllPairs()
-			s := p.Stop()
-			t.Logf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
-			if s.Outage > r.outage || r.systemd && s.Lost > 0 {
-				t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+				ready := time.Since(start)
+				c.replies(p, 10)
+				s := p.Stop()
+				t.Logf("ready %v after exec; lost %d of %d pings, for %v", ready.Round(time.Millisecond), s.Lost, s.Sent, s.Outage)
+				if s.Outage > r.outage || r.systemd && s.Lost > 0 {
+					t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+				}
 			}
 			if c.ifindex(h, "flannel0") != index {
 				t.Error("the device is another one")
@@ -95,6 +96,18 @@ func TestUDPRestart(t *testing.T) {
 			c.must(daemon.Kill(c.ctx))
 		})
 	}
+}
+
+// replies waits for n more replies.
+func (c *cluster) replies(p *lab.Pinger, n int) {
+	c.t.Helper()
+	before := p.Stats().Received
+	c.within(5*time.Second, "replies", func() error {
+		if got := p.Stats().Received - before; got < n {
+			return fmt.Errorf("%d of %d", got, n)
+		}
+		return nil
+	})
 }
 
 // TestUDPRepair: the same damages as for a kernel device.
