@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -202,4 +204,46 @@ func TestEtcdComesLater(t *testing.T) {
 	}
 	c.addContainers()
 	c.waitAllPairs()
+}
+
+// TestEtcdOutage: etcd is killed, comes back, and comes back empty; the network
+// stays as it is, and so do the subnets.
+func TestEtcdOutage(t *testing.T) {
+	c := startCluster(t, 3, vxlanConfig)
+	var subnets []string
+	for _, h := range c.Hosts {
+		subnets = append(subnets, c.subnet(h).String())
+	}
+	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+	c.must(err)
+	heard := func(words string, times int) {
+		t.Helper()
+		for _, h := range c.Hosts {
+			c.within(30*time.Second, words, func() error {
+				if n := logged(h, words); n != times {
+					return fmt.Errorf("%s said it %d times", h.Name, n)
+				}
+				return nil
+			})
+		}
+	}
+	c.must(c.Etcd.Kill(c.ctx))
+	heard("registry does not answer", 1)
+	c.must(c.Etcd.Start(c.ctx))
+	heard("registry answers again", 1)
+	c.must(c.Etcd.Wipe(c.ctx))
+	c.put("config", vxlanConfig)
+	for i, h := range c.Hosts {
+		c.within(30*time.Second, "lease of "+h.Name, func() error {
+			_, err := c.Etcd.Get(c.ctx, c.prefix+"/subnets/"+strings.Replace(subnets[i], "/", "-", 1))
+			return err
+		})
+		if got := c.subnet(h).String(); got != subnets[i] {
+			t.Errorf("%s had %s, has %s", h.Name, subnets[i], got)
+		}
+	}
+	c.waitAllPairs()
+	if s := p.Stop(); s.Lost > 0 {
+		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
+	}
 }

@@ -18,6 +18,9 @@ const (
 	settle = 25 * time.Millisecond
 	// Bounds of the wait between attempts while the registry is away.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
+	// ghostTime is how long peers are believed in that a wiped registry does not
+	// know: longer than any of them needs to notice.
+	ghostTime = 2 * time.Minute
 )
 
 // Follow keeps the own lease and emits a View at the start and whenever a
@@ -33,18 +36,20 @@ const (
 func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Listing, emit func(lease.View)) {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &follower{
-		Options: o,
-		emit:    emit,
-		own:     own,
-		wrote:   time.Now(),
-		known:   true,
-		leases:  map[netip.Prefix]lease.Lease{},
-		bad:     map[string]registry.Bad{},
-		away:    outage{log: o.Log},
-		watched: make(chan watchResult, 1),
-		retry:   stopped(),
-		tend:    stopped(),
-		settle:  stopped(),
+		Options:  o,
+		emit:     emit,
+		own:      own,
+		wrote:    time.Now(),
+		known:    true,
+		leases:   map[netip.Prefix]lease.Lease{},
+		ghosts:   map[netip.Prefix]bool{},
+		bad:      map[string]registry.Bad{},
+		away:     outage{log: o.Log},
+		watched:  make(chan watchResult, 1),
+		retry:    stopped(),
+		tend:     stopped(),
+		settle:   stopped(),
+		exorcise: stopped(),
 	}
 	defer f.watches.Wait()
 	defer cancel()
@@ -63,6 +68,7 @@ type follower struct {
 	emit func(lease.View)
 
 	leases map[netip.Prefix]lease.Lease // the registry's, ours included; last good values
+	ghosts map[netip.Prefix]bool        // of these, the ones a wiped registry has forgotten
 	bad    map[string]registry.Bad      // by key
 	index  uint64                       // watch from here
 	relist bool                         // the index is worth nothing
@@ -76,15 +82,16 @@ type follower struct {
 	failed bool          // the last write failed, and that was said
 	wait   time.Duration // between attempts, while away
 
-	away    outage
-	watched chan watchResult
-	watches sync.WaitGroup
-	retry   *time.Timer // try the registry again
-	tend    *time.Timer // look after the own lease
-	settle  *time.Timer // publish
-	settled bool        // nothing to publish
-	last    lease.View  // as emitted
-	status  Status      // as reported
+	away     outage
+	watched  chan watchResult
+	watches  sync.WaitGroup
+	retry    *time.Timer // try the registry again
+	tend     *time.Timer // look after the own lease
+	settle   *time.Timer // publish
+	exorcise *time.Timer // drop the ghosts
+	settled  bool        // nothing to publish
+	last     lease.View  // as emitted
+	status   Status      // as reported
 }
 
 type watchResult struct {
@@ -112,6 +119,8 @@ func (f *follower) run(ctx context.Context) {
 			f.tendOwn(ctx)
 		case <-f.settle.C:
 			f.publish()
+		case <-f.exorcise.C:
+			f.dropGhosts()
 		}
 		f.report()
 	}
@@ -217,13 +226,42 @@ func (f *follower) load(listing registry.Listing) {
 			leases[b.Subnet] = old // what the key said last stays in force
 		}
 	}
+	f.haunt(leases)
 	f.leases = leases
+	f.changed()
+}
+
+// haunt keeps peers that a listing should have. One without our own lease is
+// from a registry that was wiped or restored: it has forgotten the others as well,
+// who are there all the same and will make their leases again, as we do.
+func (f *follower) haunt(leases map[netip.Prefix]lease.Lease) {
+	_, ours := leases[f.own.Subnet]
+	for subnet, l := range f.leases {
+		if _, listed := leases[subnet]; listed || subnet == f.own.Subnet {
+			delete(f.ghosts, subnet)
+		} else if !ours || f.ghosts[subnet] {
+			leases[subnet] = l
+			f.ghosts[subnet] = true
+		}
+	}
+	if !ours {
+		f.exorcise.Reset(ghostTime)
+	}
+}
+
+// dropGhosts forgets who has not come back.
+func (f *follower) dropGhosts() {
+	for subnet := range f.ghosts {
+		delete(f.leases, subnet)
+	}
+	clear(f.ghosts)
 	f.changed()
 }
 
 // apply takes one event.
 func (f *follower) apply(ev registry.Event) {
 	subnet, revision := ev.Lease.Subnet, ev.Lease.Revision
+	delete(f.ghosts, subnet)
 	switch {
 	case ev.Bad != nil && ev.Deleted:
 		delete(f.bad, ev.Bad.Key)

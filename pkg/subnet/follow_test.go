@@ -183,19 +183,20 @@ func TestFollowHistoryLost(t *testing.T) {
 	})
 }
 
-// All keys deleted by somebody: every host's own key comes back.
+// All keys deleted by somebody: every host's own key comes back, and until then
+// nobody is given up.
 func TestFollowAllDeleted(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.RemoveAll()
 		elapse(time.Second)
-		w.expect(1)
+		w.expect(0)
 		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
 		w.says("own lease is gone", 1)
 		w.reg.Put("10.42.8.0-24", value(them, 8), 0)
-		elapse(time.Second)
-		w.expect(1, "10.42.8.0/24")
+		elapse(10 * time.Minute)
+		w.expect(0)
 	})
 }
 
@@ -211,12 +212,14 @@ func TestFollowWiped(t *testing.T) {
 		w.reg.Wipe()
 		w.reg.Fail(nil)
 		elapse(10 * time.Second)
-		w.expect(1)
+		w.expect(0)
 		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
 		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
 		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		elapse(2 * time.Minute) // who has not come back by then is gone
 		w.expect(1, "10.42.9.0/24")
 	})
 }
