@@ -170,6 +170,29 @@ func TestForeignObjects(t *testing.T) {
 	c.waitAllPairs()
 }
 
+// TestUplinkMTU: the device and the subnet file follow the uplink.
+func TestUplinkMTU(t *testing.T) {
+	c := startCluster(t, 2, vxlanConfig)
+	h := c.Hosts[0]
+	c.must(h.Do(func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err == nil {
+			err = netlink.LinkSetMTU(l, 1400)
+		}
+		return err
+	}))
+	c.within(time.Second, "MTU", func() error {
+		env, err := h.ReadSubnet()
+		if mtu := c.snapshot(h, "10.42.0.0/16", "flannel.1").Links["flannel.1"].MTU; err != nil || env.MTU != 1350 || mtu != 1350 {
+			return fmt.Errorf("device %d, file %d, %v", mtu, env.MTU, err)
+		}
+		return nil
+	})
+	if n := logged(h, "restart docker"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, h.Flanneld().Logs())
+	}
+}
+
 // phantom writes a lease of a peer that does not exist.
 func (c *cluster) phantom(subnet, publicIP, mac string) {
 	c.t.Helper()

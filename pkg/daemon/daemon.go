@@ -65,6 +65,7 @@ type daemon struct {
 
 	view  atomic.Pointer[lease.View]
 	facts facts
+	file  sync.Mutex // one writer of the subnet file at a time
 }
 
 // Run is flanneld from its options to its end. It returns an error when it
@@ -177,7 +178,7 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	if err := d.writeSubnetFile(); err != nil {
+	if _, err := d.writeSubnetFile(); err != nil {
 		return err
 	}
 	d.ready.Store(true)
@@ -221,6 +222,7 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 		d.log.Debug("the kernel reports changes", "of", e)
 		if e&(kernel.Uplink|kernel.Overflow) != 0 {
 			d.facts.stale()
+			d.updateSubnetFile()
 		}
 		d.loop.Trigger()
 	}
@@ -231,10 +233,22 @@ func (d *daemon) follow(v lease.View) {
 	before := d.view.Swap(&v)
 	d.loop.Trigger()
 	if d.ready.Load() && before.Own.Subnet != v.Own.Subnet {
-		d.log.Error("this host has another subnet now: restart docker so that it takes it over", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
-		if err := d.writeSubnetFile(); err != nil {
-			d.log.Error("docker will not learn the new subnet", "err", err)
-		}
+		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
+		d.updateSubnetFile()
+	}
+}
+
+// updateSubnetFile follows a change of the subnet or the MTU after READY. Docker
+// reads the file at its start only.
+func (d *daemon) updateSubnetFile() {
+	if !d.ready.Load() {
+		return
+	}
+	switch changed, err := d.writeSubnetFile(); {
+	case err != nil:
+		d.log.Warn("the subnet file stays as it is", "err", err)
+	case changed:
+		d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
 	}
 }
 
@@ -247,11 +261,13 @@ func (d *daemon) input() (reconcile.Input, error) {
 	return reconcile.Input{Facts: f, View: *d.view.Load()}, nil
 }
 
-// writeSubnetFile tells docker the subnet and the MTU.
-func (d *daemon) writeSubnetFile() error {
+// writeSubnetFile makes the file tell the subnet and the MTU.
+func (d *daemon) writeSubnetFile() (changed bool, err error) {
+	d.file.Lock()
+	defer d.file.Unlock()
 	f, err := d.facts.latest()
 	if err != nil {
-		return err
+		return false, err
 	}
 	env := subnetenv.Env{
 		Network: d.net.Network,
@@ -259,12 +275,9 @@ func (d *daemon) writeSubnetFile() error {
 		MTU:     d.net.MTU(f),
 		IPMasq:  d.options.IPMasq,
 	}
-	changed, err := subnetenv.Write(d.options.SubnetFile, env)
-	if err != nil {
-		return err
-	}
+	changed, err = subnetenv.Write(d.options.SubnetFile, env)
 	if changed {
 		d.log.Info("wrote the subnet file", "path", d.options.SubnetFile, "subnet", env.Subnet, "mtu", env.MTU)
 	}
-	return nil
+	return changed, err
 }
