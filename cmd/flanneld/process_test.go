@@ -80,6 +80,14 @@ func TestHealth(t *testing.T) {
 	c.must(check("/healthz", 200, "flanneld is running"))
 	c.must(check("/readyz", 200, "flanneld is ready"))
 	c.must(check("/", 404, "404 page not found\n"))
+	c.must(c.Etcd.Kill(c.ctx))
+	c.within(5*time.Second, "degraded", func() error {
+		err := check("/readyz", 200, "")
+		if err != nil && strings.Contains(err.Error(), "degraded: etcd does not answer since 20") {
+			return nil
+		}
+		return err
+	})
 
 	second, err := h.Start("-healthz-port=8080", "-healthz-ip=127.0.0.1")
 	c.must(err)

@@ -61,7 +61,7 @@ type daemon struct {
 	uplink  host.Uplink
 	net     network
 	loop    *reconcile.Loop
-	ready   atomic.Bool
+	health  health
 
 	view  atomic.Pointer[lease.View]
 	facts facts
@@ -73,7 +73,7 @@ type daemon struct {
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d := &daemon{options: o, log: log}
 	if o.HealthzPort != 0 {
-		h, err := startHealth(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)), &d.ready)
+		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
 		if err != nil {
 			return err
 		}
@@ -181,7 +181,7 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	if _, err := d.writeSubnetFile(); err != nil {
 		return err
 	}
-	d.ready.Store(true)
+	d.health.ready.Store(true)
 	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
 		d.log.Warn("cannot tell systemd that the network is ready", "err", err)
 	}
@@ -204,6 +204,7 @@ func (d *daemon) leaseOptions(reg registry.Registry) subnet.Options {
 		TTL:      leaseTTL,
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
+		Report:   func(s subnet.Status) { d.health.away.Store(&s.AwaySince) },
 	}
 }
 
@@ -232,7 +233,7 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 func (d *daemon) follow(v lease.View) {
 	before := d.view.Swap(&v)
 	d.loop.Trigger()
-	if d.ready.Load() && before.Own.Subnet != v.Own.Subnet {
+	if d.health.ready.Load() && before.Own.Subnet != v.Own.Subnet {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
 		d.updateSubnetFile()
 	}
@@ -241,7 +242,7 @@ func (d *daemon) follow(v lease.View) {
 // updateSubnetFile follows a change of the subnet or the MTU after READY. Docker
 // reads the file at its start only.
 func (d *daemon) updateSubnetFile() {
-	if !d.ready.Load() {
+	if !d.health.ready.Load() {
 		return
 	}
 	switch changed, err := d.writeSubnetFile(); {
