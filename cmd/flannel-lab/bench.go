@@ -19,38 +19,50 @@ type plan struct {
 	joins   int           // peers that appear
 	repairs int           // of each sort
 	away    time.Duration // of flanneld, over a restart under traffic
-	runs    int           // of throughput
+	look    time.Duration // at what else the machine does
+	runs    int           // of each kind of traffic
 	slices  int           // of a run, in which the paths take turns
 	slice   time.Duration // over each path
+	crowds  []int         // numbers of peers
 }
 
 func planOf(quick bool) plan {
 	p := plan{
-		starts: 5, idle: 20 * time.Second, joins: 20, repairs: 10, away: 500 * time.Millisecond,
-		runs: 3, slices: 24, slice: 125 * time.Millisecond,
+		starts: 5, idle: 20 * time.Second, joins: 20, repairs: 10, away: 500 * time.Millisecond, look: time.Second,
+		runs: 3, slices: 24, slice: 125 * time.Millisecond, crowds: []int{100, 5000},
 	}
 	if quick {
-		p.idle, p.slices = 5*time.Second, 6
+		p.idle, p.slices = 3*time.Second, 5
 	}
 	return p
 }
 
+// fewer are the slices of a run that is not the main one.
+func (p plan) fewer() int { return max(1, p.slices/3) }
+
+// crowdRounds are the slices of a run over paths with different numbers of peers.
+func (p plan) crowdRounds() int { return max(1, p.slices*2/3) }
+
 // An overlay is a network of some of the lab's hosts.
 type overlay struct {
-	backend string
-	prefix  string // of its keys in etcd
-	network netip.Prefix
-	config  string
-	hosts   []*lab.Host
+	name     string
+	prefix   string // of its keys in etcd
+	network  netip.Prefix
+	config   string
+	phantoms int // peers that exist in etcd only
+	hosts    []*lab.Host
 }
 
-// A bench measures two overlays with different backends on one fabric.
+// A bench measures overlays with different backends on one fabric.
 type bench struct {
 	lab      *lab.Lab
 	flanneld string
 	plan     plan
 	vxlan    overlay
 	hostGW   overlay
+	udp      overlay
+	plain    overlay   // udp without offloads
+	crowded  []overlay // udp with many peers
 	progress func(format string, args ...any)
 }
 
@@ -61,15 +73,19 @@ func runBench(ctx context.Context, flanneld string, p plan, out, progress io.Wri
 		fmt.Fprintf(progress, "[%5.1f s] %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 	}}
 	b.progress("building hosts")
-	if b.lab, err = lab.New(ctx, lab.Options{Hosts: 5, Flanneld: flanneld}); err != nil {
+	hosts := b.layOut()
+	if b.lab, err = lab.New(ctx, lab.Options{Hosts: hosts, Flanneld: flanneld}); err != nil {
 		return err
 	}
 	defer func() {
 		err = errors.Join(err, b.lab.Close())
 		b.progress("removed all namespaces, processes and files")
 	}()
-	if err := b.startNetworks(ctx); err != nil {
-		return err
+	b.settle()
+	for _, o := range []overlay{b.vxlan, b.hostGW, b.udp, b.plain} {
+		if err := b.startNetwork(ctx, o); err != nil {
+			return err
+		}
 	}
 	var errs []error
 	for _, section := range []struct {
@@ -79,7 +95,8 @@ func runBench(ctx context.Context, flanneld string, p plan, out, progress io.Wri
 		{"The daemon, with 2 peers, backend vxlan", b.consumption},
 		{"Convergence and repair, backend vxlan", b.convergence},
 		{fmt.Sprintf("Pings lost, %d/s, while flanneld ends, is away for %v and starts", pingRate, p.away), b.losses},
-		{"Traffic, container to container, beside the bare link between two hosts", b.traffic},
+		{"Traffic, container to container, beside the bare link between two hosts; CPU of the whole machine (/proc/stat)", b.traffic},
+		{"udp, by the number of peers in its forwarding table", b.crowds},
 	} {
 		rows, err := section.measure(ctx)
 		if ctx.Err() != nil {
@@ -94,28 +111,49 @@ func runBench(ctx context.Context, flanneld string, p plan, out, progress io.Wri
 	return errors.Join(errs...)
 }
 
-// startNetworks runs vxlan on three hosts and host-gw on two others. SubnetMin keeps the lower half of the first
-// network free for peers that are made up.
-func (b *bench) startNetworks(ctx context.Context) error {
-	b.vxlan = overlay{
-		backend: "vxlan", prefix: "/coreos.com/network", network: netip.MustParsePrefix("10.42.0.0/16"),
-		config: `{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`,
-		hosts:  b.lab.Hosts[:3],
+// layOut says which networks there are, and gives the number of hosts they need. SubnetMin keeps the lower half of the
+// first network free for peers that are made up, SubnetMax all but the first /16 of the crowded ones.
+func (b *bench) layOut() (hosts int) {
+	network := func(name, prefix, network, rest string) overlay {
+		config := fmt.Sprintf(`{"Network":%q,%s}`, network, rest)
+		return overlay{name: name, prefix: prefix + "/network", network: netip.MustParsePrefix(network), config: config}
 	}
-	b.hostGW = overlay{
-		backend: "host-gw", prefix: "/host-gw/network", network: netip.MustParsePrefix("10.43.0.0/16"),
-		config: `{"Network":"10.43.0.0/16","Backend":{"Type":"host-gw"}}`,
-		hosts:  b.lab.Hosts[3:],
+	b.vxlan = network("vxlan", "/coreos.com", "10.42.0.0/16", `"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}`)
+	b.hostGW = network("host-gw", "/host-gw", "10.43.0.0/16", `"Backend":{"Type":"host-gw"}`)
+	b.udp = network("udp", "/udp", "10.44.0.0/16", `"Backend":{"Type":"udp"}`)
+	b.plain = network("udp without offloads", "/plain", "10.45.0.0/16", `"Backend":{"Type":"udp","Offload":false}`)
+	for i, peers := range b.plan.crowds {
+		first := 64 + 32*i
+		o := network(fmt.Sprintf("udp with %d peers", peers), fmt.Sprintf("/crowd%d", i), fmt.Sprintf("10.%d.0.0/11", first),
+			fmt.Sprintf(`"SubnetLen":24,"SubnetMin":"10.%d.1.0","SubnetMax":"10.%d.250.0","Backend":{"Type":"udp"}`, first, first))
+		o.phantoms = peers - 1 // the other host is one
+		b.crowded = append(b.crowded, o)
 	}
-	for _, o := range []overlay{b.vxlan, b.hostGW} {
-		b.progress("starting flanneld on %d hosts, backend %s", len(o.hosts), o.backend)
-		if err := b.lab.Etcd.Put(ctx, o.prefix+"/config", o.config, 0); err != nil {
+	return 3 + 2*(3+len(b.crowded))
+}
+
+// settle gives each network its hosts.
+func (b *bench) settle() {
+	rest := b.lab.Hosts
+	take := func(o *overlay, n int) { o.hosts, rest = rest[:n:n], rest[n:] }
+	take(&b.vxlan, 3)
+	for _, o := range []*overlay{&b.hostGW, &b.udp, &b.plain} {
+		take(o, 2)
+	}
+	for i := range b.crowded {
+		take(&b.crowded[i], 2)
+	}
+}
+
+// startNetwork writes the config of a network and starts flanneld on its hosts.
+func (b *bench) startNetwork(ctx context.Context, o overlay) error {
+	b.progress("starting flanneld on %d hosts, %s", len(o.hosts), o.name)
+	if err := b.lab.Etcd.Put(ctx, o.prefix+"/config", o.config, 0); err != nil {
+		return err
+	}
+	for _, h := range o.hosts {
+		if _, err := start(ctx, o, h); err != nil {
 			return err
-		}
-		for _, h := range o.hosts {
-			if _, err := start(ctx, o, h); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

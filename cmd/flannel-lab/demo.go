@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -51,13 +50,9 @@ func demo(ctx context.Context, s settings, r *report) (err error) {
 			return err
 		}
 	}
-	h := l.Hosts[0]
-	r.title("What the kernel of %s holds for %s", h.Name, network)
-	state, err := overlayOf(h, netip.MustParsePrefix(network))
-	if err != nil {
+	if err := r.programmed(l.Hosts[0]); err != nil {
 		return err
 	}
-	r.text(state.Text())
 	if s.keep && ctx.Err() == nil {
 		r.title("Kept until Ctrl-C")
 		r.enter(l, containers)
@@ -134,14 +129,14 @@ func throughput(ctx context.Context, containers []*lab.Container, slice time.Dur
 	}
 	for i := range min(pairs, len(containers)) {
 		from, to := containers[i], containers[(i+1)%len(containers)]
-		sums, err := throughputs(ctx, []path{
+		sums, err := measure(ctx, []path{
 			{name: "overlay", from: &from.Endpoint, to: &to.Endpoint},
 			{name: "bare link", from: &from.Host.Endpoint, to: &to.Host.Endpoint},
-		}, rounds, slice)
+		}, rounds, slice, streams(1))
 		if err != nil {
 			return err
 		}
-		overlay, bare := sums[0].BitsPerSecond(), sums[1].BitsPerSecond()
+		overlay, bare := sums[0].rate(), sums[1].rate()
 		r.line("%-6s → %-6s %6.2f Gbit/s    bare link %-3s → %-3s %6.2f Gbit/s    %3.0f %%",
 			from.Name, to.Name, overlay/1e9, from.Host.Name, to.Host.Name, bare/1e9, 100*overlay/bare)
 	}

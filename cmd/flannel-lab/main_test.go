@@ -74,6 +74,16 @@ func TestDemo(t *testing.T) {
 			t.Errorf("the demo does not show %q", want)
 		}
 	}
+	out.Reset()
+	if err := demo(ctx, settings{hosts: 2, backend: "udp", flanneld: path, slice: 10 * time.Millisecond}, newReport(&out)); err != nil {
+		t.Errorf("demo: %v", err)
+	}
+	t.Log(out.String())
+	for _, want := range []string{"1472   flannel0", "tunnel entry", "link flannel0 mtu 1472 type tun up"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the demo of udp does not show %q", want)
+		}
+	}
 	err := demo(ctx, settings{hosts: 1, flanneld: "/proc/self/exe"}, newReport(&out))
 	if err == nil || !strings.Contains(err.Error(), "wait for READY=1") {
 		t.Errorf("demo with a flanneld that fails: %v", err)
@@ -84,13 +94,14 @@ func TestDemo(t *testing.T) {
 func TestBench(t *testing.T) {
 	path := daemon(t)
 	short := plan{starts: 1, idle: 50 * time.Millisecond, joins: 2, repairs: 1, away: 50 * time.Millisecond,
-		runs: 1, slices: 2, slice: 20 * time.Millisecond}
+		runs: 1, slices: 2, slice: 20 * time.Millisecond, crowds: []int{3, 300}}
 	var out, progress bytes.Buffer
 	if err := runBench(t.Context(), path, short, &out, &progress); err != nil {
 		t.Errorf("bench: %v", err)
 	}
 	t.Logf("%s%s", progress.String(), out.String())
-	for _, want := range []string{"≤ 25 MB", "idle CPU", "new peer in etcd", "ip link del flannel.1", "bridge fdb flush", "SIGKILL", "bare link", "host-gw"} {
+	for _, want := range []string{"≤ 25 MB", "idle CPU", "new peer in etcd", "ip link del flannel.1", "bridge fdb flush", "SIGKILL", "bare link", "host-gw",
+		"udp without offloads", "UDP, 1400 B", "CPU s/GB", "PING P50", "≥ 0.60", "1 peer ", "300 peers"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the tables do not show %q", want)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -110,6 +111,21 @@ func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed i
 		r.line("first failure: %v", first)
 	}
 	return failed
+}
+
+// programmed shows what flanneld on a host has done, by its own account and by the kernel's.
+func (r *report) programmed(h *lab.Host) error {
+	r.title("What flanneld on %s says to have programmed", h.Name)
+	for _, summary := range programmed(h) {
+		r.line("%s", summary)
+	}
+	r.title("What the kernel of %s holds for %s", h.Name, network)
+	state, err := overlayOf(h, netip.MustParsePrefix(network))
+	if err != nil {
+		return err
+	}
+	r.text(state.Text())
+	return nil
 }
 
 // enter tells how to look around in the lab.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,40 @@ func TestUnits(t *testing.T) {
 		if got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
+	}
+}
+
+func TestParseBusy(t *testing.T) {
+	d, err := parseBusy("cpu  1 2 4 1000 1000 8 16 32 64 128\ncpu0 …")
+	if err != nil || d != 310*time.Millisecond {
+		t.Errorf("%v, %v", d, err)
+	}
+	for _, text := range []string{"", "cpu0 1 2 3 4 5 6 7 8\n", "cpu 1 2 3\n", "cpu 1 2 3 4 5 6 x 8\n"} {
+		if d, err := parseBusy(text); err == nil {
+			t.Errorf("%q is %v", text, d)
+		}
+	}
+}
+
+func TestPhantoms(t *testing.T) {
+	for i, want := range map[int]string{
+		0:    `10.65.0.0-24 {"PublicIP":"198.18.0.0","PublicIPv6":null}`,
+		4998: `10.84.134.0-24 {"PublicIP":"198.18.19.134","PublicIPv6":null}`,
+	} {
+		key, value := phantom(netip.MustParsePrefix("10.64.0.0/11"), i)
+		if key+" "+value != want {
+			t.Errorf("phantom %d: %s %s, want %s", i, key, value, want)
+		}
+	}
+	n, err := tunnelEntries([]string{"+1 link, +1 address, +99 tunnel entry, +1 route", "+1 tunnel entry, -2 tunnel entry", "~7 tunnel entry"})
+	if n != 98 || err != nil {
+		t.Errorf("%d tunnel entries, %v", n, err)
+	}
+	if _, err := tunnelEntries([]string{"+many tunnel entry"}); err == nil {
+		t.Error("no error")
+	}
+	if all := plural(1, "peer") + plural(100, "peer") + plural(5000, "peer"); all != "1 peer100 peers5,000 peers" {
+		t.Error(all)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"flanneld/pkg/lab"
@@ -31,22 +32,76 @@ func takeTurns(paths []path, rounds int, measure func(i int) error) error {
 	return nil
 }
 
-// throughputs sends over each path by TCP, one stream at a time, a stream a round, and gives what was sent by path.
-func throughputs(ctx context.Context, paths []path, rounds int, each time.Duration) ([]lab.TransferStats, error) {
-	sums := make([]lab.TransferStats, len(paths))
+// A sample is what came over a path.
+type sample struct {
+	amount  float64 // bits or packets
+	elapsed time.Duration
+	busy    time.Duration // of all processors of the machine
+}
+
+func (s sample) plus(o sample) sample {
+	return sample{s.amount + o.amount, s.elapsed + o.elapsed, s.busy + o.busy}
+}
+
+// rate is the amount a second.
+func (s sample) rate() float64 { return s.amount / max(s.elapsed.Seconds(), 1e-9) }
+
+// A meter sends over a path for a while.
+type meter func(ctx context.Context, p path, d time.Duration) (sample, error)
+
+// streams sends bits by so many TCP connections at once.
+func streams(n int) meter {
+	return func(ctx context.Context, p path, d time.Duration) (s sample, err error) {
+		stats, errs := make([]lab.TransferStats, n), make([]error, n)
+		var all sync.WaitGroup
+		for i := range n {
+			all.Go(func() { stats[i], errs[i] = p.from.Throughput(ctx, p.to, d) })
+		}
+		all.Wait()
+		for _, one := range stats {
+			s.amount += 8 * float64(one.Bytes)
+			s.elapsed = max(s.elapsed, one.Duration)
+		}
+		return s, errors.Join(errs...)
+	}
+}
+
+// datagrams offers more UDP packets of a size than any path carries.
+func datagrams(size int) meter {
+	return func(ctx context.Context, p path, d time.Duration) (sample, error) {
+		stats, err := p.from.Flood(ctx, p.to, size, d)
+		return sample{amount: float64(stats.Received), elapsed: stats.Duration}, err
+	}
+}
+
+// measure sends over each path once a round and gives the sums by path.
+func measure(ctx context.Context, paths []path, rounds int, each time.Duration, m meter) ([]sample, error) {
+	sums := make([]sample, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
-		stats, err := paths[i].from.Throughput(ctx, paths[i].to, each)
-		sums[i].Bytes += stats.Bytes
-		sums[i].Duration += stats.Duration
+		before, err := busy()
+		if err != nil {
+			return err
+		}
+		s, err := m(ctx, paths[i], each)
+		if err != nil {
+			return err
+		}
+		after, err := busy()
+		s.busy = after - before
+		sums[i] = sums[i].plus(s)
 		return err
 	})
 	return sums, err
 }
 
-// pingEvery is short enough for many round trips and long enough for each to have the machine for itself.
-const pingEvery = time.Millisecond
+const (
+	// pingEvery is short enough for many round trips and long enough for each to have the machine for itself.
+	pingEvery = time.Millisecond
+	// warmUp is the number of replies in each turn that do not count: while they came, the pinger was still starting.
+	warmUp = 5
+)
 
-// roundTrips pings over each path and gives the round-trip times of all replies by path.
+// roundTrips pings over each path and gives the round-trip times of the replies by path.
 func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duration) ([][]time.Duration, error) {
 	times := make([][]time.Duration, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
@@ -56,10 +111,10 @@ func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duratio
 		}
 		err = window(ctx, each)
 		stats := pinger.Stop()
-		if err == nil && stats.Received == 0 {
-			err = errors.New("no reply")
+		if err == nil && stats.Received <= warmUp {
+			err = fmt.Errorf("%d replies to %d pings", stats.Received, stats.Sent)
 		}
-		times[i] = append(times[i], stats.RTTs...)
+		times[i] = append(times[i], stats.RTTs[min(warmUp, len(stats.RTTs)):]...)
 		return err
 	})
 	return times, err
@@ -78,43 +133,5 @@ func containerPath(ctx context.Context, o overlay) (path, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_, err = from.WaitPing(ctx, to.Addr)
-	return path{name: o.backend, from: &from.Endpoint, to: &to.Endpoint}, err
-}
-
-// traffic compares the overlays with the bare link: throughput and round-trip times.
-func (b *bench) traffic(ctx context.Context) ([][]string, error) {
-	rows := [][]string{{"", "TCP, 1 STREAM", "RATIO", "PING P50", "P99", "RATIO OF P50"}}
-	paths := []path{{name: "bare link", from: &b.lab.Hosts[0].Endpoint, to: &b.lab.Hosts[1].Endpoint}}
-	for _, o := range []overlay{b.vxlan, b.hostGW} {
-		p, err := containerPath(ctx, o)
-		if err != nil {
-			return rows, fmt.Errorf("%s: %w", o.backend, err)
-		}
-		paths = append(paths, p)
-	}
-	rates := make([][]float64, len(paths))
-	for run := range b.plan.runs {
-		b.progress("TCP over %d paths in turn, %d times %v each, run %d", len(paths), b.plan.slices, b.plan.slice, run+1)
-		sums, err := throughputs(ctx, paths, b.plan.slices, b.plan.slice)
-		if err != nil {
-			return rows, err
-		}
-		for i := range paths {
-			rates[i] = append(rates[i], sums[i].BitsPerSecond())
-		}
-	}
-	b.progress("pings over %d paths in turn, %d times %v each", len(paths), b.plan.slices, b.plan.slice)
-	times, err := roundTrips(ctx, paths, b.plan.slices, b.plan.slice)
-	if err != nil {
-		return rows, err
-	}
-	for i, p := range paths {
-		rows = append(rows, []string{
-			p.name,
-			fmt.Sprintf("%.2f Gbit/s", median(rates[i])/1e9), fmt.Sprintf("%.2f", median(rates[i])/median(rates[0])),
-			microseconds(median(times[i])), microseconds(quantile(times[i], 0.99)),
-			fmt.Sprintf("%.2f", float64(median(times[i]))/float64(median(times[0]))),
-		})
-	}
-	return rows, nil
+	return path{name: o.name, from: &from.Endpoint, to: &to.Endpoint}, err
 }

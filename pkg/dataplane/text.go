@@ -50,7 +50,10 @@ func linkText(name string, l Link) string {
 	switch l.Kind {
 	case KindVXLAN:
 	case KindTUN:
-		s += fmt.Sprintf(" type tun local %s port %d", l.Local, l.Port)
+		s += " type tun"
+		if l.Local.IsValid() { // the kernel does not know what is behind it
+			s += fmt.Sprintf(" local %s port %d", l.Local, l.Port)
+		}
 		if l.Open {
 			s += " open"
 		}

@@ -18,6 +18,37 @@ import (
 
 func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
+func TestFlood(t *testing.T) {
+	ctx, l := newTestLab(t, Options{Hosts: 2})
+	h1, h2 := l.Hosts[0], l.Hosts[1]
+	err := Poll(ctx, func() error { // on a busy machine the receiver may come too late
+		s, err := h1.Flood(ctx, &h2.Endpoint, 1000, 50*time.Millisecond)
+		if err != nil || s.Received > s.Sent || s.Duration < 50*time.Millisecond {
+			t.Errorf("flood: %+v, %v", s, err)
+		}
+		if s.PerSecond() < 1000 {
+			return fmt.Errorf("flood: %+v", s)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := h2.Unplug(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := h1.Flood(ctx, &h2.Endpoint, 10, 20*time.Millisecond); err != nil || s.Received != 0 || s.Sent == 0 {
+		t.Errorf("flood of an unplugged host: %+v, %v", s, err)
+	}
+	stopped, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err = h1.Flood(stopped, &h2.Endpoint, 10, time.Minute)
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
+		t.Errorf("flood that is stopped, after %v: %v", time.Since(start), err)
+	}
+}
+
 func TestHostsReachEachOther(t *testing.T) {
 	ctx, l := newTestLab(t, Options{Hosts: 3, Racks: 2, MTU: 1400, Uplink: "bond0"})
 	for _, from := range l.Hosts {
@@ -44,7 +75,6 @@ func TestHostsReachEachOther(t *testing.T) {
 	if stats, err = h1.Throughput(ctx, &h3.Endpoint, 100*time.Millisecond); err != nil || stats.BitsPerSecond() < 1e6 {
 		t.Errorf("throughput: %+v, %v", stats, err)
 	}
-
 	pinger, err := h1.StartPinger(h3.Addr, 5*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)

@@ -26,13 +26,14 @@ type notifySocket struct {
 	stored   []*os.File // put into the descriptor store
 }
 
-// listenNotify listens on a file, not on an abstract name: those are local to a network namespace.
-func listenNotify(path string) (*notifySocket, error) {
+// listenNotify listens on a file, not on an abstract name: those are local to a network namespace. The descriptor store
+// begins with stored.
+func listenNotify(path string, stored []*os.File) (*notifySocket, error) {
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return nil, fmt.Errorf("open notify socket: %w", err)
 	}
-	s := &notifySocket{path: path, conn: conn, ready: make(chan struct{}), ended: make(chan struct{})}
+	s := &notifySocket{path: path, conn: conn, ready: make(chan struct{}), ended: make(chan struct{}), stored: stored}
 	go s.read()
 	return s, nil
 }

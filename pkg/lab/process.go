@@ -46,7 +46,7 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	defer out.Close()
-	ready, err := listenNotify(l.state.socketPath())
+	ready, err := listenNotify(l.state.socketPath(), c.Stored)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 		}
 	}
 	p.cmd.Env = append(append(p.cmd.Env, "NOTIFY_SOCKET="+ready.path), c.Env...)
-	if ready.stored = c.Stored; len(c.Stored) > 0 {
+	if len(c.Stored) > 0 {
 		p.passFiles(c.Stored)
 	}
 	// An own process group keeps the terminal's Ctrl-C away: the lab stops its processes itself.

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+
+	"flanneld/pkg/lab"
+)
+
+// crowds measures one TCP stream between two peers that have more and more others in their forwarding tables.
+func (b *bench) crowds(ctx context.Context) ([][]string, error) {
+	var paths []path
+	for _, o := range append([]overlay{b.udp}, b.crowded...) {
+		if o.phantoms > 0 {
+			if err := b.gather(ctx, o); err != nil {
+				return nil, fmt.Errorf("%s: %w", o.name, err)
+			}
+		}
+		p, err := containerPath(ctx, o)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", o.name, err)
+		}
+		p.name = plural(o.phantoms+1, "peer")
+		paths = append(paths, p)
+	}
+	figures, err := b.series(ctx, "TCP, one stream", paths, b.plan.crowdRounds(), streams(1))
+	if err != nil {
+		return nil, err
+	}
+	rows := [][]string{{"", "TCP, 1 STREAM", "× 1 PEER", "LOWEST RUN", "HIGHEST RUN", "WANTED"}}
+	for i, f := range figures {
+		rows = append(rows, []string{
+			paths[i].name, gigabits(f.rate()), fmt.Sprintf("%.2f", f.rate()/figures[0].rate()),
+			gigabits(quantile(f.runs, 0)), gigabits(quantile(f.runs, 1)), "all within the noise",
+		})
+	}
+	return rows, nil
+}
+
+// gather writes the leases of an overlay's phantoms, starts its daemons and waits until they have programmed them.
+func (b *bench) gather(ctx context.Context, o overlay) error {
+	b.progress("writing %d leases and starting flanneld on %d hosts", o.phantoms, len(o.hosts))
+	if err := b.writePhantoms(ctx, o); err != nil {
+		return err
+	}
+	if err := b.startNetwork(ctx, o); err != nil {
+		return err
+	}
+	for _, h := range o.hosts {
+		entries := 0
+		err := await(ctx, fmt.Sprintf("%d tunnel entries in the log of %s", o.phantoms+len(o.hosts), h.Name), patience, func() (bool, error) {
+			var err error
+			entries, err = tunnelEntries(programmed(h))
+			return entries == o.phantoms+len(o.hosts), err // of its own subnet, too
+		})
+		if err != nil {
+			return fmt.Errorf("%w: there are %d", err, entries)
+		}
+		b.progress("%s has programmed %d tunnel entries", h.Name, entries)
+	}
+	return nil
+}
+
+func (b *bench) writePhantoms(ctx context.Context, o overlay) error {
+	const writers = 8
+	errs := make([]error, writers)
+	var all sync.WaitGroup
+	for w := range writers {
+		all.Go(func() {
+			for i := w; i < o.phantoms && errs[w] == nil; i += writers {
+				key, value := phantom(o.network, i)
+				errs[w] = b.lab.Etcd.Put(ctx, o.prefix+"/subnets/"+key, value, 0)
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// phantom gives the lease of peer i, as the udp backend writes it. Its subnet is behind the first /16 of the network, out of
+// which the real ones come, and its address of 198.18.0.0/15, where there are no real hosts (RFC 2544).
+func phantom(network netip.Prefix, i int) (key, value string) {
+	n := network.Addr().As4()
+	subnet := netip.AddrFrom4([4]byte{n[0], n[1] + 1 + byte(i>>8), byte(i), 0})
+	public := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+	return fmt.Sprintf("%s-24", subnet), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, public)
+}
+
+// programmed gives the summaries of what flanneld on a host says to have programmed, like "+1 link, +2 route".
+func programmed(h *lab.Host) (summaries []string) {
+	for line := range strings.Lines(h.Flanneld().Logs()) {
+		if _, after, found := strings.Cut(line, `msg="programmed the kernel" ops="`); found {
+			summary, _, _ := strings.Cut(after, `"`)
+			summaries = append(summaries, summary)
+		}
+	}
+	return summaries
+}
+
+// tunnelEntries adds up those of the summaries.
+func tunnelEntries(summaries []string) (n int, err error) {
+	for part := range strings.SplitSeq(strings.Join(summaries, ", "), ", ") {
+		if number, isEntry := strings.CutSuffix(part, " tunnel entry"); isEntry && number[0] != '~' {
+			more, err := strconv.Atoi(number)
+			if err != nil {
+				return 0, fmt.Errorf("count the tunnel entries in %q: %w", part, err)
+			}
+			n += more
+		}
+	}
+	return n, nil
+}
+
+func gigabits(rate float64) string { return fmt.Sprintf("%.2f Gbit/s", rate/1e9) }
+
+// plural counts, with thousands set apart.
+func plural(n int, thing string) string {
+	digits := strconv.Itoa(n)
+	if n >= 1000 {
+		digits = fmt.Sprintf("%d,%03d", n/1000, n%1000)
+	}
+	if n == 1 {
+		return digits + " " + thing
+	}
+	return digits + " " + thing + "s"
+}
