@@ -8,6 +8,7 @@ import (
 const (
 	maxRuns        = 8   // flows that are put together at the same time
 	maxRunSegments = 128 // one more is the number of iovecs of a write; the kernel takes 1024
+	maxUDPSegments = 64  // as the kernel's own GRO has it
 )
 
 // A coalescer puts packets of one flow that follow each other together into super-packets, and writes these to the
@@ -76,7 +77,7 @@ func (c *coalescer) add(packet []byte) error {
 			continue
 		}
 		if r.join(&s) {
-			if r.closed || len(r.parts) == maxRunSegments {
+			if r.closed || r.full() {
 				return c.flushRun(i)
 			}
 			return nil
@@ -178,6 +179,11 @@ func (r *run) begin(s *segment) {
 	if s.flow.proto == protoTCP {
 		r.sequence = binary.BigEndian.Uint32(s.packet[ipv4HeaderLen+tcpSequence:]) + uint32(r.size)
 	}
+}
+
+// full tells that nothing more fits.
+func (r *run) full() bool {
+	return len(r.parts) == maxRunSegments || r.flow.proto == protoUDP && len(r.parts) == maxUDPSegments
 }
 
 // join appends a segment of the same flow if it continues the run.

@@ -12,6 +12,16 @@ var ErrDeviceGone = errors.New("network device is gone")
 // ErrInterrupted is returned by a call that Interrupt has ended.
 var ErrInterrupted = errors.New("interrupted")
 
+// Offloads says which work to leave to the kernel. What it can't do is not used, whatever is asked for.
+type Offloads struct {
+	TUN        bool // super-packets between the IP stack and the tunnel
+	UDPSegment bool // UDP_SEGMENT: many datagrams in one message to send
+	UDPGRO     bool // UDP_GRO: many datagrams in one message received
+}
+
+// AllOffloads is what is best for everything but comparisons.
+func AllOffloads() Offloads { return Offloads{TUN: true, UDPSegment: true, UDPGRO: true} }
+
 // A Device is where packets leave and enter the IP stack of this host; in production a *TUN. One goroutine reads, while
 // another one writes.
 type Device interface {

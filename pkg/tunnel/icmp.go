@@ -87,7 +87,7 @@ const (
 )
 
 func (l *limiter) allow(now time.Time) bool {
-	l.tokens = min(icmpBurst, l.tokens+icmpRate*now.Sub(l.last).Seconds())
+	l.tokens = min(icmpBurst, l.tokens+icmpRate*max(0, now.Sub(l.last).Seconds()))
 	l.last = now
 	if l.tokens < 1 {
 		return false

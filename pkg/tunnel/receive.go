@@ -1,15 +1,14 @@
 package tunnel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-
-	"encoding/binary"
 )
 
 // receiveBatch is how many datagrams one Receive takes.
-const receiveBatch = 32
+const receiveBatch = 16
 
 // A receiver takes packets from the peers to the device.
 type receiver struct {

@@ -50,15 +50,15 @@ type Drop struct {
 
 // Stats is what the tunnel has done since New. The numbers are read one after another, while traffic goes on.
 type Stats struct {
-	Peers  []PeerStats // of the present table, in its order
-	Drops  []Drop      // of every reason, also those that have not occurred
-	Errors uint64      // ICMP errors sent
+	Peers []PeerStats // of the present table, in its order
+	Drops []Drop      // of every reason, also those that have not occurred
+	ICMP  uint64      // ICMP errors sent
 }
 
 // counters of the whole tunnel.
 type counters struct {
-	drops  [reasons]atomic.Uint64
-	errors atomic.Uint64
+	drops [reasons]atomic.Uint64
+	icmp  atomic.Uint64
 }
 
 func (c *counters) drop(r Reason, packets int) { c.drops[r].Add(uint64(packets)) }
@@ -68,9 +68,9 @@ func (c *counters) drop(r Reason, packets int) { c.drops[r].Add(uint64(packets))
 type peerState struct {
 	sent  meter
 	plain atomic.Int64 // no segmentation until then, in Unix nanoseconds; 0: segmentation
-	_     [104]byte
+	_     [40]byte
 	rcvd  meter
-	_     [112]byte
+	_     [48]byte
 }
 
 type meter struct{ packets, bytes atomic.Uint64 }

@@ -9,16 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offloads says which work to leave to the kernel. What it can't do is not used, whatever is asked for.
-type Offloads struct {
-	TUN        bool // super-packets between the IP stack and the tunnel
-	UDPSegment bool // UDP_SEGMENT: many datagrams in one message to send
-	UDPGRO     bool // UDP_GRO: many datagrams in one message received
-}
-
-// AllOffloads is what is best for everything but comparisons.
-func AllOffloads() Offloads { return Offloads{TUN: true, UDPSegment: true, UDPGRO: true} }
-
 // A TUN is a TUN device (tuntap.rst in the kernel's documentation). It is persistent: Close does not delete it. Its
 // addresses, routes, MTU and state are its owner's business.
 type TUN struct {
@@ -44,7 +34,11 @@ func OpenTUN(name string, o Offloads) (*TUN, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", clonePath, err)
 	}
-	if err := attach(fd, name, o.TUN); err != nil {
+	err = attach(fd, name, o.TUN)
+	if o.TUN && errors.Is(err, unix.EINVAL) { // a kernel without the header, unless the device is none of ours
+		err = attach(fd, name, false)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
@@ -131,11 +125,13 @@ func (t *TUN) SuperPackets() (tcp, udp bool) { return t.tcp, t.udp }
 // Close gives up the device without deleting it. No other method may be running.
 func (t *TUN) Close() error { return t.close() }
 
-// Read implements Device.
+// Read implements Device. This call and the others that never wait are made without the scheduler's knowledge: it would
+// look every 20 µs for threads that are long in the kernel, and take their processor away.
 func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
 	if len(packets) == 0 || len(buf) < ReadRoom {
 		return 0, errors.New("read from TUN device: no room")
 	}
+	t.reading.turn()
 	for used := 0; n < len(packets) && len(buf)-used >= ReadRoom; {
 		if err := t.check(); err != nil {
 			return 0, err

@@ -55,7 +55,7 @@ func (t *Tunnel) Swap(table *Table) {
 // Stats returns what was counted so far.
 func (t *Tunnel) Stats() Stats {
 	s := t.state.Load()
-	stats := Stats{Peers: make([]PeerStats, len(s.peers)), Drops: make([]Drop, reasons), Errors: t.counters.errors.Load()}
+	stats := Stats{Peers: make([]PeerStats, len(s.peers)), Drops: make([]Drop, reasons), ICMP: t.counters.icmp.Load()}
 	for i, p := range s.peers {
 		until := p.plain.Load()
 		stats.Peers[i] = PeerStats{
@@ -130,6 +130,6 @@ func (s *icmpSender) send(st *state, e icmpError, about []byte) {
 		return
 	}
 	if _, err := s.to.Write(packet); err == nil {
-		s.tunnel.counters.errors.Add(1)
+		s.tunnel.counters.icmp.Add(1)
 	}
 }

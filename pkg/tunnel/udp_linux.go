@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ const (
 type UDP struct {
 	*interrupter
 	fd           int
+	addr         netip.AddrPort
 	segment, gro bool
 	close        func() error
 
@@ -95,6 +97,17 @@ func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
 // AdoptUDP continues with a descriptor that ListenUDP has made, perhaps in an earlier life of this program. The UDP owns
 // it, unless there is an error.
 func AdoptUDP(fd int, o Offloads) (*UDP, error) {
+	if proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || proto != unix.IPPROTO_UDP {
+		return nil, fmt.Errorf("adopt udp descriptor %d: protocol %d: %w", fd, proto, cmp.Or(err, error(unix.EPROTOTYPE)))
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
+	}
+	local, ok := name.(*unix.SockaddrInet4)
+	if !ok {
+		return nil, fmt.Errorf("adopt udp descriptor %d: it is not IPv4: %w", fd, unix.EAFNOSUPPORT)
+	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
 	}
@@ -106,7 +119,7 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &UDP{interrupter: stop, fd: fd}
+	u := &UDP{interrupter: stop, fd: fd, addr: netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port))}
 	u.close = sync.OnceValue(func() error { return errors.Join(unix.Close(fd), unix.Close(stop.fd)) })
 	u.sending.stop, u.receiving.stop = stop, stop
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
@@ -166,6 +179,9 @@ func (u *UDP) allocate() {
 	}
 }
 
+// Addr is the address that the socket is bound to.
+func (u *UDP) Addr() netip.AddrPort { return u.addr }
+
 // FD is the descriptor, for passing it on. It is valid until Close.
 func (u *UDP) FD() int { return u.fd }
 
@@ -197,6 +213,7 @@ func (u *UDP) Receive(ds []Datagram) (int, error) {
 	if batch == 0 {
 		return 0, errors.New("receive from udp socket: no room")
 	}
+	r.turn()
 	for {
 		if err := u.check(); err != nil {
 			return 0, err
@@ -215,11 +232,15 @@ func (u *UDP) Receive(ds []Datagram) (int, error) {
 			unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
-		case unix.EBADF:
-			return 0, net.ErrClosed
-		default: // nothing there, or an error of an earlier datagram
+		case unix.EAGAIN:
 			r.drained = true
 			continue
+		case unix.EINTR, unix.ENOBUFS, unix.ENOMEM:
+			continue
+		case unix.EBADF:
+			return 0, net.ErrClosed
+		default:
+			return 0, errno
 		}
 		r.drained = int(n) < batch
 		for i := range ds[:n] {

@@ -88,14 +88,58 @@ func runEnd(config string) error {
 		return oneByOne(ctx, table, device, socket)
 	}
 	tun := tunnel.New(table)
-	if err := tun.Run(ctx, tunnel.Ends{Device: device, Socket: socket, ICMP: icmp}); err != nil {
+	d, so := &countedDevice{Device: device}, &countedSocket{Socket: socket}
+	if err := tun.Run(ctx, tunnel.Ends{Device: d, Socket: so, ICMP: icmp}); err != nil {
 		return err
 	}
+	fmt.Printf("reads %d of %.1f packets; sends %d of %.1f messages of %.1f segments; receives %d of %.1f messages of %.0f bytes; writes %d of %.1f packets\n",
+		d.reads, d.packets/float64(d.reads), so.sends, so.messages/float64(so.sends), so.segments/so.messages,
+		so.receives, so.datagrams/float64(so.receives), so.bytes/so.datagrams, d.writes, d.parts/float64(d.writes))
 	stats, err := json.Marshal(tun.Stats())
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
-	fmt.Printf("stats %s mallocs %d\n", stats, memory.Mallocs)
+	fmt.Printf("mallocs %d stats %s\n", memory.Mallocs, stats)
 	return err
+}
+
+type countedDevice struct {
+	tunnel.Device
+	reads, writes  int
+	packets, parts float64
+}
+
+func (d *countedDevice) Read(packets []tunnel.Packet, buf []byte) (int, error) {
+	n, err := d.Device.Read(packets, buf)
+	d.reads, d.packets = d.reads+1, d.packets+float64(n)
+	return n, err
+}
+
+func (d *countedDevice) Write(o tunnel.Offload, parts [][]byte) error {
+	d.writes, d.parts = d.writes+1, d.parts+float64(len(parts))
+	return d.Device.Write(o, parts)
+}
+
+type countedSocket struct {
+	tunnel.Socket
+	sends, receives                      int
+	messages, segments, datagrams, bytes float64
+}
+
+func (s *countedSocket) Send(ms []tunnel.Message) (int, error) {
+	s.sends, s.messages = s.sends+1, s.messages+float64(len(ms))
+	for _, m := range ms {
+		s.segments += float64(max(1, len(m.Parts)/2))
+	}
+	return s.Socket.Send(ms)
+}
+
+func (s *countedSocket) Receive(ds []tunnel.Datagram) (int, error) {
+	n, err := s.Socket.Receive(ds)
+	s.receives, s.datagrams = s.receives+1, s.datagrams+float64(n)
+	for _, d := range ds[:n] {
+		s.bytes += float64(len(d.Data))
+	}
+	return n, err
 }
 
 // configure does what the reconciler does in production.
@@ -198,13 +242,17 @@ func (p *pair) overlays(mtu int) (a, b tunnel.Overlay) {
 	return a, b
 }
 
-// tunnel starts both ends as processes and waits until the containers reach each other.
-func (p *pair) tunnel(t testing.TB, ctx context.Context, o tunnel.Offloads, oneByOne bool) {
+// start starts both ends as processes.
+func (p *pair) start(t testing.TB, offloadsA, offloadsB tunnel.Offloads) {
 	t.Helper()
-	a, b := p.overlays(1472)
-	p.procA = startEnd(t, p.a, end{netip.AddrPortFrom(p.a.Addr, 8285), a, o, oneByOne})
-	p.procB = startEnd(t, p.b, end{netip.AddrPortFrom(p.b.Addr, 8285), b, o, oneByOne})
-	p.wait(t, ctx)
+	p.startAs(t, end{Offloads: offloadsA}, end{Offloads: offloadsB})
+}
+
+func (p *pair) startAs(t testing.TB, a, b end) {
+	t.Helper()
+	a.Overlay, b.Overlay = p.overlays(1472)
+	a.Listen, b.Listen = netip.AddrPortFrom(p.a.Addr, 8285), netip.AddrPortFrom(p.b.Addr, 8285)
+	p.procA, p.procB = startEnd(t, p.a, a), startEnd(t, p.b, b)
 }
 
 func (p *pair) wait(t testing.TB, ctx context.Context) {
@@ -227,7 +275,7 @@ func startEnd(t testing.TB, h *lab.Host, e end) *lab.Process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := h.Run(lab.Command{Path: exe, Env: []string{endVariable + "=" + string(config)}})
+	p, err := h.Run(lab.Command{Path: exe, Env: []string{endVariable + "=" + string(config), "GOMAXPROCS=" + os.Getenv("GMP")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,10 +348,15 @@ func (p *pair) direct(t testing.TB) {
 
 func newLab(t testing.TB, pairs int, limit time.Duration) (context.Context, *lab.Lab) {
 	t.Helper()
+	return newLabWith(t, lab.Options{Hosts: 2 * pairs}, limit)
+}
+
+func newLabWith(t testing.TB, o lab.Options, limit time.Duration) (context.Context, *lab.Lab) {
+	t.Helper()
 	needRoot(t)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
-	l, err := lab.New(ctx, lab.Options{Hosts: 2 * pairs})
+	l, err := lab.New(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}

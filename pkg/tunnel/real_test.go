@@ -1,0 +1,290 @@
+package tunnel_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"flanneld/pkg/tunnel"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// inNamespace runs a test in a network namespace of its own, on a thread that ends with the test.
+func inNamespace(t *testing.T, test func()) {
+	t.Helper()
+	needRoot(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error("make network namespace:", err)
+			return
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Error("set lo up:", err)
+			return
+		}
+		test()
+	}()
+	<-done
+}
+
+func listen(t testing.TB, o tunnel.Offloads) *tunnel.UDP {
+	t.Helper()
+	u, err := tunnel.ListenUDP(netip.MustParseAddrPort("127.0.0.1:0"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { u.Close() })
+	return u
+}
+
+func TestUDP(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: needs the native kernel; not in short mode")
+	}
+	for _, o := range []tunnel.Offloads{tunnel.AllOffloads(), {UDPSegment: true}, {UDPGRO: true}, {}} {
+		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			a, b := listen(t, o), listen(t, o)
+			if a.GRO() != o.UDPGRO || (a.MaxSegments() > 1) != o.UDPSegment {
+				t.Errorf("GRO %v, %d segments", a.GRO(), a.MaxSegments())
+			}
+			if a.Addr().Port() == 0 {
+				t.Errorf("address %s", a.Addr())
+			}
+			var want [][]byte
+			var ms []tunnel.Message
+			for i := range 200 {
+				m := tunnel.Message{To: b.Addr()}
+				sizes := []int{100 + i}
+				if i%3 == 0 && o.UDPSegment {
+					sizes = []int{1400, 1400, 1400, i}
+					m.SegmentSize = 1400
+				}
+				for _, size := range sizes {
+					p := bytes.Repeat([]byte{byte(i)}, size)
+					if size > 0 {
+						want = append(want, p)
+					}
+					m.Parts = append(m.Parts, p[:size/2], p[size/2:])
+				}
+				ms = append(ms, m)
+			}
+			if n, err := a.Send(ms); n != len(ms) || err != nil {
+				t.Fatal(n, err)
+			}
+			var got [][]byte
+			ds := make([]tunnel.Datagram, 7)
+			for len(got) < len(want) {
+				n, err := b.Receive(ds)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range ds[:n] {
+					if d.Source != a.Addr() || d.Truncated {
+						t.Fatalf("from %s, truncated %v", d.Source, d.Truncated)
+					}
+					size := len(d.Data)
+					if d.SegmentSize > 0 {
+						size = d.SegmentSize
+					}
+					for p := range slices.Chunk(d.Data, size) {
+						got = append(got, bytes.Clone(p))
+					}
+				}
+			}
+			for i := range want {
+				if !bytes.Equal(got[i], want[i]) {
+					t.Fatalf("datagram %d has %d bytes, want %d", i, len(got[i]), len(want[i]))
+				}
+			}
+		})
+	}
+}
+
+func TestUDPAllocatesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: needs the native kernel; not in short mode")
+	}
+	a := listen(t, tunnel.AllOffloads())
+	ms := []tunnel.Message{{To: a.Addr(), Parts: [][]byte{make([]byte, 1400), make([]byte, 1400)}, SegmentSize: 1400}}
+	ds := make([]tunnel.Datagram, 4)
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := a.Send(ms); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Receive(ds); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestUDPInterrupt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: needs the native kernel; not in short mode")
+	}
+	u := listen(t, tunnel.AllOffloads())
+	ds := make([]tunnel.Datagram, 1)
+	for range 3 {
+		ended := make(chan error)
+		go func() { _, err := u.Receive(ds); ended <- err }()
+		u.Interrupt(true)
+		if err := <-ended; !errors.Is(err, tunnel.ErrInterrupted) {
+			t.Error(err)
+		}
+		u.Interrupt(false)
+	}
+	if _, err := u.Send([]tunnel.Message{{To: u.Addr(), Parts: [][]byte{{1}}}}); err != nil {
+		t.Error(err)
+	}
+	if n, err := u.Receive(ds); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+}
+
+func TestAdoptUDP(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: needs the native kernel; not in short mode")
+	}
+	a := listen(t, tunnel.AllOffloads())
+	fd, err := unix.Dup(a.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := tunnel.AdoptUDP(fd, tunnel.Offloads{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if b.Addr() != a.Addr() || b.GRO() {
+		t.Errorf("adopted %s with GRO %v", b.Addr(), b.GRO())
+	}
+	for name, open := range map[string]func() (int, error){
+		"TCP":  func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0) },
+		"IPv6": func() (int, error) { return unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0) },
+		"file": func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY, 0) },
+	} {
+		fd, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tunnel.AdoptUDP(fd, tunnel.Offloads{}); err == nil {
+			t.Errorf("%s: adopted", name)
+		}
+		if _, err := tunnel.AdoptTUN(fd, tunnel.Offloads{}); err == nil {
+			t.Errorf("%s: adopted as a TUN device", name)
+		}
+		unix.Close(fd)
+	}
+}
+
+func TestTUN(t *testing.T) {
+	inNamespace(t, func() {
+		a, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if tcp, udp := a.SuperPackets(); a.Name() != "tun9" || !tcp || !udp {
+			t.Errorf("%s takes TCP %v, UDP %v (UDP needs Linux 6.2)", a.Name(), tcp, udp)
+		}
+		if _, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads()); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("opened twice: %v", err)
+		}
+		if _, err := tunnel.OpenTUN("lo", tunnel.AllOffloads()); err == nil {
+			t.Error("opened lo")
+		}
+		fd, err := unix.Dup(a.FD())
+		if err != nil {
+			t.Error(err)
+		}
+		b, err := tunnel.AdoptTUN(fd, tunnel.AllOffloads())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if b.Name() != "tun9" {
+			t.Errorf("adopted %s", b.Name())
+		}
+		if err := errors.Join(a.Close(), b.Close()); err != nil {
+			t.Error(err)
+		}
+		// It is still there, and a program that uses no offloads may have it.
+		link, err := netlink.LinkByName("tun9")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		c, err := tunnel.OpenTUN("tun9", tunnel.Offloads{})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		again, err := netlink.LinkByName("tun9")
+		if err != nil || again.Attrs().Index != link.Attrs().Index {
+			t.Errorf("another device: %v %v", again, err)
+		}
+		if tcp, udp := c.SuperPackets(); tcp || udp {
+			t.Errorf("super-packets without offloads: %v %v", tcp, udp)
+		}
+		if err := c.Write(tunnel.Offload{}, [][]byte{{0x45}}); !errors.Is(err, unix.EIO) {
+			t.Errorf("write to a device that is down: %v", err)
+		}
+	})
+}
+
+func TestDeviceGone(t *testing.T) {
+	inNamespace(t, func() {
+		table, err := tunnel.NewTable(tunnel.Overlay{Network: network, Own: netip.MustParsePrefix("10.77.1.0/24"), MTU: 1472})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		socket, tun := listen(t, tunnel.AllOffloads()), tunnel.New(table)
+		for range 2 { // the socket survives the first device
+			device, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			link, err := netlink.LinkByName("tun9")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- tun.Run(context.Background(), tunnel.Ends{Device: device, Socket: socket}) }()
+			if err := netlink.LinkDel(link); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case err := <-ended:
+				if !errors.Is(err, tunnel.ErrDeviceGone) {
+					t.Errorf("Run: %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("Run does not notice")
+				return
+			}
+			device.Close()
+		}
+	})
+}

@@ -1,0 +1,162 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+func addr(w uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, w)))
+}
+
+// naiveLookup looks at every peer.
+func naiveLookup(peers []Peer, a netip.Addr) (best Peer, ok bool) {
+	for _, p := range peers {
+		if p.Subnet.Contains(a) && (!ok || p.Subnet.Bits() >= best.Subnet.Bits()) {
+			best, ok = p, true
+		}
+	}
+	return best, ok
+}
+
+func TestLookupEqualsOracle(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for round := range 200 {
+		o := Overlay{Network: netip.MustParsePrefix("10.0.0.0/8"), Own: netip.MustParsePrefix("10.0.0.0/24"), MTU: 1472}
+		for range r.IntN(300) {
+			// Few distinct bits, so that there are overlaps and duplicates.
+			subnet := netip.PrefixFrom(addr(10<<24|r.Uint32()&0x00070707), r.IntN(33))
+			o.Peers = append(o.Peers, Peer{subnet, netip.AddrPortFrom(addr(r.Uint32()|1<<24), uint16(1+r.IntN(65535)))})
+		}
+		table, err := NewTable(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range o.Peers {
+			o.Peers[i].Subnet = o.Peers[i].Subnet.Masked()
+		}
+		for range 500 {
+			a := addr(10<<24 | r.Uint32()&0x00070707)
+			got, ok := table.Lookup(a)
+			want, wantOK := naiveLookup(o.Peers, a)
+			if got != want || ok != wantOK {
+				t.Fatalf("round %d: %s: got %v %v, want %v %v", round, a, got, ok, want, wantOK)
+			}
+		}
+	}
+}
+
+func TestNewTableRefuses(t *testing.T) {
+	good := testOverlay()
+	for name, change := range map[string]func(o *Overlay){
+		"network":       func(o *Overlay) { o.Network = netip.MustParsePrefix("fd00::/8") },
+		"no network":    func(o *Overlay) { o.Network = netip.Prefix{} },
+		"own":           func(o *Overlay) { o.Own = netip.Prefix{} },
+		"device":        func(o *Overlay) { o.Addr = netip.MustParseAddr("::1") },
+		"MTU":           func(o *Overlay) { o.MTU = 67 },
+		"great MTU":     func(o *Overlay) { o.MTU = 65536 },
+		"peer's subnet": func(o *Overlay) { o.Peers = []Peer{{netip.MustParsePrefix("fd00::/64"), o.Peers[0].Addr}} },
+		"peer":          func(o *Overlay) { o.Peers = []Peer{{o.Peers[0].Subnet, netip.MustParseAddrPort("[::1]:1")}} },
+		"peer's port":   func(o *Overlay) { o.Peers = []Peer{{o.Peers[0].Subnet, netip.MustParseAddrPort("1.2.3.4:0")}} },
+		"empty peer":    func(o *Overlay) { o.Peers = []Peer{{}} },
+	} {
+		o := good
+		change(&o)
+		if _, err := NewTable(o); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestTableIsImmutable(t *testing.T) {
+	o := testOverlay()
+	table := mustTable(t, o)
+	o.Peers[0].Addr = netip.MustParseAddrPort("9.9.9.9:9")
+	if p, _ := table.Lookup(netip.MustParseAddr("10.77.2.9")); p.Addr.Addr() != netip.MustParseAddr("192.0.2.2") {
+		t.Errorf("the table changed with the overlay's slice: %v", p)
+	}
+	if _, ok := table.Lookup(netip.MustParseAddr("::1")); ok {
+		t.Error("an IPv6 address has a peer")
+	}
+}
+
+// testOverlay is 10.77.1.0/24 in 10.77.0.0/16, with three peers of which two are one host.
+func testOverlay() Overlay {
+	return Overlay{
+		Network: netip.MustParsePrefix("10.77.0.0/16"), Own: netip.MustParsePrefix("10.77.1.0/24"), MTU: 1472,
+		Peers: []Peer{
+			{netip.MustParsePrefix("10.77.2.0/24"), netip.MustParseAddrPort("192.0.2.2:8285")},
+			{netip.MustParsePrefix("10.77.3.0/24"), netip.MustParseAddrPort("192.0.2.3:8285")},
+			{netip.MustParsePrefix("10.77.4.0/24"), netip.MustParseAddrPort("192.0.2.2:8285")},
+		},
+	}
+}
+
+func mustTable(t testing.TB, o Overlay) *Table {
+	t.Helper()
+	table, err := NewTable(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
+}
+
+func TestAdmit(t *testing.T) {
+	const ok = reasons
+	closed := mustTable(t, testOverlay())
+	o := testOverlay()
+	o.AllowUnknownSources = true
+	open := mustTable(t, o)
+	for _, test := range []struct {
+		name, host, src, dst string
+		why                  Reason
+		peer                 int32
+	}{
+		{"peer", "192.0.2.2", "10.77.2.9", "10.77.1.9", ok, 0},
+		{"peer's device", "192.0.2.2", "10.77.2.0", "10.77.1.0", ok, 0},
+		{"other subnet of the host", "192.0.2.2", "10.77.4.9", "10.77.1.9", ok, 2},
+		{"other peer's subnet", "192.0.2.2", "10.77.3.9", "10.77.1.9", SpoofedSource, none},
+		{"nobody's subnet", "192.0.2.2", "10.77.9.9", "10.77.1.9", SpoofedSource, none},
+		{"our own subnet", "192.0.2.2", "10.77.1.9", "10.77.1.8", SpoofedSource, none},
+		{"routed client", "192.0.2.3", "198.51.100.1", "10.77.1.9", ok, 1},
+		{"stranger", "192.0.2.9", "10.77.2.9", "10.77.1.9", UnknownSource, none},
+		{"for another peer", "192.0.2.2", "10.77.2.9", "10.77.3.9", ForeignDestination, none},
+		{"for outside", "192.0.2.2", "10.77.2.9", "198.51.100.1", ForeignDestination, none},
+		{"multicast", "192.0.2.2", "10.77.2.9", "224.0.0.1", ForeignDestination, none},
+		{"loopback", "192.0.2.2", "10.77.2.9", "127.0.0.1", ForeignDestination, none},
+	} {
+		host, src, dst := word(netip.MustParseAddr(test.host)), word(netip.MustParseAddr(test.src)), word(netip.MustParseAddr(test.dst))
+		peer, why, admitted := closed.admit(host, src, dst)
+		if admitted != (test.why == ok) || !admitted && why != test.why || peer != test.peer {
+			t.Errorf("%s: got %v %v peer %d, want %v peer %d", test.name, admitted, why, peer, test.why, test.peer)
+		}
+		if _, _, admitted := open.admit(host, src, dst); !admitted {
+			t.Errorf("%s: not admitted with AllowUnknownSources", test.name)
+		}
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	for _, n := range []int{1, 100, 5000, 20000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			o := Overlay{Network: netip.MustParsePrefix("10.0.0.0/8"), Own: netip.MustParsePrefix("10.255.0.0/24"), MTU: 1472}
+			for i := range n {
+				o.Peers = append(o.Peers, Peer{
+					netip.PrefixFrom(addr(10<<24|uint32(i)<<8), 24), netip.AddrPortFrom(addr(172<<24|uint32(i)), 8285),
+				})
+			}
+			table := mustTable(b, o)
+			b.ReportAllocs()
+			x := uint32(1)
+			for b.Loop() {
+				x = x*1664525 + 1013904223
+				if table.lookup(10<<24|(x>>8)%uint32(n)<<8|7) == none {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+}
