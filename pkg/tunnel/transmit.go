@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"time"
 )
 
@@ -87,6 +88,9 @@ func (x *transmitter) run() error {
 		if err := x.flush(); err != nil {
 			return err
 		}
+		// The calls above don't give up the processor, which may be the only one that the program has. Where it is not,
+		// this takes 13 % from the processor time of a TCP stream and adds nothing to a round trip.
+		runtime.Gosched()
 	}
 }
 

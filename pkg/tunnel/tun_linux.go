@@ -131,7 +131,6 @@ func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
 	if len(packets) == 0 || len(buf) < ReadRoom {
 		return 0, errors.New("read from TUN device: no room")
 	}
-	t.reading.turn()
 	for used := 0; n < len(packets) && len(buf)-used >= ReadRoom; {
 		if err := t.check(); err != nil {
 			return 0, err

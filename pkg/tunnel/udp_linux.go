@@ -213,7 +213,6 @@ func (u *UDP) Receive(ds []Datagram) (int, error) {
 	if batch == 0 {
 		return 0, errors.New("receive from udp socket: no room")
 	}
-	r.turn()
 	for {
 		if err := u.check(); err != nil {
 			return 0, err

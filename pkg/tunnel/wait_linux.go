@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
-	"runtime"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -45,28 +44,15 @@ func (i *interrupter) check() error {
 	return nil
 }
 
-const maxTurns = 8
-
 // A waiter waits for one descriptor on behalf of one goroutine. It does so by poll(2) and not by the runtime's poller:
 // a packet then wakes the thread that is going to handle it.
 type waiter struct {
-	fds   [2]unix.PollFd
-	stop  *interrupter
-	turns int // since the last wait
-}
-
-// turn is called once a batch. A goroutine that never waits because there is always something to do lets others have
-// the processor now and then, which may be the only one: its other calls don't.
-func (w *waiter) turn() {
-	if w.turns++; w.turns >= maxTurns {
-		w.turns = 0
-		runtime.Gosched()
-	}
+	fds  [2]unix.PollFd
+	stop *interrupter
 }
 
 // wait returns when the descriptor has one of the events or an error.
 func (w *waiter) wait(fd int, events int16) error {
-	w.turns = 0
 	w.fds = [2]unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(w.stop.fd), Events: unix.POLLIN}}
 	for {
 		_, err := unix.Poll(w.fds[:], -1)

@@ -275,7 +275,7 @@ func startEnd(t testing.TB, h *lab.Host, e end) *lab.Process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := h.Run(lab.Command{Path: exe, Env: []string{endVariable + "=" + string(config), "GOMAXPROCS=" + os.Getenv("GMP")}})
+	p, err := h.Run(lab.Command{Path: exe, Env: []string{endVariable + "=" + string(config)}})
 	if err != nil {
 		t.Fatal(err)
 	}
