@@ -2,9 +2,9 @@
 // the uplink, wait for the network config, lease a subnet, program the kernel,
 // write subnet.env, say READY, follow the network.
 //
-// It decides nothing about leases or the kernel itself. Invariant: once Run is
-// past choosing the uplink, nothing that etcd or the kernel does makes it
-// return; only its context does, or a subnet file that cannot be written.
+// It decides nothing about leases or the kernel itself. Invariant: waiting for
+// etcd never makes Run return, and after READY nothing does but the end of its
+// context.
 package daemon
 
 import (
