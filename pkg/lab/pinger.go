@@ -15,6 +15,7 @@ import (
 type Pinger struct {
 	socket *echoSocket
 	stop   context.CancelFunc
+	sender sync.WaitGroup
 	ended  sync.WaitGroup
 
 	mu       sync.Mutex
@@ -41,7 +42,8 @@ func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, 
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Pinger{socket: socket, stop: cancel}
-	p.ended.Add(2)
+	p.sender.Add(1)
+	p.ended.Add(1)
 	go p.send(ctx, interval)
 	go p.receive()
 	return p, nil
@@ -50,6 +52,7 @@ func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, 
 // Stop stops sending, waits up to half a second for replies on their way and returns the result. Call it once.
 func (p *Pinger) Stop() PingStats {
 	p.stop()
+	p.sender.Wait() // a request sent after the last look would count as lost
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
 	Poll(ctx, func() error {
@@ -84,7 +87,7 @@ func (p *Pinger) Stats() PingStats {
 }
 
 func (p *Pinger) send(ctx context.Context, interval time.Duration) {
-	defer p.ended.Done()
+	defer p.sender.Done()
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
