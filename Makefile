@@ -41,9 +41,9 @@ LDFLAGS = -s -w -X main.version=$(TAG)
 BUILD   = CGO_ENABLED=0 GOOS=linux GOARM=$(GOARM) $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 # Packages without I/O: they must work on the big-endian machines too.
-PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/tunnel)
+PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/tunnel)
 # Packages with goroutines that share something, worth the race detector's time.
-RACE = $(addsuffix /...,$(wildcard ./pkg/registry ./pkg/subnet ./pkg/kernel ./pkg/tunnel ./pkg/reconcile ./pkg/hook ./pkg/daemon))
+RACE = $(addsuffix /...,$(wildcard ./pkg/registry ./pkg/subnet ./pkg/kernel ./pkg/iptables ./pkg/nftables ./pkg/tunnel ./pkg/reconcile ./pkg/hook ./pkg/daemon))
 # Further arguments of "go test", e.g. TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 

@@ -14,7 +14,7 @@ import (
 
 // pure rooms turn values into values: no files, processes, network, logging,
 // clock or chance. That is what makes them testable as data.
-var pure = []string{"netconf", "lease", "host", "dataplane", "backend"}
+var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend"}
 
 // forbidden in pure rooms, with what may be used of a package that has both
 // sides.
@@ -31,6 +31,9 @@ var mayImport = map[string][]string{
 	"lease":                 {},
 	"host":                  {},
 	"dataplane":             {},
+	"firewall":              {},
+	"iptables":              {"firewall"},
+	"nftables":              {"firewall"},
 	"subnetenv":             {},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
 	"registry":              {"lease", "netconf"},
@@ -53,6 +56,8 @@ var homes = map[string][]string{
 	"go.etcd.io/etcd/client/v2":        {"registry/etcdv2", "lab"},
 	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},
+	"github.com/coreos/go-iptables":    {"iptables"},
+	"github.com/google/nftables":       {"nftables"},
 	"github.com/spf13/pflag":           {}, // cmd only
 }
 
