@@ -106,6 +106,7 @@ func TestDesired(t *testing.T) {
 		{"vxlan", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, vxlanPeers},
 		{"vxlan-options", `{"Network":"10.42.0.0/16","Backend":{"Type":"VXLAN","VNI":172,"Port":8889,"GBP":true,"Learning":true,"MTU":1400}}`, nat, own, vxlanPeers[:1]},
 		{"vxlan-direct", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`, us(), own, vxlanPeers},
+		{"vxlan-blackhole", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, vxlanPeers[:1]},
 		{"vxlan-alone", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, nil},
 		{"vxlan-hostile", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, us(), own, append(vxlanPeers[:len(vxlanPeers):len(vxlanPeers)], hostile...)},
 		{"vxlan-underlay-inside", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, overlapping, own, vxlanPeers},
@@ -123,6 +124,9 @@ func TestDesired(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b, conf := mustNew(t, c.config)
+			if strings.Contains(c.name, "blackhole") {
+				b = WithBlackhole(b)
+			}
 			var all []lease.Lease
 			for i, p := range c.peers {
 				all = append(all, peer(t, uint64(i+2), p.key, p.value))

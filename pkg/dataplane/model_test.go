@@ -140,7 +140,7 @@ func (m *model) applyRoute(o Op) error {
 	}
 	for k, r := range m.Routes {
 		if k.Dst == o.RouteKey.Dst && k.Metric == o.RouteKey.Metric {
-			if k.Link == "" || r.Proto == ProtoKernel && !strings.HasPrefix(k.Link, "flannel") {
+			if k.Link == "" && !r.Blackhole || r.Proto == ProtoKernel && !strings.HasPrefix(k.Link, "flannel") {
 				return fmt.Errorf("%s: takes the place of %s, which is not ours", o, routeText(k, r))
 			}
 			delete(m.Routes, k)

@@ -73,11 +73,15 @@ func (o Op) Object() string {
 	case KindTunnel:
 		return fmt.Sprintf("tunnel entry %s dev %s", o.TunnelKey.Subnet, o.TunnelKey.Link)
 	default:
+		if o.Route.Blackhole {
+			return fmt.Sprintf("blackhole route %s", o.RouteKey.Dst)
+		}
 		return fmt.Sprintf("route %s dev %s", o.RouteKey.Dst, o.RouteKey.Link)
 	}
 }
 
-// Device names the link that the operation is on; empty for a sysctl.
+// Device names the link that the operation is on; empty for a sysctl or a
+// blackhole.
 func (o Op) Device() string {
 	switch o.Kind {
 	case KindLink:

@@ -66,6 +66,9 @@ func (c chance) want() State {
 		s.Neighs[NeighKey{name, dst.Addr()}] = mac
 		s.Routes[RouteKey{Dst: dst, Link: name}] = Route{Via: dst.Addr(), OnLink: true, Proto: ProtoBoot}
 	}
+	if c.one(20) {
+		s.Routes[RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24"), Metric: 1 + c.IntN(2)}] = Route{Blackhole: true, Proto: ProtoFlannel}
+	}
 	return s
 }
 
@@ -145,6 +148,9 @@ func (c chance) routes(m *model, some func() string) {
 		}
 		if c.one(10) {
 			k.Link, r.Via = "", netip.Addr{}
+			if c.one(50) {
+				r = Route{Blackhole: true, Proto: ProtoFlannel}
+			}
 		}
 		if !c.usedSlot(m.State, k.Dst, k.Metric) {
 			m.Routes[k] = r
@@ -284,7 +290,7 @@ func missing(want, got State, conflicts []Conflict) string {
 		}
 	}
 	for k, r := range want.Routes {
-		if got.Routes[k] != r && !on(k.Link) && !excused[Op{Kind: KindRoute, RouteKey: k}.Object()] {
+		if got.Routes[k] != r && !on(k.Link) && !excused[Op{Kind: KindRoute, RouteKey: k, Route: r}.Object()] {
 			return "route " + routeText(k, r)
 		}
 	}

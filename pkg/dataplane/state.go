@@ -92,8 +92,8 @@ type TunnelKey struct {
 	Subnet netip.Prefix
 }
 
-// RouteKey names a route of the main table. One by several links (multipath)
-// has no Link; it is never ours.
+// RouteKey names a route of the main table. A blackhole has no Link, nor has one
+// by several links (multipath), which is never ours.
 type RouteKey struct {
 	Dst    netip.Prefix
 	Link   string
@@ -102,9 +102,10 @@ type RouteKey struct {
 
 // Route is what a route of the main table says beside its key.
 type Route struct {
-	Via    netip.Addr // invalid: directly on the link
-	OnLink bool       // take Via as reachable on the link without asking
-	Proto  int        // rtm_protocol of rtnetlink(7): who made it
+	Via       netip.Addr // invalid: directly on the link
+	OnLink    bool       // take Via as reachable on the link without asking
+	Blackhole bool       // drop the packets; there is no link
+	Proto     int        // rtm_protocol of rtnetlink(7): who made it
 }
 
 // Route protocols.
@@ -156,7 +157,7 @@ type Scope struct {
 func (s State) ScopeOf(network netip.Prefix) Scope {
 	carriers := map[string]bool{}
 	for k := range s.Routes {
-		if _, ours := s.Links[k.Link]; !ours {
+		if _, ours := s.Links[k.Link]; !ours && k.Link != "" {
 			carriers[k.Link] = true
 		}
 	}
@@ -183,7 +184,7 @@ func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.P
 // OwnsRoute: routes inside the network that leave by a link of ours, or that
 // bear our stamp.
 func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
-	return s.Inside(k.Dst) && k.Link != "" && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
+	return s.Inside(k.Dst) && (k.Link != "" || r.Blackhole) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
 }
 
 // Equal tells whether two states hold the same objects.

@@ -107,9 +107,12 @@ func routeText(k RouteKey, r Route) string {
 	if r.Via.IsValid() {
 		s += " via " + r.Via.String()
 	}
-	if k.Link == "" {
+	switch {
+	case r.Blackhole:
+		s = "blackhole " + s
+	case k.Link == "":
 		s += " multipath"
-	} else {
+	default:
 		s += " dev " + k.Link
 	}
 	switch r.Proto {

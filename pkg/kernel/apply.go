@@ -62,10 +62,13 @@ type applier struct {
 
 func (a *applier) queue(i int) {
 	op := a.ops[i]
-	index, err := a.index(op.Device())
-	if err != nil {
-		a.errs[i] = settle(op, err)
-		return
+	index := 0
+	if !op.Route.Blackhole {
+		var err error
+		if index, err = a.index(op.Device()); err != nil {
+			a.errs[i] = settle(op, err)
+			return
+		}
 	}
 	a.waiting = append(a.waiting, i)
 	a.requests = append(a.requests, opRequest(op, index))
@@ -119,10 +122,12 @@ func (a *applier) flush() {
 // The kernel then replaces the first only, and refuses when the wanted one
 // stands behind it; with that one gone, it becomes the first.
 func (a *applier) unshadow(i int) error {
-	op := a.ops[i]
-	index, err := a.index(op.RouteKey.Link)
-	if err != nil {
-		return err
+	op, index := a.ops[i], 0
+	if !op.Route.Blackhole {
+		var err error
+		if index, err = a.index(op.RouteKey.Link); err != nil {
+			return err
+		}
 	}
 	errs := a.k.conn.batch([]*nl.NetlinkRequest{
 		routeRequest(dataplane.Del, op.RouteKey, op.Route, index),

@@ -48,6 +48,9 @@ func (k *Kernel) Inventory() (host.Inventory, error) {
 			return host.Inventory{}, err
 		}
 		for _, r := range routes {
+			if r.route.Blackhole {
+				continue
+			}
 			route := host.Route{Dst: r.key.Dst, Gateway: r.route.Via, Metric: r.key.Metric}
 			if i, ok := at[r.index]; ok {
 				route.Iface = inv.Ifaces[i].Name

@@ -72,7 +72,10 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 	m.Type = unix.RTN_UNICAST
 	m.Protocol = uint8(route.Proto)
 	m.Scope = unix.RT_SCOPE_LINK
-	if route.Via.IsValid() {
+	if route.Blackhole {
+		m.Type = unix.RTN_BLACKHOLE
+	}
+	if route.Via.IsValid() || route.Blackhole {
 		m.Scope = unix.RT_SCOPE_UNIVERSE
 	}
 	if route.OnLink {
@@ -87,7 +90,9 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 		r = request(unix.RTM_DELROUTE, 0, m)
 	}
 	add(r, unix.RTA_DST, k.Dst.Masked().Addr().AsSlice())
-	add(r, unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
+	if !route.Blackhole {
+		add(r, unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
+	}
 	if k.Metric != 0 {
 		add(r, unix.RTA_PRIORITY, nl.Uint32Attr(uint32(k.Metric)))
 	}
@@ -105,15 +110,17 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 // defaultMetric6 is what the kernel makes of an IPv6 route's metric of zero.
 const defaultMetric6 = 1024
 
-// parseRoute reads a unicast route of the main table; the index is 0 for one by
-// several links.
+// parseRoute reads a route of the main table, unicast or one of our blackholes;
+// the index is 0 for these and for one by several links. Others' blackholes are
+// none of our business until they stand where a route of ours should.
 func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, ok bool) {
 	if k.Dst, ok = mainRoute(b); !ok {
 		return k, r, 0, false
 	}
 	m := nl.DeserializeRtMsg(b)
 	// A type of service or a source makes it a route that our keys do not name.
-	if m.Type != unix.RTN_UNICAST || m.Flags&unix.RTM_F_CLONED != 0 || m.Tos != 0 || m.Src_len != 0 {
+	r.Blackhole = m.Type == unix.RTN_BLACKHOLE && m.Protocol == dataplane.ProtoFlannel
+	if m.Type != unix.RTN_UNICAST && !r.Blackhole || m.Flags&unix.RTM_F_CLONED != 0 || m.Tos != 0 || m.Src_len != 0 {
 		return k, r, 0, false
 	}
 	several, nextHop := false, false
@@ -139,7 +146,7 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 	}
 	r.OnLink = m.Flags&unix.RTNH_F_ONLINK != 0
 	r.Proto = int(m.Protocol)
-	return k, r, index, several || index != 0
+	return k, r, index, several || index != 0 || r.Blackhole
 }
 
 // mainRoute gives the destination of a route of the main table, whatever its

@@ -14,7 +14,8 @@ import (
 
 // Snapshot reads what lies in scope: the links it names with their addresses,
 // permanent neighbours and permanent FDB entries; the unicast routes of the
-// main table to anywhere inside its network, by any link; its sysctls. What does not
+// main table to anywhere inside its network, by any link, and our blackholes
+// there; its sysctls. What does not
 // exist is absent. A route by several links is there without a link, so that
 // nobody replaces it unawares.
 func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
@@ -123,12 +124,11 @@ type routeEntry struct {
 	index int
 }
 
-// routes lists the unicast routes of the main table that match; nil: all.
+// routes lists the routes of the main table that parseRoute knows and that match; nil: all.
 func (k *Kernel) routes(family int, match func(dataplane.RouteKey) bool) ([]routeEntry, error) {
 	m := &nl.RtMsg{}
 	m.Family = uint8(family)
 	m.Table = unix.RT_TABLE_MAIN
-	m.Type = unix.RTN_UNICAST
 	var all []routeEntry
 	err := k.conn.dump(request(unix.RTM_GETROUTE, 0, m), func() { all = nil }, func(b []byte) {
 		// A kernel without this family answers with every other.

@@ -1,0 +1,64 @@
+package kernel
+
+import (
+	"math"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// A blackhole for our subnet stands beside docker's connected route of the same
+// destination and never before it, whichever came first; it is repaired, and
+// goes when it is wanted no more. Blackholes of others stay.
+func TestBlackhole(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	subnet := netip.MustParsePrefix("10.5.1.0/24")
+	want := wantPeers(r, vxlanLink(r), 5)
+	want.Routes[dataplane.RouteKey{Dst: subnet, Metric: math.MaxUint32}] = dataplane.Route{Blackhole: true, Proto: dataplane.ProtoFlannel}
+	theirs := &netlink.Route{Dst: ipnet("10.5.250.0/24"), Type: unix.RTN_BLACKHOLE, Priority: 7}
+	b.must(b.other.RouteAdd(theirs))
+	b.pass(want)
+	b.settled(want)
+	goes := func() error {
+		_, err := b.other.RouteGet(net.ParseIP("10.5.1.9"))
+		return err
+	}
+	if err := goes(); err == nil {
+		t.Error("a packet for the subnet has a way without the bridge")
+	}
+
+	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "docker0"}}))
+	b.must(b.other.LinkSetUp(b.link("docker0")))
+	b.must(b.other.AddrAdd(b.link("docker0"), &netlink.Addr{IPNet: ipnet("10.5.1.1/24")}))
+	if err := goes(); err != nil {
+		t.Errorf("the bridge is up, and yet: %v", err)
+	}
+	b.settled(want)
+
+	ours := &netlink.Route{Dst: ipnet("10.5.1.0/24"), Type: unix.RTN_BLACKHOLE, Priority: math.MaxUint32}
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	b.must(err)
+	b.must(b.other.RouteDel(ours))
+	await(t, w, Routes)
+	if len(b.pass(want)) == 0 {
+		t.Error("the pass found no damage")
+	}
+	b.settled(want)
+	if err := goes(); err != nil {
+		t.Errorf("added after the bridge's route, it wins: %v", err)
+	}
+
+	delete(want.Routes, dataplane.RouteKey{Dst: subnet, Metric: math.MaxUint32})
+	b.pass(want)
+	b.settled(want)
+	if err := b.other.RouteDel(ours); err == nil {
+		t.Error("it is still there")
+	}
+	b.must(b.other.RouteDel(theirs))
+}
