@@ -28,7 +28,18 @@ type Config struct {
 	SubnetMax   netip.Addr   // network address of the last one, inclusive
 	BackendType string       // lower case; empty when Backend lacks Type
 	Backend     *Fields      // the backend's options
+	NFTables    Choice       // keep packet filter rules in nftables rather than iptables
 }
+
+// Choice is an option that may be left open.
+type Choice int
+
+// What a Choice can be.
+const (
+	Open Choice = iota
+	Yes
+	No
+)
 
 // Parse reads and checks a network config. An error names the field, its value
 // and what is accepted.
@@ -58,6 +69,7 @@ func parse(raw []byte) (c Config, err error) {
 	if !f.Bool("EnableIPv4", true) {
 		f.Fail("EnableIPv4", "accepted is true: the overlay carries IPv4 only")
 	}
+	c.NFTables = f.choice("EnableNFTables")
 	c.BackendType = DefaultBackend
 	c.Backend = &Fields{path: "Backend."}
 	if b := f.Object("Backend"); b != nil {

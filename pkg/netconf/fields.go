@@ -111,6 +111,17 @@ func (f *Fields) Bool(name string, def bool) bool {
 	return def
 }
 
+// choice reads true or false; absent or null leaves it open.
+func (f *Fields) choice(name string) Choice {
+	if f.get(name) == nil {
+		return Open
+	}
+	if f.Bool(name, false) {
+		return Yes
+	}
+	return No
+}
+
 // String reads a string; absent or null gives def.
 func (f *Fields) String(name, def string) string {
 	v := f.get(name)
