@@ -72,7 +72,7 @@ func TestSysctlsFollowTheNamespace(t *testing.T) {
 	path := "net/ipv4/conf/" + uplink + "/forwarding"
 	for _, v := range []string{"1", "0"} {
 		b.must(b.k.setSysctl(path, v))
-		got, err := b.k.readSysctls([]string{path, "net/ipv4/conf/missing/forwarding"})
+		got, err := b.k.Sysctls([]string{path, "net/ipv4/conf/missing/forwarding"})
 		b.must(err)
 		if len(got) != 1 || got[path] != v {
 			t.Errorf("read %v after writing %s", got, v)

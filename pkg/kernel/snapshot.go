@@ -42,7 +42,7 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 		return s, err
 	}
 	var err error
-	s.Sysctls, err = k.readSysctls(scope.Sysctls)
+	s.Sysctls, err = k.Sysctls(scope.Sysctls)
 	return s, err
 }
 

@@ -16,8 +16,8 @@ func sysctlPath(path string) (string, error) {
 	return "/proc/sys/" + path, nil
 }
 
-// readSysctls gives the values of those sysctls that exist.
-func (k *Kernel) readSysctls(paths []string) (map[string]string, error) {
+// Sysctls gives the values of those sysctls that exist, by path below /proc/sys.
+func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 	values := map[string]string{}
 	if len(paths) == 0 {
 		return values, nil

@@ -1,0 +1,66 @@
+package host
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+func TestObstacles(t *testing.T) {
+	f := Facts{Uplink: "eth1", Underlay: []Route{
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Iface: "eth0", Gateway: netip.MustParseAddr("192.0.2.1")},
+		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Iface: "eth1"},
+	}}
+	near, far := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.9")
+	devices := []string{"flannel.1"}
+	good := map[string]string{"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1", "net/ipv4/conf/all/rp_filter": "0"}
+	with := func(kv ...string) map[string]string {
+		m := map[string]string{}
+		for k, v := range good {
+			m[k] = v
+		}
+		for i := 0; i < len(kv); i += 2 {
+			m[kv[i]] = kv[i+1]
+		}
+		return m
+	}
+	without := with()
+	delete(without, "net/bridge/bridge-nf-call-iptables")
+	tests := []struct {
+		name   string
+		values map[string]string
+		peers  []netip.Addr
+		masq   bool
+		want   []string
+	}{
+		{"none", good, []netip.Addr{near, far}, false, nil},
+		{"no forwarding", with("net/ipv4/ip_forward", "0"), nil, true, []string{"sysctl -w net.ipv4.ip_forward=1"}},
+		{"no bridge filter", without, nil, true, []string{"modprobe br_netfilter"}},
+		{"strict uplink, symmetric", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near}, true, nil},
+		{"strict uplink, asymmetric", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near, far, far}, true, []string{"sysctl -w net/ipv4/conf/eth1/rp_filter=2"}},
+		{"strict everywhere, asymmetric", with("net/ipv4/conf/all/rp_filter", "1"), []netip.Addr{far}, true, []string{"sysctl -w net/ipv4/conf/eth1/rp_filter=2"}},
+		{"strict everywhere but loose here", with("net/ipv4/conf/all/rp_filter", "1", "net/ipv4/conf/eth1/rp_filter", "2"), []netip.Addr{far}, true, nil},
+		{"strict device, masquerading", with("net/ipv4/conf/flannel.1/rp_filter", "1"), nil, true, nil},
+		{"strict device", with("net/ipv4/conf/flannel.1/rp_filter", "1"), nil, false, []string{"sysctl -w net/ipv4/conf/flannel.1/rp_filter=2"}},
+		{"garbage", with("net/ipv4/conf/flannel.1/rp_filter", "x", "net/ipv4/ip_forward", ""), nil, false, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, o := range Obstacles(tt.values, f, devices, tt.peers, tt.masq) {
+				if o.What == "" {
+					t.Errorf("%s: nothing is said", o.Command)
+				}
+				got = append(got, o.Command)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+	for _, path := range ObstacleSysctls(f, devices) {
+		if path == "" || path[0] == '/' {
+			t.Errorf("path %q", path)
+		}
+	}
+}
