@@ -165,7 +165,8 @@ missing:
 	need qemu-ppc64le-static qemu-user-static 'nothing is tested on ppc64le'; \
 	need file file 'make test-dist cannot tell whether the binaries are static'; \
 	need ip iproute2 'results are not compared with what ip says'; \
-	need iptables iptables 'packet filter rules are not tested with it'
+	need iptables iptables 'packet filter rules are not tested with it'; \
+	need nft nftables 'nftables rules are not seen from outside'
 
 # Everything is run, even when something fails. The filter prints what "go test"
 # prints, and at the end the tests that did not run, each with its reason.
@@ -205,7 +206,7 @@ fuzz: | need-go
 	while IFS=: read -r file func; do \
 	    name=$${func#func }; \
 	    echo "$$name in $$(dirname "$$file"), $(FUZZTIME):"; \
-	    $(GO) test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) "./$$(dirname "$$file")" </dev/null; \
+	    $(GO) test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s "./$$(dirname "$$file")" </dev/null; \
 	done
 
 # All tarballs, twice: the second time in another place, with another umask and

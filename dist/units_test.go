@@ -268,7 +268,7 @@ func TestDockerDropIns(t *testing.T) {
 		dir  string
 		want []string
 	}{
-		{"docker-bip", []string{"--bip=10.42.7.1/24", "--mtu=1450"}},
+		{"docker-bip", []string{"--bip=10.42.7.1/24", "--mtu=1450", "--ip-masq=false"}},
 		{"docker-opts", []string{"--bip=10.42.7.1/24", "--ip-masq=true", "--mtu=1450"}},
 	} {
 		t.Run(c.dir, func(t *testing.T) {
