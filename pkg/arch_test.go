@@ -57,7 +57,6 @@ var homes = map[string][]string{
 	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},
 	"github.com/coreos/go-iptables":    {"iptables"},
-	"github.com/google/nftables":       {"nftables"},
 	"github.com/spf13/pflag":           {}, // cmd only
 }
 

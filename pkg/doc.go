@@ -17,16 +17,22 @@
 //	                                                                    v
 //	     kernel.Apply(ops) | tunnel.Swap(table) -> results -> back-off -> next pass
 //
+// Packet filter rules go the same way in small, beside it: firewall.Rules says what
+// is wanted, iptables or nftables compare and write.
+//
 // The rooms, from the pure ones to the one that sees everything:
 //
 //	netconf     network config: parse, defaults, validate
 //	lease       a lease, its key and value, the View, the choice of a subnet
 //	host        facts about this host; choosing the uplink
 //	dataplane   kernel objects as values, their difference, their text
+//	firewall    packet filter rules as values
 //	backend     one file a backend: what to publish, what the kernel should hold
 //	registry    what a store of leases can do; etcdv2 and memory do it
 //	subnet      acquires, renews and follows leases: registry in, View out
 //	kernel      the only home of netlink: inventory, snapshot, apply, watch
+//	iptables    keeps the packet filter rules, by the iptables commands
+//	nftables    keeps them by nfnetlink
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
 //	subnetenv   reads and atomically writes subnet.env
 //	reconcile   the loop: when to look, how often to try, what to say

@@ -27,7 +27,7 @@ type commandLine struct {
 	warnings    []string // to log, one line each
 
 	endpoints, publicIP, canReach string
-	margin                        int
+	margin, resync                int
 	ifaces, regexes               []string
 }
 
@@ -168,10 +168,11 @@ func (cl *commandLine) check() (err error) {
 	if cl.margin < 1 || cl.margin > 1439 {
 		return bad("subnet-lease-renew-margin", fmt.Sprint(cl.margin), "1 to 1439 minutes")
 	}
-	if o.IPMasq {
-		cl.warnings = append(cl.warnings, "-ip-masq: this version writes no masquerade rules; FLANNEL_IPMASQ=true keeps docker from writing its own, so containers need rules of yours to reach the outside")
-	}
 	o.RenewMargin = time.Duration(cl.margin) * time.Minute
+	if cl.resync < 1 || cl.resync > 3600 {
+		return bad("iptables-resync", fmt.Sprint(cl.resync), "1 to 3600 seconds")
+	}
+	o.Rules.Resync = time.Duration(cl.resync) * time.Second
 	if o.HealthzPort < 0 || o.HealthzPort > 65535 {
 		return bad("healthz-port", fmt.Sprint(o.HealthzPort), "0 (off) to 65535")
 	}

@@ -23,7 +23,7 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("endpoints %s", got)
 	}
 	if o.Etcd.Prefix != "/coreos.com/network" || o.SubnetFile != "/run/flannel/subnet.env" || o.RenewMargin != time.Hour ||
-		o.IPMasq || o.HealthzIP != "0.0.0.0" || o.HealthzPort != 0 {
+		o.Rules.Masquerade || o.HealthzIP != "0.0.0.0" || o.HealthzPort != 0 {
 		t.Errorf("got %+v", o)
 	}
 }
@@ -39,7 +39,7 @@ func TestFlagForms(t *testing.T) {
 	} {
 		cl := mustParse(t, args, nil)
 		o := cl.options
-		if o.Etcd.Prefix != "/p" || strings.Join(o.Uplink.Ifaces, ",") != "a" || !o.IPMasq || cl.verbosity != 2 {
+		if o.Etcd.Prefix != "/p" || strings.Join(o.Uplink.Ifaces, ",") != "a" || !o.Rules.Masquerade || cl.verbosity != 2 {
 			t.Errorf("%q: got %+v, verbosity %d", args, o, cl.verbosity)
 		}
 	}
@@ -54,7 +54,7 @@ func TestEnvironment(t *testing.T) {
 		"FLANNELD_V=x", "FLANNELD_ETCD_ENDPOINT=http://a", "FLANNELD_VERSION=true", "FLANNEL_OPTIONS=-x", "FLANNELD_HEALTHZ_PORT=99"}
 	cl := mustParse(t, []string{"-healthz-port=1"}, env)
 	o := cl.options
-	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.IPMasq || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.HealthzPort != 1 {
+	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.Rules.Masquerade || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.HealthzPort != 1 {
 		t.Errorf("got %+v", o)
 	}
 	warnings := strings.Join(cl.warnings, "\n")
@@ -105,11 +105,11 @@ func TestBadCommandLines(t *testing.T) {
 }
 
 func TestHistoricalFlags(t *testing.T) {
-	cl := mustParse(t, strings.Fields("-logtostderr=true -alsologtostderr -log_dir=/var/log -stderrthreshold=2 -subnet-dir=/run/x -kube-api-url=http://a -iptables-resync=9 -vmodule=a=1 -listen= -kube-subnet-mgr=false"), nil)
+	cl := mustParse(t, strings.Fields("-logtostderr=true -alsologtostderr -log_dir=/var/log -stderrthreshold=2 -subnet-dir=/run/x -kube-api-url=http://a -vmodule=a=1 -listen= -kube-subnet-mgr=false"), nil)
 	if len(cl.warnings) != 1 {
 		t.Fatalf("want one warning, got %q", cl.warnings)
 	}
-	for _, flag := range []string{"-logtostderr", "-alsologtostderr", "-log_dir", "-stderrthreshold", "-subnet-dir", "-kube-api-url", "-iptables-resync", "-vmodule", "-listen", "-kube-subnet-mgr"} {
+	for _, flag := range []string{"-logtostderr", "-alsologtostderr", "-log_dir", "-stderrthreshold", "-subnet-dir", "-kube-api-url", "-vmodule", "-listen", "-kube-subnet-mgr"} {
 		if !strings.Contains(cl.warnings[0], flag) {
 			t.Errorf("%s is not in the warning %q", flag, cl.warnings[0])
 		}

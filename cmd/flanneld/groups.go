@@ -40,12 +40,13 @@ var groups = []group{
 		f.StringVar(&cl.options.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` that tells docker the subnet and MTU")
 		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, 1 to 1439")
 	}},
-	{"packet filter (this version writes no rules; -ip-masq only sets FLANNEL_IPMASQ for docker)", func(cl *commandLine, f *pflag.FlagSet) {
-		f.BoolVar(&cl.options.IPMasq, "ip-masq", false, "masquerade traffic that leaves the overlay")
-		idle(f, "ip-masq-fully-random-disable", false, "do not ask for fully random source ports", "")
-		idle(f, "iptables-resync", 5, "`seconds` between checks of the rules", "")
-		idle(f, "iptables-forward-rules", true, "accept forwarded overlay traffic", "")
-		idle(f, "ip-blackhole-route", false, "add a blackhole route for the subnet", "")
+	{"packet filter (iptables, or nftables where there is no iptables or the network config asks for it)", func(cl *commandLine, f *pflag.FlagSet) {
+		r := &cl.options.Rules
+		f.BoolVar(&r.Masquerade, "ip-masq", false, "give what leaves the overlay this host's address; sets FLANNEL_IPMASQ for docker")
+		f.BoolVar(&r.KeepPorts, "ip-masq-fully-random-disable", false, "do not choose its source ports at random")
+		f.BoolVar(&r.Forward, "iptables-forward-rules", true, "let the overlay's traffic through, whatever docker's rules say")
+		f.IntVar(&cl.resync, "iptables-resync", 5, "`seconds` between checks of iptables' rules, 1 to 3600; nftables tells of changes")
+		f.BoolVar(&cl.options.Blackhole, "ip-blackhole-route", false, "drop what is for this host's subnet while no bridge takes it")
 	}},
 	{"health", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringVar(&cl.options.HealthzIP, "healthz-ip", "0.0.0.0", "`address` on which /healthz and /readyz answer")

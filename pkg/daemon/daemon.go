@@ -9,10 +9,11 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ import (
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/firewall"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
@@ -42,7 +44,8 @@ type Options struct {
 	Uplink      host.Selectors
 	SubnetFile  string        // subnet.env
 	RenewMargin time.Duration // a lease is renewed this long before its end
-	IPMasq      bool          // echoed in subnet.env
+	Rules       RuleOptions
+	Blackhole   bool // drop what is for our subnet while nobody takes it
 	HealthzIP   string
 	HealthzPort int // 0: off
 }
@@ -58,20 +61,24 @@ type daemon struct {
 	options Options
 	log     *slog.Logger
 	kernel  *kernel.Kernel
-	uplink  host.Uplink
+	uplink  atomic.Pointer[host.Uplink]
 	net     network
 	loop    *reconcile.Loop
+	rules   *rules
 	health  health
 
-	view  atomic.Pointer[lease.View]
-	facts facts
-	file  sync.Mutex // one writer of the subnet file at a time
+	former subnetenv.Env // of the run before
+	view   atomic.Pointer[lease.View]
+	facts  facts
+	news   chan lease.Attrs // what the lease is to say from now on
+	said   string           // why it cannot follow the uplink
+	file   sync.Mutex       // one writer of the subnet file at a time
 }
 
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
-	d := &daemon{options: o, log: log}
+	d := &daemon{options: o, log: log, news: make(chan lease.Attrs, 1)}
 	if o.HealthzPort != 0 {
 		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
 		if err != nil {
@@ -85,7 +92,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	defer k.Close()
 	d.kernel = k
-	if err := d.chooseUplink(); err != nil {
+	inv, err := k.Inventory()
+	if err != nil {
+		return err
+	}
+	if err := d.chooseUplink(inv); err != nil {
 		return err
 	}
 	reg, err := etcdv2.New(o.Etcd)
@@ -111,35 +122,6 @@ func parseNetwork(raw []byte) (network, error) {
 	return network{c, b}, err
 }
 
-func (d *daemon) chooseUplink() error {
-	inv, err := d.kernel.Inventory()
-	if err != nil {
-		return err
-	}
-	d.uplink, err = host.Choose(d.options.Uplink, inv, d.kernel.RouteTo)
-	if err != nil {
-		return fmt.Errorf("choose the uplink: %w", err)
-	}
-	d.log.Info("chose the uplink", "iface", d.uplink.Iface, "addr", d.uplink.Addr, "by", d.uplink.Why)
-	return nil
-}
-
-// publicIP is the address that peers send to.
-func (d *daemon) publicIP() netip.Addr {
-	if ip := d.options.Uplink.PublicIP; ip.IsValid() {
-		return ip
-	}
-	return d.uplink.Addr
-}
-
-func (d *daemon) readFacts() (host.Facts, error) {
-	inv, err := d.kernel.Inventory()
-	if err != nil {
-		return host.Facts{}, err
-	}
-	return d.uplink.Facts(inv, d.publicIP(), d.net.Network)
-}
-
 // serve joins the network and follows it until ctx ends.
 func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -147,6 +129,10 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	defer tasks.Wait()
 	defer cancel()
 
+	var err error
+	if d.former, err = subnetenv.Read(d.options.SubnetFile); err != nil {
+		d.log.Warn("going on without the previous subnet", "err", err)
+	}
 	lo := d.leaseOptions(reg)
 	own, listing, err := subnet.Acquire(ctx, lo, d.attrs)
 	if err != nil {
@@ -155,17 +141,20 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	view := lease.NewView(own, listing.Leases, true)
 	d.view.Store(&view)
 
-	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Iface}})
+	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 	if err != nil {
 		return err
 	}
 	p := &plane{
-		kernel: d.kernel, events: events, uplink: d.uplink.Iface, network: d.net.Network,
+		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
 		log: d.log, store: newFDStore(d.log),
 		ctx: ctx, lost: func() { d.loop.Trigger() }, tunnels: map[string]*carrier{},
 	}
 	defer p.close()
 	defer cancel()
+	if d.options.Blackhole {
+		d.net.Backend = backend.WithBlackhole(d.net.Backend)
+	}
 	d.loop = reconcile.New(reconcile.Config{
 		Kernel:  p,
 		Backend: d.net.Backend,
@@ -173,11 +162,15 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 		Input:   d.input,
 		Log:     d.log,
 	})
+	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
 	tasks.Go(func() { d.watch(events.Events()) })
 	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
+	pause := d.rules.look(ctx)
+	defer d.rules.close()
+	tasks.Go(func() { d.rules.run(ctx, pause) })
 	if _, err := d.writeSubnetFile(); err != nil {
 		return err
 	}
@@ -186,35 +179,24 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 		d.log.Warn("cannot tell systemd that the network is ready", "err", err)
 	}
 	d.log.Info("ready", "subnet", own.Subnet, "public_ip", own.PublicIP, "peers", len(d.view.Load().Peers))
+	d.warnOfObstacles()
 	d.loop.Run(ctx)
 	return nil
 }
 
 func (d *daemon) leaseOptions(reg registry.Registry) subnet.Options {
-	previous, err := subnetenv.Read(d.options.SubnetFile)
-	if err != nil {
-		d.log.Warn("going on without the previous subnet", "err", err)
-	}
 	c := d.net.Config
 	return subnet.Options{
 		Registry: reg,
 		Pool:     lease.Pool{Network: c.Network, SubnetLen: c.SubnetLen, Min: c.SubnetMin, Max: c.SubnetMax},
 		PublicIP: d.publicIP(),
-		Previous: previous.Subnet,
+		Previous: d.former.Subnet,
 		TTL:      leaseTTL,
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
+		Attrs:    d.news,
 		Report:   func(s subnet.Status) { d.health.away.Store(&s.AwaySince) },
 	}
-}
-
-// attrs gives what the lease says of this host.
-func (d *daemon) attrs(previous lease.Attrs) (lease.Attrs, error) {
-	f, err := d.readFacts()
-	if err != nil {
-		return lease.Attrs{}, err
-	}
-	return d.net.Attrs(f, previous)
 }
 
 // watch turns the kernel's events into passes until they end.
@@ -235,6 +217,7 @@ func (d *daemon) follow(v lease.View) {
 	d.loop.Trigger()
 	if d.health.ready.Load() && before.Own.Subnet != v.Own.Subnet {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
+		d.rules.trigger()
 		d.updateSubnetFile()
 	}
 }
@@ -253,13 +236,33 @@ func (d *daemon) updateSubnetFile() {
 	}
 }
 
-// input is what the wanted state follows from now.
-func (d *daemon) input() (reconcile.Input, error) {
+// overlay is what the packet filter's rules are about.
+func (d *daemon) overlay() firewall.Overlay {
+	return firewall.Overlay{Network: d.net.Network, Subnet: d.view.Load().Own.Subnet}
+}
+
+// warnOfObstacles says which settings of this host will lose the overlay's
+// traffic. They are the operator's.
+func (d *daemon) warnOfObstacles() {
 	f, err := d.facts.latest()
 	if err != nil {
-		return reconcile.Input{}, err
+		return // the loop says so
 	}
-	return reconcile.Input{Facts: f, View: *d.view.Load()}, nil
+	view := *d.view.Load()
+	want, _ := d.net.Desired(f, view)
+	devices := slices.Sorted(maps.Keys(want.Links))
+	values, err := d.kernel.Sysctls(host.ObstacleSysctls(f, devices))
+	if err != nil {
+		d.log.Debug("cannot look for settings that lose packets", "err", err)
+		return
+	}
+	peers := make([]netip.Addr, len(view.Peers))
+	for i, p := range view.Peers {
+		peers[i] = p.PublicIP
+	}
+	for _, o := range host.Obstacles(values, f, devices, peers, d.options.Rules.Masquerade) {
+		d.log.Warn(o.What, "mend_with", o.Command)
+	}
 }
 
 // writeSubnetFile makes the file tell the subnet and the MTU.
@@ -274,7 +277,7 @@ func (d *daemon) writeSubnetFile() (changed bool, err error) {
 		Network: d.net.Network,
 		Subnet:  d.view.Load().Own.Subnet,
 		MTU:     d.net.MTU(f),
-		IPMasq:  d.options.IPMasq,
+		IPMasq:  d.options.Rules.Masquerade,
 	}
 	changed, err = subnetenv.Write(d.options.SubnetFile, env)
 	if changed {

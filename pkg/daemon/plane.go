@@ -20,7 +20,7 @@ import (
 type plane struct {
 	kernel  *kernel.Kernel
 	events  *kernel.Watch
-	uplink  string
+	uplink  func() string
 	network netip.Prefix
 	log     *slog.Logger
 	store   *fdStore
@@ -47,7 +47,7 @@ type carrier struct {
 // Snapshot implements reconcile.Kernel. A TUN device without somebody behind it
 // is as good as none, so it is left out until it is taken up.
 func (p *plane) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
-	p.events.Focus(kernel.Interest{Scope: scope, Uplinks: append([]string{p.uplink}, scope.Carriers...)})
+	p.events.Focus(kernel.Interest{Scope: scope, Uplinks: append([]string{p.uplink()}, scope.Carriers...)})
 	s, err := p.kernel.Snapshot(scope)
 	if err != nil {
 		return s, err

@@ -26,6 +26,14 @@ type Uplink struct {
 	Why   string // for the log: what decided
 }
 
+// Has tells whether an uplink still is what it was: an interface that is up and
+// has the address.
+func (inv Inventory) Has(u Uplink) bool {
+	return slices.ContainsFunc(inv.Ifaces, func(i Iface) bool {
+		return i.Name == u.Iface && i.Up && slices.ContainsFunc(i.Addrs, func(a Addr) bool { return a.Prefix.Addr() == u.Addr })
+	})
+}
+
 // Reach asks the kernel which interface and source address lead to an address.
 type Reach func(netip.Addr) (iface string, src netip.Addr, err error)
 

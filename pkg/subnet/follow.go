@@ -39,6 +39,7 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		Options:  o,
 		emit:     emit,
 		own:      own,
+		attrs:    own.Attrs,
 		wrote:    time.Now(),
 		known:    true,
 		leases:   map[netip.Prefix]lease.Lease{},
@@ -75,6 +76,7 @@ type follower struct {
 	listed time.Time                    // when all was listed last
 
 	own    lease.Lease
+	attrs  lease.Attrs   // that own is to have
 	known  bool          // own is what the registry holds, as far as we heard
 	wrote  time.Time     // when own was last written or found
 	fights fight         // with somebody who changes our key
@@ -117,6 +119,9 @@ func (f *follower) run(ctx context.Context) {
 			f.reconnect(ctx)
 		case <-f.tend.C:
 			f.tendOwn(ctx)
+		case f.attrs = <-f.Attrs:
+			f.PublicIP = f.attrs.PublicIP
+			f.tend.Reset(0)
 		case <-f.settle.C:
 			f.publish()
 		case <-f.exorcise.C:

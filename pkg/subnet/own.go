@@ -51,15 +51,20 @@ func (f *follower) ownStep(ctx context.Context) error {
 	if !f.known {
 		return f.look(ctx)
 	}
-	if f.own.Reservation() || time.Now().Before(f.due()) {
+	news := f.own.Attrs != f.attrs
+	if !news && (f.own.Reservation() || time.Now().Before(f.due())) {
 		return nil
 	}
-	l, err := f.Registry.Update(ctx, f.own, f.own.Attrs, f.ttl(f.own))
+	l, err := f.Registry.Update(ctx, f.own, f.attrs, f.ttl(f.own))
 	if err != nil {
 		return err
 	}
 	f.adopt(l)
-	f.Log.Info("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
+	if news {
+		f.Log.Info("lease tells of the new address", "subnet", l.Subnet, "public_ip", l.PublicIP)
+	} else {
+		f.Log.Info("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
+	}
 	return nil
 }
 
@@ -73,21 +78,21 @@ func (f *follower) look(ctx context.Context) error {
 	switch {
 	case ev.Deleted:
 		return f.repair("own lease is gone, making it again", func() (lease.Lease, error) {
-			return f.Registry.Create(ctx, f.own.Subnet, f.own.Attrs, f.TTL)
+			return f.Registry.Create(ctx, f.own.Subnet, f.attrs, f.TTL)
 		})
 	case ev.Bad != nil:
 		found = lease.Lease{Subnet: f.own.Subnet, Revision: ev.Bad.Revision, Expires: f.own.Expires}
-	case found.PublicIP != f.PublicIP:
+	case found.PublicIP != f.PublicIP && found.PublicIP != f.own.PublicIP:
 		return f.move(ctx, found)
 	case found.Attrs == f.own.Attrs && found.Revision == f.own.Revision:
 		f.known = true
 		return f.ownStep(ctx)
-	case found.Attrs == f.own.Attrs:
+	case found.Attrs == f.own.Attrs || found.Attrs == f.attrs:
 		f.adopt(found)
-		return nil
+		return f.ownStep(ctx)
 	}
 	return f.repair("own lease was overwritten, putting it back", func() (lease.Lease, error) {
-		return f.Registry.Update(ctx, found, f.own.Attrs, f.ttl(found))
+		return f.Registry.Update(ctx, found, f.attrs, f.ttl(found))
 	})
 }
 
@@ -112,8 +117,7 @@ func (f *follower) move(ctx context.Context, holder lease.Lease) error {
 	f.Log.Error("own subnet is held by another host now, leasing a new one", "subnet", f.own.Subnet, "public_ip", holder.PublicIP)
 	o := f.Options
 	o.Previous = netip.Prefix{}
-	attrs := f.own.Attrs
-	l, _, err := Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return attrs, nil })
+	l, _, err := Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return f.attrs, nil })
 	if err != nil {
 		return err
 	}
@@ -126,6 +130,9 @@ func (f *follower) move(ctx context.Context, holder lease.Lease) error {
 
 // adopt takes l as what the registry holds for us.
 func (f *follower) adopt(l lease.Lease) {
+	if !l.SameAs(f.own) {
+		f.changed()
+	}
 	f.own, f.known, f.failed, f.wrote = l, true, false, time.Now()
 }
 
@@ -160,9 +167,12 @@ func (f *follower) schedule() {
 }
 
 // retryDelay is the wait after a write without an answer: a minute, less when
-// the lease would not live that long.
+// the lease would not live that long, or misleads peers.
 func (f *follower) retryDelay() time.Duration {
 	left := time.Until(f.own.Expires) / 8
+	if f.own.Attrs != f.attrs {
+		left = 0
+	}
 	delay := min(max(left, lastRetry), renewFloor)
 	return between(delay/2, delay)
 }

@@ -221,3 +221,52 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 		}
 	})
 }
+
+// Another address of the uplink is published at once under the same subnet,
+// also by a reservation; while the registry is away, when it is back.
+func TestNewAddress(t *testing.T) {
+	elsewhere, third := netip.MustParseAddr("198.51.100.77"), netip.MustParseAddr("198.51.100.78")
+	for _, reserved := range []bool{false, true} {
+		in(t, func(f *fixture) {
+			attrs := make(chan lease.Attrs, 1)
+			f.Options.Attrs = attrs
+			if reserved {
+				f.reg.Put("10.42.9.0-24", value(me, 1), 0)
+			}
+			w := f.follow()
+			w.take()
+			tell := func(ip netip.Addr) lease.Lease {
+				attrs <- attrsOf(ip, 1)
+				elapse(time.Second)
+				return w.held(w.own.Subnet)
+			}
+			if held := tell(elsewhere); held.PublicIP != elsewhere || held.Created != w.own.Created || held.Reservation() != reserved {
+				t.Errorf("the lease is %+v, was %+v", held, w.own)
+			}
+			if views := w.take(); len(views) != 1 || views[0].Own.PublicIP != elsewhere {
+				t.Errorf("views %+v", views)
+			}
+			var refused atomic.Bool
+			refused.Store(true)
+			w.reg.SetHook(func(string, netip.Prefix, bool) error {
+				if refused.Load() {
+					return away
+				}
+				return nil
+			})
+			attrs <- attrsOf(third, 1)
+			elapse(time.Minute)
+			refused.Store(false)
+			elapse(6 * time.Second)
+			if held := w.held(w.own.Subnet); held.PublicIP != third || held.Created != w.own.Created {
+				t.Errorf("the lease is %+v, was %+v", held, w.own)
+			}
+			w.says("held by another host", 0)
+			w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+			elapse(2 * ttl)
+			if held := w.held(w.own.Subnet); held.PublicIP != third {
+				t.Errorf("after renewals the lease is %+v", held)
+			}
+		})
+	}
+}

@@ -30,6 +30,10 @@ type Options struct {
 	Margin   time.Duration // a lease is renewed this long before it expires
 	Log      *slog.Logger
 
+	// Attrs, if set, tells Follow what this host publishes from now on; an
+	// uplink with another address does that.
+	Attrs <-chan lease.Attrs
+
 	// Report, if set, is told by Follow when something in Status changed. It
 	// must not block.
 	Report func(Status)

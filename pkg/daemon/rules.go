@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/iptables"
+	"flanneld/pkg/netconf"
+	"flanneld/pkg/nftables"
+)
+
+// RuleOptions say what is wanted of the packet filter.
+type RuleOptions struct {
+	Masquerade bool          // what leaves the overlay gets this host's address
+	KeepPorts  bool          // do not ask for random source ports with it
+	Forward    bool          // let the overlay's traffic through whatever others do
+	Resync     time.Duration // between two looks at iptables, of whose changes nobody tells
+}
+
+const (
+	// ruleResync is the safety net under nftables' events.
+	ruleResync = time.Minute
+	// ruleBurst lets a reload by somebody else end before the rules are read.
+	ruleBurst = 50 * time.Millisecond
+	// ruleGap is the least time between two listings by a process.
+	ruleGap = 500 * time.Millisecond
+	// ruleRetry is the time between attempts that fail.
+	ruleRetry = 5 * time.Second
+
+	// Repairs beyond ruleFights in quick succession wait for ruleFightPause.
+	ruleFights     = 10
+	ruleFightPause = 5 * time.Second
+)
+
+// ruleSet is where rules are kept: iptables or nftables.
+type ruleSet interface {
+	// Sync makes our chains those that are wanted, and none of former's rules
+	// of older generations be left. It tells what it has changed.
+	Sync(ctx context.Context, want []firewall.Chain, former []firewall.Overlay) (changes []string, err error)
+	RandomPorts() bool
+}
+
+// rules keeps the packet filter as the overlay needs it.
+type rules struct {
+	options RuleOptions
+	choice  netconf.Choice
+	overlay func() firewall.Overlay // as it is now
+	log     *slog.Logger
+
+	wake    chan struct{}
+	former  []firewall.Overlay // that this host has or had
+	nft     *nftables.Tables   // nil if the kernel has none
+	set     ruleSet            // nil until one is found
+	left    ruleSet            // the other one, until nothing of ours is there
+	slow    bool               // a look at the set takes a process
+	written bool               // it was right once, so that changes are repairs
+	trouble bool               // the last attempt failed
+	fights  *rate.Limiter
+	fought  bool
+	looked  time.Time
+}
+
+func newRules(o RuleOptions, c netconf.Choice, overlay func() firewall.Overlay, former firewall.Overlay, log *slog.Logger) *rules {
+	r := &rules{
+		options: o, choice: c, overlay: overlay, log: log,
+		wake:   make(chan struct{}, 1),
+		fights: rate.NewLimiter(rate.Every(ruleFightPause), ruleFights),
+	}
+	if former.Network.IsValid() && former.Subnet.IsValid() {
+		r.former = append(r.former, former)
+	}
+	return r
+}
+
+// trigger asks for a look at the rules soon.
+func (r *rules) trigger() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps the rules until ctx ends.
+func (r *rules) run(ctx context.Context, pause time.Duration) {
+	var signs <-chan struct{}
+	for {
+		if signs == nil && r.set != nil {
+			if signs = r.signs(ctx); signs != nil {
+				pause = 0 // for what was changed since the last look
+			}
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-r.wake:
+		case <-signs:
+			r.settle(ctx, signs)
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+		pause = r.look(ctx)
+	}
+}
+
+// settle waits until a burst of changes is over, and no listing by a process
+// follows another at once.
+func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
+	wait := ruleBurst
+	if r.slow {
+		wait = max(wait, time.Until(r.looked.Add(ruleGap)))
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	select {
+	case <-signs:
+	default:
+	}
+}
+
+// signs tells that somebody has changed rules; nil: nobody does, and the resync
+// remains.
+func (r *rules) signs(ctx context.Context) <-chan struct{} {
+	var signs <-chan struct{}
+	var err error
+	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
+		signs, err = ipt.Watch(ctx)
+	} else if r.nft != nil {
+		signs, err = r.nft.Watch(ctx)
+	}
+	if err != nil {
+		r.log.Debug("nobody tells of changed rules", "err", err)
+	}
+	return signs
+}
+
+// look makes the rules right and gives the time until the next look.
+func (r *rules) look(ctx context.Context) time.Duration {
+	changes, err := r.sync(ctx)
+	r.looked = time.Now()
+	if ctx.Err() != nil {
+		return ruleRetry
+	}
+	r.report(changes, err)
+	pause := ruleResync
+	if r.slow {
+		pause = r.options.Resync
+	}
+	if err != nil {
+		return min(pause, ruleRetry)
+	}
+	if len(changes) == 0 || !r.written {
+		r.written = true
+		return pause
+	}
+	if fight := r.fights.Reserve().Delay(); fight > 0 {
+		if !r.fought {
+			r.log.Error("something else on this host keeps undoing our packet filter rules; slowing down", "changed", changes)
+		}
+		r.fought = true
+		timer := time.NewTimer(fight)
+		defer timer.Stop()
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		return 0
+	}
+	r.fought = false
+	return pause
+}
+
+// sync has the set right and the other one empty, in this order.
+func (r *rules) sync(ctx context.Context) (changes []string, err error) {
+	if r.set == nil {
+		if err := r.choose(); err != nil {
+			return nil, err
+		}
+	}
+	changes, err = r.put(ctx)
+	if err != nil && !r.written && r.slow && r.choice == netconf.Open && r.nft != nil {
+		r.useNFTables("iptables does not work: " + err.Error())
+		changes, err = r.put(ctx)
+	}
+	if err != nil || r.left == nil {
+		return changes, err
+	}
+	removed, err := r.left.Sync(ctx, nil, r.former)
+	if err != nil {
+		return changes, fmt.Errorf("remove what was kept elsewhere before: %w", err)
+	}
+	r.left = nil
+	return append(changes, removed...), nil
+}
+
+// put makes the set what is wanted now.
+func (r *rules) put(ctx context.Context) ([]string, error) {
+	now := r.overlay()
+	if !slices.Contains(r.former, now) {
+		r.former = append(r.former, now)
+	}
+	return r.set.Sync(ctx, firewall.Rules(firewall.Options{
+		Overlay:     now,
+		Masquerade:  r.options.Masquerade,
+		RandomPorts: !r.options.KeepPorts && r.set.RandomPorts(),
+		Forward:     r.options.Forward,
+	}), r.former)
+}
+
+func (r *rules) report(changes []string, err error) {
+	if len(changes) > 0 {
+		msg := "wrote packet filter rules"
+		if r.written {
+			msg = "repaired packet filter rules"
+		}
+		r.log.Info(msg, "changes", strings.Join(changes, "; "))
+	}
+	switch {
+	case err != nil && !r.trouble:
+		r.log.Warn("packet filter rules cannot be kept; the overlay works as far as others' rules let it; trying again", "err", err)
+	case err == nil && r.trouble:
+		r.log.Info("packet filter rules are kept again")
+	}
+	r.trouble = err != nil
+}
+
+// choose finds out where to keep the rules, as the network config wants it.
+func (r *rules) choose() error {
+	var noNFTables error
+	if r.nft == nil {
+		r.nft, noNFTables = nftables.New()
+	}
+	if r.choice == netconf.Yes {
+		if noNFTables != nil {
+			return noNFTables
+		}
+		r.useNFTables("EnableNFTables is true")
+		return nil
+	}
+	ipt, err := iptables.New(iptables.IPv4)
+	switch {
+	case err == nil && r.choice == netconf.No:
+		r.useIPTables(ipt, "EnableNFTables is false")
+	case err == nil:
+		r.useIPTables(ipt, "it is installed, and EnableNFTables is not set")
+	case r.choice == netconf.No || noNFTables != nil:
+		return errors.Join(err, noNFTables)
+	default:
+		r.useNFTables(err.Error())
+	}
+	return nil
+}
+
+func (r *rules) useIPTables(t *iptables.Tables, why string) {
+	r.set, r.slow = t, true
+	if r.nft != nil {
+		r.left = nftSet{r.nft}
+	}
+	r.log.Info("packet filter rules are kept by iptables", "version", t.Version(), "why", why)
+}
+
+func (r *rules) useNFTables(why string) {
+	r.set, r.slow, r.left = nftSet{r.nft}, false, nil
+	if ipt, err := iptables.New(iptables.IPv4); err == nil {
+		r.left = ipt
+	}
+	r.log.Info("packet filter rules are kept by nftables", "why", why)
+}
+
+// close gives up what nftables are asked through. The rules stay.
+func (r *rules) close() {
+	if r.nft != nil {
+		r.nft.Close()
+	}
+}
+
+// nftSet is nftables' IPv4 tables. The generations that left rules in chains of
+// others did so by iptables.
+type nftSet struct{ *nftables.Tables }
+
+func (s nftSet) Sync(ctx context.Context, want []firewall.Chain, _ []firewall.Overlay) ([]string, error) {
+	return s.Tables.Sync(ctx, nftables.IPv4, want)
+}

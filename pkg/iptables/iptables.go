@@ -1,0 +1,181 @@
+// Package iptables makes the kernel hold the wanted firewall chains by way of
+// the iptables commands, of the legacy or of the nftables variant.
+//
+// A Sync lists all rules, compares values and writes the difference as one
+// iptables-restore, so that it does not matter who has changed what since the
+// last one. Invariants: what is right is not written; nobody finds a chain of
+// ours empty or half filled, for a table is replaced as a whole; and rules of
+// others keep their order and every byte.
+//
+// It does not decide which rules are wanted: firewall does.
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+
+	"flanneld/pkg/firewall"
+)
+
+// ErrNotFound says that the host has no iptables.
+var ErrNotFound = errors.New("iptables is not installed")
+
+// Family is the address family of a set of tables.
+type Family uint8
+
+const (
+	IPv4 Family = iota
+	IPv6
+)
+
+func (f Family) command() string { return [...]string{"iptables", "ip6tables"}[f] }
+
+const (
+	patience = 10 * time.Second // for one command
+	tries    = 3                // for one Sync, while others change the same tables
+	lockWait = 5                // seconds for the lock of the legacy variant
+
+	exitLocked = 4 // of the legacy variant: the lock was not to be had
+
+	// lockFile is where the legacy variant's programs wait for each other.
+	lockFile = "/run/xtables.lock"
+)
+
+// Tables are the tables of one address family of this network namespace. The
+// methods may be called from several goroutines.
+type Tables struct {
+	save, restore string // paths
+	restoreArgs   []string
+	version       string
+	legacy        bool
+	randomPorts   bool
+	lock          string // path
+	patience      time.Duration
+
+	mu       sync.Mutex // held while a command of ours writes
+	watchers map[*watcher]struct{}
+}
+
+// New finds the commands of a family and what they can do. The error is
+// ErrNotFound when there are none.
+func New(family Family) (*Tables, error) {
+	c := family.command()
+	return find(c, c+"-save", c+"-restore", patience)
+}
+
+func find(list, save, restore string, patience time.Duration) (*Tables, error) {
+	t := &Tables{lock: lockFile, patience: patience, watchers: map[*watcher]struct{}{}}
+	if path := os.Getenv("XTABLES_LOCKFILE"); path != "" { // iptables minds it too
+		t.lock = path
+	}
+	var paths [3]string
+	for i, name := range []string{list, save, restore} {
+		var err error
+		paths[i], err = exec.LookPath(name)
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	t.save, t.restore = paths[1], paths[2]
+	// Asked before the library does, which would wait without end.
+	text, err := t.run(context.Background(), "", paths[0], "--version")
+	if err != nil {
+		return nil, err
+	}
+	t.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
+	t.legacy = !strings.Contains(t.version, "nf_tables")
+	able, err := goiptables.New(goiptables.Path(paths[0]))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", paths[0], err)
+	}
+	// iptables-restore has learnt to wait in the same release as --random-fully.
+	t.randomPorts = able.HasRandomFully()
+	t.restoreArgs = []string{"--noflush"}
+	if t.randomPorts {
+		t.restoreArgs = append(t.restoreArgs, fmt.Sprintf("--wait=%d", lockWait))
+	}
+	return t, nil
+}
+
+// Version is what iptables says of itself, for the log.
+func (t *Tables) Version() string { return t.version }
+
+// RandomPorts tells whether masquerading can choose ports at random.
+func (t *Tables) RandomPorts() bool { return t.randomPorts }
+
+// Legacy tells the variant that has kernel tables of its own, and a lock file,
+// from the one that writes nftables.
+func (t *Tables) Legacy() bool { return t.legacy }
+
+// Sync makes our chains hold exactly what is wanted; a chain that is not wanted
+// is removed. So are rules that earlier generations have left for the former
+// overlays, which include the current one. Each change is told in a few words.
+//
+// What was written is listed once more: it may have been overtaken by another
+// program, or iptables may show rules in a form that is not understood here,
+// which would otherwise be written again for ever.
+func (t *Tables) Sync(ctx context.Context, want []firewall.Chain, former []firewall.Overlay) (changes []string, err error) {
+	for try := 0; ; try++ {
+		p, listed := t.plan(ctx, want, former)
+		switch {
+		case listed != nil:
+			return changes, listed
+		case p.input == "":
+			return changes, nil
+		case try == tries:
+			return changes, err
+		}
+		if err = t.write(ctx, p.input); err == nil {
+			changes = append(changes, p.changes...)
+			err = fmt.Errorf("not as written, for another program or an unknown form: %s", strings.Join(p.changes, ", "))
+		} else if !t.overtaken(err) {
+			return changes, err
+		}
+	}
+}
+
+// overtaken tells whether a failure may be due to what has changed since the
+// listing, such as a rule that is gone. To wait again for the lock, or for a
+// command that hangs, is the caller's business.
+func (t *Tables) overtaken(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && !(t.legacy && exit.ExitCode() == exitLocked)
+}
+
+func (t *Tables) plan(ctx context.Context, want []firewall.Chain, former []firewall.Overlay) (plan, error) {
+	text, err := t.run(ctx, "", t.save)
+	if err != nil {
+		return plan{}, err
+	}
+	l, err := parseListing(text)
+	if err != nil {
+		return plan{}, fmt.Errorf("%s: %w", t.save, err)
+	}
+	return makePlan(l, want, former), nil
+}
+
+// write is the only thing that changes rules. Watchers do not see it.
+func (t *Tables) write(ctx context.Context, input string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for w := range t.watchers {
+		w.seen(w.drain()) // by others, until now
+	}
+	_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
+	for w := range t.watchers {
+		w.seen(w.drain() &^ closed)
+	}
+	return err
+}

@@ -1,0 +1,170 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+var (
+	four  = overlay("10.42.0.0/16", "10.42.7.0/24")
+	other = overlay("10.43.0.0/16", "10.43.9.0/24")
+	six   = overlay("fd42::/48", "fd42:0:0:7::/64")
+)
+
+func overlay(network, subnet string) firewall.Overlay {
+	return firewall.Overlay{Network: netip.MustParsePrefix(network), Subnet: netip.MustParsePrefix(subnet)}
+}
+
+// everything that can be wanted of an overlay.
+func everything(o firewall.Overlay) []firewall.Chain {
+	return firewall.Rules(firewall.Options{Overlay: o, Masquerade: true, RandomPorts: true, Forward: true})
+}
+
+// bed is a network namespace with the iptables of one variant and the programs
+// of everybody else, who use the same.
+type bed struct {
+	*Tables
+	t    *testing.T
+	bin  string // the directory of the others' commands
+	runs string // a file with a line for each command that the Tables have run
+}
+
+// eachVariant makes a namespace for each variant of iptables that is installed.
+func eachVariant(t *testing.T, test func(b *bed)) {
+	for _, variant := range []string{"nft", "legacy"} {
+		t.Run(variant, func(t *testing.T) { test(newBed(t, variant)) })
+	}
+}
+
+// newBed takes the test's own thread into a new namespace; it ends with the
+// test's goroutine.
+func newBed(t *testing.T, variant string) *bed {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace and writes its rules")
+	}
+	b := &bed{t: t, runs: filepath.Join(t.TempDir(), "runs")}
+	b.bin = t.TempDir()
+	bin := t.TempDir()
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, does := range []string{"", "-save", "-restore"} {
+			path, err := exec.LookPath(family + "-" + variant + does)
+			if err != nil {
+				t.Skipf("needs iptables: %v", err)
+			}
+			script := fmt.Sprintf("#!/bin/sh\necho %s $* >>%s\nexec %s \"$@\"\n", family+does, b.runs, path)
+			b.must(os.WriteFile(filepath.Join(bin, family+does), []byte(script), 0o700))
+			b.must(os.Symlink(path, filepath.Join(b.bin, family+does)))
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock")) // else all namespaces share one
+	runtime.LockOSThread()                                                   // never unlocked
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skipf("needs root: cannot make a network namespace: %v", err)
+	}
+	var err error
+	b.Tables, err = New(IPv4)
+	b.must(err)
+	return b
+}
+
+func (b *bed) must(err error) {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// others run a shell script, in which iptables is of this variant.
+func (b *bed) others(script string) string {
+	b.t.Helper()
+	cmd := exec.Command("sh", "-ec", "PATH="+b.bin+":$PATH\n"+script)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		b.t.Fatalf("%s\n%s%v", script, out, err)
+	}
+	return string(out)
+}
+
+// load gives a file to iptables-restore. A file of rules replaces its tables,
+// one of changes does not.
+func (b *bed) load(file string) {
+	b.t.Helper()
+	if strings.HasSuffix(file, ".rules") {
+		b.others("iptables-restore <testdata/" + file)
+	} else {
+		b.others("iptables-restore --noflush <testdata/" + file)
+	}
+}
+
+func (b *bed) sync(want []firewall.Chain, former ...firewall.Overlay) []string {
+	b.t.Helper()
+	changes, err := b.Sync(b.t.Context(), want, former)
+	b.must(err)
+	return changes
+}
+
+// settled fails the test when another Sync would write.
+func (b *bed) settled(want []firewall.Chain, former ...firewall.Overlay) {
+	b.t.Helper()
+	if changes := b.sync(want, former...); len(changes) > 0 {
+		b.t.Fatalf("the second pass is not empty: %q\n%s", changes, b.rules())
+	}
+}
+
+// ran gives the commands since the last time.
+func (b *bed) ran() []string {
+	text, err := os.ReadFile(b.runs)
+	b.must(err)
+	b.must(os.Truncate(b.runs, 0))
+	return strings.Split(strings.TrimSpace(string(text)), "\n")
+}
+
+// rules lists everything, without counters and dates, the tables by name.
+func (b *bed) rules() string {
+	b.t.Helper()
+	text := regexp.MustCompile(`(?m)^#.*\n| \[\d+:\d+\]$`).ReplaceAllString(b.others("iptables-save"), "")
+	tables := strings.SplitAfter(text, "COMMIT\n")
+	slices.Sort(tables)
+	return strings.Join(tables, "")
+}
+
+// foreign leaves out of a listing what is ours, and tables that hold nothing.
+func foreign(rules string) string {
+	rules = regexp.MustCompile(`(?m)^.*(FLANNEL-|"flanneld ).*\n`).ReplaceAllString(rules, "")
+	return regexp.MustCompile(`(?m)^\*\w+\n(:\w+ ACCEPT\n)*COMMIT\n`).ReplaceAllString(rules, "")
+}
+
+// chain gives the rules of one chain of a listing.
+func chain(rules, table, chain string) string {
+	_, rest, _ := strings.Cut(rules, "*"+table+"\n")
+	rest, _, _ = strings.Cut(rest, "COMMIT\n")
+	var b strings.Builder
+	for line := range strings.Lines(rest) {
+		if rule, ok := strings.CutPrefix(line, "-A "+chain+" "); ok {
+			b.WriteString(rule)
+		}
+	}
+	return b.String()
+}
+
+// differ shows two texts when they are not the same.
+func (b *bed) differ(what, got, want string) {
+	b.t.Helper()
+	if got != want {
+		b.t.Errorf("%s: got\n%s\nwant\n%s", what, got, want)
+	}
+}

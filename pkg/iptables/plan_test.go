@@ -1,0 +1,213 @@
+package iptables
+
+import (
+	"flag"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"flanneld/pkg/firewall"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestInput compares what iptables-restore has to read, for empty tables but
+// for a DROP in table raw.
+func TestInput(t *testing.T) {
+	all := firewall.Options{Overlay: four, Masquerade: true, RandomPorts: true, Forward: true}
+	only := func(change func(o *firewall.Options)) firewall.Options {
+		o := all
+		change(&o)
+		return o
+	}
+	for name, o := range map[string]firewall.Options{
+		"all":       all,
+		"ipv6":      only(func(o *firewall.Options) { o.Overlay = six }),
+		"old-ports": only(func(o *firewall.Options) { o.RandomPorts = false }),
+		"no-masq":   only(func(o *firewall.Options) { o.Masquerade = false }),
+		"no-fwd":    only(func(o *firewall.Options) { o.Forward = false }),
+		"nothing":   only(func(o *firewall.Options) { o.Forward, o.Masquerade = false, false }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw := table{"PREROUTING": {"-i eth7 -j DROP"}}
+			got := makePlan(listing{"raw": raw}, firewall.Rules(o), []firewall.Overlay{o.Overlay}).input
+			file := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// TestPlace says where the jump to FLANNEL-FWD has to be; no lines: it is there.
+func TestPlace(t *testing.T) {
+	const (
+		jump   = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
+		docker = "-j DOCKER-USER"
+		drop   = "-i eth7 -j DROP"
+		delete = "-D FORWARD " + jump
+	)
+	tests := []struct {
+		name  string
+		rules []string
+		want  []string
+	}{
+		{"alone", []string{jump}, nil},
+		{"first", []string{jump, drop}, nil},
+		{"behind Docker's", []string{docker, jump, drop}, nil},
+		{"none", nil, []string{"-I FORWARD 1 " + jump}},
+		{"none, others", []string{drop}, []string{"-I FORWARD 1 " + jump}},
+		{"none, Docker's", []string{docker, drop}, []string{"-I FORWARD 2 " + jump}},
+		{"Docker's behind us", []string{jump, docker}, []string{delete, "-I FORWARD 2 " + jump}},
+		{"Docker's not first", []string{jump, drop, docker}, nil},
+		{"Docker's with a condition", []string{"-i eth7 " + docker, jump}, []string{delete, "-I FORWARD 1 " + jump}},
+		{"pushed down", []string{drop, jump}, []string{delete, "-I FORWARD 1 " + jump}},
+		{"doubled", []string{jump, drop, jump}, []string{delete, delete, "-I FORWARD 1 " + jump}},
+		{"with a condition", []string{jump, "-i eth7 -j FLANNEL-FWD"}, nil},
+		{"other comment", []string{"-j FLANNEL-FWD"}, []string{"-D FORWARD -j FLANNEL-FWD", "-I FORWARD 1 " + jump}},
+	}
+	want := firewall.Rules(firewall.Options{Overlay: four, Forward: true})
+	for _, tt := range tests {
+		own := []string{}
+		for _, r := range want[0].Rules {
+			own = append(own, specOf(r, "flanneld forward").String())
+		}
+		p := makePlan(listing{"filter": {"FORWARD": tt.rules, "FLANNEL-FWD": own}}, want, nil)
+		got := strings.TrimSuffix(strings.TrimPrefix(p.input, "*filter\n"), "COMMIT\n")
+		if want := strings.Join(append(tt.want, ""), "\n"); got != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", tt.name, got, want)
+		}
+		if (len(p.changes) > 0) != (len(tt.want) > 0) {
+			t.Errorf("%s: changes %q", tt.name, p.changes)
+		}
+	}
+}
+
+// apply does to a listing what iptables-restore would, and fails where it would.
+func apply(t *testing.T, l listing, input string) {
+	t.Helper()
+	var current table
+	for line := range strings.Lines(input) {
+		line = strings.TrimSuffix(line, "\n")
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			if current = l[name]; current == nil {
+				current = table{}
+				l[name] = current
+			}
+			continue
+		}
+		if line == "COMMIT" {
+			continue
+		}
+		if name, ok := strings.CutPrefix(line, ":"); ok {
+			name, _, _ = strings.Cut(name, " ")
+			current[name] = nil
+			continue
+		}
+		verb, rest, _ := strings.Cut(line, " ")
+		name, rule, _ := strings.Cut(rest, " ")
+		switch verb {
+		case "-A":
+			current[name] = append(current[name], rule)
+		case "-I":
+			place, rule, _ := strings.Cut(rule, " ")
+			n, err := strconv.Atoi(place)
+			if err != nil || n-1 > len(current[name]) {
+				t.Fatalf("%s: %d rules there", line, len(current[name]))
+			}
+			current[name] = slices.Insert(current[name], n-1, rule)
+		case "-D":
+			i := slices.Index(current[name], rule)
+			if i < 0 {
+				t.Fatalf("%s: no such rule in %q", line, current[name])
+			}
+			current[name] = slices.Delete(current[name], i, i+1)
+		case "-F":
+			current[name] = nil
+		case "-X":
+			if !current.has(name) || len(current[name]) > 0 || current.references(name) > 0 {
+				t.Fatalf("%s: the kernel would refuse", line)
+			}
+			delete(current, name)
+		default:
+			t.Fatalf("unknown line %q", line)
+		}
+	}
+}
+
+// TestAnyListing begins with rules at random, of ours, of earlier releases and
+// of others. One pass is enough, and the rules of others are in order.
+func TestAnyListing(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	jumps := []string{`-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`, "-j FLANNEL-POSTRTG",
+		`-m comment --comment "flanneld forward" -j FLANNEL-FWD`, "-j FLANNEL-FWD", "-j FLANNEL", "-s 10.42.0.0/16 -j FLANNEL"}
+	pool := slices.Clone(jumps)
+	for _, o := range []firewall.Overlay{four, other} {
+		for _, f := range firewall.FormerRules(o) {
+			for _, rule := range slices.Concat(f.Rules, f.ChainRules) {
+				pool = append(pool, specOf(rule, "").String(), specOf(rule, "flanneld masq").String())
+			}
+		}
+		for _, c := range everything(o) {
+			for _, rule := range c.Rules {
+				pool = append(pool, specOf(rule, c.Hook.Comment()).String())
+			}
+		}
+	}
+	stranger := func(rule string) bool { return strings.HasPrefix(rule, "-o eth") || rule == "-j DOCKER-USER" }
+	pool = append(pool, "-o eth1 -j DROP", "-o eth2 -j FLANNEL-FWD", "-o eth3 -g FLANNEL-POSTRTG", "-j DOCKER-USER")
+	some := func() (rules []string) {
+		for range r.IntN(20) {
+			rules = append(rules, pool[r.IntN(len(pool))])
+		}
+		return rules
+	}
+	for range 500 {
+		l := listing{}
+		for _, a := range anchors() {
+			l[a.table] = table{a.chain: some(), "OTHER": some()}
+			for _, own := range []string{a.own, "FLANNEL"} {
+				if r.IntN(2) == 0 {
+					l[a.table][own] = some()
+				}
+			}
+		}
+		strangers := func() (all []string) {
+			for _, a := range anchors() {
+				for _, rule := range slices.Concat(l[a.table][a.chain], l[a.table]["OTHER"]) {
+					if stranger(rule) {
+						all = append(all, rule)
+					}
+				}
+			}
+			return all
+		}
+		before := strangers()
+		for _, want := range [][]firewall.Chain{everything(four), everything(other)[:1], nil} {
+			former := []firewall.Overlay{four, other}[:r.IntN(3)]
+			p := makePlan(l, want, former)
+			apply(t, l, p.input)
+			if again := makePlan(l, want, former); again.input != "" || len(again.changes) > 0 {
+				t.Fatalf("a second pass has\n%s\nafter\n%s", again.input, p.input)
+			}
+			if after := strangers(); !slices.Equal(before, after) {
+				t.Fatalf("rules of others: got %q, want %q", after, before)
+			}
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package iptables
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"flanneld/pkg/firewall"
+)
+
+// spec is a rule of a chain in normal form, so that two of the same meaning are
+// equal however iptables has printed them. The rule's verdict is left out: the
+// target says it.
+type spec struct {
+	rule    firewall.Rule
+	target  string // a verdict or a chain
+	options string // of the target
+	comment string
+}
+
+const randomPorts = "--random-fully"
+
+// specOf gives the normal form of a wanted rule.
+func specOf(r firewall.Rule, comment string) spec {
+	s := spec{rule: r, comment: comment}
+	switch r.Verdict {
+	case firewall.Return:
+		s.target = "RETURN"
+	case firewall.Accept:
+		s.target = "ACCEPT"
+	case firewall.Masquerade:
+		s.target = "MASQUERADE"
+	case firewall.MasqueradeRP:
+		s.target, s.options = "MASQUERADE", randomPorts
+	}
+	s.rule.Verdict = 0
+	s.rule.Src, s.rule.Dst = normal(r.Src), normal(r.Dst)
+	return s
+}
+
+// normal leaves out what iptables does not print.
+func normal(m firewall.Match) firewall.Match {
+	if m.Prefix.Bits() == 0 && !m.Not {
+		return firewall.Match{}
+	}
+	return m
+}
+
+// String is the rule as iptables reads it.
+func (s spec) String() string {
+	var b strings.Builder
+	if m := s.rule.Mark; m != 0 {
+		fmt.Fprintf(&b, "-m mark --mark %#x/%#x ", m, m)
+	}
+	for _, a := range []struct {
+		option string
+		firewall.Match
+	}{{"-s", s.rule.Src}, {"-d", s.rule.Dst}} {
+		if a.Not {
+			b.WriteString("! ")
+		}
+		if a.Prefix.IsValid() {
+			b.WriteString(a.option + " " + a.Prefix.String() + " ")
+		}
+	}
+	if s.comment != "" {
+		b.WriteString(`-m comment --comment "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s.comment) + `" `)
+	}
+	b.WriteString("-j " + s.target)
+	if s.options != "" {
+		b.WriteString(" " + s.options)
+	}
+	return b.String()
+}
+
+// parseRule reads a rule that iptables-save has printed, without its "-A CHAIN".
+// Of a rule that is not of our kinds, only the target is known.
+func parseRule(text string) (s spec, known bool) {
+	words, known := split(text)
+	for len(words) > 0 {
+		not := words[0] == "!"
+		if not {
+			words = words[1:]
+		}
+		n, ok := s.option(words, not)
+		known = known && ok
+		words = words[n:]
+	}
+	return s, known && s.target != ""
+}
+
+// option reads one option and its argument at the head of the words, and tells
+// how many they are. What is unknown is taken for one word, so that a target
+// behind it is found.
+func (s *spec) option(words []string, not bool) (n int, ok bool) {
+	if len(words) == 0 {
+		return 0, false
+	}
+	if words[0] == randomPorts && s.target == "MASQUERADE" && !not {
+		s.options = randomPorts
+		return 1, true
+	}
+	if len(words) == 1 {
+		return 1, false
+	}
+	option, value, n := words[0], words[1], 2
+	if value == "!" && !not && len(words) > 2 { // as releases before 1.4.3 print it
+		not, value, n = true, words[2], 3
+	}
+	switch {
+	case option == "-s":
+		ok = readMatch(&s.rule.Src, value, not)
+	case option == "-d":
+		ok = readMatch(&s.rule.Dst, value, not)
+	case option == "-j" || option == "-g":
+		ok = option == "-j" && s.target == ""
+		s.target = value
+	case option == "-m":
+		ok = value == "mark" || value == "comment"
+	case option == "--mark":
+		ok = s.readMark(value)
+	case option == "--comment":
+		ok = s.comment == ""
+		s.comment = value
+	default:
+		return 1, false
+	}
+	return n, ok && (!not || option == "-s" || option == "-d")
+}
+
+// readMark takes marks of which all bits of the mask must be set.
+func (s *spec) readMark(value string) bool {
+	mark, mask, both := strings.Cut(value, "/")
+	m, err := strconv.ParseUint(mark, 0, 32)
+	k, err2 := strconv.ParseUint(mask, 0, 32)
+	if !both || err != nil || err2 != nil || m != k || m == 0 || s.rule.Mark != 0 {
+		return false
+	}
+	s.rule.Mark = uint32(m)
+	return true
+}
+
+// readMatch reads an address, alone or with a length or a mask behind it.
+func readMatch(m *firewall.Match, value string, not bool) bool {
+	address, length, _ := strings.Cut(value, "/")
+	addr, err := netip.ParseAddr(address)
+	if err != nil || addr.Zone() != "" || m.Prefix.IsValid() {
+		return false
+	}
+	bits := addr.BitLen()
+	if mask, err := netip.ParseAddr(length); err == nil && mask.BitLen() == bits {
+		if bits = ones(mask.AsSlice()); bits < 0 {
+			return false
+		}
+	} else if length != "" {
+		if bits, err = strconv.Atoi(length); err != nil {
+			return false
+		}
+	}
+	p, err := addr.Prefix(bits)
+	*m = normal(firewall.Match{Prefix: p, Not: not})
+	return err == nil
+}
+
+// ones counts the leading ones of a mask that has no others; -1 if it has.
+func ones(mask []byte) int {
+	n, _ := net.IPMask(mask).Size()
+	if n == 0 && slices.Max(mask) > 0 {
+		return -1
+	}
+	return n
+}
+
+// split takes the words of a rule apart, at the spaces that are not in quotes.
+func split(text string) (words []string, ok bool) {
+	for {
+		text = strings.TrimLeft(text, " \t")
+		if text == "" {
+			return words, true
+		}
+		var word string
+		if word, text, ok = cutWord(text); !ok {
+			return words, false
+		}
+		words = append(words, word)
+	}
+}
+
+func cutWord(text string) (word, rest string, ok bool) {
+	var b strings.Builder
+	var quoted bool
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted && c == '\\' && i+1 < len(text):
+			i++
+			b.WriteByte(text[i])
+		case !quoted && (c == ' ' || c == '\t'):
+			return b.String(), text[i:], true
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String(), "", !quoted
+}

@@ -1,0 +1,64 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	maxListing   = 64 << 20 // bytes; 100,000 rules have about ten million
+	maxComplaint = 4 << 10  // bytes of stderr
+)
+
+var errTooLong = errors.New("too much output")
+
+// run executes a command to its end, and kills it when it takes too long or
+// says too much.
+func (t *Tables) run(ctx context.Context, input, path string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, t.patience, fmt.Errorf("no end after %s", t.patience))
+	defer cancel()
+	out, complaint := bounded{max: maxListing}, bounded{max: maxComplaint, cut: true}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Stdin = strings.NewReader(input)
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	cmd.WaitDelay = time.Second // for children of its own that keep the pipes
+	err := cmd.Run()
+	switch {
+	case out.full:
+		err = errTooLong
+	case err != nil && ctx.Err() != nil:
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		return out.kept.String(), nil
+	}
+	if said := strings.Join(strings.Fields(complaint.kept.String()), " "); said != "" {
+		err = fmt.Errorf("%w: %s", err, said)
+	}
+	return "", fmt.Errorf("%s: %w", filepath.Base(path), err)
+}
+
+// bounded keeps no more than max bytes. What comes after them is an error to
+// the writer, or is cut off.
+type bounded struct {
+	kept bytes.Buffer // no embedding: its ReadFrom knows no bound
+	max  int
+	cut  bool
+	full bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	keep := min(len(p), b.max-b.kept.Len())
+	b.full = b.full || keep < len(p)
+	b.kept.Write(p[:keep])
+	if b.full && !b.cut {
+		return keep, errTooLong
+	}
+	return len(p), nil
+}

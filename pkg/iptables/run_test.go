@@ -1,0 +1,134 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fakes are commands that are shell scripts; nobody needs to be root for them.
+func fakes(t *testing.T, scripts map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, script := range scripts {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func fakeTables(t *testing.T, patience time.Duration, version, save, restore string) (*Tables, error) {
+	dir := fakes(t, map[string]string{"iptables": version, "iptables-save": save, "iptables-restore": restore})
+	return find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", patience)
+}
+
+func TestMissing(t *testing.T) {
+	t.Setenv("PATH", fakes(t, map[string]string{"iptables": "echo iptables v1.8.9"}))
+	_, err := New(IPv4)
+	if !errors.Is(err, ErrNotFound) || !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), "iptables-save") {
+		t.Errorf("got %v", err)
+	}
+	if _, err = New(IPv6); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "ip6tables") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestVersions(t *testing.T) {
+	for _, tt := range []struct {
+		says                string
+		legacy, randomPorts bool
+		args                string
+	}{
+		{"iptables v1.4.21", true, false, "--noflush"},
+		{"iptables v1.6.1", true, false, "--noflush"},
+		{"iptables v1.6.2", true, true, "--noflush --wait=5"},
+		{"iptables v1.8.9 (legacy)", true, true, "--noflush --wait=5"},
+		{"iptables v1.8.11 (nf_tables)", false, true, "--noflush --wait=5"},
+	} {
+		tables, err := fakeTables(t, time.Minute, "echo '"+tt.says+"'; echo more", "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tables.Version() != tt.says || tables.Legacy() != tt.legacy || tables.RandomPorts() != tt.randomPorts ||
+			strings.Join(tables.restoreArgs, " ") != tt.args {
+			t.Errorf("%s: got %+v", tt.says, tables)
+		}
+	}
+	for version, want := range map[string]string{
+		"echo; exit 3":         "exit status 3",
+		"echo nothing":         "version",
+		"exec sleep 60":        "no end after 1s",
+		"sleep 5 & echo later": "WaitDelay",
+	} {
+		patience := time.Minute
+		if strings.HasPrefix(want, "no end") {
+			patience = time.Second
+		}
+		if _, err := fakeTables(t, patience, version, "", ""); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v", version, err)
+		}
+	}
+}
+
+// TestFailures gets every kind of failure from the commands. None takes long,
+// and each is told with what the command said.
+func TestFailures(t *testing.T) {
+	const version = "echo iptables v1.8.9"
+	for _, tt := range []struct {
+		name, save, restore, want string
+	}{
+		{"listing fails", "echo no memory >&2; exit 1", "", "iptables-save: exit status 1: no memory"},
+		{"listing hangs", "echo '*nat'; exec sleep 60", "", "iptables-save: no end after 1s"},
+		{"listing without end", "exec yes", "", "iptables-save: too much output"},
+		{"garbage", "head -c 100000 /dev/zero", "", "not understood"},
+		{"half a listing", "echo '*nat'", "", "incomplete"},
+		{"writing fails", "", "cat >/dev/null; echo line 3 failed >&2; exit 1", "iptables-restore: exit status 1: line 3 failed"},
+		{"writing fails unread", "", "echo 'Another app holds\n the lock.' >&2; exit 4", "exit status 4: Another app holds the lock."},
+		{"writing says much", "", "yes | head -c 10000000 >&2; exit 1", "exit status 1: y y"},
+		{"writing does nothing", "", "cat >/dev/null", "not as written"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tables, err := fakeTables(t, time.Minute, version, tt.save, tt.restore)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(tt.want, "no end") {
+				tables.patience = time.Second
+			}
+			_, err = tables.Sync(t.Context(), everything(four), nil)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 2*maxComplaint {
+				t.Errorf("got %.1000v", err)
+			}
+		})
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	tables, err := fakeTables(t, time.Minute, "echo iptables v1.8.9", "exec sleep 60", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := tables.Sync(ctx, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestNotExecutable is a failure, not an absence.
+func TestNotExecutable(t *testing.T) {
+	dir := fakes(t, map[string]string{"iptables": "", "iptables-save": "", "iptables-restore": ""})
+	if err := os.Chmod(filepath.Join(dir, "iptables-save"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,131 @@
+package iptables
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// closed is what a program does last that has changed rules: it lets go of
+	// the lock file.
+	closed = unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE
+	// replaced says that the file of this name may be another one now.
+	replaced = unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+)
+
+// watcher reads the events of the lock file.
+type watcher struct {
+	t       *Tables
+	inotify *os.File
+	conn    syscall.RawConn
+	signal  chan struct{}
+}
+
+// Watch signals that another program may have changed rules of the legacy
+// variant: it has held the lock file, which Sync's own writing does not count
+// as. The other family's Tables do count. Several uses may be one signal. The
+// channel is closed with the context, or when the file can be watched no more.
+func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch the lock of iptables: %w", err)
+	}
+	w := &watcher{t: t, inotify: os.NewFile(uintptr(fd), "inotify"), signal: make(chan struct{}, 1)}
+	if w.conn, err = w.inotify.SyscallConn(); err == nil {
+		err = w.add()
+	}
+	if err != nil {
+		w.inotify.Close()
+		return nil, fmt.Errorf("watch the lock of iptables: %w", err)
+	}
+	t.mu.Lock()
+	t.watchers[w] = struct{}{}
+	t.mu.Unlock()
+	go w.follow(ctx)
+	return w.signal, nil
+}
+
+// add watches the lock file, and makes it as iptables would.
+func (w *watcher) add() error {
+	for made := false; ; made = true {
+		var failed error
+		err := w.conn.Control(func(fd uintptr) {
+			_, failed = unix.InotifyAddWatch(int(fd), w.t.lock, closed|replaced)
+		})
+		if err = errors.Join(err, failed); made || !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		f, err := os.OpenFile(w.t.lock, os.O_CREATE|os.O_RDONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+}
+
+// follow turns events into signals until it is stopped. Its turns exclude those
+// of Sync's writing, whose events it therefore never finds.
+func (w *watcher) follow(ctx context.Context) {
+	stop := context.AfterFunc(ctx, w.stop)
+	defer stop()
+	for err := error(nil); err == nil; {
+		err = w.conn.Read(func(uintptr) bool {
+			w.t.mu.Lock()
+			defer w.t.mu.Unlock()
+			events := w.drain()
+			w.seen(events)
+			return events != 0
+		})
+	}
+	w.t.mu.Lock()
+	delete(w.t.watchers, w)
+	close(w.signal)
+	w.t.mu.Unlock()
+	w.inotify.Close()
+}
+
+// stop wakes follow for the last time.
+func (w *watcher) stop() { w.inotify.SetReadDeadline(time.Unix(1, 0)) }
+
+// seen is called with the Tables locked, as drain is.
+func (w *watcher) seen(events uint32) {
+	if events == 0 {
+		return
+	}
+	if events&replaced != 0 && w.add() != nil {
+		w.stop()
+	}
+	select {
+	case w.signal <- struct{}{}:
+	default: // one is waiting to be taken
+	}
+}
+
+// drain takes all events that there are and gives what they say together.
+func (w *watcher) drain() (events uint32) {
+	buf := make([]byte, 4096)
+	_ = w.conn.Control(func(fd uintptr) {
+		for {
+			n, err := unix.Read(int(fd), buf)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil || n <= 0 {
+				return
+			}
+			for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
+				events |= binary.NativeEndian.Uint32(b[4:])
+				name := int(binary.NativeEndian.Uint32(b[12:]))
+				b = b[min(len(b), unix.SizeofInotifyEvent+name):]
+			}
+		}
+	})
+	return events
+}

@@ -1,0 +1,108 @@
+package iptables
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+)
+
+// soon waits for a signal.
+func soon(t *testing.T, what string, signal <-chan struct{}) {
+	t.Helper()
+	select {
+	case _, ok := <-signal:
+		if !ok {
+			t.Fatalf("%s: the watch has ended", what)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s: no signal", what)
+	}
+}
+
+// calm takes a signal that is waiting, and tells whether there was none. The
+// watcher has seen all events when it has had its turn.
+func (b *bed) calm(signal <-chan struct{}) bool {
+	b.mu.Lock()
+	for w := range b.watchers {
+		w.seen(w.drain())
+	}
+	b.mu.Unlock()
+	select {
+	case <-signal:
+		return false
+	default:
+		return true
+	}
+}
+
+func TestWatch(t *testing.T) {
+	b := newBed(t, "legacy")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	signal, err := b.Watch(ctx)
+	b.must(err)
+	if !b.calm(signal) {
+		t.Error("a signal for nothing")
+	}
+	for range 20 {
+		b.others("iptables -t nat -F")
+		soon(t, "flushed by others", signal)
+		if len(b.sync(everything(four))) == 0 || !b.calm(signal) {
+			t.Error("nothing written, or a signal for our own writing")
+		}
+		b.settled(everything(four))
+		if !b.calm(signal) {
+			t.Error("a signal for our own listing")
+		}
+	}
+
+	// What others did before our writing is not forgotten by it.
+	b.others("iptables -t nat -F")
+	b.sync(everything(four))
+	soon(t, "flushed by others before a pass", signal)
+
+	for _, gone := range []func() error{
+		func() error { return os.Remove(b.lock) },
+		func() error { return os.Rename(b.lock, b.lock+".old") },
+	} {
+		b.calm(signal)
+		b.must(gone())
+		soon(t, "lock file replaced", signal)
+		b.calm(signal)
+		b.others("iptables -t nat -F")
+		soon(t, "flushed by others with a new lock file", signal)
+	}
+
+	cancel()
+	for range signal { // until it is closed
+	}
+	b.sync(nil)
+	if len(b.watchers) > 0 {
+		t.Error("the watcher is still there")
+	}
+}
+
+// TestWatchEnds loses the directory of the lock file.
+func TestWatchEnds(t *testing.T) {
+	b := newBed(t, "legacy")
+	dir := t.TempDir() + "/run"
+	b.lock = dir + "/xtables.lock"
+	if _, err := b.Watch(t.Context()); err == nil {
+		t.Fatal("no error without a directory")
+	}
+	b.must(os.Mkdir(dir, 0o700))
+	signal, err := b.Watch(t.Context())
+	b.must(err)
+	b.must(os.Rename(dir, dir+".old"))
+	b.must(os.Remove(dir + ".old/xtables.lock"))
+	soon(t, "lock file removed", signal)
+	select {
+	case _, ok := <-signal:
+		for ok {
+			_, ok = <-signal
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the watch has not ended")
+	}
+}

@@ -1,0 +1,154 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"net"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// register is where an expression leaves what the next ones look at.
+const register = unix.NFT_REG_1
+
+// Verdicts of netfilter; those of nftables are negative numbers in x/sys/unix.
+const (
+	nfDrop   = 0
+	nfAccept = 1
+)
+
+// commentType is the type of a rule's comment among its user data
+// (NFTNL_UDATA_RULE_COMMENT of libnftnl).
+const commentType = 0
+
+// rule is what this package knows to say in nftables' words.
+type rule struct {
+	firewall.Rule
+	// Family is that of the rule's packets.
+	Family  Family
+	Comment string
+	// Counter is there in all that iptables-nft writes. It looks for it.
+	Counter bool
+}
+
+func newRule(family Family, hook firewall.Hook, r firewall.Rule) rule {
+	return rule{Rule: r, Family: family, Comment: hook.Comment(), Counter: true}
+}
+
+// expressions gives the rule the form that iptables-nft gives its rules. In a
+// table of family inet the packet's family is to be asked for first.
+func (r rule) expressions(table Family) attrs {
+	var list attrs
+	add := func(name string, data attrs) {
+		e := attrs{}.text(unix.NFTA_EXPR_NAME, name)
+		list = list.nest(unix.NFTA_LIST_ELEM, e.nest(unix.NFTA_EXPR_DATA, data))
+	}
+	if table == unix.NFPROTO_INET {
+		add("meta", load(unix.NFTA_META_DREG).u32(unix.NFTA_META_KEY, unix.NFT_META_NFPROTO))
+		add("cmp", compare(unix.NFT_CMP_EQ, []byte{byte(r.Family)}))
+	}
+	if r.Mark != 0 {
+		mark := binary.NativeEndian.AppendUint32(nil, r.Mark)
+		add("meta", load(unix.NFTA_META_DREG).u32(unix.NFTA_META_KEY, unix.NFT_META_MARK))
+		add("bitwise", and(mark))
+		add("cmp", compare(unix.NFT_CMP_EQ, mark))
+	}
+	for _, a := range []struct {
+		firewall.Match
+		offset int
+	}{{r.Src, r.Family.source()}, {r.Dst, r.Family.destination()}} {
+		if a.Prefix.IsValid() {
+			matchAddress(add, a.Match, a.offset)
+		}
+	}
+	if r.Counter {
+		add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
+	}
+	switch r.Verdict {
+	case firewall.Accept:
+		add("immediate", verdict(nfAccept))
+	case firewall.Return:
+		add("immediate", verdict(unix.NFT_RETURN))
+	case firewall.Masquerade:
+		add("masq", nil)
+	case firewall.MasqueradeRP:
+		add("masq", attrs{}.u32(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
+	}
+	return list
+}
+
+// matchAddress compares as many bytes as the prefix has, or, if it ends within
+// one, the whole address under a mask.
+func matchAddress(add func(string, attrs), m firewall.Match, offset int) {
+	address, bits := m.Prefix.Addr().AsSlice(), m.Prefix.Bits()
+	whole := bits%8 == 0
+	if whole {
+		address = address[:bits/8]
+	}
+	add("payload", load(unix.NFTA_PAYLOAD_DREG).
+		u32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER).
+		u32(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
+		u32(unix.NFTA_PAYLOAD_LEN, uint32(len(address))))
+	if !whole {
+		add("bitwise", and(net.CIDRMask(bits, m.Prefix.Addr().BitLen())))
+	}
+	op := uint32(unix.NFT_CMP_EQ)
+	if m.Not {
+		op = unix.NFT_CMP_NEQ
+	}
+	add("cmp", compare(op, address))
+}
+
+// source and destination are the places of the addresses in the network header.
+func (f Family) source() int {
+	if f == IPv4 {
+		return 12
+	}
+	return 8
+}
+
+func (f Family) destination() int { return f.source() + f.bits()/8 }
+
+func load(kind uint16) attrs { return attrs{}.u32(kind, register) }
+
+// and keeps the bits of the register that the mask has.
+func and(mask []byte) attrs {
+	return attrs{}.
+		u32(unix.NFTA_BITWISE_SREG, register).
+		u32(unix.NFTA_BITWISE_DREG, register).
+		u32(unix.NFTA_BITWISE_LEN, uint32(len(mask))).
+		nest(unix.NFTA_BITWISE_MASK, attrs{}.bytes(unix.NFTA_DATA_VALUE, mask)).
+		nest(unix.NFTA_BITWISE_XOR, attrs{}.bytes(unix.NFTA_DATA_VALUE, make([]byte, len(mask))))
+}
+
+func compare(op uint32, with []byte) attrs {
+	return attrs{}.
+		u32(unix.NFTA_CMP_SREG, register).
+		u32(unix.NFTA_CMP_OP, op).
+		nest(unix.NFTA_CMP_DATA, attrs{}.bytes(unix.NFTA_DATA_VALUE, with))
+}
+
+func verdict(code int32) attrs {
+	return attrs{}.
+		u32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
+		nest(unix.NFTA_IMMEDIATE_DATA, attrs{}.
+			nest(unix.NFTA_DATA_VERDICT, attrs{}.u32(unix.NFTA_VERDICT_CODE, uint32(code))))
+}
+
+// userData carries the comment as nft(8) does. iptables-nft shows and compares it
+// like that of its own comment match, which needs a module of its own.
+func (r rule) userData() []byte {
+	return append(append([]byte{commentType, byte(len(r.Comment) + 1)}, r.Comment...), 0)
+}
+
+// request adds the rule to a chain: behind the rule with the handle, or, if it
+// is 0, at the front or at the end.
+func (r rule) request(c chainName, flags uint16, behind uint64) message {
+	body := c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
+	if behind != 0 {
+		body = body.u64(unix.NFTA_RULE_POSITION, behind)
+	}
+	body = body.nest(unix.NFTA_RULE_EXPRESSIONS, r.expressions(c.family)).bytes(unix.NFTA_RULE_USERDATA, r.userData())
+	return message{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | flags, family: c.family, body: body}
+}

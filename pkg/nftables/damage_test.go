@@ -1,0 +1,337 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// signal fails the test unless news come within a second.
+func signal(t testing.TB, news <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-news:
+	case <-time.After(time.Second):
+		t.Errorf("no signal within a second: %s", what)
+	}
+}
+
+// quiet fails the test if there are news. What the kernel had to say, it has
+// said when the system call that caused it returned; a change by somebody else
+// after it is the mark up to which the Watch has read.
+func (b *bed) quiet(news <-chan struct{}, what string) {
+	b.t.Helper()
+	select {
+	case <-news:
+		b.t.Errorf("a signal: %s", what)
+	case <-time.After(50 * time.Millisecond):
+	}
+	b.nft("add table arp other")
+	signal(b.t, news, "somebody else's change")
+	b.nft("delete table arp other")
+	signal(b.t, news, "somebody else's change")
+}
+
+// handle finds the handle of the rule that has all the words.
+func (b *bed) handle(chain string, words string) string {
+	b.t.Helper()
+	for line := range strings.Lines(b.sh("nft -a list chain " + chain)) {
+		if strings.Contains(line, words) {
+			_, h, _ := strings.Cut(line, "# handle ")
+			return strings.TrimSpace(h)
+		}
+	}
+	b.t.Fatalf("no rule %q in %s", words, chain)
+	return ""
+}
+
+// TestDamage: whatever others do to our table, the next Sync repairs it, and
+// there is a signal for it.
+func TestDamage(t *testing.T) {
+	const own = "ip flannel-ipv4"
+	for name, damage := range map[string]func(b *bed){
+		"flush ruleset":  func(b *bed) { b.nft("flush ruleset") },
+		"flush chain":    func(b *bed) { b.nft("flush chain ip flannel-ipv4 postrtg") },
+		"delete table":   func(b *bed) { b.nft("delete table ip flannel-ipv4") },
+		"delete a chain": func(b *bed) { b.nft("flush chain ip flannel-ipv4 forward; delete chain ip flannel-ipv4 forward") },
+		"delete a rule": func(b *bed) {
+			b.nft("delete rule ip flannel-ipv4 forward handle " + b.handle(own+" forward", "daddr"))
+		},
+		"reorder": func(b *bed) {
+			b.nft("delete rule ip flannel-ipv4 postrtg handle " + b.handle(own+" postrtg", "224.0.0.0") +
+				"; insert rule ip flannel-ipv4 postrtg ip saddr 10.42.0.0/16 ip daddr != 224.0.0.0/4 counter masquerade fully-random comment \"flanneld masq\"")
+		},
+		"foreign rule":    func(b *bed) { b.nft("insert rule ip flannel-ipv4 forward tcp dport 22 drop") },
+		"rule made wider": func(b *bed) { b.nft("add rule ip flannel-ipv4 postrtg counter masquerade comment \"flanneld masq\"") },
+		"without comment": func(b *bed) { b.nft("add rule ip flannel-ipv4 forward ip saddr 10.42.0.0/16 counter accept") },
+		"policy":          func(b *bed) { b.nft("add chain ip flannel-ipv4 forward { policy drop; }") },
+		"foreign chain":   func(b *bed) { b.nft("add chain ip flannel-ipv4 x; add rule ip flannel-ipv4 forward jump x") },
+		"foreign set":     func(b *bed) { b.nft("add set ip flannel-ipv4 s { type ipv4_addr; elements = { 10.1.1.1 }; }") },
+		"asleep":          func(b *bed) { b.nft("add table ip flannel-ipv4 { flags dormant; }") },
+		"chain elsewhere": func(b *bed) { b.rehook("type filter hook input priority 0") },
+		"other priority":  func(b *bed) { b.rehook("type filter hook forward priority 5") },
+		"other type":      func(b *bed) { b.rehook("type route hook output priority 0") },
+		"no base chain":   func(b *bed) { b.nft("delete chain ip flannel-ipv4 forward; add chain ip flannel-ipv4 forward") },
+		"base chain beside": func(b *bed) {
+			b.nft("add chain ip flannel-ipv4 masqueradeTest { type nat hook postrouting priority srcnat; }")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t)
+			b.sync(IPv4, all(four))
+			right := b.ruleset()
+			news := b.watch()
+			damage(b)
+			signal(t, news, name)
+			if b.ruleset() == right {
+				t.Fatal("no damage was done")
+			}
+			if len(b.sync(IPv4, all(four))) == 0 {
+				t.Error("Sync changed nothing")
+			}
+			equal(t, b.ruleset(), right)
+			b.settled(IPv4, all(four))
+		})
+	}
+}
+
+func (b *bed) rehook(to string) {
+	b.nft("delete chain ip flannel-ipv4 forward; add chain ip flannel-ipv4 forward { " + to + "; policy accept; }; " +
+		"add rule ip flannel-ipv4 forward ip saddr 10.42.0.0/16 counter accept comment \"flanneld forward\"; " +
+		"add rule ip flannel-ipv4 forward ip daddr 10.42.0.0/16 counter accept comment \"flanneld forward\"")
+}
+
+// TestOriginal starts over the tables that the original makes with EnableNFTables.
+func TestOriginal(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	for _, f := range []struct{ family, table, network, subnet, groups string }{
+		{"ip", "flannel-ipv4", "10.50.0.0/16", "10.50.9.0/24", "224.0.0.0/4"},
+		{"ip6", "flannel-ipv6", "fd50::/48", "fd50:0:0:9::/64", "ff00::/8"},
+	} {
+		b.nft(strings.NewReplacer("FAMILY", f.family, "TABLE", f.table, "NET", f.network, "SUB", f.subnet, "GROUPS", f.groups).Replace(`
+table FAMILY TABLE {
+	comment "rules for TABLE"
+	chain masqueradeTest {
+		type nat hook postrouting priority srcnat;
+		FAMILY saddr NET FAMILY daddr != GROUPS masquerade fully-random
+	}
+	chain forward {
+		comment "chain to accept flannel traffic"
+		type filter hook forward priority filter;
+		FAMILY saddr NET accept comment "flanneld forward"
+		FAMILY daddr NET accept
+	}
+	chain postrtg {
+		comment "chain to manage traffic masquerading"
+		type nat hook postrouting priority srcnat;
+		meta mark 0x4000 return
+		FAMILY saddr SUB FAMILY daddr NET return
+		FAMILY saddr NET FAMILY daddr SUB return
+		FAMILY saddr != SUB FAMILY daddr NET return
+		FAMILY saddr NET FAMILY daddr != GROUPS masquerade fully-random
+		FAMILY saddr != NET FAMILY daddr NET masquerade
+	}
+}
+`))
+	}
+	b.sync(IPv4, all(four))
+	golden := newBed(t)
+	golden.sync(IPv4, all(four))
+	equal(t, b.sh("nft -s list table ip flannel-ipv4"), golden.ruleset())
+	has(t, b.ruleset(), "fd50:0:0:9::/64")
+	b.sync(IPv6, nil)
+	equal(t, b.ruleset(), golden.ruleset())
+}
+
+// TestIdle: with nothing changed nothing is written, and our own changes are no
+// news.
+func TestIdle(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.nft(plainTable)
+	news := b.watch()
+	b.sync(IPv4, all(four))
+	b.sync(IPv6, all(six))
+	for range 20 {
+		b.settled(IPv4, all(four))
+		b.settled(IPv6, all(six))
+	}
+	b.sync(IPv4, all(odd))
+	b.quiet(news, "after nothing but Syncs")
+}
+
+// TestWatchEnds with its context, and not before.
+func TestWatchEnds(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	ctx, stop := context.WithCancel(context.Background())
+	news, err := b.tables.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.quiet(news, "at the beginning")
+	stop()
+	select {
+	case _, open := <-news:
+		if open {
+			t.Error("a signal at the end")
+		}
+	case <-time.After(patience):
+		t.Error("the channel is not closed")
+	}
+}
+
+// TestWatchOverflow: a Watch that cannot keep up tells of a change.
+func TestWatchOverflow(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c, err := b.tables.dialWithin(unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	err = c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		b.sync(IPv4, [][]firewall.Chain{all(four), nil}[i%2])
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	signals := 0
+	// The Syncs themselves are no news; that some of them were lost is.
+	deadline := time.AfterFunc(patience, func() { stop(); c.interrupt() })
+	defer deadline.Stop()
+	c.follow(ctx, b.tables.conn.port, func() { signals++; stop() })
+	if signals == 0 {
+		t.Error("no signal")
+	}
+}
+
+// TestReplacements: however often the rules are replaced, nobody ever sees a
+// chain that has neither the old nor the new ones.
+func TestReplacements(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	wishes := [][]firewall.Chain{all(four), all(odd)}
+	b.sync(IPv4, wishes[0])
+	// The lister has sockets of its own.
+	var lister *conn
+	var err error
+	b.within(func() { lister, err = dial() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lister.close()
+	var done atomic.Bool
+	seen := make(chan map[string]int)
+	go func() {
+		shapes := map[string]int{}
+		for !done.Load() {
+			w, err := lister.list(IPv4)
+			switch {
+			case errors.Is(err, errChanged):
+			case err != nil:
+				t.Error(err)
+			default:
+				shapes[shape(w, wishes)]++
+			}
+		}
+		seen <- shapes
+	}()
+	for i := range 1000 {
+		if n := len(b.sync(IPv4, wishes[(i+1)%2])); n != 2 {
+			t.Fatalf("replacement %d changed %d things", i, n)
+		}
+	}
+	done.Store(true)
+	shapes := <-seen
+	t.Log(shapes)
+	for s := range shapes {
+		if s != "all of 0" && s != "all of 1" {
+			t.Errorf("%s: seen %d times", s, shapes[s])
+		}
+	}
+	if shapes["all of 0"] == 0 || shapes["all of 1"] == 0 {
+		t.Errorf("the lister saw only %v", shapes)
+	}
+}
+
+func shape(w world, wishes [][]firewall.Chain) string {
+	for i, want := range wishes {
+		want, _ := normal(IPv4, want)
+		if p := newPlan(IPv4, want, w); len(p.changes) == 0 {
+			return fmt.Sprintf("all of %d", i)
+		}
+	}
+	if w.table == nil {
+		return "no table"
+	}
+	var counts []int
+	for _, c := range w.chains {
+		counts = append(counts, len(c.rules))
+	}
+	slices.Sort(counts)
+	return fmt.Sprintf("chains of %v rules", counts)
+}
+
+// TestConcurrentWriters: Syncs succeed while others write all the time, and
+// none overwrites what it has not seen.
+func TestConcurrentWriters(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	var other *Tables
+	b.within(func() { other, _ = New() })
+	if other == nil {
+		t.Fatal("no second connection")
+	}
+	defer other.Close()
+	ended := make(chan error)
+	go func() {
+		for i := range 200 {
+			if _, err := other.Sync(context.Background(), IPv6, [][]firewall.Chain{all(six), nil}[i%2]); err != nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- nil
+	}()
+	for i := range 200 {
+		b.sync(IPv4, [][]firewall.Chain{all(four), all(odd)}[i%2])
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	b.settled(IPv4, all(odd))
+	b.settled(IPv6, nil)
+}
+
+// TestOutdated: a transaction for rules that are no longer is refused.
+func TestOutdated(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.sync(IPv4, all(four))
+	w, err := b.tables.conn.list(IPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPlan(IPv4, all(odd), w)
+	b.nft("add table ip somebody")
+	before := b.ruleset()
+	if err := b.tables.conn.commit(w.generation, p.messages); !errors.Is(err, errChanged) {
+		t.Errorf("got %v", err)
+	}
+	equal(t, b.ruleset(), before)
+	b.settled(IPv4, all(four))
+}

@@ -1,0 +1,159 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestWhoNeedsGuests decides by the rules that a chain has.
+func TestWhoNeedsGuests(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	for name, c := range map[string]struct {
+		chain string
+		want  bool
+	}{
+		"empty":            {"type filter hook forward priority 0;", false},
+		"accepts":          {"type filter hook forward priority 0; ip saddr 10.1.0.1 accept; counter", false},
+		"policy":           {"type filter hook forward priority -200; policy drop;", true},
+		"drops":            {"type filter hook forward priority 0; tcp dport 22 drop", true},
+		"rejects":          {"type filter hook forward priority 0; tcp dport 22 reject", true},
+		"goes":             {"type filter hook forward priority 0; tcp dport 22 goto other", true},
+		"by map":           {"type filter hook forward priority 0; ct state vmap { invalid : drop }", true},
+		"map of others":    {"type filter hook forward priority 0; meta mark set ip saddr map { 10.1.1.1 : 7 }", false},
+		"set":              {"type filter hook forward priority 0; ip saddr { 10.1.1.1, 10.1.1.3 } accept", false},
+		"mangles":          {"type filter hook forward priority mangle; jump other", false},
+		"mangles, drops":   {"type filter hook forward priority mangle; tcp dport 22 drop", true},
+		"no forwarding":    {"type filter hook input priority 0; policy drop;", false},
+		"other type":       {"type nat hook postrouting priority 0; tcp dport 22 drop", false},
+		"raw drops":        {"type filter hook prerouting priority raw; tcp dport 22 drop", true},
+		"raw jumps":        {"type filter hook prerouting priority raw; jump other", false},
+		"raw policy":       {"type filter hook prerouting priority raw; policy accept;", false},
+		"other family":     {"type filter hook forward priority 0; meta nfproto ipv6 drop", false},
+		"deferred":         {"type filter hook forward priority 0; jump DOCKER-USER", true},
+		"to deferred only": {"type filter hook forward priority 0; tcp dport 22 jump DOCKER-USER; drop", true},
+	} {
+		for _, family := range []string{"ip", "inet", "ip6"} {
+			if family != "inet" && strings.Contains(c.chain, "nfproto") {
+				continue
+			}
+			if family == "ip6" {
+				c.chain = strings.NewReplacer("ip saddr", "ip6 saddr", "10.1.", "fd10::", ".", ":").Replace(c.chain)
+			}
+			b.nft("flush ruleset\ntable " + family + " t {\nchain other { }\nchain DOCKER-USER { }\nchain c { " + c.chain + "\n}\n}\n")
+			before := b.sh("nft -s list table " + family + " t")
+			b.sync(IPv4, forward(four))
+			after := b.sh("nft -s list table " + family + " t")
+			if want := c.want && family != "ip6"; want != (before != after) {
+				t.Errorf("%s, %s: guests are wanted: %v; got\n%s", name, family, want, after)
+			}
+			b.settled(IPv4, forward(four))
+			b.sync(IPv4, nil)
+			equal(t, b.ruleset(), before)
+		}
+	}
+	b.nft("flush ruleset\ntable ip t { flags dormant; chain c { type filter hook forward priority 0; policy drop; }\n}\n")
+	b.sync(IPv4, forward(four))
+	if strings.Contains(b.sh("nft list table ip t"), "flanneld") {
+		t.Error("guests in a table that sleeps")
+	}
+}
+
+// TestPlaces of guests in a chain.
+func TestPlaces(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	const guests = "\tip saddr 10.42.0.0/16 counter accept comment \"flanneld\"\n" +
+		"\tip daddr 10.42.0.0/16 counter accept comment \"flanneld\"\n"
+	for name, c := range map[string]struct{ before, after string }{
+		"operator's":       {"jump DOCKER-USER\n", "drop\n"},
+		"policy engine's":  {"counter jump cali-FORWARD comment \"cali:x\"\njump DOCKER-USER\n", "jump other\ndrop\n"},
+		"behind a drop":    {"", "tcp dport 22 drop\njump DOCKER-USER\n"},
+		"jump with an if":  {"", "tcp dport 22 jump DOCKER-USER\ndrop\n"},
+		"goto":             {"", "goto DOCKER-USER\n"},
+		"behind a counter": {"", "counter\njump DOCKER-USER\n"},
+	} {
+		b.nft("flush ruleset\ntable ip t {\nchain other { }\nchain DOCKER-USER { }\nchain cali-FORWARD { }\n" +
+			"chain c {\ntype filter hook forward priority 0\n" + c.before + c.after + "}\n}\n")
+		b.sync(IPv4, forward(four))
+		got := strings.ReplaceAll(b.sh("nft -s list chain ip t c"), "\n\t\t", "\n\t")
+		got = strings.ReplaceAll(got, " packets 0 bytes 0", "")
+		indent := func(s string) string {
+			var out strings.Builder
+			for line := range strings.Lines(s) {
+				out.WriteString("\t" + line)
+			}
+			return out.String()
+		}
+		if !strings.Contains(got, "policy accept;\n"+indent(c.before)+guests+indent(c.after)) {
+			t.Errorf("%s: got\n%s", name, got)
+		}
+		b.settled(IPv4, forward(four))
+	}
+}
+
+// TestBigTables: of others' rules only those of base chains are read, however many
+// there are.
+func TestBigTables(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	var lines strings.Builder
+	lines.WriteString("table ip big {\nchain lots {\n")
+	for i := range 10000 {
+		fmt.Fprintf(&lines, "ip saddr 10.1.%d.%d drop\n", i/256, i%256)
+	}
+	lines.WriteString("}\nchain f {\ntype filter hook forward priority 0\njump lots\n}\n}\n")
+	b.nft(lines.String())
+	b.sync(IPv4, all(four))
+	before := b.tables.conn.seq
+	b.sync(IPv4, all(four))
+	// The generation twice, tables and chains of two families, three base chains.
+	if n := b.tables.conn.seq - before; n != 2+2*2+3 {
+		t.Errorf("a Sync asked %d times", n)
+	}
+	has(t, b.sh("nft -s list chain ip big f"), "comment \"flanneld\"\n\t\tjump lots")
+}
+
+// TestBarred: a table with an owner cannot be changed. That is told, and all
+// else is done.
+func TestBarred(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	var owner *conn
+	var err error
+	b.within(func() { owner, err = dial() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := chainName{unix.NFPROTO_INET, "theirs", "c"}
+	ms := []message{
+		{kind: unix.NFT_MSG_NEWTABLE, flags: unix.NLM_F_CREATE, family: n.family, body: attrs{}.text(unix.NFTA_TABLE_NAME, n.table).u32(unix.NFTA_TABLE_FLAGS, owned)},
+		{kind: unix.NFT_MSG_NEWCHAIN, flags: unix.NLM_F_CREATE, family: n.family, body: n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).
+			u32(unix.NFTA_CHAIN_POLICY, nfDrop).text(unix.NFTA_CHAIN_TYPE, "filter").
+			nest(unix.NFTA_CHAIN_HOOK, attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_FORWARD).u32(unix.NFTA_HOOK_PRIORITY, 0))},
+	}
+	if err := owner.commit(b.generation(), ms); err != nil {
+		owner.close()
+		t.Skipf("SKIPPED: the kernel has no tables with owners: %v", err)
+	}
+	changes, err := b.tables.Sync(context.Background(), IPv4, all(four))
+	if !errors.Is(err, ErrBarred) || !strings.Contains(err.Error(), "inet theirs c") {
+		t.Errorf("got %v", err)
+	}
+	if len(changes) == 0 {
+		t.Error("nothing else was done")
+	}
+	has(t, b.sh("nft list table ip flannel-ipv4"), "10.42.0.0/16")
+	if changes, err = b.tables.Sync(context.Background(), IPv4, all(four)); !errors.Is(err, ErrBarred) || len(changes) > 0 {
+		t.Errorf("second Sync: %v, %v", changes, err)
+	}
+	b.sync(IPv4, nil)
+	owner.close()
+	b.sync(IPv4, all(four))
+	b.settled(IPv4, all(four))
+}

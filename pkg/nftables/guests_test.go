@@ -1,0 +1,284 @@
+package nftables
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"flanneld/pkg/firewall"
+)
+
+// plainTable is as an operator with nft(8) may have it: for both families, with
+// its end in a reject.
+const plainTable = `
+table inet firewalld {
+	chain filter_PREROUTING {
+		type filter hook prerouting priority filter + 10; policy accept;
+		icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept
+		meta nfproto ipv6 fib saddr . mark . iif oif missing drop
+	}
+	chain filter_FORWARD {
+		type filter hook forward priority filter + 10; policy accept;
+		ct state { established, related } accept
+		ct status dnat accept
+		iifname "lo" accept
+		jump filter_FORWARD_POLICIES
+		ct state invalid drop
+		reject with icmpx admin-prohibited
+	}
+	chain filter_FORWARD_POLICIES {
+		ip6 daddr { ::/96, 2002::/24 } reject with icmpv6 addr-unreachable
+	}
+	chain mangle_FORWARD {
+		type filter hook forward priority mangle; policy accept;
+		jump clamp
+	}
+	chain clamp {
+		tcp flags syn tcp option maxseg size set rt mtu
+	}
+	chain nat_POSTROUTING {
+		type nat hook postrouting priority srcnat + 10; policy accept;
+		oifname "eth0" masquerade
+	}
+}
+`
+
+// docker is what Docker 28 has, for a published container.
+const docker = `*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-BRIDGE - [0:0]
+:DOCKER-CT - [0:0]
+:DOCKER-FORWARD - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+-A DOCKER -d 10.42.7.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER ! -i docker0 -o docker0 -j DROP
+-A DOCKER-BRIDGE -o docker0 -j DOCKER
+-A DOCKER-CT -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A DOCKER-FORWARD -j DOCKER-CT
+-A DOCKER-FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A DOCKER-FORWARD -j DOCKER-BRIDGE
+-A DOCKER-FORWARD -i docker0 -j ACCEPT
+COMMIT
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A PREROUTING -d 10.42.7.2/32 ! -i docker0 -j DROP
+COMMIT
+`
+
+// saved is iptables-nft-save without what changes from run to run.
+func (b *bed) saved(table string) string {
+	b.t.Helper()
+	var out strings.Builder
+	for line := range strings.Lines(b.sh("iptables-nft-save -t " + table)) {
+		if !strings.HasPrefix(line, "#") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// rulesOf are the lines that append to a chain, in order.
+func rulesOf(saved, chain string) string {
+	var out strings.Builder
+	for line := range strings.Lines(saved) {
+		if rest, ok := strings.CutPrefix(line, "-A "+chain+" "); ok {
+			out.WriteString(rest)
+		}
+	}
+	return out.String()
+}
+
+const (
+	fromOverlay = `-s 10.42.0.0/16 -m comment --comment flanneld -j ACCEPT` + "\n"
+	toOverlay   = `-d 10.42.0.0/16 -m comment --comment flanneld -j ACCEPT` + "\n"
+	toSubnet    = `-s 10.42.0.0/16 -d 10.42.7.0/24 -m comment --comment flanneld -j ACCEPT` + "\n"
+)
+
+// TestPolicyDrop is Docker's old way, and an operator's.
+func TestPolicyDrop(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.sh("iptables-nft -P FORWARD DROP")
+	b.sh("ip6tables-nft -P FORWARD DROP")
+	before := b.ruleset()
+	b.sync(IPv4, all(four))
+	equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay)
+	b.settled(IPv4, all(four))
+	if strings.Contains(b.sh("ip6tables-nft-save"), "flanneld") {
+		t.Error("a Sync of IPv4 wrote IPv6 rules")
+	}
+	b.sync(IPv6, all(six))
+	has(t, b.sh("ip6tables-nft-save"), `-A FORWARD -s fd42::/48 -m comment --comment flanneld -j ACCEPT`)
+	b.settled(IPv6, all(six))
+
+	b.sync(IPv4, nil)
+	b.sync(IPv6, nil)
+	equal(t, b.ruleset(), before)
+
+	// iptables-nft works on.
+	b.sync(IPv4, all(four))
+	b.run("", "iptables-nft", "-C", "FORWARD", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld", "-j", "ACCEPT")
+	b.run("", "iptables-nft", "-D", "FORWARD", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld", "-j", "ACCEPT")
+	equal(t, rulesOf(b.sh("iptables-nft -S FORWARD"), "FORWARD"), toOverlay)
+	b.sync(IPv4, all(four))
+	equal(t, rulesOf(b.sh("iptables-nft -S FORWARD"), "FORWARD"), fromOverlay+toOverlay)
+
+	// Rules saved and restored have the comment in another form; they are ours.
+	b.run(b.sh("iptables-nft-save"), "iptables-nft-restore")
+	equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay)
+	b.settled(IPv4, all(four))
+
+	// A chain that no longer drops needs no guests.
+	b.sh("iptables-nft -P FORWARD ACCEPT")
+	b.sync(IPv4, all(four))
+	equal(t, rulesOf(b.saved("filter"), "FORWARD"), "")
+}
+
+// TestOddPrefixes: prefixes within a byte have a form of their own.
+func TestOddPrefixes(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.run(docker, "iptables-nft-restore")
+	b.sync(IPv4, all(odd))
+	replace := strings.NewReplacer("10.42.0.0/16", "10.32.0.0/11", "10.42.7.0/24", "10.42.7.64/26")
+	equal(t, rulesOf(b.saved("filter"), "FORWARD"), "-j DOCKER-USER\n"+replace.Replace(fromOverlay+toOverlay)+"-j DOCKER-FORWARD\n")
+	has(t, b.saved("raw"), replace.Replace(toSubnet))
+	for _, chain := range []string{"ip filter FORWARD", "ip raw PREROUTING"} {
+		for _, form := range []string{"payload load 4b @ network header + 12", "counter", "immediate reg 0 accept"} {
+			has(t, b.sh("nft --debug=netlink list chain "+chain), form)
+		}
+	}
+	b.settled(IPv4, all(odd))
+
+	b.sh("ip6tables-nft -P FORWARD DROP")
+	odd6 := firewall.Overlay{Network: netip.MustParsePrefix("fd42:8000::/19"), Subnet: netip.MustParsePrefix("fd42:8007::/44")}
+	b.sync(IPv6, all(odd6))
+	equal(t, rulesOf(b.sh("ip6tables-nft-save -t filter"), "FORWARD"),
+		strings.ReplaceAll(fromOverlay+toOverlay, "10.42.0.0/16", "fd42:8000::/19"))
+	b.settled(IPv6, all(odd6))
+}
+
+// dockerRight fails the test unless a Sync leaves Docker's rules with guests in
+// their places, and only those.
+func (b *bed) dockerRight(what string) {
+	b.t.Helper()
+	b.sync(IPv4, all(four))
+	want := strings.Replace(docker, "-A FORWARD -j DOCKER-FORWARD\n",
+		"-A FORWARD "+fromOverlay+"-A FORWARD "+toOverlay+"-A FORWARD -j DOCKER-FORWARD\n", 1)
+	want = strings.Replace(want, "-A PREROUTING -d", "-A PREROUTING "+toSubnet+"-A PREROUTING -d", 1)
+	if got := b.saved("filter") + b.saved("raw"); got != want {
+		b.t.Errorf("%s: got\n%s\nwant\n%s", what, got, want)
+	}
+	b.settled(IPv4, all(four))
+}
+
+// TestDocker: guests stand behind the operator's own chain and before Docker's.
+func TestDocker(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.run(docker, "iptables-nft-restore")
+	news := b.watch()
+	b.sync(IPv4, all(four))
+	b.dockerRight("at first")
+	b.quiet(news, "after Syncs only")
+	for what, damage := range map[string]func(){
+		"inserted above": func() { b.sh("iptables-nft -I FORWARD -p tcp -j DROP") },
+		"docker inserts its jump anew": func() {
+			b.sh("iptables-nft -D FORWARD -j DOCKER-USER")
+			b.sh("iptables-nft -I FORWARD -j DOCKER-USER")
+		},
+		"docker moves its jump down": func() {
+			b.sh("iptables-nft -D FORWARD -j DOCKER-USER")
+			b.sync(IPv4, all(four))
+			b.sh("iptables-nft -I FORWARD -j DOCKER-USER")
+			b.sh("iptables-nft -D FORWARD -j DOCKER-FORWARD")
+			b.sh("iptables-nft -I FORWARD 2 -j DOCKER-FORWARD")
+		},
+		"one is gone": func() { b.sh("iptables-nft -D FORWARD 2") },
+		"one is twice": func() {
+			b.run("", "iptables-nft", "-A", "FORWARD", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
+		},
+	} {
+		damage()
+		signal(t, news, what)
+		if what == "inserted above" {
+			b.sync(IPv4, all(four))
+			equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay+"-p tcp -j DROP\n-j DOCKER-USER\n-j DOCKER-FORWARD\n")
+			b.sh("iptables-nft -D FORWARD -p tcp -j DROP")
+		}
+		b.dockerRight(what)
+		select { // what the repair of the test itself has signalled
+		case <-news:
+		default:
+		}
+	}
+}
+
+// TestDockerLeft: what is not ours stays as it is, and what is ours goes when it
+// is wanted no more.
+func TestDockerLeft(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.run(docker, "iptables-nft-restore")
+	before := b.ruleset()
+	b.sync(IPv4, all(four))
+	// Other rules with our comment are somebody's.
+	b.run("", "iptables-nft", "-A", "DOCKER-USER", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
+	b.run("", "iptables-nft", "-A", "FORWARD", "-s", "10.42.0.0/16", "-p", "tcp", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
+	b.settled(IPv4, all(four))
+	b.sh("iptables-nft -F DOCKER-USER")
+	b.sh("iptables-nft -D FORWARD 5")
+	b.dockerRight("in the end")
+
+	b.sync(IPv4, firewall.Rules(firewall.Options{Overlay: four, Masquerade: true}))
+	if strings.Contains(b.sh("iptables-nft-save"), "flanneld") {
+		t.Error("guests are left though none are wanted")
+	}
+	b.sync(IPv4, nil)
+	equal(t, b.ruleset(), before)
+	b.run(docker, "iptables-nft-restore")
+	b.dockerRight("restored without guests")
+	b.nft("delete table ip filter")
+	b.settled(IPv4, all(four))
+}
+
+// TestPlain: tables of nft(8), for both families.
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.nft(plainTable)
+	before := b.ruleset()
+	wants := map[Family][]firewall.Chain{IPv4: all(four), IPv6: all(six)}
+	for _, f := range []Family{IPv4, IPv6} {
+		b.sync(f, wants[f])
+	}
+	settled := func() {
+		t.Helper()
+		b.settled(IPv4, wants[IPv4])
+		b.settled(IPv6, wants[IPv6])
+	}
+	settled()
+	golden(t, "plain", b.ruleset())
+
+	b.nft("insert rule inet firewalld filter_FORWARD ip saddr 10.42.1.0/24 drop")
+	b.sync(IPv6, wants[IPv6])
+	b.sync(IPv4, wants[IPv4])
+	settled()
+	has(t, b.ruleset(), "ip6 daddr fd42::/48 counter accept comment \"flanneld\"\n\t\tip saddr 10.42.1.0/24 drop")
+
+	b.nft("delete rule inet firewalld filter_FORWARD handle " + b.handle("inet firewalld filter_FORWARD", "10.42.1.0/24"))
+	b.sync(IPv6, nil)
+	b.settled(IPv4, all(four))
+	if strings.Contains(b.ruleset(), "fd42") {
+		t.Error("IPv6 guests are left")
+	}
+	b.sync(IPv4, nil)
+	equal(t, b.ruleset(), before)
+}

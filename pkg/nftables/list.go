@@ -1,0 +1,211 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// chainName names a chain of this namespace.
+type chainName struct {
+	family      Family
+	table, name string
+}
+
+func (c chainName) String() string { return c.family.String() + " " + c.table + " " + c.name }
+
+// attrs names the chain in a request that has its table and its name under the
+// given kinds.
+func (c chainName) attrs(table, name uint16) attrs {
+	return attrs{}.text(table, c.table).text(name, c.name)
+}
+
+// place is where in the kernel a base chain is asked.
+type place struct {
+	kind     string // type
+	hook     uint32
+	priority int32
+}
+
+// Flags of tables.
+const (
+	dormant = unix.NFT_TABLE_F_DORMANT
+	owned   = 2 // NFT_TABLE_F_OWNER (5.12): one socket only may change it
+)
+
+// table is what a listing tells of one.
+type table struct {
+	family Family
+	name   string
+	flags  uint32
+	uses   int // chains, sets and other objects in it
+}
+
+// chain is what a listing tells of one.
+type chain struct {
+	chainName
+	base   bool
+	place  place
+	policy uint32
+	rules  []listed // only if they matter
+}
+
+// listed is a rule of a chain.
+type listed struct {
+	handle uint64
+	effect effect
+	rule   rule // if ok
+	ok     bool // what stands there can be said in our words
+}
+
+// world is everything that matters for one family, as of one generation.
+type world struct {
+	generation uint32
+	table      *table    // our own; nil if there is none
+	chains     []chain   // of our table
+	foreign    []foreign // of all others
+}
+
+// foreign is a base chain of somebody else that guests may stand in.
+type foreign struct {
+	chain
+	hook  firewall.Hook
+	flags uint32 // of the table
+}
+
+// tableName is that of our own table, which is the original's.
+func (f Family) tableName() string {
+	if f == IPv4 {
+		return "flannel-ipv4"
+	}
+	return "flannel-ipv6"
+}
+
+// list reads the world. Of the rules of others only those of base chains that
+// guests may stand in are read: tables of many thousand rules have them
+// elsewhere.
+func (c *conn) list(family Family) (w world, err error) {
+	if w.generation, err = c.generation(); err != nil {
+		return w, err
+	}
+	tables, err := c.tables(family, unix.NFPROTO_INET)
+	if err != nil {
+		return w, err
+	}
+	chains, err := c.chains(family, unix.NFPROTO_INET)
+	if err != nil {
+		return w, err
+	}
+	for _, ch := range chains {
+		i := slices.IndexFunc(tables, func(t table) bool { return t.family == ch.family && t.name == ch.table })
+		if i < 0 {
+			return w, errChanged
+		}
+		own := tables[i].family == family && tables[i].name == family.tableName()
+		hook, guests := ch.takesGuests()
+		if own || guests {
+			if ch.rules, err = c.rules(ch.chainName); err != nil {
+				return w, err
+			}
+		}
+		switch {
+		case own:
+			w.chains = append(w.chains, ch)
+		case guests:
+			w.foreign = append(w.foreign, foreign{ch, hook, tables[i].flags})
+		}
+	}
+	for _, t := range tables {
+		if t.family == family && t.name == family.tableName() {
+			w.table = &t
+		}
+	}
+	now, err := c.generation()
+	if err == nil && now != w.generation {
+		err = errChanged
+	}
+	return w, err
+}
+
+// takesGuests tells whether, and for which hook, guests may be wanted in the chain.
+func (c chain) takesGuests() (firewall.Hook, bool) {
+	switch {
+	case !c.base || c.place.kind != "filter":
+	case c.place.hook == unix.NF_INET_FORWARD:
+		return firewall.Forward, true
+	case c.place.hook == unix.NF_INET_PRE_ROUTING:
+		return firewall.PreRouting, true
+	}
+	return 0, false
+}
+
+// dump lists the objects of some families.
+func (c *conn) dump(kind uint16, body attrs, each func(Family, map[uint16]value), families ...Family) error {
+	for _, f := range families {
+		err := c.ask(message{kind: kind, flags: unix.NLM_F_DUMP, family: f, body: body}, func(family Family, b []byte) {
+			if family == f { // some kernels do not look at it
+				each(family, read(b))
+			}
+		})
+		if errors.Is(err, unix.ENOENT) {
+			return errChanged
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *conn) tables(families ...Family) (list []table, err error) {
+	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(f Family, m map[uint16]value) {
+		list = append(list, table{
+			family: f, name: m[unix.NFTA_TABLE_NAME].text(),
+			flags: m[unix.NFTA_TABLE_FLAGS].u32(), uses: int(m[unix.NFTA_TABLE_USE].u32()),
+		})
+	}, families...)
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	return list, nil
+}
+
+func (c *conn) chains(families ...Family) (list []chain, err error) {
+	err = c.dump(unix.NFT_MSG_GETCHAIN, nil, func(f Family, m map[uint16]value) {
+		ch := chain{chainName: chainName{f, m[unix.NFTA_CHAIN_TABLE].text(), m[unix.NFTA_CHAIN_NAME].text()}}
+		if hook, ok := m[unix.NFTA_CHAIN_HOOK]; ok {
+			h := read(hook)
+			ch.base = true
+			ch.place = place{
+				kind: m[unix.NFTA_CHAIN_TYPE].text(), hook: h[unix.NFTA_HOOK_HOOKNUM].u32(),
+				priority: int32(h[unix.NFTA_HOOK_PRIORITY].u32()),
+			}
+			ch.policy = m[unix.NFTA_CHAIN_POLICY].u32()
+		}
+		list = append(list, ch)
+	}, families...)
+	if err != nil {
+		return nil, fmt.Errorf("list chains: %w", err)
+	}
+	return list, nil
+}
+
+func (c *conn) rules(in chainName) (list []listed, err error) {
+	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
+		if m[unix.NFTA_RULE_CHAIN].text() != in.name || m[unix.NFTA_RULE_TABLE].text() != in.table {
+			return
+		}
+		expressions := parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])
+		l := listed{handle: m[unix.NFTA_RULE_HANDLE].u64(), effect: parseEffect(expressions)}
+		l.rule, l.ok = parseRule(in.family, expressions, m[unix.NFTA_RULE_USERDATA])
+		list = append(list, l)
+	}, in.family)
+	if err != nil {
+		return nil, fmt.Errorf("list rules of %s: %w", in, err)
+	}
+	return list, nil
+}

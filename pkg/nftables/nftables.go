@@ -1,0 +1,240 @@
+// Package nftables makes the kernel's nftables hold wanted packet filter rules,
+// over nfnetlink and without any binary: it lists, compares, and writes the
+// difference.
+//
+// It decides no rules; package firewall does. There are two places for them:
+//
+//   - a table of our own for each address family, which holds exactly what is
+//     wanted and nothing else;
+//   - guests: rules at the head of other programs' base chains that might drop
+//     what the overlay forwards. An accept ends only the base chain it stands
+//     in, so one in a table of our own does not help against another's drop.
+//     Guests have the form that iptables-nft gives its own rules, for the chain
+//     may be one that iptables-nft reads.
+//
+// Invariants: every change is one transaction that is valid for the generation
+// of the rules that was listed, so that no packet ever meets a half-written
+// chain and nothing is decided on what is no longer so; rules that are right are
+// not written again; of other programs' tables nothing but guests is touched.
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// Family is an address family, with the number that nfnetlink has for it.
+type Family uint8
+
+// The families that overlays have.
+const (
+	IPv4 Family = unix.NFPROTO_IPV4
+	IPv6 Family = unix.NFPROTO_IPV6
+)
+
+// attempts is how often a Sync lists when others change the rules at the same
+// time. A listing takes about a millisecond; who writes faster than that does
+// not do so for long, and so a Sync waits a little longer from time to time, a
+// quarter of a second in all.
+const (
+	attempts = 20
+	backOff  = time.Millisecond
+)
+
+// ErrBarred tells of chains that may drop the overlay's traffic and that the
+// kernel lets nobody change but the program that owns their table. Everything
+// else is as wanted.
+var ErrBarred = errors.New("chains in tables with an owner may drop forwarded packets")
+
+// errChanged: somebody else has changed the rules since they were listed.
+var errChanged = errors.New("rules change faster than they can be read")
+
+// Tables is the nftables of one network namespace. Its methods may be called
+// from any goroutine.
+type Tables struct {
+	ns   *os.File
+	mu   sync.Mutex // one exchange at a time
+	conn *conn
+}
+
+// New gives access to the network namespace of the calling thread. It fails
+// where the kernel has no nftables.
+func New() (*Tables, error) {
+	ns, err := namespace()
+	if err != nil {
+		return nil, err
+	}
+	t := &Tables{ns: ns}
+	if t.conn, err = dial(); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	if _, err := t.conn.generation(); err != nil {
+		t.Close()
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+			err = fmt.Errorf("kernel without nftables: %w", err)
+		}
+		return nil, err
+	}
+	return t, nil
+}
+
+// Close frees the socket. A Watch ends with its context.
+func (t *Tables) Close() error { return errors.Join(t.conn.close(), t.ns.Close()) }
+
+// RandomPorts tells whether masquerading can choose ports at random. All kernels
+// whose nftables can masquerade at all (3.18) can do that.
+func (t *Tables) RandomPorts() bool { return true }
+
+// Sync makes the tables of one family hold the wanted chains and no others of
+// ours; with none wanted nothing of ours is left. It tells what it changed, in a
+// few words each. An error of ErrBarred comes after everything else is done.
+func (t *Tables) Sync(ctx context.Context, family Family, want []firewall.Chain) (changes []string, err error) {
+	want, err = normal(family, want)
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range attempts {
+		if !pause(ctx, time.Duration(i)*backOff) {
+			return nil, ctx.Err()
+		}
+		changes, err = t.sync(family, want)
+		if !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("nftables: %w", err)
+	}
+	return changes, err
+}
+
+func (t *Tables) sync(family Family, want []firewall.Chain) ([]string, error) {
+	w, err := t.conn.list(family)
+	if err != nil {
+		return nil, err
+	}
+	p := newPlan(family, want, w)
+	if len(p.messages) > 0 {
+		if err := t.conn.commit(w.generation, p.messages); err != nil {
+			return nil, err
+		}
+	}
+	if len(p.barred) > 0 {
+		return p.changes, fmt.Errorf("%w: %s", ErrBarred, strings.Join(p.barred, ", "))
+	}
+	return p.changes, nil
+}
+
+// pause tells whether it came to its end before ctx did.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d == 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// normal gives rules the form in which the kernel's are read: a match on all
+// addresses is none, and a rule that no address can meet is left out.
+func normal(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
+	var out []firewall.Chain
+	for _, c := range want {
+		if c.Hook >= firewall.Hooks {
+			return nil, fmt.Errorf("unknown hook %d", c.Hook)
+		}
+		n := firewall.Chain{Hook: c.Hook}
+		for _, r := range c.Rules {
+			src, never := normalMatch(r.Src)
+			dst, neither := normalMatch(r.Dst)
+			if never || neither {
+				continue
+			}
+			r.Src, r.Dst = src, dst
+			for _, p := range []netip.Prefix{src.Prefix, dst.Prefix} {
+				if p.IsValid() && p.Addr().Is4() != (family == IPv4) {
+					return nil, fmt.Errorf("rule %q is not for family %s", r, family)
+				}
+			}
+			n.Rules = append(n.Rules, r)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+func normalMatch(m firewall.Match) (_ firewall.Match, never bool) {
+	if !m.Prefix.IsValid() || m.Prefix.Bits() == 0 {
+		return firewall.Match{}, m.Not
+	}
+	m.Prefix = m.Prefix.Masked()
+	return m, false
+}
+
+// namespace opens the network namespace of the calling thread
+// (network_namespaces(7)).
+func namespace() (*os.File, error) {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	return f, nil
+}
+
+// dialWithin opens a socket in the namespace of t: new sockets follow the
+// calling thread.
+func (t *Tables) dialWithin(groups ...int) (c *conn, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Never unlocked: the thread ends with the goroutine, so that nothing
+		// else ever runs in a namespace it does not expect.
+		runtime.LockOSThread()
+		if err = unix.Setns(int(t.ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		c, err = dial(groups...)
+	}()
+	<-done
+	return c, err
+}
+
+func (f Family) String() string {
+	switch f {
+	case unix.NFPROTO_IPV4:
+		return "ip"
+	case unix.NFPROTO_IPV6:
+		return "ip6"
+	case unix.NFPROTO_INET:
+		return "inet"
+	}
+	return fmt.Sprintf("family %d", uint8(f))
+}
+
+// bits is the length of the family's addresses.
+func (f Family) bits() int {
+	if f == IPv4 {
+		return 32
+	}
+	return 128
+}

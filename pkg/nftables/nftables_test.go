@@ -1,0 +1,304 @@
+package nftables
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+const patience = 10 * time.Second
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+var (
+	four = firewall.Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24")}
+	six  = firewall.Overlay{Network: netip.MustParsePrefix("fd42::/48"), Subnet: netip.MustParsePrefix("fd42:0:0:7::/64")}
+	// odd has prefixes that end within a byte.
+	odd = firewall.Overlay{Network: netip.MustParsePrefix("10.32.0.0/11"), Subnet: netip.MustParsePrefix("10.42.7.64/26")}
+)
+
+// all is everything that an overlay can want.
+func all(o firewall.Overlay) []firewall.Chain {
+	return firewall.Rules(firewall.Options{Overlay: o, Masquerade: true, RandomPorts: true, Forward: true})
+}
+
+func forward(o firewall.Overlay) []firewall.Chain {
+	return firewall.Rules(firewall.Options{Overlay: o, Forward: true})
+}
+
+// bed is a network namespace, seen by two parties: tables, which is tested, and
+// the binaries, which stand for everybody else on the host.
+type bed struct {
+	t      testing.TB
+	tables *Tables
+	inside chan func() // runs on a thread in the namespace
+}
+
+// newBed makes a namespace that nothing but one thread and the descriptors of
+// the test keep alive. The test's own thread never enters it.
+func newBed(t testing.TB) *bed {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace")
+	}
+	b := &bed{t: t, inside: make(chan func())}
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			b.tables, err = New()
+		}
+		failed <- err
+		for f := range b.inside {
+			f()
+		}
+	}()
+	t.Cleanup(func() { close(b.inside) })
+	if err := <-failed; err != nil {
+		t.Skipf("needs root and a kernel with nftables: %v", err)
+	}
+	t.Cleanup(func() { b.tables.Close() })
+	return b
+}
+
+// within runs f in the namespace.
+func (b *bed) within(f func()) {
+	done := make(chan struct{})
+	b.inside <- func() { defer close(done); f() }
+	<-done
+}
+
+// run runs a binary in the namespace and gives what it prints. A test that needs
+// one that is missing ends there.
+func (b *bed) run(input string, args ...string) string {
+	b.t.Helper()
+	if _, err := exec.LookPath(args[0]); err != nil {
+		b.t.Skipf("SKIPPED: no %s to look with", args[0])
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin = strings.NewReader(input)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var err error
+	b.within(func() { err = cmd.Run() })
+	if err != nil {
+		b.t.Fatalf("%s: %v\n%s%s", strings.Join(args, " "), err, out.String(), errs.String())
+	}
+	for line := range strings.Lines(errs.String()) {
+		if !strings.HasPrefix(line, "# Warning: table ip") { // managed by iptables-nft
+			b.t.Errorf("%s: %s", strings.Join(args, " "), line)
+		}
+	}
+	return out.String()
+}
+
+// sh runs a command without special characters.
+func (b *bed) sh(command string) string {
+	b.t.Helper()
+	return b.run("", strings.Fields(command)...)
+}
+
+// nft runs lines of nft's language as one transaction.
+func (b *bed) nft(lines string) {
+	b.t.Helper()
+	b.run(lines, "nft", "-f", "-")
+}
+
+func (b *bed) ruleset() string { b.t.Helper(); return b.sh("nft -s list ruleset") }
+
+func (b *bed) sync(family Family, want []firewall.Chain) []string {
+	b.t.Helper()
+	changes, err := b.tables.Sync(context.Background(), family, want)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return changes
+}
+
+func (b *bed) generation() uint32 {
+	b.t.Helper()
+	b.tables.mu.Lock()
+	defer b.tables.mu.Unlock()
+	id, err := b.tables.conn.generation()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return id
+}
+
+// settled fails the test if a Sync still writes something.
+func (b *bed) settled(family Family, want []firewall.Chain) {
+	b.t.Helper()
+	before := b.generation()
+	if changes := b.sync(family, want); len(changes) > 0 {
+		b.t.Errorf("a second Sync changed: %s", strings.Join(changes, "; "))
+	}
+	if after := b.generation(); after != before {
+		b.t.Errorf("a second Sync wrote: generation %d became %d", before, after)
+	}
+}
+
+func (b *bed) watch() <-chan struct{} {
+	b.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	b.t.Cleanup(stop)
+	news, err := b.tables.Watch(ctx)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return news
+}
+
+// golden compares with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, got, string(want))
+}
+
+func equal(t testing.TB, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func has(t testing.TB, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("no %q in\n%s", p, text)
+		}
+	}
+}
+
+// TestGolden shows what nft(8) sees of each combination of options.
+func TestGolden(t *testing.T) {
+	for name, o := range map[string]firewall.Overlay{"ipv4": four, "ipv6": six, "odd": odd} {
+		for options, o := range map[string]firewall.Options{
+			"masquerade": {Overlay: o, Masquerade: true},
+			"random":     {Overlay: o, Masquerade: true, RandomPorts: true},
+			"forward":    {Overlay: o, Forward: true},
+			"all":        {Overlay: o, Masquerade: true, RandomPorts: true, Forward: true},
+		} {
+			t.Run(name+"-"+options, func(t *testing.T) {
+				t.Parallel()
+				b := newBed(t)
+				family := IPv4
+				if name == "ipv6" {
+					family = IPv6
+				}
+				want := firewall.Rules(o)
+				if changes := b.sync(family, want); len(changes) == 0 {
+					t.Error("Sync tells of no change")
+				}
+				golden(t, name+"-"+options, b.ruleset())
+				b.settled(family, want)
+				if len(b.sync(family, nil)) == 0 || b.ruleset() != "" {
+					t.Errorf("after a Sync with nothing wanted there is\n%s", b.ruleset())
+				}
+				b.settled(family, nil)
+			})
+		}
+	}
+}
+
+// TestFamilies: each family has its own table, and a Sync of one leaves the
+// other's alone.
+func TestFamilies(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.sync(IPv4, all(four))
+	only4 := b.ruleset()
+	if strings.Contains(only4, "ip6") {
+		t.Errorf("a Sync of IPv4 made\n%s", only4)
+	}
+	b.sync(IPv6, all(six))
+	has(t, b.ruleset(), "table ip flannel-ipv4", "table ip6 flannel-ipv6")
+	b.settled(IPv4, all(four))
+	b.settled(IPv6, all(six))
+	b.sync(IPv6, nil)
+	equal(t, b.ruleset(), only4)
+}
+
+// TestSteps goes from wish to wish; chains whose rules stay are not written.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	for _, s := range []struct {
+		want    []firewall.Chain
+		changes string
+	}{
+		{all(four), "made table ip flannel-ipv4; made chain ip flannel-ipv4 postrtg with 6 rules; made chain ip flannel-ipv4 forward with 2 rules"},
+		{forward(four), "removed chain ip flannel-ipv4 postrtg"},
+		{forward(odd), "replaced 2 rules of chain ip flannel-ipv4 forward by 2"},
+		{firewall.Rules(firewall.Options{Overlay: odd, Masquerade: true}), "removed chain ip flannel-ipv4 forward; made chain ip flannel-ipv4 postrtg with 6 rules"},
+		{all(odd), "replaced 6 rules of chain ip flannel-ipv4 postrtg by 6; made chain ip flannel-ipv4 forward with 2 rules"},
+		{nil, "removed table ip flannel-ipv4"},
+		{nil, ""},
+	} {
+		equal(t, strings.Join(b.sync(IPv4, s.want), "; "), s.changes)
+		b.settled(IPv4, s.want)
+	}
+}
+
+// TestWrongWishes are refused before anything is written.
+func TestWrongWishes(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	before := b.generation()
+	if _, err := b.tables.Sync(context.Background(), IPv6, all(four)); err == nil {
+		t.Error("IPv4 rules in the IPv6 table are no error")
+	}
+	if _, err := b.tables.Sync(context.Background(), IPv4, []firewall.Chain{{Hook: 9}}); err == nil {
+		t.Error("an unknown hook is no error")
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	if _, err := b.tables.Sync(ctx, IPv4, all(four)); err == nil {
+		t.Error("the end of the context is no error")
+	}
+	if b.generation() != before {
+		t.Error("something was written")
+	}
+	if !b.tables.RandomPorts() {
+		t.Error("no random ports")
+	}
+}
+
+// TestWholeWorld: a match on all addresses is the same as none.
+func TestWholeWorld(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	whole := netip.MustParsePrefix("0.0.0.0/0")
+	want := []firewall.Chain{{Hook: firewall.Forward, Rules: []firewall.Rule{
+		{Src: firewall.In(whole), Verdict: firewall.Accept},
+		{Dst: firewall.NotIn(whole), Verdict: firewall.Accept},
+		{Dst: firewall.NotIn(netip.MustParsePrefix("10.1.2.3/32")), Verdict: firewall.Return},
+	}}}
+	b.sync(IPv4, want)
+	has(t, b.ruleset(), "\t\tcounter accept comment \"flanneld forward\"\n\t\tip daddr != 10.1.2.3 counter return")
+	b.settled(IPv4, want)
+}

@@ -1,0 +1,241 @@
+package nftables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// expression is one step of a rule as the kernel lists it.
+type expression struct {
+	name string
+	data map[uint16]value
+}
+
+func parseExpressions(b []byte) []expression {
+	var list []expression
+	for kind, v := range fields(b) {
+		if kind != unix.NFTA_LIST_ELEM {
+			continue
+		}
+		e := read(v)
+		list = append(list, expression{e[unix.NFTA_EXPR_NAME].text(), read(e[unix.NFTA_EXPR_DATA])})
+	}
+	return list
+}
+
+// parseComment finds the comment in a rule's user data: type, length and value of
+// one item after the other.
+func parseComment(b []byte) string {
+	for len(b) >= 2 && int(b[1]) <= len(b)-2 {
+		kind, v := b[0], b[2:2+int(b[1])]
+		if kind == commentType {
+			return value(v).text()
+		}
+		b = b[2+len(v):]
+	}
+	return ""
+}
+
+// reader takes a rule's expressions one after the other.
+type reader struct {
+	rest   []expression
+	table  Family
+	result rule
+}
+
+// parseRule reads a rule of a table back. It knows all forms that expressions
+// writes, and that of iptables-nft's comment match; everything else is somebody
+// else's and not ok.
+func parseRule(table Family, list []expression, userData []byte) (_ rule, ok bool) {
+	r := reader{rest: list, table: table}
+	if table != unix.NFPROTO_INET {
+		r.result.Family = table
+	}
+	r.result.Comment = parseComment(userData)
+	for len(r.rest) > 1 {
+		if !r.step() {
+			return rule{}, false
+		}
+	}
+	if len(r.rest) == 0 || !r.verdict() || r.result.Family != IPv4 && r.result.Family != IPv6 {
+		return rule{}, false
+	}
+	return r.result, true
+}
+
+// next takes the next expression, if that is its name.
+func (r *reader) next(name string) (map[uint16]value, bool) {
+	if len(r.rest) == 0 || r.rest[0].name != name {
+		return nil, false
+	}
+	data := r.rest[0].data
+	r.rest = r.rest[1:]
+	return data, true
+}
+
+func (r *reader) step() bool {
+	switch r.rest[0].name {
+	case "meta":
+		return r.meta()
+	case "payload":
+		return r.address()
+	case "counter":
+		r.next("counter")
+		first := !r.result.Counter
+		r.result.Counter = true
+		return first
+	case "match":
+		m, _ := r.next("match")
+		r.result.Comment = m[unix.NFTA_MATCH_INFO].text()
+		return m[unix.NFTA_MATCH_NAME].text() == "comment"
+	}
+	return false
+}
+
+func (r *reader) meta() bool {
+	m, _ := r.next("meta")
+	from := m[unix.NFTA_META_DREG].u32()
+	if from == 0 {
+		return false
+	}
+	switch m[unix.NFTA_META_KEY].u32() {
+	case unix.NFT_META_NFPROTO:
+		with, not, ok := r.compared(from)
+		if !ok || not || len(with) != 1 || r.result.Family != 0 {
+			return false
+		}
+		r.result.Family = Family(with[0])
+		return true
+	case unix.NFT_META_MARK:
+		mask, ok := r.masked(from)
+		if !ok || len(mask) != 4 || r.result.Mark != 0 {
+			return false
+		}
+		with, not, ok := r.compared(from)
+		r.result.Mark = binary.NativeEndian.Uint32(mask)
+		return ok && !not && bytes.Equal(with, mask)
+	}
+	return false
+}
+
+// address reads the comparison of an address with a prefix.
+func (r *reader) address() bool {
+	p, _ := r.next("payload")
+	from := p[unix.NFTA_PAYLOAD_DREG].u32()
+	family := r.result.Family
+	if from == 0 || p[unix.NFTA_PAYLOAD_BASE].u32() != unix.NFT_PAYLOAD_NETWORK_HEADER || family != IPv4 && family != IPv6 {
+		return false
+	}
+	m := &r.result.Src
+	switch int(p[unix.NFTA_PAYLOAD_OFFSET].u32()) {
+	case family.source():
+	case family.destination():
+		m = &r.result.Dst
+	default:
+		return false
+	}
+	length := int(p[unix.NFTA_PAYLOAD_LEN].u32())
+	ones := 8 * length
+	if mask, ok := r.masked(from); ok {
+		if ones = prefixLength(mask); len(mask) != length || ones < 0 {
+			return false
+		}
+	}
+	with, not, ok := r.compared(from)
+	if !ok || len(with) != length || 8*length > family.bits() || ones == 0 || m.Prefix.IsValid() {
+		return false
+	}
+	full := make([]byte, family.bits()/8)
+	copy(full, with)
+	a, _ := netip.AddrFromSlice(full)
+	*m = firewall.Match{Prefix: netip.PrefixFrom(a, ones), Not: not}
+	return m.Prefix == m.Prefix.Masked()
+}
+
+// masked takes an AND with a mask, if that comes next.
+func (r *reader) masked(from uint32) (mask []byte, ok bool) {
+	b, ok := r.next("bitwise")
+	if !ok {
+		return nil, false
+	}
+	mask = read(b[unix.NFTA_BITWISE_MASK])[unix.NFTA_DATA_VALUE]
+	flip := read(b[unix.NFTA_BITWISE_XOR])[unix.NFTA_DATA_VALUE]
+	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
+	ok = b[unix.NFTA_BITWISE_SREG].u32() == from && b[unix.NFTA_BITWISE_DREG].u32() == from &&
+		b[operation].u32() == 0 && len(mask) > 0 && bytes.Equal(flip, make([]byte, len(mask)))
+	if !ok {
+		return nil, true // an impossible mask
+	}
+	return mask, true
+}
+
+func (r *reader) compared(from uint32) (with []byte, not, ok bool) {
+	c, ok := r.next("cmp")
+	if !ok || c[unix.NFTA_CMP_SREG].u32() != from {
+		return nil, false, false
+	}
+	op := c[unix.NFTA_CMP_OP].u32()
+	if op != unix.NFT_CMP_EQ && op != unix.NFT_CMP_NEQ {
+		return nil, false, false
+	}
+	return read(c[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE], op == unix.NFT_CMP_NEQ, true
+}
+
+func (r *reader) verdict() bool {
+	if m, ok := r.next("masq"); ok {
+		r.result.Verdict = firewall.Masquerade
+		if m[unix.NFTA_MASQ_FLAGS].u32() == unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY {
+			r.result.Verdict = firewall.MasqueradeRP
+			return len(m) == 1
+		}
+		return len(m) == 0
+	}
+	code, _, ok := r.rest[0].verdict()
+	switch {
+	case ok && code == nfAccept:
+		r.result.Verdict = firewall.Accept
+	case ok && code == unix.NFT_RETURN:
+		r.result.Verdict = firewall.Return
+	default:
+		return false
+	}
+	return true
+}
+
+// verdict is what an expression says of every packet that comes to it.
+func (e expression) verdict() (code int32, chain string, ok bool) {
+	register := e.data[unix.NFTA_IMMEDIATE_DREG]
+	if e.name != "immediate" || len(register) != 4 || register.u32() != unix.NFT_REG_VERDICT {
+		return 0, "", false
+	}
+	v := read(read(e.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+	if len(v[unix.NFTA_VERDICT_CODE]) != 4 {
+		return 0, "", false
+	}
+	return int32(v[unix.NFTA_VERDICT_CODE].u32()), v[unix.NFTA_VERDICT_CHAIN].text(), true
+}
+
+// prefixLength is that of a mask; negative if it is none.
+func prefixLength(mask []byte) int {
+	n := 0
+	for i, b := range mask {
+		ones := bits.LeadingZeros8(^b)
+		n += ones
+		if ones < 8 {
+			if b != ^byte(0xff>>ones) || len(bytes.Trim(mask[i+1:], "\x00")) > 0 {
+				return -1
+			}
+			break
+		}
+	}
+	if n == 0 {
+		return -1
+	}
+	return n
+}

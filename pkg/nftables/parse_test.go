@@ -1,0 +1,153 @@
+package nftables
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// chance is a seeded source; the seed is printed for a repetition.
+func chance(t testing.TB) *rand.Rand {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
+func randomMatch(r *rand.Rand, f Family) firewall.Match {
+	if r.IntN(4) == 0 {
+		return firewall.Match{}
+	}
+	b := make([]byte, f.bits()/8)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return firewall.Match{Prefix: netip.PrefixFrom(a, 1+r.IntN(f.bits())).Masked(), Not: r.IntN(2) == 0}
+}
+
+func randomRule(r *rand.Rand, f Family, hook firewall.Hook) rule {
+	verdicts := []firewall.Verdict{firewall.Return, firewall.Accept, firewall.Masquerade, firewall.MasqueradeRP}
+	if hook != firewall.PostRouting {
+		verdicts = verdicts[:2]
+	}
+	out := firewall.Rule{Src: randomMatch(r, f), Dst: randomMatch(r, f), Verdict: verdicts[r.IntN(len(verdicts))]}
+	if r.IntN(3) == 0 {
+		out.Mark = r.Uint32()
+	}
+	return newRule(f, hook, out)
+}
+
+// TestReadBack: what is built is read back as the same, in tables of both sorts.
+func TestReadBack(t *testing.T) {
+	r := chance(t)
+	for range 5000 {
+		f := []Family{IPv4, IPv6}[r.IntN(2)]
+		want := randomRule(r, f, firewall.Hook(r.IntN(firewall.Hooks)))
+		for _, table := range []Family{f, unix.NFPROTO_INET} {
+			list := parseExpressions(want.expressions(table))
+			got, ok := parseRule(table, list, want.userData())
+			if !ok || got != want {
+				t.Fatalf("%s in %s: got %+v, %v", want, table, got, ok)
+			}
+			// A rule without one of its expressions is another or none.
+			i := r.IntN(len(list))
+			cut := append(append([]expression{}, list[:i]...), list[i+1:]...)
+			if got, ok := parseRule(table, cut, want.userData()); ok && got == want {
+				t.Fatalf("%s in %s without %s is still the same", want, table, list[i].name)
+			}
+			// One more is somebody else's.
+			more := append([]expression{{name: "limit"}}, list...)
+			if _, ok := parseRule(table, more, want.userData()); ok {
+				t.Fatalf("%s in %s with a limit is ours", want, table)
+			}
+		}
+	}
+}
+
+// TestKernelEcho: the kernel lists rules in a form that is read as the same, so
+// that nothing is ever written again.
+func TestKernelEcho(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	r := chance(t)
+	for range 20 {
+		for _, f := range []Family{IPv4, IPv6} {
+			var want []firewall.Chain
+			for _, h := range []firewall.Hook{firewall.PostRouting, firewall.Forward} {
+				c := firewall.Chain{Hook: h}
+				for range r.IntN(30) {
+					c.Rules = append(c.Rules, randomRule(r, f, h).Rule)
+				}
+				want = append(want, c)
+			}
+			b.sync(f, want)
+			b.settled(f, want)
+		}
+	}
+}
+
+func TestComment(t *testing.T) {
+	for in, want := range map[string]string{
+		"\x00\x03hi\x00":              "hi",
+		"\x00\x02hi":                  "hi",
+		"\x01\x01x\x00\x03hi\x00":     "hi",
+		"\x00\x09hi\x00":              "",
+		"\x00":                        "",
+		"":                            "",
+		"\x01\xff":                    "",
+		"\x00\x00":                    "",
+		"\x00\x03hi\x00\x00\x02x\x00": "hi",
+	} {
+		if got := parseComment([]byte(in)); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestPrefixLength(t *testing.T) {
+	for _, c := range []struct {
+		mask []byte
+		want int
+	}{
+		{[]byte{0xff, 0xff, 0, 0}, 16}, {[]byte{0xff, 0xe0, 0, 0}, 11}, {[]byte{0xff, 0xff, 0xff, 0xff}, 32},
+		{[]byte{0xff, 0xe1, 0, 0}, -1}, {[]byte{0xff, 0, 0xff, 0}, -1}, {[]byte{0, 0, 0, 0}, -1}, {nil, -1}, {[]byte{0x80}, 1},
+	} {
+		if got := prefixLength(c.mask); got != c.want {
+			t.Errorf("%x: got %d, want %d", c.mask, got, c.want)
+		}
+	}
+}
+
+// FuzzParse: no listing makes the readers fail, and what they know they can say
+// again.
+func FuzzParse(f *testing.F) {
+	for _, c := range all(four) {
+		for _, r := range c.Rules {
+			r := newRule(IPv4, c.Hook, r)
+			f.Add([]byte(r.expressions(IPv4)), r.userData(), byte(0))
+			f.Add([]byte(r.expressions(unix.NFPROTO_INET)), r.userData(), byte(2))
+		}
+	}
+	for _, r := range all(six)[0].Rules {
+		f.Add([]byte(newRule(IPv6, 0, r).expressions(IPv6)), []byte{}, byte(1))
+	}
+	f.Fuzz(func(t *testing.T, expressions, userData []byte, which byte) {
+		table := []Family{IPv4, IPv6, unix.NFPROTO_INET}[which%3]
+		for range messages(expressions) {
+		}
+		list := parseExpressions(expressions)
+		parseEffect(list)
+		r, ok := parseRule(table, list, userData)
+		if !ok || len(r.Comment) > 200 {
+			return
+		}
+		again, ok := parseRule(table, parseExpressions(r.expressions(table)), r.userData())
+		if !ok || again != r {
+			t.Errorf("%s %+v became %s %+v, %v", r.Rule, r.Family, again.Rule, again.Family, ok)
+		}
+	})
+}
