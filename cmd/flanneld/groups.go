@@ -39,6 +39,7 @@ var groups = []group{
 	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringVar(&cl.options.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` that tells docker the subnet and MTU")
 		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, 1 to 1439")
+		f.BoolVar(&cl.options.Release, "release-lease-on-exit", false, "give up the lease at SIGTERM, for hosts that do not come back")
 	}},
 	{"packet filter (iptables, or nftables where there is no iptables or the network config asks for it)", func(cl *commandLine, f *pflag.FlagSet) {
 		r := &cl.options.Rules

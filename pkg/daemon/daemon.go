@@ -35,8 +35,8 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// leaseTTL is what every generation of flannel uses.
-const leaseTTL = 24 * time.Hour
+// releaseWithin bounds what giving up the lease may add to the exit.
+const releaseWithin = 500 * time.Millisecond
 
 // Options are what the command line says.
 type Options struct {
@@ -45,6 +45,7 @@ type Options struct {
 	SubnetFile  string        // subnet.env
 	RenewMargin time.Duration // a lease is renewed this long before its end
 	Rules       RuleOptions
+	Release     bool // give up the lease at exit
 	Blackhole   bool // drop what is for our subnet while nobody takes it
 	HealthzIP   string
 	HealthzPort int // 0: off
@@ -69,6 +70,7 @@ type daemon struct {
 
 	former subnetenv.Env // of the run before
 	view   atomic.Pointer[lease.View]
+	own    atomic.Pointer[lease.Lease] // with its present revision
 	facts  facts
 	news   chan lease.Attrs // what the lease is to say from now on
 	said   string           // why it cannot follow the uplink
@@ -181,7 +183,28 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	d.log.Info("ready", "subnet", own.Subnet, "public_ip", own.PublicIP, "peers", len(d.view.Load().Peers))
 	d.warnOfObstacles()
 	d.loop.Run(ctx)
+	if d.options.Release {
+		cancel()
+		tasks.Wait() // or Follow would make it again
+		d.release(reg)
+	}
 	return nil
+}
+
+// release gives the lease back, so that another host may have the subnet at once.
+// What the kernel holds stays. A reservation is the operator's.
+func (d *daemon) release(reg registry.Registry) {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseWithin)
+	defer cancel()
+	own := *d.own.Load()
+	if own.Reservation() {
+		return
+	}
+	if err := reg.Delete(ctx, own); err != nil {
+		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", own.Subnet, "expires", own.Expires, "err", err)
+		return
+	}
+	d.log.Info("gave up the lease", "subnet", own.Subnet)
 }
 
 func (d *daemon) leaseOptions(reg registry.Registry) subnet.Options {
@@ -191,11 +214,14 @@ func (d *daemon) leaseOptions(reg registry.Registry) subnet.Options {
 		Pool:     lease.Pool{Network: c.Network, SubnetLen: c.SubnetLen, Min: c.SubnetMin, Max: c.SubnetMax},
 		PublicIP: d.publicIP(),
 		Previous: d.former.Subnet,
-		TTL:      leaseTTL,
+		TTL:      d.net.LeaseTTL,
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
 		Attrs:    d.news,
-		Report:   func(s subnet.Status) { d.health.away.Store(&s.AwaySince) },
+		Report: func(s subnet.Status) {
+			d.health.away.Store(&s.AwaySince)
+			d.own.Store(&s.Own)
+		},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 )
 
 // DefaultBackend is the backend of a config that names none.
@@ -22,13 +23,14 @@ const MaxConfig = 64 << 10
 
 // Config is the network config with its defaults.
 type Config struct {
-	Network     netip.Prefix // masked
-	SubnetLen   int          // prefix length of a host's subnet
-	SubnetMin   netip.Addr   // network address of the first subnet that is leased
-	SubnetMax   netip.Addr   // network address of the last one, inclusive
-	BackendType string       // lower case; empty when Backend lacks Type
-	Backend     *Fields      // the backend's options
-	NFTables    Choice       // keep packet filter rules in nftables rather than iptables
+	Network     netip.Prefix  // masked
+	SubnetLen   int           // prefix length of a host's subnet
+	SubnetMin   netip.Addr    // network address of the first subnet that is leased
+	SubnetMax   netip.Addr    // network address of the last one, inclusive
+	BackendType string        // lower case; empty when Backend lacks Type
+	Backend     *Fields       // the backend's options
+	LeaseTTL    time.Duration // of a host's lease
+	NFTables    Choice        // keep packet filter rules in nftables rather than iptables
 }
 
 // Choice is an option that may be left open.
@@ -70,6 +72,8 @@ func parse(raw []byte) (c Config, err error) {
 		f.Fail("EnableIPv4", "accepted is true: the overlay carries IPv4 only")
 	}
 	c.NFTables = f.choice("EnableNFTables")
+	// Below a minute an etcd that elects a leader could cost leases.
+	c.LeaseTTL = time.Duration(f.Int("SubnetLeaseTTL", 86400, 60, 366*86400)) * time.Second
 	c.BackendType = DefaultBackend
 	c.Backend = &Fields{path: "Backend."}
 	if b := f.Object("Backend"); b != nil {

@@ -37,6 +37,30 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestOptions(t *testing.T) {
+	for in, want := range map[string]string{
+		``:                                "24h0m0s 0",
+		`,"SubnetLeaseTTL":null`:          "24h0m0s 0",
+		`,"SubnetLeaseTTL":60`:            "1m0s 0",
+		`,"subnetleasettl":31622400`:      "8784h0m0s 0",
+		`,"EnableNFTables":true`:          "24h0m0s 1",
+		`,"EnableNFTables":false`:         "24h0m0s 2",
+		`,"EnableNFTables":null`:          "24h0m0s 0",
+		`,"SubnetLeaseTTL":59`:            `network config: SubnetLeaseTTL 59: accepted is a whole number from 60 to 31622400`,
+		`,"SubnetLeaseTTL":"1h"`:          `network config: SubnetLeaseTTL "1h": accepted is a whole number from 60 to 31622400`,
+		`,"EnableNFTables":"if possible"`: `network config: EnableNFTables "if possible": accepted is true or false`,
+	} {
+		c, err := Parse([]byte(`{"Network":"10.1.0.0/16"` + in + `}`))
+		got := fmt.Sprint(c.LeaseTTL, int(c.NFTables))
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+}
+
 func TestParseErrors(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{``, `network config: is not complete JSON`},
