@@ -68,19 +68,25 @@ type daemon struct {
 	rules   *rules
 	health  health
 
-	former subnetenv.Env // of the run before
-	view   atomic.Pointer[lease.View]
-	own    atomic.Pointer[lease.Lease] // with its present revision
-	facts  facts
-	news   chan lease.Attrs // what the lease is to say from now on
-	said   string           // why it cannot follow the uplink
-	file   sync.Mutex       // one writer of the subnet file at a time
+	former  subnetenv.Env // of the run before
+	view    atomic.Pointer[lease.View]
+	own     atomic.Pointer[lease.Lease] // with its present revision
+	facts   facts
+	said    string   // why the lease cannot follow the uplink
+	refused string   // what of a later network config waits for a restart
+	terms   struct { // of the lease
+		sync.Mutex
+		now  subnet.Terms
+		news chan subnet.Terms
+	}
+	file sync.Mutex // one writer of the subnet file at a time
 }
 
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
-	d := &daemon{options: o, log: log, news: make(chan lease.Attrs, 1)}
+	d := &daemon{options: o, log: log}
+	d.terms.news = make(chan subnet.Terms, 1)
 	if o.HealthzPort != 0 {
 		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
 		if err != nil {
@@ -142,6 +148,7 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	}
 	view := lease.NewView(own, listing.Leases, true)
 	d.view.Store(&view)
+	d.terms.now = subnet.Terms{Attrs: own.Attrs, Pool: lo.Pool, TTL: lo.TTL}
 
 	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 	if err != nil {
@@ -154,12 +161,13 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	}
 	defer p.close()
 	defer cancel()
+	wanted := d.net.Backend
 	if d.options.Blackhole {
-		d.net.Backend = backend.WithBlackhole(d.net.Backend)
+		wanted = backend.WithBlackhole(wanted)
 	}
 	d.loop = reconcile.New(reconcile.Config{
 		Kernel:  p,
-		Backend: d.net.Backend,
+		Backend: wanted,
 		Network: d.net.Network,
 		Input:   d.input,
 		Log:     d.log,
@@ -170,9 +178,10 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	pause := d.rules.look(ctx)
+	d.rules.look(ctx)
 	defer d.rules.close()
-	tasks.Go(func() { d.rules.run(ctx, pause) })
+	tasks.Go(func() { d.rules.run(ctx) })
+	tasks.Go(func() { subnet.FollowConfig(ctx, reg, d.log, parseNetwork, d.reconfigure) })
 	if _, err := d.writeSubnetFile(); err != nil {
 		return err
 	}
@@ -208,16 +217,15 @@ func (d *daemon) release(reg registry.Registry) {
 }
 
 func (d *daemon) leaseOptions(reg registry.Registry) subnet.Options {
-	c := d.net.Config
 	return subnet.Options{
 		Registry: reg,
-		Pool:     lease.Pool{Network: c.Network, SubnetLen: c.SubnetLen, Min: c.SubnetMin, Max: c.SubnetMax},
+		Pool:     d.net.pool(),
 		PublicIP: d.publicIP(),
 		Previous: d.former.Subnet,
 		TTL:      d.net.LeaseTTL,
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
-		Attrs:    d.news,
+		Terms:    d.terms.news,
 		Report: func(s subnet.Status) {
 			d.health.away.Store(&s.AwaySince)
 			d.own.Store(&s.Own)

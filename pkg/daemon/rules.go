@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -51,7 +52,7 @@ type ruleSet interface {
 // rules keeps the packet filter as the overlay needs it.
 type rules struct {
 	options RuleOptions
-	choice  netconf.Choice
+	choice  atomic.Int32            // a netconf.Choice; may change
 	overlay func() firewall.Overlay // as it is now
 	log     *slog.Logger
 
@@ -59,6 +60,7 @@ type rules struct {
 	former  []firewall.Overlay // that this host has or had
 	nft     *nftables.Tables   // nil if the kernel has none
 	set     ruleSet            // nil until one is found
+	chosen  netconf.Choice     // by which it was found
 	left    ruleSet            // the other one, until nothing of ours is there
 	slow    bool               // a look at the set takes a process
 	written bool               // it was right once, so that changes are repairs
@@ -70,14 +72,24 @@ type rules struct {
 
 func newRules(o RuleOptions, c netconf.Choice, overlay func() firewall.Overlay, former firewall.Overlay, log *slog.Logger) *rules {
 	r := &rules{
-		options: o, choice: c, overlay: overlay, log: log,
+		options: o, overlay: overlay, log: log,
 		wake:   make(chan struct{}, 1),
 		fights: rate.NewLimiter(rate.Every(ruleFightPause), ruleFights),
 	}
+	r.choice.Store(int32(c))
 	if former.Network.IsValid() && former.Subnet.IsValid() {
 		r.former = append(r.former, former)
 	}
 	return r
+}
+
+// choose changes who keeps the rules, and tells whether that is a change.
+func (r *rules) choose(c netconf.Choice) bool {
+	if r.choice.Swap(int32(c)) == int32(c) {
+		return false
+	}
+	r.trigger()
+	return true
 }
 
 // trigger asks for a look at the rules soon.
@@ -89,20 +101,28 @@ func (r *rules) trigger() {
 }
 
 // run keeps the rules until ctx ends.
-func (r *rules) run(ctx context.Context, pause time.Duration) {
-	var signs <-chan struct{}
-	for {
-		if signs == nil && r.set != nil {
-			if signs = r.signs(ctx); signs != nil {
-				pause = 0 // for what was changed since the last look
-			}
-		}
+func (r *rules) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		r.keep(ctx)
+	}
+}
+
+// keep keeps the rules until they are kept elsewhere.
+func (r *rules) keep(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	signs, set := r.signs(ctx), r.set
+	pause := time.Duration(0) // for what was changed since the last look
+	for r.set == set {
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-r.wake:
-		case <-signs:
+		case _, open := <-signs:
+			if !open {
+				signs = nil
+			}
 			r.settle(ctx, signs)
 		}
 		timer.Stop()
@@ -186,13 +206,14 @@ func (r *rules) look(ctx context.Context) time.Duration {
 
 // sync has the set right and the other one empty, in this order.
 func (r *rules) sync(ctx context.Context) (changes []string, err error) {
-	if r.set == nil {
-		if err := r.choose(); err != nil {
+	if c := netconf.Choice(r.choice.Load()); r.set == nil || c != r.chosen {
+		if err := r.find(c); err != nil {
 			return nil, err
 		}
+		r.chosen = c
 	}
 	changes, err = r.put(ctx)
-	if err != nil && !r.written && r.slow && r.choice == netconf.Open && r.nft != nil {
+	if err != nil && !r.written && r.slow && r.chosen == netconf.Open && r.nft != nil {
 		r.useNFTables("iptables does not work: " + err.Error())
 		changes, err = r.put(ctx)
 	}
@@ -238,13 +259,13 @@ func (r *rules) report(changes []string, err error) {
 	r.trouble = err != nil
 }
 
-// choose finds out where to keep the rules, as the network config wants it.
-func (r *rules) choose() error {
+// find finds out where to keep the rules, as the network config wants it.
+func (r *rules) find(choice netconf.Choice) error {
 	var noNFTables error
 	if r.nft == nil {
 		r.nft, noNFTables = nftables.New()
 	}
-	if r.choice == netconf.Yes {
+	if choice == netconf.Yes {
 		if noNFTables != nil {
 			return noNFTables
 		}
@@ -253,11 +274,11 @@ func (r *rules) choose() error {
 	}
 	ipt, err := iptables.New(iptables.IPv4)
 	switch {
-	case err == nil && r.choice == netconf.No:
+	case err == nil && choice == netconf.No:
 		r.useIPTables(ipt, "EnableNFTables is false")
 	case err == nil:
 		r.useIPTables(ipt, "it is installed, and EnableNFTables is not set")
-	case r.choice == netconf.No || noNFTables != nil:
+	case choice == netconf.No || noNFTables != nil:
 		return errors.Join(err, noNFTables)
 	default:
 		r.useNFTables(err.Error())

@@ -8,6 +8,7 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/reconcile"
+	"flanneld/pkg/subnet"
 )
 
 // factsRetry is the time between attempts while this host has no uplink.
@@ -77,15 +78,9 @@ func (d *daemon) publish(f host.Facts) {
 		d.said = err.Error()
 		return
 	}
-	select { // the latest counts
-	case <-d.news:
-	default:
+	if d.tell(func(t *subnet.Terms) { t.Attrs = a }) {
+		d.updateSubnetFile()
 	}
-	select {
-	case d.news <- a:
-	default:
-	}
-	d.updateSubnetFile()
 }
 
 // attrs gives what the lease says of this host.

@@ -45,3 +45,34 @@ func WaitConfig[T any](ctx context.Context, reg registry.Registry, log *slog.Log
 		}
 	}
 }
+
+// configEvery bounds the time between two looks at the network config. It
+// changes once in years, so that a look now and then costs less than a watch.
+const configEvery = time.Minute
+
+// FollowConfig gives the network config to emit, again and again until ctx ends. One that
+// parse does not accept, or none, leaves everything as it is, and is said once.
+func FollowConfig[T any](ctx context.Context, reg registry.Registry, log *slog.Logger, parse func([]byte) (T, error), emit func(T)) {
+	said := ""
+	say := func(msg string, err error) {
+		if text := msg + err.Error(); text != said {
+			log.Warn(msg, "err", err)
+			said = text
+		}
+	}
+	for pause(ctx, between(configEvery/2, configEvery)) == nil {
+		raw, err := reg.Config(ctx)
+		switch {
+		case err == nil:
+			config, err := parse(raw)
+			if err != nil {
+				say("the new network config is invalid, going on with the old one", err)
+				continue
+			}
+			said = ""
+			emit(config)
+		case errors.Is(err, registry.ErrNoConfig):
+			say("the network config is gone, going on with the old one", err)
+		}
+	}
+}

@@ -67,3 +67,43 @@ func TestWaitConfigEndsWithContext(t *testing.T) {
 		}
 	})
 }
+
+func TestFollowConfig(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.reg.SetConfig([]byte("first"))
+		var seen []string
+		ctx, cancel := context.WithCancel(f.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			subnet.FollowConfig(ctx, f.reg, f.Log, func(raw []byte) (string, error) {
+				if string(raw) == "bad" {
+					return "", errors.New("no good")
+				}
+				return string(raw), nil
+			}, func(c string) {
+				if len(seen) == 0 || seen[len(seen)-1] != c {
+					seen = append(seen, c)
+				}
+			})
+		}()
+		elapse(time.Hour)
+		f.reg.SetConfig([]byte("bad"))
+		elapse(time.Hour)
+		f.says("config is invalid, going on", 1)
+		f.reg.SetConfig(nil)
+		elapse(time.Hour)
+		f.says("config is gone, going on", 1)
+		f.reg.Fail(away)
+		elapse(time.Hour)
+		f.reg.Fail(nil)
+		f.reg.SetConfig([]byte("second"))
+		elapse(time.Minute)
+		f.says("level=WARN", 2)
+		cancel()
+		<-done
+		if len(seen) != 2 || seen[0] != "first" || seen[1] != "second" {
+			t.Errorf("saw %q", seen)
+		}
+	})
+}

@@ -119,8 +119,8 @@ func (f *follower) run(ctx context.Context) {
 			f.reconnect(ctx)
 		case <-f.tend.C:
 			f.tendOwn(ctx)
-		case f.attrs = <-f.Attrs:
-			f.PublicIP = f.attrs.PublicIP
+		case t := <-f.Terms:
+			f.attrs, f.PublicIP, f.Pool, f.TTL = t.Attrs, t.Attrs.PublicIP, t.Pool, t.TTL
 			f.tend.Reset(0)
 		case <-f.settle.C:
 			f.publish()

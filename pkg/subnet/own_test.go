@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
+	"flanneld/pkg/subnet"
 )
 
 func TestRenewal(t *testing.T) {
@@ -228,15 +229,15 @@ func TestNewAddress(t *testing.T) {
 	elsewhere, third := netip.MustParseAddr("198.51.100.77"), netip.MustParseAddr("198.51.100.78")
 	for _, reserved := range []bool{false, true} {
 		in(t, func(f *fixture) {
-			attrs := make(chan lease.Attrs, 1)
-			f.Options.Attrs = attrs
+			terms := make(chan subnet.Terms, 1)
+			f.Options.Terms = terms
 			if reserved {
 				f.reg.Put("10.42.9.0-24", value(me, 1), 0)
 			}
 			w := f.follow()
 			w.take()
 			tell := func(ip netip.Addr) lease.Lease {
-				attrs <- attrsOf(ip, 1)
+				terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
 				elapse(time.Second)
 				return w.held(w.own.Subnet)
 			}
@@ -254,7 +255,7 @@ func TestNewAddress(t *testing.T) {
 				}
 				return nil
 			})
-			attrs <- attrsOf(third, 1)
+			terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl}
 			elapse(time.Minute)
 			refused.Store(false)
 			elapse(6 * time.Second)
@@ -269,4 +270,26 @@ func TestNewAddress(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A new config's pool is for the next subnet, its time to live for the next
+// renewal.
+func TestNewTerms(t *testing.T) {
+	in(t, func(f *fixture) {
+		terms := make(chan subnet.Terms, 1)
+		f.Options.Terms = terms
+		w := f.follow()
+		w.take()
+		terms <- subnet.Terms{Attrs: attrsOf(me, 1), Pool: pool("10.42.0.0/16", 24, "10.42.99.0", "10.42.99.0"), TTL: 2 * ttl}
+		elapse(ttl)
+		held := w.held(w.own.Subnet)
+		if left := time.Until(held.Expires); held.Created != w.own.Created || left < ttl+time.Hour {
+			t.Errorf("the lease is %+v, was %+v", held, w.own)
+		}
+		w.reg.Put(lease.Key(w.own.Subnet), value(them, 2), ttl)
+		elapse(time.Second)
+		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnet != prefix("10.42.99.0/24") {
+			t.Errorf("views %+v", views)
+		}
+	})
 }

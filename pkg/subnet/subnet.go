@@ -30,13 +30,21 @@ type Options struct {
 	Margin   time.Duration // a lease is renewed this long before it expires
 	Log      *slog.Logger
 
-	// Attrs, if set, tells Follow what this host publishes from now on; an
-	// uplink with another address does that.
-	Attrs <-chan lease.Attrs
+	// Terms, if set, tells Follow on what terms the lease is held from now on.
+	Terms <-chan Terms
 
 	// Report, if set, is told by Follow when something in Status changed. It
 	// must not block.
 	Report func(Status)
+}
+
+// Terms are what may change while a lease is held: what it publishes, as when
+// the uplink gets another address, and what the network config says of leases. A
+// subnet that the new pool does not have is kept until it is lost.
+type Terms struct {
+	Attrs lease.Attrs
+	Pool  lease.Pool
+	TTL   time.Duration
 }
 
 // Status is how Follow fares, for metrics and for people.
