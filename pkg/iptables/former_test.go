@@ -135,14 +135,15 @@ func generations() map[string][]string {
 }
 
 // TestStartOverEarlierGenerations upgrades from every one, with the overlay as
-// it was and with another.
+// it was, with another subnet of it and with another one.
 func TestStartOverEarlierGenerations(t *testing.T) {
 	all := generations()
+	moved := overlay("10.42.0.0/16", "10.42.9.0/24")
 	eachVariant(t, func(b *bed) {
 		b.others(strangers)
 		start := b.start()
 		for _, name := range slices.Sorted(maps.Keys(all)) {
-			for _, was := range []firewall.Overlay{four, other} {
+			for _, was := range []firewall.Overlay{four, moved, other} {
 				b.others(start + script(was, all[name]...))
 				before := b.rules()
 				want := everything(four)

@@ -96,6 +96,18 @@ func TestPlace(t *testing.T) {
 	}
 }
 
+// TestEqualRules has rules of an earlier generation more than once. A deletion
+// by its text takes the first of equal ones, whichever of them was meant.
+func TestEqualRules(t *testing.T) {
+	const from, to = "-s 10.42.0.0/16 -j ACCEPT", "-d 10.42.0.0/16 -j ACCEPT"
+	l := listing{"filter": {"FORWARD": {to, from, from, to}}}
+	p := makePlan(l, nil, []firewall.Overlay{four})
+	apply(t, l, p.input)
+	if again := makePlan(l, nil, []firewall.Overlay{four}); again.input != "" {
+		t.Errorf("a second pass has\n%s\nafter\n%s", again.input, p.input)
+	}
+}
+
 // apply does to a listing what iptables-restore would, and fails where it would.
 func apply(t *testing.T, l listing, input string) {
 	t.Helper()

@@ -33,9 +33,19 @@ type watcher struct {
 // as. The other family's Tables do count. Several uses may be one signal. The
 // channel is closed with the context, or when the file can be watched no more.
 func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	w, err := t.watcher()
 	if err != nil {
 		return nil, fmt.Errorf("watch the lock of iptables: %w", err)
+	}
+	go w.follow(ctx)
+	return w.signal, nil
+}
+
+// watcher makes one that write minds, but that nobody follows yet.
+func (t *Tables) watcher() (*watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, err
 	}
 	w := &watcher{t: t, inotify: os.NewFile(uintptr(fd), "inotify"), signal: make(chan struct{}, 1)}
 	if w.conn, err = w.inotify.SyscallConn(); err == nil {
@@ -43,13 +53,12 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	}
 	if err != nil {
 		w.inotify.Close()
-		return nil, fmt.Errorf("watch the lock of iptables: %w", err)
+		return nil, err
 	}
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.watchers[w] = struct{}{}
-	t.mu.Unlock()
-	go w.follow(ctx)
-	return w.signal, nil
+	return w, nil
 }
 
 // add watches the lock file, and makes it as iptables would.

@@ -57,11 +57,6 @@ func TestWatch(t *testing.T) {
 		}
 	}
 
-	// What others did before our writing is not forgotten by it.
-	b.others("iptables -t nat -F")
-	b.sync(everything(four))
-	soon(t, "flushed by others before a pass", signal)
-
 	for _, gone := range []func() error{
 		func() error { return os.Remove(b.lock) },
 		func() error { return os.Rename(b.lock, b.lock+".old") },
@@ -81,6 +76,26 @@ func TestWatch(t *testing.T) {
 	if len(b.watchers) > 0 {
 		t.Error("the watcher is still there")
 	}
+}
+
+// TestWatchBeforeWriting has a pass write before the watcher has had its turn:
+// it does not take the signal of what others have done until then.
+func TestWatchBeforeWriting(t *testing.T) {
+	b := newBed(t, "legacy")
+	w, err := b.watcher()
+	b.must(err)
+	b.sync(everything(four))
+	if len(w.signal) > 0 {
+		t.Error("a signal for our own writing")
+	}
+	b.others("iptables -t nat -F")
+	b.sync(everything(four))
+	if len(w.signal) == 0 {
+		t.Error("no signal for what others did before our writing")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.follow(ctx)
 }
 
 // TestWatchEnds loses the directory of the lock file.
