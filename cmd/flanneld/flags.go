@@ -26,9 +26,9 @@ type commandLine struct {
 	verbosity   int
 	warnings    []string // to log, one line each
 
-	endpoints, publicIP, canReach string
-	margin, resync                int
-	ifaces, regexes               []string
+	endpoints, api, publicIP, canReach string
+	margin, resync                     int
+	ifaces, regexes                    []string
 }
 
 // parse reads flags and FLANNELD_* variables; the command line wins. Long flags
@@ -164,6 +164,14 @@ func (cl *commandLine) check() (err error) {
 	}
 	if len(o.Etcd.Endpoints) == 0 {
 		return bad("etcd-endpoints", cl.endpoints, "a comma separated list of URLs")
+	}
+	switch o.EtcdAPI = daemon.API(cl.api); o.EtcdAPI {
+	case daemon.APIAuto, daemon.APIv2, daemon.APIv3:
+	default:
+		return bad("etcd-api", cl.api, "auto, v2 or v3")
+	}
+	if o.EtcdDomain != "" && cl.flags.Changed("etcd-endpoints") {
+		return bad("etcd-discovery-srv", o.EtcdDomain, "one of -etcd-discovery-srv and -etcd-endpoints")
 	}
 	if cl.margin < 1 || cl.margin > 1439 {
 		return bad("subnet-lease-renew-margin", fmt.Sprint(cl.margin), "1 to 1439 minutes")

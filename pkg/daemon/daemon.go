@@ -30,7 +30,7 @@ import (
 	"flanneld/pkg/netconf"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/registry/etcd"
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
 )
@@ -40,7 +40,9 @@ const releaseWithin = 500 * time.Millisecond
 
 // Options are what the command line says.
 type Options struct {
-	Etcd        etcdv2.Options
+	Etcd        etcd.Options
+	EtcdAPI     API
+	EtcdDomain  string // where Etcd.Endpoints come from, by SRV records; empty: they are given
 	Uplink      host.Selectors
 	SubnetFile  string        // subnet.env
 	RenewMargin time.Duration // a lease is renewed this long before its end
@@ -107,18 +109,22 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := d.chooseUplink(inv); err != nil {
 		return err
 	}
-	reg, err := etcdv2.New(o.Etcd)
+	if o.EtcdDomain != "" {
+		if o.Etcd.Endpoints, err = resolve(ctx, o.EtcdDomain, log); err != nil {
+			return err
+		}
+	}
+	store, err := openStore(o.Etcd, o.EtcdAPI, log)
 	if err != nil {
 		return err
 	}
-	defer reg.Close()
-
-	if d.net, err = subnet.WaitConfig(ctx, reg, log, parseNetwork); err != nil {
+	defer store.close()
+	if d.net, err = subnet.WaitConfig(ctx, store, log, parseNetwork); err != nil {
 		return err
 	}
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
-	return d.serve(ctx, reg)
+	return d.serve(ctx, store.registry())
 }
 
 func parseNetwork(raw []byte) (network, error) {

@@ -9,10 +9,15 @@ import (
 	"flanneld/pkg/registry"
 )
 
+// ConfigReader is the part of a registry that has the network config.
+type ConfigReader interface {
+	Config(ctx context.Context) ([]byte, error)
+}
+
 // WaitConfig waits until the registry holds a network config that parse
 // accepts, and returns what parse made of it. What stands in the way is said
 // once, and again when it is something else. The only error is that of ctx.
-func WaitConfig[T any](ctx context.Context, reg registry.Registry, log *slog.Logger, parse func([]byte) (T, error)) (T, error) {
+func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error)) (T, error) {
 	away := outage{log: log}
 	said := ""
 	say := func(msg string, err error) {
@@ -52,7 +57,7 @@ const configEvery = time.Minute
 
 // FollowConfig gives the network config to emit, again and again until ctx ends. One that
 // parse does not accept, or none, leaves everything as it is, and is said once.
-func FollowConfig[T any](ctx context.Context, reg registry.Registry, log *slog.Logger, parse func([]byte) (T, error), emit func(T)) {
+func FollowConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error), emit func(T)) {
 	said := ""
 	say := func(msg string, err error) {
 		if text := msg + err.Error(); text != said {

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// TestTwoStores: one etcd, one prefix, a config in both stores. They are two
+// networks, which do not see each other.
+func TestTwoStores(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 10})
+	old, auto := c.Hosts[:5], c.Hosts[5:]
+	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan","VNI":3}}`, 0))
+	for i, h := range c.Hosts {
+		args := []string{"-etcd-api=v2"}
+		if i >= len(old) {
+			args = nil
+		}
+		_, err := h.Start(args...)
+		c.must(err)
+	}
+	for _, h := range c.Hosts {
+		c.must(h.Flanneld().WaitReady(c.ctx))
+	}
+	all := c.Hosts
+	for i, hosts := range [][]*lab.Host{old, auto} {
+		c.Hosts, c.containers = hosts, nil
+		c.addContainers()
+		c.waitAllPairs()
+		for _, h := range hosts {
+			if got, want := c.subnet(h).String(), fmt.Sprintf("10.4%d.", 2+i); !strings.HasPrefix(got, want) {
+				t.Errorf("%s has %s", h.Name, got)
+			}
+			link, network := []string{"flannel.1", "flannel.3"}[i], []string{"10.42.0.0/16", "10.43.0.0/16"}[i]
+			if s := c.snapshot(h, network, link); len(s.FDB) != 4 || len(s.Neighs) != 4 {
+				t.Errorf("%s holds\n%s", h.Name, s.Text())
+			}
+		}
+	}
+	c.Hosts = all
+	for _, h := range auto {
+		if a, b := logged(h, "level=INFO", "kept in etcd's v3 API"), logged(h, "level=WARN", "v2 API too", "-etcd-api=v2"); a != 1 || b != 1 {
+			t.Errorf("%s says which it took %d times, and that the other exists %d times", h.Name, a, b)
+		}
+	}
+	for _, h := range old {
+		if n := logged(h, "v3"); n != 0 {
+			t.Errorf("%s speaks of v3", h.Name)
+		}
+	}
+}
+
+// TestConfigIsElsewhere: without a config, the log says how to make one, and
+// where others are; then either store will do.
+func TestConfigIsElsewhere(t *testing.T) {
+	v2 := func(c *cluster) store { return c.Etcd }
+	v3 := func(c *cluster) store { return c.Etcd.V3() }
+	for _, f := range []struct {
+		name, args string
+		hint       []string
+		in         func(*cluster) store
+	}{
+		{"auto to v2", "", []string{"ETCDCTL_API=3 etcdctl --endpoints=http://172.31.200.1:2379 put /coreos.com/network/config", "ETCDCTL_API=2 etcdctl", "set /coreos.com/network/config"}, v2},
+		{"auto to v3", "", []string{"etcdctl", "there is one at /atomic.io/network/config in the v2 API"}, v3},
+		{"v2", "-etcd-api=v2", []string{"ETCDCTL_API=2", "set /coreos.com/network/config"}, v2},
+		{"v3", "-etcd-api=v3", []string{"ETCDCTL_API=3", "put /coreos.com/network/config"}, v3},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 1})
+			h := c.Hosts[0]
+			c.must(c.Etcd.Put(c.ctx, "/atomic.io/network/config", vxlanConfig, 0))
+			_, err := h.Start(strings.Fields(f.args)...)
+			c.must(err)
+			c.within(5*time.Second, "hint", func() error {
+				if logged(h, append([]string{"level=WARN", "network config is missing"}, f.hint...)...) != 1 {
+					return fmt.Errorf("log:\n%s", h.Flanneld().Logs())
+				}
+				return nil
+			})
+			c.must(f.in(c).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+			c.must(h.Flanneld().WaitReady(c.ctx))
+			subnet := c.subnet(h)
+			if _, err := f.in(c).Get(c.ctx, fmt.Sprintf("%s/subnets/%s-%d", c.prefix, subnet.Addr(), subnet.Bits())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// store is one of etcd's APIs.
+type store interface {
+	Put(ctx context.Context, key, value string, ttl time.Duration) error
+	Get(ctx context.Context, key string) (lab.Entry, error)
+	Delete(ctx context.Context, key string) error
+}
