@@ -18,6 +18,46 @@ type door struct {
 	mu       sync.Mutex
 	listener net.Listener // nil: closed
 	conns    map[net.Conn]bool
+	stuck    chan struct{} // closed when a stuck door moves again; nil: it is not stuck
+}
+
+// stick has the door accept connections and take bytes, and pass nothing on.
+func (d *door) stick() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stuck == nil {
+		d.stuck = make(chan struct{})
+	}
+}
+
+func (d *door) unstick() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stuck != nil {
+		close(d.stuck)
+		d.stuck = nil
+	}
+}
+
+// moving waits while the door is stuck.
+func (d *door) moving() {
+	d.mu.Lock()
+	stuck := d.stuck
+	d.mu.Unlock()
+	if stuck != nil {
+		<-stuck
+	}
+}
+
+// through is a writer behind the door.
+type through struct {
+	net.Conn
+	door *door
+}
+
+func (t through) Write(p []byte) (int, error) {
+	t.door.moving()
+	return t.Conn.Write(p)
 }
 
 func (d *door) open(t testing.TB) {
@@ -41,6 +81,7 @@ func (d *door) open(t testing.TB) {
 }
 
 func (d *door) close() {
+	d.unstick()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.listener == nil {
@@ -67,9 +108,9 @@ func (d *door) pass(in net.Conn) {
 	defer out.Close()
 	go func() {
 		defer in.Close()
-		io.Copy(in, out)
+		io.Copy(through{in, d}, out)
 	}()
-	io.Copy(out, in)
+	io.Copy(through{out, d}, in)
 }
 
 func (d *door) enter(c net.Conn) bool {

@@ -116,6 +116,13 @@ func (e *Etcd) Stop() {
 	}
 }
 
+// Stick makes the etcd a black hole: connections stay, new ones are accepted,
+// and nothing goes through in either direction until Unstick or Stop.
+func (e *Etcd) Stick() { e.door.stick() }
+
+// Unstick ends what Stick began.
+func (e *Etcd) Unstick() { e.door.unstick() }
+
 // Wipe removes the data of a stopped etcd.
 func (e *Etcd) Wipe(t testing.TB) {
 	t.Helper()

@@ -60,7 +60,7 @@ func New(o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := o.tlsConfig()
+	tlsConfig, err := o.TLS()
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +92,10 @@ func New(o Options) (*Registry, error) {
 
 // Close drops idle connections. Calls in flight end with their contexts.
 func (r *Registry) Close() { r.transport.CloseIdleConnections() }
+
+// Reconnect drops all connections, whose calls fail. To be called when the host
+// has another address.
+func (r *Registry) Reconnect() { r.transport.lines.Cut() }
 
 // Config implements registry.Registry.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {

@@ -3,19 +3,9 @@ package etcdv2_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -26,77 +16,17 @@ import (
 	"flanneld/pkg/registry/etcdv2"
 )
 
-// authority signs certificates into files.
-type authority struct {
-	t    *testing.T
-	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	file string // of the certificate
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t, dir: t.TempDir()}
-	a.key = a.newKey()
-	a.cert = &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	a.file = a.write("ca.pem", "CERTIFICATE", a.create(a.cert, a.key))
-	return a
-}
-
-func (a *authority) newKey() *ecdsa.PrivateKey {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return key
-}
-
-func (a *authority) create(cert *x509.Certificate, key *ecdsa.PrivateKey) []byte {
-	der, err := x509.CreateCertificate(rand.Reader, cert, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return der
-}
-
-func (a *authority) write(name, kind string, der []byte) string {
-	p := filepath.Join(a.dir, name)
-	if err := os.WriteFile(p, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		a.t.Fatal(err)
-	}
-	return p
-}
-
-// issue makes a certificate for 127.0.0.1, both of a server and of a client.
-func (a *authority) issue(name string) (certFile, keyFile string) {
-	key := a.newKey()
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert := a.create(&x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, key)
-	return a.write(name+".pem", "CERTIFICATE", cert), a.write(name+"-key.pem", "EC PRIVATE KEY", der)
-}
-
 func TestTLS(t *testing.T) {
-	ca, other := newAuthority(t), newAuthority(t)
-	serverCert, serverKey := ca.issue("server")
-	clientCert, clientKey := ca.issue("client")
-	strangeCert, strangeKey := other.issue("stranger")
+	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
+	serverCert, serverKey := ca.Issue("server")
+	clientCert, clientKey := ca.Issue("client")
+	strangeCert, strangeKey := other.Issue("stranger")
 	for _, mutual := range []bool{false, true} {
 		etcd := etcdtest.StartEtcd(t, func(c *embed.Config) {
 			c.ListenClientUrls[0].Scheme = "https"
 			c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = serverCert, serverKey
 			if mutual {
-				c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = true, ca.file
+				c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = true, ca.File
 			}
 		})
 		for _, c := range []struct {
@@ -105,13 +35,13 @@ func TestTLS(t *testing.T) {
 			ok   bool
 			want string
 		}{
-			{"CA only", etcdv2.Options{CAFile: ca.file}, !mutual, "certificate required"},
-			{"all", etcdv2.Options{CAFile: ca.file, CertFile: clientCert, KeyFile: clientKey}, true, ""},
-			{"wrong CA", etcdv2.Options{CAFile: other.file, CertFile: clientCert, KeyFile: clientKey}, false, "unknown authority"},
+			{"CA only", etcdv2.Options{CAFile: ca.File}, !mutual, "certificate required"},
+			{"all", etcdv2.Options{CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
+			{"wrong CA", etcdv2.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "unknown authority"},
 			{"system roots", etcdv2.Options{}, false, "unknown authority"},
-			{"strange client", etcdv2.Options{CAFile: ca.file, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "certificate"},
+			{"strange client", etcdv2.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "certificate"},
 			{"plain HTTP", etcdv2.Options{Endpoints: []string{"http" + strings.TrimPrefix(etcd.URL, "https")}}, false, ""},
-			{"no scheme", etcdv2.Options{Endpoints: []string{strings.TrimPrefix(etcd.URL, "https://")}, CAFile: ca.file, CertFile: clientCert, KeyFile: clientKey}, true, ""},
+			{"no scheme", etcdv2.Options{Endpoints: []string{strings.TrimPrefix(etcd.URL, "https://")}, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
 		} {
 			if c.o.Endpoints == nil {
 				c.o.Endpoints = []string{etcd.URL}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	client "go.etcd.io/etcd/client/v2"
+
+	"flanneld/pkg/registry/etcd"
 )
 
 // maxBody bounds one answer: 20,000 leases are some 6 MB.
@@ -31,6 +33,7 @@ var (
 // believes it.
 type transport struct {
 	*http.Transport
+	lines   *etcd.Lines
 	waiting func(from, to uint64) // told when a watch after index from begins to wait at store index to
 }
 
@@ -40,7 +43,8 @@ func newTransport(e endpoints, tlsConfig *tls.Config) *transport {
 		// The long-poll waits on a connection without traffic.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
 	}
-	return &transport{Transport: &http.Transport{
+	lines := &etcd.Lines{}
+	return &transport{lines: lines, Transport: &http.Transport{
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			if _, ok := e.sockets[req.URL.Hostname()]; ok {
 				return nil, nil
@@ -50,9 +54,13 @@ func newTransport(e endpoints, tlsConfig *tls.Config) *transport {
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			host, _, _ := net.SplitHostPort(addr)
 			if socket, ok := e.sockets[host]; ok {
-				return dialer.DialContext(ctx, "unix", socket)
+				network, addr = "unix", socket
 			}
-			return dialer.DialContext(ctx, network, addr)
+			conn, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return lines.Add(conn), nil
 		},
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: answerTimeout,

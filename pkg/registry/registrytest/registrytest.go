@@ -27,8 +27,8 @@ type Harness struct {
 	SetConfig     func(value string)
 	Put           func(key, value string, ttl time.Duration) // unconditional; ttl 0 is forever
 	Remove        func(key string)
-	RemoveAll     func() // the directory of leases, by one recursive deletion
-	ForgetHistory func() // make so many events that earlier ones are forgotten
+	RemoveAll     func() // all leases at once
+	ForgetHistory func() // have the store forget the events until now
 }
 
 // Run runs the contract; make gives a fresh Harness for each part.

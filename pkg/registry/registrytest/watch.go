@@ -148,8 +148,24 @@ func (s *suite) allDeleted() {
 	s.Put(lease.Key(subnet8), s.value(8), ttl)
 	index := s.listing().Index
 	s.RemoveAll()
-	_, _, err := s.Registry.Watch(s.ctx, index)
-	s.want(err, registry.ErrHistoryLost)
+	// One event for all of them cannot be told by leases; one for each can.
+	gone := map[netip.Prefix]bool{}
+	var err error
+	for err == nil && len(gone) < 2 {
+		var events []registry.Event
+		events, index, err = s.Registry.Watch(s.ctx, index)
+		for _, ev := range events {
+			if !ev.Deleted || ev.Bad != nil {
+				s.Errorf("event %+v", ev)
+			}
+			gone[ev.Lease.Subnet] = true
+		}
+	}
+	if err != nil {
+		s.want(err, registry.ErrHistoryLost)
+	} else if !gone[subnet7] || !gone[subnet8] {
+		s.Errorf("deleted: %v", gone)
+	}
 	l := s.listing()
 	if len(l.Leases) != 0 {
 		s.Errorf("listing %+v", l)

@@ -1,0 +1,187 @@
+// Package etcd says how an etcd is reached: Options as a user gives them, the
+// endpoints and the TLS configuration that they come to. Both adapters use
+// it, so that a flag means the same whichever API the leases are kept in.
+//
+// It speaks to no network, it only reads the TLS files. Invariant: no error
+// contains a password, and none of an Endpoint's texts does.
+package etcd
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+)
+
+// Options say where etcd is and how to speak to it.
+type Options struct {
+	// Endpoints are URLs (http, https, unix) or plain host:port, which is
+	// https where a TLS file is given and http where none is.
+	Endpoints []string
+	Prefix    string // of the keys, like /coreos.com/network
+
+	// TLS files, PEM. CAFile alone verifies the server; CertFile and KeyFile
+	// are this client's and go together. They are read again for each
+	// connection, so they may be renewed in place.
+	CAFile, CertFile, KeyFile string
+
+	Username, Password string // Username empty: none
+}
+
+// Endpoints is what Options.Endpoints and the credentials come to.
+type Endpoints struct {
+	All                []Endpoint // at least one
+	Username, Password string
+}
+
+// Endpoint is one address of etcd: a URL without user, query and fragment.
+type Endpoint struct{ url url.URL }
+
+// ParseEndpoints checks each endpoint. Credentials in a URL are taken where
+// no user name is given otherwise.
+func (o Options) ParseEndpoints() (Endpoints, error) {
+	e := Endpoints{Username: o.Username, Password: o.Password}
+	for _, given := range o.Endpoints {
+		given = strings.TrimSpace(given)
+		if given == "" {
+			continue
+		}
+		u, err := parseEndpoint(given, o)
+		if err != nil {
+			return Endpoints{}, err
+		}
+		if u.User != nil {
+			// Kept out of the URL, which is part of error texts.
+			if e.Username == "" {
+				e.Username = u.User.Username()
+				e.Password, _ = u.User.Password()
+			}
+			u.User = nil
+		}
+		e.All = append(e.All, Endpoint{*u})
+	}
+	if len(e.All) == 0 {
+		return Endpoints{}, errors.New("no etcd endpoint given (-etcd-endpoints)")
+	}
+	return e, nil
+}
+
+// String gives the URL.
+func (e Endpoint) String() string { return e.url.String() }
+
+// Host is the name or address of the server, with the port if one is given.
+func (e Endpoint) Host() string { return e.url.Host }
+
+// Hostname is what a server's certificate must be for.
+func (e Endpoint) Hostname() string { return e.url.Hostname() }
+
+// Secure tells whether TLS is spoken there.
+func (e Endpoint) Secure() bool { return e.url.Scheme == "https" }
+
+// Socket gives the path of a unix socket, of unix:///run/etcd.sock or of
+// etcd's own unix://name for a relative path; it is empty for all others.
+func (e Endpoint) Socket() string {
+	if e.url.Scheme != "unix" {
+		return ""
+	}
+	return e.url.Host + e.url.Path
+}
+
+// Address gives what to dial. A URL without a port has its scheme's.
+func (e Endpoint) Address() (network, address string) {
+	if socket := e.Socket(); socket != "" {
+		return "unix", socket
+	}
+	port := e.url.Port()
+	switch {
+	case port != "":
+	case e.Secure():
+		port = "443"
+	default:
+		port = "80"
+	}
+	return "tcp", net.JoinHostPort(e.url.Hostname(), port)
+}
+
+func parseEndpoint(given string, o Options) (*url.URL, error) {
+	full := given
+	if !strings.Contains(given, "://") {
+		scheme := "http://"
+		if o.CAFile != "" || o.CertFile != "" || o.KeyFile != "" {
+			scheme = "https://"
+		}
+		full = scheme + given
+	}
+	u, err := url.Parse(full)
+	if err != nil {
+		// Its text repeats the URL, which may hold a password, and even the
+		// cause may quote a piece of that.
+		var uerr *url.Error
+		if strings.Contains(given, "@") || !errors.As(err, &uerr) {
+			return nil, fmt.Errorf("etcd endpoint %q is not a URL", redact(given))
+		}
+		return nil, fmt.Errorf("etcd endpoint %q is not a URL: %w", given, uerr.Err)
+	}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "unix":
+		return nil, fmt.Errorf("etcd endpoint %q: scheme %q is not http, https or unix", redact(given), u.Scheme)
+	case u.Scheme == "unix" && u.Host+u.Path == "":
+		return nil, fmt.Errorf("etcd endpoint %q names no socket", redact(given))
+	case u.Scheme != "unix" && u.Hostname() == "":
+		return nil, fmt.Errorf("etcd endpoint %q names no host", redact(given))
+	case u.RawQuery != "" || u.Fragment != "":
+		return nil, fmt.Errorf("etcd endpoint %q must be a URL without query and fragment", redact(given))
+	}
+	return u, nil
+}
+
+// redact hides the user part of something that may be a URL.
+func redact(endpoint string) string {
+	at := strings.LastIndexByte(endpoint, '@')
+	if at < 0 {
+		return endpoint
+	}
+	start := 0
+	if i := strings.Index(endpoint, "://"); i >= 0 && i < at {
+		start = i + len("://")
+	}
+	return endpoint[:start] + "***" + endpoint[at:]
+}
+
+// TLS reads the TLS files. Without any, https endpoints are verified by the
+// system's roots. The client's certificate is read again at each handshake;
+// the CA by calling TLS again.
+func (o Options) TLS() (*tls.Config, error) {
+	if (o.CertFile == "") != (o.KeyFile == "") {
+		return nil, errors.New("-etcd-certfile and -etcd-keyfile go together: give both or neither")
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read -etcd-cafile: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("-etcd-cafile %s holds no PEM certificate", o.CAFile)
+		}
+	}
+	if o.CertFile != "" {
+		load := func() (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("load -etcd-certfile %s and -etcd-keyfile %s: %w", o.CertFile, o.KeyFile, err)
+			}
+			return &cert, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return c, nil
+}

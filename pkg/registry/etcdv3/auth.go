@@ -1,0 +1,142 @@
+package etcdv3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// token is what etcd gave for the password. It expires when it is not used
+// for some minutes, when etcd is started again, and when users are changed.
+type token struct {
+	text  string
+	known bool // an empty text is known to be right: etcd asks for none
+}
+
+// authenticate adds the token to a request, asking for one if there is none.
+func (l *link) authenticate(ctx context.Context) (context.Context, token, error) {
+	if l.endpoints.Username == "" {
+		return ctx, token{}, nil
+	}
+	var t token
+	select {
+	case t = <-l.token:
+	case <-ctx.Done():
+		return ctx, t, ctx.Err()
+	}
+	defer func() { l.token <- t }()
+	if !t.known {
+		resp, err := l.login.Authenticate(ctx, &pb.AuthenticateRequest{Name: l.endpoints.Username, Password: l.endpoints.Password})
+		switch {
+		case refused(err, rpctypes.ErrAuthNotEnabled):
+			t = token{known: true}
+		case err != nil:
+			return ctx, t, &loginError{l.endpoints.Username, err}
+		default:
+			t = token{resp.Token, true}
+		}
+	}
+	if t.text != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, rpctypes.TokenFieldNameGRPC, t.text)
+	}
+	return ctx, t, nil
+}
+
+// loginError: there is no token to be had.
+type loginError struct {
+	user string
+	err  error
+}
+
+func (e *loginError) Error() string { return fmt.Sprintf("log in as %q: %v", e.user, e.err) }
+func (e *loginError) Unwrap() error { return e.err }
+
+// forget drops a token that was refused, unless there is another one by now.
+func (l *link) forget(used token) {
+	t := <-l.token
+	if t == used {
+		t = token{}
+	}
+	l.token <- t
+}
+
+// tokenRefused: the request was not done for want of a good token.
+func tokenRefused(err error) bool {
+	return refused(err, rpctypes.ErrInvalidAuthToken) || refused(err, rpctypes.ErrAuthOldRevision) || refused(err, rpctypes.ErrUserEmpty)
+}
+
+// facts gives the code and the text of what etcd or gRPC says in err.
+func facts(err error) (codes.Code, string) {
+	var said rpctypes.EtcdError
+	var plain interface{ GRPCStatus() *status.Status }
+	switch {
+	case err == nil:
+		return codes.OK, ""
+	case errors.As(err, &said):
+		return said.Code(), said.Error()
+	case errors.As(err, &plain):
+		return plain.GRPCStatus().Code(), plain.GRPCStatus().Message()
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded, err.Error()
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled, err.Error()
+	}
+	return codes.Unknown, err.Error()
+}
+
+// refused tells whether err is this refusal of etcd's.
+func refused(err, refusal error) bool {
+	_, text := facts(err)
+	return err != nil && text == refusal.Error()
+}
+
+// failure is an error in plain words, with the endpoints it is about.
+type failure struct {
+	text  string
+	cause error
+}
+
+func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.cause }
+
+// explain names the endpoints, and says what is wrong with those that cannot
+// be connected to.
+func (l *link) explain(err error) error {
+	var done *failure
+	if err == nil || errors.As(err, &done) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	code, text := facts(err)
+	switch {
+	case code == codes.DeadlineExceeded:
+		text = "no answer in time"
+	case code == codes.Unimplemented || strings.Contains(text, "server preface") || strings.Contains(text, "HTTP status code"):
+		text = "does not speak etcd's v3 API: " + text
+	}
+	var login *loginError
+	if errors.As(err, &login) {
+		text = fmt.Sprintf("log in as %q: %s", login.user, text)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all, bad []string
+	for _, e := range l.endpoints.All {
+		all = append(all, e.String())
+		if trouble := l.troubles[e.String()]; trouble != nil {
+			bad = append(bad, e.String()+": "+trouble.Error())
+		}
+	}
+	if len(bad) == len(all) {
+		text = "no etcd endpoint answers: " + strings.Join(bad, "; ")
+	} else {
+		text = strings.Join(append([]string{"etcd at " + strings.Join(all, ", ") + ": " + text}, bad...), "; ")
+	}
+	return &failure{strings.Join(strings.Fields(text), " "), err}
+}

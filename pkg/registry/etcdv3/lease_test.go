@@ -1,0 +1,167 @@
+package etcdv3_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	client "go.etcd.io/etcd/client/v3"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/registry/etcdv3"
+)
+
+// left gives the time to live of an etcd lease, as etcd has it.
+func (b *backdoor) left(id client.LeaseID) (left, granted int64, keys int) {
+	b.t.Helper()
+	resp, err := b.TimeToLive(context.Background(), id, client.WithAttachedKeys())
+	b.must(err)
+	return resp.TTL, resp.GrantedTTL, len(resp.Keys)
+}
+
+func TestEtcdLeases(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	day := 24 * time.Hour
+
+	made, err := r.Create(timeout(t), subnet7, attrs7, day)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, id := b.at("10.42.7.0-24")
+	if want := `{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:07"}}`; value != want {
+		t.Errorf("value %s, want %s", value, want)
+	}
+	if left, granted, keys := b.left(id); left < 86390 || granted != 86400 || keys != 1 {
+		t.Errorf("%d of %d s left, %d keys", left, granted, keys)
+	}
+
+	// Who is not the first leaves nothing behind, nor does who comes too late.
+	for range 3 {
+		if _, err := r.Create(timeout(t), subnet7, attrs7, day); !errors.Is(err, registry.ErrConflict) {
+			t.Error(err)
+		}
+		if _, err := r.Update(timeout(t), lease.Lease{Subnet: subnet7, Revision: made.Revision - 1}, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+			t.Error(err)
+		}
+	}
+	race(t, r)
+	if n := b.leases(); n != 2 {
+		t.Errorf("%d etcd leases, want 2", n)
+	}
+
+	// A renewal keeps the etcd lease, also with another value and in another process.
+	old := made.Expires
+	for _, a := range []string{attrs7.BackendData, `{"VtepMAC":"02:00:00:00:00:08"}`} {
+		attrs := attrs7
+		attrs.BackendData = a
+		other := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+		if made, err = other.Update(timeout(t), made, attrs, day); err != nil {
+			t.Fatal(err)
+		}
+		if _, now := b.at("10.42.7.0-24"); now != id || b.leases() != 2 || !made.Expires.After(old) {
+			t.Errorf("lease %x became %x; %d etcd leases; expires %v after %v", id, now, b.leases(), made.Expires, old)
+		}
+	}
+
+	// To a reservation and back.
+	if made, err = r.Update(timeout(t), made, attrs7, 0); err != nil || !made.Reservation() {
+		t.Fatal(made, err)
+	}
+	if _, now := b.at("10.42.7.0-24"); now != 0 {
+		t.Error("a reservation has an etcd lease")
+	}
+	if made, err = r.Update(timeout(t), made, attrs7, day); err != nil || made.Reservation() {
+		t.Fatal(made, err)
+	}
+	if _, now := b.at("10.42.7.0-24"); now == id || now == 0 {
+		t.Errorf("etcd lease %x", now)
+	}
+}
+
+// race has many creators at once; all but one of them lose after their grant.
+func race(t *testing.T, r *etcdv3.Registry) {
+	t.Helper()
+	errs := make(chan error)
+	for range 16 {
+		go func() {
+			_, err := r.Create(timeout(t), lease8.Subnet, attrs7, 24*time.Hour)
+			errs <- err
+		}()
+	}
+	won := 0
+	for range 16 {
+		switch err := <-errs; {
+		case err == nil:
+			won++
+		case !errors.Is(err, registry.ErrConflict):
+			t.Error(err)
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d won", won)
+	}
+}
+
+// What an operator's etcd lease carries beside the key is no business of ours.
+func TestSharedEtcdLease(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	g, err := b.Grant(context.Background(), 3600)
+	b.must(err)
+	for _, key := range []string{b.key("10.42.7.0-24"), "/elsewhere/their-own"} {
+		_, err := b.Client.Put(context.Background(), key, `{"PublicIP":"198.51.100.7"}`, client.WithLease(g.ID))
+		b.must(err)
+	}
+	ev, err := r.Get(timeout(t), subnet7)
+	if left := time.Until(ev.Lease.Expires); err != nil || left > time.Hour || left < 59*time.Minute {
+		t.Errorf("%+v, %v", ev, err)
+	}
+	renewed, err := r.Update(timeout(t), ev.Lease, attrs7, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, granted, keys := b.left(g.ID); granted != 3600 || keys != 1 {
+		t.Errorf("granted for %d s, %d keys", granted, keys)
+	}
+	if err := r.Delete(timeout(t), renewed); err != nil {
+		t.Error(err)
+	}
+	if resp, err := b.Client.Get(context.Background(), "/elsewhere/their-own"); err != nil || resp.Count != 1 {
+		t.Errorf("%v, %v", resp, err)
+	}
+}
+
+// The subnet of a dual-stack host is taken, by whatever key it is asked for.
+func TestDualStackHost(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	const name = "10.42.7.0-24&fd42:0:0:7::-64"
+	b.put(name, `{"PublicIP":"198.51.100.7","PublicIPv6":"fd00::7"}`, time.Hour)
+	if _, err := r.Create(timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("create: %v", err)
+	}
+	ev, err := r.Get(timeout(t), subnet7)
+	if err != nil || ev.Lease.PublicIP != attrs7.PublicIP || ev.Lease.Reservation() {
+		t.Fatalf("read %+v, %v", ev, err)
+	}
+	l, err := r.Update(timeout(t), ev.Lease, attrs7, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if value, id := b.at(name); value == "" || id == 0 {
+		t.Errorf("%q, lease %x", value, id)
+	}
+	if err := r.Delete(timeout(t), l); err != nil {
+		t.Error(err)
+	}
+	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Deleted {
+		t.Errorf("read %+v, %v", ev, err)
+	}
+}

@@ -1,0 +1,204 @@
+package etcdv3_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/registry/etcdv3"
+)
+
+// What may be wrong with options is package etcd's business; New tells it.
+func TestBadOptions(t *testing.T) {
+	for want, o := range map[string]etcdv3.Options{
+		"-etcd-endpoints": {Endpoints: []string{" "}},
+		"names no host":   {Endpoints: []string{"http://etcd:2379", "http://"}},
+		"-etcd-keyfile":   {Endpoints: []string{"etcd:2379"}, CertFile: "cert.pem"},
+		"-etcd-cafile":    {Endpoints: []string{"etcd:2379"}, CAFile: "/nonexistent"},
+	} {
+		if _, err := etcdv3.New(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: error %v, want %q in it", o, err, want)
+		}
+	}
+}
+
+// Whatever answers in etcd's place, an etcd 2 above all, the daemon gets an error that helps, and soon.
+func TestNotEtcd(t *testing.T) {
+	t.Parallel()
+	h2c := new(http.Protocols)
+	h2c.SetUnencryptedHTTP2(true)
+	for name, c := range map[string]struct {
+		serve     http.HandlerFunc
+		protocols *http.Protocols
+		want      string
+	}{
+		"etcd 2":     {http.NotFound, nil, "does not speak etcd's v3 API"},
+		"web site":   {func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("<html>")) }, h2c, "does not speak etcd's v3 API"},
+		"no service": {http.NotFound, h2c, "does not speak etcd's v3 API"},
+		"empty": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Grpc-Status", "0")
+		}, h2c, ""},
+		"no leader": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Grpc-Status", "14")
+			w.Header().Set("Grpc-Message", "etcdserver: no leader")
+		}, h2c, "no leader"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewUnstartedServer(c.serve)
+			server.Config.Protocols = c.protocols
+			server.Start()
+			defer server.Close()
+			r := open(t, etcdv3.Options{Endpoints: []string{server.URL}, Prefix: prefix})
+			start := time.Now()
+			_, errs := calls(timeout(t), r)
+			for op, err := range errs {
+				if err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) || errors.Is(err, registry.ErrHistoryLost) {
+					t.Errorf("%s: error %v", op, err)
+				} else if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), server.URL) {
+					t.Errorf("%s: error %q, want %q in it", op, err, c.want)
+				}
+			}
+			if d := time.Since(start); d > 5*time.Second {
+				t.Errorf("took %v", d)
+			}
+		})
+	}
+}
+
+func TestFailover(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	openBackdoor(t, etcd.URL, prefix).setConfig("{}")
+	r := open(t, etcdv3.Options{Endpoints: []string{"http://127.0.0.1:1", " " + strings.TrimPrefix(etcd.URL, "http://") + " ", "http://[::1]:1"}, Prefix: "/coreos.com//network/"})
+	for range 10 {
+		if c, err := r.Config(timeout(t)); err != nil || string(c) != "{}" {
+			t.Errorf("config %q, %v", c, err)
+		}
+	}
+	if _, err := r.Create(timeout(t), subnet7, attrs7, time.Hour); err != nil {
+		t.Error(err)
+	}
+	// To v3, a prefix without a slash is another one.
+	other := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "coreos.com/network/"})
+	if _, err := other.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) || !strings.Contains(err.Error(), " coreos.com/network/config") {
+		t.Error(err)
+	}
+}
+
+// An etcd that is away is known to be at once, and why.
+func TestAway(t *testing.T) {
+	etcd := etcdtest.NewEtcd(t)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
+	start := time.Now()
+	_, errs := calls(timeout(t), r)
+	for op, err := range errs {
+		for _, want := range []string{etcd.URL, "http://127.0.0.1:1", "connection refused"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v", op, err)
+			}
+		}
+	}
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("took %v", d)
+	}
+	etcd.Start(t)
+	start = time.Now()
+	eventually(t, "etcd answers", func() bool {
+		_, err := r.Config(timeout(t))
+		return errors.Is(err, registry.ErrNoConfig)
+	})
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
+
+func TestUnixSocket(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	socket := filepath.Join(t.TempDir(), "etcd.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", strings.TrimPrefix(etcd.URL, "http://"))
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() { defer out.Close(); io.Copy(out, in) }()
+			go func() { defer in.Close(); io.Copy(in, out) }()
+		}
+	}()
+	openBackdoor(t, etcd.URL, prefix).setConfig("{}")
+	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+	r := open(t, etcdv3.Options{Endpoints: []string{"unix://" + socket}, Prefix: prefix})
+	if c, err := r.Config(timeout(t)); err != nil || string(c) != "{}" {
+		t.Errorf("config %q, %v", c, err)
+	}
+}
+
+// Nothing is left behind by a registry that was closed, and Close ends what waits.
+func TestNoLeaks(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	for i := range 20 {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		if _, _, err := r.Watch(ctx, list(t, r).Index); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("watch: %v", err)
+		}
+		cancel()
+		calls(ctx, r)
+		if i%5 == 0 {
+			calls(timeout(t), r)
+		}
+	}
+	r.SetPoll(10 * time.Second)
+	got := watching(t, r, list(t, r).Index)
+	// etcd lives in this process too; its goroutines don't count.
+	ours := func() (n int) {
+		buf := make([]byte, 1<<22)
+		for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(g, "registry/etcdv3.") && !strings.Contains(g, "TestNoLeaks(") || strings.Contains(g, "newHTTP2Client") {
+				n++
+			}
+		}
+		return n
+	}
+	// The connections of etcd's own gateway to itself stay, in whatever number.
+	own := func() int { return strings.Count(stacks(), "registry/etcdv3.(*Registry).receive") }
+	eventually(t, "a watch waits", func() bool { return own() == 1 })
+	before := ours()
+	r.Close()
+	if res := <-got; res.err == nil {
+		t.Errorf("a watch outlived its registry: %+v", res)
+	}
+	eventually(t, "goroutines end", func() bool { return own() == 0 && ours() < before })
+	_, errs := calls(timeout(t), r)
+	for op, err := range errs {
+		if err == nil {
+			t.Errorf("%s of a closed registry", op)
+		}
+	}
+}
+
+func stacks() string {
+	buf := make([]byte, 1<<22)
+	return string(buf[:runtime.Stack(buf, true)])
+}

@@ -1,0 +1,290 @@
+package etcdv3
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	client "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// Create implements registry.Registry. It makes the plain key, if neither
+// that nor one of a dual-stack host exists.
+func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	l, err := r.create(ctx, subnet, a, seconds(ttl))
+	if err != nil {
+		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnet, err)
+	}
+	return l, nil
+}
+
+func (r *Registry) create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl int64) (lease.Lease, error) {
+	value, err := a.Encode()
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	found, revision, err := r.entries(ctx, subnet)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	if len(found) > 0 {
+		return lease.Lease{}, registry.ErrConflict
+	}
+	g, err := r.grant(ctx, ttl)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	// There may be tails that are nobody's lease. None may be new.
+	key := r.key(subnet)
+	return r.put(ctx, &mvccpb.KeyValue{Key: []byte(key), Value: value}, g,
+		client.Compare(client.CreateRevision(key), "=", 0),
+		client.Compare(client.ModRevision(tails(key)), "<", int64(revision)+1).WithRange(tailsEnd(key)))
+}
+
+// Update implements registry.Registry.
+//
+// The etcd lease that carries nothing but this key, with this ttl, is kept
+// alive and stays; that is so at every renewal, whoever granted it, and leaves
+// nothing behind. Any other is replaced by a fresh one and left to end by
+// itself: it may be somebody's who looks after it, or carry other keys, and
+// revoking it would delete those.
+func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	l, err := r.update(ctx, prev, a, seconds(ttl))
+	if err != nil {
+		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnet, err)
+	}
+	return l, nil
+}
+
+func (r *Registry) update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl int64) (lease.Lease, error) {
+	value, err := a.Encode()
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	kv, err := r.find(ctx, prev)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	g, kept, err := r.prolong(ctx, kv.Lease, ttl)
+	if err == nil && !kept {
+		g, err = r.grant(ctx, ttl)
+	}
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	kv = &mvccpb.KeyValue{Key: kv.Key, CreateRevision: kv.CreateRevision, Value: value}
+	return r.put(ctx, kv, g, client.Compare(client.ModRevision(string(kv.Key)), "=", int64(prev.Revision)))
+}
+
+// Delete implements registry.Registry. The etcd lease, which may carry other
+// keys, ends by itself.
+func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	if err := r.delete(ctx, prev); err != nil {
+		return fmt.Errorf("delete lease %s: %w", prev.Subnet, err)
+	}
+	return nil
+}
+
+func (r *Registry) delete(ctx context.Context, prev lease.Lease) error {
+	kv, err := r.find(ctx, prev)
+	if err != nil {
+		return err
+	}
+	key := string(kv.Key)
+	resp, err := r.swap(ctx, key, client.OpDelete(key), client.Compare(client.ModRevision(key), "=", int64(prev.Revision)))
+	if err != nil {
+		return err
+	}
+	if !resp.Succeeded {
+		return conflict(resp)
+	}
+	return nil
+}
+
+// find gives the key that is at prev's revision. It may be one of a dual-stack
+// host, whose tail lease.Lease does not keep.
+func (r *Registry) find(ctx context.Context, prev lease.Lease) (*mvccpb.KeyValue, error) {
+	if prev.Revision == 0 {
+		return nil, fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
+	}
+	found, _, err := r.entries(ctx, prev.Subnet)
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range found {
+		if uint64(kv.ModRevision) == prev.Revision {
+			return kv, nil
+		}
+	}
+	if len(found) == 0 {
+		return nil, errGone
+	}
+	return nil, registry.ErrConflict
+}
+
+// put writes kv's key and value under g if the conditions hold. kv also says
+// when the key was created, if it exists.
+func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, conditions ...client.Cmp) (lease.Lease, error) {
+	key := string(kv.Key)
+	resp, err := r.swap(ctx, key, client.OpPut(key, string(kv.Value), client.WithLease(client.LeaseID(g.id))), conditions...)
+	switch {
+	case refused(err, rpctypes.ErrLeaseNotFound):
+		err = errGone // it ended just now, and took the key along
+	case err != nil:
+	case resp.Succeeded:
+		kv.Lease, kv.ModRevision = g.id, resp.Header.Revision
+		if kv.CreateRevision == 0 {
+			kv.CreateRevision = kv.ModRevision
+		}
+	default:
+		// A request that was sent twice on its way conflicts with itself.
+		switch is := holder(resp, g); {
+		case is != nil:
+			kv = is
+		case kv.CreateRevision == 0:
+			err = registry.ErrConflict
+		default:
+			err = conflict(resp)
+		}
+	}
+	if err != nil {
+		r.drop(ctx, g, err)
+		return lease.Lease{}, err
+	}
+	ev := r.decode(kv, g.expires)
+	if ev.Bad != nil {
+		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Bad.Err)
+	}
+	return ev.Lease, nil
+}
+
+// swap does op if the conditions hold; if they don't it reads the key.
+func (r *Registry) swap(ctx context.Context, key string, op client.Op, conditions ...client.Cmp) (resp *client.TxnResponse, err error) {
+	err = r.link.write(ctx, func(ctx context.Context) (err error) {
+		resp, err = r.kv.Txn(ctx).If(conditions...).Then(op).Else(client.OpGet(key)).Commit()
+		return err
+	})
+	return resp, err
+}
+
+// conflict says why the conditions of a swap of an existing key did not hold.
+func conflict(resp *client.TxnResponse) error {
+	if len(resp.Responses) > 0 && len(resp.Responses[0].GetResponseRange().GetKvs()) == 0 {
+		return errGone
+	}
+	return registry.ErrConflict
+}
+
+// holder gives the key as it was found, if it carries the fresh g: nobody but
+// us can have put it there.
+func holder(resp *client.TxnResponse, g grant) *mvccpb.KeyValue {
+	for _, one := range resp.Responses {
+		for _, kv := range one.GetResponseRange().GetKvs() {
+			if g.fresh && kv.Lease == g.id {
+				return kv
+			}
+		}
+	}
+	return nil
+}
+
+// grant is an etcd lease; the zero one is that of a reservation.
+type grant struct {
+	id      int64
+	expires time.Time
+	fresh   bool // by this very call
+}
+
+// grant asks for an etcd lease. If the answer is lost, the lease ends by itself.
+func (r *Registry) grant(ctx context.Context, ttl int64) (grant, error) {
+	if ttl == 0 {
+		return grant{}, nil
+	}
+	// Taken before asking: the time of the answer must not lengthen the lease.
+	now := time.Now()
+	var given *pb.LeaseGrantResponse
+	err := r.link.write(ctx, func(ctx context.Context) (err error) {
+		given, err = r.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: ttl})
+		return err
+	})
+	if err != nil {
+		return grant{}, fmt.Errorf("grant of %d s: %w", ttl, err)
+	}
+	return grant{given.ID, now.Add(time.Duration(given.TTL) * time.Second), true}, nil
+}
+
+// prolong keeps an etcd lease alive, if it is fit to stay.
+func (r *Registry) prolong(ctx context.Context, id, ttl int64) (g grant, kept bool, err error) {
+	if id == 0 || ttl == 0 {
+		return grant{}, false, nil
+	}
+	had, err := r.timeToLive(ctx, id)
+	if err != nil || had.GrantedTTL != ttl || len(had.Keys) != 1 {
+		return grant{}, false, err
+	}
+	now := time.Now()
+	var left int64
+	err = r.link.read(ctx, answerTimeout, func(ctx context.Context) error {
+		stream, err := r.leases.LeaseKeepAlive(ctx)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: id}); err != nil {
+			return err
+		}
+		resp, err := stream.Recv()
+		left = resp.GetTTL()
+		return err
+	})
+	if err != nil {
+		return grant{}, false, fmt.Errorf("keep its etcd lease alive: %w", err)
+	}
+	return grant{id: id, expires: now.Add(time.Duration(left) * time.Second)}, left > 0, nil
+}
+
+// timeToLive asks for what is left of an etcd lease, and for its keys.
+func (r *Registry) timeToLive(ctx context.Context, id int64) (resp *pb.LeaseTimeToLiveResponse, err error) {
+	err = r.link.read(ctx, answerTimeout, func(ctx context.Context) (err error) {
+		resp, err = r.leases.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: id, Keys: true})
+		return err
+	})
+	return resp, err
+}
+
+// drop revokes a fresh grant whose write failed. A write that got no answer
+// may have been done, and then revoking would delete the lease that its owner
+// finds when he looks again; such a grant is left to end by itself.
+func (r *Registry) drop(ctx context.Context, g grant, why error) {
+	switch code, _ := facts(why); {
+	case !g.fresh:
+		return
+	case code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled || code == codes.Internal || code == codes.Aborted:
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
+	// It ends by itself if this fails, in its own time.
+	_ = r.link.write(ctx, func(ctx context.Context) error {
+		_, err := r.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: g.id})
+		return err
+	})
+}
+
+// seconds rounds up: etcd takes whole seconds.
+func seconds(ttl time.Duration) int64 {
+	return int64((ttl + time.Second - 1) / time.Second)
+}
