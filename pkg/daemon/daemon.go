@@ -61,14 +61,15 @@ type network struct {
 
 // daemon is a running flanneld.
 type daemon struct {
-	options Options
-	log     *slog.Logger
-	kernel  *kernel.Kernel
-	uplink  atomic.Pointer[host.Uplink]
-	net     network
-	loop    *reconcile.Loop
-	rules   *rules
-	health  health
+	options  Options
+	log      *slog.Logger
+	kernel   *kernel.Kernel
+	uplink   atomic.Pointer[host.Uplink]
+	net      network
+	loop     *reconcile.Loop
+	rules    *rules
+	registry client
+	health   health
 
 	former  subnetenv.Env // of the run before
 	view    atomic.Pointer[lease.View]
@@ -124,7 +125,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
-	return d.serve(ctx, store.registry())
+	d.registry = store.registry()
+	return d.serve(ctx, d.registry)
 }
 
 func parseNetwork(raw []byte) (network, error) {

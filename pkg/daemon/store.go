@@ -36,6 +36,7 @@ func prefixes() []string { return []string{"/coreos.com/network", "/atomic.io/ne
 // client is a registry with connections.
 type client interface {
 	registry.Registry
+	Reconnect() // drops connections, for a local address that is gone
 	Close()
 }
 

@@ -20,8 +20,12 @@ func (d *daemon) chooseUplink(inv host.Inventory) error {
 	if err != nil {
 		return fmt.Errorf("choose the uplink: %w", err)
 	}
-	if before := d.uplink.Swap(&u); before == nil || *before != u {
+	before := d.uplink.Swap(&u)
+	if before == nil || *before != u {
 		d.log.Info("chose the uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why)
+	}
+	if before != nil && before.Addr != u.Addr {
+		d.registry.Reconnect()
 	}
 	return nil
 }

@@ -47,6 +47,7 @@ type link struct {
 	options   etcd.Options
 	endpoints etcd.Endpoints
 	conn      *grpc.ClientConn
+	lines     etcd.Lines
 	login     pb.AuthClient
 	token     chan token // holds the one there is
 
@@ -129,7 +130,7 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 			if !e.Secure() { // else it remains to be seen
 				l.note(e, nil)
 			}
-			return &dialed{conn, e}, nil
+			return &dialed{l.lines.Add(conn), e}, nil
 		}
 	}
 	return nil, fmt.Errorf("no endpoint %s", url)

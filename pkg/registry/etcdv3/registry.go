@@ -113,6 +113,10 @@ func (r *Registry) Close() {
 	r.streams.Wait()
 }
 
+// Reconnect drops all connections, whose calls fail. To be called when the host
+// has another address.
+func (r *Registry) Reconnect() { r.link.lines.Cut() }
+
 // Config implements registry.Registry. Of an etcd that has no v3 API it says so.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)

@@ -251,7 +251,9 @@ func (s *suite) listMany() {
 		wg.Go(func() {
 			for i := w; i < n; i += 16 {
 				p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
-				if _, err := s.Registry.Create(s.ctx, p, attrs(i), ttl); err != nil {
+				if i%10 != 0 {
+					s.Put(lease.Key(p), s.value(i), 0)
+				} else if _, err := s.Registry.Create(s.ctx, p, attrs(i), ttl); err != nil {
 					s.Error(err)
 					return
 				}
