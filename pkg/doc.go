@@ -5,7 +5,7 @@
 // "something changed" to "the kernel is right", and start, join, leave, restart,
 // repair and reconnect are all that same path:
 //
-//	etcd v2 --registry--> subnet (acquire, renew, follow) --lease.View--+
+//	etcd v2|v3 -registry-> subnet (acquire, renew, follow) --lease.View-+
 //	rtnetlink events ---> kernel.Watch ---------------------host.Facts--+
 //	                                                                    v
 //	             backend.Desired(facts, view)            pure: no clock, no I/O
@@ -28,7 +28,7 @@
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values
 //	backend     one file a backend: what to publish, what the kernel should hold
-//	registry    what a store of leases can do; etcdv2 and memory do it
+//	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it
 //	subnet      acquires, renews and follows leases: registry in, View out
 //	kernel      the only home of netlink: inventory, snapshot, apply, watch
 //	iptables    keeps the packet filter rules, by the iptables commands

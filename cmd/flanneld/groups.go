@@ -28,8 +28,8 @@ var groups = []group{
 		f.StringVar(&e.KeyFile, "etcd-keyfile", "", "`file` with the key of the client certificate (PEM)")
 		f.StringVar(&e.CertFile, "etcd-certfile", "", "`file` with the client certificate (PEM)")
 		f.StringVar(&e.CAFile, "etcd-cafile", "", "`file` with the CA that signs etcd's certificates (PEM); enough by itself")
-		f.StringVar(&e.Username, "etcd-username", "", "`name` for basic authentication")
-		f.StringVar(&e.Password, "etcd-password", "", "`password` for basic authentication; FLANNELD_ETCD_PASSWORD hides it from the process list")
+		f.StringVar(&e.Username, "etcd-username", "", "`name` of etcd's user, in either API")
+		f.StringVar(&e.Password, "etcd-password", "", "his `password`; FLANNELD_ETCD_PASSWORD hides it from the process list")
 	}},
 	{"uplink: the interface that carries the overlay (default: that of the default route)", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringArrayVar(&cl.ifaces, "iface", nil, "`name` or IPv4 address of an interface; may be repeated, the first that fits wins")
