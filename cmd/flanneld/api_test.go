@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -98,4 +100,38 @@ type store interface {
 	Put(ctx context.Context, key, value string, ttl time.Duration) error
 	Get(ctx context.Context, key string) (lab.Entry, error)
 	Delete(ctx context.Context, key string) error
+}
+
+// TestRelease: a host that is told to gives up its lease when it ends in good
+// order, and only then; the network stays as it is.
+func TestRelease(t *testing.T) {
+	for _, api := range []string{"v2", "v3"} {
+		t.Run(api, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 2})
+			keys := map[string]store{"v2": c.Etcd, "v3": c.Etcd.V3()}[api]
+			c.must(keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+			h, other := c.Hosts[0], c.Hosts[1]
+			c.must(c.StartAll(c.ctx, "-release-lease-on-exit"))
+			before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
+			key := func(h *lab.Host) string {
+				return c.prefix + "/subnets/" + strings.ReplaceAll(c.subnet(h).String(), "/", "-")
+			}
+			code, err := h.Flanneld().Stop(c.ctx)
+			if err != nil || code != 0 {
+				t.Errorf("exit code %d, %v", code, err)
+			}
+			if _, err := keys.Get(c.ctx, key(h)); !errors.Is(err, lab.ErrNoKey) {
+				t.Errorf("the lease after the end: %v", err)
+			}
+			if after := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(after.Links) != len(before.Links) {
+				t.Errorf("the kernel holds\n%s\nafterwards\n%s", before.Text(), after.Text())
+			}
+			c.must(other.Flanneld().Signal(os.Kill))
+			_, err = other.Flanneld().Wait(c.ctx)
+			c.must(err)
+			if _, err := keys.Get(c.ctx, key(other)); err != nil {
+				t.Errorf("the lease of a host that was killed: %v", err)
+			}
+		})
+	}
 }

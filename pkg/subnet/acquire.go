@@ -111,6 +111,9 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	if err != nil {
 		return lease.Lease{}, listing, &attrsError{err}
 	}
+	if !ok {
+		mine, ok = q.former(listing, a)
+	}
 	a.PublicIP = q.PublicIP
 	if ok {
 		l, err := q.reuse(ctx, mine, a)
@@ -154,6 +157,19 @@ func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
 	return slices.MinFunc(fit, func(a, b lease.Lease) int {
 		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), lease.ComparePrefix(a.Subnet, b.Subnet))
 	}), true
+}
+
+// former gives the lease that this host had at another address, which it got
+// while nobody followed: the one of the previous subnet, known as ours by what no
+// other host publishes, such as the MAC of a device.
+func (q *acquisition) former(listing registry.Listing, a lease.Attrs) (lease.Lease, bool) {
+	for _, l := range listing.Leases {
+		if l.Subnet == q.Previous && q.Pool.Fits(l.Subnet) && l.BackendType == a.BackendType && l.BackendData == a.BackendData && a.BackendData != "" {
+			q.Log.Info("found lease of the previous subnet at a former address", "subnet", l.Subnet, "public_ip", l.PublicIP)
+			return l, true
+		}
+	}
+	return lease.Lease{}, false
 }
 
 // reuse renews a lease that this host already has; a reservation stays one.

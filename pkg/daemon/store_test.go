@@ -1,0 +1,80 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// TestResolve asks a name server for etcd's members, with and without TLS.
+func TestResolve(t *testing.T) {
+	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go serveNames(server, map[string]dnsmessage.SRVResource{
+		"_etcd-client-ssl._tcp.example.org.": {Target: dnsmessage.MustNewName("a.example.org."), Port: 2379},
+		"_etcd-client._tcp.example.org.":     {Target: dnsmessage.MustNewName("b.example.org."), Port: 4001},
+	})
+	system := net.DefaultResolver
+	defer func() { net.DefaultResolver = system }()
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "udp4", server.LocalAddr().String())
+	}}
+	var log strings.Builder
+	got, err := resolve(t.Context(), "example.org", slog.New(slog.NewTextHandler(&log, nil)))
+	if want := []string{"https://a.example.org.:2379", "http://b.example.org.:4001"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("found %q, %v, want %q; log:\n%s", got, err, want, &log)
+	}
+
+	// Nothing there is no reason to end, but its context's end is.
+	ctx, cancel := context.WithCancel(t.Context())
+	log.Reset()
+	if got, err := resolve(ctx, "example.net", slog.New(slog.NewTextHandler(ender{&log, cancel}, nil))); err == nil {
+		t.Errorf("found %q", got)
+	}
+	if n := strings.Count(log.String(), "cannot find etcd by SRV records"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, &log)
+	}
+}
+
+// ender ends a context once something was written.
+type ender struct {
+	*strings.Builder
+	cancel context.CancelFunc
+}
+
+func (e ender) Write(b []byte) (int, error) {
+	e.cancel()
+	return e.Builder.Write(b)
+}
+
+// serveNames answers questions for SRV records.
+func serveNames(server net.PacketConn, records map[string]dnsmessage.SRVResource) {
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := server.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
+			continue
+		}
+		q := m.Questions[0]
+		m.Response, m.RCode, m.Additionals = true, dnsmessage.RCodeNameError, nil
+		if r, ok := records[q.Name.String()]; ok && q.Type == dnsmessage.TypeSRV {
+			m.RCode = dnsmessage.RCodeSuccess
+			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}, Body: &r}}
+		}
+		if answer, err := m.Pack(); err == nil {
+			server.WriteTo(answer, from)
+		}
+	}
+}
