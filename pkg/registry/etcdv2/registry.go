@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,7 @@ const (
 // Registry is a network's part of an etcd v2 store.
 type Registry struct {
 	keys      client.KeysAPI
+	where     string // the endpoints
 	transport *transport
 	config    string // key of the network config
 	subnets   string // key of the directory of leases
@@ -64,7 +66,7 @@ func New(o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := newTransport(endpoints, tlsConfig)
+	t := newTransport(endpoints, o, tlsConfig)
 	c, err := client.New(client.Config{
 		Endpoints:               endpoints.urls,
 		Transport:               t,
@@ -78,6 +80,7 @@ func New(o Options) (*Registry, error) {
 	prefix := path.Join("/", o.Prefix)
 	r := &Registry{
 		keys:      client.NewKeysAPI(c),
+		where:     strings.Join(endpoints.urls, ", "),
 		transport: t,
 		config:    path.Join(prefix, "config"),
 		subnets:   path.Join(prefix, "subnets"),
@@ -106,7 +109,7 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	case code(err) == client.ErrorCodeKeyNotFound:
 		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", r.config, explain(err))
+		return nil, fmt.Errorf("read %s: %w", r.config, r.explain(err))
 	case resp.Node.Dir:
 		return nil, fmt.Errorf("%w: %s is a directory", registry.ErrNoConfig, r.config)
 	}
@@ -145,7 +148,7 @@ func (r *Registry) list(ctx context.Context) (client.Nodes, uint64, error) {
 	case errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound:
 		return nil, refused.Index, nil
 	case err != nil:
-		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, explain(err))
+		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(err))
 	case resp.Node == nil:
 		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, errNoNode)
 	case !resp.Node.Dir:
@@ -164,7 +167,7 @@ func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event
 		return registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: refused.Index}, Deleted: true}, nil
 	}
 	if err != nil {
-		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnet, explain(err))
+		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnet, r.explain(err))
 	}
 	return decode(resp.Node, time.Now()), nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +52,31 @@ func TestTLS(t *testing.T) {
 				t.Errorf("%s, client certificates %v: error %v, want %q", c.name, mutual, err, c.want)
 			}
 		}
+	}
+}
+
+// A CA that is renewed in place is taken at the next connection.
+func TestRenewedCA(t *testing.T) {
+	ca := etcdtest.NewAuthority(t)
+	cert, key := ca.Issue("server")
+	etcd := etcdtest.StartEtcd(t, func(c *embed.Config) {
+		c.ListenClientUrls[0].Scheme = "https"
+		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = cert, key
+	})
+	file := etcdtest.NewAuthority(t).File
+	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix, CAFile: file})
+	if _, err := r.List(context.Background()); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("error %v", err)
+	}
+	pem, err := os.ReadFile(ca.File)
+	if err == nil {
+		err = os.WriteFile(file, pem, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.List(context.Background()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -37,13 +37,24 @@ type transport struct {
 	waiting func(from, to uint64) // told when a watch after index from begins to wait at store index to
 }
 
-func newTransport(e endpoints, tlsConfig *tls.Config) *transport {
+func newTransport(e endpoints, o Options, tlsConfig *tls.Config) *transport {
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
 		// The long-poll waits on a connection without traffic.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
 	}
 	lines := &etcd.Lines{}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		host, _, _ := net.SplitHostPort(addr)
+		if socket, ok := e.sockets[host]; ok {
+			network, addr = "unix", socket
+		}
+		conn, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return lines.Add(conn), nil
+	}
 	return &transport{lines: lines, Transport: &http.Transport{
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			if _, ok := e.sockets[req.URL.Hostname()]; ok {
@@ -51,21 +62,40 @@ func newTransport(e endpoints, tlsConfig *tls.Config) *transport {
 			}
 			return http.ProxyFromEnvironment(req)
 		},
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			host, _, _ := net.SplitHostPort(addr)
-			if socket, ok := e.sockets[host]; ok {
-				network, addr = "unix", socket
-			}
-			conn, err := dialer.DialContext(ctx, network, addr)
+		DialContext: dial,
+		// With the files as they are then, the CA too; behind a proxy it is
+		// TLSClientConfig.
+		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			return lines.Add(conn), nil
+			return secure(ctx, o, conn, addr)
 		},
 		TLSClientConfig:     tlsConfig,
 		TLSHandshakeTimeout: answerTimeout,
 		IdleConnTimeout:     90 * time.Second,
 	}}
+}
+
+// secure speaks TLS on a connection to addr.
+func secure(ctx context.Context, o Options, conn net.Conn, addr string) (net.Conn, error) {
+	config, err := o.TLS()
+	if err == nil {
+		config.ServerName, _, err = net.SplitHostPort(addr)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	c := tls.Client(conn, config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -138,12 +168,16 @@ func contains(err, target error) bool {
 	return errors.Is(err, target)
 }
 
-// explain puts the client's errors into one line of plain words.
-func explain(err error) error {
+// explain puts the client's errors into one line of plain words, with the
+// endpoints.
+func (r *Registry) explain(err error) error {
 	var all *client.ClusterError
+	var refused client.Error
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &refused):
+		return fmt.Errorf("etcd at %s: %w", r.where, err)
 	case errors.Is(err, client.ErrInvalidJSON):
 		return errors.New("answer is not one of etcd's v2 keys API: it is broken JSON")
 	case errors.As(err, &all):

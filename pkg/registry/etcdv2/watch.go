@@ -50,7 +50,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 		return nil, index, fmt.Errorf("watch %s after index %d: %w", r.subnets, index, registry.ErrHistoryLost)
 	case err != nil:
 		r.suspect.Store(true)
-		return nil, index, fmt.Errorf("watch %s: %w", r.subnets, explain(err))
+		return nil, index, fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
 	}
 	return r.events(resp)
 }
@@ -100,7 +100,7 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 	case errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound:
 		now = refused.Index
 	default:
-		return fmt.Errorf("watch %s: %w", r.subnets, explain(err))
+		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
 	}
 	if now < index {
 		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrHistoryLost)

@@ -45,7 +45,7 @@ func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
 		if err == nil && resp.Node == nil {
 			return errNoNode
 		}
-		return refusal(err)
+		return r.refusal(err)
 	})
 	if err != nil {
 		return fmt.Errorf("delete lease %s: %w", prev.Subnet, err)
@@ -95,7 +95,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	now := time.Now()
 	resp, err := r.keys.Set(ctx, key, string(value), opts)
 	if err != nil {
-		return lease.Lease{}, refusal(err)
+		return lease.Lease{}, r.refusal(err)
 	}
 	if resp.Node == nil {
 		return lease.Lease{}, errNoNode
@@ -108,14 +108,14 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 }
 
 // refusal turns etcd's answer to a conditional write into the registry's terms.
-func refusal(err error) error {
+func (r *Registry) refusal(err error) error {
 	switch code(err) {
 	case client.ErrorCodeKeyNotFound:
 		return errGone
 	case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist, client.ErrorCodeNotFile:
 		return registry.ErrConflict
 	}
-	return explain(err)
+	return r.explain(err)
 }
 
 // seconds rounds up: etcd takes whole seconds, and takes 0 for "forever".
