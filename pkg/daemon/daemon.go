@@ -126,7 +126,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
 	d.registry = store.registry()
-	return d.serve(ctx, d.registry)
+	return d.serve(ctx)
 }
 
 func parseNetwork(raw []byte) (network, error) {
@@ -139,25 +139,16 @@ func parseNetwork(raw []byte) (network, error) {
 }
 
 // serve joins the network and follows it until ctx ends.
-func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
+func (d *daemon) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	defer cancel()
 
-	var err error
-	if d.former, err = subnetenv.Read(d.options.SubnetFile); err != nil {
-		d.log.Warn("going on without the previous subnet", "err", err)
-	}
-	lo := d.leaseOptions(reg)
-	own, listing, err := subnet.Acquire(ctx, lo, d.attrs)
+	lo, own, listing, err := d.join(ctx)
 	if err != nil {
 		return err
 	}
-	view := lease.NewView(own, listing.Leases, true)
-	d.view.Store(&view)
-	d.terms.now = subnet.Terms{Attrs: own.Attrs, Pool: lo.Pool, TTL: lo.TTL}
-
 	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 	if err != nil {
 		return err
@@ -173,23 +164,51 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	if d.options.Blackhole {
 		wanted = backend.WithBlackhole(wanted)
 	}
-	d.loop = reconcile.New(reconcile.Config{
-		Kernel:  p,
-		Backend: wanted,
-		Network: d.net.Network,
-		Input:   d.input,
-		Log:     d.log,
-	})
+	d.loop = reconcile.New(reconcile.Config{Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Log: d.log})
 	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
 	tasks.Go(func() { d.watch(events.Events()) })
 	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
+	ruled := make(chan struct{}) // tried once; success is not waited for
+	tasks.Go(func() {
+		defer d.rules.close()
+		d.rules.look(ctx)
+		close(ruled)
+		d.rules.run(ctx)
+	})
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	d.rules.look(ctx)
-	defer d.rules.close()
-	tasks.Go(func() { d.rules.run(ctx) })
-	tasks.Go(func() { subnet.FollowConfig(ctx, reg, d.log, parseNetwork, d.reconfigure) })
+	<-ruled
+	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, parseNetwork, d.reconfigure) })
+	if err := d.announce(); err != nil {
+		return err
+	}
+	d.loop.Run(ctx)
+	if d.options.Release {
+		cancel()
+		tasks.Wait() // or Follow would make it again
+		d.release()
+	}
+	return nil
+}
+
+// join leases a subnet, on the terms of the network config.
+func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, listing registry.Listing, err error) {
+	if d.former, err = subnetenv.Read(d.options.SubnetFile); err != nil {
+		d.log.Warn("going on without the previous subnet", "err", err)
+	}
+	o = d.leaseOptions()
+	if own, listing, err = subnet.Acquire(ctx, o, d.attrs); err != nil {
+		return o, own, listing, err
+	}
+	view := lease.NewView(own, listing.Leases, true)
+	d.view.Store(&view)
+	d.terms.now = subnet.Terms{Attrs: own.Attrs, Pool: o.Pool, TTL: o.TTL}
+	return o, own, listing, nil
+}
+
+// announce tells docker and systemd that the network is there.
+func (d *daemon) announce() error {
 	if _, err := d.writeSubnetFile(); err != nil {
 		return err
 	}
@@ -197,36 +216,31 @@ func (d *daemon) serve(ctx context.Context, reg registry.Registry) error {
 	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
 		d.log.Warn("cannot tell systemd that the network is ready", "err", err)
 	}
-	d.log.Info("ready", "subnet", own.Subnet, "public_ip", own.PublicIP, "peers", len(d.view.Load().Peers))
+	view := d.view.Load()
+	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
 	d.warnOfObstacles()
-	d.loop.Run(ctx)
-	if d.options.Release {
-		cancel()
-		tasks.Wait() // or Follow would make it again
-		d.release(reg)
-	}
 	return nil
 }
 
 // release gives the lease back, so that another host may have the subnet at once.
 // What the kernel holds stays. A reservation is the operator's.
-func (d *daemon) release(reg registry.Registry) {
+func (d *daemon) release() {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseWithin)
 	defer cancel()
 	own := *d.own.Load()
 	if own.Reservation() {
 		return
 	}
-	if err := reg.Delete(ctx, own); err != nil {
+	if err := d.registry.Delete(ctx, own); err != nil {
 		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", own.Subnet, "expires", own.Expires, "err", err)
 		return
 	}
 	d.log.Info("gave up the lease", "subnet", own.Subnet)
 }
 
-func (d *daemon) leaseOptions(reg registry.Registry) subnet.Options {
+func (d *daemon) leaseOptions() subnet.Options {
 	return subnet.Options{
-		Registry: reg,
+		Registry: d.registry,
 		Pool:     d.net.pool(),
 		PublicIP: d.publicIP(),
 		Previous: d.former.Subnet,
