@@ -19,13 +19,7 @@ type ConfigReader interface {
 // once, and again when it is something else. The only error is that of ctx.
 func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error)) (T, error) {
 	away := outage{log: log}
-	said := ""
-	say := func(msg string, err error) {
-		if text := msg + err.Error(); text != said {
-			log.Warn(msg, "err", err)
-			said = text
-		}
-	}
+	say := complaint{log: log}
 	for {
 		raw, err := reg.Config(ctx)
 		switch {
@@ -35,14 +29,14 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 			if err == nil {
 				return config, nil
 			}
-			say("network config is invalid, waiting for a better one", err)
+			say.of("network config is invalid, waiting for a better one", err)
 		case ctx.Err() != nil:
 		case errors.Is(err, registry.ErrNoConfig):
 			away.end()
-			say("network config is missing, waiting for it", err)
+			say.of("network config is missing, waiting for it", err)
 		default:
 			away.begin(err)
-			said = ""
+			say.said = ""
 		}
 		if err := pause(ctx, between(time.Second/2, time.Second)); err != nil {
 			var none T
@@ -58,26 +52,33 @@ const configEvery = time.Minute
 // FollowConfig gives the network config to emit, again and again until ctx ends. One that
 // parse does not accept, or none, leaves everything as it is, and is said once.
 func FollowConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error), emit func(T)) {
-	said := ""
-	say := func(msg string, err error) {
-		if text := msg + err.Error(); text != said {
-			log.Warn(msg, "err", err)
-			said = text
-		}
-	}
+	say := complaint{log: log}
 	for pause(ctx, between(configEvery/2, configEvery)) == nil {
 		raw, err := reg.Config(ctx)
 		switch {
 		case err == nil:
 			config, err := parse(raw)
 			if err != nil {
-				say("the new network config is invalid, going on with the old one", err)
+				say.of("the new network config is invalid, going on with the old one", err)
 				continue
 			}
-			said = ""
+			say.said = ""
 			emit(config)
 		case errors.Is(err, registry.ErrNoConfig):
-			say("the network config is gone, going on with the old one", err)
+			say.of("the network config is gone, going on with the old one", err)
 		}
+	}
+}
+
+// complaint says what is wrong once, until something else is.
+type complaint struct {
+	log  *slog.Logger
+	said string
+}
+
+func (c *complaint) of(msg string, err error) {
+	if text := msg + err.Error(); text != c.said {
+		c.log.Warn(msg, "err", err)
+		c.said = text
 	}
 }
