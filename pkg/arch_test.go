@@ -57,6 +57,7 @@ var homes = map[string][]string{
 	"github.com/vishvananda/netns":     {"lab"},
 	"go.etcd.io/etcd/client/v2":        {"registry/etcdv2", "lab"},
 	"go.etcd.io/etcd/client/v3":        {"registry/etcdv3", "lab"},
+	"go.etcd.io/etcd/api/v3":           {"registry/etcdv3", "lab"},
 	"google.golang.org/grpc":           {"registry/etcdv3", "lab"},
 	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},

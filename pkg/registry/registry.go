@@ -36,7 +36,8 @@ var (
 type Registry interface {
 	// Config returns the raw network config, or ErrNoConfig.
 	Config(ctx context.Context) ([]byte, error)
-	// List returns every lease at one moment.
+	// List returns every lease at one moment. Of when a lease expires, it and
+	// Watch need only tell whether it does; Get and the writes say when.
 	List(ctx context.Context) (Listing, error)
 	// Get returns what one lease's key holds now, in the form of the event
 	// that made it so: a lease, Deleted, or Bad.

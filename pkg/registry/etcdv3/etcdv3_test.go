@@ -150,6 +150,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	var n atomic.Int32
 	registrytest.Run(t, func(t *testing.T) registrytest.Harness {

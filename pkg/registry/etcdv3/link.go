@@ -195,7 +195,7 @@ type secured struct {
 
 func (c *secured) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if (n > 0 || err != nil) && c.heard.CompareAndSwap(false, true) {
+	if (n > 0 || err != nil && !errors.Is(err, net.ErrClosed)) && c.heard.CompareAndSwap(false, true) {
 		if n > 0 {
 			c.told(nil)
 		} else {

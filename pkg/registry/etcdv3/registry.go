@@ -17,6 +17,7 @@ package etcdv3
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -108,7 +109,9 @@ func newRegistry(o Options, maxMessage int) (*Registry, error) {
 
 // Close ends all connections, and with them the calls in flight.
 func (r *Registry) Close() {
-	r.end()
+	r.mu.Lock()
+	r.end() // no stream begins after this
+	r.mu.Unlock()
 	r.link.close()
 	r.streams.Wait()
 }
@@ -135,6 +138,9 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 func (r *Registry) get(ctx context.Context, limit time.Duration, key string, opts ...client.OpOption) (resp *client.GetResponse, err error) {
 	err = r.link.read(ctx, limit, func(ctx context.Context) (err error) {
 		resp, err = r.kv.Get(ctx, key, opts...)
+		if err == nil && resp.Header == nil {
+			return errNoHeader
+		}
 		return err
 	})
 	return resp, err
@@ -263,6 +269,9 @@ func (r *Registry) decode(kv *mvccpb.KeyValue, expires time.Time) registry.Event
 	}
 	return registry.Event{Lease: l}
 }
+
+// errNoHeader: something answers in etcd's place.
+var errNoHeader = errors.New("answer is not one of etcd's: it has no header")
 
 // errGone is the conflict of a key that does not exist.
 var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)

@@ -120,6 +120,7 @@ func enableAuth(b *backdoor, password string) {
 }
 
 func TestPassword(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t, func(c *embed.Config) { c.AuthTokenTTL, c.BcryptCost = 2, 4 })
 	b := openBackdoor(t, etcd.URL, prefix)
 	b.setConfig("{}")

@@ -49,6 +49,12 @@ func TestNotEtcd(t *testing.T) {
 			w.Header().Set("Content-Type", "application/grpc")
 			w.Header().Set("Grpc-Status", "0")
 		}, h2c, ""},
+		"empty messages": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Trailer", "Grpc-Status")
+			w.Write(make([]byte, 5))
+			w.Header().Set("Grpc-Status", "0")
+		}, h2c, ""},
 		"no leader": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/grpc")
 			w.Header().Set("Grpc-Status", "14")

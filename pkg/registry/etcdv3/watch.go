@@ -126,6 +126,12 @@ func (r *Registry) open(ctx context.Context, index uint64) (*stream, uint64, err
 		return nil, 0, err
 	}
 	s := &stream{index: index, batches: make(chan batch), cancel: cancel}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.life.Err() != nil { // closed meanwhile
+		cancel()
+		return nil, 0, r.life.Err()
+	}
 	r.streams.Go(func() {
 		defer cancel()
 		s.err = r.receive(life, wire, s.batches)
@@ -155,6 +161,9 @@ func (r *Registry) begin(ctx context.Context, index uint64) (pb.Watch_WatchClien
 	first, err := wire.Recv()
 	if err == nil {
 		err = cancelled(first)
+	}
+	if err == nil && (!first.Created || first.Header == nil) {
+		err = errNoHeader
 	}
 	return wire, first, err
 }
@@ -186,6 +195,9 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 			return err
 		}
 		for _, ev := range resp.Events {
+			if ev.Kv == nil {
+				return errNoHeader
+			}
 			b.events = append(b.events, r.event(ev))
 			b.index = uint64(ev.Kv.ModRevision)
 		}

@@ -90,7 +90,9 @@ func TestRestartAndWipe(t *testing.T) {
 	etcd.Wipe(t)
 	etcd.Start(t)
 	eventually(t, "history is lost", func() bool {
-		_, _, err := r.Watch(timeout(t), index)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_, _, err := r.Watch(ctx, index)
 		return errors.Is(err, registry.ErrHistoryLost)
 	})
 	l := list(t, r)
@@ -171,6 +173,7 @@ func TestCompaction(t *testing.T) {
 		t.Errorf("events %+v", events)
 	}
 	b.compact()
+	r.SetPoll(30 * time.Second)
 	if _, _, err := r.Watch(timeout(t), index); !errors.Is(err, registry.ErrHistoryLost) {
 		t.Errorf("watch from before a compaction: %v", err)
 	}
@@ -225,6 +228,7 @@ func TestForeignKeys(t *testing.T) {
 
 // One transaction of others on many leases comes whole, however large it is.
 func TestLargeAnswers(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := openBackdoor(t, etcd.URL, prefix)
 	r, err := etcdv3.NewSmall(etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix}, 3<<20)

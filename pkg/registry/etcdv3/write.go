@@ -176,6 +176,9 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 func (r *Registry) swap(ctx context.Context, key string, op client.Op, conditions ...client.Cmp) (resp *client.TxnResponse, err error) {
 	err = r.link.write(ctx, func(ctx context.Context) (err error) {
 		resp, err = r.kv.Txn(ctx).If(conditions...).Then(op).Else(client.OpGet(key)).Commit()
+		if err == nil && resp.Header == nil {
+			return errNoHeader
+		}
 		return err
 	})
 	return resp, err
@@ -219,6 +222,9 @@ func (r *Registry) grant(ctx context.Context, ttl int64) (grant, error) {
 	var given *pb.LeaseGrantResponse
 	err := r.link.write(ctx, func(ctx context.Context) (err error) {
 		given, err = r.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: ttl})
+		if err == nil && given.ID == 0 { // which would make a reservation
+			return errNoHeader
+		}
 		return err
 	})
 	if err != nil {
