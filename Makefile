@@ -71,6 +71,8 @@ help:
 	@echo '  make test-arch             the pure packages on s390x and ppc64le, through qemu'
 	@echo '  make test-dist             the release tarballs: contents, static, reproducible'
 	@echo '  make fuzz                  every fuzz target, for FUZZTIME each'
+	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
+	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
 	@echo '  make vet gofmt             static checks'
 	@echo
 	@echo 'Variables, from the environment or the command line'
@@ -208,6 +210,13 @@ fuzz: | need-go
 	    echo "$$name in $$(dirname "$$file"), $(FUZZTIME):"; \
 	    $(GO) test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s "./$$(dirname "$$file")" </dev/null; \
 	done
+
+# "make test" has a short one of these. The go command's own limit is 10 minutes.
+CHAOS_TIME ?= 10m
+.PHONY: chaos
+chaos: need-root dist/flanneld
+	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' \
+	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
 
 # All tarballs, twice: the second time in another place, with another umask and
 # time zone. What differs or is not as promised is an error.

@@ -10,6 +10,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -29,6 +30,9 @@ var (
 	// ErrHistoryLost: what happened after the index asked for can no longer be
 	// told one by one; list again.
 	ErrHistoryLost = errors.New("watch history lost")
+	// ErrTurnedBack is an ErrHistoryLost too: the store is at an index below the
+	// one asked for, so it was wiped or restored from a backup.
+	ErrTurnedBack = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)
 )
 
 // Registry is a store of one network's config and leases. Calls may run

@@ -16,6 +16,9 @@ import (
 const (
 	// settle is how long changes are gathered before they become one View.
 	settle = 25 * time.Millisecond
+	// grace is how long a lease that is gone stays in force: a host that is
+	// there makes its own again in less.
+	grace = time.Second
 	// Bounds of the wait between attempts while the registry is away.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
 	// ghostTime is how long peers are believed in that a wiped registry does not
@@ -73,6 +76,7 @@ type follower struct {
 	bad    map[string]registry.Bad      // by key
 	index  uint64                       // watch from here
 	relist bool                         // the index is worth nothing
+	turned bool                         // the registry was wiped or restored since all was listed last
 	listed time.Time                    // when all was listed last
 
 	own    lease.Lease
@@ -92,6 +96,7 @@ type follower struct {
 	settle   *time.Timer // publish
 	exorcise *time.Timer // drop the ghosts
 	settled  bool        // nothing to publish
+	settles  time.Time   // when to publish, if not settled
 	last     lease.View  // as emitted
 	status   Status      // as reported
 }
@@ -153,6 +158,7 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 	case errors.Is(r.err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", r.err)
 		f.relist = true
+		f.turned = f.turned || errors.Is(r.err, registry.ErrTurnedBack)
 		f.retry.Reset(f.relistDelay())
 	default:
 		f.lost(r.err)
@@ -203,6 +209,9 @@ func (f *follower) reconnect(ctx context.Context) {
 		f.listed = time.Now()
 		f.load(listing)
 		f.known = false
+		if f.away.active() {
+			f.fights = fight{} // an etcd that was wiped took our key, and everybody's: that was no contest
+		}
 	}
 	f.away.end()
 	f.watch(ctx)
@@ -217,6 +226,7 @@ func (f *follower) lostUnless(ctx context.Context, err error) {
 
 // load takes a listing in place of everything known.
 func (f *follower) load(listing registry.Listing) {
+	f.turned = f.turned || listing.Index < f.index
 	f.index = listing.Index
 	leases := make(map[netip.Prefix]lease.Lease, len(listing.Leases))
 	for _, l := range listing.Leases {
@@ -236,20 +246,23 @@ func (f *follower) load(listing registry.Listing) {
 	f.changed()
 }
 
-// haunt keeps peers that a listing should have. One without our own lease is
-// from a registry that was wiped or restored: it has forgotten the others as well,
-// who are there all the same and will make their leases again, as we do.
+// haunt keeps peers that a listing should have. One without our own lease, or
+// with it as it once was, is from a registry that was wiped or restored, and so
+// is one of a lower index: it has forgotten others as well, who are there all the
+// same and will make their leases again, as we do.
 func (f *follower) haunt(leases map[netip.Prefix]lease.Lease) {
-	_, ours := leases[f.own.Subnet]
+	ours, ok := leases[f.own.Subnet]
+	forgot := f.turned || !ok || ours.Revision < f.own.Revision
+	f.turned = false
 	for subnet, l := range f.leases {
 		if _, listed := leases[subnet]; listed || subnet == f.own.Subnet {
 			delete(f.ghosts, subnet)
-		} else if !ours || f.ghosts[subnet] {
+		} else if forgot || f.ghosts[subnet] {
 			leases[subnet] = l
 			f.ghosts[subnet] = true
 		}
 	}
-	if !ours {
+	if forgot {
 		f.exorcise.Reset(ghostTime)
 	}
 }
@@ -277,10 +290,10 @@ func (f *follower) apply(ev registry.Event) {
 	case ev.Deleted:
 		f.forgive(subnet)
 		delete(f.leases, subnet)
-		f.changed()
+		f.publishIn(grace)
 	default:
 		f.forgive(subnet)
-		if !f.leases[subnet].SameAs(ev.Lease) {
+		if !f.leases[subnet].SameAs(ev.Lease) && !f.emitted(ev.Lease) {
 			f.changed()
 		}
 		f.leases[subnet] = ev.Lease
@@ -306,11 +319,22 @@ func (f *follower) forgive(subnet netip.Prefix) {
 }
 
 // changed has a View emitted soon.
-func (f *follower) changed() {
-	if f.settled {
-		f.settled = false
-		f.settle.Reset(settle)
+func (f *follower) changed() { f.publishIn(settle) }
+
+// publishIn has a View emitted after d, or before if that was asked for.
+func (f *follower) publishIn(d time.Duration) {
+	if at := time.Now().Add(d); f.settled || at.Before(f.settles) {
+		f.settled, f.settles = false, at
+		f.settle.Reset(d)
 	}
+}
+
+// emitted tells whether the last View has this lease of a peer.
+func (f *follower) emitted(l lease.Lease) bool {
+	i, ok := slices.BinarySearchFunc(f.last.Peers, l.Subnet, func(p lease.Lease, s netip.Prefix) int {
+		return lease.ComparePrefix(p.Subnet, s)
+	})
+	return ok && f.last.Peers[i].SameAs(l)
 }
 
 // publish emits what is known, unless it is what was emitted last.

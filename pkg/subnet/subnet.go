@@ -14,6 +14,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -55,21 +57,48 @@ type Status struct {
 	AwaySince time.Time   // since when the registry has not answered; zero while it does
 }
 
-// outage says once that the registry is away and once that it is back.
+const (
+	// An outage that lasts for patience may be of another cause than the one
+	// that began it, as when etcd comes back with a certificate that nobody
+	// trusts.
+	patience = 3 * time.Second
+	// mostCauses bounds how many of them are said of one outage.
+	mostCauses = 4
+)
+
+// outage says once that the registry is away and once that it is back, and in
+// between whatever else it is away for.
 type outage struct {
-	log   *slog.Logger
-	since time.Time
+	log    *slog.Logger
+	since  time.Time
+	causes []string // that were said
 }
 
 func (o *outage) active() bool { return !o.since.IsZero() }
 
 func (o *outage) begin(err error) {
-	if o.active() {
+	switch c := cause(err); {
+	case !o.active():
+		o.since, o.causes = time.Now(), []string{c}
+		o.log.Warn("registry does not answer, waiting for it", "err", err)
+	case time.Since(o.since) < patience || len(o.causes) == mostCauses || slices.Contains(o.causes, c):
 		o.log.Debug("registry still does not answer", "err", err)
-		return
+	default:
+		o.causes = append(o.causes, c)
+		o.log.Warn("registry still does not answer, now for another reason", "err", err)
 	}
-	o.since = time.Now()
-	o.log.Warn("registry does not answer, waiting for it", "err", err)
+}
+
+// cause is the innermost reason that an error gives, without numbers: ports and
+// times are others each time.
+func cause(err error) string {
+	text := err.Error()
+	return strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, text[strings.LastIndex(text, ": ")+1:])
 }
 
 func (o *outage) end() {

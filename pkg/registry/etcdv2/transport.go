@@ -111,7 +111,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 				req.URL.Host, resp.Status, strconv.Quote(media))
 		}
 	}
-	b := &body{ReadCloser: resp.Body, left: maxBody}
+	b := &body{ReadCloser: resp.Body, left: maxBody, host: req.URL.Host}
 	if q := req.URL.Query(); q.Get("wait") == "true" && resp.StatusCode == http.StatusOK {
 		b.empty = errNoEvent
 		from, ferr := strconv.ParseUint(q.Get("waitIndex"), 10, 64)
@@ -130,6 +130,7 @@ type body struct {
 	io.ReadCloser
 	left  int64
 	empty error
+	host  string // for errors
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -142,6 +143,9 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	if err == io.EOF && b.empty != nil {
 		return n, b.empty
+	}
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%s: %w", b.host, err)
 	}
 	return n, err
 }

@@ -103,7 +103,7 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
 	}
 	if now < index {
-		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrHistoryLost)
+		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrTurnedBack)
 	}
 	return nil
 }

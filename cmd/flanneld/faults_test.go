@@ -1,0 +1,357 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// apis are the stores that a network can be kept in.
+var apis = []struct {
+	name string
+	of   func(*cluster) faultyStore
+}{
+	{"v2", func(c *cluster) faultyStore { return c.Etcd }},
+	{"v3", func(c *cluster) faultyStore { return c.Etcd.V3() }},
+}
+
+type faultyStore interface {
+	store
+	PutAll(ctx context.Context, entries []lab.Entry) error
+}
+
+// A stage is a cluster whose network is kept in one of etcd's APIs, and to
+// which bad things happen, one row after another.
+type stage struct {
+	*cluster
+	store   faultyStore
+	options lab.Options
+	args    []string // of flanneld
+}
+
+const (
+	readyzPort = "8080"
+	awayLine   = "registry does not answer"
+	backLine   = "registry answers again"
+)
+
+// eachStore plays the same on a cluster of each API. They run side by side,
+// since most of the time is waiting.
+func eachStore(t *testing.T, options func(*testing.T) lab.Options, play func(*stage)) {
+	t.Parallel()
+	for _, api := range apis {
+		t.Run(api.name, func(t *testing.T) {
+			t.Parallel()
+			o := options(t)
+			c := newCluster(t, o)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			c.ctx = ctx
+			play(&stage{c, api.of(c), o, []string{"-etcd-api=" + api.name, "-healthz-ip=127.0.0.1", "-healthz-port=" + readyzPort}})
+		})
+	}
+}
+
+func threeHosts(*testing.T) lab.Options { return lab.Options{Hosts: 3} }
+
+// row plays a part as a test of its own. What follows needs a sound cluster.
+func (s *stage) row(name string, play func(*stage)) {
+	s.t.Helper()
+	ok := s.t.Run(name, func(t *testing.T) {
+		c := *s.cluster
+		c.t = t
+		play(&stage{&c, s.store, s.options, s.args})
+	})
+	if !ok {
+		s.t.FailNow()
+	}
+}
+
+// begin starts all hosts, with a container each.
+func (s *stage) begin(config string) {
+	s.t.Helper()
+	s.set("config", config)
+	s.must(s.StartAll(s.ctx, s.args...))
+	s.addContainers()
+	s.waitAllPairs()
+}
+
+// set writes a key below the prefix, without a TTL.
+func (s *stage) set(key, value string) {
+	s.t.Helper()
+	s.must(s.store.Put(s.ctx, s.prefix+"/"+key, value, 0))
+}
+
+// ownLease reads what a host has in the registry.
+func (s *stage) ownLease(h *lab.Host) (key string, e lab.Entry, err error) {
+	s.t.Helper()
+	subnet := s.subnet(h)
+	key = fmt.Sprintf("%s/subnets/%s-%d", s.prefix, subnet.Addr(), subnet.Bits())
+	e, err = s.store.Get(s.ctx, key)
+	return key, e, err
+}
+
+// traffic is pings both ways between neighbours.
+type traffic struct {
+	s     *stage
+	pings []*lab.Pinger
+}
+
+func (s *stage) traffic(along ...*lab.Container) *traffic {
+	s.t.Helper()
+	tr := &traffic{s: s}
+	for i := 1; i < len(along); i++ {
+		for _, pair := range [][2]*lab.Container{{along[i-1], along[i]}, {along[i], along[i-1]}} {
+			p, err := pair[0].StartPinger(pair[1].Addr, 10*time.Millisecond)
+			s.must(err)
+			tr.pings = append(tr.pings, p)
+		}
+	}
+	return tr
+}
+
+// end wants every ping answered.
+func (tr *traffic) end() {
+	tr.s.t.Helper()
+	sent := 0
+	for i, p := range tr.pings {
+		r := p.Stop()
+		sent += r.Sent
+		if r.Lost > 0 || r.Sent == 0 {
+			tr.s.t.Errorf("pinger %d lost %d of %d pings, for %v", i, r.Lost, r.Sent, r.Outage)
+		}
+	}
+	tr.s.t.Logf("%d pings on %d ways", sent, len(tr.pings))
+}
+
+// lines counts the lines with some words in the log of each host.
+func (s *stage) lines(words ...string) []int {
+	var n []int
+	for _, h := range s.Hosts {
+		n = append(n, logged(h, words...))
+	}
+	return n
+}
+
+// once waits until each host has said some words one time more than before.
+func (s *stage) once(d time.Duration, before []int, words ...string) time.Duration {
+	s.t.Helper()
+	return s.within(d, strings.Join(words, ", "), func() error {
+		for i, n := range s.lines(words...) {
+			if n != before[i]+1 {
+				return fmt.Errorf("%s said it %d times more", s.Hosts[i].Name, n-before[i])
+			}
+		}
+		return nil
+	})
+}
+
+// readyz waits until each host says so.
+func (s *stage) readyz(d time.Duration, begin string) {
+	s.t.Helper()
+	for _, h := range s.Hosts {
+		client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
+		s.within(d, "readyz of "+h.Name, func() error {
+			r, err := client.Get("http://127.0.0.1:" + readyzPort + "/readyz")
+			if err != nil {
+				return err
+			}
+			defer r.Body.Close()
+			body, err := io.ReadAll(r.Body)
+			if err == nil && (r.StatusCode != http.StatusOK || !strings.HasPrefix(string(body), begin)) {
+				err = fmt.Errorf("%d %s", r.StatusCode, body)
+			}
+			return err
+		})
+	}
+}
+
+// idle measures the share of a CPU that the busiest daemon takes.
+func (s *stage) idle(d time.Duration) float64 {
+	s.t.Helper()
+	var before []time.Duration
+	for _, h := range s.Hosts {
+		u, err := h.Flanneld().Usage()
+		s.must(err)
+		before = append(before, u.CPU)
+	}
+	took := s.pass(d)
+	var most time.Duration
+	for i, h := range s.Hosts {
+		u, err := h.Flanneld().Usage()
+		s.must(err)
+		most = max(most, u.CPU-before[i])
+	}
+	return float64(most) / float64(took)
+}
+
+// pass lets time go by in which nothing is to happen.
+func (s *stage) pass(d time.Duration) time.Duration {
+	s.t.Helper()
+	start := time.Now()
+	return s.within(2*d, "time", func() error {
+		if time.Since(start) < d {
+			return errors.New("too early to tell")
+		}
+		return nil
+	})
+}
+
+// phantomValue is the lease of a peer that does not exist.
+func phantomValue(publicIP, mac string) string {
+	return fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"}}`, publicIP, mac)
+}
+
+var visits atomic.Int32
+
+// follows lets a peer come and go, which all hosts are to see. It is not the
+// same one each time: what changes again and again looks like a fight.
+func (s *stage) follows() {
+	s.t.Helper()
+	n := 121 + visits.Add(1)%6
+	subnet, ip, mac := fmt.Sprintf("10.42.%d.0/24", n), fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("0a:00:00:00:00:%02x", n)
+	key := "subnets/" + strings.ReplaceAll(subnet, "/", "-")
+	s.set(key, phantomValue(ip, mac))
+	for _, h := range s.Hosts {
+		s.holds(h, 5*time.Second, subnet, ip, mac)
+	}
+	s.must(s.store.Delete(s.ctx, s.prefix+"/"+key))
+	for _, h := range s.Hosts {
+		s.holds(h, 5*time.Second, subnet, "", "")
+	}
+}
+
+// An outage is etcd gone for all hosts, and back.
+type outage struct {
+	begin, end func() error
+	noticed    time.Duration // bound of the first line about it
+	cause      []string      // words of a line about why
+	during     func()        // after it was noticed
+	after      func()        // right after the end
+}
+
+// endures: nothing is lost, each host says once that etcd is gone and once that
+// it is back, and takes next to no CPU meanwhile.
+func (s *stage) endures(o outage) {
+	gone, back := s.lines(awayLine), s.lines(backLine)
+	cause := append([]string{"level=WARN"}, o.cause...)
+	explained := s.lines(cause...)
+	var state []string
+	for _, h := range s.Hosts {
+		state = append(state, s.snapshot(h, "10.42.0.0/16", "flannel.1").Text())
+	}
+	tr := s.traffic(s.containers...)
+	s.must(o.begin()) // an orderly stop takes seconds
+	noticed := s.once(o.noticed, gone, awayLine)
+	if o.cause != nil {
+		s.once(10*time.Second, explained, cause...)
+	}
+	s.readyz(time.Second, "flanneld is ready, degraded: etcd does not answer since 20")
+	if o.during != nil {
+		o.during()
+	}
+	share := s.idle(4 * time.Second)
+	if share > 0.01 {
+		s.t.Errorf("a daemon takes %.2f %% of a CPU", share*100)
+	}
+	for i, h := range s.Hosts {
+		if now := s.snapshot(h, "10.42.0.0/16", "flannel.1").Text(); now != state[i] {
+			s.t.Errorf("%s held\n%sand holds\n%s", h.Name, state[i], now)
+		}
+	}
+	ended := time.Now()
+	s.must(o.end())
+	served := time.Now() // etcd takes its time to start
+	if o.after != nil {
+		o.after()
+	}
+	s.once(10*time.Second, back, backLine)
+	recovered := time.Since(served)
+	s.readyz(time.Second, "flanneld is ready")
+	s.follows()
+	tr.end()
+	s.once(time.Second, gone, awayLine)
+	s.once(time.Second, back, backLine)
+	s.t.Logf("noticed after %v, CPU %.3f %%, etcd back after %v, all hosts %v later", noticed.Round(time.Millisecond),
+		share*100, served.Sub(ended).Round(time.Millisecond), recovered.Round(time.Millisecond))
+}
+
+// TestEtcdAway takes etcd away in all the ways there are.
+func TestEtcdAway(t *testing.T) {
+	need(t, "nft")
+	eachStore(t, threeHosts, func(s *stage) {
+		s.begin(upperConfig)
+		s.row("killed", func(s *stage) {
+			s.endures(outage{
+				begin:   func() error { return s.Etcd.Kill(s.ctx) },
+				end:     func() error { return s.Etcd.Start(s.ctx) },
+				noticed: 5 * time.Second,
+			})
+		})
+		s.row("refuses", func(s *stage) {
+			s.endures(outage{
+				begin:   func() error { return s.Etcd.Stop(s.ctx) },
+				end:     func() error { return s.Etcd.Start(s.ctx) },
+				noticed: 5 * time.Second,
+				during:  func() { s.pass(6 * time.Second) }, // until attempts are as rare as they get
+			})
+		})
+		s.row("black hole", func(s *stage) {
+			const subnet, ip, mac = "10.42.88.0/24", "203.0.113.88", "0a:00:00:00:00:88"
+			s.endures(outage{
+				begin:   s.blackHole,
+				end:     func() error { return s.inFabric("nft delete table ip hole") },
+				noticed: 30 * time.Second,
+				during:  func() { s.set("subnets/10.42.88.0-24", phantomValue(ip, mac)) },
+				after: func() {
+					for _, h := range s.Hosts {
+						took := time.Now()
+						s.holds(h, 10*time.Second, subnet, ip, mac)
+						s.t.Logf("%s has the peer of meanwhile after %v more", h.Name, time.Since(took).Round(time.Millisecond))
+					}
+					s.must(s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.88.0-24"))
+					for _, h := range s.Hosts {
+						s.holds(h, 2*time.Second, subnet, "", "")
+					}
+				},
+			})
+		})
+		s.row("hangs", func(s *stage) {
+			s.endures(outage{
+				begin: s.Etcd.Pause,
+				end:   s.Etcd.Resume,
+				// Its kernel answers for it, so only its silence tells.
+				noticed: 60 * time.Second,
+			})
+		})
+	})
+}
+
+// blackHole drops what goes between the hosts and etcd, and tells nobody. The
+// test itself still reaches etcd.
+func (s *stage) blackHole() error {
+	return s.inFabric(`nft 'table ip hole {
+		chain to   { type filter hook input priority 0; iifname != "lo" tcp dport 2379 drop; }
+		chain from { type filter hook output priority 0; oifname != "lo" tcp sport 2379 drop; }
+	}'`)
+}
+
+// inFabric runs a shell command where etcd is.
+func (s *stage) inFabric(command string) error {
+	return s.Fabric.Do(func() error {
+		out, err := exec.CommandContext(s.ctx, "sh", "-c", command).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%s: %w: %s", command, err, out)
+		}
+		return err
+	})
+}

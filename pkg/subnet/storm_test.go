@@ -1,0 +1,180 @@
+package subnet_test
+
+import (
+	"bufio"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/subnet"
+)
+
+// hostsPerClient share one client, lest the machine's descriptors be what is
+// tested: each v2 request in flight has a connection of its own.
+const hostsPerClient = 50
+
+// TestGreatJoinStorm starts two thousand hosts at once in a network of 8,192
+// subnets: each gets its own, and hardly any has to look twice.
+func TestGreatJoinStorm(t *testing.T) {
+	hosts := 2000
+	if testing.Short() || raceDetector() {
+		hosts = 200
+	}
+	for _, api := range []struct {
+		name    string
+		open    func(etcdv2.Options) (closer, error)
+		request string // metric of etcd's that counts what it is asked
+	}{
+		{"v2", func(o etcdv2.Options) (closer, error) { return etcdv2.New(o) }, "etcd_http_received_total"},
+		{"v3", func(o etcdv2.Options) (closer, error) { return etcdv3.New(o) }, "grpc_server_started_total"},
+	} {
+		t.Run(api.name, func(t *testing.T) {
+			etcd := etcdtest.StartEtcd(t)
+			var clients []closer
+			for range (hosts + hostsPerClient - 1) / hostsPerClient {
+				r, err := api.open(etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(r.Close)
+				clients = append(clients, r)
+			}
+			before, start := requests(t, etcd.URL, api.request), time.Now()
+			all := join(t, clients, hosts)
+			took := time.Since(start)
+			checkJoined(t, all, clients[0])
+			lists := make([]int, hosts)
+			for i, h := range all {
+				lists[i] = h.lists
+			}
+			slices.Sort(lists)
+			if median := lists[hosts/2]; median > 2 {
+				t.Errorf("half of the hosts list the leases %d times or more", median)
+			}
+			asked := requests(t, etcd.URL, api.request) - before
+			t.Logf("%d hosts joined within %v, with %d requests to etcd; listings of a host: median %d, 99th percentile %d, most %d",
+				hosts, took.Round(time.Millisecond), asked, lists[hosts/2], lists[hosts*99/100], lists[hosts-1])
+		})
+	}
+}
+
+type closer interface {
+	registry.Registry
+	Close()
+}
+
+// joiner is one host of a storm: its registry counts listings.
+type joiner struct {
+	registry.Registry
+	lists int
+	log   journal
+	lease lease.Lease
+	err   error
+}
+
+func (j *joiner) List(ctx context.Context) (registry.Listing, error) {
+	j.lists++ // Acquire has one goroutine
+	return j.Registry.List(ctx)
+}
+
+// join has all hosts lease a subnet at the same time.
+func join(t *testing.T, clients []closer, hosts int) []*joiner {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	all := make([]*joiner, hosts)
+	var wg sync.WaitGroup
+	for i := range all {
+		j := &joiner{Registry: clients[i/hostsPerClient]}
+		all[i] = j
+		o := subnet.Options{
+			Registry: j,
+			Pool:     pool("10.32.0.0/11", 24, "10.32.1.0", "10.63.255.0"),
+			PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}),
+			TTL:      ttl,
+			Margin:   time.Hour,
+			Log:      slog.New(slog.NewTextHandler(&j.log, nil)),
+		}
+		wg.Go(func() {
+			j.lease, _, j.err = subnet.Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return attrsOf(o.PublicIP, i&0xff), nil })
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// checkJoined: every host has a subnet, nobody shares one, and etcd says the same.
+func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
+	t.Helper()
+	listing, err := reg.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := map[netip.Prefix]lease.Lease{}
+	for _, l := range listing.Leases {
+		held[l.Subnet] = l
+	}
+	if len(held) != len(all) || len(listing.Bad) > 0 {
+		t.Errorf("etcd holds %d leases and %d bad entries for %d hosts", len(held), len(listing.Bad), len(all))
+	}
+	owners := map[netip.Prefix]netip.Addr{}
+	away := 0
+	for _, j := range all {
+		if j.err != nil {
+			t.Fatalf("%v\n%s", j.err, &j.log)
+		}
+		if other, taken := owners[j.lease.Subnet]; taken {
+			t.Errorf("%s and %s both have %s", other, j.lease.PublicIP, j.lease.Subnet)
+		}
+		owners[j.lease.Subnet] = j.lease.PublicIP
+		if !held[j.lease.Subnet].SameAs(j.lease) {
+			t.Errorf("a host has %+v, etcd holds %+v", j.lease, held[j.lease.Subnet])
+		}
+		away += j.log.count("does not answer")
+	}
+	t.Logf("etcd seemed away %d times", away)
+}
+
+// requests adds up a counter of etcd's.
+func requests(t *testing.T, url, metric string) (n int) {
+	t.Helper()
+	resp, err := http.Get(url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) == 2 && strings.HasPrefix(fields[0], metric+"{") {
+			v, err := strconv.ParseFloat(fields[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += int(v)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// raceDetector tells whether the test is slowed down by it.
+func raceDetector() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
