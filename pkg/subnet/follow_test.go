@@ -307,3 +307,23 @@ func TestFollowEndsWithContext(t *testing.T) {
 		})
 	}
 }
+
+// A peer whose lease is gone, and who makes it again within a second, was never
+// missed; one who does not is.
+func TestGrace(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.20.0/24")
+		w.reg.Remove("10.42.20.0-24")
+		elapse(900 * time.Millisecond)
+		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		elapse(time.Minute)
+		w.expect(0)
+		w.reg.Remove("10.42.20.0-24")
+		elapse(900 * time.Millisecond)
+		w.expect(0)
+		elapse(200 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24")
+	})
+}
