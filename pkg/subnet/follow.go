@@ -293,7 +293,9 @@ func (f *follower) apply(ev registry.Event) {
 		f.publishIn(grace)
 	default:
 		f.forgive(subnet)
-		if !f.leases[subnet].SameAs(ev.Lease) && !f.emitted(ev.Lease) {
+		// Neither our own nor one that never left the View is a reason for an
+		// early one, in which others would be missing.
+		if subnet != f.own.Subnet && !f.leases[subnet].SameAs(ev.Lease) && !f.emitted(ev.Lease) {
 			f.changed()
 		}
 		f.leases[subnet] = ev.Lease
