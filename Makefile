@@ -170,7 +170,8 @@ missing:
 	need iptables iptables 'packet filter rules are not tested with it'; \
 	need nft nftables 'nftables rules are not seen from outside'
 
-# Everything is run, even when something fails. The filter prints what "go test"
+# One package after another: two hundred daemons that start at once leave no
+# processor for somebody else's deadlines. Everything is run, even when something fails. The filter prints what "go test"
 # prints, and at the end the tests that did not run, each with its reason.
 .PHONY: test
 test: missing dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
@@ -182,8 +183,8 @@ test: missing dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-l
 	[ -z '$(RACE)' ] || ! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list $(RACE)); \
 	rest=$$($(GO) list ./... | grep -vxF "$${race:-none}"); \
 	{ failed=0; \
-	  [ -z "$$race" ] || CGO_ENABLED=1 $(GO) test -v -race -count=1 -timeout 20m $(TESTFLAGS) $$race || failed=1; \
-	  CGO_ENABLED=0 $(GO) test -v -count=1 -timeout 20m $(TESTFLAGS) $$rest || failed=1; \
+	  [ -z "$$race" ] || CGO_ENABLED=1 $(GO) test -v -race -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$race || failed=1; \
+	  CGO_ENABLED=0 $(GO) test -v -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$rest || failed=1; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	[ $$status = 0 ] || { echo 'make test: FAILED, see above' >&2; exit 1; }
