@@ -149,6 +149,10 @@ func (f *follower) watch(ctx context.Context) {
 func (f *follower) heard(ctx context.Context, r watchResult) {
 	switch {
 	case ctx.Err() != nil:
+	case r.err == nil && len(r.events) == 0:
+		// A silence may be that of a store which was wiped while nobody listened.
+		f.index = r.index
+		f.reconnect(ctx)
 	case r.err == nil:
 		for _, ev := range r.events {
 			f.apply(ev)

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path"
 	"strings"
@@ -49,8 +50,9 @@ type Registry struct {
 	// must be found out whether etcd still is there, and is the same.
 	suspect atomic.Bool
 	mu      sync.Mutex
-	waiting span // of the watch that began last
-	quiet   span // of the last watch that waited in vain
+	waiting span     // of the watch that began last
+	line    net.Conn // that it is on; nil: any will do
+	quiet   span     // of the last watch that waited in vain
 }
 
 var _ registry.Registry = (*Registry)(nil)

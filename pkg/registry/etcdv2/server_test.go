@@ -172,8 +172,12 @@ func TestNoLeaks(t *testing.T) {
 	etcd := etcdtest.StartEtcd(t)
 	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
 	for range 20 {
+		now, err := r.List(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-		if _, _, err := r.Watch(ctx, 1000); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := r.Watch(ctx, now.Index); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("watch: %v", err)
 		}
 		cancel()

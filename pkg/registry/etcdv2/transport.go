@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ var (
 	errNoNode  = errors.New("answer is not one of etcd's v2 keys API: it has no node")
 	errNoEvent = errors.New("watch was ended without an event")
 	errSilence = errors.New("watch was quiet")
+	errAnother = errors.New("watch may have come to another store")
 	errTooLong = fmt.Errorf("answer is longer than %d bytes", maxBody)
 )
 
@@ -33,8 +35,10 @@ var (
 // believes it.
 type transport struct {
 	*http.Transport
-	lines   *etcd.Lines
-	waiting func(from, to uint64) // told when a watch after index from begins to wait at store index to
+	lines *etcd.Lines
+	// waiting is told when a watch after index from begins to wait at store
+	// index to, on a connection; an error ends it.
+	waiting func(from, to uint64, on net.Conn) error
 }
 
 func newTransport(e endpoints, o Options, tlsConfig *tls.Config) *transport {
@@ -100,6 +104,12 @@ func secure(ctx context.Context, o Options, conn net.Conn, addr string) (net.Con
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	q := req.URL.Query()
+	var on net.Conn
+	if q.Get("wait") == "true" {
+		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { on = i.Conn }}
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), trace))
+	}
 	resp, err := t.Transport.RoundTrip(req)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", req.URL.Host, err)
@@ -112,12 +122,15 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	b := &body{ReadCloser: resp.Body, left: maxBody, host: req.URL.Host}
-	if q := req.URL.Query(); q.Get("wait") == "true" && resp.StatusCode == http.StatusOK {
+	if q.Get("wait") == "true" && resp.StatusCode == http.StatusOK {
 		b.empty = errNoEvent
 		from, ferr := strconv.ParseUint(q.Get("waitIndex"), 10, 64)
 		to, terr := strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64)
 		if ferr == nil && terr == nil && from > 0 {
-			t.waiting(from-1, to)
+			if err := t.waiting(from-1, to, on); err != nil {
+				resp.Body.Close()
+				return nil, fmt.Errorf("%s: %w", req.URL.Host, err)
+			}
 		}
 	}
 	resp.Body = b

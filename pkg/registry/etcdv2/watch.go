@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"path"
 	"strings"
 	"time"
@@ -72,9 +73,13 @@ func (r *Registry) next(ctx context.Context, index uint64) (resp *client.Respons
 	if err == nil {
 		return resp, nil
 	}
+	r.leaveLine()
 	if poll.Err() != nil {
 		r.confirmQuiet(index)
 		return nil, errSilence
+	}
+	if contains(err, errAnother) {
+		return nil, errSilence // whose end is looked into by everybody
 	}
 	// A proxy may end a long-poll in its own time. At once is no such thing.
 	if contains(err, errNoEvent) && time.Since(start) > time.Second {
@@ -109,11 +114,25 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 }
 
 // noteWait is told that a watch after index from began to wait when the store
-// was at index to: what happened in between, if anything, is on its way.
-func (r *Registry) noteWait(from, to uint64) {
+// was at index to: what happened in between, if anything, is on its way. Between
+// two watches nobody listens. If then the connection is not the one of before, or
+// the store is not even at from, it may have been wiped meanwhile.
+func (r *Registry) noteWait(from, to uint64, on net.Conn) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiting = span{from, to}
+	if to < from || r.line != nil && r.line != on {
+		return errAnother
+	}
+	r.waiting, r.line = span{from, to}, on
+	return nil
+}
+
+// leaveLine is for a watch that ended without an event: the next one may be on
+// any connection. Whoever watches knows that he missed something.
+func (r *Registry) leaveLine() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.line = nil
 }
 
 // confirmQuiet is for a watch that then got nothing for the whole time.
