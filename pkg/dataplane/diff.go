@@ -130,7 +130,7 @@ func (d *differ) putRoutes() {
 	// metric, on any link; so look for what must not be replaced.
 	type slot struct {
 		dst    netip.Prefix
-		metric int
+		metric uint32
 	}
 	taken := map[slot]string{}
 	for k, r := range d.have.Routes {

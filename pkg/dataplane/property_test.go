@@ -67,12 +67,12 @@ func (c chance) want() State {
 		s.Routes[RouteKey{Dst: dst, Link: name}] = Route{Via: dst.Addr(), OnLink: true, Proto: ProtoBoot}
 	}
 	if c.one(20) {
-		s.Routes[RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24"), Metric: 1 + c.IntN(2)}] = Route{Blackhole: true, Proto: ProtoFlannel}
+		s.Routes[RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24"), Metric: 1 + c.Uint32N(2)}] = Route{Blackhole: true, Proto: ProtoFlannel}
 	}
 	return s
 }
 
-func (c chance) usedSlot(s State, dst netip.Prefix, metric int) bool {
+func (c chance) usedSlot(s State, dst netip.Prefix, metric uint32) bool {
 	for k := range s.Routes {
 		if k.Dst == dst && k.Metric == metric {
 			return true
@@ -141,7 +141,7 @@ func (c chance) have(want State) *model {
 // routes of others, in places that are free.
 func (c chance) routes(m *model, some func() string) {
 	for range c.IntN(6) {
-		k := RouteKey{Dst: c.subnet(), Link: some(), Metric: c.IntN(2)}
+		k := RouteKey{Dst: c.subnet(), Link: some(), Metric: c.Uint32N(2)}
 		r := Route{Via: k.Dst.Addr(), Proto: []int{ProtoKernel, ProtoBoot, 4, ProtoFlannel}[c.IntN(4)]}
 		if r.Proto == ProtoKernel {
 			r.Via = netip.Addr{}

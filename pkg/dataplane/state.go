@@ -97,7 +97,7 @@ type TunnelKey struct {
 type RouteKey struct {
 	Dst    netip.Prefix
 	Link   string
-	Metric int
+	Metric uint32
 }
 
 // Route is what a route of the main table says beside its key.

@@ -123,7 +123,7 @@ func routeText(k RouteKey, r Route) string {
 		s += " proto " + strconv.Itoa(r.Proto)
 	}
 	if k.Metric != 0 {
-		s += " metric " + strconv.Itoa(k.Metric)
+		s += " metric " + strconv.FormatUint(uint64(k.Metric), 10)
 	}
 	if r.OnLink {
 		s += " onlink"

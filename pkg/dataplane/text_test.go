@@ -117,7 +117,7 @@ func (w *words) link() (string, Link) {
 }
 
 func (w *words) route() (RouteKey, Route) {
-	k := RouteKey{Dst: w.prefix(), Link: w.after("dev"), Metric: w.number("metric")}
+	k := RouteKey{Dst: w.prefix(), Link: w.after("dev"), Metric: uint32(w.number("metric"))}
 	r := Route{OnLink: w.has("onlink"), Proto: ProtoBoot}
 	if s := w.after("via"); s != "" {
 		r.Via = netip.MustParseAddr(s)

@@ -32,7 +32,7 @@ type Route struct {
 	Dst     netip.Prefix
 	Iface   string     // empty for a multipath route without one interface
 	Gateway netip.Addr // invalid: the destination is on the link
-	Metric  int
+	Metric  uint32
 }
 
 // Inventory is what the kernel knows, read at one moment.

@@ -20,7 +20,8 @@ func TestBlackhole(t *testing.T) {
 	r := chance(t)
 	subnet := netip.MustParsePrefix("10.5.1.0/24")
 	want := wantPeers(r, vxlanLink(r), 5)
-	want.Routes[dataplane.RouteKey{Dst: subnet, Metric: math.MaxUint32}] = dataplane.Route{Blackhole: true, Proto: dataplane.ProtoFlannel}
+	last := dataplane.RouteKey{Dst: subnet, Metric: math.MaxUint32}
+	want.Routes[last] = dataplane.Route{Blackhole: true, Proto: dataplane.ProtoFlannel}
 	theirs := &netlink.Route{Dst: ipnet("10.5.250.0/24"), Type: unix.RTN_BLACKHOLE, Priority: 7}
 	b.must(b.other.RouteAdd(theirs))
 	b.pass(want)
@@ -41,7 +42,7 @@ func TestBlackhole(t *testing.T) {
 	}
 	b.settled(want)
 
-	ours := &netlink.Route{Dst: ipnet("10.5.1.0/24"), Type: unix.RTN_BLACKHOLE, Priority: math.MaxUint32}
+	ours := &netlink.Route{Dst: ipnet("10.5.1.0/24"), Type: unix.RTN_BLACKHOLE, Priority: int(last.Metric)}
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
 	b.must(err)
 	b.must(b.other.RouteDel(ours))
@@ -54,7 +55,7 @@ func TestBlackhole(t *testing.T) {
 		t.Errorf("added after the bridge's route, it wins: %v", err)
 	}
 
-	delete(want.Routes, dataplane.RouteKey{Dst: subnet, Metric: math.MaxUint32})
+	delete(want.Routes, last)
 	b.pass(want)
 	b.settled(want)
 	if err := b.other.RouteDel(ours); err == nil {

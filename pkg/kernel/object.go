@@ -94,7 +94,7 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 		add(r, unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
 	}
 	if k.Metric != 0 {
-		add(r, unix.RTA_PRIORITY, nl.Uint32Attr(uint32(k.Metric)))
+		add(r, unix.RTA_PRIORITY, nl.Uint32Attr(k.Metric))
 	}
 	switch {
 	case !route.Via.IsValid():
@@ -129,7 +129,7 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 		case unix.RTA_OIF:
 			index = number(v)
 		case unix.RTA_PRIORITY:
-			k.Metric = number(v)
+			k.Metric = uint32(number(v))
 		case unix.RTA_GATEWAY:
 			r.Via = address(v)
 		case unix.RTA_VIA:
