@@ -13,7 +13,7 @@
 //	             want dataplane.State
 //	kernel.Snapshot(scope) --> have dataplane.State
 //	                                                                    v
-//	             dataplane.Diff(want, have, scope, prune) -> []Op    pure, ordered
+//	             dataplane.Diff(want, have, scope, prune) -> Delta   pure, ordered
 //	                                                                    v
 //	     kernel.Apply(ops) | tunnel.Swap(table) -> results -> back-off -> next pass
 //

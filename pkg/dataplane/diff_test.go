@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -13,6 +14,11 @@ const (
 neigh 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
 route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink
 `
+	peer2hop = `fdb 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent
+neigh 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
+nexthop id 168100352 via 10.5.2.0 dev flannel.1 onlink proto 70
+route 10.5.2.0/24 nhid 168100352 via 10.5.2.0 dev flannel.1 onlink
+`
 	peer3 = `fdb 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3 self permanent
 neigh 10.5.3.0 lladdr 02:00:00:00:00:03 dev flannel.1 nud permanent
 route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink
@@ -24,6 +30,7 @@ func TestDiff(t *testing.T) {
 		name       string
 		want, have string
 		keep       bool // no prune
+		nextHops   bool
 		ops        string
 		conflicts  string
 	}{
@@ -118,6 +125,42 @@ bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent
 `,
 		},
 		{
+			name: "routes go over to nexthop objects", nextHops: true,
+			want: device + peer2, have: device + peer2,
+			ops: `ip nexthop replace id 168100352 via 10.5.2.0 dev flannel.1 onlink proto 70
+ip route replace 10.5.2.0/24 nhid 168100352
+`,
+		},
+		{name: "routes by way of nexthop objects", nextHops: true, want: device + peer2, have: device + peer2hop},
+		{
+			name: "and back, with what nobody needs",
+			want: device + peer2, have: device + peer2hop + "nexthop id 168100609 via 10.5.3.1 dev flannel.1 onlink proto 70\n",
+			ops: `ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink
+ip nexthop del id 168100352
+ip nexthop del id 168100609
+`,
+		},
+		{
+			name: "a peer with a nexthop leaves", nextHops: true,
+			want: device, have: device + peer2hop,
+			ops: `ip route del 10.5.2.0/24 nhid 168100352
+ip nexthop del id 168100352
+ip neigh del 10.5.2.0 dev flannel.1
+bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent
+`,
+		},
+		{
+			name: "nexthops of others stay, and their ids are theirs", nextHops: true,
+			want: device + peer2, have: device + peer2 + "nexthop id 168100352 via 192.0.2.7 dev eth0 proto 4\nnexthop id 7 via 192.0.2.7 dev eth0 proto 70\n",
+		},
+		{
+			name: "a nexthop that somebody has turned elsewhere", nextHops: true,
+			want: device + peer2, have: device + strings.ReplaceAll(peer2hop, "via 10.5.2.0", "via 10.5.2.9"),
+			ops: `ip nexthop replace id 168100352 via 10.5.2.0 dev flannel.1 onlink proto 70
+ip route replace 10.5.2.0/24 nhid 168100352
+`,
+		},
+		{
 			name:      "what must not be replaced",
 			want:      "route 10.5.2.0/24 via 192.0.2.2 dev eth0 proto 70\nroute 10.5.3.0/24 via 192.0.2.3 dev eth0 proto 70\n",
 			have:      "route 10.5.2.0/24 multipath proto 4\nroute 10.5.3.0/24 dev docker0 proto kernel\n",
@@ -126,12 +169,14 @@ bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			want, have := parse(t, c.want), parse(t, c.have)
-			ops, conflicts := Diff(want, have, want.ScopeOf(network), !c.keep)
-			if got := list(ops); got != c.ops {
+			scope := want.ScopeOf(network)
+			scope.NextHops = c.nextHops
+			delta := Diff(want, have, scope, !c.keep)
+			if got := list(slices.Collect(delta.Ops())); got != c.ops || delta.Len() != strings.Count(got, "\n") {
 				t.Errorf("operations:\n%s\nwant:\n%s", got, c.ops)
 			}
 			got := ""
-			for _, x := range conflicts {
+			for _, x := range delta.Conflicts {
 				got += x.Op.Object() + ": " + x.Reason + "\n"
 			}
 			if got != c.conflicts {

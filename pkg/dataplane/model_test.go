@@ -16,6 +16,7 @@ func newModel(s State) *model {
 	return &model{State: State{
 		Links: maps.Clone(s.Links), Addrs: maps.Clone(s.Addrs), FDB: maps.Clone(s.FDB),
 		Neighs: maps.Clone(s.Neighs), Routes: maps.Clone(s.Routes), Sysctls: maps.Clone(s.Sysctls),
+		Tunnel: maps.Clone(s.Tunnel), NextHops: maps.Clone(s.NextHops),
 	}}
 }
 
@@ -51,6 +52,8 @@ func (m *model) apply(o Op) error {
 		} else {
 			delete(m.Neighs, o.NeighKey)
 		}
+	case KindNextHop:
+		return m.applyNextHop(o)
 	case KindRoute:
 		return m.applyRoute(o)
 	}
@@ -99,6 +102,29 @@ func (m *model) flushNeighs(link string) {
 
 func (m *model) flushRoutes(link string) {
 	maps.DeleteFunc(m.Routes, func(k RouteKey, _ Route) bool { return k.Link == link })
+	maps.DeleteFunc(m.NextHops, func(_ uint32, h NextHop) bool { return h.Link == link })
+}
+
+// applyNextHop: what routes say of a gateway follows the object; without it
+// they are gone.
+func (m *model) applyNextHop(o Op) error {
+	if have, ok := m.NextHops[o.ID]; ok && have.Proto != ProtoFlannel {
+		return fmt.Errorf("%s: takes the place of somebody else's", o)
+	}
+	if o.Verb == Del {
+		delete(m.NextHops, o.ID)
+		maps.DeleteFunc(m.Routes, func(_ RouteKey, r Route) bool { return r.NextHop == o.ID })
+		return nil
+	}
+	m.NextHops[o.ID] = o.NextHop
+	for k, r := range m.Routes {
+		if r.NextHop == o.ID {
+			delete(m.Routes, k)
+			k.Link, r.Via, r.OnLink = o.NextHop.Link, o.NextHop.Via, o.NextHop.OnLink
+			m.Routes[k] = r
+		}
+	}
+	return nil
 }
 
 // connected is the route that the kernel makes of an address.
@@ -137,6 +163,11 @@ func (m *model) applyRoute(o Op) error {
 			delete(m.Routes, o.RouteKey)
 		}
 		return nil
+	}
+	if id := o.Route.NextHop; id != 0 {
+		if h, ok := m.NextHops[id]; !ok || h.Link != o.RouteKey.Link || h.Via != o.Route.Via {
+			return fmt.Errorf("%s: no such nexthop", o)
+		}
 	}
 	for k, r := range m.Routes {
 		if k.Dst == o.RouteKey.Dst && k.Metric == o.RouteKey.Metric {

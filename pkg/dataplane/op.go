@@ -30,6 +30,7 @@ const (
 	KindFDB
 	KindNeigh
 	KindTunnel
+	KindNextHop
 	KindRoute
 )
 
@@ -52,6 +53,9 @@ type Op struct {
 	TunnelKey TunnelKey
 	Peer      netip.AddrPort // KindTunnel
 
+	ID      uint32 // KindNextHop
+	NextHop NextHop
+
 	RouteKey RouteKey
 	Route    Route
 }
@@ -72,6 +76,8 @@ func (o Op) Object() string {
 		return fmt.Sprintf("neighbour %s dev %s", o.NeighKey.IP, o.NeighKey.Link)
 	case KindTunnel:
 		return fmt.Sprintf("tunnel entry %s dev %s", o.TunnelKey.Subnet, o.TunnelKey.Link)
+	case KindNextHop:
+		return fmt.Sprintf("nexthop %d dev %s", o.ID, o.NextHop.Link)
 	default:
 		if o.Route.Blackhole {
 			return fmt.Sprintf("blackhole route %s", o.RouteKey.Dst)
@@ -96,6 +102,8 @@ func (o Op) Device() string {
 		return o.NeighKey.Link
 	case KindTunnel:
 		return o.TunnelKey.Link
+	case KindNextHop:
+		return o.NextHop.Link
 	default:
 		return o.RouteKey.Link
 	}
@@ -124,8 +132,13 @@ func (o Op) String() string {
 	case KindTunnel:
 		// There is no command for it: the table is the daemon's own.
 		return fmt.Sprintf("tunnel %s %s", verb, tunnelText(o.TunnelKey, o.Peer))
+	case KindNextHop:
+		if o.Verb == Del {
+			return fmt.Sprintf("ip nexthop del id %d", o.ID)
+		}
+		return fmt.Sprintf("ip nexthop replace %s", nextHopText(o.ID, o.NextHop))
 	default:
-		return fmt.Sprintf("ip route %s %s", verb, routeText(o.RouteKey, o.Route))
+		return fmt.Sprintf("ip route %s %s", verb, routeCommand(o.RouteKey, o.Route))
 	}
 }
 

@@ -130,7 +130,16 @@ func (c chance) have(want State) *model {
 		c.put(m, Op{Kind: KindNeigh, NeighKey: NeighKey{some(), c.subnet().Addr()}, MAC: c.mac()})
 	}
 	for k, r := range want.Routes {
-		if c.one(60) {
+		if c.one(20) {
+			_ = m.apply(Op{Kind: KindNextHop, ID: number(k.Dst.Addr()), NextHop: NextHop{Link: some(), Via: r.Via, Proto: 4}})
+		}
+		if through, hop, ok := r.nextHop(k); ok && c.one(30) {
+			hop.OnLink = hop.OnLink && c.one(80)
+			c.put(m, Op{Kind: KindNextHop, ID: through.NextHop, NextHop: hop})
+			if h, ok := m.NextHops[through.NextHop]; ok && h == hop && c.one(70) {
+				c.put(m, Op{Kind: KindRoute, RouteKey: k, Route: through})
+			}
+		} else if c.one(60) {
 			c.put(m, Op{Kind: KindRoute, RouteKey: k, Route: r})
 		}
 	}
@@ -174,6 +183,7 @@ func TestDiffProperties(t *testing.T) {
 		m := c.have(want)
 		before := newModel(m.State).State
 		scope := want.ScopeOf(network)
+		scope.NextHops = c.one(50)
 		if problem := check(want, m, scope, c.one(80)); problem != "" {
 			t.Fatalf("%s\nwant:\n%s\nhave:\n%s", problem, want.Text(), before.Text())
 		}
@@ -182,7 +192,8 @@ func TestDiffProperties(t *testing.T) {
 
 func check(want State, m *model, scope Scope, prune bool) string {
 	have := newModel(m.State).State
-	ops, conflicts := Diff(want, m.State, scope, prune)
+	delta := Diff(want, have, scope, prune)
+	ops, conflicts := slices.Collect(delta.Ops()), delta.Conflicts
 	all := "\noperations:\n" + list(ops)
 	for _, o := range ops {
 		if problem := needless(o, have, ops); problem != "" {
@@ -195,10 +206,10 @@ func check(want State, m *model, scope Scope, prune bool) string {
 			return "P5: " + err.Error() + all
 		}
 	}
-	if again, _ := Diff(want, m.State, scope, prune); len(again) > 0 {
+	if again := slices.Collect(Diff(want, m.State, scope, prune).Ops()); len(again) > 0 {
 		return "P2: the second pass does " + list(again) + all
 	}
-	if missing := missing(want, m.State, conflicts); missing != "" {
+	if missing := missing(want, m.State, scope, conflicts); missing != "" {
 		return "P1: " + missing + " is missing" + all
 	}
 	if prune {
@@ -258,7 +269,7 @@ func needless(o Op, have State, ops []Op) string {
 
 // missing names something wanted that is not there, though nobody else's
 // object stands in the way.
-func missing(want, got State, conflicts []Conflict) string {
+func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	excused := map[string]bool{}
 	for _, c := range conflicts {
 		excused[c.Op.Object()] = true
@@ -290,7 +301,16 @@ func missing(want, got State, conflicts []Conflict) string {
 		}
 	}
 	for k, r := range want.Routes {
-		if got.Routes[k] != r && !on(k.Link) && !excused[Op{Kind: KindRoute, RouteKey: k, Route: r}.Object()] {
+		if on(k.Link) || excused[Op{Kind: KindRoute, RouteKey: k, Route: r}.Object()] {
+			continue
+		}
+		have := got.Routes[k]
+		if through, hop, ok := r.nextHop(k); ok && scope.NextHops && got.NextHops[through.NextHop] == hop {
+			r = through
+		} else if ok && scope.NextHops && got.NextHops[through.NextHop].Proto == ProtoFlannel {
+			return "the nexthop of " + routeText(k, r)
+		}
+		if have != r {
 			return "route " + routeText(k, r)
 		}
 	}
@@ -317,6 +337,15 @@ func left(want, got, have State, scope Scope) string {
 	for k, r := range got.Routes {
 		if _, ok := want.Routes[k]; !ok && scope.OwnsRoute(k, r) && r.Proto != ProtoKernel && !blocked(want, have, k.Link) {
 			return "route " + routeText(k, r)
+		}
+	}
+	for id, h := range got.NextHops {
+		needed := false
+		for k, r := range got.Routes {
+			needed = needed || r.NextHop == id && want.Routes[k].Via == h.Via
+		}
+		if !needed && scope.OwnsNextHop(id, h) && !blocked(want, have, h.Link) {
+			return "nexthop " + nextHopText(id, h)
 		}
 	}
 	for k, mac := range got.Neighs {
@@ -368,6 +397,12 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 			return "neighbour " + neighText(k, mac)
 		}
 	}
+	for id, h := range before.NextHops {
+		mine := scope.OwnsNextHop(id, h) && (prune || scope.NextHops) && !blocked(want, before, h.Link)
+		if after.NextHops[id] != h && !mine && !remade(want, before, h.Link) {
+			return "nexthop " + nextHopText(id, h)
+		}
+	}
 	slots := map[RouteKey]bool{}
 	for k := range want.Routes {
 		slots[RouteKey{Dst: k.Dst, Metric: k.Metric}] = true
@@ -379,7 +414,8 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 		}
 	}
 	for k, r := range after.Routes {
-		if before.Routes[k] != r && want.Routes[k] != r && r.Proto != ProtoKernel {
+		through, _, _ := want.Routes[k].nextHop(k)
+		if before.Routes[k] != r && want.Routes[k] != r && through != r && r.Proto != ProtoKernel {
 			return "new route " + routeText(k, r)
 		}
 	}

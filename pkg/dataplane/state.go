@@ -1,5 +1,5 @@
 // Package dataplane describes, as comparable values, what a kernel should hold
-// and what it holds: links, addresses, FDB entries, neighbours, routes, sysctls.
+// and what it holds: links, addresses, FDB entries, neighbours, nexthops, routes, sysctls.
 // Diff turns the difference into ordered operations, and Text prints a State in
 // the notation of ip(8).
 //
@@ -100,12 +100,22 @@ type RouteKey struct {
 	Metric uint32
 }
 
+// NextHop is a nexthop object (ip-nexthop(8), kernel 5.3): a gateway with an id,
+// by which routes name it.
+type NextHop struct {
+	Link   string
+	Via    netip.Addr
+	OnLink bool // take Via as reachable on the link without asking
+	Proto  int  // who made it, as in a Route
+}
+
 // Route is what a route of the main table says beside its key.
 type Route struct {
 	Via       netip.Addr // invalid: directly on the link
 	OnLink    bool       // take Via as reachable on the link without asking
 	Blackhole bool       // drop the packets; there is no link
 	Proto     int        // rtm_protocol of rtnetlink(7): who made it
+	NextHop   uint32     // id of the object that says link and gateway; 0: the route itself does
 }
 
 // Route protocols.
@@ -126,6 +136,10 @@ type State struct {
 	Tunnel  map[TunnelKey]netip.AddrPort
 	Routes  map[RouteKey]Route
 	Sysctls map[string]string // dotless path below /proc/sys to value
+
+	// NextHops are by id. Nobody wants any for their own sake: Diff adds those
+	// that the wanted routes need. nil in a reading: the kernel has no such objects.
+	NextHops map[uint32]NextHop
 }
 
 // NewState returns a State with nothing in it, ready to be filled.
@@ -138,6 +152,8 @@ func NewState() State {
 		Tunnel:  map[TunnelKey]netip.AddrPort{},
 		Routes:  map[RouteKey]Route{},
 		Sysctls: map[string]string{},
+
+		NextHops: map[uint32]NextHop{},
 	}
 }
 
@@ -150,6 +166,8 @@ type Scope struct {
 	// Carriers are links that are not ours and that routes of ours leave by,
 	// sorted. With such a link goes the route, and the kernel tells only of the link.
 	Carriers []string
+	// NextHops has routes made by way of nexthop objects.
+	NextHops bool
 }
 
 // ScopeOf gives the scope for wanting s in a network: the links it names are
@@ -187,9 +205,45 @@ func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
 	return s.Inside(k.Dst) && (k.Link != "" || r.Blackhole) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
 }
 
+// OwnsNextHop: objects with our stamp and an id out of the network's own numbers.
+func (s Scope) OwnsNextHop(id uint32, h NextHop) bool {
+	return s.InRange(id) && h.Proto == ProtoFlannel
+}
+
 // Equal tells whether two states hold the same objects.
 func (s State) Equal(o State) bool {
 	return maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
-		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Tunnel, o.Tunnel) &&
+		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Tunnel, o.Tunnel) && maps.Equal(s.NextHops, o.NextHops) &&
 		maps.Equal(s.Routes, o.Routes) && maps.Equal(s.Sysctls, o.Sysctls)
+}
+
+// Has tells whether s holds what an operation on a peer's object makes, or lacks
+// what it deletes. Of nexthops it knows nothing: they come and go with routes.
+func (s State) Has(o Op) bool {
+	put := o.Verb != Del
+	switch o.Kind {
+	case KindLink:
+		_, ok := s.Links[o.Name]
+		return ok == put
+	case KindSysctl:
+		v, ok := s.Sysctls[o.Name]
+		return ok && v == o.Value
+	case KindAddr:
+		_, ok := s.Addrs[o.Addr]
+		return ok == put
+	case KindFDB:
+		_, ok := s.FDB[o.FDB]
+		return ok == put
+	case KindNeigh:
+		mac, ok := s.Neighs[o.NeighKey]
+		return ok == put && (!put || mac == o.MAC)
+	case KindTunnel:
+		peer, ok := s.Tunnel[o.TunnelKey]
+		return ok == put && (!put || peer == o.Peer)
+	case KindRoute:
+		r, ok := s.Routes[o.RouteKey]
+		r.NextHop = o.Route.NextHop
+		return ok == put && (!put || r == o.Route)
+	}
+	return false
 }

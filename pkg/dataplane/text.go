@@ -33,6 +33,9 @@ func (s State) Text() string {
 	for _, k := range slices.SortedFunc(maps.Keys(s.Tunnel), compareTunnel) {
 		fmt.Fprintf(&b, "tunnel %s\n", tunnelText(k, s.Tunnel[k]))
 	}
+	for _, id := range slices.Sorted(maps.Keys(s.NextHops)) {
+		fmt.Fprintf(&b, "nexthop %s\n", nextHopText(id, s.NextHops[id]))
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(s.Routes), compareRoute) {
 		fmt.Fprintf(&b, "route %s\n", routeText(k, s.Routes[k]))
 	}
@@ -102,8 +105,32 @@ func tunnelText(k TunnelKey, peer netip.AddrPort) string {
 	return fmt.Sprintf("%s dev %s to %s", k.Subnet, k.Link, peer)
 }
 
+func nextHopText(id uint32, h NextHop) string {
+	s := fmt.Sprintf("id %d via %s dev %s", id, h.Via, h.Link)
+	if h.OnLink {
+		s += " onlink"
+	}
+	return s + " proto " + strconv.Itoa(h.Proto)
+}
+
+// routeCommand is a route as ip(8) takes it: by way of a nexthop object, or
+// with a gateway and a link of its own.
+func routeCommand(k RouteKey, r Route) string {
+	if r.NextHop == 0 {
+		return routeText(k, r)
+	}
+	s := fmt.Sprintf("%s nhid %d", k.Dst, r.NextHop)
+	if r.Proto != ProtoBoot {
+		s += " proto " + strconv.Itoa(r.Proto)
+	}
+	return s
+}
+
 func routeText(k RouteKey, r Route) string {
 	s := k.Dst.String()
+	if r.NextHop != 0 {
+		s += fmt.Sprintf(" nhid %d", r.NextHop)
+	}
 	if r.Via.IsValid() {
 		s += " via " + r.Via.String()
 	}

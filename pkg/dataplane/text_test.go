@@ -36,6 +36,10 @@ func parse(t testing.TB, text string) State {
 				t.Fatal(err)
 			}
 			s.Neighs[NeighKey{IP: ip, Link: f.after("dev")}] = m
+		case "nexthop":
+			s.NextHops[uint32(f.number("id"))] = NextHop{
+				Link: f.after("dev"), Via: netip.MustParseAddr(f.after("via")), OnLink: f.has("onlink"), Proto: f.number("proto"),
+			}
 		case "route":
 			k, r := f.route()
 			s.Routes[k] = r
@@ -118,7 +122,7 @@ func (w *words) link() (string, Link) {
 
 func (w *words) route() (RouteKey, Route) {
 	k := RouteKey{Dst: w.prefix(), Link: w.after("dev"), Metric: uint32(w.number("metric"))}
-	r := Route{OnLink: w.has("onlink"), Proto: ProtoBoot}
+	r := Route{OnLink: w.has("onlink"), Proto: ProtoBoot, NextHop: uint32(w.number("nhid"))}
 	if s := w.after("via"); s != "" {
 		r.Via = netip.MustParseAddr(s)
 	}
@@ -140,10 +144,12 @@ addr 10.5.1.0/32 dev flannel.1
 addr fd00:5:0:1::/128 dev flannel.1
 fdb 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent
 neigh 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
+nexthop id 168101120 via 10.5.5.0 dev flannel.1 onlink proto 70
 route 10.5.0.0/16 dev flannel.1 proto kernel
 route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink
 route 10.5.3.0/24 via 192.0.2.3 dev eth0 proto 70 metric 5
 route 10.5.4.0/24 multipath proto 4
+route 10.5.5.0/24 nhid 168101120 via 10.5.5.0 dev flannel.1 onlink
 `
 
 func TestText(t *testing.T) {

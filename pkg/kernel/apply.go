@@ -71,7 +71,9 @@ func (a *applier) queue(i int) {
 		}
 	}
 	a.waiting = append(a.waiting, i)
-	a.requests = append(a.requests, opRequest(op, index))
+	if a.requests = append(a.requests, opRequest(op, index)); len(a.requests) >= a.k.conn.chunk {
+		a.flush()
+	}
 }
 
 // index finds a link; one that is missing is asked for once.
@@ -99,6 +101,8 @@ func opRequest(op dataplane.Op, index int) *nl.NetlinkRequest {
 		return fdbRequest(op.Verb, op.FDB, index)
 	case dataplane.KindNeigh:
 		return neighRequest(op.Verb, op.NeighKey, op.MAC, index)
+	case dataplane.KindNextHop:
+		return nextHopRequest(op.Verb, op.ID, op.NextHop, index)
 	default:
 		return routeRequest(op.Verb, op.RouteKey, op.Route, index)
 	}

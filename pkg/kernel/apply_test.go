@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -146,8 +147,8 @@ func TestMultipathRouteIsAConflict(t *testing.T) {
 	}}))
 	key := dataplane.RouteKey{Dst: dst, Link: overlay}
 	want.Routes[key] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
-	scope := want.ScopeOf(network)
-	ops, conflicts := dataplane.Diff(want, b.snapshot(scope), scope, true)
+	delta := b.diff(want)
+	ops, conflicts := slices.Collect(delta.Ops()), delta.Conflicts
 	if len(ops) != 0 || len(conflicts) != 1 || conflicts[0].Op.RouteKey != key {
 		t.Errorf("operations %v, conflicts %v; want one conflict about %s", ops, conflicts, dst)
 	}
@@ -186,13 +187,13 @@ func TestIPv6Objects(t *testing.T) {
 	}
 	for _, w := range []dataplane.State{want, {Links: want.Links}} {
 		scope := w.ScopeOf(network)
-		ops, _ := dataplane.Diff(w, b.snapshot(scope), scope, true)
+		ops := slices.Collect(dataplane.Diff(w, b.snapshot(scope), scope, true).Ops())
 		for i, err := range b.k.Apply(ops) {
 			if err != nil {
 				t.Errorf("%s: %v", ops[i], err)
 			}
 		}
-		if ops, _ := dataplane.Diff(w, b.snapshot(scope), scope, true); len(ops) > 0 {
+		if ops := slices.Collect(dataplane.Diff(w, b.snapshot(scope), scope, true).Ops()); len(ops) > 0 {
 			t.Fatalf("the second pass is not empty:\n%s", commands(ops))
 		}
 	}

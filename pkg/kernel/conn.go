@@ -99,6 +99,13 @@ func (c *conn) prepare(fd, receiveBuffer int, groups []int) error {
 	return nil
 }
 
+// joinWherePossible subscribes to a group that older kernels lack.
+func (c *conn) joinWherePossible(group int) {
+	_ = c.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+	})
+}
+
 func (c *conn) close() error { return c.file.Close() }
 
 // interrupt makes a blocked receive return, once and for all.

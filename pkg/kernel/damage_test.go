@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -42,7 +43,14 @@ func drain(w *Watch) (e Event) {
 
 // Whatever somebody else damages is seen by Watch, and one pass repairs it.
 func TestDamageIsSeenAndRepaired(t *testing.T) {
+	for name, nextHops := range map[string]bool{"routes": false, "nexthops": true} {
+		t.Run(name, func(t *testing.T) { damageIsSeenAndRepaired(t, nextHops) })
+	}
+}
+
+func damageIsSeenAndRepaired(t *testing.T, nextHops bool) {
 	b := newBed(t)
+	b.nextHops = nextHops
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 60)
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
@@ -69,7 +77,11 @@ type damage struct {
 }
 
 func damages(b *bed, want dataplane.State) []damage {
-	return slices.Concat(linkDamages(b), routeDamages(b, want), neighborDamages(b, want))
+	all := slices.Concat(linkDamages(b), routeDamages(b, want), neighborDamages(b, want))
+	if b.nextHops {
+		all = append(all, nextHopDamages(b, want)...)
+	}
+	return all
 }
 
 func (b *bed) index() int { return b.link(overlay).Attrs().Index }
@@ -125,11 +137,13 @@ func linkDamages(b *bed) []damage {
 func routeDamages(b *bed, want dataplane.State) []damage {
 	return []damage{
 		{"routes flushed", Routes, func() {
-			routes, err := b.other.RouteList(b.link(overlay), unix.AF_INET)
-			b.must(err)
-			for _, r := range routes {
-				b.must(b.other.RouteDel(&r))
+			var ops []dataplane.Op
+			for k, r := range b.snapshot(want.ScopeOf(network)).Routes {
+				if k.Link == overlay {
+					ops = append(ops, dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindRoute, RouteKey: k, Route: r})
+				}
 			}
+			b.must(errors.Join(b.another().Apply(ops)...))
 		}},
 		{"route taken by another link", Routes, func() {
 			k := someRoute(want)
@@ -144,6 +158,34 @@ func routeDamages(b *bed, want dataplane.State) []damage {
 		}},
 		{"stale route of ours", Routes, func() {
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.200.0/24"), LinkIndex: b.link(uplink).Attrs().Index, Protocol: dataplane.ProtoFlannel, Gw: ipnet("192.0.2.9/32").IP}))
+		}},
+	}
+}
+
+func nextHopDamages(b *bed, want dataplane.State) []damage {
+	have := func() (uint32, dataplane.NextHop) {
+		s := b.snapshot(want.ScopeOf(network))
+		id := slices.Min(slices.Collect(maps.Keys(s.NextHops)))
+		return id, s.NextHops[id]
+	}
+	return []damage{
+		{"nexthop deleted, and its route", Routes, func() {
+			id, h := have()
+			b.must(b.another().Apply([]dataplane.Op{{Verb: dataplane.Del, Kind: dataplane.KindNextHop, ID: id, NextHop: h}})[0])
+		}},
+		{"nexthop turned elsewhere", Routes, func() {
+			id, h := have()
+			h.Via, h.OnLink = netip.MustParseAddr("192.0.2.99"), true
+			b.must(b.another().Apply([]dataplane.Op{{Kind: dataplane.KindNextHop, ID: id, NextHop: h}})[0])
+		}},
+		{"carrier lost for a while", Uplink, func() {
+			running := func(want bool) func() bool {
+				return func() bool { return b.link(uplink).Attrs().RawFlags&unix.IFF_RUNNING != 0 == want }
+			}
+			b.must(b.other.LinkSetDown(b.link("up1")))
+			eventually(b.t, "a carrier lost", running(false))
+			b.must(b.other.LinkSetUp(b.link("up1")))
+			eventually(b.t, "a carrier", running(true))
 		}},
 	}
 }

@@ -32,6 +32,11 @@ func (w *Watch) event(kind uint16, body []byte) Event {
 		if n, ok := parseNeighbor(body); ok {
 			return w.neighborEvent(kind, n)
 		}
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		// With an object go its routes, without a word.
+		if id, _, _, ok := parseNextHop(body); ok && w.interest.Scope.InRange(id) {
+			return Routes
+		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		// Of whatever type: a blackhole may have taken the place of a route.
 		if dst, ok := mainRoute(body); ok && w.interest.Scope.Inside(dst) {
@@ -83,7 +88,7 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	} else {
 		w.links[now.index] = now
 	}
-	if old == now { // carrier, queues and other things that nobody wants
+	if old == now { // queues and other things that nobody wants
 		return 0
 	}
 	if old.name != now.name {

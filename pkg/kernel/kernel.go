@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,8 @@ import (
 type Kernel struct {
 	ns   *os.File
 	conn *conn
+	// noNextHops: this kernel has no nexthop objects.
+	noNextHops atomic.Bool
 }
 
 // New gives access to the network namespace of the calling thread.

@@ -38,6 +38,8 @@ type bed struct {
 	k     *Kernel
 	other *netlink.Handle
 	ns    netns.NsHandle
+
+	nextHops bool // passes make routes by way of nexthop objects
 }
 
 // newBed makes a namespace that nothing but its descriptors keeps alive. The
@@ -101,14 +103,22 @@ func (b *bed) snapshot(scope dataplane.Scope) dataplane.State {
 	return s
 }
 
+// diff is what a pass would do.
+func (b *bed) diff(want dataplane.State) *dataplane.Delta {
+	b.t.Helper()
+	scope := want.ScopeOf(network)
+	scope.NextHops = b.nextHops
+	return dataplane.Diff(want, b.snapshot(scope), scope, true)
+}
+
 // pass does what the reconciler does, once.
 func (b *bed) pass(want dataplane.State) []dataplane.Op {
 	b.t.Helper()
-	scope := want.ScopeOf(network)
-	ops, conflicts := dataplane.Diff(want, b.snapshot(scope), scope, true)
-	for _, c := range conflicts {
+	delta := b.diff(want)
+	for _, c := range delta.Conflicts {
 		b.t.Errorf("conflict: %s: %s", c.Op, c.Reason)
 	}
+	ops := slices.Collect(delta.Ops())
 	for i, err := range b.k.Apply(ops) {
 		if err != nil {
 			b.t.Errorf("%s: %v", ops[i], err)
@@ -120,8 +130,7 @@ func (b *bed) pass(want dataplane.State) []dataplane.Op {
 // settled fails the test when a pass would still change something.
 func (b *bed) settled(want dataplane.State) {
 	b.t.Helper()
-	scope := want.ScopeOf(network)
-	if ops, _ := dataplane.Diff(want, b.snapshot(scope), scope, true); len(ops) > 0 {
+	if ops := slices.Collect(b.diff(want).Ops()); len(ops) > 0 {
 		b.t.Fatalf("the second pass is not empty:\n%s", commands(ops))
 	}
 }

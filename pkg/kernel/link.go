@@ -22,6 +22,9 @@ type device struct {
 	index  int
 	parent int // index of the underlay device; in Link by name
 	link   dataplane.Link
+	// running: up, and with a carrier. Without it a link keeps its routes, but not
+	// those by way of nexthop objects.
+	running bool
 }
 
 func parseDevice(b []byte) (d device, ok bool) {
@@ -31,6 +34,7 @@ func parseDevice(b []byte) (d device, ok bool) {
 	m := nl.DeserializeIfInfomsg(b)
 	d.index = int(m.Index)
 	d.link.Up = m.Flags&unix.IFF_UP != 0
+	d.running = m.Flags&unix.IFF_RUNNING != 0
 	d.link.Kind = "device"
 	for kind, v := range attrs(b, unix.SizeofIfInfomsg) {
 		switch kind {

@@ -78,13 +78,14 @@ func TestAnswer(t *testing.T) {
 func FuzzMessages(f *testing.F) {
 	f.Add(routeRequest(dataplane.Put, dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}, 1).Serialize())
 	f.Add(fdbRequest(dataplane.Put, dataplane.FDB{Dst: netip.MustParseAddr("192.0.2.1")}, 1).Serialize())
+	f.Add(nextHopRequest(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.1"), Proto: 70}, 1).Serialize())
 	f.Add(linkRequest(3).Serialize())
 	f.Add([]byte(strings.Repeat("\x10\x00\x00\x00", 8)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w := &Watch{k: &Kernel{conn: &conn{}}, links: map[int]device{}, passing: []int{}}
 		for h, body := range messages(b) {
 			answer(h, body)
-			for kind := range uint16(unix.RTM_GETNEIGH) {
+			for kind := range uint16(unix.RTM_GETNEXTHOP) {
 				w.event(kind, body)
 			}
 			parseRoute(body)

@@ -78,7 +78,7 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 	if route.Via.IsValid() || route.Blackhole {
 		m.Scope = unix.RT_SCOPE_UNIVERSE
 	}
-	if route.OnLink {
+	if route.OnLink && route.NextHop == 0 {
 		m.Flags = unix.RTNH_F_ONLINK
 	}
 	r := request(unix.RTM_NEWROUTE, replace, m)
@@ -90,11 +90,15 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 		r = request(unix.RTM_DELROUTE, 0, m)
 	}
 	add(r, unix.RTA_DST, k.Dst.Masked().Addr().AsSlice())
-	if !route.Blackhole {
-		add(r, unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
-	}
 	if k.Metric != 0 {
 		add(r, unix.RTA_PRIORITY, nl.Uint32Attr(k.Metric))
+	}
+	if route.NextHop != 0 { // says link and gateway, which must not be said again
+		add(r, rtaNextHop, nl.Uint32Attr(route.NextHop))
+		return r
+	}
+	if !route.Blackhole {
+		add(r, unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
 	}
 	switch {
 	case !route.Via.IsValid():
@@ -111,7 +115,8 @@ func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Rou
 const defaultMetric6 = 1024
 
 // parseRoute reads a route of the main table, unicast or one of our blackholes;
-// the index is 0 for these and for one by several links. Others' blackholes are
+// the index is 0 for these and for one by several links, and for one by way of a
+// nexthop object where net.ipv4.nexthop_compat_mode is 0. Others' blackholes are
 // none of our business until they stand where a route of ours should.
 func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, ok bool) {
 	if k.Dst, ok = mainRoute(b); !ok {
@@ -123,7 +128,7 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 	if m.Type != unix.RTN_UNICAST && !r.Blackhole || m.Flags&unix.RTM_F_CLONED != 0 || m.Tos != 0 || m.Src_len != 0 {
 		return k, r, 0, false
 	}
-	several, nextHop := false, false
+	several := false
 	for kind, v := range attrs(b, unix.SizeofRtMsg) {
 		switch kind {
 		case unix.RTA_OIF:
@@ -137,16 +142,15 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 		case unix.RTA_MULTIPATH:
 			several = true
 		case rtaNextHop:
-			nextHop = true
+			r.NextHop = uint32(number(v))
 		}
 	}
-	// With net.ipv4.nexthop_compat_mode=0 a nexthop object is all that is said.
-	if several = several || nextHop && index == 0; several {
+	if several {
 		index, r.Via = 0, netip.Addr{}
 	}
 	r.OnLink = m.Flags&unix.RTNH_F_ONLINK != 0
 	r.Proto = int(m.Protocol)
-	return k, r, index, several || index != 0 || r.Blackhole
+	return k, r, index, several || index != 0 || r.Blackhole || r.NextHop != 0
 }
 
 // mainRoute gives the destination of a route of the main table, whatever its

@@ -15,7 +15,7 @@ import (
 // Snapshot reads what lies in scope: the links it names with their addresses,
 // permanent neighbours and permanent FDB entries; the unicast routes of the
 // main table to anywhere inside its network, by any link, and our blackholes
-// there; its sysctls. What does not
+// there; nexthop objects with ids out of its range; its sysctls. What does not
 // exist is absent. A route by several links is there without a link, so that
 // nobody replaces it unawares.
 func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
@@ -38,10 +38,13 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 			return s, err
 		}
 	}
-	if err := k.readRoutes(s, scope, n); err != nil {
+	others, err := k.readNextHops(&s, scope, n)
+	if err != nil {
 		return s, err
 	}
-	var err error
+	if err := k.readRoutes(s, others, scope, n); err != nil {
+		return s, err
+	}
 	s.Sysctls, err = k.Sysctls(scope.Sysctls)
 	return s, err
 }
@@ -142,7 +145,7 @@ func (k *Kernel) routes(family int, match func(dataplane.RouteKey) bool) ([]rout
 	return all, nil
 }
 
-func (k *Kernel) readRoutes(s dataplane.State, scope dataplane.Scope, n names) error {
+func (k *Kernel) readRoutes(s dataplane.State, others map[uint32]dataplane.NextHop, scope dataplane.Scope, n names) error {
 	if !scope.Network.IsValid() {
 		return nil
 	}
@@ -151,6 +154,14 @@ func (k *Kernel) readRoutes(s dataplane.State, scope dataplane.Scope, n names) e
 		return err
 	}
 	for _, e := range all {
+		if id := e.route.NextHop; id != 0 && e.index == 0 {
+			h, ok := s.NextHops[id]
+			if !ok {
+				h = others[id]
+			}
+			// Without a gateway it is a group, and so a route by several links.
+			e.key.Link, e.route.Via, e.route.OnLink = h.Link, h.Via, h.OnLink
+		}
 		if e.index != 0 {
 			if e.key.Link, err = n.of(e.index); err != nil {
 				return err

@@ -116,6 +116,9 @@ func (w *Watch) subscribe() error {
 	err := w.k.within(func() (err error) {
 		c, err = dial(w.buffer, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
+		if err == nil {
+			c.joinWherePossible(unix.RTNLGRP_NEXTHOP)
+		}
 		return err
 	})
 	if err != nil {

@@ -3,6 +3,8 @@ package reconcile
 import (
 	"math"
 	"time"
+
+	"flanneld/pkg/dataplane"
 )
 
 // holds remembers which objects are to be left alone for a while: those that
@@ -44,9 +46,12 @@ func (h *holds) at(object string) *hold {
 	return o
 }
 
-// held tells whether the object is to be left alone now.
-func (h *holds) held(now time.Time, object string) bool {
-	o, ok := h.objects[object]
+// held tells whether the operation's object is to be left alone now.
+func (h *holds) held(now time.Time, op dataplane.Op) bool {
+	if len(h.objects) == 0 {
+		return false // spares the name of the object
+	}
+	o, ok := h.objects[op.Object()]
 	return ok && now.Before(o.until)
 }
 
@@ -62,12 +67,18 @@ func (h *holds) broke(now time.Time, object string) (first bool) {
 // clear forgets an object.
 func (h *holds) clear(object string) { delete(h.objects, object) }
 
-// did notes a success, and tells whether it is one too many: the object was
-// right just before, so somebody else undoes it. It says so once until there was
-// peace.
-func (h *holds) did(now time.Time, object string) (fight bool) {
+// did notes a success. Of a repair, it tells whether it is one too many, so that
+// somebody else must be undoing it again and again. It says so once until there
+// was peace.
+func (h *holds) did(now time.Time, op dataplane.Op, repair bool) (fight bool) {
 	h.sweep(now)
-	o := h.at(object)
+	if !repair {
+		if len(h.objects) > 0 {
+			h.clear(op.Object())
+		}
+		return false
+	}
+	o := h.at(op.Object())
 	o.fails = 0
 	o.leak(now)
 	o.spent++

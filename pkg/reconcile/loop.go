@@ -52,6 +52,9 @@ const (
 	// rounds bounds the look-again within a pass. Two suffice on a healthy
 	// kernel: one that changes, one that finds nothing.
 	rounds = 4
+	// chunk is how many operations are carried out at a time: an operation takes
+	// half a kilobyte, and there may be tens of thousands.
+	chunk = 1024
 )
 
 // Loop reconciles. Make one with New.
@@ -146,9 +149,10 @@ func (l *Loop) Pass() (ok bool) {
 			return false
 		}
 		l.holds.clear(inputObject)
-		ops, conflicts := dataplane.Diff(want, have, scope, in.View.Complete)
-		done.conflicts = conflicts
-		if !l.apply(ops, &done) {
+		scope.NextHops = want.NextHopsPay(have)
+		delta := dataplane.Diff(want, have, scope, in.View.Complete)
+		done.conflicts = delta.Conflicts
+		if !l.apply(delta, &done) {
 			break
 		}
 	}
@@ -162,7 +166,7 @@ func (l *Loop) Pass() (ok bool) {
 // pass is what a pass did, for the report.
 type pass struct {
 	wanted    bool // the wanted state differs from that of the pass before
-	applied   []dataplane.Op
+	applied   tally
 	failed    []failure
 	fights    []dataplane.Op // undone by somebody else again and again
 	held      int            // left for later: failed or fought over lately
@@ -178,24 +182,34 @@ type failure struct {
 
 // apply carries out the operations that are due, and tells whether it is worth
 // looking again.
-func (l *Loop) apply(ops []dataplane.Op, done *pass) (again bool) {
+func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
 	done.held, done.own = 0, false
-	due := make([]dataplane.Op, 0, len(ops))
-	for _, op := range ops {
-		if l.holds.held(now, op.Object()) {
-			done.held++
-			done.own = done.own || ownObject(op)
-			continue
-		}
-		due = append(due, op)
-	}
-	for _, c := range done.conflicts {
+	for _, c := range delta.Conflicts {
 		done.own = done.own || ownObject(c.Op)
 	}
-	if len(due) == 0 {
-		return false
+	total, before := delta.Len(), done.applied.n
+	due := make([]dataplane.Op, 0, min(chunk, total))
+	for op := range delta.Ops() {
+		if l.holds.held(now, op) {
+			done.held++
+			done.own = done.own || ownObject(op)
+		} else if due = append(due, op); len(due) == chunk {
+			l.carryOut(due, done)
+			due = due[:0]
+			l.report.progress(done.applied.n-before, total)
+		}
 	}
+	l.carryOut(due, done)
+	return done.applied.n > before
+}
+
+// carryOut has a chunk of operations done and notes what became of them.
+func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
+	if len(due) == 0 {
+		return
+	}
+	now := time.Now()
 	for i, err := range l.cfg.Kernel.Apply(due) {
 		op := due[i]
 		if err != nil {
@@ -204,13 +218,13 @@ func (l *Loop) apply(ops []dataplane.Op, done *pass) (again bool) {
 			done.own = done.own || ownObject(op)
 			continue
 		}
-		if l.holds.did(now, op.Object()) {
+		// What was as it is wanted, and is so no more, somebody has undone.
+		if l.holds.did(now, op, l.settled.Has(op)) {
 			done.fights = append(done.fights, op)
 		}
-		done.applied = append(done.applied, op)
-		again = true
+		done.applied.add(op)
+		l.report.applied(op)
 	}
-	return again
 }
 
 // ownObject tells whether an operation is about this host itself, without

@@ -1,9 +1,11 @@
 package reconcile
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/dataplane"
@@ -17,6 +19,8 @@ type report struct {
 	conflicts map[dataplane.Conflict]bool
 	trouble   string // what was broken in the last pass
 	failing   int    // objects that failed since it was last well
+
+	told time.Time // when something was last said of the present pass
 }
 
 func newReport(log *slog.Logger) *report {
@@ -46,16 +50,14 @@ func (r *report) pass(p pass) {
 		r.log.Info("the kernel is checked again", "after_trouble", r.trouble)
 		r.trouble = ""
 	}
-	if len(p.applied) > 0 {
+	if p.applied.n > 0 {
 		msg := "repaired what was changed behind our back"
 		if p.wanted {
 			msg = "programmed the kernel"
 		}
-		r.log.Info(msg, "ops", Summary(p.applied), "first", p.applied[0].String())
-		for _, op := range p.applied {
-			r.log.Debug("applied", "op", op.String())
-		}
+		r.log.Info(msg, "ops", p.applied.String(), "first", p.applied.first.String())
 	}
+	r.told = time.Time{}
 	r.failures(p)
 	for _, op := range p.fights {
 		r.log.Error("something else on this host keeps undoing our work; slowing down", "object", op.Object(), "op", op.String())
@@ -88,22 +90,54 @@ func (r *report) failures(p pass) {
 	}
 }
 
-// Summary counts operations by verb and kind: "+2 route, +2 fdb, -1 route".
-func Summary(ops []dataplane.Op) string {
-	type class struct {
-		verb dataplane.Verb
-		kind dataplane.Kind
+// applied is told of each operation that was done.
+func (r *report) applied(op dataplane.Op) {
+	if r.log.Enabled(context.Background(), slog.LevelDebug) {
+		r.log.Debug("applied", "op", op.String())
 	}
-	counts := map[class]int{}
-	for _, op := range ops {
-		counts[class{op.Verb, op.Kind}]++
+}
+
+// progress is told now and then how far a pass has come, and says so when it
+// takes long.
+func (r *report) progress(done, of int) {
+	switch now := time.Now(); {
+	case r.told.IsZero():
+		r.told = now
+	case now.Sub(r.told) >= progressEvery:
+		r.told = now
+		r.log.Info("programming the kernel", "done", done, "of", of)
 	}
-	names := []string{"link", "sysctl", "address", "fdb", "neighbour", "tunnel entry", "route"}
+}
+
+const progressEvery = 2 * time.Second
+
+// tally counts operations by verb and kind.
+type tally struct {
+	n      int
+	first  dataplane.Op
+	counts map[class]int
+}
+
+type class struct {
+	verb dataplane.Verb
+	kind dataplane.Kind
+}
+
+func (t *tally) add(op dataplane.Op) {
+	if t.n++; t.n == 1 {
+		t.first, t.counts = op, map[class]int{}
+	}
+	t.counts[class{op.Verb, op.Kind}]++
+}
+
+// String is like "+2 route, +2 fdb, -1 route".
+func (t *tally) String() string {
+	names := []string{"link", "sysctl", "address", "fdb", "neighbour", "tunnel entry", "nexthop", "route"}
 	signs := []string{"+", "~", "-"}
 	var parts []string
 	for verb, sign := range signs {
 		for kind, name := range names {
-			if n := counts[class{dataplane.Verb(verb), dataplane.Kind(kind)}]; n > 0 {
+			if n := t.counts[class{dataplane.Verb(verb), dataplane.Kind(kind)}]; n > 0 {
 				parts = append(parts, fmt.Sprintf("%s%d %s", sign, n, name))
 			}
 		}
