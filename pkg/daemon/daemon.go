@@ -263,6 +263,10 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 			d.facts.stale()
 			d.updateSubnetFile()
 		}
+		if e&(kernel.Links|kernel.Uplink|kernel.Overflow) != 0 {
+			d.loop.Retry()
+			continue
+		}
 		d.loop.Trigger()
 	}
 }

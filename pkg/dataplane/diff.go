@@ -274,8 +274,11 @@ func surplus[K, V comparable](d *differ, want, have map[K]V, link func(K) string
 func (d *differ) delAll() {
 	s := d.scope
 	d.del.routes = surplus(d, d.want.Routes, d.have.Routes, linkOfRoute, compareRoute, func(k RouteKey, r Route) bool {
+		// The wanted route through the same nexthop has taken its place, and would
+		// be hit: the deletion of such a route cannot name the link.
+		_, replaced := d.hops[r.NextHop]
 		// The kernel's own routes come and go with the addresses they follow from.
-		return s.OwnsRoute(k, r) && r.Proto != ProtoKernel
+		return s.OwnsRoute(k, r) && r.Proto != ProtoKernel && !(replaced && k.Metric == 0)
 	})
 	d.del.hops = surplus(d, d.hops, d.have.NextHops, func(id uint32) string { return d.have.NextHops[id].Link }, cmp.Compare[uint32], s.OwnsNextHop)
 	d.del.tunnel = surplus(d, d.want.Tunnel, d.have.Tunnel, linkOfTunnel, compareTunnel, func(k TunnelKey, _ netip.AddrPort) bool { return s.OwnsLink(k.Link) })

@@ -150,6 +150,14 @@ bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent
 `,
 		},
 		{
+			name: "a route through a nexthop moves to another link, and is not deleted there", nextHops: true,
+			want: "route 10.5.2.0/24 via 192.0.2.2 dev eth1 proto 70\n",
+			have: "nexthop id 168100352 via 192.0.2.2 dev eth0 proto 70\nroute 10.5.2.0/24 nhid 168100352 via 192.0.2.2 dev eth0 proto 70\n",
+			ops: `ip nexthop replace id 168100352 via 192.0.2.2 dev eth1 proto 70
+ip route replace 10.5.2.0/24 nhid 168100352 proto 70
+`,
+		},
+		{
 			name: "nexthops of others stay, and their ids are theirs", nextHops: true,
 			want: device + peer2, have: device + peer2 + "nexthop id 168100352 via 192.0.2.7 dev eth0 proto 4\nnexthop id 7 via 192.0.2.7 dev eth0 proto 70\n",
 		},

@@ -159,9 +159,12 @@ func (m *model) applyAddr(o Op) {
 
 func (m *model) applyRoute(o Op) error {
 	if o.Verb == Del {
-		if m.Routes[o.RouteKey] == o.Route {
-			delete(m.Routes, o.RouteKey)
-		}
+		maps.DeleteFunc(m.Routes, func(k RouteKey, r Route) bool {
+			if o.Route.NextHop != 0 { // such a deletion cannot name the link
+				return k.Dst == o.RouteKey.Dst && k.Metric == o.RouteKey.Metric && r.NextHop == o.Route.NextHop && r.Proto == o.Route.Proto
+			}
+			return k == o.RouteKey && r == o.Route
+		})
 		return nil
 	}
 	if id := o.Route.NextHop; id != 0 {

@@ -135,6 +135,10 @@ func (c chance) have(want State) *model {
 		}
 		if through, hop, ok := r.nextHop(k); ok && c.one(30) {
 			hop.OnLink = hop.OnLink && c.one(80)
+			if c.one(30) {
+				k.Link = some()
+				hop.Link = k.Link
+			}
 			c.put(m, Op{Kind: KindNextHop, ID: through.NextHop, NextHop: hop})
 			if h, ok := m.NextHops[through.NextHop]; ok && h == hop && c.one(70) {
 				c.put(m, Op{Kind: KindRoute, RouteKey: k, Route: through})
@@ -398,7 +402,7 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 		}
 	}
 	for id, h := range before.NextHops {
-		mine := scope.OwnsNextHop(id, h) && (prune || scope.NextHops) && !blocked(want, before, h.Link)
+		mine := scope.OwnsNextHop(id, h) && (prune || scope.NextHops) // by its id, on whatever link
 		if after.NextHops[id] != h && !mine && !remade(want, before, h.Link) {
 			return "nexthop " + nextHopText(id, h)
 		}

@@ -64,6 +64,15 @@ func (h *holds) broke(now time.Time, object string) (first bool) {
 	return o.fails == 1
 }
 
+// retry makes all that failed due now.
+func (h *holds) retry() {
+	for _, o := range h.objects {
+		if o.fails > 0 {
+			o.until = time.Time{}
+		}
+	}
+}
+
 // clear forgets an object.
 func (h *holds) clear(object string) { delete(h.objects, object) }
 

@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"flanneld/pkg/backend"
@@ -61,6 +62,7 @@ const (
 type Loop struct {
 	cfg     Config
 	wake    chan struct{}
+	retry   atomic.Bool // what failed may work now
 	holds   *holds
 	report  *report
 	settled dataplane.State // wanted state of the last pass that left nothing undone
@@ -77,6 +79,13 @@ func (l *Loop) Trigger() {
 	case l.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Retry asks for a pass soon that tries again what has failed, because the reason
+// may be gone: a link is back.
+func (l *Loop) Retry() {
+	l.retry.Store(true)
+	l.Trigger()
 }
 
 // Settle makes passes until what this host needs for itself stands.
@@ -136,6 +145,9 @@ func (l *Loop) Pass() (ok bool) {
 		l.holds.broke(time.Now(), inputObject)
 		l.report.broken("reading the state of this host", err)
 		return false
+	}
+	if l.retry.Swap(false) {
+		l.holds.retry()
 	}
 	want, skipped := l.cfg.Backend.Desired(in.Facts, in.View)
 	l.report.skipped(skipped)

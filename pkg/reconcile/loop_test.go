@@ -186,6 +186,22 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 	})
 }
 
+func TestRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.wantRoutes(1)
+		bad := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(1)}.Object()
+		f.kernel.refuse[bad] = errors.New("network is down")
+		f.Pass()
+		f.run(t, 2*time.Minute) // long enough for the longest wait
+		delete(f.kernel.refuse, bad)
+		f.Retry()
+		if f.run(t, time.Second); len(f.kernel.Routes) != 1 {
+			t.Error("what failed waits, though its reason may be gone")
+		}
+	})
+}
+
 func TestFightIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
