@@ -173,8 +173,9 @@ missing:
 	need nft nftables 'nftables rules are not seen from outside'
 
 # One package after another: two hundred daemons that start at once leave no
-# processor for somebody else's deadlines. Everything is run, even when something fails. The filter prints what "go test"
-# prints, and at the end the tests that did not run, each with its reason.
+# processor for somebody else's deadlines. Everything is run, even when something
+# fails. The filter prints what "go test" prints, and at the end the tests that did
+# not run, each with its reason.
 .PHONY: test
 test: missing dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \

@@ -263,7 +263,8 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 			d.facts.stale()
 			d.updateSubnetFile()
 		}
-		if e&(kernel.Links|kernel.Uplink|kernel.Overflow) != 0 {
+		// Not for links of our own: what we try on them is an event, too.
+		if e&kernel.Uplink != 0 {
 			d.loop.Retry()
 			continue
 		}

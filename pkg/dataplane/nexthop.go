@@ -14,7 +14,7 @@ import (
 // ids that other programs give, which begin at 1, are far away.
 
 // nextHopsPay is how many routes it takes before nexthop objects are worth it: with fewer
-// the routes look as people know them, and take a tenth of a second at most.
+// the routes look as people know them, and take some ten milliseconds at most.
 const nextHopsPay = 1000
 
 // NextHopsPay tells whether the routes of s should be made by way of nexthop

@@ -217,8 +217,9 @@ func (s State) Equal(o State) bool {
 		maps.Equal(s.Routes, o.Routes) && maps.Equal(s.Sysctls, o.Sysctls)
 }
 
-// Has tells whether s holds what an operation on a peer's object makes, or lacks
-// what it deletes. Of nexthops it knows nothing: they come and go with routes.
+// Has tells whether s holds what an operation makes, or lacks what it deletes. A
+// link counts as there in whatever shape, and nexthops, which come and go with
+// routes, never do.
 func (s State) Has(o Op) bool {
 	put := o.Verb != Del
 	switch o.Kind {

@@ -15,7 +15,7 @@ import (
 // Snapshot reads what lies in scope: the links it names with their addresses,
 // permanent neighbours and permanent FDB entries; the unicast routes of the
 // main table to anywhere inside its network, by any link, and our blackholes
-// there; nexthop objects with ids out of its range; its sysctls. What does not
+// there; nexthop objects that have its addresses for ids; its sysctls. What does not
 // exist is absent. A route by several links is there without a link, so that
 // nobody replaces it unawares.
 func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {

@@ -82,7 +82,8 @@ func (l *Loop) Trigger() {
 }
 
 // Retry asks for a pass soon that tries again what has failed, because the reason
-// may be gone: a link is back.
+// may be gone: the uplink is back. It is not for what our own attempts cause, or they
+// would follow one another without a pause.
 func (l *Loop) Retry() {
 	l.retry.Store(true)
 	l.Trigger()
