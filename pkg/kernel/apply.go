@@ -3,8 +3,8 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
@@ -16,7 +16,8 @@ import (
 // Errors name the object and wrap a unix.Errno.
 func (k *Kernel) Apply(ops []dataplane.Op) []error {
 	a := applier{k: k, ops: ops, errs: make([]error, len(ops)), indexes: map[string]int{}}
-	for i, op := range ops {
+	for i := range ops {
+		op := &ops[i]
 		switch op.Kind {
 		case dataplane.KindLink:
 			a.flush()
@@ -32,7 +33,7 @@ func (k *Kernel) Apply(ops []dataplane.Op) []error {
 	a.flush()
 	for i, err := range a.errs {
 		if err != nil {
-			a.errs[i] = fmt.Errorf("%s %s: %w", verbs(ops[i].Verb), ops[i].Object(), err)
+			a.errs[i] = fmt.Errorf("%s %s: %w", verbs(ops[i].Verb), ops[i].Object(), explain(&ops[i], err))
 		}
 	}
 	return a.errs
@@ -56,12 +57,17 @@ type applier struct {
 	errs    []error
 	indexes map[string]int // of links by name; links come and go in between
 
-	waiting  []int // into ops
-	requests []*nl.NetlinkRequest
+	waiting  []queued
+	requests requests
+	fdb      bool // some of them are about FDB entries
 }
 
+type queued struct{ op, index int } // into ops; of the link
+
+// queue sends what is waiting as soon as one exchange is full of it, so that
+// there is never more.
 func (a *applier) queue(i int) {
-	op := a.ops[i]
+	op := &a.ops[i]
 	index := 0
 	if !op.Route.Blackhole {
 		var err error
@@ -70,8 +76,10 @@ func (a *applier) queue(i int) {
 			return
 		}
 	}
-	a.waiting = append(a.waiting, i)
-	if a.requests = append(a.requests, opRequest(op, index)); len(a.requests) >= a.k.conn.chunk {
+	a.waiting = append(a.waiting, queued{i, index})
+	a.requests.op(op, index)
+	a.fdb = a.fdb || op.Kind == dataplane.KindFDB
+	if a.requests.len() == a.k.conn.chunk {
 		a.flush()
 	}
 }
@@ -93,55 +101,57 @@ func (a *applier) index(name string) (int, error) {
 	return index, nil
 }
 
-func opRequest(op dataplane.Op, index int) *nl.NetlinkRequest {
+func (r *requests) op(op *dataplane.Op, index int) {
 	switch op.Kind {
 	case dataplane.KindAddr:
-		return addrRequest(op.Verb, op.Addr, index)
+		r.addr(op.Verb, op.Addr, index)
 	case dataplane.KindFDB:
-		return fdbRequest(op.Verb, op.FDB, index)
+		r.fdb(op.Verb, op.FDB, index)
 	case dataplane.KindNeigh:
-		return neighRequest(op.Verb, op.NeighKey, op.MAC, index)
+		r.neigh(op.Verb, op.NeighKey, op.MAC, index)
 	case dataplane.KindNextHop:
-		return nextHopRequest(op.Verb, op.ID, op.NextHop, index)
+		r.nextHop(op.Verb, op.ID, op.NextHop, index)
 	default:
-		return routeRequest(op.Verb, op.RouteKey, op.Route, index)
+		r.route(op.Verb, op.RouteKey, op.Route, index)
 	}
 }
 
 func (a *applier) flush() {
-	if len(a.requests) == 0 {
+	if a.requests.len() == 0 {
 		return
 	}
-	for n, err := range a.k.conn.batch(a.requests) {
-		i := a.waiting[n]
-		if isRoute := a.ops[i].Kind == dataplane.KindRoute; isRoute && a.ops[i].Verb == dataplane.Put && errors.Is(err, unix.EEXIST) {
-			err = a.unshadow(i)
-		}
-		a.errs[i] = settle(a.ops[i], err)
+	if a.fdb { // see forwarding for why all the time
+		a.k.forwarding.mu.Lock()
+		defer a.k.forwarding.mu.Unlock()
 	}
-	a.waiting, a.requests = nil, nil
+	for n, err := range a.k.conn.batch(&a.requests) {
+		q := a.waiting[n]
+		op := &a.ops[q.op]
+		if op.Kind == dataplane.KindRoute && op.Verb == dataplane.Put && errors.Is(err, unix.EEXIST) {
+			err = a.unshadow(op, q.index)
+		}
+		err = settle(op, err)
+		if op.Kind == dataplane.KindFDB && err == nil {
+			a.k.forwarding.note(op.Verb, op.FDB, q.index)
+		}
+		a.errs[q.op] = err
+	}
+	a.waiting, a.fdb = a.waiting[:0], false
+	a.requests.clear()
 }
 
 // unshadow replaces a route where several have the same destination and metric.
 // The kernel then replaces the first only, and refuses when the wanted one
 // stands behind it; with that one gone, it becomes the first.
-func (a *applier) unshadow(i int) error {
-	op, index := a.ops[i], 0
-	if !op.Route.Blackhole {
-		var err error
-		if index, err = a.index(op.RouteKey.Link); err != nil {
-			return err
-		}
-	}
-	errs := a.k.conn.batch([]*nl.NetlinkRequest{
-		routeRequest(dataplane.Del, op.RouteKey, op.Route, index),
-		routeRequest(dataplane.Put, op.RouteKey, op.Route, index),
-	})
-	return errs[1]
+func (a *applier) unshadow(op *dataplane.Op, index int) error {
+	var r requests
+	r.route(dataplane.Del, op.RouteKey, op.Route, index)
+	r.route(dataplane.Put, op.RouteKey, op.Route, index)
+	return a.k.conn.batch(&r)[1]
 }
 
 // settle drops the errors that say that an operation had nothing to do.
-func settle(op dataplane.Op, err error) error {
+func settle(op *dataplane.Op, err error) error {
 	var harmless []unix.Errno
 	switch {
 	case op.Verb == dataplane.Del:
@@ -157,7 +167,7 @@ func settle(op dataplane.Op, err error) error {
 	return err
 }
 
-func (k *Kernel) applyLink(op dataplane.Op) error {
+func (k *Kernel) applyLink(op *dataplane.Op) error {
 	var err error
 	switch op.Verb {
 	case dataplane.Del:
@@ -170,5 +180,11 @@ func (k *Kernel) applyLink(op dataplane.Op) error {
 	if err != nil {
 		return err
 	}
-	return k.verify(op.Name, op.Link)
+	d, err := k.verify(op.Name, op.Link)
+	if err == nil && op.Verb == dataplane.Put { // a new one forwards to nobody
+		k.forwarding.mu.Lock()
+		defer k.forwarding.mu.Unlock()
+		k.forwarding.learn(d.index, map[dataplane.MAC]netip.Addr{})
+	}
+	return err
 }

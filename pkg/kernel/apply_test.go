@@ -147,10 +147,9 @@ func TestMultipathRouteIsAConflict(t *testing.T) {
 	}}))
 	key := dataplane.RouteKey{Dst: dst, Link: overlay}
 	want.Routes[key] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
-	delta := b.diff(want)
-	ops, conflicts := slices.Collect(delta.Ops()), delta.Conflicts
-	if len(ops) != 0 || len(conflicts) != 1 || conflicts[0].Op.RouteKey != key {
-		t.Errorf("operations %v, conflicts %v; want one conflict about %s", ops, conflicts, dst)
+	d := b.diff(want)
+	if d.Len() != 0 || len(d.Conflicts) != 1 || d.Conflicts[0].Op.RouteKey != key {
+		t.Errorf("operations %v, conflicts %v; want one conflict about %s", slices.Collect(d.Ops()), d.Conflicts, dst)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,18 +91,18 @@ func (c *conn) prepare(fd, receiveBuffer int, groups []int) error {
 	}
 	c.port = name.(*unix.SockaddrNetlink).Pid
 	for _, g := range groups {
-		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-			return fmt.Errorf("subscribe to rtnetlink group %d: %w", g, err)
+		if err := subscribe(fd, g); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// joinWherePossible subscribes to a group that older kernels lack.
-func (c *conn) joinWherePossible(group int) {
-	_ = c.raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
-	})
+func subscribe(fd, group int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
+		return fmt.Errorf("subscribe to rtnetlink group %d: %w", group, err)
+	}
+	return nil
 }
 
 func (c *conn) close() error { return c.file.Close() }
@@ -180,21 +179,16 @@ func (c *conn) begin() error {
 	return nil
 }
 
-func (c *conn) number(r *nl.NetlinkRequest, flags uint16) []byte {
-	c.seq++
-	r.Seq = c.seq
-	r.Flags = r.Flags&^unix.NLM_F_ACK | unix.NLM_F_REQUEST | flags
-	return r.Serialize()
-}
-
 // get sends a request that has one message as its answer.
-func (c *conn) get(r *nl.NetlinkRequest) ([]byte, error) {
+func (c *conn) get(r *requests) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.begin(); err != nil {
 		return nil, err
 	}
-	if err := c.send(c.number(r, 0)); err != nil {
+	c.seq++
+	r.number(0, c.seq, unix.NLM_F_ACK, false)
+	if err := c.send(r.b); err != nil {
 		return nil, err
 	}
 	for {
@@ -217,7 +211,7 @@ func (c *conn) get(r *nl.NetlinkRequest) ([]byte, error) {
 // dump sends a request that has a list as its answer, and calls each with each
 // message. When the list changed meanwhile, it is read again after a call of
 // reset.
-func (c *conn) dump(r *nl.NetlinkRequest, reset func(), each func(body []byte)) error {
+func (c *conn) dump(r *requests, reset func(), each func(body []byte)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range dumpAttempts {
@@ -230,11 +224,13 @@ func (c *conn) dump(r *nl.NetlinkRequest, reset func(), each func(body []byte)) 
 	return errInterrupted
 }
 
-func (c *conn) dumpOnce(r *nl.NetlinkRequest, each func(body []byte)) (whole bool, err error) {
+func (c *conn) dumpOnce(r *requests, each func(body []byte)) (whole bool, err error) {
 	if err := c.begin(); err != nil {
 		return false, err
 	}
-	if err := c.send(c.number(r, unix.NLM_F_DUMP)); err != nil {
+	c.seq++
+	r.number(0, c.seq, unix.NLM_F_DUMP, true)
+	if err := c.send(r.b); err != nil {
 		return false, err
 	}
 	whole = true
@@ -262,66 +258,63 @@ func (c *conn) dumpOnce(r *nl.NetlinkRequest, each func(body []byte)) (whole boo
 
 // batch sends requests, many at a time, and gives the kernel's answer to each;
 // nil: done.
-func (c *conn) batch(rs []*nl.NetlinkRequest) []error {
+func (c *conn) batch(r *requests) []error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	errs := make([]error, 0, len(rs))
-	for chunk := range slices.Chunk(rs, c.chunk) {
-		errs = append(errs, c.exchange(chunk)...)
+	errs := make([]error, r.len())
+	for from := 0; from < r.len(); from += c.chunk {
+		to := min(from+c.chunk, r.len())
+		c.exchange(r, from, to, errs[from:to])
 	}
 	return errs
 }
 
-// exchange sends one chunk. When answers were lost, it is sent again in halves:
-// every request may be repeated.
-func (c *conn) exchange(rs []*nl.NetlinkRequest) []error {
-	errs, err := c.exchangeOnce(rs)
+// exchange sends a chunk, the requests from, to. When answers were lost, it is
+// sent again in halves: every request may be repeated.
+func (c *conn) exchange(r *requests, from, to int, errs []error) {
+	err := c.exchangeOnce(r, from, to, errs)
 	if err == nil {
-		return errs
+		return
 	}
-	if len(rs) > 1 && (errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EMSGSIZE)) {
-		half := len(rs) / 2
-		return append(c.exchange(rs[:half]), c.exchange(rs[half:])...)
+	if n := to - from; n > 1 && (errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EMSGSIZE)) {
+		c.exchange(r, from, from+n/2, errs[:n/2])
+		c.exchange(r, from+n/2, to, errs[n/2:])
+		return
 	}
-	return slices.Repeat([]error{err}, len(rs))
+	for i := range errs {
+		errs[i] = err
+	}
 }
 
-func (c *conn) exchangeOnce(rs []*nl.NetlinkRequest) ([]error, error) {
+func (c *conn) exchangeOnce(r *requests, from, to int, errs []error) error {
 	if err := c.begin(); err != nil {
-		return nil, err
+		return err
 	}
 	// The kernel works in order and answers every failure; only the last
 	// request asks for an answer to success, which says that all are done.
 	first := c.seq + 1
-	var b []byte
-	for i, r := range rs {
-		var flags uint16
-		if i == len(rs)-1 {
-			flags = unix.NLM_F_ACK
-		}
-		b = append(b, c.number(r, flags)...)
-		for len(b)%unix.NLMSG_ALIGNTO != 0 {
-			b = append(b, 0)
-		}
+	c.seq += uint32(to - from)
+	if err := c.send(r.part(from, to, first)); err != nil {
+		return err
 	}
-	if err := c.send(b); err != nil {
-		return nil, err
-	}
-	errs := make([]error, len(rs))
+	clear(errs)
 	for {
 		b, err := c.receive()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for h, body := range messages(b) {
 			i := h.Seq - first // wraps; an older answer gets out of range
-			if h.Type != unix.NLMSG_ERROR || i >= uint32(len(rs)) {
+			if h.Type != unix.NLMSG_ERROR || i >= uint32(len(errs)) {
 				continue
 			}
 			errs[i] = answer(h, body)
 			if h.Seq == c.seq {
-				return errs, nil
+				return nil
 			}
 		}
 	}
 }
+
+// only sends a single request and gives the kernel's answer.
+func (c *conn) only(r *requests) error { return c.batch(r)[0] }

@@ -13,15 +13,15 @@ func (w *Watch) events(b []byte) (e Event) {
 	for h, body := range messages(b) {
 		// The sender of a notification is who asked for the change.
 		ours := h.Pid == w.k.conn.port
-		if found := w.event(h.Type, body); !ours {
+		if found := w.event(h, body); !ours {
 			e |= found
 		}
 	}
 	return e
 }
 
-func (w *Watch) event(kind uint16, body []byte) Event {
-	switch kind {
+func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
+	switch kind := h.Type; kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return w.linkEvent(kind, body)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -32,14 +32,17 @@ func (w *Watch) event(kind uint16, body []byte) Event {
 		if n, ok := parseNeighbor(body); ok {
 			return w.neighborEvent(kind, n)
 		}
-	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-		// With an object go its routes, without a word.
-		if id, _, _, ok := parseNextHop(body); ok && w.interest.Scope.InRange(id) {
-			return Routes
-		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		// Of whatever type: a blackhole may have taken the place of a route.
 		if dst, ok := mainRoute(body); ok && w.interest.Scope.Inside(dst) {
+			return Routes
+		}
+	case unix.RTM_DELNEXTHOP: // the routes through it are gone, too
+		return Routes
+	case unix.RTM_NEWNEXTHOP:
+		// One that takes the place of another changes the routes through that,
+		// wherever its id lies; h repeats the flags of the request.
+		if id, _, _, ok := parseNextHop(body); ok && (w.interest.Scope.InRange(id) || h.Flags&unix.NLM_F_REPLACE != 0) {
 			return Routes
 		}
 	}
@@ -49,7 +52,10 @@ func (w *Watch) event(kind uint16, body []byte) Event {
 func (w *Watch) neighborEvent(kind uint16, n neighbor) Event {
 	switch {
 	case n.family == unix.AF_BRIDGE:
-		return w.by(n.index, FDB, 0)
+		if e := w.by(n.index, FDB, 0); e != 0 && w.k.forwarding.tells(kind, n) {
+			return e
+		}
+		return 0
 	case n.dst.IsMulticast(): // the kernel's own, with every group that is joined
 		return 0
 	case kind == unix.RTM_DELNEIGH && n.state == unix.NUD_FAILED:
@@ -88,7 +94,7 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	} else {
 		w.links[now.index] = now
 	}
-	if old == now { // queues and other things that nobody wants
+	if old == now { // queues, counters and other things that nobody wants
 		return 0
 	}
 	if old.name != now.name {

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/host"
@@ -42,8 +41,9 @@ func (k *Kernel) Inventory() (host.Inventory, error) {
 			})
 		}
 	}
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := k.routes(family, nil)
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		var routes []routeEntry
+		err := k.routes(family, func() { routes = nil }, func(r routeEntry) { routes = append(routes, r) })
 		if err != nil {
 			return host.Inventory{}, err
 		}
@@ -70,7 +70,7 @@ type addrEntry struct {
 
 func (k *Kernel) addrs() ([]addrEntry, error) {
 	var all []addrEntry
-	err := k.conn.dump(request(unix.RTM_GETADDR, 0, nl.NewIfAddrmsg(unix.AF_UNSPEC)), func() { all = nil }, func(b []byte) {
+	err := k.conn.dump(addrsRequest(0), func() { all = nil }, func(b []byte) {
 		if p, index, flags, ok := parseAddr(b); ok {
 			all = append(all, addrEntry{p, index, flags})
 		}
@@ -84,11 +84,9 @@ func (k *Kernel) addrs() ([]addrEntry, error) {
 // RouteTo asks the kernel by which interface, and with which source address, it
 // would send to dst. It is a host.Reach.
 func (k *Kernel) RouteTo(dst netip.Addr) (iface string, src netip.Addr, err error) {
-	m := &nl.RtMsg{}
-	m.Family = uint8(family(dst))
-	m.Dst_len = uint8(dst.BitLen())
-	r := request(unix.RTM_GETROUTE, 0, m)
-	add(r, unix.RTA_DST, dst.AsSlice())
+	r := one(unix.RTM_GETROUTE, 0)
+	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen())})
+	r.address(unix.RTA_DST, dst)
 	b, err := k.conn.get(r)
 	if err != nil {
 		return "", netip.Addr{}, fmt.Errorf("find route to %s: %w", dst, err)

@@ -1,5 +1,5 @@
 // Package kernel reads, changes and watches the kernel's network objects over
-// rtnetlink(7): links, addresses, FDB entries, neighbours, routes, and sysctls
+// rtnetlink(7): links, addresses, FDB entries, neighbours, nexthops, routes, and sysctls
 // below /proc/sys/net.
 //
 // It decides nothing: what is wanted and what is ours is for package dataplane.
@@ -7,7 +7,8 @@
 // of the thread that called New, whichever goroutine calls later. Invariants:
 // Snapshot tells nothing that a complete reading did not contain; Apply does to
 // the kernel what its operations say and nothing else; Watch may report too
-// much, never too little.
+// much, never too little: there is no lasting difference between the kernel and
+// what its reader knows that no event tells of.
 package kernel
 
 import (
@@ -25,8 +26,9 @@ import (
 type Kernel struct {
 	ns   *os.File
 	conn *conn
-	// noNextHops: this kernel has no nexthop objects.
-	noNextHops atomic.Bool
+
+	noNextHops atomic.Bool // the kernel has said that it has none
+	forwarding forwarding
 }
 
 // New gives access to the network namespace of the calling thread.

@@ -21,10 +21,11 @@ type device struct {
 	name   string
 	index  int
 	parent int // index of the underlay device; in Link by name
-	link   dataplane.Link
-	// running: up, and with a carrier. Without it a link keeps its routes, but not
-	// those by way of nexthop objects.
-	running bool
+	// carrier is IFF_RUNNING and IFF_LOWER_UP of netdevice(7). With neither, the
+	// kernel removes the link's nexthops and the routes through them, of which it
+	// says nothing, while other routes stay (net/ipv4/nexthop.c, nh_netdev_event).
+	carrier uint32
+	link    dataplane.Link
 }
 
 func parseDevice(b []byte) (d device, ok bool) {
@@ -34,7 +35,7 @@ func parseDevice(b []byte) (d device, ok bool) {
 	m := nl.DeserializeIfInfomsg(b)
 	d.index = int(m.Index)
 	d.link.Up = m.Flags&unix.IFF_UP != 0
-	d.running = m.Flags&unix.IFF_RUNNING != 0
+	d.carrier = m.Flags & (unix.IFF_RUNNING | unix.IFF_LOWER_UP)
 	d.link.Kind = "device"
 	for kind, v := range attrs(b, unix.SizeofIfInfomsg) {
 		switch kind {
@@ -87,7 +88,7 @@ func (d *device) parseInfo(b []byte) {
 // byName reads one link; unix.ENODEV when there is none.
 func (k *Kernel) byName(name string) (device, error) {
 	r := linkRequest(0)
-	add(r, unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	r.text(unix.IFLA_IFNAME, name)
 	return k.device(r)
 }
 
@@ -95,15 +96,23 @@ func (k *Kernel) byIndex(index int) (device, error) {
 	return k.device(linkRequest(index))
 }
 
-func linkRequest(index int) *nl.NetlinkRequest {
-	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	m.Index = int32(index)
-	r := request(unix.RTM_GETLINK, 0, m)
-	add(r, unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
+func linkRequest(index int) *requests {
+	r := one(unix.RTM_GETLINK, 0)
+	r.linkHeader(index, 0, 0)
+	r.attr32(unix.IFLA_EXT_MASK, skipStats)
 	return r
 }
 
-func (k *Kernel) device(r *nl.NetlinkRequest) (device, error) {
+// linkHeader writes struct ifinfomsg.
+func (r *requests) linkHeader(index int, flags, change uint32) {
+	r.u8(unix.AF_UNSPEC, 0)
+	r.u16(0)
+	r.u32(uint32(index))
+	r.u32(flags)
+	r.u32(change)
+}
+
+func (k *Kernel) device(r *requests) (device, error) {
 	b, err := k.conn.get(r)
 	if err != nil {
 		return device{}, err
@@ -159,46 +168,51 @@ func (k *Kernel) createLink(name string, l dataplane.Link) error {
 	if err != nil {
 		return fmt.Errorf("find parent %s: %w", l.Parent, err)
 	}
-	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	if l.Up {
-		m.Flags, m.Change = unix.IFF_UP, unix.IFF_UP
-	}
-	r := request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, m)
-	add(r, unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	r := one(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	up := upFlag(l.Up)
+	r.linkHeader(0, up, up)
+	r.text(unix.IFLA_IFNAME, name)
 	if l.MTU != 0 {
-		add(r, unix.IFLA_MTU, nl.Uint32Attr(uint32(l.MTU)))
+		r.attr32(unix.IFLA_MTU, uint32(l.MTU))
 	}
 	if l.MAC != (dataplane.MAC{}) {
 		// An address set at creation is not random to udev, which therefore
 		// leaves it alone (systemd.link(5), MACAddressPolicy=).
-		add(r, unix.IFLA_ADDRESS, l.MAC[:])
+		r.attr(unix.IFLA_ADDRESS, l.MAC[:])
 	}
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(l.Kind))
-	info.AddChild(vxlanData(l, parent.index))
-	r.AddData(info)
-	return k.conn.batch([]*nl.NetlinkRequest{r})[0]
+	info := r.nest(unix.IFLA_LINKINFO)
+	r.attr(unix.IFLA_INFO_KIND, []byte(l.Kind))
+	r.vxlanData(l, parent.index)
+	r.close(info)
+	return k.conn.only(r)
 }
 
-func vxlanData(l dataplane.Link, parent int) *nl.RtAttr {
-	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(unix.IFLA_VXLAN_ID, nl.Uint32Attr(uint32(l.VNI)))
-	data.AddRtAttr(unix.IFLA_VXLAN_LINK, nl.Uint32Attr(uint32(parent)))
+func upFlag(up bool) uint32 {
+	if up {
+		return unix.IFF_UP
+	}
+	return 0
+}
+
+func (r *requests) vxlanData(l dataplane.Link, parent int) {
+	data := r.nest(unix.IFLA_INFO_DATA)
+	r.attr32(unix.IFLA_VXLAN_ID, uint32(l.VNI))
+	r.attr32(unix.IFLA_VXLAN_LINK, uint32(parent))
 	if l.Local.IsValid() {
-		kind := unix.IFLA_VXLAN_LOCAL
+		kind := uint16(unix.IFLA_VXLAN_LOCAL)
 		if l.Local.Is6() {
 			kind = unix.IFLA_VXLAN_LOCAL6
 		}
-		data.AddRtAttr(kind, l.Local.AsSlice())
+		r.address(kind, l.Local)
 	}
-	data.AddRtAttr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
+	r.attr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
 	if l.Port != 0 {
-		data.AddRtAttr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(l.Port)))
+		r.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(l.Port)))
 	}
 	if l.GBP {
-		data.AddRtAttr(unix.IFLA_VXLAN_GBP, nil)
+		r.attr(unix.IFLA_VXLAN_GBP, nil)
 	}
-	return data
+	r.close(data)
 }
 
 func flag(on bool) []byte {
@@ -214,45 +228,43 @@ func (k *Kernel) changeLink(name string, l dataplane.Link) error {
 	if err != nil {
 		return err
 	}
-	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	m.Index = int32(d.index)
+	r := one(unix.RTM_NEWLINK, 0)
+	change := uint32(0)
 	if l.Up != d.link.Up {
-		m.Change = unix.IFF_UP
-		if l.Up {
-			m.Flags = unix.IFF_UP
-		}
+		change = unix.IFF_UP
 	}
-	r := request(unix.RTM_NEWLINK, 0, m)
+	r.linkHeader(d.index, upFlag(l.Up), change)
 	// Only what differs: setting even the same MAC empties the neighbour table.
 	if l.MAC != (dataplane.MAC{}) && l.MAC != d.link.MAC {
-		add(r, unix.IFLA_ADDRESS, l.MAC[:])
+		r.attr(unix.IFLA_ADDRESS, l.MAC[:])
 	}
 	if l.MTU != 0 && l.MTU != d.link.MTU {
-		add(r, unix.IFLA_MTU, nl.Uint32Attr(uint32(l.MTU)))
+		r.attr32(unix.IFLA_MTU, uint32(l.MTU))
 	}
 	if l.Learning != d.link.Learning {
-		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-		info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated(l.Kind))
-		info.AddRtAttr(unix.IFLA_INFO_DATA, nil).AddRtAttr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
-		r.AddData(info)
+		info := r.nest(unix.IFLA_LINKINFO)
+		r.attr(unix.IFLA_INFO_KIND, []byte(l.Kind))
+		data := r.nest(unix.IFLA_INFO_DATA)
+		r.attr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
+		r.close(data)
+		r.close(info)
 	}
-	return k.conn.batch([]*nl.NetlinkRequest{r})[0]
+	return k.conn.only(r)
 }
 
 // verify reads a link again: something that renames or readdresses new devices
 // may have come between.
-func (k *Kernel) verify(name string, l dataplane.Link) error {
+func (k *Kernel) verify(name string, l dataplane.Link) (device, error) {
 	d, err := k.byName(name)
 	switch {
 	case err != nil:
-		return err
 	case l.MAC != (dataplane.MAC{}) && d.link.MAC != l.MAC:
-		return fmt.Errorf("address is %s instead of %s, somebody else has changed it: %w", d.link.MAC, l.MAC, unix.EBUSY)
+		err = fmt.Errorf("address is %s instead of %s, somebody else has changed it: %w", d.link.MAC, l.MAC, unix.EBUSY)
 	case l.MTU != 0 && d.link.MTU != l.MTU:
 		// The kernel lowers what does not fit into the parent's packets.
-		return fmt.Errorf("mtu is %d instead of %d: %w", d.link.MTU, l.MTU, unix.ERANGE)
+		err = fmt.Errorf("mtu is %d instead of %d: %w", d.link.MTU, l.MTU, unix.ERANGE)
 	}
-	return nil
+	return d, err
 }
 
 func (k *Kernel) deleteLink(name string) error {
@@ -261,9 +273,9 @@ func (k *Kernel) deleteLink(name string) error {
 	if err != nil {
 		return err
 	}
-	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	m.Index = int32(d.index)
-	return k.conn.batch([]*nl.NetlinkRequest{request(unix.RTM_DELLINK, 0, m)})[0]
+	r := one(unix.RTM_DELLINK, 0)
+	r.linkHeader(d.index, 0, 0)
+	return k.conn.only(r)
 }
 
 // parentName gives the name of the underlay device, "" when there is none.

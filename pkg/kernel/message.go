@@ -6,7 +6,6 @@ import (
 	"iter"
 	"net/netip"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -87,25 +86,12 @@ func hardware(b []byte) (mac [6]byte) {
 	return mac
 }
 
-func family(a netip.Addr) int {
+func family(a netip.Addr) uint8 {
 	if a.Is4() {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
 }
-
-// request begins a request; number in conn completes it.
-func request(kind, flags int, header nl.NetlinkRequestData) *nl.NetlinkRequest {
-	r := &nl.NetlinkRequest{NlMsghdr: unix.NlMsghdr{
-		Len:   unix.SizeofNlMsghdr,
-		Type:  uint16(kind),
-		Flags: uint16(flags),
-	}}
-	r.AddData(header)
-	return r
-}
-
-func add(r *nl.NetlinkRequest, kind int, value []byte) { r.AddData(nl.NewRtAttr(kind, value)) }
 
 // refusal is an answer of the kernel: its error number and, where it gives one,
 // its explanation.

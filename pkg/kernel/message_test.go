@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net/netip"
@@ -23,23 +24,118 @@ func TestRequestsReadBack(t *testing.T) {
 		{"10.5.2.0/24", dataplane.Route{Proto: 70}},
 		{"10.5.2.0/24", dataplane.Route{Via: via6, Proto: 70}},
 		{"fd00:5::/48", dataplane.Route{Via: via6, Proto: 70}},
+		{"10.5.2.0/24", dataplane.Route{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70, NextHop: 0x8a050200}},
 	} {
 		key := dataplane.RouteKey{Dst: netip.MustParsePrefix(c.dst), Metric: 7}
-		body := routeRequest(dataplane.Put, key, c.route, 42).Serialize()[unix.SizeofNlMsghdr:]
-		k, r, index, ok := parseRoute(body)
-		if !ok || k != key || r != c.route || index != 42 {
+		k, r, index, ok := parseRoute(body(func(r *requests) { r.route(dataplane.Put, key, c.route, 42) }))
+		want, wantIndex := c.route, 42
+		if want.NextHop != 0 { // says the rest
+			want.Via, want.OnLink, wantIndex = netip.Addr{}, false, 0
+		}
+		if !ok || k != key || r != want || index != wantIndex {
 			t.Errorf("%s: read back %v %v %d %v", c.dst, k, r, index, ok)
 		}
 	}
 	prefix := netip.MustParsePrefix("10.5.1.0/32")
-	body := addrRequest(dataplane.Put, dataplane.Addr{Prefix: prefix}, 42).Serialize()[unix.SizeofNlMsghdr:]
-	if p, index, _, ok := parseAddr(body); !ok || p != prefix || index != 42 {
+	prefixed := body(func(r *requests) { r.addr(dataplane.Put, dataplane.Addr{Prefix: prefix}, 42) })
+	if p, index, _, ok := parseAddr(prefixed); !ok || p != prefix || index != 42 {
 		t.Errorf("read back %s %d %v", p, index, ok)
 	}
 	f := dataplane.FDB{MAC: dataplane.MAC{2, 0, 0, 0, 0, 1}, Dst: via6}
-	body = fdbRequest(dataplane.Put, f, 42).Serialize()[unix.SizeofNlMsghdr:]
-	if n, ok := parseNeighbor(body); !ok || n.mac != f.MAC || n.dst != f.Dst || !n.self || !n.permanent() || n.index != 42 {
+	if n, ok := parseNeighbor(body(func(r *requests) { r.fdb(dataplane.Put, f, 42) })); !ok || n.mac != f.MAC || n.dst != f.Dst || !n.forwards() || n.index != 42 {
 		t.Errorf("read back %+v %v", n, ok)
+	}
+	for _, via := range []netip.Addr{netip.MustParseAddr("10.5.2.0"), via6} {
+		want := dataplane.NextHop{Via: via, OnLink: via.Is4(), Proto: 70}
+		id, h, index, ok := parseNextHop(body(func(r *requests) { r.nextHop(dataplane.Put, 0x8a050200, want, 42) }))
+		if !ok || id != 0x8a050200 || h != want || index != 42 {
+			t.Errorf("read back %d %+v %d %v", id, h, index, ok)
+		}
+	}
+}
+
+// body is the message of one request behind its header.
+func body(write func(*requests)) []byte {
+	var r requests
+	write(&r)
+	return r.part(0, 1, 1)[unix.SizeofNlMsghdr:]
+}
+
+// Byte by byte, in network order: what the kernel's headers call struct rtmsg and
+// struct nhmsg, and their attributes.
+func TestRequestsAsBytes(t *testing.T) {
+	key := dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24"), Metric: 7}
+	via := netip.MustParseAddr("10.5.2.0")
+	plain := dataplane.Route{Via: via, OnLink: true, Proto: 70}
+	through := plain
+	through.NextHop = 0x0a050200
+	hop := dataplane.NextHop{Via: via, OnLink: true, Proto: 70}
+	for _, c := range []struct {
+		name  string
+		write func(*requests)
+		kind  uint16
+		flags uint16
+		body  []any
+	}{
+		{"put a route", func(r *requests) { r.route(dataplane.Put, key, plain, 42) }, unix.RTM_NEWROUTE, replace,
+			[]any{uint8(2), uint8(24), uint16(0), uint8(254), uint8(70), uint8(0), uint8(1), uint32(4), 1, via, 6, uint32(7), 4, uint32(42), 5, via}},
+		{"put a route through a nexthop", func(r *requests) { r.route(dataplane.Put, key, through, 42) }, unix.RTM_NEWROUTE, replace,
+			[]any{uint8(2), uint8(24), uint16(0), uint8(254), uint8(70), uint8(0), uint8(1), uint32(0), 1, via, 6, uint32(7), 30, uint32(0x0a050200)}},
+		{"delete it", func(r *requests) { r.route(dataplane.Del, key, through, 42) }, unix.RTM_DELROUTE, 0,
+			[]any{uint8(2), uint8(24), uint16(0), uint8(254), uint8(70), uint8(255), uint8(1), uint32(0), 1, via, 6, uint32(7), 30, uint32(0x0a050200)}},
+		{"put a nexthop", func(r *requests) { r.nextHop(dataplane.Put, 0x0a050200, hop, 42) }, 104, replace,
+			[]any{uint8(2), uint8(0), uint8(70), uint8(0), uint32(4), 1, uint32(0x0a050200), 5, uint32(42), 6, via}},
+		{"delete it", func(r *requests) { r.nextHop(dataplane.Del, 0x0a050200, hop, 42) }, 105, 0,
+			[]any{uint32(0), uint32(0), 1, uint32(0x0a050200)}},
+	} {
+		want := binary.NativeEndian.AppendUint32(nil, 0)
+		want = binary.NativeEndian.AppendUint16(want, c.kind)
+		want = binary.NativeEndian.AppendUint16(want, c.flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+		want = binary.NativeEndian.AppendUint64(want, 0)
+		for _, v := range c.body {
+			switch v := v.(type) {
+			case uint8:
+				want = append(want, v)
+			case uint16:
+				want = binary.NativeEndian.AppendUint16(want, v)
+			case uint32:
+				want = binary.NativeEndian.AppendUint32(want, v)
+			case int: // an attribute with a value of four bytes
+				want = binary.NativeEndian.AppendUint16(want, 8)
+				want = binary.NativeEndian.AppendUint16(want, uint16(v))
+			case netip.Addr:
+				want = append(want, v.AsSlice()...)
+			}
+		}
+		binary.NativeEndian.PutUint32(want, uint32(len(want)))
+		binary.NativeEndian.PutUint32(want[8:], 9)
+		var r requests
+		c.write(&r)
+		if got := r.part(0, 1, 9); !bytes.Equal(got, want) {
+			t.Errorf("%s:\n got % x\nwant % x", c.name, got, want)
+		}
+	}
+}
+
+// A series is sent in parts, and a part whose answers were lost in halves.
+func TestRequestsInParts(t *testing.T) {
+	var r requests
+	for i := range 5 {
+		r.neigh(dataplane.Put, dataplane.NeighKey{IP: netip.MustParseAddr("10.5.2.0")}, dataplane.MAC{}, i)
+	}
+	for _, part := range [][2]int{{0, 5}, {0, 2}, {2, 5}, {4, 5}} {
+		seq := uint32(70)
+		n := part[0]
+		for h, body := range messages(r.part(part[0], part[1], seq)) {
+			last := n == part[1]-1
+			if h.Seq != seq || binary.NativeEndian.Uint32(body[4:]) != uint32(n) || (h.Flags&unix.NLM_F_ACK != 0) != last {
+				t.Errorf("%v: request %d has number %d and flags %#x", part, n, h.Seq, h.Flags)
+			}
+			seq, n = seq+1, n+1
+		}
+		if n != part[1] {
+			t.Errorf("%v: ends before %d", part, n)
+		}
 	}
 }
 
@@ -76,20 +172,42 @@ func TestAnswer(t *testing.T) {
 
 // Whatever a datagram holds, reading it ends and stays within it.
 func FuzzMessages(f *testing.F) {
-	f.Add(routeRequest(dataplane.Put, dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}, 1).Serialize())
-	f.Add(fdbRequest(dataplane.Put, dataplane.FDB{Dst: netip.MustParseAddr("192.0.2.1")}, 1).Serialize())
-	f.Add(nextHopRequest(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.1"), Proto: 70}, 1).Serialize())
-	f.Add(linkRequest(3).Serialize())
+	var r requests
+	r.route(dataplane.Put, dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}, 1)
+	r.fdb(dataplane.Put, dataplane.FDB{Dst: netip.MustParseAddr("192.0.2.1")}, 1)
+	r.nextHop(dataplane.Put, 0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.1")}, 1)
+	f.Add(r.part(0, 3, 1))
+	f.Add(linkRequest(3).part(0, 1, 1))
 	f.Add([]byte(strings.Repeat("\x10\x00\x00\x00", 8)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w := &Watch{k: &Kernel{conn: &conn{}}, links: map[int]device{}, passing: []int{}}
 		for h, body := range messages(b) {
 			answer(h, body)
 			for kind := range uint16(unix.RTM_GETNEXTHOP) {
-				w.event(kind, body)
+				h.Type = kind
+				w.event(h, body)
 			}
 			parseRoute(body)
 			parseDevice(body)
+		}
+	})
+}
+
+// What is read of a nexthop is either a gateway on a link, or bears no stamp of ours.
+func FuzzNextHop(f *testing.F) {
+	f.Add(body(func(r *requests) {
+		r.nextHop(dataplane.Put, 0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70}, 42)
+	}))
+	f.Add(body(func(r *requests) {
+		r.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("fd00::1"), Proto: 70}, 42)
+		r.attr(unix.NHA_BLACKHOLE, nil)
+	}))
+	f.Add(body(func(r *requests) { r.nextHop(dataplane.Del, 7, dataplane.NextHop{}, 0) }))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		id, h, index, ok := parseNextHop(b)
+		whole := index != 0 && h.Via.IsValid()
+		if ok != (id != 0) || h.Link != "" || !whole && (h != dataplane.NextHop{Proto: h.Proto} || h.Proto == dataplane.ProtoFlannel) {
+			t.Errorf("% x: read as %d %+v %d %v", b, id, h, index, ok)
 		}
 	})
 }

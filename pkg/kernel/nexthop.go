@@ -4,59 +4,54 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
 )
 
-// Nexthop objects (linux/nexthop.h, ip-nexthop(8)) are in kernels from 5.3 on.
+// Nexthop objects came with Linux 5.3 (linux/nexthop.h). The kernel removes one
+// with its link, and the routes through it with the object, and says nothing of
+// either but the event of the link.
 
-// nhmsg is struct nhmsg.
-type nhmsg struct {
-	family, protocol uint8
-	flags            uint32 // RTNH_F_*
-}
+// protoForeign is for an object with our stamp that we never made: nobody's, so
+// that it is neither replaced nor deleted.
+const protoForeign = unix.RTPROT_UNSPEC
 
-// sizeofNhmsg has the family, the scope, the protocol, a reserved byte, and the flags.
-const sizeofNhmsg = 8
-
-func (m nhmsg) Len() int { return sizeofNhmsg }
-
-// Serialize implements nl.NetlinkRequestData.
-func (m nhmsg) Serialize() []byte {
-	return binary.NativeEndian.AppendUint32([]byte{m.family, 0, m.protocol, 0}, m.flags)
-}
-
-func nextHopRequest(verb dataplane.Verb, id uint32, h dataplane.NextHop, index int) *nl.NetlinkRequest {
-	if verb == dataplane.Del {
-		r := request(unix.RTM_DELNEXTHOP, 0, nhmsg{})
-		add(r, unix.NHA_ID, nl.Uint32Attr(id))
-		return r
+// nextHop adds a request about a nexthop object.
+func (r *requests) nextHop(verb dataplane.Verb, id uint32, h dataplane.NextHop, index int) {
+	r.verb(verb, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP)
+	if verb == dataplane.Del { // the kernel takes nothing beside the id
+		r.nextHopHeader(unix.Nhmsg{})
+		r.attr32(unix.NHA_ID, id)
+		return
 	}
-	m := nhmsg{family: uint8(family(h.Via)), protocol: uint8(h.Proto)}
+	m := unix.Nhmsg{Family: family(h.Via), Protocol: uint8(h.Proto)}
 	if h.OnLink {
-		m.flags = unix.RTNH_F_ONLINK
+		m.Flags = unix.RTNH_F_ONLINK
 	}
-	r := request(unix.RTM_NEWNEXTHOP, replace, m)
-	add(r, unix.NHA_ID, nl.Uint32Attr(id))
-	add(r, unix.NHA_OIF, nl.Uint32Attr(uint32(index)))
-	add(r, unix.NHA_GATEWAY, h.Via.AsSlice())
-	return r
+	r.nextHopHeader(m)
+	r.attr32(unix.NHA_ID, id)
+	r.attr32(unix.NHA_OIF, uint32(index))
+	r.address(unix.NHA_GATEWAY, h.Via)
 }
 
-// parseNextHop reads an object. One that is not just a gateway, such as a group,
-// has neither a gateway nor a protocol, so that nobody takes it for ours.
+// nextHopHeader writes struct nhmsg.
+func (r *requests) nextHopHeader(m unix.Nhmsg) {
+	r.u8(m.Family, m.Scope, m.Protocol, 0)
+	r.u32(m.Flags)
+}
+
+// parseNextHop reads a nexthop object. What is not a gateway on a link, such as
+// a group, comes without either and never with our stamp.
 func parseNextHop(b []byte) (id uint32, h dataplane.NextHop, index int, ok bool) {
-	if len(b) < sizeofNhmsg {
+	if len(b) < unix.SizeofNhmsg {
 		return 0, h, 0, false
 	}
 	h.Proto = int(b[2])
 	h.OnLink = binary.NativeEndian.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0
-	plain := true
-	for kind, v := range attrs(b, sizeofNhmsg) {
+	odd := false
+	for kind, v := range attrs(b, unix.SizeofNhmsg) {
 		switch kind {
 		case unix.NHA_ID:
 			id = uint32(number(v))
@@ -65,49 +60,83 @@ func parseNextHop(b []byte) (id uint32, h dataplane.NextHop, index int, ok bool)
 		case unix.NHA_GATEWAY:
 			h.Via = address(v)
 		default:
-			plain = false
+			odd = true
 		}
 	}
-	if !plain || !h.Via.IsValid() || index == 0 {
-		h.Via, h.Proto = netip.Addr{}, unix.RTPROT_UNSPEC
+	if odd || index == 0 || !h.Via.IsValid() {
+		h = dataplane.NextHop{Proto: h.Proto}
+		index = 0
+		if h.Proto == dataplane.ProtoFlannel {
+			h.Proto = protoForeign
+		}
 	}
 	return id, h, index, id != 0
 }
 
-// readNextHops fills s with the objects whose ids are in the scope's range, and
-// gives all others, for what routes of the network may name.
-func (k *Kernel) readNextHops(s *dataplane.State, scope dataplane.Scope, n names) (others map[uint32]dataplane.NextHop, err error) {
-	if s.NextHops = nil; k.noNextHops.Load() || !scope.Network.Addr().Is4() {
-		return nil, nil
+// hops are the nexthop objects of a kernel: those of the scope's range in a
+// State, and the others, which routes may go through all the same.
+type hops struct {
+	in, out map[uint32]dataplane.NextHop
+}
+
+func (h hops) of(id uint32) (dataplane.NextHop, bool) {
+	if found, ok := h.in[id]; ok {
+		return found, true
 	}
-	var indexes map[uint32]int
-	var found map[uint32]dataplane.NextHop
-	err = k.conn.dump(request(unix.RTM_GETNEXTHOP, 0, nhmsg{}), func() {
-		indexes, found = map[uint32]int{}, map[uint32]dataplane.NextHop{}
+	found, ok := h.out[id]
+	return found, ok
+}
+
+// readNextHops lists the nexthop objects; nil maps: this kernel has none.
+func (k *Kernel) readNextHops(scope dataplane.Scope, n names) (hops, error) {
+	type entry struct {
+		id    uint32
+		hop   dataplane.NextHop
+		index int
+	}
+	var all hops
+	var unnamed []entry // on links that must be asked for, which cannot be done meanwhile
+	put := func(id uint32, h dataplane.NextHop) {
+		if scope.InRange(id) {
+			all.in[id] = h
+		} else {
+			all.out[id] = h
+		}
+	}
+	if k.noNextHops.Load() {
+		return all, nil
+	}
+	r := one(unix.RTM_GETNEXTHOP, 0)
+	r.nextHopHeader(unix.Nhmsg{})
+	err := k.conn.dump(r, func() {
+		all = hops{map[uint32]dataplane.NextHop{}, map[uint32]dataplane.NextHop{}}
+		unnamed = nil
 	}, func(b []byte) {
-		if id, h, index, ok := parseNextHop(b); ok {
-			indexes[id], found[id] = index, h
+		id, h, index, ok := parseNextHop(b)
+		if !ok {
+			return
+		}
+		h.Link, ok = n.known[index]
+		if ok || index == 0 {
+			put(id, h)
+		} else {
+			unnamed = append(unnamed, entry{id, h, index})
 		}
 	})
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
 		k.noNextHops.Store(true)
-		return nil, nil
+		return hops{}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list nexthops: %w", err)
+		return hops{}, fmt.Errorf("list nexthops: %w", err)
 	}
-	s.NextHops, others = map[uint32]dataplane.NextHop{}, map[uint32]dataplane.NextHop{}
-	for id, h := range found {
-		if index := indexes[id]; index != 0 {
-			if h.Link, err = n.of(index); err != nil {
-				return nil, err
-			}
+	for _, e := range unnamed {
+		if e.hop.Link, err = n.of(e.index); err != nil {
+			return hops{}, err
 		}
-		if scope.InRange(id) {
-			s.NextHops[id] = h
-		} else {
-			others[id] = h
+		if e.hop.Link != "" {
+			put(e.id, e.hop)
 		}
 	}
-	return others, nil
+	return all, nil
 }

@@ -1,117 +1,260 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
-	"net"
+	"fmt"
+	"maps"
 	"net/netip"
-	"sync/atomic"
+	"slices"
+	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
 )
 
-func TestNextHopMessage(t *testing.T) {
-	for _, h := range []dataplane.NextHop{
-		{Via: netip.MustParseAddr("192.0.2.1"), Proto: 70},
-		{Via: netip.MustParseAddr("10.5.2.0"), Proto: 70, OnLink: true},
-		{Via: netip.MustParseAddr("fd00::1"), Proto: 3},
-	} {
-		b := nextHopRequest(dataplane.Put, 168100352, h, 12).Serialize()
-		id, got, index, ok := parseNextHop(b[unix.SizeofNlMsghdr:])
-		if id != 168100352 || got != h || index != 12 || !ok {
-			t.Errorf("%+v became %d, %+v, %d, %v", h, id, got, index, ok)
+// through is a bed with peers whose routes go by way of nexthop objects.
+func through(t *testing.T, peers int) (*bed, dataplane.State) {
+	b := newBed(t)
+	b.nextHops = true
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), peers)
+	b.pass(want)
+	b.settled(want)
+	return b, want
+}
+
+func TestNextHops(t *testing.T) {
+	b, want := through(t, 100)
+	have := b.snapshot(want.ScopeOf(network))
+	if len(have.NextHops) != len(want.Routes) {
+		t.Errorf("%d nexthops for %d routes", len(have.NextHops), len(want.Routes))
+	}
+	for k, r := range want.Routes {
+		got := have.Routes[k]
+		if id := idOf(k.Dst.Addr()); got.NextHop != id || got.Via != r.Via || have.NextHops[id].Via != r.Via {
+			t.Errorf("route to %s reads %+v through %+v", k.Dst, got, have.NextHops[id])
 		}
 	}
-	group := nl.NewRtAttr(unix.NHA_GROUP, make([]byte, 8)).Serialize()
-	b := append(nhmsg{protocol: dataplane.ProtoFlannel}.Serialize(), nl.NewRtAttr(unix.NHA_ID, nl.Uint32Attr(7)).Serialize()...)
-	if id, h, _, ok := parseNextHop(append(b, group...)); id != 7 || !ok || h.Proto == dataplane.ProtoFlannel || h.Via.IsValid() {
-		t.Errorf("a group became %d, %+v, %v", id, h, ok)
+	// Another gateway replaces the object and not the route.
+	for k, r := range want.Routes {
+		r.Via = r.Via.Next()
+		want.Routes[k] = r
+		break
+	}
+	for _, op := range b.pass(want)[:1] {
+		if op.Kind != dataplane.KindNextHop {
+			t.Errorf("%s comes first", op)
+		}
+	}
+	b.settled(want)
+	n := 0
+	maps.DeleteFunc(want.Routes, func(dataplane.RouteKey, dataplane.Route) bool { n++; return n%2 == 0 })
+	b.pass(want)
+	b.settled(want)
+	if have := b.snapshot(want.ScopeOf(network)); len(have.NextHops) != len(want.Routes) {
+		t.Errorf("%d nexthops are left for %d routes", len(have.NextHops), len(want.Routes))
+	}
+	for range 2 { // what is gone already is no error
+		for _, err := range b.k.Apply([]dataplane.Op{{Verb: dataplane.Del, Kind: dataplane.KindNextHop, ID: 0x0a05fefe, NextHop: dataplane.NextHop{Link: overlay}}}) {
+			b.must(err)
+		}
 	}
 }
 
-// Routes go over to nexthop objects and back, and there is no moment at which
-// the kernel does not know the way.
-func TestFormsWithoutGap(t *testing.T) {
+// Going over from one form of route to the other, and back, leaves no packet
+// without a way.
+func TestFormsChangeWithoutGap(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 250)
+	want := wantPeers(r, vxlanLink(r), 330)
+	// Behind the uplink is nobody who answers.
+	maps.DeleteFunc(want.Routes, func(k dataplane.RouteKey, _ dataplane.Route) bool { return k.Link == uplink })
 	b.pass(want)
-	var dst net.IP
+	fd := -1
+	b.must(b.k.within(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	}))
+	defer unix.Close(fd)
+	var to []unix.SockaddrInet4
 	for k := range want.Routes {
-		dst = k.Dst.Addr().Next().AsSlice()
+		to = append(to, unix.SockaddrInet4{Port: 9, Addr: k.Dst.Addr().Next().As4()})
 	}
-	var stop atomic.Bool
-	lost, asked := 0, 0
-	done := make(chan struct{})
+	stop, sent := make(chan struct{}), make(chan int)
 	go func() {
-		defer close(done)
-		for !stop.Load() {
-			asked++
-			if _, err := b.other.RouteGet(dst); err != nil {
-				lost++
+		n := 0
+		defer func() { sent <- n }()
+		for ; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := unix.Sendto(fd, []byte("x"), 0, &to[n%len(to)]); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				t.Errorf("packet %d: %v", n, err)
+				return
 			}
 		}
 	}()
-	for range 6 {
-		b.nextHops = !b.nextHops
-		if n := len(b.pass(want)); n < 2*250 {
-			t.Errorf("%d operations", n)
-		}
-		b.settled(want)
-		if have := b.snapshot(want.ScopeOf(network)); b.nextHops != (len(have.NextHops) > 0) {
-			t.Errorf("%d nexthops", len(have.NextHops))
+	for range 4 {
+		for _, b.nextHops = range []bool{true, false} {
+			if n := len(b.pass(want)); n != 2*len(want.Routes) {
+				t.Errorf("%d operations on %d routes", n, len(want.Routes))
+			}
+			b.settled(want)
 		}
 	}
-	stop.Store(true)
-	if <-done; lost > 0 || asked < 10 {
-		t.Errorf("no route %d of %d times", lost, asked)
+	close(stop)
+	t.Logf("%d packets to %d subnets", <-sent, len(to))
+}
+
+// strangeHops makes nexthops that no pass may touch, and gives their description.
+func (b *bed) strangeHops() func() string {
+	b.t.Helper()
+	theirs := b.another()
+	up := b.link(uplink).Attrs().Index
+	via := netip.MustParseAddr("192.0.2.9")
+	var r requests
+	r.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}, up)                // our stamp, not our range
+	r.nextHop(dataplane.Put, 0x0a06c800, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}, up)       // another network's
+	r.nextHop(dataplane.Put, 0x0a05c800, dataplane.NextHop{Via: via, Proto: unix.RTPROT_STATIC}, up)           // our range, not our stamp
+	r.nextHop(dataplane.Put, 0x0a05c900, dataplane.NextHop{Via: netip.MustParseAddr("fe80::9"), Proto: 4}, up) // of IPv6
+	r.begin(unix.RTM_NEWNEXTHOP, replace)
+	r.nextHopHeader(unix.Nhmsg{Family: unix.AF_INET, Protocol: dataplane.ProtoFlannel})
+	r.attr32(unix.NHA_ID, 0x0a05ca00)
+	r.attr(unix.NHA_BLACKHOLE, nil)
+	r.begin(unix.RTM_NEWNEXTHOP, replace)
+	r.nextHopHeader(unix.Nhmsg{Protocol: dataplane.ProtoFlannel})
+	r.attr32(unix.NHA_ID, 0x0a05cb00)
+	r.attr(unix.NHA_GROUP, append(binary.NativeEndian.AppendUint32(nil, 7), 0, 0, 0, 0))
+	r.begin(unix.RTM_NEWNEXTHOP, replace) // without a gateway
+	r.nextHopHeader(unix.Nhmsg{Family: unix.AF_INET, Protocol: dataplane.ProtoFlannel})
+	r.attr32(unix.NHA_ID, 0x0a05cc00)
+	r.attr32(unix.NHA_OIF, uint32(up))
+	for i, err := range theirs.conn.batch(&r) {
+		if err != nil {
+			b.t.Fatalf("nexthop %d: %v", i, err)
+		}
+	}
+	return func() string {
+		var lines []string
+		r := one(unix.RTM_GETNEXTHOP, 0)
+		r.nextHopHeader(unix.Nhmsg{})
+		b.must(theirs.conn.dump(r, func() { lines = nil }, func(m []byte) {
+			if id, h, _, _ := parseNextHop(m); h.Proto != dataplane.ProtoFlannel || id>>16 != 0x0a05 {
+				lines = append(lines, fmt.Sprintf("% x", m))
+			}
+		}))
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
 	}
 }
 
-// Without net.ipv4.nexthop_compat_mode a route says nothing but the id.
-func TestNextHopsWithoutCompatMode(t *testing.T) {
+func TestNextHopsOfOthersStay(t *testing.T) {
+	b, want := through(t, 50)
+	outside := b.strangeHops()
+	before := outside()
+	if n := strings.Count(before, "\n") + 1; n != 7 {
+		t.Fatalf("%d nexthops of others:\n%s", n, before)
+	}
+	// A route whose number is taken does without.
+	for _, id := range []byte{200, 201, 202, 203, 204} {
+		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, id, 0}), 24)
+		want.Routes[dataplane.RouteKey{Dst: dst, Link: overlay}] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
+	}
+	none := dataplane.NewState()
+	none.Links = want.Links
+	for _, s := range []dataplane.State{want, none, want} {
+		for _, b.nextHops = range []bool{true, false} {
+			b.pass(s)
+			b.settled(s)
+			if after := outside(); after != before {
+				t.Fatalf("touched what is not ours:\nbefore:\n%s\nafter:\n%s", before, after)
+			}
+		}
+	}
+}
+
+// With net.ipv4.nexthop_compat_mode=0 the kernel tells of a route no more than its
+// nexthop.
+func TestWithoutCompatMode(t *testing.T) {
 	b := newBed(t)
-	b.nextHops = true
-	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 20)
-	b.pass(want)
 	b.must(b.k.setSysctl("net/ipv4/nexthop_compat_mode", "0"))
-	b.settled(want)
-	b.nextHops = false
-	b.pass(want)
-	b.settled(want)
+	b.nextHops = true
+	b.strangeHops()
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 100)
+	for _, b.nextHops = range []bool{true, false, true} {
+		b.pass(want)
+		b.settled(want)
+	}
+	theirs := b.another()
+	single := dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.240.0/24"), Link: uplink}
+	group := dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.241.0/24")}
+	var q requests
+	q.route(dataplane.Put, single, dataplane.Route{Proto: 4, NextHop: 7}, 0)
+	q.route(dataplane.Put, group, dataplane.Route{Proto: 4, NextHop: 0x0a05cb00}, 0)
+	for _, err := range theirs.conn.batch(&q) {
+		b.must(err)
+	}
+	have := b.snapshot(want.ScopeOf(network))
+	if got, ok := have.Routes[single]; !ok || got.NextHop != 7 || got.Via != netip.MustParseAddr("192.0.2.9") {
+		t.Errorf("the route through another's nexthop reads %+v", got)
+	}
+	if got, ok := have.Routes[group]; !ok || got.Via.IsValid() {
+		t.Errorf("the route through a group reads %+v", got)
+	}
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	b.must(err)
+	q.clear()
+	q.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}, b.link(uplink).Attrs().Index)
+	b.must(theirs.conn.only(&q))
+	await(t, w, Routes)
 }
 
-// Nexthops of others stay as they are, even where we would need the id.
-func TestNextHopsOfOthers(t *testing.T) {
-	b := newBed(t)
-	b.nextHops = true
-	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 5)
-	b.pass(dataplane.State{Links: want.Links})
-	theirs := dataplane.NextHop{Link: uplink, Via: netip.MustParseAddr("192.0.2.9"), Proto: 4}
-	stray := dataplane.NextHop{Link: uplink, Via: netip.MustParseAddr("192.0.2.9"), Proto: dataplane.ProtoFlannel}
-	var taken dataplane.RouteKey
-	for k := range want.Routes {
-		taken = k
+// A link that loses its carrier loses nexthops and the routes through them, too.
+func TestCarrierLoss(t *testing.T) {
+	b, want := through(t, 100)
+	if inv, err := b.k.Inventory(); err == nil && inv.IPv6 { // or its link-local address comes and goes
+		b.must(b.k.setSysctl("net/ipv6/conf/"+uplink+"/disable_ipv6", "1"))
 	}
-	a := taken.Dst.Addr().As4()
-	id := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
-	b.must(errors.Join(b.k.Apply([]dataplane.Op{
-		{Kind: dataplane.KindNextHop, ID: id, NextHop: theirs},
-		{Kind: dataplane.KindNextHop, ID: 7, NextHop: stray},
-	})...))
-	b.pass(want)
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
+	b.must(err)
+	before := b.snapshot(want.ScopeOf(network))
+	b.must(b.other.LinkSetDown(b.link("up1")))
+	await(t, w, Uplink)
+	eventually(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf(network)).Equal(before) })
+	drain(w)
+	b.must(b.other.LinkSetUp(b.link("up1")))
+	await(t, w, Uplink)
+	eventually(t, "the carrier is back", func() bool {
+		d, err := b.k.byName(uplink)
+		return err == nil && d.carrier == unix.IFF_RUNNING|unix.IFF_LOWER_UP
+	})
+	if len(b.pass(want)) == 0 {
+		t.Error("the pass found no damage")
+	}
 	b.settled(want)
-	have := b.snapshot(want.ScopeOf(network))
-	if have.NextHops[id] != theirs || have.Routes[taken] != want.Routes[taken] {
-		t.Errorf("the kernel holds\n%s", have.Text())
+	drain(w)
+	// Changes of a link that change nothing for anybody.
+	for _, name := range []string{uplink, overlay} {
+		b.must(b.other.LinkSetTxQLen(b.link(name), 77))
+		b.must(b.other.LinkSetAlias(b.link(name), "some name"))
 	}
-	everywhere := b.snapshot(dataplane.Scope{Network: netip.MustParsePrefix("0.0.0.0/0")})
-	if everywhere.NextHops[7] != stray {
-		t.Error("a nexthop outside our range is gone")
+	b.quiet(w)
+}
+
+// A kernel from before Linux 5.3 has none, which is told from having no objects.
+func TestKernelWithoutNextHops(t *testing.T) {
+	b, want := through(t, 5)
+	b.k.noNextHops.Store(true)
+	if s := b.snapshot(want.ScopeOf(network)); s.NextHops != nil {
+		t.Errorf("nexthops %v in a kernel that has none", s.NextHops)
+	}
+	if s := newBed(t).snapshot(want.ScopeOf(network)); s.NextHops == nil || len(s.NextHops) > 0 {
+		t.Errorf("nexthops %v in an empty kernel", s.NextHops)
 	}
 }

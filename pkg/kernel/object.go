@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -16,108 +15,120 @@ import (
 
 const replace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 
-func addrRequest(verb dataplane.Verb, a dataplane.Addr, index int) *nl.NetlinkRequest {
-	m := nl.NewIfAddrmsg(family(a.Prefix.Addr()))
-	m.Prefixlen = uint8(a.Prefix.Bits())
-	m.Index = uint32(index)
-	m.Scope = unix.RT_SCOPE_UNIVERSE
-	r := request(unix.RTM_NEWADDR, replace, m)
-	if verb == dataplane.Del {
-		r = request(unix.RTM_DELADDR, 0, m)
+// verb begins a request that puts or deletes an object.
+func (r *requests) verb(v dataplane.Verb, put, del uint16) {
+	if v == dataplane.Del {
+		r.begin(del, 0)
+	} else {
+		r.begin(put, replace)
 	}
-	b := a.Prefix.Addr().AsSlice()
-	add(r, unix.IFA_LOCAL, b)
-	add(r, unix.IFA_ADDRESS, b)
-	return r
 }
 
-func fdbRequest(verb dataplane.Verb, f dataplane.FDB, index int) *nl.NetlinkRequest {
-	r := neighborRequest(verb, &netlink.Ndmsg{
-		Family: unix.AF_BRIDGE,
-		Index:  uint32(index),
-		State:  unix.NUD_PERMANENT,
-		Flags:  unix.NTF_SELF,
-	})
-	add(r, unix.NDA_LLADDR, f.MAC[:])
-	add(r, unix.NDA_DST, f.Dst.AsSlice())
-	return r
+func (r *requests) addr(verb dataplane.Verb, a dataplane.Addr, index int) {
+	ip := a.Prefix.Addr()
+	r.verb(verb, unix.RTM_NEWADDR, unix.RTM_DELADDR)
+	r.addrHeader(family(ip), a.Prefix.Bits(), index)
+	r.address(unix.IFA_LOCAL, ip)
+	r.address(unix.IFA_ADDRESS, ip)
 }
 
-func neighRequest(verb dataplane.Verb, k dataplane.NeighKey, mac dataplane.MAC, index int) *nl.NetlinkRequest {
-	r := neighborRequest(verb, &netlink.Ndmsg{
-		Family: uint8(family(k.IP)),
-		Index:  uint32(index),
-		State:  unix.NUD_PERMANENT,
-		Type:   unix.RTN_UNICAST,
-	})
-	add(r, unix.NDA_DST, k.IP.AsSlice())
+// addrHeader writes struct ifaddrmsg.
+func (r *requests) addrHeader(family uint8, bits, index int) {
+	r.u8(family, uint8(bits), 0, unix.RT_SCOPE_UNIVERSE)
+	r.u32(uint32(index))
+}
+
+func (r *requests) fdb(verb dataplane.Verb, f dataplane.FDB, index int) {
+	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
+	r.neighHeader(unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF})
+	r.attr(unix.NDA_LLADDR, f.MAC[:])
+	r.address(unix.NDA_DST, f.Dst)
+}
+
+func (r *requests) neigh(verb dataplane.Verb, k dataplane.NeighKey, mac dataplane.MAC, index int) {
+	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
+	r.neighHeader(unix.NdMsg{Family: family(k.IP), Ifindex: int32(index), State: unix.NUD_PERMANENT, Type: unix.RTN_UNICAST})
+	r.address(unix.NDA_DST, k.IP)
 	if verb != dataplane.Del {
-		add(r, unix.NDA_LLADDR, mac[:])
+		r.attr(unix.NDA_LLADDR, mac[:])
 	}
-	return r
 }
 
-func neighborRequest(verb dataplane.Verb, m *netlink.Ndmsg) *nl.NetlinkRequest {
-	if verb == dataplane.Del {
-		return request(unix.RTM_DELNEIGH, 0, m)
-	}
-	return request(unix.RTM_NEWNEIGH, replace, m)
+// neighHeader writes struct ndmsg.
+func (r *requests) neighHeader(m unix.NdMsg) {
+	r.u8(m.Family, 0)
+	r.u16(0)
+	r.u32(uint32(m.Ifindex))
+	r.u16(m.State)
+	r.u8(m.Flags, m.Type)
 }
 
-func routeRequest(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Route, index int) *nl.NetlinkRequest {
-	m := nl.NewRtMsg()
-	m.Family = uint8(family(k.Dst.Addr()))
-	m.Dst_len = uint8(k.Dst.Bits())
-	m.Table = unix.RT_TABLE_MAIN
-	m.Type = unix.RTN_UNICAST
-	m.Protocol = uint8(route.Proto)
-	m.Scope = unix.RT_SCOPE_LINK
+func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Route, index int) {
+	m := unix.RtMsg{
+		Family:   family(k.Dst.Addr()),
+		Dst_len:  uint8(k.Dst.Bits()),
+		Table:    unix.RT_TABLE_MAIN,
+		Type:     unix.RTN_UNICAST,
+		Protocol: uint8(route.Proto),
+		Scope:    unix.RT_SCOPE_LINK,
+	}
 	if route.Blackhole {
 		m.Type = unix.RTN_BLACKHOLE
 	}
-	if route.Via.IsValid() || route.Blackhole {
+	if route.Via.IsValid() || route.Blackhole || route.NextHop != 0 {
 		m.Scope = unix.RT_SCOPE_UNIVERSE
 	}
 	if route.OnLink && route.NextHop == 0 {
 		m.Flags = unix.RTNH_F_ONLINK
 	}
-	r := request(unix.RTM_NEWROUTE, replace, m)
 	if verb == dataplane.Del {
 		// The more a deletion says the less it can hit: the kernel takes the
 		// first route that fits. Only the scope is not known here.
 		m.Scope = unix.RT_SCOPE_NOWHERE
 		m.Flags = 0
-		r = request(unix.RTM_DELROUTE, 0, m)
 	}
-	add(r, unix.RTA_DST, k.Dst.Masked().Addr().AsSlice())
+	r.verb(verb, unix.RTM_NEWROUTE, unix.RTM_DELROUTE)
+	r.routeHeader(m)
+	r.address(unix.RTA_DST, k.Dst.Masked().Addr())
 	if k.Metric != 0 {
-		add(r, unix.RTA_PRIORITY, nl.Uint32Attr(k.Metric))
-	}
-	if route.NextHop != 0 { // says link and gateway, which must not be said again
-		add(r, rtaNextHop, nl.Uint32Attr(route.NextHop))
-		return r
-	}
-	if !route.Blackhole {
-		add(r, unix.RTA_OIF, nl.Uint32Attr(uint32(index)))
+		r.attr32(unix.RTA_PRIORITY, k.Metric)
 	}
 	switch {
-	case !route.Via.IsValid():
-	case route.Via.Is4() == k.Dst.Addr().Is4():
-		add(r, unix.RTA_GATEWAY, route.Via.AsSlice())
-	default: // struct rtvia
-		b := binary.NativeEndian.AppendUint16(nil, uint16(family(route.Via)))
-		add(r, unix.RTA_VIA, append(b, route.Via.AsSlice()...))
+	case route.Blackhole:
+	case route.NextHop != 0: // says all there is to say; the kernel takes nothing beside it
+		r.attr32(rtaNextHop, route.NextHop)
+	default:
+		r.attr32(unix.RTA_OIF, uint32(index))
+		r.gateway(route.Via, k.Dst.Addr().Is4())
 	}
-	return r
+}
+
+func (r *requests) gateway(via netip.Addr, four bool) {
+	switch {
+	case !via.IsValid():
+	case via.Is4() == four:
+		r.address(unix.RTA_GATEWAY, via)
+	default: // struct rtvia
+		at := r.nest(unix.RTA_VIA)
+		r.u16(uint16(family(via)))
+		r.bytesOf(via)
+		r.close(at)
+	}
+}
+
+// routeHeader writes struct rtmsg.
+func (r *requests) routeHeader(m unix.RtMsg) {
+	r.u8(m.Family, m.Dst_len, m.Src_len, m.Tos, m.Table, m.Protocol, m.Scope, m.Type)
+	r.u32(m.Flags)
 }
 
 // defaultMetric6 is what the kernel makes of an IPv6 route's metric of zero.
 const defaultMetric6 = 1024
 
 // parseRoute reads a route of the main table, unicast or one of our blackholes;
-// the index is 0 for these and for one by several links, and for one by way of a
-// nexthop object where net.ipv4.nexthop_compat_mode is 0. Others' blackholes are
-// none of our business until they stand where a route of ours should.
+// the index is 0 for these, for one by several links, and where the kernel tells
+// no more than the nexthop object (net.ipv4.nexthop_compat_mode=0). Others'
+// blackholes are none of our business until they stand where a route of ours should.
 func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, ok bool) {
 	if k.Dst, ok = mainRoute(b); !ok {
 		return k, r, 0, false
@@ -145,12 +156,12 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 			r.NextHop = uint32(number(v))
 		}
 	}
-	if several {
+	if several = several || r.NextHop != 0 && index == 0; several {
 		index, r.Via = 0, netip.Addr{}
 	}
 	r.OnLink = m.Flags&unix.RTNH_F_ONLINK != 0
 	r.Proto = int(m.Protocol)
-	return k, r, index, several || index != 0 || r.Blackhole || r.NextHop != 0
+	return k, r, index, several || index != 0 || r.Blackhole
 }
 
 // mainRoute gives the destination of a route of the main table, whatever its
@@ -214,6 +225,12 @@ type neighbor struct {
 }
 
 func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
+
+// forwards tells whether n is what a dataplane.FDB says. One with a port or VNI
+// of its own is not; left out of a reading, it is replaced where one is wanted.
+func (n neighbor) forwards() bool {
+	return n.family == unix.AF_BRIDGE && n.permanent() && n.self && n.dst.IsValid() && !n.other
+}
 
 func parseNeighbor(b []byte) (n neighbor, ok bool) {
 	if len(b) < unix.SizeofNdMsg {

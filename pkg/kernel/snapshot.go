@@ -3,10 +3,9 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
@@ -15,9 +14,13 @@ import (
 // Snapshot reads what lies in scope: the links it names with their addresses,
 // permanent neighbours and permanent FDB entries; the unicast routes of the
 // main table to anywhere inside its network, by any link, and our blackholes
-// there; nexthop objects that have its addresses for ids; its sysctls. What does not
-// exist is absent. A route by several links is there without a link, so that
-// nobody replaces it unawares.
+// there; nexthop objects, whoever made them, with an id in its range; its
+// sysctls. What does not exist is absent. A route by several links is there without
+// a link, and a nexthop that is not a gateway on a link without one and without
+// our stamp, so that nobody replaces them unawares.
+//
+// What a Snapshot has told of an FDB is not told by a Watch of the same Kernel
+// again; so both are for one reader, who repeats a Snapshot that failed.
 func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 	s := dataplane.NewState()
 	n := names{k: k, known: map[int]string{}}
@@ -38,13 +41,11 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 			return s, err
 		}
 	}
-	others, err := k.readNextHops(&s, scope, n)
-	if err != nil {
+	k.forwarding.keep(n.known)
+	if err := k.readPaths(&s, scope, n); err != nil {
 		return s, err
 	}
-	if err := k.readRoutes(s, others, scope, n); err != nil {
-		return s, err
-	}
+	var err error
 	s.Sysctls, err = k.Sysctls(scope.Sysctls)
 	return s, err
 }
@@ -71,11 +72,16 @@ func gone(err error) error {
 	return err
 }
 
+// addrsRequest asks for the addresses of a link; 0: of all.
+func addrsRequest(index int) *requests {
+	r := one(unix.RTM_GETADDR, 0)
+	r.addrHeader(unix.AF_UNSPEC, 0, index)
+	return r
+}
+
 func (k *Kernel) readAddrs(s dataplane.State, name string, index int) error {
-	m := nl.NewIfAddrmsg(unix.AF_UNSPEC)
-	m.Index = uint32(index)
 	var found []netip.Prefix
-	err := k.conn.dump(request(unix.RTM_GETADDR, 0, m), func() { found = nil }, func(b []byte) {
+	err := k.conn.dump(addrsRequest(index), func() { found = nil }, func(b []byte) {
 		if p, i, _, ok := parseAddr(b); ok && i == index {
 			found = append(found, p)
 		}
@@ -87,38 +93,49 @@ func (k *Kernel) readAddrs(s dataplane.State, name string, index int) error {
 }
 
 func (k *Kernel) readNeighs(s dataplane.State, name string, index int) error {
-	found, err := k.neighbors(unix.AF_UNSPEC, index)
-	for _, n := range found {
+	reset := func() {
+		maps.DeleteFunc(s.Neighs, func(k dataplane.NeighKey, _ dataplane.MAC) bool { return k.Link == name })
+	}
+	return k.neighbors(unix.AF_UNSPEC, index, reset, func(n neighbor) {
 		if n.permanent() && n.dst.IsValid() && n.family != unix.AF_BRIDGE {
 			s.Neighs[dataplane.NeighKey{Link: name, IP: n.dst}] = n.mac
 		}
-	}
-	return err
+	})
 }
 
 func (k *Kernel) readFDB(s dataplane.State, name string, index int) error {
-	found, err := k.neighbors(unix.AF_BRIDGE, index)
-	for _, n := range found {
-		// An entry with a port or VNI of its own is not what a dataplane.FDB
-		// says; left out, it is replaced where one is wanted.
-		if n.permanent() && n.self && n.dst.IsValid() && !n.other && n.family == unix.AF_BRIDGE {
+	var known map[dataplane.MAC]netip.Addr
+	reset := func() {
+		known = make(map[dataplane.MAC]netip.Addr, len(k.forwarding.links[index]))
+		maps.DeleteFunc(s.FDB, func(f dataplane.FDB, _ struct{}) bool { return f.Link == name })
+	}
+	k.forwarding.mu.Lock()
+	defer k.forwarding.mu.Unlock()
+	err := k.neighbors(unix.AF_BRIDGE, index, reset, func(n neighbor) {
+		if n.family != unix.AF_BRIDGE || !n.self {
+			return
+		}
+		addRemote(known, n)
+		if n.forwards() {
 			s.FDB[dataplane.FDB{Link: name, MAC: n.mac, Dst: n.dst}] = struct{}{}
 		}
+	})
+	if err == nil {
+		k.forwarding.learn(index, known)
 	}
 	return err
 }
 
 // neighbors lists the neighbour tables, or the FDB, of one link.
-func (k *Kernel) neighbors(family, index int) ([]neighbor, error) {
-	r := request(unix.RTM_GETNEIGH, 0, &netlink.Ndmsg{Family: uint8(family)})
-	add(r, unix.NDA_IFINDEX, nl.Uint32Attr(uint32(index)))
-	var all []neighbor
-	err := k.conn.dump(r, func() { all = nil }, func(b []byte) {
+func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neighbor)) error {
+	r := one(unix.RTM_GETNEIGH, 0)
+	r.neighHeader(unix.NdMsg{Family: family})
+	r.attr32(unix.NDA_IFINDEX, uint32(index))
+	return k.conn.dump(r, reset, func(b []byte) {
 		if n, ok := parseNeighbor(b); ok && n.index == index {
-			all = append(all, n)
+			each(n)
 		}
 	})
-	return all, err
 }
 
 type routeEntry struct {
@@ -127,48 +144,51 @@ type routeEntry struct {
 	index int
 }
 
-// routes lists the routes of the main table that parseRoute knows and that match; nil: all.
-func (k *Kernel) routes(family int, match func(dataplane.RouteKey) bool) ([]routeEntry, error) {
-	m := &nl.RtMsg{}
-	m.Family = uint8(family)
-	m.Table = unix.RT_TABLE_MAIN
-	var all []routeEntry
-	err := k.conn.dump(request(unix.RTM_GETROUTE, 0, m), func() { all = nil }, func(b []byte) {
+// routes lists the routes of the main table that parseRoute knows.
+func (k *Kernel) routes(family uint8, reset func(), each func(routeEntry)) error {
+	r := one(unix.RTM_GETROUTE, 0)
+	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN})
+	err := k.conn.dump(r, reset, func(b []byte) {
 		// A kernel without this family answers with every other.
-		if key, r, index, ok := parseRoute(b); ok && int(b[0]) == family && (match == nil || match(key)) {
-			all = append(all, routeEntry{key, r, index})
+		if key, r, index, ok := parseRoute(b); ok && b[0] == family {
+			each(routeEntry{key, r, index})
 		}
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
-		return nil, fmt.Errorf("list routes: %w", err)
+		return fmt.Errorf("list routes: %w", err)
 	}
-	return all, nil
+	return nil
 }
 
-func (k *Kernel) readRoutes(s dataplane.State, others map[uint32]dataplane.NextHop, scope dataplane.Scope, n names) error {
+// readPaths reads nexthops and routes. The nexthops come first: routes may say
+// no more than which one they go through.
+func (k *Kernel) readPaths(s *dataplane.State, scope dataplane.Scope, n names) error {
 	if !scope.Network.IsValid() {
 		return nil
 	}
-	all, err := k.routes(family(scope.Network.Addr()), func(key dataplane.RouteKey) bool { return scope.Inside(key.Dst) })
-	if err != nil {
-		return err
-	}
-	for _, e := range all {
-		if id := e.route.NextHop; id != 0 && e.index == 0 {
-			h, ok := s.NextHops[id]
-			if !ok {
-				h = others[id]
-			}
-			// Without a gateway it is a group, and so a route by several links.
-			e.key.Link, e.route.Via, e.route.OnLink = h.Link, h.Via, h.OnLink
+	for _, name := range scope.Carriers {
+		d, err := k.byName(name)
+		if err == nil {
+			n.known[d.index] = name
+		} else if !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("read link %s: %w", name, err)
 		}
-		if e.index != 0 {
-			if e.key.Link, err = n.of(e.index); err != nil {
-				return err
-			}
-			if e.key.Link == "" {
-				continue
-			}
+	}
+	var h hops
+	if scope.Network.Addr().Is4() {
+		var err error
+		if h, err = k.readNextHops(scope, n); err != nil {
+			return err
+		}
+		s.NextHops = h.in
+	}
+	return k.readRoutes(*s, scope, n, h)
+}
+
+func (k *Kernel) readRoutes(s dataplane.State, scope dataplane.Scope, n names, h hops) error {
+	put := func(e routeEntry) {
+		if e.route.NextHop != 0 && e.index == 0 {
+			e.through(h)
 		}
 		if e.key.Dst.Addr().Is6() && e.key.Metric == defaultMetric6 {
 			e.key.Metric = 0
@@ -178,5 +198,37 @@ func (k *Kernel) readRoutes(s dataplane.State, others map[uint32]dataplane.NextH
 			s.Routes[e.key] = e.route
 		}
 	}
+	var unnamed []routeEntry // by links that must be asked for, which cannot be done meanwhile
+	err := k.routes(family(scope.Network.Addr()), func() { clear(s.Routes); unnamed = nil }, func(e routeEntry) {
+		if !scope.Inside(e.key.Dst) {
+			return
+		}
+		var named bool
+		e.key.Link, named = n.known[e.index]
+		if named || e.index == 0 {
+			put(e)
+		} else {
+			unnamed = append(unnamed, e)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, e := range unnamed {
+		if e.key.Link, err = n.of(e.index); err != nil {
+			return err
+		}
+		if e.key.Link != "" {
+			put(e)
+		}
+	}
 	return nil
+}
+
+// through says of a route what its nexthop object says. One by an object that is
+// not a gateway on a link stays without, as do all routes by several links.
+func (e *routeEntry) through(h hops) {
+	if hop, ok := h.of(e.route.NextHop); ok && hop.Link != "" {
+		e.key.Link, e.route.Via, e.route.OnLink = hop.Link, hop.Via, hop.OnLink
+	}
 }

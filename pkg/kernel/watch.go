@@ -22,7 +22,7 @@ const (
 	Addrs                      // addresses of such a link
 	FDB                        // its forwarding entries
 	Neighs                     // its neighbours
-	Routes                     // main-table routes inside the network
+	Routes                     // main-table routes inside the network, and nexthops
 	Uplink                     // an uplink or its addresses
 	Overflow                   // events were lost: anything may have changed
 )
@@ -42,8 +42,8 @@ type Interest struct {
 	Scope dataplane.Scope
 	// Uplinks are links that are not ours and that something of ours depends
 	// on: the external interface, and those that carry routes of ours. When one
-	// goes down or loses an address, the kernel takes routes away and tells of
-	// the cause only.
+	// goes down, or loses an address or its carrier, the kernel takes routes away
+	// and tells of the cause only.
 	Uplinks []string
 }
 
@@ -76,11 +76,11 @@ type Watch struct {
 	passing  []int          // indexes whose neighbour events pass the socket filter
 }
 
-// Watch subscribes to link, address, route and neighbour events, and reports
-// those that concern interest until ctx ends. It is subscribed when it returns:
-// a Snapshot taken later misses nothing. What this Kernel's own Apply did is not
-// reported, where the kernel says who did it: it does not for FDB entries, and
-// older ones do not for links.
+// Watch subscribes to link, address, route, nexthop and neighbour events, and
+// reports those that concern interest until ctx ends. It is subscribed when it
+// returns: a Snapshot taken later misses nothing. What this Kernel's own Apply did is
+// not reported; the kernel says who did it, but for FDB entries, of which
+// forwarding knows, and older ones but for links, whose events are all reported.
 //
 // After a loss of events or of the socket it subscribes anew and then reports
 // Overflow.
@@ -116,11 +116,12 @@ func (w *Watch) subscribe() error {
 	err := w.k.within(func() (err error) {
 		c, err = dial(w.buffer, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
-		if err == nil {
-			c.joinWherePossible(unix.RTNLGRP_NEXTHOP)
-		}
 		return err
 	})
+	if err == nil {
+		// A kernel that has no such group has no nexthops to tell of.
+		_ = c.raw.Control(func(fd uintptr) { _ = subscribe(int(fd), unix.RTNLGRP_NEXTHOP) })
+	}
 	if err != nil {
 		return fmt.Errorf("watch kernel: %w", err)
 	}

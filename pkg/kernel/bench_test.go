@@ -1,0 +1,69 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"flanneld/pkg/dataplane"
+)
+
+// The peers of a large cluster, one kind of object at a time.
+func BenchmarkApply(b *testing.B) {
+	const peers = 20_000
+	bed := newBed(b)
+	r := chance(b)
+	bed.pass(wantPeers(r, vxlanLink(r), 0))
+	for _, c := range []struct {
+		name string
+		op   func(i int) dataplane.Op
+	}{
+		{"fdb", func(i int) dataplane.Op {
+			return dataplane.Op{Kind: dataplane.KindFDB, FDB: dataplane.FDB{Link: overlay, MAC: benchMAC(i), Dst: benchAddr(198<<24, i)}}
+		}},
+		{"neighbours", func(i int) dataplane.Op {
+			return dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{Link: overlay, IP: benchAddr(10<<24, i<<4)}, MAC: benchMAC(i)}
+		}},
+		{"nexthops", func(i int) dataplane.Op {
+			a := benchAddr(10<<24, i<<4)
+			return dataplane.Op{Kind: dataplane.KindNextHop, ID: 10<<24 | uint32(i<<4), NextHop: dataplane.NextHop{Link: overlay, Via: a, OnLink: true, Proto: dataplane.ProtoFlannel}}
+		}},
+		{"routes", func(i int) dataplane.Op {
+			a := benchAddr(10<<24, i<<4)
+			return dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(a, 28), Link: overlay},
+				Route: dataplane.Route{Via: a, OnLink: true, Proto: dataplane.ProtoBoot, NextHop: 10<<24 | uint32(i<<4)}}
+		}},
+	} {
+		ops := make([]dataplane.Op, peers)
+		for i := range ops {
+			ops[i] = c.op(i + 1)
+		}
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for range b.N {
+				for _, err := range bed.k.Apply(ops) {
+					bed.must(err)
+				}
+			}
+		})
+	}
+	b.Run("snapshot", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			s := bed.snapshot(dataplane.Scope{Network: netip.MustParsePrefix("10.0.0.0/8"), Links: []string{overlay}})
+			if len(s.FDB) != peers || len(s.Neighs) != peers || len(s.NextHops) != peers || len(s.Routes) < peers {
+				b.Fatalf("%d fdb, %d neighbours, %d nexthops, %d routes", len(s.FDB), len(s.Neighs), len(s.NextHops), len(s.Routes))
+			}
+		}
+	})
+}
+
+func benchMAC(i int) dataplane.MAC {
+	return dataplane.MAC{2, 3: byte(i >> 16), 4: byte(i >> 8), 5: byte(i)}
+}
+
+func benchAddr(base uint32, i int) netip.Addr {
+	var a [4]byte
+	binary.BigEndian.PutUint32(a[:], base+uint32(i))
+	return netip.AddrFrom4(a)
+}

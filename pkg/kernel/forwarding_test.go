@@ -1,0 +1,150 @@
+package kernel
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// Every change of the FDB by somebody else is told, none of our own.
+func TestForeignFDBChangesAreTold(t *testing.T) {
+	b, _, want := watched(t)
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	b.must(err)
+	f := someFDB(want)
+	elsewhere, unknown := f, f
+	elsewhere.Dst = netip.MustParseAddr("203.0.113.77")
+	unknown.MAC = dataplane.MAC{2, 7, 7, 7, 7, 7}
+	fleeting := fdbEntry(b.index(), f)
+	fleeting.State = unix.NUD_REACHABLE
+	for _, c := range []struct {
+		name string
+		do   func() error
+	}{
+		{"added", func() error { return b.other.NeighSet(fdbEntry(b.index(), unknown)) }},
+		{"deleted", func() error { return b.other.NeighDel(fdbEntry(b.index(), f)) }},
+		{"replaced", func() error { return b.other.NeighSet(fdbEntry(b.index(), elsewhere)) }},
+		{"for everything, with two remotes", func() error {
+			all, too := elsewhere, f
+			all.MAC, too.MAC = dataplane.MAC{}, dataplane.MAC{}
+			return errors.Join(b.other.NeighAppend(fdbEntry(b.index(), all)), b.other.NeighAppend(fdbEntry(b.index(), too)))
+		}},
+		{"no longer permanent", func() error { return b.other.NeighSet(fleeting) }},
+		{"with a VNI of its own", func() error {
+			e := fdbEntry(b.index(), f)
+			e.VNI = 99
+			return b.other.NeighSet(e)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b.must(c.do())
+			await(t, w, FDB)
+			if len(b.pass(want)) == 0 {
+				t.Error("the pass found no damage")
+			}
+			b.settled(want)
+			b.quietBut(w, FDB, func() {}) // of several remotes of an address, all is told
+			// What was read and repaired is known again.
+			less := maps.Clone(want.FDB)
+			delete(less, f)
+			all := want.FDB
+			for _, want.FDB = range []map[dataplane.FDB]struct{}{less, all} {
+				b.pass(want)
+				b.quiet(w)
+			}
+		})
+	}
+}
+
+// What is put on a link that was just made is known, too.
+func TestFDBOfANewLinkIsKnown(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 200)
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	b.must(err)
+	b.pass(want)
+	b.quietBut(w, ^(FDB | Overflow), func() {})
+}
+
+// Whatever happens at the same time, there is no lasting difference between what
+// is known, from readings and from one's own operations, and what stands there,
+// without an event.
+func TestForwardingMissesNothing(t *testing.T) {
+	b := newBed(t)
+	r := chance(t)
+	want := wantPeers(r, vxlanLink(r), 0)
+	b.pass(want)
+	scope := want.ScopeOf(network)
+	w, err := b.k.Watch(t.Context(), Interest{Scope: scope})
+	b.must(err)
+	entry := func(n uint64) dataplane.FDB {
+		return dataplane.FDB{Link: overlay, MAC: dataplane.MAC{2, 5: byte(n % 5)}, Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(n / 5 % 3)})}
+	}
+	readings := 0
+	for range 60 {
+		done := make(chan struct{})
+		go b.meddle(entry, r.Uint64(), done)
+		have := b.snapshot(scope)
+		for busy := true; busy; {
+			select {
+			case <-done:
+				busy = false
+			default:
+			}
+			if drain(w) != 0 {
+				have = b.snapshot(scope)
+				readings++
+			}
+			b.putAlone(have, entry(r.Uint64()), r.IntN(3) == 0)
+		}
+		// Events arrive in order: none of the FDB comes after that of the probe.
+		b.quietBut(w, FDB, func() { have = b.snapshot(scope) })
+		if now := b.snapshot(scope); !maps.Equal(now.FDB, have.FDB) {
+			t.Fatalf("no event told of the difference between what is known:\n%s\nand what there is:\n%s", have.Text(), now.Text())
+		}
+	}
+	t.Logf("%d readings", readings)
+}
+
+// meddle is somebody else at work.
+func (b *bed) meddle(entry func(uint64) dataplane.FDB, seed uint64, done chan struct{}) {
+	defer close(done)
+	index := b.index()
+	for i := range uint64(20) {
+		e := fdbEntry(index, entry(seed>>i))
+		switch seed >> (i + 20) % 4 {
+		case 0: // of what is not there, an error
+			_ = b.other.NeighDel(e)
+		case 1:
+			_ = b.other.NeighAppend(e)
+		default:
+			if err := b.other.NeighSet(e); err != nil {
+				b.t.Error(err)
+			}
+		}
+	}
+}
+
+// putAlone makes e the only entry of its address, or with del none, as far as
+// have knows, and keeps have up with it.
+func (b *bed) putAlone(have dataplane.State, e dataplane.FDB, del bool) {
+	var ops []dataplane.Op
+	if !del {
+		ops = append(ops, dataplane.Op{Kind: dataplane.KindFDB, FDB: e})
+	}
+	for f := range have.FDB {
+		if f.MAC == e.MAC && (del || f != e) {
+			ops = append(ops, dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindFDB, FDB: f})
+		}
+	}
+	for i, err := range b.k.Apply(ops) {
+		b.must(err)
+		have.Note(ops[i])
+	}
+}
