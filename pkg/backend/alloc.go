@@ -18,6 +18,10 @@ func (alloc) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 	return lease.Attrs{PublicIP: h.PublicIP}, nil
 }
 
-func (alloc) Desired(host.Facts, lease.View) (dataplane.State, []Skipped) {
-	return dataplane.NewState(), nil
+func (alloc) Base(host.Facts, lease.Lease) dataplane.State { return dataplane.NewState() }
+
+func (alloc) Accept(host.Facts, lease.Lease) (dataplane.MAC, error) {
+	return dataplane.MAC{}, errNoPeer
 }
+
+func (alloc) Add(dataplane.State, host.Facts, Peer) {}

@@ -8,6 +8,7 @@
 package backend
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -27,10 +28,23 @@ type Backend interface {
 	// Attrs gives what this host publishes in its lease. previous are the
 	// attributes of the lease that is being taken up again, or zero.
 	Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error)
-	// Desired gives what the kernel should hold, and the peers that are left
-	// out.
-	Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped)
+	// Base gives what the kernel should hold whoever the peers are.
+	Base(h host.Facts, own lease.Lease) dataplane.State
+	// Accept reads a lease. It gives the MAC that no two peers can share,
+	// zero where there is none, or what is wrong; errNoPeer: nobody needs to know.
+	Accept(h host.Facts, l lease.Lease) (dataplane.MAC, error)
+	// Add puts what a peer needs into s. No two peers need the same object.
+	Add(s dataplane.State, h host.Facts, p Peer)
 }
+
+// Peer is a lease that was accepted.
+type Peer struct {
+	lease.Lease
+	MAC dataplane.MAC // as Accept gave it
+}
+
+// errNoPeer is about a lease that is none of the backend's business.
+var errNoPeer = errors.New("not a peer")
 
 // Skipped is a peer that gets no entries, and why.
 type Skipped struct {

@@ -127,11 +127,14 @@ func TestDesired(t *testing.T) {
 			if strings.Contains(c.name, "blackhole") {
 				b = WithBlackhole(b)
 			}
-			var all []lease.Lease
+			var all []*lease.Lease
 			for i, p := range c.peers {
-				all = append(all, peer(t, uint64(i+2), p.key, p.value))
+				l := peer(t, uint64(i+2), p.key, p.value)
+				all = append(all, &l)
 			}
-			state, skipped := b.Desired(c.facts, lease.NewView(peer(t, 1, c.own.key, c.own.value), all, true))
+			plan := NewPlan(b, conf.Network)
+			plan.Update(c.facts, lease.NewView(peer(t, 1, c.own.key, c.own.value), all, true))
+			state, skipped := plan.Want(), plan.Skipped()
 			var out strings.Builder
 			fmt.Fprintf(&out, "# %s\n# own subnet %s\n", c.config, c.own.key)
 			out.WriteString(state.Text())

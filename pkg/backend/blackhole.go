@@ -21,9 +21,9 @@ func WithBlackhole(b Backend) Backend { return blackhole{b} }
 
 type blackhole struct{ Backend }
 
-func (b blackhole) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
-	s, skipped := b.Backend.Desired(h, v)
-	k := dataplane.RouteKey{Dst: v.Own.Subnet, Metric: math.MaxUint32}
+func (b blackhole) Base(h host.Facts, own lease.Lease) dataplane.State {
+	s := b.Backend.Base(h, own)
+	k := dataplane.RouteKey{Dst: own.Subnet, Metric: math.MaxUint32}
 	s.Routes[k] = dataplane.Route{Blackhole: true, Proto: dataplane.ProtoFlannel}
-	return s, skipped
+	return s
 }

@@ -2,7 +2,6 @@ package backend
 
 import (
 	"fmt"
-	"net/netip"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
@@ -10,7 +9,7 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-func init() { backends["host-gw"] = newHostGW }
+func init() { backends["host-gw"] = func(netconf.Config) (Backend, error) { return hostGW{}, nil } }
 
 // hostGW makes every host the gateway to its subnet. All hosts must be on one
 // link. In commands, for a peer 10.42.9.0/24 at 198.51.100.9:
@@ -18,9 +17,7 @@ func init() { backends["host-gw"] = newHostGW }
 //	ip route replace 10.42.9.0/24 via 198.51.100.9 dev eth0 proto 70
 //
 // The protocol number is the proof that the route is ours, for the uplink is not.
-type hostGW struct{ network netip.Prefix }
-
-func newHostGW(c netconf.Config) (Backend, error) { return hostGW{c.Network}, nil }
+type hostGW struct{}
 
 func (hostGW) MTU(h host.Facts) int { return h.MTU }
 
@@ -31,19 +28,18 @@ func (hostGW) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 	return lease.Attrs{PublicIP: h.PublicIP, BackendType: "host-gw"}, nil
 }
 
-func (b hostGW) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
-	s := dataplane.NewState()
-	good, skipped := peers(b.network, h, v, func(l lease.Lease) error {
-		if err := sameType(l, "host-gw"); err != nil {
-			return err
-		}
-		if iface, ok := host.OnLink(h.Underlay, l.PublicIP); !ok || iface != h.Uplink {
-			return fmt.Errorf("public IP %s is not on the link of %s", l.PublicIP, h.Uplink)
-		}
-		return nil
-	})
-	for _, l := range good {
-		s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: h.Uplink}] = dataplane.Route{Via: l.PublicIP, Proto: dataplane.ProtoFlannel}
+func (hostGW) Base(host.Facts, lease.Lease) dataplane.State { return dataplane.NewState() }
+
+func (hostGW) Accept(h host.Facts, l lease.Lease) (none dataplane.MAC, err error) {
+	if err := sameType(l, "host-gw"); err != nil {
+		return none, err
 	}
-	return s, skipped
+	if iface, ok := host.OnLink(h.Underlay, l.PublicIP); !ok || iface != h.Uplink {
+		return none, fmt.Errorf("public IP %s is not on the link of %s", l.PublicIP, h.Uplink)
+	}
+	return none, nil
+}
+
+func (hostGW) Add(s dataplane.State, h host.Facts, p Peer) {
+	s.Routes[dataplane.RouteKey{Dst: p.Subnet, Link: h.Uplink}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
 }

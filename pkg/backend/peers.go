@@ -1,32 +1,34 @@
 package backend
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 )
 
 // peers gives the leases of a view that can be programmed, in order of their
-// subnets, and why the others can't. accept is the backend's own check. Where two
-// leases claim the same thing, the older one keeps it.
-func peers(network netip.Prefix, h host.Facts, v lease.View, accept func(lease.Lease) error) (good []lease.Lease, bad []Skipped) {
-	s := sieve{network: network, host: h, own: v.Own}
+// subnets, and why the others can't. Where two leases claim the same thing, the
+// older one keeps it. accepted is everything that nothing is wrong with by itself.
+func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped) {
+	s := newSieve(b, network, h, v.Own)
+	accepted = make([]Peer, 0, len(v.Peers))
 	for _, l := range v.Peers {
-		if reason := s.alone(l); reason != "" {
-			bad = append(bad, Skipped{l.Subnet, reason})
-		} else if err := accept(l); err != nil {
+		if p, err := s.alone(*l); err == nil {
+			accepted = append(accepted, p)
+		} else if err != errNoPeer {
 			bad = append(bad, Skipped{l.Subnet, err.Error()})
-		} else {
-			good = append(good, l)
 		}
 	}
-	good, overlapping := withoutOverlaps(good)
-	good, doubled := withoutDoubles(good, "public IP", func(l lease.Lease) netip.Addr { return l.PublicIP })
+	good, overlapping := withoutOverlaps(accepted)
+	good, doubled := withoutDoubles(good, "public IP", func(p Peer) netip.Addr { return p.PublicIP })
 	good, inside := withoutOverlayIPs(network, good)
-	return good, slices.Concat(bad, overlapping, doubled, inside)
+	good, shared := withoutDoubles(good, "VTEP MAC", func(p Peer) dataplane.MAC { return p.MAC })
+	return good, accepted, slices.Concat(bad, overlapping, doubled, inside, shared)
 }
 
 // sameType refuses leases of another backend.
@@ -38,13 +40,35 @@ func sameType(l lease.Lease, backendType string) error {
 }
 
 type sieve struct {
+	backend Backend
 	network netip.Prefix
 	host    host.Facts
-	own     lease.Lease
+	own     Peer
 }
 
-// alone says what is wrong with a lease regardless of the other peers.
-func (s sieve) alone(l lease.Lease) string {
+func newSieve(b Backend, network netip.Prefix, h host.Facts, own lease.Lease) sieve {
+	// An own lease that was damaged has no MAC; nobody else can have that one.
+	mac, _ := b.Accept(h, own)
+	return sieve{b, network, h, Peer{own, mac}}
+}
+
+// alone accepts a lease, or says what is wrong with it regardless of the other
+// peers.
+func (s sieve) alone(l lease.Lease) (Peer, error) {
+	mac, err := s.backend.Accept(s.host, l)
+	if err == errNoPeer {
+		return Peer{}, err
+	}
+	if reason := s.senseless(l); reason != "" {
+		return Peer{}, errors.New(reason)
+	}
+	if err == nil && mac == s.own.MAC && mac != (dataplane.MAC{}) {
+		err = fmt.Errorf("VTEP MAC %s is our own", mac)
+	}
+	return Peer{l, mac}, err
+}
+
+func (s sieve) senseless(l lease.Lease) string {
 	ip := l.PublicIP
 	switch {
 	case l.Subnet.Bits() <= s.network.Bits() || !s.network.Contains(l.Subnet.Addr()):
@@ -68,7 +92,8 @@ func (s sieve) alone(l lease.Lease) string {
 
 // withoutOverlaps expects leases sorted by subnet, so that whatever lies inside
 // a prefix follows it directly.
-func withoutOverlaps(leases []lease.Lease) (good []lease.Lease, bad []Skipped) {
+func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
+	good = make([]Peer, 0, len(leases))
 	for _, l := range leases {
 		keep := true
 		for n := len(good) - 1; n >= 0 && good[n].Subnet.Overlaps(l.Subnet); n-- {
@@ -87,21 +112,26 @@ func withoutOverlaps(leases []lease.Lease) (good []lease.Lease, bad []Skipped) {
 	return good, bad
 }
 
-func overlap(l, older lease.Lease) Skipped {
+func overlap(l, older Peer) Skipped {
 	return Skipped{l.Subnet, fmt.Sprintf("the subnet overlaps the older lease %s", older.Subnet)}
 }
 
-// withoutDoubles leaves one lease for each key, which no two hosts can share.
-func withoutDoubles[K comparable](leases []lease.Lease, what string, key func(lease.Lease) K) (good []lease.Lease, bad []Skipped) {
-	owner := make(map[K]lease.Lease, len(leases))
-	for _, l := range leases {
-		if o, taken := owner[key(l)]; !taken || l.Created < o.Created {
-			owner[key(l)] = l
+// withoutDoubles leaves one lease for each key, which no two hosts can share;
+// zero is none.
+func withoutDoubles[K comparable](leases []Peer, what string, key func(Peer) K) (good []Peer, bad []Skipped) {
+	var none K
+	owner := make(map[K]int, len(leases))
+	for i, l := range leases {
+		if o, taken := owner[key(l)]; !taken || l.Created < leases[o].Created {
+			owner[key(l)] = i
 		}
 	}
-	for _, l := range leases {
-		if o := owner[key(l)]; o.Subnet != l.Subnet {
-			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("%s %v belongs to the older lease %s", what, key(l), o.Subnet)})
+	if len(owner) == len(leases) {
+		return leases, nil
+	}
+	for i, l := range leases {
+		if o := owner[key(l)]; o != i && key(l) != none {
+			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("%s %v belongs to the older lease %s", what, key(l), leases[o].Subnet)})
 		} else {
 			good = append(good, l)
 		}
@@ -111,7 +141,7 @@ func withoutDoubles[K comparable](leases []lease.Lease, what string, key func(le
 
 // withoutOverlayIPs drops leases whose public IP lies in a leased subnet: their
 // outer packets would go into the tunnel again.
-func withoutOverlayIPs(network netip.Prefix, leases []lease.Lease) (good []lease.Lease, bad []Skipped) {
+func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []Skipped) {
 	for _, l := range leases {
 		if network.Contains(l.PublicIP) {
 			if in, ok := covering(leases, l.PublicIP); ok {
@@ -126,8 +156,8 @@ func withoutOverlayIPs(network netip.Prefix, leases []lease.Lease) (good []lease
 
 // covering finds the subnet that contains ip among leases sorted by subnet and
 // free of overlaps.
-func covering(leases []lease.Lease, ip netip.Addr) (netip.Prefix, bool) {
-	i, _ := slices.BinarySearchFunc(leases, ip, func(l lease.Lease, ip netip.Addr) int {
+func covering(leases []Peer, ip netip.Addr) (netip.Prefix, bool) {
+	i, _ := slices.BinarySearchFunc(leases, ip, func(l Peer, ip netip.Addr) int {
 		if l.Subnet.Contains(ip) {
 			return -1 // go on to the one after it
 		}

@@ -59,15 +59,19 @@ func (b *udp) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 	return lease.Attrs{PublicIP: h.PublicIP}, nil
 }
 
-func (b *udp) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
+func (b *udp) Base(h host.Facts, own lease.Lease) dataplane.State {
 	s := dataplane.NewState()
 	s.Links[udpDevice] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, Plain: b.plain, MTU: b.MTU(h), Up: true}
-	s.Addrs[dataplane.Addr{Link: udpDevice, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
-	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: v.Own.Subnet}] = netip.AddrPort{}
+	s.Addrs[dataplane.Addr{Link: udpDevice, Prefix: netip.PrefixFrom(own.Subnet.Addr(), 32)}] = struct{}{}
+	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: own.Subnet}] = netip.AddrPort{}
 	s.Routes[dataplane.RouteKey{Dst: b.network, Link: udpDevice}] = dataplane.Route{Proto: dataplane.ProtoBoot}
-	good, skipped := peers(b.network, h, v, func(lease.Lease) error { return nil })
-	for _, l := range good {
-		s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: l.Subnet}] = netip.AddrPortFrom(l.PublicIP, uint16(b.port))
-	}
-	return s, skipped
+	return s
+}
+
+func (*udp) Accept(host.Facts, lease.Lease) (dataplane.MAC, error) {
+	return dataplane.MAC{}, nil
+}
+
+func (b *udp) Add(s dataplane.State, _ host.Facts, p Peer) {
+	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: p.Subnet}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))
 }

@@ -30,7 +30,7 @@ func init() { backends["vxlan"] = newVXLAN }
 // 198.51.100.9. All of it is permanent, so traffic does not need the daemon. With
 // DirectRouting, a peer on the uplink's own link gets a plain route instead.
 type vxlan struct {
-	network       netip.Prefix
+	device        string
 	vni           int
 	port          int
 	gbp           bool
@@ -54,7 +54,6 @@ const (
 func newVXLAN(c netconf.Config) (Backend, error) {
 	f := c.Backend
 	b := &vxlan{
-		network:       c.Network,
 		vni:           f.Int("VNI", 1, 0, vxlanMaxVNI),
 		port:          f.Int("Port", 0, 0, 65535),
 		gbp:           f.Bool("GBP", false),
@@ -62,6 +61,7 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 		directRouting: f.Bool("DirectRouting", false),
 		mtu:           f.Int("MTU", 0, 0, 65535),
 	}
+	b.device = fmt.Sprintf("flannel.%d", b.vni)
 	if b.port == 0 {
 		b.port = vxlanPort
 	}
@@ -70,8 +70,6 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 	}
 	return b, f.Err()
 }
-
-func (b *vxlan) device() string { return fmt.Sprintf("flannel.%d", b.vni) }
 
 // MTU is never above what the uplink carries: the kernel would not take it.
 func (b *vxlan) MTU(h host.Facts) int {
@@ -88,7 +86,7 @@ func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error) {
 	if b.MTU(h) < leastMTU {
 		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, leastMTU+vxlanOverhead)
 	}
-	mac, ok := existingMAC(h, b.device())
+	mac, ok := existingMAC(h, b.device)
 	if !ok {
 		var err error
 		if mac, err = vtepMAC(previous); err != nil || previous.BackendType != "vxlan" {
@@ -134,45 +132,38 @@ func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 	return mac, nil
 }
 
-func (b *vxlan) Desired(h host.Facts, v lease.View) (dataplane.State, []Skipped) {
+func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 	s := dataplane.NewState()
-	dev := b.device()
 	// Our own lease was written by Attrs; were it damaged since, the device
 	// keeps the MAC it has.
-	ownMAC, _ := vtepMAC(v.Own.Attrs)
-	s.Links[dev] = dataplane.Link{
+	mac, _ := vtepMAC(own.Attrs)
+	s.Links[b.device] = dataplane.Link{
 		Kind: dataplane.KindVXLAN, VNI: b.vni, Parent: h.Uplink, Local: h.Addr, Port: b.port,
-		GBP: b.gbp, Learning: b.learning, MAC: ownMAC, MTU: b.MTU(h), Up: true,
+		GBP: b.gbp, Learning: b.learning, MAC: mac, MTU: b.MTU(h), Up: true,
 	}
 	if h.IPv6 {
-		s.Sysctls["net/ipv6/conf/"+dev+"/accept_ra"] = "0"
+		s.Sysctls["net/ipv6/conf/"+b.device+"/accept_ra"] = "0"
 	}
-	s.Addrs[dataplane.Addr{Link: dev, Prefix: netip.PrefixFrom(v.Own.Subnet.Addr(), 32)}] = struct{}{}
+	s.Addrs[dataplane.Addr{Link: b.device, Prefix: netip.PrefixFrom(own.Subnet.Addr(), 32)}] = struct{}{}
+	return s
+}
 
-	macs := make(map[netip.Prefix]dataplane.MAC, len(v.Peers))
-	good, skipped := peers(b.network, h, v, func(l lease.Lease) error {
-		if err := sameType(l, "vxlan"); err != nil {
-			return err
-		}
-		mac, err := vtepMAC(l.Attrs)
-		if err == nil && mac == ownMAC {
-			err = fmt.Errorf("VTEP MAC %s is our own", mac)
-		}
-		macs[l.Subnet] = mac
-		return err
-	})
-	good, doubled := withoutDoubles(good, "VTEP MAC", func(l lease.Lease) dataplane.MAC { return macs[l.Subnet] })
-	skipped = append(skipped, doubled...)
-	for _, l := range good {
-		mac := macs[l.Subnet]
-		if iface, ok := host.OnLink(h.Underlay, l.PublicIP); ok && b.directRouting {
-			s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: iface}] = dataplane.Route{Via: l.PublicIP, Proto: dataplane.ProtoFlannel}
-			continue
-		}
-		gw := l.Subnet.Addr()
-		s.FDB[dataplane.FDB{Link: dev, MAC: mac, Dst: l.PublicIP}] = struct{}{}
-		s.Neighs[dataplane.NeighKey{Link: dev, IP: gw}] = mac
-		s.Routes[dataplane.RouteKey{Dst: l.Subnet, Link: dev}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
+func (b *vxlan) Accept(_ host.Facts, l lease.Lease) (dataplane.MAC, error) {
+	if err := sameType(l, "vxlan"); err != nil {
+		return dataplane.MAC{}, err
 	}
-	return s, skipped
+	return vtepMAC(l.Attrs)
+}
+
+func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
+	if b.directRouting {
+		if iface, ok := host.OnLink(h.Underlay, p.PublicIP); ok {
+			s.Routes[dataplane.RouteKey{Dst: p.Subnet, Link: iface}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
+			return
+		}
+	}
+	gw := p.Subnet.Addr()
+	s.FDB[dataplane.FDB{Link: b.device, MAC: p.MAC, Dst: p.PublicIP}] = struct{}{}
+	s.Neighs[dataplane.NeighKey{Link: b.device, IP: gw}] = p.MAC
+	s.Routes[dataplane.RouteKey{Dst: p.Subnet, Link: b.device}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 }

@@ -156,7 +156,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	p := &plane{
 		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
 		log: d.log, store: newFDStore(d.log),
-		ctx: ctx, lost: func() { d.loop.Trigger() }, tunnels: map[string]*carrier{},
+		ctx: ctx, lost: func() { d.loop.Reread() }, tunnels: map[string]*carrier{},
 	}
 	defer p.close()
 	defer cancel()
@@ -201,7 +201,12 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	if own, listing, err = subnet.Acquire(ctx, o, d.attrs); err != nil {
 		return o, own, listing, err
 	}
-	view := lease.NewView(own, listing.Leases, true)
+	leases := make([]*lease.Lease, len(listing.Leases))
+	for i := range leases {
+		l := listing.Leases[i] // a copy: a pointer would keep the whole listing
+		leases[i] = &l
+	}
+	view := lease.NewView(own, leases, true)
 	d.view.Store(&view)
 	d.terms.now = subnet.Terms{Attrs: own.Attrs, Pool: o.Pool, TTL: o.TTL}
 	return o, own, listing, nil
@@ -231,7 +236,7 @@ func (d *daemon) release() {
 	if own.Reservation() {
 		return
 	}
-	if err := d.registry.Delete(ctx, own); err != nil {
+	if err := subnet.Release(ctx, d.registry, own); err != nil {
 		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", own.Subnet, "expires", own.Expires, "err", err)
 		return
 	}
@@ -268,7 +273,7 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 			d.loop.Retry()
 			continue
 		}
-		d.loop.Trigger()
+		d.loop.Reread()
 	}
 }
 
@@ -310,8 +315,7 @@ func (d *daemon) warnOfObstacles() {
 		return // the loop says so
 	}
 	view := *d.view.Load()
-	want, _ := d.net.Desired(f, view)
-	devices := slices.Sorted(maps.Keys(want.Links))
+	devices := slices.Sorted(maps.Keys(d.net.Base(f, view.Own).Links))
 	values, err := d.kernel.Sysctls(host.ObstacleSysctls(f, devices))
 	if err != nil {
 		d.log.Debug("cannot look for settings that lose packets", "err", err)

@@ -210,41 +210,14 @@ func (s Scope) OwnsNextHop(id uint32, h NextHop) bool {
 	return s.InRange(id) && h.Proto == ProtoFlannel
 }
 
+// Empty tells whether there is nothing in s.
+func (s State) Empty() bool {
+	return len(s.Links)+len(s.Addrs)+len(s.FDB)+len(s.Neighs)+len(s.Tunnel)+len(s.NextHops)+len(s.Routes)+len(s.Sysctls) == 0
+}
+
 // Equal tells whether two states hold the same objects.
 func (s State) Equal(o State) bool {
 	return maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
 		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Tunnel, o.Tunnel) && maps.Equal(s.NextHops, o.NextHops) &&
 		maps.Equal(s.Routes, o.Routes) && maps.Equal(s.Sysctls, o.Sysctls)
-}
-
-// Has tells whether s holds what an operation makes, or lacks what it deletes. A
-// link counts as there in whatever shape, and nexthops, which come and go with
-// routes, never do.
-func (s State) Has(o Op) bool {
-	put := o.Verb != Del
-	switch o.Kind {
-	case KindLink:
-		_, ok := s.Links[o.Name]
-		return ok == put
-	case KindSysctl:
-		v, ok := s.Sysctls[o.Name]
-		return ok && v == o.Value
-	case KindAddr:
-		_, ok := s.Addrs[o.Addr]
-		return ok == put
-	case KindFDB:
-		_, ok := s.FDB[o.FDB]
-		return ok == put
-	case KindNeigh:
-		mac, ok := s.Neighs[o.NeighKey]
-		return ok == put && (!put || mac == o.MAC)
-	case KindTunnel:
-		peer, ok := s.Tunnel[o.TunnelKey]
-		return ok == put && (!put || peer == o.Peer)
-	case KindRoute:
-		r, ok := s.Routes[o.RouteKey]
-		r.NextHop = o.Route.NextHop
-		return ok == put && (!put || r == o.Route)
-	}
-	return false
 }

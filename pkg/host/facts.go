@@ -8,6 +8,7 @@ package host
 
 import (
 	"net/netip"
+	"slices"
 )
 
 // Iface is a network interface.
@@ -56,6 +57,13 @@ type Facts struct {
 	MACs map[string][6]byte
 	// IPv6 tells whether the kernel has IPv6 at all.
 	IPv6 bool
+}
+
+// Equal tells whether the same follows from both for the kernel. The MACs, which
+// come and go with containers, are for what is published only.
+func (f Facts) Equal(o Facts) bool {
+	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 &&
+		slices.Equal(f.Underlay, o.Underlay)
 }
 
 // OnLink finds the interface through which addr is reached without a gateway.

@@ -15,8 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
+	"unique"
 )
 
 // Attrs are what a host publishes beside its subnet. They are comparable:
@@ -25,6 +25,9 @@ type Attrs struct {
 	PublicIP    netip.Addr // underlay address, invalid when the value has none
 	BackendType string     // empty for udp and alloc
 	BackendData string     // JSON, meaning is the backend's; empty when absent
+	// Leaving: the owner is giving the lease up for good and deletes it next. Until
+	// then the subnet is taken, but nobody is reached there.
+	Leaving bool
 }
 
 // Lease is one host's claim on a subnet.
@@ -44,27 +47,6 @@ func (l Lease) Reservation() bool { return l.Expires.IsZero() }
 // revisions are not part of that.
 func (l Lease) SameAs(o Lease) bool { return l.Subnet == o.Subnet && l.Attrs == o.Attrs }
 
-// View is what a host knows of the network at one moment. It is immutable.
-type View struct {
-	Own   Lease
-	Peers []Lease // every other lease, sorted by subnet
-	// Complete is false until a whole listing was seen. Nothing may be
-	// pruned on the word of an incomplete view.
-	Complete bool
-}
-
-// NewView sorts leases into own and peers.
-func NewView(own Lease, all []Lease, complete bool) View {
-	peers := make([]Lease, 0, len(all))
-	for _, l := range all {
-		if l.Subnet != own.Subnet {
-			peers = append(peers, l)
-		}
-	}
-	slices.SortFunc(peers, func(a, b Lease) int { return ComparePrefix(a.Subnet, b.Subnet) })
-	return View{Own: own, Peers: peers, Complete: complete}
-}
-
 // ComparePrefix orders prefixes by address, then by length.
 func ComparePrefix(a, b netip.Prefix) int {
 	if c := a.Addr().Compare(b.Addr()); c != 0 {
@@ -75,12 +57,13 @@ func ComparePrefix(a, b netip.Prefix) int {
 
 // value is the JSON form of Attrs. Field order and the null PublicIPv6 are
 // those of the original's newest generation; its older readers ignore what they
-// don't know.
+// don't know, and none of them knows Leaving.
 type value struct {
 	PublicIP    *string         `json:"PublicIP"`
 	PublicIPv6  *string         `json:"PublicIPv6"`
 	BackendType string          `json:"BackendType,omitempty"`
 	BackendData json.RawMessage `json:"BackendData,omitempty"`
+	Leaving     json.RawMessage `json:"Leaving,omitempty"` // raw, so that an error can tell the value
 }
 
 // MaxValue is the longest value, in bytes, that is decoded. Real values are
@@ -94,7 +77,11 @@ func (a Attrs) Encode() ([]byte, error) {
 	if a.PublicIP.IsValid() {
 		ip = a.PublicIP.String()
 	}
-	b, err := json.Marshal(value{PublicIP: &ip, BackendType: a.BackendType, BackendData: json.RawMessage(a.BackendData)})
+	v := value{PublicIP: &ip, BackendType: a.BackendType, BackendData: json.RawMessage(a.BackendData)}
+	if a.Leaving {
+		v.Leaving = json.RawMessage("true")
+	}
+	b, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encode lease attributes: %w", err)
 	}
@@ -118,15 +105,35 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	if err != nil || !ip.Is4() {
 		return Attrs{}, fmt.Errorf("PublicIP %q is not an IPv4 address", Clip(*v.PublicIP))
 	}
-	a := Attrs{PublicIP: ip, BackendType: v.BackendType}
-	if !bytes.Equal(v.BackendData, []byte("null")) && len(v.BackendData) > 0 {
-		var c bytes.Buffer
-		if err := json.Compact(&c, v.BackendData); err != nil {
-			return Attrs{}, fmt.Errorf("BackendData: %w", err)
-		}
-		a.BackendData = c.String()
+	// All hosts of a network have the same type; one copy of its name is enough.
+	a := Attrs{PublicIP: ip, BackendType: unique.Make(v.BackendType).Value()}
+	if a.BackendData, err = compact(v.BackendData); err != nil {
+		return Attrs{}, fmt.Errorf("BackendData: %w", err)
+	}
+	switch text := string(v.Leaving); text {
+	case "", "null", "false":
+	case "true":
+		a.Leaving = true
+	default:
+		return Attrs{}, fmt.Errorf("Leaving %s is neither true nor false", Clip(text))
 	}
 	return a, nil
+}
+
+// compact gives valid JSON without the blanks around its parts; null is empty.
+func compact(raw json.RawMessage) (string, error) {
+	if string(raw) == "null" {
+		return "", nil
+	}
+	// Nearly all that is written is compact, and is not walked through again.
+	if !bytes.ContainsAny(raw, " \t\r\n") {
+		return string(raw), nil
+	}
+	var c bytes.Buffer
+	if err := json.Compact(&c, raw); err != nil {
+		return "", err
+	}
+	return c.String(), nil
 }
 
 // Clip shortens hostile text for a message.

@@ -76,6 +76,7 @@ func TestEncode(t *testing.T) {
 		{lease.Attrs{PublicIP: ip}, `{"PublicIP":"198.51.100.7","PublicIPv6":null}`},
 		{lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}`},
 			`{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}`},
+		{lease.Attrs{PublicIP: ip, Leaving: true}, `{"PublicIP":"198.51.100.7","PublicIPv6":null,"Leaving":true}`},
 	} {
 		got, err := c.attrs.Encode()
 		if err != nil || string(got) != c.want {
@@ -99,6 +100,16 @@ func TestDecodeAttrs(t *testing.T) {
 		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData": {"VtepMAC" : "02:11:22:33:44:55"},"New":[1]}`,
 			want: lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VtepMAC":"02:11:22:33:44:55"}`}},
 		{value: `{"PublicIP":"198.51.100.7","BackendData":null}`, want: lease.Attrs{PublicIP: ip}},
+		{value: "{\"PublicIP\":\"198.51.100.7\",\"BackendData\":\t{\"a b\":\n[1, 2]}\r\n}", want: lease.Attrs{PublicIP: ip, BackendData: `{"a b":[1,2]}`}},
+		{value: `{"PublicIP":"198.51.100.7","BackendData":"a b"}`, want: lease.Attrs{PublicIP: ip, BackendData: `"a b"`}},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":true}`, want: lease.Attrs{PublicIP: ip, Leaving: true}},
+		{value: `{"PublicIP":"198.51.100.7","leaving": true }`, want: lease.Attrs{PublicIP: ip, Leaving: true}},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":false}`, want: lease.Attrs{PublicIP: ip}},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":null}`, want: lease.Attrs{PublicIP: ip}},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":"x"}`, err: `Leaving "x" is neither true nor false`},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":1}`, err: `Leaving 1 is neither true nor false`},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":[true]}`, err: `Leaving [true] is neither`},
+		{value: `{"PublicIP":"198.51.100.7","Leaving":"` + strings.Repeat("x", 1000) + `"}`, err: `xxx… is neither`},
 		{value: ``, err: "not lease JSON"},
 		{value: `null`, err: "PublicIP is missing"},
 		{value: `[]`, err: "not lease JSON"},
@@ -109,7 +120,9 @@ func TestDecodeAttrs(t *testing.T) {
 		{value: `{"PublicIP":7}`, err: "not lease JSON"},
 		{value: strings.Repeat(" ", lease.MaxValue+1), err: "longer than the accepted"},
 	} {
-		got, err := lease.DecodeAttrs([]byte(c.value))
+		b := []byte(c.value)
+		got, err := lease.DecodeAttrs(b)
+		clear(b) // nothing of it is kept
 		if c.err == "" {
 			if err != nil || got != c.want {
 				t.Errorf("%s gives %+v, %v, want %+v", c.value, got, err, c.want)
@@ -126,6 +139,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 	for _, s := range []string{
 		`{"PublicIP":"198.51.100.7"}`,
 		`{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}`,
+		`{"PublicIP":"198.51.100.7","BackendData":{"a b" : [1, 2]},"Leaving":true}`, `{"PublicIP":"198.51.100.7","Leaving":"x"}`,
 		`{"publicIP":"0.0.0.0","BackendData":"<&>\u2028"}`, `null`, `{`, ``,
 	} {
 		f.Add([]byte(s))
@@ -151,7 +165,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 		if err != nil || string(c) != string(b) {
 			t.Fatalf("%q: %s becomes %s, %v", value, b, c, err)
 		}
-		if again.PublicIP != a.PublicIP || again.BackendType != a.BackendType || (again.BackendData == "") != (a.BackendData == "") {
+		if again.PublicIP != a.PublicIP || again.Leaving != a.Leaving || again.BackendType != a.BackendType || (again.BackendData == "") != (a.BackendData == "") {
 			t.Fatalf("%q: %+v comes back as %+v", value, a, again)
 		}
 	})
@@ -171,13 +185,9 @@ func TestLease(t *testing.T) {
 	if l.SameAs(renewed) {
 		t.Error("other data make the same lease")
 	}
-}
-
-func TestNewView(t *testing.T) {
-	at := func(s string) lease.Lease { return lease.Lease{Subnet: netip.MustParsePrefix(s)} }
-	all := []lease.Lease{at("10.42.9.0/24"), at("10.42.7.0/24"), at("10.42.8.0/25"), at("10.42.8.0/24")}
-	v := lease.NewView(all[1], all, true)
-	if len(v.Peers) != 3 || v.Peers[0].Subnet != all[3].Subnet || v.Peers[1].Subnet != all[2].Subnet || v.Peers[2].Subnet != all[0].Subnet || !v.Complete || v.Own.Subnet != all[1].Subnet {
-		t.Errorf("view %+v", v)
+	leaving := l
+	leaving.Leaving = true
+	if l.SameAs(leaving) {
+		t.Error("a lease that is given up is the same")
 	}
 }

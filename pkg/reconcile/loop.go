@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -46,7 +47,8 @@ type Config struct {
 }
 
 const (
-	// debounce lets a burst of events end before the kernel is read.
+	// debounce lets a burst of events end before the kernel is read, and is the least
+	// time between passes.
 	debounce = 20 * time.Millisecond
 	// resync is the safety net under lost events.
 	resync = time.Minute
@@ -60,20 +62,34 @@ const (
 
 // Loop reconciles. Make one with New.
 type Loop struct {
-	cfg     Config
-	wake    chan struct{}
-	retry   atomic.Bool // what failed may work now
-	holds   *holds
-	report  *report
-	settled dataplane.State // wanted state of the last pass that left nothing undone
+	cfg    Config
+	wake   chan struct{}
+	stale  atomic.Bool // what is known of the kernel may be wrong
+	retry  atomic.Bool // what failed may work now
+	plan   *backend.Plan
+	holds  *holds
+	report *report
+	pace   pace
+	ended  time.Time // when the last pass did
+
+	undone  bool            // the last pass did not get through: everything counts as newly wanted
+	left    bool            // the last one left something for later
+	scope   dataplane.Scope // of the last reading
+	reading dataplane.State // what the kernel held then, and what was done to it since
+	read    time.Time       // when it was read
+	whole   bool            // the reading is of no use for a part
 }
 
 // New makes a Loop that has done nothing yet.
 func New(cfg Config) *Loop {
-	return &Loop{cfg: cfg, wake: make(chan struct{}, 1), holds: newHolds(), report: newReport(cfg.Log)}
+	return &Loop{
+		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
+		holds: newHolds(), report: newReport(cfg.Log), undone: true, whole: true,
+	}
 }
 
-// Trigger asks for a pass soon. It never blocks; many calls make one pass.
+// Trigger asks for a pass soon, because something else may be wanted. It never
+// blocks; many calls make one pass.
 func (l *Loop) Trigger() {
 	select {
 	case l.wake <- struct{}{}:
@@ -81,12 +97,19 @@ func (l *Loop) Trigger() {
 	}
 }
 
-// Retry asks for a pass soon that tries again what has failed, because the reason
-// may be gone: the uplink is back. It is not for what our own attempts cause, or they
-// would follow one another without a pause.
+// Reread asks for a pass that reads the kernel anew, because somebody may have
+// changed it.
+func (l *Loop) Reread() {
+	l.stale.Store(true)
+	l.Trigger()
+}
+
+// Retry is Reread that tries again what has failed, because the reason may be gone:
+// the uplink is back. It is not for what our own attempts cause, or they would follow
+// one another without a pause.
 func (l *Loop) Retry() {
 	l.retry.Store(true)
-	l.Trigger()
+	l.Reread()
 }
 
 // Settle makes passes until what this host needs for itself stands.
@@ -99,31 +122,38 @@ func (l *Loop) Settle(ctx context.Context) error {
 	return nil
 }
 
-// Run makes passes until ctx ends: on Trigger, when something that failed is
-// due again, and once a minute.
+// Run makes passes until ctx ends: on Trigger and Reread, when something that
+// failed is due again, and once a minute.
 func (l *Loop) Run(ctx context.Context) {
 	for l.wait(ctx) == nil {
 		l.Pass()
 	}
 }
 
-// wait blocks until there is a reason for a pass.
+// wait blocks until there is a reason for a pass, and it is time for one.
 func (l *Loop) wait(ctx context.Context) error {
-	timer := time.NewTimer(min(resync, l.holds.next(time.Now())))
+	now := time.Now()
+	timer := time.NewTimer(min(resync-now.Sub(l.read), l.holds.next(now)))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return nil
+		l.stale.Store(true)
 	case <-l.wake:
 	}
-	burst := time.NewTimer(debounce)
-	defer burst.Stop()
+	// What is wanted is known at once; of what is damaged, more may follow.
+	now = time.Now()
+	at := l.ended.Add(debounce)
+	if l.stale.Load() {
+		at = l.pace.next(now.Add(debounce))
+	}
+	pause := time.NewTimer(at.Sub(now))
+	defer pause.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-burst.C:
+	case <-pause.C:
 	}
 	l.drain()
 	return nil
@@ -140,7 +170,12 @@ func (l *Loop) drain() {
 // for itself stands: its link and its address. Failures with single peers do not
 // count; they are tried again later. Passes must not overlap: Settle and Run are
 // for one goroutine.
+//
+// Where only peers have changed, and nobody else has touched the kernel since it
+// was read, their part of that reading is compared with their part of what is
+// wanted. Everything else takes a new reading.
 func (l *Loop) Pass() (ok bool) {
+	defer func() { l.ended = time.Now() }()
 	in, err := l.cfg.Input()
 	if err != nil {
 		l.holds.broke(time.Now(), inputObject)
@@ -150,35 +185,80 @@ func (l *Loop) Pass() (ok bool) {
 	if l.retry.Swap(false) {
 		l.holds.retry()
 	}
-	want, skipped := l.cfg.Backend.Desired(in.Facts, in.View)
-	l.report.skipped(skipped)
-	scope := want.ScopeOf(l.cfg.Network)
-	done := pass{wanted: !want.Equal(l.settled)}
+	change := l.plan.Update(in.Facts, in.View)
+	change.All = change.All || l.undone
+	l.report.skipped(l.plan.Skipped())
+	done := pass{change: change, left: l.left}
+	// In this order: what happens from here on is for the next pass.
+	if stale := l.stale.Swap(false); !stale && l.partial(change) {
+		l.passPart(in.View, &done)
+	} else if !l.passWhole(in.View, &done) {
+		l.undone = true
+		return false
+	}
+	l.undone = false
+	if left := len(done.failed)+done.held > 0; left || !done.part {
+		l.left = left
+	}
+	l.report.pass(done)
+	return !done.own
+}
+
+// partial tells whether the last reading will do for a change.
+func (l *Loop) partial(c backend.Change) bool {
+	if c.All || l.whole || l.plan.Want().NextHopsPay(l.reading) != l.scope.NextHops {
+		return false
+	}
+	for k := range c.Now.Routes {
+		if k.Link != "" && !l.scope.OwnsLink(k.Link) && !slices.Contains(l.scope.Carriers, k.Link) {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *Loop) passPart(v lease.View, done *pass) {
+	c := done.change
+	delta := dataplane.Diff(c.Now, l.reading.Part(c.Was, c.Now), l.scope, v.Complete)
+	done.part, done.conflicts = true, delta.Conflicts
+	l.apply(delta, done)
+	l.whole = len(done.failed)+len(delta.Conflicts) > 0
+}
+
+// passWhole reads the kernel, puts right what differs, and looks again. It tells
+// whether the kernel could be read.
+func (l *Loop) passWhole(v lease.View, done *pass) bool {
+	want := l.plan.Want()
+	l.scope = want.ScopeOf(l.cfg.Network)
+	l.whole = true
 	for range rounds {
-		have, err := l.cfg.Kernel.Snapshot(scope)
+		begun := time.Now()
+		have, err := l.cfg.Kernel.Snapshot(l.scope)
 		if err != nil {
 			l.holds.broke(time.Now(), inputObject)
 			l.report.broken("reading the kernel", err)
 			return false
 		}
 		l.holds.clear(inputObject)
-		scope.NextHops = want.NextHopsPay(have)
-		delta := dataplane.Diff(want, have, scope, in.View.Complete)
+		l.reading, l.read = have, time.Now()
+		l.scope.NextHops = want.NextHopsPay(have)
+		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		done.conflicts = delta.Conflicts
-		if !l.apply(delta, &done) {
+		l.pace.spend(time.Now(), time.Since(begun))
+		if !l.apply(delta, done) {
+			// What this host lacks for itself, others' things do not go on top of.
+			l.whole = done.own
 			break
 		}
 	}
-	if len(done.failed)+done.held == 0 {
-		l.settled = want
-	}
-	l.report.pass(done)
-	return !done.own
+	return true
 }
 
 // pass is what a pass did, for the report.
 type pass struct {
-	wanted    bool // the wanted state differs from that of the pass before
+	change    backend.Change // of what is wanted
+	part      bool           // only what has changed was looked at
+	left      bool           // the pass before left something for this one
 	applied   tally
 	failed    []failure
 	fights    []dataplane.Op // undone by somebody else again and again
@@ -231,8 +311,9 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 			done.own = done.own || ownObject(op)
 			continue
 		}
-		// What was as it is wanted, and is so no more, somebody has undone.
-		if l.holds.did(now, op, l.settled.Has(op)) {
+		l.reading.Note(op)
+		// What is wanted as before, and was not so, somebody has undone.
+		if l.holds.did(now, op, op.Kind != dataplane.KindNextHop && !done.change.About(op)) {
 			done.fights = append(done.fights, op)
 		}
 		done.applied.add(op)

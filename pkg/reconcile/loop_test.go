@@ -75,13 +75,21 @@ func (m *model) Apply(ops []dataplane.Op) []error {
 // wish is a backend that wants what it is told to.
 type wish struct {
 	dataplane.State
-	skipped []backend.Skipped
+	version int // of the state, in the facts: a plan asks again when they change
 }
 
 func (w *wish) MTU(host.Facts) int                                 { return 0 }
 func (w *wish) Attrs(host.Facts, lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, nil }
-func (w *wish) Desired(host.Facts, lease.View) (dataplane.State, []backend.Skipped) {
-	return w.State, w.skipped
+func (w *wish) Add(dataplane.State, host.Facts, backend.Peer)      {}
+func (w *wish) Base(host.Facts, lease.Lease) dataplane.State {
+	s := dataplane.NewState()
+	s.Add(w.State)
+	return s
+}
+
+// Accept refuses everybody.
+func (w *wish) Accept(_ host.Facts, l lease.Lease) (dataplane.MAC, error) {
+	return dataplane.MAC{}, fmt.Errorf("reason %d", l.Subnet.Addr().As4()[2])
 }
 
 type fixture struct {
@@ -94,14 +102,16 @@ type fixture struct {
 }
 
 func newFixture() *fixture {
-	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Complete: true}}
+	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Own: lease.Lease{Subnet: key(200).Dst}, Complete: true}}
 	f.want.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN, Up: true}
 	f.Loop = New(Config{
 		Kernel:  f.kernel,
 		Backend: f.want,
 		Network: netip.MustParsePrefix("10.42.0.0/16"),
-		Input:   func() (Input, error) { return Input{View: f.view}, f.facts },
-		Log:     slog.New(slog.NewTextHandler(&f.log, nil)),
+		Input: func() (Input, error) {
+			return Input{Facts: host.Facts{MTU: f.want.version}, View: f.view}, f.facts
+		},
+		Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 	})
 	return f
 }
@@ -111,6 +121,7 @@ func key(n int) dataplane.RouteKey {
 }
 
 func (f *fixture) wantRoutes(ns ...int) {
+	f.want.version++
 	f.want.Routes = map[dataplane.RouteKey]dataplane.Route{}
 	for _, n := range ns {
 		f.want.Routes[key(n)] = dataplane.Route{OnLink: true, Proto: dataplane.ProtoBoot}
@@ -140,6 +151,7 @@ func TestPassConverges(t *testing.T) {
 		t.Errorf("log:\n%s", &f.log)
 	}
 	delete(f.kernel.Routes, key(1))
+	f.Reread()
 	f.kernel.Routes[key(9)] = dataplane.Route{}
 	f.Pass()
 	if f.said(`msg="repaired what was changed behind our back" ops="+1 route, -1 route" first="ip route replace 10.42.1.0/24 dev flannel.1 onlink"`) != 1 {
@@ -208,7 +220,7 @@ func TestFightIsSlow(t *testing.T) {
 		f.wantRoutes(1, 2)
 		f.kernel.after = func() { // somebody deletes it at once, and the event wakes us
 			delete(f.kernel.Routes, key(1))
-			f.Trigger()
+			f.Reread()
 		}
 		f.Pass()
 		f.run(t, 10*time.Minute)
@@ -228,7 +240,7 @@ func TestFightIsSlow(t *testing.T) {
 		f.kernel.after = func() {}
 		f.run(t, 10*time.Minute)
 		delete(f.kernel.Routes, key(1))
-		f.Trigger()
+		f.Reread()
 		f.run(t, time.Second)
 		if len(f.kernel.Routes) != 2 {
 			t.Error("not repaired after the fight")
@@ -245,7 +257,7 @@ func TestTriggers(t *testing.T) {
 		f.Pass()
 		before := f.kernel.snapshots
 		for range 1000 {
-			f.Trigger()
+			f.Reread()
 		}
 		f.run(t, 50*time.Second)
 		if n := f.kernel.snapshots - before; n != 1 {
@@ -269,7 +281,7 @@ func TestUnreadable(t *testing.T) {
 			f.Pass()
 			f.kernel.Routes[key(9)] = dataplane.Route{}
 			break_(f, errors.New("interrupted"))
-			f.Trigger()
+			f.Reread()
 			f.run(t, 10*time.Minute)
 			if len(f.kernel.Routes) != 1 || f.said("the kernel is not checked") != 1 {
 				t.Errorf("%s: log:\n%s", name, &f.log)
@@ -316,10 +328,10 @@ func TestSettleWaitsForOurOwn(t *testing.T) {
 func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 	f := newFixture()
 	f.kernel.Links["flannel.1"] = dataplane.Link{Kind: "dummy"}
-	peer := func(n int) backend.Skipped {
-		return backend.Skipped{Subnet: key(n).Dst, Reason: fmt.Sprint("reason ", n)}
+	peer := func(n int) *lease.Lease {
+		return &lease.Lease{Subnet: key(n).Dst, Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}
 	}
-	f.want.skipped = []backend.Skipped{peer(1), peer(2)}
+	f.view.Peers = []*lease.Lease{peer(1), peer(2)}
 	for range 3 {
 		if f.Pass() {
 			t.Error("a pass with a foreign device in the way is not all right")
@@ -328,9 +340,9 @@ func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("left undone") != 1 || len(f.kernel.applied) > 0 {
 		t.Errorf("log:\n%s", &f.log)
 	}
-	f.want.skipped = []backend.Skipped{peer(2)}
+	f.view.Peers = []*lease.Lease{peer(2)}
 	f.Pass()
-	f.want.skipped = []backend.Skipped{peer(1), peer(2)}
+	f.view.Peers = []*lease.Lease{peer(1), peer(2)}
 	f.Pass()
 	if f.said("reason 1") != 2 || f.said("reason 2") != 1 {
 		t.Errorf("log:\n%s", &f.log)

@@ -28,6 +28,9 @@ func newReport(log *slog.Logger) *report {
 }
 
 func (r *report) skipped(now []backend.Skipped) {
+	if len(now) == 0 && len(r.left) == 0 {
+		return
+	}
 	left := make(map[backend.Skipped]bool, len(now))
 	for _, s := range now {
 		left[s] = true
@@ -52,7 +55,7 @@ func (r *report) pass(p pass) {
 	}
 	if p.applied.n > 0 {
 		msg := "repaired what was changed behind our back"
-		if p.wanted {
+		if p.left || !p.change.Nothing() {
 			msg = "programmed the kernel"
 		}
 		r.log.Info(msg, "ops", p.applied.String(), "first", p.applied.first.String())
@@ -69,7 +72,9 @@ func (r *report) pass(p pass) {
 			r.log.Error("left undone", "op", c.Op.String(), "reason", c.Reason)
 		}
 	}
-	r.conflicts = conflicts
+	if !p.part {
+		r.conflicts = conflicts
+	}
 }
 
 func (r *report) failures(p pass) {
@@ -84,7 +89,7 @@ func (r *report) failures(p pass) {
 		r.log.Warn("the kernel refused; trying again", "failed", len(fresh), "err", fresh[0].err)
 	}
 	r.failing += len(fresh)
-	if r.failing > 0 && len(p.failed) == 0 && p.held == 0 {
+	if r.failing > 0 && len(p.failed) == 0 && p.held == 0 && !p.part {
 		r.log.Info("nothing fails any more", "failed_before", r.failing)
 		r.failing = 0
 	}

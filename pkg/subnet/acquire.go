@@ -108,7 +108,9 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	}
 	q.away.end()
 	mine, ok := q.mine(listing)
-	a, err := q.attrs(mine.Attrs)
+	previous := mine.Attrs
+	previous.Leaving = false // who gave it up did not get to the end, and is here again
+	a, err := q.attrs(previous)
 	if err != nil {
 		return lease.Lease{}, listing, &attrsError{err}
 	}

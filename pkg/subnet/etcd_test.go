@@ -31,13 +31,20 @@ type host struct {
 	log  *journal
 	subnet.Options
 
-	mu   sync.Mutex
-	last lease.View
+	mu      sync.Mutex
+	last    lease.View
+	changed time.Time // when last came
 }
 
 func newHost(t *testing.T, etcd *etcdtest.Etcd, n int) *host {
 	t.Helper()
-	r, err := etcdv2.New(etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix})
+	return newHostOf(t, etcd, n, apis[0])
+}
+
+// newHostOf keeps its lease in one of etcd's two stores.
+func newHostOf(t *testing.T, etcd *etcdtest.Etcd, n int, a api) *host {
+	t.Helper()
+	r, err := a.open(etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +77,13 @@ func (h *host) attrs(lease.Attrs) (lease.Attrs, error) { return attrsOf(h.Public
 // follow acquires and follows until the test ends.
 func (h *host) follow() lease.Lease {
 	h.Helper()
+	l, _ := h.followUntil()
+	return l
+}
+
+// followUntil gives what ends it before.
+func (h *host) followUntil() (lease.Lease, func()) {
+	h.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l, listing, err := subnet.Acquire(ctx, h.Options, h.attrs)
 	if err != nil {
@@ -81,11 +95,12 @@ func (h *host) follow() lease.Lease {
 		subnet.Follow(ctx, h.Options, l, listing, func(v lease.View) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			h.last = v
+			h.last, h.changed = v, time.Now()
 		})
 	}()
-	h.Cleanup(func() { cancel(); <-done })
-	return l
+	end := func() { cancel(); <-done }
+	h.Cleanup(end)
+	return l, end
 }
 
 func (h *host) view() lease.View {
@@ -262,5 +277,47 @@ func TestFollowEtcdOutage(t *testing.T) {
 	a.until("own lease is in the new etcd", func() bool { return a.holds(la) })
 	if n := len(a.view().Peers); n != 1 {
 		t.Errorf("%d peers after etcd has forgotten the one", n)
+	}
+}
+
+// A host that releases its lease is gone from its peers' views before anybody
+// could have thought that the deletion was a mistake; any other deletion is
+// waited out.
+func TestReleaseEtcd(t *testing.T) {
+	for _, a := range apis {
+		t.Run(a.name, func(t *testing.T) {
+			etcd := etcdtest.StartEtcd(t)
+			one, two := newHostOf(t, etcd, 1, a), newHostOf(t, etcd, 2, a)
+			two.follow()
+			left := func() bool { return len(two.view().Peers) == 0 }
+			for _, c := range []struct {
+				how         string
+				leave       func(lease.Lease) error
+				least, most time.Duration
+			}{
+				{"released", func(l lease.Lease) error { return subnet.Release(t.Context(), one.Registry, l) }, 0, 100 * time.Millisecond},
+				{"deleted", func(l lease.Lease) error { return one.Registry.Delete(t.Context(), l) }, time.Second, 5 * time.Second},
+			} {
+				l, end := one.followUntil()
+				two.until("a peer is there", func() bool { return !left() })
+				end()
+				start := time.Now()
+				if err := c.leave(l); err != nil {
+					t.Fatal(err)
+				}
+				done := time.Since(start)
+				two.until("the peer is gone", left)
+				two.mu.Lock()
+				took := two.changed.Sub(start)
+				two.mu.Unlock()
+				if took < c.least || took > c.most+done {
+					t.Errorf("a lease that was %s left the view after %v, want %v to %v", c.how, took, c.least, c.most)
+				}
+				t.Logf("%s within %v, gone from the view after %v", c.how, done, took)
+				if ev, err := one.Registry.Get(t.Context(), l.Subnet); err != nil || !ev.Deleted {
+					t.Errorf("etcd holds %+v, %v", ev, err)
+				}
+			}
+		})
 	}
 }

@@ -3,9 +3,7 @@ package subnet
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -14,10 +12,14 @@ import (
 )
 
 const (
-	// settle is how long changes are gathered before they become one View.
+	// gather is how long the first change waits for others of the same moment,
+	// such as the rest of what etcd has to tell.
+	gather = time.Millisecond
+	// settle is the least time between two Views: in a storm of changes, each of
+	// which costs a copy of the list of peers, they are gathered for so long.
 	settle = 25 * time.Millisecond
-	// grace is how long a lease that is gone stays in force: a host that is
-	// there makes its own again in less.
+	// grace is how long a lease that was deleted stays in force: a host that is
+	// there makes its own again in less, and one that leaves says so before (Release).
 	grace = time.Second
 	// Bounds of the wait between attempts while the registry is away.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
@@ -27,8 +29,9 @@ const (
 )
 
 // Follow keeps the own lease and emits a View at the start and whenever a
-// lease changed in something that matters; renewals don't. It returns when
-// ctx ends. own and listing are what Acquire returned.
+// lease changed in something that matters; renewals don't. A change after a quiet
+// time is told at once, more of them at intervals. It returns when ctx ends. own
+// and listing are what Acquire returned.
 //
 // Fail-static: while the registry is away nothing is emitted. The own lease is
 // renewed Margin before it expires; put back when it was deleted, expired or
@@ -45,14 +48,15 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		attrs:    own.Attrs,
 		wrote:    time.Now(),
 		known:    true,
-		leases:   map[netip.Prefix]lease.Lease{},
+		leases:   map[netip.Prefix]*lease.Lease{},
 		ghosts:   map[netip.Prefix]bool{},
-		bad:      map[string]registry.Bad{},
+		fading:   map[netip.Prefix]time.Time{},
 		away:     outage{log: o.Log},
 		watched:  make(chan watchResult, 1),
 		retry:    stopped(),
 		tend:     stopped(),
 		settle:   stopped(),
+		fade:     stopped(),
 		exorcise: stopped(),
 	}
 	defer f.watches.Wait()
@@ -71,13 +75,15 @@ type follower struct {
 	Options
 	emit func(lease.View)
 
-	leases map[netip.Prefix]lease.Lease // the registry's, ours included; last good values
-	ghosts map[netip.Prefix]bool        // of these, the ones a wiped registry has forgotten
-	bad    map[string]registry.Bad      // by key
-	index  uint64                       // watch from here
-	relist bool                         // the index is worth nothing
-	turned bool                         // the registry was wiped or restored since all was listed last
-	listed time.Time                    // when all was listed last
+	leases map[netip.Prefix]*lease.Lease // the registry's, ours included; last good values, never changed in place
+	ghosts map[netip.Prefix]bool         // of these, the ones a wiped registry has forgotten
+	fading map[netip.Prefix]time.Time    // of these, the ones that were deleted, and until when they stay in force
+	fades  []fading                      // the same in order of time; those that came back meanwhile too
+	bad    badEntries
+	index  uint64    // watch from here
+	relist bool      // the index is worth nothing
+	turned bool      // the registry was wiped or restored since all was listed last
+	listed time.Time // when all was listed last
 
 	own    lease.Lease
 	attrs  lease.Attrs   // that own is to have
@@ -91,14 +97,17 @@ type follower struct {
 	away     outage
 	watched  chan watchResult
 	watches  sync.WaitGroup
-	retry    *time.Timer // try the registry again
-	tend     *time.Timer // look after the own lease
-	settle   *time.Timer // publish
-	exorcise *time.Timer // drop the ghosts
-	settled  bool        // nothing to publish
-	settles  time.Time   // when to publish, if not settled
-	last     lease.View  // as emitted
-	status   Status      // as reported
+	retry    *time.Timer    // try the registry again
+	tend     *time.Timer    // look after the own lease
+	fade     *time.Timer    // drop what was deleted
+	exorcise *time.Timer    // drop the ghosts
+	settle   *time.Timer    // publish
+	settled  bool           // nothing to publish
+	settles  time.Time      // when to publish, if not settled
+	dirty    []netip.Prefix // whose leases may say something else than in last
+	last     lease.View     // as emitted
+	emitted  time.Time      // when
+	status   Status         // as reported
 }
 
 type watchResult struct {
@@ -129,6 +138,8 @@ func (f *follower) run(ctx context.Context) {
 			f.tend.Reset(0)
 		case <-f.settle.C:
 			f.publish()
+		case <-f.fade.C:
+			f.dropFaded()
 		case <-f.exorcise.C:
 			f.dropGhosts()
 		}
@@ -225,140 +236,5 @@ func (f *follower) reconnect(ctx context.Context) {
 func (f *follower) lostUnless(ctx context.Context, err error) {
 	if ctx.Err() == nil {
 		f.lost(err)
-	}
-}
-
-// load takes a listing in place of everything known.
-func (f *follower) load(listing registry.Listing) {
-	f.turned = f.turned || listing.Index < f.index
-	f.index = listing.Index
-	leases := make(map[netip.Prefix]lease.Lease, len(listing.Leases))
-	for _, l := range listing.Leases {
-		leases[l.Subnet] = l
-	}
-	before := f.bad
-	f.bad = make(map[string]registry.Bad, len(listing.Bad))
-	for _, b := range listing.Bad {
-		f.complain(before[b.Key], b)
-		old, was := f.leases[b.Subnet]
-		if _, is := leases[b.Subnet]; was && !is {
-			leases[b.Subnet] = old // what the key said last stays in force
-		}
-	}
-	f.haunt(leases)
-	f.leases = leases
-	f.changed()
-}
-
-// haunt keeps peers that a listing should have. One without our own lease, or
-// with it as it once was, is from a registry that was wiped or restored, and so
-// is one of a lower index: it has forgotten others as well, who are there all the
-// same and will make their leases again, as we do.
-func (f *follower) haunt(leases map[netip.Prefix]lease.Lease) {
-	ours, ok := leases[f.own.Subnet]
-	forgot := f.turned || !ok || ours.Revision < f.own.Revision
-	f.turned = false
-	for subnet, l := range f.leases {
-		if _, listed := leases[subnet]; listed || subnet == f.own.Subnet {
-			delete(f.ghosts, subnet)
-		} else if forgot || f.ghosts[subnet] {
-			leases[subnet] = l
-			f.ghosts[subnet] = true
-		}
-	}
-	if forgot {
-		f.exorcise.Reset(ghostTime)
-	}
-}
-
-// dropGhosts forgets who has not come back.
-func (f *follower) dropGhosts() {
-	for subnet := range f.ghosts {
-		delete(f.leases, subnet)
-	}
-	clear(f.ghosts)
-	f.changed()
-}
-
-// apply takes one event.
-func (f *follower) apply(ev registry.Event) {
-	subnet, revision := ev.Lease.Subnet, ev.Lease.Revision
-	delete(f.ghosts, subnet)
-	switch {
-	case ev.Bad != nil && ev.Deleted:
-		delete(f.bad, ev.Bad.Key)
-		return
-	case ev.Bad != nil:
-		f.complain(f.bad[ev.Bad.Key], *ev.Bad)
-		subnet, revision = ev.Bad.Subnet, ev.Bad.Revision
-	case ev.Deleted:
-		f.forgive(subnet)
-		delete(f.leases, subnet)
-		f.publishIn(grace)
-	default:
-		f.forgive(subnet)
-		// Neither our own nor one that never left the View is a reason for an
-		// early one, in which others would be missing.
-		if subnet != f.own.Subnet && !f.leases[subnet].SameAs(ev.Lease) && !f.emitted(ev.Lease) {
-			f.changed()
-		}
-		f.leases[subnet] = ev.Lease
-	}
-	if subnet == f.own.Subnet && revision > f.own.Revision {
-		// Events only say where to look.
-		f.known = false
-		f.tend.Reset(0)
-	}
-}
-
-// complain keeps a bad entry, and names it if that was not done before.
-func (f *follower) complain(before, b registry.Bad) {
-	if before.Err == nil || before.Err.Error() != b.Err.Error() {
-		f.Log.Warn("ignoring bad entry in the registry", "key", lease.Clip(b.Key), "err", b.Err)
-	}
-	f.bad[b.Key] = b
-}
-
-// forgive is for a key that is no bad entry any more.
-func (f *follower) forgive(subnet netip.Prefix) {
-	maps.DeleteFunc(f.bad, func(_ string, b registry.Bad) bool { return b.Subnet == subnet })
-}
-
-// changed has a View emitted soon.
-func (f *follower) changed() { f.publishIn(settle) }
-
-// publishIn has a View emitted after d, or before if that was asked for.
-func (f *follower) publishIn(d time.Duration) {
-	if at := time.Now().Add(d); f.settled || at.Before(f.settles) {
-		f.settled, f.settles = false, at
-		f.settle.Reset(d)
-	}
-}
-
-// emitted tells whether the last View has this lease of a peer.
-func (f *follower) emitted(l lease.Lease) bool {
-	i, ok := slices.BinarySearchFunc(f.last.Peers, l.Subnet, func(p lease.Lease, s netip.Prefix) int {
-		return lease.ComparePrefix(p.Subnet, s)
-	})
-	return ok && f.last.Peers[i].SameAs(l)
-}
-
-// publish emits what is known, unless it is what was emitted last.
-func (f *follower) publish() {
-	f.settle.Stop()
-	f.settled = true
-	v := lease.NewView(f.own, slices.Collect(maps.Values(f.leases)), true)
-	if f.last.Complete && v.Own.SameAs(f.last.Own) && slices.EqualFunc(v.Peers, f.last.Peers, lease.Lease.SameAs) {
-		return
-	}
-	f.last = v
-	f.emit(v)
-}
-
-func (f *follower) report() {
-	s := Status{Own: f.own, Leases: len(f.leases), Bad: len(f.bad), AwaySince: f.away.since}
-	if f.Report != nil && s != f.status {
-		f.status = s
-		f.Report(s)
 	}
 }

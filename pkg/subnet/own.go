@@ -122,9 +122,8 @@ func (f *follower) move(ctx context.Context, holder lease.Lease) error {
 		return err
 	}
 	// The listing is not needed: the watch never stopped.
-	f.leases[holder.Subnet] = holder
+	f.learn(holder)
 	f.adopt(l)
-	f.publish()
 	return nil
 }
 

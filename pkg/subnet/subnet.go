@@ -1,6 +1,7 @@
 // Package subnet turns a registry into what the rest of the daemon needs: it
 // waits for the network config (WaitConfig), leases a subnet for this host
-// (Acquire), keeps that lease and says who else is in the network (Follow).
+// (Acquire), keeps that lease and says who else is in the network (Follow), and
+// gives it up (Release).
 //
 // It knows no etcd and no kernel; what a View means is for package backend.
 //

@@ -166,3 +166,30 @@ func TestContract(t *testing.T) {
 		}
 	})
 }
+
+// A compaction between two pages makes the listing begin again, but not for ever.
+func TestListDuringCompaction(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	const n = 10
+	for i := range n {
+		b.put(fmt.Sprintf("10.42.%d.0-24", i), `{"PublicIP":"198.51.100.7"}`, 0)
+	}
+	r.SetPage(3)
+	reads, most := 0, 4
+	r.SetRead(func() {
+		if reads++; reads > 1 && reads <= most {
+			b.put("10.42.0.0-24", fmt.Sprintf(`{"PublicIP":"198.51.100.%d"}`, reads), 0)
+			b.compact()
+		}
+	})
+	l := list(t, r)
+	if last := netip.AddrFrom4([4]byte{198, 51, 100, byte(most)}); len(l.Leases) != n || l.Leases[0].PublicIP != last {
+		t.Errorf("listing %+v", l)
+	}
+	reads, most = 0, 1000
+	if l, err := r.List(timeout(t)); err == nil || len(l.Leases) > 0 || reads > 10 {
+		t.Errorf("listing %+v, %v after %d reads", l, err, reads)
+	}
+}

@@ -16,6 +16,7 @@
 package etcdv3
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,8 @@ const (
 	listTimeout = 30 * time.Second
 	pageTimeout = 10 * time.Second
 	pageSize    = 1000
+	// mostExpected bounds the room that is made on etcd's word alone.
+	mostExpected = 1 << 16
 )
 
 // Options say where etcd is and how to speak to it.
@@ -162,7 +165,8 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	return l, nil
 }
 
-// list reads all leases, page by page, as they are at one revision.
+// list reads all leases, page by page, as they are at one revision. No more than
+// one page of what etcd answers is held: what is decoded keeps nothing of it.
 func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 	now := time.Now()
 	key, size := r.subnets, r.page
@@ -179,6 +183,7 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 		}
 		if l.Index == 0 {
 			l.Index = uint64(resp.Header.Revision)
+			l.Leases = make([]lease.Lease, 0, max(0, min(resp.Count, mostExpected)))
 		}
 		for _, kv := range resp.Kvs {
 			if ev := r.decode(kv, now); ev.Bad != nil {
@@ -227,7 +232,7 @@ func (r *Registry) entries(ctx context.Context, subnet netip.Prefix) (found []*m
 		return nil, 0, err
 	}
 	for _, kv := range resp.Kvs {
-		if got, err := r.parseKey(string(kv.Key)); err == nil && got == subnet {
+		if got, err := parseKey(r.name(kv.Key)); err == nil && got == subnet {
 			found = append(found, kv)
 		}
 	}
@@ -241,27 +246,32 @@ func (r *Registry) key(subnet netip.Prefix) string { return r.subnets + lease.Ke
 func tails(key string) string    { return key + "&" }
 func tailsEnd(key string) string { return key + "'" }
 
-// parseKey reads the subnet from a key. A key that goes deeper is none of a
-// lease: v3 has no directories, so it says nothing of the key that it extends.
-func (r *Registry) parseKey(key string) (netip.Prefix, error) {
-	rest := strings.TrimPrefix(key, r.subnets)
+// parseKey reads the subnet from what a key has behind r.subnets. A key that goes
+// deeper is none of a lease: v3 has no directories, so it says nothing of the key
+// that it extends.
+func parseKey(rest string) (netip.Prefix, error) {
 	if strings.Contains(rest, "/") {
 		return netip.Prefix{}, fmt.Errorf("key %q has more than one element", lease.Clip(rest))
 	}
 	return lease.ParseKey(rest)
 }
 
+// name gives what a key of etcd's has behind r.subnets, in bytes of its own.
+func (r *Registry) name(key []byte) string {
+	return string(bytes.TrimPrefix(key, []byte(r.subnets)))
+}
+
 // decode reads a key as a lease written, or as a bad entry. expires is for a
 // key with an etcd lease; one without is a reservation.
 func (r *Registry) decode(kv *mvccpb.KeyValue, expires time.Time) registry.Event {
-	rest, revision := strings.TrimPrefix(string(kv.Key), r.subnets), uint64(kv.ModRevision)
-	subnet, err := r.parseKey(string(kv.Key))
+	name, revision := r.name(kv.Key), uint64(kv.ModRevision)
+	subnet, err := parseKey(name)
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: rest, Revision: revision, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: name, Revision: revision, Err: err}}
 	}
 	attrs, err := lease.DecodeAttrs(kv.Value)
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: rest, Subnet: subnet, Revision: revision, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: name, Subnet: subnet, Revision: revision, Err: err}}
 	}
 	l := lease.Lease{Subnet: subnet, Attrs: attrs, Revision: revision, Created: uint64(kv.CreateRevision)}
 	if kv.Lease != 0 {

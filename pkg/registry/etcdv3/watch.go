@@ -258,10 +258,10 @@ func (r *Registry) event(ev *mvccpb.Event) registry.Event {
 	if ev.Type != mvccpb.DELETE {
 		return r.decode(ev.Kv, time.Now())
 	}
-	key, revision := strings.TrimPrefix(string(ev.Kv.Key), r.subnets), uint64(ev.Kv.ModRevision)
-	subnet, err := r.parseKey(string(ev.Kv.Key))
+	name, revision := r.name(ev.Kv.Key), uint64(ev.Kv.ModRevision)
+	subnet, err := parseKey(name)
 	if err != nil {
-		return registry.Event{Deleted: true, Bad: &registry.Bad{Key: key, Revision: revision, Err: err}}
+		return registry.Event{Deleted: true, Bad: &registry.Bad{Key: name, Revision: revision, Err: err}}
 	}
 	return registry.Event{Deleted: true, Lease: lease.Lease{Subnet: subnet, Revision: revision}}
 }

@@ -43,6 +43,38 @@ func (s *suite) lifecycle() {
 	}
 }
 
+// leaving: that a lease is being given up is told by all that tell of it, and is
+// taken back by writing it without that.
+func (s *suite) leaving() {
+	index := s.listing().Index
+	made, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	s.must(err)
+	a := attrs(1)
+	a.Leaving = true
+	marked, err := s.Registry.Update(s.ctx, made, a, time.Minute)
+	s.must(err)
+	ev, err := s.Registry.Get(s.ctx, subnet7)
+	s.must(err)
+	for _, l := range []lease.Lease{marked, ev.Lease, s.only()} {
+		if l.Attrs != a || l.SameAs(made) || l.Reservation() {
+			s.Errorf("lease %+v, want one with %+v", l, a)
+		}
+	}
+	_, err = s.Registry.Create(s.ctx, subnet7, attrs(2), ttl)
+	s.want(err, registry.ErrConflict) // the subnet still is taken
+	back, err := s.Registry.Update(s.ctx, marked, attrs(1), ttl)
+	s.must(err)
+	if got := s.only(); !got.SameAs(made) || !back.SameAs(made) {
+		s.Errorf("listed %+v, want %+v", got, made)
+	}
+	events, _ := s.events(index, 3)
+	for i, ev := range events {
+		if ev.Deleted || ev.Bad != nil || ev.Lease.Leaving != (i == 1) {
+			s.Errorf("event %d is %+v", i, ev)
+		}
+	}
+}
+
 func (s *suite) conflicts() {
 	first, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
 	s.must(err)

@@ -8,6 +8,7 @@ package registrytest
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -44,6 +45,7 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		{"list 10000", (*suite).listMany},
 		{"get", (*suite).get},
 		{"create renew delete", (*suite).lifecycle},
+		{"leaving", (*suite).leaving},
 		{"conflicts", (*suite).conflicts},
 		{"reservation", (*suite).reservation},
 		{"pre-assigned", (*suite).preAssigned},
@@ -263,6 +265,51 @@ func (s *suite) listMany() {
 	wg.Wait()
 	if got := len(s.listing().Leases); got != n {
 		s.Errorf("%d leases, want %d", got, n)
+	}
+	s.listOneMoment()
+}
+
+// listOneMoment: a listing is of one moment, however long it takes. Of two leases
+// at the ends of it the first is written first, so the other is never ahead.
+func (s *suite) listOneMoment() {
+	first, last := netip.MustParsePrefix("1.0.0.0/24"), netip.MustParsePrefix("99.0.0.0/24")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	write := func(i int) {
+		s.Put(lease.Key(first), s.value(i), 0)
+		s.Put(lease.Key(last), s.value(i), 0)
+	}
+	write(0)
+	go func() {
+		defer close(stopped)
+		for i := 1; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				write(i)
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	moments := map[netip.Addr]bool{}
+	for range 5 {
+		var a, b uint16
+		for _, l := range s.listing().Leases {
+			ip := l.PublicIP.As4()
+			switch l.Subnet {
+			case first:
+				a = binary.BigEndian.Uint16(ip[2:])
+				moments[l.PublicIP] = true
+			case last:
+				b = binary.BigEndian.Uint16(ip[2:])
+			}
+		}
+		if a != b && a != b+1 {
+			s.Errorf("the first lease is of moment %d, the last of %d", a, b)
+		}
+	}
+	if len(moments) < 2 {
+		s.Error("nothing was written while the leases were listed")
 	}
 }
 

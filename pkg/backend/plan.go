@@ -1,0 +1,163 @@
+package backend
+
+import (
+	"net/netip"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+// Plan is what a backend wants, kept up with facts and views at the cost of what
+// changes in them. It is a memory of a pure function: whatever came before,
+// Want and Skipped follow from the last Update alone.
+//
+// A peer that claims nothing that another one claims (public IP, VTEP MAC,
+// addresses) can come, go or change by itself. Where claims meet, all is worked
+// out anew, since the older lease wins and the loser may be any of the others.
+type Plan struct {
+	backend Backend
+	network netip.Prefix
+
+	facts   host.Facts
+	view    lease.View
+	want    dataplane.State
+	skipped []Skipped
+
+	begun  bool
+	ips    map[netip.Addr]int    // how many accepted leases claim it
+	macs   map[dataplane.MAC]int // likewise
+	inside int                   // accepted leases with a public IP inside the network
+}
+
+// NewPlan makes a plan for a network that wants nothing yet.
+func NewPlan(b Backend, network netip.Prefix) *Plan {
+	return &Plan{backend: b, network: network, want: dataplane.NewState()}
+}
+
+// Change is what an Update changed in what is wanted: everything, or the objects of
+// some peers, as they were wanted and as they are.
+type Change struct {
+	All      bool
+	Was, Now dataplane.State
+}
+
+// Nothing tells whether the same is wanted as before.
+func (c Change) Nothing() bool { return !c.All && c.Was.Empty() && c.Now.Empty() }
+
+// About tells whether an operation may be due to the change.
+func (c Change) About(o dataplane.Op) bool { return c.All || c.Was.About(o) || c.Now.About(o) }
+
+// Want is what the kernel should hold. It is valid, and must not be changed,
+// until the next Update.
+func (p *Plan) Want() dataplane.State { return p.want }
+
+// Skipped are the peers that are left out, and why.
+func (p *Plan) Skipped() []Skipped { return p.skipped }
+
+// Update takes the latest facts and view.
+func (p *Plan) Update(h host.Facts, v lease.View) Change {
+	c, ok := p.part(h, v)
+	if !ok {
+		p.all(h, v)
+		c = Change{All: true}
+	}
+	p.facts, p.view, p.begun = h, v, true
+	return c
+}
+
+func (p *Plan) all(h host.Facts, v lease.View) {
+	good, accepted, skipped := peers(p.backend, p.network, h, v)
+	p.want, p.skipped = p.backend.Base(h, v.Own), skipped
+	for _, peer := range good {
+		p.backend.Add(p.want, h, peer)
+	}
+	p.ips, p.macs, p.inside = make(map[netip.Addr]int, len(accepted)), make(map[dataplane.MAC]int, len(accepted)), 0
+	for _, peer := range accepted {
+		p.claim(peer, 1)
+	}
+}
+
+// claim counts what a lease claims, or, with n of -1, no longer claims.
+func (p *Plan) claim(peer Peer, n int) {
+	p.ips[peer.PublicIP] += n
+	if p.ips[peer.PublicIP] == 0 {
+		delete(p.ips, peer.PublicIP)
+	}
+	if peer.MAC != (dataplane.MAC{}) {
+		if p.macs[peer.MAC] += n; p.macs[peer.MAC] == 0 {
+			delete(p.macs, peer.MAC)
+		}
+	}
+	if p.network.Contains(peer.PublicIP) {
+		p.inside += n
+	}
+}
+
+// part follows a new view where only single peers differ from the one before. It
+// gives up where all is to be worked out anew.
+func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
+	if !p.begun || !h.Equal(p.facts) || !v.Own.SameAs(p.view.Own) || v.Complete != p.view.Complete {
+		return c, false
+	}
+	c = Change{Was: dataplane.NewState(), Now: dataplane.NewState()}
+	s := newSieve(p.backend, p.network, h, v.Own)
+	var came []*lease.Lease
+	changes := 0
+	for was, is := range v.Since(p.view) {
+		if changes++; changes > 64+len(v.Peers)/8 {
+			return c, false // no cheaper one by one
+		}
+		if was != nil && !p.take(s, c.Was, *was) {
+			return c, false
+		}
+		if is != nil {
+			came = append(came, is)
+		}
+	}
+	for _, l := range came {
+		if !p.give(s, c.Now, v, *l) {
+			return c, false
+		}
+	}
+	p.want.Remove(c.Was)
+	p.want.Add(c.Now)
+	return c, true
+}
+
+// take has a peer of the view before claim nothing any more.
+func (p *Plan) take(s sieve, was dataplane.State, l lease.Lease) bool {
+	peer, err := s.alone(l)
+	if err == errNoPeer {
+		return true
+	}
+	if err != nil || p.contested(peer, p.view, 1) {
+		return false
+	}
+	p.claim(peer, -1)
+	p.backend.Add(was, s.host, peer)
+	return true
+}
+
+// give lets a peer of the new view have what nobody else claims.
+func (p *Plan) give(s sieve, now dataplane.State, v lease.View, l lease.Lease) bool {
+	peer, err := s.alone(l)
+	if err == errNoPeer {
+		return true
+	}
+	if err != nil || p.contested(peer, v, 0) {
+		return false
+	}
+	p.claim(peer, 1)
+	p.backend.Add(now, s.host, peer)
+	return true
+}
+
+// contested tells whether somebody else may claim something that a peer of a view does.
+// claims is how often it is counted itself.
+func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
+	if p.ips[peer.PublicIP] > claims || p.macs[peer.MAC] > claims || p.inside > 0 || p.network.Contains(peer.PublicIP) {
+		return true
+	}
+	return v.Overlaps(peer.Subnet)
+}

@@ -1,0 +1,144 @@
+package lease
+
+import (
+	"iter"
+	"net/netip"
+	"slices"
+)
+
+// View is what a host knows of the network at one moment. It is immutable, and so
+// are the leases in it, which the views before and after it share.
+type View struct {
+	Own   Lease
+	Peers []*Lease // every other lease whose owner is not leaving, sorted by subnet
+	// Complete is false until a whole listing was seen. Nothing may be
+	// pruned on the word of an incomplete view.
+	Complete bool
+}
+
+// NewView sorts leases into own and peers. No two of them may be of one subnet.
+func NewView(own Lease, all []*Lease, complete bool) View {
+	peers := make([]*Lease, 0, len(all))
+	for _, l := range all {
+		if own.peer(l) {
+			peers = append(peers, l)
+		}
+	}
+	slices.SortFunc(peers, func(a, b *Lease) int { return ComparePrefix(a.Subnet, b.Subnet) })
+	return View{Own: own, Peers: peers, Complete: complete}
+}
+
+// peer tells whether a lease, nil for none, is one of own's peers.
+func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnet != own.Subnet && !l.Leaving }
+
+// Edit gives the view that follows v when nothing but own and the leases of some
+// subnets may have changed, and tells whether it says anything else than v. now
+// gives a subnet's lease, or nil. It is what NewView would make of all leases, at
+// the cost of copying the pointers; a peer that says what it said in v stays the
+// same pointer.
+func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Lease) (View, bool) {
+	// What was our own may be a peer's now, and the other way round.
+	subnets = append(slices.Clone(subnets), v.Own.Subnet, own.Subnet)
+	slices.SortFunc(subnets, ComparePrefix)
+	type edit struct {
+		at    int    // where in v.Peers
+		was   bool   // there is one, to be replaced or, without lease, removed
+		lease *Lease // to be there
+	}
+	var edits []edit
+	size := len(v.Peers)
+	for _, subnet := range slices.Compact(subnets) {
+		e := edit{lease: now(subnet)}
+		if !own.peer(e.lease) {
+			e.lease = nil
+		}
+		e.at, e.was = v.find(subnet)
+		switch {
+		case e.was && e.lease == nil:
+			size--
+		case !e.was && e.lease != nil:
+			size++
+		case !e.was || v.Peers[e.at].SameAs(*e.lease):
+			continue
+		}
+		edits = append(edits, e)
+	}
+	next := View{Own: own, Peers: v.Peers, Complete: v.Complete}
+	if len(edits) == 0 {
+		return next, !own.SameAs(v.Own)
+	}
+	next.Peers = make([]*Lease, 0, size)
+	rest := 0
+	for _, e := range edits {
+		next.Peers = append(next.Peers, v.Peers[rest:e.at]...)
+		if e.lease != nil {
+			next.Peers = append(next.Peers, e.lease)
+		}
+		if rest = e.at; e.was {
+			rest++
+		}
+	}
+	next.Peers = append(next.Peers, v.Peers[rest:]...)
+	return next, true
+}
+
+// Peer gives the lease of a subnet, or nil.
+func (v View) Peer(subnet netip.Prefix) *Lease {
+	if i, ok := v.find(subnet); ok {
+		return v.Peers[i]
+	}
+	return nil
+}
+
+func (v View) find(subnet netip.Prefix) (int, bool) {
+	return slices.BinarySearchFunc(v.Peers, subnet, func(l *Lease, s netip.Prefix) int { return ComparePrefix(l.Subnet, s) })
+}
+
+// Since gives the peers that say something else to the data plane than in an older
+// view, as they were and as they are, in order of their subnets; nil: not there.
+// It takes time for each peer, but little for one that both views share.
+func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
+	return func(yield func(was, is *Lease) bool) {
+		was, is := old.Peers, v.Peers
+		for len(was) > 0 || len(is) > 0 {
+			switch {
+			case len(was) > 0 && len(is) > 0 && was[0] == is[0]:
+				was, is = was[1:], is[1:]
+				continue
+			case len(was) == 0 || len(is) > 0 && ComparePrefix(is[0].Subnet, was[0].Subnet) < 0:
+				if !yield(nil, is[0]) {
+					return
+				}
+				is = is[1:]
+			case len(is) == 0 || ComparePrefix(was[0].Subnet, is[0].Subnet) < 0:
+				if !yield(was[0], nil) {
+					return
+				}
+				was = was[1:]
+			default:
+				if !was[0].SameAs(*is[0]) && !yield(was[0], is[0]) {
+					return
+				}
+				was, is = was[1:], is[1:]
+			}
+		}
+	}
+}
+
+// Overlaps tells whether a subnet overlaps that of a peer other than itself.
+func (v View) Overlaps(subnet netip.Prefix) bool {
+	next, found := v.find(subnet)
+	if found {
+		next++
+	}
+	// What lies inside follows it directly.
+	if next < len(v.Peers) && subnet.Contains(v.Peers[next].Subnet.Addr()) {
+		return true
+	}
+	for bits := subnet.Bits() - 1; bits >= 0; bits-- {
+		if wider, err := subnet.Addr().Prefix(bits); err == nil && v.Peer(wider) != nil {
+			return true
+		}
+	}
+	return false
+}

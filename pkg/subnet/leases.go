@@ -1,0 +1,220 @@
+package subnet
+
+import (
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// What is known of the leases: taken from listings and events, which cost no more
+// in a large network than in a small one.
+
+// fading is a lease that was deleted and how long it stays in force all the same.
+type fading struct {
+	subnet netip.Prefix
+	until  time.Time
+}
+
+// load takes a listing in place of everything known.
+func (f *follower) load(listing registry.Listing) {
+	f.turned = f.turned || listing.Index < f.index
+	f.index = listing.Index
+	leases := make(map[netip.Prefix]*lease.Lease, len(listing.Leases))
+	for _, l := range listing.Leases {
+		delete(f.fading, l.Subnet)
+		leases[l.Subnet] = f.refined(l)
+	}
+	before := f.bad
+	f.bad = badEntries{}
+	for _, b := range listing.Bad {
+		f.complain(before.error(b), b)
+		old, was := f.leases[b.Subnet]
+		if _, is := leases[b.Subnet]; was && !is {
+			leases[b.Subnet] = old // what the key said last stays in force
+		}
+	}
+	f.haunt(leases)
+	for subnet, l := range leases {
+		if old := f.leases[subnet]; old == nil || old.Attrs != l.Attrs {
+			f.dirty = append(f.dirty, subnet)
+		}
+	}
+	for subnet := range f.leases {
+		if leases[subnet] == nil {
+			f.dirty = append(f.dirty, subnet)
+		}
+	}
+	f.leases = leases
+	f.changed()
+}
+
+// refined gives a lease to keep. One that says what it said before shares the text.
+func (f *follower) refined(l lease.Lease) *lease.Lease {
+	if old := f.leases[l.Subnet]; old != nil && old.Attrs == l.Attrs {
+		l.Attrs = old.Attrs
+	}
+	return &l
+}
+
+// haunt keeps peers that a listing should have. One without our own lease, or
+// with it as it once was, is from a registry that was wiped or restored, and so
+// is one of a lower index: it has forgotten others as well, who are there all the
+// same and will make their leases again, as we do.
+func (f *follower) haunt(leases map[netip.Prefix]*lease.Lease) {
+	ours, ok := leases[f.own.Subnet]
+	forgot := f.turned || !ok || ours.Revision < f.own.Revision
+	f.turned = false
+	for subnet, l := range f.leases {
+		_, listed := leases[subnet]
+		_, fades := f.fading[subnet]
+		switch {
+		case listed || subnet == f.own.Subnet:
+			delete(f.ghosts, subnet)
+		case fades: // was deleted before that
+			leases[subnet] = l
+		case forgot || f.ghosts[subnet]:
+			leases[subnet] = l
+			f.ghosts[subnet] = true
+		}
+	}
+	if forgot {
+		f.exorcise.Reset(ghostTime)
+	}
+}
+
+// dropGhosts forgets who has not come back.
+func (f *follower) dropGhosts() {
+	for subnet := range f.ghosts {
+		f.drop(subnet)
+	}
+	clear(f.ghosts)
+	f.publishAt(time.Now())
+}
+
+// drop takes a lease out of what is known.
+func (f *follower) drop(subnet netip.Prefix) {
+	delete(f.leases, subnet)
+	delete(f.fading, subnet)
+	f.dirty = append(f.dirty, subnet)
+}
+
+// apply takes one event.
+func (f *follower) apply(ev registry.Event) {
+	subnet, revision := ev.Lease.Subnet, ev.Lease.Revision
+	delete(f.ghosts, subnet)
+	switch {
+	case ev.Bad != nil && ev.Deleted:
+		f.bad.remove(*ev.Bad)
+		return
+	case ev.Bad != nil:
+		f.complain(f.bad.error(*ev.Bad), *ev.Bad)
+		subnet, revision = ev.Bad.Subnet, ev.Bad.Revision
+	case ev.Deleted:
+		f.bad.forgive(subnet)
+		f.deleted(subnet)
+	default:
+		f.bad.forgive(subnet)
+		f.learn(ev.Lease)
+	}
+	if subnet == f.own.Subnet && revision > f.own.Revision {
+		// Events only say where to look.
+		f.known = false
+		f.tend.Reset(0)
+	}
+}
+
+// learn takes a lease as it was written last. Neither a renewal, nor a lease that
+// was deleted and made again, nor our own is news to the data plane.
+func (f *follower) learn(l lease.Lease) {
+	old := f.leases[l.Subnet]
+	f.leases[l.Subnet] = f.refined(l)
+	delete(f.fading, l.Subnet)
+	if old != nil && old.Attrs == l.Attrs {
+		return
+	}
+	f.dirty = append(f.dirty, l.Subnet)
+	if l.Subnet != f.own.Subnet {
+		f.changed()
+	}
+}
+
+// deleted takes it that a lease is gone from the registry. Our own is not needed to
+// be known, and who left is gone from the view before.
+func (f *follower) deleted(subnet netip.Prefix) {
+	l := f.leases[subnet]
+	switch {
+	case l == nil:
+	case l.Leaving || subnet == f.own.Subnet:
+		f.drop(subnet)
+	default:
+		until := time.Now().Add(grace)
+		f.fading[subnet] = until
+		f.fades = append(f.fades, fading{subnet, until})
+		if len(f.fades) == 1 {
+			f.fade.Reset(grace)
+		}
+	}
+}
+
+// dropFaded forgets the leases that were deleted, and not made again, in time.
+func (f *follower) dropFaded() {
+	now := time.Now()
+	for len(f.fades) > 0 && !f.fades[0].until.After(now) {
+		if first := f.fades[0]; f.fading[first.subnet].Equal(first.until) { // else it came back
+			f.drop(first.subnet)
+			f.publishAt(now)
+		}
+		f.fades = f.fades[1:]
+	}
+	if len(f.fades) > 0 {
+		f.fade.Reset(time.Until(f.fades[0].until))
+	}
+}
+
+// complain keeps a bad entry, and names it if that was not done before.
+func (f *follower) complain(before error, b registry.Bad) {
+	if before == nil || before.Error() != b.Err.Error() {
+		f.Log.Warn("ignoring bad entry in the registry", "key", lease.Clip(b.Key), "err", b.Err)
+	}
+	f.bad.put(b)
+}
+
+// badEntries are the entries that are no leases: by subnet, which several keys may
+// name and keys that are no subnet's have the zero one of, then by key.
+type badEntries struct {
+	errs  map[netip.Prefix]map[string]error
+	count int
+}
+
+// error gives what was wrong with an entry, nil if nothing was.
+func (e *badEntries) error(b registry.Bad) error { return e.errs[b.Subnet][b.Key] }
+
+func (e *badEntries) put(b registry.Bad) {
+	keys := e.errs[b.Subnet]
+	if keys == nil {
+		if e.errs == nil {
+			e.errs = map[netip.Prefix]map[string]error{}
+		}
+		keys = map[string]error{}
+		e.errs[b.Subnet] = keys
+	}
+	e.count -= len(keys)
+	keys[b.Key] = b.Err
+	e.count += len(keys)
+}
+
+// remove is for an entry that is gone.
+func (e *badEntries) remove(b registry.Bad) {
+	keys := e.errs[b.Subnet]
+	e.count -= len(keys)
+	delete(keys, b.Key)
+	e.count += len(keys)
+}
+
+// forgive is for a subnet whose key is no bad entry any more.
+func (e *badEntries) forgive(subnet netip.Prefix) {
+	e.count -= len(e.errs[subnet])
+	delete(e.errs, subnet)
+}

@@ -1,0 +1,224 @@
+package subnet
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// newFollower makes one that is told by hand what happens.
+func newFollower(own lease.Lease, emit func(lease.View)) *follower {
+	return &follower{
+		Options: Options{Log: slog.New(slog.DiscardHandler)},
+		emit:    emit,
+		own:     own,
+		attrs:   own.Attrs,
+		leases:  map[netip.Prefix]*lease.Lease{},
+		ghosts:  map[netip.Prefix]bool{},
+		fading:  map[netip.Prefix]time.Time{},
+		retry:   stopped(), tend: stopped(), settle: stopped(), fade: stopped(), exorcise: stopped(),
+	}
+}
+
+// happenings are what may happen to a follower, at random among few subnets.
+type happenings struct {
+	*follower
+	r        *rand.Rand
+	revision uint64
+}
+
+func (h *happenings) subnet() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(h.r.IntN(30)), 0}), 24)
+}
+
+func (h *happenings) lease() lease.Lease {
+	h.revision++
+	l := lease.Lease{Subnet: h.subnet(), Revision: h.revision}
+	l.BackendType, l.Leaving = fmt.Sprint(h.r.IntN(2)), h.r.IntN(6) == 0
+	return l
+}
+
+func (h *happenings) bad() registry.Bad {
+	h.revision++
+	b := registry.Bad{Key: "notes", Revision: h.revision, Err: fmt.Errorf("bad %d", h.r.IntN(3))}
+	if h.r.IntN(4) > 0 {
+		b.Subnet = h.subnet()
+		b.Key = lease.Key(b.Subnet) + []string{"", "&fd42::-64"}[h.r.IntN(2)]
+	}
+	return b
+}
+
+func (h *happenings) event() registry.Event {
+	switch h.r.IntN(6) {
+	case 0:
+		b := h.bad()
+		return registry.Event{Bad: &b}
+	case 1:
+		b := registry.Bad{Key: "notes", Err: errors.New("no subnet")}
+		return registry.Event{Bad: &b, Deleted: true}
+	case 2:
+		h.revision++
+		return registry.Event{Deleted: true, Lease: lease.Lease{Subnet: h.subnet(), Revision: h.revision}}
+	}
+	return registry.Event{Lease: h.lease()}
+}
+
+// listing has some of the leases, as they were, and others.
+func (h *happenings) listing() registry.Listing {
+	listed := map[netip.Prefix]lease.Lease{}
+	for subnet, l := range h.leases {
+		if h.r.IntN(4) > 0 {
+			listed[subnet] = *l
+		}
+	}
+	for range h.r.IntN(8) {
+		l := h.lease()
+		listed[l.Subnet] = l
+	}
+	h.revision++
+	l := registry.Listing{Leases: slices.Collect(maps.Values(listed)), Index: h.revision - uint64(h.r.IntN(2))}
+	for range h.r.IntN(4) {
+		l.Bad = append(l.Bad, h.bad())
+	}
+	return l
+}
+
+func (h *happenings) step() {
+	switch h.r.IntN(20) {
+	case 0:
+		h.load(h.listing())
+	case 1:
+		h.adopt(h.lease()) // perhaps of another subnet
+	case 2:
+		h.dropGhosts()
+	case 3:
+		h.learn(lease.Lease{Subnet: h.own.Subnet, Revision: h.revision}) // as before a move
+	default:
+		h.apply(h.event())
+	}
+}
+
+// TestViewsAreWhatIsKnown compares each view with one made from all leases, after
+// whatever happened.
+func TestViewsAreWhatIsKnown(t *testing.T) {
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) {
+			views, ghosts := 0, 0
+			h := &happenings{r: rand.New(rand.NewPCG(seed, 1)), revision: 1}
+			h.follower = newFollower(lease.Lease{Subnet: h.subnet()}, func(lease.View) { views++ })
+			h.load(h.listing())
+			h.publish()
+			for range 400 {
+				before, told := h.last, views
+				for range h.r.IntN(5) {
+					h.step()
+				}
+				<-time.After(time.Duration(h.r.Int64N(int64(grace / 2))))
+				h.dropFaded()
+				h.publish()
+				ghosts = max(ghosts, len(h.ghosts))
+				want := lease.NewView(h.own, slices.Collect(maps.Values(h.leases)), true)
+				if !h.last.Own.SameAs(want.Own) || !h.last.Complete || !slices.EqualFunc(h.last.Peers, want.Peers, func(a, b *lease.Lease) bool { return a.SameAs(*b) }) {
+					t.Fatalf("seed %d: view %+v, want %+v", seed, h.last, want)
+				}
+				news := !h.last.Own.SameAs(before.Own)
+				for range h.last.Since(before) {
+					news = true
+				}
+				if news != (views > told) {
+					t.Fatalf("seed %d: %d views, but is there news? %v", seed, views-told, news)
+				}
+				h.checkBad(t)
+			}
+			if views < 50 || ghosts == 0 {
+				t.Errorf("seed %d: nothing happened: %d views, %d ghosts", seed, views, ghosts)
+			}
+			<-time.After(2 * grace)
+			if h.dropFaded(); len(h.fading)+len(h.fades) > 0 {
+				t.Errorf("seed %d: %d leases never fade", seed, len(h.fading))
+			}
+		})
+	}
+}
+
+func (h *happenings) checkBad(t *testing.T) {
+	t.Helper()
+	n := 0
+	for _, keys := range h.follower.bad.errs {
+		n += len(keys)
+	}
+	if n != h.follower.bad.count {
+		t.Fatalf("%d bad entries are counted as %d", n, h.follower.bad.count)
+	}
+}
+
+func TestBadEntries(t *testing.T) {
+	seven := netip.MustParsePrefix("10.42.7.0/24")
+	one, two, notes := registry.Bad{Key: "a", Subnet: seven, Err: errors.New("x")}, registry.Bad{Key: "b", Subnet: seven, Err: errors.New("y")}, registry.Bad{Key: "notes", Err: errors.New("z")}
+	var e badEntries
+	for _, b := range []registry.Bad{one, two, notes, one} {
+		e.put(b)
+	}
+	if e.count != 3 || e.error(one) != one.Err || e.error(two) != two.Err || e.error(notes) != notes.Err {
+		t.Errorf("entries %+v", e)
+	}
+	e.remove(notes)
+	e.remove(notes)
+	e.forgive(seven)
+	if e.count != 0 || e.error(one) != nil || e.error(notes) != nil {
+		t.Errorf("entries %+v", e)
+	}
+}
+
+// BenchmarkChange is the work for one event in a network of 20,000 leases.
+func BenchmarkChange(b *testing.B) {
+	var listing registry.Listing
+	for i := range 20000 {
+		listing.Leases = append(listing.Leases, lease.Lease{
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24),
+			Attrs:  lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), BackendType: "vxlan"},
+		})
+	}
+	own := listing.Leases[7]
+	for _, bench := range []struct {
+		name string
+		data func(int) string
+	}{
+		{"renewed", func(int) string { return "" }},
+		{"changed", func(i int) string { return fmt.Sprint(i) }},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			f := newFollower(own, func(lease.View) {})
+			f.load(listing)
+			f.publish()
+			i := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				i++
+				l := listing.Leases[i%len(listing.Leases)]
+				l.BackendData = bench.data(i)
+				f.apply(registry.Event{Lease: l})
+				if len(f.dirty) > 0 {
+					f.publish()
+				}
+			}
+		})
+	}
+	b.Run("listed", func(b *testing.B) {
+		for b.Loop() {
+			f := newFollower(own, func(lease.View) {})
+			f.load(listing)
+			f.publish()
+		}
+	})
+}

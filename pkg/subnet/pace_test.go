@@ -1,0 +1,263 @@
+package subnet_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/memory"
+	"flanneld/pkg/subnet"
+)
+
+// How soon changes are told, in the time of the test, in which nothing else
+// takes any.
+
+// soon is when a change after a quiet time is to be told.
+const soon = 2 * time.Millisecond
+
+func leavingValue(mac int) string {
+	a := attrsOf(them, mac)
+	a.Leaving = true
+	b, _ := a.Encode() // cannot fail: the data is JSON
+	return string(b)
+}
+
+// failing has one operation fail.
+func failing(op string) memory.Hook {
+	return func(o string, _ netip.Prefix, done bool) error {
+		if o == op && !done {
+			return away
+		}
+		return nil
+	}
+}
+
+func TestChangeIsToldAtOnce(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(soon)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		elapse(30 * time.Millisecond)
+		w.reg.Put("10.42.9.0-24", value(them, 10), ttl)
+		elapse(soon)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		// What comes right after it has to wait, and comes together.
+		w.reg.Put("10.42.10.0-24", value(them, 10), ttl)
+		elapse(soon)
+		w.reg.Put("10.42.11.0-24", value(them, 11), ttl)
+		elapse(20 * time.Millisecond)
+		w.expect(0)
+		elapse(5 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.10.0/24", "10.42.11.0/24")
+	})
+}
+
+// A storm of changes makes no storm of views.
+func TestChangesAreGathered(t *testing.T) {
+	following1(t, func(w *following) {
+		const each, changes = time.Millisecond, 200
+		begin := time.Now()
+		for i := range changes {
+			w.reg.Put(fmt.Sprintf("10.42.%d.0-24", i+10), value(them, i), ttl)
+			elapse(each)
+		}
+		elapse(25 * time.Millisecond)
+		views := w.take()
+		if len(views) < 5 || len(views) > changes*int(each)/int(25*time.Millisecond)+2 {
+			t.Errorf("%d views of %d changes in %v", len(views), changes, time.Since(begin))
+		}
+		if n := len(views[len(views)-1].Peers); n != 1+changes {
+			t.Errorf("the last view has %d peers", n)
+		}
+	})
+}
+
+// What did not change is not copied.
+func TestViewsShareLeases(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(time.Second)
+		before := w.take()[0]
+		w.reg.Put("10.42.8.0-24", value(them, 8), ttl) // a renewal
+		w.reg.Put("10.42.9.0-24", value(them, 10), ttl)
+		elapse(time.Second)
+		w.reg.Fail(away)
+		w.reg.SetHistory(0)
+		elapse(time.Minute)
+		w.reg.Put("10.42.10.0-24", value(them, 10), ttl)
+		w.reg.Fail(nil)
+		elapse(time.Minute)
+		views := w.take()
+		if len(views) != 2 || views[0].Peers[0] != before.Peers[0] || views[1].Peers[0] != before.Peers[0] || views[1].Peers[1] != views[0].Peers[1] {
+			t.Errorf("views share nothing: %+v, before %+v", views, before)
+		}
+		if before.Peers[1].Attrs != attrsOf(them, 9) {
+			t.Errorf("a lease that was told became %+v", before.Peers[1])
+		}
+	})
+}
+
+// A peer whose lease is gone, and who makes it again within a second, was never
+// missed; one who does not is.
+func TestGrace(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.20.0/24")
+		w.reg.Remove("10.42.20.0-24")
+		elapse(900 * time.Millisecond)
+		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		elapse(time.Minute)
+		w.expect(0)
+		w.reg.Remove("10.42.20.0-24")
+		elapse(900 * time.Millisecond)
+		w.expect(0)
+		elapse(200 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24")
+	})
+}
+
+// Whatever else happens in that second.
+func TestGraceAmongChanges(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		w.reg.Put("10.42.21.0-24", value(them, 3), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.20.0/24", "10.42.21.0/24")
+		w.reg.Remove("10.42.20.0-24")
+		elapse(500 * time.Millisecond)
+		w.reg.Remove("10.42.21.0-24")
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(100 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.20.0/24", "10.42.21.0/24")
+		if n := w.status().Leases; n != 3 {
+			t.Errorf("status counts %d leases, the registry has 3", n)
+		}
+		w.reg.SetHistory(0) // all is listed again
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(300 * time.Millisecond)
+		w.expect(0)
+		elapse(200 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.21.0/24")
+		elapse(450 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+	})
+}
+
+// Who says that he leaves is gone at once, and there again at once if he is back.
+func TestLeaving(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		w.reg.Put("10.42.9.0-24", leavingValue(9), ttl)
+		elapse(soon)
+		w.expect(1, "10.42.8.0/24")
+		w.reg.Remove("10.42.9.0-24")
+		elapse(time.Minute)
+		w.expect(0)
+		for range 2 { // after the deletion, and before
+			w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+			elapse(soon)
+			w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+			elapse(time.Second)
+			w.reg.Put("10.42.9.0-24", leavingValue(9), ttl)
+			elapse(time.Second)
+			w.expect(1, "10.42.8.0/24")
+		}
+		w.reg.Put("10.42.9.0-24", `{"PublicIP":"198.51.100.8","Leaving":"x"}`, ttl)
+		elapse(time.Second)
+		w.expect(0)
+		w.says(`Leaving \"x\" is neither true nor false`, 1)
+	})
+}
+
+// A host that comes while another leaves sees no peer, and takes another subnet.
+func TestLeavingInListing(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.Pool = pool("10.42.0.0/16", 24, "10.42.9.0", "10.42.10.0")
+		f.Previous = prefix("10.42.9.0/24")
+		f.reg.Put("10.42.9.0-24", leavingValue(9), ttl)
+		w := f.follow()
+		w.expect(1)
+		if w.own.Subnet != prefix("10.42.10.0/24") {
+			t.Errorf("leased %s", w.own.Subnet)
+		}
+		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.9.0/24")
+	})
+}
+
+// A host that died between the mark and the deletion has its subnet again.
+func TestOwnLeavingIsTakenUp(t *testing.T) {
+	in(t, func(f *fixture) {
+		l := f.mustAcquire()
+		f.reg.SetHook(failing("delete"))
+		if err := subnet.Release(f.Context(), f.reg, l); err == nil {
+			t.Error("no error of a deletion that failed")
+		}
+		f.reg.SetHook(nil)
+		marked := f.held(l.Subnet)
+		if left := time.Until(marked.Expires); !marked.Leaving || left > time.Minute {
+			t.Errorf("lease %+v", marked)
+		}
+		again := f.mustAcquire()
+		if held := f.held(l.Subnet); !again.SameAs(l) || held != again || time.Until(held.Expires) != ttl {
+			t.Errorf("leased %+v, before %+v; the registry has %+v", again, l, held)
+		}
+	})
+}
+
+// Nobody else says that we are leaving.
+func TestOwnMarkedByAnother(t *testing.T) {
+	following1(t, func(w *following) {
+		for _, ttl := range []time.Duration{ttl, 0} { // the mark of a reservation is put right as one
+			marked := w.own.Attrs
+			marked.Leaving = true
+			b, err := marked.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.reg.Put(lease.Key(w.own.Subnet), string(b), ttl)
+			elapse(10 * time.Second)
+			if held := w.held(w.own.Subnet); !held.SameAs(w.own) || held.Reservation() != (ttl == 0) {
+				t.Errorf("registry holds %+v", held)
+			}
+		}
+		w.says("own lease was overwritten", 2)
+		w.expect(0)
+	})
+}
+
+func TestRelease(t *testing.T) {
+	in(t, func(f *fixture) {
+		l := f.mustAcquire()
+		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
+			t.Fatal(err)
+		}
+		if held := f.held(l.Subnet); held.Subnet.IsValid() {
+			t.Errorf("registry holds %+v", held)
+		}
+		// Somebody else's since then.
+		f.reg.Put(lease.Key(l.Subnet), value(them, 9), ttl)
+		if err := subnet.Release(f.Context(), f.reg, l); err == nil {
+			t.Error("released another host's lease")
+		}
+		if held := f.held(l.Subnet); held.Attrs != attrsOf(them, 9) {
+			t.Errorf("registry holds %+v", held)
+		}
+	})
+	in(t, func(f *fixture) {
+		f.reg.Put("10.42.9.0-24", value(me, 1), 0)
+		l := f.mustAcquire()
+		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
+			t.Error(err)
+		}
+		if held := f.held(l.Subnet); held != l {
+			t.Errorf("reservation %+v became %+v", l, held)
+		}
+	})
+}

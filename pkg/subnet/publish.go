@@ -1,0 +1,46 @@
+package subnet
+
+import (
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+// changed has a View emitted soon.
+func (f *follower) changed() { f.publishAt(time.Now().Add(gather)) }
+
+// publishAt has a View emitted at that time, or before if that was asked for; or
+// later, if there was one just now.
+func (f *follower) publishAt(at time.Time) {
+	if next := f.emitted.Add(settle); at.Before(next) {
+		at = next
+	}
+	if !f.settled && !at.Before(f.settles) {
+		return
+	}
+	f.settled, f.settles = false, at
+	f.settle.Reset(time.Until(at))
+}
+
+// publish emits what is known, unless it is what was emitted last.
+func (f *follower) publish() {
+	f.settle.Stop()
+	f.settled = true
+	v, changed := f.last.Edit(f.own, f.dirty, func(s netip.Prefix) *lease.Lease { return f.leases[s] })
+	f.dirty = nil
+	if f.last.Complete && !changed {
+		return
+	}
+	v.Complete = true
+	f.last, f.emitted = v, time.Now()
+	f.emit(v)
+}
+
+func (f *follower) report() {
+	s := Status{Own: f.own, Leases: len(f.leases) - len(f.fading), Bad: f.bad.count, AwaySince: f.away.since}
+	if f.Report != nil && s != f.status {
+		f.status = s
+		f.Report(s)
+	}
+}
