@@ -185,9 +185,12 @@ func (c *cluster) lease(h *lab.Host) (key string, e lab.Entry) {
 }
 
 // logged counts the lines of a host's log that contain all of the words.
-func logged(h *lab.Host, words ...string) int {
+func logged(h *lab.Host, words ...string) int { return lines(h.Flanneld(), words...) }
+
+// lines counts the lines of a daemon's log that contain all of the words.
+func lines(p *lab.Process, words ...string) int {
 	n := 0
-	for line := range strings.Lines(h.Flanneld().Logs()) {
+	for line := range strings.Lines(p.Logs()) {
 		all := true
 		for _, w := range words {
 			all = all && strings.Contains(line, w)

@@ -11,6 +11,7 @@ import (
 // failed, and those that somebody else keeps undoing.
 type holds struct {
 	objects map[string]*hold
+	fights  int // how many of them are fought over
 	swept   time.Time
 }
 
@@ -19,16 +20,18 @@ type hold struct {
 	fails  int       // in a row
 	spent  float64   // operations lately; leaks away with time
 	leaked time.Time // when spent was last reckoned
-	fought bool      // it was said that somebody undoes it
+	fought bool      // somebody undoes it again and again
 }
 
 const (
 	// Failures are tried again after 100 ms, doubling to 30 s.
 	leastBackoff = 100 * time.Millisecond
 	mostBackoff  = 30 * time.Second
-	// An object may be changed fightBurst times in quick succession; after
-	// that once every fightPause. A link that flaps stays below it.
-	fightBurst = 10
+	// An object may be repaired fightBurst times in quick succession, and once a
+	// second for ever: a link that flaps and a test by hand stay below it. After
+	// that it is repaired once every fightPause.
+	fightBurst = 100
+	fightLeak  = time.Second
 	fightPause = 5 * time.Second
 
 	// inputObject stands for reading what is wanted and what is there.
@@ -74,37 +77,53 @@ func (h *holds) retry() {
 }
 
 // clear forgets an object.
-func (h *holds) clear(object string) { delete(h.objects, object) }
+func (h *holds) clear(object string) {
+	if o, ok := h.objects[object]; ok {
+		h.peace(o)
+		delete(h.objects, object)
+	}
+}
 
-// did notes a success. Of a repair, it tells whether it is one too many, so that
-// somebody else must be undoing it again and again. It says so once until there
-// was peace.
-func (h *holds) did(now time.Time, op dataplane.Op, repair bool) (fight bool) {
+// did notes a success. A repair may be one too many, so that somebody else must be
+// undoing it again and again: a fight, until there was peace.
+func (h *holds) did(now time.Time, op dataplane.Op, repair bool) {
 	h.sweep(now)
 	if !repair {
 		if len(h.objects) > 0 {
 			h.clear(op.Object())
 		}
-		return false
+		return
 	}
 	o := h.at(op.Object())
 	o.fails = 0
-	o.leak(now)
+	h.leak(now, o)
 	o.spent++
 	if o.spent <= fightBurst {
-		return false
+		return
 	}
 	o.until = now.Add(fightPause)
-	fight = !o.fought
-	o.fought = true
-	return fight
+	if !o.fought {
+		o.fought = true
+		h.fights++
+	}
 }
 
-func (o *hold) leak(now time.Time) {
-	o.spent = math.Max(0, o.spent-now.Sub(o.leaked).Seconds()/fightPause.Seconds())
+func (h *holds) leak(now time.Time, o *hold) {
+	each := fightLeak
+	if o.fought {
+		each = fightPause
+	}
+	o.spent = math.Max(0, o.spent-float64(now.Sub(o.leaked))/float64(each))
 	o.leaked = now
 	if o.spent == 0 {
+		h.peace(o)
+	}
+}
+
+func (h *holds) peace(o *hold) {
+	if o.fought {
 		o.fought = false
+		h.fights--
 	}
 }
 
@@ -116,8 +135,8 @@ func (h *holds) sweep(now time.Time) {
 	}
 	h.swept = now
 	for object, o := range h.objects {
-		if o.leak(now); o.fails == 0 && o.spent == 0 || o.fails > 0 && now.Sub(o.until) > 2*resync {
-			delete(h.objects, object)
+		if h.leak(now, o); o.fails == 0 && o.spent == 0 || o.fails > 0 && now.Sub(o.until) > 2*resync {
+			h.clear(object)
 		}
 	}
 }

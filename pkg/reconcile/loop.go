@@ -74,6 +74,7 @@ type Loop struct {
 
 	undone  bool            // the last pass did not get through: everything counts as newly wanted
 	left    bool            // the last one left something for later
+	ok      bool            // what this host needs for itself stands
 	scope   dataplane.Scope // of the last reading
 	reading dataplane.State // what the kernel held then, and what was done to it since
 	read    time.Time       // when it was read
@@ -133,7 +134,11 @@ func (l *Loop) Run(ctx context.Context) {
 // wait blocks until there is a reason for a pass, and it is time for one.
 func (l *Loop) wait(ctx context.Context) error {
 	now := time.Now()
-	timer := time.NewTimer(min(resync-now.Sub(l.read), l.holds.next(now)))
+	idle := min(resync-now.Sub(l.read), l.holds.next(now))
+	if l.stale.Load() {
+		idle = l.pace.pause(now)
+	}
+	timer := time.NewTimer(idle)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -143,12 +148,11 @@ func (l *Loop) wait(ctx context.Context) error {
 	case <-l.wake:
 	}
 	// What is wanted is known at once; of what is damaged, more may follow.
-	now = time.Now()
 	at := l.ended.Add(debounce)
 	if l.stale.Load() {
-		at = l.pace.next(now.Add(debounce))
+		at = time.Now().Add(debounce)
 	}
-	pause := time.NewTimer(at.Sub(now))
+	pause := time.NewTimer(time.Until(at))
 	defer pause.Stop()
 	select {
 	case <-ctx.Done():
@@ -173,8 +177,9 @@ func (l *Loop) drain() {
 //
 // Where only peers have changed, and nobody else has touched the kernel since it
 // was read, their part of that reading is compared with their part of what is
-// wanted. Everything else takes a new reading.
-func (l *Loop) Pass() (ok bool) {
+// wanted. Everything else takes a new reading; when there were too many lately, the
+// peers that changed do not wait for it.
+func (l *Loop) Pass() bool {
 	defer func() { l.ended = time.Now() }()
 	in, err := l.cfg.Input()
 	if err != nil {
@@ -189,19 +194,27 @@ func (l *Loop) Pass() (ok bool) {
 	change.All = change.All || l.undone
 	l.report.skipped(l.plan.Skipped())
 	done := pass{change: change, left: l.left}
-	// In this order: what happens from here on is for the next pass.
-	if stale := l.stale.Swap(false); !stale && l.partial(change) {
+	stale := l.stale.Load()
+	if stale && l.pace.pause(time.Now()) > 0 {
+		if change.Nothing() {
+			return l.ok
+		}
+		stale = false
+	}
+	if !stale && l.partial(change) {
 		l.passPart(in.View, &done)
 	} else if !l.passWhole(in.View, &done) {
-		l.undone = true
+		l.undone, l.ok = true, false
 		return false
 	}
 	l.undone = false
 	if left := len(done.failed)+done.held > 0; left || !done.part {
 		l.left = left
 	}
+	done.fighting = l.holds.fights > 0 || l.pace.over
 	l.report.pass(done)
-	return !done.own
+	l.ok = !done.own
+	return l.ok
 }
 
 // partial tells whether the last reading will do for a change.
@@ -231,6 +244,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 	want := l.plan.Want()
 	l.scope = want.ScopeOf(l.cfg.Network)
 	l.whole = true
+	l.stale.Store(false) // what happens from here on is for the next pass
 	for range rounds {
 		begun := time.Now()
 		have, err := l.cfg.Kernel.Snapshot(l.scope)
@@ -244,8 +258,13 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		l.scope.NextHops = want.NextHopsPay(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		done.conflicts = delta.Conflicts
-		l.pace.spend(time.Now(), time.Since(begun))
-		if !l.apply(delta, done) {
+		l.pace.spend(time.Since(begun))
+		begun = time.Now()
+		again := l.apply(delta, done)
+		if done.change.Nothing() {
+			l.pace.spend(time.Since(begun))
+		}
+		if !again {
 			// What this host lacks for itself, others' things do not go on top of.
 			l.whole = done.own
 			break
@@ -261,8 +280,8 @@ type pass struct {
 	left      bool           // the pass before left something for this one
 	applied   tally
 	failed    []failure
-	fights    []dataplane.Op // undone by somebody else again and again
-	held      int            // left for later: failed or fought over lately
+	fighting  bool // somebody undoes an object again and again, or so much that it takes too long
+	held      int  // left for later: failed or fought over lately
 	conflicts []dataplane.Conflict
 	own       bool // something of this host's own is missing
 }
@@ -313,9 +332,7 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 		}
 		l.reading.Note(op)
 		// What is wanted as before, and was not so, somebody has undone.
-		if l.holds.did(now, op, op.Kind != dataplane.KindNextHop && !done.change.About(op)) {
-			done.fights = append(done.fights, op)
-		}
+		l.holds.did(now, op, op.Kind != dataplane.KindNextHop && !done.change.About(op))
 		done.applied.add(op)
 		l.report.applied(op)
 	}

@@ -7,6 +7,7 @@ import "time"
 type pace struct {
 	spent time.Duration // lately; leaks away with time
 	at    time.Time     // when that was reckoned
+	over  bool          // it was too much, and there was no peace since
 }
 
 const (
@@ -17,19 +18,20 @@ const (
 func (p *pace) leak(now time.Time) {
 	p.spent = max(0, p.spent-now.Sub(p.at)/paceShare)
 	p.at = now
-}
-
-// spend notes what a pass took.
-func (p *pace) spend(now time.Time, took time.Duration) {
-	p.leak(now)
-	p.spent += took
-}
-
-// next gives the time from which on another pass may begin, not before at.
-func (p *pace) next(at time.Time) time.Time {
-	p.leak(time.Now())
-	if over := p.spent - paceBurst; over > 0 {
-		at = at.Add(min(over*paceShare, resync))
+	if p.spent == 0 {
+		p.over = false
 	}
-	return at
+}
+
+// spend notes what a part of a pass took that has just ended.
+func (p *pace) spend(took time.Duration) {
+	p.leak(time.Now())
+	p.spent += took
+	p.over = p.over || p.spent > paceBurst
+}
+
+// pause gives the time until another whole pass may begin.
+func (p *pace) pause(now time.Time) time.Duration {
+	p.leak(now)
+	return min(max(0, p.spent-paceBurst)*paceShare, resync)
 }

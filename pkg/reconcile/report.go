@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"flanneld/pkg/backend"
 	"flanneld/pkg/dataplane"
 )
@@ -19,12 +21,15 @@ type report struct {
 	conflicts map[dataplane.Conflict]bool
 	trouble   string // what was broken in the last pass
 	failing   int    // objects that failed since it was last well
+	fighting  bool   // it was said that somebody undoes our work
+	lines     *rate.Limiter
+	unsaid    int // passes that changed something and were too many to tell of
 
 	told time.Time // when something was last said of the present pass
 }
 
 func newReport(log *slog.Logger) *report {
-	return &report{log: log, left: map[backend.Skipped]bool{}, conflicts: map[dataplane.Conflict]bool{}}
+	return &report{log: log, left: map[backend.Skipped]bool{}, conflicts: map[dataplane.Conflict]bool{}, lines: rate.NewLimiter(1, 20)}
 }
 
 func (r *report) skipped(now []backend.Skipped) {
@@ -53,18 +58,9 @@ func (r *report) pass(p pass) {
 		r.log.Info("the kernel is checked again", "after_trouble", r.trouble)
 		r.trouble = ""
 	}
-	if p.applied.n > 0 {
-		msg := "repaired what was changed behind our back"
-		if p.left || !p.change.Nothing() {
-			msg = "programmed the kernel"
-		}
-		r.log.Info(msg, "ops", p.applied.String(), "first", p.applied.first.String())
-	}
+	r.applications(p)
 	r.told = time.Time{}
 	r.failures(p)
-	for _, op := range p.fights {
-		r.log.Error("something else on this host keeps undoing our work; slowing down", "object", op.Object(), "op", op.String())
-	}
 	conflicts := make(map[dataplane.Conflict]bool, len(p.conflicts))
 	for _, c := range p.conflicts {
 		conflicts[c] = true
@@ -74,6 +70,33 @@ func (r *report) pass(p pass) {
 	}
 	if !p.part {
 		r.conflicts = conflicts
+	}
+}
+
+// applications tells of a pass that changed something; of a fight, once until
+// there was peace, and then of its blows only now and then.
+func (r *report) applications(p pass) {
+	fought := r.fighting
+	r.fighting = p.fighting
+	if p.applied.n == 0 {
+		return
+	}
+	msg := "repaired what was changed behind our back"
+	if p.left || !p.change.Nothing() {
+		msg = "programmed the kernel"
+	}
+	attrs := []any{"ops", p.applied.String(), "first", p.applied.first.String()}
+	if r.unsaid > 0 {
+		attrs = append(attrs, "passes_since", r.unsaid)
+	}
+	if r.lines.Allow() {
+		r.log.Info(msg, attrs...)
+		r.unsaid = 0
+	} else {
+		r.unsaid++
+	}
+	if p.fighting && !fought {
+		r.log.Error("something else on this host keeps undoing our work; slowing down", "ops", p.applied.String(), "first", p.applied.first.String())
 	}
 }
 
