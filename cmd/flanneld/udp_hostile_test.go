@@ -47,6 +47,7 @@ func TestUDPSmallPath(t *testing.T) {
 		for _, r := range routes {
 			if r.Scope == netlink.SCOPE_LINK {
 				r.MTU, r.MTULock = 1300, true
+				r.Flags = 0 // maybe "linkdown" still, which no request may say
 				err = errors.Join(err, netlink.RouteReplace(&r))
 			}
 		}

@@ -21,6 +21,16 @@ func (e *Etcd) V3() V3 { return V3{e} }
 func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	c, err := v.client(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(ctx, c)
+}
+
+// client gives a client that ends with ctx; close it.
+func (v V3) client(ctx context.Context) (*client.Client, error) {
 	config := client.Config{
 		Endpoints: []string{v.etcd.Endpoint()},
 		Context:   ctx,
@@ -32,12 +42,7 @@ func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) 
 	if t := v.etcd.transport.TLSClientConfig; t != nil {
 		config.TLS = t.Clone()
 	}
-	c, err := client.New(config)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return f(ctx, c)
+	return client.New(config)
 }
 
 // Put sets a key; with a ttl it is attached to a lease of its own, without one it is permanent.

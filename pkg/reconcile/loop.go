@@ -247,6 +247,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 	l.stale.Store(false) // what happens from here on is for the next pass
 	for range rounds {
 		begun := time.Now()
+		l.reading = dataplane.State{} // not two at a time: they are large
 		have, err := l.cfg.Kernel.Snapshot(l.scope)
 		if err != nil {
 			l.holds.broke(time.Now(), inputObject)
