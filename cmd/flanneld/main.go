@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -43,6 +44,11 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	case cl.showVersion:
 		fmt.Fprintln(stderr, version)
 		return 0
+	}
+	// Much is made anew when there are many peers, and little kept: a smaller heap
+	// is worth a little more collecting.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(40)
 	}
 	level := slog.LevelInfo
 	if cl.verbosity > 0 {

@@ -67,6 +67,7 @@ func (p *Plan) Update(h host.Facts, v lease.View) Change {
 }
 
 func (p *Plan) all(h host.Facts, v lease.View) {
+	p.want = dataplane.State{} // not two at a time: they are large
 	good, accepted, skipped := peers(p.backend, p.network, h, v)
 	p.want, p.skipped = p.backend.Base(h, v.Own), skipped
 	for _, peer := range good {
