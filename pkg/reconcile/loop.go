@@ -85,7 +85,7 @@ type Loop struct {
 func New(cfg Config) *Loop {
 	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
-		holds: newHolds(), report: newReport(cfg.Log), undone: true, whole: true,
+		holds: newHolds(), report: newReport(cfg.Log), pace: pace{clock: processTime}, undone: true, whole: true,
 	}
 }
 
@@ -246,7 +246,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 	l.whole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
 	for range rounds {
-		begun := time.Now()
+		l.pace.begin()
 		l.reading = dataplane.State{} // not two at a time: they are large
 		have, err := l.cfg.Kernel.Snapshot(l.scope)
 		if err != nil {
@@ -259,11 +259,15 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		l.scope.NextHops = want.NextHopsPay(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		done.conflicts = delta.Conflicts
-		l.pace.spend(time.Since(begun))
-		begun = time.Now()
+		l.pace.spend()
+		l.pace.begin()
 		again := l.apply(delta, done)
 		if done.change.Nothing() {
-			l.pace.spend(time.Since(begun))
+			l.pace.spend()
+		}
+		if again && done.change.Nothing() && l.pace.pause(time.Now()) > 0 {
+			l.stale.Store(true) // later: somebody is at it, too
+			break
 		}
 		if !again {
 			// What this host lacks for itself, others' things do not go on top of.

@@ -1,17 +1,23 @@
 package reconcile
 
-import "time"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // pace bounds what whole passes cost when somebody keeps changing the kernel: on
-// an average a small share of the time, with enough at once for any accident.
+// an average a small share of a processor, with enough at once for any accident.
 type pace struct {
-	spent time.Duration // lately; leaks away with time
-	at    time.Time     // when that was reckoned
-	over  bool          // it was too much, and there was no peace since
+	clock func() time.Duration // processor time of this process so far
+	begun time.Duration        // what it was when a part of a pass began
+	spent time.Duration        // lately; leaks away with time
+	at    time.Time            // when that was reckoned
+	over  bool                 // it was too much, and there was no peace since
 }
 
 const (
-	paceShare = 25              // one part in so many of the time
+	paceShare = 40              // one part in so many of a processor
 	paceBurst = 2 * time.Second // may be spent at once
 )
 
@@ -23,11 +29,22 @@ func (p *pace) leak(now time.Time) {
 	}
 }
 
-// spend notes what a part of a pass took that has just ended.
-func (p *pace) spend(took time.Duration) {
+// begin is called when a part of a pass begins whose cost counts.
+func (p *pace) begin() { p.begun = p.clock() }
+
+// spend notes what it took until now.
+func (p *pace) spend() {
 	p.leak(time.Now())
-	p.spent += took
+	p.spent += p.clock() - p.begun
 	p.over = p.over || p.spent > paceBurst
+}
+
+// processTime is a clock of this process: the time of day would count what others
+// do on a busy machine, too.
+func processTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t) // it cannot fail
+	return time.Duration(t.Nano())
 }
 
 // pause gives the time until another whole pass may begin.
