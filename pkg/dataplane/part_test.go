@@ -13,7 +13,7 @@ func TestPartDiff(t *testing.T) {
 	t.Logf("seed %d", seed)
 	c := chance{rand.New(rand.NewPCG(seed, 1))}
 	compared := 0
-	for range 20000 {
+	for range trials() {
 		want := c.want()
 		maps.DeleteFunc(want.Routes, func(_ RouteKey, r Route) bool { return r.Blackhole })
 		m := c.have(want)
@@ -51,7 +51,7 @@ func TestPartDiff(t *testing.T) {
 			}
 		}
 	}
-	if compared < 1000 {
+	if compared < trials()/20 {
 		t.Errorf("only %d changes were compared", compared)
 	}
 }

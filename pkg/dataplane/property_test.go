@@ -178,11 +178,20 @@ func (c chance) put(m *model, o Op) {
 	}
 }
 
+// trials is how many random cases a property is tried on: fewer where the processor
+// is emulated.
+func trials() int {
+	if testing.Short() {
+		return 4000
+	}
+	return 20000
+}
+
 func TestDiffProperties(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	c := chance{rand.New(rand.NewPCG(seed, 1))}
-	for range 20000 {
+	for range trials() {
 		want := c.want()
 		m := c.have(want)
 		before := newModel(m.State).State
