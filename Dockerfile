@@ -1,4 +1,4 @@
-# make image: the binary is built before, by make.
+# make docker-image: the binary is built before, by make.
 FROM alpine:3.22
 
 RUN apk add --no-cache ca-certificates iproute2 iptables

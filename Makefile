@@ -34,12 +34,28 @@ FUZZTIME ?= 200000x
 ARCHES    = amd64 arm64 ppc64le s390x arm riscv64
 HOST_ARCH = $(shell $(GO) env GOHOSTARCH)
 
-# What "make tar.gz" packs: one architecture if ARCH is given, else all.
-TARBALLS = $(foreach arch,$(or $(ARCH),$(ARCHES)),dist/flannel-$(TAG)-linux-$(arch).tar.gz)
-IMAGE_ARCH = $(or $(ARCH),$(HOST_ARCH))
+# What "make release" makes: for one architecture if ARCH is given, else for all.
+RELEASE_ARCHES = $(or $(ARCH),$(ARCHES))
+PACKAGE_ARCHES = $(filter $(RELEASE_ARCHES),amd64 arm64 ppc64le s390x)
+TARBALLS = $(RELEASE_ARCHES:%=dist/flannel-$(TAG)-linux-%.tar.gz)
+SBOMS    = $(RELEASE_ARCHES:%=dist/flannel-$(TAG)-linux-%.cdx.json)
+IMAGES   = dist/flanneld-$(TAG)-oci.tar $(RELEASE_ARCHES:%=dist/flanneld-$(TAG)-%.docker)
+PACKAGES = $(foreach arch,$(PACKAGE_ARCHES),$(call deb,$(arch)) $(call rpm,$(arch)))
+RELEASE  = $(TARBALLS) $(PACKAGES) $(IMAGES) $(SBOMS)
+
+# The version and the architectures in the words of dpkg and rpm.
+VERSION = $(eval VERSION := $$(shell dist/package/version '$$(TAG)' $$(SOURCE_DATE_EPOCH)))$(VERSION)
+deb = dist/flanneld_$(VERSION)_$(patsubst ppc64le,ppc64el,$(1)).deb
+rpm = dist/flanneld-$(VERSION)-1.$(patsubst arm64,aarch64,$(patsubst amd64,x86_64,$(1))).rpm
+
+DOCKER_ARCH = $(or $(ARCH),$(HOST_ARCH))
 
 LDFLAGS = -s -w -X main.version=$(TAG)
 BUILD   = CGO_ENABLED=0 GOOS=linux GOARM=$(GOARM) $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+# What packs and checks, but is no part of the daemon, has a go.mod of its own.
+TOOL     = CGO_ENABLED=0 $(GO) tool -modfile=dist/tools/go.mod
+TOOL_RUN = CGO_ENABLED=0 $(GO) run -C dist/tools -trimpath
 
 # Packages without I/O: they must work on the big-endian machines too.
 PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/tunnel)
@@ -60,7 +76,10 @@ help:
 	@echo '  make dist/flanneld-arm64   the daemon, for another one ($(ARCHES))'
 	@echo '  make dist/flannel-lab      the lab: many hosts on one machine'
 	@echo '  make tar.gz                release tarballs, all of them or that of ARCH'
-	@echo '  make image                 container image for ARCH (needs docker)'
+	@echo '  make deb rpm               packages'
+	@echo '  make image                 OCI archive of all architectures, and archives for "docker load"'
+	@echo '  make docker-image          image on alpine, with iptables and a shell, for ARCH (needs docker)'
+	@echo '  make release               all of it, with SBOMs and SHA256SUMS (docker-image excepted)'
 	@echo '  make install               flanneld and mk-docker-opts.sh below PREFIX'
 	@echo '  make clean                 remove what was built'
 	@echo
@@ -71,12 +90,12 @@ help:
 	@echo
 	@echo 'Check'
 	@echo '  make test                  everything; the parts that need root are skipped without it'
-	@echo '  make test-arch             the pure packages on s390x and ppc64le, through qemu'
-	@echo '  make test-dist             the release tarballs: contents, static, reproducible'
+	@echo '  make test-arch             the pure packages on arm64, s390x and ppc64le, through qemu'
+	@echo '  make test-dist             the release: contents, static, reproducible'
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
-	@echo '  make vet gofmt             static checks'
+	@echo '  make vet gofmt staticcheck static checks'
 	@echo
 	@echo 'Variables, from the environment or the command line'
 	@printf '  %-10s %s\n' \
@@ -113,13 +132,40 @@ dist/flannel-$(TAG)-linux-%.tar.gz: dist/flanneld-% mk-docker-opts.sh README.md 
 	install -m 0755 mk-docker-opts.sh "$$stage/mk-docker-opts.sh"; \
 	install -m 0644 README.md "$$stage/README.md"; \
 	tar -C "$$stage" --format=ustar --owner=0 --group=0 --numeric-owner --mtime=@$(SOURCE_DATE_EPOCH) \
-	    -cf - README.md flanneld mk-docker-opts.sh | gzip -n -9 >$@
+	    -cf - README.md flanneld mk-docker-opts.sh | gzip -n >$@
 	@echo $@
 
+# Both at a time would build it twice.
+.PHONY: nfpm
+nfpm: | need-go
+	@$(TOOL) nfpm --version >/dev/null
+
+.PHONY: deb rpm
+deb rpm: $(PACKAGE_ARCHES:%=dist/flanneld-%) | nfpm
+	@[ '$(PACKAGE_ARCHES)' ] || echo 'no $@ for $(ARCH)'
+	@export GO='$(GO)' VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH); \
+	$(foreach arch,$(PACKAGE_ARCHES),dist/package/build $@ $(arch) dist/flanneld-$(arch) '$(call $@,$(arch))';)
+
 .PHONY: image
-image: dist/flanneld-$(IMAGE_ARCH)
-	$(DOCKER) build --platform linux/$(IMAGE_ARCH) --build-arg ARCH=$(IMAGE_ARCH) \
-	    -t $(REGISTRY):$(TAG)-$(IMAGE_ARCH) $(if $(filter amd64,$(IMAGE_ARCH)),-t $(REGISTRY):$(TAG)) .
+image: $(IMAGES)
+
+$(IMAGES) &: $(RELEASE_ARCHES:%=dist/flanneld-%) mk-docker-opts.sh FORCE
+	@$(TOOL_RUN) ./image -dir '$(CURDIR)' -repository '$(REGISTRY)' -tag '$(TAG)' -goarm $(GOARM) \
+	    -epoch $(SOURCE_DATE_EPOCH) $(RELEASE_ARCHES)
+
+.PHONY: docker-image
+docker-image: dist/flanneld-$(DOCKER_ARCH)
+	$(DOCKER) build --platform linux/$(DOCKER_ARCH) --build-arg ARCH=$(DOCKER_ARCH) \
+	    -t $(REGISTRY):$(TAG)-$(DOCKER_ARCH) $(if $(filter amd64,$(DOCKER_ARCH)),-t $(REGISTRY):$(TAG)) .
+
+dist/flannel-$(TAG)-linux-%.cdx.json: dist/flanneld-% FORCE
+	@$(TOOL_RUN) ./sbom -version '$(TAG)' -epoch $(SOURCE_DATE_EPOCH) '$(CURDIR)/$<' >$@
+	@echo $@
+
+.PHONY: release
+release: tar.gz deb rpm image $(SBOMS)
+	@cd dist; sha256sum -- $(sort $(notdir $(RELEASE))) >SHA256SUMS
+	@echo dist/SHA256SUMS
 
 # Does not build again what is there: "make dist/flanneld && sudo make install".
 .PHONY: install
@@ -130,7 +176,7 @@ install:
 
 .PHONY: clean
 clean:
-	rm -f dist/flanneld dist/flanneld-* dist/flannel-lab dist/*.tar.gz
+	rm -f dist/flanneld dist/flanneld-* dist/flanneld_* dist/flannel-lab dist/*.tar.gz dist/*.cdx.json dist/SHA256SUMS
 
 # Try it ---------------------------------------------------------------------
 
@@ -158,6 +204,12 @@ gofmt: | need-go
 	@bad=$$("$$($(GO) env GOROOT)/bin/gofmt" -l $(wildcard cmd pkg dist)); \
 	[ -z "$$bad" ] || { printf 'not formatted, run gofmt -w on:\n%s\n' "$$bad" >&2; exit 1; }
 
+# Test files and those behind a build tag too.
+.PHONY: staticcheck
+staticcheck: | need-go
+	$(TOOL) staticcheck -tags system,vm ./...
+	cd dist/tools; CGO_ENABLED=0 $(GO) vet ./... && CGO_ENABLED=0 $(GO) tool staticcheck ./...
+
 # Says what a complete run lacks on this machine, and how to get it; installs nothing.
 .PHONY: missing
 missing:
@@ -166,9 +218,11 @@ missing:
 	need dash dash 'mk-docker-opts.sh is not tested with it'; \
 	need systemd-analyze systemd 'the systemd units are not verified'; \
 	need "$$($(GO) env CC)" 'gcc libc6-dev' 'the race detector is off'; \
+	need qemu-aarch64-static qemu-user-static 'nothing is tested on arm64'; \
 	need qemu-s390x-static qemu-user-static 'nothing is tested on s390x'; \
 	need qemu-ppc64le-static qemu-user-static 'nothing is tested on ppc64le'; \
-	need file file 'make test-dist cannot tell whether the binaries are static'; \
+	need dpkg-deb dpkg 'make test-dist cannot look into the deb packages'; \
+	need rpm rpm 'make test-dist cannot look into the rpm packages'; \
 	need ip iproute2 'results are not compared with what ip says'; \
 	need iptables iptables 'packet filter rules are not tested with it'; \
 	need nft nftables 'nftables rules are not seen from outside'
@@ -196,14 +250,15 @@ test: missing dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-l
 # Alone, a missing qemu is an error; as a part of "make test" it is only said.
 .PHONY: test-arch
 test-arch: | need-go
-	@for arch in s390x ppc64le; do \
-	    if ! command -v qemu-$$arch-static >/dev/null; then \
-	        echo "SKIPPED the pure packages on $$arch: no qemu-$$arch-static (apt-get install qemu-user-static)" >&2; \
+	@for arch in arm64 s390x ppc64le; do \
+	    qemu=qemu-$${arch/arm64/aarch64}-static; \
+	    if ! command -v $$qemu >/dev/null; then \
+	        echo "SKIPPED the pure packages on $$arch: no $$qemu (apt-get install qemu-user-static)" >&2; \
 	        [ -n '$(LENIENT)' ] || exit 1; \
 	        continue; \
 	    fi; \
 	    echo "$$arch:"; \
-	    CGO_ENABLED=0 GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec qemu-$$arch-static $(PURE); \
+	    CGO_ENABLED=0 GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec $$qemu $(PURE); \
 	done
 
 # Go fuzzes one target of one package at a time.
@@ -223,23 +278,17 @@ chaos: need-root dist/flanneld
 	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
 
-# All tarballs, twice: the second time in another place, with another umask and
-# time zone. What differs or is not as promised is an error.
+# The whole release, twice: the second time in another place, with another umask
+# and time zone. What differs or is not as promised is an error.
 .PHONY: test-dist
-test-dist: tar.gz
-	@command -v file >/dev/null || { echo 'file not found (apt-get install file)' >&2; exit 1; }
-	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
-	for tarball in $(TARBALLS); do \
-	    want=$$'-rw-r--r-- 0/0 README.md\n-rwxr-xr-x 0/0 flanneld\n-rwxr-xr-x 0/0 mk-docker-opts.sh'; \
-	    have=$$(tar -tvzf "$$tarball" --numeric-owner | awk '{ print $$1, $$2, $$NF }'); \
-	    [ "$$have" = "$$want" ] || { printf '%s contains:\n%s\n' "$$tarball" "$$have" >&2; exit 1; }; \
-	    tar -xzf "$$tarball" -C "$$work" flanneld; \
-	    kind=$$(file -b "$$work/flanneld"); \
-	    case $$kind in *'statically linked'*' stripped'*) ;; *) echo "$$tarball: flanneld is: $$kind" >&2; exit 1;; esac; \
-	    echo "$$tarball: $${kind%%, Go BuildID*}, $$(stat -c %s "$$tarball") bytes"; \
-	done; \
-	mkdir -p "$$work/tree/dist"; \
-	cp -r cmd pkg go.mod go.sum Makefile README.md mk-docker-opts.sh "$$work/tree"; \
-	(umask 077; TZ=Asia/Tokyo $(MAKE) --no-print-directory -C "$$work/tree" tar.gz TAG='$(TAG)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(if $(ARCH),ARCH=$(ARCH)) >/dev/null); \
-	for tarball in $(TARBALLS); do cmp "$$tarball" "$$work/tree/$$tarball"; done; \
+test-dist:
+	@release() { $(MAKE) --no-print-directory -j "$$(nproc)" "$$@" release TAG='$(TAG)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(if $(ARCH),ARCH=$(ARCH)); }; \
+	release; \
+	(cd dist/tools; TAG='$(TAG)' VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) ARCHES='$(RELEASE_ARCHES)' \
+	    CGO_ENABLED=0 $(GO) test -v -count=1 ./release | awk -f ../../.ci/gotest.awk); \
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	cp -r --parents cmd pkg go.mod go.sum Makefile README.md LICENSE mk-docker-opts.sh dist/tools dist/package \
+	    dist/config dist/default dist/sysconfig dist/docker-bip dist/docker-opts dist/flanneld.service "$$work"; \
+	(umask 077; export TZ=Asia/Tokyo; release -C "$$work" >/dev/null); \
+	for file in $(RELEASE) dist/SHA256SUMS; do cmp "$$file" "$$work/$$file"; done; \
 	echo 'second build: the same bytes'

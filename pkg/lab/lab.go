@@ -81,14 +81,14 @@ func (o *Options) complete() error {
 		o.MTU = 1500
 	}
 	if o.Hosts < 0 || o.Racks < 0 || o.MTU < 0 {
-		return errors.New("Hosts, Racks and MTU must not be negative")
+		return errors.New("negative Hosts, Racks or MTU")
 	}
 	// Each rack needs its network, router and broadcast address besides its hosts.
 	o.Underlay = o.Underlay.Masked()
 	room := 32 - o.rackBits()
 	perRack := (o.Hosts + o.Racks - 1) / o.Racks
 	if !o.Underlay.Addr().Is4() || room < 2 || perRack > 1<<min(room, 30)-3 {
-		return fmt.Errorf("Underlay %s has no room for %d hosts in %d racks", o.Underlay, o.Hosts, o.Racks)
+		return fmt.Errorf("no room in Underlay %s for %d hosts in %d racks", o.Underlay, o.Hosts, o.Racks)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	case "true":
 		a.Leaving = true
 	default:
-		return Attrs{}, fmt.Errorf("Leaving %s is neither true nor false", Clip(text))
+		return Attrs{}, fmt.Errorf("attribute Leaving %s is neither true nor false", Clip(text))
 	}
 	return a, nil
 }

@@ -98,7 +98,7 @@ func TestAcquire(t *testing.T) {
 
 func TestAcquireWaitsForRegistry(t *testing.T) {
 	in(t, func(f *fixture) {
-		f.reg.Fail(away)
+		f.reg.Fail(errAway)
 		done := make(chan lease.Lease, 1)
 		go func() { done <- f.mustAcquire() }()
 		elapse(time.Hour)
@@ -128,7 +128,7 @@ func TestAcquireLostAnswer(t *testing.T) {
 				f.reg.SetHook(func(o string, _ netip.Prefix, done bool) error {
 					if o == op && done && !lost {
 						lost = true
-						return away
+						return errAway
 					}
 					return nil
 				})
@@ -187,7 +187,7 @@ func TestAcquireErrors(t *testing.T) {
 		if !errors.Is(err, mine) {
 			t.Error(err)
 		}
-		f.reg.Fail(away)
+		f.reg.Fail(errAway)
 		ctx, cancel := context.WithTimeout(f.Context(), time.Minute)
 		defer cancel()
 		if _, err := f.acquire(ctx); !errors.Is(err, context.DeadlineExceeded) {

@@ -12,7 +12,7 @@ import (
 
 func TestWaitConfig(t *testing.T) {
 	in(t, func(f *fixture) {
-		f.reg.Fail(away)
+		f.reg.Fail(errAway)
 		got := make(chan string, 1)
 		go func() {
 			c, err := subnet.WaitConfig(f.Context(), f.reg, f.Log, func(raw []byte) (string, error) {
@@ -94,7 +94,7 @@ func TestFollowConfig(t *testing.T) {
 		f.reg.SetConfig(nil)
 		elapse(time.Hour)
 		f.says("config is gone, going on", 1)
-		f.reg.Fail(away)
+		f.reg.Fail(errAway)
 		elapse(time.Hour)
 		f.reg.Fail(nil)
 		f.reg.SetConfig([]byte("second"))

@@ -155,7 +155,7 @@ func TestFollowShowsOwnOldLeases(t *testing.T) {
 
 func TestFollowRegistryAway(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(away)
+		w.reg.Fail(errAway)
 		elapse(time.Hour)
 		w.says("does not answer", 1)
 		if w.status().AwaySince.IsZero() {
@@ -175,7 +175,7 @@ func TestFollowRegistryAway(t *testing.T) {
 
 func TestFollowHistoryLost(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(away)
+		w.reg.Fail(errAway)
 		elapse(time.Minute)
 		w.reg.Put("10.42.8.0-24", value(them, 88), 0) // changed
 		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
@@ -214,7 +214,7 @@ func TestFollowWiped(t *testing.T) {
 			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		}
 		elapse(time.Second)
-		w.reg.Fail(away)
+		w.reg.Fail(errAway)
 		elapse(time.Minute)
 		w.reg.Wipe()
 		w.reg.Fail(nil)

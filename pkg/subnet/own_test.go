@@ -76,7 +76,7 @@ func TestRenewalRetries(t *testing.T) {
 		fail.Store(true)
 		w.reg.SetHook(func(op string, _ netip.Prefix, _ bool) error {
 			if fail.Load() && op == "update" {
-				return away
+				return errAway
 			}
 			return nil
 		})
@@ -98,7 +98,7 @@ func TestRenewalLostAnswer(t *testing.T) {
 		w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
 			if op == "update" && done {
 				lost.Add(1)
-				return away
+				return errAway
 			}
 			return nil
 		})
@@ -130,7 +130,7 @@ func TestOwnKeyDeleted(t *testing.T) {
 
 func TestOwnKeyExpiredWhileAway(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(away)
+		w.reg.Fail(errAway)
 		elapse(3 * ttl)
 		w.reg.Fail(nil)
 		elapse(6 * time.Second)
@@ -211,7 +211,7 @@ func TestOwnKeyTaken(t *testing.T) {
 // Somebody else takes the subnet between the end of our lease and our return.
 func TestOwnKeyTakenWhileAway(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(away)
+		w.reg.Fail(errAway)
 		elapse(2 * ttl)
 		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
 		w.reg.Fail(nil)
@@ -251,7 +251,7 @@ func TestNewAddress(t *testing.T) {
 			refused.Store(true)
 			w.reg.SetHook(func(string, netip.Prefix, bool) error {
 				if refused.Load() {
-					return away
+					return errAway
 				}
 				return nil
 			})

@@ -28,7 +28,7 @@ func leavingValue(mac int) string {
 func failing(op string) memory.Hook {
 	return func(o string, _ netip.Prefix, done bool) error {
 		if o == op && !done {
-			return away
+			return errAway
 		}
 		return nil
 	}
@@ -83,7 +83,7 @@ func TestViewsShareLeases(t *testing.T) {
 		w.reg.Put("10.42.8.0-24", value(them, 8), ttl) // a renewal
 		w.reg.Put("10.42.9.0-24", value(them, 10), ttl)
 		elapse(time.Second)
-		w.reg.Fail(away)
+		w.reg.Fail(errAway)
 		w.reg.SetHistory(0)
 		elapse(time.Minute)
 		w.reg.Put("10.42.10.0-24", value(them, 10), ttl)

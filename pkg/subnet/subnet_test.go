@@ -21,9 +21,9 @@ import (
 const ttl = 24 * time.Hour
 
 var (
-	me   = netip.MustParseAddr("198.51.100.7")
-	them = netip.MustParseAddr("198.51.100.8")
-	away = errors.New("dial tcp: connection refused")
+	me      = netip.MustParseAddr("198.51.100.7")
+	them    = netip.MustParseAddr("198.51.100.8")
+	errAway = errors.New("dial tcp: connection refused")
 )
 
 // journal is a log that can be searched.

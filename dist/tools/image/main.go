@@ -1,0 +1,267 @@
+// Command image packs built daemons into container images without a container
+// engine: one OCI archive with an index of all architectures, and one archive
+// for "docker load" for each.
+//
+// It is not a way to build images in general: there is no base image and
+// nothing is executed, so the images hold the static daemon, the script for
+// docker's options, the public CA certificates, and no shell or iptables. The
+// same input gives the same bytes.
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/crypto/x509roots/fallback/bundle"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("image: ")
+	var b build
+	var epoch int64
+	flag.StringVar(&b.dir, "dir", ".", "`directory` of the project; dist/flanneld-ARCH are built")
+	flag.StringVar(&b.repository, "repository", "quay.io/coreos/flannel", "`name` of the image without its tag")
+	flag.StringVar(&b.tag, "tag", "dev", "its `tag`")
+	flag.StringVar(&b.goarm, "goarm", "7", "`version` of the 32-bit ARM architecture")
+	flag.Int64Var(&epoch, "epoch", 0, "`seconds` since 1970: the time of everything in the image")
+	flag.Parse()
+	b.time = time.Unix(epoch, 0).UTC()
+	if err := b.run(flag.Args()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// build is what the images of all architectures have in common.
+type build struct {
+	dir, repository, tag, goarm string
+	time                        time.Time
+}
+
+// run writes dist/flanneld-TAG-oci.tar, and dist/flanneld-TAG-ARCH.docker for
+// each of the architectures, which are named as Go does.
+func (b *build) run(arches []string) error {
+	if len(arches) == 0 {
+		return fmt.Errorf("no architecture given")
+	}
+	var index v1.ImageIndex = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for _, arch := range arches {
+		img, err := b.image(arch)
+		if err != nil {
+			return err
+		}
+		if err := b.dockerArchive(arch, img); err != nil {
+			return err
+		}
+		platform := b.platform(arch)
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &platform}})
+	}
+	return b.ociArchive(index)
+}
+
+func (b *build) platform(arch string) v1.Platform {
+	p := v1.Platform{OS: "linux", Architecture: arch}
+	if arch == "arm" {
+		p.Variant = "v" + b.goarm
+	}
+	return p
+}
+
+// image is one layer and how to start what is in it.
+func (b *build) image(arch string) (v1.Image, error) {
+	files, err := b.layer(arch)
+	if err != nil {
+		return nil, err
+	}
+	layer, err := tarball.LayerFromOpener(
+		func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files)), nil },
+		tarball.WithCompressionLevel(gzip.DefaultCompression), tarball.WithCompressedCaching, tarball.WithMediaType(types.OCILayer))
+	if err != nil {
+		return nil, err
+	}
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img, err = mutate.Append(img, mutate.Addendum{
+		Layer:   layer,
+		History: v1.History{Created: v1.Time{Time: b.time}, CreatedBy: "flanneld " + b.tag},
+	})
+	if err != nil {
+		return nil, err
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	p := b.platform(arch)
+	file.OS, file.Architecture, file.Variant = p.OS, p.Architecture, p.Variant
+	file.Created = v1.Time{Time: b.time}
+	file.Config = v1.Config{
+		Entrypoint: []string{"/opt/bin/flanneld"},
+		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin"},
+		Labels: map[string]string{
+			"org.opencontainers.image.title":    "flanneld",
+			"org.opencontainers.image.version":  b.tag,
+			"org.opencontainers.image.licenses": "Apache-2.0",
+		},
+	}
+	return mutate.ConfigFile(img, file)
+}
+
+// layer is a tar of the image's files.
+func (b *build) layer(arch string) ([]byte, error) {
+	daemon, err := os.ReadFile(filepath.Join(b.dir, "dist", "flanneld-"+arch))
+	if err != nil {
+		return nil, err
+	}
+	script, err := os.ReadFile(filepath.Join(b.dir, "mk-docker-opts.sh"))
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, f := range []struct {
+		name string
+		mode int64
+		data []byte
+	}{
+		{"etc/", 0o755, nil},
+		{"etc/ssl/", 0o755, nil},
+		{"etc/ssl/certs/", 0o755, nil},
+		{"etc/ssl/certs/ca-certificates.crt", 0o644, certificates()},
+		{"opt/", 0o755, nil},
+		{"opt/bin/", 0o755, nil},
+		{"opt/bin/flanneld", 0o755, daemon},
+		{"opt/bin/mk-docker-opts.sh", 0o755, script},
+	} {
+		if err := b.add(w, f.name, f.mode, f.data); err != nil {
+			return nil, err
+		}
+	}
+	err = w.Close()
+	return buf.Bytes(), err
+}
+
+// add writes a file, or a directory if the name ends with a slash.
+func (b *build) add(w *tar.Writer, name string, mode int64, data []byte) error {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(data)), ModTime: b.time, Format: tar.FormatUSTAR}
+	if strings.HasSuffix(name, "/") {
+		h.Typeflag = tar.TypeDir
+	}
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	_, err := w.Write(data)
+	return err
+}
+
+// certificates are Mozilla's, for an etcd whose certificate a public CA has
+// signed. Those that are trusted only under a condition are left out, because a
+// file of certificates cannot say so.
+func certificates() []byte {
+	var buf bytes.Buffer
+	for root := range bundle.Roots() {
+		if root.Constraint == nil {
+			_ = pem.Encode(&buf, &pem.Block{Type: "CERTIFICATE", Bytes: root.Certificate}) // a Buffer takes everything
+		}
+	}
+	return buf.Bytes()
+}
+
+// dockerArchive writes the form that every docker loads. The tag without an
+// architecture is amd64's, as ever.
+func (b *build) dockerArchive(arch string, img v1.Image) error {
+	refs := map[name.Tag]v1.Image{}
+	tags := []string{b.tag + "-" + arch}
+	if arch == "amd64" {
+		tags = append(tags, b.tag)
+	}
+	for _, t := range tags {
+		tag, err := name.NewTag(b.repository + ":" + t)
+		if err != nil {
+			return err
+		}
+		refs[tag] = img
+	}
+	file := b.target(arch + ".docker")
+	if err := tarball.MultiWriteToFile(file, refs); err != nil {
+		return err
+	}
+	return done(file)
+}
+
+// ociArchive writes the image layout of the OCI as one file, the blobs by their
+// names' order. The annotations give the image its name: the first for podman and
+// skopeo, the second for docker and containerd.
+func (b *build) ociArchive(index v1.ImageIndex) error {
+	dir, err := os.MkdirTemp("", "image-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	l, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return err
+	}
+	if err := l.AppendIndex(index, layout.WithAnnotations(map[string]string{
+		"org.opencontainers.image.ref.name": b.tag,
+		"io.containerd.image.name":          b.repository + ":" + b.tag,
+	})); err != nil {
+		return err
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	tree := os.DirFS(dir)
+	err = fs.WalkDir(tree, ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == "." {
+			return err
+		}
+		if d.IsDir() {
+			return b.add(w, p+"/", 0o755, nil)
+		}
+		data, err := fs.ReadFile(tree, p)
+		if err != nil {
+			return err
+		}
+		return b.add(w, path.Clean(p), 0o644, data)
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	file := b.target("oci.tar")
+	if err := os.WriteFile(file, buf.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return done(file)
+}
+
+func (b *build) target(suffix string) string {
+	return filepath.Join(b.dir, "dist", "flanneld-"+b.tag+"-"+suffix)
+}
+
+// done names what was written.
+func done(file string) error {
+	_, err := fmt.Println(filepath.Join("dist", filepath.Base(file)))
+	return err
+}
