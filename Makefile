@@ -95,6 +95,7 @@ help:
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
+	@echo '  make soak                  changes all the time among 20,000 peers, for SOAK_TIME (root)'
 	@echo '  make vet gofmt staticcheck static checks'
 	@echo
 	@echo 'Variables, from the environment or the command line'
@@ -277,6 +278,13 @@ CHAOS_TIME ?= 10m
 chaos: need-root dist/flanneld
 	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
+
+# "make test" has a short one of these, too.
+SOAK_TIME ?= 10m
+.PHONY: soak
+soak: need-root dist/flanneld
+	FLANNELD=$(CURDIR)/dist/flanneld SOAK_TIME='$(SOAK_TIME)' SOAK_SEED='$(SOAK_SEED)' \
+	    $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./cmd/flanneld
 
 # The whole release, twice: the second time in another place, with another umask
 # and time zone. What differs or is not as promised is an error.
