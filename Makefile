@@ -92,6 +92,7 @@ help:
 	@echo '  make test                  everything; the parts that need root are skipped without it'
 	@echo '  make test-arch             the pure packages on arm64, s390x and ppc64le, through qemu'
 	@echo '  make test-dist             the release: contents, static, reproducible'
+	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
@@ -199,6 +200,7 @@ bench: need-root dist/flanneld dist/flannel-lab
 .PHONY: vet
 vet: | need-go
 	$(GO) vet ./...
+	$(GO) vet -tags system ./pkg/machine ./dist
 
 .PHONY: gofmt
 gofmt: | need-go
@@ -224,6 +226,8 @@ missing:
 	need qemu-ppc64le-static qemu-user-static 'nothing is tested on ppc64le'; \
 	need dpkg-deb dpkg 'make test-dist cannot look into the deb packages'; \
 	need rpm rpm 'make test-dist cannot look into the rpm packages'; \
+	need systemd-nspawn systemd-container 'make test-system cannot run its hosts'; \
+	need mmdebstrap mmdebstrap 'make test-system cannot make their root file system'; \
 	need ip iproute2 'results are not compared with what ip says'; \
 	need iptables iptables 'packet filter rules are not tested with it'; \
 	need nft nftables 'nftables rules are not seen from outside'
@@ -261,6 +265,18 @@ test-arch: | need-go
 	    echo "$$arch:"; \
 	    CGO_ENABLED=0 GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec $$qemu $(PURE); \
 	done
+
+# Two hosts with systemd, docker and what is released. The older release is the same
+# tree under another name.
+SYSTEM_RUN ?= ^TestSystem
+OLDER = TAG=older SOURCE_DATE_EPOCH=0
+.PHONY: test-system
+test-system: need-root
+	@built() { $(MAKE) --no-print-directory ARCH=$(HOST_ARCH) "$$@" | tail -n 1; }; \
+	OLD_TARBALL=$(CURDIR)/$$(built tar.gz $(OLDER)); OLD_DEB=$(CURDIR)/$$(built deb $(OLDER)); \
+	TARBALL=$(CURDIR)/$$(built tar.gz TAG='$(TAG)'); DEB=$(CURDIR)/$$(built deb TAG='$(TAG)'); \
+	export OLD_TARBALL OLD_DEB TARBALL DEB; \
+	CGO_ENABLED=0 $(GO) test -v -p 1 -tags system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/machine ./dist
 
 # Go fuzzes one target of one package at a time.
 .PHONY: fuzz

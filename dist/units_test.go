@@ -255,6 +255,11 @@ func TestUnitService(t *testing.T) {
 		"Type":            "notify",
 		"Restart":         "always",
 		"TimeoutStartSec": "0", // the daemon waits for etcd as long as it takes
+
+		// Without these the udp backend loses packets at a restart, and docker its subnet.
+		"FileDescriptorStoreMax":   "16",
+		"RuntimeDirectory":         "flannel",
+		"RuntimeDirectoryPreserve": "yes",
 	} {
 		if got := u.one(t, key); got != want {
 			t.Errorf("%s=%s, want %s", key, got, want)
@@ -321,7 +326,7 @@ func relocate(t *testing.T, name string) (run, text string) {
 		"/run/flannel/", run+"/",
 		"/usr/local/bin/mk-docker-opts.sh", script,
 		"/usr/local/bin/flanneld", fake,
-		"/usr/bin/dockerd", fake,
+		"/usr/bin/env dockerd", fake,
 	).Replace(read(t, name))
 }
 

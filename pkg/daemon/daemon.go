@@ -70,6 +70,7 @@ type daemon struct {
 	rules    *rules
 	registry client
 	health   health
+	watchdog watchdog
 
 	former  subnetenv.Env // of the run before
 	view    atomic.Pointer[lease.View]
@@ -155,7 +156,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	p := &plane{
 		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
-		log: d.log, store: newFDStore(d.log),
+		log: d.log, store: newFDStore(d.log), life: &d.watchdog.loop,
 		ctx: ctx, lost: func() { d.loop.Reread() }, tunnels: map[string]*carrier{},
 	}
 	defer p.close()
@@ -182,6 +183,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, parseNetwork, d.reconfigure) })
 	if err := d.announce(); err != nil {
 		return err
+	}
+	if every := watchdogEvery(); every > 0 {
+		tasks.Go(func() { d.watchdog.feed(ctx, every, d.live) })
 	}
 	d.loop.Run(ctx)
 	if d.options.Release {
@@ -227,6 +231,13 @@ func (d *daemon) announce() error {
 	return nil
 }
 
+// live tells systemd's watchdog that this process makes progress.
+func (d *daemon) live() {
+	if _, err := sd.SdNotify(false, sd.SdNotifyWatchdog); err != nil {
+		d.log.Debug("cannot tell systemd's watchdog", "err", err)
+	}
+}
+
 // release gives the lease back, so that another host may have the subnet at once.
 // What the kernel holds stays. A reservation is the operator's.
 func (d *daemon) release() {
@@ -245,7 +256,7 @@ func (d *daemon) release() {
 
 func (d *daemon) leaseOptions() subnet.Options {
 	return subnet.Options{
-		Registry: d.registry,
+		Registry: watched{d.registry, &d.watchdog.follower},
 		Pool:     d.net.pool(),
 		PublicIP: d.publicIP(),
 		Previous: d.former.Subnet,

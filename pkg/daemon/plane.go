@@ -24,6 +24,7 @@ type plane struct {
 	network netip.Prefix
 	log     *slog.Logger
 	store   *fdStore
+	life    *pulse          // beats with each chunk of operations
 	ctx     context.Context // ends the tunnels
 	lost    func()          // called when one has ended before
 
@@ -73,6 +74,7 @@ func (p *plane) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 // Apply implements reconcile.Kernel. What is not about tunnels goes to the
 // kernel in as large batches as the order allows.
 func (p *plane) Apply(ops []dataplane.Op) []error {
+	p.life.beat()
 	errs := make([]error, len(ops))
 	changed := map[string]bool{}   // links whose table is another now
 	unopened := map[string]error{} // links that could not be taken up: nothing is done on them

@@ -54,8 +54,9 @@ func (d *daemon) readFacts() (host.Facts, error) {
 	return d.uplink.Load().Facts(inv, d.publicIP(), d.net.Network)
 }
 
-// input is what the wanted state follows from now.
+// input is what the wanted state follows from now. Every pass begins with it.
 func (d *daemon) input() (reconcile.Input, error) {
+	d.watchdog.loop.beat()
 	f, err := d.facts.latest()
 	if err != nil {
 		// An interface that is new here tells nobody that it is the uplink.

@@ -1,0 +1,355 @@
+//go:build system
+
+package dist_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+	"flanneld/pkg/machine"
+)
+
+// soon is as long as anything on these hosts may take, a reboot included.
+const soon = time.Minute
+
+// configKey is where flanneld looks without being told.
+const configKey = "/coreos.com/network/config"
+
+// system is two hosts with docker, and an etcd and an outsider on the same fabric.
+type system struct {
+	*testing.T
+	name    string
+	lab     *lab.Lab
+	outside *lab.Host
+	hosts   []*host
+}
+
+// host is one of the two.
+type host struct {
+	*machine.Machine
+	system *system
+	docker container // the latest
+}
+
+// container is one as its host sees it. Commands are run in it without docker, which may be away.
+type container struct {
+	host *host
+	pid  string
+	addr string
+}
+
+func newSystem(t *testing.T, name, config string) *system {
+	t.Helper()
+	if err := machine.Missing(); err != nil {
+		t.Fatalf("the system test lacks something:\n%v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	begun := time.Now()
+	root, err := machine.Root(ctx, func(line string) { fmt.Println("system:", line) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := lab.New(ctx, lab.Options{Hosts: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &system{T: t, name: name, lab: l, outside: l.Hosts[0]}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.configure(configKey, config)
+	for i := range 2 {
+		h := &host{system: s}
+		s.hosts = append(s.hosts, h)
+		addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 31, 200, byte(11 + i)}), 22)
+		h.Machine, err = machine.New(ctx, machine.Options{Name: fmt.Sprintf("m%d", i+1), Addr: addr, Root: root, Lab: l, Holder: s.outside})
+		if h.Machine != nil {
+			t.Cleanup(func() { s.end(h) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.both(func(h *host) { h.makeImage() })
+	s.say("two hosts with docker", "ok", begun)
+	return s
+}
+
+// makeImage makes a container image of busybox and of this program, which is linked statically.
+func (h *host) makeImage() {
+	h.system.Helper()
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		h.system.Fatal(err)
+	}
+	defer self.Close()
+	_, err = h.Feed(h.system.Context(), self, `
+	mkdir -p /tmp/box/bin /tmp/box/tmp /tmp/box/www
+	cat >/tmp/box/bin/transfer
+	cp /bin/busybox /tmp/box/bin
+	for applet in $(busybox --list); do [ $applet = busybox ] || ln -s busybox /tmp/box/bin/$applet; done
+	chmod +x /tmp/box/bin/transfer
+	tar -C /tmp/box -c . | docker import - box
+	rm -r /tmp/box`)
+	if err != nil {
+		h.system.Fatal(err)
+	}
+}
+
+// end shows what a failure may have come from, and takes the host away.
+func (s *system) end(h *host) {
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	if s.Failed() {
+		log, _ := h.Run(ctx, "journalctl --no-pager -n 40 -u flanneld; journalctl --no-pager -n 20 -u docker; systemctl --failed --no-legend; ip addr; ip route; iptables-save")
+		s.Logf("%s:\n%s", h.Name, log)
+	}
+	if err := h.Close(ctx); err != nil {
+		s.Error(err)
+	}
+}
+
+// scenario runs one and prints its line.
+func (s *system) scenario(what string, run func() string) {
+	s.Helper()
+	begun, result := time.Now(), "FAILED"
+	defer func() { s.say(what, result, begun) }() // also when run ends the test
+	note := run()
+	if result = "ok"; note != "" {
+		result += " (" + note + ")"
+	}
+}
+
+func (s *system) say(what, result string, begun time.Time) {
+	fmt.Printf("system %s: %s: %s, %.1f s\n", s.name, what, result, time.Since(begun).Seconds())
+}
+
+// both does something on both hosts at the same time.
+func (s *system) both(do func(*host)) {
+	s.Helper()
+	var group sync.WaitGroup
+	for _, h := range s.hosts {
+		group.Go(func() { do(h) }) // must ends only this goroutine
+	}
+	if group.Wait(); s.Failed() {
+		s.FailNow()
+	}
+}
+
+// configure writes a network config.
+func (s *system) configure(key, config string) {
+	s.Helper()
+	if err := s.lab.Etcd.V3().Put(s.Context(), key, config, 0); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// must runs a script that has to succeed, soon.
+func (h *host) must(script string) string {
+	h.system.Helper()
+	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
+	defer cancel()
+	out, err := h.Run(ctx, script)
+	if err != nil {
+		h.system.Fatal(err)
+	}
+	return out
+}
+
+// eventually runs a script until it succeeds, soon.
+func (h *host) eventually(script string) string {
+	h.system.Helper()
+	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
+	defer cancel()
+	var out string
+	err := lab.Poll(ctx, func() (err error) {
+		out, err = h.Run(ctx, script)
+		return err
+	})
+	if err != nil {
+		h.system.Fatal(err)
+	}
+	return out
+}
+
+// write makes a file.
+func (h *host) write(path, text string) {
+	h.system.Helper()
+	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
+	defer cancel()
+	if _, err := h.Feed(ctx, strings.NewReader(text), fmt.Sprintf("mkdir -p %s && cat >%s", filepath.Dir(path), path)); err != nil {
+		h.system.Fatal(err)
+	}
+}
+
+// copy makes a file that is one of this directory.
+func (h *host) copy(name, path string) {
+	h.system.Helper()
+	h.write(path, read(h.system.T, name))
+}
+
+// feed runs a script with a file that the environment names.
+func (h *host) feed(variable, script string) {
+	h.system.Helper()
+	file, err := os.Open(os.Getenv(variable))
+	if err != nil {
+		h.system.Fatalf("%s: %v", variable, err)
+	}
+	defer file.Close()
+	if _, err := h.Feed(h.system.Context(), file, script); err != nil {
+		h.system.Fatal(err)
+	}
+}
+
+// unpack unpacks a release.
+func (h *host) unpack(variable string) {
+	h.system.Helper()
+	h.feed(variable, "tar -xzf - -C /usr/local/bin flanneld mk-docker-opts.sh")
+}
+
+// readme does what the README says.
+func (h *host) readme() {
+	h.system.Helper()
+	h.copy("flanneld.service", "/etc/systemd/system/flanneld.service")
+	h.write("/etc/default/flanneld", fmt.Sprintf("FLANNELD_ETCD_ENDPOINTS=%s\nFLANNELD_IP_MASQ=true\n", h.system.lab.Etcd.Endpoint()))
+	h.must("systemctl daemon-reload; systemctl enable --now flanneld")
+	h.copy("docker-bip/10-flannel.conf", dockerDropIn)
+	h.restartDocker()
+	h.run()
+}
+
+const dockerDropIn = "/etc/systemd/system/docker.service.d/10-flannel.conf"
+
+// guide does what guides from the time of the original say. There, docker goes down whenever flanneld does, so whoever
+// minds his containers has docker leave them alone.
+func (h *host) guide() {
+	h.system.Helper()
+	h.write("/etc/systemd/system/flanneld.service", guideUnit)
+	h.write("/etc/default/flanneld", fmt.Sprintf("FLANNEL_ETCD=%s\nFLANNEL_ETCD_KEY=/coreos.com/network\nFLANNEL_OPTIONS=\"-v=0 -iface=eth0\"\n",
+		h.system.lab.Etcd.Endpoint()))
+	h.write("/etc/docker/daemon.json", `{"live-restore": true}`)
+	h.write(dockerDropIn, guideDropIn)
+	h.must("systemctl daemon-reload; systemctl enable flanneld; systemctl start flanneld")
+	h.restartDocker()
+	h.run()
+}
+
+const guideUnit = `[Unit]
+Description=Flanneld overlay address etcd agent
+After=network.target network-online.target
+Wants=network-online.target
+Before=docker.service
+
+[Service]
+Type=notify
+EnvironmentFile=-/etc/default/flanneld
+ExecStart=/usr/local/bin/flanneld -etcd-endpoints=${FLANNEL_ETCD} -etcd-prefix=${FLANNEL_ETCD_KEY} $FLANNEL_OPTIONS
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+RequiredBy=docker.service
+`
+
+const guideDropIn = `[Service]
+EnvironmentFile=-/run/flannel/subnet.env
+ExecStart=
+ExecStart=/usr/sbin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock --bip=${FLANNEL_SUBNET} --mtu=${FLANNEL_MTU}
+`
+
+// restartDocker restarts dockerd, more often than its unit thinks anybody would.
+func (h *host) restartDocker() {
+	h.system.Helper()
+	h.must("systemctl daemon-reload; systemctl reset-failed docker; systemctl restart docker")
+}
+
+// run starts a container that comes back by itself, with a port that the host publishes. It ends when systemd, at a
+// reboot, tells it to.
+func (h *host) run() {
+	h.system.Helper()
+	h.must("docker run -d --name box --restart=always -p 8080:80 box " +
+		"sh -c 'trap exit TERM; echo " + h.Name + " >/www/name; httpd -p 80 -h /www; sleep 1000000 & wait' 2>&1")
+	h.find()
+}
+
+// find looks up the container, which is another one after a restart of docker.
+func (h *host) find() {
+	h.system.Helper()
+	out := h.eventually(`
+	set -- $(docker inspect -f '{{.State.Running}} {{.State.Pid}} {{.NetworkSettings.IPAddress}}' box)
+	[ "$1" = true ] && [ $# = 3 ] && nsenter -a -t $2 test -s /www/name && echo $2 $3`)
+	pid, addr, _ := strings.Cut(out, " ")
+	h.docker = container{h, pid, addr}
+	if subnet := h.subnet(); !subnet.Contains(netip.MustParseAddr(addr)) {
+		h.system.Fatalf("container of %s has %s, not in %s", h.Name, addr, subnet)
+	}
+}
+
+// exec runs a script in a container.
+func (c container) exec(ctx context.Context, script string) (string, error) {
+	quoted := "'" + strings.ReplaceAll(script, "'", `'\''`) + "'"
+	return c.host.Run(ctx, "nsenter --all --target "+c.pid+" env -i PATH=/bin sh -euc "+quoted)
+}
+
+// subnet is what flanneld tells docker.
+func (h *host) subnet() netip.Prefix {
+	h.system.Helper()
+	subnet, err := netip.ParsePrefix(h.must(". /run/flannel/subnet.env; echo $FLANNEL_SUBNET"))
+	if err != nil {
+		h.system.Fatal(err)
+	}
+	return subnet.Masked()
+}
+
+// pid is flanneld's, once it is READY.
+func (h *host) pid() int {
+	h.system.Helper()
+	out := h.eventually("systemctl is-active -q flanneld && systemctl show -P MainPID flanneld")
+	pid, err := strconv.Atoi(out)
+	if err != nil {
+		h.system.Fatal(err)
+	}
+	return pid
+}
+
+// replaced waits until systemd has another flanneld READY.
+func (h *host) replaced(before int) {
+	h.system.Helper()
+	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
+	defer cancel()
+	err := lab.Poll(ctx, func() error {
+		if h.pid() == before {
+			return errors.New("flanneld is still the old one")
+		}
+		return nil
+	})
+	if err != nil {
+		h.system.Fatal(err)
+	}
+}
+
+// version is that of the running flanneld, on both hosts.
+func (s *system) version() string {
+	s.Helper()
+	var versions []string
+	for _, h := range s.hosts {
+		versions = append(versions, h.must(fmt.Sprintf("/proc/%d/exe -version 2>&1", h.pid())))
+	}
+	if versions[0] != versions[1] {
+		s.Errorf("versions %q", versions)
+	}
+	return versions[0]
+}

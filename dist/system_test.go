@@ -1,0 +1,59 @@
+//go:build system
+
+package dist_test
+
+import (
+	"os"
+	"testing"
+
+	"flanneld/pkg/lab"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == toolArg {
+		os.Exit(tool(os.Args[2:]))
+	}
+	os.Exit(lab.Main(m.Run))
+}
+
+// The system test installs what is released, as the README and the guides say, on two hosts with a real systemd and
+// docker, and does to them what happens to hosts. Each scenario prints one line. "make test-system" runs it.
+
+// TestSystemVXLAN: an older release by the README, upgraded; then every other way to start under the shipped unit.
+func TestSystemVXLAN(t *testing.T) {
+	s := newSystem(t, "vxlan", network("vxlan"))
+	s.scenario("installed by the README, older release", func() string {
+		s.both(func(h *host) {
+			h.unpack("OLD_TARBALL")
+			h.readme()
+		})
+		return s.version()
+	})
+	s.traffic()
+	s.scenario("upgrade in place", s.upgrade)
+	s.events()
+	s.scenario("hardened unit", s.hardened)
+	s.scenario("capabilities", s.capabilities)
+	s.scenario("watchdog", s.watchdog)
+	s.otherBackends()
+	s.scenario("cloud-config's options.env", s.optionsEnv)
+	s.scenario("sysconfig and ExecStartPost", s.sysconfig)
+}
+
+// TestSystemUDP: the unit of the guides, with the default backend.
+func TestSystemUDP(t *testing.T) {
+	s := newSystem(t, "udp", `{"Network": "10.42.0.0/16"}`)
+	s.scenario("installed by the guides", func() string {
+		s.both(func(h *host) {
+			h.unpack("TARBALL")
+			h.guide()
+		})
+		return s.version()
+	})
+	s.traffic()
+	s.events()
+}
+
+func network(backend string) string {
+	return `{"Network": "10.42.0.0/16", "Backend": {"Type": "` + backend + `"}}`
+}

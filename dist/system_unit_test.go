@@ -1,0 +1,165 @@
+//go:build system
+
+package dist_test
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// hardened shows what the unit leaves flanneld, and that it is enough.
+func (s *system) hardened() string {
+	s.Helper()
+	h := s.hosts[0]
+	pid := h.pid()
+	status := h.must(fmt.Sprintf("cat /proc/%d/status", pid))
+	const capabilities = 1<<2 | 1<<12 | 1<<13 // DAC_READ_SEARCH, NET_ADMIN, NET_RAW
+	for _, line := range []string{
+		fmt.Sprintf("CapEff:\t%016x", capabilities), fmt.Sprintf("CapBnd:\t%016x", capabilities), "NoNewPrivs:\t1", "Seccomp:\t2",
+	} {
+		if !strings.Contains(status, line+"\n") {
+			s.Errorf("/proc/PID/status lacks %q:\n%s", line, status)
+		}
+	}
+	h.must("iptables -S FLANNEL-FWD; iptables -t nat -S FLANNEL-POSTRTG")
+	if v := h.must("cat /proc/sys/net/ipv6/conf/flannel.1/accept_ra"); v != "0" {
+		s.Errorf("accept_ra of flannel.1 is %s", v)
+	}
+	for _, path := range []string{"/etc/x", "/usr/local/bin/x", "/root/x", "/run/x", "/proc/sys/kernel/core_pattern"} {
+		h.must(fmt.Sprintf("! nsenter -m -t %d sh -c ': >>%s' 2>/dev/null", pid, path))
+	}
+	h.must("systemctl stop flanneld; test -s /run/flannel/subnet.env; systemctl start flanneld")
+	out := h.must("systemd-analyze security --offline=true --no-pager /etc/systemd/system/flanneld.service")
+	_, figure, _ := strings.Cut(out, "Overall exposure level for flanneld.service: ")
+	figure, _, _ = strings.Cut(figure, " ")
+	exposure, err := strconv.ParseFloat(figure, 64)
+	if err != nil || exposure > 2.5 {
+		s.Errorf("exposure %q, %v", figure, err)
+	}
+	return "exposure " + figure
+}
+
+// capabilities shows that each one the unit has is needed, and that the other iptables works too.
+func (s *system) capabilities() string {
+	s.Helper()
+	h := s.hosts[0]
+	const dropIn = "/etc/systemd/system/flanneld.service.d/capabilities.conf"
+	with := func(capabilities, said string) {
+		s.Helper()
+		h.write(dropIn, "[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet="+capabilities+"\n")
+		h.must("systemctl daemon-reload; systemctl restart --no-block flanneld")
+		h.eventually("journalctl -q -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID flanneld) | grep '" + said + "'")
+	}
+	h.must("update-alternatives --set iptables /usr/sbin/iptables-legacy")
+	with("CAP_NET_ADMIN CAP_NET_RAW", "wrote packet filter rules")
+	h.must("iptables-legacy -S FLANNEL-FWD")
+	with("CAP_NET_ADMIN", "iptables-save v.*legacy.*Permission denied")
+	h.must("iptables-legacy -F; iptables-legacy -X; iptables-legacy -t nat -F; iptables-legacy -t nat -X")
+	h.must("update-alternatives --set iptables /usr/sbin/iptables-nft; systemctl stop flanneld; ip link del flannel.1")
+	with("CAP_NET_RAW", "operation not permitted")
+
+	h.must("install -o daemon -m 0600 /dev/null /etc/key.pem; cp /etc/default/flanneld /tmp; echo FLANNELD_ETCD_CAFILE=/etc/key.pem >>/etc/default/flanneld")
+	with("CAP_NET_ADMIN CAP_NET_RAW", "open /etc/key.pem: permission denied")
+	with("CAP_NET_ADMIN CAP_NET_RAW CAP_DAC_READ_SEARCH", "key.pem holds no PEM certificate")
+	h.must("mv /tmp/flanneld /etc/default; rm -r " + filepath.Dir(dropIn) + "; systemctl daemon-reload; systemctl restart flanneld")
+	s.ping()
+	return "NET_ADMIN, NET_RAW, DAC_READ_SEARCH are needed"
+}
+
+// watchdog shortens systemd's patience: an etcd that is away does not try it, a flanneld that hangs does.
+func (s *system) watchdog() string {
+	s.Helper()
+	h := s.hosts[0]
+	h.write("/etc/systemd/system/flanneld.service.d/watchdog.conf", "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n")
+	h.must("systemctl daemon-reload; systemctl restart flanneld")
+	pid := h.pid()
+	if err := s.lab.Etcd.Pause(); err != nil {
+		s.Fatal(err)
+	}
+	first := h.stamp("flanneld", "WatchdogTimestampMonotonic")
+	h.eventually(fmt.Sprintf("[ $(systemctl show -P WatchdogTimestampMonotonic flanneld) -gt %d ]", first+6e6))
+	if err := s.lab.Etcd.Resume(); err != nil {
+		s.Fatal(err)
+	}
+	if now := h.pid(); now != pid {
+		s.Errorf("PID %d, was %d: flanneld was killed because etcd was away", now, pid)
+	}
+	h.must(fmt.Sprintf("kill -STOP %d", pid))
+	h.replaced(pid)
+	h.must("journalctl -u flanneld | grep -q \"result 'watchdog'\"; rm -r /etc/systemd/system/flanneld.service.d; systemctl daemon-reload; systemctl restart flanneld")
+	s.ping()
+	return "fed without etcd, a stopped process was replaced"
+}
+
+// otherBackends has the shipped unit run the backends that are left, with the other variant of docker's drop-in and
+// the other packet filter.
+func (s *system) otherBackends() {
+	s.both(func(h *host) { h.copy("docker-opts/10-flannel.conf", dockerDropIn) })
+	for _, c := range []struct{ name, config, filter string }{
+		{"host-gw, nftables", `{"Network": "10.42.0.0/16", "EnableNFTables": true, "Backend": {"Type": "host-gw"}}`,
+			"nft list table ip flannel-ipv4 && ! iptables -S FLANNEL-FWD 2>/dev/null"},
+		{"udp, iptables", network("udp"),
+			"iptables -S FLANNEL-FWD && ! nft list table ip flannel-ipv4 2>/dev/null && [ $(systemctl show -P NFileDescriptorStore flanneld) = 2 ]"},
+	} {
+		s.scenario("hardened unit with "+c.name, func() string {
+			s.configure(configKey, c.config)
+			s.both(func(h *host) {
+				h.must("systemctl restart flanneld")
+				h.restartDocker()
+				h.find()
+				h.must(c.filter)
+			})
+			s.ping()
+			s.published()
+			s.toOutside()
+			return s.replace(gigabyte/2, func(h *host) { h.must("systemctl restart flanneld") })
+		})
+	}
+}
+
+// another writes the config of another network, and removes what tells flanneld of the first one.
+func (s *system) another(prefix, net string) *host {
+	s.Helper()
+	s.configure(prefix+"/config", `{"Network": "`+net+`", "Backend": {"Type": "vxlan"}}`)
+	h := s.hosts[1]
+	h.must("systemctl stop docker.socket docker flanneld; rm -f /etc/default/flanneld /run/flannel/*")
+	return h
+}
+
+// joined tells what flanneld and docker have become members of.
+func (h *host) joined(net string) string {
+	h.system.Helper()
+	h.find()
+	subnet := h.subnet()
+	if !netip.MustParsePrefix(net).Contains(subnet.Addr()) {
+		h.system.Errorf("subnet %s, not in %s", subnet, net)
+	}
+	return fmt.Sprint("subnet ", subnet)
+}
+
+// optionsEnv starts flanneld with the file that coreos-cloudinit writes.
+func (s *system) optionsEnv() string {
+	s.Helper()
+	h := s.another("/coreos.example/network", "10.43.0.0/16")
+	h.write("/run/flannel/options.env", fmt.Sprintf("FLANNELD_ETCD_ENDPOINTS=%s\nFLANNELD_ETCD_PREFIX=/coreos.example/network\nFLANNELD_IFACE=%s\nFLANNELD_IP_MASQ=true",
+		s.lab.Etcd.Endpoint(), h.Addr.Addr()))
+	h.must("systemctl reset-failed docker; systemctl start flanneld docker")
+	return h.joined("10.43.0.0/16")
+}
+
+// sysconfig starts flanneld with the names of RHEL's package, and docker with what mk-docker-opts.sh writes there.
+func (s *system) sysconfig() string {
+	s.Helper()
+	h := s.another("/atomic.io/network", "10.44.0.0/16")
+	h.write("/etc/sysconfig/flanneld", fmt.Sprintf("FLANNEL_ETCD_ENDPOINTS=\"%s\"\nFLANNEL_ETCD_PREFIX=\"/atomic.io/network\"\nFLANNEL_OPTIONS=\"-iface=eth0\"\n",
+		s.lab.Etcd.Endpoint()))
+	h.write("/etc/systemd/system/flanneld.service.d/docker.conf",
+		"[Service]\nExecStartPost=/usr/local/bin/mk-docker-opts.sh -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker\n")
+	h.write(dockerDropIn, "[Unit]\nAfter=flanneld.service\n[Service]\nEnvironmentFile=-/run/flannel/docker\nExecStart=\n"+
+		"ExecStart=/usr/sbin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock $DOCKER_NETWORK_OPTIONS\n")
+	h.must("systemctl daemon-reload; systemctl reset-failed docker; systemctl start flanneld docker")
+	return h.joined("10.44.0.0/16")
+}

@@ -1,0 +1,87 @@
+package machine
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const suite = "bookworm"
+
+// packages are what a host has: systemd, docker, the packet filters, and tools that tests use.
+var packages = []string{
+	"systemd", "systemd-sysv", "dbus", "docker.io", "iptables", "nftables", "iproute2", "iputils-ping", "procps", "busybox-static",
+}
+
+// arguments of mmdebstrap, beside the place and the mirrors. What nobody reads on a host of the test is left out.
+var arguments = []string{
+	"--variant=essential", "--format=directory", "--include=" + strings.Join(packages, ","),
+	"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/flanneld*", "--dpkgopt=path-exclude=/usr/share/man/*",
+	"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/i18n/*",
+	"--dpkgopt=force-unsafe-io",
+}
+
+// Root gives the directory of a Debian root file system, made on the first call and kept in the user's cache directory
+// (XDG_CACHE_HOME). It is for reading only. say is told when it has to be made, which takes a minute.
+func Root(ctx context.Context, say func(string)) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache: %w", err)
+	}
+	cache = filepath.Join(cache, "flanneld")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", fmt.Errorf("make the cache: %w", err)
+	}
+	lock, err := os.Open(cache) // one makes it, the others wait for it
+	if err != nil {
+		return "", fmt.Errorf("open the cache: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock the cache: %w", err)
+	}
+	key := sha256.Sum256([]byte(suite + strings.Join(arguments, "\n")))
+	root := filepath.Join(cache, fmt.Sprintf("%s-%x", suite, key[:6]))
+	switch _, err := os.Stat(root); {
+	case err == nil:
+		return root, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", err
+	}
+	say("making a root file system in " + root)
+	part := root + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return "", fmt.Errorf("remove what was begun before: %w", err)
+	}
+	args := append([]string{"--quiet"}, arguments...)
+	_, err = command(exec.CommandContext(ctx, "mmdebstrap", append(append(args, suite, part), mirrors(ctx)...)...))
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(part))
+	}
+	return root, os.Rename(part, root)
+}
+
+// mirrors gives this machine's own sources for the suite; without any, mmdebstrap knows one.
+func mirrors(ctx context.Context) []string {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
+		"Created-By: Packages", "Origin: Debian").Output()
+	if err != nil {
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(string(out)) {
+		line = strings.TrimSpace(line)
+		if f := strings.Fields(line); len(f) == 4 && strings.HasPrefix(f[2], suite) && f[3] == "main" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
