@@ -47,6 +47,8 @@ var mayImport = map[string][]string{
 	"kernel":                {"dataplane", "host"},
 	"reconcile":             {"dataplane", "backend", "host", "lease"},
 	"lab":                   {},
+	"machine":               {"lab"},
+	"vm":                    {},
 	"tunnel":                {},
 }
 

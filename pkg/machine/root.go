@@ -17,16 +17,16 @@ import (
 const suite = "bookworm"
 
 // packages are what a host has: systemd, docker, the packet filters, and tools that tests use.
-var packages = []string{
-	"systemd", "systemd-sysv", "dbus", "docker.io", "iptables", "nftables", "iproute2", "iputils-ping", "procps", "busybox-static",
-}
+const packages = "systemd,systemd-sysv,dbus,docker.io,iptables,nftables,iproute2,iputils-ping,procps,busybox-static"
 
 // arguments of mmdebstrap, beside the place and the mirrors. What nobody reads on a host of the test is left out.
-var arguments = []string{
-	"--variant=essential", "--format=directory", "--include=" + strings.Join(packages, ","),
-	"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/flanneld*", "--dpkgopt=path-exclude=/usr/share/man/*",
-	"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/i18n/*",
-	"--dpkgopt=force-unsafe-io",
+func arguments() []string {
+	return []string{
+		"--quiet", "--variant=essential", "--format=directory", "--include=" + packages,
+		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/flanneld*", "--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/i18n/*",
+		"--dpkgopt=force-unsafe-io",
+	}
 }
 
 // Root gives the directory of a Debian root file system, made on the first call and kept in the user's cache directory
@@ -48,7 +48,7 @@ func Root(ctx context.Context, say func(string)) (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", fmt.Errorf("lock the cache: %w", err)
 	}
-	key := sha256.Sum256([]byte(suite + strings.Join(arguments, "\n")))
+	key := sha256.Sum256([]byte(suite + strings.Join(arguments(), "\n")))
 	root := filepath.Join(cache, fmt.Sprintf("%s-%x", suite, key[:6]))
 	switch _, err := os.Stat(root); {
 	case err == nil:
@@ -61,8 +61,8 @@ func Root(ctx context.Context, say func(string)) (string, error) {
 	if err := os.RemoveAll(part); err != nil {
 		return "", fmt.Errorf("remove what was begun before: %w", err)
 	}
-	args := append([]string{"--quiet"}, arguments...)
-	_, err = command(exec.CommandContext(ctx, "mmdebstrap", append(append(args, suite, part), mirrors(ctx)...)...))
+	args := append(append(arguments(), suite, part), mirrors(ctx)...)
+	_, err = command(exec.CommandContext(ctx, "mmdebstrap", args...))
 	if err != nil {
 		return "", errors.Join(err, os.RemoveAll(part))
 	}
