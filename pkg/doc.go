@@ -8,7 +8,7 @@
 //	etcd v2|v3 -registry-> subnet (acquire, renew, follow) --lease.View-+
 //	rtnetlink events ---> kernel.Watch ---------------------host.Facts--+
 //	                                                                    v
-//	             backend.Desired(facts, view)            pure: no clock, no I/O
+//	             backend.Plan.Update(facts, view)        pure: no clock, no I/O
 //	                                                                    v
 //	             want dataplane.State
 //	kernel.Snapshot(scope) --> have dataplane.State
@@ -38,9 +38,11 @@
 //	reconcile   the loop: when to look, how often to try, what to say
 //	daemon      wiring, order of start and stop, health, sd_notify
 //	lab         many hosts on one machine, for tests, demo and benchmarks
+//	machine     hosts with a systemd and a root file system of their own, for tests
+//	vm          a guest with another kernel, for tests
 //
 // To follow one change, begin in subnet.Follow, where a View is emitted, go on
-// to reconcile.Loop.Pass, from there to backend.Desired and dataplane.Diff, and
+// to reconcile.Loop.Pass, from there to backend.Plan.Update and dataplane.Diff, and
 // end in kernel.Apply. The rules between the rooms are kept by the test beside
 // this file.
 package pkg
