@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -24,15 +25,22 @@ type plan struct {
 	slices  int           // of a run, in which the paths take turns
 	slice   time.Duration // over each path
 	crowds  []int         // numbers of peers
+
+	sizes    []int // numbers of peers of one host, ascending
+	launches int   // starts with each of them
+	changes  int   // of each sort, with the most
+	trials   int   // restarts, and damages of each sort, with the most
+	hurts    int   // damages with three
 }
 
 func planOf(quick bool) plan {
 	p := plan{
 		starts: 5, idle: 20 * time.Second, joins: 20, repairs: 10, away: 500 * time.Millisecond, look: time.Second,
 		runs: 3, slices: 24, slice: 125 * time.Millisecond, crowds: []int{100, 5000},
+		sizes: []int{1000, 5000, 20_000}, launches: 5, changes: 20, trials: 3, hurts: 100,
 	}
 	if quick {
-		p.idle, p.slices = 3*time.Second, 5
+		p.idle, p.slices, p.launches, p.trials, p.hurts = 3*time.Second, 5, 1, 1, 20
 	}
 	return p
 }
@@ -66,49 +74,93 @@ type bench struct {
 	progress func(format string, args ...any)
 }
 
-// runBench prints tables to out and, while it measures, lines to progress. The error tells what could not be measured.
-func runBench(ctx context.Context, flanneld string, p plan, out, progress io.Writer) (err error) {
+// A section of the report is a table. Some of them have one name, and are measured together.
+type section struct {
+	name, title string
+	measure     func(context.Context) ([][]string, error)
+}
+
+// sectionNames are those that can be asked for.
+var sectionNames = []string{"daemon", "convergence", "restart", "traffic", "crowd", "scale"}
+
+// runBench prints tables to out and, while it measures, lines to progress; of one section only if that is named. The error
+// tells what could not be measured.
+func runBench(ctx context.Context, flanneld, only string, p plan, out, progress io.Writer) error {
 	start := time.Now()
-	b := &bench{flanneld: flanneld, plan: p, progress: func(format string, args ...any) {
+	say := func(format string, args ...any) {
 		fmt.Fprintf(progress, "[%5.1f s] %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
-	}}
-	b.progress("building hosts")
-	hosts := b.layOut()
-	if b.lab, err = lab.New(ctx, lab.Options{Hosts: hosts, Flanneld: flanneld}); err != nil {
+	}
+	few, many := &bench{flanneld: flanneld, plan: p, progress: say}, &scale{plan: p, progress: say}
+	var errs []error
+	for _, part := range []struct {
+		sections []section
+		build    func(context.Context) error
+		close    func() error
+	}{{few.sections(), few.build, few.close}, {many.sections(), func(ctx context.Context) error { return many.build(ctx, flanneld) }, many.close}} {
+		sections := slices.DeleteFunc(part.sections, func(s section) bool { return only != "" && s.name != only })
+		if len(sections) == 0 {
+			continue
+		}
+		say("building hosts")
+		err := part.build(ctx)
+		if err == nil {
+			err = measureAll(ctx, sections, out, say)
+		}
+		errs = append(errs, err, part.close())
+		say("removed all namespaces, processes and files")
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// measureAll prints one table after another; what cannot be measured does not keep the others from it.
+func measureAll(ctx context.Context, sections []section, out io.Writer, say func(string, ...any)) error {
+	var errs []error
+	for _, s := range sections {
+		rows, err := s.measure(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			err = fmt.Errorf("not everything was measured: %w", err)
+			say("%v", err)
+		}
+		errs = append(errs, err, printTable(out, s.title, rows))
+	}
+	return errors.Join(errs...)
+}
+
+func (b *bench) sections() []section {
+	return []section{
+		{"daemon", "The daemon, with 2 peers, backend vxlan", b.consumption},
+		{"convergence", "Convergence and repair, backend vxlan", b.convergence},
+		{"restart", fmt.Sprintf("Pings lost, %d/s, while flanneld ends, is away for %v and starts", pingRate, b.plan.away), b.losses},
+		{"traffic", "Traffic, container to container, beside the bare link between two hosts; CPU of the whole machine (/proc/stat)", b.traffic},
+		{"crowd", "udp, by the number of peers in its forwarding table", b.crowds},
+	}
+}
+
+// build makes the lab and starts flanneld on most of its hosts.
+func (b *bench) build(ctx context.Context) (err error) {
+	if b.lab, err = lab.New(ctx, lab.Options{Hosts: b.layOut(), Flanneld: b.flanneld}); err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, b.lab.Close())
-		b.progress("removed all namespaces, processes and files")
-	}()
 	b.settle()
 	for _, o := range []overlay{b.vxlan, b.hostGW, b.udp, b.plain} {
 		if err := b.startNetwork(ctx, o); err != nil {
 			return err
 		}
 	}
-	var errs []error
-	for _, section := range []struct {
-		title   string
-		measure func(context.Context) ([][]string, error)
-	}{
-		{"The daemon, with 2 peers, backend vxlan", b.consumption},
-		{"Convergence and repair, backend vxlan", b.convergence},
-		{fmt.Sprintf("Pings lost, %d/s, while flanneld ends, is away for %v and starts", pingRate, p.away), b.losses},
-		{"Traffic, container to container, beside the bare link between two hosts; CPU of the whole machine (/proc/stat)", b.traffic},
-		{"udp, by the number of peers in its forwarding table", b.crowds},
-	} {
-		rows, err := section.measure(ctx)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			err = fmt.Errorf("not everything was measured: %w", err)
-			b.progress("%v", err)
-		}
-		errs = append(errs, err, printTable(out, section.title, rows))
+	return nil
+}
+
+func (b *bench) close() error {
+	if b.lab == nil {
+		return nil
 	}
-	return errors.Join(errs...)
+	return b.lab.Close()
 }
 
 // layOut says which networks there are, and gives the number of hosts they need. SubnetMin keeps the lower half of the

@@ -76,6 +76,9 @@ func (b *bench) joins(ctx context.Context) ([]time.Duration, error) {
 		if err := b.awaitState(ctx, k, "nothing of the peer", p.absent); err != nil {
 			return took, err
 		}
+		if err := window(ctx, changePause); err != nil { // one change, not the second of two
+			return took, err
+		}
 	}
 	return took, nil
 }

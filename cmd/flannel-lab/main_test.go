@@ -32,6 +32,7 @@ func TestParse(t *testing.T) {
 		{"bench --hosts 2 " + self, 2, "--hosts"},
 		{"demo more " + self, 2, `"more"`},
 		{"bench demo " + self, 2, `"demo"`},
+		{"bench --only all " + self, 2, "daemon, convergence"},
 		{"--flanneld=/nowhere", 2, "/nowhere"},
 		{"bench --flanneld=/", 2, "not a program"},
 	} {
@@ -94,14 +95,15 @@ func TestDemo(t *testing.T) {
 func TestBench(t *testing.T) {
 	path := daemon(t)
 	short := plan{starts: 1, idle: 50 * time.Millisecond, joins: 2, repairs: 1, away: 50 * time.Millisecond,
-		runs: 1, slices: 2, slice: 20 * time.Millisecond, crowds: []int{3, 300}}
+		runs: 1, slices: 6, slice: 20 * time.Millisecond, crowds: []int{3, 300},
+		sizes: []int{10, 1000}, launches: 1, changes: 4, trials: 1, hurts: 8}
 	var out, progress bytes.Buffer
-	if err := runBench(t.Context(), path, short, &out, &progress); err != nil {
+	if err := runBench(t.Context(), path, "", short, &out, &progress); err != nil {
 		t.Errorf("bench: %v", err)
 	}
 	t.Logf("%s%s", progress.String(), out.String())
 	for _, want := range []string{"≤ 25 MB", "idle CPU", "new peer in etcd", "ip link del flannel.1", "bridge fdb flush", "SIGKILL", "bare link", "host-gw",
-		"udp without offloads", "UDP, 1400 B", "CPU s/GB", "PING P50", "≥ 0.60", "1 peer ", "300 peers"} {
+		"udp without offloads", "UDP, 1400 B", "CPU s/GB", "PING P50", "≥ 0.60", "1 peer ", "300 peers", "vxlan, 1,000 peers", "host-gw, 10 peers", "another MAC", "LEASE TO READY", "bridge fdb flush dev flannel.1", "worst ≤ 1 s"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the tables do not show %q", want)
 		}
@@ -114,7 +116,7 @@ func TestBenchStops(t *testing.T) {
 	defer cancel()
 	var out bytes.Buffer
 	start := time.Now()
-	err := runBench(ctx, path, planOf(false), &out, cancelOn{"idle", cancel})
+	err := runBench(ctx, path, "", planOf(false), &out, cancelOn{"idle", cancel})
 	if !errors.Is(err, context.Canceled) || time.Since(start) > 10*time.Second {
 		t.Errorf("bench after %v: %v", time.Since(start), err)
 	}

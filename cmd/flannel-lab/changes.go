@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lab"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/subnet"
+)
+
+// changePause is the quiet time after each single change, in which all that it costs has been spent.
+const changePause = 200 * time.Millisecond
+
+// changes measures single changes among the crowd: the time from etcd's commit, which is when a write returns, to the last
+// object in the kernel, and what they cost.
+func (s *scale) changes(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "MEDIAN", "WORST", "OF", "WANTED", "CPU A CHANGE", "WANTED"}}
+	c := &s.crowd
+	if c.process == nil {
+		return rows, errNoCrowd
+	}
+	c.ledger.collect(0)
+	idle, err := s.idling(ctx)
+	if err != nil {
+		return rows, err
+	}
+	n := s.plan.changes
+	for _, sort := range []struct {
+		name   string
+		wanted string
+		change func(context.Context, int) (time.Duration, error)
+		count  int
+	}{
+		{"a peer joins", "≤ 20 ms", s.join, n},
+		{"a peer comes back with another MAC", "≤ 20 ms", s.renew, n},
+		{"a peer leaves, and says so", "≤ 20 ms", s.leave, n},
+		{"", "", s.join, n / 4},
+		{"a peer's key is deleted, 1 s of grace included", "", s.vanish, n / 4},
+	} {
+		if sort.name != "" {
+			s.progress("%s, %d times", sort.name, sort.count)
+		}
+		took, each, err := s.series(ctx, sort.count, idle, sort.change)
+		if err != nil {
+			return rows, fmt.Errorf("%s: %w", sort.name, err)
+		}
+		if sort.name != "" {
+			rows = append(rows, []string{sort.name, milliseconds(median(took)), milliseconds(quantile(took, 1)), fmt.Sprint(len(took)),
+				sort.wanted, milliseconds(each), "≤ 5 ms"})
+		}
+	}
+	return rows, c.check()
+}
+
+// idling is the part of a processor that flanneld takes when nothing happens.
+func (s *scale) idling(ctx context.Context) (float64, error) {
+	d := min(s.plan.idle, 3*time.Second)
+	s.progress("an idle flanneld for %v", d)
+	before, err := s.crowd.process.Usage()
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	if err := window(ctx, d); err != nil {
+		return 0, err
+	}
+	after, err := s.crowd.process.Usage()
+	return float64(after.CPU-before.CPU) / float64(time.Since(start)), err
+}
+
+// series makes single changes with pauses between them, and gives the CPU time of one beyond what idling takes.
+func (s *scale) series(ctx context.Context, n int, idle float64, change func(context.Context, int) (time.Duration, error)) (took []time.Duration, each time.Duration, err error) {
+	before, err := s.crowd.process.Usage()
+	if err != nil {
+		return nil, 0, err
+	}
+	start := time.Now()
+	for i := range n {
+		d, err := change(ctx, s.crowd.phantoms+i)
+		if err != nil {
+			return took, 0, err
+		}
+		took = append(took, d)
+		if err := window(ctx, changePause); err != nil {
+			return took, 0, err
+		}
+	}
+	after, err := s.crowd.process.Usage()
+	spent := after.CPU - before.CPU - time.Duration(idle*float64(time.Since(start)))
+	return took, spent / time.Duration(max(1, n)), err
+}
+
+// reborn is a peer as it came back.
+func reborn(i int) peer {
+	p := oneOfMany(i)
+	p.mac[1] = 1
+	return p
+}
+
+func (s *scale) join(ctx context.Context, i int) (time.Duration, error) {
+	p := oneOfMany(i)
+	return s.change(ctx, nil, p.inKernel(s.crowd.name), func(st *store) error { return st.put(ctx, p.attrs(s.crowd.name), p.subnet) })
+}
+
+func (s *scale) renew(ctx context.Context, i int) (time.Duration, error) {
+	was, is := oneOfMany(i), reborn(i)
+	return s.change(ctx, was.inKernel(s.crowd.name), is.inKernel(s.crowd.name), func(st *store) error {
+		return st.put(ctx, is.attrs(s.crowd.name), is.subnet)
+	})
+}
+
+func (s *scale) leave(ctx context.Context, i int) (time.Duration, error) {
+	p := reborn(i)
+	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error {
+		return subnet.Release(ctx, st, lease.Lease{Subnet: p.subnet, Attrs: p.attrs(s.crowd.name), Expires: time.Now().Add(time.Hour)})
+	})
+}
+
+func (s *scale) vanish(ctx context.Context, i int) (time.Duration, error) {
+	p := oneOfMany(i)
+	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error { return st.Delete(ctx, lease.Lease{Subnet: p.subnet}) })
+}
+
+// change makes a change in etcd and gives the time from its first write to the kernel that holds what is wanted then.
+func (s *scale) change(ctx context.Context, was, is objects, write func(*store) error) (time.Duration, error) {
+	start := time.Now()
+	s.crowd.ledger.expect(false, was)
+	s.crowd.ledger.expect(true, is)
+	st := &store{session: s.etcd, dir: s.crowd.prefix + "/subnets/"}
+	if err := write(st); err != nil {
+		return 0, err
+	}
+	at, err := s.crowd.ledger.await(ctx, start, patience)
+	return at.Sub(st.wrote), err
+}
+
+// A store is as much of a registry as subnet.Release needs, and tells when the first write was done.
+type store struct {
+	registry.Registry
+	session *lab.Session
+	dir     string
+	wrote   time.Time
+}
+
+func (st *store) put(ctx context.Context, a lease.Attrs, subnet netip.Prefix) error {
+	value, err := a.Encode()
+	if err == nil {
+		err = st.session.Put(ctx, st.dir+lease.Key(subnet), string(value))
+	}
+	st.done()
+	return err
+}
+
+func (st *store) done() {
+	if st.wrote.IsZero() {
+		st.wrote = time.Now()
+	}
+}
+
+// Update implements registry.Registry, without comparing anything.
+func (st *store) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, _ time.Duration) (lease.Lease, error) {
+	return prev, st.put(ctx, a, prev.Subnet)
+}
+
+// Delete implements registry.Registry, without comparing anything.
+func (st *store) Delete(ctx context.Context, prev lease.Lease) error {
+	err := st.session.Delete(ctx, st.dir+lease.Key(prev.Subnet))
+	st.done()
+	return err
+}

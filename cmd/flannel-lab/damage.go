@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab"
+)
+
+// hurts are the damages, and what of the floor it takes to repair them. ip(8) cannot flush routes by way of nexthop objects
+// (it asks for the deletion of routes by both the object and the link, which the kernel refuses), so among many peers
+// they are deleted one by one.
+var hurts = []struct {
+	command string
+	many    string // among many peers, if that is another one, of every subnet
+	floor   func(floor) time.Duration
+}{
+	{"ip route flush dev " + vxlanLink, "route del", func(f floor) time.Duration { return f.routes }},
+	{"bridge fdb flush dev " + vxlanLink, "", func(f floor) time.Duration { return f.fdb }},
+	{"ip neigh flush dev " + vxlanLink + " nud permanent", "", func(f floor) time.Duration { return f.neighs }},
+	{"ip link del " + vxlanLink, "", floor.all},
+}
+
+// restarts measures starts of flanneld with everything in place, under pings from a container to one of a real peer.
+func (s *scale) restarts(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "EXEC TO READY", "LEASE TO READY", "OPERATIONS", "NOTIFICATIONS", "PINGS LOST", "OF", "PEAK MEMORY"}}
+	c := &s.crowd
+	if c.process == nil {
+		return rows, errNoCrowd
+	}
+	path, err := s.pair(ctx)
+	if err != nil {
+		return rows, err
+	}
+	for i := range s.plan.trials {
+		s.progress("restart under traffic, %d of %d", i+1, s.plan.trials)
+		events := c.ledger.events()
+		pinger, err := path.from.StartPinger(path.to.Addr, time.Second/pingRate)
+		if err != nil {
+			return rows, err
+		}
+		err = s.restart(ctx)
+		stats := pinger.Stop()
+		if err != nil {
+			return rows, err
+		}
+		leased, err := said(c.process, leaseTexts...)
+		if err != nil {
+			return rows, err
+		}
+		usage, err := c.process.Usage()
+		if err != nil {
+			return rows, err
+		}
+		ready := c.begun.Add(c.process.ReadyAfter())
+		rows = append(rows, []string{fmt.Sprint(i + 1), milliseconds(c.process.ReadyAfter()), milliseconds(ready.Sub(leased)),
+			operations(c.process), fmt.Sprint(c.ledger.events() - events), fmt.Sprint(stats.Lost), fmt.Sprint(stats.Sent), megabytes(usage.HWM)})
+	}
+	return append(rows, []string{"wanted", "", "≤ 1 s", "none", "0", "0", "", "≤ 80 MB"}), c.check()
+}
+
+// restart ends flanneld and starts it again, with time before, between and after for losses to show.
+func (s *scale) restart(ctx context.Context) error {
+	c := &s.crowd
+	if err := window(ctx, s.plan.away); err != nil {
+		return err
+	}
+	if err := stop(ctx, c.overlay, c.host); err != nil {
+		return err
+	}
+	if err := window(ctx, s.plan.away); err != nil {
+		return err
+	}
+	if err := c.start(ctx); err != nil {
+		return err
+	}
+	return window(ctx, 2*s.plan.away)
+}
+
+// operations is what flanneld says to have done to the kernel.
+func operations(p *lab.Process) string {
+	var all []string
+	for line := range strings.Lines(p.Logs()) {
+		if _, after, found := strings.Cut(line, ` ops="`); found {
+			summary, _, _ := strings.Cut(after, `"`)
+			all = append(all, summary)
+		}
+	}
+	if len(all) == 0 {
+		return "none"
+	}
+	return strings.Join(all, ", ")
+}
+
+// pair brings a real peer into the crowd, and gives a path between a container on each side. The peer's own flanneld is
+// ended when it has programmed its kernel, so that it takes no part in what is measured.
+func (s *scale) pair(ctx context.Context) (path, error) {
+	c := &s.crowd
+	other := crowded{overlay: c.overlay, host: s.next()}
+	s.progress("a real peer joins")
+	if err := other.start(ctx); err != nil {
+		return path{}, err
+	}
+	env, err := other.host.ReadSubnet()
+	if err != nil {
+		return path{}, err
+	}
+	p := peer{subnet: env.Subnet.Masked(), public: other.host.Addr}
+	err = other.host.Do(func() error {
+		d, err := net.InterfaceByName(vxlanLink)
+		if err == nil {
+			p.mac = dataplane.MAC(d.HardwareAddr)
+		}
+		return err
+	})
+	if err != nil {
+		return path{}, err
+	}
+	c.ledger.expect(true, p.inKernel(c.name))
+	if _, err := c.ledger.await(ctx, time.Time{}, patience); err != nil {
+		return path{}, err
+	}
+	way, err := containerPath(ctx, overlay{name: c.name, hosts: []*lab.Host{c.host, other.host}})
+	return way, errors.Join(err, stop(ctx, other.overlay, other.host))
+}
+
+// damages has each damage repaired, among the crowd.
+func (s *scale) damages(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "DAMAGE TAKES", "REPAIR, MEDIAN", "WORST", "OF", "FLOOR", "RATIO", "WANTED", "PEAK MEMORY"}}
+	c := &s.crowd
+	if c.process == nil {
+		return rows, errNoCrowd
+	}
+	c.ledger.collect(time.Millisecond)
+	for _, hurt := range hurts {
+		name, damage := hurt.command, func() (time.Duration, error) { return command(ctx, c.host, hurt.command) }
+		if hurt.many != "" {
+			name, damage = "ip "+hurt.many+" of all", func() (time.Duration, error) { return s.batch(ctx, c.host, "ip", c.ofEach(hurt.many)) }
+		}
+		var takes, took []time.Duration
+		var peak int64
+		for i := range s.plan.trials {
+			s.progress("%s, %d of %d", name, i+1, s.plan.trials)
+			// A new process has no memory of what it has spent on repairs before.
+			if err := c.again(ctx); err != nil {
+				return rows, err
+			}
+			if err := window(ctx, s.plan.away); err != nil {
+				return rows, err
+			}
+			begun, ended, repaired, err := c.hurt(ctx, damage, s.plan.away)
+			if err != nil {
+				return rows, fmt.Errorf("%s: %w", name, err)
+			}
+			s.progress("%s: took %s, repaired %s after that", name, milliseconds(ended.Sub(begun)), milliseconds(repaired.Sub(ended)))
+			usage, err := c.process.Usage()
+			if err != nil {
+				return rows, err
+			}
+			peak = max(peak, usage.HWM)
+			takes, took = append(takes, ended.Sub(begun)), append(took, repaired.Sub(ended))
+		}
+		floor := hurt.floor(s.floors[c.prefix])
+		rows = append(rows, []string{name, milliseconds(median(takes)), milliseconds(median(took)), milliseconds(quantile(took, 1)),
+			fmt.Sprint(len(took)), milliseconds(floor), fmt.Sprintf("%.2f", float64(median(took))/float64(floor)), "≤ 2", megabytes(peak)})
+	}
+	return rows, c.check()
+}
+
+// ofEach gives commands about the subnet of every peer that exists in etcd only.
+func (c *crowded) ofEach(command string) string {
+	var lines strings.Builder
+	for i := range c.phantoms {
+		fmt.Fprintf(&lines, "%s %s\n", command, oneOfMany(i).subnet)
+	}
+	return lines.String()
+}
+
+// again restarts flanneld.
+func (c *crowded) again(ctx context.Context) error {
+	if err := stop(ctx, c.overlay, c.host); err != nil {
+		return err
+	}
+	return c.start(ctx)
+}
+
+// hurt does a damage, and waits until the kernel holds what is wanted, and still does after a while.
+func (c *crowded) hurt(ctx context.Context, damage func() (time.Duration, error), quiet time.Duration) (begun, ended, repaired time.Time, err error) {
+	took, err := damage()
+	if err != nil {
+		return
+	}
+	ended = time.Now()
+	begun = ended.Add(-took)
+	for at := begun; ; at = repaired {
+		if repaired, err = c.ledger.await(ctx, begun, limit); err != nil || repaired == at {
+			return
+		}
+		if err = window(ctx, quiet); err != nil {
+			return
+		}
+	}
+}
+
+// smallDamages has all damages repaired in turn, again and again, among three peers.
+func (s *scale) smallDamages(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "MEDIAN", "WORST", "OF", "WANTED"}}
+	o := manyOverlay("vxlan", 3)
+	if err := s.writeMany(ctx, o); err != nil {
+		return rows, err
+	}
+	c, _, err := s.launch(ctx, o, s.next())
+	if err != nil {
+		return rows, errors.Join(err, c.leave(ctx, s))
+	}
+	c.ledger.collect(0)
+	s.progress("damage among 3 peers, %d times", s.plan.hurts)
+	var all []time.Duration
+	each := make([][]time.Duration, len(hurts))
+	for i := range s.plan.hurts {
+		// flanneld slows down when somebody undoes the same again and again; a new process has no memory of that.
+		if i > 0 && i%(4*len(hurts)) == 0 {
+			if err := c.again(ctx); err != nil {
+				return rows, err
+			}
+		}
+		line := hurts[i%len(hurts)].command
+		begun, _, repaired, err := c.hurt(ctx, func() (time.Duration, error) { return command(ctx, c.host, line) }, changePause/4)
+		if err != nil {
+			return rows, fmt.Errorf("%s: %w", line, err)
+		}
+		all = append(all, repaired.Sub(begun))
+		each[i%len(hurts)] = append(each[i%len(hurts)], repaired.Sub(begun))
+	}
+	for i, took := range each {
+		rows = append(rows, []string{hurts[i].command, milliseconds(median(took)), milliseconds(quantile(took, 1)), fmt.Sprint(len(took)), ""})
+	}
+	rows = append(rows, []string{"all", milliseconds(median(all)), milliseconds(quantile(all, 1)), fmt.Sprint(len(all)), "≤ 100 ms, worst ≤ 1 s"})
+	return rows, errors.Join(c.check(), c.leave(ctx, s))
+}

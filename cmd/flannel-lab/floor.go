@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab"
+)
+
+// A floor is how long ip(8) and bridge(8) take in their batch mode for the objects of an overlay, by kind: what a machine
+// can do, with one program that knows what to write and has nothing else to do.
+type floor struct{ fdb, neighs, hops, routes time.Duration }
+
+func (f floor) all() time.Duration { return f.fdb + f.neighs + f.hops + f.routes }
+
+// medianFloor is the median of each kind.
+func medianFloor(all []floor) (m floor) {
+	part := func(of func(floor) time.Duration) time.Duration {
+		var some []time.Duration
+		for _, f := range all {
+			some = append(some, of(f))
+		}
+		return median(some)
+	}
+	m.fdb = part(func(f floor) time.Duration { return f.fdb })
+	m.neighs = part(func(f floor) time.Duration { return f.neighs })
+	m.hops = part(func(f floor) time.Duration { return f.hops })
+	m.routes = part(func(f floor) time.Duration { return f.routes })
+	return m
+}
+
+// floor writes the objects of an overlay on a host that has none, and removes them. The device is made before.
+func (s *scale) floor(ctx context.Context, o overlay, h *lab.Host) (f floor, err error) {
+	k, err := openKernel(h)
+	if err != nil {
+		return f, err
+	}
+	defer k.Close()
+	link, onlink := deviceOf(o, h), ""
+	if o.name == "vxlan" {
+		onlink = " onlink"
+		err := errors.Join(k.Apply([]dataplane.Op{
+			{Kind: dataplane.KindLink, Name: link, Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1, Parent: h.Uplink, Local: h.Addr, Port: 8472,
+				MAC: dataplane.MAC{2, 1, 2, 3, 4, 5}, MTU: 1450, Up: true}},
+			{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: link, Prefix: netip.MustParsePrefix("10.0.1.0/32")}},
+		})...)
+		if err != nil {
+			return f, err
+		}
+	}
+	var fdb, neighs, hops, routes strings.Builder
+	for i := range o.phantoms {
+		p := oneOfMany(i)
+		via := p.public
+		if o.name == "vxlan" {
+			via = p.subnet.Addr()
+			fmt.Fprintf(&fdb, "fdb add %s dev %s dst %s self permanent\n", p.mac, link, p.public)
+			fmt.Fprintf(&neighs, "neigh add %s lladdr %s dev %s nud permanent\n", via, p.mac, link)
+		}
+		fmt.Fprintf(&hops, "nexthop add id %d via %s dev %s%s\n", i+1, via, link, onlink)
+		fmt.Fprintf(&routes, "route add %s nhid %d\n", p.subnet, i+1)
+	}
+	for _, b := range []struct {
+		program string
+		lines   *strings.Builder
+		took    *time.Duration
+	}{{"bridge", &fdb, &f.fdb}, {"ip", &neighs, &f.neighs}, {"ip", &hops, &f.hops}, {"ip", &routes, &f.routes}} {
+		if b.lines.Len() == 0 {
+			continue
+		}
+		if *b.took, err = s.batch(ctx, h, b.program, b.lines.String()); err != nil {
+			return f, err
+		}
+	}
+	have, err := listObjects(k, o.network, link)
+	if want := o.phantoms * len(oneOfMany(0).inKernel(o.name)); err == nil && len(have) != want {
+		err = fmt.Errorf("the floor has %d objects of %d in the kernel of %s", len(have), want, h.Name)
+	}
+	if err != nil {
+		return f, err
+	}
+	return f, s.clear(ctx, o, h)
+}
+
+// batch has a program carry out commands on a host.
+func (s *scale) batch(ctx context.Context, h *lab.Host, program, commands string) (time.Duration, error) {
+	path := filepath.Join(s.lab.Dir, "batch")
+	if err := os.WriteFile(path, []byte(commands), 0o600); err != nil {
+		return 0, err
+	}
+	return command(ctx, h, program+" -batch "+path)
+}
+
+// command runs a command on a host, and tells how long it took.
+func command(ctx context.Context, h *lab.Host, line string) (time.Duration, error) {
+	words := strings.Fields(line)
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	var out []byte
+	start := time.Now()
+	err := h.Do(func() (err error) {
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	took := time.Since(start)
+	if err != nil {
+		const most = 200
+		return took, fmt.Errorf("%s: %w: %s", line, err, strings.TrimSpace(string(out[:min(len(out), most)])))
+	}
+	return took, nil
+}
+
+// clear removes an overlay's objects from a host for good. In this order and manner: a nexthop object that goes with its
+// link has the kernel look through all routes, and ip(8) flushes routes only if the kernel does not tell their links besides.
+func (s *scale) clear(ctx context.Context, o overlay, h *lab.Host) error {
+	errs := []error{h.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/nexthop_compat_mode", []byte("0"), 0) })}
+	link := deviceOf(o, h)
+	for _, line := range []string{"ip route flush root " + o.network.String(), "ip nexthop flush dev " + link, "ip link del " + link} {
+		_, err := command(ctx, h, line)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

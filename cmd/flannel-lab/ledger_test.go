@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// message is one as the kernel sends it; attributes are of type and value.
+func message(kind uint16, header []byte, attributes ...any) []byte {
+	b := append(make([]byte, unix.SizeofNlMsghdr), header...)
+	for i := 0; i < len(attributes); i += 2 {
+		value := attributes[i+1].([]byte)
+		b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofRtAttr+len(value)))
+		b = binary.NativeEndian.AppendUint16(b, uint16(attributes[i].(int)))
+		b = append(b, value...)
+		for len(b)%4 != 0 {
+			b = append(b, 0)
+		}
+	}
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	return b
+}
+
+func number32(v int) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(v)) }
+
+func linkMessage(kind uint16, index int, name string) []byte {
+	header := make([]byte, unix.SizeofIfInfomsg)
+	copy(header[4:], number32(index))
+	return message(kind, header, unix.IFLA_IFNAME, append([]byte(name), 0))
+}
+
+func neighMessage(kind uint16, family byte, index int, state uint16, dst netip.Addr, mac dataplane.MAC) []byte {
+	header := make([]byte, unix.SizeofNdMsg)
+	header[0] = family
+	copy(header[4:], number32(index))
+	binary.NativeEndian.PutUint16(header[8:], state)
+	return message(kind, header, unix.NDA_DST, dst.AsSlice(), unix.NDA_LLADDR, mac[:])
+}
+
+func routeMessage(kind uint16, index int, dst netip.Addr) []byte {
+	header := make([]byte, unix.SizeofRtMsg)
+	header[4], header[7] = unix.RT_TABLE_MAIN, unix.RTN_UNICAST
+	return message(kind, header, unix.RTA_DST, dst.AsSlice(), unix.RTA_OIF, number32(index))
+}
+
+func TestLedger(t *testing.T) {
+	l := &ledger{network: netip.MustParsePrefix(manyNetwork), link: vxlanLink, have: objects{}, want: objects{}}
+	p, other := oneOfMany(7), reborn(7)
+	l.expect(true, p.inKernel("vxlan"))
+	neigh, fdb := byte(unix.AF_INET), byte(unix.AF_BRIDGE)
+	gw := p.subnet.Addr()
+	for i, step := range []struct {
+		message []byte
+		off     int
+	}{
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, p.mac), 3}, // the link is not known yet
+		{linkMessage(unix.RTM_NEWLINK, 5, vxlanLink), 3},
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, p.mac), 2},
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 4, unix.NUD_PERMANENT, gw, other.mac), 2}, // another link's
+		{neighMessage(unix.RTM_NEWNEIGH, fdb, 5, unix.NUD_PERMANENT, p.public, p.mac), 1},
+		{routeMessage(unix.RTM_NEWROUTE, 4, gw), 1},
+		{routeMessage(unix.RTM_NEWROUTE, 5, netip.MustParseAddr("192.0.2.0")), 1},
+		{routeMessage(unix.RTM_NEWROUTE, 5, gw), 0},
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_FAILED, gw, p.mac), 1},
+		{neighMessage(unix.RTM_DELNEIGH, neigh, 5, unix.NUD_FAILED, gw, p.mac), 1},
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, other.mac), 1}, // another MAC
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, p.mac), 0},
+		{neighMessage(unix.RTM_NEWNEIGH, fdb, 5, unix.NUD_PERMANENT, p.public, other.mac), 1}, // one too many
+		{neighMessage(unix.RTM_DELNEIGH, fdb, 5, unix.NUD_PERMANENT, p.public, other.mac), 0},
+		{routeMessage(unix.RTM_DELROUTE, 5, gw), 1},
+		{routeMessage(unix.RTM_NEWROUTE, 5, gw), 0},
+		{linkMessage(unix.RTM_DELLINK, 5, vxlanLink), 3},
+	} {
+		before, was := l.since, l.off
+		l.take(step.message)
+		if l.off != step.off {
+			t.Fatalf("after message %d, %d objects differ, want %d", i, l.off, step.off)
+		}
+		if became := was > 0 && l.off == 0; became != l.since.After(before) {
+			t.Errorf("after message %d, nothing differs since %v, before that since %v", i, l.since, before)
+		}
+	}
+	l.expect(false, p.inKernel("vxlan"))
+	if l.off != 0 || time.Since(l.since) > time.Minute {
+		t.Errorf("with nothing wanted, %d objects differ since %v", l.off, l.since)
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/lab"
+	"flanneld/pkg/lease"
+)
+
+// The networks of many hosts. Real ones have their subnets out of the first /16; SubnetLen must leave room for all.
+const (
+	manyNetwork  = "10.0.0.0/9"
+	manyUnderlay = "100.64.0.0/10" // RFC 6598; to host-gw, peers must be on the uplink's own link
+)
+
+// manyOverlay is a network with so many peers that exist in etcd only.
+func manyOverlay(backend string, peers int) overlay {
+	return overlay{
+		name: backend, prefix: fmt.Sprintf("/%s-%d", backend, peers), network: netip.MustParsePrefix(manyNetwork), phantoms: peers,
+		config: fmt.Sprintf(`{"Network":%q,"SubnetLen":24,"SubnetMin":"10.0.1.0","SubnetMax":"10.0.250.0","Backend":{"Type":%q}}`, manyNetwork, backend),
+	}
+}
+
+// oneOfMany gives peer i, 0 to 32000. The second MAC is for one that has come back with another.
+func oneOfMany(i int) peer {
+	return peer{
+		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1 + byte(i>>8), byte(i), 0}), 24),
+		public: netip.AddrFrom4([4]byte{100, 96, byte(i >> 8), byte(i)}),
+		mac:    dataplane.MAC{0x0a, 0, 0, 0, byte(i >> 8), byte(i)},
+	}
+}
+
+func (p peer) attrs(backend string) lease.Attrs {
+	a := lease.Attrs{PublicIP: p.public, BackendType: backend}
+	if backend == "vxlan" {
+		a.BackendData = fmt.Sprintf(`{"VNI":1,"VtepMAC":"%s"}`, p.mac)
+	}
+	return a
+}
+
+// entry is the peer's key in etcd.
+func (p peer) entry(o overlay) (lab.Entry, error) {
+	value, err := p.attrs(o.name).Encode()
+	return lab.Entry{Key: o.prefix + "/subnets/" + p.key(), Value: string(value)}, err
+}
+
+// inKernel is what a kernel holds for the peer, but for the nexthop object.
+func (p peer) inKernel(backend string) objects {
+	all := objects{{kind: dataplane.KindRoute, addr: p.subnet.Addr()}: {}}
+	if backend == "vxlan" {
+		all[object{kind: dataplane.KindNeigh, addr: p.subnet.Addr()}] = p.mac
+		all[object{kind: dataplane.KindFDB, addr: p.public, mac: p.mac}] = dataplane.MAC{}
+	}
+	return all
+}
+
+// deviceOf is the link that a backend's objects are on.
+func deviceOf(o overlay, h *lab.Host) string {
+	if o.name == "vxlan" {
+		return vxlanLink
+	}
+	return h.Uplink
+}
+
+// listObjects reads what a kernel holds for an overlay by a link, to check a ledger with.
+func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, error) {
+	scope := dataplane.Scope{Network: network, Links: []string{link}}
+	s, err := k.Snapshot(scope)
+	all := objects{}
+	for r, route := range s.Routes {
+		if r.Link == link && route.Proto != dataplane.ProtoKernel {
+			all[object{kind: dataplane.KindRoute, addr: r.Dst.Addr()}] = dataplane.MAC{}
+		}
+	}
+	for n, mac := range s.Neighs {
+		all[object{kind: dataplane.KindNeigh, addr: n.IP}] = mac
+	}
+	for f := range s.FDB {
+		all[object{kind: dataplane.KindFDB, addr: f.Dst, mac: f.MAC}] = dataplane.MAC{}
+	}
+	return all, err
+}
+
+// writeMany writes the config and the leases of an overlay.
+func (s *scale) writeMany(ctx context.Context, o overlay) error {
+	entries := []lab.Entry{{Key: o.prefix + "/config", Value: o.config}}
+	for i := range o.phantoms {
+		e, err := oneOfMany(i).entry(o)
+		if err != nil {
+			return err
+		}
+		entries = append(entries, e)
+	}
+	return s.etcd.PutAll(ctx, entries)
+}
+
+// said gives the time at which flanneld first said something that begins with one of some texts.
+func said(p *lab.Process, texts ...string) (time.Time, error) {
+	for line := range strings.Lines(p.Logs()) {
+		for _, text := range texts {
+			_, rest, stamped := strings.Cut(line, "time=")
+			if stamped && strings.Contains(line, `msg="`+text) {
+				stamp, _, _ := strings.Cut(rest, " ")
+				return time.Parse(time.RFC3339Nano, stamp)
+			}
+		}
+	}
+	return time.Time{}, fmt.Errorf("flanneld has not said %q", texts)
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	"flanneld/pkg/lab"
+	"flanneld/pkg/lease"
+)
+
+// A crowded host runs flanneld among many peers, and is watched from outside.
+type crowded struct {
+	overlay
+	host    *lab.Host
+	process *lab.Process
+	begun   time.Time // just before exec
+	ledger  *ledger
+}
+
+// A launch is what a start of flanneld on a host without anything took, from just before exec on.
+type launch struct {
+	leased   time.Duration // until it has said which subnet it has: between that and etcd's listing lies the write of its lease
+	complete time.Duration // until the kernel held all objects of all peers
+	ready    time.Duration // until READY
+	lab.Usage
+}
+
+// limit is how long anything among many peers may take.
+const limit = time.Minute
+
+// launch starts flanneld on a host among the peers of an overlay.
+func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c crowded, l launch, err error) {
+	c = crowded{overlay: o, host: h}
+	if c.ledger, err = openLedger(h, o.network, deviceOf(o, h)); err != nil {
+		return c, l, err
+	}
+	for i := range o.phantoms {
+		c.ledger.expect(true, oneOfMany(i).inKernel(o.name))
+	}
+	c.ledger.collect(time.Millisecond)
+	if err := c.start(ctx); err != nil {
+		return c, l, err
+	}
+	at, err := c.ledger.await(ctx, c.begun, limit)
+	if err != nil {
+		return c, l, err
+	}
+	leased, err := said(c.process, leaseTexts...)
+	if err != nil {
+		return c, l, err
+	}
+	l.leased, l.complete, l.ready = leased.Sub(c.begun), at.Sub(c.begun), c.process.ReadyAfter()
+	if err := window(ctx, s.plan.look/2); err != nil { // for what it does just after the start
+		return c, l, err
+	}
+	if l.Usage, err = c.process.Usage(); err != nil {
+		return c, l, err
+	}
+	return c, l, c.check()
+}
+
+// leaseTexts begin the line in which flanneld says which subnet it has.
+var leaseTexts = []string{"allocated lease", "found lease for current IP"}
+
+// start starts flanneld and waits until it is ready.
+func (c *crowded) start(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	c.begun = time.Now()
+	if c.process, err = c.host.Start("-etcd-prefix=" + c.prefix); err != nil {
+		return err
+	}
+	if err = c.process.WaitReady(ctx); err != nil {
+		return fmt.Errorf("host %s: %w", c.host.Name, err)
+	}
+	return nil
+}
+
+// check compares what is wanted with a listing of the kernel: no notification was lost.
+func (c *crowded) check() error {
+	k, err := openKernel(c.host)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	have, err := listObjects(k, c.network, deviceOf(c.overlay, c.host))
+	if want := c.ledger.wanted(); err == nil && !maps.Equal(have, want) {
+		err = fmt.Errorf("the kernel of %s holds %d objects, which are not the %d wanted", c.host.Name, len(have), len(want))
+	}
+	return err
+}
+
+// starts compares starts among more and more peers with the floor.
+func (s *scale) starts(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "EXEC TO COMPLETE", "FLOOR", "RATIO", "LEASE TO COMPLETE", "A PEER", "× AT FEWEST", "READY", "CPU", "PEAK MEMORY"}}
+	for _, backend := range []string{"vxlan", "host-gw"} {
+		least := 0.0
+		for _, n := range s.plan.sizes {
+			o := manyOverlay(backend, n)
+			if err := s.writeMany(ctx, o); err != nil {
+				return rows, err
+			}
+			launches, floors, err := s.alternate(ctx, o)
+			if err != nil {
+				return rows, fmt.Errorf("%s, %s: %w", backend, plural(n, "peer"), err)
+			}
+			s.floors[o.prefix] = medianFloor(floors)
+			row, each := startRow(launches, s.floors[o.prefix].all(), n)
+			if least == 0 {
+				least = each
+			}
+			row[0], row[6] = backend+", "+plural(n, "peer"), fmt.Sprintf("%.2f", each/least)
+			rows = append(rows, row)
+		}
+	}
+	return append(rows, []string{"wanted at 20,000", "", "", "≤ 2", "", "", "≤ 1.3", "", "", "≤ 80 MB"}), nil
+}
+
+// alternate starts flanneld and measures the floor in turn, each time on another host. Where the crowd is largest, the
+// last flanneld stays for what follows.
+func (s *scale) alternate(ctx context.Context, o overlay) (launches []launch, floors []floor, err error) {
+	for i := range s.plan.launches {
+		s.progress("%s, %s: start and floor, %d of %d", o.name, plural(o.phantoms, "peer"), i+1, s.plan.launches)
+		f, err := s.floor(ctx, o, s.next())
+		if err != nil {
+			return nil, nil, err
+		}
+		c, l, err := s.launch(ctx, o, s.next())
+		if err != nil {
+			return nil, nil, errors.Join(err, c.leave(ctx, s))
+		}
+		launches, floors = append(launches, l), append(floors, f)
+		s.progress("%s, %s: complete after %s, floor %s", o.name, plural(o.phantoms, "peer"), milliseconds(l.complete), milliseconds(f.all()))
+		if last := i == s.plan.launches-1; last && o.name == "vxlan" && o.phantoms == s.plan.sizes[len(s.plan.sizes)-1] {
+			s.crowd = c
+		} else if err := c.leave(ctx, s); err != nil {
+			return nil, nil, err
+		}
+	}
+	return launches, floors, nil
+}
+
+// leave ends flanneld and removes what it has programmed, and its lease.
+func (c *crowded) leave(ctx context.Context, s *scale) error {
+	if c.ledger != nil {
+		c.ledger.close()
+	}
+	if c.process == nil {
+		return nil
+	}
+	if err := stop(ctx, c.overlay, c.host); err != nil {
+		return err
+	}
+	env, err := c.host.ReadSubnet()
+	if err != nil {
+		return err
+	}
+	key := c.prefix + "/subnets/" + lease.Key(env.Subnet.Masked())
+	return errors.Join(s.etcd.Delete(ctx, key), s.clear(ctx, c.overlay, c.host))
+}
+
+func startRow(launches []launch, floor time.Duration, peers int) (row []string, each float64) {
+	part := func(of func(launch) time.Duration) time.Duration {
+		var some []time.Duration
+		for _, l := range launches {
+			some = append(some, of(l))
+		}
+		return median(some)
+	}
+	complete := part(func(l launch) time.Duration { return l.complete })
+	var peak int64
+	for _, l := range launches {
+		peak = max(peak, l.HWM)
+	}
+	each = float64(complete) / float64(peers)
+	return []string{
+		"", milliseconds(complete), milliseconds(floor), fmt.Sprintf("%.2f", float64(complete)/float64(floor)),
+		milliseconds(part(func(l launch) time.Duration { return l.complete - l.leased })), strconv.FormatFloat(each/1e3, 'f', 1, 64) + " µs", "",
+		milliseconds(part(func(l launch) time.Duration { return l.ready })),
+		milliseconds(part(func(l launch) time.Duration { return l.CPU })), megabytes(peak),
+	}, each
+}
