@@ -86,7 +86,8 @@ help:
 	@echo 'Try it (root)'
 	@echo '  make demo                  a network of hosts in namespaces;'
 	@echo '                             HOSTS=12 BACKEND=host-gw KEEP=1 or DEMO_ARGS=... to change it'
-	@echo '  make bench                 throughput and convergence'
+	@echo '  make bench                 throughput, convergence, one host among 20,000;'
+	@echo "                             BENCH_ARGS='--only scale' for a part"
 	@echo
 	@echo 'Check'
 	@echo '  make test                  everything; the parts that need root are skipped without it'
