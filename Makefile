@@ -94,6 +94,7 @@ help:
 	@echo '  make test-arch             the pure packages on arm64, s390x and ppc64le, through qemu'
 	@echo '  make test-dist             the release: contents, static, reproducible'
 	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
+	@echo '  make test-vm               the tests on other kernels, emulated: VM_KERNELS, VM_SHORT=yes'
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
@@ -201,7 +202,7 @@ bench: need-root dist/flanneld dist/flannel-lab
 .PHONY: vet
 vet: | need-go
 	$(GO) vet ./...
-	$(GO) vet -tags system ./pkg/machine ./dist
+	$(GO) vet -tags system,vm ./pkg/machine ./pkg/vm ./dist
 
 .PHONY: gofmt
 gofmt: | need-go
@@ -278,6 +279,14 @@ test-system: need-root
 	TARBALL=$(CURDIR)/$$(built tar.gz TAG='$(TAG)'); DEB=$(CURDIR)/$$(built deb TAG='$(TAG)'); \
 	export OLD_TARBALL OLD_DEB TARBALL DEB; \
 	CGO_ENABLED=0 $(GO) test -v -p 1 -tags system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/machine ./dist
+
+# Debian's kernels, emulated. They are kept in the user's cache directory; VM_MIRROR
+# names another Debian mirror, VM_SHORT=yes runs a few tests of each package only.
+VM_KERNELS ?= 6.1 5.10
+.PHONY: test-vm
+test-vm: | need-go
+	VM_KERNELS='$(VM_KERNELS)' VM_SHORT='$(VM_SHORT)' VM_MIRROR='$(VM_MIRROR)' \
+	    $(GO) test -v -tags vm -count=1 -timeout 0 ./pkg/vm
 
 # Go fuzzes one target of one package at a time.
 .PHONY: fuzz

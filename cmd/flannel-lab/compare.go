@@ -39,7 +39,7 @@ func (b *bench) traffic(ctx context.Context) ([][]string, error) {
 		names.cells[i] = p.name
 	}
 	names.cells[rowWanted] = "wanted of udp"
-	if err := b.lookAround(ctx); err != nil {
+	if err := lookAround(ctx, b.plan.look, b.progress); err != nil {
 		return nil, err
 	}
 	columns := []column{names}
@@ -55,17 +55,17 @@ func (b *bench) traffic(ctx context.Context) ([][]string, error) {
 }
 
 // lookAround tells what the machine does besides, so that one can judge the figures that follow.
-func (b *bench) lookAround(ctx context.Context) error {
+func lookAround(ctx context.Context, d time.Duration, progress func(string, ...any)) error {
 	before, err := busy()
 	if err != nil {
 		return err
 	}
 	start := time.Now()
-	if err := window(ctx, b.plan.look); err != nil {
+	if err := window(ctx, d); err != nil {
 		return err
 	}
 	after, err := busy()
-	b.progress("before the traffic, %.2f processors of this machine are busy", float64(after-before)/float64(time.Since(start)))
+	progress("before that, %.2f processors of this machine are busy", float64(after-before)/float64(time.Since(start)))
 	return err
 }
 

@@ -97,6 +97,9 @@ func (c *crowded) check() error {
 // starts compares starts among more and more peers with the floor.
 func (s *scale) starts(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "EXEC TO COMPLETE", "FLOOR", "RATIO", "LEASE TO COMPLETE", "A PEER", "× AT FEWEST", "READY", "CPU", "PEAK MEMORY"}}
+	if err := lookAround(ctx, s.plan.look, s.progress); err != nil {
+		return rows, err
+	}
 	for _, backend := range []string{"vxlan", "host-gw"} {
 		least := 0.0
 		for _, n := range s.plan.sizes {

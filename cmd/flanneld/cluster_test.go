@@ -67,7 +67,7 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 		t.Fatal(err)
 	}
 	o.Flanneld = path
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), slow(2*time.Minute))
 	l, err := lab.New(ctx, o)
 	if err != nil {
 		cancel()
@@ -126,7 +126,7 @@ func (c *cluster) addContainers() {
 
 func (c *cluster) waitAllPairs() {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(c.ctx, slow(10*time.Second))
 	defer cancel()
 	for _, a := range c.containers {
 		for _, b := range c.containers {
@@ -139,11 +139,29 @@ func (c *cluster) waitAllPairs() {
 	}
 }
 
+// slow is a deadline for this machine; see lab.Slow.
+func slow(d time.Duration) time.Duration { return d * time.Duration(lab.Slow()) }
+
+// transfer sends n bytes from each container to each other.
+func (c *cluster) transfer(n int64) {
+	c.t.Helper()
+	n /= int64(lab.Slow())
+	for _, a := range c.containers {
+		for _, b := range c.containers {
+			if a != b {
+				if _, err := a.Transfer(c.ctx, &b.Endpoint, n); err != nil {
+					c.t.Errorf("%d bytes from %s to %s: %v", n, a.Name, b.Name, err)
+				}
+			}
+		}
+	}
+}
+
 // within polls until check succeeds.
 func (c *cluster) within(d time.Duration, what string, check func() error) time.Duration {
 	c.t.Helper()
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(c.ctx, d)
+	ctx, cancel := context.WithTimeout(c.ctx, slow(d))
 	defer cancel()
 	if err := lab.Poll(ctx, check); err != nil {
 		c.t.Fatalf("%s: not within %v: %v", what, d, err)

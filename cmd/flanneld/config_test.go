@@ -11,6 +11,7 @@ import (
 // config, and says what it can't.
 func TestConfigChanges(t *testing.T) {
 	need(t, "iptables", "nft")
+	t.Parallel() // it waits most of the time
 	c := startCluster(t, 2, filters[0].config, "-ip-masq=true")
 	h := c.Hosts[0]
 	rules := c.sh(h, filters[0].rules)

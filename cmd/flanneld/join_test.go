@@ -20,15 +20,7 @@ import (
 // them from outside.
 func TestJoin(t *testing.T) {
 	c := startCluster(t, 3, vxlanConfig, "-ip-masq=true")
-	for _, a := range c.containers {
-		for _, b := range c.containers {
-			if a != b {
-				if _, err := a.Transfer(c.ctx, &b.Endpoint, 20<<20); err != nil {
-					t.Errorf("20 MB from %s to %s: %v", a.Name, b.Name, err)
-				}
-			}
-		}
-	}
+	c.transfer(20 << 20)
 	c.checkMTU(1450)
 	macs := make([]string, len(c.Hosts))
 	for i, h := range c.Hosts {

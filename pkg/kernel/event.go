@@ -51,6 +51,10 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 
 func (w *Watch) neighborEvent(kind uint16, n neighbor) Event {
 	switch {
+	case n.family == unix.AF_BRIDGE && !n.aged:
+		// Until 6.13, rtnetlink tells of every change once more, after the driver and
+		// knowing less, such as no remote (net/core/rtnetlink.c, rtnl_fdb_add).
+		return 0
 	case n.family == unix.AF_BRIDGE:
 		if e := w.by(n.index, FDB, 0); e != 0 && w.k.forwarding.tells(kind, n) {
 			return e

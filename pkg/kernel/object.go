@@ -222,6 +222,7 @@ type neighbor struct {
 	dst           netip.Addr
 	mac           dataplane.MAC
 	other         bool // an FDB entry with a port, VNI or device of its own
+	aged          bool // its age is told, which only the table that holds it knows
 }
 
 func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
@@ -246,6 +247,8 @@ func parseNeighbor(b []byte) (n neighbor, ok bool) {
 			n.dst = address(v)
 		case unix.NDA_LLADDR:
 			n.mac = hardware(v)
+		case unix.NDA_CACHEINFO:
+			n.aged = true
 		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNextHop:
 			n.other = true
 		}

@@ -209,7 +209,7 @@ func (l *Loop) Pass() bool {
 	}
 	l.undone = false
 	if left := len(done.failed)+done.held > 0; left || !done.part {
-		l.left = left
+		l.left = left && (done.left || !change.Nothing()) // what is left of a repair is one, too
 	}
 	done.fighting = l.holds.fights > 0 || l.pace.over
 	l.report.pass(done)

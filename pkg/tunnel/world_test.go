@@ -354,7 +354,7 @@ func newLab(t testing.TB, pairs int, limit time.Duration) (context.Context, *lab
 func newLabWith(t testing.TB, o lab.Options, limit time.Duration) (context.Context, *lab.Lab) {
 	t.Helper()
 	needRoot(t)
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), limit*time.Duration(lab.Slow()))
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, o)
 	if err != nil {

@@ -1,0 +1,145 @@
+package vm
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Suite gives the Debian release that has a kernel, by the kernel's version.
+func Suite(kernel string) (release string, ok bool) {
+	switch kernel {
+	case "6.1":
+		return "bookworm", true
+	case "5.10":
+		return "bullseye", true
+	}
+	return "", false
+}
+
+// packages are what a guest has. tiny-initramfs stands for the initramfs tools that a kernel asks for, which are large.
+const packages = "linux-image-amd64,tiny-initramfs,iptables,nftables,iproute2,dash,busybox-static"
+
+// pack makes the two files of an image of what was unpacked here, by the busybox there. Packages that are only unpacked
+// lack what their scripts would make: the list of modules, in the form that busybox's modprobe reads, the shell, and the
+// iptables that Debian prefers. Busybox's own shell won't do: it takes its own ip for the real one.
+const pack = `
+version=$(ls lib/modules)
+bin/busybox depmod -b . "$version"
+ln -sf /bin/busybox sbin/modprobe
+ln -sf dash bin/sh
+for family in iptables ip6tables; do
+	for does in "" -save -restore; do ln -sf xtables-nft-multi usr/sbin/$family$does; done
+done
+cp boot/vmlinuz-"$version" "$1/kernel"
+cp bin/busybox "$1/busybox"
+rm -r boot
+bin/busybox find . | bin/busybox cpio -o -H newc -R 0:0 >"$1/root"
+`
+
+// An Image is a kernel and the root file system of a Debian release.
+type Image struct {
+	dir string // has the files kernel, root (an archive) and busybox, which can be run here too
+}
+
+// NewImage gives the image of a release, made on the first call and kept in the user's cache directory (XDG_CACHE_HOME).
+// It is made from mirror, or, if that is empty, from where this machine has its own packages from. say is told when it
+// has to be made, which takes half a minute.
+func NewImage(ctx context.Context, suite, mirror string, say func(string)) (*Image, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, fmt.Errorf("find the cache: %w", err)
+	}
+	cache = filepath.Join(cache, "flanneld")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cache: %w", err)
+	}
+	lock, err := os.Open(cache) // one makes it, the others wait for it
+	if err != nil {
+		return nil, fmt.Errorf("open the cache: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock the cache: %w", err)
+	}
+	key := sha256.Sum256([]byte(suite + pack + strings.Join(arguments(), "\n")))
+	image := &Image{filepath.Join(cache, fmt.Sprintf("%s-kernel-%x", suite, key[:6]))}
+	if _, err := os.Stat(image.dir); !errors.Is(err, fs.ErrNotExist) {
+		return image, err
+	}
+	say("making " + image.dir)
+	if err := image.make(ctx, suite, mirror); err != nil {
+		return nil, fmt.Errorf("make an image of %s: %w", suite, err)
+	}
+	return image, nil
+}
+
+func (i *Image) make(ctx context.Context, suite, mirror string) error {
+	part := i.dir + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return fmt.Errorf("remove what was begun before: %w", err)
+	}
+	defer os.RemoveAll(part)
+	if err := os.Mkdir(part, 0o755); err != nil {
+		return err
+	}
+	tree, err := os.MkdirTemp("", "flanneld-vm-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	if mirror == "" {
+		mirror = ownMirror(ctx)
+	}
+	args := append(arguments(), suite, tree)
+	if mirror != "" {
+		args = append(args, mirror)
+	}
+	if err := command(ctx, "", "mmdebstrap", args...); err != nil {
+		return err
+	}
+	if err := command(ctx, tree, "sh", "-ec", pack, "sh", part); err != nil {
+		return err
+	}
+	return os.Rename(part, i.dir)
+}
+
+// arguments of mmdebstrap, beside the place and the mirror. Packages are unpacked and not installed.
+func arguments() []string {
+	args := []string{
+		"--quiet", "--variant=extract", "--format=directory", "--include=" + packages,
+		"--dpkgopt=path-exclude=/lib/modules/*/kernel/*", "--dpkgopt=path-exclude=/boot/System.map*",
+		"--dpkgopt=path-exclude=/usr/share/*", "--dpkgopt=path-exclude=/usr/lib/*/gconv/*",
+	}
+	// What a guest has of the kernel's modules, below kernel/.
+	for _, m := range []string{
+		"net/*", "lib/*", "crypto/*", "arch/x86/crypto/*",
+		"drivers/net/vxlan*", "drivers/net/wireguard/*", "drivers/net/dummy.ko", "drivers/net/tun.ko", "drivers/net/veth.ko",
+	} {
+		args = append(args, "--dpkgopt=path-include=/lib/modules/*/kernel/"+m)
+	}
+	return args
+}
+
+// ownMirror is where this machine has its own release from; without any, mmdebstrap knows one.
+func ownMirror(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)",
+		"Created-By: Packages", "Origin: Debian", "Label: Debian").Output()
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) == 3 && f[2] == "main" && !strings.Contains(f[1], "-") {
+			return f[0]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,205 @@
+//go:build vm
+
+package vm_test
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/vm"
+)
+
+// slowness is a guess at how much longer things take in an emulated machine, for the deadlines of tests; see lab.Slow.
+const slowness = 8
+
+// A suite is what of a package's tests runs in a guest.
+type suite struct {
+	pkg   string
+	run   string // names of tests, and below them of subtests, as in -run; empty is all
+	skip  string // the same, as in -skip: what is too much for an emulated machine
+	short string // instead of run, where VM_SHORT is set; empty is none
+}
+
+var suites = []suite{
+	{pkg: "pkg/kernel", short: "TestSecondPassIsEmpty|TestDamageIsSeenAndRepaired|TestForeignFDBChangesAreTold|TestNextHops|TestInventory"},
+	{pkg: "pkg/tunnel", skip: "TestThroughput|TestStranger|TestNoAllocations|TestUDPAllocatesNothing", short: "TestUDP|TestTUN|TestDeviceGone"},
+	{pkg: "pkg/nftables", skip: "TestReplacements|TestConcurrentWriters|TestBigTables|TestWhoNeedsGuests", short: "TestGolden"},
+	{pkg: "pkg/iptables", run: "TestSyncFromNothing|TestIPv6|TestDamage|TestRaw|TestDocker|TestWatch", short: "TestSyncFromNothing"},
+	{pkg: "cmd/flanneld", run: "TestJoin|TestRepair|TestRestart|TestFieldConfigs|TestNewUplinkAddress|TestUDP|TestUDPRestart|TestUDPRepair",
+		short: "TestRepair|TestUDPRepair|TestFieldConfigs/host-gw"},
+}
+
+// TestKernels runs the suites on each of the kernels that VM_KERNELS names. One guest at a time: it takes the whole machine.
+func TestKernels(t *testing.T) {
+	if err := vm.Missing(); err != nil {
+		t.Fatal(err)
+	}
+	files := t.TempDir()
+	script := build(t, files)
+	for _, kernel := range strings.Fields(cmp.Or(os.Getenv("VM_KERNELS"), "6.1 5.10")) {
+		t.Run(kernel, func(t *testing.T) {
+			release, ok := vm.Suite(kernel)
+			if !ok {
+				t.Fatalf("no Debian release is known to have kernel %q", kernel)
+			}
+			begin := time.Now()
+			image, err := vm.NewImage(t.Context(), release, os.Getenv("VM_MIRROR"), func(s string) { fmt.Println(s) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			made := time.Since(begin)
+			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
+			defer cancel()
+			r := report{t: t, kernel: kernel}
+			begin = time.Now()
+			code, err := image.Run(ctx, files, script, func(line string) {
+				if r.boot == 0 {
+					r.boot = time.Since(begin)
+				}
+				r.line(line)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			if code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			for _, s := range suites {
+				if s.pattern() != "" && r.passed[s.pkg] == 0 && !t.Failed() {
+					t.Errorf("no test of %s has run", s.pkg)
+				}
+			}
+			fmt.Printf("linux %s: %d tests passed, %d failed, %d skipped; image %.0f s, boot %.0f s, tests %.0f s\n", r.release,
+				r.all(), r.failed, r.skipped, made.Seconds(), r.boot.Seconds(), (time.Since(begin) - r.boot).Seconds())
+		})
+	}
+}
+
+// pattern is what -run gets; empty if nothing of the package is to run.
+func (s suite) pattern() string {
+	if os.Getenv("VM_SHORT") != "" {
+		return anchored(s.short)
+	}
+	return anchored(cmp.Or(s.run, ".*"))
+}
+
+// anchored makes names of a pattern that matches a part of a name, too.
+func anchored(names string) string {
+	if names == "" {
+		return ""
+	}
+	levels := strings.Split(names, "/")
+	for i, l := range levels {
+		levels[i] = "^(" + l + ")$"
+	}
+	return strings.Join(levels, "/")
+}
+
+// build makes the daemon and the tests, below dir, and the script that runs them in a guest.
+func build(t *testing.T, dir string) (script string) {
+	t.Helper()
+	run := func(args ...string) {
+		cmd := exec.Command("go", args...)
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", cmd, err, out)
+		}
+	}
+	run("build", "-ldflags=-s -w", "-o", filepath.Join(dir, "usr/local/bin/flanneld"), "./cmd/flanneld")
+	script = fmt.Sprintf("export FLANNELD=/usr/local/bin/flanneld FLANNEL_LAB_SLOW=%d\nstatus=0\necho vm-release $(uname -r)\n", slowness)
+	for _, s := range suites {
+		if s.pattern() == "" {
+			continue
+		}
+		place := filepath.Join(dir, "tests", s.pkg)
+		run("test", "-c", "-ldflags=-s -w", "-o", filepath.Join(place, "test"), "./"+s.pkg)
+		if data := filepath.Join("../..", s.pkg, "testdata"); exists(data) {
+			if err := os.CopyFS(filepath.Join(place, "testdata"), os.DirFS(data)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		skip := ""
+		if s.skip != "" {
+			skip = fmt.Sprintf(" -test.skip '%s'", anchored(s.skip))
+		}
+		script += fmt.Sprintf("echo vm-package %s\ncd /tests/%s\n./test -test.v -test.timeout 30m -test.run '%s'%s || status=1\n",
+			s.pkg, s.pkg, s.pattern(), skip)
+	}
+	return script + "exit $status\n"
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// A report follows a guest's output: it prints the result of each test, and all that a failed one has said.
+type report struct {
+	t                    *testing.T
+	kernel, release, pkg string
+	boot                 time.Duration
+	said                 []string // since the last test's result
+	passed               map[string]int
+	failed, skipped      int
+}
+
+var result = regexp.MustCompile(`^( *)--- (PASS|FAIL|SKIP): (.*)`)
+
+func (r *report) line(line string) {
+	word, rest, _ := strings.Cut(line, " ")
+	switch m := result.FindStringSubmatch(line); {
+	case word == "vm-release":
+		r.release = rest
+	case word == "vm-package":
+		r.pkg, r.said = rest, nil
+	case m != nil:
+		r.result(m[1], m[2], m[3])
+	case strings.HasPrefix(line, "=== "):
+	case strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: "):
+		r.failed++
+		r.t.Errorf("%s: %s", r.pkg, line)
+		fallthrough
+	default:
+		r.said = append(r.said, line)
+	}
+}
+
+func (r *report) result(indent, verdict, test string) {
+	switch verdict {
+	case "PASS":
+		if r.passed == nil {
+			r.passed = map[string]int{}
+		}
+		r.passed[r.pkg]++
+	case "SKIP":
+		r.skipped++
+	case "FAIL":
+		r.failed++
+		r.t.Errorf("%s %s", r.pkg, test)
+	}
+	if verdict != "PASS" {
+		for _, s := range r.said {
+			fmt.Println(s)
+		}
+	}
+	fmt.Printf("%s %s %s%s %s\n", r.kernel, r.pkg, indent, verdict, test)
+	// A test's own result comes before those of its parts.
+	if verdict != "PASS" || indent == "" {
+		r.said = nil
+	}
+}
+
+func (r *report) all() (n int) {
+	for _, p := range r.passed {
+		n += p
+	}
+	return n
+}
