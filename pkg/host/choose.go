@@ -239,8 +239,12 @@ func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) 
 
 // underlay tells whether a route leads to where peers may be: any outside the
 // network, for inside it the routes are the overlay's own, and the uplink's own
-// link, wherever it lies.
+// link, wherever it lies. Of the uplink's family, that is: every link that comes, ours
+// among them, brings an IPv6 route of its own.
 func (u Uplink) underlay(r Route, network netip.Prefix) bool {
+	if r.Dst.Addr().Is4() != u.Addr.Is4() {
+		return false
+	}
 	inside := r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr())
 	return !inside || r.Iface == u.Iface && !r.Gateway.IsValid()
 }
