@@ -14,7 +14,8 @@ import (
 )
 
 // TestFight: two daemons with two networks on one host, and one device for both by
-// mistake. Each says so loudly, once, and neither spends its time on it.
+// mistake. It is said loudly and once, and neither spends its time on it. The one that
+// has had enough slows down and says so; the other may never come that far.
 //
 // FIGHT_PEERS is how many peers each of them has (200), and FIGHT_TIME how long it
 // is watched (10s).
@@ -61,10 +62,8 @@ func TestFight(t *testing.T) {
 	}
 	begun := usage()
 	c.within(60*time.Second, "loud", func() error {
-		for _, p := range rivals {
-			if lines(p, "keeps undoing our work") == 0 {
-				return fmt.Errorf("nothing is said by\n%s", p.Logs())
-			}
+		if lines(rivals[0], "keeps undoing our work")+lines(rivals[1], "keeps undoing our work") == 0 {
+			return fmt.Errorf("nothing is said by\n%s\n%s", rivals[0].Logs(), rivals[1].Logs())
 		}
 		return nil
 	})
@@ -76,7 +75,7 @@ func TestFight(t *testing.T) {
 		if share > 5 {
 			t.Errorf("%.2f %%", share)
 		}
-		if n := lines(rivals[i], "keeps undoing our work"); n != 1 {
+		if n := lines(rivals[i], "keeps undoing our work"); n > 1 {
 			t.Errorf("said %d times:\n%s", n, rivals[i].Logs())
 		}
 	}
