@@ -321,7 +321,7 @@ func (d *daemon) overlay() firewall.Overlay {
 // warnOfObstacles says which settings of this host will lose the overlay's
 // traffic. They are the operator's.
 func (d *daemon) warnOfObstacles() {
-	f, err := d.facts.latest()
+	f, err := d.facts.latest(true)
 	if err != nil {
 		return // the loop says so
 	}
@@ -345,7 +345,7 @@ func (d *daemon) warnOfObstacles() {
 func (d *daemon) writeSubnetFile() (changed bool, err error) {
 	d.file.Lock()
 	defer d.file.Unlock()
-	f, err := d.facts.latest()
+	f, err := d.facts.latest(true)
 	if err != nil {
 		return false, err
 	}

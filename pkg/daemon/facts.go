@@ -8,7 +8,8 @@ import (
 )
 
 // factsAge bounds the age of a reading, for what no event tells of, such as a
-// route between two underlay networks.
+// route between two underlay networks, wherever the kernel is read anyway: among many
+// peers there are many routes to read, which one changed peer must not wait for.
 const factsAge = 30 * time.Second
 
 // facts keeps the last reading of the facts about this host, until something
@@ -21,12 +22,12 @@ type facts struct {
 	until time.Time
 }
 
-// latest gives the facts, read anew if need be. When they cannot be read, as
-// while the uplink is gone, the next call tries again.
-func (f *facts) latest() (host.Facts, error) {
+// latest gives the facts, read anew if something has changed, or if they are old and may
+// not be. When they cannot be read, as while the uplink is gone, the next call tries again.
+func (f *facts) latest(mayBeOld bool) (host.Facts, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if time.Now().Before(f.until) {
+	if time.Now().Before(f.until) || mayBeOld && !f.until.IsZero() {
 		return f.value, nil
 	}
 	value, err := f.read()

@@ -29,7 +29,7 @@ func (w *Watch) filter() {
 	// It fails only on a closed socket, of which nothing is expected.
 	_ = w.conn.raw.Control(func(fd uintptr) {
 		if len(indexes) <= maxFiltered {
-			p := eventFilter(indexes)
+			p := eventFilter(w.k.conn.port, indexes)
 			prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 			if unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog) == nil {
 				return
@@ -42,15 +42,17 @@ func (w *Watch) filter() {
 
 // eventFilter is a classic BPF program (kernel documentation, "Linux Socket
 // Filtering aka Berkeley Packet Filter") over one notification: struct nlmsghdr,
-// then struct ndmsg or rtmsg. It passes neighbour events of the given links
-// only, and routes of the main table only.
-func eventFilter(links []int) []unix.SockFilter {
+// then struct ndmsg or rtmsg. Of what the socket at port asked for itself it passes
+// the events of links only; of all else, neighbour events of the given links only,
+// and routes of the main table only.
+func eventFilter(port uint32, links []int) []unix.SockFilter {
 	const (
 		typeAt  = 4
+		portAt  = 12
 		indexAt = unix.SizeofNlMsghdr + 4 // ndm_ifindex
 		tableAt = unix.SizeofNlMsghdr + 4 // rtm_table
 	)
-	const route, neigh = 6, 8 // places in the program
+	const others, route, neigh = 5, 11, 13 // places in the program
 	drop := neigh + 1 + len(links)
 	pass := drop + 1
 
@@ -65,11 +67,16 @@ func eventFilter(links []int) []unix.SockFilter {
 	result := func(bytes uint32) {
 		p = append(p, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: bytes})
 	}
+	load(unix.BPF_W, portAt)
+	branch(order32(port), 2, others)
 	load(unix.BPF_H, typeAt)
-	branch(order16(unix.RTM_NEWNEIGH), neigh, 2)
-	branch(order16(unix.RTM_DELNEIGH), neigh, 3)
-	branch(order16(unix.RTM_GETNEIGH), drop, 4) // asks user space to resolve
-	branch(order16(unix.RTM_NEWROUTE), route, 5)
+	branch(order16(unix.RTM_NEWLINK), pass, 4)
+	branch(order16(unix.RTM_DELLINK), pass, drop)
+	load(unix.BPF_H, typeAt)
+	branch(order16(unix.RTM_NEWNEIGH), neigh, 7)
+	branch(order16(unix.RTM_DELNEIGH), neigh, 8)
+	branch(order16(unix.RTM_GETNEIGH), drop, 9) // asks user space to resolve
+	branch(order16(unix.RTM_NEWROUTE), route, 10)
 	branch(order16(unix.RTM_DELROUTE), route, pass)
 	load(unix.BPF_B, tableAt)
 	branch(unix.RT_TABLE_MAIN, pass, drop)

@@ -41,8 +41,9 @@ type Config struct {
 	Kernel  Kernel
 	Backend backend.Backend
 	Network netip.Prefix
-	// Input gives the latest input. An error leaves the kernel as it is.
-	Input func() (Input, error)
+	// Input gives the latest input, for a pass that reads the kernel or for one that
+	// need not. An error leaves the kernel as it is.
+	Input func(whole bool) (Input, error)
 	Log   *slog.Logger
 }
 
@@ -181,7 +182,7 @@ func (l *Loop) drain() {
 // peers that changed do not wait for it.
 func (l *Loop) Pass() bool {
 	defer func() { l.ended = time.Now() }()
-	in, err := l.cfg.Input()
+	in, err := l.cfg.Input(l.stale.Load())
 	if err != nil {
 		l.holds.broke(time.Now(), inputObject)
 		l.report.broken("reading the state of this host", err)
@@ -335,7 +336,9 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 			done.own = done.own || ownObject(op)
 			continue
 		}
-		l.reading.Note(op)
+		if done.part { // after a whole pass that changed something comes another reading
+			l.reading.Note(op)
+		}
 		// What is wanted as before, and was not so, somebody has undone.
 		l.holds.did(now, op, op.Kind != dataplane.KindNextHop && !done.change.About(op))
 		done.applied.add(op)

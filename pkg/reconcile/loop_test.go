@@ -108,7 +108,7 @@ func newFixture() *fixture {
 		Kernel:  f.kernel,
 		Backend: f.want,
 		Network: netip.MustParsePrefix("10.42.0.0/16"),
-		Input: func() (Input, error) {
+		Input: func(bool) (Input, error) {
 			return Input{Facts: host.Facts{MTU: f.want.version}, View: f.view}, f.facts
 		},
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)),

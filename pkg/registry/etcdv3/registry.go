@@ -46,7 +46,7 @@ const (
 	// A listing, which may be megabytes on a slow line, is read by pages.
 	listTimeout = 30 * time.Second
 	pageTimeout = 10 * time.Second
-	pageSize    = 1000
+	pageSize    = 2000
 	// mostExpected bounds the room that is made on etcd's word alone.
 	mostExpected = 1 << 16
 )
@@ -165,38 +165,61 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	return l, nil
 }
 
-// list reads all leases, page by page, as they are at one revision. No more than
-// one page of what etcd answers is held: what is decoded keeps nothing of it.
+// list reads all leases, page by page, as they are at one revision. The next page is
+// on its way while one is decoded, and no more of what etcd answers is held: what is
+// decoded keeps nothing of it.
 func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	now := time.Now()
-	key, size := r.subnets, r.page
-	end := client.GetPrefixRangeEnd(r.subnets)
+	size := r.page
 	var l registry.Listing
-	for {
-		resp, err := r.get(ctx, pageTimeout, key, client.WithRange(end), client.WithLimit(size), client.WithRev(int64(l.Index)))
-		if code, _ := facts(err); code == codes.ResourceExhausted && size > 1 {
+	next := r.ask(ctx, r.subnets, size, 0)
+	for key := r.subnets; ; {
+		p := <-next
+		if code, _ := facts(p.err); code == codes.ResourceExhausted && size > 1 {
 			size = max(1, size/8) // somebody keeps huge values there
+			next = r.ask(ctx, key, size, l.Index)
 			continue
 		}
-		if err != nil {
-			return registry.Listing{}, err
+		if p.err != nil {
+			return registry.Listing{}, p.err
 		}
 		if l.Index == 0 {
-			l.Index = uint64(resp.Header.Revision)
-			l.Leases = make([]lease.Lease, 0, max(0, min(resp.Count, mostExpected)))
+			l.Index = uint64(p.Header.Revision)
+			l.Leases = make([]lease.Lease, 0, max(0, min(p.Count, mostExpected)))
 		}
-		for _, kv := range resp.Kvs {
+		more := p.More && len(p.Kvs) > 0
+		if more {
+			key = string(p.Kvs[len(p.Kvs)-1].Key) + "\x00"
+			next = r.ask(ctx, key, size, l.Index)
+		}
+		for _, kv := range p.Kvs {
 			if ev := r.decode(kv, now); ev.Bad != nil {
 				l.Bad = append(l.Bad, *ev.Bad)
 			} else {
 				l.Leases = append(l.Leases, ev.Lease)
 			}
 		}
-		if !resp.More || len(resp.Kvs) == 0 {
+		if !more {
 			return l, nil
 		}
-		key = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}
+}
+
+type page struct {
+	*client.GetResponse
+	err error
+}
+
+// ask has a page come, from a key on, as it was at a revision; 0: as it is.
+func (r *Registry) ask(ctx context.Context, key string, size int64, revision uint64) <-chan page {
+	came := make(chan page, 1)
+	go func() {
+		resp, err := r.get(ctx, pageTimeout, key, client.WithRange(client.GetPrefixRangeEnd(r.subnets)), client.WithLimit(size), client.WithRev(int64(revision)))
+		came <- page{resp, err}
+	}()
+	return came
 }
 
 // Get implements registry.Registry. It finds the lease under a dual-stack key too.
