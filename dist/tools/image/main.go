@@ -12,6 +12,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/json"
 	"encoding/pem"
 	"flag"
 	"fmt"
@@ -186,26 +187,71 @@ func certificates() []byte {
 	return buf.Bytes()
 }
 
-// dockerArchive writes the form that every docker loads. The tag without an
-// architecture is amd64's, as ever.
+// dockerArchive writes the form that every docker loads: configuration, layers,
+// and manifest.json, which names them and the image. The tag without an
+// architecture is amd64's, as ever. The library's own writer is not used, because
+// the order of the tags is left to chance in it.
 func (b *build) dockerArchive(arch string, img v1.Image) error {
-	refs := map[name.Tag]v1.Image{}
-	tags := []string{b.tag + "-" + arch}
+	about := tarball.Descriptor{RepoTags: []string{b.repository + ":" + b.tag + "-" + arch}}
 	if arch == "amd64" {
-		tags = append(tags, b.tag)
+		about.RepoTags = append(about.RepoTags, b.repository+":"+b.tag)
 	}
-	for _, t := range tags {
-		tag, err := name.NewTag(b.repository + ":" + t)
+	for _, t := range about.RepoTags {
+		if _, err := name.NewTag(t); err != nil {
+			return err
+		}
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	id, err := img.ConfigName()
+	if err != nil {
+		return err
+	}
+	about.Config = id.String()
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return err
+	}
+	if err := b.add(w, about.Config, 0o644, config); err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		file, data, err := blob(l)
 		if err != nil {
 			return err
 		}
-		refs[tag] = img
+		about.Layers = append(about.Layers, file)
+		if err := b.add(w, file, 0o644, data); err != nil {
+			return err
+		}
 	}
-	file := b.target(arch + ".docker")
-	if err := tarball.MultiWriteToFile(file, refs); err != nil {
+	manifest, err := json.Marshal(tarball.Manifest{about})
+	if err != nil {
 		return err
 	}
-	return done(file)
+	if err := b.add(w, "manifest.json", 0o644, manifest); err != nil {
+		return err
+	}
+	return b.write(arch+".docker", w, &buf)
+}
+
+// blob gives a layer's name in an archive for docker, and its bytes.
+func blob(l v1.Layer) (file string, data []byte, err error) {
+	digest, err := l.Digest()
+	if err != nil {
+		return "", nil, err
+	}
+	r, err := l.Compressed()
+	if err != nil {
+		return "", nil, err
+	}
+	defer r.Close()
+	data, err = io.ReadAll(r)
+	return digest.Hex + ".tar.gz", data, err
 }
 
 // ociArchive writes the image layout of the OCI as one file, the blobs by their
@@ -246,22 +292,18 @@ func (b *build) ociArchive(index v1.ImageIndex) error {
 	if err != nil {
 		return err
 	}
+	return b.write("oci.tar", w, &buf)
+}
+
+// write ends an archive, writes it to a file, and names that.
+func (b *build) write(suffix string, w *tar.Writer, buf *bytes.Buffer) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	file := b.target("oci.tar")
-	if err := os.WriteFile(file, buf.Bytes(), 0o644); err != nil {
+	file := filepath.Join("dist", "flanneld-"+b.tag+"-"+suffix)
+	if err := os.WriteFile(filepath.Join(b.dir, file), buf.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return done(file)
-}
-
-func (b *build) target(suffix string) string {
-	return filepath.Join(b.dir, "dist", "flanneld-"+b.tag+"-"+suffix)
-}
-
-// done names what was written.
-func done(file string) error {
-	_, err := fmt.Println(filepath.Join("dist", filepath.Base(file)))
+	_, err := fmt.Println(file)
 	return err
 }

@@ -168,9 +168,9 @@ func TestDockerArchive(t *testing.T) {
 		}
 		want := []string{tag + "-" + arch}
 		if arch == "amd64" {
-			want = []string{tag, tag + "-" + arch}
+			want = append(want, tag)
 		}
-		if slices.Sort(got); !slices.Equal(got, want) {
+		if !slices.Equal(got, want) {
 			t.Errorf("tags %q, want %q", got, want)
 		}
 		img, err := tarball.ImageFromPath(archive, nil)
