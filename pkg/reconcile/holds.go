@@ -58,6 +58,12 @@ func (h *holds) held(now time.Time, op dataplane.Op) bool {
 	return ok && now.Before(o.until)
 }
 
+// failing tells whether the operation's object failed the last time.
+func (h *holds) failing(op dataplane.Op) bool {
+	o, ok := h.objects[op.Object()]
+	return ok && o.fails > 0
+}
+
 // broke notes a failure, and tells whether it is the first in a row.
 func (h *holds) broke(now time.Time, object string) (first bool) {
 	o := h.at(object)

@@ -246,7 +246,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 	l.scope = want.ScopeOf(l.cfg.Network)
 	l.whole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
-	for range rounds {
+	for round := range rounds {
 		l.pace.begin()
 		l.reading = dataplane.State{} // not two at a time: they are large
 		have, err := l.cfg.Kernel.Snapshot(l.scope)
@@ -262,6 +262,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		done.conflicts = delta.Conflicts
 		l.pace.spend()
 		l.pace.begin()
+		done.doubt = round == 0
 		again := l.apply(delta, done)
 		if done.change.Nothing() {
 			l.pace.spend()
@@ -285,6 +286,8 @@ type pass struct {
 	part      bool           // only what has changed was looked at
 	left      bool           // the pass before left something for this one
 	applied   tally
+	doubt     bool // the reading may be overtaken: what fails is read and tried again before it counts
+	doubted   int  // what failed so in this round
 	failed    []failure
 	fighting  bool // somebody undoes an object again and again, or so much that it takes too long
 	held      int  // left for later: failed or fought over lately
@@ -302,7 +305,7 @@ type failure struct {
 // looking again.
 func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
-	done.held, done.own = 0, false
+	done.held, done.doubted, done.own = 0, 0, false
 	for _, c := range delta.Conflicts {
 		done.own = done.own || ownObject(c.Op)
 	}
@@ -319,7 +322,7 @@ func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 		}
 	}
 	l.carryOut(due, done)
-	return done.applied.n > before
+	return done.applied.n > before || done.doubted > 0
 }
 
 // carryOut has a chunk of operations done and notes what became of them.
@@ -331,9 +334,13 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	for i, err := range l.cfg.Kernel.Apply(due) {
 		op := due[i]
 		if err != nil {
+			done.own = done.own || ownObject(op)
+			if done.doubt && !l.holds.failing(op) {
+				done.doubted++
+				continue
+			}
 			first := l.holds.broke(now, op.Object())
 			done.failed = append(done.failed, failure{op, err, first})
-			done.own = done.own || ownObject(op)
 			continue
 		}
 		if done.part { // after a whole pass that changed something comes another reading

@@ -198,6 +198,30 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 	})
 }
 
+// TestOvertakenReading: a link that goes down after it was read, and takes its routes with it.
+func TestOvertakenReading(t *testing.T) {
+	f := newFixture()
+	f.wantRoutes(1, 2)
+	f.Pass()
+	delete(f.kernel.Routes, key(1))
+	delete(f.kernel.Routes, key(2))
+	down := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(2)}.Object()
+	f.kernel.refuse[down] = errors.New("network is down")
+	f.kernel.after = func() { // what is read now shows the reason, and its repair lifts it
+		if f.kernel.refuse[down] != nil {
+			f.kernel.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN}
+		}
+		delete(f.kernel.refuse, down)
+	}
+	f.Reread()
+	if !f.Pass() || len(f.kernel.Routes) != 2 || !f.kernel.Links["flannel.1"].Up {
+		t.Errorf("the kernel holds\n%s", f.kernel.Text())
+	}
+	if f.said("refused") != 0 || f.said("repaired") != 1 || f.said("+2 route, ~1 link") != 1 {
+		t.Errorf("log:\n%s", &f.log)
+	}
+}
+
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
