@@ -230,6 +230,7 @@ missing:
 	need rpm rpm 'make test-dist cannot look into the rpm packages'; \
 	need systemd-nspawn systemd-container 'make test-system cannot run its hosts'; \
 	need mmdebstrap mmdebstrap 'make test-system cannot make their root file system'; \
+	need qemu-system-x86_64 qemu-system-x86 'make test-vm cannot run other kernels'; \
 	need ip iproute2 'results are not compared with what ip says'; \
 	need iptables iptables 'packet filter rules are not tested with it'; \
 	need nft nftables 'nftables rules are not seen from outside'

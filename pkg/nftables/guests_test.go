@@ -24,10 +24,10 @@ table inet firewalld {
 		iifname "lo" accept
 		jump filter_FORWARD_POLICIES
 		ct state invalid drop
-		reject with icmpx admin-prohibited
+		reject with icmpx type admin-prohibited
 	}
 	chain filter_FORWARD_POLICIES {
-		ip6 daddr { ::/96, 2002::/24 } reject with icmpv6 addr-unreachable
+		ip6 daddr { ::/96, 2002::/24 } reject with icmpv6 type addr-unreachable
 	}
 	chain mangle_FORWARD {
 		type filter hook forward priority mangle; policy accept;

@@ -117,7 +117,11 @@ func (b *bed) nft(lines string) {
 	b.run(lines, "nft", "-f", "-")
 }
 
-func (b *bed) ruleset() string { b.t.Helper(); return b.sh("nft -s list ruleset") }
+// ruleset is what nft says; before 1.0 it said "type" of a reject.
+func (b *bed) ruleset() string {
+	b.t.Helper()
+	return strings.NewReplacer("icmpx type ", "icmpx ", "icmpv6 type addr", "icmpv6 addr").Replace(b.sh("nft -s list ruleset"))
+}
 
 func (b *bed) sync(family Family, want []firewall.Chain) []string {
 	b.t.Helper()
