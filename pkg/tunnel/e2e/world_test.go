@@ -1,4 +1,7 @@
-package tunnel_test
+// Package e2e_test has tunnels of real sockets and TUN devices between network
+// namespaces. It is a package of its own because of what the lab brings along, an
+// etcd among it: package tunnel is compiled for other machines and for fuzzing.
+package e2e_test
 
 import (
 	"context"
