@@ -13,6 +13,11 @@ ifneq ($(filter /%,$(GO)),)
 export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
 endif
 
+# One kind of build for all that is built and tested, the race detector's excepted, so
+# that nothing is compiled twice.
+export CGO_ENABLED := 0
+export GOFLAGS := $(strip $(filter-out -trimpath -buildvcs=false,$(if $(GO),$(shell $(GO) env GOFLAGS))) -trimpath -buildvcs=false)
+
 # Under sudo the checkout belongs to somebody else, which git would refuse; and
 # a plain copy that happens to lie inside another checkout is not described by it.
 git = $(shell test -e .git && GIT_OPTIONAL_LOCKS=0 git -c safe.directory='*' $(1) 2>/dev/null)
@@ -51,11 +56,11 @@ rpm = dist/flanneld-$(VERSION)-1.$(patsubst arm64,aarch64,$(patsubst amd64,x86_6
 DOCKER_ARCH = $(or $(ARCH),$(HOST_ARCH))
 
 LDFLAGS = -s -w -X main.version=$(TAG)
-BUILD   = CGO_ENABLED=0 GOOS=linux GOARM=$(GOARM) $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+BUILD   = GOOS=linux GOARM=$(GOARM) $(GO) build -ldflags '$(LDFLAGS)'
 
 # What packs and checks, but is no part of the daemon, has a go.mod of its own.
-TOOL     = CGO_ENABLED=0 $(GO) tool -modfile=dist/tools/go.mod
-TOOL_RUN = CGO_ENABLED=0 $(GO) run -C dist/tools -trimpath
+TOOL     = $(GO) tool -modfile=dist/tools/go.mod
+TOOL_RUN = $(GO) run -C dist/tools
 
 # Packages without I/O: they must work on the big-endian machines too.
 PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/tunnel)
@@ -213,7 +218,7 @@ gofmt: | need-go
 .PHONY: staticcheck
 staticcheck: | need-go
 	$(TOOL) staticcheck -tags system,vm ./...
-	cd dist/tools; CGO_ENABLED=0 $(GO) vet ./... && CGO_ENABLED=0 $(GO) tool staticcheck ./...
+	cd dist/tools; $(GO) vet ./... && $(GO) tool staticcheck ./...
 
 # Says what a complete run lacks on this machine, and how to get it; installs nothing.
 .PHONY: missing
@@ -249,8 +254,8 @@ test: missing dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-l
 	[ -z '$(RACE)' ] || ! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list $(RACE)); \
 	rest=$$($(GO) list ./... | grep -vxF "$${race:-none}"); \
 	{ failed=0; \
-	  [ -z "$$race" ] || CGO_ENABLED=1 $(GO) test -v -race -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$race || failed=1; \
-	  CGO_ENABLED=0 $(GO) test -v -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$rest || failed=1; \
+	  [ -z "$$race" ] || CGO_ENABLED=1 $(GO) test -v -race -vet=off -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$race || failed=1; \
+	  $(GO) test -v -vet=off -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$rest || failed=1; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	[ $$status = 0 ] || { echo 'make test: FAILED, see above' >&2; exit 1; }
@@ -266,7 +271,7 @@ test-arch: | need-go
 	        continue; \
 	    fi; \
 	    echo "$$arch:"; \
-	    CGO_ENABLED=0 GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec $$qemu $(PURE); \
+	    GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec $$qemu $(PURE); \
 	done
 
 # Two hosts with systemd, docker and what is released. The older release is the same
@@ -278,8 +283,9 @@ test-system: need-root
 	@built() { $(MAKE) --no-print-directory ARCH=$(HOST_ARCH) "$$@" | tail -n 1; }; \
 	OLD_TARBALL=$(CURDIR)/$$(built tar.gz $(OLDER)); OLD_DEB=$(CURDIR)/$$(built deb $(OLDER)); \
 	TARBALL=$(CURDIR)/$$(built tar.gz TAG='$(TAG)'); DEB=$(CURDIR)/$$(built deb TAG='$(TAG)'); \
-	export OLD_TARBALL OLD_DEB TARBALL DEB; \
-	CGO_ENABLED=0 $(GO) test -v -p 1 -tags system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/machine ./dist
+	built image $(OLDER) >/dev/null; IMAGE=$(CURDIR)/dist/flanneld-older-$(HOST_ARCH).docker; \
+	export OLD_TARBALL OLD_DEB TARBALL DEB IMAGE; \
+	$(GO) test -v -vet=off -p 1 -tags system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/machine ./dist
 
 # Debian's kernels, emulated. They are kept in the user's cache directory; VM_MIRROR
 # names another Debian mirror, VM_SHORT=yes runs a few tests of each package only.
@@ -287,7 +293,7 @@ VM_KERNELS ?= 6.1 5.10
 .PHONY: test-vm
 test-vm: | need-go
 	VM_KERNELS='$(VM_KERNELS)' VM_SHORT='$(VM_SHORT)' VM_MIRROR='$(VM_MIRROR)' \
-	    $(GO) test -v -tags vm -count=1 -timeout 0 ./pkg/vm
+	    $(GO) test -v -vet=off -tags vm -count=1 -timeout 0 ./pkg/vm
 
 # Go fuzzes one target of one package at a time.
 .PHONY: fuzz
@@ -296,7 +302,7 @@ fuzz: | need-go
 	while IFS=: read -r file func; do \
 	    name=$${func#func }; \
 	    echo "$$name in $$(dirname "$$file"), $(FUZZTIME):"; \
-	    $(GO) test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s "./$$(dirname "$$file")" </dev/null; \
+	    $(GO) test -vet=off -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s "./$$(dirname "$$file")" </dev/null; \
 	done
 
 # "make test" has a short one of these. The go command's own limit is 10 minutes.
@@ -320,7 +326,7 @@ test-dist:
 	@release() { $(MAKE) --no-print-directory -j "$$(nproc)" "$$@" release TAG='$(TAG)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(if $(ARCH),ARCH=$(ARCH)); }; \
 	release; \
 	(cd dist/tools; TAG='$(TAG)' VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) ARCHES='$(RELEASE_ARCHES)' \
-	    CGO_ENABLED=0 $(GO) test -v -count=1 ./release | awk -f ../../.ci/gotest.awk); \
+	    $(GO) test -v -vet=off -count=1 ./release | awk -f ../../.ci/gotest.awk); \
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	cp -r --parents cmd pkg go.mod go.sum Makefile README.md LICENSE mk-docker-opts.sh dist/tools dist/package \
 	    dist/config dist/default dist/sysconfig dist/docker-bip dist/docker-opts dist/flanneld.service "$$work"; \
