@@ -35,6 +35,7 @@ func TestSystemVXLAN(t *testing.T) {
 	s.scenario("hardened unit", s.hardened)
 	s.scenario("capabilities", s.capabilities)
 	s.scenario("watchdog", s.watchdog)
+	s.scenario("image instead of the unit", s.image)
 	s.otherBackends()
 	s.scenario("cloud-config's options.env", s.optionsEnv)
 	s.scenario("sysconfig and ExecStartPost", s.sysconfig)

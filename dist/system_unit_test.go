@@ -94,6 +94,26 @@ func (s *system) watchdog() string {
 	return "fed without etcd, a stopped process was replaced"
 }
 
+// image runs flanneld as the README says of the image, in the place of the unit and back.
+func (s *system) image() string {
+	s.Helper()
+	h := s.hosts[0]
+	h.feed("IMAGE", "docker load")
+	h.must("systemctl stop flanneld")
+	h.must("docker run -d --name flanneld --net=host --cap-add=NET_ADMIN --cap-add=NET_RAW -v /run/flannel:/run/flannel " +
+		"quay.io/coreos/flannel:older -etcd-endpoints=" + s.lab.Etcd.Endpoint() + " -ip-masq")
+	h.eventually("docker logs flanneld 2>&1 | grep msg=ready")
+	h.must("nft list table ip flannel-ipv4")
+	s.ping()
+	h.must("ip link del flannel.1")
+	h.eventually("ip link show flannel.1")
+	s.ping()
+	h.must("docker rm -f flanneld; systemctl start flanneld")
+	h.must("iptables -S FLANNEL-FWD && ! nft list table ip flannel-ipv4 2>/dev/null")
+	s.ping()
+	return "loaded by docker"
+}
+
 // otherBackends has the shipped unit run the backends that are left, with the other variant of docker's drop-in and
 // the other packet filter.
 func (s *system) otherBackends() {
