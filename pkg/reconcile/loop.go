@@ -51,6 +51,8 @@ const (
 	// debounce lets a burst of events end before the kernel is read, and is the least
 	// time between passes.
 	debounce = 20 * time.Millisecond
+	// lull is how long nothing must have come for a burst to have ended.
+	lull = 5 * time.Millisecond
 	// resync is the safety net under lost events.
 	resync = time.Minute
 	// rounds bounds the look-again within a pass. Two suffice on a healthy
@@ -71,7 +73,10 @@ type Loop struct {
 	holds  *holds
 	report *report
 	pace   pace
-	ended  time.Time // when the last pass did
+	made   time.Time
+	heard  atomic.Int64  // when the kernel was last said to be changed, since made, in nanoseconds
+	cost   time.Duration // of looking, the last time
+	ended  time.Time     // when the last pass did
 
 	undone  bool            // the last pass did not get through: everything counts as newly wanted
 	left    bool            // the last one left something for later
@@ -86,7 +91,7 @@ type Loop struct {
 func New(cfg Config) *Loop {
 	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
-		holds: newHolds(), report: newReport(cfg.Log), pace: pace{clock: processTime}, undone: true, whole: true,
+		holds: newHolds(), report: newReport(cfg.Log), pace: pace{clock: processTime}, made: time.Now(), undone: true, whole: true,
 	}
 }
 
@@ -102,6 +107,7 @@ func (l *Loop) Trigger() {
 // Reread asks for a pass that reads the kernel anew, because somebody may have
 // changed it.
 func (l *Loop) Reread() {
+	l.heard.Store(int64(time.Since(l.made)))
 	l.stale.Store(true)
 	l.Trigger()
 }
@@ -148,20 +154,38 @@ func (l *Loop) wait(ctx context.Context) error {
 		l.stale.Store(true)
 	case <-l.wake:
 	}
-	// What is wanted is known at once; of what is damaged, more may follow.
+	return l.calm(ctx)
+}
+
+// calm blocks until no more is to be expected: of what is wanted all is known at once,
+// of what is damaged more may follow. What is read meanwhile must be read again, so
+// the end is awaited for as long as that would take.
+func (l *Loop) calm(ctx context.Context) error {
 	at := l.ended.Add(debounce)
 	if l.stale.Load() {
 		at = time.Now().Add(debounce)
 	}
-	pause := time.NewTimer(time.Until(at))
-	defer pause.Stop()
+	for last := time.Now().Add(2 * l.cost); ; {
+		if err := sleep(ctx, time.Until(at)); err != nil {
+			return err
+		}
+		at = l.made.Add(time.Duration(l.heard.Load()) + lull)
+		if !l.stale.Load() || at.After(last) || time.Until(at) <= 0 {
+			l.drain()
+			return nil
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-pause.C:
+	case <-timer.C:
+		return nil
 	}
-	l.drain()
-	return nil
 }
 
 func (l *Loop) drain() {
@@ -260,7 +284,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		l.scope.NextHops = want.NextHopsPay(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		done.conflicts = delta.Conflicts
-		l.pace.spend()
+		l.cost = l.pace.spend()
 		l.pace.begin()
 		done.doubt = round == 0
 		again := l.apply(delta, done)

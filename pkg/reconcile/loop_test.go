@@ -275,6 +275,36 @@ func TestFightIsSlow(t *testing.T) {
 	})
 }
 
+// TestFlood: while events keep coming, a reading is put off; not for longer than reading again would take.
+func TestFlood(t *testing.T) {
+	for _, c := range []struct{ cost, flood, from, to time.Duration }{
+		{0, 100 * time.Millisecond, debounce, debounce},
+		{60 * time.Millisecond, 90 * time.Millisecond, 90 * time.Millisecond, 90*time.Millisecond + lull},
+		{60 * time.Millisecond, time.Second, 115 * time.Millisecond, 120 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture()
+			f.Pass()
+			f.cost = c.cost
+			begun := time.Now()
+			go func() {
+				for time.Since(begun) < c.flood {
+					f.Reread()
+					time.Sleep(2 * time.Millisecond)
+				}
+			}()
+			synctest.Wait()
+			if err := f.wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(begun); took < c.from || took > c.to {
+				t.Errorf("a pass %v after the begin of a flood of %v, where reading takes %v", took, c.flood, c.cost)
+			}
+			time.Sleep(c.flood)
+		})
+	}
+}
+
 // A fight over so much that a pass takes long is slow, too, and said as soon.
 func TestHeavyFightIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -32,11 +32,13 @@ func (p *pace) leak(now time.Time) {
 // begin is called when a part of a pass begins whose cost counts.
 func (p *pace) begin() { p.begun = p.clock() }
 
-// spend notes what it took until now.
-func (p *pace) spend() {
+// spend notes what it took until now, and gives it.
+func (p *pace) spend() time.Duration {
 	p.leak(time.Now())
-	p.spent += p.clock() - p.begun
+	took := p.clock() - p.begun
+	p.spent += took
 	p.over = p.over || p.spent > paceBurst
+	return took
 }
 
 // processTime is a clock of this process: the time of day would count what others
