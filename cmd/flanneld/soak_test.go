@@ -23,7 +23,8 @@ const soakRate = 100 // events a second
 
 // TestSoak: a daemon among very many peers, of which some come, go, move or are
 // renewed all the time, stays as small as it was, leaks nothing, and has exactly
-// the right kernel in the end.
+// the right kernel in the end. In less than a minute "as small" is no more than
+// what its start took.
 //
 // SOAK_TIME is how long (15s), SOAK_PEERS among how many (20000), and SOAK_SEED
 // repeats the choices of another run.
@@ -52,8 +53,12 @@ func TestSoak(t *testing.T) {
 	t.Logf("%d events in %v among %d peers: exact %v after the last; %.1f %% of a processor, %v an event; %.1f MB at the most, %.1f in the middle third, %.1f in the last",
 		s.events, total, peers, took.Round(time.Millisecond), 100*(ended.CPU-begun.CPU).Seconds()/total.Seconds(),
 		((ended.CPU - begun.CPU) / time.Duration(s.events)).Round(time.Microsecond), float64(ended.HWM)/1e6, middle/1e6, last/1e6)
-	if last > middle*1.03 {
+	// The thirds of a short run are a few samples of what garbage collection makes swing.
+	if total >= time.Minute && last > middle*1.03 {
 		t.Errorf("memory grows by %.1f %%", 100*(last/middle-1))
+	}
+	if last > float64(begun.HWM) {
+		t.Errorf("%.1f MB in the last third, and %.1f at the most when it began", last/1e6, float64(begun.HWM)/1e6)
 	}
 	files, goroutines := s.open(), s.goroutines()
 	// What a daemon that has seen none of it needs.

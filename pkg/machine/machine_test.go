@@ -17,6 +17,20 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
+// TestRoot makes what the other tests need, if it is not there, so that "make caches" can have it made before.
+func TestRoot(t *testing.T) {
+	if err := machine.Missing(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := machine.Root(t.Context(), func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := machine.Root(t.Context(), func(s string) { t.Error(s) }); err != nil || again != first {
+		t.Errorf("%s the second time, %s the first, %v", again, first, err)
+	}
+}
+
 // TestSystemMachine: a host keeps its disk over a reboot and nothing else, and leaves nothing behind.
 func TestSystemMachine(t *testing.T) {
 	if err := machine.Missing(); err != nil {

@@ -37,6 +37,32 @@ var suites = []suite{
 		short: "TestRepair|TestUDPRepair|TestFieldConfigs/host-gw"},
 }
 
+// TestImages makes what TestKernels needs, if it is not there, so that "make caches" can have it made before.
+func TestImages(t *testing.T) {
+	if err := vm.Missing(); err != nil {
+		t.Fatal(err)
+	}
+	for _, kernel := range kernels() {
+		image(t, kernel, func(s string) { t.Log(s) })
+		image(t, kernel, func(s string) { t.Error(s) })
+	}
+}
+
+func kernels() []string { return strings.Fields(cmp.Or(os.Getenv("VM_KERNELS"), "6.1 5.10")) }
+
+func image(t *testing.T, kernel string, say func(string)) *vm.Image {
+	t.Helper()
+	release, ok := vm.Suite(kernel)
+	if !ok {
+		t.Fatalf("no Debian release is known to have kernel %q", kernel)
+	}
+	image, err := vm.NewImage(t.Context(), release, os.Getenv("VM_MIRROR"), say)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
 // TestKernels runs the suites on each of the kernels that VM_KERNELS names. One guest at a time: it takes the whole machine.
 func TestKernels(t *testing.T) {
 	if err := vm.Missing(); err != nil {
@@ -44,17 +70,10 @@ func TestKernels(t *testing.T) {
 	}
 	files := t.TempDir()
 	script := build(t, files)
-	for _, kernel := range strings.Fields(cmp.Or(os.Getenv("VM_KERNELS"), "6.1 5.10")) {
+	for _, kernel := range kernels() {
 		t.Run(kernel, func(t *testing.T) {
-			release, ok := vm.Suite(kernel)
-			if !ok {
-				t.Fatalf("no Debian release is known to have kernel %q", kernel)
-			}
 			begin := time.Now()
-			image, err := vm.NewImage(t.Context(), release, os.Getenv("VM_MIRROR"), func(s string) { fmt.Println(s) })
-			if err != nil {
-				t.Fatal(err)
-			}
+			image := image(t, kernel, func(s string) { fmt.Println(s) })
 			made := time.Since(begin)
 			ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
 			defer cancel()
