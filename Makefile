@@ -100,6 +100,7 @@ help:
 	@echo '  make test-dist             the release: contents, static, reproducible'
 	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
 	@echo '  make test-vm               the tests on other kernels, emulated: VM_KERNELS, VM_SHORT=yes'
+	@echo '  make caches                what these two keep, made before (root)'
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'

@@ -138,6 +138,12 @@ func (s *system) otherBackends() {
 			return s.replace(gigabyte/2, func(h *host) { h.must("systemctl restart flanneld") })
 		})
 	}
+	s.scenario("hardened unit with alloc", func() string {
+		s.configure(configKey, network("alloc"))
+		h := s.hosts[0]
+		h.must("systemctl restart flanneld")
+		return fmt.Sprint("subnet ", h.subnet())
+	})
 }
 
 // another writes the config of another network, and removes what tells flanneld of the first one.
