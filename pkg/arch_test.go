@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"firewall":              {},
 	"iptables":              {"firewall"},
 	"nftables":              {"firewall"},
-	"subnetenv":             {},
+	"subnetenv":             {"lease"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
 	"registry":              {"lease", "netconf"},
 	"registry/etcd":         {},

@@ -23,7 +23,7 @@
 // The rooms, from the pure ones to the one that sees everything:
 //
 //	netconf     network config: parse, defaults, validate
-//	lease       a lease, its key and value, the View, the choice of a subnet
+//	lease       a lease, its key and value, a host's claim on it, the View, the choice of a subnet
 //	host        facts about this host; choosing the uplink
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values
@@ -34,7 +34,7 @@
 //	iptables    keeps the packet filter rules, by the iptables commands
 //	nftables    keeps them by nfnetlink
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
-//	subnetenv   reads and atomically writes subnet.env
+//	subnetenv   reads and atomically writes subnet.env, and the claim beside it
 //	reconcile   the loop: when to look, how often to try, what to say
 //	daemon      wiring, order of start and stop, health, sd_notify
 //	lab         many hosts on one machine, for tests, demo and benchmarks

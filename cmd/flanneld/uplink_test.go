@@ -10,6 +10,27 @@ import (
 // TestNewUplinkAddress: a host whose uplink gets another address, or is replaced
 // by another device, keeps its subnet, and its peers follow.
 func TestNewUplinkAddress(t *testing.T) {
+	eachNewAddress(t, func(c *cluster, change string) { c.sh(c.Hosts[0], change) })
+}
+
+// TestNewUplinkAddressWhileAway: the same for a host whose flanneld is killed before
+// it can follow, with its device deleted and not made again yet: the next one finds
+// its lease at an address, and with a MAC, that are not the host's.
+func TestNewUplinkAddressWhileAway(t *testing.T) {
+	eachNewAddress(t, func(c *cluster, change string) {
+		h := c.Hosts[0]
+		c.must(h.Flanneld().Pause())
+		c.sh(h, change)
+		c.must(h.Flanneld().Kill(c.ctx))
+		c.sh(h, "ip link del flannel.1 2>/dev/null || true")
+		_, err := h.Start()
+		c.must(err)
+	})
+}
+
+// eachNewAddress changes the uplink's address of the first of three hosts in each
+// way and with each backend that can follow it.
+func eachNewAddress(t *testing.T, change func(c *cluster, command string)) {
 	for _, backend := range []string{"vxlan", "udp", "host-gw"} {
 		t.Run(backend, func(t *testing.T) {
 			need(t, "ip")
@@ -17,7 +38,7 @@ func TestNewUplinkAddress(t *testing.T) {
 			h := c.Hosts[0]
 			key, before := c.lease(h)
 			gateway := strings.Fields(c.sh(h, "ip route show default"))[2]
-			for i, change := range []string{
+			for i, command := range []string{
 				// As DHCP does.
 				"ip -4 addr flush dev eth0 && ip addr add %s/22 dev eth0 && ip route replace default via %s dev eth0",
 				// Another device: the kernel has removed address and routes.
@@ -25,7 +46,7 @@ func TestNewUplinkAddress(t *testing.T) {
 			} {
 				addr := fmt.Sprintf("172.31.201.%d", 77+i)
 				start := time.Now()
-				c.sh(h, fmt.Sprintf(change, addr, gateway))
+				change(c, fmt.Sprintf(command, addr, gateway))
 				c.within(5*time.Second, "the lease follows", func() error {
 					e, err := c.Etcd.Get(c.ctx, key)
 					if err == nil && !strings.Contains(e.Value, `"`+addr+`"`) {
@@ -39,7 +60,7 @@ func TestNewUplinkAddress(t *testing.T) {
 				c.waitAllPairs()
 				t.Logf("followed after %v", time.Since(start).Round(time.Millisecond))
 			}
-			if n := logged(h, "another subnet"); n != 0 || c.subnet(h).String() != strings.ReplaceAll(key[strings.LastIndex(key, "/")+1:], "-", "/") {
+			if n := logged(h, "another subnet") + logged(h, "taking a new one"); n != 0 || c.subnet(h).String() != strings.ReplaceAll(key[strings.LastIndex(key, "/")+1:], "-", "/") {
 				t.Errorf("the subnet is %s, the lease was %s", c.subnet(h), key)
 			}
 		})

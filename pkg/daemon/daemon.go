@@ -73,6 +73,8 @@ type daemon struct {
 	watchdog watchdog
 
 	former  subnetenv.Env // of the run before
+	claim   lease.Claim   // as written last
+	unnoted string        // why a later one could not be written
 	view    atomic.Pointer[lease.View]
 	own     atomic.Pointer[lease.Lease] // with its present revision
 	facts   facts
@@ -201,6 +203,9 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	if d.former, err = subnetenv.Read(d.options.SubnetFile); err != nil {
 		d.log.Warn("going on without the previous subnet", "err", err)
 	}
+	if d.claim, err = subnetenv.ReadClaim(d.options.SubnetFile); err != nil {
+		d.log.Warn("going on without a claim on the previous lease", "err", err)
+	}
 	o = d.leaseOptions()
 	if own, listing, err = subnet.Acquire(ctx, o, d.attrs); err != nil {
 		return o, own, listing, err
@@ -259,15 +264,33 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Registry: watched{d.registry, &d.watchdog.follower},
 		Pool:     d.net.pool(),
 		PublicIP: d.publicIP(),
+		Claim:    d.claim,
 		Previous: d.former.Subnet,
 		TTL:      d.net.LeaseTTL,
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
 		Terms:    d.terms.news,
+		Remember: d.remember,
 		Report: func(s subnet.Status) {
 			d.health.away.Store(&s.AwaySince)
 			d.own.Store(&s.Own)
 		},
+	}
+}
+
+// remember notes what the next run needs to know its lease again, should it have
+// another address by then.
+func (d *daemon) remember(c lease.Claim) {
+	if c == d.claim {
+		return
+	}
+	err := subnetenv.WriteClaim(d.options.SubnetFile, c)
+	switch {
+	case err == nil:
+		d.claim, d.unnoted = c, ""
+	case err.Error() != d.unnoted:
+		d.unnoted = err.Error()
+		d.log.Warn("cannot note the claim on the lease; with another address, the next start may get another subnet", "err", err)
 	}
 }
 

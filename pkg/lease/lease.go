@@ -1,7 +1,7 @@
 // Package lease holds what hosts tell each other through the registry: a
 // leased subnet with the attributes of its owner, the keys and JSON values that
-// carry them, the View a host has of the whole network, and the choice of a
-// free subnet.
+// carry them, the View a host has of the whole network, the Claim by which it knows
+// its own lease again, and the choice of a free subnet.
 //
 // It knows no registry and no clock; it only turns bytes into values and
 // values into bytes. Invariant: a decoded Lease is well formed (its subnet is a

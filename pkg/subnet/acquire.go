@@ -23,7 +23,7 @@ func afterConflict(n int) time.Duration {
 	return between(0, time.Duration(min(n, 50))*conflictPause)
 }
 
-// Acquire leases a subnet: the one that this host has or is reserved, else
+// Acquire leases a subnet: the one that this host has, claims or is reserved, else
 // the previous one, else a random free one. The listing is the one the choice
 // was made from; it is older than the lease.
 //
@@ -129,6 +129,7 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	if err != nil {
 		return lease.Lease{}, listing, err
 	}
+	q.remember(lease.Claim{Subnet: subnet, Held: a, Next: a})
 	l, err := q.Registry.Create(ctx, subnet, a, q.TTL)
 	if err == nil {
 		q.Log.Info("allocated lease to current node", "subnet", l.Subnet, "public_ip", q.PublicIP)
@@ -136,12 +137,17 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	return l, listing, err
 }
 
+// ours tells whether a lease is this host's: it has our address, or is the one that
+// we wrote before we had that.
+func (q *acquisition) ours(l lease.Lease) bool { return l.PublicIP == q.PublicIP || q.Claim.Covers(l) }
+
 // mine gives the lease to take up again. Of several, the one where this host's
-// containers are goes first, then what an operator reserved, then the oldest.
+// containers are goes first, which subnet.env tells, or else the claim; then what an
+// operator reserved, then the oldest.
 func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
-		if l.PublicIP == q.PublicIP && q.Pool.Fits(l.Subnet) {
+		if q.ours(l) && q.Pool.Fits(l.Subnet) {
 			fit = append(fit, l)
 		}
 	}
@@ -152,23 +158,24 @@ func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
 		switch {
 		case l.Subnet == q.Previous:
 			return 0
-		case l.Reservation():
+		case q.Claim.Covers(l):
 			return 1
+		case l.Reservation():
+			return 2
 		}
-		return 2
+		return 3
 	}
 	return slices.MinFunc(fit, func(a, b lease.Lease) int {
 		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), lease.ComparePrefix(a.Subnet, b.Subnet))
 	}), true
 }
 
-// former gives the lease that this host had at another address, which it got
-// while nobody followed: the one of the previous subnet, known as ours by what no
-// other host publishes, such as the MAC of a device.
+// former gives a lease that this host had at another address, and that no claim of
+// ours tells of, since the original wrote it: the one of the previous subnet, known by
+// what no other host publishes, such as the MAC of a device.
 func (q *acquisition) former(listing registry.Listing, a lease.Attrs) (lease.Lease, bool) {
 	for _, l := range listing.Leases {
 		if l.Subnet == q.Previous && q.Pool.Fits(l.Subnet) && l.BackendType == a.BackendType && l.BackendData == a.BackendData && a.BackendData != "" {
-			q.Log.Info("found lease of the previous subnet at a former address", "subnet", l.Subnet, "public_ip", l.PublicIP)
 			return l, true
 		}
 	}
@@ -181,9 +188,16 @@ func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs
 	if mine.Reservation() {
 		ttl = 0
 	}
+	claim := lease.Claim{Subnet: mine.Subnet, Held: mine.Attrs, Next: a}
+	claim.Held.Leaving = false
+	q.remember(claim)
 	l, err := q.Registry.Update(ctx, mine, a, ttl)
-	if err == nil {
+	switch {
+	case err != nil:
+	case mine.PublicIP == q.PublicIP:
 		q.Log.Info("found lease for current IP, reusing", "subnet", l.Subnet, "public_ip", q.PublicIP, "reservation", l.Reservation())
+	default:
+		q.Log.Info("found lease of this host at a former address, reusing", "subnet", l.Subnet, "public_ip", q.PublicIP, "former", mine.PublicIP, "reservation", l.Reservation())
 	}
 	return l, err
 }
@@ -192,7 +206,7 @@ func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs
 // more. A reservation is the operator's and stays.
 func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
-		if l.PublicIP != q.PublicIP {
+		if !q.ours(l) {
 			continue
 		}
 		if l.Reservation() {

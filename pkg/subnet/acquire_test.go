@@ -18,6 +18,7 @@ func TestAcquire(t *testing.T) {
 		puts     map[string]string // with a TTL
 		reserved map[string]string // without
 		previous string
+		claim    lease.Claim // of the run before
 		want     netip.Prefix
 		mac      int // in the lease afterwards
 		reserve  bool
@@ -53,6 +54,22 @@ func TestAcquire(t *testing.T) {
 			want: prefix("10.42.3.0/24"), mac: 1, log: "at a former address"},
 		{name: "our MAC elsewhere", puts: map[string]string{"10.42.4.0-24": value(them, 1)}, previous: "10.42.3.0/24",
 			want: prefix("10.42.3.0/24"), mac: 1, log: "allocated lease"},
+		{name: "claimed", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
+			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(me, 8)), want: prefix("10.42.3.0/24"), mac: 8, log: "at a former address"},
+		{name: "claimed without an answer", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
+			claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8, log: "at a former address"},
+		{name: "claimed, being given up", puts: map[string]string{"10.42.3.0-24": leavingValue(8)}, previous: "10.42.3.0/24",
+			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8},
+		{name: "claimed reservation", reserved: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
+			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8, reserve: true},
+		{name: "claimed, no subnet.env", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, reserved: map[string]string{"10.42.9.0-24": value(me, 5)},
+			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8},
+		{name: "claimed, and our address had a lease of its own", puts: map[string]string{"10.42.2.0-24": value(me, 2), "10.42.3.0-24": value(them, 8)},
+			previous: "10.42.3.0/24", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8},
+		{name: "claimed, another's now", puts: map[string]string{"10.42.3.0-24": value(them, 9)}, previous: "10.42.3.0/24",
+			claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(third, 8)), want: anywhere, mac: 1, log: "previous subnet is leased by another"},
+		{name: "claimed, does not fit", puts: map[string]string{"10.43.3.0-24": value(them, 8)},
+			claim: claim("10.43.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), want: anywhere, mac: 1, gone: "10.43.3.0/24"},
 		{name: "previous overlapped", puts: map[string]string{"10.42.3.128-25": value(them, 8)}, previous: "10.42.3.0/24",
 			want: anywhere, mac: 1},
 		{name: "previous held by nonsense", puts: map[string]string{"10.42.3.0-24": "?"}, previous: "10.42.3.0/24",
@@ -69,6 +86,7 @@ func TestAcquire(t *testing.T) {
 				if c.previous != "" {
 					f.Previous = prefix(c.previous)
 				}
+				f.Claim = c.claim
 				l := f.mustAcquire()
 				if !f.Pool.Fits(l.Subnet) || (c.want.IsValid() && l.Subnet != c.want) || (!c.want.IsValid() && c.previous == l.Subnet.String()) {
 					t.Errorf("leased %s, want %s", l.Subnet, c.want)
@@ -88,12 +106,19 @@ func TestAcquire(t *testing.T) {
 				if c.log != "" {
 					f.says(c.log, 1)
 				}
+				if f.Claim = *f.noted.Load(); !f.Claim.Covers(l) {
+					t.Errorf("leased %+v, and claims %+v", l, f.Claim)
+				}
 				if again := f.mustAcquire(); again.Subnet != l.Subnet || again.Attrs != l.Attrs {
 					t.Errorf("after a restart %+v, before %+v", again, l)
 				}
 			})
 		})
 	}
+}
+
+func claim(subnet string, held, next lease.Attrs) lease.Claim {
+	return lease.Claim{Subnet: prefix(subnet), Held: held, Next: next}
 }
 
 func TestAcquireWaitsForRegistry(t *testing.T) {

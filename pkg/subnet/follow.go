@@ -135,6 +135,7 @@ func (f *follower) run(ctx context.Context) {
 			f.tendOwn(ctx)
 		case t := <-f.Terms:
 			f.attrs, f.PublicIP, f.Pool, f.TTL = t.Attrs, t.Attrs.PublicIP, t.Pool, t.TTL
+			f.remember(lease.Claim{Subnet: f.own.Subnet, Held: f.own.Attrs, Next: f.attrs})
 			f.tend.Reset(0)
 		case <-f.settle.C:
 			f.publish()

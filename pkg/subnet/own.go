@@ -116,7 +116,7 @@ func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
 func (f *follower) move(ctx context.Context, holder lease.Lease) error {
 	f.Log.Error("own subnet is held by another host now, leasing a new one", "subnet", f.own.Subnet, "public_ip", holder.PublicIP)
 	o := f.Options
-	o.Previous = netip.Prefix{}
+	o.Previous, o.Claim = netip.Prefix{}, lease.Claim{}
 	l, _, err := Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return f.attrs, nil })
 	if err != nil {
 		return err
@@ -133,6 +133,7 @@ func (f *follower) adopt(l lease.Lease) {
 		f.changed()
 	}
 	f.own, f.known, f.failed, f.wrote = l, true, false, time.Now()
+	f.remember(lease.Claim{Subnet: l.Subnet, Held: l.Attrs, Next: f.attrs})
 }
 
 // ttl is that of the next write: a reservation stays one.

@@ -226,7 +226,7 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 // Another address of the uplink is published at once under the same subnet,
 // also by a reservation; while the registry is away, when it is back.
 func TestNewAddress(t *testing.T) {
-	elsewhere, third := netip.MustParseAddr("198.51.100.77"), netip.MustParseAddr("198.51.100.78")
+	elsewhere := netip.MustParseAddr("198.51.100.77")
 	for _, reserved := range []bool{false, true} {
 		in(t, func(f *fixture) {
 			terms := make(chan subnet.Terms, 1)
@@ -290,6 +290,50 @@ func TestNewTerms(t *testing.T) {
 		elapse(time.Second)
 		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnet != prefix("10.42.99.0/24") {
 			t.Errorf("views %+v", views)
+		}
+	})
+}
+
+// Whatever of what we write arrives without an answer, the next run would know it.
+func TestClaimIsNotedBeforeWriting(t *testing.T) {
+	in(t, func(f *fixture) {
+		lost, taken := 0, "10.42.7.0/24"
+		lose := func(o string, _ netip.Prefix, done bool) error {
+			if done && (o == "create" || o == "update") {
+				lost++
+				f.reg.SetHook(nil)
+				return errAway
+			}
+			return nil
+		}
+		covered := func(after string) {
+			t.Helper()
+			elapse(100 * time.Millisecond) // less than until the next attempt
+			if held := f.held(prefix(taken)); !f.noted.Load().Covers(held) {
+				t.Errorf("after %s: the lease is %+v, what was noted %+v", after, held, f.noted.Load())
+			}
+		}
+		terms := make(chan subnet.Terms, 1)
+		f.Options.Terms, f.Previous = terms, prefix(taken)
+		f.reg.SetHook(lose)
+		joined := make(chan *following)
+		go func() { joined <- f.follow() }()
+		covered("a join")
+		<-joined
+		for what, do := range map[string]func(){
+			"a new address": func() { terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl} },
+			"a deletion":    func() { f.reg.Remove(lease.Key(prefix(taken))) },
+			"nonsense":      func() { f.reg.Put(lease.Key(prefix(taken)), "?", ttl) },
+			"a renewal":     func() { elapse(ttl - time.Hour) },
+		} {
+			f.reg.SetHook(lose)
+			do()
+			covered(what)
+			elapse(5 * time.Minute)
+			covered("the answer to " + what)
+		}
+		if lost != 5 {
+			t.Errorf("%d answers were lost", lost)
 		}
 	})
 }

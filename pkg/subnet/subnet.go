@@ -28,6 +28,7 @@ type Options struct {
 	Registry registry.Registry
 	Pool     lease.Pool
 	PublicIP netip.Addr    // a lease with exactly this one is ours
+	Claim    lease.Claim   // of the last run: its lease is ours too; zero if there was none
 	Previous netip.Prefix  // the subnet of the last run, invalid if there was none
 	TTL      time.Duration // of leases; flannel's is 24 h
 	Margin   time.Duration // a lease is renewed this long before it expires
@@ -35,6 +36,10 @@ type Options struct {
 
 	// Terms, if set, tells Follow on what terms the lease is held from now on.
 	Terms <-chan Terms
+
+	// Remember, if set, is told by Acquire and Follow, before they write to the lease,
+	// what the next run's Claim is to be.
+	Remember func(lease.Claim)
 
 	// Report, if set, is told by Follow when something in Status changed. It
 	// must not block.
@@ -48,6 +53,12 @@ type Terms struct {
 	Attrs lease.Attrs
 	Pool  lease.Pool
 	TTL   time.Duration
+}
+
+func (o Options) remember(c lease.Claim) {
+	if o.Remember != nil {
+		o.Remember(c)
+	}
 }
 
 // Status is how Follow fares, for metrics and for people.

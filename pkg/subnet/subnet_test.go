@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +24,7 @@ const ttl = 24 * time.Hour
 var (
 	me      = netip.MustParseAddr("198.51.100.7")
 	them    = netip.MustParseAddr("198.51.100.8")
+	third   = netip.MustParseAddr("198.51.100.78")
 	errAway = errors.New("dial tcp: connection refused")
 )
 
@@ -72,6 +74,7 @@ type fixture struct {
 	reg *memory.Registry
 	log *journal
 	subnet.Options
+	noted atomic.Pointer[lease.Claim] // for the next run
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -83,6 +86,7 @@ func newFixture(t *testing.T) *fixture {
 		TTL:      ttl,
 		Margin:   time.Hour,
 		Log:      slog.New(slog.NewTextHandler(f.log, nil)),
+		Remember: func(c lease.Claim) { f.noted.Store(&c) },
 	}
 	return f
 }

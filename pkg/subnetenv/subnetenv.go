@@ -1,9 +1,10 @@
 // Package subnetenv reads and writes subnet.env, the file of shell variables by
 // which docker's units and mk-docker-opts.sh learn the host's subnet, and by
-// which the daemon remembers it across a restart.
+// which the daemon remembers it across a restart; and, beside it, the daemon's claim
+// on its lease, which is nobody else's business.
 //
-// It does not decide what stands in the file. Invariant: a reader of the path
-// sees either the whole old content or the whole new one, and the file is not
+// It does not decide what stands in the files. Invariant: a reader of a path
+// sees either the whole old content or the whole new one, and subnet.env is not
 // touched when it says the right thing already.
 package subnetenv
 
@@ -64,19 +65,24 @@ func Parse(b []byte) Env {
 
 // Read parses the file. A missing file is an empty Env and no error.
 func Read(path string) (Env, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Env{}, nil
-	}
-	if err != nil {
-		return Env{}, fmt.Errorf("read subnet file: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile))
+	b, err := read(path)
 	if err != nil {
 		return Env{}, fmt.Errorf("read subnet file: %w", err)
 	}
 	return Parse(b), nil
+}
+
+// read gives at most maxFile bytes of a file, and none of one that is missing.
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 // Write makes the file say e, and tells whether it had to change it. Missing

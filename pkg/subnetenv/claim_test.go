@@ -1,0 +1,50 @@
+package subnetenv
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"flanneld/pkg/lease"
+)
+
+func TestClaim(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "flannel", "subnet.env")
+	if c, err := ReadClaim(path); err != nil || c != (lease.Claim{}) {
+		t.Fatalf("without a file: %+v, %v", c, err)
+	}
+	c := lease.Claim{Subnet: netip.MustParsePrefix("10.42.7.0/24")}
+	for _, ip := range []string{"198.51.100.7", "198.51.100.8"} {
+		c.Held = c.Next
+		c.Next.PublicIP = netip.MustParseAddr(ip)
+		if !c.Held.PublicIP.IsValid() {
+			c.Held = c.Next
+		}
+		if err := WriteClaim(path, c); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ReadClaim(path); err != nil || got != c {
+			t.Errorf("%+v came back as %+v, %v", c, got, err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("the directory has %v, %v", left, err)
+	}
+	for content, word := range map[string]string{"": "", "{": path + ".lease", strings.Repeat(" ", 2*maxFile): "not JSON"} {
+		if err := os.WriteFile(claimPath(path), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadClaim(path)
+		if got != (lease.Claim{}) || (err == nil) != (word == "") || err != nil && !strings.Contains(err.Error(), word) {
+			t.Errorf("%.20q: %+v, %v", content, got, err)
+		}
+	}
+	if _, err := ReadClaim(filepath.Join(path+".lease", "x")); err == nil {
+		t.Error("a claim below a file is read without an error")
+	}
+	if err := WriteClaim(filepath.Join(path+".lease", "x"), c); err == nil {
+		t.Error("a claim below a file is written without an error")
+	}
+}
