@@ -344,7 +344,7 @@ func (d *daemon) overlay() firewall.Overlay {
 // warnOfObstacles says which settings of this host will lose the overlay's
 // traffic. They are the operator's.
 func (d *daemon) warnOfObstacles() {
-	f, err := d.facts.latest(true)
+	f, err := d.facts.latest()
 	if err != nil {
 		return // the loop says so
 	}
@@ -368,7 +368,7 @@ func (d *daemon) warnOfObstacles() {
 func (d *daemon) writeSubnetFile() (changed bool, err error) {
 	d.file.Lock()
 	defer d.file.Unlock()
-	f, err := d.facts.latest(true)
+	f, err := d.facts.latest()
 	if err != nil {
 		return false, err
 	}

@@ -19,28 +19,41 @@ type facts struct {
 
 	mu    sync.Mutex
 	value host.Facts
-	until time.Time
+	at    time.Time // when it was read
+	valid bool      // nothing has told of a change since
 }
 
-// latest gives the facts, read anew if something has changed, or if they are old and may
-// not be. When they cannot be read, as while the uplink is gone, the next call tries again.
-func (f *facts) latest(mayBeOld bool) (host.Facts, error) {
+// latest gives the last reading, or a new one if something has changed since. When the
+// facts cannot be read, as while the uplink is gone, the next call tries again.
+func (f *facts) latest() (host.Facts, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if time.Now().Before(f.until) || mayBeOld && !f.until.IsZero() {
+	return f.since(time.Time{})
+}
+
+// recent is latest, of at most factsAge.
+func (f *facts) recent() (host.Facts, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.since(time.Now().Add(-factsAge))
+}
+
+// since reads anew if the last reading is older, or stale.
+func (f *facts) since(oldest time.Time) (host.Facts, error) {
+	if f.valid && f.at.After(oldest) {
 		return f.value, nil
 	}
 	value, err := f.read()
 	if err != nil {
 		return host.Facts{}, err
 	}
-	f.value, f.until = value, time.Now().Add(factsAge)
+	f.value, f.at, f.valid = value, time.Now(), true
 	return value, nil
 }
 
-// stale makes the next call of latest read.
+// stale makes the next call read.
 func (f *facts) stale() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.until = time.Time{}
+	f.valid = false
 }

@@ -57,7 +57,11 @@ func (d *daemon) readFacts() (host.Facts, error) {
 // input is what the wanted state follows from now. Every pass begins with it.
 func (d *daemon) input(whole bool) (reconcile.Input, error) {
 	d.watchdog.loop.beat()
-	f, err := d.facts.latest(!whole)
+	read := d.facts.latest
+	if whole {
+		read = d.facts.recent
+	}
+	f, err := read()
 	if err != nil {
 		// An interface that is new here tells nobody that it is the uplink.
 		time.AfterFunc(factsRetry, d.loop.Trigger)
