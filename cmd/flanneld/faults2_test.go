@@ -40,6 +40,7 @@ func TestEtcdForgets(t *testing.T) {
 			})
 		})
 		s.row("subnet taken over", (*stage).subnetTaken)
+		s.row("subnet taken over while stopped", (*stage).subnetTakenWhileStopped)
 	})
 }
 
@@ -261,7 +262,7 @@ func (s *stage) subnetTaken() {
 		return nil
 	})
 	s.within(time.Second, "log", func() error {
-		return errors.Join(times(h, 1, "level=ERROR", gone, old.String(), stolenIP), times(h, 1, "level=ERROR", moved, old.String()),
+		return errors.Join(times(h, 1, "level=ERROR", gone, old.String(), stolenIP, "times=1"), times(h, 1, "level=ERROR", moved, old.String()),
 			times(h, said+1, "level=WARN", docker, h.SubnetFile))
 	})
 	if _, e, err := s.ownLease(h); err != nil || !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) || e.TTL < 23*time.Hour {
@@ -284,6 +285,38 @@ func (s *stage) subnetTaken() {
 	s.waitAllPairs()
 	tr.end()
 	s.t.Logf("%s became %s after %v", old, s.subnet(h), took.Round(time.Millisecond))
+	s.must(s.store.Delete(s.ctx, key))
+}
+
+// subnetTakenWhileStopped does it to a host that finds out when it starts.
+func (s *stage) subnetTakenWhileStopped() {
+	h := s.Hosts[1]
+	key, _, err := s.ownLease(h)
+	s.must(err)
+	old := s.subnet(h)
+	tr := s.traffic(s.containers[0], s.containers[2])
+	_, err = h.Flanneld().Stop(s.ctx)
+	s.must(err)
+	s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
+	p, err := h.Start(s.args...)
+	s.must(err)
+	s.must(p.WaitReady(s.ctx))
+	s.must(errors.Join(times(h, 1, "level=ERROR", "previous subnet is leased by another host now", old.String()),
+		times(h, 1, "level=WARN", "restart docker", h.SubnetFile)))
+	if now := s.subnet(h); now == old {
+		s.t.Errorf("the subnet file still tells of %s", now)
+	}
+	if e, err := s.store.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
+		s.t.Errorf("the other host's lease is %+v, %v", e, err)
+	}
+	k, err := h.AddContainer() // docker was restarted
+	s.must(err)
+	s.containers[1] = k
+	for _, host := range s.Hosts {
+		s.holds(host, 2*time.Second, old.String(), stolenIP, stolenMAC)
+	}
+	s.waitAllPairs()
+	tr.end()
 }
 
 // missesEvents stops a daemon while more happens than etcd remembers.

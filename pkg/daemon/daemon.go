@@ -223,8 +223,12 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 
 // announce tells docker and systemd that the network is there.
 func (d *daemon) announce() error {
-	if _, err := d.writeSubnetFile(); err != nil {
+	changed, err := d.writeSubnetFile()
+	if err != nil {
 		return err
+	}
+	if changed && d.former.Subnet.IsValid() {
+		d.sayRestartDocker()
 	}
 	d.health.ready.Store(true)
 	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
@@ -332,8 +336,12 @@ func (d *daemon) updateSubnetFile() {
 	case err != nil:
 		d.log.Warn("the subnet file stays as it is", "err", err)
 	case changed:
-		d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
+		d.sayRestartDocker()
 	}
+}
+
+func (d *daemon) sayRestartDocker() {
+	d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
 }
 
 // overlay is what the packet filter's rules are about.

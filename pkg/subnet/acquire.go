@@ -242,7 +242,7 @@ func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
 		if !slices.ContainsFunc(taken, q.Previous.Overlaps) {
 			return q.Previous, nil
 		}
-		q.once(slog.LevelWarn, "previous subnet is leased by another host now, taking a new one", "subnet", q.Previous)
+		q.once(slog.LevelError, "previous subnet is leased by another host now, taking a new one", "subnet", q.Previous)
 	}
 	subnet, ok := q.Pool.Pick(taken, rand.Uint64N)
 	if !ok {

@@ -91,6 +91,7 @@ type follower struct {
 	wrote  time.Time     // when own was last written or found
 	fights fight         // with somebody who changes our key
 	tries  int           // conflicts in a row
+	moves  int           // subnets that were lost to other hosts
 	failed bool          // the last write failed, and that was said
 	wait   time.Duration // between attempts, while away
 

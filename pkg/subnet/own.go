@@ -114,7 +114,8 @@ func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
 
 // move gives the subnet up to the host that has it now.
 func (f *follower) move(ctx context.Context, holder lease.Lease) error {
-	f.Log.Error("own subnet is held by another host now, leasing a new one", "subnet", f.own.Subnet, "public_ip", holder.PublicIP)
+	f.moves++
+	f.Log.Error("own subnet is held by another host now, leasing a new one", "subnet", f.own.Subnet, "public_ip", holder.PublicIP, "times", f.moves)
 	o := f.Options
 	o.Previous, o.Claim = netip.Prefix{}, lease.Claim{}
 	l, _, err := Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return f.attrs, nil })

@@ -180,6 +180,10 @@ func TestOwnKeyTaken(t *testing.T) {
 		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
 		elapse(time.Second)
 		w.says("held by another host now", 1)
+		w.says("times=1", 1)
+		if n := w.status().Moves; n != 1 {
+			t.Errorf("%d moves are reported", n)
+		}
 		views := w.take()
 		if len(views) == 0 {
 			t.Fatalf("no view: %s", w.log)

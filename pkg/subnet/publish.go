@@ -38,7 +38,7 @@ func (f *follower) publish() {
 }
 
 func (f *follower) report() {
-	s := Status{Own: f.own, Leases: len(f.leases) - len(f.fading), Bad: f.bad.count, AwaySince: f.away.since}
+	s := Status{Own: f.own, Leases: len(f.leases) - len(f.fading), Bad: f.bad.count, Moves: f.moves, AwaySince: f.away.since}
 	if f.Report != nil && s != f.status {
 		f.status = s
 		f.Report(s)

@@ -66,6 +66,7 @@ type Status struct {
 	Own       lease.Lease // as last written or read, with its present expiry
 	Leases    int         // in the registry, ours included
 	Bad       int         // entries that cannot be decoded
+	Moves     int         // subnets lost to other hosts since the start
 	AwaySince time.Time   // since when the registry has not answered; zero while it does
 }
 
