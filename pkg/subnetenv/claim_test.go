@@ -15,13 +15,10 @@ func TestClaim(t *testing.T) {
 	if c, err := ReadClaim(path); err != nil || c != (lease.Claim{}) {
 		t.Fatalf("without a file: %+v, %v", c, err)
 	}
-	c := lease.Claim{Subnet: netip.MustParsePrefix("10.42.7.0/24")}
-	for _, ip := range []string{"198.51.100.7", "198.51.100.8"} {
-		c.Held = c.Next
-		c.Next.PublicIP = netip.MustParseAddr(ip)
-		if !c.Held.PublicIP.IsValid() {
-			c.Held = c.Next
-		}
+	here, there := lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}, lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.8")}
+	subnet := netip.MustParsePrefix("10.42.7.0/24")
+	c := lease.Claim{Subnet: subnet, Held: here, Next: there}
+	for _, c := range []lease.Claim{{Subnet: subnet, Held: here, Next: here}, c} {
 		if err := WriteClaim(path, c); err != nil {
 			t.Fatal(err)
 		}
