@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,4 +124,58 @@ func TestLastSubnet(t *testing.T) {
 		s.must(times(waits, 1, "cannot lease a subnet"))
 		s.t.Logf("%s won, %s got the next after %v", won.Name, waits.Name, took.Round(time.Millisecond))
 	})
+}
+
+// slowEtcd has etcd answer every other second, and then not everybody. That is not
+// away: hosts follow, and one that starts meanwhile takes its time.
+func (s *stage) slowEtcd() {
+	const subnet, ip, mac = "10.42.89.0/24", "203.0.113.89", "0a:00:00:00:00:89"
+	gone, h := s.lines(awayLine), s.Hosts[0]
+	tr := s.traffic(s.containers...)
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- s.stutter(ctx) }()
+	s.set("subnets/10.42.89.0-24", phantomValue(ip, mac))
+	start := time.Now()
+	for _, h := range s.Hosts {
+		s.holds(h, 10*time.Second, subnet, ip, mac)
+	}
+	followed, share := time.Since(start), s.idle(4*time.Second)
+	if now := s.lines(awayLine); share > 0.01 || !slices.Equal(now, gone) {
+		s.t.Errorf("a daemon takes %.2f %% of a CPU; that etcd is away was said %v times, and is now %v times", share*100, gone, now)
+	}
+	s.must(h.Flanneld().Kill(s.ctx))
+	p, err := h.Start(s.args...)
+	s.must(err)
+	s.must(p.WaitReady(s.ctx))
+	s.must(times(h, 0, awayLine))
+	cancel()
+	s.must(<-ended)
+	s.must(s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.89.0-24"))
+	s.follows()
+	tr.end()
+	s.t.Logf("followed after %v, CPU %.3f %%, ready after %v", followed.Round(time.Millisecond), share*100, p.ReadyAfter().Round(time.Millisecond))
+}
+
+// stutter stops etcd for most of the time, until ctx ends.
+func (s *stage) stutter(ctx context.Context) error {
+	const stopped, running = 2 * time.Second, 5 * time.Millisecond
+	turn := time.NewTimer(0)
+	defer turn.Stop()
+	for runs := true; ; runs = !runs {
+		select {
+		case <-ctx.Done():
+			return s.Etcd.Resume()
+		case <-turn.C:
+		}
+		act, until := s.Etcd.Pause, stopped
+		if !runs {
+			act, until = s.Etcd.Resume, running
+		}
+		if err := act(); err != nil {
+			return err
+		}
+		turn.Reset(until)
+	}
 }

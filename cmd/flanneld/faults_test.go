@@ -333,6 +333,7 @@ func TestEtcdAway(t *testing.T) {
 				noticed: 60 * time.Second,
 			})
 		})
+		s.row("slow", (*stage).slowEtcd)
 	})
 }
 
