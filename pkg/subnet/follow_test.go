@@ -54,9 +54,13 @@ func (w *following) status() subnet.Status {
 	return w.last
 }
 
-// follow acquires and follows until the test ends.
+// follow acquires and follows until the test ends. The subnet is 10.42.7.0/24, unless
+// the test has another: one at random may be that of a peer, once in 255 times.
 func (f *fixture) follow() *following {
 	f.Helper()
+	if !f.Previous.IsValid() {
+		f.Previous = prefix("10.42.7.0/24")
+	}
 	w := &following{fixture: f}
 	f.Report = w.report
 	l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return attrsOf(me, 1), nil })
@@ -107,7 +111,6 @@ func peersOf(v lease.View) []string {
 func following1(t *testing.T, test func(w *following)) {
 	t.Helper()
 	in(t, func(f *fixture) {
-		f.Previous = prefix("10.42.7.0/24")
 		f.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		w := f.follow()
 		w.expect(1, "10.42.8.0/24")
