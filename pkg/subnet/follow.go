@@ -46,6 +46,7 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		emit:     emit,
 		own:      own,
 		attrs:    own.Attrs,
+		claim:    lease.Claim{Subnet: own.Subnet, Held: own.Attrs, Next: own.Attrs},
 		wrote:    time.Now(),
 		known:    true,
 		leases:   map[netip.Prefix]*lease.Lease{},
@@ -87,6 +88,7 @@ type follower struct {
 
 	own    lease.Lease
 	attrs  lease.Attrs   // that own is to have
+	claim  lease.Claim   // what our key may say, for all that we wrote
 	known  bool          // own is what the registry holds, as far as we heard
 	wrote  time.Time     // when own was last written or found
 	fights fight         // with somebody who changes our key
@@ -136,7 +138,6 @@ func (f *follower) run(ctx context.Context) {
 			f.tendOwn(ctx)
 		case t := <-f.Terms:
 			f.attrs, f.PublicIP, f.Pool, f.TTL = t.Attrs, t.Attrs.PublicIP, t.Pool, t.TTL
-			f.remember(lease.Claim{Subnet: f.own.Subnet, Held: f.own.Attrs, Next: f.attrs})
 			f.tend.Reset(0)
 		case <-f.settle.C:
 			f.publish()

@@ -55,6 +55,7 @@ func (f *follower) ownStep(ctx context.Context) error {
 	if !news && (f.own.Reservation() || time.Now().Before(f.due())) {
 		return nil
 	}
+	f.note(f.own.Subnet, f.own.Attrs, f.attrs)
 	l, err := f.Registry.Update(ctx, f.own, f.attrs, f.ttl(f.own))
 	if err != nil {
 		return err
@@ -82,14 +83,14 @@ func (f *follower) look(ctx context.Context) error {
 		})
 	case ev.Bad != nil:
 		found = lease.Lease{Subnet: f.own.Subnet, Revision: ev.Bad.Revision, Expires: f.own.Expires}
-	case found.PublicIP != f.PublicIP && found.PublicIP != f.own.PublicIP:
-		return f.move(ctx, found)
 	case found.Attrs == f.own.Attrs && found.Revision == f.own.Revision:
 		f.known = true
 		return f.ownStep(ctx)
-	case found.Attrs == f.own.Attrs || found.Attrs == f.attrs:
+	case found.Attrs == f.attrs || !found.Leaving && f.claim.Covers(found):
 		f.adopt(found)
 		return f.ownStep(ctx)
+	case found.PublicIP != f.PublicIP && found.PublicIP != f.own.PublicIP:
+		return f.move(ctx, found)
 	}
 	return f.repair("own lease was overwritten, putting it back", func() (lease.Lease, error) {
 		return f.Registry.Update(ctx, found, f.attrs, f.ttl(found))
@@ -102,6 +103,7 @@ func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
 	if time.Now().Before(f.fights.next) {
 		return nil
 	}
+	f.note(f.own.Subnet, f.own.Attrs, f.attrs)
 	l, err := write()
 	if err != nil {
 		return err
@@ -134,7 +136,14 @@ func (f *follower) adopt(l lease.Lease) {
 		f.changed()
 	}
 	f.own, f.known, f.failed, f.wrote = l, true, false, time.Now()
-	f.remember(lease.Claim{Subnet: l.Subnet, Held: l.Attrs, Next: f.attrs})
+	f.note(l.Subnet, l.Attrs, l.Attrs)
+}
+
+// note keeps what our key may say from now on: what it says, and what is being
+// written, of which the answer may be lost.
+func (f *follower) note(subnet netip.Prefix, held, next lease.Attrs) {
+	f.claim = lease.Claim{Subnet: subnet, Held: held, Next: next}
+	f.remember(f.claim)
 }
 
 // ttl is that of the next write: a reservation stays one.

@@ -341,3 +341,35 @@ func TestClaimIsNotedBeforeWriting(t *testing.T) {
 		}
 	})
 }
+
+// A second new address, before there was an answer to the first, finds the first in
+// the registry: that is ours, too.
+func TestNewAddressBeforeTheAnswer(t *testing.T) {
+	in(t, func(f *fixture) {
+		elsewhere := netip.MustParseAddr("198.51.100.77")
+		terms := make(chan subnet.Terms, 1)
+		f.Options.Terms = terms
+		w := f.follow()
+		f.reg.SetHook(func(o string, _ netip.Prefix, done bool) error {
+			if o == "update" && done {
+				f.reg.SetHook(nil)
+				f.reg.Fail(errAway) // cut off, with the answer under way
+				return errAway
+			}
+			return nil
+		})
+		for _, ip := range []netip.Addr{third, elsewhere} {
+			terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
+			elapse(time.Millisecond)
+		}
+		f.reg.Fail(nil)
+		if held := w.held(w.own.Subnet); held.PublicIP != third || !f.noted.Load().Covers(held) {
+			t.Errorf("the lease is %+v, what was noted %+v", held, f.noted.Load())
+		}
+		elapse(time.Minute)
+		if held := w.held(w.own.Subnet); held.PublicIP != elsewhere || held.Created != w.own.Created {
+			t.Errorf("the lease is %+v, was %+v\n%s", held, w.own, w.log)
+		}
+		w.says("held by another host", 0)
+	})
+}
