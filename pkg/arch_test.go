@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"host":                  {},
 	"dataplane":             {},
 	"firewall":              {},
+	"condition":             {},
 	"iptables":              {"firewall"},
 	"nftables":              {"firewall"},
 	"subnetenv":             {"lease"},
