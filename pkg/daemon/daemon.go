@@ -22,6 +22,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/host"
@@ -72,6 +73,8 @@ type daemon struct {
 	health   health
 	watchdog watchdog
 
+	conditions *condition.List // what is wrong now
+
 	former  subnetenv.Env // of the run before
 	claim   lease.Claim   // as written last
 	unnoted string        // why a later one could not be written
@@ -91,7 +94,7 @@ type daemon struct {
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
-	d := &daemon{options: o, log: log}
+	d := &daemon{options: o, log: log, conditions: condition.NewList(log)}
 	d.terms.news = make(chan subnet.Terms, 1)
 	if o.HealthzPort != 0 {
 		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
