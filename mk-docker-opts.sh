@@ -124,17 +124,22 @@ case $key in
 '' | [!A-Za-z_]* | *[!A-Za-z0-9_]*) die 1 "$0: -k: not a variable name: $key" ;;
 esac
 
-if [ -e "$input" ] && [ ! -d "$input" ]; then
-	read_flannel <"$input" || exit 2
+# Without the file nothing is known of the subnet, and to write that down would take
+# it away from dockerd, which then makes a bridge of its own choice.
+if [ ! -e "$input" ]; then
+	die 1 "$0: $input does not exist: is flanneld running? $output stays as it is"
+elif [ -d "$input" ]; then
+	die 1 "$0: $input is a directory; $output stays as it is"
+fi
+read_flannel <"$input" || exit 2
 
-	# A file with other things only is most likely the output of an earlier run
-	# that was given -d subnet.env. When it is about to be written again, it already
-	# says what it should; emptying it would take the subnet away from dockerd.
-	if [ "$found" -eq 0 ] && [ -s "$input" ]; then
-		echo "$0: no FLANNEL_ variable in $input" >&2
-		# shellcheck disable=SC3013 # dash, bash and busybox all have -ef
-		[ "$input" -ef "$output" ] && exit 0
-	fi
+# A file with other things only is most likely the output of an earlier run
+# that was given -d subnet.env. When it is about to be written again, it already
+# says what it should; emptying it would take the subnet away from dockerd.
+if [ "$found" -eq 0 ] && [ -s "$input" ]; then
+	echo "$0: no FLANNEL_ variable in $input" >&2
+	# shellcheck disable=SC3013 # dash, bash and busybox all have -ef
+	[ "$input" -ef "$output" ] && exit 0
 fi
 
 check FLANNEL_SUBNET "${FLANNEL_SUBNET-}"

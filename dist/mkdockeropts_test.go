@@ -23,6 +23,7 @@ const (
 	bip      = "DOCKER_OPT_BIP=\"--bip=10.42.7.1/24\"\n"
 	masq     = "DOCKER_OPT_IPMASQ=\"--ip-masq=true\"\n"
 	mtu      = "DOCKER_OPT_MTU=\"--mtu=1450\"\n"
+	nothing  = "FLANNEL_NETWORK=10.42.0.0/16\n" // a file that says nothing of docker's options
 	combined = " --bip=10.42.7.1/24 --ip-masq=true --mtu=1450"
 )
 
@@ -147,9 +148,8 @@ func TestMkDockerOpts(t *testing.T) {
 				"FLANNEL_IPV6_SUBNET=fd42:0:0:7::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
 			args: with("-i")}, bip + masq + mtu},
 
-		{"missing file", run{input: "-"}, "DOCKER_OPTS=\"\"\n"},
-		{"missing file, individual", run{input: "-", args: with("-i")}, ""},
-		{"input is a directory", run{args: []string{"-f", ".", "-d", "out.env"}}, "DOCKER_OPTS=\"\"\n"},
+		{"nothing for docker", run{input: nothing}, "DOCKER_OPTS=\"\"\n"},
+		{"nothing for docker, individual", run{input: nothing, args: with("-i")}, ""},
 		{"only some", run{input: "FLANNEL_MTU=1450\n"}, mtu + "DOCKER_OPTS=\" --mtu=1450\"\n"},
 
 		// The ways in which a shell would have read the file.
@@ -164,25 +164,25 @@ func TestMkDockerOpts(t *testing.T) {
 
 		// What is set before is taken over.
 		{"preset combined", run{env: []string{"DOCKER_OPTS=-H x"}, args: with("-c")}, "DOCKER_OPTS=\"-H x " + combined + "\"\n"},
-		{"preset combined, nothing to add", run{input: "-", env: []string{"DOCKER_OPTS=-H x"}}, "DOCKER_OPTS=\"-H x\"\n"},
+		{"preset combined, nothing to add", run{input: nothing, env: []string{"DOCKER_OPTS=-H x"}}, "DOCKER_OPTS=\"-H x\"\n"},
 		{"preset combined, other key", run{env: []string{"DOCKER_OPTS=-H x"}, args: with("-c", "-k", "K")}, "K=\"" + combined + "\"\n"},
 		{"preset option in its place", run{env: []string{"DOCKER_OPT_LOG=--log", "DOCKER_OPT_A=-a"}},
 			"DOCKER_OPT_A=\"-a\"\n" + bip + masq + "DOCKER_OPT_LOG=\"--log\"\n" + mtu +
 				"DOCKER_OPTS=\" -a --bip=10.42.7.1/24 --ip-masq=true --log --mtu=1450\"\n"},
 		{"preset option is ours", run{env: []string{"DOCKER_OPT_BIP=--bip=1.2.3.4/5"}, args: with("-i")}, bip + masq + mtu},
-		{"preset option we know nothing of", run{input: "-", env: []string{"DOCKER_OPT_BIP=--bip=1.2.3.4/5"}, args: with("-i")},
+		{"preset option we know nothing of", run{input: nothing, env: []string{"DOCKER_OPT_BIP=--bip=1.2.3.4/5"}, args: with("-i")},
 			"DOCKER_OPT_BIP=\"--bip=1.2.3.4/5\"\n"},
-		{"preset empty option", run{input: "-", env: []string{"DOCKER_OPT_A="}}, "DOCKER_OPT_A=\"\"\nDOCKER_OPTS=\"\"\n"},
-		{"preset flannel variable", run{input: "-", env: []string{"FLANNEL_MTU=1450"}, args: with("-i")}, mtu},
+		{"preset empty option", run{input: nothing, env: []string{"DOCKER_OPT_A="}}, "DOCKER_OPT_A=\"\"\nDOCKER_OPTS=\"\"\n"},
+		{"preset flannel variable", run{input: nothing, env: []string{"FLANNEL_MTU=1450"}, args: with("-i")}, mtu},
 		{"preset flannel variable loses", run{input: "FLANNEL_MTU=1450\n", env: []string{"FLANNEL_MTU=1"}, args: with("-i")}, mtu},
-		{"preset blanks", run{input: "-", env: []string{"DOCKER_OPT_A=-a  *  b\tc"}},
+		{"preset blanks", run{input: nothing, env: []string{"DOCKER_OPT_A=-a  *  b\tc"}},
 			"DOCKER_OPT_A=\"-a  *  b\tc\"\nDOCKER_OPTS=\" -a  *  b\tc\"\n"},
-		{"preset quotes", run{input: "-", env: []string{`DOCKER_OPT_A=--tag="a 'b'" \n $HOME ` + "`id`"}},
+		{"preset quotes", run{input: nothing, env: []string{`DOCKER_OPT_A=--tag="a 'b'" \n $HOME ` + "`id`"}},
 			`DOCKER_OPT_A="--tag=\"a 'b'\" \\n \$HOME ` + "\\`id\\`\"\n" +
 				`DOCKER_OPTS=" --tag=\"a 'b'\" \\n \$HOME ` + "\\`id\\`\"\n"},
-		{"preset lines", run{input: "-", env: []string{"DOCKER_OPT_A=a\nDOCKER_OPT_B=b\nc"}, args: with("-i")},
+		{"preset lines", run{input: nothing, env: []string{"DOCKER_OPT_A=a\nDOCKER_OPT_B=b\nc"}, args: with("-i")},
 			"DOCKER_OPT_A=\"a\nDOCKER_OPT_B=b\nc\"\n"},
-		{"similar names", run{input: "-", env: []string{"DOCKER_OPTION=a", "XDOCKER_OPT_A=b", "DOCKER_OPT_A-B=c"}}, "DOCKER_OPTS=\"\"\n"},
+		{"similar names", run{input: nothing, env: []string{"DOCKER_OPTION=a", "XDOCKER_OPT_A=b", "DOCKER_OPT_A-B=c"}}, "DOCKER_OPTS=\"\"\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.input == "" {
@@ -208,7 +208,7 @@ func TestMkDockerOpts(t *testing.T) {
 func TestMkDockerOptsRoundTrip(t *testing.T) {
 	value := "--a \"b\" 'c' $d ${e} `f` $(g) \\ \\\\ * ? ~ # ! ; & | < > ä\nnext"
 	shells(t, func(t *testing.T, shell string) {
-		got := run{input: "-", env: []string{"DOCKER_OPT_A=" + value}, args: []string{"-d", "out.env", "-f", "in.env"}}.do(t, shell)
+		got := run{input: nothing, env: []string{"DOCKER_OPT_A=" + value}, args: []string{"-d", "out.env", "-f", "in.env"}}.do(t, shell)
 		cmd := exec.Command(shell, "-c", got.output+`printf '%s|%s' "$DOCKER_OPT_A" "$DOCKER_OPTS"`)
 		cmd.Env = []string{"PATH=/nonexistent"}
 		out, err := cmd.Output()
@@ -233,6 +233,11 @@ func TestMkDockerOptsErrors(t *testing.T) {
 		{"question mark", run{args: []string{"-?"}}, 1, usage},
 		{"unknown option", run{args: []string{"-z"}}, 1, usage},
 		{"missing argument", run{args: []string{"-f"}}, 1, usage},
+		{"missing file", run{input: "-"}, 1, "in.env does not exist"},
+		{"missing file, individual", run{input: "-", args: []string{"-f", "in.env", "-d", "out.env", "-i"}}, 1, "in.env does not exist"},
+		{"missing file, preset", run{input: "-", env: []string{"FLANNEL_MTU=1450", "DOCKER_OPTS=-H x"}}, 1, "in.env does not exist"},
+		{"missing directory", run{args: []string{"-f", "nowhere/in.env", "-d", "out.env"}}, 1, "nowhere/in.env does not exist"},
+		{"input is a directory", run{args: []string{"-f", ".", "-d", "out.env"}}, 1, ". is a directory"},
 		{"bad IPMASQ", run{input: "FLANNEL_IPMASQ=maybe\n"}, 1, "Invalid value of FLANNEL_IPMASQ: maybe\n"},
 		{"bad key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", "X;touch pwned"}}, 1, "-k: not a variable name"},
 		{"empty key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", ""}}, 1, "-k: not a variable name"},
