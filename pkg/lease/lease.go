@@ -95,6 +95,7 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 		return Attrs{}, fmt.Errorf("value of %d bytes is longer than the accepted %d", len(b), MaxValue)
 	}
 	var v value
+	b = bytes.TrimPrefix(b, []byte("\ufeff")) // of a reservation that was written with an editor
 	if err := json.Unmarshal(b, &v); err != nil {
 		return Attrs{}, fmt.Errorf("value is not lease JSON: %w", err)
 	}

@@ -96,6 +96,7 @@ func TestDecodeAttrs(t *testing.T) {
 		err   string
 	}{
 		{value: `{"PublicIP":"198.51.100.7"}`, want: lease.Attrs{PublicIP: ip}},
+		{value: "\ufeff" + `{"PublicIP":"198.51.100.7"}`, want: lease.Attrs{PublicIP: ip}},
 		{value: `{"publicip":"198.51.100.7","backendTYPE":"udp"}`, want: lease.Attrs{PublicIP: ip, BackendType: "udp"}},
 		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData": {"VtepMAC" : "02:11:22:33:44:55"},"New":[1]}`,
 			want: lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VtepMAC":"02:11:22:33:44:55"}`}},

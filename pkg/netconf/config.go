@@ -8,7 +8,9 @@
 package netconf
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -57,7 +59,11 @@ func parse(raw []byte) (c Config, err error) {
 	if len(raw) > MaxConfig {
 		return c, fmt.Errorf("is %d bytes long; accepted are at most %d", len(raw), MaxConfig)
 	}
-	f, err := ParseFields(raw, "")
+	// Editors and shells of Windows put a byte order mark at the beginning of a file.
+	if bytes.HasPrefix(raw, []byte("\xff\xfe")) || bytes.HasPrefix(raw, []byte("\xfe\xff")) {
+		return c, errors.New("is UTF-16: must be UTF-8")
+	}
+	f, err := ParseFields(bytes.TrimPrefix(raw, []byte("\ufeff")), "")
 	if err != nil {
 		return c, err
 	}

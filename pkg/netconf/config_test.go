@@ -24,6 +24,8 @@ func TestParse(t *testing.T) {
 		// null and 0.0.0.0 are as good as absent where a default exists.
 		{`{"Network":"10.1.0.0/16","SubnetLen":null,"Backend":null,"EnableIPv6":null,"SubnetMin":"0.0.0.0"}`, "10.1.0.0/16 /24 10.1.1.0 10.1.255.0 udp"},
 		{`{"Network":"10.1.0.0/16","SubnetMin":"10.1.0.0","SubnetMax":"10.1.0.0","Backend":{}}`, "10.1.0.0/16 /24 10.1.0.0 10.1.0.0 "},
+		// With a byte order mark.
+		{"\ufeff" + `{"Network":"10.42.0.0/16"}`, "10.42.0.0/16 /24 10.42.1.0 10.42.255.0 udp"},
 		{`{"Network":"255.255.0.0/16"}`, "255.255.0.0/16 /24 255.255.1.0 255.255.255.0 udp"},
 	} {
 		got, err := Parse([]byte(c.in))
@@ -65,6 +67,8 @@ func TestParseErrors(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{``, `network config: is not complete JSON`},
 		{`{"Network":"10.1.0.0/16"`, `network config: is not complete JSON`},
+		{"\xff\xfe{\x00}\x00", `network config: is UTF-16: must be UTF-8`},
+		{"\ufeff", `network config: is not complete JSON`},
 		{`nonsense`, `network config: is not JSON: invalid character 'o' in literal null (expecting 'u')`},
 		{`[]`, `network config: is not a JSON object: []`},
 		{`null`, `network config: is not a JSON object: null`},
