@@ -95,7 +95,8 @@ func TestDesired(t *testing.T) {
 	nat := us()
 	nat.PublicIP = netip.MustParseAddr("192.0.2.7")
 	overlapping := us()
-	overlapping.Underlay = append(overlapping.Underlay, host.Route{Dst: netip.MustParsePrefix("10.42.16.0/20"), Iface: "eth0"}, host.Route{Dst: netip.MustParsePrefix("10.42.9.0/24"), Iface: "docker0"})
+	overlapping.Underlay = append(overlapping.Underlay, host.Route{Dst: netip.MustParsePrefix("10.42.16.0/20"), Iface: "eth0"},
+		host.Route{Dst: netip.MustParsePrefix("10.42.200.0/26"), Iface: "eth0"}, host.Route{Dst: netip.MustParsePrefix("10.42.9.0/24"), Iface: "docker0"})
 	own := entry{"10.42.7.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07")}
 	for _, c := range []struct {
 		name, config string

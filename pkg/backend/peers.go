@@ -1,8 +1,10 @@
 package backend
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -82,9 +84,22 @@ func (s sieve) senseless(l lease.Lease) string {
 	case s.own.Subnet.Contains(ip):
 		return fmt.Sprintf("public IP %s lies in our own subnet", ip)
 	}
+	return s.needed(l.Subnet)
+}
+
+// needed says what of the underlay a subnet would take away. The longest prefix wins
+// in the kernel: a wider route than the subnet's forbids nothing by itself.
+func (s sieve) needed(subnet netip.Prefix) string {
+	if subnet.Contains(s.host.Addr) {
+		return fmt.Sprintf("the subnet contains this host's address %s", s.host.Addr)
+	}
 	for _, r := range s.host.Underlay {
-		if r.Iface == s.host.Uplink && !r.Gateway.IsValid() && r.Dst.Bits() > 0 && r.Dst.Overlaps(l.Subnet) {
-			return fmt.Sprintf("the subnet overlaps the underlay network %s dev %s", r.Dst, r.Iface)
+		switch {
+		case r.Iface != s.host.Uplink:
+		case r.Gateway.IsValid() && subnet.Contains(r.Gateway):
+			return fmt.Sprintf("the subnet contains the gateway %s dev %s", r.Gateway, r.Iface)
+		case !r.Gateway.IsValid() && subnet.Bits() <= r.Dst.Bits() && subnet.Contains(r.Dst.Addr()):
+			return fmt.Sprintf("the subnet covers the underlay network %s dev %s", r.Dst, r.Iface)
 		}
 	}
 	return ""
@@ -139,32 +154,60 @@ func withoutDoubles[K comparable](leases []Peer, what string, key func(Peer) K) 
 	return good, bad
 }
 
-// withoutOverlayIPs drops leases whose public IP lies in a leased subnet: their
-// outer packets would go into the tunnel again.
+// withoutOverlayIPs leaves no lease whose public IP lies in a leased subnet: its outer
+// packets would go into the tunnel again. Where the subnet is another lease's, the older
+// of the two stays. leases are sorted by subnet and free of overlaps.
 func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []Skipped) {
-	for _, l := range leases {
-		if network.Contains(l.PublicIP) {
-			if in, ok := covering(leases, l.PublicIP); ok {
-				bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s lies in the leased subnet %s", l.PublicIP, in)})
-				continue
-			}
+	clashes := map[int][]int{} // by index: with which leases each clashes, itself included
+	for i, l := range leases {
+		if !network.Contains(l.PublicIP) {
+			continue
 		}
-		good = append(good, l)
+		if in, ok := covering(leases, l.PublicIP); ok {
+			clashes[i], clashes[in] = append(clashes[i], in), append(clashes[in], i)
+		}
+	}
+	if len(clashes) == 0 {
+		return leases, nil
+	}
+	oldestFirst := slices.SortedFunc(maps.Keys(clashes), func(i, j int) int {
+		return cmp.Or(cmp.Compare(leases[i].Created, leases[j].Created), i-j)
+	})
+	stays := map[int]bool{}
+	for _, i := range oldestFirst {
+		l := leases[i]
+		if l.Subnet.Contains(l.PublicIP) {
+			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s lies in the leased subnet %s", l.PublicIP, l.Subnet)})
+			continue
+		}
+		at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
+		if stays[i] = at < 0; stays[i] {
+			continue
+		}
+		older := leases[clashes[i][at]]
+		if older.Subnet.Contains(l.PublicIP) {
+			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s lies in the leased subnet %s", l.PublicIP, older.Subnet)})
+		} else {
+			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("the subnet contains the public IP %s of the older lease %s", older.PublicIP, older.Subnet)})
+		}
+	}
+	good = make([]Peer, 0, len(leases)-len(bad))
+	for i, l := range leases {
+		if _, clash := clashes[i]; !clash || stays[i] {
+			good = append(good, l)
+		}
 	}
 	return good, bad
 }
 
-// covering finds the subnet that contains ip among leases sorted by subnet and
+// covering finds the lease whose subnet contains ip among leases sorted by subnet and
 // free of overlaps.
-func covering(leases []Peer, ip netip.Addr) (netip.Prefix, bool) {
+func covering(leases []Peer, ip netip.Addr) (int, bool) {
 	i, _ := slices.BinarySearchFunc(leases, ip, func(l Peer, ip netip.Addr) int {
 		if l.Subnet.Contains(ip) {
 			return -1 // go on to the one after it
 		}
 		return l.Subnet.Addr().Compare(ip)
 	})
-	if i > 0 && leases[i-1].Subnet.Contains(ip) {
-		return leases[i-1].Subnet, true
-	}
-	return netip.Prefix{}, false
+	return i - 1, i > 0 && leases[i-1].Subnet.Contains(ip)
 }

@@ -50,6 +50,9 @@ const (
 	vxlanMaxVNI = 9_999_999
 	// leastMTU is the least that every IPv4 link must carry (RFC 791).
 	leastMTU = 68
+	// leastMTU6 is the same for IPv6 (RFC 8200). Below it the kernel takes all of IPv6
+	// off the device, its sysctls included (net/ipv6/addrconf.c, addrconf_notify).
+	leastMTU6 = 1280
 )
 
 func newVXLAN(c netconf.Config) (Backend, error) {
@@ -149,7 +152,7 @@ func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 		Kind: dataplane.KindVXLAN, VNI: b.vni, Parent: h.Uplink, Local: h.Addr, Port: b.port,
 		GBP: b.gbp, Learning: b.learning, MAC: mac, MTU: b.MTU(h), Up: true,
 	}
-	if h.IPv6 {
+	if h.IPv6 && b.MTU(h) >= leastMTU6 {
 		s.Sysctls["net/ipv6/conf/"+b.device+"/accept_ra"] = "0"
 	}
 	s.Addrs[dataplane.Addr{Link: b.device, Prefix: netip.PrefixFrom(own.Subnet.Addr(), 32)}] = struct{}{}

@@ -66,10 +66,12 @@ func (f Facts) Equal(o Facts) bool {
 		slices.Equal(f.Underlay, o.Underlay)
 }
 
-// OnLink finds the interface through which addr is reached without a gateway.
+// OnLink finds the interface on whose link addr is. A route to everywhere that has no
+// gateway, as on a point-to-point link, makes nobody a neighbour; nor does half of one,
+// of which VPNs make two to come before another default route.
 func OnLink(routes []Route, addr netip.Addr) (iface string, ok bool) {
 	r, ok := Lookup(routes, addr)
-	if !ok || r.Gateway.IsValid() || r.Iface == "" {
+	if !ok || r.Gateway.IsValid() || r.Iface == "" || r.Dst.Bits() <= 1 {
 		return "", false
 	}
 	return r.Iface, true

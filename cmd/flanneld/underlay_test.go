@@ -1,0 +1,23 @@
+package main
+
+import (
+	"net/netip"
+	"testing"
+
+	"flanneld/pkg/lab"
+)
+
+// TestUnderlayWiderThanOverlay: hosts on a LAN that contains the overlay's network, with the
+// least MTU of IPv6, reach each other, and nothing is tried that the kernel cannot do.
+func TestUnderlayWiderThanOverlay(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("10.0.0.0/8"), MTU: 1280})
+	c.put("config", vxlanConfig)
+	c.must(c.StartAll(c.ctx))
+	c.addContainers()
+	c.waitAllPairs()
+	for _, h := range c.Hosts {
+		if n := logged(h, "left out") + logged(h, "skipped peer") + logged(h, "refused"); n != 0 {
+			t.Errorf("%s complains %d times", h.Name, n)
+		}
+	}
+}
