@@ -43,9 +43,9 @@ const (
 
 // ruleSet is where rules are kept: iptables or nftables.
 type ruleSet interface {
-	// Sync makes our chains those that are wanted, and none of former's rules
-	// of older generations be left. It tells what it has changed.
-	Sync(ctx context.Context, want []firewall.Chain, former []firewall.Overlay) (changes []string, err error)
+	// Sync makes the owner's rules those that are wanted, here and in what older
+	// generations have left, and touches no other network's. It tells what it has changed.
+	Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error)
 	RandomPorts() bool
 }
 
@@ -57,7 +57,7 @@ type rules struct {
 	log     *slog.Logger
 
 	wake    chan struct{}
-	former  []firewall.Overlay // that this host has or had
+	had     []firewall.Overlay // that this host has or had
 	nft     *nftables.Tables   // nil if the kernel has none
 	set     ruleSet            // nil until one is found
 	chosen  netconf.Choice     // by which it was found
@@ -78,7 +78,7 @@ func newRules(o RuleOptions, c netconf.Choice, overlay func() firewall.Overlay, 
 	}
 	r.choice.Store(int32(c))
 	if former.Network.IsValid() && former.Subnet.IsValid() {
-		r.former = append(r.former, former)
+		r.had = append(r.had, former)
 	}
 	return r
 }
@@ -220,7 +220,7 @@ func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 	if err != nil || r.left == nil {
 		return changes, err
 	}
-	removed, err := r.left.Sync(ctx, nil, r.former)
+	removed, err := r.left.Sync(ctx, r.owner(), nil)
 	if err != nil {
 		return changes, fmt.Errorf("remove what was kept elsewhere before: %w", err)
 	}
@@ -231,15 +231,20 @@ func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 // put makes the set what is wanted now.
 func (r *rules) put(ctx context.Context) ([]string, error) {
 	now := r.overlay()
-	if !slices.Contains(r.former, now) {
-		r.former = append(r.former, now)
+	if !slices.Contains(r.had, now) {
+		r.had = append(r.had, now)
 	}
-	return r.set.Sync(ctx, firewall.Rules(firewall.Options{
+	return r.set.Sync(ctx, r.owner(), firewall.Rules(firewall.Options{
 		Overlay:     now,
 		Masquerade:  r.options.Masquerade,
 		RandomPorts: !r.options.KeepPorts && r.set.RandomPorts(),
 		Forward:     r.options.Forward,
-	}), r.former)
+	}))
+}
+
+// owner says which rules are this daemon's among those of several.
+func (r *rules) owner() firewall.Owner {
+	return firewall.Owner{Network: r.overlay().Network, Overlays: r.had}
 }
 
 func (r *rules) report(changes []string, err error) {
@@ -313,6 +318,6 @@ func (r *rules) close() {
 // others did so by iptables.
 type nftSet struct{ *nftables.Tables }
 
-func (s nftSet) Sync(ctx context.Context, want []firewall.Chain, _ []firewall.Overlay) ([]string, error) {
-	return s.Tables.Sync(ctx, nftables.IPv4, want)
+func (s nftSet) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) ([]string, error) {
+	return s.Tables.Sync(ctx, nftables.IPv4, owner, want)
 }

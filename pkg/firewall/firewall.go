@@ -3,9 +3,10 @@
 // through a forward policy of DROP, and which rules earlier generations of
 // flannel have left for the same.
 //
-// It reads and writes no rules; iptables and nftables do, each in its own words,
-// and with whole chains of their own. Invariant: IPv4 and IPv6 have the same
-// rules, but for their addresses.
+// It reads and writes no rules; iptables and nftables do, each in its own words.
+// Several networks of a host share the chains that the rules are in; an Owner says
+// which of the rules are one daemon's. Invariant: IPv4 and IPv6 have the same rules,
+// but for their addresses.
 package firewall
 
 import (
@@ -52,11 +53,20 @@ func (h Hook) Comment() string {
 	return "flanneld forward"
 }
 
+// GuestComment marks accepts that stand in a chain of somebody else, one by one.
+const GuestComment = "flanneld"
+
 // Table and Chain are iptables' names of the hook.
 func (h Hook) Table() string { return [Hooks]string{"nat", "filter", "raw"}[h] }
 
 // Chain is iptables' name of the hook's chain.
 func (h Hook) Chain() string { return [Hooks]string{"POSTROUTING", "FORWARD", "PREROUTING"}[h] }
+
+// SharedChain is iptables' name of the chain that holds the hook's rules of all networks. It
+// is the original's since v0.20.
+func (h Hook) SharedChain() string {
+	return [Hooks]string{"FLANNEL-POSTRTG", "FLANNEL-FWD", "FLANNEL-PRERTG"}[h]
+}
 
 // Chain is the rules of a hook, in order.
 type Chain struct {
@@ -111,6 +121,12 @@ func Rules(o Options) []Chain {
 // postRouting leaves alone what stays in the overlay and what comes from the
 // outside to this host's own subnet. What others send by way of this host to
 // another one's subnet is masqueraded, so that the answer comes back here.
+//
+// Containers of two hosts must reach each other unchanged even where these rules have been
+// left behind and the host has another subnet by now, as after the way back to
+// v0.5 to v0.17, which do not know this chain. So the first rule of a network names it as
+// a whole. What then comes from the outside to the new subnet is still masqueraded, until
+// the rules are removed.
 func (o Options) postRouting() []Rule {
 	masquerade := Masquerade
 	if o.RandomPorts {
@@ -118,8 +134,7 @@ func (o Options) postRouting() []Rule {
 	}
 	return []Rule{
 		{Mark: keepMark, Verdict: Return},
-		{Src: In(o.Subnet), Dst: In(o.Network), Verdict: Return},
-		{Src: In(o.Network), Dst: In(o.Subnet), Verdict: Return},
+		{Src: In(o.Network), Dst: In(o.Network), Verdict: Return},
 		{Src: NotIn(o.Network), Dst: In(o.Subnet), Verdict: Return},
 		{Src: In(o.Network), Dst: NotIn(multicast(o.Network)), Verdict: masquerade},
 		{Src: NotIn(o.Network), Dst: In(o.Network), Verdict: masquerade},

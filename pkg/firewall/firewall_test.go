@@ -31,16 +31,14 @@ func TestRules(t *testing.T) {
 		{"nothing", Options{Overlay: four}, ""},
 		{"masquerade", Options{Overlay: four, Masquerade: true}, `
 POSTROUTING: mark 0x4000 return
-POSTROUTING: from 10.42.7.0/24 to 10.42.0.0/16 return
-POSTROUTING: from 10.42.0.0/16 to 10.42.7.0/24 return
+POSTROUTING: from 10.42.0.0/16 to 10.42.0.0/16 return
 POSTROUTING: not from 10.42.0.0/16 to 10.42.7.0/24 return
 POSTROUTING: from 10.42.0.0/16 not to 224.0.0.0/4 masquerade
 POSTROUTING: not from 10.42.0.0/16 to 10.42.0.0/16 masquerade
 `},
 		{"all", Options{Overlay: six, Masquerade: true, RandomPorts: true, Forward: true}, `
 POSTROUTING: mark 0x4000 return
-POSTROUTING: from fd42:0:0:7::/64 to fd42::/48 return
-POSTROUTING: from fd42::/48 to fd42:0:0:7::/64 return
+POSTROUTING: from fd42::/48 to fd42::/48 return
 POSTROUTING: not from fd42::/48 to fd42:0:0:7::/64 return
 POSTROUTING: from fd42::/48 not to ff00::/8 masquerade with random ports
 POSTROUTING: not from fd42::/48 to fd42::/48 masquerade with random ports
@@ -93,6 +91,7 @@ func TestWhoseAddressIsSeen(t *testing.T) {
 		{"outside to own container", 0, "198.51.100.1", "10.42.7.2", Return},
 		{"outside by way of this host to a peer's container", 0, "198.51.100.1", "10.42.9.2", Masquerade},
 		{"this host to the outside", 0, "192.0.2.1", "198.51.100.1", Return},
+		{"a peer's container by way of this host to another peer's", 0, "10.42.9.2", "10.42.8.2", Return},
 	}
 	for _, tt := range tests {
 		if got := verdict(rules, tt.mark, tt.src, tt.dst); got != tt.want {

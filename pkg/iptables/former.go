@@ -14,12 +14,12 @@ type generation struct {
 	rules []spec
 }
 
-// clean deletes the rules of earlier generations from the hook's chain.
-func (e *edit) clean(former []firewall.Overlay) {
+// clean deletes the owner's rules of earlier generations from the hook's chain.
+func (e *edit) clean() {
 	rules := e.have[e.chain]
 	parsed := make([]spec, len(rules)) // without those of others
 	gone := make([]bool, len(rules))
-	all := e.generations(former)
+	all := e.generations(e.owner.Overlays)
 	for i, rule := range rules {
 		s, known := parseRule(rule)
 		if !known {
@@ -49,7 +49,7 @@ func (e *edit) clean(former []firewall.Overlay) {
 	}
 	for i, rule := range rules {
 		if gone[i] {
-			e.delete([]string{rule})
+			e.delete(e.chain, []string{rule})
 		} else {
 			e.rest = append(e.rest, rule)
 		}

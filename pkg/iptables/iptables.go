@@ -3,9 +3,13 @@
 //
 // A Sync lists all rules, compares values and writes the difference as one
 // iptables-restore, so that it does not matter who has changed what since the
-// last one. Invariants: what is right is not written; nobody finds a chain of
-// ours empty or half filled, for a table is replaced as a whole; and rules of
-// others keep their order and every byte.
+// last one. The difference is single rules to delete and to insert: our chains
+// hold the rules of other networks too, and to declare or flush a chain would lose
+// what their daemons have written since the listing.
+//
+// Invariants: what is right is not written; nobody finds the rules of a network
+// incomplete that was complete and is wanted, for a table changes by one commit; and
+// the rules of others, other networks included, keep their order and every byte.
 //
 // It does not decide which rules are wanted: firewall does.
 package iptables
@@ -41,7 +45,7 @@ func (f Family) command() string { return [...]string{"iptables", "ip6tables"}[f
 
 const (
 	patience = 10 * time.Second // for one command
-	tries    = 3                // for one Sync, while others change the same tables
+	tries    = 5                // for one Sync, while others change the same tables
 	lockWait = 5                // seconds for the lock of the legacy variant
 
 	exitLocked = 4 // of the legacy variant: the lock was not to be had
@@ -119,21 +123,29 @@ func (t *Tables) RandomPorts() bool { return t.randomPorts }
 // from the one that writes nftables.
 func (t *Tables) Legacy() bool { return t.legacy }
 
-// Sync makes our chains hold exactly what is wanted; a chain that is not wanted
-// is removed. So are rules that earlier generations have left for the former
-// overlays, which include the current one. Each change is told in a few words.
+// Sync makes our chains hold, of the owner's rules, exactly what is wanted, and removes
+// what earlier generations have left for its overlays. Rules of other networks stay. With
+// nothing wanted all of the owner's rules go, and with the last network's the chains
+// and the jumps to them. Each change is told in a few words.
 //
 // What was written is listed once more: it may have been overtaken by another
 // program, or iptables may show rules in a form that is not understood here,
 // which would otherwise be written again for ever.
-func (t *Tables) Sync(ctx context.Context, want []firewall.Chain, former []firewall.Overlay) (changes []string, err error) {
+func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
+	var left error // why not all was done
 	for try := 0; ; try++ {
-		p, listed := t.plan(ctx, want, former)
+		thorough := try < tries-1
+		if try == tries-1 {
+			// At last without rules of nobody: iptables may print one so that it
+			// cannot delete it, and ours must not wait for that.
+			left = err
+		}
+		p, listed := t.plan(ctx, owner, want, thorough)
 		switch {
 		case listed != nil:
 			return changes, listed
 		case p.input == "":
-			return changes, nil
+			return changes, left
 		case try == tries:
 			return changes, err
 		}
@@ -154,7 +166,7 @@ func (t *Tables) overtaken(err error) bool {
 	return errors.As(err, &exit) && !(t.legacy && exit.ExitCode() == exitLocked)
 }
 
-func (t *Tables) plan(ctx context.Context, want []firewall.Chain, former []firewall.Overlay) (plan, error) {
+func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want []firewall.Chain, thorough bool) (plan, error) {
 	text, err := t.run(ctx, "", t.save)
 	if err != nil {
 		return plan{}, err
@@ -163,7 +175,7 @@ func (t *Tables) plan(ctx context.Context, want []firewall.Chain, former []firew
 	if err != nil {
 		return plan{}, fmt.Errorf("%s: %w", t.save, err)
 	}
-	return makePlan(l, want, former), nil
+	return makePlan(l, owner, want, thorough), nil
 }
 
 // write is the only thing that changes rules. Watchers do not see it.

@@ -110,9 +110,20 @@ func (b *bed) load(file string) {
 	}
 }
 
+// oneDaemon owns the networks that the tests have, but those of other daemons, and has had
+// the overlays.
+func oneDaemon(had ...firewall.Overlay) firewall.Owner {
+	return firewall.Owner{Network: four.Network, Overlays: append(had, other, six)}
+}
+
+// planned is what that daemon would write.
+func planned(l listing, want []firewall.Chain, had ...firewall.Overlay) plan {
+	return makePlan(l, oneDaemon(had...), want, true)
+}
+
 func (b *bed) sync(want []firewall.Chain, former ...firewall.Overlay) []string {
 	b.t.Helper()
-	changes, err := b.Sync(b.t.Context(), want, former)
+	changes, err := b.Sync(b.t.Context(), oneDaemon(former...), want)
 	b.must(err)
 	return changes
 }

@@ -12,8 +12,8 @@ import (
 // operator's own rules; they go before ours.
 const dockerUser = "DOCKER-USER"
 
-// anchor is where a hook's rules are: in a chain of our own, to which a jump
-// leads from the hook's chain. The names are the original's since v0.20.
+// anchor is where a hook's rules are: in a chain that the networks of a host share,
+// to which a jump leads from the hook's chain.
 type anchor struct {
 	hook         firewall.Hook
 	table, chain string
@@ -25,12 +25,12 @@ type anchor struct {
 
 func anchors() []anchor {
 	all := []anchor{
-		{hook: firewall.PostRouting, own: "FLANNEL-POSTRTG"},
-		{hook: firewall.Forward, own: "FLANNEL-FWD", first: true},
-		{hook: firewall.PreRouting, own: "FLANNEL-PRERTG", first: true},
+		{hook: firewall.PostRouting},
+		{hook: firewall.Forward, first: true},
+		{hook: firewall.PreRouting, first: true},
 	}
 	for i, a := range all {
-		all[i].table, all[i].chain = a.hook.Table(), a.hook.Chain()
+		all[i].table, all[i].chain, all[i].own = a.hook.Table(), a.hook.Chain(), a.hook.SharedChain()
 	}
 	return all
 }
@@ -42,14 +42,16 @@ type plan struct {
 	changes []string
 }
 
-func makePlan(l listing, want []firewall.Chain, former []firewall.Overlay) plan {
+// makePlan compares a listing with what the owner wants. Rules that are nobody's
+// are left in our chains unless it is thorough.
+func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough bool) plan {
 	var p plan
 	for _, a := range anchors() {
-		e := edit{anchor: a, have: l[a.table]}
-		e.clean(former)
+		e := edit{anchor: a, owner: owner, have: l[a.table]}
+		e.clean()
 		i := slices.IndexFunc(want, func(c firewall.Chain) bool { return c.Hook == a.hook })
 		if i >= 0 && e.needed() {
-			e.fill(want[i].Rules)
+			e.fill(want[i].Rules, thorough)
 			e.lead()
 		} else {
 			e.remove()
@@ -65,6 +67,7 @@ func makePlan(l listing, want []firewall.Chain, former []firewall.Overlay) plan 
 // edit changes one table.
 type edit struct {
 	anchor
+	owner   firewall.Owner
 	have    table
 	rest    []string // rules of the hook's chain but those that clean has deleted
 	lines   []string
@@ -88,23 +91,67 @@ func (e *edit) needed() bool {
 	})
 }
 
-// fill writes our chain anew unless it has exactly the wanted rules.
-func (e *edit) fill(rules []firewall.Rule) {
-	var want []spec
+// holdings are the rules of our chain by whose they are, in order.
+type holdings struct {
+	shared, ours, others, nobodys []string
+}
+
+func (e *edit) holdings(shared []spec) (h holdings) {
+	for _, rule := range e.have[e.own] {
+		s, known := parseRule(rule)
+		switch {
+		case strings.Contains(rule, "\n"): // iptables-restore could not read it
+			h.others = append(h.others, rule)
+		case known && slices.Contains(shared, s):
+			h.shared = append(h.shared, rule)
+		case s.rule.Shared():
+			h.nobodys = append(h.nobodys, rule)
+		case e.owner.Owns(s.rule):
+			h.ours = append(h.ours, rule)
+		default:
+			h.others = append(h.others, rule)
+		}
+	}
+	return h
+}
+
+// fill has our chain hold the shared rules first and the owner's in their order, and
+// leaves those of other networks as they are. Where the owner's stand among them
+// makes no difference: rules of two networks meet no packet but one from a network
+// to the other.
+func (e *edit) fill(rules []firewall.Rule, thorough bool) {
+	var shared, own []spec
 	for _, r := range rules {
-		want = append(want, specOf(r, e.hook.Comment()))
+		if s := specOf(r, e.hook.Comment()); r.Shared() {
+			shared = append(shared, s)
+		} else {
+			own = append(own, s)
+		}
 	}
-	if e.have.has(e.own) && equal(e.have[e.own], want) {
-		return
-	}
-	if e.have.has(e.own) {
-		e.change("chain %s corrected", e.own)
-	} else {
+	h := e.holdings(shared)
+	made := !e.have.has(e.own)
+	if made {
+		e.line("-N %s", e.own) // and fail if another daemon has made it meanwhile
 		e.change("chain %s made", e.own)
 	}
-	e.line(":%s - [0:0]", e.own) // empties one that is there
-	for _, s := range want {
-		e.line("-A %s %s", e.own, s)
+	before := len(e.lines)
+	if thorough {
+		e.delete(e.own, h.nobodys)
+	}
+	if have := e.have[e.own]; len(h.shared) != len(shared) || !equal(have[:len(shared)], shared) {
+		e.delete(e.own, h.shared)
+		for i, s := range shared {
+			e.line("-I %s %d %s", e.own, i+1, s)
+		}
+	}
+	if !equal(h.ours, own) {
+		e.delete(e.own, h.ours)
+		for _, s := range own {
+			e.line("-A %s %s", e.own, s)
+		}
+	}
+	if len(e.lines) > before && !made {
+		e.change("chain %s corrected", e.own)
 	}
 }
 
@@ -120,22 +167,22 @@ func equal(rules []string, want []spec) bool {
 func (e *edit) lead() {
 	jump := spec{target: e.own, comment: e.hook.Comment()}
 	ours, others, right := e.jumps(jump)
-	place := e.place(others)
+	behind := e.behind(others)
 	switch {
-	case len(ours) == 1 && right == 1 && (!e.first || e.rest[place-1] == ours[0]):
+	case len(ours) == 1 && right == 1 && (!e.first || e.inPlace(ours[0], behind)):
 		return
 	case e.first:
-		e.delete(ours)
-		e.line("-I %s %d %s", e.chain, place, jump)
+		e.delete(e.chain, ours)
+		e.line("-I %s %d %s", e.chain, behind+1, jump)
 	default:
 		// Any place is right, so that the last of equal ones may stay: the first
 		// is what a deletion finds.
 		for _, rule := range ours {
 			if s, _ := parseRule(rule); s != jump {
-				e.delete([]string{rule})
+				e.delete(e.chain, []string{rule})
 			} else if right > 1 {
 				right--
-				e.delete([]string{rule})
+				e.delete(e.chain, []string{rule})
 			}
 		}
 		if right == 0 {
@@ -167,38 +214,64 @@ func (e *edit) jumps(form spec) (ours, others []string, right int) {
 	return ours, others, right
 }
 
-// place is the number of the rule that our jump has to be among the others.
-func (e *edit) place(others []string) int {
-	if e.hook == firewall.Forward && len(others) > 0 {
-		s, known := parseRule(others[0])
+// behind is how many of the other rules our jump has to stand behind.
+func (e *edit) behind(others []string) int {
+	i := slices.IndexFunc(others, func(rule string) bool { return !e.guest(rule) })
+	if e.hook == firewall.Forward && i >= 0 {
+		s, known := parseRule(others[i])
 		if known && s.target == dockerUser && s.rule == (firewall.Rule{}) {
-			return 2
+			return i + 1
 		}
 	}
-	return 1
+	return 0
 }
 
-// remove takes our chain and the jumps to it away. While rules of others lead to
-// it the kernel keeps it, and so do we, empty.
+// inPlace reports whether only guests stand between our jump and its place: whoever keeps
+// them wants to be first, too.
+func (e *edit) inPlace(jump string, behind int) bool {
+	at := slices.Index(e.rest, jump)
+	return at >= behind && !slices.ContainsFunc(e.rest[behind:at], func(rule string) bool { return !e.guest(rule) })
+}
+
+// guest reports whether a rule is an accept that the daemon of a network keeps in the
+// hook's chain itself, as those do that keep their rules in nftables.
+func (e *edit) guest(rule string) bool {
+	s, known := parseRule(rule)
+	return known && s.target == "ACCEPT" && s.rule.Mark == 0 && !s.rule.Shared() &&
+		(s.comment == firewall.GuestComment || s.comment == e.hook.Comment())
+}
+
+// remove takes the owner's rules away, and with the last network's what all share: our
+// chain and the jumps to it. While rules of others lead to it the kernel keeps it,
+// and so do we, empty. Each rule is deleted by itself: what another daemon has
+// written since the listing is still there, and makes the deletion of the chain
+// fail.
 func (e *edit) remove() {
-	ours, _, _ := e.jumps(spec{})
-	e.delete(ours)
+	h := e.holdings(nil)
+	jumps, _, _ := e.jumps(spec{})
+	if len(h.others) > 0 {
+		if len(h.ours) > 0 {
+			e.delete(e.own, h.ours)
+			e.change("rules of %s removed from chain %s", e.owner.Network, e.own)
+		}
+		return
+	}
+	e.delete(e.chain, jumps)
+	e.delete(e.own, e.have[e.own])
 	switch {
 	case !e.have.has(e.own):
-	case e.have.references(e.own) == len(ours):
-		e.line("-F %s", e.own)
+	case e.have.references(e.own) == len(jumps):
 		e.line("-X %s", e.own)
 		e.change("chain %s removed", e.own)
-	case len(ours) > 0 || len(e.have[e.own]) > 0:
-		e.line("-F %s", e.own)
+	case len(jumps) > 0 || len(e.have[e.own]) > 0:
 		e.change("chain %s emptied, but kept for rules of others that lead to it", e.own)
 	}
 }
 
 // delete names rules as they were listed, not by number: another program may
-// have moved them since.
-func (e *edit) delete(rules []string) {
+// have moved them since. Of equal ones all are named or the first.
+func (e *edit) delete(chain string, rules []string) {
 	for _, rule := range rules {
-		e.line("-D %s %s", e.chain, rule)
+		e.line("-D %s %s", chain, rule)
 	}
 }

@@ -34,7 +34,7 @@ func TestInput(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw := table{"PREROUTING": {"-i eth7 -j DROP"}}
-			got := makePlan(listing{"raw": raw}, firewall.Rules(o), []firewall.Overlay{o.Overlay}).input
+			got := planned(listing{"raw": raw}, firewall.Rules(o), o.Overlay).input
 			file := filepath.Join("testdata", name+".golden")
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
@@ -85,7 +85,7 @@ func TestPlace(t *testing.T) {
 		for _, r := range want[0].Rules {
 			own = append(own, specOf(r, "flanneld forward").String())
 		}
-		p := makePlan(listing{"filter": {"FORWARD": tt.rules, "FLANNEL-FWD": own}}, want, nil)
+		p := planned(listing{"filter": {"FORWARD": tt.rules, "FLANNEL-FWD": own}}, want)
 		got := strings.TrimSuffix(strings.TrimPrefix(p.input, "*filter\n"), "COMMIT\n")
 		if want := strings.Join(append(tt.want, ""), "\n"); got != want {
 			t.Errorf("%s: got\n%s\nwant\n%s", tt.name, got, want)
@@ -101,14 +101,15 @@ func TestPlace(t *testing.T) {
 func TestEqualRules(t *testing.T) {
 	const from, to = "-s 10.42.0.0/16 -j ACCEPT", "-d 10.42.0.0/16 -j ACCEPT"
 	l := listing{"filter": {"FORWARD": {to, from, from, to}}}
-	p := makePlan(l, nil, []firewall.Overlay{four})
+	p := planned(l, nil, four)
 	apply(t, l, p.input)
-	if again := makePlan(l, nil, []firewall.Overlay{four}); again.input != "" {
+	if again := planned(l, nil, four); again.input != "" {
 		t.Errorf("a second pass has\n%s\nafter\n%s", again.input, p.input)
 	}
 }
 
-// apply does to a listing what iptables-restore would, and fails where it would.
+// apply does to a listing what iptables-restore would, and fails where it would, or where
+// a chain that others may share is declared or flushed.
 func apply(t *testing.T, l listing, input string) {
 	t.Helper()
 	var current table
@@ -124,14 +125,17 @@ func apply(t *testing.T, l listing, input string) {
 		if line == "COMMIT" {
 			continue
 		}
-		if name, ok := strings.CutPrefix(line, ":"); ok {
-			name, _, _ = strings.Cut(name, " ")
-			current[name] = nil
-			continue
-		}
 		verb, rest, _ := strings.Cut(line, " ")
 		name, rule, _ := strings.Cut(rest, " ")
+		if verb == "-F" && strings.HasPrefix(name, "FLANNEL-") {
+			t.Fatalf("%s: the rules of other networks are lost", line)
+		}
 		switch verb {
+		case "-N":
+			if current.has(name) {
+				t.Fatalf("%s: it is there", line)
+			}
+			current[name] = nil
 		case "-A":
 			current[name] = append(current[name], rule)
 		case "-I":
@@ -212,9 +216,9 @@ func TestAnyListing(t *testing.T) {
 		before := strangers()
 		for _, want := range [][]firewall.Chain{everything(four), everything(other)[:1], nil} {
 			former := []firewall.Overlay{four, other}[:r.IntN(3)]
-			p := makePlan(l, want, former)
+			p := planned(l, want, former...)
 			apply(t, l, p.input)
-			if again := makePlan(l, want, former); again.input != "" || len(again.changes) > 0 {
+			if again := planned(l, want, former...); again.input != "" || len(again.changes) > 0 {
 				t.Fatalf("a second pass has\n%s\nafter\n%s", again.input, p.input)
 			}
 			if after := strangers(); !slices.Equal(before, after) {

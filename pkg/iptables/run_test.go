@@ -102,7 +102,7 @@ func TestFailures(t *testing.T) {
 			if strings.Contains(tt.want, "no end") {
 				tables.patience = time.Second
 			}
-			_, err = tables.Sync(t.Context(), everything(four), nil)
+			_, err = tables.Sync(t.Context(), oneDaemon(), everything(four))
 			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 2*maxComplaint {
 				t.Errorf("got %.1000v", err)
 			}
@@ -117,7 +117,7 @@ func TestCancelled(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := tables.Sync(ctx, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := tables.Sync(ctx, oneDaemon(), nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -102,7 +102,7 @@ func TestDamage(t *testing.T) {
 		"rule added":           "iptables -I FLANNEL-FWD -p tcp -j DROP",
 		"rule doubled":         "iptables -A FLANNEL-FWD -d 10.42.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT",
 		"comment lost":         "iptables -R FLANNEL-FWD 2 -d 10.42.0.0/16 -j ACCEPT",
-		"other ports":          "iptables -t nat -R FLANNEL-POSTRTG 6 ! -s 10.42.0.0/16 -d 10.42.0.0/16 -m comment --comment 'flanneld masq' -j MASQUERADE",
+		"other ports":          "iptables -t nat -R FLANNEL-POSTRTG 5 ! -s 10.42.0.0/16 -d 10.42.0.0/16 -m comment --comment 'flanneld masq' -j MASQUERADE",
 		"other mark":           "iptables -t nat -R FLANNEL-POSTRTG 1 -m mark --mark 0x4000 -m comment --comment 'flanneld masq' -j RETURN",
 		"jump deleted":         "iptables -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
 		"jumps doubled":        "iptables -A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD; iptables -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
@@ -258,7 +258,7 @@ func TestLocked(t *testing.T) {
 	b.must(unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	b.restoreArgs = []string{"--noflush", "--wait=1"}
 	b.ran()
-	if _, err := b.Sync(t.Context(), everything(four), nil); err == nil || !strings.Contains(err.Error(), "lock") {
+	if _, err := b.Sync(t.Context(), oneDaemon(), everything(four)); err == nil || !strings.Contains(err.Error(), "lock") {
 		t.Errorf("got %v", err)
 	}
 	b.differ("commands", strings.Join(b.ran(), "\n"), "iptables-save\niptables-restore --noflush --wait=1")
@@ -279,7 +279,7 @@ func TestDifference(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		b.sync(everything(four))
 		b.others("iptables -N DOCKER-USER; iptables -I FORWARD -i eth8 -j DROP; iptables -I FORWARD -j DOCKER-USER")
-		p := makePlan(b.listing(), everything(four), nil)
+		p := planned(b.listing(), everything(four))
 		jump := `FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD`
 		b.differ("input", p.input, fmt.Sprintf("*filter\n-D %s\n-I %s\nCOMMIT\n", jump, strings.Replace(jump, "FORWARD", "FORWARD 2", 1)))
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -111,7 +112,8 @@ func (b *bed) rehook(to string) {
 		"add rule ip flannel-ipv4 forward ip daddr 10.42.0.0/16 counter accept comment \"flanneld forward\"")
 }
 
-// TestOriginal starts over the tables that the original makes with EnableNFTables.
+// TestOriginal starts over the tables that the original makes with EnableNFTables, on a
+// host that has noted that it was of that network.
 func TestOriginal(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -145,12 +147,20 @@ table FAMILY TABLE {
 }
 `))
 	}
-	b.sync(IPv4, all(four))
+	was := firewall.Owner{Network: four.Network, Overlays: []firewall.Overlay{
+		{Network: netip.MustParsePrefix("10.50.0.0/16")}, {Network: netip.MustParsePrefix("fd50::/48")},
+	}}
+	_, err := b.tables.Sync(context.Background(), IPv4, was, all(four))
+	if err != nil {
+		t.Fatal(err)
+	}
 	golden := newBed(t)
 	golden.sync(IPv4, all(four))
 	equal(t, b.sh("nft -s list table ip flannel-ipv4"), golden.ruleset())
 	has(t, b.ruleset(), "fd50:0:0:9::/64")
-	b.sync(IPv6, nil)
+	if _, err = b.tables.Sync(context.Background(), IPv6, was, nil); err != nil {
+		t.Fatal(err)
+	}
 	equal(t, b.ruleset(), golden.ruleset())
 }
 
@@ -271,7 +281,7 @@ func TestReplacements(t *testing.T) {
 func shape(w world, wishes [][]firewall.Chain) string {
 	for i, want := range wishes {
 		want, _ := normal(IPv4, want)
-		if p := newPlan(IPv4, want, w); len(p.changes) == 0 {
+		if p := newPlan(IPv4, oneDaemon(), want, w); len(p.changes) == 0 {
 			return fmt.Sprintf("all of %d", i)
 		}
 	}
@@ -300,7 +310,7 @@ func TestConcurrentWriters(t *testing.T) {
 	ended := make(chan error)
 	go func() {
 		for i := range 200 {
-			if _, err := other.Sync(context.Background(), IPv6, [][]firewall.Chain{all(six), nil}[i%2]); err != nil {
+			if _, err := other.Sync(context.Background(), IPv6, oneDaemon(), [][]firewall.Chain{all(six), nil}[i%2]); err != nil {
 				ended <- err
 				return
 			}
@@ -326,7 +336,7 @@ func TestOutdated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPlan(IPv4, all(odd), w)
+	p := newPlan(IPv4, oneDaemon(), all(odd), w)
 	b.nft("add table ip somebody")
 	before := b.ruleset()
 	if err := b.tables.conn.commit(w.generation, p.messages); !errors.Is(err, errChanged) {

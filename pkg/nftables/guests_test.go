@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -158,7 +157,6 @@ func TestOddPrefixes(t *testing.T) {
 	b.settled(IPv4, all(odd))
 
 	b.sh("ip6tables-nft -P FORWARD DROP")
-	odd6 := firewall.Overlay{Network: netip.MustParsePrefix("fd42:8000::/19"), Subnet: netip.MustParsePrefix("fd42:8007::/44")}
 	b.sync(IPv6, all(odd6))
 	equal(t, rulesOf(b.sh("ip6tables-nft-save -t filter"), "FORWARD"),
 		strings.ReplaceAll(fromOverlay+toOverlay, "10.42.0.0/16", "fd42:8000::/19"))

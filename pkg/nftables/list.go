@@ -58,7 +58,7 @@ type chain struct {
 type listed struct {
 	handle uint64
 	effect effect
-	rule   rule // if ok
+	rule   rule // if ok; else only the addresses
 	ok     bool // what stands there can be said in our words
 }
 
@@ -202,6 +202,9 @@ func (c *conn) rules(in chainName) (list []listed, err error) {
 		expressions := parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])
 		l := listed{handle: m[unix.NFTA_RULE_HANDLE].u64(), effect: parseEffect(expressions)}
 		l.rule, l.ok = parseRule(in.family, expressions, m[unix.NFTA_RULE_USERDATA])
+		if !l.ok {
+			l.rule = addresses(in.family, expressions)
+		}
 		list = append(list, l)
 	}, in.family)
 	if err != nil {

@@ -4,8 +4,8 @@
 //
 // It decides no rules; package firewall does. There are two places for them:
 //
-//   - a table of our own for each address family, which holds exactly what is
-//     wanted and nothing else;
+//   - a table of our own for each address family, which holds what the networks of
+//     this host want, each daemon its own rules, and nothing else;
 //   - guests: rules at the head of other programs' base chains that might drop
 //     what the overlay forwards. An accept ends only the base chain it stands
 //     in, so one in a table of our own does not help against another's drop.
@@ -15,7 +15,8 @@
 // Invariants: every change is one transaction that is valid for the generation
 // of the rules that was listed, so that no packet ever meets a half-written
 // chain and nothing is decided on what is no longer so; rules that are right are
-// not written again; of other programs' tables nothing but guests is touched.
+// not written again; of other programs' tables nothing but guests is touched; rules of
+// other networks stay, and of the owner's no packet meets a part.
 package nftables
 
 import (
@@ -97,10 +98,11 @@ func (t *Tables) Close() error { return errors.Join(t.conn.close(), t.ns.Close()
 // whose nftables can masquerade at all (3.18) can do that.
 func (t *Tables) RandomPorts() bool { return true }
 
-// Sync makes the tables of one family hold the wanted chains and no others of
-// ours; with none wanted nothing of ours is left. It tells what it changed, in a
-// few words each. An error of ErrBarred comes after everything else is done.
-func (t *Tables) Sync(ctx context.Context, family Family, want []firewall.Chain) (changes []string, err error) {
+// Sync makes the tables of one family hold, of the owner's rules, the wanted chains and
+// nothing else. With none wanted nothing of the owner's is left, and with the last
+// network's the table goes. It tells what it changed, in a few words each. An
+// error of ErrBarred comes after everything else is done.
+func (t *Tables) Sync(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
 	want, err = normal(family, want)
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
@@ -111,7 +113,7 @@ func (t *Tables) Sync(ctx context.Context, family Family, want []firewall.Chain)
 		if !pause(ctx, time.Duration(i)*backOff) {
 			return nil, ctx.Err()
 		}
-		changes, err = t.sync(family, want)
+		changes, err = t.sync(family, owner, want)
 		if !errors.Is(err, errChanged) {
 			break
 		}
@@ -122,12 +124,12 @@ func (t *Tables) Sync(ctx context.Context, family Family, want []firewall.Chain)
 	return changes, err
 }
 
-func (t *Tables) sync(family Family, want []firewall.Chain) ([]string, error) {
+func (t *Tables) sync(family Family, owner firewall.Owner, want []firewall.Chain) ([]string, error) {
 	w, err := t.conn.list(family)
 	if err != nil {
 		return nil, err
 	}
-	p := newPlan(family, want, w)
+	p := newPlan(family, owner, want, w)
 	if len(p.messages) > 0 {
 		if err := t.conn.commit(w.generation, p.messages); err != nil {
 			return nil, err

@@ -69,6 +69,18 @@ func parseRule(table Family, list []expression, userData []byte) (_ rule, ok boo
 	return r.result, true
 }
 
+// addresses finds the addresses that a rule of any form compares, in a table of one family.
+func addresses(table Family, list []expression) rule {
+	r := reader{result: rule{Family: table}}
+	for i, e := range list {
+		if e.name == "payload" {
+			r.rest = list[i:]
+			r.address()
+		}
+	}
+	return r.result
+}
+
 // next takes the next expression, if that is its name.
 func (r *reader) next(name string) (map[uint16]value, bool) {
 	if len(r.rest) == 0 || r.rest[0].name != name {

@@ -13,13 +13,14 @@ import (
 // anything else.
 type plan struct {
 	family   Family
+	owner    firewall.Owner
 	messages []message
 	changes  []string
 	barred   []string // chains that need guests and that we may not change
 }
 
-func newPlan(family Family, want []firewall.Chain, w world) *plan {
-	p := &plan{family: family}
+func newPlan(family Family, owner firewall.Owner, want []firewall.Chain, w world) *plan {
+	p := &plan{family: family, owner: owner}
 	p.table(want, w)
 	for _, f := range w.foreign {
 		var rules []rule
@@ -29,7 +30,7 @@ func newPlan(family Family, want []firewall.Chain, w world) *plan {
 			}
 		}
 		for i := range rules {
-			rules[i].Comment = guestComment
+			rules[i].Comment = firewall.GuestComment
 		}
 		p.guests(f, rules)
 	}
@@ -62,47 +63,112 @@ func own(h firewall.Hook) (name string, at place, ok bool) {
 	return "", place{}, false
 }
 
-// table makes our own table right.
+// holdings are the rules of a chain of our table by whose they are, in order.
+type holdings struct {
+	shared, ours, others, nobodys []listed
+}
+
+func (p *plan) holdings(have []listed, shared []rule) (h holdings) {
+	for _, l := range have {
+		switch {
+		case l.ok && slices.Contains(shared, l.rule):
+			h.shared = append(h.shared, l)
+		case l.rule.Shared():
+			h.nobodys = append(h.nobodys, l)
+		case p.owner.Owns(l.rule.Rule):
+			h.ours = append(h.ours, l)
+		default:
+			h.others = append(h.others, l)
+		}
+	}
+	return h
+}
+
+// table makes our own table right, which the networks of a host share.
 func (p *plan) table(want []firewall.Chain, w world) {
-	want = slices.DeleteFunc(slices.Clone(want), func(c firewall.Chain) bool {
-		_, _, ok := own(c.Hook)
-		return !ok
-	})
 	name := p.family.tableName()
 	body := attrs{}.text(unix.NFTA_TABLE_NAME, name)
 	gone := message{kind: unix.NFT_MSG_DELTABLE, family: p.family, body: body}
-	if len(want) == 0 {
+	var all []contents
+	needed := false
+	for _, h := range []firewall.Hook{firewall.PostRouting, firewall.Forward} {
+		c := p.contents(h, want, w.chains)
+		needed = needed || c.needed()
+		all = append(all, c)
+	}
+	if !needed {
 		if w.table != nil {
 			p.add(gone)
 			p.change("removed table %s %s", p.family, name)
 		}
 		return
 	}
-	have, verb := w.chains, "made"
-	if w.table != nil && !sound(w) {
+	verb := "made"
+	if w.table != nil && len(want) > 0 && !sound(w) {
 		p.add(gone)
-		w.table, have, verb = nil, nil, "made anew"
+		w.table, verb = nil, "made anew"
+		for i := range all {
+			all[i].have = nil
+		}
 	}
 	if w.table == nil {
 		p.add(message{kind: unix.NFT_MSG_NEWTABLE, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, family: p.family,
 			body: body.u32(unix.NFTA_TABLE_FLAGS, 0)})
 		p.change("%s table %s %s", verb, p.family, name)
 	}
-	for _, c := range have {
-		if !slices.ContainsFunc(want, func(w firewall.Chain) bool { n, _, _ := own(w.Hook); return n == c.name }) {
+	for _, c := range all {
+		if c.have != nil && !c.needed() {
 			p.flush(c.chainName)
 			p.add(message{kind: unix.NFT_MSG_DELCHAIN, family: p.family,
 				body: c.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)})
 			p.change("removed chain %s", c.chainName)
 		}
 	}
-	for _, c := range want {
-		p.chain(c, have)
+	for _, c := range all {
+		if c.needed() {
+			p.chain(c)
+		}
 	}
 }
 
-// sound tells whether our table can be made right chain by chain. What nothing
-// of ours has in it, or in the wrong place, is best removed with the table.
+// contents is what a chain of our table holds and is to hold.
+type contents struct {
+	chainName
+	at          place
+	have        *chain // nil if it has to be made
+	holdings           // of have
+	wanted      bool   // by the owner:
+	shared, own []rule // first what all share, then the owner's
+}
+
+// needed reports whether any network has rules in the chain.
+func (c contents) needed() bool { return c.wanted || len(c.others) > 0 }
+
+func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) contents {
+	name, at, _ := own(h)
+	c := contents{chainName: chainName{p.family, p.family.tableName(), name}, at: at}
+	for _, w := range want {
+		if w.Hook != h {
+			continue
+		}
+		c.wanted = true
+		for _, r := range p.rules(w) {
+			if r.Shared() {
+				c.shared = append(c.shared, r)
+			} else {
+				c.own = append(c.own, r)
+			}
+		}
+	}
+	if i := slices.IndexFunc(have, func(h chain) bool { return h.name == name }); i >= 0 {
+		c.have, c.holdings = &have[i], p.holdings(have[i].rules, c.shared)
+	}
+	return c
+}
+
+// sound tells whether our table can be made right chain by chain. What no network has
+// in it, or in the wrong place, is best removed with the table, which is made anew
+// in the same transaction with the rules of other networks.
 func sound(w world) bool {
 	if w.table.flags != 0 || w.table.uses != len(w.chains) {
 		return false
@@ -118,30 +184,62 @@ func sound(w world) bool {
 	return true
 }
 
-// chain makes one chain of our table right.
-func (p *plan) chain(want firewall.Chain, have []chain) {
-	name, at, _ := own(want.Hook)
-	n := chainName{p.family, p.family.tableName(), name}
+// chain makes one chain of our table right. The rules of other networks stay where they
+// are: those of two networks meet no packet but one from a network to the other.
+func (p *plan) chain(c contents) {
+	n := c.chainName
 	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).u32(unix.NFTA_CHAIN_POLICY, nfAccept)
-	rules := p.rules(want)
-	i := slices.IndexFunc(have, func(c chain) bool { return c.name == name })
-	if i < 0 {
-		hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(at.priority))
+	if c.have == nil {
+		hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, c.at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
 		p.add(message{kind: unix.NFT_MSG_NEWCHAIN, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, family: p.family,
-			body: body.nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, at.kind)})
+			body: body.nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, c.at.kind)})
+		rules := slices.Concat(c.shared, known(c.others), c.own)
+		if !c.wanted {
+			rules = known(append(c.nobodys, c.others...)) // what is shared is among nobody's
+		}
 		p.append(n, rules)
 		p.change("made chain %s with %d rules", n, len(rules))
 		return
 	}
-	if have[i].policy != nfAccept {
+	if c.have.policy != nfAccept {
 		p.add(message{kind: unix.NFT_MSG_NEWCHAIN, family: p.family, body: body})
 		p.change("set policy of chain %s", n)
 	}
-	if !slices.EqualFunc(have[i].rules, rules, func(l listed, r rule) bool { return l.ok && l.rule == r }) {
-		p.flush(n)
-		p.append(n, rules)
-		p.change("replaced %d rules of chain %s by %d", len(have[i].rules), n, len(rules))
+	var gone []listed
+	var first, last []rule
+	if c.wanted {
+		gone = c.nobodys
+		if have := c.have.rules; len(c.holdings.shared) != len(c.shared) || !same(have[:len(c.shared)], c.shared) {
+			gone, first = append(gone, c.holdings.shared...), c.shared
+		}
 	}
+	if !same(c.ours, c.own) {
+		gone, last = append(gone, c.ours...), c.own
+	}
+	for _, l := range gone {
+		p.delete(n, l)
+	}
+	for _, r := range slices.Backward(first) {
+		p.add(r.request(n, 0, 0))
+	}
+	p.append(n, last)
+	if len(gone)+len(first)+len(last) > 0 {
+		p.change("replaced %d rules of chain %s by %d", len(gone), n, len(first)+len(last))
+	}
+}
+
+// known are rules in our words. What cannot be said in them no daemon has written.
+func known(rules []listed) (known []rule) {
+	for _, l := range rules {
+		if l.ok {
+			known = append(known, l.rule)
+		}
+	}
+	return known
+}
+
+func same(have []listed, want []rule) bool {
+	return slices.EqualFunc(have, want, func(l listed, r rule) bool { return l.ok && l.rule == r })
 }
 
 func (p *plan) flush(n chainName) {
@@ -154,27 +252,32 @@ func (p *plan) append(n chainName, rules []rule) {
 	}
 }
 
-// guestComment marks guests. Rules with the hook's own comment, among those of
-// iptables-nft, are what the original has left, and whoever keeps rules by
-// iptables takes them for that.
-const guestComment = "flanneld"
-
-// isGuest tells whether a rule in somebody else's chain is ours: it has our
-// comment, or the original's, and a form that we might have given it.
-func (l listed) isGuest(h firewall.Hook) bool {
-	return l.ok && (l.rule.Comment == guestComment || l.rule.Comment == h.Comment()) && l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
+func (p *plan) delete(n chainName, l listed) {
+	p.add(message{kind: unix.NFT_MSG_DELRULE, family: n.family,
+		body: n.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN).u64(unix.NFTA_RULE_HANDLE, l.handle)})
 }
 
-// guests makes the guests of this family in one chain right. Those of the other
-// family, which tables of both have, are as if they were not there.
+// isGuest tells whether a rule in somebody else's chain is an accept that a network's
+// daemon keeps there: it has our comment, or the original's, and a form that we might
+// have given it. Rules with the hook's own comment, among those of iptables-nft, are what
+// the original has left, and whoever keeps rules by iptables takes them for that.
+func (l listed) isGuest(h firewall.Hook) bool {
+	return l.ok && (l.rule.Comment == firewall.GuestComment || l.rule.Comment == h.Comment()) && l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
+}
+
+// guests makes the owner's guests of this family in one chain right. Those of the other
+// family, which tables of both have, and what other networks' daemons have put ahead, guests
+// or the jump to the chain that they share by iptables, are as if they were not there:
+// all of them want to be first.
 func (p *plan) guests(f foreign, want []rule) {
 	var here, mine, others []listed
 	for _, l := range f.rules {
 		switch {
+		case l.effect.jump == f.hook.SharedChain():
 		case !l.isGuest(f.hook):
 			others = append(others, l)
 			here = append(here, l)
-		case l.rule.Family == p.family:
+		case l.rule.Family == p.family && p.owner.Owns(l.rule.Rule):
 			mine = append(mine, l)
 			here = append(here, l)
 		}
@@ -196,8 +299,7 @@ func (p *plan) guests(f foreign, want []rule) {
 		return
 	}
 	for _, l := range mine {
-		p.add(message{kind: unix.NFT_MSG_DELRULE, family: f.family,
-			body: f.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN).u64(unix.NFTA_RULE_HANDLE, l.handle)})
+		p.delete(f.chainName, l)
 	}
 	for _, r := range slices.Backward(want) {
 		if lead > 0 {
@@ -221,5 +323,5 @@ func standAt(have []listed, at int, want []rule) bool {
 	if at+len(want) > len(have) {
 		return false
 	}
-	return slices.EqualFunc(have[at:at+len(want)], want, func(l listed, r rule) bool { return l.ok && l.rule == r })
+	return same(have[at:at+len(want)], want)
 }
