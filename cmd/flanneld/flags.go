@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -165,6 +166,7 @@ func (cl *commandLine) check() (err error) {
 	if len(o.Etcd.Endpoints) == 0 {
 		return bad("etcd-endpoints", cl.endpoints, "a comma separated list of URLs")
 	}
+	o.Etcd.Prefix = path.Join(o.Etcd.Prefix) // one form of it, for the keys, the log and suggested commands
 	switch o.EtcdAPI = daemon.API(cl.api); o.EtcdAPI {
 	case daemon.APIAuto, daemon.APIv2, daemon.APIv3:
 	default:

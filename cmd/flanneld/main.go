@@ -54,7 +54,7 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	if cl.verbosity > 0 {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log := slog.New(newHandler(stderr, level))
 	for _, w := range cl.warnings {
 		log.Warn(w)
 	}

@@ -36,7 +36,8 @@ func prefixes() []string { return []string{"/coreos.com/network", "/atomic.io/ne
 // client is a registry with connections.
 type client interface {
 	registry.Registry
-	Reconnect() // drops connections, for a local address that is gone
+	ConfigKey() string // of the network config, as this API has it
+	Reconnect()        // drops connections, for a local address that is gone
 	Close()
 }
 
@@ -155,12 +156,12 @@ func (s *store) ask(ctx context.Context) []answer {
 func (s *store) choose(i int, answers []answer) {
 	s.chosen = s.regs[i]
 	if len(s.regs) > 1 {
-		s.log.Info("the network is kept in etcd's "+string(s.apis[i])+" API", "key", s.options.Prefix+"/config")
+		s.log.Info("the network is kept in etcd's "+string(s.apis[i])+" API", "key", s.chosen.ConfigKey())
 	}
 	for j, a := range answers {
 		if j != i && a.err == nil {
 			s.log.Warn(fmt.Sprintf("there is a network config in etcd's %s API too, which is another network: taking %s; -etcd-api=%[1]s takes the other", s.apis[j], s.apis[i]),
-				"key", s.options.Prefix+"/config")
+				"key", s.regs[j].ConfigKey())
 		}
 	}
 }
@@ -176,60 +177,81 @@ func (s *store) registry() client {
 	return s.chosen
 }
 
+// absentError is that of a server without a network config.
+type absentError struct {
+	error
+	commands []string
+}
+
+func (e *absentError) Unwrap() error { return e.error }
+
+// Commands returns how to make the config, in each API that answers.
+func (e *absentError) Commands() []string { return e.commands }
+
 // absent says how to make the config on this server, and where else there is
 // one.
 func (s *store) absent(ctx context.Context, answers []answer) error {
-	var missing error
-	var commands []string
+	var e absentError
 	for i, a := range answers {
 		if !a.missing() {
 			continue
 		}
-		if missing == nil {
-			missing = a.err
+		if e.error == nil {
+			e.error = a.err
 		}
-		commands = append(commands, s.command(s.apis[i]))
+		verb := "put"
+		if s.apis[i] == APIv2 {
+			verb = "set"
+		}
+		e.commands = append(e.commands, etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
 	}
-	text := "create it with: " + strings.Join(commands, " or: ")
 	if found := s.elsewhere(ctx); found != "" {
-		text += "; there is one at " + found + " (-etcd-prefix, -etcd-api)"
+		e.error = fmt.Errorf("%w; there is one at %s (-etcd-prefix, -etcd-api)", e.error, found)
 	}
-	return fmt.Errorf("%w; %s", missing, text)
+	return &e
 }
 
-// command makes a network config.
-func (s *store) command(api API) string {
-	version, verb := "3", "put"
-	if api == APIv2 {
-		version, verb = "2", "set"
-	}
-	return fmt.Sprintf(`ETCDCTL_API=%s etcdctl --endpoints=%s %s %s/config '{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}'`,
-		version, s.options.Endpoints[0], verb, s.options.Prefix)
-}
+// sampleConfig is the network config that is suggested.
+const sampleConfig = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
 
 // elsewhere looks for a config under the other usual prefixes, and under ours
-// in an API that was not asked for.
+// in an API that was not asked for, or with or without the leading slash, which v3
+// tells apart.
 func (s *store) elsewhere(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, storeRetry)
 	defer cancel()
 	var found []string
 	for _, api := range []API{APIv3, APIv2} {
-		for _, prefix := range append([]string{s.options.Prefix}, prefixes()...) {
-			if prefix == s.options.Prefix && slices.Contains(s.apis, api) {
-				continue
-			}
+		for _, prefix := range append([]string{s.options.Prefix, otherSlash(s.options.Prefix)}, prefixes()...) {
 			o := s.options
 			o.Prefix = prefix
 			reg, err := open(o, api)
 			if err != nil {
 				continue
 			}
-			if _, err := reg.Config(ctx); err == nil {
-				found = append(found, fmt.Sprintf("%s/config in the %s API", prefix, api))
+			key := reg.ConfigKey()
+			if !s.asked(api, key) {
+				if _, err := reg.Config(ctx); err == nil {
+					found = append(found, fmt.Sprintf("%s in the %s API", key, api))
+				}
 			}
 			reg.Close()
 		}
 	}
 	slices.Sort(found)
 	return strings.Join(slices.Compact(found), ", ")
+}
+
+// asked reports whether a key is the one that is read in an API anyway.
+func (s *store) asked(api API, key string) bool {
+	i := slices.Index(s.apis, api)
+	return i >= 0 && s.regs[i].ConfigKey() == key
+}
+
+// otherSlash returns a prefix with the leading slash that it lacks, or without the one it has.
+func otherSlash(prefix string) string {
+	if rest, has := strings.CutPrefix(prefix, "/"); has {
+		return rest
+	}
+	return "/" + prefix
 }

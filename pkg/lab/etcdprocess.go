@@ -23,8 +23,15 @@ type etcdConfig struct {
 }
 
 // Main runs the program's main function and returns its exit code. In the process that a lab has started to be its
-// etcd, it runs etcd until SIGTERM instead.
+// etcd, it runs etcd until SIGTERM instead; under the name etcdctl, it is that (Etcdctl).
 func Main(run func() int) int {
+	if isEtcdctl() {
+		if err := runEtcdctl(os.Getenv("ETCDCTL_API"), os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, "etcdctl:", err)
+			return 1
+		}
+		return 0
+	}
 	if !isEtcdProcess() {
 		return run()
 	}

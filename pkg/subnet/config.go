@@ -77,8 +77,17 @@ type complaint struct {
 }
 
 func (c *complaint) of(msg string, err error) {
-	if text := msg + err.Error(); text != c.said {
-		c.log.Warn(msg, "err", err)
-		c.said = text
+	text := msg + err.Error()
+	if text == c.said {
+		return
 	}
+	c.said = text
+	fields := []any{"err", err}
+	var remedy interface{ Commands() []string }
+	if errors.As(err, &remedy) {
+		for _, command := range remedy.Commands() {
+			fields = append(fields, "command", command)
+		}
+	}
+	c.log.Warn(msg, fields...)
 }

@@ -22,7 +22,9 @@ type Options struct {
 	// Endpoints are URLs (http, https, unix) or plain host:port, which is
 	// https where a TLS file is given and http where none is.
 	Endpoints []string
-	Prefix    string // of the keys, like /coreos.com/network
+	// Prefix is that of the keys, like /coreos.com/network. It is read as a path: slashes
+	// that are doubled or at its end mean nothing.
+	Prefix string
 
 	// TLS files, PEM. CAFile alone verifies the server; CertFile and KeyFile
 	// are this client's and go together. They are read again for each

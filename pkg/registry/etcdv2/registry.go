@@ -102,6 +102,9 @@ func (r *Registry) Close() { r.transport.CloseIdleConnections() }
 // has another address.
 func (r *Registry) Reconnect() { r.transport.lines.Cut() }
 
+// ConfigKey returns the key of the network config.
+func (r *Registry) ConfigKey() string { return r.config }
+
 // Config implements registry.Registry.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)

@@ -123,6 +123,9 @@ func (r *Registry) Close() {
 // has another address.
 func (r *Registry) Reconnect() { r.link.lines.Cut() }
 
+// ConfigKey returns the key of the network config.
+func (r *Registry) ConfigKey() string { return r.config }
+
 // Config implements registry.Registry. Of an etcd that has no v3 API it says so.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)

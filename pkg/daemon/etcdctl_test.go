@@ -1,0 +1,142 @@
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path"
+	"strings"
+	"testing"
+
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"flanneld/pkg/lab"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/registry/etcdtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
+
+// paste runs a command line as it stands.
+func paste(t *testing.T, command string, env ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := lab.Etcdctl(dir); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = append([]string{"PATH=" + dir}, env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", command, err, out)
+	}
+}
+
+// suggested returns the commands of the error that a server without a config gives.
+func suggested(t *testing.T, s *store) []string {
+	t.Helper()
+	_, err := s.Config(t.Context())
+	var remedy interface{ Commands() []string }
+	if !errors.Is(err, registry.ErrNoConfig) || !errors.As(err, &remedy) {
+		t.Fatalf("config: %v", err)
+	}
+	return remedy.Commands()
+}
+
+// Whatever form a prefix has, the suggested command writes the key that is read.
+func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
+	server := etcdtest.StartEtcd(t)
+	for prefix, keys := range map[string][2]string{ // of the config in v3 and v2
+		"/coreos.com/network":          {"/coreos.com/network/config", "/coreos.com/network/config"},
+		"/trailing/":                   {"/trailing/config", "/trailing/config"},
+		"/trailing/many///":            {"/trailing/many/config", "/trailing/many/config"},
+		"//double//inside":             {"/double/inside/config", "/double/inside/config"},
+		"no/leading":                   {"no/leading/config", "/no/leading/config"},
+		"no/leading/trailing/":         {"no/leading/trailing/config", "/no/leading/trailing/config"},
+		"/dots/./in/../it":             {"/dots/it/config", "/dots/it/config"},
+		"/with a blank":                {"/with a blank/config", "/with a blank/config"},
+		`/it's $HOME "quoted" \n`:      {`/it's $HOME "quoted" \n/config`, `/it's $HOME "quoted" \n/config`},
+		"/per%20cent?and#more&(those)": {"/per%20cent?and#more&(those)/config", "/per%20cent?and#more&(those)/config"},
+		"/":                            {"/config", "/config"},
+		"":                             {"config", "/config"},
+	} {
+		for i, api := range []API{APIv3, APIv2} {
+			if prefix == "" && api == APIv2 {
+				continue // the same key as that of "/", which exists by then or makes it exist
+			}
+			o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
+			s, err := openStore(o, api, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			commands := suggested(t, s)
+			if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
+				t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
+			}
+			paste(t, commands[0])
+			if raw, err := s.Config(t.Context()); err != nil || string(raw) != sampleConfig {
+				t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
+			}
+			s.close()
+		}
+	}
+}
+
+// The suggested command reaches an etcd that wants certificates and a user, by whichever of
+// its endpoints is there, and tells nobody the password.
+func TestSuggestedCommandHasTheCredentials(t *testing.T) {
+	ca := etcdtest.NewAuthority(t)
+	serverCert, serverKey := ca.Issue("server")
+	clientCert, clientKey := ca.Issue("client with a blank")
+	server := etcdtest.StartEtcd(t, func(c *embed.Config) {
+		c.ListenClientUrls[0].Scheme = "https"
+		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = serverCert, serverKey
+		c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = true, ca.File
+	})
+	for _, api := range []API{APIv3, APIv2} {
+		withUser := strings.Replace(server.URL, "://", "://flannel:hush@", 1)
+		o := etcd.Options{
+			Endpoints: []string{"https://127.0.0.1:1", withUser}, Prefix: "/p/",
+			CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
+		}
+		s, err := openStore(o, api, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		command := etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
+		if strings.Contains(command, "hush") || !strings.Contains(command, "=root ") {
+			t.Errorf("suggested %s", command)
+		}
+		// There is no user in this etcd; that of the command is asked for one in vain.
+		paste(t, strings.Replace(strings.Replace(command, "--user=root ", "", 1), "--username=root ", "", 1))
+		o.Endpoints = []string{server.URL}
+		reg, err := open(o, api)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if raw, err := reg.Config(t.Context()); err != nil || string(raw) != sampleConfig {
+			t.Errorf("%s: after %s\nthe config is %q, %v", api, command, raw, err)
+		}
+		reg.Close()
+		s.close()
+	}
+}
+
+// Where a config is under the same path with or without its leading slash, which are two
+// keys of v3, it is found.
+func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
+	server := etcdtest.StartEtcd(t)
+	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
+		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}
+		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
+		s, err := openStore(here, APIv3, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Config(t.Context()); err == nil || !strings.Contains(err.Error(), "there is one at "+c[1]+"/config in the v3 API") {
+			t.Errorf("%s: %v", c[0], err)
+		}
+		s.close()
+	}
+}

@@ -1,0 +1,136 @@
+package lab
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v2 "go.etcd.io/etcd/client/v2"
+	v3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// Etcdctl puts an etcdctl into dir, which is to be in a shell's PATH, so that command lines can be run as they are
+// printed. It is the calling program, which must run through Main. It does what etcdctl 3.5 does for the commands that
+// flanneld suggests, and takes no other; the password is in ETCDCTL_PASSWORD.
+func Etcdctl(dir string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the binary to run etcdctl with: %w", err)
+	}
+	return os.Symlink(self, filepath.Join(dir, "etcdctl"))
+}
+
+func isEtcdctl() bool { return filepath.Base(os.Args[0]) == "etcdctl" }
+
+// runEtcdctl runs one command line.
+func runEtcdctl(version string, args []string) error {
+	f := flag.NewFlagSet("etcdctl", flag.ContinueOnError)
+	names := map[string][]string{"2": {"ca-file", "cert-file", "key-file", "username"}, "3": {"cacert", "cert", "key", "user"}}[version]
+	if names == nil {
+		return fmt.Errorf("ETCDCTL_API=%s", version)
+	}
+	endpoints := f.String("endpoints", "", "")
+	var c credentials
+	f.StringVar(&c.ca, names[0], "", "")
+	f.StringVar(&c.cert, names[1], "", "")
+	f.StringVar(&c.key, names[2], "", "")
+	f.StringVar(&c.user, names[3], "", "")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	config, err := c.tls()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	urls, password := strings.Split(*endpoints, ","), os.Getenv("ETCDCTL_PASSWORD")
+	if c.user == "" {
+		password = ""
+	}
+	if version == "2" {
+		client, err := v2.New(v2.Config{Endpoints: urls, Transport: &http.Transport{TLSClientConfig: config}, Username: c.user, Password: password})
+		if err != nil {
+			return err
+		}
+		return etcdctl2(ctx, client, f.Args())
+	}
+	client, err := v3.New(v3.Config{Endpoints: urls, TLS: config, Username: c.user, Password: password, Context: ctx, Logger: zap.NewNop(), DialTimeout: 5 * time.Second})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return etcdctl3(ctx, client, f.Args())
+}
+
+type credentials struct{ ca, cert, key, user string }
+
+func (c credentials) tls() (*tls.Config, error) {
+	if c.ca == "" && c.cert == "" {
+		return nil, nil
+	}
+	config := &tls.Config{}
+	if c.ca != "" {
+		text, err := os.ReadFile(c.ca)
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		config.RootCAs.AppendCertsFromPEM(text)
+	}
+	if c.cert != "" {
+		pair, err := tls.LoadX509KeyPair(c.cert, c.key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
+
+func etcdctl2(ctx context.Context, c v2.Client, args []string) (err error) {
+	words := strings.Join(args, " ")
+	switch {
+	case len(args) == 3 && args[0] == "set":
+		_, err = v2.NewKeysAPI(c).Set(ctx, args[1], args[2], nil)
+	case strings.HasPrefix(words, "role add ") && len(args) == 3:
+		err = v2.NewAuthRoleAPI(c).AddRole(ctx, args[2])
+	case strings.HasPrefix(words, "role grant --readwrite ") && len(args) == 5:
+		path, ok := strings.CutPrefix(args[3], "--path=")
+		if !ok {
+			return errors.New("no --path")
+		}
+		_, err = v2.NewAuthRoleAPI(c).GrantRoleKV(ctx, args[4], []string{path}, v2.ReadWritePermission)
+	case strings.HasPrefix(words, "user grant --roles=") && len(args) == 4:
+		_, err = v2.NewAuthUserAPI(c).GrantUser(ctx, args[3], strings.Split(strings.TrimPrefix(args[2], "--roles="), ","))
+	default:
+		err = fmt.Errorf("this etcdctl does not know: %s", words)
+	}
+	return err
+}
+
+func etcdctl3(ctx context.Context, c *v3.Client, args []string) (err error) {
+	words := strings.Join(args, " ")
+	switch {
+	case len(args) == 3 && args[0] == "put":
+		_, err = c.Put(ctx, args[1], args[2])
+	case strings.HasPrefix(words, "role add ") && len(args) == 3:
+		_, err = c.RoleAdd(ctx, args[2])
+	case strings.HasPrefix(words, "role grant-permission --prefix ") && len(args) == 6 && args[4] == "readwrite":
+		_, err = c.RoleGrantPermission(ctx, args[3], args[5], v3.GetPrefixRangeEnd(args[5]), v3.PermissionType(v3.PermReadWrite))
+	case strings.HasPrefix(words, "user grant-role ") && len(args) == 4:
+		_, err = c.UserGrantRole(ctx, args[2], args[3])
+	default:
+		err = fmt.Errorf("this etcdctl does not know: %s", words)
+	}
+	return err
+}
