@@ -122,7 +122,7 @@ func (s *scale) leave(ctx context.Context, i int) (time.Duration, error) {
 
 func (s *scale) vanish(ctx context.Context, i int) (time.Duration, error) {
 	p := oneOfMany(i)
-	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error { return st.Delete(ctx, lease.Lease{Subnet: p.subnet}) })
+	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error { return st.delete(ctx, p.subnet) })
 }
 
 // change makes a change in etcd and gives the time from its first write to the kernel that holds what is wanted then.
@@ -161,14 +161,18 @@ func (st *store) done() {
 	}
 }
 
-// Update implements registry.Registry, without comparing anything.
-func (st *store) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, _ time.Duration) (lease.Lease, error) {
-	return prev, st.put(ctx, a, prev.Subnet)
+// Release implements registry.Registry, without comparing anything.
+func (st *store) Release(ctx context.Context, prev lease.Lease) error {
+	a := prev.Attrs
+	a.Leaving = true
+	if err := st.put(ctx, a, prev.Subnet); err != nil {
+		return err
+	}
+	return st.delete(ctx, prev.Subnet)
 }
 
-// Delete implements registry.Registry, without comparing anything.
-func (st *store) Delete(ctx context.Context, prev lease.Lease) error {
-	err := st.session.Delete(ctx, st.dir+lease.Key(prev.Subnet))
+func (st *store) delete(ctx context.Context, subnet netip.Prefix) error {
+	err := st.session.Delete(ctx, st.dir+lease.Key(subnet))
 	st.done()
 	return err
 }

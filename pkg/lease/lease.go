@@ -25,7 +25,7 @@ type Attrs struct {
 	PublicIP    netip.Addr // underlay address, invalid when the value has none
 	BackendType string     // empty for udp and alloc
 	BackendData string     // JSON, meaning is the backend's; empty when absent
-	// Leaving: the owner is giving the lease up for good and deletes it next. Until
+	// Leaving: the owner is giving the lease up for good, and it ends soon. Until
 	// then the subnet is taken, but nobody is reached there.
 	Leaving bool
 }

@@ -24,7 +24,7 @@ var (
 	// ErrNoConfig: the store answers, and has no network config under the prefix.
 	ErrNoConfig = errors.New("no network config")
 	// ErrConflict: the compare of a compare-and-swap failed: the key exists
-	// (Create), or is gone or was changed (Update, Delete) — perhaps by an
+	// (Create), or is gone or was changed (Update, Release) — perhaps by an
 	// earlier write of our own whose answer was lost.
 	ErrConflict = errors.New("lease was changed by somebody else")
 	// ErrHistoryLost: what happened after the index asked for can no longer be
@@ -56,8 +56,10 @@ type Registry interface {
 	// Update rewrites the lease if its revision is still that of prev, and
 	// gives it a new ttl (0: a reservation).
 	Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
-	// Delete removes the lease if its revision is still that of prev.
-	Delete(ctx context.Context, prev lease.Lease) error
+	// Release ends the lease if its revision is still that of prev: it is written once
+	// more, as Leaving, and its key is gone when Release returns or within 3 s. If an
+	// error comes in between, the key expires within a minute.
+	Release(ctx context.Context, prev lease.Lease) error
 }
 
 // Listing is all leases at one index.

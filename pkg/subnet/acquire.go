@@ -202,7 +202,7 @@ func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs
 	return l, err
 }
 
-// clear deletes this host's leases, none of which fits the network config any
+// clear releases this host's leases, none of which fits the network config any
 // more. A reservation is the operator's and stays.
 func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
@@ -213,10 +213,10 @@ func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) erro
 			q.once(slog.LevelWarn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnet, "network", q.Pool.Network)
 			continue
 		}
-		if err := q.Registry.Delete(ctx, l); err != nil {
+		if err := q.Registry.Release(ctx, l); err != nil {
 			return err
 		}
-		q.Log.Info("deleted lease of this host that does not fit the network config", "subnet", l.Subnet, "network", q.Pool.Network)
+		q.Log.Info("released lease of this host that does not fit the network config", "subnet", l.Subnet, "network", q.Pool.Network)
 		listing.Leases = slices.DeleteFunc(listing.Leases, func(x lease.Lease) bool { return x.Subnet == l.Subnet })
 	}
 	return nil

@@ -100,14 +100,18 @@ func TestAcquire(t *testing.T) {
 				if held := f.held(l.Subnet); held != l {
 					t.Errorf("registry holds %+v, want %+v", held, l)
 				}
-				if c.gone != "" && f.held(prefix(c.gone)).Subnet.IsValid() {
-					t.Errorf("%s is still there", c.gone)
+				if c.gone != "" && !f.held(prefix(c.gone)).Leaving {
+					t.Errorf("%s does not say that its owner is leaving", c.gone)
 				}
 				if c.log != "" {
 					f.says(c.log, 1)
 				}
 				if f.Claim = *f.noted.Load(); !f.Claim.Covers(l) {
 					t.Errorf("leased %+v, and claims %+v", l, f.Claim)
+				}
+				elapse(time.Second)
+				if c.gone != "" && f.held(prefix(c.gone)).Subnet.IsValid() {
+					t.Errorf("%s is still there", c.gone)
 				}
 				if again := f.mustAcquire(); again.Subnet != l.Subnet || again.Attrs != l.Attrs {
 					t.Errorf("after a restart %+v, before %+v", again, l)
@@ -140,13 +144,13 @@ func TestAcquireWaitsForRegistry(t *testing.T) {
 
 // An answer that was lost makes our own write look like somebody else's.
 func TestAcquireLostAnswer(t *testing.T) {
-	for _, op := range []string{"create", "update", "delete"} {
+	for _, op := range []string{"create", "update", "release"} {
 		t.Run(op, func(t *testing.T) {
 			in(t, func(f *fixture) {
 				switch op {
 				case "update":
 					f.reg.Put("10.42.9.0-24", value(me, 1), time.Hour)
-				case "delete":
+				case "release":
 					f.reg.Put("10.43.9.0-24", value(me, 1), time.Hour)
 				}
 				lost := false
@@ -158,6 +162,7 @@ func TestAcquireLostAnswer(t *testing.T) {
 					return nil
 				})
 				l := f.mustAcquire()
+				elapse(time.Second) // a released lease has ended
 				listing, err := f.reg.List(f.Context())
 				if err != nil || len(listing.Leases) != 1 || listing.Leases[0] != l {
 					t.Errorf("leased %+v, registry holds %+v (%v)", l, listing, err)

@@ -191,17 +191,15 @@ func TestLeavingInListing(t *testing.T) {
 	})
 }
 
-// A host that died between the mark and the deletion has its subnet again.
+// A host that starts again before its released lease has ended has its subnet again.
 func TestOwnLeavingIsTakenUp(t *testing.T) {
 	in(t, func(f *fixture) {
 		l := f.mustAcquire()
-		f.reg.SetHook(failing("delete"))
-		if err := subnet.Release(f.Context(), f.reg, l); err == nil {
-			t.Error("no error of a deletion that failed")
+		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
+			t.Error(err)
 		}
-		f.reg.SetHook(nil)
 		marked := f.held(l.Subnet)
-		if left := time.Until(marked.Expires); !marked.Leaving || left > time.Minute {
+		if left := time.Until(marked.Expires); !marked.Leaving || left > time.Second {
 			t.Errorf("lease %+v", marked)
 		}
 		again := f.mustAcquire()
@@ -238,6 +236,7 @@ func TestRelease(t *testing.T) {
 		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
 			t.Fatal(err)
 		}
+		elapse(time.Second)
 		if held := f.held(l.Subnet); held.Subnet.IsValid() {
 			t.Errorf("registry holds %+v", held)
 		}

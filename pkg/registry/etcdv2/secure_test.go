@@ -125,7 +125,7 @@ func TestBasicAuth(t *testing.T) {
 	if events, _, err := r.Watch(context.Background(), l.Index); err != nil || len(events) != 1 {
 		t.Errorf("watch: %v, %v", events, err)
 	}
-	if err := r.Delete(context.Background(), made); err != nil {
+	if err := r.Release(context.Background(), made); err != nil {
 		t.Error(err)
 	}
 	wrong := good

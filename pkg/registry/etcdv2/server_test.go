@@ -84,7 +84,7 @@ func calls(ctx context.Context, r *etcdv2.Registry) (registry.Listing, map[strin
 	_, errs["get"] = r.Get(ctx, subnet7)
 	_, errs["create"] = r.Create(ctx, subnet7, attrs7, time.Hour)
 	_, errs["update"] = r.Update(ctx, lease7, attrs7, time.Hour)
-	errs["delete"] = r.Delete(ctx, lease7)
+	errs["release"] = r.Release(ctx, lease7)
 	_, _, errs["watch"] = r.Watch(ctx, 7)
 	return l, errs
 }

@@ -2,10 +2,13 @@ package etcdv2_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -231,5 +234,52 @@ func TestCompareAndDelete(t *testing.T) {
 	events, _, err := r.Watch(timeout(t), index)
 	if err != nil || len(events) != 1 || !events[0].Deleted || events[0].Lease.Subnet != subnet7 {
 		t.Errorf("watch: %+v, %v", events, err)
+	}
+}
+
+// oldWatcher follows leases as the v2 clients of flannel 0.5 to 0.17 do: an expiry or a
+// deletion ends a lease, every other event must have a value that is JSON.
+func oldWatcher(ctx context.Context, b *backdoor, after uint64) (actions []string, err error) {
+	w := b.keys.Watcher(prefix+"/subnets", &client.WatcherOptions{AfterIndex: after, Recursive: true})
+	for {
+		r, err := w.Next(ctx)
+		if err != nil {
+			return actions, err
+		}
+		actions = append(actions, r.Action)
+		if r.Action == "expire" || r.Action == "delete" {
+			return actions, nil
+		}
+		var value struct{ PublicIP string }
+		if err := json.Unmarshal([]byte(r.Node.Value), &value); err != nil {
+			return actions, fmt.Errorf("event %s of %q: %w", r.Action, r.Node.Value, err)
+		}
+	}
+}
+
+// TestOldClientsFollowEveryWrite: from a lease's creation to its end nothing is written
+// that an old client cannot read, and its end comes within 2 s.
+func TestOldClientsFollowEveryWrite(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	index := list(t, r).Index
+	l, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	if err == nil {
+		l, err = r.Update(timeout(t), l, attrs7, time.Hour)
+	}
+	if err == nil {
+		err = r.Release(timeout(t), l)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	actions, err := oldWatcher(timeout(t), b, index)
+	if want := []string{"create", "compareAndSwap", "compareAndSwap", "expire"}; err != nil || !slices.Equal(actions, want) {
+		t.Errorf("events %q, %v, want %q", actions, err, want)
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("the lease ended %v after its release", took)
 	}
 }

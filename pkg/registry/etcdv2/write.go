@@ -36,19 +36,22 @@ func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	return l, nil
 }
 
-// Delete implements registry.Registry.
-func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
+// releaseTTL is how long a released key lives on.
+const releaseTTL = time.Second
+
+// Release implements registry.Registry. The key is never deleted under a condition: of
+// the event of a compareAndDelete, clients up to flannel 0.11 fail to parse the empty
+// value and see no later event, and those up to 0.17 keep the peer. All of them follow
+// a compare-and-swap and an expiry, so it is written once more, with a second to live.
+func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
+	a := prev.Attrs
+	a.Leaving = true
 	err := r.swap(ctx, prev, func(key string) error {
-		ctx, cancel := context.WithTimeout(ctx, r.timeout)
-		defer cancel()
-		resp, err := r.keys.Delete(ctx, key, &client.DeleteOptions{PrevIndex: prev.Revision})
-		if err == nil && resp.Node == nil {
-			return errNoNode
-		}
-		return r.refusal(err)
+		_, err := r.set(ctx, key, a, &client.SetOptions{PrevIndex: prev.Revision, TTL: releaseTTL})
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("delete lease %s: %w", prev.Subnet, err)
+		return fmt.Errorf("release lease %s: %w", prev.Subnet, err)
 	}
 	return nil
 }

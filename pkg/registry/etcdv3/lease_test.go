@@ -129,7 +129,7 @@ func TestSharedEtcdLease(t *testing.T) {
 	if _, granted, keys := b.left(g.ID); granted != 3600 || keys != 1 {
 		t.Errorf("granted for %d s, %d keys", granted, keys)
 	}
-	if err := r.Delete(timeout(t), renewed); err != nil {
+	if err := r.Release(timeout(t), renewed); err != nil {
 		t.Error(err)
 	}
 	if resp, err := b.Client.Get(context.Background(), "/elsewhere/their-own"); err != nil || resp.Count != 1 {
@@ -158,7 +158,7 @@ func TestDualStackHost(t *testing.T) {
 	if value, id := b.at(name); value == "" || id == 0 {
 		t.Errorf("%q, lease %x", value, id)
 	}
-	if err := r.Delete(timeout(t), l); err != nil {
+	if err := r.Release(timeout(t), l); err != nil {
 		t.Error(err)
 	}
 	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Deleted {

@@ -148,7 +148,7 @@ func TestPassword(t *testing.T) {
 		if made, err = r.Update(timeout(t), made, attrs7, time.Hour); err != nil {
 			t.Fatal(when, err)
 		}
-		if err := r.Delete(timeout(t), made); err != nil {
+		if err := r.Release(timeout(t), made); err != nil {
 			t.Error(when, err)
 		}
 	}
@@ -188,7 +188,7 @@ func calls(ctx context.Context, r *etcdv3.Registry) (registry.Listing, map[strin
 	_, errs["get"] = r.Get(ctx, subnet7)
 	_, errs["create"] = r.Create(ctx, subnet7, attrs7, time.Hour)
 	_, errs["update"] = r.Update(ctx, lease7, attrs7, time.Hour)
-	errs["delete"] = r.Delete(ctx, lease7)
+	errs["release"] = r.Release(ctx, lease7)
 	_, _, errs["watch"] = r.Watch(ctx, 7)
 	return l, errs
 }

@@ -218,7 +218,7 @@ func TestForeignKeys(t *testing.T) {
 	if made, err = r.Update(timeout(t), made, attrs7, time.Hour); err != nil {
 		t.Error(err)
 	}
-	if err = r.Delete(timeout(t), made); err != nil {
+	if err = r.Release(timeout(t), made); err != nil {
 		t.Error(err)
 	}
 	if _, err = r.Create(timeout(t), subnet7, attrs7, time.Hour); err != nil {

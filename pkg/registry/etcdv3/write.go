@@ -88,13 +88,22 @@ func (r *Registry) update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	return r.put(ctx, kv, g, client.Compare(client.ModRevision(string(kv.Key)), "=", int64(prev.Revision)))
 }
 
-// Delete implements registry.Registry. The etcd lease, which may carry other
+// releaseTTL is how long a key lives that was released and then not deleted.
+const releaseTTL = time.Minute
+
+// Release implements registry.Registry. The etcd lease, which may carry other
 // keys, ends by itself.
-func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
+func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	if err := r.delete(ctx, prev); err != nil {
-		return fmt.Errorf("delete lease %s: %w", prev.Subnet, err)
+	a := prev.Attrs
+	a.Leaving = true
+	marked, err := r.update(ctx, prev, a, seconds(releaseTTL))
+	if err == nil {
+		err = r.delete(ctx, marked)
+	}
+	if err != nil {
+		return fmt.Errorf("release lease %s: %w", prev.Subnet, err)
 	}
 	return nil
 }

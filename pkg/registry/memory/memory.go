@@ -34,7 +34,7 @@ type Registry struct {
 }
 
 // Hook may fail one call. It is told the operation ("config", "list", "get",
-// "watch", "create", "update", "delete") and, for the last four but watch, the
+// "watch", "create", "update", "release") and, for the last four but watch, the
 // subnet; before the call is done and after, with done telling which. An error
 // afterwards is an answer that was lost: the call has had its effect.
 type Hook func(op string, subnet netip.Prefix, done bool) error
@@ -244,15 +244,17 @@ func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	return l, err
 }
 
-// Delete implements registry.Registry.
-func (r *Registry) Delete(ctx context.Context, prev lease.Lease) error {
-	return r.call(ctx, "delete", prev.Subnet, func() error {
+// Release implements registry.Registry, as etcdv2 does.
+func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
+	a := prev.Attrs
+	a.Leaving = true
+	return r.call(ctx, "release", prev.Subnet, func() error {
 		key, e := r.find(prev)
 		if e == nil {
 			return registry.ErrConflict
 		}
-		r.remove(key)
-		return nil
+		_, err := r.write(key, a, time.Second, e.created)
+		return err
 	})
 }
 

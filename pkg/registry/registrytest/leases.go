@@ -28,17 +28,20 @@ func (s *suite) lifecycle() {
 	if got := s.only(); got.Attrs != attrs(2) || got.Revision != changed.Revision {
 		s.Errorf("listed %+v, want %+v", got, changed)
 	}
-	s.must(s.Registry.Delete(s.ctx, changed))
+	s.must(s.Registry.Release(s.ctx, changed))
+	events, _ := s.events(index, 5)
 	if l := s.listing(); len(l.Leases) != 0 {
 		s.Errorf("listing %+v", l)
 	}
-	events, _ := s.events(index, 4)
 	for i, want := range []lease.Lease{made, renewed, changed} {
 		if got := events[i]; got.Deleted || got.Lease.Revision != want.Revision || !got.Lease.SameAs(want) {
 			s.Errorf("event %d is %+v, want %+v", i, got, want)
 		}
 	}
-	if last := events[3]; !last.Deleted || last.Lease.Subnet != subnet7 || last.Lease.Revision <= changed.Revision {
+	if left := events[3].Lease; !left.Leaving || left.Reservation() || left.Created != made.Created {
+		s.Errorf("the released lease became %+v", left)
+	}
+	if last := events[4]; !last.Deleted || last.Lease.Subnet != subnet7 || last.Lease.Revision <= changed.Revision {
 		s.Errorf("last event is %+v", last)
 	}
 }
@@ -84,16 +87,16 @@ func (s *suite) conflicts() {
 	s.must(err)
 	_, err = s.Registry.Update(s.ctx, first, attrs(2), ttl)
 	s.want(err, registry.ErrConflict)
-	s.want(s.Registry.Delete(s.ctx, first), registry.ErrConflict)
-	s.must(s.Registry.Delete(s.ctx, second))
+	s.want(s.Registry.Release(s.ctx, first), registry.ErrConflict)
+	s.must(s.Registry.Release(s.ctx, second))
 	_, err = s.Registry.Update(s.ctx, second, attrs(2), ttl)
 	s.want(err, registry.ErrConflict)
-	s.want(s.Registry.Delete(s.ctx, second), registry.ErrConflict)
+	s.want(s.Registry.Release(s.ctx, second), registry.ErrConflict)
 	// Without a revision nothing may be written: to etcd that would mean "whatever is there".
 	s.Put(lease.Key(subnet7), s.value(3), 0)
 	_, err = s.Registry.Update(s.ctx, lease.Lease{Subnet: subnet7}, attrs(2), ttl)
 	s.want(err, registry.ErrConflict)
-	s.want(s.Registry.Delete(s.ctx, lease.Lease{Subnet: subnet7}), registry.ErrConflict)
+	s.want(s.Registry.Release(s.ctx, lease.Lease{Subnet: subnet7}), registry.ErrConflict)
 	if got := s.only(); got.Attrs != attrs(3) {
 		s.Errorf("lease %+v", got)
 	}
@@ -145,11 +148,11 @@ func (s *suite) dualStack() {
 	}
 	stale := l
 	stale.Revision--
-	s.want(s.Registry.Delete(s.ctx, stale), registry.ErrConflict)
-	s.must(s.Registry.Delete(s.ctx, l))
-	events, _ := s.events(index, 3)
+	s.want(s.Registry.Release(s.ctx, stale), registry.ErrConflict)
+	s.must(s.Registry.Release(s.ctx, l))
+	events, _ := s.events(index, 4)
 	for i, ev := range events {
-		if ev.Lease.Subnet != subnet7 || ev.Deleted != (i == 2) {
+		if ev.Lease.Subnet != subnet7 || ev.Deleted != (i == 3) || ev.Lease.Leaving != (i == 2) {
 			s.Errorf("event %d is %+v", i, ev)
 		}
 	}
