@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,7 +14,8 @@ import (
 
 // peers gives the leases of a view that can be programmed, in order of their
 // subnets, and why the others can't. Where two leases claim the same thing, the
-// older one keeps it. accepted is everything that nothing is wrong with by itself.
+// older one keeps it; a stale one gives way to all others, which is nothing to report.
+// accepted is everything that nothing is wrong with by itself.
 func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped) {
 	s := newSieve(b, network, h, v.Own)
 	accepted = make([]Peer, 0, len(v.Peers))
@@ -30,7 +30,10 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 	good, doubled := withoutDoubles(good, "public IP", func(p Peer) netip.Addr { return p.PublicIP })
 	good, inside := withoutOverlayIPs(network, good)
 	good, shared := withoutDoubles(good, "VTEP MAC", func(p Peer) dataplane.MAC { return p.MAC })
-	return good, accepted, slices.Concat(bad, overlapping, doubled, inside, shared)
+	bad = slices.DeleteFunc(slices.Concat(bad, overlapping, doubled, inside, shared), func(s Skipped) bool {
+		return v.Peer(s.Subnet).Stale
+	})
+	return good, accepted, bad
 }
 
 // sameType refuses leases of another backend.
@@ -112,7 +115,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 	for _, l := range leases {
 		keep := true
 		for n := len(good) - 1; n >= 0 && good[n].Subnet.Overlaps(l.Subnet); n-- {
-			if good[n].Created <= l.Created {
+			if good[n].Precedes(l.Lease) {
 				bad = append(bad, overlap(l, good[n]))
 				keep = false
 				break
@@ -137,7 +140,7 @@ func withoutDoubles[K comparable](leases []Peer, what string, key func(Peer) K) 
 	var none K
 	owner := make(map[K]int, len(leases))
 	for i, l := range leases {
-		if o, taken := owner[key(l)]; !taken || l.Created < leases[o].Created {
+		if o, taken := owner[key(l)]; !taken || l.Precedes(leases[o].Lease) {
 			owner[key(l)] = i
 		}
 	}
@@ -170,11 +173,17 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	if len(clashes) == 0 {
 		return leases, nil
 	}
-	oldestFirst := slices.SortedFunc(maps.Keys(clashes), func(i, j int) int {
-		return cmp.Or(cmp.Compare(leases[i].Created, leases[j].Created), i-j)
+	byPrecedence := slices.SortedFunc(maps.Keys(clashes), func(i, j int) int {
+		switch {
+		case leases[i].Precedes(leases[j].Lease):
+			return -1
+		case leases[j].Precedes(leases[i].Lease):
+			return 1
+		}
+		return 0
 	})
 	stays := map[int]bool{}
-	for _, i := range oldestFirst {
+	for _, i := range byPrecedence {
 		l := leases[i]
 		if l.Subnet.Contains(l.PublicIP) {
 			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s lies in the leased subnet %s", l.PublicIP, l.Subnet)})

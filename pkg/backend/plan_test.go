@@ -78,7 +78,7 @@ func churn(r *rand.Rand, backendType string, leases map[netip.Prefix]*lease.Leas
 		delete(leases, subnet)
 		return
 	}
-	l := &lease.Lease{Subnet: subnet, Created: r.Uint64N(50), Attrs: lease.Attrs{
+	l := &lease.Lease{Subnet: subnet, Created: r.Uint64N(50), Stale: r.IntN(20) == 0, Attrs: lease.Attrs{
 		PublicIP:    netip.AddrFrom4([4]byte{198, 51, 100, byte(10 + r.IntN(240))}),
 		BackendType: backendType,
 		BackendData: fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}`, r.IntN(250)),

@@ -37,6 +37,21 @@ type Lease struct {
 	Expires  time.Time // on this host's clock; zero for a reservation, which never expires
 	Revision uint64    // of the last write; what a compare-and-swap compares
 	Created  uint64    // revision that created the key; the lower, the older
+	// Stale: the registry has the lease no longer, and it stays in force for a moment
+	// only because its owner may make it again. A stale lease contests no other.
+	Stale bool
+}
+
+// Precedes reports whether l keeps what both it and o claim and only one can have: the
+// one that is not stale, else the older, else the one with the lower subnet.
+func (l Lease) Precedes(o Lease) bool {
+	switch {
+	case l.Stale != o.Stale:
+		return o.Stale
+	case l.Created != o.Created:
+		return l.Created < o.Created
+	}
+	return ComparePrefix(l.Subnet, o.Subnet) < 0
 }
 
 // Reservation tells whether the lease has no time to live, so that renewing

@@ -34,8 +34,8 @@ func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnet != own.Subnet
 // Edit gives the view that follows v when nothing but own and the leases of some
 // subnets may have changed, and tells whether it says anything else than v. now
 // gives a subnet's lease, or nil. It is what NewView would make of all leases, at
-// the cost of copying the pointers; a peer that says what it said in v stays the
-// same pointer.
+// the cost of copying the pointers; a peer that says what it said in v, and is as old
+// and as stale, stays the same pointer.
 func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Lease) (View, bool) {
 	// What was our own may be a peer's now, and the other way round.
 	subnets = append(slices.Clone(subnets), v.Own.Subnet, own.Subnet)
@@ -46,6 +46,7 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 		lease *Lease // to be there
 	}
 	var edits []edit
+	news := !own.SameAs(v.Own)
 	size := len(v.Peers)
 	for _, subnet := range slices.Compact(subnets) {
 		e := edit{lease: now(subnet)}
@@ -58,14 +59,20 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 			size--
 		case !e.was && e.lease != nil:
 			size++
-		case !e.was || v.Peers[e.at].SameAs(*e.lease):
+		case !e.was:
+			continue
+		case v.Peers[e.at].SameAs(*e.lease):
+			if was := v.Peers[e.at]; was.Created != e.lease.Created || was.Stale != e.lease.Stale {
+				edits = append(edits, e)
+			}
 			continue
 		}
+		news = true
 		edits = append(edits, e)
 	}
 	next := View{Own: own, Peers: v.Peers, Complete: v.Complete}
 	if len(edits) == 0 {
-		return next, !own.SameAs(v.Own)
+		return next, news
 	}
 	next.Peers = make([]*Lease, 0, size)
 	rest := 0
@@ -79,7 +86,7 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 		}
 	}
 	next.Peers = append(next.Peers, v.Peers[rest:]...)
-	return next, true
+	return next, news
 }
 
 // Peer gives the lease of a subnet, or nil.
@@ -95,7 +102,8 @@ func (v View) find(subnet netip.Prefix) (int, bool) {
 }
 
 // Since gives the peers that say something else to the data plane than in an older
-// view, as they were and as they are, in order of their subnets; nil: not there.
+// view, or are stale in one of the two only, as they were and as they are, in order of
+// their subnets; nil: not there.
 // It takes time for each peer, but little for one that both views share.
 func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 	return func(yield func(was, is *Lease) bool) {
@@ -116,7 +124,7 @@ func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 				}
 				was = was[1:]
 			default:
-				if !was[0].SameAs(*is[0]) && !yield(was[0], is[0]) {
+				if (!was[0].SameAs(*is[0]) || was[0].Stale != is[0].Stale) && !yield(was[0], is[0]) {
 					return
 				}
 				was, is = was[1:], is[1:]

@@ -317,3 +317,40 @@ func TestFollowEndsWithContext(t *testing.T) {
 		})
 	}
 }
+
+// A peer that is deleted and there again with another subnet, or that a wiped registry
+// has forgotten, is stale in what it was: package backend lets the other one have its
+// address.
+func TestFollowMarksStaleLeases(t *testing.T) {
+	for name, forget := range map[string]func(w *following){
+		"deleted": func(w *following) { w.reg.Remove("10.42.8.0-24") },
+		"wiped": func(w *following) {
+			w.reg.Fail(errAway)
+			elapse(time.Minute)
+			w.reg.Wipe()
+			w.reg.Fail(nil)
+			elapse(10 * time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			following1(t, func(w *following) {
+				forget(w)
+				elapse(100 * time.Millisecond)
+				w.expect(0)
+				w.reg.Put("10.42.9.0-24", value(them, 8), 0)
+				elapse(100 * time.Millisecond)
+				views := w.take()
+				if len(views) != 1 || len(views[0].Peers) != 2 || !views[0].Peers[0].Stale || views[0].Peers[1].Stale {
+					t.Fatalf("views %+v\n%s", views, w.log)
+				}
+				w.reg.Put("10.42.8.0-24", value(them, 8), 0) // and back
+				w.reg.Put("10.42.10.0-24", value(third, 10), 0)
+				elapse(100 * time.Millisecond)
+				views = w.take()
+				if len(views) != 1 || len(views[0].Peers) != 3 || views[0].Peers[0].Stale || views[0].Peers[0].Created < views[0].Peers[1].Created {
+					t.Fatalf("views %+v\n%s", views, w.log)
+				}
+			})
+		})
+	}
+}

@@ -37,7 +37,7 @@ func (f *follower) load(listing registry.Listing) {
 	}
 	f.haunt(leases)
 	for subnet, l := range leases {
-		if old := f.leases[subnet]; old == nil || old.Attrs != l.Attrs {
+		if old := f.leases[subnet]; old == nil || !alike(old, l) {
 			f.dirty = append(f.dirty, subnet)
 		}
 	}
@@ -75,7 +75,7 @@ func (f *follower) haunt(leases map[netip.Prefix]*lease.Lease) {
 		case fades: // was deleted before that
 			leases[subnet] = l
 		case forgot || f.ghosts[subnet]:
-			leases[subnet] = l
+			leases[subnet] = stale(l)
 			f.ghosts[subnet] = true
 		}
 	}
@@ -125,17 +125,30 @@ func (f *follower) apply(ev registry.Event) {
 	}
 }
 
+// stale returns a copy of a lease that the registry has no longer.
+func stale(l *lease.Lease) *lease.Lease {
+	s := *l
+	s.Stale = true
+	return &s
+}
+
+// alike reports whether it makes no difference to a View which of two leases of a
+// subnet it has.
+func alike(a, b *lease.Lease) bool {
+	return a.Attrs == b.Attrs && a.Created == b.Created && a.Stale == b.Stale
+}
+
 // learn takes a lease as it was written last. Neither a renewal, nor a lease that
 // was deleted and made again, nor our own is news to the data plane.
 func (f *follower) learn(l lease.Lease) {
 	old := f.leases[l.Subnet]
 	f.leases[l.Subnet] = f.refined(l)
 	delete(f.fading, l.Subnet)
-	if old != nil && old.Attrs == l.Attrs {
+	if old != nil && alike(old, &l) {
 		return
 	}
 	f.dirty = append(f.dirty, l.Subnet)
-	if l.Subnet != f.own.Subnet {
+	if l.Subnet != f.own.Subnet && (old == nil || old.Attrs != l.Attrs) {
 		f.changed()
 	}
 }
@@ -149,6 +162,8 @@ func (f *follower) deleted(subnet netip.Prefix) {
 	case l.Leaving || subnet == f.own.Subnet:
 		f.drop(subnet)
 	default:
+		f.leases[subnet] = stale(l)
+		f.dirty = append(f.dirty, subnet)
 		until := time.Now().Add(grace)
 		f.fading[subnet] = until
 		f.fades = append(f.fades, fading{subnet, until})

@@ -80,7 +80,9 @@ func TestViewsShareLeases(t *testing.T) {
 		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
 		elapse(time.Second)
 		before := w.take()[0]
-		w.reg.Put("10.42.8.0-24", value(them, 8), ttl) // a renewal
+		if _, err := w.reg.Update(w.Context(), w.held(prefix("10.42.8.0/24")), attrsOf(them, 8), ttl); err != nil { // a renewal
+			t.Fatal(err)
+		}
 		w.reg.Put("10.42.9.0-24", value(them, 10), ttl)
 		elapse(time.Second)
 		w.reg.Fail(errAway)

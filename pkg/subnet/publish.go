@@ -29,12 +29,13 @@ func (f *follower) publish() {
 	f.settled = true
 	v, changed := f.last.Edit(f.own, f.dirty, func(s netip.Prefix) *lease.Lease { return f.leases[s] })
 	f.dirty = nil
-	if f.last.Complete && !changed {
-		return
-	}
+	changed = changed || !f.last.Complete
 	v.Complete = true
-	f.last, f.emitted = v, time.Now()
-	f.emit(v)
+	f.last = v
+	if changed {
+		f.emitted = time.Now()
+		f.emit(v)
+	}
 }
 
 func (f *follower) report() {

@@ -1,0 +1,56 @@
+package backend
+
+import (
+	"net/netip"
+	"testing"
+
+	"flanneld/pkg/lease"
+)
+
+// TestStaleLeaseContestsNoOther: what a lease that the registry has no longer claims, a
+// living one has, however young it is, and nobody is warned.
+func TestStaleLeaseContestsNoOther(t *testing.T) {
+	b, conf := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	own := peer(t, 1, "10.42.7.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07"))
+	living := entry{"10.42.20.0-24", vxlanAt("198.51.100.20", "02:00:00:00:00:20")}
+	for _, c := range []struct {
+		name   string
+		stale  entry
+		living entry
+		keeps  bool // the stale lease is programmed too
+	}{
+		{"nothing in common", entry{"10.42.9.0-24", vxlanAt("198.51.100.9", "02:00:00:00:00:09")}, living, true},
+		{"public IP and MAC", entry{"10.42.9.0-24", vxlanAt("198.51.100.20", "02:00:00:00:00:20")}, living, false},
+		{"public IP", entry{"10.42.9.0-24", vxlanAt("198.51.100.20", "02:00:00:00:00:09")}, living, false},
+		{"MAC", entry{"10.42.9.0-24", vxlanAt("198.51.100.9", "02:00:00:00:00:20")}, living, false},
+		{"wider subnet", entry{"10.42.20.0-23", vxlanAt("198.51.100.9", "02:00:00:00:00:09")}, living, false},
+		{"narrower subnet", entry{"10.42.20.128-25", vxlanAt("198.51.100.9", "02:00:00:00:00:09")}, living, false},
+		{"subnet that holds the public IP", entry{"10.42.9.0-24", vxlanAt("198.51.100.9", "02:00:00:00:00:09")},
+			entry{"10.42.20.0-24", vxlanAt("10.42.9.20", "02:00:00:00:00:20")}, false},
+		{"our MAC", entry{"10.42.9.0-24", vxlanAt("198.51.100.9", "02:00:00:00:00:07")}, living, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			gone, there := peer(t, 2, c.stale.key, c.stale.value), peer(t, 3, c.living.key, c.living.value)
+			gone.Stale = true
+			p := NewPlan(b, conf.Network)
+			p.Update(us(), lease.NewView(own, []*lease.Lease{&gone, &there}, true))
+			if len(p.Skipped()) > 0 {
+				t.Errorf("skipped %+v", p.Skipped())
+			}
+			routed := map[netip.Prefix]bool{}
+			for r := range p.Want().Routes {
+				routed[r.Dst] = true
+			}
+			if !routed[there.Subnet] || routed[gone.Subnet] != c.keeps {
+				t.Errorf("routes to %v", routed)
+			}
+			// Without the mark the older one has it.
+			back := gone
+			back.Stale = false
+			p.Update(us(), lease.NewView(own, []*lease.Lease{&back, &there}, true))
+			if (len(p.Skipped()) == 0) != c.keeps {
+				t.Errorf("of two living leases skipped %+v", p.Skipped())
+			}
+		})
+	}
+}
