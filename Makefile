@@ -39,7 +39,7 @@ FUZZTIME ?= 200000x
 ARCHES    = amd64 arm64 ppc64le s390x arm riscv64
 HOST_ARCH = $(shell $(GO) env GOHOSTARCH)
 
-# What "make release" makes: for one architecture if ARCH is given, else for all.
+# What "make artifacts" makes: for one architecture if ARCH is given, else for all.
 RELEASE_ARCHES = $(or $(ARCH),$(ARCHES))
 PACKAGE_ARCHES = $(filter $(RELEASE_ARCHES),amd64 arm64 ppc64le s390x)
 TARBALLS = $(RELEASE_ARCHES:%=dist/flannel-$(TAG)-linux-%.tar.gz)
@@ -84,7 +84,8 @@ help:
 	@echo '  make deb rpm               packages'
 	@echo '  make image                 OCI archive of all architectures, and archives for "docker load"'
 	@echo '  make docker-image          image on alpine, with iptables and a shell, for ARCH (needs docker)'
-	@echo '  make release               all of it, with SBOMs and SHA256SUMS (docker-image excepted)'
+	@echo '  make artifacts             all of it, with SBOMs and SHA256SUMS (docker-image excepted)'
+	@echo '  make release               the same, and then test-fresh (root)'
 	@echo '  make install               flanneld and mk-docker-opts.sh below PREFIX'
 	@echo '  make clean                 remove what was built'
 	@echo
@@ -95,7 +96,9 @@ help:
 	@echo "                             BENCH_ARGS='--only scale' for a part"
 	@echo
 	@echo 'Check'
-	@echo '  make test                  everything; the parts that need root are skipped without it'
+	@echo '  make test                  everything; as root it first installs what the tests need, unless'
+	@echo '                             NO_INSTALL=1; without root, what needs none'
+	@echo '  make test-fresh            the demo and the tests on an untouched Debian 12 (root)'
 	@echo '  make test-arch             the pure packages on arm64, s390x and ppc64le, through qemu'
 	@echo '  make test-dist             the release: contents, static, reproducible'
 	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
@@ -172,10 +175,16 @@ dist/flannel-$(TAG)-linux-%.cdx.json: dist/flanneld-% FORCE
 	@$(TOOL_RUN) ./sbom -version '$(TAG)' -epoch $(SOURCE_DATE_EPOCH) '$(CURDIR)/$<' >$@
 	@echo $@
 
-.PHONY: release
-release: tar.gz deb rpm image $(SBOMS)
+.PHONY: artifacts
+artifacts: tar.gz deb rpm image $(SBOMS)
 	@cd dist; sha256sum -- $(sort $(notdir $(RELEASE))) >SHA256SUMS
 	@echo dist/SHA256SUMS
+
+# What is released has passed the README's commands where nothing is installed.
+.PHONY: release
+release: need-root
+	@$(MAKE) --no-print-directory artifacts
+	@$(MAKE) --no-print-directory test-fresh
 
 # Does not build again what is there: "make dist/flanneld && sudo make install".
 .PHONY: install
@@ -221,32 +230,22 @@ staticcheck: | need-go
 	$(TOOL) staticcheck -tags system,vm ./...
 	cd dist/tools; $(GO) vet ./... && $(GO) tool staticcheck ./...
 
-# Says what a complete run lacks on this machine, and how to get it; installs nothing.
-.PHONY: missing
-missing:
-	@need() { command -v "$$1" >/dev/null || echo "MISSING $$1: $$3 (apt-get install $$2)"; }; \
-	[ "$$(id -u)" = 0 ] || echo 'MISSING root: all tests that make network namespaces are skipped (sudo make test)'; \
-	need dash dash 'mk-docker-opts.sh is not tested with it'; \
-	need systemd-analyze systemd 'the systemd units are not verified'; \
-	need "$$($(GO) env CC)" 'gcc libc6-dev' 'the race detector is off'; \
-	need qemu-aarch64-static qemu-user-static 'nothing is tested on arm64'; \
-	need qemu-s390x-static qemu-user-static 'nothing is tested on s390x'; \
-	need qemu-ppc64le-static qemu-user-static 'nothing is tested on ppc64le'; \
-	need dpkg-deb dpkg 'make test-dist cannot look into the deb packages'; \
-	need rpm rpm 'make test-dist cannot look into the rpm packages'; \
-	need systemd-nspawn systemd-container 'make test-system cannot run its hosts'; \
-	need mmdebstrap mmdebstrap 'make test-system cannot make their root file system'; \
-	need qemu-system-x86_64 qemu-system-x86 'make test-vm cannot run other kernels'; \
-	need ip iproute2 'results are not compared with what ip says'; \
-	need iptables iptables 'packet filter rules are not tested with it'; \
-	need nft nftables 'nftables rules are not seen from outside'
+# What the tests need beside Go and make. NO_INSTALL=1 leaves the machine as it is.
+.PHONY: packages
+packages:
+	@if [ "$$(id -u)" != 0 ]; then \
+	    echo 'MISSING root: all tests that make network namespaces are skipped (sudo make test)'; \
+	elif [ -z '$(filter-out 0 no false,$(NO_INSTALL))' ]; then \
+	    .ci/packages install test || { echo 'Tests of what is missing are skipped with: make test NO_INSTALL=1' >&2; exit 1; }; \
+	fi; \
+	.ci/packages missing test
 
 # One package after another: two hundred daemons that start at once leave no
 # processor for somebody else's deadlines. Everything is run, even when something
 # fails. The filter prints what "go test" prints, and at the end the tests that did
 # not run, each with its reason.
 .PHONY: test
-test: missing dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
+test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
 	$(MAKE) --no-print-directory vet || status=1; \
 	$(MAKE) --no-print-directory gofmt || status=1; \
@@ -274,6 +273,12 @@ test-arch: | need-go
 	    echo "$$arch:"; \
 	    GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec $$qemu $(PURE); \
 	done
+
+# What a stranger types first, where nothing is installed.
+.PHONY: test-fresh
+test-fresh: need-root | need-go
+	@command -v mmdebstrap >/dev/null || .ci/packages install
+	@GO='$(GO)' .ci/fresh
 
 # Two hosts with systemd, docker and what is released. The older release is the same
 # tree under another name.
@@ -329,7 +334,7 @@ soak: need-root dist/flanneld
 # and time zone. What differs or is not as promised is an error.
 .PHONY: test-dist
 test-dist:
-	@release() { $(MAKE) --no-print-directory -j "$$(nproc)" "$$@" release TAG='$(TAG)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(if $(ARCH),ARCH=$(ARCH)); }; \
+	@release() { $(MAKE) --no-print-directory -j "$$(nproc)" "$$@" artifacts TAG='$(TAG)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(if $(ARCH),ARCH=$(ARCH)); }; \
 	release; \
 	(cd dist/tools; TAG='$(TAG)' VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) ARCHES='$(RELEASE_ARCHES)' \
 	    $(GO) test -v -vet=off -count=1 ./release | awk -f ../../.ci/gotest.awk); \

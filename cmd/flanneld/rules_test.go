@@ -471,6 +471,7 @@ func TestObstacles(t *testing.T) {
 
 // TestBlackhole: without a bridge, what is for the subnet is dropped.
 func TestBlackhole(t *testing.T) {
+	need(t, "ip")
 	c := startCluster(t, 2, vxlanConfig, "-ip-blackhole-route")
 	h := c.Hosts[0]
 	get := func() error {
