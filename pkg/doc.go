@@ -36,6 +36,7 @@
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
 //	subnetenv   reads and atomically writes subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
+//	presence    which other daemons there are on this host, and what they hold
 //	reconcile   the loop: when to look, how often to try, what to say
 //	daemon      wiring, order of start and stop, health, sd_notify
 //	lab         many hosts on one machine, for tests, demo and benchmarks

@@ -1,0 +1,195 @@
+// Package presence lets the daemons of one host know of each other: each says which
+// network it serves and which device it holds for it, for as long as it lives.
+//
+// It says so by the name of a listening abstract socket (unix(7)). Such a name belongs to
+// the network namespace, as devices and rules do, can be seen from every container that
+// shares it, and goes with the process, however that ends. Invariants: no two daemons hold
+// overlapping networks or the same device at the same time; what users without privileges
+// say is ignored, for everybody may listen.
+package presence
+
+import (
+	"bufio"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// prefix begins the names of sockets: flanneld/NETWORK/BITS/DEVICE/NONCE.
+const prefix = "@flanneld/"
+
+const (
+	// lockWait bounds how long a lock that anybody can take is waited for.
+	lockWait = time.Second
+	lockPoll = 5 * time.Millisecond
+	dialWait = time.Second
+)
+
+// Holder is a daemon, by what it holds.
+type Holder struct {
+	Network netip.Prefix
+	Device  string // of a name that cannot be chosen; empty: there is none
+	PID     int    // 0: in another PID namespace
+}
+
+func (h Holder) String() string {
+	s := "the flanneld of network " + h.Network.String()
+	if h.PID != 0 {
+		s += fmt.Sprintf(" (PID %d)", h.PID)
+	}
+	return s
+}
+
+// HeldError says that another daemon of this host has what was asked for.
+type HeldError struct {
+	Holder Holder
+	Device string // that both want; empty: the networks overlap
+}
+
+func (e *HeldError) Error() string {
+	if e.Device != "" {
+		return fmt.Sprintf("device %s is held by %s", e.Device, e.Holder)
+	}
+	return fmt.Sprintf("there is %s", e.Holder)
+}
+
+// Presence is what Register has made known.
+type Presence struct{ listener net.Listener }
+
+// Register makes known that this process serves a network by a device, in the network
+// namespace of the calling thread. It is a *HeldError if another daemon is in the way.
+func Register(network netip.Prefix, device string) (*Presence, error) {
+	unlock, err := lock()
+	if err != nil {
+		return nil, fmt.Errorf("register with other daemons: %w", err)
+	}
+	defer unlock()
+	holders, err := Holders()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range holders {
+		switch {
+		case h.Network.Overlaps(network):
+			return nil, &HeldError{Holder: h}
+		case device != "" && h.Device == device:
+			return nil, &HeldError{Holder: h, Device: device}
+		}
+	}
+	var nonce [8]byte
+	rand.Read(nonce[:])
+	l, err := net.Listen("unix", fmt.Sprintf("%s%s/%s/%s", prefix, network, device, hex.EncodeToString(nonce[:])))
+	if err != nil {
+		return nil, fmt.Errorf("register with other daemons: %w", err)
+	}
+	go func() { // they ask only who listens, which the kernel tells
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	return &Presence{l}, nil
+}
+
+// Close ends what was made known.
+func (p *Presence) Close() error { return p.listener.Close() }
+
+// Holders returns the daemons in the network namespace of the calling thread.
+func Holders() ([]Holder, error) {
+	f, err := os.Open("/proc/thread-self/net/unix")
+	if err != nil {
+		return nil, fmt.Errorf("look for other daemons: %w", err)
+	}
+	defer f.Close()
+	names, err := sockets(f)
+	if err != nil {
+		return nil, fmt.Errorf("look for other daemons: %w", err)
+	}
+	var holders []Holder
+	for _, name := range names {
+		h, ok := parse(name)
+		if !ok {
+			continue
+		}
+		if h.PID, ok = listener(name); ok {
+			holders = append(holders, h)
+		}
+	}
+	return holders, nil
+}
+
+// sockets reads names of ours from /proc/net/unix, each once.
+func sockets(r io.Reader) ([]string, error) {
+	var names []string
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		if i := strings.Index(lines.Text(), " "+prefix); i >= 0 {
+			names = append(names, lines.Text()[i+1:])
+		}
+	}
+	slices.Sort(names) // a connection has the name of its listener
+	return slices.Compact(names), lines.Err()
+}
+
+func parse(name string) (h Holder, ok bool) {
+	parts := strings.Split(strings.TrimPrefix(name, prefix), "/")
+	if len(parts) != 4 {
+		return h, false
+	}
+	p, err := netip.ParsePrefix(parts[0] + "/" + parts[1])
+	if err != nil || p != p.Masked() || p.Bits() == 0 {
+		return h, false
+	}
+	return Holder{Network: p, Device: parts[2]}, true
+}
+
+// listener returns the PID of whoever listens at a name, if that may hold devices: root, or the user of this process.
+func listener(name string) (pid int, ok bool) {
+	c, err := net.DialTimeout("unix", name, dialWait)
+	if err != nil {
+		return 0, false // it has ended meanwhile
+	}
+	defer c.Close()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	var cred *unix.Ucred
+	if control := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); control != nil || err != nil {
+		return 0, false
+	}
+	return int(cred.Pid), cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
+}
+
+// lock keeps two daemons from looking at the same time and each not seeing the other: it is on the namespace itself.
+func lock() (unlock func(), err error) {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	for began := time.Now(); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || err == unix.EWOULDBLOCK && time.Since(began) > lockWait {
+			return func() { f.Close() }, nil
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
+			f.Close()
+			return nil, fmt.Errorf("lock network namespace: %w", err)
+		}
+		<-time.After(lockPoll)
+	}
+}

@@ -1,0 +1,156 @@
+package presence
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// alone runs a test in a network namespace of its own, on a thread that ends with it.
+func alone(t *testing.T, test func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes a network namespace")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error("make network namespace:", err)
+			return
+		}
+		test()
+	}()
+	<-done
+}
+
+// TestTwoDaemonsNeverHoldTheSame registers a second daemon beside that of 10.42.0.0/16 with flannel.1.
+func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
+	alone(t, func() {
+		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, c := range []struct{ network, device, refused string }{
+			{"10.43.0.0/16", "flannel.2", ""},
+			{"10.43.0.0/16", "", ""},
+			{"10.43.0.0/16", "flannel.1", "device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID "},
+			{"10.42.0.0/16", "flannel.2", "there is the flanneld of network 10.42.0.0/16 (PID "},
+			{"10.42.0.0/16", "", "there is the flanneld of network"},
+			{"10.42.128.0/17", "", "there is the flanneld of network"},
+			{"10.0.0.0/8", "flannel.2", "there is the flanneld of network"},
+		} {
+			p, err := Register(netip.MustParsePrefix(c.network), c.device)
+			var held *HeldError
+			if c.refused == "" && err != nil || c.refused != "" && (!errors.As(err, &held) || !strings.HasPrefix(err.Error(), c.refused)) {
+				t.Errorf("%s %s: %v, want %q", c.network, c.device, err, c.refused)
+			}
+			if p != nil {
+				p.Close()
+			}
+		}
+		first.Close()
+		if h, err := Holders(); len(h) > 0 || err != nil {
+			t.Errorf("after the end: %v, %v", h, err)
+		}
+	})
+}
+
+func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
+	alone(t, func() {
+		ns, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer ns.Close()
+		var all sync.WaitGroup
+		won := make(chan *Presence, 20)
+		for range cap(won) {
+			all.Go(func() {
+				runtime.LockOSThread()
+				if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+					t.Error(err)
+					return
+				}
+				p, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "")
+				var held *HeldError
+				if err == nil {
+					won <- p
+				} else if !errors.As(err, &held) {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if len(won) != 1 {
+			t.Errorf("%d have it", len(won))
+		}
+	})
+}
+
+// TestOtherNamespacesAndUsersDoNotCount: hosts in namespaces share a file system, and anybody can listen.
+func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
+	network := netip.MustParsePrefix("10.42.0.0/16")
+	alone(t, func() {
+		p, err := Register(network, "flannel.1")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer p.Close()
+		alone(t, func() {
+			// SO_PEERCRED has the effective user of the thread that listened.
+			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
+				t.Error(errno)
+				return
+			}
+			l, err := net.Listen("unix", prefix+"10.42.0.0/16/flannel.1/0")
+			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 0, ^uintptr(0)); errno != 0 || err != nil {
+				t.Error(errno, err)
+				return
+			}
+			defer l.Close()
+			p, err := Register(network, "flannel.1")
+			if err != nil {
+				t.Errorf("a user without privileges, or another host, is in the way: %v", err)
+				return
+			}
+			p.Close()
+		})
+	})
+}
+
+func TestParseTakesNoNonsense(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"@flanneld/10.42.0.0/16/flannel.1/0": true,
+		"@flanneld/10.42.0.0/16//0":          true,
+		"@flanneld/10.42.0.1/16//0":          false,
+		"@flanneld/0.0.0.0/0//0":             false,
+		"@flanneld/10.42.0.0/16":             false,
+		"@flanneld/":                         false,
+		"@flanneld/a/b/c/d":                  false,
+	} {
+		if _, got := parse(name); got != ok {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	names, err := sockets(strings.NewReader("Num       RefCount Protocol Flags    Type St Inode Path\n" +
+		"0000000000000000: 00000002 00000000 00010000 0001 01 24735 @flanneld/10.42.0.0/16/flannel.1/0\n" +
+		"0000000000000000: 00000003 00000000 00000000 0001 03 24736 @flanneld/10.42.0.0/16/flannel.1/0\n" +
+		"0000000000000000: 00000002 00000000 00000000 0002 01 24737\n" +
+		"0000000000000000: 00000002 00000000 00010000 0001 01 24738 /run/x@flanneld/\n"))
+	if err != nil || len(names) != 1 || names[0] != "@flanneld/10.42.0.0/16/flannel.1/0" {
+		t.Errorf("%q, %v", names, err)
+	}
+}
