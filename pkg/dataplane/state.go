@@ -44,7 +44,7 @@ func clip(s string) string {
 // Kinds of link.
 const (
 	KindVXLAN = "vxlan"
-	KindTUN   = "tun" // persistent; packets are carried in user space
+	KindTUN   = "tun" // packets are carried in user space
 )
 
 // Link is a device of ours: a kernel VXLAN device (RFC 7348), or a TUN device
@@ -114,6 +114,7 @@ type Route struct {
 	Via       netip.Addr // invalid: directly on the link
 	OnLink    bool       // take Via as reachable on the link without asking
 	Blackhole bool       // drop the packets; there is no link
+	LinkScope bool       // IPv4 without Via: only of scope link (rtnetlink(7)); nobody wants that
 	Proto     int        // rtm_protocol of rtnetlink(7): who made it
 	NextHop   uint32     // id of the object that says link and gateway; 0: the route itself does
 }

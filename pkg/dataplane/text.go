@@ -152,6 +152,9 @@ func routeText(k RouteKey, r Route) string {
 	if k.Metric != 0 {
 		s += " metric " + strconv.FormatUint(uint64(k.Metric), 10)
 	}
+	if k.Dst.Addr().Is4() && k.Link != "" && !r.Via.IsValid() && !r.LinkScope && r.Proto != ProtoKernel {
+		s += " scope global" // ip(8) would make it of scope link
+	}
 	if r.OnLink {
 		s += " onlink"
 	}

@@ -133,6 +133,7 @@ func (w *words) route() (RouteKey, Route) {
 	default:
 		r.Proto = w.number("proto")
 	}
+	r.LinkScope = k.Dst.Addr().Is4() && k.Link != "" && !r.Via.IsValid() && w.after("scope") == "" && r.Proto != ProtoKernel
 	return k, r
 }
 
@@ -150,6 +151,8 @@ route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink
 route 10.5.3.0/24 via 192.0.2.3 dev eth0 proto 70 metric 5
 route 10.5.4.0/24 multipath proto 4
 route 10.5.5.0/24 nhid 168101120 via 10.5.5.0 dev flannel.1 onlink
+route 10.5.6.0/24 dev flannel.1
+route 10.5.7.0/24 dev flannel.1 scope global
 `
 
 func TestText(t *testing.T) {

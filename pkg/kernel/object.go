@@ -70,13 +70,10 @@ func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route datapl
 		Table:    unix.RT_TABLE_MAIN,
 		Type:     unix.RTN_UNICAST,
 		Protocol: uint8(route.Proto),
-		Scope:    unix.RT_SCOPE_LINK,
+		Scope:    unix.RT_SCOPE_UNIVERSE,
 	}
 	if route.Blackhole {
 		m.Type = unix.RTN_BLACKHOLE
-	}
-	if route.Via.IsValid() || route.Blackhole || route.NextHop != 0 {
-		m.Scope = unix.RT_SCOPE_UNIVERSE
 	}
 	if route.OnLink && route.NextHop == 0 {
 		m.Flags = unix.RTNH_F_ONLINK
@@ -160,6 +157,7 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 		index, r.Via = 0, netip.Addr{}
 	}
 	r.OnLink = m.Flags&unix.RTNH_F_ONLINK != 0
+	r.LinkScope = m.Scope == unix.RT_SCOPE_LINK && !several && !r.Via.IsValid()
 	r.Proto = int(m.Protocol)
 	return k, r, index, several || index != 0 || r.Blackhole
 }
