@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A TUN is a TUN device (tuntap.rst in the kernel's documentation). It is persistent: Close does not delete it. Its
-// addresses, routes, MTU and state are its owner's business.
+// A TUN is a TUN device (tuntap.rst in the kernel's documentation). It is not persistent: the kernel deletes it with the
+// last descriptor, so that it never outlives the programs that carry its packets. Its addresses, routes, MTU and state are
+// its owner's business.
 type TUN struct {
 	*interrupter
 	fd       int
@@ -27,8 +28,8 @@ var _ Device = (*TUN)(nil)
 
 const clonePath = "/dev/net/tun"
 
-// OpenTUN takes the device of that name, or makes it, in the network namespace of the calling thread. It is EBUSY if
-// another program has it.
+// OpenTUN takes the device of that name, or makes it, in the network namespace of the calling thread. One that was
+// persistent is so no longer. It is EBUSY if another program has it.
 func OpenTUN(name string, o Offloads) (*TUN, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -62,9 +63,6 @@ func attach(fd int, name string, vnet bool) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
 		return fmt.Errorf("attach to TUN device %s: %w", name, err)
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
-		return fmt.Errorf("make TUN device %s persistent: %w", name, err)
-	}
 	return nil
 }
 
@@ -85,6 +83,9 @@ func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("adopt TUN descriptor %d: %w", fd, err)
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
+		return nil, fmt.Errorf("end the persistence of TUN device %s: %w", request.Name(), err)
 	}
 	t := &TUN{fd: fd, name: request.Name(), vnet: flags&unix.IFF_VNET_HDR != 0}
 	if t.interrupter, err = newInterrupter(); err != nil {
@@ -122,7 +123,7 @@ func (t *TUN) FD() int { return t.fd }
 // SuperPackets implements Device. The answers are true for reading and writing, or for neither.
 func (t *TUN) SuperPackets() (tcp, udp bool) { return t.tcp, t.udp }
 
-// Close gives up the device without deleting it. No other method may be running.
+// Close gives up the device, which is deleted unless another descriptor of it is open. No other method may be running.
 func (t *TUN) Close() error { return t.close() }
 
 // Read implements Device. This call and the others that never wait are made without the scheduler's knowledge: it would
