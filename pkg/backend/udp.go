@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 
@@ -18,7 +19,7 @@ func init() { backends["udp"] = newUDP }
 //	ip tuntap add flannel0 mode tun
 //	ip link set flannel0 mtu 1472 up
 //	ip addr add 10.42.7.0/32 dev flannel0
-//	ip route replace 10.42.0.0/16 dev flannel0
+//	ip route replace 10.42.0.0/16 dev flannel0 scope global
 //
 // One route leads all of the network into the device; which host a packet goes to
 // is decided behind it, by a table with an entry for each peer.
@@ -60,18 +61,21 @@ func (b *udp) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
 }
 
 func (b *udp) Base(h host.Facts, own lease.Lease) dataplane.State {
-	s := dataplane.NewState()
-	s.Links[udpDevice] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, Plain: b.plain, MTU: b.MTU(h), Up: true}
-	s.Addrs[dataplane.Addr{Link: udpDevice, Prefix: netip.PrefixFrom(own.Subnet.Addr(), 32)}] = struct{}{}
-	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: own.Subnet}] = netip.AddrPort{}
-	s.Routes[dataplane.RouteKey{Dst: b.network, Link: udpDevice}] = dataplane.Route{Proto: dataplane.ProtoBoot}
+	s, device := dataplane.NewState(), tunDevice(h)
+	s.Links[device] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, Plain: b.plain, MTU: b.MTU(h), Up: true}
+	s.Addrs[dataplane.Addr{Link: device, Prefix: netip.PrefixFrom(own.Subnet.Addr(), 32)}] = struct{}{}
+	s.Tunnel[dataplane.TunnelKey{Link: device, Subnet: own.Subnet}] = netip.AddrPort{}
+	s.Routes[dataplane.RouteKey{Dst: b.network, Link: device}] = dataplane.Route{Proto: dataplane.ProtoBoot}
 	return s
 }
+
+// tunDevice is the device to use: the first, unless another network has that.
+func tunDevice(h host.Facts) string { return cmp.Or(h.TUN, udpDevice) }
 
 func (*udp) Accept(host.Facts, lease.Lease) (dataplane.MAC, error) {
 	return dataplane.MAC{}, nil
 }
 
-func (b *udp) Add(s dataplane.State, _ host.Facts, p Peer) {
-	s.Tunnel[dataplane.TunnelKey{Link: udpDevice, Subnet: p.Subnet}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))
+func (b *udp) Add(s dataplane.State, h host.Facts, p Peer) {
+	s.Tunnel[dataplane.TunnelKey{Link: tunDevice(h), Subnet: p.Subnet}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))
 }

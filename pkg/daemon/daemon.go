@@ -74,6 +74,8 @@ type daemon struct {
 	watchdog watchdog
 
 	conditions *condition.List // what is wrong now
+	fds        *fdStore
+	tun        atomic.Pointer[string] // name of the TUN device, where there is one
 
 	former  subnetenv.Env // of the run before
 	claim   lease.Claim   // as written last
@@ -94,7 +96,8 @@ type daemon struct {
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
-	d := &daemon{options: o, log: log, conditions: condition.NewList(log)}
+	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: newFDStore(log)}
+	defer d.fds.close()
 	d.terms.news = make(chan subnet.Terms, 1)
 	if o.HealthzPort != 0 {
 		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
@@ -132,6 +135,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
 	d.registry = store.registry()
+	here, err := d.register(ctx)
+	if err != nil {
+		return err
+	}
+	defer here.Close()
 	return d.serve(ctx)
 }
 
@@ -155,14 +163,19 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if usesTUN(d.net.Backend) {
+		if _, err := d.chooseTUN(); err != nil {
+			return err
+		}
+	}
 	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 	if err != nil {
 		return err
 	}
 	p := &plane{
 		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
-		log: d.log, store: newFDStore(d.log), life: &d.watchdog.loop,
-		ctx: ctx, lost: func() { d.loop.Reread() }, tunnels: map[string]*carrier{},
+		log: d.log, store: d.fds, life: &d.watchdog.loop,
+		ctx: ctx, lost: func() { d.loop.Reread() }, taken: d.anotherTUN, tunnels: map[string]*carrier{},
 	}
 	defer p.close()
 	defer cancel()

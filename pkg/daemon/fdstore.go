@@ -1,39 +1,117 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/host"
 	"flanneld/pkg/tunnel"
 )
 
 // fdStore keeps the descriptors of tunnels open, here and in systemd's
-// descriptor store (sd_pid_notify_with_fds(3)), so that packets wait in them
-// while a tunnel or the whole daemon starts again. Without systemd a TUN device
-// stays by itself, and only what arrives at the socket in between is lost.
+// descriptor store (sd_pid_notify_with_fds(3)), so that device and socket outlive
+// the daemon, and packets wait in them while it starts again. Without systemd both
+// go with it: a TUN device without a daemon behind it swallows what is routed there.
 type fdStore struct {
-	log  *slog.Logger
-	kept map[string]*os.File // by name; each has duplicates in use
+	log     *slog.Logger
+	program executable
+	kept    map[string]*os.File // by name; each has duplicates in use
 }
 
+const (
+	// tunPrefix begins the names under which TUN devices are kept.
+	tunPrefix = "tun-"
+	// tunDevices is how many TUN devices are tried.
+	tunDevices = 64
+)
+
 func newFDStore(log *slog.Logger) *fdStore {
-	s := &fdStore{log: log, kept: map[string]*os.File{}}
+	s := &fdStore{log: log, program: newExecutable(), kept: map[string]*os.File{}}
 	for _, f := range activation.Files(true) {
 		s.kept[f.Name()] = f
 	}
 	return s
 }
 
-// close gives the descriptors up here; systemd's remain.
+// close gives the descriptors up here; systemd's remain, unless what it will start next
+// is another program: that would have them without knowing, could not bind the socket's
+// address and would leave the device without anybody behind it.
 func (s *fdStore) close() {
+	if len(s.kept) > 0 && s.program.replaced() {
+		s.log.Info("another program is in this one's place now: giving up the tunnel's device and socket", "path", s.program.paths[0])
+		for name := range s.kept {
+			s.remove(name)
+		}
+	}
 	for _, f := range s.kept {
 		f.Close()
 	}
+}
+
+// chooseTUN takes the TUN device that this host's overlay has, and returns its name: the
+// one that is kept, else the one that bears an address of ours, else the first of
+// flannel0, flannel1, … that no other program has and that bears no addresses of
+// another network. Where none can be had, opening the one that is returned says why.
+func (s *fdStore) chooseTUN(inv host.Inventory, ours func(netip.Addr) bool) string {
+	name := s.takeTUN(inv, ours)
+	for kept := range s.kept {
+		if device, ok := strings.CutPrefix(kept, tunPrefix); ok && device != name {
+			s.remove(kept)
+		}
+	}
+	return name
+}
+
+func (s *fdStore) takeTUN(inv host.Inventory, ours func(netip.Addr) bool) string {
+	for _, kept := range slices.Sorted(maps.Keys(s.kept)) {
+		if device, ok := strings.CutPrefix(kept, tunPrefix); ok && s.tryTUN(device) == nil {
+			return device
+		}
+	}
+	names := make([]string, tunDevices)
+	foreign := map[string]bool{}
+	for n := range names {
+		names[n] = "flannel" + strconv.Itoa(n)
+	}
+	for _, i := range inv.Ifaces {
+		if !slices.Contains(names, i.Name) {
+			continue
+		}
+		for _, a := range i.Addrs {
+			if ours(a.Prefix.Addr()) {
+				return i.Name
+			}
+			foreign[i.Name] = foreign[i.Name] || a.Prefix.Addr().Is4()
+		}
+	}
+	for n, name := range names {
+		if foreign[name] {
+			continue
+		}
+		if err := s.tryTUN(name); err == nil || n == 0 && !errors.Is(err, unix.EBUSY) {
+			return name
+		}
+	}
+	return names[0]
+}
+
+// tryTUN takes a TUN device.
+func (s *fdStore) tryTUN(device string) error {
+	tun, err := s.openTUN(device, tunnel.AllOffloads())
+	if err != nil {
+		return err
+	}
+	return tun.Close() // what is kept remains
 }
 
 // open gives the device and the socket of a tunnel: those that were kept if they
@@ -52,7 +130,7 @@ func (s *fdStore) open(device string, local netip.AddrPort, o tunnel.Offloads) (
 }
 
 func (s *fdStore) openTUN(device string, o tunnel.Offloads) (*tunnel.TUN, error) {
-	name := "tun-" + device
+	name := tunPrefix + device
 	if fd, ok := s.take(name); ok {
 		tun, err := tunnel.AdoptTUN(fd, o)
 		if err == nil && tun.Name() == device {

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/tunnel"
@@ -27,6 +29,7 @@ type plane struct {
 	life    *pulse          // beats with each chunk of operations
 	ctx     context.Context // ends the tunnels
 	lost    func()          // called when one has ended before
+	taken   func()          // called when another program has the device of one
 
 	mu      sync.Mutex
 	tunnels map[string]*carrier // by link; only those that carry packets
@@ -141,6 +144,9 @@ func (p *plane) open(op dataplane.Op) error {
 		offloads = tunnel.Offloads{}
 	}
 	tun, udp, err := p.store.open(op.Name, netip.AddrPortFrom(op.Link.Local, uint16(op.Link.Port)), offloads)
+	if errors.Is(err, unix.EBUSY) {
+		p.taken()
+	}
 	if err != nil {
 		return err
 	}
@@ -225,7 +231,7 @@ func (p *plane) carry(link string, c *carrier) {
 	p.lost()
 }
 
-// drop ends a tunnel and gives up its ends. The device stays.
+// drop ends a tunnel and gives up its ends. The store keeps them open.
 func (p *plane) drop(link string) {
 	p.mu.Lock()
 	c, ok := p.tunnels[link]
@@ -243,5 +249,4 @@ func (p *plane) close() {
 	for link := range p.tunnels {
 		p.drop(link)
 	}
-	p.store.close()
 }

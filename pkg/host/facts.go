@@ -57,12 +57,15 @@ type Facts struct {
 	MACs map[string][6]byte
 	// IPv6 tells whether the kernel has IPv6 at all.
 	IPv6 bool
+	// TUN is the TUN device of this host's overlay, where it has one: another
+	// network's may have the first name.
+	TUN string
 }
 
 // Equal tells whether the same follows from both for the kernel. The MACs, which
 // come and go with containers, are for what is published only.
 func (f Facts) Equal(o Facts) bool {
-	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 &&
+	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
 		slices.Equal(f.Underlay, o.Underlay)
 }
 

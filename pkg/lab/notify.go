@@ -24,6 +24,7 @@ type notifySocket struct {
 	mu       sync.Mutex
 	messages []string
 	stored   []*os.File // put into the descriptor store
+	keep     bool       // the store outlives the process
 }
 
 // listenNotify listens on a file, not on an abstract name: those are local to a network namespace. The descriptor store
@@ -113,8 +114,13 @@ func (s *notifySocket) close() error {
 	s.conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 	<-s.ended
 	s.conn.Close()
-	for _, f := range s.takeStored() {
-		f.Close() // a service that is stopped has no store
+	s.mu.Lock()
+	keep := s.keep
+	s.mu.Unlock()
+	if !keep {
+		for _, f := range s.takeStored() {
+			f.Close() // a service that is stopped has no store
+		}
 	}
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove notify socket: %w", err)

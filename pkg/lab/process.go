@@ -95,9 +95,17 @@ func (p *Process) passFiles(files []*os.File) {
 }
 
 // Stored gives the descriptor store that the process leaves to the next one: what it began with, and what it has put there
-// and not removed (FDSTORE=1 of sd_notify(3)). It must be taken before the process ends. Each File has its name in the store,
+// and not removed (FDSTORE=1 of sd_notify(3)). It must be taken before the process ends, unless KeepStored was called. Each File has its name in the store,
 // and is the caller's from now on.
 func (p *Process) Stored() []*os.File { return p.ready.takeStored() }
+
+// KeepStored makes the descriptor store outlive the process, as in a restart by systemd. What the process leaves there is
+// to be had from Stored once Wait has returned.
+func (p *Process) KeepStored() {
+	p.ready.mu.Lock()
+	defer p.ready.mu.Unlock()
+	p.ready.keep = true
+}
 
 // PID is the process id, as seen by the owner of the lab.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
