@@ -2,23 +2,23 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"flanneld/pkg/lab"
 )
 
-// TestFight: two daemons with two networks on one host, and one device for both by
-// mistake. It is said loudly and once, and neither spends its time on it. The one that
-// has had enough slows down and says so; the other may never come that far.
+// TestFight: another program takes away what is programmed, again and again. It is said
+// loudly and once, and not much time is spent on it.
 //
-// FIGHT_PEERS is how many peers each of them has (200), and FIGHT_TIME how long it
-// is watched (10s).
+// FIGHT_PEERS is how many peers there are (200), and FIGHT_TIME how long it is watched
+// (10s).
 func TestFight(t *testing.T) {
 	peers, err := strconv.Atoi(cmp.Or(os.Getenv("FIGHT_PEERS"), "200"))
 	if err != nil {
@@ -30,56 +30,76 @@ func TestFight(t *testing.T) {
 	}
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
-	var rivals []*lab.Process
-	for i := range 2 {
-		network := netip.AddrFrom4([4]byte{10, byte(16 + 16*i), 0, 0})
-		prefix := fmt.Sprintf("/network%d", i)
-		c.must(c.Etcd.Put(c.ctx, prefix+"/config", fmt.Sprintf(`{"Network":"%s/12","SubnetLen":28,"SubnetMin":"10.%d.0.0","Backend":{"Type":"vxlan"}}`,
-			network, 16+16*i+15), 0))
-		var leases []lab.Entry
-		for n := range peers {
-			leases = append(leases, lab.Entry{
-				Key:   fmt.Sprintf("%s/subnets/10.%d.%d.%d-28", prefix, 16+16*i+n>>12, n>>4&255, n<<4&255),
-				Value: phantomValue(fmt.Sprintf("203.%d.%d.%d", i, n>>8, n&255), fmt.Sprintf("0a:0%d:00:00:%02x:%02x", i, n>>8, n&255)),
-			})
-		}
-		c.must(c.Etcd.PutAll(c.ctx, leases))
-		p, err := h.Run(lab.Command{Args: []string{
-			"-etcd-endpoints=" + c.Etcd.Endpoint(), "-etcd-prefix=" + prefix, "-subnet-file=" + filepath.Join(c.Dir, prefix+".env"),
-			"-iptables-forward-rules=false",
-		}})
-		c.must(err)
-		c.must(p.WaitReady(c.ctx))
-		rivals = append(rivals, p)
+	c.put("config", `{"Network":"10.42.0.0/16","SubnetLen":28,"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`)
+	var leases []lab.Entry
+	for n := range peers {
+		leases = append(leases, lab.Entry{
+			Key:   fmt.Sprintf("%s/subnets/10.42.%d.%d-28", c.prefix, n>>4, n<<4&255),
+			Value: phantomValue(fmt.Sprintf("203.0.%d.%d", n>>8, n&255), fmt.Sprintf("0a:00:00:00:%02x:%02x", n>>8, n&255)),
+		})
 	}
-	usage := func() (u []lab.Usage) {
-		for _, p := range rivals {
-			one, err := p.Usage()
-			c.must(err)
-			u = append(u, one)
-		}
-		return u
-	}
-	begun := usage()
+	c.must(c.Etcd.PutAll(c.ctx, leases))
+	p, err := h.Start("-iptables-forward-rules=false")
+	c.must(err)
+	c.must(p.WaitReady(c.ctx))
+	begun, err := p.Usage()
+	c.must(err)
+	defer c.flushNeighbours(h)()
+
 	c.within(60*time.Second, "loud", func() error {
-		if lines(rivals[0], "keeps undoing our work")+lines(rivals[1], "keeps undoing our work") == 0 {
-			return fmt.Errorf("nothing is said by\n%s\n%s", rivals[0].Logs(), rivals[1].Logs())
+		if lines(p, "keeps undoing our work") == 0 {
+			return fmt.Errorf("nothing is said by\n%s", p.Logs())
 		}
 		return nil
 	})
-	before, said := usage(), lines(rivals[0])
+	before, err := p.Usage()
+	c.must(err)
+	said := lines(p)
 	time.Sleep(watch) // it is what happens in it that is measured
-	for i, after := range usage() {
-		share := 100 * (after.CPU - before[i].CPU).Seconds() / watch.Seconds()
-		t.Logf("daemon %d: %.2f %% of a processor; %v until it was said", i, share, before[i].CPU-begun[i].CPU)
-		if share > 5 {
-			t.Errorf("%.2f %%", share)
-		}
-		if n := lines(rivals[i], "keeps undoing our work"); n > 1 {
-			t.Errorf("said %d times:\n%s", n, rivals[i].Logs())
-		}
+	after, err := p.Usage()
+	c.must(err)
+	share := 100 * (after.CPU - before.CPU).Seconds() / watch.Seconds()
+	t.Logf("%.2f %% of a processor; %v until it was said", share, before.CPU-begun.CPU)
+	if share > 5 {
+		t.Errorf("%.2f %%", share)
 	}
-	if n := lines(rivals[0]) - said; n > int(watch.Seconds()) {
-		t.Errorf("%d lines in %v:\n%s", n, watch, rivals[0].Logs())
+	if n := lines(p, "keeps undoing our work"); n > 1 {
+		t.Errorf("said %d times:\n%s", n, p.Logs())
 	}
+	if n := lines(p) - said; n > int(watch.Seconds()) {
+		t.Errorf("%d lines in %v:\n%s", n, watch, p.Logs())
+	}
+}
+
+// flushNeighbours deletes the permanent neighbours of flannel.1 as soon as there are any, until it is told to stop.
+func (c *cluster) flushNeighbours(h *lab.Host) (stop func()) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := h.Do(func() error {
+			for ctx.Err() == nil {
+				link, err := netlink.LinkByName("flannel.1")
+				if err != nil {
+					return err
+				}
+				all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+				if err != nil {
+					return err
+				}
+				for _, n := range all {
+					netlink.NeighDel(&n)
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			c.t.Error(err)
+		}
+	}()
+	return func() { cancel(); <-done }
 }

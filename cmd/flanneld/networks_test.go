@@ -1,0 +1,180 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"flanneld/pkg/lab"
+)
+
+// network is one of several on the same hosts.
+type network struct {
+	*cluster
+	prefix string
+}
+
+// network writes the config of another network.
+func (c *cluster) network(prefix, config string) network {
+	c.t.Helper()
+	c.must(c.Etcd.Put(c.ctx, prefix+"/config", config, 0))
+	return network{c, prefix}
+}
+
+func (n network) file(h *lab.Host) string { return filepath.Join(n.Dir, h.Name, n.prefix+".env") }
+
+// start starts a daemon for the network.
+func (n network) start(h *lab.Host, stored []*os.File, args ...string) *lab.Process {
+	n.t.Helper()
+	p, err := h.Run(lab.Command{
+		Args:   append([]string{"-etcd-endpoints=" + n.Etcd.Endpoint(), "-etcd-prefix=" + n.prefix, "-subnet-file=" + n.file(h)}, args...),
+		Stored: stored,
+	})
+	n.must(err)
+	n.t.Cleanup(func() {
+		if n.t.Failed() {
+			n.t.Logf("log of flanneld for %s on %s:\n%s", n.prefix, h.Name, p.Logs())
+		}
+	})
+	return p
+}
+
+// device is the link on a host that has an address of the network's second byte.
+func (c *cluster) device(h *lab.Host, second byte) (name string, addr net.IP) {
+	c.t.Helper()
+	c.must(h.Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				if ip := a.IP.To4(); ip[0] == 10 && ip[1] == second {
+					name, addr = l.Attrs().Name, ip
+				}
+			}
+		}
+		return err
+	}))
+	return name, addr
+}
+
+// TestTwoUDPNetworks: each has a device and a port of its own on two hosts, whoever comes first, and keeps them.
+func TestTwoUDPNetworks(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 2})
+	networks := []network{
+		c.network("/network42", `{"Network":"10.42.0.0/16"}`),
+		c.network("/network43", `{"Network":"10.43.0.0/16","Backend":{"Type":"udp","Port":8286}}`),
+	}
+	h := c.Hosts[0]
+	var daemons []*lab.Process // of the first host
+	for i, on := range c.Hosts {
+		for _, n := range networks { // at the same time
+			p := n.start(on, nil)
+			if i == 0 {
+				daemons = append(daemons, p)
+			}
+		}
+	}
+	reach := func() {
+		t.Helper()
+		for _, n := range []byte{42, 43} {
+			c.within(10*time.Second, "ping", func() error {
+				for _, on := range c.Hosts {
+					if name, _ := c.device(on, n); name != "flannel0" && name != "flannel1" {
+						return fmt.Errorf("10.%d.0.0/16 has device %q on %s", n, name, on.Name)
+					}
+				}
+				_, to := c.device(c.Hosts[1], n)
+				return c.pingIP(h, to)
+			})
+		}
+	}
+	reach()
+	first, _ := c.device(h, 42)
+	second, _ := c.device(h, 43)
+	if first == second {
+		t.Fatalf("both have %s", first)
+	}
+	indexes := map[string]int{first: c.ifindex(h, first), second: c.ifindex(h, second)}
+	for i, n := range networks {
+		for _, systemd := range []bool{false, true} {
+			if systemd {
+				daemons[i].KeepStored()
+			}
+			_, err := daemons[i].Stop(c.ctx)
+			c.must(err)
+			daemons[i] = n.start(h, daemons[i].Stored())
+			c.must(daemons[i].WaitReady(c.ctx))
+			reach()
+			for b, name := range map[byte]string{42: first, 43: second} {
+				if now, _ := c.device(h, b); now != name {
+					t.Errorf("after a restart, 10.%d.0.0/16 had %s, has %s", b, name, now)
+				}
+				if mine := int(b) == 42+i; !mine || systemd {
+					if now := c.ifindex(h, name); now != indexes[name] {
+						t.Errorf("after a restart of %s, by systemd %v, %s is another device", n.prefix, systemd, name)
+					}
+				}
+				indexes[name] = c.ifindex(h, name)
+			}
+		}
+	}
+	// One ends while the other lives, whose name comes after.
+	_, err := daemons[0].Stop(c.ctx)
+	c.must(err)
+	_, to := c.device(c.Hosts[1], 43)
+	c.must(c.pingIP(h, to))
+}
+
+func (c *cluster) pingIP(h *lab.Host, to net.IP) error {
+	_, err := h.Ping(c.ctx, addrOf(to), lab.PingOptions{Timeout: 500 * time.Millisecond})
+	return err
+}
+
+// TestDeviceOfAnotherNetwork: a second daemon on the host whose network or device the first one has says so and waits.
+func TestDeviceOfAnotherNetwork(t *testing.T) {
+	for _, s := range []struct{ name, config, said string }{
+		{"same VNI", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `give one of the networks another VNI" network=10.43.0.0/16 reason="device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID `},
+		{"overlapping", `{"Network":"10.0.0.0/8","SubnetMin":"10.99.0.0","Backend":{"Type":"vxlan","VNI":2}}`, `whose network overlaps: give one of them another Network" network=10.0.0.0/8 reason="there is the flanneld of network 10.42.0.0/16 (PID `},
+		{"same network", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.99.0","Backend":{"Type":"host-gw"}}`, `which serves the same network" network=10.42.0.0/16`},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 1})
+			h := c.Hosts[0]
+			c.put("config", vxlanConfig)
+			_, err := h.Start()
+			c.must(err)
+			c.must(h.Flanneld().WaitReady(c.ctx))
+			before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
+			n := c.network("/other", s.config)
+			p := n.start(h, nil)
+			c.within(5*time.Second, "the reason", func() error {
+				if lines(p, s.said) != 1 {
+					return fmt.Errorf("log:\n%s", p.Logs())
+				}
+				return nil
+			})
+			if now := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !now.Equal(before) || len(p.Notifications()) > 0 {
+				t.Errorf("the kernel held\n%sand holds\n%s; told systemd %q", before.Text(), now.Text(), p.Notifications())
+			}
+			_, err = h.Flanneld().Stop(c.ctx)
+			c.must(err)
+			c.must(p.WaitReady(c.ctx))
+			if lines(p, "waiting until") != 2 || lines(p, "no longer: waiting until", "duration=") != 1 {
+				t.Errorf("log:\n%s", p.Logs())
+			}
+			_, err = p.Stop(c.ctx)
+			c.must(err)
+		})
+	}
+}
+
+func addrOf(ip net.IP) netip.Addr { a, _ := netip.AddrFromSlice(ip.To4()); return a }
