@@ -14,24 +14,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const suite = "bookworm"
+// Debian's suites that hosts are made of.
+const (
+	Bookworm = "bookworm" // 12
+	Trixie   = "trixie"   // 13
+)
 
 // packages are what a host has: systemd, docker, the packet filters, and tools that tests use.
 const packages = "systemd,systemd-sysv,dbus,docker.io,iptables,nftables,iproute2,iputils-ping,procps,busybox-static"
 
-// arguments of mmdebstrap, beside the place and the mirrors. What nobody reads on a host of the test is left out.
-func arguments() []string {
-	return []string{
-		"--quiet", "--variant=essential", "--format=directory", "--include=" + packages,
+// firewalls are what a host has beside them that has firewalls. They are there, but not started. python3-nftables is
+// what firewalld writes nftables by.
+const firewalls = ",firewalld,python3-nftables,ufw"
+
+// Kind says what a root file system holds.
+type Kind struct {
+	Suite     string
+	Firewalls bool // firewalld and ufw are installed
+}
+
+// arguments of mmdebstrap, beside the suite, the place and the mirrors. What nobody reads on a host of the test is left
+// out.
+func (k Kind) arguments() []string {
+	packages := packages
+	var hooks []string
+	if k.Firewalls {
+		packages += firewalls
+		hooks = []string{`--customize-hook=systemctl --root="$1" disable firewalld ufw`}
+	}
+	return append(hooks,
+		"--quiet", "--variant=essential", "--format=directory", "--include="+packages,
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/flanneld*", "--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/i18n/*",
 		"--dpkgopt=force-unsafe-io",
-	}
+	)
 }
 
-// Root gives the directory of a Debian root file system, made on the first call and kept in the user's cache directory
-// (XDG_CACHE_HOME). It is for reading only. say is told when it has to be made, which takes a minute.
+// Root returns the directory of the root file system of a host with docker.
 func Root(ctx context.Context, say func(string)) (string, error) {
+	return RootOf(ctx, Kind{Suite: Bookworm}, say)
+}
+
+// RootOf returns the directory of a Debian root file system, made on the first call and kept in the user's cache
+// directory (XDG_CACHE_HOME). It is for reading only. say is told when it has to be made, which takes a minute.
+func RootOf(ctx context.Context, k Kind, say func(string)) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("find the cache: %w", err)
@@ -48,8 +74,8 @@ func Root(ctx context.Context, say func(string)) (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", fmt.Errorf("lock the cache: %w", err)
 	}
-	key := sha256.Sum256([]byte(suite + strings.Join(arguments(), "\n")))
-	root := filepath.Join(cache, fmt.Sprintf("%s-%x", suite, key[:6]))
+	key := sha256.Sum256([]byte(k.Suite + strings.Join(k.arguments(), "\n")))
+	root := filepath.Join(cache, fmt.Sprintf("%s-%x", k.Suite, key[:6]))
 	switch _, err := os.Stat(root); {
 	case err == nil:
 		return root, nil
@@ -61,7 +87,7 @@ func Root(ctx context.Context, say func(string)) (string, error) {
 	if err := os.RemoveAll(part); err != nil {
 		return "", fmt.Errorf("remove what was begun before: %w", err)
 	}
-	args := append(append(arguments(), suite, part), mirrors(ctx)...)
+	args := append(append(k.arguments(), k.Suite, part), mirrors(ctx, k.Suite)...)
 	_, err = command(exec.CommandContext(ctx, "mmdebstrap", args...))
 	if err != nil {
 		return "", errors.Join(err, os.RemoveAll(part))
@@ -70,7 +96,7 @@ func Root(ctx context.Context, say func(string)) (string, error) {
 }
 
 // mirrors gives this machine's own sources for the suite; without any, mmdebstrap knows one.
-func mirrors(ctx context.Context) []string {
+func mirrors(ctx context.Context, suite string) []string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
 		"Created-By: Packages", "Origin: Debian").Output()
 	if err != nil {

@@ -1,0 +1,56 @@
+package nftables
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// compatMatch says whether a packet meets a match of iptables that has no form of
+// its own in nftables. The structures are the kernel's, linux/netfilter/xt_*.h.
+func compatMatch(p firewall.Packet, m map[uint16]value) firewall.Met {
+	info, revision := m[unix.NFTA_MATCH_INFO], m[unix.NFTA_MATCH_REV].u32()
+	u16 := func(at int) uint16 { return binary.NativeEndian.Uint16(info[at:]) }
+	switch name := m[unix.NFTA_MATCH_NAME].text(); {
+	case name == "comment":
+		return firewall.Yes
+	case name == "tcp" || name == "icmp" || name == "sctp":
+		return sure(false, p.Protocol == unix.IPPROTO_UDP) // goes with a condition on the protocol
+	case name == "udp" && len(info) >= 9 && p.Protocol == unix.IPPROTO_UDP: // xt_udp
+		return inPorts(p.SrcPort, u16(0), u16(2), info[8]&1 != 0).And(inPorts(p.DstPort, u16(4), u16(6), info[8]&2 != 0))
+	case name == "state" && len(info) >= 4: // xt_state_info
+		return sure(binary.NativeEndian.Uint32(info)&stateNew != 0, true)
+	case name == "conntrack" && revision >= 2 && len(info) >= 152: // xt_conntrack_mtinfo2
+		const flags, inverted, states, onState = 146, 148, 150, 1
+		if u16(flags) == onState {
+			return sure((u16(states)&stateNew != 0) != (u16(inverted)&onState != 0), true)
+		}
+	case name == "addrtype" && revision >= 1 && len(info) >= 8: // xt_addrtype_info_v1
+		const invert, local = 2, 1 << unix.RTN_LOCAL
+		flags := binary.NativeEndian.Uint32(info[4:])
+		if u16(0) == 0 && flags&^invert == 0 && p.ToHost {
+			return sure((u16(2)&local != 0) != (flags&invert != 0), true)
+		}
+	}
+	return firewall.Maybe
+}
+
+func inPorts(port, low, high uint16, not bool) firewall.Met {
+	if low == 0 && high == 0xffff {
+		return sure(!not, true)
+	}
+	return sure((port >= low && port <= high) != not, port != 0)
+}
+
+// compatTarget says what a target of iptables does, unless the rule goes on.
+func compatTarget(met firewall.Met, name string) (s firewall.Step, ends bool) {
+	switch name {
+	case "REJECT":
+		return firewall.Step{Met: met, Do: firewall.Drop}, true
+	case "LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CT", "NOTRACK", "TOS", "DSCP", "TTL", "CHECKSUM", "TCPMSS", "SET", "AUDIT":
+		return firewall.Step{}, false
+	}
+	return firewall.Step{Met: met, Do: firewall.PassDrop}, true
+}

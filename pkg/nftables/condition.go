@@ -1,0 +1,266 @@
+package nftables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// registers hold what a rule has loaded, byte by byte, and which of the bytes
+// are known.
+type registers struct {
+	bytes [registerBytes]byte
+	known [registerBytes]bool
+}
+
+const registerBytes = 64
+
+// at is where a register begins; registers are numbered twice, in units of 16
+// and of 4 bytes (enum nft_registers).
+func at(register uint32) int {
+	switch {
+	case register >= unix.NFT_REG_1 && register <= unix.NFT_REG_4:
+		return int(register-unix.NFT_REG_1) * 16
+	case register >= unix.NFT_REG32_00 && register <= unix.NFT_REG32_15:
+		return int(register-unix.NFT_REG32_00) * 4
+	}
+	return registerBytes
+}
+
+// store loads a register; the kernel fills up the last 4 bytes with zeros.
+func (r *registers) store(register uint32, v []byte) {
+	from := at(register)
+	v = append(slices.Clone(v), 0, 0, 0)
+	n := copy(r.bytes[from:], v[:len(v)&^3])
+	for i := range n {
+		r.known[from+i] = true
+	}
+}
+
+// forget makes a register, and what may be loaded with it, unknown.
+func (r *registers) forget(register uint32) {
+	from := at(register)
+	clear(r.known[from:min(from+16, registerBytes)])
+}
+
+// load returns bytes and whether all of them are known.
+func (r *registers) load(register uint32, n int) (v []byte, known bool) {
+	from := at(register)
+	if n <= 0 || from+n > registerBytes {
+		return nil, false
+	}
+	return r.bytes[from : from+n], !slices.Contains(r.known[from:from+n], false)
+}
+
+// condition carries out one expression, and says whether the rule goes on behind it.
+func (v *viewer) condition(r *registers, x expression) firewall.Met {
+	a := func(kind uint16) uint32 { return x.data[kind].u32() }
+	set := func(to uint32, value []byte) firewall.Met {
+		if r.forget(to); value != nil {
+			r.store(to, value)
+		}
+		return firewall.Yes
+	}
+	switch x.name {
+	case "counter", "log", "objref", "last", "notrack":
+		return firewall.Yes
+	case "meta":
+		if to := a(unix.NFTA_META_DREG); to != 0 {
+			return set(to, v.meta(a(unix.NFTA_META_KEY)))
+		}
+		return firewall.Yes // it is set, for others
+	case "ct":
+		if to := a(unix.NFTA_CT_DREG); to != 0 {
+			return set(to, connection(a(unix.NFTA_CT_KEY)))
+		}
+		return firewall.Yes
+	case "fib":
+		return set(a(unix.NFTA_FIB_DREG), v.fib(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
+	case "payload":
+		if to := a(unix.NFTA_PAYLOAD_DREG); to != 0 {
+			v.payload(r, to, a(unix.NFTA_PAYLOAD_BASE), int(a(unix.NFTA_PAYLOAD_OFFSET)), int(a(unix.NFTA_PAYLOAD_LEN)))
+		}
+		return firewall.Yes
+	case "bitwise":
+		r.mask(x.data)
+		return firewall.Yes
+	case "byteorder":
+		r.swap(x.data)
+		return firewall.Yes
+	case "cmp":
+		with := read(x.data[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE]
+		have, known := r.load(a(unix.NFTA_CMP_SREG), len(with))
+		return compared(bytes.Compare(have, with), known, a(unix.NFTA_CMP_OP))
+	case "range":
+		low := read(x.data[unix.NFTA_RANGE_FROM_DATA])[unix.NFTA_DATA_VALUE]
+		high := read(x.data[unix.NFTA_RANGE_TO_DATA])[unix.NFTA_DATA_VALUE]
+		have, known := r.load(a(unix.NFTA_RANGE_SREG), len(low))
+		within := bytes.Compare(have, low) >= 0 && bytes.Compare(have, high) <= 0
+		return sure(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known)
+	case "match":
+		return compatMatch(v.packet, x.data)
+	}
+	return firewall.Maybe
+}
+
+func sure(met, known bool) firewall.Met {
+	switch {
+	case !known:
+		return firewall.Maybe
+	case met:
+		return firewall.Yes
+	}
+	return firewall.No
+}
+
+func compared(order int, known bool, op uint32) firewall.Met {
+	switch op {
+	case unix.NFT_CMP_EQ:
+		return sure(order == 0, known)
+	case unix.NFT_CMP_NEQ:
+		return sure(order != 0, known)
+	case unix.NFT_CMP_LT:
+		return sure(order < 0, known)
+	case unix.NFT_CMP_LTE:
+		return sure(order <= 0, known)
+	case unix.NFT_CMP_GT:
+		return sure(order > 0, known)
+	case unix.NFT_CMP_GTE:
+		return sure(order >= 0, known)
+	}
+	return firewall.Maybe
+}
+
+// meta is a key's value of the packet, or nil.
+func (v *viewer) meta(key uint32) []byte {
+	p := v.packet
+	family, protocol := byte(IPv6), uint16(unix.ETH_P_IPV6)
+	if p.Dst.Is4() {
+		family, protocol = byte(IPv4), unix.ETH_P_IP
+	}
+	name := func(s string) []byte {
+		if s == "" {
+			return nil
+		}
+		return append([]byte(s), make([]byte, max(0, unix.IFNAMSIZ-len(s)))...)
+	}
+	switch key {
+	case unix.NFT_META_NFPROTO:
+		return []byte{family}
+	case unix.NFT_META_PROTOCOL:
+		return binary.BigEndian.AppendUint16(nil, protocol)
+	case unix.NFT_META_L4PROTO:
+		return []byte{p.Protocol}
+	case unix.NFT_META_IIFNAME:
+		return name(p.In)
+	case unix.NFT_META_OIFNAME:
+		return name(p.Out)
+	case unix.NFT_META_PKTTYPE:
+		return []byte{unix.PACKET_HOST}
+	}
+	return nil
+}
+
+// Bits of ct state and the like are as in enum ip_conntrack_info.
+const stateNew = 1 << 3
+
+// connection is a key's value for the first packet of a connection, or nil.
+func connection(key uint32) []byte {
+	switch key {
+	case unix.NFT_CT_STATE:
+		return binary.NativeEndian.AppendUint32(nil, stateNew)
+	case unix.NFT_CT_STATUS: // not translated, not answered
+		return make([]byte, 4)
+	case unix.NFT_CT_DIRECTION:
+		return []byte{0}
+	}
+	return nil
+}
+
+// fib is what the kernel's routes say of the packet's destination, if that is known.
+func (v *viewer) fib(result, flags uint32) []byte {
+	if result == unix.NFT_FIB_RESULT_ADDRTYPE && flags&unix.NFTA_FIB_F_DADDR != 0 && v.packet.ToHost {
+		return binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
+	}
+	return nil
+}
+
+// payload loads a part of the packet's headers.
+func (v *viewer) payload(r *registers, to, base uint32, offset, n int) {
+	r.forget(to)
+	p := v.packet
+	header := map[int][]byte{} // by offset
+	switch base {
+	case unix.NFT_PAYLOAD_NETWORK_HEADER:
+		family := IPv6
+		header[6] = []byte{p.Protocol}
+		if p.Dst.Is4() {
+			family = IPv4
+			header = map[int][]byte{9: {p.Protocol}}
+		}
+		if p.Src.IsValid() {
+			header[family.source()] = p.Src.AsSlice()
+		}
+		header[family.destination()] = p.Dst.AsSlice()
+	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+		for at, port := range map[int]uint16{0: p.SrcPort, 2: p.DstPort} {
+			if port != 0 {
+				header[at] = binary.BigEndian.AppendUint16(nil, port)
+			}
+		}
+	}
+	from := at(to)
+	if offset < 0 || n < 0 || n > registerBytes-from {
+		return
+	}
+	r.store(to, make([]byte, n))
+	clear(r.known[from : from+n])
+	for where, b := range header {
+		for i := range b {
+			if to := where + i - offset; to >= 0 && to < n {
+				r.bytes[from+to], r.known[from+to] = b[i], true
+			}
+		}
+	}
+}
+
+// mask carries out AND and XOR; of other operations the result is unknown.
+func (r *registers) mask(b map[uint16]value) {
+	n := int(b[unix.NFTA_BITWISE_LEN].u32())
+	mask := read(b[unix.NFTA_BITWISE_MASK])[unix.NFTA_DATA_VALUE]
+	flip := read(b[unix.NFTA_BITWISE_XOR])[unix.NFTA_DATA_VALUE]
+	from, to := at(b[unix.NFTA_BITWISE_SREG].u32()), at(b[unix.NFTA_BITWISE_DREG].u32())
+	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
+	if b[operation].u32() != 0 || n < 0 || len(mask) != n || len(flip) != n || max(from, to)+n > registerBytes {
+		r.forget(b[unix.NFTA_BITWISE_DREG].u32())
+		return
+	}
+	for i := range n {
+		// What is masked away is known, whatever it was.
+		r.known[to+i] = r.known[from+i] || mask[i] == 0
+		r.bytes[to+i] = r.bytes[from+i]&mask[i] ^ flip[i]
+	}
+}
+
+// swap turns numbers from the machine's order to the network's or back.
+func (r *registers) swap(b map[uint16]value) {
+	n, size := int(b[unix.NFTA_BYTEORDER_LEN].u32()), int(b[unix.NFTA_BYTEORDER_SIZE].u32())
+	from, to := at(b[unix.NFTA_BYTEORDER_SREG].u32()), at(b[unix.NFTA_BYTEORDER_DREG].u32())
+	if n <= 0 || size <= 0 || n%size != 0 || max(from, to)+n > registerBytes {
+		r.forget(b[unix.NFTA_BYTEORDER_DREG].u32())
+		return
+	}
+	v, known := slices.Clone(r.bytes[from:from+n]), slices.Clone(r.known[from:from+n])
+	if binary.NativeEndian.Uint16([]byte{0, 1}) != 1 {
+		for i := 0; i < n; i += size {
+			slices.Reverse(v[i : i+size])
+			slices.Reverse(known[i : i+size])
+		}
+	}
+	copy(r.bytes[to:], v)
+	copy(r.known[to:], known)
+}

@@ -1,0 +1,130 @@
+package nftables
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// maxElements is how many a set may have to be asked; of a larger one nothing is
+// known.
+const maxElements = 1 << 16
+
+// concatenation is a flag of sets: NFT_SET_CONCAT (5.6).
+const concatenation = 0x80
+
+// Flags of elements.
+const (
+	intervalEnd = unix.NFT_SET_ELEM_INTERVAL_END
+	catchAll    = 2 // NFT_SET_ELEM_CATCHALL (5.14)
+)
+
+// elements are those of a set or map.
+type elements struct {
+	keyLength int
+	interval  bool
+	unknown   bool // too many, or ranges of concatenations
+	all       []element
+}
+
+// element is one, or where an interval begins or ends.
+type element struct {
+	key   []byte
+	flags uint32
+	code  int32 // of the verdict
+	chain string
+}
+
+// set reads a set.
+func (v *viewer) set(name string) (e elements, err error) {
+	body := attrs{}.text(unix.NFTA_SET_TABLE, v.table).text(unix.NFTA_SET_NAME, name)
+	err = v.conn.ask(message{kind: unix.NFT_MSG_GETSET, family: v.family, body: body}, func(_ Family, b []byte) {
+		m := read(b)
+		flags := m[unix.NFTA_SET_FLAGS].u32()
+		e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].u32())
+		e.interval = flags&unix.NFT_SET_INTERVAL != 0
+		e.unknown = e.interval && flags&concatenation != 0
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return e, errChanged
+	}
+	if err == nil {
+		body := attrs{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, v.table).text(unix.NFTA_SET_ELEM_LIST_SET, name)
+		err = v.conn.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]value) {
+			for kind, b := range fields(m[unix.NFTA_SET_ELEM_LIST_ELEMENTS]) {
+				if kind == unix.NFTA_LIST_ELEM && !e.unknown {
+					e.all = append(e.all, parseElement(b))
+					e.unknown = len(e.all) > maxElements
+				}
+			}
+		}, v.family)
+	}
+	if err != nil {
+		return e, fmt.Errorf("list set %s of %s %s: %w", name, v.family, v.table, err)
+	}
+	slices.SortStableFunc(e.all, func(a, b element) int { return bytes.Compare(a.key, b.key) })
+	return e, nil
+}
+
+func parseElement(b []byte) element {
+	m := read(b)
+	x := element{
+		key:   slices.Clone(read(m[unix.NFTA_SET_ELEM_KEY])[unix.NFTA_DATA_VALUE]),
+		flags: m[unix.NFTA_SET_ELEM_FLAGS].u32(),
+	}
+	verdict := read(read(m[unix.NFTA_SET_ELEM_DATA])[unix.NFTA_DATA_VERDICT])
+	x.code, x.chain = int32(verdict[unix.NFTA_VERDICT_CODE].u32()), verdict[unix.NFTA_VERDICT_CHAIN].text()
+	return x
+}
+
+// find returns the element that a key meets.
+func (e elements) find(key []byte) (x element, found bool) {
+	for _, y := range e.all {
+		order := bytes.Compare(y.key, key)
+		switch {
+		case y.flags&catchAll != 0:
+		case order == 0 && y.flags&intervalEnd == 0:
+			return y, true
+		case e.interval && order <= 0: // the last one counts
+			x, found = y, y.flags&intervalEnd == 0
+		}
+	}
+	if !found {
+		i := slices.IndexFunc(e.all, func(y element) bool { return y.flags&catchAll != 0 })
+		if i >= 0 {
+			return e.all[i], true
+		}
+	}
+	return x, found
+}
+
+func (e elements) contains(key []byte, known, not bool) firewall.Met {
+	_, found := e.find(key)
+	return sure(found != not, known && !e.unknown)
+}
+
+// verdicts is what a map says of a key: one verdict or none, or, where the key is
+// unknown, any of the map's.
+func (e elements) verdicts(met firewall.Met, key []byte, known bool) []firewall.Step {
+	if e.unknown {
+		return []firewall.Step{{Met: firewall.Maybe, Do: firewall.PassDrop}}
+	}
+	if known {
+		if x, found := e.find(key); found {
+			return []firewall.Step{step(met, x.code, x.chain)}
+		}
+		return nil
+	}
+	var all []firewall.Step
+	for _, x := range e.all {
+		if s := step(met.And(firewall.Maybe), x.code, x.chain); x.flags&intervalEnd == 0 && !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return all
+}

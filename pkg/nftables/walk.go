@@ -1,0 +1,188 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// walkTime bounds what one question may cost: rules that take longer to read than
+// that are given up, as if nothing was known of them.
+const walkTime = 2 * time.Second
+
+// Barriers returns the base chains that drop a packet, on its way to this host or
+// through it, for certain: a rule whose conditions cannot be judged from outside
+// counts as if it might let the packet pass.
+func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
+	ctx, cancel := context.WithTimeout(ctx, walkTime)
+	defer cancel()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range attempts {
+		if !pause(ctx, time.Duration(i)*backOff) {
+			return nil, context.Cause(ctx)
+		}
+		all, err = t.conn.barriers(ctx, p)
+		if !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("nftables: %w", err)
+	}
+	return all, err
+}
+
+// hooks are those that a packet comes by.
+func hooks(p firewall.Packet) []uint32 {
+	if p.ToHost {
+		return []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_LOCAL_IN}
+	}
+	return []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_FORWARD}
+}
+
+func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
+	families := []Family{IPv6, unix.NFPROTO_INET}
+	if p.Dst.Is4() {
+		families[0] = IPv4
+	}
+	tables, err := c.tables(families...)
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.chains(families...)
+	if err != nil {
+		return nil, err
+	}
+	for _, base := range chains {
+		i := slices.IndexFunc(tables, func(t table) bool { return t.family == base.family && t.name == base.table })
+		if i < 0 {
+			return nil, errChanged
+		}
+		if !base.base || base.place.kind != "filter" || tables[i].flags&dormant != 0 || !slices.Contains(hooks(p), base.place.hook) {
+			continue
+		}
+		policy := firewall.Passes
+		if base.policy == nfDrop {
+			policy = firewall.Drops
+		}
+		v := viewer{ctx: ctx, conn: c, family: base.family, table: base.table, packet: p}
+		w := firewall.Walk{Steps: v.steps}
+		fate, err := w.Base(base.name, policy)
+		if err != nil {
+			return nil, err
+		}
+		if fate == firewall.Drops {
+			b := firewall.Barrier{Kind: "nftables", Table: base.family.String() + " " + base.table, Chain: base.name, Owned: tables[i].flags&owned != 0}
+			b.Note(&w)
+			all = append(all, b)
+		}
+	}
+	return all, nil
+}
+
+// viewer sees the chains of a table with the eyes of one packet.
+type viewer struct {
+	ctx    context.Context
+	conn   *conn
+	family Family
+	table  string
+	packet firewall.Packet
+}
+
+func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
+	if v.ctx.Err() != nil {
+		return nil, context.Cause(v.ctx)
+	}
+	in := chainName{v.family, v.table, chain}
+	var rules [][]expression
+	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
+		if m[unix.NFTA_RULE_CHAIN].text() == chain && m[unix.NFTA_RULE_TABLE].text() == v.table {
+			// The buffer is read into again before the rules are looked at.
+			rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
+		}
+	}, v.family)
+	if err != nil {
+		return nil, fmt.Errorf("list rules of %s: %w", in, err)
+	}
+	for _, list := range rules {
+		steps, err := v.rule(list)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, steps...)
+	}
+	return all, nil
+}
+
+// rule says what the packet meets in a rule. It has several steps where a map of
+// verdicts is asked for something unknown.
+func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
+	met := firewall.Yes
+	var r registers
+	for _, x := range list {
+		switch x.name {
+		case "immediate":
+			if code, chain, ok := x.verdict(); ok {
+				return []firewall.Step{step(met, code, chain)}, nil
+			}
+			r.store(x.data[unix.NFTA_IMMEDIATE_DREG].u32(), read(x.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VALUE])
+		case "reject":
+			return []firewall.Step{{Met: met, Do: firewall.Drop}}, nil
+		case "queue":
+			return []firewall.Step{{Met: met, Do: firewall.PassDrop}}, nil
+		case "target":
+			if s, ends := compatTarget(met, x.data[unix.NFTA_TARGET_NAME].text()); ends {
+				return []firewall.Step{s}, nil
+			}
+		case "lookup":
+			e, err := v.set(x.data[unix.NFTA_LOOKUP_SET].text())
+			if err != nil {
+				return nil, err
+			}
+			key, known := r.load(x.data[unix.NFTA_LOOKUP_SREG].u32(), e.keyLength)
+			if to := x.data[unix.NFTA_LOOKUP_DREG]; len(to) == 4 {
+				if to.u32() == unix.NFT_REG_VERDICT {
+					return e.verdicts(met, key, known), nil
+				}
+				r.forget(to.u32())
+				met = met.And(firewall.Maybe)
+				continue
+			}
+			met = met.And(e.contains(key, known, x.data[unix.NFTA_LOOKUP_FLAGS].u32()&unix.NFT_LOOKUP_F_INV != 0))
+		default:
+			met = met.And(v.condition(&r, x))
+		}
+		if met == firewall.No {
+			return nil, nil
+		}
+	}
+	return nil, nil
+}
+
+func step(met firewall.Met, code int32, chain string) firewall.Step {
+	s := firewall.Step{Met: met, Chain: chain}
+	switch code {
+	case nfAccept:
+		s.Do = firewall.Pass
+	case nfDrop:
+		s.Do = firewall.Drop
+	case unix.NFT_JUMP:
+		s.Do = firewall.Jump
+	case unix.NFT_GOTO:
+		s.Do = firewall.GoTo
+	case unix.NFT_RETURN:
+		s.Do = firewall.Back
+	case unix.NFT_CONTINUE:
+		s.Met = firewall.No
+	default:
+		s.Do = firewall.PassDrop
+	}
+	return s
+}
