@@ -5,14 +5,17 @@ import (
 	"strings"
 )
 
-// Barrier is a base chain of others that drops a packet for certain.
+// Barrier is a base chain of others that may drop a packet.
 type Barrier struct {
 	Kind  string // "nftables", or the name of the iptables command that lists it
 	Table string // with its family in nftables: "inet firewalld"
 	Chain string
-	Owned bool   // only the program that made the table may change it
-	Tool  string // that keeps the rules, if it is known: "firewalld" or "ufw"
-	Zone  string // of firewalld, that the packet came to
+	// Certain says that nothing in it may let the packet pass. Else it has rules whose
+	// conditions cannot be judged from outside.
+	Certain bool
+	Owned   bool   // only the program that made the table may change it
+	Tool    string // that keeps the rules, if it is known: "firewalld" or "ufw"
+	Zone    string // of firewalld, that the packet came to
 }
 
 // Note says which tool has made the chains that the packet has walked.

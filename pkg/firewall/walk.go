@@ -77,16 +77,6 @@ func (w *Walk) Base(chain string, policy Fate) (Fate, error) {
 	return f, nil
 }
 
-// Walked reports whether a packet may come to a chain of which match is true.
-func (w *Walk) Walked(match func(chain string) bool) bool {
-	for chain := range w.fates {
-		if match(chain) {
-			return true
-		}
-	}
-	return false
-}
-
 func (w *Walk) chain(name string) (Fate, error) {
 	if f, known := w.fates[name]; known {
 		return f, nil

@@ -57,6 +57,7 @@ const (
 // Tables are the tables of one address family of this network namespace. The
 // methods may be called from several goroutines.
 type Tables struct {
+	command       string // name
 	save, restore string // paths
 	restoreArgs   []string
 	version       string
@@ -77,7 +78,7 @@ func New(family Family) (*Tables, error) {
 }
 
 func find(list, save, restore string, patience time.Duration) (*Tables, error) {
-	t := &Tables{lock: lockFile, patience: patience, watchers: map[*watcher]struct{}{}}
+	t := &Tables{command: list, lock: lockFile, patience: patience, watchers: map[*watcher]struct{}{}}
 	if path := os.Getenv("XTABLES_LOCKFILE"); path != "" { // iptables minds it too
 		t.lock = path
 	}
@@ -132,6 +133,11 @@ func (t *Tables) Legacy() bool { return t.legacy }
 // program, or iptables may show rules in a form that is not understood here,
 // which would otherwise be written again for ever.
 func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
+	return t.keep(ctx, owner, func(string, listing) []firewall.Chain { return want })
+}
+
+// keep is Sync with what is wanted in view of a listing, of which text is the original.
+func (t *Tables) keep(ctx context.Context, owner firewall.Owner, want func(text string, l listing) []firewall.Chain) (changes []string, err error) {
 	var left error // why not all was done
 	for try := 0; ; try++ {
 		thorough := try < tries-1
@@ -166,7 +172,7 @@ func (t *Tables) overtaken(err error) bool {
 	return errors.As(err, &exit) && !(t.legacy && exit.ExitCode() == exitLocked)
 }
 
-func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want []firewall.Chain, thorough bool) (plan, error) {
+func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(string, listing) []firewall.Chain, thorough bool) (plan, error) {
 	text, err := t.run(ctx, "", t.save)
 	if err != nil {
 		return plan{}, err
@@ -175,7 +181,7 @@ func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want []firewall
 	if err != nil {
 		return plan{}, fmt.Errorf("%s: %w", t.save, err)
 	}
-	return makePlan(l, owner, want, thorough), nil
+	return makePlan(l, owner, want(text, l), thorough), nil
 }
 
 // write is the only thing that changes rules. Watchers do not see it.

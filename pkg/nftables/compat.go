@@ -20,6 +20,8 @@ func compatMatch(p firewall.Packet, m map[uint16]value) firewall.Met {
 		return sure(false, p.Protocol == unix.IPPROTO_UDP) // goes with a condition on the protocol
 	case name == "udp" && len(info) >= 9 && p.Protocol == unix.IPPROTO_UDP: // xt_udp
 		return inPorts(p.SrcPort, u16(0), u16(2), info[8]&1 != 0).And(inPorts(p.DstPort, u16(4), u16(6), info[8]&2 != 0))
+	case name == "multiport" && revision == 1 && len(info) >= 48 && p.Protocol == unix.IPPROTO_UDP: // xt_multiport_v1
+		return multiport(p, info)
 	case name == "state" && len(info) >= 4: // xt_state_info
 		return sure(binary.NativeEndian.Uint32(info)&stateNew != 0, true)
 	case name == "conntrack" && revision >= 2 && len(info) >= 152: // xt_conntrack_mtinfo2
@@ -35,6 +37,33 @@ func compatMatch(p firewall.Packet, m map[uint16]value) firewall.Met {
 		}
 	}
 	return firewall.Maybe
+}
+
+// multiport reads flags, count, 15 ports, 15 marks of ports that begin a range, and
+// whether to invert.
+func multiport(p firewall.Packet, info []byte) firewall.Met {
+	met := firewall.No
+	for i := 0; i < int(min(info[1], 15)); i++ {
+		low := binary.NativeEndian.Uint16(info[2+2*i:])
+		high := low
+		if info[32+i] != 0 && i < 14 {
+			i++
+			high = binary.NativeEndian.Uint16(info[2+2*i:])
+		}
+		source, destination := inPorts(p.SrcPort, low, high, false), inPorts(p.DstPort, low, high, false)
+		switch info[0] {
+		case 0:
+			met = max(met, source)
+		case 1:
+			met = max(met, destination)
+		default:
+			met = max(met, source, destination)
+		}
+	}
+	if info[47] != 0 {
+		met = firewall.Yes - met
+	}
+	return met
 }
 
 func inPorts(port, low, high uint16, not bool) firewall.Met {

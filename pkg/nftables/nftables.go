@@ -103,7 +103,28 @@ func (t *Tables) RandomPorts() bool { return true }
 // network's the table goes. It tells what it changed, in a few words each. An
 // error of ErrBarred comes after everything else is done.
 func (t *Tables) Sync(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	want, err = normal(family, want)
+	return t.keep(ctx, family, owner, wanted{own: want, guests: want})
+}
+
+// Beside keeps guests only, where others' chains may drop what the overlay forwards
+// although its rules are kept by iptables; except are chains that those already stand in,
+// as "ip filter FORWARD". Our table holds nothing of the owner's then.
+func (t *Tables) Beside(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string) (changes []string, err error) {
+	return t.keep(ctx, family, owner, wanted{guests: want, except: except})
+}
+
+// wanted is what is to be kept where.
+type wanted struct {
+	own    []firewall.Chain // in our table
+	guests []firewall.Chain // in the chains of others
+	except []string         // of these
+}
+
+func (t *Tables) keep(ctx context.Context, family Family, owner firewall.Owner, want wanted) (changes []string, err error) {
+	want.own, err = normal(family, want.own)
+	if err == nil {
+		want.guests, err = normal(family, want.guests)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
@@ -124,7 +145,7 @@ func (t *Tables) Sync(ctx context.Context, family Family, owner firewall.Owner, 
 	return changes, err
 }
 
-func (t *Tables) sync(family Family, owner firewall.Owner, want []firewall.Chain) ([]string, error) {
+func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]string, error) {
 	w, err := t.conn.list(family)
 	if err != nil {
 		return nil, err

@@ -19,13 +19,13 @@ type plan struct {
 	barred   []string // chains that need guests and that we may not change
 }
 
-func newPlan(family Family, owner firewall.Owner, want []firewall.Chain, w world) *plan {
+func newPlan(family Family, owner firewall.Owner, want wanted, w world) *plan {
 	p := &plan{family: family, owner: owner}
-	p.table(want, w)
+	p.table(want.own, w)
 	for _, f := range w.foreign {
 		var rules []rule
-		for _, c := range want {
-			if c.Hook == f.hook {
+		for _, c := range want.guests {
+			if c.Hook == f.hook && !slices.Contains(want.except, f.String()) {
 				rules = p.rules(c)
 			}
 		}

@@ -16,9 +16,8 @@ import (
 // that are given up, as if nothing was known of them.
 const walkTime = 2 * time.Second
 
-// Barriers returns the base chains that drop a packet, on its way to this host or
-// through it, for certain: a rule whose conditions cannot be judged from outside
-// counts as if it might let the packet pass.
+// Barriers returns the base chains that drop, or may drop, a packet on its way to
+// this host or through it.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
 	ctx, cancel := context.WithTimeout(ctx, walkTime)
 	defer cancel()
@@ -78,8 +77,11 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 		if err != nil {
 			return nil, err
 		}
-		if fate == firewall.Drops {
-			b := firewall.Barrier{Kind: "nftables", Table: base.family.String() + " " + base.table, Chain: base.name, Owned: tables[i].flags&owned != 0}
+		if fate&firewall.Drops != 0 {
+			b := firewall.Barrier{
+				Kind: "nftables", Table: base.family.String() + " " + base.table, Chain: base.name,
+				Certain: fate == firewall.Drops, Owned: tables[i].flags&owned != 0,
+			}
 			b.Note(&w)
 			all = append(all, b)
 		}

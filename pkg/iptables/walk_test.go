@@ -1,0 +1,178 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"flanneld/pkg/firewall"
+)
+
+// toTunnel is the first packet of a peer.
+var toTunnel = firewall.Packet{
+	In: "eth0", Src: netip.MustParseAddr("10.99.0.3"), Dst: netip.MustParseAddr("10.99.0.2"),
+	Protocol: protocolUDP, SrcPort: 40000, DstPort: 8472, ToHost: true,
+}
+
+// TestWhichRulesDropAPacketForCertain follows a packet to the tunnel's port.
+func TestWhichRulesDropAPacketForCertain(t *testing.T) {
+	const pass, maybe, drop = "pass", "maybe", "drop"
+	for _, c := range []struct{ policy, rules, want string }{
+		{"ACCEPT", "", pass},
+		{"DROP", "", drop},
+		{"ACCEPT", "-j REJECT --reject-with icmp-host-prohibited", drop},
+		{"ACCEPT", "-p tcp -m tcp --dport 22 -j DROP", pass},
+		{"DROP", "-p udp -m udp --dport 8472 -j ACCEPT", pass},
+		{"DROP", "-p udp -m udp --dport 8473 -j ACCEPT", drop},
+		{"DROP", "-p udp -m udp ! --dport 8473 -j ACCEPT", pass},
+		{"DROP", "-p udp -m udp --dport 8000:9000 -j ACCEPT", pass},
+		{"DROP", "-p udp -m multiport --dports 53,8472 -j ACCEPT", pass},
+		{"DROP", "-p udp -m multiport --dports 53,8000:8400 -j ACCEPT", drop},
+		{"DROP", "-p tcp -m tcp --dport 8472 -j ACCEPT", drop},
+		{"DROP", "-p udp -j ACCEPT", pass},
+		{"DROP", "-m state --state RELATED,ESTABLISHED -j ACCEPT", drop},
+		{"DROP", "-m conntrack --ctstate NEW -j ACCEPT", pass},
+		{"DROP", "-i lo -j ACCEPT", drop},
+		{"DROP", "-i eth+ -j ACCEPT", pass},
+		{"DROP", "! -i eth1 -j ACCEPT", pass},
+		{"DROP", "-s 10.99.0.0/16 -j ACCEPT", pass},
+		{"DROP", "-s 10.98.0.0/16 -j ACCEPT", drop},
+		{"DROP", "! -s 10.98.0.0/16 -d 10.99.0.2/32 -j ACCEPT", pass},
+		{"DROP", "-m mark --mark 0x7 -j ACCEPT", maybe},
+		{"ACCEPT", "-m mark --mark 0x7 -j DROP", maybe},
+		{"DROP", "-m limit --limit 3/min --limit-burst 10 -j ACCEPT", maybe},
+		{"DROP", "-m addrtype --dst-type LOCAL -j ACCEPT", pass},
+		{"DROP", "-m addrtype ! --dst-type LOCAL -j ACCEPT", drop},
+		{"DROP", `-m comment --comment "the \"door\" -j DROP" -j ACCEPT`, pass},
+		{"DROP", "-j LOG --log-prefix x\n-A INPUT -j RETURN\n-A INPUT -p udp -j ACCEPT", drop},
+		{"DROP", "-j MINE", pass},
+		{"DROP", "-g MINE", pass},
+		{"DROP", "-p tcp -g MINE", drop},
+		{"DROP", "-g LOOP", maybe},
+		{"DROP", "-j NFQUEUE --queue-num 0", maybe},
+		{"DROP", "-m unknown --what -j ACCEPT", maybe},
+	} {
+		text := "*filter\n:INPUT " + c.policy + " [0:0]\n:FORWARD DROP [0:0]\n:MINE - [0:0]\n:LOOP - [0:0]\n"
+		if c.rules != "" {
+			text += "-A INPUT " + c.rules + "\n"
+		}
+		text += "-A MINE -p udp -m udp --dport 8472 -j ACCEPT\n-A LOOP -j LOOP\nCOMMIT\n"
+		l, err := parseListing(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := pass
+		for _, b := range barriers("iptables-legacy", l, policies(text), toTunnel) {
+			if got = maybe; b.Certain {
+				got = drop
+			}
+		}
+		if got != c.want {
+			t.Errorf("policy %s, %s: %s, want %s", c.policy, c.rules, got, c.want)
+		}
+	}
+}
+
+// TestBarriersNameTheTool: what the message says, and that the command it suggests helps.
+func TestBarriersNameTheTool(t *testing.T) {
+	eachVariant(t, func(b *bed) {
+		one := func(what, command string) {
+			b.t.Helper()
+			all, err := b.Barriers(b.t.Context(), toTunnel)
+			b.must(err)
+			said := ""
+			if len(all) > 0 && all[0].Certain {
+				said = all[0].Open(8472)
+			}
+			if said != command {
+				b.t.Errorf("%s: %+v, %q", what, all, said)
+			}
+		}
+		one("nothing", "")
+		b.load("ufw.rules")
+		one("ufw", "ufw allow 8472/udp")
+		b.others("iptables -A ufw-user-input -p udp -m udp --dport 8472 -j ACCEPT")
+		one("ufw opened", "")
+		b.others("iptables -F; iptables -X; iptables -P INPUT DROP")
+		command := "iptables -t filter -I INPUT -p udp --dport 8472 -j ACCEPT"
+		one("policy", command)
+		b.others(command)
+		one("opened", "")
+		b.others("iptables -t raw -A PREROUTING -p udp --dport 8472 -j DROP")
+		one("raw", "iptables -t raw -I PREROUTING -p udp --dport 8472 -j ACCEPT")
+	})
+}
+
+// TestLookingForLegacyTablesMakesNone.
+func TestLookingForLegacyTablesMakesNone(t *testing.T) {
+	b := newBed(t, "nft")
+	look := func(want bool) {
+		t.Helper()
+		if got, err := LegacyTables(IPv4); err != nil || got != want {
+			t.Fatalf("%v, %v, want %v", got, err, want)
+		}
+	}
+	look(false)
+	other, err := NewVariant(IPv4, true)
+	b.must(err)
+	look(false)
+	if _, err := other.Beside(t.Context(), oneDaemon(four), everything(four)); err != nil {
+		t.Fatal(err)
+	}
+	look(false)
+	b.others("iptables-legacy -S FORWARD")
+	look(true)
+	if text, err := os.ReadFile("/proc/thread-self/net/ip_tables_names"); err != nil || strings.TrimSpace(string(text)) != "filter" {
+		t.Errorf("tables %q, %v", text, err)
+	}
+}
+
+// TestBesideAcceptsOnlyWhereSomebodyMayDrop: the other variant has accepts where they help,
+// never masquerading, and nothing where nobody drops.
+func TestBesideAcceptsOnlyWhereSomebodyMayDrop(t *testing.T) {
+	eachVariant(t, func(b *bed) {
+		beside := func(want []firewall.Chain) []string {
+			b.t.Helper()
+			changes, err := b.Beside(b.t.Context(), oneDaemon(four), want)
+			b.must(err)
+			if again, err := b.Beside(b.t.Context(), oneDaemon(four), want); err != nil || len(again) > 0 {
+				b.t.Errorf("the second pass is not empty: %q, %v", again, err)
+			}
+			return changes
+		}
+		for _, c := range []struct {
+			name, rules string
+			want        bool
+		}{
+			{"nothing", "iptables -S FORWARD", false},
+			{"accepts", "iptables -A FORWARD -s 192.0.2.0/24 -j ACCEPT", false},
+			{"policy", "iptables -P FORWARD DROP", true},
+			{"end", "iptables -A FORWARD -j REJECT", true},
+			{"branch", "iptables -N MINE; iptables -A FORWARD -i eth7 -j MINE", true},
+			{"raw", "iptables -t raw -A PREROUTING -i eth7 -j DROP", false},
+			{"docker", "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER; iptables -A FORWARD -i docker0 -j ACCEPT", true},
+		} {
+			b.others("iptables -P FORWARD ACCEPT; iptables -F; iptables -X; iptables -t raw -F; " + c.rules)
+			before := b.rules()
+			beside(everything(four))
+			rules := b.rules()
+			if got := strings.Contains(rules, "FLANNEL-FWD"); got != c.want {
+				b.t.Errorf("%s: accepts: %v\n%s", c.name, got, rules)
+			}
+			if strings.Contains(rules, "FLANNEL-POSTRTG") || strings.Contains(rules, "FLANNEL-PRERTG") != (c.name == "raw") {
+				b.t.Errorf("%s: more or less than is needed:\n%s", c.name, rules)
+			}
+			beside(nil)
+			b.differ(c.name+", removed", b.rules(), before)
+		}
+		// What was kept here before another variant was chosen goes.
+		b.others("iptables -P FORWARD DROP")
+		b.sync(everything(four), four)
+		beside(everything(four))
+		if rules := b.rules(); !strings.Contains(rules, "FLANNEL-FWD") || strings.Contains(rules, "FLANNEL-POSTRTG") {
+			b.t.Errorf("%s", fmt.Sprint(rules))
+		}
+	})
+}
