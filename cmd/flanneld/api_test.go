@@ -17,19 +17,19 @@ import (
 func TestTwoStores(t *testing.T) {
 	c := newCluster(t, lab.Options{Hosts: 10})
 	old, auto := c.Hosts[:5], c.Hosts[5:]
-	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
-	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan","VNI":3}}`, 0))
-	for i, h := range c.Hosts {
-		args := []string{"-etcd-api=v2"}
-		if i >= len(old) {
-			args = nil
+	c.putBoth()
+	start := func(hosts []*lab.Host, args ...string) {
+		for _, h := range hosts {
+			_, err := h.Start(args...)
+			c.must(err)
 		}
-		_, err := h.Start(args...)
-		c.must(err)
+		for _, h := range hosts {
+			c.must(h.Flanneld().WaitReady(c.ctx))
+		}
 	}
-	for _, h := range c.Hosts {
-		c.must(h.Flanneld().WaitReady(c.ctx))
-	}
+	start(auto[:1]) // nothing tells which is meant: v3
+	start(old, "-etcd-api=v2")
+	start(auto[1:]) // both have leases: v3
 	all := c.Hosts
 	for i, hosts := range [][]*lab.Host{old, auto} {
 		c.Hosts, c.containers = hosts, nil
@@ -47,7 +47,7 @@ func TestTwoStores(t *testing.T) {
 	}
 	c.Hosts = all
 	for _, h := range auto {
-		if a, b := logged(h, "level=INFO", "kept in etcd's v3 API"), logged(h, "level=WARN", "v2 API too", "-etcd-api=v2"); a != 1 || b != 1 {
+		if a, b := logged(h, "level=INFO", "chose the store", "store=v3"), logged(h, "level=WARN", "the other store", "store=v2", "-etcd-api"); a != 1 || b != 1 {
 			t.Errorf("%s says which it took %d times, and that the other exists %d times", h.Name, a, b)
 		}
 	}
@@ -55,6 +55,51 @@ func TestTwoStores(t *testing.T) {
 		if n := logged(h, "v3"); n != 0 {
 			t.Errorf("%s speaks of v3", h.Name)
 		}
+	}
+}
+
+// putBoth writes a config in each store, of two networks.
+func (c *cluster) putBoth() {
+	c.t.Helper()
+	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan","VNI":3}}`, 0))
+}
+
+// TestUpgradeStaysInTheStoreOfItsLeases: a config was made in v3, too, by somebody who tried it once.
+// Hosts whose network lives in v2 stay there, a new one joins them, and none forgets it, even
+// when every lease is gone.
+func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 3})
+	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	first, joins, returns := c.Hosts[0], c.Hosts[1], c.Hosts[2]
+	start := func(h *lab.Host, args ...string) {
+		t.Helper()
+		_, err := h.Start(args...)
+		c.must(err)
+		c.must(h.Flanneld().WaitReady(c.ctx))
+		if got := c.subnet(h).String(); !strings.HasPrefix(got, "10.42.") {
+			t.Errorf("%s has %s", h.Name, got)
+		}
+	}
+	start(first)
+	start(returns, "-etcd-api=v2")
+	c.must(returns.Flanneld().Kill(c.ctx))
+	c.putBoth()
+	start(joins)
+	if n := logged(joins, "level=WARN", "other store"); n != 0 {
+		t.Errorf("warned of a config without leases:\n%s", joins.Flanneld().Logs())
+	}
+	before := c.subnet(returns)
+	for _, h := range []*lab.Host{first, joins} {
+		c.must(h.Flanneld().Kill(c.ctx))
+	}
+	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets"))
+	start(returns)
+	if got := c.subnet(returns); got != before {
+		t.Errorf("%s had %s, has %s", returns.Name, before, got)
+	}
+	if logged(returns, "chose the store", "store=v2") != 1 {
+		t.Errorf("log:\n%s", returns.Flanneld().Logs())
 	}
 }
 

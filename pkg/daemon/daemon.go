@@ -70,6 +70,7 @@ type daemon struct {
 	loop     *reconcile.Loop
 	rules    *rules
 	registry client
+	api      API // of registry
 	health   health
 	watchdog watchdog
 
@@ -124,7 +125,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			return err
 		}
 	}
-	store, err := openStore(o.Etcd, o.EtcdAPI, log)
+	d.recall()
+	store, err := openStore(o.Etcd, o.EtcdAPI, d.identity(), log)
 	if err != nil {
 		return err
 	}
@@ -134,7 +136,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
-	d.registry = store.registry()
+	d.registry, d.api = store.registry()
 	here, err := d.register(ctx)
 	if err != nil {
 		return err
@@ -214,14 +216,26 @@ func (d *daemon) serve(ctx context.Context) error {
 	return nil
 }
 
-// join leases a subnet, on the terms of the network config.
-func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, listing registry.Listing, err error) {
+// recall reads what the run before has left.
+func (d *daemon) recall() {
+	var err error
 	if d.former, err = subnetenv.Read(d.options.SubnetFile); err != nil {
 		d.log.Warn("going on without the previous subnet", "err", err)
 	}
 	if d.claim, err = subnetenv.ReadClaim(d.options.SubnetFile); err != nil {
 		d.log.Warn("going on without a claim on the previous lease", "err", err)
 	}
+}
+
+// identity is by what this host finds its lease, and so its store.
+func (d *daemon) identity() identity {
+	return identity{API(d.claim.Store), func(l lease.Lease) bool {
+		return l.PublicIP == d.publicIP() || d.claim.Covers(l)
+	}}
+}
+
+// join leases a subnet, on the terms of the network config.
+func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, listing registry.Listing, err error) {
 	o = d.leaseOptions()
 	if own, listing, err = subnet.Acquire(ctx, o, d.attrs); err != nil {
 		return o, own, listing, err
@@ -301,6 +315,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 // remember notes what the next run needs to know its lease again, should it have
 // another address by then.
 func (d *daemon) remember(c lease.Claim) {
+	c.Store = string(d.api)
 	if c == d.claim {
 		return
 	}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/srv"
 
+	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
 	"flanneld/pkg/registry/etcdv2"
@@ -45,11 +47,18 @@ type client interface {
 // as it only reads the config, it is open which one it will be.
 type store struct {
 	options etcd.Options
+	host    identity
 	log     *slog.Logger
 	apis    []API
 	regs    []client
-	chosen  client // that held the config
-	lone    int    // how often in a row v2 had a config while v3 gave no answer
+	chosen  choice
+	waited  int // how often in a row it could not be told which one that is
+}
+
+// identity is by what a host finds the store that it belongs to.
+type identity struct {
+	last API                    // of its last run; empty if there was none
+	owns func(lease.Lease) bool // whether a lease is this host's
 }
 
 // resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's
@@ -79,8 +88,8 @@ func resolve(ctx context.Context, domain string, log *slog.Logger) ([]string, er
 const storeRetry = 2 * time.Second
 
 // openStore makes the clients. It does no I/O but for reading the TLS files.
-func openStore(o etcd.Options, api API, log *slog.Logger) (*store, error) {
-	s := &store{options: o, log: log, apis: []API{APIv3, APIv2}}
+func openStore(o etcd.Options, api API, host identity, log *slog.Logger) (*store, error) {
+	s := &store{options: o, host: host, log: log, apis: []API{APIv3, APIv2}}
 	if api != APIAuto {
 		s.apis = []API{api}
 	}
@@ -117,29 +126,119 @@ type answer struct {
 
 func (a answer) missing() bool { return errors.Is(a.err, registry.ErrNoConfig) }
 
-// Config asks every API for the network config and gives that of the first one
-// that has it. An API without an answer may have one, so it is waited for, unless
-// it seems not to exist: etcd 2 has no v3, etcd 3.6 no v2.
+// silent reports whether there may be a config all the same.
+func (a answer) silent() bool {
+	return a.err != nil && !a.missing() && !errors.Is(a.err, registry.ErrNoAPI)
+}
+
+// mostWaits bounds how often a store is waited for that does not say whether it has a config,
+// while the other one has.
+const mostWaits = 2
+
+// Config asks every API for the network config. If one has it, that is the network; if both
+// have, it is the one that decide finds. An API without an answer may have one, so it is
+// waited for, without end if this host's last run was there.
 func (s *store) Config(ctx context.Context) ([]byte, error) {
 	answers := s.ask(ctx)
-	var silent []error
+	var have []int
+	var silent, other error
 	for i, a := range answers {
 		switch {
-		case a.err == nil && len(silent) > 0 && s.lone < 2:
-			s.lone++
-			return nil, silent[0]
 		case a.err == nil:
-			s.choose(i, answers)
-			return a.raw, nil
+			have = append(have, i)
+		case a.silent() && silent == nil:
+			silent = a.err
 		case !a.missing():
-			silent = append(silent, a.err)
+			other = a.err
 		}
 	}
-	s.lone = 0
-	if len(silent) == len(answers) {
-		return nil, silent[0]
+	last := slices.Index(s.apis, s.host.last)
+	switch {
+	case last >= 0 && answers[last].silent():
+		return nil, answers[last].err
+	case len(have) == 0 && !slices.ContainsFunc(answers, answer.missing):
+		return nil, cmp.Or(silent, other)
+	case len(have) == 0:
+		s.waited = 0
+		return nil, s.absent(ctx, answers)
+	case len(have) == 2:
+		found, failed, err := s.evidence(ctx)
+		if err != nil && (failed == last || s.wait()) {
+			return nil, err
+		}
+		s.chosen = decide(found, last)
+	case silent != nil && have[0] != last && s.wait():
+		return nil, silent
+	default:
+		s.chosen = choice{store: have[0], why: "the network config is there"}
 	}
-	return nil, s.absent(ctx, answers)
+	return answers[s.chosen.store].raw, nil
+}
+
+// wait reports whether to go on waiting for a store that gives no answer.
+func (s *store) wait() bool {
+	s.waited++
+	return s.waited <= mostWaits
+}
+
+// evidence is how many leases a store holds: for its config to be that of a living network.
+// Reservations never expire, so they may be of one that is no more.
+type evidence struct{ leases, reservations, ownLeases, ownReservations int }
+
+func (e evidence) any() bool { return e.leases+e.reservations > 0 }
+
+// evidence looks at the leases in each of two stores. One that cannot be listed has none, and
+// the error.
+func (s *store) evidence(ctx context.Context) (found [2]evidence, failed int, err error) {
+	for i, r := range s.regs {
+		listing, lerr := r.List(ctx)
+		if lerr != nil {
+			failed, err = i, lerr
+		}
+		for _, l := range listing.Leases {
+			all, own := &found[i].leases, &found[i].ownLeases
+			if l.Reservation() {
+				all, own = &found[i].reservations, &found[i].ownReservations
+			}
+			*all++
+			if s.host.owns(l) {
+				*own++
+			}
+		}
+	}
+	return found, failed, err
+}
+
+// choice is the store that the network is kept in.
+type choice struct {
+	store int // its index
+	why   string
+	doubt bool // the other may be meant as well
+}
+
+// decide chooses between two stores that both hold a config: by the first of these that is
+// so of one of them only. last is that of the last run, -1 for none.
+func decide(stores [2]evidence, last int) choice {
+	doubt := stores[0].any() && stores[1].any()
+	for _, sign := range []struct {
+		why string
+		is  func(i int, e evidence) bool
+	}{
+		{"this host's lease is there", func(_ int, e evidence) bool { return e.ownLeases > 0 }},
+		{"hosts have leases there", func(_ int, e evidence) bool { return e.leases > 0 }},
+		{"this host was there before", func(i int, _ evidence) bool { return i == last }},
+		{"this host's reservation is there", func(_ int, e evidence) bool { return e.ownReservations > 0 }},
+		{"hosts have reservations there", func(_ int, e evidence) bool { return e.reservations > 0 }},
+	} {
+		if first, second := sign.is(0, stores[0]), sign.is(1, stores[1]); first != second {
+			i := 0
+			if second {
+				i = 1
+			}
+			return choice{i, sign.why, doubt}
+		}
+	}
+	return choice{0, "nothing tells which is meant", true}
 }
 
 func (s *store) ask(ctx context.Context) []answer {
@@ -152,29 +251,21 @@ func (s *store) ask(ctx context.Context) []answer {
 	return answers
 }
 
-// choose settles which API it is, and says so when there was a choice.
-func (s *store) choose(i int, answers []answer) {
-	s.chosen = s.regs[i]
+// registry returns the API that was chosen, says so when there was a choice, and closes the
+// other one.
+func (s *store) registry() (client, API) {
+	c, i := s.chosen, s.chosen.store
+	reg, api := s.regs[i], s.apis[i]
 	if len(s.regs) > 1 {
-		s.log.Info("the network is kept in etcd's "+string(s.apis[i])+" API", "key", s.chosen.ConfigKey())
-	}
-	for j, a := range answers {
-		if j != i && a.err == nil {
-			s.log.Warn(fmt.Sprintf("there is a network config in etcd's %s API too, which is another network: taking %s; -etcd-api=%[1]s takes the other", s.apis[j], s.apis[i]),
-				"key", s.regs[j].ConfigKey())
+		s.log.Info("chose the store that the network is kept in", "store", api, "key", reg.ConfigKey(), "reason", c.why)
+		if c.doubt {
+			s.log.Warn("the other store has a network under this prefix too: delete its config, or set -etcd-api on all hosts",
+				"store", s.apis[1-i], "key", s.regs[1-i].ConfigKey(), "reason", c.why)
 		}
+		s.regs[1-i].Close()
 	}
-}
-
-// registry gives the API that was chosen and closes the others.
-func (s *store) registry() client {
-	for _, r := range s.regs {
-		if r != s.chosen {
-			r.Close()
-		}
-	}
-	s.regs = []client{s.chosen}
-	return s.chosen
+	s.regs, s.apis, s.chosen.store = []client{reg}, []API{api}, 0
+	return reg, api
 }
 
 // absentError is that of a server without a network config.

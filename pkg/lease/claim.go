@@ -10,6 +10,7 @@ import (
 // when the address it was published with is no longer the host's. Nobody else writes
 // the same, for the same subnet.
 type Claim struct {
+	Store  string // which of several stores the lease is in; empty: not known
 	Subnet netip.Prefix
 	Held   Attrs // as last written or found
 	Next   Attrs // as about to be written: who dies without an answer does not know which
@@ -24,13 +25,14 @@ func (c Claim) Covers(l Lease) bool {
 
 // claimForm is the JSON form of a Claim; Held and Next are values as in the registry.
 type claimForm struct {
+	Store      string `json:",omitempty"`
 	Subnet     string // a key as in the registry
 	Held, Next json.RawMessage
 }
 
 // Encode gives the claim as JSON.
 func (c Claim) Encode() ([]byte, error) {
-	form := claimForm{Subnet: Key(c.Subnet)}
+	form := claimForm{Store: c.Store, Subnet: Key(c.Subnet)}
 	var err error
 	if form.Held, err = c.Held.Encode(); err != nil {
 		return nil, err
@@ -47,6 +49,7 @@ func DecodeClaim(b []byte) (c Claim, err error) {
 	if err := json.Unmarshal(b, &form); err != nil {
 		return Claim{}, fmt.Errorf("claim is not JSON: %w", err)
 	}
+	c.Store = form.Store
 	if c.Subnet, err = ParseKey(form.Subnet); err != nil {
 		return Claim{}, fmt.Errorf("claim: %w", err)
 	}

@@ -13,7 +13,7 @@ func sampleClaim() lease.Claim {
 	held := lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}`}
 	next := held
 	next.PublicIP = netip.MustParseAddr("198.51.100.8")
-	return lease.Claim{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Held: held, Next: next}
+	return lease.Claim{Store: "v3", Subnet: netip.MustParsePrefix("10.42.7.0/24"), Held: held, Next: next}
 }
 
 func TestClaimCovers(t *testing.T) {
@@ -45,7 +45,7 @@ func TestClaimCovers(t *testing.T) {
 
 func TestClaimJSON(t *testing.T) {
 	b, err := sampleClaim().Encode()
-	const want = `{"Subnet":"10.42.7.0-24",` +
+	const want = `{"Store":"v3","Subnet":"10.42.7.0-24",` +
 		`"Held":{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}},` +
 		`"Next":{"PublicIP":"198.51.100.8","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}}`
 	if err != nil || string(b) != want {

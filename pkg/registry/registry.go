@@ -30,6 +30,9 @@ var (
 	// ErrHistoryLost: what happened after the index asked for can no longer be
 	// told one by one; list again.
 	ErrHistoryLost = errors.New("watch history lost")
+	// ErrNoAPI: something answers, and does not have this store's API at all, as etcd 2 has
+	// no v3 and etcd 3.6 no v2.
+	ErrNoAPI = errors.New("no such API")
 	// ErrTurnedBack is an ErrHistoryLost too: the store is at an index below the
 	// one asked for, so it was wiped or restored from a backup.
 	ErrTurnedBack = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)

@@ -65,6 +65,9 @@ func TestNotEtcd(t *testing.T) {
 			defer cancel()
 			_, errs := calls(ctx, r)
 			for op, err := range errs {
+				if no := name == "no v2 API"; errors.Is(err, registry.ErrNoAPI) != no {
+					t.Errorf("%s: error %v, is it ErrNoAPI: %v", op, err, !no)
+				}
 				if err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) || errors.Is(err, registry.ErrHistoryLost) || ctx.Err() != nil {
 					t.Errorf("%s: error %v", op, err)
 				} else if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "secret") {

@@ -17,6 +17,7 @@ import (
 
 	client "go.etcd.io/etcd/client/v2"
 
+	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
 )
 
@@ -117,8 +118,12 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if resp.StatusCode/100 == 2 || resp.StatusCode/100 == 4 {
 		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media != "application/json" {
 			resp.Body.Close()
-			return nil, fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
+			err := fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
 				req.URL.Host, resp.Status, strconv.Quote(media))
+			if resp.StatusCode == http.StatusNotFound {
+				return nil, &failure{err.Error(), registry.ErrNoAPI}
+			}
+			return nil, err
 		}
 	}
 	b := &body{ReadCloser: resp.Body, left: maxBody, host: req.URL.Host}
@@ -185,6 +190,15 @@ func contains(err, target error) bool {
 	return errors.Is(err, target)
 }
 
+// failure is an error in plain words, with what it means.
+type failure struct {
+	text  string
+	cause error
+}
+
+func (f *failure) Error() string { return f.text }
+func (f *failure) Unwrap() error { return f.cause }
+
 // explain puts the client's errors into one line of plain words, with the
 // endpoints.
 func (r *Registry) explain(err error) error {
@@ -202,7 +216,11 @@ func (r *Registry) explain(err error) error {
 		for _, e := range all.Errors {
 			texts = append(texts, strings.TrimSpace(e.Error()))
 		}
-		return errors.New("no etcd endpoint answers: " + strings.Join(texts, "; "))
+		text := "no etcd endpoint answers: " + strings.Join(texts, "; ")
+		if contains(err, registry.ErrNoAPI) {
+			return &failure{text, registry.ErrNoAPI}
+		}
+		return errors.New(text)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("etcd did not answer in time: %w", err)
 	}

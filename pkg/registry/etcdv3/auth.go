@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"flanneld/pkg/registry"
 )
 
 // token is what etcd gave for the password. It expires when it is not used
@@ -110,6 +112,7 @@ func (f *failure) Unwrap() error { return f.cause }
 // be connected to.
 func (l *link) explain(err error) error {
 	var done *failure
+	cause := err
 	if err == nil || errors.As(err, &done) || errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -119,6 +122,10 @@ func (l *link) explain(err error) error {
 		text = "no answer in time"
 	case code == codes.Unimplemented || strings.Contains(text, "server preface") || strings.Contains(text, "HTTP status code"):
 		text = "does not speak etcd's v3 API: " + text
+		// Of an HTTP/1 server, such as etcd 2, gRPC quotes what it found in place of HTTP/2.
+		if code == codes.Unimplemented || strings.Contains(text, "looked like an HTTP/1.1 header") {
+			cause = errors.Join(err, registry.ErrNoAPI)
+		}
 	}
 	var login *loginError
 	if errors.As(err, &login) {
@@ -138,5 +145,5 @@ func (l *link) explain(err error) error {
 	} else {
 		text = strings.Join(append([]string{"etcd at " + strings.Join(all, ", ") + ": " + text}, bad...), "; ")
 	}
-	return &failure{strings.Join(strings.Fields(text), " "), err}
+	return &failure{strings.Join(strings.Fields(text), " "), cause}
 }

@@ -70,6 +70,9 @@ func TestNotEtcd(t *testing.T) {
 			start := time.Now()
 			_, errs := calls(timeout(t), r)
 			for op, err := range errs {
+				if no := name == "etcd 2" || name == "no service"; errors.Is(err, registry.ErrNoAPI) != no {
+					t.Errorf("%s: error %v, is it ErrNoAPI: %v", op, err, !no)
+				}
 				if err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) || errors.Is(err, registry.ErrHistoryLost) {
 					t.Errorf("%s: error %v", op, err)
 				} else if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), server.URL) {

@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/registry/etcdtest"
+)
+
+// What two stores with a config each hold, and which one is the network.
+func TestStoreWithTheLeasesIsTheNetwork(t *testing.T) {
+	const none, v3, v2 = -1, 0, 1
+	empty, peers, reserved := evidence{}, evidence{leases: 3}, evidence{reservations: 3}
+	ours := evidence{leases: 3, ownLeases: 1}
+	alone := evidence{leases: 1, ownLeases: 1}
+	forUs := evidence{reservations: 3, ownReservations: 1}
+	for _, c := range []struct {
+		name   string
+		v3, v2 evidence
+		last   int
+		want   int
+		doubt  bool
+	}{
+		{"neither has leases", empty, empty, none, v3, true},
+		{"neither has leases, was in v2", empty, empty, v2, v2, false},
+		{"neither has leases, was in v3", empty, empty, v3, v3, false},
+		{"hosts are in v2", empty, peers, none, v2, false},
+		{"hosts are in v3", peers, empty, none, v3, false},
+		{"all are in v2, ours too", empty, ours, none, v2, false},
+		{"all are in v3, ours too", ours, empty, none, v3, false},
+		{"hosts in both", peers, peers, none, v3, true},
+		{"hosts in both, was in v2", peers, peers, v2, v2, true},
+		{"hosts in both, ours in v2", peers, ours, none, v2, true},
+		{"hosts in both, ours in v3", ours, peers, none, v3, true},
+		{"hosts in both, ours in v2, was in v3", peers, ours, v3, v2, true}, // the original ran here meanwhile
+		{"ours in both", ours, ours, none, v3, true},
+		{"ours in both, was in v2", ours, ours, v2, v2, true},
+		{"only ours in v2, others in v3", peers, alone, none, v2, true},
+		{"they moved to v2 while we were down", empty, peers, v3, v2, false},
+		// Reservations outlive their network.
+		{"reservations in v2", empty, reserved, none, v2, false},
+		{"reservations in v2, was in v3", empty, reserved, v3, v3, false},
+		{"our reservation in v2, was in v3", empty, forUs, v3, v3, false},
+		{"our reservation in v2", reserved, forUs, none, v2, true},
+		{"reservations in v2, hosts in v3", peers, forUs, none, v3, true},
+		{"reservations in both", reserved, reserved, none, v3, true},
+	} {
+		if got := decide([2]evidence{c.v3, c.v2}, c.last); got.store != c.want || got.doubt != c.doubt || got.why == "" {
+			t.Errorf("%s: %+v, want store %d, doubt %v", c.name, got, c.want, c.doubt)
+		}
+	}
+}
+
+// The same on a real etcd, with the leases as daemons write them.
+func TestStoreIsChosenByItsLeases(t *testing.T) {
+	here, there := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("192.0.2.12")
+	for _, c := range []struct {
+		name   string
+		leases map[API]netip.Addr
+		last   API
+		want   API
+		warns  bool
+	}{
+		{"no leases", nil, "", APIv3, true},
+		{"a peer in v2", map[API]netip.Addr{APIv2: there}, "", APIv2, false},
+		{"a peer in v3", map[API]netip.Addr{APIv3: there}, "", APIv3, false},
+		{"peers in both", map[API]netip.Addr{APIv2: there, APIv3: there}, "", APIv3, true},
+		{"this host in v2, a peer in v3", map[API]netip.Addr{APIv2: here, APIv3: there}, "", APIv2, true},
+		{"no leases, last in v2", nil, APIv2, APIv2, false},
+		{"peers in both, last in v2", map[API]netip.Addr{APIv2: there, APIv3: there}, APIv2, APIv2, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/coreos.com/network"}
+			for api, verb := range map[API]string{APIv3: "put", APIv2: "set"} {
+				paste(t, etcdctl(o, api, verb, "/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.4%s.0.0/16"}`, api[1:])))
+				if ip, ok := c.leases[api]; ok {
+					reg, err := open(o, api)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer reg.Close()
+					if _, err := reg.Create(t.Context(), netip.MustParsePrefix("10.42.7.0/24"), lease.Attrs{PublicIP: ip}, time.Hour); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			var log strings.Builder
+			s, err := openStore(o, APIAuto, identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }}, slog.New(slog.NewTextHandler(&log, nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			raw, err := s.Config(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, api := s.registry()
+			if api != c.want || !strings.Contains(string(raw), "10.4"+string(api[1:])) || strings.Contains(log.String(), "level=WARN") != c.warns {
+				t.Errorf("chose %s with %s, want %s; log:\n%s", api, raw, c.want, &log)
+			}
+		})
+	}
+}
+
+// A store without an answer is waited for, if this host was there before without end; one
+// that etcd does not have is not.
+func TestSilentStoreIsWaitedFor(t *testing.T) {
+	o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/p"}
+	away := etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/p"}
+	paste(t, etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
+	for _, c := range []struct {
+		last  API
+		tries int // until the one that answers is taken; 0: never
+	}{{"", 3}, {APIv3, 1}, {APIv2, 0}} {
+		s, err := openStore(o, APIAuto, identity{last: c.last}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.regs[1].Close()
+		if s.regs[1], err = open(away, APIv2); err != nil {
+			t.Fatal(err)
+		}
+		tries := 0
+		for n := 1; n <= 5 && tries == 0; n++ {
+			if _, err := s.Config(t.Context()); err == nil {
+				tries = n
+			}
+		}
+		if tries != c.tries {
+			t.Errorf("last in %q: taken at attempt %d, want %d", c.last, tries, c.tries)
+		}
+		s.close()
+	}
+}
