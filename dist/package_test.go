@@ -85,13 +85,19 @@ func daemon(t *testing.T) string {
 	return path
 }
 
-// The manual has the flags of "flanneld --help", in its order, with its words for
-// the values and its defaults.
+// The manual has the flags of "flanneld --help" and "flanneld cleanup --help", in their
+// order, with their words for the values and their defaults.
 func TestManualFlags(t *testing.T) {
-	help, err := exec.Command(daemon(t), "--help").Output()
+	program := daemon(t)
+	help, err := exec.Command(program, "--help").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+	cleanup, err := exec.Command(program, "cleanup", "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	help = append(help, cleanup...)
 	// A flag's text can go on in lines that are further to the right.
 	text := regexp.MustCompile(`\n {8,}`).ReplaceAllString(string(help), " ")
 	quoted := regexp.MustCompile(`\(default "?([^")]*)"?\)`)

@@ -39,7 +39,7 @@ var groups = []group{
 		idle(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
 	}},
 	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringVar(&cl.options.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` that tells docker the subnet and MTU")
+		f.StringVar(&cl.options.SubnetFile, "subnet-file", subnetFile, "`file` that tells docker the subnet and MTU")
 		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, 1 to 1439")
 		f.BoolVar(&cl.options.Release, "release-lease-on-exit", false, "give up the lease at SIGTERM, for hosts that do not come back")
 	}},
@@ -67,6 +67,9 @@ var groups = []group{
 	{"", kubernetesFlags},
 	{"", formerFlags},
 }
+
+// subnetFile is where docker's units look.
+const subnetFile = "/run/flannel/subnet.env"
 
 const (
 	noKubernetes = "this flanneld keeps its leases in etcd; there is no Kubernetes mode"
@@ -120,6 +123,7 @@ func (cl *commandLine) help() string {
 	b.WriteString(`flanneld gives this host a subnet of an overlay network and connects it with its peers.
 
 Usage: flanneld [-flag=value]...
+       flanneld cleanup [-flag=value]...    removes what it has made, see flanneld cleanup --help
 
 Flags take one dash or two. Each can be set by an environment variable too: -etcd-prefix
 by FLANNELD_ETCD_PREFIX; the command line wins. Booleans take "=": -ip-masq=true.

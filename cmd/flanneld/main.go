@@ -2,7 +2,7 @@
 // kernel's entries for its peers right. It turns the command line and the
 // environment into daemon.Options, and daemon.Run's result into an exit code:
 // 0 after SIGTERM or SIGINT, 1 when it cannot do its work, 2 for a command line
-// it does not accept.
+// it does not accept. "flanneld cleanup" removes what a daemon has left instead.
 package main
 
 import (
@@ -33,6 +33,9 @@ func main() {
 }
 
 func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "cleanup" {
+		return cleanup(ctx, args[1:], env, stdout, stderr)
+	}
 	cl, err := parse(args, env)
 	switch {
 	case errors.Is(err, errHelp):

@@ -10,6 +10,9 @@ import (
 // of these have two claims.
 func claimPath(path string) string { return path + ".lease" }
 
+// Files returns the paths of all that a daemon keeps with the subnet.env at path, this one included.
+func Files(path string) []string { return []string{path, claimPath(path)} }
+
 // ReadClaim reads the claim that was written beside the subnet.env at path. A
 // missing one is the zero Claim and no error.
 func ReadClaim(path string) (lease.Claim, error) {

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"flanneld/pkg/daemon"
+
+	"github.com/spf13/pflag"
+)
+
+// cleanup is "flanneld cleanup": it removes what a daemon has left on this host. Its exit code is 0 when nothing is left,
+// 1 when something is, or a daemon runs, 2 for a command line that it does not accept.
+func cleanup(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+	o, help, err := parseCleanup(args, env)
+	switch {
+	case errors.Is(err, errHelp):
+		fmt.Fprint(stdout, help)
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "flanneld cleanup: %v\nRun 'flanneld cleanup --help' for the flags there are.\n", err)
+		return 2
+	}
+	if err := daemon.Cleanup(ctx, o, stdout, stderr); err != nil {
+		fmt.Fprintf(stderr, "flanneld cleanup: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func parseCleanup(args, env []string) (o daemon.CleanupOptions, help string, err error) {
+	cl := &commandLine{flags: pflag.NewFlagSet("flanneld cleanup", pflag.ContinueOnError)}
+	cl.flags.SortFlags = false
+	cl.flags.Usage = func() {}
+	cl.flags.StringVar(&o.SubnetFile, "subnet-file", subnetFile, "`file` that the daemon was given, which names the network")
+	cl.flags.BoolVar(&o.DryRun, "dry-run", false, "print the commands only")
+	cl.flags.BoolVar(&o.Files, "files", false, "remove the subnet file and what is kept beside it, too")
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
+			o.SubnetFile = v
+		}
+	}
+	help = cleanupHelp + cl.flags.FlagUsagesWrapped(100)
+	if args, err = cl.twoDashes(args); err != nil {
+		return o, help, err
+	}
+	if err := cl.flags.Parse(args); err != nil {
+		return o, help, err
+	}
+	if stray := cl.flags.Args(); len(stray) > 0 {
+		return o, help, fmt.Errorf("unexpected argument %q", stray[0])
+	}
+	if o.SubnetFile == "" {
+		return o, help, bad("subnet-file", "", "a path")
+	}
+	return o, help, nil
+}
+
+const cleanupHelp = `flanneld cleanup removes from this host what flanneld has made for a network: devices, routes,
+nexthops and packet filter rules. Containers are cut off. It needs no etcd, leaves other networks
+alone, prints each step as a command, and refuses while a flanneld of the network runs.
+
+Usage: flanneld cleanup [-flag=value]...
+
+Exit code: 0 if nothing is left, 1 if something is or a flanneld runs, 2 for a wrong flag.
+
+`

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"flanneld/pkg/daemon"
+)
+
+func TestCleanupFlags(t *testing.T) {
+	std := daemon.CleanupOptions{SubnetFile: "/run/flannel/subnet.env"}
+	for _, c := range []struct {
+		args, env string
+		want      daemon.CleanupOptions
+		err       string
+	}{
+		{"", "", std, ""},
+		{"-subnet-file=/a", "FLANNELD_SUBNET_FILE=/b", daemon.CleanupOptions{SubnetFile: "/a"}, ""},
+		{"--subnet-file /a", "", daemon.CleanupOptions{SubnetFile: "/a"}, ""},
+		{"", "FLANNELD_SUBNET_FILE=/b FLANNELD_FILES=true FLANNELD_ETCD_ENDPOINTS=x", daemon.CleanupOptions{SubnetFile: "/b"}, ""},
+		{"-dry-run --files", "", daemon.CleanupOptions{SubnetFile: "/run/flannel/subnet.env", DryRun: true, Files: true}, ""},
+		{"-dry-run=false", "", std, ""},
+		{"-subnet-file=", "", daemon.CleanupOptions{}, "subnet-file"},
+		{"-etcd-endpoints=x", "", daemon.CleanupOptions{}, "unknown flag -etcd-endpoints=x"},
+		{"flannel.1", "", daemon.CleanupOptions{}, `unexpected argument "flannel.1"`},
+		{"-dry-run true", "", daemon.CleanupOptions{}, `unexpected argument "true"`},
+	} {
+		got, _, err := parseCleanup(strings.Fields(c.args), strings.Fields(c.env))
+		if c.err == "" && (err != nil || got != c.want) || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%s with %s: %+v, %v", c.args, c.env, got, err)
+		}
+	}
+	var out, errs bytes.Buffer
+	if code := run(t.Context(), func() {}, []string{"cleanup", "-help"}, nil, &out, &errs); code != 0 || !strings.Contains(out.String(), "--dry-run") || errs.Len() > 0 {
+		t.Errorf("help: exit code %d, %s%s", code, &out, &errs)
+	}
+	if code := run(t.Context(), func() {}, []string{"cleanup", "now"}, nil, &out, &errs); code != 2 || !strings.Contains(errs.String(), "flanneld cleanup --help") {
+		t.Errorf("stray argument: exit code %d, %s", code, &errs)
+	}
+}

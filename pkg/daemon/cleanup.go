@@ -1,0 +1,249 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/iptables"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/nftables"
+	"flanneld/pkg/presence"
+	"flanneld/pkg/subnetenv"
+)
+
+// CleanupOptions say what Cleanup is to remove.
+type CleanupOptions struct {
+	SubnetFile string // names the network, with the claim beside it
+	Files      bool   // remove these files too
+	DryRun     bool   // only say what there is to do
+}
+
+// Cleanup removes from this host what a daemon has made for the network that the subnet
+// file or the claim names: devices with all that is on them, routes, nexthops, packet
+// filter rules of either iptables and of nftables. Each step is written to out as a command,
+// remarks to remarks.
+//
+// It needs no etcd, and touches nothing that another network has. While a daemon of the
+// network runs, it does nothing. What cannot be removed does not keep it from the rest.
+func Cleanup(ctx context.Context, o CleanupOptions, out, remarks io.Writer) error {
+	c := &cleanup{CleanupOptions: o, out: out, remarks: remarks}
+	if err := c.identify(); err != nil {
+		return err
+	}
+	here, err := presence.Register(c.owner.Network, "") // so that no daemon starts meanwhile
+	if err != nil {
+		return fmt.Errorf("refused: %w; stop it first", err)
+	}
+	defer here.Close()
+	if err := c.unregistered(); err != nil {
+		return err
+	}
+	err = errors.Join(c.kernel(), c.rules(ctx), c.files())
+	if err == nil && c.steps == 0 {
+		fmt.Fprintf(remarks, "nothing of the network %s is left\n", c.owner.Network)
+	}
+	return err
+}
+
+type cleanup struct {
+	CleanupOptions
+	owner        firewall.Owner
+	out, remarks io.Writer
+	steps        int
+}
+
+// identify finds out which network it is about.
+func (c *cleanup) identify() error {
+	env, err := subnetenv.Read(c.SubnetFile)
+	if err != nil {
+		return err
+	}
+	claim, err := subnetenv.ReadClaim(c.SubnetFile)
+	if err != nil {
+		fmt.Fprintf(c.remarks, "going on without the claim: %v\n", err)
+	}
+	c.owner.Network = env.Network
+	if !c.owner.Network.IsValid() {
+		c.owner.Network = claim.Subnet // at least that
+	}
+	if !c.owner.Network.IsValid() || c.owner.Network.Bits() == 0 {
+		return fmt.Errorf("%s: no network is named in it or beside it, so that it is not known what is flanneld's", c.SubnetFile)
+	}
+	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnet} {
+		if v := (firewall.Overlay{Network: c.owner.Network, Subnet: subnet}); subnet.IsValid() && !slices.Contains(c.owner.Overlays, v) {
+			c.owner.Overlays = append(c.owner.Overlays, v)
+		}
+	}
+	return nil
+}
+
+// step says a command, and does it.
+func (c *cleanup) step(command string, do func() error) error {
+	c.steps++
+	fmt.Fprintln(c.out, command)
+	if c.DryRun {
+		return nil
+	}
+	return do()
+}
+
+// kernel removes devices, routes and nexthops.
+func (c *cleanup) kernel() error {
+	k, err := kernel.New()
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	inv, err := k.Inventory()
+	if err != nil {
+		return err
+	}
+	scope := dataplane.Scope{Network: c.owner.Network, NextHops: true}
+	for _, i := range inv.Ifaces {
+		if deviceName.MatchString(i.Name) {
+			scope.Links = append(scope.Links, i.Name)
+		}
+	}
+	have, err := k.Snapshot(scope)
+	if err != nil {
+		return err
+	}
+	ops, left := c.removal(have, scope)
+	errs := []error{left}
+	for _, op := range ops {
+		errs = append(errs, c.step(op.String(), func() error { return k.Apply([]dataplane.Op{op})[0] }))
+	}
+	return errors.Join(errs...)
+}
+
+// deviceName is what devices of ours are called.
+var deviceName = regexp.MustCompile(`^flannel(\.?)[0-9]+$`)
+
+// removal is what removes all that is ours of what the kernel holds: whole devices, and on those of others what bears
+// our stamp.
+func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []dataplane.Op, left error) {
+	var links []dataplane.Op
+	gone := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
+		ours, foreign := c.ours(have, name)
+		switch {
+		case ours && foreign.IsValid():
+			left = errors.Join(left, fmt.Errorf("%s is left, for it has %s too, which is not in %s: ip link del %[1]s", name, foreign, c.owner.Network))
+		case ours:
+			gone[name] = true
+			links = append(links, dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindLink, Name: name, Link: have.Links[name]})
+		}
+	}
+	scope.Links = nil
+	for op := range dataplane.Diff(dataplane.NewState(), have, scope, true).Ops() {
+		if !gone[op.Device()] { // these go with the device
+			ops = append(ops, op)
+		}
+	}
+	return append(ops, links...), left
+}
+
+// ours reports whether a device is the network's: of a name and kind as its daemon makes, and with an address or a route
+// inside the network. foreign is an address that another network may have on it.
+func (c *cleanup) ours(have dataplane.State, name string) (ours bool, foreign netip.Prefix) {
+	switch l := have.Links[name]; l.Kind {
+	case dataplane.KindVXLAN:
+		if name != fmt.Sprintf("flannel.%d", l.VNI) {
+			return false, foreign
+		}
+	case dataplane.KindTUN:
+		if strings.Contains(name, ".") {
+			return false, foreign
+		}
+	default:
+		return false, foreign
+	}
+	for a := range have.Addrs {
+		switch {
+		case a.Link != name || !a.Prefix.Addr().Is4():
+		case c.owner.Network.Contains(a.Prefix.Addr()):
+			ours = true
+		default:
+			foreign = a.Prefix
+		}
+	}
+	for k := range have.Routes { // all are inside the network
+		ours = ours || k.Link == name
+	}
+	return ours, foreign
+}
+
+// rules removes packet filter rules, from both variants of iptables and from nftables.
+func (c *cleanup) rules(ctx context.Context) error {
+	all, err := bothIPTables()
+	errs := []error{err}
+	for _, ipt := range all {
+		errs = append(errs, c.ruleSet(ctx, ipt, ipt.Removal))
+	}
+	nft, err := nftables.New()
+	if err != nil {
+		return errors.Join(errs...) // a kernel without it holds no rules there
+	}
+	defer nft.Close()
+	return errors.Join(append(errs, c.ruleSet(ctx, nftSet{nft}, func(ctx context.Context, o firewall.Owner) ([]string, error) {
+		return nft.Removal(ctx, nftables.IPv4, o)
+	}))...)
+}
+
+// bothIPTables returns the variants of iptables that are installed and may hold rules, each once.
+func bothIPTables() (all []*iptables.Tables, err error) {
+	legacy, err := iptables.LegacyTables(iptables.IPv4)
+	errs := []error{err}
+	for _, find := range []func() (*iptables.Tables, error){
+		func() (*iptables.Tables, error) { return iptables.New(iptables.IPv4) },
+		func() (*iptables.Tables, error) { return iptables.NewVariant(iptables.IPv4, true) },
+		func() (*iptables.Tables, error) { return iptables.NewVariant(iptables.IPv4, false) },
+	} {
+		t, err := find()
+		switch {
+		case errors.Is(err, iptables.ErrNotFound):
+		case err != nil:
+			errs = append(errs, err)
+		case t.Legacy() && !legacy: // it has no rules, and would make tables
+		case !slices.ContainsFunc(all, func(o *iptables.Tables) bool { return o.Legacy() == t.Legacy() }):
+			all = append(all, t)
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+// ruleSet removes the rules that one set holds. They all go at once.
+func (c *cleanup) ruleSet(ctx context.Context, set ruleSet, removal func(context.Context, firewall.Owner) ([]string, error)) error {
+	commands, err := removal(ctx, c.owner)
+	if err != nil || len(commands) == 0 {
+		return err
+	}
+	return c.step(strings.Join(commands, "\n"), func() error {
+		_, err := set.Sync(ctx, c.owner, nil)
+		return err
+	})
+}
+
+// files removes the files, if that is wanted.
+func (c *cleanup) files() error {
+	if !c.Files {
+		return nil
+	}
+	var errs []error
+	for _, path := range subnetenv.Files(c.SubnetFile) {
+		if _, err := os.Lstat(path); err == nil {
+			errs = append(errs, c.step("rm "+path, func() error { return os.Remove(path) }))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,48 @@
+package nftables
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing itself.
+func (t *Tables) Removal(_ context.Context, family Family, owner firewall.Owner) ([]string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w, err := t.conn.list(family)
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	var commands []string
+	for _, m := range newPlan(family, owner, wanted{}, w).messages {
+		commands = append(commands, m.command())
+	}
+	return commands, nil
+}
+
+// command is a deletion in the words of nft(8).
+func (m message) command() string {
+	text := map[uint16]string{}
+	var handle uint64
+	for kind, v := range fields(m.body) {
+		if m.kind == unix.NFT_MSG_DELRULE && kind == unix.NFTA_RULE_HANDLE {
+			handle = value(v).u64()
+		} else {
+			text[kind] = string(bytes.TrimRight(v, "\x00"))
+		}
+	}
+	switch {
+	case m.kind == unix.NFT_MSG_DELTABLE:
+		return fmt.Sprintf("nft delete table %s %s", m.family, text[unix.NFTA_TABLE_NAME])
+	case m.kind == unix.NFT_MSG_DELCHAIN:
+		return fmt.Sprintf("nft delete chain %s %s %s", m.family, text[unix.NFTA_CHAIN_TABLE], text[unix.NFTA_CHAIN_NAME])
+	case handle != 0:
+		return fmt.Sprintf("nft delete rule %s %s %s handle %d", m.family, text[unix.NFTA_RULE_TABLE], text[unix.NFTA_RULE_CHAIN], handle)
+	}
+	return fmt.Sprintf("nft flush chain %s %s %s", m.family, text[unix.NFTA_RULE_TABLE], text[unix.NFTA_RULE_CHAIN])
+}
