@@ -1,10 +1,16 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"flanneld/pkg/lab"
 )
 
 // TestNewUplinkAddress: a host whose uplink gets another address, or is replaced
@@ -71,4 +77,128 @@ func eachNewAddress(t *testing.T, change func(c *cluster, command string)) {
 func data(value string) string {
 	_, rest, _ := strings.Cut(value, ",")
 	return rest
+}
+
+// absences are ways in which an uplink goes and comes again as it was: commands on the host,
+// or on the fabric where they begin with "fabric: ". $ADDR, $GW and $NS are the host's.
+var absences = []struct {
+	name, goes, comes string
+	long              bool // tried for more than 3 s, too
+}{
+	{"link", "ip link set eth0 down", "ip link set eth0 up && ip route replace default via $GW dev eth0", true},
+	{"carrier", "fabric: ip link set h1 down", "fabric: ip link set h1 up", true},
+	{"address", "ip -4 addr flush dev eth0", "ip addr add $ADDR/22 dev eth0 && ip route replace default via $GW dev eth0", false},
+	{"route", "ip route del default via $GW dev eth0", "ip route replace default via $GW dev eth0", false},
+	{"device", "ip link del eth0", "fabric: ip link add h1 mtu 1500 master rack1 type veth peer name eth0 netns $NS && ip link set h1 up && " +
+		"ip -n $NS link set eth0 up && ip -n $NS addr add $ADDR/22 dev eth0 && ip -n $NS route replace default via $GW dev eth0", true},
+}
+
+// TestUplinkComesBack: an uplink that is away for less than 3 s stays the uplink, though there
+// is another default route; one that is away for longer is taken back when it is whole again,
+// and so it is where nothing else could be taken.
+func TestUplinkComesBack(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	for _, alone := range []bool{false, true} {
+		t.Run(map[bool]string{false: "two networks", true: "one network"}[alone], func(t *testing.T) {
+			t.Parallel()
+			need(t, "ip")
+			c := newCluster(t, lab.Options{Hosts: 2})
+			c.put("config", vxlanConfig)
+			h := c.Hosts[0]
+			gateway := strings.Fields(c.sh(h, "ip route show default"))[2]
+			if !alone {
+				c.sh(h, "ip link add mgmt type veth peer name mgmt-far && ip link set mgmt-far up && ip link set mgmt up && "+
+					"ip addr add 192.168.77.2/24 dev mgmt && ip route add default via 192.168.77.1 dev mgmt metric 600")
+			}
+			c.must(c.StartAll(c.ctx))
+			c.addContainers()
+			c.waitAllPairs()
+			words := strings.NewReplacer("$ADDR", h.Addr.String(), "$GW", gateway, "$NS", h.NS.Name)
+			do := func(command string) {
+				t.Helper()
+				if command = words.Replace(command); !strings.HasPrefix(command, "fabric: ") {
+					c.sh(h, command)
+					return
+				}
+				c.must(c.Fabric.Do(func() error {
+					out, err := exec.CommandContext(c.ctx, "sh", "-c", strings.TrimPrefix(command, "fabric: ")).CombinedOutput()
+					if err != nil {
+						err = fmt.Errorf("%s: %w: %s", command, err, out)
+					}
+					return err
+				}))
+			}
+			var want []string
+			for _, a := range absences {
+				do(a.goes)
+				do(a.comes)
+				c.waitAllPairs()
+			}
+			for _, a := range absences {
+				if !a.long {
+					continue
+				}
+				do(a.goes)
+				if !alone {
+					want = append(want, "mgmt", "eth0")
+					c.within(5*time.Second, a.name+": another uplink is chosen", func() error { return chosen(h, want[:len(want)-1]) })
+				}
+				do(a.comes)
+				c.within(5*time.Second, a.name+": the former one is taken back", func() error { return chosen(h, want) })
+				c.waitAllPairs()
+			}
+			if _, e := c.lease(h); !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) {
+				t.Errorf("the lease says %s", e.Value)
+			}
+			c.must(chosen(h, want))
+		})
+	}
+}
+
+// chosen checks which interfaces were chosen after eth0, in order.
+func chosen(h *lab.Host, want []string) error {
+	var got []string
+	for line := range strings.Lines(h.Flanneld().Logs()) {
+		if before, after, ok := strings.Cut(line, " iface="); ok && strings.Contains(before, `msg="chose `) {
+			name, _, _ := strings.Cut(after, " ")
+			got = append(got, name)
+		}
+	}
+	if want = append([]string{"eth0"}, want...); !slices.Equal(got, want) {
+		return fmt.Errorf("%v were chosen, want %v", got, want)
+	}
+	return nil
+}
+
+// TestUplinkIsNeverTheOverlay: with an expression that fits the overlay's devices as well, an
+// uplink without address is waited for.
+func TestUplinkIsNeverTheOverlay(t *testing.T) {
+	need(t, "ip")
+	c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("10.99.0.0/16")})
+	c.put("config", vxlanConfig)
+	c.must(c.StartAll(c.ctx, `-iface-regex=^10\.`))
+	c.addContainers()
+	c.waitAllPairs()
+	h := c.Hosts[0]
+	c.sh(h, "ip -4 addr flush dev eth0")
+	c.within(5*time.Second, "the loss is noticed", func() error {
+		if logged(h, "the uplink cannot be used", "no address or name matches") == 0 {
+			return errors.New("it is not logged")
+		}
+		return nil
+	})
+	// The next run has docker0 and flannel.1 from the start.
+	c.must(h.Flanneld().Kill(c.ctx))
+	p, err := h.Start(`-iface-regex=^10\.`)
+	c.must(err)
+	if code, err := p.Wait(c.ctx); err != nil || code != 1 {
+		t.Errorf("without an uplink, it ends with %d, %v", code, err)
+	}
+	c.sh(h, "ip addr add "+h.Addr.String()+"/16 dev eth0")
+	_, err = h.Start(`-iface-regex=^10\.`)
+	c.must(err)
+	c.waitAllPairs()
+	if _, e := c.lease(h); !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) {
+		t.Errorf("the lease says %s", e.Value)
+	}
 }

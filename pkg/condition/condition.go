@@ -87,6 +87,14 @@ func (l *List) end(id string) {
 	l.log.Info("no longer: "+c.Text, append(slices.Clone(c.Fields), "duration", time.Since(c.Since).Round(time.Millisecond))...)
 }
 
+// Has reports whether a condition is there.
+func (l *List) Has(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, there := l.now[id]
+	return there
+}
+
 // Replace sets the conditions that one check has found, and ends those that it found
 // before and not now. The IDs of a check all begin with its prefix, which no other's do.
 func (l *List) Replace(prefix string, found []Condition) {

@@ -9,6 +9,8 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -65,7 +67,10 @@ type daemon struct {
 	options  Options
 	log      *slog.Logger
 	kernel   *kernel.Kernel
+	choosing sync.Mutex   // one user of tracker at a time
+	tracker  host.Tracker // of the uplink
 	uplink   atomic.Pointer[host.Uplink]
+	choice   *alarm // when the uplink is to be chosen anew
 	net      network
 	loop     *reconcile.Loop
 	rules    *rules
@@ -78,9 +83,10 @@ type daemon struct {
 	fds        *fdStore
 	tun        atomic.Pointer[string] // name of the TUN device, where there is one
 
-	former  subnetenv.Env // of the run before
-	claim   lease.Claim   // as written last
-	unnoted string        // why a later one could not be written
+	former  subnetenv.Env  // of the run before
+	claim   lease.Claim    // as written last
+	had     []netip.Prefix // subnets of this host, of runs before
+	unnoted string         // why a later one could not be written
 	view    atomic.Pointer[lease.View]
 	own     atomic.Pointer[lease.Lease] // with its present revision
 	facts   facts
@@ -97,7 +103,7 @@ type daemon struct {
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
-	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: newFDStore(log)}
+	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: newFDStore(log)}
 	defer d.fds.close()
 	d.terms.news = make(chan subnet.Terms, 1)
 	if o.HealthzPort != 0 {
@@ -113,19 +119,20 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	defer k.Close()
 	d.kernel = k
+	d.recall()
+	d.tracker = host.Tracker{Selectors: o.Uplink, Reach: k.RouteTo}
 	inv, err := k.Inventory()
 	if err != nil {
 		return err
 	}
 	if err := d.chooseUplink(inv); err != nil {
-		return err
+		return fmt.Errorf("choose the uplink: %w", err)
 	}
 	if o.EtcdDomain != "" {
 		if o.Etcd.Endpoints, err = resolve(ctx, o.EtcdDomain, log); err != nil {
 			return err
 		}
 	}
-	d.recall()
 	store, err := openStore(o.Etcd, o.EtcdAPI, d.identity(), log)
 	if err != nil {
 		return err
@@ -225,6 +232,7 @@ func (d *daemon) recall() {
 	if d.claim, err = subnetenv.ReadClaim(d.options.SubnetFile); err != nil {
 		d.log.Warn("going on without a claim on the previous lease", "err", err)
 	}
+	d.had = []netip.Prefix{d.former.Subnet, d.claim.Subnet}
 }
 
 // identity is by what this host finds its lease, and so its store.
@@ -237,7 +245,7 @@ func (d *daemon) identity() identity {
 // join leases a subnet, on the terms of the network config.
 func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, listing registry.Listing, err error) {
 	o = d.leaseOptions()
-	if own, listing, err = subnet.Acquire(ctx, o, d.attrs); err != nil {
+	if own, listing, err = subnet.Acquire(ctx, o, func(previous lease.Attrs) (lease.Attrs, error) { return d.attrs(ctx, previous) }); err != nil {
 		return o, own, listing, err
 	}
 	leases := make([]*lease.Lease, len(listing.Leases))
@@ -331,17 +339,34 @@ func (d *daemon) remember(c lease.Claim) {
 
 // watch turns the kernel's events into passes until they end.
 func (d *daemon) watch(events <-chan kernel.Event) {
-	for e := range events {
-		d.log.Debug("the kernel reports changes", "of", e)
-		if e&(kernel.Uplink|kernel.Overflow) != 0 {
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			d.heard(e)
+		case <-d.choice.C:
+			d.choice.rang()
 			d.facts.stale()
 			d.updateSubnetFile()
+			d.loop.Trigger()
 		}
-		// Not for links of our own: what we try on them is an event, too.
-		if e&kernel.Uplink != 0 {
-			d.loop.Retry()
-			continue
-		}
+	}
+}
+
+func (d *daemon) heard(e kernel.Event) {
+	d.log.Debug("the kernel reports changes", "of", e)
+	if e&(kernel.Uplink|kernel.Overflow) != 0 {
+		d.facts.stale()
+		d.updateSubnetFile()
+	} else if e&kernel.Candidates != 0 {
+		d.choice.within(d.facts.pause())
+	}
+	switch {
+	case e&kernel.Uplink != 0: // not for links of our own: what we try on them is an event, too
+		d.loop.Retry()
+	case e != kernel.Candidates:
 		d.loop.Reread()
 	}
 }
@@ -364,6 +389,7 @@ func (d *daemon) updateSubnetFile() {
 		return
 	}
 	switch changed, err := d.writeSubnetFile(); {
+	case errors.As(err, &reconcile.ReportedError{}):
 	case err != nil:
 		d.log.Warn("the subnet file stays as it is", "err", err)
 	case changed:

@@ -20,7 +20,8 @@ type facts struct {
 	mu    sync.Mutex
 	value host.Facts
 	at    time.Time // when it was read
-	valid bool      // nothing has told of a change since
+	cost  time.Duration
+	valid bool // nothing has told of a change since
 }
 
 // latest gives the last reading, or a new one if something has changed since. When the
@@ -43,7 +44,9 @@ func (f *facts) since(oldest time.Time) (host.Facts, error) {
 	if f.valid && f.at.After(oldest) {
 		return f.value, nil
 	}
+	begun := time.Now()
 	value, err := f.read()
+	f.cost = time.Since(begun)
 	if err != nil {
 		return host.Facts{}, err
 	}
@@ -56,4 +59,43 @@ func (f *facts) stale() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.valid = false
+}
+
+// pause is how long to wait with a reading that others cause, and may cause all the time,
+// so that readings take a twentieth of a processor at most.
+func (f *facts) pause() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return min(max(20*f.cost, 50*time.Millisecond), 3*time.Second)
+}
+
+// alarm is a timer that can be set to an earlier time, not to a later one.
+type alarm struct {
+	*time.Timer
+
+	mu sync.Mutex
+	at time.Time // zero: it is not set
+}
+
+func newAlarm() *alarm {
+	a := &alarm{Timer: time.NewTimer(time.Hour)}
+	a.Stop()
+	return a
+}
+
+// within has it ring after d, if not before.
+func (a *alarm) within(d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if at := time.Now().Add(d); a.at.IsZero() || at.Before(a.at) {
+		a.at = at
+		a.Reset(d)
+	}
+}
+
+// rang is to be called when it has.
+func (a *alarm) rang() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at = time.Time{}
 }

@@ -1,10 +1,13 @@
 package daemon
 
 import (
-	"fmt"
+	"context"
+	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/reconcile"
@@ -14,20 +17,52 @@ import (
 // factsRetry is the time between attempts while this host has no uplink.
 const factsRetry = time.Second
 
-// chooseUplink finds the interface that carries the overlay.
+// uplinkCondition is there while the uplink cannot be used.
+const uplinkCondition = "uplink"
+
+// chooseUplink finds the interface that carries the overlay, or keeps it. It returns why
+// that cannot be used now.
 func (d *daemon) chooseUplink(inv host.Inventory) error {
-	u, err := host.Choose(d.options.Uplink, inv, d.kernel.RouteTo)
-	if err != nil {
-		return fmt.Errorf("choose the uplink: %w", err)
+	d.choosing.Lock()
+	defer d.choosing.Unlock()
+	choice := d.tracker.Update(inv, d.subnets(), time.Now())
+	if choice.Again > 0 {
+		d.choice.within(choice.Again)
 	}
-	before := d.uplink.Swap(&u)
-	if before == nil || *before != u {
+	u, before := choice.Uplink, d.uplink.Load()
+	switch {
+	case u.Iface == "" || before != nil && *before == u:
+	case before == nil:
 		d.log.Info("chose the uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why)
+		d.uplink.Store(&u)
+	default:
+		d.log.Warn("chose another uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why, "iface_before", before.Iface, "addr_before", before.Addr)
+		d.uplink.Store(&u)
+		if before.Addr != u.Addr {
+			d.registry.Reconnect()
+		}
 	}
-	if before != nil && before.Addr != u.Addr {
-		d.registry.Reconnect()
+	switch {
+	case choice.Err == nil:
+		d.conditions.End(uplinkCondition)
+		return nil
+	case before == nil:
+		return choice.Err
+	case !d.conditions.Has(uplinkCondition): // why it began, not all that happens meanwhile
+		d.conditions.Set(condition.Condition{
+			ID: uplinkCondition, Text: "the uplink cannot be used, waiting for it; the kernel stays as it is",
+			Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
+		})
 	}
-	return nil
+	return reconcile.ReportedError{Err: choice.Err}
+}
+
+// subnets are those that this host has or had.
+func (d *daemon) subnets() []netip.Prefix {
+	if v := d.view.Load(); v != nil {
+		return append(slices.Clip(d.had), v.Own.Subnet)
+	}
+	return d.had
 }
 
 // publicIP is the address that peers send to.
@@ -38,24 +73,16 @@ func (d *daemon) publicIP() netip.Addr {
 	return d.uplink.Load().Addr
 }
 
-// readFacts reads what is true of this host now. The uplink is chosen once, and
-// again when it is gone, is down or has lost its address: changing it without
-// need would interrupt traffic.
+// readFacts reads what is true of this host now.
 func (d *daemon) readFacts() (host.Facts, error) {
 	inv, err := d.kernel.Inventory()
 	if err != nil {
 		return host.Facts{}, err
 	}
-	if u := d.uplink.Load(); u == nil || !inv.Has(*u) {
-		if err := d.chooseUplink(inv); err != nil {
-			return host.Facts{}, err
-		}
+	if err := d.chooseUplink(inv); err != nil {
+		return host.Facts{}, err
 	}
-	f, err := d.uplink.Load().Facts(inv, d.publicIP(), d.net.Network)
-	if tun := d.tun.Load(); tun != nil {
-		f.TUN = *tun
-	}
-	return f, err
+	return d.uplink.Load().Facts(inv, d.publicIP(), d.net.Network)
 }
 
 // input is what the wanted state follows from now. Every pass begins with it.
@@ -67,7 +94,6 @@ func (d *daemon) input(whole bool) (reconcile.Input, error) {
 	}
 	f, err := read()
 	if err != nil {
-		// An interface that is new here tells nobody that it is the uplink.
 		time.AfterFunc(factsRetry, d.loop.Trigger)
 		return reconcile.Input{}, err
 	}
@@ -96,11 +122,22 @@ func (d *daemon) publish(f host.Facts) {
 	}
 }
 
-// attrs gives what the lease says of this host.
-func (d *daemon) attrs(previous lease.Attrs) (lease.Attrs, error) {
-	f, err := d.readFacts()
-	if err != nil {
-		return lease.Attrs{}, err
+// attrs gives what the lease says of this host, as soon as there is an uplink.
+func (d *daemon) attrs(ctx context.Context, previous lease.Attrs) (lease.Attrs, error) {
+	for {
+		f, err := d.readFacts()
+		if err == nil {
+			return d.net.Attrs(f, previous)
+		}
+		if !errors.As(err, &reconcile.ReportedError{}) {
+			return lease.Attrs{}, err
+		}
+		timer := time.NewTimer(factsRetry)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return lease.Attrs{}, ctx.Err()
+		case <-timer.C:
+		}
 	}
-	return d.net.Attrs(f, previous)
 }

@@ -1,8 +1,10 @@
 package host
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -19,26 +21,99 @@ type Selectors struct {
 	PublicIP netip.Addr // address to publish; invalid: the uplink's own
 }
 
-// Uplink is the chosen interface and the address on it.
+// Uplink is the chosen interface and the address of this host that it sends from.
 type Uplink struct {
 	Iface string
 	Addr  netip.Addr
-	Why   string // for the log: what decided
+	// Holder is the interface that has the address, where it is another one: the
+	// loopback interface, if the default route names an address there.
+	Holder string
+	Why    string // for the log: what decided
 }
 
-// Has tells whether an uplink still is what it was: an interface that is up and
-// has the address.
+// same reports whether two choices differ in nothing but what decided.
+func (u Uplink) same(o Uplink) bool {
+	u.Why = o.Why
+	return u == o
+}
+
+// Has reports whether an uplink still is what it was: an interface that is up, and
+// the address.
 func (inv Inventory) Has(u Uplink) bool {
-	return slices.ContainsFunc(inv.Ifaces, func(i Iface) bool {
-		return i.Name == u.Iface && i.Up && slices.ContainsFunc(i.Addrs, func(a Addr) bool { return a.Prefix.Addr() == u.Addr })
-	})
+	i, ok := inv.iface(u.Iface)
+	return ok && i.Up && inv.holds(u)
+}
+
+// holds reports whether the address of an uplink is where it was.
+func (inv Inventory) holds(u Uplink) bool {
+	i, ok := inv.iface(cmp.Or(u.Holder, u.Iface))
+	return ok && i.has(u.Addr)
+}
+
+func (i Iface) has(ip netip.Addr) bool {
+	return slices.ContainsFunc(i.Addrs, func(a Addr) bool { return a.Prefix.Addr() == ip })
+}
+
+func (inv Inventory) iface(name string) (Iface, bool) {
+	at := slices.IndexFunc(inv.Ifaces, func(i Iface) bool { return i.Name == name })
+	if at < 0 {
+		return Iface{}, false
+	}
+	return inv.Ifaces[at], true
 }
 
 // Reach asks the kernel which interface and source address lead to an address.
 type Reach func(netip.Addr) (iface string, src netip.Addr, err error)
 
-// Choose finds the uplink. The error says what each selector failed on.
-func Choose(sel Selectors, inv Inventory, reach Reach) (Uplink, error) {
+// errNoDefault: no selector was given, and no default route says more.
+var errNoDefault = errors.New("there is no default route")
+
+// Choose finds the uplink, among interfaces that have a carrier if one of them fits. An
+// interface of the overlay is none, nor is one with an address in own, the subnets that
+// this host has or had. The error says what each selector failed on.
+func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach) (Uplink, error) {
+	inv = inv.without("belongs to the overlay", func(i Iface) bool { return i.overlay(own) })
+	running := inv.without("has no carrier", func(i Iface) bool { return !i.Up || !i.Running })
+	if u, err := running.choose(sel, reach); err == nil {
+		return u, nil
+	}
+	return inv.choose(sel, reach)
+}
+
+// overlayName matches the names of overlay devices, ours and those of other backends
+// that the original has.
+var overlayName = regexp.MustCompile(`^flannel(\.|-v6|-wg|[0-9])`)
+
+// overlay reports whether an interface carries or holds what the overlay carries: one of
+// its devices, or a bridge of containers.
+func (i Iface) overlay(own []netip.Prefix) bool {
+	return overlayName.MatchString(i.Name) || slices.ContainsFunc(i.Addrs, func(a Addr) bool {
+		return slices.ContainsFunc(own, func(s netip.Prefix) bool { return s.Contains(a.Prefix.Addr()) })
+	})
+}
+
+// without returns the inventory without some interfaces and the routes by them.
+func (inv Inventory) without(why string, unfit func(Iface) bool) Inventory {
+	fit := Inventory{IPv6: inv.IPv6, unfit: maps.Clone(inv.unfit)}
+	if fit.unfit == nil {
+		fit.unfit = map[string]string{}
+	}
+	for _, i := range inv.Ifaces {
+		if unfit(i) {
+			fit.unfit[i.Name] = why
+		} else {
+			fit.Ifaces = append(fit.Ifaces, i)
+		}
+	}
+	for _, r := range inv.Routes {
+		if r.Dst.Bits() == 0 && fit.unfit[r.Iface] == "" { // no other is looked at
+			fit.Routes = append(fit.Routes, r)
+		}
+	}
+	return fit
+}
+
+func (inv Inventory) choose(sel Selectors, reach Reach) (Uplink, error) {
 	var failures []string
 	try := func(what string, find func() (Uplink, error)) (Uplink, bool) {
 		u, err := find()
@@ -82,26 +157,36 @@ func (inv Inventory) named(v string) (Uplink, error) {
 	if ip, err := netip.ParseAddr(v); err == nil {
 		return inv.holding(ip)
 	}
-	for _, i := range inv.Ifaces {
-		if i.Name == v {
-			return i.uplink()
-		}
+	if i, ok := inv.iface(v); ok {
+		return inv.on(i)
+	}
+	if why := inv.unfit[v]; why != "" {
+		return Uplink{}, fmt.Errorf("interface %s %s", v, why)
 	}
 	return Uplink{}, fmt.Errorf("there is no such interface; there are %s", inv.names())
 }
 
+// holding finds the interface that sends from an address.
 func (inv Inventory) holding(ip netip.Addr) (Uplink, error) {
 	if !ip.Is4() {
 		return Uplink{}, fmt.Errorf("%s is not an IPv4 address", ip)
 	}
-	for _, i := range inv.Ifaces {
-		for _, a := range i.Addrs {
-			if a.Prefix.Addr() == ip {
-				return Uplink{Iface: i.Name, Addr: ip}, nil
-			}
+	at := slices.IndexFunc(inv.Ifaces, func(i Iface) bool { return i.has(ip) })
+	if at < 0 {
+		return Uplink{}, fmt.Errorf("no interface has the address %s", ip)
+	}
+	return inv.sending(inv.Ifaces[at], ip), nil
+}
+
+// sending returns the interface that sends from an address of holder: this itself, or the
+// one of a default route that names the address.
+func (inv Inventory) sending(holder Iface, ip netip.Addr) Uplink {
+	for _, r := range inv.defaults() {
+		if i, ok := inv.iface(r.Iface); ok && r.Source == ip && !i.has(ip) {
+			return Uplink{Iface: i.Name, Addr: ip, Holder: holder.Name}
 		}
 	}
-	return Uplink{}, fmt.Errorf("no interface has the address %s", ip)
+	return Uplink{Iface: holder.Name, Addr: ip}
 }
 
 func (inv Inventory) matching(expr string) (Uplink, error) {
@@ -110,15 +195,18 @@ func (inv Inventory) matching(expr string) (Uplink, error) {
 		return Uplink{}, err
 	}
 	for _, i := range inv.Ifaces {
+		if u, err := inv.on(i); err == nil && re.MatchString(u.Addr.String()) {
+			return u, nil
+		}
 		for _, a := range i.candidates() {
-			if re.MatchString(a.String()) {
-				return Uplink{Iface: i.Name, Addr: a}, nil
+			if ip := a.Prefix.Addr(); re.MatchString(ip.String()) {
+				return inv.sending(i, ip), nil
 			}
 		}
 	}
 	for _, i := range inv.Ifaces {
 		if re.MatchString(i.Name) {
-			if u, err := i.uplink(); err == nil {
+			if u, err := inv.on(i); err == nil {
 				return u, nil
 			}
 		}
@@ -131,33 +219,101 @@ func (inv Inventory) reaching(dst netip.Addr, reach Reach) (Uplink, error) {
 	if err != nil {
 		return Uplink{}, err
 	}
-	if src.Is4() {
-		return Uplink{Iface: name, Addr: src}, nil
+	i, ok := inv.iface(name)
+	if !ok || !src.Is4() {
+		return inv.named(name)
 	}
-	return inv.named(name)
+	return inv.from(i, src)
 }
 
-// byDefault takes the interface of the default route with the lowest metric,
-// the first of equals.
+// byDefault takes the interface of the default route with the lowest metric, the first
+// of equals, of those whose interface has an address.
 func (inv Inventory) byDefault() (Uplink, error) {
-	var best *Route
-	found := false
-	for i, r := range inv.Routes {
-		if r.Dst.Bits() != 0 || !r.Dst.Addr().Is4() {
+	routes := inv.defaults()
+	if len(routes) == 0 {
+		return Uplink{}, fmt.Errorf("%w: choose an interface with -iface; there are %s", errNoDefault, inv.names())
+	}
+	var first error
+	for _, r := range routes {
+		i, ok := inv.iface(r.Iface)
+		if !ok {
 			continue
 		}
-		found = true
-		if r.Iface != "" && (best == nil || r.Metric < best.Metric) {
-			best = &inv.Routes[i]
+		u, err := inv.by(r, i)
+		if err == nil {
+			return u, nil
+		}
+		first = cmp.Or(first, err)
+	}
+	return Uplink{}, cmp.Or(first, errors.New("the default route names no single interface: choose one with -iface"))
+}
+
+// defaults lists the IPv4 default routes, the lowest metric first.
+func (inv Inventory) defaults() []Route {
+	var routes []Route
+	for _, r := range inv.Routes {
+		if r.Dst.Bits() == 0 && r.Dst.Addr().Is4() {
+			routes = append(routes, r)
 		}
 	}
-	switch {
-	case best != nil:
-		return inv.named(best.Iface)
-	case found:
-		return Uplink{}, errors.New("the default route names no single interface: choose one with -iface")
+	slices.SortStableFunc(routes, func(a, b Route) int { return cmp.Compare(a.Metric, b.Metric) })
+	return routes
+}
+
+// on finds the address of an interface: the source of its default route, which is the
+// host's own where there are floating ones beside it, else the best.
+func (inv Inventory) on(i Iface) (Uplink, error) {
+	for _, r := range inv.defaults() {
+		if r.Iface == i.Name {
+			return inv.by(r, i)
+		}
 	}
-	return Uplink{}, fmt.Errorf("there is no default route: choose an interface with -iface; there are %s", inv.names())
+	c := i.candidates()
+	if len(c) == 0 {
+		return Uplink{}, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
+	}
+	return inv.sending(i, c[0].Prefix.Addr()), nil
+}
+
+// by gives an interface the source address of a default route by it: the one that the
+// route names, else the one in the network of the gateway, else the first that is not
+// secondary. That is how the kernel chooses (net/ipv4/devinet.c, inet_select_addr).
+func (inv Inventory) by(r Route, i Iface) (Uplink, error) {
+	if r.Source.IsValid() {
+		if u, err := inv.from(i, r.Source); err == nil {
+			return u, nil
+		}
+	}
+	c := i.candidates()
+	if len(c) == 0 {
+		return Uplink{}, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
+	}
+	at := slices.IndexFunc(c, func(a Addr) bool { return r.Gateway.IsValid() && a.Prefix.Contains(r.Gateway) })
+	if at < 0 {
+		at = slices.IndexFunc(c, func(a Addr) bool { return a == i.first() })
+	}
+	return Uplink{Iface: i.Name, Addr: c[max(at, 0)].Prefix.Addr()}, nil
+}
+
+// first returns the first address in kernel order that is global and not secondary.
+func (i Iface) first() Addr {
+	at := slices.IndexFunc(i.Addrs, func(a Addr) bool { return a.usable() && !a.Secondary && !a.Prefix.Addr().IsLinkLocalUnicast() })
+	if at < 0 {
+		return Addr{}
+	}
+	return i.Addrs[at]
+}
+
+// from gives an interface a source address, which may be another one's.
+func (inv Inventory) from(i Iface, src netip.Addr) (Uplink, error) {
+	if i.has(src) {
+		return Uplink{Iface: i.Name, Addr: src}, nil
+	}
+	at := slices.IndexFunc(inv.Ifaces, func(i Iface) bool { return i.has(src) })
+	if at < 0 {
+		return Uplink{}, fmt.Errorf("no interface has the address %s", src)
+	}
+	return Uplink{Iface: i.Name, Addr: src, Holder: inv.Ifaces[at].Name}, nil
 }
 
 func (inv Inventory) names() string {
@@ -168,73 +324,61 @@ func (inv Inventory) names() string {
 	return strings.Join(names, ", ")
 }
 
-func (i Iface) uplink() (Uplink, error) {
-	c := i.candidates()
-	if len(c) == 0 {
-		return Uplink{}, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
-	}
-	return Uplink{Iface: i.Name, Addr: c[0]}, nil
+// usable reports whether packets between hosts can come from an address.
+func (a Addr) usable() bool {
+	ip := a.Prefix.Addr()
+	return ip.Is4() && !a.Deprecated && (ip.IsGlobalUnicast() || ip.IsLinkLocalUnicast())
 }
 
-// candidates lists the usable IPv4 addresses, best first: global before
-// link-local, permanent before leased, else in kernel order.
-func (i Iface) candidates() []netip.Addr {
+// candidates lists the usable IPv4 addresses, best first: global before link-local, the
+// first of a network before others of it, those of a network before floating ones (/32),
+// permanent before leased, else in kernel order.
+func (i Iface) candidates() []Addr {
 	rank := func(a Addr) int {
 		n := 0
-		if a.Prefix.Addr().IsLinkLocalUnicast() {
-			n += 2
-		}
-		if a.Dynamic {
-			n++
+		for worth, bad := range []bool{a.Dynamic, a.Prefix.IsSingleIP(), a.Secondary, a.Prefix.Addr().IsLinkLocalUnicast()} {
+			if bad {
+				n += 1 << worth
+			}
 		}
 		return n
 	}
 	var good []Addr
 	for _, a := range i.Addrs {
-		ip := a.Prefix.Addr()
-		if ip.Is4() && !a.Deprecated && (ip.IsGlobalUnicast() || ip.IsLinkLocalUnicast()) {
+		if a.usable() {
 			good = append(good, a)
 		}
 	}
 	slices.SortStableFunc(good, func(a, b Addr) int { return rank(a) - rank(b) })
-	ips := make([]netip.Addr, len(good))
-	for n, a := range good {
-		ips[n] = a.Prefix.Addr()
-	}
-	return ips
+	return good
 }
 
-// Facts gives what is now true of the chosen uplink, for an overlay with the
+// Facts returns what is now true of the chosen uplink, for an overlay with the
 // given network. It fails when the uplink is gone or has lost its address or its
 // MTU.
 func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) (Facts, error) {
 	if !publicIP.IsValid() {
 		publicIP = u.Addr
 	}
-	for _, i := range inv.Ifaces {
-		if i.Name != u.Iface {
-			continue
-		}
-		if i.MTU <= 0 {
-			return Facts{}, fmt.Errorf("interface %s has no MTU", u.Iface)
-		}
-		for _, a := range i.Addrs {
-			if a.Prefix.Addr() == u.Addr {
-				f := Facts{Uplink: u.Iface, MTU: i.MTU, Addr: u.Addr, PublicIP: publicIP, IPv6: inv.IPv6, MACs: map[string][6]byte{}}
-				for _, i := range inv.Ifaces {
-					f.MACs[i.Name] = i.MAC
-				}
-				for _, r := range inv.Routes {
-					if u.underlay(r, network) {
-						f.Underlay = append(f.Underlay, r)
-					}
-				}
-				return f, nil
-			}
-		}
-		return Facts{}, fmt.Errorf("interface %s no longer has the address %s", u.Iface, u.Addr)
+	i, ok := inv.iface(u.Iface)
+	switch {
+	case !ok:
+		return Facts{}, fmt.Errorf("interface %s is gone", u.Iface)
+	case i.MTU <= 0:
+		return Facts{}, fmt.Errorf("interface %s has no MTU", u.Iface)
+	case !inv.holds(u):
+		return Facts{}, fmt.Errorf("interface %s no longer has the address %s", cmp.Or(u.Holder, u.Iface), u.Addr)
 	}
-	return Facts{}, fmt.Errorf("interface %s is gone", u.Iface)
+	f := Facts{Uplink: u.Iface, MTU: i.MTU, Addr: u.Addr, PublicIP: publicIP, IPv6: inv.IPv6, MACs: map[string][6]byte{}}
+	for _, i := range inv.Ifaces {
+		f.MACs[i.Name] = i.MAC
+	}
+	for _, r := range inv.Routes {
+		if u.underlay(r, network) {
+			f.Underlay = append(f.Underlay, r)
+		}
+	}
+	return f, nil
 }
 
 // underlay tells whether a route leads to where peers may be: any outside the

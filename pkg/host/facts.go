@@ -17,8 +17,11 @@ type Iface struct {
 	Index int
 	MTU   int // bytes; 0 when unknown
 	Up    bool
-	MAC   [6]byte
-	Addrs []Addr // in kernel order
+	// Running says that it is up and has a carrier, as far as the kernel knows
+	// (IFF_RUNNING of netdevice(7)).
+	Running bool
+	MAC     [6]byte
+	Addrs   []Addr // in kernel order
 }
 
 // Addr is an address of an interface.
@@ -26,6 +29,7 @@ type Addr struct {
 	Prefix     netip.Prefix // address with the length of its network, not masked
 	Deprecated bool
 	Dynamic    bool // has a lifetime, as DHCP gives
+	Secondary  bool // another one of its network came first
 }
 
 // Route is a unicast route of the main table.
@@ -33,6 +37,7 @@ type Route struct {
 	Dst     netip.Prefix
 	Iface   string     // empty for a multipath route without one interface
 	Gateway netip.Addr // invalid: the destination is on the link
+	Source  netip.Addr // address of this host that packets come from; invalid: the kernel looks for one
 	Metric  uint32
 }
 
@@ -41,6 +46,8 @@ type Inventory struct {
 	Ifaces []Iface
 	Routes []Route // in kernel order
 	IPv6   bool    // the kernel has IPv6 at all
+
+	unfit map[string]string // interfaces that were left out, and why
 }
 
 // Facts about this host that a backend may build on.

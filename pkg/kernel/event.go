@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +26,8 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return w.linkEvent(kind, body)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if _, index, _, ok := parseAddr(body); ok {
-			return w.by(index, Addrs, Uplink)
+		if p, index, _, ok := parseAddr(body); ok {
+			return w.addrEvent(p, index)
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		if n, ok := parseNeighbor(body); ok {
@@ -34,8 +35,11 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		// Of whatever type: a blackhole may have taken the place of a route.
-		if dst, ok := mainRoute(body); ok && w.interest.Scope.Inside(dst) {
+		switch dst, ok := mainRoute(body); {
+		case ok && w.interest.Scope.Inside(dst):
 			return Routes
+		case ok && dst.Bits() == 0 && dst.Addr().Is4():
+			return Candidates
 		}
 	case unix.RTM_DELNEXTHOP: // the routes through it are gone, too
 		return Routes
@@ -47,6 +51,19 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 		}
 	}
 	return 0
+}
+
+// addrEvent notes which links have addresses: only these are candidates, among what may
+// be thousands of links of containers.
+func (w *Watch) addrEvent(p netip.Prefix, index int) Event {
+	e := w.by(index, Addrs, Uplink)
+	if p.Addr().Is4() {
+		w.numbered[index] = true
+		if e&Addrs == 0 {
+			e |= Candidates
+		}
+	}
+	return e
 }
 
 func (w *Watch) neighborEvent(kind uint16, n neighbor) Event {
@@ -91,9 +108,11 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	if !ok || body[0] == unix.AF_BRIDGE { // a bridge port, not a link
 		return 0
 	}
-	old := w.links[now.index]
+	index := now.index
+	old := w.links[index]
 	if kind == unix.RTM_DELLINK {
-		delete(w.links, now.index)
+		defer delete(w.numbered, index)
+		delete(w.links, index)
 		now = device{}
 	} else {
 		w.links[now.index] = now
@@ -104,5 +123,9 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	if old.name != now.name {
 		w.filter()
 	}
-	return w.named(old.name, Links, Uplink) | w.named(now.name, Links, Uplink)
+	e := w.named(old.name, Links, Uplink) | w.named(now.name, Links, Uplink)
+	if e&Links == 0 && w.numbered[index] {
+		e |= Candidates
+	}
+	return e
 }

@@ -26,7 +26,9 @@ func (k *Kernel) Inventory() (host.Inventory, error) {
 	at := map[int]int{} // interface index to position
 	for _, d := range devices {
 		at[d.index] = len(inv.Ifaces)
-		inv.Ifaces = append(inv.Ifaces, host.Iface{Name: d.name, Index: d.index, MTU: d.link.MTU, Up: d.link.Up, MAC: d.link.MAC})
+		inv.Ifaces = append(inv.Ifaces, host.Iface{
+			Name: d.name, Index: d.index, MTU: d.link.MTU, Up: d.link.Up, Running: d.carrier&unix.IFF_RUNNING != 0, MAC: d.link.MAC,
+		})
 	}
 	addrs, err := k.addrs()
 	if err != nil {
@@ -38,6 +40,7 @@ func (k *Kernel) Inventory() (host.Inventory, error) {
 				Prefix:     a.prefix,
 				Deprecated: a.flags&unix.IFA_F_DEPRECATED != 0,
 				Dynamic:    a.flags&unix.IFA_F_PERMANENT == 0,
+				Secondary:  a.flags&unix.IFA_F_SECONDARY != 0,
 			})
 		}
 	}
@@ -51,7 +54,7 @@ func (k *Kernel) Inventory() (host.Inventory, error) {
 			if r.route.Blackhole {
 				continue
 			}
-			route := host.Route{Dst: r.key.Dst, Gateway: r.route.Via, Metric: r.key.Metric}
+			route := host.Route{Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric}
 			if i, ok := at[r.index]; ok {
 				route.Iface = inv.Ifaces[i].Name
 			} else if r.index != 0 {

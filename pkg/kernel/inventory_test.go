@@ -17,10 +17,11 @@ func TestInventory(t *testing.T) {
 	b := newBed(t)
 	up := b.link(uplink)
 	b.must(b.other.AddrAdd(up, &netlink.Addr{IPNet: ipnet("198.51.100.7/25"), ValidLft: 3600, PreferedLft: 1800}))
+	b.must(b.other.AddrAdd(up, &netlink.Addr{IPNet: ipnet("198.51.100.9/25")}))
 	index := up.Attrs().Index
 	gw := netip.MustParseAddr("192.0.2.254")
 	for _, r := range []netlink.Route{
-		{Dst: ipnet("0.0.0.0/0"), LinkIndex: index, Gw: gw.AsSlice(), Priority: 100},
+		{Dst: ipnet("0.0.0.0/0"), LinkIndex: index, Gw: gw.AsSlice(), Src: ipnet("198.51.100.9/32").IP, Priority: 100},
 		{Dst: ipnet("10.9.0.0/16"), MultiPath: []*netlink.NexthopInfo{{LinkIndex: index, Gw: gw.AsSlice()}, {LinkIndex: index, Gw: ipnet("192.0.2.253/32").IP}}},
 		{Dst: ipnet("10.8.0.0/16"), Type: unix.RTN_UNREACHABLE},
 		{Dst: ipnet("10.7.0.0/16"), LinkIndex: index, Table: 100},
@@ -34,19 +35,20 @@ func TestInventory(t *testing.T) {
 		t.Fatalf("%s is missing in %v", uplink, inv.Ifaces)
 	}
 	got := inv.Ifaces[i]
-	if got.Index != index || got.MTU != 1500 || !got.Up || !bytes.Equal(got.MAC[:], up.Attrs().HardwareAddr) {
+	if got.Index != index || got.MTU != 1500 || !got.Up || !got.Running || !bytes.Equal(got.MAC[:], up.Attrs().HardwareAddr) {
 		t.Errorf("got %+v", got)
 	}
-	want := []host.Addr{{Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Prefix: netip.MustParsePrefix("198.51.100.7/25"), Dynamic: true}}
+	want := []host.Addr{{Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Prefix: netip.MustParsePrefix("198.51.100.7/25"), Dynamic: true},
+		{Prefix: netip.MustParsePrefix("198.51.100.9/25"), Secondary: true}}
 	got.Addrs = slices.DeleteFunc(got.Addrs, func(a host.Addr) bool { return a.Prefix.Addr().Is6() })
 	if !slices.Equal(got.Addrs, want) {
 		t.Errorf("addresses %v, want %v", got.Addrs, want)
 	}
 	routes := []host.Route{
-		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Iface: uplink, Gateway: gw, Metric: 100},
+		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Iface: uplink, Gateway: gw, Source: netip.MustParseAddr("198.51.100.9"), Metric: 100},
 		{Dst: netip.MustParsePrefix("10.9.0.0/16")},
-		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Iface: uplink},
-		{Dst: netip.MustParsePrefix("198.51.100.0/25"), Iface: uplink},
+		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Iface: uplink, Source: uplinkIP},
+		{Dst: netip.MustParsePrefix("198.51.100.0/25"), Iface: uplink, Source: netip.MustParseAddr("198.51.100.7")},
 	}
 	t.Logf("the kernel has IPv6: %v", inv.IPv6)
 	inv.Routes = slices.DeleteFunc(inv.Routes, func(r host.Route) bool { return r.Dst.Addr().Is6() })

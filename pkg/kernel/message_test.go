@@ -180,7 +180,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add(linkRequest(3).part(0, 1, 1))
 	f.Add([]byte(strings.Repeat("\x10\x00\x00\x00", 8)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := &Watch{k: &Kernel{conn: &conn{}}, links: map[int]device{}, passing: []int{}}
+		w := &Watch{k: &Kernel{conn: &conn{}}, numbered: map[int]bool{}, links: map[int]device{}, passing: []int{}}
 		for h, body := range messages(b) {
 			answer(h, body)
 			for kind := range uint16(unix.RTM_GETNEXTHOP) {

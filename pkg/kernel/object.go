@@ -162,6 +162,16 @@ func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, o
 	return k, r, index, several || index != 0 || r.Blackhole
 }
 
+// preferredSource returns the source address that a route names.
+func preferredSource(b []byte) (src netip.Addr) {
+	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+		if kind == unix.RTA_PREFSRC {
+			src = address(v)
+		}
+	}
+	return src
+}
+
 // mainRoute gives the destination of a route of the main table, whatever its
 // type.
 func mainRoute(b []byte) (netip.Prefix, bool) {

@@ -139,9 +139,10 @@ func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neig
 }
 
 type routeEntry struct {
-	key   dataplane.RouteKey
-	route dataplane.Route
-	index int
+	key    dataplane.RouteKey
+	route  dataplane.Route
+	index  int
+	source netip.Addr // of packets that say none themselves; invalid: the kernel looks for one
 }
 
 // routes lists the routes of the main table that parseRoute knows.
@@ -151,7 +152,7 @@ func (k *Kernel) routes(family uint8, reset func(), each func(routeEntry)) error
 	err := k.conn.dump(r, reset, func(b []byte) {
 		// A kernel without this family answers with every other.
 		if key, r, index, ok := parseRoute(b); ok && b[0] == family {
-			each(routeEntry{key, r, index})
+			each(routeEntry{key, r, index, preferredSource(b)})
 		}
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet

@@ -18,18 +18,19 @@ type Event uint
 
 // Members of a set of events.
 const (
-	Links    Event = 1 << iota // a link of the scope: made, changed, deleted
-	Addrs                      // addresses of such a link
-	FDB                        // its forwarding entries
-	Neighs                     // its neighbours
-	Routes                     // main-table routes inside the network, and nexthops
-	Uplink                     // an uplink or its addresses
-	Overflow                   // events were lost: anything may have changed
+	Links      Event = 1 << iota // a link of the scope: made, changed, deleted
+	Addrs                        // addresses of such a link
+	FDB                          // its forwarding entries
+	Neighs                       // its neighbours
+	Routes                       // main-table routes inside the network, and nexthops
+	Uplink                       // an uplink or its addresses
+	Candidates                   // what another uplink could be chosen by: IPv4 default routes, other links' addresses
+	Overflow                     // events were lost: anything may have changed
 )
 
 func (e Event) String() string {
 	var words []string
-	for i, w := range []string{"links", "addrs", "fdb", "neighs", "routes", "uplink", "overflow"} {
+	for i, w := range []string{"links", "addrs", "fdb", "neighs", "routes", "uplink", "candidates", "overflow"} {
 		if e&(1<<i) != 0 {
 			words = append(words, w)
 		}
@@ -73,6 +74,7 @@ type Watch struct {
 	interest Interest
 	conn     *conn
 	links    map[int]device // all of them, by index
+	numbered map[int]bool   // of these, the ones that had an IPv4 address at some time
 	passing  []int          // indexes whose neighbour events pass the socket filter
 }
 
@@ -126,6 +128,10 @@ func (w *Watch) subscribe() error {
 		return fmt.Errorf("watch kernel: %w", err)
 	}
 	devices, err := w.k.conn.devices()
+	var addrs []addrEntry
+	if err == nil {
+		addrs, err = w.k.addrs()
+	}
 	if err != nil {
 		c.close()
 		return fmt.Errorf("watch kernel: %w", err)
@@ -133,6 +139,12 @@ func (w *Watch) subscribe() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.conn = c
+	w.numbered = make(map[int]bool, len(addrs))
+	for _, a := range addrs {
+		if a.prefix.Addr().Is4() {
+			w.numbered[a.index] = true
+		}
+	}
 	w.links = make(map[int]device, len(devices))
 	for _, d := range devices {
 		w.links[d.index] = d

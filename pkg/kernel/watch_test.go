@@ -51,17 +51,44 @@ func watched(t *testing.T) (*bed, *Watch, dataplane.State) {
 
 func TestWatchIgnoresOthers(t *testing.T) {
 	b, w, _ := watched(t)
-	other := b.link(foreign)
+	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare"}}))
+	other := b.link("bare")
+	b.must(b.other.LinkSetUp(other))
 	index := other.Attrs().Index
 	neigh := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
 	b.must(b.other.NeighSet(neigh))
 	b.must(b.other.NeighDel(neigh))
 	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("172.30.0.0/16"), LinkIndex: index}))
 	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.8.0/24"), LinkIndex: index, Table: 200}))
-	b.must(b.other.AddrAdd(other, &netlink.Addr{IPNet: ipnet("10.5.78.8/32")}))
+	b.must(b.other.AddrAdd(other, &netlink.Addr{IPNet: ipnet("2001:db8::8/128")}))
 	b.must(b.other.LinkSetMTU(other, 1300))
 	b.must(b.other.LinkDel(other))
 	b.quiet(w)
+}
+
+// TestWatchReportsCandidates: of other links, those that have addresses or default routes
+// could be chosen as the uplink.
+func TestWatchReportsCandidates(t *testing.T) {
+	b, w, _ := watched(t)
+	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare"}}))
+	other := b.link("bare")
+	b.must(b.other.LinkSetUp(other))
+	b.must(b.other.LinkSetMTU(other, 1300)) // no address yet: no candidate
+	b.quiet(w)
+	for _, change := range []func() error{
+		func() error { return b.other.AddrAdd(other, &netlink.Addr{IPNet: ipnet("203.0.113.8/24")}) },
+		func() error {
+			return b.other.RouteAdd(&netlink.Route{Dst: ipnet("0.0.0.0/0"), LinkIndex: other.Attrs().Index, Gw: ipnet("203.0.113.1/32").IP})
+		},
+		func() error { return b.other.LinkSetMTU(other, 1400) },
+		func() error { return b.other.LinkSetDown(other) },
+		func() error { return b.other.AddrDel(other, &netlink.Addr{IPNet: ipnet("203.0.113.8/24")}) },
+		func() error { return b.other.LinkDel(other) },
+	} {
+		b.must(change())
+		await(t, w, Candidates)
+		b.quietBut(w, Candidates, func() {})
+	}
 }
 
 // Our own changes come back with our port id, except those of FDB entries,

@@ -9,6 +9,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -35,6 +36,12 @@ type Input struct {
 	Facts host.Facts
 	View  lease.View
 }
+
+// ReportedError is an error of Input that is in the log already.
+type ReportedError struct{ Err error }
+
+func (e ReportedError) Error() string { return e.Err.Error() }
+func (e ReportedError) Unwrap() error { return e.Err }
 
 // Config of a Loop.
 type Config struct {
@@ -209,7 +216,9 @@ func (l *Loop) Pass() bool {
 	in, err := l.cfg.Input(l.stale.Load())
 	if err != nil {
 		l.holds.broke(time.Now(), inputObject)
-		l.report.broken("reading the state of this host", err)
+		if !errors.As(err, &ReportedError{}) {
+			l.report.broken("reading the state of this host", err)
+		}
 		return false
 	}
 	if l.retry.Swap(false) {

@@ -1,0 +1,169 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"time"
+)
+
+const (
+	// uplinkPatience is how long an uplink may be away before another one is taken, and
+	// how long a better one must have been whole.
+	uplinkPatience = 3 * time.Second
+	// newAddress is how long an address counts as new after it came, and as known after
+	// it went: one that was there beside the uplink's own is not its successor.
+	newAddress = 10 * time.Second
+)
+
+// Tracker keeps the choice of the uplink over time. The best one by the selectors is used
+// in the end, whatever happened; but a change interrupts traffic, so an uplink that comes
+// back in time is kept. The zero value has chosen nothing yet.
+type Tracker struct {
+	Selectors Selectors
+	Reach     Reach
+
+	current Uplink
+	index   int                     // of the current interface, which may be renamed
+	seen    map[netip.Addr]sighting // addresses that are, or lately were, there
+	whole   bool                    // it was up since it was chosen
+	lost    time.Time               // since when it is not; zero: it is
+	rival   Uplink                  // the best one, if that is another; zero: it is not
+	since   time.Time               // when that became the best
+}
+
+// sighting is when an address came, zero if it was there before, and was last there.
+type sighting struct{ came, last time.Time }
+
+// Choice is what a Tracker has decided.
+type Choice struct {
+	Uplink Uplink        // zero: there never was one
+	Err    error         // why it cannot be used now
+	Again  time.Duration // decide again after that time, if nothing changes before; 0: no need
+}
+
+// Update takes what the kernel holds now. own are the subnets that this host has or had.
+func (t *Tracker) Update(inv Inventory, own []netip.Prefix, now time.Time) Choice {
+	best, err := Choose(t.Selectors, inv, own, t.Reach)
+	if t.current.Iface == "" {
+		if err == nil {
+			t.take(best, inv, now)
+		}
+		return Choice{Uplink: t.current, Err: err}
+	}
+	if errors.Is(err, errNoDefault) {
+		best, err = t.here(inv, own)
+	}
+	t.observe(inv, now)
+	switch {
+	case err != nil || best.same(t.current):
+		t.rival = Uplink{}
+	case !best.same(t.rival):
+		t.rival, t.since = best, now
+	}
+	var again time.Duration
+	if t.rival.Iface != "" {
+		waited := now.Sub(t.since)
+		if !t.lost.IsZero() {
+			waited = max(waited, now.Sub(t.lost))
+		}
+		if again = uplinkPatience - waited; again <= 0 || t.succeeds(inv, now) {
+			t.take(t.rival, inv, now)
+			again = 0
+		}
+	}
+	return Choice{t.current, t.usable(inv, err), again}
+}
+
+// here finds an address of the current interface, which nothing but a default route
+// brought in: without any, there is no reason to leave it.
+func (t *Tracker) here(inv Inventory, own []netip.Prefix) (Uplink, error) {
+	i, ok := t.iface(inv)
+	switch {
+	case !ok:
+		return Uplink{}, fmt.Errorf("interface %s is gone", t.current.Iface)
+	case i.Name == t.current.Iface && inv.holds(t.current):
+		return t.current, nil
+	case i.overlay(own):
+		return Uplink{}, fmt.Errorf("interface %s belongs to the overlay", i.Name)
+	}
+	u, err := inv.on(i)
+	if err == nil && u.Addr.IsLinkLocalUnicast() && !t.current.Addr.IsLinkLocalUnicast() {
+		err = fmt.Errorf("interface %s has no address but %s", i.Name, u.Addr) // it gave itself that for want of another
+	}
+	return u, err
+}
+
+// iface finds the current interface by its name, or renamed.
+func (t *Tracker) iface(inv Inventory) (Iface, bool) {
+	if i, ok := inv.iface(t.current.Iface); ok {
+		return i, true
+	}
+	for _, i := range inv.Ifaces {
+		if i.Index == t.index {
+			return i, true
+		}
+	}
+	return Iface{}, false
+}
+
+// observe notes what has become of the current uplink.
+func (t *Tracker) observe(inv Inventory, now time.Time) {
+	i, ok := t.iface(inv)
+	if ok && inv.Has(t.current) {
+		t.index, t.whole = i.Index, true
+	}
+	if ok && i.Running && inv.Has(t.current) {
+		t.lost = time.Time{}
+	} else if t.lost.IsZero() {
+		t.lost = now
+	}
+	for _, a := range i.Addrs {
+		s, known := t.seen[a.Prefix.Addr()]
+		if !known {
+			s.came = now
+		}
+		s.last = now
+		t.seen[a.Prefix.Addr()] = s
+	}
+	maps.DeleteFunc(t.seen, func(_ netip.Addr, s sighting) bool { return now.Sub(s.last) > newAddress })
+}
+
+// succeeds reports whether the rival is the current uplink in another form, for which
+// nothing is to be waited: with a new address in place of the old one, or with the old one
+// on another interface.
+func (t *Tracker) succeeds(inv Inventory, now time.Time) bool {
+	if inv.holds(t.current) {
+		return false
+	}
+	if t.rival.Addr == t.current.Addr {
+		return true
+	}
+	i, _ := t.iface(inv)
+	came := t.seen[t.rival.Addr].came
+	return t.rival.Iface == i.Name && !came.IsZero() && now.Sub(came) < newAddress && !t.rival.Addr.IsLinkLocalUnicast()
+}
+
+func (t *Tracker) take(u Uplink, inv Inventory, now time.Time) {
+	i, _ := inv.iface(u.Iface)
+	*t = Tracker{Selectors: t.Selectors, Reach: t.Reach, current: u, index: i.Index, whole: inv.Has(u), seen: map[netip.Addr]sighting{}}
+	for _, a := range i.Addrs {
+		t.seen[a.Prefix.Addr()] = sighting{last: now}
+	}
+}
+
+// usable returns why the current uplink cannot be used, nil if it can. One that was
+// never up can, as far as that is possible, for nobody says that it should be up.
+func (t *Tracker) usable(inv Inventory, choose error) error {
+	switch i, ok := inv.iface(t.current.Iface); {
+	case !ok || !inv.holds(t.current):
+		if choose != nil {
+			return choose
+		}
+		return fmt.Errorf("waiting for %s dev %s to come back", t.current.Addr, t.current.Iface)
+	case !i.Up && t.whole:
+		return fmt.Errorf("interface %s is down", t.current.Iface)
+	}
+	return nil
+}
