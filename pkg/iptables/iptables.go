@@ -45,7 +45,7 @@ func (f Family) command() string { return [...]string{"iptables", "ip6tables"}[f
 
 const (
 	patience = 10 * time.Second // for one command
-	tries    = 5                // for one Sync, while others change the same tables
+	tries    = 8                // for one Sync, while others change the same tables
 	lockWait = 5                // seconds for the lock of the legacy variant
 
 	exitLocked = 4 // of the legacy variant: the lock was not to be had

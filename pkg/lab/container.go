@@ -27,8 +27,10 @@ type SubnetEnv struct {
 }
 
 // ReadSubnet reads the host's subnet file.
-func (h *Host) ReadSubnet() (SubnetEnv, error) {
-	text, err := os.ReadFile(h.SubnetFile)
+func (h *Host) ReadSubnet() (SubnetEnv, error) { return readSubnet(h.SubnetFile) }
+
+func readSubnet(path string) (SubnetEnv, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return SubnetEnv{}, fmt.Errorf("read subnet file: %w", err)
 	}
@@ -40,7 +42,7 @@ func (h *Host) ReadSubnet() (SubnetEnv, error) {
 	subnet, err1 := netip.ParsePrefix(values["FLANNEL_SUBNET"])
 	mtu, err2 := strconv.Atoi(values["FLANNEL_MTU"])
 	if err := errors.Join(err1, err2); err != nil {
-		return SubnetEnv{}, fmt.Errorf("parse subnet file %s: %w", h.SubnetFile, err)
+		return SubnetEnv{}, fmt.Errorf("parse subnet file %s: %w", path, err)
 	}
 	return SubnetEnv{Subnet: subnet, MTU: mtu}, nil
 }
@@ -48,18 +50,23 @@ func (h *Host) ReadSubnet() (SubnetEnv, error) {
 // AddContainer adds a container with the subnet and MTU that the host's subnet file tells, and the next free address
 // after the bridge's. When the file has changed since the last call, the bridge follows it, as by a restart of docker.
 func (h *Host) AddContainer() (*Container, error) {
-	env, err := h.ReadSubnet()
+	return h.AddContainerTo(dockerBridge, h.SubnetFile)
+}
+
+// AddContainerTo is AddContainer for another bridge, on a host that is in another network too, with its subnet file.
+func (h *Host) AddContainerTo(bridge, subnetFile string) (*Container, error) {
+	env, err := readSubnet(subnetFile)
 	if err != nil {
 		return nil, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	n, bridge := len(h.containers)+1, env.Subnet.Addr()
-	addr := netip.PrefixFrom(offset(bridge, n), env.Subnet.Bits())
+	n, gateway := len(h.containers)+1, env.Subnet.Addr()
+	addr := netip.PrefixFrom(offset(gateway, n), env.Subnet.Bits())
 	if !env.Subnet.Contains(offset(addr.Addr(), 1)) { // the last address is for broadcast
 		return nil, fmt.Errorf("add container %d: %s is full", n, env.Subnet.Masked())
 	}
-	if err := h.NS.configure(func(host *netlink.Handle) error { return setDocker(host, env) }); err != nil {
+	if err := h.NS.configure(func(host *netlink.Handle) error { return setDocker(host, bridge, env) }); err != nil {
 		return nil, err
 	}
 	c := &Container{Endpoint: Endpoint{Name: fmt.Sprintf("%sc%d", h.Name, n), Addr: addr.Addr(), lab: h.lab}, Host: h, MTU: env.MTU}
@@ -69,29 +76,29 @@ func (h *Host) AddContainer() (*Container, error) {
 	h.containers = append(h.containers, c) // its name is taken, whatever happens now
 	err = h.NS.configure(func(host *netlink.Handle) error {
 		port := fmt.Sprintf("c%d", n)
-		return addCable(host, cable{bridge: dockerBridge, port: port, peer: c.NS, device: "eth0", mtu: env.MTU})
+		return addCable(host, cable{bridge: bridge, port: port, peer: c.NS, device: "eth0", mtu: env.MTU})
 	})
 	if err != nil {
 		return nil, err
 	}
-	return c, c.NS.connect("eth0", addr, bridge)
+	return c, c.NS.connect("eth0", addr, gateway)
 }
 
 // setDocker makes the bridge, unless it is there, and gives it its address and MTU.
-func setDocker(host *netlink.Handle, env SubnetEnv) error {
+func setDocker(host *netlink.Handle, bridge string, env SubnetEnv) error {
 	var missing netlink.LinkNotFoundError
-	link, err := host.LinkByName(dockerBridge)
+	link, err := host.LinkByName(bridge)
 	switch {
 	case errors.As(err, &missing):
-		if err := addBridge(host, dockerBridge, env.MTU); err != nil {
+		if err := addBridge(host, bridge, env.MTU); err != nil {
 			return err
 		}
 	case err != nil:
-		return fmt.Errorf("find bridge %s: %w", dockerBridge, err)
+		return fmt.Errorf("find bridge %s: %w", bridge, err)
 	case link.Attrs().MTU != env.MTU:
 		if err := host.LinkSetMTU(link, env.MTU); err != nil {
-			return fmt.Errorf("set MTU of %s: %w", dockerBridge, err)
+			return fmt.Errorf("set MTU of %s: %w", bridge, err)
 		}
 	}
-	return setAddr(host, dockerBridge, env.Subnet)
+	return setAddr(host, bridge, env.Subnet)
 }

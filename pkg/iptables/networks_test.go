@@ -1,0 +1,259 @@
+package iptables
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// daemonOf is the owner of one overlay, on a host with several.
+func daemonOf(o firewall.Overlay) firewall.Owner {
+	return firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}}
+}
+
+// TestTwoNetworks gives tables to the daemon of 10.42.0.0/16 that also hold what others
+// have there. N stands for a rule of its network, M for the same of 10.43.0.0/16; no
+// lines: all is right.
+func TestTwoNetworks(t *testing.T) {
+	const (
+		jump   = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
+		masq   = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
+		mark   = `-m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN`
+		n1, n2 = `-s 10.42.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`, `-d 10.42.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`
+		m1, m2 = `-s 10.43.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`, `-d 10.43.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`
+		guest  = `-s 10.43.0.0/16 -m comment --comment flanneld -j ACCEPT`
+		docker = "-j DOCKER-USER"
+		theirs = "-s 10.43.0.0/16 -p tcp -m tcp --dport 22 -j DROP"
+		drop   = "-p tcp -j DROP"
+	)
+	postrouting := func(o firewall.Overlay) (rules []string) {
+		for _, r := range firewall.Rules(firewall.Options{Overlay: o, Masquerade: true})[0].Rules[1:] {
+			rules = append(rules, specOf(r, "flanneld masq").String())
+		}
+		return rules
+	}
+	n, m := postrouting(four), postrouting(other)
+	all := func(verb string, rules ...string) (lines []string) {
+		for _, r := range rules {
+			lines = append(lines, verb+" "+r)
+		}
+		return lines
+	}
+	lines := func(groups ...any) (all []string) {
+		for _, g := range groups {
+			switch g := g.(type) {
+			case string:
+				all = append(all, g)
+			case []string:
+				all = append(all, g...)
+			}
+		}
+		return all
+	}
+	forward, masquerade := firewall.Rules(firewall.Options{Overlay: four, Forward: true})[:1], firewall.Rules(firewall.Options{Overlay: four, Masquerade: true})
+	tests := []struct {
+		name string
+		have listing
+		want []firewall.Chain
+		out  []string
+	}{
+		{"nothing there", listing{}, forward,
+			lines("*filter", "-N FLANNEL-FWD", "-A FLANNEL-FWD "+n1, "-A FLANNEL-FWD "+n2, "-I FORWARD 1 "+jump)},
+		{"the other's are there", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {m1, m2}}}, forward,
+			lines("*filter", "-A FLANNEL-FWD "+n1, "-A FLANNEL-FWD "+n2)},
+		{"both, the other's first", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {m1, m2, n1, n2}}}, forward, nil},
+		{"both, ours first", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {n1, n2, m1, m2}}}, forward, nil},
+		{"both mingled", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {n1, m1, m2, n2}}}, forward, nil},
+		{"half of the other's", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {n1, n2, m2}}}, forward, nil},
+		{"a stranger's that names the other network", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {theirs, n1, n2}}}, forward, nil},
+		{"half of ours", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {m1, n2, m2}}}, forward,
+			lines("*filter", "-D FLANNEL-FWD "+n2, "-A FLANNEL-FWD "+n1, "-A FLANNEL-FWD "+n2)},
+		{"nobody's", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {drop, m1, m2, n1, n2}}}, forward,
+			lines("*filter", "-D FLANNEL-FWD "+drop)},
+		{"the jump is gone", listing{"filter": {"FLANNEL-FWD": {m1, m2, n1, n2}}}, forward,
+			lines("*filter", "-I FORWARD 1 "+jump)},
+		{"the chain is left, empty", listing{"filter": {"FLANNEL-FWD": {}}}, forward,
+			lines("*filter", "-A FLANNEL-FWD "+n1, "-A FLANNEL-FWD "+n2, "-I FORWARD 1 "+jump)},
+		{"the other keeps its accepts by nftables", listing{"filter": {"FORWARD": {guest, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
+		{"the same, behind docker's", listing{"filter": {"FORWARD": {guest, docker, guest, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
+		{"the same, no jump", listing{"filter": {"FORWARD": {guest, docker}, "FLANNEL-FWD": {n1, n2}}}, forward,
+			lines("*filter", "-I FORWARD 3 "+jump)},
+		{"the same, a stranger's between", listing{"filter": {"FORWARD": {guest, drop, jump}, "FLANNEL-FWD": {n1, n2}}}, forward,
+			lines("*filter", "-D FORWARD "+jump, "-I FORWARD 1 "+jump)},
+
+		{"masquerade: the other's are there", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m)}}, masquerade,
+			lines("*nat", all("-A FLANNEL-POSTRTG", n...))},
+		{"masquerade: both", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m, n)}}, masquerade, nil},
+		{"masquerade: mingled", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, n[:2], m, n[2:])}}, masquerade, nil},
+		{"masquerade: other order of ours", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, n[1:], m, n[0])}}, masquerade,
+			lines("*nat", all("-D FLANNEL-POSTRTG", lines(n[1:], n[0])...), all("-A FLANNEL-POSTRTG", n...))},
+		{"masquerade: the mark not first", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(m, mark, n)}}, masquerade,
+			lines("*nat", "-D FLANNEL-POSTRTG "+mark, "-I FLANNEL-POSTRTG 1 "+mark)},
+		{"masquerade: the mark twice", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m, mark, n)}}, masquerade,
+			lines("*nat", "-D FLANNEL-POSTRTG "+mark, "-D FLANNEL-POSTRTG "+mark, "-I FLANNEL-POSTRTG 1 "+mark)},
+		{"masquerade: another subnet before", listing{"nat": {"POSTROUTING": {masq},
+			"FLANNEL-POSTRTG": lines(mark, postrouting(overlay("10.42.0.0/16", "10.42.9.0/24")), m)}}, masquerade,
+			lines("*nat", all("-D FLANNEL-POSTRTG", postrouting(overlay("10.42.0.0/16", "10.42.9.0/24"))...), all("-A FLANNEL-POSTRTG", n...))},
+
+		{"none wanted, none there", listing{}, nil, nil},
+		{"none wanted, the other's only", listing{
+			"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {m1, m2}}, "nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m)}}, nil, nil},
+		{"none wanted, both", listing{
+			"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {m1, m2, n1, n2}}, "nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m, n)}}, nil,
+			lines("*nat", all("-D FLANNEL-POSTRTG", n...), "*filter", "-D FLANNEL-FWD "+n1, "-D FLANNEL-FWD "+n2)},
+		{"none wanted, ours are the last", listing{
+			"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {n1, n2}}, "nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, n)}}, nil,
+			lines("*nat", "-D POSTROUTING "+masq, all("-D FLANNEL-POSTRTG", lines(mark, n)...), "-X FLANNEL-POSTRTG",
+				"*filter", "-D FORWARD "+jump, "-D FLANNEL-FWD "+n1, "-D FLANNEL-FWD "+n2, "-X FLANNEL-FWD")},
+		{"none wanted, a stranger's that names another network", listing{"filter": {"FORWARD": {jump}, "FLANNEL-FWD": {theirs, n1, n2}}}, nil,
+			lines("*filter", "-D FLANNEL-FWD "+n1, "-D FLANNEL-FWD "+n2)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := makePlan(tt.have, daemonOf(four), tt.want, true)
+			got := strings.ReplaceAll(p.input, "COMMIT\n", "")
+			if want := strings.Join(append(tt.out, ""), "\n"); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+			apply(t, tt.have, p.input)
+			if again := makePlan(tt.have, daemonOf(four), tt.want, true); again.input != "" {
+				t.Errorf("a second pass has\n%s", again.input)
+			}
+		})
+	}
+}
+
+// TestFormerNetwork has the rules of 10.43.0.0/16 there, which are another daemon's unless this
+// host has noted that it was of that network.
+func TestFormerNetwork(t *testing.T) {
+	eachVariant(t, func(b *bed) {
+		for _, noted := range []bool{false, true} {
+			_, err := b.Sync(t.Context(), daemonOf(other), everything(other))
+			b.must(err)
+			alone := b.rules()
+			owner := daemonOf(four)
+			if noted {
+				owner.Overlays = append(owner.Overlays, other)
+			}
+			_, err = b.Sync(t.Context(), owner, everything(four))
+			b.must(err)
+			if kept := strings.Contains(b.rules(), "10.43.0.0/16"); kept == noted {
+				t.Errorf("noted: %v: the rules are\n%s", noted, b.rules())
+			}
+			_, err = b.Sync(t.Context(), owner, nil)
+			b.must(err)
+			if !noted {
+				b.differ("the other's rules", b.rules(), alone)
+			} else if strings.Contains(b.rules(), "FLANNEL") {
+				t.Errorf("left:\n%s", b.rules())
+			}
+		}
+	})
+}
+
+// TestDaemonsAtOnce has four daemons write and remove their rules at the same time, beside
+// a fifth that has its own and whose rules nobody ever finds incomplete.
+func TestDaemonsAtOnce(t *testing.T) {
+	eachVariant(t, func(b *bed) {
+		rounds := 30
+		if testing.Short() {
+			rounds = 5
+		}
+		ns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		b.must(err)
+		defer unix.Close(ns)
+		b.sync(everything(four))
+		within := func(f func() error) error {
+			done := make(chan error)
+			go func() {
+				runtime.LockOSThread() // never unlocked: the thread ends here
+				if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+					done <- err
+					return
+				}
+				done <- f()
+			}()
+			return <-done
+		}
+		var writers sync.WaitGroup
+		overlays := []firewall.Overlay{four}
+		for i := range 4 {
+			network := fmt.Sprintf("10.%d.0.0/16", 50+i)
+			o := overlay(network, netip.MustParsePrefix(network).Addr().String()+"/24")
+			overlays = append(overlays, o)
+			writers.Go(func() {
+				err := within(func() error {
+					tables, err := New(IPv4)
+					for round := range rounds {
+						want := everything(o)
+						if round%2 == 1 && round < rounds-2 {
+							want = nil
+						}
+						if err == nil {
+							_, err = tables.Sync(t.Context(), daemonOf(o), want)
+						}
+					}
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ended := make(chan struct{})
+		watched := make(chan int)
+		go func() {
+			listings := 0
+			err := within(func() error {
+				for {
+					select {
+					case <-ended:
+						return nil
+					default:
+					}
+					out, err := exec.Command(filepath.Join(b.bin, "iptables-save")).Output()
+					if err != nil {
+						return err
+					}
+					listings++
+					l, err := parseListing(string(out))
+					if err != nil {
+						return err
+					}
+					if p := makePlan(l, daemonOf(four), everything(four), false); len(p.changes) > 0 {
+						return fmt.Errorf("after %d listings %q is to be done in\n%s", listings, p.changes, out)
+					}
+				}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			watched <- listings
+		}()
+		writers.Wait()
+		close(ended)
+		t.Logf("%d listings", <-watched)
+		for _, o := range overlays {
+			if p := makePlan(b.listing(), daemonOf(o), everything(o), true); len(p.changes) > 0 {
+				t.Errorf("%s: still to be done: %q", o.Network, p.changes)
+			}
+		}
+		for i, o := range slices.Backward(overlays) {
+			_, err := b.Sync(t.Context(), daemonOf(o), nil)
+			b.must(err)
+			if left := strings.Contains(b.rules(), "FLANNEL"); left != (i > 0) {
+				t.Errorf("with %d networks left:\n%s", i, b.rules())
+			}
+		}
+	})
+}

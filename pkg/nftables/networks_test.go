@@ -1,0 +1,381 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+var other = firewall.Overlay{Network: netip.MustParsePrefix("10.43.0.0/16"), Subnet: netip.MustParsePrefix("10.43.9.0/24")}
+
+// daemonOf is the owner of one overlay, on a host with several.
+func daemonOf(o firewall.Overlay) firewall.Owner {
+	return firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}}
+}
+
+// words are the rules that TestTwoNetworks speaks of: n of 10.42.0.0/16, m of
+// 10.43.0.0/16; N and M are the guests of the same.
+func words() map[string]listed {
+	words := map[string]listed{
+		"jump":   {effect: effect{branches: true, jump: "FLANNEL-FWD"}},
+		"docker": {effect: effect{branches: true, jump: "DOCKER-USER"}},
+		"drop":   {effect: effect{drops: true}},
+		"theirs": {effect: effect{drops: true}, rule: rule{Family: IPv4, Rule: firewall.Rule{Src: firewall.In(other.Network)}}},
+	}
+	add := func(word string, r rule) { words[word] = listed{ok: true, rule: r} }
+	for letter, o := range map[string]firewall.Overlay{"n": four, "m": other} {
+		for _, c := range all(o) {
+			for i, r := range c.Rules {
+				r := newRule(IPv4, c.Hook, r)
+				switch {
+				case r.Shared():
+					add("mark", r)
+				case c.Hook == firewall.PostRouting:
+					add(fmt.Sprint(letter, i), r)
+				case c.Hook == firewall.Forward:
+					add(letter+"in"[i:i+1], r)
+					r.Comment = firewall.GuestComment
+					add(strings.ToUpper(letter)+"in"[i:i+1], r)
+				}
+			}
+		}
+	}
+	return words
+}
+
+// hand is a host's rules in a test's hand: what is listed, and what the plan makes of it.
+type hand struct {
+	t      *testing.T
+	words  map[string]listed
+	handle uint64
+	world
+}
+
+// fill makes a chain of the words.
+func (h *hand) fill(text string) (rules []listed) {
+	for _, word := range strings.Fields(text) {
+		l, ok := h.words[word]
+		if !ok {
+			h.t.Fatalf("no word %q", word)
+		}
+		h.handle++
+		l.handle = h.handle
+		rules = append(rules, l)
+	}
+	return rules
+}
+
+func (h *hand) text(rules []listed) string {
+	var text []string
+	for _, l := range rules {
+		l.handle = 0
+		word := "?"
+		for w, is := range h.words {
+			if is == l {
+				word = w
+			}
+		}
+		text = append(text, word)
+	}
+	return strings.Join(text, " ")
+}
+
+// newHand has our table with both chains, and a foreign one that drops by its policy. A chain of
+// "-" is not there.
+func newHand(t *testing.T, postrtg, forward, foreignRules string) *hand {
+	h := &hand{t: t, words: words()}
+	for hook, text := range map[firewall.Hook]string{firewall.PostRouting: postrtg, firewall.Forward: forward} {
+		if text == "-" {
+			continue
+		}
+		name, at, _ := own(hook)
+		h.chains = append(h.chains, chain{
+			chainName: chainName{IPv4, IPv4.tableName(), name}, base: true, place: at, policy: nfAccept, rules: h.fill(text),
+		})
+	}
+	if len(h.chains) > 0 {
+		h.table = &table{family: IPv4, name: IPv4.tableName(), uses: len(h.chains)}
+	}
+	h.foreign = []foreign{{hook: firewall.Forward, chain: chain{
+		chainName: chainName{IPv4, "filter", "FORWARD"}, base: true, policy: nfDrop,
+		place: place{"filter", unix.NF_INET_FORWARD, 0}, rules: h.fill(foreignRules),
+	}}}
+	return h
+}
+
+// apply does what the kernel would.
+func (h *hand) apply(ms []message) {
+	for _, m := range ms {
+		a := read(m.body)
+		switch m.kind {
+		case unix.NFT_MSG_NEWTABLE:
+			h.table = &table{family: IPv4, name: a[unix.NFTA_TABLE_NAME].text()}
+		case unix.NFT_MSG_DELTABLE:
+			h.table, h.chains = nil, nil
+		case unix.NFT_MSG_NEWCHAIN:
+			hook := read(a[unix.NFTA_CHAIN_HOOK])
+			h.chains = append(h.chains, chain{
+				chainName: chainName{IPv4, a[unix.NFTA_CHAIN_TABLE].text(), a[unix.NFTA_CHAIN_NAME].text()}, base: true, policy: nfAccept,
+				place: place{a[unix.NFTA_CHAIN_TYPE].text(), hook[unix.NFTA_HOOK_HOOKNUM].u32(), int32(hook[unix.NFTA_HOOK_PRIORITY].u32())},
+			})
+			h.table.uses++
+		case unix.NFT_MSG_DELCHAIN:
+			h.chains = slices.DeleteFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_CHAIN_NAME].text() })
+			h.table.uses--
+		case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+			h.rule(m, a)
+		}
+	}
+}
+
+// rule adds a rule or deletes one, or all of a chain.
+func (h *hand) rule(m message, a map[uint16]value) {
+	rules := &h.foreign[0].rules
+	if a[unix.NFTA_RULE_TABLE].text() == IPv4.tableName() {
+		i := slices.IndexFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_RULE_CHAIN].text() })
+		if i < 0 {
+			h.t.Fatalf("no chain %s", a[unix.NFTA_RULE_CHAIN].text())
+		}
+		rules = &h.chains[i].rules
+	}
+	at := func(kind uint16) int {
+		i := slices.IndexFunc(*rules, func(l listed) bool { return l.handle == a[kind].u64() })
+		if i < 0 {
+			h.t.Fatalf("no rule of handle %d", a[kind].u64())
+		}
+		return i
+	}
+	if m.kind == unix.NFT_MSG_DELRULE {
+		if a[unix.NFTA_RULE_HANDLE] == nil {
+			*rules = nil
+			return
+		}
+		i := at(unix.NFTA_RULE_HANDLE)
+		*rules = slices.Delete(*rules, i, i+1)
+		return
+	}
+	h.handle++
+	l := listed{handle: h.handle, ok: true}
+	l.rule, _ = parseRule(IPv4, parseExpressions(a[unix.NFTA_RULE_EXPRESSIONS]), a[unix.NFTA_RULE_USERDATA])
+	place := 0
+	switch {
+	case a[unix.NFTA_RULE_POSITION] != nil:
+		place = at(unix.NFTA_RULE_POSITION) + 1
+	case m.flags&unix.NLM_F_APPEND != 0:
+		place = len(*rules)
+	}
+	*rules = slices.Insert(*rules, place, l)
+}
+
+// chain is the words of one of ours.
+func (h *hand) chain(hook firewall.Hook) string {
+	name, _, _ := own(hook)
+	for _, c := range h.chains {
+		if c.name == name {
+			return h.text(c.rules)
+		}
+	}
+	return "-"
+}
+
+// TestTwoNetworks gives rules to the daemon of 10.42.0.0/16 that are also another's, in the
+// chains postrtg and forward of our table and in a chain of somebody else.
+func TestTwoNetworks(t *testing.T) {
+	const (
+		n, m  = "n1 n2 n3 n4", "m1 m2 m3 m4"
+		none  = "none"
+		masq  = "masquerade"
+		fwd   = "forward"
+		whole = "all"
+	)
+	wants := map[string][]firewall.Chain{none: nil, masq: all(four)[:1], fwd: forward(four), whole: all(four)}
+	tests := []struct {
+		name           string
+		want           string
+		have           [3]string // postrtg, forward, FORWARD
+		after          [3]string
+		messages, says int
+	}{
+		{"nothing there", whole, [3]string{"-", "-", ""}, [3]string{"mark " + n, "ni nn", "Ni Nn"}, 12, 4},
+		{"the other's are there", whole, [3]string{"mark " + m, "mi mn", "Mi Mn"}, [3]string{"mark " + m + " " + n, "mi mn ni nn", "Ni Nn Mi Mn"}, 8, 3},
+		{"both", whole, [3]string{"mark " + m + " " + n, "mi mn ni nn", "Mi Mn Ni Nn"}, [3]string{"mark " + m + " " + n, "mi mn ni nn", "Mi Mn Ni Nn"}, 0, 0},
+		{"both, ours first", whole, [3]string{"mark " + n + " " + m, "ni nn mi mn", "Ni Nn Mi Mn"}, [3]string{"mark " + n + " " + m, "ni nn mi mn", "Ni Nn Mi Mn"}, 0, 0},
+		{"both mingled", whole, [3]string{"mark n1 m1 n2 m2 n3 m3 m4 n4", "ni mi nn mn", "Ni Mi Nn Mn"}, [3]string{"mark n1 m1 n2 m2 n3 m3 m4 n4", "ni mi nn mn", "Ni Mi Nn Mn"}, 0, 0},
+		{"half of the other's", whole, [3]string{"mark m4 " + n, "mn ni nn", "Ni Nn Mn"}, [3]string{"mark m4 " + n, "mn ni nn", "Ni Nn Mn"}, 0, 0},
+		{"half of ours", whole, [3]string{"mark " + m + " n2 n3", "nn mi mn", "Mi Mn Nn"}, [3]string{"mark " + m + " " + n, "mi mn ni nn", "Ni Nn Mi Mn"}, 2 + 4 + 1 + 2 + 1 + 2, 3},
+		{"ours in another order", masq, [3]string{"mark n2 n1 n3 n4 " + m, "-", ""}, [3]string{"mark " + m + " " + n, "-", ""}, 8, 1},
+		{"the mark not first", masq, [3]string{m + " mark " + n, "-", ""}, [3]string{"mark " + m + " " + n, "-", ""}, 2, 1},
+		{"the mark twice", masq, [3]string{"mark " + m + " mark " + n, "-", ""}, [3]string{"mark " + m + " " + n, "-", ""}, 3, 1},
+		{"nobody's", fwd, [3]string{"-", "drop mi mn ni nn", "Ni Nn"}, [3]string{"-", "mi mn ni nn", "Ni Nn"}, 1, 1},
+		{"a stranger's that names the other network", fwd, [3]string{"-", "theirs ni nn", "Ni Nn"}, [3]string{"-", "theirs ni nn", "Ni Nn"}, 0, 0},
+		{"the other masquerades, we do not any more", fwd, [3]string{"mark " + m + " " + n, "ni nn", "Ni Nn"}, [3]string{"mark " + m, "ni nn", "Ni Nn"}, 4, 1},
+		{"we masquerade, the other forwards", masq, [3]string{"-", "mi mn", "Mi Mn"}, [3]string{"mark " + n, "mi mn", "Mi Mn"}, 6, 1},
+		{"the other's guests first, and docker's", fwd, [3]string{"-", "ni nn", "Mi Mn docker Ni Nn drop"}, [3]string{"-", "ni nn", "Mi Mn docker Ni Nn drop"}, 0, 0},
+		{"the other's jump by iptables first", fwd, [3]string{"-", "ni nn", "jump Ni Nn drop"}, [3]string{"-", "ni nn", "jump Ni Nn drop"}, 0, 0},
+		{"the same behind ours", fwd, [3]string{"-", "ni nn", "Ni Nn jump drop"}, [3]string{"-", "ni nn", "Ni Nn jump drop"}, 0, 0},
+		{"a stranger's between", fwd, [3]string{"-", "ni nn", "Mi drop Ni Nn"}, [3]string{"-", "ni nn", "Ni Nn Mi drop"}, 4, 1},
+		{"none wanted, none there", none, [3]string{"-", "-", ""}, [3]string{"-", "-", ""}, 0, 0},
+		{"none wanted, the other's only", none, [3]string{"mark " + m, "mi mn", "Mi Mn"}, [3]string{"mark " + m, "mi mn", "Mi Mn"}, 0, 0},
+		{"none wanted, both", none, [3]string{"mark " + m + " " + n, "ni mi mn nn", "Ni Nn Mi Mn"}, [3]string{"mark " + m, "mi mn", "Mi Mn"}, 8, 3},
+		{"none wanted, ours alone in one chain", none, [3]string{"mark " + n, "mi mn", "Mi Mn"}, [3]string{"-", "mi mn", "Mi Mn"}, 2, 1},
+		{"none wanted, ours are the last", none, [3]string{"mark " + n, "ni nn", "Ni Nn drop"}, [3]string{"-", "-", "drop"}, 3, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHand(t, tt.have[0], tt.have[1], tt.have[2])
+			want, err := normal(IPv4, wants[tt.want])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.want == masq { // the foreign chain's are not wanted, but the other's stay
+				h.foreign[0].policy = nfAccept
+			}
+			p := newPlan(IPv4, daemonOf(four), want, h.world)
+			h.apply(p.messages)
+			if got := [3]string{h.chain(firewall.PostRouting), h.chain(firewall.Forward), h.text(h.foreign[0].rules)}; got != tt.after {
+				t.Errorf("got  %q\nwant %q\nby %q", got, tt.after, p.changes)
+			}
+			if len(p.messages) != tt.messages || len(p.changes) != tt.says {
+				t.Errorf("%d messages, %q", len(p.messages), p.changes)
+			}
+			if again := newPlan(IPv4, daemonOf(four), want, h.world); len(again.messages) > 0 {
+				t.Errorf("a second pass: %q", again.changes)
+			}
+		})
+	}
+}
+
+// TestUnsoundTable makes the table anew, with the rules of another network.
+func TestUnsoundTable(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	for _, damage := range []string{
+		"add chain ip flannel-ipv4 x; add rule ip flannel-ipv4 forward jump x",
+		"add table ip flannel-ipv4 { flags dormant; }",
+		"add chain ip flannel-ipv4 masqueradeTest { type nat hook postrouting priority srcnat; }",
+	} {
+		for _, want := range [][]firewall.Chain{all(four), forward(four)} {
+			for _, o := range []firewall.Overlay{other, four} {
+				b.syncOf(o, all(o))
+			}
+			b.nft(damage)
+			b.syncOf(four, want)
+			right := b.ruleset()
+			b.syncOf(other, all(other))
+			equal(t, b.ruleset(), right)
+			b.syncOf(four, nil)
+			b.syncOf(other, nil)
+			equal(t, b.ruleset(), "")
+		}
+	}
+}
+
+func (b *bed) syncOf(o firewall.Overlay, want []firewall.Chain) {
+	b.t.Helper()
+	if _, err := b.tables.Sync(context.Background(), IPv4, daemonOf(o), want); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// TestFormerNetwork finds the tables of an original of another network, which may live.
+func TestFormerNetwork(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	const original = `
+table ip flannel-ipv4 {
+	chain postrtg {
+		type nat hook postrouting priority srcnat;
+		meta mark 0x4000 return
+		ip saddr 10.43.9.0/24 ip daddr 10.43.0.0/16 return
+		ip saddr 10.43.0.0/16 ip daddr 10.43.9.0/24 return
+		ip saddr != 10.43.9.0/24 ip daddr 10.43.0.0/16 return
+		ip saddr 10.43.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
+		ip saddr != 10.43.0.0/16 ip daddr 10.43.0.0/16 masquerade
+	}
+	chain forward {
+		type filter hook forward priority filter;
+		ip saddr 10.43.0.0/16 accept comment "flanneld forward"
+		ip daddr 10.43.0.0/16 accept comment "flanneld forward"
+	}
+}
+`
+	b.nft(original)
+	b.syncOf(four, all(four))
+	if n := strings.Count(b.ruleset(), "10.43.0.0/16"); n != 8 {
+		t.Errorf("of the original's 7 rules there are\n%s", b.ruleset())
+	}
+	noted := daemonOf(four)
+	noted.Overlays = append(noted.Overlays, other)
+	if _, err := b.tables.Sync(context.Background(), IPv4, noted, all(four)); err != nil {
+		t.Fatal(err)
+	}
+	alone := newBed(t)
+	alone.syncOf(four, all(four))
+	equal(t, b.ruleset(), alone.ruleset())
+}
+
+// TestDaemonsAtOnce has daemons of several networks write and remove their rules at the same
+// time, while another's are there.
+func TestDaemonsAtOnce(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.sh("iptables-nft -P FORWARD DROP")
+	before := b.ruleset()
+	b.syncOf(four, all(four))
+	overlays := []firewall.Overlay{four}
+	var writers sync.WaitGroup
+	for i := range 3 {
+		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(50 + i), 0, 0}), 16)
+		o := firewall.Overlay{Network: network, Subnet: netip.PrefixFrom(network.Addr(), 24)}
+		overlays = append(overlays, o)
+		var tables *Tables
+		b.within(func() { tables, _ = New() })
+		if tables == nil {
+			t.Fatal("no connection")
+		}
+		defer tables.Close()
+		writers.Go(func() {
+			for round := range 101 {
+				if _, err := tables.Sync(context.Background(), IPv4, daemonOf(o), [][]firewall.Chain{all(o), nil}[round%2]); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	ended := make(chan struct{})
+	go func() { writers.Wait(); close(ended) }()
+	for listings := 0; ; listings++ {
+		b.tables.mu.Lock()
+		w, err := b.tables.conn.list(IPv4)
+		b.tables.mu.Unlock()
+		if want, _ := normal(IPv4, all(four)); err == nil {
+			if p := newPlan(IPv4, daemonOf(four), want, w); len(p.changes) > 0 {
+				t.Fatalf("after %d listings: %q", listings, p.changes)
+			}
+		}
+		select {
+		case <-ended:
+			t.Logf("%d listings", listings)
+			for _, o := range overlays {
+				was := b.generation()
+				if b.syncOf(o, all(o)); b.generation() != was {
+					t.Errorf("%s: something was still to be done", o.Network)
+				}
+			}
+			for _, o := range overlays {
+				b.syncOf(o, nil)
+			}
+			equal(t, b.ruleset(), before)
+			return
+		default:
+		}
+	}
+}
