@@ -238,7 +238,7 @@ func TestTwoNetworks(t *testing.T) {
 			if tt.want == masq { // the foreign chain's are not wanted, but the other's stay
 				h.foreign[0].policy = nfAccept
 			}
-			p := newPlan(IPv4, daemonOf(four), want, h.world)
+			p := newPlan(IPv4, daemonOf(four), wanted{own: want, guests: want}, h.world)
 			h.apply(p.messages)
 			if got := [3]string{h.chain(firewall.PostRouting), h.chain(firewall.Forward), h.text(h.foreign[0].rules)}; got != tt.after {
 				t.Errorf("got  %q\nwant %q\nby %q", got, tt.after, p.changes)
@@ -246,7 +246,7 @@ func TestTwoNetworks(t *testing.T) {
 			if len(p.messages) != tt.messages || len(p.changes) != tt.says {
 				t.Errorf("%d messages, %q", len(p.messages), p.changes)
 			}
-			if again := newPlan(IPv4, daemonOf(four), want, h.world); len(again.messages) > 0 {
+			if again := newPlan(IPv4, daemonOf(four), wanted{own: want, guests: want}, h.world); len(again.messages) > 0 {
 				t.Errorf("a second pass: %q", again.changes)
 			}
 		})
@@ -357,7 +357,7 @@ func TestDaemonsAtOnce(t *testing.T) {
 		w, err := b.tables.conn.list(IPv4)
 		b.tables.mu.Unlock()
 		if want, _ := normal(IPv4, all(four)); err == nil {
-			if p := newPlan(IPv4, daemonOf(four), want, w); len(p.changes) > 0 {
+			if p := newPlan(IPv4, daemonOf(four), wanted{own: want, guests: want}, w); len(p.changes) > 0 {
 				t.Fatalf("after %d listings: %q", listings, p.changes)
 			}
 		}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// secondPrefix is where a second network of the same hosts is.
+const secondPrefix = "/second/network"
+
+// twoNetworks is a cluster whose hosts are each in two networks, by two daemons with a prefix,
+// a subnet file and a VNI each, as README says.
+type twoNetworks struct {
+	*cluster
+	second   []*lab.Process     // by host
+	networks [][]*lab.Container // by network and host
+	outside  *lab.Host          // in neither
+}
+
+// secondFile is the subnet file of a host's second daemon.
+func (c *twoNetworks) secondFile(h *lab.Host) string {
+	return filepath.Join(c.Dir, h.Name, "second.env")
+}
+
+func (c *twoNetworks) startSecond(i int) {
+	c.t.Helper()
+	h := c.Hosts[i]
+	p, err := h.Run(lab.Command{Args: []string{
+		"-etcd-endpoints=" + c.Etcd.Endpoint(), "-etcd-prefix=" + secondPrefix, "-subnet-file=" + c.secondFile(h), "-ip-masq=true",
+	}})
+	c.must(err)
+	c.second[i] = p
+}
+
+// startTwoNetworks starts all daemons at the same instant, on hosts with a forward policy of DROP.
+func startTwoNetworks(t *testing.T, keeper string) *twoNetworks {
+	t.Helper()
+	need(t, "iptables", "nft")
+	c := &twoNetworks{cluster: newCluster(t, lab.Options{Hosts: 3}), second: make([]*lab.Process, 2), networks: make([][]*lab.Container, 2)}
+	c.outside, c.Hosts = c.Hosts[2], c.Hosts[:2]
+	for _, h := range c.Hosts {
+		c.sh(h, "iptables -P FORWARD DROP")
+	}
+	const config = `{"Network":"%s","Backend":{"Type":"vxlan","VNI":%d},"EnableNFTables":%t}`
+	for prefix, value := range map[string]string{
+		defaultPrefix: fmt.Sprintf(config, "10.42.0.0/16", 1, keeper != "iptables"),
+		secondPrefix:  fmt.Sprintf(config, "10.43.0.0/16", 2, keeper == "nftables"),
+	} {
+		c.must(c.Etcd.Put(c.ctx, prefix+"/config", value, 0))
+	}
+	for i, h := range c.Hosts {
+		_, err := h.Start("-ip-masq=true")
+		c.must(err)
+		c.startSecond(i)
+	}
+	c.ready()
+	for _, h := range c.Hosts {
+		k, err := h.AddContainer()
+		c.must(err)
+		c.networks[0] = append(c.networks[0], k)
+		k, err = h.AddContainerTo("docker1", c.secondFile(h))
+		c.must(err)
+		c.networks[1] = append(c.networks[1], k)
+	}
+	return c
+}
+
+func (c *twoNetworks) daemons() (all []*lab.Process) {
+	for i, h := range c.Hosts {
+		all = append(all, h.Flanneld(), c.second[i])
+	}
+	return all
+}
+
+func (c *twoNetworks) ready() {
+	c.t.Helper()
+	for _, p := range c.daemons() {
+		c.must(p.WaitReady(c.ctx))
+	}
+}
+
+// pings sends 200 in each network, while something happens, and wants every one back.
+func (c *twoNetworks) pings(what string, meanwhile func()) {
+	c.t.Helper()
+	var pingers []*lab.Pinger
+	for _, network := range c.networks {
+		ctx, cancel := context.WithTimeout(c.ctx, slow(10*time.Second))
+		_, err := network[0].WaitPing(ctx, network[1].Addr)
+		cancel()
+		if err != nil {
+			c.t.Fatalf("%s: %v\n%s", what, err, c.rules(c.Hosts[0]))
+		}
+	}
+	for _, network := range c.networks {
+		p, err := network[0].StartPinger(network[1].Addr, 5*time.Millisecond)
+		c.must(err)
+		pingers = append(pingers, p)
+	}
+	if meanwhile != nil {
+		meanwhile()
+	}
+	for i, p := range pingers {
+		c.within(20*time.Second, "200 pings", func() error {
+			if n := p.Stats().Sent; n < 200 {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+		if s := p.Stop(); s.Lost > 0 {
+			c.t.Errorf("%s: network %d lost %d of %d pings, for %v", what, i, s.Lost, s.Sent, s.Outage)
+		}
+	}
+}
+
+// rules is all that a host's packet filter holds.
+func (c *twoNetworks) rules(h *lab.Host) string {
+	c.t.Helper()
+	return c.sh(h, "iptables-save | sed 's/\\[.*//' | grep -v '^#'; nft -s list table ip flannel-ipv4 2>/dev/null || true")
+}
+
+// quiet wants no repair to have been made: nobody has damaged anything.
+func (c *twoNetworks) quiet(what string) {
+	c.t.Helper()
+	for _, p := range c.daemons() {
+		if n := lines(p, "repaired packet filter rules"); n > 0 {
+			c.t.Errorf("%s: %d repairs:\n%s", what, n, p.Logs())
+		}
+	}
+}
+
+// TestTwoNetworksOnOneHost: two daemons with a network each live side by side, whoever keeps their
+// rules, from a start at the same instant on, and none of them takes the other's rules for its own.
+func TestTwoNetworksOnOneHost(t *testing.T) {
+	for _, keeper := range []string{"iptables", "nftables", "one of each"} {
+		t.Run(keeper, func(t *testing.T) {
+			c := startTwoNetworks(t, keeper)
+			h := c.Hosts[0]
+			c.pings("both live", nil)
+			both := c.rules(h)
+			for _, network := range []string{"10.42.0.0/16", "10.43.0.0/16"} {
+				if n := strings.Count(both, network); n < 7 {
+					t.Errorf("%d times %s in\n%s", n, network, both)
+				}
+			}
+			for i, network := range c.networks {
+				if got := c.seen(&network[0].Endpoint, &c.outside.Endpoint); got != h.Addr {
+					t.Errorf("network %d: seen from the outside as %s", i, got)
+				}
+			}
+			if keeper != "one of each" {
+				c.idle()
+			}
+			c.quiet("both live")
+			c.pings("the second is killed", func() { c.must(c.second[0].Kill(c.ctx)) })
+			c.pings("the second starts again", func() { c.startSecond(0); c.ready() })
+			c.pings("the second ends", func() {
+				_, err := c.second[0].Stop(c.ctx)
+				c.must(err)
+			})
+			c.pings("the first starts again beside it", func() {
+				_, err := h.Flanneld().Stop(c.ctx)
+				c.must(err)
+				_, err = h.Start("-ip-masq=true")
+				c.must(err)
+				c.must(h.Flanneld().WaitReady(c.ctx))
+			})
+			if now := c.rules(h); now != both {
+				t.Errorf("the rules were\n%s\nand are\n%s", both, now)
+			}
+			c.startSecond(0)
+			c.ready()
+			c.quiet("in the end")
+
+			// What one daemon's rules lose, it brings back alone.
+			for _, damage := range map[string][]string{
+				"iptables":    {"iptables -D FLANNEL-FWD -s 10.43.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT", "iptables -F FLANNEL-FWD"},
+				"nftables":    {"nft delete table ip flannel-ipv4", "iptables -F FORWARD"},
+				"one of each": {"nft delete table ip flannel-ipv4", "iptables -F FLANNEL-FWD", "iptables -F FORWARD"},
+			}[keeper] {
+				c.sh(h, damage)
+				c.within(6*time.Second, damage, func() error {
+					now := c.rules(h)
+					for _, words := range []string{"10.42.0.0/16", "10.43.0.0/16"} {
+						if strings.Count(now, words) != strings.Count(both, words) {
+							return fmt.Errorf("the rules are\n%s", now)
+						}
+					}
+					return nil
+				})
+				c.pings(damage, nil)
+			}
+		})
+	}
+}
+
+// idle measures what the daemons of a host consume while nothing happens.
+func (c *twoNetworks) idle() {
+	c.t.Helper()
+	usage := func() (sum time.Duration) {
+		for _, p := range c.daemons()[:2] {
+			u, err := p.Usage()
+			c.must(err)
+			sum += u.CPU
+		}
+		return sum
+	}
+	const watch = 3 * time.Second
+	before := usage()
+	time.Sleep(watch) // it is what happens in it that is measured
+	share := 100 * (usage() - before).Seconds() / watch.Seconds()
+	c.t.Logf("the daemons of a host take %.2f %% of a processor", share)
+	if share > 5 {
+		c.t.Errorf("%.2f %% of a processor", share)
+	}
+}
