@@ -275,6 +275,61 @@ func TestDockerRules(t *testing.T) {
 	}
 }
 
+// TestRulesLeftBehind: the way back to v0.8 to v0.19, which do not know our chains, with another
+// subnet afterwards. Our rules of the subnet before stand ahead of theirs, and containers of two
+// hosts reach each other by their own addresses all the same.
+func TestRulesLeftBehind(t *testing.T) {
+	for _, f := range filters {
+		t.Run(f.name, func(t *testing.T) {
+			c, outside := startFiltered(t, 2, f.config, "-ip-masq=true")
+			h := c.Hosts[0]
+			before := c.subnet(h)
+			dump := filepath.Join(t.TempDir(), "rules")
+			c.sh(h, map[string]string{
+				"iptables": "iptables-save > " + dump,
+				"nftables": "(echo delete table ip flannel-ipv4; nft -s list table ip flannel-ipv4) > " + dump,
+			}[f.name])
+			_, err := h.Flanneld().Stop(c.ctx)
+			c.must(err)
+			key, _ := c.lease(h)
+			c.must(c.Etcd.Delete(c.ctx, key))
+			c.must(os.Remove(h.SubnetFile))
+			c.must(os.Remove(h.SubnetFile + ".lease"))
+			c.put("subnets/10.42.200.0-24", fmt.Sprintf(`{"PublicIP":"%s"}`, h.Addr))
+			_, err = h.Start("-ip-masq=true")
+			c.must(err)
+			c.must(h.Flanneld().WaitReady(c.ctx))
+			if now := c.subnet(h); now == before {
+				t.Fatalf("the subnet is %s as before", now)
+			}
+			_, err = h.Flanneld().Stop(c.ctx)
+			c.must(err)
+			c.sh(h, map[string]string{"iptables": "iptables-restore < " + dump, "nftables": "nft -f " + dump}[f.name])
+			for _, rule := range []string{
+				"-s 10.42.0.0/16 -d 10.42.0.0/16 -j RETURN", "-s 10.42.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+				"! -s 10.42.0.0/16 -d 10.42.200.0/24 -j RETURN", "! -s 10.42.0.0/16 -d 10.42.0.0/16 -j MASQUERADE",
+			} {
+				c.sh(h, "iptables -t nat -A POSTROUTING "+rule)
+			}
+			a, err := h.AddContainer()
+			c.must(err)
+			b := c.containers[1]
+			c.within(10*time.Second, "ping", func() error {
+				_, err := a.Ping(c.ctx, b.Addr, lab.PingOptions{Timeout: 250 * time.Millisecond})
+				return err
+			})
+			for _, s := range []struct {
+				from, by *lab.Endpoint
+				want     netip.Addr
+			}{{&a.Endpoint, &b.Endpoint, a.Addr}, {&b.Endpoint, &a.Endpoint, b.Addr}, {&a.Endpoint, &outside.Endpoint, h.Addr}} {
+				if got := c.seen(s.from, s.by); got != s.want {
+					t.Errorf("%s is seen by %s as %s, want %s", s.from.Name, s.by.Name, got, s.want)
+				}
+			}
+		})
+	}
+}
+
 // TestFormerRules starts over what an original has left for the same network,
 // and for the one that subnet.env tells of.
 func TestFormerRules(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ const secondPrefix = "/second/network"
 // a subnet file and a VNI each, as README says.
 type twoNetworks struct {
 	*cluster
+	keeper   string             // of the rules: "iptables", "nftables", "one of each"
 	second   []*lab.Process     // by host
 	networks [][]*lab.Container // by network and host
 	outside  *lab.Host          // in neither
@@ -38,26 +40,52 @@ func (c *twoNetworks) startSecond(i int) {
 	c.second[i] = p
 }
 
-// startTwoNetworks starts all daemons at the same instant, on hosts with a forward policy of DROP.
-func startTwoNetworks(t *testing.T, keeper string) *twoNetworks {
+// newTwoNetworks makes the hosts, with a forward policy of DROP.
+func newTwoNetworks(t *testing.T, keeper string) *twoNetworks {
 	t.Helper()
 	need(t, "iptables", "nft")
-	c := &twoNetworks{cluster: newCluster(t, lab.Options{Hosts: 3}), second: make([]*lab.Process, 2), networks: make([][]*lab.Container, 2)}
+	c := &twoNetworks{
+		cluster: newCluster(t, lab.Options{Hosts: 3}), keeper: keeper,
+		second: make([]*lab.Process, 2), networks: make([][]*lab.Container, 2),
+	}
 	c.outside, c.Hosts = c.Hosts[2], c.Hosts[:2]
 	for _, h := range c.Hosts {
 		c.sh(h, "iptables -P FORWARD DROP")
 	}
+	return c
+}
+
+// configure writes the networks' configs, or the one's in the place of the other's.
+func (c *twoNetworks) configure(swapped bool) {
+	c.t.Helper()
 	const config = `{"Network":"%s","Backend":{"Type":"vxlan","VNI":%d},"EnableNFTables":%t}`
+	networks := []string{"10.42.0.0/16", "10.43.0.0/16"}
+	if swapped {
+		slices.Reverse(networks)
+	}
 	for prefix, value := range map[string]string{
-		defaultPrefix: fmt.Sprintf(config, "10.42.0.0/16", 1, keeper != "iptables"),
-		secondPrefix:  fmt.Sprintf(config, "10.43.0.0/16", 2, keeper == "nftables"),
+		defaultPrefix: fmt.Sprintf(config, networks[0], 1, c.keeper != "iptables"),
+		secondPrefix:  fmt.Sprintf(config, networks[1], 2, c.keeper == "nftables"),
 	} {
 		c.must(c.Etcd.Put(c.ctx, prefix+"/config", value, 0))
 	}
-	for i, h := range c.Hosts {
-		_, err := h.Start("-ip-masq=true")
-		c.must(err)
-		c.startSecond(i)
+}
+
+// startBoth starts the daemons of a host.
+func (c *twoNetworks) startBoth(i int) {
+	c.t.Helper()
+	_, err := c.Hosts[i].Start("-ip-masq=true")
+	c.must(err)
+	c.startSecond(i)
+}
+
+// startTwoNetworks starts all daemons at the same instant.
+func startTwoNetworks(t *testing.T, keeper string) *twoNetworks {
+	t.Helper()
+	c := newTwoNetworks(t, keeper)
+	c.configure(false)
+	for i := range c.Hosts {
+		c.startBoth(i)
 	}
 	c.ready()
 	for _, h := range c.Hosts {
@@ -73,7 +101,9 @@ func startTwoNetworks(t *testing.T, keeper string) *twoNetworks {
 
 func (c *twoNetworks) daemons() (all []*lab.Process) {
 	for i, h := range c.Hosts {
-		all = append(all, h.Flanneld(), c.second[i])
+		if c.second[i] != nil {
+			all = append(all, h.Flanneld(), c.second[i])
+		}
 	}
 	return all
 }
@@ -184,15 +214,7 @@ func TestTwoNetworksOnOneHost(t *testing.T) {
 				"one of each": {"nft delete table ip flannel-ipv4", "iptables -F FLANNEL-FWD", "iptables -F FORWARD"},
 			}[keeper] {
 				c.sh(h, damage)
-				c.within(6*time.Second, damage, func() error {
-					now := c.rules(h)
-					for _, words := range []string{"10.42.0.0/16", "10.43.0.0/16"} {
-						if strings.Count(now, words) != strings.Count(both, words) {
-							return fmt.Errorf("the rules are\n%s", now)
-						}
-					}
-					return nil
-				})
+				c.within(6*time.Second, damage, func() error { return c.same(h, both) })
 				c.pings(damage, nil)
 			}
 		})
@@ -218,4 +240,55 @@ func (c *twoNetworks) idle() {
 	if share > 5 {
 		c.t.Errorf("%.2f %% of a processor", share)
 	}
+}
+
+// TestNetworksThatChangePlaces: each of two daemons finds in its subnet file the network that the
+// other serves by now, whose rules are not its own any more.
+func TestNetworksThatChangePlaces(t *testing.T) {
+	for _, keeper := range []string{"iptables", "nftables"} {
+		t.Run(keeper, func(t *testing.T) {
+			c := newTwoNetworks(t, keeper)
+			h := c.Hosts[0]
+			for _, swap := range []bool{false, true} {
+				c.configure(swap)
+				c.startBoth(0)
+				for _, p := range c.daemons()[:2] {
+					c.must(p.WaitReady(c.ctx))
+				}
+				if swap {
+					break
+				}
+				for _, p := range c.daemons()[:2] {
+					_, err := p.Stop(c.ctx)
+					c.must(err)
+				}
+			}
+			rules := c.rules(h)
+			for _, network := range []string{"10.42.0.0/16", "10.43.0.0/16"} {
+				if n := strings.Count(rules, network); n < 7 {
+					t.Errorf("%d times %s in\n%s", n, network, rules)
+				}
+			}
+			c.quiet("after the change")
+			// With one of them gone, what it has left is not the other's either.
+			_, err := c.second[0].Stop(c.ctx)
+			c.must(err)
+			c.sh(h, map[string]string{
+				"iptables": "iptables -D FLANNEL-FWD -s 10.43.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT",
+				"nftables": "iptables -D FORWARD -s 10.43.0.0/16 -m comment --comment flanneld -j ACCEPT",
+			}[keeper])
+			c.within(6*time.Second, "a repair by the one that is left", func() error { return c.same(h, rules) })
+		})
+	}
+}
+
+// same compares how often each network is named, for the order of two is nobody's business.
+func (c *twoNetworks) same(h *lab.Host, before string) error {
+	now := c.rules(h)
+	for _, network := range []string{"10.42.0.0/16", "10.43.0.0/16"} {
+		if strings.Count(now, network) != strings.Count(before, network) {
+			return fmt.Errorf("the rules were\n%s\nand are\n%s", before, now)
+		}
+	}
+	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/netconf"
 	"flanneld/pkg/nftables"
+	"flanneld/pkg/presence"
 )
 
 // RuleOptions say what is wanted of the packet filter.
@@ -57,7 +58,7 @@ type rules struct {
 	log     *slog.Logger
 
 	wake    chan struct{}
-	had     []firewall.Overlay // that this host has or had
+	had     []firewall.Overlay // that this host has or had, by its subnet file
 	nft     *nftables.Tables   // nil if the kernel has none
 	set     ruleSet            // nil until one is found
 	chosen  netconf.Choice     // by which it was found
@@ -212,6 +213,12 @@ func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 		}
 		r.chosen = c
 	}
+	// What a former network has left is removed once: it may be another daemon's later.
+	defer func() {
+		if err == nil {
+			r.had = slices.DeleteFunc(r.had, r.formerly)
+		}
+	}()
 	changes, err = r.put(ctx)
 	if err != nil && !r.written && r.slow && r.chosen == netconf.Open && r.nft != nil {
 		r.useNFTables("iptables does not work: " + err.Error())
@@ -228,8 +235,19 @@ func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 	return append(changes, removed...), nil
 }
 
+// formerly reports whether this host was in an overlay of another network than now.
+func (r *rules) formerly(o firewall.Overlay) bool { return o.Network != r.overlay().Network }
+
+// taken reports whether another daemon of this host serves the network of a former overlay by
+// now. Doubt means yes: better that rules stay than that another's go.
+func taken(o firewall.Overlay) bool {
+	holders, err := presence.Holders()
+	return err != nil || slices.ContainsFunc(holders, func(h presence.Holder) bool { return h.Network == o.Network })
+}
+
 // put makes the set what is wanted now.
 func (r *rules) put(ctx context.Context) ([]string, error) {
+	r.had = slices.DeleteFunc(r.had, func(o firewall.Overlay) bool { return r.formerly(o) && taken(o) })
 	now := r.overlay()
 	if !slices.Contains(r.had, now) {
 		r.had = append(r.had, now)
