@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"presence":              {},
 	"iptables":              {"firewall"},
 	"nftables":              {"firewall"},
+	"firewalld":             {},
 	"subnetenv":             {"lease"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
 	"registry":              {"lease", "netconf"},
@@ -66,6 +67,7 @@ var homes = map[string][]string{
 	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},
 	"github.com/coreos/go-iptables":    {"iptables"},
+	"github.com/godbus/dbus/v5":        {"firewalld"},
 	"github.com/spf13/pflag":           {}, // cmd only
 }
 

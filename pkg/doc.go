@@ -33,6 +33,7 @@
 //	kernel      the only home of netlink: inventory, snapshot, apply, watch
 //	iptables    keeps the packet filter rules, by the iptables commands
 //	nftables    keeps them by nfnetlink
+//	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
 //	subnetenv   reads and atomically writes subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
