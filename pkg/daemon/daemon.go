@@ -194,6 +194,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	d.loop = reconcile.New(reconcile.Config{Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Log: d.log})
 	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
+	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
+	tasks.Go(func() { d.rules.others.trust.run(ctx) })
 	tasks.Go(func() { d.watch(events.Events()) })
 	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
 	ruled := make(chan struct{}) // tried once; success is not waited for

@@ -61,14 +61,16 @@ type rules struct {
 	had     []firewall.Overlay // that this host has or had, by its subnet file
 	nft     *nftables.Tables   // nil if the kernel has none
 	set     ruleSet            // nil until one is found
+	want    []firewall.Chain   // that it was given last
 	chosen  netconf.Choice     // by which it was found
-	left    ruleSet            // the other one, until nothing of ours is there
+	left    ruleSet            // iptables' other variant, until nothing of ours is there
 	slow    bool               // a look at the set takes a process
 	written bool               // it was right once, so that changes are repairs
 	trouble bool               // the last attempt failed
 	fights  *rate.Limiter
 	fought  bool
 	looked  time.Time
+	others  others // beside the set
 }
 
 func newRules(o RuleOptions, c netconf.Choice, overlay func() firewall.Overlay, former firewall.Overlay, log *slog.Logger) *rules {
@@ -138,7 +140,7 @@ func (r *rules) keep(ctx context.Context) {
 // follows another at once.
 func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
 	wait := ruleBurst
-	if r.slow {
+	if r.slow || r.others.slow {
 		wait = max(wait, time.Until(r.looked.Add(ruleGap)))
 	}
 	timer := time.NewTimer(wait)
@@ -156,17 +158,18 @@ func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
 // signs tells that somebody has changed rules; nil: nobody does, and the resync
 // remains.
 func (r *rules) signs(ctx context.Context) <-chan struct{} {
-	var signs <-chan struct{}
-	var err error
-	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
-		signs, err = ipt.Watch(ctx)
-	} else if r.nft != nil {
-		signs, err = r.nft.Watch(ctx)
+	var legacy, nft <-chan struct{}
+	var err, failed error
+	if ipt := r.legacy(); ipt != nil {
+		legacy, err = ipt.Watch(ctx)
 	}
-	if err != nil {
+	if r.nft != nil {
+		nft, failed = r.nft.Watch(ctx)
+	}
+	if err := errors.Join(err, failed); err != nil {
 		r.log.Debug("nobody tells of changed rules", "err", err)
 	}
-	return signs
+	return merge(legacy, nft)
 }
 
 // look makes the rules right and gives the time until the next look.
@@ -177,9 +180,9 @@ func (r *rules) look(ctx context.Context) time.Duration {
 		return ruleRetry
 	}
 	r.report(changes, err)
-	pause := ruleResync
+	pause := r.lookBeside(ctx)
 	if r.slow {
-		pause = r.options.Resync
+		pause = min(pause, r.options.Resync)
 	}
 	if err != nil {
 		return min(pause, ruleRetry)
@@ -205,7 +208,7 @@ func (r *rules) look(ctx context.Context) time.Duration {
 	return pause
 }
 
-// sync has the set right and the other one empty, in this order.
+// sync has the set right, what is beside it, and the other one empty, in this order.
 func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 	if c := netconf.Choice(r.choice.Load()); r.set == nil || c != r.chosen {
 		if err := r.find(c); err != nil {
@@ -224,7 +227,11 @@ func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 		r.useNFTables("iptables does not work: " + err.Error())
 		changes, err = r.put(ctx)
 	}
-	if err != nil || r.left == nil {
+	if err != nil {
+		return changes, err
+	}
+	beside, err := r.keepBeside(ctx)
+	if changes = append(changes, beside...); err != nil || r.left == nil {
 		return changes, err
 	}
 	removed, err := r.left.Sync(ctx, r.owner(), nil)
@@ -252,12 +259,14 @@ func (r *rules) put(ctx context.Context) ([]string, error) {
 	if !slices.Contains(r.had, now) {
 		r.had = append(r.had, now)
 	}
-	return r.set.Sync(ctx, r.owner(), firewall.Rules(firewall.Options{
+	r.want = firewall.Rules(firewall.Options{
 		Overlay:     now,
 		Masquerade:  r.options.Masquerade,
 		RandomPorts: !r.options.KeepPorts && r.set.RandomPorts(),
 		Forward:     r.options.Forward,
-	}))
+	})
+	changes, err := r.set.Sync(ctx, r.owner(), r.want)
+	return changes, r.minor(err)
 }
 
 // owner says which rules are this daemon's among those of several.
@@ -310,18 +319,17 @@ func (r *rules) find(choice netconf.Choice) error {
 }
 
 func (r *rules) useIPTables(t *iptables.Tables, why string) {
-	r.set, r.slow = t, true
-	if r.nft != nil {
-		r.left = nftSet{r.nft}
+	r.set, r.slow, r.left = t, true, nil
+	if t.Legacy() {
+		r.left = nftVariant()
 	}
+	r.findLegacy()
 	r.log.Info("packet filter rules are kept by iptables", "version", t.Version(), "why", why)
 }
 
 func (r *rules) useNFTables(why string) {
-	r.set, r.slow, r.left = nftSet{r.nft}, false, nil
-	if ipt, err := iptables.New(iptables.IPv4); err == nil {
-		r.left = ipt
-	}
+	r.set, r.slow, r.left = nftSet{r.nft}, false, nftVariant()
+	r.findLegacy()
 	r.log.Info("packet filter rules are kept by nftables", "why", why)
 }
 

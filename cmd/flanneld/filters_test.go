@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// keepers are where a daemon may keep its rules.
+var keepers = []struct{ name, config, iptables string }{
+	{"iptables-nft", vxlanConfig, "nft"},
+	{"iptables-legacy", vxlanConfig, "legacy"},
+	{"nftables", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"},"EnableNFTables":true}`, "nft"},
+	{"nftables, without iptables", vxlanConfig, ""},
+}
+
+// foreignFilters are what others do on a host that drops the overlay's packets, and how to
+// undo it.
+var foreignFilters = []struct {
+	name, apply, undo string
+	unreachable       string // for a daemon without iptables: the command it has to suggest
+}{
+	{"policy of iptables-nft", "iptables-nft -P FORWARD DROP", "iptables-nft -P FORWARD ACCEPT", ""},
+	{"policy of iptables-legacy", "iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "iptables-legacy -I FORWARD -s 10.42.0.0/16 -j ACCEPT"},
+	{"docker in iptables-legacy", "iptables-legacy-restore --noflush <../../pkg/iptables/testdata/docker-20.rules",
+		"iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F; iptables-legacy -X; iptables-legacy -t nat -F; iptables-legacy -t nat -X", "iptables-legacy -I FORWARD"},
+	{"ruleset by hand", `echo 'table inet filter { chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; }; }' | nft -f -`,
+		"nft delete table inet filter", ""},
+	{"firewalld", "nft -f ../../pkg/nftables/testdata/firewalld-1.3.nft; nft insert rule inet firewalld filter_INPUT accept", "nft delete table inet firewalld", ""},
+	{"docker 29 in nftables", "nft -f testdata/docker-29.nft", "nft delete table ip docker-bridges", ""},
+	{"both variants", "iptables-legacy -A FORWARD -j REJECT; iptables-nft -A FORWARD -j REJECT", "iptables-legacy -D FORWARD -j REJECT; iptables-nft -D FORWARD -j REJECT",
+		"iptables-legacy -I FORWARD"},
+}
+
+// TestForeignPacketFilters: wherever the rules are kept, and whatever else drops forwarded
+// packets on the host, before the daemon starts or later, the overlay's pass.
+func TestForeignPacketFilters(t *testing.T) {
+	need(t, "iptables-nft", "iptables-legacy", "nft")
+	for _, k := range keepers {
+		t.Run(k.name, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 2})
+			h := c.Hosts[0]
+			c.put("config", k.config)
+			first := foreignFilters[0]
+			c.sh(h, first.apply)
+			var p *lab.Process
+			for _, h := range c.Hosts {
+				started, err := h.Run(lab.Command{
+					Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true"},
+					Env:  []string{"PATH=" + variantPath(t, k.iptables)},
+				})
+				c.must(err)
+				if p == nil {
+					p = started
+				}
+				c.must(started.WaitReady(c.ctx))
+			}
+			c.addContainers()
+			c.waitAllPairs()
+			for _, f := range foreignFilters {
+				if f.name != first.name {
+					c.sh(h, f.apply)
+				}
+				if f.unreachable != "" && k.iptables == "" {
+					c.within(10*time.Second, f.name+" is named", func() error {
+						if lines(p, "level=WARN", f.unreachable) == 0 {
+							return errors.New(p.Logs())
+						}
+						return nil
+					})
+				} else {
+					c.within(10*time.Second, "pings with "+f.name, func() error { return c.pingBothWays() })
+				}
+				c.sh(h, f.undo)
+			}
+			if k.iptables == "" {
+				return
+			}
+			rules := c.sh(h, "{ iptables-nft-save; iptables-legacy-save; nft list table ip flannel-ipv4; } 2>/dev/null | "+
+				"grep -e '! -s 10.42.0.0/16 -d 10.42.0.0/16.* MASQUERADE' -e 'ip saddr != 10.42.0.0/16 ip daddr 10.42.0.0/16 .*masquerade'")
+			if n := strings.Count(rules, "\n"); n != 1 {
+				t.Errorf("%d places masquerade:\n%s", n, rules)
+			}
+		})
+	}
+}
+
+// pingBothWays waits a second for an answer each way between the containers of two hosts.
+func (c *cluster) pingBothWays() error {
+	for i, k := range c.containers {
+		other := c.containers[1-i]
+		ctx, cancel := context.WithTimeout(c.ctx, time.Second)
+		defer cancel()
+		if _, err := k.WaitPing(ctx, other.Addr); err != nil {
+			return fmt.Errorf("%s does not reach %s: %w", k.Name, other.Name, err)
+		}
+	}
+	return nil
+}
+
+// variantPath is a PATH with the programs of iptables, of which those without a variant in
+// their names are of this one; or with none at all.
+func variantPath(t *testing.T, variant string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if variant == "" {
+		return dir
+	}
+	for _, does := range []string{"", "-save", "-restore"} {
+		for _, v := range []string{"nft", "legacy"} {
+			path, err := exec.LookPath("iptables-" + v + does)
+			if err != nil {
+				t.Fatal(err)
+			}
+			names := []string{"iptables-" + v + does}
+			if v == variant {
+				names = append(names, "iptables"+does)
+			}
+			for _, name := range names {
+				if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	return dir
+}
+
+// TestClosedTunnelPortIsNamed: at the start and when it becomes so, with a command that
+// opens it for the tool that closes it.
+func TestClosedTunnelPortIsNamed(t *testing.T) {
+	need(t, "iptables-nft", "iptables-legacy", "nft")
+	const (
+		input = `echo 'table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established,related accept; ip protocol icmp accept; }; }' | nft -f -`
+		said  = "drops what peers send to the tunnel's port"
+	)
+	policy := func(iptables string) (string, string) {
+		return fmt.Sprintf("%[1]s -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; %[1]s -A INPUT -p icmp -j ACCEPT; %[1]s -P INPUT DROP", iptables),
+			fmt.Sprintf("%[1]s -P INPUT ACCEPT; %[1]s -F INPUT", iptables)
+	}
+	nft, undoNFT := policy("iptables-nft")
+	legacy, undoLegacy := policy("iptables-legacy")
+	c := newCluster(t, lab.Options{Hosts: 2})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	c.sh(h, input)
+	c.must(c.StartAll(c.ctx))
+	c.addContainers()
+	for i, f := range []struct{ name, apply, command, instead, undo string }{
+		{"ruleset by hand", "true", "nft insert rule inet filter input udp dport 8472 accept", "", "nft delete table inet filter"},
+		{"iptables-nft", nft, "iptables-nft -I INPUT -p udp --dport 8472 -j ACCEPT", "", undoNFT},
+		{"iptables-legacy", legacy, "iptables-legacy -t filter -I INPUT -p udp --dport 8472 -j ACCEPT", "", undoLegacy},
+		{"firewalld", "nft -f ../../pkg/nftables/testdata/firewalld-2.3.nft", "firewall-cmd --zone=public --add-port=8472/udp; firewall-cmd --permanent --zone=public --add-port=8472/udp",
+			"nft add rule inet firewalld filter_IN_public_allow udp dport 8472 accept", "nft delete table inet firewalld"},
+		{"ufw", "iptables-nft-restore <../../pkg/nftables/testdata/ufw.iptables", "ufw allow 8472/udp", "iptables-nft -A ufw-user-input -p udp -m udp --dport 8472 -j ACCEPT",
+			"iptables-nft -P INPUT ACCEPT; iptables-nft -P FORWARD ACCEPT; iptables-nft -F; iptables-nft -X"},
+	} {
+		c.sh(h, f.apply)
+		c.within(10*time.Second, f.name+" is named", func() error {
+			if n := logged(h, "level=WARN", said, `command="`+f.command+`"`); n != 1 {
+				return fmt.Errorf("said %d times:\n%s", n, h.Flanneld().Logs())
+			}
+			return nil
+		})
+		if c.pingBothWays() == nil {
+			t.Errorf("%s: the port is open", f.name)
+		}
+		c.sh(h, map[bool]string{true: f.command, false: f.instead}[f.instead == ""])
+		c.within(10*time.Second, f.name+" is over", func() error {
+			if n := logged(h, "no longer: ", said); n != i+1 {
+				return fmt.Errorf("%d are over:\n%s", n, h.Flanneld().Logs())
+			}
+			return c.pingBothWays()
+		})
+		c.sh(h, f.undo)
+	}
+}

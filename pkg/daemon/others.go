@@ -1,0 +1,410 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/firewalld"
+	"flanneld/pkg/iptables"
+	"flanneld/pkg/nftables"
+)
+
+const (
+	// portGap is the least time between two looks at whether the tunnel's port is
+	// open: it follows a packet through everybody's rules.
+	portGap = time.Second
+	// portPeers is how many peers are tried one by one, where it depends on who sends.
+	portPeers = 8
+	// vxlanPort is any source port of a VXLAN packet: the kernel chooses among many.
+	vxlanSourcePort = 40000
+)
+
+// IDs of conditions.
+const (
+	legacyCondition = "iptables-legacy"
+	ownedCondition  = "packet-filter/" // and a chain
+	portCondition   = "tunnel-port/"   // and a chain
+)
+
+// others are the packet filters of this host that the overlay's rules are not kept in,
+// and may drop its packets all the same: nftables' chains of other programs, and the
+// other variant of iptables. An accept ends only the chain it stands in, so each of them
+// needs one.
+type others struct {
+	conditions *condition.List
+	probes     func() (probes, bool)
+	trust      *trust
+
+	legacy *iptables.Tables // iptables-legacy, beside the set; nil if there is none
+	lacks  error            // why
+	slow   bool             // it has tables, so that a look takes a process
+	barred bool             // a chain in nftables cannot be written
+	ported time.Time        // when the tunnel's port was looked at last
+}
+
+// probes are packets whose fate is asked for.
+type probes struct {
+	tunnel *firewall.Packet // from a peer to the tunnel's port; nil if there is none
+	peers  []netip.Addr
+	inner  []firewall.Packet // between containers of this host and of another one
+}
+
+// findLegacy finds the variant of iptables that has tables of its own, unless the set
+// is kept there.
+func (r *rules) findLegacy() {
+	r.others.legacy, r.others.lacks = nil, nil
+	if ipt, ok := r.set.(*iptables.Tables); !ok || !ipt.Legacy() {
+		r.others.legacy, r.others.lacks = iptables.NewVariant(iptables.IPv4, true)
+	}
+}
+
+// nftVariant is the variant of iptables that writes nftables; nil if there is none.
+func nftVariant() ruleSet {
+	ipt, err := iptables.New(iptables.IPv4)
+	if err == nil && ipt.Legacy() {
+		ipt, err = iptables.NewVariant(iptables.IPv4, false)
+	}
+	if err != nil {
+		return nil
+	}
+	return ipt
+}
+
+// legacy is iptables-legacy, be it the set or beside it; nil if there is none.
+func (r *rules) legacy() *iptables.Tables {
+	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
+		return ipt
+	}
+	return r.others.legacy
+}
+
+// minor is an error without that of chains that cannot be written, of which [rules.lookOwned]
+// finds out what they do.
+func (r *rules) minor(err error) error {
+	if r.others.barred = errors.Is(err, nftables.ErrBarred); r.others.barred {
+		return nil
+	}
+	return err
+}
+
+// keepBeside keeps accepts beside the set. Where iptables-nft has its rules, the set
+// has its own.
+func (r *rules) keepBeside(ctx context.Context) (changes []string, err error) {
+	ipt, byIPTables := r.set.(*iptables.Tables)
+	if byIPTables && r.nft != nil {
+		var except []string
+		if !ipt.Legacy() {
+			for _, h := range []firewall.Hook{firewall.Forward, firewall.PreRouting} {
+				except = append(except, fmt.Sprintf("ip %s %s", h.Table(), h.Chain()))
+			}
+		}
+		changes, err = r.nft.Beside(ctx, nftables.IPv4, r.owner(), r.want, except...)
+		err = r.minor(err)
+	}
+	if byIPTables && ipt.Legacy() {
+		return changes, err
+	}
+	return append(changes, r.keepLegacy(ctx)...), err
+}
+
+// keepLegacy keeps accepts in iptables-legacy, if the kernel has its tables. What prevents
+// it prevents nothing else.
+func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
+	there, err := iptables.LegacyTables(iptables.IPv4)
+	if err != nil {
+		r.log.Debug("cannot look for tables of iptables-legacy", "err", err)
+	}
+	r.others.slow = there && r.others.legacy != nil
+	if !there {
+		r.others.conditions.End(legacyCondition)
+		return nil
+	}
+	if err = r.others.lacks; err == nil {
+		changes, err = r.others.legacy.Beside(ctx, r.owner(), r.want)
+	}
+	if err == nil || ctx.Err() != nil || !r.options.Forward {
+		r.others.conditions.End(legacyCondition)
+		return changes
+	}
+	network := r.owner().Network
+	r.others.conditions.Set(condition.Condition{
+		ID: legacyCondition, Text: "iptables-legacy has tables that may drop the overlay's packets, and cannot be asked",
+		Fields:  []any{"err", err},
+		Command: fmt.Sprintf("iptables-legacy -I FORWARD -s %s -j ACCEPT; iptables-legacy -I FORWARD -d %s -j ACCEPT", network, network),
+	})
+	return changes
+}
+
+// lookBeside says what of others drops the overlay's packets and cannot be helped here.
+// It returns the time until it should be asked again.
+func (r *rules) lookBeside(ctx context.Context) time.Duration {
+	p, ok := r.others.probes()
+	if !ok || ctx.Err() != nil {
+		return ruleResync
+	}
+	r.lookOwned(ctx, p.inner)
+	if wait := time.Until(r.others.ported.Add(portGap)); wait > 0 {
+		return wait
+	}
+	r.lookPort(ctx, p)
+	r.others.ported = time.Now()
+	return ruleResync
+}
+
+// lookOwned follows packets between containers through the chains that only the program
+// that made them may write.
+func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) {
+	var found []condition.Condition
+	asksFirewalld := false
+	if r.others.barred {
+		for _, packet := range inner {
+			all, err := r.nft.Barriers(ctx, packet)
+			if err != nil {
+				r.log.Debug("cannot follow a packet through the rules of others", "err", err)
+				return
+			}
+			for _, b := range all {
+				switch {
+				case !b.Owned:
+				case b.Tool == "firewalld":
+					asksFirewalld = true
+				case b.Certain:
+					found = append(found, condition.Condition{
+						ID: ownedCondition + b.String(), Fields: []any{"chain", b.String()},
+						Text: "a chain that only its own program may change drops the overlay's packets",
+					})
+				}
+			}
+		}
+	}
+	r.others.trust.want(asksFirewalld)
+	r.others.conditions.Replace(ownedCondition, found)
+}
+
+// lookPort says where peers' packets to the tunnel's port are dropped. To open it is the
+// operator's decision.
+func (r *rules) lookPort(ctx context.Context, p probes) {
+	var closed []firewall.Barrier
+	if p.tunnel != nil {
+		all, err := r.barriers(ctx, *p.tunnel)
+		certain := func(b firewall.Barrier) bool { return b.Certain }
+		if err == nil && len(all) > 0 && !slices.ContainsFunc(all, certain) {
+			// It may depend on who sends.
+			for _, peer := range p.peers[:min(len(p.peers), portPeers)] {
+				packet := *p.tunnel
+				packet.Src = peer
+				some, failed := r.barriers(ctx, packet)
+				if all, err = append(all, some...), errors.Join(err, failed); slices.ContainsFunc(some, certain) {
+					break
+				}
+			}
+		}
+		if err != nil {
+			r.log.Debug("cannot follow a packet to the tunnel's port", "err", err)
+			return
+		}
+		for _, b := range all {
+			if b.Certain {
+				closed = append(closed, b)
+			}
+		}
+	}
+	var found []condition.Condition
+	for _, b := range closed {
+		found = append(found, condition.Condition{
+			ID: portCondition + b.String(), Text: "the packet filter of this host drops what peers send to the tunnel's port",
+			Fields: []any{"port", p.tunnel.DstPort, "chain", b.String()}, Command: b.Open(p.tunnel.DstPort),
+		})
+	}
+	r.others.conditions.Replace(portCondition, found)
+}
+
+// barriers asks nftables, where iptables-nft's rules are, too, and iptables-legacy.
+func (r *rules) barriers(ctx context.Context, packet firewall.Packet) (all []firewall.Barrier, err error) {
+	if r.nft != nil {
+		all, err = r.nft.Barriers(ctx, packet)
+	}
+	legacy := r.legacy()
+	there, _ := iptables.LegacyTables(iptables.IPv4) // what is unreadable is told elsewhere
+	if legacy == nil || !there {
+		return all, err
+	}
+	more, failed := legacy.Barriers(ctx, packet)
+	return append(all, more...), errors.Join(err, failed)
+}
+
+// merge passes on what either channel signals, until both are closed.
+func merge(a, b <-chan struct{}) <-chan struct{} {
+	if a == nil || b == nil {
+		return cmp.Or(a, b)
+	}
+	out := make(chan struct{}, 1)
+	go func() {
+		defer close(out)
+		for a != nil || b != nil {
+			var open bool
+			select {
+			case _, open = <-a:
+				if !open {
+					a = nil
+				}
+			case _, open = <-b:
+				if !open {
+					b = nil
+				}
+			}
+			if !open {
+				continue
+			}
+			select {
+			case out <- struct{}{}:
+			default: // one is there that was not read yet
+			}
+		}
+	}()
+	return out
+}
+
+// probes are made of the host's facts as they are now, if they are known.
+func (d *daemon) probes() (p probes, ok bool) {
+	f, err := d.facts.latest()
+	if err != nil {
+		return p, false
+	}
+	view := d.view.Load()
+	for _, peer := range view.Peers {
+		p.peers = append(p.peers, peer.PublicIP)
+	}
+	for _, l := range d.net.Base(f, view.Own).Links {
+		if l.Port != 0 {
+			p.tunnel = &firewall.Packet{
+				In: d.uplink.Load().Iface, Dst: d.uplink.Load().Addr, ToHost: true,
+				Protocol: unix.IPPROTO_UDP, SrcPort: uint16(l.Port), DstPort: uint16(l.Port),
+			}
+			if l.VNI != 0 {
+				p.tunnel.SrcPort = vxlanSourcePort
+			}
+		}
+	}
+	here, there := view.Own.Subnet.Addr().Next(), d.net.Network.Addr().Next()
+	if view.Own.Subnet.Contains(there) {
+		there = lastOf(d.net.Network)
+	}
+	p.inner = []firewall.Packet{{Src: here, Dst: there}, {Src: there, Dst: here}}
+	return p, true
+}
+
+// lastOf is a prefix's last address.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// trust has firewalld let the network pass while its rules, which nobody else may write,
+// do not. It asks in a goroutine of its own: a firewalld that is just loading its
+// configuration answers late.
+type trust struct {
+	network    netip.Prefix
+	conditions *condition.List
+	rules      *rules
+
+	wants chan bool
+}
+
+const (
+	trustCondition = "firewalld"
+	trustWithin    = 15 * time.Second // for an answer
+	trustRetry     = 5 * time.Second
+)
+
+func newTrust(network netip.Prefix, conditions *condition.List, r *rules) *trust {
+	return &trust{network: network, conditions: conditions, rules: r, wants: make(chan bool, 1)}
+}
+
+// want says whether firewalld may drop the network's packets now. Only run's goroutine and
+// that of rules may use the channel.
+func (t *trust) want(drops bool) {
+	select {
+	case <-t.wants:
+	default:
+	}
+	t.wants <- drops
+}
+
+// run asks until ctx ends.
+func (t *trust) run(ctx context.Context) {
+	var client *firewalld.Client
+	var changed <-chan struct{}
+	needed := false
+	retry := time.NewTimer(0)
+	retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case needed = <-t.wants:
+		case <-retry.C:
+		case _, open := <-changed:
+			if !open {
+				client, changed = nil, nil
+			}
+			// Whether it lets the network pass now, its rules say.
+			t.rules.trigger()
+			continue
+		}
+		if !needed {
+			t.conditions.End(trustCondition)
+			continue
+		}
+		var err error
+		if client == nil {
+			if client, err = firewalld.Dial(ctx); err == nil {
+				changed = client.Changed()
+			}
+		}
+		if err == nil {
+			err = t.ask(ctx, client)
+		}
+		if err != nil && ctx.Err() == nil {
+			t.say(err)
+			retry.Reset(trustRetry)
+		}
+	}
+}
+
+func (t *trust) ask(ctx context.Context, client *firewalld.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, trustWithin)
+	defer cancel()
+	added, err := client.Trust(ctx, t.network)
+	if added {
+		t.rules.log.Info("firewalld lets the network pass now", "command", firewalld.TrustCommand(t.network))
+	}
+	if err == nil {
+		t.conditions.End(trustCondition)
+	}
+	return err
+}
+
+func (t *trust) say(err error) {
+	c := condition.Condition{
+		ID: trustCondition, Text: "firewalld may drop the overlay's packets, and cannot be told to let them pass",
+		Fields: []any{"err", err}, Command: firewalld.TrustCommand(t.network),
+	}
+	if errors.Is(err, firewalld.ErrOtherZone) {
+		c.Command = firewalld.MoveCommand(t.network)
+	}
+	t.conditions.Set(c)
+}
