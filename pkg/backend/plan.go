@@ -23,6 +23,7 @@ type Plan struct {
 	view    lease.View
 	want    dataplane.State
 	skipped []Skipped
+	refused []dataplane.Conflict
 
 	begun  bool
 	ips    map[netip.Addr]int    // how many accepted leases claim it
@@ -55,6 +56,10 @@ func (p *Plan) Want() dataplane.State { return p.want }
 // Skipped are the peers that are left out, and why.
 func (p *Plan) Skipped() []Skipped { return p.skipped }
 
+// Refused are the routes of the backend's own that are not wanted because they would
+// cut this host off, and why.
+func (p *Plan) Refused() []dataplane.Conflict { return p.refused }
+
 // Update takes the latest facts and view.
 func (p *Plan) Update(h host.Facts, v lease.View) Change {
 	c, ok := p.part(h, v)
@@ -70,6 +75,7 @@ func (p *Plan) all(h host.Facts, v lease.View) {
 	p.want = dataplane.State{} // not two at a time: they are large
 	good, accepted, skipped := peers(p.backend, p.network, h, v)
 	p.want, p.skipped = p.backend.Base(h, v.Own), skipped
+	p.refused = withoutCuts(p.want, h)
 	for _, peer := range good {
 		p.backend.Add(p.want, h, peer)
 	}

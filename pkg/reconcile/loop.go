@@ -11,8 +11,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -51,7 +53,18 @@ type Config struct {
 	// Input gives the latest input, for a pass that reads the kernel or for one that
 	// need not. An error leaves the kernel as it is.
 	Input func(whole bool) (Input, error)
-	Log   *slog.Logger
+	// Missing is called after each whole pass with what this host needs for itself and
+	// lacks, without what is missing only because its link is. It must not block. The log
+	// then says nothing of these; nil: it does.
+	Missing func([]Missing)
+	Log     *slog.Logger
+}
+
+// Missing is an object that this host needs for itself and that could not be put.
+type Missing struct {
+	Op     dataplane.Op
+	Err    error  // why the last attempt failed; nil: there was none
+	Reason string // why there was none
 }
 
 const (
@@ -85,13 +98,15 @@ type Loop struct {
 	cost   time.Duration // of looking, the last time
 	ended  time.Time     // when the last pass did
 
-	undone  bool            // the last pass did not get through: everything counts as newly wanted
-	left    bool            // the last one left something for later
-	ok      bool            // what this host needs for itself stands
-	scope   dataplane.Scope // of the last reading
-	reading dataplane.State // what the kernel held then, and what was done to it since
-	read    time.Time       // when it was read
-	whole   bool            // the reading is of no use for a part
+	undone  bool             // the last pass did not get through: everything counts as newly wanted
+	left    bool             // the last one left something for later
+	ok      bool             // what this host needs for itself stands
+	scope   dataplane.Scope  // of the last reading
+	reading dataplane.State  // what the kernel held then, and what was done to it since
+	read    time.Time        // when it was read
+	whole   bool             // the reading is of no use for a part
+	own     netip.Prefix     // this host's subnet
+	refused map[string]error // own objects that failed the last time, and why
 }
 
 // New makes a Loop that has done nothing yet.
@@ -99,6 +114,7 @@ func New(cfg Config) *Loop {
 	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
 		holds: newHolds(), report: newReport(cfg.Log), pace: pace{clock: processTime}, made: time.Now(), undone: true, whole: true,
+		refused: map[string]error{},
 	}
 }
 
@@ -203,9 +219,9 @@ func (l *Loop) drain() {
 }
 
 // Pass brings the kernel up to date once and tells whether what this host needs
-// for itself stands: its link and its address. Failures with single peers do not
-// count; they are tried again later. Passes must not overlap: Settle and Run are
-// for one goroutine.
+// for itself stands: its link, its address, and the routes and tunnel entries that no
+// peer is the reason for. Failures with single peers do not count; they are tried
+// again later. Passes must not overlap: Settle and Run are for one goroutine.
 //
 // Where only peers have changed, and nobody else has touched the kernel since it
 // was read, their part of that reading is compared with their part of what is
@@ -224,6 +240,7 @@ func (l *Loop) Pass() bool {
 	if l.retry.Swap(false) {
 		l.holds.retry()
 	}
+	l.own = in.View.Own.Subnet
 	change := l.plan.Update(in.Facts, in.View)
 	change.All = change.All || l.undone
 	l.report.skipped(l.plan.Skipped())
@@ -244,6 +261,9 @@ func (l *Loop) Pass() bool {
 	l.undone = false
 	if left := len(done.failed)+done.held > 0; left || !done.part {
 		l.left = left && (done.left || !change.Nothing()) // what is left of a repair is one, too
+	}
+	if !done.part && l.cfg.Missing != nil {
+		l.cfg.Missing(causes(done.missing))
 	}
 	done.fighting = l.holds.fights > 0 || l.pace.over
 	l.report.pass(done)
@@ -292,6 +312,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		l.reading, l.read = have, time.Now()
 		l.scope.NextHops = want.NextHopsPay(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
+		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
 		done.conflicts = delta.Conflicts
 		l.cost = l.pace.spend()
 		l.pace.begin()
@@ -310,6 +331,15 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 			break
 		}
 	}
+	maps.DeleteFunc(l.refused, func(object string, _ error) bool {
+		return !slices.ContainsFunc(done.missing, func(m Missing) bool { return m.Op.Object() == object })
+	})
+	if l.cfg.Missing != nil {
+		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return l.ownObject(c.Op) })
+		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool {
+			return l.ownObject(f.op) || f.op.Kind == dataplane.KindSysctl && lacksLink(done.missing, f.op.Name)
+		})
+	}
 	return true
 }
 
@@ -326,6 +356,7 @@ type pass struct {
 	held      int  // left for later: failed or fought over lately
 	conflicts []dataplane.Conflict
 	own       bool // something of this host's own is missing
+	missing   []Missing
 }
 
 type failure struct {
@@ -338,16 +369,24 @@ type failure struct {
 // looking again.
 func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
-	done.held, done.doubted, done.own = 0, 0, false
+	done.held, done.doubted, done.own, done.missing = 0, 0, false, nil
 	for _, c := range delta.Conflicts {
-		done.own = done.own || ownObject(c.Op)
+		if l.ownObject(c.Op) {
+			done.own = true
+			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
+		}
 	}
 	total, before := delta.Len(), done.applied.n
 	due := make([]dataplane.Op, 0, min(chunk, total))
 	for op := range delta.Ops() {
 		if l.holds.held(now, op) {
 			done.held++
-			done.own = done.own || ownObject(op)
+			if l.ownObject(op) {
+				done.own = true
+				if err := l.refused[op.Object()]; err != nil {
+					done.missing = append(done.missing, Missing{Op: op, Err: err})
+				}
+			}
 		} else if due = append(due, op); len(due) == chunk {
 			l.carryOut(due, done)
 			due = due[:0]
@@ -367,10 +406,15 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	for i, err := range l.cfg.Kernel.Apply(due) {
 		op := due[i]
 		if err != nil {
-			done.own = done.own || ownObject(op)
+			own := l.ownObject(op)
+			done.own = done.own || own
 			if done.doubt && !l.holds.failing(op) {
 				done.doubted++
 				continue
+			}
+			if own {
+				l.refused[op.Object()] = err
+				done.missing = append(done.missing, Missing{Op: op, Err: err})
 			}
 			first := l.holds.broke(now, op.Object())
 			done.failed = append(done.failed, failure{op, err, first})
@@ -386,8 +430,32 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	}
 }
 
-// ownObject tells whether an operation is about this host itself, without
+// ownObject reports whether an operation is about this host itself, without
 // which no peer can be reached.
-func ownObject(op dataplane.Op) bool {
-	return op.Verb != dataplane.Del && (op.Kind == dataplane.KindLink || op.Kind == dataplane.KindAddr)
+func (l *Loop) ownObject(op dataplane.Op) bool {
+	switch {
+	case op.Verb == dataplane.Del:
+		return false
+	case op.Kind == dataplane.KindRoute: // to the network or to the own subnet, not to a peer's
+		return l.own.IsValid() && op.RouteKey.Dst.Bits() <= l.own.Bits() && op.RouteKey.Dst.Contains(l.own.Addr())
+	case op.Kind == dataplane.KindTunnel:
+		return op.TunnelKey.Subnet == l.own
+	}
+	return op.Kind == dataplane.KindLink || op.Kind == dataplane.KindAddr
+}
+
+// lacksLink reports whether a sysctl is of a link that is missing.
+func lacksLink(missing []Missing, sysctl string) bool {
+	return slices.ContainsFunc(missing, func(m Missing) bool {
+		return m.Op.Kind == dataplane.KindLink && strings.Contains(sysctl, "/"+m.Op.Name+"/")
+	})
+}
+
+// causes leaves out what is missing because the link is that it belongs to.
+func causes(missing []Missing) []Missing {
+	links := map[string]bool{}
+	for _, m := range missing {
+		links[m.Op.Name] = links[m.Op.Name] || m.Op.Kind == dataplane.KindLink
+	}
+	return slices.DeleteFunc(missing, func(m Missing) bool { return m.Op.Kind != dataplane.KindLink && links[m.Op.Device()] })
 }
