@@ -1,0 +1,171 @@
+package kernel
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Holder is who has a socket, as far as this process may know.
+type Holder struct {
+	Addr    netip.AddrPort
+	UID     int
+	PID     int    // 0: unknown, or none
+	Program string // of the process
+	// Kernel: no process has the socket, so that the kernel itself must, as for VXLAN, FOU or
+	// WireGuard.
+	Kernel bool
+}
+
+func (h Holder) String() string {
+	switch {
+	case h.PID != 0:
+		return fmt.Sprintf("%s (pid %d, uid %d)", h.Program, h.PID, h.UID)
+	case h.Kernel:
+		return "the kernel"
+	}
+	return fmt.Sprintf("a process of uid %d, or the kernel", h.UID)
+}
+
+// Holders lists the sockets of a protocol, "udp" or "tcp", that keep another one from being
+// bound to an address: those of this network namespace with that port and a common
+// address, for TCP those that listen. Which process has one is known only to somebody who
+// may see the others' descriptors.
+func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error) {
+	sockets := map[string]Holder{} // by inode
+	err := k.within(func() error {
+		for _, suffix := range []string{"", "6"} {
+			err := readSockets("/proc/thread-self/net/"+protocol+suffix, func(h Holder, listens bool, inode string) {
+				if h.Addr.Port() == local.Port() && overlap(h.Addr.Addr(), local.Addr()) && (protocol == "udp" || listens) {
+					sockets[inode] = h
+				}
+			})
+			if err != nil && !(suffix == "6" && errors.Is(err, os.ErrNotExist)) {
+				return fmt.Errorf("list %s sockets: %w", protocol, err)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(sockets) == 0 {
+		return nil, err
+	}
+	sees := seesAll()
+	for inode, h := range sockets {
+		h.Kernel = sees
+		sockets[inode] = h
+	}
+	eachDescriptor(func(pid int, target string) {
+		inode, _ := strings.CutPrefix(target, "socket:[")
+		inode = strings.TrimSuffix(inode, "]")
+		if h, ok := sockets[inode]; ok && h.PID == 0 {
+			h.PID, h.Program, h.Kernel = pid, program(pid), false
+			sockets[inode] = h
+		}
+	})
+	var all []Holder
+	for _, h := range sockets {
+		all = append(all, h)
+	}
+	return all, nil
+}
+
+// overlap reports whether two sockets of one port are in each other's way. One of IPv6 with
+// no address takes IPv4 as well, unless it was told not to.
+func overlap(a, b netip.Addr) bool {
+	a, b = a.Unmap(), b.Unmap()
+	return a == b || a.IsUnspecified() || b.IsUnspecified()
+}
+
+// readSockets reads a table of /proc/net (proc_net(5)).
+func readSockets(path string, each func(h Holder, listens bool, inode string)) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const listening = "0A" // TCP_LISTEN
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text()) // sl local remote st queues timer retransmits uid timeout inode ...
+		if len(fields) < 10 {
+			continue
+		}
+		addr, err1 := socketAddr(fields[1])
+		uid, err2 := strconv.Atoi(fields[7])
+		if err1 == nil && err2 == nil { // the heading is no socket
+			each(Holder{Addr: addr, UID: uid}, fields[3] == listening, fields[9])
+		}
+	}
+	return lines.Err()
+}
+
+// socketAddr reads 0100007F:2118: the address in words of the host's order, then the port.
+func socketAddr(s string) (netip.AddrPort, error) {
+	words, port, _ := strings.Cut(s, ":")
+	raw, err := hex.DecodeString(words)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	for i := 0; i+4 <= len(raw); i += 4 {
+		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
+	}
+	addr, ok := netip.AddrFromSlice(raw)
+	n, err := strconv.ParseUint(port, 16, 16)
+	if err != nil || !ok {
+		return netip.AddrPort{}, fmt.Errorf("%q is not a socket's address", s)
+	}
+	return netip.AddrPortFrom(addr, uint16(n)), nil
+}
+
+// initPID is the inode of the first PID namespace (PROC_PID_INIT_INO of linux/proc_ns.h).
+const initPID = "pid:[4026531836]"
+
+// seesAll reports whether every process's descriptors can be listed: that is refused to whoever
+// may not trace the process, as by ProtectProc= of systemd.exec(5), and a PID namespace hides
+// those outside.
+func seesAll() bool {
+	ns, err := os.Readlink("/proc/self/ns/pid")
+	_, denied := os.ReadDir("/proc/1/fd")
+	return err == nil && ns == initPID && denied == nil
+}
+
+// eachDescriptor calls each with the open descriptors of all processes, as far as they
+// may be seen.
+func eachDescriptor(each func(pid int, target string)) {
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return
+	}
+	for _, p := range processes {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		dir := filepath.Join("/proc", p.Name(), "fd")
+		descriptors, err := os.ReadDir(dir)
+		if err != nil {
+			continue // gone, or not to be seen
+		}
+		for _, d := range descriptors {
+			if target, err := os.Readlink(filepath.Join(dir, d.Name())); err == nil {
+				each(pid, target)
+			}
+		}
+	}
+}
+
+// program names the program of a process.
+func program(pid int) string {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "a program"
+	}
+	return strings.TrimSpace(string(name))
+}

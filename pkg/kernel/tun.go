@@ -1,0 +1,75 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// TUN is what a device of that kind was made as (Linux 4.18 and later tell).
+type TUN struct {
+	TAP        bool // carries Ethernet frames
+	MultiQueue bool
+}
+
+// ReadTUN reads a TUN or TAP device; false when the link is none, or is not there.
+func (k *Kernel) ReadTUN(name string) (t TUN, ok bool, err error) {
+	r := linkRequest(0)
+	r.text(unix.IFLA_IFNAME, name)
+	b, err := k.conn.get(r)
+	if errors.Is(err, unix.ENODEV) {
+		return t, false, nil
+	}
+	if err != nil {
+		return t, false, fmt.Errorf("read link %s: %w", name, err)
+	}
+	for kind, v := range attrs(b, unix.SizeofIfInfomsg) {
+		if kind != unix.IFLA_LINKINFO {
+			continue
+		}
+		for kind, v := range attrs(v, 0) {
+			switch kind {
+			case unix.IFLA_INFO_KIND:
+				ok = text(v) == dataplane.KindTUN
+			case unix.IFLA_INFO_DATA:
+				t.parse(v)
+			}
+		}
+	}
+	return t, ok, nil
+}
+
+func (t *TUN) parse(b []byte) {
+	for kind, v := range attrs(b, 0) {
+		switch kind {
+		case unix.IFLA_TUN_TYPE:
+			t.TAP = number(v) == unix.IFF_TAP
+		case unix.IFLA_TUN_MULTI_QUEUE:
+			t.MultiQueue = number(v) != 0
+		}
+	}
+}
+
+// VXLAN is a VXLAN device, whoever made it.
+type VXLAN struct {
+	Name      string
+	VNI, Port int
+}
+
+// VXLANs lists the VXLAN devices of this network namespace.
+func (k *Kernel) VXLANs() ([]VXLAN, error) {
+	devices, err := k.conn.devices()
+	if err != nil {
+		return nil, err
+	}
+	var all []VXLAN
+	for _, d := range devices {
+		if d.link.Kind == dataplane.KindVXLAN {
+			all = append(all, VXLAN{Name: d.name, VNI: d.link.VNI, Port: d.link.Port})
+		}
+	}
+	return all, nil
+}
