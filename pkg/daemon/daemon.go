@@ -12,10 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -74,6 +72,7 @@ type daemon struct {
 	net      network
 	loop     *reconcile.Loop
 	rules    *rules
+	checks   *checks
 	registry client
 	api      API // of registry
 	health   health
@@ -106,19 +105,19 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: newFDStore(log)}
 	defer d.fds.close()
 	d.terms.news = make(chan subnet.Terms, 1)
-	if o.HealthzPort != 0 {
-		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-	}
 	k, err := kernel.New()
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 	d.kernel = k
+	if o.HealthzPort != 0 {
+		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
+		if err != nil {
+			return withHolder(k, o.HealthzIP, o.HealthzPort, err)
+		}
+		defer h.Close()
+	}
 	d.recall()
 	d.tracker = host.Tracker{Selectors: o.Uplink, Reach: k.RouteTo}
 	inv, err := k.Inventory()
@@ -192,10 +191,16 @@ func (d *daemon) serve(ctx context.Context) error {
 	if d.options.Blackhole {
 		wanted = backend.WithBlackhole(wanted)
 	}
-	d.loop = reconcile.New(reconcile.Config{Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Log: d.log})
+	if d.checks, err = newChecks(d); err != nil {
+		return err
+	}
+	d.loop = reconcile.New(reconcile.Config{
+		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Log: d.log,
+	})
 	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
 	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
 	tasks.Go(func() { d.rules.others.trust.run(ctx) })
+	tasks.Go(func() { d.checks.run(ctx) })
 	tasks.Go(func() { d.watch(events.Events()) })
 	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
 	ruled := make(chan struct{}) // tried once; success is not waited for
@@ -276,7 +281,7 @@ func (d *daemon) announce() error {
 	}
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
-	d.warnOfObstacles()
+	d.checks.trigger()
 	return nil
 }
 
@@ -359,6 +364,9 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 
 func (d *daemon) heard(e kernel.Event) {
 	d.log.Debug("the kernel reports changes", "of", e)
+	if e&(kernel.Candidates|kernel.Routes|kernel.Uplink|kernel.Overflow) != 0 {
+		d.checks.trigger()
+	}
 	if e&(kernel.Uplink|kernel.Overflow) != 0 {
 		d.facts.stale()
 		d.updateSubnetFile()
@@ -380,6 +388,7 @@ func (d *daemon) follow(v lease.View) {
 	if d.health.ready.Load() && before.Own.Subnet != v.Own.Subnet {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
 		d.rules.trigger()
+		d.checks.trigger()
 		d.updateSubnetFile()
 	}
 }
@@ -406,29 +415,6 @@ func (d *daemon) sayRestartDocker() {
 // overlay is what the packet filter's rules are about.
 func (d *daemon) overlay() firewall.Overlay {
 	return firewall.Overlay{Network: d.net.Network, Subnet: d.view.Load().Own.Subnet}
-}
-
-// warnOfObstacles says which settings of this host will lose the overlay's
-// traffic. They are the operator's.
-func (d *daemon) warnOfObstacles() {
-	f, err := d.facts.latest()
-	if err != nil {
-		return // the loop says so
-	}
-	view := *d.view.Load()
-	devices := slices.Sorted(maps.Keys(d.net.Base(f, view.Own).Links))
-	values, err := d.kernel.Sysctls(host.ObstacleSysctls(f, devices))
-	if err != nil {
-		d.log.Debug("cannot look for settings that lose packets", "err", err)
-		return
-	}
-	peers := make([]netip.Addr, len(view.Peers))
-	for i, p := range view.Peers {
-		peers[i] = p.PublicIP
-	}
-	for _, o := range host.Obstacles(values, f, devices, peers, d.options.Rules.Masquerade) {
-		d.log.Warn(o.What, "mend_with", o.Command)
-	}
 }
 
 // writeSubnetFile makes the file tell the subnet and the MTU.

@@ -1,10 +1,6 @@
 package host
 
-import (
-	"fmt"
-	"net/netip"
-	"strconv"
-)
+import "strconv"
 
 // Settings of the kernel that others are in charge of, as paths below /proc/sys.
 const (
@@ -15,53 +11,47 @@ const (
 
 func strictOf(iface string) string { return "net/ipv4/conf/" + iface + "/rp_filter" }
 
-// Obstacle is a setting of this host by which traffic of the overlay would be
-// lost, and the command that changes it. Nobody but the operator does.
-type Obstacle struct {
-	What    string
-	Command string
-}
-
-// ObstacleSysctls are the paths whose values Obstacles wants. devices are the
-// overlay's own.
-func ObstacleSysctls(f Facts, devices []string) []string {
+// CheckedSysctls are the paths whose values CheckSysctls wants.
+func (o Overlay) CheckedSysctls(f Facts) []string {
 	paths := []string{forwarding, bridgeFilter, strictAll, strictOf(f.Uplink)}
-	for _, d := range devices {
+	for _, d := range o.Devices {
 		paths = append(paths, strictOf(d))
 	}
 	return paths
 }
 
-// Obstacles judges the values of sysctls, of which those that do not exist are
-// absent. peers are the public IPs of the other hosts. Strict reverse path
-// filtering (RFC 3704; rp_filter in the kernel's ip-sysctl.rst) is in order as
-// long as routes are symmetric: so the uplink is asked about the peers, and the
-// overlay's devices about packets of the outside that reach us by way of another
-// host, which that host masquerades if hosts masquerade.
-func Obstacles(values map[string]string, f Facts, devices []string, peers []netip.Addr, masquerade bool) []Obstacle {
-	var found []Obstacle
+// CheckSysctls judges the values of sysctls, of which those that do not exist are
+// absent. Strict reverse path filtering (RFC 3704; rp_filter in the kernel's
+// ip-sysctl.rst) is in order as long as routes are symmetric: so the uplink is asked
+// about the peers, and the overlay's devices about packets of the outside that reach us
+// by way of another host, which that host masquerades if hosts masquerade.
+func (o Overlay) CheckSysctls(f Facts, values map[string]string) []Finding {
+	var found []Finding
 	if values[forwarding] == "0" {
-		found = append(found, Obstacle{
-			"this host forwards no packets, so containers reach nobody; docker turns it on when it starts",
-			"sysctl -w net.ipv4.ip_forward=1",
+		found = append(found, Finding{
+			ID:      "ip-forward",
+			Text:    "this host forwards no packets, so containers reach nobody; docker turns it on when it starts",
+			Command: "sysctl -w net.ipv4.ip_forward=1",
 		})
 	}
 	if _, ok := values[bridgeFilter]; !ok {
-		found = append(found, Obstacle{
-			"br_netfilter is not loaded: rules do not see what containers of this host send each other by way of the bridge",
-			"modprobe br_netfilter",
+		found = append(found, Finding{
+			ID:      "br-netfilter",
+			Text:    "br_netfilter is not loaded: rules do not see what containers of this host send each other by way of the bridge",
+			Command: "modprobe br_netfilter",
 		})
 	}
 	if strict(values, f.Uplink) {
-		for _, p := range peers {
-			if r, ok := Lookup(f.Underlay, p); ok && r.Iface != "" && r.Iface != f.Uplink {
-				found = append(found, loosen(f.Uplink, fmt.Sprintf("strict reverse path filtering drops what the peer at %s sends to %s, for the route to it leaves by %s", p, f.Uplink, r.Iface)))
+		for _, p := range o.Peers {
+			if r, ok := Lookup(f.Underlay, p.PublicIP); ok && r.Iface != "" && r.Iface != f.Uplink {
+				found = append(found, loosen(f.Uplink, "strict reverse path filtering drops what comes from a peer, for the route to it leaves by another interface",
+					"public_ip", p.PublicIP, "iface", r.Iface))
 				break
 			}
 		}
 	}
-	for _, d := range devices {
-		if strict(values, d) && !masquerade {
+	for _, d := range o.Devices {
+		if strict(values, d) && !o.Masquerade {
 			found = append(found, loosen(d, "strict reverse path filtering drops what comes from outside the network by way of another host"))
 		}
 	}
@@ -75,7 +65,9 @@ func strict(values map[string]string, iface string) bool {
 	return max(all, own) == 1
 }
 
-func loosen(iface, what string) Obstacle {
-	// With slashes, since names of interfaces may have dots.
-	return Obstacle{what, "sysctl -w " + strictOf(iface) + "=2"}
+func loosen(device, text string, fields ...any) Finding {
+	return Finding{
+		ID: "rp-filter/" + device, Text: text, Fields: append([]any{"device", device}, fields...),
+		Command: "sysctl -w " + strictOf(device) + "=2", // with slashes, since names of interfaces may have dots
+	}
 }

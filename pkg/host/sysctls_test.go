@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestObstacles(t *testing.T) {
+func TestCheckSysctls(t *testing.T) {
 	f := Facts{Uplink: "eth1", Underlay: []Route{
 		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Iface: "eth0", Gateway: netip.MustParseAddr("192.0.2.1")},
 		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Iface: "eth1"},
@@ -47,8 +47,12 @@ func TestObstacles(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
-			for _, o := range Obstacles(tt.values, f, devices, tt.peers, tt.masq) {
-				if o.What == "" {
+			overlay := Overlay{Devices: devices, Masquerade: tt.masq}
+			for _, p := range tt.peers {
+				overlay.Peers = append(overlay.Peers, Peer{PublicIP: p})
+			}
+			for _, o := range overlay.CheckSysctls(f, tt.values) {
+				if o.Text == "" || o.ID == "" {
 					t.Errorf("%s: nothing is said", o.Command)
 				}
 				got = append(got, o.Command)
@@ -58,7 +62,7 @@ func TestObstacles(t *testing.T) {
 			}
 		})
 	}
-	for _, path := range ObstacleSysctls(f, devices) {
+	for _, path := range (Overlay{Devices: devices}).CheckedSysctls(f) {
 		if path == "" || path[0] == '/' {
 			t.Errorf("path %q", path)
 		}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// says waits for a line with all the words, and returns the command in it. What was logged
+// before is not looked at.
+func (c *cluster) says(p *lab.Process, before int, words ...string) (command string) {
+	c.t.Helper()
+	c.within(10*time.Second, strings.Join(words, ", "), func() error {
+		for line := range strings.Lines(p.Logs()[before:]) {
+			all := true
+			for _, w := range words {
+				all = all && strings.Contains(line, w)
+			}
+			if all {
+				if m := commandField.FindStringSubmatch(line); m != nil {
+					command = strings.ReplaceAll(m[1]+m[2], `\"`, `"`)
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("it says\n%s", p.Logs())
+	})
+	return command
+}
+
+var commandField = regexp.MustCompile(`command=(?:"((?:[^"\\]|\\.)*)"|(\S+))`)
+
+// TestHostChecks: what others set up on a host in the way of the overlay is named with the
+// command that mends it, at the start and when it appears, once, and it is said when it
+// is over.
+func TestHostChecks(t *testing.T) {
+	need(t, "ip")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	c.put("subnets/10.42.7.0-24", fmt.Sprintf(`{"PublicIP":"%s"}`, h.Addr)) // reserved
+	c.put("subnets/10.42.9.0-24", phantomValue("203.0.113.9", "0a:00:00:00:00:09"))
+	gateway := strings.Fields(c.sh(h, "ip route show default"))[2]
+	// There at the start: docker came first, and a route is left over.
+	c.sh(h, "ip link add docker0 type bridge; ip link set docker0 up; ip addr add 172.17.0.1/16 dev docker0; ip route add 10.42.7.0/24 via "+gateway+" dev eth0")
+	c.must(c.StartAll(c.ctx))
+	p := h.Flanneld()
+	const docker, route, peer = "a bridge of docker", "a route of others leads packets for this host's containers", "a route of others leads packets for a peer's"
+	if command := c.says(p, 0, "WARN", docker, "device=docker0", "addr=172.17.0.1/16", "subnet=10.42.7.0/24"); command != "systemctl restart docker" {
+		t.Errorf("command %q", command)
+	}
+	// Docker restarted has the subnet; the stale route still wins.
+	restart := "ip addr flush dev docker0; ip addr add 10.42.7.1/24 dev docker0"
+	c.sh(h, restart)
+	c.says(p, 0, "INFO", "no longer: "+docker, "addr=172.17.0.1/16", "duration=")
+	if got := c.sh(h, "ip route get 10.42.7.5"); !strings.Contains(got, "eth0") {
+		t.Fatalf("the stale route does not win: %s", got)
+	}
+	c.sh(h, c.says(p, 0, "WARN", route, "10.42.7.0/24 via "+gateway+" dev eth0"))
+	c.says(p, 0, "INFO", "no longer: "+route)
+
+	for _, appears := range []struct {
+		do   string
+		said []string
+		mend string // instead of the command
+	}{
+		{"ip addr flush dev docker0; ip addr add 10.42.9.1/24 dev docker0", []string{docker + " has addresses of another host's subnet", "peer=10.42.9.0/24"}, restart},
+		{"ip addr flush dev docker0; ip addr add 10.42.0.1/16 dev docker0", []string{docker + " covers the whole network", "addr=10.42.0.1/16"}, restart},
+		{"ip addr flush dev docker0; ip addr add 10.42.8.1/24 dev docker0", []string{docker + " is not on this host's subnet", "addr=10.42.8.1/24"}, restart},
+		{"ip link add br-0123456789ab type bridge; ip addr add 10.42.200.1/20 dev br-0123456789ab", []string{docker, "device=br-0123456789ab", "docker network rm 0123456789ab"}, "ip link del br-0123456789ab"},
+		{"ip route prepend 10.42.7.0/24 via " + gateway + " dev eth0", []string{route, "routes=1"}, ""},
+		{"ip route add unreachable 10.42.7.128/25", []string{route, "unreachable 10.42.7.128/25"}, ""},
+		{"ip route add 10.42.7.64/26 nexthop via " + gateway + " dev eth0 nexthop via " + gateway + " dev eth0 weight 2", []string{route, "10.42.7.64/26"}, ""},
+		{"for i in 1 2 3; do ip route add 10.42.7.$i dev eth0; done", []string{route, "routes=3"}, ""},
+		{"ip link add dummy0 type bridge; ip link set dummy0 up; ip addr add 10.42.7.130/25 dev dummy0", []string{route, "10.42.7.128/25 dev dummy0", "ip addr del 10.42.7.130/25 dev dummy0"}, ""},
+		{"ip route add 10.42.9.64/26 via " + gateway + " dev eth0", []string{peer, "peer=10.42.9.0/24"}, ""},
+	} {
+		before := len(p.Logs())
+		c.sh(h, appears.do)
+		command := c.says(p, before, append([]string{"WARN"}, appears.said...)...)
+		if appears.mend != "" {
+			command = appears.mend
+		}
+		c.sh(h, command)
+		c.says(p, before, "no longer: "+appears.said[0])
+	}
+	if n := lines(p, "WARN", "device=docker0"); n != 4 {
+		t.Errorf("docker0 was named %d times", n)
+	}
+}
+
+// TestTakenPlaces: what a host needs for itself and cannot have is an error that says who
+// is in the way, with the command; there is no READY before that is done, and then there is.
+func TestTakenPlaces(t *testing.T) {
+	need(t, "ip")
+	const vxlan, udp = vxlanConfig, udpConfig
+	me := fmt.Sprintf("pid %d", os.Getpid())
+	listen := func(addr string) func(*cluster) (end func()) {
+		return func(c *cluster) func() {
+			var s net.PacketConn
+			c.must(c.Hosts[0].Do(func() (err error) {
+				s, err = net.ListenPacket("udp4", addr)
+				return err
+			}))
+			return func() { s.Close() }
+		}
+	}
+	run := func(command string) func(*cluster) func() {
+		return func(c *cluster) func() {
+			c.sh(c.Hosts[0], command)
+			return nil
+		}
+	}
+	for _, x := range []struct {
+		name, config string
+		take         func(*cluster) (end func())
+		said         []string
+		command      string // if it isn't run
+	}{
+		{"udp port", udp, listen("0.0.0.0:8285"), []string{"address already in use", "port=8285", me, "at 0.0.0.0"}, fmt.Sprint("kill ", os.Getpid())},
+		{"vxlan port", vxlan, listen("127.0.0.1:8472"), []string{"address already in use", "port=8472", me, "at 127.0.0.1"}, fmt.Sprint("kill ", os.Getpid())},
+		{"vxlan port, by another vxlan device", vxlan, run("ip link add v9 up type vxlan id 9 dstport 8472 gbp dev eth0"),
+			[]string{"address already in use", "port=8472", "the kernel has UDP port 8472 for the VXLAN device v9"}, ""},
+		{"VNI", vxlan, run("ip link add v9 up type vxlan id 1 dstport 8472 dev eth0"), []string{"the VXLAN device v9 has VNI 1 and port 8472"}, ""},
+		{"flannel.1 of another kind", vxlan, run("ip link add flannel.1 type bridge"), []string{"a device of that name and of type bridge exists"}, ""},
+		{"flannel0 of another kind", udp, run("ip link add flannel0 type bridge"), []string{"a device of that name and of type bridge exists"}, ""},
+		{"TAP", udp, run("ip tuntap add flannel0 mode tap"), []string{"flannel0 is a TAP device"}, ""},
+		{"multi-queue", udp, run("ip tuntap add flannel0 mode tun multi_queue"), []string{"flannel0 is a TUN device with several queues"}, ""},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 1})
+			h := c.Hosts[0]
+			c.put("config", x.config)
+			end := x.take(c)
+			p, err := h.Start()
+			c.must(err)
+			command := c.says(p, 0, append([]string{"ERROR", "the overlay lacks what it needs on this host"}, x.said...)...)
+			if x.command != "" && !strings.HasPrefix(command, x.command) {
+				t.Errorf("command %q", command)
+			}
+			if p.ReadyAfter() != 0 {
+				t.Error("READY")
+			}
+			if end != nil {
+				end()
+			} else {
+				c.sh(h, command)
+			}
+			c.must(p.WaitReady(c.ctx))
+			c.says(p, 0, "INFO", "no longer: the overlay lacks")
+			if n := lines(p, "ERROR"); n != 1 || lines(p, "refused") != 0 || lines(p, "left undone") != 0 {
+				t.Errorf("said %d times:\n%s", n, p.Logs())
+			}
+		})
+	}
+}
+
+// TestTakenHealthPort: the daemon ends, and says who has the port.
+func TestTakenHealthPort(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	var l net.Listener
+	c.must(h.Do(func() (err error) {
+		l, err = net.Listen("tcp", "[::]:8080")
+		return err
+	}))
+	defer l.Close()
+	p, err := h.Start("-healthz-port=8080")
+	c.must(err)
+	if code, err := p.Wait(c.ctx); code != 1 || err != nil || logged(h, "ERROR", "address already in use", fmt.Sprintf("pid %d", os.Getpid()), "-healthz-port") != 1 {
+		t.Errorf("exit code %d, %v\n%s", code, err, p.Logs())
+	}
+}
+
+// TestNetworkAndLAN: a network that takes the hosts' own link is refused with the reason,
+// without READY and with the link as it was; one that only contains the link works.
+func TestNetworkAndLAN(t *testing.T) {
+	need(t, "ip")
+	for _, x := range []struct {
+		name, network string
+		refused       bool
+	}{
+		{"the same", "172.31.200.0/22", true},
+		{"a part, with the hosts", "172.31.200.0/24", true},
+		{"a part, without the hosts", "172.31.202.0/23", false},
+		{"more", "172.16.0.0/12", false},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("172.31.200.0/22")})
+			h := c.Hosts[0]
+			// The subnets that are leased are not to be the hosts' own.
+			c.put("config", fmt.Sprintf(`{"Network":"%s","SubnetLen":26,"SubnetMin":"%s","Backend":{"Type":"udp"}}`, x.network, map[bool]string{true: "172.31.200.128", false: "172.31.203.0"}[x.refused]))
+			if !x.refused {
+				c.must(c.StartAll(c.ctx))
+				c.addContainers()
+				c.waitAllPairs()
+				return
+			}
+			p, err := h.Start()
+			c.must(err)
+			c.says(p, 0, "ERROR", "the overlay lacks what it needs on this host", x.network, "choose another Network")
+			if p.ReadyAfter() != 0 {
+				t.Error("READY")
+			}
+			if got := c.sh(h, "ip route get "+c.Hosts[1].Addr.String()); !strings.Contains(got, "dev eth0") {
+				t.Errorf("the link is led elsewhere: %s", got)
+			}
+			if _, err := h.Ping(c.ctx, c.Hosts[1].Addr, lab.PingOptions{}); err != nil {
+				t.Errorf("the other host is cut off: %v", err)
+			}
+		})
+	}
+}

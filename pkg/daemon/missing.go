@@ -1,0 +1,128 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/reconcile"
+)
+
+// reasons are what is in the way of a link, where the kernel's error does not say.
+type reasons struct {
+	holders []kernel.Holder // of the port
+	vxlans  []kernel.VXLAN  // with the same port, or for EEXIST with the same VNI, too
+	tun     kernel.TUN
+}
+
+// reasons reads what is in the way. What cannot be read is left out: the error remains.
+func (c *checks) reasons(m reconcile.Missing) (r reasons) {
+	want := m.Op.Link
+	if m.Op.Kind != dataplane.KindLink || m.Err == nil {
+		return r
+	}
+	inUse, exists := errors.Is(m.Err, unix.EADDRINUSE), errors.Is(m.Err, unix.EEXIST)
+	local := netip.AddrPortFrom(want.Local, uint16(want.Port))
+	if want.Kind == dataplane.KindVXLAN { // it binds to all addresses
+		local = netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(want.Port))
+	}
+	switch {
+	case inUse:
+		r.holders, _ = c.kernel.Holders("udp", local)
+	case want.Kind == dataplane.KindTUN:
+		r.tun, _, _ = c.kernel.ReadTUN(m.Op.Name)
+	}
+	if inUse || exists {
+		all, _ := c.kernel.VXLANs()
+		r.vxlans = slices.DeleteFunc(all, func(v kernel.VXLAN) bool {
+			return v.Name == m.Op.Name || v.Port != want.Port || exists && v.VNI != want.VNI
+		})
+	}
+	return r
+}
+
+// lack is the condition of something that this host needs for itself and lacks.
+func lack(m reconcile.Missing, r reasons) condition.Condition {
+	c := condition.Condition{
+		ID: "base/" + m.Op.Object(), Text: "the overlay lacks what it needs on this host", Severe: true,
+		Fields: []any{"object", m.Op.Object()},
+	}
+	reason, command := m.Reason, ""
+	switch link := m.Op.Kind == dataplane.KindLink; {
+	case m.Err == nil:
+		if link {
+			command = "ip link del " + m.Op.Name
+		}
+	case link && errors.Is(m.Err, unix.EADDRINUSE):
+		c.Fields = append(c.Fields, "port", m.Op.Link.Port)
+		reason, command = r.port(m.Op.Link.Port)
+	case link && errors.Is(m.Err, unix.EEXIST) && m.Op.Link.Kind == dataplane.KindVXLAN:
+		reason, command = r.vni(m.Op.Link)
+	case link && m.Op.Link.Kind == dataplane.KindTUN:
+		reason, command = r.device(m.Op.Name)
+	}
+	if m.Err != nil {
+		c.Fields = append(c.Fields, "err", m.Err)
+	}
+	if reason != "" {
+		c.Fields = append(c.Fields, "reason", reason)
+	}
+	c.Command = command
+	return c
+}
+
+// port says who has a UDP port.
+func (r reasons) port(port int) (reason, command string) {
+	if len(r.holders) == 0 {
+		return "", fmt.Sprintf("ss -ulpnH 'sport = :%d'", port) // gone, for the moment
+	}
+	h := r.holders[0]
+	reason = fmt.Sprintf("%s has UDP port %d at %s", h, port, h.Addr.Addr())
+	switch {
+	case h.PID != 0:
+		return reason, fmt.Sprint("kill ", h.PID)
+	case h.UID == 0 && len(r.vxlans) > 0: // which then has the port itself, and nobody else can
+		return fmt.Sprintf("the kernel has UDP port %d for the VXLAN device %s", port, r.vxlans[0].Name), "ip link del " + r.vxlans[0].Name
+	case h.Kernel:
+		return reason + ", for a tunnel such as FOU or WireGuard", "ip fou show; wg show"
+	}
+	return reason, fmt.Sprintf("ss -ulpnH 'sport = :%d'", port)
+}
+
+// vni says which device has a VNI.
+func (r reasons) vni(want dataplane.Link) (reason, command string) {
+	if len(r.vxlans) == 0 {
+		return fmt.Sprintf("a VXLAN device with VNI %d and port %d was made in this network namespace and moved to another", want.VNI, want.Port), ""
+	}
+	return fmt.Sprintf("the VXLAN device %s has VNI %d and port %d", r.vxlans[0].Name, want.VNI, want.Port), "ip link del " + r.vxlans[0].Name
+}
+
+// device says what is the matter with a device in the place of a TUN device.
+func (r reasons) device(name string) (reason, command string) {
+	switch {
+	case r.tun.TAP:
+		return name + " is a TAP device, which carries Ethernet frames", "ip link del " + name
+	case r.tun.MultiQueue:
+		return name + " is a TUN device with several queues", "ip link del " + name
+	}
+	return "", ""
+}
+
+// withHolder adds to an error of listening for health checks who has the port.
+func withHolder(k *kernel.Kernel, ip string, port int, err error) error {
+	addr, parseErr := netip.ParseAddr(ip)
+	if !errors.Is(err, unix.EADDRINUSE) || parseErr != nil {
+		return err
+	}
+	holders, _ := k.Holders("tcp", netip.AddrPortFrom(addr, uint16(port)))
+	if len(holders) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %s has it; choose another -healthz-port", err, holders[0])
+}

@@ -1,0 +1,273 @@
+package host
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Finding is something of this host by which traffic of the overlay is lost, and the
+// command that mends it. Nobody but the operator does.
+type Finding struct {
+	ID      string // what it is about, the same as long as it lasts
+	Text    string // constant sentence in lower case
+	Fields  []any  // what varies: keys and values as for slog
+	Command string
+}
+
+// Peer is what the checks know of another host.
+type Peer struct {
+	Subnet   netip.Prefix
+	PublicIP netip.Addr
+}
+
+// Overlay is what the checks compare this host with.
+type Overlay struct {
+	Network netip.Prefix
+	Subnet  netip.Prefix   // this host's
+	Peers   []Peer         // sorted by subnet, none overlaps another
+	Devices []string       // the overlay's own
+	Others  []netip.Prefix // networks of other daemons of this host
+	// Whole: one route leads the whole network into a device of the overlay, not one
+	// route a peer.
+	Whole bool
+	// Masquerade: hosts masquerade what leaves the overlay.
+	Masquerade bool
+}
+
+// Link is an interface with the IPv4 addresses that it has.
+type Link struct {
+	Name, Kind string // Kind as in ip-link(8), "device" for hardware
+	Addrs      []netip.Prefix
+}
+
+// Path is a route of the main table, of whatever type, that the overlay did not set.
+type Path struct {
+	Route
+	Type   string // as in ip-route(8): "" for unicast, "blackhole", "unreachable", ...
+	Kernel bool   // follows from an address of Iface
+}
+
+func (p Path) String() string {
+	words := []string{p.Type, p.Dst.String()}
+	if p.Gateway.IsValid() {
+		words = append(words, "via "+p.Gateway.String())
+	}
+	if p.Iface != "" {
+		words = append(words, "dev "+p.Iface)
+	}
+	if p.Metric != 0 {
+		words = append(words, fmt.Sprint("metric ", p.Metric))
+	}
+	return strings.TrimSpace(strings.Join(words, " "))
+}
+
+// Surroundings are what others have set up on this host where the overlay is.
+type Surroundings struct {
+	Links []Link // that have IPv4 addresses
+	Paths []Path // to anywhere inside the network, in kernel order
+}
+
+// Check judges the surroundings.
+func (o Overlay) Check(f Facts, s Surroundings) []Finding {
+	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.awayFromPeers(f, s), o.unreachable(f, s))
+}
+
+// dockerBridge reports whether a link plainly is docker's: by the name of its default
+// bridge, of swarm's, or of one made for a network, which has the first 12 digits of the
+// network's ID.
+func (l Link) dockerBridge() bool {
+	id, made := strings.CutPrefix(l.Name, "br-")
+	made = made && len(id) == 12 && strings.Trim(id, "0123456789abcdef") == ""
+	return l.Kind == "bridge" && (l.Name == "docker0" || l.Name == "docker_gwbridge" || made)
+}
+
+// serves reports whether the link gives containers addresses of the subnet.
+func (l Link) serves(subnet netip.Prefix) bool {
+	return slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return within(a, subnet) })
+}
+
+// within reports whether a lies in b or is the whole of it.
+func within(a, b netip.Prefix) bool { return a.Bits() >= b.Bits() && b.Contains(a.Addr()) }
+
+// dockerBridges looks for bridges of docker that are not where the lease says. Other
+// networks of docker may be anywhere outside the overlay's network, and so may docker0 where
+// something else serves the subnet, or in the network of another daemon.
+func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
+	served := slices.ContainsFunc(s.Links, func(l Link) bool { return !slices.Contains(o.Devices, l.Name) && l.serves(o.Subnet) })
+	for _, l := range s.Links {
+		if !l.dockerBridge() {
+			continue
+		}
+		for _, a := range l.Addrs {
+			text, peer := "", netip.Prefix{}
+			switch at, taken := o.peerOverlapping(a); {
+			case within(a, o.Subnet):
+			case within(o.Network, a):
+				text = "a bridge of docker covers the whole network, so its containers reach no other host"
+			case taken:
+				text, peer = "a bridge of docker has addresses of another host's subnet", at
+			case a.Overlaps(o.Network) || l.Name == "docker0" && !served && !slices.ContainsFunc(o.Others, a.Overlaps):
+				text = "a bridge of docker is not on this host's subnet, so other hosts do not reach its containers"
+			}
+			if text == "" {
+				continue
+			}
+			found = append(found, Finding{
+				ID: "docker/" + l.Name, Text: text,
+				Fields:  append([]any{"device", l.Name, "addr", a, "subnet", o.Subnet}, ofPeer(peer)...),
+				Command: l.dockerCommand(),
+			})
+			break
+		}
+	}
+	return found
+}
+
+func ofPeer(subnet netip.Prefix) []any {
+	if !subnet.IsValid() {
+		return nil
+	}
+	return []any{"peer", subnet}
+}
+
+// dockerCommand gives the bridge another subnet: docker0 has that of the subnet file,
+// other networks are to be created anew.
+func (l Link) dockerCommand() string {
+	if l.Name == "docker0" {
+		return "systemctl restart docker"
+	}
+	return "docker network rm " + strings.TrimPrefix(l.Name, "br-")
+}
+
+// peerOverlapping finds a peer's subnet that has an address in common with p.
+func (o Overlay) peerOverlapping(p netip.Prefix) (netip.Prefix, bool) {
+	p = p.Masked()
+	i, _ := slices.BinarySearchFunc(o.Peers, p.Addr(), func(q Peer, a netip.Addr) int { return q.Subnet.Addr().Compare(a) })
+	for _, j := range []int{i - 1, i} { // the one that begins before p, and the first inside
+		if j >= 0 && j < len(o.Peers) && o.Peers[j].Subnet.Overlaps(p) {
+			return o.Peers[j].Subnet, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// awayFromContainers looks for routes of others that win against that of the bridge which
+// serves the subnet, or will once it is there. Where a bridge of docker does, it is the one;
+// without a bridge, containers may have a route each.
+func (o Overlay) awayFromContainers(f Facts, s Surroundings) []Finding {
+	serving := map[string]bool{}
+	for _, docker := range []bool{true, false} {
+		for _, l := range s.Links {
+			if l.serves(o.Subnet) && l.Name != f.Uplink && !slices.Contains(o.Devices, l.Name) && (l.dockerBridge() || !docker) {
+				serving[l.Name] = true
+			}
+		}
+		if len(serving) > 0 {
+			break
+		}
+	}
+	first := map[netip.Prefix]Path{} // that the kernel takes, of those to one destination
+	for _, p := range s.Paths {
+		if q, there := first[p.Dst]; within(p.Dst, o.Subnet) && (!there || p.Metric < q.Metric) {
+			first[p.Dst] = p
+		}
+	}
+	var wrong []Path
+	for _, p := range s.Paths {
+		local := p.Type == "" && !p.Gateway.IsValid() && p.Iface != "" && p.Iface != f.Uplink
+		switch {
+		case first[p.Dst] != p || serving[p.Iface]:
+		case len(serving) == 0 && (local || p.Dst == o.Subnet && p.Metric > 0): // nobody's, or docker0's will win
+		default:
+			wrong = append(wrong, p)
+		}
+	}
+	return findPaths("route", "a route of others leads packets for this host's containers elsewhere", wrong, s.Links, "subnet", o.Subnet)
+}
+
+// awayFromPeers looks for routes of others that are longer than that to a peer. The
+// uplink's own link is judged with the peers, and docker's bridges are by themselves.
+func (o Overlay) awayFromPeers(f Facts, s Surroundings) []Finding {
+	docker := map[string]bool{}
+	for _, l := range s.Links {
+		docker[l.Name] = l.dockerBridge()
+	}
+	var wrong []Path
+	var peer netip.Prefix
+	for _, p := range s.Paths {
+		at, taken := o.peerOverlapping(p.Dst)
+		if !taken || p.Dst.Bits() <= at.Bits() || p.Kernel && (docker[p.Iface] || p.Iface == f.Uplink) {
+			continue
+		}
+		if len(wrong) == 0 {
+			peer = at
+		}
+		wrong = append(wrong, p)
+	}
+	return findPaths("peer-route", "a route of others leads packets for a peer's containers elsewhere", wrong, s.Links, "peer", peer)
+}
+
+// examples is how many of many routes a finding names.
+const examples = 3
+
+func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Finding {
+	if len(wrong) == 0 {
+		return nil
+	}
+	var names, commands []string
+	for _, p := range wrong[:min(len(wrong), examples)] {
+		names, commands = append(names, p.String()), append(commands, p.remove(links))
+	}
+	return []Finding{{
+		ID: id, Text: text, Command: strings.Join(commands, "; "),
+		Fields: append(fields, "route", strings.Join(names, "; "), "routes", len(wrong)),
+	}}
+}
+
+// remove is the command that removes a route; one that follows from an address goes with it.
+func (p Path) remove(links []Link) string {
+	for _, l := range links {
+		for _, a := range l.Addrs {
+			if p.Kernel && l.Name == p.Iface && a.Masked() == p.Dst {
+				return fmt.Sprintf("ip addr del %s dev %s", a, l.Name)
+			}
+		}
+	}
+	return "ip route del " + p.String()
+}
+
+// unreachable looks for peers to whose address nothing leads but the overlay's route to the
+// whole network: what is sent to them would come back to be sent again.
+func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
+	if !o.Whole {
+		return nil
+	}
+	var lost []netip.Addr
+	for _, peer := range o.Peers {
+		inside := peer.PublicIP.IsValid() && o.Network.Contains(peer.PublicIP)
+		if inside && !slices.ContainsFunc(s.Paths, func(p Path) bool {
+			return p.Dst.Bits() > o.Network.Bits() && p.Dst.Contains(peer.PublicIP)
+		}) {
+			lost = append(lost, peer.PublicIP)
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	slices.SortFunc(lost, netip.Addr.Compare)
+	command := fmt.Sprintf("ip route add %s/32 dev %s", lost[0], f.Uplink)
+	byDefault, _ := Lookup(slices.DeleteFunc(slices.Clone(f.Underlay), func(r Route) bool { return r.Iface != f.Uplink }), lost[0])
+	if via := byDefault.Gateway; via.IsValid() {
+		command = fmt.Sprintf("ip route add %s/32 via %s dev %s", lost[0], via, f.Uplink)
+		if _, direct := OnLink(f.Underlay, via); !direct {
+			command += " onlink"
+		}
+	}
+	return []Finding{{
+		ID: "peer-address", Text: "the network contains the address of a host, and no route of its own leads there",
+		Fields:  []any{"network", o.Network, "public_ip", lost[0], "peers", len(lost)},
+		Command: command,
+	}}
+}
