@@ -40,8 +40,11 @@ func TestPassword(t *testing.T) {
 					c.must(p.WaitReady(c.ctx))
 				} else {
 					c.within(10*time.Second, "complaint", func() error {
-						n := strings.Count(p.Logs(), `msg="registry does not answer, waiting for it"`)
-						if n != 1 || !strings.Contains(p.Logs(), "etcd at "+c.Etcd.Endpoint()) {
+						n, want := strings.Count(p.Logs(), `msg="etcd refuses`)+strings.Count(p.Logs(), `msg="etcd does not permit`), 1
+						if api == "auto" {
+							want = 2 // each of the APIs
+						}
+						if n != want || !strings.Contains(p.Logs(), "etcd at "+c.Etcd.Endpoint()) {
 							return fmt.Errorf("said %d times:\n%s", n, p.Logs())
 						}
 						return nil

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcd"
 	"flanneld/pkg/registry/etcdtest"
@@ -91,7 +92,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 				}
 			}
 			var log strings.Builder
-			s, err := openStore(o, APIAuto, identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }}, slog.New(slog.NewTextHandler(&log, nil)))
+			s, err := openStore(o, APIAuto, identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }}, slog.New(slog.NewTextHandler(&log, nil)), condition.NewList(slog.New(slog.DiscardHandler)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -118,7 +119,7 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 		last  API
 		tries int // until the one that answers is taken; 0: never
 	}{{"", 3}, {APIv3, 1}, {APIv2, 0}} {
-		s, err := openStore(o, APIAuto, identity{last: c.last}, slog.New(slog.DiscardHandler))
+		s, err := openStore(o, APIAuto, identity{last: c.last}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)
 		}

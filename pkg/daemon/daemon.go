@@ -132,7 +132,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			return err
 		}
 	}
-	store, err := openStore(o.Etcd, o.EtcdAPI, d.identity(), log)
+	store, err := openStore(o.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 	if err != nil {
 		return err
 	}

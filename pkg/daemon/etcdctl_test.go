@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lab"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
@@ -66,7 +67,7 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 				continue // the same key as that of "/", which exists by then or makes it exist
 			}
 			o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
-			s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler))
+			s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -100,7 +101,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			Endpoints: []string{"https://127.0.0.1:1", withUser}, Prefix: "/p/",
 			CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
 		}
-		s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler))
+		s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +131,7 @@ func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
 		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}
 		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
-		s, err := openStore(here, APIv3, identity{}, slog.New(slog.DiscardHandler))
+		s, err := openStore(here, APIv3, identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)
 		}

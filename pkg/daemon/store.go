@@ -13,6 +13,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/srv"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
@@ -49,6 +50,7 @@ type store struct {
 	options etcd.Options
 	host    identity
 	log     *slog.Logger
+	wrong   *condition.List
 	apis    []API
 	regs    []client
 	chosen  choice
@@ -88,8 +90,8 @@ func resolve(ctx context.Context, domain string, log *slog.Logger) ([]string, er
 const storeRetry = 2 * time.Second
 
 // openStore makes the clients. It does no I/O but for reading the TLS files.
-func openStore(o etcd.Options, api API, host identity, log *slog.Logger) (*store, error) {
-	s := &store{options: o, host: host, log: log, apis: []API{APIv3, APIv2}}
+func openStore(o etcd.Options, api API, host identity, log *slog.Logger, wrong *condition.List) (*store, error) {
+	s := &store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}}
 	if api != APIAuto {
 		s.apis = []API{api}
 	}
@@ -138,8 +140,17 @@ const mostWaits = 2
 // Config asks every API for the network config. If one has it, that is the network; if both
 // have, it is the one that decide finds. An API without an answer may have one, so it is
 // waited for, without end if this host's last run was there.
-func (s *store) Config(ctx context.Context) ([]byte, error) {
+func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 	answers := s.ask(ctx)
+	defer func() {
+		for i, a := range answers {
+			if access := s.access(i); err == nil && i != s.chosen.store {
+				access.forget() // what one refuses does not matter when the other has it
+			} else {
+				access.note(ctx, reading, a.err)
+			}
+		}
+	}()
 	var have []int
 	var silent, other error
 	for i, a := range answers {
@@ -174,6 +185,9 @@ func (s *store) Config(ctx context.Context) ([]byte, error) {
 	}
 	return answers[s.chosen.store].raw, nil
 }
+
+// access returns an API as one whose refusals are conditions.
+func (s *store) access(i int) access { return access{s.regs[i], s.apis[i], s.options, s.wrong} }
 
 // wait reports whether to go on waiting for a store that gives no answer.
 func (s *store) wait() bool {
@@ -255,7 +269,7 @@ func (s *store) ask(ctx context.Context) []answer {
 // other one.
 func (s *store) registry() (client, API) {
 	c, i := s.chosen, s.chosen.store
-	reg, api := s.regs[i], s.apis[i]
+	reg, api := s.access(i), s.apis[i]
 	if len(s.regs) > 1 {
 		s.log.Info("chose the store that the network is kept in", "store", api, "key", reg.ConfigKey(), "reason", c.why)
 		if c.doubt {
@@ -264,7 +278,7 @@ func (s *store) registry() (client, API) {
 		}
 		s.regs[1-i].Close()
 	}
-	s.regs, s.apis, s.chosen.store = []client{reg}, []API{api}, 0
+	s.regs, s.apis, s.chosen.store = []client{s.regs[i]}, []API{api}, 0
 	return reg, api
 }
 

@@ -22,6 +22,7 @@ type Etcd struct {
 	addr      netip.Addr
 	transport *http.Transport
 	keys      client.KeysAPI
+	readers   bool // PermitReading was called
 
 	mu      sync.Mutex // held while the process is started or ended
 	process *Process

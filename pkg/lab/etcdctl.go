@@ -20,7 +20,7 @@ import (
 
 // Etcdctl puts an etcdctl into dir, which is to be in a shell's PATH, so that command lines can be run as they are
 // printed. It is the calling program, which must run through Main. It does what etcdctl 3.5 does for the commands that
-// flanneld suggests, and takes no other; the password is in ETCDCTL_PASSWORD.
+// flanneld suggests and a few that tests need, and takes no other; the password is in ETCDCTL_PASSWORD.
 func Etcdctl(dir string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -102,6 +102,8 @@ func etcdctl2(ctx context.Context, c v2.Client, args []string) (err error) {
 	switch {
 	case len(args) == 3 && args[0] == "set":
 		_, err = v2.NewKeysAPI(c).Set(ctx, args[1], args[2], nil)
+	case len(args) == 2 && args[0] == "rm":
+		_, err = v2.NewKeysAPI(c).Delete(ctx, args[1], nil)
 	case strings.HasPrefix(words, "role add ") && len(args) == 3:
 		err = v2.NewAuthRoleAPI(c).AddRole(ctx, args[2])
 	case strings.HasPrefix(words, "role grant --readwrite ") && len(args) == 5:
@@ -123,6 +125,8 @@ func etcdctl3(ctx context.Context, c *v3.Client, args []string) (err error) {
 	switch {
 	case len(args) == 3 && args[0] == "put":
 		_, err = c.Put(ctx, args[1], args[2])
+	case len(args) == 2 && args[0] == "del":
+		_, err = c.Delete(ctx, args[1])
 	case strings.HasPrefix(words, "role add ") && len(args) == 3:
 		_, err = c.RoleAdd(ctx, args[2])
 	case strings.HasPrefix(words, "role grant-permission --prefix ") && len(args) == 6 && args[4] == "readwrite":

@@ -12,10 +12,13 @@ import (
 )
 
 // V3 is the same etcd through its v3 API, which is a store of its own.
-type V3 struct{ etcd *Etcd }
+type V3 struct {
+	etcd     *Etcd
+	password string // of root; empty: etcd asks for none
+}
 
 // V3 gives the v3 API.
-func (e *Etcd) V3() V3 { return V3{e} }
+func (e *Etcd) V3() V3 { return V3{etcd: e} }
 
 // within calls f with a client that ends with it.
 func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) error) error {
@@ -29,6 +32,14 @@ func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) 
 	return f(ctx, c)
 }
 
+// as is within, as root if etcd asks for a user.
+func (v V3) as(ctx context.Context, root bool, password string, f func(context.Context, *client.Client) error) error {
+	if root {
+		v.password = password
+	}
+	return v.within(ctx, f)
+}
+
 // client gives a client that ends with ctx; close it.
 func (v V3) client(ctx context.Context) (*client.Client, error) {
 	config := client.Config{
@@ -38,6 +49,9 @@ func (v V3) client(ctx context.Context) (*client.Client, error) {
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			return v.etcd.lab.Fabric.DialContext(ctx, "tcp", addr)
 		})},
+	}
+	if v.password != "" {
+		config.Username, config.Password = "root", v.password
 	}
 	if t := v.etcd.transport.TLSClientConfig; t != nil {
 		config.TLS = t.Clone()

@@ -30,6 +30,12 @@ var (
 	// ErrHistoryLost: what happened after the index asked for can no longer be
 	// told one by one; list again.
 	ErrHistoryLost = errors.New("watch history lost")
+	// ErrDenied: the store answers, and refuses this user what was asked. Nothing was done.
+	// That lasts until a person changes it: whoever opened the store tells them, and who
+	// calls it says nothing and tries again now and then.
+	ErrDenied = errors.New("permission denied")
+	// ErrLogin is an ErrDenied too: not even the user is accepted.
+	ErrLogin = fmt.Errorf("user or password refused: %w", ErrDenied)
 	// ErrNoAPI: something answers, and does not have this store's API at all, as etcd 2 has
 	// no v3 and etcd 3.6 no v2.
 	ErrNoAPI = errors.New("no such API")

@@ -58,6 +58,10 @@ func Acquire(ctx context.Context, o Options, attrs func(previous lease.Attrs) (l
 			q.once(slog.LevelError, "cannot lease a subnet, waiting for a free one", "err", err)
 			conflicts = 0
 			delay = between(5*time.Second, 10*time.Second)
+		case errors.Is(err, registry.ErrDenied):
+			q.away.end()
+			q.Log.Debug("registry refuses to lease a subnet, trying again", "err", err)
+			delay = between(lastRetry/2, lastRetry)
 		default:
 			q.away.begin(err)
 		}

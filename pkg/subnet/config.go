@@ -34,6 +34,10 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 		case errors.Is(err, registry.ErrNoConfig):
 			away.end()
 			say.of("network config is missing, waiting for it", err)
+		case errors.Is(err, registry.ErrDenied):
+			away.end()
+			say.said = ""
+			log.Debug("registry refuses to be read, trying again", "err", err)
 		default:
 			away.begin(err)
 			say.said = ""

@@ -35,6 +35,10 @@ func (f *follower) tendOwn(ctx context.Context) {
 		f.known = false
 		f.tries++
 		f.tend.Reset(afterConflict(f.tries))
+	case errors.Is(err, registry.ErrDenied):
+		f.known = false
+		f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		f.tend.Reset(between(lastRetry/2, lastRetry))
 	default:
 		// No answer does not mean that nothing was done: look before writing again.
 		f.known = false

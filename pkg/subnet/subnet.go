@@ -12,6 +12,7 @@ package subnet
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -91,6 +92,11 @@ func (o *outage) active() bool { return !o.since.IsZero() }
 
 func (o *outage) begin(err error) {
 	switch c := cause(err); {
+	case errors.Is(err, registry.ErrDenied):
+		if !o.active() {
+			o.since, o.causes = time.Now(), nil
+		}
+		o.log.Debug("registry refuses to be read, trying again", "err", err)
 	case !o.active():
 		o.since, o.causes = time.Now(), []string{c}
 		o.log.Warn("registry does not answer, waiting for it", "err", err)
@@ -115,10 +121,10 @@ func cause(err error) string {
 }
 
 func (o *outage) end() {
-	if o.active() {
+	if o.active() && len(o.causes) > 0 {
 		o.log.Info("registry answers again", "outage", time.Since(o.since).Round(time.Millisecond))
-		o.since = time.Time{}
 	}
+	o.since = time.Time{}
 }
 
 // pause waits for d or the end of ctx, whose error it returns.

@@ -207,6 +207,9 @@ func (r *Registry) explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &refused) && refused.Code == client.ErrorCodeUnauthorized:
+		// Of a wrong password, too: it is not told from a missing permission.
+		return fmt.Errorf("etcd at %s: %w: %w", r.where, registry.ErrDenied, err)
 	case errors.As(err, &refused):
 		return fmt.Errorf("etcd at %s: %w", r.where, err)
 	case errors.Is(err, client.ErrInvalidJSON):

@@ -127,6 +127,12 @@ func (l *link) explain(err error) error {
 			cause = errors.Join(err, registry.ErrNoAPI)
 		}
 	}
+	switch {
+	case refused(err, rpctypes.ErrAuthFailed) || refused(err, rpctypes.ErrUserEmpty):
+		cause = errors.Join(err, registry.ErrLogin)
+	case refused(err, rpctypes.ErrPermissionDenied):
+		cause = errors.Join(err, registry.ErrDenied)
+	}
 	var login *loginError
 	if errors.As(err, &login) {
 		text = fmt.Sprintf("log in as %q: %s", login.user, text)
@@ -146,4 +152,15 @@ func (l *link) explain(err error) error {
 		text = strings.Join(append([]string{"etcd at " + strings.Join(all, ", ") + ": " + text}, bad...), "; ")
 	}
 	return &failure{strings.Join(strings.Fields(text), " "), cause}
+}
+
+// Roles returns the roles of the user that etcd knows this client as, by its name. A user may
+// ask for their own.
+func (r *Registry) Roles(ctx context.Context, user string) (roles []string, err error) {
+	err = r.link.read(ctx, answerTimeout, func(ctx context.Context) error {
+		resp, err := r.link.login.UserGet(ctx, &pb.AuthUserGetRequest{Name: user})
+		roles = resp.GetRoles()
+		return err
+	})
+	return roles, err
 }
