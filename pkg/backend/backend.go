@@ -49,7 +49,16 @@ var errNoPeer = errors.New("not a peer")
 // Skipped is a peer that gets no entries, and why.
 type Skipped struct {
 	Subnet netip.Prefix
-	Reason string
+	lease.Fault
+}
+
+func skipped(l Peer, kind, detail string, args ...any) Skipped {
+	return Skipped{l.Subnet, fault(kind, detail, args...)}
+}
+
+// fault makes a fault with a formatted detail.
+func fault(kind, detail string, args ...any) lease.Fault {
+	return lease.Fault{Kind: kind, Detail: fmt.Sprintf(detail, args...)}
 }
 
 // constructor reads a backend's options from the network config.

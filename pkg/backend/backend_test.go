@@ -140,7 +140,7 @@ func TestDesired(t *testing.T) {
 			fmt.Fprintf(&out, "# %s\n# own subnet %s\n", c.config, c.own.key)
 			out.WriteString(state.Text())
 			for _, s := range skipped {
-				fmt.Fprintf(&out, "skipped %s: %s\n", s.Subnet, s.Reason)
+				fmt.Fprintf(&out, "skipped %s: %s\n", s.Subnet, s.Fault)
 			}
 			fmt.Fprintf(&out, "container mtu %d\n", b.MTU(c.facts))
 			golden(t, c.name, out.String())

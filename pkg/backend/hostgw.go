@@ -35,7 +35,7 @@ func (hostGW) Accept(h host.Facts, l lease.Lease) (none dataplane.MAC, err error
 		return none, err
 	}
 	if iface, ok := host.OnLink(h.Underlay, l.PublicIP); !ok || iface != h.Uplink {
-		return none, fmt.Errorf("public IP %s is not on the link of %s", l.PublicIP, h.Uplink)
+		return none, fault("public IP is not on the link of "+h.Uplink, "%s", l.PublicIP)
 	}
 	return none, nil
 }

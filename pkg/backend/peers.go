@@ -1,8 +1,6 @@
 package backend
 
 import (
-	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -23,7 +21,7 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 		if p, err := s.alone(*l); err == nil {
 			accepted = append(accepted, p)
 		} else if err != errNoPeer {
-			bad = append(bad, Skipped{l.Subnet, err.Error()})
+			bad = append(bad, Skipped{l.Subnet, lease.FaultOf(err)})
 		}
 	}
 	good, overlapping := withoutOverlaps(accepted)
@@ -39,7 +37,7 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 // sameType refuses leases of another backend.
 func sameType(l lease.Lease, backendType string) error {
 	if l.BackendType != backendType {
-		return fmt.Errorf("its backend type is %q, ours is %q", lease.Clip(l.BackendType), backendType)
+		return fault("backend type is not "+backendType, "%q", lease.Clip(l.BackendType))
 	}
 	return nil
 }
@@ -64,48 +62,48 @@ func (s sieve) alone(l lease.Lease) (Peer, error) {
 	if err == errNoPeer {
 		return Peer{}, err
 	}
-	if reason := s.senseless(l); reason != "" {
-		return Peer{}, errors.New(reason)
+	if wrong := s.senseless(l); wrong != nil {
+		return Peer{}, wrong
 	}
 	if err == nil && mac == s.own.MAC && mac != (dataplane.MAC{}) {
-		err = fmt.Errorf("VTEP MAC %s is our own", mac)
+		err = fault("VTEP MAC is our own", "%s", mac)
 	}
 	return Peer{l, mac}, err
 }
 
-func (s sieve) senseless(l lease.Lease) string {
+func (s sieve) senseless(l lease.Lease) error {
 	ip := l.PublicIP
 	switch {
 	case l.Subnet.Bits() <= s.network.Bits() || !s.network.Contains(l.Subnet.Addr()):
-		return fmt.Sprintf("the subnet is not a part of the network %s", s.network)
+		return fault("the subnet is not a part of the network "+s.network.String(), "")
 	case l.Subnet.Overlaps(s.own.Subnet):
-		return fmt.Sprintf("the subnet overlaps our own, %s", s.own.Subnet)
+		return fault("the subnet overlaps our own, "+s.own.Subnet.String(), "")
 	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Sprintf("public IP %s is not an address of a host", ip)
+		return fault("public IP is not an address of a host", "%s", ip)
 	case ip == s.host.PublicIP || ip == s.host.Addr:
-		return fmt.Sprintf("public IP %s is our own", ip)
+		return fault("public IP is our own", "%s", ip)
 	case s.own.Subnet.Contains(ip):
-		return fmt.Sprintf("public IP %s lies in our own subnet", ip)
+		return fault("public IP lies in our own subnet", "%s", ip)
 	}
 	return s.needed(l.Subnet)
 }
 
 // needed says what of the underlay a subnet would take away. The longest prefix wins
 // in the kernel: a wider route than the subnet's forbids nothing by itself.
-func (s sieve) needed(subnet netip.Prefix) string {
+func (s sieve) needed(subnet netip.Prefix) error {
 	if subnet.Contains(s.host.Addr) {
-		return fmt.Sprintf("the subnet contains this host's address %s", s.host.Addr)
+		return fault("the subnet contains this host's address", "%s", s.host.Addr)
 	}
 	for _, r := range s.host.Underlay {
 		switch {
 		case r.Iface != s.host.Uplink:
 		case r.Gateway.IsValid() && subnet.Contains(r.Gateway):
-			return fmt.Sprintf("the subnet contains the gateway %s dev %s", r.Gateway, r.Iface)
+			return fault("the subnet contains the gateway of this host", "%s dev %s", r.Gateway, r.Iface)
 		case !r.Gateway.IsValid() && subnet.Bits() <= r.Dst.Bits() && subnet.Contains(r.Dst.Addr()):
-			return fmt.Sprintf("the subnet covers the underlay network %s dev %s", r.Dst, r.Iface)
+			return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
 		}
 	}
-	return ""
+	return nil
 }
 
 // withoutOverlaps expects leases sorted by subnet, so that whatever lies inside
@@ -131,7 +129,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 }
 
 func overlap(l, older Peer) Skipped {
-	return Skipped{l.Subnet, fmt.Sprintf("the subnet overlaps the older lease %s", older.Subnet)}
+	return skipped(l, "the subnet overlaps an older lease", "%s", older.Subnet)
 }
 
 // withoutDoubles leaves one lease for each key, which no two hosts can share;
@@ -149,7 +147,7 @@ func withoutDoubles[K comparable](leases []Peer, what string, key func(Peer) K) 
 	}
 	for i, l := range leases {
 		if o := owner[key(l)]; o != i && key(l) != none {
-			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("%s %v belongs to the older lease %s", what, key(l), leases[o].Subnet)})
+			bad = append(bad, skipped(l, what+" belongs to an older lease", "%v, %s", key(l), leases[o].Subnet))
 		} else {
 			good = append(good, l)
 		}
@@ -186,7 +184,7 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	for _, i := range byPrecedence {
 		l := leases[i]
 		if l.Subnet.Contains(l.PublicIP) {
-			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s lies in the leased subnet %s", l.PublicIP, l.Subnet)})
+			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, l.Subnet))
 			continue
 		}
 		at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
@@ -195,9 +193,9 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 		}
 		older := leases[clashes[i][at]]
 		if older.Subnet.Contains(l.PublicIP) {
-			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("public IP %s lies in the leased subnet %s", l.PublicIP, older.Subnet)})
+			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, older.Subnet))
 		} else {
-			bad = append(bad, Skipped{l.Subnet, fmt.Sprintf("the subnet contains the public IP %s of the older lease %s", older.PublicIP, older.Subnet)})
+			bad = append(bad, skipped(l, "the subnet contains the public IP of an older lease", "%s of %s", older.PublicIP, older.Subnet))
 		}
 	}
 	good = make([]Peer, 0, len(leases)-len(bad))

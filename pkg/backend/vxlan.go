@@ -3,7 +3,6 @@ package backend
 import (
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -119,7 +118,7 @@ func derivedMAC(ip netip.Addr, vni int) dataplane.MAC {
 // vtepMAC reads the MAC from a lease's BackendData.
 func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 	if a.BackendData == "" {
-		return dataplane.MAC{}, errors.New("BackendData is missing")
+		return dataplane.MAC{}, fault("BackendData is missing", "")
 	}
 	// Nearly all are right, and this takes a fraction of the time; what is wrong with the others is told below.
 	var quick struct{ VtepMAC *string }
@@ -130,15 +129,15 @@ func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 	}
 	f, err := netconf.ParseFields([]byte(a.BackendData), "BackendData.")
 	if err != nil {
-		return dataplane.MAC{}, fmt.Errorf("BackendData %w", err)
+		return dataplane.MAC{}, fault("BackendData has no VtepMAC", "BackendData %v", err)
 	}
 	s := f.String("VtepMAC", "")
 	if err := f.Err(); err != nil {
-		return dataplane.MAC{}, err
+		return dataplane.MAC{}, fault("BackendData has no VtepMAC", "%v", err)
 	}
 	mac, err := dataplane.ParseMAC(s)
 	if err != nil {
-		return dataplane.MAC{}, fmt.Errorf("BackendData.VtepMAC %w", err)
+		return dataplane.MAC{}, fault("BackendData has no VtepMAC", "%v", err)
 	}
 	return mac, nil
 }

@@ -61,7 +61,7 @@ func TestClaimJSON(t *testing.T) {
 		"no subnet":  {strings.Replace(want, "10.42.7.0-24", "10.42.7.1-24", 1), "host bits"},
 		"no Held":    {`{"Subnet":"10.42.7.0-24","Next":{"PublicIP":"198.51.100.8"}}`, "Held"},
 		"no Next":    {`{"Subnet":"10.42.7.0-24","Held":{"PublicIP":"198.51.100.8"}}`, "Next"},
-		"no address": {strings.Replace(want, "198.51.100.8", "::1", 1), `Next: PublicIP "::1"`},
+		"no address": {strings.Replace(want, "198.51.100.8", "::1", 1), `Next: PublicIP is not an IPv4 address: "::1"`},
 	} {
 		if c, err := lease.DecodeClaim([]byte(row[0])); err == nil || !strings.Contains(err.Error(), row[1]) || c != (lease.Claim{}) {
 			t.Errorf("%s: %+v, %v", name, c, err)

@@ -19,19 +19,19 @@ func ParseKey(key string) (netip.Prefix, error) {
 	v4, _, _ := strings.Cut(key, "&")
 	ip, bits, ok := strings.Cut(v4, "-")
 	if !ok {
-		return netip.Prefix{}, fmt.Errorf("key %q is not of the form a.b.c.d-len", Clip(key))
+		return netip.Prefix{}, Fault{"the key is not of the form a.b.c.d-len", strconv.Quote(Clip(key))}
 	}
 	addr, err := netip.ParseAddr(ip)
 	if err != nil || !addr.Is4() {
-		return netip.Prefix{}, fmt.Errorf("key %q: %q is not an IPv4 address", Clip(key), Clip(ip))
+		return netip.Prefix{}, Fault{"the key has no IPv4 address", strconv.Quote(Clip(key))}
 	}
 	n, err := strconv.ParseUint(bits, 10, 8)
 	if err != nil || n < 1 || n > 31 {
-		return netip.Prefix{}, fmt.Errorf("key %q: prefix length %q is not in 1..31", Clip(key), Clip(bits))
+		return netip.Prefix{}, Fault{"the prefix length of the key is not in 1..31", strconv.Quote(Clip(key))}
 	}
 	p := netip.PrefixFrom(addr, int(n))
 	if p.Masked() != p {
-		return netip.Prefix{}, fmt.Errorf("key %q has host bits set; the subnet would be %s", Clip(key), p.Masked())
+		return netip.Prefix{}, Fault{"the key has host bits set", fmt.Sprintf("%q; the subnet would be %s", Clip(key), p.Masked())}
 	}
 	return p, nil
 }

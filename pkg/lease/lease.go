@@ -12,9 +12,9 @@ package lease
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 	"unique"
 )
@@ -107,31 +107,31 @@ func (a Attrs) Encode() ([]byte, error) {
 // names match in any case, as every generation of the original does.
 func DecodeAttrs(b []byte) (Attrs, error) {
 	if len(b) > MaxValue {
-		return Attrs{}, fmt.Errorf("value of %d bytes is longer than the accepted %d", len(b), MaxValue)
+		return Attrs{}, Fault{fmt.Sprintf("the value is longer than %d bytes", MaxValue), fmt.Sprint(len(b))}
 	}
 	var v value
 	b = bytes.TrimPrefix(b, []byte("\ufeff")) // of a reservation that was written with an editor
 	if err := json.Unmarshal(b, &v); err != nil {
-		return Attrs{}, fmt.Errorf("value is not lease JSON: %w", err)
+		return Attrs{}, Fault{"the value is not lease JSON", err.Error()}
 	}
 	if v.PublicIP == nil {
-		return Attrs{}, errors.New("PublicIP is missing")
+		return Attrs{}, Fault{Kind: "PublicIP is missing"}
 	}
 	ip, err := netip.ParseAddr(*v.PublicIP)
 	if err != nil || !ip.Is4() {
-		return Attrs{}, fmt.Errorf("PublicIP %q is not an IPv4 address", Clip(*v.PublicIP))
+		return Attrs{}, Fault{"PublicIP is not an IPv4 address", strconv.Quote(Clip(*v.PublicIP))}
 	}
 	// All hosts of a network have the same type; one copy of its name is enough.
 	a := Attrs{PublicIP: ip, BackendType: unique.Make(v.BackendType).Value()}
 	if a.BackendData, err = compact(v.BackendData); err != nil {
-		return Attrs{}, fmt.Errorf("BackendData: %w", err)
+		return Attrs{}, Fault{"BackendData is not JSON", err.Error()}
 	}
 	switch text := string(v.Leaving); text {
 	case "", "null", "false":
 	case "true":
 		a.Leaving = true
 	default:
-		return Attrs{}, fmt.Errorf("attribute Leaving %s is neither true nor false", Clip(text))
+		return Attrs{}, Fault{"Leaving is neither true nor false", Clip(text)}
 	}
 	return a, nil
 }

@@ -170,14 +170,21 @@ func (l *Loop) wait(ctx context.Context) error {
 	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		l.stale.Store(true)
-	case <-l.wake:
+	report := time.NewTimer(l.report.later(now))
+	defer report.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-report.C:
+			l.report.flush()
+			continue
+		case <-timer.C:
+			l.stale.Store(true)
+		case <-l.wake:
+		}
+		return l.calm(ctx)
 	}
-	return l.calm(ctx)
 }
 
 // calm blocks until no more is to be expected: of what is wanted all is known at once,

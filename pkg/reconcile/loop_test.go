@@ -75,7 +75,8 @@ func (m *model) Apply(ops []dataplane.Op) []error {
 // wish is a backend that wants what it is told to.
 type wish struct {
 	dataplane.State
-	version int // of the state, in the facts: a plan asks again when they change
+	version int    // of the state, in the facts: a plan asks again when they change
+	reason  string // why everybody is refused; empty: each for a reason of his own
 }
 
 func (w *wish) MTU(host.Facts) int                                 { return 0 }
@@ -89,6 +90,9 @@ func (w *wish) Base(host.Facts, lease.Lease) dataplane.State {
 
 // Accept refuses everybody.
 func (w *wish) Accept(_ host.Facts, l lease.Lease) (dataplane.MAC, error) {
+	if w.reason != "" {
+		return dataplane.MAC{}, errors.New(w.reason)
+	}
 	return dataplane.MAC{}, fmt.Errorf("reason %d", l.Subnet.Addr().As4()[2])
 }
 
@@ -411,9 +415,6 @@ func TestSettleWaitsForOurOwn(t *testing.T) {
 func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 	f := newFixture()
 	f.kernel.Links["flannel.1"] = dataplane.Link{Kind: "dummy"}
-	peer := func(n int) *lease.Lease {
-		return &lease.Lease{Subnet: key(n).Dst, Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}
-	}
 	f.view.Peers = []*lease.Lease{peer(1), peer(2)}
 	for range 3 {
 		if f.Pass() {
@@ -423,11 +424,39 @@ func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("left undone") != 1 || len(f.kernel.applied) > 0 {
 		t.Errorf("log:\n%s", &f.log)
 	}
-	f.view.Peers = []*lease.Lease{peer(2)}
-	f.Pass()
-	f.view.Peers = []*lease.Lease{peer(1), peer(2)}
-	f.Pass()
-	if f.said("reason 1") != 2 || f.said("reason 2") != 1 {
-		t.Errorf("log:\n%s", &f.log)
-	}
+}
+
+// peer is one that the backend skips.
+func peer(n int) *lease.Lease {
+	return &lease.Lease{Subnet: key(n).Dst, Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}
+}
+
+// TestManySkippedPeersAreOneLine: seventeen with one reason are one line at once, and one
+// when they are skipped no longer, without another pass.
+func TestManySkippedPeersAreOneLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.want.reason = "MAC is missing"
+		for n := range 17 {
+			f.view.Peers = append(f.view.Peers, peer(n))
+		}
+		f.Pass()
+		if f.said("skipped peers") != 1 || f.said(`count=17 reason="MAC is missing" examples="10.42.0.0/24, 10.42.1.0/24, 10.42.2.0/24"`) != 1 {
+			t.Errorf("log:\n%s", &f.log)
+		}
+		f.view.Peers = append(f.view.Peers, peer(17))
+		f.Pass()
+		f.view.Peers = append(f.view.Peers, peer(18))
+		f.Pass()
+		before := f.kernel.snapshots
+		f.run(t, 10*time.Second)
+		if f.said("skipped peers") != 2 || f.said("count=2") != 1 || f.said("total=19") != 1 || f.kernel.snapshots != before {
+			t.Errorf("%d readings, log:\n%s", f.kernel.snapshots-before, &f.log)
+		}
+		f.view.Peers = nil
+		f.Pass()
+		if f.said("no longer skipped peers") != 1 || f.said("count=19") != 1 {
+			t.Errorf("log:\n%s", &f.log)
+		}
+	})
 }

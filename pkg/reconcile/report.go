@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 )
 
@@ -17,33 +20,57 @@ import (
 // something, each trouble once when it begins, and once that it is over.
 type report struct {
 	log       *slog.Logger
-	left      map[backend.Skipped]bool
-	conflicts map[dataplane.Conflict]bool
-	trouble   string // what was broken in the last pass
-	failing   int    // objects that failed since it was last well
-	fighting  bool   // it was said that somebody undoes our work
+	last      []backend.Skipped
+	peers     *condition.Group // that are skipped, by subnet
+	conflicts *condition.Group // by operation
+	trouble   string           // what was broken in the last pass
+	failing   int              // objects that failed since it was last well
+	fighting  bool             // it was said that somebody undoes our work
 	lines     *rate.Limiter
 	unsaid    int // passes that changed something and were too many to tell of
 
+	due  time.Time // when what was gathered is to be logged; zero: nothing is
 	told time.Time // when something was last said of the present pass
 }
 
 func newReport(log *slog.Logger) *report {
-	return &report{log: log, left: map[backend.Skipped]bool{}, conflicts: map[dataplane.Conflict]bool{}, lines: rate.NewLimiter(1, 20)}
+	return &report{
+		log:       log,
+		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipped peers"),
+		conflicts: condition.NewGroup(log, slog.LevelError, "left undone", "no longer left undone"),
+		lines:     rate.NewLimiter(1, 20),
+	}
 }
 
 func (r *report) skipped(now []backend.Skipped) {
-	if len(now) == 0 && len(r.left) == 0 {
-		return
+	if !slices.Equal(now, r.last) {
+		r.last = slices.Clone(now)
+		reasons := make(map[string]condition.Reason, len(now))
+		for _, s := range now {
+			reasons[s.Subnet.String()] = condition.Reason{Kind: s.Kind, Detail: s.Detail}
+		}
+		r.peers.Replace(reasons)
 	}
-	left := make(map[backend.Skipped]bool, len(now))
-	for _, s := range now {
-		left[s] = true
-		if !r.left[s] {
-			r.log.Warn("peer left out", "subnet", s.Subnet, "reason", s.Reason)
+	r.flush()
+}
+
+// flush logs what was gathered and is due.
+func (r *report) flush() {
+	now := time.Now()
+	r.due = time.Time{}
+	for _, g := range []*condition.Group{r.peers, r.conflicts} {
+		if again := g.Flush(now); again > 0 && (r.due.IsZero() || now.Add(again).Before(r.due)) {
+			r.due = now.Add(again)
 		}
 	}
-	r.left = left
+}
+
+// later is the time until something gathered is due.
+func (r *report) later(now time.Time) time.Duration {
+	if r.due.IsZero() {
+		return math.MaxInt64
+	}
+	return r.due.Sub(now)
 }
 
 func (r *report) broken(what string, err error) {
@@ -61,16 +88,20 @@ func (r *report) pass(p pass) {
 	r.applications(p)
 	r.told = time.Time{}
 	r.failures(p)
-	conflicts := make(map[dataplane.Conflict]bool, len(p.conflicts))
+	if p.part && len(p.conflicts) == 0 {
+		return
+	}
+	conflicts := make(map[string]condition.Reason, len(p.conflicts))
 	for _, c := range p.conflicts {
-		conflicts[c] = true
-		if !r.conflicts[c] {
-			r.log.Error("left undone", "op", c.Op.String(), "reason", c.Reason)
+		conflicts[c.Op.String()] = condition.Reason{Kind: c.Reason}
+		if p.part {
+			r.conflicts.Set(c.Op.String(), condition.Reason{Kind: c.Reason})
 		}
 	}
 	if !p.part {
-		r.conflicts = conflicts
+		r.conflicts.Replace(conflicts)
 	}
+	r.flush()
 }
 
 // applications tells of a pass that changed something; of a fight, once until

@@ -3,10 +3,12 @@ package subnet
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
@@ -59,11 +61,14 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		settle:   stopped(),
 		fade:     stopped(),
 		exorcise: stopped(),
+		invalid:  condition.NewGroup(o.Log, slog.LevelWarn, "skipped invalid entries in the registry", "no longer skipped invalid entries in the registry"),
+		gathered: stopped(),
 	}
 	defer f.watches.Wait()
 	defer cancel()
 	f.load(listing)
 	f.publish()
+	f.say()
 	f.report()
 	f.schedule()
 	f.watch(ctx)
@@ -76,15 +81,17 @@ type follower struct {
 	Options
 	emit func(lease.View)
 
-	leases map[netip.Prefix]*lease.Lease // the registry's, ours included; last good values, never changed in place
-	ghosts map[netip.Prefix]bool         // of these, the ones a wiped registry has forgotten
-	fading map[netip.Prefix]time.Time    // of these, the ones that were deleted, and until when they stay in force
-	fades  []fading                      // the same in order of time; those that came back meanwhile too
-	bad    badEntries
-	index  uint64    // watch from here
-	relist bool      // the index is worth nothing
-	turned bool      // the registry was wiped or restored since all was listed last
-	listed time.Time // when all was listed last
+	leases   map[netip.Prefix]*lease.Lease // the registry's, ours included; last good values, never changed in place
+	ghosts   map[netip.Prefix]bool         // of these, the ones a wiped registry has forgotten
+	fading   map[netip.Prefix]time.Time    // of these, the ones that were deleted, and until when they stay in force
+	fades    []fading                      // the same in order of time; those that came back meanwhile too
+	bad      badEntries
+	invalid  *condition.Group // the same, by key, for the log
+	gathered *time.Timer      // log the rest of them
+	index    uint64           // watch from here
+	relist   bool             // the index is worth nothing
+	turned   bool             // the registry was wiped or restored since all was listed last
+	listed   time.Time        // when all was listed last
 
 	own    lease.Lease
 	attrs  lease.Attrs   // that own is to have
@@ -145,7 +152,9 @@ func (f *follower) run(ctx context.Context) {
 			f.dropFaded()
 		case <-f.exorcise.C:
 			f.dropGhosts()
+		case <-f.gathered.C:
 		}
+		f.say()
 		f.report()
 	}
 }

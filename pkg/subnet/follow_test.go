@@ -244,7 +244,8 @@ func TestFollowBadEntries(t *testing.T) {
 		w.reg.Put("10.42.10.0-24", value(them, 10), 0)
 		elapse(time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
-		w.says("ignoring bad entry", 3)
+		w.says("skipped invalid entries in the registry", 2) // for two reasons
+		w.says(`reason="the value is not lease JSON" examples="10.42.8.0-24`, 1)
 		if w.status().Bad != 3 {
 			t.Errorf("status counts %d bad entries", w.status().Bad)
 		}
@@ -253,7 +254,7 @@ func TestFollowBadEntries(t *testing.T) {
 		w.reg.Put("10.42.10.0-24", "{}", 0)
 		elapse(10 * time.Second)
 		w.expect(0)
-		w.says("ignoring bad entry", 4)
+		w.says(`reason="PublicIP is missing" examples=10.42.10.0-24`, 1)
 		w.reg.Remove("10.42.8.0-24")
 		w.reg.Put("10.42.10.0-24", value(them, 11), 0)
 		elapse(time.Second)

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
@@ -26,10 +27,10 @@ func (f *follower) load(listing registry.Listing) {
 		delete(f.fading, l.Subnet)
 		leases[l.Subnet] = f.refined(l)
 	}
-	before := f.bad
 	f.bad = badEntries{}
+	f.invalid.Replace(nil)
 	for _, b := range listing.Bad {
-		f.complain(before.error(b), b)
+		f.complain(b)
 		old, was := f.leases[b.Subnet]
 		if _, is := leases[b.Subnet]; was && !is {
 			leases[b.Subnet] = old // what the key said last stays in force
@@ -107,15 +108,16 @@ func (f *follower) apply(ev registry.Event) {
 	switch {
 	case ev.Bad != nil && ev.Deleted:
 		f.bad.remove(*ev.Bad)
+		f.invalid.End(lease.Clip(ev.Bad.Key))
 		return
 	case ev.Bad != nil:
-		f.complain(f.bad.error(*ev.Bad), *ev.Bad)
+		f.complain(*ev.Bad)
 		subnet, revision = ev.Bad.Subnet, ev.Bad.Revision
 	case ev.Deleted:
-		f.bad.forgive(subnet)
+		f.forgive(subnet)
 		f.deleted(subnet)
 	default:
-		f.bad.forgive(subnet)
+		f.forgive(subnet)
 		f.learn(ev.Lease)
 	}
 	if subnet == f.own.Subnet && revision > f.own.Revision {
@@ -188,12 +190,26 @@ func (f *follower) dropFaded() {
 	}
 }
 
-// complain keeps a bad entry, and names it if that was not done before.
-func (f *follower) complain(before error, b registry.Bad) {
-	if before == nil || before.Error() != b.Err.Error() {
-		f.Log.Warn("ignoring bad entry in the registry", "key", lease.Clip(b.Key), "err", b.Err)
-	}
+// complain keeps a bad entry, which is named in the log.
+func (f *follower) complain(b registry.Bad) {
+	wrong := lease.FaultOf(b.Err)
+	f.invalid.Set(lease.Clip(b.Key), condition.Reason{Kind: wrong.Kind, Detail: wrong.Detail})
 	f.bad.put(b)
+}
+
+// forgive is for a subnet whose key is no bad entry any more.
+func (f *follower) forgive(subnet netip.Prefix) {
+	for key := range f.bad.errs[subnet] {
+		f.invalid.End(lease.Clip(key))
+	}
+	f.bad.forgive(subnet)
+}
+
+// say logs which entries have become bad, or good again, and comes back for the rest.
+func (f *follower) say() {
+	if again := f.invalid.Flush(time.Now()); again > 0 {
+		f.gathered.Reset(again)
+	}
 }
 
 // badEntries are the entries that are no leases: by subnet, which several keys may
@@ -202,9 +218,6 @@ type badEntries struct {
 	errs  map[netip.Prefix]map[string]error
 	count int
 }
-
-// error gives what was wrong with an entry, nil if nothing was.
-func (e *badEntries) error(b registry.Bad) error { return e.errs[b.Subnet][b.Key] }
 
 func (e *badEntries) put(b registry.Bad) {
 	keys := e.errs[b.Subnet]

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
@@ -26,6 +27,7 @@ func newFollower(own lease.Lease, emit func(lease.View)) *follower {
 		leases:  map[netip.Prefix]*lease.Lease{},
 		ghosts:  map[netip.Prefix]bool{},
 		fading:  map[netip.Prefix]time.Time{},
+		invalid: condition.NewGroup(slog.New(slog.DiscardHandler), slog.LevelWarn, "", ""),
 		retry:   stopped(), tend: stopped(), settle: stopped(), fade: stopped(), exorcise: stopped(),
 	}
 }
@@ -169,13 +171,13 @@ func TestBadEntries(t *testing.T) {
 	for _, b := range []registry.Bad{one, two, notes, one} {
 		e.put(b)
 	}
-	if e.count != 3 || e.error(one) != one.Err || e.error(two) != two.Err || e.error(notes) != notes.Err {
+	if e.count != 3 || len(e.errs[seven]) != 2 {
 		t.Errorf("entries %+v", e)
 	}
 	e.remove(notes)
 	e.remove(notes)
 	e.forgive(seven)
-	if e.count != 0 || e.error(one) != nil || e.error(notes) != nil {
+	if e.count != 0 || len(e.errs[seven]) != 0 {
 		t.Errorf("entries %+v", e)
 	}
 }

@@ -195,7 +195,7 @@ func decode(n *client.Node, now time.Time) registry.Event {
 	}
 	ev := registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
 	if n.Dir {
-		err = errors.New("is a directory")
+		err = lease.Fault{Kind: "the key is a directory"}
 	} else {
 		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))
 	}

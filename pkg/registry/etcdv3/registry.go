@@ -24,6 +24,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -277,7 +278,7 @@ func tailsEnd(key string) string { return key + "'" }
 // that it extends.
 func parseKey(rest string) (netip.Prefix, error) {
 	if strings.Contains(rest, "/") {
-		return netip.Prefix{}, fmt.Errorf("key %q has more than one element", lease.Clip(rest))
+		return netip.Prefix{}, lease.Fault{Kind: "the key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
 	}
 	return lease.ParseKey(rest)
 }

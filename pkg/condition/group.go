@@ -1,0 +1,154 @@
+package condition
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// groupPause is the least time between two lines about one reason. What happens
+	// meanwhile is gathered; what begins and ends meanwhile is not logged.
+	groupPause = 5 * time.Second
+	// groupExamples is how many objects a line names.
+	groupExamples = 3
+)
+
+// Reason says why something is wrong with an object.
+type Reason struct {
+	Kind   string // constant sentence in lower case: the same for all objects that have the fault
+	Detail string // what of it is the object's own, such as a value; may be empty
+}
+
+func (r Reason) String() string {
+	if r.Detail == "" {
+		return r.Kind
+	}
+	return r.Kind + ": " + r.Detail
+}
+
+// Group keeps what is wrong with many objects of one sort. Those for which it begins for
+// one reason are one line in the log, with their number and some examples, and so are those
+// for which it ends. Its methods are for one goroutine. Make one with NewGroup.
+type Group struct {
+	log          *slog.Logger
+	level        slog.Level
+	begun, ended string // messages
+
+	now    map[string]Reason    // by object
+	logged map[string]Reason    // the same, as far as it is in the log
+	dirty  map[string]bool      // objects for which the two may differ
+	quiet  map[string]time.Time // by kind: until when nothing is logged of it
+}
+
+// NewGroup returns a group of which nothing is wrong. begun, at the given level, and ended
+// are the messages of its lines.
+func NewGroup(log *slog.Logger, level slog.Level, begun, ended string) *Group {
+	return &Group{
+		log: log, level: level, begun: begun, ended: ended,
+		now: map[string]Reason{}, logged: map[string]Reason{}, dirty: map[string]bool{}, quiet: map[string]time.Time{},
+	}
+}
+
+// Set says that something is wrong with an object.
+func (g *Group) Set(object string, r Reason) {
+	if before, there := g.now[object]; !there || before != r {
+		g.now[object] = r
+		g.dirty[object] = true
+	}
+}
+
+// End says that nothing is wrong with an object any more.
+func (g *Group) End(object string) {
+	if _, there := g.now[object]; there {
+		delete(g.now, object)
+		g.dirty[object] = true
+	}
+}
+
+// Replace says what is wrong with all objects.
+func (g *Group) Replace(now map[string]Reason) {
+	for object := range g.now {
+		if _, there := now[object]; !there {
+			g.End(object)
+		}
+	}
+	for object, r := range now {
+		g.Set(object, r)
+	}
+}
+
+// Flush logs what has changed, unless there was a line about the same reason a moment ago.
+// It returns when to call it again for the rest, 0 if there is none.
+func (g *Group) Flush(now time.Time) (again time.Duration) {
+	if len(g.dirty) == 0 {
+		return 0
+	}
+	maps.DeleteFunc(g.quiet, func(_ string, until time.Time) bool { return !until.After(now) })
+	begun, ended := map[string][]string{}, map[string][]string{} // objects by kind
+	for object := range g.dirty {
+		before, was := g.logged[object]
+		r, is := g.now[object]
+		if was == is && before == r {
+			delete(g.dirty, object)
+			continue
+		}
+		kind := r.Kind
+		if !is {
+			kind = before.Kind
+		}
+		if until, wait := g.quiet[kind]; wait {
+			if left := until.Sub(now); again == 0 || left < again {
+				again = left
+			}
+			continue
+		}
+		delete(g.dirty, object)
+		if is {
+			g.logged[object] = r
+			begun[kind] = append(begun[kind], object)
+		} else {
+			ended[kind] = append(ended[kind], object+detail(before))
+			delete(g.logged, object)
+		}
+	}
+	for _, kind := range slices.Sorted(maps.Keys(begun)) {
+		objects := begun[kind]
+		for i, o := range objects {
+			objects[i] += detail(g.now[o])
+		}
+		g.line(g.level, g.begun, kind, objects)
+		g.quiet[kind] = now.Add(groupPause)
+	}
+	for _, kind := range slices.Sorted(maps.Keys(ended)) {
+		g.line(slog.LevelInfo, g.ended, kind, ended[kind])
+		g.quiet[kind] = now.Add(groupPause)
+	}
+	return again
+}
+
+func detail(r Reason) string {
+	if r.Detail == "" {
+		return ""
+	}
+	return " (" + r.Detail + ")"
+}
+
+func (g *Group) line(level slog.Level, msg, kind string, objects []string) {
+	total := 0
+	for _, r := range g.logged {
+		if r.Kind == kind {
+			total++
+		}
+	}
+	slices.SortFunc(objects, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
+	fields := []any{"count", len(objects), "reason", kind, "examples", strings.Join(objects[:min(len(objects), groupExamples)], ", ")}
+	if total != len(objects) {
+		fields = append(fields, "total", total)
+	}
+	g.log.Log(context.Background(), level, msg, fields...)
+}

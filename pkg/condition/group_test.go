@@ -1,0 +1,66 @@
+package condition
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestGroupOfManyIsOneLine: what begins or ends for many objects at about one time and for
+// one reason is one line, whatever their details.
+func TestGroupOfManyIsOneLine(t *testing.T) {
+	var log strings.Builder
+	g := NewGroup(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})), slog.LevelWarn, "skipped peers", "no longer skipped peers")
+	start := time.Unix(1000, 0)
+	object := func(n int) string { return fmt.Sprintf("10.42.%d.0/24", n) }
+	own := func(n int) Reason { return Reason{"public IP is our own", fmt.Sprintf("198.51.100.%d", n)} }
+	flush := func(after, again time.Duration, want ...string) {
+		t.Helper()
+		log.Reset()
+		if got := g.Flush(start.Add(after)); got != again {
+			t.Errorf("after %v: again after %v, want %v", after, got, again)
+		}
+		if got := strings.TrimSpace(log.String()); got != strings.Join(want, "\n") {
+			t.Errorf("after %v:\n%s\nwant\n%s", after, got, strings.Join(want, "\n"))
+		}
+	}
+	flush(0, 0)
+	for n := range 17 {
+		g.Set(object(n), own(n))
+	}
+	g.Set("10.42.30.0/24", Reason{Kind: "no MAC"})
+	flush(0, 0,
+		`level=WARN msg="skipped peers" count=1 reason="no MAC" examples=10.42.30.0/24`,
+		`level=WARN msg="skipped peers" count=17 reason="public IP is our own" examples="10.42.0.0/24 (198.51.100.0), 10.42.1.0/24 (198.51.100.1), 10.42.2.0/24 (198.51.100.2)"`)
+	flush(0, 0)
+	// More of them, one by one: gathered. What begins and ends meanwhile is not logged.
+	g.Set(object(17), own(17))
+	flush(time.Second, 4*time.Second)
+	g.Set(object(18), own(18))
+	g.Set(object(19), own(19))
+	g.End(object(19))
+	g.End("10.42.30.0/24")
+	g.Set("10.42.30.0/24", Reason{Kind: "no MAC"})
+	flush(2*time.Second, 3*time.Second)
+	flush(5*time.Second, 0, `level=WARN msg="skipped peers" count=2 reason="public IP is our own" examples="10.42.17.0/24 (198.51.100.17), 10.42.18.0/24 (198.51.100.18)" total=19`)
+	// Another detail is news, another reason is one of the new reason.
+	g.Set(object(0), own(99))
+	g.Set(object(1), Reason{Kind: "no MAC"})
+	flush(time.Minute, 0,
+		`level=WARN msg="skipped peers" count=1 reason="no MAC" examples=10.42.1.0/24 total=2`,
+		`level=WARN msg="skipped peers" count=1 reason="public IP is our own" examples="10.42.0.0/24 (198.51.100.99)" total=18`)
+	g.Replace(map[string]Reason{object(1): {Kind: "no MAC"}})
+	flush(2*time.Minute, 0,
+		`level=INFO msg="no longer skipped peers" count=1 reason="no MAC" examples=10.42.30.0/24`,
+		`level=INFO msg="no longer skipped peers" count=18 reason="public IP is our own" examples="10.42.2.0/24 (198.51.100.2), 10.42.3.0/24 (198.51.100.3), 10.42.4.0/24 (198.51.100.4)" total=0`)
+	if len(g.now) != 1 || len(g.logged) != 1 || len(g.dirty) != 0 || len(g.quiet) > 2 {
+		t.Errorf("kept: %v, %v, %v, %v", g.now, g.logged, g.dirty, g.quiet)
+	}
+}
