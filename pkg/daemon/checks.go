@@ -159,7 +159,11 @@ func (c *checks) findings() ([]host.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(o.CheckSysctls(f, values), o.Check(f, s)...), nil
+	found := append(o.CheckSysctls(f, values), o.Check(f, s)...)
+	for i := range found {
+		found[i] = c.daemon.remedy(found[i], o.Subnet)
+	}
+	return found, nil
 }
 
 // overlay is what this host is compared with. With alloc, who routes knows to where.

@@ -318,6 +318,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 		TTL:      d.net.LeaseTTL,
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
+		Avoid:    d.avoid,
 		Terms:    d.terms.news,
 		Remember: d.remember,
 		Report: func(s subnet.Status) {

@@ -71,7 +71,7 @@ type Surroundings struct {
 
 // Check judges the surroundings.
 func (o Overlay) Check(f Facts, s Surroundings) []Finding {
-	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.awayFromPeers(f, s), o.unreachable(f, s))
+	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.awayFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s))
 }
 
 // dockerBridge reports whether a link plainly is docker's: by the name of its default

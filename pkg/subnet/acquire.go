@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -94,14 +95,32 @@ func (e *attrsError) Error() string { return e.err.Error() }
 
 // exhaustedError: no subnet is free.
 type exhaustedError struct {
-	pool   lease.Pool
-	leased int
+	pool    lease.Pool
+	leased  int
+	avoided []netip.Prefix // what keeps this host from the free ones, if there are any
 }
 
 func (e *exhaustedError) Error() string {
+	if len(e.avoided) > 0 {
+		return fmt.Sprintf("no subnet can be used: network %s has %d subnets of length %d (%s to %s), %d are leased, and each of the others overlaps "+
+			"a network or an address that this host or a peer has, such as %s; set SubnetMin and SubnetMax in the network config to where nobody is",
+			e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased, examples(e.avoided))
+	}
 	return fmt.Sprintf("out of subnets: network %s has %d subnets of length %d (%s to %s), and %d leases leave none of them free; "+
 		"delete the leases of hosts that are gone, or make room in the network config (SubnetLen, SubnetMin, SubnetMax)",
 		e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased)
+}
+
+// examples names the widest few of prefixes.
+func examples(prefixes []netip.Prefix) string {
+	sorted := slices.Clone(prefixes)
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), lease.ComparePrefix(a, b)) })
+	sorted = slices.Compact(sorted)
+	var names []string
+	for _, p := range sorted[:min(len(sorted), 3)] {
+		names = append(names, p.String())
+	}
+	return strings.Join(names, ", ")
 }
 
 // attempt lists, chooses and writes once.
@@ -226,9 +245,10 @@ func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) erro
 	return nil
 }
 
-// choose gives the previous subnet if it is free, else a random free one.
+// choose gives the previous subnet if it is free, else a random free one that is in nobody's
+// way: neither this host's nor that of a peer, whose address would not be reached any more.
 func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
-	taken := make([]netip.Prefix, 0, len(listing.Leases))
+	taken := make([]netip.Prefix, 0, 2*len(listing.Leases))
 	take := func(subnet netip.Prefix) {
 		// Whatever is not a part of the network is no host's, and must not
 		// keep hosts out of it.
@@ -248,9 +268,30 @@ func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
 		}
 		q.once(slog.LevelError, "previous subnet is leased by another host now, taking a new one", "subnet", q.Previous)
 	}
-	subnet, ok := q.Pool.Pick(taken, rand.Uint64N)
-	if !ok {
-		return netip.Prefix{}, &exhaustedError{q.Pool, len(taken)}
+	leased := len(taken)
+	take(address(q.PublicIP))
+	for _, l := range listing.Leases {
+		take(address(l.PublicIP))
 	}
-	return subnet, nil
+	if q.Avoid != nil {
+		avoid, err := q.Avoid()
+		if err != nil {
+			return netip.Prefix{}, &attrsError{err}
+		}
+		for _, p := range avoid {
+			take(p)
+		}
+	}
+	subnet, ok := q.Pool.Pick(taken, rand.Uint64N)
+	if ok {
+		return subnet, nil
+	}
+	e := exhaustedError{pool: q.Pool, leased: leased}
+	if _, free := q.Pool.Pick(taken[:leased], rand.Uint64N); free {
+		e.avoided = taken[leased:]
+	}
+	return netip.Prefix{}, &e
 }
+
+// address is the prefix of one address; that of none is invalid and in no network.
+func address(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -35,6 +35,10 @@ type Options struct {
 	Margin   time.Duration // a lease is renewed this long before it expires
 	Log      *slog.Logger
 
+	// Avoid, if set, returns what no subnet that is chosen anew may overlap: what this
+	// host reaches in another way, and its own addresses. What it has it keeps.
+	Avoid func() ([]netip.Prefix, error)
+
 	// Terms, if set, tells Follow on what terms the lease is held from now on.
 	Terms <-chan Terms
 

@@ -1,0 +1,44 @@
+package daemon
+
+import (
+	"net/netip"
+	"path"
+	"strings"
+
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+// avoid returns what a subnet that is chosen anew must not overlap.
+func (d *daemon) avoid() ([]netip.Prefix, error) {
+	s, err := d.kernel.Surroundings(d.net.Network, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.Avoid(d.net.Network), nil
+}
+
+// moving returns the commands that have this host lease another subnet: without its key and
+// what it remembers, it chooses anew.
+func (d *daemon) moving(own netip.Prefix) string {
+	key := path.Join(path.Dir(d.registry.ConfigKey()), "subnets", lease.Key(own))
+	verb := "del"
+	if d.api == APIv2 {
+		verb = "rm"
+	}
+	file := d.options.SubnetFile
+	return strings.Join([]string{
+		"systemctl stop flanneld",
+		etcdctl(d.options.Etcd, d.api, verb, key),
+		"rm -f " + shellWord(file) + " " + shellWord(file+".lease"),
+		"systemctl start flanneld",
+	}, "; ")
+}
+
+// remedy completes a finding by what is not the host's alone.
+func (d *daemon) remedy(f host.Finding, own netip.Prefix) host.Finding {
+	if f.ID == host.SubnetInside {
+		f.Command = d.moving(own)
+	}
+	return f
+}
