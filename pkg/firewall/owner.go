@@ -10,7 +10,7 @@ import (
 //
 // A rule is a network's if it names the network or a part of it, and nothing
 // outside it. The networks of a host do not overlap, so that no rule is two
-// networks'. A rule that names no network is shared (see [Shared]) or nobody's.
+// networks'. A rule that names no network is shared (see [Rule.Shared]) or nobody's.
 type Owner struct {
 	// Network is the one that is served, or whose rules are to be removed.
 	Network netip.Prefix

@@ -201,7 +201,7 @@ func (p *plan) chain(c contents) {
 		p.change("made chain %s with %d rules", n, len(rules))
 		return
 	}
-	if c.have.policy != nfAccept {
+	if c.wanted && c.have.policy != nfAccept {
 		p.add(message{kind: unix.NFT_MSG_NEWCHAIN, family: p.family, body: body})
 		p.change("set policy of chain %s", n)
 	}
