@@ -66,6 +66,8 @@ func TestHostChecks(t *testing.T) {
 	c.sh(h, c.says(p, 0, "WARN", route, "10.42.7.0/24 via "+gateway+" dev eth0"))
 	c.says(p, 0, "INFO", "no longer: "+route)
 
+	// Of routing rules no event tells but another one, or the minute.
+	const event = "; ip route add 10.42.250.0/24 dev docker0; ip route del 10.42.250.0/24"
 	for _, appears := range []struct {
 		do   string
 		said []string
@@ -80,15 +82,16 @@ func TestHostChecks(t *testing.T) {
 		{"ip route add 10.42.7.64/26 nexthop via " + gateway + " dev eth0 nexthop via " + gateway + " dev eth0 weight 2", []string{route, "10.42.7.64/26"}, ""},
 		{"for i in 1 2 3; do ip route add 10.42.7.$i dev eth0; done", []string{route, "routes=3"}, ""},
 		{"ip link add dummy0 type bridge; ip link set dummy0 up; ip addr add 10.42.7.130/25 dev dummy0", []string{route, "10.42.7.128/25 dev dummy0", "ip addr del 10.42.7.130/25 dev dummy0"}, ""},
+		{"ip route add 10.0.0.0/8 dev eth0 table 52; ip rule add lookup 52 priority 5270", []string{"a routing rule leads packets", "table=52"}, ""},
 		{"ip route add 10.42.9.64/26 via " + gateway + " dev eth0", []string{peer, "peer=10.42.9.0/24"}, ""},
 	} {
 		before := len(p.Logs())
-		c.sh(h, appears.do)
+		c.sh(h, appears.do+event)
 		command := c.says(p, before, append([]string{"WARN"}, appears.said...)...)
 		if appears.mend != "" {
 			command = appears.mend
 		}
-		c.sh(h, command)
+		c.sh(h, command+event)
 		c.says(p, before, "no longer: "+appears.said[0])
 	}
 	if n := lines(p, "WARN", "device=docker0"); n != 4 {

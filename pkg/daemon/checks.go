@@ -20,8 +20,9 @@ const (
 	// checkLull lets a burst of changes end, such as a restart of docker.
 	checkLull = 200 * time.Millisecond
 	// checkShare bounds what checks cost on a host where much changes: one part in so many
-	// of a processor.
-	checkShare = 100
+	// of a processor, and checkPause what that delays them if the processor is busy.
+	checkShare = 50
+	checkPause = 3 * time.Second
 )
 
 // checks looks for what of this host keeps the overlay from working: what the reconciler
@@ -95,7 +96,7 @@ func (c *checks) run(ctx context.Context) {
 		}
 		begun := time.Now()
 		c.look()
-		pause = checkShare * time.Since(begun)
+		pause = min(checkShare*time.Since(begun), checkPause)
 	}
 }
 
@@ -158,6 +159,11 @@ func (c *checks) findings() ([]host.Finding, error) {
 	s, err := c.kernel.Surroundings(o.Network, o.Devices)
 	if err != nil {
 		return nil, err
+	}
+	if d, ok, err := c.kernel.Detour(o.Container()); err != nil {
+		return nil, err
+	} else if ok {
+		s.Detour = &d
 	}
 	found := append(o.CheckSysctls(f, values), o.Check(f, s)...)
 	for i := range found {

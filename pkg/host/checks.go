@@ -63,15 +63,25 @@ func (p Path) String() string {
 	return strings.TrimSpace(strings.Join(words, " "))
 }
 
+// Detour is a table that a routing rule names ahead of the main table, with what it does to
+// packets for an address of this host's subnet.
+type Detour struct {
+	Table    int
+	Iface    string // by which they leave
+	Priority int    // of the rule
+}
+
 // Surroundings are what others have set up on this host where the overlay is.
 type Surroundings struct {
 	Links []Link // that have IPv4 addresses
 	Paths []Path // to anywhere inside the network, in kernel order
+	// Detour is about a container of this host; none if the main table decides.
+	Detour *Detour
 }
 
 // Check judges the surroundings.
 func (o Overlay) Check(f Facts, s Surroundings) []Finding {
-	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.awayFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s))
+	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.detour(s), o.awayFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s))
 }
 
 // dockerBridge reports whether a link plainly is docker's: by the name of its default
@@ -186,6 +196,23 @@ func (o Overlay) awayFromContainers(f Facts, s Surroundings) []Finding {
 	}
 	return findPaths("route", "a route of others leads packets for this host's containers elsewhere", wrong, s.Links, "subnet", o.Subnet)
 }
+
+// detour is there when another table wins against the bridge that serves the subnet; before
+// that is there, the default route may be anywhere.
+func (o Overlay) detour(s Surroundings) []Finding {
+	served := func(l Link) bool { return l.serves(o.Subnet) && !slices.Contains(o.Devices, l.Name) }
+	if s.Detour == nil || !slices.ContainsFunc(s.Links, served) || slices.ContainsFunc(s.Links, func(l Link) bool { return served(l) && l.Name == s.Detour.Iface }) {
+		return nil
+	}
+	return []Finding{{
+		ID: "rule", Text: "a routing rule leads packets for this host's containers elsewhere, by another table than the main one",
+		Fields:  []any{"subnet", o.Subnet, "table", s.Detour.Table, "iface", s.Detour.Iface},
+		Command: fmt.Sprintf("ip rule add to %s lookup main priority %d", o.Network, max(s.Detour.Priority-1, 0)),
+	}}
+}
+
+// Container returns an address of this host's subnet that a container may have.
+func (o Overlay) Container() netip.Addr { return o.Subnet.Addr().Next().Next() }
 
 // awayFromPeers looks for routes of others that are longer than that to a peer. The
 // uplink's own link is judged with the peers, and docker's bridges are by themselves.

@@ -135,3 +135,25 @@ func TestCheck(t *testing.T) {
 		})
 	}
 }
+
+func TestCheckOfADetour(t *testing.T) {
+	o := Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24"), Devices: []string{"flannel.1"}}
+	for _, c := range []struct{ bridge, iface, want string }{
+		{"docker0 bridge 10.42.7.1/24", "wg0", "ip rule add to 10.42.0.0/16 lookup main priority 51"},
+		{"docker0 bridge 10.42.7.1/24", "docker0", ""}, // where it would have gone anyway
+		{"flannel.1 vxlan 10.42.7.0/32", "wg0", ""},    // the default route, as long as docker is not there
+	} {
+		s := surroundings(t, []string{c.bridge}, nil)
+		s.Detour = &Detour{Table: 52, Iface: c.iface, Priority: 52}
+		got := ""
+		for _, f := range o.Check(Facts{}, s) {
+			got += f.Command
+		}
+		if got != c.want {
+			t.Errorf("%s, by %s: %q, want %q", c.bridge, c.iface, got, c.want)
+		}
+	}
+	if a := o.Container(); a.String() != "10.42.7.2" {
+		t.Errorf("a container's address is %s", a)
+	}
+}

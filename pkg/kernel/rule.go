@@ -1,0 +1,70 @@
+package kernel
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/host"
+)
+
+// Detour asks the kernel by which table it would send to dst, and reports whether that is
+// one that a routing rule names ahead of the main table (ip-rule(8)), such as a VPN's.
+func (k *Kernel) Detour(dst netip.Addr) (d host.Detour, ok bool, err error) {
+	r := one(unix.RTM_GETROUTE, 0)
+	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen()), Flags: unix.RTM_F_LOOKUP_TABLE})
+	r.address(unix.RTA_DST, dst)
+	b, err := k.conn.get(r)
+	if err != nil {
+		return d, false, nil // it leads nowhere, which the routes tell
+	}
+	d.Table = int(b[4]) // of struct rtmsg; more than it holds is in an attribute
+	index := 0
+	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+		switch kind {
+		case unix.RTA_TABLE:
+			d.Table = number(v)
+		case unix.RTA_OIF:
+			index = number(v)
+		}
+	}
+	switch d.Table {
+	case unix.RT_TABLE_MAIN, unix.RT_TABLE_LOCAL, unix.RT_TABLE_DEFAULT, unix.RT_TABLE_UNSPEC:
+		return d, false, nil
+	}
+	link, err := k.byIndex(index)
+	if err != nil {
+		return d, false, nil // gone meanwhile
+	}
+	d.Iface = link.name
+	d.Priority, err = k.rulePriority(d.Table)
+	return d, err == nil, err
+}
+
+// rulePriority finds the first rule that names a table.
+func (k *Kernel) rulePriority(table int) (least int, err error) {
+	r := one(unix.RTM_GETRULE, 0)
+	r.routeHeader(unix.RtMsg{Family: unix.AF_INET}) // struct fib_rule_hdr has its form
+	err = k.conn.dump(r, func() { least = -1 }, func(b []byte) {
+		if len(b) < unix.SizeofRtMsg {
+			return
+		}
+		priority, names := 0, int(b[4])
+		for kind, v := range attrs(b, unix.SizeofRtMsg) {
+			switch kind {
+			case unix.FRA_PRIORITY:
+				priority = number(v)
+			case unix.FRA_TABLE:
+				names = number(v)
+			}
+		}
+		if names == table && (least < 0 || priority < least) {
+			least = priority
+		}
+	})
+	if err != nil {
+		return 0, fmt.Errorf("list routing rules: %w", err)
+	}
+	return max(least, 0), nil
+}
