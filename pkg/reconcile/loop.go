@@ -343,9 +343,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 	})
 	if l.cfg.Missing != nil {
 		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return l.ownObject(c.Op) })
-		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool {
-			return l.ownObject(f.op) || f.op.Kind == dataplane.KindSysctl && lacksLink(done.missing, f.op.Name)
-		})
+		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return l.ownObject(f.op) || lacksLink(done.missing, f.op) })
 	}
 	return true
 }
@@ -451,18 +449,15 @@ func (l *Loop) ownObject(op dataplane.Op) bool {
 	return op.Kind == dataplane.KindLink || op.Kind == dataplane.KindAddr
 }
 
-// lacksLink reports whether a sysctl is of a link that is missing.
-func lacksLink(missing []Missing, sysctl string) bool {
+// lacksLink reports whether an operation is on a link that is missing.
+func lacksLink(missing []Missing, op dataplane.Op) bool {
 	return slices.ContainsFunc(missing, func(m Missing) bool {
-		return m.Op.Kind == dataplane.KindLink && strings.Contains(sysctl, "/"+m.Op.Name+"/")
+		link := m.Op.Name
+		return m.Op.Kind == dataplane.KindLink && (op.Device() == link || op.Kind == dataplane.KindSysctl && strings.Contains(op.Name, "/"+link+"/"))
 	})
 }
 
-// causes leaves out what is missing because the link is that it belongs to.
+// causes leaves out what is missing because its link is.
 func causes(missing []Missing) []Missing {
-	links := map[string]bool{}
-	for _, m := range missing {
-		links[m.Op.Name] = links[m.Op.Name] || m.Op.Kind == dataplane.KindLink
-	}
-	return slices.DeleteFunc(missing, func(m Missing) bool { return m.Op.Kind != dataplane.KindLink && links[m.Op.Device()] })
+	return slices.DeleteFunc(slices.Clone(missing), func(m Missing) bool { return m.Op.Kind != dataplane.KindLink && lacksLink(missing, m.Op) })
 }
