@@ -28,7 +28,7 @@ func TestUDP(t *testing.T) {
 		t.Errorf("lease is %s", e.Value)
 	}
 	s := c.snapshot(h, "10.42.0.0/16", "flannel0")
-	for _, want := range []string{"link flannel0 mtu 1472 type tun", fmt.Sprintf("addr %s/32 dev flannel0\n", c.subnet(h).Addr()), "route 10.42.0.0/16 dev flannel0\n"} {
+	for _, want := range []string{"link flannel0 mtu 1472 type tun", fmt.Sprintf("addr %s/32 dev flannel0\n", c.subnet(h).Addr()), "route 10.42.0.0/16 dev flannel0 scope global\n"} {
 		if !strings.Contains(s.Text(), want) {
 			t.Errorf("no %q in\n%s", want, s.Text())
 		}

@@ -82,7 +82,11 @@ func (d *daemon) readFacts() (host.Facts, error) {
 	if err := d.chooseUplink(inv); err != nil {
 		return host.Facts{}, err
 	}
-	return d.uplink.Load().Facts(inv, d.publicIP(), d.net.Network)
+	f, err := d.uplink.Load().Facts(inv, d.publicIP(), d.net.Network)
+	if tun := d.tun.Load(); tun != nil {
+		f.TUN = *tun
+	}
+	return f, err
 }
 
 // input is what the wanted state follows from now. Every pass begins with it.
