@@ -19,10 +19,13 @@ const toolArg = "transfer"
 // pace bounds a transfer, in bytes a second, so that there is time to do something meanwhile.
 const pace = 160 << 20
 
-// tool carries out "send ADDRESS BYTES" or "receive ADDRESS" and prints the SHA-256 of what went through.
+// tool carries out "send ADDRESS BYTES" or "receive ADDRESS" and prints the SHA-256 of what went through, or is the
+// original's udp backend.
 func tool(args []string) int {
 	sum, err := []byte(nil), error(nil)
 	switch {
+	case args[0] == "original" && len(args) > 1:
+		err = original(args[1:])
 	case args[0] == "send" && len(args) == 3:
 		sum, err = send(args[1], args[2])
 	case args[0] == "receive" && len(args) == 2:
