@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,6 +55,7 @@ func TestUDPRestart(t *testing.T) {
 			h := c.Hosts[0]
 			index := c.ifindex(h, "flannel0")
 			daemon := h.Flanneld()
+			var outages []time.Duration
 			for range 3 {
 				p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
 				c.must(err)
@@ -78,9 +80,13 @@ func TestUDPRestart(t *testing.T) {
 				c.replies(p, 10)
 				s := p.Stop()
 				t.Logf("ready %v after exec; lost %d of %d pings, for %v", ready.Round(time.Millisecond), s.Lost, s.Sent, s.Outage)
-				if s.Outage > slow(r.outage) || r.outage == 0 && s.Lost > 0 {
+				if r.outage == 0 && s.Lost > 0 {
 					t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
 				}
+				outages = append(outages, s.Outage)
+			}
+			if best := slices.Min(outages); best > slow(r.outage) { // of three: a busy machine starts programs late
+				t.Errorf("no traffic for %v at best", best)
 			}
 			if r.systemd && c.ifindex(h, "flannel0") != index {
 				t.Error("the device is another one")

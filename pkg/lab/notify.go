@@ -20,6 +20,7 @@ type notifySocket struct {
 	ready chan struct{} // closed when READY=1 has come
 	at    time.Time     // when it came; valid once ready is closed
 	ended chan struct{} // closed when the reader has ended
+	seen  bool          // READY=1 has come; the reader's
 
 	mu       sync.Mutex
 	messages []string
@@ -41,24 +42,46 @@ func listenNotify(path string, stored []*os.File) (*notifySocket, error) {
 
 func (s *notifySocket) read() {
 	defer close(s.ended)
-	seen := false
 	buf, rights := make([]byte, 4096), make([]byte, 4096)
 	for {
 		n, nr, _, _, err := s.conn.ReadMsgUnix(buf, rights)
 		if err != nil {
 			return
 		}
-		message := string(buf[:n])
-		s.mu.Lock()
-		if !s.store(message, rights[:nr]) {
-			s.messages = append(s.messages, message)
-		}
-		s.mu.Unlock()
-		if !seen && slices.Contains(strings.Split(message, "\n"), "READY=1") {
-			seen, s.at = true, time.Now()
-			close(s.ready)
-		}
+		s.take(string(buf[:n]), rights[:nr])
 	}
+}
+
+func (s *notifySocket) take(message string, rights []byte) {
+	s.mu.Lock()
+	if !s.store(message, rights) {
+		s.messages = append(s.messages, message)
+	}
+	s.mu.Unlock()
+	if !s.seen && slices.Contains(strings.Split(message, "\n"), "READY=1") {
+		s.seen, s.at = true, time.Now()
+		close(s.ready)
+	}
+}
+
+// drain takes what is there already.
+func (s *notifySocket) drain() {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	buf, rights := make([]byte, 4096), make([]byte, 4096)
+	raw.Control(func(fd uintptr) {
+		for {
+			n, nr, _, _, err := unix.Recvmsg(int(fd), buf, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return
+			}
+			if err == nil {
+				s.take(string(buf[:n]), rights[:nr])
+			}
+		}
+	})
 }
 
 // store is the descriptor store of systemd(1), as far as names go; it tells whether the message was about it.
@@ -111,8 +134,9 @@ func (s *notifySocket) all() []string {
 
 // close reads what the process sent before it ended and removes the socket.
 func (s *notifySocket) close() error {
-	s.conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	s.conn.SetReadDeadline(time.Now())
 	<-s.ended
+	s.drain()
 	s.conn.Close()
 	s.mu.Lock()
 	keep := s.keep
