@@ -76,14 +76,16 @@ func (d *daemon) chooseTUN() (changed bool, err error) {
 	name := d.fds.chooseTUN(inv, func(a netip.Addr) bool {
 		return d.net.Network.Contains(a) || d.former.Network.Contains(a)
 	})
-	before := d.tun.Swap(&name)
-	return before == nil || *before != name, nil
+	if before := d.tun.Swap(&name); before != nil && *before == name {
+		return false, nil
+	}
+	d.facts.stale()
+	return true, nil
 }
 
 // anotherTUN looks for another TUN device, for another program has this one now.
 func (d *daemon) anotherTUN() {
 	if changed, err := d.chooseTUN(); err == nil && changed {
-		d.facts.stale()
 		d.loop.Retry()
 	}
 }
