@@ -11,9 +11,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/firewalld"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/nftables"
@@ -30,7 +32,7 @@ type CleanupOptions struct {
 
 // Cleanup removes from this host what a daemon has made for the network that the subnet
 // file or the claim names: devices with all that is on them, routes, nexthops, packet
-// filter rules of either iptables and of nftables. Each step is written to out as a command,
+// filter rules of either iptables and of nftables, and what firewalld was asked for. Each step is written to out as a command,
 // remarks to remarks.
 //
 // It needs no etcd, and touches nothing that another network has. While a daemon of the
@@ -48,7 +50,7 @@ func Cleanup(ctx context.Context, o CleanupOptions, out, remarks io.Writer) erro
 	if err := c.unregistered(); err != nil {
 		return err
 	}
-	err = errors.Join(c.kernel(), c.rules(ctx), c.files())
+	err = errors.Join(c.kernel(), c.rules(ctx), c.firewalld(ctx), c.files())
 	if err == nil && c.steps == 0 {
 		fmt.Fprintf(remarks, "nothing of the network %s is left\n", c.owner.Network)
 	}
@@ -230,6 +232,23 @@ func (c *cleanup) ruleSet(ctx context.Context, set ruleSet, removal func(context
 	}
 	return c.step(strings.Join(commands, "\n"), func() error {
 		_, err := set.Sync(ctx, c.owner, nil)
+		return err
+	})
+}
+
+// busWait bounds what firewalld may take to answer.
+const busWait = 10 * time.Second
+
+// firewalld undoes what firewalld was asked for.
+func (c *cleanup) firewalld(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, busWait)
+	defer cancel()
+	commands, err := firewalld.Forget(ctx, c.owner.Network, true)
+	if err != nil || len(commands) == 0 {
+		return err
+	}
+	return c.step(strings.Join(commands, "\n"), func() error {
+		_, err := firewalld.Forget(ctx, c.owner.Network, false)
 		return err
 	})
 }
