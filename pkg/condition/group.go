@@ -151,4 +151,9 @@ func (g *Group) line(level slog.Level, msg, kind string, objects []string) {
 		fields = append(fields, "total", total)
 	}
 	g.log.Log(context.Background(), level, msg, fields...)
+	if len(objects) > groupExamples {
+		for _, o := range objects {
+			g.log.Debug(msg, "reason", kind, "example", o)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package subnet
 
 import (
 	"net/netip"
+	"strconv"
 	"time"
 
 	"flanneld/pkg/condition"
@@ -193,6 +194,9 @@ func (f *follower) dropFaded() {
 // complain keeps a bad entry, which is named in the log.
 func (f *follower) complain(b registry.Bad) {
 	wrong := lease.FaultOf(b.Err)
+	if wrong.Detail == strconv.Quote(lease.Clip(b.Key)) {
+		wrong.Detail = "" // the line has the key anyway
+	}
 	f.invalid.Set(lease.Clip(b.Key), condition.Reason{Kind: wrong.Kind, Detail: wrong.Detail})
 	f.bad.put(b)
 }
