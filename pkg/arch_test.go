@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"dataplane":             {},
 	"firewall":              {},
 	"condition":             {},
+	"probe":                 {},
 	"presence":              {},
 	"iptables":              {"firewall"},
 	"nftables":              {"firewall"},

@@ -35,6 +35,7 @@
 //	nftables    keeps them by nfnetlink
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
+//	probe       finds out whether somebody has an address, by ARP and ICMP
 //	subnetenv   reads and atomically writes subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
 //	presence    which other daemons there are on this host, and what they hold

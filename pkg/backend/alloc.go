@@ -14,7 +14,7 @@ type alloc struct{}
 
 func (alloc) MTU(h host.Facts) int { return h.MTU }
 
-func (alloc) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
+func (alloc) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
 	return lease.Attrs{PublicIP: h.PublicIP}, nil
 }
 

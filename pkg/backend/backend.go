@@ -26,8 +26,9 @@ type Backend interface {
 	// MTU gives the MTU of the containers, bytes.
 	MTU(h host.Facts) int
 	// Attrs gives what this host publishes in its lease. previous are the
-	// attributes of the lease that is being taken up again, or zero.
-	Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error)
+	// attributes of the lease that is being taken up again, or zero; others are
+	// leases whose MAC is not to be this host's as well.
+	Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error)
 	// Base gives what the kernel should hold whoever the peers are.
 	Base(h host.Facts, own lease.Lease) dataplane.State
 	// Accept reads a lease. It gives the MAC that no two peers can share,

@@ -177,21 +177,34 @@ func TestAttrs(t *testing.T) {
 	b, _ := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":3}}`)
 	previous := lease.Attrs{BackendType: "vxlan", BackendData: `{"VtepMAC":"02:aa:00:00:00:01"}`}
 	derived := lease.Attrs{PublicIP: us().PublicIP, BackendType: "vxlan", BackendData: `{"VNI":3,"VtepMAC":"` + derivedMAC(us().PublicIP, 3).String() + `"}`}
+	others := func(macs ...string) (all []lease.Lease) {
+		for _, m := range macs {
+			all = append(all, lease.Lease{Attrs: lease.Attrs{BackendType: "vxlan", BackendData: `{"VtepMAC":"` + m + `"}`}})
+		}
+		return all
+	}
+	data := func(m dataplane.MAC) string { return `{"VNI":3,"VtepMAC":"` + m.String() + `"}` }
+	next1 := nextMAC(dataplane.MAC{2, 0xaa, 0, 0, 0, 1}, us().PublicIP, 3)
 	existing := us()
 	existing.MACs["flannel.3"] = [6]byte{2, 0xbb, 0, 0, 0, 2}
 	for _, c := range []struct {
 		name     string
 		facts    host.Facts
 		previous lease.Attrs
+		others   []lease.Lease
 		want     string
 	}{
-		{"existing device first", existing, previous, `{"VNI":3,"VtepMAC":"02:bb:00:00:00:02"}`},
-		{"previous lease next", us(), previous, `{"VNI":3,"VtepMAC":"02:aa:00:00:00:01"}`},
-		{"then derived", us(), lease.Attrs{}, derived.BackendData},
-		{"previous of another backend", us(), lease.Attrs{BackendType: "x", BackendData: previous.BackendData}, derived.BackendData},
-		{"damaged previous", us(), lease.Attrs{BackendType: "vxlan", BackendData: `{"VtepMAC":"01:00:5e:00:00:01"}`}, derived.BackendData},
+		{"existing device first", existing, previous, nil, `{"VNI":3,"VtepMAC":"02:bb:00:00:00:02"}`},
+		{"previous lease next", us(), previous, nil, `{"VNI":3,"VtepMAC":"02:aa:00:00:00:01"}`},
+		{"then derived", us(), lease.Attrs{}, nil, derived.BackendData},
+		{"previous of another backend", us(), lease.Attrs{BackendType: "x", BackendData: previous.BackendData}, nil, derived.BackendData},
+		{"damaged previous", us(), lease.Attrs{BackendType: "vxlan", BackendData: `{"VtepMAC":"01:00:5e:00:00:01"}`}, nil, derived.BackendData},
+		{"others have others", us(), previous, others("02:aa:00:00:00:02", "no MAC"), `{"VNI":3,"VtepMAC":"02:aa:00:00:00:01"}`},
+		{"another has the previous one", us(), previous, others("02:AA:00:00:00:01"), data(next1)},
+		{"another has the device's", existing, previous, others("02:bb:00:00:00:02"), data(nextMAC(dataplane.MAC{2, 0xbb, 0, 0, 0, 2}, us().PublicIP, 3))},
+		{"others have the previous and the next one", us(), previous, others("02:aa:00:00:00:01", next1.String()), data(nextMAC(next1, us().PublicIP, 3))},
 	} {
-		a, err := b.Attrs(c.facts, c.previous)
+		a, err := b.Attrs(c.facts, c.previous, c.others)
 		if err != nil || a.BackendData != c.want || a.BackendType != "vxlan" || a.PublicIP != c.facts.PublicIP {
 			t.Errorf("%s: got %+v, %v", c.name, a, err)
 		}
@@ -204,14 +217,14 @@ func TestAttrs(t *testing.T) {
 	}
 	small := us()
 	small.MTU = 100
-	if _, err := b.Attrs(small, lease.Attrs{}); err == nil {
+	if _, err := b.Attrs(small, lease.Attrs{}, nil); err == nil {
 		t.Error("no error for an uplink with an MTU of 100")
 	}
 
 	gw, _ := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}`)
 	nat := us()
 	nat.PublicIP = netip.MustParseAddr("192.0.2.7")
-	if _, err := gw.Attrs(nat, lease.Attrs{}); err == nil || !strings.Contains(err.Error(), "public IP 192.0.2.7 is not the address of eth0") {
+	if _, err := gw.Attrs(nat, lease.Attrs{}, nil); err == nil || !strings.Contains(err.Error(), "public IP 192.0.2.7 is not the address of eth0") {
 		t.Errorf("host-gw behind NAT: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ type hostGW struct{}
 
 func (hostGW) MTU(h host.Facts) int { return h.MTU }
 
-func (hostGW) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
+func (hostGW) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
 	if h.PublicIP != h.Addr {
 		return lease.Attrs{}, fmt.Errorf("public IP %s is not the address of %s, %s: host-gw cannot reach hosts behind NAT", h.PublicIP, h.Uplink, h.Addr)
 	}

@@ -13,15 +13,22 @@ import (
 // peers gives the leases of a view that can be programmed, in order of their
 // subnets, and why the others can't. Where two leases claim the same thing, the
 // older one keeps it; a stale one gives way to all others, which is nothing to report.
-// accepted is everything that nothing is wrong with by itself.
-func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped) {
+// accepted is everything that nothing is wrong with by itself; rivals are those that
+// nothing is wrong with but that they have our MAC.
+func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped, rivals []lease.Lease) {
 	s := newSieve(b, network, h, v.Own)
 	accepted = make([]Peer, 0, len(v.Peers))
 	for _, l := range v.Peers {
-		if p, err := s.alone(*l); err == nil {
+		p, err := s.alone(*l)
+		switch {
+		case err == nil:
 			accepted = append(accepted, p)
-		} else if err != errNoPeer {
-			bad = append(bad, Skipped{l.Subnet, lease.FaultOf(err)})
+		case err != errNoPeer:
+			wrong := lease.FaultOf(err)
+			bad = append(bad, Skipped{l.Subnet, wrong})
+			if wrong.Kind == ownMAC && !l.Stale {
+				rivals = append(rivals, *l)
+			}
 		}
 	}
 	good, overlapping := withoutOverlaps(accepted)
@@ -31,8 +38,11 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 	bad = slices.DeleteFunc(slices.Concat(bad, overlapping, doubled, inside, shared), func(s Skipped) bool {
 		return v.Peer(s.Subnet).Stale
 	})
-	return good, accepted, bad
+	return good, accepted, bad, rivals
 }
+
+// ownMAC is the fault of a lease that has the MAC of this host.
+const ownMAC = "VTEP MAC is our own"
 
 // sameType refuses leases of another backend.
 func sameType(l lease.Lease, backendType string) error {
@@ -66,7 +76,7 @@ func (s sieve) alone(l lease.Lease) (Peer, error) {
 		return Peer{}, wrong
 	}
 	if err == nil && mac == s.own.MAC && mac != (dataplane.MAC{}) {
-		err = fault("VTEP MAC is our own", "%s", mac)
+		err = fault(ownMAC, "%s", mac)
 	}
 	return Peer{l, mac}, err
 }

@@ -24,6 +24,7 @@ type Plan struct {
 	want    dataplane.State
 	skipped []Skipped
 	refused []dataplane.Conflict
+	rivals  []lease.Lease
 
 	begun  bool
 	ips    map[netip.Addr]int    // how many accepted leases claim it
@@ -60,6 +61,10 @@ func (p *Plan) Skipped() []Skipped { return p.skipped }
 // cut this host off, and why.
 func (p *Plan) Refused() []dataplane.Conflict { return p.refused }
 
+// Rivals are the leases of peers that are left out for having our MAC: no packet can
+// pass until one of the two hosts has another.
+func (p *Plan) Rivals() []lease.Lease { return p.rivals }
+
 // Update takes the latest facts and view.
 func (p *Plan) Update(h host.Facts, v lease.View) Change {
 	c, ok := p.part(h, v)
@@ -73,8 +78,8 @@ func (p *Plan) Update(h host.Facts, v lease.View) Change {
 
 func (p *Plan) all(h host.Facts, v lease.View) {
 	p.want = dataplane.State{} // not two at a time: they are large
-	good, accepted, skipped := peers(p.backend, p.network, h, v)
-	p.want, p.skipped = p.backend.Base(h, v.Own), skipped
+	good, accepted, skipped, rivals := peers(p.backend, p.network, h, v)
+	p.want, p.skipped, p.rivals = p.backend.Base(h, v.Own), skipped, rivals
 	p.refused = withoutCuts(p.want, h)
 	for _, peer := range good {
 		p.backend.Add(p.want, h, peer)

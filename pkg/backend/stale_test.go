@@ -54,3 +54,34 @@ func TestStaleLeaseContestsNoOther(t *testing.T) {
 		})
 	}
 }
+
+// TestRivalsHaveOurMAC: who is left out for having our MAC alone is a rival, and no
+// longer when one of the two has another.
+func TestRivalsHaveOurMAC(t *testing.T) {
+	b, conf := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	own := peer(t, 1, "10.42.7.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07"))
+	rival := peer(t, 2, "10.42.9.0-24", vxlanAt("198.51.100.9", "02:00:00:00:00:07"))
+	ourOld := peer(t, 3, "10.42.10.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07"))
+	outside := peer(t, 4, "10.43.9.0-24", vxlanAt("198.51.100.10", "02:00:00:00:00:07"))
+	stale := peer(t, 5, "10.42.11.0-24", vxlanAt("198.51.100.11", "02:00:00:00:00:07"))
+	stale.Stale = true
+	all := []*lease.Lease{&rival, &ourOld, &outside, &stale}
+	p := NewPlan(b, conf.Network)
+	p.Update(us(), lease.NewView(own, all, true))
+	if r := p.Rivals(); len(r) != 1 || r[0] != rival {
+		t.Errorf("rivals %+v", r)
+	}
+	other := own
+	other.BackendData = `{"VtepMAC":"02:00:00:00:00:70"}`
+	p.Update(us(), lease.NewView(other, all, true))
+	if r := p.Rivals(); len(r) != 0 {
+		t.Errorf("with another MAC of ours: rivals %+v", r)
+	}
+	p.Update(us(), lease.NewView(own, all, true))
+	changed := rival
+	changed.BackendData = `{"VtepMAC":"02:00:00:00:00:90"}`
+	p.Update(us(), lease.NewView(own, []*lease.Lease{&changed}, true))
+	if r := p.Rivals(); len(r) != 0 {
+		t.Errorf("with another MAC of theirs: rivals %+v", r)
+	}
+}

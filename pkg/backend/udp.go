@@ -53,7 +53,7 @@ func newUDP(c netconf.Config) (Backend, error) {
 
 func (*udp) MTU(h host.Facts) int { return h.MTU - udpOverhead }
 
-func (b *udp) Attrs(h host.Facts, _ lease.Attrs) (lease.Attrs, error) {
+func (b *udp) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
 	if b.MTU(h) < leastMTU {
 		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for UDP: at least %d is needed", h.MTU, h.Uplink, leastMTU+udpOverhead)
 	}

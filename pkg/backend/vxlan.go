@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
@@ -84,8 +86,8 @@ func (b *vxlan) MTU(h host.Facts) int {
 
 // Attrs publishes the MAC that peers may know already: that of the existing
 // device, else of our previous lease, else one derived from the public IP and
-// VNI, so that it outlives both.
-func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error) {
+// VNI, so that it outlives both. One that others have is replaced by the next.
+func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	if b.MTU(h) < leastMTU {
 		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, leastMTU+vxlanOverhead)
 	}
@@ -95,6 +97,12 @@ func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs) (lease.Attrs, error) {
 		if mac, err = vtepMAC(previous); err != nil || previous.BackendType != "vxlan" {
 			mac = derivedMAC(h.PublicIP, b.vni)
 		}
+	}
+	for range others { // each can be in the way of one
+		if !slices.ContainsFunc(others, func(l lease.Lease) bool { return hasMAC(l, mac) }) {
+			break
+		}
+		mac = nextMAC(mac, h.PublicIP, b.vni)
 	}
 	return lease.Attrs{
 		PublicIP:    h.PublicIP,
@@ -109,7 +117,26 @@ func existingMAC(h host.Facts, device string) (dataplane.MAC, bool) {
 }
 
 func derivedMAC(ip netip.Addr, vni int) dataplane.MAC {
-	sum := sha256.Sum256(fmt.Appendf(nil, "flannel vxlan %d %s", vni, ip))
+	return localMAC(fmt.Appendf(nil, "flannel vxlan %d %s", vni, ip))
+}
+
+// nextMAC gives a host another MAC than the one that another host has, too.
+func nextMAC(mac dataplane.MAC, ip netip.Addr, vni int) dataplane.MAC {
+	return localMAC(fmt.Appendf(nil, "flannel vxlan %d %s not %s", vni, ip, mac))
+}
+
+// hasMAC reports whether a lease publishes a MAC. Most are told by a glance.
+func hasMAC(l lease.Lease, mac dataplane.MAC) bool {
+	text := mac.String()
+	if !strings.Contains(l.BackendData, text) && !strings.Contains(l.BackendData, strings.ToUpper(text)) {
+		return false
+	}
+	theirs, err := vtepMAC(l.Attrs)
+	return err == nil && theirs == mac
+}
+
+func localMAC(seed []byte) dataplane.MAC {
+	sum := sha256.Sum256(seed)
 	mac := dataplane.MAC(sum[:6])
 	mac[0] = mac[0]&^1 | 2 // unicast, locally administered (IEEE 802)
 	return mac

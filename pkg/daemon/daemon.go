@@ -89,6 +89,7 @@ type daemon struct {
 	view    atomic.Pointer[lease.View]
 	own     atomic.Pointer[lease.Lease] // with its present revision
 	facts   facts
+	rivalry rivalry
 	said    string   // why the lease cannot follow the uplink
 	refused string   // what of a later network config waits for a restart
 	terms   struct { // of the lease
@@ -195,7 +196,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	d.loop = reconcile.New(reconcile.Config{
-		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Log: d.log,
+		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
 	})
 	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
 	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
@@ -245,14 +246,17 @@ func (d *daemon) recall() {
 // identity is by what this host finds its lease, and so its store.
 func (d *daemon) identity() identity {
 	return identity{API(d.claim.Store), func(l lease.Lease) bool {
-		return l.PublicIP == d.publicIP() || d.claim.Covers(l)
+		return l.PublicIP == d.publicIP() || d.claim.Matches(l)
 	}}
 }
 
 // join leases a subnet, on the terms of the network config.
 func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, listing registry.Listing, err error) {
 	o = d.leaseOptions()
-	if own, listing, err = subnet.Acquire(ctx, o, func(previous lease.Attrs) (lease.Attrs, error) { return d.attrs(ctx, previous) }); err != nil {
+	attrs := func(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
+		return d.attrs(ctx, previous, others)
+	}
+	if own, listing, err = subnet.Acquire(ctx, o, attrs); err != nil {
 		return o, own, listing, err
 	}
 	leases := make([]*lease.Lease, len(listing.Leases))
@@ -309,11 +313,16 @@ func (d *daemon) release() {
 }
 
 func (d *daemon) leaseOptions() subnet.Options {
+	claim := d.claim
+	if claim.Store != string(d.api) {
+		claim.Revision = 0 // of another store: says nothing here
+	}
 	return subnet.Options{
 		Registry: watched{d.registry, &d.watchdog.follower},
 		Pool:     d.net.pool(),
 		PublicIP: d.publicIP(),
-		Claim:    d.claim,
+		Claim:    claim,
+		Probe:    d.probe,
 		Previous: d.former.Subnet,
 		TTL:      d.net.LeaseTTL,
 		Margin:   d.options.RenewMargin,

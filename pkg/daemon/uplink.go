@@ -113,7 +113,7 @@ func (d *daemon) publish(f host.Facts) {
 		return
 	}
 	f.MACs = nil
-	a, err := d.net.Attrs(f, own)
+	a, err := d.net.Attrs(f, own, nil)
 	if err != nil {
 		if d.said != err.Error() {
 			d.log.Warn("the lease cannot follow the uplink's address", "public_ip", own.PublicIP, "addr", f.PublicIP, "err", err)
@@ -127,11 +127,11 @@ func (d *daemon) publish(f host.Facts) {
 }
 
 // attrs gives what the lease says of this host, as soon as there is an uplink.
-func (d *daemon) attrs(ctx context.Context, previous lease.Attrs) (lease.Attrs, error) {
+func (d *daemon) attrs(ctx context.Context, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	for {
 		f, err := d.readFacts()
 		if err == nil {
-			return d.net.Attrs(f, previous)
+			return d.net.Attrs(f, previous, others)
 		}
 		if !errors.As(err, &reconcile.ReportedError{}) {
 			return lease.Attrs{}, err

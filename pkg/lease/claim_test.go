@@ -18,6 +18,7 @@ func sampleClaim() lease.Claim {
 
 func TestClaimCovers(t *testing.T) {
 	c := sampleClaim()
+	c.Revision = 7
 	for name, row := range map[string]struct {
 		change func(l *lease.Lease)
 		want   bool
@@ -25,7 +26,10 @@ func TestClaimCovers(t *testing.T) {
 		"as held":        {func(*lease.Lease) {}, true},
 		"as next":        {func(l *lease.Lease) { l.Attrs = c.Next }, true},
 		"being given up": {func(l *lease.Lease) { l.Leaving = true }, true},
-		"renewed":        {func(l *lease.Lease) { l.Revision++ }, true},
+		"as left":        {func(l *lease.Lease) { l.Revision = 7 }, true},
+		"restored":       {func(l *lease.Lease) { l.Revision = 6 }, true},
+		"written since":  {func(l *lease.Lease) { l.Revision = 8 }, false},
+		"released since": {func(l *lease.Lease) { l.Revision, l.Leaving = 8, true }, true},
 		"another subnet": {func(l *lease.Lease) { l.Subnet = netip.MustParsePrefix("10.42.8.0/24") }, false},
 		"longer subnet":  {func(l *lease.Lease) { l.Subnet = netip.MustParsePrefix("10.42.7.0/25") }, false},
 		"public IP":      {func(l *lease.Lease) { l.PublicIP = netip.MustParseAddr("198.51.100.9") }, false},
@@ -37,6 +41,12 @@ func TestClaimCovers(t *testing.T) {
 		if c.Covers(l) != row.want {
 			t.Errorf("%s: %+v is covered: %v", name, l, !row.want)
 		}
+	}
+	// An older version's claim, and one whose write has no answer yet, have no revision.
+	unknown := c
+	unknown.Revision = 0
+	if !unknown.Covers(lease.Lease{Subnet: c.Subnet, Attrs: c.Held, Revision: 1000}) {
+		t.Error("a claim without a revision does not cover what it says")
 	}
 	if (lease.Claim{}).Covers(lease.Lease{}) {
 		t.Error("no claim covers no lease")
@@ -54,6 +64,12 @@ func TestClaimJSON(t *testing.T) {
 	if c, err := lease.DecodeClaim(b); err != nil || c != sampleClaim() {
 		t.Errorf("comes back as %+v, %v", c, err)
 	}
+	full := sampleClaim()
+	full.Revision, full.Former = 1<<63+7, full.Next
+	b, err = full.Encode()
+	if c, derr := lease.DecodeClaim(b); err != nil || derr != nil || c != full {
+		t.Errorf("%s comes back as %+v, %v, %v", b, c, err, derr)
+	}
 	for name, row := range map[string][2]string{
 		"not JSON":   {"FLANNEL_SUBNET=10.42.7.1/24", "not JSON"},
 		"cut":        {want[:len(want)/2], "not JSON"},
@@ -61,6 +77,8 @@ func TestClaimJSON(t *testing.T) {
 		"no subnet":  {strings.Replace(want, "10.42.7.0-24", "10.42.7.1-24", 1), "host bits"},
 		"no Held":    {`{"Subnet":"10.42.7.0-24","Next":{"PublicIP":"198.51.100.8"}}`, "Held"},
 		"no Next":    {`{"Subnet":"10.42.7.0-24","Held":{"PublicIP":"198.51.100.8"}}`, "Next"},
+		"bad Former": {strings.TrimSuffix(want, "}") + `,"Former":{}}`, "Former: PublicIP is missing"},
+		"revision":   {strings.TrimSuffix(want, "}") + `,"Revision":-1}`, "not JSON"},
 		"no address": {strings.Replace(want, "198.51.100.8", "::1", 1), `Next: PublicIP is not an IPv4 address: "::1"`},
 	} {
 		if c, err := lease.DecodeClaim([]byte(row[0])); err == nil || !strings.Contains(err.Error(), row[1]) || c != (lease.Claim{}) {

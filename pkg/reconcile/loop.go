@@ -53,6 +53,9 @@ type Config struct {
 	// Input gives the latest input, for a pass that reads the kernel or for one that
 	// need not. An error leaves the kernel as it is.
 	Input func(whole bool) (Input, error)
+	// Rivals, if set, is told in each pass which peers are left out for having the MAC
+	// of this host.
+	Rivals func([]lease.Lease)
 	// Missing is called after each whole pass with what this host needs for itself and
 	// lacks, without what is missing only because its link is. It must not block. The log
 	// then says nothing of these; nil: it does.
@@ -251,6 +254,9 @@ func (l *Loop) Pass() bool {
 	change := l.plan.Update(in.Facts, in.View)
 	change.All = change.All || l.undone
 	l.report.skipped(l.plan.Skipped())
+	if l.cfg.Rivals != nil {
+		l.cfg.Rivals(l.plan.Rivals())
+	}
 	done := pass{change: change, left: l.left}
 	stale := l.stale.Load()
 	if stale && l.pace.pause(time.Now()) > 0 {

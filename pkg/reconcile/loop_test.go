@@ -79,9 +79,11 @@ type wish struct {
 	reason  string // why everybody is refused; empty: each for a reason of his own
 }
 
-func (w *wish) MTU(host.Facts) int                                 { return 0 }
-func (w *wish) Attrs(host.Facts, lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, nil }
-func (w *wish) Add(dataplane.State, host.Facts, backend.Peer)      {}
+func (w *wish) MTU(host.Facts) int { return 0 }
+func (w *wish) Attrs(host.Facts, lease.Attrs, []lease.Lease) (lease.Attrs, error) {
+	return lease.Attrs{}, nil
+}
+func (w *wish) Add(dataplane.State, host.Facts, backend.Peer) {}
 func (w *wish) Base(host.Facts, lease.Lease) dataplane.State {
 	s := dataplane.NewState()
 	s.Add(w.State)

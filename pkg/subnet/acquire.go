@@ -28,13 +28,21 @@ func afterConflict(n int) time.Duration {
 // the previous one, else a random free one. The listing is the one the choice
 // was made from; it is older than the lease.
 //
-// attrs gives what to publish, from what the lease that is taken up again said
-// (zero if there is none), so that a MAC can be kept; its PublicIP need not be
-// set. While the registry is away, the pool is full, or other hosts are faster
+// A lease of this host at a former address is left to whoever lives at that address
+// now, or has written it since: a machine cloned with its files is not the one that it
+// was cloned from.
+//
+// While the registry is away, the pool is full, or other hosts are faster
 // again and again, Acquire says so once and goes on. Errors are those of ctx and
 // attrs.
-func Acquire(ctx context.Context, o Options, attrs func(previous lease.Attrs) (lease.Attrs, error)) (lease.Lease, registry.Listing, error) {
-	q := acquisition{Options: o, attrs: attrs, away: outage{log: o.Log}, said: map[string]bool{}}
+func Acquire(ctx context.Context, o Options, attrs Attributes) (lease.Lease, registry.Listing, error) {
+	return acquire(ctx, o, attrs, netip.Prefix{})
+}
+
+// acquire is Acquire that takes no lease of the subnet yielded, which another host has
+// although it may have this host's public IP.
+func acquire(ctx context.Context, o Options, attrs Attributes, yielded netip.Prefix) (lease.Lease, registry.Listing, error) {
+	q := acquisition{Options: o, attrs: attrs, yielded: yielded, away: outage{log: o.Log}, said: map[string]bool{}}
 	if o.Previous.IsValid() && !o.Pool.Fits(o.Previous) {
 		o.Log.Warn("previous subnet does not fit the network config, ignoring it", "subnet", o.Previous, "network", o.Pool.Network)
 	}
@@ -75,9 +83,10 @@ func Acquire(ctx context.Context, o Options, attrs func(previous lease.Attrs) (l
 // acquisition is one call of Acquire.
 type acquisition struct {
 	Options
-	attrs func(previous lease.Attrs) (lease.Attrs, error)
-	away  outage
-	said  map[string]bool
+	attrs   Attributes
+	yielded netip.Prefix
+	away    outage
+	said    map[string]bool
 }
 
 // once says something the first time that it is so.
@@ -130,15 +139,17 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 		return lease.Lease{}, listing, err
 	}
 	q.away.end()
-	mine, ok := q.mine(listing)
+	mine, ok := q.mine(ctx, listing)
+	if !ok {
+		if mine, ok, err = q.original(ctx, listing); err != nil {
+			return lease.Lease{}, listing, err
+		}
+	}
 	previous := mine.Attrs
 	previous.Leaving = false // who gave it up did not get to the end, and is here again
-	a, err := q.attrs(previous)
+	a, err := q.attrs(previous, q.others(listing, mine, ok))
 	if err != nil {
 		return lease.Lease{}, listing, &attrsError{err}
-	}
-	if !ok {
-		mine, ok = q.former(listing, a)
 	}
 	a.PublicIP = q.PublicIP
 	if ok {
@@ -152,57 +163,110 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	if err != nil {
 		return lease.Lease{}, listing, err
 	}
-	q.remember(lease.Claim{Subnet: subnet, Held: a, Next: a})
+	claim := lease.Claim{Subnet: subnet, Held: a, Next: a}
+	q.remember(claim)
 	l, err := q.Registry.Create(ctx, subnet, a, q.TTL)
 	if err == nil {
+		claim.Revision = l.Revision
+		q.remember(claim)
 		q.Log.Info("allocated lease to current node", "subnet", l.Subnet, "public_ip", q.PublicIP)
 	}
 	return l, listing, err
 }
 
-// ours tells whether a lease is this host's: it has our address, or is the one that
-// we wrote before we had that.
-func (q *acquisition) ours(l lease.Lease) bool { return l.PublicIP == q.PublicIP || q.Claim.Covers(l) }
+// ours reports whether a lease is this host's: it has our address, or is the one that
+// we wrote before we had that. The latter may be another host's now: see deserted.
+func (q *acquisition) ours(l lease.Lease) bool {
+	return l.Subnet != q.yielded && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
+}
+
+// probeTime bounds the search for a host that lives at a former address of this one.
+const probeTime = time.Second
+
+// deserted reports whether nobody but this host can have a lease that it wrote. One
+// with another address is somebody else's if it was written since, or if the address
+// answers; when in doubt it is, for a new subnet costs less than one that two have.
+func (q *acquisition) deserted(ctx context.Context, l lease.Lease) bool {
+	if l.PublicIP == q.PublicIP {
+		return true
+	}
+	evidence := ""
+	switch {
+	case q.Claim.WrittenSince(l):
+		evidence = "the lease was written since"
+	case q.Probe != nil:
+		ctx, cancel := context.WithTimeout(ctx, probeTime)
+		evidence = q.Probe(ctx, l.PublicIP)
+		cancel()
+	}
+	if evidence != "" && ctx.Err() == nil {
+		if l.Subnet == q.Previous {
+			q.Previous = netip.Prefix{} // and that is all there is to say of it
+		}
+		q.once(slog.LevelError, "the lease of this host's former address belongs to another host, which this one may be a copy of: leasing a new subnet",
+			"subnet", l.Subnet, "former", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
+	}
+	return evidence == ""
+}
 
 // mine gives the lease to take up again. Of several, the one where this host's
 // containers are goes first, which subnet.env tells, or else the claim; then what an
 // operator reserved, then the oldest.
-func (q *acquisition) mine(listing registry.Listing) (lease.Lease, bool) {
+func (q *acquisition) mine(ctx context.Context, listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
 		if q.ours(l) && q.Pool.Fits(l.Subnet) {
 			fit = append(fit, l)
 		}
 	}
-	if len(fit) == 0 {
-		return lease.Lease{}, false
-	}
 	rank := func(l lease.Lease) int {
 		switch {
 		case l.Subnet == q.Previous:
 			return 0
-		case q.Claim.Covers(l):
+		case q.Claim.Matches(l):
 			return 1
 		case l.Reservation():
 			return 2
 		}
 		return 3
 	}
-	return slices.MinFunc(fit, func(a, b lease.Lease) int {
+	slices.SortFunc(fit, func(a, b lease.Lease) int {
 		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), lease.ComparePrefix(a.Subnet, b.Subnet))
-	}), true
-}
-
-// former gives a lease that this host had at another address, and that no claim of
-// ours tells of, since the original wrote it: the one of the previous subnet, known by
-// what no other host publishes, such as the MAC of a device.
-func (q *acquisition) former(listing registry.Listing, a lease.Attrs) (lease.Lease, bool) {
-	for _, l := range listing.Leases {
-		if l.Subnet == q.Previous && q.Pool.Fits(l.Subnet) && l.BackendType == a.BackendType && l.BackendData == a.BackendData && a.BackendData != "" {
+	})
+	for _, l := range fit {
+		if q.deserted(ctx, l) {
 			return l, true
 		}
 	}
 	return lease.Lease{}, false
+}
+
+// original gives a lease that this host had at another address, and that no claim of
+// ours tells of, since the original wrote it: the one of the previous subnet, known by
+// what no other host publishes, such as the MAC of a device.
+func (q *acquisition) original(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
+	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnet == q.Previous && q.Pool.Fits(l.Subnet) })
+	if at < 0 || q.ours(listing.Leases[at]) {
+		return lease.Lease{}, false, nil
+	}
+	l := listing.Leases[at]
+	a, err := q.attrs(lease.Attrs{}, nil)
+	if err != nil {
+		return lease.Lease{}, false, &attrsError{err}
+	}
+	same := l.BackendType == a.BackendType && l.BackendData == a.BackendData && a.BackendData != ""
+	if !same || !q.deserted(ctx, l) {
+		return lease.Lease{}, false, nil
+	}
+	return l, true, nil
+}
+
+// others gives the leases of other hosts that keep what both they and this host claim:
+// all of them, or those older than the lease that is taken up.
+func (q *acquisition) others(listing registry.Listing, mine lease.Lease, reuse bool) []lease.Lease {
+	return slices.DeleteFunc(slices.Clone(listing.Leases), func(l lease.Lease) bool {
+		return l.PublicIP == q.PublicIP || l.Subnet == mine.Subnet || reuse && mine.Precedes(l)
+	})
 }
 
 // reuse renews a lease that this host already has; a reservation stays one.
@@ -211,10 +275,14 @@ func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs
 	if mine.Reservation() {
 		ttl = 0
 	}
-	claim := lease.Claim{Subnet: mine.Subnet, Held: mine.Attrs, Next: a}
+	claim := lease.Claim{Subnet: mine.Subnet, Held: mine.Attrs, Next: a, Former: q.former(mine, a)}
 	claim.Held.Leaving = false
 	q.remember(claim)
 	l, err := q.Registry.Update(ctx, mine, a, ttl)
+	if err == nil {
+		claim.Held, claim.Revision = a, l.Revision
+		q.remember(claim)
+	}
 	switch {
 	case err != nil:
 	case mine.PublicIP == q.PublicIP:
@@ -225,11 +293,12 @@ func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs
 	return l, err
 }
 
-// clear releases this host's leases, none of which fits the network config any
+// clear releases the leases of this host that do not fit the network config any
 // more. A reservation is the operator's and stays.
 func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
-		if !q.ours(l) {
+		// One that fits and was not taken up is another host's.
+		if !q.ours(l) || q.Pool.Fits(l.Subnet) || !q.deserted(ctx, l) {
 			continue
 		}
 		if l.Reservation() {

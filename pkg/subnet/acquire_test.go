@@ -213,7 +213,7 @@ func TestAcquireExhausted(t *testing.T) {
 func TestAcquireErrors(t *testing.T) {
 	in(t, func(f *fixture) {
 		mine := errors.New("no MAC")
-		_, _, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, mine })
+		_, _, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return lease.Attrs{}, mine })
 		if !errors.Is(err, mine) {
 			t.Error(err)
 		}

@@ -74,7 +74,9 @@ func (h *host) acquire() lease.Lease {
 	return l
 }
 
-func (h *host) attrs(lease.Attrs) (lease.Attrs, error) { return attrsOf(h.PublicIP, 1), nil }
+func (h *host) attrs(lease.Attrs, []lease.Lease) (lease.Attrs, error) {
+	return attrsOf(h.PublicIP, 1), nil
+}
 
 // follow acquires and follows until the test ends.
 func (h *host) follow() lease.Lease {

@@ -37,8 +37,10 @@ const (
 //
 // Fail-static: while the registry is away nothing is emitted. The own lease is
 // renewed Margin before it expires; put back when it was deleted, expired or
-// overwritten with other data; and given up for a new subnet, in a View with
-// another Own, only when it has another host's public IP.
+// overwritten; and given up for a new subnet, in a View with another Own, only when its
+// key was deleted and made anew with another host's public IP, which in etcd's v2 API
+// every unconditional write does, or when this host took it up from a former state to
+// which another host has set it back.
 //
 // emit is called from Follow's own goroutine and should not block.
 func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Listing, emit func(lease.View)) {
@@ -48,7 +50,7 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		emit:     emit,
 		own:      own,
 		attrs:    own.Attrs,
-		claim:    lease.Claim{Subnet: own.Subnet, Held: own.Attrs, Next: own.Attrs},
+		claim:    lease.Claim{Subnet: own.Subnet, Held: own.Attrs, Next: own.Attrs, Revision: own.Revision},
 		wrote:    time.Now(),
 		known:    true,
 		leases:   map[netip.Prefix]*lease.Lease{},
@@ -66,6 +68,11 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 	}
 	defer f.watches.Wait()
 	defer cancel()
+	for _, was := range listing.Leases {
+		if was.Subnet == own.Subnet {
+			f.claim.Former = o.former(was, own.Attrs)
+		}
+	}
 	f.load(listing)
 	f.publish()
 	f.say()
@@ -93,16 +100,17 @@ type follower struct {
 	turned   bool             // the registry was wiped or restored since all was listed last
 	listed   time.Time        // when all was listed last
 
-	own    lease.Lease
-	attrs  lease.Attrs   // that own is to have
-	claim  lease.Claim   // what our key may say, for all that we wrote
-	known  bool          // own is what the registry holds, as far as we heard
-	wrote  time.Time     // when own was last written or found
-	fights fight         // with somebody who changes our key
-	tries  int           // conflicts in a row
-	moves  int           // subnets that were lost to other hosts
-	failed bool          // the last write failed, and that was said
-	wait   time.Duration // between attempts, while away
+	own     lease.Lease
+	attrs   lease.Attrs   // that own is to have
+	claim   lease.Claim   // what our key may say, for all that we wrote
+	known   bool          // own is what the registry holds, as far as we heard
+	wrote   time.Time     // when own was last written or found
+	fights  fight         // with somebody who changes our key
+	doubled time.Time     // when it was last reported that somebody writes it as his own
+	tries   int           // conflicts in a row
+	moves   int           // subnets that were lost to other hosts
+	failed  bool          // the last write failed, and that was said
+	wait    time.Duration // between attempts, while away
 
 	away     outage
 	watched  chan watchResult

@@ -63,7 +63,7 @@ func (f *fixture) follow() *following {
 	}
 	w := &following{fixture: f}
 	f.Report = w.report
-	l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return attrsOf(me, 1), nil })
+	l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(me, 1), nil })
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -297,7 +297,7 @@ var memoryLost = func() error {
 func TestFollowEndsWithContext(t *testing.T) {
 	for _, fail := range []error{nil, errors.New("away")} {
 		in(t, func(f *fixture) {
-			l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs) (lease.Attrs, error) { return lease.Attrs{}, nil })
+			l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return lease.Attrs{}, nil })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,7 +14,8 @@ const (
 	// renewFloor is the least time between two renewals, whatever the
 	// margin, and the time between attempts that fail.
 	renewFloor = time.Minute
-	// Bounds of the wait between two repairs of our key.
+	// Bounds of the wait between two repairs of our key; the latter also bounds how
+	// often somebody else's writes are reported.
 	firstRepair, lastRepair = time.Second, time.Minute
 )
 
@@ -59,7 +60,7 @@ func (f *follower) ownStep(ctx context.Context) error {
 	if !news && (f.own.Reservation() || time.Now().Before(f.due())) {
 		return nil
 	}
-	f.note(f.own.Subnet, f.own.Attrs, f.attrs)
+	f.note(f.own.Subnet, f.own.Attrs, f.attrs, 0)
 	l, err := f.Registry.Update(ctx, f.own, f.attrs, f.ttl(f.own))
 	if err != nil {
 		return err
@@ -86,19 +87,41 @@ func (f *follower) look(ctx context.Context) error {
 			return f.Registry.Create(ctx, f.own.Subnet, f.attrs, f.TTL)
 		})
 	case ev.Bad != nil:
-		found = lease.Lease{Subnet: f.own.Subnet, Revision: ev.Bad.Revision, Expires: f.own.Expires}
+		return f.putBack(ctx, lease.Lease{Subnet: f.own.Subnet, Revision: ev.Bad.Revision, Expires: f.own.Expires})
 	case found.Attrs == f.own.Attrs && found.Revision == f.own.Revision:
 		f.known = true
 		return f.ownStep(ctx)
-	case found.Attrs == f.attrs || !found.Leaving && f.claim.Covers(found):
+	case !found.Leaving && f.claim.Covers(found): // ours, whose answer was lost
 		f.adopt(found)
 		return f.ownStep(ctx)
-	case found.PublicIP != f.PublicIP && found.PublicIP != f.own.PublicIP:
-		return f.move(ctx, found)
+	case found.Attrs == f.attrs || found.Attrs == f.own.Attrs:
+		f.reportDouble(found)
+		f.adopt(found)
+		return f.ownStep(ctx)
+	case f.claim.Former != (lease.Attrs{}) && found.Attrs == f.claim.Former && found.Created == f.own.Created && found.Revision > f.own.Revision:
+		return f.move(ctx, found, "the lease that this host took up is kept by another host, leasing a new one")
+	case found.PublicIP == f.PublicIP || found.PublicIP == f.own.PublicIP:
+		f.reportDouble(found)
+	case found.Created != f.own.Created:
+		return f.move(ctx, found, "own subnet is held by another host now, leasing a new one")
 	}
+	return f.putBack(ctx, found)
+}
+
+// putBack writes our key over what was found there.
+func (f *follower) putBack(ctx context.Context, found lease.Lease) error {
 	return f.repair("own lease was overwritten, putting it back", func() (lease.Lease, error) {
 		return f.Registry.Update(ctx, found, f.attrs, f.ttl(found))
 	})
+}
+
+// reportDouble reports that somebody else writes our lease as if it were his.
+func (f *follower) reportDouble(found lease.Lease) {
+	if now := time.Now(); now.Sub(f.doubled) >= lastRepair {
+		f.doubled = now
+		f.Log.Warn("own lease was written by somebody else: if another host has the same public IP, give one of them its own (-public-ip) or another interface (-iface)",
+			"subnet", found.Subnet, "public_ip", found.PublicIP)
+	}
 }
 
 // repair writes our key against somebody's change, at once the first time
@@ -107,7 +130,7 @@ func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
 	if time.Now().Before(f.fights.next) {
 		return nil
 	}
-	f.note(f.own.Subnet, f.own.Attrs, f.attrs)
+	f.note(f.own.Subnet, f.own.Attrs, f.attrs, 0)
 	l, err := write()
 	if err != nil {
 		return err
@@ -119,15 +142,16 @@ func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
 }
 
 // move gives the subnet up to the host that has it now.
-func (f *follower) move(ctx context.Context, holder lease.Lease) error {
+func (f *follower) move(ctx context.Context, holder lease.Lease, why string) error {
 	f.moves++
-	f.Log.Error("own subnet is held by another host now, leasing a new one", "subnet", f.own.Subnet, "public_ip", holder.PublicIP, "times", f.moves)
+	f.Log.Error(why, "subnet", f.own.Subnet, "public_ip", holder.PublicIP, "times", f.moves)
 	o := f.Options
 	o.Previous, o.Claim = netip.Prefix{}, lease.Claim{}
-	l, _, err := Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return f.attrs, nil })
+	l, _, err := acquire(ctx, o, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return f.attrs, nil }, holder.Subnet)
 	if err != nil {
 		return err
 	}
+	f.claim.Former = lease.Attrs{}
 	// The listing is not needed: the watch never stopped.
 	f.learn(holder)
 	f.adopt(l)
@@ -140,13 +164,13 @@ func (f *follower) adopt(l lease.Lease) {
 		f.changed()
 	}
 	f.own, f.known, f.failed, f.wrote = l, true, false, time.Now()
-	f.note(l.Subnet, l.Attrs, l.Attrs)
+	f.note(l.Subnet, l.Attrs, l.Attrs, l.Revision)
 }
 
 // note keeps what our key may say from now on: what it says, and what is being
-// written, of which the answer may be lost.
-func (f *follower) note(subnet netip.Prefix, held, next lease.Attrs) {
-	f.claim = lease.Claim{Subnet: subnet, Held: held, Next: next}
+// written, of which the answer may be lost; then the revision is 0.
+func (f *follower) note(subnet netip.Prefix, held, next lease.Attrs, revision uint64) {
+	f.claim = lease.Claim{Subnet: subnet, Held: held, Next: next, Revision: revision, Former: f.claim.Former}
 	f.remember(f.claim)
 }
 

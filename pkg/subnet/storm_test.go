@@ -115,7 +115,7 @@ func join(t *testing.T, clients []closer, hosts int) []*joiner {
 			Log:      slog.New(slog.NewTextHandler(&j.log, nil)),
 		}
 		wg.Go(func() {
-			j.lease, _, j.err = subnet.Acquire(ctx, o, func(lease.Attrs) (lease.Attrs, error) { return attrsOf(o.PublicIP, i&0xff), nil })
+			j.lease, _, j.err = subnet.Acquire(ctx, o, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(o.PublicIP, i&0xff), nil })
 		})
 	}
 	wg.Wait()

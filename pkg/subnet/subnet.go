@@ -29,7 +29,7 @@ type Options struct {
 	Registry registry.Registry
 	Pool     lease.Pool
 	PublicIP netip.Addr    // a lease with exactly this one is ours
-	Claim    lease.Claim   // of the last run: its lease is ours too; zero if there was none
+	Claim    lease.Claim   // of the last run: its lease is ours too, unless another host has it; zero if there was none
 	Previous netip.Prefix  // the subnet of the last run, invalid if there was none
 	TTL      time.Duration // of leases; flannel's is 24 h
 	Margin   time.Duration // a lease is renewed this long before it expires
@@ -38,6 +38,12 @@ type Options struct {
 	// Avoid, if set, returns what no subnet that is chosen anew may overlap: what this
 	// host reaches in another way, and its own addresses. What it has it keeps.
 	Avoid func() ([]netip.Prefix, error)
+
+	// Probe, if set, finds out whether another host has an address, until ctx ends: a
+	// lease at a former address of this host is not taken from whoever lives there now.
+	// It returns what shows that somebody does, or why that cannot be found out, and ""
+	// where nobody answers.
+	Probe func(ctx context.Context, addr netip.Addr) (evidence string)
 
 	// Terms, if set, tells Follow on what terms the lease is held from now on.
 	Terms <-chan Terms
@@ -58,6 +64,23 @@ type Terms struct {
 	Attrs lease.Attrs
 	Pool  lease.Pool
 	TTL   time.Duration
+}
+
+// Attributes returns what to publish in a lease. previous is what the lease that is
+// taken up again said, zero if there is none; others are leases of other hosts that
+// keep what is theirs, such as the MAC of a device. PublicIP need not be set.
+type Attributes func(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error)
+
+// former returns the Former of the claim on a lease that is taken up and said was.
+func (o Options) former(was lease.Lease, a lease.Attrs) lease.Attrs {
+	was.Leaving = false
+	switch {
+	case was.PublicIP == a.PublicIP && was.Subnet == o.Claim.Subnet && o.Claim.Former != (lease.Attrs{}):
+		return o.Claim.Former
+	case was.Attrs != a:
+		return was.Attrs
+	}
+	return lease.Attrs{}
 }
 
 func (o Options) remember(c lease.Claim) {

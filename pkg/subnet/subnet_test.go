@@ -93,7 +93,7 @@ func newFixture(t *testing.T) *fixture {
 
 // acquire leases with MAC 1, unless there is one to keep.
 func (f *fixture) acquire(ctx context.Context) (lease.Lease, error) {
-	l, _, err := subnet.Acquire(ctx, f.Options, func(previous lease.Attrs) (lease.Attrs, error) {
+	l, _, err := subnet.Acquire(ctx, f.Options, func(previous lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
 		if previous.BackendData != "" {
 			return previous, nil
 		}

@@ -1,0 +1,175 @@
+// Package probe finds out whether somebody has an IPv4 address: by ARP (RFC 826) where
+// the address is on the link, and by ICMP echo (RFC 792) wherever it is.
+//
+// It does not know what the answer is for, nor how the kernel resolves addresses on a
+// link. Invariant: it says that nobody answers only if it could ask.
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+// Link is what has addresses resolved on an interface.
+type Link interface {
+	// Solicit has an address asked for.
+	Solicit(iface string, ip netip.Addr) error
+	// Answered reports whether somebody has answered since.
+	Answered(iface string, ip netip.Addr) (bool, error)
+}
+
+const (
+	// askEvery is the time between two requests: one that gets lost is repeated.
+	askEvery = 300 * time.Millisecond
+	// lookEvery is the time between two looks at what the kernel has resolved.
+	lookEvery = 20 * time.Millisecond
+)
+
+// Probe asks for an address until somebody answers or ctx ends, and returns what was
+// answered, "ARP" or "ICMP", or "" if nothing was. iface is the interface on whose link
+// the address is; empty if it is behind a gateway. An error means that it could not ask
+// in any way. Its socket is one of the network namespace of the calling thread.
+func Probe(ctx context.Context, addr netip.Addr, iface string, link Link) (answered string, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ways := map[string]func() error{}
+	if c, to, err := listen(addr); err != nil {
+		ways["ICMP"] = func() error { return err }
+	} else {
+		defer c.Close()
+		ways["ICMP"] = func() error { return echo(ctx, c, to, addr) }
+	}
+	if iface != "" {
+		ways["ARP"] = func() error { return resolve(ctx, addr, iface, link) }
+	}
+	type outcome struct {
+		way string
+		err error
+	}
+	outcomes := make(chan outcome, len(ways))
+	for way, ask := range ways {
+		go func() { outcomes <- outcome{way, ask()} }()
+	}
+	var failures []error
+	for range ways {
+		o := <-outcomes
+		if o.err == nil {
+			return o.way, nil
+		}
+		if !errors.Is(o.err, errNobody) {
+			failures = append(failures, fmt.Errorf("%s: %w", o.way, o.err))
+		}
+	}
+	if len(failures) == len(ways) {
+		return "", errors.Join(failures...)
+	}
+	return "", nil
+}
+
+// errNobody: it was asked, and nobody answered.
+var errNobody = errors.New("nobody answers")
+
+// resolve asks by ARP.
+func resolve(ctx context.Context, addr netip.Addr, iface string, link Link) error {
+	asks, looks := time.NewTicker(askEvery), time.NewTicker(lookEvery)
+	defer asks.Stop()
+	defer looks.Stop()
+	if err := link.Solicit(iface, addr); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return errNobody
+		case <-asks.C:
+			if err := link.Solicit(iface, addr); err != nil {
+				return err
+			}
+		case <-looks.C:
+			if there, err := link.Answered(iface, addr); there || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// echo asks by ICMP. Where no route leads to the address, nobody there is reached.
+func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr) error {
+	// A datagram socket has an identifier of the kernel's, so the payload tells whose a reply is.
+	payload := fmt.Appendf(nil, "flanneld probe %016x", rand.Uint64())
+	request, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(rand.Uint32() & 0xffff), Seq: 1, Data: payload}}).Marshal(nil)
+	if err != nil {
+		return err
+	}
+	replied := make(chan error, 1)
+	go func() { replied <- awaitReply(c, addr, payload) }()
+	asks := time.NewTicker(askEvery)
+	defer asks.Stop()
+	for {
+		if _, err := c.WriteTo(request, to); err != nil && !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errNobody
+		case err := <-replied:
+			return err
+		case <-asks.C:
+		}
+	}
+}
+
+// listen opens a socket for ICMP: a raw one (CAP_NET_RAW), else one of those that
+// net.ipv4.ping_group_range allows to everybody.
+func listen(addr netip.Addr) (*icmp.PacketConn, net.Addr, error) {
+	c, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
+	if err == nil {
+		return c, &net.IPAddr{IP: addr.AsSlice()}, nil
+	}
+	if c, err := icmp.ListenPacket("udp4", "0.0.0.0"); err == nil {
+		return c, &net.UDPAddr{IP: addr.AsSlice()}, nil
+	}
+	return nil, nil, err
+}
+
+// awaitReply reads until the reply comes.
+func awaitReply(c *icmp.PacketConn, addr netip.Addr, payload []byte) error {
+	b := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(b)
+		if err != nil {
+			return err
+		}
+		if ip, ok := address(from); !ok || ip != addr {
+			continue
+		}
+		m, err := icmp.ParseMessage(1, b[:n]) // 1: ICMP for IPv4
+		if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
+			continue
+		}
+		if e, ok := m.Body.(*icmp.Echo); ok && string(e.Data) == string(payload) {
+			return nil
+		}
+	}
+}
+
+func address(a net.Addr) (netip.Addr, bool) {
+	var ip net.IP
+	switch a := a.(type) {
+	case *net.IPAddr:
+		ip = a.IP
+	case *net.UDPAddr:
+		ip = a.IP
+	}
+	addr, ok := netip.AddrFromSlice(ip)
+	return addr.Unmap(), ok
+}

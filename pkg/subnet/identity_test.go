@@ -1,0 +1,208 @@
+package subnet_test
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/subnet"
+)
+
+// TestIdentityAtStart is about a host that starts at the address me, with what a run at
+// the address them left in files: itself, moved; or a copy of a host that lives there.
+func TestIdentityAtStart(t *testing.T) {
+	const nobody, since, doubt = "", "written since", "cannot tell"
+	key, kept := "10.42.3.0-24", prefix("10.42.3.0/24")
+	for _, c := range []struct {
+		name   string
+		claim  lease.Claim
+		now    bool // the claim has the revision of what is there
+		later  bool // its owner has written the lease since
+		former bool // subnet.env names the subnet
+		answer string
+		probed bool
+		keeps  bool
+		reason string
+	}{
+		{name: "moved", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), now: true, answer: nobody, probed: true, keeps: true},
+		{name: "moved, with subnet.env", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), now: true, former: true, answer: nobody, probed: true, keeps: true},
+		{name: "cloned, the other answers", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), now: true, former: true, answer: "it answers ARP", probed: true, reason: "answers ARP"},
+		{name: "cloned, the other has renewed its lease", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), later: true, former: true, answer: nobody, reason: since},
+		{name: "it cannot be found out", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), now: true, answer: doubt, probed: true, reason: doubt},
+		{name: "claim of an older version, moved", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), answer: nobody, probed: true, keeps: true},
+		{name: "claim of an older version, cloned", claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), answer: "it answers ICMP", probed: true, reason: "answers ICMP"},
+		{name: "last write without an answer, moved", claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(them, 8)), answer: nobody, probed: true, keeps: true},
+		{name: "last write without an answer, cloned", claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(them, 8)), answer: "it answers ARP", probed: true, reason: "answers ARP"},
+		{name: "no claim, but the data of a device, moved", former: true, answer: nobody, probed: true, keeps: true},
+		{name: "no claim, but the data of a device, cloned", former: true, answer: "it answers ARP", probed: true, reason: "answers ARP"},
+		{name: "another's lease with the subnet of the claim", claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(third, 8)), answer: nobody},
+		{name: "another's lease since, with the data of a device", claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(third, 8)), later: true, former: true, answer: nobody, reason: since},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				f.reg.Put(key, value(them, 8), ttl)
+				theirs := f.held(kept)
+				if f.Claim = c.claim; c.now || c.later {
+					f.Claim.Revision = theirs.Revision
+				}
+				if c.later {
+					var err error
+					if theirs, err = f.reg.Update(f.Context(), theirs, theirs.Attrs, ttl); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if c.former {
+					f.Previous = kept
+				}
+				var probed []netip.Addr
+				f.Probe = func(ctx context.Context, a netip.Addr) string {
+					if until, ok := ctx.Deadline(); !ok || time.Until(until) > time.Second {
+						t.Errorf("the probe may take until %v", until)
+					}
+					probed = append(probed, a)
+					return c.answer
+				}
+				var others []lease.Lease
+				l, _, err := subnet.Acquire(f.Context(), f.Options, func(previous lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
+					if others = o; previous.BackendData != "" {
+						return previous, nil
+					}
+					return attrsOf(me, 8), nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if (l.Subnet == kept) != c.keeps || l.PublicIP != me || f.held(l.Subnet) != l {
+					t.Errorf("leased %+v", l)
+				}
+				if held := f.held(kept); !c.keeps && held != theirs {
+					t.Errorf("the other's lease was %+v, is %+v", theirs, held)
+				}
+				if c.probed != slices.Equal(probed, []netip.Addr{them}) {
+					t.Errorf("probed %v", probed)
+				}
+				if taken := len(others) == 1 && others[0] == theirs; taken == c.keeps {
+					t.Errorf("other hosts' leases: %+v", others)
+				}
+				errors := 0
+				if c.reason != "" {
+					errors = 1
+					f.says("former=198.51.100.8 public_ip=198.51.100.7 reason=", 1)
+					f.says(c.reason, 1)
+				}
+				if !c.keeps && c.reason == "" {
+					errors = f.log.count("previous subnet is leased by another")
+				}
+				f.says("level=ERROR", errors)
+				if n := f.noted.Load(); n.Revision != l.Revision || !n.Covers(l) {
+					t.Errorf("leased %+v, noted %+v", l, n)
+				}
+			})
+		})
+	}
+}
+
+// A lease of a copied claim that does not fit the network config is not released.
+func TestIdentityOfLeaseThatDoesNotFit(t *testing.T) {
+	for answer, released := range map[string]bool{"": true, "it answers ARP": false} {
+		in(t, func(f *fixture) {
+			f.reg.Put("10.43.3.0-24", value(them, 8), ttl)
+			f.Claim = claim("10.43.3.0/24", attrsOf(them, 8), attrsOf(them, 8))
+			f.Probe = func(context.Context, netip.Addr) string { return answer }
+			f.mustAcquire()
+			if held := f.held(prefix("10.43.3.0/24")); held.Leaving != released {
+				t.Errorf("probed: %q, the lease is %+v", answer, held)
+			}
+		})
+	}
+}
+
+// TestIdentityWhileRunning is about what others write over the lease of a host that runs.
+func TestIdentityWhileRunning(t *testing.T) {
+	const own = "10.42.7.0-24"
+	swap := func(a lease.Attrs) func(*following) { // as a plain put in v3, too
+		return func(w *following) {
+			if _, err := w.reg.Update(w.Context(), w.held(w.own.Subnet), a, ttl); err != nil {
+				w.Error(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		had   lease.Attrs // the lease that it took up at its start
+		claim lease.Claim
+		write func(w *following)
+		keeps bool
+		says  string
+	}{
+		{name: "compare-and-swap by another", write: swap(attrsOf(them, 70)), keeps: true, says: "own lease was overwritten"},
+		{name: "compare-and-swap by another, our MAC", write: swap(attrsOf(them, 1)), keeps: true, says: "own lease was overwritten"},
+		{name: "plain set in v2 by another", write: func(w *following) { w.reg.Put(own, value(them, 70), ttl) }, says: "held by another host now"},
+		{name: "made anew by another", write: func(w *following) { w.reg.Remove(own); w.reg.Put(own, value(them, 70), ttl) }, says: "held by another host now"},
+		{name: "our own value", write: swap(attrsOf(me, 1)), keeps: true, says: "(-public-ip) or another interface (-iface)"},
+		{name: "our own value, plain set in v2", write: func(w *following) { w.reg.Put(own, value(me, 1), ttl) }, keeps: true, says: "(-public-ip) or another interface (-iface)"},
+		{name: "our public IP, other data", write: swap(attrsOf(me, 70)), keeps: true, says: "(-public-ip) or another interface (-iface)"},
+		{name: "our public IP, other data, plain set in v2", write: func(w *following) { w.reg.Put(own, value(me, 70), ttl) }, keeps: true, says: "own lease was overwritten"},
+		{name: "taken by a claim, the former value returns", had: attrsOf(them, 1), claim: claim("10.42.7.0/24", attrsOf(them, 1), attrsOf(them, 1)),
+			write: swap(attrsOf(them, 1)), says: "is kept by another host"},
+		{name: "taken by a claim, something else is written", had: attrsOf(them, 1), claim: claim("10.42.7.0/24", attrsOf(them, 1), attrsOf(them, 1)),
+			write: swap(attrsOf(them, 2)), keeps: true, says: "own lease was overwritten"},
+		{name: "taken by a claim in the run before, the former value returns", had: attrsOf(me, 1),
+			claim: lease.Claim{Subnet: prefix("10.42.7.0/24"), Held: attrsOf(me, 1), Next: attrsOf(me, 1), Former: attrsOf(them, 1)},
+			write: swap(attrsOf(them, 1)), says: "is kept by another host"},
+		{name: "taken by the public IP, the former value returns", had: attrsOf(me, 70), write: swap(attrsOf(me, 70)), says: "is kept by another host"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				if c.had != (lease.Attrs{}) {
+					b, _ := c.had.Encode()
+					f.reg.Put(own, string(b), ttl)
+				}
+				f.Claim = c.claim
+				w := f.follow()
+				if w.own.Subnet != prefix("10.42.7.0/24") {
+					t.Fatalf("leased %+v", w.own)
+				}
+				if n := f.noted.Load(); n.Former != c.had && n.Former != c.claim.Former {
+					t.Errorf("noted %+v", n)
+				}
+				elapse(time.Second)
+				w.take()
+				c.write(w)
+				written := w.held(w.own.Subnet)
+				elapse(10 * time.Second)
+				held, now := w.held(w.own.Subnet), w.status().Own
+				if c.keeps && (held.Attrs != w.own.Attrs || now.Subnet != w.own.Subnet) {
+					t.Errorf("the lease is %+v, the host has %+v\n%s", held, now, w.log)
+				}
+				if !c.keeps && (held != written || now.Subnet == w.own.Subnet || !w.held(now.Subnet).SameAs(now) || now.PublicIP != me) {
+					t.Errorf("the lease is %+v, the host has %+v\n%s", held, now, w.log)
+				}
+				if moved := w.status().Moves; c.keeps != (moved == 0) || moved > 1 {
+					t.Errorf("moved %d times", moved)
+				}
+				w.says(c.says, 1)
+				if n := f.noted.Load(); !n.Covers(now) || n.Revision != now.Revision || !c.keeps && n.Former != (lease.Attrs{}) {
+					t.Errorf("has %+v, noted %+v", now, n)
+				}
+			})
+		})
+	}
+}
+
+// Two hosts that write one lease as their own are reported, but not at every write.
+func TestDoublesAreReportedAtIntervals(t *testing.T) {
+	following1(t, func(w *following) {
+		for range 100 {
+			w.reg.Put("10.42.7.0-24", value(me, 1), ttl)
+			elapse(time.Second)
+		}
+		if n := w.log.count("(-public-ip)"); n < 1 || n > 3 {
+			t.Errorf("reported %d times within 100 s", n)
+		}
+		w.expect(0)
+	})
+}
