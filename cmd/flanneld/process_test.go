@@ -97,7 +97,8 @@ func TestHealth(t *testing.T) {
 }
 
 // TestTLS joins through an etcd that asks for a client certificate, with the
-// settings in the environment, and keeps the password to itself.
+// settings in the environment, and keeps the password to itself. What is wrong with
+// them names the flag to set.
 func TestTLS(t *testing.T) {
 	underlay := netip.MustParsePrefix("172.31.200.0/22")
 	tls, err := lab.NewTLS(t.TempDir(), underlay)
@@ -109,8 +110,9 @@ func TestTLS(t *testing.T) {
 	h := c.Hosts[0]
 	run := func(env ...string) *lab.Process {
 		p, err := h.Run(lab.Command{
-			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + filepath.Join(c.Dir, "tls.env")},
-			Env:  append([]string{"FLANNELD_ETCD_USERNAME=flannel", "FLANNELD_ETCD_PASSWORD=hush-hush", "FLANNELD_V=1"}, env...),
+			Args: []string{"-subnet-file=" + filepath.Join(c.Dir, "tls.env")},
+			Env: append([]string{"FLANNELD_ETCD_USERNAME=flannel", "FLANNELD_ETCD_PASSWORD=hush-hush", "FLANNELD_V=1",
+				"FLANNELD_ETCD_ENDPOINTS=" + c.Etcd.Endpoint()}, env...),
 		})
 		c.must(err)
 		return p
@@ -124,8 +126,10 @@ func TestTLS(t *testing.T) {
 		code int
 		said string
 	}{
-		"no client certificate": {"FLANNELD_ETCD_CAFILE=" + tls.CA, 0, "registry does not answer"},
-		"another CA":            {"FLANNELD_ETCD_CAFILE=" + tls.ClientCert, 0, "registry does not answer"},
+		"no client certificate": {"FLANNELD_ETCD_CAFILE=" + tls.CA, 0, "set -etcd-certfile and -etcd-keyfile"},
+		"another CA":            {"FLANNELD_ETCD_CAFILE=" + tls.ClientCert, 0, "set -etcd-cafile to the CA of etcd's certificate, which is not that in " + tls.ClientCert},
+		"no CA":                 {"", 0, "set -etcd-cafile to the CA of etcd's certificate\""},
+		"http":                  {"FLANNELD_ETCD_ENDPOINTS=http" + strings.TrimPrefix(c.Etcd.Endpoint(), "https"), 0, "etcd speaks TLS there: write https:// in -etcd-endpoints"},
 		"certificate, no key":   {"FLANNELD_ETCD_CERTFILE=" + tls.ClientCert, 1, "etcd-keyfile"},
 	} {
 		p := run(f.env)

@@ -2,8 +2,9 @@
 // endpoints and the TLS configuration that they come to. Both adapters use
 // it, so that a flag means the same whichever API the leases are kept in.
 //
-// It speaks to no network, it only reads the TLS files. Invariant: no error
-// contains a password, and none of an Endpoint's texts does.
+// It reads the TLS files, and speaks to no network but for finding out why an
+// endpoint does not understand (Remedy). Invariant: no error contains a password,
+// and none of an Endpoint's texts does.
 package etcd
 
 import (

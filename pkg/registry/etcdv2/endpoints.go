@@ -12,7 +12,8 @@ type Options = etcd.Options
 // endpoints is etcd.Endpoints in the form that the client takes.
 type endpoints struct {
 	urls               []string
-	sockets            map[string]string // made-up host -> path of a unix socket
+	byHost             map[string]etcd.Endpoint // as in the URLs
+	sockets            map[string]string        // made-up host -> path of a unix socket
 	username, password string
 }
 
@@ -21,7 +22,7 @@ func parseEndpoints(o Options) (endpoints, error) {
 	if err != nil {
 		return endpoints{}, err
 	}
-	e := endpoints{sockets: map[string]string{}, username: given.Username, password: given.Password}
+	e := endpoints{byHost: map[string]etcd.Endpoint{}, sockets: map[string]string{}, username: given.Username, password: given.Password}
 	for _, one := range given.All {
 		url := one.String()
 		if socket := one.Socket(); socket != "" {
@@ -30,6 +31,7 @@ func parseEndpoints(o Options) (endpoints, error) {
 			url = "http://" + host
 		}
 		e.urls = append(e.urls, url)
+		e.byHost[one.Host()] = one
 	}
 	return e, nil
 }

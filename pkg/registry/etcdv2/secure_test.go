@@ -36,12 +36,12 @@ func TestTLS(t *testing.T) {
 			ok   bool
 			want string
 		}{
-			{"CA only", etcdv2.Options{CAFile: ca.File}, !mutual, "certificate required"},
+			{"CA only", etcdv2.Options{CAFile: ca.File}, !mutual, "certificate required: etcd wants a client certificate: set -etcd-certfile and -etcd-keyfile"},
 			{"all", etcdv2.Options{CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
-			{"wrong CA", etcdv2.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "unknown authority"},
-			{"system roots", etcdv2.Options{}, false, "unknown authority"},
-			{"strange client", etcdv2.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "certificate"},
-			{"plain HTTP", etcdv2.Options{Endpoints: []string{"http" + strings.TrimPrefix(etcd.URL, "https")}}, false, ""},
+			{"wrong CA", etcdv2.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "certificate, which is not that in " + other.File},
+			{"system roots", etcdv2.Options{}, false, "unknown authority: set -etcd-cafile"},
+			{"strange client", etcdv2.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "in " + strangeCert + " (-etcd-certfile)"},
+			{"plain HTTP", etcdv2.Options{Endpoints: []string{"http" + strings.TrimPrefix(etcd.URL, "https")}}, false, "write https:// in -etcd-endpoints"},
 			{"no scheme", etcdv2.Options{Endpoints: []string{strings.TrimPrefix(etcd.URL, "https://")}, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
 		} {
 			if c.o.Endpoints == nil {
@@ -52,6 +52,16 @@ func TestTLS(t *testing.T) {
 				t.Errorf("%s, client certificates %v: error %v, want %q", c.name, mutual, err, c.want)
 			}
 		}
+	}
+}
+
+// An https URL of an etcd without TLS names the remedy.
+func TestNoTLSThere(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	ca := etcdtest.NewAuthority(t)
+	r := open(t, etcdv2.Options{Endpoints: []string{"https" + strings.TrimPrefix(etcd.URL, "http")}, CAFile: ca.File})
+	if _, err := r.Config(context.Background()); err == nil || !strings.Contains(err.Error(), "write http:// in -etcd-endpoints") {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -36,7 +36,9 @@ var (
 // believes it.
 type transport struct {
 	*http.Transport
-	lines *etcd.Lines
+	lines     *etcd.Lines
+	options   Options
+	endpoints endpoints
 	// waiting is told when a watch after index from begins to wait at store
 	// index to, on a connection; an error ends it.
 	waiting func(from, to uint64, on net.Conn) error
@@ -60,7 +62,7 @@ func newTransport(e endpoints, o Options, tlsConfig *tls.Config) *transport {
 		}
 		return lines.Add(conn), nil
 	}
-	return &transport{lines: lines, Transport: &http.Transport{
+	return &transport{lines: lines, options: o, endpoints: e, Transport: &http.Transport{
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			if _, ok := e.sockets[req.URL.Hostname()]; ok {
 				return nil, nil
@@ -113,7 +115,13 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := t.Transport.RoundTrip(req)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", req.URL.Host, err)
+		err = fmt.Errorf("%s: %w", req.URL.Host, err)
+		if e, ok := t.endpoints.byHost[req.URL.Host]; ok {
+			if remedy := t.options.Remedy(req.Context(), e, err); remedy != "" {
+				err = fmt.Errorf("%w: %s", err, remedy)
+			}
+		}
+		return nil, err
 	}
 	if resp.StatusCode/100 == 2 || resp.StatusCode/100 == 4 {
 		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media != "application/json" {

@@ -147,6 +147,14 @@ func (l *link) note(e etcd.Endpoint, err error) {
 	}
 }
 
+// remedied returns why an endpoint was not understood, with what to set if TLS is why.
+func (l *link) remedied(e etcd.Endpoint, err error) error {
+	if remedy := l.options.Remedy(context.Background(), e, err); remedy != "" {
+		return fmt.Errorf("%w: %s", err, remedy)
+	}
+	return err
+}
+
 // handshaker speaks TLS with the endpoints that want it, with the files as
 // they are then.
 type handshaker struct{ l *link }
@@ -154,17 +162,24 @@ type handshaker struct{ l *link }
 // ClientHandshake implements credentials.TransportCredentials.
 func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	d, ok := raw.(*dialed)
-	if !ok || !d.to.Secure() {
+	if !ok {
 		return insecure.NewCredentials().ClientHandshake(ctx, authority, raw)
+	}
+	if !d.to.Secure() {
+		return insecure.NewCredentials().ClientHandshake(ctx, authority, &heard{Conn: raw, told: func(err error) {
+			if remedied := h.l.remedied(d.to, err); remedied != err { // else gRPC says why
+				h.l.note(d.to, remedied)
+			}
+		}})
 	}
 	conn, err := h.secure(ctx, d)
 	if err != nil {
-		h.l.note(d.to, err)
+		h.l.note(d.to, h.l.remedied(d.to, err))
 		return nil, nil, err
 	}
 	info := credentials.TLSInfo{State: conn.ConnectionState()}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return &secured{Conn: conn, told: func(err error) { h.l.note(d.to, err) }}, info, nil
+	return &heard{Conn: conn, told: func(err error) { h.l.note(d.to, h.l.remedied(d.to, err)) }}, info, nil
 }
 
 func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
@@ -184,18 +199,18 @@ func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
 	return conn, nil
 }
 
-// secured tells what became of a connection. TLS 1.3 has a client believe in
-// it before the server has seen the client's certificate: that it was refused
-// is told afterwards, in place of the first answer.
-type secured struct {
-	*tls.Conn
-	told  func(error)
-	heard atomic.Bool
+// heard tells once what became of a connection: at the first answer, or the end that comes
+// in its place. TLS 1.3 has a client believe in it before the server has seen the client's
+// certificate: that it was refused is told afterwards.
+type heard struct {
+	net.Conn
+	told func(error)
+	done atomic.Bool
 }
 
-func (c *secured) Read(p []byte) (int, error) {
+func (c *heard) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if (n > 0 || err != nil && !errors.Is(err, net.ErrClosed)) && c.heard.CompareAndSwap(false, true) {
+	if (n > 0 || err != nil && !errors.Is(err, net.ErrClosed)) && c.done.CompareAndSwap(false, true) {
 		if n > 0 {
 			c.told(nil)
 		} else {
@@ -205,9 +220,9 @@ func (c *secured) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *secured) Write(p []byte) (int, error) {
+func (c *heard) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	if err != nil && !c.heard.Load() {
+	if err != nil && !c.done.Load() {
 		c.SetReadDeadline(time.Now().Add(refusalTimeout))
 		if _, refusal := c.Read(make([]byte, 1)); refusal != nil {
 			err = refusal

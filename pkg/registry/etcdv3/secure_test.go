@@ -44,13 +44,13 @@ func TestTLS(t *testing.T) {
 			ok   bool
 			want string
 		}{
-			{"CA only", etcdv3.Options{CAFile: ca.File}, !mutual, "certificate"},
+			{"CA only", etcdv3.Options{CAFile: ca.File}, !mutual, "set -etcd-certfile and -etcd-keyfile"},
 			{"all", etcdv3.Options{CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
-			{"wrong CA", etcdv3.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "unknown authority"},
-			{"system roots", etcdv3.Options{}, false, "unknown authority"},
-			{"strange client", etcdv3.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "certificate"},
-			{"expired client", etcdv3.Options{CAFile: ca.File, CertFile: oldCert, KeyFile: oldKey}, !mutual, "certificate"},
-			{"no TLS", etcdv3.Options{Endpoints: []string{"http" + strings.TrimPrefix(etcd.URL, "https")}}, false, ""},
+			{"wrong CA", etcdv3.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "certificate, which is not that in " + other.File},
+			{"system roots", etcdv3.Options{}, false, "unknown authority: set -etcd-cafile"},
+			{"strange client", etcdv3.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "in " + strangeCert + " (-etcd-certfile)"},
+			{"expired client", etcdv3.Options{CAFile: ca.File, CertFile: oldCert, KeyFile: oldKey}, !mutual, "in " + oldCert + " (-etcd-certfile)"},
+			{"no TLS", etcdv3.Options{Endpoints: []string{"http" + strings.TrimPrefix(etcd.URL, "https")}}, false, "write https:// in -etcd-endpoints"},
 			{"no scheme", etcdv3.Options{Endpoints: []string{strings.TrimPrefix(etcd.URL, "https://")}, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
 		} {
 			if c.o.Endpoints == nil {
@@ -62,6 +62,21 @@ func TestTLS(t *testing.T) {
 			}
 		}
 	}
+}
+
+// An https URL of an etcd without TLS names the remedy; one that is away has none.
+func TestNoTLSThere(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	ca := etcdtest.NewAuthority(t)
+	r := open(t, etcdv3.Options{Endpoints: []string{"https" + strings.TrimPrefix(etcd.URL, "http")}, CAFile: ca.File})
+	if _, err := r.Config(timeout(t)); err == nil || !strings.Contains(err.Error(), "write http:// in -etcd-endpoints") {
+		t.Errorf("error %v", err)
+	}
+	etcd.Stop()
+	eventually(t, "the remedy is gone with etcd", func() bool {
+		_, err := r.Config(timeout(t))
+		return err != nil && !strings.Contains(err.Error(), "-etcd-endpoints")
+	})
 }
 
 // A server whose certificate is wrong is not spoken to; put right in place, it is.
@@ -93,7 +108,7 @@ func TestCertificatesInTime(t *testing.T) {
 	fails("unknown authority")
 	copyFile(ca.File)
 	ca.Issue("server", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 2)} })
-	fails("not 127.0.0.1")
+	fails("not 127.0.0.1: write the name in -etcd-endpoints that etcd's certificate is for")
 	ca.Issue("server", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	fails("expired")
 	ca.Issue("server")
