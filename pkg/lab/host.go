@@ -26,8 +26,11 @@ type Host struct {
 	Endpoint
 	Uplink     string // name of the device on the fabric
 	SubnetFile string // given to flanneld as -subnet-file
+	Number     int    // of a Site's host, from 2 on
 
-	rack int
+	rack  int
+	site  *Site
+	cards []*card
 
 	mu         sync.Mutex
 	runs       int

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ type Lab struct {
 	mu         sync.Mutex
 	namespaces []*Namespace
 	processes  []*Process
+	sites      []*Site
 
 	closing  sync.Once
 	closeErr error
@@ -157,7 +159,7 @@ func (l *Lab) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		l.mu.Lock()
-		processes, namespaces := l.processes, l.namespaces
+		processes, namespaces, sites := l.processes, l.namespaces, l.sites
 		l.mu.Unlock()
 		var errs []error
 		for _, p := range processes {
@@ -171,6 +173,9 @@ func (l *Lab) Close() error {
 			}
 		}
 		l.spawner.close()
+		for _, s := range sites {
+			s.close()
+		}
 		if l.Etcd != nil {
 			l.Etcd.transport.CloseIdleConnections()
 		}
@@ -192,6 +197,13 @@ func (l *Lab) newNamespace(node string) (*Namespace, error) {
 	defer l.mu.Unlock()
 	l.namespaces = append(l.namespaces, n)
 	return n, nil
+}
+
+func (l *Lab) removeNamespace(n *Namespace) error {
+	l.mu.Lock()
+	l.namespaces = slices.DeleteFunc(l.namespaces, func(o *Namespace) bool { return o == n })
+	l.mu.Unlock()
+	return n.remove()
 }
 
 func (l *Lab) track(p *Process) {

@@ -38,10 +38,22 @@ type cable struct {
 	peer         *Namespace // where the other end is
 	device       string     // its name there
 	mtu          int
+	mac          net.HardwareAddr // of the device; nil for a random one
 }
 
 // addCable makes the pair and sets both ends up.
 func addCable(h *netlink.Handle, c cable) error {
+	if err := addPair(h, c); err != nil {
+		return err
+	}
+	if err := setUp(h, c.port); err != nil {
+		return err
+	}
+	return c.peer.configure(func(h *netlink.Handle) error { return setUp(h, c.device) })
+}
+
+// addPair makes the pair and leaves both ends down.
+func addPair(h *netlink.Handle, c cable) error {
 	bridge, err := h.LinkByName(c.bridge)
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", c.bridge, err)
@@ -51,15 +63,13 @@ func addCable(h *netlink.Handle, c cable) error {
 		attrs.Name, attrs.MTU, attrs.MasterIndex = c.port, c.mtu, bridge.Attrs().Index
 		veth := netlink.NewVeth(attrs)
 		veth.PeerName, veth.PeerMTU, veth.PeerNamespace = c.device, uint32(c.mtu), netlink.NsFd(fd)
+		veth.PeerHardwareAddr = c.mac
 		return h.LinkAdd(veth)
 	})
 	if err != nil {
 		return fmt.Errorf("add veth %s to %s in %s: %w", c.port, c.device, c.peer.Name, err)
 	}
-	if err := setUp(h, c.port); err != nil {
-		return err
-	}
-	return c.peer.configure(func(h *netlink.Handle) error { return setUp(h, c.device) })
+	return nil
 }
 
 // setMaster makes a link a port of a bridge, or of none if the bridge's name is empty.

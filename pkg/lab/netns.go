@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -117,6 +118,21 @@ func (n *Namespace) forward() error {
 		}
 		return nil
 	})
+}
+
+// shell runs a shell script inside the namespace, with further variables in its environment.
+func (n *Namespace) shell(ctx context.Context, script string, env ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "sh", "-ec", script)
+	cmd.Env = append(os.Environ(), env...)
+	var out []byte
+	err := n.Do(func() (err error) {
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("run in %s: %w: %s\n%s", n.Name, err, out, script)
+	}
+	return string(out), nil
 }
 
 // configure runs fn with a netlink handle whose sockets are inside the namespace.

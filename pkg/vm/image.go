@@ -122,7 +122,7 @@ func arguments() []string {
 	// What a guest has of the kernel's modules, below kernel/.
 	for _, m := range []string{
 		"net/*", "lib/*", "crypto/*", "arch/x86/crypto/*",
-		"drivers/net/vxlan*", "drivers/net/wireguard/*", "drivers/net/dummy.ko", "drivers/net/tun.ko", "drivers/net/veth.ko",
+		"drivers/net/vxlan*", "drivers/net/wireguard/*", "drivers/net/dummy.ko", "drivers/net/bonding/*", "drivers/net/tun.ko", "drivers/net/veth.ko",
 	} {
 		args = append(args, "--dpkgopt=path-include=/lib/modules/*/kernel/"+m)
 	}

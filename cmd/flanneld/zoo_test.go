@@ -1,0 +1,609 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+const (
+	// zooWorkers is how many shapes are there at a time: most of the time is waiting.
+	zooWorkers = 6
+	// zooHosts is the number of hosts of each shape.
+	zooHosts = 3
+	// zooPace is the time between two events of a boot.
+	zooPace = 100 * time.Millisecond
+)
+
+// A zooBackend is what a shape is run with.
+type zooBackend struct {
+	name     string
+	options  string // of Backend in the network config
+	second   string // more of them, for the second network of a host
+	overhead int    // bytes of each packet
+	damage   string // command that stops all traffic of the host
+	direct   bool   // peers on the uplink's link are reached without a tunnel
+	user     bool   // packets are carried by flanneld itself
+	local    bool   // programs nothing: containers of other hosts are not reached
+}
+
+var zooBackends = []zooBackend{
+	{name: "vxlan", options: `"Type":"vxlan"`, second: `"VNI":2`, overhead: 50, damage: "ip link del flannel.1"},
+	{name: "direct-routing", options: `"Type":"vxlan","DirectRouting":true`, second: `"VNI":2`, overhead: 50,
+		damage: "ip link del flannel.1; ip route flush proto 70", direct: true},
+	{name: "udp", options: `"Type":"udp"`, second: `"Port":8286`, overhead: 28, damage: "ip link del flannel0", user: true},
+	{name: "host-gw", options: `"Type":"host-gw"`, damage: "ip route flush proto 70", direct: true},
+	{name: "alloc", options: `"Type":"alloc"`, local: true},
+}
+
+// TestZoo runs flanneld on hosts of each shape. With ZOO=all each shape is run with
+// each backend, else most of them with vxlan only.
+func TestZoo(t *testing.T) {
+	openZoo(t).exhibit(func(s shape) bool { return s.needs == "" })
+}
+
+// TestZooModules runs the shapes with links that are modules of the kernel, and not of
+// every one; "make test-vm" has one that knows them all.
+func TestZooModules(t *testing.T) {
+	z := openZoo(t)
+	for kind := range kinds() {
+		if !z.knows(kind) {
+			t.Skipf("this kernel knows no links of type %s: make test-vm", kind)
+		}
+	}
+	z.exhibit(func(s shape) bool { return s.needs != "" })
+}
+
+// A zoo is a lab without hosts of its own.
+type zoo struct {
+	*cluster
+	all bool // with every backend
+}
+
+func openZoo(t *testing.T) *zoo {
+	need(t, "ip", "iptables", "iptables-nft", "iptables-legacy")
+	c := newCluster(t, lab.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), slow(20*time.Minute))
+	t.Cleanup(cancel)
+	c.ctx = ctx
+	return &zoo{c, os.Getenv("ZOO") == "all"}
+}
+
+// exhibit runs the rows that are wanted, several at a time.
+func (z *zoo) exhibit(wanted func(shape) bool) {
+	var first, later []int
+	for i, s := range shapes {
+		switch {
+		case !wanted(s):
+		case s.everyBackend: // takes the longest
+			first = append(first, i)
+		default:
+			later = append(later, i)
+		}
+	}
+	queue := make(chan int, len(shapes))
+	for _, i := range slices.Concat(first, later) {
+		queue <- i
+	}
+	close(queue)
+	var workers sync.WaitGroup
+	for range max(1, zooWorkers/lab.Slow()) {
+		workers.Go(func() {
+			for i := range queue {
+				z.t.Run(shapes[i].name, func(t *testing.T) { z.row(t, i) })
+			}
+		})
+	}
+	workers.Wait()
+}
+
+// row runs a shape with its backends.
+func (z *zoo) row(t *testing.T, i int) {
+	for n, b := range zooBackends {
+		if z.all || n == 0 || shapes[i].everyBackend {
+			t.Run(b.name, func(t *testing.T) { z.live(t, shapes[i], fmt.Sprintf("s%db%d", i, n), b) })
+		}
+	}
+}
+
+// kinds are the kinds of link that rows need.
+func kinds() map[string]bool {
+	all := map[string]bool{}
+	for _, s := range shapes {
+		if s.needs != "" {
+			all[s.needs] = true
+		}
+	}
+	return all
+}
+
+// knows tells whether the kernel has a kind of link. It is asked in a namespace, for
+// asking may make one.
+func (z *zoo) knows(kind string) bool {
+	var out []byte
+	z.must(z.Fabric.Do(func() error {
+		out, _ = exec.Command("ip", "link", "add", "zoo0", "type", kind).CombinedOutput()
+		exec.Command("ip", "link", "del", "zoo0").Run()
+		return nil
+	}))
+	return !strings.Contains(string(out), "Unknown device type")
+}
+
+// An exhibit is a shape with a backend.
+type exhibit struct {
+	*cluster // of the lab; without hosts of its own
+	shape
+	backend zooBackend
+	site    *lab.Site
+	nodes   []*node
+}
+
+// A node is a flanneld on a host; there are two on a host of two networks.
+type node struct {
+	*exhibit
+	host      *lab.Host
+	prefix    string // in etcd
+	file      string // subnet file
+	bridge    string // of docker
+	runs      []*lab.Process
+	container *lab.Container
+	subnet    netip.Prefix
+}
+
+// live makes a shape's hosts and has them live through what hosts live through.
+func (z *zoo) live(t *testing.T, s shape, name string, b zooBackend) {
+	own := *z.cluster
+	own.t = t
+	ctx, cancel := context.WithTimeout(z.ctx, slow(2*time.Minute))
+	defer cancel()
+	own.ctx = ctx
+	s.complete()
+	x := &exhibit{cluster: &own, shape: s, backend: b}
+	if s.routed && b.name == "host-gw" {
+		x.warns = append(slices.Clone(x.warns), "is not on the link of")
+	}
+	x.build(name)
+	begin := time.Now()
+	stage := func(name string, do func()) {
+		if t.Failed() {
+			return
+		}
+		do()
+		t.Logf("%-8s %v", name, time.Since(begin).Round(10*time.Millisecond))
+		begin = time.Now()
+	}
+	stage("start", x.start)
+	stage("restart", x.restart)
+	stage("log", func() { x.quiet(x.warns...) })
+	stage("repair", x.repair)
+	stage("flap", x.flaps)
+	stage("reboot", x.reboot)
+}
+
+// complete fills in what a row leaves out.
+func (s *shape) complete() {
+	if s.nics == nil {
+		s.nics = oneNIC
+	}
+	s.gateway = cmp.Or(s.gateway, "10.99.0.1")
+	s.network = cmp.Or(s.network, `"Network":"10.42.0.0/16"`)
+	s.uplink = cmp.Or(s.uplink, "eth0")
+	s.publicIP = cmp.Or(s.publicIP, "10.99.0.$N")
+	s.mtu = cmp.Or(s.mtu, 1500)
+	s.flap = cmp.Or(s.flap, "ip link set "+s.uplink+" down\nip link set "+s.uplink+" up")
+}
+
+// build makes the router and the hosts.
+func (x *exhibit) build(name string) {
+	site, err := x.NewSite(name)
+	x.must(err)
+	x.site = site
+	x.t.Cleanup(func() {
+		if x.t.Failed() {
+			x.tell()
+		}
+		if err := site.Remove(context.WithoutCancel(x.ctx)); err != nil {
+			x.t.Errorf("remove the site: %v", err)
+		}
+	})
+	networks := []string{fmt.Sprintf(`{%s,"Backend":{%s}}`, x.network, x.backend.options)}
+	if x.second {
+		options := strings.TrimSuffix(x.backend.options+","+x.backend.second, ",")
+		networks = append(networks, fmt.Sprintf(`{"Network":"10.43.0.0/16","Backend":{%s}}`, options))
+	}
+	for range zooHosts {
+		h, err := site.AddHost(x.nics...)
+		x.must(err)
+		h.Addr = netip.MustParseAddr(x.of(h, x.publicIP))
+		for i := range networks {
+			n := &node{exhibit: x, host: h, prefix: fmt.Sprintf("/zoo/%s/%d", name, i), bridge: fmt.Sprintf("docker%d", i), file: h.SubnetFile}
+			if i > 0 {
+				n.file = filepath.Join(filepath.Dir(h.SubnetFile), fmt.Sprintf("subnet%d.env", i))
+			}
+			x.nodes = append(x.nodes, n)
+		}
+	}
+	for i, config := range networks {
+		x.must(x.Etcd.Put(x.ctx, x.nodes[i].prefix+"/config", config, 0))
+	}
+	_, err = site.Shell(x.ctx, x.router)
+	x.must(err)
+}
+
+// of replaces the host's number in a text.
+func (x *exhibit) of(h *lab.Host, text string) string {
+	return strings.ReplaceAll(text, "$N", fmt.Sprint(h.Number))
+}
+
+// tell shows the first host and the logs of all, for a row that fails.
+func (x *exhibit) tell() {
+	h := x.site.Hosts[0]
+	out, err := h.Shell(context.WithoutCancel(x.ctx), "ip addr | head -n 60; ip rule; ip route show table all | grep -v 'table local' | head -n 60; ip -d link show type vxlan; ip neigh; iptables-save")
+	x.t.Logf("%s: %v\n%s", h.Name, err, out)
+	for _, n := range x.nodes {
+		for i, p := range n.runs[max(0, len(n.runs)-3):] {
+			x.t.Logf("log of %s on %s, %d of the last:\n%s", filepath.Base(n.file), n.host.Name, i+1, p.Logs())
+		}
+	}
+}
+
+// commands runs lines of a shell one by one on a host.
+func (x *exhibit) commands(h *lab.Host, lines string, after func()) {
+	x.t.Helper()
+	for line := range strings.Lines(lines) {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		var err error
+		if card, replug := strings.CutPrefix(line, "replug "); replug {
+			err = h.Replug(card)
+		} else {
+			_, err = h.Shell(x.ctx, line)
+		}
+		x.must(err)
+		if after != nil {
+			after()
+		}
+	}
+}
+
+// run starts a flanneld, with the descriptors that systemd would have kept for it.
+func (n *node) run(stored ...*os.File) {
+	n.t.Helper()
+	args := []string{
+		"-etcd-endpoints=http://" + n.gateway + ":2379", "-etcd-prefix=" + n.prefix, "-etcd-api=v2", "-subnet-file=" + n.file, "-ip-masq=true",
+	}
+	var env []string
+	if n.filter != "" {
+		env = append(env, "PATH="+n.filters()+":"+os.Getenv("PATH"))
+	}
+	p, err := n.host.Run(lab.Command{Args: append(args, strings.Fields(n.args)...), Env: env, Stored: stored})
+	n.must(err)
+	n.runs = append(n.runs, p)
+}
+
+// filters is a directory in which "iptables" and its like are of the variant that the
+// row asks for.
+func (n *node) filters() string {
+	dir := filepath.Join(filepath.Dir(n.host.SubnetFile), "sbin")
+	n.must(os.MkdirAll(dir, 0o755))
+	for _, name := range []string{"", "-save", "-restore"} {
+		variant, err := exec.LookPath("iptables-" + n.filter + name)
+		n.must(err)
+		if err := os.Symlink(variant, filepath.Join(dir, "iptables"+name)); !errors.Is(err, os.ErrExist) {
+			n.must(err)
+		}
+	}
+	return dir
+}
+
+func (n *node) process() *lab.Process { return n.runs[len(n.runs)-1] }
+
+// alive starts flanneld again if it has ended, as the unit says.
+func (n *node) alive() {
+	if n.process().Exited() {
+		n.run()
+	}
+}
+
+// ready waits until flanneld is ready, and for its subnet.
+func (n *node) ready() {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(n.ctx, slow(20*time.Second))
+	defer cancel()
+	n.must(lab.Poll(ctx, func() error {
+		n.alive()
+		return n.process().WaitReady(ctx)
+	}))
+}
+
+// on gives the nodes of a host.
+func (x *exhibit) on(h *lab.Host) (all []*node) {
+	for _, n := range x.nodes {
+		if n.host == h {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
+// boot starts flanneld on a host that has nothing yet, and then makes the host, one
+// event after another.
+func (x *exhibit) boot(h *lab.Host) {
+	x.t.Helper()
+	for _, n := range x.on(h) {
+		n.run()
+	}
+	x.commands(h, x.once+"\n"+x.up, func() {
+		time.Sleep(zooPace)
+		for _, n := range x.on(h) {
+			n.alive()
+		}
+	})
+}
+
+func (x *exhibit) start() {
+	for _, h := range x.site.Hosts {
+		if x.late {
+			x.boot(h)
+			continue
+		}
+		x.commands(h, x.once+"\n"+x.up, nil)
+		_, err := h.WaitPing(x.ctx, netip.MustParseAddr(x.gateway))
+		x.must(err)
+		for _, n := range x.on(h) {
+			n.run()
+		}
+	}
+	for _, n := range x.nodes {
+		n.ready()
+		n.subnet = n.leased()
+		n.contain()
+	}
+	x.sound()
+	for _, n := range x.nodes {
+		if want := x.mtu - x.backend.overhead; n.container.MTU != want {
+			x.t.Errorf("%s: containers have MTU %d, want %d", n.host.Name, n.container.MTU, want)
+		}
+		if out := x.outside; out != "" && n.subnet.Overlaps(netip.MustParsePrefix(out)) {
+			x.t.Errorf("%s has the subnet %s, which lies in %s", n.host.Name, n.subnet, out)
+		}
+		if x.backend.direct {
+			x.direct(n)
+		}
+	}
+}
+
+// leased reads the subnet that a host was given.
+func (n *node) leased() netip.Prefix {
+	n.t.Helper()
+	text, err := os.ReadFile(n.file)
+	n.must(err)
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "FLANNEL_SUBNET="); ok {
+			p, err := netip.ParsePrefix(v)
+			n.must(err)
+			return p.Masked()
+		}
+	}
+	n.t.Fatalf("no FLANNEL_SUBNET in %s", text)
+	return netip.Prefix{}
+}
+
+// contain starts docker and a container.
+func (n *node) contain() {
+	n.t.Helper()
+	k, err := n.host.AddContainerTo(n.bridge, n.file)
+	n.must(err)
+	n.container = k
+}
+
+// connected tells whether containers of different hosts can reach each other at all.
+func (x *exhibit) connected() bool {
+	return !x.backend.local && !(x.routed && x.backend.name == "host-gw")
+}
+
+// sound expects every host to be what the row says, and all containers of a network to
+// reach each other with packets as large as they may be.
+func (x *exhibit) sound() {
+	x.t.Helper()
+	x.within(15*time.Second, "the hosts as the row says", func() error {
+		for _, n := range x.nodes {
+			if err := n.right(); err != nil {
+				return fmt.Errorf("%s: %w", n.host.Name, err)
+			}
+		}
+		return nil
+	})
+	if !x.connected() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(x.ctx, slow(15*time.Second))
+	defer cancel()
+	for _, a := range x.nodes {
+		for _, b := range x.nodes {
+			if a == b || a.prefix != b.prefix {
+				continue
+			}
+			err := lab.Poll(ctx, func() error {
+				_, err := a.container.Ping(ctx, b.container.Addr, lab.PingOptions{Size: a.container.MTU, DF: true, Timeout: 250 * time.Millisecond})
+				return err
+			})
+			if err != nil {
+				x.t.Fatalf("container of %s does not reach that of %s: %v", a.host.Name, b.host.Name, err)
+			}
+		}
+	}
+}
+
+// right tells what of a host's uplink and lease is not as it should be.
+func (n *node) right() error {
+	uplink, addr := n.chosen()
+	want := n.of(n.host, n.publicIP)
+	if uplink != n.uplink || addr != want {
+		return fmt.Errorf("the uplink is %s with %s, want %s with %s", uplink, addr, n.uplink, want)
+	}
+	e, err := n.Etcd.Get(n.ctx, fmt.Sprintf("%s/subnets/%s-%d", n.prefix, n.subnet.Addr(), n.subnet.Bits()))
+	if err != nil {
+		return err
+	}
+	var lease struct{ PublicIP string }
+	if err := json.Unmarshal([]byte(e.Value), &lease); err != nil {
+		return err
+	}
+	if lease.PublicIP != want {
+		return fmt.Errorf("the lease says %s, want %s", e.Value, want)
+	}
+	return nil
+}
+
+// chosen is what the log says last of the uplink.
+func (n *node) chosen() (iface, addr string) {
+	for line := range strings.Lines(n.process().Logs()) {
+		if !strings.Contains(line, "chose the uplink") {
+			continue
+		}
+		for _, f := range strings.Fields(line) {
+			if v, ok := strings.CutPrefix(f, "iface="); ok {
+				iface = v
+			}
+			if v, ok := strings.CutPrefix(f, "addr="); ok {
+				addr = v
+			}
+		}
+	}
+	return iface, addr
+}
+
+// direct expects plain routes to peers on the same link, and none to others.
+func (x *exhibit) direct(n *node) {
+	x.t.Helper()
+	for _, p := range x.nodes {
+		if p == n || p.prefix != n.prefix {
+			continue
+		}
+		out, err := n.host.Shell(x.ctx, "ip -4 route get "+p.container.Addr.String())
+		x.must(err)
+		plain := strings.Contains(out, " via "+p.host.Addr.String()+" dev "+x.uplink+" ")
+		if plain == x.routed {
+			x.t.Errorf("%s reaches %s by %s", n.host.Name, p.host.Name, out)
+		}
+	}
+}
+
+// restart stops and starts flanneld on a host whose containers talk to the others.
+func (x *exhibit) restart() {
+	for _, n := range x.on(x.site.Hosts[0]) {
+		var pings []*lab.Pinger
+		for _, p := range x.nodes {
+			if p != n && p.prefix == n.prefix && x.connected() {
+				ping, err := p.container.StartPinger(n.container.Addr, 10*time.Millisecond)
+				x.must(err)
+				pings = append(pings, ping)
+			}
+		}
+		stored := n.process().Stored()
+		code, err := n.process().Stop(x.ctx)
+		if err != nil || code != 0 {
+			x.t.Fatalf("exit code %d, %v", code, err)
+		}
+		n.run(stored...)
+		n.ready()
+		for _, ping := range pings {
+			if s := ping.Stop(); s.Lost > 0 {
+				x.t.Errorf("%d of %d pings lost, outage %v", s.Lost, s.Sent, s.Outage)
+			}
+		}
+		if !x.backend.user && lines(n.process(), "ops=") > 0 {
+			x.t.Errorf("the restart has changed something:\n%s", n.process().Logs())
+		}
+	}
+	x.sound()
+}
+
+// repair damages a host and waits until it is as it was.
+func (x *exhibit) repair() {
+	if !x.connected() {
+		return
+	}
+	n := x.nodes[0]
+	_, err := n.host.Shell(x.ctx, x.backend.damage)
+	x.must(err)
+	x.sound()
+}
+
+// flaps takes the uplink of a host away for a moment, after which whoever manages its
+// network does again what he does at boot. That moves nothing.
+func (x *exhibit) flaps() {
+	h := x.site.Hosts[0]
+	before := map[*node]int{}
+	for _, n := range x.on(h) {
+		before[n] = len(n.process().Logs())
+	}
+	x.commands(h, x.flap, func() { time.Sleep(zooPace) })
+	x.commands(h, x.up, nil)
+	x.sound()
+	for _, n := range x.on(h) {
+		for line := range strings.Lines(n.process().Logs()[before[n]:]) {
+			if strings.Contains(line, "chose the uplink") && !strings.Contains(line, " iface="+x.uplink+" ") {
+				x.t.Errorf("%s has left its uplink: %s", h.Name, line)
+			}
+		}
+		if s := n.leased(); s != n.subnet {
+			x.t.Errorf("%s has the subnet %s, had %s", h.Name, s, n.subnet)
+		}
+	}
+}
+
+// reboot takes a host's power away. What its kernel and its /run held is gone, and
+// flanneld is there before the network.
+func (x *exhibit) reboot() {
+	h := x.site.Hosts[0]
+	x.must(h.PowerOff(x.ctx))
+	for _, n := range x.on(h) {
+		if _, err := n.process().Wait(x.ctx); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+	x.must(h.PowerOn())
+	x.boot(h)
+	for _, n := range x.on(h) {
+		n.ready()
+		if s := n.leased(); s != n.subnet {
+			x.t.Errorf("%s has the subnet %s, had %s", h.Name, s, n.subnet)
+			n.subnet = s
+		}
+		n.contain()
+	}
+	x.sound()
+}
+
+// quiet expects the log of each flanneld to have a warning of each of these, and no other.
+func (x *exhibit) quiet(of ...string) {
+	for _, n := range x.nodes {
+		for line := range strings.Lines(n.process().Logs()) {
+			loud := strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")
+			if loud && !slices.ContainsFunc(of, func(w string) bool { return strings.Contains(line, w) }) {
+				x.t.Errorf("%s says %s", n.host.Name, line)
+			}
+		}
+		for _, w := range of {
+			if lines(n.runs[0], w) == 0 {
+				x.t.Errorf("%s says nothing of %q", n.host.Name, w)
+			}
+		}
+	}
+}

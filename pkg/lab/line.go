@@ -1,0 +1,102 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A line joins two TUN devices, one on the router and one on a host, as PPP or a VPN does: no link layer, no neighbours.
+type line struct {
+	near *os.File // the router's end
+
+	mu  sync.Mutex
+	far *os.File // the host's end; nil while the host is off
+}
+
+func (s *Site) addLine(port string) (*line, error) {
+	near, err := openTUN(s.Router, port)
+	if err != nil {
+		return nil, err
+	}
+	l := &line{near: near}
+	s.mu.Lock()
+	s.lines = append(s.lines, l)
+	s.mu.Unlock()
+	go carry(near, l.host)
+	return l, nil
+}
+
+// connect makes the host's end, under the name of its device.
+func (l *line) connect(ns *Namespace, device string) error {
+	far, err := openTUN(ns, device)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.far = far
+	l.mu.Unlock()
+	go carry(far, func() *os.File { return l.near })
+	return nil
+}
+
+// disconnect takes the host's end away.
+func (l *line) disconnect() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.far != nil {
+		l.far.Close()
+		l.far = nil
+	}
+}
+
+func (l *line) close() {
+	l.disconnect()
+	l.near.Close()
+}
+
+func (l *line) host() *os.File {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.far
+}
+
+// carry writes what it reads from one end to the other, until it can read no more. What the other end does not take,
+// because it is down for example, is lost.
+func carry(from *os.File, to func() *os.File) {
+	packet := make([]byte, 1<<16)
+	for {
+		n, err := from.Read(packet)
+		if err != nil {
+			return
+		}
+		if f := to(); f != nil {
+			f.Write(packet[:n])
+		}
+	}
+}
+
+// openTUN makes a TUN device that goes away when the file is closed.
+func openTUN(ns *Namespace, name string) (*os.File, error) {
+	fd := -1
+	err := ns.Do(func() (err error) {
+		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		request, err := unix.NewIfreq(name)
+		if err != nil {
+			return err
+		}
+		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		return unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	})
+	if err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, fmt.Errorf("make TUN device %s in %s: %w", name, ns.Name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}

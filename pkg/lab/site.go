@@ -1,0 +1,269 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+)
+
+// lanMTU is that of a site's LANs: what a host sends is limited by its own devices.
+const lanMTU = 9216
+
+// firstNumber is the number of a site's first host; the router is 1.
+const firstNumber = 2
+
+// A NIC is a network card of a host of a Site.
+type NIC struct {
+	Name string // of the device on the host
+	LAN  string // bridge of the router that it is cabled to; empty: a line to the router, a TUN device at both ends
+}
+
+// A Site is a part of the lab with addresses of its own: a router and hosts that are cabled to it. Nothing has an address
+// until somebody gives it one by commands, so a host can have any shape, and many sites the same addresses. etcd answers
+// at every address of the router.
+//
+// The router's ends of the hosts' cables and lines are called h<number of the host>.<NIC>.
+type Site struct {
+	Router *Namespace
+	Hosts  []*Host
+
+	name string
+	lab  *Lab
+	door net.Listener
+
+	mu    sync.Mutex
+	lines []*line
+}
+
+// NewSite makes a router without any LAN. The name is a part of the names of namespaces.
+func (l *Lab) NewSite(name string) (*Site, error) {
+	router, err := l.newNamespace(name + "r")
+	if err != nil {
+		return nil, err
+	}
+	s := &Site{Router: router, name: name, lab: l}
+	if err := router.forward(); err != nil {
+		return nil, err
+	}
+	if s.door, err = router.Listen(context.Background(), "tcp", ":2379"); err != nil {
+		return nil, fmt.Errorf("listen on router %s: %w", router.Name, err)
+	}
+	l.mu.Lock()
+	l.sites = append(l.sites, s)
+	l.mu.Unlock()
+	go s.serve()
+	return s, nil
+}
+
+// serve passes connections on to etcd until the door is closed.
+func (s *Site) serve() {
+	etcd := netip.AddrPortFrom(s.lab.Etcd.addr, 2379).String()
+	for {
+		near, err := s.door.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer near.Close()
+			far, err := s.lab.Fabric.DialContext(context.Background(), "tcp", etcd)
+			if err != nil {
+				return
+			}
+			defer far.Close()
+			go func() {
+				io.Copy(far, near)
+				far.Close()
+			}()
+			io.Copy(near, far)
+		}()
+	}
+}
+
+// close ends what the site has in this process.
+func (s *Site) close() {
+	s.door.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lines {
+		l.close()
+	}
+}
+
+// A card is a NIC in its host. Its MAC address is the same after each PowerOn.
+type card struct {
+	NIC
+	mac  net.HardwareAddr
+	line *line // nil for a cable
+}
+
+// AddHost adds a host that is powered on. Its devices are down and have no addresses; Addr is for the caller to set.
+func (s *Site) AddHost(nics ...NIC) (*Host, error) {
+	number := firstNumber + len(s.Hosts)
+	name := fmt.Sprintf("%sh%d", s.name, number)
+	h := &Host{
+		Endpoint:   Endpoint{Name: name, lab: s.lab},
+		SubnetFile: filepath.Join(s.lab.Dir, name, "subnet.env"),
+		Number:     number,
+		site:       s,
+	}
+	if err := os.MkdirAll(filepath.Dir(h.SubnetFile), 0o755); err != nil {
+		return nil, fmt.Errorf("make a directory for %s: %w", name, err)
+	}
+	for _, n := range nics {
+		c := &card{NIC: n, mac: randomMAC()}
+		var err error
+		if n.LAN == "" {
+			c.line, err = s.addLine(h.port(c))
+		} else {
+			err = s.addLAN(n.LAN)
+		}
+		if err != nil {
+			return nil, err
+		}
+		h.cards = append(h.cards, c)
+	}
+	s.Hosts = append(s.Hosts, h)
+	return h, h.PowerOn()
+}
+
+func (s *Site) addLAN(name string) error {
+	return s.Router.configure(func(router *netlink.Handle) error {
+		var missing netlink.LinkNotFoundError
+		if _, err := router.LinkByName(name); !errors.As(err, &missing) {
+			return err
+		}
+		return addBridge(router, name, lanMTU)
+	})
+}
+
+// port is the name of the router's end.
+func (h *Host) port(c *card) string { return fmt.Sprintf("h%d.%s", h.Number, c.Name) }
+
+// PowerOn gives a host of a site a kernel that knows nothing but its network cards.
+func (h *Host) PowerOn() error {
+	ns, err := h.lab.newNamespace(h.Name)
+	if err != nil {
+		return err
+	}
+	h.NS = ns
+	if err := ns.forward(); err != nil {
+		return err
+	}
+	for _, c := range h.cards {
+		if err := h.plugIn(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Replug takes a network card out of a host of a site and puts it in again, as happens to a USB device or a PPP line that
+// is dialled anew. The new device is down and has no address.
+func (h *Host) Replug(name string) error {
+	for _, c := range h.cards {
+		if c.Name == name {
+			return errors.Join(h.takeOut(c), h.plugIn(c))
+		}
+	}
+	return fmt.Errorf("%s has no network card %s", h.Name, name)
+}
+
+func (h *Host) plugIn(c *card) error {
+	if c.line != nil {
+		return c.line.connect(h.NS, c.Name)
+	}
+	return h.site.Router.configure(func(router *netlink.Handle) error {
+		port := h.port(c)
+		if err := addPair(router, cable{bridge: c.LAN, port: port, peer: h.NS, device: c.Name, mtu: 1500, mac: c.mac}); err != nil {
+			return err
+		}
+		link, err := router.LinkByName(port)
+		if err != nil {
+			return fmt.Errorf("find link %s: %w", port, err)
+		}
+		if err := router.LinkSetMTU(link, lanMTU); err != nil {
+			return fmt.Errorf("set MTU of %s: %w", port, err)
+		}
+		return setUp(router, port)
+	})
+}
+
+// PowerOff is what pulling its plug does to a host of a site: its programs, its containers, all that its kernel held and
+// its /run, where the subnet file is, are gone. Nothing else may use the host meanwhile.
+func (h *Host) PowerOff(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	gone := []*Namespace{h.NS}
+	for _, c := range h.containers {
+		gone = append(gone, c.NS)
+	}
+	h.containers = nil
+	paths := make([]string, len(gone))
+	for i, n := range gone {
+		paths[i] = n.Path()
+	}
+	errs := []error{killInside(ctx, paths)}
+	// The kernel may free the namespace, and with it the cables, later.
+	for _, c := range h.cards {
+		errs = append(errs, h.takeOut(c))
+	}
+	for _, n := range gone {
+		errs = append(errs, h.lab.removeNamespace(n))
+	}
+	files, err := filepath.Glob(filepath.Join(h.lab.Dir, h.Name, "*.env*"))
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (h *Host) takeOut(c *card) error {
+	if c.line != nil {
+		c.line.disconnect()
+		return nil
+	}
+	return h.site.Router.configure(func(router *netlink.Handle) error {
+		link, err := router.LinkByName(h.port(c))
+		if err != nil {
+			return fmt.Errorf("find link %s: %w", h.port(c), err)
+		}
+		return router.LinkDel(link)
+	})
+}
+
+// Shell runs a shell script on a host of a site, with the host's number as N, and returns what it prints.
+func (h *Host) Shell(ctx context.Context, script string) (string, error) {
+	return h.NS.shell(ctx, script, fmt.Sprintf("N=%d", h.Number), "XTABLES_LOCKFILE="+filepath.Join(h.lab.Dir, h.Name, "xtables.lock"))
+}
+
+// Shell runs a shell script on the router, with the numbers of all hosts as HOSTS, and returns what it prints.
+func (s *Site) Shell(ctx context.Context, script string) (string, error) {
+	var numbers []string
+	for _, h := range s.Hosts {
+		numbers = append(numbers, fmt.Sprint(h.Number))
+	}
+	return s.Router.shell(ctx, script, "HOSTS="+strings.Join(numbers, " "))
+}
+
+// Remove powers all hosts off and takes the router away.
+func (s *Site) Remove(ctx context.Context) error {
+	var errs []error
+	for _, h := range s.Hosts {
+		errs = append(errs, h.PowerOff(ctx))
+	}
+	s.close()
+	s.lab.mu.Lock()
+	s.lab.sites = slices.DeleteFunc(s.lab.sites, func(o *Site) bool { return o == s })
+	s.lab.mu.Unlock()
+	return errors.Join(append(errs, s.lab.removeNamespace(s.Router))...)
+}
