@@ -103,6 +103,7 @@ help:
 	@echo '  make test-dist             the release: contents, static, reproducible'
 	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
 	@echo '  make test-vm               the tests on other kernels, emulated: VM_KERNELS, VM_SHORT=yes'
+	@echo '  make zoo                   hosts of every shape, with every backend (root)'
 	@echo '  make caches                what these two keep, made before (root)'
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
@@ -305,6 +306,12 @@ test-vm: | need-go
 .PHONY: caches
 caches: need-root
 	VM_KERNELS='$(VM_KERNELS)' VM_MIRROR='$(VM_MIRROR)' $(GO) test -v -vet=off -tags system,vm -count=1 -run '^TestRoot$$|^TestImages$$' ./pkg/machine ./pkg/vm
+
+# "make test" runs each shape of host with one backend, and a few with every one.
+.PHONY: zoo
+zoo: need-root dist/flanneld
+	ZOO=all $(GO) test -v -vet=off -count=1 -timeout 30m -run '^TestZoo$$' ./cmd/flanneld
+	ZOO=all $(MAKE) --no-print-directory test-vm VM_KERNELS=6.1
 
 # Go fuzzes one target of one package at a time.
 .PHONY: fuzz

@@ -25,7 +25,7 @@ type shape struct {
 	flap    string // on one host, whose packets then go again after up
 	gateway string // of the hosts
 	args    string // of flanneld
-	network string // the network config without Backend
+	overlay string // the network config without Backend
 	filter  string // iptables: "nft" or "legacy" is what flanneld finds under that name; else what the machine has
 	second  bool   // a second flanneld on each host, for another network
 	late    bool   // flanneld is started before anything else, at the first time too
@@ -360,7 +360,7 @@ var shapes = []shape{
 		name:    "LAN inside the overlay's Network",
 		router:  oneRouter,
 		up:      oneAddress,
-		network: `"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.99.16.0","SubnetMax":"10.150.240.0"`,
+		overlay: `"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.99.16.0","SubnetMax":"10.150.240.0"`,
 		outside: "10.99.0.0/16",
 	},
 	{

@@ -199,7 +199,7 @@ func (s *shape) complete() {
 		s.nics = oneNIC
 	}
 	s.gateway = cmp.Or(s.gateway, "10.99.0.1")
-	s.network = cmp.Or(s.network, `"Network":"10.42.0.0/16"`)
+	s.overlay = cmp.Or(s.overlay, `"Network":"10.42.0.0/16"`)
 	s.uplink = cmp.Or(s.uplink, "eth0")
 	s.publicIP = cmp.Or(s.publicIP, "10.99.0.$N")
 	s.mtu = cmp.Or(s.mtu, 1500)
@@ -219,7 +219,7 @@ func (x *exhibit) build(name string) {
 			x.t.Errorf("remove the site: %v", err)
 		}
 	})
-	networks := []string{fmt.Sprintf(`{%s,"Backend":{%s}}`, x.network, x.backend.options)}
+	networks := []string{fmt.Sprintf(`{%s,"Backend":{%s}}`, x.overlay, x.backend.options)}
 	if x.second {
 		options := strings.TrimSuffix(x.backend.options+","+x.backend.second, ",")
 		networks = append(networks, fmt.Sprintf(`{"Network":"10.43.0.0/16","Backend":{%s}}`, options))
