@@ -473,7 +473,7 @@ func (n *node) right() error {
 // chosen is what the log says last of the uplink.
 func (n *node) chosen() (iface, addr string) {
 	for line := range strings.Lines(n.process().Logs()) {
-		if !strings.Contains(line, "chose the uplink") {
+		if !choosesUplink(line) {
 			continue
 		}
 		for _, f := range strings.Fields(line) {
@@ -486,6 +486,10 @@ func (n *node) chosen() (iface, addr string) {
 		}
 	}
 	return iface, addr
+}
+
+func choosesUplink(line string) bool {
+	return strings.Contains(line, "chose the uplink") || strings.Contains(line, "chose another uplink")
 }
 
 // direct expects plain routes to peers on the same link, and none to others.
@@ -558,7 +562,7 @@ func (x *exhibit) flaps() {
 	x.sound()
 	for _, n := range x.on(h) {
 		for line := range strings.Lines(n.process().Logs()[before[n]:]) {
-			if strings.Contains(line, "chose the uplink") && !strings.Contains(line, " iface="+x.uplink+" ") {
+			if choosesUplink(line) && !strings.Contains(line, " iface="+x.uplink+" ") {
 				x.t.Errorf("%s has left its uplink: %s", h.Name, line)
 			}
 		}
