@@ -17,7 +17,9 @@ type nsID struct{ dev, ino uint64 }
 // killInside ends every process in the named namespaces: what a killed flanneld has left running, for example. The
 // machine's own namespace and the calling process are never touched, whatever the files stand for.
 func killInside(ctx context.Context, paths []string) error {
-	own, err := namespaceOf("/proc/self/ns/net")
+	// Not /proc/self: Go parks the process's first thread for ever when a goroutine ends on it that has locked it, as the
+	// one that makes a namespace does, so that thread may stand in one of the lab's.
+	own, err := namespaceOf("/proc/thread-self/ns/net")
 	if err != nil {
 		return err
 	}

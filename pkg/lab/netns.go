@@ -25,11 +25,26 @@ type Namespace struct {
 	file *os.File
 }
 
+// shareNetnsDir makes /run/netns a mount point of its own, as ip(8) does with its first namespace. Were ip to do it later, it
+// would cover the namespaces of a lab, whose files could then not be removed.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return fmt.Errorf("create %s: %w", netnsDir, err)
+	}
+	err := unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) {
+		err = errors.Join(
+			unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""),
+			unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, ""))
+	}
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", netnsDir, err)
+	}
+	return nil
+}
+
 // createNamespace makes a network namespace with its loopback device up.
 func createNamespace(name string) (*Namespace, error) {
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return nil, fmt.Errorf("create %s: %w", netnsDir, err)
-	}
 	n := &Namespace{Name: name}
 	mountpoint, err := os.OpenFile(n.Path(), os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o444)
 	if err != nil {

@@ -40,6 +40,9 @@ func newState(ctx context.Context) (*state, error) {
 		return nil, err
 	}
 	defer root.Close()
+	if err := shareNetnsDir(); err != nil {
+		return nil, err
+	}
 	if err := sweep(ctx); err != nil {
 		return nil, fmt.Errorf("remove what a dead lab left: %w", err)
 	}
