@@ -187,7 +187,7 @@ func (z *zoo) live(t *testing.T, s shape, name string, b zooBackend) {
 	}
 	stage("start", x.start)
 	stage("restart", x.restart)
-	stage("log", func() { x.quiet(x.warns...) })
+	stage("log", x.quiet)
 	stage("repair", x.repair)
 	stage("flap", x.flaps)
 	stage("reboot", x.reboot)
@@ -371,6 +371,9 @@ func (x *exhibit) start() {
 	for _, n := range x.nodes {
 		n.ready()
 		n.subnet = n.leased()
+	}
+	x.within(5*time.Second, "warnings", x.warned)
+	for _, n := range x.nodes {
 		n.contain()
 	}
 	x.sound()
@@ -595,18 +598,25 @@ func (x *exhibit) reboot() {
 	x.sound()
 }
 
-// quiet expects the log of each flanneld to have a warning of each of these, and no other.
-func (x *exhibit) quiet(of ...string) {
+// warned expects the warnings that the row names in the logs of all hosts.
+func (x *exhibit) warned() error {
+	for _, n := range x.nodes {
+		for _, w := range x.warns {
+			if lines(n.process(), w) == 0 {
+				return fmt.Errorf("%s says nothing of %q", n.host.Name, w)
+			}
+		}
+	}
+	return nil
+}
+
+// quiet expects no other warnings than those in the logs.
+func (x *exhibit) quiet() {
 	for _, n := range x.nodes {
 		for line := range strings.Lines(n.process().Logs()) {
 			loud := strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")
-			if loud && !slices.ContainsFunc(of, func(w string) bool { return strings.Contains(line, w) }) {
+			if loud && !slices.ContainsFunc(x.warns, func(w string) bool { return strings.Contains(line, w) }) {
 				x.t.Errorf("%s says %s", n.host.Name, line)
-			}
-		}
-		for _, w := range of {
-			if lines(n.runs[0], w) == 0 {
-				x.t.Errorf("%s says nothing of %q", n.host.Name, w)
 			}
 		}
 	}
