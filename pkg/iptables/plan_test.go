@@ -164,8 +164,8 @@ func apply(t *testing.T, l listing, input string) {
 	}
 }
 
-// TestAnyListing begins with rules at random, of ours, of earlier releases and
-// of others. One pass is enough, and the rules of others are in order.
+// TestAnyListing begins with rules at random, of ours, of earlier releases, of another network
+// and of others. One pass is enough, and the rules of all others are in order.
 func TestAnyListing(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -185,7 +185,16 @@ func TestAnyListing(t *testing.T) {
 			}
 		}
 	}
-	stranger := func(rule string) bool { return strings.HasPrefix(rule, "-o eth") || rule == "-j DOCKER-USER" }
+	third := overlay("10.60.0.0/16", "10.60.9.0/24")
+	for _, c := range everything(third) {
+		for _, rule := range c.Rules {
+			pool = append(pool, specOf(rule, c.Hook.Comment()).String())
+		}
+	}
+	ofThird := func(rule string) bool { return strings.Contains(rule, "10.60.0.0/16") }
+	stranger := func(rule string) bool {
+		return strings.HasPrefix(rule, "-o eth") || rule == "-j DOCKER-USER" || ofThird(rule)
+	}
 	pool = append(pool, "-o eth1 -j DROP", "-o eth2 -j FLANNEL-FWD", "-o eth3 -g FLANNEL-POSTRTG", "-j DOCKER-USER")
 	some := func() (rules []string) {
 		for range r.IntN(20) {
@@ -208,6 +217,11 @@ func TestAnyListing(t *testing.T) {
 				for _, rule := range slices.Concat(l[a.table][a.chain], l[a.table]["OTHER"]) {
 					if stranger(rule) {
 						all = append(all, rule)
+					}
+				}
+				for _, rule := range l[a.table][a.own] {
+					if ofThird(rule) {
+						all = append(all, a.own+": "+rule)
 					}
 				}
 			}
