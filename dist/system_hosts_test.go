@@ -50,16 +50,18 @@ type container struct {
 
 func newSystem(t *testing.T, name, config string) *system {
 	t.Helper()
+	return newSystemOn(t, name, config, machine.Kind{Suite: machine.Bookworm}, machine.Kind{Suite: machine.Bookworm})
+}
+
+// newSystemOn has a host of each kind.
+func newSystemOn(t *testing.T, name, config string, kinds ...machine.Kind) *system {
+	t.Helper()
 	if err := machine.Missing(); err != nil {
 		t.Fatalf("the system test lacks something:\n%v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	begun := time.Now()
-	root, err := machine.Root(ctx, func(line string) { fmt.Println("system:", line) })
-	if err != nil {
-		t.Fatal(err)
-	}
 	l, err := lab.New(ctx, lab.Options{Hosts: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +73,11 @@ func newSystem(t *testing.T, name, config string) *system {
 		}
 	})
 	s.configure(configKey, config)
-	for i := range 2 {
+	for i, kind := range kinds {
+		root, err := machine.RootOf(ctx, kind, func(line string) { fmt.Println("system:", line) })
+		if err != nil {
+			t.Fatal(err)
+		}
 		h := &host{system: s}
 		s.hosts = append(s.hosts, h)
 		addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 31, 200, byte(11 + i)}), 22)

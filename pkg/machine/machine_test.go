@@ -22,12 +22,16 @@ func TestRoot(t *testing.T) {
 	if err := machine.Missing(); err != nil {
 		t.Fatal(err)
 	}
-	first, err := machine.Root(t.Context(), func(s string) { t.Log(s) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, err := machine.Root(t.Context(), func(s string) { t.Error(s) }); err != nil || again != first {
-		t.Errorf("%s the second time, %s the first, %v", again, first, err)
+	for _, k := range []machine.Kind{
+		{Suite: machine.Bookworm}, {Suite: machine.Bookworm, Firewalls: true}, {Suite: machine.Trixie, Firewalls: true},
+	} {
+		first, err := machine.RootOf(t.Context(), k, func(s string) { t.Log(s) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := machine.RootOf(t.Context(), k, func(s string) { t.Error(s) }); err != nil || again != first {
+			t.Errorf("%s the second time, %s the first, %v", again, first, err)
+		}
 	}
 }
 

@@ -37,6 +37,9 @@ type Kind struct {
 // out.
 func (k Kind) arguments() []string {
 	packages := packages
+	if k.Suite != Bookworm {
+		packages += ",docker-cli" // no longer part of docker.io
+	}
 	var hooks []string
 	if k.Firewalls {
 		packages += firewalls
