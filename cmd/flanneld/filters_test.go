@@ -183,3 +183,75 @@ func TestClosedTunnelPortIsNamed(t *testing.T) {
 		c.sh(h, f.undo)
 	}
 }
+
+// TestOwnedTables: a chain that only its own program may write is named as long as it drops
+// the overlay's packets, with the command where there is one. Here firewalld cannot be
+// asked.
+func TestOwnedTables(t *testing.T) {
+	need(t, "nft")
+	c := newCluster(t, lab.Options{Hosts: 2})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	var p *lab.Process
+	for _, on := range c.Hosts {
+		started, err := on.Run(lab.Command{
+			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + on.SubnetFile},
+			Env:  []string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"},
+		})
+		c.must(err)
+		c.must(started.WaitReady(c.ctx))
+		if on == h {
+			p = started
+		}
+	}
+	c.addContainers()
+	c.waitAllPairs()
+	for _, o := range []struct{ table, text, command string }{
+		{"firewalld", "firewalld may drop the overlay's packets", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16"`},
+		{"theirs", "a chain that only its own program may change drops the overlay's packets", `chain="nftables inet theirs forward"`},
+	} {
+		owner := c.nftOwner(h)
+		owner("add table inet %[1]s { flags owner; }\nadd chain inet %[1]s forward { type filter hook forward priority 10; policy accept; }\n"+
+			"add rule inet %[1]s forward ct state established accept\nadd rule inet %[1]s forward reject\n", o.table)
+		c.within(10*time.Second, o.table+" is named", func() error {
+			if n := lines(p, "level=WARN", o.text, o.command); n != 1 {
+				return fmt.Errorf("said %d times:\n%s", n, p.Logs())
+			}
+			return nil
+		})
+		if c.pingBothWays() == nil {
+			t.Errorf("%s does not drop packets", o.table)
+		}
+		owner("insert rule inet %s forward ip saddr 10.42.0.0/16 accept\n", o.table)
+		c.within(10*time.Second, o.table+" is over", func() error {
+			if n := lines(p, "no longer: "+o.text); n != 1 {
+				return fmt.Errorf("over %d times:\n%s", n, p.Logs())
+			}
+			return c.pingBothWays()
+		})
+	}
+	if n := lines(p, "packet filter rules cannot be kept"); n > 0 {
+		t.Errorf("said %d times that rules cannot be kept:\n%s", n, p.Logs())
+	}
+}
+
+// nftOwner starts a program on a host that owns the tables which it makes, and goes with
+// the test. What is returned gives it lines of nft's language.
+func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
+	c.t.Helper()
+	cmd := exec.Command("nft", "-i")
+	in, err := cmd.StdinPipe()
+	c.must(err)
+	c.must(h.Do(cmd.Start))
+	c.t.Cleanup(func() {
+		in.Close() // then it ends
+		if err := cmd.Wait(); err != nil {
+			c.t.Errorf("nft: %v", err)
+		}
+	})
+	return func(format string, args ...any) {
+		c.t.Helper()
+		_, err := fmt.Fprintf(in, format, args...)
+		c.must(err)
+	}
+}

@@ -199,7 +199,7 @@ func (c *cleanup) rules(ctx context.Context) error {
 	defer nft.Close()
 	return errors.Join(append(errs, c.ruleSet(ctx, nftSet{nft}, func(ctx context.Context, o firewall.Owner) ([]string, error) {
 		return nft.Removal(ctx, nftables.IPv4, o)
-	}))...)
+	}), c.firewalld(ctx, nft))...)
 }
 
 // bothIPTables returns the variants of iptables that are installed and may hold rules, each once.

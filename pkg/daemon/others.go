@@ -175,7 +175,7 @@ func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) {
 			for _, b := range all {
 				switch {
 				case !b.Owned:
-				case b.Tool == "firewalld":
+				case b.Table == firewalldTable:
 					asksFirewalld = true
 				case b.Certain:
 					found = append(found, condition.Condition{
@@ -325,6 +325,7 @@ type trust struct {
 }
 
 const (
+	firewalldTable = "inet firewalld" // in nftables
 	trustCondition = "firewalld"
 	trustWithin    = 15 * time.Second // for an answer
 	trustRetry     = 5 * time.Second

@@ -161,6 +161,20 @@ func (c *conn) dump(kind uint16, body attrs, each func(Family, map[uint16]value)
 	return nil
 }
 
+// OwnedTables returns the tables of all families, as "inet firewalld", that only the program
+// that made them may change.
+func (t *Tables) OwnedTables() (names []string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all, err := t.conn.tables(IPv4, IPv6, unix.NFPROTO_INET)
+	for _, table := range all {
+		if table.flags&owned != 0 {
+			names = append(names, table.family.String()+" "+table.name)
+		}
+	}
+	return names, err
+}
+
 func (c *conn) tables(families ...Family) (list []table, err error) {
 	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(f Family, m map[uint16]value) {
 		list = append(list, table{

@@ -1,0 +1,39 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"flanneld/pkg/firewalld"
+	"flanneld/pkg/nftables"
+)
+
+// firewalld undoes what a daemon has told firewalld. It is asked only where its table is: on
+// the system bus there may be one of another network namespace.
+func (c *cleanup) firewalld(ctx context.Context, nft *nftables.Tables) error {
+	owned, err := nft.OwnedTables()
+	if err != nil || !slices.Contains(owned, firewalldTable) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, trustWithin)
+	defer cancel()
+	client, err := firewalld.Dial(ctx)
+	if errors.Is(err, firewalld.ErrNoBus) {
+		fmt.Fprintf(c.remarks, "firewalld cannot be asked (%v); if it was told to trust the network: %s\n", err, firewalld.UntrustCommand(c.owner.Network))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	trusted, err := client.Trusted(ctx, c.owner.Network)
+	if firewalld.NotRunning(err) {
+		return nil
+	}
+	if err != nil || !trusted {
+		return err
+	}
+	return c.step(firewalld.UntrustCommand(c.owner.Network), func() error { return client.Untrust(ctx, c.owner.Network) })
+}
