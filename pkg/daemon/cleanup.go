@@ -11,11 +11,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
-	"flanneld/pkg/firewalld"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/nftables"
@@ -50,7 +48,7 @@ func Cleanup(ctx context.Context, o CleanupOptions, out, remarks io.Writer) erro
 	if err := c.unregistered(); err != nil {
 		return err
 	}
-	err = errors.Join(c.kernel(), c.rules(ctx), c.firewalld(ctx), c.files())
+	err = errors.Join(c.kernel(), c.rules(ctx), c.files())
 	if err == nil && c.steps == 0 {
 		fmt.Fprintf(remarks, "nothing of the network %s is left\n", c.owner.Network)
 	}
@@ -232,23 +230,6 @@ func (c *cleanup) ruleSet(ctx context.Context, set ruleSet, removal func(context
 	}
 	return c.step(strings.Join(commands, "\n"), func() error {
 		_, err := set.Sync(ctx, c.owner, nil)
-		return err
-	})
-}
-
-// busWait bounds what firewalld may take to answer.
-const busWait = 10 * time.Second
-
-// firewalld undoes what firewalld was asked for.
-func (c *cleanup) firewalld(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, busWait)
-	defer cancel()
-	commands, err := firewalld.Forget(ctx, c.owner.Network, true)
-	if err != nil || len(commands) == 0 {
-		return err
-	}
-	return c.step(strings.Join(commands, "\n"), func() error {
-		_, err := firewalld.Forget(ctx, c.owner.Network, false)
 		return err
 	})
 }
