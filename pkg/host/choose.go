@@ -70,9 +70,18 @@ var errNoDefault = errors.New("there is no default route")
 
 // Choose finds the uplink, among interfaces that have a carrier if one of them fits. An
 // interface of the overlay is none, nor is one with an address in own, the subnets that
-// this host has or had. The error says what each selector failed on.
-func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach) (Uplink, error) {
+// this host has or had. Of several that are as good, the first in prefer is taken, else the
+// first in kernel order. The error says what each selector failed on.
+func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefer ...string) (Uplink, error) {
 	inv = inv.without("belongs to the overlay", func(i Iface) bool { return i.overlay(own) })
+	rank := func(iface string) int {
+		if at := slices.Index(prefer, iface); at >= 0 {
+			return at
+		}
+		return len(prefer)
+	}
+	slices.SortStableFunc(inv.Ifaces, func(a, b Iface) int { return rank(a.Name) - rank(b.Name) })
+	slices.SortStableFunc(inv.Routes, func(a, b Route) int { return rank(a.Iface) - rank(b.Iface) })
 	running := inv.without("has no carrier", func(i Iface) bool { return !i.Up || !i.Running })
 	if u, err := running.choose(sel, reach); err == nil {
 		return u, nil

@@ -25,6 +25,7 @@ type Tracker struct {
 	Reach     Reach
 
 	current Uplink
+	home    string                  // the interface that is taken again, if no other is better
 	index   int                     // of the current interface, which may be renamed
 	seen    map[netip.Addr]sighting // addresses that are, or lately were, there
 	whole   bool                    // it was up since it was chosen
@@ -45,10 +46,10 @@ type Choice struct {
 
 // Update takes what the kernel holds now. own are the subnets that this host has or had.
 func (t *Tracker) Update(inv Inventory, own []netip.Prefix, now time.Time) Choice {
-	best, err := Choose(t.Selectors, inv, own, t.Reach)
+	best, err := Choose(t.Selectors, inv, own, t.Reach, t.home, t.current.Iface)
 	if t.current.Iface == "" {
 		if err == nil {
-			t.take(best, inv, now)
+			t.take(best, best.Iface, inv, now)
 		}
 		return Choice{Uplink: t.current, Err: err}
 	}
@@ -69,15 +70,15 @@ func (t *Tracker) Update(inv Inventory, own []netip.Prefix, now time.Time) Choic
 			waited = max(waited, now.Sub(t.lost))
 		}
 		if again = uplinkPatience - waited; again <= 0 || t.succeeds(inv, now) {
-			t.take(t.rival, inv, now)
+			t.take(t.rival, t.homeAfter(inv, own), inv, now)
 			again = 0
 		}
 	}
 	return Choice{t.current, t.usable(inv, err), again}
 }
 
-// here finds an address of the current interface, which nothing but a default route
-// brought in: without any, there is no reason to leave it.
+// here finds an address of the current interface, for when there is no default route at all:
+// then there is no reason to leave it.
 func (t *Tracker) here(inv Inventory, own []netip.Prefix) (Uplink, error) {
 	i, ok := t.iface(inv)
 	switch {
@@ -145,9 +146,25 @@ func (t *Tracker) succeeds(inv Inventory, now time.Time) bool {
 	return t.rival.Iface == i.Name && !came.IsZero() && now.Sub(came) < newAddress && !t.rival.Addr.IsLinkLocalUnicast()
 }
 
-func (t *Tracker) take(u Uplink, inv Inventory, now time.Time) {
+// homeAfter returns what home is after the rival was taken: that, if it is a better one
+// than the current one is, or this in another form; else it only stands in for home.
+func (t *Tracker) homeAfter(inv Inventory, own []netip.Prefix) string {
+	if t.rival.Addr == t.current.Addr {
+		return t.rival.Iface
+	}
+	if i, ok := t.iface(inv); ok && i.Name == t.rival.Iface {
+		return t.rival.Iface
+	}
+	others := inv.without("", func(i Iface) bool { return i.Name == t.rival.Iface })
+	if second, err := Choose(t.Selectors, others, own, t.Reach, t.current.Iface); err == nil && second.same(t.current) {
+		return t.rival.Iface
+	}
+	return t.home
+}
+
+func (t *Tracker) take(u Uplink, home string, inv Inventory, now time.Time) {
 	i, _ := inv.iface(u.Iface)
-	*t = Tracker{Selectors: t.Selectors, Reach: t.Reach, current: u, index: i.Index, whole: inv.Has(u), seen: map[netip.Addr]sighting{}}
+	*t = Tracker{Selectors: t.Selectors, Reach: t.Reach, current: u, home: home, index: i.Index, whole: inv.Has(u), seen: map[netip.Addr]sighting{}}
 	for _, a := range i.Addrs {
 		t.seen[a.Prefix.Addr()] = sighting{last: now}
 	}

@@ -36,6 +36,13 @@ func twoNICs() *machine {
 	return m
 }
 
+// twins has two default routes, one as good as the other.
+func twins() *machine {
+	m := oneNIC()
+	m.do("new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 0")
+	return m
+}
+
 func (m *machine) at(name string) *Iface {
 	at := slices.IndexFunc(m.Ifaces, func(i Iface) bool { return i.Name == name })
 	if at < 0 {
@@ -154,6 +161,12 @@ func TestTracker(t *testing.T) {
 			return m
 		}, Selectors{},
 			"1s new eth0; 2s addr+ eth0 10.99.0.2/16; 3s route+ eth0 10.99.0.1 0", "6s eth0 10.99.0.2", ""},
+		{"as good as another: link down and up", twins, Selectors{}, "1s down eth0; 1.1s up eth0, route+ eth0 10.99.0.1 0", "", ""},
+		{"as good as another: route away for 2 s", twins, Selectors{}, "1s route- eth0; 3s route+ eth0 10.99.0.1 0", "", ""},
+		{"as good as another: away for 10 s", twins, Selectors{}, "1s down eth0; 11s up eth0, route+ eth0 10.99.0.1 0", "4s mgmt 192.168.77.2; 14s eth0 10.99.0.2", ""},
+		{"as good as another: route away for 10 s", twins, Selectors{}, "1s route- eth0; 11s route+ eth0 10.99.0.1 0", "4s mgmt 192.168.77.2; 14s eth0 10.99.0.2", ""},
+		{"another one as good comes", oneNIC, Selectors{}, "1s new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 0", "", ""},
+		{"a better one comes, then as good a one", twoNICs, Selectors{}, "1s new eth1, addr+ eth1 10.98.0.2/16; 2s route- eth0, route+ eth1 10.98.0.1 0, route+ eth0 10.99.0.1 5; 20s route- eth0, route+ eth0 10.99.0.1 0", "5s eth1 10.98.0.2", ""},
 		{"a worse one comes", oneNIC, Selectors{}, "1s new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 600", "", ""},
 		{"the other one goes", twoNICs, Selectors{}, "1s del mgmt", "", ""},
 		{"metrics change places", twoNICs, Selectors{}, "1s route- eth0, route+ eth0 10.99.0.1 700", "4s mgmt 192.168.77.2", ""},
@@ -184,6 +197,7 @@ func TestTracker(t *testing.T) {
 		{"two named: no carrier", twoNICs, either, "1s carrier- eth0; 9s carrier+ eth0", "4s mgmt 192.168.77.2; 12s eth0 10.99.0.2", ""},
 		{"two named: away for 2 s", twoNICs, either, "1s del eth0; 3s new eth0, addr+ eth0 10.99.0.2/16", "", ""},
 		{"expression: another one matches", twoNICs, expr, "1s new net1, addr+ net1 10.5.0.1/16; 2s addr- eth0 10.99.0.2/16; 4s addr+ eth0 10.99.0.2/16", "", ""},
+		{"expression: another one matches, device made anew", oneNIC, expr, "1s new net1, addr+ net1 10.5.0.1/16; 2s del eth0; 4s new eth0, addr+ eth0 10.99.0.2/16", "", ""},
 		{"expression: another one matches, 10 s", twoNICs, expr, "1s new net1, addr+ net1 10.5.0.1/16; 2s addr- eth0 10.99.0.2/16; 12s addr+ eth0 10.99.0.2/16", "5s net1 10.5.0.1; 15s eth0 10.99.0.2", ""},
 		{"expression: the overlay's devices match", twoNICs, expr, "1s new flannel.1, addr+ flannel.1 10.42.7.0/32; 2s addr- eth0 10.99.0.2/16", "", "no address or name matches"},
 	} {
