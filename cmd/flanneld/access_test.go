@@ -56,7 +56,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 			}
 			permit := func() {
 				t.Helper()
-				command := commandOf(p, "etcd does not permit this host to write its network", "permission=readwrite", "user=flannel-1", "key=/coreos.com/network/")
+				command := commandOf(p, "etcd does not permit this host to write its lease", "permission=readwrite", "user=flannel-1", "key=/coreos.com/network/")
 				if strings.Contains(command, password) {
 					t.Errorf("the password is in %s", command)
 				}

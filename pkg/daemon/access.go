@@ -15,8 +15,8 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// access is an API of etcd's whose refusals are conditions: that it refuses the user, or to
-// let the user read, or write.
+// access is an API of etcd's whose refusals are conditions: that it does not know the user, or
+// does not let the user do something.
 type access struct {
 	client
 	api        API
@@ -24,17 +24,31 @@ type access struct {
 	conditions *condition.List
 }
 
-// What an API may be asked to do.
+// deed is what an API may be asked to do. Each may be permitted without the others.
+type deed string
+
 const (
-	reading = "read"
-	writing = "write"
+	readingConfig deed = "config"
+	reading       deed = "read"
+	writing       deed = "write"
 )
+
+// denied says that it is not permitted.
+func (d deed) denied() string {
+	switch d {
+	case readingConfig:
+		return "etcd does not permit this host to read the network config"
+	case reading:
+		return "etcd does not permit this host to read leases"
+	}
+	return "etcd does not permit this host to write its lease"
+}
 
 func (a access) id(what string) string { return "etcd-access/" + string(a.api) + "/" + what }
 
 // note begins or ends the conditions that a call of a kind tells of. One without an answer
 // tells of none.
-func (a access) note(ctx context.Context, what string, err error) {
+func (a access) note(ctx context.Context, what deed, err error) {
 	answered := err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) || errors.Is(err, registry.ErrHistoryLost)
 	switch {
 	case errors.Is(err, registry.ErrLogin):
@@ -47,7 +61,7 @@ func (a access) note(ctx context.Context, what string, err error) {
 		a.deny(ctx, what)
 	case answered:
 		a.conditions.End(a.id("login"))
-		a.conditions.End(a.id(what))
+		a.conditions.End(a.id(string(what)))
 	}
 }
 
@@ -55,16 +69,16 @@ func (a access) note(ctx context.Context, what string, err error) {
 func (a access) forget() { a.conditions.Replace(a.id(""), nil) }
 
 // deny begins the condition that the user lacks a permission.
-func (a access) deny(ctx context.Context, what string) {
+func (a access) deny(ctx context.Context, what deed) {
 	prefix := strings.TrimSuffix(a.ConfigKey(), path.Base(a.ConfigKey()))
 	c := condition.Condition{
-		ID: a.id(what), Severe: true, Text: "etcd does not permit this host to " + what + " its network",
+		ID: a.id(string(what)), Severe: true, Text: what.denied(),
 		Fields: []any{"store", a.api, "key", prefix, "user", a.user(), "permission", "readwrite"},
 	}
 	switch {
 	case a.api == APIv2 && a.user() == "":
 		c.Fields = append(c.Fields, "reason", "nobody is logged in: set -etcd-username and -etcd-password")
-	case a.api == APIv2 && what == reading:
+	case a.api == APIv2 && what == readingConfig:
 		c.Fields = append(c.Fields, "reason", "the password is wrong, or the user lacks the permission")
 	}
 	for _, known := range a.conditions.Current() {
@@ -126,7 +140,7 @@ func (a access) user() string {
 // Config implements registry.Registry.
 func (a access) Config(ctx context.Context) ([]byte, error) {
 	raw, err := a.client.Config(ctx)
-	a.note(ctx, reading, err)
+	a.note(ctx, readingConfig, err)
 	return raw, err
 }
 

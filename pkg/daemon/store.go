@@ -147,7 +147,7 @@ func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 			if access := s.access(i); err == nil && i != s.chosen.store {
 				access.forget() // what one refuses does not matter when the other has it
 			} else {
-				access.note(ctx, reading, a.err)
+				access.note(ctx, readingConfig, a.err)
 			}
 		}
 	}()
