@@ -207,3 +207,33 @@ func TestUDPScopeOfRoute(t *testing.T) {
 		return err
 	})
 }
+
+// TestAnotherBackendGivesUpTheTunnel: systemd hands over what a run with udp has left; with another backend it would
+// swallow what the network has no more specific route for.
+func TestAnotherBackendGivesUpTheTunnel(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", udpConfig)
+	h := c.Hosts[0]
+	p, err := h.Start()
+	c.must(err)
+	c.must(p.WaitReady(c.ctx))
+	p.KeepStored()
+	_, err = p.Stop(c.ctx)
+	c.must(err)
+	kept := p.Stored()
+	if len(kept) != 2 {
+		t.Fatalf("%d descriptors are stored", len(kept))
+	}
+	c.put("config", vxlanConfig)
+	p, err = h.Run(lab.Command{Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}, Stored: kept})
+	c.must(err)
+	c.must(p.WaitReady(c.ctx))
+	c.within(time.Second, "gone", func() error {
+		return h.Do(func() error {
+			if _, err := net.InterfaceByName("flannel0"); err == nil {
+				return fmt.Errorf("flannel0 is still there")
+			}
+			return nil
+		})
+	})
+}

@@ -176,6 +176,8 @@ func (d *daemon) serve(ctx context.Context) error {
 		if _, err := d.chooseTUN(); err != nil {
 			return err
 		}
+	} else {
+		d.fds.removeAll()
 	}
 	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 	if err != nil {

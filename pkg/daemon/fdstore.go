@@ -49,9 +49,7 @@ func newFDStore(log *slog.Logger) *fdStore {
 func (s *fdStore) close() {
 	if len(s.kept) > 0 && s.program.replaced() {
 		s.log.Info("another program is in this one's place now: giving up the tunnel's device and socket", "path", s.program.paths[0])
-		for name := range s.kept {
-			s.remove(name)
-		}
+		s.removeAll()
 	}
 	for _, f := range s.kept {
 		f.Close()
@@ -59,11 +57,12 @@ func (s *fdStore) close() {
 }
 
 // chooseTUN takes the TUN device that this host's overlay has, and returns its name: the
-// one that is kept, else the one that bears an address of ours, else the first of
+// one that is kept, else the one that bears an address of the network, else the first of
 // flannel0, flannel1, … that no other program has and that bears no addresses of
-// another network. Where none can be had, opening the one that is returned says why.
-func (s *fdStore) chooseTUN(inv host.Inventory, ours func(netip.Addr) bool) string {
-	name := s.takeTUN(inv, ours)
+// other networks than the former one. Where none can be had, opening the one that is
+// returned says why.
+func (s *fdStore) chooseTUN(inv host.Inventory, network, former netip.Prefix) string {
+	name := s.takeTUN(inv, network, former)
 	for kept := range s.kept {
 		if device, ok := strings.CutPrefix(kept, tunPrefix); ok && device != name {
 			s.remove(kept)
@@ -72,7 +71,7 @@ func (s *fdStore) chooseTUN(inv host.Inventory, ours func(netip.Addr) bool) stri
 	return name
 }
 
-func (s *fdStore) takeTUN(inv host.Inventory, ours func(netip.Addr) bool) string {
+func (s *fdStore) takeTUN(inv host.Inventory, network, former netip.Prefix) string {
 	for _, kept := range slices.Sorted(maps.Keys(s.kept)) {
 		if device, ok := strings.CutPrefix(kept, tunPrefix); ok && s.tryTUN(device) == nil {
 			return device
@@ -88,10 +87,11 @@ func (s *fdStore) takeTUN(inv host.Inventory, ours func(netip.Addr) bool) string
 			continue
 		}
 		for _, a := range i.Addrs {
-			if ours(a.Prefix.Addr()) {
+			ip := a.Prefix.Addr()
+			if network.Contains(ip) {
 				return i.Name
 			}
-			foreign[i.Name] = foreign[i.Name] || a.Prefix.Addr().Is4()
+			foreign[i.Name] = foreign[i.Name] || ip.Is4() && !former.Contains(ip)
 		}
 	}
 	for n, name := range names {
@@ -103,6 +103,13 @@ func (s *fdStore) takeTUN(inv host.Inventory, ours func(netip.Addr) bool) string
 		}
 	}
 	return names[0]
+}
+
+// removeAll gives up what was kept for a backend that is no longer used.
+func (s *fdStore) removeAll() {
+	for name := range s.kept {
+		s.remove(name)
+	}
 }
 
 // tryTUN takes a TUN device.

@@ -33,8 +33,9 @@ func (d *daemon) register(ctx context.Context) (*presence.Presence, error) {
 			return p, nil
 		case errors.As(err, &held):
 			d.conditions.Set(conflict(d.net.Network, held))
-		default:
-			return nil, err
+		default: // the network does not need it
+			d.log.Warn("cannot tell other flannelds on this host what this one has; going on", "err", err)
+			return nil, nil
 		}
 		timer := time.NewTimer(registerRetry)
 		select {
@@ -73,9 +74,7 @@ func (d *daemon) chooseTUN() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	name := d.fds.chooseTUN(inv, func(a netip.Addr) bool {
-		return d.net.Network.Contains(a) || d.former.Network.Contains(a)
-	})
+	name := d.fds.chooseTUN(inv, d.net.Network, d.former.Network)
 	if before := d.tun.Swap(&name); before != nil && *before == name {
 		return false, nil
 	}

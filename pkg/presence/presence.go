@@ -103,8 +103,13 @@ func Register(network netip.Prefix, device string) (*Presence, error) {
 	return &Presence{l}, nil
 }
 
-// Close ends what was made known.
-func (p *Presence) Close() error { return p.listener.Close() }
+// Close ends what was made known. A nil Presence has made nothing known.
+func (p *Presence) Close() error {
+	if p == nil {
+		return nil
+	}
+	return p.listener.Close()
+}
 
 // Holders returns the daemons in the network namespace of the calling thread.
 func Holders() ([]Holder, error) {

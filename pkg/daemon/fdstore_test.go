@@ -1,0 +1,113 @@
+package daemon
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/tunnel"
+)
+
+// TestTUNOfOverlay: each row is what a host has, and which device the overlay of 10.42.0.0/16, before that 10.44.0.0/16,
+// gets.
+func TestTUNOfOverlay(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	type device struct {
+		name, addr string
+		busy, tap  bool // another program has it; it is not a TUN
+	}
+	for _, c := range []struct {
+		name    string
+		devices []device
+		stored  string
+		want    string
+		fails   bool
+	}{
+		{name: "nothing", want: "flannel0"},
+		{name: "another network's daemon", devices: []device{{name: "flannel0", addr: "10.43.1.0", busy: true}}, want: "flannel1"},
+		{name: "another one that just starts", devices: []device{{name: "flannel0", busy: true}}, want: "flannel1"},
+		{name: "two others", devices: []device{{name: "flannel0", busy: true}, {name: "flannel1", addr: "10.43.1.0"}}, want: "flannel2"},
+		{name: "left by another network", devices: []device{{name: "flannel0", addr: "10.43.1.0"}}, want: "flannel1"},
+		{name: "left by an earlier release of ours", devices: []device{{name: "flannel1", addr: "10.42.1.0"}}, want: "flannel1"},
+		{name: "of an original that still ends", devices: []device{{name: "flannel0", addr: "10.42.1.0", busy: true}}, want: "flannel0", fails: true},
+		{name: "left by the former network", devices: []device{{name: "flannel0", addr: "10.44.1.0"}}, want: "flannel0"},
+		{name: "the former network is another's now", devices: []device{{name: "flannel0", addr: "10.44.1.0", busy: true}}, want: "flannel1"},
+		{name: "stored", stored: "flannel3", want: "flannel3"},
+		{name: "stored beside another's", devices: []device{{name: "flannel0", busy: true}}, stored: "flannel1", want: "flannel1"},
+		{name: "a TAP device", devices: []device{{name: "flannel0", tap: true}}, want: "flannel0", fails: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inNamespace(t, func() error {
+				s := &fdStore{log: slog.New(slog.DiscardHandler), kept: map[string]*os.File{}}
+				defer s.close()
+				for _, d := range c.devices {
+					mode := netlink.TuntapMode(netlink.TUNTAP_MODE_TUN)
+					if d.tap {
+						mode = netlink.TUNTAP_MODE_TAP
+					}
+					link := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: d.name}, Mode: mode}
+					if err := netlink.LinkAdd(link); err != nil {
+						return err
+					}
+					if d.addr != "" {
+						if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(d.addr), Mask: net.CIDRMask(32, 32)}}); err != nil {
+							return err
+						}
+					}
+					if d.busy {
+						other, err := tunnel.OpenTUN(d.name, tunnel.Offloads{})
+						if err != nil {
+							return err
+						}
+						defer other.Close()
+					}
+				}
+				if c.stored != "" {
+					if err := s.tryTUN(c.stored); err != nil {
+						return err
+					}
+				}
+				k, err := kernel.New()
+				if err != nil {
+					return err
+				}
+				defer k.Close()
+				inv, err := k.Inventory()
+				if err != nil {
+					return err
+				}
+				got := s.chooseTUN(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
+				if err := s.tryTUN(got); got != c.want || (err != nil) != c.fails {
+					t.Errorf("%s, %v; want %s", got, err, c.want)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// inNamespace runs a test in a network namespace of its own, on a thread that ends with it.
+func inNamespace(t *testing.T, test func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = test()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
