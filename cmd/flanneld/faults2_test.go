@@ -244,8 +244,8 @@ func (s *stage) returns(happens func()) {
 	tr.end()
 }
 
-// subnetTaken writes another host's lease over ours: who has it now keeps it,
-// and ours is another one.
+// subnetTaken has another host create the lease anew that ours has lost: who has it now
+// keeps it, and ours is another one.
 func (s *stage) subnetTaken() {
 	h := s.Hosts[0]
 	key, _, err := s.ownLease(h)
@@ -254,7 +254,10 @@ func (s *stage) subnetTaken() {
 	gone, moved, docker := "own subnet is held by another host now", "this host has another subnet now", "restart docker"
 	said := logged(h, docker)
 	tr := s.traffic(s.containers[1:]...)
+	s.must(h.Flanneld().Pause()) // or it would make it again itself
+	s.must(s.store.Delete(s.ctx, key))
 	s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
+	s.must(h.Flanneld().Signal(syscall.SIGCONT))
 	took := s.within(5*time.Second, "another subnet", func() error {
 		if now := s.subnet(h); now == old {
 			return fmt.Errorf("it is %s", now)

@@ -265,7 +265,6 @@ func TestOnePublicIPOnTwoHosts(t *testing.T) {
 					}
 					return nil
 				})
-				n.must(second.Flanneld().Kill(n.ctx))
 				n.Hosts[1] = third
 				n.Hosts = n.Hosts[:2]
 				n.addContainers()

@@ -104,6 +104,7 @@ type follower struct {
 	attrs   lease.Attrs   // that own is to have
 	claim   lease.Claim   // what our key may say, for all that we wrote
 	known   bool          // own is what the registry holds, as far as we heard
+	other   bool          // the registry was wiped or restored since own was written: its revisions say nothing of own
 	wrote   time.Time     // when own was last written or found
 	fights  fight         // with somebody who changes our key
 	doubled time.Time     // when it was last reported that somebody writes it as his own

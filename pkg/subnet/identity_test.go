@@ -206,3 +206,31 @@ func TestDoublesAreReportedAtIntervals(t *testing.T) {
 		w.expect(0)
 	})
 }
+
+// What another host has created in a store that was wiped is his, even if he did it at
+// the revision at which we had created ours in the old one.
+func TestIdentityInWipedStore(t *testing.T) {
+	following1(t, func(w *following) {
+		for range 9 { // so that the index of the new store is below
+			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
+		}
+		elapse(time.Second)
+		w.reg.Fail(errAway)
+		elapse(10 * time.Second)
+		w.reg.Wipe()
+		for n := uint64(1); n < w.own.Created; n++ {
+			w.reg.Put("10.42.9.0-24", value(third, 9), 0)
+		}
+		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
+		w.reg.Fail(nil)
+		elapse(30 * time.Second)
+		held := w.held(prefix("10.42.7.0/24"))
+		if held.Created != w.own.Created {
+			t.Fatalf("created at %d, ours at %d", held.Created, w.own.Created)
+		}
+		if held.Attrs != attrsOf(them, 70) || w.status().Own.Subnet == w.own.Subnet {
+			t.Errorf("the other's lease is %+v, ours %+v", held, w.status().Own)
+		}
+		w.says("held by another host now", 1)
+	})
+}

@@ -22,6 +22,7 @@ type fading struct {
 // load takes a listing in place of everything known.
 func (f *follower) load(listing registry.Listing) {
 	f.turned = f.turned || listing.Index < f.index
+	f.other = f.other || f.turned
 	f.index = listing.Index
 	leases := make(map[netip.Prefix]*lease.Lease, len(listing.Leases))
 	for _, l := range listing.Leases {

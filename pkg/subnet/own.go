@@ -98,11 +98,11 @@ func (f *follower) look(ctx context.Context) error {
 		f.reportDouble(found)
 		f.adopt(found)
 		return f.ownStep(ctx)
-	case f.claim.Former != (lease.Attrs{}) && found.Attrs == f.claim.Former && found.Created == f.own.Created && found.Revision > f.own.Revision:
+	case f.claim.Former != (lease.Attrs{}) && found.Attrs == f.claim.Former && !f.other && found.Created == f.own.Created && found.Revision > f.own.Revision:
 		return f.move(ctx, found, "the lease that this host took up is kept by another host, leasing a new one")
 	case found.PublicIP == f.PublicIP || found.PublicIP == f.own.PublicIP:
 		f.reportDouble(found)
-	case found.Created != f.own.Created:
+	case f.other || found.Created != f.own.Created:
 		return f.move(ctx, found, "own subnet is held by another host now, leasing a new one")
 	}
 	return f.putBack(ctx, found)
@@ -163,7 +163,7 @@ func (f *follower) adopt(l lease.Lease) {
 	if !l.SameAs(f.own) {
 		f.changed()
 	}
-	f.own, f.known, f.failed, f.wrote = l, true, false, time.Now()
+	f.own, f.known, f.other, f.failed, f.wrote = l, true, false, false, time.Now()
 	f.note(l.Subnet, l.Attrs, l.Attrs, l.Revision)
 }
 
