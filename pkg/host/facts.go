@@ -7,6 +7,8 @@
 package host
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -74,6 +76,46 @@ type Facts struct {
 func (f Facts) Equal(o Facts) bool {
 	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
 		slices.Equal(f.Underlay, o.Underlay)
+}
+
+// Facts returns what is now true of the chosen uplink, for an overlay with the
+// given network. It fails when the uplink is gone or has lost its address or its
+// MTU.
+func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) (Facts, error) {
+	if !publicIP.IsValid() {
+		publicIP = u.Addr
+	}
+	i, ok := inv.iface(u.Iface)
+	switch {
+	case !ok:
+		return Facts{}, fmt.Errorf("interface %s is gone", u.Iface)
+	case i.MTU <= 0:
+		return Facts{}, fmt.Errorf("interface %s has no MTU", u.Iface)
+	case !inv.holds(u):
+		return Facts{}, fmt.Errorf("interface %s no longer has the address %s", cmp.Or(u.Holder, u.Iface), u.Addr)
+	}
+	f := Facts{Uplink: u.Iface, MTU: i.MTU, Addr: u.Addr, PublicIP: publicIP, IPv6: inv.IPv6, MACs: map[string][6]byte{}}
+	for _, i := range inv.Ifaces {
+		f.MACs[i.Name] = i.MAC
+	}
+	for _, r := range inv.Routes {
+		if u.underlay(r, network) {
+			f.Underlay = append(f.Underlay, r)
+		}
+	}
+	return f, nil
+}
+
+// underlay tells whether a route leads to where peers may be: any outside the
+// network, for inside it the routes are the overlay's own, and the uplink's own
+// link, wherever it lies. Of the uplink's family, that is: every link that comes, ours
+// among them, brings an IPv6 route of its own.
+func (u Uplink) underlay(r Route, network netip.Prefix) bool {
+	if r.Dst.Addr().Is4() != u.Addr.Is4() {
+		return false
+	}
+	inside := r.Dst.Bits() >= network.Bits() && network.Contains(r.Dst.Addr())
+	return !inside || r.Iface == u.Iface && !r.Gateway.IsValid()
 }
 
 // OnLink finds the interface on whose link addr is. A route to everywhere that has no
