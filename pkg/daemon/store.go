@@ -141,17 +141,18 @@ const mostWaits = 2
 // have, it is the one that decide finds. An API without an answer may have one, so it is
 // waited for, without end if this host's last run was there.
 func (s *store) Config(ctx context.Context) (raw []byte, err error) {
-	answers := s.ask(ctx)
+	answers, last := s.ask(ctx), slices.Index(s.apis, s.host.last)
+	var have []int
 	defer func() {
 		for i, a := range answers {
-			if access := s.access(i); err == nil && i != s.chosen.store {
-				access.forget() // what one refuses does not matter when the other has it
-			} else {
+			switch access := s.access(i); {
+			case err == nil && i != s.chosen.store:
+				access.forget()
+			case err == nil || len(have) == 0 || i == last: // else what it refuses does not matter
 				access.note(ctx, readingConfig, a.err)
 			}
 		}
 	}()
-	var have []int
 	var silent, other error
 	for i, a := range answers {
 		switch {
@@ -163,7 +164,6 @@ func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 			other = a.err
 		}
 	}
-	last := slices.Index(s.apis, s.host.last)
 	switch {
 	case last >= 0 && answers[last].silent():
 		return nil, answers[last].err
@@ -204,8 +204,8 @@ func (e evidence) any() bool { return e.leases+e.reservations > 0 }
 // evidence looks at the leases in each of two stores. One that cannot be listed has none, and
 // the error.
 func (s *store) evidence(ctx context.Context) (found [2]evidence, failed int, err error) {
-	for i, r := range s.regs {
-		listing, lerr := r.List(ctx)
+	for i := range s.regs {
+		listing, lerr := s.access(i).List(ctx)
 		if lerr != nil {
 			failed, err = i, lerr
 		}
