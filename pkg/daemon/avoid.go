@@ -37,7 +37,7 @@ func (d *daemon) moving(own netip.Prefix) string {
 
 // remedy completes a finding by what is not the host's alone.
 func (d *daemon) remedy(f host.Finding, own netip.Prefix) host.Finding {
-	if f.ID == host.SubnetInside {
+	if f.ID == host.SubnetInside || f.ID == host.LANInside {
 		f.Command = d.moving(own)
 	}
 	return f

@@ -185,16 +185,35 @@ func (o Overlay) awayFromContainers(f Facts, s Surroundings) []Finding {
 		}
 	}
 	var wrong []Path
+	var lans []Finding
 	for _, p := range s.Paths {
 		local := p.Type == "" && !p.Gateway.IsValid() && p.Iface != "" && p.Iface != f.Uplink
 		switch {
 		case first[p.Dst] != p || serving[p.Iface]:
 		case len(serving) == 0 && (local || p.Dst == o.Subnet && p.Metric > 0): // nobody's, or docker0's will win
+		case p.Kernel && (p.Iface == f.Uplink || s.kind(p.Iface) == "device"): // a LAN, whose address is not to be given up
+			lans = []Finding{{
+				ID:     LANInside,
+				Text:   "a LAN of this host lies in its subnet, so containers with addresses of the LAN are not reached",
+				Fields: []any{"subnet", o.Subnet, "route", p.String()},
+			}}
 		default:
 			wrong = append(wrong, p)
 		}
 	}
-	return findPaths("route", "a route of others leads packets for this host's containers elsewhere", wrong, s.Links, "subnet", o.Subnet)
+	return append(lans, findPaths("route", "a route of others leads packets for this host's containers elsewhere", wrong, s.Links, "subnet", o.Subnet)...)
+}
+
+// LANInside is the ID of the finding that a LAN lies in this host's subnet.
+const LANInside = "lan-inside"
+
+func (s Surroundings) kind(link string) string {
+	for _, l := range s.Links {
+		if l.Name == link {
+			return l.Kind
+		}
+	}
+	return ""
 }
 
 // detour is there when another table wins against the bridge that serves the subnet; before
@@ -245,7 +264,10 @@ func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Fin
 	}
 	var names, commands []string
 	for _, p := range wrong[:min(len(wrong), examples)] {
-		names, commands = append(names, p.String()), append(commands, p.remove(links))
+		names = append(names, p.String())
+		if c := p.remove(links); c != "" {
+			commands = append(commands, c)
+		}
 	}
 	return []Finding{{
 		ID: id, Text: text, Command: strings.Join(commands, "; "),
@@ -253,11 +275,16 @@ func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Fin
 	}}
 }
 
-// remove is the command that removes a route; one that follows from an address goes with it.
+// remove is the command that removes a route; one that follows from an address goes with it,
+// and a network card keeps its own.
 func (p Path) remove(links []Link) string {
 	for _, l := range links {
 		for _, a := range l.Addrs {
-			if p.Kernel && l.Name == p.Iface && a.Masked() == p.Dst {
+			switch {
+			case !p.Kernel || l.Name != p.Iface || a.Masked() != p.Dst:
+			case l.Kind == "device":
+				return ""
+			default:
 				return fmt.Sprintf("ip addr del %s dev %s", a, l.Name)
 			}
 		}

@@ -105,9 +105,13 @@ func TestCheck(t *testing.T) {
 		{"many", false, []string{docker}, []string{dockerRoute, "10.42.7.1/32 dev a", "10.42.7.2/32 dev b", "10.42.7.3/32 dev c", "10.42.7.4/32 dev d"},
 			[]string{"route|ip route del 10.42.7.1/32 dev a; ip route del 10.42.7.2/32 dev b; ip route del 10.42.7.3/32 dev c|routes 4"}},
 
+		{"a LAN in the subnet, by the uplink", false, []string{docker, "eth0 veth 10.42.7.130/26"}, []string{dockerRoute, "10.42.7.128/26 dev eth0 proto kernel"}, []string{"lan-inside||route 10.42.7.128/26 dev eth0"}},
+		{"a LAN in the subnet, by another interface", false, []string{docker, "eth1 device 10.42.7.130/26"}, []string{dockerRoute, "10.42.7.128/26 dev eth1 proto kernel"}, []string{"lan-inside||route 10.42.7.128/26 dev eth1"}},
+
 		{"a part of a peer's subnet", false, nil, []string{"10.42.9.128/25 via 192.0.2.33 dev eth0"}, []string{"peer-route|ip route del 10.42.9.128/25 via 192.0.2.33 dev eth0|peer 10.42.9.0/24"}},
 		{"a peer's subnet with another metric", false, nil, []string{"10.42.9.0/24 via 192.0.2.33 dev eth0 metric 7"}, nil},
 		{"a subnet that nobody has", false, nil, []string{"10.42.10.0/24 via 192.0.2.33 dev eth0"}, nil},
+		{"another LAN inside a peer's subnet", false, []string{"eth1 device 10.42.9.130/25"}, []string{"10.42.9.128/25 dev eth1 proto kernel"}, []string{"peer-route||peer 10.42.9.0/24 route 10.42.9.128/25 dev eth1"}},
 		{"the LAN inside a peer's subnet", false, nil, []string{"10.42.65.0/24 dev eth0 proto kernel"}, nil},
 
 		{"a host's address inside the network", true, nil, nil, []string{"peer-address|ip route add 10.42.200.4/32 via 192.0.2.1 dev eth0|public_ip 10.42.200.4 peers 1"}},
