@@ -1,0 +1,44 @@
+//go:build system
+
+package dist_test
+
+import "strings"
+
+// said is a script that finds a line of flanneld's present run.
+func said(words string) string {
+	return "journalctl -q -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID flanneld) | grep '" + words + "'"
+}
+
+// takenPort has another user's process on the tunnel's port: the unit hides the process, and what is left is named.
+func (s *system) takenPort() string {
+	s.Helper()
+	h := s.hosts[0]
+	h.must("systemctl stop flanneld; ip link del flannel.1; systemd-run -q --unit=holder --uid=daemon " +
+		`perl -e 'use IO::Socket; my $$s = IO::Socket::INET->new(Proto => "udp", LocalPort => 8472) or die; sleep'`)
+	h.eventually("grep -q ':2118 ' /proc/net/udp")
+	h.must("systemctl restart --no-block flanneld")
+	line := h.eventually(said("reason=\"a process of uid 1, or the kernel has UDP port 8472"))
+	h.must("[ $(systemctl show -P ActiveState flanneld) = activating ]")
+	h.must("systemctl stop holder")
+	h.eventually("systemctl is-active flanneld")
+	h.eventually(said("no longer: the overlay lacks"))
+	s.ping()
+	return suggested(line)
+}
+
+// dockerCameFirst shows what was said of docker, which ran before flanneld was installed, and that
+// it was over with the restart that was suggested.
+func (s *system) dockerCameFirst() string {
+	s.Helper()
+	h := s.hosts[0]
+	line := h.must("journalctl -q -o cat -u flanneld | grep 'WARN.*a bridge of docker is not on this host.s subnet.*device=docker0 addr=172.17.0.1/16'")
+	h.eventually("journalctl -q -o cat -u flanneld | grep 'no longer: a bridge of docker'")
+	return suggested(line)
+}
+
+// suggested is the command in a line of the log.
+func suggested(line string) string {
+	_, command, _ := strings.Cut(line, `command="`)
+	command, _, _ = strings.Cut(command, `"`)
+	return command
+}
