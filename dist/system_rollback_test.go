@@ -83,6 +83,19 @@ func TestSystemRollback(t *testing.T) {
 		}
 		return ""
 	})
+	s.scenario("cleanup", func() string {
+		h.must("! flanneld cleanup 2>/tmp/said && grep -q 'refused: there is the flanneld of network 10.42.0.0/16' /tmp/said")
+		s.ping()
+		others := "iptables-save | grep -v -e FLANNEL -e flanneld -e ^# | sed 's/\\[.*//'"
+		before := h.must(others)
+		commands := h.must("systemctl stop flanneld; flanneld cleanup -files")
+		h.must("! iptables-save | grep FLANNEL && ! ls /sys/class/net | grep flannel && ! ls /run/flannel/subnet.env* && ip link show docker0")
+		if now := h.must(others); now != before {
+			t.Errorf("rules of others were\n%s\nand are\n%s", before, now)
+		}
+		h.must("systemctl start flanneld; ip link show flannel0") // as on a host that is new
+		return fmt.Sprint(strings.Count(commands, "\n")+1, " commands")
+	})
 }
 
 // lossOf is how long containers did not reach each other while something was done, by pings each 10 ms.

@@ -72,31 +72,46 @@ func (s *fdStore) chooseTUN(inv host.Inventory, network, former netip.Prefix) st
 }
 
 func (s *fdStore) takeTUN(inv host.Inventory, network, former netip.Prefix) string {
-	for _, kept := range slices.Sorted(maps.Keys(s.kept)) {
-		if device, ok := strings.CutPrefix(kept, tunPrefix); ok && s.tryTUN(device) == nil {
-			return device
-		}
-	}
 	names := make([]string, tunDevices)
-	foreign := map[string]bool{}
 	for n := range names {
 		names[n] = "flannel" + strconv.Itoa(n)
 	}
+	// Which devices have addresses of the network, of the former one, of others.
+	ours, stale, foreign := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, i := range inv.Ifaces {
-		if !slices.Contains(names, i.Name) {
-			continue
-		}
 		for _, a := range i.Addrs {
-			ip := a.Prefix.Addr()
-			if network.Contains(ip) {
-				return i.Name
+			switch ip := a.Prefix.Addr(); {
+			case network.Contains(ip):
+				ours[i.Name] = true
+			case former.Contains(ip):
+				stale[i.Name] = true
+			case ip.Is4():
+				foreign[i.Name] = true
 			}
-			foreign[i.Name] = foreign[i.Name] || ip.Is4() && !former.Contains(ip)
+		}
+	}
+	for _, kept := range slices.Sorted(maps.Keys(s.kept)) {
+		device, ok := strings.CutPrefix(kept, tunPrefix)
+		if before := stale[device] || foreign[device]; !ok || before && !ours[device] {
+			continue // it was another network's, whose routes would stay
+		}
+		if s.tryTUN(device) == nil {
+			return device
+		}
+	}
+	for _, name := range names {
+		if ours[name] {
+			return name
 		}
 	}
 	for n, name := range names {
 		if foreign[name] {
 			continue
+		}
+		if stale[name] { // its addresses and routes go with it
+			if tun, err := tunnel.OpenTUN(name, tunnel.Offloads{}); err == nil {
+				tun.Close()
+			}
 		}
 		if err := s.tryTUN(name); err == nil || n == 0 && !errors.Is(err, unix.EBUSY) {
 			return name

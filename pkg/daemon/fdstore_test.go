@@ -42,6 +42,7 @@ func TestTUNOfOverlay(t *testing.T) {
 		{name: "left by the former network", devices: []device{{name: "flannel0", addr: "10.44.1.0"}}, want: "flannel0"},
 		{name: "the former network is another's now", devices: []device{{name: "flannel0", addr: "10.44.1.0", busy: true}}, want: "flannel1"},
 		{name: "stored", stored: "flannel3", want: "flannel3"},
+		{name: "stored for another network", devices: []device{{name: "flannel0", addr: "10.43.1.0"}}, stored: "flannel0", want: "flannel1"},
 		{name: "stored beside another's", devices: []device{{name: "flannel0", busy: true}}, stored: "flannel1", want: "flannel1"},
 		{name: "a TAP device", devices: []device{{name: "flannel0", tap: true}}, want: "flannel0", fails: true},
 	} {
@@ -88,6 +89,22 @@ func TestTUNOfOverlay(t *testing.T) {
 				got := s.chooseTUN(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
 				if err := s.tryTUN(got); got != c.want || (err != nil) != c.fails {
 					t.Errorf("%s, %v; want %s", got, err, c.want)
+				}
+				link, err := netlink.LinkByName(got)
+				if err != nil {
+					return err
+				}
+				addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+				if err != nil {
+					return err
+				}
+				for _, a := range addrs {
+					if a.IP[0] != 10 || a.IP[1] != 42 {
+						t.Errorf("it has %s of another network", a.IPNet)
+					}
+				}
+				if len(s.kept) > 1 {
+					t.Errorf("%d devices are kept", len(s.kept))
 				}
 				return nil
 			})
