@@ -6,14 +6,16 @@ import "flanneld/pkg/lab"
 // them, and expects what the row says. A report of a host that does not work
 // becomes a row: its name, the commands that make it, and what is right.
 //
-// The network of a row is a router, 10.99.0.1 if the row gives it no other address, and
-// hosts with the numbers 2, 3 and 4, which have the NICs of the row, down and without
-// addresses. Commands are lines of a shell, run one by one; in them, $N is the number of
-// the host, and, on the router, $HOSTS are all of the numbers. The router's end of a
-// host's cable is h$N.eth0, and so on. "replug eth0" takes the card out and puts it in.
+// The network of a row is a router and hosts with the numbers 2, 3 and 4, which have the
+// NICs of the row, down and without addresses. Commands are lines of a shell, run one by
+// one; in them, $N is the number of the host, and, on the router, $HOSTS are all of the
+// numbers. The router's end of a host's cable is h$N.eth0, and so on. "replug eth0" takes
+// the card out and puts it in.
 //
-// Left empty: one NIC, eth0, on the LAN of the same name as the router's bridge, "lan";
-// 10.99.0.0/16; overlay 10.42.0.0/16; uplink eth0, public IP 10.99.0.$N, MTU 1500.
+// In every row the router is reached at 10.99.0.1, and what peers send to is 10.99.0.$N.
+// Left empty: one NIC, eth0, at the router's bridge "lan"; the uplink is eth0 with that
+// address and an MTU of 1500; the overlay is 10.42.0.0/16; up again after a flap of
+// "ip link set eth0 down; ip link set eth0 up".
 type shape struct {
 	name string
 
@@ -23,7 +25,6 @@ type shape struct {
 	once    string // on each host at boot, before up
 	up      string // on each host at boot, and again after a flap, as DHCP and network managers do
 	flap    string // on one host, whose packets then go again after up
-	gateway string // of the hosts
 	args    string // of flanneld
 	overlay string // the network config without Backend
 	filter  string // iptables: "nft" or "legacy" is what flanneld finds under that name; else what the machine has
@@ -32,12 +33,12 @@ type shape struct {
 	needs   string // kind of link that not every kernel knows: such a row is run by "make test-vm"
 
 	// What is right.
-	uplink   string
-	publicIP string
-	mtu      int    // of the uplink
-	routed   bool   // hosts reach each other by a router only: no host-gw, no direct routing
-	outside  string // network that no subnet may be leased in
-	warns    []string
+	uplink  string
+	addr    string // of the uplink, where peers send to another one
+	mtu     int    // of the uplink
+	routed  bool   // hosts reach each other by a router only: no host-gw, no direct routing
+	outside string // network that no subnet may be leased in
+	warns   []string
 
 	everyBackend bool // not only with vxlan, where time is short
 }
@@ -418,12 +419,38 @@ var shapes = []shape{
 		filter: "legacy",
 	},
 	{
+		name:   "nftables, a ruleset of one's own that drops what is forwarded",
+		router: oneRouter,
+		once: `
+			nft add table inet mine
+			nft add chain inet mine forward '{ type filter hook forward priority 10; policy drop; }'`,
+		up: oneAddress,
+	},
+	{
 		name:   "two flannelds",
 		router: oneRouter,
 		once: `
 			iptables -P FORWARD DROP`,
 		up:     oneAddress,
 		second: true,
+	},
+	{
+		name: "NAT, -public-ip",
+		router: `
+			ip addr add 172.20.0.1/24 dev lan
+			ip addr add 10.99.0.1/32 dev lo
+			echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects
+			echo 0 >/proc/sys/net/ipv4/conf/lan/send_redirects
+			for N in $HOSTS; do iptables -t nat -A PREROUTING -d 10.99.0.$N -j DNAT --to 172.20.0.$N; done
+			for N in $HOSTS; do iptables -t nat -A POSTROUTING -s 172.20.0.$N -j SNAT --to 10.99.0.$N; done`,
+		up: `
+			ip link set eth0 up
+			ip addr replace 172.20.0.$N/24 dev eth0
+			ip route replace default via 172.20.0.1 dev eth0`,
+		args:    "-public-ip=10.99.0.$N",
+		addr:    "172.20.0.$N",
+		routed:  true,
+		refused: map[string]string{"host-gw": "host-gw cannot reach hosts behind NAT"},
 	},
 	{
 		name:   "interfaces that come late",

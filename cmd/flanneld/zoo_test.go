@@ -24,6 +24,8 @@ const (
 	zooWorkers = 6
 	// zooHosts is the number of hosts of each shape.
 	zooHosts = 3
+	// zooRouter and zooPublicIP are the same in every row.
+	zooRouter, zooPublicIP = "10.99.0.1", "10.99.0.$N"
 	// zooPace is the time between two events of a boot.
 	zooPace = 100 * time.Millisecond
 )
@@ -176,6 +178,10 @@ func (z *zoo) live(t *testing.T, s shape, name string, b zooBackend) {
 		x.warns = append(slices.Clone(x.warns), "is not on the link of")
 	}
 	x.build(name)
+	if text, ok := s.refused[b.name]; ok {
+		x.refuses(text)
+		return
+	}
 	begin := time.Now()
 	stage := func(name string, do func()) {
 		if t.Failed() {
@@ -198,10 +204,9 @@ func (s *shape) complete() {
 	if s.nics == nil {
 		s.nics = oneNIC
 	}
-	s.gateway = cmp.Or(s.gateway, "10.99.0.1")
 	s.overlay = cmp.Or(s.overlay, `"Network":"10.42.0.0/16"`)
 	s.uplink = cmp.Or(s.uplink, "eth0")
-	s.publicIP = cmp.Or(s.publicIP, "10.99.0.$N")
+	s.addr = cmp.Or(s.addr, zooPublicIP)
 	s.mtu = cmp.Or(s.mtu, 1500)
 	s.flap = cmp.Or(s.flap, "ip link set "+s.uplink+" down\nip link set "+s.uplink+" up")
 }
@@ -227,7 +232,7 @@ func (x *exhibit) build(name string) {
 	for range zooHosts {
 		h, err := site.AddHost(x.nics...)
 		x.must(err)
-		h.Addr = netip.MustParseAddr(x.of(h, x.publicIP))
+		h.Addr = netip.MustParseAddr(x.of(h, x.addr))
 		for i := range networks {
 			n := &node{exhibit: x, host: h, prefix: fmt.Sprintf("/zoo/%s/%d", name, i), bridge: fmt.Sprintf("docker%d", i), file: h.SubnetFile}
 			if i > 0 {
@@ -284,13 +289,13 @@ func (x *exhibit) commands(h *lab.Host, lines string, after func()) {
 func (n *node) run(stored ...*os.File) {
 	n.t.Helper()
 	args := []string{
-		"-etcd-endpoints=http://" + n.gateway + ":2379", "-etcd-prefix=" + n.prefix, "-etcd-api=v2", "-subnet-file=" + n.file, "-ip-masq=true",
+		"-etcd-endpoints=http://" + zooRouter + ":2379", "-etcd-prefix=" + n.prefix, "-etcd-api=v2", "-subnet-file=" + n.file, "-ip-masq=true",
 	}
 	var env []string
 	if n.filter != "" {
 		env = append(env, "PATH="+n.filters()+":"+os.Getenv("PATH"))
 	}
-	p, err := n.host.Run(lab.Command{Args: append(args, strings.Fields(n.args)...), Env: env, Stored: stored})
+	p, err := n.host.Run(lab.Command{Args: append(args, strings.Fields(n.of(n.host, n.args))...), Env: env, Stored: stored})
 	n.must(err)
 	n.runs = append(n.runs, p)
 }
@@ -362,7 +367,7 @@ func (x *exhibit) start() {
 			continue
 		}
 		x.commands(h, x.once+"\n"+x.up, nil)
-		_, err := h.WaitPing(x.ctx, netip.MustParseAddr(x.gateway))
+		_, err := h.WaitPing(x.ctx, netip.MustParseAddr(zooRouter))
 		x.must(err)
 		for _, n := range x.on(h) {
 			n.run()
@@ -386,6 +391,18 @@ func (x *exhibit) start() {
 		}
 		if x.backend.direct {
 			x.direct(n)
+		}
+	}
+}
+
+// refuses expects flanneld to end and to say why.
+func (x *exhibit) refuses(text string) {
+	h := x.site.Hosts[0]
+	x.commands(h, x.once+"\n"+x.up, nil)
+	for _, n := range x.on(h) {
+		n.run()
+		if code, err := n.process().Wait(x.ctx); code != 1 || err != nil || lines(n.process(), text) == 0 {
+			x.t.Errorf("exit code %d, %v, want 1 and %q in\n%s", code, err, text, n.process().Logs())
 		}
 	}
 }
@@ -455,8 +472,7 @@ func (x *exhibit) sound() {
 // right tells what of a host's uplink and lease is not as it should be.
 func (n *node) right() error {
 	uplink, addr := n.chosen()
-	want := n.of(n.host, n.publicIP)
-	if uplink != n.uplink || addr != want {
+	if want := n.of(n.host, n.addr); uplink != n.uplink || addr != want {
 		return fmt.Errorf("the uplink is %s with %s, want %s with %s", uplink, addr, n.uplink, want)
 	}
 	e, err := n.Etcd.Get(n.ctx, fmt.Sprintf("%s/subnets/%s-%d", n.prefix, n.subnet.Addr(), n.subnet.Bits()))
@@ -467,7 +483,7 @@ func (n *node) right() error {
 	if err := json.Unmarshal([]byte(e.Value), &lease); err != nil {
 		return err
 	}
-	if lease.PublicIP != want {
+	if want := n.of(n.host, zooPublicIP); lease.PublicIP != want {
 		return fmt.Errorf("the lease says %s, want %s", e.Value, want)
 	}
 	return nil
