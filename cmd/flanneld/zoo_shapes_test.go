@@ -34,11 +34,12 @@ type shape struct {
 
 	// What is right.
 	uplink  string
-	addr    string // of the uplink, where peers send to another one
-	mtu     int    // of the uplink
-	routed  bool   // hosts reach each other by a router only: no host-gw, no direct routing
-	outside string // network that no subnet may be leased in
-	warns   []string
+	addr    string            // of the uplink, where peers send to another one
+	mtu     int               // of the uplink
+	routed  bool              // hosts reach each other by a router only: no host-gw, no direct routing
+	outside string            // network that no subnet may be leased in
+	warns   []string          // that the logs of all hosts have, and no other
+	refused map[string]string // what flanneld says, and ends, by the name of the backend
 
 	everyBackend bool // not only with vxlan, where time is short
 }
