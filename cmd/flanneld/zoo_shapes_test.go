@@ -363,6 +363,7 @@ var shapes = []shape{
 		router:  oneRouter,
 		up:      oneAddress,
 		overlay: `"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.99.16.0","SubnetMax":"10.150.240.0"`,
+		outside: "10.99.0.0/16",
 	},
 	{
 		name:   "no IPv6",
