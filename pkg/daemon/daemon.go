@@ -90,9 +90,10 @@ type daemon struct {
 	own     atomic.Pointer[lease.Lease] // with its present revision
 	facts   facts
 	rivalry rivalry
-	said    string   // why the lease cannot follow the uplink
-	refused string   // what of a later network config waits for a restart
-	terms   struct { // of the lease
+	again   *time.Timer // ask once more for the facts, which could not be had; the loop's
+	said    string      // why the lease cannot follow the uplink
+	refused string      // what of a later network config waits for a restart
+	terms   struct {    // of the lease
 		sync.Mutex
 		now  subnet.Terms
 		news chan subnet.Terms

@@ -98,7 +98,10 @@ func (d *daemon) input(whole bool) (reconcile.Input, error) {
 	}
 	f, err := read()
 	if err != nil {
-		time.AfterFunc(factsRetry, d.loop.Trigger)
+		if d.again == nil {
+			d.again = time.AfterFunc(factsRetry, d.loop.Trigger)
+		}
+		d.again.Reset(factsRetry) // one, or there would be more with each pass
 		return reconcile.Input{}, err
 	}
 	d.publish(f)

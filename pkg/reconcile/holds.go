@@ -147,6 +147,14 @@ func (h *holds) sweep(now time.Time) {
 	}
 }
 
+// left gives for how long an object is still to be left alone.
+func (h *holds) left(now time.Time, object string) time.Duration {
+	if o, ok := h.objects[object]; ok {
+		return o.until.Sub(now)
+	}
+	return 0
+}
+
 // next gives the time until something that is held is due.
 func (h *holds) next(now time.Time) time.Duration {
 	least := time.Duration(math.MaxInt64)

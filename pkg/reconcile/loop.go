@@ -169,7 +169,7 @@ func (l *Loop) wait(ctx context.Context) error {
 	now := time.Now()
 	idle := min(resync-now.Sub(l.read), l.holds.next(now))
 	if l.stale.Load() {
-		idle = l.pace.pause(now)
+		idle = max(l.pace.pause(now), l.holds.left(now, inputObject))
 	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()

@@ -104,6 +104,7 @@ type fixture struct {
 	want   *wish
 	view   lease.View
 	facts  error // why the input cannot be had
+	inputs int   // how often it was asked for
 	log    bytes.Buffer
 }
 
@@ -115,6 +116,7 @@ func newFixture() *fixture {
 		Backend: f.want,
 		Network: netip.MustParsePrefix("10.42.0.0/16"),
 		Input: func(bool) (Input, error) {
+			f.inputs++
 			return Input{Facts: host.Facts{MTU: f.want.version}, View: f.view}, f.facts
 		},
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)),
@@ -380,6 +382,29 @@ func TestUnreadable(t *testing.T) {
 			if len(f.kernel.Routes) != 0 || f.said("the kernel is checked again") != 1 {
 				t.Errorf("%s: log:\n%s", name, &f.log)
 			}
+		}
+	})
+}
+
+// TestUnreadableHostIsReadSlowly: while the facts of this host cannot be had, as while its
+// uplink is down, they are not asked for without a pause; news is still followed at once.
+func TestUnreadableHostIsReadSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.Pass()
+		f.facts = errors.New("the uplink is down")
+		f.Reread()
+		before := f.inputs
+		f.run(t, time.Minute)
+		if n := f.inputs - before; n < 5 || n > 12 {
+			t.Errorf("the host was read %d times in a minute", n)
+		}
+		f.facts = nil
+		f.kernel.Routes[key(9)] = dataplane.Route{}
+		f.Reread()
+		f.run(t, 100*time.Millisecond)
+		if len(f.kernel.Routes) != 0 {
+			t.Error("what has changed was not followed at once")
 		}
 	})
 }
