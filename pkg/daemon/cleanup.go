@@ -30,8 +30,8 @@ type CleanupOptions struct {
 
 // Cleanup removes from this host what a daemon has made for the network that the subnet
 // file or the claim names: devices with all that is on them, routes, nexthops, packet
-// filter rules of either iptables and of nftables, and what firewalld was asked for. Each step is written to out as a command,
-// remarks to remarks.
+// filter rules of either iptables and of nftables, and what firewalld was asked for. Each
+// step is written to out as a command; remarks are for people.
 //
 // It needs no etcd, and touches nothing that another network has. While a daemon of the
 // network runs, it does nothing. What cannot be removed does not keep it from the rest.
@@ -41,8 +41,11 @@ func Cleanup(ctx context.Context, o CleanupOptions, out, remarks io.Writer) erro
 		return err
 	}
 	here, err := presence.Register(c.owner.Network, "") // so that no daemon starts meanwhile
-	if err != nil {
+	if errors.As(err, new(*presence.HeldError)) {
 		return fmt.Errorf("refused: %w; stop it first", err)
+	}
+	if err != nil {
+		return err
 	}
 	defer here.Close()
 	if err := c.unregistered(); err != nil {
