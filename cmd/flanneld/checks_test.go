@@ -221,3 +221,25 @@ func TestNetworkAndLAN(t *testing.T) {
 		})
 	}
 }
+
+// TestNetworkWithAHostsAddress: with udp, what is for a host whose address lies in the network
+// would go into the tunnel, unless a longer route leads there.
+func TestNetworkWithAHostsAddress(t *testing.T) {
+	need(t, "ip")
+	c := newCluster(t, lab.Options{Hosts: 1, Underlay: netip.MustParsePrefix("172.31.200.0/22")})
+	h := c.Hosts[0]
+	c.put("config", `{"Network":"172.31.202.0/23","SubnetLen":26,"SubnetMin":"172.31.203.0","Backend":{"Type":"udp"}}`)
+	c.put("subnets/172.31.203.192-26", `{"PublicIP":"172.31.202.9"}`)
+	c.must(c.StartAll(c.ctx))
+	command := c.says(h.Flanneld(), 0, "WARN", "the network contains the address of a host", "public_ip=172.31.202.9", "peers=1")
+	leads := func(device string) {
+		t.Helper()
+		if got := c.sh(h, "ip route get 172.31.202.9"); !strings.Contains(got, "dev "+device) {
+			t.Errorf("the route to the host is not by %s: %s", device, got)
+		}
+	}
+	leads("flannel0")
+	c.sh(h, command)
+	leads("eth0")
+	c.says(h.Flanneld(), 0, "no longer: the network contains the address of a host")
+}

@@ -90,7 +90,7 @@ func (r reasons) port(port int) (reason, command string) {
 	case h.UID == 0 && len(r.vxlans) > 0: // which then has the port itself, and nobody else can
 		return fmt.Sprintf("the kernel has UDP port %d for the VXLAN device %s", port, r.vxlans[0].Name), "ip link del " + r.vxlans[0].Name
 	case h.Kernel:
-		return reason + ", for a tunnel such as FOU or WireGuard", "ip fou show; wg show"
+		return reason + ", for a tunnel such as FOU or WireGuard", ""
 	}
 	return reason, fmt.Sprintf("ss -ulpnH 'sport = :%d'", port)
 }

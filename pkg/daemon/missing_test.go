@@ -39,7 +39,7 @@ func TestMissingSaysWhoIsInTheWay(t *testing.T) {
 		{"another VXLAN device, processes are hidden", vxlan, inUse, "", reasons{holders: []kernel.Holder{{Addr: any4}}, vxlans: v9},
 			"reason the kernel has UDP port 8472 for the VXLAN device v9|ip link del v9"},
 		{"another tunnel of the kernel", vxlan, inUse, "", reasons{holders: []kernel.Holder{{Addr: any4, Kernel: true}}},
-			"reason the kernel has UDP port 8472 at 0.0.0.0, for a tunnel such as FOU or WireGuard|ip fou show; wg show"},
+			"reason the kernel has UDP port 8472 at 0.0.0.0, for a tunnel such as FOU or WireGuard|"},
 		{"a user's process, beside a VXLAN device that is down", vxlan, inUse, "", reasons{holders: []kernel.Holder{{Addr: any4, UID: 33}}, vxlans: v9},
 			"reason a process of uid 33, or the kernel has UDP port 8472 at 0.0.0.0|ss -ulpnH 'sport = :8472'"},
 		{"the VNI", vxlan, unix.EEXIST, "", reasons{vxlans: v9}, "reason the VXLAN device v9 has VNI 1 and port 8472|ip link del v9"},
