@@ -260,14 +260,14 @@ var shapes = []shape{
 			ip link set eth0 up
 			ip addr replace 10.99.0.$N/16 dev eth0 valid_lft 3600 preferred_lft 3600
 			ip route replace default via 10.99.0.1 dev eth0 proto dhcp src 10.99.0.$N
-			[ $N != 2 ] || ip addr replace 10.99.0.100/32 dev eth0`,
+			ip addr replace 10.99.0.10$N/32 dev eth0`,
 	},
 	{
 		name:   "floating address first, default route without src",
 		router: oneRouter,
 		up: `
 			ip link set eth0 up
-			[ $N != 2 ] || ip addr replace 10.99.0.100/32 dev eth0
+			ip addr replace 10.99.0.10$N/32 dev eth0
 			ip addr replace 10.99.0.$N/16 dev eth0
 			ip route replace default via 10.99.0.1 dev eth0`,
 	},

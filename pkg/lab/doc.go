@@ -2,6 +2,8 @@
 // flanneld processes, containers behind each host's docker0 bridge, and traffic between all of them. The demo, the
 // cluster tests and the benchmarks run on it.
 //
+// The hosts of a lab are alike. A Site has hosts that are made by commands, of any shape.
+//
 // It is not a simulation of flanneld: it runs a given binary and looks at it only from outside (exit code, log,
 // sd_notify, kernel objects, etcd keys, packets). It needs root and a Linux kernel and no other program.
 //
