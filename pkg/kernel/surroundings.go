@@ -29,23 +29,32 @@ func (k *Kernel) Surroundings(network netip.Prefix, ours []string) (s host.Surro
 	if s.Links, err = k.addressed(links); err != nil {
 		return s, err
 	}
+	s.Paths, err = k.paths(network, links, ours)
+	return s, err
+}
+
+// paths lists the routes. Those by a link that is not among the links are left out: it came
+// after them, its addresses are not known, and its coming is an event.
+func (k *Kernel) paths(network netip.Prefix, links map[int]device, ours []string) (all []host.Path, err error) {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN})
 	inside := dataplane.Scope{Network: network}
-	err = k.conn.dump(r, func() { s.Paths = nil }, func(b []byte) {
+	err = k.conn.dump(r, func() { all = nil }, func(b []byte) {
 		dst, ok := mainRoute(b)
 		if !ok || b[0] != unix.AF_INET || !inside.Inside(dst) {
 			return
 		}
-		if p, index, ok := parsePath(b, dst); ok && (index == 0 || !slices.Contains(ours, links[index].name)) {
-			p.Iface = links[index].name
-			s.Paths = append(s.Paths, p)
+		p, index, ok := parsePath(b, dst)
+		link, known := links[index]
+		if ok && (index == 0 || known && !slices.Contains(ours, link.name)) {
+			p.Iface = link.name
+			all = append(all, p)
 		}
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
-		return s, fmt.Errorf("list routes: %w", err)
+		return nil, fmt.Errorf("list routes: %w", err)
 	}
-	return s, nil
+	return all, nil
 }
 
 // addressed lists the links that have IPv4 addresses, in the order of the first ones.

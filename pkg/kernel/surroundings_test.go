@@ -67,6 +67,27 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 	}
 }
 
+// TestRouteByALinkThatIsNewIsLeftOut: docker makes its bridge between the reading of the
+// links and that of the routes; its route is not one that leads elsewhere.
+func TestRouteByALinkThatIsNewIsLeftOut(t *testing.T) {
+	b := newBed(t)
+	devices, err := b.k.conn.devices()
+	b.must(err)
+	links := map[int]device{}
+	for _, d := range devices {
+		links[d.index] = d
+	}
+	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "docker0"}}))
+	b.must(b.other.LinkSetUp(b.link("docker0")))
+	b.must(b.other.AddrAdd(b.link("docker0"), &netlink.Addr{IPNet: ipnet("10.5.1.1/24")}))
+	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.250.0/24"), Type: unix.RTN_UNREACHABLE}))
+	paths, err := b.k.paths(network, links, nil)
+	b.must(err)
+	if len(paths) != 1 || paths[0].Type != "unreachable" {
+		t.Errorf("got %v, want the one that names no link", paths)
+	}
+}
+
 func TestHoldersOfAPort(t *testing.T) {
 	b := newBed(t)
 	var own *net.UDPConn
