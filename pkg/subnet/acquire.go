@@ -159,7 +159,7 @@ func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listin
 	if err := q.clear(ctx, &listing); err != nil {
 		return lease.Lease{}, listing, err
 	}
-	subnet, err := q.choose(listing)
+	subnet, err := q.choose(ctx, listing)
 	if err != nil {
 		return lease.Lease{}, listing, err
 	}
@@ -316,7 +316,7 @@ func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) erro
 
 // choose gives the previous subnet if it is free, else a random free one that is in nobody's
 // way: neither this host's nor that of a peer, whose address would not be reached any more.
-func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
+func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (netip.Prefix, error) {
 	taken := make([]netip.Prefix, 0, 2*len(listing.Leases))
 	take := func(subnet netip.Prefix) {
 		// Whatever is not a part of the network is no host's, and must not
@@ -332,12 +332,17 @@ func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
 		take(b.Subnet) // nobody knows whose, but somebody's
 	}
 	if q.Pool.Fits(q.Previous) {
-		if !slices.ContainsFunc(taken, q.Previous.Overlaps) {
-			return q.Previous, nil
+		switch previous := q.Previous; {
+		case slices.ContainsFunc(taken, previous.Overlaps):
+			q.once(slog.LevelError, "previous subnet is leased by another host now, taking a new one", "subnet", previous)
+		case q.free(ctx):
+			return previous, nil
+		default:
+			q.yielded = previous
 		}
-		q.once(slog.LevelError, "previous subnet is leased by another host now, taking a new one", "subnet", q.Previous)
 	}
 	leased := len(taken)
+	take(q.yielded)
 	take(address(q.PublicIP))
 	for _, l := range listing.Leases {
 		take(address(l.PublicIP))
@@ -360,6 +365,16 @@ func (q *acquisition) choose(listing registry.Listing) (netip.Prefix, error) {
 		e.avoided = taken[leased:]
 	}
 	return netip.Prefix{}, &e
+}
+
+// free reports whether the previous subnet, which nobody leases, is left to this host. It is
+// not where whoever lives at this host's former address still uses it, although etcd has lost
+// the lease or it has expired.
+func (q *acquisition) free(ctx context.Context) bool {
+	if q.Claim.Subnet != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
+		return true
+	}
+	return q.deserted(ctx, lease.Lease{Subnet: q.Previous, Attrs: q.Claim.Held})
 }
 
 // address is the prefix of one address; that of none is invalid and in no network.

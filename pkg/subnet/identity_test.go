@@ -105,6 +105,40 @@ func TestIdentityAtStart(t *testing.T) {
 	}
 }
 
+// TestIdentityWithoutLease: the store has been wiped, or the lease has expired while its owner
+// could not reach it. A copy of the owner does not take the subnet; the owner itself does,
+// moved or not.
+func TestIdentityWithoutLease(t *testing.T) {
+	kept := prefix("10.42.3.0/24")
+	for _, c := range []struct {
+		name   string
+		was    netip.Addr // the address that the claim tells of
+		answer string
+		keeps  bool
+	}{
+		{"not moved", me, "it answers ARP", true},
+		{"moved", them, "", true},
+		{"cloned", them, "it answers ARP", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				f.Claim, f.Previous = claim("10.42.3.0/24", attrsOf(c.was, 8), attrsOf(c.was, 8)), kept
+				f.Pool.Min, f.Pool.Max = kept.Addr(), netip.MustParseAddr("10.42.4.0")
+				f.Probe = func(context.Context, netip.Addr) string { return c.answer }
+				l := f.mustAcquire()
+				if (l.Subnet == kept) != c.keeps {
+					t.Errorf("leased %s", l.Subnet)
+				}
+				errors := 1
+				if c.keeps {
+					errors = 0
+				}
+				f.says("belongs to another host", errors)
+			})
+		})
+	}
+}
+
 // A lease of a copied claim that does not fit the network config is not released.
 func TestIdentityOfLeaseThatDoesNotFit(t *testing.T) {
 	for answer, released := range map[string]bool{"": true, "it answers ARP": false} {
