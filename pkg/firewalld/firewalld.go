@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -46,16 +47,39 @@ type Client struct {
 	changed chan struct{}
 }
 
+// dialWithin bounds how long a bus that accepts connections is waited for until it answers.
+const dialWithin = 5 * time.Second
+
 // Dial connects to the system bus until ctx ends, whether firewalld runs or not.
 func Dial(ctx context.Context) (*Client, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	limit := time.AfterFunc(dialWithin, func() { cancel(errSilent) })
+	c, err := dial(ctx)
+	if !limit.Stop() && err == nil {
+		err = errSilent
+	}
+	if err != nil {
+		cancel(nil)
+		if errors.Is(context.Cause(ctx), errSilent) {
+			err = errSilent
+		}
+		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
+	}
+	context.AfterFunc(c.conn.Context(), func() { cancel(nil) })
+	return c, nil
+}
+
+var errSilent = errors.New("the system bus does not answer")
+
+func dial(ctx context.Context) (*Client, error) {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
+		return nil, err
 	}
 	c := &Client{conn: conn, changed: make(chan struct{}, 1)}
 	if err := c.subscribe(); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
+		return nil, err
 	}
 	return c, nil
 }
