@@ -54,7 +54,7 @@ var zooBackends = []zooBackend{
 // TestZoo runs flanneld on hosts of each shape. With ZOO=all each shape is run with
 // each backend, else most of them with vxlan only.
 func TestZoo(t *testing.T) {
-	openZoo(t).exhibit(func(s shape) bool { return s.needs == "" })
+	openZoo(t).runRows(func(s shape) bool { return s.needs == "" })
 }
 
 // TestZooModules runs the shapes with links that are modules of the kernel, and not of
@@ -66,7 +66,7 @@ func TestZooModules(t *testing.T) {
 			t.Skipf("this kernel knows no links of type %s: make test-vm", kind)
 		}
 	}
-	z.exhibit(func(s shape) bool { return s.needs != "" })
+	z.runRows(func(s shape) bool { return s.needs != "" })
 }
 
 // A zoo is a lab without hosts of its own.
@@ -84,8 +84,8 @@ func openZoo(t *testing.T) *zoo {
 	return &zoo{c, os.Getenv("ZOO") == "all"}
 }
 
-// exhibit runs the rows that are wanted, several at a time.
-func (z *zoo) exhibit(wanted func(shape) bool) {
+// runRows runs the rows that are wanted, several at a time.
+func (z *zoo) runRows(wanted func(shape) bool) {
 	var first, later []int
 	for i, s := range shapes {
 		switch {
@@ -116,7 +116,7 @@ func (z *zoo) exhibit(wanted func(shape) bool) {
 func (z *zoo) row(t *testing.T, i int) {
 	for n, b := range zooBackends {
 		if z.all || n == 0 || shapes[i].everyBackend {
-			t.Run(b.name, func(t *testing.T) { z.live(t, shapes[i], fmt.Sprintf("s%db%d", i, n), b) })
+			t.Run(b.name, func(t *testing.T) { z.runShape(t, shapes[i], fmt.Sprintf("s%db%d", i, n), b) })
 		}
 	}
 }
@@ -132,7 +132,7 @@ func kinds() map[string]bool {
 	return all
 }
 
-// knows tells whether the kernel has a kind of link. It is asked in a namespace, for
+// knows reports whether the kernel has a kind of link. It is asked in a namespace, for
 // asking may make one.
 func (z *zoo) knows(kind string) bool {
 	var out []byte
@@ -144,8 +144,8 @@ func (z *zoo) knows(kind string) bool {
 	return !strings.Contains(string(out), "Unknown device type")
 }
 
-// An exhibit is a shape with a backend.
-type exhibit struct {
+// A scenario is a shape with a backend.
+type scenario struct {
 	*cluster // of the lab; without hosts of its own
 	shape
 	backend zooBackend
@@ -155,7 +155,7 @@ type exhibit struct {
 
 // A node is a flanneld on a host; there are two on a host of two networks.
 type node struct {
-	*exhibit
+	*scenario
 	host      *lab.Host
 	prefix    string // in etcd
 	file      string // subnet file
@@ -165,15 +165,15 @@ type node struct {
 	subnet    netip.Prefix
 }
 
-// live makes a shape's hosts and has them live through what hosts live through.
-func (z *zoo) live(t *testing.T, s shape, name string, b zooBackend) {
+// runShape makes a shape's hosts and takes them through what happens to hosts.
+func (z *zoo) runShape(t *testing.T, s shape, name string, b zooBackend) {
 	own := *z.cluster
 	own.t = t
 	ctx, cancel := context.WithTimeout(z.ctx, slow(2*time.Minute))
 	defer cancel()
 	own.ctx = ctx
 	s.complete()
-	x := &exhibit{cluster: &own, shape: s, backend: b}
+	x := &scenario{cluster: &own, shape: s, backend: b}
 	if s.routed && b.name == "host-gw" {
 		x.warns = append(slices.Clone(x.warns), "is not on the link of")
 	}
@@ -213,7 +213,7 @@ func (s *shape) complete() {
 }
 
 // build makes the router and the hosts.
-func (x *exhibit) build(name string) {
+func (x *scenario) build(name string) {
 	site, err := x.NewSite(name)
 	x.must(err)
 	x.site = site
@@ -235,7 +235,7 @@ func (x *exhibit) build(name string) {
 		x.must(err)
 		h.Addr = netip.MustParseAddr(x.of(h, x.addr))
 		for i := range networks {
-			n := &node{exhibit: x, host: h, prefix: fmt.Sprintf("/zoo/%s/%d", name, i), bridge: fmt.Sprintf("docker%d", i), file: h.SubnetFile}
+			n := &node{scenario: x, host: h, prefix: fmt.Sprintf("/zoo/%s/%d", name, i), bridge: fmt.Sprintf("docker%d", i), file: h.SubnetFile}
 			if i > 0 {
 				n.file = filepath.Join(filepath.Dir(h.SubnetFile), fmt.Sprintf("subnet%d.env", i))
 			}
@@ -250,12 +250,12 @@ func (x *exhibit) build(name string) {
 }
 
 // of replaces the host's number in a text.
-func (x *exhibit) of(h *lab.Host, text string) string {
+func (x *scenario) of(h *lab.Host, text string) string {
 	return strings.ReplaceAll(text, "$N", fmt.Sprint(h.Number))
 }
 
 // tell shows the first host and the logs of all, for a row that fails.
-func (x *exhibit) tell() {
+func (x *scenario) tell() {
 	if len(x.site.Hosts) == 0 {
 		return
 	}
@@ -270,7 +270,7 @@ func (x *exhibit) tell() {
 }
 
 // commands runs lines of a shell one by one on a host.
-func (x *exhibit) commands(h *lab.Host, lines string, after func()) {
+func (x *scenario) commands(h *lab.Host, lines string, after func()) {
 	x.t.Helper()
 	for line := range strings.Lines(lines) {
 		if line = strings.TrimSpace(line); line == "" {
@@ -340,7 +340,7 @@ func (n *node) ready() {
 }
 
 // on gives the nodes of a host.
-func (x *exhibit) on(h *lab.Host) (all []*node) {
+func (x *scenario) on(h *lab.Host) (all []*node) {
 	for _, n := range x.nodes {
 		if n.host == h {
 			all = append(all, n)
@@ -351,7 +351,7 @@ func (x *exhibit) on(h *lab.Host) (all []*node) {
 
 // boot starts flanneld on a host that has nothing yet, and then makes the host, one
 // event after another.
-func (x *exhibit) boot(h *lab.Host) {
+func (x *scenario) boot(h *lab.Host) {
 	x.t.Helper()
 	for _, n := range x.on(h) {
 		n.run()
@@ -364,7 +364,7 @@ func (x *exhibit) boot(h *lab.Host) {
 	})
 }
 
-func (x *exhibit) start() {
+func (x *scenario) start() {
 	for _, h := range x.site.Hosts {
 		if x.late {
 			x.boot(h)
@@ -383,7 +383,7 @@ func (x *exhibit) start() {
 	}
 	x.within(5*time.Second, "warnings", x.warned)
 	for _, n := range x.nodes {
-		n.contain()
+		n.addContainer()
 	}
 	x.sound()
 	for _, n := range x.nodes {
@@ -400,7 +400,7 @@ func (x *exhibit) start() {
 }
 
 // refuses expects flanneld to end and to say why.
-func (x *exhibit) refuses(text string) {
+func (x *scenario) refuses(text string) {
 	h := x.site.Hosts[0]
 	x.commands(h, x.once+"\n"+x.up, nil)
 	for _, n := range x.on(h) {
@@ -427,22 +427,22 @@ func (n *node) leased() netip.Prefix {
 	return netip.Prefix{}
 }
 
-// contain starts docker and a container.
-func (n *node) contain() {
+// addContainer starts docker and a container.
+func (n *node) addContainer() {
 	n.t.Helper()
 	k, err := n.host.AddContainerTo(n.bridge, n.file)
 	n.must(err)
 	n.container = k
 }
 
-// connected tells whether containers of different hosts can reach each other at all.
-func (x *exhibit) connected() bool {
+// connected reports whether containers of different hosts can reach each other at all.
+func (x *scenario) connected() bool {
 	return !x.backend.local && !(x.routed && x.backend.name == "host-gw")
 }
 
 // sound expects every host to be what the row says, and all containers of a network to
 // reach each other with packets as large as they may be.
-func (x *exhibit) sound() {
+func (x *scenario) sound() {
 	x.t.Helper()
 	x.within(15*time.Second, "the hosts as the row says", func() error {
 		for _, n := range x.nodes {
@@ -473,7 +473,7 @@ func (x *exhibit) sound() {
 	}
 }
 
-// right tells what of a host's uplink and lease is not as it should be.
+// right returns what of a host's uplink and lease is not as it should be.
 func (n *node) right() error {
 	uplink, addr := n.chosen()
 	if want := n.of(n.host, n.addr); uplink != n.uplink || addr != want {
@@ -516,7 +516,7 @@ func choosesUplink(line string) bool {
 }
 
 // direct expects plain routes to peers on the same link, and none to others.
-func (x *exhibit) direct(n *node) {
+func (x *scenario) direct(n *node) {
 	x.t.Helper()
 	for _, p := range x.nodes {
 		if p == n || p.prefix != n.prefix {
@@ -532,7 +532,7 @@ func (x *exhibit) direct(n *node) {
 }
 
 // restart stops and starts flanneld on a host whose containers talk to the others.
-func (x *exhibit) restart() {
+func (x *scenario) restart() {
 	for _, n := range x.on(x.site.Hosts[0]) {
 		var pings []*lab.Pinger
 		for _, p := range x.nodes {
@@ -562,7 +562,7 @@ func (x *exhibit) restart() {
 }
 
 // repair damages a host and waits until it is as it was.
-func (x *exhibit) repair() {
+func (x *scenario) repair() {
 	if !x.connected() {
 		return
 	}
@@ -575,7 +575,7 @@ func (x *exhibit) repair() {
 // flaps takes the uplink of a host away for a moment, after which whoever manages its
 // network does again what he does at boot. It is not the host that is restarted, so that
 // there is some time to look at it.
-func (x *exhibit) flaps() {
+func (x *scenario) flaps() {
 	h := x.site.Hosts[1]
 	x.commands(h, x.flap, func() { time.Sleep(zooPace) })
 	x.commands(h, x.up, nil)
@@ -583,7 +583,7 @@ func (x *exhibit) flaps() {
 }
 
 // stayed expects that nothing has ever moved on the host that has flapped.
-func (x *exhibit) stayed() {
+func (x *scenario) stayed() {
 	for _, n := range x.on(x.site.Hosts[1]) {
 		for line := range strings.Lines(n.process().Logs()) {
 			if choosesUplink(line) && !strings.Contains(line, " iface="+x.uplink+" ") {
@@ -598,7 +598,7 @@ func (x *exhibit) stayed() {
 
 // reboot takes a host's power away. What its kernel and its /run held is gone, and
 // flanneld is there before the network.
-func (x *exhibit) reboot() {
+func (x *scenario) reboot() {
 	h := x.site.Hosts[0]
 	x.must(h.PowerOff(x.ctx))
 	for _, n := range x.on(h) {
@@ -614,13 +614,13 @@ func (x *exhibit) reboot() {
 			x.t.Errorf("%s has the subnet %s, had %s", h.Name, s, n.subnet)
 			n.subnet = s
 		}
-		n.contain()
+		n.addContainer()
 	}
 	x.sound()
 }
 
 // warned expects the warnings that the row names in the logs of all hosts.
-func (x *exhibit) warned() error {
+func (x *scenario) warned() error {
 	for _, n := range x.nodes {
 		for _, w := range x.warns {
 			if lines(n.process(), w) == 0 {
@@ -632,7 +632,7 @@ func (x *exhibit) warned() error {
 }
 
 // quiet expects no other warnings than those in the logs.
-func (x *exhibit) quiet() {
+func (x *scenario) quiet() {
 	for _, n := range x.nodes {
 		for line := range strings.Lines(n.process().Logs()) {
 			loud := strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")

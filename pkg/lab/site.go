@@ -39,7 +39,7 @@ type Site struct {
 
 	name string
 	lab  *Lab
-	door net.Listener
+	etcd net.Listener
 
 	mu    sync.Mutex
 	lines []*line
@@ -55,7 +55,7 @@ func (l *Lab) NewSite(name string) (*Site, error) {
 	if err := router.forward(); err != nil {
 		return nil, err
 	}
-	if s.door, err = router.Listen(context.Background(), "tcp", ":2379"); err != nil {
+	if s.etcd, err = router.Listen(context.Background(), "tcp", ":2379"); err != nil {
 		return nil, fmt.Errorf("listen on router %s: %w", router.Name, err)
 	}
 	l.mu.Lock()
@@ -65,11 +65,11 @@ func (l *Lab) NewSite(name string) (*Site, error) {
 	return s, nil
 }
 
-// serve passes connections on to etcd until the door is closed.
+// serve passes connections on to etcd until the listener is closed.
 func (s *Site) serve() {
 	etcd := netip.AddrPortFrom(s.lab.Etcd.addr, 2379).String()
 	for {
-		near, err := s.door.Accept()
+		near, err := s.etcd.Accept()
 		if err != nil {
 			return
 		}
@@ -91,7 +91,7 @@ func (s *Site) serve() {
 
 // close ends what the site has in this process.
 func (s *Site) close() {
-	s.door.Close()
+	s.etcd.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.lines {
