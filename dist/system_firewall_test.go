@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"flanneld/pkg/machine"
 )
@@ -31,24 +32,78 @@ func TestSystemFirewalls(t *testing.T) {
 			return s.openPort()
 		})
 		for _, event := range []struct{ what, command string }{
-			{"reloaded", f.reload}, {"restarted", f.restart}, {"there before flanneld", "systemctl restart flanneld"}, {"stopped", f.stop},
+			{"reloaded", f.reload}, {"restarted", f.restart}, {"there before flanneld", "systemctl restart flanneld"},
 		} {
 			s.scenario(f.name+" "+event.what, func() string {
 				s.both(func(h *host) { h.must(event.command) })
 				return s.reachable()
 			})
 		}
+		if f.name == "firewalld" {
+			s.scenario("firewalld's own table", s.trusted)
+			s.scenario("image beside firewalld", s.imageBesideFirewalld)
+		}
+		s.scenario(f.name+" stopped", func() string {
+			s.both(func(h *host) { h.must(f.stop) })
+			return s.reachable()
+		})
 	}
 }
 
-// reachable waits until containers reach each other.
+const trusts = "firewall-cmd -q --zone=trusted --query-source=10.42.0.0/16"
+
+// trusted shows what Debian 13's firewalld was asked for, and that cleanup undoes it.
+func (s *system) trusted() string {
+	s.Helper()
+	h := s.hosts[1]
+	h.must("nft list table inet firewalld | grep -q 'flags owner'; ! nft add rule inet firewalld filter_FORWARD drop 2>/dev/null")
+	h.must(trusts + " && ! firewall-cmd -q --permanent --zone=trusted --query-source=10.42.0.0/16")
+	out := h.must("systemctl stop flanneld; flanneld cleanup; ! " + trusts)
+	const command = "firewall-cmd --zone=trusted --remove-source=10.42.0.0/16"
+	if !strings.Contains(out, command+"\n") {
+		s.Errorf("cleanup does not say %q:\n%s", command, out)
+	}
+	h.must("systemctl start flanneld")
+	s.reachable()
+	return "trusted over D-Bus, undone by cleanup"
+}
+
+// imageBesideFirewalld runs flanneld where it has no D-Bus, then with the one of its host.
+func (s *system) imageBesideFirewalld() string {
+	s.Helper()
+	h := s.hosts[1]
+	h.feed("IMAGE", "docker load")
+	h.must("systemctl stop flanneld; firewall-cmd --zone=trusted --remove-source=10.42.0.0/16")
+	run := func(options string) {
+		h.must("docker run -d --name flanneld --net=host --cap-add=NET_ADMIN --cap-add=NET_RAW -v /run/flannel:/run/flannel " + options +
+			" quay.io/coreos/flannel:older -etcd-endpoints=" + s.lab.Etcd.Endpoint() + " -ip-masq")
+		h.eventually("docker logs flanneld 2>&1 | grep msg=ready")
+	}
+	run("")
+	line := h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop the overlay'")
+	_, command, _ := strings.Cut(line, `command="`)
+	command, _, _ = strings.Cut(command, `"`)
+	h.must(command)
+	h.eventually("docker logs flanneld 2>&1 | grep 'no longer: firewalld may drop the overlay'")
+	s.reachable()
+	h.must("docker rm -f flanneld; firewall-cmd --zone=trusted --remove-source=10.42.0.0/16")
+	run("-v /run/dbus:/run/dbus")
+	h.eventually(trusts)
+	s.reachable()
+	h.must("docker rm -f flanneld; systemctl start flanneld")
+	s.reachable()
+	return command
+}
+
+// reachable waits until containers reach each other, and returns how long that took.
 func (s *system) reachable() string {
 	s.Helper()
+	begun := time.Now()
 	for i, h := range s.hosts {
 		other := s.hosts[1-i].docker
 		h.eventually(fmt.Sprintf("nsenter --net --target %s ping -c 1 -W 1 %s", h.docker.pid, other.addr))
 	}
-	return ""
+	return fmt.Sprintf("reachable after %.1f s", time.Since(begun).Seconds())
 }
 
 // openPort runs the command that each host's log suggests for a closed port, and waits until the log says that it has

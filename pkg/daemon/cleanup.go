@@ -217,7 +217,7 @@ func bothIPTables() (all []*iptables.Tables, err error) {
 		case errors.Is(err, iptables.ErrNotFound):
 		case err != nil:
 			errs = append(errs, err)
-		case t.Legacy() && !legacy: // it has no rules, and would make tables
+		case t.Legacy() && len(legacy) == 0: // it has no rules, and would make tables
 		case !slices.ContainsFunc(all, func(o *iptables.Tables) bool { return o.Legacy() == t.Legacy() }):
 			all = append(all, t)
 		}

@@ -119,19 +119,20 @@ func (r *rules) keepBeside(ctx context.Context) (changes []string, err error) {
 // keepLegacy keeps accepts in iptables-legacy, if the kernel has its tables. What prevents
 // it prevents nothing else.
 func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
-	there, err := iptables.LegacyTables(iptables.IPv4)
+	tables, err := iptables.LegacyTables(iptables.IPv4)
 	if err != nil {
 		r.log.Debug("cannot look for tables of iptables-legacy", "err", err)
 	}
-	r.others.slow = there && r.others.legacy != nil
-	if !there {
+	r.others.slow = len(tables) > 0 && r.others.legacy != nil
+	if len(tables) == 0 {
 		r.others.conditions.End(legacyCondition)
 		return nil
 	}
 	if err = r.others.lacks; err == nil {
 		changes, err = r.others.legacy.Beside(ctx, r.owner(), r.want)
 	}
-	if err == nil || ctx.Err() != nil || !r.options.Forward {
+	drops := slices.ContainsFunc(tables, func(t string) bool { return t != firewall.PostRouting.Table() })
+	if err == nil || ctx.Err() != nil || !drops || !r.options.Forward {
 		r.others.conditions.End(legacyCondition)
 		return changes
 	}
@@ -234,8 +235,8 @@ func (r *rules) barriers(ctx context.Context, packet firewall.Packet) (all []fir
 		all, err = r.nft.Barriers(ctx, packet)
 	}
 	legacy := r.legacy()
-	there, _ := iptables.LegacyTables(iptables.IPv4) // what is unreadable is told elsewhere
-	if legacy == nil || !there {
+	tables, _ := iptables.LegacyTables(iptables.IPv4) // what is unreadable is told elsewhere
+	if legacy == nil || len(tables) == 0 {
 		return all, err
 	}
 	more, failed := legacy.Barriers(ctx, packet)

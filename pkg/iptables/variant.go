@@ -23,21 +23,18 @@ func NewVariant(family Family, legacy bool) (*Tables, error) {
 	return t, err
 }
 
-// LegacyTables reports whether the kernel has tables of the legacy variant that
-// forwarded packets come by. The commands must not be asked: they make the tables that
-// they look at.
-func LegacyTables(family Family) (bool, error) {
+// LegacyTables returns the names of the tables of the legacy variant that the kernel has.
+// The commands must not be asked: they make the tables that they look at.
+func LegacyTables(family Family) (names []string, err error) {
 	file := map[Family]string{IPv4: "ip_tables_names", IPv6: "ip6_tables_names"}[family]
 	text, err := os.ReadFile("/proc/thread-self/net/" + file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // the kernel has none at all, or not yet
+		return nil, nil // the kernel has none at all, or not yet
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for tables of the legacy iptables: %w", err)
+		return nil, fmt.Errorf("look for tables of the legacy iptables: %w", err)
 	}
-	return slices.ContainsFunc(strings.Fields(string(text)), func(name string) bool {
-		return name == firewall.Forward.Table() || name == firewall.PreRouting.Table() || name == firewall.PostRouting.Table()
-	}), nil
+	return strings.Fields(string(text)), nil
 }
 
 // Beside is Sync where the overlay's rules are kept elsewhere: of what is wanted our chains
