@@ -255,3 +255,26 @@ func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 		c.must(err)
 	}
 }
+
+// TestNFTablesAreWatchedWithoutPrivileges: what the unit and the image leave a daemon is enough
+// to be told of changes, which else are seen after a minute.
+func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
+	need(t, "nft", "setpriv")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", keepers[2].config)
+	p, err := h.Run(lab.Command{
+		Path: "setpriv",
+		Args: []string{"--bounding-set=-all,+net_admin,+net_raw,+dac_read_search", "--inh-caps=-all", os.Getenv("FLANNELD"),
+			"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile},
+	})
+	c.must(err)
+	c.must(p.WaitReady(c.ctx))
+	for range 4 { // a look that was due anyway may see the first
+		c.sh(h, "nft delete table ip flannel-ipv4")
+		c.within(10*time.Second, "the table is back", func() error {
+			_, err := c.try(h, "nft list table ip flannel-ipv4")
+			return err
+		})
+	}
+}

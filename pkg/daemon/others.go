@@ -90,7 +90,9 @@ func (r *rules) legacy() *iptables.Tables {
 // minor is an error without that of chains that cannot be written, of which [rules.lookOwned]
 // finds out what they do.
 func (r *rules) minor(err error) error {
-	if r.others.barred = errors.Is(err, nftables.ErrBarred); r.others.barred {
+	barred := errors.Is(err, nftables.ErrBarred)
+	if err == nil || barred {
+		r.others.barred = barred
 		return nil
 	}
 	return err
@@ -152,26 +154,29 @@ func (r *rules) lookBeside(ctx context.Context) time.Duration {
 	if !ok || ctx.Err() != nil {
 		return ruleResync
 	}
-	r.lookOwned(ctx, p.inner)
-	if wait := time.Until(r.others.ported.Add(portGap)); wait > 0 {
-		return wait
+	err := r.lookOwned(ctx, p.inner)
+	wait := time.Until(r.others.ported.Add(portGap))
+	if wait <= 0 {
+		wait, r.others.ported = ruleResync, time.Now()
+		err = errors.Join(err, r.lookPort(ctx, p))
 	}
-	r.lookPort(ctx, p)
-	r.others.ported = time.Now()
-	return ruleResync
+	if err != nil {
+		r.log.Debug("cannot follow a packet through the rules of others", "err", err)
+		return portGap
+	}
+	return wait
 }
 
 // lookOwned follows packets between containers through the chains that only the program
 // that made them may write.
-func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) {
+func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) error {
 	var found []condition.Condition
 	asksFirewalld := false
 	if r.others.barred {
 		for _, packet := range inner {
 			all, err := r.nft.Barriers(ctx, packet)
 			if err != nil {
-				r.log.Debug("cannot follow a packet through the rules of others", "err", err)
-				return
+				return err
 			}
 			for _, b := range all {
 				switch {
@@ -189,11 +194,12 @@ func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) {
 	}
 	r.others.trust.want(asksFirewalld)
 	r.others.conditions.Replace(ownedCondition, found)
+	return nil
 }
 
 // lookPort says where peers' packets to the tunnel's port are dropped. To open it is the
 // operator's decision.
-func (r *rules) lookPort(ctx context.Context, p probes) {
+func (r *rules) lookPort(ctx context.Context, p probes) error {
 	var closed []firewall.Barrier
 	if p.tunnel != nil {
 		all, err := r.barriers(ctx, *p.tunnel)
@@ -210,8 +216,7 @@ func (r *rules) lookPort(ctx context.Context, p probes) {
 			}
 		}
 		if err != nil {
-			r.log.Debug("cannot follow a packet to the tunnel's port", "err", err)
-			return
+			return err
 		}
 		for _, b := range all {
 			if b.Certain {
@@ -227,6 +232,7 @@ func (r *rules) lookPort(ctx context.Context, p probes) {
 		})
 	}
 	r.others.conditions.Replace(portCondition, found)
+	return nil
 }
 
 // barriers asks nftables, where iptables-nft's rules are, too, and iptables-legacy.

@@ -232,6 +232,11 @@ func (t *Tables) dialWithin(groups ...int) (c *conn, err error) {
 		// Never unlocked: the thread ends with the goroutine, so that nothing
 		// else ever runs in a namespace it does not expect.
 		runtime.LockOSThread()
+		if t.within() {
+			// To enter it takes CAP_SYS_ADMIN, which a daemon need not have.
+			c, err = dial(groups...)
+			return
+		}
 		if err = unix.Setns(int(t.ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			err = fmt.Errorf("enter network namespace: %w", err)
 			return
@@ -240,6 +245,18 @@ func (t *Tables) dialWithin(groups ...int) (c *conn, err error) {
 	}()
 	<-done
 	return c, err
+}
+
+// within reports whether the calling thread is in the namespace of t.
+func (t *Tables) within() bool {
+	here, err := namespace()
+	if err != nil {
+		return false
+	}
+	defer here.Close()
+	a, err := here.Stat()
+	b, failed := t.ns.Stat()
+	return err == nil && failed == nil && os.SameFile(a, b)
 }
 
 func (f Family) String() string {
