@@ -114,7 +114,9 @@ func (s *system) openPort() string {
 	s.both(func(h *host) {
 		const log = "journalctl -q -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID flanneld)"
 		const port = "what peers send to the tunnel's port"
-		line := h.eventually(log + ` | grep -v 'no longer' | grep "` + port + `" | tail -n 1 | grep command=`)
+		line := h.eventually(fmt.Sprintf(`begun=$(%[1]s | grep -v "no longer" | grep "%[2]s" || true)
+			over=$(%[1]s | grep -c "no longer.*%[2]s" || true)
+			[ $(echo "$begun" | grep -c command=) -gt $over ] && echo "$begun" | tail -n 1`, log, port))
 		_, command, _ := strings.Cut(line, `command="`)
 		command, _, _ = strings.Cut(command, `"`)
 		over := h.must(log + ` | grep -c "no longer.*` + port + `" || true`)

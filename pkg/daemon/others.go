@@ -24,7 +24,7 @@ const (
 	portGap = time.Second
 	// portPeers is how many peers are tried one by one, where it depends on who sends.
 	portPeers = 8
-	// vxlanPort is any source port of a VXLAN packet: the kernel chooses among many.
+	// vxlanSourcePort is any source port of a VXLAN packet: the kernel chooses among many.
 	vxlanSourcePort = 40000
 )
 
