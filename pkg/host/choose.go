@@ -70,10 +70,11 @@ var errNoDefault = errors.New("there is no default route")
 
 // Choose finds the uplink, among interfaces that have a carrier if one of them fits. An
 // interface of the overlay is none, nor is one with an address in own, the subnets that
-// this host has or had. Of several that are as good, the first in prefer is taken, else the
-// first in kernel order. The error says what each selector failed on.
+// this host has or had, unless it leads out of them. Of several that are as good, the first
+// in prefer is taken, else the first in kernel order. The error says what each selector
+// failed on.
 func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefer ...string) (Uplink, error) {
-	inv = inv.without("belongs to the overlay", func(i Iface) bool { return i.overlay(own) })
+	inv = inv.without("belongs to the overlay", func(i Iface) bool { return i.overlay(own) && !inv.leadsOut(i, own) })
 	rank := func(iface string) int {
 		if at := slices.Index(prefer, iface); at >= 0 {
 			return at
@@ -98,6 +99,14 @@ var overlayName = regexp.MustCompile(`^flannel(\.|-v6|-wg|[0-9])`)
 func (i Iface) overlay(own []netip.Prefix) bool {
 	return overlayName.MatchString(i.Name) || slices.ContainsFunc(i.Addrs, func(a Addr) bool {
 		return slices.ContainsFunc(own, func(s netip.Prefix) bool { return s.Contains(a.Prefix.Addr()) })
+	})
+}
+
+// leadsOut reports whether a default route by an interface has a gateway outside own, as an
+// uplink's has, whatever its address: the subnet may lie in its network.
+func (inv Inventory) leadsOut(i Iface, own []netip.Prefix) bool {
+	return !overlayName.MatchString(i.Name) && slices.ContainsFunc(inv.defaults(), func(r Route) bool {
+		return r.Iface == i.Name && r.Gateway.IsValid() && !slices.ContainsFunc(own, func(s netip.Prefix) bool { return s.Contains(r.Gateway) })
 	})
 }
 

@@ -110,6 +110,9 @@ func TestChooseNeverTheOverlay(t *testing.T) {
 	route := func(iface string, metric uint32) Route {
 		return Route{Dst: p("0.0.0.0/0"), Iface: iface, Metric: metric}
 	}
+	via := func(gateway, iface string) Route {
+		return Route{Dst: p("0.0.0.0/0"), Iface: iface, Gateway: netip.MustParseAddr(gateway)}
+	}
 	any10 := Selectors{Regexes: []string{`^10\.`}}
 	for _, c := range []struct {
 		name   string
@@ -122,6 +125,9 @@ func TestChooseNeverTheOverlay(t *testing.T) {
 		{"expression, with another", any10, append(devices[:5:5], up("eth0", "10.99.0.2/16")), nil, "eth0"},
 		{"expression on names", Selectors{Regexes: []string{"flannel|docker|eth"}}, append(devices[:5:5], up("eth0", "10.99.0.2/16")), nil, "eth0"},
 		{"uplink inside the network", any10, append(devices[:5:5], up("eth0", "10.42.200.2/24")), nil, "eth0"},
+		{"uplink inside the own subnet", Selectors{}, append(devices[:5:5], up("eth0", "10.42.7.200/16")), []Route{via("10.42.0.1", "eth0")}, "eth0"},
+		{"uplink inside the own subnet, by name", Selectors{Ifaces: []string{"eth0"}}, append(devices[:5:5], up("eth0", "10.42.7.200/16")), []Route{via("10.42.0.1", "eth0")}, "eth0"},
+		{"default route by a container", Selectors{}, devices, []Route{via("10.42.7.9", "docker0")}, "there is no default route"},
 		{"another bridge", any10, append(devices[:5:5], up("br0", "10.5.0.1/24")), nil, "br0"},
 		{"by name", Selectors{Ifaces: []string{"flannel.1"}}, devices, nil, "interface flannel.1 belongs to the overlay"},
 		{"by address", Selectors{Ifaces: []string{"10.42.7.1"}}, devices, nil, "no interface has the address 10.42.7.1"},
