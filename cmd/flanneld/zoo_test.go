@@ -537,7 +537,7 @@ func (x *scenario) restart() {
 		var pings []*lab.Pinger
 		for _, p := range x.nodes {
 			if p != n && p.prefix == n.prefix && x.connected() {
-				ping, err := p.container.StartPinger(n.container.Addr, 10*time.Millisecond)
+				ping, err := p.container.StartPinger(n.container.Addr, slow(10*time.Millisecond))
 				x.must(err)
 				pings = append(pings, ping)
 			}
@@ -550,6 +550,7 @@ func (x *scenario) restart() {
 		n.run(stored...)
 		n.ready()
 		for _, ping := range pings {
+			x.replies(ping, 5) // what has waited is on its way
 			if s := ping.Stop(); s.Lost > 0 {
 				x.t.Errorf("%d of %d pings lost, outage %v", s.Lost, s.Sent, s.Outage)
 			}
