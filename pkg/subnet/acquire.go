@@ -36,13 +36,7 @@ func afterConflict(n int) time.Duration {
 // again and again, Acquire says so once and goes on. Errors are those of ctx and
 // attrs.
 func Acquire(ctx context.Context, o Options, attrs Attributes) (lease.Lease, registry.Listing, error) {
-	return acquire(ctx, o, attrs, netip.Prefix{})
-}
-
-// acquire is Acquire that takes no lease of the subnet yielded, which another host has
-// although it may have this host's public IP.
-func acquire(ctx context.Context, o Options, attrs Attributes, yielded netip.Prefix) (lease.Lease, registry.Listing, error) {
-	q := acquisition{Options: o, attrs: attrs, yielded: yielded, away: outage{log: o.Log}, said: map[string]bool{}}
+	q := newAcquisition(o, attrs)
 	if o.Previous.IsValid() && !o.Pool.Fits(o.Previous) {
 		o.Log.Warn("previous subnet does not fit the network config, ignoring it", "subnet", o.Previous, "network", o.Pool.Network)
 	}
@@ -64,9 +58,9 @@ func acquire(ctx context.Context, o Options, attrs Attributes, yielded netip.Pre
 			}
 			delay = afterConflict(conflicts)
 		case errors.As(err, &exhausted):
-			q.once(slog.LevelError, "cannot lease a subnet, waiting for a free one", "err", err)
+			q.wait(exhausted)
 			conflicts = 0
-			delay = between(5*time.Second, 10*time.Second)
+			delay = exhaustedRetry()
 		case errors.Is(err, registry.ErrDenied):
 			q.away.end()
 			q.Log.Debug("registry refuses to lease a subnet, trying again", "err", err)
@@ -80,13 +74,24 @@ func acquire(ctx context.Context, o Options, attrs Attributes, yielded netip.Pre
 	}
 }
 
-// acquisition is one call of Acquire.
+// acquisition is one call of Acquire, or a move of Follow's to another subnet.
 type acquisition struct {
 	Options
 	attrs   Attributes
-	yielded netip.Prefix
+	yielded netip.Prefix // not to be taken: another host has it, although perhaps with our public IP
 	away    outage
 	said    map[string]bool
+}
+
+func newAcquisition(o Options, attrs Attributes) *acquisition {
+	return &acquisition{Options: o, attrs: attrs, away: outage{log: o.Log}, said: map[string]bool{}}
+}
+
+// exhaustedRetry is the time between attempts while no subnet is free.
+func exhaustedRetry() time.Duration { return between(5*time.Second, 10*time.Second) }
+
+func (q *acquisition) wait(e *exhaustedError) {
+	q.once(slog.LevelError, "cannot lease a subnet, waiting for a free one", "err", e)
 }
 
 // once says something the first time that it is so.

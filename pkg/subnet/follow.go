@@ -109,6 +109,7 @@ type follower struct {
 	fights  fight         // with somebody who changes our key
 	doubled time.Time     // when it was last reported that somebody writes it as his own
 	tries   int           // conflicts in a row
+	moving  *acquisition  // of another subnet, because this one was lost; nil: it was not
 	moves   int           // subnets that were lost to other hosts
 	failed  bool          // the last write failed, and that was said
 	wait    time.Duration // between attempts, while away

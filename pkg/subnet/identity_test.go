@@ -268,3 +268,32 @@ func TestIdentityInWipedStore(t *testing.T) {
 		w.says("held by another host now", 1)
 	})
 }
+
+// TestPeersAreFollowedWithoutSubnet: a host whose subnet was lost, and to which no other is
+// left, hears of its peers all the same, says once that it waits, and takes what becomes free.
+func TestPeersAreFollowedWithoutSubnet(t *testing.T) {
+	in(t, func(f *fixture) {
+		f.Pool.Min, f.Pool.Max = netip.MustParseAddr("10.42.7.0"), netip.MustParseAddr("10.42.8.0")
+		f.reg.Put("10.42.8.0-24", value(third, 8), ttl)
+		w := f.follow()
+		elapse(time.Second)
+		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
+		elapse(time.Minute)
+		w.take()
+		w.reg.Put("10.42.8.0-24", value(third, 9), ttl)
+		elapse(time.Second)
+		if v := w.take(); len(v) != 1 || v[0].Peer(prefix("10.42.8.0/24")) == nil || v[0].Peer(prefix("10.42.8.0/24")).Attrs != attrsOf(third, 9) {
+			t.Errorf("views: %+v", v)
+		}
+		w.says("held by another host now", 1)
+		w.says("cannot lease a subnet", 1)
+		w.reg.Remove("10.42.8.0-24")
+		elapse(15 * time.Second)
+		if own := w.status().Own; own.Subnet != prefix("10.42.8.0/24") || w.held(own.Subnet).Attrs != own.Attrs || w.status().Moves != 1 {
+			t.Errorf("has %+v, after %d moves", own, w.status().Moves)
+		}
+		if v := w.take(); len(v) == 0 || v[len(v)-1].Peer(prefix("10.42.7.0/24")) == nil {
+			t.Errorf("views: %+v", v)
+		}
+	})
+}

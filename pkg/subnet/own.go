@@ -26,6 +26,7 @@ func (f *follower) tendOwn(ctx context.Context) {
 		return // reconnect comes back here
 	}
 	err := f.ownStep(ctx)
+	var exhausted *exhaustedError
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -40,6 +41,10 @@ func (f *follower) tendOwn(ctx context.Context) {
 		f.known = false
 		f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
 		f.tend.Reset(between(lastRetry/2, lastRetry))
+	case errors.As(err, &exhausted):
+		f.known = false
+		f.moving.wait(exhausted)
+		f.tend.Reset(exhaustedRetry())
 	default:
 		// No answer does not mean that nothing was done: look before writing again.
 		f.known = false
@@ -141,13 +146,18 @@ func (f *follower) repair(msg string, write func() (lease.Lease, error)) error {
 	return nil
 }
 
-// move gives the subnet up to the host that has it now.
+// move gives the subnet up to the host that has it now, if another one can be had: one
+// attempt, because peers are to be followed meanwhile.
 func (f *follower) move(ctx context.Context, holder lease.Lease, why string) error {
-	f.moves++
-	f.Log.Error(why, "subnet", f.own.Subnet, "public_ip", holder.PublicIP, "times", f.moves)
-	o := f.Options
-	o.Previous, o.Claim = netip.Prefix{}, lease.Claim{}
-	l, _, err := acquire(ctx, o, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return f.attrs, nil }, holder.Subnet)
+	if f.moving == nil {
+		f.moves++
+		f.Log.Error(why, "subnet", f.own.Subnet, "public_ip", holder.PublicIP, "times", f.moves)
+		f.moving = newAcquisition(f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return f.attrs, nil })
+		f.moving.yielded = holder.Subnet
+	}
+	f.moving.Options = f.Options // the terms may be others by now
+	f.moving.Previous, f.moving.Claim = netip.Prefix{}, lease.Claim{}
+	l, _, err := f.moving.attempt(ctx)
 	if err != nil {
 		return err
 	}
@@ -163,7 +173,7 @@ func (f *follower) adopt(l lease.Lease) {
 	if !l.SameAs(f.own) {
 		f.changed()
 	}
-	f.own, f.known, f.other, f.failed, f.wrote = l, true, false, false, time.Now()
+	f.own, f.known, f.other, f.failed, f.moving, f.wrote = l, true, false, false, nil, time.Now()
 	f.note(l.Subnet, l.Attrs, l.Attrs, l.Revision)
 }
 
@@ -205,10 +215,10 @@ func (f *follower) schedule() {
 }
 
 // retryDelay is the wait after a write without an answer: a minute, less when
-// the lease would not live that long, or misleads peers.
+// the lease would not live that long, misleads peers, or is lost.
 func (f *follower) retryDelay() time.Duration {
 	left := time.Until(f.own.Expires) / 8
-	if f.own.Attrs != f.attrs {
+	if f.own.Attrs != f.attrs || f.moving != nil {
 		left = 0
 	}
 	delay := min(max(left, lastRetry), renewFloor)
