@@ -278,3 +278,27 @@ func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
 		})
 	}
 }
+
+// TestManyChainsOfOthers: where others have thousands of chains and keep changing them, looking
+// for what drops the tunnel's packets takes a small part of a processor.
+func TestManyChainsOfOthers(t *testing.T) {
+	need(t, "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", vxlanConfig)
+	h := c.Hosts[0]
+	c.sh(h, `{ echo "add table inet w; add chain inet w in { type filter hook input priority 0; policy accept; }"
+		for i in $(seq 3000); do echo "add chain inet w c$i; add rule inet w c$i udp dport 9999 drop; add rule inet w in ip saddr 1.2.$((i/250)).$((i%250)) jump c$i"; done; } | nft -f -`)
+	c.must(c.StartAll(c.ctx))
+	before, err := h.Flanneld().Usage()
+	c.must(err)
+	for start := time.Now(); time.Since(start) < 6*time.Second; {
+		c.sh(h, "nft add rule inet w c1 udp dport 7 drop; sleep 0.1")
+	}
+	after, err := h.Flanneld().Usage()
+	c.must(err)
+	if spent := after.CPU - before.CPU; spent > 900*time.Millisecond {
+		t.Errorf("%v of a processor in 6 s", spent)
+	} else {
+		t.Logf("%v of a processor in 6 s", spent)
+	}
+}

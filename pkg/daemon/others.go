@@ -20,8 +20,10 @@ import (
 
 const (
 	// portGap is the least time between two looks at whether the tunnel's port is
-	// open: it follows a packet through everybody's rules.
-	portGap = time.Second
+	// open: it follows a packet through everybody's rules. Where these are many, looks
+	// take one part in portShare of a processor.
+	portGap   = time.Second
+	portShare = 50
 	// portPeers is how many peers are tried one by one, where it depends on who sends.
 	portPeers = 8
 	// vxlanSourcePort is any source port of a VXLAN packet: the kernel chooses among many.
@@ -48,7 +50,7 @@ type others struct {
 	lacks  error            // why
 	slow   bool             // it has tables, so that a look takes a process
 	barred bool             // a chain in nftables cannot be written
-	ported time.Time        // when the tunnel's port was looked at last
+	port   time.Time        // when the tunnel's port may be looked at again
 }
 
 // probes are packets whose fate is asked for.
@@ -155,14 +157,16 @@ func (r *rules) lookBeside(ctx context.Context) time.Duration {
 		return ruleResync
 	}
 	err := r.lookOwned(ctx, p.inner)
-	wait := time.Until(r.others.ported.Add(portGap))
+	wait := time.Until(r.others.port)
 	if wait <= 0 {
-		wait, r.others.ported = ruleResync, time.Now()
+		begun := time.Now()
 		err = errors.Join(err, r.lookPort(ctx, p))
+		pause := min(max(portGap, portShare*time.Since(begun)), ruleResync)
+		wait, r.others.port = ruleResync, time.Now().Add(pause)
 	}
 	if err != nil {
 		r.log.Debug("cannot follow a packet through the rules of others", "err", err)
-		return portGap
+		return time.Until(r.others.port)
 	}
 	return wait
 }
