@@ -1,6 +1,7 @@
 // Package condition keeps the list of what is wrong now. Whoever knows of a
 // condition sets it and ends it; the list logs each once when it begins, once
-// when it says something else, and once with its duration when it ends.
+// when it says something else, and once with its duration when it ends. One that comes
+// and goes again and again is logged only a few times, and when it stays as it is.
 //
 // It does not look for conditions itself. Invariant: at most one condition has an ID,
 // and setting one again that says the same logs nothing.
@@ -8,13 +9,15 @@ package condition
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Condition is something that is wrong for as long as it is in a List.
@@ -32,16 +35,37 @@ type Condition struct {
 // says is all that a reader of the log sees of it.
 func (c Condition) says() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
 
+const (
+	// Of a condition that comes and goes, or says something else again and again,
+	// flapLines are logged at once, and one more for each flapWindow; else only what lasts
+	// for flapHold, and whatever is so when a flapWindow is over.
+	flapLines  = 4
+	flapWindow = time.Minute
+	flapHold   = 10 * time.Second
+)
+
 // List is what is wrong now. Its methods may be called by several goroutines.
 type List struct {
 	log *slog.Logger
 
-	mu  sync.Mutex
-	now map[string]Condition // by ID
+	mu   sync.Mutex
+	byID map[string]*entry
+}
+
+// entry is a condition with what the log says of it.
+type entry struct {
+	Condition
+	there  bool      // it is wrong now; else it was lately
+	ended  time.Time // when it last was no longer there
+	logged string    // what the log says of it; empty: that nothing is wrong
+	lines  *rate.Limiter
+	held   *time.Timer // logs what is so then; nil: nothing is held back
+	since  time.Time   // when that began
+	unsaid int         // changes since the last line that were not logged
 }
 
 // NewList returns a list on which nothing is wrong.
-func NewList(log *slog.Logger) *List { return &List{log: log, now: map[string]Condition{}} }
+func NewList(log *slog.Logger) *List { return &List{log: log, byID: map[string]*entry{}} }
 
 // Set begins a condition, or changes what it says. Since is set here.
 func (l *List) Set(c Condition) {
@@ -51,24 +75,20 @@ func (l *List) Set(c Condition) {
 }
 
 func (l *List) set(c Condition) {
-	before, there := l.now[c.ID]
-	c.Since = before.Since
-	if !there {
-		c.Since = time.Now()
+	e := l.byID[c.ID]
+	if e == nil {
+		e = &entry{lines: rate.NewLimiter(rate.Every(flapWindow), flapLines)}
+		l.byID[c.ID] = e
 	}
-	l.now[c.ID] = c
-	if there && before.says() == c.says() {
+	if e.there && e.says() == c.says() {
 		return
 	}
-	level := slog.LevelWarn
-	if c.Severe {
-		level = slog.LevelError
+	c.Since = e.Since
+	if !e.there {
+		c.Since = time.Now()
 	}
-	fields := slices.Clone(c.Fields)
-	if c.Command != "" {
-		fields = append(fields, "command", c.Command)
-	}
-	l.log.Log(context.Background(), level, c.Text, fields...)
+	e.Condition, e.there = c, true
+	l.changed(e)
 }
 
 // End ends a condition, if it is there.
@@ -79,20 +99,73 @@ func (l *List) End(id string) {
 }
 
 func (l *List) end(id string) {
-	c, there := l.now[id]
-	if !there {
+	if e := l.byID[id]; e != nil && e.there {
+		e.there, e.ended = false, time.Now()
+		l.changed(e)
+	}
+}
+
+// changed logs a change, now or, if there were many, when it has lasted.
+func (l *List) changed(e *entry) {
+	switch {
+	case e.held != nil:
+		e.unsaid++
+		e.held.Reset(min(flapHold, time.Until(e.since.Add(flapWindow))))
+	case !e.lines.Allow():
+		e.unsaid++
+		e.since = time.Now()
+		e.held = time.AfterFunc(flapHold, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			e.held = nil
+			e.lines.Allow()
+			l.say(e)
+		})
+	default:
+		l.say(e)
+	}
+}
+
+// say logs what is so now, if the log says something else.
+func (l *List) say(e *entry) {
+	now := ""
+	if e.there {
+		now = e.says()
+	}
+	if now == e.logged {
 		return
 	}
-	delete(l.now, id)
-	l.log.Info("no longer: "+c.Text, append(slices.Clone(c.Fields), "duration", time.Since(c.Since).Round(time.Millisecond))...)
+	fields := slices.Clone(e.Fields)
+	if e.unsaid > 0 {
+		fields = append(fields, "changes", e.unsaid)
+	}
+	switch {
+	case !e.there:
+		l.log.Info("no longer: "+e.Text, append(fields, "duration", e.ended.Sub(e.Since).Round(time.Millisecond))...)
+	case e.Severe:
+		l.log.Error(e.Text, e.remedy(fields)...)
+	default:
+		l.log.Warn(e.Text, e.remedy(fields)...)
+	}
+	e.logged, e.unsaid = now, 0
+	maps.DeleteFunc(l.byID, func(_ string, e *entry) bool {
+		return !e.there && e.held == nil && e.lines.Tokens() == flapLines
+	})
+}
+
+func (c Condition) remedy(fields []any) []any {
+	if c.Command != "" {
+		fields = append(fields, "command", c.Command)
+	}
+	return fields
 }
 
 // Has reports whether a condition is there.
 func (l *List) Has(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, there := l.now[id]
-	return there
+	e := l.byID[id]
+	return e != nil && e.there
 }
 
 // Replace sets the conditions that one check has found, and ends those that it found
@@ -103,7 +176,7 @@ func (l *List) Replace(prefix string, found []Condition) {
 	for _, c := range found {
 		l.set(c)
 	}
-	for id := range l.now {
+	for id := range l.byID {
 		if strings.HasPrefix(id, prefix) && !slices.ContainsFunc(found, func(c Condition) bool { return c.ID == id }) {
 			l.end(id)
 		}
@@ -114,9 +187,11 @@ func (l *List) Replace(prefix string, found []Condition) {
 func (l *List) Current() []Condition {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := make([]Condition, 0, len(l.now))
-	for _, c := range l.now {
-		all = append(all, c)
+	all := make([]Condition, 0, len(l.byID))
+	for _, e := range l.byID {
+		if e.there {
+			all = append(all, e.Condition)
+		}
 	}
 	slices.SortFunc(all, func(a, b Condition) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) })
 	return all

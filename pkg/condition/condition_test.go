@@ -55,3 +55,64 @@ func TestReplaceEndsWhatTheCheckFindsNoMore(t *testing.T) {
 		t.Errorf("left: %s", got)
 	}
 }
+
+// TestConditionThatFlapsOnIsLoggedOnceAMinute: it never lasts, and is not forgotten.
+func TestConditionThatFlapsOnIsLoggedOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := NewList(slog.New(slog.NewTextHandler(&out, nil)))
+		for i := range 1000 {
+			l.Set(Condition{ID: "rules", Text: "rules are missing", Fields: []any{"count", i}})
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		if n := strings.Count(out.String(), "\n"); n < 15 || n > flapLines+1000/60 {
+			t.Errorf("%d lines:\n%s", n, out.String())
+		}
+		l.End("rules")
+		time.Sleep(2 * flapWindow)
+		synctest.Wait()
+		if !strings.HasSuffix(strings.TrimSpace(out.String()), "duration=16m40s") || !strings.Contains(out.String(), "no longer: rules are missing") {
+			t.Errorf("at the end:\n%s", out.String())
+		}
+	})
+}
+
+// TestFlappingConditionIsLoggedAFewTimes: forty changes are four lines, and the state in
+// which it stays is one more.
+func TestFlappingConditionIsLoggedAFewTimes(t *testing.T) {
+	for _, stays := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			var out bytes.Buffer
+			l := NewList(slog.New(slog.NewTextHandler(&out, nil)))
+			for range 20 {
+				l.Set(Condition{ID: "uplink", Text: "the uplink is down"})
+				time.Sleep(300 * time.Millisecond)
+				l.End("uplink")
+				time.Sleep(300 * time.Millisecond)
+			}
+			if n := strings.Count(out.String(), "\n"); n != flapLines {
+				t.Errorf("%d lines:\n%s", n, out.String())
+			}
+			before := out.Len()
+			if stays {
+				l.Set(Condition{ID: "uplink", Text: "the uplink is down"})
+			}
+			time.Sleep(flapHold + time.Second)
+			synctest.Wait()
+			last := out.String()[before:]
+			if stays && (strings.Count(last, "\n") != 1 || !strings.Contains(last, "level=WARN") || !strings.Contains(last, "changes=37")) || !stays && last != "" {
+				t.Errorf("then: %q", last)
+			}
+			time.Sleep(5 * flapWindow)
+			synctest.Wait()
+			before = out.Len()
+			l.Set(Condition{ID: "other", Text: "something else"})
+			l.End("uplink")
+			if last := out.String()[before:]; strings.Count(last, "no longer") != map[bool]int{true: 1}[stays] {
+				t.Errorf("after a quiet time: %q", last)
+			}
+			l.End("other")
+		})
+	}
+}
