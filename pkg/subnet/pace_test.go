@@ -2,12 +2,10 @@ package subnet_test
 
 import (
 	"fmt"
-	"net/netip"
 	"testing"
 	"time"
 
 	"flanneld/pkg/lease"
-	"flanneld/pkg/registry/memory"
 	"flanneld/pkg/subnet"
 )
 
@@ -22,16 +20,6 @@ func leavingValue(mac int) string {
 	a.Leaving = true
 	b, _ := a.Encode() // cannot fail: the data is JSON
 	return string(b)
-}
-
-// failing has one operation fail.
-func failing(op string) memory.Hook {
-	return func(o string, _ netip.Prefix, done bool) error {
-		if o == op && !done {
-			return errAway
-		}
-		return nil
-	}
 }
 
 func TestChangeIsToldAtOnce(t *testing.T) {
