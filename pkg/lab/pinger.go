@@ -49,11 +49,12 @@ func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, 
 	return p, nil
 }
 
-// Stop stops sending, waits up to half a second for replies on their way and returns the result. Call it once.
+// Stop stops sending, waits up to half a second (on a slow machine as many times longer) for replies on their way and returns
+// the result. Call it once.
 func (p *Pinger) Stop() PingStats {
 	p.stop()
 	p.sender.Wait() // a request sent after the last look would count as lost
-	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(Slow())*500*time.Millisecond)
 	defer cancel()
 	Poll(ctx, func() error {
 		if p.Stats().Lost > 0 {
