@@ -36,12 +36,14 @@ type Condition struct {
 func (c Condition) says() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
 
 const (
-	// Of a condition that comes and goes, or says something else again and again,
-	// flapLines are logged at once, and one more for each flapWindow; else only what lasts
-	// for flapHold, and whatever is so when a flapWindow is over.
-	flapLines  = 4
-	flapWindow = time.Minute
-	flapHold   = 10 * time.Second
+	// Of a condition that comes and goes again and again, flapLines are logged at once, and
+	// one more for each flapWindow; else only what lasts for flapHold, and whatever is so
+	// when a flapWindow is over. One with other fields is another matter, but after
+	// flapVariants of them.
+	flapLines    = 4
+	flapVariants = 16
+	flapWindow   = time.Minute
+	flapHold     = 10 * time.Second
 )
 
 // List is what is wrong now. Its methods may be called by several goroutines.
@@ -55,13 +57,13 @@ type List struct {
 // entry is a condition with what the log says of it.
 type entry struct {
 	Condition
-	there  bool      // it is wrong now; else it was lately
-	ended  time.Time // when it last was no longer there
-	logged string    // what the log says of it; empty: that nothing is wrong
-	lines  *rate.Limiter
-	held   *time.Timer // logs what is so then; nil: nothing is held back
-	since  time.Time   // when that began
-	unsaid int         // changes since the last line that were not logged
+	there  bool                     // it is wrong now; else it was lately
+	ended  time.Time                // when it last was no longer there
+	logged string                   // what the log says of it; empty: that nothing is wrong
+	lines  map[string]*rate.Limiter // by what is said; under "" that of all further ones
+	held   *time.Timer              // logs what is so then; nil: nothing is held back
+	since  time.Time                // when that began
+	unsaid int                      // changes since the last line that were not logged
 }
 
 // NewList returns a list on which nothing is wrong.
@@ -77,7 +79,7 @@ func (l *List) Set(c Condition) {
 func (l *List) set(c Condition) {
 	e := l.byID[c.ID]
 	if e == nil {
-		e = &entry{lines: rate.NewLimiter(rate.Every(flapWindow), flapLines)}
+		e = &entry{lines: map[string]*rate.Limiter{}}
 		l.byID[c.ID] = e
 	}
 	if e.there && e.says() == c.says() {
@@ -111,14 +113,14 @@ func (l *List) changed(e *entry) {
 	case e.held != nil:
 		e.unsaid++
 		e.held.Reset(min(flapHold, time.Until(e.since.Add(flapWindow))))
-	case !e.lines.Allow():
+	case !e.allow():
 		e.unsaid++
 		e.since = time.Now()
 		e.held = time.AfterFunc(flapHold, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			e.held = nil
-			e.lines.Allow()
+			e.allow()
 			l.say(e)
 		})
 	default:
@@ -149,8 +151,32 @@ func (l *List) say(e *entry) {
 	}
 	e.logged, e.unsaid = now, 0
 	maps.DeleteFunc(l.byID, func(_ string, e *entry) bool {
-		return !e.there && e.held == nil && e.lines.Tokens() == flapLines
+		return !e.there && e.held == nil && e.quiet()
 	})
+}
+
+// allow reports whether a line may be logged at once, and counts it.
+func (e *entry) allow() bool {
+	said := e.says()
+	if e.lines[said] == nil {
+		if len(e.lines) >= flapVariants {
+			said = ""
+		}
+		if e.lines[said] == nil {
+			e.lines[said] = rate.NewLimiter(rate.Every(flapWindow), flapLines)
+		}
+	}
+	return e.lines[said].Allow()
+}
+
+// quiet reports whether nothing of the condition was logged for a while.
+func (e *entry) quiet() bool {
+	for _, l := range e.lines {
+		if l.Tokens() < flapLines {
+			return false
+		}
+	}
+	return true
 }
 
 func (c Condition) remedy(fields []any) []any {
