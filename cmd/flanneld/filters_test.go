@@ -236,7 +236,7 @@ func TestOwnedTables(t *testing.T) {
 }
 
 // nftOwner starts a program on a host that owns the tables which it makes, and goes with
-// the test. What is returned gives it lines of nft's language.
+// the test. What is returned feeds it lines of nft's language.
 func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 	c.t.Helper()
 	cmd := exec.Command("nft", "-i")

@@ -50,7 +50,7 @@ func (n *keyedCluster) held(h *lab.Host) (key string, a lease.Attrs) {
 	return key, a
 }
 
-// mac gives the MAC of a host's device.
+// mac returns the MAC of a host's device.
 func (n *keyedCluster) mac(h *lab.Host) (mac string) {
 	n.t.Helper()
 	n.must(h.Do(func() error {
@@ -63,7 +63,7 @@ func (n *keyedCluster) mac(h *lab.Host) (mac string) {
 	return mac
 }
 
-// copyFiles gives a host what another one keeps in files.
+// copyFiles copies to a host what another one keeps in files.
 func (n *keyedCluster) copyFiles(from, to *lab.Host) {
 	n.t.Helper()
 	n.must(os.MkdirAll(filepath.Dir(to.SubnetFile), 0o755))

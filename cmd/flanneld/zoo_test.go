@@ -339,7 +339,7 @@ func (n *node) ready() {
 	}))
 }
 
-// on gives the nodes of a host.
+// on returns the nodes of a host.
 func (x *scenario) on(h *lab.Host) (all []*node) {
 	for _, n := range x.nodes {
 		if n.host == h {

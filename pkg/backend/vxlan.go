@@ -120,7 +120,7 @@ func derivedMAC(ip netip.Addr, vni int) dataplane.MAC {
 	return localMAC(fmt.Appendf(nil, "flannel vxlan %d %s", vni, ip))
 }
 
-// nextMAC gives a host another MAC than the one that another host has, too.
+// nextMAC assigns a host another MAC than the one that another host has, too.
 func nextMAC(mac dataplane.MAC, ip netip.Addr, vni int) dataplane.MAC {
 	return localMAC(fmt.Appendf(nil, "flannel vxlan %d %s not %s", vni, ip, mac))
 }
