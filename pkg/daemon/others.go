@@ -48,6 +48,7 @@ type others struct {
 
 	legacy *iptables.Tables // iptables-legacy, beside the set; nil if there is none
 	lacks  error            // why
+	sought bool             // it was looked for, which takes processes
 	slow   bool             // it has tables, so that a look takes a process
 	barred bool             // a chain in nftables cannot be written
 	port   time.Time        // when the tunnel's port may be looked at again
@@ -60,14 +61,8 @@ type probes struct {
 	inner  []firewall.Packet // between containers of this host and of another one
 }
 
-// findLegacy finds the variant of iptables that has tables of its own, unless the set
-// is kept there.
-func (r *rules) findLegacy() {
-	r.others.legacy, r.others.lacks = nil, nil
-	if ipt, ok := r.set.(*iptables.Tables); !ok || !ipt.Legacy() {
-		r.others.legacy, r.others.lacks = iptables.NewVariant(iptables.IPv4, true)
-	}
-}
+// forgetLegacy is for another set.
+func (o *others) forgetLegacy() { o.legacy, o.lacks, o.sought = nil, nil, false }
 
 // nftVariant is the variant of iptables that writes nftables; nil if there is none.
 func nftVariant() ruleSet {
@@ -81,10 +76,15 @@ func nftVariant() ruleSet {
 	return ipt
 }
 
-// legacy is iptables-legacy, be it the set or beside it; nil if there is none.
+// legacy is the variant of iptables that has tables of its own, be it the set or beside
+// it; nil if there is none.
 func (r *rules) legacy() *iptables.Tables {
 	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
 		return ipt
+	}
+	if !r.others.sought {
+		r.others.legacy, r.others.lacks = iptables.NewVariant(iptables.IPv4, true)
+		r.others.sought = true
 	}
 	return r.others.legacy
 }
@@ -127,13 +127,16 @@ func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
 	if err != nil {
 		r.log.Debug("cannot look for tables of iptables-legacy", "err", err)
 	}
-	r.others.slow = len(tables) > 0 && r.others.legacy != nil
+	r.others.slow = false
 	if len(tables) == 0 {
 		r.others.conditions.End(legacyCondition)
 		return nil
 	}
-	if err = r.others.lacks; err == nil {
-		changes, err = r.others.legacy.Beside(ctx, r.owner(), r.want)
+	if legacy := r.legacy(); legacy == nil {
+		err = r.others.lacks
+	} else {
+		r.others.slow = true
+		changes, err = legacy.Beside(ctx, r.owner(), r.want)
 	}
 	drops := slices.ContainsFunc(tables, func(t string) bool { return t != firewall.PostRouting.Table() })
 	if err == nil || ctx.Err() != nil || !drops || !r.options.Forward {
@@ -244,9 +247,12 @@ func (r *rules) barriers(ctx context.Context, packet firewall.Packet) (all []fir
 	if r.nft != nil {
 		all, err = r.nft.Barriers(ctx, packet)
 	}
-	legacy := r.legacy()
 	tables, _ := iptables.LegacyTables(iptables.IPv4) // what is unreadable is told elsewhere
-	if legacy == nil || len(tables) == 0 {
+	if len(tables) == 0 {
+		return all, err
+	}
+	legacy := r.legacy()
+	if legacy == nil {
 		return all, err
 	}
 	more, failed := legacy.Barriers(ctx, packet)

@@ -132,7 +132,7 @@ func (r *rules) keep(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause = r.look(ctx)
+		pause = min(r.look(ctx), r.lookBeside(ctx))
 	}
 }
 
@@ -160,8 +160,10 @@ func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
 func (r *rules) signs(ctx context.Context) <-chan struct{} {
 	var legacy, nft <-chan struct{}
 	var err, failed error
-	if ipt := r.legacy(); ipt != nil {
+	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
 		legacy, err = ipt.Watch(ctx)
+	} else {
+		legacy, err = iptables.WatchLegacy(ctx, iptables.IPv4)
 	}
 	if r.nft != nil {
 		nft, failed = r.nft.Watch(ctx)
@@ -180,9 +182,9 @@ func (r *rules) look(ctx context.Context) time.Duration {
 		return ruleRetry
 	}
 	r.report(changes, err)
-	pause := r.lookBeside(ctx)
+	pause := ruleResync
 	if r.slow {
-		pause = min(pause, r.options.Resync)
+		pause = r.options.Resync
 	}
 	if err != nil {
 		return min(pause, ruleRetry)
@@ -323,13 +325,13 @@ func (r *rules) useIPTables(t *iptables.Tables, why string) {
 	if t.Legacy() {
 		r.left = nftVariant()
 	}
-	r.findLegacy()
+	r.others.forgetLegacy()
 	r.log.Info("packet filter rules are kept by iptables", "version", t.Version(), "why", why)
 }
 
 func (r *rules) useNFTables(why string) {
 	r.set, r.slow, r.left = nftSet{r.nft}, false, nftVariant()
-	r.findLegacy()
+	r.others.forgetLegacy()
 	r.log.Info("packet filter rules are kept by nftables", "why", why)
 }
 

@@ -15,6 +15,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,10 +79,7 @@ func New(family Family) (*Tables, error) {
 }
 
 func find(list, save, restore string, patience time.Duration) (*Tables, error) {
-	t := &Tables{command: list, lock: lockFile, patience: patience, watchers: map[*watcher]struct{}{}}
-	if path := os.Getenv("XTABLES_LOCKFILE"); path != "" { // iptables minds it too
-		t.lock = path
-	}
+	t := &Tables{command: list, lock: lockPath(), patience: patience, watchers: map[*watcher]struct{}{}}
 	var paths [3]string
 	for i, name := range []string{list, save, restore} {
 		var err error
@@ -112,6 +110,11 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 		t.restoreArgs = append(t.restoreArgs, fmt.Sprintf("--wait=%d", lockWait))
 	}
 	return t, nil
+}
+
+func lockPath() string {
+	// iptables minds it too.
+	return cmp.Or(os.Getenv("XTABLES_LOCKFILE"), lockFile)
 }
 
 // Version is what iptables says of itself, for the log.

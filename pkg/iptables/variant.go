@@ -15,13 +15,18 @@ import (
 // NewVariant finds the commands of one variant by their own names, whichever the
 // host's iptables is. The error is ErrNotFound when there are none.
 func NewVariant(family Family, legacy bool) (*Tables, error) {
-	c := family.command() + map[bool]string{true: "-legacy", false: "-nft"}[legacy]
+	c := family.command() + "-nft"
+	if legacy {
+		c = legacyCommand(family)
+	}
 	t, err := find(c, c+"-save", c+"-restore", patience)
 	if err == nil && t.legacy != legacy {
 		return nil, fmt.Errorf("%w: %s is of the other variant", ErrNotFound, c)
 	}
 	return t, err
 }
+
+func legacyCommand(f Family) string { return f.command() + "-legacy" }
 
 // LegacyTables returns the names of the tables of the legacy variant that the kernel has.
 // The commands must not be asked: they make the tables that they look at.

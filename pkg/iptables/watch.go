@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"syscall"
 	"time"
 
@@ -39,6 +40,17 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	}
 	go w.follow(ctx)
 	return w.signal, nil
+}
+
+// WatchLegacy is Watch where the legacy variant is looked at only once the kernel has its
+// tables: what Tables write there counts as written by others. Nil says that this host has
+// no such variant.
+func WatchLegacy(ctx context.Context, family Family) (<-chan struct{}, error) {
+	if _, err := exec.LookPath(legacyCommand(family)); err != nil {
+		return nil, nil
+	}
+	t := &Tables{lock: lockPath(), watchers: map[*watcher]struct{}{}}
+	return t.Watch(ctx)
 }
 
 // watcher makes one that write minds, but that nobody follows yet.
