@@ -136,3 +136,20 @@ func TestHelpAndVersion(t *testing.T) {
 		t.Errorf("exit %d, %q, %q", code, stdout.String(), stderr.String())
 	}
 }
+
+// FuzzFlags: whatever the command line and the environment say, they are accepted, or an
+// error says what is wrong.
+func FuzzFlags(f *testing.F) {
+	f.Add("-ip-masq=true\n--iface=eth0\n-etcd-endpoints=http://a:2379,b", "FLANNELD_IFACE=eth1\nFLANNELD_V=x")
+	f.Add("/opt/bin/flanneld\n-iface-regex=[\n-public-ip\n1.2.3.4", "FLANNELD_=\nFLANNELD_VERSION=1")
+	f.Add("-iptables-resync=0\n---v", "FLANNELD_ETCD_ENDPOINTS=,")
+	f.Fuzz(func(t *testing.T, args, env string) {
+		cl, err := parse(strings.Split(args, "\n"), strings.Split(env, "\n"))
+		if err != nil && err.Error() == "" {
+			t.Error("an error without a word")
+		}
+		if err == nil && !cl.showVersion && (len(cl.options.Etcd.Endpoints) == 0 || cl.options.SubnetFile == "") {
+			t.Errorf("%q %q: accepted as %+v", args, env, cl.options)
+		}
+	})
+}

@@ -189,6 +189,12 @@ func FuzzMessages(f *testing.F) {
 			}
 			parseRoute(body)
 			parseDevice(body)
+			preferredSource(body)
+			var t TUN
+			t.parse(body)
+			if dst, ok := mainRoute(body); ok && dst.Addr().Is4() {
+				parsePath(body, dst)
+			}
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -42,7 +43,7 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	sockets := map[string]Holder{} // by inode
 	err := k.within(func() error {
 		for _, suffix := range []string{"", "6"} {
-			err := readSockets("/proc/thread-self/net/"+protocol+suffix, func(h Holder, listens bool, inode string) {
+			err := readTable("/proc/thread-self/net/"+protocol+suffix, func(h Holder, listens bool, inode string) {
 				if h.Addr.Port() == local.Port() && overlap(h.Addr.Addr(), local.Addr()) && (protocol == "udp" || listens) {
 					sockets[inode] = h
 				}
@@ -83,15 +84,19 @@ func overlap(a, b netip.Addr) bool {
 	return a == b || a.IsUnspecified() || b.IsUnspecified()
 }
 
-// readSockets reads a table of /proc/net (proc_net(5)).
-func readSockets(path string, each func(h Holder, listens bool, inode string)) error {
+// readTable reads a table of /proc/net (proc_net(5)).
+func readTable(path string, each func(h Holder, listens bool, inode string)) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	return readSockets(f, each)
+}
+
+func readSockets(table io.Reader, each func(h Holder, listens bool, inode string)) error {
 	const listening = "0A" // TCP_LISTEN
-	lines := bufio.NewScanner(f)
+	lines := bufio.NewScanner(table)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text()) // sl local remote st queues timer retransmits uid timeout inode ...
 		if len(fields) < 10 {

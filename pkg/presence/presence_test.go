@@ -2,6 +2,7 @@ package presence
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -153,4 +154,25 @@ func TestParseTakesNoNonsense(t *testing.T) {
 	if err != nil || len(names) != 1 || names[0] != "@flanneld/10.42.0.0/16/flannel.1/0" {
 		t.Errorf("%q, %v", names, err)
 	}
+}
+
+// FuzzSockets: whatever others call their sockets, what is taken for a daemon's has a
+// network of its own and a name that begins as ours do.
+func FuzzSockets(f *testing.F) {
+	f.Add("Num       RefCount Protocol Flags    Type St Inode Path\n0000000000000000: 00000002 00000000 00010000 0001 01 4711 @flanneld/10.42.0.0/16/flannel.1/0011\n")
+	f.Add("0: 2 0 0 1 01 1 @x\n @flanneld/0.0.0.0/0//\n @flanneld/fd00::/48/a b/1")
+	f.Fuzz(func(t *testing.T, text string) {
+		names, err := sockets(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		for _, name := range names {
+			h, ok := parse(name)
+			if again := fmt.Sprintf("%s%s/%s/", prefix, h.Network, h.Device); ok && (h.Network != h.Network.Masked() || h.Network.Bits() == 0 || h.PID != 0) {
+				t.Errorf("%q is read as %+v", name, h)
+			} else if ok && h.Network.Addr().Is4() && !strings.HasPrefix(name, again) {
+				t.Errorf("%q is read as %+v", name, h)
+			}
+		}
+	})
 }

@@ -117,7 +117,7 @@ func (x *transmitter) packet(p *Packet) error {
 	if o.GSO != GSONone {
 		return x.super(peer, p.Data, ihl, o)
 	}
-	if o.NeedsChecksum && !finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset)) {
+	if o.NeedsChecksum && (int(o.ChecksumStart) < ihl || !finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset))) {
 		x.tunnel.counters.drop(Malformed, 1)
 		return nil
 	}

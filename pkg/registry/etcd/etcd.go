@@ -136,6 +136,9 @@ func parseEndpoint(given string, o Options) (*url.URL, error) {
 		return nil, fmt.Errorf("etcd endpoint %q names no socket", redact(given))
 	case u.Scheme != "unix" && u.Hostname() == "":
 		return nil, fmt.Errorf("etcd endpoint %q names no host", redact(given))
+	case u.Scheme != "unix" && strings.Contains(u.EscapedPath(), "@"):
+		// Of "http://root:12/34@etcd" the host is "root".
+		return nil, fmt.Errorf("etcd endpoint %q: a / in the password must be written as %%2F", redact(given))
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("etcd endpoint %q must be a URL without query and fragment", redact(given))
 	}

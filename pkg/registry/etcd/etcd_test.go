@@ -32,6 +32,7 @@ func TestEndpoints(t *testing.T) {
 		"http://a:secret@etcd/%zz":       "***@etcd",
 		"http://a:sec%ret@etcd":          "***@etcd",
 		"http://a:secret@etcd:2379#here": "***@etcd",
+		"http://a:12/secret@etcd:2379":   "written as %2F",
 	} {
 		_, err := etcd.Options{Endpoints: []string{bad}}.ParseEndpoints()
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -108,4 +109,37 @@ func TestAddress(t *testing.T) {
 	if e, err := o.ParseEndpoints(); err != nil || e.Username != "b" || e.Password != "other" {
 		t.Errorf("%+v, %v", e, err)
 	}
+}
+
+// FuzzParseEndpoints: whatever an endpoint is written like, neither an error nor the URL
+// that it comes to shows the password, and the URL is an endpoint again.
+func FuzzParseEndpoints(f *testing.F) {
+	for _, e := range []string{"http://|127.0.0.1:2379", "|etcd:2379", "unix://|/run/etcd.sock", "https://|[fd42::1%25eth0]:2379/#x", "http://|%zz@:2379?a=b"} {
+		before, after, _ := strings.Cut(e, "|")
+		f.Add(before, after)
+	}
+	const secret = "hush-hush"
+	f.Fuzz(func(t *testing.T, before, after string) {
+		given := before + "root:" + secret + "@" + after
+		found, err := (etcd.Options{Endpoints: []string{given}}).ParseEndpoints()
+		if err != nil {
+			if strings.Contains(err.Error(), secret) && !strings.Contains(before+after, secret) {
+				t.Errorf("%q: %v", given, err)
+			}
+			return
+		}
+		for _, e := range found.All {
+			if e.Socket() != "" {
+				continue // a path, which is nobody's password
+			}
+			if strings.Contains(e.String()+e.Host()+e.Socket(), secret) && !strings.Contains(before+after, secret) {
+				t.Errorf("%q comes to %q", given, e)
+			}
+			again, err := (etcd.Options{Endpoints: []string{e.String()}}).ParseEndpoints()
+			if err != nil || again.All[0].String() != e.String() {
+				t.Errorf("%q comes to %q, and that to %v, %v", given, e, again, err)
+			}
+			e.Address()
+		}
+	})
 }

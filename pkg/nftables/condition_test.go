@@ -1,0 +1,82 @@
+package nftables
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+// FuzzCondition follows packets through rules of whatever expressions: nobody's rules
+// make that fail, and what is known to be met is not also known not to be.
+func FuzzCondition(f *testing.F) {
+	for _, c := range all(four) {
+		for _, r := range c.Rules {
+			f.Add([]byte(newRule(IPv4, c.Hook, r).expressions(IPv4)), byte(0))
+		}
+	}
+	nest := func(list ...attrs) (b []byte) {
+		for _, x := range list {
+			b = attrs(b).nest(unix.NFTA_LIST_ELEM, x)
+		}
+		return b
+	}
+	expr := func(name string, data attrs) attrs {
+		return attrs{}.text(unix.NFTA_EXPR_NAME, name).nest(unix.NFTA_EXPR_DATA, data)
+	}
+	f.Add(nest(
+		expr("payload", attrs{}.u32(unix.NFTA_PAYLOAD_DREG, 1).u32(unix.NFTA_PAYLOAD_BASE, 2).u32(unix.NFTA_PAYLOAD_OFFSET, 2).u32(unix.NFTA_PAYLOAD_LEN, 2)),
+		expr("byteorder", attrs{}.u32(unix.NFTA_BYTEORDER_SREG, 1).u32(unix.NFTA_BYTEORDER_DREG, 8).u32(unix.NFTA_BYTEORDER_LEN, 4).u32(unix.NFTA_BYTEORDER_SIZE, 2)),
+		expr("range", attrs{}.u32(unix.NFTA_RANGE_SREG, 8).nest(unix.NFTA_RANGE_FROM_DATA, attrs{}.bytes(1, []byte{0, 1})).nest(unix.NFTA_RANGE_TO_DATA, attrs{}.bytes(1, []byte{9, 9}))),
+	), byte(1))
+	packets := []firewall.Packet{
+		{},
+		{In: "eth0", Src: netip.MustParseAddr("10.99.0.3"), Dst: netip.MustParseAddr("10.99.0.2"), Protocol: 17, SrcPort: 40000, DstPort: 8472, ToHost: true},
+		{In: "flannel.1", Out: "docker0", Src: netip.MustParseAddr("fd00::3"), Dst: netip.MustParseAddr("fd00::2")},
+	}
+	f.Fuzz(func(t *testing.T, expressions []byte, which byte) {
+		v := viewer{ctx: context.Background(), family: IPv4, packet: packets[int(which)%len(packets)]}
+		list := parseExpressions(expressions)
+		for i, x := range list {
+			if x.name == "lookup" { // would ask the kernel
+				list = list[:i]
+				break
+			}
+		}
+		steps, err := v.rule(list)
+		if err != nil || len(steps) > 1 || len(steps) == 1 && steps[0].Met > firewall.Yes {
+			t.Errorf("% x: %+v, %v", expressions, steps, err)
+		}
+	})
+}
+
+// FuzzElements asks sets of whatever elements.
+func FuzzElements(f *testing.F) {
+	of := func(key []byte, flags uint32, code uint32) []byte {
+		verdict := attrs{}.u32(unix.NFTA_VERDICT_CODE, code).text(unix.NFTA_VERDICT_CHAIN, "c")
+		return attrs{}.nest(unix.NFTA_SET_ELEM_KEY, attrs{}.bytes(unix.NFTA_DATA_VALUE, key)).u32(unix.NFTA_SET_ELEM_FLAGS, flags).
+			nest(unix.NFTA_SET_ELEM_DATA, attrs{}.nest(unix.NFTA_DATA_VERDICT, verdict))
+	}
+	f.Add(of([]byte{10, 0, 0, 0}, 0, 1), of([]byte{11, 0, 0, 0}, 1, 0), []byte{10, 1, 2, 3}, true)
+	f.Add(of(nil, 2, 0), of([]byte{1}, 0, 0xfffffffd), []byte{1}, false)
+	f.Fuzz(func(t *testing.T, a, b, key []byte, interval bool) {
+		e := elements{keyLength: len(key), interval: interval, all: []element{parseElement(a), parseElement(b)}}
+		if bytes.Compare(e.all[0].key, e.all[1].key) > 0 {
+			e.all[0], e.all[1] = e.all[1], e.all[0]
+		}
+		if yes, no := e.contains(key, true, false), e.contains(key, true, true); yes == no || yes == firewall.Maybe || no == firewall.Maybe {
+			t.Errorf("%+v contains %x: %v, and does not: %v", e, key, yes, no)
+		}
+		if m := e.contains(key, false, false); m != firewall.Maybe {
+			t.Errorf("%+v contains something unknown: %v", e, m)
+		}
+		if n := len(e.verdicts(firewall.Yes, key, true)); n > 1 {
+			t.Errorf("%+v has %d verdicts on %x", e, n, key)
+		}
+		e.verdicts(firewall.Yes, nil, false)
+	})
+}

@@ -1,0 +1,78 @@
+package etcdv2_test
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/etcdv2"
+)
+
+// FuzzAnswer has something give any answers in etcd's place: each call comes back, and what
+// it returns are leases of subnets, or why not.
+func FuzzAnswer(f *testing.F) {
+	const node = `{"key":"/coreos.com/network/subnets/10.42.7.0-24","value":"{\"PublicIP\":\"198.51.100.7\"}","ttl":86400,"modifiedIndex":7,"createdIndex":7}`
+	f.Add(200, "application/json", "7", `{"action":"get","node":{"key":"/coreos.com/network/subnets","dir":true,"nodes":[`+node+`,null,{"dir":true,"nodes":[`+node+`]}]}}`)
+	f.Add(200, "application/json", "9", `{"action":"set","node":`+node+`,"prevNode":`+node+`}`)
+	f.Add(200, "application/json", "-1", `{"action":"delete","node":{"key":"/coreos.com/network/subnets","dir":true}}`)
+	f.Add(404, "application/json", "9", `{"errorCode":100,"message":"Key not found","cause":"/","index":9}`)
+	f.Add(400, "application/json", "9", `{"errorCode":401,"message":"The event in requested index is outdated and cleared","index":5000}`)
+	f.Add(307, "text/html", "", "<html>")
+	var mu sync.Mutex // the server's goroutines are others
+	var status int
+	var media, index, body string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		w.Header().Set("Content-Type", media)
+		w.Header().Set("X-Etcd-Index", index)
+		w.WriteHeader(status)
+		w.Write([]byte(body))
+	}))
+	f.Cleanup(server.Close)
+	r := open(f, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix})
+	r.SetPoll(20 * time.Millisecond) // the wait of a watch whose answer is none
+	f.Fuzz(func(t *testing.T, s int, m, i, b string) {
+		if s < 200 || s > 599 || strings.ContainsAny(m+i, "\r\n\x00") {
+			return // no answer of HTTP
+		}
+		mu.Lock()
+		status, media, index, body = s, m, i, b
+		mu.Unlock()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		check := func(call string, l lease.Lease) {
+			if l.Subnet != l.Subnet.Masked() || !l.Subnet.Addr().Is4() {
+				t.Errorf("%s returns %+v", call, l)
+			}
+		}
+		if l, err := r.List(ctx); err == nil {
+			for _, one := range l.Leases {
+				check("list", one)
+			}
+			for _, bad := range l.Bad {
+				_ = bad.Err.Error()
+			}
+		}
+		_, _ = r.Config(ctx)
+		if e, err := r.Get(ctx, subnet7); err == nil && e.Bad == nil {
+			check("get", e.Lease)
+		}
+		_, _ = r.Update(ctx, lease7, attrs7, time.Hour)
+		if events, _, err := r.Watch(ctx, 7); err == nil {
+			for _, e := range events {
+				if e.Bad == nil {
+					check("watch", e.Lease)
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			t.Error("the calls do not come back")
+		}
+	})
+}

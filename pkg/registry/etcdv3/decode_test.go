@@ -1,0 +1,34 @@
+package etcdv3
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"flanneld/pkg/lease"
+)
+
+// FuzzDecode reads whatever stands below the prefix: a lease under its own key, or a bad
+// entry whose fault is said in few words.
+func FuzzDecode(f *testing.F) {
+	const subnets = "/coreos.com/network/subnets/"
+	f.Add([]byte(subnets+"10.42.7.0-24"), []byte(`{"PublicIP":"198.51.100.7","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:07"}}`), int64(7))
+	f.Add([]byte(subnets+"10.42.7.0-24&fd42::-64"), []byte(`{}`), int64(0))
+	f.Add([]byte(subnets+"a/b"), []byte(strings.Repeat("x", 70000)), int64(-1))
+	f.Add([]byte("elsewhere"), []byte(nil), int64(1))
+	f.Fuzz(func(t *testing.T, key, value []byte, session int64) {
+		r := &Registry{subnets: subnets}
+		e := r.decode(&mvccpb.KeyValue{Key: key, Value: value, Lease: session}, time.Unix(1, 0))
+		if e.Bad != nil {
+			if text := e.Bad.Err.Error(); text == "" || len(text) > 1000 {
+				t.Errorf("%q: the fault is said in %d bytes", key, len(text))
+			}
+			return
+		}
+		if name := strings.TrimPrefix(string(key), subnets); lease.Key(e.Lease.Subnet) != name || e.Lease.Subnet != e.Lease.Subnet.Masked() {
+			t.Errorf("%q is read as the lease of %s", key, e.Lease.Subnet)
+		}
+	})
+}
