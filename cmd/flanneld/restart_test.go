@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,25 +136,6 @@ func TestSignals(t *testing.T) {
 	}
 	if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(s.Links) != 1 {
 		t.Error("the device did not stay")
-	}
-}
-
-// TestSubnetFileCannotBeWritten: docker must not start on an old subnet.
-func TestSubnetFileCannotBeWritten(t *testing.T) {
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
-	c.must(os.WriteFile(filepath.Join(c.Dir, "file"), nil, 0o600))
-	p, err := h.Start("-subnet-file=" + filepath.Join(c.Dir, "file", "subnet.env"))
-	c.must(err)
-	if code, err := p.Wait(c.ctx); code != 1 || err != nil {
-		t.Errorf("exit code %d, %v", code, err)
-	}
-	if len(p.Notifications()) > 0 {
-		t.Errorf("told systemd %q", p.Notifications())
-	}
-	if logged(h, "level=ERROR", "subnet file", "not a directory") != 1 {
-		t.Errorf("log:\n%s", p.Logs())
 	}
 }
 

@@ -9,7 +9,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -29,6 +28,7 @@ import (
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/netconf"
+	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
@@ -36,8 +36,12 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// releaseWithin bounds what giving up the lease may add to the exit.
-const releaseWithin = 500 * time.Millisecond
+const (
+	// releaseWithin bounds what giving up the lease may add to the exit.
+	releaseWithin = 500 * time.Millisecond
+	// notifyRetry is the time between attempts to tell systemd that the network is ready.
+	notifyRetry = time.Second
+)
 
 // Options are what the command line says.
 type Options struct {
@@ -81,11 +85,12 @@ type daemon struct {
 	conditions *condition.List // what is wrong now
 	fds        *fdStore
 	tun        atomic.Pointer[string] // name of the TUN device, where there is one
+	presence   atomic.Pointer[presence.Presence]
 
+	files   *files
 	former  subnetenv.Env  // of the run before
-	claim   lease.Claim    // as written last
+	claim   lease.Claim    // of the run before
 	had     []netip.Prefix // subnets of this host, of runs before
-	unnoted string         // why a later one could not be written
 	view    atomic.Pointer[lease.View]
 	own     atomic.Pointer[lease.Lease] // with its present revision
 	facts   facts
@@ -98,7 +103,6 @@ type daemon struct {
 		now  subnet.Terms
 		news chan subnet.Terms
 	}
-	file sync.Mutex // one writer of the subnet file at a time
 }
 
 // Run is flanneld from its options to its end. It returns an error when it
@@ -106,6 +110,7 @@ type daemon struct {
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: newFDStore(log)}
 	defer d.fds.close()
+	d.files = newFiles(o.SubnetFile, d.conditions, log)
 	d.terms.news = make(chan subnet.Terms, 1)
 	k, err := kernel.New()
 	if err != nil {
@@ -145,11 +150,10 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
 	d.registry, d.api = store.registry()
-	here, err := d.register(ctx)
-	if err != nil {
+	if err := d.register(ctx); err != nil {
 		return err
 	}
-	defer here.Close()
+	defer func() { d.presence.Load().Close() }()
 	return d.serve(ctx)
 }
 
@@ -219,9 +223,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	<-ruled
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, parseNetwork, d.reconfigure) })
-	if err := d.announce(); err != nil {
-		return err
-	}
+	d.files.begin(d.subnetEnv, d.wroteSubnetFile)
+	tasks.Go(func() { d.files.run(ctx) })
 	if every := watchdogEvery(); every > 0 {
 		tasks.Go(func() { d.watchdog.feed(ctx, every, d.live) })
 	}
@@ -273,30 +276,49 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	return o, own, listing, nil
 }
 
-// announce tells docker and systemd that the network is there.
-func (d *daemon) announce() error {
-	changed, err := d.writeSubnetFile()
-	if err != nil {
-		return err
+// wroteSubnetFile is called when the subnet file says something else than before in this
+// run. Docker reads it at its start only.
+func (d *daemon) wroteSubnetFile(first, changed bool) {
+	if changed && (!first || d.former.Subnet.IsValid()) {
+		d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
 	}
-	if changed && d.former.Subnet.IsValid() {
-		d.sayRestartDocker()
+	if first {
+		d.announce()
 	}
+}
+
+// announce tells that the network is there.
+func (d *daemon) announce() {
 	d.health.ready.Store(true)
-	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
-		d.log.Warn("cannot tell systemd that the network is ready", "err", err)
-	}
+	d.notifyReady()
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
 	d.checks.trigger()
-	return nil
+}
+
+// notifyReady tells systemd, which waits for it.
+func (d *daemon) notifyReady() {
+	const id = "systemd/ready"
+	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
+		d.conditions.Set(condition.Condition{
+			ID: id, Severe: true, Text: "cannot tell systemd that the network is ready, will retry", Fields: []any{"err", err},
+		})
+		time.AfterFunc(notifyRetry, d.notifyReady)
+		return
+	}
+	d.conditions.End(id)
 }
 
 // live tells systemd's watchdog that this process makes progress.
 func (d *daemon) live() {
+	const id = "systemd/watchdog"
 	if _, err := sd.SdNotify(false, sd.SdNotifyWatchdog); err != nil {
-		d.log.Debug("cannot tell systemd's watchdog", "err", err)
+		d.conditions.Set(condition.Condition{
+			ID: id, Severe: true, Text: "cannot tell systemd's watchdog that flanneld works, will retry", Fields: []any{"err", err},
+		})
+		return
 	}
+	d.conditions.End(id)
 }
 
 // release gives the lease back, so that another host may have the subnet at once.
@@ -332,28 +354,14 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Log:      d.log,
 		Avoid:    d.avoid,
 		Terms:    d.terms.news,
-		Remember: d.remember,
+		Remember: func(c lease.Claim) {
+			c.Store = string(d.api)
+			d.files.remember(c)
+		},
 		Report: func(s subnet.Status) {
 			d.health.away.Store(&s.AwaySince)
 			d.own.Store(&s.Own)
 		},
-	}
-}
-
-// remember notes what the next run needs to know its lease again, should it have
-// another address by then.
-func (d *daemon) remember(c lease.Claim) {
-	c.Store = string(d.api)
-	if c == d.claim {
-		return
-	}
-	err := subnetenv.WriteClaim(d.options.SubnetFile, c)
-	switch {
-	case err == nil:
-		d.claim, d.unnoted = c, ""
-	case err.Error() != d.unnoted:
-		d.unnoted = err.Error()
-		d.log.Warn("cannot note the claim on the lease; with another address, the next start may get another subnet", "err", err)
 	}
 }
 
@@ -369,7 +377,7 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 		case <-d.choice.C:
 			d.choice.rang()
 			d.facts.stale()
-			d.updateSubnetFile()
+			d.files.trigger()
 			d.loop.Trigger()
 		}
 	}
@@ -382,7 +390,7 @@ func (d *daemon) heard(e kernel.Event) {
 	}
 	if e&(kernel.Uplink|kernel.Overflow) != 0 {
 		d.facts.stale()
-		d.updateSubnetFile()
+		d.files.trigger()
 	} else if e&kernel.Candidates != 0 {
 		d.choice.within(d.facts.pause())
 	}
@@ -398,31 +406,12 @@ func (d *daemon) heard(e kernel.Event) {
 func (d *daemon) follow(v lease.View) {
 	before := d.view.Swap(&v)
 	d.loop.Trigger()
-	if d.health.ready.Load() && before.Own.Subnet != v.Own.Subnet {
+	if before.Own.Subnet != v.Own.Subnet {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
 		d.rules.trigger()
 		d.checks.trigger()
-		d.updateSubnetFile()
+		d.files.trigger()
 	}
-}
-
-// updateSubnetFile follows a change of the subnet or the MTU after READY. Docker
-// reads the file at its start only.
-func (d *daemon) updateSubnetFile() {
-	if !d.health.ready.Load() {
-		return
-	}
-	switch changed, err := d.writeSubnetFile(); {
-	case errors.As(err, &reconcile.ReportedError{}):
-	case err != nil:
-		d.log.Warn("the subnet file stays as it is", "err", err)
-	case changed:
-		d.sayRestartDocker()
-	}
-}
-
-func (d *daemon) sayRestartDocker() {
-	d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
 }
 
 // overlay is what the packet filter's rules are about.
@@ -430,23 +419,13 @@ func (d *daemon) overlay() firewall.Overlay {
 	return firewall.Overlay{Network: d.net.Network, Subnet: d.view.Load().Own.Subnet}
 }
 
-// writeSubnetFile makes the file tell the subnet and the MTU.
-func (d *daemon) writeSubnetFile() (changed bool, err error) {
-	d.file.Lock()
-	defer d.file.Unlock()
+// subnetEnv is what the subnet file is to say.
+func (d *daemon) subnetEnv() (subnetenv.Env, error) {
 	f, err := d.facts.latest()
-	if err != nil {
-		return false, err
-	}
-	env := subnetenv.Env{
+	return subnetenv.Env{
 		Network: d.net.Network,
 		Subnet:  d.view.Load().Own.Subnet,
 		MTU:     d.net.MTU(f),
 		IPMasq:  d.options.Rules.Masquerade,
-	}
-	changed, err = subnetenv.Write(d.options.SubnetFile, env)
-	if changed {
-		d.log.Info("wrote the subnet file", "path", d.options.SubnetFile, "subnet", env.Subnet, "mtu", env.MTU)
-	}
-	return changed, err
+	}, err
 }

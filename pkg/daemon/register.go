@@ -14,36 +14,73 @@ import (
 	"flanneld/pkg/presence"
 )
 
-// registerRetry is the time between attempts while another daemon of this host is in the way.
+// registerRetry is the time between attempts to register.
 const registerRetry = time.Second
 
-// inTheWay is the ID of the condition that another daemon is.
-const inTheWay = "other-flanneld"
+// IDs of conditions: that another daemon is in the way, and that the others do not know of
+// this one.
+const (
+	inTheWay     = "other-flanneld"
+	unregistered = "unregistered"
+)
 
 // register makes this daemon known to the others of this host, which it waits for as long as one of them serves an
 // overlapping network or holds a device of the name that this one's must have: two that share these undo each other's work.
-func (d *daemon) register(ctx context.Context) (*presence.Presence, error) {
-	device := fixedDevice(d.net.Backend)
-	for {
-		p, err := presence.Register(d.net.Network, device)
-		var held *presence.HeldError
-		switch {
-		case err == nil:
-			d.conditions.End(inTheWay)
-			return p, nil
-		case errors.As(err, &held):
-			d.conditions.Set(conflict(d.net.Network, held))
-		default: // the network does not need it
-			d.log.Warn("cannot tell other flannelds on this host what this one has; going on", "err", err)
-			return nil, nil
+// The network does not need it: where it is not possible, register returns and goes on trying until ctx ends.
+func (d *daemon) register(ctx context.Context) error {
+	for waits := false; ; {
+		held, err := d.tryRegister()
+		if err == nil {
+			return nil
 		}
-		timer := time.NewTimer(registerRetry)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
-		case <-timer.C:
+		if waits = waits || held; !waits {
+			go d.keepRegistering(ctx)
+			return nil
 		}
+		if !pause(ctx, registerRetry) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (d *daemon) keepRegistering(ctx context.Context) {
+	for pause(ctx, registerRetry) {
+		if _, err := d.tryRegister(); err == nil {
+			return
+		}
+	}
+}
+
+// tryRegister tries once. It reports whether it failed because another daemon is in the way.
+func (d *daemon) tryRegister() (held bool, err error) {
+	p, err := presence.Register(d.net.Network, fixedDevice(d.net.Backend))
+	var holder *presence.HeldError
+	switch {
+	case err == nil:
+		d.presence.Store(p)
+		d.conditions.End(inTheWay)
+		d.conditions.End(unregistered)
+		return false, nil
+	case errors.As(err, &holder):
+		d.conditions.Set(conflict(d.net.Network, holder))
+		d.conditions.End(unregistered)
+		return true, err
+	}
+	d.conditions.Set(condition.Condition{
+		ID: unregistered, Text: "cannot tell other flannelds on this host what this one has, will retry", Fields: []any{"err", err},
+	})
+	return false, err
+}
+
+// pause waits, and reports whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 

@@ -125,7 +125,7 @@ func (d *daemon) publish(f host.Facts) {
 		return
 	}
 	if d.tell(func(t *subnet.Terms) { t.Attrs = a }) {
-		d.updateSubnetFile()
+		d.files.trigger()
 	}
 }
 

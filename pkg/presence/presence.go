@@ -12,6 +12,7 @@ import (
 	"bufio"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -91,16 +92,24 @@ func Register(network netip.Prefix, device string) (*Presence, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register with other daemons: %w", err)
 	}
-	go func() { // they ask only who listens, which the kernel tells
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			c.Close()
-		}
-	}()
+	go accept(l)
 	return &Presence{l}, nil
+}
+
+// accept takes connections until l is closed: they ask only who listens, which the kernel
+// tells. What keeps it from that, such as a lack of descriptors, passes.
+func accept(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		switch {
+		case err == nil:
+			c.Close()
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			<-time.After(lockPoll)
+		}
+	}
 }
 
 // Close ends what was made known. A nil Presence has made nothing known.

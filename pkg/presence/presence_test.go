@@ -3,14 +3,17 @@ package presence
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -130,6 +133,45 @@ func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 			p.Close()
 		})
 	})
+}
+
+// hesitant is a listener that fails a few times before it accepts.
+type hesitant struct {
+	net.Listener
+	failures int
+}
+
+func (l *hesitant) Accept() (net.Conn, error) {
+	if l.failures > 0 {
+		l.failures--
+		return nil, unix.EMFILE
+	}
+	return l.Listener.Accept()
+}
+
+// TestAcceptsAfterFailures: others must go on finding a daemon that had no descriptors for a
+// while.
+func TestAcceptsAfterFailures(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		accept(&hesitant{l, 3})
+	}()
+	c, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("not taken: %v", err)
+	}
+	l.Close()
+	<-done
 }
 
 func TestParseTakesNoNonsense(t *testing.T) {

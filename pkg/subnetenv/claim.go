@@ -1,22 +1,23 @@
 package subnetenv
 
 import (
+	"bytes"
 	"fmt"
 
 	"flanneld/pkg/lease"
 )
 
-// claimPath is that of the claim, for the path of a subnet.env: two daemons with two
+// ClaimPath returns the path of the claim for the path of a subnet.env: two daemons with two
 // of these have two claims.
-func claimPath(path string) string { return path + ".lease" }
+func ClaimPath(path string) string { return path + ".lease" }
 
 // Files returns the paths of all that a daemon keeps with the subnet.env at path, this one included.
-func Files(path string) []string { return []string{path, claimPath(path)} }
+func Files(path string) []string { return []string{path, ClaimPath(path)} }
 
 // ReadClaim reads the claim that was written beside the subnet.env at path. A
 // missing one is the zero Claim and no error.
 func ReadClaim(path string) (lease.Claim, error) {
-	path = claimPath(path)
+	path = ClaimPath(path)
 	b, err := read(path)
 	if err != nil {
 		return lease.Claim{}, fmt.Errorf("read claim: %w", err)
@@ -31,14 +32,20 @@ func ReadClaim(path string) (lease.Claim, error) {
 	return c, nil
 }
 
-// WriteClaim writes c beside the subnet.env at path. Missing directories are made.
-func WriteClaim(path string, c lease.Claim) error {
-	b, err := c.Encode()
-	if err == nil {
-		err = replace(claimPath(path), append(b, '\n'), 0o644)
-	}
+// WriteClaim makes the claim beside the subnet.env at path c, and reports whether it had to
+// change it. Missing directories are made.
+func WriteClaim(path string, c lease.Claim) (changed bool, err error) {
+	path = ClaimPath(path)
+	want, err := c.Encode()
 	if err != nil {
-		return fmt.Errorf("write claim: %w", err)
+		return false, fmt.Errorf("write claim: %w", err)
 	}
-	return nil
+	want = append(want, '\n')
+	if have, err := read(path); err == nil && bytes.Equal(have, want) {
+		return false, nil
+	}
+	if err := replace(path, want, 0o644); err != nil {
+		return false, fmt.Errorf("write claim: %w", err)
+	}
+	return true, nil
 }

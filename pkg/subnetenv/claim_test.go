@@ -19,8 +19,10 @@ func TestClaim(t *testing.T) {
 	subnet := netip.MustParsePrefix("10.42.7.0/24")
 	c := lease.Claim{Subnet: subnet, Held: here, Next: there}
 	for _, c := range []lease.Claim{{Subnet: subnet, Held: here, Next: here}, c} {
-		if err := WriteClaim(path, c); err != nil {
-			t.Fatal(err)
+		for _, want := range []bool{true, false} { // the second time it is there
+			if changed, err := WriteClaim(path, c); err != nil || changed != want {
+				t.Fatal(changed, err)
+			}
 		}
 		if got, err := ReadClaim(path); err != nil || got != c {
 			t.Errorf("%+v came back as %+v, %v", c, got, err)
@@ -30,7 +32,7 @@ func TestClaim(t *testing.T) {
 		t.Errorf("the directory has %v, %v", left, err)
 	}
 	for content, word := range map[string]string{"": "", "{": path + ".lease", strings.Repeat(" ", 2*maxFile): "not JSON"} {
-		if err := os.WriteFile(claimPath(path), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(ClaimPath(path), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := ReadClaim(path)
@@ -41,7 +43,7 @@ func TestClaim(t *testing.T) {
 	if _, err := ReadClaim(filepath.Join(path+".lease", "x")); err == nil {
 		t.Error("a claim below a file is read without an error")
 	}
-	if err := WriteClaim(filepath.Join(path+".lease", "x"), c); err == nil {
+	if _, err := WriteClaim(filepath.Join(path+".lease", "x"), c); err == nil {
 		t.Error("a claim below a file is written without an error")
 	}
 }

@@ -4,20 +4,22 @@
 // on its lease, which is nobody else's business.
 //
 // It does not decide what stands in the files. Invariant: a reader of a path
-// sees either the whole old content or the whole new one, and subnet.env is not
+// sees either the whole old content or the whole new one, and a file is not
 // touched when it says the right thing already.
 package subnetenv
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 )
 
 // Env is the content of subnet.env.
@@ -45,13 +47,12 @@ func (e Env) Format() []byte {
 func Parse(b []byte) Env {
 	var e Env
 	for line := range strings.Lines(string(b)) {
-		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
-		key, value, _ := strings.Cut(line, "=")
-		p, err := netip.ParsePrefix(strings.Trim(value, `"' `))
+		key, value := assignment(line)
+		p, err := netip.ParsePrefix(value)
 		if err != nil || !p.Addr().Is4() {
 			continue
 		}
-		switch strings.TrimSpace(key) {
+		switch key {
 		case "FLANNEL_NETWORK":
 			e.Network = p.Masked()
 		case "FLANNEL_SUBNET":
@@ -61,6 +62,32 @@ func Parse(b []byte) Env {
 		}
 	}
 	return e
+}
+
+// assignment splits a line of KEY=VALUE. Of any other line the key is no name.
+func assignment(line string) (key, value string) {
+	key, value, _ = strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
+	return strings.TrimSpace(key), strings.Trim(value, `"' `)
+}
+
+// compare reports whether b assigns each variable of e its value, where the last
+// assignment counts, and returns the lines about anything else.
+func (e Env) compare(b []byte) (same bool, others string) {
+	var rest strings.Builder
+	have, want := map[string]string{}, map[string]string{}
+	for line := range strings.Lines(string(e.Format())) {
+		key, value := assignment(line)
+		want[key] = value
+	}
+	for line := range strings.Lines(string(b)) {
+		key, value := assignment(line)
+		if _, ours := want[key]; ours {
+			have[key] = value
+		} else {
+			rest.WriteString(line)
+		}
+	}
+	return maps.Equal(have, want), rest.String()
 }
 
 // Read parses the file. A missing file is an empty Env and no error.
@@ -85,16 +112,23 @@ func read(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
-// Write makes the file say e, and tells whether it had to change it. Missing
-// directories are made; the mode of a file that exists is kept, a new one is
-// readable by all.
-func Write(path string, e Env) (changed bool, err error) {
+// Write makes the variables of e in the file what e says, and reports whether it had to
+// change it. Lines about other variables are no reason to. If it has to, they stay in a
+// repair, when the file said e before; else they go, for they may have been made of what
+// it said. Missing directories are made; the mode of a file that exists is kept, a new one
+// is readable by all.
+func Write(path string, e Env, repair bool) (changed bool, err error) {
 	want := e.Format()
 	mode := fs.FileMode(0o644)
 	if st, err := os.Stat(path); err == nil {
 		mode = st.Mode().Perm()
-		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, want) {
+		have, err := read(path)
+		same, others := e.compare(have)
+		if err == nil && same {
 			return false, nil
+		}
+		if err == nil && repair && len(have) < maxFile && isText(others) {
+			want = append(want, others...)
 		}
 	}
 	if err := replace(path, want, mode); err != nil {
@@ -103,6 +137,10 @@ func Write(path string, e Env) (changed bool, err error) {
 	return true, nil
 }
 
+func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
+// replace gives the file another content. Its errors do not tell of the temporary file,
+// which has another name each time.
 func replace(path string, content []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -110,17 +148,31 @@ func replace(path string, content []byte, mode fs.FileMode) (err error) {
 	}
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
-		return err
+		return cause(err)
 	}
 	defer func() {
 		if err != nil {
 			os.Remove(f.Name())
+			err = cause(err)
 		}
 	}()
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	err = cmp.Or(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// cause is an error without the paths that it is about.
+func cause(err error) error {
+	var file *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &file):
+		return file.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
 }

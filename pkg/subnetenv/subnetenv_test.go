@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -73,14 +74,14 @@ func FuzzParse(f *testing.F) {
 
 func TestWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "flannel", "subnet.env")
-	if changed, err := Write(path, sample); err != nil || !changed {
+	if changed, err := Write(path, sample, false); err != nil || !changed {
 		t.Fatalf("first write: %v, %v", changed, err)
 	}
 	first, _ := os.Stat(path)
 	if first.Mode().Perm() != 0o644 {
 		t.Errorf("new file has mode %v", first.Mode())
 	}
-	if changed, err := Write(path, sample); err != nil || changed {
+	if changed, err := Write(path, sample, false); err != nil || changed {
 		t.Errorf("second write of the same: %v, %v", changed, err)
 	}
 	second, _ := os.Stat(path)
@@ -92,7 +93,7 @@ func TestWrite(t *testing.T) {
 	}
 	other := sample
 	other.IPMasq = false
-	if changed, err := Write(path, other); err != nil || !changed {
+	if changed, err := Write(path, other, false); err != nil || !changed {
 		t.Errorf("write of a change: %v, %v", changed, err)
 	}
 	if st, _ := os.Stat(path); st.Mode().Perm() != 0o600 {
@@ -106,19 +107,63 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// TestWriteComparesValues: each row is what somebody has made of the file, and what Write
+// makes of that.
+func TestWriteComparesValues(t *testing.T) {
+	const user = "# mine\nDOCKER_OPTS=\"--bip=10.42.7.1/24\"\n"
+	for name, c := range map[string]struct {
+		in       string
+		repaired string // in a repair; empty: it stays
+		anew     string // else; empty: it stays
+	}{
+		"as written":             {sampleText, "", ""},
+		"lines of others":        {user + sampleText + "X=1", "", ""},
+		"another order, quotes":  {"export FLANNEL_IPMASQ='true'\nFLANNEL_MTU=\"1450\"\nFLANNEL_SUBNET=10.42.7.1/24\r\nFLANNEL_NETWORK=10.42.0.0/16", "", ""},
+		"the last one counts":    {"FLANNEL_MTU=9000\n" + sampleText, "", ""},
+		"another value":          {strings.Replace(sampleText, "1450", "1400", 1) + user, sampleText + user, sampleText},
+		"another value later":    {sampleText + "FLANNEL_SUBNET=10.42.8.1/24\n", sampleText, sampleText},
+		"another form of it":     {strings.Replace(sampleText, "10.42.7.1", "10.42.7.9", 1), sampleText, sampleText},
+		"a variable is missing":  {strings.Replace(sampleText, "FLANNEL_IPMASQ=true\n", "", 1), sampleText, sampleText},
+		"docker's options alone": {user, sampleText + user, sampleText},
+		"no final line end":      {"X=1", sampleText + "X=1", sampleText},
+		"empty":                  {"", sampleText, sampleText},
+		"no text":                {"\x00\x01", sampleText, sampleText},
+		"too long":               {strings.Repeat("X=1\n", maxFile), sampleText, sampleText},
+	} {
+		for repair, want := range map[bool]string{true: c.repaired, false: c.anew} {
+			path := filepath.Join(t.TempDir(), "subnet.env")
+			if err := os.WriteFile(path, []byte(c.in), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			changed, err := Write(path, sample, repair)
+			if want == "" {
+				want = c.in
+			}
+			if got, _ := os.ReadFile(path); err != nil || changed != (want != c.in) || string(got) != want {
+				t.Errorf("%s, repair %t: changed %t, %v\n%s", name, repair, changed, err, got)
+			}
+		}
+	}
+}
+
 func TestWriteFails(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Write(filepath.Join(dir, "file", "subnet.env"), sample); err == nil {
+	if _, err := Write(filepath.Join(dir, "file", "subnet.env"), sample, false); err == nil {
 		t.Error("no error where the directory is a file")
 	}
 	if err := os.Mkdir(filepath.Join(dir, "subnet.env"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Write(filepath.Join(dir, "subnet.env"), sample); err == nil {
+	if _, err := Write(filepath.Join(dir, "subnet.env"), sample, false); err == nil {
 		t.Error("no error where the file is a directory")
+	}
+	_, first := Write(filepath.Join(dir, "subnet.env"), sample, false)
+	_, second := Write(filepath.Join(dir, "subnet.env"), sample, false)
+	if first.Error() != second.Error() {
+		t.Errorf("the same error has two texts: %v, %v", first, second)
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 2 {
 		t.Errorf("files left beside: %v", left)

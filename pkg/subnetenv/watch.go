@@ -1,0 +1,109 @@
+package subnetenv
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// touched is what may happen to a file in a directory that is watched.
+	touched = unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO
+	// gone is what may happen to the directory.
+	gone = unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+)
+
+// Watch signals that somebody may have changed the files that a daemon keeps. Its own
+// changes count, too.
+type Watch struct {
+	C <-chan struct{} // several changes before a read are one
+
+	dir     string
+	names   []string
+	inotify *os.File
+	wd      int // of dir as it was last
+}
+
+// NewWatch watches the files that a daemon keeps with the subnet.env at path.
+func NewWatch(path string) (*Watch, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", path, err)
+	}
+	c := make(chan struct{}, 1)
+	w := &Watch{C: c, dir: filepath.Dir(path), inotify: os.NewFile(uintptr(fd), "inotify"), wd: -1}
+	for _, file := range Files(path) {
+		w.names = append(w.names, filepath.Base(file))
+	}
+	if _, err := w.Again(); err != nil {
+		w.Close()
+		return nil, err
+	}
+	go w.follow(c)
+	return w, nil
+}
+
+// Again has the directory watched that the path leads to now, and reports whether that is
+// another one, of which nothing was signalled so far. It may be called at any time.
+func (w *Watch) Again() (other bool, err error) {
+	conn, err := w.inotify.SyscallConn()
+	if err != nil {
+		return false, fmt.Errorf("watch %s: %w", w.dir, err)
+	}
+	var failed error
+	err = conn.Control(func(fd uintptr) {
+		var wd int
+		if wd, failed = unix.InotifyAddWatch(int(fd), w.dir, touched|gone|unix.IN_ONLYDIR); failed != nil {
+			return
+		}
+		if other = wd != w.wd; other && w.wd >= 0 {
+			unix.InotifyRmWatch(int(fd), uint32(w.wd)) // fails if that directory is gone, and the watch with it
+		}
+		w.wd = wd
+	})
+	if err = cmp.Or(err, failed); err != nil {
+		return false, fmt.Errorf("watch %s: %w", w.dir, err)
+	}
+	return other, nil
+}
+
+// Close ends the watch.
+func (w *Watch) Close() error { return w.inotify.Close() }
+
+// follow turns events into signals until the watch is closed.
+func (w *Watch) follow(signal chan<- struct{}) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := w.inotify.Read(buf)
+		if err != nil {
+			return
+		}
+		if !w.concerns(buf[:n]) {
+			continue
+		}
+		select {
+		case signal <- struct{}{}:
+		default: // one is waiting to be taken
+		}
+	}
+}
+
+// concerns reports whether one of the events is about the files (inotify(7)).
+func (w *Watch) concerns(b []byte) bool {
+	for len(b) >= unix.SizeofInotifyEvent {
+		mask := binary.NativeEndian.Uint32(b[4:])
+		end := min(len(b), unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(b[12:])))
+		name, _, _ := strings.Cut(string(b[unix.SizeofInotifyEvent:end]), "\x00")
+		if mask&(gone|unix.IN_IGNORED|unix.IN_Q_OVERFLOW) != 0 || slices.Contains(w.names, name) {
+			return true
+		}
+		b = b[end:]
+	}
+	return false
+}
