@@ -18,10 +18,10 @@ import (
 // TestFilesAreRepaired: whatever people and programs do to subnet.env and the claim beside
 // it, the running daemon's values are back within a second or two.
 func TestFilesAreRepaired(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "flannel") // before the cluster, whose end it has to see
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
-	dir := filepath.Join(t.TempDir(), "flannel")
 	h.SubnetFile = filepath.Join(dir, "subnet.env")
 	claim := h.SubnetFile + ".lease"
 	p, err := h.Start()
@@ -85,28 +85,52 @@ func TestFilesAreRepaired(t *testing.T) {
 	}
 }
 
-// smallDisk mounts a file system with room for a few files at a host's directory for
-// subnet.env, and returns functions that fill it and make room again.
-func (c *cluster) smallDisk(h *lab.Host) (fill, room func()) {
-	c.t.Helper()
-	dir := c.t.TempDir()
-	c.must(syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=32k"))
-	c.t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
-	h.SubnetFile = filepath.Join(dir, "subnet.env")
-	filler := filepath.Join(dir, "filler")
-	fill = func() {
-		c.t.Helper()
-		f, err := os.OpenFile(filler, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-		c.must(err)
-		defer f.Close()
-		for err == nil {
-			_, err = f.Write(make([]byte, 4096))
-		}
-		if !errors.Is(err, unix.ENOSPC) {
-			c.t.Fatal(err)
-		}
+// smallDisk is a file system with room for a few files.
+type smallDisk struct {
+	t   *testing.T
+	dir string
+}
+
+// newSmallDisk mounts one. It is to be called before newCluster, for it has to see the end
+// of the cluster.
+func newSmallDisk(t *testing.T) smallDisk {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it mounts a file system; run it with sudo")
 	}
-	return fill, func() { c.must(os.Remove(filler)) }
+	d := smallDisk{t, t.TempDir()}
+	d.must(syscall.Mount("tmpfs", d.dir, "tmpfs", 0, "size=32k"))
+	t.Cleanup(func() { syscall.Unmount(d.dir, syscall.MNT_DETACH) })
+	return d
+}
+
+func (d smallDisk) must(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d smallDisk) filler() string { return filepath.Join(d.dir, "filler") }
+
+// fill leaves no room.
+func (d smallDisk) fill() {
+	d.t.Helper()
+	f, err := os.OpenFile(d.filler(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	d.must(err)
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		d.t.Fatal(err)
+	}
+}
+
+// room makes room again.
+func (d smallDisk) room() {
+	d.t.Helper()
+	d.must(os.Remove(d.filler()))
 }
 
 // unready fails if a daemon has told systemd that it is ready.
@@ -122,10 +146,11 @@ func (c *cluster) unready(p *lab.Process) {
 // TestStartOnAFullDisk: docker must not start on an old subnet. A daemon that cannot write
 // subnet.env is not ready, keeps the network, and is ready when it can.
 func TestStartOnAFullDisk(t *testing.T) {
+	disk := newSmallDisk(t)
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", upperConfig)
 	h := c.Hosts[0]
-	fill, room := c.smallDisk(h)
+	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
 	said := func(words ...string) {
 		t.Helper()
 		c.within(5*time.Second, strings.Join(words, ", "), func() error {
@@ -136,7 +161,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 		})
 	}
 
-	fill()
+	disk.fill()
 	p, err := h.Start()
 	c.must(err)
 	said("level=ERROR", "cannot write the subnet file, will retry", h.SubnetFile, "no space left on device", "READY waits for it")
@@ -148,7 +173,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 		return nil
 	})
 	c.unready(p)
-	room()
+	disk.room()
 	c.must(p.WaitReady(c.ctx))
 	said("no longer: cannot write the subnet file, will retry")
 	said("no longer: cannot note the claim on the lease, will retry")
@@ -166,7 +191,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 	stale := []byte("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
 	own := c.subnet(h)
 	c.must(os.WriteFile(h.SubnetFile, stale, 0o644))
-	fill()
+	disk.fill()
 	p, err = h.Start()
 	c.must(err)
 	c.must(p.WaitReady(c.ctx)) // the old one made room
@@ -194,10 +219,11 @@ func TestStartOnAFullDisk(t *testing.T) {
 // TestSubnetLostOnAFullDisk: a host that gets another subnet while nothing can be written
 // has no file that names the old one, which is another host's by then.
 func TestSubnetLostOnAFullDisk(t *testing.T) {
+	disk := newSmallDisk(t)
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
-	fill, room := c.smallDisk(h)
+	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
 	p, err := h.Start()
 	c.must(err)
 	c.must(p.WaitReady(c.ctx))
@@ -205,7 +231,7 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 	old := c.subnet(h)
 
 	c.must(p.Pause()) // or it would make the lease again itself
-	fill()
+	disk.fill()
 	c.must(c.Etcd.Delete(c.ctx, key))
 	c.must(c.Etcd.Put(c.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
 	c.must(p.Signal(syscall.SIGCONT))
@@ -230,7 +256,7 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 		}
 		return named()
 	})
-	room()
+	disk.room()
 	c.within(3*time.Second, "the new subnet", func() error {
 		env, err := h.ReadSubnet()
 		if err == nil && env.Subnet.Masked() == old {
