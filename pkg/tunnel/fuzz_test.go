@@ -74,11 +74,8 @@ func naiveReceive(o Overlay, ds []Datagram) (out [][]byte, drops [reasons]uint64
 				continue
 			}
 			p = bytes.Clone(p)
-			bad := naiveSum(p[:int(p[0]&15)*4], 0) != 0xffff
 			decrementTTL(p) // its own test compares it with the definition
-			if !bad {
-				fixHeader(p)
-			}
+			fixHeader(p)
 			out = append(out, p)
 		}
 	}
@@ -105,6 +102,8 @@ func naiveDrop(o Overlay, host netip.Addr, p []byte) Reason {
 		return SpoofedSource
 	case !o.Own.Contains(dst):
 		return ForeignDestination
+	case naiveSum(p[:int(p[0]&15)*4], 0) != 0xffff:
+		return BadChecksum
 	case len(p) > o.MTU:
 		return Oversize
 	case p[8] <= 1:

@@ -24,11 +24,11 @@ const (
 	maxICMP   = ipv4HeaderLen + icmpHeaderLen + 60 + icmpQuote
 )
 
-// appendICMP appends to b an IPv4 packet with an ICMP error about a packet, from the address from. It appends nothing
+// appendICMP appends to b an IPv4 packet with an ICMP error about a packet, from the table's device. It appends nothing
 // if there must be none (RFC 1122, section 3.2.2; RFC 1812, section 4.3.2.7).
-func appendICMP(b []byte, e icmpError, from uint32, about []byte) []byte {
+func appendICMP(b []byte, e icmpError, t *Table, about []byte) []byte {
 	ihl := headerLen(about)
-	if ihl == 0 || !mayAnswer(about, ihl) {
+	if ihl == 0 || !mayAnswer(t, about, ihl) {
 		return b
 	}
 	quote := about[:min(len(about), ihl+icmpQuote)]
@@ -37,7 +37,7 @@ func appendICMP(b []byte, e icmpError, from uint32, about []byte) []byte {
 	b = append(b, 0x45, 0xc0) // precedence "internetwork control" (RFC 1812, section 4.3.2.5)
 	b = binary.BigEndian.AppendUint16(b, uint16(total))
 	b = append(b, 0, 0, flagDF>>8, 0, 64, protoICMP, 0, 0)
-	b = binary.BigEndian.AppendUint32(b, from)
+	b = binary.BigEndian.AppendUint32(b, t.addr)
 	b = binary.BigEndian.AppendUint32(b, source(about))
 	b = append(b, e.kind, e.code, 0, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, e.mtu)
@@ -49,9 +49,10 @@ func appendICMP(b []byte, e icmpError, from uint32, about []byte) []byte {
 	return b
 }
 
-// mayAnswer tells whether a packet may cause an ICMP error: no error itself, no later fragment, from and to one host.
-func mayAnswer(packet []byte, ihl int) bool {
-	if binary.BigEndian.Uint16(packet[offFragment:])&fragmentOffset != 0 {
+// mayAnswer reports whether a packet may cause an ICMP error: one with an intact header, no error itself, no later
+// fragment, from and to one host.
+func mayAnswer(t *Table, packet []byte, ihl int) bool {
+	if !headerIntact(packet) || binary.BigEndian.Uint16(packet[offFragment:])&fragmentOffset != 0 {
 		return false
 	}
 	if packet[offProtocol] == protoICMP {
@@ -60,13 +61,29 @@ func mayAnswer(packet []byte, ihl int) bool {
 			return false
 		}
 	}
-	return isUnicast(source(packet)) && isUnicast(destination(packet))
+	return t.isHost(source(packet)) && t.isHost(destination(packet))
 }
 
 // isICMPError knows the error messages: unreachable, source quench, redirect, time exceeded, parameter problem.
 func isICMPError(kind byte) bool {
 	return kind == icmpUnreachable || kind == 4 || kind == 5 || kind == icmpTimeExceeded || kind == 12
 }
+
+// isHost reports whether an address is that of one host, as far as its form and the subnets of the network say. Their
+// first addresses are hosts': the devices have them.
+func (t *Table) isHost(a uint32) bool {
+	if !isUnicast(a) || isLast(a, t.network, t.netMask) || isLast(a, t.own, t.ownMask) {
+		return false
+	}
+	if peer := t.lookup(a); peer != none {
+		p := t.overlay.Peers[peer].Subnet
+		return !isLast(a, word(p.Addr()), mask(p.Bits()))
+	}
+	return true
+}
+
+// isLast reports whether an address is the broadcast address of a prefix. One of two addresses has none (RFC 3021).
+func isLast(a, prefix, mask uint32) bool { return ^mask > 1 && a == prefix|^mask }
 
 // isUnicast excludes multicast, class E with the broadcast address, loopback and "this network" (RFC 1122, section
 // 3.2.1.3).
@@ -77,8 +94,8 @@ func isUnicast(a uint32) bool {
 
 // A limiter is a token bucket for ICMP errors (RFC 1812, section 4.3.2.8).
 type limiter struct {
-	tokens float64
-	last   time.Time
+	spent float64 // tokens that are missing
+	last  time.Duration
 }
 
 const (
@@ -86,12 +103,12 @@ const (
 	icmpBurst = 50
 )
 
-func (l *limiter) allow(now time.Time) bool {
-	l.tokens = min(icmpBurst, l.tokens+icmpRate*max(0, now.Sub(l.last).Seconds()))
+func (l *limiter) allow(now time.Duration) bool {
+	l.spent = max(0, l.spent-icmpRate*(now-l.last).Seconds())
 	l.last = now
-	if l.tokens < 1 {
+	if l.spent > icmpBurst-1 {
 		return false
 	}
-	l.tokens--
+	l.spent++
 	return true
 }

@@ -78,6 +78,10 @@ func misfit(packet []byte) Reason {
 	return Malformed
 }
 
+// headerIntact reports whether a packet's header checksum is right. A router drops a packet where it is not, without a
+// word to anybody: its source may be what is damaged (RFC 1812, section 5.2.2).
+func headerIntact(packet []byte) bool { return sum(packet[:int(packet[0]&15)*4]) == 0xffff }
+
 func source(packet []byte) uint32      { return binary.BigEndian.Uint32(packet[offSource:]) }
 func destination(packet []byte) uint32 { return binary.BigEndian.Uint32(packet[offDestination:]) }
 

@@ -21,7 +21,8 @@ type receiver struct {
 	datagrams []Datagram
 
 	state *state // of this batch
-	host  uint32 // of this datagram
+	host  uint32 // that has sent this datagram
+	port  uint16 // from which
 	last  struct {
 		pair uint64
 		peer int32
@@ -65,7 +66,7 @@ func (r *receiver) run() error {
 
 // datagram takes what one host has sent apart into packets.
 func (r *receiver) datagram(d *Datagram) error {
-	r.host, r.last.ok = word(d.Source.Addr()), false
+	r.host, r.port, r.last.ok = word(d.Source.Addr()), d.Source.Port(), false
 	if d.Truncated {
 		r.tunnel.counters.drop(Oversize, 1)
 		return nil
@@ -98,7 +99,7 @@ func (r *receiver) packet(packet []byte) error {
 		return nil
 	}
 	if pair := hosts(packet); !r.last.ok || r.last.pair != pair {
-		peer, why, ok := r.state.table.admit(r.host, source(packet), destination(packet))
+		peer, why, ok := r.state.table.admit(r.host, r.port, source(packet), destination(packet))
 		if !ok {
 			counters.drop(why, 1)
 			return nil
@@ -107,6 +108,9 @@ func (r *receiver) packet(packet []byte) error {
 	}
 	r.count(r.last.peer, len(packet))
 	switch {
+	case !headerIntact(packet):
+		counters.drop(BadChecksum, 1)
+		return nil
 	case len(packet) > r.state.table.overlay.MTU:
 		counters.drop(Oversize, 1)
 		if binary.BigEndian.Uint16(packet[offFragment:])&flagDF != 0 {

@@ -9,10 +9,12 @@ type Reason uint8
 const (
 	NotIPv4            Reason = iota // either way: another IP version, or nothing of the kind
 	Malformed                        // either way: not one whole IPv4 packet
+	BadChecksum                      // either way: its header was damaged
 	TTLExceeded                      // either way; answered by ICMP time exceeded
 	NoRoute                          // out: no peer has the destination; answered by ICMP network unreachable
 	SendFailed                       // out: the socket refused it
 	UnknownSource                    // in: the datagram's source is no peer's address
+	SourcePort                       // in: it is, but the port is not the peer's
 	SpoofedSource                    // in: the inner source belongs to another part of the network
 	ForeignDestination               // in: the inner destination is not in our subnet
 	Oversize                         // in: longer than the device's MTU; answered by ICMP fragmentation needed
@@ -26,8 +28,8 @@ func (r Reason) String() string {
 		return "unknown"
 	}
 	return [reasons]string{
-		"not_ipv4", "malformed", "ttl_exceeded", "no_route", "send_failed",
-		"unknown_source", "spoofed_source", "foreign_destination", "oversize", "device_refused",
+		"not_ipv4", "malformed", "bad_checksum", "ttl_exceeded", "no_route", "send_failed",
+		"unknown_source", "source_port", "spoofed_source", "foreign_destination", "oversize", "device_refused",
 	}[r]
 }
 
@@ -67,7 +69,7 @@ func (c *counters) drop(r Reason, packets int) { c.drops[r].Add(uint64(packets))
 // cache lines.
 type peerState struct {
 	sent  meter
-	plain atomic.Int64 // no segmentation until then, in Unix nanoseconds; 0: segmentation
+	plain atomic.Int64 // no segmentation until then, by the tunnel's clock, in nanoseconds; 0: segmentation
 	_     [40]byte
 	rcvd  meter
 	_     [48]byte

@@ -23,7 +23,7 @@ type Overlay struct {
 	MTU     int          // of the device, in bytes
 	Peers   []Peer       // of two with the same subnet the later one counts
 
-	// AllowUnknownSources lets in every packet, whoever sends it, from and to whatever address.
+	// AllowUnknownSources lets in every packet, whoever sends it, from and to whatever address and port.
 	AllowUnknownSources bool
 }
 
@@ -114,8 +114,9 @@ func (t *Table) lookup(a uint32) int32 {
 }
 
 // admit says whether a datagram from a known host may hold a packet with these inner addresses, and which of the host's
-// peers has sent it. host is the outer source.
-func (t *Table) admit(host, src, dst uint32) (peer int32, why Reason, ok bool) {
+// peers has sent it. host and port are the outer source. All peers send from the port that they receive on, which is
+// theirs alone; other processes of a host, and what is masqueraded there, have other ports.
+func (t *Table) admit(host uint32, port uint16, src, dst uint32) (peer int32, why Reason, ok bool) {
 	first, known := t.hosts[host]
 	if t.overlay.AllowUnknownSources {
 		if !known {
@@ -127,8 +128,14 @@ func (t *Table) admit(host, src, dst uint32) (peer int32, why Reason, ok bool) {
 		return none, UnknownSource, false
 	}
 	peer = t.lookup(src)
+	sender := first
+	if peer != none && word(t.overlay.Peers[peer].Addr.Addr()) == host {
+		sender = peer
+	}
 	switch {
-	case peer != none && word(t.overlay.Peers[peer].Addr.Addr()) != host:
+	case t.overlay.Peers[sender].Addr.Port() != port:
+		return none, SourcePort, false
+	case peer != none && sender != peer:
 		return none, SpoofedSource, false
 	case peer == none && (src&t.netMask == t.network || src&t.ownMask == t.own):
 		return none, SpoofedSource, false

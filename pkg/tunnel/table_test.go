@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -106,8 +107,9 @@ func mustTable(t testing.TB, o Overlay) *Table {
 
 func TestAdmit(t *testing.T) {
 	const ok = reasons
-	closed := mustTable(t, testOverlay())
 	o := testOverlay()
+	o.Peers = append(o.Peers, Peer{netip.MustParsePrefix("10.77.5.0/24"), netip.MustParseAddrPort("192.0.2.5:9000")})
+	closed := mustTable(t, o)
 	o.AllowUnknownSources = true
 	open := mustTable(t, o)
 	for _, test := range []struct {
@@ -115,6 +117,10 @@ func TestAdmit(t *testing.T) {
 		why                  Reason
 		peer                 int32
 	}{
+		{"local user of a peer", "192.0.2.2:40000", "10.77.2.9", "10.77.1.9", SourcePort, none},
+		{"masqueraded client of a peer", "192.0.2.2:1024", "198.51.100.1", "10.77.1.9", SourcePort, none},
+		{"peer with a port of its own", "192.0.2.5:9000", "10.77.5.9", "10.77.1.9", ok, 3},
+		{"at another peer's port", "192.0.2.5:8285", "10.77.5.9", "10.77.1.9", SourcePort, none},
 		{"peer", "192.0.2.2", "10.77.2.9", "10.77.1.9", ok, 0},
 		{"peer's device", "192.0.2.2", "10.77.2.0", "10.77.1.0", ok, 0},
 		{"other subnet of the host", "192.0.2.2", "10.77.4.9", "10.77.1.9", ok, 2},
@@ -128,12 +134,16 @@ func TestAdmit(t *testing.T) {
 		{"multicast", "192.0.2.2", "10.77.2.9", "224.0.0.1", ForeignDestination, none},
 		{"loopback", "192.0.2.2", "10.77.2.9", "127.0.0.1", ForeignDestination, none},
 	} {
-		host, src, dst := word(netip.MustParseAddr(test.host)), word(netip.MustParseAddr(test.src)), word(netip.MustParseAddr(test.dst))
-		peer, why, admitted := closed.admit(host, src, dst)
+		if !strings.Contains(test.host, ":") {
+			test.host += ":8285"
+		}
+		from := netip.MustParseAddrPort(test.host)
+		host, src, dst := word(from.Addr()), word(netip.MustParseAddr(test.src)), word(netip.MustParseAddr(test.dst))
+		peer, why, admitted := closed.admit(host, from.Port(), src, dst)
 		if admitted != (test.why == ok) || !admitted && why != test.why || peer != test.peer {
 			t.Errorf("%s: got %v %v peer %d, want %v peer %d", test.name, admitted, why, peer, test.why, test.peer)
 		}
-		if _, _, admitted := open.admit(host, src, dst); !admitted {
+		if _, _, admitted := open.admit(host, from.Port(), src, dst); !admitted {
 			t.Errorf("%s: not admitted with AllowUnknownSources", test.name)
 		}
 	}

@@ -103,6 +103,9 @@ func (x *transmitter) packet(p *Packet) error {
 	}
 	peer := x.route(destination(p.Data))
 	switch {
+	case !headerIntact(p.Data):
+		x.tunnel.counters.drop(BadChecksum, 1)
+		return nil
 	case peer == none:
 		x.tunnel.counters.drop(NoRoute, 1)
 		x.icmp.send(x.state, icmpError{kind: icmpUnreachable, code: codeNetwork}, p.Data)
@@ -193,7 +196,7 @@ func (m *outgoing) takes(peer int32, size int) bool {
 func (x *transmitter) segments(peer int32) int {
 	p := x.state.peers[peer]
 	if until := p.plain.Load(); until != 0 {
-		if time.Now().UnixNano() < until {
+		if x.tunnel.clock() < time.Duration(until) {
 			return 1
 		}
 		p.plain.Store(0)
@@ -223,7 +226,7 @@ func (x *transmitter) flush() error {
 		case ends(err):
 			return err
 		case errors.Is(err, ErrNoSegmentation):
-			x.state.peers[x.out[i].peer].plain.Store(time.Now().Add(plainFor).UnixNano())
+			x.state.peers[x.out[i].peer].plain.Store(int64(x.tunnel.clock() + plainFor))
 			if err := x.sendPlain(&x.ms[i]); err != nil {
 				return err
 			}

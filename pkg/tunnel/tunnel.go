@@ -17,6 +17,9 @@ type Tunnel struct {
 	counters counters
 	swapping sync.Mutex
 	running  atomic.Bool
+
+	// clock counts from New on, and is none that anybody sets.
+	clock func() time.Duration
 }
 
 // A state is a table with what is known of its peers, in the same order.
@@ -27,7 +30,8 @@ type state struct {
 
 // New makes a tunnel with its first table.
 func New(t *Table) *Tunnel {
-	tunnel := &Tunnel{}
+	made := time.Now()
+	tunnel := &Tunnel{clock: func() time.Duration { return time.Since(made) }}
 	tunnel.Swap(t)
 	return tunnel
 }
@@ -60,7 +64,7 @@ func (t *Tunnel) Stats() Stats {
 		until := p.plain.Load()
 		stats.Peers[i] = PeerStats{
 			Peer: s.table.overlay.Peers[i], Sent: p.sent.count(), Received: p.rcvd.count(),
-			Unsegmented: until != 0 && time.Now().UnixNano() < until,
+			Unsegmented: until != 0 && t.clock() < time.Duration(until),
 		}
 	}
 	for i := range stats.Drops {
@@ -122,10 +126,10 @@ func newICMPSender(t *Tunnel, to io.Writer) icmpSender {
 // send tells a packet's sender, unless there must be no error or there were too many. Nobody is told of a failure: an
 // error is a courtesy.
 func (s *icmpSender) send(st *state, e icmpError, about []byte) {
-	if s.to == nil || !s.limiter.allow(time.Now()) {
+	if s.to == nil || !s.limiter.allow(s.tunnel.clock()) {
 		return
 	}
-	packet := appendICMP(s.buf[:0], e, st.table.addr, about)
+	packet := appendICMP(s.buf[:0], e, st.table, about)
 	if len(packet) == 0 {
 		return
 	}

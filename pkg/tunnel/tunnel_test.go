@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,13 +152,16 @@ func TestDropsOut(t *testing.T) {
 		{Data: to("10.77.2.2", tcpSpec{ttl: 1}).packet()},
 		{Data: to("224.0.0.251", tcpSpec{}).packet()},
 		{Data: bad},
+		{Data: damaged(to("10.77.2.2", tcpSpec{}).packet())},
+		{Data: damaged(to("10.77.2.2", tcpSpec{ttl: 1}).packet())},
+		{Data: to("10.77.2.255", tcpSpec{ttl: 1}).packet()},
 		{Data: []byte{0x60, 0, 0, 0}},
 		{Data: []byte{0x45}},
 		{Data: nil},
 		{Data: udpPacket(1, 9), Offload: Offload{NeedsChecksum: true, ChecksumStart: 36, ChecksumOffset: 0}},
 		{Data: udpPacket(1, 9), Offload: Offload{GSO: GSOTCP4, GSOSize: 9}},
 	}
-	for why, n := range map[Reason]uint64{NoRoute: 2, TTLExceeded: 1, NotIPv4: 1, Malformed: 5} {
+	for why, n := range map[Reason]uint64{NoRoute: 2, TTLExceeded: 2, NotIPv4: 1, Malformed: 5, BadChecksum: 2} {
 		until(t, why.String(), func() bool { return r.dropped(why) == n })
 	}
 	unreachable, exceeded := <-r.icmp.ch, <-r.icmp.ch
@@ -172,8 +176,13 @@ func TestDropsOut(t *testing.T) {
 	}
 }
 
+// TestRefusedSegmentation: a peer to which the kernel cannot segment gets packets one by one for half a minute, by a
+// clock that nobody sets.
 func TestRefusedSegmentation(t *testing.T) {
-	r := startRig(t, testOverlay())
+	r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
+	var clock atomic.Int64
+	r.clock = func() time.Duration { return time.Duration(clock.Load()) }
+	r.start(t)
 	r.socket.mu.Lock()
 	r.socket.refuse = ErrNoSegmentation
 	r.socket.fail = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.3"): true}
@@ -200,6 +209,18 @@ func TestRefusedSegmentation(t *testing.T) {
 	r.socket.mu.Unlock()
 	r.device.batches <- []Packet{super}
 	until(t, "packets of the second batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 33 })
+	clock.Add(int64(plainFor))
+	if r.Stats().Peers[0].Unsegmented {
+		t.Error("no segmentation for longer than it was to be left alone")
+	}
+	r.socket.mu.Lock()
+	r.socket.refuse, r.socket.messages = nil, 0
+	r.socket.mu.Unlock()
+	r.device.batches <- []Packet{super}
+	until(t, "packets of the third batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 44 })
+	if n := r.socket.messages; n != 1 {
+		t.Errorf("%d messages when the time is over, want 1", n)
+	}
 }
 
 // datagram wraps packets of a host as the kernel's GRO does.
@@ -242,6 +263,18 @@ func TestForwardsIn(t *testing.T) {
 	}
 }
 
+// damaged is a packet whose header checksum is wrong.
+func damaged(p []byte) []byte {
+	p[10]++
+	return p
+}
+
+// broadcast is a packet for all of our subnet, in need of a checksum.
+func broadcast(p []byte) []byte {
+	copy(p[16:], []byte{10, 77, 1, 255})
+	return p
+}
+
 func TestDropsIn(t *testing.T) {
 	r := startRig(t, testOverlay())
 	good := from("10.77.2.2", tcpSpec{payload: 100})
@@ -250,6 +283,15 @@ func TestDropsIn(t *testing.T) {
 		datagram("192.0.2.9", bytes.Clone(good)),
 		datagram("192.0.2.9", []byte("garbage")),
 		datagram("192.0.2.3", bytes.Clone(good)),
+		{Source: netip.MustParseAddrPort("192.0.2.2:8286"), Data: bytes.Clone(good)},
+		{Source: netip.MustParseAddrPort("192.0.2.2:1024"), Data: bytes.Join([][]byte{good, good}, nil), SegmentSize: len(good)},
+		datagram("192.0.2.2", damaged(from("10.77.2.2", tcpSpec{payload: 100}))),
+		datagram("192.0.2.2", damaged(from("10.77.2.2", tcpSpec{payload: 1433}))),
+		datagram("192.0.2.2", damaged(from("10.77.2.2", tcpSpec{ttl: 1}))),
+		datagram("192.0.2.2", fix(broadcast(from("10.77.2.2", tcpSpec{ttl: 1})))),
+		datagram("192.0.2.2", fix(broadcast(from("10.77.2.2", tcpSpec{payload: 1433})))),
+	}
+	r.socket.batches <- []Datagram{
 		datagram("192.0.2.2", to("10.77.3.2", tcpSpec{}).packet()),
 		datagram("192.0.2.2", longer),
 		datagram("192.0.2.2", good[:50]),
@@ -261,7 +303,7 @@ func TestDropsIn(t *testing.T) {
 		datagram("192.0.2.2", bytes.Clone(good)),
 	}
 	for why, n := range map[Reason]uint64{
-		UnknownSource: 2, SpoofedSource: 2, Malformed: 3, NotIPv4: 1, Oversize: 2, TTLExceeded: 1,
+		UnknownSource: 2, SpoofedSource: 2, Malformed: 3, NotIPv4: 1, Oversize: 3, TTLExceeded: 2, BadChecksum: 3, SourcePort: 3,
 	} {
 		until(t, why.String(), func() bool { return r.dropped(why) == n })
 	}
@@ -272,6 +314,9 @@ func TestDropsIn(t *testing.T) {
 	}
 	if exceeded[20] != 11 {
 		t.Errorf("time exceeded: %x", exceeded)
+	}
+	if n := r.Stats().ICMP; n != 2 {
+		t.Errorf("%d ICMP errors", n)
 	}
 	r.device.mu.Lock()
 	r.device.fail = unix.EIO
