@@ -197,6 +197,27 @@ func TestNoSleepPanicExitOrState(t *testing.T) {
 	}
 }
 
+// TestTimesAreMonotonic: what is compared is what time.Now returned, which has a reading of a clock that nobody sets.
+// Numbers and times of other origin have none, so that a clock set by a year would count.
+func TestTimesAreMonotonic(t *testing.T) {
+	wall := []string{"Unix", "UnixNano", "UnixMicro", "UnixMilli", "UTC", "Local", "In", "AddDate"}
+	for _, s := range sources(t) {
+		if s.room == "lab" || s.room == "machine" || s.room == "vm" || strings.HasPrefix(s.room, "cmd/flannel-lab") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if c, ok := n.(*ast.CallExpr); ok {
+				if sel, ok := c.Fun.(*ast.SelectorExpr); ok && slices.Contains(wall, sel.Sel.Name) {
+					if pkg, _, ok := selector(sel); !ok || pkg == "time" && sel.Sel.Name != "Unix" {
+						t.Errorf("%s: %s: keep what time.Now returns", s.fset.Position(n.Pos()), sel.Sel.Name)
+					}
+				}
+			}
+			return true
+		})
+	}
+}
+
 // constantLike accepts variables that are never assigned: errors, interface
 // assertions, compiled patterns, the register of backends.
 func constantLike(s source, v *ast.ValueSpec) bool {

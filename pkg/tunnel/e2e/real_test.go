@@ -116,6 +116,28 @@ func TestUDP(t *testing.T) {
 	}
 }
 
+// TestPortIsNotShared: whoever asks the kernel to share the tunnel's port gets nothing, neither at its address nor at
+// all addresses: a peer knows us by that port.
+func TestPortIsNotShared(t *testing.T) {
+	u := listen(t, tunnel.AllOffloads())
+	for _, at := range []netip.Addr{u.Addr().Addr(), netip.IPv4Unspecified()} {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		for _, option := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(u.Addr().Port()), Addr: at.As4()})
+		if !errors.Is(err, unix.EADDRINUSE) {
+			t.Errorf("bind to %s: %v", at, err)
+		}
+	}
+}
+
 func TestUDPAllocatesNothing(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIPPED: needs the native kernel; not in short mode")
