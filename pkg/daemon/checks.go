@@ -32,7 +32,7 @@ const (
 // It changes nothing. It has a goroutine and a socket of its own, so that nothing waits for it.
 type checks struct {
 	daemon  *daemon
-	kernel  *kernel.Kernel
+	kernel  *kernel.Kernel // opened for the first look
 	wake    chan struct{}
 	missing atomic.Pointer[[]reconcile.Missing] // as the last pass left it
 
@@ -45,14 +45,10 @@ type lacking struct {
 	condition.Condition
 }
 
-func newChecks(d *daemon) (*checks, error) {
-	k, err := kernel.New()
-	if err != nil {
-		return nil, err
-	}
-	c := &checks{daemon: d, kernel: k, wake: make(chan struct{}, 1)}
+func newChecks(d *daemon) *checks {
+	c := &checks{daemon: d, wake: make(chan struct{}, 1)}
 	c.missing.Store(new([]reconcile.Missing))
-	return c, nil
+	return c
 }
 
 // trigger asks for a look soon. It never blocks.
@@ -72,7 +68,11 @@ func (c *checks) lacks(missing []reconcile.Missing) {
 
 // run looks until ctx ends: when triggered and the burst is over, and once a minute.
 func (c *checks) run(ctx context.Context) {
-	defer c.kernel.Close()
+	defer func() {
+		if c.kernel != nil {
+			c.kernel.Close()
+		}
+	}()
 	pause := time.Duration(0) // that the last look has cost
 	for {
 		timer := time.NewTimer(checkEvery)
@@ -103,20 +103,38 @@ func (c *checks) run(ctx context.Context) {
 // look replaces the conditions by what is found now. What cannot be read leaves them.
 func (c *checks) look() {
 	d := c.daemon
+	if c.kernel == nil {
+		k, err := kernel.New()
+		if err != nil {
+			c.failed(err)
+			return
+		}
+		c.kernel = k
+	}
 	d.conditions.Replace("base/", c.base())
 	if !d.health.ready.Load() {
 		return
 	}
 	found, err := c.findings()
 	if err != nil {
-		d.log.Debug("cannot check this host", "err", err)
+		c.failed(err)
 		return
 	}
+	d.conditions.End(uncheckedCondition)
 	now := make([]condition.Condition, 0, len(found))
 	for _, f := range found {
 		now = append(now, condition.Condition{ID: "host/" + f.ID, Text: f.Text, Fields: f.Fields, Command: f.Command})
 	}
 	d.conditions.Replace("host/", now)
+}
+
+// uncheckedCondition is there while this host cannot be looked at.
+const uncheckedCondition = "checks"
+
+func (c *checks) failed(err error) {
+	c.daemon.conditions.Set(condition.Condition{
+		ID: uncheckedCondition, Text: "cannot check this host for what keeps the overlay from working, will retry", Fields: []any{"err", err},
+	})
 }
 
 // base returns the conditions of what this host needs for itself and lacks. Of one attempt

@@ -107,14 +107,14 @@ func (c *cleanup) kernel() error {
 		return err
 	}
 	defer k.Close()
-	inv, err := k.Inventory()
+	names, err := k.LinkNames()
 	if err != nil {
 		return err
 	}
 	scope := dataplane.Scope{Network: c.owner.Network, NextHops: true}
-	for _, i := range inv.Ifaces {
-		if deviceName.MatchString(i.Name) {
-			scope.Links = append(scope.Links, i.Name)
+	for _, name := range names {
+		if deviceName.MatchString(name) {
+			scope.Links = append(scope.Links, name)
 		}
 	}
 	have, err := k.Snapshot(scope)

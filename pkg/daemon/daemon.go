@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"sync"
@@ -112,22 +113,36 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer d.fds.close()
 	d.files = newFiles(o.SubnetFile, d.conditions, log)
 	d.terms.news = make(chan subnet.Terms, 1)
-	k, err := kernel.New()
+	var k *kernel.Kernel
+	err := d.persist(ctx, "use the kernel's network objects", passing, func() (err error) {
+		k, err = kernel.New()
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 	d.kernel = k
 	if o.HealthzPort != 0 {
-		h, err := d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
+		var h *http.Server
+		err := d.persist(ctx, "answer health checks", scarce, func() (err error) {
+			h, err = d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
+			return err
+		})
 		if err != nil {
 			return withHolder(k, o.HealthzIP, o.HealthzPort, err)
 		}
 		defer h.Close()
 	}
-	d.recall()
+	if err := d.persist(ctx, "read what the last run has left", scarce, d.recall); err != nil {
+		return err
+	}
 	d.tracker = host.Tracker{Selectors: o.Uplink, Reach: k.RouteTo}
-	inv, err := k.Inventory()
+	var inv host.Inventory
+	err = d.persist(ctx, "list interfaces and routes", passing, func() (err error) {
+		inv, err = d.inventory()
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -139,7 +154,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			return err
 		}
 	}
-	store, err := openStore(o.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
+	var store *store
+	err = d.persist(ctx, "read the files for TLS", scarce, func() (err error) {
+		store, err = openStore(o.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -178,13 +197,21 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	if usesTUN(d.net.Backend) {
-		if _, err := d.chooseTUN(); err != nil {
+		err := d.persist(ctx, "list interfaces for a TUN device", passing, func() error {
+			_, err := d.chooseTUN()
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	} else {
 		d.fds.removeAll()
 	}
-	events, err := d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
+	var events *kernel.Watch
+	err = d.persist(ctx, "watch the kernel", passing, func() (err error) {
+		events, err = d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -199,9 +226,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if d.options.Blackhole {
 		wanted = backend.WithBlackhole(wanted)
 	}
-	if d.checks, err = newChecks(d); err != nil {
-		return err
-	}
+	d.checks = newChecks(d)
 	d.loop = reconcile.New(reconcile.Config{
 		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
 	})
@@ -237,16 +262,24 @@ func (d *daemon) serve(ctx context.Context) error {
 	return nil
 }
 
-// recall reads what the run before has left.
-func (d *daemon) recall() {
-	var err error
-	if d.former, err = subnetenv.Read(d.options.SubnetFile); err != nil {
-		d.log.Warn("going on without the previous subnet", "err", err)
+// recall reads what the run before has left. An error is one for want of descriptors or
+// memory: what cannot be read otherwise, this run goes on without.
+func (d *daemon) recall() error {
+	var unread, unclaimed error
+	if d.former, unread = subnetenv.Read(d.options.SubnetFile); scarce(unread) {
+		return unread
 	}
-	if d.claim, err = subnetenv.ReadClaim(d.options.SubnetFile); err != nil {
-		d.log.Warn("going on without a claim on the previous lease", "err", err)
+	if d.claim, unclaimed = subnetenv.ReadClaim(d.options.SubnetFile); scarce(unclaimed) {
+		return unclaimed
+	}
+	if unread != nil {
+		d.log.Warn("going on without the previous subnet", "err", unread)
+	}
+	if unclaimed != nil {
+		d.log.Warn("going on without a claim on the previous lease", "err", unclaimed)
 	}
 	d.had = []netip.Prefix{d.former.Subnet, d.claim.Subnet}
+	return nil
 }
 
 // identity is by what this host finds its lease, and so its store.
@@ -262,7 +295,15 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	attrs := func(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 		return d.attrs(ctx, previous, others)
 	}
-	if own, listing, err = subnet.Acquire(ctx, o, attrs); err != nil {
+	acquire := o
+	acquire.Avoid = func() (avoid []netip.Prefix, err error) {
+		err = d.persist(ctx, "read which subnets to avoid", passing, func() (err error) {
+			avoid, err = d.avoid()
+			return err
+		})
+		return avoid, err
+	}
+	if own, listing, err = subnet.Acquire(ctx, acquire, attrs); err != nil {
 		return o, own, listing, err
 	}
 	leases := make([]*lease.Lease, len(listing.Leases))

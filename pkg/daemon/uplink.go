@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -73,9 +72,27 @@ func (d *daemon) publicIP() netip.Addr {
 	return d.uplink.Load().Addr
 }
 
+// inventory reads what an uplink can be chosen from, with the links whose names matter: those
+// that were asked for, the present uplink, and the overlay's device.
+func (d *daemon) inventory() (host.Inventory, error) {
+	names := slices.Clone(d.options.Uplink.Ifaces)
+	if to := d.options.Uplink.CanReach; to.IsValid() {
+		if iface, _, err := d.kernel.RouteTo(to); err == nil { // else the choice says so
+			names = append(names, iface)
+		}
+	}
+	if u := d.uplink.Load(); u != nil {
+		names = append(names, u.Iface, u.Holder)
+	}
+	if d.net.Backend != nil {
+		names = append(names, fixedDevice(d.net.Backend))
+	}
+	return d.kernel.Inventory(slices.DeleteFunc(names, func(name string) bool { return name == "" })...)
+}
+
 // readFacts reads what is true of this host now.
 func (d *daemon) readFacts() (host.Facts, error) {
-	inv, err := d.kernel.Inventory()
+	inv, err := d.inventory()
 	if err != nil {
 		return host.Facts{}, err
 	}
@@ -129,22 +146,15 @@ func (d *daemon) publish(f host.Facts) {
 	}
 }
 
-// attrs gives what the lease says of this host, as soon as there is an uplink.
+// attrs returns what the lease says of this host, as soon as there is an uplink.
 func (d *daemon) attrs(ctx context.Context, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
-	for {
-		f, err := d.readFacts()
-		if err == nil {
-			return d.net.Attrs(f, previous, others)
-		}
-		if !errors.As(err, &reconcile.ReportedError{}) {
-			return lease.Attrs{}, err
-		}
-		timer := time.NewTimer(factsRetry)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return lease.Attrs{}, ctx.Err()
-		case <-timer.C:
-		}
+	var f host.Facts
+	err := d.persist(ctx, "read the state of this host", passing, func() (err error) {
+		f, err = d.readFacts()
+		return err
+	})
+	if err != nil {
+		return lease.Attrs{}, err
 	}
+	return d.net.Attrs(f, previous, others)
 }

@@ -22,15 +22,14 @@ const (
 	// requestTimeout guards against a kernel that never answers; it answers
 	// within the system call that asks.
 	requestTimeout = 30 * time.Second
-	dumpAttempts   = 10
-	maxChunk       = 512
+	// dumpAttempts bounds the attempts to read a list while nothing of it changes: where
+	// containers come and go all the time, there may be no such moment.
+	dumpAttempts = 3
+	maxChunk     = 512
 	// ackSize bounds from above what the kernel charges a receive buffer for
 	// one error answer with its message (bytes).
 	ackSize = 4096
 )
-
-// errInterrupted: the tables changed during each of many attempts to list them.
-var errInterrupted = errors.New("list changes faster than it can be read")
 
 // conn is a NETLINK_ROUTE socket. It stays in the network namespace that it was
 // opened in.
@@ -210,21 +209,27 @@ func (c *conn) get(r *requests) ([]byte, error) {
 
 // dump sends a request that has a list as its answer, and calls each with each
 // message. When the list changed meanwhile, it is read again after a call of
-// reset.
+// reset, but not without end. The last attempt counts in any case: such a list may
+// have in it what is gone by now, and lack what came meanwhile, of which there are events.
+// It has what stands all the time: the kernel goes on behind the last index, id or key that
+// it told, wherever that is by now. Only its older releases, which go on behind so many
+// entries of a hash bucket, may pass over a link or an address then; so nothing is
+// concluded from the absence of a link in a list.
 func (c *conn) dump(r *requests, reset func(), each func(body []byte)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for range dumpAttempts {
+	for attempt := 1; ; attempt++ {
 		reset()
-		whole, err := c.dumpOnce(r, each)
-		if err != nil || whole {
+		whole, err := c.dumpOnce(r, func(b []byte) bool { each(b); return true })
+		if err != nil || whole || attempt == dumpAttempts {
 			return err
 		}
 	}
-	return errInterrupted
 }
 
-func (c *conn) dumpOnce(r *requests, each func(body []byte)) (whole bool, err error) {
+// dumpOnce reads a list until each returns false. Then the socket is of no use any more, for
+// the rest of the list is still to come.
+func (c *conn) dumpOnce(r *requests, each func(body []byte) (more bool)) (whole bool, err error) {
 	if err := c.begin(); err != nil {
 		return false, err
 	}
@@ -250,7 +255,9 @@ func (c *conn) dumpOnce(r *requests, each func(body []byte)) (whole bool, err er
 			case unix.NLMSG_ERROR, unix.NLMSG_DONE:
 				return whole, answer(h, body)
 			default:
-				each(body)
+				if !each(body) {
+					return false, nil
+				}
 			}
 		}
 	}

@@ -102,7 +102,8 @@ func (w *Watch) named(name string, own, uplink Event) (e Event) {
 	return e
 }
 
-// linkEvent follows all links, for the names of those that matter.
+// linkEvent follows the links that matter: those of interest, by whatever name they had
+// before, and those with addresses.
 func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	now, ok := parseDevice(body)
 	if !ok || body[0] == unix.AF_BRIDGE { // a bridge port, not a link
@@ -110,21 +111,24 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	}
 	index := now.index
 	old := w.links[index]
+	numbered := w.numbered[index]
 	if kind == unix.RTM_DELLINK {
-		defer delete(w.numbered, index)
+		delete(w.numbered, index)
 		delete(w.links, index)
 		now = device{}
+	} else if numbered || w.named(now.name, Links, Uplink) != 0 {
+		w.links[index] = now
 	} else {
-		w.links[now.index] = now
+		delete(w.links, index)
 	}
 	if old == now { // queues, counters and other things that nobody wants
 		return 0
 	}
-	if old.name != now.name {
+	e := w.named(old.name, Links, Uplink) | w.named(now.name, Links, Uplink)
+	if old.name != now.name && e != 0 {
 		w.filter()
 	}
-	e := w.named(old.name, Links, Uplink) | w.named(now.name, Links, Uplink)
-	if e&Links == 0 && w.numbered[index] {
+	if e&Links == 0 && numbered {
 		e |= Candidates
 	}
 	return e

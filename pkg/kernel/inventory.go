@@ -4,35 +4,62 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/host"
 )
 
-// Inventory reads the interfaces with their addresses, and the unicast routes
-// of the main table; both in the order in which the kernel lists them.
-func (k *Kernel) Inventory() (host.Inventory, error) {
-	devices, err := k.conn.devices()
-	if err != nil {
-		return host.Inventory{}, err
-	}
-	var inv host.Inventory
+// Inventory reads the interfaces that an uplink can be chosen from: those with IPv4 addresses,
+// those of routes, and those named, where they exist; and the unicast IPv4 routes of the main table.
+// Interfaces are in the order of their indexes, what else there is in that of the kernel.
+//
+// It looks for no interface in a list of all: a host with many containers has thousands, which
+// come and go faster than that can be read.
+func (k *Kernel) Inventory(names ...string) (inv host.Inventory, err error) {
 	if inv.IPv6, err = k.hasIPv6(); err != nil {
-		return host.Inventory{}, err
+		return inv, err
 	}
-	at := map[int]int{} // interface index to position
-	for _, d := range devices {
-		at[d.index] = len(inv.Ifaces)
-		inv.Ifaces = append(inv.Ifaces, host.Iface{
-			Name: d.name, Index: d.index, MTU: d.link.MTU, Up: d.link.Up, Running: d.carrier&unix.IFF_RUNNING != 0, MAC: d.link.MAC,
-		})
+	var routes []routeEntry
+	err = k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { routes = nil },
+		func(netip.Prefix) bool { return true }, func(e routeEntry) { routes = append(routes, e) })
+	if err != nil {
+		return inv, err
 	}
 	addrs, err := k.addrs()
 	if err != nil {
-		return host.Inventory{}, err
+		return inv, err
+	}
+	links := map[int]device{} // with addresses, routes, or names
+	for _, name := range names {
+		switch d, err := k.byName(name); {
+		case err == nil:
+			links[d.index] = d
+		case !noLink(err):
+			return inv, fmt.Errorf("read link %s: %w", name, err)
+		}
+	}
+	wanted := map[int]bool{}
+	for _, a := range addrs {
+		wanted[a.index] = true
+	}
+	for _, r := range routes {
+		wanted[r.index] = true
+	}
+	if err := k.find(links, wanted); err != nil {
+		return inv, err
+	}
+	at := map[int]int{} // interface index to position
+	for _, index := range slices.Sorted(maps.Keys(links)) {
+		d := links[index]
+		at[index] = len(inv.Ifaces)
+		inv.Ifaces = append(inv.Ifaces, host.Iface{
+			Name: d.name, Index: d.index, MTU: d.link.MTU, Up: d.link.Up, Running: d.carrier&unix.IFF_RUNNING != 0, MAC: d.link.MAC,
+		})
 	}
 	for _, a := range addrs {
 		if i, ok := at[a.index]; ok {
@@ -44,24 +71,14 @@ func (k *Kernel) Inventory() (host.Inventory, error) {
 			})
 		}
 	}
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		var routes []routeEntry
-		err := k.routes(family, func() { routes = nil }, func(r routeEntry) { routes = append(routes, r) })
-		if err != nil {
-			return host.Inventory{}, err
+	for _, r := range routes {
+		route := host.Route{Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric}
+		if i, ok := at[r.index]; ok {
+			route.Iface = inv.Ifaces[i].Name
+		} else if r.index != 0 {
+			continue // by an interface that is gone
 		}
-		for _, r := range routes {
-			if r.route.Blackhole {
-				continue
-			}
-			route := host.Route{Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric}
-			if i, ok := at[r.index]; ok {
-				route.Iface = inv.Ifaces[i].Name
-			} else if r.index != 0 {
-				continue // by an interface that came after the list
-			}
-			inv.Routes = append(inv.Routes, route)
-		}
+		inv.Routes = append(inv.Routes, route)
 	}
 	return inv, nil
 }
@@ -71,10 +88,13 @@ type addrEntry struct {
 	index, flags int
 }
 
+// addrs lists the IPv4 addresses of all links.
 func (k *Kernel) addrs() ([]addrEntry, error) {
+	r := one(unix.RTM_GETADDR, 0)
+	r.addrHeader(unix.AF_INET, 0, 0)
 	var all []addrEntry
-	err := k.conn.dump(addrsRequest(0), func() { all = nil }, func(b []byte) {
-		if p, index, flags, ok := parseAddr(b); ok {
+	err := k.conn.dump(r, func() { all = nil }, func(b []byte) {
+		if p, index, flags, ok := parseAddr(b); ok && p.Addr().Is4() {
 			all = append(all, addrEntry{p, index, flags})
 		}
 	})

@@ -124,7 +124,53 @@ func (k *Kernel) device(r *requests) (device, error) {
 	return d, nil
 }
 
-// devices lists all links.
+// noLink reports whether an error says that there is no such link; a name that no link can
+// have is refused in other ways.
+func noLink(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE)
+}
+
+// mostAsked is how many links are asked for one by one, before a list of all costs less.
+const mostAsked = 256
+
+// find adds to links those of the wanted indexes that exist.
+func (k *Kernel) find(links map[int]device, wanted map[int]bool) error {
+	if len(wanted) > mostAsked {
+		all, err := k.conn.devices()
+		if err != nil {
+			return err
+		}
+		for _, d := range all {
+			if wanted[d.index] {
+				links[d.index] = d
+			}
+		}
+	}
+	for index := range wanted {
+		if _, known := links[index]; known || index == 0 {
+			continue
+		}
+		switch d, err := k.byIndex(index); {
+		case err == nil:
+			links[index] = d
+		case !errors.Is(err, unix.ENODEV):
+			return fmt.Errorf("read link %d: %w", index, err)
+		}
+	}
+	return nil
+}
+
+// LinkNames lists the names of all links. Where links come and go meanwhile, it may lack one of these.
+func (k *Kernel) LinkNames() ([]string, error) {
+	all, err := k.conn.devices()
+	names := make([]string, 0, len(all))
+	for _, d := range all {
+		names = append(names, d.name)
+	}
+	return names, err
+}
+
+// devices lists all links, as far as that can be told while they come and go.
 func (c *conn) devices() ([]device, error) {
 	var all []device
 	err := c.dump(linkRequest(0), func() { all = nil }, func(b []byte) {

@@ -27,13 +27,13 @@ func TestRequestsReadBack(t *testing.T) {
 		{"10.5.2.0/24", dataplane.Route{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70, NextHop: 0x8a050200}},
 	} {
 		key := dataplane.RouteKey{Dst: netip.MustParsePrefix(c.dst), Metric: 7}
-		k, r, index, ok := parseRoute(body(func(r *requests) { r.route(dataplane.Put, key, c.route, 42) }))
+		e, ok := parseRoute(body(func(r *requests) { r.route(dataplane.Put, key, c.route, 42) }))
 		want, wantIndex := c.route, 42
 		if want.NextHop != 0 { // says the rest
 			want.Via, want.OnLink, wantIndex = netip.Addr{}, false, 0
 		}
-		if !ok || k != key || r != want || index != wantIndex {
-			t.Errorf("%s: read back %v %v %d %v", c.dst, k, r, index, ok)
+		if !ok || e.key != key || e.route != want || e.index != wantIndex {
+			t.Errorf("%s: read back %+v %v", c.dst, e, ok)
 		}
 	}
 	prefix := netip.MustParsePrefix("10.5.1.0/32")
@@ -189,7 +189,6 @@ func FuzzMessages(f *testing.F) {
 			}
 			parseRoute(body)
 			parseDevice(body)
-			preferredSource(body)
 			var t TUN
 			t.parse(body)
 			if dst, ok := mainRoute(body); ok && dst.Addr().Is4() {

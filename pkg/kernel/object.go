@@ -122,65 +122,67 @@ func (r *requests) routeHeader(m unix.RtMsg) {
 // defaultMetric6 is what the kernel makes of an IPv6 route's metric of zero.
 const defaultMetric6 = 1024
 
+// routeEntry is a route as the kernel tells it: its link by index.
+type routeEntry struct {
+	key    dataplane.RouteKey
+	route  dataplane.Route
+	index  int
+	source netip.Addr // of packets that say none themselves; invalid: the kernel looks for one
+}
+
 // parseRoute reads a route of the main table, unicast or one of our blackholes;
 // the index is 0 for these, for one by several links, and where the kernel tells
 // no more than the nexthop object (net.ipv4.nexthop_compat_mode=0). Others'
 // blackholes are none of our business until they stand where a route of ours should.
-func parseRoute(b []byte) (k dataplane.RouteKey, r dataplane.Route, index int, ok bool) {
-	if k.Dst, ok = mainRoute(b); !ok {
-		return k, r, 0, false
+func parseRoute(b []byte) (e routeEntry, ok bool) {
+	if e.key.Dst, ok = mainRoute(b); !ok {
+		return e, false
 	}
-	m := nl.DeserializeRtMsg(b)
+	typ, tos, srcLen, proto, scope := b[7], b[3], b[2], b[5], b[6] // of struct rtmsg
+	flags := binary.NativeEndian.Uint32(b[8:])
+	r := &e.route
 	// A type of service or a source makes it a route that our keys do not name.
-	r.Blackhole = m.Type == unix.RTN_BLACKHOLE && m.Protocol == dataplane.ProtoFlannel
-	if m.Type != unix.RTN_UNICAST && !r.Blackhole || m.Flags&unix.RTM_F_CLONED != 0 || m.Tos != 0 || m.Src_len != 0 {
-		return k, r, 0, false
+	r.Blackhole = typ == unix.RTN_BLACKHOLE && proto == dataplane.ProtoFlannel
+	if typ != unix.RTN_UNICAST && !r.Blackhole || flags&unix.RTM_F_CLONED != 0 || tos != 0 || srcLen != 0 {
+		return e, false
 	}
 	several := false
 	for kind, v := range attrs(b, unix.SizeofRtMsg) {
 		switch kind {
 		case unix.RTA_OIF:
-			index = number(v)
+			e.index = number(v)
 		case unix.RTA_PRIORITY:
-			k.Metric = uint32(number(v))
+			e.key.Metric = uint32(number(v))
 		case unix.RTA_GATEWAY:
 			r.Via = address(v)
 		case unix.RTA_VIA:
 			r.Via = address(v[min(2, len(v)):])
+		case unix.RTA_PREFSRC:
+			e.source = address(v)
 		case unix.RTA_MULTIPATH:
 			several = true
 		case rtaNextHop:
 			r.NextHop = uint32(number(v))
 		}
 	}
-	if several = several || r.NextHop != 0 && index == 0; several {
-		index, r.Via = 0, netip.Addr{}
+	if several = several || r.NextHop != 0 && e.index == 0; several {
+		e.index, r.Via = 0, netip.Addr{}
 	}
-	r.OnLink = m.Flags&unix.RTNH_F_ONLINK != 0
-	r.LinkScope = m.Scope == unix.RT_SCOPE_LINK && !several && !r.Via.IsValid()
-	r.Proto = int(m.Protocol)
-	return k, r, index, several || index != 0 || r.Blackhole
+	r.OnLink = flags&unix.RTNH_F_ONLINK != 0
+	r.LinkScope = scope == unix.RT_SCOPE_LINK && !several && !r.Via.IsValid()
+	r.Proto = int(proto)
+	return e, several || e.index != 0 || r.Blackhole
 }
 
-// preferredSource returns the source address that a route names.
-func preferredSource(b []byte) (src netip.Addr) {
-	for kind, v := range attrs(b, unix.SizeofRtMsg) {
-		if kind == unix.RTA_PREFSRC {
-			src = address(v)
-		}
-	}
-	return src
-}
-
-// mainRoute gives the destination of a route of the main table, whatever its
+// mainRoute returns the destination of a route of the main table, whatever its
 // type.
 func mainRoute(b []byte) (netip.Prefix, bool) {
 	if len(b) < unix.SizeofRtMsg {
 		return netip.Prefix{}, false
 	}
-	m := nl.DeserializeRtMsg(b)
+	family, bits, table := b[0], b[1], b[4] // of struct rtmsg
 	var dst netip.Addr
-	switch m.Family {
+	switch family {
 	case unix.AF_INET:
 		dst = netip.IPv4Unspecified()
 	case unix.AF_INET6:
@@ -191,10 +193,11 @@ func mainRoute(b []byte) (netip.Prefix, bool) {
 	for kind, v := range attrs(b, unix.SizeofRtMsg) {
 		if kind == unix.RTA_DST {
 			dst = address(v)
+			break
 		}
 	}
-	p := netip.PrefixFrom(dst, int(m.Dst_len))
-	return p, p.IsValid() && m.Table == unix.RT_TABLE_MAIN
+	p := netip.PrefixFrom(dst, int(bits))
+	return p, p.IsValid() && table == unix.RT_TABLE_MAIN
 }
 
 // parseAddr reads an address of a link.

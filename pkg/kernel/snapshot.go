@@ -138,21 +138,18 @@ func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neig
 	})
 }
 
-type routeEntry struct {
-	key    dataplane.RouteKey
-	route  dataplane.Route
-	index  int
-	source netip.Addr // of packets that say none themselves; invalid: the kernel looks for one
-}
-
-// routes lists the routes of the main table that parseRoute knows.
-func (k *Kernel) routes(family uint8, reset func(), each func(routeEntry)) error {
+// routes lists the routes of the main table to where wanted says that they matter, of those
+// that parseRoute knows. typ is the only type there is to be, or RTN_UNSPEC.
+func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefix) bool, each func(routeEntry)) error {
 	r := one(unix.RTM_GETROUTE, 0)
-	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN})
+	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: typ})
 	err := k.conn.dump(r, reset, func(b []byte) {
 		// A kernel without this family answers with every other.
-		if key, r, index, ok := parseRoute(b); ok && b[0] == family {
-			each(routeEntry{key, r, index, preferredSource(b)})
+		if dst, ok := mainRoute(b); !ok || b[0] != family || !wanted(dst) {
+			return
+		}
+		if e, ok := parseRoute(b); ok {
+			each(e)
 		}
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
@@ -200,10 +197,7 @@ func (k *Kernel) readRoutes(s dataplane.State, scope dataplane.Scope, n names, h
 		}
 	}
 	var unnamed []routeEntry // by links that must be asked for, which cannot be done meanwhile
-	err := k.routes(family(scope.Network.Addr()), func() { clear(s.Routes); unnamed = nil }, func(e routeEntry) {
-		if !scope.Inside(e.key.Dst) {
-			return
-		}
+	err := k.routes(family(scope.Network.Addr()), unix.RTN_UNSPEC, func() { clear(s.Routes); unnamed = nil }, scope.Inside, func(e routeEntry) {
 		var named bool
 		e.key.Link, named = n.known[e.index]
 		if named || e.index == 0 {

@@ -18,37 +18,63 @@ import (
 // addresses, and routes of the main table to anywhere inside it. Left out are routes by the
 // links named, which are the overlay's, and those with its stamp.
 func (k *Kernel) Surroundings(network netip.Prefix, ours []string) (s host.Surroundings, err error) {
-	devices, err := k.conn.devices()
+	routes, err := k.surroundingRoutes(network, ours)
 	if err != nil {
 		return s, err
 	}
-	links := make(map[int]device, len(devices))
-	for _, d := range devices {
-		links[d.index] = d
-	}
-	if s.Links, err = k.addressed(links); err != nil {
+	// After the routes: those that follow from an address are never there without it.
+	addrs, err := k.addrs()
+	if err != nil {
 		return s, err
 	}
-	s.Paths, err = k.paths(network, links, ours)
-	return s, err
+	links, wanted := map[int]device{}, map[int]bool{}
+	for _, a := range addrs {
+		wanted[a.index] = true
+	}
+	for _, r := range routes {
+		wanted[r.index] = true
+	}
+	if err := k.find(links, wanted); err != nil {
+		return s, err
+	}
+	s.Links = addressed(addrs, links)
+	for _, r := range routes {
+		link, known := links[r.index]
+		if !known && r.index != 0 {
+			continue // by a link that is gone
+		}
+		r.path.Iface = link.name
+		s.Paths = append(s.Paths, r.path)
+	}
+	return s, nil
 }
 
-// paths lists the routes. Those by a link that is not among the links are left out: it came
-// after them, its addresses are not known, and its coming is an event.
-func (k *Kernel) paths(network netip.Prefix, links map[int]device, ours []string) (all []host.Path, err error) {
+// surroundingRoute is a route of others as the kernel tells it: its link by index.
+type surroundingRoute struct {
+	path  host.Path
+	index int
+}
+
+func (k *Kernel) surroundingRoutes(network netip.Prefix, ours []string) (all []surroundingRoute, err error) {
+	var except []int
+	for _, name := range ours {
+		switch d, err := k.byName(name); {
+		case err == nil:
+			except = append(except, d.index)
+		case !noLink(err):
+			return nil, fmt.Errorf("read link %s: %w", name, err)
+		}
+	}
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN})
-	inside := dataplane.Scope{Network: network}
+	scope := dataplane.Scope{Network: network}
 	err = k.conn.dump(r, func() { all = nil }, func(b []byte) {
 		dst, ok := mainRoute(b)
-		if !ok || b[0] != unix.AF_INET || !inside.Inside(dst) {
+		if !ok || b[0] != unix.AF_INET || !scope.Inside(dst) {
 			return
 		}
-		p, index, ok := parsePath(b, dst)
-		link, known := links[index]
-		if ok && (index == 0 || known && !slices.Contains(ours, link.name)) {
-			p.Iface = link.name
-			all = append(all, p)
+		if p, index, ok := parsePath(b, dst); ok && !slices.Contains(except, index) {
+			all = append(all, surroundingRoute{p, index})
 		}
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
@@ -58,27 +84,20 @@ func (k *Kernel) paths(network netip.Prefix, links map[int]device, ours []string
 }
 
 // addressed lists the links that have IPv4 addresses, in the order of the first ones.
-func (k *Kernel) addressed(links map[int]device) ([]host.Link, error) {
-	r := one(unix.RTM_GETADDR, 0)
-	r.addrHeader(unix.AF_INET, 0, 0)
-	var all []host.Link
-	var at map[int]int // interface index to position
-	err := k.conn.dump(r, func() { all, at = nil, map[int]int{} }, func(b []byte) {
-		p, index, _, ok := parseAddr(b)
-		d, known := links[index]
-		if !ok || !known || !p.Addr().Is4() {
-			return
+func addressed(addrs []addrEntry, links map[int]device) (all []host.Link) {
+	at := map[int]int{} // interface index to position
+	for _, a := range addrs {
+		d, known := links[a.index]
+		if !known {
+			continue
 		}
-		if _, seen := at[index]; !seen {
-			at[index] = len(all)
+		if _, seen := at[a.index]; !seen {
+			at[a.index] = len(all)
 			all = append(all, host.Link{Name: d.name, Kind: d.link.Kind})
 		}
-		all[at[index]].Addrs = append(all[at[index]].Addrs, p)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+		all[at[a.index]].Addrs = append(all[at[a.index]].Addrs, a.prefix)
 	}
-	return all, nil
+	return all
 }
 
 // parsePath reads a route of others, of whatever type; the index is that of its link, 0 for

@@ -73,9 +73,10 @@ type Watch struct {
 	mu       sync.Mutex
 	interest Interest
 	conn     *conn
-	links    map[int]device // all of them, by index
-	numbered map[int]bool   // of these, the ones that had an IPv4 address at some time
-	passing  []int          // indexes whose neighbour events pass the socket filter
+	links    map[int]device // by index: those of interest, and those with an address that had an event
+	numbered map[int]bool   // links that had an IPv4 address at some time
+	passing  []int          // indexes whose neighbour events pass the socket filter; nil: not known
+	blind    bool           // the links of interest could not be read
 }
 
 // Watch subscribes to link, address, route, nexthop and neighbour events, and
@@ -100,18 +101,38 @@ func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
 // the Watch ends.
 func (w *Watch) Events() <-chan Event { return w.out }
 
-// Focus changes what is reported on. A Snapshot taken later misses nothing.
+// Focus changes what is reported on. A Snapshot taken later misses nothing. If a link cannot
+// be read, Overflow is reported, and the next call tries again.
 func (w *Watch) Focus(interest Interest) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.interest.equal(interest) {
+	if w.interest.equal(interest) && !w.blind {
 		return
 	}
 	w.interest = interest
+	if w.blind = w.look() != nil; w.blind {
+		w.report(Overflow)
+	}
 	w.filter()
 }
 
-// subscribe opens the socket first and lists the links then, so that no change
+// look asks for the links of interest by their names. Others are known by their events, if
+// at all: a host with many containers has thousands, of which no list is ever whole.
+func (w *Watch) look() error {
+	for _, names := range [][]string{w.interest.Scope.Links, w.interest.Uplinks} {
+		for _, name := range names {
+			switch d, err := w.k.byName(name); {
+			case err == nil:
+				w.links[d.index] = d
+			case !noLink(err):
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// subscribe opens the socket first and reads what there is then, so that no change
 // falls between.
 func (w *Watch) subscribe() error {
 	var c *conn
@@ -127,29 +148,21 @@ func (w *Watch) subscribe() error {
 	if err != nil {
 		return fmt.Errorf("watch kernel: %w", err)
 	}
-	devices, err := w.k.conn.devices()
-	var addrs []addrEntry
+	addrs, err := w.k.addrs()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.links, w.numbered = map[int]device{}, map[int]bool{}
 	if err == nil {
-		addrs, err = w.k.addrs()
+		err = w.look()
 	}
 	if err != nil {
 		c.close()
 		return fmt.Errorf("watch kernel: %w", err)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.conn = c
-	w.numbered = make(map[int]bool, len(addrs))
 	for _, a := range addrs {
-		if a.prefix.Addr().Is4() {
-			w.numbered[a.index] = true
-		}
+		w.numbered[a.index] = true
 	}
-	w.links = make(map[int]device, len(devices))
-	for _, d := range devices {
-		w.links[d.index] = d
-	}
-	w.passing = nil
+	w.conn, w.passing, w.blind = c, nil, false
 	w.filter()
 	return nil
 }

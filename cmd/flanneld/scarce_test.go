@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab"
+)
+
+// waits reports whether a process says that it waits for descriptors. With some numbers of
+// them, it is only one of etcd's APIs that it cannot ask.
+func waits(p *lab.Process) bool {
+	return lines(p, "too many open files")+lines(p, "waiting for it") > 0
+}
+
+// TestNoStartEndsForWantOfDescriptors: whatever it is that they do not suffice for, it says so
+// and tries again.
+func TestNoStartEndsForWantOfDescriptors(t *testing.T) {
+	const least, most = 8, 18 // enough for the Go runtime; for all of a start
+	daemon, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCluster(t, lab.Options{Hosts: most - least})
+	c.put("config", vxlanConfig)
+	for i, h := range c.Hosts {
+		p, err := h.Run(lab.Command{Path: "/bin/sh", Args: []string{"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, least+i),
+			daemon, "-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-healthz-port=8080"}})
+		c.must(err)
+		c.within(10*time.Second, fmt.Sprintf("%d descriptors", least+i), func() error {
+			if p.ReadyAfter() > 0 || waits(p) {
+				return nil
+			}
+			return errors.New("it says nothing:\n" + p.Logs())
+		})
+		if p.Exited() {
+			t.Errorf("with %d descriptors it ends:\n%s", least+i, p.Logs())
+		}
+	}
+}
+
+// TestStartGoesOnWithDescriptors: what a start lacks them for is done once there are some.
+func TestStartGoesOnWithDescriptors(t *testing.T) {
+	for _, config := range []string{vxlanConfig, `{"Network":"10.42.0.0/16","Backend":{"Type":"udp"}}`} {
+		c := newCluster(t, lab.Options{Hosts: 8})
+		limit := func(p *lab.Process, n int) {
+			t.Helper()
+			limit := unix.Rlimit{Cur: uint64(n), Max: 1024}
+			c.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &limit, nil))
+		}
+		for i, h := range c.Hosts {
+			p, err := h.Start()
+			c.must(err)
+			c.within(10*time.Second, "waiting for the config", func() error {
+				if lines(p, "network config is missing") == 0 {
+					return errors.New(p.Logs())
+				}
+				return nil
+			})
+			used, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
+			c.must(err)
+			limit(p, len(used)+i)
+		}
+		c.put("config", config)
+		stuck := 0
+		for _, h := range c.Hosts {
+			c.within(10*time.Second, "a start", func() error {
+				switch p := h.Flanneld(); {
+				case lines(p, "too many open files") > 0:
+					stuck++
+				case p.ReadyAfter() == 0:
+					return errors.New(p.Logs())
+				}
+				return nil
+			})
+		}
+		if stuck < len(c.Hosts)/2 {
+			t.Errorf("only %d lack descriptors", stuck)
+		}
+		var all sync.WaitGroup
+		for _, h := range c.Hosts {
+			limit(h.Flanneld(), 1024)
+			all.Go(func() {
+				if err := h.Flanneld().WaitReady(c.ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		c.addContainers()
+		c.waitAllPairs()
+	}
+}
