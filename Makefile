@@ -69,7 +69,7 @@ PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/fir
 # Packages with goroutines that share something, worth the race detector's time.
 # etcdv2 is raced by subnet's tests: in its own, etcd checks passwords with bcrypt,
 # which under the detector takes longer than a request may.
-RACE = $(addsuffix /...,$(wildcard ./pkg/registry/etcd ./pkg/registry/etcdv3 ./pkg/registry/memory ./pkg/subnet ./pkg/kernel ./pkg/iptables ./pkg/nftables ./pkg/tunnel ./pkg/reconcile ./pkg/presence ./pkg/probe ./pkg/hook ./pkg/daemon))
+RACE = $(addsuffix /...,$(wildcard ./pkg/registry/etcd ./pkg/registry/etcdv3 ./pkg/registry/memory ./pkg/subnet ./pkg/kernel ./pkg/iptables ./pkg/nftables ./pkg/tunnel ./pkg/reconcile ./pkg/presence ./pkg/logsink ./pkg/probe ./pkg/hook ./pkg/daemon))
 # Further arguments of "go test", e.g. TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 

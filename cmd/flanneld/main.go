@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"flanneld/pkg/daemon"
+	"flanneld/pkg/logsink"
 )
 
 // version is set at link time.
@@ -27,7 +29,13 @@ var version = "dev"
 // cleaned up, so there is nothing to wait longer for.
 const stopWithin = 900 * time.Millisecond
 
+// flushWithin bounds how long the exit waits for a reader of the log that has stopped.
+const flushWithin = 200 * time.Millisecond
+
 func main() {
+	// Whoever reads what is printed may end before the work does. With somebody to take the
+	// signal, it does not end the process, and programs that it starts do not ignore it.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	os.Exit(run(ctx, stop, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
@@ -57,7 +65,7 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	if cl.verbosity > 0 {
 		level = slog.LevelDebug
 	}
-	log := slog.New(newHandler(stderr, level))
+	log := openLog(stderr, level)
 	for _, w := range cl.warnings {
 		log.Warn(w)
 	}
@@ -65,12 +73,45 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal kills
-		time.AfterFunc(stopWithin, func() { os.Exit(0) })
+		time.AfterFunc(stopWithin, func() {
+			log.close()
+			os.Exit(0)
+		})
 	})
-	if err := daemon.Run(ctx, cl.options, log); err != nil && ctx.Err() == nil {
+	defer log.close()
+	if err := daemon.Run(ctx, cl.options, log.Logger); err != nil && ctx.Err() == nil {
+		log.handler.Flush()
 		log.Error("flanneld ends", "err", err)
 		return 1
 	}
+	log.handler.Flush()
 	log.Info("flanneld ends; the network stays as it is")
 	return 0
+}
+
+// daemonLog is the log of the daemon. Nothing else of the process writes to standard error but
+// a crash.
+type daemonLog struct {
+	*slog.Logger
+	handler *logsink.Handler
+	sink    *logsink.Sink
+}
+
+func openLog(stderr io.Writer, level slog.Level) *daemonLog {
+	if stderr == os.Stderr {
+		logsink.Stderr.Unblock()
+		stderr = logsink.Stderr
+	}
+	l := &daemonLog{sink: logsink.New(stderr)}
+	l.handler = logsink.NewHandler(l.sink, level)
+	l.Logger = slog.New(l.handler)
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(logsink.Lines(func(line string) { l.Warn("a library reports", "text", line) }))
+	return l
+}
+
+// close has all come out that was logged, and what was left out be said.
+func (l *daemonLog) close() {
+	l.handler.Flush()
+	l.sink.Flush(flushWithin)
 }

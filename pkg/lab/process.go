@@ -25,6 +25,8 @@ type Command struct {
 	// Stored is the descriptor store that the process begins with, passed to it as systemd does (sd_listen_fds(3)): that of
 	// an earlier Process.
 	Stored []*os.File
+	// Output takes what the process prints instead of its log file; nil: it goes there.
+	Output *os.File
 }
 
 // A Process is a program running inside a namespace. It dies with the program that owns the lab, however that ends.
@@ -53,6 +55,9 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 	p := &Process{log: log, ready: ready, done: make(chan struct{})}
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
+	if c.Output != nil {
+		p.cmd.Stdout, p.cmd.Stderr = c.Output, c.Output
+	}
 	for _, key := range strings.Fields(inheritedEnv) {
 		if value, ok := os.LookupEnv(key); ok {
 			p.cmd.Env = append(p.cmd.Env, key+"="+value)

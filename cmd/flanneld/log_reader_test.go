@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab"
+)
+
+// outputs are what standard error can be: a pipe, as of a shell or docker, and a stream socket,
+// as of systemd's journal. Each has little room.
+var outputs = map[string]func() (theirs, ours *os.File, err error){
+	"pipe": func() (*os.File, *os.File, error) {
+		var fds [2]int
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			return nil, nil, err
+		}
+		_, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, 4096)
+		return os.NewFile(uintptr(fds[1]), "pipe"), os.NewFile(uintptr(fds[0]), "pipe"), err
+	},
+	"socket": func() (*os.File, *os.File, error) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		return os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket"), unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUF, 4096)
+	},
+}
+
+// startInto starts flanneld with what it prints going to somebody who can stop reading, or end.
+// Only this process reads.
+func (c *cluster) startInto(h *lab.Host, output string, args ...string) (*lab.Process, *os.File) {
+	c.t.Helper()
+	theirs, ours, err := outputs[output]()
+	c.must(err)
+	c.t.Cleanup(func() { ours.Close() })
+	var stat unix.Stat_t
+	c.must(unix.Fstat(int(theirs.Fd()), &stat))
+	p, err := h.Run(lab.Command{
+		Args:   append([]string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}, args...),
+		Env:    []string{fmt.Sprintf("JOURNAL_STREAM=%d:%d", stat.Dev, stat.Ino)}, // as by systemd
+		Output: theirs,
+	})
+	theirs.Close()
+	c.must(err)
+	return p, ours
+}
+
+// TestLogReaderEndsOrStops: whoever reads the log ends, or stops reading while ever more is
+// logged. The network goes on, damage is repaired, etcd is followed, and the daemon ends when it
+// is told to, in time.
+func TestLogReaderEndsOrStops(t *testing.T) {
+	for _, f := range []struct{ output, what, backend string }{
+		{"pipe", "ends", "vxlan"}, {"pipe", "stops", "udp"}, {"socket", "ends", "udp"}, {"socket", "stops", "vxlan"},
+	} {
+		t.Run(f.output+" "+f.what, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 2})
+			c.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":%q}}`, f.backend))
+			p, log := c.startInto(c.Hosts[0], f.output, "-v=1")
+			if f.what == "ends" {
+				log.Close()
+			}
+			c.must(p.WaitReady(c.ctx))
+			_, err := c.Hosts[1].Start()
+			c.must(err)
+			c.must(c.Hosts[1].Flanneld().WaitReady(c.ctx))
+			c.addContainers()
+			c.waitAllPairs()
+			pings, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+			c.must(err)
+			link := map[string]string{"vxlan": "flannel.1", "udp": "flannel0"}[f.backend]
+			for i := range 30 { // more than fits anywhere
+				c.phantom(fmt.Sprintf("10.42.%d.0-24", i), fmt.Sprintf("203.0.113.%d", 1+i), fmt.Sprintf("0e:00:00:00:00:%02x", i))
+				c.put("subnets/nonsense", strings.Repeat("x", i))
+			}
+			if f.backend == "vxlan" {
+				c.within(5*time.Second, "the peers", func() error {
+					if n := len(c.snapshot(c.Hosts[0], "10.42.0.0/16", link).FDB); n != 31 {
+						return fmt.Errorf("%d", n)
+					}
+					return nil
+				})
+			}
+			if s := pings.Stop(); s.Lost > 0 {
+				t.Errorf("lost %d of %d pings", s.Lost, s.Sent)
+			}
+			before := c.sh(c.Hosts[0], "ip -4 -o addr show dev "+link)
+			c.sh(c.Hosts[0], "ip addr flush dev "+link)
+			c.within(2*time.Second, "the address is repaired", func() error {
+				if now := c.sh(c.Hosts[0], "ip -4 -o addr show dev "+link); now != before {
+					return fmt.Errorf("%q instead of %q", now, before)
+				}
+				return nil
+			})
+			begin := time.Now()
+			code, err := p.Stop(c.ctx)
+			if took := time.Since(begin); code != 0 || err != nil || took > slow(2*time.Second) {
+				t.Errorf("exit code %d after %v, %v", code, took, err)
+			}
+		})
+	}
+}
+
+// TestDroppedLogLinesAreCounted: the reader stops, and goes on later.
+func TestDroppedLogLinesAreCounted(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", upperConfig)
+	h := c.Hosts[0]
+	p, log := c.startInto(h, "pipe", "-v=1")
+	c.must(p.WaitReady(c.ctx))
+	// Each peer is three operations, each of them a line.
+	const peers = 2500
+	var leases []lab.Entry
+	for i := range peers {
+		leases = append(leases, lab.Entry{Key: fmt.Sprintf("%s/subnets/10.42.%d.%d-29", c.prefix, i/32, i%32*8),
+			Value: phantomValue(fmt.Sprintf("203.%d.113.%d", i/250, 1+i%250), fmt.Sprintf("0e:00:00:00:%02x:%02x", i/256, i%256))})
+	}
+	// In turns: the first ones are kept, the others are more than there is room for.
+	for range 2 {
+		c.must(c.Etcd.PutAll(c.ctx, leases))
+		c.within(20*time.Second, "the peers", func() error {
+			if n := len(c.snapshot(h, "10.42.0.0/16", "flannel.1").FDB); n != peers {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+		for i := range leases {
+			leases[i].Value = strings.Replace(leases[i].Value, `"0e:`, `"12:`, 1)
+		}
+	}
+	lines := bufio.NewScanner(log)
+	said := 0
+	for lines.Scan() {
+		text := lines.Text()
+		if _, n, ok := strings.Cut(text, `msg="dropped log lines that could not be written" count=`); ok {
+			fmt.Sscan(n, &said)
+			break
+		}
+		if !strings.HasPrefix(text, "time=") && !strings.HasPrefix(text, "\t") {
+			t.Errorf("half a line: %q", text)
+		}
+	}
+	if said == 0 {
+		t.Fatalf("nothing is said to be dropped: %v", lines.Err())
+	}
+	t.Logf("%d lines were dropped", said)
+	rest := make(chan string, 1)
+	go func() {
+		all, _ := io.ReadAll(log)
+		rest <- string(all)
+	}()
+	_, err := p.Stop(c.ctx)
+	c.must(err)
+	if last := <-rest; !strings.HasSuffix(last, "msg=\"flanneld ends; the network stays as it is\"\n") {
+		t.Errorf("the log ends with %q", last)
+	}
+}
+
+// TestCrashEndsThoughNobodyReads: what the runtime prints at the end of a process, as for
+// systemd's watchdog, does not wait for a reader either.
+func TestCrashEndsThoughNobodyReads(t *testing.T) {
+	for output := range outputs {
+		t.Run(output, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 1})
+			c.put("config", vxlanConfig)
+			p, log := c.startInto(c.Hosts[0], output, "-v=1")
+			c.must(p.WaitReady(c.ctx))
+			begin := time.Now()
+			c.must(p.Signal(syscall.SIGABRT))
+			ctx, cancel := context.WithTimeout(c.ctx, slow(10*time.Second))
+			defer cancel()
+			code, err := p.Wait(ctx)
+			if !slices.Contains([]int{2, 128 + int(syscall.SIGABRT)}, code) || err != nil {
+				t.Fatalf("exit code %d after %v, %v", code, time.Since(begin), err)
+			}
+			t.Logf("ended after %v", time.Since(begin).Round(time.Millisecond))
+			if text, err := io.ReadAll(log); err != nil || !strings.Contains(string(text), "flanneld starts") {
+				t.Errorf("read %q, %v", text, err)
+			}
+		})
+	}
+}
+
+// TestLastLineOfFailingStart: an error at the start is the last thing that can be read, and a
+// reader that has stopped does not hold up the exit.
+func TestLastLineOfFailingStart(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	for output := range outputs {
+		p, log := c.startInto(c.Hosts[0], output, "-iface=bond7")
+		if code, err := p.Wait(c.ctx); code != 1 || err != nil {
+			t.Errorf("%s: exit code %d, %v", output, code, err)
+		}
+		text, err := io.ReadAll(log)
+		last := string(text[strings.LastIndex(strings.TrimSpace(string(text)), "\n")+1:])
+		if err != nil || !strings.Contains(last, "level=ERROR") || !strings.Contains(last, "bond7") || !strings.HasSuffix(last, "\n") {
+			t.Errorf("%s: the log ends with %q, %v", output, last, err)
+		}
+
+		var args []string // so many warnings that the room is not enough
+		for i := range 200 {
+			args = append(args, fmt.Sprintf("-iface=bond%d-%s", i, strings.Repeat("x", 100)))
+		}
+		begin := time.Now()
+		p, _ = c.startInto(c.Hosts[0], output, args...)
+		ctx, cancel := context.WithTimeout(c.ctx, slow(3*time.Second))
+		if code, err := p.Wait(ctx); code != 1 || err != nil {
+			t.Errorf("%s: exit code %d after %v, %v", output, code, time.Since(begin), err)
+		}
+		cancel()
+	}
+}

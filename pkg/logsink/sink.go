@@ -1,0 +1,187 @@
+// Package logsink takes log lines to standard error without ever being in the way of those
+// who log: [Sink] never blocks and never ends the process, whatever the reader of the lines
+// does, and [Handler] bounds how many lines of one kind there are.
+//
+// It does not know what the lines mean. Invariant: a line that is not written is counted, and
+// the count is written as soon as a line can be.
+package logsink
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+)
+
+const (
+	// bufferSize bounds the bytes that wait for the reader. It is more than all operations of
+	// a start with 5,000 peers take at level DEBUG.
+	bufferSize = 1 << 20
+	// keepSize is the room that is kept while nothing waits.
+	keepSize = 16 << 10
+	// lineSize bounds one line.
+	lineSize = 16 << 10
+)
+
+// Sink passes what is written to it on to another writer, in a goroutine of its own. While that
+// writer blocks, lines are kept, up to bufferSize; further ones are dropped and counted, and so
+// are those that cannot be written. Each Write is one record: a line, perhaps with indented
+// ones after it.
+type Sink struct {
+	out   io.Writer
+	wake  chan struct{}
+	flush chan chan struct{}
+
+	mu      sync.Mutex
+	buf     []byte // records to write
+	writing int    // bytes that are being written
+	lost    int    // records dropped since the last that was written, and before buf
+	refused int    // records dropped after buf: none is kept until buf is written
+	spare   []byte // room for buf
+
+	torn bool // the last record was written in part; the goroutine's
+}
+
+// New returns a Sink that writes to out. Its goroutine never ends.
+func New(out io.Writer) *Sink {
+	s := &Sink{out: out, wake: make(chan struct{}, 1), flush: make(chan chan struct{})}
+	go s.run()
+	return s
+}
+
+// Write implements io.Writer. It never blocks and never fails.
+func (s *Sink) Write(record []byte) (int, error) {
+	n := len(record)
+	if n > lineSize {
+		record = fmt.Appendf(bytes.Clone(record[:lineSize]), "… (%d bytes more)\n", n-lineSize)
+	}
+	if !s.add(record, false) {
+		runtime.Gosched() // a writer that is not blocked needs no more to make room
+		s.add(record, true)
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	return n, nil
+}
+
+// add keeps a record if there is room, else drops it, if that is wanted.
+func (s *Sink) add(record []byte, drop bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused > 0 || s.writing+len(s.buf)+len(record) > bufferSize {
+		if drop {
+			s.refused++
+		}
+		return false
+	}
+	s.buf = append(s.buf, record...)
+	return true
+}
+
+// Flush waits until all is written that was before the call, but not longer than that.
+func (s *Sink) Flush(within time.Duration) {
+	limit := time.NewTimer(within)
+	defer limit.Stop()
+	done := make(chan struct{})
+	select {
+	case s.flush <- done:
+	case <-limit.C:
+		return
+	}
+	select {
+	case <-done:
+	case <-limit.C:
+	}
+}
+
+func (s *Sink) run() {
+	for {
+		select {
+		case <-s.wake:
+			s.drain()
+		case done := <-s.flush:
+			s.drain()
+			close(done)
+		}
+	}
+}
+
+// drain writes what there is, and returns when nothing is left or nothing can be written. Then
+// the next record is the next attempt.
+func (s *Sink) drain() {
+	for {
+		s.mu.Lock()
+		chunk, lost := s.buf, s.lost
+		s.buf, s.spare, s.writing = s.spare, nil, len(chunk)
+		s.mu.Unlock()
+		if len(chunk) == 0 && lost == 0 {
+			s.done(chunk, 0)
+			return
+		}
+		var err error
+		rest := chunk
+		if lost > 0 {
+			if _, err = s.write(droppedLine(lost)); err == nil {
+				lost = 0
+			}
+		}
+		if err == nil {
+			rest, err = s.write(chunk)
+			lost = records(rest)
+		} else {
+			lost += records(rest)
+		}
+		s.done(chunk, lost)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// done notes what became of a chunk, and keeps its room.
+func (s *Sink) done(chunk []byte, lost int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing, s.lost = 0, lost
+	if len(s.buf) == 0 {
+		s.lost += s.refused
+		s.refused = 0
+	}
+	if cap(chunk) <= keepSize {
+		s.spare = chunk[:0]
+	}
+}
+
+// write returns what of b was not written.
+func (s *Sink) write(b []byte) (rest []byte, err error) {
+	if s.torn && len(b) > 0 {
+		if _, err := io.WriteString(s.out, "\n"); err != nil {
+			return b, err
+		}
+		s.torn = false
+	}
+	n, err := s.out.Write(b)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	if n = min(max(n, 0), len(b)); err != nil && n > 0 {
+		s.torn = b[n-1] != '\n'
+	}
+	return b[n:], err
+}
+
+// records counts the records in b, or those of which b has the end.
+func records(b []byte) int {
+	return bytes.Count(b, []byte("\n")) - bytes.Count(b, []byte("\n\t"))
+}
+
+func droppedLine(lost int) []byte {
+	var b bytes.Buffer
+	slog.New(slog.NewTextHandler(&b, nil)).Warn("dropped log lines that could not be written", "count", lost)
+	return b.Bytes()
+}
