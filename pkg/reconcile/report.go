@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
@@ -26,8 +24,6 @@ type report struct {
 	trouble   string           // what was broken in the last pass
 	failing   int              // objects that failed since it was last well
 	fighting  bool             // it was said that somebody undoes our work
-	lines     *rate.Limiter
-	unsaid    int // passes that changed something and were too many to tell of
 
 	due  time.Time // when what was gathered is to be logged; zero: nothing is
 	told time.Time // when something was last said of the present pass
@@ -38,7 +34,6 @@ func newReport(log *slog.Logger) *report {
 		log:       log,
 		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipped peers"),
 		conflicts: condition.NewGroup(log, slog.LevelError, "left undone", "no longer left undone"),
-		lines:     rate.NewLimiter(1, 20),
 	}
 }
 
@@ -116,16 +111,7 @@ func (r *report) applications(p pass) {
 	if p.left || !p.change.Nothing() {
 		msg = "programmed the kernel"
 	}
-	attrs := []any{"ops", p.applied.String(), "first", p.applied.first.String()}
-	if r.unsaid > 0 {
-		attrs = append(attrs, "passes_since", r.unsaid)
-	}
-	if r.lines.Allow() {
-		r.log.Info(msg, attrs...)
-		r.unsaid = 0
-	} else {
-		r.unsaid++
-	}
+	r.log.Info(msg, "ops", p.applied.String(), "first", p.applied.first.String())
 	if p.fighting && !fought {
 		r.log.Error("something else on this host keeps undoing our work; slowing down", "ops", p.applied.String(), "first", p.applied.first.String())
 	}
