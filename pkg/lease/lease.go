@@ -82,9 +82,13 @@ type value struct {
 }
 
 // MaxValue is the longest value, in bytes, that is decoded. Real values are
-// below 1 KiB; the limit keeps one absurd key from costing memory in every
-// host.
-const MaxValue = 64 << 10
+// below 1 KiB; the limit keeps absurd keys from costing memory in every host.
+const MaxValue = 16 << 10
+
+// LongValue returns the fault of a value of size bytes, which are more than MaxValue.
+func LongValue(size int64) error {
+	return Fault{fmt.Sprintf("the value is longer than %d bytes", MaxValue), fmt.Sprint(size)}
+}
 
 // Encode gives the JSON value for the registry.
 func (a Attrs) Encode() ([]byte, error) {
@@ -107,7 +111,7 @@ func (a Attrs) Encode() ([]byte, error) {
 // names match in any case, as every generation of the original does.
 func DecodeAttrs(b []byte) (Attrs, error) {
 	if len(b) > MaxValue {
-		return Attrs{}, Fault{fmt.Sprintf("the value is longer than %d bytes", MaxValue), fmt.Sprint(len(b))}
+		return Attrs{}, LongValue(int64(len(b)))
 	}
 	var v value
 	b = bytes.TrimPrefix(b, []byte("\ufeff")) // of a reservation that was written with an editor

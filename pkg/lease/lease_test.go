@@ -119,7 +119,7 @@ func TestDecodeAttrs(t *testing.T) {
 		{value: `{"PublicIP":"fd42::1"}`, err: `PublicIP is not an IPv4 address: "fd42::1"`},
 		{value: `{"PublicIP":"198.51.100"}`, err: `PublicIP is not an IPv4 address: "198.51.100"`},
 		{value: `{"PublicIP":7}`, err: "not lease JSON"},
-		{value: strings.Repeat(" ", lease.MaxValue+1), err: "the value is longer than 65536 bytes: 65537"},
+		{value: strings.Repeat(" ", lease.MaxValue+1), err: "the value is longer than 16384 bytes: 16385"},
 	} {
 		b := []byte(c.value)
 		got, err := lease.DecodeAttrs(b)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
+	"flanneld/pkg/netconf"
 )
 
 // Sentinels. Everything else that a Registry returns means "no answer": the
@@ -39,6 +40,9 @@ var (
 	// ErrNoAPI: something answers, and does not have this store's API at all, as etcd 2 has
 	// no v3 and etcd 3.6 no v2.
 	ErrNoAPI = errors.New("no such API")
+	// ErrLongConfig: what should be the network config is longer than one can be. The error
+	// that is it says how long.
+	ErrLongConfig = errors.New("network config is too long")
 	// ErrTurnedBack is an ErrHistoryLost too: the store is at an index below the
 	// one asked for, so it was wiped or restored from a backup.
 	ErrTurnedBack = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)
@@ -47,7 +51,7 @@ var (
 // Registry is a store of one network's config and leases. Calls may run
 // concurrently and end with ctx.
 type Registry interface {
-	// Config returns the raw network config, or ErrNoConfig.
+	// Config returns the raw network config, or ErrNoConfig or ErrLongConfig.
 	Config(ctx context.Context) ([]byte, error)
 	// List returns every lease at one moment. Of when a lease expires, it and
 	// Watch need only tell whether it does; Get and the writes say when.
@@ -71,11 +75,46 @@ type Registry interface {
 	Release(ctx context.Context, prev lease.Lease) error
 }
 
+// Limits of what one entry, and all that are no leases, cost whoever reads them. A store
+// may hold anything: a value of many megabytes, or a million keys that are nobody's.
+const (
+	// MaxValue is the longest value, in bytes, that is held.
+	MaxValue = max(lease.MaxValue, netconf.MaxConfig)
+	// MaxBad is how many entries that are no leases a Listing names.
+	MaxBad = 1000
+)
+
+// LongConfig returns the error of a network config of size bytes, which are more than
+// MaxValue.
+func LongConfig(size int64) error {
+	return fmt.Errorf("%w: is %d bytes long; accepted are at most %d", ErrLongConfig, size, netconf.MaxConfig)
+}
+
 // Listing is all leases at one index.
 type Listing struct {
 	Leases []lease.Lease
-	Bad    []Bad
-	Index  uint64 // Watch from here
+	// Bad has all entries that are no leases and have the key of a subnet, which is taken
+	// by them, and MaxBad of the others.
+	Bad   []Bad
+	More  int    // entries that are no leases and not in Bad
+	Index uint64 // Watch from here
+
+	nameless int // in Bad: without a subnet
+}
+
+// Add adds what a key holds: a lease written, or a bad entry.
+func (l *Listing) Add(ev Event) {
+	switch {
+	case ev.Bad == nil:
+		l.Leases = append(l.Leases, ev.Lease)
+	case ev.Bad.Subnet.IsValid():
+		l.Bad = append(l.Bad, *ev.Bad)
+	case l.nameless < MaxBad:
+		l.nameless++
+		l.Bad = append(l.Bad, *ev.Bad)
+	default:
+		l.More++
+	}
 }
 
 // Event is a change of one key:
@@ -92,8 +131,20 @@ type Event struct {
 
 // Bad is an entry that is not a lease.
 type Bad struct {
-	Key      string       // last element of the key
+	Key      string       // last element of the key, shortened by ShortKey
 	Subnet   netip.Prefix // of the key, where only the value is bad; else invalid
 	Revision uint64       // of the last write, so that its owner can put it right
 	Err      error        // names the field and the value
+}
+
+// mostKey is the longest key that is not shortened: longer than that of any lease.
+const mostKey = 128
+
+// ShortKey returns the last element of a key as a Bad has it: a long one is cut, and says
+// how long it was.
+func ShortKey(key string) string {
+	if len(key) <= mostKey {
+		return key
+	}
+	return fmt.Sprintf("%s (%d bytes)", lease.Clip(key), len(key))
 }

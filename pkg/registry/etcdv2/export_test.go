@@ -1,6 +1,24 @@
 package etcdv2
 
-import "time"
+import (
+	"io"
+	"time"
+
+	client "go.etcd.io/etcd/client/v2"
+)
 
 // SetPoll shortens the long-poll, whose time is above the patience of a test.
 func (r *Registry) SetPoll(d time.Duration) { r.poll = d }
+
+// Scan reads an answer as the transport does, with the nodes right below its node.
+func Scan(in io.Reader) (*client.Response, error) {
+	var children client.Nodes
+	resp, err := newScanner(in).answer(func(n *client.Node) { children = append(children, n) })
+	if err == nil {
+		resp.Node.Nodes = children
+	}
+	return resp, err
+}
+
+// Long returns the length of a value that Scan left out.
+func Long(value string) (size int64, is bool) { return long(value) }

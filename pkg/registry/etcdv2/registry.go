@@ -31,13 +31,11 @@ const (
 	dialTimeout = time.Second
 	// answerTimeout is how long one endpoint may take to begin its answer.
 	answerTimeout = 5 * time.Second
-	// listTimeout is for the whole of a listing, which may be megabytes on a
-	// slow line; that it begins is answerTimeout's business.
-	listTimeout = 30 * time.Second
 )
 
 // Registry is a network's part of an etcd v2 store.
 type Registry struct {
+	client    client.Client
 	keys      client.KeysAPI
 	where     string // the endpoints
 	transport *transport
@@ -45,6 +43,7 @@ type Registry struct {
 	subnets   string // key of the directory of leases
 	timeout   time.Duration
 	poll      time.Duration
+	patience  atomic.Int64 // in which a listing must begin, as a Duration
 
 	// suspect is set when the watch got no answer: before the next one it
 	// must be found out whether etcd still is there, and is the same.
@@ -70,17 +69,17 @@ func New(o Options) (*Registry, error) {
 	}
 	t := newTransport(endpoints, o, tlsConfig)
 	c, err := client.New(client.Config{
-		Endpoints:               endpoints.urls,
-		Transport:               t,
-		Username:                endpoints.username,
-		Password:                endpoints.password,
-		HeaderTimeoutPerRequest: answerTimeout,
+		Endpoints: endpoints.urls,
+		Transport: t, // which limits the time of each request
+		Username:  endpoints.username,
+		Password:  endpoints.password,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make etcd client: %w", err)
 	}
 	prefix := path.Join("/", o.Prefix)
 	r := &Registry{
+		client:    c,
 		keys:      client.NewKeysAPI(c),
 		where:     strings.Join(endpoints.urls, ", "),
 		transport: t,
@@ -91,6 +90,7 @@ func New(o Options) (*Registry, error) {
 		timeout: answerTimeout * time.Duration(len(endpoints.urls)+1),
 		poll:    pollTime,
 	}
+	r.patience.Store(int64(answerTimeout))
 	t.waiting = r.noteWait
 	return r, nil
 }
@@ -118,48 +118,10 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	case resp.Node.Dir:
 		return nil, fmt.Errorf("%w: %s is a directory", registry.ErrNoConfig, r.config)
 	}
+	if size, is := long(resp.Node.Value); is {
+		return nil, fmt.Errorf("%s: %w", r.config, registry.LongConfig(size))
+	}
 	return []byte(resp.Node.Value), nil
-}
-
-// List implements registry.Registry.
-func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
-	nodes, index, err := r.list(ctx)
-	if err != nil {
-		return registry.Listing{}, err
-	}
-	now := time.Now()
-	l := registry.Listing{Leases: make([]lease.Lease, 0, len(nodes)), Index: index}
-	for _, n := range nodes {
-		if n == nil {
-			continue
-		}
-		if ev := decode(n, now); ev.Bad != nil {
-			l.Bad = append(l.Bad, *ev.Bad)
-		} else {
-			l.Leases = append(l.Leases, ev.Lease)
-		}
-	}
-	return l, nil
-}
-
-// list reads the directory of leases. One that does not exist is empty, and
-// etcd's refusal says at which index.
-func (r *Registry) list(ctx context.Context) (client.Nodes, uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
-	defer cancel()
-	resp, err := r.keys.Get(ctx, r.subnets, &client.GetOptions{Recursive: true, Quorum: true})
-	var refused client.Error
-	switch {
-	case errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound:
-		return nil, refused.Index, nil
-	case err != nil:
-		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(err))
-	case resp.Node == nil:
-		return nil, 0, fmt.Errorf("list %s: %w", r.subnets, errNoNode)
-	case !resp.Node.Dir:
-		return client.Nodes{resp.Node}, resp.Index, nil // decodes to a bad entry that names it
-	}
-	return resp.Node.Nodes, resp.Index, nil
 }
 
 // Get implements registry.Registry.

@@ -1,8 +1,10 @@
 package etcdv2
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,15 +23,21 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// maxBody bounds one answer: 20,000 leases are some 6 MB.
-const maxBody = 64 << 20
+const (
+	// maxBody bounds one answer, which is read in little memory: 20,000 leases are some 6 MB.
+	maxBody = 1 << 30
+	// maxRefusal bounds an answer that is not read so.
+	maxRefusal = 16 << 10
+	// stallTimeout is how long an answer that has begun may make no progress.
+	stallTimeout = 10 * time.Second
+)
 
 var (
 	errNoNode  = errors.New("answer is not one of etcd's v2 keys API: it has no node")
 	errNoEvent = errors.New("watch was ended without an event")
 	errSilence = errors.New("watch was quiet")
 	errAnother = errors.New("watch may have come to another store")
-	errTooLong = fmt.Errorf("answer is longer than %d bytes", maxBody)
+	errSlow    = errors.New("no answer in time")
 )
 
 // transport is HTTP with a look at each answer before the etcd client
@@ -108,13 +116,26 @@ func secure(ctx context.Context, o Options, conn net.Conn, addr string) (net.Con
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	q := req.URL.Query()
+	wait := q.Get("wait") == "true"
+	list, _ := req.Context().Value(listingKey{}).(*listing)
+	ctx, cancel := context.WithCancelCause(req.Context())
+	b := &body{host: req.URL.Host, ctx: ctx, cancel: cancel}
 	var on net.Conn
-	if q.Get("wait") == "true" {
-		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { on = i.Conn }}
-		req = req.WithContext(httptrace.WithClientTrace(req.Context(), trace))
+	if wait {
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { on = i.Conn }})
+	} else {
+		limit := answerTimeout
+		if list != nil {
+			limit = list.patience
+		}
+		b.stall = time.AfterFunc(limit, func() { cancel(errSlow) })
 	}
-	resp, err := t.Transport.RoundTrip(req)
+	resp, err := t.Transport.RoundTrip(req.WithContext(ctx))
 	if err != nil {
+		if context.Cause(ctx) == errSlow {
+			err = errSlow
+		}
+		b.end()
 		err = fmt.Errorf("%s: %w", req.URL.Host, err)
 		if e, ok := t.endpoints.byHost[req.URL.Host]; ok {
 			if remedy := t.options.Remedy(req.Context(), e, err); remedy != "" {
@@ -123,9 +144,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
+	b.ReadCloser, b.left = resp.Body, maxRefusal
+	resp.Body = b
 	if resp.StatusCode/100 == 2 || resp.StatusCode/100 == 4 {
 		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media != "application/json" {
-			resp.Body.Close()
+			b.Close()
 			err := fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
 				req.URL.Host, resp.Status, strconv.Quote(media))
 			if resp.StatusCode == http.StatusNotFound {
@@ -134,46 +157,99 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	b := &body{ReadCloser: resp.Body, left: maxBody, host: req.URL.Host}
-	if q.Get("wait") == "true" && resp.StatusCode == http.StatusOK {
+	if wait && resp.StatusCode == http.StatusOK {
 		b.empty = errNoEvent
 		from, ferr := strconv.ParseUint(q.Get("waitIndex"), 10, 64)
 		to, terr := strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64)
 		if ferr == nil && terr == nil && from > 0 {
 			if err := t.waiting(from-1, to, on); err != nil {
-				resp.Body.Close()
+				b.Close()
 				return nil, fmt.Errorf("%s: %w", req.URL.Host, err)
 			}
 		}
 	}
-	resp.Body = b
+	if resp.StatusCode/100 == 2 {
+		b.left = maxBody
+		resp.Body = &scanned{body: b, list: list}
+	}
 	return resp, nil
 }
 
-// body bounds an answer and, if empty is set, does not let it be empty: the
-// etcd client would ask again at once, without end.
+// body bounds an answer, by its length and by the time that it makes no progress. If empty is
+// set, it must not be empty: the etcd client would ask again at once, without end.
 type body struct {
 	io.ReadCloser
-	left  int64
-	empty error
-	host  string // for errors
+	left   int64
+	empty  error
+	host   string // for errors
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stall  *time.Timer // ends ctx with errSlow; nil: the answer may take its time
 }
 
 func (b *body) Read(p []byte) (int, error) {
+	if b.stall != nil {
+		b.stall.Reset(stallTimeout)
+	}
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
 		b.empty = nil
 	}
 	if b.left -= int64(n); b.left < 0 {
-		return 0, errTooLong
+		return 0, fmt.Errorf("%s: answer is too long", b.host)
 	}
 	if err == io.EOF && b.empty != nil {
 		return n, b.empty
 	}
 	if err != nil && err != io.EOF {
+		if context.Cause(b.ctx) == errSlow {
+			err = errSlow
+		}
 		err = fmt.Errorf("%s: %w", b.host, err)
 	}
 	return n, err
+}
+
+// end is for an answer that is not read any more.
+func (b *body) end() {
+	if b.stall != nil {
+		b.stall.Stop()
+	}
+	b.cancel(nil)
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error {
+	defer b.end()
+	return b.ReadCloser.Close()
+}
+
+// scanned is an answer without what a scanner leaves out, as JSON again. The nodes of a
+// listing go there instead.
+type scanned struct {
+	*body
+	list *listing
+	text *bytes.Reader // nil: nothing was read yet
+}
+
+func (s *scanned) Read(p []byte) (int, error) {
+	if s.text == nil {
+		var child func(*client.Node)
+		if s.list != nil {
+			s.list.begin()
+			child = s.list.node
+		}
+		resp, err := newScanner(s.body).answer(child)
+		var text []byte
+		if err == nil {
+			text, err = json.Marshal(resp)
+		}
+		if err != nil {
+			return 0, err
+		}
+		s.text = bytes.NewReader(text)
+	}
+	return s.text.Read(p)
 }
 
 // code gives the code of etcd's refusal, 0 if err is none.

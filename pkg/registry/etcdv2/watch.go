@@ -181,7 +181,7 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 	if subnet, err := lease.ParseKey(rest); err == nil {
 		ev.Lease = lease.Lease{Subnet: subnet, Revision: index}
 	} else {
-		ev.Bad = &registry.Bad{Key: rest, Revision: index, Err: err}
+		ev.Bad = &registry.Bad{Key: registry.ShortKey(rest), Revision: index, Err: err}
 	}
 	return []registry.Event{ev}, index, nil
 }
@@ -190,11 +190,14 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 func decode(n *client.Node, now time.Time) registry.Event {
 	key := path.Base(n.Key)
 	subnet, err := lease.ParseKey(key)
+	key = registry.ShortKey(key)
 	if err != nil {
 		return registry.Event{Bad: &registry.Bad{Key: key, Revision: n.ModifiedIndex, Err: err}}
 	}
 	ev := registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
-	if n.Dir {
+	if size, is := long(n.Value); is {
+		err = lease.LongValue(size)
+	} else if n.Dir {
 		err = lease.Fault{Kind: "the key is a directory"}
 	} else {
 		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))

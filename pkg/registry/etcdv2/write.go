@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path"
 	"time"
 
 	client "go.etcd.io/etcd/client/v2"
@@ -70,18 +69,8 @@ func (r *Registry) swap(ctx context.Context, prev lease.Lease, do func(key strin
 	if !errors.Is(err, errGone) {
 		return err
 	}
-	nodes, _, lerr := r.list(ctx)
-	if lerr != nil {
-		return err
-	}
-	for _, n := range nodes {
-		if n == nil || n.ModifiedIndex != prev.Revision {
-			continue
-		}
-		// An index belongs to one write of one key, so this is the one.
-		if subnet, perr := lease.ParseKey(path.Base(n.Key)); perr == nil && subnet == prev.Subnet {
-			return do(n.Key)
-		}
+	if key, ferr := r.find(ctx, prev); ferr == nil && key != "" {
+		return do(key)
 	}
 	return err
 }

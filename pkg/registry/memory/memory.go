@@ -136,6 +136,9 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 		if r.config == nil {
 			return registry.ErrNoConfig
 		}
+		if len(r.config) > registry.MaxValue {
+			return registry.LongConfig(int64(len(r.config)))
+		}
 		config = slices.Clone(r.config)
 		return nil
 	})
@@ -148,11 +151,7 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	err := r.call(ctx, "list", netip.Prefix{}, func() error {
 		l.Index = r.index
 		for _, key := range slices.Sorted(maps.Keys(r.entries)) {
-			if ev := r.entries[key].event(key); ev.Bad != nil {
-				l.Bad = append(l.Bad, *ev.Bad)
-			} else {
-				l.Leases = append(l.Leases, ev.Lease)
-			}
+			l.Add(r.entries[key].event(key))
 		}
 		return nil
 	})

@@ -1,0 +1,213 @@
+package etcdv2_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/registry/etcdv2"
+)
+
+const good = `{"PublicIP":"198.51.100.9"}`
+
+// TestHugeValuesAreSkippedAlone: 8 keys of 9 MB, in a listing and in a watch, do no harm to
+// the leases beside them, nor to one that is overwritten by such a value.
+func TestHugeValuesAreSkippedAlone(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := list(t, r).Index
+	huge := strings.Repeat("x", 9<<20)
+	for i := range 8 {
+		b.put(fmt.Sprintf("10.43.%d.0-24", i), huge, 0)
+	}
+	b.put("10.43.0.0-24", good, 0) // whose event repeats the value before
+	b.put("10.43.0.0-24", huge, 0)
+	b.put("10.42.7.0-24", huge, 0)
+
+	l := list(t, r)
+	if len(l.Leases) != 0 || len(l.Bad) != 9 {
+		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
+	}
+	want := fmt.Sprint(lease.LongValue(9 << 20))
+	for _, bad := range l.Bad {
+		if bad.Err.Error() != want || !bad.Subnet.IsValid() {
+			t.Errorf("%s %v: %v, want %s", bad.Key, bad.Subnet, bad.Err, want)
+		}
+	}
+	var events []registry.Event
+	for len(events) < 11 {
+		some, next, err := r.Watch(timeout(t), index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, index = append(events, some...), next
+	}
+	for i, ev := range events {
+		if i == 8 && ev.Bad != nil || i != 8 && (ev.Bad == nil || ev.Bad.Err.Error() != want) {
+			t.Errorf("event %d: %+v", i, ev)
+		}
+	}
+	ev, err := r.Get(timeout(t), subnet7)
+	if err != nil || ev.Bad == nil {
+		t.Fatalf("%+v, %v", ev, err)
+	}
+	if _, err := r.Update(timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("update of what was overwritten: %v", err)
+	}
+	back, err := r.Update(timeout(t), lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := list(t, r); len(l.Leases) != 1 || !l.Leases[0].SameAs(back) {
+		t.Errorf("%+v", l.Leases)
+	}
+}
+
+func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	for _, size := range []int{registry.MaxValue + 1, 9 << 20} {
+		openBackdoor(t, etcd.URL, prefix).set("config", strings.Repeat("x", size), 0)
+		_, err := r.Config(timeout(t))
+		want := fmt.Sprintf("%s/config: network config is too long: is %d bytes long; accepted are at most 65536", prefix, size)
+		if !errors.Is(err, registry.ErrLongConfig) || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+}
+
+// TestStrangeKeysAreNamedInOneLine: of a directory that is nested deeply and of a key that is
+// very long or has line ends in it, a listing and a watch have one short name.
+func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
+	etcd := etcdtest.StartEtcd(t)
+	b := openBackdoor(t, etcd.URL, prefix)
+	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	index := list(t, r).Index
+	b.put("10.42.9.0-24", good, 0)
+	b.put("10.42.8.0-24"+strings.Repeat("/d", 1000), "x", 0)
+	b.put(strings.Repeat("k", 10000), "x", 0)
+	b.put("a\nlevel=ERROR msg=forged", "x", 0)
+	l := list(t, r)
+	if len(l.Leases) != 1 || len(l.Bad) != 3 {
+		t.Fatalf("%+v", l)
+	}
+	events := []registry.Event{}
+	for len(events) < 4 {
+		some, next, err := r.Watch(timeout(t), index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, index = append(events, some...), next
+	}
+	for i, bad := range l.Bad {
+		if len(bad.Key) > 200 || len(bad.Err.Error()) > 300 || strings.Contains(bad.Err.Error(), "\n") {
+			t.Errorf("key %q: %v", bad.Key, bad.Err)
+		}
+		found := false
+		for _, ev := range events[1:] {
+			found = found || ev.Bad != nil && ev.Bad.Key == bad.Key
+		}
+		if !found {
+			t.Errorf("listed bad entry %d %q has no event", i, bad.Key)
+		}
+	}
+}
+
+// wanted is an answer that is made while it is sent.
+type wanted struct {
+	n    int
+	node func(i int) io.Reader
+}
+
+func (a wanted) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Etcd-Index", "7")
+	io.WriteString(w, `{"action":"get","node":{"key":"`+prefix+`/subnets","dir":true,"nodes":[`)
+	for i := range a.n {
+		if i > 0 {
+			io.WriteString(w, ",")
+		}
+		if _, err := io.Copy(w, a.node(i)); err != nil {
+			return
+		}
+	}
+	io.WriteString(w, `],"modifiedIndex":7,"createdIndex":7}}`+"\n")
+}
+
+// TestListingOfJunkTakesLittleMemory: what is no lease is not held, whether a few keys are
+// huge or there are a million of them.
+func TestListingOfJunkTakesLittleMemory(t *testing.T) {
+	huge := []byte(`{"key":"` + prefix + `/subnets/10.43.1.0-24","value":"` + strings.Repeat("\\\"", 9<<20) + `","modifiedIndex":7,"createdIndex":7}`)
+	deep := []byte(`{"key":"` + prefix + `/subnets/deep","dir":true,"nodes":` + strings.Repeat(`[{"nodes":`, 1<<20) + "0" + strings.Repeat(`}]`, 1<<20) + `,"modifiedIndex":7,"createdIndex":7}`)
+	peer := []byte(`{"key":"` + prefix + `/subnets/10.42.9.0-24","value":"{\"PublicIP\":\"198.51.100.9\"}","modifiedIndex":7,"createdIndex":7}`)
+	for name, c := range map[string]struct {
+		n    int
+		node func(i int) io.Reader
+	}{
+		"huge values": {20, func(int) io.Reader { return bytes.NewReader(huge) }},
+		"nested":      {20, func(int) io.Reader { return bytes.NewReader(deep) }},
+		"many keys": {1000000, func(i int) io.Reader {
+			return strings.NewReader(fmt.Sprintf(`{"key":"%s/subnets/junk%d","value":"x","modifiedIndex":7,"createdIndex":7}`, prefix, i))
+		}},
+	} {
+		if c.n > 1000 && testing.Short() {
+			continue
+		}
+		server := httptest.NewServer(wanted{c.n, func(i int) io.Reader {
+			if i == c.n/2 {
+				return bytes.NewReader(peer)
+			}
+			return c.node(i)
+		}})
+		r := open(t, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix})
+		highest, stop := peak()
+		l, err := r.List(timeout(t))
+		stop()
+		server.Close()
+		if err != nil || len(l.Leases) != 1 || l.Index != 7 || len(l.Bad)+l.More != c.n-1 || l.More > 0 && len(l.Bad) != registry.MaxBad {
+			t.Errorf("%s: %d leases, %d bad and %d more, %v", name, len(l.Leases), len(l.Bad), l.More, err)
+		}
+		if *highest > 24<<20 {
+			t.Errorf("%s: %d MB of memory", name, *highest>>20)
+		}
+		t.Logf("%s: %d MB of memory", name, *highest>>20)
+	}
+}
+
+// peak follows by how much the heap grows until stop is called.
+func peak() (highest *int64, stop func()) {
+	percent := debug.SetGCPercent(10) // garbage is no memory that is needed
+	runtime.GC()
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	highest = new(int64)
+	var ended atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for !ended.Load() {
+			var now runtime.MemStats
+			runtime.ReadMemStats(&now)
+			*highest = max(*highest, int64(now.HeapAlloc)-int64(before.HeapAlloc))
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	return highest, func() { ended.Store(true); <-done; debug.SetGCPercent(percent) }
+}

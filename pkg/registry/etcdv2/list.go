@@ -1,0 +1,115 @@
+package etcdv2
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"time"
+
+	client "go.etcd.io/etcd/client/v2"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+const (
+	// listTimeout is for the whole of a listing: where there is junk, it may be many
+	// megabytes on a slow line. That it makes progress is stallTimeout's business.
+	listTimeout = 2 * time.Minute
+	// mostPatience bounds the time in which etcd must begin its answer. It does so when it
+	// has written all of it, which of a million keys takes long.
+	mostPatience = time.Minute
+)
+
+// listing is a request for all keys of the directory of leases, whose nodes are given out as
+// they come. The client's own would hold all of them, with their values, as one text.
+type listing struct {
+	key      string
+	patience time.Duration
+	begin    func() // an answer begins; what came before is void
+	node     func(*client.Node)
+}
+
+type listingKey struct{} // of the context of its requests
+
+// HTTPRequest is what the client makes requests by.
+func (l *listing) HTTPRequest(endpoint url.URL) *http.Request {
+	endpoint.Path = path.Join("/", endpoint.Path, "v2/keys", l.key)
+	endpoint.RawQuery = "quorum=true&recursive=true&sorted=false"
+	req := &http.Request{
+		Method: http.MethodGet, URL: &endpoint, Host: endpoint.Host, Header: http.Header{},
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	return req.WithContext(context.WithValue(context.Background(), listingKey{}, l))
+}
+
+// List implements registry.Registry.
+func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
+	var l registry.Listing
+	now := time.Now()
+	index, err := r.list(ctx, func() { l = registry.Listing{} }, func(n *client.Node) { l.Add(decode(n, now)) })
+	if err != nil {
+		return registry.Listing{}, err
+	}
+	l.Index = index
+	return l, nil
+}
+
+// list reads the directory of leases. One that does not exist is empty, and etcd's refusal says
+// at which index. begin is called when an answer begins, and each with every node of it; if
+// that breaks off, another endpoint is asked.
+func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Node)) (index uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
+	defer cancel()
+	patience := time.Duration(r.patience.Load())
+	began := time.Now()
+	resp, body, err := r.client.Do(ctx, &listing{r.subnets, patience, begin, each})
+	switch {
+	case contains(err, errSlow):
+		r.patience.Store(int64(min(2*patience, mostPatience)))
+	case err == nil && time.Since(began) < answerTimeout:
+		r.patience.Store(int64(answerTimeout))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(err))
+	}
+	if resp.StatusCode/100 != 2 {
+		var refused client.Error
+		if json.Unmarshal(body, &refused) != nil {
+			return 0, fmt.Errorf("list %s: %w", r.subnets, errBroken)
+		}
+		if refused.Code == client.ErrorCodeKeyNotFound {
+			begin()
+			return refused.Index, nil
+		}
+		return 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(refused))
+	}
+	var all client.Response
+	if err := json.Unmarshal(body, &all); err != nil || all.Node == nil {
+		return 0, fmt.Errorf("list %s: %w", r.subnets, errors.Join(errNoNode, err))
+	}
+	if !all.Node.Dir {
+		each(all.Node) // decodes to a bad entry that names it
+	}
+	if index, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64); err != nil {
+		return 0, fmt.Errorf("list %s: the answer has no index: %w", r.subnets, err)
+	}
+	return index, nil
+}
+
+// find returns the key of a lease that was written last at an index, or "". The key of a
+// dual-stack host has a tail that lease.Lease does not keep.
+func (r *Registry) find(ctx context.Context, l lease.Lease) (key string, err error) {
+	_, err = r.list(ctx, func() { key = "" }, func(n *client.Node) {
+		// An index belongs to one write of one key, so this is the one.
+		if subnet, err := lease.ParseKey(path.Base(n.Key)); err == nil && subnet == l.Subnet && n.ModifiedIndex == l.Revision {
+			key = n.Key
+		}
+	})
+	return key, err
+}
