@@ -49,7 +49,8 @@ func (a access) id(what string) string { return "etcd-access/" + string(a.api) +
 // note begins or ends the conditions that a call of a kind tells of. One without an answer
 // tells of none.
 func (a access) note(ctx context.Context, what deed, err error) {
-	answered := err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) || errors.Is(err, registry.ErrHistoryLost)
+	answered := err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
+		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
 	switch {
 	case errors.Is(err, registry.ErrLogin):
 		a.conditions.Set(condition.Condition{

@@ -31,6 +31,9 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 			}
 			say.of("network config is invalid, waiting for a better one", err)
 		case ctx.Err() != nil:
+		case errors.Is(err, registry.ErrLongConfig):
+			away.end()
+			say.of("network config is invalid, waiting for a better one", err)
 		case errors.Is(err, registry.ErrNoConfig):
 			away.end()
 			say.of("network config is missing, waiting for it", err)
@@ -68,6 +71,8 @@ func FollowConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger
 			}
 			say.said = ""
 			emit(config)
+		case errors.Is(err, registry.ErrLongConfig):
+			say.of("the new network config is invalid, going on with the old one", err)
 		case errors.Is(err, registry.ErrNoConfig):
 			say.of("the network config is gone, going on with the old one", err)
 		}

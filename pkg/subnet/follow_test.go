@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -261,6 +262,46 @@ func TestFollowBadEntries(t *testing.T) {
 		w.expect(2, "10.42.10.0/24") // with the new data of one, and without the other
 		if w.status().Bad != 0 {
 			t.Errorf("status counts %d bad entries", w.status().Bad)
+		}
+	})
+}
+
+// TestFollowJunk: of keys that are nobody's, whatever their number and their names, a few are
+// named, in lines of their own, and the peers are followed as ever.
+func TestFollowJunk(t *testing.T) {
+	following1(t, func(w *following) {
+		const n = 5000
+		junk := func(i int) string { return fmt.Sprintf("junk\nlevel=ERROR msg=forged %d", i) }
+		for i := range n {
+			w.reg.Put(junk(i), "x", 0)
+		}
+		w.reg.Put(strings.Repeat("k", 1<<20), "x", 0)
+		w.reg.Put("10.42.10.0-24", value(them, 10), 0)
+		elapse(30 * time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
+		if s := w.status(); s.Bad < 1000 || s.Bad > n+1 {
+			t.Errorf("status counts %d bad entries", s.Bad)
+		}
+		w.says("there are too many to name them all", 1)
+		w.reg.SetHistory(0) // so that all is listed
+		w.reg.Put("10.42.11.0-24", value(them, 11), 0)
+		elapse(30 * time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.10.0/24", "10.42.11.0/24")
+		if s := w.status(); s.Bad != n+1 {
+			t.Errorf("status counts %d bad entries after a listing", s.Bad)
+		}
+		for line := range strings.Lines(w.log.String()) {
+			if !strings.HasPrefix(line, "time=") || len(line) > 1000 {
+				t.Errorf("line in the log: %.200q", line)
+			}
+		}
+		for i := range n {
+			w.reg.Remove(junk(i))
+		}
+		w.reg.Remove(strings.Repeat("k", 1<<20))
+		elapse(30 * time.Second)
+		if s := w.status(); s.Bad != 0 {
+			t.Errorf("status counts %d bad entries of none", s.Bad)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package subnet
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"time"
@@ -31,13 +32,17 @@ func (f *follower) load(listing registry.Listing) {
 	}
 	f.bad = badEntries{}
 	f.invalid.Replace(nil)
+	f.bad.more = listing.More
 	for _, b := range listing.Bad {
-		f.complain(b)
+		if !f.complain(b) {
+			f.bad.more++
+		}
 		old, was := f.leases[b.Subnet]
 		if _, is := leases[b.Subnet]; was && !is {
 			leases[b.Subnet] = old // what the key said last stays in force
 		}
 	}
+	f.complainOfMore()
 	f.haunt(leases)
 	for subnet, l := range leases {
 		if old := f.leases[subnet]; old == nil || !alike(old, l) {
@@ -110,10 +115,13 @@ func (f *follower) apply(ev registry.Event) {
 	switch {
 	case ev.Bad != nil && ev.Deleted:
 		f.bad.remove(*ev.Bad)
-		f.invalid.End(lease.Clip(ev.Bad.Key))
+		f.invalid.End(ev.Bad.Key)
 		return
 	case ev.Bad != nil:
-		f.complain(*ev.Bad)
+		if !f.complain(*ev.Bad) {
+			f.bad.more = max(f.bad.more, 1) // it may be one of them that was written again
+			f.complainOfMore()
+		}
 		subnet, revision = ev.Bad.Subnet, ev.Bad.Revision
 	case ev.Deleted:
 		f.forgive(subnet)
@@ -192,20 +200,37 @@ func (f *follower) dropFaded() {
 	}
 }
 
-// complain keeps a bad entry, which is named in the log.
-func (f *follower) complain(b registry.Bad) {
+// mostNamed bounds how many bad entries are kept and named.
+const mostNamed = 2 * registry.MaxBad
+
+// complain keeps a bad entry, which is named in the log. It reports false if there are too
+// many of them for that.
+func (f *follower) complain(b registry.Bad) bool {
+	if !f.bad.put(b) {
+		return false
+	}
 	wrong := lease.FaultOf(b.Err)
 	if wrong.Detail == strconv.Quote(lease.Clip(b.Key)) {
 		wrong.Detail = "" // the line has the key anyway
 	}
-	f.invalid.Set(lease.Clip(b.Key), condition.Reason{Kind: wrong.Kind, Detail: wrong.Detail})
-	f.bad.put(b)
+	f.invalid.Set(b.Key, condition.Reason{Kind: wrong.Kind, Detail: wrong.Detail})
+	return true
+}
+
+// complainOfMore says whether there are bad entries that are not named.
+func (f *follower) complainOfMore() {
+	const object = "others" // which no key is: the names of subnets have digits
+	if f.bad.more == 0 {
+		f.invalid.End(object)
+		return
+	}
+	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.bad.more)})
 }
 
 // forgive is for a subnet whose key is no bad entry any more.
 func (f *follower) forgive(subnet netip.Prefix) {
 	for key := range f.bad.errs[subnet] {
-		f.invalid.End(lease.Clip(key))
+		f.invalid.End(key)
 	}
 	f.bad.forgive(subnet)
 }
@@ -222,10 +247,15 @@ func (f *follower) say() {
 type badEntries struct {
 	errs  map[netip.Prefix]map[string]error
 	count int
+	more  int // at least, beside those in errs, as of the last listing
 }
 
-func (e *badEntries) put(b registry.Bad) {
+// put keeps an entry, unless there are too many. It reports whether it did.
+func (e *badEntries) put(b registry.Bad) bool {
 	keys := e.errs[b.Subnet]
+	if _, known := keys[b.Key]; !known && e.count >= mostNamed {
+		return false
+	}
 	if keys == nil {
 		if e.errs == nil {
 			e.errs = map[netip.Prefix]map[string]error{}
@@ -236,6 +266,7 @@ func (e *badEntries) put(b registry.Bad) {
 	e.count -= len(keys)
 	keys[b.Key] = b.Err
 	e.count += len(keys)
+	return true
 }
 
 // remove is for an entry that is gone.

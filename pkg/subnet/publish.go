@@ -39,7 +39,7 @@ func (f *follower) publish() {
 }
 
 func (f *follower) report() {
-	s := Status{Own: f.own, Leases: len(f.leases) - len(f.fading), Bad: f.bad.count, Moves: f.moves, AwaySince: f.away.since}
+	s := Status{Own: f.own, Leases: len(f.leases) - len(f.fading), Bad: f.bad.count + f.bad.more, Moves: f.moves, AwaySince: f.away.since}
 	if f.Report != nil && s != f.status {
 		f.status = s
 		f.Report(s)

@@ -45,19 +45,10 @@ func TestNotEtcd(t *testing.T) {
 			conn, _, _ := w.(http.Hijacker).Hijack()
 			conn.Close()
 		}, "EOF"},
-		"endless": {func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			for junk := make([]byte, 1<<20); ; {
-				if _, err := w.Write(junk); err != nil {
-					return
-				}
-			}
-		}, "longer than"},
+		"endless":         {endless(http.StatusOK), "broken JSON"},
+		"endless refusal": {endless(http.StatusNotFound), "too long"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "endless" && testing.Short() {
-				t.Skip("slow")
-			}
 			server := httptest.NewServer(c.serve)
 			defer server.Close()
 			r := open(t, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix, Username: "root", Password: "secret"})
@@ -75,6 +66,19 @@ func TestNotEtcd(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// endless answers with junk that does not end.
+func endless(status int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		for junk := make([]byte, 1<<20); ; {
+			if _, err := w.Write(junk); err != nil {
+				return
+			}
+		}
 	}
 }
 

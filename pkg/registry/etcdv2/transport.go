@@ -244,6 +244,9 @@ func (s *scanned) Read(p []byte) (int, error) {
 		if err == nil {
 			text, err = json.Marshal(resp)
 		}
+		if errors.Is(err, errBroken) || errors.Is(err, errNoNode) {
+			err = fmt.Errorf("%s: %w", s.host, err)
+		}
 		if err != nil {
 			return 0, err
 		}
