@@ -29,15 +29,15 @@ var foreignFilters = []struct {
 	unreachable       string // for a daemon without iptables: the command it has to suggest
 }{
 	{"policy of iptables-nft", "iptables-nft -P FORWARD DROP", "iptables-nft -P FORWARD ACCEPT", ""},
-	{"policy of iptables-legacy", "iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "iptables-legacy -I FORWARD -s 10.42.0.0/16 -j ACCEPT"},
+	{"policy of iptables-legacy", "iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "iptables-legacy -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT"},
 	{"docker in iptables-legacy", "iptables-legacy-restore --noflush <../../pkg/iptables/testdata/docker-20.rules",
-		"iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F; iptables-legacy -X; iptables-legacy -t nat -F; iptables-legacy -t nat -X", "iptables-legacy -I FORWARD"},
+		"iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F; iptables-legacy -X; iptables-legacy -t nat -F; iptables-legacy -t nat -X", "iptables-legacy -w -I FORWARD"},
 	{"ruleset by hand", `echo 'table inet filter { chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; }; }' | nft -f -`,
 		"nft delete table inet filter", ""},
 	{"firewalld", "nft -f ../../pkg/nftables/testdata/firewalld-1.3.nft; nft insert rule inet firewalld filter_INPUT accept", "nft delete table inet firewalld", ""},
 	{"docker 29 in nftables", "nft -f testdata/docker-29.nft", "nft delete table ip docker-bridges", ""},
 	{"both variants", "iptables-legacy -A FORWARD -j REJECT; iptables-nft -A FORWARD -j REJECT", "iptables-legacy -D FORWARD -j REJECT; iptables-nft -D FORWARD -j REJECT",
-		"iptables-legacy -I FORWARD"},
+		"iptables-legacy -w -I FORWARD"},
 }
 
 // TestForeignPacketFilters: wherever the rules are kept, and whatever else drops forwarded

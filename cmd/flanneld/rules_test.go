@@ -469,40 +469,6 @@ func children(t *testing.T, p *lab.Process) int {
 	return n
 }
 
-// TestWithoutIPTables: what is missing or fails is said once and tried again,
-// and the overlay does not depend on it.
-func TestWithoutIPTables(t *testing.T) {
-	need(t, "iptables")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h, dir := c.Hosts[0], t.TempDir()
-	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"},"EnableNFTables":false}`)
-	p, err := h.Run(lab.Command{
-		Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-iptables-resync=1", "-ip-masq=true"},
-		Env:  []string{"PATH=" + dir},
-	})
-	c.must(err)
-	c.must(p.WaitReady(c.ctx))
-	said := func(text string) int { return strings.Count(p.Logs(), text) }
-	for _, name := range []string{"iptables", "iptables-save", "iptables-restore"} {
-		real, err := exec.LookPath(name)
-		c.must(err)
-		c.must(os.Symlink(real, filepath.Join(dir, name)))
-	}
-	c.within(10*time.Second, "rules after all", func() error {
-		out, err := c.try(h, "iptables -t nat -S FLANNEL-POSTRTG")
-		if err == nil && !strings.Contains(out, "MASQUERADE") {
-			err = errors.New(out)
-		}
-		return err
-	})
-	c.within(time.Second, "log", func() error {
-		if a, b := said("packet filter rules cannot be kept"), said("packet filter rules are kept again"); a != 1 || b != 1 {
-			return fmt.Errorf("said %d and %d times:\n%s", a, b, p.Logs())
-		}
-		return nil
-	})
-}
-
 // TestObstacles: settings that lose packets are named once, and left as they are.
 func TestObstacles(t *testing.T) {
 	c := newCluster(t, lab.Options{Hosts: 1})

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,12 +45,10 @@ type others struct {
 	probes     func() (probes, bool)
 	trust      *trust
 
-	legacy *iptables.Tables // iptables-legacy, beside the set; nil if there is none
-	lacks  error            // why
-	sought bool             // it was looked for, which takes processes
-	slow   bool             // it has tables, so that a look takes a process
-	barred bool             // a chain in nftables cannot be written
-	port   time.Time        // when the tunnel's port may be looked at again
+	failed error     // why what the legacy variant of iptables has cannot be written
+	slow   bool      // it has tables, so that a look takes a process
+	barred bool      // a chain in nftables cannot be written
+	port   time.Time // when the tunnel's port may be looked at again
 }
 
 // probes are packets whose fate is asked for.
@@ -59,34 +56,6 @@ type probes struct {
 	tunnel *firewall.Packet // from a peer to the tunnel's port; nil if there is none
 	peers  []netip.Addr
 	inner  []firewall.Packet // between containers of this host and of another one
-}
-
-// forgetLegacy is for another set.
-func (o *others) forgetLegacy() { o.legacy, o.lacks, o.sought = nil, nil, false }
-
-// nftVariant is the variant of iptables that writes nftables; nil if there is none.
-func nftVariant() ruleSet {
-	ipt, err := iptables.New(iptables.IPv4)
-	if err == nil && ipt.Legacy() {
-		ipt, err = iptables.NewVariant(iptables.IPv4, false)
-	}
-	if err != nil {
-		return nil
-	}
-	return ipt
-}
-
-// legacy is the variant of iptables that has tables of its own, be it the set or beside
-// it; nil if there is none.
-func (r *rules) legacy() *iptables.Tables {
-	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
-		return ipt
-	}
-	if !r.others.sought {
-		r.others.legacy, r.others.lacks = iptables.NewVariant(iptables.IPv4, true)
-		r.others.sought = true
-	}
-	return r.others.legacy
 }
 
 // minor is an error without that of chains that cannot be written, of which [rules.lookOwned]
@@ -104,17 +73,25 @@ func (r *rules) minor(err error) error {
 // has its own.
 func (r *rules) keepBeside(ctx context.Context) (changes []string, err error) {
 	ipt, byIPTables := r.set.(*iptables.Tables)
-	if byIPTables && r.nft != nil {
-		var except []string
-		if !ipt.Legacy() {
-			for _, h := range []firewall.Hook{firewall.Forward, firewall.PreRouting} {
-				except = append(except, fmt.Sprintf("ip %s %s", h.Table(), h.Chain()))
+	if byIPTables && r.standIn == nil {
+		nft, failed := r.tools.nftables.get()
+		switch {
+		case failed == nil:
+			var except []string
+			if !ipt.Legacy() {
+				for _, h := range []firewall.Hook{firewall.Forward, firewall.PreRouting} {
+					except = append(except, fmt.Sprintf("ip %s %s", h.Table(), h.Chain()))
+				}
 			}
+			changes, err = nft.Beside(ctx, nftables.IPv4, r.owner(), r.want, except...)
+			err = r.minor(err)
+		case !errors.Is(failed, nftables.ErrUnsupported):
+			err = failed
 		}
-		changes, err = r.nft.Beside(ctx, nftables.IPv4, r.owner(), r.want, except...)
-		err = r.minor(err)
 	}
 	if byIPTables && ipt.Legacy() {
+		r.others.failed = nil
+		r.others.conditions.End(legacyCondition)
 		return changes, err
 	}
 	return append(changes, r.keepLegacy(ctx)...), err
@@ -129,17 +106,22 @@ func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
 	}
 	r.others.slow = false
 	if len(tables) == 0 {
+		r.others.failed = nil
 		r.others.conditions.End(legacyCondition)
 		return nil
 	}
-	if legacy := r.legacy(); legacy == nil {
-		err = r.others.lacks
-	} else {
-		r.others.slow = true
-		changes, err = legacy.Beside(ctx, r.owner(), r.want)
+	command := "iptables-legacy"
+	legacy, err := r.tools.legacyIPTables()
+	if err == nil {
+		r.others.slow, command = true, legacy.Command()
+		changes, err = r.besideLegacy(ctx, legacy)
 	}
 	drops := slices.ContainsFunc(tables, func(t string) bool { return t != firewall.PostRouting.Table() })
-	if err == nil || ctx.Err() != nil || !drops || !r.options.Forward {
+	if ctx.Err() != nil {
+		return changes
+	}
+	r.others.failed = err
+	if err == nil || !drops || !r.options.Forward {
 		r.others.conditions.End(legacyCondition)
 		return changes
 	}
@@ -147,9 +129,24 @@ func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
 	r.others.conditions.Set(condition.Condition{
 		ID: legacyCondition, Text: "iptables-legacy has tables that may drop the overlay's packets, and cannot be asked",
 		Fields:  []any{"err", err},
-		Command: fmt.Sprintf("iptables-legacy -I FORWARD -s %s -j ACCEPT; iptables-legacy -I FORWARD -d %s -j ACCEPT", network, network),
+		Command: fmt.Sprintf("%[1]s -w -I FORWARD -s %[2]s -j ACCEPT; %[1]s -w -I FORWARD -d %[2]s -j ACCEPT", command, network),
 	})
 	return changes
+}
+
+// besideLegacy keeps accepts in iptables-legacy, unless that is the keeper which cannot keep
+// the rules just now: what it holds of them stays.
+func (r *rules) besideLegacy(ctx context.Context, legacy *iptables.Tables) (changes []string, err error) {
+	if main, _ := r.tools.iptables.peek(); main == legacy && r.standIn != nil {
+		return nil, r.standIn
+	}
+	if r.locked != nil && r.others.failed != nil {
+		return nil, r.others.failed
+	}
+	if changes, err = legacy.Beside(ctx, r.owner(), r.want); errors.Is(err, iptables.ErrLocked) {
+		r.locked = legacy
+	}
+	return changes, err
 }
 
 // lookBeside says what of others drops the overlay's packets and cannot be helped here.
@@ -179,9 +176,9 @@ func (r *rules) lookBeside(ctx context.Context) time.Duration {
 func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) error {
 	var found []condition.Condition
 	asksFirewalld := false
-	if r.others.barred {
+	if nft, ok := r.tools.nftables.peek(); ok && r.others.barred {
 		for _, packet := range inner {
-			all, err := r.nft.Barriers(ctx, packet)
+			all, err := nft.Barriers(ctx, packet)
 			if err != nil {
 				return err
 			}
@@ -244,51 +241,19 @@ func (r *rules) lookPort(ctx context.Context, p probes) error {
 
 // barriers asks nftables, where iptables-nft's rules are, too, and iptables-legacy.
 func (r *rules) barriers(ctx context.Context, packet firewall.Packet) (all []firewall.Barrier, err error) {
-	if r.nft != nil {
-		all, err = r.nft.Barriers(ctx, packet)
+	if nft, ok := r.tools.nftables.peek(); ok {
+		all, err = nft.Barriers(ctx, packet)
 	}
 	tables, _ := iptables.LegacyTables(iptables.IPv4) // what is unreadable is told elsewhere
 	if len(tables) == 0 {
 		return all, err
 	}
-	legacy := r.legacy()
-	if legacy == nil {
-		return all, err
+	legacy, failed := r.tools.legacyIPTables()
+	if failed != nil {
+		return all, err // which is told elsewhere, too
 	}
 	more, failed := legacy.Barriers(ctx, packet)
 	return append(all, more...), errors.Join(err, failed)
-}
-
-// merge passes on what either channel signals, until both are closed.
-func merge(a, b <-chan struct{}) <-chan struct{} {
-	if a == nil || b == nil {
-		return cmp.Or(a, b)
-	}
-	out := make(chan struct{}, 1)
-	go func() {
-		defer close(out)
-		for a != nil || b != nil {
-			var open bool
-			select {
-			case _, open = <-a:
-				if !open {
-					a = nil
-				}
-			case _, open = <-b:
-				if !open {
-					b = nil
-				}
-			}
-			if !open {
-				continue
-			}
-			select {
-			case out <- struct{}{}:
-			default: // one is there that was not read yet
-			}
-		}
-	}()
-	return out
 }
 
 // probes are made of the host's facts as they are now, if they are known.

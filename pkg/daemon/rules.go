@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/netconf"
-	"flanneld/pkg/nftables"
 	"flanneld/pkg/presence"
 )
 
@@ -34,23 +34,34 @@ const (
 	ruleBurst = 50 * time.Millisecond
 	// ruleGap is the least time between two listings by a process.
 	ruleGap = 500 * time.Millisecond
-	// ruleRetry is the time between attempts that fail.
-	ruleRetry = 5 * time.Second
+	// ruleFirst is how long the first look, which the start waits for, waits for a keeper. One
+	// that is slower goes on meanwhile.
+	ruleFirst = 3 * time.Second
+	// rulePatience is how long a later one waits before the other keeper has to do.
+	rulePatience = 10 * time.Second
+	// Attempts that fail are ruleRetry apart at first, then up to ruleRetryMost; where somebody
+	// changes rules, ruleRetry or ruleRetryShare times what the last one took.
+	ruleRetry      = time.Second
+	ruleRetryMost  = 30 * time.Second
+	ruleRetryShare = 20
+	// ruleLock is the time between two looks at a lock that somebody holds.
+	ruleLock = 250 * time.Millisecond
 
 	// Repairs beyond ruleFights in quick succession wait for ruleFightPause.
 	ruleFights     = 10
 	ruleFightPause = 5 * time.Second
 )
 
-// ruleSet is where rules are kept: iptables or nftables.
-type ruleSet interface {
-	// Sync makes the owner's rules those that are wanted, here and in what older
-	// generations have left, and touches no other network's. It tells what it has changed.
-	Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error)
-	RandomPorts() bool
-}
+// IDs of conditions.
+const (
+	ruleCondition = "packet-filter"
+	leftCondition = "packet-filter-left"
+)
 
-// rules keeps the packet filter as the overlay needs it.
+// rules keeps the packet filter as the overlay needs it. One keeper is preferred. For as long as
+// it cannot keep the rules the other one does, with a condition; what the preferred one held
+// stays, for it may be all that there is. Once it can, it gets its rules first, and then the
+// other's go.
 type rules struct {
 	options RuleOptions
 	choice  atomic.Int32            // a netconf.Choice; may change
@@ -59,14 +70,20 @@ type rules struct {
 
 	wake    chan struct{}
 	had     []firewall.Overlay // that this host has or had, by its subnet file
-	nft     *nftables.Tables   // nil if the kernel has none
-	set     ruleSet            // nil until one is found
-	want    []firewall.Chain   // that it was given last
-	chosen  netconf.Choice     // by which it was found
-	left    ruleSet            // iptables' other variant, until nothing of ours is there
-	slow    bool               // a look at the set takes a process
-	written bool               // it was right once, so that changes are repairs
-	trouble bool               // the last attempt failed
+	tools   *tools
+	set     ruleSet // that holds the rules; nil: none yet
+	want    []firewall.Chain
+	chosen  netconf.Choice   // by which keepers were tried last
+	trying  *attempt         // of the preferred keeper, which has not ended; nil: none
+	standIn error            // why the preferred keeper does not hold the rules; nil: it does
+	text    string           // of the condition
+	next    time.Time        // of its next attempt, at the earliest
+	early   bool             // there was a reason for one before
+	locked  *iptables.Tables // whose lock somebody else holds; nil: none
+	said    string           // in the log: who keeps the rules
+	emptied bool             // nothing of ours is in iptables' nft variant, but the set
+	retry   time.Duration    // the pause after the last failure; 0: there was none
+	written bool             // they were right once, so that changes are repairs
 	fights  *rate.Limiter
 	fought  bool
 	looked  time.Time
@@ -75,7 +92,7 @@ type rules struct {
 
 func newRules(o RuleOptions, c netconf.Choice, overlay func() firewall.Overlay, former firewall.Overlay, log *slog.Logger) *rules {
 	r := &rules{
-		options: o, overlay: overlay, log: log,
+		options: o, overlay: overlay, log: log, tools: newTools(),
 		wake:   make(chan struct{}, 1),
 		fights: rate.NewLimiter(rate.Every(ruleFightPause), ruleFights),
 	}
@@ -117,18 +134,7 @@ func (r *rules) keep(ctx context.Context) {
 	signs, set := r.signs(ctx), r.set
 	pause := time.Duration(0) // for what was changed since the last look
 	for r.set == set {
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-r.wake:
-		case _, open := <-signs:
-			if !open {
-				signs = nil
-			}
-			r.settle(ctx, signs)
-		}
-		timer.Stop()
+		r.wait(ctx, pause, signs)
 		if ctx.Err() != nil {
 			return
 		}
@@ -136,11 +142,41 @@ func (r *rules) keep(ctx context.Context) {
 	}
 }
 
+// wait waits until a look is due: after a pause, when somebody has changed rules, when an
+// attempt has ended or the lock that it needs is free.
+func (r *rules) wait(ctx context.Context, pause time.Duration, signs <-chan struct{}) {
+	due := time.Now().Add(pause)
+	var ended <-chan struct{}
+	if r.trying != nil {
+		ended = r.trying.done
+	}
+	for {
+		pause = max(time.Until(due), 0)
+		if r.locked != nil {
+			pause = min(pause, ruleLock)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+			if r.locked != nil && time.Now().Before(due) && !r.locked.Free() {
+				continue
+			}
+		case <-r.wake:
+		case <-ended:
+		case <-signs:
+			r.settle(ctx, signs)
+		}
+		timer.Stop()
+		return
+	}
+}
+
 // settle waits until a burst of changes is over, and no listing by a process
 // follows another at once.
 func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
 	wait := ruleBurst
-	if r.slow || r.others.slow {
+	if r.slow() || r.others.slow {
 		wait = max(wait, time.Until(r.looked.Add(ruleGap)))
 	}
 	timer := time.NewTimer(wait)
@@ -155,27 +191,15 @@ func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
 	}
 }
 
-// signs tells that somebody has changed rules; nil: nobody does, and the resync
-// remains.
-func (r *rules) signs(ctx context.Context) <-chan struct{} {
-	var legacy, nft <-chan struct{}
-	var err, failed error
-	if ipt, ok := r.set.(*iptables.Tables); ok && ipt.Legacy() {
-		legacy, err = ipt.Watch(ctx)
-	} else {
-		legacy, err = iptables.WatchLegacy(ctx, iptables.IPv4)
-	}
-	if r.nft != nil {
-		nft, failed = r.nft.Watch(ctx)
-	}
-	if err := errors.Join(err, failed); err != nil {
-		r.log.Debug("nobody tells of changed rules", "err", err)
-	}
-	return merge(legacy, nft)
+// slow reports whether a look takes processes.
+func (r *rules) slow() bool {
+	_, byIPTables := r.set.(*iptables.Tables)
+	return byIPTables || r.standIn != nil
 }
 
 // look makes the rules right and gives the time until the next look.
 func (r *rules) look(ctx context.Context) time.Duration {
+	set := r.set
 	changes, err := r.sync(ctx)
 	r.looked = time.Now()
 	if ctx.Err() != nil {
@@ -183,13 +207,22 @@ func (r *rules) look(ctx context.Context) time.Duration {
 	}
 	r.report(changes, err)
 	pause := ruleResync
-	if r.slow {
+	if _, byIPTables := r.set.(*iptables.Tables); byIPTables {
 		pause = r.options.Resync
 	}
-	if err != nil {
-		return min(pause, ruleRetry)
+	if err != nil || r.standIn != nil || r.others.failed != nil || !r.emptied {
+		r.retry = min(max(2*r.retry, ruleRetry), ruleRetryMost)
+		pause = min(pause, r.retry)
+		if r.early {
+			pause = min(pause, max(time.Until(r.next), 0))
+		}
+	} else {
+		r.retry = 0
 	}
-	if len(changes) == 0 || !r.written {
+	if err != nil {
+		return pause
+	}
+	if len(changes) == 0 || !r.written || r.set != set {
 		r.written = true
 		return pause
 	}
@@ -210,40 +243,6 @@ func (r *rules) look(ctx context.Context) time.Duration {
 	return pause
 }
 
-// sync has the set right, what is beside it, and the other one empty, in this order.
-func (r *rules) sync(ctx context.Context) (changes []string, err error) {
-	if c := netconf.Choice(r.choice.Load()); r.set == nil || c != r.chosen {
-		if err := r.find(c); err != nil {
-			return nil, err
-		}
-		r.chosen = c
-	}
-	// What a former network has left is removed once: it may be another daemon's later.
-	defer func() {
-		if err == nil {
-			r.had = slices.DeleteFunc(r.had, r.formerly)
-		}
-	}()
-	changes, err = r.put(ctx)
-	if err != nil && !r.written && r.slow && r.chosen == netconf.Open && r.nft != nil {
-		r.useNFTables("iptables does not work: " + err.Error())
-		changes, err = r.put(ctx)
-	}
-	if err != nil {
-		return changes, err
-	}
-	beside, err := r.keepBeside(ctx)
-	if changes = append(changes, beside...); err != nil || r.left == nil {
-		return changes, err
-	}
-	removed, err := r.left.Sync(ctx, r.owner(), nil)
-	if err != nil {
-		return changes, fmt.Errorf("remove what was kept elsewhere before: %w", err)
-	}
-	r.left = nil
-	return append(changes, removed...), nil
-}
-
 // formerly reports whether this host was in an overlay of another network than now.
 func (r *rules) formerly(o firewall.Overlay) bool { return o.Network != r.overlay().Network }
 
@@ -254,26 +253,22 @@ func taken(o firewall.Overlay) bool {
 	return err != nil || slices.ContainsFunc(holders, func(h presence.Holder) bool { return h.Network == o.Network })
 }
 
-// put makes the set what is wanted now.
-func (r *rules) put(ctx context.Context) ([]string, error) {
-	r.had = slices.DeleteFunc(r.had, func(o firewall.Overlay) bool { return r.formerly(o) && taken(o) })
-	now := r.overlay()
-	if !slices.Contains(r.had, now) {
-		r.had = append(r.had, now)
+// wanter says what rules are wanted now, of a set.
+func (r *rules) wanter() func(ruleSet) []firewall.Chain {
+	now, o := r.overlay(), r.options
+	return func(set ruleSet) []firewall.Chain {
+		return firewall.Rules(firewall.Options{
+			Overlay:     now,
+			Masquerade:  o.Masquerade,
+			RandomPorts: !o.KeepPorts && set.RandomPorts(),
+			Forward:     o.Forward,
+		})
 	}
-	r.want = firewall.Rules(firewall.Options{
-		Overlay:     now,
-		Masquerade:  r.options.Masquerade,
-		RandomPorts: !r.options.KeepPorts && r.set.RandomPorts(),
-		Forward:     r.options.Forward,
-	})
-	changes, err := r.set.Sync(ctx, r.owner(), r.want)
-	return changes, r.minor(err)
 }
 
 // owner says which rules are this daemon's among those of several.
 func (r *rules) owner() firewall.Owner {
-	return firewall.Owner{Network: r.overlay().Network, Overlays: r.had}
+	return firewall.Owner{Network: r.overlay().Network, Overlays: slices.Clone(r.had)}
 }
 
 func (r *rules) report(changes []string, err error) {
@@ -284,68 +279,24 @@ func (r *rules) report(changes []string, err error) {
 		}
 		r.log.Info(msg, "changes", strings.Join(changes, "; "))
 	}
+	c := condition.Condition{ID: ruleCondition, Text: r.text, Fields: []any{"err", r.standIn}}
+	if locked := (*iptables.LockedError)(nil); errors.As(r.standIn, &locked) && locked.PID != 0 {
+		c.Command = fmt.Sprint("ps -fp ", locked.PID)
+	}
 	switch {
-	case err != nil && !r.trouble:
-		r.log.Warn("packet filter rules cannot be kept; the overlay works as far as others' rules let it; trying again", "err", err)
-	case err == nil && r.trouble:
-		r.log.Info("packet filter rules are kept again")
-	}
-	r.trouble = err != nil
-}
-
-// find finds out where to keep the rules, as the network config wants it.
-func (r *rules) find(choice netconf.Choice) error {
-	var noNFTables error
-	if r.nft == nil {
-		r.nft, noNFTables = nftables.New()
-	}
-	if choice == netconf.Yes {
-		if noNFTables != nil {
-			return noNFTables
-		}
-		r.useNFTables("EnableNFTables is true")
-		return nil
-	}
-	ipt, err := iptables.New(iptables.IPv4)
-	switch {
-	case err == nil && choice == netconf.No:
-		r.useIPTables(ipt, "EnableNFTables is false")
-	case err == nil:
-		r.useIPTables(ipt, "it is installed, and EnableNFTables is not set")
-	case choice == netconf.No || noNFTables != nil:
-		return errors.Join(err, noNFTables)
+	case err != nil:
+		c.Text, c.Fields = "packet filter rules cannot be kept; the overlay works as far as others' rules let it", []any{"err", err}
+		fallthrough
+	case r.standIn != nil:
+		r.others.conditions.Set(c)
 	default:
-		r.useNFTables(err.Error())
+		r.others.conditions.End(ruleCondition)
 	}
-	return nil
-}
-
-func (r *rules) useIPTables(t *iptables.Tables, why string) {
-	r.set, r.slow, r.left = t, true, nil
-	if t.Legacy() {
-		r.left = nftVariant()
-	}
-	r.others.forgetLegacy()
-	r.log.Info("packet filter rules are kept by iptables", "version", t.Version(), "why", why)
-}
-
-func (r *rules) useNFTables(why string) {
-	r.set, r.slow, r.left = nftSet{r.nft}, false, nftVariant()
-	r.others.forgetLegacy()
-	r.log.Info("packet filter rules are kept by nftables", "why", why)
 }
 
 // close gives up what nftables are asked through. The rules stay.
 func (r *rules) close() {
-	if r.nft != nil {
-		r.nft.Close()
+	if nft, ok := r.tools.nftables.peek(); ok {
+		nft.Close()
 	}
-}
-
-// nftSet is nftables' IPv4 tables. The generations that left rules in chains of
-// others did so by iptables.
-type nftSet struct{ *nftables.Tables }
-
-func (s nftSet) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) ([]string, error) {
-	return s.Tables.Sync(ctx, nftables.IPv4, owner, want)
 }

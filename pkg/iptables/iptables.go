@@ -15,15 +15,17 @@
 package iptables
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
@@ -31,8 +33,14 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// ErrNotFound says that the host has no iptables.
-var ErrNotFound = errors.New("iptables is not installed")
+// Errors that say more than that a command failed. Every other one, such as a process that
+// cannot be started, may pass as well, and says nothing about whether the host has iptables.
+var (
+	// ErrNotFound says that the host has no iptables.
+	ErrNotFound = errors.New("iptables is not installed")
+	// ErrLocked says that another program holds the lock of the legacy variant.
+	ErrLocked = errors.New("another program holds the lock of iptables")
+)
 
 // Family is the address family of a set of tables.
 type Family uint8
@@ -47,12 +55,14 @@ func (f Family) command() string { return [...]string{"iptables", "ip6tables"}[f
 const (
 	patience = 10 * time.Second // for one command
 	tries    = 8                // for one Sync, while others change the same tables
-	lockWait = 5                // seconds for the lock of the legacy variant
+
+	// A lock that nobody lets go of for heldWait is held by one program, for who knows
+	// how long. Where many hold it for a moment each, it is waited for in their queue, for
+	// lockWait seconds.
+	heldWait = time.Second
+	lockWait = 5
 
 	exitLocked = 4 // of the legacy variant: the lock was not to be had
-
-	// lockFile is where the legacy variant's programs wait for each other.
-	lockFile = "/run/xtables.lock"
 )
 
 // Tables are the tables of one address family of this network namespace. The
@@ -60,15 +70,22 @@ const (
 type Tables struct {
 	command       string // name
 	save, restore string // paths
+	programs      []program
 	restoreArgs   []string
 	version       string
 	legacy        bool
 	randomPorts   bool
-	lock          string // path
+	lock          lock
 	patience      time.Duration
 
 	mu       sync.Mutex // held while a command of ours writes
 	watchers map[*watcher]struct{}
+}
+
+// program is the file of a command, as it was when it was found.
+type program struct {
+	path string
+	file fs.FileInfo
 }
 
 // New finds the commands of a family and what they can do. The error is
@@ -79,29 +96,23 @@ func New(family Family) (*Tables, error) {
 }
 
 func find(list, save, restore string, patience time.Duration) (*Tables, error) {
-	t := &Tables{command: list, lock: lockPath(), patience: patience, watchers: map[*watcher]struct{}{}}
-	var paths [3]string
-	for i, name := range []string{list, save, restore} {
-		var err error
-		paths[i], err = exec.LookPath(name)
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
-		}
-		if err != nil {
-			return nil, err
-		}
+	t := &Tables{command: list, lock: lock{path: lockPath()}, patience: patience, watchers: map[*watcher]struct{}{}}
+	var err error
+	if t.programs, err = lookUp(list, save, restore); err != nil {
+		return nil, err
 	}
-	t.save, t.restore = paths[1], paths[2]
+	command := t.programs[0].path
+	t.save, t.restore = t.programs[1].path, t.programs[2].path
 	// Asked before the library does, which would wait without end.
-	text, err := t.run(context.Background(), "", paths[0], "--version")
+	text, err := t.run(context.Background(), "", command, "--version")
 	if err != nil {
 		return nil, err
 	}
 	t.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	t.legacy = !strings.Contains(t.version, "nf_tables")
-	able, err := goiptables.New(goiptables.Path(paths[0]))
+	able, err := goiptables.New(goiptables.Path(command))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", paths[0], err)
+		return nil, fmt.Errorf("%s: %w", command, err)
 	}
 	// iptables-restore has learnt to wait in the same release as --random-fully.
 	t.randomPorts = able.HasRandomFully()
@@ -112,10 +123,58 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	return t, nil
 }
 
-func lockPath() string {
-	// iptables minds it too.
-	return cmp.Or(os.Getenv("XTABLES_LOCKFILE"), lockFile)
+// lookUp finds the files of commands.
+func lookUp(names ...string) (all []program, err error) {
+	for _, name := range names {
+		path, err := lookPath(name)
+		var file fs.FileInfo
+		if err == nil {
+			file, err = os.Stat(path)
+		}
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, program{path, file})
+	}
+	return all, nil
 }
+
+// lookPath is exec.LookPath, which takes every error for absence, with those that are none: a file
+// that may not be executed, a file system that does not answer.
+func lookPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if !errors.Is(err, exec.ErrNotFound) {
+		return path, err
+	}
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		file := filepath.Join(dir, name)
+		switch info, failed := os.Stat(file); {
+		case failed == nil && info.Mode().IsRegular():
+			return "", &fs.PathError{Op: "execute", Path: file, Err: fs.ErrPermission}
+		case failed != nil && !errors.Is(failed, fs.ErrNotExist) && !errors.Is(failed, fs.ErrPermission) && !errors.Is(failed, syscall.ENOTDIR):
+			return "", failed
+		}
+	}
+	return "", err
+}
+
+// Replaced reports whether a command is no longer the file that was found: it was removed,
+// upgraded, or its name leads to another variant now.
+func (t *Tables) Replaced() bool {
+	return slices.ContainsFunc(t.programs, func(p program) bool {
+		now, err := os.Stat(p.path)
+		if err != nil {
+			return errors.Is(err, fs.ErrNotExist)
+		}
+		return !os.SameFile(now, p.file) || !now.ModTime().Equal(p.file.ModTime())
+	})
+}
+
+// Command is the name of the command that lists and changes single rules.
+func (t *Tables) Command() string { return t.command }
 
 // Version is what iptables says of itself, for the log.
 func (t *Tables) Version() string { return t.version }
@@ -161,18 +220,17 @@ func (t *Tables) keep(ctx context.Context, owner firewall.Owner, want func(text 
 		if err = t.write(ctx, p.input); err == nil {
 			changes = append(changes, p.changes...)
 			err = fmt.Errorf("not as written, for another program or an unknown form: %s", strings.Join(p.changes, ", "))
-		} else if !t.overtaken(err) {
+		} else if !overtaken(err) {
 			return changes, err
 		}
 	}
 }
 
-// overtaken tells whether a failure may be due to what has changed since the
+// overtaken reports whether a failure may be due to what has changed since the
 // listing, such as a rule that is gone. To wait again for the lock, or for a
 // command that hangs, is the caller's business.
-func (t *Tables) overtaken(err error) bool {
-	var exit *exec.ExitError
-	return errors.As(err, &exit) && !(t.legacy && exit.ExitCode() == exitLocked)
+func overtaken(err error) bool {
+	return errors.As(err, new(*exec.ExitError)) && !errors.Is(err, ErrLocked)
 }
 
 func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(string, listing) []firewall.Chain, thorough bool) (plan, error) {
@@ -189,6 +247,11 @@ func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(strin
 
 // write is the only thing that changes rules. Watchers do not see it.
 func (t *Tables) write(ctx context.Context, input string) error {
+	if t.locks() {
+		if err := t.lock.await(ctx, heldWait); err != nil {
+			return err
+		}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for w := range t.watchers {
@@ -198,5 +261,16 @@ func (t *Tables) write(ctx context.Context, input string) error {
 	for w := range t.watchers {
 		w.seen(w.drain() &^ closed)
 	}
+	var exit *exec.ExitError
+	if t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitLocked {
+		err = fmt.Errorf("%w: %w", t.lock.held(), err)
+	}
 	return err
 }
+
+// locks reports whether the restoring command waits for the lock. Those of before 1.6.2 do
+// not mind it.
+func (t *Tables) locks() bool { return t.legacy && t.randomPorts }
+
+// Free reports whether a writer would have the lock now. It does not wait.
+func (t *Tables) Free() bool { return !t.locks() || t.lock.free() }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -37,6 +39,11 @@ func (t *Tables) run(ctx context.Context, input, path string, args ...string) (s
 	}
 	if err == nil {
 		return out.kept.String(), nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, gone := os.Stat(path); errors.Is(gone, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrNotFound, err)
+		}
 	}
 	if said := strings.Join(strings.Fields(complaint.kept.String()), " "); said != "" {
 		err = fmt.Errorf("%w: %s", err, said)

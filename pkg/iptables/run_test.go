@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fakes are commands that are shell scripts; nobody needs to be root for them.
@@ -130,5 +132,70 @@ func TestNotExecutable(t *testing.T) {
 	}
 	if _, err := find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestNotExecutableInThePath is no absence either, though the look-up in the PATH says so.
+func TestNotExecutableInThePath(t *testing.T) {
+	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
+	t.Setenv("PATH", filepath.Join(dir, "no-such-directory")+":"+filepath.Join(dir, "iptables")+":"+dir)
+	if err := os.Chmod(filepath.Join(dir, "iptables-restore"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(IPv4); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestCommandsThatAreReplacedOrRemoved: what was found is no longer there, and that is an absence.
+func TestCommandsThatAreReplacedOrRemoved(t *testing.T) {
+	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
+	t.Setenv("PATH", dir)
+	tables, err := New(IPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	save := filepath.Join(dir, "iptables-save")
+	for _, step := range []struct {
+		what     string
+		do       func() error
+		replaced bool
+	}{
+		{"nothing", func() error { return nil }, false},
+		{"renamed", func() error { return os.Rename(save, save+".old") }, true},
+		{"renamed back", func() error { return os.Rename(save+".old", save) }, false},
+		{"another file of its name", func() error {
+			return errors.Join(os.Rename(save, save+".old"), os.WriteFile(save, []byte("#!/bin/sh\n"), 0o700))
+		}, true},
+		{"removed", func() error { return os.Remove(save) }, true},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		if got := tables.Replaced(); got != step.replaced {
+			t.Errorf("%s: replaced: %t", step.what, got)
+		}
+	}
+	if _, err := tables.Sync(t.Context(), oneDaemon(), nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestHoldersOfLocks(t *testing.T) {
+	dev := unix.Mkdev(8, 26)
+	for line, want := range map[string]int{
+		"1: FLOCK  ADVISORY  WRITE 708 08:1a:279 0 EOF":    708,
+		"1: FLOCK  ADVISORY  WRITE 708 08:1a:2790 0 EOF":   0,
+		"1: FLOCK  ADVISORY  WRITE 708 08:02:279 0 EOF":    0,
+		"1: -> FLOCK  ADVISORY  WRITE 709 08:1a:279 0 EOF": 0,
+		"2: POSIX  ADVISORY  WRITE 708 08:1a:279 0 EOF":    0,
+		"3: FLOCK  ADVISORY  WRITE -1 08:1a:279 0 EOF":     0,
+		"3: FLOCK  ADVISORY  WRITE x 08:1a:279 0 EOF":      0,
+		"3: FLOCK": 0,
+		"":         0,
+	} {
+		if got := flockHolder(line, dev, 279); got != want {
+			t.Errorf("%q: %d", line, got)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -249,22 +251,53 @@ func TestOvertaken(t *testing.T) {
 	})
 }
 
-// TestLocked has another program hold the lock for longer than we wait.
+// TestLocked has another program hold the lock for longer than we wait: no command is started that
+// would wait for it, too, and the error says who holds it.
 func TestLocked(t *testing.T) {
 	b := newBed(t, "legacy")
-	f, err := os.OpenFile(b.lock, os.O_CREATE|os.O_RDONLY, 0o600)
+	if !b.Free() {
+		t.Error("the lock is held before anybody has used it")
+	}
+	f, err := os.OpenFile(b.lock.path, os.O_CREATE|os.O_RDONLY, 0o600)
 	b.must(err)
 	defer f.Close()
 	b.must(unix.Flock(int(f.Fd()), unix.LOCK_EX))
-	b.restoreArgs = []string{"--noflush", "--wait=1"}
 	b.ran()
-	if _, err := b.Sync(t.Context(), oneDaemon(), everything(four)); err == nil || !strings.Contains(err.Error(), "lock") {
+	begun := time.Now()
+	_, err = b.Sync(t.Context(), oneDaemon(), everything(four))
+	var locked *LockedError
+	if !errors.As(err, &locked) || !errors.Is(err, ErrLocked) || errors.Is(err, ErrNotFound) || locked.PID != os.Getpid() {
 		t.Errorf("got %v", err)
 	}
-	b.differ("commands", strings.Join(b.ran(), "\n"), "iptables-save\niptables-restore --noflush --wait=1")
+	if took := time.Since(begun); took < heldWait || b.Free() {
+		t.Errorf("after %v, while the lock is free: %t", took, b.Free())
+	}
+	b.differ("commands", strings.Join(b.ran(), "\n"), "iptables-save")
+	b.must(os.Rename(b.lock.path, b.lock.path+".old")) // nobody waits for a file without the name
+	if !b.Free() {
+		t.Error("the lock is held under another name")
+	}
+	b.must(os.Rename(b.lock.path+".old", b.lock.path))
+	if b.Free() {
+		t.Error("the lock is free under its name")
+	}
 	b.must(unix.Flock(int(f.Fd()), unix.LOCK_UN))
+	if !b.Free() {
+		t.Error("the lock is held by nobody")
+	}
 	b.sync(everything(four))
 	b.settled(everything(four))
+}
+
+// TestLockTakenMeanwhile is the same where the lock is taken after it was seen free.
+func TestLockTakenMeanwhile(t *testing.T) {
+	tables, err := fakeTables(t, time.Minute, "echo iptables v1.8.9 '(legacy)'", "", "echo Another app is currently holding the xtables lock. >&2; exit 4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "Another app") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func (b *bed) listing() listing {

@@ -49,7 +49,7 @@ func WatchLegacy(ctx context.Context, family Family) (<-chan struct{}, error) {
 	if _, err := exec.LookPath(legacyCommand(family)); err != nil {
 		return nil, nil
 	}
-	t := &Tables{lock: lockPath(), watchers: map[*watcher]struct{}{}}
+	t := &Tables{lock: lock{path: lockPath()}, watchers: map[*watcher]struct{}{}}
 	return t.Watch(ctx)
 }
 
@@ -78,12 +78,12 @@ func (w *watcher) add() error {
 	for made := false; ; made = true {
 		var failed error
 		err := w.conn.Control(func(fd uintptr) {
-			_, failed = unix.InotifyAddWatch(int(fd), w.t.lock, closed|replaced)
+			_, failed = unix.InotifyAddWatch(int(fd), w.t.lock.path, closed|replaced)
 		})
 		if err = errors.Join(err, failed); made || !errors.Is(err, unix.ENOENT) {
 			return err
 		}
-		f, err := os.OpenFile(w.t.lock, os.O_CREATE|os.O_RDONLY, 0o600)
+		f, err := os.OpenFile(w.t.lock.path, os.O_CREATE|os.O_RDONLY, 0o600)
 		if err != nil {
 			return err
 		}

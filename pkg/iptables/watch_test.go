@@ -58,8 +58,8 @@ func TestWatch(t *testing.T) {
 	}
 
 	for _, gone := range []func() error{
-		func() error { return os.Remove(b.lock) },
-		func() error { return os.Rename(b.lock, b.lock+".old") },
+		func() error { return os.Remove(b.lock.path) },
+		func() error { return os.Rename(b.lock.path, b.lock.path+".old") },
 	} {
 		b.calm(signal)
 		b.must(gone())
@@ -102,7 +102,7 @@ func TestWatchBeforeWriting(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	b := newBed(t, "legacy")
 	dir := t.TempDir() + "/run"
-	b.lock = dir + "/xtables.lock"
+	b.lock.path = dir + "/xtables.lock"
 	if _, err := b.Watch(t.Context()); err == nil {
 		t.Fatal("no error without a directory")
 	}

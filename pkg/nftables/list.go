@@ -161,6 +161,14 @@ func (c *conn) dump(kind uint16, body attrs, each func(Family, map[uint16]value)
 	return nil
 }
 
+// HasTable reports whether the kernel has a table of one of these names.
+func (t *Tables) HasTable(family Family, names ...string) (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all, err := t.conn.tables(family)
+	return slices.ContainsFunc(all, func(t table) bool { return slices.Contains(names, t.name) }), err
+}
+
 // OwnedTables returns the tables of all families, as "inet firewalld", that only the program
 // that made them may change.
 func (t *Tables) OwnedTables() (names []string, err error) {

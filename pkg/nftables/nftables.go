@@ -58,6 +58,9 @@ const (
 // else is as wanted.
 var ErrBarred = errors.New("chains in tables with an owner may drop forwarded packets")
 
+// ErrUnsupported says that the kernel has no nftables. Every other error may pass.
+var ErrUnsupported = errors.New("kernel without nftables")
+
 // errChanged: somebody else has changed the rules since they were listed.
 var errChanged = errors.New("rules change faster than they can be read")
 
@@ -79,16 +82,30 @@ func New() (*Tables, error) {
 	t := &Tables{ns: ns}
 	if t.conn, err = dial(); err != nil {
 		ns.Close()
+		if errors.Is(err, unix.EPROTONOSUPPORT) {
+			err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
 		return nil, err
 	}
 	if _, err := t.conn.generation(); err != nil {
 		t.Close()
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-			err = fmt.Errorf("kernel without nftables: %w", err)
+			err = fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
 		return nil, err
 	}
 	return t, nil
+}
+
+// passing reports whether to list again helps at once: rules were changed meanwhile, or the
+// kernel could not answer just then.
+func passing(err error) bool {
+	for _, e := range []error{errChanged, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close frees the socket. A Watch ends with its context.
@@ -135,7 +152,7 @@ func (t *Tables) keep(ctx context.Context, family Family, owner firewall.Owner, 
 			return nil, ctx.Err()
 		}
 		changes, err = t.sync(family, owner, want)
-		if !errors.Is(err, errChanged) {
+		if !passing(err) {
 			break
 		}
 	}

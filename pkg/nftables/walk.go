@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -28,7 +27,7 @@ func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewal
 			return nil, context.Cause(ctx)
 		}
 		all, err = t.conn.barriers(ctx, p)
-		if !errors.Is(err, errChanged) {
+		if !passing(err) {
 			break
 		}
 	}

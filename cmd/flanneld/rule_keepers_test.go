@@ -1,0 +1,342 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab"
+)
+
+const (
+	nftablesStandIn = "iptables cannot be used; packet filter rules are kept by nftables meanwhile"
+	iptablesStandIn = "nftables cannot be used; packet filter rules are kept by iptables meanwhile"
+	noAccept        = "iptables-legacy has tables that may drop the overlay's packets, and cannot be asked"
+)
+
+// startWithPath starts a daemon on each host, with a PATH.
+func (c *cluster) startWithPath(path string, hosts ...*lab.Host) (all []*lab.Process) {
+	c.t.Helper()
+	for _, h := range hosts {
+		p, err := h.Run(lab.Command{
+			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true", "-iptables-resync=1"},
+			Env:  []string{"PATH=" + path},
+		})
+		c.must(err)
+		all = append(all, p)
+	}
+	for _, p := range all {
+		c.must(p.WaitReady(c.ctx))
+	}
+	return all
+}
+
+// keptBy wants the rules of a host in one place and in no other.
+func (c *cluster) keptBy(h *lab.Host, keeper string) error {
+	rules := map[string]string{}
+	for name, list := range map[string]string{
+		"iptables-nft": "iptables-nft-save -t nat", "iptables-legacy": "iptables-legacy-save -t nat", "nftables": "nft list table ip flannel-ipv4",
+	} {
+		rules[name], _ = c.try(h, list) // an error is of what is not there, or not understood
+	}
+	for name, text := range rules {
+		if has := strings.Contains(strings.ToLower(text), "masquerade"); has != (name == keeper) {
+			return fmt.Errorf("%s masquerades: %t, want the rules by %s:\n%s", name, has, keeper, text)
+		}
+	}
+	return nil
+}
+
+// said waits for a line of a log.
+func (c *cluster) said(p *lab.Process, words ...string) {
+	c.t.Helper()
+	c.within(10*time.Second, fmt.Sprintf("%q in the log", words), func() error {
+		if lines(p, words...) == 0 {
+			return errors.New(p.Logs())
+		}
+		return nil
+	})
+}
+
+// holdLock holds the lock of a host's iptables. unlock lets go of it and keeps the file open;
+// release closes that, too.
+func (c *cluster) holdLock(h *lab.Host) (unlock, release func()) {
+	c.t.Helper()
+	f, err := os.OpenFile(filepath.Join(c.Dir, h.Name, "xtables.lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	c.must(err)
+	c.t.Cleanup(func() { f.Close() })
+	c.must(unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	return func() { c.must(unix.Flock(int(f.Fd()), unix.LOCK_UN)) }, func() { f.Close() }
+}
+
+// TestLockOfIPTablesHeldForLong: while another program holds the lock of iptables-legacy, at the
+// start or later, nftables keeps the rules; what no rule of nftables helps against is said. Both
+// are over as soon as the lock is free.
+func TestLockOfIPTablesHeldForLong(t *testing.T) {
+	need(t, "iptables-nft", "iptables-legacy", "nft")
+	c := newCluster(t, lab.Options{Hosts: 3})
+	outside := c.Hosts[2]
+	c.Hosts = c.Hosts[:2]
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	c.must(os.MkdirAll(filepath.Join(c.Dir, h.Name), 0o755))
+	c.sh(h, "iptables-legacy -P FORWARD DROP")
+	unlock, _ := c.holdLock(h)
+	all := c.startWithPath(variantPath(t, "legacy"), c.Hosts...)
+	p := all[0]
+	if took := p.ReadyAfter(); took > slow(4*time.Second) {
+		t.Errorf("READY after %v", took)
+	} else {
+		t.Logf("READY after %v, %v where the lock is free", took.Round(time.Millisecond), all[1].ReadyAfter().Round(time.Millisecond))
+	}
+	c.said(p, "level=WARN", nftablesStandIn, fmt.Sprintf("PID %d)", os.Getpid()), fmt.Sprintf(`command="ps -fp %d"`, os.Getpid()))
+	c.said(p, "level=WARN", noAccept, "holds the lock", `command="iptables -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; `)
+	c.must(c.keptBy(h, "nftables"))
+	c.addContainers()
+	if c.pingBothWays() == nil {
+		t.Error("the policy of iptables-legacy drops nothing")
+	}
+	unlock()
+	took := c.within(2*time.Second, "pings once the lock is free", func() error { return c.pingBothWays() })
+	t.Logf("pings %v after the lock was free", took.Round(time.Millisecond))
+	c.said(p, "no longer: "+nftablesStandIn)
+	c.said(p, "no longer: "+noAccept)
+	c.within(5*time.Second, "the rules are where they belong", func() error { return c.keptBy(h, "iptables-legacy") })
+
+	// Somebody who minds no lock takes the rules away.
+	_, release := c.holdLock(h)
+	c.sh(h, "export XTABLES_LOCKFILE="+filepath.Join(c.Dir, "another.lock")+"; iptables-legacy -P FORWARD ACCEPT; "+
+		"for t in nat filter; do iptables-legacy -t $t -F; iptables-legacy -t $t -X; done")
+	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
+	c.must(c.pingBothWays())
+	if got := c.seen(&c.containers[0].Endpoint, &outside.Endpoint); got != h.Addr {
+		t.Errorf("seen from outside as %s", got)
+	}
+	written := lines(p, "packet filter rules\"")
+	before, err := p.Usage()
+	c.must(err)
+	const watch = 3 * time.Second
+	time.Sleep(watch) // it is what happens in it that is measured
+	after, err := p.Usage()
+	c.must(err)
+	if spent := after.CPU - before.CPU; spent > watch/20 {
+		t.Errorf("%v of a processor in %v of waiting", spent, watch)
+	}
+	if n := lines(p, "packet filter rules\"") - written; n > 0 {
+		t.Errorf("%d times written meanwhile:\n%s", n, p.Logs())
+	}
+	release()
+	took = c.within(5*time.Second, "the rules are back", func() error { return c.keptBy(h, "iptables-legacy") })
+	t.Logf("rules are back %v after the lock was free", took.Round(time.Millisecond))
+	if n := lines(p, "level=WARN", nftablesStandIn); n != 2 {
+		t.Errorf("said %d times:\n%s", n, p.Logs())
+	}
+}
+
+// TestRuleThatIPTablesCannotRead: where a rule of nftables keeps iptables from listing its
+// tables, nftables keeps the rules, and iptables once more when it is gone.
+func TestRuleThatIPTablesCannotRead(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 2})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	c.sh(h, "iptables-nft -P FORWARD DROP")
+	p := c.startWithPath(variantPath(t, "nft"), c.Hosts...)[0]
+	c.addContainers()
+	c.waitAllPairs()
+	for range 2 {
+		c.must(c.keptBy(h, "iptables-nft"))
+		c.sh(h, "nft add rule ip filter FORWARD meta cpu 77 drop; nft flush chain ip filter FLANNEL-FWD; nft flush chain ip nat FLANNEL-POSTRTG")
+		c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
+		c.said(p, "level=WARN", nftablesStandIn, "iptables-save")
+		c.within(5*time.Second, "pings", func() error { return c.pingBothWays() })
+		rule := "nft delete rule ip filter FORWARD handle $(nft -a list chain ip filter FORWARD | sed -n '/meta cpu/s/.*# handle //p')"
+		c.sh(h, rule)
+		took := c.within(10*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
+		t.Logf("back after %v", took.Round(time.Millisecond))
+		c.must(c.pingBothWays())
+	}
+	if a, b := lines(p, "level=WARN", nftablesStandIn), lines(p, "no longer: "+nftablesStandIn); a != 2 || b != 2 {
+		t.Errorf("said %d and %d times:\n%s", a, b, p.Logs())
+	}
+}
+
+// faultyIPTables is a PATH with commands of iptables that fail as they are told.
+type faultyIPTables struct {
+	t        *testing.T
+	dir, how string
+}
+
+func newFaultyIPTables(t *testing.T) *faultyIPTables {
+	t.Helper()
+	dir := t.TempDir()
+	return &faultyIPTables{t, dir, filepath.Join(dir, "how")}
+}
+
+var iptablesCommands = []string{"iptables", "iptables-save", "iptables-restore"}
+
+// be makes the commands healthy, or as a fault is called.
+func (f *faultyIPTables) be(how string) {
+	f.t.Helper()
+	must := func(err error) {
+		f.t.Helper()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	must(os.WriteFile(f.how, []byte(how), 0o600))
+	for _, name := range iptablesCommands {
+		path := filepath.Join(f.dir, name)
+		if how == "absent" {
+			must(os.RemoveAll(path))
+			continue
+		}
+		mode := os.FileMode(0o700)
+		if how == "not executable" && name == "iptables-restore" {
+			mode = 0o600
+		}
+		if _, err := os.Stat(path); err != nil {
+			real, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-nft", 1))
+			must(err)
+			// Renamed into place, as package managers do.
+			must(os.WriteFile(path+".new", fmt.Appendf(nil, "#!/bin/sh\nread how <%s\ncase $how in slow) /bin/sleep 5;; fails) echo broken >&2; exit 111;; esac\nexec %s \"$@\"\n", f.how, real), mode))
+			must(os.Rename(path+".new", path))
+		}
+		must(os.Chmod(path, mode))
+	}
+}
+
+// TestIPTablesThatCannotBeUsed: whatever keeps iptables from working, at the start or later,
+// nftables keeps the rules as long as that lasts; the start does not wait for it.
+func TestIPTablesThatCannotBeUsed(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	for _, f := range []struct {
+		fault, said string
+		standIn     bool // it is a fault, not a choice
+	}{
+		{"slow", `err="no end after 3s"`, true},
+		{"fails", "exit status 111: broken", true},
+		{"not executable", "permission denied", true},
+		{"absent", `msg="packet filter rules are kept by nftables" why="iptables is not installed`, false},
+	} {
+		t.Run(f.fault, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 1})
+			h := c.Hosts[0]
+			c.put("config", vxlanConfig)
+			programs := newFaultyIPTables(t)
+			programs.be(f.fault)
+			p := c.startWithPath(programs.dir, h)[0]
+			if took := p.ReadyAfter(); took > slow(5*time.Second) {
+				t.Errorf("READY after %v", took)
+			}
+			c.must(c.keptBy(h, "nftables"))
+			c.said(p, f.said)
+			if n := lines(p, nftablesStandIn); (n > 0) != f.standIn {
+				t.Errorf("said %d times that nftables stands in:\n%s", n, p.Logs())
+			}
+			back := func() {
+				t.Helper()
+				programs.be("healthy")
+				c.sh(h, "nft add table ip somebody; nft delete table ip somebody") // so that it looks
+				c.within(15*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
+				c.said(p, `msg="packet filter rules are kept by iptables"`)
+			}
+			back()
+			if f.fault == "slow" {
+				return // it is slow to see, too
+			}
+			programs.be(f.fault)
+			c.sh(h, "nft flush chain ip nat FLANNEL-POSTRTG")
+			c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
+			back()
+			if n := lines(p, nftablesStandIn); f.standIn && n != 4 || !f.standIn && n > 0 {
+				t.Errorf("%d lines that nftables stands in:\n%s", n, p.Logs())
+			}
+		})
+	}
+}
+
+// TestIPTablesOfAnotherVariant: when the host's iptables is the other variant from now on, that one
+// has the rules, and the one before no more.
+func TestIPTablesOfAnotherVariant(t *testing.T) {
+	need(t, "iptables-nft", "iptables-legacy", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	dir := t.TempDir()
+	alternative := func(variant string) {
+		for _, name := range iptablesCommands {
+			to, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-"+variant, 1))
+			c.must(err)
+			c.must(os.Symlink(to, filepath.Join(dir, "new")))
+			c.must(os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, name)))
+		}
+	}
+	alternative("nft")
+	p := c.startWithPath(dir+":"+os.Getenv("PATH"), h)[0]
+	c.must(c.keptBy(h, "iptables-nft"))
+	for _, variant := range []string{"legacy", "nft"} {
+		alternative(variant)
+		c.within(5*time.Second, variant, func() error { return c.keptBy(h, "iptables-"+variant) })
+	}
+	if n := lines(p, "packet filter rules are kept by iptables"); n != 3 {
+		t.Errorf("said %d times:\n%s", n, p.Logs())
+	}
+}
+
+// TestNoDescriptorsForIPTables: a daemon that has used up its file descriptors keeps its rules by
+// those that it has, and hears of changes as before when there are some again.
+func TestNoDescriptorsForIPTables(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	p := c.startWithPath(variantPath(t, "nft"), h)[0]
+	c.must(c.keptBy(h, "iptables-nft"))
+	descriptors := func(most uint64) {
+		t.Helper()
+		var limit unix.Rlimit
+		c.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, nil, &limit))
+		limit.Cur = most
+		c.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &limit, nil))
+	}
+	const damage = "nft flush chain ip nat FLANNEL-POSTRTG"
+	descriptors(3)
+	c.sh(h, damage)
+	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
+	c.said(p, nftablesStandIn, "too many open files")
+	c.said(p, "level=WARN", "changes of packet filter rules by others are seen late")
+	descriptors(1024)
+	c.within(15*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
+	c.said(p, "no longer: changes of packet filter rules by others are seen late")
+	c.sh(h, damage)
+	c.within(5*time.Second, "a repair", func() error { return c.keptBy(h, "iptables-nft") })
+}
+
+// TestNFTablesThatCannotBeWritten is the other way round: somebody owns the table that the config
+// wants the rules in.
+func TestNFTablesThatCannotBeWritten(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", keepers[2].config)
+	owner := c.nftOwner(h)
+	owner("add table ip flannel-ipv4 { flags owner; }\n")
+	c.within(5*time.Second, "the table is there", func() error {
+		_, err := c.try(h, "nft list table ip flannel-ipv4")
+		return err
+	})
+	p := c.startWithPath(variantPath(t, "nft"), h)[0]
+	c.said(p, "level=WARN", iptablesStandIn, "operation not permitted")
+	c.must(c.keptBy(h, "iptables-nft"))
+	owner("delete table ip flannel-ipv4\n")
+	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
+	c.said(p, "no longer: "+iptablesStandIn)
+}

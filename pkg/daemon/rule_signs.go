@@ -1,0 +1,71 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/iptables"
+)
+
+// signsCondition is the ID of conditions; behind it is who cannot tell.
+const signsCondition = "packet-filter-changes/"
+
+// signs tells that somebody may have changed rules, until ctx ends.
+func (r *rules) signs(ctx context.Context) <-chan struct{} {
+	out := make(chan struct{}, 1)
+	go r.listen(ctx, out, "iptables", func(ctx context.Context) (<-chan struct{}, error) {
+		if ipt, ok := r.tools.iptables.peek(); ok && ipt.Legacy() {
+			return ipt.Watch(ctx)
+		}
+		return iptables.WatchLegacy(ctx, iptables.IPv4)
+	})
+	go r.listen(ctx, out, "nftables", func(ctx context.Context) (<-chan struct{}, error) {
+		nft, ok := r.tools.nftables.peek()
+		if !ok {
+			return nil, nil
+		}
+		return nft.Watch(ctx)
+	})
+	return out
+}
+
+// listen passes on the signs of one source. What cannot be opened, or has ended, is opened again
+// after a while; nil is a source that there is none of now.
+func (r *rules) listen(ctx context.Context, out chan<- struct{}, name string, open func(context.Context) (<-chan struct{}, error)) {
+	sign := func() {
+		select {
+		case out <- struct{}{}:
+		default: // one is there that was not read yet
+		}
+	}
+	for late := false; ; late = true {
+		in, err := open(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			r.others.conditions.Set(condition.Condition{
+				ID: signsCondition + name, Text: "changes of packet filter rules by others are seen late, for they cannot be watched",
+				Fields: []any{"by", name, "err", err},
+			})
+		} else {
+			r.others.conditions.End(signsCondition + name)
+		}
+		if in != nil {
+			if late {
+				sign() // of what was not told
+			}
+			for range in {
+				sign()
+			}
+		}
+		timer := time.NewTimer(ruleRetry)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package iptables
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockFile is where the legacy variant's programs wait for each other.
+const lockFile = "/run/xtables.lock"
+
+func lockPath() string {
+	// iptables minds it too.
+	return cmp.Or(os.Getenv("XTABLES_LOCKFILE"), lockFile)
+}
+
+// lockPoll is the time between two looks at a lock that is waited for.
+const lockPoll = 10 * time.Millisecond
+
+// lock is that of the legacy variant, which is only looked at here. The file stays open:
+// to close it is what others take for a change of rules.
+type lock struct {
+	path string
+	mu   sync.Mutex
+	file *os.File
+}
+
+// LockedError is ErrLocked with who holds the lock, as far as that can be seen.
+type LockedError struct {
+	PID  int // 0: unknown, as of a process outside this container
+	Name string
+}
+
+func (e *LockedError) Error() string {
+	if e.PID == 0 {
+		return ErrLocked.Error()
+	}
+	return fmt.Sprintf("%v: %s (PID %d)", ErrLocked, e.Name, e.PID)
+}
+
+func (e *LockedError) Is(target error) bool { return target == ErrLocked }
+
+// free reports whether the lock was free just now. What cannot be opened is no reason to
+// wait.
+func (l *lock) free() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.open() {
+		return true
+	}
+	raw, err := l.file.SyscallConn()
+	if err != nil {
+		return true
+	}
+	held := false
+	_ = raw.Control(func(fd uintptr) {
+		if err := unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			held = err == unix.EWOULDBLOCK
+			return
+		}
+		_ = unix.Flock(int(fd), unix.LOCK_UN)
+	})
+	return !held
+}
+
+// open opens the file that has the name now.
+func (l *lock) open() bool {
+	now, err := os.Stat(l.path)
+	if err != nil {
+		return false
+	}
+	if l.file != nil {
+		if had, err := l.file.Stat(); err == nil && os.SameFile(now, had) {
+			return true
+		}
+		l.file.Close()
+		l.file = nil
+	}
+	f, err := os.Open(l.path)
+	if err != nil {
+		return false
+	}
+	l.file = f
+	return true
+}
+
+// await waits until the lock is free for a moment. The error is ErrLocked if it never was until
+// patience is over.
+func (l *lock) await(ctx context.Context, patience time.Duration) error {
+	end := time.Now().Add(patience)
+	ticker := time.NewTicker(lockPoll)
+	defer ticker.Stop()
+	for !l.free() {
+		if time.Now().After(end) {
+			return l.held()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+// held says who holds the lock.
+func (l *lock) held() error {
+	e := &LockedError{}
+	var s unix.Stat_t
+	if unix.Stat(l.path, &s) != nil {
+		return e
+	}
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return e
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if pid := flockHolder(lines.Text(), uint64(s.Dev), s.Ino); pid != 0 {
+			e.PID = pid
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			e.Name = strings.TrimSpace(string(name))
+			break
+		}
+	}
+	return e
+}
+
+// flockHolder reads a line of /proc/locks (proc_locks(5)), as
+// "1: FLOCK  ADVISORY  WRITE 708 08:01:279 0 EOF". Who waits for a lock has "->" behind the
+// number.
+func flockHolder(line string, dev, inode uint64) (pid int) {
+	words := strings.Fields(line)
+	if len(words) < 6 || words[1] != "FLOCK" {
+		return 0
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(dev), unix.Minor(dev), inode)
+	if words[5] != file {
+		return 0
+	}
+	pid, err := strconv.Atoi(words[4])
+	if err != nil || pid < 0 {
+		return 0
+	}
+	return pid
+}
