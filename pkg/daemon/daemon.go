@@ -38,6 +38,8 @@ import (
 )
 
 const (
+	// rulesWithin bounds what the first look at the packet filter may add to the start.
+	rulesWithin = 5 * time.Second
 	// releaseWithin bounds what giving up the lease may add to the exit.
 	releaseWithin = 500 * time.Millisecond
 	// notifyRetry is the time between attempts to tell systemd that the network is ready.
@@ -236,7 +238,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	tasks.Go(func() { d.checks.run(ctx) })
 	tasks.Go(func() { d.watch(events.Events()) })
 	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
-	ruled := make(chan struct{}) // tried once; success is not waited for
+	ruled := make(chan struct{}) // tried once; neither success nor a command that hangs is waited for
 	tasks.Go(func() {
 		defer d.rules.close()
 		d.rules.look(ctx)
@@ -246,7 +248,10 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	<-ruled
+	select {
+	case <-ruled:
+	case <-time.After(rulesWithin):
+	}
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, parseNetwork, d.reconfigure) })
 	d.files.begin(d.subnetEnv, d.wroteSubnetFile)
 	tasks.Go(func() { d.files.run(ctx) })
