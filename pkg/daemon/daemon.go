@@ -11,10 +11,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,7 +126,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if o.HealthzPort != 0 {
 		var h *http.Server
 		err := d.persist(ctx, "answer health checks", scarce, func() (err error) {
-			h, err = d.health.start(net.JoinHostPort(o.HealthzIP, strconv.Itoa(o.HealthzPort)))
+			h, err = d.health.start(o.HealthzIP, o.HealthzPort, log)
 			return err
 		})
 		if err != nil {
