@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	client "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -178,7 +179,7 @@ func TestListDuringCompaction(t *testing.T) {
 	}
 	r.SetPage(3)
 	reads, most := 0, 4
-	r.SetRead(func() {
+	r.SetRead(func(*pb.RangeRequest) {
 		if reads++; reads > 1 && reads <= most {
 			b.put("10.42.0.0-24", fmt.Sprintf(`{"PublicIP":"198.51.100.%d"}`, reads), 0)
 			b.compact()

@@ -4,7 +4,8 @@ import (
 	"context"
 	"time"
 
-	client "go.etcd.io/etcd/client/v3"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
 )
 
 // SetPoll shortens the wait of a quiet watch, which is above the patience of a test.
@@ -13,18 +14,15 @@ func (r *Registry) SetPoll(d time.Duration) { r.poll = d }
 // SetPage makes listings be read by fewer keys at once.
 func (r *Registry) SetPage(n int64) { r.page = n }
 
-// NewSmall makes a Registry that takes only small answers.
-func NewSmall(o Options, maxMessage int) (*Registry, error) { return newRegistry(o, maxMessage) }
-
 // SetRead has f called before each read.
-func (r *Registry) SetRead(f func()) { r.kv = reads{r.kv, f} }
+func (r *Registry) SetRead(f func(*pb.RangeRequest)) { r.ranges = reads{r.ranges, f} }
 
 type reads struct {
-	client.KV
-	before func()
+	pb.KVClient
+	before func(*pb.RangeRequest)
 }
 
-func (r reads) Get(ctx context.Context, key string, opts ...client.OpOption) (*client.GetResponse, error) {
-	r.before()
-	return r.KV.Get(ctx, key, opts...)
+func (r reads) Range(ctx context.Context, req *pb.RangeRequest, opts ...grpc.CallOption) (*pb.RangeResponse, error) {
+	r.before(req)
+	return r.KVClient.Range(ctx, req, opts...)
 }

@@ -38,8 +38,8 @@ const (
 	refusalTimeout = 100 * time.Millisecond
 	// redialMost bounds the wait between attempts to connect.
 	redialMost = 2 * time.Second
-	// maxMessage bounds one answer.
-	maxMessage = 64 << 20
+	// maxHeader bounds what comes beside an answer, such as etcd's text of an error.
+	maxHeader = 16 << 10
 )
 
 // link is the connections to an etcd's endpoints, with the credentials.
@@ -55,7 +55,7 @@ type link struct {
 	troubles map[string]error // why the last attempt to connect to an endpoint failed
 }
 
-func newLink(o etcd.Options, maxMessage int) (*link, error) {
+func newLink(o etcd.Options) (*link, error) {
 	endpoints, err := o.ParseEndpoints()
 	if err != nil {
 		return nil, err
@@ -87,6 +87,7 @@ func newLink(o etcd.Options, maxMessage int) (*link, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMost},
 			MinConnectTimeout: answerTimeout,
 		}),
+		grpc.WithMaxHeaderListSize(maxHeader),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 	)
 	if err != nil {

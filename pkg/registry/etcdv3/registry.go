@@ -33,7 +33,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	client "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/grpclog"
 
 	"flanneld/pkg/lease"
@@ -44,10 +43,12 @@ import (
 const (
 	// answerTimeout is how long one endpoint may take for its answer.
 	answerTimeout = 5 * time.Second
-	// A listing, which may be megabytes on a slow line, is read by pages.
-	listTimeout = 30 * time.Second
+	// A listing, which may be many megabytes on a slow line, is read by pages.
+	listTimeout = 2 * time.Minute
 	pageTimeout = 10 * time.Second
 	pageSize    = 2000
+	// tailPage is for the keys of one subnet, of which there is one unless somebody does harm.
+	tailPage = 32
 	// mostExpected bounds the room that is made on etcd's word alone.
 	mostExpected = 1 << 16
 )
@@ -58,7 +59,8 @@ type Options = etcd.Options
 // Registry is a network's part of an etcd v3 store.
 type Registry struct {
 	link    *link
-	kv      client.KV
+	kv      client.KV // for transactions
+	ranges  pb.KVClient
 	leases  pb.LeaseClient
 	watches pb.WatchClient
 	config  string // key of the network config
@@ -86,16 +88,15 @@ func init() {
 
 // New makes a Registry. It does no I/O but for reading the TLS files; errors
 // name the endpoint or the flag that is wrong, and never contain a password.
-func New(o Options) (*Registry, error) { return newRegistry(o, maxMessage) }
-
-func newRegistry(o Options, maxMessage int) (*Registry, error) {
-	l, err := newLink(o, maxMessage)
+func New(o Options) (*Registry, error) {
+	l, err := newLink(o)
 	if err != nil {
 		return nil, err
 	}
 	r := &Registry{
 		link:    l,
 		kv:      client.NewKVFromKVClient(pb.NewKVClient(l.conn), nil),
+		ranges:  pb.NewKVClient(l.conn),
 		leases:  pb.NewLeaseClient(l.conn),
 		watches: pb.NewWatchClient(l.conn),
 		// To v3 a key is any text: with and without a slash at the beginning
@@ -131,26 +132,21 @@ func (r *Registry) ConfigKey() string { return r.config }
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	resp, err := r.get(ctx, answerTimeout, r.config)
+	resp, err := r.get(ctx, answerTimeout, &pb.RangeRequest{Key: []byte(r.config), Limit: 1})
+	size, isLong := tooLong(err)
 	switch {
+	case isLong:
 	case err != nil:
 		return nil, fmt.Errorf("read %s: %w", r.config, err)
 	case len(resp.Kvs) == 0:
 		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
+	default:
+		size = int64(len(resp.Kvs[0].Value))
+	}
+	if size > registry.MaxValue {
+		return nil, fmt.Errorf("%s: %w", r.config, registry.LongConfig(size))
 	}
 	return resp.Kvs[0].Value, nil
-}
-
-// get reads keys as the whole cluster knows them, not only the member asked.
-func (r *Registry) get(ctx context.Context, limit time.Duration, key string, opts ...client.OpOption) (resp *client.GetResponse, err error) {
-	err = r.link.read(ctx, limit, func(ctx context.Context) (err error) {
-		resp, err = r.kv.Get(ctx, key, opts...)
-		if err == nil && resp.Header == nil {
-			return errNoHeader
-		}
-		return err
-	})
-	return resp, err
 }
 
 // List implements registry.Registry. It only tells whether a lease expires, not
@@ -169,61 +165,18 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	return l, nil
 }
 
-// list reads all leases, page by page, as they are at one revision. The next page is
-// on its way while one is decoded, and no more of what etcd answers is held: what is
-// decoded keeps nothing of it.
 func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	now := time.Now()
-	size := r.page
 	var l registry.Listing
-	next := r.ask(ctx, r.subnets, size, 0)
-	for key := r.subnets; ; {
-		p := <-next
-		if code, _ := facts(p.err); code == codes.ResourceExhausted && size > 1 {
-			size = max(1, size/8) // somebody keeps huge values there
-			next = r.ask(ctx, key, size, l.Index)
-			continue
+	index, err := r.walk(ctx, r.subnets, client.GetPrefixRangeEnd(r.subnets), r.page, func(kv entry, count int64) bool {
+		if l.Leases == nil {
+			l.Leases = make([]lease.Lease, 0, max(0, min(count, mostExpected)))
 		}
-		if p.err != nil {
-			return registry.Listing{}, p.err
-		}
-		if l.Index == 0 {
-			l.Index = uint64(p.Header.Revision)
-			l.Leases = make([]lease.Lease, 0, max(0, min(p.Count, mostExpected)))
-		}
-		more := p.More && len(p.Kvs) > 0
-		if more {
-			key = string(p.Kvs[len(p.Kvs)-1].Key) + "\x00"
-			next = r.ask(ctx, key, size, l.Index)
-		}
-		for _, kv := range p.Kvs {
-			if ev := r.decode(kv, now); ev.Bad != nil {
-				l.Bad = append(l.Bad, *ev.Bad)
-			} else {
-				l.Leases = append(l.Leases, ev.Lease)
-			}
-		}
-		if !more {
-			return l, nil
-		}
-	}
-}
-
-type page struct {
-	*client.GetResponse
-	err error
-}
-
-// ask has a page come, from a key on, as it was at a revision; 0: as it is.
-func (r *Registry) ask(ctx context.Context, key string, size int64, revision uint64) <-chan page {
-	came := make(chan page, 1)
-	go func() {
-		resp, err := r.get(ctx, pageTimeout, key, client.WithRange(client.GetPrefixRangeEnd(r.subnets)), client.WithLimit(size), client.WithRev(int64(revision)))
-		came <- page{resp, err}
-	}()
-	return came
+		l.Add(r.decode(kv, now))
+		return true
+	})
+	l.Index = index
+	return l, err
 }
 
 // Get implements registry.Registry. It finds the lease under a dual-stack key too.
@@ -231,39 +184,36 @@ func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	now := time.Now()
-	found, revision, err := r.entries(ctx, subnet)
+	found, revision, err := r.entry(ctx, subnet, func(*mvccpb.KeyValue) bool { return true })
 	if err != nil {
 		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnet, err)
 	}
-	if len(found) == 0 {
+	if found.KeyValue == nil {
 		return registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: revision}, Deleted: true}, nil
 	}
 	// The time left is etcd's word, the clock is ours: so clocks need not agree.
 	expires := now
-	if id := found[0].Lease; id != 0 {
-		left, err := r.timeToLive(ctx, id)
+	if id := found.Lease; id != 0 {
+		left, err := r.timeToLive(ctx, id, false)
 		if err != nil {
 			return registry.Event{}, fmt.Errorf("read lease %s: its time to live: %w", subnet, err)
 		}
 		expires = now.Add(time.Duration(max(0, left.TTL)) * time.Second)
 	}
-	return r.decode(found[0], expires), nil
+	return r.decode(found, expires), nil
 }
 
-// entries gives the keys of a subnet: the plain one, which comes first, and
-// those of dual-stack hosts.
-func (r *Registry) entries(ctx context.Context, subnet netip.Prefix) (found []*mvccpb.KeyValue, revision uint64, err error) {
+// entry returns the first of a subnet's keys that is wanted: the plain one, which comes first,
+// and those of dual-stack hosts. There may be none.
+func (r *Registry) entry(ctx context.Context, subnet netip.Prefix, wanted func(*mvccpb.KeyValue) bool) (found entry, revision uint64, err error) {
 	key := r.key(subnet)
-	resp, err := r.get(ctx, answerTimeout, key, client.WithRange(tailsEnd(key)))
-	if err != nil {
-		return nil, 0, err
-	}
-	for _, kv := range resp.Kvs {
-		if got, err := parseKey(r.name(kv.Key)); err == nil && got == subnet {
-			found = append(found, kv)
+	revision, err = r.walk(ctx, key, tailsEnd(key), tailPage, func(kv entry, _ int64) bool {
+		if got, err := parseKey(r.name(kv.Key)); err == nil && got == subnet && wanted(kv.KeyValue) {
+			found = kv
 		}
-	}
-	return found, uint64(resp.Header.Revision), nil
+		return found.KeyValue == nil
+	})
+	return found, revision, err
 }
 
 func (r *Registry) key(subnet netip.Prefix) string { return r.subnets + lease.Key(subnet) }
@@ -290,15 +240,20 @@ func (r *Registry) name(key []byte) string {
 
 // decode reads a key as a lease written, or as a bad entry. expires is for a
 // key with an etcd lease; one without is a reservation.
-func (r *Registry) decode(kv *mvccpb.KeyValue, expires time.Time) registry.Event {
+func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 	name, revision := r.name(kv.Key), uint64(kv.ModRevision)
 	subnet, err := parseKey(name)
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: name, Revision: revision, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Revision: revision, Err: err}}
 	}
-	attrs, err := lease.DecodeAttrs(kv.Value)
+	var attrs lease.Attrs
+	if kv.long > 0 {
+		err = lease.LongValue(kv.long)
+	} else {
+		attrs, err = lease.DecodeAttrs(kv.Value)
+	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: name, Subnet: subnet, Revision: revision, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Subnet: subnet, Revision: revision, Err: err}}
 	}
 	l := lease.Lease{Subnet: subnet, Attrs: attrs, Revision: revision, Created: uint64(kv.CreateRevision)}
 	if kv.Lease != 0 {

@@ -25,6 +25,10 @@ import (
 // connection is noticed much earlier, by gRPC's signs of life.
 const pollTime = 30 * time.Second
 
+// mostEvents bounds what is held of events that belong together. A transaction of etcd's does
+// 128 things, unless it is told otherwise.
+const mostEvents = 1 << 16
+
 var errSilence = errors.New("watch was quiet")
 
 // stream is one watch of etcd's. It outlives the call of Watch that began it:
@@ -191,8 +195,15 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 		if err == nil {
 			err = cancelled(resp)
 		}
-		if err != nil {
+		size, isLong := tooLong(err)
+		switch {
+		case isLong:
+			// One event may be longer than that, and would be each time. A listing does without.
+			return fmt.Errorf("an event is too long to be read: %d bytes: %w", size, registry.ErrHistoryLost)
+		case err != nil:
 			return err
+		case len(b.events) > mostEvents:
+			return fmt.Errorf("more than %d events come as one: %w", mostEvents, registry.ErrHistoryLost)
 		}
 		for _, ev := range resp.Events {
 			if ev.Kv == nil {
@@ -243,7 +254,7 @@ func (r *Registry) next(ctx context.Context, s *stream) ([]registry.Event, error
 func (r *Registry) probe(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	resp, err := r.get(ctx, answerTimeout, r.config, client.WithCountOnly())
+	resp, err := r.get(ctx, answerTimeout, &pb.RangeRequest{Key: []byte(r.config), CountOnly: true})
 	if err != nil {
 		return err
 	}
@@ -256,12 +267,12 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 // event reads one event of etcd's.
 func (r *Registry) event(ev *mvccpb.Event) registry.Event {
 	if ev.Type != mvccpb.DELETE {
-		return r.decode(ev.Kv, time.Now())
+		return r.decode(entry{KeyValue: ev.Kv}, time.Now())
 	}
 	name, revision := r.name(ev.Kv.Key), uint64(ev.Kv.ModRevision)
 	subnet, err := parseKey(name)
 	if err != nil {
-		return registry.Event{Deleted: true, Bad: &registry.Bad{Key: name, Revision: revision, Err: err}}
+		return registry.Event{Deleted: true, Bad: &registry.Bad{Key: registry.ShortKey(name), Revision: revision, Err: err}}
 	}
 	return registry.Event{Deleted: true, Lease: lease.Lease{Subnet: subnet, Revision: revision}}
 }

@@ -231,11 +231,7 @@ func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := openBackdoor(t, etcd.URL, prefix)
-	r, err := etcdv3.NewSmall(etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix}, 3<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(r.Close)
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
 	index := list(t, r).Index
 	const n = 20
 	huge := strings.Repeat("x", 1<<20)

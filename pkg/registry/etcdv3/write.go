@@ -33,11 +33,11 @@ func (r *Registry) create(ctx context.Context, subnet netip.Prefix, a lease.Attr
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	found, revision, err := r.entries(ctx, subnet)
+	found, revision, err := r.entry(ctx, subnet, func(*mvccpb.KeyValue) bool { return true })
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	if len(found) > 0 {
+	if found.KeyValue != nil {
 		return lease.Lease{}, registry.ErrConflict
 	}
 	g, err := r.grant(ctx, ttl)
@@ -130,16 +130,17 @@ func (r *Registry) find(ctx context.Context, prev lease.Lease) (*mvccpb.KeyValue
 	if prev.Revision == 0 {
 		return nil, fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
 	}
-	found, _, err := r.entries(ctx, prev.Subnet)
-	if err != nil {
+	any := false
+	found, _, err := r.entry(ctx, prev.Subnet, func(kv *mvccpb.KeyValue) bool {
+		any = true
+		return uint64(kv.ModRevision) == prev.Revision
+	})
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	for _, kv := range found {
-		if uint64(kv.ModRevision) == prev.Revision {
-			return kv, nil
-		}
-	}
-	if len(found) == 0 {
+	case found.KeyValue != nil:
+		return found.KeyValue, nil
+	case !any:
 		return nil, errGone
 	}
 	return nil, registry.ErrConflict
@@ -163,6 +164,7 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 		// A request that was sent twice on its way conflicts with itself.
 		switch is := holder(resp, g); {
 		case is != nil:
+			is.Value = kv.Value
 			kv = is
 		case kv.CreateRevision == 0:
 			err = registry.ErrConflict
@@ -174,17 +176,18 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 		r.drop(ctx, g, err)
 		return lease.Lease{}, err
 	}
-	ev := r.decode(kv, g.expires)
+	ev := r.decode(entry{KeyValue: kv}, g.expires)
 	if ev.Bad != nil {
 		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Bad.Err)
 	}
 	return ev.Lease, nil
 }
 
-// swap does op if the conditions hold; if they don't it reads the key.
+// swap does op if the conditions hold; if they don't it reads the key, without its value,
+// which may be of any length.
 func (r *Registry) swap(ctx context.Context, key string, op client.Op, conditions ...client.Cmp) (resp *client.TxnResponse, err error) {
 	err = r.link.write(ctx, func(ctx context.Context) (err error) {
-		resp, err = r.kv.Txn(ctx).If(conditions...).Then(op).Else(client.OpGet(key)).Commit()
+		resp, err = r.kv.Txn(ctx).If(conditions...).Then(op).Else(client.OpGet(key, client.WithKeysOnly())).Commit()
 		if err == nil && resp.Header == nil {
 			return errNoHeader
 		}
@@ -247,7 +250,10 @@ func (r *Registry) prolong(ctx context.Context, id, ttl int64) (g grant, kept bo
 	if id == 0 || ttl == 0 {
 		return grant{}, false, nil
 	}
-	had, err := r.timeToLive(ctx, id)
+	had, err := r.timeToLive(ctx, id, true)
+	if _, is := tooLong(err); is { // it carries any number of keys
+		return grant{}, false, nil
+	}
 	if err != nil || had.GrantedTTL != ttl || len(had.Keys) != 1 {
 		return grant{}, false, err
 	}
@@ -271,10 +277,10 @@ func (r *Registry) prolong(ctx context.Context, id, ttl int64) (g grant, kept bo
 	return grant{id: id, expires: now.Add(time.Duration(left) * time.Second)}, left > 0, nil
 }
 
-// timeToLive asks for what is left of an etcd lease, and for its keys.
-func (r *Registry) timeToLive(ctx context.Context, id int64) (resp *pb.LeaseTimeToLiveResponse, err error) {
+// timeToLive asks for what is left of an etcd lease, and perhaps for its keys.
+func (r *Registry) timeToLive(ctx context.Context, id int64, keys bool) (resp *pb.LeaseTimeToLiveResponse, err error) {
 	err = r.link.read(ctx, answerTimeout, func(ctx context.Context) (err error) {
-		resp, err = r.leases.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: id, Keys: true})
+		resp, err = r.leases.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: id, Keys: keys})
 		return err
 	})
 	return resp, err
