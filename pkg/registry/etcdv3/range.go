@@ -2,9 +2,9 @@ package etcdv3
 
 import (
 	"context"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -52,22 +52,17 @@ func (r *Registry) get(ctx context.Context, limit time.Duration, req *pb.RangeRe
 	return resp, err
 }
 
-// longText is what gRPC says of an answer that is longer than it may be, of which it reads no
-// more than that.
-var longText = regexp.MustCompile(`^grpc: .*larger than max .*\((\d+) vs. \d+\)`)
-
 // tooLong reports whether an error is that an answer was longer than it may be, and how long.
+// gRPC says so of one of which it reads no more than that.
 func tooLong(err error) (size int64, is bool) {
 	code, text := facts(err)
-	if code != codes.ResourceExhausted { // which etcd says too, for its own reasons
-		return 0, false
+	what, numbers, cut := strings.Cut(text, "(")
+	if code != codes.ResourceExhausted || !cut || !strings.HasPrefix(what, "grpc: ") || !strings.Contains(what, "larger than max") {
+		return 0, false // etcd has its own reasons for this code
 	}
-	found := longText.FindStringSubmatch(text)
-	if found == nil {
-		return 0, false
-	}
-	size, _ = strconv.ParseInt(found[1], 10, 64)
-	return size, true
+	digits, _, _ := strings.Cut(numbers, " ")
+	size, err = strconv.ParseInt(digits, 10, 64)
+	return size, err == nil
 }
 
 // walk calls each with the keys from one to another, as they are at one revision, until it
