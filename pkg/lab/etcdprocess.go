@@ -32,6 +32,10 @@ func Main(run func() int) int {
 		}
 		return 0
 	}
+	if text := os.Getenv(confineVariable); text != "" {
+		fmt.Fprintln(os.Stderr, "unit:", confine(text))
+		return 1
+	}
 	if !isEtcdProcess() {
 		return run()
 	}

@@ -54,6 +54,9 @@ func (l *Lab) addHost(i int) error {
 		SubnetFile: filepath.Join(l.Dir, name, "subnet.env"),
 		rack:       rack,
 	}
+	if l.opts.Unit != nil { // which may not write beside it
+		h.SubnetFile = filepath.Join(l.Dir, name, "run", "subnet.env")
+	}
 	if err := ns.forward(); err != nil {
 		return err
 	}
@@ -95,11 +98,18 @@ func (h *Host) Flanneld() *Process {
 // Run starts any program on the host, with no arguments but the command's. Each host has its own iptables lock file,
 // as machines have.
 func (h *Host) Run(c Command) (*Process, error) {
+	dir := filepath.Join(h.lab.Dir, h.Name)
+	lock := filepath.Join(dir, "xtables.lock")
 	if c.Path == "" {
 		c.Path = h.lab.opts.Flanneld
+		if unit := h.lab.opts.Unit; unit != nil {
+			var err error
+			if c.Unit, err = unit.here(filepath.Dir(h.SubnetFile), lock); err != nil {
+				return nil, err
+			}
+		}
 	}
-	dir := filepath.Join(h.lab.Dir, h.Name)
-	c.Env = append([]string{"XTABLES_LOCKFILE=" + filepath.Join(dir, "xtables.lock")}, c.Env...)
+	c.Env = append([]string{"XTABLES_LOCKFILE=" + lock}, c.Env...)
 	h.mu.Lock()
 	h.runs++
 	log := filepath.Join(dir, fmt.Sprintf("%s-%d.log", filepath.Base(c.Path), h.runs))

@@ -23,6 +23,7 @@ type Options struct {
 	Uplink   string       // name of the hosts' device on the fabric; default eth0
 	MTU      int          // of the fabric; default 1500
 	TLS      *TLS         // etcd with TLS; nil is plain HTTP
+	Unit     *Unit        // restricts every flanneld; nil: as root
 	Progress func(string) // called with one line for each thing done; may be nil
 }
 

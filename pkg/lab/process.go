@@ -27,6 +27,8 @@ type Command struct {
 	Stored []*os.File
 	// Output takes what the process prints instead of its log file; nil: it goes there.
 	Output *os.File
+	// Unit restricts the process. Host.Run takes that of the lab for flanneld.
+	Unit *Unit
 }
 
 // A Process is a program running inside a namespace. It dies with the program that owns the lab, however that ends.
@@ -64,6 +66,12 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 		}
 	}
 	p.cmd.Env = append(append(p.cmd.Env, "NOTIFY_SOCKET="+ready.path), c.Env...)
+	if c.Unit != nil {
+		if err := c.Unit.apply(p.cmd); err != nil {
+			ready.close()
+			return nil, err
+		}
+	}
 	if len(c.Stored) > 0 {
 		p.passFiles(c.Stored)
 	}
