@@ -67,6 +67,11 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 		t.Fatal(err)
 	}
 	o.Flanneld = path
+	if strings.HasPrefix(t.Name(), underTheUnit+"/") {
+		if o.Unit, err = unit(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), slow(2*time.Minute))
 	l, err := lab.New(ctx, o)
 	if err != nil {

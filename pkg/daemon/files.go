@@ -3,12 +3,15 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"flanneld/pkg/condition"
@@ -223,6 +226,11 @@ func (f *files) unwritten(err error, stale netip.Prefix) condition.Condition {
 	c := condition.Condition{
 		ID: subnetFileCondition, Text: "cannot write the subnet file, will retry",
 		Fields: []any{"path", f.path, "err", err},
+	}
+	if _, missing := os.Stat(filepath.Dir(f.path)); errors.Is(err, unix.EROFS) && errors.Is(missing, fs.ErrNotExist) && os.Getenv("NOTIFY_SOCKET") != "" {
+		// The unit lets it write there, and nowhere else.
+		c.Fields = append(c.Fields, "reason", "somebody has removed the directory")
+		c.Command = "systemctl restart flanneld"
 	}
 	switch {
 	case stale.IsValid():

@@ -137,7 +137,7 @@ const initPID = "pid:[4026531836]"
 // those outside.
 func seesAll() bool {
 	ns, err := os.Readlink("/proc/self/ns/pid")
-	_, denied := os.ReadDir("/proc/1/fd")
+	_, denied := os.Readlink("/proc/1/exe") // root may list what it may not read
 	return err == nil && ns == initPID && denied == nil
 }
 

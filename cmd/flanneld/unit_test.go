@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// unit is that which is shipped.
+var unit = sync.OnceValues(func() (*lab.Unit, error) { return lab.ReadUnit("../../dist/flanneld.service") })
+
+// underTheUnit is the name of the test in which every flanneld has what its unit leaves it.
+const underTheUnit = "TestUnderTheUnit"
+
+// TestUnderTheUnit runs tests of repairs, restarts and packet filter rules a second time, with
+// the capabilities, system calls and places to write that dist/flanneld.service leaves a
+// flanneld.
+func TestUnderTheUnit(t *testing.T) {
+	need(t, "systemd-analyze")
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"TestRepair", TestRepair},
+		{"TestRestart", TestRestart},
+		{"TestUplinkMTU", TestUplinkMTU},
+		{"TestUDPRepair", TestUDPRepair},
+		{"TestUDPRestart", TestUDPRestart},
+		{"TestMasquerade", TestMasquerade},
+		{"TestRulesRepair", TestRulesRepair},
+		{"TestDockerRules", TestDockerRules},
+		{"TestWithoutIPTables", TestWithoutIPTables},
+		{"TestForeignPacketFilters", TestForeignPacketFilters},
+		{"TestOwnedTables", TestOwnedTables},
+		{"TestTakenPlaces", TestTakenPlaces},
+		{"TestClonedHost", TestClonedHost},
+		{"directory of the subnet file", testRemovedRuntimeDirectory},
+	} {
+		t.Run(test.name, test.run)
+	}
+}
+
+// testRemovedRuntimeDirectory removes /run/flannel, which only systemd can make again so that
+// flanneld may write there.
+func testRemovedRuntimeDirectory(t *testing.T) {
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", vxlanConfig)
+	h := c.Hosts[0]
+	start := func() *lab.Process {
+		p, err := h.Start()
+		c.must(err)
+		c.must(p.WaitReady(c.ctx))
+		return p
+	}
+	p := start()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	c.must(err)
+	for _, line := range []string{"CapEff:\t0000000000003004", "CapBnd:\t0000000000003004", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(string(status), line+"\n") {
+			t.Errorf("/proc/PID/status lacks %q:\n%s", line, status)
+		}
+	}
+	c.must(os.Remove(h.SubnetFile))
+	c.within(3*time.Second, "the file", func() error { _, err := os.Stat(h.SubnetFile); return err })
+	c.must(os.RemoveAll(filepath.Dir(h.SubnetFile)))
+	c.within(5*time.Second, "log", func() error {
+		if logged(h, "cannot write the subnet file, will retry", "read-only file system", `command="systemctl restart flanneld"`) != 1 {
+			return errors.New("not said")
+		}
+		return nil
+	})
+	_, err = p.Stop(c.ctx)
+	c.must(err)
+	p = start()
+	if strings.Contains(p.Logs(), "level=ERROR") {
+		t.Error(p.Logs())
+	}
+}
