@@ -1,19 +1,30 @@
 package host
 
-import "strconv"
+import (
+	"fmt"
+	"strconv"
+)
 
 // Settings of the kernel that others are in charge of, as paths below /proc/sys.
 const (
 	forwarding   = "net/ipv4/ip_forward"
 	bridgeFilter = "net/bridge/bridge-nf-call-iptables"
 	strictAll    = "net/ipv4/conf/all/rp_filter"
+
+	// Connections that the kernel tracks, and how many it can (nf_conntrack-sysctl.rst).
+	tracked    = "net/netfilter/nf_conntrack_count"
+	trackedMax = "net/netfilter/nf_conntrack_max"
 )
+
+// trackedShare is the part of the connections that can be tracked, in percent, from which on
+// there are too many.
+const trackedShare = 90
 
 func strictOf(iface string) string { return "net/ipv4/conf/" + iface + "/rp_filter" }
 
 // CheckedSysctls are the paths whose values CheckSysctls wants.
 func (o Overlay) CheckedSysctls(f Facts) []string {
-	paths := []string{forwarding, bridgeFilter, strictAll, strictOf(f.Uplink)}
+	paths := []string{forwarding, bridgeFilter, strictAll, strictOf(f.Uplink), tracked, trackedMax}
 	for _, d := range o.Devices {
 		paths = append(paths, strictOf(d))
 	}
@@ -41,6 +52,7 @@ func (o Overlay) CheckSysctls(f Facts, values map[string]string) []Finding {
 			Command: "modprobe br_netfilter",
 		})
 	}
+	found = append(found, conntrack(values)...)
 	if strict(values, f.Uplink) {
 		for _, p := range o.Peers {
 			if r, ok := Lookup(f.Underlay, p.PublicIP); ok && r.Iface != "" && r.Iface != f.Uplink {
@@ -56,6 +68,23 @@ func (o Overlay) CheckSysctls(f Facts, values map[string]string) []Finding {
 		}
 	}
 	return found
+}
+
+// conntrack judges the table of tracked connections. Each connection of a container has an entry, and
+// where tunnels are tracked another one for its outer packets. When no more fit, the kernel drops the
+// first packet of each new connection; those that are in the table go on.
+func conntrack(values map[string]string) []Finding {
+	now, err := strconv.ParseUint(values[tracked], 10, 32)
+	most, err2 := strconv.ParseUint(values[trackedMax], 10, 32)
+	if err != nil || err2 != nil || most == 0 || 100*now < trackedShare*most { // 0: no limit
+		return nil
+	}
+	return []Finding{{
+		ID:      "conntrack",
+		Text:    "the kernel's table of tracked connections is nearly full; when it is, packets of new connections are dropped",
+		Fields:  []any{"max", most},
+		Command: fmt.Sprint("sysctl -w net.netfilter.nf_conntrack_max=", 2*most),
+	}}
 }
 
 // strict: the kernel takes the greater of the two values; 2 is loose.

@@ -26,6 +26,9 @@ func TestCheckSysctls(t *testing.T) {
 	}
 	without := with()
 	delete(without, "net/bridge/bridge-nf-call-iptables")
+	track := func(now, most string) map[string]string {
+		return with("net/netfilter/nf_conntrack_count", now, "net/netfilter/nf_conntrack_max", most)
+	}
 	tests := []struct {
 		name   string
 		values map[string]string
@@ -35,6 +38,13 @@ func TestCheckSysctls(t *testing.T) {
 	}{
 		{"none", good, []netip.Addr{near, far}, false, nil},
 		{"no forwarding", with("net/ipv4/ip_forward", "0"), nil, true, []string{"sysctl -w net.ipv4.ip_forward=1"}},
+		{"connections, some", track("235929", "262144"), nil, true, nil},
+		{"connections, many", track("235930", "262144"), nil, true, []string{"sysctl -w net.netfilter.nf_conntrack_max=524288"}},
+		{"connections, all", track("262144", "262144"), nil, true, []string{"sysctl -w net.netfilter.nf_conntrack_max=524288"}},
+		{"connections, more than all", track("300000", "262144"), nil, true, []string{"sysctl -w net.netfilter.nf_conntrack_max=524288"}},
+		{"connections, few of few", track("0", "50"), nil, true, nil},
+		{"connections without a limit", track("235930", "0"), nil, true, nil},
+		{"connections of an unknown number", track("", "262144"), nil, true, nil},
 		{"no bridge filter", without, nil, true, []string{"modprobe br_netfilter"}},
 		{"strict uplink, symmetric", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near}, true, nil},
 		{"strict uplink, asymmetric", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near, far, far}, true, []string{"sysctl -w net/ipv4/conf/eth1/rp_filter=2"}},
