@@ -219,6 +219,46 @@ func TestTimesAreMonotonic(t *testing.T) {
 	}
 }
 
+// repeats are the debug lines about a failure that a warning or a condition has told of.
+var repeats = map[string]string{
+	"failed": "reconcile: the report counts them",
+	"registry refuses to lease a subnet, trying again":  "daemon: etcd-access",
+	"registry refuses to be read, trying again":         "daemon: etcd-access",
+	"registry refuses to write the lease, trying again": "daemon: etcd-access",
+	"registry still does not answer":                    "subnet: outage",
+}
+
+// TestNoFailureIsHiddenAtDebug: a failure means that something is not kept or not seen, which
+// whoever looks at the log has to find there. It is a warning or a condition.
+func TestNoFailureIsHiddenAtDebug(t *testing.T) {
+	for _, s := range sources(t) {
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			c, ok := n.(*ast.CallExpr)
+			if !ok || len(c.Args) == 0 {
+				return true
+			}
+			if sel, ok := c.Fun.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Debug" && sel.Sel.Name != "DebugContext" {
+				return true
+			}
+			failure := slices.ContainsFunc(c.Args, func(a ast.Expr) bool { return literal(a) == "err" })
+			if said := slices.ContainsFunc(c.Args, func(a ast.Expr) bool { return repeats[literal(a)] != "" }); failure && !said {
+				t.Errorf("%s: a failure is logged at debug only: make it a condition, or a warning", s.fset.Position(n.Pos()))
+			}
+			return true
+		})
+	}
+}
+
+// literal is the value of a string literal.
+func literal(e ast.Expr) string {
+	l, ok := e.(*ast.BasicLit)
+	if !ok || l.Kind != token.STRING {
+		return ""
+	}
+	v, _ := strconv.Unquote(l.Value)
+	return v
+}
+
 // constantLike accepts variables that are never assigned: errors, interface
 // assertions, compiled patterns, the register of backends.
 func constantLike(s source, v *ast.ValueSpec) bool {

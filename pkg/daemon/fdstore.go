@@ -212,7 +212,8 @@ func (s *fdStore) take(name string) (fd int, ok bool) {
 func (s *fdStore) keep(name string, fd int) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return // out of descriptors: there are worse worries than the next restart
+		s.log.Warn("cannot use systemd's descriptor store", "err", err)
+		return
 	}
 	s.kept[name] = os.NewFile(uintptr(dup), name)
 	s.notify("FDSTORE=1\nFDNAME="+name, dup)

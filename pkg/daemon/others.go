@@ -25,6 +25,8 @@ const (
 	portShare = 50
 	// portPeers is how many peers are tried one by one, where it depends on who sends.
 	portPeers = 8
+	// walkFailures in a row are more than rules that change while they are read.
+	walkFailures = 3
 	// vxlanSourcePort is any source port of a VXLAN packet: the kernel chooses among many.
 	vxlanSourcePort = 40000
 )
@@ -34,6 +36,8 @@ const (
 	legacyCondition = "iptables-legacy"
 	ownedCondition  = "packet-filter/" // and a chain
 	portCondition   = "tunnel-port/"   // and a chain
+	unreadCondition = "iptables-legacy-unread"
+	blindCondition  = "packet-filter-unread"
 )
 
 // others are the packet filters of this host that the overlay's rules are not kept in,
@@ -49,6 +53,7 @@ type others struct {
 	slow   bool      // it has tables, so that a look takes a process
 	barred bool      // a chain in nftables cannot be written
 	port   time.Time // when the tunnel's port may be looked at again
+	blind  int       // failures in a row to follow a packet through the rules of others
 }
 
 // probes are packets whose fate is asked for.
@@ -102,8 +107,12 @@ func (r *rules) keepBeside(ctx context.Context) (changes []string, err error) {
 func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
 	tables, err := iptables.LegacyTables(iptables.IPv4)
 	if err != nil {
-		r.log.Debug("cannot look for tables of iptables-legacy", "err", err)
+		r.others.conditions.Set(condition.Condition{
+			ID: unreadCondition, Text: "cannot tell whether iptables-legacy has rules, will retry", Fields: []any{"err", err},
+		})
+		return nil
 	}
+	r.others.conditions.End(unreadCondition)
 	r.others.slow = false
 	if len(tables) == 0 {
 		r.others.failed = nil
@@ -164,11 +173,17 @@ func (r *rules) lookBeside(ctx context.Context) time.Duration {
 		pause := min(max(portGap, portShare*time.Since(begun)), ruleResync)
 		wait, r.others.port = ruleResync, time.Now().Add(pause)
 	}
-	if err != nil {
-		r.log.Debug("cannot follow a packet through the rules of others", "err", err)
-		return time.Until(r.others.port)
+	if err == nil || ctx.Err() != nil {
+		r.others.blind = 0
+		r.others.conditions.End(blindCondition)
+		return wait
 	}
-	return wait
+	if r.others.blind++; r.others.blind >= walkFailures {
+		r.others.conditions.Set(condition.Condition{
+			ID: blindCondition, Text: "cannot tell whether rules of others drop the overlay's packets, will retry", Fields: []any{"err", err},
+		})
+	}
+	return time.Until(r.others.port)
 }
 
 // lookOwned follows packets between containers through the chains that only the program

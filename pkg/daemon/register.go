@@ -33,7 +33,7 @@ func (d *daemon) register(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if waits = waits || held; !waits {
+		if waits = waits || held || scarce(err); !waits {
 			go d.keepRegistering(ctx)
 			return nil
 		}

@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-// TestRegistersLaterIfNotAtOnce: what keeps a daemon from registering, here a lack of
-// descriptors, is a condition and passes.
+// TestRegistersLaterIfNotAtOnce: a lack of descriptors keeps a daemon from registering for a
+// while, which is a condition.
 func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	c, err := netconf.Parse([]byte(`{"Network":"192.0.2.0/24","SubnetLen":28,"Backend":{"Type":"host-gw"}}`))
 	if err != nil {
@@ -31,18 +31,23 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
 		t.Fatal(err)
 	}
-	err = d.register(t.Context())
-	if restored := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || restored != nil {
-		t.Fatal(err, restored)
+	registered := make(chan error, 1)
+	go func() { registered <- d.register(t.Context()) }()
+	for deadline := time.Now().Add(10 * time.Second); !d.conditions.Has(unregistered) && time.Now().Before(deadline); {
+		<-time.After(time.Millisecond)
 	}
-	defer func() { d.presence.Load().Close() }()
-	if d.presence.Load() != nil || !d.conditions.Has(unregistered) {
-		t.Error("registered without descriptors")
+	said, there := d.conditions.Has(unregistered), d.presence.Load()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); d.presence.Load() == nil || d.conditions.Has(unregistered); {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not registered: %v", d.conditions.Current())
-		}
-		<-time.After(10 * time.Millisecond)
+	if !said || there != nil {
+		t.Errorf("condition %t, registered %t", said, there != nil)
+	}
+	if err := <-registered; err != nil {
+		t.Fatal(err)
+	}
+	defer d.presence.Load().Close()
+	if d.conditions.Has(unregistered) {
+		t.Errorf("conditions %v", d.conditions.Current())
 	}
 }

@@ -137,7 +137,9 @@ func Holders() ([]Holder, error) {
 		if !ok {
 			continue
 		}
-		if h.PID, ok = listener(name); ok {
+		if h.PID, ok, err = listener(name); err != nil {
+			return nil, fmt.Errorf("look for other daemons: %w", err)
+		} else if ok {
 			holders = append(holders, h)
 		}
 	}
@@ -169,24 +171,30 @@ func parse(name string) (h Holder, ok bool) {
 	return Holder{Network: p, Device: parts[2]}, true
 }
 
-// listener returns the PID of whoever listens at a name, if that may hold devices: root, or the user of this process.
-func listener(name string) (pid int, ok bool) {
+// listener returns the PID of whoever listens at a name, if that may hold devices: root, or the user of this process. An
+// error is one of this process: it says nothing about the other.
+func listener(name string) (pid int, ok bool, err error) {
 	c, err := net.DialTimeout("unix", name, dialWait)
+	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS} {
+		if errors.Is(err, ours) {
+			return 0, false, err
+		}
+	}
 	if err != nil {
-		return 0, false // it has ended meanwhile
+		return 0, false, nil // it has ended meanwhile, or takes nobody
 	}
 	defer c.Close()
 	raw, err := c.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return 0, false
+		return 0, false, err
 	}
 	var cred *unix.Ucred
 	if control := raw.Control(func(fd uintptr) {
 		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); control != nil || err != nil {
-		return 0, false
+		return 0, false, errors.Join(control, err)
 	}
-	return int(cred.Pid), cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
+	return int(cred.Pid), cred.Uid == 0 || int(cred.Uid) == os.Geteuid(), nil
 }
 
 // lock keeps two daemons from looking at the same time and each not seeing the other: it is on the namespace itself.

@@ -135,6 +135,45 @@ func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 	})
 }
 
+// TestLackOfDescriptorsIsNotAbsence: a daemon that cannot ask who listens does not take the
+// other one for gone.
+func TestLackOfDescriptorsIsNotAbsence(t *testing.T) {
+	alone(t, func() {
+		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer first.Close()
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Error(err)
+			return
+		}
+		f, err := os.Open("/dev/null") // the lowest descriptors that are free, as far as one list needs them
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		next := uint64(f.Fd())
+		f.Close()
+		for room := range uint64(4) {
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: next + room, Max: limit.Max}); err != nil {
+				t.Error(err)
+				return
+			}
+			holders, err := Holders()
+			if restored := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); restored != nil {
+				t.Error(restored)
+				return
+			}
+			if err == nil && len(holders) == 0 {
+				t.Errorf("with %d descriptors, the other daemon is taken for gone", room)
+			}
+		}
+	})
+}
+
 // hesitant is a listener that fails a few times before it accepts.
 type hesitant struct {
 	net.Listener
