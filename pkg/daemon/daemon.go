@@ -140,7 +140,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d.tracker = host.Tracker{Selectors: o.Uplink, Reach: k.RouteTo}
 	var inv host.Inventory
 	err = d.persist(ctx, "list interfaces and routes", passing, func() (err error) {
-		inv, err = d.inventory()
+		inv, err = d.inventory(false)
 		return err
 	})
 	if err != nil {

@@ -82,7 +82,7 @@ func TestTUNOfOverlay(t *testing.T) {
 					return err
 				}
 				defer k.Close()
-				inv, err := k.Inventory()
+				inv, err := k.Inventory(kernel.Wanted{})
 				if err != nil {
 					return err
 				}

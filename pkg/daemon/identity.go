@@ -19,7 +19,7 @@ func (d *daemon) probe(ctx context.Context, addr netip.Addr) string {
 	if !addr.IsValid() || addr.IsUnspecified() {
 		return ""
 	}
-	inv, err := d.inventory()
+	inv, err := d.inventory(true)
 	if err != nil {
 		return fmt.Sprintf("cannot tell whether %s is in use: %v", addr, err)
 	}

@@ -107,7 +107,7 @@ func usesTUN(b backend.Backend) bool {
 
 // chooseTUN takes the TUN device for this host's overlay, and reports whether that is another one than before.
 func (d *daemon) chooseTUN() (changed bool, err error) {
-	inv, err := d.inventory()
+	inv, err := d.inventory(false)
 	if err != nil {
 		return false, err
 	}

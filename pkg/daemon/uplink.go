@@ -8,6 +8,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
+	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/subnet"
@@ -73,8 +74,9 @@ func (d *daemon) publicIP() netip.Addr {
 }
 
 // inventory reads what an uplink can be chosen from, with the links whose names matter: those
-// that were asked for, the present uplink, and the overlay's device.
-func (d *daemon) inventory() (host.Inventory, error) {
+// that were asked for, the present uplink, and the overlay's device; and, if routes, how peers are
+// reached, which may take a while where a routing daemon has made many.
+func (d *daemon) inventory(routes bool) (host.Inventory, error) {
 	names := slices.Clone(d.options.Uplink.Ifaces)
 	if to := d.options.Uplink.CanReach; to.IsValid() {
 		if iface, _, err := d.kernel.RouteTo(to); err == nil { // else the choice says so
@@ -87,12 +89,18 @@ func (d *daemon) inventory() (host.Inventory, error) {
 	if d.net.Backend != nil {
 		names = append(names, fixedDevice(d.net.Backend))
 	}
-	return d.kernel.Inventory(slices.DeleteFunc(names, func(name string) bool { return name == "" })...)
+	return d.kernel.Inventory(kernel.Wanted{
+		Names:  slices.DeleteFunc(names, func(name string) bool { return name == "" }),
+		Routes: routes, Network: d.net.Network,
+	})
 }
 
 // readFacts reads what is true of this host now.
-func (d *daemon) readFacts() (host.Facts, error) {
-	inv, err := d.inventory()
+func (d *daemon) readFacts() (host.Facts, error) { return d.factsWith(true) }
+
+// factsWith is readFacts with the underlay's routes or without.
+func (d *daemon) factsWith(routes bool) (host.Facts, error) {
+	inv, err := d.inventory(routes)
 	if err != nil {
 		return host.Facts{}, err
 	}
@@ -150,7 +158,7 @@ func (d *daemon) publish(f host.Facts) {
 func (d *daemon) attrs(ctx context.Context, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	var f host.Facts
 	err := d.persist(ctx, "read the state of this host", passing, func() (err error) {
-		f, err = d.readFacts()
+		f, err = d.factsWith(false) // no lease depends on routes
 		return err
 	})
 	if err != nil {

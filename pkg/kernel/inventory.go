@@ -11,22 +11,34 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
 )
 
+// Wanted says what an Inventory is to have.
+type Wanted struct {
+	// Names are of interfaces to be read in any case, if they exist.
+	Names []string
+	// Routes has the routes of the underlay read, too, without those that only an overlay of
+	// Network needs.
+	Routes  bool
+	Network netip.Prefix
+	// Leads are addresses to which all routes are read.
+	Leads []netip.Addr
+}
+
 // Inventory reads the interfaces that an uplink can be chosen from: those with IPv4 addresses,
-// those of routes, and those named, where they exist; and the unicast IPv4 routes of the main table.
-// Interfaces are in the order of their indexes, what else there is in that of the kernel.
+// those of routes that are read, and those named; and IPv4 routes of the main table: the default
+// ones, or those from which can be told how peers are reached. Interfaces are in the order of their
+// indexes, what else there is in that of the kernel.
 //
 // It looks for no interface in a list of all: a host with many containers has thousands, which
-// come and go faster than that can be read.
-func (k *Kernel) Inventory(names ...string) (inv host.Inventory, err error) {
+// come and go faster than that can be read. Nor does it keep a million routes of a routing daemon.
+func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 	if inv.IPv6, err = k.hasIPv6(); err != nil {
 		return inv, err
 	}
-	var routes []routeEntry
-	err = k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { routes = nil },
-		func(netip.Prefix) bool { return true }, func(e routeEntry) { routes = append(routes, e) })
+	routes, err := k.wantedRoutes(w)
 	if err != nil {
 		return inv, err
 	}
@@ -35,7 +47,7 @@ func (k *Kernel) Inventory(names ...string) (inv host.Inventory, err error) {
 		return inv, err
 	}
 	links := map[int]device{} // with addresses, routes, or names
-	for _, name := range names {
+	for _, name := range w.Names {
 		switch d, err := k.byName(name); {
 		case err == nil:
 			links[d.index] = d
@@ -48,7 +60,16 @@ func (k *Kernel) Inventory(names ...string) (inv host.Inventory, err error) {
 		wanted[a.index] = true
 	}
 	for _, r := range routes {
-		wanted[r.index] = true
+		if r.key.Dst.Bits() == 0 {
+			wanted[r.index] = true
+		}
+	}
+	for _, r := range routes {
+		// What leads into the overlay's network concerns nobody but an uplink.
+		_, known := links[r.index]
+		if !known && !(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) {
+			wanted[r.index] = true
+		}
 	}
 	if err := k.find(links, wanted); err != nil {
 		return inv, err
@@ -76,11 +97,55 @@ func (k *Kernel) Inventory(names ...string) (inv host.Inventory, err error) {
 		if i, ok := at[r.index]; ok {
 			route.Iface = inv.Ifaces[i].Name
 		} else if r.index != 0 {
-			continue // by an interface that is gone
+			continue // by an interface that is gone, or that no uplink can be
 		}
 		inv.Routes = append(inv.Routes, route)
 	}
 	return inv, nil
+}
+
+func (k *Kernel) wantedRoutes(w Wanted) ([]routeEntry, error) {
+	if !w.Routes && len(w.Leads) == 0 {
+		return k.defaultRoutes()
+	}
+	leads := slices.SortedFunc(slices.Values(w.Leads), netip.Addr.Compare)
+	wanted := func(dst netip.Prefix) bool { return w.Routes || dst.Bits() == 0 || leadsTo(dst, leads) }
+	var u *underlay
+	err := k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { u = newUnderlay(w.Network, leads) }, wanted, func(e routeEntry) { u.add(e) })
+	if err != nil {
+		return nil, err
+	}
+	return u.routes(), nil
+}
+
+// defaultRoutes reads no more than the begin of the main table, where the default routes are:
+// 0.0.0.0 is the first key of the trie, and behind it there may be a million others.
+func (k *Kernel) defaultRoutes() (all []routeEntry, err error) {
+	var c *conn
+	err = k.within(func() (err error) {
+		c, err = dial(requestBuffer)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer c.close() // which ends what was not read
+	r := one(unix.RTM_GETROUTE, 0)
+	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
+	_, err = c.dumpOnce(r, func(b []byte) (more bool) {
+		dst, ok := mainRoute(b)
+		if !ok || b[0] != unix.AF_INET {
+			return true
+		}
+		if e, ok := parseRoute(b); ok && dst.Bits() == 0 && !e.route.Blackhole {
+			all = append(all, e)
+		}
+		return dst.Addr().IsUnspecified()
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
+		return nil, fmt.Errorf("list default routes: %w", err)
+	}
+	return all, nil
 }
 
 type addrEntry struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -28,7 +29,7 @@ func TestInventory(t *testing.T) {
 	} {
 		b.must(b.other.RouteAdd(&r))
 	}
-	inv, err := b.k.Inventory()
+	inv, err := b.k.Inventory(Wanted{Routes: true})
 	b.must(err)
 	i := slices.IndexFunc(inv.Ifaces, func(i host.Iface) bool { return i.Name == uplink })
 	if i < 0 {
@@ -54,6 +55,44 @@ func TestInventory(t *testing.T) {
 	inv.Routes = slices.DeleteFunc(inv.Routes, func(r host.Route) bool { return r.Dst.Addr().Is6() })
 	if !slices.Equal(inv.Routes, routes) {
 		t.Errorf("routes %v, want %v", inv.Routes, routes)
+	}
+}
+
+// TestInventoryHasWhatIsWanted: of links without addresses and routes only those that were named, and
+// of the routes those that are asked for.
+func TestInventoryHasWhatIsWanted(t *testing.T) {
+	b := newBed(t)
+	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare"}}))
+	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "named"}}))
+	index, gw := b.link(uplink).Attrs().Index, netip.MustParseAddr("192.0.2.254").AsSlice()
+	for _, dst := range []string{"0.0.0.0/0", "128.0.0.0/1", "20.0.0.0/8", "20.1.0.0/16", "20.2.0.0/16", "10.5.0.0/16", "10.5.9.0/24"} {
+		b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet(dst), LinkIndex: index, Gw: gw}))
+	}
+	for _, c := range []struct {
+		wanted        Wanted
+		links, routes string
+	}{
+		{Wanted{}, "lo up0", "0.0.0.0/0"},
+		{Wanted{Names: []string{"named", "none", "a-name-that-no-link-can-have"}}, "lo up0 named", "0.0.0.0/0"},
+		{Wanted{Routes: true}, "lo up0", "0.0.0.0/0 128.0.0.0/1 192.0.2.0/24"},
+		{Wanted{Leads: []netip.Addr{netip.MustParseAddr("20.1.2.3"), netip.MustParseAddr("10.5.9.9")}, Network: network}, "lo up0",
+			"0.0.0.0/0 10.5.0.0/16 10.5.9.0/24 20.0.0.0/8 20.1.0.0/16"},
+	} {
+		inv, err := b.k.Inventory(c.wanted)
+		b.must(err)
+		var links, routes []string
+		for _, i := range inv.Ifaces {
+			links = append(links, i.Name)
+		}
+		for _, r := range inv.Routes {
+			routes = append(routes, r.Dst.String())
+		}
+		slices.Sort(links[1:])
+		want := strings.Fields(c.links)
+		slices.Sort(want[1:])
+		if !slices.Equal(links, want) || strings.Join(routes, " ") != c.routes {
+			t.Errorf("%+v: got %v with %v, want %s with %s", c.wanted, links, routes, c.links, c.routes)
+		}
 	}
 }
 

@@ -218,7 +218,7 @@ func TestWithoutCompatMode(t *testing.T) {
 // A link that loses its carrier loses nexthops and the routes through them, too.
 func TestCarrierLoss(t *testing.T) {
 	b, want := through(t, 100)
-	if inv, err := b.k.Inventory(); err == nil && inv.IPv6 { // or its link-local address comes and goes
+	if inv, err := b.k.Inventory(Wanted{}); err == nil && inv.IPv6 { // or its link-local address comes and goes
 		b.must(b.k.setSysctl("net/ipv6/conf/"+uplink+"/disable_ipv6", "1"))
 	}
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})

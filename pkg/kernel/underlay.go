@@ -1,0 +1,111 @@
+package kernel
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"flanneld/pkg/dataplane"
+)
+
+// underlay is made of the routes of a host's main table, one after the other, and keeps those
+// that package host needs. A routing daemon may know a million networks by a few gateways. Of
+// these the answers depend on little: which of a peer's addresses are on a link, and what
+// the gateways are. So it keeps
+//
+//   - default routes, and halves of one,
+//   - routes without a gateway, which make neighbours,
+//   - routes that take something out of such a one,
+//   - one route by each gateway,
+//   - all routes to some addresses, of which more is asked.
+//
+// What it leaves out changes no answer of [host.OnLink]: the next wider route that it keeps
+// has a gateway, too, or there is none. Routes into the overlay's network that have a
+// gateway are the overlay's own, or of no use to reach a peer.
+type underlay struct {
+	network netip.Prefix // invalid: there is none
+	leads   []netip.Addr // of which more is asked, sorted
+
+	kept     []routeEntry
+	gateways map[gateway]bool
+	same     []routeEntry // to destinations of one address, the last
+	covering []covering   // what covers that, of what is kept, the widest first
+}
+
+type gateway struct {
+	index int
+	via   netip.Addr
+}
+
+// covering is a route by what it makes of the destinations that no longer one has.
+type covering struct {
+	dst        netip.Prefix
+	neighbours bool
+}
+
+func newUnderlay(network netip.Prefix, leads []netip.Addr) *underlay {
+	return &underlay{network: network, leads: leads, gateways: map[gateway]bool{}}
+}
+
+// add takes the next route. They come in the order of their addresses, as a trie has them
+// (net/ipv4/fib_trie.c, fib_table_dump), whatever changes meanwhile.
+func (u *underlay) add(e routeEntry) {
+	inside := dataplane.Scope{Network: u.network}.Inside(e.key.Dst)
+	if e.route.Blackhole || inside && !e.onLink() && !leadsTo(e.key.Dst, u.leads) {
+		return
+	}
+	if len(u.same) > 0 && u.same[0].key.Dst.Addr() != e.key.Dst.Addr() {
+		u.flush()
+	}
+	u.same = append(u.same, e)
+}
+
+// onLink reports whether a route makes its destinations neighbours on one link.
+func (e routeEntry) onLink() bool { return e.index != 0 && !e.route.Via.IsValid() }
+
+// flush looks at the routes that begin at one address, the widest first, and of several to one
+// destination the one that wins last: it is what covers those to come.
+func (u *underlay) flush() {
+	order := make([]int, len(u.same))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		x, y := u.same[a].key, u.same[b].key
+		return cmp.Or(cmp.Compare(x.Dst.Bits(), y.Dst.Bits()), cmp.Compare(y.Metric, x.Metric), cmp.Compare(b, a))
+	})
+	keep := make([]bool, len(u.same))
+	for _, i := range order {
+		e := &u.same[i]
+		dst := e.key.Dst.Masked()
+		for n := len(u.covering); n > 0 && !u.covering[n-1].dst.Contains(dst.Addr()); n = len(u.covering) {
+			u.covering = u.covering[:n-1]
+		}
+		half := dst.Bits() <= 1
+		n := len(u.covering)
+		by := gateway{e.index, e.route.Via}
+		keep[i] = half || e.onLink() || n > 0 && u.covering[n-1].neighbours || !u.gateways[by] || leadsTo(dst, u.leads)
+		if keep[i] {
+			u.gateways[by] = true
+			u.covering = append(u.covering, covering{dst, e.onLink() && !half})
+		}
+	}
+	for i, e := range u.same {
+		if keep[i] {
+			u.kept = append(u.kept, e)
+		}
+	}
+	u.same = u.same[:0]
+}
+
+// routes returns what was kept, in the order in which it came.
+func (u *underlay) routes() []routeEntry {
+	u.flush()
+	return u.kept
+}
+
+// leadsTo reports whether any of the addresses, which are sorted, lies in a prefix.
+func leadsTo(dst netip.Prefix, addrs []netip.Addr) bool {
+	i, _ := slices.BinarySearchFunc(addrs, dst.Masked().Addr(), netip.Addr.Compare)
+	return i < len(addrs) && dst.Contains(addrs[i])
+}
