@@ -26,6 +26,7 @@ type Delta struct {
 	first      []Op // on links and sysctls
 	put, del   objects
 	hops       map[uint32]NextHop // that the wanted routes need
+	spread     bool               // routes without are of different scopes
 }
 
 // objects are keys, which take a fraction of the room of operations.
@@ -82,6 +83,9 @@ func (d *Delta) route(k RouteKey) Route {
 	if through, hop, ok := r.nextHop(k); ok && d.hops[through.NextHop] == hop {
 		return through
 	}
+	if d.spread {
+		return r.spread(k)
+	}
 	return r
 }
 
@@ -90,7 +94,7 @@ func (d *Delta) route(k RouteKey) Route {
 // change as long as the Delta is in use.
 func Diff(want, have State, scope Scope, prune bool) *Delta {
 	d := differ{
-		Delta: &Delta{want: want, have: have, hops: map[uint32]NextHop{}},
+		Delta: &Delta{want: want, have: have, hops: map[uint32]NextHop{}, spread: scope.Spread},
 		scope: scope, blocked: map[string]bool{}, fresh: map[string]bool{}, readdress: map[string]bool{},
 	}
 	d.links()

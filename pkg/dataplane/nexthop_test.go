@@ -17,19 +17,68 @@ func TestNextHopsPay(t *testing.T) {
 		}
 		return s
 	}
+	beside := func(s State, others int) State {
+		s.Others = others
+		return s
+	}
 	for _, c := range []struct {
 		want, have State
 		pay        bool
 	}{
-		{with(nextHopsPay-1, 0), with(0, 0), false},
-		{with(nextHopsPay, 0), with(0, 0), true},
-		{with(nextHopsPay/2, 0), with(0, 1), true},
-		{with(nextHopsPay/2-1, 0), with(0, 1), false},
-		{with(nextHopsPay, 0), State{}, false}, // a kernel without them
+		{with(routesMany, 0), beside(with(0, 0), nextHopsMost-routesMany), true},
+		{with(routesMany, 0), beside(with(0, 0), nextHopsMost-routesMany+1), false}, // a routing daemon's
+		{with(routesMany, 0), beside(with(0, 1), 2*nextHopsMost-routesMany), true},
+		{with(routesMany, 0), beside(with(0, 1), 2*nextHopsMost-routesMany+1), false},
+		{with(routesMany-1, 0), with(0, 0), false},
+		{with(routesMany, 0), with(0, 0), true},
+		{with(routesMany/2, 0), with(0, 1), true},
+		{with(routesMany/2-1, 0), with(0, 1), false},
+		{with(routesMany, 0), State{}, false}, // a kernel without them
 	} {
 		if got := c.want.NextHopsPay(c.have); got != c.pay {
-			t.Errorf("%d routes, %d nexthops there: %v", len(c.want.Routes), len(c.have.NextHops), got)
+			t.Errorf("%d routes, %d nexthops and %d other routes there: %v", len(c.want.Routes), len(c.have.NextHops), c.have.Others, got)
 		}
+	}
+}
+
+// Many routes are of different scopes, each as often as any other, where they have a gateway.
+func TestSpread(t *testing.T) {
+	want, have := NewState(), NewState()
+	counts := map[uint8]int{}
+	for i := range 10 * scopes {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0})
+		k, plain := RouteKey{Dst: netip.PrefixFrom(a, 24), Link: "flannel.1"}, Route{Via: a, OnLink: true, Proto: ProtoBoot}
+		want.Routes[k] = plain
+		r := plain.spread(k)
+		counts[r.Scope]++
+		if r.Scope == 0 || r.Scope > scopes {
+			t.Errorf("%s has the scope %d", k.Dst, r.Scope)
+		}
+		if r.Scope = 0; r != plain {
+			t.Errorf("%+v became %+v", plain, r)
+		}
+		if got := want.SpreadPays(have); got != (len(want.Routes) >= routesMany) {
+			t.Errorf("among %d routes: %v", len(want.Routes), got)
+		}
+	}
+	for scope, n := range counts {
+		if n != 10 || len(counts) != scopes {
+			t.Errorf("scope %d is that of %d routes", scope, n)
+		}
+	}
+	for k := range want.Routes {
+		if len(want.Routes) == routesMany/2 {
+			break
+		}
+		delete(want.Routes, k)
+	}
+	k := RouteKey{Dst: netip.MustParsePrefix("10.42.9.0/24")}
+	have.Routes[k] = Route{Via: k.Dst.Addr()}.spread(k)
+	if !want.SpreadPays(have) || want.SpreadPays(NewState()) {
+		t.Error("it takes as many to go back")
+	}
+	if (Route{}).spread(k) != (Route{}) {
+		t.Error("a route without a gateway has another scope")
 	}
 }
 

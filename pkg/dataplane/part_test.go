@@ -18,7 +18,7 @@ func TestPartDiff(t *testing.T) {
 		maps.DeleteFunc(want.Routes, func(_ RouteKey, r Route) bool { return r.Blackhole })
 		m := c.have(want)
 		scope := want.ScopeOf(network)
-		scope.NextHops = c.one(50)
+		scope.NextHops, scope.Spread = c.one(50), c.one(50)
 		delta := Diff(want, m.State, scope, true)
 		for o := range delta.Ops() {
 			if err := m.apply(o); err != nil {

@@ -196,7 +196,7 @@ func TestDiffProperties(t *testing.T) {
 		m := c.have(want)
 		before := newModel(m.State).State
 		scope := want.ScopeOf(network)
-		scope.NextHops = c.one(50)
+		scope.NextHops, scope.Spread = c.one(50), c.one(50)
 		if problem := check(want, m, scope, c.one(80)); problem != "" {
 			t.Fatalf("%s\nwant:\n%s\nhave:\n%s", problem, want.Text(), before.Text())
 		}
@@ -318,10 +318,16 @@ func missing(want, got State, scope Scope, conflicts []Conflict) string {
 			continue
 		}
 		have := got.Routes[k]
+		plain := r
+		if scope.Spread {
+			plain = r.spread(k)
+		}
 		if through, hop, ok := r.nextHop(k); ok && scope.NextHops && got.NextHops[through.NextHop] == hop {
 			r = through
 		} else if ok && scope.NextHops && got.NextHops[through.NextHop].Proto == ProtoFlannel {
 			return "the nexthop of " + routeText(k, r)
+		} else {
+			r = plain
 		}
 		if have != r {
 			return "route " + routeText(k, r)
@@ -428,7 +434,7 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 	}
 	for k, r := range after.Routes {
 		through, _, _ := want.Routes[k].nextHop(k)
-		if before.Routes[k] != r && want.Routes[k] != r && through != r && r.Proto != ProtoKernel {
+		if before.Routes[k] != r && want.Routes[k] != r && want.Routes[k].spread(k) != r && through != r && r.Proto != ProtoKernel {
 			return "new route " + routeText(k, r)
 		}
 	}

@@ -115,6 +115,7 @@ type Route struct {
 	OnLink    bool       // take Via as reachable on the link without asking
 	Blackhole bool       // drop the packets; there is no link
 	LinkScope bool       // IPv4 without Via: only of scope link (rtnetlink(7)); nobody wants that
+	Scope     uint8      // IPv4 with Via: rtm_scope of rtnetlink(7), which means nothing then
 	Proto     int        // rtm_protocol of rtnetlink(7): who made it
 	NextHop   uint32     // id of the object that says link and gateway; 0: the route itself does
 }
@@ -141,6 +142,9 @@ type State struct {
 	// NextHops are by id. Nobody wants any for their own sake: Diff adds those
 	// that the wanted routes need. nil in a reading: the kernel has no such objects.
 	NextHops map[uint32]NextHop
+
+	// Others is how many more routes there are in the main table of what was read.
+	Others int
 }
 
 // NewState returns a State with nothing in it, ready to be filled.
@@ -167,8 +171,9 @@ type Scope struct {
 	// Carriers are links that are not ours and that routes of ours leave by,
 	// sorted. With such a link goes the route, and the kernel tells only of the link.
 	Carriers []string
-	// NextHops has routes made by way of nexthop objects.
-	NextHops bool
+	// NextHops has routes made by way of nexthop objects, Spread has others made with different
+	// scopes.
+	NextHops, Spread bool
 }
 
 // ScopeOf gives the scope for wanting s in a network: the links it names are

@@ -155,6 +155,9 @@ func routeText(k RouteKey, r Route) string {
 	if k.Dst.Addr().Is4() && k.Link != "" && !r.Via.IsValid() && !r.LinkScope && r.Proto != ProtoKernel {
 		s += " scope global" // ip(8) would make it of scope link
 	}
+	if r.Scope != 0 {
+		s += " scope " + strconv.Itoa(int(r.Scope))
+	}
 	if r.OnLink {
 		s += " onlink"
 	}

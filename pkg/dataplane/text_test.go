@@ -125,6 +125,7 @@ func (w *words) route() (RouteKey, Route) {
 	r := Route{OnLink: w.has("onlink"), Proto: ProtoBoot, NextHop: uint32(w.number("nhid"))}
 	if s := w.after("via"); s != "" {
 		r.Via = netip.MustParseAddr(s)
+		r.Scope = uint8(w.number("scope"))
 	}
 	switch s := w.after("proto"); s {
 	case "":
@@ -153,6 +154,7 @@ route 10.5.4.0/24 multipath proto 4
 route 10.5.5.0/24 nhid 168101120 via 10.5.5.0 dev flannel.1 onlink
 route 10.5.6.0/24 dev flannel.1
 route 10.5.7.0/24 dev flannel.1 scope global
+route 10.5.8.0/24 via 10.5.8.0 dev flannel.1 scope 17 onlink
 `
 
 func TestText(t *testing.T) {

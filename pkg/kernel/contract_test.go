@@ -11,7 +11,7 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// One pass reaches any wanted state from any other, in either form of routes, the
+// One pass reaches any wanted state from any other, in each form of routes, the
 // second pass is empty, and what is not ours stays as it was.
 func TestSecondPassIsEmpty(t *testing.T) {
 	b := newBed(t)
@@ -20,7 +20,7 @@ func TestSecondPassIsEmpty(t *testing.T) {
 	before := outside()
 	link := vxlanLink(r)
 	for round := range 12 {
-		b.nextHops = r.IntN(2) == 0
+		b.nextHops, b.spread = r.IntN(2) == 0, r.IntN(2) == 0
 		switch round % 6 {
 		case 1:
 			link.MTU = 1300 + r.IntN(100)

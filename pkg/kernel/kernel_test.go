@@ -40,6 +40,7 @@ type bed struct {
 	ns    netns.NsHandle
 
 	nextHops bool // passes make routes by way of nexthop objects
+	spread   bool // of different scopes
 }
 
 // newBed makes a namespace that nothing but its descriptors keeps alive. The
@@ -107,7 +108,7 @@ func (b *bed) snapshot(scope dataplane.Scope) dataplane.State {
 func (b *bed) diff(want dataplane.State) *dataplane.Delta {
 	b.t.Helper()
 	scope := want.ScopeOf(network)
-	scope.NextHops = b.nextHops
+	scope.NextHops, scope.Spread = b.nextHops, b.spread
 	return dataplane.Diff(want, b.snapshot(scope), scope, true)
 }
 

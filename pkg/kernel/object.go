@@ -70,7 +70,7 @@ func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route datapl
 		Table:    unix.RT_TABLE_MAIN,
 		Type:     unix.RTN_UNICAST,
 		Protocol: uint8(route.Proto),
-		Scope:    unix.RT_SCOPE_UNIVERSE,
+		Scope:    route.Scope,
 	}
 	if route.Blackhole {
 		m.Type = unix.RTN_BLACKHOLE
@@ -169,7 +169,13 @@ func parseRoute(b []byte) (e routeEntry, ok bool) {
 		e.index, r.Via = 0, netip.Addr{}
 	}
 	r.OnLink = flags&unix.RTNH_F_ONLINK != 0
-	r.LinkScope = scope == unix.RT_SCOPE_LINK && !several && !r.Via.IsValid()
+	switch {
+	case several:
+	case !r.Via.IsValid():
+		r.LinkScope = scope == unix.RT_SCOPE_LINK
+	case b[0] == unix.AF_INET:
+		r.Scope = scope
+	}
 	r.Proto = int(proto)
 	return e, several || e.index != 0 || r.Blackhole
 }

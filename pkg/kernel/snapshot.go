@@ -180,10 +180,10 @@ func (k *Kernel) readPaths(s *dataplane.State, scope dataplane.Scope, n names) e
 		}
 		s.NextHops = h.in
 	}
-	return k.readRoutes(*s, scope, n, h)
+	return k.readRoutes(s, scope, n, h)
 }
 
-func (k *Kernel) readRoutes(s dataplane.State, scope dataplane.Scope, n names, h hops) error {
+func (k *Kernel) readRoutes(s *dataplane.State, scope dataplane.Scope, n names, h hops) error {
 	put := func(e routeEntry) {
 		if e.route.NextHop != 0 && e.index == 0 {
 			e.through(h)
@@ -197,7 +197,15 @@ func (k *Kernel) readRoutes(s dataplane.State, scope dataplane.Scope, n names, h
 		}
 	}
 	var unnamed []routeEntry // by links that must be asked for, which cannot be done meanwhile
-	err := k.routes(family(scope.Network.Addr()), unix.RTN_UNSPEC, func() { clear(s.Routes); unnamed = nil }, scope.Inside, func(e routeEntry) {
+	reset := func() { clear(s.Routes); s.Others, unnamed = 0, nil }
+	inside := func(dst netip.Prefix) bool {
+		if scope.Inside(dst) {
+			return true
+		}
+		s.Others++
+		return false
+	}
+	err := k.routes(family(scope.Network.Addr()), unix.RTN_UNSPEC, reset, inside, func(e routeEntry) {
 		var named bool
 		e.key.Link, named = n.known[e.index]
 		if named || e.index == 0 {

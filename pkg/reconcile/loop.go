@@ -286,7 +286,8 @@ func (l *Loop) Pass() bool {
 
 // partial tells whether the last reading will do for a change.
 func (l *Loop) partial(c backend.Change) bool {
-	if c.All || l.whole || l.plan.Want().NextHopsPay(l.reading) != l.scope.NextHops {
+	want := l.plan.Want()
+	if c.All || l.whole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
 		return false
 	}
 	for k := range c.Now.Routes {
@@ -323,7 +324,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		}
 		l.holds.clear(inputObject)
 		l.reading, l.read = have, time.Now()
-		l.scope.NextHops = want.NextHopsPay(have)
+		l.scope.NextHops, l.scope.Spread = want.NextHopsPay(have), want.SpreadPays(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
 		done.conflicts = delta.Conflicts
