@@ -1,7 +1,7 @@
 // Package firewall says which packet filter rules an overlay network needs, as
 // data: what masquerades traffic to the outside, what lets the overlay's traffic
-// through a forward policy of DROP, and which rules earlier generations of
-// flannel have left for the same.
+// through a forward policy of DROP, what keeps containers away from the ports of
+// tunnels, and which rules earlier generations of flannel have left for the same.
 //
 // It reads and writes no rules; iptables and nftables do, each in its own words.
 // Several networks of a host share the chains that the rules are in; an Owner says
@@ -12,6 +12,7 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -26,7 +27,19 @@ type Options struct {
 	Overlay
 	Masquerade  bool // what leaves the overlay gets this host's address
 	RandomPorts bool // masquerading chooses ports at random, against races between connections
-	Forward     bool // the overlay's traffic is forwarded whatever others have decided
+	Forward     bool // the overlay's traffic is forwarded whatever others have decided, but to tunnels' ports
+	Tunnel      Tunnel
+}
+
+// Tunnel is what carries the overlay's packets between hosts. It has no
+// authentication: whoever can send to its port can inject packets. The zero Tunnel is none.
+type Tunnel struct {
+	Port uint16 // that all hosts receive on
+	// Bound says that hosts know each other by the port that they send from, too, so
+	// that nothing else may be given it by source NAT. Else everybody may send from any port.
+	Bound bool
+	// Hosts are parts of the network that hosts have their addresses in, and no containers.
+	Hosts []netip.Prefix
 }
 
 // Hook is where in the kernel a chain's rules are asked.
@@ -41,31 +54,34 @@ const (
 	// drops there what comes from another host to a published container. The
 	// rules are needed only where others drop packets.
 	PreRouting
+	// Input is asked of packets to this host: table filter, chain INPUT.
+	Input
+	// Output is asked of packets of this host itself: table filter, chain OUTPUT.
+	Output
 
-	Hooks = 3 // number of hooks
+	Hooks = 5 // number of hooks
 )
 
-// Comment marks rules as ours; it is the original's.
+// Comment marks rules as ours; the first two are the original's.
 func (h Hook) Comment() string {
-	if h == PostRouting {
-		return "flanneld masq"
-	}
-	return "flanneld forward"
+	return [Hooks]string{"flanneld masq", "flanneld forward", "flanneld forward", "flanneld tunnel", "flanneld tunnel"}[h]
 }
 
 // GuestComment marks accepts that stand in a chain of somebody else, one by one.
 const GuestComment = "flanneld"
 
 // Table and Chain are iptables' names of the hook.
-func (h Hook) Table() string { return [Hooks]string{"nat", "filter", "raw"}[h] }
+func (h Hook) Table() string { return [Hooks]string{"nat", "filter", "raw", "filter", "filter"}[h] }
 
 // Chain is iptables' name of the hook's chain.
-func (h Hook) Chain() string { return [Hooks]string{"POSTROUTING", "FORWARD", "PREROUTING"}[h] }
+func (h Hook) Chain() string {
+	return [Hooks]string{"POSTROUTING", "FORWARD", "PREROUTING", "INPUT", "OUTPUT"}[h]
+}
 
-// SharedChain is iptables' name of the chain that holds the hook's rules of all networks. It
-// is the original's since v0.20.
+// SharedChain is iptables' name of the chain that holds the hook's rules of all networks. The
+// first two are the original's since v0.20.
 func (h Hook) SharedChain() string {
-	return [Hooks]string{"FLANNEL-POSTRTG", "FLANNEL-FWD", "FLANNEL-PRERTG"}[h]
+	return [Hooks]string{"FLANNEL-POSTRTG", "FLANNEL-FWD", "FLANNEL-PRERTG", "FLANNEL-INPUT", "FLANNEL-OUTPUT"}[h]
 }
 
 // Chain is the rules of a hook, in order.
@@ -78,6 +94,7 @@ type Chain struct {
 type Rule struct {
 	Mark     uint32 // all these bits are set in the packet's mark; 0: any mark
 	Src, Dst Match
+	Port     uint16 // it is a UDP packet to this port; 0: any packet
 	Verdict  Verdict
 }
 
@@ -95,6 +112,7 @@ const (
 	Accept                      // and ask no other rule of this hook's table
 	Masquerade                  // give it the address of the device that it leaves by
 	MasqueradeRP                // the same with ports at random
+	Discard                     // without an answer
 )
 
 // keepMark is set in the mark of packets that another program wants to keep
@@ -109,13 +127,81 @@ func Rules(o Options) []Chain {
 	}
 	if o.Forward {
 		chains = append(chains,
-			Chain{Forward, []Rule{
-				{Src: In(o.Network), Verdict: Accept},
-				{Dst: In(o.Network), Verdict: Accept},
-			}},
+			Chain{Forward, append(o.outOfTheOverlay(),
+				Rule{Src: In(o.Network), Verdict: Accept},
+				Rule{Dst: In(o.Network), Verdict: Accept},
+			)},
 			Chain{PreRouting, []Rule{{Src: In(o.Network), Dst: In(o.Subnet), Verdict: Accept}}})
+		chains = append(chains, o.ownTunnel()...)
 	}
 	return chains
+}
+
+// outOfTheOverlay drops what containers send to the tunnel's port of hosts. It would be
+// taken for a packet of the tunnel: by anybody with VXLAN, and where the port that it comes
+// from counts, as soon as source NAT gives it that of the tunnel. Then the answers of the
+// peer's tunnel would reach the container, too, and the tunnel's own packets would get
+// another port.
+//
+// What is not from the overlay is let alone, for this host may be the router of others, and so
+// is what stays in it: a container may run an overlay of its own.
+func (o Options) outOfTheOverlay() []Rule {
+	if o.Tunnel.Port == 0 {
+		return nil
+	}
+	var rules []Rule
+	for _, p := range o.Tunnel.Hosts {
+		rules = append(rules,
+			Rule{Src: In(p), Dst: NotIn(o.Network), Port: o.Tunnel.Port, Verdict: Accept},
+			Rule{Src: In(p), Dst: In(o.Network), Port: o.Tunnel.Port, Verdict: Accept})
+	}
+	return append(rules, o.toHosts(o.Network)...)
+}
+
+// toHosts drops what comes from a part of the overlay for the tunnel's port at hosts' addresses.
+func (o Options) toHosts(from netip.Prefix) []Rule {
+	rules := []Rule{{Src: In(from), Dst: NotIn(o.Network), Port: o.Tunnel.Port, Verdict: Discard}}
+	for _, p := range o.Tunnel.Hosts {
+		rules = append(rules, Rule{Src: In(from), Dst: In(p), Port: o.Tunnel.Port, Verdict: Discard})
+	}
+	return rules
+}
+
+// ownTunnel is about the tunnel's port of this host. VXLAN receives at all addresses, those of
+// the overlay's devices included, which containers of all hosts reach by the tunnel itself; no
+// host sends there. A tunnel that is known by its port has it at the uplink's address only,
+// but a local process may have it at an address of the overlay, whose packets are masqueraded.
+func (o Options) ownTunnel() []Chain {
+	// A subnet that is a part of the LAN is named as wrong elsewhere; here it must not cut hosts off.
+	inLAN := slices.ContainsFunc(o.Tunnel.Hosts, o.Subnet.Overlaps)
+	switch {
+	case o.Tunnel.Port == 0 || inLAN:
+		return nil
+	case o.Tunnel.Bound:
+		return []Chain{{Output, o.toHosts(o.Subnet)}}
+	}
+	return []Chain{{Input, append(o.toHosts(o.Subnet),
+		// Two, for a rule is known as the network's by naming it.
+		Rule{Src: In(o.Network), Dst: In(o.Subnet), Port: o.Tunnel.Port, Verdict: Discard},
+		Rule{Src: NotIn(o.Network), Dst: In(o.Subnet), Port: o.Tunnel.Port, Verdict: Discard},
+	)}}
+}
+
+// Accepts returns what lets the overlay's packets pass. It is needed wherever others may drop
+// them, while one chain that drops packets is enough.
+func Accepts(chains []Chain) (accepts []Chain) {
+	for _, c := range chains {
+		var rules []Rule
+		for _, r := range c.Rules {
+			if r.Verdict == Accept && r.Port == 0 {
+				rules = append(rules, r)
+			}
+		}
+		if len(rules) > 0 {
+			accepts = append(accepts, Chain{c.Hook, rules})
+		}
+	}
+	return accepts
 }
 
 // postRouting leaves alone what stays in the overlay and what comes from the
@@ -173,9 +259,12 @@ func (r Rule) String() string {
 		}
 		words = append(words, m.name, m.Prefix.String())
 	}
+	if r.Port != 0 {
+		words = append(words, fmt.Sprintf("by UDP to port %d", r.Port))
+	}
 	return strings.Join(append(words, r.Verdict.String()), " ")
 }
 
 func (v Verdict) String() string {
-	return [...]string{"return", "accept", "masquerade", "masquerade with random ports"}[v]
+	return [...]string{"return", "accept", "masquerade", "masquerade with random ports", "drop"}[v]
 }

@@ -43,7 +43,7 @@ func TestOwnerByWhatARuleNames(t *testing.T) {
 	}
 	for _, o := range []Overlay{four, six} {
 		owner := Owner{Network: o.Network}
-		for _, c := range Rules(Options{Overlay: o, Masquerade: true, Forward: true}) {
+		for _, c := range Rules(Options{Overlay: o, Masquerade: true, Forward: true, Tunnel: Tunnel{Port: 8472}}) {
 			for i, r := range c.Rules {
 				if !owner.Owns(r) && !(r.Shared() && i == 0) {
 					t.Errorf("a wanted rule is neither owned nor the first: %s", r)

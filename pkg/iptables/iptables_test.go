@@ -29,7 +29,7 @@ func overlay(network, subnet string) firewall.Overlay {
 
 // everything that can be wanted of an overlay.
 func everything(o firewall.Overlay) []firewall.Chain {
-	return firewall.Rules(firewall.Options{Overlay: o, Masquerade: true, RandomPorts: true, Forward: true})
+	return firewall.Rules(firewall.Options{Overlay: o, Masquerade: true, RandomPorts: true, Forward: true, Tunnel: firewall.Tunnel{Port: 8472}})
 }
 
 // bed is a network namespace with the iptables of one variant and the programs

@@ -28,6 +28,8 @@ func anchors() []anchor {
 		{hook: firewall.PostRouting},
 		{hook: firewall.Forward, first: true},
 		{hook: firewall.PreRouting, first: true},
+		{hook: firewall.Input, first: true},
+		{hook: firewall.Output, first: true},
 	}
 	for i, a := range all {
 		all[i].table, all[i].chain, all[i].own = a.hook.Table(), a.hook.Chain(), a.hook.SharedChain()

@@ -3,6 +3,7 @@ package iptables
 import (
 	"flag"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +31,11 @@ func TestInput(t *testing.T) {
 		"old-ports": only(func(o *firewall.Options) { o.RandomPorts = false }),
 		"no-masq":   only(func(o *firewall.Options) { o.Masquerade = false }),
 		"no-fwd":    only(func(o *firewall.Options) { o.Forward = false }),
-		"nothing":   only(func(o *firewall.Options) { o.Forward, o.Masquerade = false, false }),
+		"vxlan":     only(func(o *firewall.Options) { o.Tunnel.Port = 8472 }),
+		"udp": only(func(o *firewall.Options) {
+			o.Tunnel = firewall.Tunnel{Port: 8285, Bound: true, Hosts: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}}
+		}),
+		"nothing": only(func(o *firewall.Options) { o.Forward, o.Masquerade = false, false }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw := table{"PREROUTING": {"-i eth7 -j DROP"}}

@@ -19,9 +19,14 @@ type spec struct {
 	target  string // a verdict or a chain
 	options string // of the target
 	comment string
+	// protocol is there with a port, and never else.
+	protocol string
 }
 
-const randomPorts = "--random-fully"
+const (
+	randomPorts = "--random-fully"
+	udp         = "udp"
+)
 
 // specOf gives the normal form of a wanted rule.
 func specOf(r firewall.Rule, comment string) spec {
@@ -35,6 +40,11 @@ func specOf(r firewall.Rule, comment string) spec {
 		s.target = "MASQUERADE"
 	case firewall.MasqueradeRP:
 		s.target, s.options = "MASQUERADE", randomPorts
+	case firewall.Discard:
+		s.target = "DROP"
+	}
+	if r.Port != 0 {
+		s.protocol = udp
 	}
 	s.rule.Verdict = 0
 	s.rule.Src, s.rule.Dst = normal(r.Src), normal(r.Dst)
@@ -66,6 +76,9 @@ func (s spec) String() string {
 			b.WriteString(a.option + " " + a.Prefix.String() + " ")
 		}
 	}
+	if s.rule.Port != 0 {
+		fmt.Fprintf(&b, "-p %[1]s -m %[1]s --dport %[2]d ", udp, s.rule.Port)
+	}
 	if s.comment != "" {
 		b.WriteString(`-m comment --comment "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s.comment) + `" `)
 	}
@@ -89,7 +102,7 @@ func parseRule(text string) (s spec, known bool) {
 		known = known && ok
 		words = words[n:]
 	}
-	return s, known && s.target != ""
+	return s, known && s.target != "" && (s.protocol != "") == (s.rule.Port != 0)
 }
 
 // option reads one option and its argument at the head of the words, and tells
@@ -119,7 +132,14 @@ func (s *spec) option(words []string, not bool) (n int, ok bool) {
 		ok = option == "-j" && s.target == ""
 		s.target = value
 	case option == "-m":
-		ok = value == "mark" || value == "comment"
+		ok = value == "mark" || value == "comment" || value == udp
+	case option == "-p":
+		ok = value == udp && s.protocol == ""
+		s.protocol = value
+	case option == "--dport":
+		port, err := strconv.ParseUint(value, 10, 16)
+		ok = err == nil && s.rule.Port == 0
+		s.rule.Port = uint16(port)
 	case option == "--mark":
 		ok = s.readMark(value)
 	case option == "--comment":

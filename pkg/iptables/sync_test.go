@@ -41,7 +41,7 @@ func TestSyncFromNothing(t *testing.T) {
 		want := everything(four)
 		b.ran()
 		changes := b.sync(want, four)
-		if len(changes) != 4 {
+		if len(changes) != 6 {
 			t.Errorf("changes: %q", changes)
 		}
 		b.differ("commands", strings.Join(b.ran(), "\n"), "iptables-save\niptables-restore --noflush --wait=5\niptables-save")
@@ -69,7 +69,7 @@ func TestIPv6(t *testing.T) {
 		b.must(err)
 		b.Tables = tables
 		b.others("ip6tables -A FORWARD -d fd42::9 -j DROP; ip6tables -t raw -A PREROUTING -d fd42:0:0:7::2 -j DROP")
-		if changes := b.sync(everything(six), six, four); len(changes) != 6 {
+		if changes := b.sync(everything(six), six, four); len(changes) != 8 {
 			b.t.Errorf("changes: %q", changes)
 		}
 		b.settled(everything(six), six)
@@ -162,7 +162,7 @@ func TestRemoveWhatOthersUse(t *testing.T) {
 		b.sync(everything(four))
 		b.others("iptables -N MINE; iptables -A MINE -j FLANNEL-FWD; iptables -t nat -A POSTROUTING -o eth7 -g FLANNEL-POSTRTG")
 		changes := b.sync(nil)
-		if len(changes) != 2 || !strings.Contains(strings.Join(changes, ""), "emptied, but kept") {
+		if len(changes) != 3 || !strings.Contains(strings.Join(changes, ""), "emptied, but kept") {
 			b.t.Errorf("changes: %q", changes)
 		}
 		rules := b.rules()

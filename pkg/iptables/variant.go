@@ -47,7 +47,7 @@ func LegacyTables(family Family) (names []string, err error) {
 // forwards.
 func (t *Tables) Beside(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
 	return t.keep(ctx, owner, func(text string, l listing) (needed []firewall.Chain) {
-		for _, c := range want {
+		for _, c := range firewall.Accepts(want) {
 			if c.Hook == firewall.PreRouting || c.Hook == firewall.Forward && mayDrop(l, policies(text)) {
 				needed = append(needed, c)
 			}

@@ -62,6 +62,9 @@ func (r rule) expressions(table Family) attrs {
 			matchAddress(add, a.Match, a.offset)
 		}
 	}
+	if r.Port != 0 {
+		matchPort(add, r.Port)
+	}
 	if r.Counter {
 		add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
 	}
@@ -74,8 +77,29 @@ func (r rule) expressions(table Family) attrs {
 		add("masq", nil)
 	case firewall.MasqueradeRP:
 		add("masq", attrs{}.u32(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
+	case firewall.Discard:
+		add("immediate", verdict(nfDrop))
 	}
 	return list
+}
+
+// portAt is where UDP has the port of the receiver (RFC 768), in bytes.
+const portAt = 2
+
+// matchPort is met by UDP to a port.
+func matchPort(add func(string, attrs), port uint16) {
+	add("meta", load(unix.NFTA_META_DREG).u32(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
+	add("cmp", compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_UDP}))
+	add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, portAt, 2))
+	add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, port)))
+}
+
+// payload loads bytes of a header.
+func payload(base uint32, offset, length int) attrs {
+	return load(unix.NFTA_PAYLOAD_DREG).
+		u32(unix.NFTA_PAYLOAD_BASE, base).
+		u32(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
+		u32(unix.NFTA_PAYLOAD_LEN, uint32(length))
 }
 
 // matchAddress compares as many bytes as the prefix has, or, if it ends within
@@ -86,10 +110,7 @@ func matchAddress(add func(string, attrs), m firewall.Match, offset int) {
 	if whole {
 		address = address[:bits/8]
 	}
-	add("payload", load(unix.NFTA_PAYLOAD_DREG).
-		u32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER).
-		u32(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
-		u32(unix.NFTA_PAYLOAD_LEN, uint32(len(address))))
+	add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, len(address)))
 	if !whole {
 		add("bitwise", and(net.CIDRMask(bits, m.Prefix.Addr().BitLen())))
 	}

@@ -212,6 +212,8 @@ func TestGolden(t *testing.T) {
 			"random":     {Overlay: o, Masquerade: true, RandomPorts: true},
 			"forward":    {Overlay: o, Forward: true},
 			"all":        {Overlay: o, Masquerade: true, RandomPorts: true, Forward: true},
+			"vxlan":      {Overlay: o, Forward: true, Tunnel: firewall.Tunnel{Port: 8472}},
+			"udp":        {Overlay: o, Forward: true, Tunnel: firewall.Tunnel{Port: 8285, Bound: true}},
 		} {
 			t.Run(name+"-"+options, func(t *testing.T) {
 				t.Parallel()

@@ -47,6 +47,7 @@ type reader struct {
 	rest   []expression
 	table  Family
 	result rule
+	udp    bool // the packet is
 }
 
 // parseRule reads a rule of a table back. It knows all forms that expressions
@@ -63,7 +64,7 @@ func parseRule(table Family, list []expression, userData []byte) (_ rule, ok boo
 			return rule{}, false
 		}
 	}
-	if len(r.rest) == 0 || !r.verdict() || r.result.Family != IPv4 && r.result.Family != IPv6 {
+	if len(r.rest) == 0 || !r.verdict() || r.udp != (r.result.Port != 0) || r.result.Family != IPv4 && r.result.Family != IPv6 {
 		return rule{}, false
 	}
 	return r.result, true
@@ -96,6 +97,9 @@ func (r *reader) step() bool {
 	case "meta":
 		return r.meta()
 	case "payload":
+		if r.rest[0].data[unix.NFTA_PAYLOAD_BASE].u32() == unix.NFT_PAYLOAD_TRANSPORT_HEADER {
+			return r.port()
+		}
 		return r.address()
 	case "counter":
 		r.next("counter")
@@ -124,6 +128,11 @@ func (r *reader) meta() bool {
 		}
 		r.result.Family = Family(with[0])
 		return true
+	case unix.NFT_META_L4PROTO:
+		with, not, ok := r.compared(from)
+		first := !r.udp
+		r.udp = true
+		return first && ok && !not && bytes.Equal(with, []byte{unix.IPPROTO_UDP})
 	case unix.NFT_META_MARK:
 		mask, ok := r.masked(from)
 		if !ok || len(mask) != 4 || r.result.Mark != 0 {
@@ -134,6 +143,20 @@ func (r *reader) meta() bool {
 		return ok && !not && bytes.Equal(with, mask)
 	}
 	return false
+}
+
+// port reads the comparison of the receiver's port.
+func (r *reader) port() bool {
+	p, _ := r.next("payload")
+	if p[unix.NFTA_PAYLOAD_OFFSET].u32() != portAt || p[unix.NFTA_PAYLOAD_LEN].u32() != 2 || r.result.Port != 0 {
+		return false
+	}
+	with, not, ok := r.compared(p[unix.NFTA_PAYLOAD_DREG].u32())
+	if !ok || not || len(with) != 2 {
+		return false
+	}
+	r.result.Port = binary.BigEndian.Uint16(with)
+	return r.result.Port != 0
 }
 
 // address reads the comparison of an address with a prefix.
@@ -214,6 +237,8 @@ func (r *reader) verdict() bool {
 		r.result.Verdict = firewall.Accept
 	case ok && code == unix.NFT_RETURN:
 		r.result.Verdict = firewall.Return
+	case ok && code == nfDrop:
+		r.result.Verdict = firewall.Discard
 	default:
 		return false
 	}

@@ -33,11 +33,14 @@ func randomMatch(r *rand.Rand, f Family) firewall.Match {
 func randomRule(r *rand.Rand, f Family, hook firewall.Hook) rule {
 	verdicts := []firewall.Verdict{firewall.Return, firewall.Accept, firewall.Masquerade, firewall.MasqueradeRP}
 	if hook != firewall.PostRouting {
-		verdicts = verdicts[:2]
+		verdicts = []firewall.Verdict{firewall.Return, firewall.Accept, firewall.Discard}
 	}
 	out := firewall.Rule{Src: randomMatch(r, f), Dst: randomMatch(r, f), Verdict: verdicts[r.IntN(len(verdicts))]}
 	if r.IntN(3) == 0 {
 		out.Mark = r.Uint32()
+	}
+	if r.IntN(3) == 0 {
+		out.Port = uint16(1 + r.IntN(65535))
 	}
 	return newRule(f, hook, out)
 }
@@ -78,7 +81,7 @@ func TestKernelEcho(t *testing.T) {
 	for range 20 {
 		for _, f := range []Family{IPv4, IPv6} {
 			var want []firewall.Chain
-			for _, h := range []firewall.Hook{firewall.PostRouting, firewall.Forward} {
+			for _, h := range ownHooks() {
 				c := firewall.Chain{Hook: h}
 				for range r.IntN(30) {
 					if rule := randomRule(r, f, h).Rule; !rule.Shared() {

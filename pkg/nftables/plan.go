@@ -24,7 +24,7 @@ func newPlan(family Family, owner firewall.Owner, want wanted, w world) *plan {
 	p.table(want.own, w)
 	for _, f := range w.foreign {
 		var rules []rule
-		for _, c := range want.guests {
+		for _, c := range firewall.Accepts(want.guests) {
 			if c.Hook == f.hook && !slices.Contains(want.except, f.String()) {
 				rules = p.rules(c)
 			}
@@ -59,8 +59,17 @@ func own(h firewall.Hook) (name string, at place, ok bool) {
 		return "postrtg", place{"nat", unix.NF_INET_POST_ROUTING, 100}, true
 	case firewall.Forward:
 		return "forward", place{"filter", unix.NF_INET_FORWARD, 0}, true
+	case firewall.Input:
+		return "input", place{"filter", unix.NF_INET_LOCAL_IN, 0}, true
+	case firewall.Output:
+		return "output", place{"filter", unix.NF_INET_LOCAL_OUT, 0}, true
 	}
 	return "", place{}, false
+}
+
+// ownHooks are those that have a chain of our table.
+func ownHooks() []firewall.Hook {
+	return []firewall.Hook{firewall.PostRouting, firewall.Forward, firewall.Input, firewall.Output}
 }
 
 // holdings are the rules of a chain of our table by whose they are, in order.
@@ -91,7 +100,7 @@ func (p *plan) table(want []firewall.Chain, w world) {
 	gone := message{kind: unix.NFT_MSG_DELTABLE, family: p.family, body: body}
 	var all []contents
 	needed := false
-	for _, h := range []firewall.Hook{firewall.PostRouting, firewall.Forward} {
+	for _, h := range ownHooks() {
 		c := p.contents(h, want, w.chains)
 		needed = needed || c.needed()
 		all = append(all, c)
@@ -174,7 +183,7 @@ func sound(w world) bool {
 		return false
 	}
 	for _, c := range w.chains {
-		if !slices.ContainsFunc([]firewall.Hook{firewall.PostRouting, firewall.Forward}, func(h firewall.Hook) bool {
+		if !slices.ContainsFunc(ownHooks(), func(h firewall.Hook) bool {
 			name, at, _ := own(h)
 			return c.base && c.name == name && c.place == at
 		}) {
