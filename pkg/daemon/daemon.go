@@ -231,6 +231,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
 	})
 	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
+	d.rules.tunnel = d.tunnel
 	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
 	tasks.Go(func() { d.rules.others.trust.run(ctx) })
 	tasks.Go(func() { d.checks.run(ctx) })

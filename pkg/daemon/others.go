@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/firewalld"
 	"flanneld/pkg/iptables"
@@ -281,15 +282,13 @@ func (d *daemon) probes() (p probes, ok bool) {
 	for _, peer := range view.Peers {
 		p.peers = append(p.peers, peer.PublicIP)
 	}
-	for _, l := range d.net.Base(f, view.Own).Links {
-		if l.Port != 0 {
-			p.tunnel = &firewall.Packet{
-				In: d.uplink.Load().Iface, Dst: d.uplink.Load().Addr, ToHost: true,
-				Protocol: unix.IPPROTO_UDP, SrcPort: uint16(l.Port), DstPort: uint16(l.Port),
-			}
-			if l.VNI != 0 {
-				p.tunnel.SrcPort = vxlanSourcePort
-			}
+	if l, ok := d.tunnelLink(f); ok {
+		p.tunnel = &firewall.Packet{
+			In: d.uplink.Load().Iface, Dst: d.uplink.Load().Addr, ToHost: true,
+			Protocol: unix.IPPROTO_UDP, SrcPort: uint16(l.Port), DstPort: uint16(l.Port),
+		}
+		if l.Kind == dataplane.KindVXLAN {
+			p.tunnel.SrcPort = vxlanSourcePort
 		}
 	}
 	here, there := view.Own.Subnet.Addr().Next(), d.net.Network.Addr().Next()

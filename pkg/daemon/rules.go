@@ -66,6 +66,7 @@ type rules struct {
 	options RuleOptions
 	choice  atomic.Int32            // a netconf.Choice; may change
 	overlay func() firewall.Overlay // as it is now
+	tunnel  func() firewall.Tunnel  // what carries it
 	log     *slog.Logger
 
 	wake    chan struct{}
@@ -255,13 +256,14 @@ func taken(o firewall.Overlay) bool {
 
 // wanter says what rules are wanted now, of a set.
 func (r *rules) wanter() func(ruleSet) []firewall.Chain {
-	now, o := r.overlay(), r.options
+	now, tunnel, o := r.overlay(), r.tunnel(), r.options
 	return func(set ruleSet) []firewall.Chain {
 		return firewall.Rules(firewall.Options{
 			Overlay:     now,
 			Masquerade:  o.Masquerade,
 			RandomPorts: !o.KeepPorts && set.RandomPorts(),
 			Forward:     o.Forward,
+			Tunnel:      tunnel,
 		})
 	}
 }

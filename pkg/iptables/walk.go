@@ -35,6 +35,9 @@ func barriers(command string, l listing, policies map[string]string, p firewall.
 			continue
 		}
 		w := firewall.Walk{Steps: func(chain string) (steps []firewall.Step, err error) {
+			if chain == firewall.Input.SharedChain() {
+				return nil, nil // ours: it drops nothing of peers'
+			}
 			for _, rule := range l[table][chain] {
 				if s, ends := stepOf(rule, l[table], p); ends && s.Met != firewall.No {
 					steps = append(steps, s)

@@ -206,12 +206,15 @@ func (c *conn) generation() (id uint32, err error) {
 }
 
 // commit carries out all messages or none, if the rules are still those of the
-// generation.
+// generation; 0 is any.
 func (c *conn) commit(generation uint32, ms []message) error {
 	first := c.seq + 1
 	next := func() uint32 { c.seq++; return c.seq }
-	b := appendMessage(nil, unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, next(), 0, unix.NFNL_SUBSYS_NFTABLES,
-		attrs{}.u32(unix.NFNL_BATCH_GENID, generation))
+	var valid attrs
+	if generation != 0 {
+		valid = valid.u32(unix.NFNL_BATCH_GENID, generation)
+	}
+	b := appendMessage(nil, unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, next(), 0, unix.NFNL_SUBSYS_NFTABLES, valid)
 	for i, m := range ms {
 		// Failures are told anyhow; of success we want to hear once.
 		if i == len(ms)-1 {

@@ -223,7 +223,7 @@ func TestWatchOverflow(t *testing.T) {
 	// The Syncs themselves are no news; that some of them were lost is.
 	deadline := time.AfterFunc(patience, func() { stop(); c.interrupt() })
 	defer deadline.Stop()
-	c.follow(ctx, b.tables.conn.port, func() { signals++; stop() })
+	c.follow(ctx, []func(uint32) bool{func(port uint32) bool { return port == b.tables.conn.port }}, func() { signals++; stop() })
 	if signals == 0 {
 		t.Error("no signal")
 	}

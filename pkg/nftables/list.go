@@ -107,6 +107,7 @@ func (c *conn) list(family Family) (w world, err error) {
 		}
 		own := tables[i].family == family && tables[i].name == family.tableName()
 		hook, guests := ch.takesGuests()
+		guests = guests && !ownTable(ch.family, ch.table)
 		if own || guests {
 			if ch.rules, err = c.rules(ch.chainName); err != nil {
 				return w, err

@@ -111,6 +111,9 @@ func passing(err error) bool {
 // Close frees the socket. A Watch ends with its context.
 func (t *Tables) Close() error { return errors.Join(t.conn.close(), t.ns.Close()) }
 
+// Port is what the kernel knows the socket by that changes are made by.
+func (t *Tables) Port() uint32 { return t.conn.port }
+
 // RandomPorts tells whether masquerading can choose ports at random. All kernels
 // whose nftables can masquerade at all (3.18) can do that.
 func (t *Tables) RandomPorts() bool { return true }

@@ -63,6 +63,9 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 		if i < 0 {
 			return nil, errChanged
 		}
+		if ownTable(base.family, base.table) {
+			continue // it drops nothing of peers'
+		}
 		if !base.base || base.place.kind != "filter" || tables[i].flags&dormant != 0 || !slices.Contains(hooks(p), base.place.hook) {
 			continue
 		}
@@ -100,6 +103,9 @@ type viewer struct {
 func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
 	if v.ctx.Err() != nil {
 		return nil, context.Cause(v.ctx)
+	}
+	if chain == firewall.Input.SharedChain() {
+		return nil, nil // ours, by iptables: it drops nothing of peers'
 	}
 	in := chainName{v.family, v.table, chain}
 	var rules [][]expression

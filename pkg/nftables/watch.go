@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +20,9 @@ const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
 // Watch signals that somebody else has changed any nftables object of the
 // namespace, until ctx ends; then the channel is closed. It is subscribed when
 // it returns: a Sync later misses nothing. Several changes before a read are one
-// signal. Lost news count as a change.
-func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
+// signal. Lost news count as a change. What sockets do that are ours, too, is no change by
+// somebody else.
+func (t *Tables) Watch(ctx context.Context, ours ...func(port uint32) bool) (<-chan struct{}, error) {
 	c, err := t.dialWithin(unix.NFNLGRP_NFTABLES)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
@@ -30,7 +32,8 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 		defer close(out)
 		defer c.close()
 		defer context.AfterFunc(ctx, c.interrupt)()
-		c.follow(ctx, t.conn.port, func() {
+		ours := append(ours, func(port uint32) bool { return port == t.conn.port })
+		c.follow(ctx, ours, func() {
 			select {
 			case out <- struct{}{}:
 			default: // one is there that was not read yet
@@ -40,8 +43,8 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return out, nil
 }
 
-// follow reads news until ctx ends. What the socket of the port did is none.
-func (c *conn) follow(ctx context.Context, port uint32, changed func()) {
+// follow reads news until ctx ends. What our sockets did is none.
+func (c *conn) follow(ctx context.Context, ours []func(port uint32) bool, changed func()) {
 	for {
 		b, err := c.wait()
 		if ctx.Err() != nil {
@@ -55,7 +58,7 @@ func (c *conn) follow(ctx context.Context, port uint32, changed func()) {
 			continue
 		}
 		for h := range messages(b) {
-			if h.kind == newGeneration && h.port != port {
+			if h.kind == newGeneration && !slices.ContainsFunc(ours, func(is func(uint32) bool) bool { return is(h.port) }) {
 				changed()
 			}
 		}

@@ -1,0 +1,337 @@
+package nftables
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+)
+
+const (
+	// lockPrefix begins the name of a network's table for its lock, which has no other purpose.
+	// Each network has one, so that no daemon writes what another one keeps.
+	lockPrefix = "flannel-lock-"
+	lockSet    = "peers"
+	lockChain  = "input"
+
+	// addressType is the data type of IPv4 addresses in nft(8) (TYPE_IPADDR), which shows them by it.
+	addressType = 7
+	// lockBatch is how many elements a message has; they have 16 bytes each, and an
+	// attribute at most 64 KiB.
+	lockBatch = 1000
+	// vniAt is where a VXLAN packet has its VNI, in bytes from the UDP header.
+	vniAt = 8 + 4
+)
+
+// lockPlace is before all filters, which then have less to do.
+func lockPlace() place { return place{"filter", unix.NF_INET_LOCAL_IN, -10} }
+
+// LockTable names the table of a network's lock, for people.
+func LockTable(network netip.Prefix) string { return "ip " + lockPrefix + network.String() }
+
+// ownTable reports whether a table is that of a flanneld.
+func ownTable(family Family, name string) bool {
+	return (family == IPv4 || family == IPv6) && name == family.tableName() || family == IPv4 && strings.HasPrefix(name, lockPrefix)
+}
+
+// SyncLock makes the table of a network's lock what it is to be. Unless it prunes, it leaves
+// addresses that are no peers'.
+func (t *Tables) SyncLock(ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range attempts {
+		if !pause(ctx, time.Duration(i)*backOff) {
+			return nil, ctx.Err()
+		}
+		changes, err = t.conn.syncLock(l, peers, prune)
+		if !errors.Is(err, errChanged) {
+			break
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("nftables: %w", err)
+	}
+	return changes, err
+}
+
+// EditLock adds peers to a lock, and removes some, without a look at the rest. It fails if
+// the lock is damaged.
+func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ms := append(lockElements(network, unix.NFT_MSG_NEWSETELEM, add), lockElements(network, unix.NFT_MSG_DELSETELEM, remove)...)
+	if len(ms) == 0 {
+		return nil
+	}
+	if err := t.conn.commit(0, ms); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	return nil
+}
+
+// Unlock removes the table of a network's lock, if there is one.
+func (t *Tables) Unlock(network netip.Prefix) (removed bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err = t.conn.commit(0, []message{{kind: unix.NFT_MSG_DELTABLE, family: IPv4, body: lockAttrs(network, unix.NFTA_TABLE_NAME)}})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("nftables: %w", err)
+	}
+	return err == nil, err
+}
+
+// Locked reports whether there is a table for a network's lock.
+func (t *Tables) Locked(network netip.Prefix) (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tables, err := t.conn.tables(IPv4)
+	return slices.ContainsFunc(tables, func(t table) bool { return t.name == lockPrefix+network.String() }), err
+}
+
+// lockAttrs names the table in a request.
+func lockAttrs(network netip.Prefix, kind uint16) attrs {
+	return attrs{}.text(kind, lockPrefix+network.String())
+}
+
+func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
+	generation, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	there, sound, err := c.lockSound(l)
+	if err != nil {
+		return nil, err
+	}
+	var ms []message
+	have := map[netip.Addr]struct{}{}
+	if sound {
+		if have, err = c.lockPeers(l.Network); err != nil {
+			return nil, err
+		}
+	} else {
+		verb := "made"
+		if there {
+			verb = "made anew"
+			ms = append(ms, message{kind: unix.NFT_MSG_DELTABLE, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME)})
+		}
+		ms = append(ms, lockMessages(l)...)
+		changes = append(changes, fmt.Sprintf("%s table %s", verb, LockTable(l.Network)))
+	}
+	add, remove := missing(peers, have), []netip.Addr(nil)
+	if prune {
+		remove = missing(have, peers)
+	}
+	if len(add)+len(remove) > 0 {
+		changes = append(changes, fmt.Sprintf("added %d addresses of peers, removed %d", len(add), len(remove)))
+	}
+	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_NEWSETELEM, add)...)
+	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_DELSETELEM, remove)...)
+	if len(ms) == 0 {
+		return nil, nil
+	}
+	return changes, c.commit(generation, ms)
+}
+
+// missing returns what is in a, and not in b.
+func missing(a, b map[netip.Addr]struct{}) (all []netip.Addr) {
+	for k := range a {
+		if _, ok := b[k]; !ok {
+			all = append(all, k)
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return all
+}
+
+// lockMessages make the table with an empty set.
+func lockMessages(l firewall.Lock) []message {
+	const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	at := lockPlace()
+	hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(at.priority))
+	return []message{
+		{kind: unix.NFT_MSG_NEWTABLE, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME).u32(unix.NFTA_TABLE_FLAGS, 0)},
+		{kind: unix.NFT_MSG_NEWSET, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_SET_TABLE).text(unix.NFTA_SET_NAME, lockSet).
+			u32(unix.NFTA_SET_FLAGS, 0).u32(unix.NFTA_SET_KEY_TYPE, addressType).u32(unix.NFTA_SET_KEY_LEN, 4).u32(unix.NFTA_SET_ID, 1)},
+		{kind: unix.NFT_MSG_NEWCHAIN, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).text(unix.NFTA_CHAIN_NAME, lockChain).
+			u32(unix.NFTA_CHAIN_POLICY, nfAccept).nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, at.kind)},
+		{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | unix.NLM_F_APPEND, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
+			text(unix.NFTA_RULE_CHAIN, lockChain).nest(unix.NFTA_RULE_EXPRESSIONS, lockRule(l))},
+	}
+}
+
+// lockRule is the only rule, as nft(8) writes it:
+//
+//	udp dport 8472 @th,96,24 1 ip saddr != @peers counter drop
+//	ip daddr 192.0.2.7 udp dport 8285 ip saddr != @peers counter drop
+func lockRule(l firewall.Lock) (list attrs) {
+	add := func(name string, data attrs) {
+		e := attrs{}.text(unix.NFTA_EXPR_NAME, name)
+		list = list.nest(unix.NFTA_LIST_ELEM, e.nest(unix.NFTA_EXPR_DATA, data))
+	}
+	if l.Local.IsValid() {
+		matchAddress(add, firewall.In(netip.PrefixFrom(l.Local, l.Local.BitLen())), IPv4.destination())
+	}
+	matchPort(add, l.Port)
+	if !l.Local.IsValid() {
+		add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vniAt, 3))
+		add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint32(nil, l.VNI)[1:]))
+	}
+	add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, IPv4.source(), 4))
+	add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, lockSet).u32(unix.NFTA_LOOKUP_SREG, register).u32(unix.NFTA_LOOKUP_FLAGS, unix.NFT_LOOKUP_F_INV))
+	add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
+	add("immediate", verdict(nfDrop))
+	return list
+}
+
+// lockElements add addresses to the set, or remove them.
+func lockElements(network netip.Prefix, kind uint16, peers []netip.Addr) (ms []message) {
+	m := message{kind: kind, family: IPv4}
+	if kind == unix.NFT_MSG_NEWSETELEM {
+		m.flags = unix.NLM_F_CREATE
+	}
+	for some := range slices.Chunk(peers, lockBatch) {
+		var list attrs
+		for _, a := range some {
+			key := attrs{}.nest(unix.NFTA_SET_ELEM_KEY, attrs{}.bytes(unix.NFTA_DATA_VALUE, a.AsSlice()))
+			list = list.nest(unix.NFTA_LIST_ELEM, key)
+		}
+		m.body = lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
+			nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
+		ms = append(ms, m)
+	}
+	return ms
+}
+
+// lockSound reports whether there is a table for a network's lock, and whether it is as
+// lockMessages makes it, whatever the set holds.
+func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
+	name := lockPrefix + l.Network.String()
+	tables, err := c.tables(IPv4)
+	if err != nil {
+		return false, false, err
+	}
+	i := slices.IndexFunc(tables, func(t table) bool { return t.name == name })
+	if i < 0 {
+		return false, false, nil
+	}
+	if tables[i].flags != 0 || tables[i].uses != 2 { // the chain and the set
+		return true, false, nil
+	}
+	chains, err := c.chains(IPv4)
+	if err != nil {
+		return true, false, err
+	}
+	in := chainName{IPv4, name, lockChain}
+	i = slices.IndexFunc(chains, func(ch chain) bool { return ch.chainName == in })
+	if i < 0 || !chains[i].base || chains[i].place != lockPlace() || chains[i].policy != nfAccept {
+		return true, false, nil
+	}
+	plain, err := c.lockSetPlain(name)
+	if err != nil || !plain {
+		return true, false, err
+	}
+	var rules [][]string
+	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
+		if m[unix.NFTA_RULE_TABLE].text() == name && m[unix.NFTA_RULE_CHAIN].text() == lockChain {
+			rules = append(rules, described(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
+		}
+	}, IPv4)
+	if err != nil {
+		return true, false, fmt.Errorf("list rules of %s: %w", in, err)
+	}
+	return true, len(rules) == 1 && slices.Equal(rules[0], described(parseExpressions(lockRule(l)))), nil
+}
+
+// lockSetPlain reports whether the set is one of IPv4 addresses without more.
+func (c *conn) lockSetPlain(table string) (plain bool, err error) {
+	body := attrs{}.text(unix.NFTA_SET_TABLE, table).text(unix.NFTA_SET_NAME, lockSet)
+	err = c.ask(message{kind: unix.NFT_MSG_GETSET, family: IPv4, body: body}, func(_ Family, b []byte) {
+		m := read(b)
+		plain = m[unix.NFTA_SET_FLAGS].u32() == 0 && m[unix.NFTA_SET_KEY_LEN].u32() == 4
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("read set %s of ip %s: %w", lockSet, table, err)
+	}
+	return plain, err
+}
+
+// lockPeers lists the set.
+func (c *conn) lockPeers(network netip.Prefix) (map[netip.Addr]struct{}, error) {
+	all := map[netip.Addr]struct{}{}
+	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
+	err := c.ask(message{kind: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, family: IPv4, body: body}, func(_ Family, b []byte) {
+		for kind, list := range fields(b) {
+			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				continue
+			}
+			for _, e := range fields(list) {
+				if a, ok := elementAddress(e); ok {
+					all[a] = struct{}{}
+				}
+			}
+		}
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil, errChanged
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
+	}
+	return all, nil
+}
+
+func elementAddress(element []byte) (netip.Addr, bool) {
+	for kind, key := range fields(element) {
+		if kind != unix.NFTA_SET_ELEM_KEY {
+			continue
+		}
+		for kind, v := range fields(key) {
+			if kind == unix.NFTA_DATA_VALUE {
+				a, ok := netip.AddrFromSlice(v)
+				return a, ok && a.Is4()
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// described gives expressions a form in which those that do the same are equal. Those that
+// lockRule does not use are equal to none.
+func described(list []expression) (all []string) {
+	for _, x := range list {
+		u := func(kind uint16) uint32 { return x.data[kind].u32() }
+		text := "unknown " + x.name
+		switch x.name {
+		case "meta":
+			text = fmt.Sprint("meta ", u(unix.NFTA_META_KEY), u(unix.NFTA_META_DREG))
+		case "payload":
+			text = fmt.Sprint("payload ", u(unix.NFTA_PAYLOAD_BASE), u(unix.NFTA_PAYLOAD_OFFSET), u(unix.NFTA_PAYLOAD_LEN), u(unix.NFTA_PAYLOAD_DREG))
+		case "cmp":
+			text = fmt.Sprintf("cmp %d %d %x", u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), []byte(read(x.data[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE]))
+		case "lookup":
+			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].text(), u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
+		case "counter":
+			text = "counter"
+		case "immediate":
+			if code, chain, ok := x.verdict(); ok {
+				text = fmt.Sprintf("verdict %d %s", code, chain)
+			}
+		}
+		all = append(all, text)
+	}
+	return all
+}
