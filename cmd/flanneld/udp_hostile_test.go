@@ -91,6 +91,18 @@ func (c *cluster) dial(h *lab.Host, to netip.AddrPort) net.Conn {
 	return conn
 }
 
+// dialFrom opens a UDP socket of a host or a container at a port of its own, 0 for any.
+func (c *cluster) dialFrom(e *lab.Endpoint, port int, to netip.AddrPort) net.Conn {
+	c.t.Helper()
+	var conn net.Conn
+	c.must(e.Do(func() (err error) {
+		conn, err = net.DialUDP("udp4", &net.UDPAddr{Port: port}, net.UDPAddrFromAddrPort(to))
+		return err
+	}))
+	c.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 // listener receives on a port of a container and gives what came.
 func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) string {
 	c.t.Helper()
@@ -108,15 +120,15 @@ func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) strin
 	}
 }
 
-// TestUDPLetsNoOneIn: a host that is no peer, and a peer that lies about who it
-// is, reach no container; with AllowUnknownSources they do.
+// TestUDPLetsNoOneIn: a host that is no peer, a local user of a peer, and a container there
+// that is masqueraded reach no container; with AllowUnknownSources the first two do.
 func TestUDPLetsNoOneIn(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		t.Run(fmt.Sprintf("AllowUnknownSources=%t", open), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 3})
 			c.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","Backend":{"Type":"udp","AllowUnknownSources":%t}}`, open))
 			for _, h := range c.Hosts[:2] {
-				_, err := h.Start()
+				_, err := h.Start("-ip-masq=true")
 				c.must(err)
 				c.must(h.Flanneld().WaitReady(c.ctx))
 				k, err := h.AddContainer()
@@ -128,21 +140,34 @@ func TestUDPLetsNoOneIn(t *testing.T) {
 			received := c.listener(victim, 7777)
 			port := netip.AddrPortFrom(c.Hosts[0].Addr, 8285)
 			fromStranger := c.dial(stranger, port)
-			for _, p := range []struct {
-				what string
-				from netip.Addr
+			for _, attacker := range []struct {
+				name  string
+				conn  net.Conn
+				never bool
 			}{
-				{"as a container", other.Addr},
-				{"as a routed client", netip.MustParseAddr("203.0.113.9")},
+				{"a stranger", fromStranger, false},
+				{"a local user of a peer", c.dial(c.Hosts[1], port), false},
+				{"a container of a peer", c.dialFrom(&other.Endpoint, 0, port), true},
+				{"a container of a peer, from the tunnel's port", c.dialFrom(&other.Endpoint, 8285, port), true},
 			} {
-				_, err := fromStranger.Write(inner(p.from, victim.Addr, 7777, p.what))
-				c.must(err)
-				want := ""
-				if open {
-					want = p.what
-				}
-				if got := received(200 * time.Millisecond); got != want {
-					t.Errorf("a stranger %s: received %q, want %q", p.what, got, want)
+				for _, p := range []struct {
+					what string
+					from netip.Addr
+				}{
+					{"as a container", other.Addr},
+					{"as a routed client", netip.MustParseAddr("203.0.113.9")},
+				} {
+					_, err := attacker.conn.Write(inner(p.from, victim.Addr, 7777, p.what))
+					if !attacker.never { // an answer to the one before may say that nobody is there
+						c.must(err)
+					}
+					want := ""
+					if open && !attacker.never {
+						want = p.what
+					}
+					if got := received(200 * time.Millisecond); got != want {
+						t.Errorf("%s %s: received %q, want %q", attacker.name, p.what, got, want)
+					}
 				}
 			}
 			testFlood(c, fromStranger)

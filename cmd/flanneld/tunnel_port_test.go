@@ -1,0 +1,119 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// inVXLAN makes the payload of a VXLAN packet (RFC 7348) of an IPv4 packet, for the VTEP with a MAC.
+func inVXLAN(vni uint32, mac net.HardwareAddr, packet []byte) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8)
+	b = append(append(b, mac...), 2, 0, 0, 0, 0, 9, 8, 0)
+	return append(b, packet...)
+}
+
+// vtepMAC is the MAC of a host's VXLAN device.
+func (c *cluster) vtepMAC(h *lab.Host) (mac net.HardwareAddr) {
+	c.t.Helper()
+	c.must(h.Do(func() error {
+		i, err := net.InterfaceByName("flannel.1")
+		if err == nil {
+			mac = i.HardwareAddr
+		}
+		return err
+	}))
+	return mac
+}
+
+// TestContainersReachNoTunnelPort: what a container sends to the VXLAN port of any host, at
+// whatever address, injects nothing, wherever the rules are kept. What stays between
+// containers passes.
+func TestContainersReachNoTunnelPort(t *testing.T) {
+	need(t, "iptables-nft", "iptables-legacy", "nft")
+	for _, k := range keepers {
+		t.Run(k.name, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 2})
+			c.put("config", k.config)
+			var daemons []*lab.Process
+			for _, h := range c.Hosts {
+				p, err := h.Run(lab.Command{
+					Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true"},
+					Env:  []string{"PATH=" + variantPath(t, k.iptables)},
+				})
+				c.must(err)
+				c.must(p.WaitReady(c.ctx))
+				daemons = append(daemons, p)
+			}
+			c.addContainers()
+			c.waitAllPairs()
+			victim, other := c.containers[0], c.containers[1]
+			received := c.listener(victim, 7777)
+			forged := inVXLAN(1, c.vtepMAC(c.Hosts[0]), inner(other.Addr, victim.Addr, 7777, "forged"))
+			own := c.subnet(c.Hosts[0]).Addr()
+			for _, attack := range []struct {
+				from *lab.Endpoint
+				to   netip.Addr
+			}{
+				{&other.Endpoint, c.Hosts[0].Addr},  // masqueraded
+				{&other.Endpoint, own},              // the device, by way of the overlay
+				{&other.Endpoint, own.Next()},       // the bridge
+				{&victim.Endpoint, c.Hosts[0].Addr}, // its own host
+				{&victim.Endpoint, own},
+				{&victim.Endpoint, own.Next()},
+			} {
+				_, err := c.dialFrom(attack.from, 0, netip.AddrPortFrom(attack.to, 8472)).Write(forged)
+				c.must(err)
+				if got := received(150 * time.Millisecond); got != "" {
+					t.Errorf("%s to %s: the container received %q", attack.from.Name, attack.to, got)
+				}
+			}
+			nested := c.listener(victim, 8472)
+			_, err := c.dialFrom(&other.Endpoint, 0, netip.AddrPortFrom(victim.Addr, 8472)).Write([]byte("of their own"))
+			c.must(err)
+			if got := nested(2 * time.Second); got != "of their own" {
+				t.Errorf("between containers: %q", got)
+			}
+			for _, p := range daemons {
+				if n := lines(p, "repaired packet filter rules") + lines(p, "drops what peers send"); n > 0 {
+					t.Errorf("%d complaints:\n%s", n, p.Logs())
+				}
+			}
+			rules := c.sh(c.Hosts[0], "{ iptables-nft-save -t filter; iptables-legacy-save -t filter; nft list table ip flannel-ipv4; } 2>/dev/null; true")
+			if n := strings.Count(rules, "8472"); n != 4 {
+				t.Errorf("%d rules name the port:\n%s", n, rules)
+			}
+		})
+	}
+}
+
+// TestLocalProcessAtTheTunnelsPort: with udp, a process that has the tunnel's port at the
+// bridge's address is not masqueraded into the tunnel.
+func TestLocalProcessAtTheTunnelsPort(t *testing.T) {
+	c := startCluster(t, 2, udpConfig, "-ip-masq=true")
+	victim, other := c.containers[0], c.containers[1]
+	received := c.listener(victim, 7777)
+	bridge := c.subnet(c.Hosts[1]).Addr().Next()
+	var conn net.Conn
+	c.must(c.Hosts[1].Do(func() (err error) {
+		conn, err = net.DialUDP("udp4", &net.UDPAddr{IP: bridge.AsSlice(), Port: 8285}, &net.UDPAddr{IP: c.Hosts[0].Addr.AsSlice(), Port: 8285})
+		return err
+	}))
+	defer conn.Close()
+	for i := range 20 {
+		_, err := conn.Write(inner(other.Addr, victim.Addr, 7777, fmt.Sprint("forged ", i)))
+		if err == nil {
+			t.Error("sent")
+		}
+	}
+	if got := received(150 * time.Millisecond); got != "" {
+		t.Errorf("the container received %q", got)
+	}
+	c.waitAllPairs()
+}
