@@ -198,6 +198,13 @@ func (c *cleanup) rules(ctx context.Context) error {
 		return errors.Join(errs...) // a kernel without it holds no rules there
 	}
 	defer nft.Close()
+	locked, err := nft.Locked(c.owner.Network)
+	if errs = append(errs, err); locked {
+		errs = append(errs, c.step("nft delete table "+nftables.LockTable(c.owner.Network), func() error {
+			_, err := nft.Unlock(c.owner.Network)
+			return err
+		}))
+	}
 	return errors.Join(append(errs, c.ruleSet(ctx, nftSet{nft}, func(ctx context.Context, o firewall.Owner) ([]string, error) {
 		return nft.Removal(ctx, nftables.IPv4, o)
 	}), c.firewalld(ctx, nft))...)

@@ -77,6 +77,7 @@ type daemon struct {
 	net      network
 	loop     *reconcile.Loop
 	rules    *rules
+	lock     *lock
 	checks   *checks
 	registry client
 	api      API // of registry
@@ -220,6 +221,8 @@ func (d *daemon) serve(ctx context.Context) error {
 		log: d.log, store: d.fds, life: &d.watchdog.loop,
 		ctx: ctx, lost: func() { d.loop.Reread() }, taken: d.anotherTUN, tunnels: map[string]*carrier{},
 	}
+	d.lock = newLock(d)
+	p.admit = d.lock.admit
 	defer p.close()
 	defer cancel()
 	wanted := d.net.Backend
@@ -233,9 +236,12 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
 	d.rules.tunnel = d.tunnel
 	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
+	d.rules.ours = d.lock.ours
 	tasks.Go(func() { d.rules.others.trust.run(ctx) })
 	tasks.Go(func() { d.checks.run(ctx) })
 	tasks.Go(func() { d.watch(events.Events()) })
+	locked := make(chan struct{}) // likewise
+	tasks.Go(func() { d.lock.run(ctx, func() { close(locked) }) })
 	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
 	ruled := make(chan struct{}) // tried once; neither success nor a command that hangs is waited for
 	tasks.Go(func() {
@@ -247,9 +253,15 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	select {
-	case <-ruled:
-	case <-time.After(rulesWithin):
+	for late := time.After(rulesWithin); ruled != nil || locked != nil; {
+		select {
+		case <-ruled:
+			ruled = nil
+		case <-locked:
+			locked = nil
+		case <-late:
+			ruled, locked = nil, nil
+		}
 	}
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, parseNetwork, d.reconfigure) })
 	d.files.begin(d.subnetEnv, d.wroteSubnetFile)
@@ -339,6 +351,7 @@ func (d *daemon) announce() {
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
 	d.checks.trigger()
+	close(d.lock.ready)
 }
 
 // notifyReady tells systemd, which waits for it.
@@ -422,6 +435,7 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 		case <-d.choice.C:
 			d.choice.rang()
 			d.facts.stale()
+			d.lock.trigger()
 			d.files.trigger()
 			d.loop.Trigger()
 		}
@@ -435,6 +449,7 @@ func (d *daemon) heard(e kernel.Event) {
 	}
 	if e&(kernel.Uplink|kernel.Overflow) != 0 {
 		d.facts.stale()
+		d.lock.trigger()
 		d.files.trigger()
 	} else if e&kernel.Candidates != 0 {
 		d.choice.within(d.facts.pause())
@@ -450,6 +465,7 @@ func (d *daemon) heard(e kernel.Event) {
 // follow takes a new view from the registry.
 func (d *daemon) follow(v lease.View) {
 	before := d.view.Swap(&v)
+	d.lock.follow(v)
 	d.loop.Trigger()
 	if before.Own.Subnet != v.Own.Subnet {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)

@@ -30,6 +30,7 @@ type plane struct {
 	ctx     context.Context // ends the tunnels
 	lost    func()          // called when one has ended before
 	taken   func()          // called when another program has the device of one
+	admit   func()          // called before operations: peers may be among them that are new
 
 	mu      sync.Mutex
 	tunnels map[string]*carrier // by link; only those that carry packets
@@ -78,6 +79,7 @@ func (p *plane) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 // kernel in as large batches as the order allows.
 func (p *plane) Apply(ops []dataplane.Op) []error {
 	p.life.beat()
+	p.admit()
 	errs := make([]error, len(ops))
 	changed := map[string]bool{}   // links whose table is another now
 	unopened := map[string]error{} // links that could not be taken up: nothing is done on them

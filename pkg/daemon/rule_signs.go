@@ -25,7 +25,7 @@ func (r *rules) signs(ctx context.Context) <-chan struct{} {
 		if !ok {
 			return nil, nil
 		}
-		return nft.Watch(ctx)
+		return nft.Watch(ctx, r.ours)
 	})
 	return out
 }

@@ -24,6 +24,7 @@ type RuleOptions struct {
 	Masquerade bool          // what leaves the overlay gets this host's address
 	KeepPorts  bool          // do not ask for random source ports with it
 	Forward    bool          // let the overlay's traffic through whatever others do
+	Lock       bool          // only hosts with a lease may send to the tunnel's port
 	Resync     time.Duration // between two looks at iptables, of whose changes nobody tells
 }
 
@@ -67,6 +68,7 @@ type rules struct {
 	choice  atomic.Int32            // a netconf.Choice; may change
 	overlay func() firewall.Overlay // as it is now
 	tunnel  func() firewall.Tunnel  // what carries it
+	ours    func(uint32) bool       // ports of sockets whose changes of nftables are no news
 	log     *slog.Logger
 
 	wake    chan struct{}

@@ -18,6 +18,9 @@ func (d *daemon) tunnelLink(f host.Facts) (link dataplane.Link, ok bool) {
 	return link, false
 }
 
+// bindsPort reports whether the link has its port at one address, and sends from there.
+func bindsPort(link dataplane.Link) bool { return link.Kind == dataplane.KindTUN }
+
 // tunnel is what the packet filter has to know of that link.
 func (d *daemon) tunnel() (t firewall.Tunnel) {
 	f := d.facts.last()
@@ -25,7 +28,7 @@ func (d *daemon) tunnel() (t firewall.Tunnel) {
 	if !ok {
 		return t
 	}
-	t.Port, t.Bound = uint16(link.Port), link.Kind == dataplane.KindTUN
+	t.Port, t.Bound = uint16(link.Port), bindsPort(link)
 	own := false // the uplink's address is in one of them
 	for _, r := range f.Underlay {
 		if r.Iface == f.Uplink && !r.Gateway.IsValid() && r.Dst.Bits() > d.net.Network.Bits() && d.net.Network.Contains(r.Dst.Addr()) {
