@@ -91,6 +91,7 @@ const storeRetry = 2 * time.Second
 
 // openStore makes the clients. It does no I/O but for reading the TLS files.
 func openStore(o etcd.Options, api API, host identity, log *slog.Logger, wrong *condition.List) (*store, error) {
+	o.OnFiles = func(err error) { noteFiles(wrong, err) }
 	s := &store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}}
 	if api != APIAuto {
 		s.apis = []API{api}
@@ -104,6 +105,19 @@ func openStore(o etcd.Options, api API, host identity, log *slog.Logger, wrong *
 		s.regs = append(s.regs, reg)
 	}
 	return s, nil
+}
+
+// noteFiles begins or ends the condition that the TLS files cannot be read again.
+func noteFiles(wrong *condition.List, err error) {
+	const id = "etcd-files"
+	if err == nil {
+		wrong.End(id)
+		return
+	}
+	wrong.Set(condition.Condition{
+		ID: id, Text: "cannot read the TLS files for etcd again, using those read before",
+		Fields: []any{"err", err},
+	})
 }
 
 func open(o etcd.Options, api API) (client, error) {

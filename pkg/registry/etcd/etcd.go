@@ -8,13 +8,10 @@
 package etcd
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"strings"
 )
 
@@ -29,8 +26,11 @@ type Options struct {
 
 	// TLS files, PEM. CAFile alone verifies the server; CertFile and KeyFile
 	// are this client's and go together. They are read again for each
-	// connection, so they may be renewed in place.
+	// connection, so they may be renewed in place: see Files.
 	CAFile, CertFile, KeyFile string
+	// OnFiles, if set, is told each time the TLS files are read again: nil, or what is wrong
+	// with them, while those that were read before are used. It must not block.
+	OnFiles func(error)
 
 	Username, Password string // Username empty: none
 }
@@ -156,38 +156,4 @@ func redact(endpoint string) string {
 		start = i + len("://")
 	}
 	return endpoint[:start] + "***" + endpoint[at:]
-}
-
-// TLS reads the TLS files. Without any, https endpoints are verified by the
-// system's roots. The client's certificate is read again at each handshake;
-// the CA by calling TLS again.
-func (o Options) TLS() (*tls.Config, error) {
-	if (o.CertFile == "") != (o.KeyFile == "") {
-		return nil, errors.New("-etcd-certfile and -etcd-keyfile go together: give both or neither")
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read -etcd-cafile: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("-etcd-cafile %s holds no PEM certificate", o.CAFile)
-		}
-	}
-	if o.CertFile != "" {
-		load := func() (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("load -etcd-certfile %s and -etcd-keyfile %s: %w", o.CertFile, o.KeyFile, err)
-			}
-			return &cert, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return c, nil
 }

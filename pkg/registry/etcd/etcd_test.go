@@ -72,7 +72,7 @@ func TestTLSFiles(t *testing.T) {
 		{etcd.Options{CertFile: gone, KeyFile: gone}, []string{"-etcd-certfile", gone}},
 	} {
 		c.o.Endpoints = []string{"etcd:2379"}
-		_, err := c.o.TLS()
+		_, err := c.o.Files()
 		for _, w := range c.want {
 			if err == nil || !strings.Contains(err.Error(), w) {
 				t.Errorf("%+v: error %v, want %q in it", c.o, err, w)

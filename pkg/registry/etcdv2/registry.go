@@ -63,11 +63,11 @@ func New(o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := o.TLS()
+	files, err := o.Files()
 	if err != nil {
 		return nil, err
 	}
-	t := newTransport(endpoints, o, tlsConfig)
+	t := newTransport(endpoints, o, files)
 	c, err := client.New(client.Config{
 		Endpoints: endpoints.urls,
 		Transport: t, // which limits the time of each request
@@ -105,8 +105,10 @@ func (r *Registry) Reconnect() { r.transport.lines.Cut() }
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }
 
-// Config implements registry.Registry.
+// Config implements registry.Registry. It is called now and then, which is when the TLS files
+// are looked at.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
+	r.transport.files.Check()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.config)

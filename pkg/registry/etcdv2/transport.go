@@ -46,13 +46,14 @@ type transport struct {
 	*http.Transport
 	lines     *etcd.Lines
 	options   Options
+	files     *etcd.Files
 	endpoints endpoints
 	// waiting is told when a watch after index from begins to wait at store
 	// index to, on a connection; an error ends it.
 	waiting func(from, to uint64, on net.Conn) error
 }
 
-func newTransport(e endpoints, o Options, tlsConfig *tls.Config) *transport {
+func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
 		// The long-poll waits on a connection without traffic.
@@ -70,7 +71,7 @@ func newTransport(e endpoints, o Options, tlsConfig *tls.Config) *transport {
 		}
 		return lines.Add(conn), nil
 	}
-	return &transport{lines: lines, options: o, endpoints: e, Transport: &http.Transport{
+	return &transport{lines: lines, options: o, files: files, endpoints: e, Transport: &http.Transport{
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			if _, ok := e.sockets[req.URL.Hostname()]; ok {
 				return nil, nil
@@ -78,28 +79,25 @@ func newTransport(e endpoints, o Options, tlsConfig *tls.Config) *transport {
 			return http.ProxyFromEnvironment(req)
 		},
 		DialContext: dial,
-		// With the files as they are then, the CA too; behind a proxy it is
-		// TLSClientConfig.
+		// Not through a proxy, where it is TLSClientConfig.
 		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := dial(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			return secure(ctx, o, conn, addr)
+			return secure(ctx, files, conn, addr)
 		},
-		TLSClientConfig:     tlsConfig,
+		TLSClientConfig:     files.Lasting(),
 		TLSHandshakeTimeout: answerTimeout,
 		IdleConnTimeout:     90 * time.Second,
 	}}
 }
 
 // secure speaks TLS on a connection to addr.
-func secure(ctx context.Context, o Options, conn net.Conn, addr string) (net.Conn, error) {
-	config, err := o.TLS()
-	if err == nil {
-		config.ServerName, _, err = net.SplitHostPort(addr)
-	}
-	if err != nil {
+func secure(ctx context.Context, files *etcd.Files, conn net.Conn, addr string) (net.Conn, error) {
+	config := files.Config()
+	var err error
+	if config.ServerName, _, err = net.SplitHostPort(addr); err != nil {
 		conn.Close()
 		return nil, err
 	}

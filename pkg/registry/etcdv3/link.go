@@ -45,6 +45,7 @@ const (
 // link is the connections to an etcd's endpoints, with the credentials.
 type link struct {
 	options   etcd.Options
+	files     *etcd.Files
 	endpoints etcd.Endpoints
 	conn      *grpc.ClientConn
 	lines     etcd.Lines
@@ -60,10 +61,11 @@ func newLink(o etcd.Options) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := o.TLS(); err != nil {
+	files, err := o.Files()
+	if err != nil {
 		return nil, err
 	}
-	l := &link{options: o, endpoints: endpoints, token: make(chan token, 1), troubles: map[string]error{}}
+	l := &link{options: o, files: files, endpoints: endpoints, token: make(chan token, 1), troubles: map[string]error{}}
 	l.token <- token{}
 	names := manual.NewBuilderWithScheme("etcd")
 	var state resolver.State
@@ -184,10 +186,7 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 }
 
 func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
-	config, err := h.l.options.TLS()
-	if err != nil {
-		return nil, err
-	}
+	config := h.l.files.Config()
 	config.ServerName = d.to.Hostname()
 	config.NextProtos = []string{"h2"}
 	conn := tls.Client(d.Conn, config)

@@ -128,8 +128,10 @@ func (r *Registry) Reconnect() { r.link.lines.Cut() }
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }
 
-// Config implements registry.Registry. Of an etcd that has no v3 API it says so.
+// Config implements registry.Registry. Of an etcd that has no v3 API it says so. It is called
+// now and then, which is when the TLS files are looked at.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
+	r.link.files.Check()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, answerTimeout, &pb.RangeRequest{Key: []byte(r.config), Limit: 1})
