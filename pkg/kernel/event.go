@@ -41,12 +41,13 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 		case ok && dst.Bits() == 0 && dst.Addr().Is4():
 			return Candidates
 		}
-	case unix.RTM_DELNEXTHOP: // the routes through it are gone, too
-		return Routes
-	case unix.RTM_NEWNEXTHOP:
-		// One that takes the place of another changes the routes through that,
-		// wherever its id lies; h repeats the flags of the request.
-		if id, _, _, ok := parseNextHop(body); ok && (w.interest.Scope.InRange(id) || h.Flags&unix.NLM_F_REPLACE != 0) {
+	case unix.RTM_DELNEXTHOP, unix.RTM_NEWNEXTHOP:
+		// With one that goes, go the routes through it; one that takes the place of another
+		// changes them. h repeats the flags of the request. A routing daemon's concern nobody
+		// as long as no route of the scope goes through such a one.
+		id, _, _, ok := parseNextHop(body)
+		through := kind == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
+		if ok && (w.interest.Scope.InRange(id) || through && !w.k.ownHops.Load()) {
 			return Routes
 		}
 	}

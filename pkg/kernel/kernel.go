@@ -28,6 +28,7 @@ type Kernel struct {
 	conn *conn
 
 	noNextHops atomic.Bool // the kernel has said that it has none
+	ownHops    atomic.Bool // in the last Snapshot, no route went through a nexthop out of the scope's range
 	forwarding forwarding
 }
 

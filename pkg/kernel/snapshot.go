@@ -197,7 +197,8 @@ func (k *Kernel) readRoutes(s *dataplane.State, scope dataplane.Scope, n names, 
 		}
 	}
 	var unnamed []routeEntry // by links that must be asked for, which cannot be done meanwhile
-	reset := func() { clear(s.Routes); s.Others, unnamed = 0, nil }
+	ownHops := true
+	reset := func() { clear(s.Routes); s.Others, unnamed, ownHops = 0, nil, true }
 	inside := func(dst netip.Prefix) bool {
 		if scope.Inside(dst) {
 			return true
@@ -206,6 +207,7 @@ func (k *Kernel) readRoutes(s *dataplane.State, scope dataplane.Scope, n names, 
 		return false
 	}
 	err := k.routes(family(scope.Network.Addr()), unix.RTN_UNSPEC, reset, inside, func(e routeEntry) {
+		ownHops = ownHops && (e.route.NextHop == 0 || scope.InRange(e.route.NextHop))
 		var named bool
 		e.key.Link, named = n.known[e.index]
 		if named || e.index == 0 {
@@ -214,6 +216,7 @@ func (k *Kernel) readRoutes(s *dataplane.State, scope dataplane.Scope, n names, 
 			unnamed = append(unnamed, e)
 		}
 	})
+	k.ownHops.Store(ownHops && err == nil)
 	if err != nil {
 		return err
 	}

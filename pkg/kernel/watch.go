@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -76,6 +77,7 @@ type Watch struct {
 	links    map[int]device // by index: those of interest, and those with an address that had an event
 	numbered map[int]bool   // links that had an IPv4 address at some time
 	passing  []int          // indexes whose neighbour events pass the socket filter; nil: not known
+	leading  netip.Prefix   // to where route events pass it, then
 	blind    bool           // the links of interest could not be read
 }
 

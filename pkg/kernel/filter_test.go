@@ -1,0 +1,96 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+// TestFilterPassesRoutesIntoTheNetwork compares what the kernel lets through with what is reported.
+func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
+	b, w, _ := watched(t)
+	index := b.link(foreign).Attrs().Index
+	for _, c := range []struct {
+		dst  string
+		want Event
+	}{
+		{"10.5.0.0/16", Routes}, {"10.5.7.0/24", Routes}, {"10.5.255.255/32", Routes},
+		{"10.4.0.0/15", 0}, {"10.0.0.0/8", 0}, {"10.4.255.0/24", 0}, {"10.6.0.0/24", 0}, {"10.6.0.0/16", 0},
+		{"0.0.0.0/0", Candidates}, {"128.0.0.0/1", 0}, {"2001:db8::/32", 0}, {"::/0", 0},
+	} {
+		route := &netlink.Route{Dst: ipnet(c.dst), LinkIndex: index, Priority: 77}
+		for _, do := range []func(*netlink.Route) error{b.other.RouteAdd, b.other.RouteDel} {
+			if err := do(route); err != nil {
+				if netip.MustParsePrefix(c.dst).Addr().Is6() {
+					continue // a kernel without IPv6
+				}
+				t.Fatalf("%s: %v", c.dst, err)
+			}
+			if c.want != 0 {
+				await(t, w, c.want)
+			}
+			b.quietBut(w, c.want, func() {})
+		}
+	}
+	if n := len(eventFilter(1, make([]int, maxFiltered), network)); n > 256 {
+		t.Errorf("with %d links the program has %d instructions, too many for its jumps", maxFiltered, n)
+	}
+}
+
+// TestRoutingDaemonWakesNobody: a hundred thousand routes of others come and go, with nexthop
+// objects as routing daemons make them; no event of them reaches the watch, and none is lost.
+func TestRoutingDaemonWakesNobody(t *testing.T) {
+	b, _, want := watched(t)
+	b.snapshot(want.ScopeOf(network)) // knows that no route of the network is by a nexthop of others
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: make(chan Event, 1)}
+	b.must(w.subscribe())
+	defer w.conn.close()
+	daemon := b.another()
+	var ops []dataplane.Op
+	for i := range 50_000 {
+		var a [4]byte
+		binary.BigEndian.PutUint32(a[:], 20<<24+uint32(i)<<8)
+		ops = append(ops, dataplane.Op{Kind: dataplane.KindRoute,
+			RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(netip.AddrFrom4(a), 24), Link: uplink},
+			Route:    dataplane.Route{Via: netip.MustParseAddr("192.0.2.9"), Proto: 186}})
+	}
+	hop := dataplane.Op{Kind: dataplane.KindNextHop, ID: 7, NextHop: dataplane.NextHop{Link: uplink, Via: netip.MustParseAddr("192.0.2.9"), Proto: 186}}
+	begun := time.Now()
+	for _, verb := range []dataplane.Verb{dataplane.Put, dataplane.Del} {
+		for i := range ops {
+			ops[i].Verb = verb
+		}
+		for _, err := range daemon.Apply(ops) {
+			b.must(err)
+		}
+		if hop.Verb = verb; !b.k.noNextHops.Load() {
+			b.must(daemon.Apply([]dataplane.Op{hop})[0])
+		}
+	}
+	t.Logf("%d changes of routes within %v", 2*len(ops), time.Since(begun).Round(time.Millisecond))
+	// What comes after them all is heard, so nothing was lost.
+	b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.link(overlay).Attrs().Index, State: unix.NUD_PERMANENT,
+		IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}))
+	heard := 0
+	for {
+		datagram, err := w.conn.receive()
+		b.must(err)
+		heard++
+		switch e := w.events(datagram); e {
+		case 0, Addrs: // such as the end of IPv6's duplicate detection
+		case Neighs:
+			if heard > 20 { // nexthops, and addresses of a new link
+				t.Errorf("%d events came through", heard)
+			}
+			return
+		default:
+			t.Fatalf("reported %s", e)
+		}
+	}
+}
