@@ -3,7 +3,6 @@ module flanneld
 go 1.26.0
 
 require (
-	github.com/coreos/go-iptables v0.8.0
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/spf13/pflag v1.0.10

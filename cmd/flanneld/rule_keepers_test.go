@@ -18,7 +18,7 @@ import (
 const (
 	nftablesStandIn = "iptables cannot be used; packet filter rules are kept by nftables meanwhile"
 	iptablesStandIn = "nftables cannot be used; packet filter rules are kept by iptables meanwhile"
-	noAccept        = "iptables-legacy has tables that may drop the overlay's packets, and cannot be asked"
+	noAccept        = "iptables-legacy may drop the overlay's packets, and cannot be asked"
 )
 
 // startWithPath starts a daemon on each host, with a PATH.

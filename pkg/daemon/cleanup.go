@@ -21,6 +21,9 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
+// cleanupLocked is how often Cleanup waits for the lock of iptables, at least a second each.
+const cleanupLocked = 10
+
 // CleanupOptions say what Cleanup is to remove.
 type CleanupOptions struct {
 	SubnetFile string // names the network, with the claim beside it
@@ -238,8 +241,12 @@ func (c *cleanup) ruleSet(ctx context.Context, set ruleSet, removal func(context
 	if err != nil || len(commands) == 0 {
 		return err
 	}
-	return c.step(strings.Join(commands, "\n"), func() error {
-		_, err := set.Sync(ctx, c.owner, nil)
+	return c.step(strings.Join(commands, "\n"), func() (err error) {
+		for range cleanupLocked {
+			if _, err = set.Sync(ctx, c.owner, nil); !errors.Is(err, iptables.ErrLocked) {
+				break
+			}
+		}
 		return err
 	})
 }

@@ -51,6 +51,7 @@ type others struct {
 	trust      *trust
 
 	failed error     // why what the legacy variant of iptables has cannot be written
+	next   time.Time // when that may be tried again
 	slow   bool      // it has tables, so that a look takes a process
 	barred bool      // a chain in nftables cannot be written
 	port   time.Time // when the tunnel's port may be looked at again
@@ -111,6 +112,7 @@ func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
 		r.others.conditions.Set(condition.Condition{
 			ID: unreadCondition, Text: "cannot tell whether iptables-legacy has rules, will retry", Fields: []any{"err", err},
 		})
+		r.others.failed = err
 		return nil
 	}
 	r.others.conditions.End(unreadCondition)
@@ -137,7 +139,7 @@ func (r *rules) keepLegacy(ctx context.Context) (changes []string) {
 	}
 	network := r.owner().Network
 	r.others.conditions.Set(condition.Condition{
-		ID: legacyCondition, Text: "iptables-legacy has tables that may drop the overlay's packets, and cannot be asked",
+		ID: legacyCondition, Text: "iptables-legacy may drop the overlay's packets, and cannot be asked",
 		Fields:  []any{"err", err},
 		Command: fmt.Sprintf("%[1]s -w -I FORWARD -s %[2]s -j ACCEPT; %[1]s -w -I FORWARD -d %[2]s -j ACCEPT", command, network),
 	})
@@ -150,11 +152,16 @@ func (r *rules) besideLegacy(ctx context.Context, legacy *iptables.Tables) (chan
 	if main, _ := r.tools.iptables.peek(); main == legacy && r.standIn != nil {
 		return nil, r.standIn
 	}
-	if r.locked != nil && r.others.failed != nil {
+	if r.others.failed != nil && (r.locked != nil || time.Now().Before(r.others.next)) {
 		return nil, r.others.failed
 	}
-	if changes, err = legacy.Beside(ctx, r.owner(), r.want); errors.Is(err, iptables.ErrLocked) {
+	begun := time.Now()
+	changes, err = legacy.Beside(ctx, r.owner(), r.want)
+	r.others.next = begun
+	if errors.Is(err, iptables.ErrLocked) {
 		r.locked = legacy
+	} else if err != nil { // perhaps by a command that hangs, for which nothing else shall wait
+		r.others.next = time.Now().Add(min(ruleRetryShare*time.Since(begun), ruleRetryMost))
 	}
 	return changes, err
 }
@@ -260,13 +267,13 @@ func (r *rules) barriers(ctx context.Context, packet firewall.Packet) (all []fir
 	if nft, ok := r.tools.nftables.peek(); ok {
 		all, err = nft.Barriers(ctx, packet)
 	}
-	tables, _ := iptables.LegacyTables(iptables.IPv4) // what is unreadable is told elsewhere
+	tables, failed := iptables.LegacyTables(iptables.IPv4)
 	if len(tables) == 0 {
-		return all, err
+		return all, errors.Join(err, failed)
 	}
 	legacy, failed := r.tools.legacyIPTables()
-	if failed != nil {
-		return all, err // which is told elsewhere, too
+	if failed != nil || r.others.failed != nil && !errors.Is(r.others.failed, iptables.ErrLocked) {
+		return all, err // it cannot be asked, which has been said
 	}
 	more, failed := legacy.Barriers(ctx, packet)
 	return append(all, more...), errors.Join(err, failed)

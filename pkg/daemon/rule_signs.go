@@ -52,15 +52,19 @@ func (r *rules) listen(ctx context.Context, out chan<- struct{}, name string, op
 		} else {
 			r.others.conditions.End(signsCondition + name)
 		}
-		if in != nil {
+		wait := ruleRetry
+		switch {
+		case in != nil:
 			if late {
 				sign() // of what was not told
 			}
 			for range in {
 				sign()
 			}
+		case err == nil:
+			wait = ruleResync
 		}
-		timer := time.NewTimer(ruleRetry)
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()

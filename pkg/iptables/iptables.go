@@ -23,12 +23,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
-
-	goiptables "github.com/coreos/go-iptables/iptables"
 
 	"flanneld/pkg/firewall"
 )
@@ -103,24 +102,36 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	}
 	command := t.programs[0].path
 	t.save, t.restore = t.programs[1].path, t.programs[2].path
-	// Asked before the library does, which would wait without end.
 	text, err := t.run(context.Background(), "", command, "--version")
 	if err != nil {
 		return nil, err
 	}
 	t.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	t.legacy = !strings.Contains(t.version, "nf_tables")
-	able, err := goiptables.New(goiptables.Path(command))
-	if err != nil {
+	// iptables-restore has learnt to wait in the same release as --random-fully.
+	if t.randomPorts, err = atLeast(t.version, 1, 6, 2); err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
-	// iptables-restore has learnt to wait in the same release as --random-fully.
-	t.randomPorts = able.HasRandomFully()
 	t.restoreArgs = []string{"--noflush"}
 	if t.randomPorts {
 		t.restoreArgs = append(t.restoreArgs, fmt.Sprintf("--wait=%d", lockWait))
 	}
 	return t, nil
+}
+
+// atLeast compares a version, as of "iptables v1.8.9 (nf_tables)", with another one.
+func atLeast(said string, wanted ...int) (bool, error) {
+	_, numbers, _ := strings.Cut(said, " v")
+	numbers, _, _ = strings.Cut(numbers, " ")
+	var version []int
+	for _, number := range strings.SplitN(numbers, ".", len(wanted)) {
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return false, fmt.Errorf("version not understood: %.80q", said)
+		}
+		version = append(version, n)
+	}
+	return slices.Compare(version, wanted) >= 0, nil
 }
 
 // lookUp finds the files of commands.
