@@ -340,3 +340,59 @@ func TestNFTablesThatCannotBeWritten(t *testing.T) {
 	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
 	c.said(p, "no longer: "+iptablesStandIn)
 }
+
+// TestLegacyIPTablesInstalledLater: a variant that is not there when it is needed is looked for again.
+func TestLegacyIPTablesInstalledLater(t *testing.T) {
+	need(t, "iptables-legacy", "nft")
+	c := newCluster(t, lab.Options{Hosts: 2})
+	h, dir := c.Hosts[0], t.TempDir()
+	c.put("config", keepers[2].config)
+	c.must(os.MkdirAll(filepath.Join(c.Dir, h.Name), 0o755)) // for the lock file
+	c.sh(h, "iptables-legacy -P FORWARD DROP")
+	p := c.startWithPath(dir, c.Hosts...)[0]
+	c.addContainers()
+	c.said(p, "level=WARN", noAccept, "iptables is not installed")
+	if c.pingBothWays() == nil {
+		t.Error("the policy of iptables-legacy drops nothing")
+	}
+	for _, name := range []string{"iptables-legacy", "iptables-legacy-save", "iptables-legacy-restore"} {
+		path, err := exec.LookPath(name)
+		c.must(err)
+		c.must(os.Symlink(path, filepath.Join(dir, name)))
+	}
+	c.sh(h, "nft add table ip somebody; nft delete table ip somebody") // so that it looks
+	c.within(10*time.Second, "pings", func() error { return c.pingBothWays() })
+	c.said(p, "no longer: "+noAccept)
+	c.must(c.keptBy(h, "nftables"))
+}
+
+// TestRulesThatCannotBeRemovedAtFirst: what iptables holds from an earlier choice goes as soon as
+// iptables can be used, and until then nothing else waits for it.
+func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be("healthy")
+	p := c.startWithPath(programs.dir, h)[0]
+	c.must(c.keptBy(h, "iptables-nft"))
+	_, err := p.Stop(c.ctx)
+	c.must(err)
+	c.put("config", keepers[2].config)
+	programs.be("fails")
+	p = c.startWithPath(programs.dir, h)[0]
+	const left = "packet filter rules that iptables held before cannot be removed"
+	c.said(p, "level=WARN", left, "broken")
+	if n := lines(p, "cannot be kept"); n > 0 {
+		t.Errorf("said %d times that rules are not kept:\n%s", n, p.Logs())
+	}
+	c.sh(h, "nft delete table ip flannel-ipv4")
+	c.within(5*time.Second, "a repair", func() error {
+		_, err := c.try(h, "nft list table ip flannel-ipv4")
+		return err
+	})
+	programs.be("healthy")
+	c.within(15*time.Second, "only nftables keeps rules", func() error { return c.keptBy(h, "nftables") })
+	c.said(p, "no longer: "+left)
+}

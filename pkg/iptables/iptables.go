@@ -61,7 +61,9 @@ const (
 	heldWait = time.Second
 	lockWait = 5
 
-	exitLocked = 4 // of the legacy variant: the lock was not to be had
+	exitResource = 4 // of the legacy variant, RESOURCE_PROBLEM
+	// lockComplaint is part of what it says when it was the lock.
+	lockComplaint = "holding the xtables lock"
 )
 
 // Tables are the tables of one address family of this network namespace. The
@@ -231,7 +233,7 @@ func (t *Tables) keep(ctx context.Context, owner firewall.Owner, want func(text 
 		if err = t.write(ctx, p.input); err == nil {
 			changes = append(changes, p.changes...)
 			err = fmt.Errorf("not as written, for another program or an unknown form: %s", strings.Join(p.changes, ", "))
-		} else if !overtaken(err) {
+		} else if !t.overtaken(err) {
 			return changes, err
 		}
 	}
@@ -240,8 +242,14 @@ func (t *Tables) keep(ctx context.Context, owner firewall.Owner, want func(text 
 // overtaken reports whether a failure may be due to what has changed since the
 // listing, such as a rule that is gone. To wait again for the lock, or for a
 // command that hangs, is the caller's business.
-func overtaken(err error) bool {
-	return errors.As(err, new(*exec.ExitError)) && !errors.Is(err, ErrLocked)
+func (t *Tables) overtaken(err error) bool {
+	return errors.As(err, new(*exec.ExitError)) && !t.resource(err)
+}
+
+// resource reports whether a command of the legacy variant lacked something: the lock, or its file.
+func (t *Tables) resource(err error) bool {
+	var exit *exec.ExitError
+	return t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitResource
 }
 
 func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(string, listing) []firewall.Chain, thorough bool) (plan, error) {
@@ -272,8 +280,7 @@ func (t *Tables) write(ctx context.Context, input string) error {
 	for w := range t.watchers {
 		w.seen(w.drain() &^ closed)
 	}
-	var exit *exec.ExitError
-	if t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitLocked {
+	if t.resource(err) && (strings.Contains(err.Error(), lockComplaint) || !t.Free()) {
 		err = fmt.Errorf("%w: %w", t.lock.held(), err)
 	}
 	return err

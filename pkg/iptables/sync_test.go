@@ -298,6 +298,13 @@ func TestLockTakenMeanwhile(t *testing.T) {
 	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "Another app") {
 		t.Errorf("got %v", err)
 	}
+	tables, err = fakeTables(t, time.Minute, "echo iptables v1.8.9 '(legacy)'", "", "echo Fatal: can not open lock file >&2; exit 4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); err == nil || errors.Is(err, ErrLocked) {
+		t.Errorf("without the file: got %v", err)
+	}
 }
 
 func (b *bed) listing() listing {
