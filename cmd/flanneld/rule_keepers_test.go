@@ -341,16 +341,17 @@ func TestNFTablesThatCannotBeWritten(t *testing.T) {
 	c.said(p, "no longer: "+iptablesStandIn)
 }
 
-// TestLegacyIPTablesInstalledLater: a variant that is not there when it is needed is looked for again.
+// TestLegacyIPTablesInstalledLater: tables of a variant that is not installed are noticed, and the
+// variant is looked for again.
 func TestLegacyIPTablesInstalledLater(t *testing.T) {
 	need(t, "iptables-legacy", "nft")
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h, dir := c.Hosts[0], t.TempDir()
 	c.put("config", keepers[2].config)
-	c.must(os.MkdirAll(filepath.Join(c.Dir, h.Name), 0o755)) // for the lock file
-	c.sh(h, "iptables-legacy -P FORWARD DROP")
 	p := c.startWithPath(dir, c.Hosts...)[0]
 	c.addContainers()
+	c.waitAllPairs()
+	c.sh(h, "iptables-legacy -P FORWARD DROP") // by a lock that this daemon does not watch
 	c.said(p, "level=WARN", noAccept, "iptables is not installed")
 	if c.pingBothWays() == nil {
 		t.Error("the policy of iptables-legacy drops nothing")

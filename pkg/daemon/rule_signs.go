@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"flanneld/pkg/condition"
@@ -18,7 +19,10 @@ func (r *rules) signs(ctx context.Context) <-chan struct{} {
 		if ipt, ok := r.tools.iptables.peek(); ok && ipt.Legacy() {
 			return ipt.Watch(ctx)
 		}
-		return iptables.WatchLegacy(ctx, iptables.IPv4)
+		if in, err := iptables.WatchLegacy(ctx, iptables.IPv4); in != nil || err != nil {
+			return in, err
+		}
+		return r.watchTables(ctx), nil
 	})
 	go r.listen(ctx, out, "nftables", func(ctx context.Context) (<-chan struct{}, error) {
 		nft, ok := r.tools.nftables.peek()
@@ -27,6 +31,29 @@ func (r *rules) signs(ctx context.Context) <-chan struct{} {
 		}
 		return nft.Watch(ctx, r.ours)
 	})
+	return out
+}
+
+// watchTables tells that tables of iptables-legacy come or go, for a while, where its commands are
+// not there and so perhaps not their lock: who writes them may be in another container.
+func (r *rules) watchTables(ctx context.Context) <-chan struct{} {
+	out := make(chan struct{})
+	before, _ := iptables.LegacyTables(iptables.IPv4) // that they cannot be read is said elsewhere
+	go func() {
+		defer close(out)
+		ticker := time.NewTicker(r.options.Resync)
+		defer ticker.Stop()
+		for end := time.Now().Add(ruleResync); time.Now().Before(end); {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if now, err := iptables.LegacyTables(iptables.IPv4); err == nil && !slices.Equal(now, before) {
+				return // a sign, too: it is looked at again
+			}
+		}
+	}()
 	return out
 }
 
