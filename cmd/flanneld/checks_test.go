@@ -185,24 +185,25 @@ func TestTakenHealthPort(t *testing.T) {
 	}
 }
 
-// TestNetworkAndLAN: a network that takes the hosts' own link is refused with the reason,
-// without READY and with the link as it was; one that only contains the link works.
+// TestNetworkAndLAN: a network whose subnets take the hosts' own link is refused with the
+// reason, without READY and with the link as it was; one that only contains the link works, and
+// one that is the link, with subnets beside the hosts.
 func TestNetworkAndLAN(t *testing.T) {
 	need(t, "ip")
 	for _, x := range []struct {
-		name, network string
-		refused       bool
+		name, network, min string
+		refused            bool
 	}{
-		{"the same", "172.31.200.0/22", true},
-		{"a part, with the hosts", "172.31.200.0/24", true},
-		{"a part, without the hosts", "172.31.202.0/23", false},
-		{"more", "172.16.0.0/12", false},
+		{"the same", "172.31.200.0/22", "172.31.200.0", true},
+		{"the same, with subnets beside the hosts", "172.31.200.0/22", "172.31.200.128", false},
+		{"a part, with the hosts", "172.31.200.0/24", "172.31.200.0", true},
+		{"a part, without the hosts", "172.31.202.0/23", "172.31.203.0", false},
+		{"more", "172.16.0.0/12", "172.31.203.0", false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("172.31.200.0/22")})
 			h := c.Hosts[0]
-			// The subnets that are leased are not to be the hosts' own.
-			c.put("config", fmt.Sprintf(`{"Network":"%s","SubnetLen":26,"SubnetMin":"%s","Backend":{"Type":"udp"}}`, x.network, map[bool]string{true: "172.31.200.128", false: "172.31.203.0"}[x.refused]))
+			c.put("config", fmt.Sprintf(`{"Network":"%s","SubnetLen":26,"SubnetMin":"%s","Backend":{"Type":"udp"}}`, x.network, x.min))
 			if !x.refused {
 				c.must(c.StartAll(c.ctx))
 				c.addContainers()
@@ -211,7 +212,7 @@ func TestNetworkAndLAN(t *testing.T) {
 			}
 			p, err := h.Start()
 			c.must(err)
-			c.says(p, 0, "ERROR", "the overlay lacks what it needs on this host", x.network, "choose another Network")
+			c.says(p, 0, "WARN", "network config is invalid", x.network+" takes the addresses of 172.31.200.0/22 dev eth0", "choose another Network")
 			if p.ReadyAfter() != 0 {
 				t.Error("READY")
 			}
@@ -226,23 +227,27 @@ func TestNetworkAndLAN(t *testing.T) {
 }
 
 // TestNetworkWithAHostsAddress: with udp, what is for a host whose address lies in the network
-// would go into the tunnel, unless a longer route leads there.
+// does not go into the tunnel; where the address lies among what is leased, it does, unless a
+// longer route leads there.
 func TestNetworkWithAHostsAddress(t *testing.T) {
 	need(t, "ip")
 	c := newCluster(t, lab.Options{Hosts: 1, Underlay: netip.MustParsePrefix("172.31.200.0/22")})
 	h := c.Hosts[0]
 	c.put("config", `{"Network":"172.31.202.0/23","SubnetLen":26,"SubnetMin":"172.31.203.0","Backend":{"Type":"udp"}}`)
-	c.put("subnets/172.31.203.192-26", `{"PublicIP":"172.31.202.9"}`)
+	c.put("subnets/172.31.203.64-26", fmt.Sprintf(`{"PublicIP":"%s"}`, h.Addr))
+	c.put("subnets/172.31.203.128-26", `{"PublicIP":"172.31.202.9"}`)
+	c.put("subnets/172.31.203.192-26", `{"PublicIP":"172.31.203.9"}`)
 	c.must(c.StartAll(c.ctx))
-	command := c.says(h.Flanneld(), 0, "WARN", "the network contains the address of a host", "public_ip=172.31.202.9", "peers=1")
-	leads := func(device string) {
+	command := c.says(h.Flanneld(), 0, "WARN", "the network contains the address of a host", "public_ip=172.31.203.9", "peers=1")
+	leads := func(to, device string) {
 		t.Helper()
-		if got := c.sh(h, "ip route get 172.31.202.9"); !strings.Contains(got, "dev "+device) {
-			t.Errorf("the route to the host is not by %s: %s", device, got)
+		if got := c.sh(h, "ip route get "+to); !strings.Contains(got, "dev "+device) {
+			t.Errorf("the route to %s is not by %s: %s", to, device, got)
 		}
 	}
-	leads("flannel0")
+	leads("172.31.202.9", "eth0")
+	leads("172.31.203.9", "flannel0")
 	c.sh(h, command)
-	leads("eth0")
+	leads("172.31.203.9", "eth0")
 	c.says(h.Flanneld(), 0, "no longer: the network contains the address of a host")
 }

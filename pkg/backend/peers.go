@@ -113,6 +113,11 @@ func (s sieve) needed(subnet netip.Prefix) error {
 			return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
 		}
 	}
+	for _, n := range s.host.Needs {
+		if n.TakenBy(subnet) {
+			return fault("the subnet contains an address that this host needs itself", "%s, %s", n.Addr, n.What)
+		}
+	}
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 )
 
@@ -24,12 +25,17 @@ func TestPlanFollows(t *testing.T) {
 		seed := rand.Uint64()
 		r := rand.New(rand.NewPCG(seed, 1))
 		facts, plan := us(), NewPlan(b, conf.Network)
+		facts.Leased = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/19")}
 		own := lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Attrs: lease.Attrs{PublicIP: facts.PublicIP, BackendType: conf.BackendType}}
 		leases := map[netip.Prefix]*lease.Lease{}
 		parts := 0
 		for step := range 3000 {
 			if r.IntN(100) == 0 {
 				facts.MTU++
+				facts.Needs = nil
+				if r.IntN(2) == 0 {
+					facts.Needs = []host.Need{{Addr: netip.AddrFrom4([4]byte{10, 42, byte(r.IntN(80)), 9}), What: "etcd", Bits: r.IntN(20)}}
+				}
 			}
 			for range r.IntN(3) {
 				churn(r, conf.BackendType, leases)

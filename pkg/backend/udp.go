@@ -21,8 +21,9 @@ func init() { backends["udp"] = newUDP }
 //	ip addr add 10.42.7.0/32 dev flannel0
 //	ip route replace 10.42.0.0/16 dev flannel0 scope global
 //
-// One route leads all of the network into the device; which host a packet goes to
-// is decided behind it, by a table with an entry for each peer.
+// One route leads all of the network into the device, unless that would take what hosts need
+// themselves (foundation); which host a packet goes to is decided behind it, by a table with
+// an entry for each peer.
 //
 // The lease says no more than the public IP. So, like the original, any lease
 // counts as a peer, whatever backend wrote it.

@@ -15,7 +15,18 @@ func (d *daemon) avoid() ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Avoid(d.net.Network), nil
+	avoid := s.Avoid(d.net.Network)
+	f, err := d.readFacts()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range f.Needs {
+		avoid = append(avoid, netip.PrefixFrom(n.Addr, n.Addr.BitLen()))
+	}
+	for _, a := range nameServers() {
+		avoid = append(avoid, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return avoid, nil
 }
 
 // moving returns the commands that have this host lease another subnet: without its key and
@@ -37,7 +48,7 @@ func (d *daemon) moving(own netip.Prefix) string {
 
 // remedy completes a finding by what is not the host's alone.
 func (d *daemon) remedy(f host.Finding, own netip.Prefix) host.Finding {
-	if f.ID == host.SubnetInside || f.ID == host.LANInside {
+	if f.ID == host.SubnetInside || f.ID == host.LANInside || f.ID == host.NeedInside {
 		f.Command = d.moving(own)
 	}
 	return f

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
@@ -194,14 +195,18 @@ func (c *checks) findings() ([]host.Finding, error) {
 func (c *checks) overlay(f host.Facts) host.Overlay {
 	d := c.daemon
 	view := *d.view.Load()
-	base := d.net.Base(f, view.Own)
+	base := backend.Foundation(d.net.Backend, d.net.Network, f, view)
 	o := host.Overlay{
 		Network: d.net.Network, Subnet: view.Own.Subnet,
 		Devices:    slices.Sorted(maps.Keys(base.Links)),
 		Masquerade: d.options.Rules.Masquerade,
+
+		NameServers: nameServers(),
 	}
 	for k := range base.Routes {
-		o.Whole = o.Whole || k.Link != "" && k.Dst == d.net.Network
+		if slices.Contains(o.Devices, k.Link) {
+			o.Routed = append(o.Routed, k.Dst)
+		}
 	}
 	if d.net.BackendType == "alloc" {
 		return o

@@ -141,7 +141,7 @@ func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []da
 	var links []dataplane.Op
 	gone := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
-		ours, foreign := c.ours(have, name)
+		ours, foreign := ours(have, c.owner.Network, name)
 		switch {
 		case ours && foreign.IsValid():
 			left = errors.Join(left, fmt.Errorf("%s is left, for it has %s too, which is not in %s: ip link del %[1]s", name, foreign, c.owner.Network))
@@ -161,7 +161,7 @@ func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []da
 
 // ours reports whether a device is the network's: of a name and kind as its daemon makes, and with an address or a route
 // inside the network. foreign is an address that another network may have on it.
-func (c *cleanup) ours(have dataplane.State, name string) (ours bool, foreign netip.Prefix) {
+func ours(have dataplane.State, network netip.Prefix, name string) (ours bool, foreign netip.Prefix) {
 	switch l := have.Links[name]; l.Kind {
 	case dataplane.KindVXLAN:
 		if name != fmt.Sprintf("flannel.%d", l.VNI) {
@@ -177,7 +177,7 @@ func (c *cleanup) ours(have dataplane.State, name string) (ours bool, foreign ne
 	for a := range have.Addrs {
 		switch {
 		case a.Link != name || !a.Prefix.Addr().Is4():
-		case c.owner.Network.Contains(a.Prefix.Addr()):
+		case network.Contains(a.Prefix.Addr()):
 			ours = true
 		default:
 			foreign = a.Prefix

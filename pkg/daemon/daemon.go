@@ -96,6 +96,9 @@ type daemon struct {
 	view    atomic.Pointer[lease.View]
 	own     atomic.Pointer[lease.Lease] // with its present revision
 	facts   facts
+	needs   *needs
+	atStart []host.Need // what it needed then, wherever it lies
+	looping atomic.Bool // the loop sees to it that no route takes what this host needs
 	rivalry rivalry
 	again   *time.Timer // ask once more for the facts, which could not be had; the loop's
 	said    string      // why the lease cannot follow the uplink
@@ -150,21 +153,19 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := d.chooseUplink(inv); err != nil {
 		return fmt.Errorf("choose the uplink: %w", err)
 	}
-	if o.EtcdDomain != "" {
-		if o.Etcd.Endpoints, err = resolve(ctx, o.EtcdDomain, log); err != nil {
-			return err
-		}
+	if err := d.findEtcd(ctx, inv); err != nil {
+		return err
 	}
 	var store *store
 	err = d.persist(ctx, "read the files for TLS", scarce, func() (err error) {
-		store, err = openStore(o.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
+		store, err = openStore(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	defer store.close()
-	if d.net, err = subnet.WaitConfig(ctx, store, log, parseNetwork); err != nil {
+	if d.net, err = subnet.WaitConfig(ctx, store, log, d.admit); err != nil {
 		return err
 	}
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
@@ -237,6 +238,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.rules.tunnel = d.tunnel
 	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
 	d.rules.ours = d.lock.ours
+	d.looping.Store(true)
+	d.conditions.End(routesUnread)
 	tasks.Go(func() { d.rules.others.trust.run(ctx) })
 	tasks.Go(func() { d.checks.run(ctx) })
 	tasks.Go(func() { d.watch(events.Events()) })
@@ -263,7 +266,8 @@ func (d *daemon) serve(ctx context.Context) error {
 			ruled, locked = nil, nil
 		}
 	}
-	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, parseNetwork, d.reconfigure) })
+	tasks.Go(func() { d.needs.run(ctx) })
+	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, d.admit, d.reconfigure) })
 	d.files.begin(d.subnetEnv, d.wroteSubnetFile)
 	tasks.Go(func() { d.files.run(ctx) })
 	if every := watchdogEvery(); every > 0 {
@@ -411,6 +415,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Margin:   d.options.RenewMargin,
 		Log:      d.log,
 		Avoid:    d.avoid,
+		Needed:   d.needed,
 		Terms:    d.terms.news,
 		Remember: func(c lease.Claim) {
 			c.Store = string(d.api)
@@ -446,6 +451,9 @@ func (d *daemon) heard(e kernel.Event) {
 	d.log.Debug("the kernel reports changes", "of", e)
 	if e&(kernel.Candidates|kernel.Routes|kernel.Uplink|kernel.Overflow) != 0 {
 		d.checks.trigger()
+	}
+	if e&kernel.Routes != 0 && d.facts.needy() {
+		d.choice.within(d.facts.pause()) // how what is needed is reached may be another way now
 	}
 	if e&(kernel.Uplink|kernel.Overflow) != 0 {
 		d.facts.stale()

@@ -69,6 +69,13 @@ func (f *facts) stale() {
 	f.valid = false
 }
 
+// needy reports whether the host needs an address that a route of the overlay could take.
+func (f *facts) needy() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.value.Needs) > 0
+}
+
 // pause is how long to wait with a reading that others cause, and may cause all the time,
 // so that readings take a twentieth of a processor at most.
 func (f *facts) pause() time.Duration {

@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"strings"
 
+	"flanneld/pkg/backend"
+	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/subnet"
 )
@@ -12,6 +14,33 @@ import (
 // pool is what a network config has to lease.
 func (n network) pool() lease.Pool {
 	return lease.Pool{Network: n.Network, SubnetLen: n.SubnetLen, Min: n.SubnetMin, Max: n.SubnetMax}
+}
+
+// admit reads a network config, and refuses one whose own routes would take what this host
+// needs itself. What it has it keeps.
+func (d *daemon) admit(raw []byte) (network, error) {
+	n, err := parseNetwork(raw)
+	if err != nil || !n.wide() || d.net.Backend != nil && reflect.DeepEqual(n, d.net) {
+		return n, err
+	}
+	inv, err := d.inventory(true)
+	if err != nil {
+		return n, fmt.Errorf("cannot tell whether the network is in the way of this host: %w", err)
+	}
+	f, err := d.uplink.Load().Facts(inv, d.publicIP(), n.Network)
+	if err != nil {
+		return n, nil // there is nothing to be in the way of
+	}
+	f.Needs, f.Leased = inv.Needs(n.Network, d.wanted()), n.pool().Cover()
+	if err := backend.Check(n.Backend, f); err != nil {
+		return n, fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must be beside what the hosts need themselves: %w", n.SubnetMin, n.SubnetMax, err)
+	}
+	return n, nil
+}
+
+// wide reports whether the backend has routes for all peers together.
+func (n network) wide() bool {
+	return len(n.Base(host.Facts{}, lease.Lease{}).Routes) > 0
 }
 
 // reconfigure takes over what a later network config may change while the
@@ -41,6 +70,10 @@ func (d *daemon) reconfigure(n network) {
 		return
 	}
 	changed := d.tell(func(t *subnet.Terms) { t.Pool, t.TTL = n.pool(), n.LeaseTTL })
+	if changed {
+		d.facts.stale()
+		d.loop.Trigger()
+	}
 	if d.rules.choose(n.NFTables) || changed {
 		d.log.Info("took over the new network config", "subnet_min", n.SubnetMin, "subnet_max", n.SubnetMax, "lease_ttl", n.LeaseTTL)
 	}

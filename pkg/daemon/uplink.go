@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -74,8 +75,8 @@ func (d *daemon) publicIP() netip.Addr {
 }
 
 // inventory reads what an uplink can be chosen from, with the links whose names matter: those
-// that were asked for, the present uplink, and the overlay's device; and, if routes, how peers are
-// reached, which may take a while where a routing daemon has made many.
+// that were asked for, the present uplink, and the overlay's device; and, if routes, how peers and
+// what this host needs are reached, which may take a while where a routing daemon has made many.
 func (d *daemon) inventory(routes bool) (host.Inventory, error) {
 	names := slices.Clone(d.options.Uplink.Ifaces)
 	if to := d.options.Uplink.CanReach; to.IsValid() {
@@ -89,9 +90,13 @@ func (d *daemon) inventory(routes bool) (host.Inventory, error) {
 	if d.net.Backend != nil {
 		names = append(names, fixedDevice(d.net.Backend))
 	}
+	var leads []netip.Addr
+	if routes {
+		leads = addrsOf(d.wanted())
+	}
 	return d.kernel.Inventory(kernel.Wanted{
 		Names:  slices.DeleteFunc(names, func(name string) bool { return name == "" }),
-		Routes: routes, Network: d.net.Network,
+		Routes: routes, Network: d.net.Network, Leads: leads,
 	})
 }
 
@@ -111,6 +116,12 @@ func (d *daemon) factsWith(routes bool) (host.Facts, error) {
 	if tun := d.tun.Load(); tun != nil {
 		f.TUN = *tun
 	}
+	if routes {
+		f.Needs = inv.Needs(d.net.Network, d.wanted())
+	}
+	d.terms.Lock()
+	f.Leased = cmp.Or(d.terms.now.Pool, d.net.pool()).Cover()
+	d.terms.Unlock()
 	return f, err
 }
 

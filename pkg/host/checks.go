@@ -29,9 +29,11 @@ type Overlay struct {
 	Peers   []Peer         // sorted by subnet, none overlaps another
 	Devices []string       // the overlay's own
 	Others  []netip.Prefix // networks of other daemons of this host
-	// Whole: one route leads the whole network into a device of the overlay, not one
-	// route a peer.
-	Whole bool
+	// Routed are the prefixes that are led into a device of the overlay for all peers,
+	// not one for each.
+	Routed []netip.Prefix
+	// NameServers are those that this host asks.
+	NameServers []netip.Addr
 	// Masquerade: hosts masquerade what leaves the overlay.
 	Masquerade bool
 }
@@ -45,8 +47,7 @@ type Link struct {
 // Path is a route of the main table, of whatever type, that the overlay did not set.
 type Path struct {
 	Route
-	Type   string // as in ip-route(8): "" for unicast, "blackhole", "unreachable", ...
-	Kernel bool   // follows from an address of Iface
+	Type string // as in ip-route(8): "" for unicast, "blackhole", "unreachable", ...
 }
 
 func (p Path) String() string {
@@ -81,7 +82,8 @@ type Surroundings struct {
 
 // Check judges the surroundings.
 func (o Overlay) Check(f Facts, s Surroundings) []Finding {
-	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.detour(s), o.awayFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s))
+	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.detour(s), o.awayFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s),
+		o.needInside(f), o.nameServers(f, s))
 }
 
 // dockerBridge reports whether a link plainly is docker's: by the name of its default
@@ -234,7 +236,8 @@ func (o Overlay) detour(s Surroundings) []Finding {
 func (o Overlay) Container() netip.Addr { return o.Subnet.Addr().Next().Next() }
 
 // awayFromPeers looks for routes of others that are longer than that to a peer. The
-// uplink's own link is judged with the peers, and docker's bridges are by themselves.
+// uplink's own link is judged with the peers, and docker's bridges are by themselves; one
+// to a single address that the host needs is there on purpose.
 func (o Overlay) awayFromPeers(f Facts, s Surroundings) []Finding {
 	docker := map[string]bool{}
 	for _, l := range s.Links {
@@ -244,7 +247,7 @@ func (o Overlay) awayFromPeers(f Facts, s Surroundings) []Finding {
 	var peer netip.Prefix
 	for _, p := range s.Paths {
 		at, taken := o.peerOverlapping(p.Dst)
-		if !taken || p.Dst.Bits() <= at.Bits() || p.Kernel && (docker[p.Iface] || p.Iface == f.Uplink) {
+		if !taken || p.Dst.Bits() <= at.Bits() || p.Kernel && (docker[p.Iface] || p.Iface == f.Uplink) || p.Dst.IsSingleIP() && o.needs(f, p.Dst.Addr()) {
 			continue
 		}
 		if len(wrong) == 0 {
@@ -292,18 +295,13 @@ func (p Path) remove(links []Link) string {
 	return "ip route del " + p.String()
 }
 
-// unreachable looks for peers to whose address nothing leads but the overlay's route to the
-// whole network: what is sent to them would come back to be sent again.
+// unreachable looks for peers to whose address nothing leads but the overlay's route for all
+// peers: what is sent to them would come back to be sent again.
 func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
-	if !o.Whole {
-		return nil
-	}
 	var lost []netip.Addr
 	for _, peer := range o.Peers {
-		inside := peer.PublicIP.IsValid() && o.Network.Contains(peer.PublicIP)
-		if inside && !slices.ContainsFunc(s.Paths, func(p Path) bool {
-			return p.Dst.Bits() > o.Network.Bits() && p.Dst.Contains(peer.PublicIP)
-		}) {
+		i := slices.IndexFunc(o.Routed, func(p netip.Prefix) bool { return p.Contains(peer.PublicIP) })
+		if i >= 0 && !s.leadsTo(peer.PublicIP, o.Routed[i].Bits()) {
 			lost = append(lost, peer.PublicIP)
 		}
 	}
@@ -311,17 +309,22 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 		return nil
 	}
 	slices.SortFunc(lost, netip.Addr.Compare)
-	command := fmt.Sprintf("ip route add %s/32 dev %s", lost[0], f.Uplink)
-	byDefault, _ := Lookup(slices.DeleteFunc(slices.Clone(f.Underlay), func(r Route) bool { return r.Iface != f.Uplink }), lost[0])
+	return []Finding{{
+		ID: "peer-address", Text: "the network contains the address of a host, and no route of its own leads there",
+		Fields:  []any{"network", o.Network, "public_ip", lost[0], "peers", len(lost)},
+		Command: f.around(lost[0]),
+	}}
+}
+
+// around is the command that leads to an address by the uplink, past the overlay.
+func (f Facts) around(a netip.Addr) string {
+	command := fmt.Sprintf("ip route add %s/%d dev %s", a, a.BitLen(), f.Uplink)
+	byDefault, _ := Lookup(slices.DeleteFunc(slices.Clone(f.Underlay), func(r Route) bool { return r.Iface != f.Uplink }), a)
 	if via := byDefault.Gateway; via.IsValid() {
-		command = fmt.Sprintf("ip route add %s/32 via %s dev %s", lost[0], via, f.Uplink)
+		command = fmt.Sprintf("ip route add %s/%d via %s dev %s", a, a.BitLen(), via, f.Uplink)
 		if _, direct := OnLink(f.Underlay, via); !direct {
 			command += " onlink"
 		}
 	}
-	return []Finding{{
-		ID: "peer-address", Text: "the network contains the address of a host, and no route of its own leads there",
-		Fields:  []any{"network", o.Network, "public_ip", lost[0], "peers", len(lost)},
-		Command: command,
-	}}
+	return command
 }

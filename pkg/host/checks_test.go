@@ -120,7 +120,9 @@ func TestCheck(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := overlay
-			o.Whole = c.whole
+			if c.whole {
+				o.Routed = []netip.Prefix{o.Network}
+			}
 			found := o.Check(facts, surroundings(t, c.links, c.routes))
 			for i, f := range found {
 				said := strings.Trim(fmt.Sprint(f.Fields), "[]")

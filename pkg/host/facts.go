@@ -41,6 +41,8 @@ type Route struct {
 	Gateway netip.Addr // invalid: the destination is on the link
 	Source  netip.Addr // address of this host that packets come from; invalid: the kernel looks for one
 	Metric  uint32
+	Kernel  bool // follows from an address of Iface
+	Stamped bool // flanneld's, as its protocol says
 }
 
 // Inventory is what the kernel knows, read at one moment.
@@ -69,13 +71,18 @@ type Facts struct {
 	// TUN is the TUN device of this host's overlay, where it has one: another
 	// network's may have the first name.
 	TUN string
+	// Needs are the addresses inside the network that the host must reach without the
+	// overlay.
+	Needs []Need
+	// Leased are the fewest prefixes that hold all subnets that are leased now.
+	Leased []netip.Prefix
 }
 
 // Equal tells whether the same follows from both for the kernel. The MACs, which
 // come and go with containers, are for what is published only.
 func (f Facts) Equal(o Facts) bool {
 	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
-		slices.Equal(f.Underlay, o.Underlay)
+		slices.Equal(f.Underlay, o.Underlay) && slices.Equal(f.Needs, o.Needs) && slices.Equal(f.Leased, o.Leased)
 }
 
 // Facts returns what is now true of the chosen uplink, for an overlay with the

@@ -64,10 +64,12 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 			wanted[r.index] = true
 		}
 	}
+	leads := slices.SortedFunc(slices.Values(w.Leads), netip.Addr.Compare)
 	for _, r := range routes {
-		// What leads into the overlay's network concerns nobody but an uplink.
+		// What leads into the overlay's network concerns nobody but an uplink, or whom
+		// it leads to.
 		_, known := links[r.index]
-		if !known && !(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) {
+		if !known && (!(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) || leadsTo(r.key.Dst, leads)) {
 			wanted[r.index] = true
 		}
 	}
@@ -93,7 +95,10 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 		}
 	}
 	for _, r := range routes {
-		route := host.Route{Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric}
+		route := host.Route{
+			Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric,
+			Kernel: r.route.Proto == dataplane.ProtoKernel, Stamped: r.route.Proto == dataplane.ProtoFlannel,
+		}
 		if i, ok := at[r.index]; ok {
 			route.Iface = inv.Ifaces[i].Name
 		} else if r.index != 0 {

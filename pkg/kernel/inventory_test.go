@@ -48,8 +48,8 @@ func TestInventory(t *testing.T) {
 	routes := []host.Route{
 		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Iface: uplink, Gateway: gw, Source: netip.MustParseAddr("198.51.100.9"), Metric: 100},
 		{Dst: netip.MustParsePrefix("10.9.0.0/16")},
-		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Iface: uplink, Source: uplinkIP},
-		{Dst: netip.MustParsePrefix("198.51.100.0/25"), Iface: uplink, Source: netip.MustParseAddr("198.51.100.7")},
+		{Dst: netip.MustParsePrefix("192.0.2.0/24"), Iface: uplink, Source: uplinkIP, Kernel: true},
+		{Dst: netip.MustParsePrefix("198.51.100.0/25"), Iface: uplink, Source: netip.MustParseAddr("198.51.100.7"), Kernel: true},
 	}
 	t.Logf("the kernel has IPv6: %v", inv.IPv6)
 	inv.Routes = slices.DeleteFunc(inv.Routes, func(r host.Route) bool { return r.Dst.Addr().Is6() })
@@ -68,15 +68,19 @@ func TestInventoryHasWhatIsWanted(t *testing.T) {
 	for _, dst := range []string{"0.0.0.0/0", "128.0.0.0/1", "20.0.0.0/8", "20.1.0.0/16", "20.2.0.0/16", "10.5.0.0/16", "10.5.9.0/24"} {
 		b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet(dst), LinkIndex: index, Gw: gw}))
 	}
+	bare := b.link("bare")
+	b.must(b.other.LinkSetUp(bare))
+	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.7.0/24"), LinkIndex: bare.Attrs().Index, Scope: netlink.SCOPE_LINK}))
 	for _, c := range []struct {
 		wanted        Wanted
 		links, routes string
 	}{
 		{Wanted{}, "lo up0", "0.0.0.0/0"},
 		{Wanted{Names: []string{"named", "none", "a-name-that-no-link-can-have"}}, "lo up0 named", "0.0.0.0/0"},
-		{Wanted{Routes: true}, "lo up0", "0.0.0.0/0 128.0.0.0/1 192.0.2.0/24"},
+		{Wanted{Routes: true, Network: network}, "lo up0", "0.0.0.0/0 128.0.0.0/1 192.0.2.0/24"},
 		{Wanted{Leads: []netip.Addr{netip.MustParseAddr("20.1.2.3"), netip.MustParseAddr("10.5.9.9")}, Network: network}, "lo up0",
 			"0.0.0.0/0 10.5.0.0/16 10.5.9.0/24 20.0.0.0/8 20.1.0.0/16"},
+		{Wanted{Leads: []netip.Addr{netip.MustParseAddr("10.5.7.9")}, Network: network}, "lo up0 bare", "0.0.0.0/0 10.5.0.0/16 10.5.7.0/24"},
 	} {
 		inv, err := b.k.Inventory(c.wanted)
 		b.must(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"go.etcd.io/etcd/client/v2"
 )
 
@@ -56,6 +58,30 @@ func (e *Etcd) Endpoint() string {
 		scheme = "https"
 	}
 	return fmt.Sprintf("%s://%s:2379", scheme, e.addr)
+}
+
+// AlsoAt has etcd answer at another address too, which hosts reach by their default gateway, until the listener is closed
+// that is returned.
+func (e *Etcd) AlsoAt(addr netip.Addr) (net.Listener, error) {
+	err := e.lab.Fabric.configure(func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return h.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("give the fabric the address %s: %w", addr, err)
+	}
+	l, err := e.lab.Fabric.Listen(context.Background(), "tcp", netip.AddrPortFrom(addr, 2379).String())
+	if err != nil {
+		return nil, fmt.Errorf("have etcd answer at %s: %w", addr, err)
+	}
+	e.lab.mu.Lock()
+	e.lab.listeners = append(e.lab.listeners, l)
+	e.lab.mu.Unlock()
+	go e.serve(l)
+	return l, nil
 }
 
 // Start starts etcd and waits until it serves.

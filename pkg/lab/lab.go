@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -42,6 +43,7 @@ type Lab struct {
 	namespaces []*Namespace
 	processes  []*Process
 	sites      []*Site
+	listeners  []net.Listener // of etcd at further addresses
 
 	closing  sync.Once
 	closeErr error
@@ -160,7 +162,7 @@ func (l *Lab) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		l.mu.Lock()
-		processes, namespaces, sites := l.processes, l.namespaces, l.sites
+		processes, namespaces, sites, listeners := l.processes, l.namespaces, l.sites, l.listeners
 		l.mu.Unlock()
 		var errs []error
 		for _, p := range processes {
@@ -176,6 +178,9 @@ func (l *Lab) Close() error {
 		l.spawner.close()
 		for _, s := range sites {
 			s.close()
+		}
+		for _, l := range listeners {
+			l.Close()
 		}
 		if l.Etcd != nil {
 			l.Etcd.transport.CloseIdleConnections()

@@ -61,21 +61,21 @@ func (l *Lab) NewSite(name string) (*Site, error) {
 	l.mu.Lock()
 	l.sites = append(l.sites, s)
 	l.mu.Unlock()
-	go s.serve()
+	go l.Etcd.serve(s.etcd)
 	return s, nil
 }
 
 // serve passes connections on to etcd until the listener is closed.
-func (s *Site) serve() {
-	etcd := netip.AddrPortFrom(s.lab.Etcd.addr, 2379).String()
+func (e *Etcd) serve(listener net.Listener) {
+	etcd := netip.AddrPortFrom(e.addr, 2379).String()
 	for {
-		near, err := s.etcd.Accept()
+		near, err := listener.Accept()
 		if err != nil {
 			return
 		}
 		go func() {
 			defer near.Close()
-			far, err := s.lab.Fabric.DialContext(context.Background(), "tcp", etcd)
+			far, err := e.lab.Fabric.DialContext(context.Background(), "tcp", etcd)
 			if err != nil {
 				return
 			}

@@ -21,6 +21,22 @@ func (p Pool) Size() uint64 {
 	return n
 }
 
+// Cover returns the fewest prefixes that hold all subnets of the pool and nothing else.
+func (p Pool) Cover() []netip.Prefix {
+	first, n := p.slots()
+	var cover []netip.Prefix
+	for start, end := first, first+n; start < end; {
+		bits := p.SubnetLen // of the prefix that begins at start
+		size := uint64(1)
+		for bits > 0 && start%(2*size) == 0 && start+2*size <= end {
+			bits, size = bits-1, 2*size
+		}
+		cover = append(cover, netip.PrefixFrom(address(start<<p.shift()), bits))
+		start += size
+	}
+	return cover
+}
+
 // Fits tells whether subnet is one of the pool's.
 func (p Pool) Fits(subnet netip.Prefix) bool {
 	first, n := p.slots()

@@ -3,6 +3,7 @@ package lease_test
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -180,5 +181,54 @@ func BenchmarkPick(b *testing.B) {
 	}
 	for b.Loop() {
 		p.Pick(taken, r.Uint64N)
+	}
+}
+
+func TestCover(t *testing.T) {
+	for _, c := range []struct {
+		pool lease.Pool
+		want []netip.Prefix
+	}{
+		{pool(24, "10.42.0.0", "10.42.255.0"), prefixes("10.42.0.0/16")},
+		{pool(24, "10.42.1.0", "10.42.255.0"), prefixes("10.42.1.0/24", "10.42.2.0/23", "10.42.4.0/22", "10.42.8.0/21", "10.42.16.0/20", "10.42.32.0/19", "10.42.64.0/18", "10.42.128.0/17")},
+		{pool(24, "10.42.7.0", "10.42.7.0"), prefixes("10.42.7.0/24")},
+		{pool(24, "10.42.7.0", "10.42.8.0"), prefixes("10.42.7.0/24", "10.42.8.0/24")},
+		{pool(20, "10.99.16.0", "10.100.32.0"), prefixes("10.99.16.0/20", "10.99.32.0/19", "10.99.64.0/18", "10.99.128.0/17", "10.100.0.0/19", "10.100.32.0/20")},
+		{pool(31, "0.0.0.0", "255.255.255.254"), prefixes("0.0.0.0/0")},
+		{pool(30, "255.255.255.248", "255.255.255.252"), prefixes("255.255.255.248/29")},
+		{lease.Pool{}, nil},
+	} {
+		if got := c.pool.Cover(); !slices.Equal(got, c.want) {
+			t.Errorf("%s to %s: %v, want %v", c.pool.Min, c.pool.Max, got, c.want)
+		}
+	}
+}
+
+// A cover has every subnet of the pool and no other, and no two of its prefixes make one.
+func TestCoverIsExactAndSmallest(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 1))
+	for range 2000 {
+		first := r.IntN(256)
+		last := first + r.IntN(256-first)
+		p := lease.Pool{SubnetLen: 24, Min: netip.AddrFrom4([4]byte{10, 42, byte(first), 0}), Max: netip.AddrFrom4([4]byte{10, 42, byte(last), 0})}
+		cover := p.Cover()
+		for i := range 256 {
+			n := 0
+			for _, c := range cover {
+				if c.Contains(netip.AddrFrom4([4]byte{10, 42, byte(i), 9})) {
+					n++
+				}
+			}
+			if in := first <= i && i <= last; n != 1 && in || n != 0 && !in {
+				t.Fatalf("seed %d: %d to %d: 10.42.%d.0 is in %d of %v", seed, first, last, i, n, cover)
+			}
+		}
+		for i := 1; i < len(cover); i++ {
+			a, b := cover[i-1], cover[i]
+			if wider, _ := a.Addr().Prefix(a.Bits() - 1); a.Bits() == b.Bits() && wider.Contains(b.Addr()) && wider == netip.PrefixFrom(a.Addr(), a.Bits()-1) {
+				t.Fatalf("seed %d: %d to %d: %s and %s are one", seed, first, last, a, b)
+			}
+		}
 	}
 }

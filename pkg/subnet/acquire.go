@@ -220,7 +220,7 @@ func (q *acquisition) deserted(ctx context.Context, l lease.Lease) bool {
 func (q *acquisition) mine(ctx context.Context, listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
-		if q.ours(l) && q.Pool.Fits(l.Subnet) {
+		if q.ours(l) && q.fits(l.Subnet) {
 			fit = append(fit, l)
 		}
 	}
@@ -250,7 +250,7 @@ func (q *acquisition) mine(ctx context.Context, listing registry.Listing) (lease
 // ours tells of, since the original wrote it: the one of the previous subnet, known by
 // what no other host publishes, such as the MAC of a device.
 func (q *acquisition) original(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
-	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnet == q.Previous && q.Pool.Fits(l.Subnet) })
+	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnet == q.Previous && q.fits(l.Subnet) })
 	if at < 0 || q.ours(listing.Leases[at]) {
 		return lease.Lease{}, false, nil
 	}
@@ -298,13 +298,31 @@ func (q *acquisition) reuse(ctx context.Context, mine lease.Lease, a lease.Attrs
 	return l, err
 }
 
-// clear releases the leases of this host that do not fit the network config any
-// more. A reservation is the operator's and stays.
+// fits reports whether a subnet can be this host's.
+func (q *acquisition) fits(subnet netip.Prefix) bool {
+	if !q.Pool.Fits(subnet) {
+		return false
+	}
+	if q.Needed == nil {
+		return true
+	}
+	reason := q.Needed(subnet)
+	if reason != "" {
+		q.once(slog.LevelError, "a subnet of this host contains an address that it needs itself, leasing another", "subnet", subnet, "reason", reason)
+	}
+	return reason == ""
+}
+
+// clear releases the leases of this host that it cannot use, as those that do not fit the
+// network config any more. A reservation is the operator's and stays.
 func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
 		// One that fits and was not taken up is another host's.
-		if !q.ours(l) || q.Pool.Fits(l.Subnet) || !q.deserted(ctx, l) {
+		if !q.ours(l) || q.fits(l.Subnet) || !q.deserted(ctx, l) {
 			continue
+		}
+		if l.Reservation() && q.Pool.Fits(l.Subnet) {
+			continue // that was said
 		}
 		if l.Reservation() {
 			q.once(slog.LevelWarn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnet, "network", q.Pool.Network)
@@ -313,7 +331,7 @@ func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) erro
 		if err := q.Registry.Release(ctx, l); err != nil {
 			return err
 		}
-		q.Log.Info("released lease of this host that does not fit the network config", "subnet", l.Subnet, "network", q.Pool.Network)
+		q.Log.Info("released lease of this host that it cannot use", "subnet", l.Subnet, "network", q.Pool.Network)
 		listing.Leases = slices.DeleteFunc(listing.Leases, func(x lease.Lease) bool { return x.Subnet == l.Subnet })
 	}
 	return nil
@@ -336,7 +354,7 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 	for _, b := range listing.Bad {
 		take(b.Subnet) // nobody knows whose, but somebody's
 	}
-	if q.Pool.Fits(q.Previous) {
+	if q.fits(q.Previous) {
 		switch previous := q.Previous; {
 		case slices.ContainsFunc(taken, previous.Overlaps):
 			q.once(slog.LevelError, "previous subnet is leased by another host now, taking a new one", "subnet", previous)

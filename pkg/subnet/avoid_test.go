@@ -98,3 +98,58 @@ func TestLaterSubnetIsInNobodysWay(t *testing.T) {
 		})
 	}
 }
+
+// A subnet that would cut this host off from what it needs is not taken up, not even where it
+// had that or an operator wrote it: it could never be given up again.
+func TestSubnetDoesNotCoverWhatTheHostNeeds(t *testing.T) {
+	const line = "a subnet of this host contains an address that it needs itself"
+	for _, c := range []struct {
+		name     string
+		puts     map[string]string
+		ttl      time.Duration // of these
+		previous string
+		want     string
+		gone     string // that is released
+		said     int
+	}{
+		{name: "nothing", want: "10.42.3.0/24"},
+		{name: "its lease elsewhere", puts: map[string]string{"10.42.0.0-24": value(me, 5)}, ttl: ttl, want: "10.42.0.0/24"},
+		{name: "its lease", puts: map[string]string{"10.42.1.0-24": value(me, 5)}, ttl: ttl, want: "10.42.3.0/24", gone: "10.42.1.0/24", said: 1},
+		{name: "one of its leases", puts: map[string]string{"10.42.1.0-24": value(me, 5), "10.42.2.0-24": value(me, 5)}, ttl: ttl, want: "10.42.2.0/24", said: 1},
+		{name: "a reservation for it", puts: map[string]string{"10.42.1.0-24": value(me, 5)}, want: "10.42.3.0/24", said: 1},
+		{name: "the previous subnet", previous: "10.42.1.0/24", want: "10.42.3.0/24", said: 1},
+		{name: "another host's lease", puts: map[string]string{"10.42.1.0-24": value(them, 9)}, ttl: ttl, want: "10.42.3.0/24"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				f.avoiding("10.42.0.0/24", "10.42.1.9/32", "10.42.2.0/24")
+				f.Needed = func(s netip.Prefix) string {
+					if s.Contains(netip.MustParseAddr("10.42.1.9")) {
+						return "10.42.1.9 is etcd"
+					}
+					return ""
+				}
+				for k, v := range c.puts {
+					f.reg.Put(k, v, c.ttl)
+				}
+				if c.previous != "" {
+					f.Previous = prefix(c.previous)
+				}
+				if l := f.mustAcquire(); l.Subnet != prefix(c.want) {
+					t.Errorf("leased %s, want %s", l.Subnet, c.want)
+				}
+				f.says(line, c.said)
+				if c.said > 0 {
+					f.says("10.42.1.9 is etcd", 1)
+				}
+				for k := range c.puts {
+					subnet, _ := lease.ParseKey(k)
+					ev, err := f.reg.Get(t.Context(), subnet)
+					if err != nil || (ev.Deleted || ev.Lease.Leaving) != (subnet.String() == c.gone) {
+						t.Errorf("%s: %+v, %v", subnet, ev, err)
+					}
+				}
+			})
+		})
+	}
+}

@@ -39,6 +39,11 @@ type Options struct {
 	// host reaches in another way, and its own addresses. What it has it keeps.
 	Avoid func() ([]netip.Prefix, error)
 
+	// Needed, if set, says what this host needs itself at an address of a subnet and reaches
+	// in another way, "" if there is nothing. It would be cut off if the subnet were its own,
+	// so it takes up no such lease, be it reserved.
+	Needed func(netip.Prefix) string
+
 	// Probe, if set, finds out whether another host has an address, until ctx ends: a
 	// lease at a former address of this host is not taken from whoever lives there now.
 	// It returns what shows that somebody does, or why that cannot be found out, and ""

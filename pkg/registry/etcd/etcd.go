@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 )
@@ -33,6 +34,18 @@ type Options struct {
 	OnFiles func(error)
 
 	Username, Password string // Username empty: none
+
+	// Connecting, if set, is told each address before a connection to it is tried, of a
+	// proxy too. It may be called by several goroutines.
+	Connecting func(netip.Addr)
+}
+
+// Announce tells Connecting of an address as net.Dialer's Control has it; those of unix
+// sockets are none.
+func (o Options) Announce(address string) {
+	if to, err := netip.ParseAddrPort(address); err == nil && o.Connecting != nil {
+		o.Connecting(to.Addr().Unmap())
+	}
 }
 
 // Endpoints is what Options.Endpoints and the credentials come to.

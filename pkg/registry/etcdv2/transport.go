@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	client "go.etcd.io/etcd/client/v2"
@@ -58,6 +59,10 @@ func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 		Timeout: dialTimeout,
 		// The long-poll waits on a connection without traffic.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
+		Control: func(_, address string, _ syscall.RawConn) error {
+			o.Announce(address)
+			return nil
+		},
 	}
 	lines := &etcd.Lines{}
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {

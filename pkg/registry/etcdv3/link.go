@@ -111,10 +111,11 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 	dialer := net.Dialer{
 		Timeout:         dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
-		Control: func(network, _ string, c syscall.RawConn) (err error) {
+		Control: func(network, address string, c syscall.RawConn) (err error) {
 			if !strings.HasPrefix(network, "tcp") {
 				return nil
 			}
+			l.options.Announce(address)
 			// What was sent and is not acknowledged for so long never will be.
 			cerr := c.Control(func(fd uintptr) {
 				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(pingTimeout.Milliseconds()))
