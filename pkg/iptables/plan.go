@@ -48,6 +48,8 @@ type plan struct {
 // are left in our chains unless it is thorough.
 func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough bool) plan {
 	var p plan
+	var tables []string
+	lines := map[string][]string{} // by table, which is to change by one commit
 	for _, a := range anchors() {
 		e := edit{anchor: a, owner: owner, have: l[a.table]}
 		e.clean()
@@ -59,9 +61,15 @@ func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough b
 			e.remove()
 		}
 		if len(e.lines) > 0 {
-			p.input += "*" + a.table + "\n" + strings.Join(e.lines, "\n") + "\nCOMMIT\n"
+			if lines[a.table] == nil {
+				tables = append(tables, a.table)
+			}
+			lines[a.table] = append(lines[a.table], e.lines...)
 			p.changes = append(p.changes, e.changes...)
 		}
+	}
+	for _, t := range tables {
+		p.input += "*" + t + "\n" + strings.Join(lines[t], "\n") + "\nCOMMIT\n"
 	}
 	return p
 }
