@@ -1,0 +1,190 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab"
+)
+
+// forger sends whole IPv4 packets of any source from a host.
+type forger struct {
+	fd int
+	to netip.Addr
+}
+
+func (c *cluster) forger(h *lab.Host, to netip.Addr) forger {
+	c.t.Helper()
+	f := forger{to: to}
+	c.must(h.Do(func() (err error) {
+		f.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return err
+	}))
+	c.t.Cleanup(func() { unix.Close(f.fd) })
+	return f
+}
+
+// fragment sends a part of what follows the IP header. offset counts 8 bytes.
+func (f forger) fragment(from netip.Addr, id uint16, offset int, more bool, part []byte) {
+	b := make([]byte, 20, 20+len(part))
+	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(b[2:], uint16(20+len(part)))
+	binary.BigEndian.PutUint16(b[4:], id)
+	word := uint16(offset)
+	if more {
+		word |= 0x2000
+	}
+	binary.BigEndian.PutUint16(b[6:], word)
+	copy(b[12:], from.AsSlice())
+	copy(b[16:], f.to.AsSlice())
+	// What the kernel has no room for is lost, as on any way.
+	_ = unix.Sendto(f.fd, append(b, part...), 0, &unix.SockaddrInet4{Addr: f.to.As4()})
+}
+
+// inUDP is a UDP datagram without a checksum.
+func inUDP(from, to uint16, payload []byte) []byte {
+	b := make([]byte, 8, 8+len(payload))
+	binary.BigEndian.PutUint16(b, from)
+	binary.BigEndian.PutUint16(b[2:], to)
+	binary.BigEndian.PutUint16(b[4:], uint16(8+len(payload)))
+	return append(b, payload...)
+}
+
+// fragmentMemory is what the kernel of a host holds in fragments, and may hold, in bytes.
+func (c *cluster) fragmentMemory(h *lab.Host) (held, most int) {
+	c.t.Helper()
+	c.must(h.Do(func() error {
+		stat, err := os.ReadFile("/proc/thread-self/net/sockstat")
+		if err != nil {
+			return err
+		}
+		_, text, _ := strings.Cut(string(stat), "FRAG: ")
+		if _, err := fmt.Sscanf(text, "inuse %d memory %d", new(int), &held); err != nil {
+			return err
+		}
+		limit, err := os.ReadFile("/proc/sys/net/ipv4/ipfrag_high_thresh")
+		if err == nil {
+			most, err = strconv.Atoi(strings.TrimSpace(string(limit)))
+		}
+		return err
+	}))
+	return held, most
+}
+
+// TestOuterFragments: what comes to the tunnel in pieces is taken when it is whole. Pieces that
+// never become whole, overlap or claim too much cost the kernel no more than its limit, and the
+// daemon and the network nothing.
+func TestOuterFragments(t *testing.T) {
+	for _, backend := range []struct {
+		config string
+		port   uint16
+	}{{udpConfig, 8285}, {vxlanConfig, 8472}} {
+		t.Run(fmt.Sprint(backend.port), func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 3})
+			c.put("config", backend.config)
+			for _, h := range c.Hosts[:2] {
+				_, err := h.Start("-ip-masq=true")
+				c.must(err)
+				c.must(h.Flanneld().WaitReady(c.ctx))
+				k, err := h.AddContainer()
+				c.must(err)
+				c.containers = append(c.containers, k)
+			}
+			c.waitAllPairs()
+			h, peer, victim := c.Hosts[0], c.Hosts[1].Addr, c.containers[0]
+			received := c.listener(victim, 7777)
+			f := c.forger(c.Hosts[2], h.Addr)
+			outer := func(text string) []byte {
+				p := inner(c.containers[1].Addr, victim.Addr, 7777, text)
+				if backend.port == 8472 {
+					p = inVXLAN(1, c.vtepMAC(h), p)
+				}
+				return inUDP(backend.port, backend.port, p)
+			}
+
+			for id, name := range []string{"in order", "last first", "twice", "the first has a port and no more"} {
+				name += strings.Repeat(".", 40)
+				whole := outer(name)
+				type piece struct {
+					at  int
+					end int
+				}
+				pieces := []piece{{0, 24}, {24, 48}, {48, len(whole)}}
+				switch id {
+				case 1:
+					slices.Reverse(pieces)
+				case 2:
+					pieces = []piece{{0, 24}, {0, 24}, {24, 48}, {48, len(whole)}}
+				case 3:
+					pieces = []piece{{0, 8}, {8, 16}, {16, len(whole)}}
+				}
+				for _, p := range pieces {
+					f.fragment(peer, uint16(9000+id), p.at/8, p.end < len(whole), whole[p.at:p.end])
+				}
+				if got := received(2 * time.Second); got != name && id != 2 { // a kernel may drop what it has a piece of twice
+					t.Errorf("%s: received %q", name, got)
+				}
+			}
+
+			daemon := h.Flanneld()
+			before, err := daemon.Usage()
+			c.must(err)
+			ping, err := victim.StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+			c.must(err)
+			seed := rand.Uint64()
+			r := rand.New(rand.NewPCG(seed, 0))
+			held := 0
+			for i := range 30000 {
+				from := []netip.Addr{peer, c.Hosts[2].Addr, netip.AddrFrom4([4]byte{172, 31, 200, byte(100 + i%100)})}[i%3]
+				part := make([]byte, 8*(1+r.IntN(170)))
+				for j := range part {
+					part[j] = byte(r.Uint32())
+				}
+				copy(part, inUDP(backend.port, backend.port, make([]byte, 1400))[:8])
+				id := uint16(r.Uint32())
+				switch i % 4 {
+				case 0: // never the rest
+					f.fragment(from, id, 0, true, part)
+				case 1: // never the first
+					f.fragment(from, id, 1+r.IntN(180), r.IntN(2) == 0, part)
+				case 2: // overlapping
+					f.fragment(from, id, 0, true, part)
+					f.fragment(from, id, max(0, len(part)/8-1-r.IntN(20)), r.IntN(2) == 0, part)
+				case 3: // beyond 65,535 bytes
+					f.fragment(from, id, 0x1fff-r.IntN(4), false, part)
+				}
+				if i%1000 == 0 {
+					now, most := c.fragmentMemory(h)
+					// One piece is taken when the limit is not yet reached.
+					if held = max(held, now); now > most+1<<20 {
+						t.Fatalf("seed %d: the kernel holds %d bytes of fragments, and may hold %d", seed, now, most)
+					}
+				}
+			}
+			if s := ping.Stop(); s.Lost > s.Sent/20 {
+				t.Errorf("seed %d: lost %d of %d pings, for %v", seed, s.Lost, s.Sent, s.Outage)
+			}
+			after, err := daemon.Usage()
+			c.must(err)
+			if grown := after.RSS - before.RSS; grown > 16<<20 {
+				t.Errorf("seed %d: %d bytes more resident", seed, grown)
+			}
+			t.Logf("the kernel held %d bytes of fragments", held)
+			if daemon.Exited() {
+				t.Error("the daemon is dead")
+			}
+			c.waitAllPairs()
+			c.transfer(8 << 20)
+		})
+	}
+}
