@@ -100,7 +100,7 @@ func (e *Etcd) start(ctx context.Context) error {
 		return fmt.Errorf("find the binary to run etcd with: %w", err)
 	}
 	log := filepath.Join(e.lab.Dir, "etcd.log")
-	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.lab.opts.TLS})
+	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.lab.opts.TLS, Calm: e.lab.opts.EtcdCluster})
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,11 @@ type etcdConfig struct {
 	Dir      string
 	Endpoint string
 	TLS      *TLS
+	Calm     bool // elections take longer, as there are several members
+
+	// Of a member that joins others; see Member.
+	Name, Peer string
+	Members    string
 }
 
 // Main runs the program's main function and returns its exit code. In the process that a lab has started to be its
@@ -90,6 +95,12 @@ func serveEtcd(text string) error {
 	}
 }
 
+// The first member, or the only one.
+const (
+	firstName = "lab"
+	firstPeer = "127.0.0.1:2380"
+)
+
 // embedConfig is a normal one-member etcd, tuned to start fast and to spare the disk.
 func embedConfig(c etcdConfig) (*embed.Config, error) {
 	endpoint, err := url.Parse(c.Endpoint)
@@ -97,14 +108,24 @@ func embedConfig(c etcdConfig) (*embed.Config, error) {
 		return nil, fmt.Errorf("parse etcd endpoint: %w", err)
 	}
 	// The namespace is etcd's own, so fixed loopback ports are free.
-	peer := url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
+	peer := url.URL{Scheme: "http", Host: firstPeer}
 	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir = "lab", c.Dir
+	cfg.Name, cfg.Dir = firstName, c.Dir
+	if c.Name != "" {
+		cfg.Name, peer.Host = c.Name, c.Peer
+	}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*endpoint}, []url.URL{*endpoint}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	if c.Members != "" {
+		cfg.InitialCluster, cfg.ClusterState = c.Members, embed.ClusterStateFlagExisting
+	}
 	cfg.EnableV2, cfg.UnsafeNoFsync = true, true
 	cfg.TickMs, cfg.ElectionMs = 20, 100
+	if c.Calm {
+		cfg.TickMs, cfg.ElectionMs = 100, 1000
+		cfg.StrictReconfigCheck = false // which has each change of members wait for 5 s
+	}
 	cfg.LogLevel, cfg.LogOutputs = "error", []string{"stderr"}
 	if c.TLS != nil {
 		cfg.ClientTLSInfo = transport.TLSInfo{

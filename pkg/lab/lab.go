@@ -24,8 +24,10 @@ type Options struct {
 	Uplink   string       // name of the hosts' device on the fabric; default eth0
 	MTU      int          // of the fabric; default 1500
 	TLS      *TLS         // etcd with TLS; nil is plain HTTP
-	Unit     *Unit        // restricts every flanneld; nil: as root
-	Progress func(string) // called with one line for each thing done; may be nil
+	// EtcdCluster has an etcd that may get more members; see Etcd.AddMember.
+	EtcdCluster bool
+	Unit        *Unit        // restricts every flanneld; nil: as root
+	Progress    func(string) // called with one line for each thing done; may be nil
 }
 
 // A Lab is a running data centre. Its methods and those of its parts may be called by several goroutines.

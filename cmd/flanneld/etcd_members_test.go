@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	client "go.etcd.io/etcd/client/v3"
+
+	"flanneld/pkg/lab"
+)
+
+// TestEtcdMembersChangeUnderLoad: while peers come and go, the leader of a cluster of three is
+// killed, one member is added and another removed, and the leader is killed again. Nothing
+// that etcd has acknowledged is missed, no subnet changes, no packet is lost, and a host that
+// joins then does so by the endpoints that are left.
+func TestEtcdMembersChangeUnderLoad(t *testing.T) {
+	for _, api := range []string{"v2", "v3"} {
+		t.Run(api, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Hosts: 3, EtcdCluster: true})
+			one, err := c.Etcd.AddMember(c.ctx, 1)
+			c.must(err)
+			two, err := c.Etcd.AddMember(c.ctx, 2, one)
+			c.must(err)
+			s := newMemberStorm(c, api, one, two)
+			late := c.Hosts[2]
+			for _, h := range c.Hosts[:2] {
+				_, err := h.Start(s.args...)
+				c.must(err)
+			}
+			for _, h := range c.Hosts[:2] {
+				c.must(h.Flanneld().WaitReady(c.ctx))
+				k, err := h.AddContainer()
+				c.must(err)
+				c.containers = append(c.containers, k)
+			}
+			c.waitAllPairs()
+			subnets := []netip.Prefix{c.subnet(c.Hosts[0]), c.subnet(c.Hosts[1])}
+			p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+			c.must(err)
+
+			s.begin()
+			s.killLeader()
+			three, err := c.Etcd.AddMember(c.ctx, 3, s.others...)
+			c.must(err)
+			s.remove(two)
+			s.others = []*lab.Member{one, three}
+			s.killLeader()
+			s.end()
+
+			_, err = late.Start(s.args...)
+			c.must(err)
+			c.must(late.Flanneld().WaitReady(c.ctx))
+			want := s.wanted(subnets[0], subnets[1], c.subnet(late))
+			for i, h := range c.Hosts {
+				c.within(30*time.Second, "peers of "+h.Name, func() error { return s.knows(h, want) })
+				if i < 2 && c.subnet(h) != subnets[i] {
+					t.Errorf("%s had %s, has %s", h.Name, subnets[i], c.subnet(h))
+				}
+			}
+			if sent := p.Stop(); sent.Lost > 0 {
+				t.Errorf("lost %d of %d pings, for %v", sent.Lost, sent.Sent, sent.Outage)
+			}
+		})
+	}
+}
+
+// memberStorm is a cluster of etcd's with leases in it that come and go.
+type memberStorm struct {
+	*cluster
+	others []*lab.Member // that there are beside the first
+	args   []string      // of flanneld: the endpoints are those of the beginning
+	write  func(ctx context.Context, key, value string) error
+
+	mu    sync.Mutex
+	there map[netip.Prefix]bool // acknowledged
+	stop  context.CancelFunc
+	done  chan struct{}
+	wrote int
+}
+
+func newMemberStorm(c *cluster, api string, others ...*lab.Member) *memberStorm {
+	c.t.Helper()
+	endpoints := []string{c.Etcd.Endpoint()}
+	for _, m := range others {
+		endpoints = append(endpoints, m.Endpoint)
+	}
+	s := &memberStorm{
+		cluster: c, others: others, there: map[netip.Prefix]bool{}, done: make(chan struct{}),
+		args: []string{"-etcd-endpoints=" + strings.Join(endpoints, ","), "-etcd-api=" + api, "-subnet-lease-renew-margin=1439", "-iptables-forward-rules=false"},
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	c.t.Cleanup(cancel)
+	var err error
+	s.write, err = c.Etcd.Through(ctx, api, others...)
+	c.must(err)
+	s.try(c.prefix+"/config", upperConfig)
+	return s
+}
+
+// try writes until etcd has acknowledged it.
+func (s *memberStorm) try(key, value string) {
+	s.t.Helper()
+	s.within(time.Minute, "write "+key, func() error { return s.write(s.ctx, key, value) })
+}
+
+// begin has leases written and deleted without a pause.
+func (s *memberStorm) begin() {
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.stop = cancel
+	go func() {
+		defer close(s.done)
+		random := rand.New(rand.NewPCG(1, 2))
+		for ctx.Err() == nil {
+			subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(random.IntN(100)), 0}), 24)
+			key := fmt.Sprintf("%s/subnets/%s-24", s.prefix, subnet.Addr())
+			value := ""
+			if !s.there[subnet] {
+				value = fmt.Sprintf(`{"PublicIP":"172.31.201.%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}}`, subnet.Addr().As4()[2], subnet.Addr().As4()[2])
+			}
+			// Without an answer it is not known whether it was done, so it is done again. What
+			// is begun is finished, or the end is not known.
+			err := lab.Poll(s.ctx, func() error { return s.write(s.ctx, key, value) })
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.there[subnet] = value != ""
+			s.wrote++
+			s.mu.Unlock()
+		}
+	}()
+	s.writes(50)
+}
+
+// writes waits for so many more.
+func (s *memberStorm) writes(n int) {
+	s.t.Helper()
+	count := func() int { s.mu.Lock(); defer s.mu.Unlock(); return s.wrote }
+	from := count()
+	s.within(time.Minute, "writes go on", func() error {
+		if n := count() - from - n; n < 0 {
+			return fmt.Errorf("%d are missing", -n)
+		}
+		return nil
+	})
+}
+
+func (s *memberStorm) end() {
+	s.t.Helper()
+	s.stop()
+	<-s.done
+	s.t.Logf("%d writes", s.wrote)
+}
+
+// killLeader kills the leader, and starts it again when the others go on.
+func (s *memberStorm) killLeader() {
+	s.t.Helper()
+	leader, err := s.Etcd.Leader(s.ctx, s.others...)
+	s.must(err)
+	kill, start := s.Etcd.Kill, s.Etcd.Start
+	for _, m := range s.others {
+		if m.Endpoint == leader {
+			kill, start = m.Kill, m.Start
+		}
+	}
+	s.must(kill(s.ctx))
+	s.writes(50)
+	s.must(start(s.ctx))
+	s.writes(50)
+}
+
+// remove takes a member out of the cluster, which ends it.
+func (s *memberStorm) remove(m *lab.Member) {
+	s.t.Helper()
+	s.within(30*time.Second, "remove a member", func() error {
+		return s.Etcd.Members(s.ctx, s.others, func(ctx context.Context, c *client.Client) error {
+			all, err := c.MemberList(ctx)
+			if err != nil {
+				return err
+			}
+			for _, one := range all.Members {
+				if slices.Contains(one.ClientURLs, m.Endpoint) {
+					_, err := c.MemberRemove(ctx, one.ID)
+					return errors.Join(err, errors.New("it is still there"))
+				}
+			}
+			return nil
+		})
+	})
+	s.writes(50)
+	s.must(m.Kill(s.ctx)) // where it did not end by itself
+}
+
+// wanted returns the peers that etcd holds, and those given.
+func (s *memberStorm) wanted(hosts ...netip.Prefix) map[netip.Prefix]bool {
+	want := map[netip.Prefix]bool{}
+	for _, h := range hosts {
+		want[h] = true
+	}
+	for subnet, is := range s.there {
+		if is {
+			want[subnet] = true
+		}
+	}
+	return want
+}
+
+// knows reports what is wrong with the routes of a host.
+func (s *memberStorm) knows(h *lab.Host, want map[netip.Prefix]bool) error {
+	have := map[netip.Prefix]bool{s.subnet(h): true}
+	for key := range s.snapshot(h, "10.42.0.0/16", "flannel.1").Routes {
+		have[key.Dst] = true
+	}
+	if !maps.Equal(have, want) {
+		return fmt.Errorf("has routes to %d subnets, wants %d", len(have), len(want))
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	v2 "go.etcd.io/etcd/client/v2"
+	client "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+)
+
+// Member is one more member of a lab's etcd, a process of its own beside the first.
+type Member struct {
+	Endpoint string
+
+	lab     *Lab
+	config  etcdConfig
+	process *Process
+}
+
+// AddMember has one more member join etcd, and waits until it serves. The lab needs the option
+// EtcdCluster. n is its number, from 1 on, of which none is used twice; others are the members
+// that there are beside the first.
+func (e *Etcd) AddMember(ctx context.Context, n int, others ...*Member) (*Member, error) {
+	m := &Member{
+		Endpoint: fmt.Sprintf("http://%s:%d", e.addr, 2379+100*n),
+		lab:      e.lab,
+		config: etcdConfig{
+			Dir: filepath.Join(e.lab.Dir, fmt.Sprint("etcd", n)), Calm: true,
+			Name: fmt.Sprint("lab", n), Peer: fmt.Sprintf("127.0.0.1:%d", 2380+100*n),
+		},
+	}
+	m.config.Endpoint = m.Endpoint
+	err := e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
+		resp, err := c.MemberAdd(ctx, []string{"http://" + m.config.Peer})
+		if err != nil {
+			return err
+		}
+		var all []string
+		for _, one := range resp.Members {
+			name := one.Name
+			if one.ID == resp.Member.ID {
+				name = m.config.Name
+			}
+			all = append(all, name+"="+one.PeerURLs[0])
+		}
+		m.config.Members = strings.Join(all, ",")
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("add etcd member: %w", err)
+	}
+	return m, m.Start(ctx)
+}
+
+// Start starts a member that was ended.
+func (m *Member) Start(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the binary to run etcd with: %w", err)
+	}
+	env, err := etcdEnv(m.config)
+	if err != nil {
+		return err
+	}
+	m.process, err = m.lab.startProcess(m.lab.Fabric, Command{Path: self, Env: []string{env}}, m.config.Dir+".log")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := m.process.WaitReady(ctx); err != nil {
+		return fmt.Errorf("start etcd member: %w", err)
+	}
+	return nil
+}
+
+// Kill ends the member as kill -9 does.
+func (m *Member) Kill(ctx context.Context) error {
+	if _, err := m.process.end(ctx, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("end etcd member: %w", err)
+	}
+	return nil
+}
+
+// Members calls f with a client of the first member and of others.
+func (e *Etcd) Members(ctx context.Context, others []*Member, f func(context.Context, *client.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	c, err := e.clusterClient(ctx, others)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(ctx, c)
+}
+
+// clusterClient returns a client that ends with ctx; close it.
+func (e *Etcd) clusterClient(ctx context.Context, others []*Member) (*client.Client, error) {
+	return client.New(client.Config{
+		Endpoints: e.endpoints(others), Context: ctx, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return e.lab.Fabric.DialContext(ctx, "tcp", addr)
+		})},
+	})
+}
+
+func (e *Etcd) endpoints(others []*Member) []string {
+	all := []string{e.Endpoint()}
+	for _, m := range others {
+		all = append(all, m.Endpoint)
+	}
+	return all
+}
+
+// Leader returns the endpoint of the leader of the first member and others, as soon as there
+// is one that is up.
+func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, err error) {
+	err = e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
+		return Poll(ctx, func() error {
+			for _, endpoint := range e.endpoints(others) {
+				short, cancel := context.WithTimeout(ctx, 2*time.Second)
+				s, err := c.Status(short, endpoint)
+				cancel()
+				if err == nil && s.Leader == s.Header.MemberId {
+					leader = endpoint
+					return nil
+				}
+			}
+			return errors.New("etcd has no leader")
+		})
+	})
+	return leader, err
+}
+
+// Through returns what writes keys through whichever of the members is there, in the v2 API or
+// in v3: it is told a key and its value, "" to delete it. The end of ctx ends its connections.
+func (e *Etcd) Through(ctx context.Context, api string, others ...*Member) (func(ctx context.Context, key, value string) error, error) {
+	if api == "v2" {
+		c, err := v2.New(v2.Config{Endpoints: e.endpoints(others), Transport: e.transport, HeaderTimeoutPerRequest: 2 * time.Second})
+		if err != nil {
+			return nil, err
+		}
+		keys := v2.NewKeysAPI(c)
+		return func(ctx context.Context, key, value string) error {
+			if value != "" {
+				_, err := keys.Set(ctx, key, value, nil)
+				return err
+			}
+			if _, err := keys.Delete(ctx, key, nil); !errors.Is(keyError(err), ErrNoKey) {
+				return err
+			}
+			return nil
+		}, nil
+	}
+	c, err := e.clusterClient(ctx, others)
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, func() { c.Close() })
+	return func(ctx context.Context, key, value string) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		if value != "" {
+			_, err = c.Put(ctx, key, value)
+		} else {
+			_, err = c.Delete(ctx, key)
+		}
+		return err
+	}, nil
+}
