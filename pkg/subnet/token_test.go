@@ -1,0 +1,111 @@
+package subnet_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/registry/etcdv3"
+)
+
+// enableAuth gives root a password, by etcd's JSON gateway, and nobody else any right.
+func enableAuth(t *testing.T, etcd *etcdtest.Etcd, password string) {
+	t.Helper()
+	for _, step := range []struct {
+		path string
+		body map[string]string
+	}{
+		{"user/add", map[string]string{"name": "root", "password": password}},
+		{"role/add", map[string]string{"name": "root"}},
+		{"user/grant", map[string]string{"user": "root", "role": "root"}},
+		{"enable", nil},
+	} {
+		body, err := json.Marshal(step.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.Post(etcd.URL+"/v3/auth/"+step.path, "application/json", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s %s", step.path, resp.Status, text)
+		}
+	}
+}
+
+// TestFollowWhileTokensExpire: what etcd gives for a password is good for a second, and is lost
+// when etcd is started again if it is not signed. Leases are renewed and peers followed all the
+// same, and nobody is told of it.
+func TestFollowWhileTokensExpire(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("signed with this"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, token := range map[string]string{"simple": "simple", "jwt": "jwt,sign-method=HS256,ttl=1s,priv-key=" + secret} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			etcd := etcdtest.StartEtcd(t, func(c *embed.Config) { c.AuthToken, c.AuthTokenTTL, c.BcryptCost = token, 1, 4 })
+			enableAuth(t, etcd, "s3cret!")
+			join := func(n int) *host {
+				h := newHostOf(t, etcd, n, apis[1])
+				r, err := etcdv3.New(etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix, Username: "root", Password: "s3cret!"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(r.Close)
+				h.Registry, h.TTL, h.Margin = r, 10*time.Second, 8*time.Second
+				return h
+			}
+			one, two, peers := join(1), join(2), join(3).Registry
+			first, second := one.follow(), two.follow()
+			for i := range 3 {
+				// Longer than a token lives, and not used in between but for renewals.
+				<-time.After(1500 * time.Millisecond)
+				if i == 2 {
+					etcd.Stop()
+					etcd.Start(t)
+				}
+				subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, 0, byte(i * 16)}), 28)
+				one.until("a peer is made", func() bool {
+					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+					defer cancel()
+					_, err := peers.Create(ctx, subnet, attrsOf(them, i), time.Hour)
+					return err == nil || errors.Is(err, registry.ErrConflict)
+				})
+				for _, h := range []*host{one, two} {
+					h.until("the peer is known", func() bool {
+						return h.view().Peer(subnet) != nil
+					})
+				}
+			}
+			for h, own := range map[*host]lease.Lease{one: first, two: second} {
+				h.until("the lease is renewed", func() bool { return strings.Count(h.log.String(), "lease renewed") >= 2 })
+				if !h.holds(own) {
+					t.Errorf("%s is not held as it was", own.Subnet)
+				}
+				for _, word := range []string{"level=ERROR", "token", "refuse", "cannot renew"} {
+					if strings.Contains(h.log.String(), word) {
+						t.Errorf("%q is in the log:\n%s", word, h.log)
+					}
+				}
+			}
+		})
+	}
+}
