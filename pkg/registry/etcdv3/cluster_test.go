@@ -16,7 +16,7 @@ import (
 )
 
 // startCluster starts three members that are one etcd.
-func startCluster(t *testing.T) []*etcdtest.Etcd {
+func startCluster(t *testing.T, change ...func(*embed.Config)) []*etcdtest.Etcd {
 	t.Helper()
 	members, peers := make([]*etcdtest.Etcd, 3), make([]string, 3)
 	for i := range members {
@@ -27,6 +27,9 @@ func startCluster(t *testing.T) []*etcdtest.Etcd {
 				peers[i] = c.Name + "=" + c.ListenPeerUrls[0].String()
 			}
 			c.InitialCluster = strings.Join(peers, ",")
+			for _, f := range change {
+				f(c)
+			}
 		})
 	}
 	var wg sync.WaitGroup
@@ -83,4 +86,48 @@ func TestMemberWithoutLeader(t *testing.T) {
 	}
 	members[1].Start(t)
 	eventually(t, "two members answer", func() bool { _, err := one.Config(timeout(t)); return err == nil })
+}
+
+// TestTokenIsGoodAtEveryMember: each of them learns of a token in its own time, and one that is
+// started again has forgotten all. A request that comes too early is no failure.
+func TestTokenIsGoodAtEveryMember(t *testing.T) {
+	t.Parallel()
+	members := startCluster(t, func(c *embed.Config) { c.AuthTokenTTL, c.BcryptCost = 1, 4 })
+	var urls []string
+	for _, m := range members {
+		urls = append(urls, m.URL)
+	}
+	enableAuth(openBackdoor(t, members[0].URL, prefix), "s3cret!")
+	r := open(t, etcdv3.Options{Endpoints: urls, Prefix: prefix, Username: "root", Password: "s3cret!"})
+	eventually(t, "all members know of it", func() bool {
+		for range 6 {
+			if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
+				return false
+			}
+		}
+		return true
+	})
+	ask := func(n int) {
+		t.Helper()
+		for range n {
+			var wg sync.WaitGroup
+			for range 6 {
+				wg.Go(func() {
+					if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			r.DropToken()
+		}
+	}
+	ask(100)
+	members[1].Stop()
+	members[1].Start(t)
+	eventually(t, "the member is back", func() bool {
+		_, err := open(t, etcdv3.Options{Endpoints: urls[1:2], Prefix: prefix, Username: "root", Password: "s3cret!"}).Config(timeout(t))
+		return errors.Is(err, registry.ErrNoConfig)
+	})
+	ask(20)
 }

@@ -26,3 +26,9 @@ func (r reads) Range(ctx context.Context, req *pb.RangeRequest, opts ...grpc.Cal
 	r.before(req)
 	return r.KVClient.Range(ctx, req, opts...)
 }
+
+// DropToken has the next request ask for a new one.
+func (r *Registry) DropToken() {
+	<-r.link.token
+	r.link.token <- token{}
+}
