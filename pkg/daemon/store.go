@@ -15,6 +15,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
 	"flanneld/pkg/registry/etcdv2"
@@ -55,6 +56,9 @@ type store struct {
 	regs    []client
 	chosen  choice
 	waited  int // how often in a row it could not be told which one that is
+
+	looks pace.Pace // for a config elsewhere
+	found string    // where there is one, as of the last look
 }
 
 // identity is by what a host finds the store that it belongs to.
@@ -92,7 +96,7 @@ const storeRetry = 2 * time.Second
 // openStore makes the clients. It does no I/O but for reading the TLS files.
 func openStore(o etcd.Options, api API, host identity, log *slog.Logger, wrong *condition.List) (*store, error) {
 	o.OnFiles = func(err error) { noteFiles(wrong, err) }
-	s := &store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}}
+	s := &store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute}}
 	if api != APIAuto {
 		s.apis = []API{api}
 	}
@@ -324,8 +328,12 @@ func (s *store) absent(ctx context.Context, answers []answer) error {
 		}
 		e.commands = append(e.commands, etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
 	}
-	if found := s.elsewhere(ctx); found != "" {
-		e.error = fmt.Errorf("%w; there is one at %s (-etcd-prefix, -etcd-api)", e.error, found)
+	if now := time.Now(); s.looks.Delay(now) == 0 {
+		s.looks.Turn(now)
+		s.found = s.elsewhere(ctx)
+	}
+	if s.found != "" {
+		e.error = fmt.Errorf("%w; there is one at %s (-etcd-prefix, -etcd-api)", e.error, s.found)
 	}
 	return &e
 }

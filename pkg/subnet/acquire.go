@@ -16,12 +16,21 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// conflictPause bounds the wait after the n-th conflict in a row: n times this,
-// up to fifty times.
-const conflictPause = 20 * time.Millisecond
+const (
+	// conflictPause bounds the wait after the n-th conflict in a row: n times this. With
+	// fewConflicts, many hosts are there at once; with more, something is wrong, and the wait
+	// grows faster, up to mostConflictPause.
+	conflictPause     = 20 * time.Millisecond
+	fewConflicts      = 20
+	mostConflictPause = 10 * time.Second
+)
 
 func afterConflict(n int) time.Duration {
-	return between(0, time.Duration(min(n, 50))*conflictPause)
+	most := time.Duration(min(n, fewConflicts)) * conflictPause
+	for range min(n-fewConflicts, 20) {
+		most += most / 2
+	}
+	return between(0, min(most, mostConflictPause))
 }
 
 // Acquire leases a subnet: the one that this host has, claims or is reserved, else

@@ -173,7 +173,7 @@ func TestAcquireLostAnswer(t *testing.T) {
 }
 
 func TestAcquireConflicts(t *testing.T) {
-	for times, warnings := range map[int]int{9: 0, 30: 1} {
+	for times, warnings := range map[int]int{9: 0, 20: 1, 30: 1} {
 		in(t, func(f *fixture) {
 			n := 0
 			f.reg.SetHook(func(op string, p netip.Prefix, done bool) error {
@@ -185,7 +185,11 @@ func TestAcquireConflicts(t *testing.T) {
 			})
 			start := time.Now()
 			f.mustAcquire()
-			if d := time.Since(start); n != times || d > 10*time.Second {
+			limit := 10 * time.Second
+			if times > 20 { // that is no crowd any more
+				limit = time.Minute
+			}
+			if d := time.Since(start); n != times || d > limit {
 				t.Errorf("%d of %d conflicts took %v", n, times, d)
 			}
 			f.says("other hosts keep being faster", warnings)

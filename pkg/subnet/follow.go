@@ -8,8 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry"
 )
 
@@ -25,6 +28,11 @@ const (
 	grace = time.Second
 	// Bounds of the wait between attempts while the registry is away.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
+	// What a watch brings costs one a event, and watchCost beside: a request of etcd's v2 API.
+	// Each second there is watchRate, a few per cent of a processor, and watchBurst at once, as
+	// thousands of hosts cost that join within seconds. A v2 watch that gets behind loses the
+	// history and lists, which costs less.
+	watchCost, watchRate, watchBurst = 20, 2000, 40_000
 	// ghostTime is how long peers are believed in that a wiped registry does not
 	// know: longer than any of them needs to notice.
 	ghostTime = 2 * time.Minute
@@ -58,6 +66,10 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		fading:   map[netip.Prefix]time.Time{},
 		away:     outage{log: o.Log},
 		watched:  make(chan watchResult, 1),
+		progress: rate.NewLimiter(watchRate, watchBurst),
+		turns:    pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
+		relists:  pace.Pace{First: firstRetry, Most: 2 * lastRetry},
+		looks:    pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
 		retry:    stopped(),
 		tend:     stopped(),
 		settle:   stopped(),
@@ -78,7 +90,7 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 	f.say()
 	f.report()
 	f.schedule()
-	f.watch(ctx)
+	f.watch(ctx, 0)
 	f.run(ctx)
 }
 
@@ -98,7 +110,6 @@ type follower struct {
 	index    uint64           // watch from here
 	relist   bool             // the index is worth nothing
 	turned   bool             // the registry was wiped or restored since all was listed last
-	listed   time.Time        // when all was listed last
 
 	own     lease.Lease
 	attrs   lease.Attrs   // that own is to have
@@ -113,10 +124,15 @@ type follower struct {
 	moves   int           // subnets that were lost to other hosts
 	failed  bool          // the last write failed, and that was said
 	wait    time.Duration // between attempts, while away
+	gone    time.Time     // when it was lost last
 
 	away     outage
 	watched  chan watchResult
 	watches  sync.WaitGroup
+	progress *rate.Limiter  // of watches that got on
+	turns    pace.Pace      // of those that did not
+	relists  pace.Pace      // because history was lost
+	looks    pace.Pace      // at the own lease
 	retry    *time.Timer    // try the registry again
 	tend     *time.Timer    // look after the own lease
 	fade     *time.Timer    // drop what was deleted
@@ -152,10 +168,11 @@ func (f *follower) run(ctx context.Context) {
 		case <-f.retry.C:
 			f.reconnect(ctx)
 		case <-f.tend.C:
+			f.looks.Turn(time.Now())
 			f.tendOwn(ctx)
 		case t := <-f.Terms:
 			f.attrs, f.PublicIP, f.Pool, f.TTL = t.Attrs, t.Attrs.PublicIP, t.Pool, t.TTL
-			f.tend.Reset(0)
+			f.tendSoon()
 		case <-f.settle.C:
 			f.publish()
 		case <-f.fade.C:
@@ -169,10 +186,13 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// watch begins one Watch; its result comes by f.watched.
-func (f *follower) watch(ctx context.Context) {
+// watch begins one Watch after a wait; its result comes by f.watched.
+func (f *follower) watch(ctx context.Context, wait time.Duration) {
 	index := f.index
 	f.watches.Go(func() {
+		if wait > 0 {
+			_ = pause(ctx, wait) // the Watch tells of its end
+		}
 		events, next, err := f.Registry.Watch(ctx, index)
 		f.watched <- watchResult{events, next, err}
 	})
@@ -183,15 +203,24 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 	switch {
 	case ctx.Err() != nil:
 	case r.err == nil && len(r.events) == 0:
-		// A silence may be that of a store which was wiped while nobody listened.
+		// A silence may be that of a store which was wiped while nobody listened. One that is
+		// over at once is no silence.
 		f.index = r.index
-		f.reconnect(ctx)
+		if wait := f.turns.Next(time.Now()); wait > 0 {
+			f.retry.Reset(wait)
+		} else {
+			f.reconnect(ctx)
+		}
 	case r.err == nil:
 		for _, ev := range r.events {
 			f.apply(ev)
 		}
+		wait := f.progress.ReserveN(time.Now(), min(watchCost+len(r.events), watchBurst)).Delay()
+		if r.index <= f.index { // what is there already
+			wait = f.turns.Next(time.Now())
+		}
 		f.index = r.index
-		f.watch(ctx)
+		f.watch(ctx, wait)
 	case errors.Is(r.err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", r.err)
 		f.relist = true
@@ -206,17 +235,18 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 // same event, a few seconds for ten thousand; and paces them if one does not help.
 func (f *follower) relistDelay() time.Duration {
 	spread := between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
-	if time.Since(f.listed) < lastRetry {
-		spread += between(firstRetry/2, firstRetry)
+	if wait := f.relists.Next(time.Now()); wait > 0 {
+		spread += between(wait/2, wait)
 	}
 	return spread
 }
 
 // lost waits for a registry that does not answer.
 func (f *follower) lost(err error) {
-	if !f.away.active() {
+	if now := time.Now(); now.Sub(f.gone) > 2*lastRetry { // else it answers, and does not help
 		f.wait = firstRetry
 	}
+	f.gone = time.Now()
 	f.away.begin(err)
 	f.retry.Reset(between(f.wait/2, f.wait))
 	f.wait = min(f.wait*2, lastRetry)
@@ -243,7 +273,6 @@ func (f *follower) reconnect(ctx context.Context) {
 			return
 		}
 		f.relist = false
-		f.listed = time.Now()
 		f.load(listing)
 		f.known = false
 		if f.away.active() {
@@ -251,9 +280,12 @@ func (f *follower) reconnect(ctx context.Context) {
 		}
 	}
 	f.away.end()
-	f.watch(ctx)
-	f.tend.Reset(0)
+	f.watch(ctx, 0)
+	f.tendSoon()
 }
+
+// tendSoon has the own lease looked after, as soon as may be.
+func (f *follower) tendSoon() { f.tend.Reset(f.looks.Delay(time.Now())) }
 
 func (f *follower) lostUnless(ctx context.Context, err error) {
 	if ctx.Err() == nil {

@@ -321,7 +321,7 @@ func TestFollowPacesListings(t *testing.T) {
 		})
 		w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		elapse(time.Minute)
-		if n := lists.Load(); n < 10 || n > 120 {
+		if n := lists.Load(); n < 5 || n > 15 {
 			t.Errorf("%d listings in a minute", n)
 		}
 		w.reg.SetHook(nil)

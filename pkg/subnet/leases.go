@@ -133,7 +133,7 @@ func (f *follower) apply(ev registry.Event) {
 	if subnet == f.own.Subnet && revision > f.own.Revision {
 		// Events only say where to look.
 		f.known = false
-		f.tend.Reset(0)
+		f.tendSoon()
 	}
 }
 

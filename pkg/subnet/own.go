@@ -36,7 +36,7 @@ func (f *follower) tendOwn(ctx context.Context) {
 	case errors.Is(err, registry.ErrConflict):
 		f.known = false
 		f.tries++
-		f.tend.Reset(afterConflict(f.tries))
+		f.tend.Reset(max(afterConflict(f.tries), f.looks.Delay(time.Now())))
 	case errors.Is(err, registry.ErrDenied):
 		f.known = false
 		f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
@@ -206,11 +206,11 @@ func (f *follower) due() time.Time {
 func (f *follower) schedule() {
 	switch {
 	case !f.known:
-		f.tend.Reset(time.Until(f.fights.next))
+		f.tend.Reset(max(time.Until(f.fights.next), f.looks.Delay(time.Now())))
 	case f.own.Reservation():
 		f.tend.Stop()
 	default:
-		f.tend.Reset(time.Until(f.due()))
+		f.tend.Reset(max(time.Until(f.due()), f.looks.Delay(time.Now())))
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry/etcd"
 )
 
@@ -36,8 +37,8 @@ const (
 	pingTimeout = 5 * time.Second
 	// refusalTimeout is for reading why a write failed.
 	refusalTimeout = 100 * time.Millisecond
-	// redialMost bounds the wait between attempts to connect.
-	redialMost = 2 * time.Second
+	// Bounds of the wait between attempts to connect.
+	redialLeast, redialMost = 100 * time.Millisecond, 2 * time.Second
 	// maxHeader bounds what comes beside an answer, such as etcd's text of an error.
 	maxHeader = 16 << 10
 )
@@ -53,7 +54,8 @@ type link struct {
 	token     chan token // holds the one there is
 
 	mu       sync.Mutex
-	troubles map[string]error // why the last attempt to connect to an endpoint failed
+	troubles map[string]error      // why the last attempt to connect to an endpoint failed
+	dials    map[string]*pace.Pace // to each endpoint
 }
 
 func newLink(o etcd.Options) (*link, error) {
@@ -65,7 +67,7 @@ func newLink(o etcd.Options) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{options: o, files: files, endpoints: endpoints, token: make(chan token, 1), troubles: map[string]error{}}
+	l := &link{options: o, files: files, endpoints: endpoints, token: make(chan token, 1), troubles: map[string]error{}, dials: map[string]*pace.Pace{}}
 	l.token <- token{}
 	names := manual.NewBuilderWithScheme("etcd")
 	var state resolver.State
@@ -86,7 +88,7 @@ func newLink(o etcd.Options) (*link, error) {
 		grpc.WithTransportCredentials(handshaker{l}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMost},
+			Backoff:           backoff.Config{BaseDelay: redialLeast, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMost},
 			MinConnectTimeout: answerTimeout,
 		}),
 		grpc.WithMaxHeaderListSize(maxHeader),
@@ -125,6 +127,9 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 	}
 	for _, e := range l.endpoints.All {
 		if e.String() == url {
+			if err := l.pace(ctx, url); err != nil {
+				return nil, err
+			}
 			network, address := e.Address()
 			conn, err := dialer.DialContext(ctx, network, address)
 			if err != nil {
@@ -138,6 +143,27 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 		}
 	}
 	return nil, fmt.Errorf("no endpoint %s", url)
+}
+
+// pace waits until an endpoint may be connected to again: gRPC connects at once after a
+// connection that was good for a moment.
+func (l *link) pace(ctx context.Context, url string) error {
+	l.mu.Lock()
+	p := l.dials[url]
+	if p == nil {
+		p = &pace.Pace{First: redialLeast, Most: redialMost}
+		l.dials[url] = p
+	}
+	wait := p.Next(time.Now())
+	l.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
 }
 
 // note keeps why an endpoint could not be connected to.

@@ -1,6 +1,7 @@
 package etcdv3
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"strconv"
@@ -90,6 +91,9 @@ func (r *Registry) walk(ctx context.Context, from, to string, most int64, each f
 		if p.err != nil {
 			return 0, p.err
 		}
+		if !ascend(req.Key, p.Kvs) { // there might be no end of them
+			return 0, errDisorder
+		}
 		revision = uint64(p.Header.Revision)
 		if req.Revision > 0 {
 			revision = uint64(req.Revision)
@@ -114,6 +118,17 @@ func (r *Registry) walk(ctx context.Context, from, to string, most int64, each f
 			return revision, nil
 		}
 	}
+}
+
+// ascend reports whether keys are in order, and none is before the one that was asked for.
+func ascend(from []byte, kvs []*mvccpb.KeyValue) bool {
+	for _, kv := range kvs {
+		if bytes.Compare(kv.Key, from) < 0 {
+			return false
+		}
+		from = append(slices.Clone(kv.Key), 0)
+	}
+	return true
 }
 
 type page struct {

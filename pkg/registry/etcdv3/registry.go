@@ -267,5 +267,8 @@ func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 // errNoHeader: something answers in etcd's place.
 var errNoHeader = errors.New("answer is not one of etcd's: it has no header")
 
+// errDisorder: it does not know what comes next.
+var errDisorder = errors.New("answer is not one of etcd's: its keys are not in order")
+
 // errGone is the conflict of a key that does not exist.
 var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)

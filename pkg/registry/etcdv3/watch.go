@@ -27,7 +27,14 @@ const pollTime = 30 * time.Second
 
 // mostEvents bounds what is held of events that belong together. A transaction of etcd's does
 // 128 things, unless it is told otherwise.
-const mostEvents = 1 << 16
+const mostEvents = 1 << 13
+
+const (
+	// mostWaiting bounds the responses that wait to be taken, and mostGathered the events of
+	// those that are taken at a time, but for the last one.
+	mostWaiting  = 16
+	mostGathered = 1000
+)
 
 var errSilence = errors.New("watch was quiet")
 
@@ -129,7 +136,7 @@ func (r *Registry) open(ctx context.Context, index uint64) (*stream, uint64, err
 		cancel()
 		return nil, 0, err
 	}
-	s := &stream{index: index, batches: make(chan batch), cancel: cancel}
+	s := &stream{index: index, batches: make(chan batch, mostWaiting), cancel: cancel}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.life.Err() != nil { // closed meanwhile
@@ -202,6 +209,8 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 			return fmt.Errorf("an event is too long to be read: %d bytes: %w", size, registry.ErrHistoryLost)
 		case err != nil:
 			return err
+		case resp.Fragment && len(resp.Events) == 0: // there might be no end of them
+			return errNoHeader
 		case len(b.events) > mostEvents:
 			return fmt.Errorf("more than %d events come as one: %w", mostEvents, registry.ErrHistoryLost)
 		}
@@ -244,8 +253,26 @@ func (r *Registry) next(ctx context.Context, s *stream) ([]registry.Event, error
 			return nil, s.err
 		}
 		s.index = max(s.index, b.index)
-		return b.events, nil
+		return s.gather(b.events), nil
 	}
+}
+
+// gather adds to events those that have come, too: whoever takes them slowly takes many at a
+// time.
+func (s *stream) gather(events []registry.Event) []registry.Event {
+	for len(events) < mostGathered {
+		select {
+		case b, ok := <-s.batches:
+			if !ok {
+				return events // why, the next call says
+			}
+			s.index = max(s.index, b.index)
+			events = append(events, b.events...)
+		default:
+			return events
+		}
+	}
+	return events
 }
 
 // probe finds out whether etcd is there and still the one that index is from.
