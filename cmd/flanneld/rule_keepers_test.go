@@ -91,7 +91,7 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 	unlock, _ := c.holdLock(h)
 	all := c.startWithPath(variantPath(t, "legacy"), c.Hosts...)
 	p := all[0]
-	if took := p.ReadyAfter(); took > slow(4*time.Second) {
+	if took := p.ReadyAfter(); took > slow(6*time.Second) {
 		t.Errorf("READY after %v", took)
 	} else {
 		t.Logf("READY after %v, %v where the lock is free", took.Round(time.Millisecond), all[1].ReadyAfter().Round(time.Millisecond))
@@ -206,7 +206,7 @@ func (f *faultyIPTables) be(how string) {
 			real, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-nft", 1))
 			must(err)
 			// Renamed into place, as package managers do.
-			must(os.WriteFile(path+".new", fmt.Appendf(nil, "#!/bin/sh\nread how <%s\ncase $how in slow) /bin/sleep 5;; fails) echo broken >&2; exit 111;; esac\nexec %s \"$@\"\n", f.how, real), mode))
+			must(os.WriteFile(path+".new", fmt.Appendf(nil, "#!/bin/sh\nread how <%s\ncase $how in slow) /bin/sleep 5;; hangs) exec /bin/sleep 60;; fails) echo broken >&2; exit 111;; esac\nexec %s \"$@\"\n", f.how, real), mode))
 			must(os.Rename(path+".new", path))
 		}
 		must(os.Chmod(path, mode))
@@ -233,7 +233,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 			programs := newFaultyIPTables(t)
 			programs.be(f.fault)
 			p := c.startWithPath(programs.dir, h)[0]
-			if took := p.ReadyAfter(); took > slow(5*time.Second) {
+			if took := p.ReadyAfter(); took > slow(8*time.Second) {
 				t.Errorf("READY after %v", took)
 			}
 			c.must(c.keptBy(h, "nftables"))
@@ -260,6 +260,28 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 				t.Errorf("%d lines that nftables stands in:\n%s", n, p.Logs())
 			}
 		})
+	}
+}
+
+// TestIPTablesThatHangs: a command that does not end is waited for once, for a bounded time; nothing
+// waits for the later ones.
+func TestIPTablesThatHangs(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be("healthy")
+	p := c.startWithPath(programs.dir, h)[0]
+	c.must(c.keptBy(h, "iptables-nft"))
+	programs.be("hangs")
+	c.sh(h, "nft flush chain ip nat FLANNEL-POSTRTG")
+	took := c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
+	t.Logf("after %v", took.Round(time.Millisecond))
+	c.said(p, "level=WARN", nftablesStandIn, "no end after 3s")
+	for range 3 {
+		c.sh(h, "nft delete table ip flannel-ipv4")
+		c.within(3*time.Second, "a repair", func() error { return c.keptBy(h, "nftables") })
 	}
 }
 

@@ -45,7 +45,7 @@ func (r *rules) sync(ctx context.Context) (changes []string, err error) {
 func (r *rules) put(ctx context.Context) (changes []string, err error) {
 	c := netconf.Choice(r.choice.Load())
 	if c != r.chosen {
-		r.chosen, r.standIn, r.next = c, nil, time.Time{}
+		r.chosen, r.standIn, r.took, r.next = c, nil, 0, time.Time{}
 		if r.trying != nil {
 			r.trying.cancel()
 			r.trying = nil
@@ -54,7 +54,7 @@ func (r *rules) put(ctx context.Context) (changes []string, err error) {
 	first, second := r.tools.keepers(c)
 	a, why := r.prefer(ctx, first)
 	if a != nil && why == nil {
-		r.standIn = nil
+		r.standIn, r.took = nil, a.took
 		r.use(a.set)
 		r.say(first.name, reason(c))
 		return a.changes, nil
@@ -84,15 +84,12 @@ func (r *rules) put(ctx context.Context) (changes []string, err error) {
 	return changes, nil
 }
 
-// prefer has the preferred keeper try, unless it is too early, and waits for it: the longer the
-// more depends on it. why is nil if it keeps the rules; what has ended is returned.
+// prefer has the preferred keeper try, unless it is too early, and waits for it, but only for a
+// moment where the other one does. why is nil if it keeps the rules; what has ended is returned.
 func (r *rules) prefer(ctx context.Context, k keeper) (a *attempt, why error) {
-	within := rulePatience
-	switch {
-	case r.standIn != nil:
+	within := min(max(ruleWait, ruleWaitShare*r.took), ruleWaitMost)
+	if r.standIn != nil {
 		within = ruleBurst
-	case !r.written:
-		within = ruleFirst
 	}
 	if r.trying == nil {
 		r.early = r.standIn != nil && time.Now().Before(r.next)

@@ -35,11 +35,11 @@ const (
 	ruleBurst = 50 * time.Millisecond
 	// ruleGap is the least time between two listings by a process.
 	ruleGap = 500 * time.Millisecond
-	// ruleFirst is how long the first look, which the start waits for, waits for a keeper. One
-	// that is slower goes on meanwhile.
-	ruleFirst = 3 * time.Second
-	// rulePatience is how long a later one waits before the other keeper has to do.
-	rulePatience = 10 * time.Second
+	// ruleWait is how long a keeper is waited for before the other one has to do, or ruleWaitShare
+	// times what it took last, up to ruleWaitMost. One that is slower goes on meanwhile.
+	ruleWait      = 3 * time.Second
+	ruleWaitShare = 4
+	ruleWaitMost  = 12 * time.Second
 	// Attempts that fail are ruleRetry apart at first, then up to ruleRetryMost; where somebody
 	// changes rules, ruleRetry or ruleRetryShare times what the last one took.
 	ruleRetry      = time.Second
@@ -80,6 +80,7 @@ type rules struct {
 	trying  *attempt         // of the preferred keeper, which has not ended; nil: none
 	standIn error            // why the preferred keeper does not hold the rules; nil: it does
 	text    string           // of the condition
+	took    time.Duration    // what it last took to have them right
 	next    time.Time        // of its next attempt, at the earliest
 	early   bool             // there was a reason for one before
 	locked  *iptables.Tables // whose lock somebody else holds; nil: none
@@ -132,9 +133,9 @@ func (r *rules) run(ctx context.Context) {
 
 // keep keeps the rules until they are kept elsewhere.
 func (r *rules) keep(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
+	watching, cancel := context.WithCancel(ctx) // an attempt goes on after it
 	defer cancel()
-	signs, set := r.signs(ctx), r.set
+	signs, set := r.signs(watching), r.set
 	pause := time.Duration(0) // for what was changed since the last look
 	for r.set == set {
 		r.wait(ctx, pause, signs)

@@ -166,7 +166,11 @@ func (c *conn) dump(kind uint16, body attrs, each func(Family, map[uint16]value)
 func (t *Tables) HasTable(family Family, names ...string) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all, err := t.conn.tables(family)
+	var all []table
+	err := errChanged
+	for i := 0; i < attempts && passing(err); i++ {
+		all, err = t.conn.tables(family)
+	}
 	return slices.ContainsFunc(all, func(t table) bool { return slices.Contains(names, t.name) }), err
 }
 
