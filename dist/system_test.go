@@ -34,6 +34,7 @@ func TestSystemVXLAN(t *testing.T) {
 	s.scenario("upgrade in place", s.upgrade)
 	s.events()
 	s.scenario("hardened unit", s.hardened)
+	s.scenario("repairs under the unit", s.repairs)
 	s.scenario("the tunnel's port is taken", s.takenPort)
 	s.scenario("capabilities", s.capabilities)
 	s.scenario("watchdog", s.watchdog)

@@ -488,13 +488,16 @@ func (d *daemon) overlay() firewall.Overlay {
 	return firewall.Overlay{Network: d.net.Network, Subnet: d.view.Load().Own.Subnet}
 }
 
-// subnetEnv is what the subnet file is to say.
+// subnetEnv is what the subnet file is to say. The MTU is missing while the facts are.
 func (d *daemon) subnetEnv() (subnetenv.Env, error) {
-	f, err := d.facts.latest()
-	return subnetenv.Env{
+	env := subnetenv.Env{
 		Network: d.net.Network,
 		Subnet:  d.view.Load().Own.Subnet,
-		MTU:     d.net.MTU(f),
 		IPMasq:  d.options.Rules.Masquerade,
-	}, err
+	}
+	f, err := d.facts.latest()
+	if err == nil {
+		env.MTU = d.net.MTU(f)
+	}
+	return env, err
 }

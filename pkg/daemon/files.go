@@ -53,7 +53,7 @@ type files struct {
 	fights     *rate.Limiter
 
 	mu    sync.Mutex                    // one writer at a time; guards what follows
-	want  func() (subnetenv.Env, error) // of subnet.env; nil: nothing yet
+	want  func() (subnetenv.Env, error) // of subnet.env, all but the MTU with an error, too; nil: nothing yet
 	news  func(first, changed bool)     // called when it says something else than before in this run
 	env   subnetenv.Env                 // as it was when it was right last
 	claim lease.Claim                   // wanted; zero: none yet
@@ -175,7 +175,10 @@ func (f *files) syncEnv() (repaired bool, err error) {
 	}
 	env, err := f.want()
 	if errors.As(err, &reconcile.ReportedError{}) {
-		return false, err
+		if f.env == (subnetenv.Env{}) {
+			return false, err
+		}
+		env.MTU, err = f.env.MTU, nil // as long as the uplink is away
 	}
 	var changed bool
 	var stale netip.Prefix

@@ -154,6 +154,11 @@ func (p *plane) open(op dataplane.Op) error {
 	}
 	ends := tunnel.Ends{Device: tun, Socket: udp}
 	icmp, err := tunnel.OpenICMP()
+	if scarce(err) { // another attempt will have one
+		tun.Close()
+		udp.Close()
+		return err
+	}
 	if err != nil {
 		p.log.Warn("the tunnel sends no ICMP errors", "err", err)
 	} else {

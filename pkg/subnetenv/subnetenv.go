@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // Env is the content of subnet.env.
@@ -99,9 +101,10 @@ func Read(path string) (Env, error) {
 	return Parse(b), nil
 }
 
-// read gives at most maxFile bytes of a file, and none of one that is missing.
+// read gives at most maxFile bytes of a file, and none of one that is missing. It does not
+// wait for who writes to a pipe.
 func read(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -109,6 +112,13 @@ func read(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		return nil, err
+	}
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 var sample = Env{
@@ -167,6 +169,23 @@ func TestWriteFails(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 2 {
 		t.Errorf("files left beside: %v", left)
+	}
+}
+
+// TestPipeIsReplaced: nobody waits for who might write to it.
+func TestPipeIsReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	if err := unix.Mkfifo(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path); err == nil {
+		t.Error("a pipe is read")
+	}
+	if changed, err := Write(path, sample, true); !changed || err != nil {
+		t.Errorf("changed %t, %v", changed, err)
+	}
+	if b, err := os.ReadFile(path); string(b) != sampleText {
+		t.Errorf("%q, %v", b, err)
 	}
 }
 
