@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,9 +38,15 @@ func (c *cluster) vtepMAC(h *lab.Host) (mac net.HardwareAddr) {
 // containers passes.
 func TestContainersReachNoTunnelPort(t *testing.T) {
 	need(t, "iptables-nft", "iptables-legacy", "nft")
-	for _, k := range keepers {
+	inside := keepers[0]
+	inside.name = "the hosts' LAN lies in the network"
+	for _, k := range append(slices.Clone(keepers), inside) {
 		t.Run(k.name, func(t *testing.T) {
-			c := newCluster(t, lab.Options{Hosts: 2})
+			o, named := lab.Options{Hosts: 2}, 4 // rules
+			if k.name == inside.name {
+				o.Underlay, named = netip.MustParsePrefix("10.42.200.0/24"), 8
+			}
+			c := newCluster(t, o)
 			c.put("config", k.config)
 			var daemons []*lab.Process
 			for _, h := range c.Hosts {
@@ -86,7 +93,7 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 				}
 			}
 			rules := c.sh(c.Hosts[0], "{ iptables-nft-save -t filter; iptables-legacy-save -t filter; nft list table ip flannel-ipv4; } 2>/dev/null; true")
-			if n := strings.Count(rules, "8472"); n != 4 {
+			if n := strings.Count(rules, "8472"); n != named {
 				t.Errorf("%d rules name the port:\n%s", n, rules)
 			}
 		})
