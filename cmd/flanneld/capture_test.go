@@ -159,6 +159,23 @@ func TestOthersRoutesOverEtcd(t *testing.T) {
 	}
 }
 
+// TestOwnSubnetBesideEtcd: no host has a subnet that contains etcd's address, though there are
+// few others, and though one is reserved for it.
+func TestOwnSubnetBesideEtcd(t *testing.T) {
+	b := newBehindGateway(t, "vxlan")
+	b.put("config", `{"Network":"10.0.0.0/8","SubnetMin":"10.200.0.0","SubnetMax":"10.200.2.0","Backend":{"Type":"vxlan"}}`)
+	b.put("subnets/10.200.1.0-24", strings.Replace(phantomValue("", "0a:00:00:00:00:01"), `""`, `"`+b.Hosts[0].Addr.String()+`"`, 1))
+	b.runAll()
+	for i, h := range b.Hosts {
+		if got := b.subnet(h); got.Contains(netip.MustParseAddr(etcdInside)) {
+			t.Errorf("%s has %s", h.Name, got)
+		}
+		if n := lines(b.daemons[i], "ERROR", "a subnet of this host contains an address that it needs itself", coveringSubnet, etcdInside); n != 1-i {
+			t.Errorf("%s says so %d times", h.Name, n)
+		}
+	}
+}
+
 // TestEtcdMovesUnderALease: the name of etcd's endpoint gets another address while flanneld
 // runs, one that is in the subnet of a peer.
 func TestEtcdMovesUnderALease(t *testing.T) {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 
 	"flanneld/pkg/host"
@@ -16,14 +17,7 @@ func (d *daemon) avoid() ([]netip.Prefix, error) {
 		return nil, err
 	}
 	avoid := s.Avoid(d.net.Network)
-	f, err := d.readFacts()
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range f.Needs {
-		avoid = append(avoid, netip.PrefixFrom(n.Addr, n.Addr.BitLen()))
-	}
-	for _, a := range nameServers() {
+	for _, a := range slices.Concat(addrsOf(d.wanted()), addrsOf(d.atStart), nameServers()) {
 		avoid = append(avoid, netip.PrefixFrom(a, a.BitLen()))
 	}
 	return avoid, nil

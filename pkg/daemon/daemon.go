@@ -98,6 +98,7 @@ type daemon struct {
 	facts   facts
 	needs   *needs
 	atStart []host.Need // what it needed then, wherever it lies
+	way     sync.Mutex  // to etcd: one looks at a time what is in it
 	looping atomic.Bool // the loop sees to it that no route takes what this host needs
 	rivalry rivalry
 	again   *time.Timer // ask once more for the facts, which could not be had; the loop's

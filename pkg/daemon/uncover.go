@@ -44,6 +44,8 @@ type leftover struct {
 // wanted any more. So this is the one thing that is removed before the view of the network is
 // complete; from then on, the loop does it.
 func (d *daemon) uncover(wanted []host.Need) {
+	d.way.Lock()
+	defer d.way.Unlock()
 	for _, l := range d.leftovers(wanted) {
 		fields := []any{"addr", l.need.Addr, "reason", l.need.What}
 		if err := d.kernel.Apply([]dataplane.Op{l.Op})[0]; err != nil {
