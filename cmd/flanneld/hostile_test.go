@@ -32,7 +32,7 @@ func hostile(c *cluster) []struct{ key, value, reason string } {
 		{"10.42.103.0-24", `"text"`, "not lease JSON"},
 		{"10.42.104.0-24", `{"PublicIP":"no address","BackendType":"vxlan"}`, "PublicIP is not an IPv4 address"},
 		{"10.42.105.0-24", `{"BackendType":"vxlan"}`, "PublicIP is missing"},
-		{"10.42.106.0-24", strings.Repeat("x", 1<<20), "longer than 65536 bytes"},
+		{"10.42.106.0-24", strings.Repeat("x", 1<<20), "longer than 16384 bytes"},
 		{"10.43.1.0-24", good, "not a part of the network"},
 		{"10.42.0.0-16", good, "not a part of the network"},
 		{"0.0.0.0-1", good, "not a part of the network"},
