@@ -2,10 +2,10 @@ package etcdv2_test
 
 import (
 	"context"
+	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,27 +23,19 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(404, "application/json", "9", `{"errorCode":100,"message":"Key not found","cause":"/","index":9}`)
 	f.Add(400, "application/json", "9", `{"errorCode":401,"message":"The event in requested index is outdated and cleared","index":5000}`)
 	f.Add(307, "text/html", "", "<html>")
-	var mu sync.Mutex // the server's goroutines are others
-	var status int
-	var media, index, body string
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		w.Header().Set("Content-Type", media)
-		w.Header().Set("X-Etcd-Index", index)
-		w.WriteHeader(status)
-		w.Write([]byte(body))
-	}))
-	f.Cleanup(server.Close)
-	r := open(f, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix})
+	r := open(f, etcdv2.Options{Endpoints: []string{"http://etcd.invalid:2379"}, Prefix: prefix})
 	r.SetPoll(20 * time.Millisecond) // the wait of a watch whose answer is none
+	var answer atomic.Pointer[func() *http.Response]
+	r.SetServer(func() *http.Response { return (*answer.Load())() })
 	f.Fuzz(func(t *testing.T, s int, m, i, b string) {
 		if s < 200 || s > 599 || strings.ContainsAny(m+i, "\r\n\x00") {
 			return // no answer of HTTP
 		}
-		mu.Lock()
-		status, media, index, body = s, m, i, b
-		mu.Unlock()
+		respond := func() *http.Response {
+			header := http.Header{"Content-Type": {m}, "X-Etcd-Index": {i}}
+			return &http.Response{StatusCode: s, Status: http.StatusText(s), Header: header, Body: io.NopCloser(strings.NewReader(b))}
+		}
+		answer.Store(&respond)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		check := func(call string, l lease.Lease) {

@@ -2,6 +2,7 @@ package etcdv2
 
 import (
 	"io"
+	"net/http"
 	"time"
 
 	client "go.etcd.io/etcd/client/v2"
@@ -22,3 +23,16 @@ func Scan(in io.Reader) (*client.Response, error) {
 
 // Long returns the length of a value that Scan left out.
 func Long(value string) (size int64, is bool) { return long(value) }
+
+// SetServer has all requests answered by f, without a network.
+func (r *Registry) SetServer(f func() *http.Response) {
+	r.transport.RegisterProtocol("http", answers(f))
+}
+
+type answers func() *http.Response
+
+func (f answers) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp := f()
+	resp.Request = req
+	return resp, nil
+}
