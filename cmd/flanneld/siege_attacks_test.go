@@ -1,0 +1,476 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab"
+)
+
+// siegeAttacks are what is done to a cluster at the same time. Each goes on until ctx
+// ends and counts what it has done.
+var siegeAttacks = []struct {
+	name string
+	run  func(*siege, context.Context, *atomic.Int64) error
+}{
+	{"inject from a peer's other port", (*siege).injectFromPeer},
+	{"inject from a container", (*siege).injectFromContainer},
+	{"garbage to the tunnel's port", (*siege).garbage},
+	{"fragments to the tunnel's port", (*siege).fragments},
+	{"stop and end the log's reader", (*siege).stopReaders},
+	{"write bad values", (*siege).badValues},
+	{"write huge values", (*siege).hugeValues},
+	{"slow connections to the health port", (*siege).slowConnections},
+	{"answer nonsense in etcd's place", (*siege).evilProxy},
+	{"restart a daemon", (*siege).restart},
+}
+
+// paced calls f about so many times a second until ctx ends or f fails.
+func paced(ctx context.Context, perSecond int, f func() error) error {
+	const tick = 20 * time.Millisecond
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	owed := 0.0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		for owed += float64(perSecond) * tick.Seconds(); owed >= 1 && ctx.Err() == nil; owed-- {
+			if err := f(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// lost is nil for what may become of a datagram on its way.
+func lost(err error) error {
+	for _, passing := range []error{unix.ECONNREFUSED, unix.ENOBUFS, unix.EPERM, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EMSGSIZE} {
+		if errors.Is(err, passing) {
+			return nil
+		}
+	}
+	return err
+}
+
+const trapPort = 7777
+
+// A trap is where injected packets are addressed to.
+type trap struct {
+	mu   sync.Mutex
+	seen map[string]int
+}
+
+func (s *siege) setTrap(k *lab.Container) *trap {
+	s.t.Helper()
+	var conn *net.UDPConn
+	s.must(k.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: k.Addr.AsSlice(), Port: trapPort})
+		return err
+	}))
+	s.t.Cleanup(func() { conn.Close() })
+	t := &trap{seen: map[string]int{}}
+	go func() {
+		b := make([]byte, 2048)
+		for {
+			n, err := conn.Read(b)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				t.mu.Lock()
+				t.seen[string(b[:n])]++
+				t.mu.Unlock()
+			}
+		}
+	}()
+	return t
+}
+
+// caught is what has arrived, by what it says; nil if nothing has.
+func (t *trap) caught() map[string]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.seen) == 0 {
+		return nil
+	}
+	return t.seen
+}
+
+// tunnelled is what a peer would send by the tunnel for the container at to.
+func (s *siege) tunnelled(from, to *besieged, text string) []byte {
+	packet := inner(from.container.Addr, to.container.Addr, trapPort, text)
+	if s.backend != "vxlan" {
+		return packet
+	}
+	frame := []byte{8, 0, 0, 0, 0, 0, 1, 0} // VNI 1 (RFC 7348)
+	frame = append(frame, s.vtep(to)...)
+	frame = append(frame, s.vtep(from)...)
+	return append(append(frame, 8, 0), packet...)
+}
+
+func (s *siege) vtep(b *besieged) []byte {
+	mac := s.snapshot(b.Host, "10.42.0.0/16", "flannel.1").Links["flannel.1"].MAC
+	return mac[:]
+}
+
+// injectFromPeer is any program on a peer, which says that it is any container. By
+// VXLAN it may be the peer itself, whose kernel sends from any port.
+func (s *siege) injectFromPeer(ctx context.Context, n *atomic.Int64) error {
+	if s.backend != "udp" {
+		return nil
+	}
+	return s.inject(ctx, n, &s.daemons[4].Endpoint, "from a peer's other port", 0)
+}
+
+// injectFromContainer is any container. Masquerading gives its packets the host's
+// address, and sometimes leaves them their port, which is the tunnel's here.
+func (s *siege) injectFromContainer(ctx context.Context, n *atomic.Int64) error {
+	if s.port == 0 {
+		return nil
+	}
+	var both sync.WaitGroup
+	var errs [2]error
+	for i, port := range []int{0, s.port} {
+		both.Go(func() {
+			errs[i] = s.inject(ctx, n, &s.evil.Endpoint, fmt.Sprintf("from a container's port %d", port), port)
+		})
+	}
+	both.Wait()
+	return errors.Join(errs[:]...)
+}
+
+// inject sends to the tunnels of all hosts but the last, on which the sender is.
+func (s *siege) inject(ctx context.Context, n *atomic.Int64, from *lab.Endpoint, text string, port int) error {
+	var conn *net.UDPConn
+	err := from.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var datagrams [][]byte
+	for i, to := range s.daemons[:4] {
+		for _, claimed := range []*besieged{s.daemons[4], s.daemons[(i+1)%4]} {
+			datagrams = append(datagrams, s.tunnelled(claimed, to, text))
+		}
+	}
+	i := 0
+	return paced(ctx, 200, func() error {
+		to := s.daemons[i/2%4].addr
+		_, err := conn.WriteToUDPAddrPort(datagrams[i%len(datagrams)], netip.AddrPortFrom(to, uint16(s.port)))
+		i++
+		n.Add(1)
+		return lost(err)
+	})
+}
+
+// garbage is what a stranger sends to the tunnels: of the kinds of testFlood, as fast as
+// the sockets' buffers, which pings share, take it beside them.
+func (s *siege) garbage(ctx context.Context, n *atomic.Int64) error {
+	if s.port == 0 {
+		return nil
+	}
+	var conns []net.Conn
+	for _, b := range s.daemons {
+		conn, err := s.stranger.NS.DialContext(ctx, "udp4", netip.AddrPortFrom(b.addr, uint16(s.port)).String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	i := 0
+	return paced(ctx, 1000, func() error {
+		to := s.daemons[i%5]
+		var b []byte
+		switch i / 5 % 4 {
+		case 0:
+			b = s.random(r, r.IntN(1400))
+		case 1:
+			b = s.tunnelledBy(to, s.random(r, 28+r.IntN(1000)))
+		case 2:
+			b = s.tunnelledBy(to, append(inner(s.containers[(i+1)%5].Addr, to.container.Addr, 9, "")[:20], s.random(r, 50)...))
+		case 3:
+			b = s.random(r, 30000) // far more than the MTU
+		}
+		_, err := conns[i%5].Write(b)
+		i++
+		n.Add(1)
+		return lost(err)
+	})
+}
+
+func (s *siege) random(r *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+// tunnelledBy puts a packet into what the tunnel of a host takes, for no VTEP of it: a
+// stranger's frames for one are its kernel's to take, unless -underlay-lock is given.
+func (s *siege) tunnelledBy(to *besieged, packet []byte) []byte {
+	if s.backend != "vxlan" {
+		return packet
+	}
+	frame := append([]byte{8, 0, 0, 0, 0, 0, 1, 0}, make([]byte, 12)...)
+	copy(frame[8:], []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2})
+	return append(append(frame, 8, 0), packet...)
+}
+
+// fragments are outer ones: some never end, some make a datagram together, and some lie
+// about their place.
+func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
+	if s.port == 0 {
+		return nil
+	}
+	var fd int
+	err := s.stranger.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r := rand.New(rand.NewPCG(3, 4))
+	id, i := uint16(0), 0
+	return paced(ctx, 500, func() error {
+		to := s.daemons[i%5].addr
+		offset, more := 0, true
+		switch i / 5 % 4 {
+		case 0: // the first of none
+			id++
+		case 1, 2: // two that are one
+			if i/5%4 == 1 {
+				id++
+			} else {
+				offset, more = 64, false
+			}
+		case 3: // one that lies over the end
+			id++
+			offset = 65512
+		}
+		payload := s.random(r, 64)
+		if offset == 0 {
+			binary.BigEndian.PutUint16(payload[2:], uint16(s.port))
+			binary.BigEndian.PutUint16(payload[4:], 128)
+			binary.BigEndian.PutUint16(payload[6:], 0)
+		}
+		i++
+		n.Add(1)
+		return lost(unix.Sendto(fd, fragment(s.stranger.Addr, to, id, offset, more, payload), unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.As4()}))
+	})
+}
+
+// fragment is a part of a UDP datagram; the kernel computes the header's checksum.
+func fragment(from, to netip.Addr, id uint16, offset int, more bool, payload []byte) []byte {
+	b := make([]byte, 20, 20+len(payload))
+	b[0], b[8], b[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(b[2:], uint16(20+len(payload)))
+	binary.BigEndian.PutUint16(b[4:], id)
+	word := uint16(offset / 8)
+	if more {
+		word |= 0x2000
+	}
+	binary.BigEndian.PutUint16(b[6:], word)
+	copy(b[12:], from.AsSlice())
+	copy(b[16:], to.AsSlice())
+	return append(b, payload...)
+}
+
+// openPipe has a daemon's log go into a small pipe that is read here.
+func (s *siege) openPipe(b *besieged) {
+	s.t.Helper()
+	s.must(os.MkdirAll(s.Dir+"/"+b.Name, 0o755))
+	s.must(unix.Mkfifo(b.log, 0o600))
+	f, err := os.OpenFile(b.log, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	s.must(err)
+	s.t.Cleanup(func() { f.Close() })
+	raw, err := f.SyscallConn()
+	s.must(err)
+	s.must(raw.Control(func(fd uintptr) { _, err = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 4096) }))
+	s.must(err)
+	b.open = f
+}
+
+// stopReaders reads the logs of two daemons for a while. Then one of the readers stops,
+// and the other one ends.
+func (s *siege) stopReaders(ctx context.Context, n *atomic.Int64) error {
+	stop := time.Now().Add(3 * time.Second)
+	var errs []error
+	for _, b := range s.daemons[:2] {
+		if err := b.open.SetReadDeadline(stop); err != nil {
+			return err
+		}
+		text, err := io.ReadAll(b.open)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			errs = append(errs, fmt.Errorf("the log of %s ends with %v", b.Name, err))
+		}
+		b.lines = strings.Count(string(text), "\n")
+		n.Add(int64(b.lines))
+	}
+	errs = append(errs, s.daemons[1].open.Close())
+	<-ctx.Done()
+	return errors.Join(errs...)
+}
+
+// badValues writes what makes no sense below the prefix, a thousand times a second.
+func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
+	own, peer := s.daemons[0], s.daemons[1]
+	good := fmt.Sprintf(`{"PublicIP":"203.0.113.1","BackendType":%q,"BackendData":{"VtepMAC":"0a:00:00:00:00:01"}}`, s.backend)
+	bad := []lab.Entry{
+		{Key: "nonsense", Value: good}, {Key: "10.42.300.0-24", Value: good}, {Key: "10.42.100.0-33", Value: good}, {Key: "0.0.0.0-0", Value: good},
+		{Key: "10.42.101.0-24", Value: "{"}, {Key: "10.42.102.0-24", Value: ""}, {Key: "10.42.103.0-24", Value: `"text"`},
+		{Key: "10.42.104.0-24", Value: `{"PublicIP":"no address"}`}, {Key: "10.42.105.0-24", Value: strings.Repeat("x", 10000)},
+		{Key: "10.43.1.0-24", Value: good}, {Key: "10.42.0.0-16", Value: good}, {Key: "172.31.200.0-22", Value: good},
+		{Key: own.subnet.Addr().String() + "-25", Value: good},
+		{Key: "10.42.107.0-24", Value: strings.Replace(good, s.backend, "pigeon", 1)},
+		{Key: "10.42.108.0-24", Value: strings.Replace(good, "203.0.113.1", own.addr.String(), 1)},
+		{Key: "10.42.109.0-24", Value: strings.Replace(good, "203.0.113.1", peer.addr.String(), 1)},
+		{Key: peer.subnet.Addr().String() + "-26", Value: good},
+		{Key: "10.42.110.0-24", Value: strings.Replace(good, "203.0.113.1", "255.255.255.255", 1)},
+	}
+	put := func(e lab.Entry) error { return s.Etcd.Put(ctx, e.Key, e.Value, 0) }
+	if s.api == "v3" {
+		session, err := s.Etcd.V3().Open(ctx)
+		if err != nil {
+			return err
+		}
+		defer session.Close()
+		put = func(e lab.Entry) error { return session.Put(ctx, e.Key, e.Value) }
+	}
+	const writers = 4
+	var all sync.WaitGroup
+	var errs [writers]error
+	for w := range writers {
+		all.Go(func() {
+			i := w
+			errs[w] = paced(ctx, 1000/writers, func() error {
+				e := bad[i%len(bad)]
+				e.Key = s.prefix + "/subnets/" + e.Key
+				if i/len(bad)%2 == 1 {
+					e.Value += fmt.Sprint(" ", i) // bad in always another way
+				}
+				i += writers
+				n.Add(1)
+				return put(e)
+			})
+		})
+	}
+	all.Wait()
+	return errors.Join(errs[:]...)
+}
+
+// hugeValues writes eight values of 9 MB by v2 or of 1.4 MB by v3, which stay, and one
+// of them again from time to time.
+func (s *siege) hugeValues(ctx context.Context, n *atomic.Int64) error {
+	size := map[string]int{"v2": 9 << 20, "v3": 1400 << 10}[s.api]
+	value := strings.Repeat("x", size)
+	for i := 0; ; i++ {
+		key := fmt.Sprintf("%s/subnets/10.42.%d.0-24", s.prefix, 64+i%8)
+		if err := s.store.Put(ctx, key, value, 0); err != nil {
+			return err
+		}
+		n.Add(1)
+		if i < 8 {
+			continue
+		}
+		if pauseFor(ctx, 10*time.Second) {
+			return nil
+		}
+	}
+}
+
+// slowConnections keeps as many connections to the health port of the third host as
+// that leaves, each of which says a little now and then and never ends its request.
+func (s *siege) slowConnections(ctx context.Context, n *atomic.Int64) error {
+	const most, perSecond = 3000, 300
+	var open sync.WaitGroup
+	defer open.Wait()
+	room := make(chan struct{}, most)
+	to := netip.AddrPortFrom(s.daemons[2].addr, 8080).String()
+	return paced(ctx, perSecond, func() error {
+		select {
+		case room <- struct{}{}:
+		default:
+			return nil
+		}
+		open.Go(func() {
+			defer func() { <-room }()
+			dial, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			conn, err := s.stranger.NS.DialContext(dial, "tcp", to)
+			if err != nil {
+				return
+			}
+			n.Add(1)
+			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			defer conn.Close()
+			fmt.Fprintf(conn, "GET /healthz HTTP/1.1\r\n")
+			for i := 0; err == nil; i++ {
+				conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+				if _, err = conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+					_, err = fmt.Fprintf(conn, "X-%d: y\r\n", i)
+				}
+			}
+		})
+		return nil
+	})
+}
+
+// restart ends the daemon of the fourth host without a warning, again and again, as
+// systemd would see it.
+func (s *siege) restart(ctx context.Context, n *atomic.Int64) error {
+	b := s.daemons[3]
+	for {
+		if pauseFor(ctx, 5*time.Second) {
+			return nil
+		}
+		if err := s.again(b); err != nil {
+			return err
+		}
+		n.Add(1)
+	}
+}
+
+func (s *siege) again(b *besieged) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	u, err := b.daemon.Usage()
+	if err != nil {
+		return err
+	}
+	b.spent += u.CPU
+	if err := b.daemon.Kill(s.ctx); err != nil {
+		return err
+	}
+	s.start(b, b.daemon.Stored())
+	ready, cancel := context.WithTimeout(s.ctx, slow(20*time.Second))
+	defer cancel()
+	if err := b.daemon.WaitReady(ready); err != nil {
+		return err
+	}
+	b.slowest = max(b.slowest, b.daemon.ReadyAfter())
+	return nil
+}

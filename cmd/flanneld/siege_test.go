@@ -1,0 +1,363 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+const (
+	// siegeEvery has each of the 20 pairs of containers send five pings a second: together 100.
+	siegeEvery = 200 * time.Millisecond
+	// siegeFiles is the limit of open files that the daemons run with.
+	siegeFiles = 1024
+
+	// What a daemon under attack may come to.
+	siegeGrowth = 24 << 20 // bytes of resident memory more than before, at the most
+	siegeOpen   = 200      // descriptors
+	siegeLines  = 10       // lines of log a second, on average
+)
+
+// TestSiege attacks a cluster of five in all the ways of siegeAttacks together, for all
+// the time, while containers ping each other: no ping is lost, nothing that was sent by
+// somebody else arrives, and memory, descriptors and logs stay within bounds.
+//
+// SIEGE_TIME is how long (36s), SIEGE_BACKEND with which backends and SIEGE_API with
+// which store, in turns: "vxlan udp" and "v2 v3" are vxlan with v2 and udp with v3, half
+// the time each. SIEGE_ATTACKS names the attacks if not all of them are wanted,
+// separated by commas.
+func TestSiege(t *testing.T) {
+	need(t, "ip", "nft", "iptables")
+	total, err := time.ParseDuration(cmp.Or(os.Getenv("SIEGE_TIME"), "36s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	backends := strings.Fields(cmp.Or(os.Getenv("SIEGE_BACKEND"), "vxlan udp"))
+	apis := strings.Fields(cmp.Or(os.Getenv("SIEGE_API"), "v2 v3"))
+	runs := max(len(backends), len(apis))
+	for i := range runs {
+		backend, api := backends[i%len(backends)], apis[i%len(apis)]
+		t.Run(backend+" "+api, func(t *testing.T) {
+			s := startSiege(t, backend, api, total/time.Duration(runs))
+			s.run(total / time.Duration(runs))
+		})
+	}
+}
+
+// wanted reports whether an attack is wanted.
+func wanted(attack string) bool {
+	all := os.Getenv("SIEGE_ATTACKS")
+	return all == "" || slices.Contains(strings.Split(all, ","), attack)
+}
+
+// siege is a cluster with a stranger beside it.
+type siege struct {
+	*cluster
+	backend, api string
+	port         int // of the tunnel; 0: there is none
+	store        store
+	daemons      []*besieged
+	proxy        *proxy
+	stranger     *lab.Host      // on their link, none of them
+	evil         *lab.Container // on the last host
+	traps        []*trap        // for what must not arrive
+}
+
+// besieged is a host whose daemon is attacked.
+type besieged struct {
+	*member
+	container *lab.Container
+	endpoints string
+	log       string // what its log is written to
+	open      *os.File
+
+	mu      sync.Mutex // held while it is restarted
+	daemon  *lab.Process
+	runs    int
+	slowest time.Duration // from a start to READY
+
+	begun, most lab.Usage
+	files       int
+	spent       time.Duration // processor time of the daemons before this one
+	lines       int           // of the logs that are read here
+}
+
+func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
+	t.Helper()
+	const hosts = 5
+	s := &siege{cluster: newCluster(t, lab.Options{Hosts: hosts + 1}), backend: backend, api: api}
+	ctx, cancel := context.WithTimeout(t.Context(), total+3*time.Minute)
+	t.Cleanup(cancel)
+	s.ctx = ctx
+	s.port = map[string]int{"vxlan": 8472, "udp": 8285}[backend]
+	s.store = map[string]store{"v2": s.Etcd, "v3": s.Etcd.V3()}[api]
+	s.must(s.store.Put(ctx, s.prefix+"/config",
+		fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":%q}}`, backend), 0))
+	s.stranger = s.Hosts[hosts]
+	s.Hosts = s.Hosts[:hosts]
+	s.proxy = s.startProxy()
+	through := "http://" + netip.AddrPortFrom(s.stranger.Addr, 2379).String()
+	for i, h := range s.Hosts {
+		b := &besieged{member: &member{Host: h, addr: h.Addr}, endpoints: through}
+		if i < hosts-1 {
+			b.endpoints += "," + s.Etcd.Endpoint()
+		}
+		// The logs of the first two go through a pipe, whose reader will stop or end.
+		b.log = filepath.Join(s.Dir, h.Name, "siege.log")
+		if i < 2 && wanted("stop and end the log's reader") {
+			s.openPipe(b)
+		}
+		s.daemons = append(s.daemons, b)
+		s.start(b, nil)
+	}
+	t.Cleanup(s.tell)
+	for _, b := range s.daemons {
+		s.must(b.daemon.WaitReady(ctx))
+	}
+	s.addContainers()
+	s.waitAllPairs()
+	for i, m := range s.members() {
+		s.daemons[i].subnet, s.daemons[i].container = m.subnet, s.containers[i]
+		s.traps = append(s.traps, s.setTrap(s.containers[i]))
+	}
+	var err error
+	s.evil, err = s.Hosts[hosts-1].AddContainer()
+	s.must(err)
+	return s
+}
+
+// start runs a daemon with a health port and few files.
+func (s *siege) start(b *besieged, stored []*os.File) {
+	s.t.Helper()
+	path, err := built()
+	s.must(err)
+	args := []string{
+		"-c", fmt.Sprintf(`ulimit -n %d; log=$1; shift; exec "$@" >>"$log" 2>&1`, siegeFiles), "sh", b.log, path,
+		"-etcd-endpoints=" + b.endpoints, "-subnet-file=" + b.SubnetFile, "-etcd-api=" + s.api, "-ip-masq=true", "-healthz-port=8080", "-healthz-ip=0.0.0.0",
+	}
+	if b.open != nil {
+		args = append(args, "-v=1") // has much to say
+	}
+	b.daemon, err = b.Run(lab.Command{Path: "/bin/sh", Args: args, Stored: stored})
+	s.must(err)
+	b.daemon.KeepStored()
+	b.runs++
+}
+
+// tell shows what the daemons have said, as much as can be read of it.
+func (s *siege) tell() {
+	if !s.t.Failed() {
+		return
+	}
+	for _, b := range s.daemons {
+		if b.open != nil {
+			continue
+		}
+		text, err := os.ReadFile(b.log)
+		if len(text) > 20000 {
+			text = append(append(text[:10000:10000], "\n…\n"...), text[len(text)-10000:]...)
+		}
+		s.t.Logf("log on %s: %v\n%s", b.Name, err, text)
+	}
+}
+
+// run lets the attacks begin, and says what came of them.
+func (s *siege) run(total time.Duration) {
+	s.t.Helper()
+	pings := s.startPings()
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	s.measure(func(b *besieged, u lab.Usage) { b.begun, b.most = u, u })
+	var attacks sync.WaitGroup
+	counts := make([]atomic.Int64, len(siegeAttacks))
+	for i, a := range siegeAttacks {
+		if !wanted(a.name) {
+			continue
+		}
+		attacks.Go(func() {
+			if err := a.run(s, ctx, &counts[i]); err != nil && ctx.Err() == nil {
+				s.t.Errorf("%s: %v", a.name, err)
+			}
+		})
+	}
+	for end := time.Now().Add(total); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Second) {
+		s.measure(func(b *besieged, u lab.Usage) { b.most.RSS = max(b.most.RSS, u.RSS) })
+	}
+	cancel()
+	attacks.Wait()
+	s.judgePings(pings)
+	for i, a := range siegeAttacks {
+		s.t.Logf("%-40s %8d, %7.1f a second", a.name, counts[i].Load(), float64(counts[i].Load())/total.Seconds())
+	}
+	s.judge(total)
+}
+
+func (s *siege) startPings() (pings []*lab.Pinger) {
+	s.t.Helper()
+	for _, a := range s.containers {
+		for _, b := range s.containers {
+			if a != b {
+				p, err := a.StartPinger(b.Addr, siegeEvery)
+				s.must(err)
+				pings = append(pings, p)
+			}
+		}
+	}
+	return pings
+}
+
+func (s *siege) judgePings(pings []*lab.Pinger) {
+	s.t.Helper()
+	var all lab.PingStats
+	for _, p := range pings {
+		one := p.Stop()
+		all.Sent, all.Lost, all.Outage = all.Sent+one.Sent, all.Lost+one.Lost, max(all.Outage, one.Outage)
+		for _, d := range one.RTTs {
+			if all.RTTs == nil || d > all.RTTs[0] {
+				all.RTTs = []time.Duration{d} // the longest
+			}
+		}
+	}
+	s.t.Logf("%d pings, %d lost, for %v at the longest; the slowest took %v", all.Sent, all.Lost, all.Outage, all.RTTs)
+	if all.Lost > 0 {
+		s.t.Errorf("lost %d of %d pings", all.Lost, all.Sent)
+	}
+}
+
+// measure looks at each daemon that runs.
+func (s *siege) measure(note func(*besieged, lab.Usage)) {
+	for _, b := range s.daemons {
+		b.mu.Lock()
+		u, err := b.daemon.Usage()
+		files, ferr := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.daemon.PID()))
+		if err == nil && ferr == nil {
+			b.files = max(b.files, len(files))
+			note(b, u)
+		}
+		b.mu.Unlock()
+	}
+}
+
+// judge looks at what is left.
+func (s *siege) judge(total time.Duration) {
+	s.t.Helper()
+	for _, b := range s.daemons {
+		if b.daemon.Exited() {
+			s.t.Errorf("flanneld on %s is dead", b.Name)
+			continue
+		}
+		u, err := b.daemon.Usage()
+		s.must(err)
+		lines := b.lines
+		if b.open == nil {
+			text, err := os.ReadFile(b.log)
+			s.must(err)
+			lines = strings.Count(string(text), "\n")
+		}
+		most := max(b.most.RSS, u.RSS)
+		s.t.Logf("%s: %.1f MB before, %.1f at the most, %.1f in the end; %.1f %% of a processor; %d descriptors at the most; %d lines of log; %d starts, the slowest took %v",
+			b.Name, mb(b.begun.RSS), mb(most), mb(u.RSS), 100*(b.spent+u.CPU-b.begun.CPU).Seconds()/total.Seconds(), b.files, lines, b.runs, b.slowest.Round(time.Millisecond))
+		if most > b.begun.RSS+siegeGrowth {
+			s.t.Errorf("%s: flanneld grew from %.1f to %.1f MB", b.Name, mb(b.begun.RSS), mb(most))
+		}
+		if b.files > siegeOpen {
+			s.t.Errorf("%s: flanneld had %d descriptors", b.Name, b.files)
+		}
+		if b.open == nil && float64(lines) > siegeLines*total.Seconds() {
+			s.t.Errorf("%s: %d lines of log in %v", b.Name, lines, total)
+		}
+	}
+	for i, trap := range s.traps {
+		if got := trap.caught(); got != nil {
+			s.t.Errorf("%s received %v", s.containers[i].Name, got)
+		}
+	}
+	s.waitAllPairs()
+	s.within(10*time.Second, "the daemons are well", s.well)
+	s.joins()
+}
+
+func mb(bytes int64) float64 { return float64(bytes) / 1e6 }
+
+// well expects each daemon to have the subnet that it had and to answer at its health port.
+func (s *siege) well() error {
+	for _, b := range s.daemons {
+		env, err := b.ReadSubnet()
+		if err != nil {
+			return err
+		}
+		if env.Subnet.Masked() != b.subnet {
+			return fmt.Errorf("%s had %s and has %s", b.Name, b.subnet, env.Subnet)
+		}
+		if err := s.healthy(b.Host); err != nil {
+			return err
+		}
+	}
+	if s.backend == "vxlan" {
+		all := make([]*member, len(s.daemons))
+		for i, b := range s.daemons {
+			all[i] = b.member
+		}
+		return s.sound(all)
+	}
+	return nil
+}
+
+// healthy asks a daemon at its health port, from its own host.
+func (s *siege) healthy(h *lab.Host) error {
+	conn, err := h.NS.DialContext(s.ctx, "tcp", "127.0.0.1:8080")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	answer := make([]byte, 200)
+	err = errors.Join(conn.SetDeadline(time.Now().Add(time.Second)), second(fmt.Fprintf(conn, "GET /readyz HTTP/1.0\r\n\r\n")))
+	if err == nil {
+		_, err = conn.Read(answer)
+	}
+	if err == nil && !strings.Contains(string(answer), " 200 ") {
+		err = fmt.Errorf("%s answers %q", h.Name, answer)
+	}
+	return err
+}
+
+func second(_ int, err error) error { return err }
+
+// joins has a newcomer find its place among all that is left in etcd.
+func (s *siege) joins() {
+	s.t.Helper()
+	p, err := s.stranger.Start("-etcd-api="+s.api, "-ip-masq=true")
+	s.must(err)
+	ctx, cancel := context.WithTimeout(s.ctx, slow(20*time.Second))
+	defer cancel()
+	if err := p.WaitReady(ctx); err != nil {
+		s.t.Fatalf("a new host: %v", err)
+	}
+	u, err := p.Usage()
+	s.must(err)
+	s.t.Logf("a new host is ready after %v, with %.1f MB at the most", p.ReadyAfter().Round(time.Millisecond), mb(u.HWM))
+	if u.HWM > 22<<20+siegeGrowth {
+		s.t.Errorf("a new host needs %.1f MB", mb(u.HWM))
+	}
+	k, err := s.stranger.AddContainer()
+	s.must(err)
+	for _, to := range s.containers {
+		ping, cancel := context.WithTimeout(s.ctx, slow(5*time.Second))
+		if _, err := k.WaitPing(ping, to.Addr); err != nil {
+			s.t.Errorf("the new host does not reach %s: %v", to.Name, err)
+		}
+		cancel()
+	}
+}
