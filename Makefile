@@ -110,6 +110,8 @@ help:
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
+	@echo '  make siege                 attacks on a cluster, all together, for SIEGE_TIME (root);'
+	@echo '                             SIEGE_BACKEND=... and SIEGE_API=... for one of each'
 	@echo '  make soak                  changes all the time among 20,000 peers, for SOAK_TIME (root)'
 	@echo '  make vet gofmt staticcheck static checks'
 	@echo
@@ -331,6 +333,13 @@ CHAOS_TIME ?= 10m
 chaos: need-root dist/flanneld
 	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
+
+# "make test" has a short one of these, too.
+SIEGE_TIME ?= 10m
+.PHONY: siege
+siege: need-root dist/flanneld
+	FLANNELD=$(CURDIR)/dist/flanneld SIEGE_TIME='$(SIEGE_TIME)' SIEGE_BACKEND='$(SIEGE_BACKEND)' SIEGE_API='$(SIEGE_API)' SIEGE_ATTACKS="$$SIEGE_ATTACKS" \
+	    $(GO) test -v -count=1 -timeout 0 -run '^TestSiege$$' ./cmd/flanneld
 
 # "make test" has a short one of these, too.
 SOAK_TIME ?= 10m

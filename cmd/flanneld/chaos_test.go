@@ -3,35 +3,37 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"flanneld/pkg/lab"
 )
 
-// recovery bounds the time from the end of all trouble to a sound network.
-const recovery = 30 * time.Second
+const (
+	// recovery bounds the time from the end of all trouble to a sound network.
+	recovery = 30 * time.Second
+	// chaosRun is how long one backend with one store gets at least.
+	chaosRun = 10 * time.Second
+)
 
 // TestChaos does bad things at random to hosts, daemons and etcd, several at a
 // time, and wants a sound network after each round in which every host has the
-// subnet that it had.
+// subnet that it had. The hosts are of shapes of the zoo, and some are in two networks.
 //
-// CHAOS_TIME is how long (20s), CHAOS_API which store (v2 and v3, half the time
-// each), and CHAOS_SEED repeats the choices of another run, though not its
-// timing.
+// CHAOS_TIME is how long (20s), CHAOS_API which stores (v2 and v3), CHAOS_BACKEND which
+// backends (all), in turns, of which a short run has as many as there is time for.
+// CHAOS_SEED repeats the choices of another run, though not its timing.
 func TestChaos(t *testing.T) {
-	need(t, "ip", "nft")
+	need(t, "ip", "nft", "iptables", "iptables-nft", "iptables-legacy")
 	total, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_TIME"), "20s"))
 	if err != nil {
 		t.Fatal(err)
@@ -40,12 +42,28 @@ func TestChaos(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := strings.Fields(cmp.Or(os.Getenv("CHAOS_API"), "v2 v3"))
-	for _, name := range names {
-		t.Run(name, func(t *testing.T) {
-			t.Logf("CHAOS_SEED=%d CHAOS_API=%s", seed, name)
-			m := startMayhem(t, name, seed, total/time.Duration(len(names)))
-			for end := time.Now().Add(total / time.Duration(len(names))); time.Now().Before(end); {
+	apis := strings.Fields(cmp.Or(os.Getenv("CHAOS_API"), "v2 v3"))
+	backends := slices.Clone(zooBackends)
+	if names := strings.Fields(os.Getenv("CHAOS_BACKEND")); len(names) > 0 {
+		backends = slices.DeleteFunc(backends, func(b zooBackend) bool { return !slices.Contains(names, b.name) })
+	}
+	if len(backends) == 0 {
+		t.Fatalf("CHAOS_BACKEND=%s is none of the zoo's", os.Getenv("CHAOS_BACKEND"))
+	}
+	rand.New(rand.NewPCG(seed, 1)).Shuffle(len(backends), func(i, j int) { backends[i], backends[j] = backends[j], backends[i] })
+	var runs []chaosOf
+	for i := range backends {
+		for j := range apis { // short runs have as many backends and stores as they can
+			runs = append(runs, chaosOf{backends[(i+j)%len(backends)], apis[j]})
+		}
+	}
+	runs = runs[:max(1, min(len(runs), int(total/chaosRun)))]
+	each := total / time.Duration(len(runs))
+	for _, r := range runs {
+		t.Run(r.backend.name+" "+r.api, func(t *testing.T) {
+			t.Logf("CHAOS_SEED=%d CHAOS_BACKEND=%s CHAOS_API=%s", seed, r.backend.name, r.api)
+			m := startMayhem(t, r, seed, each)
+			for end := time.Now().Add(each); time.Now().Before(end); {
 				m.play()
 			}
 			t.Logf("%d rounds with %d actions; the slowest recovery took %v", m.rounds, m.actions, m.slowest.Round(time.Millisecond))
@@ -53,14 +71,21 @@ func TestChaos(t *testing.T) {
 	}
 }
 
+// chaosOf is what one run is of.
+type chaosOf struct {
+	backend zooBackend
+	api     string
+}
+
 // mayhem is a cluster to which bad things happen.
 type mayhem struct {
 	*cluster
-	api     string
-	store   listedStore
-	random  *rand.Rand
-	victims []*victim
-	gateway string
+	chaosOf
+	store    listedStore
+	random   *rand.Rand
+	machines []*machine
+	victims  []*victim
+	gateway  string
 
 	etcdDown  bool // killed or stopped
 	addresses int  // that uplinks have been given
@@ -75,40 +100,109 @@ type listedStore interface {
 	List(ctx context.Context, dir string) ([]lab.Entry, error)
 }
 
-// victim is a host, what is to be true of it whatever happens, and what has
-// happened.
-type victim struct {
-	*member
-	container *lab.Container
-	uplink    string // its name now
-	killed    bool   // there is no daemon
+// A machine is a host that has become one of the zoo.
+type machine struct {
+	*lab.Host
+	shape  shape
+	uplink string     // its name now
+	addr   netip.Addr // of the uplink
 }
 
-func startMayhem(t *testing.T, api string, seed uint64, total time.Duration) *mayhem {
+// A victim is a daemon on a machine, what is to be true of it whatever happens, and
+// what has happened.
+type victim struct {
+	*machine
+	network   chaosNetwork
+	file      string // subnet file
+	subnet    netip.Prefix
+	daemon    *lab.Process
+	container *lab.Container
+	killed    bool // there is no daemon
+}
+
+// A chaosNetwork is one that daemons serve.
+type chaosNetwork struct {
+	prefix string // of keys
+	cidr   netip.Prefix
+	vxlan  string // its VXLAN device, if it has one
+	bridge string // of docker
+	hosts  int    // that are in it
+}
+
+var chaosNetworks = []chaosNetwork{
+	{"/chaos/first", netip.MustParsePrefix("10.42.0.0/16"), "flannel.1", "docker0", 5},
+	{"/chaos/second", netip.MustParsePrefix("10.43.0.0/16"), "flannel.2", "docker1", 2},
+}
+
+func (v *victim) String() string { return v.Name + " in " + v.network.cidr.Addr().String() }
+
+func startMayhem(t *testing.T, of chaosOf, seed uint64, total time.Duration) *mayhem {
 	t.Helper()
-	c := newCluster(t, lab.Options{Hosts: 5})
+	c := newCluster(t, lab.Options{Hosts: 5, Underlay: netip.MustParsePrefix("10.99.0.0/16")}) // the zoo's
 	ctx, cancel := context.WithTimeout(t.Context(), total+3*time.Minute)
 	t.Cleanup(cancel)
 	c.ctx = ctx
-	m := &mayhem{cluster: c, api: api, store: c.Etcd, random: rand.New(rand.NewPCG(seed, 0))}
-	if api == "v3" {
+	m := &mayhem{cluster: c, chaosOf: of, store: c.Etcd, random: rand.New(rand.NewPCG(seed, 0)), gateway: zooRouter}
+	if of.api == "v3" {
 		m.store = c.Etcd.V3()
 	}
 	t.Cleanup(m.tell)
 	m.putConfig()
-	m.must(m.StartAll(m.ctx, "-etcd-api="+api))
-	m.addContainers()
-	m.gateway = strings.Fields(m.sh(m.Hosts[0], "ip route show default"))[2]
-	for i, one := range m.members() {
-		m.victims = append(m.victims, &victim{member: one, container: m.containers[i], uplink: one.Uplink})
+	m.shapeHosts()
+	for _, n := range chaosNetworks {
+		for _, one := range m.machines[:n.hosts] {
+			v := &victim{machine: one, network: n, file: filepath.Join(m.Dir, one.Name, n.bridge+".env")}
+			m.start(v)
+			m.victims = append(m.victims, v)
+		}
+	}
+	for _, v := range m.victims {
+		m.must(v.daemon.WaitReady(ctx))
+		k, err := v.AddContainerTo(v.network.bridge, v.file)
+		m.must(err)
+		v.container, v.subnet = k, netip.PrefixFrom(k.Addr, 24).Masked()
 	}
 	m.recover()
 	return m
 }
 
+// shapeHosts makes the hosts shapes of the zoo, the first one always the simplest.
+func (m *mayhem) shapeHosts() {
+	m.t.Helper()
+	var fit []shape
+	for _, s := range shapes {
+		plain := s.nics == nil && s.router == oneRouter && s.args == "" && s.needs == "" && s.overlay == "" && s.mtu == 0
+		if plain && !s.second && !s.late && !(s.routed && m.backend.direct) {
+			s.complete()
+			fit = append(fit, s)
+		}
+	}
+	for i, h := range m.Hosts {
+		s := fit[0]
+		if i > 0 {
+			s = fit[m.random.IntN(len(fit))]
+		}
+		h.Number = 2 + i // as the zoo numbers them
+		m.t.Logf("%s: %s", h.Name, s.name)
+		m.must(os.MkdirAll(filepath.Join(m.Dir, h.Name), 0o755)) // for the lock of iptables
+		m.sh(h, "ip link set eth0 down && ip -4 addr flush dev eth0")
+		for line := range strings.Lines(s.once + "\n" + s.up) {
+			_, err := h.Shell(m.ctx, line)
+			m.must(err)
+		}
+		m.machines = append(m.machines, &machine{Host: h, shape: s, uplink: s.uplink, addr: h.Addr})
+	}
+}
+
 func (m *mayhem) putConfig() {
 	m.t.Helper()
-	m.must(m.store.Put(m.ctx, m.prefix+"/config", vxlanConfig, 0))
+	for i, n := range chaosNetworks {
+		options := m.backend.options
+		if i > 0 && m.backend.second != "" {
+			options += "," + m.backend.second
+		}
+		m.must(m.store.Put(m.ctx, n.prefix+"/config", fmt.Sprintf(`{"Network":%q,"Backend":{%s}}`, n.cidr, options), 0))
+	}
 }
 
 // tell says what was done before a failure, and what the daemons said of it
@@ -118,11 +212,11 @@ func (m *mayhem) tell() {
 		return
 	}
 	m.t.Logf("what was done:\n%s", strings.Join(m.done, "\n"))
-	for _, v := range m.victims {
-		files, _ := filepath.Glob(filepath.Join(m.Dir, v.Name, "*.log"))
-		for _, file := range files {
+	for _, h := range m.Hosts {
+		files, _ := filepath.Glob(filepath.Join(m.Dir, h.Name, "*.log"))
+		for _, file := range files[max(0, len(files)-4):] {
 			if text, err := os.ReadFile(file); err == nil {
-				m.t.Logf("%s of %s:\n%s", filepath.Base(file), v.Name, text)
+				m.t.Logf("%s of %s:\n%s", filepath.Base(file), h.Name, text)
 			}
 		}
 	}
@@ -131,39 +225,6 @@ func (m *mayhem) tell() {
 func (m *mayhem) note(format string, args ...any) {
 	m.done = append(m.done, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
-
-// An action is something bad that happens to a host or to etcd.
-type action struct {
-	name string
-	asks bool // etcd, which must be there
-	do   func(m *mayhem, v *victim)
-}
-
-var actions = []action{
-	{"kill -9 flanneld", false, (*mayhem).kill},
-	{"kill -9 flanneld and start it", false, func(m *mayhem, v *victim) { m.kill(v); m.start(v) }},
-	{"SIGSTOP flanneld", false, func(m *mayhem, v *victim) { m.signal(v, syscall.SIGSTOP) }},
-	{"SIGCONT flanneld", false, func(m *mayhem, v *victim) { m.signal(v, syscall.SIGCONT) }},
-	{"wipe etcd", false, (*mayhem).wipe},
-	{"kill -9 etcd", false, (*mayhem).killEtcd},
-	{"kill -9 etcd and start it", false, func(m *mayhem, v *victim) { m.killEtcd(v); m.healEtcd(v) }},
-	{"SIGSTOP etcd", true, (*mayhem).pauseEtcd},
-	{"SIGCONT etcd", false, (*mayhem).healEtcd},
-	{"forget history", true, (*mayhem).forget},
-	{"cut off from etcd", false, func(m *mayhem, v *victim) { m.sh(v.Host, cutOff) }},
-	{"unplug", false, func(m *mayhem, v *victim) { m.must(v.Unplug()) }},
-	{"delete the lease", true, (*mayhem).deleteLease},
-	{"change the uplink's address", false, (*mayhem).readdress},
-	{"replace the uplink", false, (*mayhem).replaceUplink},
-	{"damage the kernel's objects", false, (*mayhem).damage},
-	{"damage the kernel's objects", false, (*mayhem).damage}, // there are many kinds
-}
-
-// cutOff drops what goes between a host and etcd, and tells nobody.
-const cutOff = `nft 'add table ip chaos; delete table ip chaos; table ip chaos {
-	chain out { type filter hook output priority 0; tcp dport 2379 drop; }
-	chain in  { type filter hook input priority 0; tcp sport 2379 drop; }
-}'`
 
 // play is one round: trouble, the end of it, and a look at what is left.
 func (m *mayhem) play() {
@@ -179,7 +240,7 @@ func (m *mayhem) play() {
 			continue
 		}
 		m.actions++
-		m.note("round %d: %s: %s", m.rounds, v.Name, a.name)
+		m.note("round %d: %s: %s", m.rounds, v, a.name)
 		a.do(m, v)
 		m.linger(between)
 	}
@@ -204,9 +265,11 @@ func (m *mayhem) linger(d time.Duration) {
 func (m *mayhem) heal() {
 	m.t.Helper()
 	m.healEtcd(nil)
+	for _, one := range m.machines {
+		m.must(one.Plug())
+		m.sh(one.Host, "nft 'add table ip chaos; delete table ip chaos'")
+	}
 	for _, v := range m.victims {
-		m.must(v.Plug())
-		m.sh(v.Host, "nft 'add table ip chaos; delete table ip chaos'")
 		m.signal(v, syscall.SIGCONT)
 		if v.killed {
 			m.start(v)
@@ -221,15 +284,15 @@ func (m *mayhem) recover() time.Duration {
 	ctx, cancel := context.WithTimeout(m.ctx, recovery)
 	defer cancel()
 	for _, v := range m.victims {
-		if err := v.Flanneld().WaitReady(ctx); err != nil {
-			m.t.Fatalf("%s: %v", v.Name, err)
+		if err := v.daemon.WaitReady(ctx); err != nil {
+			m.t.Fatalf("%s: %v", v, err)
 		}
 	}
 	m.within(recovery-time.Since(start), "a sound network", m.look)
 	took := time.Since(start)
 	for _, a := range m.victims {
 		for _, b := range m.victims {
-			if a == b {
+			if a == b || a.network != b.network || m.backend.local {
 				continue
 			}
 			if _, err := a.container.WaitPing(ctx, b.container.Addr); err != nil {
@@ -241,160 +304,4 @@ func (m *mayhem) recover() time.Duration {
 		m.t.Fatalf("the network was sound, and is no longer: %v", err)
 	}
 	return took
-}
-
-// look tells what is wrong with the network.
-func (m *mayhem) look() error {
-	if err := m.soundLeases(); err != nil {
-		return err
-	}
-	all := make([]*member, len(m.victims))
-	for i, v := range m.victims {
-		switch env, err := v.ReadSubnet(); {
-		case v.Flanneld().Exited():
-			m.t.Fatalf("%s: flanneld has ended", v.Name)
-		case err != nil:
-			return err
-		case env.Subnet.Masked() != v.subnet:
-			m.t.Fatalf("%s had %s, its subnet file tells of %s", v.Name, v.subnet, env.Subnet)
-		}
-		all[i] = v.member
-	}
-	return m.sound(all)
-}
-
-// soundLeases: each host has one lease, its own, with its address of now.
-func (m *mayhem) soundLeases() error {
-	entries, err := m.store.List(m.ctx, m.prefix+"/subnets")
-	if err != nil {
-		return err
-	}
-	held := map[string]lab.Entry{}
-	for _, e := range entries {
-		held[e.Key] = e
-	}
-	for _, v := range m.victims {
-		e := held[m.leaseKey(v)]
-		if !strings.Contains(e.Value, `"PublicIP":"`+v.addr.String()+`"`) || e.TTL < 23*time.Hour {
-			return fmt.Errorf("%s is at %s and its lease of %s says %q, for %v", v.Name, v.addr, v.subnet, e.Value, e.TTL)
-		}
-	}
-	if len(held) != len(m.victims) {
-		return fmt.Errorf("%d hosts have the leases %v", len(m.victims), held)
-	}
-	return nil
-}
-
-func (m *mayhem) leaseKey(v *victim) string {
-	return fmt.Sprintf("%s/subnets/%s-%d", m.prefix, v.subnet.Addr(), v.subnet.Bits())
-}
-
-func (m *mayhem) start(v *victim) {
-	m.t.Helper()
-	_, err := v.Start("-etcd-api=" + m.api)
-	m.must(err)
-	v.killed = false
-}
-
-func (m *mayhem) kill(v *victim) {
-	m.t.Helper()
-	m.must(v.Flanneld().Kill(m.ctx))
-	v.killed = true
-}
-
-func (m *mayhem) signal(v *victim, s syscall.Signal) {
-	m.t.Helper()
-	if !v.killed {
-		m.must(v.Flanneld().Signal(s))
-	}
-}
-
-func (m *mayhem) wipe(*victim) {
-	m.t.Helper()
-	m.must(m.Etcd.Wipe(m.ctx))
-	m.etcdDown = false
-	m.putConfig()
-}
-
-func (m *mayhem) killEtcd(*victim) {
-	m.t.Helper()
-	m.must(m.Etcd.Kill(m.ctx))
-	m.etcdDown = true
-}
-
-func (m *mayhem) pauseEtcd(*victim) {
-	m.t.Helper()
-	m.must(m.Etcd.Pause())
-	m.etcdDown = true
-}
-
-// healEtcd ends a pause or a death.
-func (m *mayhem) healEtcd(*victim) {
-	m.t.Helper()
-	err := m.Etcd.Resume()
-	if errors.Is(err, os.ErrProcessDone) {
-		err = m.Etcd.Start(m.ctx)
-	}
-	m.must(err)
-	m.etcdDown = false
-}
-
-// forget makes etcd forget what happened before.
-func (m *mayhem) forget(*victim) {
-	m.t.Helper()
-	if m.api == "v3" {
-		m.must(m.store.Put(m.ctx, "/elsewhere", "", 0)) // there is always something to forget
-		m.must(m.Etcd.V3().Compact(m.ctx))
-		return
-	}
-	for i := range 1100 { // v2 keeps a thousand events
-		m.must(m.store.Put(m.ctx, "/elsewhere", strconv.Itoa(i), 0))
-	}
-}
-
-func (m *mayhem) deleteLease(v *victim) {
-	m.t.Helper()
-	if err := m.store.Delete(m.ctx, m.leaseKey(v)); !errors.Is(err, lab.ErrNoKey) {
-		m.must(err)
-	}
-}
-
-// newAddress gives one that no host has had.
-func (m *mayhem) newAddress(v *victim) netip.Addr {
-	m.addresses++
-	v.addr = netip.AddrFrom4([4]byte{172, 31, 201 + byte(m.addresses/250), byte(m.addresses % 250)})
-	m.note("\t%s", v.addr)
-	return v.addr
-}
-
-// readdress does as DHCP does.
-func (m *mayhem) readdress(v *victim) {
-	m.t.Helper()
-	addr := m.newAddress(v)
-	m.sh(v.Host, fmt.Sprintf("ip -4 addr flush dev %[1]s && ip addr add %[2]s/22 dev %[1]s && ip route replace default via %[3]s dev %[1]s", v.uplink, addr, m.gateway))
-}
-
-// replaceUplink has the address and the way to everywhere on another device.
-func (m *mayhem) replaceUplink(v *victim) {
-	m.t.Helper()
-	before, addr := v.uplink, m.newAddress(v)
-	v.uplink = map[string]string{"eth0": "eth7", "eth7": "eth0"}[before]
-	m.sh(v.Host, fmt.Sprintf("ip link set %[1]s down && ip link set %[1]s name %[2]s && ip addr flush dev %[2]s && ip addr add %[3]s/22 dev %[2]s && ip link set %[2]s up && ip route replace default via %[4]s dev %[2]s",
-		before, v.uplink, addr, m.gateway))
-}
-
-func (m *mayhem) damage(v *victim) {
-	m.t.Helper()
-	d := damages[m.random.IntN(len(damages))]
-	m.note("\t%s", d.name)
-	err := v.Do(func() error {
-		l, err := netlink.LinkByName("flannel.1")
-		if err == nil {
-			err = d.do(l)
-		}
-		return err
-	})
-	if err != nil { // it was gone already, or the daemon was repairing it just then
-		m.note("\t%v", err)
-	}
 }

@@ -307,13 +307,18 @@ func (n *node) run(stored ...*os.File) {
 // filters is a directory in which "iptables" and its like are of the variant that the
 // row asks for.
 func (n *node) filters() string {
-	dir := filepath.Join(filepath.Dir(n.host.SubnetFile), "sbin")
-	n.must(os.MkdirAll(dir, 0o755))
+	return variantOf(n.cluster, filepath.Join(filepath.Dir(n.host.SubnetFile), "sbin"), n.filter)
+}
+
+// variantOf makes a directory in which "iptables" and its like are of a variant.
+func variantOf(c *cluster, dir, variant string) string {
+	c.t.Helper()
+	c.must(os.MkdirAll(dir, 0o755))
 	for _, name := range []string{"", "-save", "-restore"} {
-		variant, err := exec.LookPath("iptables-" + n.filter + name)
-		n.must(err)
-		if err := os.Symlink(variant, filepath.Join(dir, "iptables"+name)); !errors.Is(err, os.ErrExist) {
-			n.must(err)
+		path, err := exec.LookPath("iptables-" + variant + name)
+		c.must(err)
+		if err := os.Symlink(path, filepath.Join(dir, "iptables"+name)); !errors.Is(err, os.ErrExist) {
+			c.must(err)
 		}
 	}
 	return dir
