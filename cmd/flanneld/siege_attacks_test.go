@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lease"
 )
 
 // siegeAttacks are what is done to a cluster at the same time. Each goes on until ctx
@@ -28,6 +29,7 @@ var siegeAttacks = []struct {
 }{
 	{"inject from a peer's other port", (*siege).injectFromPeer},
 	{"inject from a container", (*siege).injectFromContainer},
+	{"inject from a stranger", (*siege).injectFromStranger},
 	{"garbage to the tunnel's port", (*siege).garbage},
 	{"fragments to the tunnel's port", (*siege).fragments},
 	{"stop and end the log's reader", (*siege).stopReaders},
@@ -112,21 +114,20 @@ func (t *trap) caught() map[string]int {
 	return t.seen
 }
 
-// tunnelled is what a peer would send by the tunnel for the container at to.
-func (s *siege) tunnelled(from, to *besieged, text string) []byte {
-	packet := inner(from.container.Addr, to.container.Addr, trapPort, text)
-	if s.backend != "vxlan" {
-		return packet
+// tunnelled puts a packet into what the tunnel of a host takes.
+func (s *siege) tunnelled(to *besieged, packet []byte) []byte {
+	if s.backend == "vxlan" {
+		return inVXLAN(1, to.mac, packet)
 	}
-	frame := []byte{8, 0, 0, 0, 0, 0, 1, 0} // VNI 1 (RFC 7348)
-	frame = append(frame, s.vtep(to)...)
-	frame = append(frame, s.vtep(from)...)
-	return append(append(frame, 8, 0), packet...)
+	return packet
 }
 
-func (s *siege) vtep(b *besieged) []byte {
-	mac := s.snapshot(b.Host, "10.42.0.0/16", "flannel.1").Links["flannel.1"].MAC
-	return mac[:]
+// injectFromStranger is a host that has no lease.
+func (s *siege) injectFromStranger(ctx context.Context, n *atomic.Int64) error {
+	if s.port == 0 {
+		return nil
+	}
+	return s.inject(ctx, n, &s.stranger.Endpoint, "from a stranger", s.port)
 }
 
 // injectFromPeer is any program on a peer, which says that it is any container. By
@@ -169,7 +170,7 @@ func (s *siege) inject(ctx context.Context, n *atomic.Int64, from *lab.Endpoint,
 	var datagrams [][]byte
 	for i, to := range s.daemons[:4] {
 		for _, claimed := range []*besieged{s.daemons[4], s.daemons[(i+1)%4]} {
-			datagrams = append(datagrams, s.tunnelled(claimed, to, text))
+			datagrams = append(datagrams, s.tunnelled(to, inner(claimed.container.Addr, to.container.Addr, trapPort, text)))
 		}
 	}
 	i := 0
@@ -204,13 +205,13 @@ func (s *siege) garbage(ctx context.Context, n *atomic.Int64) error {
 		var b []byte
 		switch i / 5 % 4 {
 		case 0:
-			b = s.random(r, r.IntN(1400))
+			b = randomBytes(r, r.IntN(1400))
 		case 1:
-			b = s.tunnelledBy(to, s.random(r, 28+r.IntN(1000)))
+			b = s.tunnelled(to, randomBytes(r, 28+r.IntN(1000)))
 		case 2:
-			b = s.tunnelledBy(to, append(inner(s.containers[(i+1)%5].Addr, to.container.Addr, 9, "")[:20], s.random(r, 50)...))
+			b = s.tunnelled(to, append(inner(s.containers[(i+1)%5].Addr, to.container.Addr, 9, "")[:20], randomBytes(r, 50)...))
 		case 3:
-			b = s.random(r, 30000) // far more than the MTU
+			b = randomBytes(r, 30000) // far more than the MTU
 		}
 		_, err := conns[i%5].Write(b)
 		i++
@@ -219,23 +220,12 @@ func (s *siege) garbage(ctx context.Context, n *atomic.Int64) error {
 	})
 }
 
-func (s *siege) random(r *rand.Rand, n int) []byte {
+func randomBytes(r *rand.Rand, n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
 		b[i] = byte(r.Uint32())
 	}
 	return b
-}
-
-// tunnelledBy puts a packet into what the tunnel of a host takes, for no VTEP of it: a
-// stranger's frames for one are its kernel's to take, unless -underlay-lock is given.
-func (s *siege) tunnelledBy(to *besieged, packet []byte) []byte {
-	if s.backend != "vxlan" {
-		return packet
-	}
-	frame := append([]byte{8, 0, 0, 0, 0, 0, 1, 0}, make([]byte, 12)...)
-	copy(frame[8:], []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2})
-	return append(append(frame, 8, 0), packet...)
 }
 
 // fragments are outer ones: some never end, some make a datagram together, and some lie
@@ -271,7 +261,7 @@ func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
 			id++
 			offset = 65512
 		}
-		payload := s.random(r, 64)
+		payload := randomBytes(r, 64)
 		if offset == 0 {
 			binary.BigEndian.PutUint16(payload[2:], uint16(s.port))
 			binary.BigEndian.PutUint16(payload[4:], 128)
@@ -350,7 +340,10 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 		{Key: "10.42.109.0-24", Value: strings.Replace(good, "203.0.113.1", peer.addr.String(), 1)},
 		{Key: peer.subnet.Addr().String() + "-26", Value: good},
 		{Key: "10.42.110.0-24", Value: strings.Replace(good, "203.0.113.1", "255.255.255.255", 1)},
+		{Key: "10.42.111.0-24", Value: good}, {Key: "10.42.111.0-24", Value: "{"}, // good and bad in turn
+		{Key: lease.Key(own.subnet), Value: "{"}, // a host's own, at first
 	}
+	begun := time.Now()
 	put := func(e lab.Entry) error { return s.Etcd.Put(ctx, e.Key, e.Value, 0) }
 	if s.api == "v3" {
 		session, err := s.Etcd.V3().Open(ctx)
@@ -368,6 +361,9 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 			i := w
 			errs[w] = paced(ctx, 1000/writers, func() error {
 				e := bad[i%len(bad)]
+				if e.Key == lease.Key(own.subnet) && time.Since(begun) > s.total/6 {
+					e = bad[0]
+				}
 				e.Key = s.prefix + "/subnets/" + e.Key
 				if i/len(bad)%2 == 1 {
 					e.Value += fmt.Sprint(" ", i) // bad in always another way
@@ -379,7 +375,7 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 		})
 	}
 	all.Wait()
-	return errors.Join(errs[:]...)
+	return errors.Join(append(errs[:], s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.111.0-24"))...)
 }
 
 // hugeValues writes eight values of 9 MB by v2 or of 1.4 MB by v3, which stay, and one
@@ -440,9 +436,14 @@ func (s *siege) slowConnections(ctx context.Context, n *atomic.Int64) error {
 }
 
 // restart ends the daemon of the fourth host without a warning, again and again, as
-// systemd would see it.
+// systemd would see it. It begins when all hosts have put back their own leases, which who
+// has lost one often does after a while only: a daemon that starts knows nothing
+// of a peer but what the registry says.
 func (s *siege) restart(ctx context.Context, n *atomic.Int64) error {
 	b := s.daemons[3]
+	if pauseFor(ctx, s.total/2) {
+		return nil
+	}
 	for {
 		if pauseFor(ctx, 5*time.Second) {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -51,7 +52,7 @@ func TestSiege(t *testing.T) {
 		backend, api := backends[i%len(backends)], apis[i%len(apis)]
 		t.Run(backend+" "+api, func(t *testing.T) {
 			s := startSiege(t, backend, api, total/time.Duration(runs))
-			s.run(total / time.Duration(runs))
+			s.run()
 		})
 	}
 }
@@ -66,6 +67,7 @@ func wanted(attack string) bool {
 type siege struct {
 	*cluster
 	backend, api string
+	total        time.Duration
 	port         int // of the tunnel; 0: there is none
 	store        store
 	daemons      []*besieged
@@ -79,6 +81,7 @@ type siege struct {
 type besieged struct {
 	*member
 	container *lab.Container
+	mac       net.HardwareAddr // of its VXLAN device
 	endpoints string
 	log       string // what its log is written to
 	open      *os.File
@@ -97,7 +100,7 @@ type besieged struct {
 func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 	t.Helper()
 	const hosts = 5
-	s := &siege{cluster: newCluster(t, lab.Options{Hosts: hosts + 1}), backend: backend, api: api}
+	s := &siege{cluster: newCluster(t, lab.Options{Hosts: hosts + 1}), backend: backend, api: api, total: total}
 	ctx, cancel := context.WithTimeout(t.Context(), total+3*time.Minute)
 	t.Cleanup(cancel)
 	s.ctx = ctx
@@ -131,6 +134,9 @@ func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 	for i, m := range s.members() {
 		s.daemons[i].subnet, s.daemons[i].container = m.subnet, s.containers[i]
 		s.traps = append(s.traps, s.setTrap(s.containers[i]))
+		if backend == "vxlan" {
+			s.daemons[i].mac = s.vtepMAC(m.Host)
+		}
 	}
 	var err error
 	s.evil, err = s.Hosts[hosts-1].AddContainer()
@@ -145,7 +151,7 @@ func (s *siege) start(b *besieged, stored []*os.File) {
 	s.must(err)
 	args := []string{
 		"-c", fmt.Sprintf(`ulimit -n %d; log=$1; shift; exec "$@" >>"$log" 2>&1`, siegeFiles), "sh", b.log, path,
-		"-etcd-endpoints=" + b.endpoints, "-subnet-file=" + b.SubnetFile, "-etcd-api=" + s.api, "-ip-masq=true", "-healthz-port=8080", "-healthz-ip=0.0.0.0",
+		"-etcd-endpoints=" + b.endpoints, "-subnet-file=" + b.SubnetFile, "-etcd-api=" + s.api, "-ip-masq=true", "-healthz-port=8080", "-healthz-ip=0.0.0.0", "-underlay-lock",
 	}
 	if b.open != nil {
 		args = append(args, "-v=1") // has much to say
@@ -174,7 +180,7 @@ func (s *siege) tell() {
 }
 
 // run lets the attacks begin, and says what came of them.
-func (s *siege) run(total time.Duration) {
+func (s *siege) run() {
 	s.t.Helper()
 	pings := s.startPings()
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -192,16 +198,16 @@ func (s *siege) run(total time.Duration) {
 			}
 		})
 	}
-	for end := time.Now().Add(total); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Second) {
+	for end := time.Now().Add(s.total); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Second) {
 		s.measure(func(b *besieged, u lab.Usage) { b.most.RSS = max(b.most.RSS, u.RSS) })
 	}
 	cancel()
 	attacks.Wait()
 	s.judgePings(pings)
 	for i, a := range siegeAttacks {
-		s.t.Logf("%-40s %8d, %7.1f a second", a.name, counts[i].Load(), float64(counts[i].Load())/total.Seconds())
+		s.t.Logf("%-40s %8d, %7.1f a second", a.name, counts[i].Load(), float64(counts[i].Load())/s.total.Seconds())
 	}
-	s.judge(total)
+	s.judge()
 }
 
 func (s *siege) startPings() (pings []*lab.Pinger) {
@@ -251,7 +257,7 @@ func (s *siege) measure(note func(*besieged, lab.Usage)) {
 }
 
 // judge looks at what is left.
-func (s *siege) judge(total time.Duration) {
+func (s *siege) judge() {
 	s.t.Helper()
 	for _, b := range s.daemons {
 		if b.daemon.Exited() {
@@ -268,15 +274,15 @@ func (s *siege) judge(total time.Duration) {
 		}
 		most := max(b.most.RSS, u.RSS)
 		s.t.Logf("%s: %.1f MB before, %.1f at the most, %.1f in the end; %.1f %% of a processor; %d descriptors at the most; %d lines of log; %d starts, the slowest took %v",
-			b.Name, mb(b.begun.RSS), mb(most), mb(u.RSS), 100*(b.spent+u.CPU-b.begun.CPU).Seconds()/total.Seconds(), b.files, lines, b.runs, b.slowest.Round(time.Millisecond))
+			b.Name, mb(b.begun.RSS), mb(most), mb(u.RSS), 100*(b.spent+u.CPU-b.begun.CPU).Seconds()/s.total.Seconds(), b.files, lines, b.runs, b.slowest.Round(time.Millisecond))
 		if most > b.begun.RSS+siegeGrowth {
 			s.t.Errorf("%s: flanneld grew from %.1f to %.1f MB", b.Name, mb(b.begun.RSS), mb(most))
 		}
 		if b.files > siegeOpen {
 			s.t.Errorf("%s: flanneld had %d descriptors", b.Name, b.files)
 		}
-		if b.open == nil && float64(lines) > siegeLines*total.Seconds() {
-			s.t.Errorf("%s: %d lines of log in %v", b.Name, lines, total)
+		if b.open == nil && float64(lines) > siegeLines*s.total.Seconds() {
+			s.t.Errorf("%s: %d lines of log in %v", b.Name, lines, s.total)
 		}
 	}
 	for i, trap := range s.traps {
