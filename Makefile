@@ -109,7 +109,7 @@ help:
 	@echo '  make zoo                   hosts of every shape, with every backend (root)'
 	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
 	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
-	@echo '                             CHAOS_SEED=... and CHAOS_API=v2 or v3 repeat a run'
+	@echo '                             CHAOS_SEED=..., CHAOS_BACKEND=... and CHAOS_API=v2 or v3 repeat a run'
 	@echo '  make siege                 attacks on a cluster, all together, for SIEGE_TIME (root);'
 	@echo '                             SIEGE_BACKEND=... and SIEGE_API=... for one of each'
 	@echo '  make soak                  changes all the time among 20,000 peers, for SOAK_TIME (root)'
@@ -331,7 +331,7 @@ fuzz: | need-go
 CHAOS_TIME ?= 10m
 .PHONY: chaos
 chaos: need-root dist/flanneld
-	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' \
+	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' CHAOS_BACKEND='$(CHAOS_BACKEND)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
 
 # "make test" has a short one of these, too.
