@@ -36,9 +36,9 @@ const (
 	asGRPC = "application/grpc"
 )
 
-// nonsense is what may be answered in etcd's place, one kind at a time. The first ones
+// falseAnswers are what may be answered in etcd's place, one kind at a time. The first ones
 // look most like etcd's.
-var nonsense = []answer{
+var falseAnswers = []answer{
 	{200, asJSON, `{"action":"set","node":{"key":"/coreos.com/network/subnets/10.42.99.0-24","value":"x","modifiedIndex":9000000,"createdIndex":9}}`, true, ""},
 	{200, asGRPC, "\x00\x00\x00\x00\x00", false, "0"},
 	{400, asJSON, `{"errorCode":401,"message":"The event in requested index is outdated and cleared","cause":"x","index":9000000}`, true, ""},
@@ -144,7 +144,7 @@ func (p *proxy) cut() {
 
 func (p *proxy) answer(w http.ResponseWriter, r *http.Request) {
 	p.asked.Add(1)
-	a := nonsense[int(p.kind.Load())%len(nonsense)]
+	a := falseAnswers[int(p.kind.Load())%len(falseAnswers)]
 	switch {
 	case !a.watches || r.URL.Query().Get("wait") == "true":
 	case strings.HasSuffix(r.URL.Path, "/config"):
@@ -181,7 +181,7 @@ func (s *siege) evilProxy(ctx context.Context, n *atomic.Int64) error {
 		asked := s.proxy.asked.Load() - before
 		n.Add(asked)
 		if rate := float64(asked) / time.Since(begun).Seconds(); !stopped && rate > evilPerSecond {
-			return fmt.Errorf("asked %.1f times a second for %+v", rate, nonsense[int(s.proxy.kind.Load())%len(nonsense)])
+			return fmt.Errorf("asked %.1f times a second for %+v", rate, falseAnswers[int(s.proxy.kind.Load())%len(falseAnswers)])
 		}
 		s.proxy.evil.Store(false)
 		s.proxy.cut()
