@@ -47,7 +47,7 @@ var groups = []group{
 		r := &cl.options.Rules
 		f.BoolVar(&r.Masquerade, "ip-masq", false, "give what leaves the overlay this host's address; sets FLANNEL_IPMASQ for docker")
 		f.BoolVar(&r.KeepPorts, "ip-masq-fully-random-disable", false, "do not choose its source ports at random")
-		f.BoolVar(&r.Forward, "iptables-forward-rules", true, "let the overlay's traffic through, whatever docker's rules say")
+		f.BoolVar(&r.Forward, "iptables-forward-rules", true, "let the overlay's traffic through, whatever docker's rules say, but not to the ports of tunnels")
 		f.IntVar(&cl.resync, "iptables-resync", 5, "`seconds` between checks of iptables' rules, 1 to 3600; nftables tells of changes")
 		f.BoolVar(&r.Lock, "underlay-lock", false, "drop what comes to the tunnel's port from hosts without a lease; needs nftables in the kernel")
 		f.BoolVar(&cl.options.Blackhole, "ip-blackhole-route", false, "drop what is for this host's subnet while no bridge takes it")
