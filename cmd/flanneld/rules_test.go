@@ -359,7 +359,7 @@ func TestFormerRules(t *testing.T) {
 		t.Errorf("rules of others were\n%s\nand are\n%s", before, after)
 	}
 	ours := c.sh(h, filters[0].rules)
-	if n := strings.Count(ours, "\n"); n != 1+5+2+2 { // FORWARD's first, POSTRTG, FWD, and a jump to each
+	if n := strings.Count(ours, "\n"); n != 1+5+3+3+3 { // FORWARD's first, POSTRTG, FWD, INPUT, and a jump to each
 		t.Errorf("%d rules are ours:\n%s", n, ours)
 	}
 
