@@ -43,6 +43,8 @@ type Group struct {
 	logged map[string]Reason    // the same, as far as it is in the log
 	dirty  map[string]bool      // objects for which the two may differ
 	quiet  map[string]time.Time // by kind: until when nothing is logged of it
+	fresh  bool                 // something dirty is of a kind that is not quiet
+	due    time.Time            // when the first that is dirty no longer is; of use if none is fresh
 }
 
 // NewGroup returns a group of which nothing is wrong. begun, at the given level, and ended
@@ -58,7 +60,7 @@ func NewGroup(log *slog.Logger, level slog.Level, begun, ended string) *Group {
 func (g *Group) Set(object string, r Reason) {
 	if before, there := g.now[object]; !there || before != r {
 		g.now[object] = r
-		g.dirty[object] = true
+		g.mark(object, r.Kind)
 	}
 }
 
@@ -66,7 +68,18 @@ func (g *Group) Set(object string, r Reason) {
 func (g *Group) End(object string) {
 	if _, there := g.now[object]; there {
 		delete(g.now, object)
-		g.dirty[object] = true
+		g.mark(object, g.logged[object].Kind)
+	}
+}
+
+// mark notes that an object's line, if there is to be one, is of a kind.
+func (g *Group) mark(object, kind string) {
+	g.dirty[object] = true
+	switch until, quiet := g.quiet[kind]; {
+	case !quiet:
+		g.fresh = true
+	case g.due.IsZero() || until.Before(g.due):
+		g.due = until
 	}
 }
 
@@ -85,9 +98,17 @@ func (g *Group) Replace(now map[string]Reason) {
 // Flush logs what has changed, unless there was a line about the same reason a moment ago.
 // It returns when to call it again for the rest, 0 if there is none.
 func (g *Group) Flush(now time.Time) (again time.Duration) {
-	if len(g.dirty) == 0 {
+	switch {
+	case len(g.dirty) == 0:
 		return 0
+	case !g.fresh && now.Before(g.due): // there may be thousands, and each call brings one more
+		return g.due.Sub(now)
 	}
+	defer func() {
+		if g.fresh, g.due = false, (time.Time{}); again > 0 {
+			g.due = now.Add(again)
+		}
+	}()
 	maps.DeleteFunc(g.quiet, func(_ string, until time.Time) bool { return !until.After(now) })
 	begun, ended := map[string][]string{}, map[string][]string{} // objects by kind
 	for object := range g.dirty {

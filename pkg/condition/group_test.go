@@ -8,6 +8,45 @@ import (
 	"time"
 )
 
+// What waits for its time costs nothing when more comes.
+func TestGroupOfThousands(t *testing.T) {
+	var b strings.Builder
+	g := NewGroup(slog.New(slog.NewTextHandler(&b, nil)), slog.LevelWarn, "skipped", "no longer skipped")
+	now := time.Now()
+	begin := now
+	const objects = 50_000
+	for i := range objects {
+		g.Set(fmt.Sprint(i), Reason{Kind: "it is bad"})
+		now = now.Add(10 * time.Microsecond)
+		g.Flush(now)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("%v", took)
+	}
+	if n := strings.Count(b.String(), "\n"); n != 1 {
+		t.Errorf("%d lines", n)
+	}
+	again := g.Flush(now)
+	if again <= 0 || g.Flush(now.Add(again)) != 0 || !strings.Contains(b.String(), fmt.Sprint("count=", objects-1)) {
+		t.Errorf("again after %v:\n%s", again, b.String())
+	}
+	for i := range objects {
+		g.End(fmt.Sprint(i))
+	}
+	for at, n := now.Add(again), 0; ; n++ {
+		wait := g.Flush(at)
+		if wait == 0 {
+			break
+		}
+		if at = at.Add(wait); n > 3 {
+			t.Fatal("it never ends")
+		}
+	}
+	if !strings.Contains(b.String(), fmt.Sprintf("no longer skipped\" count=%d", objects)) {
+		t.Errorf("logged\n%s", b.String())
+	}
+}
+
 // TestGroupOfManyIsOneLine: what begins or ends for many objects at about one time and for
 // one reason is one line, whatever their details.
 func TestGroupOfManyIsOneLine(t *testing.T) {

@@ -27,6 +27,7 @@ import (
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/netconf"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry"
@@ -222,6 +223,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
 		log: d.log, store: d.fds, life: &d.watchdog.loop,
 		ctx: ctx, lost: func() { d.loop.Reread() }, taken: d.anotherTUN, tunnels: map[string]*carrier{},
+		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
 	}
 	d.lock = newLock(d)
 	p.admit = d.lock.admit

@@ -8,11 +8,13 @@ import (
 	"maps"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/tunnel"
 )
 
@@ -34,6 +36,7 @@ type plane struct {
 
 	mu      sync.Mutex
 	tunnels map[string]*carrier // by link; only those that carry packets
+	ends    pace.Pace           // of tunnels that ended by themselves
 }
 
 // carrier is a running tunnel with its ends.
@@ -235,7 +238,10 @@ func (p *plane) carry(link string, c *carrier) {
 	}
 	p.log.Warn("tunnel has ended, opening it again", "link", link, "err", err)
 	c.cancel()
-	p.lost()
+	p.mu.Lock()
+	wait := p.ends.Next(time.Now())
+	p.mu.Unlock()
+	time.AfterFunc(wait, p.lost) // whoever drops it meanwhile does not wait
 }
 
 // drop ends a tunnel and gives up its ends. The store keeps them open.

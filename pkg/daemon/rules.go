@@ -35,6 +35,10 @@ const (
 	ruleBurst = 50 * time.Millisecond
 	// ruleGap is the least time between two listings by a process.
 	ruleGap = 500 * time.Millisecond
+	// While somebody changes rules all the time, looks take one part in ruleShare of it: the
+	// next one is so many times what the last one took after that, but not more than ruleRest.
+	ruleShare = 10
+	ruleRest  = 2 * time.Second
 	// ruleWait is how long a keeper is waited for before the other one has to do, or ruleWaitShare
 	// times what it took last, up to ruleWaitMost. One that is slower goes on meanwhile.
 	ruleWait      = 3 * time.Second
@@ -91,7 +95,8 @@ type rules struct {
 	fights  *rate.Limiter
 	fought  bool
 	looked  time.Time
-	others  others // beside the set
+	rest    time.Duration // from then to a look that others cause
+	others  others        // beside the set
 }
 
 func newRules(o RuleOptions, c netconf.Choice, overlay func() firewall.Overlay, former firewall.Overlay, log *slog.Logger) *rules {
@@ -142,7 +147,9 @@ func (r *rules) keep(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		begun := time.Now()
 		pause = min(r.look(ctx), r.lookBeside(ctx))
+		r.rest = min(ruleShare*time.Since(begun), ruleRest)
 	}
 }
 
@@ -167,23 +174,24 @@ func (r *rules) wait(ctx context.Context, pause time.Duration, signs <-chan stru
 				continue
 			}
 		case <-r.wake:
+			r.settle(ctx, 0, signs)
 		case <-ended:
 		case <-signs:
-			r.settle(ctx, signs)
+			r.settle(ctx, ruleBurst, signs)
 		}
 		timer.Stop()
 		return
 	}
 }
 
-// settle waits until a burst of changes is over, and no listing by a process
-// follows another at once.
-func (r *rules) settle(ctx context.Context, signs <-chan struct{}) {
-	wait := ruleBurst
+// settle waits until a burst of changes is over, no listing by a process follows another at
+// once, and looks take a share of the time only.
+func (r *rules) settle(ctx context.Context, wait time.Duration, signs <-chan struct{}) {
+	rest := r.rest
 	if r.slow() || r.others.slow {
-		wait = max(wait, time.Until(r.looked.Add(ruleGap)))
+		rest = max(rest, ruleGap)
 	}
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(max(wait, time.Until(r.looked.Add(rest))))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

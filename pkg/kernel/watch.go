@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/pace"
 )
 
 // Event is a set of things that may have changed and should be read again.
@@ -171,6 +172,7 @@ func (w *Watch) subscribe() error {
 
 func (w *Watch) run(ctx context.Context) {
 	defer close(w.out)
+	losses := pace.Pace{First: minRetry, Most: maxRetry}
 	for {
 		w.mu.Lock()
 		c := w.conn
@@ -179,7 +181,7 @@ func (w *Watch) run(ctx context.Context) {
 		w.follow(c)
 		stop()
 		c.close()
-		if !w.resubscribe(ctx) {
+		if !w.resubscribe(ctx, &losses) {
 			return
 		}
 		w.report(Overflow)
@@ -188,9 +190,9 @@ func (w *Watch) run(ctx context.Context) {
 
 // resubscribe tries until it succeeds or ctx ends. It waits first: what was too
 // much for the socket may last a little longer.
-func (w *Watch) resubscribe(ctx context.Context) bool {
-	for delay := minRetry; ; delay = min(2*delay, maxRetry) {
-		timer := time.NewTimer(delay)
+func (w *Watch) resubscribe(ctx context.Context, losses *pace.Pace) bool {
+	for {
+		timer := time.NewTimer(max(minRetry, losses.Next(time.Now())))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
