@@ -36,7 +36,7 @@
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
 //	probe       finds out whether somebody has an address, by ARP and ICMP
-//	subnetenv   reads and atomically writes subnet.env, and the claim beside it
+//	subnetenv   reads, atomically writes and watches subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
 //	pace        floors of time per turn, for loops that others drive
 //	logsink     takes log lines to standard error, bounded, and in nobody's way

@@ -156,9 +156,9 @@ func (u *Unit) filters() [][]unix.SockFilter {
 			equal(unix.SYS_CLONE3, 0, 1), refuse(unix.ENOSYS), // its flags are in memory
 			equal(unix.SYS_CLONE, 1, 0), allow(), argument(flags), anyOf(namespaces, 0, 1), refuse(unix.EPERM), allow()))
 	}
-	if u.NoWriteExec && runtime.GOARCH != "s390x" { // where mmap has its arguments in memory
+	if u.Mmap != 0 && runtime.GOARCH != "s390x" { // where mmap has its arguments in memory
 		all = append(all,
-			append(begin(), equal(unix.SYS_MMAP, 1, 0), allow(), argument(2), anyOf(unix.PROT_WRITE, 1, 0), allow(), anyOf(unix.PROT_EXEC, 0, 1), refuse(unix.EPERM), allow()),
+			append(begin(), equal(u.Mmap, 1, 0), allow(), argument(2), anyOf(unix.PROT_WRITE, 1, 0), allow(), anyOf(unix.PROT_EXEC, 0, 1), refuse(unix.EPERM), allow()),
 			append(begin(), equal(unix.SYS_MPROTECT, 2, 0), equal(unix.SYS_PKEY_MPROTECT, 1, 0), allow(), argument(2), anyOf(unix.PROT_EXEC, 0, 1), refuse(unix.EPERM), allow()))
 	}
 	if len(u.Syscalls) > 0 { // the last one: it may not allow to add another

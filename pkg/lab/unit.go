@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -27,7 +28,7 @@ type Unit struct {
 	HideProcs    bool     // ProtectProc=invisible
 	Writable     []string // RuntimeDirectory= and ReadWritePaths=
 	NoNamespaces bool     // RestrictNamespaces=
-	NoWriteExec  bool     // MemoryDenyWriteExecute=
+	Mmap         uint32   // the number of mmap(2), for MemoryDenyWriteExecute=; 0: it may
 	Families     []uint32 // RestrictAddressFamilies=
 	Syscalls     []uint32 // SystemCallFilter=: those that are allowed
 }
@@ -150,7 +151,9 @@ func (u *Unit) set(key, value string) (err error) {
 	case "RestrictNamespaces":
 		u.NoNamespaces = yes
 	case "MemoryDenyWriteExecute":
-		u.NoWriteExec = yes
+		if numbers, failed := syscallNumbers(); yes {
+			u.Mmap, err = cmp.Or(numbers["mmap2"], numbers["mmap"]), failed
+		}
 	case "RestrictAddressFamilies":
 		families := map[string]uint32{"AF_UNIX": unix.AF_UNIX, "AF_INET": unix.AF_INET, "AF_INET6": unix.AF_INET6, "AF_NETLINK": unix.AF_NETLINK}
 		for _, name := range words {
