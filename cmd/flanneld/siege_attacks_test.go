@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -58,235 +55,6 @@ func paced(ctx context.Context, perSecond int, f func() error) error {
 			}
 		}
 	}
-}
-
-// lost is nil for what may become of a datagram on its way.
-func lost(err error) error {
-	for _, passing := range []error{unix.ECONNREFUSED, unix.ENOBUFS, unix.EPERM, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EMSGSIZE} {
-		if errors.Is(err, passing) {
-			return nil
-		}
-	}
-	return err
-}
-
-const trapPort = 7777
-
-// A trap is where injected packets are addressed to.
-type trap struct {
-	mu   sync.Mutex
-	seen map[string]int
-}
-
-func (s *siege) setTrap(k *lab.Container) *trap {
-	s.t.Helper()
-	var conn *net.UDPConn
-	s.must(k.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: k.Addr.AsSlice(), Port: trapPort})
-		return err
-	}))
-	s.t.Cleanup(func() { conn.Close() })
-	t := &trap{seen: map[string]int{}}
-	go func() {
-		b := make([]byte, 2048)
-		for {
-			n, err := conn.Read(b)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				t.mu.Lock()
-				t.seen[string(b[:n])]++
-				t.mu.Unlock()
-			}
-		}
-	}()
-	return t
-}
-
-// caught is what has arrived, by what it says; nil if nothing has.
-func (t *trap) caught() map[string]int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.seen) == 0 {
-		return nil
-	}
-	return t.seen
-}
-
-// tunnelled puts a packet into what the tunnel of a host takes.
-func (s *siege) tunnelled(to *besieged, packet []byte) []byte {
-	if s.backend == "vxlan" {
-		return inVXLAN(1, to.mac, packet)
-	}
-	return packet
-}
-
-// injectFromStranger is a host that has no lease.
-func (s *siege) injectFromStranger(ctx context.Context, n *atomic.Int64) error {
-	if s.port == 0 {
-		return nil
-	}
-	return s.inject(ctx, n, &s.stranger.Endpoint, "from a stranger", s.port)
-}
-
-// injectFromPeer is any program on a peer, which says that it is any container. By
-// VXLAN it may be the peer itself, whose kernel sends from any port.
-func (s *siege) injectFromPeer(ctx context.Context, n *atomic.Int64) error {
-	if s.backend != "udp" {
-		return nil
-	}
-	return s.inject(ctx, n, &s.daemons[4].Endpoint, "from a peer's other port", 0)
-}
-
-// injectFromContainer is any container. Masquerading gives its packets the host's
-// address, and sometimes leaves them their port, which is the tunnel's here.
-func (s *siege) injectFromContainer(ctx context.Context, n *atomic.Int64) error {
-	if s.port == 0 {
-		return nil
-	}
-	var both sync.WaitGroup
-	var errs [2]error
-	for i, port := range []int{0, s.port} {
-		both.Go(func() {
-			errs[i] = s.inject(ctx, n, &s.evil.Endpoint, fmt.Sprintf("from a container's port %d", port), port)
-		})
-	}
-	both.Wait()
-	return errors.Join(errs[:]...)
-}
-
-// inject sends to the tunnels of all hosts but the last, on which the sender is.
-func (s *siege) inject(ctx context.Context, n *atomic.Int64, from *lab.Endpoint, text string, port int) error {
-	var conn *net.UDPConn
-	err := from.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	var datagrams [][]byte
-	for i, to := range s.daemons[:4] {
-		for _, claimed := range []*besieged{s.daemons[4], s.daemons[(i+1)%4]} {
-			datagrams = append(datagrams, s.tunnelled(to, inner(claimed.container.Addr, to.container.Addr, trapPort, text)))
-		}
-	}
-	i := 0
-	return paced(ctx, 200, func() error {
-		to := s.daemons[i/2%4].addr
-		_, err := conn.WriteToUDPAddrPort(datagrams[i%len(datagrams)], netip.AddrPortFrom(to, uint16(s.port)))
-		i++
-		n.Add(1)
-		return lost(err)
-	})
-}
-
-// garbage is what a stranger sends to the tunnels: of the kinds of testFlood, as fast as
-// the sockets' buffers, which pings share, take it beside them.
-func (s *siege) garbage(ctx context.Context, n *atomic.Int64) error {
-	if s.port == 0 {
-		return nil
-	}
-	var conns []net.Conn
-	for _, b := range s.daemons {
-		conn, err := s.stranger.NS.DialContext(ctx, "udp4", netip.AddrPortFrom(b.addr, uint16(s.port)).String())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		conns = append(conns, conn)
-	}
-	r := rand.New(rand.NewPCG(1, 2))
-	i := 0
-	return paced(ctx, 1000, func() error {
-		to := s.daemons[i%5]
-		var b []byte
-		switch i / 5 % 4 {
-		case 0:
-			b = randomBytes(r, r.IntN(1400))
-		case 1:
-			b = s.tunnelled(to, randomBytes(r, 28+r.IntN(1000)))
-		case 2:
-			b = s.tunnelled(to, append(inner(s.containers[(i+1)%5].Addr, to.container.Addr, 9, "")[:20], randomBytes(r, 50)...))
-		case 3:
-			b = randomBytes(r, 30000) // far more than the MTU
-		}
-		_, err := conns[i%5].Write(b)
-		i++
-		n.Add(1)
-		return lost(err)
-	})
-}
-
-func randomBytes(r *rand.Rand, n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
-	return b
-}
-
-// fragments are outer ones: some never end, some make a datagram together, and some lie
-// about their place.
-func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
-	if s.port == 0 {
-		return nil
-	}
-	var fd int
-	err := s.stranger.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	r := rand.New(rand.NewPCG(3, 4))
-	id, i := uint16(0), 0
-	return paced(ctx, 500, func() error {
-		to := s.daemons[i%5].addr
-		offset, more := 0, true
-		switch i / 5 % 4 {
-		case 0: // the first of none
-			id++
-		case 1, 2: // two that are one
-			if i/5%4 == 1 {
-				id++
-			} else {
-				offset, more = 64, false
-			}
-		case 3: // one that lies over the end
-			id++
-			offset = 65512
-		}
-		payload := randomBytes(r, 64)
-		if offset == 0 {
-			binary.BigEndian.PutUint16(payload[2:], uint16(s.port))
-			binary.BigEndian.PutUint16(payload[4:], 128)
-			binary.BigEndian.PutUint16(payload[6:], 0)
-		}
-		i++
-		n.Add(1)
-		return lost(unix.Sendto(fd, fragment(s.stranger.Addr, to, id, offset, more, payload), unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.As4()}))
-	})
-}
-
-// fragment is a part of a UDP datagram; the kernel computes the header's checksum.
-func fragment(from, to netip.Addr, id uint16, offset int, more bool, payload []byte) []byte {
-	b := make([]byte, 20, 20+len(payload))
-	b[0], b[8], b[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(b[2:], uint16(20+len(payload)))
-	binary.BigEndian.PutUint16(b[4:], id)
-	word := uint16(offset / 8)
-	if more {
-		word |= 0x2000
-	}
-	binary.BigEndian.PutUint16(b[6:], word)
-	copy(b[12:], from.AsSlice())
-	copy(b[16:], to.AsSlice())
-	return append(b, payload...)
 }
 
 // openPipe has a daemon's log go into a small pipe that is read here.
@@ -466,7 +234,9 @@ func (s *siege) again(b *besieged) error {
 	if err := b.daemon.Kill(s.ctx); err != nil {
 		return err
 	}
-	s.start(b, b.daemon.Stored())
+	if err := s.start(b, b.daemon.Stored()); err != nil {
+		return err
+	}
 	ready, cancel := context.WithTimeout(s.ctx, slow(20*time.Second))
 	defer cancel()
 	if err := b.daemon.WaitReady(ready); err != nil {

@@ -123,7 +123,7 @@ func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 			s.openPipe(b)
 		}
 		s.daemons = append(s.daemons, b)
-		s.start(b, nil)
+		s.must(s.start(b, nil))
 	}
 	t.Cleanup(s.tell)
 	for _, b := range s.daemons {
@@ -145,10 +145,11 @@ func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 }
 
 // start runs a daemon with a health port and few files.
-func (s *siege) start(b *besieged, stored []*os.File) {
-	s.t.Helper()
+func (s *siege) start(b *besieged, stored []*os.File) error {
 	path, err := built()
-	s.must(err)
+	if err != nil {
+		return err
+	}
 	args := []string{
 		"-c", fmt.Sprintf(`ulimit -n %d; log=$1; shift; exec "$@" >>"$log" 2>&1`, siegeFiles), "sh", b.log, path,
 		"-etcd-endpoints=" + b.endpoints, "-subnet-file=" + b.SubnetFile, "-etcd-api=" + s.api, "-ip-masq=true", "-healthz-port=8080", "-healthz-ip=0.0.0.0", "-underlay-lock",
@@ -156,10 +157,13 @@ func (s *siege) start(b *besieged, stored []*os.File) {
 	if b.open != nil {
 		args = append(args, "-v=1") // has much to say
 	}
-	b.daemon, err = b.Run(lab.Command{Path: "/bin/sh", Args: args, Stored: stored})
-	s.must(err)
-	b.daemon.KeepStored()
-	b.runs++
+	p, err := b.Run(lab.Command{Path: "/bin/sh", Args: args, Stored: stored})
+	if err != nil {
+		return err
+	}
+	p.KeepStored()
+	b.daemon, b.runs = p, b.runs+1
+	return nil
 }
 
 // tell shows what the daemons have said, as much as can be read of it.
