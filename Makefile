@@ -338,7 +338,7 @@ chaos: need-root dist/flanneld
 SIEGE_TIME ?= 10m
 .PHONY: siege
 siege: need-root dist/flanneld
-	FLANNELD=$(CURDIR)/dist/flanneld SIEGE_TIME='$(SIEGE_TIME)' SIEGE_BACKEND='$(SIEGE_BACKEND)' SIEGE_API='$(SIEGE_API)' SIEGE_ATTACKS="$$SIEGE_ATTACKS" \
+	FLANNELD=$(CURDIR)/dist/flanneld SIEGE_TIME='$(SIEGE_TIME)' SIEGE_BACKEND='$(SIEGE_BACKEND)' SIEGE_API='$(SIEGE_API)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestSiege$$' ./cmd/flanneld
 
 # "make test" has a short one of these, too.
