@@ -75,19 +75,20 @@ func (s *siege) openPipe(b *besieged) {
 // stopReaders reads the logs of two daemons for a while. Then one of the readers stops,
 // and the other one ends.
 func (s *siege) stopReaders(ctx context.Context, n *atomic.Int64) error {
-	stop := time.Now().Add(3 * time.Second)
-	var errs []error
-	for _, b := range s.daemons[:2] {
-		if err := b.open.SetReadDeadline(stop); err != nil {
-			return err
-		}
-		text, err := io.ReadAll(b.open)
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			errs = append(errs, fmt.Errorf("the log of %s ends with %v", b.Name, err))
-		}
-		b.lines = strings.Count(string(text), "\n")
-		n.Add(int64(b.lines))
+	var both sync.WaitGroup
+	errs := make([]error, 2)
+	for i, b := range s.daemons[:2] {
+		both.Go(func() {
+			errs[i] = b.open.SetReadDeadline(time.Now().Add(3 * time.Second))
+			text, err := io.ReadAll(b.open)
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				errs[i] = fmt.Errorf("the log of %s ends with %v", b.Name, err)
+			}
+			b.lines = strings.Count(string(text), "\n")
+			n.Add(int64(b.lines))
+		})
 	}
+	both.Wait()
 	errs = append(errs, s.daemons[1].open.Close())
 	<-ctx.Done()
 	return errors.Join(errs...)
