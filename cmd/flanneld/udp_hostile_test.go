@@ -106,9 +106,15 @@ func (c *cluster) dialFrom(e *lab.Endpoint, port int, to netip.AddrPort) net.Con
 // listener receives on a port of a container and gives what came.
 func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) string {
 	c.t.Helper()
+	return c.listenerAt(&k.Endpoint, port)
+}
+
+// listenerAt receives on a port of a host or a container.
+func (c *cluster) listenerAt(e *lab.Endpoint, port int) func(time.Duration) string {
+	c.t.Helper()
 	var conn *net.UDPConn
-	c.must(k.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: k.Addr.AsSlice(), Port: port})
+	c.must(e.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: e.Addr.AsSlice(), Port: port})
 		return err
 	}))
 	c.t.Cleanup(func() { conn.Close() })

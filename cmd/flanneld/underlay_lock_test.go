@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +98,28 @@ func TestUnderlayLock(t *testing.T) {
 				}
 				return nil
 			})
+
+			// A network of docker's own, masqueraded by docker, on a peer.
+			sender := c.Hosts[1]
+			file := filepath.Join(c.Dir, "own.env")
+			c.must(os.WriteFile(file, []byte("FLANNEL_NETWORK=172.18.0.0/24\nFLANNEL_SUBNET=172.18.0.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"), 0o644))
+			foreign, err := sender.AddContainerTo("docker9", file)
+			c.must(err)
+			c.sh(sender, `echo 'table ip docker9 { chain post { type nat hook postrouting priority 100; ip saddr 172.18.0.0/24 oifname != "docker9" masquerade; }; }' | nft -f -`)
+			reached := c.listenerAt(&h.Endpoint, 9999)
+			outside := c.dialFrom(&foreign.Endpoint, 0, netip.AddrPortFrom(h.Addr, 9999))
+			_, err = outside.Write([]byte("out"))
+			c.must(err)
+			if got := reached(2 * time.Second); got != "out" {
+				t.Errorf("to another port: %q", got)
+			}
+			for _, from := range []int{0, int(port)} {
+				_, err := c.dialFrom(&foreign.Endpoint, from, netip.AddrPortFrom(h.Addr, port)).Write(packet)
+				c.must(err)
+				if got := received(150 * time.Millisecond); got != "" {
+					t.Errorf("received %q from a network of docker's own", got)
+				}
+			}
 
 			p := start(last)
 			joined, err := last.AddContainer()

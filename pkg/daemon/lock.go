@@ -75,13 +75,9 @@ func newLock(d *daemon) *lock {
 }
 
 // lockSpec is what is to be locked, as things are.
-func (d *daemon) lockSpec() (l firewall.Lock, ok bool) {
+func (d *daemon) lockSpec() (firewall.Lock, bool) {
 	link, ok := d.tunnelLink(d.facts.last())
-	l = firewall.Lock{Network: d.net.Network, Port: uint16(link.Port), VNI: uint32(link.VNI)}
-	if bindsPort(link) {
-		l.Local = link.Local
-	}
-	return l, ok
+	return firewall.Lock{Network: d.net.Network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI)}, ok
 }
 
 // follow takes a new view. It never blocks, and is one goroutine's to call.
@@ -230,6 +226,9 @@ func (l *lock) edit(v lease.View) {
 // look makes all of it right, and returns the time until the next look.
 func (l *lock) look(ctx context.Context) time.Duration {
 	spec, ok := l.spec()
+	if ok && !spec.Local.IsValid() {
+		return ruleRetry // the uplink is not known now, which others say
+	}
 	var changes []string
 	err := l.dial()
 	switch {

@@ -31,7 +31,7 @@ func TestLockWithoutNFTables(t *testing.T) {
 			l := &lock{
 				wanted: wanted, network: netip.MustParsePrefix("10.42.0.0/16"),
 				open:       func() (*nftables.Tables, error) { return nil, fmt.Errorf("kernel without nftables: %w", unix.EINVAL) },
-				spec:       func() (firewall.Lock, bool) { return firewall.Lock{}, true },
+				spec:       func() (firewall.Lock, bool) { return firewall.Lock{Local: netip.MustParseAddr("192.0.2.7")}, true },
 				conditions: condition.NewList(log), log: log,
 				views: make(chan lease.View, 1), asked: make(chan chan struct{}), soon: newAlarm(), ready: make(chan struct{}),
 				peers: map[netip.Addr]int{},

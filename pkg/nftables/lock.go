@@ -20,7 +20,6 @@ const (
 	// Each network has one, so that no daemon writes what another one keeps.
 	lockPrefix = "flannel-lock-"
 	lockSet    = "peers"
-	lockChain  = "input"
 
 	// addressType is the data type of IPv4 addresses in nft(8) (TYPE_IPADDR), which shows them by it.
 	addressType = 7
@@ -31,8 +30,20 @@ const (
 	vniAt = 8 + 4
 )
 
-// lockPlace is before all filters, which then have less to do.
-func lockPlace() place { return place{"filter", unix.NF_INET_LOCAL_IN, -10} }
+// lockBase is a base chain of a lock, with its only rule.
+type lockBase struct {
+	name string
+	at   place
+	rule func(firewall.Lock) attrs
+}
+
+// lockChains are before all filters, which then have less to do, and behind source NAT.
+func lockChains() []lockBase {
+	return []lockBase{
+		{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
+		{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated},
+	}
+}
 
 // LockTable names the table of a network's lock, for people.
 func LockTable(network netip.Prefix) string { return "ip " + lockPrefix + network.String() }
@@ -157,41 +168,81 @@ func missing(a, b map[netip.Addr]struct{}) (all []netip.Addr) {
 // lockMessages make the table with an empty set.
 func lockMessages(l firewall.Lock) []message {
 	const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	at := lockPlace()
-	hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(at.priority))
-	return []message{
+	ms := []message{
 		{kind: unix.NFT_MSG_NEWTABLE, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME).u32(unix.NFTA_TABLE_FLAGS, 0)},
 		{kind: unix.NFT_MSG_NEWSET, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_SET_TABLE).text(unix.NFTA_SET_NAME, lockSet).
 			u32(unix.NFTA_SET_FLAGS, 0).u32(unix.NFTA_SET_KEY_TYPE, addressType).u32(unix.NFTA_SET_KEY_LEN, 4).u32(unix.NFTA_SET_ID, 1)},
-		{kind: unix.NFT_MSG_NEWCHAIN, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).text(unix.NFTA_CHAIN_NAME, lockChain).
-			u32(unix.NFTA_CHAIN_POLICY, nfAccept).nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, at.kind)},
-		{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | unix.NLM_F_APPEND, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
-			text(unix.NFTA_RULE_CHAIN, lockChain).nest(unix.NFTA_RULE_EXPRESSIONS, lockRule(l))},
+	}
+	for _, c := range lockChains() {
+		hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, c.at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
+		ms = append(ms,
+			message{kind: unix.NFT_MSG_NEWCHAIN, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).text(unix.NFTA_CHAIN_NAME, c.name).
+				u32(unix.NFTA_CHAIN_POLICY, nfAccept).nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, c.at.kind)},
+			message{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | unix.NLM_F_APPEND, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
+				text(unix.NFTA_RULE_CHAIN, c.name).nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))})
+	}
+	return ms
+}
+
+// expressions is a list that grows.
+type expressions struct{ attrs }
+
+func (x *expressions) add(name string, data attrs) {
+	e := attrs{}.text(unix.NFTA_EXPR_NAME, name)
+	x.attrs = x.nest(unix.NFTA_LIST_ELEM, e.nest(unix.NFTA_EXPR_DATA, data))
+}
+
+// tunnel is met by what only the network's tunnel takes, at a port of a host.
+func (x *expressions) tunnel(l firewall.Lock) {
+	matchPort(x.add, l.Port)
+	if !l.Bound {
+		x.add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vniAt, 3))
+		x.add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint32(nil, l.VNI)[1:]))
 	}
 }
 
-// lockRule is the only rule, as nft(8) writes it:
+// peer is met if an address is, or is not, in the set.
+func (x *expressions) peer(offset int, flags uint32) {
+	x.add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 4))
+	x.add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, lockSet).u32(unix.NFTA_LOOKUP_SREG, register).u32(unix.NFTA_LOOKUP_FLAGS, flags))
+}
+
+func (x *expressions) drop() attrs {
+	x.add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
+	x.add("immediate", verdict(nfDrop))
+	return x.attrs
+}
+
+// lockInput is the rule for what comes to this host, as nft(8) writes it:
 //
 //	udp dport 8472 @th,96,24 1 ip saddr != @peers counter drop
 //	ip daddr 192.0.2.7 udp dport 8285 ip saddr != @peers counter drop
-func lockRule(l firewall.Lock) (list attrs) {
-	add := func(name string, data attrs) {
-		e := attrs{}.text(unix.NFTA_EXPR_NAME, name)
-		list = list.nest(unix.NFTA_LIST_ELEM, e.nest(unix.NFTA_EXPR_DATA, data))
+func lockInput(l firewall.Lock) attrs {
+	var x expressions
+	if l.Bound {
+		matchAddress(x.add, firewall.In(netip.PrefixFrom(l.Local, l.Local.BitLen())), IPv4.destination())
 	}
-	if l.Local.IsValid() {
-		matchAddress(add, firewall.In(netip.PrefixFrom(l.Local, l.Local.BitLen())), IPv4.destination())
-	}
-	matchPort(add, l.Port)
-	if !l.Local.IsValid() {
-		add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vniAt, 3))
-		add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint32(nil, l.VNI)[1:]))
-	}
-	add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, IPv4.source(), 4))
-	add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, lockSet).u32(unix.NFTA_LOOKUP_SREG, register).u32(unix.NFTA_LOOKUP_FLAGS, unix.NFT_LOOKUP_F_INV))
-	add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
-	add("immediate", verdict(nfDrop))
-	return list
+	x.tunnel(l)
+	x.peer(IPv4.source(), unix.NFT_LOOKUP_F_INV)
+	return x.drop()
+}
+
+// lockTranslated is the rule for what leaves with an address that is not its own. The
+// tunnel's own packets may have got one, and so may those of peers that this host routes for:
+//
+//	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat ct original ip saddr != 192.0.2.7 counter drop
+func lockTranslated(l firewall.Lock) attrs {
+	const snat = 1 << 4 // IPS_SRC_NAT of enum ip_conntrack_status
+	var x expressions
+	x.tunnel(l)
+	x.peer(IPv4.destination(), 0)
+	x.peer(IPv4.source(), unix.NFT_LOOKUP_F_INV)
+	x.add("ct", load(unix.NFTA_CT_DREG).u32(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS))
+	x.add("bitwise", and(binary.NativeEndian.AppendUint32(nil, snat)))
+	x.add("cmp", compare(unix.NFT_CMP_NEQ, make([]byte, 4)))
+	x.add("ct", load(unix.NFTA_CT_DREG).u32(unix.NFTA_CT_KEY, unix.NFT_CT_SRC_IP).bytes(unix.NFTA_CT_DIRECTION, []byte{0}))
+	x.add("cmp", compare(unix.NFT_CMP_NEQ, l.Local.AsSlice()))
+	return x.drop()
 }
 
 // lockElements add addresses to the set, or remove them.
@@ -225,32 +276,42 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 	if i < 0 {
 		return false, false, nil
 	}
-	if tables[i].flags != 0 || tables[i].uses != 2 { // the chain and the set
+	if tables[i].flags != 0 || tables[i].uses != len(lockChains())+1 { // and the set
 		return true, false, nil
 	}
 	chains, err := c.chains(IPv4)
 	if err != nil {
 		return true, false, err
 	}
-	in := chainName{IPv4, name, lockChain}
-	i = slices.IndexFunc(chains, func(ch chain) bool { return ch.chainName == in })
-	if i < 0 || !chains[i].base || chains[i].place != lockPlace() || chains[i].policy != nfAccept {
-		return true, false, nil
-	}
 	plain, err := c.lockSetPlain(name)
 	if err != nil || !plain {
 		return true, false, err
 	}
-	var rules [][]string
+	for _, want := range lockChains() {
+		in := chainName{IPv4, name, want.name}
+		i := slices.IndexFunc(chains, func(ch chain) bool { return ch.chainName == in })
+		if i < 0 || !chains[i].base || chains[i].place != want.at || chains[i].policy != nfAccept {
+			return true, false, nil
+		}
+		rules, err := c.lockRules(in)
+		if err != nil || len(rules) != 1 || !slices.Equal(rules[0], described(parseExpressions(want.rule(l)))) {
+			return true, false, err
+		}
+	}
+	return true, true, nil
+}
+
+// lockRules lists a chain of a lock.
+func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
 	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
-		if m[unix.NFTA_RULE_TABLE].text() == name && m[unix.NFTA_RULE_CHAIN].text() == lockChain {
+		if m[unix.NFTA_RULE_TABLE].text() == in.table && m[unix.NFTA_RULE_CHAIN].text() == in.name {
 			rules = append(rules, described(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
 		}
 	}, IPv4)
 	if err != nil {
-		return true, false, fmt.Errorf("list rules of %s: %w", in, err)
+		return nil, fmt.Errorf("list rules of %s: %w", in, err)
 	}
-	return true, len(rules) == 1 && slices.Equal(rules[0], described(parseExpressions(lockRule(l)))), nil
+	return rules, nil
 }
 
 // lockSetPlain reports whether the set is one of IPv4 addresses without more.
@@ -310,7 +371,7 @@ func elementAddress(element []byte) (netip.Addr, bool) {
 }
 
 // described gives expressions a form in which those that do the same are equal. Those that
-// lockRule does not use are equal to none.
+// a lock does not have are equal to none.
 func described(list []expression) (all []string) {
 	for _, x := range list {
 		u := func(kind uint16) uint32 { return x.data[kind].u32() }
@@ -324,6 +385,11 @@ func described(list []expression) (all []string) {
 			text = fmt.Sprintf("cmp %d %d %x", u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), []byte(read(x.data[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE]))
 		case "lookup":
 			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].text(), u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
+		case "ct":
+			text = fmt.Sprintf("ct %d %d %x", u(unix.NFTA_CT_KEY), u(unix.NFTA_CT_DREG), []byte(x.data[unix.NFTA_CT_DIRECTION]))
+		case "bitwise":
+			mask, flip := read(x.data[unix.NFTA_BITWISE_MASK]), read(x.data[unix.NFTA_BITWISE_XOR])
+			text = fmt.Sprintf("bitwise %d %d %x %x", u(unix.NFTA_BITWISE_SREG), u(unix.NFTA_BITWISE_DREG), []byte(mask[unix.NFTA_DATA_VALUE]), []byte(flip[unix.NFTA_DATA_VALUE]))
 		case "counter":
 			text = "counter"
 		case "immediate":

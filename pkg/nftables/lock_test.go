@@ -15,8 +15,8 @@ import (
 )
 
 var (
-	vxlanLock = firewall.Lock{Network: four.Network, Port: 8472, VNI: 70000}
-	udpLock   = firewall.Lock{Network: odd.Network, Port: 8285, Local: netip.MustParseAddr("192.0.2.7")}
+	vxlanLock = firewall.Lock{Network: four.Network, Port: 8472, Local: netip.MustParseAddr("192.0.2.7"), VNI: 70000}
+	udpLock   = firewall.Lock{Network: odd.Network, Port: 8285, Local: netip.MustParseAddr("192.0.2.7"), Bound: true}
 )
 
 func addresses4(n int) map[netip.Addr]struct{} {
@@ -95,6 +95,9 @@ func TestLockDamage(t *testing.T) {
 		"add element " + table + " peers { 203.0.113.9, 203.0.113.10 }",
 		"insert rule " + table + " input accept",
 		"add rule " + table + " input counter",
+		"flush chain " + table + " translated",
+		"delete chain " + table + " translated",
+		"flush chain " + table + " translated; add rule " + table + " translated udp dport 8472 @th,96,24 70000 ip daddr @peers ip saddr != @peers ct status snat ct original ip saddr != 192.0.2.8 counter drop",
 		"add chain " + table + " more",
 		"add set " + table + " more { type ipv4_addr; }",
 		"add table " + table + " { flags dormant; }",
@@ -200,13 +203,15 @@ func TestOthersOfOursMakeNoNews(t *testing.T) {
 }
 
 func TestDescribed(t *testing.T) {
-	a, b := described(parseExpressions(lockRule(vxlanLock))), described(parseExpressions(lockRule(udpLock)))
-	if slices.Equal(a, b) || !slices.Equal(a, described(parseExpressions(lockRule(vxlanLock)))) {
-		t.Errorf("%q and %q", a, b)
-	}
-	for _, text := range append(a, b...) {
-		if strings.Contains(text, "unknown") {
-			t.Error(text)
+	for _, c := range lockChains() {
+		a, b := described(parseExpressions(c.rule(vxlanLock))), described(parseExpressions(c.rule(udpLock)))
+		if slices.Equal(a, b) || !slices.Equal(a, described(parseExpressions(c.rule(vxlanLock)))) {
+			t.Errorf("%q and %q", a, b)
+		}
+		for _, text := range append(a, b...) {
+			if strings.Contains(text, "unknown") {
+				t.Error(text)
+			}
 		}
 	}
 }
