@@ -34,7 +34,7 @@ func (hostGW) Accept(h host.Facts, l lease.Lease) (none dataplane.MAC, err error
 	if err := sameType(l, "host-gw"); err != nil {
 		return none, err
 	}
-	if iface, ok := host.OnLink(h.Underlay, l.PublicIP); !ok || iface != h.Uplink {
+	if iface, ok := h.OnLink(l.PublicIP); !ok || iface != h.Uplink {
 		return none, fault("public IP is not on the link of "+h.Uplink, "%s", l.PublicIP)
 	}
 	return none, nil

@@ -98,20 +98,17 @@ func (s sieve) senseless(l lease.Lease) error {
 	return s.needed(l.Subnet)
 }
 
-// needed says what of the underlay a subnet would take away. The longest prefix wins
-// in the kernel: a wider route than the subnet's forbids nothing by itself.
+// needed says what of the underlay a subnet would take away.
 func (s sieve) needed(subnet netip.Prefix) error {
 	if subnet.Contains(s.host.Addr) {
 		return fault("the subnet contains this host's address", "%s", s.host.Addr)
 	}
-	for _, r := range s.host.Underlay {
-		switch {
-		case r.Iface != s.host.Uplink:
-		case r.Gateway.IsValid() && subnet.Contains(r.Gateway):
-			return fault("the subnet contains the gateway of this host", "%s dev %s", r.Gateway, r.Iface)
-		case !r.Gateway.IsValid() && subnet.Bits() <= r.Dst.Bits() && subnet.Contains(r.Dst.Addr()):
-			return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
-		}
+	r, taken := s.host.TakenBy(subnet)
+	switch {
+	case taken && r.Gateway.IsValid():
+		return fault("the subnet contains the gateway of this host", "%s dev %s", r.Gateway, r.Iface)
+	case taken:
+		return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
 	}
 	for _, n := range s.host.Needs {
 		if n.TakenBy(subnet) {

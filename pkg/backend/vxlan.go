@@ -194,7 +194,7 @@ func (b *vxlan) Accept(_ host.Facts, l lease.Lease) (dataplane.MAC, error) {
 
 func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
 	if b.directRouting {
-		if iface, ok := host.OnLink(h.Underlay, p.PublicIP); ok {
+		if iface, ok := h.OnLink(p.PublicIP); ok {
 			s.Routes[dataplane.RouteKey{Dst: p.Subnet, Link: iface}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
 			return
 		}

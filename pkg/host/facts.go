@@ -76,6 +76,8 @@ type Facts struct {
 	Needs []Need
 	// Leased are the fewest prefixes that hold all subnets that are leased now.
 	Leased []netip.Prefix
+
+	index *index // of Underlay; nil: it is searched through
 }
 
 // Equal tells whether the same follows from both for the kernel. The MACs, which
@@ -110,7 +112,29 @@ func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) 
 			f.Underlay = append(f.Underlay, r)
 		}
 	}
+	f.index = newIndex(f.Underlay, f.Uplink)
 	return f, nil
+}
+
+// Lookup finds the route of the underlay to addr, as [Lookup] does.
+func (f Facts) Lookup(addr netip.Addr) (Route, bool) {
+	if f.index == nil {
+		return Lookup(f.Underlay, addr)
+	}
+	return f.index.lookup(addr)
+}
+
+// OnLink finds the interface on whose link addr is, as [OnLink] does.
+func (f Facts) OnLink(addr netip.Addr) (iface string, ok bool) { return onLink(f.Lookup(addr)) }
+
+// TakenBy finds what the uplink needs and a route to a subnet would take away: a gateway in it,
+// or a network on the link that it covers.
+func (f Facts) TakenBy(subnet netip.Prefix) (Route, bool) {
+	x := f.index
+	if x == nil {
+		x = newIndex(f.Underlay, f.Uplink)
+	}
+	return x.taken(subnet)
 }
 
 // underlay tells whether a route leads to where peers may be: any outside the
@@ -129,7 +153,10 @@ func (u Uplink) underlay(r Route, network netip.Prefix) bool {
 // gateway, as on a point-to-point link, makes nobody a neighbour; nor does half of one,
 // of which VPNs make two to come before another default route.
 func OnLink(routes []Route, addr netip.Addr) (iface string, ok bool) {
-	r, ok := Lookup(routes, addr)
+	return onLink(Lookup(routes, addr))
+}
+
+func onLink(r Route, ok bool) (iface string, is bool) {
 	if !ok || r.Gateway.IsValid() || r.Iface == "" || r.Dst.Bits() <= 1 {
 		return "", false
 	}
