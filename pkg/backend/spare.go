@@ -109,7 +109,7 @@ func inside(others []netip.Prefix, p netip.Prefix) bool {
 // the uplink, where that lies in dst with this host's address, or a single address.
 func taken(dst netip.Prefix, h host.Facts) string {
 	if dst.Contains(h.Addr) {
-		link, ok := host.Lookup(h.Underlay, h.Addr)
+		link, ok := h.Lookup(h.Addr)
 		if ok && link.Iface == h.Uplink && !link.Gateway.IsValid() && link.Dst.Bits() > 0 && link.Dst.Bits() <= dst.Bits() {
 			return fmt.Sprintf("the route %s takes the addresses of %s dev %s, which the hosts need themselves: choose another Network, or SubnetMin and SubnetMax without them",
 				dst, link.Dst, h.Uplink)
@@ -131,7 +131,7 @@ func takesPeer(dst netip.Prefix, h host.Facts, peers []Peer) bool {
 		if !dst.Contains(p.PublicIP) || len(h.Leased) == 0 || inside(h.Leased, netip.PrefixFrom(p.PublicIP, p.PublicIP.BitLen())) {
 			return false
 		}
-		r, ok := host.Lookup(h.Underlay, p.PublicIP)
+		r, ok := h.Lookup(p.PublicIP)
 		return !ok || r.Dst.Bits() <= dst.Bits()
 	})
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"net/netip"
 	"path"
 	"slices"
@@ -12,7 +13,10 @@ import (
 
 // avoid returns what a subnet that is chosen anew must not overlap.
 func (d *daemon) avoid() ([]netip.Prefix, error) {
-	s, err := d.kernel.Surroundings(d.net.Network, nil)
+	d.terms.Lock()
+	leased := cmp.Or(d.terms.now.Pool, d.net.pool()).Cover()
+	d.terms.Unlock()
+	s, err := d.kernel.Surroundings(func(dst netip.Prefix) bool { return slices.ContainsFunc(leased, dst.Overlaps) }, nil)
 	if err != nil {
 		return nil, err
 	}

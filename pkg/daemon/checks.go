@@ -175,7 +175,7 @@ func (c *checks) findings() ([]host.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.kernel.Surroundings(o.Network, o.Devices)
+	s, err := c.kernel.Surroundings(o.Concerns(), o.Devices)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func (c *checks) findings() ([]host.Finding, error) {
 	} else if ok {
 		s.Detour = &d
 	}
-	found := append(o.CheckSysctls(f, values), o.Check(f, s)...)
+	found := append(o.CheckSysctls(f, s, values), o.Check(f, s)...)
 	for i := range found {
 		found[i] = c.daemon.remedy(found[i], o.Subnet)
 	}

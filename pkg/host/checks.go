@@ -75,7 +75,7 @@ type Detour struct {
 // Surroundings are what others have set up on this host where the overlay is.
 type Surroundings struct {
 	Links []Link // that have IPv4 addresses
-	Paths []Path // to anywhere inside the network, in kernel order
+	Paths []Path // that concern the overlay, in kernel order
 	// Detour is about a container of this host; none if the main table decides.
 	Detour *Detour
 }
@@ -312,19 +312,39 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	return []Finding{{
 		ID: "peer-address", Text: "the network contains the address of a host, and no route of its own leads there",
 		Fields:  []any{"network", o.Network, "public_ip", lost[0], "peers", len(lost)},
-		Command: f.around(lost[0]),
+		Command: s.around(f, lost[0]),
 	}}
 }
 
 // around is the command that leads to an address by the uplink, past the overlay.
-func (f Facts) around(a netip.Addr) string {
+func (s Surroundings) around(f Facts, a netip.Addr) string {
 	command := fmt.Sprintf("ip route add %s/%d dev %s", a, a.BitLen(), f.Uplink)
-	byDefault, _ := Lookup(slices.DeleteFunc(slices.Clone(f.Underlay), func(r Route) bool { return r.Iface != f.Uplink }), a)
+	byUplink := slices.DeleteFunc(s.index(f).routes, func(r Route) bool { return r.Iface != f.Uplink })
+	byDefault, _ := Lookup(byUplink, a)
 	if via := byDefault.Gateway; via.IsValid() {
 		command = fmt.Sprintf("ip route add %s/%d via %s dev %s", a, a.BitLen(), via, f.Uplink)
-		if _, direct := OnLink(f.Underlay, via); !direct {
+		if _, direct := f.OnLink(via); !direct {
 			command += " onlink"
 		}
 	}
 	return command
+}
+
+// Concerns returns what tells which routes of others the checks are about: those that overlap
+// what this host or a peer has of the network, and those that lead to a peer's public IP
+// or a name server. A routing daemon may have made a million of others.
+func (o Overlay) Concerns() func(dst netip.Prefix) bool {
+	addrs := slices.Clone(o.NameServers)
+	for _, p := range o.Peers {
+		addrs = append(addrs, p.PublicIP)
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return func(dst netip.Prefix) bool {
+		i, _ := slices.BinarySearchFunc(addrs, dst.Masked().Addr(), netip.Addr.Compare)
+		if i < len(addrs) && dst.Contains(addrs[i]) {
+			return true
+		}
+		_, peer := o.peerOverlapping(dst)
+		return within(dst, o.Network) && (peer || dst.Overlaps(o.Subnet))
+	}
 }

@@ -48,6 +48,18 @@ func newIndex(routes []Route, uplink string) *index {
 	return x
 }
 
+// index indexes the routes by which this host reaches others: those of others that are not a
+// part of the facts, and those that are.
+func (s Surroundings) index(f Facts) *index {
+	var routes []Route
+	for _, p := range s.Paths {
+		if p.Type == "" {
+			routes = append(routes, p.Route)
+		}
+	}
+	return newIndex(append(routes, f.Underlay...), f.Uplink)
+}
+
 func comparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }

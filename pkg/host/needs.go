@@ -119,7 +119,7 @@ func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
 		return []Finding{{
 			ID:     "name-server",
 			Text:   "a name server of this host is reached by the overlay: if it is not in a container, it is cut off",
-			Fields: []any{"addr", a, "route", lead}, Command: f.around(a),
+			Fields: []any{"addr", a, "route", lead}, Command: s.around(f, a),
 		}}
 	}
 	return nil

@@ -36,7 +36,7 @@ func (o Overlay) CheckedSysctls(f Facts) []string {
 // ip-sysctl.rst) is in order as long as routes are symmetric: so the uplink is asked
 // about the peers, and the overlay's devices about packets of the outside that reach us
 // by way of another host, which that host masquerades if hosts masquerade.
-func (o Overlay) CheckSysctls(f Facts, values map[string]string) []Finding {
+func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string) []Finding {
 	var found []Finding
 	if values[forwarding] == "0" {
 		found = append(found, Finding{
@@ -54,8 +54,9 @@ func (o Overlay) CheckSysctls(f Facts, values map[string]string) []Finding {
 	}
 	found = append(found, conntrack(values)...)
 	if strict(values, f.Uplink) {
+		routes := s.index(f)
 		for _, p := range o.Peers {
-			if r, ok := Lookup(f.Underlay, p.PublicIP); ok && r.Iface != "" && r.Iface != f.Uplink {
+			if r, ok := routes.lookup(p.PublicIP); ok && r.Iface != "" && r.Iface != f.Uplink {
 				found = append(found, loosen(f.Uplink, "strict reverse path filtering drops what comes from a peer, for the route to it leaves by another interface",
 					"public_ip", p.PublicIP, "iface", r.Iface))
 				break

@@ -11,7 +11,9 @@ func TestCheckSysctls(t *testing.T) {
 		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Iface: "eth0", Gateway: netip.MustParseAddr("192.0.2.1")},
 		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Iface: "eth1"},
 	}}
-	near, far := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.9")
+	near, far, there := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("198.51.100.200")
+	// Facts have no more routes by a gateway than one.
+	s := surroundings(t, nil, []string{"198.51.100.192/26 via 192.0.2.7 dev eth0", "blackhole 198.51.100.0/25"})
 	devices := []string{"flannel.1"}
 	good := map[string]string{"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1", "net/ipv4/conf/all/rp_filter": "0"}
 	with := func(kv ...string) map[string]string {
@@ -48,6 +50,7 @@ func TestCheckSysctls(t *testing.T) {
 		{"no bridge filter", without, nil, true, []string{"modprobe br_netfilter"}},
 		{"strict uplink, symmetric", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near}, true, nil},
 		{"strict uplink, asymmetric", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near, far, far}, true, []string{"sysctl -w net/ipv4/conf/eth1/rp_filter=2"}},
+		{"strict uplink, one of many routes", with("net/ipv4/conf/eth1/rp_filter", "1"), []netip.Addr{near, there}, true, []string{"sysctl -w net/ipv4/conf/eth1/rp_filter=2"}},
 		{"strict everywhere, asymmetric", with("net/ipv4/conf/all/rp_filter", "1"), []netip.Addr{far}, true, []string{"sysctl -w net/ipv4/conf/eth1/rp_filter=2"}},
 		{"strict everywhere but loose here", with("net/ipv4/conf/all/rp_filter", "1", "net/ipv4/conf/eth1/rp_filter", "2"), []netip.Addr{far}, true, nil},
 		{"strict device, masquerading", with("net/ipv4/conf/flannel.1/rp_filter", "1"), nil, true, nil},
@@ -61,7 +64,7 @@ func TestCheckSysctls(t *testing.T) {
 			for _, p := range tt.peers {
 				overlay.Peers = append(overlay.Peers, Peer{PublicIP: p})
 			}
-			for _, o := range overlay.CheckSysctls(f, tt.values) {
+			for _, o := range overlay.CheckSysctls(f, s, tt.values) {
 				if o.Text == "" || o.ID == "" {
 					t.Errorf("%s: nothing is said", o.Command)
 				}

@@ -145,10 +145,11 @@ func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefi
 	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: typ})
 	err := k.conn.dump(r, reset, func(b []byte) {
 		// A kernel without this family answers with every other.
-		if dst, ok := mainRoute(b); !ok || b[0] != family || !wanted(dst) {
+		dst, ok := mainRoute(b)
+		if !ok || b[0] != family || !wanted(dst) {
 			return
 		}
-		if e, ok := parseRoute(b); ok {
+		if e, ok := parseRouteTo(dst, b); ok {
 			each(e)
 		}
 	})

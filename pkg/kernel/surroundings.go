@@ -14,11 +14,11 @@ import (
 	"flanneld/pkg/host"
 )
 
-// Surroundings reads what others have set up where an IPv4 network is: links with
-// addresses, and routes of the main table to anywhere inside it. Left out are routes by the
-// links named, which are the overlay's, and those with its stamp.
-func (k *Kernel) Surroundings(network netip.Prefix, ours []string) (s host.Surroundings, err error) {
-	routes, err := k.surroundingRoutes(network, ours)
+// Surroundings reads what others have set up: links with IPv4 addresses, and those of the main
+// table's routes whose destination is wanted. Left out are routes by the links
+// named, which are the overlay's, and those with its stamp.
+func (k *Kernel) Surroundings(wanted func(dst netip.Prefix) bool, ours []string) (s host.Surroundings, err error) {
+	routes, err := k.surroundingRoutes(wanted, ours)
 	if err != nil {
 		return s, err
 	}
@@ -27,14 +27,14 @@ func (k *Kernel) Surroundings(network netip.Prefix, ours []string) (s host.Surro
 	if err != nil {
 		return s, err
 	}
-	links, wanted := map[int]device{}, map[int]bool{}
+	links, indexes := map[int]device{}, map[int]bool{}
 	for _, a := range addrs {
-		wanted[a.index] = true
+		indexes[a.index] = true
 	}
 	for _, r := range routes {
-		wanted[r.index] = true
+		indexes[r.index] = true
 	}
-	if err := k.find(links, wanted); err != nil {
+	if err := k.find(links, indexes); err != nil {
 		return s, err
 	}
 	s.Links = addressed(addrs, links)
@@ -55,7 +55,7 @@ type surroundingRoute struct {
 	index int
 }
 
-func (k *Kernel) surroundingRoutes(network netip.Prefix, ours []string) (all []surroundingRoute, err error) {
+func (k *Kernel) surroundingRoutes(wanted func(dst netip.Prefix) bool, ours []string) (all []surroundingRoute, err error) {
 	var except []int
 	for _, name := range ours {
 		switch d, err := k.byName(name); {
@@ -67,10 +67,9 @@ func (k *Kernel) surroundingRoutes(network netip.Prefix, ours []string) (all []s
 	}
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN})
-	scope := dataplane.Scope{Network: network}
 	err = k.conn.dump(r, func() { all = nil }, func(b []byte) {
 		dst, ok := mainRoute(b)
-		if !ok || b[0] != unix.AF_INET || !scope.Inside(dst) {
+		if !ok || b[0] != unix.AF_INET || !wanted(dst) {
 			return
 		}
 		if p, index, ok := parsePath(b, dst); ok && !slices.Contains(except, index) {

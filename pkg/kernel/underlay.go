@@ -66,6 +66,13 @@ func (e routeEntry) onLink() bool { return e.index != 0 && !e.route.Via.IsValid(
 // flush looks at the routes that begin at one address, the widest first, and of several to one
 // destination the one that wins last: it is what covers those to come.
 func (u *underlay) flush() {
+	if len(u.same) == 1 { // as nearly all
+		if u.keep(&u.same[0]) {
+			u.kept = append(u.kept, u.same[0])
+		}
+		u.same = u.same[:0]
+		return
+	}
 	order := make([]int, len(u.same))
 	for i := range order {
 		order[i] = i
@@ -76,19 +83,7 @@ func (u *underlay) flush() {
 	})
 	keep := make([]bool, len(u.same))
 	for _, i := range order {
-		e := &u.same[i]
-		dst := e.key.Dst.Masked()
-		for n := len(u.covering); n > 0 && !u.covering[n-1].dst.Contains(dst.Addr()); n = len(u.covering) {
-			u.covering = u.covering[:n-1]
-		}
-		half := dst.Bits() <= 1
-		n := len(u.covering)
-		by := gateway{e.index, e.route.Via}
-		keep[i] = half || e.onLink() || n > 0 && u.covering[n-1].neighbours || !u.gateways[by] || leadsTo(dst, u.leads)
-		if keep[i] {
-			u.gateways[by] = true
-			u.covering = append(u.covering, covering{dst, e.onLink() && !half})
-		}
+		keep[i] = u.keep(&u.same[i])
 	}
 	for i, e := range u.same {
 		if keep[i] {
@@ -96,6 +91,22 @@ func (u *underlay) flush() {
 		}
 	}
 	u.same = u.same[:0]
+}
+
+// keep decides on the next route, behind those that may cover it.
+func (u *underlay) keep(e *routeEntry) bool {
+	dst := e.key.Dst.Masked()
+	n := len(u.covering)
+	for ; n > 0 && !u.covering[n-1].dst.Contains(dst.Addr()); n-- {
+		u.covering = u.covering[:n-1]
+	}
+	half, by := dst.Bits() <= 1, gateway{e.index, e.route.Via}
+	keep := half || e.onLink() || n > 0 && u.covering[n-1].neighbours || !u.gateways[by] || leadsTo(dst, u.leads)
+	if keep {
+		u.gateways[by] = true
+		u.covering = append(u.covering, covering{dst, e.onLink() && !half})
+	}
+	return keep
 }
 
 // routes returns what was kept, in the order in which it came.
