@@ -41,7 +41,11 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	b.put("10.43.0.0-24", huge, 0)
 	b.put("10.42.7.0-24", huge, 0)
 
-	l := list(t, r)
+	var l registry.Listing
+	eventually(t, "all is listed", func() bool { // etcd takes its time for so much, and gets it
+		l, err = r.List(timeout(t))
+		return err == nil
+	})
 	if len(l.Leases) != 0 || len(l.Bad) != 9 {
 		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
 	}
@@ -75,7 +79,11 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := list(t, r); len(l.Leases) != 1 || !l.Leases[0].SameAs(back) {
+	eventually(t, "it is listed", func() bool {
+		l, err = r.List(timeout(t))
+		return err == nil
+	})
+	if len(l.Leases) != 1 || !l.Leases[0].SameAs(back) {
 		t.Errorf("%+v", l.Leases)
 	}
 }

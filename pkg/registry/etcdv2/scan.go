@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +21,9 @@ import (
 //
 // What is skipped is not checked, but for where it ends, and may be nested to any depth.
 type scanner struct {
-	in   *bufio.Reader
-	text []byte // the last string, as JSON, unless it was too long
+	in *bufio.Reader
+	// The last string, as JSON, unless it was too long; and room for what it says.
+	text, plain []byte
 }
 
 var errBroken = errors.New("answer is not one of etcd's v2 keys API: it is broken JSON")
@@ -160,7 +162,7 @@ func (s *scanner) object(member func(name string, first byte) error) error {
 		}
 		var name string
 		if err == nil {
-			name, err = s.short()
+			name, err = s.name()
 		}
 		if err == nil {
 			err = s.expect(':')
@@ -228,7 +230,7 @@ func (s *scanner) skip(first byte) error {
 				return fmt.Errorf("%w: %q in place of a value", errBroken, first)
 			}
 		default:
-			if _, err := s.word(); err != nil {
+			if err := s.word(); err != nil {
 				return err
 			}
 		}
@@ -242,37 +244,37 @@ func (s *scanner) skip(first byte) error {
 	}
 }
 
-// word reads the rest of a number or a literal, and returns a part that is as long as any that
-// makes sense.
-func (s *scanner) word() (string, error) {
-	var text []byte
+// word reads the rest of a number or a literal that does not matter.
+func (s *scanner) word() error {
 	for {
 		c, err := s.in.ReadByte()
 		if err != nil {
-			return "", broken(err)
+			return broken(err)
 		}
 		if strings.IndexByte(" \t\r\n,:]}[{\"", c) >= 0 {
-			return string(text), s.in.UnreadByte()
-		}
-		if len(text) < 32 {
-			text = append(text, c)
+			return s.in.UnreadByte()
 		}
 	}
 }
 
-func (s *scanner) number(first byte) (uint64, error) {
-	if first < '0' || first > '9' {
-		return 0, fmt.Errorf("%w: %q in place of a number", errBroken, first)
+// number reads the rest of a whole number.
+func (s *scanner) number(c byte) (n uint64, err error) {
+	for digits := 0; ; digits++ {
+		digit := uint64(c - '0')
+		switch {
+		case c < '0' || c > '9':
+			if digits == 0 || c == '.' || c == 'e' || c == 'E' {
+				return 0, fmt.Errorf("%w: %q in place of a number", errBroken, c)
+			}
+			return n, s.in.UnreadByte()
+		case n > (math.MaxUint64-digit)/10:
+			return 0, fmt.Errorf("%w: a number is too large", errBroken)
+		}
+		n = n*10 + digit
+		if c, err = s.in.ReadByte(); err != nil {
+			return 0, broken(err)
+		}
 	}
-	rest, err := s.word()
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseUint(string(first)+rest, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w", errBroken, err)
-	}
-	return n, nil
 }
 
 // string reads the rest of a string. What of it is in the first most bytes it leaves in s.text,
@@ -351,16 +353,35 @@ func (s *scanner) escape(keep bool) (width int64, err error) {
 // unquoted returns the string that s.text is.
 func (s *scanner) unquoted() (string, error) {
 	plain := s.text[1 : len(s.text)-1]
-	for _, c := range plain {
-		if c < ' ' || c >= 0x80 || c == '\\' {
+	s.plain = s.plain[:0]
+	for i := 0; i < len(plain); i++ {
+		c := plain[i]
+		if c == '\\' && i+1 < len(plain) && strings.IndexByte(`"\/`, plain[i+1]) >= 0 {
+			i++
+			c = plain[i]
+		} else if c < ' ' || c >= 0x80 || c == '\\' {
 			var text string
 			if err := json.Unmarshal(s.text, &text); err != nil {
 				return "", fmt.Errorf("%w: %w", errBroken, err)
 			}
 			return text, nil
 		}
+		s.plain = append(s.plain, c)
 	}
-	return string(plain), nil
+	return string(s.plain), nil
+}
+
+// name reads the rest of the name of a member, of which there are a few that matter.
+func (s *scanner) name() (string, error) {
+	if _, err := s.string(64); err != nil {
+		return "", err
+	}
+	for _, known := range []string{"action", "node", "key", "value", "dir", "modifiedIndex", "createdIndex", "ttl", "expiration", "nodes"} {
+		if string(s.text[1:len(s.text)-1]) == known {
+			return known, nil
+		}
+	}
+	return s.unquoted()
 }
 
 // short reads the rest of a string that says something only if it is short.
