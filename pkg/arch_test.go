@@ -69,6 +69,7 @@ var homes = map[string][]string{
 	"google.golang.org/grpc":           {"registry/etcdv3", "lab"},
 	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},
+	"github.com/coreos/go-iptables":    {"iptables"},
 	"github.com/godbus/dbus/v5":        {"firewalld"},
 	"github.com/spf13/pflag":           {}, // cmd only
 }

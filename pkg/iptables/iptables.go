@@ -23,11 +23,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	goiptables "github.com/coreos/go-iptables/iptables"
+	"golang.org/x/sync/singleflight"
 
 	"flanneld/pkg/firewall"
 )
@@ -110,10 +112,12 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	}
 	t.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	t.legacy = !strings.Contains(t.version, "nf_tables")
-	// iptables-restore has learnt to wait in the same release as --random-fully.
-	if t.randomPorts, err = atLeast(t.version, 1, 6, 2); err != nil {
+	able, err := ask(command, patience)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
+	// iptables-restore has learnt to wait in the same release as --random-fully.
+	t.randomPorts = able.HasRandomFully()
 	t.restoreArgs = []string{"--noflush"}
 	if t.randomPorts {
 		t.restoreArgs = append(t.restoreArgs, fmt.Sprintf("--wait=%d", lockWait))
@@ -121,19 +125,24 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	return t, nil
 }
 
-// atLeast compares a version, as of "iptables v1.8.9 (nf_tables)", with another one.
-func atLeast(said string, wanted ...int) (bool, error) {
-	_, numbers, _ := strings.Cut(said, " v")
-	numbers, _, _ = strings.Cut(numbers, " ")
-	var version []int
-	for _, number := range strings.SplitN(numbers, ".", len(wanted)) {
-		n, err := strconv.Atoi(number)
-		if err != nil {
-			return false, fmt.Errorf("version not understood: %.80q", said)
+// asked are the commands that go-iptables is running, which sets itself no limit: one that
+// hangs is not started again.
+var asked singleflight.Group
+
+// ask finds out what a command can do.
+func ask(command string, patience time.Duration) (*goiptables.IPTables, error) {
+	answer := asked.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case a := <-answer:
+		if a.Err != nil {
+			return nil, a.Err
 		}
-		version = append(version, n)
+		return a.Val.(*goiptables.IPTables), nil
+	case <-timer.C:
+		return nil, fmt.Errorf("no end after %s", patience)
 	}
-	return slices.Compare(version, wanted) >= 0, nil
 }
 
 // lookUp finds the files of commands.
