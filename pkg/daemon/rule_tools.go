@@ -70,10 +70,11 @@ func newTools() *tools {
 	program := func(find func() (*iptables.Tables, error)) found[*iptables.Tables] {
 		return found[*iptables.Tables]{find: find, stale: (*iptables.Tables).Replaced}
 	}
+	finder := new(iptables.Finder)
 	return &tools{
-		iptables: program(func() (*iptables.Tables, error) { return iptables.New(iptables.IPv4) }),
-		legacy:   program(func() (*iptables.Tables, error) { return iptables.NewVariant(iptables.IPv4, true) }),
-		nft:      program(func() (*iptables.Tables, error) { return iptables.NewVariant(iptables.IPv4, false) }),
+		iptables: program(func() (*iptables.Tables, error) { return finder.Find(iptables.IPv4) }),
+		legacy:   program(func() (*iptables.Tables, error) { return finder.Variant(iptables.IPv4, true) }),
+		nft:      program(func() (*iptables.Tables, error) { return finder.Variant(iptables.IPv4, false) }),
 		nftables: found[*nftables.Tables]{find: nftables.New, stale: func(*nftables.Tables) bool { return false }},
 	}
 }

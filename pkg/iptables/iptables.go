@@ -91,14 +91,23 @@ type program struct {
 	file fs.FileInfo
 }
 
-// New finds the commands of a family and what they can do. The error is
-// ErrNotFound when there are none.
-func New(family Family) (*Tables, error) {
-	c := family.command()
-	return find(c, c+"-save", c+"-restore", patience)
+// Finder finds the commands of iptables. The zero value is ready; one that is kept starts a
+// command that hangs no second time.
+type Finder struct {
+	asking singleflight.Group // of go-iptables, which sets itself no limit
 }
 
-func find(list, save, restore string, patience time.Duration) (*Tables, error) {
+// Find finds the commands of a family and what they can do. The error is
+// ErrNotFound when there are none.
+func (f *Finder) Find(family Family) (*Tables, error) {
+	c := family.command()
+	return f.find(c, c+"-save", c+"-restore", patience)
+}
+
+// New is Find of a new Finder.
+func New(family Family) (*Tables, error) { return new(Finder).Find(family) }
+
+func (f *Finder) find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	t := &Tables{command: list, lock: lock{path: lockPath()}, patience: patience, watchers: map[*watcher]struct{}{}}
 	var err error
 	if t.programs, err = lookUp(list, save, restore); err != nil {
@@ -112,7 +121,7 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	}
 	t.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	t.legacy = !strings.Contains(t.version, "nf_tables")
-	able, err := ask(command, patience)
+	able, err := f.ask(command, patience)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
@@ -125,13 +134,9 @@ func find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	return t, nil
 }
 
-// asked are the commands that go-iptables is running, which sets itself no limit: one that
-// hangs is not started again.
-var asked singleflight.Group
-
 // ask finds out what a command can do.
-func ask(command string, patience time.Duration) (*goiptables.IPTables, error) {
-	answer := asked.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
+func (f *Finder) ask(command string, patience time.Duration) (*goiptables.IPTables, error) {
+	answer := f.asking.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {

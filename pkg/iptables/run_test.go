@@ -28,7 +28,7 @@ func fakes(t *testing.T, scripts map[string]string) string {
 
 func fakeTables(t *testing.T, patience time.Duration, version, save, restore string) (*Tables, error) {
 	dir := fakes(t, map[string]string{"iptables": version, "iptables-save": save, "iptables-restore": restore})
-	return find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", patience)
+	return new(Finder).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", patience)
 }
 
 func TestMissing(t *testing.T) {
@@ -134,7 +134,7 @@ func TestNotExecutable(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "iptables-save"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
+	if _, err := new(Finder).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -12,14 +12,19 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// NewVariant finds the commands of one variant by their own names, whichever the
-// host's iptables is. The error is ErrNotFound when there are none.
+// NewVariant is Variant of a new Finder.
 func NewVariant(family Family, legacy bool) (*Tables, error) {
+	return new(Finder).Variant(family, legacy)
+}
+
+// Variant finds the commands of one variant by their own names, whichever the
+// host's iptables is. The error is ErrNotFound when there are none.
+func (f *Finder) Variant(family Family, legacy bool) (*Tables, error) {
 	c := family.command() + "-nft"
 	if legacy {
 		c = legacyCommand(family)
 	}
-	t, err := find(c, c+"-save", c+"-restore", patience)
+	t, err := f.find(c, c+"-save", c+"-restore", patience)
 	if err == nil && t.legacy != legacy {
 		return nil, fmt.Errorf("%w: %s is of the other variant", ErrNotFound, c)
 	}
