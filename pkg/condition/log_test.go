@@ -1,0 +1,65 @@
+package condition
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/logsink"
+)
+
+// lockedBuilder is a strings.Builder for several goroutines.
+type lockedBuilder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuilder) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuilder) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestFlappingConditionsMeetNoOtherLimit: the log's own limit of lines of one kind leaves out none
+// of those that a few flapping conditions are allowed, so that the last one says what is so; of
+// hundreds it leaves out most, with their number.
+func TestFlappingConditionsMeetNoOtherLimit(t *testing.T) {
+	for _, f := range []struct{ conditions, lines, leftOut int }{{4, 40, 0}, {300, 60, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			var b lockedBuilder
+			l := NewList(slog.New(logsink.NewHandler(&b, slog.LevelInfo)))
+			for range 500 { // for 100 s
+				for i := range f.conditions {
+					l.Set(Condition{ID: fmt.Sprint("route/", i), Text: "a route of others wins", Fields: []any{"route", i}})
+				}
+				time.Sleep(100 * time.Millisecond)
+				for i := range f.conditions {
+					l.End(fmt.Sprint("route/", i))
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			time.Sleep(2 * flapWindow)
+			synctest.Wait()
+			text := b.String()
+			if n := strings.Count(text, "\n"); n > f.lines || (strings.Count(text, "left_out=") > 0) != (f.leftOut > 0) {
+				t.Errorf("%d conditions: %d lines:\n%s", f.conditions, n, text)
+			}
+			for i := range f.conditions {
+				at := strings.LastIndex(text, fmt.Sprintf("route=%d", i))
+				if f.leftOut == 0 && (at < 0 || !strings.Contains(text[strings.LastIndex(text[:at], "\n")+1:at], "no longer")) {
+					t.Errorf("the log ends with a route that is there:\n%s", text)
+				}
+			}
+		})
+	}
+}
