@@ -146,9 +146,12 @@ type answer struct {
 
 func (a answer) missing() bool { return errors.Is(a.err, registry.ErrNoConfig) }
 
+// there reports whether there is a config, be it one that nobody can use.
+func (a answer) there() bool { return a.err == nil || errors.Is(a.err, registry.ErrLongConfig) }
+
 // silent reports whether there may be a config all the same.
 func (a answer) silent() bool {
-	return a.err != nil && !a.missing() && !errors.Is(a.err, registry.ErrNoAPI)
+	return !a.there() && !a.missing() && !errors.Is(a.err, registry.ErrNoAPI)
 }
 
 // mostWaits bounds how often a store is waited for that does not say whether it has a config,
@@ -174,7 +177,7 @@ func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 	var silent, other error
 	for i, a := range answers {
 		switch {
-		case a.err == nil:
+		case a.there():
 			have = append(have, i)
 		case a.silent() && silent == nil:
 			silent = a.err
@@ -203,7 +206,7 @@ func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 	default:
 		s.chosen = choice{store: have[0], why: "the network config is there"}
 	}
-	return answers[s.chosen.store].raw, nil
+	return answers[s.chosen.store].raw, answers[s.chosen.store].err
 }
 
 // access returns an API as one whose refusals are conditions.

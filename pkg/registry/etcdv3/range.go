@@ -81,7 +81,14 @@ func (r *Registry) walk(ctx context.Context, from, to string, most int64, each f
 		p := <-next
 		if size, is := tooLong(p.err); is && !req.KeysOnly {
 			again := *req
-			if again.Limit = max(1, req.Limit/8); req.Limit == 1 {
+			if req.Revision == 0 { // what is read again must be what was too long
+				now, err := r.get(ctx, pageTimeout, &pb.RangeRequest{Key: req.Key, CountOnly: true})
+				if err != nil {
+					return 0, err
+				}
+				again.Revision = now.Header.Revision
+			}
+			if again.Limit = max(1, req.Limit/8); req.Limit == 1 && req.Revision > 0 {
 				again.KeysOnly, long = true, size
 			}
 			req = &again
