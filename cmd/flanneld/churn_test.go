@@ -184,8 +184,8 @@ func TestDockerChurn(t *testing.T) {
 	})
 	elapsed := time.Since(begun)
 	n := stop()
-	t.Logf("%d changes in %v", n, elapsed.Round(time.Millisecond))
-	if rate := float64(n) / elapsed.Seconds(); rate < 100 {
-		t.Errorf("there were only %.0f changes a second", rate)
+	t.Logf("%d changes in %v", n, elapsed.Round(time.Millisecond)) // how many, is up to the machine
+	if n == 0 {
+		t.Error("no link has come or gone")
 	}
 }
