@@ -231,23 +231,23 @@ func TestNetworkAndLAN(t *testing.T) {
 // longer route leads there.
 func TestNetworkWithAHostsAddress(t *testing.T) {
 	need(t, "ip")
-	c := newCluster(t, lab.Options{Hosts: 1, Underlay: netip.MustParsePrefix("172.31.200.0/22")})
+	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
-	c.put("config", `{"Network":"172.31.202.0/23","SubnetLen":26,"SubnetMin":"172.31.203.0","Backend":{"Type":"udp"}}`)
-	c.put("subnets/172.31.203.64-26", fmt.Sprintf(`{"PublicIP":"%s"}`, h.Addr))
-	c.put("subnets/172.31.203.128-26", `{"PublicIP":"172.31.202.9"}`)
-	c.put("subnets/172.31.203.192-26", `{"PublicIP":"172.31.203.9"}`)
+	const beside, among = "10.42.7.9", "10.42.200.9"
+	c.put("config", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":"udp"}}`)
+	c.put("subnets/10.42.130.0-24", `{"PublicIP":"`+beside+`"}`)
+	c.put("subnets/10.42.131.0-24", `{"PublicIP":"`+among+`"}`)
 	c.must(c.StartAll(c.ctx))
-	command := c.says(h.Flanneld(), 0, "WARN", "the network contains the address of a host", "public_ip=172.31.203.9", "peers=1")
+	command := c.says(h.Flanneld(), 0, "WARN", "the network contains the address of a host", "public_ip="+among, "peers=1")
 	leads := func(to, device string) {
 		t.Helper()
 		if got := c.sh(h, "ip route get "+to); !strings.Contains(got, "dev "+device) {
 			t.Errorf("the route to %s is not by %s: %s", to, device, got)
 		}
 	}
-	leads("172.31.202.9", "eth0")
-	leads("172.31.203.9", "flannel0")
+	leads(beside, "eth0")
+	leads(among, "flannel0")
 	c.sh(h, command)
-	leads("172.31.203.9", "eth0")
+	leads(among, "eth0")
 	c.says(h.Flanneld(), 0, "no longer: the network contains the address of a host")
 }

@@ -30,7 +30,7 @@ type Plan struct {
 	ips    map[netip.Addr]int    // how many accepted leases claim it
 	macs   map[dataplane.MAC]int // likewise
 	inside int                   // accepted leases with a public IP inside the network
-	narrow []netip.Prefix        // what is led into the overlay in place of all of the network; nil: that is
+	shared []netip.Prefix        // what is led into the overlay for all, in place of all of the network; nil: that is
 }
 
 // NewPlan makes a plan for a network that wants nothing yet.
@@ -81,7 +81,7 @@ func (p *Plan) all(h host.Facts, v lease.View) {
 	p.want = dataplane.State{} // not two at a time: they are large
 	good, accepted, skipped, rivals := peers(p.backend, p.network, h, v)
 	p.skipped, p.rivals = skipped, rivals
-	p.want, p.narrow, p.refused = foundation(p.backend, h, v.Own, good)
+	p.want, p.shared, p.refused = foundation(p.backend, h, v.Own, good)
 	for _, peer := range good {
 		p.backend.Add(p.want, h, peer)
 	}
@@ -172,8 +172,8 @@ func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 	if p.ips[peer.PublicIP] > claims || p.macs[peer.MAC] > claims || p.inside > 0 || p.network.Contains(peer.PublicIP) {
 		return true
 	}
-	if p.narrow != nil && !inside(p.facts.Leased, peer.Subnet) {
-		return true // the route to it is not its own
+	if p.shared != nil && !inside(p.shared, peer.Subnet) {
+		return true // it has a route that is not the backend's to add
 	}
 	return v.Overlaps(peer.Subnet)
 }

@@ -25,14 +25,18 @@ func TestPlanFollows(t *testing.T) {
 		seed := rand.Uint64()
 		r := rand.New(rand.NewPCG(seed, 1))
 		facts, plan := us(), NewPlan(b, conf.Network)
-		facts.Leased = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/19")}
+		facts.Leased = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/20"), netip.MustParsePrefix("10.42.16.0/20")}
+		facts.Underlay = append(facts.Underlay, host.Route{Dst: netip.MustParsePrefix("10.42.16.0/20"), Iface: "eth1"})
 		own := lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Attrs: lease.Attrs{PublicIP: facts.PublicIP, BackendType: conf.BackendType}}
 		leases := map[netip.Prefix]*lease.Lease{}
 		parts := 0
 		for step := range 3000 {
 			if r.IntN(100) == 0 {
 				facts.MTU++
-				facts.Needs = nil
+				facts.Needs, facts.NameServers = nil, nil
+				if r.IntN(3) == 0 {
+					facts.NameServers = []host.Need{{Addr: netip.MustParseAddr("10.42.250.53")}}
+				}
 				if r.IntN(2) == 0 {
 					facts.Needs = []host.Need{{Addr: netip.AddrFrom4([4]byte{10, 42, byte(r.IntN(80)), 9}), What: "etcd", Bits: r.IntN(20)}}
 				}

@@ -15,9 +15,15 @@ import (
 // Check refuses a network config whose own routes, whoever the peers are, would take what
 // this host needs itself.
 func Check(b Backend, h host.Facts) error {
-	_, _, refused := foundation(b, h, lease.Lease{}, nil)
-	if len(refused) > 0 {
-		return errors.New(refused[0].Reason)
+	for _, k := range wide(b.Base(h, lease.Lease{})) {
+		if taken(k.Dst, h) == "" {
+			continue
+		}
+		for _, p := range h.Leased {
+			if reason := taken(p, h); reason != "" {
+				return errors.New(reason)
+			}
+		}
 	}
 	return nil
 }
@@ -35,23 +41,25 @@ func Foundation(b Backend, network netip.Prefix, h host.Facts, v lease.View) dat
 // foundation is the backend's Base without what would take from this host what it needs
 // itself; refused says why. What hosts need does not lie in the subnets that are leased, or
 // should not. So where the route of the whole network would take some of it, in its place
-// there are routes to what is leased: the prefixes of narrowed, nil if there was no need to.
+// there are routes to what is leased: to the prefixes of shared, which is nil if there was no
+// need to, and to the subnets beside them.
 //
 // The kernel would not object to any of these routes: it has a place for one of two equal
 // routes only, and for a longer one always.
-func foundation(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base dataplane.State, narrowed []netip.Prefix, refused []dataplane.Conflict) {
+func foundation(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base dataplane.State, shared []netip.Prefix, refused []dataplane.Conflict) {
 	base = b.Base(h, own)
 	for _, k := range wide(base) {
-		if taken(k.Dst, h) == "" && !takesPeer(k.Dst, h, peers) {
+		if taken(k.Dst, h) == "" && !takesMore(k.Dst, h, peers) {
 			continue
 		}
 		r := base.Routes[k]
 		delete(base.Routes, k)
-		narrowed = leased(h, own, peers)
-		if len(narrowed) == 0 {
-			narrowed = []netip.Prefix{k.Dst}
+		routed := []netip.Prefix{k.Dst}
+		if len(h.Leased) > 0 {
+			shared = cover(h)
+			routed = beside(shared, own, peers)
 		}
-		for _, p := range narrowed {
+		for _, p := range routed {
 			k.Dst = p
 			if reason := taken(p, h); reason != "" {
 				refused = append(refused, dataplane.Conflict{Op: dataplane.Op{Kind: dataplane.KindRoute, RouteKey: k, Route: r}, Reason: reason})
@@ -66,7 +74,7 @@ func foundation(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base da
 			delete(base.Routes, k)
 		}
 	}
-	return base, narrowed, refused
+	return base, shared, refused
 }
 
 // wide lists the routes of a base that lead into a device of its own, which are for all
@@ -80,21 +88,25 @@ func wide(base dataplane.State) []dataplane.RouteKey {
 	return keys
 }
 
-// leased returns the fewest prefixes with all subnets that are leased, by this config or by
-// one before.
-func leased(h host.Facts, own lease.Lease, peers []Peer) []netip.Prefix {
-	all := slices.Clone(h.Leased)
-	if len(all) == 0 {
-		return nil
-	}
-	add := func(subnet netip.Prefix) {
-		if subnet.IsValid() && !inside(h.Leased, subnet) {
-			all = append(all, subnet)
-		}
-	}
-	add(own.Subnet)
+// cover returns the prefixes of what is leased, without those on a link of the underlay: they
+// would take the addresses of others there. Subnets that somebody has there have a route each.
+func cover(h host.Facts) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(h.Leased), func(p netip.Prefix) bool {
+		return slices.ContainsFunc(h.Underlay, func(r host.Route) bool {
+			onLink := !r.Gateway.IsValid() && r.Iface != "" && r.Dst.Bits() > 1
+			return onLink && inside([]netip.Prefix{r.Dst}, p)
+		})
+	})
+}
+
+// beside adds the subnets that there are beside shared prefixes, of a config before or on a
+// link of the underlay. The own subnet is that of a bridge, whose route would be equal.
+func beside(shared []netip.Prefix, own lease.Lease, peers []Peer) []netip.Prefix {
+	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnet}, p) })
 	for _, p := range peers {
-		add(p.Subnet)
+		if !inside(shared, p.Subnet) {
+			all = append(all, p.Subnet)
+		}
 	}
 	slices.SortFunc(all, lease.ComparePrefix)
 	return all
@@ -123,15 +135,20 @@ func taken(dst netip.Prefix, h host.Facts) string {
 	return ""
 }
 
-// takesPeer reports whether a route to dst would take the public IP of a peer, which routes
-// to what is leased would not. Of the routes to peers only those of the underlay are known;
-// where that makes a difference, there are some more routes than need be.
-func takesPeer(dst netip.Prefix, h host.Facts, peers []Peer) bool {
-	return slices.ContainsFunc(peers, func(p Peer) bool {
-		if !dst.Contains(p.PublicIP) || len(h.Leased) == 0 || inside(h.Leased, netip.PrefixFrom(p.PublicIP, p.PublicIP.BitLen())) {
-			return false
-		}
-		r, ok := h.Lookup(p.PublicIP)
-		return !ok || r.Dst.Bits() <= dst.Bits()
-	})
+// takesMore reports whether a route to dst would take what routes to what is leased would not,
+// and what nothing is refused for: the public IP of a peer, or a name server. Of the routes to
+// peers only those of the underlay are known; where that makes a difference, there are some
+// more routes than need be.
+func takesMore(dst netip.Prefix, h host.Facts, peers []Peer) bool {
+	beside := func(a netip.Addr) bool {
+		return len(h.Leased) > 0 && !inside(h.Leased, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return slices.ContainsFunc(h.NameServers, func(n host.Need) bool { return n.TakenBy(dst) && beside(n.Addr) }) ||
+		slices.ContainsFunc(peers, func(p Peer) bool {
+			if !dst.Contains(p.PublicIP) || !beside(p.PublicIP) {
+				return false
+			}
+			r, ok := h.Lookup(p.PublicIP)
+			return !ok || r.Dst.Bits() <= dst.Bits()
+		})
 }

@@ -122,6 +122,8 @@ func TestRoutesForAllPeers(t *testing.T) {
 		name   string
 		pool   string // SubnetMin to SubnetMax
 		needs  []host.Need
+		server string
+		lan    string
 		own    string
 		peers  []entry
 		routes string
@@ -130,11 +132,18 @@ func TestRoutesForAllPeers(t *testing.T) {
 		{name: "nothing inside", pool: "10.42.0.0 10.42.255.0", routes: "10.0.0.0/8 flannel0"},
 		{name: "what has a longer route", pool: "10.42.0.0 10.42.255.0", needs: []host.Need{onLAN}, routes: "10.0.0.0/8 flannel0"},
 		{name: "etcd", pool: "10.42.0.0 10.42.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, routes: "10.42.0.0/16 flannel0"},
-		{name: "the fewest prefixes", pool: "10.42.7.0 10.42.10.0", needs: []host.Need{etcdAt("10.200.1.10")}, routes: "10.42.10.0/24 flannel0, 10.42.7.0/24 flannel0, 10.42.8.0/23 flannel0"},
+		{name: "the fewest prefixes", pool: "10.42.7.0 10.42.10.0", needs: []host.Need{etcdAt("10.200.1.10")}, own: "10.42.8.0-24", routes: "10.42.10.0/24 flannel0, 10.42.7.0/24 flannel0, 10.42.8.0/23 flannel0"},
+		{name: "not the own subnet", pool: "10.42.7.0 10.42.10.0", needs: []host.Need{etcdAt("10.200.1.10")}, own: "10.42.7.0-24", routes: "10.42.10.0/24 flannel0, 10.42.8.0/23 flannel0"},
 		{name: "subnets of a config before", pool: "10.42.0.0 10.42.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, own: "10.41.7.0-24",
-			peers: []entry{{"10.43.9.0-24", "203.0.113.9"}, {"10.42.9.0-24", "203.0.113.8"}}, routes: "10.41.7.0/24 flannel0, 10.42.0.0/16 flannel0, 10.43.9.0/24 flannel0"},
+			peers: []entry{{"10.43.9.0-24", "203.0.113.9"}, {"10.42.9.0-24", "203.0.113.8"}}, routes: "10.42.0.0/16 flannel0, 10.43.9.0/24 flannel0"},
 		{name: "not of one that is refused", pool: "10.42.0.0 10.42.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, peers: []entry{{"10.200.1.0-24", "203.0.113.9"}}, routes: "10.42.0.0/16 flannel0"},
 		{name: "a peer's public IP", pool: "10.42.0.0 10.42.255.0", peers: []entry{{"10.42.9.0-24", "10.99.0.9"}}, routes: "10.42.0.0/16 flannel0"},
+		{name: "a name server", pool: "10.42.0.0 10.42.255.0", server: "10.255.255.53", routes: "10.42.0.0/16 flannel0"},
+		{name: "a name server among what is leased", pool: "10.42.0.0 10.42.255.0", server: "10.42.9.53", routes: "10.0.0.0/8 flannel0"},
+		{name: "a LAN among what is leased", pool: "10.98.0.0 10.99.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, lan: "10.99.0.0/16", own: "10.98.7.0-24",
+			peers: []entry{{"10.99.9.0-24", "203.0.113.9"}, {"10.98.9.0-24", "203.0.113.8"}}, routes: "10.98.0.0/15 flannel0"},
+		{name: "what is leased on a LAN", pool: "10.98.0.0 10.99.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, lan: "10.96.0.0/12", own: "10.98.7.0-24",
+			peers: []entry{{"10.99.9.0-24", "203.0.113.9"}, {"10.98.9.0-24", "203.0.113.8"}}, routes: "10.98.9.0/24 flannel0, 10.99.9.0/24 flannel0"},
 		{name: "a peer's public IP among what is leased", pool: "10.42.0.0 10.42.255.0", peers: []entry{{"10.42.9.0-24", "10.42.99.9"}}, routes: "10.0.0.0/8 flannel0"},
 		{name: "etcd among what is leased", pool: "10.200.0.0 10.201.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, own: "10.201.7.0-24",
 			check: "the route 10.200.0.0/15 takes 10.200.1.10, etcd, which the hosts need themselves"},
@@ -146,6 +155,12 @@ func TestRoutesForAllPeers(t *testing.T) {
 			pool := strings.Fields(c.pool)
 			facts := us()
 			facts.Needs = c.needs
+			if c.server != "" {
+				facts.NameServers = []host.Need{{Addr: netip.MustParseAddr(c.server), What: "a name server"}}
+			}
+			if c.lan != "" {
+				facts.Underlay = append(facts.Underlay, host.Route{Dst: netip.MustParsePrefix(c.lan), Iface: "eth0"})
+			}
 			facts.Leased = lease.Pool{Network: conf.Network, SubnetLen: 24, Min: netip.MustParseAddr(pool[0]), Max: netip.MustParseAddr(pool[1])}.Cover()
 			own := "10.42.7.0-24"
 			if c.own != "" {

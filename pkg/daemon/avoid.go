@@ -21,7 +21,7 @@ func (d *daemon) avoid() ([]netip.Prefix, error) {
 		return nil, err
 	}
 	avoid := s.Avoid(d.net.Network)
-	for _, a := range slices.Concat(addrsOf(d.wanted()), addrsOf(d.atStart), nameServers()) {
+	for _, a := range slices.Concat(addrsOf(d.wanted()), addrsOf(d.atStart), addrsOf(nameServers())) {
 		avoid = append(avoid, netip.PrefixFrom(a, a.BitLen()))
 	}
 	return avoid, nil

@@ -200,8 +200,6 @@ func (c *checks) overlay(f host.Facts) host.Overlay {
 		Network: d.net.Network, Subnet: view.Own.Subnet,
 		Devices:    slices.Sorted(maps.Keys(base.Links)),
 		Masquerade: d.options.Rules.Masquerade,
-
-		NameServers: nameServers(),
 	}
 	for k := range base.Routes {
 		if slices.Contains(o.Devices, k.Link) {

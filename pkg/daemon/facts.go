@@ -73,7 +73,7 @@ func (f *facts) stale() {
 func (f *facts) needy() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.value.Needs) > 0
+	return len(f.value.Needs)+len(f.value.NameServers) > 0
 }
 
 // pause is how long to wait with a reading that others cause, and may cause all the time,

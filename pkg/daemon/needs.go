@@ -200,7 +200,7 @@ func (d *daemon) needed(subnet netip.Prefix) string {
 
 // nameServers returns the name servers of this host that may be other hosts. Where
 // systemd-resolved asks them, it has a file of its own.
-func nameServers() (servers []netip.Addr) {
+func nameServers() (servers []host.Need) {
 	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -214,14 +214,14 @@ func nameServers() (servers []netip.Addr) {
 }
 
 // parseNameServers reads a file in the form of resolv.conf(5).
-func parseNameServers(text string) (servers []netip.Addr) {
+func parseNameServers(text string) (servers []host.Need) {
 	for line := range strings.Lines(text) {
 		w := strings.Fields(line)
 		if len(w) < 2 || w[0] != "nameserver" {
 			continue
 		}
 		if a, err := netip.ParseAddr(w[1]); err == nil && !a.IsLoopback() && !a.IsUnspecified() {
-			servers = append(servers, a.Unmap().WithZone(""))
+			servers = append(servers, host.Need{Addr: a.Unmap().WithZone(""), What: "a name server"})
 		}
 	}
 	return servers

@@ -103,7 +103,7 @@ func TestNameServers(t *testing.T) {
 		"\tnameserver   fe80::1%eth0\n":                                         "[fe80::1]",
 		"nameserver x\nnameserver 10.9.9.9":                                     "[10.9.9.9]",
 	} {
-		if got := fmt.Sprint(parseNameServers(text)); got != want {
+		if got := fmt.Sprint(addrsOf(parseNameServers(text))); got != want {
 			t.Errorf("%q: %s, want %s", text, got, want)
 		}
 	}

@@ -59,11 +59,7 @@ func (d *daemon) uncover(wanted []host.Need) {
 // warnOfNameServers tells of routes of an earlier run that lead to name servers, which are
 // asked for names before etcd can be. They may be in containers, so nothing is removed.
 func (d *daemon) warnOfNameServers() {
-	var wanted []host.Need
-	for _, a := range nameServers() {
-		wanted = append(wanted, host.Need{Addr: a, What: "a name server"})
-	}
-	for _, l := range d.leftovers(wanted) {
+	for _, l := range d.leftovers(nameServers()) {
 		d.log.Warn("a route of an earlier run leads to a name server: if that is not in a container, it is cut off", "addr", l.need.Addr, "command", l.Op.String())
 	}
 }

@@ -92,7 +92,7 @@ func (d *daemon) inventory(routes bool) (host.Inventory, error) {
 	}
 	var leads []netip.Addr
 	if routes {
-		leads = addrsOf(d.wanted())
+		leads = append(addrsOf(d.wanted()), addrsOf(nameServers())...)
 	}
 	return d.kernel.Inventory(kernel.Wanted{
 		Names:  slices.DeleteFunc(names, func(name string) bool { return name == "" }),
@@ -117,7 +117,7 @@ func (d *daemon) factsWith(routes bool) (host.Facts, error) {
 		f.TUN = *tun
 	}
 	if routes {
-		f.Needs = inv.Needs(d.net.Network, d.wanted())
+		f.Needs, f.NameServers = inv.Needs(d.net.Network, d.wanted()), inv.Inside(d.net.Network, nameServers())
 	}
 	d.terms.Lock()
 	f.Leased = cmp.Or(d.terms.now.Pool, d.net.pool()).Cover()

@@ -32,8 +32,6 @@ type Overlay struct {
 	// Routed are the prefixes that are led into a device of the overlay for all peers,
 	// not one for each.
 	Routed []netip.Prefix
-	// NameServers are those that this host asks.
-	NameServers []netip.Addr
 	// Masquerade: hosts masquerade what leaves the overlay.
 	Masquerade bool
 }
@@ -331,10 +329,10 @@ func (s Surroundings) around(f Facts, a netip.Addr) string {
 }
 
 // Concerns returns what tells which routes of others the checks are about: those that overlap
-// what this host or a peer has of the network, and those that lead to a peer's public IP
-// or a name server. A routing daemon may have made a million of others.
+// what this host or a peer has of the network, and those that lead to a peer's public IP. A
+// routing daemon may have made a million of others.
 func (o Overlay) Concerns() func(dst netip.Prefix) bool {
-	addrs := slices.Clone(o.NameServers)
+	addrs := make([]netip.Addr, 0, len(o.Peers))
 	for _, p := range o.Peers {
 		addrs = append(addrs, p.PublicIP)
 	}

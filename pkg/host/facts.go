@@ -74,6 +74,8 @@ type Facts struct {
 	// Needs are the addresses inside the network that the host must reach without the
 	// overlay.
 	Needs []Need
+	// NameServers are those inside the network. They may be in containers.
+	NameServers []Need
 	// Leased are the fewest prefixes that hold all subnets that are leased now.
 	Leased []netip.Prefix
 
@@ -84,7 +86,7 @@ type Facts struct {
 // come and go with containers, are for what is published only.
 func (f Facts) Equal(o Facts) bool {
 	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
-		slices.Equal(f.Underlay, o.Underlay) && slices.Equal(f.Needs, o.Needs) && slices.Equal(f.Leased, o.Leased)
+		slices.Equal(f.Underlay, o.Underlay) && slices.Equal(f.Needs, o.Needs) && slices.Equal(f.NameServers, o.NameServers) && slices.Equal(f.Leased, o.Leased)
 }
 
 // Facts returns what is now true of the chosen uplink, for an overlay with the

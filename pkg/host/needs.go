@@ -37,6 +37,12 @@ func (inv Inventory) Needs(network netip.Prefix, wanted []Need) []Need {
 			all = append(all, Need{Addr: r.Gateway, What: "the gateway to " + n.What})
 		}
 	}
+	return inv.Inside(network, all)
+}
+
+// Inside returns which of some addresses a route inside network could take, with how they are
+// reached now.
+func (inv Inventory) Inside(network netip.Prefix, all []Need) []Need {
 	needs := make([]Need, 0, len(all))
 	for _, n := range all {
 		if !network.Contains(n.Addr) || inv.has(n.Addr) {
@@ -105,21 +111,22 @@ func (o Overlay) needInside(f Facts) []Finding {
 
 // needs reports whether the host needs an address, if only to resolve names.
 func (o Overlay) needs(f Facts, a netip.Addr) bool {
-	return slices.Contains(o.NameServers, a) || slices.ContainsFunc(f.Needs, func(n Need) bool { return n.Addr == a })
+	is := func(n Need) bool { return n.Addr == a }
+	return slices.ContainsFunc(f.Needs, is) || slices.ContainsFunc(f.NameServers, is)
 }
 
 // nameServers looks for name servers that nothing leads to but the overlay. One may live in
 // a container, so nobody is kept from having its address.
 func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
-	for _, a := range o.NameServers {
-		lead, taken := o.leads(a)
-		if !taken || s.leadsTo(a, lead.Bits()) {
+	for _, n := range f.NameServers {
+		lead, ok := o.leads(n.Addr)
+		if !ok || !n.TakenBy(lead) {
 			continue
 		}
 		return []Finding{{
 			ID:     "name-server",
 			Text:   "a name server of this host is reached by the overlay: if it is not in a container, it is cut off",
-			Fields: []any{"addr", a, "route", lead}, Command: s.around(f, a),
+			Fields: []any{"addr", n.Addr, "route", lead}, Command: s.around(f, n.Addr),
 		}}
 	}
 	return nil

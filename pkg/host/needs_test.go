@@ -138,7 +138,8 @@ func TestFindingsOfWhatTheHostNeeds(t *testing.T) {
 			o, f := overlay, facts
 			f.Needs = c.needs
 			if c.server != "" {
-				o.NameServers = []netip.Addr{ip(c.server)}
+				inv := Inventory{Routes: append(routesOf(t, c.routes...), facts.Underlay...)}
+				f.NameServers = inv.Inside(o.Network, []Need{{Addr: ip(c.server), What: "a name server"}})
 			}
 			if c.routed != "" {
 				o.Routed = []netip.Prefix{prefix(c.routed)}
