@@ -188,8 +188,6 @@ func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 	switch {
 	case last >= 0 && answers[last].silent():
 		return nil, answers[last].err
-	case len(have) == 0 && errors.Is(silent, registry.ErrLongConfig): // there is one, of some kind
-		return nil, silent
 	case len(have) == 0 && !slices.ContainsFunc(answers, answer.missing):
 		return nil, cmp.Or(silent, other)
 	case len(have) == 0:
