@@ -118,6 +118,13 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 	var came []*lease.Lease
 	changes := 0
 	for was, is := range v.Since(p.view) {
+		if was != nil && is != nil && was.SameAs(*is) && was.Stale == is.Stale {
+			// Of another age, which matters only to those who claim the same.
+			if peer, err := s.alone(*is); err == nil && p.contested(peer, v, 1) {
+				return c, false
+			}
+			continue
+		}
 		if changes++; changes > 64+len(v.Peers)/8 {
 			return c, false // no cheaper one by one
 		}

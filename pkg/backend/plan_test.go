@@ -88,6 +88,12 @@ func churn(r *rand.Rand, backendType string, leases map[netip.Prefix]*lease.Leas
 		delete(leases, subnet)
 		return
 	}
+	if old := leases[subnet]; old != nil && r.IntN(3) == 0 { // made again, the same
+		again := *old
+		again.Created = r.Uint64N(50)
+		leases[subnet] = &again
+		return
+	}
 	l := &lease.Lease{Subnet: subnet, Created: r.Uint64N(50), Stale: r.IntN(20) == 0, Attrs: lease.Attrs{
 		PublicIP:    netip.AddrFrom4([4]byte{198, 51, 100, byte(10 + r.IntN(240))}),
 		BackendType: backendType,

@@ -32,7 +32,9 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnet != own.Subnet && !l.Leaving }
 
 // Edit gives the view that follows v when nothing but own and the leases of some
-// subnets may have changed, and tells whether it says anything else than v. now
+// subnets may have changed, and tells whether it says anything else than v. That a peer's
+// lease was made again, or is stale or no longer, is news only where another one may claim
+// the same: the older one keeps it. now
 // gives a subnet's lease, or nil. It is what NewView would make of all leases, at
 // the cost of copying the pointers; a peer that says what it said in v, and is as old
 // and as stale, stays the same pointer.
@@ -46,6 +48,7 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 		lease *Lease // to be there
 	}
 	var edits []edit
+	var aged []*Lease
 	news := !own.SameAs(v.Own)
 	size := len(v.Peers)
 	for _, subnet := range slices.Compact(subnets) {
@@ -64,6 +67,7 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 		case v.Peers[e.at].SameAs(*e.lease):
 			if was := v.Peers[e.at]; was.Created != e.lease.Created || was.Stale != e.lease.Stale {
 				edits = append(edits, e)
+				aged = append(aged, e.lease)
 			}
 			continue
 		}
@@ -86,7 +90,28 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 		}
 	}
 	next.Peers = append(next.Peers, v.Peers[rest:]...)
-	return next, news
+	return next, news || next.contests(aged)
+}
+
+// contests reports whether a peer may claim what one of some peers claims.
+func (v View) contests(some []*Lease) bool {
+	ips, data := make(map[netip.Addr]bool, len(some)), make(map[string]bool, len(some))
+	for _, l := range some {
+		if ips[l.PublicIP] || l.BackendData != "" && data[l.BackendData] || v.Overlaps(l.Subnet) {
+			return true
+		}
+		ips[l.PublicIP], data[l.BackendData] = true, true
+	}
+	if len(some) == 0 {
+		return false
+	}
+	seen := 0 // some are peers themselves
+	for _, l := range v.Peers {
+		if ips[l.PublicIP] || l.BackendData != "" && data[l.BackendData] {
+			seen++
+		}
+	}
+	return seen > len(some)
 }
 
 // Peer gives the lease of a subnet, or nil.
@@ -102,8 +127,8 @@ func (v View) find(subnet netip.Prefix) (int, bool) {
 }
 
 // Since gives the peers that say something else to the data plane than in an older
-// view, or are stale in one of the two only, as they were and as they are, in order of
-// their subnets; nil: not there.
+// view, or are of another age, or stale in one of the two only, as they were and as they
+// are, in order of their subnets; nil: not there.
 // It takes time for each peer, but little for one that both views share.
 func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 	return func(yield func(was, is *Lease) bool) {
@@ -124,7 +149,8 @@ func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 				}
 				was = was[1:]
 			default:
-				if (!was[0].SameAs(*is[0]) || was[0].Stale != is[0].Stale) && !yield(was[0], is[0]) {
+				same := was[0].SameAs(*is[0]) && was[0].Stale == is[0].Stale && was[0].Created == is[0].Created
+				if !same && !yield(was[0], is[0]) {
 					return
 				}
 				was, is = was[1:], is[1:]

@@ -123,10 +123,10 @@ func following1(t *testing.T, test func(w *following)) {
 
 func TestFollowPeers(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		w.reg.Put("10.42.9.0-24", value(third, 9), ttl)
 		elapse(time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
-		w.reg.Put("10.42.9.0-24", value(them, 9), ttl) // a renewal
+		w.reg.Put("10.42.9.0-24", value(third, 9), ttl) // a renewal
 		elapse(time.Second)
 		w.expect(0)
 		w.reg.Put("10.42.9.0-24", value(them, 10), ttl) // another MAC
@@ -182,15 +182,29 @@ func TestFollowHistoryLost(t *testing.T) {
 		w.reg.Fail(errAway)
 		elapse(time.Minute)
 		w.reg.Put("10.42.8.0-24", value(them, 88), 0) // changed
-		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		w.reg.Put("10.42.9.0-24", value(third, 9), 0)
 		w.reg.SetHistory(0)
 		w.reg.Fail(nil)
 		elapse(10 * time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
 		w.says("listing all leases again", 1)
-		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		w.reg.Put("10.42.9.0-24", value(third, 9), 0)
 		elapse(10 * time.Second)
 		w.expect(0)
+	})
+}
+
+// Of two peers that claim one public IP the older one has it, and which that is may change
+// while both say what they said before.
+func TestFollowTellsWhoIsOlder(t *testing.T) {
+	following1(t, func(w *following) { // 10.42.8.0/24 is there
+		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.20.0/24")
+		w.reg.Remove("10.42.8.0-24")
+		w.reg.Put("10.42.8.0-24", value(them, 8), ttl)
+		elapse(10 * time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.20.0/24")
 	})
 }
 

@@ -150,8 +150,8 @@ func alike(a, b *lease.Lease) bool {
 	return a.Attrs == b.Attrs && a.Created == b.Created && a.Stale == b.Stale
 }
 
-// learn takes a lease as it was written last. Neither a renewal, nor a lease that
-// was deleted and made again, nor our own is news to the data plane.
+// learn takes a lease as it was written last. Neither a renewal nor our own is news to the
+// data plane, nor is a lease that was made again, unless others claim the same.
 func (f *follower) learn(l lease.Lease) {
 	old := f.leases[l.Subnet]
 	f.leases[l.Subnet] = f.refined(l)
@@ -160,7 +160,7 @@ func (f *follower) learn(l lease.Lease) {
 		return
 	}
 	f.dirty = append(f.dirty, l.Subnet)
-	if l.Subnet != f.own.Subnet && (old == nil || old.Attrs != l.Attrs) {
+	if l.Subnet != f.own.Subnet {
 		f.changed()
 	}
 }

@@ -93,12 +93,12 @@ func TestViewsShareLeases(t *testing.T) {
 // missed; one who does not is.
 func TestGrace(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		w.reg.Put("10.42.20.0-24", value(third, 2), ttl)
 		elapse(time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.20.0/24")
 		w.reg.Remove("10.42.20.0-24")
 		elapse(900 * time.Millisecond)
-		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
+		w.reg.Put("10.42.20.0-24", value(third, 2), ttl)
 		elapse(time.Minute)
 		w.expect(0)
 		w.reg.Remove("10.42.20.0-24")
@@ -119,14 +119,14 @@ func TestGraceAmongChanges(t *testing.T) {
 		w.reg.Remove("10.42.20.0-24")
 		elapse(500 * time.Millisecond)
 		w.reg.Remove("10.42.21.0-24")
-		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		w.reg.Put("10.42.9.0-24", value(third, 9), ttl)
 		elapse(100 * time.Millisecond)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.20.0/24", "10.42.21.0/24")
 		if n := w.status().Leases; n != 3 {
 			t.Errorf("status counts %d leases, the registry has 3", n)
 		}
 		w.reg.SetHistory(0) // all is listed again
-		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+		w.reg.Put("10.42.9.0-24", value(third, 9), ttl)
 		elapse(300 * time.Millisecond)
 		w.expect(0)
 		elapse(200 * time.Millisecond)
