@@ -410,3 +410,28 @@ func TestFollowMarksStaleLeases(t *testing.T) {
 		})
 	}
 }
+
+// A peer that was forgotten, and whose key is there again and says nothing that can be
+// read, is not stale any more: nobody else gets its address.
+func TestFollowBadEntryIsNotStale(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Fail(errAway)
+		elapse(time.Minute)
+		w.reg.Wipe()
+		w.reg.Fail(nil)
+		elapse(10 * time.Second)
+		w.reg.Fail(errAway)
+		elapse(time.Second)
+		w.reg.Put("10.42.8.0-24", "{", 0)
+		w.reg.SetHistory(0) // all is listed again
+		w.reg.Fail(nil)
+		elapse(10 * time.Second)
+		w.take()
+		w.reg.Put("10.42.9.0-24", value(them, 8), 0)
+		elapse(time.Second)
+		views := w.take()
+		if len(views) != 1 || len(views[0].Peers) != 2 || views[0].Peers[0].Stale {
+			t.Fatalf("views %+v\n%s", views, w.log)
+		}
+	})
+}

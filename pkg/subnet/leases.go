@@ -39,7 +39,7 @@ func (f *follower) load(listing registry.Listing) {
 		}
 		old, was := f.leases[b.Subnet]
 		if _, is := leases[b.Subnet]; was && !is {
-			leases[b.Subnet] = old // what the key said last stays in force
+			leases[b.Subnet] = there(old) // what the key said last stays in force
 		}
 	}
 	f.complainOfMore()
@@ -135,6 +135,16 @@ func (f *follower) apply(ev registry.Event) {
 		f.known = false
 		f.tendSoon()
 	}
+}
+
+// there returns a lease that the registry has again, whatever its key says now.
+func there(l *lease.Lease) *lease.Lease {
+	if !l.Stale {
+		return l
+	}
+	again := *l
+	again.Stale = false
+	return &again
 }
 
 // stale returns a copy of a lease that the registry has no longer.
