@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/lab"
 )
 
@@ -315,12 +316,19 @@ func (s *siege) well() error {
 			return err
 		}
 	}
-	if s.backend == "vxlan" {
-		all := make([]*member, len(s.daemons))
-		for i, b := range s.daemons {
-			all[i] = b.member
+	if s.backend != "vxlan" {
+		return nil
+	}
+	for _, from := range s.daemons {
+		state := s.snapshot(from.Host, "10.42.0.0/16", "flannel.1")
+		for _, to := range s.daemons {
+			if from == to {
+				continue
+			}
+			if mac, err := leadsTo(state, to.subnet, to.addr); err != nil || mac != dataplane.MAC(to.mac) {
+				return fmt.Errorf("%s to %s: frames for %s: %w", from.Name, to.Name, mac, err)
+			}
 		}
-		return s.sound(all)
 	}
 	return nil
 }
