@@ -259,8 +259,8 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	[ -z '$(RACE)' ] || ! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list $(RACE)); \
 	rest=$$($(GO) list ./... | grep -vxF "$${race:-none}"); \
 	{ failed=0; \
-	  [ -z "$$race" ] || CGO_ENABLED=1 $(GO) test -v -race -vet=off -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$race || failed=1; \
-	  $(GO) test -v -vet=off -p 1 -count=1 -timeout 20m $(TESTFLAGS) $$rest || failed=1; \
+	  [ -z "$$race" ] || CGO_ENABLED=1 $(GO) test -v -race -vet=off -p 1 -count=1 -timeout 30m $(TESTFLAGS) $$race || failed=1; \
+	  $(GO) test -v -vet=off -p 1 -count=1 -timeout 30m $(TESTFLAGS) $$rest || failed=1; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	[ $$status = 0 ] || { echo 'make test: FAILED, see above' >&2; exit 1; }
