@@ -285,6 +285,7 @@ func TestFollowBadEntries(t *testing.T) {
 func TestFollowJunk(t *testing.T) {
 	following1(t, func(w *following) {
 		const n = 5000
+		w.reg.SetHistory(2 * n) // so that all come as events, whoever runs first
 		junk := func(i int) string { return fmt.Sprintf("junk\nlevel=ERROR msg=forged %d", i) }
 		for i := range n {
 			w.reg.Put(junk(i), "x", 0)
