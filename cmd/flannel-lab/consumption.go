@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/iptables"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/nftables"
+	"flanneld/pkg/subnetenv"
 )
 
 // consumption measures what the daemon needs: disk, memory, CPU, and time to start.
@@ -87,7 +91,7 @@ func end(ctx context.Context, h *lab.Host, s syscall.Signal) error {
 	return err
 }
 
-// forget ends flanneld on a host and removes all that it leaves: the lease, the subnet file, the devices.
+// forget ends flanneld on a host and removes all that it leaves: the lease, the files, the devices, the rules.
 func (b *bench) forget(ctx context.Context, o overlay, h *lab.Host) error {
 	if err := end(ctx, h, syscall.SIGTERM); err != nil {
 		return err
@@ -97,7 +101,10 @@ func (b *bench) forget(ctx context.Context, o overlay, h *lab.Host) error {
 		return err
 	}
 	key := fmt.Sprintf("%s/subnets/%s-%d", o.prefix, env.Subnet.Masked().Addr(), env.Subnet.Bits())
-	if err := errors.Join(b.lab.Etcd.Delete(ctx, key), os.Remove(h.SubnetFile)); err != nil {
+	if err := errors.Join(b.lab.Etcd.Delete(ctx, key), os.Remove(h.SubnetFile), os.Remove(subnetenv.ClaimPath(h.SubnetFile))); err != nil {
+		return err
+	}
+	if err := h.Do(func() error { return removeRules(ctx, firewall.Overlay{Network: o.network, Subnet: env.Subnet}) }); err != nil {
 		return err
 	}
 	state, err := overlayOf(h, o.network)
@@ -114,6 +121,25 @@ func (b *bench) forget(ctx context.Context, o overlay, h *lab.Host) error {
 		errs = append(errs, k.Apply(deletions(state, link, dataplane.KindLink))...)
 	}
 	return errors.Join(errs...)
+}
+
+// removeRules removes an overlay's packet filter rules from this network namespace.
+func removeRules(ctx context.Context, o firewall.Overlay) error {
+	owner := firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}}
+	byCommand, err := iptables.New(iptables.IPv4)
+	if err == nil {
+		_, err = byCommand.Sync(ctx, owner, nil)
+	}
+	if !errors.Is(err, iptables.ErrNotFound) {
+		return err
+	}
+	tables, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	defer tables.Close()
+	_, err = tables.Sync(ctx, nftables.IPv4, owner, nil)
+	return err
 }
 
 func medianAndWorst(all []time.Duration) string {
