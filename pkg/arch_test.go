@@ -47,7 +47,7 @@ var mayImport = map[string][]string{
 	"registry/etcdv2":       {"lease", "registry", "registry/etcd"},
 	"registry/etcdv3":       {"lease", "registry", "registry/etcd", "pace"},
 	"registry/memory":       {"lease", "registry"},
-	"registry/registrytest": {"lease", "registry"},
+	"registry/registrytest": {"lease", "registry", "registry/etcd", "registry/etcdtest"},
 	"registry/etcdtest":     {},
 	"subnet":                {"registry", "lease", "condition", "pace"},
 	"kernel":                {"dataplane", "host", "pace"},

@@ -126,7 +126,7 @@ func (m *mayhem) deleteLease(v *victim) {
 	}
 }
 
-// newAddress gives one that no host has had.
+// newAddress returns one that no host has had.
 func (m *mayhem) newAddress(v *victim) netip.Addr {
 	m.addresses++
 	v.addr = netip.AddrFrom4([4]byte{10, 99, 201 + byte(m.addresses/250), byte(m.addresses % 250)})

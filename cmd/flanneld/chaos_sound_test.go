@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// look tells what is wrong with the networks.
+// look returns what is wrong with the networks.
 func (m *mayhem) look() error {
 	for _, n := range chaosNetworks {
 		all := m.in(n)

@@ -33,7 +33,7 @@ func bgp(h *lab.Host, i int) dataplane.Op {
 	}
 }
 
-// openKernel gives access to the kernel of a host until the test ends.
+// openKernel opens the kernel of a host until the test ends.
 func (c *cluster) openKernel(h *lab.Host) (k *kernel.Kernel) {
 	c.t.Helper()
 	c.must(h.Do(func() (err error) {

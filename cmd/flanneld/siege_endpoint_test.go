@@ -110,7 +110,7 @@ func (p *proxy) accept(ctx context.Context) {
 	}
 }
 
-// Accept gives the server what it is to answer.
+// Accept implements net.Listener: it returns the connections that the proxy answers itself.
 func (p *proxy) Accept() (net.Conn, error) {
 	if conn, ok := <-p.taken; ok {
 		return conn, nil

@@ -95,8 +95,8 @@ func (s *siege) injectFromPeer(ctx context.Context, n *atomic.Int64) error {
 	return s.inject(ctx, n, &s.daemons[4].Endpoint, "from a peer's other port", 0)
 }
 
-// injectFromContainer is any container. Masquerading gives its packets the host's
-// address, and sometimes leaves them their port, which is the tunnel's here.
+// injectFromContainer sends from a container. After masquerading the packets come from the host's
+// address and may keep their port, which is the tunnel's here.
 func (s *siege) injectFromContainer(ctx context.Context, n *atomic.Int64) error {
 	if s.port == 0 {
 		return nil

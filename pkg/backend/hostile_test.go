@@ -41,8 +41,8 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// FuzzPeers gives each backend two peers of whatever values: all that is wanted lies within
-// the network and leads to a peer, whatever the values say, and who is left out is named.
+// FuzzPeers plans each backend with two peers of arbitrary values: every object that is wanted
+// lies within the network and leads to a peer, and a peer that is left out is named.
 func FuzzPeers(f *testing.F) {
 	for i, e := range hostile {
 		f.Add(e.key, e.value, vxlanPeers[i%3].key, vxlanPeers[i%3].value)

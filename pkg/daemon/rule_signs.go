@@ -12,7 +12,7 @@ import (
 // signsCondition is the ID of conditions; behind it is who cannot tell.
 const signsCondition = "packet-filter-changes/"
 
-// signs tells that somebody may have changed rules, until ctx ends.
+// signs returns a channel that signals possible changes of rules until ctx ends.
 func (r *rules) signs(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	go r.listen(ctx, out, "iptables", func(ctx context.Context) (<-chan struct{}, error) {
@@ -34,7 +34,7 @@ func (r *rules) signs(ctx context.Context) <-chan struct{} {
 	return out
 }
 
-// watchTables tells that tables of iptables-legacy come or go, for a while, where its commands are
+// watchTables signals for a while when tables of iptables-legacy come or go, where its commands are
 // not there and so perhaps not their lock: who writes them may be in another container.
 func (r *rules) watchTables(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{})

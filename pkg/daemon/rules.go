@@ -209,7 +209,7 @@ func (r *rules) slow() bool {
 	return byIPTables || r.standIn != nil
 }
 
-// look makes the rules right and gives the time until the next look.
+// look makes the rules right and returns the time until the next look.
 func (r *rules) look(ctx context.Context) time.Duration {
 	set := r.set
 	changes, err := r.sync(ctx)

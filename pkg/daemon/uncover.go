@@ -56,7 +56,7 @@ func (d *daemon) uncover(wanted []host.Need) {
 	}
 }
 
-// warnOfNameServers tells of routes of an earlier run that lead to name servers, which are
+// warnOfNameServers warns about routes of an earlier run that lead to name servers, which are
 // asked for names before etcd can be. They may be in containers, so nothing is removed.
 func (d *daemon) warnOfNameServers() {
 	for _, l := range d.leftovers(nameServers()) {

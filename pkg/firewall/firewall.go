@@ -137,14 +137,13 @@ func Rules(o Options) []Chain {
 	return chains
 }
 
-// outOfTheOverlay drops what containers send to the tunnel's port of hosts. It would be
-// taken for a packet of the tunnel: by anybody with VXLAN, and where the port that it comes
-// from counts, as soon as source NAT gives it that of the tunnel. Then the answers of the
-// peer's tunnel would reach the container, too, and the tunnel's own packets would get
-// another port.
+// outOfTheOverlay drops packets from containers to the tunnel's port of hosts, which would
+// accept them as packets of the tunnel: VXLAN from any source port, udp once source NAT has
+// assigned the tunnel's port to them. NAT would then also deliver the peer's packets to the
+// container, and assign another port to the tunnel itself.
 //
-// What is not from the overlay is let alone, for this host may be the router of others, and so
-// is what stays in it: a container may run an overlay of its own.
+// Packets from outside the overlay are not matched, because this host may be a router, nor are
+// packets that stay in it, because a container may run an overlay of its own.
 func (o Options) outOfTheOverlay() []Rule {
 	if o.Tunnel.Port == 0 {
 		return nil

@@ -31,13 +31,13 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 // peer tells whether a lease, nil for none, is one of own's peers.
 func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnet != own.Subnet && !l.Leaving }
 
-// Edit gives the view that follows v when nothing but own and the leases of some
-// subnets may have changed, and tells whether it says anything else than v. That a peer's
-// lease was made again, or is stale or no longer, is news only where another one may claim
-// the same: the older one keeps it. now
-// gives a subnet's lease, or nil. It is what NewView would make of all leases, at
-// the cost of copying the pointers; a peer that says what it said in v, and is as old
-// and as stale, stays the same pointer.
+// Edit returns the view that follows v when only own and the leases of some subnets may have
+// changed, and reports whether it differs from v. now returns a subnet's lease, or nil. The
+// result is that of NewView for all leases, at the cost of copying the pointers; an unchanged
+// peer stays the same pointer.
+//
+// A lease that was created again, or became stale or valid, is a difference only where another
+// one may claim the same values, because the older one keeps them.
 func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Lease) (View, bool) {
 	// What was our own may be a peer's now, and the other way round.
 	subnets = append(slices.Clone(subnets), v.Own.Subnet, own.Subnet)

@@ -35,7 +35,7 @@ func (d Descriptor) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// wait returns when there is room, or an error that the next write tells.
+// wait returns when there is room, or when the next write would fail.
 func (d Descriptor) wait() error {
 	for {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(d), Events: unix.POLLOUT}}, -1)

@@ -370,8 +370,8 @@ func elementAddress(element []byte) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// described gives expressions a form in which those that do the same are equal. Those that
-// a lock does not have are equal to none.
+// described returns expressions in a form in which equal effects compare equal. Expressions
+// that a lock does not have compare equal to none.
 func described(list []expression) (all []string) {
 	for _, x := range list {
 		u := func(kind uint16) uint32 { return x.data[kind].u32() }

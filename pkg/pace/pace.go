@@ -1,5 +1,5 @@
-// Package pace gives loops that others drive a floor of time per turn: what comes after a quiet
-// time is dealt with at once, and what comes in quick succession ever more slowly.
+// Package pace limits how often a loop turns that is driven from outside: the first turn after a
+// quiet time is immediate, the following ones are delayed more and more.
 //
 // It does not wait itself. Invariant: however often it is asked, there are at most a few turns
 // in a row, and then one in each Most.

@@ -22,7 +22,7 @@ import (
 	"flanneld/pkg/registry/etcdv3"
 )
 
-// enableAuth gives root a password, by etcd's JSON gateway, and nobody else any right.
+// enableAuth sets root's password by etcd's JSON gateway, and grants nobody else any right.
 func enableAuth(t *testing.T, etcd *etcdtest.Etcd, password string) {
 	t.Helper()
 	for _, step := range []struct {

@@ -40,8 +40,8 @@ type Options struct {
 	Connecting func(netip.Addr)
 }
 
-// Announce tells Connecting of an address as net.Dialer's Control has it; those of unix
-// sockets are none.
+// Announce calls Connecting with an address in the form of net.Dialer's Control, except for unix
+// sockets.
 func (o Options) Announce(address string) {
 	if to, err := netip.ParseAddrPort(address); err == nil && o.Connecting != nil {
 		o.Connecting(to.Addr().Unmap())

@@ -83,7 +83,7 @@ func (a *Authority) Issue(name string, change ...func(*x509.Certificate)) (certF
 	return a.write(name+".pem", "CERTIFICATE", a.create(cert, key)), a.write(name+"-key.pem", "EC PRIVATE KEY", der)
 }
 
-// Replace gives a file the contents of another, as renewing a certificate in place does.
+// Replace copies a file over another, as renewing a certificate in place does.
 func Replace(t testing.TB, file, from string) {
 	t.Helper()
 	text, err := os.ReadFile(from)

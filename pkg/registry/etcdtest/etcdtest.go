@@ -37,6 +37,17 @@ func StartEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	return e
 }
 
+// StartSecured starts an etcd that speaks TLS, and wants certificates of clientCA unless that is
+// empty.
+func StartSecured(t testing.TB, certFile, keyFile, clientCA string) *Etcd {
+	t.Helper()
+	return StartEtcd(t, func(c *embed.Config) {
+		c.ListenClientUrls[0].Scheme = "https"
+		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = certFile, keyFile
+		c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = clientCA != "", clientCA
+	})
+}
+
 // NewEtcd reserves the address of an etcd that is not started yet.
 func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	t.Helper()

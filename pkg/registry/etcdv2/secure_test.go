@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/registry/registrytest"
 )
 
 func TestTLS(t *testing.T) {
@@ -93,85 +92,8 @@ func TestRenewedCA(t *testing.T) {
 	}
 }
 
-// TestRenewedWhileRunning: etcd's certificate is renewed by the same CA, then everything by
-// another one, and files that are broken in between change nothing.
 func TestRenewedWhileRunning(t *testing.T) {
-	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
-	cert, key := ca.Issue("server")
-	clientCert, clientKey := ca.Issue("client")
-	etcd := etcdtest.StartEtcd(t, func(c *embed.Config) {
-		c.ListenClientUrls[0].Scheme = "https"
-		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = cert, key
-		c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = true, ca.File
-	})
-	var mu sync.Mutex
-	var told error
-	r := open(t, etcdv2.Options{
-		Endpoints: []string{etcd.URL}, Prefix: prefix, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
-		OnFiles: func(err error) { mu.Lock(); defer mu.Unlock(); told = err },
-	})
-	wrong := func() bool { mu.Lock(); defer mu.Unlock(); return told != nil }
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	index := list(t, r).Index
-	goesOn := func(when string) {
-		t.Helper()
-		etcd.Stop()
-		etcd.Start(t)
-		eventually(t, when+": the lease is renewed", func() bool {
-			l, err := r.Update(timeout(t), made, attrs7, time.Hour)
-			if errors.Is(err, registry.ErrConflict) { // done, and the answer lost
-				ev, gerr := r.Get(timeout(t), subnet7)
-				l, err = ev.Lease, gerr
-			}
-			if err == nil {
-				made = l
-			}
-			return err == nil
-		})
-		eventually(t, when+": the renewal is seen", func() bool {
-			events, next, err := r.Watch(timeout(t), index)
-			if err == nil {
-				index = next
-			}
-			return err == nil && len(events) > 0 && events[len(events)-1].Lease.Revision == made.Revision
-		})
-	}
-	goesOn("the same files")
-	ca.Issue("server")
-	goesOn("a new certificate of the same CA")
-	if wrong() {
-		t.Errorf("told %v", told)
-	}
-	for _, file := range []string{ca.File, clientCert, clientKey} {
-		good, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte("-----BEGIN"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) || !wrong() {
-			t.Errorf("broken %s: told %v; config %v", file, told, err)
-		}
-		if file != ca.File { // which is etcd's too
-			goesOn("broken " + file)
-		}
-		if err := os.WriteFile(file, good, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	newCert, newKey := other.Issue("server")
-	newClientCert, newClientKey := other.Issue("client")
-	for file, from := range map[string]string{ca.File: other.File, cert: newCert, key: newKey, clientCert: newClientCert, clientKey: newClientKey} {
-		etcdtest.Replace(t, file, from)
-	}
-	goesOn("everything of a new CA")
-	if wrong() {
-		t.Errorf("told %v", told)
-	}
+	registrytest.RunRenewal(t, func(t testing.TB, o etcdv2.Options) registry.Registry { return open(t, o) })
 }
 
 func TestBasicAuth(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,16 +15,8 @@ import (
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/registry/registrytest"
 )
-
-// secured starts an etcd that speaks TLS.
-func secured(t *testing.T, certFile, keyFile, clientCA string) *etcdtest.Etcd {
-	return etcdtest.StartEtcd(t, func(c *embed.Config) {
-		c.ListenClientUrls[0].Scheme = "https"
-		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = certFile, keyFile
-		c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = clientCA != "", clientCA
-	})
-}
 
 func TestTLS(t *testing.T) {
 	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
@@ -38,7 +29,7 @@ func TestTLS(t *testing.T) {
 		if mutual {
 			clientCA = ca.File
 		}
-		etcd := secured(t, serverCert, serverKey, clientCA)
+		etcd := etcdtest.StartSecured(t, serverCert, serverKey, clientCA)
 		for _, c := range []struct {
 			name string
 			o    etcdv3.Options
@@ -85,7 +76,7 @@ func TestCertificatesInTime(t *testing.T) {
 	ca := etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("server")
 	clientCert, clientKey := ca.Issue("client", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	etcd := secured(t, cert, key, ca.File)
+	etcd := etcdtest.StartSecured(t, cert, key, ca.File)
 	caFile := t.TempDir() + "/ca.pem"
 	copyFile := func(from string) {
 		t.Helper()
@@ -121,81 +112,8 @@ func TestCertificatesInTime(t *testing.T) {
 	})
 }
 
-// TestRenewedWhileRunning: etcd's certificate is renewed by the same CA, then everything by
-// another one, and files that are broken in between change nothing.
 func TestRenewedWhileRunning(t *testing.T) {
-	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
-	cert, key := ca.Issue("server")
-	clientCert, clientKey := ca.Issue("client")
-	etcd := secured(t, cert, key, ca.File)
-	var mu sync.Mutex
-	var told error
-	r := open(t, etcdv3.Options{
-		Endpoints: []string{etcd.URL}, Prefix: prefix, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
-		OnFiles: func(err error) { mu.Lock(); defer mu.Unlock(); told = err },
-	})
-	wrong := func() bool { mu.Lock(); defer mu.Unlock(); return told != nil }
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	index := list(t, r).Index
-	goesOn := func(when string) {
-		t.Helper()
-		etcd.Stop()
-		etcd.Start(t)
-		eventually(t, when+": the lease is renewed", func() bool {
-			l, err := r.Update(timeout(t), made, attrs7, time.Hour)
-			if errors.Is(err, registry.ErrConflict) { // done, and the answer lost
-				ev, gerr := r.Get(timeout(t), subnet7)
-				l, err = ev.Lease, gerr
-			}
-			if err == nil {
-				made = l
-			}
-			return err == nil
-		})
-		eventually(t, when+": the renewal is seen", func() bool {
-			events, next, err := r.Watch(timeout(t), index)
-			if err == nil {
-				index = next
-			}
-			return err == nil && len(events) > 0 && events[len(events)-1].Lease.Revision == made.Revision
-		})
-	}
-	goesOn("the same files")
-	ca.Issue("server")
-	goesOn("a new certificate of the same CA")
-	if wrong() {
-		t.Errorf("told %v", told)
-	}
-	for _, file := range []string{ca.File, clientCert, clientKey} {
-		good, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte("-----BEGIN"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) || !wrong() {
-			t.Errorf("broken %s: told %v; config %v", file, told, err)
-		}
-		if file != ca.File { // which is etcd's too
-			goesOn("broken " + file)
-		}
-		if err := os.WriteFile(file, good, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	newCert, newKey := other.Issue("server")
-	newClientCert, newClientKey := other.Issue("client")
-	for file, from := range map[string]string{ca.File: other.File, cert: newCert, key: newKey, clientCert: newClientCert, clientKey: newClientKey} {
-		etcdtest.Replace(t, file, from)
-	}
-	goesOn("everything of a new CA")
-	if wrong() {
-		t.Errorf("told %v", told)
-	}
+	registrytest.RunRenewal(t, func(t testing.TB, o etcdv3.Options) registry.Registry { return open(t, o) })
 }
 
 // enableAuth gives root a password, and nobody else any right.
