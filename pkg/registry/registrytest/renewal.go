@@ -1,0 +1,131 @@
+package registrytest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/registry/etcdtest"
+)
+
+// RunRenewal runs a registry over TLS while etcd's certificate is renewed by the same CA, then
+// everything by another one. Files that are broken in between change nothing.
+func RunRenewal(t *testing.T, open func(testing.TB, etcd.Options) registry.Registry) {
+	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
+	cert, key := ca.Issue("server")
+	clientCert, clientKey := ca.Issue("client")
+	server := etcdtest.StartSecured(t, cert, key, ca.File)
+	var mu sync.Mutex
+	var told error
+	r := renewed{T: t, server: server, Registry: open(t, etcd.Options{
+		Endpoints: []string{server.URL}, Prefix: "/coreos.com/network",
+		CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
+		OnFiles: func(err error) { mu.Lock(); defer mu.Unlock(); told = err },
+	})}
+	wrong := func() bool { mu.Lock(); defer mu.Unlock(); return told != nil }
+	r.begin()
+	r.goesOn("the same files")
+	ca.Issue("server")
+	r.goesOn("a new certificate of the same CA")
+	if wrong() {
+		t.Errorf("told %v", told)
+	}
+	for _, file := range []string{ca.File, clientCert, clientKey} {
+		good, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte("-----BEGIN"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Config(r.timeout()); !errors.Is(err, registry.ErrNoConfig) || !wrong() {
+			t.Errorf("broken %s: told %v; config %v", file, told, err)
+		}
+		if file != ca.File { // which is etcd's too
+			r.goesOn("broken " + file)
+		}
+		if err := os.WriteFile(file, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newCert, newKey := other.Issue("server")
+	newClientCert, newClientKey := other.Issue("client")
+	for file, from := range map[string]string{ca.File: other.File, cert: newCert, key: newKey, clientCert: newClientCert, clientKey: newClientKey} {
+		etcdtest.Replace(t, file, from)
+	}
+	r.goesOn("everything of a new CA")
+	if wrong() {
+		t.Errorf("told %v", told)
+	}
+}
+
+// renewed is a registry with one lease, and its etcd.
+type renewed struct {
+	*testing.T
+	registry.Registry
+	server   *etcdtest.Etcd
+	revision uint64
+	index    uint64
+}
+
+func (r *renewed) timeout() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	r.Cleanup(cancel)
+	return ctx
+}
+
+func (r *renewed) begin() {
+	r.Helper()
+	made, err := r.Create(r.timeout(), subnet7, attrs(7), time.Hour)
+	if err != nil {
+		r.Fatal(err)
+	}
+	listing, err := r.List(r.timeout())
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.revision, r.index = made.Revision, listing.Index
+}
+
+// goesOn restarts etcd, so that it reads its files, and wants the lease to be renewed, and that
+// to be seen.
+func (r *renewed) goesOn(when string) {
+	r.Helper()
+	r.server.Stop()
+	r.server.Start(r)
+	r.eventually(when+": the lease is renewed", func() bool {
+		ev, err := r.Get(r.timeout(), subnet7)
+		if err != nil {
+			return false
+		}
+		l, err := r.Update(r.timeout(), ev.Lease, attrs(7), time.Hour)
+		if err == nil {
+			r.revision = l.Revision
+		}
+		return err == nil
+	})
+	r.eventually(when+": the renewal is seen", func() bool {
+		events, next, err := r.Watch(r.timeout(), r.index)
+		if err == nil {
+			r.index = next
+		}
+		return err == nil && len(events) > 0 && events[len(events)-1].Lease.Revision == r.revision
+	})
+}
+
+func (r *renewed) eventually(what string, ok func() bool) {
+	r.Helper()
+	deadline := time.After(30 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			r.Fatal("not so in time: " + what)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
