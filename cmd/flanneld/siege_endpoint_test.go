@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"flanneld/pkg/lab"
 )
 
 const (
@@ -124,12 +125,7 @@ func (p *proxy) pass(ctx context.Context, near net.Conn) {
 	if err != nil {
 		return
 	}
-	defer far.Close()
-	go func() {
-		io.Copy(far, near)
-		far.Close()
-	}()
-	io.Copy(near, far)
+	lab.Relay(near, far)
 }
 
 // cut ends all connections.

@@ -17,8 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
-
 	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
@@ -340,52 +338,6 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	return o, own, listing, nil
 }
 
-// wroteSubnetFile is called when the subnet file says something else than before in this
-// run. Docker reads it at its start only.
-func (d *daemon) wroteSubnetFile(first, changed bool) {
-	if changed && (!first || d.former.Subnet.IsValid()) {
-		d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
-	}
-	if first {
-		d.announce()
-	}
-}
-
-// announce tells that the network is there.
-func (d *daemon) announce() {
-	d.health.ready.Store(true)
-	d.notifyReady()
-	view := d.view.Load()
-	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
-	d.checks.trigger()
-	close(d.lock.ready)
-}
-
-// notifyReady tells systemd, which waits for it.
-func (d *daemon) notifyReady() {
-	const id = "systemd/ready"
-	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
-		d.conditions.Set(condition.Condition{
-			ID: id, Severe: true, Text: "cannot tell systemd that the network is ready, will retry", Fields: []any{"err", err},
-		})
-		time.AfterFunc(notifyRetry, d.notifyReady)
-		return
-	}
-	d.conditions.End(id)
-}
-
-// live tells systemd's watchdog that this process makes progress.
-func (d *daemon) live() {
-	const id = "systemd/watchdog"
-	if _, err := sd.SdNotify(false, sd.SdNotifyWatchdog); err != nil {
-		d.conditions.Set(condition.Condition{
-			ID: id, Severe: true, Text: "cannot tell systemd's watchdog that flanneld works, will retry", Fields: []any{"err", err},
-		})
-		return
-	}
-	d.conditions.End(id)
-}
-
 // release gives the lease back, so that another host may have the subnet at once.
 // What the kernel holds stays. A reservation is the operator's.
 func (d *daemon) release() {
@@ -431,76 +383,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 	}
 }
 
-// watch turns the kernel's events into passes until they end.
-func (d *daemon) watch(events <-chan kernel.Event) {
-	for {
-		select {
-		case e, ok := <-events:
-			if !ok {
-				return
-			}
-			d.heard(e)
-		case <-d.choice.C:
-			d.choice.rang()
-			d.facts.stale()
-			d.lock.trigger()
-			d.files.trigger()
-			d.loop.Trigger()
-		}
-	}
-}
-
-func (d *daemon) heard(e kernel.Event) {
-	d.log.Debug("the kernel reports changes", "of", e)
-	if e&(kernel.Candidates|kernel.Routes|kernel.Uplink|kernel.Overflow) != 0 {
-		d.checks.trigger()
-	}
-	if e&kernel.Routes != 0 && d.facts.needy() {
-		d.choice.within(d.facts.pause()) // how what is needed is reached may be another way now
-	}
-	if e&(kernel.Uplink|kernel.Overflow) != 0 {
-		d.facts.stale()
-		d.lock.trigger()
-		d.files.trigger()
-	} else if e&kernel.Candidates != 0 {
-		d.choice.within(d.facts.pause())
-	}
-	switch {
-	case e&kernel.Uplink != 0: // not for links of our own: what we try on them is an event, too
-		d.loop.Retry()
-	case e != kernel.Candidates:
-		d.loop.Reread()
-	}
-}
-
-// follow takes a new view from the registry.
-func (d *daemon) follow(v lease.View) {
-	before := d.view.Swap(&v)
-	d.lock.follow(v)
-	d.loop.Trigger()
-	if before.Own.Subnet != v.Own.Subnet {
-		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
-		d.rules.trigger()
-		d.checks.trigger()
-		d.files.trigger()
-	}
-}
-
 // overlay is what the packet filter's rules are about.
 func (d *daemon) overlay() firewall.Overlay {
 	return firewall.Overlay{Network: d.net.Network, Subnet: d.view.Load().Own.Subnet}
-}
-
-// subnetEnv is what the subnet file is to say. The MTU is missing while the facts are.
-func (d *daemon) subnetEnv() (subnetenv.Env, error) {
-	env := subnetenv.Env{
-		Network: d.net.Network,
-		Subnet:  d.view.Load().Own.Subnet,
-		IPMasq:  d.options.Rules.Masquerade,
-	}
-	f, err := d.facts.latest()
-	if err == nil {
-		env.MTU = d.net.MTU(f)
-	}
-	return env, err
 }

@@ -142,7 +142,7 @@ func (k *Kernel) defaultRoutes() (all []routeEntry, err error) {
 		if !ok || b[0] != unix.AF_INET {
 			return true
 		}
-		if e, ok := parseRouteTo(dst, b); ok && dst.Bits() == 0 && !e.route.Blackhole {
+		if e, ok := parseRoute(dst, b); ok && dst.Bits() == 0 && !e.route.Blackhole {
 			all = append(all, e)
 		}
 		return dst.Addr().IsUnspecified()

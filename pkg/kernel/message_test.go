@@ -27,7 +27,11 @@ func TestRequestsReadBack(t *testing.T) {
 		{"10.5.2.0/24", dataplane.Route{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70, NextHop: 0x8a050200}},
 	} {
 		key := dataplane.RouteKey{Dst: netip.MustParsePrefix(c.dst), Metric: 7}
-		e, ok := parseRoute(body(func(r *requests) { r.route(dataplane.Put, key, c.route, 42) }))
+		b := body(func(r *requests) { r.route(dataplane.Put, key, c.route, 42) })
+		e, ok := parseRoute(key.Dst, b)
+		if dst, main := mainRoute(b); dst != key.Dst || !main {
+			t.Errorf("%s: read back %v %v", c.dst, dst, main)
+		}
 		want, wantIndex := c.route, 42
 		if want.NextHop != 0 { // says the rest
 			want.Via, want.OnLink, wantIndex = netip.Addr{}, false, 0
@@ -187,7 +191,9 @@ func FuzzMessages(f *testing.F) {
 				h.Type = kind
 				w.event(h, body)
 			}
-			parseRoute(body)
+			if dst, ok := mainRoute(body); ok {
+				parseRoute(dst, body)
+			}
 			parseDevice(body)
 			var t TUN
 			t.parse(body)

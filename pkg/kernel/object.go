@@ -130,20 +130,11 @@ type routeEntry struct {
 	source netip.Addr // of packets that say none themselves; invalid: the kernel looks for one
 }
 
-// parseRoute reads a route of the main table, unicast or one of our blackholes;
+// parseRoute reads a route to a destination that mainRoute has read, unicast or one of our blackholes;
 // the index is 0 for these, for one by several links, and where the kernel tells
 // no more than the nexthop object (net.ipv4.nexthop_compat_mode=0). Others'
 // blackholes are none of our business until they stand where a route of ours should.
-func parseRoute(b []byte) (e routeEntry, ok bool) {
-	dst, ok := mainRoute(b)
-	if !ok {
-		return e, false
-	}
-	return parseRouteTo(dst, b)
-}
-
-// parseRouteTo is parseRoute of one to a destination that mainRoute has read.
-func parseRouteTo(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
+func parseRoute(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
 	e.key.Dst = dst
 	typ, tos, srcLen, proto, scope := b[7], b[3], b[2], b[5], b[6] // of struct rtmsg
 	flags := binary.NativeEndian.Uint32(b[8:])

@@ -149,7 +149,7 @@ func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefi
 		if !ok || b[0] != family || !wanted(dst) {
 			return
 		}
-		if e, ok := parseRouteTo(dst, b); ok {
+		if e, ok := parseRoute(dst, b); ok {
 			each(e)
 		}
 	})

@@ -79,14 +79,19 @@ func (e *Etcd) serve(listener net.Listener) {
 			if err != nil {
 				return
 			}
-			defer far.Close()
-			go func() {
-				io.Copy(far, near)
-				far.Close()
-			}()
-			io.Copy(near, far)
+			Relay(near, far)
 		}()
 	}
+}
+
+// Relay copies what arrives at either connection to the other one until one ends, and closes far.
+func Relay(near, far net.Conn) {
+	defer far.Close()
+	go func() {
+		io.Copy(far, near)
+		far.Close()
+	}()
+	io.Copy(near, far)
 }
 
 // close ends what the site has in this process.
