@@ -101,7 +101,10 @@ func TestKernels(t *testing.T) {
 				}
 			}
 			fmt.Printf("linux %s: %d tests passed, %d failed, %d skipped; image %.0f s, boot %.0f s, tests %.0f s\n", r.release,
-				r.all(), r.failed, r.skipped, made.Seconds(), r.boot.Seconds(), (time.Since(begin) - r.boot).Seconds())
+				r.all(), len(r.failed), r.skipped, made.Seconds(), r.boot.Seconds(), (time.Since(begin) - r.boot).Seconds())
+			for _, f := range r.failed { // again: what was said of them is far above
+				fmt.Printf("linux %s: failed: %s\n", r.release, f)
+			}
 		})
 	}
 }
@@ -177,7 +180,8 @@ type report struct {
 	boot                 time.Duration
 	said                 []string // since the last test's result
 	passed               map[string]int
-	failed, skipped      int
+	failed               []string // their packages and names
+	skipped              int
 }
 
 var result = regexp.MustCompile(`^( *)--- (PASS|FAIL|SKIP): (.*)`)
@@ -193,8 +197,7 @@ func (r *report) line(line string) {
 		r.result(m[1], m[2], m[3])
 	case strings.HasPrefix(line, "=== "):
 	case strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: "):
-		r.failed++
-		r.t.Errorf("%s: %s", r.pkg, line)
+		r.fail(line)
 		fallthrough
 	default:
 		r.said = append(r.said, line)
@@ -211,8 +214,7 @@ func (r *report) result(indent, verdict, test string) {
 	case "SKIP":
 		r.skipped++
 	case "FAIL":
-		r.failed++
-		r.t.Errorf("%s %s", r.pkg, test)
+		r.fail(test)
 	}
 	if verdict != "PASS" {
 		for _, s := range r.said {
@@ -224,6 +226,11 @@ func (r *report) result(indent, verdict, test string) {
 	if verdict != "PASS" || indent == "" {
 		r.said = nil
 	}
+}
+
+func (r *report) fail(what string) {
+	r.failed = append(r.failed, r.pkg+" "+what)
+	r.t.Errorf("%s %s", r.pkg, what)
 }
 
 func (r *report) all() (n int) {
