@@ -104,6 +104,7 @@ const (
 // roundTrips pings over each path and gives the round-trip times of the replies by path.
 func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duration) ([][]time.Duration, error) {
 	times := make([][]time.Duration, len(paths))
+	sent := make([]int, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
 		pinger, err := paths[i].from.StartPinger(paths[i].to.Addr, pingEvery)
 		if err != nil {
@@ -111,12 +112,15 @@ func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duratio
 		}
 		err = window(ctx, each)
 		stats := pinger.Stop()
-		if err == nil && stats.Received <= warmUp {
-			err = fmt.Errorf("%d replies to %d pings", stats.Received, stats.Sent)
-		}
+		sent[i] += stats.Sent
 		times[i] = append(times[i], stats.RTTs[min(warmUp, len(stats.RTTs)):]...)
 		return err
 	})
+	for i, t := range times {
+		if err == nil && len(t) == 0 { // of all turns: one in which the machine was busy with something else says nothing
+			err = fmt.Errorf("%s: no more than the first %d replies of each turn, of %d pings", paths[i].name, warmUp, sent[i])
+		}
+	}
 	return times, err
 }
 
