@@ -181,6 +181,7 @@ func (l *Loop) wait(ctx context.Context) error {
 			return ctx.Err()
 		case <-report.C:
 			l.report.flush()
+			report.Reset(l.report.later(time.Now())) // the rest of it, if there is any
 			continue
 		case <-timer.C:
 			l.stale.Store(true)

@@ -487,3 +487,23 @@ func TestManySkippedPeersAreOneLine(t *testing.T) {
 		}
 	})
 }
+
+// TestLinesDueOneAfterAnother: what is gathered of two reasons, due at two times, is said
+// without another pass.
+func TestLinesDueOneAfterAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		for n := range 2 {
+			f.view.Peers = append(f.view.Peers, peer(n))
+			f.Pass()
+			f.run(t, time.Second)
+		}
+		f.view.Peers = nil
+		f.Pass()
+		before := f.kernel.snapshots
+		f.run(t, 10*time.Second)
+		if n := f.said("no longer skipped peers"); n != 2 || f.kernel.snapshots != before {
+			t.Errorf("%d lines and %d readings, log:\n%s", n, f.kernel.snapshots-before, &f.log)
+		}
+	})
+}
