@@ -101,28 +101,38 @@ const (
 	warmUp = 5
 )
 
-// roundTrips pings over each path and gives the round-trip times of the replies by path.
+// roundTrips pings over each path and gives the round-trip times of the replies by path. A turn in which the machine was
+// busy with something else lasts until there are replies that count.
 func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duration) ([][]time.Duration, error) {
 	times := make([][]time.Duration, len(paths))
-	sent := make([]int, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
 		pinger, err := paths[i].from.StartPinger(paths[i].to.Addr, pingEvery)
 		if err != nil {
 			return err
 		}
-		err = window(ctx, each)
-		stats := pinger.Stop()
-		sent[i] += stats.Sent
-		times[i] = append(times[i], stats.RTTs[min(warmUp, len(stats.RTTs)):]...)
+		if err = window(ctx, each); err == nil {
+			err = enough(ctx, pinger)
+		}
+		times[i] = append(times[i], tail(pinger.Stop().RTTs)...)
 		return err
 	})
-	for i, t := range times {
-		if err == nil && len(t) == 0 { // of all turns: one in which the machine was busy with something else says nothing
-			err = fmt.Errorf("%s: no more than the first %d replies of each turn, of %d pings", paths[i].name, warmUp, sent[i])
-		}
-	}
 	return times, err
 }
+
+// enough waits for replies that count.
+func enough(ctx context.Context, pinger *lab.Pinger) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return lab.Poll(ctx, func() error {
+		if stats := pinger.Stats(); len(tail(stats.RTTs)) == 0 {
+			return fmt.Errorf("%d replies to %d pings", stats.Received, stats.Sent)
+		}
+		return nil
+	})
+}
+
+// tail is the replies that count.
+func tail(times []time.Duration) []time.Duration { return times[min(warmUp, len(times)):] }
 
 // containerPath adds a container to the first two hosts of an overlay and waits until they reach each other.
 func containerPath(ctx context.Context, o overlay) (path, error) {
