@@ -28,11 +28,14 @@ const (
 	grace = time.Second
 	// Bounds of the wait between attempts while the registry is away.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
-	// What a watch brings costs one a event, and watchCost beside: a request of etcd's v2 API.
-	// Each second there is watchRate, a few per cent of a processor, and watchBurst at once, as
-	// thousands of hosts cost that join within seconds. A v2 watch that gets behind loses the
-	// history and lists, which costs less.
-	watchCost, watchRate, watchBurst = 20, 2000, 40_000
+	// What a watch or a listing brings costs one an event or lease, and watchCost or listCost
+	// beside: a request of etcd's v2 API, or what begins anew with a listing, such as the
+	// stream of a v3 watch. Each second there is budgetRate, a few per cent of a processor, and
+	// budgetBurst at once, as thousands of hosts cost that join within seconds.
+	watchCost, listCost, budgetRate, budgetBurst = 20, 200, 2000, 40_000
+	// The own lease may be looked at so often at once, and then once in looksEvery: others
+	// write our key seldom, unless it is to harm.
+	looksBurst, looksEvery = 16, 2 * time.Second
 	// ghostTime is how long peers are believed in that a wiped registry does not
 	// know: longer than any of them needs to notice.
 	ghostTime = 2 * time.Minute
@@ -66,10 +69,10 @@ func Follow(ctx context.Context, o Options, own lease.Lease, listing registry.Li
 		fading:   map[netip.Prefix]time.Time{},
 		away:     outage{log: o.Log},
 		watched:  make(chan watchResult, 1),
-		progress: rate.NewLimiter(watchRate, watchBurst),
+		budget:   rate.NewLimiter(budgetRate, budgetBurst),
 		turns:    pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
 		relists:  pace.Pace{First: firstRetry, Most: 2 * lastRetry},
-		looks:    pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
+		looks:    rate.NewLimiter(rate.Every(looksEvery), looksBurst),
 		retry:    stopped(),
 		tend:     stopped(),
 		settle:   stopped(),
@@ -122,17 +125,19 @@ type follower struct {
 	tries   int           // conflicts in a row
 	moving  *acquisition  // of another subnet, because this one was lost; nil: it was not
 	moves   int           // subnets that were lost to other hosts
-	failed  bool          // the last write failed, and that was said
+	failed  int           // writes without an answer in a row; the first was said
 	wait    time.Duration // between attempts, while away
 	gone    time.Time     // when it was lost last
 
 	away     outage
 	watched  chan watchResult
 	watches  sync.WaitGroup
-	progress *rate.Limiter  // of watches that got on
-	turns    pace.Pace      // of those that did not
-	relists  pace.Pace      // because history was lost
-	looks    pace.Pace      // at the own lease
+	budget   *rate.Limiter  // of watches that got on, and of listings
+	held     time.Duration  // how long the budget has held up watches in a row that brought one event
+	turns    pace.Pace      // of those that did not get on
+	relists  pace.Pace      // because history was lost, although all was listed just before
+	listed   bool           // no watch has got on since all was listed
+	looks    *rate.Limiter  // at the own lease
 	retry    *time.Timer    // try the registry again
 	tend     *time.Timer    // look after the own lease
 	fade     *time.Timer    // drop what was deleted
@@ -168,7 +173,7 @@ func (f *follower) run(ctx context.Context) {
 		case <-f.retry.C:
 			f.reconnect(ctx)
 		case <-f.tend.C:
-			f.looks.Turn(time.Now())
+			f.looks.ReserveN(time.Now(), 1)
 			f.tendOwn(ctx)
 		case t := <-f.Terms:
 			f.attrs, f.PublicIP, f.Pool, f.TTL = t.Attrs, t.Attrs.PublicIP, t.Pool, t.TTL
@@ -215,12 +220,13 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 		for _, ev := range r.events {
 			f.apply(ev)
 		}
-		wait := f.progress.ReserveN(time.Now(), min(watchCost+len(r.events), watchBurst)).Delay()
+		wait := f.spend(watchCost + len(r.events))
 		if r.index <= f.index { // what is there already
-			wait = f.turns.Next(time.Now())
+			f.watch(ctx, max(wait, f.turns.Next(time.Now())))
+			return
 		}
-		f.index = r.index
-		f.watch(ctx, wait)
+		f.index, f.listed = r.index, false
+		f.goOn(ctx, len(r.events), wait)
 	case errors.Is(r.err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", r.err)
 		f.relist = true
@@ -231,10 +237,38 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 	}
 }
 
+// goOn watches again, after a wait that the budget asks for, when a watch has brought n events. If
+// such waits have taken as long as a listing would, all is listed: where a watch brings one event,
+// as in etcd's v2 API, a host would else be further and further behind in a storm of changes, until
+// it loses the history. Where it brings more, the wait has gathered what there was.
+func (f *follower) goOn(ctx context.Context, n int, wait time.Duration) {
+	if n == 1 && wait > 0 {
+		f.held += wait
+	} else {
+		f.held = wait
+	}
+	if f.held <= time.Second*time.Duration(listCost+len(f.leases))/budgetRate {
+		f.watch(ctx, wait)
+		return
+	}
+	f.Log.Debug("listing all leases again: they change faster than they are watched", "leases", len(f.leases))
+	f.relist = true
+	f.retry.Reset(f.relistDelay())
+}
+
+// spend takes a cost from the budget, and returns how long to wait until the next request.
+func (f *follower) spend(cost int) time.Duration {
+	return f.budget.ReserveN(time.Now(), min(cost, budgetBurst)).Delay()
+}
+
 // relistDelay spreads the listings of hosts that lost their history by the
 // same event, a few seconds for ten thousand; and paces them if one does not help.
 func (f *follower) relistDelay() time.Duration {
-	spread := between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	f.held = 0
+	spread := f.spend(listCost+len(f.leases)) + between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	if !f.listed {
+		return spread
+	}
 	if wait := f.relists.Next(time.Now()); wait > 0 {
 		spread += between(wait/2, wait)
 	}
@@ -272,7 +306,7 @@ func (f *follower) reconnect(ctx context.Context) {
 			f.lostUnless(ctx, err)
 			return
 		}
-		f.relist = false
+		f.relist, f.listed = false, true
 		f.load(listing)
 		f.known = false
 		if f.away.active() {
@@ -285,7 +319,13 @@ func (f *follower) reconnect(ctx context.Context) {
 }
 
 // tendSoon has the own lease looked after, as soon as may be.
-func (f *follower) tendSoon() { f.tend.Reset(f.looks.Delay(time.Now())) }
+func (f *follower) tendSoon() { f.tend.Reset(f.lookDelay()) }
+
+// lookDelay is how long to wait until the own lease may be looked at again.
+func (f *follower) lookDelay() time.Duration {
+	missing := 1 - f.looks.TokensAt(time.Now())
+	return time.Duration(max(0, missing) * float64(looksEvery))
+}
 
 func (f *follower) lostUnless(ctx context.Context, err error) {
 	if ctx.Err() == nil {

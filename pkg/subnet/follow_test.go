@@ -321,6 +321,121 @@ func TestFollowJunk(t *testing.T) {
 	})
 }
 
+// A host that has more to hear than it can afford, one event a request, lists instead.
+func TestFollowCatchesUp(t *testing.T) {
+	for _, batch := range []int{1, 0} {
+		following1(t, func(w *following) {
+			const peers, rounds = 200, 40
+			w.reg.SetBatch(batch)
+			w.reg.SetHistory(4 * peers * rounds)
+			_, lists := w.asked()
+			for range 2 {
+				for r := range rounds {
+					for i := range peers {
+						w.reg.Put(fmt.Sprintf("10.42.%d.0-24", i+10), value(them, r), ttl)
+					}
+				}
+				w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
+				elapse(time.Second)
+				views := w.take()
+				if len(views) == 0 {
+					t.Fatal("nothing is told")
+				}
+				v := views[len(views)-1]
+				if n := len(v.Peers); n != peers+2 || v.Peers[n-1].Attrs != attrsOf(them, rounds-1) {
+					t.Errorf("batches of %d: %d peers after a second, the last %+v", batch, n, v.Peers[n-1])
+				}
+				w.reg.Remove("10.42.9.0-24")
+				elapse(3 * time.Second)
+				w.take()
+			}
+			if n := lists.Load(); batch == 1 && n == 0 || n > 4 {
+				t.Errorf("batches of %d: %d listings", batch, n)
+			}
+		})
+	}
+}
+
+// A storm that does not end costs a bounded number of requests, and is followed all the same:
+// not far behind, whether or not the registry remembers much.
+func TestFollowStormWithoutEnd(t *testing.T) {
+	const peers, seconds, behind = 200, 20, 500
+	for _, row := range []struct{ history, batch int }{{1000, 1}, {1_000_000, 1}, {1_000_000, 0}} {
+		following1(t, func(w *following) {
+			w.reg.SetBatch(row.batch)
+			w.reg.SetHistory(row.history)
+			asked, lists := w.asked()
+			for i := range 1000 * seconds {
+				w.reg.Put(fmt.Sprintf("10.42.%d.0-24", i%peers+10), value(third, i), ttl)
+				elapse(time.Millisecond)
+				if i < 1000 || i%1000 != 0 {
+					continue
+				}
+				views := w.take()
+				known := views[len(views)-1].Peers[1:]
+				if !recent(known, i, behind) {
+					t.Fatalf("%+v: more than %d changes behind after %d", row, behind, i)
+				}
+			}
+			// At first 1,900 at once; a Watch that has to wait for its event counts twice.
+			if n := asked.Load(); n > 100*seconds+2*1900 {
+				t.Errorf("%+v: %d requests in %d s", row, n, seconds)
+			}
+			if n := lists.Load(); row.batch == 0 && n > 0 || n > 5*seconds {
+				t.Errorf("%+v: %d listings in %d s", row, n, seconds)
+			}
+		})
+	}
+}
+
+// recent reports whether one of the last changes is known.
+func recent(known []*lease.Lease, last, n int) bool {
+	return slices.ContainsFunc(known, func(p *lease.Lease) bool {
+		for i := last - n; i <= last; i++ {
+			if p.Attrs == attrsOf(third, i) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// asked counts the calls that follow the registry, and of these the listings.
+func (w *following) asked() (all, lists *atomic.Int32) {
+	all, lists = new(atomic.Int32), new(atomic.Int32)
+	w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+		if done {
+			return nil
+		}
+		if op == "list" {
+			lists.Add(1)
+		}
+		if op == "list" || op == "watch" {
+			all.Add(1)
+		}
+		return nil
+	})
+	return all, lists
+}
+
+// However often history is lost, a host that hears something in between is not made to wait.
+func TestFollowListsAtOnceIfThatHelps(t *testing.T) {
+	following1(t, func(w *following) {
+		for i := range 20 {
+			w.reg.SetHistory(0)
+			w.reg.Put("10.42.9.0-24", value(them, 2*i), ttl)
+			elapse(500 * time.Millisecond)
+			w.reg.SetHistory(1000)
+			w.reg.Put("10.42.9.0-24", value(them, 2*i+1), ttl)
+			elapse(500 * time.Millisecond)
+			views := w.take()
+			if len(views) != 2 || views[1].Peers[1].Attrs != attrsOf(them, 2*i+1) {
+				t.Fatalf("second %d: %d views", i, len(views))
+			}
+		}
+	})
+}
+
 // However often the registry has no history, it is not asked in a tight loop.
 func TestFollowPacesListings(t *testing.T) {
 	following1(t, func(w *following) {

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
@@ -28,6 +30,7 @@ func newFollower(own lease.Lease, emit func(lease.View)) *follower {
 		ghosts:  map[netip.Prefix]bool{},
 		fading:  map[netip.Prefix]time.Time{},
 		invalid: condition.NewGroup(slog.New(slog.DiscardHandler), slog.LevelWarn, "", ""),
+		looks:   rate.NewLimiter(rate.Every(looksEvery), looksBurst),
 		retry:   stopped(), tend: stopped(), settle: stopped(), fade: stopped(), exorcise: stopped(),
 	}
 }

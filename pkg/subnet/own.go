@@ -36,7 +36,7 @@ func (f *follower) tendOwn(ctx context.Context) {
 	case errors.Is(err, registry.ErrConflict):
 		f.known = false
 		f.tries++
-		f.tend.Reset(max(afterConflict(f.tries), f.looks.Delay(time.Now())))
+		f.tend.Reset(max(afterConflict(f.tries), f.lookDelay()))
 	case errors.Is(err, registry.ErrDenied):
 		f.known = false
 		f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
@@ -48,8 +48,8 @@ func (f *follower) tendOwn(ctx context.Context) {
 	default:
 		// No answer does not mean that nothing was done: look before writing again.
 		f.known = false
-		if !f.failed {
-			f.failed = true
+		f.failed++
+		if f.failed == 1 {
 			f.Log.Warn("cannot renew lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
 		}
 		f.tend.Reset(f.retryDelay())
@@ -173,7 +173,7 @@ func (f *follower) adopt(l lease.Lease) {
 	if !l.SameAs(f.own) {
 		f.changed()
 	}
-	f.own, f.known, f.other, f.failed, f.moving, f.wrote = l, true, false, false, nil, time.Now()
+	f.own, f.known, f.other, f.failed, f.moving, f.wrote = l, true, false, 0, nil, time.Now()
 	f.note(l.Subnet, l.Attrs, l.Attrs, l.Revision)
 }
 
@@ -206,22 +206,22 @@ func (f *follower) due() time.Time {
 func (f *follower) schedule() {
 	switch {
 	case !f.known:
-		f.tend.Reset(max(time.Until(f.fights.next), f.looks.Delay(time.Now())))
+		f.tend.Reset(max(time.Until(f.fights.next), f.lookDelay()))
 	case f.own.Reservation():
 		f.tend.Stop()
 	default:
-		f.tend.Reset(max(time.Until(f.due()), f.looks.Delay(time.Now())))
+		f.tend.Reset(max(time.Until(f.due()), f.lookDelay()))
 	}
 }
 
-// retryDelay is the wait after a write without an answer: a minute, less when
-// the lease would not live that long, misleads peers, or is lost.
+// retryDelay is the wait after a write without an answer: a second and then ever longer, up to a
+// minute, or less when the lease would not live that long, misleads peers, or is lost.
 func (f *follower) retryDelay() time.Duration {
 	left := time.Until(f.own.Expires) / 8
 	if f.own.Attrs != f.attrs || f.moving != nil {
 		left = 0
 	}
-	delay := min(max(left, lastRetry), renewFloor)
+	delay := min(max(left, lastRetry), renewFloor, firstRetry<<min(f.failed-1, 6))
 	return between(delay/2, delay)
 }
 

@@ -128,6 +128,33 @@ func TestOwnKeyDeleted(t *testing.T) {
 	})
 }
 
+// However much was done to the own key in the last minute, by people or by a busy registry, it is
+// renewed before it expires.
+func TestOwnKeyAboutToExpire(t *testing.T) {
+	for _, fail := range []bool{false, true} {
+		following1(t, func(w *following) {
+			for range 10 {
+				w.reg.Put("10.42.7.0-24", value(me, 1), ttl)
+				elapse(3 * time.Second)
+			}
+			var failed atomic.Bool
+			w.reg.SetHook(func(op string, _ netip.Prefix, _ bool) error {
+				if fail && op == "update" && !failed.Swap(true) {
+					return errAway
+				}
+				return nil
+			})
+			w.reg.Put("10.42.7.0-24", value(me, 1), 4*time.Second)
+			before := w.held(w.own.Subnet)
+			elapse(5 * time.Second)
+			if held := w.held(w.own.Subnet); held.Created != before.Created || time.Until(held.Expires) < ttl/2 {
+				t.Errorf("a write fails: %v; the lease became %+v", fail, held)
+			}
+			w.says("own lease is gone", 0)
+		})
+	}
+}
+
 func TestOwnKeyExpiredWhileAway(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Fail(errAway)

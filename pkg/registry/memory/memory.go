@@ -27,6 +27,7 @@ type Registry struct {
 	entries map[string]*entry
 	history []change
 	keep    int           // length of history
+	batch   int           // events that one Watch brings at most; 0: all there are
 	dropped uint64        // index of the last event that is forgotten
 	wake    chan struct{} // closed at each change
 	fail    error
@@ -73,6 +74,13 @@ func (r *Registry) SetHistory(n int) {
 	defer r.mu.Unlock()
 	r.keep = n
 	r.trim()
+}
+
+// SetBatch bounds how many events one Watch brings: 1, as in etcd v2; 0 is no bound.
+func (r *Registry) SetBatch(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.batch = n
 }
 
 // SetHook has h called around each call; nil ends that.
@@ -210,6 +218,9 @@ func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 		}
 		if c.all {
 			return nil, index, fmt.Errorf("all leases were deleted: %w", registry.ErrHistoryLost)
+		}
+		if r.batch > 0 && len(events) == r.batch {
+			break
 		}
 		events, next = append(events, c.event), c.index
 	}
