@@ -127,7 +127,7 @@ func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bo
 	var ms []message
 	have := map[netip.Addr]struct{}{}
 	if sound {
-		if have, err = c.lockPeers(l.Network); err != nil {
+		if have, err = c.lockPeers(l.Network, peers); err != nil {
 			return nil, err
 		}
 	} else {
@@ -330,27 +330,35 @@ func (c *conn) lockSetPlain(table string) (plain bool, err error) {
 	return plain, err
 }
 
-// lockPeers lists the set.
-func (c *conn) lockPeers(network netip.Prefix) (map[netip.Addr]struct{}, error) {
+// lockPeers lists the set. While the kernel makes room in one that has grown, which it does a moment
+// after the writing, a list may leave addresses out. So one without some of the peers is completed by
+// others, as long as they find more.
+func (c *conn) lockPeers(network netip.Prefix, peers map[netip.Addr]struct{}) (map[netip.Addr]struct{}, error) {
 	all := map[netip.Addr]struct{}{}
 	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
-	err := c.ask(message{kind: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, family: IPv4, body: body}, func(_ Family, b []byte) {
-		for kind, list := range fields(b) {
-			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				continue
-			}
-			for _, e := range fields(list) {
-				if a, ok := elementAddress(e); ok {
-					all[a] = struct{}{}
+	for range attempts {
+		before := len(all)
+		err := c.ask(message{kind: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, family: IPv4, body: body}, func(_ Family, b []byte) {
+			for kind, list := range fields(b) {
+				if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+					continue
+				}
+				for _, e := range fields(list) {
+					if a, ok := elementAddress(e); ok {
+						all[a] = struct{}{}
+					}
 				}
 			}
+		})
+		if errors.Is(err, unix.ENOENT) {
+			return nil, errChanged
 		}
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, errChanged
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
+		if err != nil {
+			return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
+		}
+		if len(all) == before || len(missing(peers, all)) == 0 {
+			break
+		}
 	}
 	return all, nil
 }
