@@ -14,6 +14,9 @@ func (r *Registry) SetPoll(d time.Duration) { r.poll = d }
 // SetPage makes listings be read by fewer keys at once.
 func (r *Registry) SetPage(n int64) { r.page = n }
 
+// AvoidTime is for how long a sick endpoint is not asked.
+const AvoidTime = avoidTime
+
 // SetRead has f called before each read.
 func (r *Registry) SetRead(f func(*pb.RangeRequest)) { r.ranges = reads{r.ranges, f} }
 

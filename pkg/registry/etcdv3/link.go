@@ -81,8 +81,7 @@ func newLink(o etcd.Options) (*link, error) {
 	names.InitialState(state)
 	l.conn, err = grpc.NewClient("etcd:///registry",
 		grpc.WithResolvers(names),
-		// A request goes to the next endpoint that is there, each time.
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"`+pickerName+`":{}}]}`),
 		grpc.WithContextDialer(l.dial),
 		grpc.WithNoProxy(),
 		grpc.WithTransportCredentials(handshaker{l}),

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,6 +103,50 @@ func TestFailover(t *testing.T) {
 	other := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "coreos.com/network/"})
 	if _, err := other.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) || !strings.Contains(err.Error(), " coreos.com/network/config") {
 		t.Error(err)
+	}
+}
+
+// An endpoint that takes requests and does not serve them is asked now and then, if there is another.
+func TestSickEndpoint(t *testing.T) {
+	t.Parallel()
+	for name, hangs := range map[string]bool{"refuses": false, "hangs": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			etcd := etcdtest.StartEtcd(t)
+			openBackdoor(t, etcd.URL, prefix).setConfig("{}")
+			var asked atomic.Int32
+			sick := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked.Add(1)
+				if hangs {
+					<-r.Context().Done()
+					return
+				}
+				w.Header().Set("Content-Type", "application/grpc")
+				w.Header().Set("Grpc-Status", "14")
+			}))
+			sick.Config.Protocols = new(http.Protocols)
+			sick.Config.Protocols.SetUnencryptedHTTP2(true)
+			sick.Start()
+			t.Cleanup(sick.Close)
+			r := open(t, etcdv3.Options{Endpoints: []string{sick.URL, etcd.URL}, Prefix: prefix})
+			eventually(t, "both are connected to", func() bool {
+				_, err := r.Config(timeout(t))
+				if err != nil {
+					t.Error(err)
+				}
+				return asked.Load() > 0
+			})
+			begun := time.Now()
+			before := asked.Load()
+			for range 200 {
+				if _, err := r.Config(timeout(t)); err != nil {
+					t.Error(err)
+				}
+			}
+			if n := asked.Load() - before; n > 1+int32(time.Since(begun)/etcdv3.AvoidTime) {
+				t.Errorf("asked %d times in %v", n, time.Since(begun))
+			}
+		})
 	}
 }
 

@@ -1,0 +1,74 @@
+package etcdv3
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/balancer/base"
+	"google.golang.org/grpc/codes"
+)
+
+// avoidTime is for how long an endpoint is asked only if there is no other, after it accepted a
+// request and could not serve it: a member without a leader, or one that hangs.
+const avoidTime = 5 * time.Second
+
+const pickerName = "flanneld_turns"
+
+func init() { balancer.Register(base.NewBalancerBuilder(pickerName, turnsBuilder{}, base.Config{})) }
+
+// turnsBuilder makes pickers that ask the endpoints in turn.
+type turnsBuilder struct{}
+
+// Build implements base.PickerBuilder.
+func (turnsBuilder) Build(info base.PickerBuildInfo) balancer.Picker {
+	if len(info.ReadySCs) == 0 {
+		return base.NewErrPicker(balancer.ErrNoSubConnAvailable)
+	}
+	p := &turns{}
+	for conn := range info.ReadySCs {
+		p.all = append(p.all, &turn{conn: conn})
+	}
+	return p
+}
+
+// turns picks among the connections that there are. It begins anew when they change.
+type turns struct {
+	mu   sync.Mutex
+	all  []*turn
+	next int
+}
+
+type turn struct {
+	conn  balancer.SubConn
+	avoid time.Time // until then
+}
+
+// Pick implements balancer.Picker.
+func (p *turns) Pick(balancer.PickInfo) (balancer.PickResult, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	picked := p.all[p.next%len(p.all)]
+	for i := range p.all {
+		if t := p.all[(p.next+i)%len(p.all)]; now.After(t.avoid) {
+			picked = t
+			p.next += i
+			break
+		}
+	}
+	p.next++
+	return balancer.PickResult{SubConn: picked.conn, Done: func(d balancer.DoneInfo) { p.done(picked, d.Err) }}, nil
+}
+
+// done learns from how a request ended.
+func (p *turns) done(t *turn, err error) {
+	if err == nil {
+		return
+	}
+	if code, _ := facts(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
+		p.mu.Lock()
+		t.avoid = time.Now().Add(avoidTime)
+		p.mu.Unlock()
+	}
+}
