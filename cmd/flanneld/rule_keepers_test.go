@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -282,6 +283,41 @@ func TestIPTablesThatHangs(t *testing.T) {
 	for range 3 {
 		c.sh(h, "nft delete table ip flannel-ipv4")
 		c.within(3*time.Second, "a repair", func() error { return c.keptBy(h, "nftables") })
+	}
+}
+
+// TestLongFirstLook: the start does not wait for the first look at the rules to end, which goes on.
+func TestLongFirstLook(t *testing.T) {
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be("slow")
+	p, err := h.Run(lab.Command{
+		Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true", "-iptables-resync=1"},
+		Env:  []string{"PATH=" + programs.dir},
+	})
+	c.must(err)
+	c.within(5*time.Second, "a start", func() error {
+		if !strings.Contains(p.Logs(), "programmed the kernel") {
+			return errors.New("nothing is programmed")
+		}
+		return nil
+	})
+	c.must(p.Pause()) // as on a machine that is busy with something else
+	pauseFor(c.ctx, 6*time.Second)
+	c.must(p.Signal(syscall.SIGCONT))
+	programs.be("healthy")
+	c.must(p.WaitReady(c.ctx))
+	for range 2 {
+		c.within(10*time.Second, "rules", func() error {
+			if p.Exited() {
+				t.Fatalf("flanneld has ended:\n%s", p.Logs())
+			}
+			return c.keptBy(h, "iptables-nft")
+		})
+		c.sh(h, "iptables-nft -t nat -F FLANNEL-POSTRTG")
 	}
 }
 

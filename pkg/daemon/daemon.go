@@ -257,16 +257,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	for late := time.After(rulesWithin); ruled != nil || locked != nil; {
-		select {
-		case <-ruled:
-			ruled = nil
-		case <-locked:
-			locked = nil
-		case <-late:
-			ruled, locked = nil, nil
-		}
-	}
+	await(rulesWithin, ruled, locked)
 	tasks.Go(func() { d.needs.run(ctx) })
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, d.admit, d.reconfigure) })
 	d.files.begin(d.subnetEnv, d.wroteSubnetFile)
@@ -281,6 +272,19 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.release()
 	}
 	return nil
+}
+
+// await waits until all channels are closed, or for so long.
+func await(within time.Duration, all ...<-chan struct{}) {
+	late := time.NewTimer(within)
+	defer late.Stop()
+	for _, c := range all {
+		select {
+		case <-c:
+		case <-late.C:
+			return
+		}
+	}
 }
 
 // recall reads what the run before has left. An error is one for want of descriptors or
