@@ -214,6 +214,17 @@ func (f *faultyIPTables) be(how string) {
 	}
 }
 
+// hostWithIPTables makes a host, whose network is one of vxlan, and such iptables for it.
+func hostWithIPTables(t *testing.T, how string) (*cluster, *lab.Host, *faultyIPTables) {
+	t.Helper()
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be(how)
+	return c, c.Hosts[0], programs
+}
+
 // TestIPTablesThatCannotBeUsed: whatever keeps iptables from working, at the start or later,
 // nftables keeps the rules as long as that lasts; the start does not wait for it.
 func TestIPTablesThatCannotBeUsed(t *testing.T) {
@@ -267,12 +278,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 // TestIPTablesThatHangs: a command that does not end is waited for once, for a bounded time; nothing
 // waits for the later ones.
 func TestIPTablesThatHangs(t *testing.T) {
-	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
-	programs := newFaultyIPTables(t)
-	programs.be("healthy")
+	c, h, programs := hostWithIPTables(t, "healthy")
 	p := c.startWithPath(programs.dir, h)[0]
 	c.must(c.keptBy(h, "iptables-nft"))
 	programs.be("hangs")
@@ -288,12 +294,7 @@ func TestIPTablesThatHangs(t *testing.T) {
 
 // TestLongFirstLook: the start does not wait for the first look at the rules to end, which goes on.
 func TestLongFirstLook(t *testing.T) {
-	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
-	programs := newFaultyIPTables(t)
-	programs.be("slow")
+	c, h, programs := hostWithIPTables(t, "slow")
 	p, err := h.Run(lab.Command{
 		Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true", "-iptables-resync=1"},
 		Env:  []string{"PATH=" + programs.dir},
@@ -428,12 +429,7 @@ func TestLegacyIPTablesInstalledLater(t *testing.T) {
 // TestRulesThatCannotBeRemovedAtFirst: what iptables holds from an earlier choice goes as soon as
 // iptables can be used, and until then nothing else waits for it.
 func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
-	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
-	programs := newFaultyIPTables(t)
-	programs.be("healthy")
+	c, h, programs := hostWithIPTables(t, "healthy")
 	p := c.startWithPath(programs.dir, h)[0]
 	c.must(c.keptBy(h, "iptables-nft"))
 	_, err := p.Stop(c.ctx)
