@@ -306,7 +306,7 @@ func TestLongFirstLook(t *testing.T) {
 		}
 		return nil
 	})
-	c.must(p.Pause()) // as on a machine that is busy with something else
+	c.must(p.Pause()) // as on a busy machine, and longer than READY waits for the first look
 	pauseFor(c.ctx, 6*time.Second)
 	c.must(p.Signal(syscall.SIGCONT))
 	programs.be("healthy")
