@@ -101,8 +101,8 @@ const (
 	warmUp = 5
 )
 
-// roundTrips pings over each path and gives the round-trip times of the replies by path. A turn in which the machine was
-// busy with something else lasts until there are replies that count.
+// roundTrips pings over each path and returns the round-trip times of the replies by path. A turn
+// ends when there are replies that count: on a busy machine there may be none within each.
 func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duration) ([][]time.Duration, error) {
 	times := make([][]time.Duration, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
@@ -131,7 +131,7 @@ func enough(ctx context.Context, pinger *lab.Pinger) error {
 	})
 }
 
-// tail is the replies that count.
+// tail returns the replies that count.
 func tail(times []time.Duration) []time.Duration { return times[min(warmUp, len(times)):] }
 
 // containerPath adds a container to the first two hosts of an overlay and waits until they reach each other.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -173,7 +174,7 @@ func (f *follower) run(ctx context.Context) {
 		case <-f.retry.C:
 			f.reconnect(ctx)
 		case <-f.tend.C:
-			f.looks.ReserveN(time.Now(), 1)
+			f.looks.AllowN(time.Now(), 1)
 			f.tendOwn(ctx)
 		case t := <-f.Terms:
 			f.attrs, f.PublicIP, f.Pool, f.TTL = t.Attrs, t.Attrs.PublicIP, t.Pool, t.TTL
@@ -226,7 +227,7 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 			return
 		}
 		f.index, f.listed = r.index, false
-		f.goOn(ctx, len(r.events), wait)
+		f.watchOrList(ctx, len(r.events), wait)
 	case errors.Is(r.err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", r.err)
 		f.relist = true
@@ -237,11 +238,11 @@ func (f *follower) heard(ctx context.Context, r watchResult) {
 	}
 }
 
-// goOn watches again, after a wait that the budget asks for, when a watch has brought n events. If
-// such waits have taken as long as a listing would, all is listed: where a watch brings one event,
-// as in etcd's v2 API, a host would else be further and further behind in a storm of changes, until
-// it loses the history. Where it brings more, the wait has gathered what there was.
-func (f *follower) goOn(ctx context.Context, n int, wait time.Duration) {
+// watchOrList watches again, after the wait that the budget requires, when a watch has returned n
+// events; or lists all leases, if such waits have taken as long as a listing would. A watch of
+// etcd's v2 API returns one event: in a storm of changes the host would be further and further
+// behind until it loses the history. A watch that returns more has caught up.
+func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 	if n == 1 && wait > 0 {
 		f.held += wait
 	} else {
@@ -256,23 +257,24 @@ func (f *follower) goOn(ctx context.Context, n int, wait time.Duration) {
 	f.retry.Reset(f.relistDelay())
 }
 
-// spend takes a cost from the budget, and returns how long to wait until the next request.
+// spend takes a cost from the budget and returns how long the next request has to wait.
 func (f *follower) spend(cost int) time.Duration {
 	return f.budget.ReserveN(time.Now(), min(cost, budgetBurst)).Delay()
 }
 
-// relistDelay spreads the listings of hosts that lost their history by the
-// same event, a few seconds for ten thousand; and paces them if one does not help.
+// relistDelay takes a listing from the budget and returns how long it has to wait. It spreads the
+// listings of hosts that lost their history by the same event, a few seconds for ten thousand, and
+// paces them if one does not help.
 func (f *follower) relistDelay() time.Duration {
 	f.held = 0
-	spread := f.spend(listCost+len(f.leases)) + between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	delay := f.spend(listCost+len(f.leases)) + between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
 	if !f.listed {
-		return spread
+		return delay
 	}
 	if wait := f.relists.Next(time.Now()); wait > 0 {
-		spread += between(wait/2, wait)
+		delay += between(wait/2, wait)
 	}
-	return spread
+	return delay
 }
 
 // lost waits for a registry that does not answer.
@@ -321,10 +323,11 @@ func (f *follower) reconnect(ctx context.Context) {
 // tendSoon has the own lease looked after, as soon as may be.
 func (f *follower) tendSoon() { f.tend.Reset(f.lookDelay()) }
 
-// lookDelay is how long to wait until the own lease may be looked at again.
+// lookDelay returns how long to wait until the own lease may be looked at again. It is rounded up:
+// a look that begins too early would take nothing from the budget.
 func (f *follower) lookDelay() time.Duration {
 	missing := 1 - f.looks.TokensAt(time.Now())
-	return time.Duration(max(0, missing) * float64(looksEvery))
+	return time.Duration(math.Ceil(max(0, missing) * float64(looksEvery)))
 }
 
 func (f *follower) lostUnless(ctx context.Context, err error) {

@@ -9,15 +9,16 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// avoidTime is for how long an endpoint is asked only if there is no other, after it accepted a
-// request and could not serve it: a member without a leader, or one that hangs.
+// avoidTime is how long an endpoint that accepted a request and did not serve it, as a member
+// without a leader or one that hangs, is asked only if no other is connected. gRPC's own outlier
+// detection needs a number of requests first, and belongs to its xDS packages.
 const avoidTime = 5 * time.Second
 
 const pickerName = "flanneld_turns"
 
 func init() { balancer.Register(base.NewBalancerBuilder(pickerName, turnsBuilder{}, base.Config{})) }
 
-// turnsBuilder makes pickers that ask the endpoints in turn.
+// turnsBuilder makes pickers that use the endpoints in turn.
 type turnsBuilder struct{}
 
 // Build implements base.PickerBuilder.
@@ -32,7 +33,8 @@ func (turnsBuilder) Build(info base.PickerBuildInfo) balancer.Picker {
 	return p
 }
 
-// turns picks among the connections that there are. It begins anew when they change.
+// turns picks one of the connections that are ready. A change of these makes a new one, which has
+// forgotten who is to be avoided.
 type turns struct {
 	mu   sync.Mutex
 	all  []*turn
@@ -61,7 +63,7 @@ func (p *turns) Pick(balancer.PickInfo) (balancer.PickResult, error) {
 	return balancer.PickResult{SubConn: picked.conn, Done: func(d balancer.DoneInfo) { p.done(picked, d.Err) }}, nil
 }
 
-// done learns from how a request ended.
+// done notes how a request ended.
 func (p *turns) done(t *turn, err error) {
 	if err == nil {
 		return
