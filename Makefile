@@ -222,7 +222,7 @@ bench: need-root dist/flanneld dist/flannel-lab
 .PHONY: vet
 vet: | need-go
 	$(GO) vet ./...
-	$(GO) vet -tags grpcnotrace,system,vm ./pkg/machine ./pkg/vm ./dist
+	$(GO) vet -tags grpcnotrace,system,vm ./pkg/lab/machine ./pkg/lab/vm ./dist
 
 .PHONY: gofmt
 gofmt: | need-go
@@ -296,7 +296,7 @@ test-system: need-root
 	TARBALL=$(CURDIR)/$$(built tar.gz TAG='$(TAG)'); DEB=$(CURDIR)/$$(built deb TAG='$(TAG)'); \
 	built image $(OLDER) >/dev/null; IMAGE=$(CURDIR)/dist/flanneld-older-$(HOST_ARCH).docker; \
 	export OLD_TARBALL OLD_DEB TARBALL DEB IMAGE; \
-	$(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/machine ./dist
+	$(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/lab/machine ./dist
 
 # Debian's kernels, emulated. They are kept in the user's cache directory; VM_MIRROR
 # names another Debian mirror, VM_SHORT=yes runs a few tests of each package only.
@@ -304,12 +304,12 @@ VM_KERNELS ?= 6.1 5.10
 .PHONY: test-vm
 test-vm: | need-go
 	VM_KERNELS='$(VM_KERNELS)' VM_SHORT='$(VM_SHORT)' VM_MIRROR='$(VM_MIRROR)' \
-	    $(GO) test -v -vet=off -tags grpcnotrace,vm -count=1 -timeout 0 -run '^TestKernels$$' ./pkg/vm
+	    $(GO) test -v -vet=off -tags grpcnotrace,vm -count=1 -timeout 0 -run '^TestKernels$$' ./pkg/lab/vm
 
 # The root file systems and kernels that these two keep are made by whoever comes first.
 .PHONY: caches
 caches: need-root
-	VM_KERNELS='$(VM_KERNELS)' VM_MIRROR='$(VM_MIRROR)' $(GO) test -v -vet=off -tags grpcnotrace,system,vm -count=1 -run '^TestRoot$$|^TestImages$$' ./pkg/machine ./pkg/vm
+	VM_KERNELS='$(VM_KERNELS)' VM_MIRROR='$(VM_MIRROR)' $(GO) test -v -vet=off -tags grpcnotrace,system,vm -count=1 -run '^TestRoot$$|^TestImages$$' ./pkg/lab/machine ./pkg/lab/vm
 
 # "make test" runs each shape of host with one backend, and a few with every one.
 .PHONY: zoo

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"flanneld/pkg/machine"
+	"flanneld/pkg/lab/machine"
 )
 
 // TestSystemFirewalls: the firewalls of Debian 12 and 13, one host each, before and after flanneld, which runs under

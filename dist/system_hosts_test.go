@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
-	"flanneld/pkg/machine"
+	"flanneld/pkg/lab/machine"
 )
 
 // soon is as long as anything on these hosts may take, a reboot included.

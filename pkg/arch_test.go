@@ -47,19 +47,19 @@ var mayImport = map[string][]string{
 	"registry/etcdv2":       {"lease", "registry", "registry/etcd"},
 	"registry/etcdv3":       {"lease", "registry", "registry/etcd", "pace"},
 	"registry/memory":       {"lease", "registry"},
-	"registry/registrytest": {"lease", "registry", "registry/etcd", "registry/etcdtest"},
-	"registry/etcdtest":     {},
+	"registry/registrytest": {"lease", "registry", "registry/etcd", "lab/etcdtest"},
 	"subnet":                {"registry", "lease", "condition", "pace"},
 	"kernel":                {"dataplane", "host", "pace"},
 	"reconcile":             {"dataplane", "backend", "host", "lease", "condition"},
 	"lab":                   {},
-	"machine":               {"lab"},
-	"vm":                    {},
+	"lab/etcdtest":          {},
+	"lab/machine":           {"lab"},
+	"lab/vm":                {},
 	"tunnel":                {},
 }
 
 // homes of foreign libraries: one each, so that replacing one is one package's
-// business. lab and etcdtest are scaffolding and build worlds of their own.
+// business. The test beds, below lab, build worlds of their own.
 var homes = map[string][]string{
 	"github.com/vishvananda/netlink":   {"kernel", "lab"},
 	"github.com/vishvananda/netns":     {"lab"},
@@ -67,7 +67,7 @@ var homes = map[string][]string{
 	"go.etcd.io/etcd/client/v3":        {"registry/etcdv3", "lab"},
 	"go.etcd.io/etcd/api/v3":           {"registry/etcdv3", "lab"},
 	"google.golang.org/grpc":           {"registry/etcdv3", "lab"},
-	"go.etcd.io/etcd/server/v3":        {"registry/etcdtest", "lab"},
+	"go.etcd.io/etcd/server/v3":        {"lab"},
 	"github.com/coreos/go-systemd/v22": {"daemon"},
 	"github.com/coreos/go-iptables":    {"iptables"},
 	"github.com/godbus/dbus/v5":        {"firewalld"},
@@ -101,6 +101,9 @@ func sources(t *testing.T) []source {
 	}
 	return all
 }
+
+// isBed reports whether a room is a test bed.
+func isBed(room string) bool { return room == "lab" || strings.HasPrefix(room, "lab/") }
 
 func (s source) imports() []string {
 	var out []string
@@ -186,7 +189,7 @@ func TestNoSleepPanicExitOrState(t *testing.T) {
 			}
 		}
 		ast.Inspect(s.file, func(n ast.Node) bool {
-			if pkg, name, ok := selector(n); ok && (pkg == "time" && name == "Sleep" || pkg == "os" && name == "Exit" && s.room != "lab") {
+			if pkg, name, ok := selector(n); ok && (pkg == "time" && name == "Sleep" || pkg == "os" && name == "Exit" && !isBed(s.room)) {
 				t.Errorf("%s uses %s.%s: wait for a condition or a context; only a command ends the process", s.fset.Position(n.Pos()), pkg, name)
 			}
 			if c, ok := n.(*ast.CallExpr); ok {
@@ -204,7 +207,7 @@ func TestNoSleepPanicExitOrState(t *testing.T) {
 func TestTimesAreMonotonic(t *testing.T) {
 	wall := []string{"Unix", "UnixNano", "UnixMicro", "UnixMilli", "UTC", "Local", "In", "AddDate"}
 	for _, s := range sources(t) {
-		if s.room == "lab" || s.room == "machine" || s.room == "vm" || strings.HasPrefix(s.room, "cmd/flannel-lab") {
+		if isBed(s.room) || strings.HasPrefix(s.room, "cmd/flannel-lab") {
 			continue
 		}
 		ast.Inspect(s.file, func(n ast.Node) bool {

@@ -43,9 +43,9 @@
 //	presence    which other daemons there are on this host, and what they hold
 //	reconcile   the loop: when to look, how often to try, what to say
 //	daemon      wiring, order of start and stop, health, sd_notify
-//	lab         many hosts on one machine, for tests, demo and benchmarks
-//	machine     hosts with a systemd and a root file system of their own, for tests
-//	vm          a guest with another kernel, for tests
+//	lab         test beds: many hosts on one machine, for tests, demo and benchmarks
+//	lab/...     etcdtest: an etcd for one test; machine: hosts with systemd and a root
+//	            file system of their own; vm: a guest with another kernel
 //
 // To follow one change, begin in subnet.Follow, where a View is emitted, go on
 // to reconcile.Loop.Pass, from there to backend.Plan.Update and dataplane.Diff, and

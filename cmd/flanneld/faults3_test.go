@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
-	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/lab/etcdtest"
 )
 
 // TestEtcdCertificate has etcd show certificates that are not to be trusted. The

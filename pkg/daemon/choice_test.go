@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcd"
-	"flanneld/pkg/registry/etcdtest"
 )
 
 // What two stores with a config each hold, and which one is the network.

@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry/etcd"
-	"flanneld/pkg/registry/etcdtest"
 )
 
 // TestBrokenTLSFilesAreACondition: while they are wrong, whether or not a connection needs

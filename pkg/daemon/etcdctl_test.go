@@ -13,9 +13,9 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
-	"flanneld/pkg/registry/etcdtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }

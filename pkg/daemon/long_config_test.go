@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
-	"flanneld/pkg/registry/etcdtest"
 )
 
 // TestLongConfigIsNotAMissingOne: it is said how long it is, not how to make one.

@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/subnet"
 )

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/registry/etcdv3"
 	"flanneld/pkg/subnet"

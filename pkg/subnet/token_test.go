@@ -16,9 +16,9 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
 )
 

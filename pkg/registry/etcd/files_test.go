@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry/etcd"
-	"flanneld/pkg/registry/etcdtest"
 )
 
 // TestFilesKeepWhatWasGood: a file that is renewed is used, and one that is broken is not. The

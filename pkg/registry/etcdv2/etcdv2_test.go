@@ -10,7 +10,7 @@ import (
 
 	client "go.etcd.io/etcd/client/v2"
 
-	"flanneld/pkg/registry/etcdtest"
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/registry/registrytest"
 )

@@ -13,8 +13,8 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/registry/registrytest"
 )

@@ -15,9 +15,9 @@ import (
 
 	client "go.etcd.io/etcd/client/v2"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv2"
 )
 

@@ -13,9 +13,9 @@ import (
 	client "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
 	"flanneld/pkg/registry/registrytest"
 )

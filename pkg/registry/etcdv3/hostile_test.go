@@ -15,9 +15,9 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
 )
 

@@ -8,9 +8,9 @@ import (
 
 	client "go.etcd.io/etcd/client/v3"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
 )
 

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
 )
 

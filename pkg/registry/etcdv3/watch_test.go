@@ -10,8 +10,8 @@ import (
 
 	client "go.etcd.io/etcd/client/v3"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdtest"
 	"flanneld/pkg/registry/etcdv3"
 )
 

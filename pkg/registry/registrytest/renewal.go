@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
-	"flanneld/pkg/registry/etcdtest"
 )
 
 // RunRenewal runs a registry over TLS while etcd's certificate is renewed by the same CA, then

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
-	"flanneld/pkg/machine"
+	"flanneld/pkg/lab/machine"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }

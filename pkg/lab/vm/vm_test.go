@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"flanneld/pkg/vm"
+	"flanneld/pkg/lab/vm"
 )
 
 // slowness is a guess at how much longer things take in an emulated machine, for the deadlines of tests; see lab.Slow.
@@ -137,7 +137,7 @@ func build(t *testing.T, dir string) (script string) {
 	t.Helper()
 	run := func(args ...string) {
 		cmd := exec.Command("go", args...)
-		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+		cmd.Dir, cmd.Env = "../../..", append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", cmd, err, out)
 		}
@@ -152,7 +152,7 @@ func build(t *testing.T, dir string) (script string) {
 		place := filepath.Join(dir, "tests", s.pkg)
 		if !exists(place) { // a package may have several suites
 			run("test", "-c", "-ldflags=-s -w", "-o", filepath.Join(place, "test"), "./"+s.pkg)
-			if data := filepath.Join("../..", s.pkg, "testdata"); exists(data) {
+			if data := filepath.Join("../../..", s.pkg, "testdata"); exists(data) {
 				if err := os.CopyFS(filepath.Join(place, "testdata"), os.DirFS(data)); err != nil {
 					t.Fatal(err)
 				}
