@@ -36,13 +36,15 @@
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
 //	probe       finds out whether somebody has an address, by ARP and ICMP
-//	subnetenv   reads, atomically writes and watches subnet.env, and the claim beside it
+//	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
 //	pace        floors of time per turn, for loops that others drive
 //	logsink     takes log lines to standard error, bounded, and in nobody's way
 //	presence    which other daemons there are on this host, and what they hold
 //	reconcile   the loop: when to look, how often to try, what to say
-//	daemon      wiring, order of start and stop, health, sd_notify
+//	health      answers health checks
+//	cleanup     removes what a daemon has left of a network
+//	daemon      wiring, order of start and stop, sd_notify
 //	lab         test beds: many hosts on one machine, for tests, demo and benchmarks
 //	lab/...     etcdtest: an etcd for one test; machine: hosts with systemd and a root
 //	            file system of their own; vm: a guest with another kernel

@@ -7,14 +7,14 @@ import (
 	"io"
 	"strings"
 
-	"flanneld/pkg/daemon"
+	"flanneld/pkg/cleanup"
 
 	"github.com/spf13/pflag"
 )
 
 // cleanup is "flanneld cleanup": it removes what a daemon has left on this host. Its exit code is 0 when nothing is left,
 // 1 when something is, or a daemon runs, 2 for a command line that it does not accept.
-func cleanup(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+func runCleanup(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	o, help, err := parseCleanup(args, env)
 	switch {
 	case errors.Is(err, errHelp):
@@ -24,14 +24,14 @@ func cleanup(ctx context.Context, args, env []string, stdout, stderr io.Writer) 
 		fmt.Fprintf(stderr, "flanneld cleanup: %v\nRun 'flanneld cleanup --help' for the flags there are.\n", err)
 		return 2
 	}
-	if err := daemon.Cleanup(ctx, o, stdout, stderr); err != nil {
+	if err := cleanup.Run(ctx, o, stdout, stderr); err != nil {
 		fmt.Fprintf(stderr, "flanneld cleanup: %v\n", err)
 		return 1
 	}
 	return 0
 }
 
-func parseCleanup(args, env []string) (o daemon.CleanupOptions, help string, err error) {
+func parseCleanup(args, env []string) (o cleanup.Options, help string, err error) {
 	cl := &commandLine{flags: pflag.NewFlagSet("flanneld cleanup", pflag.ContinueOnError)}
 	cl.flags.SortFlags = false
 	cl.flags.Usage = func() {}

@@ -5,26 +5,26 @@ import (
 	"strings"
 	"testing"
 
-	"flanneld/pkg/daemon"
+	"flanneld/pkg/cleanup"
 )
 
 func TestCleanupFlags(t *testing.T) {
-	std := daemon.CleanupOptions{SubnetFile: "/run/flannel/subnet.env"}
+	std := cleanup.Options{SubnetFile: "/run/flannel/subnet.env"}
 	for _, c := range []struct {
 		args, env string
-		want      daemon.CleanupOptions
+		want      cleanup.Options
 		err       string
 	}{
 		{"", "", std, ""},
-		{"-subnet-file=/a", "FLANNELD_SUBNET_FILE=/b", daemon.CleanupOptions{SubnetFile: "/a"}, ""},
-		{"--subnet-file /a", "", daemon.CleanupOptions{SubnetFile: "/a"}, ""},
-		{"", "FLANNELD_SUBNET_FILE=/b FLANNELD_FILES=true FLANNELD_ETCD_ENDPOINTS=x", daemon.CleanupOptions{SubnetFile: "/b"}, ""},
-		{"-dry-run --files", "", daemon.CleanupOptions{SubnetFile: "/run/flannel/subnet.env", DryRun: true, Files: true}, ""},
+		{"-subnet-file=/a", "FLANNELD_SUBNET_FILE=/b", cleanup.Options{SubnetFile: "/a"}, ""},
+		{"--subnet-file /a", "", cleanup.Options{SubnetFile: "/a"}, ""},
+		{"", "FLANNELD_SUBNET_FILE=/b FLANNELD_FILES=true FLANNELD_ETCD_ENDPOINTS=x", cleanup.Options{SubnetFile: "/b"}, ""},
+		{"-dry-run --files", "", cleanup.Options{SubnetFile: "/run/flannel/subnet.env", DryRun: true, Files: true}, ""},
 		{"-dry-run=false", "", std, ""},
-		{"-subnet-file=", "", daemon.CleanupOptions{}, "subnet-file"},
-		{"-etcd-endpoints=x", "", daemon.CleanupOptions{}, "unknown flag -etcd-endpoints=x"},
-		{"flannel.1", "", daemon.CleanupOptions{}, `unexpected argument "flannel.1"`},
-		{"-dry-run true", "", daemon.CleanupOptions{}, `unexpected argument "true"`},
+		{"-subnet-file=", "", cleanup.Options{}, "subnet-file"},
+		{"-etcd-endpoints=x", "", cleanup.Options{}, "unknown flag -etcd-endpoints=x"},
+		{"flannel.1", "", cleanup.Options{}, `unexpected argument "flannel.1"`},
+		{"-dry-run true", "", cleanup.Options{}, `unexpected argument "true"`},
 	} {
 		got, _, err := parseCleanup(strings.Fields(c.args), strings.Fields(c.env))
 		if c.err == "" && (err != nil || got != c.want) || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {

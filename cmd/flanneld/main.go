@@ -42,7 +42,7 @@ func main() {
 
 func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == "cleanup" {
-		return cleanup(ctx, args[1:], env, stdout, stderr)
+		return runCleanup(ctx, args[1:], env, stdout, stderr)
 	}
 	cl, err := parse(args, env)
 	switch {

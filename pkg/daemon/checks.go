@@ -36,6 +36,7 @@ type checks struct {
 	kernel  *kernel.Kernel // opened for the first look
 	wake    chan struct{}
 	missing atomic.Pointer[[]reconcile.Missing] // as the last pass left it
+	ready   atomic.Bool                         // the host has its subnet
 
 	said []lacking // by the last look
 }
@@ -58,6 +59,12 @@ func (c *checks) trigger() {
 	case c.wake <- struct{}{}:
 	default:
 	}
+}
+
+// begin says that the host has its subnet.
+func (c *checks) begin() {
+	c.ready.Store(true)
+	c.trigger()
 }
 
 // lacks takes what this host needs for itself and lacks. It is the reconciler's to call.
@@ -113,7 +120,7 @@ func (c *checks) look() {
 		c.kernel = k
 	}
 	d.conditions.Replace("base/", c.base())
-	if !d.health.ready.Load() {
+	if !c.ready.Load() {
 		return
 	}
 	found, err := c.findings()

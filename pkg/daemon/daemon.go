@@ -11,7 +11,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -21,6 +20,7 @@ import (
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/health"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
@@ -80,7 +80,7 @@ type daemon struct {
 	checks   *checks
 	registry client
 	api      API // of registry
-	health   health
+	health   health.Port
 	watchdog watchdog
 
 	conditions *condition.List // what is wrong now
@@ -88,7 +88,7 @@ type daemon struct {
 	tun        atomic.Pointer[string] // name of the TUN device, where there is one
 	presence   atomic.Pointer[presence.Presence]
 
-	files   *files
+	files   *subnetenv.Keeper
 	former  subnetenv.Env  // of the run before
 	claim   lease.Claim    // of the run before
 	had     []netip.Prefix // subnets of this host, of runs before
@@ -115,7 +115,7 @@ type daemon struct {
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: newFDStore(log)}
 	defer d.fds.close()
-	d.files = newFiles(o.SubnetFile, d.conditions, log)
+	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
 	d.terms.news = make(chan subnet.Terms, 1)
 	var k *kernel.Kernel
 	err := d.persist(ctx, "use the kernel's network objects", passing, func() (err error) {
@@ -128,15 +128,13 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer k.Close()
 	d.kernel = k
 	if o.HealthzPort != 0 {
-		var h *http.Server
-		err := d.persist(ctx, "answer health checks", scarce, func() (err error) {
-			h, err = d.health.start(o.HealthzIP, o.HealthzPort, log)
-			return err
+		err := d.persist(ctx, "answer health checks", scarce, func() error {
+			return d.health.Listen(o.HealthzIP, o.HealthzPort, log)
 		})
 		if err != nil {
 			return withHolder(k, o.HealthzIP, o.HealthzPort, err)
 		}
-		defer h.Close()
+		defer d.health.Close()
 	}
 	if err := d.persist(ctx, "read what the last run has left", scarce, d.recall); err != nil {
 		return err
@@ -260,8 +258,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	await(rulesWithin, ruled, locked)
 	tasks.Go(func() { d.needs.run(ctx) })
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, d.admit, d.reconfigure) })
-	d.files.begin(d.subnetEnv, d.wroteSubnetFile)
-	tasks.Go(func() { d.files.run(ctx) })
+	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
 	if every := watchdogEvery(); every > 0 {
 		tasks.Go(func() { d.watchdog.feed(ctx, every, d.live) })
 	}
@@ -338,6 +335,9 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	}
 	view := lease.NewView(own, leases, true)
 	d.view.Store(&view)
+	d.files.Update(func(e *subnetenv.Env) {
+		e.Network, e.Subnet, e.IPMasq = d.net.Network, own.Subnet, d.options.Rules.Masquerade
+	})
 	d.terms.now = subnet.Terms{Attrs: own.Attrs, Pool: o.Pool, TTL: o.TTL}
 	return o, own, listing, nil
 }
@@ -378,10 +378,10 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Terms:    d.terms.news,
 		Remember: func(c lease.Claim) {
 			c.Store = string(d.api)
-			d.files.remember(c)
+			d.files.Remember(c)
 		},
 		Report: func(s subnet.Status) {
-			d.health.away.Store(&s.AwaySince)
+			d.health.Away(s.AwaySince)
 			d.own.Store(&s.Own)
 		},
 	}

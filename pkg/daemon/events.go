@@ -3,6 +3,7 @@ package daemon
 import (
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/subnetenv"
 )
 
 // watch turns the kernel's events into passes until they end.
@@ -18,7 +19,6 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 			d.choice.rang()
 			d.facts.stale()
 			d.lock.trigger()
-			d.files.trigger()
 			d.loop.Trigger()
 		}
 	}
@@ -35,7 +35,6 @@ func (d *daemon) heard(e kernel.Event) {
 	if e&(kernel.Uplink|kernel.Overflow) != 0 {
 		d.facts.stale()
 		d.lock.trigger()
-		d.files.trigger()
 	} else if e&kernel.Candidates != 0 {
 		d.choice.within(d.facts.pause())
 	}
@@ -56,6 +55,6 @@ func (d *daemon) follow(v lease.View) {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
 		d.rules.trigger()
 		d.checks.trigger()
-		d.files.trigger()
+		d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
 	}
 }

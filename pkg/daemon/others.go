@@ -13,6 +13,7 @@ import (
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/firewalld"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/nftables"
 )
@@ -207,7 +208,7 @@ func (r *rules) lookOwned(ctx context.Context, inner []firewall.Packet) error {
 			for _, b := range all {
 				switch {
 				case !b.Owned:
-				case b.Table == firewalldTable:
+				case b.Table == firewalld.Table:
 					asksFirewalld = true
 				case b.Certain:
 					found = append(found, condition.Condition{

@@ -6,22 +6,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"flanneld/pkg/condition"
-	"flanneld/pkg/subnetenv"
 )
-
-// subnetEnv is what the subnet file is to say. The MTU is missing while the facts are.
-func (d *daemon) subnetEnv() (subnetenv.Env, error) {
-	env := subnetenv.Env{
-		Network: d.net.Network,
-		Subnet:  d.view.Load().Own.Subnet,
-		IPMasq:  d.options.Rules.Masquerade,
-	}
-	f, err := d.facts.latest()
-	if err == nil {
-		env.MTU = d.net.MTU(f)
-	}
-	return env, err
-}
 
 // wroteSubnetFile is called when the subnet file says something else than before in this
 // run. Docker reads it at its start only.
@@ -36,11 +21,11 @@ func (d *daemon) wroteSubnetFile(first, changed bool) {
 
 // announce tells that the network is there.
 func (d *daemon) announce() {
-	d.health.ready.Store(true)
+	d.health.Ready()
 	d.notifyReady()
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
-	d.checks.trigger()
+	d.checks.begin()
 	close(d.lock.ready)
 }
 

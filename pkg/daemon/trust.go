@@ -22,7 +22,6 @@ type trust struct {
 }
 
 const (
-	firewalldTable = "inet firewalld" // in nftables
 	trustCondition = "firewalld"
 	trustWithin    = 15 * time.Second // for an answer
 	trustRetry     = 5 * time.Second

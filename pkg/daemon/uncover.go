@@ -93,7 +93,7 @@ func (d *daemon) leftovers(wanted []host.Need) (all []leftover) {
 	}
 	scope := dataplane.Scope{Network: network}
 	for _, i := range inv.Ifaces {
-		if deviceName.MatchString(i.Name) {
+		if dataplane.IsDeviceName(i.Name) {
 			scope.Links = append(scope.Links, i.Name)
 		}
 	}
@@ -104,7 +104,7 @@ func (d *daemon) leftovers(wanted []host.Need) (all []leftover) {
 	}
 	d.conditions.End(routesUnread)
 	scope.Links = slices.DeleteFunc(scope.Links, func(name string) bool {
-		ours, _ := ours(have, network, name)
+		ours, _ := have.DeviceOf(network, name)
 		return !ours
 	})
 	for _, n := range needs {

@@ -13,6 +13,7 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/subnet"
+	"flanneld/pkg/subnetenv"
 )
 
 // factsRetry is the time between attempts while this host has no uplink.
@@ -141,6 +142,7 @@ func (d *daemon) input(whole bool) (reconcile.Input, error) {
 		return reconcile.Input{}, err
 	}
 	d.publish(f)
+	d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
 	return reconcile.Input{Facts: f, View: *d.view.Load()}, nil
 }
 
@@ -160,9 +162,7 @@ func (d *daemon) publish(f host.Facts) {
 		d.said = err.Error()
 		return
 	}
-	if d.tell(func(t *subnet.Terms) { t.Attrs = a }) {
-		d.files.trigger()
-	}
+	d.tell(func(t *subnet.Terms) { t.Attrs = a })
 }
 
 // attrs returns what the lease says of this host, as soon as there is an uplink.

@@ -18,6 +18,9 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
+// Table is firewalld's own in nftables.
+const Table = "inet firewalld"
+
 // zone is firewalld's own, which accepts everything.
 const zone = "trusted"
 

@@ -1,4 +1,4 @@
-// Package subnetenv reads and writes subnet.env, the file of shell variables by
+// Package subnetenv reads, writes and keeps subnet.env, the file of shell variables by
 // which docker's units and mk-docker-opts.sh learn the host's subnet, and by
 // which the daemon remembers it across a restart; and, beside it, the daemon's claim
 // on its lease, which is nobody else's business.

@@ -1,4 +1,9 @@
-package daemon
+// Package health answers health checks over HTTP: /healthz says that the process lives, /readyz
+// that the host has its subnet.
+//
+// It knows nothing by itself: whoever knows says so, by Ready and Away. Invariant: whatever comes
+// in at the port costs a bounded part of the process's memory, descriptors and processor.
+package health
 
 import (
 	"context"
@@ -21,45 +26,61 @@ import (
 	"flanneld/pkg/logsink"
 )
 
-// health is what the daemon says of itself.
-type health struct {
-	ready atomic.Bool // the host has its subnet
-	away  atomic.Pointer[time.Time]
+// Port is where the daemon says how it is. The zero value answers nobody; all methods may be
+// called by several goroutines.
+type Port struct {
+	ready  atomic.Bool
+	away   atomic.Pointer[time.Time]
+	server *http.Server // nil: it does not answer
 }
 
 const (
-	// healthConns is how many connections to the health port there may be, of the 1024
+	// mostConns is how many connections to the health port there may be, of the 1024
 	// descriptors that a process often has. A further one takes the place of another, the
 	// oldest of the address that has most, so that whoever holds many keeps nobody out.
-	healthConns = 128
-	// healthTime bounds how long a request may take to come, and an answer to be read.
-	healthTime = 5 * time.Second
+	mostConns = 128
+	// requestTime bounds how long a request may take to come, and an answer to be read.
+	requestTime = 5 * time.Second
 	// Connections beyond acceptBurst at once, which is more than the kernel has waiting, are
 	// accepted at acceptRate a second: then they take a few per cent of a processor.
 	acceptBurst = 16384
 	acceptRate  = 2000
 )
 
-// start answers /healthz, which says that the process lives, and /readyz, which
+// Ready says that the host has its subnet.
+func (p *Port) Ready() { p.ready.Store(true) }
+
+// Away says since when etcd does not answer, the zero time if it does.
+func (p *Port) Away(since time.Time) { p.away.Store(&since) }
+
+// Close ends the answers.
+func (p *Port) Close() error {
+	if p.server == nil {
+		return nil
+	}
+	return p.server.Close()
+}
+
+// Listen answers /healthz, which says that the process lives, and /readyz, which
 // says that the host has its subnet, and whether etcd is away: then it is
 // degraded, not broken. Everything else is 404.
-func (h *health) start(ip string, port int, log *slog.Logger) (*http.Server, error) {
+func (p *Port) Listen(ip string, port int, log *slog.Logger) error {
 	network := "tcp"
 	if a, err := netip.ParseAddr(ip); err == nil && a.Is4() {
 		network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses, too
 	}
 	l, err := net.Listen(network, net.JoinHostPort(ip, strconv.Itoa(port)))
 	if err != nil {
-		return nil, fmt.Errorf("answer health checks: %w", err)
+		return fmt.Errorf("answer health checks: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, "flanneld is running")
 	})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		since := h.away.Load()
+		since := p.away.Load()
 		switch {
-		case !h.ready.Load():
+		case !p.ready.Load():
 			w.WriteHeader(http.StatusServiceUnavailable)
 			io.WriteString(w, "flanneld is not ready yet")
 		case since != nil && !since.IsZero():
@@ -69,45 +90,45 @@ func (h *health) start(ip string, port int, log *slog.Logger) (*http.Server, err
 		}
 	})
 	// Whoever reaches the port may be hostile: bound what a request costs.
-	s := &http.Server{
+	p.server = &http.Server{
 		Handler:           mux,
-		ReadHeaderTimeout: healthTime,
-		ReadTimeout:       healthTime,
-		WriteTimeout:      healthTime,
+		ReadHeaderTimeout: requestTime,
+		ReadTimeout:       requestTime,
+		WriteTimeout:      requestTime,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog: stdlog.New(logsink.Lines(func(line string) {
 			log.Warn("health port reports an error", "err", line)
 		}), "", 0),
 	}
-	s.SetKeepAlivesEnabled(false) // one connection is one request
+	p.server.SetKeepAlivesEnabled(false) // one connection is one request
 	go func() {
-		if err := s.Serve(newHealthListener(l)); !errors.Is(err, http.ErrServerClosed) {
+		if err := p.server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("health port has failed, health checks are not answered any more", "err", err)
 		}
 	}()
-	return s, nil
+	return nil
 }
 
-// healthListener bounds how many of its connections there are.
-type healthListener struct {
+// listener bounds how many of its connections there are.
+type listener struct {
 	net.Listener
 	accepts *rate.Limiter
 	ctx     context.Context // ends with the listener
 	cancel  context.CancelFunc
 
 	mu   sync.Mutex
-	open []*healthConn // the oldest first
+	open []*conn // the oldest first
 	from map[netip.Addr]int
 }
 
-func newHealthListener(l net.Listener) *healthListener {
-	h := &healthListener{Listener: l, accepts: rate.NewLimiter(acceptRate, acceptBurst), from: map[netip.Addr]int{}}
+func newListener(l net.Listener) *listener {
+	h := &listener{Listener: l, accepts: rate.NewLimiter(acceptRate, acceptBurst), from: map[netip.Addr]int{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
 }
 
 // Accept implements net.Listener.
-func (l *healthListener) Accept() (net.Conn, error) {
+func (l *listener) Accept() (net.Conn, error) {
 	if l.accepts.Wait(l.ctx) != nil {
 		return nil, net.ErrClosed
 	}
@@ -115,7 +136,7 @@ func (l *healthListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	added := &healthConn{Conn: c, of: l}
+	added := &conn{Conn: c, of: l}
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		added.from = a.AddrPort().Addr().Unmap()
 	}
@@ -126,12 +147,12 @@ func (l *healthListener) Accept() (net.Conn, error) {
 }
 
 // add notes a connection, and forgets the one whose place it takes, if there are too many.
-func (l *healthListener) add(c *healthConn) (victim *healthConn) {
+func (l *listener) add(c *conn) (victim *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open = append(l.open, c)
 	l.from[c.from]++
-	if len(l.open) <= healthConns {
+	if len(l.open) <= mostConns {
 		return nil
 	}
 	for _, o := range l.open {
@@ -144,7 +165,7 @@ func (l *healthListener) add(c *healthConn) (victim *healthConn) {
 }
 
 // forget is called with the listener locked.
-func (l *healthListener) forget(c *healthConn) {
+func (l *listener) forget(c *conn) {
 	i := slices.Index(l.open, c)
 	if i < 0 {
 		return
@@ -156,20 +177,20 @@ func (l *healthListener) forget(c *healthConn) {
 }
 
 // Close implements net.Listener.
-func (l *healthListener) Close() error {
+func (l *listener) Close() error {
 	l.cancel()
 	return l.Listener.Close()
 }
 
-// healthConn is a connection that its listener knows of.
-type healthConn struct {
+// conn is a connection that its listener knows of.
+type conn struct {
 	net.Conn
-	of   *healthListener
+	of   *listener
 	from netip.Addr
 }
 
 // Close implements net.Conn.
-func (c *healthConn) Close() error {
+func (c *conn) Close() error {
 	c.of.mu.Lock()
 	c.of.forget(c)
 	c.of.mu.Unlock()

@@ -1,4 +1,10 @@
-package daemon
+// Package cleanup removes from this host what a daemon has made for a network and left: devices,
+// routes, nexthops, packet filter rules and, if wanted, files.
+//
+// It needs no etcd: the network is the one that the subnet file, or the claim beside it, names.
+// Invariant: nothing is removed that is not provably that network's, and nothing while a daemon
+// of the network runs.
+package cleanup
 
 import (
 	"context"
@@ -8,7 +14,6 @@ import (
 	"maps"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -21,25 +26,21 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// cleanupLocked is how often Cleanup waits for the lock of iptables, at least a second each.
-const cleanupLocked = 10
+// lockedTries is how often the removal of rules waits for the lock of iptables, at least a second each.
+const lockedTries = 10
 
-// CleanupOptions say what Cleanup is to remove.
-type CleanupOptions struct {
+// Options say what Run is to remove.
+type Options struct {
 	SubnetFile string // names the network, with the claim beside it
 	Files      bool   // remove these files too
 	DryRun     bool   // only say what there is to do
 }
 
-// Cleanup removes from this host what a daemon has made for the network that the subnet
-// file or the claim names: devices with all that is on them, routes, nexthops, packet
-// filter rules of either iptables and of nftables, and what firewalld was asked for. Each
-// step is written to out as a command; remarks are for people.
-//
-// It needs no etcd, and touches nothing that another network has. While a daemon of the
-// network runs, it does nothing. What cannot be removed does not keep it from the rest.
-func Cleanup(ctx context.Context, o CleanupOptions, out, remarks io.Writer) error {
-	c := &cleanup{CleanupOptions: o, out: out, remarks: remarks}
+// Run removes devices with all that is on them, routes, nexthops, packet filter rules of either
+// iptables and of nftables, and what firewalld was asked for. Each step is written to out as a
+// command; remarks are for people. What cannot be removed does not keep it from the rest.
+func Run(ctx context.Context, o Options, out, remarks io.Writer) error {
+	c := &cleanup{Options: o, out: out, remarks: remarks}
 	if err := c.identify(); err != nil {
 		return err
 	}
@@ -62,7 +63,7 @@ func Cleanup(ctx context.Context, o CleanupOptions, out, remarks io.Writer) erro
 }
 
 type cleanup struct {
-	CleanupOptions
+	Options
 	owner        firewall.Owner
 	out, remarks io.Writer
 	steps        int
@@ -116,7 +117,7 @@ func (c *cleanup) kernel() error {
 	}
 	scope := dataplane.Scope{Network: c.owner.Network, NextHops: true}
 	for _, name := range names {
-		if deviceName.MatchString(name) {
+		if dataplane.IsDeviceName(name) {
 			scope.Links = append(scope.Links, name)
 		}
 	}
@@ -132,16 +133,13 @@ func (c *cleanup) kernel() error {
 	return errors.Join(errs...)
 }
 
-// deviceName is what devices of ours are called.
-var deviceName = regexp.MustCompile(`^flannel(\.?)[0-9]+$`)
-
 // removal is what removes all that is ours of what the kernel holds: whole devices, and on those of others what bears
 // our stamp.
 func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []dataplane.Op, left error) {
 	var links []dataplane.Op
 	gone := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(have.Links)) {
-		ours, foreign := ours(have, c.owner.Network, name)
+		ours, foreign := have.DeviceOf(c.owner.Network, name)
 		switch {
 		case ours && foreign.IsValid():
 			left = errors.Join(left, fmt.Errorf("%s is left, for it has %s too, which is not in %s: ip link del %[1]s", name, foreign, c.owner.Network))
@@ -159,42 +157,12 @@ func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []da
 	return append(ops, links...), left
 }
 
-// ours reports whether a device is the network's: of a name and kind as its daemon makes, and with an address or a route
-// inside the network. foreign is an address that another network may have on it.
-func ours(have dataplane.State, network netip.Prefix, name string) (ours bool, foreign netip.Prefix) {
-	switch l := have.Links[name]; l.Kind {
-	case dataplane.KindVXLAN:
-		if name != fmt.Sprintf("flannel.%d", l.VNI) {
-			return false, foreign
-		}
-	case dataplane.KindTUN:
-		if strings.Contains(name, ".") {
-			return false, foreign
-		}
-	default:
-		return false, foreign
-	}
-	for a := range have.Addrs {
-		switch {
-		case a.Link != name || !a.Prefix.Addr().Is4():
-		case network.Contains(a.Prefix.Addr()):
-			ours = true
-		default:
-			foreign = a.Prefix
-		}
-	}
-	for k := range have.Routes { // all are inside the network
-		ours = ours || k.Link == name
-	}
-	return ours, foreign
-}
-
 // rules removes packet filter rules, from both variants of iptables and from nftables.
 func (c *cleanup) rules(ctx context.Context) error {
 	all, err := bothIPTables()
 	errs := []error{err}
 	for _, ipt := range all {
-		errs = append(errs, c.ruleSet(ctx, ipt, ipt.Removal))
+		errs = append(errs, c.ruleSet(ctx, ipt.Removal, ipt.Sync))
 	}
 	nft, err := nftables.New()
 	if err != nil {
@@ -208,9 +176,12 @@ func (c *cleanup) rules(ctx context.Context) error {
 			return err
 		}))
 	}
-	return errors.Join(append(errs, c.ruleSet(ctx, nftSet{nft}, func(ctx context.Context, o firewall.Owner) ([]string, error) {
+	errs = append(errs, c.ruleSet(ctx, func(ctx context.Context, o firewall.Owner) ([]string, error) {
 		return nft.Removal(ctx, nftables.IPv4, o)
-	}), c.firewalld(ctx, nft))...)
+	}, func(ctx context.Context, o firewall.Owner, want []firewall.Chain) ([]string, error) {
+		return nft.Sync(ctx, nftables.IPv4, o, want)
+	}))
+	return errors.Join(append(errs, c.firewalld(ctx, nft))...)
 }
 
 // bothIPTables returns the variants of iptables that are installed and may hold rules, each once.
@@ -236,14 +207,16 @@ func bothIPTables() (all []*iptables.Tables, err error) {
 }
 
 // ruleSet removes the rules that one set holds. They all go at once.
-func (c *cleanup) ruleSet(ctx context.Context, set ruleSet, removal func(context.Context, firewall.Owner) ([]string, error)) error {
+func (c *cleanup) ruleSet(ctx context.Context, removal func(context.Context, firewall.Owner) ([]string, error),
+	sync func(context.Context, firewall.Owner, []firewall.Chain) ([]string, error),
+) error {
 	commands, err := removal(ctx, c.owner)
 	if err != nil || len(commands) == 0 {
 		return err
 	}
 	return c.step(strings.Join(commands, "\n"), func() (err error) {
-		for range cleanupLocked {
-			if _, err = set.Sync(ctx, c.owner, nil); !errors.Is(err, iptables.ErrLocked) {
+		for range lockedTries {
+			if _, err = sync(ctx, c.owner, nil); !errors.Is(err, iptables.ErrLocked) {
 				break
 			}
 		}

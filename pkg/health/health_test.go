@@ -1,4 +1,4 @@
-package daemon
+package health
 
 import (
 	"bufio"
@@ -23,11 +23,11 @@ func startHealth(t *testing.T, ip string) (port string) {
 	}
 	n := free.Addr().(*net.TCPAddr).Port
 	free.Close()
-	s, err := new(health).start(ip, n, slog.New(slog.DiscardHandler))
-	if err != nil {
+	p := new(Port)
+	if err := p.Listen(ip, n, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { p.Close() })
 	return fmt.Sprint(n)
 }
 
@@ -80,7 +80,7 @@ func TestHealthPortBoundsRequests(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(4 * healthTime))
+			c.SetDeadline(time.Now().Add(4 * requestTime))
 			go io.WriteString(c, f.request) // may be refused halfway
 			r := bufio.NewReader(c)
 			resp, err := http.ReadResponse(r, nil)
@@ -115,7 +115,7 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 	}
 	other := dial("127.0.0.2")
 	var held []net.Conn
-	for range 3 * healthConns {
+	for range 3 * mostConns {
 		held = append(held, dial("127.0.0.1"))
 	}
 	resp, err := (&http.Client{Timeout: time.Second}).Get("http://127.0.0.1:" + port + "/healthz")
@@ -124,7 +124,7 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 	}
 	resp.Body.Close()
 	for i, c := range append(held, other) {
-		gone := i <= 2*healthConns+1 // for the probe and the other one
+		gone := i <= 2*mostConns+1 // for the probe and the other one
 		c.SetReadDeadline(time.Now().Add(map[bool]time.Duration{true: time.Second, false: time.Millisecond}[gone]))
 		_, err := c.Read(make([]byte, 1))
 		if waits := errors.Is(err, os.ErrDeadlineExceeded); waits == gone {

@@ -1,23 +1,27 @@
-package daemon
+package cleanup
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"flanneld/pkg/firewalld"
 	"flanneld/pkg/nftables"
 )
 
+// askWithin bounds how long firewalld is waited for, which may be loading its configuration.
+const askWithin = 15 * time.Second
+
 // firewalld undoes what a daemon has told firewalld. It is asked only where its table is: on
 // the system bus there may be one of another network namespace.
 func (c *cleanup) firewalld(ctx context.Context, nft *nftables.Tables) error {
 	owned, err := nft.OwnedTables()
-	if err != nil || !slices.Contains(owned, firewalldTable) {
+	if err != nil || !slices.Contains(owned, firewalld.Table) {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, trustWithin)
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	client, err := firewalld.Dial(ctx)
 	if errors.Is(err, firewalld.ErrNoBus) {

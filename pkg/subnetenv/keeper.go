@@ -1,0 +1,275 @@
+package subnetenv
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/lease"
+)
+
+const (
+	// resync is the safety net under inotify, retryAfter the time between attempts that
+	// fail, and between looks where inotify cannot be had.
+	resync     = time.Minute
+	retryAfter = time.Second
+	// burst lets a program that changes a file finish.
+	burst = 100 * time.Millisecond
+
+	// Repairs beyond fights in quick succession wait for fightPause.
+	fights     = 10
+	fightPause = 5 * time.Second
+)
+
+// IDs of conditions.
+const (
+	fileCondition  = "file/subnet"
+	claimCondition = "file/claim"
+	fightCondition = "file/fight"
+)
+
+// Keeper keeps subnet.env and the claim beside it as they are wanted, whatever happens to
+// them. What is wanted is pushed, by Update and Remember.
+//
+// Invariant: while it can be helped, subnet.env names no subnet that this host knows not to
+// be its own: one that cannot be replaced is removed.
+type Keeper struct {
+	path       string
+	conditions *condition.List
+	log        *slog.Logger
+	wake       chan struct{}
+	wrote      func(first, changed bool) // see Run
+
+	wanted struct { // of subnet.env; not locked while a file is written
+		sync.Mutex
+		Env
+	}
+
+	mu     sync.Mutex  // one writer at a time; guards what follows
+	env    Env         // as it was when it was right last
+	claim  lease.Claim // wanted; zero: none yet
+	noted  lease.Claim // as it was when it was right last
+	fights *rate.Limiter
+}
+
+// NewKeeper returns a keeper of the subnet.env at path, of which nothing is wanted yet.
+func NewKeeper(path string, conditions *condition.List, log *slog.Logger) *Keeper {
+	return &Keeper{
+		path: path, conditions: conditions, log: log,
+		wake:   make(chan struct{}, 1),
+		fights: rate.NewLimiter(rate.Every(fightPause), fights),
+	}
+}
+
+// Update changes what subnet.env is to say, which is written once all of it is known. It waits
+// for no file.
+func (k *Keeper) Update(change func(*Env)) {
+	k.wanted.Lock()
+	defer k.wanted.Unlock()
+	before := k.wanted.Env
+	if change(&k.wanted.Env); k.wanted.Env != before {
+		k.trigger()
+	}
+}
+
+// want returns what subnet.env is to say, and whether that is known.
+func (k *Keeper) want() (Env, bool) {
+	k.wanted.Lock()
+	defer k.wanted.Unlock()
+	e := k.wanted.Env
+	return e, e.Network.IsValid() && e.Subnet.IsValid() && e.MTU > 0
+}
+
+// trigger asks for a look soon. It never blocks.
+func (k *Keeper) trigger() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Remember takes another claim, and writes it before it returns if that is possible.
+func (k *Keeper) Remember(c lease.Claim) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.claim = c; c == k.noted {
+		return
+	}
+	if _, err := k.syncClaim(); err != nil {
+		k.trigger()
+	}
+}
+
+// Run keeps the files until ctx ends. wrote is called when subnet.env says something else than
+// before in this run: for the first time, and whether the file had to be changed for it.
+func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
+	k.wrote = wrote
+	var watch *Watch
+	defer func() {
+		if watch != nil {
+			watch.Close()
+		}
+	}()
+	for {
+		pause, fight := k.sync()
+		fresh, err := false, error(nil)
+		if watch == nil {
+			watch, err = NewWatch(k.path)
+			fresh = err == nil
+		} else {
+			fresh, err = watch.Again()
+		}
+		var changed <-chan struct{}
+		switch {
+		case err != nil:
+			pause = min(pause, retryAfter)
+		case fresh: // nobody has told of what happened there before
+			pause = min(pause, burst)
+			fallthrough
+		default:
+			changed = watch.C
+		}
+		wake := k.wake
+		if fight {
+			pause, changed, wake = fightPause, nil, nil
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-wake:
+		case <-changed:
+			timer.Reset(burst)
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// sync has the files right where that is possible. It returns the time until the next look,
+// and whether somebody keeps changing them.
+func (k *Keeper) sync() (pause time.Duration, fight bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	repaired, err := k.syncEnv()
+	again, failed := k.syncClaim()
+	fight = (repaired || again) && !k.fights.Allow()
+	switch {
+	case fight:
+		k.conditions.Set(condition.Condition{
+			ID: fightCondition, Text: "another program keeps changing the subnet file or the claim beside it, slowing down",
+			Fields: []any{"path", k.path},
+		})
+	case !repaired && !again:
+		k.conditions.End(fightCondition)
+	}
+	if err != nil || failed != nil {
+		return retryAfter, fight
+	}
+	return resync, fight
+}
+
+// syncEnv makes subnet.env say what is wanted, and reports whether it had said that before.
+func (k *Keeper) syncEnv() (repaired bool, err error) {
+	env, known := k.want()
+	if !known {
+		return false, nil
+	}
+	changed, stale, err := k.writeEnv(env)
+	if err != nil {
+		k.conditions.Set(k.unwritten(err, stale))
+		return false, err
+	}
+	k.conditions.End(fileCondition)
+	before := k.env
+	k.env = env
+	if changed {
+		msg := "wrote the subnet file"
+		if repaired = env == before; repaired {
+			msg = "repaired the subnet file"
+		}
+		k.log.Info(msg, "path", k.path, "subnet", env.Subnet, "mtu", env.MTU)
+	}
+	if env != before {
+		k.wrote(before == Env{}, changed)
+	}
+	return repaired, nil
+}
+
+// writeEnv writes subnet.env. Where that fails, and the file names another subnet, it is
+// removed, which may make room. stale is the other subnet if it stands there still.
+func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error) {
+	repair := env == k.env
+	if changed, err = Write(k.path, env, repair); err == nil {
+		return changed, stale, nil
+	}
+	have, unread := Read(k.path)
+	if unread != nil || !have.Subnet.IsValid() || have.Subnet == env.Subnet {
+		return false, stale, err
+	}
+	if os.Remove(k.path) != nil {
+		return false, have.Subnet, err
+	}
+	k.log.Warn("removed the subnet file, which named another subnet and cannot be replaced", "path", k.path, "subnet", env.Subnet, "before", have.Subnet, "err", err)
+	changed, err = Write(k.path, env, repair)
+	return changed, stale, err
+}
+
+// unwritten is the condition that subnet.env is not as it should be.
+func (k *Keeper) unwritten(err error, stale netip.Prefix) condition.Condition {
+	c := condition.Condition{
+		ID: fileCondition, Text: "cannot write the subnet file, will retry",
+		Fields: []any{"path", k.path, "err", err},
+	}
+	if _, missing := os.Stat(filepath.Dir(k.path)); errors.Is(err, unix.EROFS) && errors.Is(missing, fs.ErrNotExist) && os.Getenv("NOTIFY_SOCKET") != "" {
+		// The unit lets it write there, and nowhere else.
+		c.Fields = append(c.Fields, "reason", "somebody has removed the directory")
+		c.Command = "systemctl restart flanneld"
+	}
+	switch {
+	case stale.IsValid():
+		c.Severe = true
+		c.Fields = append(c.Fields, "reason", "it names "+stale.String()+", which is not this host's: do not restart docker")
+	case k.env == Env{}:
+		c.Severe = true
+		c.Fields = append(c.Fields, "reason", "READY waits for it")
+	}
+	return c
+}
+
+// syncClaim writes the claim, and reports whether it had been there before.
+func (k *Keeper) syncClaim() (repaired bool, err error) {
+	if k.claim == (lease.Claim{}) {
+		return false, nil
+	}
+	changed, err := WriteClaim(k.path, k.claim)
+	if err != nil {
+		k.conditions.Set(condition.Condition{
+			ID: claimCondition, Text: "cannot note the claim on the lease, will retry",
+			Fields: []any{"path", ClaimPath(k.path), "err", err, "reason", "with another address, the next start may get another subnet"},
+		})
+		return false, err
+	}
+	k.conditions.End(claimCondition)
+	if repaired = changed && k.claim == k.noted; repaired {
+		k.log.Info("repaired the claim on the lease", "path", ClaimPath(k.path), "subnet", k.claim.Subnet)
+	}
+	k.noted = k.claim
+	return repaired, nil
+}
