@@ -27,9 +27,9 @@ type commandLine struct {
 	verbosity   int
 	warnings    []string // to log, one line each
 
-	endpoints, api, publicIP, canReach string
-	margin, resync                     int
-	ifaces, regexes                    []string
+	endpoints, publicIP, canReach string
+	margin, resync                int
+	ifaces, regexes               []string
 }
 
 // parse reads flags and FLANNELD_* variables; the command line wins. Long flags
@@ -167,10 +167,10 @@ func (cl *commandLine) check() (err error) {
 		return bad("etcd-endpoints", cl.endpoints, "a comma separated list of URLs")
 	}
 	o.Etcd.Prefix = path.Join(o.Etcd.Prefix) // one form of it, for the keys, the log and suggested commands
-	switch o.EtcdAPI = daemon.API(cl.api); o.EtcdAPI {
-	case daemon.APIAuto, daemon.APIv2, daemon.APIv3:
+	switch o.EtcdAPI {
+	case "auto", "v2", "v3":
 	default:
-		return bad("etcd-api", cl.api, "auto, v2 or v3")
+		return bad("etcd-api", string(o.EtcdAPI), "auto, v2 or v3")
 	}
 	if o.EtcdDomain != "" && cl.flags.Changed("etcd-endpoints") {
 		return bad("etcd-discovery-srv", o.EtcdDomain, "one of -etcd-discovery-srv and -etcd-endpoints")

@@ -23,7 +23,7 @@ var groups = []group{
 		e := &cl.options.Etcd
 		f.StringVar(&cl.endpoints, "etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma separated `URLs` of etcd's members")
 		f.StringVar(&cl.options.EtcdDomain, "etcd-discovery-srv", "", "`domain` whose SRV records name etcd's members, instead of -etcd-endpoints")
-		f.StringVar(&cl.api, "etcd-api", "auto", "`API` that the network is kept in: v2, v3, or auto for the one that holds config and leases")
+		f.StringVar((*string)(&cl.options.EtcdAPI), "etcd-api", "auto", "`API` that the network is kept in: v2, v3, or auto for the one that holds config and leases")
 		f.StringVar(&e.Prefix, "etcd-prefix", "/coreos.com/network", "`key` below which config and leases are kept")
 		f.StringVar(&e.KeyFile, "etcd-keyfile", "", "`file` with the key of the client certificate (PEM)")
 		f.StringVar(&e.CertFile, "etcd-certfile", "", "`file` with the client certificate (PEM)")

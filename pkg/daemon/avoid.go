@@ -3,12 +3,12 @@ package daemon
 import (
 	"cmp"
 	"net/netip"
-	"path"
 	"slices"
 	"strings"
 
 	"flanneld/pkg/host"
-	"flanneld/pkg/lease"
+	"flanneld/pkg/registry/store"
+	"flanneld/pkg/subnetenv"
 )
 
 // avoid returns what a subnet that is chosen anew must not overlap.
@@ -30,16 +30,11 @@ func (d *daemon) avoid() ([]netip.Prefix, error) {
 // moving returns the commands that have this host lease another subnet: without its key and
 // what it remembers, it chooses anew.
 func (d *daemon) moving(own netip.Prefix) string {
-	key := path.Join(path.Dir(d.registry.ConfigKey()), "subnets", lease.Key(own))
-	verb := "del"
-	if d.api == APIv2 {
-		verb = "rm"
-	}
 	file := d.options.SubnetFile
 	return strings.Join([]string{
 		"systemctl stop flanneld",
-		etcdctl(d.options.Etcd, d.api, verb, key),
-		"rm -f " + shellWord(file) + " " + shellWord(file+".lease"),
+		d.registry.DeleteCommand(own),
+		"rm -f " + store.ShellWord(file) + " " + store.ShellWord(subnetenv.ClaimPath(file)),
 		"systemctl start flanneld",
 	}, "; ")
 }

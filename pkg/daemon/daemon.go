@@ -30,8 +30,10 @@ import (
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/registry/store"
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
+	"flanneld/pkg/systemd"
 )
 
 const (
@@ -39,14 +41,12 @@ const (
 	rulesWithin = 5 * time.Second
 	// releaseWithin bounds what giving up the lease may add to the exit.
 	releaseWithin = 500 * time.Millisecond
-	// notifyRetry is the time between attempts to tell systemd that the network is ready.
-	notifyRetry = time.Second
 )
 
 // Options are what the command line says.
 type Options struct {
 	Etcd        etcd.Options
-	EtcdAPI     API
+	EtcdAPI     store.API
 	EtcdDomain  string // where Etcd.Endpoints come from, by SRV records; empty: they are given
 	Uplink      host.Selectors
 	SubnetFile  string        // subnet.env
@@ -78,10 +78,9 @@ type daemon struct {
 	rules    *rules
 	lock     *lock
 	checks   *checks
-	registry client
-	api      API // of registry
+	registry store.Registry
 	health   health.Port
-	watchdog watchdog
+	alive    struct{ loop, follower systemd.Pulse }
 
 	conditions *condition.List // what is wrong now
 	fds        *fdStore
@@ -154,21 +153,21 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := d.findEtcd(ctx, inv); err != nil {
 		return err
 	}
-	var store *store
+	var etcd *store.Store
 	err = d.persist(ctx, "read the files for TLS", scarce, func() (err error) {
-		store, err = openStore(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
+		etcd, err = store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	defer store.close()
-	if d.net, err = subnet.WaitConfig(ctx, store, log, d.admit); err != nil {
+	defer etcd.Close()
+	if d.net, err = subnet.WaitConfig(ctx, etcd, log, d.admit); err != nil {
 		return err
 	}
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
-	d.registry, d.api = store.registry()
+	d.registry = etcd.Registry()
 	if err := d.register(ctx); err != nil {
 		return err
 	}
@@ -217,7 +216,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	p := &plane{
 		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
-		log: d.log, store: d.fds, life: &d.watchdog.loop,
+		log: d.log, store: d.fds, life: &d.alive.loop,
 		ctx: ctx, lost: func() { d.loop.Reread() }, taken: d.anotherTUN, tunnels: map[string]*carrier{},
 		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
 	}
@@ -259,9 +258,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	tasks.Go(func() { d.needs.run(ctx) })
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, d.admit, d.reconfigure) })
 	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
-	if every := watchdogEvery(); every > 0 {
-		tasks.Go(func() { d.watchdog.feed(ctx, every, d.live) })
-	}
+	tasks.Go(func() { systemd.Watchdog(ctx, d.conditions, &d.alive.loop, &d.alive.follower) })
 	d.loop.Run(ctx)
 	if d.options.Release {
 		cancel()
@@ -305,8 +302,8 @@ func (d *daemon) recall() error {
 }
 
 // identity is by what this host finds its lease, and so its store.
-func (d *daemon) identity() identity {
-	return identity{API(d.claim.Store), func(l lease.Lease) bool {
+func (d *daemon) identity() store.Identity {
+	return store.Identity{Last: store.API(d.claim.Store), Owns: func(l lease.Lease) bool {
 		return l.PublicIP == d.publicIP() || d.claim.Matches(l)
 	}}
 }
@@ -360,11 +357,11 @@ func (d *daemon) release() {
 
 func (d *daemon) leaseOptions() subnet.Options {
 	claim := d.claim
-	if claim.Store != string(d.api) {
+	if claim.Store != string(d.registry.API) {
 		claim.Revision = 0 // of another store: says nothing here
 	}
 	return subnet.Options{
-		Registry: watched{d.registry, &d.watchdog.follower},
+		Registry: watched{d.registry, &d.alive.follower},
 		Pool:     d.net.pool(),
 		PublicIP: d.publicIP(),
 		Claim:    claim,
@@ -377,7 +374,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Needed:   d.needed,
 		Terms:    d.terms.news,
 		Remember: func(c lease.Claim) {
-			c.Store = string(d.api)
+			c.Store = string(d.registry.API)
 			d.files.Remember(c)
 		},
 		Report: func(s subnet.Status) {

@@ -15,6 +15,7 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/pace"
+	"flanneld/pkg/systemd"
 	"flanneld/pkg/tunnel"
 )
 
@@ -28,7 +29,7 @@ type plane struct {
 	network netip.Prefix
 	log     *slog.Logger
 	store   *fdStore
-	life    *pulse          // beats with each chunk of operations
+	life    *systemd.Pulse  // beats with each chunk of operations
 	ctx     context.Context // ends the tunnels
 	lost    func()          // called when one has ended before
 	taken   func()          // called when another program has the device of one
@@ -81,7 +82,7 @@ func (p *plane) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 // Apply implements reconcile.Kernel. What is not about tunnels goes to the
 // kernel in as large batches as the order allows.
 func (p *plane) Apply(ops []dataplane.Op) []error {
-	p.life.beat()
+	p.life.Beat()
 	p.admit()
 	errs := make([]error, len(ops))
 	changed := map[string]bool{}   // links whose table is another now

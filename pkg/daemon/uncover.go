@@ -10,6 +10,7 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/presence"
+	"flanneld/pkg/registry/store"
 )
 
 // findEtcd finds out where etcd is, and has nothing of an earlier run in the way to it.
@@ -18,7 +19,7 @@ func (d *daemon) findEtcd(ctx context.Context, inv host.Inventory) (err error) {
 	d.uncover(inv.Gateways())
 	if domain := d.options.EtcdDomain; domain != "" {
 		d.warnOfNameServers()
-		if o.Endpoints, err = resolve(ctx, domain, d.log); err != nil {
+		if o.Endpoints, err = store.Resolve(ctx, domain, d.log); err != nil {
 			return err
 		}
 	}

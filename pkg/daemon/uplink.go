@@ -128,7 +128,7 @@ func (d *daemon) factsWith(routes bool) (host.Facts, error) {
 
 // input is what the wanted state follows from now. Every pass begins with it.
 func (d *daemon) input(whole bool) (reconcile.Input, error) {
-	d.watchdog.loop.beat()
+	d.alive.loop.Beat()
 	read := d.facts.latest
 	if whole {
 		read = d.facts.recent

@@ -1,24 +1,14 @@
-package daemon
+package systemd
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"flanneld/pkg/registry"
 )
 
-// silent is an etcd that does not answer.
-type silent struct{ registry.Registry }
-
-func (silent) List(context.Context) (registry.Listing, error) {
-	return registry.Listing{}, errors.New("no answer")
-}
-
 // TestWatchdog: systemd is told for as long as both goroutines are at work, and not
-// once one of them is not. An etcd without an answer is no reason to stop.
+// once one of them is not.
 func TestWatchdog(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -36,11 +26,11 @@ func TestWatchdog(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
 				begun := time.Now()
-				var w watchdog
+				var loop, follower Pulse
 				var last time.Duration
-				go work(ctx, c.loop, w.loop.beat)
-				go work(ctx, c.follower, func() { watched{silent{}, &w.follower}.List(ctx) })
-				go w.feed(ctx, time.Second, func() {
+				go work(ctx, c.loop, loop.Beat)
+				go work(ctx, c.follower, follower.Beat)
+				go feed(ctx, time.Second, []*Pulse{&loop, &follower}, func() {
 					now := time.Since(begun)
 					if now-last > time.Second {
 						t.Errorf("not told from %v to %v", last, now)

@@ -1,4 +1,4 @@
-package daemon
+package store
 
 import (
 	"context"
@@ -15,11 +15,11 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// access is an API of etcd's whose refusals are conditions: that it does not know the user, or
+// Registry is an API of etcd's whose refusals are conditions: that it does not know the user, or
 // does not let the user do something.
-type access struct {
-	client
-	api        API
+type Registry struct {
+	Client
+	API        API
 	options    etcd.Options
 	conditions *condition.List
 }
@@ -44,18 +44,18 @@ func (d deed) denied() string {
 	return "etcd does not permit this host to write its lease"
 }
 
-func (a access) id(what string) string { return "etcd-access/" + string(a.api) + "/" + what }
+func (a Registry) id(what string) string { return "etcd-access/" + string(a.API) + "/" + what }
 
 // note begins or ends the conditions that a call of a kind tells of. One without an answer
 // tells of none.
-func (a access) note(ctx context.Context, what deed, err error) {
+func (a Registry) note(ctx context.Context, what deed, err error) {
 	answered := err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
 		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
 	switch {
 	case errors.Is(err, registry.ErrLogin):
 		a.conditions.Set(condition.Condition{
 			ID: a.id("login"), Severe: true, Text: "etcd refuses the user or the password",
-			Fields: []any{"store", a.api, "user", a.user(), "reason", "set -etcd-username and -etcd-password to those of a user that etcd knows"},
+			Fields: []any{"store", a.API, "user", a.user(), "reason", "set -etcd-username and -etcd-password to those of a user that etcd knows"},
 		})
 	case errors.Is(err, registry.ErrDenied):
 		a.conditions.End(a.id("login"))
@@ -67,19 +67,19 @@ func (a access) note(ctx context.Context, what deed, err error) {
 }
 
 // forget ends all conditions, of an API that is not asked any more.
-func (a access) forget() { a.conditions.Replace(a.id(""), nil) }
+func (a Registry) forget() { a.conditions.Replace(a.id(""), nil) }
 
 // deny begins the condition that the user lacks a permission.
-func (a access) deny(ctx context.Context, what deed) {
+func (a Registry) deny(ctx context.Context, what deed) {
 	prefix := strings.TrimSuffix(a.ConfigKey(), path.Base(a.ConfigKey()))
 	c := condition.Condition{
 		ID: a.id(string(what)), Severe: true, Text: what.denied(),
-		Fields: []any{"store", a.api, "key", prefix, "user", a.user(), "permission", "readwrite"},
+		Fields: []any{"store", a.API, "key", prefix, "user", a.user(), "permission", "readwrite"},
 	}
 	switch {
-	case a.api == APIv2 && a.user() == "":
+	case a.API == APIv2 && a.user() == "":
 		c.Fields = append(c.Fields, "reason", "nobody is logged in: set -etcd-username and -etcd-password")
-	case a.api == APIv2 && what == readingConfig:
+	case a.API == APIv2 && what == readingConfig:
 		c.Fields = append(c.Fields, "reason", "the password is wrong, or the user lacks the permission")
 	}
 	for _, known := range a.conditions.Current() {
@@ -95,23 +95,23 @@ func (a access) deny(ctx context.Context, what deed) {
 
 // grant returns the commands that permit this host's user to keep its network below prefix:
 // by a role that the user has, if that can be told, else by one of its own.
-func (a access) grant(ctx context.Context, prefix string) string {
+func (a Registry) grant(ctx context.Context, prefix string) string {
 	o, user := a.options, a.user()
 	if user == "" {
 		return ""
 	}
 	o.Username = user // who changes roles is to log in, too
-	if a.api == APIv2 {
+	if a.API == APIv2 {
 		return strings.Join([]string{
-			etcdctl(o, APIv2, "role", "add", "flannel"),
-			etcdctl(o, APIv2, "role", "grant", "--readwrite", "--path="+prefix+"*", "flannel"),
-			etcdctl(o, APIv2, "user", "grant", "--roles=flannel", user),
+			Etcdctl(o, APIv2, "role", "add", "flannel"),
+			Etcdctl(o, APIv2, "role", "grant", "--readwrite", "--path="+prefix+"*", "flannel"),
+			Etcdctl(o, APIv2, "user", "grant", "--roles=flannel", user),
 		}, "; ")
 	}
 	permit := func(role string) string {
-		return etcdctl(o, APIv3, "role", "grant-permission", "--prefix", role, "readwrite", prefix)
+		return Etcdctl(o, APIv3, "role", "grant-permission", "--prefix", role, "readwrite", prefix)
 	}
-	if r, ok := a.client.(interface {
+	if r, ok := a.Client.(interface {
 		Roles(context.Context, string) ([]string, error)
 	}); ok {
 		ctx, cancel := context.WithTimeout(ctx, storeRetry)
@@ -120,17 +120,17 @@ func (a access) grant(ctx context.Context, prefix string) string {
 			return permit(roles[0])
 		}
 	}
-	return strings.Join([]string{etcdctl(o, APIv3, "role", "add", "flannel"), permit("flannel"),
-		etcdctl(o, APIv3, "user", "grant-role", user, "flannel")}, "; ")
+	return strings.Join([]string{Etcdctl(o, APIv3, "role", "add", "flannel"), permit("flannel"),
+		Etcdctl(o, APIv3, "user", "grant-role", user, "flannel")}, "; ")
 }
 
 // user is whom etcd knows this host as: the user that was given, else, to v3, the common name of
 // the client's certificate.
-func (a access) user() string {
+func (a Registry) user() string {
 	if e, err := a.options.ParseEndpoints(); err == nil && e.Username != "" {
 		return e.Username
 	}
-	if a.api == APIv3 && a.options.CertFile != "" {
+	if a.API == APIv3 && a.options.CertFile != "" {
 		if pair, err := tls.LoadX509KeyPair(a.options.CertFile, a.options.KeyFile); err == nil && pair.Leaf != nil {
 			return pair.Leaf.Subject.CommonName
 		}
@@ -138,51 +138,60 @@ func (a access) user() string {
 	return ""
 }
 
+// DeleteCommand returns the command that deletes the lease of a subnet.
+func (a Registry) DeleteCommand(subnet netip.Prefix) string {
+	verb := "del"
+	if a.API == APIv2 {
+		verb = "rm"
+	}
+	return Etcdctl(a.options, a.API, verb, path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnet)))
+}
+
 // Config implements registry.Registry.
-func (a access) Config(ctx context.Context) ([]byte, error) {
-	raw, err := a.client.Config(ctx)
+func (a Registry) Config(ctx context.Context) ([]byte, error) {
+	raw, err := a.Client.Config(ctx)
 	a.note(ctx, readingConfig, err)
 	return raw, err
 }
 
 // List implements registry.Registry.
-func (a access) List(ctx context.Context) (registry.Listing, error) {
-	l, err := a.client.List(ctx)
+func (a Registry) List(ctx context.Context) (registry.Listing, error) {
+	l, err := a.Client.List(ctx)
 	a.note(ctx, reading, err)
 	return l, err
 }
 
 // Get implements registry.Registry.
-func (a access) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
-	ev, err := a.client.Get(ctx, subnet)
+func (a Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+	ev, err := a.Client.Get(ctx, subnet)
 	a.note(ctx, reading, err)
 	return ev, err
 }
 
 // Watch implements registry.Registry.
-func (a access) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
-	events, next, err := a.client.Watch(ctx, index)
+func (a Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
+	events, next, err := a.Client.Watch(ctx, index)
 	a.note(ctx, reading, err)
 	return events, next, err
 }
 
 // Create implements registry.Registry.
-func (a access) Create(ctx context.Context, subnet netip.Prefix, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := a.client.Create(ctx, subnet, attrs, ttl)
+func (a Registry) Create(ctx context.Context, subnet netip.Prefix, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := a.Client.Create(ctx, subnet, attrs, ttl)
 	a.note(ctx, writing, err)
 	return l, err
 }
 
 // Update implements registry.Registry.
-func (a access) Update(ctx context.Context, prev lease.Lease, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := a.client.Update(ctx, prev, attrs, ttl)
+func (a Registry) Update(ctx context.Context, prev lease.Lease, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := a.Client.Update(ctx, prev, attrs, ttl)
 	a.note(ctx, writing, err)
 	return l, err
 }
 
 // Release implements registry.Registry.
-func (a access) Release(ctx context.Context, prev lease.Lease) error {
-	err := a.client.Release(ctx, prev)
+func (a Registry) Release(ctx context.Context, prev lease.Lease) error {
+	err := a.Client.Release(ctx, prev)
 	a.note(ctx, writing, err)
 	return err
 }

@@ -1,4 +1,10 @@
-package daemon
+// Package store finds the etcd, and of its two APIs the one, that the network is kept in, and says
+// what keeps this host from using it, with the command that mends it.
+//
+// It decides by what is in the stores; what leases mean is for package subnet. Invariant: a store
+// that may hold this host's network is waited for; a host does not change its store because
+// another one answered first.
+package store
 
 import (
 	"cmp"
@@ -37,23 +43,23 @@ const (
 // of Fedora, CentOS and RHEL.
 func prefixes() []string { return []string{"/coreos.com/network", "/atomic.io/network"} }
 
-// client is a registry with connections.
-type client interface {
+// Client is a registry with connections.
+type Client interface {
 	registry.Registry
 	ConfigKey() string // of the network config, as this API has it
 	Reconnect()        // drops connections, for a local address that is gone
 	Close()
 }
 
-// store is an etcd, by the APIs that may be meant, the preferred first. As long
+// Store is an etcd, by the APIs that may be meant, the preferred first. As long
 // as it only reads the config, it is open which one it will be.
-type store struct {
+type Store struct {
 	options etcd.Options
-	host    identity
+	host    Identity
 	log     *slog.Logger
 	wrong   *condition.List
 	apis    []API
-	regs    []client
+	regs    []Client
 	chosen  choice
 	waited  int // how often in a row it could not be told which one that is
 
@@ -61,15 +67,15 @@ type store struct {
 	found string    // where there is one, as of the last look
 }
 
-// identity is by what a host finds the store that it belongs to.
-type identity struct {
-	last API                    // of its last run; empty if there was none
-	owns func(lease.Lease) bool // whether a lease is this host's
+// Identity is by what a host finds the store that it belongs to.
+type Identity struct {
+	Last API                    // of its last run; empty if there was none
+	Owns func(lease.Lease) bool // whether a lease is this host's
 }
 
-// resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's
+// Resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's
 // own clients do. It waits for a name server that is away.
-func resolve(ctx context.Context, domain string, log *slog.Logger) ([]string, error) {
+func Resolve(ctx context.Context, domain string, log *slog.Logger) ([]string, error) {
 	for said := ""; ; {
 		found, err := srv.GetClient("etcd-client", domain, "")
 		if err == nil {
@@ -93,17 +99,17 @@ func resolve(ctx context.Context, domain string, log *slog.Logger) ([]string, er
 // storeRetry is the time between attempts to find etcd.
 const storeRetry = 2 * time.Second
 
-// openStore makes the clients. It does no I/O but for reading the TLS files.
-func openStore(o etcd.Options, api API, host identity, log *slog.Logger, wrong *condition.List) (*store, error) {
+// Open makes the clients. It does no I/O but for reading the TLS files.
+func Open(o etcd.Options, api API, host Identity, log *slog.Logger, wrong *condition.List) (*Store, error) {
 	o.OnFiles = func(err error) { noteFiles(wrong, err) }
-	s := &store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute}}
+	s := &Store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute}}
 	if api != APIAuto {
 		s.apis = []API{api}
 	}
 	for _, api := range s.apis {
 		reg, err := open(o, api)
 		if err != nil {
-			s.close()
+			s.Close()
 			return nil, err
 		}
 		s.regs = append(s.regs, reg)
@@ -124,15 +130,15 @@ func noteFiles(wrong *condition.List, err error) {
 	})
 }
 
-func open(o etcd.Options, api API) (client, error) {
+func open(o etcd.Options, api API) (Client, error) {
 	if api == APIv2 {
 		return etcdv2.New(o)
 	}
 	return etcdv3.New(o)
 }
 
-// close ends all connections.
-func (s *store) close() {
+// Close ends all connections.
+func (s *Store) Close() {
 	for _, r := range s.regs {
 		r.Close()
 	}
@@ -161,8 +167,8 @@ const mostWaits = 2
 // Config asks every API for the network config. If one has it, that is the network; if both
 // have, it is the one that decide finds. An API without an answer may have one, so it is
 // waited for, without end if this host's last run was there.
-func (s *store) Config(ctx context.Context) (raw []byte, err error) {
-	answers, last := s.ask(ctx), slices.Index(s.apis, s.host.last)
+func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
+	answers, last := s.ask(ctx), slices.Index(s.apis, s.host.Last)
 	var have []int
 	defer func() {
 		for i, a := range answers {
@@ -208,10 +214,10 @@ func (s *store) Config(ctx context.Context) (raw []byte, err error) {
 }
 
 // access returns an API as one whose refusals are conditions.
-func (s *store) access(i int) access { return access{s.regs[i], s.apis[i], s.options, s.wrong} }
+func (s *Store) access(i int) Registry { return Registry{s.regs[i], s.apis[i], s.options, s.wrong} }
 
 // wait reports whether to go on waiting for a store that gives no answer.
-func (s *store) wait() bool {
+func (s *Store) wait() bool {
 	s.waited++
 	return s.waited <= mostWaits
 }
@@ -224,7 +230,7 @@ func (e evidence) any() bool { return e.leases+e.reservations > 0 }
 
 // evidence looks at the leases in each of two stores. One that cannot be listed has none, and
 // the error.
-func (s *store) evidence(ctx context.Context) (found [2]evidence, failed int, err error) {
+func (s *Store) evidence(ctx context.Context) (found [2]evidence, failed int, err error) {
 	for i := range s.regs {
 		listing, lerr := s.access(i).List(ctx)
 		if lerr != nil {
@@ -236,7 +242,7 @@ func (s *store) evidence(ctx context.Context) (found [2]evidence, failed int, er
 				all, own = &found[i].reservations, &found[i].ownReservations
 			}
 			*all++
-			if s.host.owns(l) {
+			if s.host.Owns(l) {
 				*own++
 			}
 		}
@@ -276,7 +282,7 @@ func decide(stores [2]evidence, last int) choice {
 	return choice{0, "nothing tells which is meant", true}
 }
 
-func (s *store) ask(ctx context.Context) []answer {
+func (s *Store) ask(ctx context.Context) []answer {
 	answers := make([]answer, len(s.regs))
 	var all sync.WaitGroup
 	for i, r := range s.regs {
@@ -286,9 +292,9 @@ func (s *store) ask(ctx context.Context) []answer {
 	return answers
 }
 
-// registry returns the API that was chosen, says so when there was a choice, and closes the
+// Registry returns the API that was chosen, says so when there was a choice, and closes the
 // other one.
-func (s *store) registry() (client, API) {
+func (s *Store) Registry() Registry {
 	c, i := s.chosen, s.chosen.store
 	reg, api := s.access(i), s.apis[i]
 	if len(s.regs) > 1 {
@@ -299,8 +305,8 @@ func (s *store) registry() (client, API) {
 		}
 		s.regs[1-i].Close()
 	}
-	s.regs, s.apis, s.chosen.store = []client{s.regs[i]}, []API{api}, 0
-	return reg, api
+	s.regs, s.apis, s.chosen.store = []Client{s.regs[i]}, []API{api}, 0
+	return reg
 }
 
 // absentError is that of a server without a network config.
@@ -316,7 +322,7 @@ func (e *absentError) Commands() []string { return e.commands }
 
 // absent says how to make the config on this server, and where else there is
 // one.
-func (s *store) absent(ctx context.Context, answers []answer) error {
+func (s *Store) absent(ctx context.Context, answers []answer) error {
 	var e absentError
 	for i, a := range answers {
 		if !a.missing() {
@@ -329,7 +335,7 @@ func (s *store) absent(ctx context.Context, answers []answer) error {
 		if s.apis[i] == APIv2 {
 			verb = "set"
 		}
-		e.commands = append(e.commands, etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
+		e.commands = append(e.commands, Etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
 	}
 	if now := time.Now(); s.looks.Delay(now) == 0 {
 		s.looks.Turn(now)
@@ -347,7 +353,7 @@ const sampleConfig = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
 // elsewhere looks for a config under the other usual prefixes, and under ours
 // in an API that was not asked for, or with or without the leading slash, which v3
 // tells apart.
-func (s *store) elsewhere(ctx context.Context) string {
+func (s *Store) elsewhere(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, storeRetry)
 	defer cancel()
 	var found []string
@@ -373,7 +379,7 @@ func (s *store) elsewhere(ctx context.Context) string {
 }
 
 // asked reports whether a key is the one that is read in an API anyway.
-func (s *store) asked(api API, key string) bool {
+func (s *Store) asked(api API, key string) bool {
 	i := slices.Index(s.apis, api)
 	return i >= 0 && s.regs[i].ConfigKey() == key
 }

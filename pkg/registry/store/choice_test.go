@@ -1,4 +1,4 @@
-package daemon
+package store
 
 import (
 	"fmt"
@@ -79,7 +79,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/coreos.com/network"}
 			for api, verb := range map[API]string{APIv3: "put", APIv2: "set"} {
-				paste(t, etcdctl(o, api, verb, "/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.4%s.0.0/16"}`, api[1:])))
+				paste(t, Etcdctl(o, api, verb, "/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.4%s.0.0/16"}`, api[1:])))
 				if ip, ok := c.leases[api]; ok {
 					reg, err := open(o, api)
 					if err != nil {
@@ -92,16 +92,16 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 				}
 			}
 			var log strings.Builder
-			s, err := openStore(o, APIAuto, identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }}, slog.New(slog.NewTextHandler(&log, nil)), condition.NewList(slog.New(slog.DiscardHandler)))
+			s, err := Open(o, APIAuto, Identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }}, slog.New(slog.NewTextHandler(&log, nil)), condition.NewList(slog.New(slog.DiscardHandler)))
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.close()
+			defer s.Close()
 			raw, err := s.Config(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, api := s.registry()
+			api := s.Registry().API
 			if api != c.want || !strings.Contains(string(raw), "10.4"+string(api[1:])) || strings.Contains(log.String(), "level=WARN") != c.warns {
 				t.Errorf("chose %s with %s, want %s; log:\n%s", api, raw, c.want, &log)
 			}
@@ -114,12 +114,12 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 func TestSilentStoreIsWaitedFor(t *testing.T) {
 	o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/p"}
 	away := etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/p"}
-	paste(t, etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
+	paste(t, Etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
 	for _, c := range []struct {
 		last  API
 		tries int // until the one that answers is taken; 0: never
 	}{{"", 3}, {APIv3, 1}, {APIv2, 0}} {
-		s, err := openStore(o, APIAuto, identity{last: c.last}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
+		s, err := Open(o, APIAuto, Identity{Last: c.last}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,6 +136,6 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 		if tries != c.tries {
 			t.Errorf("last in %q: taken at attempt %d, want %d", c.last, tries, c.tries)
 		}
-		s.close()
+		s.Close()
 	}
 }

@@ -1,4 +1,4 @@
-package daemon
+package store
 
 import (
 	"context"
@@ -28,7 +28,7 @@ func TestResolve(t *testing.T) {
 		return (&net.Dialer{}).DialContext(ctx, "udp4", server.LocalAddr().String())
 	}}
 	var log strings.Builder
-	got, err := resolve(t.Context(), "example.org", slog.New(slog.NewTextHandler(&log, nil)))
+	got, err := Resolve(t.Context(), "example.org", slog.New(slog.NewTextHandler(&log, nil)))
 	if want := []string{"https://a.example.org.:2379", "http://b.example.org.:4001"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("found %q, %v, want %q; log:\n%s", got, err, want, &log)
 	}
@@ -36,7 +36,7 @@ func TestResolve(t *testing.T) {
 	// Nothing there is no reason to end, but its context's end is.
 	ctx, cancel := context.WithCancel(t.Context())
 	log.Reset()
-	if got, err := resolve(ctx, "example.net", slog.New(slog.NewTextHandler(ender{&log, cancel}, nil))); err == nil {
+	if got, err := Resolve(ctx, "example.net", slog.New(slog.NewTextHandler(ender{&log, cancel}, nil))); err == nil {
 		t.Errorf("found %q", got)
 	}
 	if n := strings.Count(log.String(), "cannot find etcd by SRV records"); n != 1 {

@@ -1,4 +1,4 @@
-package daemon
+package store
 
 import (
 	"errors"
@@ -35,7 +35,7 @@ func paste(t *testing.T, command string, env ...string) {
 }
 
 // suggested returns the commands of the error that a server without a config gives.
-func suggested(t *testing.T, s *store) []string {
+func suggested(t *testing.T, s *Store) []string {
 	t.Helper()
 	_, err := s.Config(t.Context())
 	var remedy interface{ Commands() []string }
@@ -67,19 +67,19 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 				continue // the same key as that of "/", which exists by then or makes it exist
 			}
 			o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
-			s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
+			s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			commands := suggested(t, s)
-			if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
+			if len(commands) != 1 || !strings.Contains(commands[0], ShellWord(keys[i])+" ") {
 				t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
 			}
 			paste(t, commands[0])
 			if raw, err := s.Config(t.Context()); err != nil || string(raw) != sampleConfig {
 				t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
 			}
-			s.close()
+			s.Close()
 		}
 	}
 }
@@ -101,11 +101,11 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			Endpoints: []string{"https://127.0.0.1:1", withUser}, Prefix: "/p/",
 			CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
 		}
-		s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
+		s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		command := etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
+		command := Etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
 		if strings.Contains(command, "hush") || !strings.Contains(command, "=root ") {
 			t.Errorf("suggested %s", command)
 		}
@@ -120,7 +120,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			t.Errorf("%s: after %s\nthe config is %q, %v", api, command, raw, err)
 		}
 		reg.Close()
-		s.close()
+		s.Close()
 	}
 }
 
@@ -130,14 +130,14 @@ func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	server := etcdtest.StartEtcd(t)
 	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
 		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}
-		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
-		s, err := openStore(here, APIv3, identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
+		paste(t, Etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
+		s, err := Open(here, APIv3, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Config(t.Context()); err == nil || !strings.Contains(err.Error(), "there is one at "+c[1]+"/config in the v3 API") {
 			t.Errorf("%s: %v", c[0], err)
 		}
-		s.close()
+		s.Close()
 	}
 }

@@ -1,4 +1,4 @@
-package daemon
+package store
 
 import (
 	"log/slog"
@@ -22,7 +22,7 @@ func TestBrokenTLSFilesAreACondition(t *testing.T) {
 	for _, api := range []API{APIv2, APIv3} {
 		wrong := condition.NewList(slog.New(slog.DiscardHandler))
 		o := etcd.Options{Endpoints: []string{"127.0.0.1:1"}, Prefix: "/net", CAFile: ca.File, CertFile: cert, KeyFile: key}
-		s, err := openStore(o, api, identity{}, slog.New(slog.DiscardHandler), wrong)
+		s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), wrong)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,6 +37,6 @@ func TestBrokenTLSFilesAreACondition(t *testing.T) {
 				t.Errorf("%s, a key of %d bytes: condition %v, want %v", api, len(text), is, want)
 			}
 		}
-		s.close()
+		s.Close()
 	}
 }

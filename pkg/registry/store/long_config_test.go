@@ -1,4 +1,4 @@
-package daemon
+package store
 
 import (
 	"errors"
@@ -29,11 +29,11 @@ func TestLongConfigIsNotAMissingOne(t *testing.T) {
 	}
 	resp.Body.Close()
 	log := slog.New(slog.DiscardHandler)
-	s, err := openStore(etcd.Options{Endpoints: []string{server.URL}, Prefix: "/net"}, APIAuto, identity{}, log, condition.NewList(log))
+	s, err := Open(etcd.Options{Endpoints: []string{server.URL}, Prefix: "/net"}, APIAuto, Identity{}, log, condition.NewList(log))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
+	defer s.Close()
 	if _, err := s.Config(t.Context()); !errors.Is(err, registry.ErrLongConfig) || !strings.Contains(err.Error(), "1048576 bytes") {
 		t.Errorf("error %v", err)
 	}

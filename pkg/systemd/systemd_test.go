@@ -1,0 +1,48 @@
+package systemd
+
+import (
+	"log/slog"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"flanneld/pkg/condition"
+)
+
+// TestReadyIsToldInTheEnd: that systemd does not listen yet is a condition until it does.
+func TestReadyIsToldInTheEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	t.Setenv("NOTIFY_SOCKET", path)
+	conditions := condition.NewList(slog.New(slog.DiscardHandler))
+	Ready(conditions)
+	alive(conditions)
+	for _, id := range []string{"systemd/ready", "systemd/watchdog"} {
+		if !conditions.Has(id) {
+			t.Errorf("%s is no condition", id)
+		}
+	}
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	read := func(want string) {
+		t.Helper()
+		buf := make([]byte, 100)
+		l.SetReadDeadline(time.Now().Add(10 * time.Second))
+		n, err := l.Read(buf)
+		if got := string(buf[:n]); err != nil || got != want {
+			t.Errorf("read %q, %v; want %q", got, err, want)
+		}
+	}
+	read("READY=1")
+	alive(conditions)
+	read("WATCHDOG=1")
+	for deadline := time.Now().Add(10 * time.Second); len(conditions.Current()) > 0 && time.Now().Before(deadline); {
+		<-time.After(time.Millisecond)
+	}
+	if now := conditions.Current(); len(now) > 0 {
+		t.Errorf("conditions %v", now)
+	}
+}

@@ -1,0 +1,66 @@
+package systemd
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"flanneld/pkg/condition"
+)
+
+// patience is the silence after which a goroutine counts as stuck. The reconciler and the uplink's
+// watcher look at the kernel each minute, after another one if somebody keeps them busy; the
+// lease's follower asks etcd, or tries to, after 45 s of silence, and waits up to 30 s
+// for a list. A call of either takes seconds, with 20,000 peers too.
+const patience = 3 * time.Minute
+
+// Pulse is when a goroutine that the network depends on was last seen at work: by what it does,
+// not by a timer of its own, which could outlive it.
+type Pulse struct{ at atomic.Pointer[time.Time] }
+
+// Beat says that it is at work.
+func (p *Pulse) Beat() {
+	now := time.Now()
+	p.at.Store(&now)
+}
+
+func (p *Pulse) alive() bool { return time.Since(*p.at.Load()) < patience }
+
+// Watchdog tells systemd's watchdog until ctx ends that all is well, for as long as all pulses
+// are alive. It returns at once if systemd does not want to be told.
+func Watchdog(ctx context.Context, conditions *condition.List, pulses ...*Pulse) {
+	if every := watchdogEvery(); every > 0 {
+		feed(ctx, every, pulses, func() { alive(conditions) })
+	}
+}
+
+// feed tells that all is well as long as it is, and often enough: every is a part of WatchdogSec=.
+func feed(ctx context.Context, every time.Duration, pulses []*Pulse, tell func()) {
+	for _, p := range pulses {
+		p.Beat()
+	}
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if !slices.ContainsFunc(pulses, func(p *Pulse) bool { return !p.alive() }) {
+				tell()
+			}
+		}
+	}
+}
+
+// watchdogEvery is how often systemd is to be told, 0 if it does not want to be.
+func watchdogEvery() time.Duration {
+	limit, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return 0 // whoever set that is not systemd
+	}
+	return limit / 4
+}
