@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 	"logsink":               {},
 	"pace":                  {},
 	"probe":                 {},
-	"presence":              {},
+	"presence":              {"condition", "pace"},
 	"iptables":              {"firewall"},
 	"nftables":              {"firewall"},
 	"firewalld":             {},

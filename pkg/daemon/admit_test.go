@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"flanneld/pkg/backend"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/registry/etcd"
@@ -26,7 +27,7 @@ func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
 	config := func(backend, from, to string) []byte {
 		return fmt.Appendf(nil, `{"Network":"10.0.0.0/8","SubnetMin":"%s","SubnetMax":"%s","Backend":{"Type":"%s"}}`, from, to, backend)
 	}
-	admits := func(raw []byte, refused bool) network {
+	admits := func(raw []byte, refused bool) backend.Network {
 		t.Helper()
 		n, err := d.admit(raw)
 		const reason = "network config: SubnetMin, SubnetMax: 10.200.0.0, 10.200.255.0: must be beside what the hosts need themselves: the route 10.200.0.0/16 takes 10.200.1.10, etcd endpoint http://10.200.1.10:2379"
@@ -41,7 +42,7 @@ func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
 	d.net = admits(beside, false)
 	admits(inside, true)
 	admits(beside, false)
-	if d.net, err = parseNetwork(inside); err != nil {
+	if d.net, err = backend.ParseNetwork(inside); err != nil {
 		t.Fatal(err)
 	}
 	admits(inside, false)

@@ -14,7 +14,7 @@ import (
 // avoid returns what a subnet that is chosen anew must not overlap.
 func (d *daemon) avoid() ([]netip.Prefix, error) {
 	d.terms.Lock()
-	leased := cmp.Or(d.terms.now.Pool, d.net.pool()).Cover()
+	leased := cmp.Or(d.terms.now.Pool, d.net.Pool()).Cover()
 	d.terms.Unlock()
 	s, err := d.kernel.Surroundings(func(dst netip.Prefix) bool { return slices.ContainsFunc(leased, dst.Overlaps) }, nil)
 	if err != nil {

@@ -24,7 +24,6 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
-	"flanneld/pkg/netconf"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
@@ -58,12 +57,6 @@ type Options struct {
 	HealthzPort int // 0: off
 }
 
-// network is what the network config says, once it is known.
-type network struct {
-	netconf.Config
-	backend.Backend
-}
-
 // daemon is a running flanneld.
 type daemon struct {
 	options  Options
@@ -73,7 +66,7 @@ type daemon struct {
 	tracker  host.Tracker // of the uplink
 	uplink   atomic.Pointer[host.Uplink]
 	choice   *alarm // when the uplink is to be chosen anew
-	net      network
+	net      backend.Network
 	loop     *reconcile.Loop
 	rules    *rules
 	lock     *lock
@@ -85,7 +78,6 @@ type daemon struct {
 	conditions *condition.List // what is wrong now
 	fds        *fdStore
 	tun        atomic.Pointer[string] // name of the TUN device, where there is one
-	presence   atomic.Pointer[presence.Presence]
 
 	files   *subnetenv.Keeper
 	former  subnetenv.Env  // of the run before
@@ -117,7 +109,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
 	d.terms.news = make(chan subnet.Terms, 1)
 	var k *kernel.Kernel
-	err := d.persist(ctx, "use the kernel's network objects", passing, func() (err error) {
+	err := d.persist(ctx, "use the kernel's network objects", pace.Passing, func() (err error) {
 		k, err = kernel.New()
 		return err
 	})
@@ -127,7 +119,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer k.Close()
 	d.kernel = k
 	if o.HealthzPort != 0 {
-		err := d.persist(ctx, "answer health checks", scarce, func() error {
+		err := d.persist(ctx, "answer health checks", pace.Scarce, func() error {
 			return d.health.Listen(o.HealthzIP, o.HealthzPort, log)
 		})
 		if err != nil {
@@ -135,12 +127,12 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		}
 		defer d.health.Close()
 	}
-	if err := d.persist(ctx, "read what the last run has left", scarce, d.recall); err != nil {
+	if err := d.persist(ctx, "read what the last run has left", pace.Scarce, d.recall); err != nil {
 		return err
 	}
 	d.tracker = host.Tracker{Selectors: o.Uplink, Reach: k.RouteTo}
 	var inv host.Inventory
-	err = d.persist(ctx, "list interfaces and routes", passing, func() (err error) {
+	err = d.persist(ctx, "list interfaces and routes", pace.Passing, func() (err error) {
 		inv, err = d.inventory(false)
 		return err
 	})
@@ -154,7 +146,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	var etcd *store.Store
-	err = d.persist(ctx, "read the files for TLS", scarce, func() (err error) {
+	err = d.persist(ctx, "read the files for TLS", pace.Scarce, func() (err error) {
 		etcd, err = store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 		return err
 	})
@@ -168,20 +160,12 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
 	d.registry = etcd.Registry()
-	if err := d.register(ctx); err != nil {
+	here, err := presence.Await(ctx, d.net.Network, d.net.FixedDevice(), d.conditions)
+	if err != nil {
 		return err
 	}
-	defer func() { d.presence.Load().Close() }()
+	defer here.Close()
 	return d.serve(ctx)
-}
-
-func parseNetwork(raw []byte) (network, error) {
-	c, err := netconf.Parse(raw)
-	if err != nil {
-		return network{}, err
-	}
-	b, err := backend.New(c)
-	return network{c, b}, err
 }
 
 // serve joins the network and follows it until ctx ends.
@@ -195,8 +179,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if usesTUN(d.net.Backend) {
-		err := d.persist(ctx, "list interfaces for a TUN device", passing, func() error {
+	if d.net.UsesTUN() {
+		err := d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
 			_, err := d.chooseTUN()
 			return err
 		})
@@ -207,7 +191,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.fds.removeAll()
 	}
 	var events *kernel.Watch
-	err = d.persist(ctx, "watch the kernel", passing, func() (err error) {
+	err = d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
 		events, err = d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 		return err
 	})
@@ -285,10 +269,10 @@ func await(within time.Duration, all ...<-chan struct{}) {
 // memory: what cannot be read otherwise, this run goes on without.
 func (d *daemon) recall() error {
 	var unread, unclaimed error
-	if d.former, unread = subnetenv.Read(d.options.SubnetFile); scarce(unread) {
+	if d.former, unread = subnetenv.Read(d.options.SubnetFile); pace.Scarce(unread) {
 		return unread
 	}
-	if d.claim, unclaimed = subnetenv.ReadClaim(d.options.SubnetFile); scarce(unclaimed) {
+	if d.claim, unclaimed = subnetenv.ReadClaim(d.options.SubnetFile); pace.Scarce(unclaimed) {
 		return unclaimed
 	}
 	if unread != nil {
@@ -316,7 +300,7 @@ func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, l
 	}
 	acquire := o
 	acquire.Avoid = func() (avoid []netip.Prefix, err error) {
-		err = d.persist(ctx, "read which subnets to avoid", passing, func() (err error) {
+		err = d.persist(ctx, "read which subnets to avoid", pace.Passing, func() (err error) {
 			avoid, err = d.avoid()
 			return err
 		})
@@ -362,7 +346,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 	}
 	return subnet.Options{
 		Registry: watched{d.registry, &d.alive.follower},
-		Pool:     d.net.pool(),
+		Pool:     d.net.Pool(),
 		PublicIP: d.publicIP(),
 		Claim:    claim,
 		Probe:    d.probe,

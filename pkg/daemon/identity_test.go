@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"flanneld/pkg/backend"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/reconcile"
@@ -48,7 +49,7 @@ func TestOlderLeaseWaitsForAnotherMAC(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n, err := parseNetwork([]byte(`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`))
+				n, err := backend.ParseNetwork([]byte(`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`))
 				if err != nil {
 					t.Fatal(err)
 				}

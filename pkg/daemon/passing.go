@@ -5,8 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"flanneld/pkg/condition"
 	"flanneld/pkg/reconcile"
 )
@@ -16,28 +14,6 @@ const (
 	// up to lastRetry.
 	firstRetry, lastRetry = 20 * time.Millisecond, time.Second
 )
-
-// scarce reports whether something failed for want of what others may give back: descriptors,
-// memory, a place in a queue.
-func scarce(err error) bool {
-	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EAGAIN, unix.EINTR} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
-// passing reports whether what the kernel refused it may do later: all but what this process
-// is not permitted, or the kernel does not have.
-func passing(err error) bool {
-	for _, e := range []error{unix.EPERM, unix.EACCES, unix.ENOSYS, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT} {
-		if errors.Is(err, e) {
-			return false
-		}
-	}
-	return true
-}
 
 // persist calls f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
 // f's last error. What it waits for is a condition, named by what cannot be done.
@@ -55,5 +31,17 @@ func (d *daemon) persist(ctx context.Context, cannot string, passes func(error) 
 		if !pause(ctx, delay) {
 			return ctx.Err()
 		}
+	}
+}
+
+// pause waits, and reports whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }

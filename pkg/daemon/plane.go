@@ -158,7 +158,7 @@ func (p *plane) open(op dataplane.Op) error {
 	}
 	ends := tunnel.Ends{Device: tun, Socket: udp}
 	icmp, err := tunnel.OpenICMP()
-	if scarce(err) { // another attempt will have one
+	if pace.Scarce(err) { // another attempt will have one
 		tun.Close()
 		udp.Close()
 		return err

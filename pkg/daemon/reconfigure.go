@@ -2,25 +2,17 @@ package daemon
 
 import (
 	"fmt"
-	"reflect"
 	"strings"
 
 	"flanneld/pkg/backend"
-	"flanneld/pkg/host"
-	"flanneld/pkg/lease"
 	"flanneld/pkg/subnet"
 )
 
-// pool is what a network config has to lease.
-func (n network) pool() lease.Pool {
-	return lease.Pool{Network: n.Network, SubnetLen: n.SubnetLen, Min: n.SubnetMin, Max: n.SubnetMax}
-}
-
 // admit reads a network config, and refuses one whose own routes would take what this host
 // needs itself. What it has it keeps.
-func (d *daemon) admit(raw []byte) (network, error) {
-	n, err := parseNetwork(raw)
-	if err != nil || !n.wide() || d.net.Backend != nil && reflect.DeepEqual(n, d.net) {
+func (d *daemon) admit(raw []byte) (backend.Network, error) {
+	n, err := backend.ParseNetwork(raw)
+	if err != nil || !n.RoutesToAll() || n.Equal(d.net) {
 		return n, err
 	}
 	inv, err := d.inventory(true)
@@ -31,35 +23,19 @@ func (d *daemon) admit(raw []byte) (network, error) {
 	if err != nil {
 		return n, nil // there is nothing to be in the way of
 	}
-	f.Needs, f.Leased = inv.Needs(n.Network, d.wanted()), n.pool().Cover()
+	f.Needs, f.Leased = inv.Needs(n.Network, d.wanted()), n.Pool().Cover()
 	if err := backend.Check(n.Backend, f); err != nil {
 		return n, fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must be beside what the hosts need themselves: %w", n.SubnetMin, n.SubnetMax, err)
 	}
 	return n, nil
 }
 
-// wide reports whether the backend has routes for all peers together.
-func (n network) wide() bool {
-	return len(n.Base(host.Facts{}, lease.Lease{}).Routes) > 0
-}
-
 // reconfigure takes over what a later network config may change while the
 // network runs: which subnets are leased from now on, for how long, and who keeps
 // the packet filter's rules. Anything else would cut this host off from those
 // that have not noticed yet; it waits for a restart.
-func (d *daemon) reconfigure(n network) {
-	var late []string
-	differ := func(what string, before, now any) {
-		if before != now {
-			late = append(late, fmt.Sprintf("%s is %v, was %v", what, now, before))
-		}
-	}
-	differ("Network", d.net.Network, n.Network)
-	differ("SubnetLen", d.net.SubnetLen, n.SubnetLen)
-	differ("Backend.Type", d.net.BackendType, n.BackendType)
-	if len(late) == 0 && !reflect.DeepEqual(d.net.Backend, n.Backend) {
-		late = append(late, "Backend has other options")
-	}
+func (d *daemon) reconfigure(n backend.Network) {
+	late := d.net.NeedsRestart(n)
 	if text := strings.Join(late, "; "); text != d.refused {
 		d.refused = text
 		if text != "" {
@@ -69,7 +45,7 @@ func (d *daemon) reconfigure(n network) {
 	if len(late) > 0 {
 		return
 	}
-	changed := d.tell(func(t *subnet.Terms) { t.Pool, t.TTL = n.pool(), n.LeaseTTL })
+	changed := d.tell(func(t *subnet.Terms) { t.Pool, t.TTL = n.Pool(), n.LeaseTTL })
 	if changed {
 		d.facts.stale()
 		d.loop.Trigger()

@@ -11,6 +11,7 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
@@ -89,7 +90,7 @@ func (d *daemon) inventory(routes bool) (host.Inventory, error) {
 		names = append(names, u.Iface, u.Holder)
 	}
 	if d.net.Backend != nil {
-		names = append(names, fixedDevice(d.net.Backend))
+		names = append(names, d.net.FixedDevice())
 	}
 	var leads []netip.Addr
 	if routes {
@@ -121,7 +122,7 @@ func (d *daemon) factsWith(routes bool) (host.Facts, error) {
 		f.Needs, f.NameServers = inv.Needs(d.net.Network, d.wanted()), inv.Inside(d.net.Network, nameServers())
 	}
 	d.terms.Lock()
-	f.Leased = cmp.Or(d.terms.now.Pool, d.net.pool()).Cover()
+	f.Leased = cmp.Or(d.terms.now.Pool, d.net.Pool()).Cover()
 	d.terms.Unlock()
 	return f, err
 }
@@ -168,7 +169,7 @@ func (d *daemon) publish(f host.Facts) {
 // attrs returns what the lease says of this host, as soon as there is an uplink.
 func (d *daemon) attrs(ctx context.Context, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	var f host.Facts
-	err := d.persist(ctx, "read the state of this host", passing, func() (err error) {
+	err := d.persist(ctx, "read the state of this host", pace.Passing, func() (err error) {
 		f, err = d.factsWith(false) // no lease depends on routes
 		return err
 	})

@@ -1,0 +1,110 @@
+package presence
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/pace"
+)
+
+// awaitRetry is the time between attempts to register.
+const awaitRetry = time.Second
+
+// IDs of conditions: that another daemon is in the way, and that the others do not know of
+// this one.
+const (
+	inTheWay     = "other-flanneld"
+	unregistered = "unregistered"
+)
+
+// Registration is what Await has made known, or will.
+type Registration struct {
+	cancel   context.CancelFunc
+	attempts sync.WaitGroup
+	presence *Presence // for whoever has waited for attempts
+}
+
+// Await makes this daemon known to the others of this host, which it waits for as long as one of
+// them serves an overlapping network or holds a device of the name that this one's must have: two
+// that share these undo each other's work. The network does not need it: where it is not possible,
+// Await returns and goes on trying until the Registration is closed. Its only error is that of ctx.
+func Await(ctx context.Context, network netip.Prefix, device string, conditions *condition.List) (*Registration, error) {
+	r := new(Registration)
+	for waits := false; ; {
+		p, held, err := try(network, device, conditions)
+		if err == nil {
+			r.presence = p
+			return r, nil
+		}
+		if waits = waits || held || pace.Scarce(err); !waits {
+			ctx, r.cancel = context.WithCancel(ctx)
+			r.attempts.Go(func() {
+				for r.presence == nil && sleep(ctx, awaitRetry) {
+					r.presence, _, _ = try(network, device, conditions)
+				}
+			})
+			return r, nil
+		}
+		if !sleep(ctx, awaitRetry) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Close ends what was made known.
+func (r *Registration) Close() error {
+	if r.cancel != nil {
+		r.cancel()
+	}
+	r.attempts.Wait()
+	return r.presence.Close()
+}
+
+// try tries once. held says that it failed because another daemon is in the way.
+func try(network netip.Prefix, device string, conditions *condition.List) (p *Presence, held bool, err error) {
+	p, err = Register(network, device)
+	var holder *HeldError
+	switch {
+	case err == nil:
+		conditions.End(inTheWay)
+		conditions.End(unregistered)
+		return p, false, nil
+	case errors.As(err, &holder):
+		conditions.Set(conflict(network, holder))
+		conditions.End(unregistered)
+		return nil, true, err
+	}
+	conditions.Set(condition.Condition{
+		ID: unregistered, Text: "cannot tell other flannelds on this host what this one has, will retry", Fields: []any{"err", err},
+	})
+	return nil, false, err
+}
+
+func conflict(network netip.Prefix, held *HeldError) condition.Condition {
+	c := condition.Condition{ID: inTheWay, Severe: true, Fields: []any{"network", network, "reason", held.Error()}}
+	switch {
+	case held.Device != "":
+		c.Text = "waiting until another flanneld on this host ends, which has the same device: give one of the networks another VNI"
+	case held.Holder.Network == network:
+		c.Text, c.Severe = "waiting until another flanneld on this host ends, which serves the same network", false
+	default:
+		c.Text = "waiting until another flanneld on this host ends, whose network overlaps: give one of them another Network"
+	}
+	return c
+}
+
+// sleep waits, and reports whether ctx has not ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,107 @@
+package presence
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/condition"
+)
+
+// TestRegistersLaterIfNotAtOnce: a lack of descriptors keeps a daemon from registering for a
+// while, which is a condition.
+func TestRegistersLaterIfNotAtOnce(t *testing.T) {
+	network := netip.MustParsePrefix("192.0.2.0/24")
+	conditions := condition.NewList(slog.New(slog.DiscardHandler))
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		*Registration
+		error
+	}
+	registered := make(chan result, 1)
+	go func() {
+		r, err := Await(t.Context(), network, "", conditions)
+		registered <- result{r, err}
+	}()
+	has := waitFor(conditions, unregistered)
+	early := len(registered)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if !has || early > 0 {
+		t.Errorf("condition %t, registered %t", has, early > 0)
+	}
+	r := <-registered
+	if r.error != nil {
+		t.Fatal(r.error)
+	}
+	defer r.Close()
+	if len(conditions.Current()) > 0 {
+		t.Errorf("conditions %v", conditions.Current())
+	}
+}
+
+func waitFor(conditions *condition.List, id string) bool {
+	for deadline := time.Now().Add(10 * time.Second); !conditions.Has(id); <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestAwaitWaitsForTheOther that is in the way, which is a condition, until it ends.
+func TestAwaitWaitsForTheOther(t *testing.T) {
+	conditions := condition.NewList(slog.New(slog.DiscardHandler))
+	network := netip.MustParsePrefix("192.0.2.128/25")
+	other, err := Register(network, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r, err := Await(ctx, network, "", conditions); err == nil {
+		t.Errorf("registered: %v", r)
+	}
+	registered := make(chan *Registration, 1)
+	go func() {
+		r, _ := Await(t.Context(), network, "", conditions)
+		registered <- r
+	}()
+	if !waitFor(conditions, inTheWay) {
+		t.Errorf("conditions %v", conditions.Current())
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := <-registered
+	if r == nil || len(conditions.Current()) > 0 {
+		t.Fatalf("registration %v, conditions %v", r, conditions.Current())
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTextOfConflicts(t *testing.T) {
+	network, other := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.0.0.0/8")
+	for want, held := range map[string]*HeldError{
+		"waiting until another flanneld on this host ends, which has the same device: give one of the networks another VNI": {Holder: Holder{Network: other}, Device: "flannel.1"},
+		"waiting until another flanneld on this host ends, which serves the same network":                                   {Holder: Holder{Network: network}},
+		"waiting until another flanneld on this host ends, whose network overlaps: give one of them another Network":        {Holder: Holder{Network: other}},
+	} {
+		if c := conflict(network, held); c.Text != want || c.Severe == (held.Holder.Network == network) {
+			t.Errorf("%v: %q, severe %t; want %q", held, c.Text, c.Severe, want)
+		}
+	}
+}
