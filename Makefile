@@ -64,12 +64,12 @@ BUILD   = GOOS=linux GOARM=$(GOARM) $(GO) build -ldflags '$(LDFLAGS)'
 TOOL     = $(GO) tool -modfile=dist/tools/go.mod
 TOOL_RUN = $(GO) run -C dist/tools
 
-# Packages without I/O: they must work on the big-endian machines too.
-PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/tunnel)
+# Packages without I/O, or what of them needs none: they must work on the big-endian machines too.
+PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/netlink ./pkg/tunnel)
 # Packages with goroutines that share something, worth the race detector's time.
 # etcdv2 is raced by subnet's tests: in its own, etcd checks passwords with bcrypt,
 # which under the detector takes longer than a request may.
-RACE = $(addsuffix /...,$(wildcard ./pkg/registry/etcd ./pkg/registry/etcdv3 ./pkg/registry/memory ./pkg/subnet ./pkg/kernel ./pkg/iptables ./pkg/nftables ./pkg/tunnel ./pkg/reconcile ./pkg/presence ./pkg/logsink ./pkg/probe ./pkg/hook ./pkg/daemon))
+RACE = $(addsuffix /...,$(wildcard ./pkg/registry/etcd ./pkg/registry/etcdv3 ./pkg/registry/memory ./pkg/subnet ./pkg/netlink ./pkg/kernel ./pkg/iptables ./pkg/nftables ./pkg/tunnel ./pkg/reconcile ./pkg/presence ./pkg/logsink ./pkg/probe ./pkg/hook ./pkg/daemon))
 # Further arguments of "go test", e.g. TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 

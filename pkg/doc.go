@@ -30,7 +30,8 @@
 //	backend     one file a backend: what to publish, what the kernel should hold
 //	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it
 //	subnet      acquires, renews and follows leases: registry in, View out
-//	kernel      the only home of netlink: inventory, snapshot, apply, watch
+//	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
+//	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
 //	iptables    keeps the packet filter rules, by the iptables commands
 //	nftables    keeps them by nfnetlink
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write

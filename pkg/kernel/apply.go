@@ -79,7 +79,7 @@ func (a *applier) queue(i int) {
 	a.waiting = append(a.waiting, queued{i, index})
 	a.requests.op(op, index)
 	a.fdb = a.fdb || op.Kind == dataplane.KindFDB
-	if a.requests.len() == a.k.conn.chunk {
+	if a.requests.Len() == a.k.conn.BatchSize() {
 		a.flush()
 	}
 }
@@ -117,14 +117,14 @@ func (r *requests) op(op *dataplane.Op, index int) {
 }
 
 func (a *applier) flush() {
-	if a.requests.len() == 0 {
+	if a.requests.Len() == 0 {
 		return
 	}
 	if a.fdb { // see forwarding for why all the time
 		a.k.forwarding.mu.Lock()
 		defer a.k.forwarding.mu.Unlock()
 	}
-	for n, err := range a.k.conn.batch(&a.requests) {
+	for n, err := range a.k.conn.Batch(&a.requests.Requests) {
 		q := a.waiting[n]
 		op := &a.ops[q.op]
 		if op.Kind == dataplane.KindRoute && op.Verb == dataplane.Put && errors.Is(err, unix.EEXIST) {
@@ -137,7 +137,7 @@ func (a *applier) flush() {
 		a.errs[q.op] = err
 	}
 	a.waiting, a.fdb = a.waiting[:0], false
-	a.requests.clear()
+	a.requests.Reset()
 }
 
 // unshadow replaces a route where several have the same destination and metric.
@@ -147,7 +147,7 @@ func (a *applier) unshadow(op *dataplane.Op, index int) error {
 	var r requests
 	r.route(dataplane.Del, op.RouteKey, op.Route, index)
 	r.route(dataplane.Put, op.RouteKey, op.Route, index)
-	return a.k.conn.batch(&r)[1]
+	return a.k.conn.Batch(&r.Requests)[1]
 }
 
 // settle drops the errors that say that an operation had nothing to do.

@@ -168,10 +168,10 @@ func nextHopDamages(b *bed, want dataplane.State) []damage {
 	put := func(id uint32, h dataplane.NextHop) {
 		var r requests
 		r.nextHop(dataplane.Put, id, h, b.link(uplink).Attrs().Index)
-		b.must(theirs.conn.only(&r))
+		b.must(theirs.conn.Do(&r.Requests))
 	}
 	return []damage{
-		{"nexthop deleted", Routes, func() { b.must(theirs.conn.only(nextHopDel(someNextHop(want)))) }},
+		{"nexthop deleted", Routes, func() { b.must(theirs.conn.Do(&nextHopDel(someNextHop(want)).Requests)) }},
 		{"nexthop with another gateway", Routes, func() { put(someNextHop(want), hop) }},
 		{"nexthop taken over", Routes, func() { put(someNextHop(want), dataplane.NextHop{Via: hop.Via, Proto: 4}) }},
 		{"stale nexthop of ours", Routes, func() { put(0x0a05c800, hop) }},

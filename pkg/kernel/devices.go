@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
 // TUN is what a device of that kind was made as (Linux 4.18 and later tell).
@@ -18,22 +19,22 @@ type TUN struct {
 // ReadTUN reads a TUN or TAP device; false when the link is none, or is not there.
 func (k *Kernel) ReadTUN(name string) (t TUN, ok bool, err error) {
 	r := linkRequest(0)
-	r.text(unix.IFLA_IFNAME, name)
-	b, err := k.conn.get(r)
+	r.Text(unix.IFLA_IFNAME, name)
+	b, err := k.conn.Get(&r.Requests)
 	if errors.Is(err, unix.ENODEV) {
 		return t, false, nil
 	}
 	if err != nil {
 		return t, false, fmt.Errorf("read link %s: %w", name, err)
 	}
-	for kind, v := range attrs(b, unix.SizeofIfInfomsg) {
+	for kind, v := range netlink.After(b, unix.SizeofIfInfomsg).All() {
 		if kind != unix.IFLA_LINKINFO {
 			continue
 		}
-		for kind, v := range attrs(v, 0) {
+		for kind, v := range v.All() {
 			switch kind {
 			case unix.IFLA_INFO_KIND:
-				ok = text(v) == dataplane.KindTUN
+				ok = v.Text() == dataplane.KindTUN
 			case unix.IFLA_INFO_DATA:
 				t.parse(v)
 			}
@@ -43,12 +44,12 @@ func (k *Kernel) ReadTUN(name string) (t TUN, ok bool, err error) {
 }
 
 func (t *TUN) parse(b []byte) {
-	for kind, v := range attrs(b, 0) {
+	for kind, v := range netlink.Attrs(b).All() {
 		switch kind {
 		case unix.IFLA_TUN_TYPE:
-			t.TAP = number(v) == unix.IFF_TAP
+			t.TAP = v.Number() == unix.IFF_TAP
 		case unix.IFLA_TUN_MULTI_QUEUE:
-			t.MultiQueue = number(v) != 0
+			t.MultiQueue = v.Number() != 0
 		}
 	}
 }
@@ -61,7 +62,7 @@ type VXLAN struct {
 
 // VXLANs lists the VXLAN devices of this network namespace.
 func (k *Kernel) VXLANs() ([]VXLAN, error) {
-	devices, err := k.conn.devices()
+	devices, err := k.devices()
 	if err != nil {
 		return nil, err
 	}

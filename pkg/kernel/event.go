@@ -5,15 +5,17 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/netlink"
 )
 
 // events tells what of a datagram is of interest.
 func (w *Watch) events(b []byte) (e Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for h, body := range messages(b) {
+	for h, body := range netlink.Messages(b) {
 		// The sender of a notification is who asked for the change.
-		ours := h.Pid == w.k.conn.port
+		ours := h.Pid == w.k.conn.Port()
 		if found := w.event(h, body); !ours {
 			e |= found
 		}

@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
-)
 
-// maxFiltered keeps the jumps of the socket filter within their eight bits.
-const maxFiltered = 200
+	"flanneld/pkg/netlink"
+)
 
 // filter lets the kernel drop what is of no interest before it wakes us: the
 // neighbour events of other links, of which a host with many containers has
@@ -29,137 +30,63 @@ func (w *Watch) filter() {
 		return
 	}
 	w.passing, w.leading = append([]int{}, indexes...), network
-	// It fails only on a closed socket, of which nothing is expected.
-	_ = w.conn.raw.Control(func(fd uintptr) {
-		if len(indexes) <= maxFiltered {
-			p := eventFilter(w.k.conn.port, indexes, network)
-			prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
-			if unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog) == nil {
-				return
-			}
-		}
-		// No filter at all, rather than the one before, which drops too much.
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
-	})
+	// Without a filter everything passes.
+	_ = w.conn.SetFilter(eventFilter(w.k.conn.Port(), indexes, network))
 }
 
-// eventFilter is a classic BPF program (kernel documentation, "Linux Socket
-// Filtering aka Berkeley Packet Filter") over one notification: struct nlmsghdr,
-// then struct ndmsg or rtmsg. Of what the socket at port asked for itself it passes
-// the events of links only; of all else, neighbour events of the given links only,
-// and of the main table's routes, where the network is one of IPv4, default routes and those
-// into the network only.
-func eventFilter(port uint32, links []int, network netip.Prefix) []unix.SockFilter {
+// eventFilter is about a struct nlmsghdr, then a struct ndmsg or rtmsg. Of what the socket at
+// port asked for itself it passes the events of links only; of all else, neighbour events of the
+// given links only, and of the main table's routes, where the network is one of IPv4, default
+// routes and those into the network only.
+func eventFilter(port uint32, links []int, network netip.Prefix) *netlink.Filter {
 	const (
-		typeAt   = 4
-		portAt   = 12
-		familyAt = unix.SizeofNlMsghdr     // rtm_family
-		lengthAt = unix.SizeofNlMsghdr + 1 // rtm_dst_len
-		indexAt  = unix.SizeofNlMsghdr + 4 // ndm_ifindex
-		tableAt  = unix.SizeofNlMsghdr + 4 // rtm_table
-		attrsAt  = unix.SizeofNlMsghdr + unix.SizeofRtMsg
-		findAttr = 12 // SKF_AD_NLATTR of linux/filter.h: of the kind in X, from A on
+		header   = unix.SizeofNlMsghdr
+		familyAt = header + uint32(unsafe.Offsetof(unix.RtMsg{}.Family))
+		lengthAt = header + uint32(unsafe.Offsetof(unix.RtMsg{}.Dst_len))
+		tableAt  = header + uint32(unsafe.Offsetof(unix.RtMsg{}.Table))
+		attrsAt  = header + unix.SizeofRtMsg
+		indexAt  = header + uint32(unsafe.Offsetof(unix.NdMsg{}.Ifindex))
 	)
-	var p bpf
-	p.load(unix.BPF_W, portAt)
-	p.branch(unix.BPF_JEQ, order32(port), "own", "others")
-	p.label("own")
-	p.load(unix.BPF_H, typeAt)
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_NEWLINK), "pass", "")
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_DELLINK), "pass", "drop")
-	p.label("others")
-	p.load(unix.BPF_H, typeAt)
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_NEWNEIGH), "neigh", "")
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_DELNEIGH), "neigh", "")
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_GETNEIGH), "drop", "") // asks user space to resolve
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_NEWROUTE), "route", "")
-	p.branch(unix.BPF_JEQ, order16(unix.RTM_DELROUTE), "route", "pass")
-	p.label("route")
-	p.load(unix.BPF_B, tableAt)
+	var f netlink.Filter
+	f.LoadPort()
+	f.Equal32(port, "own", "others")
+	f.Label("own")
+	f.LoadType()
+	f.Equal16(unix.RTM_NEWLINK, netlink.Pass, "")
+	f.Equal16(unix.RTM_DELLINK, netlink.Pass, netlink.Drop)
+	f.Label("others")
+	f.LoadType()
+	f.Equal16(unix.RTM_NEWNEIGH, "neigh", "")
+	f.Equal16(unix.RTM_DELNEIGH, "neigh", "")
+	f.Equal16(unix.RTM_GETNEIGH, netlink.Drop, "") // asks user space to resolve
+	f.Equal16(unix.RTM_NEWROUTE, "route", "")
+	f.Equal16(unix.RTM_DELROUTE, "route", netlink.Pass)
+	f.Label("route")
+	f.Load(tableAt, 1)
 	if network.IsValid() && network.Addr().Is4() {
-		p.branch(unix.BPF_JEQ, unix.RT_TABLE_MAIN, "", "drop")
-		p.load(unix.BPF_B, familyAt)
-		p.branch(unix.BPF_JEQ, unix.AF_INET, "", "drop")
-		p.load(unix.BPF_B, lengthAt)
-		p.branch(unix.BPF_JEQ, 0, "pass", "")
-		p.branch(unix.BPF_JGE, uint32(network.Bits()), "", "drop")
-		p.add(unix.BPF_LD|unix.BPF_IMM, attrsAt)
-		p.add(unix.BPF_LDX|unix.BPF_IMM, unix.RTA_DST)
-		p.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, skfAdOff+findAttr)
-		p.branch(unix.BPF_JEQ, 0, "pass", "") // there is none
-		p.add(unix.BPF_MISC|unix.BPF_TAX, 0)
-		p.add(unix.BPF_LD|unix.BPF_W|unix.BPF_IND, unix.SizeofRtAttr)
+		f.JumpIf(bpf.JumpEqual, unix.RT_TABLE_MAIN, "", netlink.Drop)
+		f.Load(familyAt, 1)
+		f.JumpIf(bpf.JumpEqual, unix.AF_INET, "", netlink.Drop)
+		f.Load(lengthAt, 1)
+		f.JumpIf(bpf.JumpEqual, 0, netlink.Pass, "")
+		f.JumpIf(bpf.JumpGreaterOrEqual, uint32(network.Bits()), "", netlink.Drop)
+		// The destination: where an attribute of the kind in X is, from A on.
+		f.Add(bpf.LoadConstant{Dst: bpf.RegA, Val: attrsAt})
+		f.Add(bpf.LoadConstant{Dst: bpf.RegX, Val: unix.RTA_DST})
+		f.Add(bpf.LoadExtension{Num: bpf.ExtNetlinkAttr})
+		f.JumpIf(bpf.JumpEqual, 0, netlink.Pass, "") // there is none
+		f.Add(bpf.TAX{})
+		f.Add(bpf.LoadIndirect{Off: unix.SizeofRtAttr, Size: 4})
+		f.Add(bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: uint32(^uint64(0) << (32 - network.Bits()))})
 		first := network.Masked().Addr().As4()
-		p.add(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, uint32(^uint64(0)<<(32-network.Bits())))
-		p.branch(unix.BPF_JEQ, binary.BigEndian.Uint32(first[:]), "pass", "drop")
+		f.JumpIf(bpf.JumpEqual, binary.BigEndian.Uint32(first[:]), netlink.Pass, netlink.Drop)
 	} else {
-		p.branch(unix.BPF_JEQ, unix.RT_TABLE_MAIN, "pass", "drop")
+		f.JumpIf(bpf.JumpEqual, unix.RT_TABLE_MAIN, netlink.Pass, netlink.Drop)
 	}
-	p.label("neigh")
-	p.load(unix.BPF_W, indexAt)
+	f.Label("neigh")
+	f.Load(indexAt, 4)
 	for _, index := range links {
-		p.branch(unix.BPF_JEQ, order32(uint32(index)), "pass", "")
+		f.Equal32(uint32(index), netlink.Pass, "")
 	}
-	p.label("drop")
-	p.add(unix.BPF_RET|unix.BPF_K, 0)
-	p.label("pass")
-	p.add(unix.BPF_RET|unix.BPF_K, 1<<30)
-	return p.link()
-}
-
-// skfAdOff is SKF_AD_OFF of linux/filter.h, -0x1000: above it are no bytes of the message.
-const skfAdOff = 0xfffff000
-
-// bpf is a BPF program in the making, with labels to jump to.
-type bpf struct {
-	code   []unix.SockFilter
-	labels map[string]int
-	jumps  []jump
-}
-
-type jump struct {
-	at             int
-	whenSo, orElse string // empty: the next instruction
-}
-
-func (p *bpf) add(code uint16, k uint32) {
-	p.code = append(p.code, unix.SockFilter{Code: code, K: k})
-}
-
-func (p *bpf) load(size uint16, at uint32) { p.add(unix.BPF_LD|unix.BPF_ABS|size, at) }
-
-func (p *bpf) branch(test uint16, value uint32, whenSo, orElse string) {
-	p.jumps = append(p.jumps, jump{len(p.code), whenSo, orElse})
-	p.add(unix.BPF_JMP|unix.BPF_K|test, value)
-}
-
-func (p *bpf) label(name string) {
-	if p.labels == nil {
-		p.labels = map[string]int{}
-	}
-	p.labels[name] = len(p.code)
-}
-
-// link fills in the jumps, all of which go forward.
-func (p *bpf) link() []unix.SockFilter {
-	for _, j := range p.jumps {
-		distance := func(label string) uint8 {
-			if label == "" {
-				return 0
-			}
-			return uint8(p.labels[label] - j.at - 1)
-		}
-		p.code[j.at].Jt, p.code[j.at].Jf = distance(j.whenSo), distance(j.orElse)
-	}
-	return p.code
-}
-
-// order16 and order32 give a number of host order as BPF loads it: it takes
-// everything for network order.
-func order16(v uint16) uint32 {
-	return uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v)))
-}
-
-func order32(v uint32) uint32 {
-	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v))
+	return &f
 }

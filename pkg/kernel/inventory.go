@@ -13,6 +13,7 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
+	"flanneld/pkg/netlink"
 )
 
 // Wanted says what an Inventory is to have.
@@ -126,18 +127,14 @@ func (k *Kernel) wantedRoutes(w Wanted) ([]routeEntry, error) {
 // defaultRoutes reads no more than the begin of the main table, where the default routes are:
 // 0.0.0.0 is the first key of the trie, and behind it there may be a million others.
 func (k *Kernel) defaultRoutes() (all []routeEntry, err error) {
-	var c *conn
-	err = k.within(func() (err error) {
-		c, err = dial(requestBuffer)
-		return err
-	})
+	c, err := k.ns.Dial(unix.NETLINK_ROUTE, netlink.RequestBuffer)
 	if err != nil {
 		return nil, err
 	}
-	defer c.close() // which ends what was not read
+	defer c.Close() // which ends what was not read
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
-	_, err = c.dumpOnce(r, func(b []byte) (more bool) {
+	_, err = c.List(&r.Requests, func(b []byte) (more bool) {
 		dst, ok := mainRoute(b)
 		if !ok || b[0] != unix.AF_INET {
 			return true
@@ -163,7 +160,7 @@ func (k *Kernel) addrs() ([]addrEntry, error) {
 	r := one(unix.RTM_GETADDR, 0)
 	r.addrHeader(unix.AF_INET, 0, 0)
 	var all []addrEntry
-	err := k.conn.dump(r, func() { all = nil }, func(b []byte) {
+	err := k.conn.Dump(&r.Requests, func() { all = nil }, func(b []byte) {
 		if p, index, flags, ok := parseAddr(b); ok && p.Addr().Is4() {
 			all = append(all, addrEntry{p, index, flags})
 		}
@@ -179,18 +176,18 @@ func (k *Kernel) addrs() ([]addrEntry, error) {
 func (k *Kernel) RouteTo(dst netip.Addr) (iface string, src netip.Addr, err error) {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen())})
-	r.address(unix.RTA_DST, dst)
-	b, err := k.conn.get(r)
+	r.Addr(unix.RTA_DST, dst)
+	b, err := k.conn.Get(&r.Requests)
 	if err != nil {
 		return "", netip.Addr{}, fmt.Errorf("find route to %s: %w", dst, err)
 	}
 	index := 0
-	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch kind {
 		case unix.RTA_OIF:
-			index = number(v)
+			index = v.Number()
 		case unix.RTA_PREFSRC:
-			src = address(v)
+			src = v.Addr()
 		}
 	}
 	d, err := k.byIndex(index)
@@ -204,7 +201,7 @@ func (k *Kernel) RouteTo(dst netip.Addr) (iface string, src netip.Addr, err erro
 // ipv6.disable=1 has not.
 func (k *Kernel) hasIPv6() (bool, error) {
 	has := false
-	err := k.within(func() error {
+	err := k.ns.Do(func() error {
 		_, err := os.Stat("/proc/sys/net/ipv6/conf")
 		has = err == nil
 		if errors.Is(err, fs.ErrNotExist) {

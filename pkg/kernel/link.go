@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: most of what the
@@ -37,14 +38,14 @@ func parseDevice(b []byte) (d device, ok bool) {
 	d.link.Up = m.Flags&unix.IFF_UP != 0
 	d.carrier = m.Flags & (unix.IFF_RUNNING | unix.IFF_LOWER_UP)
 	d.link.Kind = "device"
-	for kind, v := range attrs(b, unix.SizeofIfInfomsg) {
+	for kind, v := range netlink.After(b, unix.SizeofIfInfomsg).All() {
 		switch kind {
 		case unix.IFLA_IFNAME:
-			d.name = text(v)
+			d.name = v.Text()
 		case unix.IFLA_MTU:
-			d.link.MTU = number(v)
+			d.link.MTU = v.Number()
 		case unix.IFLA_ADDRESS:
-			d.link.MAC = hardware(v)
+			d.link.MAC = v.MAC()
 		case unix.IFLA_LINKINFO:
 			d.parseInfo(v)
 		}
@@ -54,10 +55,10 @@ func parseDevice(b []byte) (d device, ok bool) {
 
 func (d *device) parseInfo(b []byte) {
 	var data []byte
-	for kind, v := range attrs(b, 0) {
+	for kind, v := range netlink.Attrs(b).All() {
 		switch kind {
 		case unix.IFLA_INFO_KIND:
-			d.link.Kind = text(v)
+			d.link.Kind = v.Text()
 		case unix.IFLA_INFO_DATA:
 			data = v
 		}
@@ -65,20 +66,18 @@ func (d *device) parseInfo(b []byte) {
 	if d.link.Kind != dataplane.KindVXLAN {
 		return
 	}
-	for kind, v := range attrs(data, 0) {
+	for kind, v := range netlink.Attrs(data).All() {
 		switch kind {
 		case unix.IFLA_VXLAN_ID:
-			d.link.VNI = number(v)
+			d.link.VNI = v.Number()
 		case unix.IFLA_VXLAN_LINK:
-			d.parent = number(v)
+			d.parent = v.Number()
 		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
-			d.link.Local = address(v)
+			d.link.Local = v.Addr()
 		case unix.IFLA_VXLAN_LEARNING:
-			d.link.Learning = number(v) != 0
+			d.link.Learning = v.Number() != 0
 		case unix.IFLA_VXLAN_PORT:
-			if len(v) == 2 {
-				d.link.Port = int(binary.BigEndian.Uint16(v))
-			}
+			d.link.Port = int(v.Uint16BE())
 		case unix.IFLA_VXLAN_GBP:
 			d.link.GBP = true
 		}
@@ -88,7 +87,7 @@ func (d *device) parseInfo(b []byte) {
 // byName reads one link; unix.ENODEV when there is none.
 func (k *Kernel) byName(name string) (device, error) {
 	r := linkRequest(0)
-	r.text(unix.IFLA_IFNAME, name)
+	r.Text(unix.IFLA_IFNAME, name)
 	return k.device(r)
 }
 
@@ -99,21 +98,21 @@ func (k *Kernel) byIndex(index int) (device, error) {
 func linkRequest(index int) *requests {
 	r := one(unix.RTM_GETLINK, 0)
 	r.linkHeader(index, 0, 0)
-	r.attr32(unix.IFLA_EXT_MASK, skipStats)
+	r.Uint32(unix.IFLA_EXT_MASK, skipStats)
 	return r
 }
 
 // linkHeader writes struct ifinfomsg.
 func (r *requests) linkHeader(index int, flags, change uint32) {
-	r.u8(unix.AF_UNSPEC, 0)
-	r.u16(0)
-	r.u32(uint32(index))
-	r.u32(flags)
-	r.u32(change)
+	r.Put8(unix.AF_UNSPEC, 0)
+	r.Put16(0)
+	r.Put32(uint32(index))
+	r.Put32(flags)
+	r.Put32(change)
 }
 
 func (k *Kernel) device(r *requests) (device, error) {
-	b, err := k.conn.get(r)
+	b, err := k.conn.Get(&r.Requests)
 	if err != nil {
 		return device{}, err
 	}
@@ -136,7 +135,7 @@ const mostAsked = 256
 // find adds to links those of the wanted indexes that exist.
 func (k *Kernel) find(links map[int]device, wanted map[int]bool) error {
 	if len(wanted) > mostAsked {
-		all, err := k.conn.devices()
+		all, err := k.devices()
 		if err != nil {
 			return err
 		}
@@ -162,7 +161,7 @@ func (k *Kernel) find(links map[int]device, wanted map[int]bool) error {
 
 // LinkNames lists the names of all links. Where links come and go meanwhile, it may lack one of these.
 func (k *Kernel) LinkNames() ([]string, error) {
-	all, err := k.conn.devices()
+	all, err := k.devices()
 	names := make([]string, 0, len(all))
 	for _, d := range all {
 		names = append(names, d.name)
@@ -171,9 +170,9 @@ func (k *Kernel) LinkNames() ([]string, error) {
 }
 
 // devices lists all links, as far as that can be told while they come and go.
-func (c *conn) devices() ([]device, error) {
+func (k *Kernel) devices() ([]device, error) {
 	var all []device
-	err := c.dump(linkRequest(0), func() { all = nil }, func(b []byte) {
+	err := k.conn.Dump(&linkRequest(0).Requests, func() { all = nil }, func(b []byte) {
 		if d, ok := parseDevice(b); ok {
 			all = append(all, d)
 		}
@@ -217,20 +216,20 @@ func (k *Kernel) createLink(name string, l dataplane.Link) error {
 	r := one(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	up := upFlag(l.Up)
 	r.linkHeader(0, up, up)
-	r.text(unix.IFLA_IFNAME, name)
+	r.Text(unix.IFLA_IFNAME, name)
 	if l.MTU != 0 {
-		r.attr32(unix.IFLA_MTU, uint32(l.MTU))
+		r.Uint32(unix.IFLA_MTU, uint32(l.MTU))
 	}
 	if l.MAC != (dataplane.MAC{}) {
 		// An address set at creation is not random to udev, which therefore
 		// leaves it alone (systemd.link(5), MACAddressPolicy=).
-		r.attr(unix.IFLA_ADDRESS, l.MAC[:])
+		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
 	}
-	info := r.nest(unix.IFLA_LINKINFO)
-	r.attr(unix.IFLA_INFO_KIND, []byte(l.Kind))
+	info := r.Open(unix.IFLA_LINKINFO)
+	r.Bytes(unix.IFLA_INFO_KIND, []byte(l.Kind))
 	r.vxlanData(l, parent.index)
-	r.close(info)
-	return k.conn.only(r)
+	r.Close(info)
+	return k.conn.Do(&r.Requests)
 }
 
 func upFlag(up bool) uint32 {
@@ -241,24 +240,24 @@ func upFlag(up bool) uint32 {
 }
 
 func (r *requests) vxlanData(l dataplane.Link, parent int) {
-	data := r.nest(unix.IFLA_INFO_DATA)
-	r.attr32(unix.IFLA_VXLAN_ID, uint32(l.VNI))
-	r.attr32(unix.IFLA_VXLAN_LINK, uint32(parent))
+	data := r.Open(unix.IFLA_INFO_DATA)
+	r.Uint32(unix.IFLA_VXLAN_ID, uint32(l.VNI))
+	r.Uint32(unix.IFLA_VXLAN_LINK, uint32(parent))
 	if l.Local.IsValid() {
 		kind := uint16(unix.IFLA_VXLAN_LOCAL)
 		if l.Local.Is6() {
 			kind = unix.IFLA_VXLAN_LOCAL6
 		}
-		r.address(kind, l.Local)
+		r.Addr(kind, l.Local)
 	}
-	r.attr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
+	r.Bytes(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
 	if l.Port != 0 {
-		r.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(l.Port)))
+		r.Bytes(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, uint16(l.Port)))
 	}
 	if l.GBP {
-		r.attr(unix.IFLA_VXLAN_GBP, nil)
+		r.Bytes(unix.IFLA_VXLAN_GBP, nil)
 	}
-	r.close(data)
+	r.Close(data)
 }
 
 func flag(on bool) []byte {
@@ -282,20 +281,20 @@ func (k *Kernel) changeLink(name string, l dataplane.Link) error {
 	r.linkHeader(d.index, upFlag(l.Up), change)
 	// Only what differs: setting even the same MAC empties the neighbour table.
 	if l.MAC != (dataplane.MAC{}) && l.MAC != d.link.MAC {
-		r.attr(unix.IFLA_ADDRESS, l.MAC[:])
+		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
 	}
 	if l.MTU != 0 && l.MTU != d.link.MTU {
-		r.attr32(unix.IFLA_MTU, uint32(l.MTU))
+		r.Uint32(unix.IFLA_MTU, uint32(l.MTU))
 	}
 	if l.Learning != d.link.Learning {
-		info := r.nest(unix.IFLA_LINKINFO)
-		r.attr(unix.IFLA_INFO_KIND, []byte(l.Kind))
-		data := r.nest(unix.IFLA_INFO_DATA)
-		r.attr(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
-		r.close(data)
-		r.close(info)
+		info := r.Open(unix.IFLA_LINKINFO)
+		r.Bytes(unix.IFLA_INFO_KIND, []byte(l.Kind))
+		data := r.Open(unix.IFLA_INFO_DATA)
+		r.Bytes(unix.IFLA_VXLAN_LEARNING, flag(l.Learning))
+		r.Close(data)
+		r.Close(info)
 	}
-	return k.conn.only(r)
+	return k.conn.Do(&r.Requests)
 }
 
 // verify reads a link again: something that renames or readdresses new devices
@@ -321,7 +320,7 @@ func (k *Kernel) deleteLink(name string) error {
 	}
 	r := one(unix.RTM_DELLINK, 0)
 	r.linkHeader(d.index, 0, 0)
-	return k.conn.only(r)
+	return k.conn.Do(&r.Requests)
 }
 
 // parentName gives the name of the underlay device, "" when there is none.

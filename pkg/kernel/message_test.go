@@ -3,15 +3,14 @@ package kernel
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
 func TestRequestsReadBack(t *testing.T) {
@@ -62,7 +61,15 @@ func TestRequestsReadBack(t *testing.T) {
 func body(write func(*requests)) []byte {
 	var r requests
 	write(&r)
-	return r.part(0, 1, 1)[unix.SizeofNlMsghdr:]
+	return r.Datagram(0, 1, 1)[unix.SizeofNlMsghdr:]
+}
+
+// kinds are the types of the messages of a datagram.
+func kinds(datagram []byte) (all []uint16) {
+	for h := range netlink.Messages(datagram) {
+		all = append(all, h.Type)
+	}
+	return all
 }
 
 // Byte by byte, in network order: what the kernel's headers call struct rtmsg and
@@ -94,7 +101,7 @@ func TestRequestsAsBytes(t *testing.T) {
 	} {
 		want := binary.NativeEndian.AppendUint32(nil, 0)
 		want = binary.NativeEndian.AppendUint16(want, c.kind)
-		want = binary.NativeEndian.AppendUint16(want, c.flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+		want = binary.NativeEndian.AppendUint16(want, c.flags|unix.NLM_F_REQUEST)
 		want = binary.NativeEndian.AppendUint64(want, 0)
 		for _, v := range c.body {
 			switch v := v.(type) {
@@ -115,61 +122,8 @@ func TestRequestsAsBytes(t *testing.T) {
 		binary.NativeEndian.PutUint32(want[8:], 9)
 		var r requests
 		c.write(&r)
-		if got := r.part(0, 1, 9); !bytes.Equal(got, want) {
+		if got := r.Datagram(0, 1, 9); !bytes.Equal(got, want) {
 			t.Errorf("%s:\n got % x\nwant % x", c.name, got, want)
-		}
-	}
-}
-
-// A series is sent in parts, and a part whose answers were lost in halves.
-func TestRequestsInParts(t *testing.T) {
-	var r requests
-	for i := range 5 {
-		r.neigh(dataplane.Put, dataplane.NeighKey{IP: netip.MustParseAddr("10.5.2.0")}, dataplane.MAC{}, i)
-	}
-	for _, part := range [][2]int{{0, 5}, {0, 2}, {2, 5}, {4, 5}} {
-		seq := uint32(70)
-		n := part[0]
-		for h, body := range messages(r.part(part[0], part[1], seq)) {
-			last := n == part[1]-1
-			if h.Seq != seq || binary.NativeEndian.Uint32(body[4:]) != uint32(n) || (h.Flags&unix.NLM_F_ACK != 0) != last {
-				t.Errorf("%v: request %d has number %d and flags %#x", part, n, h.Seq, h.Flags)
-			}
-			seq, n = seq+1, n+1
-		}
-		if n != part[1] {
-			t.Errorf("%v: ends before %d", part, n)
-		}
-	}
-}
-
-func TestAnswer(t *testing.T) {
-	errno := func(e unix.Errno) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))) }
-	message := nl.NewRtAttr(unix.NLMSGERR_ATTR_MSG, nl.ZeroTerminated("Nexthop has invalid gateway")).Serialize()
-	header := binary.NativeEndian.AppendUint32(nil, 20)
-	header = append(header, make([]byte, 12)...)
-	for _, c := range []struct {
-		name  string
-		kind  uint16
-		flags uint16
-		body  []byte
-		want  string
-	}{
-		{"success", unix.NLMSG_ERROR, 0, errno(0), ""},
-		{"end of a list", unix.NLMSG_DONE, 0, errno(0), ""},
-		{"end of a list, old kernel", unix.NLMSG_DONE, 0, nil, ""},
-		{"plain", unix.NLMSG_ERROR, 0, append(errno(unix.EINVAL), header...), "invalid argument"},
-		{"capped", unix.NLMSG_ERROR, unix.NLM_F_CAPPED | unix.NLM_F_ACK_TLVS, append(append(errno(unix.EINVAL), header...), message...), "invalid argument: Nexthop has invalid gateway"},
-		{"whole", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, append(append(append(errno(unix.EINVAL), header...), 0, 0, 0, 0), message...), "invalid argument: Nexthop has invalid gateway"},
-		{"in a list", unix.NLMSG_DONE, unix.NLM_F_ACK_TLVS, append(errno(unix.EINVAL), message...), "invalid argument: Nexthop has invalid gateway"},
-		{"cut short", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, errno(unix.EINVAL), "invalid argument"},
-	} {
-		err := answer(unix.NlMsghdr{Type: c.kind, Flags: c.flags}, c.body)
-		if c.want == "" && err == nil {
-			continue
-		}
-		if err == nil || err.Error() != c.want || !errors.Is(err, unix.EINVAL) {
-			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
 		}
 	}
 }
@@ -180,13 +134,13 @@ func FuzzMessages(f *testing.F) {
 	r.route(dataplane.Put, dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}, 1)
 	r.fdb(dataplane.Put, dataplane.FDB{Dst: netip.MustParseAddr("192.0.2.1")}, 1)
 	r.nextHop(dataplane.Put, 0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.1")}, 1)
-	f.Add(r.part(0, 3, 1))
-	f.Add(linkRequest(3).part(0, 1, 1))
+	f.Add(r.Datagram(0, 3, 1))
+	f.Add(linkRequest(3).Datagram(0, 1, 1))
 	f.Add([]byte(strings.Repeat("\x10\x00\x00\x00", 8)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := &Watch{k: &Kernel{conn: &conn{}}, numbered: map[int]bool{}, links: map[int]device{}, passing: []int{}}
-		for h, body := range messages(b) {
-			answer(h, body)
+		w := &Watch{k: &Kernel{conn: &netlink.Conn{}}, numbered: map[int]bool{}, links: map[int]device{}, passing: []int{}}
+		for h, body := range netlink.Messages(b) {
+			netlink.Answer(h, body)
 			for kind := range uint16(unix.RTM_GETNEXTHOP) {
 				h.Type = kind
 				w.event(h, body)
@@ -211,7 +165,7 @@ func FuzzNextHop(f *testing.F) {
 	}))
 	f.Add(body(func(r *requests) {
 		r.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("fd00::1"), Proto: 70}, 42)
-		r.attr(unix.NHA_BLACKHOLE, nil)
+		r.Bytes(unix.NHA_BLACKHOLE, nil)
 	}))
 	f.Add(body(func(r *requests) { r.nextHop(dataplane.Del, 7, dataplane.NextHop{}, 0) }))
 	f.Fuzz(func(t *testing.T, b []byte) {

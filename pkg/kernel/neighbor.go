@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/netlink"
 )
 
 // Solicit has the kernel ask by ARP on an interface for the link-layer address of ip,
@@ -21,17 +23,17 @@ func (k *Kernel) Solicit(iface string, ip netip.Addr) error {
 	if err != nil || known && n.state&(unix.NUD_PERMANENT|unix.NUD_NOARP) != 0 {
 		return err
 	}
-	entry := func(kind, flags uint16, m unix.NdMsg) *requests {
+	entry := func(kind, flags uint16, m unix.NdMsg) *netlink.Requests {
 		r := one(kind, flags)
 		m.Family, m.Ifindex, m.Type = family(ip), int32(d.index), unix.RTN_UNICAST
 		r.neighHeader(m)
-		r.address(unix.NDA_DST, ip)
-		return r
+		r.Addr(unix.NDA_DST, ip)
+		return &r.Requests
 	}
-	if err := k.conn.only(entry(unix.RTM_DELNEIGH, 0, unix.NdMsg{})); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := k.conn.Do(entry(unix.RTM_DELNEIGH, 0, unix.NdMsg{})); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("forget neighbor %s dev %s: %w", ip, iface, err)
 	}
-	if err := k.conn.only(entry(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, unix.NdMsg{Flags: unix.NTF_USE})); err != nil {
+	if err := k.conn.Do(entry(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, unix.NdMsg{Flags: unix.NTF_USE})); err != nil {
 		return fmt.Errorf("solicit %s dev %s: %w", ip, iface, err)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
 // Nexthop objects came with Linux 5.3 (linux/nexthop.h). The kernel removes one
@@ -23,7 +24,7 @@ func (r *requests) nextHop(verb dataplane.Verb, id uint32, h dataplane.NextHop, 
 	r.verb(verb, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP)
 	if verb == dataplane.Del { // the kernel takes nothing beside the id
 		r.nextHopHeader(unix.Nhmsg{})
-		r.attr32(unix.NHA_ID, id)
+		r.Uint32(unix.NHA_ID, id)
 		return
 	}
 	m := unix.Nhmsg{Family: family(h.Via), Protocol: uint8(h.Proto)}
@@ -31,15 +32,15 @@ func (r *requests) nextHop(verb dataplane.Verb, id uint32, h dataplane.NextHop, 
 		m.Flags = unix.RTNH_F_ONLINK
 	}
 	r.nextHopHeader(m)
-	r.attr32(unix.NHA_ID, id)
-	r.attr32(unix.NHA_OIF, uint32(index))
-	r.address(unix.NHA_GATEWAY, h.Via)
+	r.Uint32(unix.NHA_ID, id)
+	r.Uint32(unix.NHA_OIF, uint32(index))
+	r.Addr(unix.NHA_GATEWAY, h.Via)
 }
 
 // nextHopHeader writes struct nhmsg.
 func (r *requests) nextHopHeader(m unix.Nhmsg) {
-	r.u8(m.Family, m.Scope, m.Protocol, 0)
-	r.u32(m.Flags)
+	r.Put8(m.Family, m.Scope, m.Protocol, 0)
+	r.Put32(m.Flags)
 }
 
 // parseNextHop reads a nexthop object. What is not a gateway on a link, such as
@@ -51,14 +52,14 @@ func parseNextHop(b []byte) (id uint32, h dataplane.NextHop, index int, ok bool)
 	h.Proto = int(b[2])
 	h.OnLink = binary.NativeEndian.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0
 	odd := false
-	for kind, v := range attrs(b, unix.SizeofNhmsg) {
+	for kind, v := range netlink.After(b, unix.SizeofNhmsg).All() {
 		switch kind {
 		case unix.NHA_ID:
-			id = uint32(number(v))
+			id = uint32(v.Number())
 		case unix.NHA_OIF:
-			index = number(v)
+			index = v.Number()
 		case unix.NHA_GATEWAY:
-			h.Via = address(v)
+			h.Via = v.Addr()
 		default:
 			odd = true
 		}
@@ -108,7 +109,7 @@ func (k *Kernel) readNextHops(scope dataplane.Scope, n names) (hops, error) {
 	}
 	r := one(unix.RTM_GETNEXTHOP, 0)
 	r.nextHopHeader(unix.Nhmsg{})
-	err := k.conn.dump(r, func() {
+	err := k.conn.Dump(&r.Requests, func() {
 		all = hops{map[uint32]dataplane.NextHop{}, map[uint32]dataplane.NextHop{}}
 		unnamed = nil
 	}, func(b []byte) {

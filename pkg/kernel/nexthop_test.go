@@ -74,7 +74,7 @@ func TestFormsChangeWithoutGap(t *testing.T) {
 	maps.DeleteFunc(want.Routes, func(k dataplane.RouteKey, _ dataplane.Route) bool { return k.Link == uplink })
 	b.pass(want)
 	fd := -1
-	b.must(b.k.within(func() (err error) {
+	b.must(b.k.ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		return err
 	}))
@@ -122,19 +122,19 @@ func (b *bed) strangeHops() func() string {
 	r.nextHop(dataplane.Put, 0x0a06c800, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}, up)       // another network's
 	r.nextHop(dataplane.Put, 0x0a05c800, dataplane.NextHop{Via: via, Proto: unix.RTPROT_STATIC}, up)           // our range, not our stamp
 	r.nextHop(dataplane.Put, 0x0a05c900, dataplane.NextHop{Via: netip.MustParseAddr("fe80::9"), Proto: 4}, up) // of IPv6
-	r.begin(unix.RTM_NEWNEXTHOP, replace)
+	r.Begin(unix.RTM_NEWNEXTHOP, replace)
 	r.nextHopHeader(unix.Nhmsg{Family: unix.AF_INET, Protocol: dataplane.ProtoFlannel})
-	r.attr32(unix.NHA_ID, 0x0a05ca00)
-	r.attr(unix.NHA_BLACKHOLE, nil)
-	r.begin(unix.RTM_NEWNEXTHOP, replace)
+	r.Uint32(unix.NHA_ID, 0x0a05ca00)
+	r.Bytes(unix.NHA_BLACKHOLE, nil)
+	r.Begin(unix.RTM_NEWNEXTHOP, replace)
 	r.nextHopHeader(unix.Nhmsg{Protocol: dataplane.ProtoFlannel})
-	r.attr32(unix.NHA_ID, 0x0a05cb00)
-	r.attr(unix.NHA_GROUP, append(binary.NativeEndian.AppendUint32(nil, 7), 0, 0, 0, 0))
-	r.begin(unix.RTM_NEWNEXTHOP, replace) // without a gateway
+	r.Uint32(unix.NHA_ID, 0x0a05cb00)
+	r.Bytes(unix.NHA_GROUP, append(binary.NativeEndian.AppendUint32(nil, 7), 0, 0, 0, 0))
+	r.Begin(unix.RTM_NEWNEXTHOP, replace) // without a gateway
 	r.nextHopHeader(unix.Nhmsg{Family: unix.AF_INET, Protocol: dataplane.ProtoFlannel})
-	r.attr32(unix.NHA_ID, 0x0a05cc00)
-	r.attr32(unix.NHA_OIF, uint32(up))
-	for i, err := range theirs.conn.batch(&r) {
+	r.Uint32(unix.NHA_ID, 0x0a05cc00)
+	r.Uint32(unix.NHA_OIF, uint32(up))
+	for i, err := range theirs.conn.Batch(&r.Requests) {
 		if err != nil {
 			b.t.Fatalf("nexthop %d: %v", i, err)
 		}
@@ -143,7 +143,7 @@ func (b *bed) strangeHops() func() string {
 		var lines []string
 		r := one(unix.RTM_GETNEXTHOP, 0)
 		r.nextHopHeader(unix.Nhmsg{})
-		b.must(theirs.conn.dump(r, func() { lines = nil }, func(m []byte) {
+		b.must(theirs.conn.Dump(&r.Requests, func() { lines = nil }, func(m []byte) {
 			if id, h, _, _ := parseNextHop(m); h.Proto != dataplane.ProtoFlannel || id>>16 != 0x0a05 {
 				lines = append(lines, fmt.Sprintf("% x", m))
 			}
@@ -197,7 +197,7 @@ func TestWithoutCompatMode(t *testing.T) {
 	var q requests
 	q.route(dataplane.Put, single, dataplane.Route{Proto: 4, NextHop: 7}, 0)
 	q.route(dataplane.Put, group, dataplane.Route{Proto: 4, NextHop: 0x0a05cb00}, 0)
-	for _, err := range theirs.conn.batch(&q) {
+	for _, err := range theirs.conn.Batch(&q.Requests) {
 		b.must(err)
 	}
 	have := b.snapshot(want.ScopeOf(network))
@@ -209,9 +209,9 @@ func TestWithoutCompatMode(t *testing.T) {
 	}
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
 	b.must(err)
-	q.clear()
+	q.Reset()
 	q.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}, b.link(uplink).Attrs().Index)
-	b.must(theirs.conn.only(&q))
+	b.must(theirs.conn.Do(&q.Requests))
 	await(t, w, Routes)
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
 // This file turns objects of dataplane into requests of rtnetlink(7). All
@@ -18,9 +19,9 @@ const replace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 // verb begins a request that puts or deletes an object.
 func (r *requests) verb(v dataplane.Verb, put, del uint16) {
 	if v == dataplane.Del {
-		r.begin(del, 0)
+		r.Begin(del, 0)
 	} else {
-		r.begin(put, replace)
+		r.Begin(put, replace)
 	}
 }
 
@@ -28,39 +29,39 @@ func (r *requests) addr(verb dataplane.Verb, a dataplane.Addr, index int) {
 	ip := a.Prefix.Addr()
 	r.verb(verb, unix.RTM_NEWADDR, unix.RTM_DELADDR)
 	r.addrHeader(family(ip), a.Prefix.Bits(), index)
-	r.address(unix.IFA_LOCAL, ip)
-	r.address(unix.IFA_ADDRESS, ip)
+	r.Addr(unix.IFA_LOCAL, ip)
+	r.Addr(unix.IFA_ADDRESS, ip)
 }
 
 // addrHeader writes struct ifaddrmsg.
 func (r *requests) addrHeader(family uint8, bits, index int) {
-	r.u8(family, uint8(bits), 0, unix.RT_SCOPE_UNIVERSE)
-	r.u32(uint32(index))
+	r.Put8(family, uint8(bits), 0, unix.RT_SCOPE_UNIVERSE)
+	r.Put32(uint32(index))
 }
 
 func (r *requests) fdb(verb dataplane.Verb, f dataplane.FDB, index int) {
 	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
 	r.neighHeader(unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF})
-	r.attr(unix.NDA_LLADDR, f.MAC[:])
-	r.address(unix.NDA_DST, f.Dst)
+	r.Bytes(unix.NDA_LLADDR, f.MAC[:])
+	r.Addr(unix.NDA_DST, f.Dst)
 }
 
 func (r *requests) neigh(verb dataplane.Verb, k dataplane.NeighKey, mac dataplane.MAC, index int) {
 	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
 	r.neighHeader(unix.NdMsg{Family: family(k.IP), Ifindex: int32(index), State: unix.NUD_PERMANENT, Type: unix.RTN_UNICAST})
-	r.address(unix.NDA_DST, k.IP)
+	r.Addr(unix.NDA_DST, k.IP)
 	if verb != dataplane.Del {
-		r.attr(unix.NDA_LLADDR, mac[:])
+		r.Bytes(unix.NDA_LLADDR, mac[:])
 	}
 }
 
 // neighHeader writes struct ndmsg.
 func (r *requests) neighHeader(m unix.NdMsg) {
-	r.u8(m.Family, 0)
-	r.u16(0)
-	r.u32(uint32(m.Ifindex))
-	r.u16(m.State)
-	r.u8(m.Flags, m.Type)
+	r.Put8(m.Family, 0)
+	r.Put16(0)
+	r.Put32(uint32(m.Ifindex))
+	r.Put16(m.State)
+	r.Put8(m.Flags, m.Type)
 }
 
 func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Route, index int) {
@@ -86,16 +87,16 @@ func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route datapl
 	}
 	r.verb(verb, unix.RTM_NEWROUTE, unix.RTM_DELROUTE)
 	r.routeHeader(m)
-	r.address(unix.RTA_DST, k.Dst.Masked().Addr())
+	r.Addr(unix.RTA_DST, k.Dst.Masked().Addr())
 	if k.Metric != 0 {
-		r.attr32(unix.RTA_PRIORITY, k.Metric)
+		r.Uint32(unix.RTA_PRIORITY, k.Metric)
 	}
 	switch {
 	case route.Blackhole:
 	case route.NextHop != 0: // says all there is to say; the kernel takes nothing beside it
-		r.attr32(rtaNextHop, route.NextHop)
+		r.Uint32(rtaNextHop, route.NextHop)
 	default:
-		r.attr32(unix.RTA_OIF, uint32(index))
+		r.Uint32(unix.RTA_OIF, uint32(index))
 		r.gateway(route.Via, k.Dst.Addr().Is4())
 	}
 }
@@ -104,19 +105,19 @@ func (r *requests) gateway(via netip.Addr, four bool) {
 	switch {
 	case !via.IsValid():
 	case via.Is4() == four:
-		r.address(unix.RTA_GATEWAY, via)
+		r.Addr(unix.RTA_GATEWAY, via)
 	default: // struct rtvia
-		at := r.nest(unix.RTA_VIA)
-		r.u16(uint16(family(via)))
-		r.bytesOf(via)
-		r.close(at)
+		at := r.Open(unix.RTA_VIA)
+		r.Put16(uint16(family(via)))
+		r.PutAddr(via)
+		r.Close(at)
 	}
 }
 
 // routeHeader writes struct rtmsg.
 func (r *requests) routeHeader(m unix.RtMsg) {
-	r.u8(m.Family, m.Dst_len, m.Src_len, m.Tos, m.Table, m.Protocol, m.Scope, m.Type)
-	r.u32(m.Flags)
+	r.Put8(m.Family, m.Dst_len, m.Src_len, m.Tos, m.Table, m.Protocol, m.Scope, m.Type)
+	r.Put32(m.Flags)
 }
 
 // defaultMetric6 is what the kernel makes of an IPv6 route's metric of zero.
@@ -145,22 +146,22 @@ func parseRoute(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
 		return e, false
 	}
 	several := false
-	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch kind {
 		case unix.RTA_OIF:
-			e.index = number(v)
+			e.index = v.Number()
 		case unix.RTA_PRIORITY:
-			e.key.Metric = uint32(number(v))
+			e.key.Metric = uint32(v.Number())
 		case unix.RTA_GATEWAY:
-			r.Via = address(v)
+			r.Via = v.Addr()
 		case unix.RTA_VIA:
-			r.Via = address(v[min(2, len(v)):])
+			r.Via = v[min(2, len(v)):].Addr()
 		case unix.RTA_PREFSRC:
-			e.source = address(v)
+			e.source = v.Addr()
 		case unix.RTA_MULTIPATH:
 			several = true
 		case rtaNextHop:
-			r.NextHop = uint32(number(v))
+			r.NextHop = uint32(v.Number())
 		}
 	}
 	if several = several || r.NextHop != 0 && e.index == 0; several {
@@ -194,9 +195,9 @@ func mainRoute(b []byte) (netip.Prefix, bool) {
 	default:
 		return netip.Prefix{}, false
 	}
-	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		if kind == unix.RTA_DST {
-			dst = address(v)
+			dst = v.Addr()
 			break
 		}
 	}
@@ -212,14 +213,14 @@ func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
 	m := nl.DeserializeIfAddrmsg(b)
 	var local, peer netip.Addr
 	flags = int(m.Flags)
-	for kind, v := range attrs(b, unix.SizeofIfAddrmsg) {
+	for kind, v := range netlink.After(b, unix.SizeofIfAddrmsg).All() {
 		switch kind {
 		case unix.IFA_LOCAL:
-			local = address(v)
+			local = v.Addr()
 		case unix.IFA_ADDRESS: // the far end of a point-to-point link
-			peer = address(v)
+			peer = v.Addr()
 		case unix.IFA_FLAGS:
-			flags = number(v)
+			flags = v.Number()
 		}
 	}
 	if !local.IsValid() {
@@ -256,12 +257,12 @@ func parseNeighbor(b []byte) (n neighbor, ok bool) {
 	n.index = int(int32(binary.NativeEndian.Uint32(b[4:])))
 	n.state = int(binary.NativeEndian.Uint16(b[8:]))
 	n.self = b[10]&unix.NTF_SELF != 0
-	for kind, v := range attrs(b, unix.SizeofNdMsg) {
+	for kind, v := range netlink.After(b, unix.SizeofNdMsg).All() {
 		switch kind {
 		case unix.NDA_DST:
-			n.dst = address(v)
+			n.dst = v.Addr()
 		case unix.NDA_LLADDR:
-			n.mac = hardware(v)
+			n.mac = v.MAC()
 		case unix.NDA_CACHEINFO:
 			n.aged = true
 		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNextHop:

@@ -41,7 +41,7 @@ func (h Holder) String() string {
 // may see the others' descriptors.
 func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error) {
 	sockets := map[string]Holder{} // by inode
-	err := k.within(func() error {
+	err := k.ns.Do(func() error {
 		for _, suffix := range []string{"", "6"} {
 			err := readTable("/proc/thread-self/net/"+protocol+suffix, func(h Holder, listens bool, inode string) {
 				if h.Addr.Port() == local.Port() && overlap(h.Addr.Addr(), local.Addr()) && (protocol == "udp" || listens) {

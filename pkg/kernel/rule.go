@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/host"
+	"flanneld/pkg/netlink"
 )
 
 // Detour asks the kernel by which table it would send to dst, and reports whether that is
@@ -14,19 +15,19 @@ import (
 func (k *Kernel) Detour(dst netip.Addr) (d host.Detour, ok bool, err error) {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen()), Flags: unix.RTM_F_LOOKUP_TABLE})
-	r.address(unix.RTA_DST, dst)
-	b, err := k.conn.get(r)
+	r.Addr(unix.RTA_DST, dst)
+	b, err := k.conn.Get(&r.Requests)
 	if err != nil {
 		return d, false, nil // it leads nowhere, which the routes tell
 	}
 	d.Table = int(b[4]) // of struct rtmsg; more than it holds is in an attribute
 	index := 0
-	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch kind {
 		case unix.RTA_TABLE:
-			d.Table = number(v)
+			d.Table = v.Number()
 		case unix.RTA_OIF:
-			index = number(v)
+			index = v.Number()
 		}
 	}
 	switch d.Table {
@@ -46,17 +47,17 @@ func (k *Kernel) Detour(dst netip.Addr) (d host.Detour, ok bool, err error) {
 func (k *Kernel) rulePriority(table int) (least int, err error) {
 	r := one(unix.RTM_GETRULE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET}) // struct fib_rule_hdr has its form
-	err = k.conn.dump(r, func() { least = -1 }, func(b []byte) {
+	err = k.conn.Dump(&r.Requests, func() { least = -1 }, func(b []byte) {
 		if len(b) < unix.SizeofRtMsg {
 			return
 		}
 		priority, names := 0, int(b[4])
-		for kind, v := range attrs(b, unix.SizeofRtMsg) {
+		for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 			switch kind {
 			case unix.FRA_PRIORITY:
-				priority = number(v)
+				priority = v.Number()
 			case unix.FRA_TABLE:
-				names = number(v)
+				names = v.Number()
 			}
 		}
 		if names == table && (least < 0 || priority < least) {

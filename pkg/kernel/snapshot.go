@@ -81,7 +81,7 @@ func addrsRequest(index int) *requests {
 
 func (k *Kernel) readAddrs(s dataplane.State, name string, index int) error {
 	var found []netip.Prefix
-	err := k.conn.dump(addrsRequest(index), func() { found = nil }, func(b []byte) {
+	err := k.conn.Dump(&addrsRequest(index).Requests, func() { found = nil }, func(b []byte) {
 		if p, i, _, ok := parseAddr(b); ok && i == index {
 			found = append(found, p)
 		}
@@ -130,8 +130,8 @@ func (k *Kernel) readFDB(s dataplane.State, name string, index int) error {
 func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neighbor)) error {
 	r := one(unix.RTM_GETNEIGH, 0)
 	r.neighHeader(unix.NdMsg{Family: family})
-	r.attr32(unix.NDA_IFINDEX, uint32(index))
-	return k.conn.dump(r, reset, func(b []byte) {
+	r.Uint32(unix.NDA_IFINDEX, uint32(index))
+	return k.conn.Dump(&r.Requests, reset, func(b []byte) {
 		if n, ok := parseNeighbor(b); ok && n.index == index {
 			each(n)
 		}
@@ -143,7 +143,7 @@ func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neig
 func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefix) bool, each func(routeEntry)) error {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: typ})
-	err := k.conn.dump(r, reset, func(b []byte) {
+	err := k.conn.Dump(&r.Requests, reset, func(b []byte) {
 		// A kernel without this family answers with every other.
 		dst, ok := mainRoute(b)
 		if !ok || b[0] != family || !wanted(dst) {

@@ -12,6 +12,7 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
+	"flanneld/pkg/netlink"
 )
 
 // Surroundings reads what others have set up: links with IPv4 addresses, and those of the main
@@ -67,7 +68,7 @@ func (k *Kernel) surroundingRoutes(wanted func(dst netip.Prefix) bool, ours []st
 	}
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN})
-	err = k.conn.dump(r, func() { all = nil }, func(b []byte) {
+	err = k.conn.Dump(&r.Requests, func() { all = nil }, func(b []byte) {
 		dst, ok := mainRoute(b)
 		if !ok || b[0] != unix.AF_INET || !wanted(dst) {
 			return
@@ -108,17 +109,17 @@ func parsePath(b []byte, dst netip.Prefix) (p host.Path, index int, ok bool) {
 		return p, 0, false
 	}
 	p.Dst, p.Kernel = dst, m.Protocol == unix.RTPROT_KERNEL
-	for kind, v := range attrs(b, unix.SizeofRtMsg) {
+	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch kind {
 		case unix.RTA_OIF:
-			index = number(v)
+			index = v.Number()
 		case unix.RTA_PRIORITY:
-			p.Metric = uint32(number(v))
+			p.Metric = uint32(v.Number())
 		case unix.RTA_GATEWAY:
-			p.Gateway = address(v)
+			p.Gateway = v.Addr()
 		case rtaNextHop:
 			// One of ours, whose link the kernel does not tell with net.ipv4.nexthop_compat_mode=0.
-			if id := dst.Addr().As4(); uint32(number(v)) == binary.BigEndian.Uint32(id[:]) {
+			if id := dst.Addr().As4(); uint32(v.Number()) == binary.BigEndian.Uint32(id[:]) {
 				return p, 0, false
 			}
 		}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -116,7 +117,7 @@ func TestHoldersOfAPort(t *testing.T) {
 	b := newBed(t)
 	var own *net.UDPConn
 	var tcp net.Listener
-	b.must(b.k.within(func() (err error) {
+	b.must(b.k.ns.Do(func() (err error) {
 		if own, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP("192.0.2.1"), Port: 8285}); err != nil {
 			return err
 		}
@@ -159,7 +160,7 @@ func TestHoldersOfAPort(t *testing.T) {
 // TestSocketAddr: the words of an address are in the order of the host, its port is a number.
 func TestSocketAddr(t *testing.T) {
 	four, six := "0102A8C0:2118", "00000000000000000000000001000000:205D"
-	if order32(1) == 1 { // big-endian
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 { // big-endian
 		four, six = "C0A80201:2118", "00000000000000000000000000000001:205D"
 	}
 	for s, want := range map[string]string{four: "192.168.2.1:8472", six: "[::1]:8285", "local_address": "invalid", "0100007F:": "invalid", "01:1": "invalid", ":": "invalid"} {
@@ -178,7 +179,7 @@ func TestReadTUN(t *testing.T) {
 	b := newBed(t)
 	for name, flags := range map[string]uint16{"tun0": unix.IFF_TUN, "tap0": unix.IFF_TAP, "mq0": unix.IFF_TUN | unix.IFF_MULTI_QUEUE} {
 		var file *os.File
-		b.must(b.k.within(func() error {
+		b.must(b.k.ns.Do(func() error {
 			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 			if err != nil {
 				return err

@@ -22,7 +22,7 @@ func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 	if len(paths) == 0 {
 		return values, nil
 	}
-	err := k.within(func() error {
+	err := k.ns.Do(func() error {
 		for _, p := range paths {
 			file, err := sysctlPath(p)
 			if err != nil {
@@ -47,7 +47,7 @@ func (k *Kernel) setSysctl(path, value string) error {
 	if err != nil {
 		return err
 	}
-	return k.within(func() error {
+	return k.ns.Do(func() error {
 		// Not created: it is there or it is an error.
 		f, err := os.OpenFile(file, os.O_WRONLY, 0)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 	"flanneld/pkg/pace"
 )
 
@@ -74,7 +75,7 @@ type Watch struct {
 
 	mu       sync.Mutex
 	interest Interest
-	conn     *conn
+	conn     *netlink.Conn
 	links    map[int]device // by index: those of interest, and those with an address that had an event
 	numbered map[int]bool   // links that had an IPv4 address at some time
 	passing  []int          // indexes whose neighbour events pass the socket filter; nil: not known
@@ -138,16 +139,7 @@ func (w *Watch) look() error {
 // subscribe opens the socket first and reads what there is then, so that no change
 // falls between.
 func (w *Watch) subscribe() error {
-	var c *conn
-	err := w.k.within(func() (err error) {
-		c, err = dial(w.buffer, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
-		return err
-	})
-	if err == nil {
-		// A kernel that has no such group has no nexthops to tell of.
-		_ = c.raw.Control(func(fd uintptr) { _ = subscribe(int(fd), unix.RTNLGRP_NEXTHOP) })
-	}
+	c, err := w.dial()
 	if err != nil {
 		return fmt.Errorf("watch kernel: %w", err)
 	}
@@ -159,7 +151,7 @@ func (w *Watch) subscribe() error {
 		err = w.look()
 	}
 	if err != nil {
-		c.close()
+		c.Close()
 		return fmt.Errorf("watch kernel: %w", err)
 	}
 	for _, a := range addrs {
@@ -170,6 +162,25 @@ func (w *Watch) subscribe() error {
 	return nil
 }
 
+func (w *Watch) dial() (*netlink.Conn, error) {
+	c, err := w.k.ns.Dial(unix.NETLINK_ROUTE, w.buffer)
+	if err != nil {
+		return nil, err
+	}
+	for _, group := range []int{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH,
+	} {
+		if err := c.Join(group); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
+	// A kernel that has no such group has no nexthops to tell of.
+	_ = c.Join(unix.RTNLGRP_NEXTHOP)
+	return c, nil
+}
+
 func (w *Watch) run(ctx context.Context) {
 	defer close(w.out)
 	losses := pace.Pace{First: minRetry, Most: maxRetry}
@@ -177,10 +188,13 @@ func (w *Watch) run(ctx context.Context) {
 		w.mu.Lock()
 		c := w.conn
 		w.mu.Unlock()
-		stop := context.AfterFunc(ctx, c.interrupt)
-		w.follow(c)
-		stop()
-		c.close()
+		// Whatever ends it: after a loss, too, all is read again.
+		_ = c.Follow(ctx, func(datagram []byte) {
+			if e := w.events(datagram); e != 0 {
+				w.report(e)
+			}
+		})
+		c.Close()
 		if !w.resubscribe(ctx, &losses) {
 			return
 		}
@@ -213,19 +227,6 @@ func (w *Watch) report(e Event) {
 			return
 		case old := <-w.out:
 			e |= old
-		}
-	}
-}
-
-// follow reads events until the socket fails.
-func (w *Watch) follow(c *conn) {
-	for {
-		b, err := c.receive()
-		if err != nil {
-			return
-		}
-		if e := w.events(b); e != 0 {
-			w.report(e)
 		}
 	}
 }

@@ -178,7 +178,7 @@ func TestWatchOverflow(t *testing.T) {
 func (b *bed) another() *Kernel {
 	b.t.Helper()
 	var k *Kernel
-	err := b.k.within(func() (err error) {
+	err := b.k.ns.Do(func() (err error) {
 		k, err = New()
 		return err
 	})
@@ -190,7 +190,7 @@ func (b *bed) another() *Kernel {
 func TestWatchRecoversFromABrokenSocket(t *testing.T) {
 	b, w, _ := watched(t)
 	w.mu.Lock()
-	w.conn.interrupt() // any failure will do
+	w.conn.Close() // any failure will do
 	w.mu.Unlock()
 	await(t, w, Overflow)
 	b.must(b.other.LinkSetMTU(b.link(overlay), 1280))
@@ -203,7 +203,7 @@ func TestFilterDropsInTheKernel(t *testing.T) {
 	b, _, want := watched(t)
 	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: make(chan Event, 1)}
 	b.must(w.subscribe())
-	defer w.conn.close()
+	defer w.conn.Close()
 	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
 	for range 10 {
 		b.must(b.other.NeighSet(neigh))
@@ -212,11 +212,11 @@ func TestFilterDropsInTheKernel(t *testing.T) {
 	neigh.LinkIndex = b.link(overlay).Attrs().Index
 	b.must(b.other.NeighSet(neigh))
 	for {
-		datagram, err := w.conn.receive()
+		datagram, err := w.conn.Receive()
 		b.must(err)
 		about := false // neighbours; links and addresses pass, such as the end of IPv6's duplicate detection
-		for h := range messages(datagram) {
-			about = about || h.Type == unix.RTM_NEWNEIGH || h.Type == unix.RTM_DELNEIGH
+		for _, kind := range kinds(datagram) {
+			about = about || kind == unix.RTM_NEWNEIGH || kind == unix.RTM_DELNEIGH
 		}
 		if !about {
 			continue

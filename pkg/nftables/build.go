@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // register is where an expression leaves what the next ones look at.
@@ -38,19 +39,19 @@ func newRule(family Family, hook firewall.Hook, r firewall.Rule) rule {
 
 // expressions gives the rule the form that iptables-nft gives its rules. In a
 // table of family inet the packet's family is to be asked for first.
-func (r rule) expressions(table Family) attrs {
-	var list attrs
-	add := func(name string, data attrs) {
-		e := attrs{}.text(unix.NFTA_EXPR_NAME, name)
-		list = list.nest(unix.NFTA_LIST_ELEM, e.nest(unix.NFTA_EXPR_DATA, data))
+func (r rule) expressions(table Family) netlink.Attrs {
+	var list netlink.Attrs
+	add := func(name string, data netlink.Attrs) {
+		e := netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name)
+		list = list.Nest(unix.NFTA_LIST_ELEM, e.Nest(unix.NFTA_EXPR_DATA, data))
 	}
 	if table == unix.NFPROTO_INET {
-		add("meta", load(unix.NFTA_META_DREG).u32(unix.NFTA_META_KEY, unix.NFT_META_NFPROTO))
+		add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_NFPROTO))
 		add("cmp", compare(unix.NFT_CMP_EQ, []byte{byte(r.Family)}))
 	}
 	if r.Mark != 0 {
 		mark := binary.NativeEndian.AppendUint32(nil, r.Mark)
-		add("meta", load(unix.NFTA_META_DREG).u32(unix.NFTA_META_KEY, unix.NFT_META_MARK))
+		add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_MARK))
 		add("bitwise", and(mark))
 		add("cmp", compare(unix.NFT_CMP_EQ, mark))
 	}
@@ -66,7 +67,7 @@ func (r rule) expressions(table Family) attrs {
 		matchPort(add, r.Port)
 	}
 	if r.Counter {
-		add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
+		add("counter", netlink.Attrs{}.Uint64BE(unix.NFTA_COUNTER_BYTES, 0).Uint64BE(unix.NFTA_COUNTER_PACKETS, 0))
 	}
 	switch r.Verdict {
 	case firewall.Accept:
@@ -76,7 +77,7 @@ func (r rule) expressions(table Family) attrs {
 	case firewall.Masquerade:
 		add("masq", nil)
 	case firewall.MasqueradeRP:
-		add("masq", attrs{}.u32(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
+		add("masq", netlink.Attrs{}.Uint32BE(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
 	case firewall.Discard:
 		add("immediate", verdict(nfDrop))
 	}
@@ -87,24 +88,24 @@ func (r rule) expressions(table Family) attrs {
 const portAt = 2
 
 // matchPort is met by UDP to a port.
-func matchPort(add func(string, attrs), port uint16) {
-	add("meta", load(unix.NFTA_META_DREG).u32(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
+func matchPort(add func(string, netlink.Attrs), port uint16) {
+	add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
 	add("cmp", compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_UDP}))
 	add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, portAt, 2))
 	add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, port)))
 }
 
 // payload loads bytes of a header.
-func payload(base uint32, offset, length int) attrs {
+func payload(base uint32, offset, length int) netlink.Attrs {
 	return load(unix.NFTA_PAYLOAD_DREG).
-		u32(unix.NFTA_PAYLOAD_BASE, base).
-		u32(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
-		u32(unix.NFTA_PAYLOAD_LEN, uint32(length))
+		Uint32BE(unix.NFTA_PAYLOAD_BASE, base).
+		Uint32BE(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
+		Uint32BE(unix.NFTA_PAYLOAD_LEN, uint32(length))
 }
 
 // matchAddress compares as many bytes as the prefix has, or, if it ends within
 // one, the whole address under a mask.
-func matchAddress(add func(string, attrs), m firewall.Match, offset int) {
+func matchAddress(add func(string, netlink.Attrs), m firewall.Match, offset int) {
 	address, bits := m.Prefix.Addr().AsSlice(), m.Prefix.Bits()
 	whole := bits%8 == 0
 	if whole {
@@ -131,30 +132,30 @@ func (f Family) source() int {
 
 func (f Family) destination() int { return f.source() + f.bits()/8 }
 
-func load(kind uint16) attrs { return attrs{}.u32(kind, register) }
+func load(kind uint16) netlink.Attrs { return netlink.Attrs{}.Uint32BE(kind, register) }
 
 // and keeps the bits of the register that the mask has.
-func and(mask []byte) attrs {
-	return attrs{}.
-		u32(unix.NFTA_BITWISE_SREG, register).
-		u32(unix.NFTA_BITWISE_DREG, register).
-		u32(unix.NFTA_BITWISE_LEN, uint32(len(mask))).
-		nest(unix.NFTA_BITWISE_MASK, attrs{}.bytes(unix.NFTA_DATA_VALUE, mask)).
-		nest(unix.NFTA_BITWISE_XOR, attrs{}.bytes(unix.NFTA_DATA_VALUE, make([]byte, len(mask))))
+func and(mask []byte) netlink.Attrs {
+	return netlink.Attrs{}.
+		Uint32BE(unix.NFTA_BITWISE_SREG, register).
+		Uint32BE(unix.NFTA_BITWISE_DREG, register).
+		Uint32BE(unix.NFTA_BITWISE_LEN, uint32(len(mask))).
+		Nest(unix.NFTA_BITWISE_MASK, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, mask)).
+		Nest(unix.NFTA_BITWISE_XOR, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, make([]byte, len(mask))))
 }
 
-func compare(op uint32, with []byte) attrs {
-	return attrs{}.
-		u32(unix.NFTA_CMP_SREG, register).
-		u32(unix.NFTA_CMP_OP, op).
-		nest(unix.NFTA_CMP_DATA, attrs{}.bytes(unix.NFTA_DATA_VALUE, with))
+func compare(op uint32, with []byte) netlink.Attrs {
+	return netlink.Attrs{}.
+		Uint32BE(unix.NFTA_CMP_SREG, register).
+		Uint32BE(unix.NFTA_CMP_OP, op).
+		Nest(unix.NFTA_CMP_DATA, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, with))
 }
 
-func verdict(code int32) attrs {
-	return attrs{}.
-		u32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
-		nest(unix.NFTA_IMMEDIATE_DATA, attrs{}.
-			nest(unix.NFTA_DATA_VERDICT, attrs{}.u32(unix.NFTA_VERDICT_CODE, uint32(code))))
+func verdict(code int32) netlink.Attrs {
+	return netlink.Attrs{}.
+		Uint32BE(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
+		Nest(unix.NFTA_IMMEDIATE_DATA, netlink.Attrs{}.
+			Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, uint32(code))))
 }
 
 // userData carries the comment as nft(8) does. iptables-nft shows and compares it
@@ -168,8 +169,8 @@ func (r rule) userData() []byte {
 func (r rule) request(c chainName, flags uint16, behind uint64) message {
 	body := c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 	if behind != 0 {
-		body = body.u64(unix.NFTA_RULE_POSITION, behind)
+		body = body.Uint64BE(unix.NFTA_RULE_POSITION, behind)
 	}
-	body = body.nest(unix.NFTA_RULE_EXPRESSIONS, r.expressions(c.family)).bytes(unix.NFTA_RULE_USERDATA, r.userData())
+	body = body.Nest(unix.NFTA_RULE_EXPRESSIONS, r.expressions(c.family)).Bytes(unix.NFTA_RULE_USERDATA, r.userData())
 	return message{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | flags, family: c.family, body: body}
 }

@@ -6,14 +6,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // compatMatch says whether a packet meets a match of iptables that has no form of
 // its own in nftables. The structures are the kernel's, linux/netfilter/xt_*.h.
-func compatMatch(p firewall.Packet, m map[uint16]value) firewall.Met {
-	info, revision := m[unix.NFTA_MATCH_INFO], m[unix.NFTA_MATCH_REV].u32()
+func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
+	info, revision := m[unix.NFTA_MATCH_INFO], m[unix.NFTA_MATCH_REV].Uint32BE()
 	u16 := func(at int) uint16 { return binary.NativeEndian.Uint16(info[at:]) }
-	switch name := m[unix.NFTA_MATCH_NAME].text(); {
+	switch name := m[unix.NFTA_MATCH_NAME].Text(); {
 	case name == "comment":
 		return firewall.Yes
 	case name == "tcp" || name == "icmp" || name == "sctp":

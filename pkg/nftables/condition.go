@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // registers hold what a rule has loaded, byte by byte, and which of the bytes
@@ -58,7 +59,7 @@ func (r *registers) load(register uint32, n int) (v []byte, known bool) {
 
 // condition carries out one expression, and says whether the rule goes on behind it.
 func (v *viewer) condition(r *registers, x expression) firewall.Met {
-	a := func(kind uint16) uint32 { return x.data[kind].u32() }
+	a := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
 	set := func(to uint32, value []byte) firewall.Met {
 		if r.forget(to); value != nil {
 			r.store(to, value)
@@ -92,12 +93,12 @@ func (v *viewer) condition(r *registers, x expression) firewall.Met {
 		r.swap(x.data)
 		return firewall.Yes
 	case "cmp":
-		with := read(x.data[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE]
+		with := x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.load(a(unix.NFTA_CMP_SREG), len(with))
 		return compared(bytes.Compare(have, with), known, a(unix.NFTA_CMP_OP))
 	case "range":
-		low := read(x.data[unix.NFTA_RANGE_FROM_DATA])[unix.NFTA_DATA_VALUE]
-		high := read(x.data[unix.NFTA_RANGE_TO_DATA])[unix.NFTA_DATA_VALUE]
+		low := x.data[unix.NFTA_RANGE_FROM_DATA].Map()[unix.NFTA_DATA_VALUE]
+		high := x.data[unix.NFTA_RANGE_TO_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.load(a(unix.NFTA_RANGE_SREG), len(low))
 		within := bytes.Compare(have, low) >= 0 && bytes.Compare(have, high) <= 0
 		return sure(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known)
@@ -229,14 +230,14 @@ func (v *viewer) payload(r *registers, to, base uint32, offset, n int) {
 }
 
 // mask carries out AND and XOR; of other operations the result is unknown.
-func (r *registers) mask(b map[uint16]value) {
-	n := int(b[unix.NFTA_BITWISE_LEN].u32())
-	mask := read(b[unix.NFTA_BITWISE_MASK])[unix.NFTA_DATA_VALUE]
-	flip := read(b[unix.NFTA_BITWISE_XOR])[unix.NFTA_DATA_VALUE]
-	from, to := at(b[unix.NFTA_BITWISE_SREG].u32()), at(b[unix.NFTA_BITWISE_DREG].u32())
+func (r *registers) mask(b map[uint16]netlink.Value) {
+	n := int(b[unix.NFTA_BITWISE_LEN].Uint32BE())
+	mask := b[unix.NFTA_BITWISE_MASK].Map()[unix.NFTA_DATA_VALUE]
+	flip := b[unix.NFTA_BITWISE_XOR].Map()[unix.NFTA_DATA_VALUE]
+	from, to := at(b[unix.NFTA_BITWISE_SREG].Uint32BE()), at(b[unix.NFTA_BITWISE_DREG].Uint32BE())
 	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
-	if b[operation].u32() != 0 || n < 0 || len(mask) != n || len(flip) != n || max(from, to)+n > registerBytes {
-		r.forget(b[unix.NFTA_BITWISE_DREG].u32())
+	if b[operation].Uint32BE() != 0 || n < 0 || len(mask) != n || len(flip) != n || max(from, to)+n > registerBytes {
+		r.forget(b[unix.NFTA_BITWISE_DREG].Uint32BE())
 		return
 	}
 	for i := range n {
@@ -247,11 +248,11 @@ func (r *registers) mask(b map[uint16]value) {
 }
 
 // swap turns numbers from the machine's order to the network's or back.
-func (r *registers) swap(b map[uint16]value) {
-	n, size := int(b[unix.NFTA_BYTEORDER_LEN].u32()), int(b[unix.NFTA_BYTEORDER_SIZE].u32())
-	from, to := at(b[unix.NFTA_BYTEORDER_SREG].u32()), at(b[unix.NFTA_BYTEORDER_DREG].u32())
+func (r *registers) swap(b map[uint16]netlink.Value) {
+	n, size := int(b[unix.NFTA_BYTEORDER_LEN].Uint32BE()), int(b[unix.NFTA_BYTEORDER_SIZE].Uint32BE())
+	from, to := at(b[unix.NFTA_BYTEORDER_SREG].Uint32BE()), at(b[unix.NFTA_BYTEORDER_DREG].Uint32BE())
 	if n <= 0 || size <= 0 || n%size != 0 || max(from, to)+n > registerBytes {
-		r.forget(b[unix.NFTA_BYTEORDER_DREG].u32())
+		r.forget(b[unix.NFTA_BYTEORDER_DREG].Uint32BE())
 		return
 	}
 	v, known := slices.Clone(r.bytes[from:from+n]), slices.Clone(r.known[from:from+n])

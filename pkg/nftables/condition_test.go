@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // FuzzCondition follows packets through rules of whatever expressions: nobody's rules
@@ -19,19 +20,19 @@ func FuzzCondition(f *testing.F) {
 			f.Add([]byte(newRule(IPv4, c.Hook, r).expressions(IPv4)), byte(0))
 		}
 	}
-	nest := func(list ...attrs) (b []byte) {
+	nest := func(list ...netlink.Attrs) (b []byte) {
 		for _, x := range list {
-			b = attrs(b).nest(unix.NFTA_LIST_ELEM, x)
+			b = netlink.Attrs(b).Nest(unix.NFTA_LIST_ELEM, x)
 		}
 		return b
 	}
-	expr := func(name string, data attrs) attrs {
-		return attrs{}.text(unix.NFTA_EXPR_NAME, name).nest(unix.NFTA_EXPR_DATA, data)
+	expr := func(name string, data netlink.Attrs) netlink.Attrs {
+		return netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name).Nest(unix.NFTA_EXPR_DATA, data)
 	}
 	f.Add(nest(
-		expr("payload", attrs{}.u32(unix.NFTA_PAYLOAD_DREG, 1).u32(unix.NFTA_PAYLOAD_BASE, 2).u32(unix.NFTA_PAYLOAD_OFFSET, 2).u32(unix.NFTA_PAYLOAD_LEN, 2)),
-		expr("byteorder", attrs{}.u32(unix.NFTA_BYTEORDER_SREG, 1).u32(unix.NFTA_BYTEORDER_DREG, 8).u32(unix.NFTA_BYTEORDER_LEN, 4).u32(unix.NFTA_BYTEORDER_SIZE, 2)),
-		expr("range", attrs{}.u32(unix.NFTA_RANGE_SREG, 8).nest(unix.NFTA_RANGE_FROM_DATA, attrs{}.bytes(1, []byte{0, 1})).nest(unix.NFTA_RANGE_TO_DATA, attrs{}.bytes(1, []byte{9, 9}))),
+		expr("payload", netlink.Attrs{}.Uint32BE(unix.NFTA_PAYLOAD_DREG, 1).Uint32BE(unix.NFTA_PAYLOAD_BASE, 2).Uint32BE(unix.NFTA_PAYLOAD_OFFSET, 2).Uint32BE(unix.NFTA_PAYLOAD_LEN, 2)),
+		expr("byteorder", netlink.Attrs{}.Uint32BE(unix.NFTA_BYTEORDER_SREG, 1).Uint32BE(unix.NFTA_BYTEORDER_DREG, 8).Uint32BE(unix.NFTA_BYTEORDER_LEN, 4).Uint32BE(unix.NFTA_BYTEORDER_SIZE, 2)),
+		expr("range", netlink.Attrs{}.Uint32BE(unix.NFTA_RANGE_SREG, 8).Nest(unix.NFTA_RANGE_FROM_DATA, netlink.Attrs{}.Bytes(1, []byte{0, 1})).Nest(unix.NFTA_RANGE_TO_DATA, netlink.Attrs{}.Bytes(1, []byte{9, 9}))),
 	), byte(1))
 	packets := []firewall.Packet{
 		{},
@@ -57,9 +58,9 @@ func FuzzCondition(f *testing.F) {
 // FuzzElements asks sets of whatever elements.
 func FuzzElements(f *testing.F) {
 	of := func(key []byte, flags uint32, code uint32) []byte {
-		verdict := attrs{}.u32(unix.NFTA_VERDICT_CODE, code).text(unix.NFTA_VERDICT_CHAIN, "c")
-		return attrs{}.nest(unix.NFTA_SET_ELEM_KEY, attrs{}.bytes(unix.NFTA_DATA_VALUE, key)).u32(unix.NFTA_SET_ELEM_FLAGS, flags).
-			nest(unix.NFTA_SET_ELEM_DATA, attrs{}.nest(unix.NFTA_DATA_VERDICT, verdict))
+		verdict := netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, code).Text(unix.NFTA_VERDICT_CHAIN, "c")
+		return netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, key)).Uint32BE(unix.NFTA_SET_ELEM_FLAGS, flags).
+			Nest(unix.NFTA_SET_ELEM_DATA, netlink.Attrs{}.Nest(unix.NFTA_DATA_VERDICT, verdict))
 	}
 	f.Add(of([]byte{10, 0, 0, 0}, 0, 1), of([]byte{11, 0, 0, 0}, 1, 0), []byte{10, 1, 2, 3}, true)
 	f.Add(of(nil, 2, 0), of([]byte{1}, 0, 0xfffffffd), []byte{1}, false)

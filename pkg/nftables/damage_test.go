@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"flanneld/pkg/firewall"
 )
 
@@ -206,24 +204,19 @@ func TestWatchEnds(t *testing.T) {
 func TestWatchOverflow(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	c, err := b.tables.dialWithin(unix.NFNLGRP_NFTABLES)
+	c, err := b.tables.subscribe(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close()
-	err = c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer c.Close()
 	for i := range 20 {
 		b.sync(IPv4, [][]firewall.Chain{all(four), nil}[i%2])
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
 	signals := 0
 	// The Syncs themselves are no news; that some of them were lost is.
-	deadline := time.AfterFunc(patience, func() { stop(); c.interrupt() })
-	defer deadline.Stop()
-	c.follow(ctx, []func(uint32) bool{func(port uint32) bool { return port == b.tables.conn.port }}, func() { signals++; stop() })
+	follow(ctx, c, []func(uint32) bool{func(port uint32) bool { return port == b.tables.conn.Port() }}, func() { signals++; stop() })
 	if signals == 0 {
 		t.Error("no signal")
 	}
@@ -237,13 +230,7 @@ func TestReplacements(t *testing.T) {
 	wishes := [][]firewall.Chain{all(four), all(odd)}
 	b.sync(IPv4, wishes[0])
 	// The lister has sockets of its own.
-	var lister *conn
-	var err error
-	b.within(func() { lister, err = dial() })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lister.close()
+	lister := b.dial()
 	var done atomic.Bool
 	seen := make(chan map[string]int)
 	go func() {

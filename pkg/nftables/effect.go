@@ -35,14 +35,14 @@ func parseEffect(list []expression) (e effect) {
 		case "reject":
 			e.drops = true
 		case "target": // of iptables
-			e.drops = e.drops || x.data[unix.NFTA_TARGET_NAME].text() == "REJECT"
+			e.drops = e.drops || x.data[unix.NFTA_TARGET_NAME].Text() == "REJECT"
 			always = false
 		case "lookup": // in a map of verdicts, if it leaves one
 			to := x.data[unix.NFTA_LOOKUP_DREG]
-			e.branches = e.branches || len(to) == 4 && to.u32() == unix.NFT_REG_VERDICT
+			e.branches = e.branches || len(to) == 4 && to.Uint32BE() == unix.NFT_REG_VERDICT
 			always = false
 		case "match":
-			always = always && x.data[unix.NFTA_MATCH_NAME].text() == "comment"
+			always = always && x.data[unix.NFTA_MATCH_NAME].Text() == "comment"
 		case "counter":
 		default:
 			always = false

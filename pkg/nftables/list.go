@@ -1,13 +1,13 @@
 package nftables
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // chainName names a chain of this namespace.
@@ -20,8 +20,8 @@ func (c chainName) String() string { return c.family.String() + " " + c.table + 
 
 // attrs names the chain in a request that has its table and its name under the
 // given kinds.
-func (c chainName) attrs(table, name uint16) attrs {
-	return attrs{}.text(table, c.table).text(name, c.name)
+func (c chainName) attrs(table, name uint16) netlink.Attrs {
+	return netlink.Attrs{}.Text(table, c.table).Text(name, c.name)
 }
 
 // place is where in the kernel a base chain is asked.
@@ -144,24 +144,6 @@ func (c chain) takesGuests() (firewall.Hook, bool) {
 	return 0, false
 }
 
-// dump lists the objects of some families.
-func (c *conn) dump(kind uint16, body attrs, each func(Family, map[uint16]value), families ...Family) error {
-	for _, f := range families {
-		err := c.ask(message{kind: kind, flags: unix.NLM_F_DUMP, family: f, body: body}, func(family Family, b []byte) {
-			if family == f { // some kernels do not look at it
-				each(family, read(b))
-			}
-		})
-		if errors.Is(err, unix.ENOENT) {
-			return errChanged
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // HasTable reports whether the kernel has a table of one of these names.
 func (t *Tables) HasTable(family Family, names ...string) (bool, error) {
 	t.mu.Lock()
@@ -189,10 +171,10 @@ func (t *Tables) OwnedTables() (names []string, err error) {
 }
 
 func (c *conn) tables(families ...Family) (list []table, err error) {
-	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(f Family, m map[uint16]value) {
+	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(f Family, m map[uint16]netlink.Value) {
 		list = append(list, table{
-			family: f, name: m[unix.NFTA_TABLE_NAME].text(),
-			flags: m[unix.NFTA_TABLE_FLAGS].u32(), uses: int(m[unix.NFTA_TABLE_USE].u32()),
+			family: f, name: m[unix.NFTA_TABLE_NAME].Text(),
+			flags: m[unix.NFTA_TABLE_FLAGS].Uint32BE(), uses: int(m[unix.NFTA_TABLE_USE].Uint32BE()),
 		})
 	}, families...)
 	if err != nil {
@@ -202,16 +184,16 @@ func (c *conn) tables(families ...Family) (list []table, err error) {
 }
 
 func (c *conn) chains(families ...Family) (list []chain, err error) {
-	err = c.dump(unix.NFT_MSG_GETCHAIN, nil, func(f Family, m map[uint16]value) {
-		ch := chain{chainName: chainName{f, m[unix.NFTA_CHAIN_TABLE].text(), m[unix.NFTA_CHAIN_NAME].text()}}
+	err = c.dump(unix.NFT_MSG_GETCHAIN, nil, func(f Family, m map[uint16]netlink.Value) {
+		ch := chain{chainName: chainName{f, m[unix.NFTA_CHAIN_TABLE].Text(), m[unix.NFTA_CHAIN_NAME].Text()}}
 		if hook, ok := m[unix.NFTA_CHAIN_HOOK]; ok {
-			h := read(hook)
+			h := hook.Map()
 			ch.base = true
 			ch.place = place{
-				kind: m[unix.NFTA_CHAIN_TYPE].text(), hook: h[unix.NFTA_HOOK_HOOKNUM].u32(),
-				priority: int32(h[unix.NFTA_HOOK_PRIORITY].u32()),
+				kind: m[unix.NFTA_CHAIN_TYPE].Text(), hook: h[unix.NFTA_HOOK_HOOKNUM].Uint32BE(),
+				priority: int32(h[unix.NFTA_HOOK_PRIORITY].Uint32BE()),
 			}
-			ch.policy = m[unix.NFTA_CHAIN_POLICY].u32()
+			ch.policy = m[unix.NFTA_CHAIN_POLICY].Uint32BE()
 		}
 		list = append(list, ch)
 	}, families...)
@@ -222,12 +204,12 @@ func (c *conn) chains(families ...Family) (list []chain, err error) {
 }
 
 func (c *conn) rules(in chainName) (list []listed, err error) {
-	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
-		if m[unix.NFTA_RULE_CHAIN].text() != in.name || m[unix.NFTA_RULE_TABLE].text() != in.table {
+	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]netlink.Value) {
+		if m[unix.NFTA_RULE_CHAIN].Text() != in.name || m[unix.NFTA_RULE_TABLE].Text() != in.table {
 			return
 		}
 		expressions := parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])
-		l := listed{handle: m[unix.NFTA_RULE_HANDLE].u64(), effect: parseEffect(expressions)}
+		l := listed{handle: m[unix.NFTA_RULE_HANDLE].Uint64BE(), effect: parseEffect(expressions)}
 		l.rule, l.ok = parseRule(in.family, expressions, m[unix.NFTA_RULE_USERDATA])
 		if !l.ok {
 			l.rule = addresses(in.family, expressions)

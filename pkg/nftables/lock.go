@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 const (
@@ -34,7 +35,7 @@ const (
 type lockBase struct {
 	name string
 	at   place
-	rule func(firewall.Lock) attrs
+	rule func(firewall.Lock) netlink.Attrs
 }
 
 // lockChains are before all filters, which then have less to do, and behind source NAT.
@@ -111,8 +112,8 @@ func (t *Tables) Locked(network netip.Prefix) (bool, error) {
 }
 
 // lockAttrs names the table in a request.
-func lockAttrs(network netip.Prefix, kind uint16) attrs {
-	return attrs{}.text(kind, lockPrefix+network.String())
+func lockAttrs(network netip.Prefix, kind uint16) netlink.Attrs {
+	return netlink.Attrs{}.Text(kind, lockPrefix+network.String())
 }
 
 func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
@@ -127,7 +128,7 @@ func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bo
 	var ms []message
 	have := map[netip.Addr]struct{}{}
 	if sound {
-		if have, err = c.lockPeers(l.Network, peers); err != nil {
+		if have, err = c.lockPeers(l.Network); err != nil {
 			return nil, err
 		}
 	} else {
@@ -169,27 +170,27 @@ func missing(a, b map[netip.Addr]struct{}) (all []netip.Addr) {
 func lockMessages(l firewall.Lock) []message {
 	const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	ms := []message{
-		{kind: unix.NFT_MSG_NEWTABLE, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME).u32(unix.NFTA_TABLE_FLAGS, 0)},
-		{kind: unix.NFT_MSG_NEWSET, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_SET_TABLE).text(unix.NFTA_SET_NAME, lockSet).
-			u32(unix.NFTA_SET_FLAGS, 0).u32(unix.NFTA_SET_KEY_TYPE, addressType).u32(unix.NFTA_SET_KEY_LEN, 4).u32(unix.NFTA_SET_ID, 1)},
+		{kind: unix.NFT_MSG_NEWTABLE, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME).Uint32BE(unix.NFTA_TABLE_FLAGS, 0)},
+		{kind: unix.NFT_MSG_NEWSET, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_SET_TABLE).Text(unix.NFTA_SET_NAME, lockSet).
+			Uint32BE(unix.NFTA_SET_FLAGS, 0).Uint32BE(unix.NFTA_SET_KEY_TYPE, addressType).Uint32BE(unix.NFTA_SET_KEY_LEN, 4).Uint32BE(unix.NFTA_SET_ID, 1)},
 	}
 	for _, c := range lockChains() {
-		hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, c.at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
+		hook := netlink.Attrs{}.Uint32BE(unix.NFTA_HOOK_HOOKNUM, c.at.hook).Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
 		ms = append(ms,
-			message{kind: unix.NFT_MSG_NEWCHAIN, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).text(unix.NFTA_CHAIN_NAME, c.name).
-				u32(unix.NFTA_CHAIN_POLICY, nfAccept).nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, c.at.kind)},
+			message{kind: unix.NFT_MSG_NEWCHAIN, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).Text(unix.NFTA_CHAIN_NAME, c.name).
+				Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept).Nest(unix.NFTA_CHAIN_HOOK, hook).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)},
 			message{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | unix.NLM_F_APPEND, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
-				text(unix.NFTA_RULE_CHAIN, c.name).nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))})
+				Text(unix.NFTA_RULE_CHAIN, c.name).Nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))})
 	}
 	return ms
 }
 
 // expressions is a list that grows.
-type expressions struct{ attrs }
+type expressions struct{ netlink.Attrs }
 
-func (x *expressions) add(name string, data attrs) {
-	e := attrs{}.text(unix.NFTA_EXPR_NAME, name)
-	x.attrs = x.nest(unix.NFTA_LIST_ELEM, e.nest(unix.NFTA_EXPR_DATA, data))
+func (x *expressions) add(name string, data netlink.Attrs) {
+	e := netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name)
+	x.Attrs = x.Nest(unix.NFTA_LIST_ELEM, e.Nest(unix.NFTA_EXPR_DATA, data))
 }
 
 // tunnel is met by what only the network's tunnel takes, at a port of a host.
@@ -204,20 +205,20 @@ func (x *expressions) tunnel(l firewall.Lock) {
 // peer is met if an address is, or is not, in the set.
 func (x *expressions) peer(offset int, flags uint32) {
 	x.add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 4))
-	x.add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, lockSet).u32(unix.NFTA_LOOKUP_SREG, register).u32(unix.NFTA_LOOKUP_FLAGS, flags))
+	x.add("lookup", netlink.Attrs{}.Text(unix.NFTA_LOOKUP_SET, lockSet).Uint32BE(unix.NFTA_LOOKUP_SREG, register).Uint32BE(unix.NFTA_LOOKUP_FLAGS, flags))
 }
 
-func (x *expressions) drop() attrs {
-	x.add("counter", attrs{}.u64(unix.NFTA_COUNTER_BYTES, 0).u64(unix.NFTA_COUNTER_PACKETS, 0))
+func (x *expressions) drop() netlink.Attrs {
+	x.add("counter", netlink.Attrs{}.Uint64BE(unix.NFTA_COUNTER_BYTES, 0).Uint64BE(unix.NFTA_COUNTER_PACKETS, 0))
 	x.add("immediate", verdict(nfDrop))
-	return x.attrs
+	return x.Attrs
 }
 
 // lockInput is the rule for what comes to this host, as nft(8) writes it:
 //
 //	udp dport 8472 @th,96,24 1 ip saddr != @peers counter drop
 //	ip daddr 192.0.2.7 udp dport 8285 ip saddr != @peers counter drop
-func lockInput(l firewall.Lock) attrs {
+func lockInput(l firewall.Lock) netlink.Attrs {
 	var x expressions
 	if l.Bound {
 		matchAddress(x.add, firewall.In(netip.PrefixFrom(l.Local, l.Local.BitLen())), IPv4.destination())
@@ -231,16 +232,16 @@ func lockInput(l firewall.Lock) attrs {
 // tunnel's own packets may have got one, and so may those of peers that this host routes for:
 //
 //	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat ct original ip saddr != 192.0.2.7 counter drop
-func lockTranslated(l firewall.Lock) attrs {
+func lockTranslated(l firewall.Lock) netlink.Attrs {
 	const snat = 1 << 4 // IPS_SRC_NAT of enum ip_conntrack_status
 	var x expressions
 	x.tunnel(l)
 	x.peer(IPv4.destination(), 0)
 	x.peer(IPv4.source(), unix.NFT_LOOKUP_F_INV)
-	x.add("ct", load(unix.NFTA_CT_DREG).u32(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS))
+	x.add("ct", load(unix.NFTA_CT_DREG).Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS))
 	x.add("bitwise", and(binary.NativeEndian.AppendUint32(nil, snat)))
 	x.add("cmp", compare(unix.NFT_CMP_NEQ, make([]byte, 4)))
-	x.add("ct", load(unix.NFTA_CT_DREG).u32(unix.NFTA_CT_KEY, unix.NFT_CT_SRC_IP).bytes(unix.NFTA_CT_DIRECTION, []byte{0}))
+	x.add("ct", load(unix.NFTA_CT_DREG).Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_SRC_IP).Bytes(unix.NFTA_CT_DIRECTION, []byte{0}))
 	x.add("cmp", compare(unix.NFT_CMP_NEQ, l.Local.AsSlice()))
 	return x.drop()
 }
@@ -252,13 +253,13 @@ func lockElements(network netip.Prefix, kind uint16, peers []netip.Addr) (ms []m
 		m.flags = unix.NLM_F_CREATE
 	}
 	for some := range slices.Chunk(peers, lockBatch) {
-		var list attrs
+		var list netlink.Attrs
 		for _, a := range some {
-			key := attrs{}.nest(unix.NFTA_SET_ELEM_KEY, attrs{}.bytes(unix.NFTA_DATA_VALUE, a.AsSlice()))
-			list = list.nest(unix.NFTA_LIST_ELEM, key)
+			key := netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, a.AsSlice()))
+			list = list.Nest(unix.NFTA_LIST_ELEM, key)
 		}
-		m.body = lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
-			nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
+		m.body = lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
+			Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
 		ms = append(ms, m)
 	}
 	return ms
@@ -303,8 +304,8 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 
 // lockRules lists a chain of a lock.
 func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
-	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
-		if m[unix.NFTA_RULE_TABLE].text() == in.table && m[unix.NFTA_RULE_CHAIN].text() == in.name {
+	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]netlink.Value) {
+		if m[unix.NFTA_RULE_TABLE].Text() == in.table && m[unix.NFTA_RULE_CHAIN].Text() == in.name {
 			rules = append(rules, described(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
 		}
 	}, IPv4)
@@ -315,60 +316,42 @@ func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
 }
 
 // lockSetPlain reports whether the set is one of IPv4 addresses without more.
-func (c *conn) lockSetPlain(table string) (plain bool, err error) {
-	body := attrs{}.text(unix.NFTA_SET_TABLE, table).text(unix.NFTA_SET_NAME, lockSet)
-	err = c.ask(message{kind: unix.NFT_MSG_GETSET, family: IPv4, body: body}, func(_ Family, b []byte) {
-		m := read(b)
-		plain = m[unix.NFTA_SET_FLAGS].u32() == 0 && m[unix.NFTA_SET_KEY_LEN].u32() == 4
-	})
+func (c *conn) lockSetPlain(table string) (bool, error) {
+	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, table).Text(unix.NFTA_SET_NAME, lockSet)
+	a, err := c.get(message{kind: unix.NFT_MSG_GETSET, family: IPv4, body: body})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
 	if err != nil {
-		err = fmt.Errorf("read set %s of ip %s: %w", lockSet, table, err)
+		return false, fmt.Errorf("read set %s of ip %s: %w", lockSet, table, err)
 	}
-	return plain, err
+	m := a.Map()
+	return m[unix.NFTA_SET_FLAGS].Uint32BE() == 0 && m[unix.NFTA_SET_KEY_LEN].Uint32BE() == 4, nil
 }
 
-// lockPeers lists the set. While the kernel makes room in one that has grown, which it does a moment
-// after the writing, a list may leave addresses out. So one without some of the peers is completed by
-// others, as long as they find more.
-func (c *conn) lockPeers(network netip.Prefix, peers map[netip.Addr]struct{}) (map[netip.Addr]struct{}, error) {
+// lockPeers lists the set.
+func (c *conn) lockPeers(network netip.Prefix) (map[netip.Addr]struct{}, error) {
 	all := map[netip.Addr]struct{}{}
-	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
-	for range attempts {
-		before := len(all)
-		err := c.ask(message{kind: unix.NFT_MSG_GETSETELEM, flags: unix.NLM_F_DUMP, family: IPv4, body: body}, func(_ Family, b []byte) {
-			for kind, list := range fields(b) {
-				if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-					continue
-				}
-				for _, e := range fields(list) {
-					if a, ok := elementAddress(e); ok {
-						all[a] = struct{}{}
-					}
-				}
+	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
+	err := c.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
+		for _, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
+			if a, ok := elementAddress(e); ok {
+				all[a] = struct{}{}
 			}
-		})
-		if errors.Is(err, unix.ENOENT) {
-			return nil, errChanged
 		}
-		if err != nil {
-			return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
-		}
-		if len(all) == before || len(missing(peers, all)) == 0 {
-			break
-		}
+	}, IPv4)
+	if err != nil {
+		return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
 	}
 	return all, nil
 }
 
-func elementAddress(element []byte) (netip.Addr, bool) {
-	for kind, key := range fields(element) {
+func elementAddress(element netlink.Value) (netip.Addr, bool) {
+	for kind, key := range element.All() {
 		if kind != unix.NFTA_SET_ELEM_KEY {
 			continue
 		}
-		for kind, v := range fields(key) {
+		for kind, v := range key.All() {
 			if kind == unix.NFTA_DATA_VALUE {
 				a, ok := netip.AddrFromSlice(v)
 				return a, ok && a.Is4()
@@ -382,7 +365,7 @@ func elementAddress(element []byte) (netip.Addr, bool) {
 // that a lock does not have compare equal to none.
 func described(list []expression) (all []string) {
 	for _, x := range list {
-		u := func(kind uint16) uint32 { return x.data[kind].u32() }
+		u := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
 		text := "unknown " + x.name
 		switch x.name {
 		case "meta":
@@ -390,13 +373,13 @@ func described(list []expression) (all []string) {
 		case "payload":
 			text = fmt.Sprint("payload ", u(unix.NFTA_PAYLOAD_BASE), u(unix.NFTA_PAYLOAD_OFFSET), u(unix.NFTA_PAYLOAD_LEN), u(unix.NFTA_PAYLOAD_DREG))
 		case "cmp":
-			text = fmt.Sprintf("cmp %d %d %x", u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), []byte(read(x.data[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE]))
+			text = fmt.Sprintf("cmp %d %d %x", u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), []byte(x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]))
 		case "lookup":
-			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].text(), u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
+			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].Text(), u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
 		case "ct":
 			text = fmt.Sprintf("ct %d %d %x", u(unix.NFTA_CT_KEY), u(unix.NFTA_CT_DREG), []byte(x.data[unix.NFTA_CT_DIRECTION]))
 		case "bitwise":
-			mask, flip := read(x.data[unix.NFTA_BITWISE_MASK]), read(x.data[unix.NFTA_BITWISE_XOR])
+			mask, flip := x.data[unix.NFTA_BITWISE_MASK].Map(), x.data[unix.NFTA_BITWISE_XOR].Map()
 			text = fmt.Sprintf("bitwise %d %d %x %x", u(unix.NFTA_BITWISE_SREG), u(unix.NFTA_BITWISE_DREG), []byte(mask[unix.NFTA_DATA_VALUE]), []byte(flip[unix.NFTA_DATA_VALUE]))
 		case "counter":
 			text = "counter"

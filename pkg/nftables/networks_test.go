@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 var other = firewall.Overlay{Network: netip.MustParsePrefix("10.43.0.0/16"), Subnet: netip.MustParsePrefix("10.43.9.0/24")}
@@ -114,21 +115,21 @@ func newHand(t *testing.T, postrtg, forward, foreignRules string) *hand {
 // apply does what the kernel would.
 func (h *hand) apply(ms []message) {
 	for _, m := range ms {
-		a := read(m.body)
+		a := netlink.Attrs(m.body).Map()
 		switch m.kind {
 		case unix.NFT_MSG_NEWTABLE:
-			h.table = &table{family: IPv4, name: a[unix.NFTA_TABLE_NAME].text()}
+			h.table = &table{family: IPv4, name: a[unix.NFTA_TABLE_NAME].Text()}
 		case unix.NFT_MSG_DELTABLE:
 			h.table, h.chains = nil, nil
 		case unix.NFT_MSG_NEWCHAIN:
-			hook := read(a[unix.NFTA_CHAIN_HOOK])
+			hook := a[unix.NFTA_CHAIN_HOOK].Map()
 			h.chains = append(h.chains, chain{
-				chainName: chainName{IPv4, a[unix.NFTA_CHAIN_TABLE].text(), a[unix.NFTA_CHAIN_NAME].text()}, base: true, policy: nfAccept,
-				place: place{a[unix.NFTA_CHAIN_TYPE].text(), hook[unix.NFTA_HOOK_HOOKNUM].u32(), int32(hook[unix.NFTA_HOOK_PRIORITY].u32())},
+				chainName: chainName{IPv4, a[unix.NFTA_CHAIN_TABLE].Text(), a[unix.NFTA_CHAIN_NAME].Text()}, base: true, policy: nfAccept,
+				place: place{a[unix.NFTA_CHAIN_TYPE].Text(), hook[unix.NFTA_HOOK_HOOKNUM].Uint32BE(), int32(hook[unix.NFTA_HOOK_PRIORITY].Uint32BE())},
 			})
 			h.table.uses++
 		case unix.NFT_MSG_DELCHAIN:
-			h.chains = slices.DeleteFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_CHAIN_NAME].text() })
+			h.chains = slices.DeleteFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_CHAIN_NAME].Text() })
 			h.table.uses--
 		case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
 			h.rule(m, a)
@@ -137,19 +138,19 @@ func (h *hand) apply(ms []message) {
 }
 
 // rule adds a rule or deletes one, or all of a chain.
-func (h *hand) rule(m message, a map[uint16]value) {
+func (h *hand) rule(m message, a map[uint16]netlink.Value) {
 	rules := &h.foreign[0].rules
-	if a[unix.NFTA_RULE_TABLE].text() == IPv4.tableName() {
-		i := slices.IndexFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_RULE_CHAIN].text() })
+	if a[unix.NFTA_RULE_TABLE].Text() == IPv4.tableName() {
+		i := slices.IndexFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_RULE_CHAIN].Text() })
 		if i < 0 {
-			h.t.Fatalf("no chain %s", a[unix.NFTA_RULE_CHAIN].text())
+			h.t.Fatalf("no chain %s", a[unix.NFTA_RULE_CHAIN].Text())
 		}
 		rules = &h.chains[i].rules
 	}
 	at := func(kind uint16) int {
-		i := slices.IndexFunc(*rules, func(l listed) bool { return l.handle == a[kind].u64() })
+		i := slices.IndexFunc(*rules, func(l listed) bool { return l.handle == a[kind].Uint64BE() })
 		if i < 0 {
-			h.t.Fatalf("no rule of handle %d", a[kind].u64())
+			h.t.Fatalf("no rule of handle %d", a[kind].Uint64BE())
 		}
 		return i
 	}

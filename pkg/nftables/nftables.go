@@ -24,8 +24,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // Family is an address family, with the number that nfnetlink has for it.
@@ -67,20 +66,20 @@ var errChanged = errors.New("rules change faster than they can be read")
 // Tables is the nftables of one network namespace. Its methods may be called
 // from any goroutine.
 type Tables struct {
-	ns   *os.File
+	ns   *netlink.Namespace
 	mu   sync.Mutex // one exchange at a time
-	conn *conn
+	conn conn
 }
 
 // New gives access to the network namespace of the calling thread. It fails
 // where the kernel has no nftables.
 func New() (*Tables, error) {
-	ns, err := namespace()
+	ns, err := netlink.CurrentNamespace()
 	if err != nil {
 		return nil, err
 	}
 	t := &Tables{ns: ns}
-	if t.conn, err = dial(); err != nil {
+	if t.conn.Conn, err = ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer); err != nil {
 		ns.Close()
 		if errors.Is(err, unix.EPROTONOSUPPORT) {
 			err = fmt.Errorf("%w: %w", ErrUnsupported, err)
@@ -100,7 +99,7 @@ func New() (*Tables, error) {
 // passing reports whether to list again helps at once: rules were changed meanwhile, or the
 // kernel could not answer just then.
 func passing(err error) bool {
-	for _, e := range []error{errChanged, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
+	for _, e := range []error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -109,10 +108,10 @@ func passing(err error) bool {
 }
 
 // Close frees the socket. A Watch ends with its context.
-func (t *Tables) Close() error { return errors.Join(t.conn.close(), t.ns.Close()) }
+func (t *Tables) Close() error { return errors.Join(t.conn.Close(), t.ns.Close()) }
 
 // Port is what the kernel knows the socket by that changes are made by.
-func (t *Tables) Port() uint32 { return t.conn.port }
+func (t *Tables) Port() uint32 { return t.conn.Port() }
 
 // RandomPorts tells whether masquerading can choose ports at random. All kernels
 // whose nftables can masquerade at all (3.18) can do that.
@@ -231,52 +230,6 @@ func normalMatch(m firewall.Match) (_ firewall.Match, never bool) {
 	}
 	m.Prefix = m.Prefix.Masked()
 	return m, false
-}
-
-// namespace opens the network namespace of the calling thread
-// (network_namespaces(7)).
-func namespace() (*os.File, error) {
-	f, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("open network namespace: %w", err)
-	}
-	return f, nil
-}
-
-// dialWithin opens a socket in the namespace of t: new sockets follow the
-// calling thread.
-func (t *Tables) dialWithin(groups ...int) (c *conn, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// Never unlocked: the thread ends with the goroutine, so that nothing
-		// else ever runs in a namespace it does not expect.
-		runtime.LockOSThread()
-		if t.within() {
-			// To enter it takes CAP_SYS_ADMIN, which a daemon need not have.
-			c, err = dial(groups...)
-			return
-		}
-		if err = unix.Setns(int(t.ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("enter network namespace: %w", err)
-			return
-		}
-		c, err = dial(groups...)
-	}()
-	<-done
-	return c, err
-}
-
-// within reports whether the calling thread is in the namespace of t.
-func (t *Tables) within() bool {
-	here, err := namespace()
-	if err != nil {
-		return false
-	}
-	defer here.Close()
-	a, err := here.Stat()
-	b, failed := t.ns.Stat()
-	return err == nil && failed == nil && os.SameFile(a, b)
 }
 
 func (f Family) String() string {

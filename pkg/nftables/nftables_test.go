@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 const patience = 10 * time.Second
@@ -73,6 +74,17 @@ func newBed(t testing.TB) *bed {
 	}
 	t.Cleanup(func() { b.tables.Close() })
 	return b
+}
+
+// dial opens another socket in the namespace.
+func (b *bed) dial() *conn {
+	b.t.Helper()
+	c, err := b.tables.ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { c.Close() })
+	return &conn{c}
 }
 
 // within runs f in the namespace.

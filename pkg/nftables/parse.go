@@ -9,22 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // expression is one step of a rule as the kernel lists it.
 type expression struct {
 	name string
-	data map[uint16]value
+	data map[uint16]netlink.Value
 }
 
 func parseExpressions(b []byte) []expression {
 	var list []expression
-	for kind, v := range fields(b) {
+	for kind, v := range netlink.Attrs(b).All() {
 		if kind != unix.NFTA_LIST_ELEM {
 			continue
 		}
-		e := read(v)
-		list = append(list, expression{e[unix.NFTA_EXPR_NAME].text(), read(e[unix.NFTA_EXPR_DATA])})
+		e := netlink.Attrs(v).Map()
+		list = append(list, expression{e[unix.NFTA_EXPR_NAME].Text(), e[unix.NFTA_EXPR_DATA].Map()})
 	}
 	return list
 }
@@ -35,7 +36,7 @@ func parseComment(b []byte) string {
 	for len(b) >= 2 && int(b[1]) <= len(b)-2 {
 		kind, v := b[0], b[2:2+int(b[1])]
 		if kind == commentType {
-			return value(v).text()
+			return netlink.Value(v).Text()
 		}
 		b = b[2+len(v):]
 	}
@@ -83,7 +84,7 @@ func addresses(table Family, list []expression) rule {
 }
 
 // next takes the next expression, if that is its name.
-func (r *reader) next(name string) (map[uint16]value, bool) {
+func (r *reader) next(name string) (map[uint16]netlink.Value, bool) {
 	if len(r.rest) == 0 || r.rest[0].name != name {
 		return nil, false
 	}
@@ -97,7 +98,7 @@ func (r *reader) step() bool {
 	case "meta":
 		return r.meta()
 	case "payload":
-		if r.rest[0].data[unix.NFTA_PAYLOAD_BASE].u32() == unix.NFT_PAYLOAD_TRANSPORT_HEADER {
+		if r.rest[0].data[unix.NFTA_PAYLOAD_BASE].Uint32BE() == unix.NFT_PAYLOAD_TRANSPORT_HEADER {
 			return r.port()
 		}
 		return r.address()
@@ -108,19 +109,19 @@ func (r *reader) step() bool {
 		return first
 	case "match":
 		m, _ := r.next("match")
-		r.result.Comment = m[unix.NFTA_MATCH_INFO].text()
-		return m[unix.NFTA_MATCH_NAME].text() == "comment"
+		r.result.Comment = m[unix.NFTA_MATCH_INFO].Text()
+		return m[unix.NFTA_MATCH_NAME].Text() == "comment"
 	}
 	return false
 }
 
 func (r *reader) meta() bool {
 	m, _ := r.next("meta")
-	from := m[unix.NFTA_META_DREG].u32()
+	from := m[unix.NFTA_META_DREG].Uint32BE()
 	if from == 0 {
 		return false
 	}
-	switch m[unix.NFTA_META_KEY].u32() {
+	switch m[unix.NFTA_META_KEY].Uint32BE() {
 	case unix.NFT_META_NFPROTO:
 		with, not, ok := r.compared(from)
 		if !ok || not || len(with) != 1 || r.result.Family != 0 {
@@ -148,10 +149,10 @@ func (r *reader) meta() bool {
 // port reads the comparison of the receiver's port.
 func (r *reader) port() bool {
 	p, _ := r.next("payload")
-	if p[unix.NFTA_PAYLOAD_OFFSET].u32() != portAt || p[unix.NFTA_PAYLOAD_LEN].u32() != 2 || r.result.Port != 0 {
+	if p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE() != portAt || p[unix.NFTA_PAYLOAD_LEN].Uint32BE() != 2 || r.result.Port != 0 {
 		return false
 	}
-	with, not, ok := r.compared(p[unix.NFTA_PAYLOAD_DREG].u32())
+	with, not, ok := r.compared(p[unix.NFTA_PAYLOAD_DREG].Uint32BE())
 	if !ok || not || len(with) != 2 {
 		return false
 	}
@@ -162,20 +163,20 @@ func (r *reader) port() bool {
 // address reads the comparison of an address with a prefix.
 func (r *reader) address() bool {
 	p, _ := r.next("payload")
-	from := p[unix.NFTA_PAYLOAD_DREG].u32()
+	from := p[unix.NFTA_PAYLOAD_DREG].Uint32BE()
 	family := r.result.Family
-	if from == 0 || p[unix.NFTA_PAYLOAD_BASE].u32() != unix.NFT_PAYLOAD_NETWORK_HEADER || family != IPv4 && family != IPv6 {
+	if from == 0 || p[unix.NFTA_PAYLOAD_BASE].Uint32BE() != unix.NFT_PAYLOAD_NETWORK_HEADER || family != IPv4 && family != IPv6 {
 		return false
 	}
 	m := &r.result.Src
-	switch int(p[unix.NFTA_PAYLOAD_OFFSET].u32()) {
+	switch int(p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE()) {
 	case family.source():
 	case family.destination():
 		m = &r.result.Dst
 	default:
 		return false
 	}
-	length := int(p[unix.NFTA_PAYLOAD_LEN].u32())
+	length := int(p[unix.NFTA_PAYLOAD_LEN].Uint32BE())
 	ones := 8 * length
 	if mask, ok := r.masked(from); ok {
 		if ones = prefixLength(mask); len(mask) != length || ones < 0 {
@@ -199,11 +200,11 @@ func (r *reader) masked(from uint32) (mask []byte, ok bool) {
 	if !ok {
 		return nil, false
 	}
-	mask = read(b[unix.NFTA_BITWISE_MASK])[unix.NFTA_DATA_VALUE]
-	flip := read(b[unix.NFTA_BITWISE_XOR])[unix.NFTA_DATA_VALUE]
+	mask = b[unix.NFTA_BITWISE_MASK].Map()[unix.NFTA_DATA_VALUE]
+	flip := b[unix.NFTA_BITWISE_XOR].Map()[unix.NFTA_DATA_VALUE]
 	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
-	ok = b[unix.NFTA_BITWISE_SREG].u32() == from && b[unix.NFTA_BITWISE_DREG].u32() == from &&
-		b[operation].u32() == 0 && len(mask) > 0 && bytes.Equal(flip, make([]byte, len(mask)))
+	ok = b[unix.NFTA_BITWISE_SREG].Uint32BE() == from && b[unix.NFTA_BITWISE_DREG].Uint32BE() == from &&
+		b[operation].Uint32BE() == 0 && len(mask) > 0 && bytes.Equal(flip, make([]byte, len(mask)))
 	if !ok {
 		return nil, true // an impossible mask
 	}
@@ -212,20 +213,20 @@ func (r *reader) masked(from uint32) (mask []byte, ok bool) {
 
 func (r *reader) compared(from uint32) (with []byte, not, ok bool) {
 	c, ok := r.next("cmp")
-	if !ok || c[unix.NFTA_CMP_SREG].u32() != from {
+	if !ok || c[unix.NFTA_CMP_SREG].Uint32BE() != from {
 		return nil, false, false
 	}
-	op := c[unix.NFTA_CMP_OP].u32()
+	op := c[unix.NFTA_CMP_OP].Uint32BE()
 	if op != unix.NFT_CMP_EQ && op != unix.NFT_CMP_NEQ {
 		return nil, false, false
 	}
-	return read(c[unix.NFTA_CMP_DATA])[unix.NFTA_DATA_VALUE], op == unix.NFT_CMP_NEQ, true
+	return c[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE], op == unix.NFT_CMP_NEQ, true
 }
 
 func (r *reader) verdict() bool {
 	if m, ok := r.next("masq"); ok {
 		r.result.Verdict = firewall.Masquerade
-		if m[unix.NFTA_MASQ_FLAGS].u32() == unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY {
+		if m[unix.NFTA_MASQ_FLAGS].Uint32BE() == unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY {
 			r.result.Verdict = firewall.MasqueradeRP
 			return len(m) == 1
 		}
@@ -248,14 +249,14 @@ func (r *reader) verdict() bool {
 // verdict is what an expression says of every packet that comes to it.
 func (e expression) verdict() (code int32, chain string, ok bool) {
 	register := e.data[unix.NFTA_IMMEDIATE_DREG]
-	if e.name != "immediate" || len(register) != 4 || register.u32() != unix.NFT_REG_VERDICT {
+	if e.name != "immediate" || len(register) != 4 || register.Uint32BE() != unix.NFT_REG_VERDICT {
 		return 0, "", false
 	}
-	v := read(read(e.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+	v := e.data[unix.NFTA_IMMEDIATE_DATA].Map()[unix.NFTA_DATA_VERDICT].Map()
 	if len(v[unix.NFTA_VERDICT_CODE]) != 4 {
 		return 0, "", false
 	}
-	return int32(v[unix.NFTA_VERDICT_CODE].u32()), v[unix.NFTA_VERDICT_CHAIN].text(), true
+	return int32(v[unix.NFTA_VERDICT_CODE].Uint32BE()), v[unix.NFTA_VERDICT_CHAIN].Text(), true
 }
 
 // prefixLength is that of a mask; negative if it is none.

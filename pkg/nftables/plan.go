@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // plan is what turns the world into the wanted one. It is made without a look at
@@ -96,7 +97,7 @@ func (p *plan) holdings(have []listed, shared []rule) (h holdings) {
 // table makes our own table right, which the networks of a host share.
 func (p *plan) table(want []firewall.Chain, w world) {
 	name := p.family.tableName()
-	body := attrs{}.text(unix.NFTA_TABLE_NAME, name)
+	body := netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, name)
 	gone := message{kind: unix.NFT_MSG_DELTABLE, family: p.family, body: body}
 	var all []contents
 	needed := false
@@ -122,7 +123,7 @@ func (p *plan) table(want []firewall.Chain, w world) {
 	}
 	if w.table == nil {
 		p.add(message{kind: unix.NFT_MSG_NEWTABLE, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, family: p.family,
-			body: body.u32(unix.NFTA_TABLE_FLAGS, 0)})
+			body: body.Uint32BE(unix.NFTA_TABLE_FLAGS, 0)})
 		p.change("%s table %s %s", verb, p.family, name)
 	}
 	for _, c := range all {
@@ -197,11 +198,11 @@ func sound(w world) bool {
 // are: those of two networks meet no packet but one from a network to the other.
 func (p *plan) chain(c contents) {
 	n := c.chainName
-	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).u32(unix.NFTA_CHAIN_POLICY, nfAccept)
+	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept)
 	if c.have == nil {
-		hook := attrs{}.u32(unix.NFTA_HOOK_HOOKNUM, c.at.hook).u32(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
+		hook := netlink.Attrs{}.Uint32BE(unix.NFTA_HOOK_HOOKNUM, c.at.hook).Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
 		p.add(message{kind: unix.NFT_MSG_NEWCHAIN, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, family: p.family,
-			body: body.nest(unix.NFTA_CHAIN_HOOK, hook).text(unix.NFTA_CHAIN_TYPE, c.at.kind)})
+			body: body.Nest(unix.NFTA_CHAIN_HOOK, hook).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)})
 		rules := slices.Concat(c.shared, known(c.others), c.own)
 		if !c.wanted {
 			rules = known(append(c.nobodys, c.others...)) // what is shared is among nobody's
@@ -263,7 +264,7 @@ func (p *plan) append(n chainName, rules []rule) {
 
 func (p *plan) delete(n chainName, l listed) {
 	p.add(message{kind: unix.NFT_MSG_DELRULE, family: n.family,
-		body: n.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN).u64(unix.NFTA_RULE_HANDLE, l.handle)})
+		body: n.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN).Uint64BE(unix.NFTA_RULE_HANDLE, l.handle)})
 }
 
 // isGuest tells whether a rule in somebody else's chain is an accept that a network's

@@ -29,9 +29,9 @@ func (t *Tables) Removal(_ context.Context, family Family, owner firewall.Owner)
 func (m message) command() string {
 	text := map[uint16]string{}
 	var handle uint64
-	for kind, v := range fields(m.body) {
+	for kind, v := range m.body.All() {
 		if m.kind == unix.NFT_MSG_DELRULE && kind == unix.NFTA_RULE_HANDLE {
-			handle = value(v).u64()
+			handle = v.Uint64BE()
 		} else {
 			text[kind] = string(bytes.TrimRight(v, "\x00"))
 		}

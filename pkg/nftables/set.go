@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // maxElements is how many a set may have to be asked; of a larger one nothing is
@@ -42,21 +43,20 @@ type element struct {
 
 // set reads a set.
 func (v *viewer) set(name string) (e elements, err error) {
-	body := attrs{}.text(unix.NFTA_SET_TABLE, v.table).text(unix.NFTA_SET_NAME, name)
-	err = v.conn.ask(message{kind: unix.NFT_MSG_GETSET, family: v.family, body: body}, func(_ Family, b []byte) {
-		m := read(b)
-		flags := m[unix.NFTA_SET_FLAGS].u32()
-		e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].u32())
-		e.interval = flags&unix.NFT_SET_INTERVAL != 0
-		e.unknown = e.interval && flags&concatenation != 0
-	})
+	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, v.table).Text(unix.NFTA_SET_NAME, name)
+	a, err := v.conn.get(message{kind: unix.NFT_MSG_GETSET, family: v.family, body: body})
 	if errors.Is(err, unix.ENOENT) {
 		return e, errChanged
 	}
 	if err == nil {
-		body := attrs{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, v.table).text(unix.NFTA_SET_ELEM_LIST_SET, name)
-		err = v.conn.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]value) {
-			for kind, b := range fields(m[unix.NFTA_SET_ELEM_LIST_ELEMENTS]) {
+		m := a.Map()
+		flags := m[unix.NFTA_SET_FLAGS].Uint32BE()
+		e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].Uint32BE())
+		e.interval = flags&unix.NFT_SET_INTERVAL != 0
+		e.unknown = e.interval && flags&concatenation != 0
+		body := netlink.Attrs{}.Text(unix.NFTA_SET_ELEM_LIST_TABLE, v.table).Text(unix.NFTA_SET_ELEM_LIST_SET, name)
+		err = v.conn.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
+			for kind, b := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
 				if kind == unix.NFTA_LIST_ELEM && !e.unknown {
 					e.all = append(e.all, parseElement(b))
 					e.unknown = len(e.all) > maxElements
@@ -72,13 +72,13 @@ func (v *viewer) set(name string) (e elements, err error) {
 }
 
 func parseElement(b []byte) element {
-	m := read(b)
+	m := netlink.Attrs(b).Map()
 	x := element{
-		key:   slices.Clone(read(m[unix.NFTA_SET_ELEM_KEY])[unix.NFTA_DATA_VALUE]),
-		flags: m[unix.NFTA_SET_ELEM_FLAGS].u32(),
+		key:   slices.Clone(m[unix.NFTA_SET_ELEM_KEY].Map()[unix.NFTA_DATA_VALUE]),
+		flags: m[unix.NFTA_SET_ELEM_FLAGS].Uint32BE(),
 	}
-	verdict := read(read(m[unix.NFTA_SET_ELEM_DATA])[unix.NFTA_DATA_VERDICT])
-	x.code, x.chain = int32(verdict[unix.NFTA_VERDICT_CODE].u32()), verdict[unix.NFTA_VERDICT_CHAIN].text()
+	verdict := m[unix.NFTA_SET_ELEM_DATA].Map()[unix.NFTA_DATA_VERDICT].Map()
+	x.code, x.chain = int32(verdict[unix.NFTA_VERDICT_CODE].Uint32BE()), verdict[unix.NFTA_VERDICT_CHAIN].Text()
 	return x
 }
 

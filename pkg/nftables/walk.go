@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // walkTime bounds what one question may cost: rules that take longer to read than
@@ -109,8 +110,8 @@ func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
 	}
 	in := chainName{v.family, v.table, chain}
 	var rules [][]expression
-	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]value) {
-		if m[unix.NFTA_RULE_CHAIN].text() == chain && m[unix.NFTA_RULE_TABLE].text() == v.table {
+	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]netlink.Value) {
+		if m[unix.NFTA_RULE_CHAIN].Text() == chain && m[unix.NFTA_RULE_TABLE].Text() == v.table {
 			// The buffer is read into again before the rules are looked at.
 			rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
 		}
@@ -139,30 +140,30 @@ func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 			if code, chain, ok := x.verdict(); ok {
 				return []firewall.Step{step(met, code, chain)}, nil
 			}
-			r.store(x.data[unix.NFTA_IMMEDIATE_DREG].u32(), read(x.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VALUE])
+			r.store(x.data[unix.NFTA_IMMEDIATE_DREG].Uint32BE(), x.data[unix.NFTA_IMMEDIATE_DATA].Map()[unix.NFTA_DATA_VALUE])
 		case "reject":
 			return []firewall.Step{{Met: met, Do: firewall.Drop}}, nil
 		case "queue":
 			return []firewall.Step{{Met: met, Do: firewall.PassDrop}}, nil
 		case "target":
-			if s, ends := compatTarget(met, x.data[unix.NFTA_TARGET_NAME].text()); ends {
+			if s, ends := compatTarget(met, x.data[unix.NFTA_TARGET_NAME].Text()); ends {
 				return []firewall.Step{s}, nil
 			}
 		case "lookup":
-			e, err := v.set(x.data[unix.NFTA_LOOKUP_SET].text())
+			e, err := v.set(x.data[unix.NFTA_LOOKUP_SET].Text())
 			if err != nil {
 				return nil, err
 			}
-			key, known := r.load(x.data[unix.NFTA_LOOKUP_SREG].u32(), e.keyLength)
+			key, known := r.load(x.data[unix.NFTA_LOOKUP_SREG].Uint32BE(), e.keyLength)
 			if to := x.data[unix.NFTA_LOOKUP_DREG]; len(to) == 4 {
-				if to.u32() == unix.NFT_REG_VERDICT {
+				if to.Uint32BE() == unix.NFT_REG_VERDICT {
 					return e.verdicts(met, key, known), nil
 				}
-				r.forget(to.u32())
+				r.forget(to.Uint32BE())
 				met = met.And(firewall.Maybe)
 				continue
 			}
-			met = met.And(e.contains(key, known, x.data[unix.NFTA_LOOKUP_FLAGS].u32()&unix.NFT_LOOKUP_F_INV != 0))
+			met = met.And(e.contains(key, known, x.data[unix.NFTA_LOOKUP_FLAGS].Uint32BE()&unix.NFT_LOOKUP_F_INV != 0))
 		default:
 			met = met.And(v.condition(&r, x))
 		}

@@ -1,0 +1,183 @@
+package netlink
+
+import (
+	"bytes"
+	"encoding/binary"
+	"iter"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attrs are attributes one behind the other, as in messages and in the values of nested
+// attributes. The methods that write append one and return all of them, like append.
+//
+// Numbers are in the order of the host, as nearly everywhere in netlink, or, with BE in the name
+// of the method, in network order, as everywhere in nfnetlink.
+type Attrs []byte
+
+// After returns the attributes behind a fixed header of a message's body.
+func After(body []byte, header int) Attrs {
+	return body[min(align(header), len(body)):]
+}
+
+// All iterates over attributes, up to the first that is damaged.
+func (a Attrs) All() iter.Seq2[uint16, Value] {
+	return func(yield func(uint16, Value) bool) {
+		b := a
+		for len(b) >= unix.SizeofNlAttr {
+			n := int(binary.NativeEndian.Uint16(b))
+			kind := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if n < unix.SizeofNlAttr || n > len(b) {
+				return
+			}
+			if !yield(kind, Value(b[unix.SizeofNlAttr:n])) {
+				return
+			}
+			b = b[min(align(n), len(b)):]
+		}
+	}
+}
+
+// Map returns attributes by their kind; of several of a kind the last.
+func (a Attrs) Map() map[uint16]Value {
+	m := make(map[uint16]Value)
+	for kind, v := range a.All() {
+		m[kind] = v
+	}
+	return m
+}
+
+// Value is the value of an attribute. Its methods return zero for what is no such value.
+type Value []byte
+
+// All iterates over the attributes of a nested attribute.
+func (v Value) All() iter.Seq2[uint16, Value] { return Attrs(v).All() }
+
+// Map returns the attributes of a nested attribute by their kind.
+func (v Value) Map() map[uint16]Value { return Attrs(v).Map() }
+
+// Number returns a number of one to four bytes.
+func (v Value) Number() int {
+	switch {
+	case len(v) >= 4:
+		return int(binary.NativeEndian.Uint32(v))
+	case len(v) >= 2:
+		return int(binary.NativeEndian.Uint16(v))
+	case len(v) == 1:
+		return int(v[0])
+	}
+	return 0
+}
+
+// Uint16BE returns a number of two bytes.
+func (v Value) Uint16BE() uint16 {
+	if len(v) != 2 {
+		return 0
+	}
+	return binary.BigEndian.Uint16(v)
+}
+
+// Uint32BE returns a number of four bytes.
+func (v Value) Uint32BE() uint32 {
+	if len(v) != 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(v)
+}
+
+// Uint64BE returns a number of eight bytes.
+func (v Value) Uint64BE() uint64 {
+	if len(v) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(v)
+}
+
+// Text returns what is before the first NUL.
+func (v Value) Text() string {
+	s, _, _ := bytes.Cut(v, []byte{0})
+	return string(s)
+}
+
+// Addr returns an IPv4 or IPv6 address.
+func (v Value) Addr() netip.Addr {
+	a, _ := netip.AddrFromSlice(v)
+	return a
+}
+
+// MAC returns a link-layer address of six bytes.
+func (v Value) MAC() (mac [6]byte) {
+	if len(v) == len(mac) {
+		copy(mac[:], v)
+	}
+	return mac
+}
+
+// Open begins an attribute whose value is appended next, until Close with what it returns.
+func (a Attrs) Open(kind uint16) (_ Attrs, at int) {
+	return binary.NativeEndian.AppendUint16(append(a, 0, 0), kind), len(a)
+}
+
+// Close ends an attribute, padded as the next one needs it.
+func (a Attrs) Close(at int) Attrs {
+	binary.NativeEndian.PutUint16(a[at:], uint16(len(a)-at))
+	return pad(a)
+}
+
+func pad(b []byte) []byte {
+	for len(b)%unix.NLMSG_ALIGNTO != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+// Bytes adds an attribute with any value.
+func (a Attrs) Bytes(kind uint16, value []byte) Attrs {
+	a, at := a.Open(kind)
+	return append(a, value...).Close(at)
+}
+
+// Nest adds an attribute that consists of others, marked as such.
+func (a Attrs) Nest(kind uint16, inner Attrs) Attrs {
+	return a.Bytes(kind|unix.NLA_F_NESTED, inner)
+}
+
+// Text adds a text, ended by NUL.
+func (a Attrs) Text(kind uint16, s string) Attrs {
+	a, at := a.Open(kind)
+	return append(append(a, s...), 0).Close(at)
+}
+
+// Addr adds an address.
+func (a Attrs) Addr(kind uint16, ip netip.Addr) Attrs {
+	a, at := a.Open(kind)
+	return appendAddr(a, ip).Close(at)
+}
+
+func appendAddr(a Attrs, ip netip.Addr) Attrs {
+	if ip.Is4() {
+		b := ip.As4()
+		return append(a, b[:]...)
+	}
+	b := ip.As16()
+	return append(a, b[:]...)
+}
+
+// Uint32 adds a number.
+func (a Attrs) Uint32(kind uint16, v uint32) Attrs {
+	a, at := a.Open(kind)
+	return Attrs(binary.NativeEndian.AppendUint32(a, v)).Close(at)
+}
+
+// Uint32BE adds a number.
+func (a Attrs) Uint32BE(kind uint16, v uint32) Attrs {
+	a, at := a.Open(kind)
+	return Attrs(binary.BigEndian.AppendUint32(a, v)).Close(at)
+}
+
+// Uint64BE adds a number.
+func (a Attrs) Uint64BE(kind uint16, v uint64) Attrs {
+	a, at := a.Open(kind)
+	return Attrs(binary.BigEndian.AppendUint64(a, v)).Close(at)
+}

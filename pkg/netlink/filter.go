@@ -1,0 +1,93 @@
+package netlink
+
+import (
+	"encoding/binary"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// Labels that every Filter has.
+const (
+	Pass = "pass"
+	Drop = "drop"
+)
+
+// Filter is a classic BPF program over one notification (kernel documentation, "Linux Socket
+// Filtering aka Berkeley Packet Filter"), with labels to jump to. Jumps go forward only; the
+// empty label is the next instruction. What comes to the end is dropped.
+type Filter struct {
+	code   []bpf.Instruction
+	labels map[string]int
+	jumps  []jump
+}
+
+type jump struct {
+	at             int
+	whenSo, orElse string
+}
+
+// Add appends an instruction.
+func (f *Filter) Add(i bpf.Instruction) { f.code = append(f.code, i) }
+
+// Load loads a number of 1, 2 or 4 bytes.
+func (f *Filter) Load(offset uint32, size int) { f.Add(bpf.LoadAbsolute{Off: offset, Size: size}) }
+
+// LoadType loads what Equal16 compares with the type of a message.
+func (f *Filter) LoadType() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Type)), 2) }
+
+// LoadPort loads what Equal32 compares with the port of who caused the notification.
+func (f *Filter) LoadPort() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Pid)), 4) }
+
+// Label names the next instruction.
+func (f *Filter) Label(name string) {
+	if f.labels == nil {
+		f.labels = map[string]int{}
+	}
+	f.labels[name] = len(f.code)
+}
+
+// JumpIf compares what was loaded with a value.
+func (f *Filter) JumpIf(test bpf.JumpTest, value uint32, whenSo, orElse string) {
+	f.jumps = append(f.jumps, jump{len(f.code), whenSo, orElse})
+	f.Add(bpf.JumpIf{Cond: test, Val: value})
+}
+
+// Equal16 compares two bytes that were loaded with a number in the order of the host; BPF takes
+// what it loads for network order.
+func (f *Filter) Equal16(v uint16, whenSo, orElse string) {
+	f.JumpIf(bpf.JumpEqual, uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))), whenSo, orElse)
+}
+
+// Equal32 does the same with four bytes.
+func (f *Filter) Equal32(v uint32, whenSo, orElse string) {
+	f.JumpIf(bpf.JumpEqual, binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v)), whenSo, orElse)
+}
+
+// Assemble returns the program. It fails where a jump leads nowhere, or too far.
+func (f *Filter) Assemble() ([]bpf.RawInstruction, error) {
+	f.Label(Drop)
+	f.Add(bpf.RetConstant{Val: 0})
+	f.Label(Pass)
+	f.Add(bpf.RetConstant{Val: 1 << 30})
+	for _, j := range f.jumps {
+		i := f.code[j.at].(bpf.JumpIf)
+		for _, to := range []struct {
+			label string
+			skip  *uint8
+		}{{j.whenSo, &i.SkipTrue}, {j.orElse, &i.SkipFalse}} {
+			if to.label == "" {
+				continue
+			}
+			skip := f.labels[to.label] - j.at - 1
+			if skip < 0 || skip > 255 {
+				return nil, fmt.Errorf("jump over %d instructions to %q", skip, to.label)
+			}
+			*to.skip = uint8(skip)
+		}
+		f.code[j.at] = i
+	}
+	return bpf.Assemble(f.code)
+}

@@ -1,0 +1,152 @@
+package netlink
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// readSize is more than the kernel puts into one datagram of a list (32 KiB), and more than any
+// single message that is asked for.
+const readSize = 64 << 10
+
+// socket is a netlink socket that never blocks a thread.
+type socket struct {
+	file *os.File
+	raw  syscall.RawConn
+	port uint32
+	buf  []byte
+}
+
+// openSocket also returns the size of the receive buffer, in what the kernel charges it.
+func openSocket(protocol, receiveBuffer int) (s *socket, size int, err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, 0, err
+	}
+	s = &socket{file: os.NewFile(uintptr(fd), "netlink"), buf: make([]byte, readSize)}
+	if size, err = s.prepare(fd, receiveBuffer); err == nil {
+		s.raw, err = s.file.SyscallConn()
+	}
+	if err != nil {
+		s.file.Close()
+		return nil, 0, err
+	}
+	return s, size, nil
+}
+
+func (s *socket) prepare(fd, receiveBuffer int) (size int, err error) {
+	for _, o := range []struct{ force, option, size int }{
+		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, RequestBuffer},
+	} {
+		// Beyond net.core.rmem_max and wmem_max where we may, else as much as is allowed.
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.force, o.size) != nil {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.option, o.size); err != nil {
+				return 0, fmt.Errorf("size it: %w", err)
+			}
+		}
+	}
+	for _, option := range []int{unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK} {
+		// Older kernels lack them: errors then say less, and lists have more in them than was
+		// asked for, which their readers have to look out for.
+		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, fmt.Errorf("bind it: %w", err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, fmt.Errorf("read its port: %w", err)
+	}
+	if a, ok := name.(*unix.SockaddrNetlink); ok {
+		s.port = a.Pid
+	}
+	return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+}
+
+func (s *socket) setOption(level, option, value int) (err error) {
+	closed := s.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) })
+	return cmp.Or(closed, err)
+}
+
+func (s *socket) setFilter(f *Filter) error {
+	program, err := f.Assemble()
+	if err == nil {
+		code := make([]unix.SockFilter, len(program))
+		for i, r := range program {
+			code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+		}
+		closed := s.raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
+		})
+		err = cmp.Or(closed, err)
+	}
+	if err != nil {
+		// No filter at all, rather than the one before, which may drop too much. That there was
+		// none is the only error.
+		_ = s.setOption(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	}
+	return err
+}
+
+// interrupt makes wait return, once and for all.
+func (s *socket) interrupt() {
+	// It fails only on a closed socket, which does not block either.
+	_ = s.file.SetReadDeadline(time.Unix(1, 0))
+}
+
+func (s *socket) send(datagram []byte) error {
+	var err error
+	closed := s.raw.Control(func(fd uintptr) {
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.Sendto(int(fd), datagram, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		}
+	})
+	return cmp.Or(closed, err)
+}
+
+// pending returns the next datagram from the kernel, valid until the next call of pending or
+// wait; unix.EAGAIN: there is none.
+func (s *socket) pending() ([]byte, error) {
+	var n int
+	var err error
+	closed := s.raw.Control(func(fd uintptr) { n, err = s.receive(int(fd)) })
+	if err = cmp.Or(closed, err); err != nil {
+		return nil, err
+	}
+	return s.buf[:n], nil
+}
+
+// wait returns the next datagram from the kernel, however long that takes.
+func (s *socket) wait() ([]byte, error) {
+	var n int
+	var err error
+	closed := s.raw.Read(func(fd uintptr) bool {
+		n, err = s.receive(int(fd))
+		return err != unix.EAGAIN
+	})
+	if err = cmp.Or(closed, err); err != nil {
+		return nil, err
+	}
+	return s.buf[:n], nil
+}
+
+func (s *socket) receive(fd int) (int, error) {
+	for {
+		n, from, err := unix.Recvfrom(fd, s.buf, unix.MSG_TRUNC)
+		switch sender, ok := from.(*unix.SockaddrNetlink); {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case !ok || sender.Pid != 0: // from another process, which has nothing to tell us
+		case n > len(s.buf):
+			return 0, unix.EMSGSIZE
+		default:
+			return n, nil
+		}
+	}
+}
