@@ -275,10 +275,10 @@ func literal(e ast.Expr) string {
 }
 
 // constantLike accepts variables that are never assigned: errors, interface
-// assertions, compiled patterns, the register of backends.
+// assertions, compiled patterns, the register of backends, the table of kinds.
 func constantLike(s source, v *ast.ValueSpec) bool {
 	name := v.Names[0].Name
-	if name == "_" || s.room == "backend" && name == "backends" {
+	if name == "_" || s.room == "backend" && name == "backends" || strings.HasSuffix(s.path, "dataplane/kinds.go") {
 		return true
 	}
 	if len(v.Values) != 1 {

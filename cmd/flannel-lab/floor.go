@@ -48,9 +48,10 @@ func (s *scale) floor(ctx context.Context, o overlay, h *lab.Host) (f floor, err
 	if o.name == "vxlan" {
 		onlink = " onlink"
 		err := errors.Join(k.Apply([]dataplane.Op{
-			{Kind: dataplane.KindLink, Name: link, Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1, Parent: h.Uplink, Local: h.Addr, Port: 8472,
-				MAC: dataplane.MAC{2, 1, 2, 3, 4, 5}, MTU: 1450, Up: true}},
-			{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: link, Prefix: netip.MustParsePrefix("10.0.1.0/32")}},
+			dataplane.KindLink.Put(link, dataplane.Link{
+				Kind: dataplane.KindVXLAN, VNI: 1, Parent: h.Uplink, Local: h.Addr, Port: 8472, MAC: dataplane.MAC{2, 1, 2, 3, 4, 5}, MTU: 1450, Up: true,
+			}),
+			dataplane.KindAddr.Put(dataplane.Addr{Link: link, Prefix: netip.MustParsePrefix("10.0.1.0/32")}, struct{}{}),
 		})...)
 		if err != nil {
 			return f, err

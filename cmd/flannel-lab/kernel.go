@@ -55,29 +55,27 @@ func overlayOf(h *lab.Host, network netip.Prefix) (dataplane.State, error) {
 
 // deletions are the operations that remove all objects of one kind from a link, or the link itself.
 func deletions(s dataplane.State, link string, kind dataplane.Kind) (ops []dataplane.Op) {
-	del := dataplane.Op{Verb: dataplane.Del, Kind: kind}
 	switch kind {
 	case dataplane.KindLink:
 		if l, ok := s.Links[link]; ok {
-			del.Name, del.Link = link, l
-			ops = append(ops, del)
+			ops = append(ops, dataplane.KindLink.Del(link, l))
 		}
 	case dataplane.KindFDB:
 		for f := range s.FDB {
-			if del.FDB = f; f.Link == link {
-				ops = append(ops, del)
+			if f.Link == link {
+				ops = append(ops, dataplane.KindFDB.Del(f, struct{}{}))
 			}
 		}
 	case dataplane.KindNeigh:
 		for k, mac := range s.Neighs {
-			if del.NeighKey, del.MAC = k, mac; k.Link == link {
-				ops = append(ops, del)
+			if k.Link == link {
+				ops = append(ops, dataplane.KindNeigh.Del(k, mac))
 			}
 		}
 	case dataplane.KindRoute:
 		for k, r := range s.Routes {
-			if del.RouteKey, del.Route = k, r; k.Link == link {
-				ops = append(ops, del)
+			if k.Link == link {
+				ops = append(ops, dataplane.KindRoute.Del(k, r))
 			}
 		}
 	}

@@ -26,11 +26,7 @@ func bgp(h *lab.Host, i int) dataplane.Op {
 	binary.BigEndian.PutUint32(b[:], 20<<24+uint32(i)<<8)
 	via := h.Addr.As4()
 	via[3] = byte(250 + i%2)
-	return dataplane.Op{
-		Kind:     dataplane.KindRoute,
-		RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(netip.AddrFrom4(b), 24), Link: h.Uplink},
-		Route:    dataplane.Route{Via: netip.AddrFrom4(via), Proto: protoBGP},
-	}
+	return dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.PrefixFrom(netip.AddrFrom4(b), 24), Link: h.Uplink}, dataplane.Route{Via: netip.AddrFrom4(via), Proto: protoBGP})
 }
 
 // openKernel opens the kernel of a host until the test ends.

@@ -48,8 +48,8 @@ type Change struct {
 // Nothing tells whether the same is wanted as before.
 func (c Change) Nothing() bool { return !c.All && c.Was.Empty() && c.Now.Empty() }
 
-// About tells whether an operation may be due to the change.
-func (c Change) About(o dataplane.Op) bool { return c.All || c.Was.About(o) || c.Now.About(o) }
+// About reports whether an operation may be due to the change.
+func (c Change) About(o dataplane.Op) bool { return c.All || c.Was.Has(o) || c.Now.Has(o) }
 
 // Want is what the kernel should hold. It is valid, and must not be changed,
 // until the next Update.

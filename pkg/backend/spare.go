@@ -62,7 +62,7 @@ func foundation(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base da
 		for _, p := range routed {
 			k.Dst = p
 			if reason := taken(p, h); reason != "" {
-				refused = append(refused, dataplane.Conflict{Op: dataplane.Op{Kind: dataplane.KindRoute, RouteKey: k, Route: r}, Reason: reason})
+				refused = append(refused, dataplane.Conflict{Op: dataplane.KindRoute.Put(k, r), Reason: reason})
 			} else {
 				base.Routes[k] = r
 			}

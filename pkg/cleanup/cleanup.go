@@ -145,7 +145,7 @@ func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []da
 			left = errors.Join(left, fmt.Errorf("%s is left, for it has %s too, which is not in %s: ip link del %[1]s", name, foreign, c.owner.Network))
 		case ours:
 			gone[name] = true
-			links = append(links, dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindLink, Name: name, Link: have.Links[name]})
+			links = append(links, dataplane.KindLink.Del(name, have.Links[name]))
 		}
 	}
 	scope.Links = nil

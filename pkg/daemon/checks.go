@@ -151,7 +151,7 @@ func (c *checks) base() []condition.Condition {
 	var said []lacking
 	var now []condition.Condition
 	for _, m := range *c.missing.Load() {
-		i := slices.IndexFunc(c.said, func(l lacking) bool { return l.Missing == m })
+		i := slices.IndexFunc(c.said, func(l lacking) bool { return l.Same(m) })
 		if i >= 0 {
 			said = append(said, c.said[i])
 		} else {

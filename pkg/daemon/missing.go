@@ -23,7 +23,7 @@ type reasons struct {
 
 // reasons reads what is in the way. What cannot be read is left out: the error remains.
 func (c *checks) reasons(m reconcile.Missing) (r reasons) {
-	want := m.Op.Link
+	name, want := dataplane.KindLink.Of(m.Op)
 	if m.Op.Kind != dataplane.KindLink || m.Err == nil {
 		return r
 	}
@@ -36,12 +36,12 @@ func (c *checks) reasons(m reconcile.Missing) (r reasons) {
 	case inUse:
 		r.holders, _ = c.kernel.Holders("udp", local)
 	case want.Kind == dataplane.KindTUN:
-		r.tun, _, _ = c.kernel.ReadTUN(m.Op.Name)
+		r.tun, _, _ = c.kernel.ReadTUN(name)
 	}
 	if inUse || exists {
 		all, _ := c.kernel.VXLANs()
 		r.vxlans = slices.DeleteFunc(all, func(v kernel.VXLAN) bool {
-			return v.Name == m.Op.Name || v.Port != want.Port || exists && v.VNI != want.VNI
+			return v.Name == name || v.Port != want.Port || exists && v.VNI != want.VNI
 		})
 	}
 	return r
@@ -54,18 +54,19 @@ func lack(m reconcile.Missing, r reasons) condition.Condition {
 		Fields: []any{"object", m.Op.Object()},
 	}
 	reason, command := m.Reason, ""
+	name, want := dataplane.KindLink.Of(m.Op)
 	switch link := m.Op.Kind == dataplane.KindLink; {
 	case m.Err == nil:
 		if link {
-			command = "ip link del " + m.Op.Name
+			command = "ip link del " + name
 		}
 	case link && errors.Is(m.Err, unix.EADDRINUSE):
-		c.Fields = append(c.Fields, "port", m.Op.Link.Port)
-		reason, command = r.port(m.Op.Link.Port)
-	case link && errors.Is(m.Err, unix.EEXIST) && m.Op.Link.Kind == dataplane.KindVXLAN:
-		reason, command = r.vni(m.Op.Link)
-	case link && m.Op.Link.Kind == dataplane.KindTUN:
-		reason, command = r.device(m.Op.Name)
+		c.Fields = append(c.Fields, "port", want.Port)
+		reason, command = r.port(want.Port)
+	case link && errors.Is(m.Err, unix.EEXIST) && want.Kind == dataplane.KindVXLAN:
+		reason, command = r.vni(want)
+	case link && want.Kind == dataplane.KindTUN:
+		reason, command = r.device(name)
 	}
 	if m.Err != nil {
 		c.Fields = append(c.Fields, "err", m.Err)

@@ -15,9 +15,9 @@ import (
 )
 
 func TestMissingSaysWhoIsInTheWay(t *testing.T) {
-	vxlan := dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.1", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1, Port: 8472}}
-	tun := dataplane.Op{Kind: dataplane.KindLink, Name: "flannel0", Link: dataplane.Link{Kind: dataplane.KindTUN, Port: 8285}}
-	route := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: netip.MustParsePrefix("10.42.0.0/16"), Link: "flannel0"}}
+	vxlan := dataplane.KindLink.Put("flannel.1", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1, Port: 8472})
+	tun := dataplane.KindLink.Put("flannel0", dataplane.Link{Kind: dataplane.KindTUN, Port: 8285})
+	route := dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.MustParsePrefix("10.42.0.0/16"), Link: "flannel0"}, dataplane.Route{})
 	inUse := fmt.Errorf("replace link: %w", unix.EADDRINUSE)
 	v9 := []kernel.VXLAN{{Name: "v9", VNI: 1, Port: 8472}}
 	any4 := netip.MustParseAddrPort("0.0.0.0:8472")

@@ -117,7 +117,8 @@ func (p *plane) Apply(ops []dataplane.Op) []error {
 }
 
 func tunnelOp(op dataplane.Op) bool {
-	return op.Kind == dataplane.KindTunnel || op.Kind == dataplane.KindLink && op.Link.Kind == dataplane.KindTUN && op.Verb != dataplane.Del
+	_, link := dataplane.KindLink.Of(op)
+	return op.Kind == dataplane.KindTunnel || link.Kind == dataplane.KindTUN && op.Verb != dataplane.Del
 }
 
 // apply carries out one operation on a tunnel.
@@ -136,20 +137,21 @@ func (p *plane) apply(op dataplane.Op) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c, ok := p.tunnels[op.Name]; ok {
-		c.link = op.Link
+	if c, ok := p.tunnels[op.Device()]; ok {
+		_, c.link = dataplane.KindLink.Of(op)
 	}
 	return nil
 }
 
 // open takes up a TUN device, or makes it, and the socket behind it.
 func (p *plane) open(op dataplane.Op) error {
-	p.drop(op.Name) // its device is gone, if it did not notice yet
+	name, link := dataplane.KindLink.Of(op)
+	p.drop(name) // its device is gone, if it did not notice yet
 	offloads := tunnel.AllOffloads()
-	if op.Link.Plain {
+	if link.Plain {
 		offloads = tunnel.Offloads{}
 	}
-	tun, udp, err := p.store.open(op.Name, netip.AddrPortFrom(op.Link.Local, uint16(op.Link.Port)), offloads)
+	tun, udp, err := p.store.open(name, netip.AddrPortFrom(link.Local, uint16(link.Port)), offloads)
 	if errors.Is(err, unix.EBUSY) {
 		p.taken()
 	}
@@ -168,7 +170,7 @@ func (p *plane) open(op dataplane.Op) error {
 	} else {
 		ends.ICMP = icmp
 	}
-	c := &carrier{link: op.Link, ends: ends, entries: map[dataplane.TunnelKey]netip.AddrPort{}, close: func() {
+	c := &carrier{link: link, ends: ends, entries: map[dataplane.TunnelKey]netip.AddrPort{}, close: func() {
 		tun.Close()
 		udp.Close()
 		if icmp != nil {
@@ -177,10 +179,10 @@ func (p *plane) open(op dataplane.Op) error {
 	}}
 	c.ctx, c.cancel = context.WithCancel(p.ctx)
 	p.mu.Lock()
-	p.tunnels[op.Name] = c
+	p.tunnels[name] = c
 	p.mu.Unlock()
 	tcp, uso := tun.SuperPackets()
-	p.log.Info("tunnel is open", "link", op.Name, "local", op.Link.Local, "port", op.Link.Port,
+	p.log.Info("tunnel is open", "link", name, "local", link.Local, "port", link.Port,
 		"tso", tcp, "uso", uso, "udp_segment", udp.MaxSegments() > 1, "udp_gro", udp.GRO())
 	return nil
 }
@@ -189,12 +191,13 @@ func (p *plane) open(op dataplane.Op) error {
 func (p *plane) enter(op dataplane.Op) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c, ok := p.tunnels[op.TunnelKey.Link]
+	k, peer := dataplane.KindTunnel.Of(op)
+	c, ok := p.tunnels[k.Link]
 	switch {
 	case op.Verb == dataplane.Del && ok:
-		delete(c.entries, op.TunnelKey)
+		delete(c.entries, k)
 	case ok:
-		c.entries[op.TunnelKey] = op.Peer
+		c.entries[k] = peer
 	case op.Verb != dataplane.Del:
 		return fmt.Errorf("replace %s: the tunnel is not open", op.Object())
 	}

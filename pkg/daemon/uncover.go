@@ -110,7 +110,7 @@ func (d *daemon) leftovers(wanted []host.Need) (all []leftover) {
 	})
 	for _, n := range needs {
 		for _, op := range dataplane.Uncover(have, scope, n.Addr) {
-			delete(have.Routes, op.RouteKey)
+			have.Note(op)
 			all = append(all, leftover{op, n})
 		}
 	}

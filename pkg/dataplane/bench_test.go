@@ -73,7 +73,7 @@ func BenchmarkPart(b *testing.B) {
 	for b.Loop() {
 		n := 0
 		for op := range Diff(now, all.Part(was, now), scope, true).Ops() {
-			if !was.About(op) && now.About(op) {
+			if !was.Has(op) && now.Has(op) {
 				n++
 			}
 		}

@@ -180,7 +180,7 @@ ip route replace 10.5.2.0/24 nhid 168100352
 			scope := want.ScopeOf(network)
 			scope.NextHops = c.nextHops
 			delta := Diff(want, have, scope, !c.keep)
-			if got := list(slices.Collect(delta.Ops())); got != c.ops || delta.Len() != strings.Count(got, "\n") {
+			if got := commands(slices.Collect(delta.Ops())); got != c.ops || delta.Len() != strings.Count(got, "\n") {
 				t.Errorf("operations:\n%s\nwant:\n%s", got, c.ops)
 			}
 			got := ""

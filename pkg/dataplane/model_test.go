@@ -32,64 +32,59 @@ func (m *model) apply(o Op) error {
 	case KindLink:
 		return m.applyLink(o)
 	case KindSysctl:
-		if _, ok := m.Sysctls[o.Name]; !ok {
+		if !m.Has(o) {
 			return fmt.Errorf("%s: no such sysctl", o)
 		}
-		m.Sysctls[o.Name] = o.Value
+		m.Note(o)
 	case KindAddr:
 		m.applyAddr(o)
 	case KindFDB:
 		// A unicast MAC has one remote: a replacement takes its place.
-		if o.Verb == Put {
-			maps.DeleteFunc(m.FDB, func(f FDB, _ struct{}) bool { return f.Link == o.FDB.Link && f.MAC == o.FDB.MAC })
-			m.FDB[o.FDB] = struct{}{}
-		} else {
-			delete(m.FDB, o.FDB)
+		if put, _ := KindFDB.Of(o); o.Verb == Put {
+			maps.DeleteFunc(m.FDB, func(f FDB, _ struct{}) bool { return f.Link == put.Link && f.MAC == put.MAC })
 		}
-	case KindNeigh:
-		if o.Verb == Put {
-			m.Neighs[o.NeighKey] = o.MAC
-		} else {
-			delete(m.Neighs, o.NeighKey)
-		}
+		m.Note(o)
 	case KindNextHop:
 		return m.applyNextHop(o)
 	case KindRoute:
 		return m.applyRoute(o)
+	default:
+		m.Note(o)
 	}
 	return nil
 }
 
 func (m *model) applyLink(o Op) error {
-	was, exists := m.Links[o.Name]
+	name, link := KindLink.Of(o)
+	was, exists := m.Links[name]
 	switch o.Verb {
 	case Put:
 		if exists {
 			return fmt.Errorf("%s: file exists", o)
 		}
-		m.Links[o.Name] = o.Link
-		m.Sysctls[sysctlOf(o.Name)] = "1"
+		m.Links[name] = link
+		m.Sysctls[sysctlOf(name)] = "1"
 	case Set:
 		if !exists {
 			return fmt.Errorf("%s: no such device", o)
 		}
-		if o.Link.MAC == (MAC{}) {
-			o.Link.MAC = was.MAC
+		if link.MAC == (MAC{}) {
+			link.MAC = was.MAC
 		}
-		m.Links[o.Name] = o.Link
-		if o.Link.MAC != was.MAC || !o.Link.Up {
-			m.flushNeighs(o.Name)
+		m.Links[name] = link
+		if link.MAC != was.MAC || !link.Up {
+			m.flushNeighs(name)
 		}
-		if !o.Link.Up {
-			m.flushRoutes(o.Name)
+		if !link.Up {
+			m.flushRoutes(name)
 		}
 	case Del:
-		delete(m.Links, o.Name)
-		delete(m.Sysctls, sysctlOf(o.Name))
-		maps.DeleteFunc(m.Addrs, func(a Addr, _ struct{}) bool { return a.Link == o.Name })
-		maps.DeleteFunc(m.FDB, func(f FDB, _ struct{}) bool { return f.Link == o.Name })
-		m.flushNeighs(o.Name)
-		m.flushRoutes(o.Name)
+		delete(m.Links, name)
+		delete(m.Sysctls, sysctlOf(name))
+		maps.DeleteFunc(m.Addrs, func(a Addr, _ struct{}) bool { return a.Link == name })
+		maps.DeleteFunc(m.FDB, func(f FDB, _ struct{}) bool { return f.Link == name })
+		m.flushNeighs(name)
+		m.flushRoutes(name)
 	}
 	return nil
 }
@@ -108,19 +103,20 @@ func (m *model) flushRoutes(link string) {
 // applyNextHop: what routes say of a gateway follows the object; without it
 // they are gone.
 func (m *model) applyNextHop(o Op) error {
-	if have, ok := m.NextHops[o.ID]; ok && have.Proto != ProtoFlannel {
+	id, hop := KindNextHop.Of(o)
+	if have, ok := m.NextHops[id]; ok && have.Proto != ProtoFlannel {
 		return fmt.Errorf("%s: takes the place of somebody else's", o)
 	}
 	if o.Verb == Del {
-		delete(m.NextHops, o.ID)
-		maps.DeleteFunc(m.Routes, func(_ RouteKey, r Route) bool { return r.NextHop == o.ID })
+		delete(m.NextHops, id)
+		maps.DeleteFunc(m.Routes, func(_ RouteKey, r Route) bool { return r.NextHop == id })
 		return nil
 	}
-	m.NextHops[o.ID] = o.NextHop
+	m.NextHops[id] = hop
 	for k, r := range m.Routes {
-		if r.NextHop == o.ID {
+		if r.NextHop == id {
 			delete(m.Routes, k)
-			k.Link, r.Via, r.OnLink = o.NextHop.Link, o.NextHop.Via, o.NextHop.OnLink
+			k.Link, r.Via, r.OnLink = hop.Link, hop.Via, hop.OnLink
 			m.Routes[k] = r
 		}
 	}
@@ -133,54 +129,56 @@ func connected(a Addr) (RouteKey, bool) {
 }
 
 func (m *model) applyAddr(o Op) {
-	k, has := connected(o.Addr)
+	addr, _ := KindAddr.Of(o)
+	k, has := connected(addr)
 	if o.Verb == Put {
-		m.Addrs[o.Addr] = struct{}{}
+		m.Addrs[addr] = struct{}{}
 		if has {
 			m.Routes[k] = Route{Proto: ProtoKernel}
 		}
 		return
 	}
-	if _, ok := m.Addrs[o.Addr]; !ok {
+	if _, ok := m.Addrs[addr]; !ok {
 		return
 	}
-	delete(m.Addrs, o.Addr)
+	delete(m.Addrs, addr)
 	if has && m.Routes[k].Proto == ProtoKernel {
 		delete(m.Routes, k)
 	}
 	for a := range m.Addrs {
-		if a.Link == o.Addr.Link {
+		if a.Link == addr.Link {
 			return
 		}
 	}
-	m.flushNeighs(o.Addr.Link)
-	m.flushRoutes(o.Addr.Link)
+	m.flushNeighs(addr.Link)
+	m.flushRoutes(addr.Link)
 }
 
 func (m *model) applyRoute(o Op) error {
+	key, route := KindRoute.Of(o)
 	if o.Verb == Del {
 		maps.DeleteFunc(m.Routes, func(k RouteKey, r Route) bool {
-			if o.Route.NextHop != 0 { // such a deletion cannot name the link
-				return k.Dst == o.RouteKey.Dst && k.Metric == o.RouteKey.Metric && r.NextHop == o.Route.NextHop && r.Proto == o.Route.Proto
+			if route.NextHop != 0 { // such a deletion cannot name the link
+				return k.Dst == key.Dst && k.Metric == key.Metric && r.NextHop == route.NextHop && r.Proto == route.Proto
 			}
-			return k == o.RouteKey && r == o.Route
+			return k == key && r == route
 		})
 		return nil
 	}
-	if id := o.Route.NextHop; id != 0 {
-		if h, ok := m.NextHops[id]; !ok || h.Link != o.RouteKey.Link || h.Via != o.Route.Via {
+	if id := route.NextHop; id != 0 {
+		if h, ok := m.NextHops[id]; !ok || h.Link != key.Link || h.Via != route.Via {
 			return fmt.Errorf("%s: no such nexthop", o)
 		}
 	}
 	for k, r := range m.Routes {
-		if k.Dst == o.RouteKey.Dst && k.Metric == o.RouteKey.Metric {
+		if k.Dst == key.Dst && k.Metric == key.Metric {
 			if k.Link == "" && !r.Blackhole || r.Proto == ProtoKernel && !strings.HasPrefix(k.Link, "flannel") {
 				return fmt.Errorf("%s: takes the place of %s, which is not ours", o, routeText(k, r))
 			}
 			delete(m.Routes, k)
 		}
 	}
-	m.Routes[o.RouteKey] = o.Route
+	m.Routes[key] = route
 	return nil
 }
 
@@ -188,27 +186,30 @@ func (m *model) applyRoute(o Op) error {
 // before its neighbour and no neighbour before its FDB entry; the other way round
 // when they go.
 func (m *model) ordered(o Op, want State, scope Scope) error {
+	key, route := KindRoute.Of(o)
+	neigh, to := KindNeigh.Of(o)
+	entry, _ := KindFDB.Of(o)
 	switch {
 	case o.Kind == KindRoute && o.Verb == Put:
-		gw := NeighKey{Link: o.RouteKey.Link, IP: o.Route.Via}
+		gw := NeighKey{Link: key.Link, IP: route.Via}
 		if mac, wanted := want.Neighs[gw]; wanted && m.Neighs[gw] != mac {
 			return fmt.Errorf("%s: the neighbour entry of its gateway is missing", o)
 		}
 	case o.Kind == KindNeigh && o.Verb == Put:
 		for f := range want.FDB {
-			if _, there := m.FDB[f]; f.Link == o.NeighKey.Link && f.MAC == o.MAC && !there {
+			if _, there := m.FDB[f]; f.Link == neigh.Link && f.MAC == to && !there {
 				return fmt.Errorf("%s: the FDB entry of its MAC is missing", o)
 			}
 		}
 	case o.Kind == KindNeigh:
 		for k, r := range m.Routes {
-			if k.Link == o.NeighKey.Link && r.Via == o.NeighKey.IP && want.Routes[k] != r && scope.OwnsRoute(k, r) {
+			if k.Link == neigh.Link && r.Via == neigh.IP && want.Routes[k] != r && scope.OwnsRoute(k, r) {
 				return fmt.Errorf("%s: route %s still needs it", o, routeText(k, r))
 			}
 		}
 	case o.Kind == KindFDB && o.Verb == Del:
 		for k, mac := range m.Neighs {
-			if wanted, ok := want.Neighs[k]; k.Link == o.FDB.Link && mac == o.FDB.MAC && (!ok || wanted != mac) {
+			if wanted, ok := want.Neighs[k]; k.Link == entry.Link && mac == entry.MAC && (!ok || wanted != mac) {
 				return fmt.Errorf("%s: neighbour %s still needs it", o, neighText(k, mac))
 			}
 		}

@@ -2,7 +2,9 @@ package dataplane
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"strconv"
 )
 
 // Linux finds a route's gateway among all those of its link by walking through
@@ -86,4 +88,36 @@ func (s Scope) InRange(id uint32) bool {
 func number(a netip.Addr) uint32 {
 	b := a.As4()
 	return binary.BigEndian.Uint32(b[:])
+}
+
+// diffNextHops finds out which nexthop objects the wanted routes need, if they are to be by
+// such. Where somebody else's has the id, the route does without.
+func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
+	d.taken, d.hops = d.takenSlots(), map[uint32]NextHop{}
+	if d.scope.NextHops {
+		d.neededHops()
+	}
+	return kind.list(Put, kind.missing(d, d.hops, nil)), kind.list(Del, kind.surplus(d, d.hops))
+}
+
+func (d *differ) neededHops() {
+	for k, r := range d.want.Routes {
+		through, hop, ok := r.nextHop(k)
+		if _, taken := d.taken[slot{k.Dst, k.Metric}]; !ok || taken || d.blocked[k.Link] {
+			continue
+		}
+		have, exists := d.have.NextHops[through.NextHop]
+		if exists && !d.fresh[have.Link] && !d.scope.OwnsNextHop(through.NextHop, have) {
+			continue
+		}
+		d.hops[through.NextHop] = hop
+	}
+}
+
+func nextHopText(id uint32, h NextHop) string {
+	s := fmt.Sprintf("id %d via %s dev %s", id, h.Via, h.Link)
+	if h.OnLink {
+		s += " onlink"
+	}
+	return s + " proto " + strconv.Itoa(h.Proto)
 }

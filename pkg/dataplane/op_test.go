@@ -18,23 +18,23 @@ func TestOpText(t *testing.T) {
 		op              Op
 		command, object string
 	}{
-		{Op{Kind: KindLink, Name: "flannel.1", Link: link},
+		{KindLink.Put("flannel.1", link),
 			"ip link add flannel.1 mtu 1450 address 02:00:00:00:00:01 type vxlan id 1 local 192.0.2.1 dev eth0 dstport 8472 nolearning && ip link set flannel.1 up", "link flannel.1"},
-		{Op{Verb: Set, Kind: KindLink, Name: "flannel.1", Link: link, Was: other},
+		{KindLink.Set("flannel.1", link, other),
 			"ip link set flannel.1 address 02:00:00:00:00:01 mtu 1450 up && ip link set flannel.1 type vxlan nolearning", "link flannel.1"},
-		{Op{Verb: Set, Kind: KindLink, Name: "flannel.1", Link: other, Was: link},
+		{KindLink.Set("flannel.1", other, link),
 			"ip link set flannel.1 address 02:00:00:00:00:09 mtu 1400 down && ip link set flannel.1 type vxlan learning", "link flannel.1"},
-		{Op{Verb: Del, Kind: KindLink, Name: "flannel.1", Link: link}, "ip link del flannel.1", "link flannel.1"},
-		{Op{Kind: KindSysctl, Name: "net/ipv6/conf/flannel.1/accept_ra", Value: "0"},
+		{KindLink.Del("flannel.1", link), "ip link del flannel.1", "link flannel.1"},
+		{KindSysctl.Put("net/ipv6/conf/flannel.1/accept_ra", "0"),
 			"sysctl -w net/ipv6/conf/flannel.1/accept_ra=0", "sysctl net/ipv6/conf/flannel.1/accept_ra"},
-		{Op{Kind: KindAddr, Addr: addr}, "ip addr replace 10.5.1.0/32 dev flannel.1", "address 10.5.1.0/32 dev flannel.1"},
-		{Op{Verb: Del, Kind: KindAddr, Addr: addr}, "ip addr del 10.5.1.0/32 dev flannel.1", "address 10.5.1.0/32 dev flannel.1"},
-		{Op{Kind: KindFDB, FDB: fdb}, "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent", "fdb 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1"},
-		{Op{Verb: Del, Kind: KindFDB, FDB: fdb}, "bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent", "fdb 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1"},
-		{Op{Kind: KindNeigh, NeighKey: neigh, MAC: fdb.MAC}, "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent", "neighbour 10.5.2.0 dev flannel.1"},
-		{Op{Verb: Del, Kind: KindNeigh, NeighKey: neigh}, "ip neigh del 10.5.2.0 dev flannel.1", "neighbour 10.5.2.0 dev flannel.1"},
-		{Op{Kind: KindRoute, RouteKey: key, Route: route}, "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink", "route 10.5.2.0/24 dev flannel.1"},
-		{Op{Verb: Del, Kind: KindRoute, RouteKey: key, Route: route}, "ip route del 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink", "route 10.5.2.0/24 dev flannel.1"},
+		{KindAddr.Put(addr, struct{}{}), "ip addr replace 10.5.1.0/32 dev flannel.1", "address 10.5.1.0/32 dev flannel.1"},
+		{KindAddr.Del(addr, struct{}{}), "ip addr del 10.5.1.0/32 dev flannel.1", "address 10.5.1.0/32 dev flannel.1"},
+		{KindFDB.Put(fdb, struct{}{}), "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent", "fdb 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1"},
+		{KindFDB.Del(fdb, struct{}{}), "bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 self permanent", "fdb 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1"},
+		{KindNeigh.Put(neigh, fdb.MAC), "ip neigh replace 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent", "neighbour 10.5.2.0 dev flannel.1"},
+		{KindNeigh.Del(neigh, MAC{}), "ip neigh del 10.5.2.0 dev flannel.1", "neighbour 10.5.2.0 dev flannel.1"},
+		{KindRoute.Put(key, route), "ip route replace 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink", "route 10.5.2.0/24 dev flannel.1"},
+		{KindRoute.Del(key, route), "ip route del 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink", "route 10.5.2.0/24 dev flannel.1"},
 	} {
 		if got := c.op.String(); got != c.command {
 			t.Errorf("got  %s\nwant %s", got, c.command)

@@ -109,29 +109,29 @@ func (c chance) have(want State) *model {
 	some := func() string { return links[c.IntN(len(links))] }
 	for a := range want.Addrs {
 		if c.one(60) {
-			c.put(m, Op{Kind: KindAddr, Addr: a})
+			c.put(m, KindAddr.Put(a, struct{}{}))
 		}
 	}
 	for range c.IntN(4) {
-		c.put(m, Op{Kind: KindAddr, Addr: Addr{some(), netip.PrefixFrom(c.subnet().Addr(), []int{32, 16}[c.IntN(2)])}})
+		c.put(m, KindAddr.Put(Addr{some(), netip.PrefixFrom(c.subnet().Addr(), []int{32, 16}[c.IntN(2)])}, struct{}{}))
 	}
 	for f := range want.FDB {
 		if c.one(70) {
-			c.put(m, Op{Kind: KindFDB, FDB: f})
+			c.put(m, KindFDB.Put(f, struct{}{}))
 		}
 	}
 	for k, mac := range want.Neighs {
 		if c.one(70) {
-			c.put(m, Op{Kind: KindNeigh, NeighKey: k, MAC: mac})
+			c.put(m, KindNeigh.Put(k, mac))
 		}
 	}
 	for range c.IntN(5) {
-		c.put(m, Op{Kind: KindFDB, FDB: FDB{some(), c.mac(), netip.MustParseAddr("192.0.2.9")}})
-		c.put(m, Op{Kind: KindNeigh, NeighKey: NeighKey{some(), c.subnet().Addr()}, MAC: c.mac()})
+		c.put(m, KindFDB.Put(FDB{some(), c.mac(), netip.MustParseAddr("192.0.2.9")}, struct{}{}))
+		c.put(m, KindNeigh.Put(NeighKey{some(), c.subnet().Addr()}, c.mac()))
 	}
 	for k, r := range want.Routes {
 		if c.one(20) {
-			_ = m.apply(Op{Kind: KindNextHop, ID: number(k.Dst.Addr()), NextHop: NextHop{Link: some(), Via: r.Via, Proto: 4}})
+			_ = m.apply(KindNextHop.Put(number(k.Dst.Addr()), NextHop{Link: some(), Via: r.Via, Proto: 4}))
 		}
 		if through, hop, ok := r.nextHop(k); ok && c.one(30) {
 			hop.OnLink = hop.OnLink && c.one(80)
@@ -139,12 +139,12 @@ func (c chance) have(want State) *model {
 				k.Link = some()
 				hop.Link = k.Link
 			}
-			c.put(m, Op{Kind: KindNextHop, ID: through.NextHop, NextHop: hop})
+			c.put(m, KindNextHop.Put(through.NextHop, hop))
 			if h, ok := m.NextHops[through.NextHop]; ok && h == hop && c.one(70) {
-				c.put(m, Op{Kind: KindRoute, RouteKey: k, Route: through})
+				c.put(m, KindRoute.Put(k, through))
 			}
 		} else if c.one(60) {
-			c.put(m, Op{Kind: KindRoute, RouteKey: k, Route: r})
+			c.put(m, KindRoute.Put(k, r))
 		}
 	}
 	c.routes(m, some)
@@ -207,7 +207,7 @@ func check(want State, m *model, scope Scope, prune bool) string {
 	have := newModel(m.State).State
 	delta := Diff(want, have, scope, prune)
 	ops, conflicts := slices.Collect(delta.Ops()), delta.Conflicts
-	all := "\noperations:\n" + list(ops)
+	all := "\noperations:\n" + commands(ops)
 	for _, o := range ops {
 		if problem := needless(o, have, ops); problem != "" {
 			return "P3: " + problem + all
@@ -220,7 +220,7 @@ func check(want State, m *model, scope Scope, prune bool) string {
 		}
 	}
 	if again := slices.Collect(Diff(want, m.State, scope, prune).Ops()); len(again) > 0 {
-		return "P2: the second pass does " + list(again) + all
+		return "P2: the second pass does " + commands(again) + all
 	}
 	if missing := missing(want, m.State, scope, conflicts); missing != "" {
 		return "P1: " + missing + " is missing" + all
@@ -236,7 +236,7 @@ func check(want State, m *model, scope Scope, prune bool) string {
 	return ""
 }
 
-func list(ops []Op) string {
+func commands(ops []Op) string {
 	var b strings.Builder
 	for _, o := range ops {
 		b.WriteString(o.String() + "\n")
@@ -247,34 +247,17 @@ func list(ops []Op) string {
 // needless tells of a Put of what stands already, unless its link is made anew
 // or loses its neighbours.
 func needless(o Op, have State, ops []Op) string {
-	link := o.Device()
-	if o.Kind == KindSysctl {
-		link = strings.Split(o.Name, "/")[3]
-	}
 	for _, other := range ops {
-		if other.Kind == KindLink && other.Name == link {
+		if other.Kind == KindLink && other.Device() == o.Device() {
 			return ""
 		}
 	}
-	same := false
-	if o.Verb == Put {
-		switch o.Kind {
-		case KindSysctl:
-			v, ok := have.Sysctls[o.Name]
-			same = ok && v == o.Value
-		case KindAddr:
-			_, same = have.Addrs[o.Addr]
-		case KindFDB:
-			_, same = have.FDB[o.FDB]
-		case KindNeigh:
-			mac, ok := have.Neighs[o.NeighKey]
-			same = ok && mac == o.MAC
-		case KindRoute:
-			r, ok := have.Routes[o.RouteKey]
-			same = ok && r == o.Route
-		}
+	if o.Verb != Put || !have.Has(o) || o.Kind == KindLink {
+		return ""
 	}
-	if same {
+	after := NewState()
+	after.Add(have)
+	if after.Note(o); after.Equal(have) {
 		return o.String() + " changes nothing"
 	}
 	return ""
@@ -300,12 +283,12 @@ func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	}
 	for a := range want.Addrs {
 		if _, ok := got.Addrs[a]; !ok && !on(a.Link) {
-			return "address " + a.text()
+			return "address " + addrText(a)
 		}
 	}
 	for f := range want.FDB {
 		if _, ok := got.FDB[f]; !ok && !on(f.Link) {
-			return "fdb " + f.text()
+			return "fdb " + fdbText(f)
 		}
 	}
 	for k, mac := range want.Neighs {
@@ -314,7 +297,7 @@ func missing(want, got State, scope Scope, conflicts []Conflict) string {
 		}
 	}
 	for k, r := range want.Routes {
-		if on(k.Link) || excused[Op{Kind: KindRoute, RouteKey: k, Route: r}.Object()] {
+		if on(k.Link) || excused[KindRoute.Put(k, r).Object()] {
 			continue
 		}
 		have := got.Routes[k]
@@ -374,12 +357,12 @@ func left(want, got, have State, scope Scope) string {
 	}
 	for f := range got.FDB {
 		if _, ok := want.FDB[f]; !ok && ours(f.Link) {
-			return "fdb " + f.text()
+			return "fdb " + fdbText(f)
 		}
 	}
 	for a := range got.Addrs {
 		if _, ok := want.Addrs[a]; !ok && ours(a.Link) && scope.OwnsAddr(a) {
-			return "address " + a.text()
+			return "address " + addrText(a)
 		}
 	}
 	return ""
@@ -403,12 +386,12 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 	for a := range before.Addrs {
 		mine := ours(a.Link) && scope.OwnsAddr(a) && prune
 		if _, ok := after.Addrs[a]; !ok && !mine && !remade(want, before, a.Link) {
-			return "address " + a.text()
+			return "address " + addrText(a)
 		}
 	}
 	for f := range before.FDB {
 		if _, ok := after.FDB[f]; !ok && !ours(f.Link) {
-			return "fdb " + f.text()
+			return "fdb " + fdbText(f)
 		}
 	}
 	for k, mac := range before.Neighs {

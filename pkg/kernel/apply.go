@@ -25,7 +25,7 @@ func (k *Kernel) Apply(ops []dataplane.Op) []error {
 			clear(a.indexes)
 		case dataplane.KindSysctl:
 			a.flush()
-			a.errs[i] = k.setSysctl(op.Name, op.Value)
+			a.errs[i] = k.setSysctl(dataplane.KindSysctl.Of(*op))
 		default:
 			a.queue(i)
 		}
@@ -69,9 +69,9 @@ type queued struct{ op, index int } // into ops; of the link
 func (a *applier) queue(i int) {
 	op := &a.ops[i]
 	index := 0
-	if !op.Route.Blackhole {
+	if link := op.Device(); link != "" {
 		var err error
-		if index, err = a.index(op.Device()); err != nil {
+		if index, err = a.index(link); err != nil {
 			a.errs[i] = settle(op, err)
 			return
 		}
@@ -104,15 +104,20 @@ func (a *applier) index(name string) (int, error) {
 func (r *requests) op(op *dataplane.Op, index int) {
 	switch op.Kind {
 	case dataplane.KindAddr:
-		r.addr(op.Verb, op.Addr, index)
+		addr, _ := dataplane.KindAddr.Of(*op)
+		r.addr(op.Verb, addr, index)
 	case dataplane.KindFDB:
-		r.fdb(op.Verb, op.FDB, index)
+		entry, _ := dataplane.KindFDB.Of(*op)
+		r.fdb(op.Verb, entry, index)
 	case dataplane.KindNeigh:
-		r.neigh(op.Verb, op.NeighKey, op.MAC, index)
+		k, mac := dataplane.KindNeigh.Of(*op)
+		r.neigh(op.Verb, k, mac, index)
 	case dataplane.KindNextHop:
-		r.nextHop(op.Verb, op.ID, op.NextHop, index)
+		id, hop := dataplane.KindNextHop.Of(*op)
+		r.nextHop(op.Verb, id, hop, index)
 	default:
-		r.route(op.Verb, op.RouteKey, op.Route, index)
+		k, route := dataplane.KindRoute.Of(*op)
+		r.route(op.Verb, k, route, index)
 	}
 }
 
@@ -132,7 +137,8 @@ func (a *applier) flush() {
 		}
 		err = settle(op, err)
 		if op.Kind == dataplane.KindFDB && err == nil {
-			a.k.forwarding.note(op.Verb, op.FDB, q.index)
+			entry, _ := dataplane.KindFDB.Of(*op)
+			a.k.forwarding.note(op.Verb, entry, q.index)
 		}
 		a.errs[q.op] = err
 	}
@@ -145,8 +151,9 @@ func (a *applier) flush() {
 // stands behind it; with that one gone, it becomes the first.
 func (a *applier) unshadow(op *dataplane.Op, index int) error {
 	var r requests
-	r.route(dataplane.Del, op.RouteKey, op.Route, index)
-	r.route(dataplane.Put, op.RouteKey, op.Route, index)
+	k, route := dataplane.KindRoute.Of(*op)
+	r.route(dataplane.Del, k, route, index)
+	r.route(dataplane.Put, k, route, index)
 	return a.k.conn.Batch(&r.Requests)[1]
 }
 
@@ -168,19 +175,20 @@ func settle(op *dataplane.Op, err error) error {
 }
 
 func (k *Kernel) applyLink(op *dataplane.Op) error {
+	name, link := dataplane.KindLink.Of(*op)
 	var err error
 	switch op.Verb {
 	case dataplane.Del:
-		return settle(op, k.deleteLink(op.Name))
+		return settle(op, k.deleteLink(name))
 	case dataplane.Set:
-		err = k.changeLink(op.Name, op.Link)
+		err = k.changeLink(name, link)
 	default:
-		err = k.createLink(op.Name, op.Link)
+		err = k.createLink(name, link)
 	}
 	if err != nil {
 		return err
 	}
-	d, err := k.verify(op.Name, op.Link)
+	d, err := k.verify(name, link)
 	if err == nil && op.Verb == dataplane.Put { // a new one forwards to nobody
 		k.forwarding.mu.Lock()
 		defer k.forwarding.mu.Unlock()

@@ -44,11 +44,9 @@ func TestApplyWithASmallReceiveBuffer(t *testing.T) {
 	b.must(err)
 	var ops []dataplane.Op
 	for k := range want.Neighs {
-		ops = append(ops, dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{Link: overlay, IP: k.IP}, MAC: randomMAC(r)})
+		ops = append(ops, dataplane.KindNeigh.Put(dataplane.NeighKey{Link: overlay, IP: k.IP}, randomMAC(r)))
 		// The kernel refuses a gateway that no route leads to.
-		ops = append(ops, dataplane.Op{
-			Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(k.IP, 32), Link: uplink}, Route: dataplane.Route{Via: netip.MustParseAddr("10.77.0.1")},
-		})
+		ops = append(ops, dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.PrefixFrom(k.IP, 32), Link: uplink}, dataplane.Route{Via: netip.MustParseAddr("10.77.0.1")}))
 	}
 	failures := 0
 	for i, err := range b.k.Apply(ops) {
@@ -66,7 +64,7 @@ func TestApplyWithASmallReceiveBuffer(t *testing.T) {
 	}
 	have := b.snapshot(want.ScopeOf(network))
 	for _, op := range ops {
-		if op.Kind == dataplane.KindNeigh && have.Neighs[op.NeighKey] != op.MAC {
+		if k, mac := dataplane.KindNeigh.Of(op); op.Kind == dataplane.KindNeigh && have.Neighs[k] != mac {
 			t.Fatalf("%s is reported as done and is not", op)
 		}
 	}
@@ -88,28 +86,28 @@ func TestOneFailureHarmsNoOther(t *testing.T) {
 		errno unix.Errno
 		text  string
 	}{
-		{dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: neigh(overlay, "10.5.2.0"), MAC: mac}, 0, ""},
-		{dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: neigh("missing", "10.5.2.0"), MAC: mac}, unix.ENODEV,
+		{dataplane.KindNeigh.Put(neigh(overlay, "10.5.2.0"), mac), 0, ""},
+		{dataplane.KindNeigh.Put(neigh("missing", "10.5.2.0"), mac), unix.ENODEV,
 			"replace neighbour 10.5.2.0 dev missing: no such device"},
-		{dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: prefix("10.5.3.0/24"), Link: overlay}, Route: dataplane.Route{Via: netip.MustParseAddr("10.77.0.1")}}, unix.ENETUNREACH,
+		{dataplane.KindRoute.Put(dataplane.RouteKey{Dst: prefix("10.5.3.0/24"), Link: overlay}, dataplane.Route{Via: netip.MustParseAddr("10.77.0.1")}), unix.ENETUNREACH,
 			"replace route 10.5.3.0/24 dev flannel.1: network is unreachable: Nexthop has invalid gateway"},
-		{dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: prefix("10.5.2.0/24"), Link: overlay}, Route: good}, 0, ""},
-		{dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.2", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 2, Parent: "missing", Port: 8472}}, unix.ENODEV,
+		{dataplane.KindRoute.Put(dataplane.RouteKey{Dst: prefix("10.5.2.0/24"), Link: overlay}, good), 0, ""},
+		{dataplane.KindLink.Put("flannel.2", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 2, Parent: "missing", Port: 8472}), unix.ENODEV,
 			"replace link flannel.2: find parent missing: no such device"},
-		{dataplane.Op{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "flannel.2", Prefix: prefix("10.5.4.0/32")}}, unix.ENODEV, "replace address"},
-		{dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.3", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 3, Parent: uplink, Port: 8472, MTU: 1450, Up: true}}, 0, ""},
-		{dataplane.Op{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}}, 0, ""},
-		{dataplane.Op{Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}}, 0, ""},
-		{dataplane.Op{Kind: dataplane.KindSysctl, Name: "net/ipv4/conf/missing/rp_filter", Value: "0"}, unix.ENOENT, "replace sysctl net/ipv4/conf/missing/rp_filter: "},
-		{dataplane.Op{Verb: dataplane.Set, Kind: dataplane.KindLink, Name: "flannel.3", Link: dataplane.Link{Kind: dataplane.KindVXLAN, MTU: 1 << 20, Up: true}}, unix.EINVAL, "change link flannel.3: invalid argument"},
-		{dataplane.Op{Kind: dataplane.KindLink, Name: "flannel.3", Link: dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 4, Parent: uplink}}, unix.EEXIST, "replace link flannel.3: file exists"},
+		{dataplane.KindAddr.Put(dataplane.Addr{Link: "flannel.2", Prefix: prefix("10.5.4.0/32")}, struct{}{}), unix.ENODEV, "replace address"},
+		{dataplane.KindLink.Put("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 3, Parent: uplink, Port: 8472, MTU: 1450, Up: true}), 0, ""},
+		{dataplane.KindAddr.Put(dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}, struct{}{}), 0, ""},
+		{dataplane.KindAddr.Put(dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}, struct{}{}), 0, ""},
+		{dataplane.KindSysctl.Put("net/ipv4/conf/missing/rp_filter", "0"), unix.ENOENT, "replace sysctl net/ipv4/conf/missing/rp_filter: "},
+		{dataplane.KindLink.Set("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, MTU: 1 << 20, Up: true}, dataplane.Link{}), unix.EINVAL, "change link flannel.3: invalid argument"},
+		{dataplane.KindLink.Put("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 4, Parent: uplink}), unix.EEXIST, "replace link flannel.3: file exists"},
 		// To delete what is not there is success.
-		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: prefix("10.5.9.0/24"), Link: overlay}}, 0, ""},
-		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindNeigh, NeighKey: neigh(overlay, "10.5.9.0")}, 0, ""},
-		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindFDB, FDB: dataplane.FDB{Link: overlay, MAC: mac, Dst: uplinkIP}}, 0, ""},
-		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: overlay, Prefix: prefix("10.5.9.0/32")}}, 0, ""},
-		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindAddr, Addr: dataplane.Addr{Link: "missing", Prefix: prefix("10.5.9.0/32")}}, 0, ""},
-		{dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindLink, Name: "missing"}, 0, ""},
+		{dataplane.KindRoute.Del(dataplane.RouteKey{Dst: prefix("10.5.9.0/24"), Link: overlay}, dataplane.Route{}), 0, ""},
+		{dataplane.KindNeigh.Del(neigh(overlay, "10.5.9.0"), dataplane.MAC{}), 0, ""},
+		{dataplane.KindFDB.Del(dataplane.FDB{Link: overlay, MAC: mac, Dst: uplinkIP}, struct{}{}), 0, ""},
+		{dataplane.KindAddr.Del(dataplane.Addr{Link: overlay, Prefix: prefix("10.5.9.0/32")}, struct{}{}), 0, ""},
+		{dataplane.KindAddr.Del(dataplane.Addr{Link: "missing", Prefix: prefix("10.5.9.0/32")}, struct{}{}), 0, ""},
+		{dataplane.KindLink.Del("missing", dataplane.Link{}), 0, ""},
 	}
 	var batch []dataplane.Op
 	for _, o := range ops {
@@ -147,7 +145,8 @@ func TestMultipathRouteIsAConflict(t *testing.T) {
 	key := dataplane.RouteKey{Dst: dst, Link: overlay}
 	want.Routes[key] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
 	d := b.diff(want)
-	if d.Len() != 0 || len(d.Conflicts) != 1 || d.Conflicts[0].Op.RouteKey != key {
+	conflict := dataplane.KindRoute.Put(key, want.Routes[key])
+	if d.Len() != 0 || len(d.Conflicts) != 1 || d.Conflicts[0].Op.String() != conflict.String() {
 		t.Errorf("operations %v, conflicts %v; want one conflict about %s", slices.Collect(d.Ops()), d.Conflicts, dst)
 	}
 }

@@ -19,19 +19,18 @@ func BenchmarkApply(b *testing.B) {
 		op   func(i int) dataplane.Op
 	}{
 		{"fdb", func(i int) dataplane.Op {
-			return dataplane.Op{Kind: dataplane.KindFDB, FDB: dataplane.FDB{Link: overlay, MAC: benchMAC(i), Dst: benchAddr(198<<24, i)}}
+			return dataplane.KindFDB.Put(dataplane.FDB{Link: overlay, MAC: benchMAC(i), Dst: benchAddr(198<<24, i)}, struct{}{})
 		}},
 		{"neighbours", func(i int) dataplane.Op {
-			return dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{Link: overlay, IP: benchAddr(10<<24, i<<4)}, MAC: benchMAC(i)}
+			return dataplane.KindNeigh.Put(dataplane.NeighKey{Link: overlay, IP: benchAddr(10<<24, i<<4)}, benchMAC(i))
 		}},
 		{"nexthops", func(i int) dataplane.Op {
 			a := benchAddr(10<<24, i<<4)
-			return dataplane.Op{Kind: dataplane.KindNextHop, ID: 10<<24 | uint32(i<<4), NextHop: dataplane.NextHop{Link: overlay, Via: a, OnLink: true, Proto: dataplane.ProtoFlannel}}
+			return dataplane.KindNextHop.Put(10<<24|uint32(i<<4), dataplane.NextHop{Link: overlay, Via: a, OnLink: true, Proto: dataplane.ProtoFlannel})
 		}},
 		{"routes", func(i int) dataplane.Op {
 			a := benchAddr(10<<24, i<<4)
-			return dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(a, 28), Link: overlay},
-				Route: dataplane.Route{Via: a, OnLink: true, Proto: dataplane.ProtoBoot, NextHop: 10<<24 | uint32(i<<4)}}
+			return dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.PrefixFrom(a, 28), Link: overlay}, dataplane.Route{Via: a, OnLink: true, Proto: dataplane.ProtoBoot, NextHop: 10<<24 | uint32(i<<4)})
 		}},
 	} {
 		ops := make([]dataplane.Op, peers)

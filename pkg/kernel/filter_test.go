@@ -53,11 +53,9 @@ func TestRoutingDaemonWakesNobody(t *testing.T) {
 	for i := range 50_000 {
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], 20<<24+uint32(i)<<8)
-		ops = append(ops, dataplane.Op{Kind: dataplane.KindRoute,
-			RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(netip.AddrFrom4(a), 24), Link: uplink},
-			Route:    dataplane.Route{Via: netip.MustParseAddr("192.0.2.9"), Proto: 186}})
+		ops = append(ops, dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.PrefixFrom(netip.AddrFrom4(a), 24), Link: uplink}, dataplane.Route{Via: netip.MustParseAddr("192.0.2.9"), Proto: 186}))
 	}
-	hop := dataplane.Op{Kind: dataplane.KindNextHop, ID: 7, NextHop: dataplane.NextHop{Link: uplink, Via: netip.MustParseAddr("192.0.2.9"), Proto: 186}}
+	hop := dataplane.KindNextHop.Put(7, dataplane.NextHop{Link: uplink, Via: netip.MustParseAddr("192.0.2.9"), Proto: 186})
 	begun := time.Now()
 	for _, verb := range []dataplane.Verb{dataplane.Put, dataplane.Del} {
 		for i := range ops {

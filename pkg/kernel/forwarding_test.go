@@ -136,11 +136,11 @@ func (b *bed) meddle(entry func(uint64) dataplane.FDB, seed uint64, done chan st
 func (b *bed) putAlone(have dataplane.State, e dataplane.FDB, del bool) {
 	var ops []dataplane.Op
 	if !del {
-		ops = append(ops, dataplane.Op{Kind: dataplane.KindFDB, FDB: e})
+		ops = append(ops, dataplane.KindFDB.Put(e, struct{}{}))
 	}
 	for f := range have.FDB {
 		if f.MAC == e.MAC && (del || f != e) {
-			ops = append(ops, dataplane.Op{Verb: dataplane.Del, Kind: dataplane.KindFDB, FDB: f})
+			ops = append(ops, dataplane.KindFDB.Del(f, struct{}{}))
 		}
 	}
 	for i, err := range b.k.Apply(ops) {

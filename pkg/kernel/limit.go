@@ -41,7 +41,9 @@ func explain(op *dataplane.Op, err error) error {
 
 func familyOf(op *dataplane.Op) uint8 {
 	if op.Kind == dataplane.KindNeigh {
-		return family(op.NeighKey.IP)
+		k, _ := dataplane.KindNeigh.Of(*op)
+		return family(k.IP)
 	}
-	return family(op.RouteKey.Dst.Addr())
+	k, _ := dataplane.KindRoute.Of(*op)
+	return family(k.Dst.Addr())
 }

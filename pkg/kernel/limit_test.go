@@ -15,10 +15,10 @@ import (
 func TestLimitsAreNamed(t *testing.T) {
 	four, six := netip.MustParseAddr("10.5.2.0"), netip.MustParseAddr("fd00:5::")
 	neigh := func(a netip.Addr) dataplane.Op {
-		return dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{IP: a}}
+		return dataplane.KindNeigh.Put(dataplane.NeighKey{IP: a}, dataplane.MAC{})
 	}
 	route := func(a netip.Addr) dataplane.Op {
-		return dataplane.Op{Kind: dataplane.KindRoute, RouteKey: dataplane.RouteKey{Dst: netip.PrefixFrom(a, 64/8)}}
+		return dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.PrefixFrom(a, 64/8)}, dataplane.Route{})
 	}
 	deleted := neigh(four)
 	deleted.Verb = dataplane.Del
@@ -31,10 +31,10 @@ func TestLimitsAreNamed(t *testing.T) {
 		{neigh(six), unix.ENOBUFS, "net.ipv6.neigh.default.gc_thresh3"},
 		{neigh(four), unix.EINVAL, ""},
 		{deleted, unix.ENOBUFS, ""},
-		{dataplane.Op{Kind: dataplane.KindFDB}, unix.ENOSPC, "maxaddress"},
+		{dataplane.KindFDB.Put(dataplane.FDB{}, struct{}{}), unix.ENOSPC, "maxaddress"},
 		{route(six), unix.ENOMEM, "net.ipv6.route.max_size"},
 		{route(four), unix.ENOMEM, ""},
-		{dataplane.Op{Kind: dataplane.KindNextHop}, unix.ENOMEM, ""},
+		{dataplane.KindNextHop.Put(0, dataplane.NextHop{}), unix.ENOMEM, ""},
 	} {
 		err := explain(&c.op, c.errno)
 		if named := err.Error() != c.errno.Error(); !errors.Is(err, c.errno) || named != (c.text != "") || !strings.Contains(err.Error(), c.text) {

@@ -58,7 +58,7 @@ func TestNextHops(t *testing.T) {
 		t.Errorf("%d nexthops are left for %d routes", len(have.NextHops), len(want.Routes))
 	}
 	for range 2 { // what is gone already is no error
-		for _, err := range b.k.Apply([]dataplane.Op{{Verb: dataplane.Del, Kind: dataplane.KindNextHop, ID: 0x0a05fefe, NextHop: dataplane.NextHop{Link: overlay}}}) {
+		for _, err := range b.k.Apply([]dataplane.Op{dataplane.KindNextHop.Del(0x0a05fefe, dataplane.NextHop{Link: overlay})}) {
 			b.must(err)
 		}
 	}

@@ -160,7 +160,7 @@ func TestWatchOverflow(t *testing.T) {
 	r := chance(t)
 	var burst []dataplane.Op
 	for range 2000 {
-		burst = append(burst, dataplane.Op{Kind: dataplane.KindNeigh, NeighKey: dataplane.NeighKey{Link: overlay, IP: netip.MustParseAddr("10.5.3.0")}, MAC: randomMAC(r)})
+		burst = append(burst, dataplane.KindNeigh.Put(dataplane.NeighKey{Link: overlay, IP: netip.MustParseAddr("10.5.3.0")}, randomMAC(r)))
 	}
 	eventually(t, "an overflow", func() bool {
 		for _, err := range another.Apply(burst) {

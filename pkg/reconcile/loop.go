@@ -14,7 +14,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -68,6 +67,11 @@ type Missing struct {
 	Op     dataplane.Op
 	Err    error  // why the last attempt failed; nil: there was none
 	Reason string // why there was none
+}
+
+// Same reports whether two tell of the same attempt.
+func (m Missing) Same(o Missing) bool {
+	return m.Err == o.Err && m.Reason == o.Reason && m.Op.Object() == o.Op.Object()
 }
 
 const (
@@ -350,8 +354,8 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		return !slices.ContainsFunc(done.missing, func(m Missing) bool { return m.Op.Object() == object })
 	})
 	if l.cfg.Missing != nil {
-		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return l.ownObject(c.Op) })
-		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return l.ownObject(f.op) || lacksLink(done.missing, f.op) })
+		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return c.Op.Basic(l.own) })
+		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || lacksLink(done.missing, f.op) })
 	}
 	return true
 }
@@ -384,7 +388,7 @@ func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
 	done.held, done.doubted, done.own, done.missing = 0, 0, false, nil
 	for _, c := range delta.Conflicts {
-		if l.ownObject(c.Op) {
+		if c.Op.Basic(l.own) {
 			done.own = true
 			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
 		}
@@ -394,7 +398,7 @@ func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 	for op := range delta.Ops() {
 		if l.holds.held(now, op) {
 			done.held++
-			if l.ownObject(op) {
+			if op.Basic(l.own) {
 				done.own = true
 				if err := l.refused[op.Object()]; err != nil {
 					done.missing = append(done.missing, Missing{Op: op, Err: err})
@@ -419,7 +423,7 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	for i, err := range l.cfg.Kernel.Apply(due) {
 		op := due[i]
 		if err != nil {
-			own := l.ownObject(op)
+			own := op.Basic(l.own)
 			done.own = done.own || own
 			if done.doubt && !l.holds.failing(op) {
 				done.doubted++
@@ -443,25 +447,10 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	}
 }
 
-// ownObject reports whether an operation is about this host itself, without
-// which no peer can be reached.
-func (l *Loop) ownObject(op dataplane.Op) bool {
-	switch {
-	case op.Verb == dataplane.Del:
-		return false
-	case op.Kind == dataplane.KindRoute: // to the network or to the own subnet, not to a peer's
-		return l.own.IsValid() && op.RouteKey.Dst.Bits() <= l.own.Bits() && op.RouteKey.Dst.Contains(l.own.Addr())
-	case op.Kind == dataplane.KindTunnel:
-		return op.TunnelKey.Subnet == l.own
-	}
-	return op.Kind == dataplane.KindLink || op.Kind == dataplane.KindAddr
-}
-
 // lacksLink reports whether an operation is on a link that is missing.
 func lacksLink(missing []Missing, op dataplane.Op) bool {
 	return slices.ContainsFunc(missing, func(m Missing) bool {
-		link := m.Op.Name
-		return m.Op.Kind == dataplane.KindLink && (op.Device() == link || op.Kind == dataplane.KindSysctl && strings.Contains(op.Name, "/"+link+"/"))
+		return m.Op.Kind == dataplane.KindLink && m.Op.Device() == op.Device()
 	})
 }
 

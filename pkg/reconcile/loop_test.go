@@ -58,16 +58,7 @@ func (m *model) Apply(ops []dataplane.Op) []error {
 			continue
 		}
 		m.applied = append(m.applied, op)
-		switch {
-		case op.Kind == dataplane.KindLink && op.Verb == dataplane.Del:
-			delete(m.Links, op.Name)
-		case op.Kind == dataplane.KindLink:
-			m.Links[op.Name] = op.Link
-		case op.Verb == dataplane.Del:
-			delete(m.Routes, op.RouteKey)
-		default:
-			m.Routes[op.RouteKey] = op.Route
-		}
+		m.Note(op)
 	}
 	return results
 }
@@ -184,7 +175,7 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		f.wantRoutes(1, 2, 3)
-		bad := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(2)}.Object()
+		bad := dataplane.KindRoute.Put(key(2), dataplane.Route{}).Object()
 		f.kernel.refuse[bad] = errors.New("no buffer space available")
 		if !f.Pass() || len(f.kernel.Routes) != 2 {
 			t.Errorf("the kernel holds\n%s", f.kernel.Text())
@@ -213,7 +204,7 @@ func TestOvertakenReading(t *testing.T) {
 	f.Pass()
 	delete(f.kernel.Routes, key(1))
 	delete(f.kernel.Routes, key(2))
-	down := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(2)}.Object()
+	down := dataplane.KindRoute.Put(key(2), dataplane.Route{}).Object()
 	f.kernel.refuse[down] = errors.New("network is down")
 	f.kernel.after = func() { // what is read now shows the reason, and its repair lifts it
 		if f.kernel.refuse[down] != nil {
@@ -234,7 +225,7 @@ func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		f.wantRoutes(1)
-		bad := dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(1)}.Object()
+		bad := dataplane.KindRoute.Put(key(1), dataplane.Route{}).Object()
 		f.kernel.refuse[bad] = errors.New("network is down")
 		f.Pass()
 		f.run(t, 2*time.Minute) // long enough for the longest wait
@@ -258,7 +249,7 @@ func TestFightIsSlow(t *testing.T) {
 		f.run(t, 10*time.Minute)
 		n := 0
 		for _, op := range f.kernel.applied {
-			if op.RouteKey == key(1) {
+			if k, _ := dataplane.KindRoute.Of(op); k == key(1) {
 				n++
 			}
 		}
@@ -431,7 +422,7 @@ func TestSettleWaitsForOurOwn(t *testing.T) {
 		// A peer that fails is no reason to wait.
 		f.kernel.before = func() {}
 		f.wantRoutes(1, 2)
-		f.kernel.refuse[dataplane.Op{Kind: dataplane.KindRoute, RouteKey: key(2)}.Object()] = errors.New("x")
+		f.kernel.refuse[dataplane.KindRoute.Put(key(2), dataplane.Route{}).Object()] = errors.New("x")
 		start = time.Now()
 		if err := f.Settle(t.Context()); err != nil || time.Since(start) > 0 {
 			t.Errorf("settled after %v, %v", time.Since(start), err)

@@ -33,7 +33,7 @@ func TestMissingIsTold(t *testing.T) {
 		f.wantRoutes(1)
 		f.want.Routes[whole] = dataplane.Route{Proto: dataplane.ProtoBoot}
 		f.kernel.refuse["link flannel.1"] = errors.New("address already in use")
-		f.kernel.refuse[dataplane.Op{Kind: dataplane.KindRoute, RouteKey: whole}.Object()] = errors.New("no such device")
+		f.kernel.refuse[dataplane.KindRoute.Put(whole, dataplane.Route{}).Object()] = errors.New("no such device")
 		if f.Pass() {
 			t.Error("all is right without the link")
 		}

@@ -88,9 +88,10 @@ func (r *report) pass(p pass) {
 	}
 	conflicts := make(map[string]condition.Reason, len(p.conflicts))
 	for _, c := range p.conflicts {
-		conflicts[c.Op.String()] = condition.Reason{Kind: c.Reason}
+		command, reason := c.Op.String(), condition.Reason{Kind: c.Reason}
+		conflicts[command] = reason
 		if p.part {
-			r.conflicts.Set(c.Op.String(), condition.Reason{Kind: c.Reason})
+			r.conflicts.Set(command, reason)
 		}
 	}
 	if !p.part {
@@ -123,7 +124,9 @@ func (r *report) failures(p pass) {
 		if f.first {
 			fresh = append(fresh, f)
 		}
-		r.log.Debug("failed", "op", f.op.String(), "err", f.err)
+		if r.log.Enabled(context.Background(), slog.LevelDebug) {
+			r.log.Debug("failed", "op", f.op.String(), "err", f.err)
+		}
 	}
 	if len(fresh) > 0 {
 		r.log.Warn("the kernel refused; trying again", "failed", len(fresh), "err", fresh[0].err)
@@ -177,13 +180,14 @@ func (t *tally) add(op dataplane.Op) {
 
 // String is like "+2 route, +2 fdb, -1 route".
 func (t *tally) String() string {
-	names := []string{"link", "sysctl", "address", "fdb", "neighbour", "tunnel entry", "nexthop", "route"}
-	signs := []string{"+", "~", "-"}
 	var parts []string
-	for verb, sign := range signs {
-		for kind, name := range names {
-			if n := t.counts[class{dataplane.Verb(verb), dataplane.Kind(kind)}]; n > 0 {
-				parts = append(parts, fmt.Sprintf("%s%d %s", sign, n, name))
+	for _, v := range []struct {
+		verb dataplane.Verb
+		sign string
+	}{{dataplane.Put, "+"}, {dataplane.Set, "~"}, {dataplane.Del, "-"}} {
+		for _, kind := range dataplane.Kinds() {
+			if n := t.counts[class{v.verb, kind}]; n > 0 {
+				parts = append(parts, fmt.Sprintf("%s%d %s", v.sign, n, kind))
 			}
 		}
 	}

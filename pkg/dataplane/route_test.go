@@ -48,10 +48,11 @@ func TestUncover(t *testing.T) {
 		}
 		var got []string
 		for _, op := range Uncover(have, scope, netip.MustParseAddr("10.200.1.10")) {
-			if op.Verb != Del || op.Kind != KindRoute || have.Routes[op.RouteKey] != op.Route {
+			k, r := KindRoute.Of(op)
+			if op.Verb != Del || have.Routes[k] != r {
 				t.Errorf("%s: %s", c.name, op)
 			}
-			got = append(got, op.RouteKey.Dst.String())
+			got = append(got, k.Dst.String())
 		}
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %v, want %s", c.name, got, c.want)

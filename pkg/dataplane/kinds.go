@@ -1,0 +1,216 @@
+package dataplane
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// State is a set of kernel objects, of each kind a map.
+type State struct {
+	Links   map[string]Link
+	Sysctls map[string]string // dotless path below /proc/sys to value
+	Addrs   map[Addr]struct{}
+	FDB     map[FDB]struct{}
+	Neighs  map[NeighKey]MAC
+	Tunnel  map[TunnelKey]netip.AddrPort
+	// NextHops are by id. Nobody wants any for their own sake: Diff adds those
+	// that the wanted routes need. nil in a reading: the kernel has no such objects.
+	NextHops map[uint32]NextHop
+	Routes   map[RouteKey]Route
+
+	// Others is how many more routes there are in the main table of what was read.
+	Others int
+}
+
+// NewState returns a State with nothing in it, ready to be filled.
+func NewState() State {
+	return State{
+		Links:    map[string]Link{},
+		Sysctls:  map[string]string{},
+		Addrs:    map[Addr]struct{}{},
+		FDB:      map[FDB]struct{}{},
+		Neighs:   map[NeighKey]MAC{},
+		Tunnel:   map[TunnelKey]netip.AddrPort{},
+		NextHops: map[uint32]NextHop{},
+		Routes:   map[RouteKey]Route{},
+	}
+}
+
+// kinds are all kinds in the order of writing, which is that of dependency: a route comes
+// last, or the kernel would ask for the neighbour that is still missing. Deletions are in
+// reverse order.
+var kinds = []Kind{KindLink, KindSysctl, KindAddr, KindFDB, KindNeigh, KindTunnel, KindNextHop, KindRoute}
+
+// Kinds returns all kinds in the order of writing.
+func Kinds() []Kind { return slices.Clone(kinds) }
+
+// KindLink is the kind of devices of ours, by name.
+var KindLink = &Descriptor[string, Link]{
+	name: "link", label: "link",
+	in:      func(s State) map[string]Link { return s.Links },
+	compare: strings.Compare,
+	link:    func(name string, _ Link) string { return name },
+	basic:   func(string, Link, netip.Prefix) bool { return true },
+	title:   func(name string, _ Link) string { return "link " + name },
+	text:    func(name string, l Link) string { return linkText(name, l) + " " + upText(l.Up) },
+	command: linkCommand,
+	change:  changeCommand,
+	special: diffLinks,
+}
+
+// KindSysctl is the kind of sysctls, by path.
+var KindSysctl = &Descriptor[string, string]{
+	name: "sysctl", label: "sysctl",
+	in:      func(s State) map[string]string { return s.Sysctls },
+	compare: strings.Compare,
+	link:    func(path, _ string) string { return linkOfSysctl(path) },
+	title:   func(path, _ string) string { return "sysctl " + path },
+	text:    func(path, value string) string { return path + " = " + value },
+	command: func(_, path, value string) string { return "sysctl -w " + path + "=" + value },
+}
+
+// KindAddr is the kind of addresses on links.
+var KindAddr = &Descriptor[Addr, struct{}]{
+	name: "address", label: "addr",
+	in: func(s State) map[Addr]struct{} { return s.Addrs },
+	compare: func(a, b Addr) int {
+		return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Prefix, b.Prefix))
+	},
+	link:    func(a Addr, _ struct{}) string { return a.Link },
+	owns:    func(s Scope, a Addr, _ struct{}) bool { return s.OwnsAddr(a) },
+	basic:   func(Addr, struct{}, netip.Prefix) bool { return true },
+	title:   func(a Addr, _ struct{}) string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) },
+	text:    func(a Addr, _ struct{}) string { return addrText(a) },
+	command: func(verb string, a Addr, _ struct{}) string { return "ip addr " + verb + " " + addrText(a) },
+}
+
+// KindFDB is the kind of forwarding entries.
+var KindFDB = &Descriptor[FDB, struct{}]{
+	name: "fdb", label: "fdb",
+	in: func(s State) map[FDB]struct{} { return s.FDB },
+	compare: func(a, b FDB) int {
+		return cmp.Or(cmp.Compare(a.Link, b.Link), slices.Compare(a.MAC[:], b.MAC[:]), a.Dst.Compare(b.Dst))
+	},
+	link:    func(f FDB, _ struct{}) string { return f.Link },
+	owns:    func(s Scope, f FDB, _ struct{}) bool { return s.OwnsLink(f.Link) },
+	title:   func(f FDB, _ struct{}) string { return fmt.Sprintf("fdb %s dst %s dev %s", f.MAC, f.Dst, f.Link) },
+	text:    func(f FDB, _ struct{}) string { return fdbText(f) },
+	command: func(verb string, f FDB, _ struct{}) string { return "bridge fdb " + verb + " " + fdbText(f) },
+}
+
+// KindNeigh is the kind of neighbours.
+var KindNeigh = &Descriptor[NeighKey, MAC]{
+	name: "neighbour", label: "neigh",
+	in: func(s State) map[NeighKey]MAC { return s.Neighs },
+	compare: func(a, b NeighKey) int {
+		return cmp.Or(cmp.Compare(a.Link, b.Link), a.IP.Compare(b.IP))
+	},
+	link:   func(k NeighKey, _ MAC) string { return k.Link },
+	perMAC: true,
+	owns:   func(s Scope, k NeighKey, _ MAC) bool { return s.OwnsLink(k.Link) },
+	title:  func(k NeighKey, _ MAC) string { return fmt.Sprintf("neighbour %s dev %s", k.IP, k.Link) },
+	text:   neighText,
+	command: func(verb string, k NeighKey, m MAC) string {
+		if verb == "del" {
+			return fmt.Sprintf("ip neigh del %s dev %s", k.IP, k.Link)
+		}
+		return "ip neigh " + verb + " " + neighText(k, m)
+	},
+}
+
+// KindTunnel is the kind of entries of the tables behind TUN links. There is no command for
+// them: a table is the daemon's own.
+var KindTunnel = &Descriptor[TunnelKey, netip.AddrPort]{
+	name: "tunnel entry", label: "tunnel",
+	in: func(s State) map[TunnelKey]netip.AddrPort { return s.Tunnel },
+	compare: func(a, b TunnelKey) int {
+		return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Subnet, b.Subnet))
+	},
+	link:  func(k TunnelKey, _ netip.AddrPort) string { return k.Link },
+	owns:  func(s Scope, k TunnelKey, _ netip.AddrPort) bool { return s.OwnsLink(k.Link) },
+	basic: func(k TunnelKey, _ netip.AddrPort, own netip.Prefix) bool { return k.Subnet == own },
+	title: func(k TunnelKey, _ netip.AddrPort) string {
+		return fmt.Sprintf("tunnel entry %s dev %s", k.Subnet, k.Link)
+	},
+	text: tunnelText,
+	command: func(verb string, k TunnelKey, peer netip.AddrPort) string {
+		return "tunnel " + verb + " " + tunnelText(k, peer)
+	},
+}
+
+// KindNextHop is the kind of nexthop objects, by id.
+var KindNextHop = &Descriptor[uint32, NextHop]{
+	name: "nexthop", label: "nexthop",
+	in:      func(s State) map[uint32]NextHop { return s.NextHops },
+	compare: cmp.Compare[uint32],
+	link:    func(_ uint32, h NextHop) string { return h.Link },
+	owns:    Scope.OwnsNextHop,
+	title:   func(id uint32, h NextHop) string { return fmt.Sprintf("nexthop %d dev %s", id, h.Link) },
+	text:    nextHopText,
+	command: func(verb string, id uint32, h NextHop) string {
+		if verb == "del" {
+			return fmt.Sprintf("ip nexthop del id %d", id)
+		}
+		return "ip nexthop " + verb + " " + nextHopText(id, h)
+	},
+	special: diffNextHops,
+}
+
+// KindRoute is the kind of routes of the main table.
+var KindRoute = &Descriptor[RouteKey, Route]{
+	name: "route", label: "route",
+	in: func(s State) map[RouteKey]Route { return s.Routes },
+	compare: func(a, b RouteKey) int {
+		return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
+	},
+	link: func(k RouteKey, _ Route) string { return k.Link },
+	// The kernel's own routes come and go with the addresses they follow from.
+	owns: func(s Scope, k RouteKey, r Route) bool { return s.OwnsRoute(k, r) && r.Proto != ProtoKernel },
+	// To the network or to the own subnet, not to a peer's.
+	basic: func(k RouteKey, _ Route, own netip.Prefix) bool {
+		return own.IsValid() && k.Dst.Bits() <= own.Bits() && k.Dst.Contains(own.Addr())
+	},
+	title: func(k RouteKey, r Route) string {
+		if r.Blackhole {
+			return fmt.Sprintf("blackhole route %s", k.Dst)
+		}
+		return fmt.Sprintf("route %s dev %s", k.Dst, k.Link)
+	},
+	text:    routeText,
+	command: func(verb string, k RouteKey, r Route) string { return "ip route " + verb + " " + routeCommand(k, r) },
+	special: diffRoutes,
+}
+
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// linkOfSysctl returns the link that a sysctl such as net/ipv6/conf/flannel.1/accept_ra
+// belongs to, "" if it belongs to none.
+func linkOfSysctl(path string) string {
+	parts := strings.Split(path, "/")
+	if len(parts) != 5 || parts[0] != "net" || parts[2] != "conf" && parts[2] != "neigh" {
+		return ""
+	}
+	return parts[3]
+}
+
+func addrText(a Addr) string { return a.Prefix.String() + " dev " + a.Link }
+
+func fdbText(f FDB) string {
+	return fmt.Sprintf("%s dev %s dst %s self permanent", f.MAC, f.Link, f.Dst)
+}
+
+func neighText(k NeighKey, m MAC) string {
+	return fmt.Sprintf("%s lladdr %s dev %s nud permanent", k.IP, m, k.Link)
+}
+
+func tunnelText(k TunnelKey, peer netip.AddrPort) string {
+	if !peer.IsValid() {
+		return k.Subnet.String() + " dev " + k.Link + " local"
+	}
+	return fmt.Sprintf("%s dev %s to %s", k.Subnet, k.Link, peer)
+}

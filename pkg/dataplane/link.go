@@ -1,0 +1,133 @@
+package dataplane
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// A link is changed in place, as far as that is possible, and never deleted but to be made
+// anew; what is on it goes with it.
+
+// diffLinks notes besides which links the other kinds have to reckon with.
+func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
+	var ops ops
+	for _, name := range slices.Sorted(maps.Keys(d.want.Links)) {
+		want := d.want.Links[name]
+		have, exists := d.have.Links[name]
+		switch {
+		case !exists:
+			d.fresh[name] = true
+			ops = append(ops, kind.Put(name, want))
+		case have.Kind != want.Kind:
+			d.blocked[name] = true
+			d.Conflicts = append(d.Conflicts, Conflict{
+				Op:     kind.Put(name, want),
+				Reason: fmt.Sprintf("a device of that name and of type %s exists; it is not ours to delete", have.Kind),
+			})
+		case !have.reusable(want):
+			d.fresh[name] = true
+			ops = append(ops, kind.Del(name, have), kind.Put(name, want))
+		case !have.satisfies(want):
+			d.readdress[name] = want.MAC != MAC{} && want.MAC != have.MAC
+			ops = append(ops, kind.Set(name, want, have))
+		}
+	}
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	return ops, nil
+}
+
+// reusable reports whether the kernel can turn l into want in place.
+func (l Link) reusable(want Link) bool {
+	return l.VNI == want.VNI && l.Parent == want.Parent && l.Local == want.Local && l.Port == want.Port && l.GBP == want.GBP
+}
+
+func (l Link) satisfies(want Link) bool {
+	if want.MAC == (MAC{}) {
+		want.MAC = l.MAC
+	}
+	return l == want
+}
+
+func linkText(name string, l Link) string {
+	s := name
+	if l.MTU > 0 {
+		s += fmt.Sprintf(" mtu %d", l.MTU)
+	}
+	if l.MAC != (MAC{}) {
+		s += " address " + l.MAC.String()
+	}
+	switch l.Kind {
+	case KindVXLAN:
+	case KindTUN:
+		s += " type tun"
+		if l.Local.IsValid() { // the kernel does not know what is behind it
+			s += fmt.Sprintf(" local %s port %d", l.Local, l.Port)
+		}
+		if l.Open {
+			s += " open"
+		}
+		if l.Plain {
+			s += " plain"
+		}
+		return s
+	default:
+		return s + " type " + l.Kind
+	}
+	s += fmt.Sprintf(" type vxlan id %d local %s dev %s dstport %d %s", l.VNI, l.Local, l.Parent, l.Port, learningText(l.Learning))
+	if l.GBP {
+		s += " gbp"
+	}
+	return s
+}
+
+func upText(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+func learningText(on bool) string {
+	if on {
+		return "learning"
+	}
+	return "nolearning"
+}
+
+func linkCommand(verb string, name string, l Link) string {
+	if verb == "del" {
+		return "ip link del " + name
+	}
+	s := "ip link add " + linkText(name, l)
+	if l.Up {
+		s += " && ip link set " + name + " up"
+	}
+	return s
+}
+
+// changeCommand is the command that turns a link that is as was into l.
+func changeCommand(name string, l, was Link) string {
+	set := "ip link set " + name
+	var parts []string
+	general := ""
+	if l.MAC != (MAC{}) && l.MAC != was.MAC {
+		general += " address " + l.MAC.String()
+	}
+	if l.MTU != was.MTU {
+		general += fmt.Sprintf(" mtu %d", l.MTU)
+	}
+	if l.Up != was.Up {
+		general += " " + upText(l.Up)
+	}
+	if general != "" {
+		parts = append(parts, set+general)
+	}
+	if l.Learning != was.Learning { // ip(8) takes nothing behind the type
+		parts = append(parts, set+" type vxlan "+learningText(l.Learning))
+	}
+	return strings.Join(parts, " && ")
+}

@@ -1,0 +1,61 @@
+package dataplane
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Scope is what a reading of the kernel looks at and what may be changed:
+// ownership, which every deletion needs.
+type Scope struct {
+	Network netip.Prefix // only routes and addresses inside it concern us
+	Links   []string     // names of links that are ours, sorted
+	Sysctls []string     // paths to read, sorted
+	// Carriers are links that are not ours and that routes of ours leave by,
+	// sorted. With such a link goes the route, and the kernel tells only of the link.
+	Carriers []string
+	// NextHops has routes made by way of nexthop objects, Spread has others made with different
+	// scopes.
+	NextHops, Spread bool
+}
+
+// ScopeOf gives the scope for wanting s in a network: the links it names are
+// ours.
+func (s State) ScopeOf(network netip.Prefix) Scope {
+	carriers := map[string]bool{}
+	for k := range s.Routes {
+		if _, ours := s.Links[k.Link]; !ours && k.Link != "" {
+			carriers[k.Link] = true
+		}
+	}
+	return Scope{
+		Network:  network,
+		Links:    slices.Sorted(maps.Keys(s.Links)),
+		Sysctls:  slices.Sorted(maps.Keys(s.Sysctls)),
+		Carriers: slices.Sorted(maps.Keys(carriers)),
+	}
+}
+
+// OwnsLink tells whether the named link is ours.
+func (s Scope) OwnsLink(name string) bool { return slices.Contains(s.Links, name) }
+
+// Inside tells whether p lies in the network or is the whole of it.
+func (s Scope) Inside(p netip.Prefix) bool {
+	return p.Bits() >= s.Network.Bits() && s.Network.Contains(p.Addr())
+}
+
+// OwnsAddr: addresses inside the network on our own links. Others there, such
+// as IPv6 link-local ones, belong to the kernel or to the operator.
+func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.Prefix) }
+
+// OwnsRoute: routes inside the network that leave by a link of ours, or that
+// bear our stamp.
+func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
+	return s.Inside(k.Dst) && (k.Link != "" || r.Blackhole) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
+}
+
+// OwnsNextHop: objects with our stamp and an id out of the network's own numbers.
+func (s Scope) OwnsNextHop(id uint32, h NextHop) bool {
+	return s.InRange(id) && h.Proto == ProtoFlannel
+}
