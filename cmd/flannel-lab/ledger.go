@@ -5,19 +5,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/netlink"
 )
 
 // An object is the key of a route, a neighbour or an FDB entry of an overlay.
@@ -36,9 +34,7 @@ type objects map[object]dataplane.MAC
 type ledger struct {
 	network netip.Prefix
 	link    string // device of the objects
-	file    *os.File
-	raw     syscall.RawConn
-	buf     []byte
+	conn    *netlink.Conn
 
 	mu         sync.Mutex
 	index      int // of the device; 0 while there is none
@@ -55,27 +51,24 @@ const ledgerBuffer = 256 << 20
 
 // openLedger begins an account of an overlay's objects by a link of a host, which has none yet; close it.
 func openLedger(h *lab.Host, network netip.Prefix, link string) (*ledger, error) {
-	l := &ledger{network: network, link: link, buf: make([]byte, 64<<10), have: objects{}, want: objects{}}
+	l := &ledger{network: network, link: link, have: objects{}, want: objects{}}
 	err := h.Do(func() error {
 		if d, err := net.InterfaceByName(link); err == nil {
 			l.index = d.Index
 		}
-		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		ns, err := netlink.CurrentNamespace()
 		if err != nil {
 			return err
 		}
-		l.file = os.NewFile(uintptr(fd), "notifications")
-		const groups = unix.RTMGRP_LINK | unix.RTMGRP_NEIGH | unix.RTMGRP_IPV4_ROUTE
-		return errors.Join(
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, ledgerBuffer),
-			unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}))
+		defer ns.Close()
+		if l.conn, err = ns.Dial(unix.NETLINK_ROUTE, ledgerBuffer); err != nil {
+			return err
+		}
+		return errors.Join(l.conn.Join(unix.RTNLGRP_LINK), l.conn.Join(unix.RTNLGRP_NEIGH), l.conn.Join(unix.RTNLGRP_IPV4_ROUTE))
 	})
-	if err == nil {
-		l.raw, err = l.file.SyscallConn()
-	}
 	if err != nil {
-		if l.file != nil {
-			l.file.Close()
+		if l.conn != nil {
+			l.conn.Close()
 		}
 		return nil, fmt.Errorf("follow the kernel of %s: %w", h.Name, err)
 	}
@@ -83,29 +76,22 @@ func openLedger(h *lab.Host, network netip.Prefix, link string) (*ledger, error)
 	return l, nil
 }
 
-func (l *ledger) close() { l.file.Close() }
+func (l *ledger) close() { l.conn.Close() }
 
 // run reads until the socket is closed or fails.
 func (l *ledger) run() {
-	var n int
-	var err error
-	receive := func(fd uintptr) bool {
-		n, _, err = unix.Recvfrom(int(fd), l.buf, 0)
-		return err != unix.EAGAIN && err != unix.EINTR
-	}
 	for {
-		waiting := l.raw.Read(receive)
-		for ; waiting == nil && err == nil; waiting = l.raw.Control(func(fd uintptr) { receive(fd) }) {
-			l.take(l.buf[:n])
+		b, err := l.conn.Receive()
+		for ; err == nil && b != nil; b, err = l.conn.Pending() {
+			l.take(b)
 		}
-		if waiting == nil && (err == unix.EAGAIN || err == unix.EINTR) {
-			l.pause()
-			continue
+		if err != nil {
+			l.mu.Lock()
+			l.failed = err
+			l.mu.Unlock()
+			return
 		}
-		l.mu.Lock()
-		l.failed = errors.Join(waiting, err)
-		l.mu.Unlock()
-		return
+		l.pause()
 	}
 }
 
@@ -122,21 +108,15 @@ func (l *ledger) pause() {
 func (l *ledger) take(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(b) >= unix.SizeofNlMsghdr {
-		size, kind := int(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint16(b[4:])
-		if size < unix.SizeofNlMsghdr || size > len(b) {
-			return
-		}
-		body := b[unix.SizeofNlMsghdr:size]
-		switch kind {
+	for h, body := range netlink.Messages(b) {
+		switch h.Type {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			l.takeLink(kind, body)
+			l.takeLink(h.Type, body)
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-			l.takeNeigh(kind, body)
+			l.takeNeigh(h.Type, body)
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			l.takeRoute(kind, body)
+			l.takeRoute(h.Type, body)
 		}
-		b = b[min(len(b), (size+3)&^3):]
 	}
 }
 
@@ -146,8 +126,8 @@ func (l *ledger) takeLink(kind uint16, b []byte) {
 		return
 	}
 	index := int(binary.NativeEndian.Uint32(b[4:]))
-	for a, v := range attributes(b, unix.SizeofIfInfomsg) {
-		if a == unix.IFLA_IFNAME && unix.ByteSliceToString(v) == l.link && kind == unix.RTM_NEWLINK {
+	for a, v := range netlink.After(b, unix.SizeofIfInfomsg).All() {
+		if a == unix.IFLA_IFNAME && v.Text() == l.link && kind == unix.RTM_NEWLINK {
 			l.index = index
 		}
 	}
@@ -167,12 +147,12 @@ func (l *ledger) takeNeigh(kind uint16, b []byte) {
 	if b[0] == unix.AF_BRIDGE {
 		o.kind = dataplane.KindFDB
 	}
-	for a, v := range attributes(b, unix.SizeofNdMsg) {
+	for a, v := range netlink.After(b, unix.SizeofNdMsg).All() {
 		switch a {
 		case unix.NDA_DST:
-			o.addr, _ = netip.AddrFromSlice(v)
+			o.addr = v.Addr()
 		case unix.NDA_LLADDR:
-			copy(mac[:], v)
+			mac = v.MAC()
 		}
 	}
 	if !o.addr.Is4() || o.addr.IsMulticast() {
@@ -191,12 +171,12 @@ func (l *ledger) takeRoute(kind uint16, b []byte) {
 	}
 	o := object{kind: dataplane.KindRoute}
 	index := 0
-	for a, v := range attributes(b, unix.SizeofRtMsg) {
+	for a, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch a {
 		case unix.RTA_DST:
-			o.addr, _ = netip.AddrFromSlice(v)
+			o.addr = v.Addr()
 		case unix.RTA_OIF:
-			index = int(binary.NativeEndian.Uint32(v))
+			index = v.Number()
 		}
 	}
 	// A route by a nexthop object that is just being deleted has no link any more.
@@ -283,17 +263,4 @@ func (l *ledger) wanted() objects {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.want)
-}
-
-// attributes gives those behind a header of a message.
-func attributes(b []byte, header int) iter.Seq2[uint16, []byte] {
-	return func(yield func(uint16, []byte) bool) {
-		for b := b[header:]; len(b) >= unix.SizeofRtAttr; {
-			size := int(binary.NativeEndian.Uint16(b))
-			if size < unix.SizeofRtAttr || size > len(b) || !yield(binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED, b[unix.SizeofRtAttr:size]) {
-				return
-			}
-			b = b[min(len(b), (size+3)&^3):]
-		}
-	}
 }

@@ -9,23 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
-// message is one as the kernel sends it; attributes are of type and value.
-func message(kind uint16, header []byte, attributes ...any) []byte {
-	b := append(make([]byte, unix.SizeofNlMsghdr), header...)
-	for i := 0; i < len(attributes); i += 2 {
-		value := attributes[i+1].([]byte)
-		b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofRtAttr+len(value)))
-		b = binary.NativeEndian.AppendUint16(b, uint16(attributes[i].(int)))
-		b = append(b, value...)
-		for len(b)%4 != 0 {
-			b = append(b, 0)
-		}
-	}
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	binary.NativeEndian.PutUint16(b[4:], kind)
-	return b
+// message is one as the kernel sends it.
+func message(kind uint16, header []byte, attributes netlink.Attrs) []byte {
+	var r netlink.Requests
+	r.Begin(kind, 0)
+	r.Put8(header...)
+	r.Attrs(attributes)
+	return r.Datagram(0, 1, 0)
 }
 
 func number32(v int) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(v)) }
@@ -33,7 +26,7 @@ func number32(v int) []byte { return binary.NativeEndian.AppendUint32(nil, uint3
 func linkMessage(kind uint16, index int, name string) []byte {
 	header := make([]byte, unix.SizeofIfInfomsg)
 	copy(header[4:], number32(index))
-	return message(kind, header, unix.IFLA_IFNAME, append([]byte(name), 0))
+	return message(kind, header, netlink.Attrs{}.Text(unix.IFLA_IFNAME, name))
 }
 
 func neighMessage(kind uint16, family byte, index int, state uint16, dst netip.Addr, mac dataplane.MAC) []byte {
@@ -41,13 +34,13 @@ func neighMessage(kind uint16, family byte, index int, state uint16, dst netip.A
 	header[0] = family
 	copy(header[4:], number32(index))
 	binary.NativeEndian.PutUint16(header[8:], state)
-	return message(kind, header, unix.NDA_DST, dst.AsSlice(), unix.NDA_LLADDR, mac[:])
+	return message(kind, header, netlink.Attrs{}.Addr(unix.NDA_DST, dst).Bytes(unix.NDA_LLADDR, mac[:]))
 }
 
 func routeMessage(kind uint16, index int, dst netip.Addr) []byte {
 	header := make([]byte, unix.SizeofRtMsg)
 	header[4], header[7] = unix.RT_TABLE_MAIN, unix.RTN_UNICAST
-	return message(kind, header, unix.RTA_DST, dst.AsSlice(), unix.RTA_OIF, number32(index))
+	return message(kind, header, netlink.Attrs{}.Addr(unix.RTA_DST, dst).Uint32(unix.RTA_OIF, uint32(index)))
 }
 
 func TestLedger(t *testing.T) {

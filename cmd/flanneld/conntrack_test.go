@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/netlink"
 )
 
 // TestFullConnectionTable: when the kernel can track no more connections, and so drops packets of new
@@ -74,67 +75,60 @@ func TestFullConnectionTable(t *testing.T) {
 // fillConnectionTable adds connections that have seen packets in both directions, which the kernel
 // does not give up for new ones, until no more fit.
 func fillConnectionTable(most int) error {
-	const batch = 200
-	return withNetfilterSocket(func(send func([]byte) error) error {
-		for from := 0; from < most; from += batch {
-			var b []byte
-			for i := from; i < from+batch; i++ {
-				b = append(b, newConnection(uint32(i))...)
-			}
-			if err := send(b); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	var r netlink.Requests
+	for i := range most {
+		addConnection(&r, uint32(i))
+	}
+	return tellConnectionTable(&r)
 }
 
 // flushConnectionTable removes all connections.
 func flushConnectionTable() error {
-	return withNetfilterSocket(func(send func([]byte) error) error {
-		return send(conntrackMessage(nl.IPCTNL_MSG_CT_DELETE, 0))
-	})
+	var r netlink.Requests
+	beginConnection(&r, nl.IPCTNL_MSG_CT_DELETE, 0)
+	return tellConnectionTable(&r)
 }
 
-// withNetfilterSocket opens a socket in the namespace of the calling thread. The kernel has done what
-// it was sent when send returns; errors, as of a full table, are not read.
-func withNetfilterSocket(do func(send func([]byte) error) error) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+// tellConnectionTable sends requests in the namespace of the calling thread. What the kernel refuses, as
+// when the table is full, is no error.
+func tellConnectionTable(r *netlink.Requests) error {
+	ns, err := netlink.CurrentNamespace()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	return do(func(b []byte) error { return unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) })
+	defer ns.Close()
+	c, err := ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for _, err := range c.Batch(r) {
+		if refusal := (*netlink.Error)(nil); err != nil && !errors.As(err, &refusal) {
+			return err
+		}
+	}
+	return nil
 }
 
-func newConnection(i uint32) []byte {
-	here, there := net.IPv4(198, 18, byte(i>>24), byte(i>>16)).To4(), net.IPv4(198, 19, 0, 1).To4()
+func addConnection(r *netlink.Requests, i uint32) {
+	here, there := netip.AddrFrom4([4]byte{198, 18, byte(i >> 24), byte(i >> 16)}), netip.MustParseAddr("198.19.0.1")
 	port := uint16(i)
 	const assured = 1<<1 | 1<<2 | 1<<3 // IPS_SEEN_REPLY, IPS_ASSURED, IPS_CONFIRMED
-	be32 := func(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
-	return conntrackMessage(nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_CREATE,
-		tuple(nl.CTA_TUPLE_ORIG, here, there, port, 9), tuple(nl.CTA_TUPLE_REPLY, there, here, 9, port),
-		nl.NewRtAttr(nl.CTA_TIMEOUT, be32(600)), nl.NewRtAttr(nl.CTA_STATUS, be32(assured)))
+	beginConnection(r, nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_CREATE)
+	r.Attrs(netlink.Attrs{}.
+		Nest(nl.CTA_TUPLE_ORIG, tuple(here, there, port, 9)).Nest(nl.CTA_TUPLE_REPLY, tuple(there, here, 9, port)).
+		Uint32BE(nl.CTA_TIMEOUT, 600).Uint32BE(nl.CTA_STATUS, assured))
 }
 
-func tuple(kind int, src, dst net.IP, from, to uint16) *nl.RtAttr {
+func tuple(src, dst netip.Addr, from, to uint16) netlink.Attrs {
 	be16 := func(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
-	a := nl.NewRtAttr(kind|unix.NLA_F_NESTED, nil)
-	ip := a.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil)
-	ip.AddRtAttr(nl.CTA_IP_V4_SRC, src)
-	ip.AddRtAttr(nl.CTA_IP_V4_DST, dst)
-	proto := a.AddRtAttr(nl.CTA_TUPLE_PROTO|unix.NLA_F_NESTED, nil)
-	proto.AddRtAttr(nl.CTA_PROTO_NUM, []byte{unix.IPPROTO_UDP})
-	proto.AddRtAttr(nl.CTA_PROTO_SRC_PORT, be16(from))
-	proto.AddRtAttr(nl.CTA_PROTO_DST_PORT, be16(to))
-	return a
+	return netlink.Attrs{}.
+		Nest(nl.CTA_TUPLE_IP, netlink.Attrs{}.Addr(nl.CTA_IP_V4_SRC, src).Addr(nl.CTA_IP_V4_DST, dst)).
+		Nest(nl.CTA_TUPLE_PROTO, netlink.Attrs{}.Bytes(nl.CTA_PROTO_NUM, []byte{unix.IPPROTO_UDP}).
+			Bytes(nl.CTA_PROTO_SRC_PORT, be16(from)).Bytes(nl.CTA_PROTO_DST_PORT, be16(to)))
 }
 
-func conntrackMessage(kind, flags int, attrs ...*nl.RtAttr) []byte {
-	r := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|kind, flags|unix.NLM_F_REQUEST)
-	r.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
-	for _, a := range attrs {
-		r.AddData(a)
-	}
-	return r.Serialize()
+func beginConnection(r *netlink.Requests, kind, flags uint16) {
+	r.Begin(unix.NFNL_SUBSYS_CTNETLINK<<8|kind, flags)
+	r.Put8(unix.AF_INET, unix.NFNETLINK_V0, 0, 0)
 }
