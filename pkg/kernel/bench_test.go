@@ -5,7 +5,10 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/netlink"
 )
 
 // The peers of a large cluster, one kind of object at a time.
@@ -65,4 +68,57 @@ func benchAddr(base uint32, i int) netip.Addr {
 	var a [4]byte
 	binary.BigEndian.PutUint32(a[:], base+uint32(i))
 	return netip.AddrFrom4(a)
+}
+
+// What a pass costs beside the kernel's own work: the requests of 20,000 peers as bytes.
+func BenchmarkRequests(b *testing.B) {
+	b.ReportAllocs()
+	var r requests
+	for range b.N {
+		r.Reset()
+		for i := range 20_000 {
+			a := benchAddr(10<<24, i<<4)
+			r.fdb(dataplane.Put, dataplane.FDB{MAC: benchMAC(i), Dst: a}, 5)
+			r.neigh(dataplane.Put, dataplane.NeighKey{IP: a}, benchMAC(i), 5)
+			r.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: a, OnLink: true, Proto: dataplane.ProtoFlannel}, 5)
+			r.route(dataplane.Put, dataplane.RouteKey{Dst: netip.PrefixFrom(a, 28)}, dataplane.Route{Proto: dataplane.ProtoBoot, NextHop: 7}, 5)
+		}
+		r.Datagram(0, r.Len(), 1)
+	}
+}
+
+// And the kernel's lists of them, read.
+func BenchmarkParse(b *testing.B) {
+	var r requests
+	for i := range 20_000 {
+		a := benchAddr(10<<24, i<<4)
+		r.fdb(dataplane.Put, dataplane.FDB{MAC: benchMAC(i), Dst: a}, 5)
+		r.route(dataplane.Put, dataplane.RouteKey{Dst: netip.PrefixFrom(a, 28)}, dataplane.Route{Proto: dataplane.ProtoBoot, NextHop: 7}, 5)
+	}
+	list := r.Datagram(0, r.Len(), 1)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		for h, body := range netlink.Messages(list) {
+			if h.Type == unix.RTM_NEWNEIGH {
+				parseNeighbor(body)
+			} else if dst, ok := mainRoute(body); ok {
+				parseRoute(dst, body)
+			}
+		}
+	}
+}
+
+func BenchmarkByName(b *testing.B) {
+	k, err := New()
+	if err != nil {
+		b.Skip(err)
+	}
+	defer k.Close()
+	b.ReportAllocs()
+	for range b.N {
+		if _, err := k.byName("lo"); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

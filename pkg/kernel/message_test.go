@@ -128,6 +128,101 @@ func TestRequestsAsBytes(t *testing.T) {
 	}
 }
 
+// filtered returns what tells whether a filter passes a datagram. The kernel runs it, on a socket
+// for which nobody needs rights.
+func filtered(t *testing.T, f *netlink.Filter) func(datagram []byte) bool {
+	t.Helper()
+	program, err := f.Assemble()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var code []unix.SockFilter
+	for _, i := range program {
+		code = append(code, unix.SockFilter{Code: i.Op, Jt: i.Jt, Jf: i.Jf, K: i.K})
+	}
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(ends[0]); unix.Close(ends[1]) })
+	if err := unix.SetsockoptSockFprog(ends[1], unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}); err != nil {
+		t.Fatal(err)
+	}
+	return func(datagram []byte) bool {
+		if _, err := unix.Write(ends[0], datagram); err != nil {
+			t.Fatal(err)
+		}
+		_, err := unix.Read(ends[1], make([]byte, len(datagram)))
+		return err == nil
+	}
+}
+
+// TestEventFilter: of notifications, those pass that are of interest, whoever caused them.
+func TestEventFilter(t *testing.T) {
+	const self, other = 0x01020304, 0x04030201
+	notification := func(kind uint16, port uint32, write func(*requests)) []byte {
+		r := one(kind, 0)
+		write(r)
+		b := r.Datagram(0, 1, 0)
+		binary.NativeEndian.PutUint32(b[12:], port)
+		return b
+	}
+	neigh := func(index int) func(*requests) {
+		return func(r *requests) { r.neighHeader(unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(index)}) }
+	}
+	route := func(table uint8, dst string) func(*requests) {
+		return func(r *requests) {
+			p := netip.MustParsePrefix(dst)
+			r.routeHeader(unix.RtMsg{Family: family(p.Addr()), Dst_len: uint8(p.Bits()), Table: table, Type: unix.RTN_UNICAST})
+			r.Uint32(unix.RTA_TABLE, uint32(table)) // as the kernel has it, before the destination
+			if p.Bits() > 0 {
+				r.Addr(unix.RTA_DST, p.Addr())
+			}
+		}
+	}
+	link := func(r *requests) { r.linkHeader(5, 0, 0) }
+	const main, local = unix.RT_TABLE_MAIN, unix.RT_TABLE_LOCAL
+	for _, c := range []struct {
+		name    string
+		kind    uint16
+		port    uint32
+		write   func(*requests)
+		inside  bool // passes with a network of IPv4
+		without bool // and without one
+	}{
+		{"a link", unix.RTM_NEWLINK, other, link, true, true},
+		{"a link of our own making", unix.RTM_NEWLINK, self, link, true, true},
+		{"one that we deleted", unix.RTM_DELLINK, self, link, true, true},
+		{"an address", unix.RTM_NEWADDR, other, func(r *requests) { r.addrHeader(unix.AF_INET, 24, 5) }, true, true},
+		{"our own", unix.RTM_NEWADDR, self, func(r *requests) { r.addrHeader(unix.AF_INET, 24, 5) }, false, false},
+		{"a neighbour of our link", unix.RTM_NEWNEIGH, other, neigh(5), true, true},
+		{"one that goes", unix.RTM_DELNEIGH, other, neigh(0x0506), true, true},
+		{"one of another link", unix.RTM_NEWNEIGH, other, neigh(6), false, false},
+		{"one of our own making", unix.RTM_NEWNEIGH, self, neigh(5), false, false},
+		{"one to be resolved", unix.RTM_GETNEIGH, other, neigh(5), false, false},
+		{"a route into the network", unix.RTM_NEWROUTE, other, route(main, "10.5.7.0/24"), true, true},
+		{"one that goes", unix.RTM_DELROUTE, other, route(main, "10.5.255.255/32"), true, true},
+		{"one to all of it", unix.RTM_NEWROUTE, other, route(main, "10.5.0.0/16"), true, true},
+		{"one to more", unix.RTM_NEWROUTE, other, route(main, "10.4.0.0/15"), false, true},
+		{"one beside it", unix.RTM_NEWROUTE, other, route(main, "10.6.0.0/24"), false, true},
+		{"a default route", unix.RTM_NEWROUTE, other, route(main, "0.0.0.0/0"), true, true},
+		{"half of one", unix.RTM_NEWROUTE, other, route(main, "128.0.0.0/1"), false, true},
+		{"one of IPv6", unix.RTM_NEWROUTE, other, route(main, "2001:db8::/32"), false, true},
+		{"one of another table", unix.RTM_NEWROUTE, other, route(local, "10.5.7.0/24"), false, false},
+		{"a nexthop", unix.RTM_NEWNEXTHOP, other, func(r *requests) { r.nextHopHeader(unix.Nhmsg{}) }, true, true},
+	} {
+		b := notification(c.kind, c.port, c.write)
+		for network, want := range map[netip.Prefix]bool{network: c.inside, {}: c.without, netip.MustParsePrefix("fd00:5::/48"): c.without} {
+			if got := filtered(t, eventFilter(self, []int{5, 0x0506}, network))(b); got != want {
+				t.Errorf("%s, in the network %s: passes %v, want %v", c.name, network, got, want)
+			}
+		}
+	}
+	if _, err := eventFilter(self, make([]int, 200), network).Assemble(); err != nil {
+		t.Errorf("two hundred links: %v", err)
+	}
+}
+
 // Whatever a datagram holds, reading it ends and stays within it.
 func FuzzMessages(f *testing.F) {
 	var r requests

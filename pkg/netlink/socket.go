@@ -19,7 +19,13 @@ type socket struct {
 	file *os.File
 	raw  syscall.RawConn
 	port uint32
-	buf  []byte
+
+	// The last datagram, and what reads the next one; made once, since there may be very many.
+	buf        []byte
+	n          int
+	err        error
+	read       func(fd uintptr)
+	readOrWait func(fd uintptr) bool
 }
 
 // openSocket also returns the size of the receive buffer, in what the kernel charges it.
@@ -29,6 +35,8 @@ func openSocket(protocol, receiveBuffer int) (s *socket, size int, err error) {
 		return nil, 0, err
 	}
 	s = &socket{file: os.NewFile(uintptr(fd), "netlink"), buf: make([]byte, readSize)}
+	s.read = func(fd uintptr) { s.n, s.err = s.receive(int(fd)) }
+	s.readOrWait = func(fd uintptr) bool { s.read(fd); return s.err != unix.EAGAIN }
 	if size, err = s.prepare(fd, receiveBuffer); err == nil {
 		s.raw, err = s.file.SyscallConn()
 	}
@@ -112,27 +120,20 @@ func (s *socket) send(datagram []byte) error {
 // pending returns the next datagram from the kernel, valid until the next call of pending or
 // wait; unix.EAGAIN: there is none.
 func (s *socket) pending() ([]byte, error) {
-	var n int
-	var err error
-	closed := s.raw.Control(func(fd uintptr) { n, err = s.receive(int(fd)) })
-	if err = cmp.Or(closed, err); err != nil {
-		return nil, err
-	}
-	return s.buf[:n], nil
+	return s.last(s.raw.Control(s.read))
 }
 
 // wait returns the next datagram from the kernel, however long that takes.
 func (s *socket) wait() ([]byte, error) {
-	var n int
-	var err error
-	closed := s.raw.Read(func(fd uintptr) bool {
-		n, err = s.receive(int(fd))
-		return err != unix.EAGAIN
-	})
-	if err = cmp.Or(closed, err); err != nil {
+	return s.last(s.raw.Read(s.readOrWait))
+}
+
+// last returns what was read.
+func (s *socket) last(closed error) ([]byte, error) {
+	if err := cmp.Or(closed, s.err); err != nil {
 		return nil, err
 	}
-	return s.buf[:n], nil
+	return s.buf[:s.n], nil
 }
 
 func (s *socket) receive(fd int) (int, error) {

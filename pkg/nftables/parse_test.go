@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/netlink"
 )
 
 // chance is a seeded source; the seed is printed for a repetition.
@@ -104,6 +106,26 @@ func TestKernelEcho(t *testing.T) {
 func everybody(f Family) firewall.Owner {
 	a, _ := netip.AddrFromSlice(make([]byte, f.bits()/8))
 	return firewall.Owner{Network: netip.PrefixFrom(a, 0)}
+}
+
+// TestOnlyGenerations: of what a transaction changes, its end is enough.
+func TestOnlyGenerations(t *testing.T) {
+	program, err := onlyGenerations().Assemble()
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, _ := bpf.Disassemble(program)
+	vm, err := bpf.NewVM(code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[uint16]bool{unix.NFT_MSG_NEWGEN: true, unix.NFT_MSG_NEWRULE: false, unix.NFT_MSG_DELTABLE: false} {
+		var r netlink.Requests
+		message{kind: kind}.write(&r)
+		if n, err := vm.Run(r.Datagram(0, 1, 0)); (n > 0) != want || err != nil {
+			t.Errorf("type %d: passes %d bytes, %v", kind, n, err)
+		}
+	}
 }
 
 func TestComment(t *testing.T) {
