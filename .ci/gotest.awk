@@ -1,6 +1,7 @@
 # Reads "go test -v" and prints what "go test" would: one line for a package that
-# passed, everything for one that failed. After that, the tests that were skipped
-# and why, because a run that skips half of the tests looks just as green.
+# passed, everything for one that failed. After that, the slowest tests, and those
+# that were skipped and why, because a run that skips half of the tests looks just
+# as green.
 
 function flush_package() {
 	for (i = 1; i <= lines; i++)
@@ -27,12 +28,40 @@ function flush_package() {
 /^ *--- PASS: / { passed++ }
 /^ *--- FAIL: / { failed++ }
 
+# The time of a test with parallel subtests does not count theirs, so the innermost
+# ones are listed: a test comes before its subtests.
+/^ *--- (PASS|FAIL): / {
+	outer = $3
+	if (sub(/\/[^\/]*$/, "", outer))
+		has_subtests[outer] = 1
+	took[$3] = substr($4, 2) + 0
+}
+
+# note_slow(pkg) keeps the slowest tests so far, the slowest first.
+function note_slow(pkg,    t, i) {
+	for (t in took) {
+		if (t in has_subtests)
+			continue
+		for (i = slowest < 10 ? ++slowest : 10; i > 1 && slow[i - 1] < took[t]; i--) {
+			slow[i] = slow[i - 1]
+			slow_name[i] = slow_name[i - 1]
+		}
+		if (slow[i] <= took[t]) {
+			slow[i] = took[t]
+			slow_name[i] = pkg " " t
+		}
+	}
+	split("", took)
+	split("", has_subtests)
+}
+
 # The last line of a package.
 /^(ok  |FAIL|\?   )\t/ {
 	for (; first_of_package && first_of_package <= skips; first_of_package++)
 		package[first_of_package] = $2
 	first_of_package = 0
 	split("", reason)
+	note_slow($2)
 	if ($1 == "FAIL") {
 		flush_package()
 		bad[++bads] = $2
@@ -46,6 +75,10 @@ END {
 	# What belongs to no package; the last "FAIL" is said by the lines above.
 	if (lines > 1 || (lines == 1 && line[1] != "FAIL"))
 		flush_package()
+	if (slowest)
+		print "\nThe slowest tests:"
+	for (i = 1; i <= slowest; i++)
+		printf "%8.2f s  %s\n", slow[i], slow_name[i]
 	if (skips)
 		print ""
 	for (i = 1; i <= skips; i++)

@@ -76,9 +76,13 @@ func (l *Lab) addHost(i int) error {
 
 // Start starts flanneld with the lab's -etcd-endpoints and the host's -subnet-file before the given arguments, and
 // does not wait for it. Each run has its own log.
-func (h *Host) Start(args ...string) (*Process, error) {
+func (h *Host) Start(args ...string) (*Process, error) { return h.StartCommand(Command{Args: args}) }
+
+// StartCommand is Start for a command that has more than arguments.
+func (h *Host) StartCommand(c Command) (*Process, error) {
 	common := []string{"-etcd-endpoints=" + h.lab.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}
-	p, err := h.Run(Command{Args: append(common, args...)})
+	c.Args = append(common, c.Args...)
+	p, err := h.Run(c)
 	if err != nil {
 		return nil, err
 	}
