@@ -17,6 +17,7 @@ import (
 
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/machine"
+	"flanneld/pkg/lab/wait"
 )
 
 // soon is as long as anything on these hosts may take, a reboot included.
@@ -181,7 +182,7 @@ func (h *host) eventually(script string) string {
 	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
 	defer cancel()
 	var out string
-	err := lab.Poll(ctx, func() (err error) {
+	err := wait.Until(ctx, func() (err error) {
 		out, err = h.Run(ctx, script)
 		return err
 	})
@@ -336,7 +337,7 @@ func (h *host) replaced(before int) {
 	h.system.Helper()
 	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
 	defer cancel()
-	err := lab.Poll(ctx, func() error {
+	err := wait.Until(ctx, func() error {
 		if h.pid() == before {
 			return errors.New("flanneld is still the old one")
 		}

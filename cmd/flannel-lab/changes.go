@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/subnet"
@@ -141,7 +141,7 @@ func (s *scale) change(ctx context.Context, was, is objects, write func(*store) 
 // A store is as much of a registry as subnet.Release needs, and tells when the first write was done.
 type store struct {
 	registry.Registry
-	session *lab.Session
+	session *etcdkeys.Session
 	dir     string
 	wrote   time.Time
 }

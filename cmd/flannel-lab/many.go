@@ -10,6 +10,7 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lease"
 )
 
@@ -45,9 +46,9 @@ func (p peer) attrs(backend string) lease.Attrs {
 }
 
 // entry is the peer's key in etcd.
-func (p peer) entry(o overlay) (lab.Entry, error) {
+func (p peer) entry(o overlay) (etcdkeys.Entry, error) {
 	value, err := p.attrs(o.name).Encode()
-	return lab.Entry{Key: o.prefix + "/subnets/" + p.key(), Value: string(value)}, err
+	return etcdkeys.Entry{Key: o.prefix + "/subnets/" + p.key(), Value: string(value)}, err
 }
 
 // inKernel is what a kernel holds for the peer, but for the nexthop object.
@@ -89,7 +90,7 @@ func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, 
 
 // writeMany writes the config and the leases of an overlay.
 func (s *scale) writeMany(ctx context.Context, o overlay) error {
-	entries := []lab.Entry{{Key: o.prefix + "/config", Value: o.config}}
+	entries := []etcdkeys.Entry{{Key: o.prefix + "/config", Value: o.config}}
 	for i := range o.phantoms {
 		e, err := oneOfMany(i).entry(o)
 		if err != nil {

@@ -6,13 +6,14 @@ import (
 	"net/netip"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // A scale measures one host among many. It has a lab of its own, whose uplinks are on a network with room for all peers,
 // and where nothing else runs.
 type scale struct {
 	lab      *lab.Lab
-	etcd     *lab.Session
+	etcd     *etcdkeys.Session
 	plan     plan
 	progress func(format string, args ...any)
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 )
 
 // A path is a way between two endpoints whose speed is compared with that of others.
@@ -123,7 +124,7 @@ func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duratio
 func enough(ctx context.Context, pinger *lab.Pinger) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return lab.Poll(ctx, func() error {
+	return wait.Until(ctx, func() error {
 		if stats := pinger.Stats(); len(tail(stats.RTTs)) == 0 {
 			return fmt.Errorf("%d replies to %d pings", stats.Received, stats.Sent)
 		}

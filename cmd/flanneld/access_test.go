@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,86 +14,80 @@ import (
 // TestEtcdMayBeReadOnly: a user who may read the network and not write it is one condition, at
 // the start and later, however often it is tried; it has the command that ends it.
 func TestEtcdMayBeReadOnly(t *testing.T) {
-	for _, api := range []string{"v3", "v2"} {
-		t.Run(api, func(t *testing.T) {
-			c := newCluster(t, lab.Options{Hosts: 1})
-			const password = "hush-hush"
-			c.must(map[string]store{"v2": c.Etcd, "v3": c.Etcd.V3()}[api].Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
-			c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
-			h := c.Hosts[0]
-			p, err := h.Run(lab.Command{
-				Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-etcd-api=" + api, "-release-lease-on-exit"},
-				Env:  []string{"FLANNELD_ETCD_USERNAME=flannel-1", "FLANNELD_ETCD_PASSWORD=" + password, "FLANNELD_V=1"},
-			})
-			c.must(err)
-			quiet := func(times int) {
-				t.Helper()
-				for words, want := range map[string]int{
-					"level=ERROR":                      times,
-					"does not answer":                  0,
-					"answers again":                    0,
-					"cannot renew lease":               0,
-					`msg="etcd does not permit`:        times,
-					`msg="no longer: etcd does not pe`: times - 1,
-				} {
-					if n := lines(p, words); n != want {
-						t.Errorf("%d lines with %s, want %d", n, words, want)
-					}
-				}
-				if t.Failed() {
-					t.Fatal(p.Logs())
+	t.Parallel()
+	eachAPI(t, func(t *testing.T, api string) {
+		c := newCluster(t, lab.Options{Hosts: 1})
+		const password = "hush-hush"
+		c.must(c.Etcd.Store(api).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
+		h := c.Hosts[0]
+		p := c.launchCommand(h, lab.Command{
+			Args: []string{"-etcd-api=" + api, "-release-lease-on-exit"},
+			Env:  []string{"FLANNELD_ETCD_USERNAME=flannel-1", "FLANNELD_ETCD_PASSWORD=" + password, "FLANNELD_V=1"},
+		})
+		quiet := func(times int) {
+			t.Helper()
+			for words, want := range map[string]int{
+				"level=ERROR":                      times,
+				"does not answer":                  0,
+				"answers again":                    0,
+				"cannot renew lease":               0,
+				`msg="etcd does not permit`:        times,
+				`msg="no longer: etcd does not pe`: times - 1,
+			} {
+				if n := lines(p, words); n != want {
+					t.Errorf("%d lines with %s, want %d", n, words, want)
 				}
 			}
-			refused := func(what string, times int) {
-				t.Helper()
-				c.within(20*time.Second, "refusals", func() error {
-					if n := lines(p, "level=DEBUG", "registry refuses to "+what); n < times {
-						return fmt.Errorf("%d of %d:\n%s", n, times, p.Logs())
-					}
-					return nil
-				})
+			if t.Failed() {
+				t.Fatal(p.Logs())
 			}
-			permit := func() {
-				t.Helper()
-				command := commandOf(p, "etcd does not permit this host to write its lease", "permission=readwrite", "user=flannel-1", "key=/coreos.com/network/")
-				if strings.Contains(command, password) {
-					t.Errorf("the password is in %s", command)
-				}
-				c.paste(h, command, "ETCDCTL_PASSWORD="+password)
-			}
-			refused("lease a subnet", 2)
-			quiet(1)
-			permit()
-			c.must(p.WaitReady(c.ctx))
-
-			// Its key is deleted, and must not be made again.
-			c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
-			subnet := c.subnet(h)
-			do := map[string]string{
-				"v3": "ETCDCTL_API=3 etcdctl --endpoints=%s --user=root del %s/subnets/%s-%d",
-				"v2": "ETCDCTL_API=2 etcdctl --endpoints=%s --username=root rm %s/subnets/%s-%d",
-			}[api]
-			c.paste(h, fmt.Sprintf(do, c.Etcd.Endpoint(), c.prefix, subnet.Addr(), subnet.Bits()), "ETCDCTL_PASSWORD="+password)
-			refused("write the lease", 2)
-			quiet(2)
-			permit()
-			c.within(10*time.Second, "the lease is back", func() error {
-				if lines(p, "own lease is gone, making it again") == 0 {
-					return fmt.Errorf("log:\n%s", p.Logs())
+		}
+		refused := func(what string, times int) {
+			t.Helper()
+			c.within(20*time.Second, "refusals", func() error {
+				if n := lines(p, "level=DEBUG", "registry refuses to "+what); n < times {
+					return fmt.Errorf("%d of %d:\n%s", n, times, p.Logs())
 				}
 				return nil
 			})
-
-			c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
-			if code, err := p.Stop(c.ctx); err != nil || code != 0 || lines(p, "cannot give up the lease") != 1 {
-				t.Errorf("exit code %d, %v:\n%s", code, err, p.Logs())
+		}
+		permit := func() {
+			t.Helper()
+			command := c.says(p, "etcd does not permit this host to write its lease", "permission=readwrite", "user=flannel-1", "key=/coreos.com/network/")
+			if strings.Contains(command, password) {
+				t.Errorf("the password is in %s", command)
 			}
-		})
-	}
+			c.paste(h, command, "ETCDCTL_PASSWORD="+password)
+		}
+		refused("lease a subnet", 2)
+		quiet(1)
+		permit()
+		c.must(p.WaitReady(c.ctx))
+
+		// Its key is deleted, and must not be made again.
+		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
+		subnet := c.subnet(h)
+		do := map[string]string{
+			"v3": "ETCDCTL_API=3 etcdctl --endpoints=%s --user=root del %s/subnets/%s-%d",
+			"v2": "ETCDCTL_API=2 etcdctl --endpoints=%s --username=root rm %s/subnets/%s-%d",
+		}[api]
+		c.paste(h, fmt.Sprintf(do, c.Etcd.Endpoint(), c.prefix, subnet.Addr(), subnet.Bits()), "ETCDCTL_PASSWORD="+password)
+		refused("write the lease", 2)
+		quiet(2)
+		permit()
+		c.says(p, "own lease is gone, making it again")
+
+		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
+		if code, err := p.Stop(c.ctx); err != nil || code != 0 || lines(p, "cannot give up the lease") != 1 {
+			t.Errorf("exit code %d, %v:\n%s", code, err, p.Logs())
+		}
+	})
 }
 
 // TestEtcdMayRefuseTheLogin: that is one condition too, which names the flags.
 func TestEtcdMayRefuseTheLogin(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
 	const password = "hush-hush"
@@ -116,23 +109,4 @@ func TestEtcdMayRefuseTheLogin(t *testing.T) {
 		}
 		c.must(p.Kill(context.WithoutCancel(c.ctx)))
 	}
-}
-
-// commandOf returns the command field of the last line of a log that contains all of the words.
-func commandOf(p *lab.Process, words ...string) (command string) {
-	for line := range strings.Lines(p.Logs()) {
-		_, value, ok := strings.Cut(line, " command=")
-		for _, w := range words {
-			ok = ok && strings.Contains(line, w)
-		}
-		if !ok {
-			continue
-		}
-		if quoted, err := strconv.QuotedPrefix(value); err == nil {
-			command, _ = strconv.Unquote(quoted)
-		} else {
-			command, _, _ = strings.Cut(strings.TrimSpace(value), " ")
-		}
-	}
-	return command
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,18 +9,19 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // TestTwoStores: one etcd, one prefix, a config in both stores. They are two
 // networks, which do not see each other.
 func TestTwoStores(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 10})
 	old, auto := c.Hosts[:5], c.Hosts[5:]
 	c.putBoth()
 	start := func(hosts []*lab.Host, args ...string) {
 		for _, h := range hosts {
-			_, err := h.Start(args...)
-			c.must(err)
+			c.launch(h, args...)
 		}
 		for _, h := range hosts {
 			c.must(h.Flanneld().WaitReady(c.ctx))
@@ -69,14 +69,13 @@ func (c *cluster) putBoth() {
 // Hosts whose network lives in v2 stay there, a new one joins them, and none forgets it, even
 // when every lease is gone.
 func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 3})
 	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
 	first, joins, returns := c.Hosts[0], c.Hosts[1], c.Hosts[2]
 	start := func(h *lab.Host, args ...string) {
 		t.Helper()
-		_, err := h.Start(args...)
-		c.must(err)
-		c.must(h.Flanneld().WaitReady(c.ctx))
+		c.start(h, args...)
 		if got := c.subnet(h).String(); !strings.HasPrefix(got, "10.42.") {
 			t.Errorf("%s has %s", h.Name, got)
 		}
@@ -106,85 +105,72 @@ func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 // TestConfigIsElsewhere: without a config, the log says how to make one, and
 // where others are; then either store will do.
 func TestConfigIsElsewhere(t *testing.T) {
-	v2 := func(c *cluster) store { return c.Etcd }
-	v3 := func(c *cluster) store { return c.Etcd.V3() }
+	t.Parallel()
 	for _, f := range []struct {
 		name, args string
 		hint       []string
-		in         func(*cluster) store
+		api        string // where the config is written
 	}{
-		{"auto to v2", "", []string{"ETCDCTL_API=3 etcdctl --endpoints=http://172.31.200.1:2379 put /coreos.com/network/config", "ETCDCTL_API=2 etcdctl", "set /coreos.com/network/config"}, v2},
-		{"auto to v3", "", []string{"etcdctl", "there is one at /atomic.io/network/config in the v2 API"}, v3},
-		{"v2", "-etcd-api=v2", []string{"ETCDCTL_API=2", "set /coreos.com/network/config"}, v2},
-		{"v3", "-etcd-api=v3", []string{"ETCDCTL_API=3", "put /coreos.com/network/config"}, v3},
+		{"auto to v2", "", []string{"ETCDCTL_API=3 etcdctl --endpoints=http://172.31.200.1:2379 put /coreos.com/network/config", "ETCDCTL_API=2 etcdctl", "set /coreos.com/network/config"}, "v2"},
+		{"auto to v3", "", []string{"etcdctl", "there is one at /atomic.io/network/config in the v2 API"}, "v3"},
+		{"v2", "-etcd-api=v2", []string{"ETCDCTL_API=2", "set /coreos.com/network/config"}, "v2"},
+		{"v3", "-etcd-api=v3", []string{"ETCDCTL_API=3", "put /coreos.com/network/config"}, "v3"},
 	} {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
 			c.must(c.Etcd.Put(c.ctx, "/atomic.io/network/config", vxlanConfig, 0))
-			_, err := h.Start(strings.Fields(f.args)...)
-			c.must(err)
-			c.within(5*time.Second, "hint", func() error {
-				if logged(h, append([]string{"level=WARN", "network config is missing"}, f.hint...)...) != 1 {
-					return fmt.Errorf("log:\n%s", h.Flanneld().Logs())
-				}
-				return nil
-			})
-			c.must(f.in(c).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+			c.launch(h, strings.Fields(f.args)...)
+			c.saysTimes(h.Flanneld(), 1, append([]string{"level=WARN", "network config is missing"}, f.hint...)...)
+			keys := c.Etcd.Store(f.api)
+			c.must(keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
 			c.must(h.Flanneld().WaitReady(c.ctx))
 			subnet := c.subnet(h)
-			if _, err := f.in(c).Get(c.ctx, fmt.Sprintf("%s/subnets/%s-%d", c.prefix, subnet.Addr(), subnet.Bits())); err != nil {
+			if _, err := keys.Get(c.ctx, fmt.Sprintf("%s/subnets/%s-%d", c.prefix, subnet.Addr(), subnet.Bits())); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-// store is one of etcd's APIs.
-type store interface {
-	Put(ctx context.Context, key, value string, ttl time.Duration) error
-	Get(ctx context.Context, key string) (lab.Entry, error)
-	Delete(ctx context.Context, key string) error
-}
-
 // TestRelease: a host that is told to gives up its lease when it ends in good
 // order, and only then; the network stays as it is.
 func TestRelease(t *testing.T) {
-	for _, api := range []string{"v2", "v3"} {
-		t.Run(api, func(t *testing.T) {
-			c := newCluster(t, lab.Options{Hosts: 2})
-			keys := map[string]store{"v2": c.Etcd, "v3": c.Etcd.V3()}[api]
-			c.must(keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
-			h, other := c.Hosts[0], c.Hosts[1]
-			c.must(c.StartAll(c.ctx, "-release-lease-on-exit"))
-			before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
-			key := func(h *lab.Host) string {
-				return c.prefix + "/subnets/" + strings.ReplaceAll(c.subnet(h).String(), "/", "-")
+	t.Parallel()
+	eachAPI(t, func(t *testing.T, api string) {
+		c := newCluster(t, lab.Options{Hosts: 2})
+		keys := c.Etcd.Store(api)
+		c.must(keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+		h, other := c.Hosts[0], c.Hosts[1]
+		c.must(c.StartAll(c.ctx, "-release-lease-on-exit"))
+		before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
+		key := func(h *lab.Host) string {
+			return c.prefix + "/subnets/" + strings.ReplaceAll(c.subnet(h).String(), "/", "-")
+		}
+		code, err := h.Flanneld().Stop(c.ctx)
+		if err != nil || code != 0 {
+			t.Errorf("exit code %d, %v", code, err)
+		}
+		took := c.within(3*time.Second, "the lease ends", func() error {
+			e, err := keys.Get(c.ctx, key(h))
+			switch {
+			case errors.Is(err, etcdkeys.ErrNoKey):
+				return nil
+			case err == nil && (api == "v3" || !strings.Contains(e.Value, `"Leaving":true`)):
+				t.Errorf("the lease after the end: %+v", e)
 			}
-			code, err := h.Flanneld().Stop(c.ctx)
-			if err != nil || code != 0 {
-				t.Errorf("exit code %d, %v", code, err)
-			}
-			took := c.within(3*time.Second, "the lease ends", func() error {
-				e, err := keys.Get(c.ctx, key(h))
-				switch {
-				case errors.Is(err, lab.ErrNoKey):
-					return nil
-				case err == nil && (api == "v3" || !strings.Contains(e.Value, `"Leaving":true`)):
-					t.Errorf("the lease after the end: %+v", e)
-				}
-				return fmt.Errorf("there is %+v, %v", e, err)
-			})
-			t.Logf("the lease was gone %v after the end", took.Round(time.Millisecond))
-			if after := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(after.Links) != len(before.Links) {
-				t.Errorf("the kernel holds\n%s\nafterwards\n%s", before.Text(), after.Text())
-			}
-			c.must(other.Flanneld().Signal(os.Kill))
-			_, err = other.Flanneld().Wait(c.ctx)
-			c.must(err)
-			if _, err := keys.Get(c.ctx, key(other)); err != nil {
-				t.Errorf("the lease of a host that was killed: %v", err)
-			}
+			return fmt.Errorf("there is %+v, %v", e, err)
 		})
-	}
+		t.Logf("the lease was gone %v after the end", took.Round(time.Millisecond))
+		if after := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(after.Links) != len(before.Links) {
+			t.Errorf("the kernel holds\n%s\nafterwards\n%s", before.Text(), after.Text())
+		}
+		c.must(other.Flanneld().Signal(os.Kill))
+		_, err = other.Flanneld().Wait(c.ctx)
+		c.must(err)
+		if _, err := keys.Get(c.ctx, key(other)); err != nil {
+			t.Errorf("the lease of a host that was killed: %v", err)
+		}
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"flanneld/pkg/lab"
 )
@@ -14,6 +13,7 @@ import (
 // has none; where there is no other, that is said. One that a host has it keeps, and is told how to
 // leave it.
 func TestSubnetAvoidsTheLAN(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 4, Underlay: netip.MustParsePrefix("10.99.0.0/16")})
 	// Fifteen subnets on the LAN, and three beside it.
 	c.put("config", `{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.99.16.0","SubnetMax":"10.100.32.0","Backend":{"Type":"vxlan"}}`)
@@ -31,26 +31,18 @@ func TestSubnetAvoidsTheLAN(t *testing.T) {
 		t.Errorf("%s has %s", held.Name, got)
 	}
 	const words = "this host's subnet is a part of a network"
-	c.within(10*time.Second, "condition", func() error {
-		if logged(held, "level=WARN", words, "10.99.0.0/16 dev eth0") != 1 {
-			return fmt.Errorf("log:\n%s", held.Flanneld().Logs())
-		}
-		return nil
-	})
+	c.saysTimes(held.Flanneld(), 1, "level=WARN", words, "10.99.0.0/16 dev eth0")
 
 	// The third of the subnets beside the LAN is left for it; systemd is not here.
-	command := commandOf(held.Flanneld(), words)
-	_, err := held.Flanneld().Stop(c.ctx)
-	c.must(err)
+	command := c.says(held.Flanneld(), words)
+	c.stop(held.Flanneld())
 	between, stop := strings.CutPrefix(command, "systemctl stop flanneld; ")
 	between, start := strings.CutSuffix(between, "; systemctl start flanneld")
 	if !stop || !start {
 		t.Fatalf("suggested %s", command)
 	}
 	c.paste(held, between)
-	_, err = held.Start()
-	c.must(err)
-	c.must(held.Flanneld().WaitReady(c.ctx))
+	c.start(held)
 	if got := c.subnet(held); lan.Overlaps(got) {
 		t.Errorf("%s then has %s", held.Name, got)
 	}
@@ -58,12 +50,6 @@ func TestSubnetAvoidsTheLAN(t *testing.T) {
 	c.waitAllPairs()
 
 	last := all[3]
-	_, err = last.Start()
-	c.must(err)
-	c.within(10*time.Second, "error", func() error {
-		if logged(last, "level=ERROR", "no subnet can be used", "10.99.0.0/16", "SubnetMin") != 1 {
-			return fmt.Errorf("log:\n%s", last.Flanneld().Logs())
-		}
-		return nil
-	})
+	c.launch(last)
+	c.saysTimes(last.Flanneld(), 1, "level=ERROR", "no subnet can be used", "10.99.0.0/16", "SubnetMin")
 }

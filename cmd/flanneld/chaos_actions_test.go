@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // An action is something bad that happens to a host or to etcd.
@@ -56,7 +55,7 @@ func (m *mayhem) start(v *victim) {
 		"-subnet-file=" + v.file, "-ip-masq=true",
 	}}
 	if f := v.shape.filter; f != "" {
-		c.Env = []string{"PATH=" + variantOf(m.cluster, filepath.Join(m.Dir, v.Name, "sbin"), f) + ":" + os.Getenv("PATH")}
+		c.Env = []string{"PATH=" + pathWith(m.t, f)}
 	}
 	p, err := v.Run(c)
 	m.must(err)
@@ -109,19 +108,12 @@ func (m *mayhem) healEtcd(*victim) {
 // forget makes etcd forget what happened before.
 func (m *mayhem) forget(*victim) {
 	m.t.Helper()
-	if m.api == "v3" {
-		m.must(m.store.Put(m.ctx, "/elsewhere", "", 0)) // there is always something to forget
-		m.must(m.Etcd.V3().Compact(m.ctx))
-		return
-	}
-	for i := range 1100 { // v2 keeps a thousand events
-		m.must(m.store.Put(m.ctx, "/elsewhere", strconv.Itoa(i), 0))
-	}
+	m.must(m.store.Forget(m.ctx))
 }
 
 func (m *mayhem) deleteLease(v *victim) {
 	m.t.Helper()
-	if err := m.store.Delete(m.ctx, m.leaseKey(v)); !errors.Is(err, lab.ErrNoKey) {
+	if err := m.store.Delete(m.ctx, m.leaseKey(v)); !errors.Is(err, etcdkeys.ErrNoKey) {
 		m.must(err)
 	}
 }

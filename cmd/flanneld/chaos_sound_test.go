@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"flanneld/pkg/dataplane"
-	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // look returns what is wrong with the networks.
@@ -53,7 +53,7 @@ func (m *mayhem) soundLeases(n chaosNetwork, all []*victim) error {
 	if err != nil {
 		return err
 	}
-	held := map[string]lab.Entry{}
+	held := map[string]etcdkeys.Entry{}
 	for _, e := range entries {
 		held[e.Key] = e
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 const (
@@ -33,6 +34,7 @@ const (
 // backends (all), in turns, of which a short run has as many as there is time for.
 // CHAOS_SEED repeats the choices of another run, though not its timing.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	need(t, "ip", "nft", "iptables", "iptables-nft", "iptables-legacy")
 	total, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_TIME"), "20s"))
 	if err != nil {
@@ -81,7 +83,7 @@ type chaosOf struct {
 type mayhem struct {
 	*cluster
 	chaosOf
-	store    listedStore
+	store    etcdkeys.Store
 	random   *rand.Rand
 	machines []*machine
 	victims  []*victim
@@ -93,11 +95,6 @@ type mayhem struct {
 	actions   int
 	done      []string // all of it, for the one who has to understand a failure
 	slowest   time.Duration
-}
-
-type listedStore interface {
-	store
-	List(ctx context.Context, dir string) ([]lab.Entry, error)
 }
 
 // A machine is a host that has become one of the zoo.
@@ -142,10 +139,7 @@ func startMayhem(t *testing.T, of chaosOf, seed uint64, total time.Duration) *ma
 	ctx, cancel := context.WithTimeout(t.Context(), total+3*time.Minute)
 	t.Cleanup(cancel)
 	c.ctx = ctx
-	m := &mayhem{cluster: c, chaosOf: of, store: c.Etcd, random: rand.New(rand.NewPCG(seed, 0)), gateway: zooRouter}
-	if of.api == "v3" {
-		m.store = c.Etcd.V3()
-	}
+	m := &mayhem{cluster: c, chaosOf: of, store: c.Etcd.Store(of.api), random: rand.New(rand.NewPCG(seed, 0)), gateway: zooRouter}
 	t.Cleanup(m.tell)
 	m.putConfig()
 	m.shapeHosts()

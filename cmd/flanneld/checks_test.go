@@ -5,42 +5,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"flanneld/pkg/lab"
 )
-
-// says waits for a line with all the words, and returns the command in it. What was logged
-// before is not looked at.
-func (c *cluster) says(p *lab.Process, before int, words ...string) (command string) {
-	c.t.Helper()
-	c.within(10*time.Second, strings.Join(words, ", "), func() error {
-		for line := range strings.Lines(p.Logs()[before:]) {
-			all := true
-			for _, w := range words {
-				all = all && strings.Contains(line, w)
-			}
-			if all {
-				if m := commandField.FindStringSubmatch(line); m != nil {
-					command = strings.ReplaceAll(m[1]+m[2], `\"`, `"`)
-				}
-				return nil
-			}
-		}
-		return fmt.Errorf("it says\n%s", p.Logs())
-	})
-	return command
-}
-
-var commandField = regexp.MustCompile(`command=(?:"((?:[^"\\]|\\.)*)"|(\S+))`)
 
 // TestHostChecks: what others set up on a host in the way of the overlay is named with the
 // command that mends it, at the start and when it appears, once, and it is said when it
 // is over.
 func TestHostChecks(t *testing.T) {
+	t.Parallel()
 	need(t, "ip")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
@@ -53,18 +28,18 @@ func TestHostChecks(t *testing.T) {
 	c.must(c.StartAll(c.ctx))
 	p := h.Flanneld()
 	const docker, route, peer = "a bridge of docker", "a route of others leads packets for this host's containers", "a route of others leads packets for a peer's"
-	if command := c.says(p, 0, "WARN", docker, "device=docker0", "addr=172.17.0.1/16", "subnet=10.42.7.0/24"); command != "systemctl restart docker" {
+	if command := c.says(p, "WARN", docker, "device=docker0", "addr=172.17.0.1/16", "subnet=10.42.7.0/24"); command != "systemctl restart docker" {
 		t.Errorf("command %q", command)
 	}
 	// Docker restarted has the subnet; the stale route still wins.
 	restart := "ip addr flush dev docker0; ip addr add 10.42.7.1/24 dev docker0"
 	c.sh(h, restart)
-	c.says(p, 0, "INFO", "no longer: "+docker, "addr=172.17.0.1/16", "duration=")
+	c.says(p, "INFO", "no longer: "+docker, "addr=172.17.0.1/16", "duration=")
 	if got := c.sh(h, "ip route get 10.42.7.5"); !strings.Contains(got, "eth0") {
 		t.Fatalf("the stale route does not win: %s", got)
 	}
-	c.sh(h, c.says(p, 0, "WARN", route, "10.42.7.0/24 via "+gateway+" dev eth0"))
-	c.says(p, 0, "INFO", "no longer: "+route)
+	c.sh(h, c.says(p, "WARN", route, "10.42.7.0/24 via "+gateway+" dev eth0"))
+	c.says(p, "INFO", "no longer: "+route)
 
 	// Of routing rules no event tells but another one, or the minute.
 	const event = "; ip route add 10.42.250.0/24 dev docker0; ip route del 10.42.250.0/24"
@@ -87,12 +62,12 @@ func TestHostChecks(t *testing.T) {
 	} {
 		before := len(p.Logs())
 		c.sh(h, appears.do+event)
-		command := c.says(p, before, append([]string{"WARN"}, appears.said...)...)
+		command := c.saysAfter(p, before, append([]string{"WARN"}, appears.said...)...)
 		if appears.mend != "" {
 			command = appears.mend
 		}
 		c.sh(h, command+event)
-		c.says(p, before, "no longer: "+appears.said[0])
+		c.saysAfter(p, before, "no longer: "+appears.said[0])
 	}
 	if n := lines(p, "WARN", "device=docker0"); n != 4 {
 		t.Errorf("docker0 was named %d times", n)
@@ -102,6 +77,7 @@ func TestHostChecks(t *testing.T) {
 // TestTakenPlaces: what a host needs for itself and cannot have is an error that says who
 // is in the way, with the command; there is no READY before that is done, and then there is.
 func TestTakenPlaces(t *testing.T) {
+	t.Parallel()
 	need(t, "ip")
 	const vxlan, udp = vxlanConfig, udpConfig
 	me, kill := fmt.Sprintf("pid %d", os.Getpid()), fmt.Sprint("kill ", os.Getpid())
@@ -141,13 +117,13 @@ func TestTakenPlaces(t *testing.T) {
 		{"multi-queue", udp, run("ip tuntap add flannel0 mode tun multi_queue"), []string{"flannel0 is a TUN device with several queues"}, ""},
 	} {
 		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
 			c.put("config", x.config)
 			end := x.take(c)
-			p, err := h.Start()
-			c.must(err)
-			command := c.says(p, 0, append([]string{"ERROR", "the overlay lacks what it needs on this host"}, x.said...)...)
+			p := c.launch(h)
+			command := c.says(p, append([]string{"ERROR", "the overlay lacks what it needs on this host"}, x.said...)...)
 			if x.command != "" && !strings.HasPrefix(command, x.command) {
 				t.Errorf("command %q", command)
 			}
@@ -160,7 +136,7 @@ func TestTakenPlaces(t *testing.T) {
 				c.sh(h, command)
 			}
 			c.must(p.WaitReady(c.ctx))
-			c.says(p, 0, "INFO", "no longer: the overlay lacks")
+			c.says(p, "INFO", "no longer: the overlay lacks")
 			if n := lines(p, "ERROR"); n != 1 || lines(p, "refused") != 0 || lines(p, "left undone") != 0 {
 				t.Errorf("said %d times:\n%s", n, p.Logs())
 			}
@@ -170,6 +146,7 @@ func TestTakenPlaces(t *testing.T) {
 
 // TestTakenHealthPort: the daemon ends, and says who has the port.
 func TestTakenHealthPort(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	var l net.Listener
@@ -178,8 +155,7 @@ func TestTakenHealthPort(t *testing.T) {
 		return err
 	}))
 	defer l.Close()
-	p, err := h.Start("-healthz-port=8080")
-	c.must(err)
+	p := c.launch(h, "-healthz-port=8080")
 	if code, err := p.Wait(c.ctx); code != 1 || err != nil || logged(h, "ERROR", "address already in use", fmt.Sprintf("pid %d", os.Getpid()), "-healthz-port") != 1 {
 		t.Errorf("exit code %d, %v\n%s", code, err, p.Logs())
 	}
@@ -189,6 +165,7 @@ func TestTakenHealthPort(t *testing.T) {
 // reason, without READY and with the link as it was; one that only contains the link works, and
 // one that is the link, with subnets beside the hosts.
 func TestNetworkAndLAN(t *testing.T) {
+	t.Parallel()
 	need(t, "ip")
 	for _, x := range []struct {
 		name, network, min string
@@ -201,6 +178,7 @@ func TestNetworkAndLAN(t *testing.T) {
 		{"more", "172.16.0.0/12", "172.31.203.0", false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("172.31.200.0/22")})
 			h := c.Hosts[0]
 			c.put("config", fmt.Sprintf(`{"Network":"%s","SubnetLen":26,"SubnetMin":"%s","Backend":{"Type":"udp"}}`, x.network, x.min))
@@ -210,9 +188,8 @@ func TestNetworkAndLAN(t *testing.T) {
 				c.waitAllPairs()
 				return
 			}
-			p, err := h.Start()
-			c.must(err)
-			c.says(p, 0, "WARN", "network config is invalid", x.network+" takes the addresses of 172.31.200.0/22 dev eth0", "choose another Network")
+			p := c.launch(h)
+			c.says(p, "WARN", "network config is invalid", x.network+" takes the addresses of 172.31.200.0/22 dev eth0", "choose another Network")
 			if p.ReadyAfter() != 0 {
 				t.Error("READY")
 			}
@@ -230,6 +207,7 @@ func TestNetworkAndLAN(t *testing.T) {
 // does not go into the tunnel; where the address lies among what is leased, it does, unless a
 // longer route leads there.
 func TestNetworkWithAHostsAddress(t *testing.T) {
+	t.Parallel()
 	need(t, "ip")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
@@ -238,7 +216,7 @@ func TestNetworkWithAHostsAddress(t *testing.T) {
 	c.put("subnets/10.42.130.0-24", `{"PublicIP":"`+beside+`"}`)
 	c.put("subnets/10.42.131.0-24", `{"PublicIP":"`+among+`"}`)
 	c.must(c.StartAll(c.ctx))
-	command := c.says(h.Flanneld(), 0, "WARN", "the network contains the address of a host", "public_ip="+among, "peers=1")
+	command := c.says(h.Flanneld(), "WARN", "the network contains the address of a host", "public_ip="+among, "peers=1")
 	leads := func(to, device string) {
 		t.Helper()
 		if got := c.sh(h, "ip route get "+to); !strings.Contains(got, "dev "+device) {
@@ -249,5 +227,5 @@ func TestNetworkWithAHostsAddress(t *testing.T) {
 	leads(among, "flannel0")
 	c.sh(h, command)
 	leads(among, "eth0")
-	c.says(h.Flanneld(), 0, "no longer: the network contains the address of a host")
+	c.says(h.Flanneld(), "no longer: the network contains the address of a host")
 }

@@ -104,6 +104,7 @@ func (c *cluster) churn(h *lab.Host) (stop func() int) {
 // TestDockerChurn: on a host with thousands of links, where containers come and go all the time,
 // no list of all links is ever whole. The daemon starts, repairs and keeps its rules as ever.
 func TestDockerChurn(t *testing.T) {
+	// Alone: the links come and go under the kernel's lock.
 	need(t, "iptables", "nft")
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]
@@ -115,11 +116,8 @@ func TestDockerChurn(t *testing.T) {
 	begun = time.Now()
 	restart := func() *lab.Process {
 		t.Helper()
-		_, err := h.Flanneld().Stop(c.ctx)
-		c.must(err)
-		p, err := h.Start()
-		c.must(err)
-		c.must(p.WaitReady(c.ctx))
+		c.stop(h.Flanneld())
+		p := c.start(h)
 		return p
 	}
 	t.Run("starts", func(t *testing.T) {

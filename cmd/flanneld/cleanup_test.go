@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -45,21 +44,10 @@ func (c *cluster) legacyRules(h *lab.Host) string {
 	return c.sh(h, `for table in $(cat /proc/thread-self/net/ip_tables_names 2>/dev/null); do iptables-legacy-save -t $table; done`)
 }
 
-// legacyFirst is a directory for PATH, in which iptables is that of the legacy variant.
-func (c *cluster) legacyFirst() string {
-	c.t.Helper()
-	dir := c.t.TempDir()
-	for _, name := range []string{"iptables", "iptables-save", "iptables-restore"} {
-		path, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-legacy", 1))
-		c.must(err)
-		c.must(os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\nexec "+path+` "$@"`+"\n"), 0o755))
-	}
-	return dir
-}
-
 // TestCleanup: what a daemon of each backend has made goes, by the command or by the commands that it prints; what
 // another network on the host has stays.
 func TestCleanup(t *testing.T) {
+	t.Parallel()
 	for _, s := range []struct {
 		name, config string
 		args         []string
@@ -73,27 +61,24 @@ func TestCleanup(t *testing.T) {
 		{"udp", udpConfig, []string{"-ip-masq"}, syscall.SIGKILL, "", false},
 	} {
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
 			need(t, "ip", "bridge", "iptables", "iptables-legacy", "nft")
 			c := newCluster(t, lab.Options{Hosts: 2})
 			h := c.Hosts[0]
 			var env []string
 			if s.legacy {
-				env = []string{"PATH=" + c.legacyFirst() + ":" + os.Getenv("PATH")}
+				env = []string{"PATH=" + pathWith(t, "legacy")}
 			}
 			other := c.network("/other", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`)
 			for _, on := range c.Hosts {
 				c.must(other.start(on, nil, "-ip-masq").WaitReady(c.ctx))
 			}
 			c.put("config", s.config)
-			_, err := c.Hosts[1].Start(s.args...)
-			c.must(err)
-			c.must(c.Hosts[1].Flanneld().WaitReady(c.ctx))
+			c.start(c.Hosts[1], s.args...)
 			var p *lab.Process
 			start := func() {
 				t.Helper()
-				p, err = h.Run(lab.Command{Env: env, Args: append([]string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}, s.args...)})
-				c.must(err)
-				c.must(p.WaitReady(c.ctx))
+				p = c.startCommand(h, lab.Command{Env: env, Args: s.args})
 			}
 			stop := func() {
 				t.Helper()
@@ -158,6 +143,7 @@ func TestCleanup(t *testing.T) {
 
 // TestCleanupRefusesUnderAnOriginal: a flanneld that tells nobody of itself.
 func TestCleanupRefusesUnderAnOriginal(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]
 	sleep, err := os.ReadFile("/bin/sleep")
@@ -177,7 +163,7 @@ func TestCleanupRefusesUnderAnOriginal(t *testing.T) {
 	} {
 		p, err := o.on.Run(lab.Command{Path: path, Args: []string{"1000"}, Env: []string{"FLANNELD_SUBNET_FILE=" + o.file}})
 		c.must(err)
-		c.within(time.Second, "exec", func() error {
+		c.within(5*time.Second, "exec", func() error {
 			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID())); err != nil || string(comm) != "flanneld\n" {
 				return fmt.Errorf("%q, %v", comm, err)
 			}
@@ -194,6 +180,7 @@ func TestCleanupRefusesUnderAnOriginal(t *testing.T) {
 // TestWayBackToMisses: up to 0.8 the daemon answers the kernel's questions for the neighbours of containers. After the
 // README's commands, and after cleanup, the kernel asks; before, what ours has left answers in its place.
 func TestWayBackToMisses(t *testing.T) {
+	t.Parallel()
 	const flush = "ip route flush dev flannel.1; ip neigh flush dev flannel.1 nud permanent"
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -220,6 +207,7 @@ func TestWayBackToMisses(t *testing.T) {
 		}, true},
 	} {
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 2})
 			c.put("config", vxlanConfig)
 			c.must(c.StartAll(c.ctx))
@@ -231,8 +219,7 @@ func TestWayBackToMisses(t *testing.T) {
 				}
 				return nil
 			})
-			_, err := h.Flanneld().Stop(c.ctx)
-			c.must(err)
+			c.stop(h.Flanneld())
 			s.do(c, h)
 			// As releases up to 0.8 have the device.
 			subnet := c.subnet(h)

@@ -14,10 +14,15 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/wait"
 
 	"net/netip"
 )
 
+// Tests run side by side: each has hosts, an etcd, files and names of its own, and waits most of its time. A test that
+// does not call t.Parallel runs alone, before the others, for it measures times or takes all of the processors, or of
+// the lock under which the kernel changes networks; it says which.
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
 const (
@@ -53,6 +58,7 @@ type cluster struct {
 	t          *testing.T
 	ctx        context.Context
 	prefix     string
+	path       string           // PATH of flanneld and of shells; empty: that of this process
 	containers []*lab.Container // one a host, in order
 }
 
@@ -72,7 +78,7 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), slow(2*time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), slow(5*time.Minute))
 	l, err := lab.New(ctx, o)
 	if err != nil {
 		cancel()
@@ -114,15 +120,102 @@ func (c *cluster) must(err error) {
 	}
 }
 
+// eachAPI runs a test with each of etcd's APIs, side by side.
+func eachAPI(t *testing.T, test func(t *testing.T, api string)) {
+	for _, api := range []string{"v2", "v3"} {
+		t.Run(api, func(t *testing.T) {
+			t.Parallel()
+			test(t, api)
+		})
+	}
+}
+
+// launch starts flanneld on a host.
+func (c *cluster) launch(h *lab.Host, args ...string) *lab.Process {
+	c.t.Helper()
+	return c.launchCommand(h, lab.Command{Args: args})
+}
+
+func (c *cluster) launchCommand(h *lab.Host, command lab.Command) *lab.Process {
+	c.t.Helper()
+	if c.path != "" {
+		command.Env = append([]string{"PATH=" + c.path}, command.Env...)
+	}
+	p, err := h.StartCommand(command)
+	c.must(err)
+	return p
+}
+
+// start starts flanneld on a host and waits until it is ready.
+func (c *cluster) start(h *lab.Host, args ...string) *lab.Process {
+	c.t.Helper()
+	return c.startCommand(h, lab.Command{Args: args})
+}
+
+func (c *cluster) startCommand(h *lab.Host, command lab.Command) *lab.Process {
+	c.t.Helper()
+	p := c.launchCommand(h, command)
+	c.must(p.WaitReady(c.ctx))
+	return p
+}
+
+// stop ends a flanneld in good order.
+func (c *cluster) stop(p *lab.Process) {
+	c.t.Helper()
+	_, err := p.Stop(c.ctx)
+	c.must(err)
+}
+
+// need skips a test that needs a program which is not there.
+func need(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skipf("needs %s: %v", p, err)
+		}
+	}
+}
+
+// sh runs a shell command on a host and returns what it prints.
+func (c *cluster) sh(h *lab.Host, command string) string {
+	c.t.Helper()
+	out, err := c.try(h, command)
+	if err != nil {
+		c.t.Fatalf("%s on %s: %v", command, h.Name, err)
+	}
+	return out
+}
+
+func (c *cluster) try(h *lab.Host, command string) (string, error) {
+	var out []byte
+	err := h.Do(func() (err error) {
+		cmd := exec.CommandContext(c.ctx, "sh", "-c", command)
+		cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+filepath.Join(c.Dir, h.Name, "xtables.lock"))
+		if c.path != "" {
+			cmd.Env = append(cmd.Env, "PATH="+c.path)
+		}
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return string(out), err
+}
+
 // put writes a key below the prefix, without a TTL.
 func (c *cluster) put(key, value string) {
 	c.t.Helper()
 	c.must(c.Etcd.Put(c.ctx, c.prefix+"/"+key, value, 0))
 }
 
-func (c *cluster) addContainers() {
+// addContainers adds a container to each host, or to each of some.
+func (c *cluster) addContainers(some ...*lab.Host) {
 	c.t.Helper()
-	for _, h := range c.Hosts {
+	if some == nil {
+		some = c.Hosts
+	}
+	for _, h := range some {
 		k, err := h.AddContainer()
 		c.must(err)
 		c.containers = append(c.containers, k)
@@ -144,13 +237,13 @@ func (c *cluster) waitAllPairs() {
 	}
 }
 
-// slow is a deadline for this machine; see lab.Slow.
-func slow(d time.Duration) time.Duration { return d * time.Duration(lab.Slow()) }
+// slow is a deadline for this machine; see wait.Slow.
+func slow(d time.Duration) time.Duration { return d * time.Duration(wait.Slow()) }
 
 // transfer sends n bytes from each container to each other.
 func (c *cluster) transfer(n int64) {
 	c.t.Helper()
-	n /= int64(lab.Slow())
+	n /= int64(wait.Slow())
 	for _, a := range c.containers {
 		for _, b := range c.containers {
 			if a != b {
@@ -162,16 +255,10 @@ func (c *cluster) transfer(n int64) {
 	}
 }
 
-// within polls until check succeeds.
+// within waits until check succeeds.
 func (c *cluster) within(d time.Duration, what string, check func() error) time.Duration {
 	c.t.Helper()
-	start := time.Now()
-	ctx, cancel := context.WithTimeout(c.ctx, slow(d))
-	defer cancel()
-	if err := lab.Poll(ctx, check); err != nil {
-		c.t.Fatalf("%s: not within %v: %v", what, d, err)
-	}
-	return time.Since(start)
+	return wait.For(c.t, d, what, check)
 }
 
 func (c *cluster) subnet(h *lab.Host) netip.Prefix {
@@ -198,29 +285,11 @@ func (c *cluster) snapshot(h *lab.Host, network string, links ...string) datapla
 }
 
 // lease reads a host's value in etcd.
-func (c *cluster) lease(h *lab.Host) (key string, e lab.Entry) {
+func (c *cluster) lease(h *lab.Host) (key string, e etcdkeys.Entry) {
 	c.t.Helper()
 	s := c.subnet(h)
 	key = fmt.Sprintf("%s/subnets/%s-%d", c.prefix, s.Addr(), s.Bits())
 	e, err := c.Etcd.Get(c.ctx, key)
 	c.must(err)
 	return key, e
-}
-
-// logged counts the lines of a host's log that contain all of the words.
-func logged(h *lab.Host, words ...string) int { return lines(h.Flanneld(), words...) }
-
-// lines counts the lines of a daemon's log that contain all of the words.
-func lines(p *lab.Process, words ...string) int {
-	n := 0
-	for line := range strings.Lines(p.Logs()) {
-		all := true
-		for _, w := range words {
-			all = all && strings.Contains(line, w)
-		}
-		if all {
-			n++
-		}
-	}
-	return n
 }

@@ -10,8 +10,8 @@ import (
 // TestConfigChanges: a running host takes over what it can of a new network
 // config, and says what it can't.
 func TestConfigChanges(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables", "nft")
-	t.Parallel() // it waits most of the time
 	c := startCluster(t, 2, filters[0].config, "-ip-masq=true")
 	h := c.Hosts[0]
 	rules := c.sh(h, filters[0].rules)

@@ -20,6 +20,7 @@ import (
 // TestFullConnectionTable: when the kernel can track no more connections, and so drops packets of new
 // ones, that is named with the command. What runs goes on.
 func TestFullConnectionTable(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]
 	c.put("config", vxlanConfig)
@@ -46,12 +47,7 @@ func TestFullConnectionTable(t *testing.T) {
 	look := "ip link add sign type bridge; ip link set sign up; ip addr add 192.0.2.1/24 dev sign; ip link del sign" // what it looks at all for
 	c.sh(h, look)
 	command := fmt.Sprintf(`command="sysctl -w net.netfilter.nf_conntrack_max=%d"`, 2*most)
-	c.within(10*time.Second, "it is named", func() error {
-		if n := logged(h, "level=WARN", said, command); n != 1 {
-			return fmt.Errorf("said %d times:\n%s", n, h.Flanneld().Logs())
-		}
-		return nil
-	})
+	c.saysTimes(h.Flanneld(), 1, "level=WARN", said, command)
 	before := pinger.Stats().Sent
 	c.within(5*time.Second, "pings", func() error {
 		if pinger.Stats().Sent < before+100 {
@@ -64,12 +60,7 @@ func TestFullConnectionTable(t *testing.T) {
 	}
 	c.must(h.Do(flushConnectionTable))
 	c.sh(h, look)
-	c.within(10*time.Second, "it is over", func() error {
-		if n := logged(h, "no longer: ", said); n != 1 {
-			return fmt.Errorf("over %d times:\n%s", n, h.Flanneld().Logs())
-		}
-		return nil
-	})
+	c.saysTimes(h.Flanneld(), 1, "no longer: ", said)
 }
 
 // fillConnectionTable adds connections that have seen packets in both directions, which the kernel

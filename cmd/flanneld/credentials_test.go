@@ -13,6 +13,7 @@ import (
 // TestPassword: an etcd that wants to know who asks. A wrong password is waited
 // out, in case it is the server's that changes, and never told to anybody.
 func TestPassword(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))

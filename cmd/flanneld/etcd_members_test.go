@@ -16,6 +16,7 @@ import (
 	client "go.etcd.io/etcd/client/v3"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 )
 
 // TestEtcdMembersChangeUnderLoad: while peers come and go, the leader of a cluster of three is
@@ -23,54 +24,48 @@ import (
 // that etcd has acknowledged is missed, no subnet changes, no packet is lost, and a host that
 // joins then does so by the endpoints that are left.
 func TestEtcdMembersChangeUnderLoad(t *testing.T) {
-	for _, api := range []string{"v2", "v3"} {
-		t.Run(api, func(t *testing.T) {
-			c := newCluster(t, lab.Options{Hosts: 3, EtcdCluster: true})
-			one, err := c.Etcd.AddMember(c.ctx, 1)
-			c.must(err)
-			two, err := c.Etcd.AddMember(c.ctx, 2, one)
-			c.must(err)
-			s := newMemberStorm(c, api, one, two)
-			late := c.Hosts[2]
-			for _, h := range c.Hosts[:2] {
-				_, err := h.Start(s.args...)
-				c.must(err)
-			}
-			for _, h := range c.Hosts[:2] {
-				c.must(h.Flanneld().WaitReady(c.ctx))
-				k, err := h.AddContainer()
-				c.must(err)
-				c.containers = append(c.containers, k)
-			}
-			c.waitAllPairs()
-			subnets := []netip.Prefix{c.subnet(c.Hosts[0]), c.subnet(c.Hosts[1])}
-			p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-			c.must(err)
+	t.Parallel()
+	eachAPI(t, func(t *testing.T, api string) {
+		c := newCluster(t, lab.Options{Hosts: 3, EtcdCluster: true})
+		one, err := c.Etcd.AddMember(c.ctx, 1)
+		c.must(err)
+		two, err := c.Etcd.AddMember(c.ctx, 2, one)
+		c.must(err)
+		s := newMemberStorm(c, api, one, two)
+		late := c.Hosts[2]
+		for _, h := range c.Hosts[:2] {
+			c.launch(h, s.args...)
+		}
+		for _, h := range c.Hosts[:2] {
+			c.must(h.Flanneld().WaitReady(c.ctx))
+			c.addContainers(h)
+		}
+		c.waitAllPairs()
+		subnets := []netip.Prefix{c.subnet(c.Hosts[0]), c.subnet(c.Hosts[1])}
+		p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
+		c.must(err)
 
-			s.begin()
-			s.killLeader()
-			three, err := c.Etcd.AddMember(c.ctx, 3, s.others...)
-			c.must(err)
-			s.remove(two)
-			s.others = []*lab.Member{one, three}
-			s.killLeader()
-			s.end()
+		s.begin()
+		s.killLeader()
+		three, err := c.Etcd.AddMember(c.ctx, 3, s.others...)
+		c.must(err)
+		s.remove(two)
+		s.others = []*lab.Member{one, three}
+		s.killLeader()
+		s.end()
 
-			_, err = late.Start(s.args...)
-			c.must(err)
-			c.must(late.Flanneld().WaitReady(c.ctx))
-			want := s.wanted(subnets[0], subnets[1], c.subnet(late))
-			for i, h := range c.Hosts {
-				c.within(30*time.Second, "peers of "+h.Name, func() error { return s.knows(h, want) })
-				if i < 2 && c.subnet(h) != subnets[i] {
-					t.Errorf("%s had %s, has %s", h.Name, subnets[i], c.subnet(h))
-				}
+		c.start(late, s.args...)
+		want := s.wanted(subnets[0], subnets[1], c.subnet(late))
+		for i, h := range c.Hosts {
+			c.within(30*time.Second, "peers of "+h.Name, func() error { return s.knows(h, want) })
+			if i < 2 && c.subnet(h) != subnets[i] {
+				t.Errorf("%s had %s, has %s", h.Name, subnets[i], c.subnet(h))
 			}
-			if sent := p.Stop(); sent.Lost > 0 {
-				t.Errorf("lost %d of %d pings, for %v", sent.Lost, sent.Sent, sent.Outage)
-			}
-		})
-	}
+		}
+		if sent := p.Stop(); sent.Lost > 0 {
+			t.Errorf("lost %d of %d pings, for %v", sent.Lost, sent.Sent, sent.Outage)
+		}
+	})
 }
 
 // memberStorm is a cluster of etcd's with leases in it that come and go.
@@ -128,7 +123,7 @@ func (s *memberStorm) begin() {
 			}
 			// Without an answer it is not known whether it was done, so it is done again. What
 			// is begun is finished, or the end is not known.
-			err := lab.Poll(s.ctx, func() error { return s.write(s.ctx, key, value) })
+			err := wait.Until(s.ctx, func() error { return s.write(s.ctx, key, value) })
 			if err != nil {
 				return
 			}

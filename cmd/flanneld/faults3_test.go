@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
-	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,14 +17,10 @@ import (
 // TestEtcdCertificate has etcd show certificates that are not to be trusted. The
 // log is to say so, though what broke the connections was etcd's restart.
 func TestEtcdCertificate(t *testing.T) {
+	t.Parallel()
 	ours, others := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 	server := func(t *testing.T) string { return strings.ReplaceAll(t.Name(), "/", "-") }
-	secure := func(t *testing.T) lab.Options {
-		files := &lab.TLS{CA: ours.File}
-		files.ServerCert, files.ServerKey = ours.Issue(server(t), ofEtcd)
-		files.ClientCert, files.ClientKey = ours.Issue(server(t) + "-client")
-		return lab.Options{Hosts: 3, Underlay: netip.MustParsePrefix("172.31.200.0/22"), TLS: files}
-	}
+	secure := func(t *testing.T) lab.Options { return lab.Options{Hosts: 3, TLS: secured(ours, server(t))} }
 	eachStore(t, secure, func(s *stage) {
 		name, files := server(s.t), s.options.TLS
 		s.args = append(s.args, "-etcd-cafile="+files.CA, "-etcd-certfile="+files.ClientCert, "-etcd-keyfile="+files.ClientKey)
@@ -46,7 +40,9 @@ func TestEtcdCertificate(t *testing.T) {
 				s.endures(outage{
 					begin: func() error {
 						certFile, keyFile := bad.by.Issue(name, bad.change)
-						return errors.Join(copyFile(files.ServerCert, certFile), copyFile(files.ServerKey, keyFile), s.restartEtcd())
+						etcdtest.Replace(s.t, files.ServerCert, certFile)
+						etcdtest.Replace(s.t, files.ServerKey, keyFile)
+						return s.restartEtcd()
 					},
 					end: func() error {
 						ours.Issue(name, ofEtcd)
@@ -60,15 +56,16 @@ func TestEtcdCertificate(t *testing.T) {
 	})
 }
 
-func ofEtcd(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(172, 31, 200, 1)} }
-
-func copyFile(to, from string) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(to, b, 0o600)
+// secured are the files of an etcd with certificates of an authority, which has issued none of that name yet.
+func secured(by *etcdtest.Authority, name string) *lab.TLS {
+	files := &lab.TLS{CA: by.File}
+	files.ServerCert, files.ServerKey = by.Issue(name, ofEtcd)
+	files.ClientCert, files.ClientKey = by.Issue(name + "-client")
+	return files
 }
+
+// ofEtcd makes a certificate that of a lab's etcd.
+func ofEtcd(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(172, 31, 200, 1)} }
 
 func (s *stage) restartEtcd() error {
 	return errors.Join(s.Etcd.Kill(s.ctx), s.Etcd.Start(s.ctx))
@@ -77,6 +74,7 @@ func (s *stage) restartEtcd() error {
 // TestLastSubnet: of two hosts that want the last subnet one gets it, and the
 // other waits for the next, saying why and what to do.
 func TestLastSubnet(t *testing.T) {
+	t.Parallel()
 	eachStore(t, func(*testing.T) lab.Options { return lab.Options{Hosts: 4} }, func(s *stage) {
 		s.set("config", `{"Network":"10.42.0.0/28","SubnetLen":30,"Backend":{"Type":"vxlan"}}`) // subnets .4, .8 and .12
 		all := s.Hosts
@@ -88,8 +86,7 @@ func TestLastSubnet(t *testing.T) {
 
 		contenders := all[2:]
 		for _, h := range contenders {
-			_, err := h.Start(s.args...)
-			s.must(err)
+			s.launch(h, s.args...)
 		}
 		var won, waits *lab.Host
 		s.within(5*time.Second, "one has it and one waits", func() error {
@@ -102,26 +99,26 @@ func TestLastSubnet(t *testing.T) {
 			}
 			return errors.New("not yet")
 		})
-		s.must(times(waits, 1, "level=ERROR", "cannot lease a subnet", "out of subnets", "10.42.0.0/28", "3 subnets of length 30", "10.42.0.4 to 10.42.0.12", "3 leases"))
-		if err := times(waits, 1, "cannot lease a subnet", "delete", "SubnetLen"); err != nil {
-			s.t.Errorf("no advice: %v", err)
-		}
+		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", "cannot lease a subnet", "out of subnets", "10.42.0.0/28", "3 subnets of length 30", "10.42.0.4 to 10.42.0.12", "3 leases")
+		s.saysTimes(waits.Flanneld(), 1, "cannot lease a subnet", "delete", "SubnetLen")
 		s.must(won.Flanneld().WaitReady(s.ctx))
 		tr.end()
 
 		// A running owner would defend its lease.
-		_, err := all[0].Flanneld().Stop(s.ctx)
-		s.must(err)
+		s.stop(all[0].Flanneld())
 		key, _, err := s.ownLease(all[0])
 		s.must(err)
 		s.must(s.store.Delete(s.ctx, key))
 		freed := time.Now()
-		s.within(12*time.Second, "the subnet that became free", func() error { return times(waits, 1, "msg=ready") })
+		s.saysTimes(waits.Flanneld(), 1, "msg=ready")
 		took := time.Since(freed)
+		if took > 12*time.Second {
+			s.t.Errorf("it took %v to get the subnet that became free", took)
+		}
 		if _, e, err := s.ownLease(waits); err != nil || e.Key != key || !strings.Contains(e.Value, `"`+waits.Addr.String()+`"`) {
 			s.t.Errorf("the waiting host has %+v, %v, not %s", e, err, key)
 		}
-		s.must(times(waits, 1, "cannot lease a subnet"))
+		s.saysTimes(waits.Flanneld(), 1, "cannot lease a subnet")
 		s.t.Logf("%s won, %s got the next after %v", won.Name, waits.Name, took.Round(time.Millisecond))
 	})
 }
@@ -146,10 +143,8 @@ func (s *stage) slowEtcd() {
 		s.t.Errorf("a daemon takes %.2f %% of a CPU; that etcd is away was said %v times, and is now %v times", share*100, gone, now)
 	}
 	s.must(h.Flanneld().Kill(s.ctx))
-	p, err := h.Start(s.args...)
-	s.must(err)
-	s.must(p.WaitReady(s.ctx))
-	s.must(times(h, 0, awayLine))
+	p := s.start(h, s.args...)
+	s.saysTimes(h.Flanneld(), 0, awayLine)
 	cancel()
 	s.must(<-ended)
 	s.must(s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.89.0-24"))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,27 +12,14 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
-
-// apis are the stores that a network can be kept in.
-var apis = []struct {
-	name string
-	of   func(*cluster) faultyStore
-}{
-	{"v2", func(c *cluster) faultyStore { return c.Etcd }},
-	{"v3", func(c *cluster) faultyStore { return c.Etcd.V3() }},
-}
-
-type faultyStore interface {
-	store
-	PutAll(ctx context.Context, entries []lab.Entry) error
-}
 
 // A stage is a cluster whose network is kept in one of etcd's APIs, and to
 // which bad things happen, one row after another.
 type stage struct {
 	*cluster
-	store   faultyStore
+	store   etcdkeys.Store
 	options lab.Options
 	args    []string // of flanneld
 }
@@ -44,21 +30,13 @@ const (
 	backLine   = "registry answers again"
 )
 
-// eachStore plays the same on a cluster of each API. They run side by side,
-// since most of the time is waiting.
+// eachStore plays the same on a cluster of each API.
 func eachStore(t *testing.T, options func(*testing.T) lab.Options, play func(*stage)) {
-	t.Parallel()
-	for _, api := range apis {
-		t.Run(api.name, func(t *testing.T) {
-			t.Parallel()
-			o := options(t)
-			c := newCluster(t, o)
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			c.ctx = ctx
-			play(&stage{c, api.of(c), o, []string{"-etcd-api=" + api.name, "-healthz-ip=127.0.0.1", "-healthz-port=" + readyzPort}})
-		})
-	}
+	eachAPI(t, func(t *testing.T, api string) {
+		o := options(t)
+		c := newCluster(t, o)
+		play(&stage{c, c.Etcd.Store(api), o, []string{"-etcd-api=" + api, "-healthz-ip=127.0.0.1", "-healthz-port=" + readyzPort}})
+	})
 }
 
 func threeHosts(*testing.T) lab.Options { return lab.Options{Hosts: 3} }
@@ -92,7 +70,7 @@ func (s *stage) set(key, value string) {
 }
 
 // ownLease reads what a host has in the registry.
-func (s *stage) ownLease(h *lab.Host) (key string, e lab.Entry, err error) {
+func (s *stage) ownLease(h *lab.Host) (key string, e etcdkeys.Entry, err error) {
 	s.t.Helper()
 	subnet := s.subnet(h)
 	key = fmt.Sprintf("%s/subnets/%s-%d", s.prefix, subnet.Addr(), subnet.Bits())
@@ -255,7 +233,7 @@ func (s *stage) endures(o outage) {
 	if o.cause != nil {
 		s.once(10*time.Second, explained, cause...)
 	}
-	s.readyz(time.Second, "flanneld is ready, degraded: etcd does not answer since 20")
+	s.readyz(5*time.Second, "flanneld is ready, degraded: etcd does not answer since 20")
 	if o.during != nil {
 		o.during()
 	}
@@ -276,17 +254,18 @@ func (s *stage) endures(o outage) {
 	}
 	s.once(10*time.Second, back, backLine)
 	recovered := time.Since(served)
-	s.readyz(time.Second, "flanneld is ready")
+	s.readyz(5*time.Second, "flanneld is ready")
 	s.follows()
 	tr.end()
-	s.once(time.Second, gone, awayLine)
-	s.once(time.Second, back, backLine)
+	s.once(5*time.Second, gone, awayLine)
+	s.once(5*time.Second, back, backLine)
 	s.t.Logf("noticed after %v, CPU %.3f %%, etcd back after %v, all hosts %v later", noticed.Round(time.Millisecond),
 		share*100, served.Sub(ended).Round(time.Millisecond), recovered.Round(time.Millisecond))
 }
 
 // TestEtcdAway takes etcd away in all the ways there are.
 func TestEtcdAway(t *testing.T) {
+	t.Parallel()
 	need(t, "nft")
 	eachStore(t, threeHosts, func(s *stage) {
 		s.begin(upperConfig)
@@ -320,7 +299,7 @@ func TestEtcdAway(t *testing.T) {
 					}
 					s.must(s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.88.0-24"))
 					for _, h := range s.Hosts {
-						s.holds(h, 2*time.Second, subnet, "", "")
+						s.holds(h, 5*time.Second, subnet, "", "")
 					}
 				},
 			})

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // TestFight: another program takes away what is programmed, again and again. It is said
@@ -20,6 +21,7 @@ import (
 // FIGHT_PEERS is how many peers there are (200), and FIGHT_TIME how long it is watched
 // (10s).
 func TestFight(t *testing.T) {
+	t.Parallel()
 	peers, err := strconv.Atoi(cmp.Or(os.Getenv("FIGHT_PEERS"), "200"))
 	if err != nil {
 		t.Fatal(err)
@@ -31,27 +33,20 @@ func TestFight(t *testing.T) {
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	c.put("config", `{"Network":"10.42.0.0/16","SubnetLen":28,"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`)
-	var leases []lab.Entry
+	var leases []etcdkeys.Entry
 	for n := range peers {
-		leases = append(leases, lab.Entry{
+		leases = append(leases, etcdkeys.Entry{
 			Key:   fmt.Sprintf("%s/subnets/10.42.%d.%d-28", c.prefix, n>>4, n<<4&255),
 			Value: phantomValue(fmt.Sprintf("203.0.%d.%d", n>>8, n&255), fmt.Sprintf("0a:00:00:00:%02x:%02x", n>>8, n&255)),
 		})
 	}
 	c.must(c.Etcd.PutAll(c.ctx, leases))
-	p, err := h.Start("-iptables-forward-rules=false")
-	c.must(err)
-	c.must(p.WaitReady(c.ctx))
+	p := c.start(h, "-iptables-forward-rules=false")
 	begun, err := p.Usage()
 	c.must(err)
 	defer c.flushNeighbours(h)()
 
-	c.within(60*time.Second, "loud", func() error {
-		if lines(p, "keeps undoing our work") == 0 {
-			return fmt.Errorf("nothing is said by\n%s", p.Logs())
-		}
-		return nil
-	})
+	c.says(p, "keeps undoing our work")
 	before, err := p.Usage()
 	c.must(err)
 	said := lines(p)

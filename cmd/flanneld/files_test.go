@@ -18,15 +18,14 @@ import (
 // TestFilesAreRepaired: whatever people and programs do to subnet.env and the claim beside
 // it, the running daemon's values are back within a second or two.
 func TestFilesAreRepaired(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "flannel") // before the cluster, whose end it has to see
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
 	h.SubnetFile = filepath.Join(dir, "subnet.env")
 	claim := h.SubnetFile + ".lease"
-	p, err := h.Start()
-	c.must(err)
-	c.must(p.WaitReady(c.ctx))
+	p := c.start(h)
 	read := func(path string) string {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -146,6 +145,7 @@ func (c *cluster) unready(p *lab.Process) {
 // TestStartOnAFullDisk: docker must not start on an old subnet. A daemon that cannot write
 // subnet.env is not ready, keeps the network, and is ready when it can.
 func TestStartOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	disk := newSmallDisk(t)
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", upperConfig)
@@ -153,17 +153,11 @@ func TestStartOnAFullDisk(t *testing.T) {
 	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
 	said := func(words ...string) {
 		t.Helper()
-		c.within(5*time.Second, strings.Join(words, ", "), func() error {
-			if n := logged(h, words...); n != 1 {
-				return fmt.Errorf("said %d times", n)
-			}
-			return nil
-		})
+		c.saysTimes(h.Flanneld(), 1, words...)
 	}
 
 	disk.fill()
-	p, err := h.Start()
-	c.must(err)
+	p := c.launch(h)
 	said("level=ERROR", "cannot write the subnet file, will retry", h.SubnetFile, "no space left on device", "READY waits for it")
 	said("level=WARN", "cannot note the claim on the lease, will retry", "no space left on device")
 	c.within(5*time.Second, "the network", func() error {
@@ -184,29 +178,24 @@ func TestStartOnAFullDisk(t *testing.T) {
 	if len(left) > 0 || err != nil {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
-	_, err = p.Stop(c.ctx)
-	c.must(err)
+	c.stop(p)
 
 	// A file of a run before names a subnet that cannot be this host's.
 	stale := []byte("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
 	own := c.subnet(h)
 	c.must(os.WriteFile(h.SubnetFile, stale, 0o644))
 	disk.fill()
-	p, err = h.Start()
-	c.must(err)
-	c.must(p.WaitReady(c.ctx)) // the old one made room
+	p = c.start(h) // the old one made room
 	said("removed the subnet file, which named another subnet and cannot be replaced", "before=10.42.7.0/24")
 	if got := c.subnet(h); got != own {
 		t.Errorf("the file names %s, not %s", got, own)
 	}
-	_, err = p.Stop(c.ctx)
-	c.must(err)
+	c.stop(p)
 
 	c.must(os.WriteFile(h.SubnetFile, stale, 0o644))
 	dir := filepath.Dir(h.SubnetFile)
 	c.must(syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
-	p, err = h.Start()
-	c.must(err)
+	p = c.launch(h)
 	said("level=ERROR", "cannot write the subnet file, will retry", "read-only file system", "it names 10.42.7.0/24, which is not this host's")
 	c.unready(p)
 	c.must(syscall.Mount("", dir, "", syscall.MS_REMOUNT, ""))
@@ -219,14 +208,13 @@ func TestStartOnAFullDisk(t *testing.T) {
 // TestSubnetLostOnAFullDisk: a host that gets another subnet while nothing can be written
 // has no file that names the old one, which is another host's by then.
 func TestSubnetLostOnAFullDisk(t *testing.T) {
+	t.Parallel()
 	disk := newSmallDisk(t)
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
 	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
-	p, err := h.Start()
-	c.must(err)
-	c.must(p.WaitReady(c.ctx))
+	p := c.start(h)
 	key, _ := c.lease(h)
 	old := c.subnet(h)
 
@@ -235,12 +223,7 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 	c.must(c.Etcd.Delete(c.ctx, key))
 	c.must(c.Etcd.Put(c.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
 	c.must(p.Signal(syscall.SIGCONT))
-	c.within(10*time.Second, "another subnet", func() error {
-		if logged(h, "this host has another subnet now", old.String()) != 1 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	c.saysTimes(h.Flanneld(), 1, "this host has another subnet now", old.String())
 	named := func() error {
 		env, err := h.ReadSubnet()
 		if err == nil && env.Subnet.Masked() == old {
@@ -271,10 +254,5 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 		}
 		return err
 	})
-	c.within(time.Second, "log", func() error {
-		if n := logged(h, "level=WARN", "restart docker"); n != 1 {
-			return fmt.Errorf("said %d times that docker is to be restarted", n)
-		}
-		return nil
-	})
+	c.saysTimes(h.Flanneld(), 1, "level=WARN", "restart docker")
 }

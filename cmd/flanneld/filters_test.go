@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -43,9 +41,11 @@ var foreignFilters = []struct {
 // TestForeignPacketFilters: wherever the rules are kept, and whatever else drops forwarded
 // packets on the host, before the daemon starts or later, the overlay's pass.
 func TestForeignPacketFilters(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
 	for _, k := range keepers {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 2})
 			h := c.Hosts[0]
 			c.put("config", k.config)
@@ -53,11 +53,10 @@ func TestForeignPacketFilters(t *testing.T) {
 			c.sh(h, first.apply)
 			var p *lab.Process
 			for _, h := range c.Hosts {
-				started, err := h.Run(lab.Command{
-					Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true"},
+				started := c.launchCommand(h, lab.Command{
+					Args: []string{"-ip-masq=true"},
 					Env:  []string{"PATH=" + variantPath(t, k.iptables)},
 				})
-				c.must(err)
 				if p == nil {
 					p = started
 				}
@@ -70,12 +69,7 @@ func TestForeignPacketFilters(t *testing.T) {
 					c.sh(h, f.apply)
 				}
 				if f.unreachable != "" && k.iptables == "" {
-					c.within(10*time.Second, f.name+" is named", func() error {
-						if lines(p, "level=WARN", f.unreachable) == 0 {
-							return errors.New(p.Logs())
-						}
-						return nil
-					})
+					c.says(p, "level=WARN", f.unreachable)
 				} else {
 					c.within(10*time.Second, "pings with "+f.name, func() error { return c.pingBothWays() })
 				}
@@ -106,37 +100,10 @@ func (c *cluster) pingBothWays() error {
 	return nil
 }
 
-// variantPath is a PATH with the programs of iptables, of which those without a variant in
-// their names are of this one; or with none at all.
-func variantPath(t *testing.T, variant string) string {
-	t.Helper()
-	dir := t.TempDir()
-	if variant == "" {
-		return dir
-	}
-	for _, does := range []string{"", "-save", "-restore"} {
-		for _, v := range []string{"nft", "legacy"} {
-			path, err := exec.LookPath("iptables-" + v + does)
-			if err != nil {
-				t.Fatal(err)
-			}
-			names := []string{"iptables-" + v + does}
-			if v == variant {
-				names = append(names, "iptables"+does)
-			}
-			for _, name := range names {
-				if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-	}
-	return dir
-}
-
 // TestClosedTunnelPortIsNamed: at the start and when it becomes so, with a command that
 // opens it for the tool that closes it.
 func TestClosedTunnelPortIsNamed(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
 	const (
 		input = `echo 'table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established,related accept; ip protocol icmp accept; }; }' | nft -f -`
@@ -164,12 +131,7 @@ func TestClosedTunnelPortIsNamed(t *testing.T) {
 			"iptables-nft -P INPUT ACCEPT; iptables-nft -P FORWARD ACCEPT; iptables-nft -F; iptables-nft -X"},
 	} {
 		c.sh(h, f.apply)
-		c.within(10*time.Second, f.name+" is named", func() error {
-			if n := logged(h, "level=WARN", said, `command="`+f.command+`"`); n != 1 {
-				return fmt.Errorf("said %d times:\n%s", n, h.Flanneld().Logs())
-			}
-			return nil
-		})
+		c.saysTimes(h.Flanneld(), 1, "level=WARN", said, `command="`+f.command+`"`)
 		if c.pingBothWays() == nil {
 			t.Errorf("%s: the port is open", f.name)
 		}
@@ -188,17 +150,16 @@ func TestClosedTunnelPortIsNamed(t *testing.T) {
 // the overlay's packets, with the command where there is one. Here firewalld cannot be
 // asked.
 func TestOwnedTables(t *testing.T) {
+	t.Parallel()
 	need(t, "nft")
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]
 	c.put("config", vxlanConfig)
 	var p *lab.Process
 	for _, on := range c.Hosts {
-		started, err := on.Run(lab.Command{
-			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + on.SubnetFile},
-			Env:  []string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"},
+		started := c.launchCommand(on, lab.Command{
+			Env: []string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"},
 		})
-		c.must(err)
 		c.must(started.WaitReady(c.ctx))
 		if on == h {
 			p = started
@@ -213,12 +174,7 @@ func TestOwnedTables(t *testing.T) {
 		owner := c.nftOwner(h)
 		owner("add table inet %[1]s { flags owner; }\nadd chain inet %[1]s forward { type filter hook forward priority 10; policy accept; }\n"+
 			"add rule inet %[1]s forward ct state established accept\nadd rule inet %[1]s forward reject\n", o.table)
-		c.within(10*time.Second, o.table+" is named", func() error {
-			if n := lines(p, "level=WARN", o.text, o.command); n != 1 {
-				return fmt.Errorf("said %d times:\n%s", n, p.Logs())
-			}
-			return nil
-		})
+		c.saysTimes(p, 1, "level=WARN", o.text, o.command)
 		if c.pingBothWays() == nil {
 			t.Errorf("%s does not drop packets", o.table)
 		}
@@ -259,6 +215,7 @@ func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 // TestNFTablesAreWatchedWithoutPrivileges: what the unit and the image leave a daemon is enough
 // to be told of changes, which else are seen after a minute.
 func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
+	t.Parallel()
 	need(t, "nft", "setpriv")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
@@ -282,6 +239,7 @@ func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
 // TestManyChainsOfOthers: where others have thousands of chains and keep changing them, looking
 // for what drops the tunnel's packets takes a small part of a processor.
 func TestManyChainsOfOthers(t *testing.T) {
+	t.Parallel()
 	need(t, "nft")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -12,53 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"flanneld/pkg/lab"
 )
-
-// forger sends whole IPv4 packets of any source from a host.
-type forger struct {
-	fd int
-	to netip.Addr
-}
-
-func (c *cluster) forger(h *lab.Host, to netip.Addr) forger {
-	c.t.Helper()
-	f := forger{to: to}
-	c.must(h.Do(func() (err error) {
-		f.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-		return err
-	}))
-	c.t.Cleanup(func() { unix.Close(f.fd) })
-	return f
-}
-
-// fragment sends a part of what follows the IP header. offset counts 8 bytes.
-func (f forger) fragment(from netip.Addr, id uint16, offset int, more bool, part []byte) {
-	b := make([]byte, 20, 20+len(part))
-	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(b[2:], uint16(20+len(part)))
-	binary.BigEndian.PutUint16(b[4:], id)
-	word := uint16(offset)
-	if more {
-		word |= 0x2000
-	}
-	binary.BigEndian.PutUint16(b[6:], word)
-	copy(b[12:], from.AsSlice())
-	copy(b[16:], f.to.AsSlice())
-	// What the kernel has no room for is lost, as on any way.
-	_ = unix.Sendto(f.fd, append(b, part...), 0, &unix.SockaddrInet4{Addr: f.to.As4()})
-}
-
-// inUDP is a UDP datagram without a checksum.
-func inUDP(from, to uint16, payload []byte) []byte {
-	b := make([]byte, 8, 8+len(payload))
-	binary.BigEndian.PutUint16(b, from)
-	binary.BigEndian.PutUint16(b[2:], to)
-	binary.BigEndian.PutUint16(b[4:], uint16(8+len(payload)))
-	return append(b, payload...)
-}
 
 // fragmentMemory is what the kernel of a host holds in fragments, and may hold, in bytes.
 func (c *cluster) fragmentMemory(h *lab.Host) (held, most int) {
@@ -85,6 +39,7 @@ func (c *cluster) fragmentMemory(h *lab.Host) (held, most int) {
 // never become whole, overlap or claim too much cost the kernel no more than its limit, and the
 // daemon and the network nothing.
 func TestOuterFragments(t *testing.T) {
+	// Alone: the flood takes all of the processors.
 	for _, backend := range []struct {
 		config string
 		port   uint16
@@ -93,17 +48,13 @@ func TestOuterFragments(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 3})
 			c.put("config", backend.config)
 			for _, h := range c.Hosts[:2] {
-				_, err := h.Start("-ip-masq=true")
-				c.must(err)
-				c.must(h.Flanneld().WaitReady(c.ctx))
-				k, err := h.AddContainer()
-				c.must(err)
-				c.containers = append(c.containers, k)
+				c.start(h, "-ip-masq=true")
+				c.addContainers(h)
 			}
 			c.waitAllPairs()
 			h, peer, victim := c.Hosts[0], c.Hosts[1].Addr, c.containers[0]
 			received := c.listener(victim, 7777)
-			f := c.forger(c.Hosts[2], h.Addr)
+			f := c.forger(c.Hosts[2])
 			outer := func(text string) []byte {
 				p := inner(c.containers[1].Addr, victim.Addr, 7777, text)
 				if backend.port == 8472 {
@@ -129,7 +80,7 @@ func TestOuterFragments(t *testing.T) {
 					pieces = []piece{{0, 8}, {8, 16}, {16, len(whole)}}
 				}
 				for _, p := range pieces {
-					f.fragment(peer, uint16(9000+id), p.at/8, p.end < len(whole), whole[p.at:p.end])
+					f.fragment(peer, h.Addr, uint16(9000+id), p.at/8, p.end < len(whole), whole[p.at:p.end])
 				}
 				if got := received(2 * time.Second); got != name && id != 2 { // a kernel may drop what it has a piece of twice
 					t.Errorf("%s: received %q", name, got)
@@ -154,14 +105,14 @@ func TestOuterFragments(t *testing.T) {
 				id := uint16(r.Uint32())
 				switch i % 4 {
 				case 0: // never the rest
-					f.fragment(from, id, 0, true, part)
+					f.fragment(from, h.Addr, id, 0, true, part)
 				case 1: // never the first
-					f.fragment(from, id, 1+r.IntN(180), r.IntN(2) == 0, part)
+					f.fragment(from, h.Addr, id, 1+r.IntN(180), r.IntN(2) == 0, part)
 				case 2: // overlapping
-					f.fragment(from, id, 0, true, part)
-					f.fragment(from, id, max(0, len(part)/8-1-r.IntN(20)), r.IntN(2) == 0, part)
+					f.fragment(from, h.Addr, id, 0, true, part)
+					f.fragment(from, h.Addr, id, max(0, len(part)/8-1-r.IntN(20)), r.IntN(2) == 0, part)
 				case 3: // beyond 65,535 bytes
-					f.fragment(from, id, 0x1fff-r.IntN(4), false, part)
+					f.fragment(from, h.Addr, id, 0x1fff-r.IntN(4), false, part)
 				}
 				if i%1000 == 0 {
 					now, most := c.fragmentMemory(h)

@@ -20,6 +20,7 @@ import (
 // half a request, and opens others for those that are dropped. Probes are answered, memory and
 // descriptors are bounded, and packet filter rules, whose repair needs descriptors, are repaired.
 func TestSlowConnectionsToTheHealthPort(t *testing.T) {
+	t.Parallel()
 	const attackers, descriptors, mostMemory = 2000, 1024, 16 << 20
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
@@ -67,7 +68,7 @@ func TestSlowConnectionsToTheHealthPort(t *testing.T) {
 		})
 	}
 
-	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: slow(time.Second)}
+	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: slow(3 * time.Second)}
 	for range 20 {
 		r, err := client.Get("http://127.0.0.1:8080/readyz")
 		if err != nil {

@@ -65,14 +65,15 @@ func skipped(h *lab.Host, reason string) (sum int) {
 }
 
 func TestHostileValuesLater(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, upperConfig)
 	testHostile(t, c, false)
 }
 
 func TestHostileValuesAtStart(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, upperConfig)
-	_, err := c.Hosts[0].Flanneld().Stop(c.ctx)
-	c.must(err)
+	c.stop(c.Hosts[0].Flanneld())
 	testHostile(t, c, true)
 }
 
@@ -87,9 +88,7 @@ func testHostile(t *testing.T, c *cluster, atStart bool) {
 	}
 	c.must(c.Etcd.Put(c.ctx, c.prefix+"/subnets/10.42.120.0-24/below", "x", 0)) // a directory
 	if atStart {
-		_, err := h.Start()
-		c.must(err)
-		c.must(h.Flanneld().WaitReady(c.ctx))
+		c.start(h)
 	}
 	// A good peer that comes last shows that all before it was read.
 	c.phantom("10.42.77.0-24", "203.0.113.77", "0e:00:00:00:00:77")
@@ -132,22 +131,19 @@ func testHostile(t *testing.T, c *cluster, atStart bool) {
 	// A newcomer finds its place among all that.
 	last := c.Hosts[2]
 	key, _ := c.lease(last)
-	_, err = last.Flanneld().Stop(c.ctx)
-	c.must(err)
+	c.stop(last.Flanneld())
 	c.must(os.Remove(last.SubnetFile))
 	c.must(c.Etcd.Delete(c.ctx, key))
-	_, err = last.Start()
-	c.must(err)
-	c.must(last.Flanneld().WaitReady(c.ctx))
+	c.start(last)
 }
 
 // TestHostileConfigs: a config that is not accepted is named once and waited
 // out.
 func TestHostileConfigs(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
-	_, err := h.Start()
-	c.must(err)
+	c.launch(h)
 	for _, f := range []struct{ config, want string }{
 		{`{`, "is not complete JSON"},
 		{`{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}`, "accepted is one of alloc, host-gw, udp, vxlan"},
@@ -155,12 +151,7 @@ func TestHostileConfigs(t *testing.T) {
 		{strings.Repeat("x", 1<<20), "is 1048576 bytes long"},
 	} {
 		c.put("config", f.config)
-		c.within(3*time.Second, f.want, func() error {
-			if n := logged(h, f.want); n != 1 {
-				return fmt.Errorf("said %d times", n)
-			}
-			return nil
-		})
+		c.saysTimes(h.Flanneld(), 1, f.want)
 	}
 	c.put("config", vxlanConfig)
 	c.must(h.Flanneld().WaitReady(c.ctx))

@@ -10,33 +10,25 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lease"
 )
 
 // keyedCluster is a cluster whose leases are in one of etcd's stores.
 type keyedCluster struct {
 	*cluster
-	keys store
+	keys etcdkeys.Store
 }
 
 // eachKeyed runs a test with hosts that have not started yet, in each of etcd's stores.
 func eachKeyed(t *testing.T, hosts int, test func(t *testing.T, n *keyedCluster)) {
-	for _, api := range []string{"v2", "v3"} {
-		t.Run(api, func(t *testing.T) {
-			need(t, "ip")
-			c := newCluster(t, lab.Options{Hosts: hosts})
-			n := &keyedCluster{c, map[string]store{"v2": c.Etcd, "v3": c.Etcd.V3()}[api]}
-			c.must(n.keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
-			test(t, n)
-		})
-	}
-}
-
-func (n *keyedCluster) start(h *lab.Host, args ...string) {
-	n.t.Helper()
-	_, err := h.Start(args...)
-	n.must(err)
-	n.must(h.Flanneld().WaitReady(n.ctx))
+	eachAPI(t, func(t *testing.T, api string) {
+		need(t, "ip")
+		c := newCluster(t, lab.Options{Hosts: hosts})
+		n := &keyedCluster{c, c.Etcd.Store(api)}
+		c.must(n.keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+		test(t, n)
+	})
 }
 
 // held reads a host's lease in etcd.
@@ -83,9 +75,11 @@ func (n *keyedCluster) addDevice(h *lab.Host, mac string) {
 // TestClonedHost: a host that comes with the files of one that lives, and with a device
 // of its MAC, gets a subnet and a MAC of its own; the other keeps both.
 func TestClonedHost(t *testing.T) {
+	t.Parallel()
 	const down = "files, while the first one's flanneld is down"
 	for _, name := range []string{"files", "files and device", down} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
 				first, clone, third := n.Hosts[0], n.Hosts[1], n.Hosts[2]
 				n.start(first)
@@ -120,6 +114,7 @@ func TestClonedHost(t *testing.T) {
 
 // TestMovedHost: the files of a host that is gone give the next one its subnet.
 func TestMovedHost(t *testing.T) {
+	t.Parallel()
 	eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
 		gone, next, third := n.Hosts[0], n.Hosts[1], n.Hosts[2]
 		n.start(gone)
@@ -147,6 +142,7 @@ func TestMovedHost(t *testing.T) {
 // TestFirstOwnerReturns: a host that was away while another one took its subnet by a copy
 // of its files sets its lease back, and the other one gives way.
 func TestFirstOwnerReturns(t *testing.T) {
+	t.Parallel()
 	eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
 		first, clone, third := n.Hosts[0], n.Hosts[1], n.Hosts[2]
 		n.start(first)
@@ -179,6 +175,7 @@ func TestFirstOwnerReturns(t *testing.T) {
 // TestOneMACOnTwoHosts: hosts whose devices have one MAC at their start do not stay cut
 // off from each other, even if they start in the same instant.
 func TestOneMACOnTwoHosts(t *testing.T) {
+	t.Parallel()
 	eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
 		const mac = "02:00:00:00:00:42"
 		n.addDevice(n.Hosts[0], mac)
@@ -196,6 +193,7 @@ func TestOneMACOnTwoHosts(t *testing.T) {
 // TestOlderLeaseKeepsMAC: when a peer comes to have the MAC of this host, the newer of
 // the two leases changes its own, in etcd and on the device.
 func TestOlderLeaseKeepsMAC(t *testing.T) {
+	t.Parallel()
 	n := &keyedCluster{cluster: newCluster(t, lab.Options{Hosts: 1})}
 	n.keys = n.Etcd.V3()
 	peer := func(mac string) string {
@@ -208,12 +206,7 @@ func TestOlderLeaseKeepsMAC(t *testing.T) {
 	n.start(h)
 	mac, subnet := n.mac(h), n.subnet(h)
 	put("10.42.2.0-24", mac) // newer than ours
-	n.within(5*time.Second, "the newer one is left out", func() error {
-		if logged(h, "skipped peers", "is our own") == 0 {
-			return os.ErrNotExist
-		}
-		return nil
-	})
+	n.says(h.Flanneld(), "skipped peers", "is our own")
 	if n.mac(h) != mac {
 		t.Errorf("the MAC became %s for a newer lease", n.mac(h))
 	}
@@ -239,8 +232,10 @@ func TestOlderLeaseKeepsMAC(t *testing.T) {
 // TestOnePublicIPOnTwoHosts: of two hosts with one public IP the older lease works, and
 // the first one's log says what to do.
 func TestOnePublicIPOnTwoHosts(t *testing.T) {
+	t.Parallel()
 	for name, mac := range map[string]string{"same MAC": "", "another MAC": "02:00:00:00:00:42"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
 				first, second, third := n.Hosts[0], n.Hosts[1], n.Hosts[2]
 				n.start(first)
@@ -250,14 +245,8 @@ func TestOnePublicIPOnTwoHosts(t *testing.T) {
 				if mac != "" {
 					n.addDevice(second, mac)
 				}
-				_, err := second.Start("-public-ip=" + first.Addr.String())
-				n.must(err)
-				n.within(10*time.Second, "it is reported", func() error {
-					if logged(first, "own lease was written by somebody else", "-public-ip", "-iface", "public_ip="+first.Addr.String()) == 0 {
-						return os.ErrNotExist
-					}
-					return nil
-				})
+				n.launch(second, "-public-ip="+first.Addr.String())
+				n.says(first.Flanneld(), "own lease was written by somebody else", "-public-ip", "-iface", "public_ip="+first.Addr.String())
 				n.must(second.Flanneld().WaitReady(n.ctx))
 				n.within(10*time.Second, "the first one's lease is what it was", func() error {
 					if _, now := n.held(first); now != before || n.subnet(first) != subnet || mac != "" && n.subnet(second) == subnet {
@@ -277,6 +266,7 @@ func TestOnePublicIPOnTwoHosts(t *testing.T) {
 // TestOverwrittenByAnotherHost: what is written over the key of a host that runs is put
 // back while the key is the one that it made; in v2 a plain write makes a new one.
 func TestOverwrittenByAnotherHost(t *testing.T) {
+	t.Parallel()
 	eachKeyed(t, 1, func(t *testing.T, n *keyedCluster) {
 		h := n.Hosts[0]
 		n.start(h)

@@ -19,6 +19,7 @@ import (
 // TestJoin is the main job: three hosts, and everything that can be seen of
 // them from outside.
 func TestJoin(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, vxlanConfig, "-ip-masq=true")
 	c.transfer(20 << 20)
 	c.checkMTU(1450)
@@ -85,6 +86,7 @@ func (c *cluster) checkMTU(mtu int) {
 }
 
 func TestFieldConfigs(t *testing.T) {
+	t.Parallel()
 	for _, f := range []struct {
 		name, prefix, config string
 		lab                  lab.Options
@@ -118,6 +120,7 @@ func TestFieldConfigs(t *testing.T) {
 			text:   " via 172.31.200.3 dev eth0 proto 70\n"},
 	} {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			f.lab.Hosts = max(f.lab.Hosts, 2)
 			c := newCluster(t, f.lab)
 			c.prefix = "/" + strings.ReplaceAll(strings.Trim(f.prefix, "/"), "//", "/")
@@ -141,6 +144,7 @@ func TestFieldConfigs(t *testing.T) {
 
 // TestAlloc leases and writes the file, and programs nothing.
 func TestAlloc(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
 	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"alloc"}}`)
 	c.must(c.StartAll(c.ctx))
@@ -155,6 +159,7 @@ func TestAlloc(t *testing.T) {
 }
 
 func TestSixteenAtOnce(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 16})
 	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
 	c.must(c.StartAll(c.ctx))
@@ -173,12 +178,11 @@ func TestSixteenAtOnce(t *testing.T) {
 // TestPublicIP: behind NAT, peers are told another address than the device
 // uses.
 func TestPublicIP(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
-	_, err := h.Start("-public-ip=203.0.113.7")
-	c.must(err)
-	c.must(h.Flanneld().WaitReady(c.ctx))
+	c.start(h, "-public-ip=203.0.113.7")
 	var v struct{ PublicIP string }
 	_, e := c.lease(h)
 	if json.Unmarshal([]byte(e.Value), &v); v.PublicIP != "203.0.113.7" {
@@ -192,6 +196,7 @@ func TestPublicIP(t *testing.T) {
 // TestReservations: a key that an operator made for a host is adopted and stays
 // without a TTL; a subnet reserved for somebody else is not touched.
 func TestReservations(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
 	c.put("config", `{"Network":"10.42.0.0/28","Backend":{"Type":"vxlan"}}`) // subnets .4, .8 and .12
 	c.put("subnets/10.42.0.8-30", fmt.Sprintf(`{"PublicIP":"%s"}`, c.Hosts[0].Addr))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // messageField is the message of a line.
@@ -17,6 +18,7 @@ var messageField = regexp.MustCompile(`msg=("(?:[^"\\]|\\.)*"|\S+)`)
 // each kind, which say how many there would have been, and the one host that they are about does
 // its work.
 func TestLogOfFloods(t *testing.T) {
+	t.Parallel()
 	const mostLines = 20
 	for _, f := range []struct {
 		name, api string
@@ -41,16 +43,14 @@ func TestLogOfFloods(t *testing.T) {
 		}},
 	} {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
-			keys := map[string]interface {
-				store
-				putsAll
-			}{"v2": c.Etcd, "v3": c.Etcd.V3()}[f.api]
+			keys := c.Etcd.Store(f.api)
 			c.must(keys.Put(c.ctx, c.prefix+"/config", upperConfig, 0))
 			c.must(c.StartAll(c.ctx))
 			before := lines(h.Flanneld())
-			entries := make([]lab.Entry, f.writes)
+			entries := make([]etcdkeys.Entry, f.writes)
 			for i := range entries {
 				entries[i].Key, entries[i].Value = f.key(c, i)
 				entries[i].Key = c.prefix + "/subnets/" + entries[i].Key
@@ -60,8 +60,7 @@ func TestLogOfFloods(t *testing.T) {
 			took := time.Since(begin)
 			c.must(keys.Put(c.ctx, c.prefix+"/subnets/10.42.100.0-24", phantomValue("203.0.114.1", "0e:00:00:00:ff:01"), 0))
 			c.holdsOne(h, "10.42.100.0/24")
-			_, err := h.Flanneld().Stop(c.ctx)
-			c.must(err)
+			c.stop(h.Flanneld())
 			kinds := map[string]int{}
 			for line := range strings.Lines(h.Flanneld().Logs()) {
 				if m := messageField.FindStringSubmatch(line); m != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // outputs are what standard error can be: a pipe, as of a shell or docker, and a stream socket,
@@ -46,8 +47,8 @@ func (c *cluster) startInto(h *lab.Host, output string, args ...string) (*lab.Pr
 	c.t.Cleanup(func() { ours.Close() })
 	var stat unix.Stat_t
 	c.must(unix.Fstat(int(theirs.Fd()), &stat))
-	p, err := h.Run(lab.Command{
-		Args:   append([]string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}, args...),
+	p, err := h.StartCommand(lab.Command{
+		Args:   args,
 		Env:    []string{fmt.Sprintf("JOURNAL_STREAM=%d:%d", stat.Dev, stat.Ino)}, // as by systemd
 		Output: theirs,
 	})
@@ -60,10 +61,12 @@ func (c *cluster) startInto(h *lab.Host, output string, args ...string) (*lab.Pr
 // logged. The network goes on, damage is repaired, etcd is followed, and the daemon ends when it
 // is told to, in time.
 func TestLogReaderEndsOrStops(t *testing.T) {
+	t.Parallel()
 	for _, f := range []struct{ output, what, backend string }{
 		{"pipe", "ends", "vxlan"}, {"pipe", "stops", "udp"}, {"socket", "ends", "udp"}, {"socket", "stops", "vxlan"},
 	} {
 		t.Run(f.output+" "+f.what, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 2})
 			c.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":%q}}`, f.backend))
 			p, log := c.startInto(c.Hosts[0], f.output, "-v=1")
@@ -71,9 +74,7 @@ func TestLogReaderEndsOrStops(t *testing.T) {
 				log.Close()
 			}
 			c.must(p.WaitReady(c.ctx))
-			_, err := c.Hosts[1].Start()
-			c.must(err)
-			c.must(c.Hosts[1].Flanneld().WaitReady(c.ctx))
+			c.start(c.Hosts[1])
 			c.addContainers()
 			c.waitAllPairs()
 			pings, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
@@ -96,7 +97,7 @@ func TestLogReaderEndsOrStops(t *testing.T) {
 			}
 			before := c.sh(c.Hosts[0], "ip -4 -o addr show dev "+link)
 			c.sh(c.Hosts[0], "ip addr flush dev "+link)
-			c.within(2*time.Second, "the address is repaired", func() error {
+			c.within(5*time.Second, "the address is repaired", func() error {
 				if now := c.sh(c.Hosts[0], "ip -4 -o addr show dev "+link); now != before {
 					return fmt.Errorf("%q instead of %q", now, before)
 				}
@@ -113,6 +114,7 @@ func TestLogReaderEndsOrStops(t *testing.T) {
 
 // TestDroppedLogLinesAreCounted: the reader stops, and goes on later.
 func TestDroppedLogLinesAreCounted(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", upperConfig)
 	h := c.Hosts[0]
@@ -120,9 +122,9 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 	c.must(p.WaitReady(c.ctx))
 	// Each peer is three operations, each of them a line.
 	const peers = 2500
-	var leases []lab.Entry
+	var leases []etcdkeys.Entry
 	for i := range peers {
-		leases = append(leases, lab.Entry{Key: fmt.Sprintf("%s/subnets/10.42.%d.%d-29", c.prefix, i/32, i%32*8),
+		leases = append(leases, etcdkeys.Entry{Key: fmt.Sprintf("%s/subnets/10.42.%d.%d-29", c.prefix, i/32, i%32*8),
 			Value: phantomValue(fmt.Sprintf("203.%d.113.%d", i/250, 1+i%250), fmt.Sprintf("0e:00:00:00:%02x:%02x", i/256, i%256))})
 	}
 	// In turns: the first ones are kept, the others are more than there is room for.
@@ -159,8 +161,7 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 		all, _ := io.ReadAll(log)
 		rest <- string(all)
 	}()
-	_, err := p.Stop(c.ctx)
-	c.must(err)
+	c.stop(p)
 	if last := <-rest; !strings.HasSuffix(last, "msg=\"flanneld ends; the network stays as it is\"\n") {
 		t.Errorf("the log ends with %q", last)
 	}
@@ -169,8 +170,10 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 // TestCrashEndsThoughNobodyReads: what the runtime prints at the end of a process, as for
 // systemd's watchdog, does not wait for a reader either.
 func TestCrashEndsThoughNobodyReads(t *testing.T) {
+	t.Parallel()
 	for output := range outputs {
 		t.Run(output, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			c.put("config", vxlanConfig)
 			p, log := c.startInto(c.Hosts[0], output, "-v=1")
@@ -194,6 +197,7 @@ func TestCrashEndsThoughNobodyReads(t *testing.T) {
 // TestLastLineOfFailingStart: an error at the start is the last thing that can be read, and a
 // reader that has stopped does not hold up the exit.
 func TestLastLineOfFailingStart(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	for output := range outputs {
 		p, log := c.startInto(c.Hosts[0], output, "-iface=bond7")

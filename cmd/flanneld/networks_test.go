@@ -68,6 +68,7 @@ func (c *cluster) device(h *lab.Host, second byte) (name string, addr net.IP) {
 
 // TestTwoUDPNetworks: each has a device and a port of its own on two hosts, whoever comes first, and keeps them.
 func TestTwoUDPNetworks(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
 	networks := []network{
 		c.network("/network42", `{"Network":"10.42.0.0/16"}`),
@@ -109,8 +110,7 @@ func TestTwoUDPNetworks(t *testing.T) {
 			if systemd {
 				daemons[i].KeepStored()
 			}
-			_, err := daemons[i].Stop(c.ctx)
-			c.must(err)
+			c.stop(daemons[i])
 			daemons[i] = n.start(h, daemons[i].Stored())
 			c.must(daemons[i].WaitReady(c.ctx))
 			reach()
@@ -128,8 +128,7 @@ func TestTwoUDPNetworks(t *testing.T) {
 		}
 	}
 	// One ends while the other lives, whose name comes after.
-	_, err := daemons[0].Stop(c.ctx)
-	c.must(err)
+	c.stop(daemons[0])
 	_, to := c.device(c.Hosts[1], 43)
 	c.must(c.pingIP(h, to))
 }
@@ -141,38 +140,31 @@ func (c *cluster) pingIP(h *lab.Host, to net.IP) error {
 
 // TestDeviceOfAnotherNetwork: a second daemon on the host whose network or device the first one has says so and waits.
 func TestDeviceOfAnotherNetwork(t *testing.T) {
+	t.Parallel()
 	for _, s := range []struct{ name, config, said string }{
 		{"same VNI", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `give one of the networks another VNI" network=10.43.0.0/16 reason="device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID `},
 		{"overlapping", `{"Network":"10.0.0.0/8","SubnetMin":"10.99.0.0","Backend":{"Type":"vxlan","VNI":2}}`, `whose network overlaps: give one of them another Network" network=10.0.0.0/8 reason="there is the flanneld of network 10.42.0.0/16 (PID `},
 		{"same network", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.99.0","Backend":{"Type":"host-gw"}}`, `which serves the same network" network=10.42.0.0/16`},
 	} {
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
 			c.put("config", vxlanConfig)
-			_, err := h.Start()
-			c.must(err)
-			c.must(h.Flanneld().WaitReady(c.ctx))
+			c.start(h)
 			before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
 			n := c.network("/other", s.config)
 			p := n.start(h, nil)
-			c.within(5*time.Second, "the reason", func() error {
-				if lines(p, s.said) != 1 {
-					return fmt.Errorf("log:\n%s", p.Logs())
-				}
-				return nil
-			})
+			c.saysTimes(p, 1, s.said)
 			if now := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !now.Equal(before) || len(p.Notifications()) > 0 {
 				t.Errorf("the kernel held\n%sand holds\n%s; told systemd %q", before.Text(), now.Text(), p.Notifications())
 			}
-			_, err = h.Flanneld().Stop(c.ctx)
-			c.must(err)
+			c.stop(h.Flanneld())
 			c.must(p.WaitReady(c.ctx))
 			if lines(p, "waiting until") != 2 || lines(p, "no longer: waiting until", "duration=") != 1 {
 				t.Errorf("log:\n%s", p.Logs())
 			}
-			_, err = p.Stop(c.ctx)
-			c.must(err)
+			c.stop(p)
 		})
 	}
 }

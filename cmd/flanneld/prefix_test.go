@@ -12,12 +12,13 @@ import (
 // TestSuggestedCommandIsPasted: with a prefix that ends in a slash, the command in the log makes the
 // config that is waited for, and the lease is under the same prefix.
 func TestSuggestedCommandIsPasted(t *testing.T) {
+	t.Parallel()
 	for api, verb := range map[string]string{"v3": "ETCDCTL_API=3", "v2": "ETCDCTL_API=2"} {
 		t.Run(api, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
-			_, err := h.Start("-etcd-prefix=/coreos.com//network/")
-			c.must(err)
+			c.launch(h, "-etcd-prefix=/coreos.com//network/")
 			var command string
 			c.within(5*time.Second, "command", func() error {
 				for line := range strings.Lines(h.Flanneld().Logs()) {
@@ -31,7 +32,7 @@ func TestSuggestedCommandIsPasted(t *testing.T) {
 			c.paste(h, command)
 			c.must(h.Flanneld().WaitReady(c.ctx))
 			subnet := c.subnet(h)
-			keys := map[string]store{"v2": c.Etcd, "v3": c.Etcd.V3()}[api]
+			keys := c.Etcd.Store(api)
 			if _, err := keys.Get(c.ctx, fmt.Sprintf("/coreos.com/network/subnets/%s-%d", subnet.Addr(), subnet.Bits())); err != nil {
 				t.Error(err)
 			}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -13,10 +12,12 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdtest"
 )
 
 // TestUplinkSelectors: what chooses the interface, on a host with two.
 func TestUplinkSelectors(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
@@ -36,8 +37,7 @@ func TestUplinkSelectors(t *testing.T) {
 		{"-etcd-cafile=/nonexistent", "/nonexistent", 1},
 		{"-etcd-endpoints=ftp://x", "is not http, https or unix", 1},
 	} {
-		p, err := h.Start(strings.Fields(f.args)...)
-		c.must(err)
+		p := c.launch(h, strings.Fields(f.args)...)
 		if f.code != 0 {
 			code, err := p.Wait(c.ctx)
 			if err != nil || code != f.code {
@@ -45,8 +45,7 @@ func TestUplinkSelectors(t *testing.T) {
 			}
 		} else {
 			c.must(p.WaitReady(c.ctx))
-			_, err = p.Stop(c.ctx)
-			c.must(err)
+			c.stop(p)
 		}
 		if logged(h, f.said) != 1 {
 			t.Errorf("%s: want %s in\n%s", f.args, f.said, p.Logs())
@@ -56,6 +55,7 @@ func TestUplinkSelectors(t *testing.T) {
 
 // TestHealth asks /healthz and /readyz before and after READY.
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
@@ -71,9 +71,8 @@ func TestHealth(t *testing.T) {
 		}
 		return err
 	}
-	p, err := h.Start("-healthz-port=8080", "-healthz-ip=127.0.0.1")
-	c.must(err)
-	c.within(2*time.Second, "healthz", func() error { return check("/healthz", 200, "flanneld is running") })
+	p := c.launch(h, "-healthz-port=8080", "-healthz-ip=127.0.0.1")
+	c.within(5*time.Second, "healthz", func() error { return check("/healthz", 200, "flanneld is running") })
 	c.must(check("/readyz", 503, "flanneld is not ready yet"))
 	c.put("config", vxlanConfig)
 	c.must(p.WaitReady(c.ctx))
@@ -89,8 +88,7 @@ func TestHealth(t *testing.T) {
 		return err
 	})
 
-	second, err := h.Start("-healthz-port=8080", "-healthz-ip=127.0.0.1")
-	c.must(err)
+	second := c.launch(h, "-healthz-port=8080", "-healthz-ip=127.0.0.1")
 	if code, err := second.Wait(c.ctx); code != 1 || err != nil || logged(h, "address already in use") != 1 {
 		t.Errorf("the port is taken: exit code %d, %v\n%s", code, err, second.Logs())
 	}
@@ -100,12 +98,9 @@ func TestHealth(t *testing.T) {
 // settings in the environment, and keeps the password to itself. What is wrong with
 // them names the flag to set.
 func TestTLS(t *testing.T) {
-	underlay := netip.MustParsePrefix("172.31.200.0/22")
-	tls, err := lab.NewTLS(t.TempDir(), underlay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := newCluster(t, lab.Options{Hosts: 1, TLS: tls, Underlay: underlay})
+	t.Parallel()
+	tls := secured(etcdtest.NewAuthority(t), "etcd")
+	c := newCluster(t, lab.Options{Hosts: 1, TLS: tls})
 	c.put("config", vxlanConfig)
 	h := c.Hosts[0]
 	run := func(env ...string) *lab.Process {
@@ -119,8 +114,7 @@ func TestTLS(t *testing.T) {
 	}
 	p := run("FLANNELD_ETCD_CAFILE="+tls.CA, "FLANNELD_ETCD_CERTFILE="+tls.ClientCert, "FLANNELD_ETCD_KEYFILE="+tls.ClientKey)
 	c.must(p.WaitReady(c.ctx))
-	_, err = p.Stop(c.ctx)
-	c.must(err)
+	c.stop(p)
 	for name, f := range map[string]struct {
 		env  string
 		code int

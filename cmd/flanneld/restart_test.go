@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -15,6 +14,7 @@ import (
 // TestRestart stops and kills the daemon under traffic: nothing is lost,
 // nothing is changed.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		signal syscall.Signal
@@ -48,9 +48,7 @@ func testRestart(t *testing.T, sig syscall.Signal, forget bool) {
 		if forget {
 			c.must(os.Remove(h.SubnetFile))
 		}
-		_, err = h.Start()
-		c.must(err)
-		c.must(h.Flanneld().WaitReady(c.ctx))
+		c.start(h)
 		if n := logged(h, "ops="); n != 0 {
 			t.Errorf("the restart changed something:\n%s", h.Flanneld().Logs())
 		}
@@ -86,6 +84,7 @@ func (c *cluster) ifindex(h *lab.Host, name string) (index int) {
 // TestSignals stops the daemon at every stage of its start: it exits 0 within a
 // second.
 func TestSignals(t *testing.T) {
+	// Alone: it measures times.
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	stop := func(stage string, sig syscall.Signal) {
@@ -99,17 +98,11 @@ func TestSignals(t *testing.T) {
 	}
 	start := func(args ...string) {
 		t.Helper()
-		_, err := h.Start(args...)
-		c.must(err)
+		c.launch(h, args...)
 	}
 	waitLog := func(words ...string) {
 		t.Helper()
-		c.within(5*time.Second, "log", func() error {
-			if logged(h, words...) == 0 {
-				return os.ErrNotExist
-			}
-			return nil
-		})
+		c.says(h.Flanneld(), words...)
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		start("-etcd-endpoints=http://192.0.2.1:2379") // black hole
@@ -141,39 +134,24 @@ func TestSignals(t *testing.T) {
 
 // TestEtcdComesLater: neither etcd nor the config need be there first.
 func TestEtcdComesLater(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
 	c.must(c.Etcd.Stop(c.ctx))
 	for _, h := range c.Hosts {
-		_, err := h.Start()
-		c.must(err)
-		c.within(5*time.Second, "log", func() error {
-			if logged(h, "registry does not answer") == 0 {
-				return os.ErrNotExist
-			}
-			return nil
-		})
+		c.launch(h)
+		c.says(h.Flanneld(), "registry does not answer")
 	}
 	c.must(c.Etcd.Start(c.ctx))
 	for _, h := range c.Hosts {
-		c.within(3*time.Second, "etcd noticed", func() error {
-			if logged(h, "network config is missing") == 0 {
-				return os.ErrNotExist
-			}
-			return nil
-		})
+		c.says(h.Flanneld(), "network config is missing")
 	}
 	c.put("config", `{"Network":"10.42.0.0/33"}`)
-	c.within(3*time.Second, "bad config noticed", func() error {
-		if logged(c.Hosts[0], `Network \"10.42.0.0/33\": accepted is`) == 0 {
-			return os.ErrNotExist
-		}
-		return nil
-	})
+	c.says(c.Hosts[0].Flanneld(), `Network \"10.42.0.0/33\": accepted is`)
 	c.put("config", vxlanConfig)
 	start := time.Now()
 	for _, h := range c.Hosts {
 		c.must(h.Flanneld().WaitReady(c.ctx))
-		if took := time.Since(start); took > 3*time.Second {
+		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%s joined after %v", h.Name, took)
 		}
 		for _, words := range []string{"registry does not answer", "registry answers again", "network config is missing"} {
@@ -189,6 +167,7 @@ func TestEtcdComesLater(t *testing.T) {
 // TestEtcdOutage: etcd is killed, comes back, and comes back empty; the network
 // stays as it is, and so do the subnets.
 func TestEtcdOutage(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3, vxlanConfig)
 	var subnets []string
 	for _, h := range c.Hosts {
@@ -199,12 +178,7 @@ func TestEtcdOutage(t *testing.T) {
 	heard := func(words string, times int) {
 		t.Helper()
 		for _, h := range c.Hosts {
-			c.within(30*time.Second, words, func() error {
-				if n := logged(h, words); n != times {
-					return fmt.Errorf("%s said it %d times", h.Name, n)
-				}
-				return nil
-			})
+			c.saysTimes(h.Flanneld(), times, words)
 		}
 	}
 	c.must(c.Etcd.Kill(c.ctx))

@@ -12,6 +12,7 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 const (
@@ -61,9 +62,9 @@ func (c *cluster) announce(k *kernel.Kernel, h *lab.Host, routes int, verb datap
 // manyLeases writes the leases of peers that do not exist.
 func (c *cluster) manyLeases(config string, n int) {
 	c.t.Helper()
-	entries := []lab.Entry{{Key: c.prefix + "/config", Value: config}}
+	entries := []etcdkeys.Entry{{Key: c.prefix + "/config", Value: config}}
 	for i := range n {
-		entries = append(entries, lab.Entry{
+		entries = append(entries, etcdkeys.Entry{
 			Key:   fmt.Sprintf("%s/subnets/10.%d.%d.%d-28", c.prefix, 64+i>>12, i>>4&255, i&15<<4),
 			Value: phantomValue(fmt.Sprintf("100.%d.%d.%d", 96+i>>16, i>>8&255, i&255), fmt.Sprintf("0a:00:00:%02x:%02x:%02x", i>>16, i>>8&255, i&255)),
 		})
@@ -78,6 +79,7 @@ func (c *cluster) manyLeases(config string, n int) {
 // thousands of peers take as much memory as without, and hardly more time than it takes to
 // read the table. Its changes are nobody's.
 func TestManyRoutesOfOthers(t *testing.T) {
+	// Alone: so many routes are made and removed under the kernel's lock.
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	network := netip.MustParsePrefix("10.0.0.0/9")
@@ -92,13 +94,11 @@ func TestManyRoutesOfOthers(t *testing.T) {
 	start := func() (best run) {
 		t.Helper()
 		for range 2 {
-			_, err := h.Start("-v=1", "-iptables-forward-rules=false")
-			c.must(err)
-			c.must(h.Flanneld().WaitReady(c.ctx))
+			c.start(h, "-v=1", "-iptables-forward-rules=false")
 			r := run{took: h.Flanneld().ReadyAfter()} // with all peers that there were
-			if r.Usage, err = h.Flanneld().Usage(); err != nil {
-				t.Fatal(err)
-			}
+			var err error
+			r.Usage, err = h.Flanneld().Usage()
+			c.must(err)
 			s, err := k.Snapshot(scope)
 			c.must(err)
 			if len(s.Routes) != bgpPeers+1 && len(s.Routes) != bgpPeers || len(s.FDB) != bgpPeers || len(s.Neighs) != bgpPeers {
@@ -110,8 +110,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 			if best.took == 0 || r.took < best.took {
 				best = r
 			}
-			_, err = h.Flanneld().Stop(c.ctx)
-			c.must(err)
+			c.stop(h.Flanneld())
 			begun := time.Now()
 			c.sh(h, "ip link del flannel.1")
 			t.Logf("the link goes within %v", time.Since(begun).Round(time.Millisecond))
@@ -140,9 +139,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 	}
 
 	// A neighbour of the routing daemon goes and comes back.
-	_, err = h.Start("-v=1", "-iptables-forward-rules=false")
-	c.must(err)
-	c.must(h.Flanneld().WaitReady(c.ctx))
+	c.start(h, "-v=1", "-iptables-forward-rules=false")
 	before, err := h.Flanneld().Usage()
 	c.must(err)
 	const flap = 100_000

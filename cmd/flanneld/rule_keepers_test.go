@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -26,11 +24,10 @@ const (
 func (c *cluster) startWithPath(path string, hosts ...*lab.Host) (all []*lab.Process) {
 	c.t.Helper()
 	for _, h := range hosts {
-		p, err := h.Run(lab.Command{
-			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true", "-iptables-resync=1"},
+		p := c.launchCommand(h, lab.Command{
+			Args: []string{"-ip-masq=true", "-iptables-resync=1"},
 			Env:  []string{"PATH=" + path},
 		})
-		c.must(err)
 		all = append(all, p)
 	}
 	for _, p := range all {
@@ -55,17 +52,6 @@ func (c *cluster) keptBy(h *lab.Host, keeper string) error {
 	return nil
 }
 
-// said waits for a line of a log.
-func (c *cluster) said(p *lab.Process, words ...string) {
-	c.t.Helper()
-	c.within(10*time.Second, fmt.Sprintf("%q in the log", words), func() error {
-		if lines(p, words...) == 0 {
-			return errors.New(p.Logs())
-		}
-		return nil
-	})
-}
-
 // holdLock holds the lock of a host's iptables. unlock lets go of it and keeps the file open;
 // release closes that, too.
 func (c *cluster) holdLock(h *lab.Host) (unlock, release func()) {
@@ -81,6 +67,7 @@ func (c *cluster) holdLock(h *lab.Host) (unlock, release func()) {
 // start or later, nftables keeps the rules; what no rule of nftables helps against is said. Both
 // are over as soon as the lock is free.
 func TestLockOfIPTablesHeldForLong(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
 	c := newCluster(t, lab.Options{Hosts: 3})
 	outside := c.Hosts[2]
@@ -97,18 +84,18 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 	} else {
 		t.Logf("READY after %v, %v where the lock is free", took.Round(time.Millisecond), all[1].ReadyAfter().Round(time.Millisecond))
 	}
-	c.said(p, "level=WARN", nftablesStandIn, fmt.Sprintf("PID %d)", os.Getpid()), fmt.Sprintf(`command="ps -fp %d"`, os.Getpid()))
-	c.said(p, "level=WARN", noAccept, "holds the lock", `command="iptables -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; `)
+	c.says(p, "level=WARN", nftablesStandIn, fmt.Sprintf("PID %d)", os.Getpid()), fmt.Sprintf(`command="ps -fp %d"`, os.Getpid()))
+	c.says(p, "level=WARN", noAccept, "holds the lock", `command="iptables -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; `)
 	c.must(c.keptBy(h, "nftables"))
 	c.addContainers()
 	if c.pingBothWays() == nil {
 		t.Error("the policy of iptables-legacy drops nothing")
 	}
 	unlock()
-	took := c.within(2*time.Second, "pings once the lock is free", func() error { return c.pingBothWays() })
+	took := c.within(5*time.Second, "pings once the lock is free", func() error { return c.pingBothWays() })
 	t.Logf("pings %v after the lock was free", took.Round(time.Millisecond))
-	c.said(p, "no longer: "+nftablesStandIn)
-	c.said(p, "no longer: "+noAccept)
+	c.says(p, "no longer: "+nftablesStandIn)
+	c.says(p, "no longer: "+noAccept)
 	c.within(5*time.Second, "the rules are where they belong", func() error { return c.keptBy(h, "iptables-legacy") })
 
 	// Somebody who minds no lock takes the rules away.
@@ -144,6 +131,7 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 // TestRuleThatIPTablesCannotRead: where a rule of nftables keeps iptables from listing its
 // tables, nftables keeps the rules, and iptables once more when it is gone.
 func TestRuleThatIPTablesCannotRead(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "nft")
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]
@@ -156,7 +144,7 @@ func TestRuleThatIPTablesCannotRead(t *testing.T) {
 		c.must(c.keptBy(h, "iptables-nft"))
 		c.sh(h, "nft add rule ip filter FORWARD meta cpu 77 drop; nft flush chain ip filter FLANNEL-FWD; nft flush chain ip nat FLANNEL-POSTRTG")
 		c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
-		c.said(p, "level=WARN", nftablesStandIn, "iptables-save")
+		c.says(p, "level=WARN", nftablesStandIn, "iptables-save")
 		c.within(5*time.Second, "pings", func() error { return c.pingBothWays() })
 		rule := "nft delete rule ip filter FORWARD handle $(nft -a list chain ip filter FORWARD | sed -n '/meta cpu/s/.*# handle //p')"
 		c.sh(h, rule)
@@ -169,65 +157,10 @@ func TestRuleThatIPTablesCannotRead(t *testing.T) {
 	}
 }
 
-// faultyIPTables is a PATH with commands of iptables that fail as they are told.
-type faultyIPTables struct {
-	t        *testing.T
-	dir, how string
-}
-
-func newFaultyIPTables(t *testing.T) *faultyIPTables {
-	t.Helper()
-	dir := t.TempDir()
-	return &faultyIPTables{t, dir, filepath.Join(dir, "how")}
-}
-
-var iptablesCommands = []string{"iptables", "iptables-save", "iptables-restore"}
-
-// be makes the commands healthy, or as a fault is called.
-func (f *faultyIPTables) be(how string) {
-	f.t.Helper()
-	must := func(err error) {
-		f.t.Helper()
-		if err != nil {
-			f.t.Fatal(err)
-		}
-	}
-	must(os.WriteFile(f.how, []byte(how), 0o600))
-	for _, name := range iptablesCommands {
-		path := filepath.Join(f.dir, name)
-		if how == "absent" {
-			must(os.RemoveAll(path))
-			continue
-		}
-		mode := os.FileMode(0o700)
-		if how == "not executable" && name == "iptables-restore" {
-			mode = 0o600
-		}
-		if _, err := os.Stat(path); err != nil {
-			real, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-nft", 1))
-			must(err)
-			// Renamed into place, as package managers do.
-			must(os.WriteFile(path+".new", fmt.Appendf(nil, "#!/bin/sh\nread how <%s\ncase $how in slow) /bin/sleep 5;; hangs) exec /bin/sleep 60;; fails) echo broken >&2; exit 111;; esac\nexec %s \"$@\"\n", f.how, real), mode))
-			must(os.Rename(path+".new", path))
-		}
-		must(os.Chmod(path, mode))
-	}
-}
-
-// hostWithIPTables makes a host, whose network is one of vxlan, and such iptables for it.
-func hostWithIPTables(t *testing.T, how string) (*cluster, *lab.Host, *faultyIPTables) {
-	t.Helper()
-	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	programs := newFaultyIPTables(t)
-	programs.be(how)
-	return c, c.Hosts[0], programs
-}
-
 // TestIPTablesThatCannotBeUsed: whatever keeps iptables from working, at the start or later,
 // nftables keeps the rules as long as that lasts; the start does not wait for it.
 func TestIPTablesThatCannotBeUsed(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "nft")
 	for _, f := range []struct {
 		fault, said string
@@ -239,6 +172,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 		{"absent", `msg="packet filter rules are kept by nftables" why="iptables is not installed`, false},
 	} {
 		t.Run(f.fault, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 1})
 			h := c.Hosts[0]
 			c.put("config", vxlanConfig)
@@ -249,7 +183,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 				t.Errorf("READY after %v", took)
 			}
 			c.must(c.keptBy(h, "nftables"))
-			c.said(p, f.said)
+			c.says(p, f.said)
 			if n := lines(p, nftablesStandIn); (n > 0) != f.standIn {
 				t.Errorf("said %d times that nftables stands in:\n%s", n, p.Logs())
 			}
@@ -258,7 +192,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 				programs.be("healthy")
 				c.sh(h, "nft add table ip somebody; nft delete table ip somebody") // so that it looks
 				c.within(15*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
-				c.said(p, `msg="packet filter rules are kept by iptables"`)
+				c.says(p, `msg="packet filter rules are kept by iptables"`)
 			}
 			back()
 			if f.fault == "slow" {
@@ -278,14 +212,20 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 // TestIPTablesThatHangs: a command that does not end is waited for once, for a bounded time; nothing
 // waits for the later ones.
 func TestIPTablesThatHangs(t *testing.T) {
-	c, h, programs := hostWithIPTables(t, "healthy")
+	t.Parallel()
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be("healthy")
 	p := c.startWithPath(programs.dir, h)[0]
 	c.must(c.keptBy(h, "iptables-nft"))
 	programs.be("hangs")
 	c.sh(h, "nft flush chain ip nat FLANNEL-POSTRTG")
 	took := c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
 	t.Logf("after %v", took.Round(time.Millisecond))
-	c.said(p, "level=WARN", nftablesStandIn, "no end after 3s")
+	c.says(p, "level=WARN", nftablesStandIn, "no end after 3s")
 	for range 3 {
 		c.sh(h, "nft delete table ip flannel-ipv4")
 		c.within(3*time.Second, "a repair", func() error { return c.keptBy(h, "nftables") })
@@ -325,24 +265,17 @@ func TestLongFirstLook(t *testing.T) {
 // TestIPTablesOfAnotherVariant: when the host's iptables is the other variant from now on, that one
 // has the rules, and the one before no more.
 func TestIPTablesOfAnotherVariant(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	c.put("config", vxlanConfig)
 	dir := t.TempDir()
-	alternative := func(variant string) {
-		for _, name := range iptablesCommands {
-			to, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-"+variant, 1))
-			c.must(err)
-			c.must(os.Symlink(to, filepath.Join(dir, "new")))
-			c.must(os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, name)))
-		}
-	}
-	alternative("nft")
+	linkIPTables(t, dir, "nft", "iptables")
 	p := c.startWithPath(dir+":"+os.Getenv("PATH"), h)[0]
 	c.must(c.keptBy(h, "iptables-nft"))
 	for _, variant := range []string{"legacy", "nft"} {
-		alternative(variant)
+		linkIPTables(t, dir, variant, "iptables")
 		c.within(5*time.Second, variant, func() error { return c.keptBy(h, "iptables-"+variant) })
 	}
 	if n := lines(p, "packet filter rules are kept by iptables"); n != 3 {
@@ -353,6 +286,7 @@ func TestIPTablesOfAnotherVariant(t *testing.T) {
 // TestNoDescriptorsForIPTables: a daemon that has used up its file descriptors keeps its rules by
 // those that it has, and hears of changes as before when there are some again.
 func TestNoDescriptorsForIPTables(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "nft")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
@@ -370,11 +304,11 @@ func TestNoDescriptorsForIPTables(t *testing.T) {
 	descriptors(3)
 	c.sh(h, damage)
 	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
-	c.said(p, nftablesStandIn, "too many open files")
-	c.said(p, "level=WARN", "changes of packet filter rules by others are seen late")
+	c.says(p, nftablesStandIn, "too many open files")
+	c.says(p, "level=WARN", "changes of packet filter rules by others are seen late")
 	descriptors(1024)
 	c.within(15*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
-	c.said(p, "no longer: changes of packet filter rules by others are seen late")
+	c.says(p, "no longer: changes of packet filter rules by others are seen late")
 	c.sh(h, damage)
 	c.within(5*time.Second, "a repair", func() error { return c.keptBy(h, "iptables-nft") })
 }
@@ -382,6 +316,7 @@ func TestNoDescriptorsForIPTables(t *testing.T) {
 // TestNFTablesThatCannotBeWritten is the other way round: somebody owns the table that the config
 // wants the rules in.
 func TestNFTablesThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "nft")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
@@ -393,16 +328,17 @@ func TestNFTablesThatCannotBeWritten(t *testing.T) {
 		return err
 	})
 	p := c.startWithPath(variantPath(t, "nft"), h)[0]
-	c.said(p, "level=WARN", iptablesStandIn, "operation not permitted")
+	c.says(p, "level=WARN", iptablesStandIn, "operation not permitted")
 	c.must(c.keptBy(h, "iptables-nft"))
 	owner("delete table ip flannel-ipv4\n")
 	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
-	c.said(p, "no longer: "+iptablesStandIn)
+	c.says(p, "no longer: "+iptablesStandIn)
 }
 
 // TestLegacyIPTablesInstalledLater: tables of a variant that is not installed are noticed, and the
 // variant is looked for again.
 func TestLegacyIPTablesInstalledLater(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-legacy", "nft")
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h, dir := c.Hosts[0], t.TempDir()
@@ -411,34 +347,35 @@ func TestLegacyIPTablesInstalledLater(t *testing.T) {
 	c.addContainers()
 	c.waitAllPairs()
 	c.sh(h, "iptables-legacy -P FORWARD DROP") // by a lock that this daemon does not watch
-	c.said(p, "level=WARN", noAccept, "iptables is not installed")
+	c.says(p, "level=WARN", noAccept, "iptables is not installed")
 	if c.pingBothWays() == nil {
 		t.Error("the policy of iptables-legacy drops nothing")
 	}
-	for _, name := range []string{"iptables-legacy", "iptables-legacy-save", "iptables-legacy-restore"} {
-		path, err := exec.LookPath(name)
-		c.must(err)
-		c.must(os.Symlink(path, filepath.Join(dir, name)))
-	}
+	linkIPTables(t, dir, "legacy", "iptables-legacy")
 	c.sh(h, "nft add table ip somebody; nft delete table ip somebody") // so that it looks
 	c.within(10*time.Second, "pings", func() error { return c.pingBothWays() })
-	c.said(p, "no longer: "+noAccept)
+	c.says(p, "no longer: "+noAccept)
 	c.must(c.keptBy(h, "nftables"))
 }
 
 // TestRulesThatCannotBeRemovedAtFirst: what iptables holds from an earlier choice goes as soon as
 // iptables can be used, and until then nothing else waits for it.
 func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
-	c, h, programs := hostWithIPTables(t, "healthy")
+	t.Parallel()
+	need(t, "iptables-nft", "nft")
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be("healthy")
 	p := c.startWithPath(programs.dir, h)[0]
 	c.must(c.keptBy(h, "iptables-nft"))
-	_, err := p.Stop(c.ctx)
-	c.must(err)
+	c.stop(p)
 	c.put("config", keepers[2].config)
 	programs.be("fails")
 	p = c.startWithPath(programs.dir, h)[0]
 	const left = "packet filter rules that iptables held before cannot be removed"
-	c.said(p, "level=WARN", left, "broken")
+	c.says(p, "level=WARN", left, "broken")
 	if n := lines(p, "cannot be kept"); n > 0 {
 		t.Errorf("said %d times that rules are not kept:\n%s", n, p.Logs())
 	}
@@ -449,5 +386,5 @@ func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
 	})
 	programs.be("healthy")
 	c.within(15*time.Second, "only nftables keeps rules", func() error { return c.keptBy(h, "nftables") })
-	c.said(p, "no longer: "+left)
+	c.says(p, "no longer: "+left)
 }

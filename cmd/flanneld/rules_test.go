@@ -31,40 +31,6 @@ var filters = []struct {
 	{"nftables", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"},"EnableNFTables":true}`, `iptables -S FORWARD | sed -n 2,3p; nft -s list table ip flannel-ipv4 || true`, time.Second},
 }
 
-// need skips a test that needs a program which is not there.
-func need(t *testing.T, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("needs %s: %v", p, err)
-		}
-	}
-}
-
-// sh runs a shell command on a host and gives what it prints.
-func (c *cluster) sh(h *lab.Host, command string) string {
-	c.t.Helper()
-	out, err := c.try(h, command)
-	if err != nil {
-		c.t.Fatalf("%s on %s: %v", command, h.Name, err)
-	}
-	return out
-}
-
-func (c *cluster) try(h *lab.Host, command string) (string, error) {
-	var out []byte
-	err := h.Do(func() (err error) {
-		cmd := exec.CommandContext(c.ctx, "sh", "-c", command)
-		cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+filepath.Join(c.Dir, h.Name, "xtables.lock"))
-		out, err = cmd.CombinedOutput()
-		return err
-	})
-	if err != nil {
-		err = fmt.Errorf("%w: %s", err, out)
-	}
-	return string(out), err
-}
-
 // startFiltered starts hosts, the last of which is outside the overlay, with a
 // forward policy of DROP as docker leaves it.
 func startFiltered(t *testing.T, hosts int, config string, args ...string) (c *cluster, outside *lab.Host) {
@@ -103,8 +69,10 @@ func (c *cluster) seen(from, by *lab.Endpoint) netip.Addr {
 }
 
 func TestMasquerade(t *testing.T) {
+	t.Parallel()
 	for _, f := range filters {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			c, outside := startFiltered(t, 3, f.config, "-ip-masq=true")
 			a, b := c.containers[0], c.containers[1]
 			expect := func(what string, from, by *lab.Endpoint, want netip.Addr) {
@@ -177,6 +145,7 @@ func (c *cluster) multicastSource(h, at *lab.Host) netip.Addr {
 // TestRulesRepair: whatever is done to the rules is undone, and a transfer goes
 // on meanwhile.
 func TestRulesRepair(t *testing.T) {
+	// Alone: the transfer takes all of the processors.
 	for _, f := range filters {
 		t.Run(f.name, func(t *testing.T) {
 			c, _ := startFiltered(t, 2, f.config, "-ip-masq=true")
@@ -236,10 +205,12 @@ var ruleDamages = map[string][]string{
 
 // TestDockerRules loads what docker of two generations leaves on a host.
 func TestDockerRules(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables", "nft")
 	for _, f := range filters {
 		for _, docker := range []string{"docker-20", "docker-28"} {
 			t.Run(f.name+"/"+docker, func(t *testing.T) {
+				t.Parallel()
 				dump, err := filepath.Abs(filepath.Join("../../pkg/iptables/testdata", docker+".rules"))
 				if err != nil {
 					t.Fatal(err)
@@ -279,8 +250,10 @@ func TestDockerRules(t *testing.T) {
 // subnet afterwards. Our rules of the subnet before stand ahead of theirs, and containers of two
 // hosts reach each other by their own addresses all the same.
 func TestRulesLeftBehind(t *testing.T) {
+	t.Parallel()
 	for _, f := range filters {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			c, outside := startFiltered(t, 2, f.config, "-ip-masq=true")
 			h := c.Hosts[0]
 			before := c.subnet(h)
@@ -289,21 +262,17 @@ func TestRulesLeftBehind(t *testing.T) {
 				"iptables": "iptables-save > " + dump,
 				"nftables": "(echo delete table ip flannel-ipv4; nft -s list table ip flannel-ipv4) > " + dump,
 			}[f.name])
-			_, err := h.Flanneld().Stop(c.ctx)
-			c.must(err)
+			c.stop(h.Flanneld())
 			key, _ := c.lease(h)
 			c.must(c.Etcd.Delete(c.ctx, key))
 			c.must(os.Remove(h.SubnetFile))
 			c.must(os.Remove(h.SubnetFile + ".lease"))
 			c.put("subnets/10.42.200.0-24", fmt.Sprintf(`{"PublicIP":"%s"}`, h.Addr))
-			_, err = h.Start("-ip-masq=true")
-			c.must(err)
-			c.must(h.Flanneld().WaitReady(c.ctx))
+			c.start(h, "-ip-masq=true")
 			if now := c.subnet(h); now == before {
 				t.Fatalf("the subnet is %s as before", now)
 			}
-			_, err = h.Flanneld().Stop(c.ctx)
-			c.must(err)
+			c.stop(h.Flanneld())
 			c.sh(h, map[string]string{"iptables": "iptables-restore < " + dump, "nftables": "nft -f " + dump}[f.name])
 			for _, rule := range []string{
 				"-s 10.42.0.0/16 -d 10.42.0.0/16 -j RETURN", "-s 10.42.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
@@ -333,6 +302,7 @@ func TestRulesLeftBehind(t *testing.T) {
 // TestFormerRules starts over what an original has left for the same network,
 // and for the one that subnet.env tells of.
 func TestFormerRules(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
@@ -364,8 +334,7 @@ func TestFormerRules(t *testing.T) {
 	}
 
 	// The other keeper, without masquerading: what is kept here must go.
-	_, err := h.Flanneld().Stop(c.ctx)
-	c.must(err)
+	c.stop(h.Flanneld())
 	c.put("config", filters[1].config)
 	c.must(c.StartAll(c.ctx))
 	if left := c.sh(h, "iptables-save | grep -c FLANNEL || true"); left != "0\n" {
@@ -377,8 +346,7 @@ func TestFormerRules(t *testing.T) {
 	if after := c.sh(h, "iptables-save | grep -v -e flanneld -e '^#' -e '^:'"); after != before {
 		t.Errorf("rules of others were\n%s\nand are\n%s", before, after)
 	}
-	_, err = h.Flanneld().Stop(c.ctx)
-	c.must(err)
+	c.stop(h.Flanneld())
 	c.put("config", vxlanConfig)
 	c.must(c.StartAll(c.ctx, "-ip-masq=true"))
 	if now := c.sh(h, filters[0].rules); now != ours {
@@ -392,8 +360,10 @@ func TestFormerRules(t *testing.T) {
 // TestIdleRules: with nothing to do, iptables is listed once a resync and never
 // written, and nftables takes no process at all.
 func TestIdleRules(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables", "nft")
 	t.Run("iptables", func(t *testing.T) {
+		t.Parallel()
 		c := newCluster(t, lab.Options{Hosts: 1})
 		dir, calls := t.TempDir(), filepath.Join(t.TempDir(), "calls")
 		for _, name := range []string{"iptables", "iptables-save", "iptables-restore"} {
@@ -431,6 +401,7 @@ func TestIdleRules(t *testing.T) {
 		}
 	})
 	t.Run("nftables", func(t *testing.T) {
+		t.Parallel()
 		c := newCluster(t, lab.Options{Hosts: 1})
 		h := c.Hosts[0]
 		c.put("config", filters[1].config)
@@ -471,6 +442,7 @@ func children(t *testing.T, p *lab.Process) int {
 
 // TestObstacles: settings that lose packets are named once, and left as they are.
 func TestObstacles(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	const strict, off = "/proc/sys/net/ipv4/conf/default/rp_filter", "/proc/sys/net/ipv4/ip_forward"
@@ -478,12 +450,7 @@ func TestObstacles(t *testing.T) {
 	c.put("config", vxlanConfig)
 	c.must(c.StartAll(c.ctx))
 	for _, command := range []string{"sysctl -w net.ipv4.ip_forward=1", "sysctl -w net/ipv4/conf/flannel.1/rp_filter=2"} {
-		c.within(time.Second, command, func() error {
-			if n := logged(h, "level=WARN", command); n != 1 {
-				return fmt.Errorf("said %d times", n)
-			}
-			return nil
-		})
+		c.saysTimes(h.Flanneld(), 1, "level=WARN", command)
 	}
 	if got := c.sh(h, "cat "+strict+" "+off); got != "1\n0\n" {
 		t.Errorf("the settings are %q", got)
@@ -492,6 +459,7 @@ func TestObstacles(t *testing.T) {
 
 // TestBlackhole: without a bridge, what is for the subnet is dropped.
 func TestBlackhole(t *testing.T) {
+	t.Parallel()
 	need(t, "ip")
 	c := startCluster(t, 2, vxlanConfig, "-ip-blackhole-route")
 	h := c.Hosts[0]

@@ -22,6 +22,7 @@ func waits(p *lab.Process) bool {
 // TestNoStartEndsForWantOfDescriptors: whatever it is that they do not suffice for, it says so
 // and tries again.
 func TestNoStartEndsForWantOfDescriptors(t *testing.T) {
+	t.Parallel()
 	const least, most = 8, 18 // enough for the Go runtime; for all of a start
 	daemon, err := built()
 	if err != nil {
@@ -47,6 +48,7 @@ func TestNoStartEndsForWantOfDescriptors(t *testing.T) {
 
 // TestStartGoesOnWithDescriptors: what a start lacks them for is done once there are some.
 func TestStartGoesOnWithDescriptors(t *testing.T) {
+	t.Parallel()
 	for _, config := range []string{vxlanConfig, `{"Network":"10.42.0.0/16","Backend":{"Type":"udp"}}`} {
 		c := newCluster(t, lab.Options{Hosts: 8})
 		limit := func(p *lab.Process, n int) {
@@ -55,14 +57,8 @@ func TestStartGoesOnWithDescriptors(t *testing.T) {
 			c.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &limit, nil))
 		}
 		for i, h := range c.Hosts {
-			p, err := h.Start()
-			c.must(err)
-			c.within(10*time.Second, "waiting for the config", func() error {
-				if lines(p, "network config is missing") == 0 {
-					return errors.New(p.Logs())
-				}
-				return nil
-			})
+			p := c.launch(h)
+			c.says(p, "network config is missing")
 			used, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
 			c.must(err)
 			limit(p, len(used)+i)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -36,9 +35,13 @@ func (c *twoNetworks) secondFile(h *lab.Host) string {
 func (c *twoNetworks) startSecond(i int) {
 	c.t.Helper()
 	h := c.Hosts[i]
-	p, err := h.Run(lab.Command{Args: []string{
+	command := lab.Command{Args: []string{
 		"-etcd-endpoints=" + c.Etcd.Endpoint(), "-etcd-prefix=" + secondPrefix, "-subnet-file=" + c.secondFile(h), "-ip-masq=true",
-	}})
+	}}
+	if c.path != "" {
+		command.Env = []string{"PATH=" + c.path}
+	}
+	p, err := h.Run(command)
 	c.must(err)
 	c.second[i] = p
 }
@@ -47,35 +50,21 @@ func (c *twoNetworks) startSecond(i int) {
 func newTwoNetworks(t *testing.T, keeper string) *twoNetworks {
 	t.Helper()
 	need(t, "iptables", "nft")
+	path := ""
 	if keeper == "iptables-legacy" {
-		useLegacy(t)
-		keeper = "iptables"
+		path, keeper = pathWith(t, "legacy"), "iptables"
 	}
 	c := &twoNetworks{
 		cluster: newCluster(t, lab.Options{Hosts: 3}), keeper: keeper,
 		second: make([]*lab.Process, 2), networks: make([][]*lab.Container, 2),
 	}
+	c.path = path
 	c.outside, c.Hosts = c.Hosts[2], c.Hosts[:2]
 	for _, h := range c.Hosts {
 		c.must(os.MkdirAll(filepath.Join(c.Dir, h.Name), 0o755)) // for the lock file
 		c.sh(h, "iptables -P FORWARD DROP")
 	}
 	return c
-}
-
-// useLegacy makes the legacy variant everybody's iptables.
-func useLegacy(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"iptables", "iptables-save", "iptables-restore"} {
-		path, err := exec.LookPath(strings.Replace(name, "iptables", "iptables-legacy", 1))
-		if err == nil {
-			err = os.Symlink(path, filepath.Join(dir, name))
-		}
-		if err != nil {
-			t.Skipf("needs the legacy variant of iptables: %v", err)
-		}
-	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
 // configure writes the networks' configs, or the one's in the place of the other's.
@@ -97,8 +86,7 @@ func (c *twoNetworks) configure(swapped bool) {
 // startBoth starts the daemons of a host.
 func (c *twoNetworks) startBoth(i int) {
 	c.t.Helper()
-	_, err := c.Hosts[i].Start("-ip-masq=true")
-	c.must(err)
+	c.launch(c.Hosts[i], "-ip-masq=true")
 	c.startSecond(i)
 }
 
@@ -190,8 +178,10 @@ func (c *twoNetworks) quiet(what string) {
 // TestTwoNetworksOnOneHost: two daemons with a network each live side by side, whoever keeps their
 // rules, from a start at the same instant on, and none of them takes the other's rules for its own.
 func TestTwoNetworksOnOneHost(t *testing.T) {
+	t.Parallel()
 	for _, keeper := range []string{"iptables", "iptables-legacy", "nftables", "one of each"} {
 		t.Run(keeper, func(t *testing.T) {
+			t.Parallel()
 			c := startTwoNetworks(t, keeper)
 			h := c.Hosts[0]
 			c.pings("both live", nil)
@@ -213,15 +203,11 @@ func TestTwoNetworksOnOneHost(t *testing.T) {
 			c.pings("the second is killed", func() { c.must(c.second[0].Kill(c.ctx)) })
 			c.pings("the second starts again", func() { c.startSecond(0); c.ready() })
 			c.pings("the second ends", func() {
-				_, err := c.second[0].Stop(c.ctx)
-				c.must(err)
+				c.stop(c.second[0])
 			})
 			c.pings("the first starts again beside it", func() {
-				_, err := h.Flanneld().Stop(c.ctx)
-				c.must(err)
-				_, err = h.Start("-ip-masq=true")
-				c.must(err)
-				c.must(h.Flanneld().WaitReady(c.ctx))
+				c.stop(h.Flanneld())
+				c.start(h, "-ip-masq=true")
 			})
 			if now := c.rules(h); now != both {
 				t.Errorf("the rules were\n%s\nand are\n%s", both, now)
@@ -268,8 +254,10 @@ func (c *twoNetworks) idle() {
 // TestNetworksThatChangePlaces: each of two daemons finds in its subnet file the network that the
 // other serves by now, whose rules are not its own any more.
 func TestNetworksThatChangePlaces(t *testing.T) {
+	t.Parallel()
 	for _, keeper := range []string{"iptables", "nftables"} {
 		t.Run(keeper, func(t *testing.T) {
+			t.Parallel()
 			c := newTwoNetworks(t, keeper)
 			h := c.Hosts[0]
 			for _, swap := range []bool{false, true} {
@@ -282,8 +270,7 @@ func TestNetworksThatChangePlaces(t *testing.T) {
 					break
 				}
 				for _, p := range c.daemons()[:2] {
-					_, err := p.Stop(c.ctx)
-					c.must(err)
+					c.stop(p)
 				}
 			}
 			rules := c.rules(h)
@@ -294,8 +281,7 @@ func TestNetworksThatChangePlaces(t *testing.T) {
 			}
 			c.quiet("after the change")
 			// With one of them gone, what it has left is not the other's either.
-			_, err := c.second[0].Stop(c.ctx)
-			c.must(err)
+			c.stop(c.second[0])
 			c.sh(h, map[string]string{
 				"iptables": "iptables -D FLANNEL-FWD -s 10.43.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT",
 				"nftables": "iptables -D FORWARD -s 10.43.0.0/16 -m comment --comment flanneld -j ACCEPT",

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lease"
 )
 
@@ -100,7 +100,7 @@ func (s *siege) stopReaders(ctx context.Context, n *atomic.Int64) error {
 func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 	own, peer, third := s.daemons[0], s.daemons[1], s.daemons[2]
 	good := fmt.Sprintf(`{"PublicIP":"203.0.113.1","BackendType":%q,"BackendData":{"VtepMAC":"0a:00:00:00:00:01"}}`, s.backend)
-	bad := []lab.Entry{
+	bad := []etcdkeys.Entry{
 		{Key: "nonsense", Value: good}, {Key: "10.42.300.0-24", Value: good}, {Key: "10.42.100.0-33", Value: good}, {Key: "0.0.0.0-0", Value: good},
 		{Key: "10.42.101.0-24", Value: "{"}, {Key: "10.42.102.0-24", Value: ""}, {Key: "10.42.103.0-24", Value: `"text"`},
 		{Key: "10.42.104.0-24", Value: `{"PublicIP":"no address"}`}, {Key: "10.42.105.0-24", Value: strings.Repeat("x", 10000)},
@@ -115,14 +115,14 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 		{Key: lease.Key(own.subnet), Value: "{"}, // a host's own, at first
 	}
 	begun := time.Now()
-	put := func(e lab.Entry) error { return s.Etcd.Put(ctx, e.Key, e.Value, 0) }
+	put := func(e etcdkeys.Entry) error { return s.Etcd.Put(ctx, e.Key, e.Value, 0) }
 	if s.api == "v3" {
 		session, err := s.Etcd.V3().Open(ctx)
 		if err != nil {
 			return err
 		}
 		defer session.Close()
-		put = func(e lab.Entry) error { return session.Put(ctx, e.Key, e.Value) }
+		put = func(e etcdkeys.Entry) error { return session.Put(ctx, e.Key, e.Value) }
 	}
 	const writers = 4
 	var all sync.WaitGroup

@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/relay"
 )
 
 const (
@@ -125,7 +125,7 @@ func (p *proxy) pass(ctx context.Context, near net.Conn) {
 	if err != nil {
 		return
 	}
-	lab.Relay(near, far)
+	relay.Copy(near, far)
 }
 
 // cut ends all connections.

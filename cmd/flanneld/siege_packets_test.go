@@ -190,15 +190,7 @@ func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
 	if s.port == 0 {
 		return nil
 	}
-	var fd int
-	err := s.stranger.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+	f := s.forger(s.stranger)
 	r := rand.New(rand.NewPCG(3, 4))
 	id, i := uint16(0), 0
 	return paced(ctx, 500, func() error {
@@ -211,11 +203,11 @@ func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
 			if i/5%4 == 1 {
 				id++
 			} else {
-				offset, more = 64, false
+				offset, more = 64/8, false
 			}
 		case 3: // one that lies over the end
 			id++
-			offset = 65512
+			offset = 65512 / 8
 		}
 		payload := randomBytes(r, 64)
 		if offset == 0 {
@@ -225,22 +217,6 @@ func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
 		}
 		i++
 		n.Add(1)
-		return lost(unix.Sendto(fd, fragment(s.stranger.Addr, to, id, offset, more, payload), unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.As4()}))
+		return lost(f.fragment(s.stranger.Addr, to, id, offset, more, payload))
 	})
-}
-
-// fragment is a part of a UDP datagram; the kernel computes the header's checksum.
-func fragment(from, to netip.Addr, id uint16, offset int, more bool, payload []byte) []byte {
-	b := make([]byte, 20, 20+len(payload))
-	b[0], b[8], b[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(b[2:], uint16(20+len(payload)))
-	binary.BigEndian.PutUint16(b[4:], id)
-	word := uint16(offset / 8)
-	if more {
-		word |= 0x2000
-	}
-	binary.BigEndian.PutUint16(b[6:], word)
-	copy(b[12:], from.AsSlice())
-	copy(b[16:], to.AsSlice())
-	return append(b, payload...)
 }

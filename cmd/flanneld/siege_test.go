@@ -18,6 +18,7 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 const (
@@ -43,6 +44,7 @@ const (
 // the time each. SIEGE_ATTACKS names the attacks if not all of them are wanted,
 // separated by commas.
 func TestSiege(t *testing.T) {
+	// Alone: the attacks take all of the processors.
 	need(t, "ip", "nft", "iptables")
 	total, err := time.ParseDuration(cmp.Or(os.Getenv("SIEGE_TIME"), "36s"))
 	if err != nil {
@@ -72,7 +74,7 @@ type siege struct {
 	backend, api string
 	total        time.Duration
 	port         int // of the tunnel; 0: there is none
-	store        store
+	store        etcdkeys.Store
 	daemons      []*besieged
 	proxy        *proxy
 	stranger     *lab.Host      // on their link, none of them
@@ -108,7 +110,7 @@ func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 	t.Cleanup(cancel)
 	s.ctx = ctx
 	s.port = map[string]int{"vxlan": 8472, "udp": 8285}[backend]
-	s.store = map[string]store{"v2": s.Etcd, "v3": s.Etcd.V3()}[api]
+	s.store = s.Etcd.Store(api)
 	s.must(s.store.Put(ctx, s.prefix+"/config",
 		fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":%q}}`, backend), 0))
 	s.stranger = s.Hosts[hosts]
@@ -358,8 +360,7 @@ func second(_ int, err error) error { return err }
 // joins has a newcomer find its place among all that is left in etcd.
 func (s *siege) joins() {
 	s.t.Helper()
-	p, err := s.stranger.Start("-etcd-api="+s.api, "-ip-masq=true")
-	s.must(err)
+	p := s.launch(s.stranger, "-etcd-api="+s.api, "-ip-masq=true")
 	ctx, cancel := context.WithTimeout(s.ctx, slow(20*time.Second))
 	defer cancel()
 	if err := p.WaitReady(ctx); err != nil {

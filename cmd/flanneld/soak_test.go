@@ -17,6 +17,7 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 const soakRate = 100 // events a second
@@ -29,6 +30,7 @@ const soakRate = 100 // events a second
 // SOAK_TIME is how long (15s), SOAK_PEERS among how many (20000), and SOAK_SEED
 // repeats the choices of another run.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	total, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK_TIME"), "15s"))
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +76,7 @@ func TestSoak(t *testing.T) {
 // soak is a host among phantom peers.
 type soak struct {
 	*cluster
-	etcd   *lab.Session
+	etcd   *etcdkeys.Session
 	daemon *lab.Process
 	random *rand.Rand
 	peers  []soakPeer // by subnet; some of them are not there
@@ -100,10 +102,10 @@ func startSoak(t *testing.T, peers int, seed uint64, total time.Duration) *soak 
 	s.must(err)
 	t.Cleanup(func() { s.etcd.Close() })
 	s.must(s.etcd.Put(ctx, s.prefix+"/config", `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}`))
-	var leases []lab.Entry
+	var leases []etcdkeys.Entry
 	for i := range peers {
 		s.peers[i] = soakPeer{s.next(), s.next()}
-		leases = append(leases, lab.Entry{Key: s.key(i), Value: s.value(i)})
+		leases = append(leases, etcdkeys.Entry{Key: s.key(i), Value: s.value(i)})
 	}
 	s.must(s.etcd.PutAll(ctx, leases))
 	s.start()

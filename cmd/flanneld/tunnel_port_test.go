@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,13 +11,6 @@ import (
 
 	"flanneld/pkg/lab"
 )
-
-// inVXLAN makes the payload of a VXLAN packet (RFC 7348) of an IPv4 packet, for the VTEP with a MAC.
-func inVXLAN(vni uint32, mac net.HardwareAddr, packet []byte) []byte {
-	b := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8)
-	b = append(append(b, mac...), 2, 0, 0, 0, 0, 9, 8, 0)
-	return append(b, packet...)
-}
 
 // vtepMAC is the MAC of a host's VXLAN device.
 func (c *cluster) vtepMAC(h *lab.Host) (mac net.HardwareAddr) {
@@ -37,11 +29,13 @@ func (c *cluster) vtepMAC(h *lab.Host) (mac net.HardwareAddr) {
 // whatever address, injects nothing, wherever the rules are kept. What stays between
 // containers passes.
 func TestContainersReachNoTunnelPort(t *testing.T) {
+	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
 	inside := keepers[0]
 	inside.name = "the hosts' LAN lies in the network"
 	for _, k := range append(slices.Clone(keepers), inside) {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			o, named := lab.Options{Hosts: 2}, 4 // rules
 			if k.name == inside.name {
 				o.Underlay, named = netip.MustParsePrefix("10.42.200.0/24"), 8
@@ -50,12 +44,10 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 			c.put("config", k.config)
 			var daemons []*lab.Process
 			for _, h := range c.Hosts {
-				p, err := h.Run(lab.Command{
-					Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true"},
+				p := c.startCommand(h, lab.Command{
+					Args: []string{"-ip-masq=true"},
 					Env:  []string{"PATH=" + variantPath(t, k.iptables)},
 				})
-				c.must(err)
-				c.must(p.WaitReady(c.ctx))
 				daemons = append(daemons, p)
 			}
 			c.addContainers()
@@ -103,6 +95,7 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 // TestLocalProcessAtTheTunnelsPort: with udp, a process that has the tunnel's port at the
 // bridge's address is not masqueraded into the tunnel.
 func TestLocalProcessAtTheTunnelsPort(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 2, udpConfig, "-ip-masq=true")
 	victim, other := c.containers[0], c.containers[1]
 	received := c.listener(victim, 7777)

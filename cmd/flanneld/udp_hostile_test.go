@@ -18,6 +18,7 @@ import (
 
 // TestUDPIntegrity moves a lot both ways at once.
 func TestUDPIntegrity(t *testing.T) {
+	// Alone: it takes all of the processors.
 	c := startCluster(t, 2, udpConfig)
 	c.bothWays(1 << 30)
 }
@@ -41,6 +42,7 @@ func (c *cluster) bothWays(bytes int64) {
 // TestUDPSmallPath: between the hosts is a link that carries less than the
 // uplinks do. Datagrams are cut in pieces there rather than lost.
 func TestUDPSmallPath(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2, Racks: 2})
 	c.must(c.Fabric.Do(func() error {
 		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
@@ -61,85 +63,17 @@ func TestUDPSmallPath(t *testing.T) {
 	c.bothWays(64 << 20)
 }
 
-// inner makes an IPv4 packet with a UDP datagram.
-func inner(src, dst netip.Addr, port uint16, payload string) []byte {
-	b := make([]byte, 28, 28+len(payload))
-	b[0], b[8], b[9] = 0x45, 64, 17
-	binary.BigEndian.PutUint16(b[2:], uint16(28+len(payload)))
-	copy(b[12:], src.AsSlice())
-	copy(b[16:], dst.AsSlice())
-	sum := uint32(0)
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	binary.BigEndian.PutUint16(b[10:], ^uint16(sum))
-	binary.BigEndian.PutUint16(b[20:], port)
-	binary.BigEndian.PutUint16(b[22:], port)
-	binary.BigEndian.PutUint16(b[24:], uint16(8+len(payload)))
-	return append(b, payload...)
-}
-
-// dial opens a UDP socket on a host.
-func (c *cluster) dial(h *lab.Host, to netip.AddrPort) net.Conn {
-	c.t.Helper()
-	conn, err := h.NS.DialContext(c.ctx, "udp4", to.String())
-	c.must(err)
-	c.t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
-// dialFrom opens a UDP socket of a host or a container at a port of its own, 0 for any.
-func (c *cluster) dialFrom(e *lab.Endpoint, port int, to netip.AddrPort) net.Conn {
-	c.t.Helper()
-	var conn net.Conn
-	c.must(e.Do(func() (err error) {
-		conn, err = net.DialUDP("udp4", &net.UDPAddr{Port: port}, net.UDPAddrFromAddrPort(to))
-		return err
-	}))
-	c.t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
-// listener receives on a port of a container and gives what came.
-func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) string {
-	c.t.Helper()
-	return c.listenerAt(&k.Endpoint, port)
-}
-
-// listenerAt receives on a port of a host or a container.
-func (c *cluster) listenerAt(e *lab.Endpoint, port int) func(time.Duration) string {
-	c.t.Helper()
-	var conn *net.UDPConn
-	c.must(e.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: e.Addr.AsSlice(), Port: port})
-		return err
-	}))
-	c.t.Cleanup(func() { conn.Close() })
-	return func(d time.Duration) string {
-		b := make([]byte, 100)
-		conn.SetReadDeadline(time.Now().Add(d))
-		n, _ := conn.Read(b)
-		return string(b[:n])
-	}
-}
-
 // TestUDPLetsNoOneIn: a host that is no peer, a local user of a peer, and a container there
 // that is masqueraded reach no container; with AllowUnknownSources the first two do.
 func TestUDPLetsNoOneIn(t *testing.T) {
+	// Alone: the flood takes all of the processors.
 	for _, open := range []bool{false, true} {
 		t.Run(fmt.Sprintf("AllowUnknownSources=%t", open), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 3})
 			c.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","Backend":{"Type":"udp","AllowUnknownSources":%t}}`, open))
 			for _, h := range c.Hosts[:2] {
-				_, err := h.Start("-ip-masq=true")
-				c.must(err)
-				c.must(h.Flanneld().WaitReady(c.ctx))
-				k, err := h.AddContainer()
-				c.must(err)
-				c.containers = append(c.containers, k)
+				c.start(h, "-ip-masq=true")
+				c.addContainers(h)
 			}
 			c.waitAllPairs()
 			stranger, victim, other := c.Hosts[2], c.containers[0], c.containers[1]

@@ -47,33 +47,31 @@ func (c *cluster) lockDropped(h *lab.Host) (n int) {
 // rules. Who joins is let in before its route is there, who leaves is not any more, and what is
 // damaged is put right.
 func TestUnderlayLock(t *testing.T) {
+	t.Parallel()
 	need(t, "nft", "iptables-nft", "iptables-legacy")
 	for _, k := range []struct{ name, config, iptables string }{
 		keepers[0], keepers[2], keepers[3],
 		{"udp", `{"Network":"10.42.0.0/16","Backend":{"Type":"udp"}}`, "legacy"},
 	} {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, lab.Options{Hosts: 4})
 			stranger, last := c.Hosts[3], c.Hosts[2]
 			c.put("config", k.config)
 			path := "PATH=" + variantPath(t, k.iptables)
 			start := func(h *lab.Host, args ...string) *lab.Process {
 				t.Helper()
-				p, err := h.Run(lab.Command{
-					Args: append([]string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true"}, args...),
+				p := c.startCommand(h, lab.Command{
+					Args: append([]string{"-ip-masq=true"}, args...),
 					Env:  []string{path},
 				})
-				c.must(err)
-				c.must(p.WaitReady(c.ctx))
 				return p
 			}
 			h := c.Hosts[0]
 			first := start(h, "-underlay-lock")
 			start(c.Hosts[1], "-underlay-lock")
 			for _, h := range c.Hosts[:2] {
-				k, err := h.AddContainer()
-				c.must(err)
-				c.containers = append(c.containers, k)
+				c.addContainers(h)
 			}
 			c.waitAllPairs()
 			c.within(3*time.Second, "the peer is let in", func() error { return c.lockHolds(h, lockTable, c.Hosts[1].Addr) })
@@ -147,23 +145,20 @@ func TestUnderlayLock(t *testing.T) {
 			c.waitAllPairs()
 
 			key, _ := c.lease(last)
-			_, err = p.Stop(c.ctx)
-			c.must(err)
+			c.stop(p)
 			c.must(c.Etcd.Delete(c.ctx, key))
 			c.within(10*time.Second, "who has left is not let in", func() error { return c.lockHolds(h, lockTable, c.Hosts[1].Addr) })
 
 			if n := lines(first, "cannot be kept") + lines(first, "drops what peers send") + lines(first, "keeps undoing"); n > 0 {
 				t.Errorf("%d complaints:\n%s", n, first.Logs())
 			}
-			_, err = first.Stop(c.ctx)
-			c.must(err)
+			c.stop(first)
 			c.must(c.lockHolds(h, lockTable, c.Hosts[1].Addr))
 			first = start(h, "-underlay-lock")
 			if n := lines(first, "repaired the underlay lock"); n > 0 {
 				t.Errorf("a restart repairs:\n%s", first.Logs())
 			}
-			_, err = first.Stop(c.ctx)
-			c.must(err)
+			c.stop(first)
 			first = start(h)
 			c.within(5*time.Second, "without the flag the lock is gone", func() error {
 				if out, err := c.try(h, "nft list table "+lockTable); err == nil {
@@ -181,15 +176,14 @@ func TestUnderlayLock(t *testing.T) {
 // TestLocksOfTwoNetworks: two VXLAN networks of a host share a port, and the lock of one does not
 // drop what the other's hosts send.
 func TestLocksOfTwoNetworks(t *testing.T) {
+	t.Parallel()
 	need(t, "nft")
 	c := newCluster(t, lab.Options{Hosts: 3})
 	h := c.Hosts[0]
 	c.put("config", vxlanConfig)
 	second := c.network("/second", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`)
 	for _, on := range c.Hosts[:2] {
-		_, err := on.Start("-underlay-lock")
-		c.must(err)
-		c.must(on.Flanneld().WaitReady(c.ctx))
+		c.start(on, "-underlay-lock")
 	}
 	var ends []*lab.Container
 	for _, on := range []*lab.Host{h, c.Hosts[2]} { // the third host is in the second network alone
@@ -209,8 +203,7 @@ func TestLocksOfTwoNetworks(t *testing.T) {
 		t.Error("the second network is locked")
 	}
 	// And cleanup takes the lock away.
-	_, err := h.Flanneld().Stop(c.ctx)
-	c.must(err)
+	c.stop(h.Flanneld())
 	if code, said := c.cleanup(h, "-subnet-file="+h.SubnetFile); code != 0 || !strings.Contains(said, "nft delete table "+lockTable+"\n") {
 		t.Errorf("exit code %d: %s", code, said)
 	}
@@ -222,6 +215,7 @@ func TestLocksOfTwoNetworks(t *testing.T) {
 // TestLockLetsPeersInBeforeTheirRoute: among many, a peer that joins is in the set when its
 // entries are in the kernel.
 func TestLockLetsPeersInBeforeTheirRoute(t *testing.T) {
+	t.Parallel()
 	need(t, "nft")
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]

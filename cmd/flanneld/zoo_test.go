@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -12,16 +11,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 )
 
 const (
-	// zooWorkers is how many shapes are there at a time: most of the time is waiting.
-	zooWorkers = 6
 	// zooHosts is the number of hosts of each shape.
 	zooHosts = 3
 	// zooRouter and zooPublicIP are the same in every row.
@@ -54,12 +51,14 @@ var zooBackends = []zooBackend{
 // TestZoo runs flanneld on hosts of each shape. With ZOO=all each shape is run with
 // each backend, else most of them with vxlan only.
 func TestZoo(t *testing.T) {
+	t.Parallel()
 	openZoo(t).runRows(func(s shape) bool { return s.needs == "" })
 }
 
 // TestZooModules runs the shapes with links that are modules of the kernel, and not of
 // every one; "make test-vm" has one that knows them all.
 func TestZooModules(t *testing.T) {
+	t.Parallel()
 	z := openZoo(t)
 	for kind := range kinds() {
 		if !z.knows(kind) {
@@ -84,40 +83,23 @@ func openZoo(t *testing.T) *zoo {
 	return &zoo{c, os.Getenv("ZOO") == "all"}
 }
 
-// runRows runs the rows that are wanted, several at a time.
+// runRows runs the rows that are wanted, each with its backends, side by side: most of the time is waiting.
 func (z *zoo) runRows(wanted func(shape) bool) {
-	var first, later []int
 	for i, s := range shapes {
-		switch {
-		case !wanted(s):
-		case s.everyBackend: // takes the longest
-			first = append(first, i)
-		default:
-			later = append(later, i)
+		if !wanted(s) {
+			continue
 		}
-	}
-	queue := make(chan int, len(shapes))
-	for _, i := range slices.Concat(first, later) {
-		queue <- i
-	}
-	close(queue)
-	var workers sync.WaitGroup
-	for range max(1, zooWorkers/lab.Slow()) {
-		workers.Go(func() {
-			for i := range queue {
-				z.t.Run(shapes[i].name, func(t *testing.T) { z.row(t, i) })
+		z.t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			for n, b := range zooBackends {
+				if z.all || n == 0 || s.everyBackend {
+					t.Run(b.name, func(t *testing.T) {
+						t.Parallel()
+						z.runShape(t, s, fmt.Sprintf("s%db%d", i, n), b)
+					})
+				}
 			}
 		})
-	}
-	workers.Wait()
-}
-
-// row runs a shape with its backends.
-func (z *zoo) row(t *testing.T, i int) {
-	for n, b := range zooBackends {
-		if z.all || n == 0 || shapes[i].everyBackend {
-			t.Run(b.name, func(t *testing.T) { z.runShape(t, shapes[i], fmt.Sprintf("s%db%d", i, n), b) })
-		}
 	}
 }
 
@@ -297,31 +279,11 @@ func (n *node) run(stored ...*os.File) {
 	}
 	var env []string
 	if n.filter != "" {
-		env = append(env, "PATH="+n.filters()+":"+os.Getenv("PATH"))
+		env = append(env, "PATH="+pathWith(n.t, n.filter))
 	}
 	p, err := n.host.Run(lab.Command{Args: append(args, strings.Fields(n.of(n.host, n.args))...), Env: env, Stored: stored})
 	n.must(err)
 	n.runs = append(n.runs, p)
-}
-
-// filters is a directory in which "iptables" and its like are of the variant that the
-// row asks for.
-func (n *node) filters() string {
-	return variantOf(n.cluster, filepath.Join(filepath.Dir(n.host.SubnetFile), "sbin"), n.filter)
-}
-
-// variantOf makes a directory in which "iptables" and its like are of a variant.
-func variantOf(c *cluster, dir, variant string) string {
-	c.t.Helper()
-	c.must(os.MkdirAll(dir, 0o755))
-	for _, name := range []string{"", "-save", "-restore"} {
-		path, err := exec.LookPath("iptables-" + variant + name)
-		c.must(err)
-		if err := os.Symlink(path, filepath.Join(dir, "iptables"+name)); !errors.Is(err, os.ErrExist) {
-			c.must(err)
-		}
-	}
-	return dir
 }
 
 func (n *node) process() *lab.Process { return n.runs[len(n.runs)-1] }
@@ -338,7 +300,7 @@ func (n *node) ready() {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.ctx, slow(20*time.Second))
 	defer cancel()
-	n.must(lab.Poll(ctx, func() error {
+	n.must(wait.Until(ctx, func() error {
 		n.alive()
 		return n.process().WaitReady(ctx)
 	}))
@@ -467,7 +429,7 @@ func (x *scenario) sound() {
 			if a == b || a.prefix != b.prefix {
 				continue
 			}
-			err := lab.Poll(ctx, func() error {
+			err := wait.Until(ctx, func() error {
 				_, err := a.container.Ping(ctx, b.container.Addr, lab.PingOptions{Size: a.container.MTU, DF: true, Timeout: 250 * time.Millisecond})
 				return err
 			})

@@ -147,21 +147,6 @@ func commands(ops []dataplane.Op) string {
 	return strings.Join(lines, "\n")
 }
 
-// eventually polls until ok or the test is out of patience.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("gave up waiting: %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 func ipnet(s string) *net.IPNet {
 	p := netip.MustParsePrefix(s)
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab/wait"
 )
 
 // through is a bed with peers whose routes go by way of nexthop objects.
@@ -226,11 +227,11 @@ func TestCarrierLoss(t *testing.T) {
 	before := b.snapshot(want.ScopeOf(network))
 	b.must(b.other.LinkSetDown(b.link("up1")))
 	await(t, w, Uplink)
-	eventually(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf(network)).Equal(before) })
+	wait.True(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf(network)).Equal(before) })
 	drain(w)
 	b.must(b.other.LinkSetUp(b.link("up1")))
 	await(t, w, Uplink)
-	eventually(t, "the carrier is back", func() bool {
+	wait.True(t, "the carrier is back", func() bool {
 		d, err := b.k.byName(uplink)
 		return err == nil && d.carrier == unix.IFF_RUNNING|unix.IFF_LOWER_UP
 	})

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab/wait"
 )
 
 // quiet proves that nothing was reported, by causing something that is: events
@@ -114,7 +115,7 @@ func TestWatchHoldsOneSet(t *testing.T) {
 	}
 	b.must(b.other.AddrDel(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/32")}))
 	b.must(b.other.LinkSetMTU(b.link(uplink), 1400))
-	eventually(t, "all events in one set", func() bool {
+	wait.True(t, "all events in one set", func() bool {
 		e := <-w.Events()
 		w.report(e) // put back; later ones are merged into it
 		return e&(Neighs|Addrs|Uplink) == Neighs|Addrs|Uplink
@@ -162,7 +163,7 @@ func TestWatchOverflow(t *testing.T) {
 	for range 2000 {
 		burst = append(burst, dataplane.KindNeigh.Put(dataplane.NeighKey{Link: overlay, IP: netip.MustParseAddr("10.5.3.0")}, randomMAC(r)))
 	}
-	eventually(t, "an overflow", func() bool {
+	wait.True(t, "an overflow", func() bool {
 		for _, err := range another.Apply(burst) {
 			b.must(err)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,41 +13,69 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"go.etcd.io/etcd/client/v2"
+
+	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/relay"
 )
 
 // Etcd is a real one-member etcd in the fabric's namespace, with its v2 and v3 APIs. It is a process of its own, so
 // that it can be killed and stopped like one. Its data survive everything but Wipe.
 type Etcd struct {
-	lab       *Lab
-	addr      netip.Addr
-	transport *http.Transport
-	keys      client.KeysAPI
-	readers   bool // PermitReading was called
+	*etcdkeys.V2 // the keys of its v2 API
+
+	lab     *Lab
+	addr    netip.Addr
+	access  etcdkeys.Access
+	readers bool // PermitReading was called
 
 	mu      sync.Mutex // held while the process is started or ended
 	process *Process
 }
 
 func newEtcd(l *Lab, addr netip.Addr) (*Etcd, error) {
-	e := &Etcd{lab: l, addr: addr, transport: &http.Transport{DialContext: l.Fabric.DialContext}}
-	if l.opts.TLS != nil {
-		config, err := l.opts.TLS.clientConfig()
+	e := &Etcd{lab: l, addr: addr}
+	e.access = etcdkeys.Access{Endpoints: []string{e.Endpoint()}, Dial: l.Fabric.DialContext}
+	if files := l.opts.TLS; files != nil {
+		config, err := etcdkeys.ClientTLS(files.CA, files.ClientCert, files.ClientKey)
 		if err != nil {
 			return nil, err
 		}
-		e.transport.TLSClientConfig = config
+		e.access.TLS = config
 	}
-	c, err := client.New(client.Config{
-		Endpoints:               []string{e.Endpoint()},
-		Transport:               e.transport,
-		HeaderTimeoutPerRequest: 10 * time.Second,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make etcd client: %w", err)
+	var err error
+	e.V2, err = etcdkeys.OpenV2(e.access)
+	return e, err
+}
+
+// V3 returns the keys of its v3 API.
+func (e *Etcd) V3() etcdkeys.V3 { return etcdkeys.V3{Access: e.access} }
+
+// Store returns the keys of one of its APIs, v2 or v3.
+func (e *Etcd) Store(api string) etcdkeys.Store {
+	if api == "v2" {
+		return e.V2
 	}
-	e.keys = client.NewKeysAPI(c)
-	return e, nil
+	return e.V3()
+}
+
+// RequireUser has etcd ask for a user and a password in both of its APIs, from now on also when the lab itself reads
+// or writes a key. The user may do everything.
+func (e *Etcd) RequireUser(ctx context.Context, name, password string) error {
+	if err := errors.Join(e.V3().RequireUser(ctx, password, name), e.V2.RequireUser(ctx, password, name)); err != nil {
+		return fmt.Errorf("have etcd require a user: %w", err)
+	}
+	return nil
+}
+
+// PermitReading has etcd ask for a user in both of its APIs, as RequireUser does, of one who may read what is below a
+// prefix and write nothing. Root has the same password. Called again, it takes back what was permitted since.
+func (e *Etcd) PermitReading(ctx context.Context, name, password, prefix string) error {
+	again := e.readers
+	e.readers = true
+	if err := errors.Join(e.V3().PermitReading(ctx, again, name, password, prefix), e.V2.PermitReading(ctx, again, name, password, prefix)); err != nil {
+		return fmt.Errorf("have etcd permit reading only: %w", err)
+	}
+	return nil
 }
 
 // Endpoint is the URL of the client API, as in -etcd-endpoints. Only the namespaces of the lab reach it.
@@ -80,8 +107,13 @@ func (e *Etcd) AlsoAt(addr netip.Addr) (net.Listener, error) {
 	e.lab.mu.Lock()
 	e.lab.listeners = append(e.lab.listeners, l)
 	e.lab.mu.Unlock()
-	go e.serve(l)
+	go relay.Serve(l, e.dial)
 	return l, nil
+}
+
+// dial connects to the client API.
+func (e *Etcd) dial() (net.Conn, error) {
+	return e.lab.Fabric.DialContext(context.Background(), "tcp", netip.AddrPortFrom(e.addr, 2379).String())
 }
 
 // Start starts etcd and waits until it serves.

@@ -3,10 +3,15 @@ package lab
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"net"
 	"net/http"
 	"testing"
 	"time"
+
+	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/etcdtest"
 )
 
 func TestEtcd(t *testing.T) {
@@ -18,7 +23,7 @@ func TestEtcd(t *testing.T) {
 	if err := e.Put(ctx, "/net/subnets/a", "two", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := e.Get(ctx, "/net/config"); err != nil || n != (Entry{Key: "/net/config", Value: "one"}) {
+	if n, err := e.Get(ctx, "/net/config"); err != nil || n != (etcdkeys.Entry{Key: "/net/config", Value: "one"}) {
 		t.Errorf("get: %+v, %v", n, err)
 	}
 	if n, err := e.Get(ctx, "/net/subnets/a"); err != nil || n.Value != "two" || n.TTL < 59*time.Minute {
@@ -27,7 +32,7 @@ func TestEtcd(t *testing.T) {
 	if err := e.Delete(ctx, "/net/subnets/a"); err != nil {
 		t.Error(err)
 	}
-	if _, err := e.Get(ctx, "/net/subnets/a"); !errors.Is(err, ErrNoKey) {
+	if _, err := e.Get(ctx, "/net/subnets/a"); !errors.Is(err, etcdkeys.ErrNoKey) {
 		t.Errorf("get of a deleted key: %v", err)
 	}
 
@@ -59,17 +64,17 @@ func TestEtcd(t *testing.T) {
 	if err := e.Wipe(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Get(ctx, "/net/config"); !errors.Is(err, ErrNoKey) {
+	if _, err := e.Get(ctx, "/net/config"); !errors.Is(err, etcdkeys.ErrNoKey) {
 		t.Errorf("get after wipe: %v", err)
 	}
 }
 
 func TestEtcdWithTLS(t *testing.T) {
 	underlay := mustPrefix("10.9.0.0/24")
-	files, err := NewTLS(t.TempDir(), underlay)
-	if err != nil {
-		t.Fatal(err)
-	}
+	by := etcdtest.NewAuthority(t)
+	files := &TLS{CA: by.File}
+	files.ServerCert, files.ServerKey = by.Issue("server", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(10, 9, 0, 1)} })
+	files.ClientCert, files.ClientKey = by.Issue("client")
 	ctx, l := newTestLab(t, Options{TLS: files, Underlay: underlay})
 	if err := l.Etcd.Put(ctx, "/key", "value", 0); err != nil {
 		t.Fatal(err)

@@ -2,12 +2,9 @@ package lab
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +12,8 @@ import (
 
 	v2 "go.etcd.io/etcd/client/v2"
 	v3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
+
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // Etcdctl puts an etcdctl into dir, which is to be in a shell's PATH, so that command lines can be run as they are
@@ -39,62 +37,40 @@ func runEtcdctl(version string, args []string) error {
 		return fmt.Errorf("ETCDCTL_API=%s", version)
 	}
 	endpoints := f.String("endpoints", "", "")
-	var c credentials
-	f.StringVar(&c.ca, names[0], "", "")
-	f.StringVar(&c.cert, names[1], "", "")
-	f.StringVar(&c.key, names[2], "", "")
-	f.StringVar(&c.user, names[3], "", "")
+	var ca, cert, key, user string
+	for i, v := range []*string{&ca, &cert, &key, &user} {
+		f.StringVar(v, names[i], "", "")
+	}
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	config, err := c.tls()
-	if err != nil {
+	access := etcdkeys.Access{Endpoints: strings.Split(*endpoints, ",")}
+	if user != "" {
+		access.Username, access.Password = user, os.Getenv("ETCDCTL_PASSWORD")
+	}
+	var err error
+	if access.TLS, err = etcdkeys.ClientTLS(ca, cert, key); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	urls, password := strings.Split(*endpoints, ","), os.Getenv("ETCDCTL_PASSWORD")
-	if c.user == "" {
-		password = ""
-	}
 	if version == "2" {
-		client, err := v2.New(v2.Config{Endpoints: urls, Transport: &http.Transport{TLSClientConfig: config}, Username: c.user, Password: password})
+		keys, err := etcdkeys.OpenV2(access)
+		if err != nil {
+			return err
+		}
+		client, err := keys.Client()
 		if err != nil {
 			return err
 		}
 		return etcdctl2(ctx, client, f.Args())
 	}
-	client, err := v3.New(v3.Config{Endpoints: urls, TLS: config, Username: c.user, Password: password, Context: ctx, Logger: zap.NewNop(), DialTimeout: 5 * time.Second})
+	client, err := etcdkeys.V3{Access: access}.Client(ctx)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	return etcdctl3(ctx, client, f.Args())
-}
-
-type credentials struct{ ca, cert, key, user string }
-
-func (c credentials) tls() (*tls.Config, error) {
-	if c.ca == "" && c.cert == "" {
-		return nil, nil
-	}
-	config := &tls.Config{}
-	if c.ca != "" {
-		text, err := os.ReadFile(c.ca)
-		if err != nil {
-			return nil, err
-		}
-		config.RootCAs = x509.NewCertPool()
-		config.RootCAs.AppendCertsFromPEM(text)
-	}
-	if c.cert != "" {
-		pair, err := tls.LoadX509KeyPair(c.cert, c.key)
-		if err != nil {
-			return nil, err
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return config, nil
 }
 
 func etcdctl2(ctx context.Context, c v2.Client, args []string) (err error) {

@@ -4,17 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	v2 "go.etcd.io/etcd/client/v2"
 	client "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
+
+	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/wait"
 )
 
 // Member is one more member of a lab's etcd, a process of its own beside the first.
@@ -95,7 +94,7 @@ func (m *Member) Kill(ctx context.Context) error {
 func (e *Etcd) Members(ctx context.Context, others []*Member, f func(context.Context, *client.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	c, err := e.clusterClient(ctx, others)
+	c, err := etcdkeys.V3{Access: e.cluster(others)}.Client(ctx)
 	if err != nil {
 		return err
 	}
@@ -103,14 +102,11 @@ func (e *Etcd) Members(ctx context.Context, others []*Member, f func(context.Con
 	return f(ctx, c)
 }
 
-// clusterClient returns a client that ends with ctx; close it.
-func (e *Etcd) clusterClient(ctx context.Context, others []*Member) (*client.Client, error) {
-	return client.New(client.Config{
-		Endpoints: e.endpoints(others), Context: ctx, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return e.lab.Fabric.DialContext(ctx, "tcp", addr)
-		})},
-	})
+// cluster is the access to all members.
+func (e *Etcd) cluster(others []*Member) etcdkeys.Access {
+	a := e.access
+	a.Endpoints, a.Timeout = e.endpoints(others), 2*time.Second
+	return a
 }
 
 func (e *Etcd) endpoints(others []*Member) []string {
@@ -125,7 +121,7 @@ func (e *Etcd) endpoints(others []*Member) []string {
 // is one that is up.
 func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, err error) {
 	err = e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
-		return Poll(ctx, func() error {
+		return wait.Until(ctx, func() error {
 			for _, endpoint := range e.endpoints(others) {
 				short, cancel := context.WithTimeout(ctx, 2*time.Second)
 				s, err := c.Status(short, endpoint)
@@ -145,35 +141,35 @@ func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, er
 // in v3: it is told a key and its value, "" to delete it. The end of ctx ends its connections.
 func (e *Etcd) Through(ctx context.Context, api string, others ...*Member) (func(ctx context.Context, key, value string) error, error) {
 	if api == "v2" {
-		c, err := v2.New(v2.Config{Endpoints: e.endpoints(others), Transport: e.transport, HeaderTimeoutPerRequest: 2 * time.Second})
+		v2, err := etcdkeys.OpenV2(e.cluster(others))
 		if err != nil {
 			return nil, err
 		}
-		keys := v2.NewKeysAPI(c)
+		context.AfterFunc(ctx, v2.Close)
 		return func(ctx context.Context, key, value string) error {
 			if value != "" {
-				_, err := keys.Set(ctx, key, value, nil)
-				return err
+				return v2.Put(ctx, key, value, 0)
 			}
-			if _, err := keys.Delete(ctx, key, nil); !errors.Is(keyError(err), ErrNoKey) {
+			if err := v2.Delete(ctx, key); !errors.Is(err, etcdkeys.ErrNoKey) {
 				return err
 			}
 			return nil
 		}, nil
 	}
-	c, err := e.clusterClient(ctx, others)
+	s, err := etcdkeys.V3{Access: e.cluster(others)}.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() { c.Close() })
-	return func(ctx context.Context, key, value string) (err error) {
+	context.AfterFunc(ctx, func() { s.Close() })
+	return func(ctx context.Context, key, value string) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		if value != "" {
-			_, err = c.Put(ctx, key, value)
-		} else {
-			_, err = c.Delete(ctx, key)
+			return s.Put(ctx, key, value)
 		}
-		return err
+		if err := s.Delete(ctx, key); !errors.Is(err, etcdkeys.ErrNoKey) {
+			return err
+		}
+		return nil
 	}, nil
 }

@@ -1,16 +1,19 @@
 package lab
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"flanneld/pkg/lab/etcdserver"
 )
 
 // etcdVariable tells a process that it is to be a lab's etcd; its value is an etcdConfig.
@@ -62,71 +65,55 @@ func etcdEnv(c etcdConfig) (string, error) {
 }
 
 func serveEtcd(text string) error {
-	terminated := make(chan os.Signal, 1)
-	signal.Notify(terminated, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
 	var c etcdConfig
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return fmt.Errorf("decode etcd config: %w", err)
 	}
-	cfg, err := embedConfig(c)
+	cfg, err := c.embed()
 	if err != nil {
 		return err
 	}
-	server, err := embed.StartEtcd(cfg)
+	server, err := etcdserver.Start(ctx, cfg)
+	if ctx.Err() != nil {
+		return nil // it was told to end
+	}
 	if err != nil {
-		return fmt.Errorf("start etcd: %w", err)
+		return err
 	}
 	defer server.Close()
-	select {
-	case <-server.Server.ReadyNotify():
-	case err := <-server.Err():
-		return fmt.Errorf("serve etcd: %w", err)
-	case <-terminated:
-		return nil
-	}
 	if err := notifyReady(); err != nil {
 		return err
 	}
 	select {
 	case err := <-server.Err():
 		return fmt.Errorf("serve etcd: %w", err)
-	case <-terminated:
+	case <-ctx.Done():
 		return nil
 	}
 }
 
-// The first member, or the only one.
+// The first member, or the only one. The namespace is etcd's own, so fixed loopback ports are free.
 const (
 	firstName = "lab"
 	firstPeer = "127.0.0.1:2380"
 )
 
-// embedConfig is a normal one-member etcd, tuned to start fast and to spare the disk.
-func embedConfig(c etcdConfig) (*embed.Config, error) {
-	endpoint, err := url.Parse(c.Endpoint)
+func (c etcdConfig) embed() (*embed.Config, error) {
+	cfg, err := etcdserver.Config(c.Dir, c.Endpoint, "http://"+cmp.Or(c.Peer, firstPeer))
 	if err != nil {
-		return nil, fmt.Errorf("parse etcd endpoint: %w", err)
+		return nil, err
 	}
-	// The namespace is etcd's own, so fixed loopback ports are free.
-	peer := url.URL{Scheme: "http", Host: firstPeer}
-	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir = firstName, c.Dir
-	if c.Name != "" {
-		cfg.Name, peer.Host = c.Name, c.Peer
-	}
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*endpoint}, []url.URL{*endpoint}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.Name = cmp.Or(c.Name, firstName)
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	if c.Members != "" {
 		cfg.InitialCluster, cfg.ClusterState = c.Members, embed.ClusterStateFlagExisting
 	}
-	cfg.EnableV2, cfg.UnsafeNoFsync = true, true
-	cfg.TickMs, cfg.ElectionMs = 20, 100
 	if c.Calm {
 		cfg.TickMs, cfg.ElectionMs = 100, 1000
 		cfg.StrictReconfigCheck = false // which has each change of members wait for 5 s
 	}
-	cfg.LogLevel, cfg.LogOutputs = "error", []string{"stderr"}
 	if c.TLS != nil {
 		cfg.ClientTLSInfo = transport.TLSInfo{
 			CertFile: c.TLS.ServerCert, KeyFile: c.TLS.ServerKey, TrustedCAFile: c.TLS.CA, ClientCertAuth: true,

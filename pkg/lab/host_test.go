@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab/wait"
 )
 
 func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -21,7 +23,7 @@ func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func TestFlood(t *testing.T) {
 	ctx, l := newTestLab(t, Options{Hosts: 2})
 	h1, h2 := l.Hosts[0], l.Hosts[1]
-	err := Poll(ctx, func() error { // on a busy machine the receiver may come too late
+	err := wait.Until(ctx, func() error { // on a busy machine the receiver may come too late
 		s, err := h1.Flood(ctx, &h2.Endpoint, 1000, 50*time.Millisecond)
 		if err != nil || s.Received > s.Sent || s.Duration < 50*time.Millisecond {
 			t.Errorf("flood: %+v, %v", s, err)
@@ -80,7 +82,7 @@ func TestHostsReachEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait := func(what string, done func(PingStats) bool) {
-		err := Poll(ctx, func() error {
+		err := wait.Until(ctx, func() error {
 			if !done(pinger.Stats()) {
 				return errors.New(what)
 			}
@@ -225,7 +227,7 @@ func TestProcess(t *testing.T) {
 	if err != nil {
 		t.Skip("needs /bin/sh: ", err)
 	}
-	if err := Poll(ctx, func() error {
+	if err := wait.Until(ctx, func() error {
 		if p.Logs() != "hello\n" {
 			return errors.New("log: " + p.Logs())
 		}
@@ -241,7 +243,7 @@ func TestProcess(t *testing.T) {
 	if err := p.WaitReady(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ready: %v", err)
 	}
-	if err := Poll(ctx, func() error {
+	if err := wait.Until(ctx, func() error {
 		if err := p.Signal(syscall.SIGCONT); err != nil && !p.Exited() {
 			return err
 		}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // An nsID identifies a namespace whatever its name.
@@ -68,7 +70,7 @@ func killProcess(ctx context.Context, pid int, inside map[nsID]bool) error {
 	// A descriptor of a process becomes readable when the process has ended.
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return Poll(ctx, func() error {
+	return wait.Until(ctx, func() error {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10)
 		if n > 0 {
 			return nil

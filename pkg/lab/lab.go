@@ -185,7 +185,7 @@ func (l *Lab) Close() error {
 			l.Close()
 		}
 		if l.Etcd != nil {
-			l.Etcd.transport.CloseIdleConnections()
+			l.Etcd.V2.Close()
 		}
 		for _, n := range namespaces {
 			n.file.Close()

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // ownerVariable makes the test binary a program that owns a lab with one host until it is killed.
@@ -143,7 +145,7 @@ func TestSweepRemovesDeadLab(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for _, pid := range pids {
-		if err := Poll(ctx, func() error {
+		if err := wait.Until(ctx, func() error {
 			if processGone(pid) {
 				return nil
 			}

@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"flanneld/pkg/lab/wait"
 )
 
 func TestCloseLeaksNothing(t *testing.T) {
@@ -40,7 +42,7 @@ func TestCloseLeaksNothing(t *testing.T) {
 	use()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	err := Poll(ctx, func() error {
+	err := wait.Until(ctx, func() error {
 		if g, f := count(); g > goroutines || f > files {
 			return fmt.Errorf("%d goroutines and %d files before, %d and %d after", goroutines, files, g, f)
 		}

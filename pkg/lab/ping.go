@@ -13,6 +13,8 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // Sizes in an echo packet, in bytes: the ICMP header, and what the lab needs to know its own packets.
@@ -57,7 +59,7 @@ func (e *Endpoint) Ping(ctx context.Context, to netip.Addr, o PingOptions) (time
 
 // WaitPing pings until a reply comes or the context ends.
 func (e *Endpoint) WaitPing(ctx context.Context, to netip.Addr) (rtt time.Duration, err error) {
-	err = Poll(ctx, func() error {
+	err = wait.Until(ctx, func() error {
 		rtt, err = e.Ping(ctx, to, PingOptions{Timeout: 250 * time.Millisecond})
 		return err
 	})

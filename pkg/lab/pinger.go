@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // A Pinger sends echo requests at a fixed rate in the background and counts the replies, to show whether and for how
@@ -54,9 +56,9 @@ func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, 
 func (p *Pinger) Stop() PingStats {
 	p.stop()
 	p.sender.Wait() // a request sent after the last look would count as lost
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(Slow())*500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(wait.Slow())*500*time.Millisecond)
 	defer cancel()
-	Poll(ctx, func() error {
+	wait.Until(ctx, func() error {
 		if p.Stats().Lost > 0 {
 			return errors.New("replies are missing")
 		}

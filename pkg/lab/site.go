@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +12,8 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+
+	"flanneld/pkg/lab/relay"
 )
 
 // lanMTU is that of a site's LANs: what a host sends is limited by its own devices.
@@ -61,37 +61,8 @@ func (l *Lab) NewSite(name string) (*Site, error) {
 	l.mu.Lock()
 	l.sites = append(l.sites, s)
 	l.mu.Unlock()
-	go l.Etcd.serve(s.etcd)
+	go relay.Serve(s.etcd, l.Etcd.dial)
 	return s, nil
-}
-
-// serve passes connections on to etcd until the listener is closed.
-func (e *Etcd) serve(listener net.Listener) {
-	etcd := netip.AddrPortFrom(e.addr, 2379).String()
-	for {
-		near, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer near.Close()
-			far, err := e.lab.Fabric.DialContext(context.Background(), "tcp", etcd)
-			if err != nil {
-				return
-			}
-			Relay(near, far)
-		}()
-	}
-}
-
-// Relay copies what arrives at either connection to the other one until one ends, and closes far.
-func Relay(near, far net.Conn) {
-	defer far.Close()
-	go func() {
-		io.Copy(far, near)
-		far.Close()
-	}()
-	io.Copy(near, far)
 }
 
 // close ends what the site has in this process.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // shape gives the hosts of a test's site their addresses.
@@ -131,7 +133,7 @@ func TestPowerOffForgetsEverything(t *testing.T) {
 		if err := h.Replug(card); err != nil {
 			t.Fatal(err)
 		}
-		err := Poll(ctx, func() error {
+		err := wait.Until(ctx, func() error {
 			out, err := h.Shell(ctx, "ip -o addr show dev "+card)
 			if err == nil && strings.Contains(out, "inet ") {
 				err = errors.New(out)

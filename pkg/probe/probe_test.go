@@ -13,6 +13,7 @@ import (
 
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/probe"
 )
 
@@ -91,7 +92,7 @@ func testProbe(t *testing.T, h *lab.Host, addr netip.Addr, link string, want []s
 		if err != nil || !slices.Contains(want, answered) {
 			t.Errorf("%s answers %q, %v, want %q", addr, answered, err, want)
 		}
-		if took > time.Second+time.Duration(lab.Slow())*time.Second/2 {
+		if took > time.Second+time.Duration(wait.Slow())*time.Second/2 {
 			t.Errorf("it took %v", took)
 		}
 		t.Logf("%s: %q after %v", addr, answered, took.Round(time.Millisecond))

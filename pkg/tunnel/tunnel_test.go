@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // A rig is a running tunnel between fakes.
@@ -44,21 +46,6 @@ func (r *rig) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	go func() { r.ended <- r.Run(ctx, Ends{r.device, r.socket, r.icmp}) }()
-}
-
-// until polls for a condition.
-func until(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	timeout := time.After(10 * time.Second)
-	for !condition() {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			t.Fatal("waited in vain:", what)
-		}
-	}
 }
 
 func (r *rig) dropped(why Reason) uint64 { return r.Stats().Drops[why].Packets }
@@ -113,7 +100,7 @@ func TestForwardsOut(t *testing.T) {
 		r.device.batches <- batch
 		r.start(t)
 		for peer, packets := range want {
-			until(t, "packets to "+peer, func() bool { return len(r.socket.to(peer)) >= len(packets) })
+			wait.True(t, "packets to "+peer, func() bool { return len(r.socket.to(peer)) >= len(packets) })
 			got := r.socket.to(peer)
 			for i := range packets {
 				if !bytes.Equal(got[i], packets[i]) {
@@ -162,7 +149,7 @@ func TestDropsOut(t *testing.T) {
 		{Data: udpPacket(1, 9), Offload: Offload{GSO: GSOTCP4, GSOSize: 9}},
 	}
 	for why, n := range map[Reason]uint64{NoRoute: 2, TTLExceeded: 2, NotIPv4: 1, Malformed: 5, BadChecksum: 2} {
-		until(t, why.String(), func() bool { return r.dropped(why) == n })
+		wait.True(t, why.String(), func() bool { return r.dropped(why) == n })
 	}
 	unreachable, exceeded := <-r.icmp.ch, <-r.icmp.ch
 	if unreachable[20] != 3 || unreachable[21] != 0 || exceeded[20] != 11 {
@@ -190,7 +177,7 @@ func TestRefusedSegmentation(t *testing.T) {
 	super := partial(to("10.77.2.2", tcpSpec{payload: 14205}).packet(), GSOTCP4, 1420)
 	lost := partial(to("10.77.3.2", tcpSpec{payload: 14205}).packet(), GSOTCP4, 1420)
 	r.device.batches <- []Packet{super, lost, super}
-	until(t, "packets one by one", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 22 })
+	wait.True(t, "packets one by one", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 22 })
 	for i, p := range r.socket.to("192.0.2.2:8285") {
 		if want := forwarded(super)[i%11]; !bytes.Equal(p, want) {
 			t.Errorf("packet %d: got %x, want %x", i, head(p), head(want))
@@ -208,7 +195,7 @@ func TestRefusedSegmentation(t *testing.T) {
 	r.socket.refuse = errors.New("tried again")
 	r.socket.mu.Unlock()
 	r.device.batches <- []Packet{super}
-	until(t, "packets of the second batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 33 })
+	wait.True(t, "packets of the second batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 33 })
 	clock.Add(int64(plainFor))
 	if r.Stats().Peers[0].Unsegmented {
 		t.Error("no segmentation for longer than it was to be left alone")
@@ -217,7 +204,7 @@ func TestRefusedSegmentation(t *testing.T) {
 	r.socket.refuse, r.socket.messages = nil, 0
 	r.socket.mu.Unlock()
 	r.device.batches <- []Packet{super}
-	until(t, "packets of the third batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 44 })
+	wait.True(t, "packets of the third batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 44 })
 	if n := r.socket.messages; n != 1 {
 		t.Errorf("%d messages when the time is over, want 1", n)
 	}
@@ -252,7 +239,7 @@ func TestForwardsIn(t *testing.T) {
 	for _, p := range append(run, other, client) {
 		want = append(want, forwarded(Packet{Data: p})...)
 	}
-	until(t, "packets", func() bool { return len(r.device.packets()) >= len(want) })
+	wait.True(t, "packets", func() bool { return len(r.device.packets()) >= len(want) })
 	samePackets(t, r.device.packets(), want)
 	if r.device.writes != 3 {
 		t.Errorf("%d writes, want 3", r.device.writes)
@@ -305,9 +292,9 @@ func TestDropsIn(t *testing.T) {
 	for why, n := range map[Reason]uint64{
 		UnknownSource: 2, SpoofedSource: 2, Malformed: 3, NotIPv4: 1, Oversize: 3, TTLExceeded: 2, BadChecksum: 3, SourcePort: 3,
 	} {
-		until(t, why.String(), func() bool { return r.dropped(why) == n })
+		wait.True(t, why.String(), func() bool { return r.dropped(why) == n })
 	}
-	until(t, "the good packet", func() bool { return len(r.device.packets()) == 1 })
+	wait.True(t, "the good packet", func() bool { return len(r.device.packets()) == 1 })
 	big, exceeded := <-r.icmp.ch, <-r.icmp.ch
 	if big[20] != 3 || big[21] != 4 || int(big[26])<<8|int(big[27]) != 1472 || destination(big) != 0x0a4d0202 {
 		t.Errorf("fragmentation needed: %x", big)
@@ -322,14 +309,14 @@ func TestDropsIn(t *testing.T) {
 	r.device.fail = unix.EIO
 	r.device.mu.Unlock()
 	r.socket.batches <- []Datagram{datagram("192.0.2.2", bytes.Clone(good))}
-	until(t, "refusal", func() bool { return r.dropped(DeviceRefused) == 1 })
+	wait.True(t, "refusal", func() bool { return r.dropped(DeviceRefused) == 1 })
 }
 
 func TestSwapKeepsCounters(t *testing.T) {
 	r := startRig(t, testOverlay())
 	send := func() { r.device.batches <- []Packet{{Data: to("10.77.3.2", tcpSpec{}).packet()}} }
 	send()
-	until(t, "the packet", func() bool { return r.Stats().Peers[1].Sent.Packets == 1 })
+	wait.True(t, "the packet", func() bool { return r.Stats().Peers[1].Sent.Packets == 1 })
 	o := testOverlay()
 	o.Peers = append([]Peer{{netip.MustParsePrefix("10.77.8.0/24"), netip.MustParseAddrPort("192.0.2.8:8285")}}, o.Peers[1:]...)
 	r.Swap(mustTable(t, o))
@@ -338,7 +325,7 @@ func TestSwapKeepsCounters(t *testing.T) {
 		t.Errorf("after the swap: %+v", s.Peers)
 	}
 	r.device.batches <- []Packet{{Data: to("10.77.2.2", tcpSpec{}).packet()}, {Data: to("10.77.8.2", tcpSpec{}).packet()}}
-	until(t, "the new peer's packet", func() bool { return len(r.socket.to("192.0.2.8:8285")) == 1 })
+	wait.True(t, "the new peer's packet", func() bool { return len(r.socket.to("192.0.2.8:8285")) == 1 })
 	if n := r.dropped(NoRoute); n != 1 {
 		t.Errorf("%d packets without a route, want 1: the peer is gone", n)
 	}
@@ -349,7 +336,7 @@ func TestRunEnds(t *testing.T) {
 	for range 3 {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { r.ended <- r.Run(ctx, Ends{Device: r.device, Socket: r.socket}) }()
-		until(t, "that it runs", r.running.Load)
+		wait.True(t, "that it runs", r.running.Load)
 		if err := r.Run(ctx, Ends{Device: r.device, Socket: r.socket}); err == nil || !strings.Contains(err.Error(), "running already") {
 			t.Errorf("second Run: %v", err)
 		}

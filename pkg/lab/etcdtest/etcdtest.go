@@ -1,19 +1,20 @@
-// Package etcdtest starts a real etcd with its v2 API, in this process and
-// for one test. It can be stopped and started again with the same address and
-// data, or with the data gone.
-//
-// It is tuned for speed and forgets on a crash of the machine: for tests only.
+// Package etcdtest starts a real etcd in the process of a test, and for that test only. It can be stopped and started
+// again with the same address and data, or with the data gone. It needs no root: its addresses are loopback ports that
+// nobody else has.
 package etcdtest
 
 import (
+	"context"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/etcdserver"
 )
 
 // Etcd is one etcd server.
@@ -22,7 +23,7 @@ type Etcd struct {
 	URL string
 
 	dir    string
-	door   door
+	front  front
 	peer   string
 	change []func(*embed.Config)
 	server *embed.Etcd
@@ -53,12 +54,12 @@ func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	t.Helper()
 	e := &Etcd{
 		dir:    filepath.Join(t.TempDir(), "data"),
-		door:   door{address: freeAddress(t), server: freeAddress(t)},
+		front:  front{address: freeAddress(t), server: freeAddress(t)},
 		peer:   "http://" + freeAddress(t),
 		change: change,
 	}
 	cfg := e.config(t)
-	e.URL = cfg.ListenClientUrls[0].Scheme + "://" + e.door.address
+	e.URL = cfg.ListenClientUrls[0].Scheme + "://" + e.front.address
 	t.Cleanup(e.Stop)
 	return e
 }
@@ -77,23 +78,11 @@ func freeAddress(t testing.TB) string {
 
 func (e *Etcd) config(t testing.TB) *embed.Config {
 	t.Helper()
-	parse := func(s string) url.URL {
-		u, err := url.Parse(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return *u
+	cfg, err := etcdserver.Config(e.dir, "http://"+e.front.server, e.peer)
+	if err != nil {
+		t.Fatal(err)
 	}
-	cfg := embed.NewConfig()
-	cfg.Dir = e.dir
-	cfg.ListenClientUrls = []url.URL{parse("http://" + e.door.server)}
-	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
-	cfg.ListenPeerUrls = []url.URL{parse(e.peer)}
-	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
-	cfg.InitialCluster = cfg.Name + "=" + e.peer
-	cfg.EnableV2 = true
-	cfg.UnsafeNoFsync = true
-	cfg.TickMs, cfg.ElectionMs = 10, 100
+	cfg.TickMs = 10
 	cfg.LogLevel, cfg.LogOutputs = "fatal", []string{"/dev/null"}
 	for _, change := range e.change {
 		change(cfg)
@@ -104,35 +93,28 @@ func (e *Etcd) config(t testing.TB) *embed.Config {
 // Start starts an etcd that was stopped, with its old data.
 func (e *Etcd) Start(t testing.TB) {
 	t.Helper()
-	server, err := embed.StartEtcd(e.config(t))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	server, err := etcdserver.Start(ctx, e.config(t))
 	if err != nil {
-		t.Fatalf("start etcd: %v", err)
-	}
-	select {
-	case <-server.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
-		server.Close()
-		t.Fatal("etcd did not become ready")
+		t.Fatal(err)
 	}
 	e.server = server
-	e.door.open(t)
+	e.front.open(t)
 }
 
 // Stop ends the etcd; clients see their connections closed.
 func (e *Etcd) Stop() {
-	e.door.close()
+	e.front.close()
 	if e.server != nil {
 		e.server.Close()
 		e.server = nil
 	}
 }
 
-// Stick makes the etcd a black hole: connections stay, new ones are accepted,
-// and nothing goes through in either direction until Unstick or Stop.
-func (e *Etcd) Stick() { e.door.stick() }
-
-// Unstick ends what Stick began.
-func (e *Etcd) Unstick() { e.door.unstick() }
+// Stall makes the etcd a black hole: connections stay, new ones are accepted, and nothing goes through in either direction
+// until Stop.
+func (e *Etcd) Stall() { e.front.stall() }
 
 // Wipe removes the data of a stopped etcd.
 func (e *Etcd) Wipe(t testing.TB) {
@@ -140,4 +122,20 @@ func (e *Etcd) Wipe(t testing.TB) {
 	if err := os.RemoveAll(e.dir); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// V2 returns what it holds in its v2 API.
+func (e *Etcd) V2(t testing.TB) *etcdkeys.V2 {
+	t.Helper()
+	keys, err := etcdkeys.OpenV2(etcdkeys.Access{Endpoints: []string{e.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(keys.Close)
+	return keys
+}
+
+// V3 returns what it holds in its v3 API.
+func (e *Etcd) V3() etcdkeys.V3 {
+	return etcdkeys.V3{Access: etcdkeys.Access{Endpoints: []string{e.URL}}}
 }

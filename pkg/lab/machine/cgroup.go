@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 )
 
 // cgroups gives where the cgroup hierarchies are mounted, that of version 2 first.
@@ -42,7 +42,7 @@ func removeCgroups(ctx context.Context, name string) error {
 	}
 	for _, mount := range mounts {
 		top := filepath.Join(mount, name)
-		err := lab.Poll(ctx, func() error {
+		err := wait.Until(ctx, func() error {
 			dirs, err := subdirectories(top)
 			for _, dir := range slices.Backward(dirs) {
 				err = errors.Join(err, os.Remove(dir))

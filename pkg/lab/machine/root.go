@@ -2,16 +2,10 @@ package machine
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"flanneld/pkg/lab/cache"
 )
 
 // Debian's suites that hosts are made of.
@@ -58,47 +52,18 @@ func Root(ctx context.Context, say func(string)) (string, error) {
 	return RootOf(ctx, Kind{Suite: Bookworm}, say)
 }
 
-// RootOf returns the directory of a Debian root file system, made on the first call and kept in the user's cache
-// directory (XDG_CACHE_HOME). It is for reading only. say is told when it has to be made, which takes a minute.
+// RootOf returns the directory of a Debian root file system, which the package cache keeps. say is told when it has to be
+// made, which takes a minute.
 func RootOf(ctx context.Context, k Kind, say func(string)) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("find the cache: %w", err)
-	}
-	cache = filepath.Join(cache, "flanneld")
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", fmt.Errorf("make the cache: %w", err)
-	}
-	lock, err := os.Open(cache) // one makes it, the others wait for it
-	if err != nil {
-		return "", fmt.Errorf("open the cache: %w", err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", fmt.Errorf("lock the cache: %w", err)
-	}
-	key := sha256.Sum256([]byte(k.Suite + strings.Join(k.arguments(), "\n")))
-	root := filepath.Join(cache, fmt.Sprintf("%s-%x", k.Suite, key[:6]))
-	switch _, err := os.Stat(root); {
-	case err == nil:
-		return root, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return "", err
-	}
-	say("making a root file system in " + root)
-	part := root + ".part"
-	if err := os.RemoveAll(part); err != nil {
-		return "", fmt.Errorf("remove what was begun before: %w", err)
-	}
-	args := append(append(k.arguments(), k.Suite, part), mirrors(ctx, k.Suite)...)
-	_, err = command(exec.CommandContext(ctx, "mmdebstrap", args...))
-	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(part))
-	}
-	return root, os.Rename(part, root)
+	recipe := k.Suite + strings.Join(k.arguments(), "\n")
+	return cache.Dir(k.Suite, recipe, func(dir string) { say("making a root file system in " + dir) }, func(dir string) error {
+		args := append(append(k.arguments(), k.Suite, dir), mirrors(ctx, k.Suite)...)
+		_, err := command(exec.CommandContext(ctx, "mmdebstrap", args...))
+		return err
+	})
 }
 
-// mirrors gives this machine's own sources for the suite; without any, mmdebstrap knows one.
+// mirrors returns this machine's own sources for the suite; without any, mmdebstrap knows one.
 func mirrors(ctx context.Context, suite string) []string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
 		"Created-By: Packages", "Origin: Debian").Output()

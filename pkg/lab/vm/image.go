@@ -2,16 +2,12 @@ package vm
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"flanneld/pkg/lab/cache"
 )
 
 // Suite gives the Debian release that has a kernel, by the kernel's version.
@@ -50,45 +46,21 @@ type Image struct {
 	dir string // has the files kernel, root (an archive) and busybox, which can be run here too
 }
 
-// NewImage gives the image of a release, made on the first call and kept in the user's cache directory (XDG_CACHE_HOME).
-// It is made from mirror, or, if that is empty, from where this machine has its own packages from. say is told when it
-// has to be made, which takes half a minute.
+// NewImage returns the image of a release, which the package cache keeps. It is made from mirror, or, if that is empty,
+// from where this machine has its own packages from. say is told when it has to be made, which takes half a minute.
 func NewImage(ctx context.Context, suite, mirror string, say func(string)) (*Image, error) {
-	cache, err := os.UserCacheDir()
+	recipe := suite + pack + strings.Join(arguments(), "\n")
+	dir, err := cache.Dir(suite+"-kernel", recipe, func(dir string) { say("making " + dir) }, func(dir string) error {
+		return makeImage(ctx, dir, suite, mirror)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("find the cache: %w", err)
+		return nil, fmt.Errorf("image of %s: %w", suite, err)
 	}
-	cache = filepath.Join(cache, "flanneld")
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return nil, fmt.Errorf("make the cache: %w", err)
-	}
-	lock, err := os.Open(cache) // one makes it, the others wait for it
-	if err != nil {
-		return nil, fmt.Errorf("open the cache: %w", err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock the cache: %w", err)
-	}
-	key := sha256.Sum256([]byte(suite + pack + strings.Join(arguments(), "\n")))
-	image := &Image{filepath.Join(cache, fmt.Sprintf("%s-kernel-%x", suite, key[:6]))}
-	if _, err := os.Stat(image.dir); !errors.Is(err, fs.ErrNotExist) {
-		return image, err
-	}
-	say("making " + image.dir)
-	if err := image.make(ctx, suite, mirror); err != nil {
-		return nil, fmt.Errorf("make an image of %s: %w", suite, err)
-	}
-	return image, nil
+	return &Image{dir}, nil
 }
 
-func (i *Image) make(ctx context.Context, suite, mirror string) error {
-	part := i.dir + ".part"
-	if err := os.RemoveAll(part); err != nil {
-		return fmt.Errorf("remove what was begun before: %w", err)
-	}
-	defer os.RemoveAll(part)
-	if err := os.Mkdir(part, 0o755); err != nil {
+func makeImage(ctx context.Context, dir, suite, mirror string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
 	tree, err := os.MkdirTemp("", "flanneld-vm-")
@@ -106,10 +78,7 @@ func (i *Image) make(ctx context.Context, suite, mirror string) error {
 	if err := command(ctx, "", "mmdebstrap", args...); err != nil {
 		return err
 	}
-	if err := command(ctx, tree, "sh", "-ec", pack, "sh", part); err != nil {
-		return err
-	}
-	return os.Rename(part, i.dir)
+	return command(ctx, tree, "sh", "-ec", pack, "sh", dir)
 }
 
 // arguments of mmdebstrap, beside the place and the mirror. Packages are unpacked and not installed.

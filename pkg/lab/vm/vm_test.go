@@ -17,7 +17,7 @@ import (
 	"flanneld/pkg/lab/vm"
 )
 
-// slowness is a guess at how much longer things take in an emulated machine, for the deadlines of tests; see lab.Slow.
+// slowness is a guess at how much longer things take in an emulated machine, for the deadlines of tests; see wait.Slow.
 const slowness = 8
 
 // A suite is what of a package's tests runs in a guest.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
@@ -42,7 +43,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	b.put("10.42.7.0-24", huge, 0)
 
 	var l registry.Listing
-	eventually(t, "all is listed", func() bool { // etcd takes its time for so much, and gets it
+	wait.True(t, "all is listed", func() bool { // etcd takes its time for so much, and gets it
 		l, err = r.List(timeout(t))
 		return err == nil
 	})
@@ -79,7 +80,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is listed", func() bool {
+	wait.True(t, "it is listed", func() bool {
 		l, err = r.List(timeout(t))
 		return err == nil
 	})

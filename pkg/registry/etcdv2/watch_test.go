@@ -53,19 +53,6 @@ func timeout(t *testing.T) context.Context {
 	return ctx
 }
 
-// eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(30 * time.Second)
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatal("not so in time: " + what)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
 func list(t *testing.T, r *etcdv2.Registry) registry.Listing {
 	t.Helper()
 	l, err := r.List(timeout(t))

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
 )
@@ -56,7 +57,7 @@ func TestMemberWithoutLeader(t *testing.T) {
 	// One member less changes nothing but for the watch that was there.
 	index := list(t, all).Index
 	members[2].Stop()
-	eventually(t, "a lease is renewed by two members", func() bool {
+	wait.True(t, "a lease is renewed by two members", func() bool {
 		l, err := all.Update(timeout(t), made, attrs7, time.Hour)
 		if errors.Is(err, registry.ErrConflict) { // done, and the answer lost
 			ev, gerr := all.Get(timeout(t), subnet7)
@@ -64,7 +65,7 @@ func TestMemberWithoutLeader(t *testing.T) {
 		}
 		return err == nil && l.Revision > made.Revision
 	})
-	eventually(t, "the renewal is seen", func() bool {
+	wait.True(t, "the renewal is seen", func() bool {
 		events, _, err := all.Watch(timeout(t), index)
 		return err == nil && len(events) > 0
 	})
@@ -85,7 +86,7 @@ func TestMemberWithoutLeader(t *testing.T) {
 		t.Errorf("took %v", d)
 	}
 	members[1].Start(t)
-	eventually(t, "two members answer", func() bool { _, err := one.Config(timeout(t)); return err == nil })
+	wait.True(t, "two members answer", func() bool { _, err := one.Config(timeout(t)); return err == nil })
 }
 
 // TestTokenIsGoodAtEveryMember: each of them learns of a token in its own time, and one that is
@@ -99,7 +100,7 @@ func TestTokenIsGoodAtEveryMember(t *testing.T) {
 	}
 	enableAuth(openBackdoor(t, members[0].URL, prefix), "s3cret!")
 	r := open(t, etcdv3.Options{Endpoints: urls, Prefix: prefix, Username: "root", Password: "s3cret!"})
-	eventually(t, "all members know of it", func() bool {
+	wait.True(t, "all members know of it", func() bool {
 		for range 6 {
 			if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
 				return false
@@ -125,7 +126,7 @@ func TestTokenIsGoodAtEveryMember(t *testing.T) {
 	ask(100)
 	members[1].Stop()
 	members[1].Start(t)
-	eventually(t, "the member is back", func() bool {
+	wait.True(t, "the member is back", func() bool {
 		_, err := open(t, etcdv3.Options{Endpoints: urls[1:2], Prefix: prefix, Username: "root", Password: "s3cret!"}).Config(timeout(t))
 		return errors.Is(err, registry.ErrNoConfig)
 	})

@@ -137,19 +137,6 @@ func list(t testing.TB, r *etcdv3.Registry) registry.Listing {
 	return l
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(30 * time.Second)
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatal("not so in time: " + what)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
 func TestContract(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)

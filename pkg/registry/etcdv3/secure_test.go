@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
 	"flanneld/pkg/registry/registrytest"
@@ -65,7 +66,7 @@ func TestNoTLSThere(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	etcd.Stop()
-	eventually(t, "the remedy is gone with etcd", func() bool {
+	wait.True(t, "the remedy is gone with etcd", func() bool {
 		_, err := r.Config(timeout(t))
 		return err != nil && !strings.Contains(err.Error(), "-etcd-endpoints")
 	})
@@ -92,7 +93,7 @@ func TestCertificatesInTime(t *testing.T) {
 	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix, CAFile: caFile, CertFile: clientCert, KeyFile: clientKey})
 	fails := func(want string) {
 		t.Helper()
-		eventually(t, want, func() bool {
+		wait.True(t, want, func() bool {
 			_, err := r.Config(timeout(t))
 			return err != nil && strings.Contains(err.Error(), want)
 		})
@@ -106,7 +107,7 @@ func TestCertificatesInTime(t *testing.T) {
 	ca.Issue("server")
 	fails("certificate") // ours
 	ca.Issue("client")
-	eventually(t, "all is well", func() bool {
+	wait.True(t, "all is well", func() bool {
 		_, err := r.Config(timeout(t))
 		return errors.Is(err, registry.ErrNoConfig)
 	})
@@ -166,10 +167,10 @@ func TestPassword(t *testing.T) {
 	round("first")
 	etcd.Stop() // and with it its tokens
 	etcd.Start(t)
-	eventually(t, "etcd is back", func() bool { _, err := r.Config(timeout(t)); return err == nil })
+	wait.True(t, "etcd is back", func() bool { _, err := r.Config(timeout(t)); return err == nil })
 	round("after a restart")
 	index := list(t, r).Index
-	eventually(t, "the token expires", func() bool {
+	wait.True(t, "the token expires", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
 		_, _, err := r.Watch(ctx, index)

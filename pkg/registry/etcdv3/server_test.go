@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
 )
@@ -166,7 +167,7 @@ func TestAway(t *testing.T) {
 	}
 	etcd.Start(t)
 	start = time.Now()
-	eventually(t, "etcd answers", func() bool {
+	wait.True(t, "etcd answers", func() bool {
 		_, err := r.Config(timeout(t))
 		return errors.Is(err, registry.ErrNoConfig)
 	})
@@ -235,13 +236,13 @@ func TestNoLeaks(t *testing.T) {
 	}
 	// The connections of etcd's own gateway to itself stay, in whatever number.
 	own := func() int { return strings.Count(stacks(), "registry/etcdv3.(*Registry).receive") }
-	eventually(t, "a watch waits", func() bool { return own() == 1 })
+	wait.True(t, "a watch waits", func() bool { return own() == 1 })
 	before := ours()
 	r.Close()
 	if res := <-got; res.err == nil {
 		t.Errorf("a watch outlived its registry: %+v", res)
 	}
-	eventually(t, "goroutines end", func() bool { return own() == 0 && ours() < before })
+	wait.True(t, "goroutines end", func() bool { return own() == 0 && ours() < before })
 	_, errs := calls(timeout(t), r)
 	for op, err := range errs {
 		if err == nil {

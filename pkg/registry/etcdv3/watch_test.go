@@ -11,6 +11,7 @@ import (
 	client "go.etcd.io/etcd/client/v3"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
 )
@@ -71,7 +72,7 @@ func TestRestartAndWipe(t *testing.T) {
 		t.Errorf("listing of a stopped etcd: %v after %v", err, time.Since(start))
 	}
 	etcd.Start(t)
-	eventually(t, "etcd is back", func() bool { _, err := r.Config(timeout(t)); return err == nil })
+	wait.True(t, "etcd is back", func() bool { _, err := r.Config(timeout(t)); return err == nil })
 	l7, err = r.Update(timeout(t), l7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +90,7 @@ func TestRestartAndWipe(t *testing.T) {
 	}
 	etcd.Wipe(t)
 	etcd.Start(t)
-	eventually(t, "history is lost", func() bool {
+	wait.True(t, "history is lost", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_, _, err := r.Watch(ctx, index)
@@ -117,7 +118,7 @@ func TestBlackHole(t *testing.T) {
 	r := open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
 	index := list(t, r).Index
 	got := watching(t, r, index)
-	hole.Stick()
+	hole.Stall()
 	start := time.Now()
 	if _, err := r.Config(timeout(t)); err == nil || !strings.Contains(err.Error(), hole.URL) {
 		t.Errorf("error %v", err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
 )
@@ -98,7 +99,7 @@ func (r *renewed) goesOn(when string) {
 	r.Helper()
 	r.server.Stop()
 	r.server.Start(r)
-	r.eventually(when+": the lease is renewed", func() bool {
+	wait.True(r, when+": the lease is renewed", func() bool {
 		ev, err := r.Get(r.timeout(), subnet7)
 		if err != nil {
 			return false
@@ -109,23 +110,11 @@ func (r *renewed) goesOn(when string) {
 		}
 		return err == nil
 	})
-	r.eventually(when+": the renewal is seen", func() bool {
+	wait.True(r, when+": the renewal is seen", func() bool {
 		events, next, err := r.Watch(r.timeout(), r.index)
 		if err == nil {
 			r.index = next
 		}
 		return err == nil && len(events) > 0 && events[len(events)-1].Lease.Revision == r.revision
 	})
-}
-
-func (r *renewed) eventually(what string, ok func() bool) {
-	r.Helper()
-	deadline := time.After(30 * time.Second)
-	for !ok() {
-		select {
-		case <-deadline:
-			r.Fatal("not so in time: " + what)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/tunnel"
 
 	"github.com/vishvananda/netlink"
@@ -24,7 +25,7 @@ import (
 // transfer sends n bytes each way at once; both sides compare SHA-256.
 func (p *pair) transfer(t *testing.T, ctx context.Context, n int64) {
 	t.Helper()
-	n /= int64(lab.Slow())
+	n /= int64(wait.Slow())
 	var both sync.WaitGroup
 	both.Go(func() {
 		if _, err := p.ca.Transfer(ctx, &p.cb.Endpoint, n); err != nil {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/tunnel"
 
 	"github.com/vishvananda/netlink"
@@ -357,7 +358,7 @@ func newLab(t testing.TB, pairs int, limit time.Duration) (context.Context, *lab
 func newLabWith(t testing.TB, o lab.Options, limit time.Duration) (context.Context, *lab.Lab) {
 	t.Helper()
 	needRoot(t)
-	ctx, cancel := context.WithTimeout(context.Background(), limit*time.Duration(lab.Slow()))
+	ctx, cancel := context.WithTimeout(context.Background(), limit*time.Duration(wait.Slow()))
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, o)
 	if err != nil {

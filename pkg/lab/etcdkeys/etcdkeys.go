@@ -1,0 +1,83 @@
+// Package etcdkeys reads and writes an etcd past flanneld, as operators and other programs do, through either of its
+// two APIs. Tests of every kind use it: what a lab's etcd holds, and what an etcd of one test does.
+package etcdkeys
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+)
+
+// ErrNoKey is returned for a key that does not exist.
+var ErrNoKey = errors.New("no such key")
+
+// An Entry is a key with its value.
+type Entry struct {
+	Key, Value string
+	TTL        time.Duration // what is left, in whole seconds; 0 for a key that does not expire
+}
+
+// A Store is an etcd through one of its APIs. Each has keys of its own.
+type Store interface {
+	// Put sets a key; ttl 0 makes it permanent.
+	Put(ctx context.Context, key, value string, ttl time.Duration) error
+	// PutAll sets permanent keys one after another: each is an event of its own.
+	PutAll(ctx context.Context, entries []Entry) error
+	// Get reads a key; the error is ErrNoKey if there is none.
+	Get(ctx context.Context, key string) (Entry, error)
+	// List reads the keys right below a directory; one that does not exist is empty.
+	List(ctx context.Context, dir string) ([]Entry, error)
+	// Delete removes a key and all below it; the error is ErrNoKey if there is none.
+	Delete(ctx context.Context, key string) error
+	// Forget has etcd forget what happened until now.
+	Forget(ctx context.Context) error
+}
+
+// elsewhere is a key that nobody watches.
+const elsewhere = "/elsewhere"
+
+// Access says how to reach an etcd.
+type Access struct {
+	Endpoints          []string
+	Dial               func(ctx context.Context, network, address string) (net.Conn, error) // nil: from this process
+	TLS                *tls.Config                                                          // nil: none
+	Username, Password string
+	Timeout            time.Duration // of a request to one endpoint in the v2 API; 0: 10 s
+}
+
+// as returns the access of another user.
+func (a Access) as(name, password string) Access {
+	a.Username, a.Password = name, password
+	return a
+}
+
+// ClientTLS reads the PEM files of a client, of which each but the key may be missing; nil if all are.
+func ClientTLS(caFile, certFile, keyFile string) (*tls.Config, error) {
+	if caFile == "" && certFile == "" {
+		return nil, nil
+	}
+	config := &tls.Config{}
+	if caFile != "" {
+		text, err := os.ReadFile(caFile)
+		if err != nil {
+			return nil, fmt.Errorf("read CA: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("read CA %s: no certificate in it", caFile)
+		}
+	}
+	if certFile != "" {
+		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read client certificate: %w", err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}

@@ -1,0 +1,215 @@
+package etcdkeys
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	client "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+)
+
+// V3 is an etcd through its v3 API. Each of its methods makes a connection of its own; see Session.
+type V3 struct{ Access }
+
+// Client returns a client that ends with ctx; close it.
+func (v V3) Client(ctx context.Context) (*client.Client, error) {
+	config := client.Config{Endpoints: v.Endpoints, Context: ctx, Logger: zap.NewNop(), TLS: v.TLS, Username: v.Username, Password: v.Password}
+	if v.TLS != nil {
+		config.TLS = v.TLS.Clone()
+	}
+	if v.Dial != nil {
+		config.DialOptions = []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return v.Dial(ctx, "tcp", addr)
+		})}
+	}
+	return client.New(config)
+}
+
+// within calls f with a client that ends with it.
+func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	c, err := v.Client(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(ctx, c)
+}
+
+// Put attaches a key with a ttl to an etcd lease of its own.
+func (v V3) Put(ctx context.Context, key, value string, ttl time.Duration) error {
+	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
+		var options []client.OpOption
+		if ttl > 0 {
+			lease, err := c.Grant(ctx, int64(ttl/time.Second))
+			if err != nil {
+				return err
+			}
+			options = append(options, client.WithLease(lease.ID))
+		}
+		_, err := c.Put(ctx, key, value, options...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("put key %s: %w", key, err)
+	}
+	return nil
+}
+
+// PutAll takes few connections.
+func (v V3) PutAll(ctx context.Context, entries []Entry) error {
+	for some := range slices.Chunk(entries, 500) { // each within the time of one client
+		err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
+			for _, e := range some {
+				if _, err := c.Put(ctx, e.Key, e.Value); err != nil {
+					return fmt.Errorf("put key %s: %w", e.Key, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v V3) Get(ctx context.Context, key string) (e Entry, err error) {
+	err = v.within(ctx, func(ctx context.Context, c *client.Client) error {
+		r, err := c.Get(ctx, key)
+		if err != nil {
+			return err
+		}
+		if len(r.Kvs) == 0 {
+			return ErrNoKey
+		}
+		e = Entry{Key: key, Value: string(r.Kvs[0].Value)}
+		e.TTL, err = timeLeft(ctx, c, client.LeaseID(r.Kvs[0].Lease))
+		return err
+	})
+	if err != nil {
+		return Entry{}, fmt.Errorf("get key %s: %w", key, err)
+	}
+	return e, nil
+}
+
+func (v V3) List(ctx context.Context, dir string) (all []Entry, err error) {
+	err = v.within(ctx, func(ctx context.Context, c *client.Client) error {
+		r, err := c.Get(ctx, dir+"/", client.WithPrefix())
+		if err != nil {
+			return err
+		}
+		for _, kv := range r.Kvs {
+			e := Entry{Key: string(kv.Key), Value: string(kv.Value)}
+			if e.TTL, err = timeLeft(ctx, c, client.LeaseID(kv.Lease)); err != nil {
+				return err
+			}
+			all = append(all, e)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", dir, err)
+	}
+	return all, nil
+}
+
+func timeLeft(ctx context.Context, c *client.Client, id client.LeaseID) (time.Duration, error) {
+	if id == 0 {
+		return 0, nil
+	}
+	left, err := c.TimeToLive(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(left.TTL) * time.Second, nil
+}
+
+func (v V3) Delete(ctx context.Context, key string) error {
+	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
+		one, err := c.Delete(ctx, key)
+		if err != nil {
+			return err
+		}
+		below, err := c.Delete(ctx, key+"/", client.WithPrefix())
+		if err == nil && one.Deleted+below.Deleted == 0 {
+			return ErrNoKey
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("delete key %s: %w", key, err)
+	}
+	return nil
+}
+
+// Forget compacts etcd's history.
+func (v V3) Forget(ctx context.Context) error {
+	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
+		r, err := c.Put(ctx, elsewhere, "") // there is always something to forget
+		if err != nil {
+			return err
+		}
+		_, err = c.Compact(ctx, r.Header.Revision)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("compact: %w", err)
+	}
+	return nil
+}
+
+// A Session is one connection, for writes whose time counts.
+type Session struct{ client *client.Client }
+
+// Open connects until the context ends or the Session is closed.
+func (v V3) Open(ctx context.Context) (*Session, error) {
+	c, err := v.Client(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open a session: %w", err)
+	}
+	return &Session{c}, nil
+}
+
+// Close ends the connection.
+func (s *Session) Close() error { return s.client.Close() }
+
+// Put sets a key, which is permanent.
+func (s *Session) Put(ctx context.Context, key, value string) error {
+	if _, err := s.client.Put(ctx, key, value); err != nil {
+		return fmt.Errorf("put key %s: %w", key, err)
+	}
+	return nil
+}
+
+// PutAll sets keys, as many in one transaction as etcd takes: those are one event.
+func (s *Session) PutAll(ctx context.Context, entries []Entry) error {
+	const most = 128 // etcd's --max-txn-ops
+	for some := range slices.Chunk(entries, most) {
+		ops := make([]client.Op, len(some))
+		for i, e := range some {
+			ops[i] = client.OpPut(e.Key, e.Value)
+		}
+		if _, err := s.client.Txn(ctx).Then(ops...).Commit(); err != nil {
+			return fmt.Errorf("put %d keys from %s on: %w", len(some), some[0].Key, err)
+		}
+	}
+	return nil
+}
+
+// Delete removes one key; the error is ErrNoKey if there is none.
+func (s *Session) Delete(ctx context.Context, key string) error {
+	r, err := s.client.Delete(ctx, key)
+	if err == nil && r.Deleted == 0 {
+		err = ErrNoKey
+	}
+	if err != nil {
+		return fmt.Errorf("delete key %s: %w", key, err)
+	}
+	return nil
+}
