@@ -39,7 +39,7 @@
 //	probe       finds out whether somebody has an address, by ARP and ICMP
 //	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
-//	pace        floors of time per turn, for loops that others drive
+//	pace        back-off, shares of time, fights: how often what others cause is done
 //	logsink     takes log lines to standard error, bounded, and in nobody's way
 //	presence    which other daemons there are on this host, and what they hold
 //	reconcile   the loop: when to look, how often to try, what to say

@@ -1,13 +1,17 @@
-// Package pace limits how often a loop turns that is driven from outside: the first turn after a
-// quiet time is immediate, the following ones are delayed more and more.
+// Package pace limits how often something is done that others cause: what fails, what is
+// changed by somebody else, what costs time.
 //
-// It does not wait itself. Invariant: however often it is asked, there are at most a few turns
-// in a row, and then one in each Most.
+// It does not wait itself, but for Sleep and Alarm, and never decides what is done. Its types are
+// values for one goroutine at a time, and take the time from their caller.
 package pace
 
 import "time"
 
-// Pace spaces the turns of a loop. It is for one goroutine at a time.
+// Pace spaces the turns of a loop that is driven from outside: the first turn after a quiet time
+// is immediate, the following ones are delayed more and more.
+//
+// Invariant: however often it is asked, there are at most a few turns in a row, and then one in
+// each Most.
 type Pace struct {
 	// First is the least time between the first turn after a quiet time and the second; it
 	// doubles with each turn, up to Most. Twice Most without a turn is a quiet time.
@@ -40,4 +44,37 @@ func (p *Pace) Next(now time.Time) time.Duration {
 	d := p.Delay(now)
 	p.Turn(now.Add(d))
 	return d
+}
+
+// Backoff spaces attempts that fail: First after the first failure, then twice as much with each
+// one in a row, up to Most.
+type Backoff struct {
+	First, Most time.Duration
+
+	delay time.Duration // after the last failure; 0: the last attempt succeeded
+}
+
+// Failed notes a failure and returns how long to wait before the next attempt.
+func (b *Backoff) Failed() time.Duration {
+	b.delay = min(max(2*b.delay, b.First), b.Most)
+	return b.delay
+}
+
+// Reset notes a success.
+func (b *Backoff) Reset() { b.delay = 0 }
+
+// Share bounds what something costs that others cause, by rests: it takes at most one part in
+// Share of the time. A rest is never less than Least, nor more than Most; a Most of 0 is no bound.
+type Share struct {
+	Share       int
+	Least, Most time.Duration
+}
+
+// Rest returns how long to rest after something that took a time.
+func (s Share) Rest(took time.Duration) time.Duration {
+	rest := max(time.Duration(s.Share)*took, s.Least)
+	if s.Most > 0 {
+		rest = min(rest, s.Most)
+	}
+	return rest
 }

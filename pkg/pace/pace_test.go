@@ -1,7 +1,9 @@
 package pace
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -47,4 +49,97 @@ func TestFloor(t *testing.T) {
 			t.Errorf("%d turns a minute, wanted each %v; the limit is %d", turns, every, limit)
 		}
 	}
+}
+
+func TestBackoffDoublesUpToMost(t *testing.T) {
+	b := Backoff{First: time.Second, Most: 5 * time.Second}
+	for _, want := range []time.Duration{1, 2, 4, 5, 5} {
+		if d := b.Failed(); d != want*time.Second {
+			t.Errorf("%v, want %v s", d, int(want))
+		}
+	}
+	b.Reset()
+	if d := b.Failed(); d != time.Second {
+		t.Errorf("after a success: %v", d)
+	}
+}
+
+func TestRestsLeaveAShareOfTheTime(t *testing.T) {
+	s := Share{Share: 20, Least: time.Second, Most: 30 * time.Second}
+	for took, want := range map[time.Duration]time.Duration{
+		0: time.Second, 100 * time.Millisecond: 2 * time.Second, time.Minute: 30 * time.Second,
+	} {
+		if d := s.Rest(took); d != want {
+			t.Errorf("after %v: %v, want %v", took, d, want)
+		}
+	}
+	if d := (Share{Share: 3}).Rest(time.Hour); d != 3*time.Hour {
+		t.Errorf("without bounds: %v", d)
+	}
+}
+
+// TestFightBeginsAndEnds: accidents are repaired at once; who undoes repairs again and again has
+// them slowed down until there was peace.
+func TestFightBeginsAndEnds(t *testing.T) {
+	f := Fight{Burst: 3, Leak: time.Second, Pause: 5 * time.Second}
+	now := time.Now()
+	for range 100 { // one a second is no fight
+		if d := f.Repaired(now); d != 0 {
+			t.Fatalf("a repair each second is a fight: %v", d)
+		}
+		now = now.Add(time.Second)
+	}
+	for range f.Burst {
+		f.Repaired(now)
+	}
+	for i := range 10 {
+		if d := f.Repaired(now); d != f.Pause || !f.On(now) {
+			t.Fatalf("repair %d: %v, on: %v", i, d, f.On(now))
+		}
+		now = now.Add(f.Pause)
+	}
+	if now = now.Add(2 * f.Pause); !f.On(now) || f.Quiet(now) {
+		t.Error("it ends while repairs are remembered")
+	}
+	if now = now.Add(2 * f.Pause); f.On(now) || !f.Quiet(now) {
+		t.Error("it does not end")
+	}
+	if d := f.Repaired(now); d != 0 {
+		t.Errorf("after it: %v", d)
+	}
+}
+
+func TestSleepEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		if err := Sleep(t.Context(), time.Minute); err != nil || time.Since(begun) != time.Minute {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := Sleep(ctx, time.Minute); err == nil || time.Since(begun) != time.Minute+time.Second {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		if Sleep(ctx, 0) == nil || Sleep(t.Context(), 0) != nil {
+			t.Error("not to wait does not say whether the context has ended")
+		}
+	})
+}
+
+func TestAlarmRingsAtTheEarliestTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, begun := NewAlarm(), time.Now()
+		for _, d := range []time.Duration{time.Minute, time.Second, time.Hour} {
+			a.Within(d)
+		}
+		<-a.C
+		if a.Rang(); time.Since(begun) != time.Second {
+			t.Errorf("it rang after %v", time.Since(begun))
+		}
+		a.Within(time.Hour)
+		<-a.C
+		if time.Since(begun) != time.Hour+time.Second {
+			t.Errorf("it rang again after %v", time.Since(begun))
+		}
+	})
 }

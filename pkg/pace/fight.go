@@ -1,0 +1,52 @@
+package pace
+
+import "time"
+
+// Fight slows down repairs that somebody else undoes again and again. Burst repairs in quick
+// succession, and one each Leak for ever, are none: an accident, a link that flaps, a test by
+// hand. From the next one on there is a fight, with one repair each Pause. It ends once so much
+// time has passed that its repairs are forgotten, one each Pause.
+type Fight struct {
+	Burst       int
+	Leak, Pause time.Duration
+
+	repairs float64   // not forgotten yet
+	at      time.Time // when they were reckoned
+	on      bool
+}
+
+// Repaired notes a repair and returns how long to wait before the next one: 0 unless there is a
+// fight.
+func (f *Fight) Repaired(now time.Time) time.Duration {
+	f.forget(now)
+	f.repairs++
+	if f.repairs <= float64(f.Burst) {
+		return 0
+	}
+	f.on = true
+	return f.Pause
+}
+
+// On reports whether there is a fight.
+func (f *Fight) On(now time.Time) bool {
+	f.forget(now)
+	return f.on
+}
+
+// Quiet reports whether all repairs are forgotten.
+func (f *Fight) Quiet(now time.Time) bool {
+	f.forget(now)
+	return f.repairs == 0
+}
+
+func (f *Fight) forget(now time.Time) {
+	each := f.Leak
+	if f.on {
+		each = f.Pause
+	}
+	f.repairs = max(0, f.repairs-float64(now.Sub(f.at))/float64(each))
+	f.at = now
+	if f.repairs == 0 {
+		f.on = false
+	}
+}

@@ -1,0 +1,56 @@
+package pace
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Sleep waits for d or the end of ctx, whose error it returns.
+func Sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// Alarm is a timer that can be set to an earlier time, not to a later one. Its methods may be
+// called from several goroutines; one reads C. Make one with NewAlarm.
+type Alarm struct {
+	C <-chan time.Time
+
+	mu    sync.Mutex
+	timer *time.Timer
+	at    time.Time // zero: it is not set
+}
+
+// NewAlarm returns an alarm that is not set.
+func NewAlarm() *Alarm {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return &Alarm{C: t.C, timer: t}
+}
+
+// Within sets the alarm to ring after d, if it would not ring before.
+func (a *Alarm) Within(d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if at := time.Now().Add(d); a.at.IsZero() || at.Before(a.at) {
+		a.at = at
+		a.timer.Reset(d)
+	}
+}
+
+// Rang is to be called by whoever has read C.
+func (a *Alarm) Rang() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at = time.Time{}
+}
