@@ -18,7 +18,8 @@
 //	     kernel.Apply(ops) | tunnel.Swap(table) -> results -> back-off -> next pass
 //
 // Packet filter rules go the same way in small, beside it: firewall.Rules says what
-// is wanted, iptables or nftables compare and write.
+// is wanted, filter when to look and which keeper has it, iptables and nftables compare
+// and write.
 //
 // The rooms, from the pure ones to the one that sees everything:
 //
@@ -32,6 +33,7 @@
 //	subnet      acquires, renews and follows leases: registry in, View out
 //	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
 //	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
+//	filter      when packet filter rules are looked at, who keeps them, who stands in; the underlay's lock
 //	iptables    keeps the packet filter rules, by the iptables commands
 //	nftables    keeps them by nfnetlink
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write

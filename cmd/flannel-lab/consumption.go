@@ -125,20 +125,16 @@ func (b *bench) forget(ctx context.Context, o overlay, h *lab.Host) error {
 
 // removeRules removes an overlay's packet filter rules from this network namespace.
 func removeRules(ctx context.Context, o firewall.Overlay) error {
-	owner := firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}}
-	byCommand, err := iptables.New(iptables.IPv4)
-	if err == nil {
-		_, err = byCommand.Sync(ctx, owner, nil)
+	none := firewall.Ruleset{
+		Family: firewall.FamilyOf(o.Network),
+		Owner:  firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}},
 	}
-	if !errors.Is(err, iptables.ErrNotFound) {
-		return err
+	nft := new(nftables.Keeper)
+	defer nft.Close()
+	_, err := iptables.NewTools(0).Installed().Sync(ctx, none)
+	if firewall.Absent(err) {
+		_, err = nft.Sync(ctx, none)
 	}
-	tables, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	defer tables.Close()
-	_, err = tables.Sync(ctx, nftables.IPv4, owner, nil)
 	return err
 }
 

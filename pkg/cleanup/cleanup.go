@@ -157,66 +157,45 @@ func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []da
 	return append(ops, links...), left
 }
 
-// rules removes packet filter rules, from both variants of iptables and from nftables.
+// rules removes packet filter rules, wherever they may be kept.
 func (c *cleanup) rules(ctx context.Context) error {
-	all, err := bothIPTables()
-	errs := []error{err}
-	for _, ipt := range all {
-		errs = append(errs, c.ruleSet(ctx, ipt.Removal, ipt.Sync))
-	}
-	nft, err := nftables.New()
-	if err != nil {
-		return errors.Join(errs...) // a kernel without it holds no rules there
-	}
+	ipt, nft := iptables.NewTools(0), new(nftables.Keeper)
 	defer nft.Close()
-	locked, err := nft.Locked(c.owner.Network)
+	var errs []error
+	for _, k := range []firewall.Keeper{ipt.Legacy(), ipt.Compat(), nft} {
+		errs = append(errs, c.ruleset(ctx, k))
+	}
+	tables, err := nft.OpenLock()
+	if firewall.Absent(err) {
+		return errors.Join(errs...)
+	}
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer tables.Close()
+	locked, err := tables.Locked(c.owner.Network)
 	if errs = append(errs, err); locked {
 		errs = append(errs, c.step("nft delete table "+nftables.LockTable(c.owner.Network), func() error {
-			_, err := nft.Unlock(c.owner.Network)
+			_, err := tables.Unlock(c.owner.Network)
 			return err
 		}))
 	}
-	errs = append(errs, c.ruleSet(ctx, func(ctx context.Context, o firewall.Owner) ([]string, error) {
-		return nft.Removal(ctx, nftables.IPv4, o)
-	}, func(ctx context.Context, o firewall.Owner, want []firewall.Chain) ([]string, error) {
-		return nft.Sync(ctx, nftables.IPv4, o, want)
-	}))
-	return errors.Join(append(errs, c.firewalld(ctx, nft))...)
+	return errors.Join(append(errs, c.firewalld(ctx, tables))...)
 }
 
-// bothIPTables returns the variants of iptables that are installed and may hold rules, each once.
-func bothIPTables() (all []*iptables.Tables, err error) {
-	legacy, err := iptables.LegacyTables(iptables.IPv4)
-	errs := []error{err}
-	for _, find := range []func() (*iptables.Tables, error){
-		func() (*iptables.Tables, error) { return iptables.New(iptables.IPv4) },
-		func() (*iptables.Tables, error) { return iptables.NewVariant(iptables.IPv4, true) },
-		func() (*iptables.Tables, error) { return iptables.NewVariant(iptables.IPv4, false) },
-	} {
-		t, err := find()
-		switch {
-		case errors.Is(err, iptables.ErrNotFound):
-		case err != nil:
-			errs = append(errs, err)
-		case t.Legacy() && len(legacy) == 0: // it has no rules, and would make tables
-		case !slices.ContainsFunc(all, func(o *iptables.Tables) bool { return o.Legacy() == t.Legacy() }):
-			all = append(all, t)
-		}
+// ruleset removes the rules that one keeper has. They all go at once.
+func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
+	none := firewall.Ruleset{Family: firewall.FamilyOf(c.owner.Network), Owner: c.owner}
+	commands, err := k.Removal(ctx, none)
+	if firewall.Absent(err) {
+		return nil
 	}
-	return all, errors.Join(errs...)
-}
-
-// ruleSet removes the rules that one set holds. They all go at once.
-func (c *cleanup) ruleSet(ctx context.Context, removal func(context.Context, firewall.Owner) ([]string, error),
-	sync func(context.Context, firewall.Owner, []firewall.Chain) ([]string, error),
-) error {
-	commands, err := removal(ctx, c.owner)
 	if err != nil || len(commands) == 0 {
 		return err
 	}
 	return c.step(strings.Join(commands, "\n"), func() (err error) {
 		for range lockedTries {
-			if _, err = sync(ctx, c.owner, nil); !errors.Is(err, iptables.ErrLocked) {
+			if _, err = k.Sync(ctx, none); firewall.Locked(err) == nil {
 				break
 			}
 		}

@@ -93,6 +93,16 @@ func (l *List) set(c Condition) {
 	l.changed(e)
 }
 
+// Begin begins a condition unless it is there: it goes on saying why it began, not all that
+// happens meanwhile.
+func (l *List) Begin(c Condition) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.byID[c.ID]; e == nil || !e.there {
+		l.set(c)
+	}
+}
+
 // End ends a condition, if it is there.
 func (l *List) End(id string) {
 	l.mu.Lock()

@@ -19,11 +19,12 @@ import (
 	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
-	"flanneld/pkg/firewall"
+	"flanneld/pkg/filter"
 	"flanneld/pkg/health"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/nftables"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
@@ -50,7 +51,7 @@ type Options struct {
 	Uplink      host.Selectors
 	SubnetFile  string        // subnet.env
 	RenewMargin time.Duration // a lease is renewed this long before its end
-	Rules       RuleOptions
+	Rules       filter.Options
 	Release     bool // give up the lease at exit
 	Blackhole   bool // drop what is for our subnet while nobody takes it
 	HealthzIP   string
@@ -68,8 +69,8 @@ type daemon struct {
 	choice   *alarm // when the uplink is to be chosen anew
 	net      backend.Network
 	loop     *reconcile.Loop
-	rules    *rules
-	lock     *lock
+	rules    *filter.Filter
+	lock     *filter.Lock
 	checks   *checks
 	registry store.Registry
 	health   health.Port
@@ -79,22 +80,23 @@ type daemon struct {
 	fds        *fdStore
 	tun        atomic.Pointer[string] // name of the TUN device, where there is one
 
-	files   *subnetenv.Keeper
-	former  subnetenv.Env  // of the run before
-	claim   lease.Claim    // of the run before
-	had     []netip.Prefix // subnets of this host, of runs before
-	view    atomic.Pointer[lease.View]
-	own     atomic.Pointer[lease.Lease] // with its present revision
-	facts   facts
-	needs   *needs
-	atStart []host.Need // what it needed then, wherever it lies
-	way     sync.Mutex  // to etcd: one looks at a time what is in it
-	looping atomic.Bool // the loop sees to it that no route takes what this host needs
-	rivalry rivalry
-	again   *time.Timer // ask once more for the facts, which could not be had; the loop's
-	said    string      // why the lease cannot follow the uplink
-	refused string      // what of a later network config waits for a restart
-	terms   struct {    // of the lease
+	files    *subnetenv.Keeper
+	former   subnetenv.Env  // of the run before
+	claim    lease.Claim    // of the run before
+	had      []netip.Prefix // subnets of this host, of runs before
+	view     atomic.Pointer[lease.View]
+	own      atomic.Pointer[lease.Lease] // with its present revision
+	facts    facts
+	needs    *needs
+	atStart  []host.Need // what it needed then, wherever it lies
+	way      sync.Mutex  // to etcd: one looks at a time what is in it
+	looping  atomic.Bool // the loop sees to it that no route takes what this host needs
+	rivalry  rivalry
+	again    *time.Timer // ask once more for the facts, which could not be had; the loop's
+	filtered *host.Facts // that the packet filter goes by; the loop's
+	said     string      // why the lease cannot follow the uplink
+	refused  string      // what of a later network config waits for a restart
+	terms    struct {    // of the lease
 		sync.Mutex
 		now  subnet.Terms
 		news chan subnet.Terms
@@ -204,8 +206,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		ctx: ctx, lost: func() { d.loop.Reread() }, taken: d.anotherTUN, tunnels: map[string]*carrier{},
 		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
 	}
-	d.lock = newLock(d)
-	p.admit = d.lock.admit
+	nft := new(nftables.Keeper)
+	d.rules, d.lock = d.newFilter(nft)
+	p.admit = d.lock.Admit
 	defer p.close()
 	defer cancel()
 	wanted := d.net.Backend
@@ -216,29 +219,27 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.loop = reconcile.New(reconcile.Config{
 		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
 	})
-	d.rules = newRules(d.options.Rules, d.net.NFTables, d.overlay, firewall.Overlay{Network: d.former.Network, Subnet: d.former.Subnet}, d.log)
-	d.rules.tunnel = d.tunnel
-	d.rules.others = others{conditions: d.conditions, probes: d.probes, trust: newTrust(d.net.Network, d.conditions, d.rules)}
-	d.rules.ours = d.lock.ours
 	d.looping.Store(true)
 	d.conditions.End(routesUnread)
-	tasks.Go(func() { d.rules.others.trust.run(ctx) })
 	tasks.Go(func() { d.checks.run(ctx) })
 	tasks.Go(func() { d.watch(events.Events()) })
-	locked := make(chan struct{}) // likewise
-	tasks.Go(func() { d.lock.run(ctx, func() { close(locked) }) })
-	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
-	ruled := make(chan struct{}) // tried once; neither success nor a command that hangs is waited for
 	tasks.Go(func() {
-		defer d.rules.close()
-		d.rules.look(ctx)
-		close(ruled)
-		d.rules.run(ctx)
+		defer nft.Close()
+		d.rules.Run(ctx)
 	})
+	tasks.Go(func() { d.lock.Run(ctx) })
+	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	await(rulesWithin, ruled, locked)
+	late, cancelled := context.WithTimeout(ctx, rulesWithin)
+	for _, tried := range []<-chan struct{}{d.rules.Tried(), d.lock.Tried()} {
+		select { // neither success nor a command that hangs is waited for
+		case <-tried:
+		case <-late.Done():
+		}
+	}
+	cancelled()
 	tasks.Go(func() { d.needs.run(ctx) })
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, d.admit, d.reconfigure) })
 	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
@@ -250,19 +251,6 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.release()
 	}
 	return nil
-}
-
-// await waits until all channels are closed, or for so long.
-func await(within time.Duration, all ...<-chan struct{}) {
-	late := time.NewTimer(within)
-	defer late.Stop()
-	for _, c := range all {
-		select {
-		case <-c:
-		case <-late.C:
-			return
-		}
-	}
 }
 
 // recall reads what the run before has left. An error is one for want of descriptors or
@@ -366,9 +354,4 @@ func (d *daemon) leaseOptions() subnet.Options {
 			d.own.Store(&s.Own)
 		},
 	}
-}
-
-// overlay is what the packet filter's rules are about.
-func (d *daemon) overlay() firewall.Overlay {
-	return firewall.Overlay{Network: d.net.Network, Subnet: d.view.Load().Own.Subnet}
 }

@@ -18,7 +18,6 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 		case <-d.choice.C:
 			d.choice.rang()
 			d.facts.stale()
-			d.lock.trigger()
 			d.loop.Trigger()
 		}
 	}
@@ -34,7 +33,6 @@ func (d *daemon) heard(e kernel.Event) {
 	}
 	if e&(kernel.Uplink|kernel.Overflow) != 0 {
 		d.facts.stale()
-		d.lock.trigger()
 	} else if e&kernel.Candidates != 0 {
 		d.choice.within(d.facts.pause())
 	}
@@ -49,11 +47,10 @@ func (d *daemon) heard(e kernel.Event) {
 // follow takes a new view from the registry.
 func (d *daemon) follow(v lease.View) {
 	before := d.view.Swap(&v)
-	d.lock.follow(v)
+	d.lock.SetView(v)
 	d.loop.Trigger()
 	if before.Own.Subnet != v.Own.Subnet {
 		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
-		d.rules.trigger()
 		d.checks.trigger()
 		d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
 	}

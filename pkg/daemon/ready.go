@@ -20,5 +20,5 @@ func (d *daemon) announce() {
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
 	d.checks.begin()
-	close(d.lock.ready)
+	d.lock.Ready()
 }

@@ -50,7 +50,7 @@ func (d *daemon) reconfigure(n backend.Network) {
 		d.facts.stale()
 		d.loop.Trigger()
 	}
-	if d.rules.choose(n.NFTables) || changed {
+	if d.rules.SetChoice(n.NFTables) || changed {
 		d.log.Info("took over the new network config", "subnet_min", n.SubnetMin, "subnet_max", n.SubnetMax, "lease_ttl", n.LeaseTTL)
 	}
 }

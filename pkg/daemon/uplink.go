@@ -140,10 +140,15 @@ func (d *daemon) input(whole bool) (reconcile.Input, error) {
 			d.again = time.AfterFunc(factsRetry, d.loop.Trigger)
 		}
 		d.again.Reset(factsRetry) // one, or there would be more with each pass
+		if d.filtered != nil {
+			d.setFilter(*d.filtered, false)
+		}
 		return reconcile.Input{}, err
 	}
 	d.publish(f)
 	d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
+	d.filtered = &f
+	d.setFilter(f, true)
 	return reconcile.Input{Facts: f, View: *d.view.Load()}, nil
 }
 

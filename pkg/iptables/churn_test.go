@@ -68,7 +68,7 @@ func (b *bed) witness(ns int, stop *atomic.Bool, wants ...[]firewall.Chain) (lis
 func TestReplacement(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		rounds := 1000
-		if !b.Legacy() { // each of its transactions waits for the kernel
+		if !b.legacy { // each of its transactions waits for the kernel
 			rounds = 100
 		}
 		if testing.Short() {

@@ -24,34 +24,19 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
-	"golang.org/x/sync/singleflight"
 
 	"flanneld/pkg/firewall"
 )
 
-// Errors that say more than that a command failed. Every other one, such as a process that
-// cannot be started, may pass as well, and says nothing about whether the host has iptables.
-var (
-	// ErrNotFound says that the host has no iptables.
-	ErrNotFound = errors.New("iptables is not installed")
-	// ErrLocked says that another program holds the lock of the legacy variant.
-	ErrLocked = errors.New("another program holds the lock of iptables")
-)
+// absent says that the host has no iptables. Every other error, such as a process that cannot be
+// started, may pass, and says nothing about whether it does.
+const absent = firewall.AbsentError("iptables is not installed")
 
-// Family is the address family of a set of tables.
-type Family uint8
-
-const (
-	IPv4 Family = iota
-	IPv6
-)
-
-func (f Family) command() string { return [...]string{"iptables", "ip6tables"}[f] }
+func commandOf(f firewall.Family) string { return [...]string{"iptables", "ip6tables"}[f] }
 
 const (
 	patience = 10 * time.Second // for one command
@@ -78,11 +63,8 @@ type Tables struct {
 	version       string
 	legacy        bool
 	randomPorts   bool
-	lock          lock
+	lock          *lock
 	patience      time.Duration
-
-	mu       sync.Mutex // held while a command of ours writes
-	watchers map[*watcher]struct{}
 }
 
 // program is the file of a command, as it was when it was found.
@@ -91,52 +73,38 @@ type program struct {
 	file fs.FileInfo
 }
 
-// Finder finds the commands of iptables. The zero value is ready; one that is kept starts a
-// command that hangs no second time.
-type Finder struct {
-	asking singleflight.Group // of go-iptables, which sets itself no limit
-}
-
-// Find finds the commands of a family and what they can do. The error is
-// ErrNotFound when there are none.
-func (f *Finder) Find(family Family) (*Tables, error) {
-	c := family.command()
-	return f.find(c, c+"-save", c+"-restore", patience)
-}
-
-// New is Find of a new Finder.
-func New(family Family) (*Tables, error) { return new(Finder).Find(family) }
-
-func (f *Finder) find(list, save, restore string, patience time.Duration) (*Tables, error) {
-	t := &Tables{command: list, lock: lock{path: lockPath()}, patience: patience, watchers: map[*watcher]struct{}{}}
+// find finds the commands of a name and what they can do.
+func (t *Tools) find(list, save, restore string, patience time.Duration) (*Tables, error) {
+	tables := &Tables{command: list, lock: t.lock, patience: patience}
 	var err error
-	if t.programs, err = lookUp(list, save, restore); err != nil {
+	if tables.programs, err = lookUp(list, save, restore); err != nil {
 		return nil, err
 	}
-	command := t.programs[0].path
-	t.save, t.restore = t.programs[1].path, t.programs[2].path
-	text, err := t.run(context.Background(), "", command, "--version")
+	command := tables.programs[0].path
+	tables.save, tables.restore = tables.programs[1].path, tables.programs[2].path
+	text, err := tables.run(context.Background(), "", command, "--version")
 	if err != nil {
 		return nil, err
 	}
-	t.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
-	t.legacy = !strings.Contains(t.version, "nf_tables")
-	able, err := f.ask(command, patience)
+	tables.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
+	tables.legacy = !strings.Contains(tables.version, "nf_tables")
+	able, err := t.ask(command, patience)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
 	// iptables-restore has learnt to wait in the same release as --random-fully.
-	t.randomPorts = able.HasRandomFully()
-	t.restoreArgs = []string{"--noflush"}
-	if t.randomPorts {
-		t.restoreArgs = append(t.restoreArgs, fmt.Sprintf("--wait=%d", lockWait))
+	tables.randomPorts = able.HasRandomFully()
+	tables.restoreArgs = []string{"--noflush"}
+	if tables.randomPorts {
+		tables.restoreArgs = append(tables.restoreArgs, fmt.Sprintf("--wait=%d", lockWait))
 	}
-	return t, nil
+	return tables, nil
 }
 
-// ask finds out what a command can do.
-func (f *Finder) ask(command string, patience time.Duration) (*goiptables.IPTables, error) {
-	answer := f.asking.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
+// ask finds out what a command can do. go-iptables sets itself no limit; a command that hangs is
+// started no second time.
+func (t *Tools) ask(command string, patience time.Duration) (*goiptables.IPTables, error) {
+	answer := t.asking.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
@@ -159,7 +127,7 @@ func lookUp(names ...string) (all []program, err error) {
 			file, err = os.Stat(path)
 		}
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+			return nil, fmt.Errorf("%w: %w", absent, err)
 		}
 		if err != nil {
 			return nil, err
@@ -188,9 +156,9 @@ func lookPath(name string) (string, error) {
 	return "", err
 }
 
-// Replaced reports whether a command is no longer the file that was found: it was removed,
+// replaced reports whether a command is no longer the file that was found: it was removed,
 // upgraded, or its name leads to another variant now.
-func (t *Tables) Replaced() bool {
+func (t *Tables) replaced() bool {
 	return slices.ContainsFunc(t.programs, func(p program) bool {
 		now, err := os.Stat(p.path)
 		if err != nil {
@@ -199,19 +167,6 @@ func (t *Tables) Replaced() bool {
 		return !os.SameFile(now, p.file) || !now.ModTime().Equal(p.file.ModTime())
 	})
 }
-
-// Command is the name of the command that lists and changes single rules.
-func (t *Tables) Command() string { return t.command }
-
-// Version is what iptables says of itself, for the log.
-func (t *Tables) Version() string { return t.version }
-
-// RandomPorts tells whether masquerading can choose ports at random.
-func (t *Tables) RandomPorts() bool { return t.randomPorts }
-
-// Legacy tells the variant that has kernel tables of its own, and a lock file,
-// from the one that writes nftables.
-func (t *Tables) Legacy() bool { return t.legacy }
 
 // Sync makes our chains hold, of the owner's rules, exactly what is wanted, and removes
 // what earlier generations have left for its overlays. Rules of other networks stay. With
@@ -222,7 +177,26 @@ func (t *Tables) Legacy() bool { return t.legacy }
 // program, or iptables may show rules in a form that is not understood here,
 // which would otherwise be written again for ever.
 func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	return t.keep(ctx, owner, func(string, listing) []firewall.Chain { return want })
+	return t.keep(ctx, owner, func(string, listing) []firewall.Chain { return t.able(want) })
+}
+
+// able returns chains in which is nothing that this version of iptables cannot do: it may not be
+// able to choose ports at random.
+func (t *Tables) able(want []firewall.Chain) []firewall.Chain {
+	if t.randomPorts {
+		return want
+	}
+	var chains []firewall.Chain
+	for _, c := range want {
+		c.Rules = slices.Clone(c.Rules)
+		for i, r := range c.Rules {
+			if r.Verdict == firewall.MasqueradeRP {
+				c.Rules[i].Verdict = firewall.Masquerade
+			}
+		}
+		chains = append(chains, c)
+	}
+	return chains
 }
 
 // keep is Sync with what is wanted in view of a listing, of which text is the original.
@@ -278,23 +252,28 @@ func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(strin
 	return makePlan(l, owner, want(text, l), thorough), nil
 }
 
-// write is the only thing that changes rules. Watchers do not see it.
+// write is the only thing that changes rules. Those of the legacy variant that it changes are no
+// change by others to the watchers of the lock.
 func (t *Tables) write(ctx context.Context, input string) error {
+	if !t.legacy {
+		_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
+		return err
+	}
 	if t.locks() {
 		if err := t.lock.await(ctx, heldWait); err != nil {
 			return err
 		}
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for w := range t.watchers {
+	t.lock.writing.Lock()
+	defer t.lock.writing.Unlock()
+	for w := range t.lock.watchers {
 		w.seen(w.drain()) // by others, until now
 	}
 	_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
-	for w := range t.watchers {
+	for w := range t.lock.watchers {
 		w.seen(w.drain() &^ closed)
 	}
-	if t.resource(err) && (strings.Contains(err.Error(), lockComplaint) || !t.Free()) {
+	if t.resource(err) && (strings.Contains(err.Error(), lockComplaint) || t.locks() && !t.lock.free()) {
 		err = fmt.Errorf("%w: %w", t.lock.held(), err)
 	}
 	return err
@@ -303,6 +282,3 @@ func (t *Tables) write(ctx context.Context, input string) error {
 // locks reports whether the restoring command waits for the lock. Those of before 1.6.2 do
 // not mind it.
 func (t *Tables) locks() bool { return t.legacy && t.randomPorts }
-
-// Free reports whether a writer would have the lock now. It does not wait.
-func (t *Tables) Free() bool { return !t.locks() || t.lock.free() }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,7 +77,7 @@ func newBed(t *testing.T, variant string) *bed {
 		t.Skipf("needs root: cannot make a network namespace: %v", err)
 	}
 	var err error
-	b.Tables, err = New(IPv4)
+	b.Tables, err = newTables(firewall.IPv4)
 	b.must(err)
 	return b
 }
@@ -178,4 +179,9 @@ func (b *bed) differ(what, got, want string) {
 	if got != want {
 		b.t.Errorf("%s: got\n%s\nwant\n%s", what, got, want)
 	}
+}
+
+// newTables finds the commands that are installed.
+func newTables(f firewall.Family) (*Tables, error) {
+	return NewTools(time.Second).get(tool{f, installed})
 }

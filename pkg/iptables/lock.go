@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
 )
 
 // lockFile is where the legacy variant's programs wait for each other.
@@ -29,24 +31,14 @@ const lockPoll = 10 * time.Millisecond
 // to close it is what others take for a change of rules.
 type lock struct {
 	path string
-	mu   sync.Mutex
+	mu   sync.Mutex // guards file
 	file *os.File
+
+	writing  sync.Mutex // held while a command of ours writes; guards watchers
+	watchers map[*watcher]struct{}
 }
 
-// LockedError is ErrLocked with who holds the lock, as far as that can be seen.
-type LockedError struct {
-	PID  int // 0: unknown, as of a process outside this container
-	Name string
-}
-
-func (e *LockedError) Error() string {
-	if e.PID == 0 {
-		return ErrLocked.Error()
-	}
-	return fmt.Sprintf("%v: %s (PID %d)", ErrLocked, e.Name, e.PID)
-}
-
-func (e *LockedError) Is(target error) bool { return target == ErrLocked }
+func newLock(path string) *lock { return &lock{path: path, watchers: map[*watcher]struct{}{}} }
 
 // free reports whether the lock was free just now. What cannot be opened is no reason to
 // wait.
@@ -92,8 +84,8 @@ func (l *lock) open() bool {
 	return true
 }
 
-// await waits until the lock is free for a moment. The error is ErrLocked if it never was until
-// patience is over.
+// await waits until the lock is free for a moment. The error is a LockedError if it never was
+// until patience is over.
 func (l *lock) await(ctx context.Context, patience time.Duration) error {
 	end := time.Now().Add(patience)
 	ticker := time.NewTicker(lockPoll)
@@ -113,7 +105,7 @@ func (l *lock) await(ctx context.Context, patience time.Duration) error {
 
 // held says who holds the lock.
 func (l *lock) held() error {
-	e := &LockedError{}
+	e := &firewall.LockedError{Lock: "iptables", Free: l.free}
 	var s unix.Stat_t
 	if unix.Stat(l.path, &s) != nil {
 		return e

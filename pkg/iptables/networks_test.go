@@ -193,7 +193,7 @@ func TestDaemonsAtOnce(t *testing.T) {
 			overlays = append(overlays, o)
 			writers.Go(func() {
 				err := within(func() error {
-					tables, err := New(IPv4)
+					tables, err := newTables(firewall.IPv4)
 					for round := range rounds {
 						want := everything(o)
 						if round%2 == 1 && round < rounds-2 {

@@ -42,7 +42,7 @@ func (t *Tables) run(ctx context.Context, input, path string, args ...string) (s
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Stat(path); errors.Is(gone, fs.ErrNotExist) {
-			err = fmt.Errorf("%w: %w", ErrNotFound, err)
+			err = fmt.Errorf("%w: %w", absent, err)
 		}
 	}
 	if said := strings.Join(strings.Fields(complaint.kept.String()), " "); said != "" {

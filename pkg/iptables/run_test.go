@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
 )
 
 // fakes are commands that are shell scripts; nobody needs to be root for them.
@@ -28,16 +30,16 @@ func fakes(t *testing.T, scripts map[string]string) string {
 
 func fakeTables(t *testing.T, patience time.Duration, version, save, restore string) (*Tables, error) {
 	dir := fakes(t, map[string]string{"iptables": version, "iptables-save": save, "iptables-restore": restore})
-	return new(Finder).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", patience)
+	return NewTools(time.Second).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", patience)
 }
 
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", fakes(t, map[string]string{"iptables": "echo iptables v1.8.9"}))
-	_, err := New(IPv4)
-	if !errors.Is(err, ErrNotFound) || !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), "iptables-save") {
+	_, err := newTables(firewall.IPv4)
+	if !firewall.Absent(err) || !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), "iptables-save") {
 		t.Errorf("got %v", err)
 	}
-	if _, err = New(IPv6); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "ip6tables") {
+	if _, err = newTables(firewall.IPv6); !firewall.Absent(err) || !strings.Contains(err.Error(), "ip6tables") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -59,7 +61,7 @@ func TestVersions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if tables.Version() != tt.says || tables.Legacy() != tt.legacy || tables.RandomPorts() != tt.randomPorts ||
+		if tables.version != tt.says || tables.legacy != tt.legacy || tables.randomPorts != tt.randomPorts ||
 			strings.Join(tables.restoreArgs, " ") != tt.args {
 			t.Errorf("%s: got %+v", tt.says, tables)
 		}
@@ -134,7 +136,7 @@ func TestNotExecutable(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "iptables-save"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := new(Finder).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
+	if _, err := NewTools(time.Second).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -146,7 +148,7 @@ func TestNotExecutableInThePath(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "iptables-restore"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(IPv4); !errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotFound) {
+	if _, err := newTables(firewall.IPv4); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -155,7 +157,7 @@ func TestNotExecutableInThePath(t *testing.T) {
 func TestCommandsThatAreReplacedOrRemoved(t *testing.T) {
 	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
 	t.Setenv("PATH", dir)
-	tables, err := New(IPv4)
+	tables, err := newTables(firewall.IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,11 +178,11 @@ func TestCommandsThatAreReplacedOrRemoved(t *testing.T) {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
 		}
-		if got := tables.Replaced(); got != step.replaced {
+		if got := tables.replaced(); got != step.replaced {
 			t.Errorf("%s: replaced: %t", step.what, got)
 		}
 	}
-	if _, err := tables.Sync(t.Context(), oneDaemon(), nil); !errors.Is(err, ErrNotFound) {
+	if _, err := tables.Sync(t.Context(), oneDaemon(), nil); !firewall.Absent(err) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -65,7 +64,7 @@ func TestSyncFromNothing(t *testing.T) {
 
 func TestIPv6(t *testing.T) {
 	eachVariant(t, func(b *bed) {
-		tables, err := New(IPv6)
+		tables, err := newTables(firewall.IPv6)
 		b.must(err)
 		b.Tables = tables
 		b.others("ip6tables -A FORWARD -d fd42::9 -j DROP; ip6tables -t raw -A PREROUTING -d fd42:0:0:7::2 -j DROP")
@@ -80,11 +79,11 @@ func TestIPv6(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	eachVariant(t, func(b *bed) {
-		if legacy := strings.HasSuffix(b.t.Name(), "legacy"); b.Legacy() != legacy {
-			b.t.Errorf("%q is taken for legacy: %v", b.Version(), b.Legacy())
+		if legacy := strings.HasSuffix(b.t.Name(), "legacy"); b.legacy != legacy {
+			b.t.Errorf("%q is taken for legacy: %v", b.version, b.legacy)
 		}
-		if !strings.HasPrefix(b.Version(), "iptables v1.") || !b.RandomPorts() {
-			b.t.Errorf("version %q, random ports %v", b.Version(), b.RandomPorts())
+		if !strings.HasPrefix(b.version, "iptables v1.") || !b.randomPorts {
+			b.t.Errorf("version %q, random ports %v", b.version, b.randomPorts)
 		}
 	})
 }
@@ -255,7 +254,7 @@ func TestOvertaken(t *testing.T) {
 // would wait for it, too, and the error says who holds it.
 func TestLocked(t *testing.T) {
 	b := newBed(t, "legacy")
-	if !b.Free() {
+	if !b.lock.free() {
 		t.Error("the lock is held before anybody has used it")
 	}
 	f, err := os.OpenFile(b.lock.path, os.O_CREATE|os.O_RDONLY, 0o600)
@@ -265,24 +264,24 @@ func TestLocked(t *testing.T) {
 	b.ran()
 	begun := time.Now()
 	_, err = b.Sync(t.Context(), oneDaemon(), everything(four))
-	var locked *LockedError
-	if !errors.As(err, &locked) || !errors.Is(err, ErrLocked) || errors.Is(err, ErrNotFound) || locked.PID != os.Getpid() {
+	locked := firewall.Locked(err)
+	if locked == nil || firewall.Absent(err) || locked.PID != os.Getpid() || locked.Free() {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(begun); took < heldWait || b.Free() {
-		t.Errorf("after %v, while the lock is free: %t", took, b.Free())
+	if took := time.Since(begun); took < heldWait || b.lock.free() {
+		t.Errorf("after %v, while the lock is free: %t", took, b.lock.free())
 	}
 	b.differ("commands", strings.Join(b.ran(), "\n"), "iptables-save")
 	b.must(os.Rename(b.lock.path, b.lock.path+".old")) // nobody waits for a file without the name
-	if !b.Free() {
+	if !b.lock.free() {
 		t.Error("the lock is held under another name")
 	}
 	b.must(os.Rename(b.lock.path+".old", b.lock.path))
-	if b.Free() {
+	if b.lock.free() {
 		t.Error("the lock is free under its name")
 	}
 	b.must(unix.Flock(int(f.Fd()), unix.LOCK_UN))
-	if !b.Free() {
+	if !b.lock.free() {
 		t.Error("the lock is held by nobody")
 	}
 	b.sync(everything(four))
@@ -295,14 +294,14 @@ func TestLockTakenMeanwhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "Another app") {
+	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); firewall.Locked(err) == nil || !strings.Contains(err.Error(), "Another app") {
 		t.Errorf("got %v", err)
 	}
 	tables, err = fakeTables(t, time.Minute, "echo iptables v1.8.9 '(legacy)'", "", "echo Fatal: can not open lock file >&2; exit 4")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); err == nil || errors.Is(err, ErrLocked) {
+	if _, err := tables.Sync(t.Context(), oneDaemon(), everything(four)); err == nil || firewall.Locked(err) != nil {
 		t.Errorf("without the file: got %v", err)
 	}
 }

@@ -12,31 +12,10 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// NewVariant is Variant of a new Finder.
-func NewVariant(family Family, legacy bool) (*Tables, error) {
-	return new(Finder).Variant(family, legacy)
-}
-
-// Variant finds the commands of one variant by their own names, whichever the
-// host's iptables is. The error is ErrNotFound when there are none.
-func (f *Finder) Variant(family Family, legacy bool) (*Tables, error) {
-	c := family.command() + "-nft"
-	if legacy {
-		c = legacyCommand(family)
-	}
-	t, err := f.find(c, c+"-save", c+"-restore", patience)
-	if err == nil && t.legacy != legacy {
-		return nil, fmt.Errorf("%w: %s is of the other variant", ErrNotFound, c)
-	}
-	return t, err
-}
-
-func legacyCommand(f Family) string { return f.command() + "-legacy" }
-
-// LegacyTables returns the names of the tables of the legacy variant that the kernel has.
+// legacyTables returns the names of the tables of the legacy variant that the kernel has.
 // The commands must not be asked: they make the tables that they look at.
-func LegacyTables(family Family) (names []string, err error) {
-	file := map[Family]string{IPv4: "ip_tables_names", IPv6: "ip6_tables_names"}[family]
+func legacyTables(f firewall.Family) (names []string, err error) {
+	file := [...]string{"ip_tables_names", "ip6_tables_names"}[f]
 	text, err := os.ReadFile("/proc/thread-self/net/" + file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // the kernel has none at all, or not yet

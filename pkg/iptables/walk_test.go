@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"flanneld/pkg/firewall"
 )
@@ -110,12 +111,12 @@ func TestLookingForLegacyTablesMakesNone(t *testing.T) {
 	b := newBed(t, "nft")
 	look := func(want ...string) {
 		t.Helper()
-		if got, err := LegacyTables(IPv4); err != nil || !slices.Equal(got, want) {
+		if got, err := legacyTables(firewall.IPv4); err != nil || !slices.Equal(got, want) {
 			t.Fatalf("%v, %v, want %v", got, err, want)
 		}
 	}
 	look()
-	other, err := NewVariant(IPv4, true)
+	other, err := NewTools(time.Second).get(tool{firewall.IPv4, legacy})
 	b.must(err)
 	look()
 	if _, err := other.Beside(t.Context(), oneDaemon(four), everything(four)); err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"syscall"
 	"time"
 
@@ -23,18 +22,17 @@ const (
 
 // watcher reads the events of the lock file.
 type watcher struct {
-	t       *Tables
+	lock    *lock
 	inotify *os.File
 	conn    syscall.RawConn
 	signal  chan struct{}
 }
 
-// Watch signals that another program may have changed rules of the legacy
-// variant: it has held the lock file, which Sync's own writing does not count
-// as. The other family's Tables do count. Several uses may be one signal. The
+// watch signals that another program may have changed rules of the legacy variant: it has held
+// the lock file, which our own writing does not count as. Several uses may be one signal. The
 // channel is closed with the context, or when the file can be watched no more.
-func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
-	w, err := t.watcher()
+func (l *lock) watch(ctx context.Context) (<-chan struct{}, error) {
+	w, err := l.watcher()
 	if err != nil {
 		return nil, fmt.Errorf("watch the lock of iptables: %w", err)
 	}
@@ -42,24 +40,13 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return w.signal, nil
 }
 
-// WatchLegacy is Watch where the legacy variant is looked at only once the kernel has its
-// tables: what Tables write there counts as written by others. Nil says that this host has
-// no such variant.
-func WatchLegacy(ctx context.Context, family Family) (<-chan struct{}, error) {
-	if _, err := exec.LookPath(legacyCommand(family)); err != nil {
-		return nil, nil
-	}
-	t := &Tables{lock: lock{path: lockPath()}, watchers: map[*watcher]struct{}{}}
-	return t.Watch(ctx)
-}
-
-// watcher makes one that write minds, but that nobody follows yet.
-func (t *Tables) watcher() (*watcher, error) {
+// watcher makes one that writing minds, but that nobody follows yet.
+func (l *lock) watcher() (*watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{t: t, inotify: os.NewFile(uintptr(fd), "inotify"), signal: make(chan struct{}, 1)}
+	w := &watcher{lock: l, inotify: os.NewFile(uintptr(fd), "inotify"), signal: make(chan struct{}, 1)}
 	if w.conn, err = w.inotify.SyscallConn(); err == nil {
 		err = w.add()
 	}
@@ -67,9 +54,9 @@ func (t *Tables) watcher() (*watcher, error) {
 		w.inotify.Close()
 		return nil, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.watchers[w] = struct{}{}
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.watchers[w] = struct{}{}
 	return w, nil
 }
 
@@ -78,12 +65,12 @@ func (w *watcher) add() error {
 	for made := false; ; made = true {
 		var failed error
 		err := w.conn.Control(func(fd uintptr) {
-			_, failed = unix.InotifyAddWatch(int(fd), w.t.lock.path, closed|replaced)
+			_, failed = unix.InotifyAddWatch(int(fd), w.lock.path, closed|replaced)
 		})
 		if err = errors.Join(err, failed); made || !errors.Is(err, unix.ENOENT) {
 			return err
 		}
-		f, err := os.OpenFile(w.t.lock.path, os.O_CREATE|os.O_RDONLY, 0o600)
+		f, err := os.OpenFile(w.lock.path, os.O_CREATE|os.O_RDONLY, 0o600)
 		if err != nil {
 			return err
 		}
@@ -92,30 +79,30 @@ func (w *watcher) add() error {
 }
 
 // follow turns events into signals until it is stopped. Its turns exclude those
-// of Sync's writing, whose events it therefore never finds.
+// of our writing, whose events it therefore never finds.
 func (w *watcher) follow(ctx context.Context) {
 	stop := context.AfterFunc(ctx, w.stop)
 	defer stop()
 	for err := error(nil); err == nil; {
 		err = w.conn.Read(func(uintptr) bool {
-			w.t.mu.Lock()
-			defer w.t.mu.Unlock()
+			w.lock.writing.Lock()
+			defer w.lock.writing.Unlock()
 			events := w.drain()
 			w.seen(events)
 			return events != 0
 		})
 	}
-	w.t.mu.Lock()
-	delete(w.t.watchers, w)
+	w.lock.writing.Lock()
+	delete(w.lock.watchers, w)
 	close(w.signal)
-	w.t.mu.Unlock()
+	w.lock.writing.Unlock()
 	w.inotify.Close()
 }
 
 // stop wakes follow for the last time.
 func (w *watcher) stop() { w.inotify.SetReadDeadline(time.Unix(1, 0)) }
 
-// seen is called with the Tables locked, as drain is.
+// seen is called with the lock's writing held, as drain is.
 func (w *watcher) seen(events uint32) {
 	if events == 0 {
 		return

@@ -23,11 +23,11 @@ func soon(t *testing.T, what string, signal <-chan struct{}) {
 // calm takes a signal that is waiting, and tells whether there was none. The
 // watcher has seen all events when it has had its turn.
 func (b *bed) calm(signal <-chan struct{}) bool {
-	b.mu.Lock()
-	for w := range b.watchers {
+	b.lock.writing.Lock()
+	for w := range b.lock.watchers {
 		w.seen(w.drain())
 	}
-	b.mu.Unlock()
+	b.lock.writing.Unlock()
 	select {
 	case <-signal:
 		return false
@@ -40,7 +40,7 @@ func TestWatch(t *testing.T) {
 	b := newBed(t, "legacy")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	signal, err := b.Watch(ctx)
+	signal, err := b.lock.watch(ctx)
 	b.must(err)
 	if !b.calm(signal) {
 		t.Error("a signal for nothing")
@@ -73,7 +73,7 @@ func TestWatch(t *testing.T) {
 	for range signal { // until it is closed
 	}
 	b.sync(nil)
-	if len(b.watchers) > 0 {
+	if len(b.lock.watchers) > 0 {
 		t.Error("the watcher is still there")
 	}
 }
@@ -82,7 +82,7 @@ func TestWatch(t *testing.T) {
 // it does not take the signal of what others have done until then.
 func TestWatchBeforeWriting(t *testing.T) {
 	b := newBed(t, "legacy")
-	w, err := b.watcher()
+	w, err := b.lock.watcher()
 	b.must(err)
 	b.sync(everything(four))
 	if len(w.signal) > 0 {
@@ -103,11 +103,11 @@ func TestWatchEnds(t *testing.T) {
 	b := newBed(t, "legacy")
 	dir := t.TempDir() + "/run"
 	b.lock.path = dir + "/xtables.lock"
-	if _, err := b.Watch(t.Context()); err == nil {
+	if _, err := b.lock.watch(t.Context()); err == nil {
 		t.Fatal("no error without a directory")
 	}
 	b.must(os.Mkdir(dir, 0o700))
-	signal, err := b.Watch(t.Context())
+	signal, err := b.lock.watch(t.Context())
 	b.must(err)
 	b.must(os.Rename(dir, dir+".old"))
 	b.must(os.Remove(dir + ".old/xtables.lock"))

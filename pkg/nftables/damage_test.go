@@ -216,7 +216,7 @@ func TestWatchOverflow(t *testing.T) {
 	defer stop()
 	signals := 0
 	// The Syncs themselves are no news; that some of them were lost is.
-	follow(ctx, c, []func(uint32) bool{func(port uint32) bool { return port == b.tables.conn.Port() }}, func() { signals++; stop() })
+	follow(ctx, c, func(port uint32) bool { return port == b.tables.Port() }, func() { signals++; stop() })
 	if signals == 0 {
 		t.Error("no signal")
 	}

@@ -144,16 +144,19 @@ func (c chain) takesGuests() (firewall.Hook, bool) {
 	return 0, false
 }
 
-// HasTable reports whether the kernel has a table of one of these names.
-func (t *Tables) HasTable(family Family, names ...string) (bool, error) {
+// tableNames returns the names of a family's tables.
+func (t *Tables) tableNames(family Family) (names []string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all []table
-	err := errChanged
+	err = errChanged
 	for i := 0; i < attempts && passing(err); i++ {
 		all, err = t.conn.tables(family)
 	}
-	return slices.ContainsFunc(all, func(t table) bool { return slices.Contains(names, t.name) }), err
+	for _, table := range all {
+		names = append(names, table.name)
+	}
+	return names, err
 }
 
 // OwnedTables returns the tables of all families, as "inet firewalld", that only the program

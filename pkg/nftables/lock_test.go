@@ -183,16 +183,29 @@ func TestLocksAreNobodysBarrier(t *testing.T) {
 func TestOthersOfOursMakeNoNews(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	k := new(Keeper)
+	defer k.Close()
+	if news, err := k.Watch(ctx); news != nil || err != nil {
+		t.Errorf("a watch of what is not open: %v, %v", news, err)
+	}
+	want := firewall.Ruleset{Owner: oneDaemon(), Chains: all(four)}
 	var other *Tables
 	var err error
-	b.within(func() { other, err = New() })
+	b.within(func() {
+		if _, err = k.Sync(ctx, want); err == nil {
+			other, err = k.OpenLock()
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	news, err := b.tables.Watch(ctx, func(port uint32) bool { return port == other.Port() })
+	if names, err := k.Tables(firewall.IPv4); err != nil || !slices.Equal(names, []string{"flannel-ipv4"}) {
+		t.Errorf("tables %q, %v", names, err)
+	}
+	news, err := k.Watch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

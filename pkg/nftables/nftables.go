@@ -52,13 +52,8 @@ const (
 	backOff  = time.Millisecond
 )
 
-// ErrBarred tells of chains that may drop the overlay's traffic and that the
-// kernel lets nobody change but the program that owns their table. Everything
-// else is as wanted.
-var ErrBarred = errors.New("chains in tables with an owner may drop forwarded packets")
-
-// ErrUnsupported says that the kernel has no nftables. Every other error may pass.
-var ErrUnsupported = errors.New("kernel without nftables")
+// absent says that the kernel has no nftables. Every other error may pass.
+const absent = firewall.AbsentError("kernel without nftables")
 
 // errChanged: somebody else has changed the rules since they were listed.
 var errChanged = errors.New("rules change faster than they can be read")
@@ -67,7 +62,8 @@ var errChanged = errors.New("rules change faster than they can be read")
 // from any goroutine.
 type Tables struct {
 	ns   *netlink.Namespace
-	mu   sync.Mutex // one exchange at a time
+	ours func(port uint32) bool // of whose sockets, beside its own, changes are no news; may be nil
+	mu   sync.Mutex             // one exchange at a time
 	conn conn
 }
 
@@ -82,14 +78,14 @@ func New() (*Tables, error) {
 	if t.conn.Conn, err = ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer); err != nil {
 		ns.Close()
 		if errors.Is(err, unix.EPROTONOSUPPORT) {
-			err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+			err = fmt.Errorf("%w: %w", absent, err)
 		}
 		return nil, err
 	}
 	if _, err := t.conn.generation(); err != nil {
 		t.Close()
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-			err = fmt.Errorf("%w: %w", ErrUnsupported, err)
+			err = fmt.Errorf("%w: %w", absent, err)
 		}
 		return nil, err
 	}
@@ -113,14 +109,10 @@ func (t *Tables) Close() error { return errors.Join(t.conn.Close(), t.ns.Close()
 // Port is what the kernel knows the socket by that changes are made by.
 func (t *Tables) Port() uint32 { return t.conn.Port() }
 
-// RandomPorts tells whether masquerading can choose ports at random. All kernels
-// whose nftables can masquerade at all (3.18) can do that.
-func (t *Tables) RandomPorts() bool { return true }
-
 // Sync makes the tables of one family hold, of the owner's rules, the wanted chains and
 // nothing else. With none wanted nothing of the owner's is left, and with the last
 // network's the table goes. It tells what it changed, in a few words each. An
-// error of ErrBarred comes after everything else is done.
+// error of firewall.ErrBarred comes after everything else is done.
 func (t *Tables) Sync(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
 	return t.keep(ctx, family, owner, wanted{own: want, guests: want})
 }
@@ -176,7 +168,7 @@ func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]strin
 		}
 	}
 	if len(p.barred) > 0 {
-		return p.changes, fmt.Errorf("%w: %s", ErrBarred, strings.Join(p.barred, ", "))
+		return p.changes, fmt.Errorf("%w: %s", firewall.ErrBarred, strings.Join(p.barred, ", "))
 	}
 	return p.changes, nil
 }

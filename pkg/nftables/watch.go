@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +20,9 @@ const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
 // Watch signals that somebody else has changed any nftables object of the
 // namespace, until ctx ends; then the channel is closed. It is subscribed when
 // it returns: a Sync later misses nothing. Several changes before a read are one
-// signal. Lost news count as a change. What sockets do that are ours, too, is no change by
-// somebody else.
-func (t *Tables) Watch(ctx context.Context, ours ...func(port uint32) bool) (<-chan struct{}, error) {
+// signal. Lost news count as a change. What our own sockets do is no change by somebody
+// else.
+func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	c, err := t.subscribe(netlink.RequestBuffer)
 	if err != nil {
 		return nil, fmt.Errorf("watch nftables: %w", err)
@@ -32,7 +31,7 @@ func (t *Tables) Watch(ctx context.Context, ours ...func(port uint32) bool) (<-c
 	go func() {
 		defer close(out)
 		defer c.Close()
-		ours := append(ours, func(port uint32) bool { return port == t.conn.Port() })
+		ours := func(port uint32) bool { return port == t.Port() || t.ours != nil && t.ours(port) }
 		follow(ctx, c, ours, func() {
 			select {
 			case out <- struct{}{}:
@@ -57,11 +56,11 @@ func (t *Tables) subscribe(receiveBuffer int) (*netlink.Conn, error) {
 }
 
 // follow reads news until ctx ends. What our sockets did is none.
-func follow(ctx context.Context, c *netlink.Conn, ours []func(port uint32) bool, changed func()) {
+func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, changed func()) {
 	for {
 		err := c.Follow(ctx, func(datagram []byte) {
 			for h := range netlink.Messages(datagram) {
-				if h.Type == newGeneration && !slices.ContainsFunc(ours, func(is func(uint32) bool) bool { return is(h.Pid) }) {
+				if h.Type == newGeneration && !ours(h.Pid) {
 					changed()
 				}
 			}

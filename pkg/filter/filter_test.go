@@ -1,0 +1,354 @@
+package filter
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/netconf"
+)
+
+// TestNothingBeforeTheNetworkIsKnown: not even a look, and the end is heard.
+func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.run()
+		h.after(time.Hour)
+		if len(h.iptables.syncs)+len(h.nft.syncs) > 0 {
+			t.Error("looked at")
+		}
+	})
+}
+
+// TestRulesStayAtTheEnd: whoever held them.
+func TestRulesStayAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		ctx, cancel := context.WithCancel(t.Context())
+		h.Set([]Input{{Overlay: four}})
+		go h.Run(ctx)
+		<-h.Tried()
+		h.after(time.Second)
+		h.set(func() { h.iptables.hangs = true })
+		h.after(5 * time.Second)
+		cancel()
+		h.after(time.Minute)
+		h.holds(firewall.Compat, "rules")
+		h.holds(firewall.Native, "accepts")
+	})
+}
+
+// TestDamageIsRepairedAtOnce: when it is signalled, and else at the next look.
+func TestDamageIsRepairedAtOnce(t *testing.T) {
+	for signalled, within := range map[bool]time.Duration{true: 500 * time.Millisecond, false: 5 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, netconf.Open)
+			h.start()
+			h.after(8 * time.Second)
+			h.set(func() { clear(h.places) })
+			if signalled {
+				h.nft.watch <- struct{}{}
+			}
+			h.after(within)
+			h.holds(firewall.Compat, "rules")
+			h.holds(firewall.Native, "accepts")
+			h.said(1, "repaired packet filter rules")
+		})
+	}
+}
+
+// TestNetworkMayChange: another subnet or tunnel means other rules, soon; what a former network
+// has left goes once, unless that is another daemon's by now.
+func TestNetworkMayChange(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var owners []firewall.Owner
+			h := newHost(t, netconf.Open, func(c *Config) {
+				c.Former = []firewall.Overlay{old, {}}
+				c.Taken = func(o firewall.Overlay) bool {
+					if o != old {
+						t.Errorf("asked for %v", o)
+					}
+					return taken
+				}
+			})
+			h.cfg.Keepers.IPTables = spying{h.iptables, func(r firewall.Ruleset) { owners = append(owners, r.Owner) }}
+			h.start()
+			if had := owners[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
+				t.Errorf("owned at first: %v", had)
+			}
+			if had := owners[1].Overlays; len(had) != 1 || had[0] != four {
+				t.Errorf("owned then: %v", had)
+			}
+			h.after(10 * time.Second)
+			looks := len(owners)
+			next := Input{Overlay: four, Probes: &Probes{}}
+			h.Set([]Input{next}) // nothing of the rules
+			h.after(time.Second)
+			next.Tunnel = firewall.Tunnel{Port: 8472}
+			h.Set([]Input{next})
+			h.after(time.Second)
+			next.Subnet = four.Network
+			h.Set([]Input{next})
+			h.after(time.Second)
+			if n := len(owners) - looks; n != 2 {
+				t.Errorf("%d looks for two changes", n)
+			}
+			if h.places[firewall.Compat][firewall.IPv4].Chains[1].Rules[0].Port != 8472 {
+				t.Error("the rules are not about the tunnel")
+			}
+		})
+	}
+}
+
+// spying is a keeper of which is seen what it is asked for.
+type spying struct {
+	firewall.Keeper
+	saw func(firewall.Ruleset)
+}
+
+func (s spying) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) {
+	s.saw(r)
+	return s.Keeper.Sync(ctx, r)
+}
+
+// TestFamiliesAreKeptAlike: by the same looks, each with what is beside it.
+func TestFamiliesAreKeptAlike(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.legacy.tables = []string{"filter"}
+		h.Set([]Input{{Overlay: four}, {Overlay: six}})
+		h.run()
+		<-h.Tried()
+		h.after(time.Second)
+		for place, rulesets := range h.places {
+			if len(rulesets) != 2 || rulesets[firewall.IPv6].Owner.Network != six.Network || rulesets[firewall.IPv6].Beside != rulesets[firewall.IPv4].Beside {
+				t.Errorf("place %d: %v", place, rulesets)
+			}
+		}
+		if len(h.places) != 3 {
+			t.Errorf("rules in %d places", len(h.places))
+		}
+		h.set(func() { clear(h.places) })
+		h.after(5 * time.Second)
+		h.said(1, "repaired packet filter rules")
+	})
+}
+
+// TestFightIsSlowedDown: who undoes our rules again and again costs little, is said once, and when
+// he gives up, that is said, too.
+func TestFightIsSlowedDown(t *testing.T) {
+	for _, signalled := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, netconf.Open)
+			h.iptables.traits.Resync = time.Second
+			h.start()
+			undone := 0
+			undo := func() {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				if r := h.places[firewall.Compat]; len(r) > 0 {
+					clear(r)
+					undone++
+				}
+			}
+			for range 1200 { // for two minutes
+				undo()
+				if signalled {
+					select {
+					case h.nft.watch <- struct{}{}:
+					default:
+					}
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			if undone > 40 || undone < 20 {
+				t.Errorf("repaired %d times", undone)
+			}
+			h.said(1, "level=ERROR", "something else on this host keeps undoing our packet filter rules; slowing down", "changed=")
+			h.wrong(fightCondition, true)
+			h.after(3 * time.Minute)
+			h.wrong(fightCondition, false)
+			h.said(1, "no longer: something else")
+			h.holds(firewall.Compat, "rules")
+			undo()
+			h.after(5 * time.Second)
+			h.holds(firewall.Compat, "rules")
+		})
+	}
+}
+
+// TestLooksTakeAShareOfTheTime: however fast others change rules that are not ours.
+func TestLooksTakeAShareOfTheTime(t *testing.T) {
+	for _, took := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, netconf.Yes)
+			h.nft.took = took
+			h.start()
+			h.after(10 * time.Second)
+			before := len(h.nft.syncs)
+			for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+				select {
+				case h.nft.watch <- struct{}{}:
+				default:
+				}
+				time.Sleep(time.Millisecond)
+			}
+			looks := len(h.nft.syncs) - before
+			if spent := time.Duration(looks) * took; spent > time.Minute/3 || looks > int(time.Minute/burst) {
+				t.Errorf("looks that take %v: %d in a minute", took, looks)
+			}
+			if looks < 15 {
+				t.Errorf("looks that take %v: only %d in a minute", took, looks)
+			}
+		})
+	}
+}
+
+// TestListingsByProcessesKeepADistance: of iptables, whatever is signalled.
+func TestListingsByProcessesKeepADistance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.start()
+		h.after(10 * time.Second)
+		h.set(func() { h.iptables.syncs = nil })
+		for range 10_000 {
+			select {
+			case h.nft.watch <- struct{}{}:
+			default:
+			}
+			time.Sleep(time.Millisecond)
+		}
+		for _, d := range h.iptables.intervals() {
+			if d < 500*time.Millisecond {
+				t.Errorf("one %v after another", d)
+			}
+		}
+	})
+}
+
+// TestWatchThatFails is a condition, is tried again, and what was not told meanwhile is looked at.
+func TestWatchThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Yes)
+		h.nft.unseen = unix.EMFILE
+		h.legacy.watch = nil // there is nothing to watch
+		h.start()
+		h.wrong(watchCondition+"nftables", true)
+		h.wrong(watchCondition+"iptables", false)
+		h.said(1, "seen late, for they cannot be watched", "by=nftables")
+		h.after(time.Second)
+		h.set(func() { h.nft.unseen = nil; clear(h.places) })
+		h.after(firstRetry + burst)
+		h.wrong(watchCondition+"nftables", false)
+		h.holds(firewall.Native, "rules")
+		// One that ends is begun again.
+		h.set(func() { clear(h.places); close(h.nft.watch); h.nft.watch = make(chan struct{}) })
+		h.after(firstRetry + 2*burst)
+		h.holds(firewall.Native, "rules")
+		h.set(func() { h.legacy.watch = make(chan struct{}) })
+		h.after(idle)
+		select {
+		case h.legacy.watch <- struct{}{}:
+		default:
+			t.Error("a watch that there was none of is not looked for again")
+		}
+	})
+}
+
+// TestAcceptsInLegacyTables: where the kernel has them, and what prevents them is a condition if
+// packets may be dropped.
+func TestAcceptsInLegacyTables(t *testing.T) {
+	for _, c := range []struct {
+		tables  []string
+		forward bool
+		wrong   bool
+	}{
+		{[]string{"filter"}, true, true},
+		{[]string{"nat"}, true, false},
+		{[]string{"raw", "nat"}, true, true},
+		{[]string{"filter"}, false, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, netconf.Open, func(cfg *Config) { cfg.Forward = c.forward })
+			h.legacy.tables = c.tables
+			h.legacy.err = fmt.Errorf("%w: iptables-legacy", notInstalled)
+			h.start()
+			h.wrong(legacyCondition, c.wrong)
+			if c.wrong {
+				h.said(1, "cannot be asked", `command="iptables-legacy -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -w -I FORWARD -d 10.42.0.0/16 -j ACCEPT"`)
+			}
+			h.set(func() { h.legacy.err = nil })
+			h.after(31 * time.Second)
+			h.wrong(legacyCondition, false)
+			if c.forward {
+				h.holds(firewall.Legacy, "accepts")
+			}
+			h.set(func() { h.legacy.err = unix.EIO; clear(h.places) })
+			h.after(6 * time.Second)
+			h.set(func() { h.legacy.tables = nil })
+			h.after(31 * time.Second)
+			h.wrong(legacyCondition, false)
+			h.set(func() { h.legacy.unread = unix.EMFILE })
+			h.after(31 * time.Second)
+			h.wrong(unreadCondition, true)
+			h.set(func() { h.legacy.unread = nil })
+			h.after(31 * time.Second)
+			h.wrong(unreadCondition, false)
+			h.wrong(keepCondition, false)
+		})
+	}
+}
+
+// TestLegacyVariantIsLocked: its accepts follow as soon as the lock is free.
+func TestLegacyVariantIsLocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.legacy.tables = []string{"filter"}
+		held := true
+		h.legacy.err = &firewall.LockedError{Lock: "iptables", Free: func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return !held
+		}}
+		h.start()
+		h.wrong(legacyCondition, true)
+		h.after(10 * time.Second)
+		n := len(h.legacy.syncs)
+		h.after(time.Minute)
+		if len(h.legacy.syncs) != n {
+			t.Error("it is tried while the lock is held")
+		}
+		h.set(func() { h.legacy.err, held = nil, false })
+		h.after(lockPoll)
+		h.wrong(legacyCondition, false)
+		h.holds(firewall.Legacy, "accepts")
+	})
+}
+
+// TestNFTablesFailBeside: what iptables hold is right, but what is beside it is not.
+func TestNFTablesFailBeside(t *testing.T) {
+	for _, absent := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, netconf.Open)
+			h.nft.tables = []string{"nat"}
+			h.iptables.traits.Place = firewall.Legacy
+			h.nft.err, h.nft.unread = error(unix.EMFILE), unix.EMFILE
+			if absent {
+				h.nft.err, h.nft.unread = firewall.AbsentError("kernel without nftables"), firewall.AbsentError("kernel without nftables")
+			}
+			h.start()
+			h.wrong(keepCondition, !absent)
+			h.holds(firewall.Legacy, "rules")
+			h.set(func() { h.nft.err, h.nft.unread = nil, nil })
+			h.after(31 * time.Second)
+			h.wrong(keepCondition, false)
+			h.holds(firewall.Native, "accepts")
+		})
+	}
+}

@@ -1,0 +1,246 @@
+package filter
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/netconf"
+)
+
+// TestPreferredKeeperHoldsTheRules: the other one has at most accepts beside them.
+func TestPreferredKeeperHoldsTheRules(t *testing.T) {
+	for _, c := range []struct {
+		choice                 netconf.Choice
+		iptables               firewall.Place // of the installed variant; Nowhere: there is none
+		native, compat, legacy string
+		says                   string
+	}{
+		{netconf.Open, firewall.Compat, "accepts", "rules", "nothing", `kept by iptables" version="iptables v1.8.9 (nf_tables)" why="it is installed`},
+		{netconf.Open, firewall.Legacy, "accepts", "nothing", "rules", `kept by iptables"`},
+		{netconf.Open, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables" why="iptables is not installed`},
+		{netconf.No, firewall.Compat, "accepts", "rules", "nothing", `why="EnableNFTables is false"`},
+		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `kept by nftables" why="EnableNFTables is true"`},
+		{netconf.Yes, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables"`},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, c.choice)
+			if h.iptables.traits.Place = c.iptables; c.iptables == firewall.Nowhere {
+				h.iptables.err = fmt.Errorf("%w: no file", notInstalled)
+				h.iptables.traits = firewall.Traits{Name: "iptables"}
+			}
+			h.start()
+			h.holds(firewall.Native, c.native)
+			h.holds(firewall.Compat, c.compat)
+			h.holds(firewall.Legacy, c.legacy)
+			h.after(time.Hour)
+			h.said(1, "packet filter rules are kept by", c.says)
+			h.said(0, "level=WARN")
+			h.said(1, "wrote packet filter rules")
+			h.said(0, "repaired")
+		})
+	}
+}
+
+// TestFailureIsNoAbsence: where the preferred keeper is busy, hangs or lacks something, the other
+// one stands in, and says so; then the preferred one has its rules again.
+func TestFailureIsNoAbsence(t *testing.T) {
+	for name, fails := range map[string]func(*keeper){
+		"descriptors": func(k *keeper) { k.err = fmt.Errorf("fork/exec: %w", unix.EMFILE) },
+		"permission":  func(k *keeper) { k.err = unix.EPERM },
+		"exit status": func(k *keeper) { k.err = fmt.Errorf("iptables-save: exit status 1") },
+		"hangs":       func(k *keeper) { k.hangs = true },
+	} {
+		for _, choice := range []netconf.Choice{netconf.Open, netconf.Yes} {
+			t.Run(fmt.Sprint(name, choice), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					h := newHost(t, choice)
+					preferred, text := h.iptables, "iptables cannot be used; packet filter rules are kept by nftables meanwhile"
+					here, there := firewall.Compat, firewall.Native
+					h.nft.tables = []string{"nat"}
+					if choice == netconf.Yes {
+						preferred, text = h.nft, "nftables cannot be used; packet filter rules are kept by iptables meanwhile"
+						here, there = there, here
+					}
+					fails(preferred)
+					begun := time.Now()
+					h.start()
+					if took := time.Since(begun); took > 3*time.Second {
+						t.Errorf("the first attempt took %v", took)
+					}
+					h.holds(here, "nothing")
+					h.holds(there, "rules")
+					h.said(1, "level=WARN", text)
+					h.wrong(keepCondition, true)
+					h.after(time.Minute)
+					h.said(1, text)
+					h.set(func() { preferred.err, preferred.hangs = nil, false })
+					if name == "hangs" { // the attempt that hangs is not given up by itself
+						h.set(func() { h.holding.trying.cancel() })
+					}
+					h.after(31 * time.Second)
+					h.wrong(keepCondition, false)
+					h.said(1, "no longer: "+text)
+					h.holds(here, "rules")
+					if choice == netconf.Yes {
+						h.holds(there, "nothing")
+					} else {
+						h.holds(there, "accepts")
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestNobodyCanKeepTheRules is a condition, and is tried ever more rarely.
+func TestNobodyCanKeepTheRules(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.iptables.err, h.nft.err = unix.ENOMEM, unix.EPERM
+		h.start()
+		h.wrong(keepCondition, true)
+		h.said(1, "packet filter rules cannot be kept", "cannot allocate memory", "operation not permitted")
+		h.after(10 * time.Minute)
+		every := h.nft.intervals()
+		if len(every) < 20 || len(every) > 40 || every[1] > 2*time.Second || every[len(every)-1] != lastRetry {
+			t.Errorf("attempts after %v", every)
+		}
+		h.said(1, "packet filter rules cannot be kept")
+		h.set(func() { h.iptables.err, h.nft.err = nil, nil })
+		h.after(31 * time.Second)
+		h.wrong(keepCondition, false)
+		h.holds(firewall.Compat, "rules")
+	})
+}
+
+// TestSlowKeeperIsWaitedFor: one that is slow, but succeeds, holds the rules, and is given more
+// time the next time.
+func TestSlowKeeperIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.iptables.took = 2 * time.Second
+		h.start()
+		h.holds(firewall.Compat, "rules")
+		h.set(func() { h.iptables.took = 7 * time.Second })
+		h.after(time.Minute)
+		h.said(0, "level=WARN")
+		// One that is slower goes on while the other one stands in.
+		h.set(func() { h.iptables.took = 20 * time.Second })
+		h.after(20 * time.Second)
+		h.wrong(keepCondition, true)
+		h.holds(firewall.Native, "rules")
+		h.after(10 * time.Second)
+		h.wrong(keepCondition, false)
+		h.holds(firewall.Native, "accepts")
+	})
+}
+
+// TestLockIsWaitedFor: the rules go where they belong as soon as the lock is free.
+func TestLockIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.iptables.traits.Place = firewall.Legacy
+		h.legacy.tables = []string{"filter"}
+		free := make(chan struct{})
+		h.iptables.err = fmt.Errorf("%w: try later", &firewall.LockedError{Lock: "iptables", PID: 4711, Name: "sleep", Free: func() bool {
+			select {
+			case <-free:
+				return true
+			default:
+				return false
+			}
+		}})
+		h.start()
+		h.holds(firewall.Native, "rules")
+		h.holds(firewall.Legacy, "nothing") // what it had would stay
+		h.said(1, "another program holds the lock of iptables: sleep (PID 4711)", `command="ps -fp 4711"`, "kept by nftables meanwhile")
+		// The legacy variant is the one that cannot write, and its policy may be DROP.
+		h.wrong(legacyCondition, true)
+		tried := len(h.iptables.syncs)
+		h.after(time.Minute)
+		if n := len(h.iptables.syncs); n != tried {
+			t.Errorf("%d attempts while the lock is held", n-tried)
+		}
+		h.set(func() { h.iptables.err = nil; close(free) })
+		h.after(lockPoll + burst)
+		h.holds(firewall.Legacy, "rules")
+		h.holds(firewall.Native, "accepts")
+		h.wrong(keepCondition, false)
+		h.wrong(legacyCondition, false)
+	})
+}
+
+// TestChoiceMayChange: the rules go to their new place first, and then from the old one.
+func TestChoiceMayChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.nft.tables = []string{"filter", "nat"}
+		h.start()
+		if h.SetChoice(netconf.Open) || !h.SetChoice(netconf.Yes) {
+			t.Error("what is a change?")
+		}
+		h.after(time.Second)
+		h.holds(firewall.Native, "rules")
+		h.holds(firewall.Compat, "nothing")
+		if emptied, put := h.compat.syncs[0], h.nft.syncs[1]; emptied.Before(put) {
+			t.Error("the old rules went first")
+		}
+		h.said(1, `kept by nftables" why="EnableNFTables is true"`)
+		h.set(func() { h.iptables.hangs = true })
+		h.SetChoice(netconf.No)
+		h.after(time.Second)
+		h.SetChoice(netconf.Yes) // while the attempt is going on
+		h.after(5 * time.Second)
+		h.holds(firewall.Native, "rules")
+		h.wrong(keepCondition, false)
+		h.said(0, "repaired")
+	})
+}
+
+// TestOldPlaceThatCannotBeCleared is a condition, and is tried again.
+func TestOldPlaceThatCannotBeCleared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Yes)
+		h.nft.tables = []string{"raw"}
+		h.places[firewall.Compat] = map[firewall.Family]firewall.Ruleset{firewall.IPv4: {Chains: make([]firewall.Chain, 1)}}
+		h.compat.err = unix.EMFILE
+		h.start()
+		h.wrong(leftCondition, true)
+		h.said(1, "packet filter rules that iptables held before cannot be removed", "too many open files")
+		h.set(func() { h.compat.err = nil })
+		h.after(31 * time.Second)
+		h.wrong(leftCondition, false)
+		h.holds(firewall.Compat, "nothing")
+		n := len(h.compat.syncs)
+		h.after(time.Hour)
+		if len(h.compat.syncs) != n {
+			t.Error("it is cleared again and again")
+		}
+	})
+}
+
+// TestUpgradedToolIsAnotherHolder: which is said, and what it writes then is no repair.
+func TestUpgradedToolIsAnotherHolder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, netconf.Open)
+		h.nft.tables = []string{"nat"}
+		h.start()
+		h.set(func() {
+			h.iptables.traits.Place, h.iptables.traits.Version = firewall.Legacy, "iptables v1.8.9 (legacy)"
+		})
+		h.after(10 * time.Second)
+		h.said(1, "kept by iptables", "(legacy)")
+		h.holds(firewall.Legacy, "rules")
+		h.holds(firewall.Compat, "nothing")
+		h.said(0, "level=WARN")
+		// While it is being replaced, it is not known where the rules are: nothing is done beside.
+		h.set(func() { h.iptables.traits = firewall.Traits{Name: "iptables"} })
+		h.after(10 * time.Second)
+		h.holds(firewall.Native, "accepts")
+	})
+}

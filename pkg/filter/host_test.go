@@ -1,0 +1,283 @@
+package filter
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/netconf"
+)
+
+var (
+	four = firewall.Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24")}
+	six  = firewall.Overlay{Network: netip.MustParsePrefix("fd42::/48"), Subnet: netip.MustParsePrefix("fd42:0:0:7::/64")}
+	old  = firewall.Overlay{Network: netip.MustParsePrefix("10.99.0.0/16"), Subnet: netip.MustParsePrefix("10.99.7.0/24")}
+)
+
+const notInstalled = firewall.AbsentError("iptables is not installed")
+
+// host is a model of a host: what its kernel holds, where, and how its tools behave.
+type host struct {
+	t *testing.T
+	*Filter
+	log  *lockedBuffer
+	list *condition.List
+
+	mu     sync.Mutex
+	places map[firewall.Place]map[firewall.Family]firewall.Ruleset
+
+	iptables, compat, legacy, nft *keeper
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// keeper is a tool that keeps whole rulesets. Its fields are set by tests while nothing runs.
+type keeper struct {
+	host     *host
+	traits   firewall.Traits
+	err      error         // of each Sync
+	took     time.Duration // by each Sync
+	hangs    bool          // until the context ends
+	syncs    []time.Time   // when each Sync began
+	watch    chan struct{} // signals of others' changes
+	unseen   error         // why these cannot be watched
+	tables   []string      // that the kernel has
+	unread   error         // why these cannot be read
+	barriers func(firewall.Packet) ([]firewall.Barrier, error)
+}
+
+func (k *keeper) Traits(firewall.Family) firewall.Traits {
+	k.host.mu.Lock()
+	defer k.host.mu.Unlock()
+	return k.traits
+}
+
+func (k *keeper) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) {
+	k.host.mu.Lock()
+	k.syncs = append(k.syncs, time.Now())
+	err, took, hangs, place := k.err, k.took, k.hangs, k.traits.Place
+	k.host.mu.Unlock()
+	if hangs {
+		took = 24 * time.Hour
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(took):
+	}
+	if err != nil {
+		return nil, err
+	}
+	k.host.mu.Lock()
+	defer k.host.mu.Unlock()
+	r.Owner = firewall.Owner{Network: r.Owner.Network}
+	if r.Beside != firewall.Nowhere {
+		r.Chains = firewall.Accepts(r.Chains)
+	}
+	at := k.host.places[place]
+	if at == nil {
+		at = map[firewall.Family]firewall.Ruleset{}
+		k.host.places[place] = at
+	}
+	before, there := at[r.Family]
+	switch {
+	case len(r.Chains) == 0 && !there || reflect.DeepEqual(before, r):
+		return nil, nil
+	case len(r.Chains) == 0:
+		delete(at, r.Family)
+		return []string{fmt.Sprintf("removed all of family %d", r.Family)}, nil
+	}
+	at[r.Family] = r
+	return []string{fmt.Sprintf("put %d chains", len(r.Chains))}, nil
+}
+
+func (k *keeper) Removal(context.Context, firewall.Ruleset) ([]string, error) { return nil, nil }
+
+func (k *keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
+	k.host.mu.Lock()
+	in, err := k.watch, k.unseen
+	k.host.mu.Unlock()
+	if in == nil || err != nil {
+		return nil, err
+	}
+	out := make(chan struct{})
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case _, open := <-in:
+				if !open {
+					return
+				}
+				select {
+				case <-ctx.Done():
+					return
+				case out <- struct{}{}:
+				}
+			}
+		}
+	}()
+	return out, nil
+}
+
+func (k *keeper) Tables(firewall.Family) ([]string, error) {
+	k.host.mu.Lock()
+	defer k.host.mu.Unlock()
+	return k.tables, k.unread
+}
+
+func (k *keeper) Barriers(_ context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
+	k.host.mu.Lock()
+	f := k.barriers
+	k.host.mu.Unlock()
+	if f == nil {
+		return nil, nil
+	}
+	return f(p)
+}
+
+// newHost returns a host with iptables of the nft variant and nftables, both well.
+func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *host {
+	t.Helper()
+	h := &host{t: t, log: new(lockedBuffer), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
+	h.list = condition.NewList(slog.New(slog.NewTextHandler(h.log, nil)))
+	tool := func(name string, p firewall.Place, gap, resync time.Duration) *keeper {
+		return &keeper{host: h, traits: firewall.Traits{Name: name, Place: p, Gap: gap, Resync: resync}, watch: make(chan struct{})}
+	}
+	h.iptables = tool("iptables", firewall.Compat, 500*time.Millisecond, 5*time.Second)
+	h.iptables.traits.Version = "iptables v1.8.9 (nf_tables)"
+	h.compat = tool("iptables-nft", firewall.Compat, 500*time.Millisecond, 5*time.Second)
+	h.legacy = tool("iptables-legacy", firewall.Legacy, 500*time.Millisecond, 5*time.Second)
+	h.nft = tool("nftables", firewall.Native, 0, time.Minute)
+	cfg := Config{
+		Options:    Options{Masquerade: true, Forward: true},
+		Keepers:    Keepers{IPTables: h.iptables, Compat: h.compat, Legacy: h.legacy, NFTables: h.nft},
+		Choice:     c,
+		Taken:      func(firewall.Overlay) bool { return false },
+		Firewalld:  func(context.Context) (Firewalld, error) { return nil, fmt.Errorf("no bus") },
+		Conditions: h.list,
+		Log:        slog.New(slog.NewTextHandler(h.log, nil)),
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	h.Filter = New(cfg)
+	return h
+}
+
+// run runs the filter within a test's bubble until the test ends.
+func (h *host) run() {
+	ctx, cancel := context.WithCancel(h.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		h.Run(ctx)
+		close(ended)
+	}()
+	h.t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+}
+
+// start sets the network and runs the filter until nothing more is to be done now.
+func (h *host) start() {
+	h.Set([]Input{{Overlay: four}})
+	h.run()
+	<-h.Tried()
+	synctest.Wait()
+}
+
+// set changes the host while nothing runs.
+func (h *host) set(change func()) {
+	h.t.Helper()
+	synctest.Wait()
+	h.mu.Lock()
+	change()
+	h.mu.Unlock()
+}
+
+// after lets time pass.
+func (h *host) after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// holds fails the test unless a place has the rules, accepts of them only, or nothing.
+func (h *host) holds(p firewall.Place, want string) {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r, there := h.places[p][firewall.IPv4]
+	got := "rules"
+	if !there {
+		got = "nothing"
+	} else if r.Beside != firewall.Nowhere {
+		got = "accepts"
+	}
+	if got != want {
+		h.t.Errorf("place %d has %s, want %s\n%s", p, got, want, h.log)
+	}
+}
+
+// wrong fails the test unless a condition is there, or is not.
+func (h *host) wrong(id string, want bool) {
+	h.t.Helper()
+	if h.list.Has(id) != want {
+		h.t.Errorf("condition %s: %t, want %t\n%s", id, !want, want, h.log)
+	}
+}
+
+// said fails the test unless the log has a line with all texts, so many times.
+func (h *host) said(times int, texts ...string) {
+	h.t.Helper()
+	n := 0
+lines:
+	for line := range strings.Lines(h.log.String()) {
+		for _, text := range texts {
+			if !strings.Contains(line, text) {
+				continue lines
+			}
+		}
+		n++
+	}
+	if n != times {
+		h.t.Errorf("said %q %d times, want %d:\n%s", texts, n, times, h.log)
+	}
+}
+
+// intervals returns the times between the Syncs of a keeper.
+func (k *keeper) intervals() (all []time.Duration) {
+	k.host.mu.Lock()
+	defer k.host.mu.Unlock()
+	for i := 1; i < len(k.syncs); i++ {
+		all = append(all, k.syncs[i].Sub(k.syncs[i-1]))
+	}
+	return all
+}

@@ -1,0 +1,153 @@
+package filter
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/firewalld"
+	"flanneld/pkg/pace"
+)
+
+const (
+	// MostPeers is how many peers are tried one by one, where it depends on who sends.
+	MostPeers = 8
+	// blindAfter failures in a row are more than rules that change while they are read.
+	blindAfter = 3
+)
+
+// portLooks are looks at whether the tunnel's port is open: each follows a packet through
+// everybody's rules, which may be many.
+func portLooks() pace.Share {
+	return pace.Share{Share: 50, Least: time.Second, Most: idle}
+}
+
+// IDs of conditions.
+const (
+	ownedCondition = "packet-filter/chain/" // and a chain
+	portCondition  = "tunnel-port/"         // and a chain
+	blindCondition = "packet-filter-unread"
+)
+
+// inspect finds out what of others drops the network's packets and cannot be helped here.
+// It returns the time until it should be asked again.
+func (f *Filter) inspect(ctx context.Context) time.Duration {
+	var known []Input
+	for _, in := range *f.input.Load() {
+		if in.Probes != nil {
+			known = append(known, in)
+		}
+	}
+	if len(known) == 0 || ctx.Err() != nil {
+		return idle
+	}
+	err := f.inspectOwned(ctx, known)
+	wait := time.Until(f.beside.port)
+	if wait <= 0 {
+		begun := time.Now()
+		err = errors.Join(err, f.inspectPort(ctx, known))
+		wait, f.beside.port = idle, time.Now().Add(portLooks().Rest(time.Since(begun)))
+	}
+	if err == nil || ctx.Err() != nil {
+		f.beside.blind = 0
+		f.cfg.Conditions.End(blindCondition)
+		return wait
+	}
+	if f.beside.blind++; f.beside.blind >= blindAfter {
+		f.cfg.Conditions.Set(condition.Condition{
+			ID: blindCondition, Text: "cannot tell whether rules of others drop the overlay's packets, will retry", Fields: []any{"err", err},
+		})
+	}
+	return time.Until(f.beside.port)
+}
+
+// inspectOwned follows packets between containers through the chains that only the program
+// that made them may write.
+func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
+	var found []condition.Condition
+	var mistrusted []netip.Prefix // networks whose packets firewalld may drop
+	for _, in := range all {
+		if !f.holding.barred {
+			break
+		}
+		for _, packet := range in.Probes.Inner {
+			barriers, err := f.cfg.Keepers.NFTables.Barriers(ctx, packet)
+			if err != nil {
+				return err
+			}
+			for _, b := range barriers {
+				switch {
+				case !b.Owned:
+				case b.Table == firewalld.Table:
+					mistrusted = append(mistrusted, in.Network)
+				case b.Certain:
+					found = append(found, condition.Condition{
+						ID: ownedCondition + b.String(), Fields: []any{"chain", b.String()},
+						Text: "a chain that only its own program may change drops the overlay's packets",
+					})
+				}
+			}
+		}
+	}
+	f.trust.want(slices.Compact(mistrusted))
+	f.cfg.Conditions.Replace(ownedCondition, found)
+	return nil
+}
+
+// inspectPort finds out where peers' packets to the tunnel's port are dropped. To open it is the
+// operator's decision.
+func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
+	var found []condition.Condition
+	for _, in := range all {
+		if in.Probes.Tunnel == nil {
+			continue
+		}
+		closed, err := f.closed(ctx, *in.Probes)
+		if err != nil {
+			return err
+		}
+		port := in.Probes.Tunnel.DstPort
+		for _, b := range closed {
+			found = append(found, condition.Condition{
+				ID: portCondition + b.String(), Text: "the packet filter of this host drops what peers send to the tunnel's port",
+				Fields: []any{"port", port, "chain", b.String()}, Command: b.Open(port),
+			})
+		}
+	}
+	f.cfg.Conditions.Replace(portCondition, found)
+	return nil
+}
+
+// closed returns the chains that certainly drop what a peer sends to the tunnel.
+func (f *Filter) closed(ctx context.Context, p Probes) ([]firewall.Barrier, error) {
+	certain := func(b firewall.Barrier) bool { return b.Certain }
+	all, err := f.barriers(ctx, *p.Tunnel)
+	if err == nil && len(all) > 0 && !slices.ContainsFunc(all, certain) {
+		// It may depend on who sends.
+		for _, peer := range p.Peers[:min(len(p.Peers), MostPeers)] {
+			packet := *p.Tunnel
+			packet.Src = peer
+			some, failed := f.barriers(ctx, packet)
+			all, err = append(all, some...), errors.Join(err, failed)
+			if slices.ContainsFunc(some, certain) {
+				break
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(b firewall.Barrier) bool { return !b.Certain }), err
+}
+
+// barriers asks nftables, where iptables-nft's rules are, too, and iptables-legacy unless that
+// cannot be asked, which was said.
+func (f *Filter) barriers(ctx context.Context, packet firewall.Packet) ([]firewall.Barrier, error) {
+	all, err := f.cfg.Keepers.NFTables.Barriers(ctx, packet)
+	if failed := f.beside.failed; failed != nil && firewall.Locked(failed) == nil {
+		return all, err
+	}
+	more, failed := f.cfg.Keepers.Legacy.Barriers(ctx, packet)
+	return append(all, more...), errors.Join(err, failed)
+}

@@ -1,0 +1,388 @@
+package filter
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/lease"
+)
+
+// lockHost is a model of a host that has locks.
+type lockHost struct {
+	*Lock
+	t    *testing.T
+	log  *lockedBuffer
+	list *condition.List
+
+	mu      sync.Mutex
+	absent  error // why it cannot be opened
+	err     error // of whatever changes something
+	unseen  error // why changes cannot be watched
+	watched chan struct{}
+	locks   map[netip.Prefix]map[netip.Addr]struct{}
+	edits   int
+	syncs   int
+	closed  bool
+}
+
+func (h *lockHost) SyncLock(_ context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.syncs++
+	if h.err != nil {
+		return nil, h.err
+	}
+	have, there := h.locks[l.Network]
+	if there && maps.Equal(have, peers) {
+		return nil, nil
+	}
+	want := maps.Clone(peers)
+	if !prune {
+		maps.Copy(want, have)
+	}
+	h.locks[l.Network] = want
+	return []string{fmt.Sprintf("%d peers", len(want))}, nil
+}
+
+func (h *lockHost) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	have, there := h.locks[network]
+	if h.err != nil || !there {
+		return fmt.Errorf("no lock: %w", unix.ENOENT)
+	}
+	h.edits++
+	for _, a := range add {
+		have[a] = struct{}{}
+	}
+	for _, a := range remove {
+		delete(have, a)
+	}
+	return nil
+}
+
+func (h *lockHost) Unlock(network netip.Prefix) (removed bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, removed = h.locks[network]
+	if h.err == nil {
+		delete(h.locks, network)
+	}
+	return removed && h.err == nil, h.err
+}
+
+func (h *lockHost) Watch(ctx context.Context) (<-chan struct{}, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.watched, h.unseen
+}
+
+func (h *lockHost) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	return nil
+}
+
+var spec = firewall.Lock{Network: four.Network, Port: 8472, Local: netip.MustParseAddr("192.0.2.7"), VNI: 1}
+
+func newLockHost(t *testing.T, wanted bool) *lockHost {
+	h := &lockHost{t: t, log: new(lockedBuffer), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
+	log := slog.New(slog.NewTextHandler(h.log, nil))
+	h.list = condition.NewList(log)
+	h.Lock = NewLock(LockConfig{
+		Wanted: wanted, Network: four.Network, Former: old.Network, Taken: func(firewall.Overlay) bool { return false },
+		Open: func() (Locker, error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h, h.absent
+		},
+		Table: "ip lock", Conditions: h.list, Log: log,
+	})
+	return h
+}
+
+// start runs the lock with some peers until the test ends.
+func (h *lockHost) start(peers ...*lease.Lease) {
+	h.SetView(lease.View{Peers: peers, Complete: true})
+	h.SetTunnel(spec, true)
+	ctx, cancel := context.WithCancel(h.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		h.Run(ctx)
+		close(ended)
+	}()
+	h.t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	<-h.Tried()
+	synctest.Wait()
+}
+
+// has fails the test unless the lock has these addresses, or there is none.
+func (h *lockHost) has(want string) {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	got := "no lock"
+	if have, there := h.locks[four.Network]; there {
+		got = fmt.Sprint(slices.SortedFunc(maps.Keys(have), netip.Addr.Compare))
+	}
+	if got != want {
+		h.t.Errorf("the lock has %s, want %s", got, want)
+	}
+}
+
+func (h *lockHost) set(change func()) {
+	synctest.Wait()
+	h.mu.Lock()
+	change()
+	h.mu.Unlock()
+}
+
+func (h *lockHost) wrong(id string, want bool) {
+	h.t.Helper()
+	if synctest.Wait(); h.list.Has(id) != want {
+		h.t.Errorf("condition %s: %t, want %t\n%s", id, !want, want, h.log)
+	}
+}
+
+func leaseOf(subnet, publicIP string) *lease.Lease {
+	return &lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr(publicIP)}}
+}
+
+// TestNewPeersAreAdmitted before anything is sent to them; those that are gone are not, once the
+// view is complete.
+func TestNewPeersAreAdmitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, c := leaseOf("10.42.1.0/24", "192.0.2.1"), leaseOf("10.42.2.0/24", "192.0.2.2"), leaseOf("10.42.3.0/24", "192.0.2.3")
+		h := newLockHost(t, true)
+		h.locks[old.Network] = map[netip.Addr]struct{}{}
+		h.start(a)
+		h.has("[192.0.2.1]")
+		if len(h.locks) != 1 {
+			t.Error("the lock of the former network is left")
+		}
+		h.SetView(lease.View{Peers: []*lease.Lease{a, b}, Complete: true})
+		if begun := time.Now(); true {
+			if h.Admit(); time.Since(begun) != 0 {
+				t.Errorf("admitted after %v", time.Since(begun))
+			}
+		}
+		h.has("[192.0.2.1 192.0.2.2]")
+		h.SetView(lease.View{Peers: []*lease.Lease{b, c}})
+		synctest.Wait()
+		h.has("[192.0.2.1 192.0.2.2 192.0.2.3]")
+		h.SetView(lease.View{Peers: []*lease.Lease{b}, Complete: true})
+		time.Sleep(time.Hour)
+		h.has("[192.0.2.2]")
+		if h.edits != 3 || strings.Contains(h.log.String(), "level=WARN") {
+			t.Errorf("%d edits\n%s", h.edits, h.log)
+		}
+	})
+}
+
+// TestLockIsRepaired: when a change is signalled, and when a peer cannot be added.
+func TestLockIsRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newLockHost(t, true)
+		h.start(leaseOf("10.42.1.0/24", "192.0.2.1"))
+		h.set(func() { clear(h.locks); h.watched <- struct{}{} })
+		time.Sleep(burst)
+		synctest.Wait()
+		h.has("[192.0.2.1]")
+		h.set(func() { clear(h.locks) })
+		h.SetView(lease.View{Peers: []*lease.Lease{leaseOf("10.42.2.0/24", "192.0.2.2")}, Complete: true})
+		h.Admit()
+		synctest.Wait()
+		h.has("[192.0.2.2]")
+		if n := strings.Count(h.log.String(), "repaired the underlay lock"); n != 2 {
+			t.Errorf("said %d times\n%s", n, h.log)
+		}
+		h.set(func() { clear(h.locks) })
+		moved := spec
+		moved.Local = netip.MustParseAddr("192.0.2.17")
+		h.SetTunnel(moved, true)
+		synctest.Wait()
+		h.has("[192.0.2.2]")
+	})
+}
+
+// TestLockFightIsSlowedDown, is said once, and ends.
+func TestLockFightIsSlowedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newLockHost(t, true)
+		h.start()
+		for range 1200 { // for two minutes
+			h.set(func() { clear(h.locks) })
+			select {
+			case h.watched <- struct{}{}:
+			default:
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if h.syncs > 40 || h.syncs < 20 {
+			t.Errorf("%d looks", h.syncs)
+		}
+		h.wrong(lockFightCondition, true)
+		time.Sleep(3 * time.Minute)
+		h.wrong(lockFightCondition, false)
+		h.has("[]")
+		if n := strings.Count(h.log.String(), "keeps undoing the underlay lock; slowing down"); n != 2 {
+			t.Errorf("said %d times\n%s", n, h.log)
+		}
+	})
+}
+
+// TestLockThatCannotBeKept is a condition, and nothing waits for it.
+func TestLockThatCannotBeKept(t *testing.T) {
+	for name, fails := range map[string]func(*lockHost){
+		"no nftables": func(h *lockHost) { h.absent = fmt.Errorf("kernel without nftables: %w", unix.EINVAL) },
+		"refused":     func(h *lockHost) { h.err = unix.EPERM },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newLockHost(t, true)
+				fails(h)
+				h.start()
+				h.wrong(lockCondition, true)
+				h.SetView(lease.View{Peers: []*lease.Lease{leaseOf("10.42.9.0/24", "192.0.2.9")}, Complete: true})
+				begun := time.Now()
+				if h.Admit(); time.Since(begun) > admitWithin {
+					t.Errorf("waited %v for the lock", time.Since(begun))
+				}
+				if command := strings.Contains(h.log.String(), `command="modprobe nf_tables"`); command != (name == "no nftables") {
+					t.Errorf("the log says:\n%s", h.log)
+				}
+				h.set(func() { h.absent, h.err, h.unseen = nil, nil, unix.EMFILE })
+				time.Sleep(2 * time.Second)
+				h.wrong(lockCondition, false)
+				h.has("[192.0.2.9]")
+				h.set(func() { h.unseen = nil })
+				time.Sleep(idle)
+				h.wrong(watchCondition+"lock", false)
+				close(h.watched) // it is watched anew
+				h.set(func() { h.watched = make(chan struct{}) })
+				time.Sleep(idle)
+				h.wrong(watchCondition+"lock", false)
+			})
+		})
+	}
+}
+
+// TestLockWithoutATunnel: there is nothing to lock, and what was locked goes.
+func TestLockWithoutATunnel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newLockHost(t, true)
+		h.start()
+		h.SetTunnel(firewall.Lock{Network: four.Network}, false)
+		synctest.Wait()
+		h.has("no lock")
+		h.wrong(lockCondition, true)
+		away := spec
+		away.Local = netip.Addr{} // the uplink is not known
+		h.SetTunnel(away, true)
+		time.Sleep(time.Minute)
+		h.has("no lock")
+		h.SetTunnel(spec, true)
+		synctest.Wait()
+		h.has("[]")
+		h.wrong(lockCondition, false)
+	})
+}
+
+// TestLockOfAnEarlierRunIsRemoved once nothing is in a hurry, where none is wanted.
+func TestLockOfAnEarlierRunIsRemoved(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newLockHost(t, false)
+			h.locks[four.Network], h.locks[old.Network] = map[netip.Addr]struct{}{}, map[netip.Addr]struct{}{}
+			h.err = unix.ENOBUFS
+			if without {
+				h.absent = fmt.Errorf("kernel without nftables: %w", unix.EINVAL)
+			}
+			h.start()
+			h.Admit() // waits for nothing
+			time.Sleep(time.Minute)
+			h.has("[]")
+			h.Ready()
+			h.wrong(lockCondition, !without)
+			h.set(func() { h.err = nil })
+			time.Sleep(lastRetry)
+			synctest.Wait()
+			h.wrong(lockCondition, false)
+			if said := strings.Contains(h.log.String(), "removed the underlay lock of an earlier run"); said == without || len(h.locks) > 0 == !without {
+				t.Errorf("left: %v\n%s", h.locks, h.log)
+			}
+			if h.closed == without {
+				t.Errorf("closed: %t", h.closed)
+			}
+		})
+	}
+}
+
+// TestLockEndsBeforeAnythingIsKnown: neither a view nor the tunnel.
+func TestLockEndsBeforeAnythingIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, viewed := range []bool{false, true} {
+			h := newLockHost(t, true)
+			if viewed {
+				h.SetView(lease.View{})
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			h.Run(ctx)
+			cancel()
+			if begun := time.Now(); true {
+				if h.Admit(); time.Since(begun) != admitWithin {
+					t.Errorf("waited %v", time.Since(begun))
+				}
+			}
+			h.has("no lock")
+		}
+		h := newLockHost(t, false)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		h.Run(ctx)
+	})
+}
+
+// TestLockCountsAddresses: an address is let in for as long as any lease has it.
+func TestLockCountsAddresses(t *testing.T) {
+	l := NewLock(LockConfig{})
+	a, b, a2 := leaseOf("10.42.1.0/24", "192.0.2.1"), leaseOf("10.42.2.0/24", "192.0.2.2"), leaseOf("10.42.3.0/24", "192.0.2.1")
+	for i, step := range []struct {
+		peers       []*lease.Lease
+		add, remove string
+	}{
+		{[]*lease.Lease{a, b}, "[192.0.2.1 192.0.2.2]", "[]"},
+		{[]*lease.Lease{a, b, a2}, "[]", "[]"},
+		{[]*lease.Lease{b, a2}, "[]", "[]"},
+		{[]*lease.Lease{b, leaseOf("10.42.3.0/24", "192.0.2.3")}, "[192.0.2.3]", "[192.0.2.1]"},
+		{[]*lease.Lease{leaseOf("10.42.2.0/24", "192.0.2.3"), leaseOf("10.42.3.0/24", "192.0.2.2")}, "[]", "[]"},
+		{nil, "[]", "[192.0.2.2 192.0.2.3]"},
+	} {
+		add, remove := l.take(lease.View{Peers: step.peers})
+		slices.SortFunc(add, netip.Addr.Compare)
+		slices.SortFunc(remove, netip.Addr.Compare)
+		if fmt.Sprint(add) != step.add || fmt.Sprint(remove) != step.remove {
+			t.Errorf("step %d: added %v, removed %v", i, add, remove)
+		}
+	}
+	if len(l.peers) > 0 {
+		t.Errorf("left: %v", l.peers)
+	}
+}

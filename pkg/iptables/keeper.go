@@ -1,0 +1,254 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/pace"
+)
+
+const (
+	// listingGap is the least time between two listings, each by a process.
+	listingGap = 500 * time.Millisecond
+	// watchTables is how long to look for new tables of the legacy variant before it is
+	// asked again whether its lock can be watched instead.
+	watchTables = time.Minute
+)
+
+// variant is by what name commands are looked for.
+type variant uint8
+
+const (
+	installed variant = iota // "iptables", of whichever variant that is
+	legacy                   // "iptables-legacy"
+	nft                      // "iptables-nft"
+)
+
+// Tools are the commands of iptables that this host has. They are looked for when they are needed.
+type Tools struct {
+	resync time.Duration
+	lock   *lock
+	asking singleflight.Group // by command
+
+	mu    sync.Mutex // not held while a process is waited for
+	found map[tool]found
+}
+
+// tool is a set of commands.
+type tool struct {
+	family  firewall.Family
+	variant variant
+}
+
+// found is what the last search for a tool has found.
+type found struct {
+	tables *Tables // nil if there was an error
+	err    error
+	again  time.Time // not to be looked for before
+}
+
+// NewTools returns the commands of this host. It looks for none yet. The rules are to be listed
+// once in each resync, for not every change by others is noticed.
+func NewTools(resync time.Duration) *Tools {
+	return &Tools{resync: resync, lock: newLock(lockPath()), found: map[tool]found{}}
+}
+
+// Installed returns the keeper by the commands that are called "iptables", of either variant.
+func (t *Tools) Installed() *Keeper { return &Keeper{t, installed} }
+
+// Legacy returns the keeper by the variant that has tables of its own in the kernel.
+func (t *Tools) Legacy() *Keeper { return &Keeper{t, legacy} }
+
+// Compat returns the keeper by the variant that writes nftables.
+func (t *Tools) Compat() *Keeper { return &Keeper{t, nft} }
+
+// get finds a tool: again when that failed, and when what was found was replaced. Nothing but
+// its absence now is concluded from an error.
+func (t *Tools) get(w tool) (*Tables, error) {
+	if tables := t.peek(w); tables != nil {
+		return tables, nil
+	}
+	t.mu.Lock()
+	last := t.found[w]
+	t.mu.Unlock()
+	if last.err != nil && time.Until(last.again) > 0 {
+		return nil, last.err
+	}
+	begun := time.Now()
+	name := commandOf(w.family) + [...]string{"", "-legacy", "-nft"}[w.variant]
+	tables, err := t.find(name, name+"-save", name+"-restore", patience)
+	if err == nil && w.variant != installed && tables.legacy != (w.variant == legacy) {
+		tables, err = nil, fmt.Errorf("%w: %s is of the other variant", absent, name)
+	}
+	// To look in vain takes one part in ten of a processor at most.
+	rest := pace.Share{Share: 10, Most: time.Minute}.Rest(time.Since(begun))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.found[w] = found{tables, err, time.Now().Add(rest)}
+	return tables, err
+}
+
+// peek returns what was found before, if it is that still, else nil.
+func (t *Tools) peek(w tool) *Tables {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.found[w]
+	if f.tables != nil && f.tables.replaced() {
+		delete(t.found, w)
+		return nil
+	}
+	return f.tables
+}
+
+// Keeper keeps rules by iptables commands, of one variant or of whichever is installed.
+// It implements firewall.Keeper and, for the legacy tables, firewall.Inspector.
+type Keeper struct {
+	tools   *Tools
+	variant variant
+}
+
+// tables finds the commands. A variant may be installed by its own name only, or as "iptables".
+func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
+	t := k.tools
+	main, own := tool{f, installed}, tool{f, k.variant}
+	switch k.variant {
+	case legacy:
+		if tables := t.peek(main); tables != nil && tables.legacy {
+			return tables, nil
+		}
+		tables, err := t.get(own)
+		if firewall.Absent(err) {
+			if other, _ := t.get(main); other != nil && other.legacy {
+				return other, nil
+			}
+		}
+		return tables, err
+	case nft:
+		other, err := t.get(main)
+		if err == nil && !other.legacy {
+			return other, nil
+		}
+		tables, failed := t.get(own)
+		if firewall.Absent(failed) && err != nil {
+			failed = err
+		}
+		return tables, failed
+	}
+	return t.get(main)
+}
+
+// seen returns what tables has found before, if it is that still, else nil.
+func (k *Keeper) seen(f firewall.Family) *Tables {
+	main := k.tools.peek(tool{f, installed})
+	if k.variant == installed || main != nil && main.legacy == (k.variant == legacy) {
+		return main
+	}
+	return k.tools.peek(tool{f, k.variant})
+}
+
+// Traits implements firewall.Keeper.
+func (k *Keeper) Traits(f firewall.Family) firewall.Traits {
+	t := firewall.Traits{
+		Name: commandOf(f) + [...]string{"", "-legacy", "-nft"}[k.variant],
+		Gap:  listingGap, Resync: k.tools.resync,
+	}
+	if tables := k.seen(f); tables != nil {
+		t.Name, t.Version, t.Place = tables.command, tables.version, firewall.Compat
+		if tables.legacy {
+			t.Place = firewall.Legacy
+		}
+	}
+	return t
+}
+
+// Sync implements firewall.Keeper.
+func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string, err error) {
+	t, err := k.tables(r.Family)
+	if err != nil {
+		return nil, err
+	}
+	if r.Beside != firewall.Nowhere {
+		return t.Beside(ctx, r.Owner, r.Chains)
+	}
+	return t.Sync(ctx, r.Owner, r.Chains)
+}
+
+// Removal implements firewall.Keeper. Where the kernel has no legacy tables, to ask for them would
+// make some.
+func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
+	t, err := k.tables(r.Family)
+	if err != nil {
+		return nil, err
+	}
+	if t.legacy {
+		if names, err := legacyTables(r.Family); err != nil || len(names) == 0 {
+			return nil, err
+		}
+	}
+	return t.Removal(ctx, r.Owner)
+}
+
+// Watch implements firewall.Keeper. Changes of the nft variant are nftables'. Where the legacy
+// variant has no commands, neither is there perhaps its lock, for whoever writes its tables is in
+// another container: then Watch signals for a while when tables come or go.
+func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
+	if k.variant == nft {
+		return nil, nil
+	}
+	for _, f := range []firewall.Family{firewall.IPv4, firewall.IPv6} {
+		tables := k.tools.peek(tool{f, installed})
+		_, err := exec.LookPath(commandOf(f) + "-legacy")
+		if tables != nil && tables.legacy || err == nil {
+			return k.tools.lock.watch(ctx)
+		}
+	}
+	out := make(chan struct{})
+	before, _ := allTables() // that they cannot be read is said by whoever looks into them
+	go func() {
+		defer close(out) // a signal, too: it is looked at again
+		for end := time.Now().Add(watchTables); time.Now().Before(end); {
+			if pace.Sleep(ctx, k.tools.resync) != nil {
+				return
+			}
+			if now, err := allTables(); err == nil && !slices.Equal(now, before) {
+				return
+			}
+		}
+	}()
+	return out, nil
+}
+
+// allTables returns those of the legacy variant of all families.
+func allTables() ([]string, error) {
+	four, err := legacyTables(firewall.IPv4)
+	six, failed := legacyTables(firewall.IPv6)
+	return slices.Concat(four, []string{"|"}, six), errors.Join(err, failed)
+}
+
+// Tables implements firewall.Inspector.
+func (k *Keeper) Tables(f firewall.Family) ([]string, error) { return legacyTables(f) }
+
+// Barriers implements firewall.Inspector.
+func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
+	f := firewall.IPv6
+	if p.Dst.Is4() {
+		f = firewall.IPv4
+	}
+	names, err := legacyTables(f)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	t, err := k.tables(f)
+	if err != nil {
+		return nil, nil // Sync says why
+	}
+	return t.Barriers(ctx, p)
+}

@@ -1,0 +1,136 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"flanneld/pkg/firewall"
+)
+
+// resync is the safety net under the kernel's events.
+const resync = time.Minute
+
+// Keeper keeps rules in nftables. It implements firewall.Keeper and firewall.Inspector. The zero
+// value is ready; it opens its socket when it is needed, in the network namespace of whoever needs
+// it first.
+type Keeper struct {
+	mu     sync.Mutex
+	tables *Tables             // nil until they could be opened
+	ours   map[uint32]struct{} // ports of sockets whose changes are no news
+}
+
+// open returns the tables, and an error as long as they cannot be opened.
+func (k *Keeper) open() (t *Tables, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.tables == nil {
+		k.tables, err = k.dial()
+	}
+	return k.tables, err
+}
+
+// dial opens tables whose changes are no news to the Keeper's.
+func (k *Keeper) dial() (*Tables, error) {
+	t, err := New()
+	if err != nil {
+		return nil, err
+	}
+	t.ours = k.isOurs
+	if k.ours == nil {
+		k.ours = map[uint32]struct{}{}
+	}
+	k.ours[t.Port()] = struct{}{}
+	return t, nil
+}
+
+func (k *Keeper) isOurs(port uint32) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, ours := k.ours[port]
+	return ours
+}
+
+// opened returns the tables if they are open, else nil.
+func (k *Keeper) opened() *Tables {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.tables
+}
+
+// OpenLock opens tables with a socket of their own, for a lock that is written while rules are
+// kept. Neither takes what the other changes for a change by somebody else.
+func (k *Keeper) OpenLock() (*Tables, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.dial()
+}
+
+// Close frees the socket. The rules stay.
+func (k *Keeper) Close() error {
+	if t := k.opened(); t != nil {
+		return t.Close()
+	}
+	return nil
+}
+
+// familyOf returns a family as nfnetlink numbers them.
+func familyOf(f firewall.Family) Family { return [...]Family{IPv4, IPv6}[f] }
+
+// Traits implements firewall.Keeper.
+func (k *Keeper) Traits(firewall.Family) firewall.Traits {
+	return firewall.Traits{Name: "nftables", Place: firewall.Native, Resync: resync}
+}
+
+// Sync implements firewall.Keeper. Where iptables-nft keeps the rules, its chains need no accepts.
+func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string, err error) {
+	t, err := k.open()
+	if err != nil {
+		return nil, err
+	}
+	if r.Beside == firewall.Nowhere {
+		return t.Sync(ctx, familyOf(r.Family), r.Owner, r.Chains)
+	}
+	var except []string
+	if r.Beside == firewall.Compat {
+		for _, h := range []firewall.Hook{firewall.Forward, firewall.PreRouting} {
+			except = append(except, fmt.Sprintf("%s %s %s", familyOf(r.Family), h.Table(), h.Chain()))
+		}
+	}
+	return t.Beside(ctx, familyOf(r.Family), r.Owner, r.Chains, except...)
+}
+
+// Removal implements firewall.Keeper.
+func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
+	t, err := k.open()
+	if err != nil {
+		return nil, err
+	}
+	return t.Removal(ctx, familyOf(r.Family), r.Owner)
+}
+
+// Watch implements firewall.Keeper.
+func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
+	if t := k.opened(); t != nil {
+		return t.Watch(ctx)
+	}
+	return nil, nil
+}
+
+// Tables implements firewall.Inspector.
+func (k *Keeper) Tables(f firewall.Family) ([]string, error) {
+	t, err := k.open()
+	if err != nil {
+		return nil, err
+	}
+	return t.tableNames(familyOf(f))
+}
+
+// Barriers implements firewall.Inspector.
+func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
+	if t := k.opened(); t != nil {
+		return t.Barriers(ctx, p)
+	}
+	return nil, nil
+}
