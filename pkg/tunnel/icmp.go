@@ -1,9 +1,6 @@
 package tunnel
 
-import (
-	"encoding/binary"
-	"time"
-)
+import "encoding/binary"
 
 // An icmpError is a type, a code and the MTU that fragmentation needed carries (RFC 792, RFC 1191).
 type icmpError struct {
@@ -92,23 +89,8 @@ func isUnicast(a uint32) bool {
 	return first != 0 && first != 127 && first < 224
 }
 
-// A limiter is a token bucket for ICMP errors (RFC 1812, section 4.3.2.8).
-type limiter struct {
-	spent float64 // tokens that are missing
-	last  time.Duration
-}
-
+// Limits of ICMP errors (RFC 1812, section 4.3.2.8).
 const (
 	icmpRate  = 1000 // a second
 	icmpBurst = 50
 )
-
-func (l *limiter) allow(now time.Duration) bool {
-	l.spent = max(0, l.spent-icmpRate*(now-l.last).Seconds())
-	l.last = now
-	if l.spent > icmpBurst-1 {
-		return false
-	}
-	l.spent++
-	return true
-}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"io"
 	"testing"
 	"time"
 
@@ -90,26 +91,26 @@ func TestNoICMPError(t *testing.T) {
 	}
 }
 
-func TestLimiter(t *testing.T) {
-	var l limiter
+// TestICMPErrorsAreLimited: a burst of packets that nobody takes makes few errors.
+func TestICMPErrorsAreLimited(t *testing.T) {
 	now := time.Duration(0)
-	count := func() (n int) {
+	tunnel := &Tunnel{clock: func() time.Duration { return now }}
+	sender := newICMPSender(tunnel, io.Discard)
+	st, about := &state{table: mustTable(t, testOverlay())}, tcpSpec{payload: 100}.packet()
+	count := func() uint64 {
+		before := tunnel.counters.icmp.Load()
 		for range 10000 {
-			if l.allow(now) {
-				n++
-			}
+			sender.send(st, icmpError{kind: icmpTimeExceeded}, about)
 		}
-		return n
+		return tunnel.counters.icmp.Load() - before
 	}
-	if n := count(); n != icmpBurst {
-		t.Errorf("%d at once, want %d", n, icmpBurst)
-	}
-	now += 10 * time.Millisecond
-	if n := count(); n != 10 {
-		t.Errorf("%d after 10 ms, want 10", n)
-	}
-	now += time.Second
-	if n := count(); n != icmpBurst {
-		t.Errorf("%d a second later, want %d", n, icmpBurst)
+	for _, c := range []struct {
+		after time.Duration
+		want  uint64
+	}{{0, icmpBurst}, {10 * time.Millisecond, 10}, {time.Second, icmpBurst}} {
+		now += c.after
+		if n := count(); n != c.want {
+			t.Errorf("%d errors %v later, want %d", n, c.after, c.want)
+		}
 	}
 }

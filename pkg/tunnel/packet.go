@@ -18,7 +18,6 @@ const (
 
 // The fragment word of an IPv4 header.
 const (
-	flagReserved   = 0x8000
 	flagDF         = 0x4000
 	flagMF         = 0x2000
 	fragmentOffset = 0x1fff

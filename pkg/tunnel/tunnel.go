@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // A Tunnel forwards packets between a device and a socket by its table. It has counters, and no descriptors: these are
@@ -115,18 +117,18 @@ func (t *Tunnel) Run(ctx context.Context, e Ends) error {
 type icmpSender struct {
 	tunnel  *Tunnel
 	to      io.Writer
-	limiter limiter
+	limiter *rate.Limiter // by the tunnel's clock
 	buf     []byte
 }
 
 func newICMPSender(t *Tunnel, to io.Writer) icmpSender {
-	return icmpSender{tunnel: t, to: to, buf: make([]byte, 0, maxICMP)}
+	return icmpSender{tunnel: t, to: to, limiter: rate.NewLimiter(icmpRate, icmpBurst), buf: make([]byte, 0, maxICMP)}
 }
 
 // send tells a packet's sender, unless there must be no error or there were too many. Nobody is told of a failure: an
 // error is a courtesy.
 func (s *icmpSender) send(st *state, e icmpError, about []byte) {
-	if s.to == nil || !s.limiter.allow(s.tunnel.clock()) {
+	if s.to == nil || !s.limiter.AllowN(time.Time{}.Add(s.tunnel.clock()), 1) {
 		return
 	}
 	packet := appendICMP(s.buf[:0], e, st.table, about)
