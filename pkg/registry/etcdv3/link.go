@@ -1,6 +1,7 @@
 package etcdv3
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,7 +9,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,8 +35,8 @@ const (
 	// after pingAfter, the least that gRPC allows, and given up pingTimeout later.
 	pingAfter   = 10 * time.Second
 	pingTimeout = 5 * time.Second
-	// refusalTimeout is for reading why a write failed.
-	refusalTimeout = 100 * time.Millisecond
+	// refusalTimeout is for finding out why a write failed; longer than etcd.Options.Remedy takes.
+	refusalTimeout = 3 * time.Second
 	// Bounds of the wait between attempts to connect.
 	redialLeast, redialMost = 100 * time.Millisecond, 2 * time.Second
 	// maxHeader bounds what comes beside an answer, such as etcd's text of an error.
@@ -195,11 +195,11 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 		return insecure.NewCredentials().ClientHandshake(ctx, authority, raw)
 	}
 	if !d.to.Secure() {
-		return insecure.NewCredentials().ClientHandshake(ctx, authority, &heard{Conn: raw, told: func(err error) {
+		return insecure.NewCredentials().ClientHandshake(ctx, authority, newHeard(raw, func(err error) {
 			if remedied := h.l.remedied(d.to, err); remedied != err { // else gRPC says why
 				h.l.note(d.to, remedied)
 			}
-		}})
+		}))
 	}
 	conn, err := h.secure(ctx, d)
 	if err != nil {
@@ -208,7 +208,7 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 	}
 	info := credentials.TLSInfo{State: conn.ConnectionState()}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return &heard{Conn: conn, told: func(err error) { h.l.note(d.to, h.l.remedied(d.to, err)) }}, info, nil
+	return newHeard(conn, func(err error) { h.l.note(d.to, h.l.remedied(d.to, err)) }), info, nil
 }
 
 func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
@@ -225,33 +225,46 @@ func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
 	return conn, nil
 }
 
-// heard tells once what became of a connection: at the first answer, or the end that comes
+// heard reports once what became of a connection: at the first answer, or the end that comes
 // in its place. TLS 1.3 has a client believe in it before the server has seen the client's
 // certificate: that it was refused is told afterwards.
 type heard struct {
 	net.Conn
-	told func(error)
-	done atomic.Bool
+	told  func(error)
+	once  sync.Once
+	known chan struct{} // closed when told has returned
+	why   error         // the end; to be read when known is closed
+}
+
+func newHeard(c net.Conn, told func(error)) *heard {
+	return &heard{Conn: c, told: told, known: make(chan struct{})}
 }
 
 func (c *heard) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if (n > 0 || err != nil && !errors.Is(err, net.ErrClosed)) && c.done.CompareAndSwap(false, true) {
-		if n > 0 {
-			c.told(nil)
-		} else {
-			c.told(err)
-		}
+	if n > 0 || err != nil {
+		c.once.Do(func() {
+			defer close(c.known)
+			if n == 0 {
+				c.why = err
+			}
+			if !errors.Is(c.why, net.ErrClosed) { // which we did
+				c.told(c.why)
+			}
+		})
 	}
 	return n, err
 }
 
+// Write fails on a connection that the server has ended. gRPC then closes it, although its reader,
+// which it starts first, may not have read yet why; so that gets the time for it.
 func (c *heard) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	if err != nil && !c.done.Load() {
-		c.SetReadDeadline(time.Now().Add(refusalTimeout))
-		if _, refusal := c.Read(make([]byte, 1)); refusal != nil {
-			err = refusal
+	if err != nil {
+		select {
+		case <-c.known:
+			err = cmp.Or(c.why, err)
+		case <-time.After(refusalTimeout):
 		}
 	}
 	return n, err
