@@ -30,6 +30,7 @@ import (
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
+	"flanneld/pkg/registry/etcdv3"
 	"flanneld/pkg/registry/store"
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
@@ -106,6 +107,7 @@ type daemon struct {
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
+	etcdv3.DiscardLog()
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: newFDStore(log)}
 	defer d.fds.close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)

@@ -78,9 +78,9 @@ type Registry struct {
 
 var _ registry.Registry = (*Registry)(nil)
 
-// gRPC prints to stderr what every call tells its caller anyway. Its logger
-// is the process's, and may only be set before gRPC is used.
-func init() {
+// DiscardLog has gRPC print nothing to stderr: every call tells its caller anyway. Its logger is
+// the process's, and may only be set before gRPC is used, so this is for the program to call.
+func DiscardLog() {
 	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" {
 		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	}
