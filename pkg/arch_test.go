@@ -57,12 +57,13 @@ var mayImport = map[string][]string{
 	"subnet":                {"registry", "lease", "condition", "pace"},
 	"kernel":                {"dataplane", "host", "netlink", "pace"},
 	"reconcile":             {"dataplane", "backend", "host", "lease", "condition"},
-	"lab":                   {"lab/etcdkeys", "lab/etcdserver", "lab/relay", "lab/wait"},
+	"lab":                   {"lab/etcdkeys", "lab/etcdserver", "lab/netns", "lab/relay", "lab/wait"},
 	"lab/cache":             {},
 	"lab/etcdkeys":          {},
 	"lab/etcdserver":        {},
 	"lab/etcdtest":          {"lab/etcdkeys", "lab/etcdserver", "lab/relay"},
 	"lab/machine":           {"lab", "lab/cache", "lab/wait"},
+	"lab/netns":             {},
 	"lab/relay":             {},
 	"lab/vm":                {"lab/cache"},
 	"lab/wait":              {},
@@ -76,7 +77,6 @@ var commands = []string{"daemon", "cleanup", "logsink"}
 // business. The test beds, below lab, build worlds of their own.
 var homes = map[string][]string{
 	"github.com/vishvananda/netlink":   {"kernel", "lab"},
-	"github.com/vishvananda/netns":     {"lab"},
 	"go.etcd.io/etcd/client/v2":        {"registry/etcdv2", "lab"},
 	"go.etcd.io/etcd/client/v3":        {"registry/etcdv3", "lab"},
 	"go.etcd.io/etcd/api/v3":           {"registry/etcdv3", "lab"},

@@ -5,13 +5,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/kernel"
+	"flanneld/pkg/lab/netns"
 	"flanneld/pkg/tunnel"
 )
 
@@ -115,16 +114,9 @@ func TestTUNOfOverlay(t *testing.T) {
 // inNamespace runs a test in a network namespace of its own, on a thread that ends with it.
 func inNamespace(t *testing.T, test func() error) {
 	t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = test()
+	netns.Alone(t, func() {
+		if err := test(); err != nil {
+			t.Error(err)
 		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	})
 }

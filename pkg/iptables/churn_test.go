@@ -4,12 +4,9 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
 )
@@ -42,11 +39,7 @@ func normalized(rules string) string {
 
 // witness lists rules as fast as it can until stop is set. Whenever it looks it
 // wants to find the one or the other whole.
-func (b *bed) witness(ns int, stop *atomic.Bool, wants ...[]firewall.Chain) (listings int, err error) {
-	runtime.LockOSThread() // never unlocked: the thread ends here
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		return 0, err
-	}
+func (b *bed) witness(stop *atomic.Bool, wants ...[]firewall.Chain) (listings int, err error) {
 	for ; !stop.Load(); listings++ {
 		out, err := exec.Command(filepath.Join(b.bin, "iptables-save")).Output()
 		if err != nil {
@@ -77,18 +70,13 @@ func TestReplacement(t *testing.T) {
 		wants := [][]firewall.Chain{everything(four), everything(other)}
 		b.others(strangers)
 		b.sync(wants[0])
-		ns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		b.must(err)
-		defer unix.Close(ns)
 		var stop atomic.Bool
-		type result struct {
-			listings int
-			err      error
-		}
-		done := make(chan result, 1)
+		listings, done := 0, make(chan error, 1)
 		go func() {
-			n, err := b.witness(ns, &stop, wants...)
-			done <- result{n, err}
+			done <- b.ns.Do(func() (err error) {
+				listings, err = b.witness(&stop, wants...)
+				return err
+			})
 		}()
 		for i := range rounds {
 			if i%10 == 0 {
@@ -102,13 +90,13 @@ func TestReplacement(t *testing.T) {
 			}
 		}
 		stop.Store(true)
-		seen := <-done
-		b.t.Logf("%d replacements, %d listings", rounds, seen.listings)
-		if seen.err != nil {
-			b.t.Error(seen.err)
+		err := <-done
+		b.t.Logf("%d replacements, %d listings", rounds, listings)
+		if err != nil {
+			b.t.Error(err)
 		}
-		if seen.listings < rounds/10 {
-			b.t.Errorf("only %d listings", seen.listings)
+		if listings < rounds/10 {
+			b.t.Errorf("only %d listings", listings)
 		}
 	})
 }

@@ -7,15 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/netns"
 )
 
 var (
@@ -38,6 +36,7 @@ func everything(o firewall.Overlay) []firewall.Chain {
 type bed struct {
 	*Tables
 	t    *testing.T
+	ns   *netns.Namespace
 	bin  string // the directory of the others' commands
 	runs string // a file with a line for each command that the Tables have run
 }
@@ -72,10 +71,7 @@ func newBed(t *testing.T, variant string) *bed {
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock")) // else all namespaces share one
-	runtime.LockOSThread()                                                   // never unlocked
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skipf("needs root: cannot make a network namespace: %v", err)
-	}
+	b.ns = netns.Enter(t)
 	var err error
 	b.Tables, err = newTables(firewall.IPv4)
 	b.must(err)

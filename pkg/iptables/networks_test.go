@@ -5,13 +5,10 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
 )
@@ -169,22 +166,7 @@ func TestDaemonsAtOnce(t *testing.T) {
 		if testing.Short() {
 			rounds = 5
 		}
-		ns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		b.must(err)
-		defer unix.Close(ns)
 		b.sync(everything(four))
-		within := func(f func() error) error {
-			done := make(chan error)
-			go func() {
-				runtime.LockOSThread() // never unlocked: the thread ends here
-				if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-					done <- err
-					return
-				}
-				done <- f()
-			}()
-			return <-done
-		}
 		var writers sync.WaitGroup
 		overlays := []firewall.Overlay{four}
 		for i := range 4 {
@@ -192,7 +174,7 @@ func TestDaemonsAtOnce(t *testing.T) {
 			o := overlay(network, netip.MustParsePrefix(network).Addr().String()+"/24")
 			overlays = append(overlays, o)
 			writers.Go(func() {
-				err := within(func() error {
+				err := b.ns.Do(func() error {
 					tables, err := newTables(firewall.IPv4)
 					for round := range rounds {
 						want := everything(o)
@@ -214,7 +196,7 @@ func TestDaemonsAtOnce(t *testing.T) {
 		watched := make(chan int)
 		go func() {
 			listings := 0
-			err := within(func() error {
+			err := b.ns.Do(func() error {
 				for {
 					select {
 					case <-ended:

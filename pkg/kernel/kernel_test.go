@@ -5,18 +5,16 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/lab/netns"
 )
 
 const (
@@ -37,38 +35,23 @@ type bed struct {
 	t     testing.TB
 	k     *Kernel
 	other *netlink.Handle
-	ns    netns.NsHandle
 
 	nextHops bool // passes make routes by way of nexthop objects
 	spread   bool // of different scopes
 }
 
-// newBed makes a namespace that nothing but its descriptors keeps alive. The
-// test's own thread never enters it.
+// newBed makes a namespace that nothing but its descriptors keeps alive.
 func newBed(t testing.TB) *bed {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes a network namespace")
-	}
 	b := &bed{t: t}
-	failed := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here
-		var err error
-		if b.ns, err = netns.New(); err == nil {
-			b.k, err = New()
+	b.must(netns.New(t).Do(func() (err error) {
+		if b.k, err = New(); err == nil {
+			b.other, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		}
-		failed <- err
-	}()
-	if err := <-failed; err != nil {
-		t.Skipf("needs root: cannot make a network namespace: %v", err)
-	}
-	t.Cleanup(func() { b.k.Close(); b.ns.Close() })
-	var err error
-	b.other, err = netlink.NewHandleAt(b.ns, unix.NETLINK_ROUTE)
-	b.must(err)
+		return err
+	}))
+	t.Cleanup(func() { b.k.Close() })
 	t.Cleanup(b.other.Close)
-	b.must(b.other.LinkSetUp(b.link("lo")))
 	b.uplink()
 	return b
 }

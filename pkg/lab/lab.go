@@ -188,7 +188,7 @@ func (l *Lab) Close() error {
 			l.Etcd.V2.Close()
 		}
 		for _, n := range namespaces {
-			n.file.Close()
+			n.Close()
 		}
 		errs = append(errs, l.state.remove(ctx))
 		l.closeErr = errors.Join(errs...)

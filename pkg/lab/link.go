@@ -58,7 +58,7 @@ func addPair(h *netlink.Handle, c cable) error {
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", c.bridge, err)
 	}
-	err = c.peer.withFD(func(fd int) error {
+	err = c.peer.WithFD(func(fd int) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.MasterIndex = c.port, c.mtu, bridge.Attrs().Index
 		veth := netlink.NewVeth(attrs)

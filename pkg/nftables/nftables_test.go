@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/netns"
 	"flanneld/pkg/netlink"
 )
 
@@ -45,32 +45,17 @@ func forward(o firewall.Overlay) []firewall.Chain {
 type bed struct {
 	t      testing.TB
 	tables *Tables
-	inside chan func() // runs on a thread in the namespace
+	ns     *netns.Namespace
 }
 
-// newBed makes a namespace that nothing but one thread and the descriptors of
-// the test keep alive. The test's own thread never enters it.
+// newBed makes a namespace that nothing but the descriptors of the test keep alive.
 func newBed(t testing.TB) *bed {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes a network namespace")
-	}
-	b := &bed{t: t, inside: make(chan func())}
-	failed := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			b.tables, err = New()
-		}
-		failed <- err
-		for f := range b.inside {
-			f()
-		}
-	}()
-	t.Cleanup(func() { close(b.inside) })
-	if err := <-failed; err != nil {
-		t.Skipf("needs root and a kernel with nftables: %v", err)
+	b := &bed{t: t, ns: netns.New(t)}
+	var err error
+	b.within(func() { b.tables, err = New() })
+	if err != nil {
+		t.Skipf("needs a kernel with nftables: %v", err)
 	}
 	t.Cleanup(func() { b.tables.Close() })
 	return b
@@ -89,9 +74,10 @@ func (b *bed) dial() *conn {
 
 // within runs f in the namespace.
 func (b *bed) within(f func()) {
-	done := make(chan struct{})
-	b.inside <- func() { defer close(done); f() }
-	<-done
+	b.t.Helper()
+	if err := b.ns.Do(func() error { f(); return nil }); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 // run runs a binary in the namespace and gives what it prints. A test that needs

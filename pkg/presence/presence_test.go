@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,30 +15,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// alone runs a test in a network namespace of its own, on a thread that ends with it.
-func alone(t *testing.T, test func()) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes a network namespace")
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error("make network namespace:", err)
-			return
-		}
-		test()
-	}()
-	<-done
-}
+	"flanneld/pkg/lab/netns"
+)
 
 // TestTwoDaemonsNeverHoldTheSame registers a second daemon beside that of 10.42.0.0/16 with flannel.1.
 func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
-	alone(t, func() {
+	netns.Alone(t, func() {
 		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
 		if err != nil {
 			t.Error(err)
@@ -71,49 +53,43 @@ func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
 }
 
 func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
-	alone(t, func() {
-		ns, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer ns.Close()
-		var all sync.WaitGroup
-		won := make(chan *Presence, 20)
-		for range cap(won) {
-			all.Go(func() {
-				runtime.LockOSThread()
-				if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-					t.Error(err)
-					return
-				}
+	ns := netns.New(t)
+	var all sync.WaitGroup
+	won := make(chan *Presence, 20)
+	for range cap(won) {
+		all.Go(func() {
+			err := ns.Do(func() error {
 				p, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "")
 				var held *HeldError
 				if err == nil {
 					won <- p
-				} else if !errors.As(err, &held) {
-					t.Error(err)
+				} else if errors.As(err, &held) {
+					err = nil
 				}
+				return err
 			})
-		}
-		all.Wait()
-		if len(won) != 1 {
-			t.Errorf("%d have it", len(won))
-		}
-	})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if len(won) != 1 {
+		t.Errorf("%d have it", len(won))
+	}
 }
 
 // TestOtherNamespacesAndUsersDoNotCount: hosts in namespaces share a file system, and anybody can listen.
 func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 	network := netip.MustParsePrefix("10.42.0.0/16")
-	alone(t, func() {
+	netns.Alone(t, func() {
 		p, err := Register(network, "flannel.1")
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer p.Close()
-		alone(t, func() {
+		netns.Alone(t, func() {
 			// SO_PEERCRED has the effective user of the thread that listened.
 			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
 				t.Error(errno)
@@ -138,7 +114,7 @@ func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 // TestLackOfDescriptorsIsNotAbsence: a daemon that cannot ask who listens does not take the
 // other one for gone.
 func TestLackOfDescriptorsIsNotAbsence(t *testing.T) {
-	alone(t, func() {
+	netns.Alone(t, func() {
 		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
 		if err != nil {
 			t.Error(err)

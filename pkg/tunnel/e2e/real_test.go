@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/netns"
 	"flanneld/pkg/tunnel"
 
 	"github.com/vishvananda/netlink"
@@ -22,25 +22,7 @@ import (
 func inNamespace(t *testing.T, test func()) {
 	t.Helper()
 	needRoot(t)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Error("make network namespace:", err)
-			return
-		}
-		lo, err := netlink.LinkByName("lo")
-		if err == nil {
-			err = netlink.LinkSetUp(lo)
-		}
-		if err != nil {
-			t.Error("set lo up:", err)
-			return
-		}
-		test()
-	}()
-	<-done
+	netns.Alone(t, test)
 }
 
 func listen(t testing.TB, o tunnel.Offloads) *tunnel.UDP {
