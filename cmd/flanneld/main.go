@@ -1,7 +1,7 @@
 // Command flanneld gives a host its subnet of an overlay network and keeps the
 // kernel's entries for its peers right. It turns the command line and the
 // environment into daemon.Options, and daemon.Run's result into an exit code:
-// 0 after SIGTERM or SIGINT, 1 when it cannot do its work, 2 for a command line
+// 0 after SIGTERM or SIGINT, 1 when it cannot do its work or hangs, 2 for a command line
 // it does not accept. "flanneld cleanup" removes what a daemon has left instead.
 package main
 
@@ -25,9 +25,9 @@ import (
 // version is set at link time.
 var version = "dev"
 
-// stopWithin bounds the time from a signal to the exit. Nothing has to be
-// cleaned up, so there is nothing to wait longer for.
-const stopWithin = 900 * time.Millisecond
+// stopWithin bounds the time from a signal to the exit. Nothing has to be cleaned up, so a shutdown
+// takes a moment, or as long as what the kernel was just told to do.
+const stopWithin = 5 * time.Second
 
 // flushWithin bounds how long the exit waits for a reader of the log that has stopped.
 const flushWithin = 200 * time.Millisecond
@@ -74,8 +74,9 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal kills
 		time.AfterFunc(stopWithin, func() {
+			log.Error("shutdown hangs, flanneld ends without it", "duration", stopWithin, "reason", "still in "+goroutines())
 			log.close()
-			os.Exit(0)
+			os.Exit(1)
 		})
 	})
 	defer log.close()
