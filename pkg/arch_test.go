@@ -55,8 +55,9 @@ var mayImport = map[string][]string{
 	"registry/store":        {"lease", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "condition", "pace"},
 	"registry/registrytest": {"lease", "registry", "registry/etcd", "lab/etcdtest", "lab/wait"},
 	"subnet":                {"registry", "lease", "condition", "pace"},
-	"kernel":                {"dataplane", "host", "netlink", "pace"},
-	"reconcile":             {"dataplane", "backend", "host", "lease", "condition"},
+	"driver":                {"dataplane"},
+	"kernel":                {"driver", "dataplane", "host", "netlink", "pace"},
+	"reconcile":             {"driver", "dataplane", "backend", "host", "lease", "condition"},
 	"lab":                   {"lab/etcdkeys", "lab/etcdserver", "lab/netns", "lab/relay", "lab/wait"},
 	"lab/cache":             {},
 	"lab/etcdkeys":          {},
@@ -67,7 +68,7 @@ var mayImport = map[string][]string{
 	"lab/relay":             {},
 	"lab/vm":                {"lab/cache"},
 	"lab/wait":              {},
-	"tunnel":                {},
+	"tunnel":                {"driver", "dataplane", "host", "pace"},
 }
 
 // commands are what the binary flanneld can run, and the log that it opens for them.
@@ -82,7 +83,7 @@ var homes = map[string][]string{
 	"go.etcd.io/etcd/api/v3":           {"registry/etcdv3", "lab"},
 	"google.golang.org/grpc":           {"registry/etcdv3", "lab"},
 	"go.etcd.io/etcd/server/v3":        {"lab"},
-	"github.com/coreos/go-systemd/v22": {"systemd", "daemon"},
+	"github.com/coreos/go-systemd/v22": {"systemd"},
 	"github.com/coreos/go-iptables":    {"iptables"},
 	"github.com/godbus/dbus/v5":        {"firewalld"},
 	"github.com/spf13/pflag":           {}, // cmd only

@@ -11,11 +11,11 @@
 //	             backend.Plan.Update(facts, view)        pure: no clock, no I/O
 //	                                                                    v
 //	             want dataplane.State
-//	kernel.Snapshot(scope) --> have dataplane.State
+//	driver.Snapshot(scope) --> have dataplane.State
 //	                                                                    v
 //	             dataplane.Diff(want, have, scope, prune) -> Delta   pure, ordered
 //	                                                                    v
-//	     kernel.Apply(ops) | tunnel.Swap(table) -> results -> back-off -> next pass
+//	     driver.Mux.Apply(ops) -> kernel | tunnel -> results -> back-off -> next pass
 //
 // Packet filter rules go the same way in small, beside it: firewall.Rules says what
 // is wanted, filter when to look and which keeper has it, iptables and nftables compare
@@ -32,6 +32,7 @@
 //	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it
 //	subnet      acquires, renews and follows leases: registry in, View out
 //	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
+//	driver      what a driver of kernel objects can do; one made of several
 //	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
 //	filter      when packet filter rules are looked at, who keeps them, who stands in; the underlay's lock
 //	iptables    keeps the packet filter rules, by the iptables commands
@@ -54,6 +55,15 @@
 //
 // To follow one change, begin in subnet.Follow, where a View is emitted, go on
 // to reconcile.Loop.Pass, from there to backend.Plan.Update and dataplane.Diff, and
-// end in kernel.Apply. The rules between the rooms are kept by the test beside
-// this file.
+// by driver.Mux.Apply end in kernel.Apply. The rules between the rooms are kept by the
+// test beside this file.
+//
+// Three things are meant to be added, each in few places:
+//
+//   - a kind of object: its types, its map in State and its Descriptor (dataplane/kinds.go);
+//     how it is read and written, in its driver; a test. Comparing, ordering, ownership,
+//     reports, back-off and pruning follow from the descriptor.
+//   - a backend: its file, which registers itself; its golden file; its row in the README.
+//   - a driver: a room with the three methods of driver.Driver, and a driver.Part in daemon
+//     that says which kinds are its own.
 package pkg

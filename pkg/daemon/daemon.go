@@ -19,6 +19,7 @@ import (
 	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/filter"
 	"flanneld/pkg/health"
 	"flanneld/pkg/host"
@@ -35,6 +36,7 @@ import (
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
 	"flanneld/pkg/systemd"
+	"flanneld/pkg/tunnel"
 )
 
 const (
@@ -78,7 +80,8 @@ type daemon struct {
 	alive    struct{ loop, follower systemd.Pulse }
 
 	conditions *condition.List // what is wrong now
-	fds        *fdStore
+	fds        *systemd.Descriptors
+	tunnels    *tunnel.Driver
 	tun        atomic.Pointer[string] // name of the TUN device, where there is one
 
 	files    *subnetenv.Keeper
@@ -108,8 +111,8 @@ type daemon struct {
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	etcdv3.DiscardLog()
-	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: newFDStore(log)}
-	defer d.fds.close()
+	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: systemd.NewDescriptors(log)}
+	defer d.fds.Close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
 	d.terms.news = make(chan subnet.Terms, 1)
 	var k *kernel.Kernel
@@ -183,6 +186,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
+	defer d.tunnels.Close()
+	defer cancel()
 	if d.net.UsesTUN() {
 		err := d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
 			_, err := d.chooseTUN()
@@ -192,39 +198,31 @@ func (d *daemon) serve(ctx context.Context) error {
 			return err
 		}
 	} else {
-		d.fds.removeAll()
+		d.fds.RemoveAll()
 	}
-	var events *kernel.Watch
+	var objects *kernel.Driver
 	err = d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
-		events, err = d.kernel.Watch(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
+		objects, err = d.kernel.Drive(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	p := &plane{
-		kernel: d.kernel, events: events, uplink: func() string { return d.uplink.Load().Iface }, network: d.net.Network,
-		log: d.log, store: d.fds, life: &d.alive.loop,
-		ctx: ctx, lost: func() { d.loop.Reread() }, taken: d.anotherTUN, tunnels: map[string]*carrier{},
-		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
-	}
+	drivers := driver.NewMux(ctx, objects, driver.Part{Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN})
 	nft := new(nftables.Keeper)
 	d.rules, d.lock = d.newFilter(nft)
-	p.admit = d.lock.Admit
-	defer p.close()
-	defer cancel()
 	wanted := d.net.Backend
 	if d.options.Blackhole {
 		wanted = backend.WithBlackhole(wanted)
 	}
 	d.checks = newChecks(d)
 	d.loop = reconcile.New(reconcile.Config{
-		Kernel: p, Backend: wanted, Network: d.net.Network, Input: d.input, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
+		Driver: drivers, Backend: wanted, Network: d.net.Network, Input: d.input, Before: d.applying, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
 	})
 	d.looping.Store(true)
 	d.conditions.End(routesUnread)
 	tasks.Go(func() { d.checks.run(ctx) })
-	tasks.Go(func() { d.watch(events.Events()) })
+	tasks.Go(func() { d.watch(drivers.Events()) })
 	tasks.Go(func() {
 		defer nft.Close()
 		d.rules.Run(ctx)
@@ -253,6 +251,12 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.release()
 	}
 	return nil
+}
+
+// applying is called before each batch of operations: among the peers may be new ones.
+func (d *daemon) applying() {
+	d.alive.loop.Beat()
+	d.lock.Admit()
 }
 
 // recall reads what the run before has left. An error is one for want of descriptors or

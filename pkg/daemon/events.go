@@ -1,13 +1,13 @@
 package daemon
 
 import (
-	"flanneld/pkg/kernel"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/subnetenv"
 )
 
-// watch turns the kernel's events into passes until they end.
-func (d *daemon) watch(events <-chan kernel.Event) {
+// watch turns the drivers' events into passes until they end.
+func (d *daemon) watch(events <-chan driver.Event) {
 	for {
 		select {
 		case e, ok := <-events:
@@ -23,23 +23,26 @@ func (d *daemon) watch(events <-chan kernel.Event) {
 	}
 }
 
-func (d *daemon) heard(e kernel.Event) {
+func (d *daemon) heard(e driver.Event) {
 	d.log.Debug("the kernel reports changes", "of", e)
-	if e&(kernel.Candidates|kernel.Routes|kernel.Uplink|kernel.Overflow) != 0 {
+	if e&driver.Taken != 0 {
+		d.anotherTUN()
+	}
+	if e&(driver.Candidates|driver.Routes|driver.Uplink|driver.Overflow) != 0 {
 		d.checks.trigger()
 	}
-	if e&kernel.Routes != 0 && d.facts.needy() {
+	if e&driver.Routes != 0 && d.facts.needy() {
 		d.choice.within(d.facts.pause()) // how what is needed is reached may be another way now
 	}
-	if e&(kernel.Uplink|kernel.Overflow) != 0 {
+	if e&(driver.Uplink|driver.Overflow) != 0 {
 		d.facts.stale()
-	} else if e&kernel.Candidates != 0 {
+	} else if e&driver.Candidates != 0 {
 		d.choice.within(d.facts.pause())
 	}
 	switch {
-	case e&kernel.Uplink != 0: // not for links of our own: what we try on them is an event, too
+	case e&driver.Uplink != 0: // not for links of our own: what we try on them is an event, too
 		d.loop.Retry()
-	case e != kernel.Candidates:
+	case e&^(driver.Candidates|driver.Taken) != 0:
 		d.loop.Reread()
 	}
 }

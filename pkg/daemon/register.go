@@ -6,7 +6,7 @@ func (d *daemon) chooseTUN() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	name := d.fds.chooseTUN(inv, d.net.Network, d.former.Network)
+	name := d.tunnels.Choose(inv, d.former.Network)
 	if before := d.tun.Swap(&name); before != nil && *before == name {
 		return false, nil
 	}

@@ -13,6 +13,16 @@ const (
 	Del
 )
 
+func (v Verb) String() string {
+	switch v {
+	case Del:
+		return "delete"
+	case Set:
+		return "change"
+	}
+	return "replace"
+}
+
 // Op is one change of one object: a verb, a kind, a key and a value. The methods of its
 // Kind make it and tell key and value. It is as large as a few words, since it points to
 // its object, which is immutable.

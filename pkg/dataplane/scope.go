@@ -12,28 +12,33 @@ type Scope struct {
 	Network netip.Prefix // only routes and addresses inside it concern us
 	Links   []string     // names of links that are ours, sorted
 	Sysctls []string     // paths to read, sorted
-	// Carriers are links that are not ours and that routes of ours leave by,
-	// sorted. With such a link goes the route, and the kernel tells only of the link.
+	// Carriers are links that are not ours and that something of ours depends on: the uplink, and
+	// those that routes of ours leave by, sorted. When one goes down, or loses an address or its
+	// carrier, the kernel takes routes away and tells of the cause only.
 	Carriers []string
 	// NextHops has routes made by way of nexthop objects, Spread has others made with different
 	// scopes.
 	NextHops, Spread bool
 }
 
-// ScopeOf gives the scope for wanting s in a network: the links it names are
-// ours.
-func (s State) ScopeOf(network netip.Prefix) Scope {
-	carriers := map[string]bool{}
+// ScopeOf returns the scope for wanting s in a network: the links it names are
+// ours. carriers are links that it depends on besides those that its routes leave by.
+func (s State) ScopeOf(network netip.Prefix, carriers ...string) Scope {
+	others := map[string]bool{}
+	for _, link := range carriers {
+		others[link] = true
+	}
 	for k := range s.Routes {
-		if _, ours := s.Links[k.Link]; !ours && k.Link != "" {
-			carriers[k.Link] = true
+		if _, ours := s.Links[k.Link]; !ours {
+			others[k.Link] = true
 		}
 	}
+	delete(others, "") // a blackhole is on none
 	return Scope{
 		Network:  network,
 		Links:    slices.Sorted(maps.Keys(s.Links)),
 		Sysctls:  slices.Sorted(maps.Keys(s.Sysctls)),
-		Carriers: slices.Sorted(maps.Keys(carriers)),
+		Carriers: slices.Sorted(maps.Keys(others)),
 	}
 }
 

@@ -33,21 +33,10 @@ func (k *Kernel) Apply(ops []dataplane.Op) []error {
 	a.flush()
 	for i, err := range a.errs {
 		if err != nil {
-			a.errs[i] = fmt.Errorf("%s %s: %w", verbs(ops[i].Verb), ops[i].Object(), explain(&ops[i], err))
+			a.errs[i] = fmt.Errorf("%s %s: %w", ops[i].Verb, ops[i].Object(), explain(&ops[i], err))
 		}
 	}
 	return a.errs
-}
-
-func verbs(v dataplane.Verb) string {
-	switch v {
-	case dataplane.Del:
-		return "delete"
-	case dataplane.Set:
-		return "change"
-	default:
-		return "replace"
-	}
 }
 
 // applier collects the operations that need no answer before the next one.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 )
 
 // A blackhole for our subnet stands beside docker's connected route of the same
@@ -46,7 +47,7 @@ func TestBlackhole(t *testing.T) {
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
 	b.must(err)
 	b.must(b.other.RouteDel(ours))
-	await(t, w, Routes)
+	await(t, w, driver.Routes)
 	if len(b.pass(want)) == 0 {
 		t.Error("the pass found no damage")
 	}

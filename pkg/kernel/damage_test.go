@@ -12,12 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 )
 
 // await reads events until one of those asked for arrives.
-func await(t testing.TB, w *Watch, any Event) {
+func await(t testing.TB, w *Watch, any driver.Event) {
 	t.Helper()
-	var seen Event
+	var seen driver.Event
 	deadline := time.After(patience)
 	for seen&any == 0 {
 		select {
@@ -33,7 +34,7 @@ func await(t testing.TB, w *Watch, any Event) {
 }
 
 // drain forgets what was reported so far.
-func drain(w *Watch) (e Event) {
+func drain(w *Watch) (e driver.Event) {
 	select {
 	case e = <-w.Events():
 	default:
@@ -74,7 +75,7 @@ func damageIsSeenAndRepaired(t *testing.T, nextHops bool) {
 
 type damage struct {
 	name string
-	seen Event
+	seen driver.Event
 	do   func()
 }
 
@@ -105,31 +106,31 @@ func someRoute(want dataplane.State) dataplane.RouteKey {
 
 func linkDamages(b *bed) []damage {
 	return []damage{
-		{"link deleted", Links, func() { b.must(b.other.LinkDel(b.link(overlay))) }},
-		{"link down", Links, func() { b.must(b.other.LinkSetDown(b.link(overlay))) }},
-		{"MAC changed", Links, func() { b.must(b.other.LinkSetHardwareAddr(b.link(overlay), []byte{2, 0xbb, 0, 0, 0, 1})) }},
-		{"MTU changed", Links, func() { b.must(b.other.LinkSetMTU(b.link(overlay), 1280)) }},
-		{"link renamed", Links, func() {
+		{"link deleted", driver.Links, func() { b.must(b.other.LinkDel(b.link(overlay))) }},
+		{"link down", driver.Links, func() { b.must(b.other.LinkSetDown(b.link(overlay))) }},
+		{"MAC changed", driver.Links, func() { b.must(b.other.LinkSetHardwareAddr(b.link(overlay), []byte{2, 0xbb, 0, 0, 0, 1})) }},
+		{"MTU changed", driver.Links, func() { b.must(b.other.LinkSetMTU(b.link(overlay), 1280)) }},
+		{"link renamed", driver.Links, func() {
 			b.must(b.other.LinkSetDown(b.link(overlay)))
 			b.must(b.other.LinkSetName(b.link(overlay), "stolen"))
 			b.must(b.other.LinkDel(b.link("stolen")))
 		}},
-		{"address deleted", Addrs, func() {
+		{"address deleted", driver.Addrs, func() {
 			b.must(b.other.AddrDel(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/32")}))
 		}},
-		{"address added", Addrs, func() {
+		{"address added", driver.Addrs, func() {
 			b.must(b.other.AddrAdd(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.9.9/32")}))
 		}},
-		{"sysctl and MTU changed", Links, func() {
+		{"sysctl and MTU changed", driver.Links, func() {
 			b.must(b.k.setSysctl("net/ipv6/conf/"+overlay+"/accept_ra", "2"))
 			b.must(b.other.LinkSetMTU(b.link(overlay), 1281))
 		}},
-		{"uplink down", Uplink, func() {
+		{"uplink down", driver.Uplink, func() {
 			up := b.link(uplink)
 			b.must(b.other.LinkSetDown(up))
 			b.must(b.other.LinkSetUp(up))
 		}},
-		{"uplink deleted", Links, func() {
+		{"uplink deleted", driver.Links, func() {
 			b.must(b.other.LinkDel(b.link(uplink)))
 			b.uplink()
 		}},
@@ -138,25 +139,25 @@ func linkDamages(b *bed) []damage {
 
 func routeDamages(b *bed, want dataplane.State) []damage {
 	return []damage{
-		{"routes flushed", Routes, func() {
+		{"routes flushed", driver.Routes, func() {
 			routes, err := b.other.RouteList(b.link(overlay), unix.AF_INET)
 			b.must(err)
 			for _, r := range routes {
 				b.must(b.other.RouteDel(&netlink.Route{Dst: r.Dst}))
 			}
 		}},
-		{"route taken by another link", Routes, func() {
+		{"route taken by another link", driver.Routes, func() {
 			k := someRoute(want)
 			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(k.Dst.String()), LinkIndex: b.link(uplink).Attrs().Index, Gw: ipnet("192.0.2.9/32").IP}))
 		}},
-		{"route made a blackhole", Routes, func() {
+		{"route made a blackhole", driver.Routes, func() {
 			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), Type: unix.RTN_BLACKHOLE}))
 		}},
-		{"another route before it", Routes, func() {
+		{"another route before it", driver.Routes, func() {
 			// First in line, so that the kernel prefers it to ours.
 			b.must(b.other.RouteAddEcmp(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), LinkIndex: b.index(), Scope: unix.RT_SCOPE_LINK, Protocol: 4}))
 		}},
-		{"stale route of ours", Routes, func() {
+		{"stale route of ours", driver.Routes, func() {
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.200.0/24"), LinkIndex: b.link(uplink).Attrs().Index, Protocol: dataplane.ProtoFlannel, Gw: ipnet("192.0.2.9/32").IP}))
 		}},
 	}
@@ -171,10 +172,10 @@ func nextHopDamages(b *bed, want dataplane.State) []damage {
 		b.must(theirs.conn.Do(&r.Requests))
 	}
 	return []damage{
-		{"nexthop deleted", Routes, func() { b.must(theirs.conn.Do(&nextHopDel(someNextHop(want)).Requests)) }},
-		{"nexthop with another gateway", Routes, func() { put(someNextHop(want), hop) }},
-		{"nexthop taken over", Routes, func() { put(someNextHop(want), dataplane.NextHop{Via: hop.Via, Proto: 4}) }},
-		{"stale nexthop of ours", Routes, func() { put(0x0a05c800, hop) }},
+		{"nexthop deleted", driver.Routes, func() { b.must(theirs.conn.Do(&nextHopDel(someNextHop(want)).Requests)) }},
+		{"nexthop with another gateway", driver.Routes, func() { put(someNextHop(want), hop) }},
+		{"nexthop taken over", driver.Routes, func() { put(someNextHop(want), dataplane.NextHop{Via: hop.Via, Proto: 4}) }},
+		{"stale nexthop of ours", driver.Routes, func() { put(0x0a05c800, hop) }},
 	}
 }
 
@@ -193,32 +194,32 @@ func idOf(a netip.Addr) uint32 {
 
 func neighborDamages(b *bed, want dataplane.State) []damage {
 	return []damage{
-		{"neighbours flushed", Neighs, func() {
+		{"neighbours flushed", driver.Neighs, func() {
 			neighs, err := b.other.NeighList(b.index(), unix.AF_INET)
 			b.must(err)
 			for _, n := range neighs {
 				b.must(b.other.NeighDel(&n))
 			}
 		}},
-		{"neighbour no longer permanent", Neighs, func() {
+		{"neighbour no longer permanent", driver.Neighs, func() {
 			k := someNeigh(want)
 			mac := want.Neighs[k]
 			b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.index(), State: unix.NUD_REACHABLE, IP: k.IP.AsSlice(), HardwareAddr: mac[:]}))
 		}},
-		{"neighbour with another MAC", Neighs, func() {
+		{"neighbour with another MAC", driver.Neighs, func() {
 			b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.index(), State: unix.NUD_PERMANENT, IP: someNeigh(want).IP.AsSlice(), HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}))
 		}},
-		{"FDB flushed", FDB, func() {
+		{"FDB flushed", driver.FDB, func() {
 			for f := range want.FDB {
 				b.must(b.other.NeighDel(fdbEntry(b.index(), f)))
 			}
 		}},
-		{"FDB with another remote", FDB, func() {
+		{"FDB with another remote", driver.FDB, func() {
 			f := someFDB(want)
 			f.Dst = netip.MustParseAddr("203.0.113.77")
 			b.must(b.other.NeighSet(fdbEntry(b.index(), f)))
 		}},
-		{"FDB for everything", FDB, func() {
+		{"FDB for everything", driver.FDB, func() {
 			b.must(b.other.NeighAppend(fdbEntry(b.index(), dataplane.FDB{Dst: netip.MustParseAddr("203.0.113.79")})))
 		}},
 	}

@@ -6,11 +6,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/driver"
 	"flanneld/pkg/netlink"
 )
 
 // events tells what of a datagram is of interest.
-func (w *Watch) events(b []byte) (e Event) {
+func (w *Watch) events(b []byte) (e driver.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for h, body := range netlink.Messages(b) {
@@ -23,7 +24,7 @@ func (w *Watch) events(b []byte) (e Event) {
 	return e
 }
 
-func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
+func (w *Watch) event(h unix.NlMsghdr, body []byte) driver.Event {
 	switch kind := h.Type; kind {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return w.linkEvent(kind, body)
@@ -39,9 +40,9 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 		// Of whatever type: a blackhole may have taken the place of a route.
 		switch dst, ok := mainRoute(body); {
 		case ok && w.interest.Scope.Inside(dst):
-			return Routes
+			return driver.Routes
 		case ok && dst.Bits() == 0 && dst.Addr().Is4():
-			return Candidates
+			return driver.Candidates
 		}
 	case unix.RTM_DELNEXTHOP, unix.RTM_NEWNEXTHOP:
 		// With one that goes, go the routes through it; one that takes the place of another
@@ -50,7 +51,7 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 		id, _, _, ok := parseNextHop(body)
 		through := kind == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
 		if ok && (w.interest.Scope.InRange(id) || through && !w.k.ownHops.Load()) {
-			return Routes
+			return driver.Routes
 		}
 	}
 	return 0
@@ -58,25 +59,25 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) Event {
 
 // addrEvent notes which links have addresses: only these are candidates, among what may
 // be thousands of links of containers.
-func (w *Watch) addrEvent(p netip.Prefix, index int) Event {
-	e := w.by(index, Addrs, Uplink)
+func (w *Watch) addrEvent(p netip.Prefix, index int) driver.Event {
+	e := w.by(index, driver.Addrs, driver.Uplink)
 	if p.Addr().Is4() {
 		w.numbered[index] = true
-		if e&Addrs == 0 {
-			e |= Candidates
+		if e&driver.Addrs == 0 {
+			e |= driver.Candidates
 		}
 	}
 	return e
 }
 
-func (w *Watch) neighborEvent(kind uint16, n neighbor) Event {
+func (w *Watch) neighborEvent(kind uint16, n neighbor) driver.Event {
 	switch {
 	case n.family == unix.AF_BRIDGE && !n.aged:
 		// Until 6.13, rtnetlink tells of every change once more, after the driver and
 		// knowing less, such as no remote (net/core/rtnetlink.c, rtnl_fdb_add).
 		return 0
 	case n.family == unix.AF_BRIDGE:
-		if e := w.by(n.index, FDB, 0); e != 0 && w.k.forwarding.tells(kind, n) {
+		if e := w.by(n.index, driver.FDB, 0); e != 0 && w.k.forwarding.tells(kind, n) {
 			return e
 		}
 		return 0
@@ -87,15 +88,15 @@ func (w *Watch) neighborEvent(kind uint16, n neighbor) Event {
 		// that told who asked, which this one does not.
 		return 0
 	}
-	return w.by(n.index, Neighs, 0)
+	return w.by(n.index, driver.Neighs, 0)
 }
 
 // by gives own when the link is one of ours, and uplink when it is an uplink.
-func (w *Watch) by(index int, own, uplink Event) Event {
+func (w *Watch) by(index int, own, uplink driver.Event) driver.Event {
 	return w.named(w.links[index].name, own, uplink)
 }
 
-func (w *Watch) named(name string, own, uplink Event) (e Event) {
+func (w *Watch) named(name string, own, uplink driver.Event) (e driver.Event) {
 	if w.interest.Scope.OwnsLink(name) {
 		e |= own
 	}
@@ -107,7 +108,7 @@ func (w *Watch) named(name string, own, uplink Event) (e Event) {
 
 // linkEvent follows the links that matter: those of interest, by whatever name they had
 // before, and those with addresses.
-func (w *Watch) linkEvent(kind uint16, body []byte) Event {
+func (w *Watch) linkEvent(kind uint16, body []byte) driver.Event {
 	now, ok := parseDevice(body)
 	if !ok || body[0] == unix.AF_BRIDGE { // a bridge port, not a link
 		return 0
@@ -119,7 +120,7 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 		delete(w.numbered, index)
 		delete(w.links, index)
 		now = device{}
-	} else if numbered || w.named(now.name, Links, Uplink) != 0 {
+	} else if numbered || w.named(now.name, driver.Links, driver.Uplink) != 0 {
 		w.links[index] = now
 	} else {
 		delete(w.links, index)
@@ -127,12 +128,12 @@ func (w *Watch) linkEvent(kind uint16, body []byte) Event {
 	if old == now { // queues, counters and other things that nobody wants
 		return 0
 	}
-	e := w.named(old.name, Links, Uplink) | w.named(now.name, Links, Uplink)
+	e := w.named(old.name, driver.Links, driver.Uplink) | w.named(now.name, driver.Links, driver.Uplink)
 	if old.name != now.name && e != 0 {
 		w.filter()
 	}
-	if e&Links == 0 && numbered {
-		e |= Candidates
+	if e&driver.Links == 0 && numbered {
+		e |= driver.Candidates
 	}
 	return e
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 )
 
 // TestFilterPassesRoutesIntoTheNetwork compares what the kernel lets through with what is reported.
@@ -18,11 +19,11 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 	index := b.link(foreign).Attrs().Index
 	for _, c := range []struct {
 		dst  string
-		want Event
+		want driver.Event
 	}{
-		{"10.5.0.0/16", Routes}, {"10.5.7.0/24", Routes}, {"10.5.255.255/32", Routes},
+		{"10.5.0.0/16", driver.Routes}, {"10.5.7.0/24", driver.Routes}, {"10.5.255.255/32", driver.Routes},
 		{"10.4.0.0/15", 0}, {"10.0.0.0/8", 0}, {"10.4.255.0/24", 0}, {"10.6.0.0/24", 0}, {"10.6.0.0/16", 0},
-		{"0.0.0.0/0", Candidates}, {"128.0.0.0/1", 0}, {"2001:db8::/32", 0}, {"::/0", 0},
+		{"0.0.0.0/0", driver.Candidates}, {"128.0.0.0/1", 0}, {"2001:db8::/32", 0}, {"::/0", 0},
 	} {
 		route := &netlink.Route{Dst: ipnet(c.dst), LinkIndex: index, Priority: 77}
 		for _, do := range []func(*netlink.Route) error{b.other.RouteAdd, b.other.RouteDel} {
@@ -45,7 +46,7 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 func TestRoutingDaemonWakesNobody(t *testing.T) {
 	b, _, want := watched(t)
 	b.snapshot(want.ScopeOf(network)) // knows that no route of the network is by a nexthop of others
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: make(chan Event, 1)}
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	defer w.conn.Close()
 	daemon := b.another()
@@ -78,8 +79,8 @@ func TestRoutingDaemonWakesNobody(t *testing.T) {
 		b.must(err)
 		heard++
 		switch e := w.events(datagram); e {
-		case 0, Addrs: // such as the end of IPv6's duplicate detection
-		case Neighs:
+		case 0, driver.Addrs: // such as the end of IPv6's duplicate detection
+		case driver.Neighs:
 			if heard > 20 { // nexthops, and addresses of a new link
 				t.Errorf("%d events came through", heard)
 			}

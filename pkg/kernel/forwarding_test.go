@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 )
 
 // Every change of the FDB by somebody else is told, none of our own.
@@ -43,12 +44,12 @@ func TestForeignFDBChangesAreTold(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.must(c.do())
-			await(t, w, FDB)
+			await(t, w, driver.FDB)
 			if len(b.pass(want)) == 0 {
 				t.Error("the pass found no damage")
 			}
 			b.settled(want)
-			b.quietBut(w, FDB, func() {}) // of several remotes of an address, all is told
+			b.quietBut(w, driver.FDB, func() {}) // of several remotes of an address, all is told
 			// What was read and repaired is known again.
 			less := maps.Clone(want.FDB)
 			delete(less, f)
@@ -69,7 +70,7 @@ func TestFDBOfANewLinkIsKnown(t *testing.T) {
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
 	b.must(err)
 	b.pass(want)
-	b.quietBut(w, ^(FDB | Overflow), func() {})
+	b.quietBut(w, ^(driver.FDB | driver.Overflow), func() {})
 }
 
 // Whatever happens at the same time, there is no lasting difference between what
@@ -104,7 +105,7 @@ func TestForwardingMissesNothing(t *testing.T) {
 			b.putAlone(have, entry(r.Uint64()), r.IntN(3) == 0)
 		}
 		// Events arrive in order: none of the FDB comes after that of the probe.
-		b.quietBut(w, FDB, func() { have = b.snapshot(scope) })
+		b.quietBut(w, driver.FDB, func() { have = b.snapshot(scope) })
 		if now := b.snapshot(scope); !maps.Equal(now.FDB, have.FDB) {
 			t.Fatalf("no event told of the difference between what is known:\n%s\nand what there is:\n%s", have.Text(), now.Text())
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/lab/wait"
 )
 
@@ -213,7 +214,7 @@ func TestWithoutCompatMode(t *testing.T) {
 	q.Reset()
 	q.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}, b.link(uplink).Attrs().Index)
 	b.must(theirs.conn.Do(&q.Requests))
-	await(t, w, Routes)
+	await(t, w, driver.Routes)
 }
 
 // A link that loses its carrier loses nexthops and the routes through them, too.
@@ -226,11 +227,11 @@ func TestCarrierLoss(t *testing.T) {
 	b.must(err)
 	before := b.snapshot(want.ScopeOf(network))
 	b.must(b.other.LinkSetDown(b.link("up1")))
-	await(t, w, Uplink)
+	await(t, w, driver.Uplink)
 	wait.True(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf(network)).Equal(before) })
 	drain(w)
 	b.must(b.other.LinkSetUp(b.link("up1")))
-	await(t, w, Uplink)
+	await(t, w, driver.Uplink)
 	wait.True(t, "the carrier is back", func() bool {
 		d, err := b.k.byName(uplink)
 		return err == nil && d.carrier == unix.IFF_RUNNING|unix.IFF_LOWER_UP

@@ -23,6 +23,12 @@ import (
 // again; so both are for one reader, who repeats a Snapshot that failed.
 func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 	s := dataplane.NewState()
+	err := k.read(scope, &s)
+	return s, err
+}
+
+// read adds what a Snapshot has to a State that has no such objects.
+func (k *Kernel) read(scope dataplane.Scope, s *dataplane.State) error {
 	n := names{k: k, known: map[int]string{}}
 	for _, name := range scope.Links {
 		d, err := k.byName(name)
@@ -30,24 +36,24 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 			continue
 		}
 		if err != nil {
-			return s, fmt.Errorf("read link %s: %w", name, err)
+			return fmt.Errorf("read link %s: %w", name, err)
 		}
 		if d.link.Parent, err = parentName(n, d.parent); err != nil {
-			return s, err
+			return err
 		}
 		n.known[d.index] = name
 		s.Links[name] = d.link
-		if err := k.readLink(s, name, d.index); err != nil {
-			return s, err
+		if err := k.readLink(*s, name, d.index); err != nil {
+			return err
 		}
 	}
 	k.forwarding.keep(n.known)
-	if err := k.readPaths(&s, scope, n); err != nil {
-		return s, err
+	if err := k.readPaths(s, scope, n); err != nil {
+		return err
 	}
-	var err error
-	s.Sysctls, err = k.Sysctls(scope.Sysctls)
-	return s, err
+	values, err := k.Sysctls(scope.Sysctls)
+	maps.Copy(s.Sysctls, values)
+	return err
 }
 
 // readLink reads what a link carries. A link that went away meanwhile carries

@@ -5,41 +5,16 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/netlink"
 	"flanneld/pkg/pace"
 )
-
-// Event is a set of things that may have changed and should be read again.
-type Event uint
-
-// Members of a set of events.
-const (
-	Links      Event = 1 << iota // a link of the scope: made, changed, deleted
-	Addrs                        // addresses of such a link
-	FDB                          // its forwarding entries
-	Neighs                       // its neighbours
-	Routes                       // main-table routes inside the network, and nexthops
-	Uplink                       // an uplink or its addresses
-	Candidates                   // what another uplink could be chosen by: IPv4 default routes, other links' addresses
-	Overflow                     // events were lost: anything may have changed
-)
-
-func (e Event) String() string {
-	var words []string
-	for i, w := range []string{"links", "addrs", "fdb", "neighs", "routes", "uplink", "candidates", "overflow"} {
-		if e&(1<<i) != 0 {
-			words = append(words, w)
-		}
-	}
-	return strings.Join(words, "+")
-}
 
 // Interest is what a Watch reports on.
 type Interest struct {
@@ -71,7 +46,7 @@ const (
 type Watch struct {
 	k      *Kernel
 	buffer int // bytes
-	out    chan Event
+	out    *driver.Mailbox
 
 	mu       sync.Mutex
 	interest Interest
@@ -92,7 +67,7 @@ type Watch struct {
 // After a loss of events or of the socket it subscribes anew and then reports
 // Overflow.
 func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
-	w := &Watch{k: k, interest: interest, buffer: watchBuffer, out: make(chan Event, 1)}
+	w := &Watch{k: k, interest: interest, buffer: watchBuffer, out: driver.NewMailbox()}
 	if err := w.subscribe(); err != nil {
 		return nil, err
 	}
@@ -103,7 +78,7 @@ func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
 // Events is where sets of events arrive. It holds one set: a slow reader finds
 // in it all that happened since its last read. It is closed when the context of
 // the Watch ends.
-func (w *Watch) Events() <-chan Event { return w.out }
+func (w *Watch) Events() <-chan driver.Event { return w.out.Events() }
 
 // Focus changes what is reported on. A Snapshot taken later misses nothing. If a link cannot
 // be read, Overflow is reported, and the next call tries again.
@@ -115,7 +90,7 @@ func (w *Watch) Focus(interest Interest) {
 	}
 	w.interest = interest
 	if w.blind = w.look() != nil; w.blind {
-		w.report(Overflow)
+		w.out.Report(driver.Overflow)
 	}
 	w.filter()
 }
@@ -182,7 +157,7 @@ func (w *Watch) dial() (*netlink.Conn, error) {
 }
 
 func (w *Watch) run(ctx context.Context) {
-	defer close(w.out)
+	defer w.out.Close()
 	losses := pace.Pace{First: minRetry, Most: maxRetry}
 	for {
 		w.mu.Lock()
@@ -191,14 +166,14 @@ func (w *Watch) run(ctx context.Context) {
 		// Whatever ends it: after a loss, too, all is read again.
 		_ = c.Follow(ctx, func(datagram []byte) {
 			if e := w.events(datagram); e != 0 {
-				w.report(e)
+				w.out.Report(e)
 			}
 		})
 		c.Close()
 		if !w.resubscribe(ctx, &losses) {
 			return
 		}
-		w.report(Overflow)
+		w.out.Report(driver.Overflow)
 	}
 }
 
@@ -215,18 +190,6 @@ func (w *Watch) resubscribe(ctx context.Context, losses *pace.Pace) bool {
 		}
 		if w.subscribe() == nil {
 			return true
-		}
-	}
-}
-
-// report merges e into what the reader has not fetched yet.
-func (w *Watch) report(e Event) {
-	for {
-		select {
-		case w.out <- e:
-			return
-		case old := <-w.out:
-			e |= old
 		}
 	}
 }

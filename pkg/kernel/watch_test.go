@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/lab/wait"
 )
 
@@ -21,18 +22,18 @@ func (b *bed) quiet(w *Watch) {
 }
 
 // quietBut lets some events be reported, and calls read when they were.
-func (b *bed) quietBut(w *Watch, some Event, read func()) {
+func (b *bed) quietBut(w *Watch, some driver.Event, read func()) {
 	b.t.Helper()
 	probe := &netlink.Addr{IPNet: ipnet("10.5.77.7/32")}
 	b.must(b.other.AddrAdd(b.link(overlay), probe))
-	var e Event
-	for e&Addrs == 0 {
+	var e driver.Event
+	for e&driver.Addrs == 0 {
 		e |= <-w.Events()
 	}
 	b.must(b.other.AddrDel(b.link(overlay), probe))
-	await(b.t, w, Addrs)
-	if e&^(some|Addrs) != 0 {
-		b.t.Errorf("events %q were reported that concern nobody", e&^Addrs)
+	await(b.t, w, driver.Addrs)
+	if e&^(some|driver.Addrs) != 0 {
+		b.t.Errorf("events %q were reported that concern nobody", e&^driver.Addrs)
 	}
 	if e&some != 0 {
 		read()
@@ -87,8 +88,8 @@ func TestWatchReportsCandidates(t *testing.T) {
 		func() error { return b.other.LinkDel(other) },
 	} {
 		b.must(change())
-		await(t, w, Candidates)
-		b.quietBut(w, Candidates, func() {})
+		await(t, w, driver.Candidates)
+		b.quietBut(w, driver.Candidates, func() {})
 	}
 }
 
@@ -117,8 +118,8 @@ func TestWatchHoldsOneSet(t *testing.T) {
 	b.must(b.other.LinkSetMTU(b.link(uplink), 1400))
 	wait.True(t, "all events in one set", func() bool {
 		e := <-w.Events()
-		w.report(e) // put back; later ones are merged into it
-		return e&(Neighs|Addrs|Uplink) == Neighs|Addrs|Uplink
+		w.out.Report(e) // put back; later ones are merged into it
+		return e&(driver.Neighs|driver.Addrs|driver.Uplink) == driver.Neighs|driver.Addrs|driver.Uplink
 	})
 }
 
@@ -144,7 +145,7 @@ func TestWatchFocus(t *testing.T) {
 	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
 	w.Focus(Interest{Scope: dataplane.Scope{Network: network, Links: []string{foreign}}})
 	b.must(b.other.NeighSet(neigh))
-	await(t, w, Neighs)
+	await(t, w, driver.Neighs)
 	w.Focus(Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
 	drain(w)
 	b.must(b.other.NeighDel(neigh))
@@ -154,7 +155,7 @@ func TestWatchFocus(t *testing.T) {
 func TestWatchOverflow(t *testing.T) {
 	b, _, want := watched(t)
 	// A buffer for a single event, and a burst of them in one system call.
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: 1, out: make(chan Event, 1)}
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: 1, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	go w.run(t.Context())
 	another := b.another()
@@ -167,12 +168,12 @@ func TestWatchOverflow(t *testing.T) {
 		for _, err := range another.Apply(burst) {
 			b.must(err)
 		}
-		return drain(w)&Overflow != 0
+		return drain(w)&driver.Overflow != 0
 	})
 	// It goes on working.
 	drain(w)
 	b.must(b.other.LinkSetMTU(b.link(overlay), 1280))
-	await(t, w, Links|Overflow)
+	await(t, w, driver.Links|driver.Overflow)
 }
 
 // another is a second Kernel of the namespace: somebody else.
@@ -193,16 +194,16 @@ func TestWatchRecoversFromABrokenSocket(t *testing.T) {
 	w.mu.Lock()
 	w.conn.Close() // any failure will do
 	w.mu.Unlock()
-	await(t, w, Overflow)
+	await(t, w, driver.Overflow)
 	b.must(b.other.LinkSetMTU(b.link(overlay), 1280))
-	await(t, w, Links)
+	await(t, w, driver.Links)
 }
 
 // With a thousand events a second on other links, the filter keeps the watch
 // asleep.
 func TestFilterDropsInTheKernel(t *testing.T) {
 	b, _, want := watched(t)
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: make(chan Event, 1)}
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	defer w.conn.Close()
 	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
@@ -222,7 +223,7 @@ func TestFilterDropsInTheKernel(t *testing.T) {
 		if !about {
 			continue
 		}
-		if e := w.events(datagram); e != Neighs {
+		if e := w.events(datagram); e != driver.Neighs {
 			t.Errorf("the first datagram about neighbours says %q, want neighs: the filter let others pass", e)
 		}
 		return

@@ -9,6 +9,7 @@ import (
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/netconf"
@@ -22,7 +23,12 @@ type idle struct {
 	then *dataplane.State // after operations
 }
 
-func (k *idle) Snapshot(dataplane.Scope) (dataplane.State, error) { return k.have, nil }
+func (k *idle) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
+	*s = k.have
+	return nil
+}
+
+func (k *idle) Events() <-chan driver.Event { return nil }
 
 func (k *idle) Apply(ops []dataplane.Op) []error {
 	if k.then != nil {
@@ -72,7 +78,7 @@ func BenchmarkPass(b *testing.B) {
 	newLoop := func(k *idle) *Loop {
 		now = view
 		return New(Config{
-			Kernel: k, Backend: vxlan, Network: conf.Network, Log: slog.New(slog.DiscardHandler),
+			Driver: k, Backend: vxlan, Network: conf.Network, Log: slog.New(slog.DiscardHandler),
 			Input: func(bool) (Input, error) { return Input{Facts: facts, View: now}, nil },
 		})
 	}

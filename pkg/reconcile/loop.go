@@ -19,18 +19,10 @@ import (
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 )
-
-// Kernel is what is made right: the real one, or a model of it.
-type Kernel interface {
-	// Snapshot reads what lies in scope.
-	Snapshot(dataplane.Scope) (dataplane.State, error)
-	// Apply carries out the operations in order, as far as possible, and gives
-	// one result for each.
-	Apply([]dataplane.Op) []error
-}
 
 // Input is all that the wanted state follows from.
 type Input struct {
@@ -46,12 +38,15 @@ func (e ReportedError) Unwrap() error { return e.Err }
 
 // Config of a Loop.
 type Config struct {
-	Kernel  Kernel
+	Driver  driver.Driver // of what is made right
 	Backend backend.Backend
 	Network netip.Prefix
 	// Input gives the latest input, for a pass that reads the kernel or for one that
 	// need not. An error leaves the kernel as it is.
 	Input func(whole bool) (Input, error)
+	// Before, if set, is called before operations are carried out, of which there may be many. New
+	// peers may be among them.
+	Before func()
 	// Rivals, if set, is told in each pass which peers are left out for having the MAC
 	// of this host.
 	Rivals func([]lease.Lease)
@@ -272,7 +267,7 @@ func (l *Loop) Pass() bool {
 	}
 	if !stale && l.partial(change) {
 		l.passPart(in.View, &done)
-	} else if !l.passWhole(in.View, &done) {
+	} else if !l.passWhole(in, &done) {
 		l.undone, l.ok = true, false
 		return false
 	}
@@ -313,16 +308,16 @@ func (l *Loop) passPart(v lease.View, done *pass) {
 
 // passWhole reads the kernel, puts right what differs, and looks again. It tells
 // whether the kernel could be read.
-func (l *Loop) passWhole(v lease.View, done *pass) bool {
+func (l *Loop) passWhole(in Input, done *pass) bool {
 	want := l.plan.Want()
-	l.scope = want.ScopeOf(l.cfg.Network)
+	l.scope = want.ScopeOf(l.cfg.Network, in.Facts.Uplink)
 	l.whole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
 	for round := range rounds {
 		l.pace.begin()
 		l.reading = dataplane.State{} // not two at a time: they are large
-		have, err := l.cfg.Kernel.Snapshot(l.scope)
-		if err != nil {
+		have := dataplane.NewState()
+		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
 			l.holds.broke(time.Now(), inputObject)
 			l.report.broken("reading the kernel", err)
 			return false
@@ -330,7 +325,7 @@ func (l *Loop) passWhole(v lease.View, done *pass) bool {
 		l.holds.clear(inputObject)
 		l.reading, l.read = have, time.Now()
 		l.scope.NextHops, l.scope.Spread = want.NextHopsPay(have), want.SpreadPays(have)
-		delta := dataplane.Diff(want, have, l.scope, v.Complete)
+		delta := dataplane.Diff(want, have, l.scope, in.View.Complete)
 		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
 		done.conflicts = delta.Conflicts
 		l.cost = l.pace.spend()
@@ -419,8 +414,11 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	if len(due) == 0 {
 		return
 	}
+	if l.cfg.Before != nil {
+		l.cfg.Before()
+	}
 	now := time.Now()
-	for i, err := range l.cfg.Kernel.Apply(due) {
+	for i, err := range l.cfg.Driver.Apply(due) {
 		op := due[i]
 		if err != nil {
 			own := op.Basic(l.own)

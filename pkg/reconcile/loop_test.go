@@ -14,6 +14,7 @@ import (
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 )
@@ -34,20 +35,15 @@ func newModel() *model {
 	return &model{State: dataplane.NewState(), refuse: map[string]error{}, before: func() {}, after: func() {}}
 }
 
-func (m *model) Snapshot(dataplane.Scope) (dataplane.State, error) {
+func (m *model) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
 	m.snapshots++
-	if m.unread != nil {
-		return dataplane.State{}, m.unread
+	if m.unread == nil {
+		s.Add(m.State)
 	}
-	s := dataplane.NewState()
-	for k, v := range m.Links {
-		s.Links[k] = v
-	}
-	for k, v := range m.Routes {
-		s.Routes[k] = v
-	}
-	return s, nil
+	return m.unread
 }
+
+func (m *model) Events() <-chan driver.Event { return nil }
 
 func (m *model) Apply(ops []dataplane.Op) []error {
 	m.before()
@@ -103,7 +99,7 @@ func newFixture() *fixture {
 	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Own: lease.Lease{Subnet: key(200).Dst}, Complete: true}}
 	f.want.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN, Up: true}
 	f.Loop = New(Config{
-		Kernel:  f.kernel,
+		Driver:  f.kernel,
 		Backend: f.want,
 		Network: netip.MustParsePrefix("10.42.0.0/16"),
 		Input: func(bool) (Input, error) {

@@ -1,6 +1,6 @@
 // Package systemd tells the service manager how this process is: that the network is ready, and
-// that it makes progress (sd_notify(3)). Where nobody started the process who listens, nothing
-// happens.
+// that it makes progress (sd_notify(3)); and has it keep descriptors for the next process. Where
+// nobody started the process who listens, nothing happens.
 //
 // It does not know what ready means, nor who has to make progress: both say so themselves.
 // Invariant: what systemd was not told is a condition until it is.

@@ -7,6 +7,9 @@
 // end, or it is dropped and counted; packets of one flow keep their order; there
 // is no waiting for more packets, and no allocation for any.
 //
+// Driver is how the reconciler sees it: it opens devices and sockets, which outlive the
+// process if somebody keeps their descriptors, and has the peers' entries.
+//
 //	tun, err := tunnel.OpenTUN("flannel0", tunnel.AllOffloads())
 //	udp, err := tunnel.ListenUDP(addr, tunnel.AllOffloads())
 //	icmp, err := tunnel.OpenICMP()

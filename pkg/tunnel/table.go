@@ -15,6 +15,13 @@ type Peer struct {
 	Addr   netip.AddrPort
 }
 
+func (p Peer) validate() error {
+	if !p.Subnet.Addr().Is4() || !p.Addr.Addr().Is4() || p.Addr.Port() == 0 {
+		return fmt.Errorf("peer %s at %s must have IPv4 addresses and a port", p.Subnet, p.Addr)
+	}
+	return nil
+}
+
 // An Overlay describes this host's place in the overlay. All addresses are IPv4.
 type Overlay struct {
 	Network netip.Prefix // of the whole overlay
@@ -67,8 +74,8 @@ func NewTable(o Overlay) (*Table, error) {
 func (t *Table) index() error {
 	var count [33]int
 	for i, p := range t.overlay.Peers {
-		if !p.Subnet.Addr().Is4() || !p.Addr.Addr().Is4() || p.Addr.Port() == 0 {
-			return fmt.Errorf("make table: peer %s at %s must have IPv4 addresses and a port", p.Subnet, p.Addr)
+		if err := p.validate(); err != nil {
+			return fmt.Errorf("make table: %w", err)
 		}
 		t.overlay.Peers[i].Subnet = p.Subnet.Masked()
 		count[p.Subnet.Bits()]++

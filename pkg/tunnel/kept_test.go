@@ -1,4 +1,4 @@
-package daemon
+package tunnel
 
 import (
 	"log/slog"
@@ -11,7 +11,7 @@ import (
 
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lab/netns"
-	"flanneld/pkg/tunnel"
+	"flanneld/pkg/systemd"
 )
 
 // TestTUNOfOverlay: each row is what a host has, and which device the overlay of 10.42.0.0/16, before that 10.44.0.0/16,
@@ -47,8 +47,9 @@ func TestTUNOfOverlay(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inNamespace(t, func() error {
-				s := &fdStore{log: slog.New(slog.DiscardHandler), kept: map[string]*os.File{}}
-				defer s.close()
+				fds := systemd.NewDescriptors(slog.New(slog.DiscardHandler))
+				defer fds.Close()
+				s := kept{fds}
 				for _, d := range c.devices {
 					mode := netlink.TuntapMode(netlink.TUNTAP_MODE_TUN)
 					if d.tap {
@@ -64,7 +65,7 @@ func TestTUNOfOverlay(t *testing.T) {
 						}
 					}
 					if d.busy {
-						other, err := tunnel.OpenTUN(d.name, tunnel.Offloads{})
+						other, err := OpenTUN(d.name, Offloads{})
 						if err != nil {
 							return err
 						}
@@ -72,7 +73,7 @@ func TestTUNOfOverlay(t *testing.T) {
 					}
 				}
 				if c.stored != "" {
-					if err := s.tryTUN(c.stored); err != nil {
+					if err := s.try(c.stored); err != nil {
 						return err
 					}
 				}
@@ -85,8 +86,8 @@ func TestTUNOfOverlay(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				got := s.chooseTUN(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
-				if err := s.tryTUN(got); got != c.want || (err != nil) != c.fails {
+				got := s.choose(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
+				if err := s.try(got); got != c.want || (err != nil) != c.fails {
 					t.Errorf("%s, %v; want %s", got, err, c.want)
 				}
 				link, err := netlink.LinkByName(got)
@@ -102,8 +103,8 @@ func TestTUNOfOverlay(t *testing.T) {
 						t.Errorf("it has %s of another network", a.IPNet)
 					}
 				}
-				if len(s.kept) > 1 {
-					t.Errorf("%d devices are kept", len(s.kept))
+				if n := len(s.Names()); n > 1 {
+					t.Errorf("%d devices are kept", n)
 				}
 				return nil
 			})

@@ -1,0 +1,39 @@
+package kernel
+
+import (
+	"context"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
+)
+
+// Driver is a Kernel together with a Watch of what was read last: a driver.Driver.
+type Driver struct {
+	kernel *Kernel
+	watch  *Watch
+}
+
+var _ driver.Driver = (*Driver)(nil)
+
+// Drive begins to watch what is of interest until there is a first Snapshot. The events end with
+// ctx.
+func (k *Kernel) Drive(ctx context.Context, first Interest) (*Driver, error) {
+	w, err := k.Watch(ctx, first)
+	if err != nil {
+		return nil, err
+	}
+	return &Driver{k, w}, nil
+}
+
+// Snapshot implements driver.Driver by that of the Kernel. From before it on, events are about
+// the scope.
+func (d *Driver) Snapshot(scope dataplane.Scope, s *dataplane.State) error {
+	d.watch.Focus(Interest{Scope: scope, Uplinks: scope.Carriers})
+	return d.kernel.read(scope, s)
+}
+
+// Apply implements driver.Driver.
+func (d *Driver) Apply(ops []dataplane.Op) []error { return d.kernel.Apply(ops) }
+
+// Events implements driver.Driver.
+func (d *Driver) Events() <-chan driver.Event { return d.watch.Events() }

@@ -1,0 +1,301 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
+	"flanneld/pkg/host"
+	"flanneld/pkg/pace"
+)
+
+// Driver has tunnels run as they are wanted: a driver.Driver that makes TUN links, each with the
+// socket behind it, and has the entries of their tables. What such a device has in common with
+// other links is not its business.
+//
+// Invariant: the entries that a Snapshot shows are in force, or will be as soon as it is known
+// which subnet is ours.
+type Driver struct {
+	ctx     context.Context // ends the tunnels
+	network netip.Prefix
+	log     *slog.Logger
+	events  *driver.Mailbox
+	open    func(name string, l dataplane.Link) (e Ends, close func(), err error)
+
+	mu      sync.Mutex
+	kept    kept
+	tunnels map[string]*running // by link
+
+	pacing sync.Mutex
+	ends   pace.Pace // of tunnels that ended by themselves
+}
+
+var _ driver.Driver = (*Driver)(nil)
+
+// running is a tunnel with its ends.
+type running struct {
+	name    string // of the link
+	link    dataplane.Link
+	entries map[dataplane.TunnelKey]netip.AddrPort
+	own     netip.Prefix // the subnet that is ours, by the entries; not valid: not known yet
+	tunnel  *Tunnel      // nil until own is known
+	ends    Ends
+	close   func()
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  sync.WaitGroup
+}
+
+// NewDriver makes a Driver for the tunnels of a network, which run until ctx ends. fds keeps
+// devices and sockets.
+func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
+	d := &Driver{
+		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), kept: kept{fds}, tunnels: map[string]*running{},
+		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
+	}
+	d.open = d.openEnds
+	return d
+}
+
+// Close ends all tunnels.
+func (d *Driver) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for link := range d.tunnels {
+		d.drop(link)
+	}
+}
+
+// Choose takes the TUN device for the overlay of this host, whose network was another one
+// before, and returns its name.
+func (d *Driver) Choose(inv host.Inventory, former netip.Prefix) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.kept.choose(inv, d.network, former)
+}
+
+// Events implements driver.Driver.
+func (d *Driver) Events() <-chan driver.Event { return d.events.Events() }
+
+// Snapshot implements driver.Driver. A TUN device without somebody behind it
+// is as good as none, so it is left out until it is taken up.
+func (d *Driver) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, l := range s.Links {
+		if l.Kind != dataplane.KindTUN {
+			continue
+		}
+		r, ok := d.tunnels[name]
+		if !ok || r.ctx.Err() != nil {
+			delete(s.Links, name)
+			continue
+		}
+		l.Local, l.Port, l.Open, l.Plain = r.link.Local, r.link.Port, r.link.Open, r.link.Plain
+		s.Links[name] = l
+		maps.Copy(s.Tunnel, r.entries)
+	}
+	return nil
+}
+
+// edit is what an operation has changed of a tunnel.
+type edit struct {
+	op   int // which one it was
+	undo func()
+}
+
+// Apply implements driver.Driver. What it changes of a table is in force when it returns. If no
+// table can be made of that, the one before stays, and all operations on it have failed.
+func (d *Driver) Apply(ops []dataplane.Op) []error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	errs := make([]error, len(ops))
+	edits := map[*running][]edit{}
+	for i, op := range ops {
+		apply := d.applyEntry
+		if op.Kind == dataplane.KindLink {
+			apply = d.applyLink
+		}
+		r, undo, err := apply(op)
+		if err != nil {
+			errs[i] = fmt.Errorf("%s %s: %w", op.Verb, op.Object(), err)
+		} else if r != nil {
+			edits[r] = append(edits[r], edit{i, undo})
+		}
+	}
+	for r, all := range edits {
+		err := d.swap(r)
+		if err == nil {
+			continue
+		}
+		for _, e := range slices.Backward(all) {
+			e.undo()
+			errs[e.op] = fmt.Errorf("%s %s: %w", ops[e.op].Verb, ops[e.op].Object(), err)
+		}
+	}
+	return errs
+}
+
+// applyLink opens a tunnel or changes it.
+func (d *Driver) applyLink(op dataplane.Op) (*running, func(), error) {
+	name, link := dataplane.KindLink.Of(op)
+	if op.Verb == dataplane.Put {
+		return nil, nil, d.start(name, link)
+	}
+	r, ok := d.tunnels[name]
+	if !ok {
+		return nil, nil, nil
+	}
+	before := r.link
+	r.link = link
+	return r, func() { r.link = before }, nil
+}
+
+// applyEntry changes an entry, which is in force from the next swap on.
+func (d *Driver) applyEntry(op dataplane.Op) (*running, func(), error) {
+	k, peer := dataplane.KindTunnel.Of(op)
+	r, ok := d.tunnels[k.Link]
+	if !ok && op.Verb == dataplane.Del {
+		return nil, nil, nil
+	}
+	if !ok {
+		return nil, nil, errors.New("the tunnel is not open")
+	}
+	if err := (Peer{k.Subnet, peer}).validate(); err != nil && op.Verb != dataplane.Del && peer.IsValid() {
+		return nil, nil, err
+	}
+	before, had := r.entries[k]
+	own := r.own
+	undo := func() {
+		if r.own = own; had {
+			r.entries[k] = before
+		} else {
+			delete(r.entries, k)
+		}
+	}
+	if k.Subnet == r.own {
+		r.own = netip.Prefix{}
+	}
+	if op.Verb == dataplane.Del {
+		delete(r.entries, k)
+		return r, undo, nil
+	}
+	if r.entries[k] = peer; !peer.IsValid() {
+		r.own = k.Subnet
+	}
+	return r, undo, nil
+}
+
+// start takes up a TUN device, or makes it, and the socket behind it.
+func (d *Driver) start(name string, l dataplane.Link) error {
+	d.drop(name) // its device is gone, if it did not notice yet
+	ends, closeEnds, err := d.open(name, l)
+	if errors.Is(err, unix.EBUSY) {
+		d.events.Report(driver.Taken)
+	}
+	if err != nil {
+		return err
+	}
+	r := &running{name: name, link: l, entries: map[dataplane.TunnelKey]netip.AddrPort{}, ends: ends, close: closeEnds}
+	r.ctx, r.cancel = context.WithCancel(d.ctx)
+	d.tunnels[name] = r
+	return nil
+}
+
+// openEnds opens a device and its socket, and another one for ICMP errors.
+func (d *Driver) openEnds(name string, l dataplane.Link) (e Ends, closeEnds func(), err error) {
+	offloads := AllOffloads()
+	if l.Plain {
+		offloads = Offloads{}
+	}
+	tun, udp, err := d.kept.open(name, netip.AddrPortFrom(l.Local, uint16(l.Port)), offloads)
+	if err != nil {
+		return e, nil, err
+	}
+	closeEnds = func() {
+		tun.Close()
+		udp.Close()
+	}
+	e = Ends{Device: tun, Socket: udp}
+	icmp, err := OpenICMP()
+	switch {
+	case pace.Scarce(err): // another attempt will have one
+		closeEnds()
+		return e, nil, err
+	case err != nil:
+		d.log.Warn("the tunnel sends no ICMP errors", "err", err)
+	default:
+		e.ICMP = icmp
+		both := closeEnds
+		closeEnds = func() {
+			both()
+			icmp.Close()
+		}
+	}
+	tcp, uso := tun.SuperPackets()
+	d.log.Info("tunnel is open", "link", name, "local", l.Local, "port", l.Port,
+		"tso", tcp, "uso", uso, "udp_segment", udp.MaxSegments() > 1, "udp_gro", udp.GRO())
+	return e, closeEnds, nil
+}
+
+// swap makes a table of the entries, and starts the tunnel with its first one.
+func (d *Driver) swap(r *running) error {
+	if len(r.entries) == 0 || r.tunnel == nil && !r.own.IsValid() {
+		return nil
+	}
+	o := Overlay{Network: d.network, Own: r.own, MTU: r.link.MTU, AllowUnknownSources: r.link.Open, Peers: make([]Peer, 0, len(r.entries))}
+	for k, peer := range r.entries {
+		if peer.IsValid() {
+			o.Peers = append(o.Peers, Peer{Subnet: k.Subnet, Addr: peer})
+		}
+	}
+	table, err := NewTable(o)
+	if err != nil {
+		return err
+	}
+	if r.tunnel != nil {
+		r.tunnel.Swap(table)
+		return nil
+	}
+	r.tunnel = New(table)
+	r.ended.Go(func() { d.run(r) })
+	return nil
+}
+
+// run carries packets until the tunnel is dropped or one of its ends fails. Then a new reading
+// finds that there is none, and has another one opened.
+func (d *Driver) run(r *running) {
+	err := r.tunnel.Run(r.ctx, r.ends)
+	if r.ctx.Err() != nil {
+		return
+	}
+	d.log.Warn("tunnel has ended, opening it again", "link", r.name, "err", err)
+	r.cancel()
+	d.pacing.Lock()
+	wait := d.ends.Next(time.Now())
+	d.pacing.Unlock()
+	time.AfterFunc(wait, func() { d.events.Report(driver.Links) }) // whoever drops it does not wait
+}
+
+// drop ends a tunnel and gives up its ends. What is kept of them remains open.
+func (d *Driver) drop(name string) {
+	r, ok := d.tunnels[name]
+	if !ok {
+		return
+	}
+	delete(d.tunnels, name)
+	r.cancel()
+	r.ended.Wait()
+	r.close()
+}

@@ -1,0 +1,259 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
+)
+
+// driverBed is a Driver whose ends are fakes, with the device that a kernel would show.
+type driverBed struct {
+	*Driver
+	t       *testing.T
+	device  *fakeDevice // the one that was opened last
+	opened  int
+	closed  int
+	refuse  error // of open
+	devices map[string]bool
+}
+
+func newDriverBed(t *testing.T) *driverBed {
+	b := &driverBed{t: t, devices: map[string]bool{}}
+	b.Driver = NewDriver(t.Context(), netip.MustParsePrefix("10.42.0.0/16"), nil, slog.New(slog.DiscardHandler))
+	b.open = func(name string, _ dataplane.Link) (Ends, func(), error) {
+		if b.refuse != nil {
+			return Ends{}, nil, b.refuse
+		}
+		b.opened++
+		b.devices[name] = true
+		b.device = newFakeDevice(t)
+		return Ends{Device: b.device, Socket: newFakeSocket()}, func() { b.closed++ }, nil
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+const tunDevice = "flannel0"
+
+var tunLink = dataplane.Link{Kind: dataplane.KindTUN, Local: netip.MustParseAddr("198.51.100.7"), Port: 8285, MTU: 1472, Up: true}
+
+// put applies entries, each "subnet" for our own, "subnet host:port" for a peer's, or "-subnet"
+// for one that is to go, and returns which failed.
+func (b *driverBed) put(entries ...string) (failed []string) {
+	b.t.Helper()
+	var ops []dataplane.Op
+	for _, e := range entries {
+		subnet, host, _ := strings.Cut(e, " ")
+		subnet, del := strings.CutPrefix(subnet, "-")
+		k := dataplane.TunnelKey{Link: tunDevice, Subnet: netip.MustParsePrefix(subnet)}
+		peer := netip.AddrPort{}
+		if host != "" {
+			peer = netip.MustParseAddrPort(host)
+		}
+		if del {
+			ops = append(ops, dataplane.KindTunnel.Del(k, peer))
+		} else {
+			ops = append(ops, dataplane.KindTunnel.Put(k, peer))
+		}
+	}
+	for i, err := range b.Apply(ops) {
+		if err != nil {
+			failed = append(failed, entries[i])
+		}
+	}
+	return failed
+}
+
+// holds compares what a Snapshot shows, and what is in force, if anything is to be.
+func (b *driverBed) holds(running bool, entries ...string) {
+	b.t.Helper()
+	s := dataplane.NewState()
+	for name := range b.devices {
+		s.Links[name] = dataplane.Link{Kind: dataplane.KindTUN, MTU: 1472, Up: true}
+	}
+	if err := b.Snapshot(dataplane.Scope{}, &s); err != nil {
+		b.t.Fatal(err)
+	}
+	var got, inForce []string
+	peers := 0
+	for k, peer := range s.Tunnel {
+		text := k.Subnet.String()
+		if peer.IsValid() {
+			text += " " + peer.String()
+			peers++
+		}
+		got = append(got, text)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, entries) {
+		b.t.Errorf("holds %q, want %q", got, entries)
+	}
+	r := b.tunnels[tunDevice]
+	if r == nil || r.tunnel == nil {
+		if running {
+			b.t.Error("there is no tunnel")
+		}
+		return
+	}
+	o := r.tunnel.state.Load().table.overlay
+	for _, p := range o.Peers {
+		inForce = append(inForce, fmt.Sprintf("%s %s", p.Subnet, p.Addr))
+	}
+	if len(inForce) != peers || o.Own != r.own {
+		b.t.Errorf("in force are %q and our own %s, shown %q", inForce, o.Own, got)
+	}
+	for _, text := range inForce {
+		if !slices.Contains(got, text) {
+			b.t.Errorf("%s is in force, and not shown", text)
+		}
+	}
+}
+
+func (b *driverBed) start() {
+	b.t.Helper()
+	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Put(tunDevice, tunLink)})[0]; err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func TestDriverKeepsATable(t *testing.T) {
+	b := newDriverBed(t)
+	if failed := b.put("10.42.9.0/24 198.51.100.9:8285", "-10.42.8.0/24"); len(failed) != 1 {
+		t.Errorf("without a tunnel %q failed", failed)
+	}
+	b.holds(false)
+	b.start()
+	// Until it is known which subnet is ours, entries wait.
+	if failed := b.put("10.42.9.0/24 198.51.100.9:8285"); failed != nil {
+		t.Errorf("%q failed", failed)
+	}
+	b.holds(false, "10.42.9.0/24 198.51.100.9:8285")
+	b.put("10.42.7.0/24", "10.42.20.0/24 198.51.100.20:8285")
+	b.holds(true, "10.42.20.0/24 198.51.100.20:8285", "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
+	b.put("10.42.9.0/24 198.51.100.99:8285", "-10.42.20.0/24")
+	b.holds(true, "10.42.7.0/24", "10.42.9.0/24 198.51.100.99:8285")
+	// Another subnet is ours, and the former one is a peer's.
+	b.put("10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285", "-10.42.9.0/24")
+	b.holds(true, "10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285")
+	if b.opened != 1 || b.closed != 0 {
+		t.Errorf("%d opened, %d closed", b.opened, b.closed)
+	}
+}
+
+// TestFailedSwapIsTriedAgain: what no table can be made of is neither in force nor shown, and
+// has failed, so that it is found missing.
+func TestFailedSwapIsTriedAgain(t *testing.T) {
+	b := newDriverBed(t)
+	b.start()
+	b.put("10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
+	was := []string{"10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285"}
+
+	changes := []string{"10.42.20.0/24 198.51.100.20:8285", "10.42.9.0/24 198.51.100.99:8285", "10.42.9.0/24 198.51.100.98:8285", "-10.42.7.0/24"}
+	if failed := b.put(changes...); !slices.Equal(failed, changes) {
+		t.Errorf("without a subnet of ours only %q failed", failed)
+	}
+	b.holds(true, was...)
+
+	low := tunLink
+	low.MTU = 20
+	err := b.Apply([]dataplane.Op{dataplane.KindLink.Set(tunDevice, low, tunLink)})[0]
+	if err == nil || !strings.HasPrefix(err.Error(), "change link flannel0: make table: MTU 20") {
+		t.Errorf("an MTU of 20: %v", err)
+	}
+	if failed := b.put("10.42.20.0/24 198.51.100.20:8285"); failed != nil {
+		t.Errorf("after that %q failed", failed)
+	}
+	b.holds(true, append(was[:0:0], "10.42.20.0/24 198.51.100.20:8285", was[0], was[1])...)
+}
+
+// TestBadEntryHarmsNoOther: one peer that makes no sense fails alone.
+func TestBadEntryHarmsNoOther(t *testing.T) {
+	b := newDriverBed(t)
+	b.start()
+	bad := "10.42.20.0/24 198.51.100.20:0"
+	if failed := b.put("10.42.7.0/24", bad, "10.42.9.0/24 198.51.100.9:8285"); !slices.Equal(failed, []string{bad}) {
+		t.Errorf("%q failed", failed)
+	}
+	b.holds(true, "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
+}
+
+// TestLinkOfATunnel: a device is shown with what is behind it, or not at all.
+func TestLinkOfATunnel(t *testing.T) {
+	b := newDriverBed(t)
+	show := func() dataplane.State {
+		s := dataplane.NewState()
+		s.Links[tunDevice] = dataplane.Link{Kind: dataplane.KindTUN, MTU: 1400}
+		s.Links["eth0"] = dataplane.Link{Kind: "device"}
+		if err := b.Snapshot(dataplane.Scope{}, &s); err != nil || s.Links["eth0"].Kind != "device" {
+			t.Errorf("%v, read\n%s", err, s.Text())
+		}
+		return s
+	}
+	if l, ok := show().Links[tunDevice]; ok {
+		t.Errorf("nobody is behind %+v", l)
+	}
+	b.start()
+	want := tunLink
+	want.MTU, want.Up = 1400, false // as the kernel has it
+	if l := show().Links[tunDevice]; l != want {
+		t.Errorf("got %+v, want %+v", l, want)
+	}
+	b.put("10.42.7.0/24")
+	open := tunLink
+	open.Open = true
+	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Set(tunDevice, open, tunLink)})[0]; err != nil {
+		t.Error(err)
+	}
+	if want.Open = true; show().Links[tunDevice] != want || !b.tunnels[tunDevice].tunnel.state.Load().table.overlay.AllowUnknownSources {
+		t.Error("it does not take packets from everybody")
+	}
+	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Set("flannel9", open, tunLink)})[0]; err != nil {
+		t.Errorf("a change of what has ended meanwhile: %v", err)
+	}
+}
+
+// TestTakenDeviceIsAnEvent: another program has the device.
+func TestTakenDeviceIsAnEvent(t *testing.T) {
+	b := newDriverBed(t)
+	b.refuse = fmt.Errorf("attach: %w", unix.EBUSY)
+	err := b.Apply([]dataplane.Op{dataplane.KindLink.Put(tunDevice, tunLink)})[0]
+	if !errors.Is(err, unix.EBUSY) || !strings.HasPrefix(err.Error(), "replace link flannel0: ") {
+		t.Errorf("got %v", err)
+	}
+	if e := <-b.Events(); e != driver.Taken {
+		t.Errorf("event %s", e)
+	}
+}
+
+// TestEndedTunnelIsOpenedAgain: it is reported, and not shown, and its successor has nothing of it.
+func TestEndedTunnelIsOpenedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newDriverBed(t)
+		for n, want := range []time.Duration{0, 100 * time.Millisecond, 200 * time.Millisecond} {
+			b.start()
+			b.put("10.42.7.0/24")
+			begun := time.Now()
+			b.device.readErr = ErrDeviceGone
+			close(b.device.batches)
+			if e := <-b.Events(); e != driver.Links || time.Since(begun) != want {
+				t.Errorf("end %d: event %s after %v, want %v", n+1, e, time.Since(begun), want)
+			}
+			b.holds(false)
+		}
+		b.Close()
+		if b.opened != 3 || b.closed != 3 {
+			t.Errorf("%d opened, %d closed", b.opened, b.closed)
+		}
+	})
+}
