@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"flanneld/pkg/host"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry/etcd"
 )
 
@@ -121,13 +122,8 @@ func (n *needs) run(ctx context.Context) {
 		return
 	}
 	for {
-		n.lookUp(ctx)
-		timer := time.NewTimer(lookupEvery)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if n.lookUp(ctx); pace.Sleep(ctx, lookupEvery) != nil {
 			return
-		case <-timer.C:
 		}
 	}
 }

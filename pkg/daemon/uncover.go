@@ -19,7 +19,7 @@ func (d *daemon) findEtcd(ctx context.Context, inv host.Inventory) (err error) {
 	d.uncover(inv.Gateways())
 	if domain := d.options.EtcdDomain; domain != "" {
 		d.warnOfNameServers()
-		if o.Endpoints, err = store.Resolve(ctx, domain, d.log); err != nil {
+		if o.Endpoints, err = store.Resolve(ctx, domain, d.log, d.conditions); err != nil {
 			return err
 		}
 	}

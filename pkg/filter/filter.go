@@ -99,7 +99,7 @@ func looks() pace.Share { return pace.Share{Share: 10, Most: 2 * time.Second} }
 
 // newFight returns what is no fight yet over rules.
 func newFight() pace.Fight {
-	return pace.Fight{Burst: 10, Leak: 5 * time.Second, Pause: 5 * time.Second}
+	return pace.Fight{Limits: &pace.Limits{Burst: 10, Leak: 5 * time.Second, Pause: 5 * time.Second}}
 }
 
 // IDs of conditions.

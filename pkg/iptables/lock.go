@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/pace"
 )
 
 // lockFile is where the legacy variant's programs wait for each other.
@@ -88,16 +89,12 @@ func (l *lock) open() bool {
 // until patience is over.
 func (l *lock) await(ctx context.Context, patience time.Duration) error {
 	end := time.Now().Add(patience)
-	ticker := time.NewTicker(lockPoll)
-	defer ticker.Stop()
 	for !l.free() {
 		if time.Now().After(end) {
 			return l.held()
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
+		if err := pace.Sleep(ctx, lockPoll); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -181,12 +181,8 @@ func (w *Watch) run(ctx context.Context) {
 // much for the socket may last a little longer.
 func (w *Watch) resubscribe(ctx context.Context, losses *pace.Pace) bool {
 	for {
-		timer := time.NewTimer(max(minRetry, losses.Next(time.Now())))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if pace.Sleep(ctx, max(minRetry, losses.Next(time.Now()))) != nil {
 			return false
-		case <-timer.C:
 		}
 		if w.subscribe() == nil {
 			return true

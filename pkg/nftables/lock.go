@@ -14,6 +14,7 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/netlink"
+	"flanneld/pkg/pace"
 )
 
 const (
@@ -60,8 +61,8 @@ func (t *Tables) SyncLock(ctx context.Context, l firewall.Lock, peers map[netip.
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range attempts {
-		if !pause(ctx, time.Duration(i)*backOff) {
-			return nil, ctx.Err()
+		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
+			return nil, err
 		}
 		changes, err = t.conn.syncLock(l, peers, prune)
 		if !errors.Is(err, errChanged) {

@@ -32,6 +32,7 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/netlink"
+	"flanneld/pkg/pace"
 )
 
 // Family is an address family, with the number that nfnetlink has for it.
@@ -142,8 +143,8 @@ func (t *Tables) keep(ctx context.Context, family Family, owner firewall.Owner, 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range attempts {
-		if !pause(ctx, time.Duration(i)*backOff) {
-			return nil, ctx.Err()
+		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
+			return nil, err
 		}
 		changes, err = t.sync(family, owner, want)
 		if !passing(err) {
@@ -171,21 +172,6 @@ func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]strin
 		return p.changes, fmt.Errorf("%w: %s", firewall.ErrBarred, strings.Join(p.barred, ", "))
 	}
 	return p.changes, nil
-}
-
-// pause tells whether it came to its end before ctx did.
-func pause(ctx context.Context, d time.Duration) bool {
-	if d == 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // normal gives rules the form in which the kernel's are read: a match on all

@@ -10,6 +10,7 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/netlink"
+	"flanneld/pkg/pace"
 )
 
 // walkTime bounds what one question may cost: rules that take longer to read than
@@ -24,7 +25,7 @@ func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewal
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range attempts {
-		if !pause(ctx, time.Duration(i)*backOff) {
+		if pace.Sleep(ctx, time.Duration(i)*backOff) != nil {
 			return nil, context.Cause(ctx)
 		}
 		all, err = t.conn.barriers(ctx, p)

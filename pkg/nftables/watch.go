@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/netlink"
+	"flanneld/pkg/pace"
 )
 
 // calm is how long a Watch waits after a failure that it knows no reason for.
@@ -69,7 +70,7 @@ func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, c
 			return
 		}
 		changed()
-		if !errors.Is(err, unix.ENOBUFS) && !pause(ctx, calm) {
+		if !errors.Is(err, unix.ENOBUFS) && pace.Sleep(ctx, calm) != nil {
 			return
 		}
 	}

@@ -2,13 +2,19 @@ package pace
 
 import "time"
 
-// Fight slows down repairs that somebody else undoes again and again. Burst repairs in quick
-// succession, and one each Leak for ever, are none: an accident, a link that flaps, a test by
-// hand. From the next one on there is a fight, with one repair each Pause. It ends once so much
-// time has passed that its repairs are forgotten, one each Pause.
-type Fight struct {
+// Limits say what a Fight is: Burst repairs in quick succession, and one each Leak for ever, are
+// none, but an accident, a link that flaps, a test by hand.
+type Limits struct {
 	Burst       int
 	Leak, Pause time.Duration
+}
+
+// Fight slows down repairs that somebody else undoes again and again. It begins with the first
+// repair that is more than its limits allow; then there is one each Pause. It ends once so much
+// time has passed that its repairs are forgotten, one each Pause. It is small, for there may be
+// one for each of many objects.
+type Fight struct {
+	*Limits
 
 	repairs float64   // not forgotten yet
 	at      time.Time // when they were reckoned

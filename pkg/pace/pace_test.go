@@ -81,7 +81,7 @@ func TestRestsLeaveAShareOfTheTime(t *testing.T) {
 // TestFightBeginsAndEnds: accidents are repaired at once; who undoes repairs again and again has
 // them slowed down until there was peace.
 func TestFightBeginsAndEnds(t *testing.T) {
-	f := Fight{Burst: 3, Leak: time.Second, Pause: 5 * time.Second}
+	f := Fight{Limits: &Limits{Burst: 3, Leak: time.Second, Pause: 5 * time.Second}}
 	now := time.Now()
 	for range 100 { // one a second is no fight
 		if d := f.Repaired(now); d != 0 {
@@ -142,4 +142,39 @@ func TestAlarmRingsAtTheEarliestTime(t *testing.T) {
 			t.Errorf("it rang again after %v", time.Since(begun))
 		}
 	})
+}
+
+// TestBudgetLeavesTimeToOthers: a burst is free, then costs are one part in Share of the time.
+func TestBudgetLeavesTimeToOthers(t *testing.T) {
+	var clock time.Duration
+	b := Budget{Clock: func() time.Duration { return clock }, Share: 10, Burst: time.Second, Most: time.Minute}
+	now := time.Now()
+	begin, spent, rests := now, time.Duration(0), 0
+	for now.Sub(begin) < 10*time.Minute {
+		if d := b.Rest(now); d > 0 {
+			if rests++; d > b.Most {
+				t.Fatalf("a rest of %v", d)
+			}
+			now = now.Add(d)
+			continue
+		}
+		b.Begin()
+		clock, now = clock+300*time.Millisecond, now.Add(300*time.Millisecond)
+		if took := b.Spend(now); took != 300*time.Millisecond {
+			t.Fatalf("took %v", took)
+		}
+		spent += 300 * time.Millisecond
+		if spent <= b.Burst && rests > 0 {
+			t.Error("a burst is not free")
+		}
+	}
+	if share := 10 * time.Minute / 10; spent > share+2*b.Burst || spent < share/2 || !b.Over() {
+		t.Errorf("spent %v, over: %v", spent, b.Over())
+	}
+	if b.Rest(now.Add(time.Minute)) != 0 || b.Over() {
+		t.Error("it is not forgotten")
+	}
+	if a := ProcessTime(); a <= 0 || ProcessTime() < a {
+		t.Errorf("process time %v", a)
+	}
 }

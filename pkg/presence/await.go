@@ -43,14 +43,14 @@ func Await(ctx context.Context, network netip.Prefix, device string, conditions 
 		if waits = waits || held || pace.Scarce(err); !waits {
 			ctx, r.cancel = context.WithCancel(ctx)
 			r.attempts.Go(func() {
-				for r.presence == nil && sleep(ctx, awaitRetry) {
+				for r.presence == nil && pace.Sleep(ctx, awaitRetry) == nil {
 					r.presence, _, _ = try(network, device, conditions)
 				}
 			})
 			return r, nil
 		}
-		if !sleep(ctx, awaitRetry) {
-			return nil, ctx.Err()
+		if err := pace.Sleep(ctx, awaitRetry); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -95,16 +95,4 @@ func conflict(network netip.Prefix, held *HeldError) condition.Condition {
 		c.Text = "waiting until another flanneld on this host ends, whose network overlaps: give one of them another Network"
 	}
 	return c
-}
-
-// sleep waits, and reports whether ctx has not ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

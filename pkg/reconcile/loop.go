@@ -22,6 +22,7 @@ import (
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 )
 
 // Input is all that the wanted state follows from.
@@ -94,7 +95,7 @@ type Loop struct {
 	plan   *backend.Plan
 	holds  *holds
 	report *report
-	pace   pace
+	budget pace.Budget // of whole passes
 	made   time.Time
 	heard  atomic.Int64  // when the kernel was last said to be changed, since made, in nanoseconds
 	cost   time.Duration // of looking, the last time
@@ -111,11 +112,17 @@ type Loop struct {
 	refused map[string]error // own objects that failed the last time, and why
 }
 
+// wholePasses bounds what they cost when somebody keeps changing the kernel, with enough at once
+// for any accident.
+func wholePasses() pace.Budget {
+	return pace.Budget{Clock: pace.ProcessTime, Share: 40, Burst: 2 * time.Second, Most: resync}
+}
+
 // New makes a Loop that has done nothing yet.
 func New(cfg Config) *Loop {
 	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
-		holds: newHolds(), report: newReport(cfg.Log), pace: pace{clock: processTime}, made: time.Now(), undone: true, whole: true,
+		holds: newHolds(), report: newReport(cfg.Log), budget: wholePasses(), made: time.Now(), undone: true, whole: true,
 		refused: map[string]error{},
 	}
 }
@@ -168,7 +175,7 @@ func (l *Loop) wait(ctx context.Context) error {
 	now := time.Now()
 	idle := min(resync-now.Sub(l.read), l.holds.next(now))
 	if l.stale.Load() {
-		idle = max(l.pace.pause(now), l.holds.left(now, inputObject))
+		idle = max(l.budget.Rest(now), l.holds.left(now, inputObject))
 	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
@@ -199,7 +206,7 @@ func (l *Loop) calm(ctx context.Context) error {
 		at = time.Now().Add(debounce)
 	}
 	for last := time.Now().Add(2 * l.cost); ; {
-		if err := sleep(ctx, time.Until(at)); err != nil {
+		if err := pace.Sleep(ctx, time.Until(at)); err != nil {
 			return err
 		}
 		at = l.made.Add(time.Duration(l.heard.Load()) + lull)
@@ -207,17 +214,6 @@ func (l *Loop) calm(ctx context.Context) error {
 			l.drain()
 			return nil
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 
@@ -259,7 +255,7 @@ func (l *Loop) Pass() bool {
 	}
 	done := pass{change: change, left: l.left}
 	stale := l.stale.Load()
-	if stale && l.pace.pause(time.Now()) > 0 {
+	if stale && l.budget.Rest(time.Now()) > 0 {
 		if change.Nothing() {
 			return l.ok
 		}
@@ -278,7 +274,7 @@ func (l *Loop) Pass() bool {
 	if !done.part && l.cfg.Missing != nil {
 		l.cfg.Missing(causes(done.missing))
 	}
-	done.fighting = l.holds.fights > 0 || l.pace.over
+	done.fighting = l.holds.fighting(time.Now()) || l.budget.Over()
 	l.report.pass(done)
 	l.ok = !done.own
 	return l.ok
@@ -314,7 +310,7 @@ func (l *Loop) passWhole(in Input, done *pass) bool {
 	l.whole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
 	for round := range rounds {
-		l.pace.begin()
+		l.budget.Begin()
 		l.reading = dataplane.State{} // not two at a time: they are large
 		have := dataplane.NewState()
 		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
@@ -328,14 +324,14 @@ func (l *Loop) passWhole(in Input, done *pass) bool {
 		delta := dataplane.Diff(want, have, l.scope, in.View.Complete)
 		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
 		done.conflicts = delta.Conflicts
-		l.cost = l.pace.spend()
-		l.pace.begin()
+		l.cost = l.budget.Spend(time.Now())
+		l.budget.Begin()
 		done.doubt = round == 0
 		again := l.apply(delta, done)
 		if done.change.Nothing() {
-			l.pace.spend()
+			l.budget.Spend(time.Now())
 		}
-		if again && done.change.Nothing() && l.pace.pause(time.Now()) > 0 {
+		if again && done.change.Nothing() && l.budget.Rest(time.Now()) > 0 {
 			l.stale.Store(true) // later: somebody is at it, too
 			break
 		}

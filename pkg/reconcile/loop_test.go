@@ -305,7 +305,7 @@ func TestHeavyFightIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		begun := time.Now()
-		f.pace.clock = func() time.Duration { return time.Since(begun) }
+		f.budget.Clock = func() time.Duration { return time.Since(begun) }
 		f.wantRoutes(1, 2)
 		f.Pass()
 		f.kernel.before = func() { time.Sleep(300 * time.Millisecond) }

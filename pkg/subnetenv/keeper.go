@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 )
 
 const (
@@ -25,10 +25,6 @@ const (
 	retryAfter = time.Second
 	// burst lets a program that changes a file finish.
 	burst = 100 * time.Millisecond
-
-	// Repairs beyond fights in quick succession wait for fightPause.
-	fights     = 10
-	fightPause = 5 * time.Second
 )
 
 // IDs of conditions.
@@ -55,19 +51,19 @@ type Keeper struct {
 		Env
 	}
 
-	mu     sync.Mutex  // one writer at a time; guards what follows
-	env    Env         // as it was when it was right last
-	claim  lease.Claim // wanted; zero: none yet
-	noted  lease.Claim // as it was when it was right last
-	fights *rate.Limiter
+	mu    sync.Mutex  // one writer at a time; guards what follows
+	env   Env         // as it was when it was right last
+	claim lease.Claim // wanted; zero: none yet
+	noted lease.Claim // as it was when it was right last
+	fight pace.Fight
 }
 
 // NewKeeper returns a keeper of the subnet.env at path, of which nothing is wanted yet.
 func NewKeeper(path string, conditions *condition.List, log *slog.Logger) *Keeper {
 	return &Keeper{
 		path: path, conditions: conditions, log: log,
-		wake:   make(chan struct{}, 1),
-		fights: rate.NewLimiter(rate.Every(fightPause), fights),
+		wake:  make(chan struct{}, 1),
+		fight: pace.Fight{Limits: &pace.Limits{Burst: 10, Leak: 5 * time.Second, Pause: 5 * time.Second}},
 	}
 }
 
@@ -141,7 +137,7 @@ func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 		}
 		wake := k.wake
 		if fight {
-			pause, changed, wake = fightPause, nil, nil
+			changed, wake = nil, nil
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -163,26 +159,34 @@ func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 }
 
 // sync has the files right where that is possible. It returns the time until the next look,
-// and whether somebody keeps changing them.
+// and whether there should be none before, because somebody keeps changing them.
 func (k *Keeper) sync() (pause time.Duration, fight bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	repaired, err := k.syncEnv()
 	again, failed := k.syncClaim()
-	fight = (repaired || again) && !k.fights.Allow()
+	now := time.Now()
+	if repaired || again {
+		pause = k.fight.Repaired(now)
+		fight = pause > 0
+	}
 	switch {
 	case fight:
 		k.conditions.Set(condition.Condition{
 			ID: fightCondition, Text: "another program keeps changing the subnet file or the claim beside it, slowing down",
 			Fields: []any{"path", k.path},
 		})
-	case !repaired && !again:
+	case err != nil || failed != nil:
+		pause = retryAfter
+	case k.fight.On(now):
+		pause = k.fight.Pause // whether it has ended
+	default:
+		pause = resync
+	}
+	if !k.fight.On(now) {
 		k.conditions.End(fightCondition)
 	}
-	if err != nil || failed != nil {
-		return retryAfter, fight
-	}
-	return resync, fight
+	return pause, fight
 }
 
 // syncEnv makes subnet.env say what is wanted, and reports whether it had said that before.

@@ -16,6 +16,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 )
 
 // logBuffer is a log that may be read while it is written.
@@ -45,6 +46,7 @@ func TestFightOverTheSubnetFile(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&lines, nil))
 	conditions := condition.NewList(log)
 	k := NewKeeper(path, conditions, log)
+	k.fight.Limits = &pace.Limits{Burst: 5, Leak: time.Second, Pause: 200 * time.Millisecond}
 	k.Update(func(e *Env) { *e = env })
 	ctx, cancel := context.WithCancel(t.Context())
 	var tasks sync.WaitGroup
@@ -63,7 +65,7 @@ func TestFightOverTheSubnetFile(t *testing.T) {
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	most := fights + 2 + int(time.Since(begun)/fightPause)
+	most := k.fight.Burst + 2 + int(time.Since(begun)/k.fight.Pause)
 	if n := strings.Count(lines.String(), "repaired"); n > most {
 		t.Errorf("%d repairs in %v, want %d at most", n, time.Since(begun), most)
 	}

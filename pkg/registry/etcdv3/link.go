@@ -155,14 +155,7 @@ func (l *link) pace(ctx context.Context, url string) error {
 	}
 	wait := p.Next(time.Now())
 	l.mu.Unlock()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
+	return pace.Sleep(ctx, wait)
 }
 
 // note keeps why an endpoint could not be connected to.

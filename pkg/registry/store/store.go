@@ -75,23 +75,20 @@ type Identity struct {
 
 // Resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's
 // own clients do. It waits for a name server that is away.
-func Resolve(ctx context.Context, domain string, log *slog.Logger) ([]string, error) {
-	for said := ""; ; {
+func Resolve(ctx context.Context, domain string, log *slog.Logger, wrong *condition.List) ([]string, error) {
+	const id = "etcd-srv"
+	for {
 		found, err := srv.GetClient("etcd-client", domain, "")
 		if err == nil {
+			wrong.End(id)
 			log.Info("found etcd by its SRV records", "domain", domain, "endpoints", strings.Join(found.Endpoints, ","))
 			return found.Endpoints, nil
 		}
-		if said != err.Error() {
-			said = err.Error()
-			log.Warn("cannot find etcd by SRV records, trying again", "domain", domain, "err", err)
-		}
-		timer := time.NewTimer(storeRetry)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
-		case <-timer.C:
+		wrong.Set(condition.Condition{
+			ID: id, Text: "cannot find etcd by SRV records, trying again", Fields: []any{"domain", domain, "err", err},
+		})
+		if err := pace.Sleep(ctx, storeRetry); err != nil {
+			return nil, err
 		}
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"flanneld/pkg/condition"
 )
 
 // TestResolve asks a name server for etcd's members, with and without TLS.
@@ -28,7 +31,11 @@ func TestResolve(t *testing.T) {
 		return (&net.Dialer{}).DialContext(ctx, "udp4", server.LocalAddr().String())
 	}}
 	var log strings.Builder
-	got, err := Resolve(t.Context(), "example.org", slog.New(slog.NewTextHandler(&log, nil)))
+	resolve := func(ctx context.Context, domain string, w io.Writer) ([]string, error) {
+		log := slog.New(slog.NewTextHandler(w, nil))
+		return Resolve(ctx, domain, log, condition.NewList(log))
+	}
+	got, err := resolve(t.Context(), "example.org", &log)
 	if want := []string{"https://a.example.org.:2379", "http://b.example.org.:4001"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("found %q, %v, want %q; log:\n%s", got, err, want, &log)
 	}
@@ -36,7 +43,7 @@ func TestResolve(t *testing.T) {
 	// Nothing there is no reason to end, but its context's end is.
 	ctx, cancel := context.WithCancel(t.Context())
 	log.Reset()
-	if got, err := Resolve(ctx, "example.net", slog.New(slog.NewTextHandler(ender{&log, cancel}, nil))); err == nil {
+	if got, err := resolve(ctx, "example.net", ender{&log, cancel}); err == nil {
 		t.Errorf("found %q", got)
 	}
 	if n := strings.Count(log.String(), "cannot find etcd by SRV records"); n != 1 {
