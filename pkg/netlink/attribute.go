@@ -23,11 +23,12 @@ func After(body []byte, header int) Attrs {
 
 // All iterates over attributes, up to the first that is damaged.
 func (a Attrs) All() iter.Seq2[uint16, Value] {
+	const flags = unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
 	return func(yield func(uint16, Value) bool) {
 		b := a
 		for len(b) >= unix.SizeofNlAttr {
 			n := int(binary.NativeEndian.Uint16(b))
-			kind := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			kind := binary.NativeEndian.Uint16(b[2:]) &^ flags
 			if n < unix.SizeofNlAttr || n > len(b) {
 				return
 			}

@@ -12,12 +12,13 @@ import (
 
 // kernel stands for the kernel: it does what is sent at once and keeps the answers.
 type kernel struct {
-	t       testing.TB
-	do      func(h unix.NlMsghdr, body []byte) (answer [][]byte) // to one request
-	room    int                                                  // answers that the receive buffer takes; 0: any number
-	most    int                                                  // bytes that can be sent at a time; 0: any number
-	silent  bool                                                 // an overflow is not reported
-	lost    bool                                                 // and not reported yet
+	// do answers one request.
+	do     func(h unix.NlMsghdr, body []byte) [][]byte
+	room   int  // answers that the receive buffer takes; 0: any number
+	most   int  // bytes that can be sent at a time; 0: any number
+	silent bool // an overflow is not reported
+
+	lost    bool // an overflow was not reported yet
 	answers [][]byte
 	sent    [][]uint32 // sequence numbers of each datagram
 }
@@ -67,7 +68,14 @@ func reply(kind, flags uint16, seq uint32, body []byte) []byte {
 	return pad(append(b, body...))
 }
 
-func errorBody(e unix.Errno) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))) }
+func errorBody(e unix.Errno) []byte {
+	return binary.NativeEndian.AppendUint32(nil, uint32(-int32(e)))
+}
+
+// refusal is a datagram that refuses a request.
+func refusal(seq uint32, e unix.Errno) []byte {
+	return reply(unix.NLMSG_ERROR, 0, seq, errorBody(e))
+}
 
 // refusing answers a batch as rtnetlink does, and refuses the requests of whose number refuse
 // says so.
@@ -75,9 +83,9 @@ func refusing(refuse func(n uint32) bool) func(unix.NlMsghdr, []byte) [][]byte {
 	return func(h unix.NlMsghdr, body []byte) [][]byte {
 		switch n := binary.NativeEndian.Uint32(body); {
 		case refuse(n):
-			return [][]byte{reply(unix.NLMSG_ERROR, 0, h.Seq, errorBody(unix.Errno(n)))}
+			return [][]byte{refusal(h.Seq, unix.Errno(n))}
 		case h.Flags&unix.NLM_F_ACK != 0:
-			return [][]byte{reply(unix.NLMSG_ERROR, 0, h.Seq, errorBody(0))}
+			return [][]byte{refusal(h.Seq, 0)}
 		}
 		return nil
 	}
@@ -117,7 +125,11 @@ func TestBatchTellsEachResult(t *testing.T) {
 				t.Fatalf("%d results", len(errs))
 			}
 			for i, err := range errs {
-				if refused := third(uint32(i + 1)); refused != (err != nil) || refused && !errors.Is(err, unix.Errno(i+1)) {
+				var want error
+				if third(uint32(i + 1)) {
+					want = unix.Errno(i + 1)
+				}
+				if !errors.Is(err, want) {
 					t.Errorf("request %d: %v", i+1, err)
 				}
 			}
@@ -157,7 +169,7 @@ func TestOldAnswersAreNoAnswers(t *testing.T) {
 	k := kernel{do: refusing(func(n uint32) bool { return n == 2 })}
 	c := k.conn(8)
 	for range 3 {
-		k.answers = append(k.answers, reply(unix.NLMSG_ERROR, 0, c.seq+2, errorBody(unix.EPERM)))
+		k.answers = append(k.answers, refusal(c.seq+2, unix.EPERM))
 		errs := c.Batch(numbered(3))
 		if errs[0] != nil || !errors.Is(errs[1], unix.Errno(2)) || errs[2] != nil {
 			t.Errorf("got %v", errs)
@@ -166,7 +178,7 @@ func TestOldAnswersAreNoAnswers(t *testing.T) {
 	// One that comes after the question, for an earlier one.
 	inner := k.do
 	k.do = func(h unix.NlMsghdr, body []byte) [][]byte {
-		return append([][]byte{reply(unix.NLMSG_ERROR, 0, h.Seq-100, errorBody(unix.EPERM))}, inner(h, body)...)
+		return append([][]byte{refusal(h.Seq-100, unix.EPERM)}, inner(h, body)...)
 	}
 	if err := c.Do(numbered(1)); err != nil {
 		t.Errorf("got %v", err)
@@ -232,16 +244,19 @@ func TestGet(t *testing.T) {
 		return answer(h.Seq)
 	}}
 	c := k.conn(1)
+	message := func(seq uint32, body string) []byte { return reply(16, 0, seq, []byte(body)) }
 	for name, tt := range map[string]struct {
 		answer func(seq uint32) [][]byte
 		body   string
 		err    error
 	}{
-		"a message": {func(seq uint32) [][]byte { return [][]byte{reply(16, 0, seq, []byte("body"))} }, "body", nil},
-		"others before it": {func(seq uint32) [][]byte {
-			return [][]byte{reply(16, 0, seq+1, []byte("news")), reply(16, 0, seq, []byte("body"))}
-		}, "body", nil},
-		"refused": {func(seq uint32) [][]byte { return [][]byte{reply(unix.NLMSG_ERROR, 0, seq, errorBody(unix.ENODEV))} }, "", unix.ENODEV},
+		"a message": {func(n uint32) [][]byte { return [][]byte{message(n, "it")} }, "it", nil},
+		"others before it": {func(n uint32) [][]byte {
+			return [][]byte{message(n+1, "no"), message(n, "it")}
+		}, "it", nil},
+		"refused": {func(n uint32) [][]byte {
+			return [][]byte{refusal(n, unix.ENODEV)}
+		}, "", unix.ENODEV},
 		"nothing": {func(uint32) [][]byte { return nil }, "", ErrNoAnswer},
 		"garbage": {func(uint32) [][]byte { return [][]byte{{1, 2, 3}} }, "", ErrNoAnswer},
 	} {
@@ -254,7 +269,7 @@ func TestGet(t *testing.T) {
 		}
 	}
 	k.room = 1
-	answer = func(seq uint32) [][]byte { return [][]byte{reply(16, 0, seq+1, nil), reply(16, 0, seq, nil)} }
+	answer = func(n uint32) [][]byte { return [][]byte{message(n+1, "no"), message(n, "it")} }
 	if _, err := c.Get(numbered(1)); !errors.Is(err, unix.ENOBUFS) {
 		t.Errorf("lost: %v", err)
 	}
@@ -303,17 +318,22 @@ func TestLists(t *testing.T) {
 		}
 	}
 	for _, interrupted := range []bool{false, true} {
-		k := kernel{do: func(h unix.NlMsghdr, _ []byte) [][]byte { return list(h.Seq, interrupted, 0) }}
+		k := kernel{do: func(h unix.NlMsghdr, _ []byte) [][]byte {
+			return list(h.Seq, interrupted, 0)
+		}}
 		c := k.conn(1)
-		if whole, err := c.List(numbered(1), func([]byte) bool { return true }); whole == interrupted || err != nil {
+		whole, err := c.List(numbered(1), func([]byte) bool { return true })
+		if whole == interrupted || err != nil {
 			t.Errorf("interrupted %v: whole %v, %v", interrupted, whole, err)
 		}
 		seen := 0
-		if whole, err := c.List(numbered(1), func([]byte) bool { seen++; return seen < 2 }); whole || err != nil || seen != 2 {
+		whole, err = c.List(numbered(1), func([]byte) bool { seen++; return seen < 2 })
+		if whole || err != nil || seen != 2 {
 			t.Errorf("cut short: %d, whole %v, %v", seen, whole, err)
 		}
 		// The rest of it is nobody's answer.
-		if _, err := c.List(numbered(1), func([]byte) bool { seen++; return true }); err != nil || seen != 2+n {
+		_, err = c.List(numbered(1), func([]byte) bool { seen++; return true })
+		if err != nil || seen != 2+n {
 			t.Errorf("after that: %d, %v", seen, err)
 		}
 	}

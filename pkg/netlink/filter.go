@@ -58,12 +58,14 @@ func (f *Filter) JumpIf(test bpf.JumpTest, value uint32, whenSo, orElse string) 
 // Equal16 compares two bytes that were loaded with a number in the order of the host; BPF takes
 // what it loads for network order.
 func (f *Filter) Equal16(v uint16, whenSo, orElse string) {
-	f.JumpIf(bpf.JumpEqual, uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))), whenSo, orElse)
+	order := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
+	f.JumpIf(bpf.JumpEqual, uint32(order), whenSo, orElse)
 }
 
 // Equal32 does the same with four bytes.
 func (f *Filter) Equal32(v uint32, whenSo, orElse string) {
-	f.JumpIf(bpf.JumpEqual, binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v)), whenSo, orElse)
+	order := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v))
+	f.JumpIf(bpf.JumpEqual, order, whenSo, orElse)
 }
 
 // Assemble returns the program. It fails where a jump leads nowhere, or too far.

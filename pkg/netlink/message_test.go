@@ -15,9 +15,12 @@ import (
 )
 
 func TestAnswer(t *testing.T) {
-	message := nl.NewRtAttr(unix.NLMSGERR_ATTR_MSG, nl.ZeroTerminated("Nexthop has invalid gateway")).Serialize()
-	header := binary.NativeEndian.AppendUint32(nil, 20)
-	header = append(header, make([]byte, 12)...)
+	const text = "Nexthop has invalid gateway"
+	message := nl.NewRtAttr(unix.NLMSGERR_ATTR_MSG, nl.ZeroTerminated(text)).Serialize()
+	request := append(binary.NativeEndian.AppendUint32(nil, 20), make([]byte, 16)...)
+	invalid := errorBody(unix.EINVAL)
+	const why = "invalid argument: " + text
+	const tlvs, capped = unix.NLM_F_ACK_TLVS, unix.NLM_F_CAPPED | unix.NLM_F_ACK_TLVS
 	for _, c := range []struct {
 		name  string
 		kind  uint16
@@ -28,11 +31,11 @@ func TestAnswer(t *testing.T) {
 		{"success", unix.NLMSG_ERROR, 0, errorBody(0), ""},
 		{"end of a list", unix.NLMSG_DONE, 0, errorBody(0), ""},
 		{"end of a list, old kernel", unix.NLMSG_DONE, 0, nil, ""},
-		{"plain", unix.NLMSG_ERROR, 0, append(errorBody(unix.EINVAL), header...), "invalid argument"},
-		{"capped", unix.NLMSG_ERROR, unix.NLM_F_CAPPED | unix.NLM_F_ACK_TLVS, append(append(errorBody(unix.EINVAL), header...), message...), "invalid argument: Nexthop has invalid gateway"},
-		{"whole", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, append(append(append(errorBody(unix.EINVAL), header...), 0, 0, 0, 0), message...), "invalid argument: Nexthop has invalid gateway"},
-		{"in a list", unix.NLMSG_DONE, unix.NLM_F_ACK_TLVS, append(errorBody(unix.EINVAL), message...), "invalid argument: Nexthop has invalid gateway"},
-		{"cut short", unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, errorBody(unix.EINVAL), "invalid argument"},
+		{"plain", unix.NLMSG_ERROR, 0, slices.Concat(invalid, request), "invalid argument"},
+		{"capped", unix.NLMSG_ERROR, capped, slices.Concat(invalid, request[:16], message), why},
+		{"whole", unix.NLMSG_ERROR, tlvs, slices.Concat(invalid, request, message), why},
+		{"in a list", unix.NLMSG_DONE, tlvs, slices.Concat(invalid, message), why},
+		{"cut short", unix.NLMSG_ERROR, tlvs, invalid, "invalid argument"},
 	} {
 		err := Answer(unix.NlMsghdr{Type: c.kind, Flags: c.flags}, c.body)
 		if c.want == "" && err == nil {
@@ -63,8 +66,10 @@ func TestDatagrams(t *testing.T) {
 		}
 	}
 	r.Reset()
-	if r.Begin(17, unix.NLM_F_ACK); r.Len() != 1 || !r.hasFlag(0, unix.NLM_F_ACK) || len(r.Datagram(0, 1, 1)) != unix.SizeofNlMsghdr {
-		t.Errorf("after a reset: %x", r.Datagram(0, 1, 1))
+	r.Begin(17, unix.NLM_F_ACK)
+	b := r.Datagram(0, 1, 1)
+	if r.Len() != 1 || !r.hasFlag(0, unix.NLM_F_ACK) || len(b) != unix.SizeofNlMsghdr {
+		t.Errorf("after a reset: %x", b)
 	}
 }
 
@@ -99,9 +104,14 @@ func TestAttrsAsBytes(t *testing.T) {
 		t.Fatalf("\n got % x\nwant % x", got, want)
 	}
 	m := got.Map()
-	if m[1].Number() != 9 || m[2].Number() != 0x01020304 || m[3].Text() != "eth0" || m[4].Addr() != four || m[5].Addr() != six ||
-		!bytes.Equal(m[6].Map()[1], []byte{1, 2}) || m[7].Uint32BE() != 0x01020304 || m[8].Uint64BE() != 0x0102030405060708 || m[9].Map()[1] == nil {
-		t.Errorf("read back %v", m)
+	for kind, read := range map[uint16]bool{
+		1: m[1].Number() == 9, 2: m[2].Number() == 0x01020304, 3: m[3].Text() == "eth0",
+		4: m[4].Addr() == four, 5: m[5].Addr() == six, 6: bytes.Equal(m[6].Map()[1], []byte{1, 2}),
+		7: m[7].Uint32BE() == 0x01020304, 8: m[8].Uint64BE() == 0x0102030405060708, 9: m[9].Map()[1] != nil,
+	} {
+		if !read {
+			t.Errorf("attribute %d is read back as % x", kind, []byte(m[kind]))
+		}
 	}
 	var kinds []uint16
 	for kind := range After(append([]byte{1, 2, 3, 4, 5, 0, 0, 0}, got...), 5).All() {

@@ -290,7 +290,8 @@ func (c *Conn) exchange(r *Requests, from, to int, errs []error) {
 	if err == nil {
 		return
 	}
-	if n := to - from; n > 1 && (errors.Is(err, ErrNoAnswer) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EMSGSIZE)) {
+	lost := errors.Is(err, ErrNoAnswer) || errors.Is(err, unix.ENOBUFS)
+	if n := to - from; n > 1 && (lost || errors.Is(err, unix.EMSGSIZE)) {
 		c.exchange(r, from, from+n/2, errs[:n/2])
 		c.exchange(r, from+n/2, to, errs[n/2:])
 		return

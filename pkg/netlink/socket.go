@@ -30,7 +30,8 @@ type socket struct {
 
 // openSocket also returns the size of the receive buffer, in what the kernel charges it.
 func openSocket(protocol, receiveBuffer int) (s *socket, size int, err error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	const kind = unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	fd, err := unix.Socket(unix.AF_NETLINK, kind, protocol)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -49,7 +50,8 @@ func openSocket(protocol, receiveBuffer int) (s *socket, size int, err error) {
 
 func (s *socket) prepare(fd, receiveBuffer int) (size int, err error) {
 	for _, o := range []struct{ force, option, size int }{
-		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, RequestBuffer},
+		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer},
+		{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, RequestBuffer},
 	} {
 		// Beyond net.core.rmem_max and wmem_max where we may, else as much as is allowed.
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.force, o.size) != nil {
@@ -58,7 +60,9 @@ func (s *socket) prepare(fd, receiveBuffer int) (size int, err error) {
 			}
 		}
 	}
-	for _, option := range []int{unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK} {
+	for _, option := range []int{
+		unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK,
+	} {
 		// Older kernels lack them: errors then say less, and lists have more in them than was
 		// asked for, which their readers have to look out for.
 		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1)
@@ -77,7 +81,9 @@ func (s *socket) prepare(fd, receiveBuffer int) (size int, err error) {
 }
 
 func (s *socket) setOption(level, option, value int) (err error) {
-	closed := s.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) })
+	closed := s.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), level, option, value)
+	})
 	return cmp.Or(closed, err)
 }
 
@@ -88,8 +94,9 @@ func (s *socket) setFilter(f *Filter) error {
 		for i, r := range program {
 			code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 		}
+		p := &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 		closed := s.raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
+			err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, p)
 		})
 		err = cmp.Or(closed, err)
 	}

@@ -104,7 +104,8 @@ func TestGenericNetlink(t *testing.T) {
 		b, err := c.Get(&r)
 		return After(b, unix.GENL_HDRLEN), err
 	}
-	if a, err := family("nlctrl"); err != nil || a.Map()[unix.CTRL_ATTR_FAMILY_ID].Number() != unix.GENL_ID_CTRL {
+	a, err := family("nlctrl")
+	if id := a.Map()[unix.CTRL_ATTR_FAMILY_ID].Number(); err != nil || id != unix.GENL_ID_CTRL {
 		t.Errorf("nlctrl: % x, %v", []byte(a), err)
 	}
 	if _, err := family("no-such-family"); !errors.Is(err, unix.ENOENT) {
@@ -188,7 +189,8 @@ func TestOtherNamespace(t *testing.T) {
 	}
 	defer c.Close()
 	links := 0
-	if err := c.Dump(getLink(""), func() { links = 0 }, func([]byte) { links++ }); err != nil || links == 0 {
+	err = c.Dump(getLink(""), func() { links = 0 }, func([]byte) { links++ })
+	if err != nil || links == 0 {
 		t.Fatal(links, err)
 	}
 	b, err := c.Get(getLink("lo"))
