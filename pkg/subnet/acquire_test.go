@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
-	"flanneld/pkg/subnet"
 )
 
 func TestAcquire(t *testing.T) {
@@ -217,8 +216,8 @@ func TestAcquireExhausted(t *testing.T) {
 func TestAcquireErrors(t *testing.T) {
 	in(t, func(f *fixture) {
 		mine := errors.New("no MAC")
-		_, _, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return lease.Attrs{}, mine })
-		if !errors.Is(err, mine) {
+		f.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return lease.Attrs{}, mine }
+		if _, err := f.acquire(f.Context()); err != mine {
 			t.Error(err)
 		}
 		f.reg.Fail(errAway)

@@ -13,9 +13,11 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcdv2"
@@ -32,6 +34,7 @@ type host struct {
 	etcd *etcdtest.Etcd
 	log  *journal
 	subnet.Options
+	noted atomic.Pointer[lease.Claim] // for the next run
 
 	mu      sync.Mutex
 	last    lease.View
@@ -59,7 +62,10 @@ func newHostOf(t *testing.T, etcd *etcdtest.Etcd, n int, a api) *host {
 		TTL:      ttl,
 		Margin:   time.Hour,
 		Log:      slog.New(slog.NewTextHandler(h.log, nil)),
+		Attrs:    h.attrs,
+		Remember: func(c lease.Claim) { h.noted.Store(&c) },
 	}
+	h.Conditions = condition.NewList(h.Log)
 	return h
 }
 
@@ -67,7 +73,7 @@ func (h *host) acquire() lease.Lease {
 	h.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	l, _, err := subnet.Acquire(ctx, h.Options, h.attrs)
+	l, err := acquire(ctx, h.Options)
 	if err != nil {
 		h.Error(err)
 	}
@@ -89,14 +95,10 @@ func (h *host) follow() lease.Lease {
 func (h *host) followUntil() (lease.Lease, func()) {
 	h.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l, listing, err := subnet.Acquire(ctx, h.Options, h.attrs)
-	if err != nil {
-		h.Fatal(err)
-	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		subnet.Follow(ctx, h.Options, l, listing, func(v lease.View) {
+		subnet.Follow(ctx, h.Options, func(v lease.View) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.last, h.changed = v, time.Now()
@@ -104,7 +106,8 @@ func (h *host) followUntil() (lease.Lease, func()) {
 	}()
 	end := func() { cancel(); <-done }
 	h.Cleanup(end)
-	return l, end
+	h.until("there is a lease", func() bool { return h.view().Own.Subnet.IsValid() })
+	return h.view().Own, end
 }
 
 func (h *host) view() lease.View {
@@ -323,7 +326,10 @@ func TestReleaseEtcd(t *testing.T) {
 				leave       func(lease.Lease) error
 				least, most time.Duration
 			}{
-				{"released", func(l lease.Lease) error { return subnet.Release(t.Context(), one.Registry, l) }, 0, 100 * time.Millisecond},
+				{"released", func(lease.Lease) error {
+					_, err := subnet.Release(t.Context(), one.Registry, *one.noted.Load())
+					return err
+				}, 0, 100 * time.Millisecond},
 				{"deleted", func(l lease.Lease) error { a.remove(t, etcd, "subnets/"+lease.Key(l.Subnet)); return nil }, time.Second, 5 * time.Second},
 			} {
 				l, end := one.followUntil()

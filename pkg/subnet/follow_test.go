@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/memory"
 	"flanneld/pkg/subnet"
@@ -21,7 +22,8 @@ import (
 // following is a host that runs Follow.
 type following struct {
 	*fixture
-	own lease.Lease
+	own lease.Lease // the first one
+	end func()      // of Follow
 
 	mu    sync.Mutex
 	views []lease.View
@@ -64,18 +66,27 @@ func (f *fixture) follow() *following {
 	}
 	w := &following{fixture: f}
 	f.Report = w.report
-	l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(me, 1), nil })
-	if err != nil {
-		f.Fatal(err)
-	}
-	w.own = l
+	f.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(me, 1), nil }
+	f.Conditions = condition.NewList(f.Log)
+	joined := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	go func() {
-		defer close(done)
-		subnet.Follow(ctx, f.Options, l, listing, w.emit)
+		done <- subnet.Follow(ctx, f.Options, func(v lease.View) {
+			if w.emit(v); w.own == (lease.Lease{}) {
+				w.own = v.Own
+				close(joined)
+			}
+		})
 	}()
-	f.Cleanup(func() { cancel(); <-done })
+	w.end = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			f.Error(err)
+		}
+	})
+	f.Cleanup(w.end)
+	<-joined
 	synctest.Wait()
 	return w
 }
@@ -468,21 +479,11 @@ var memoryLost = func() error {
 func TestFollowEndsWithContext(t *testing.T) {
 	for _, fail := range []error{nil, errors.New("away")} {
 		in(t, func(f *fixture) {
-			l, listing, err := subnet.Acquire(f.Context(), f.Options, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return lease.Attrs{}, nil })
-			if err != nil {
-				t.Fatal(err)
-			}
+			w := f.follow()
 			f.reg.Fail(fail)
-			ctx, cancel := context.WithCancel(f.Context())
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				subnet.Follow(ctx, f.Options, l, listing, func(lease.View) {})
-			}()
 			elapse(time.Minute)
-			cancel()
 			start := time.Now()
-			<-done
+			w.end()
 			if d := time.Since(start); d != 0 {
 				t.Errorf("ended after %v", d)
 			}

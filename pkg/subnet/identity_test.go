@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
-	"flanneld/pkg/subnet"
 )
 
 // TestIdentityAtStart is about a host that starts at the address me, with what a run at
@@ -66,15 +65,13 @@ func TestIdentityAtStart(t *testing.T) {
 					return c.answer
 				}
 				var others []lease.Lease
-				l, _, err := subnet.Acquire(f.Context(), f.Options, func(previous lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
+				f.Attrs = func(previous lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
 					if others = o; previous.BackendData != "" {
 						return previous, nil
 					}
 					return attrsOf(me, 8), nil
-				})
-				if err != nil {
-					t.Fatal(err)
 				}
+				l := f.mustAcquire()
 				if (l.Subnet == kept) != c.keeps || l.PublicIP != me || f.held(l.Subnet) != l {
 					t.Errorf("leased %+v", l)
 				}

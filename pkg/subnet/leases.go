@@ -14,6 +14,15 @@ import (
 // What is known of the leases: taken from listings and events, which cost no more
 // in a large network than in a small one.
 
+const (
+	// grace is how long a lease that was deleted stays in force: a host that is
+	// there makes its own again in less, and one that leaves says so before (Release).
+	grace = time.Second
+	// ghostTime is how long peers are believed in that a wiped registry does not
+	// know: longer than any of them needs to notice.
+	ghostTime = 2 * time.Minute
+)
+
 // fading is a lease that was deleted and how long it stays in force all the same.
 type fading struct {
 	subnet netip.Prefix
@@ -23,7 +32,7 @@ type fading struct {
 // load takes a listing in place of everything known.
 func (f *follower) load(listing registry.Listing) {
 	f.turned = f.turned || listing.Index < f.index
-	f.other = f.other || f.turned
+	f.news.restored = f.news.restored || f.turned
 	f.index = listing.Index
 	leases := make(map[netip.Prefix]*lease.Lease, len(listing.Leases))
 	for _, l := range listing.Leases {
@@ -132,8 +141,8 @@ func (f *follower) apply(ev registry.Event) {
 	}
 	if subnet == f.own.Subnet && revision > f.own.Revision {
 		// Events only say where to look.
-		f.known = false
-		f.tendSoon()
+		f.news.heard = max(f.news.heard, revision)
+		f.hurry()
 	}
 }
 

@@ -12,27 +12,15 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/time/rate"
-
-	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
 
-// newFollower makes one that is told by hand what happens.
-func newFollower(own lease.Lease, emit func(lease.View)) *follower {
-	return &follower{
-		Options: Options{Log: slog.New(slog.DiscardHandler)},
-		emit:    emit,
-		own:     own,
-		attrs:   own.Attrs,
-		leases:  map[netip.Prefix]*lease.Lease{},
-		ghosts:  map[netip.Prefix]bool{},
-		fading:  map[netip.Prefix]time.Time{},
-		invalid: condition.NewGroup(slog.New(slog.DiscardHandler), slog.LevelWarn, "", ""),
-		looks:   rate.NewLimiter(rate.Every(looksEvery), looksBurst),
-		retry:   stopped(), tend: stopped(), settle: stopped(), fade: stopped(), exorcise: stopped(),
-	}
+// toldFollower makes one that is told by hand what happens.
+func toldFollower(own lease.Lease, emit func(lease.View)) *follower {
+	f := newFollower(Options{Log: slog.New(slog.DiscardHandler)}, emit)
+	f.own = own
+	return f
 }
 
 // happenings are what may happen to a follower, at random among few subnets.
@@ -103,7 +91,8 @@ func (h *happenings) step() {
 	case 0:
 		h.load(h.listing())
 	case 1:
-		h.adopt(h.lease()) // perhaps of another subnet
+		h.own = h.lease() // perhaps of another subnet
+		h.changed()
 	case 2:
 		h.dropGhosts()
 	case 3:
@@ -120,7 +109,7 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			views, ghosts := 0, 0
 			h := &happenings{r: rand.New(rand.NewPCG(seed, 1)), revision: 1}
-			h.follower = newFollower(lease.Lease{Subnet: h.subnet()}, func(lease.View) { views++ })
+			h.follower = toldFollower(lease.Lease{Subnet: h.subnet()}, func(lease.View) { views++ })
 			h.load(h.listing())
 			h.publish()
 			for range 400 {
@@ -204,7 +193,7 @@ func BenchmarkChange(b *testing.B) {
 		{"changed", func(i int) string { return fmt.Sprint(i) }},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
-			f := newFollower(own, func(lease.View) {})
+			f := toldFollower(own, func(lease.View) {})
 			f.load(listing)
 			f.publish()
 			i := 0
@@ -222,7 +211,7 @@ func BenchmarkChange(b *testing.B) {
 	}
 	b.Run("listed", func(b *testing.B) {
 		for b.Loop() {
-			f := newFollower(own, func(lease.View) {})
+			f := toldFollower(own, func(lease.View) {})
 			f.load(listing)
 			f.publish()
 		}

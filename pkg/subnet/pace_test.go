@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
-	"flanneld/pkg/subnet"
 )
 
 // How soon changes are told, in the time of the test, in which nothing else
@@ -185,7 +184,7 @@ func TestLeavingInListing(t *testing.T) {
 func TestOwnLeavingIsTakenUp(t *testing.T) {
 	in(t, func(f *fixture) {
 		l := f.mustAcquire()
-		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
+		if _, err := f.release(); err != nil {
 			t.Error(err)
 		}
 		marked := f.held(l.Subnet)
@@ -217,36 +216,5 @@ func TestOwnMarkedByAnother(t *testing.T) {
 		}
 		w.says("own lease was overwritten", 2)
 		w.expect(0)
-	})
-}
-
-func TestRelease(t *testing.T) {
-	in(t, func(f *fixture) {
-		l := f.mustAcquire()
-		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
-			t.Fatal(err)
-		}
-		elapse(time.Second)
-		if held := f.held(l.Subnet); held.Subnet.IsValid() {
-			t.Errorf("registry holds %+v", held)
-		}
-		// Somebody else's since then.
-		f.reg.Put(lease.Key(l.Subnet), value(them, 9), ttl)
-		if err := subnet.Release(f.Context(), f.reg, l); err == nil {
-			t.Error("released another host's lease")
-		}
-		if held := f.held(l.Subnet); held.Attrs != attrsOf(them, 9) {
-			t.Errorf("registry holds %+v", held)
-		}
-	})
-	in(t, func(f *fixture) {
-		f.reg.Put("10.42.9.0-24", value(me, 1), 0)
-		l := f.mustAcquire()
-		if err := subnet.Release(f.Context(), f.reg, l); err != nil {
-			t.Error(err)
-		}
-		if held := f.held(l.Subnet); held != l {
-			t.Errorf("reservation %+v became %+v", l, held)
-		}
 	})
 }

@@ -7,6 +7,15 @@ import (
 	"flanneld/pkg/lease"
 )
 
+const (
+	// gather is how long the first change waits for others of the same moment,
+	// such as the rest of what etcd has to tell.
+	gather = time.Millisecond
+	// settle is the least time between two Views: in a storm of changes, each of
+	// which costs a copy of the list of peers, they are gathered for so long.
+	settle = 25 * time.Millisecond
+)
+
 // changed has a View emitted soon.
 func (f *follower) changed() { f.publishAt(time.Now().Add(gather)) }
 
@@ -39,7 +48,11 @@ func (f *follower) publish() {
 }
 
 func (f *follower) report() {
-	s := Status{Own: f.own, Leases: len(f.leases) - len(f.fading), Bad: f.bad.count + f.bad.more, Moves: f.moves, AwaySince: f.away.since}
+	s := Status{
+		Own: f.own, Lost: f.lost, Moves: f.moves,
+		Leases: len(f.leases) - len(f.fading), Bad: f.bad.count + f.bad.more,
+		AwaySince: f.away.since,
+	}
 	if f.Report != nil && s != f.status {
 		f.status = s
 		f.Report(s)

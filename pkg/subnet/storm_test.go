@@ -92,7 +92,7 @@ type joiner struct {
 }
 
 func (j *joiner) List(ctx context.Context) (registry.Listing, error) {
-	j.lists++ // Acquire has one goroutine
+	j.lists++ // one at a time
 	return j.Registry.List(ctx)
 }
 
@@ -115,7 +115,8 @@ func join(t *testing.T, clients []closer, hosts int) []*joiner {
 			Log:      slog.New(slog.NewTextHandler(&j.log, nil)),
 		}
 		wg.Go(func() {
-			j.lease, _, j.err = subnet.Acquire(ctx, o, func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(o.PublicIP, i&0xff), nil })
+			o.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(o.PublicIP, i&0xff), nil }
+			j.lease, j.err = acquire(ctx, o)
 		})
 	}
 	wg.Wait()

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/memory"
 	"flanneld/pkg/subnet"
@@ -86,20 +87,40 @@ func newFixture(t *testing.T) *fixture {
 		TTL:      ttl,
 		Margin:   time.Hour,
 		Log:      slog.New(slog.NewTextHandler(f.log, nil)),
+		Attrs:    keepMAC,
 		Remember: func(c lease.Claim) { f.noted.Store(&c) },
 	}
 	return f
 }
 
-// acquire leases with MAC 1, unless there is one to keep.
-func (f *fixture) acquire(ctx context.Context) (lease.Lease, error) {
-	l, _, err := subnet.Acquire(ctx, f.Options, func(previous lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
-		if previous.BackendData != "" {
-			return previous, nil
-		}
-		return attrsOf(netip.Addr{}, 1), nil
+// keepMAC has a lease say MAC 1, unless there is one to keep.
+func keepMAC(previous lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
+	if previous.BackendData != "" {
+		return previous, nil
+	}
+	return attrsOf(netip.Addr{}, 1), nil
+}
+
+// acquire follows until there is a lease.
+func acquire(ctx context.Context, o subnet.Options) (own lease.Lease, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	o.Conditions = condition.NewList(o.Log)
+	err = subnet.Follow(ctx, o, func(v lease.View) {
+		own = v.Own
+		cancel()
 	})
-	return l, err
+	if own.Subnet.IsValid() {
+		err = nil
+	}
+	return own, err
+}
+
+func (f *fixture) acquire(ctx context.Context) (lease.Lease, error) { return acquire(ctx, f.Options) }
+
+// release gives up what was acquired.
+func (f *fixture) release() (lease.Lease, error) {
+	return subnet.Release(f.Context(), f.reg, *f.noted.Load())
 }
 
 func (f *fixture) mustAcquire() lease.Lease {

@@ -1,0 +1,110 @@
+package subnet
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+)
+
+// choose returns the previous subnet if it is free, else a random free one that is in nobody's
+// way: neither this host's nor that of a peer, whose address would not be reached any more.
+func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (netip.Prefix, error) {
+	taken := make([]netip.Prefix, 0, 2*len(listing.Leases))
+	take := func(subnet netip.Prefix) {
+		// Whatever is not a part of the network is no host's, and must not
+		// keep hosts out of it.
+		if q.Pool.Network.Contains(subnet.Addr()) && subnet.Bits() > q.Pool.Network.Bits() {
+			taken = append(taken, subnet)
+		}
+	}
+	for _, l := range listing.Leases {
+		take(l.Subnet)
+	}
+	for _, b := range listing.Bad {
+		take(b.Subnet) // nobody knows whose, but somebody's
+	}
+	if q.fits(q.Previous) {
+		switch previous := q.Previous; {
+		case slices.ContainsFunc(taken, previous.Overlaps):
+			q.once(q.Log.Error, "previous subnet is leased by another host now, taking a new one", "subnet", previous)
+		case q.free(ctx):
+			return previous, nil
+		default:
+			q.yielded = previous
+		}
+	}
+	leased := len(taken)
+	take(q.yielded)
+	take(address(q.PublicIP))
+	for _, l := range listing.Leases {
+		take(address(l.PublicIP))
+	}
+	if q.Avoid != nil {
+		avoid, err := q.Avoid()
+		if err != nil {
+			return netip.Prefix{}, &hostError{err}
+		}
+		for _, p := range avoid {
+			take(p)
+		}
+	}
+	subnet, ok := q.Pool.Pick(taken, rand.Uint64N)
+	if ok {
+		return subnet, nil
+	}
+	e := exhaustedError{pool: q.Pool, leased: leased}
+	if _, free := q.Pool.Pick(taken[:leased], rand.Uint64N); free {
+		e.avoided = taken[leased:]
+	}
+	return netip.Prefix{}, &e
+}
+
+// free reports whether the previous subnet, which nobody leases, is left to this host. It is
+// not where whoever lives at this host's former address still uses it, although etcd has lost
+// the lease or it has expired.
+func (q *acquisition) free(ctx context.Context) bool {
+	if q.Claim.Subnet != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
+		return true
+	}
+	return q.deserted(ctx, lease.Lease{Subnet: q.Previous, Attrs: q.Claim.Held})
+}
+
+// address is the prefix of one address; that of none is invalid and in no network.
+func address(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// exhaustedError: no subnet is free.
+type exhaustedError struct {
+	pool    lease.Pool
+	leased  int
+	avoided []netip.Prefix // what keeps this host from the free ones, if there are any
+}
+
+func (e *exhaustedError) Error() string {
+	if len(e.avoided) > 0 {
+		return fmt.Sprintf("no subnet can be used: network %s has %d subnets of length %d (%s to %s), %d are leased, and each of the others overlaps "+
+			"a network or an address that this host or a peer has, such as %s; set SubnetMin and SubnetMax in the network config to where nobody is",
+			e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased, examples(e.avoided))
+	}
+	return fmt.Sprintf("out of subnets: network %s has %d subnets of length %d (%s to %s), and %d leases leave none of them free; "+
+		"delete the leases of hosts that are gone, or make room in the network config (SubnetLen, SubnetMin, SubnetMax)",
+		e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased)
+}
+
+// examples names the widest few of prefixes.
+func examples(prefixes []netip.Prefix) string {
+	sorted := slices.Clone(prefixes)
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), lease.ComparePrefix(a, b)) })
+	sorted = slices.Compact(sorted)
+	var names []string
+	for _, p := range sorted[:min(len(sorted), 3)] {
+		names = append(names, p.String())
+	}
+	return strings.Join(names, ", ")
+}

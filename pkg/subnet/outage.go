@@ -1,0 +1,67 @@
+package subnet
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"flanneld/pkg/registry"
+)
+
+const (
+	// An outage that lasts for patience may be of another cause than the one
+	// that began it, as when etcd comes back with a certificate that nobody
+	// trusts.
+	patience = 3 * time.Second
+	// mostCauses bounds how many of them are said of one outage.
+	mostCauses = 4
+)
+
+// outage says once that the registry is away and once that it is back, and in
+// between whatever else it is away for.
+type outage struct {
+	log    *slog.Logger
+	since  time.Time
+	causes []string // that were said
+}
+
+func (o *outage) active() bool { return !o.since.IsZero() }
+
+func (o *outage) begin(err error) {
+	switch c := cause(err); {
+	case errors.Is(err, registry.ErrDenied):
+		if !o.active() {
+			o.since, o.causes = time.Now(), nil
+		}
+		o.log.Debug("registry refuses to be read, trying again", "err", err)
+	case !o.active():
+		o.since, o.causes = time.Now(), []string{c}
+		o.log.Warn("registry does not answer, waiting for it", "err", err)
+	case time.Since(o.since) < patience || len(o.causes) == mostCauses || slices.Contains(o.causes, c):
+		o.log.Debug("registry still does not answer", "err", err)
+	default:
+		o.causes = append(o.causes, c)
+		o.log.Warn("registry still does not answer, now for another reason", "err", err)
+	}
+}
+
+// cause is the innermost reason that an error gives, without numbers: ports and
+// times are others each time.
+func cause(err error) string {
+	text := err.Error()
+	return strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, text[strings.LastIndex(text, ": ")+1:])
+}
+
+func (o *outage) end() {
+	if o.active() && len(o.causes) > 0 {
+		o.log.Info("registry answers again", "outage", time.Since(o.since).Round(time.Millisecond))
+	}
+	o.since = time.Time{}
+}

@@ -1,0 +1,46 @@
+package subnet_test
+
+import (
+	"testing"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+func TestRelease(t *testing.T) {
+	in(t, func(f *fixture) {
+		l := f.mustAcquire()
+		if released, err := f.release(); err != nil || released != l {
+			t.Errorf("released %+v, %v", released, err)
+		}
+		elapse(time.Second)
+		if held := f.held(l.Subnet); held.Subnet.IsValid() {
+			t.Errorf("registry holds %+v", held)
+		}
+		// Somebody else's since then.
+		f.reg.Put(lease.Key(l.Subnet), value(them, 9), ttl)
+		if released, err := f.release(); err != nil || released.Subnet.IsValid() {
+			t.Errorf("released another host's lease %+v, %v", released, err)
+		}
+		if held := f.held(l.Subnet); held.Attrs != attrsOf(them, 9) {
+			t.Errorf("registry holds %+v", held)
+		}
+	})
+	in(t, func(f *fixture) {
+		f.reg.Put("10.42.9.0-24", value(me, 1), 0)
+		l := f.mustAcquire()
+		if released, err := f.release(); err != nil || released.Subnet.IsValid() {
+			t.Errorf("released %+v, %v", released, err)
+		}
+		if held := f.held(l.Subnet); held != l {
+			t.Errorf("reservation %+v became %+v", l, held)
+		}
+	})
+	in(t, func(f *fixture) {
+		l := f.mustAcquire()
+		f.reg.Fail(errAway)
+		if released, err := f.release(); err == nil {
+			t.Errorf("released %+v of %+v without an answer", released, l)
+		}
+	})
+}

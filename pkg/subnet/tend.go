@@ -1,0 +1,195 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/registry"
+)
+
+// When the own lease is looked after: by one step after the other, each begun by a timer that is
+// set when the one before has ended.
+
+const (
+	// conflictPause bounds the wait after the n-th conflict in a row: n times this. With
+	// fewConflicts, many hosts are there at once; with more, something is wrong, and the wait
+	// grows faster, up to mostConflictPause.
+	conflictPause     = 20 * time.Millisecond
+	fewConflicts      = 20
+	mostConflictPause = 10 * time.Second
+	manyConflicts     = 10 // that many in a row are said
+	// startRetry bounds the wait between attempts for the first lease, fullRetry is the least
+	// while no subnet is free.
+	startRetry = time.Second
+	fullRetry  = 5 * time.Second
+)
+
+// news is what the follower has to tell to the next step.
+type news struct {
+	terms *Terms
+	// heard is the revision of what was written last to the own key, if that may not be what a
+	// step knows of; 0: nothing was.
+	heard    uint64
+	restored bool // the registry was wiped or restored, so its revisions say nothing of the lease
+	peace    bool // what was written over the own key before was no contest
+}
+
+// doubt has the own key looked at, whatever its revision.
+func (n *news) doubt() { n.heard = math.MaxUint64 }
+
+// step begins a step for the own lease, unless one is under way. While the registry is away,
+// there is none: resume comes back here.
+func (f *follower) step(ctx context.Context) {
+	now := time.Now()
+	if !f.stepped.IsZero() || f.begun() && f.away.active() {
+		return
+	}
+	f.stepped = now
+	if f.begun() {
+		f.looks.Turn(now)
+	}
+	if f.acquiring() {
+		f.attempts.Turn(now)
+	}
+	told := f.news
+	f.news = news{}
+	f.call(func() func() {
+		err := f.mine.step(ctx, told)
+		return func() { f.took(ctx, err) }
+	})
+}
+
+// acquiring reports whether there is no lease, as of the last step.
+func (f *follower) acquiring() bool { return f.lost || !f.begun() }
+
+// took takes over what a step has come to, and sets the time of the next.
+func (f *follower) took(ctx context.Context, err error) {
+	f.stepped = time.Time{}
+	was := f.own
+	f.own, f.lost, f.moves = f.mine.lease, f.mine.acquiring != nil && f.mine.lease.Subnet.IsValid(), f.mine.moves
+	switch {
+	case ctx.Err() != nil:
+		return
+	case !f.begun() && !answered(err): // else following it tells
+		f.away.begin(err)
+	case !f.begun():
+		f.away.end()
+	case !was.Subnet.IsValid():
+		f.begin(ctx, f.mine.listing)
+		f.mine.listing = registry.Listing{}
+	case f.own.Subnet != was.Subnet:
+		f.moved()
+	case !f.own.SameAs(was):
+		f.changed()
+	}
+	if f.news.heard <= f.own.Revision { // our own write
+		f.news.heard = 0
+	}
+	if !f.acquiring() {
+		f.Conditions.End(NoSubnet)
+	}
+	if err == nil {
+		f.tries, f.failed = 0, false
+		f.schedule()
+	} else {
+		f.tend.Reset(f.retryDelay(err))
+	}
+	f.hurry()
+}
+
+// moved is for another subnet than before.
+func (f *follower) moved() {
+	// The watch never stopped, so the listing is not needed. Whoever has the subnet now may be
+	// known by more than the step has seen; of events of the new one it is not known whether
+	// there were any.
+	if f.news.heard <= f.mine.holder.Revision {
+		f.learn(f.mine.holder)
+	}
+	f.news.doubt()
+	f.changed()
+}
+
+// hurry has the next step begin soon, if there is something to tell it.
+func (f *follower) hurry() {
+	switch now := time.Now(); {
+	case !f.stepped.IsZero(): // its end comes back here
+	case f.news.terms != nil && f.acquiring():
+		f.tend.Reset(f.attempts.Delay(now))
+	case f.news.terms != nil, f.news.heard > 0:
+		f.tend.Reset(f.looks.Delay(now))
+	}
+}
+
+// schedule sets the time of the step that follows one that succeeded.
+func (f *follower) schedule() {
+	soon := f.looks.Delay(time.Now())
+	switch {
+	case !f.mine.known: // and somebody keeps changing it
+		f.tend.Reset(max(time.Until(f.mine.fights.next), soon))
+	case f.own.Reservation():
+		f.tend.Stop()
+	default:
+		f.tend.Reset(max(time.Until(f.mine.due()), soon))
+	}
+}
+
+// retryDelay returns the time until the step that follows one that failed, and says why it did.
+func (f *follower) retryDelay(err error) time.Duration {
+	var full *exhaustedError
+	var ofHost *hostError
+	switch {
+	case errors.Is(err, registry.ErrConflict):
+		return f.conflictDelay(err)
+	case errors.As(err, &full):
+		f.tries = 0
+		f.Conditions.Set(condition.Condition{
+			ID: NoSubnet, Severe: true, Text: "cannot lease a subnet, waiting for a free one", Fields: []any{"err", full},
+		})
+		return between(fullRetry, 2*fullRetry)
+	case errors.Is(err, registry.ErrDenied): // whoever opened the registry says so
+		f.Log.Debug("registry refuses what the lease takes, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		return between(lastRetry/2, lastRetry)
+	case errors.As(err, &ofHost):
+		if !f.begun() && !errors.Is(err, ErrTryAgain) {
+			f.fatal = ofHost.err
+		}
+		return between(startRetry/2, startRetry)
+	case !f.begun():
+		return between(startRetry/2, startRetry)
+	}
+	if !f.failed {
+		f.failed = true
+		f.Log.Warn("cannot renew lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+	}
+	delay := lastRetry // the lease is lost, or misleads peers
+	if !f.lost && f.own.Attrs == f.mine.attrs {
+		delay = min(max(time.Until(f.own.Expires)/8, lastRetry), renewFloor)
+	}
+	return between(delay/2, delay)
+}
+
+// answered reports whether the registry answered, although a step failed.
+func answered(err error) bool {
+	var full *exhaustedError
+	var ofHost *hostError
+	return errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrDenied) || errors.As(err, &full) || errors.As(err, &ofHost)
+}
+
+func (f *follower) conflictDelay(err error) time.Duration {
+	f.tries++
+	if f.acquiring() && f.tries == manyConflicts {
+		f.mine.acquiring.once(f.Log.Warn, "other hosts keep being faster, still trying to lease a subnet", "attempts", f.tries, "err", err)
+	}
+	most := time.Duration(min(f.tries, fewConflicts)) * conflictPause
+	for range min(f.tries-fewConflicts, 20) {
+		most += most / 2
+	}
+	delay := between(0, min(most, mostConflictPause))
+	if f.begun() {
+		delay = max(delay, f.looks.Delay(time.Now()))
+	}
+	return delay
+}

@@ -1,0 +1,157 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"flanneld/pkg/registry"
+)
+
+// How the network is followed: by one call after the other, each of which begins when the result
+// of the one before was taken, or by a timer.
+
+const (
+	// Bounds of the wait between attempts while the registry is away.
+	firstRetry, lastRetry = time.Second, 5 * time.Second
+	// What a watch brings costs one a event, and watchCost beside: a request of etcd's v2 API.
+	// Each second there is watchRate, a few per cent of a processor, and watchBurst at once, as
+	// thousands of hosts cost that join within seconds. A v2 watch that gets behind loses the
+	// history and lists, which costs less.
+	watchCost, watchRate, watchBurst = 20, 2000, 40_000
+)
+
+// follow makes a call that follows the network.
+func (f *follower) follow(do func() (then func())) {
+	f.called = time.Now()
+	f.call(func() func() {
+		then := do()
+		return func() {
+			f.called = time.Time{}
+			then()
+		}
+	})
+}
+
+// watch begins one Watch after a wait.
+func (f *follower) watch(ctx context.Context, wait time.Duration) {
+	index := f.index
+	f.follow(func() func() {
+		if wait > 0 {
+			_ = pause(ctx, wait) // the Watch tells of its end
+		}
+		events, next, err := f.Registry.Watch(ctx, index)
+		return func() { f.heard(ctx, events, next, err) }
+	})
+}
+
+// heard takes the result of a Watch.
+func (f *follower) heard(ctx context.Context, events []registry.Event, next uint64, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil && len(events) == 0:
+		// A silence may be that of a store which was wiped while nobody listened. One that is
+		// over at once is no silence.
+		f.index = next
+		if wait := f.turns.Next(time.Now()); wait > 0 {
+			f.retry.Reset(wait)
+		} else {
+			f.reconnect(ctx)
+		}
+	case err == nil:
+		for _, ev := range events {
+			f.apply(ev)
+		}
+		wait := f.progress.ReserveN(time.Now(), min(watchCost+len(events), watchBurst)).Delay()
+		if next <= f.index { // what is there already
+			wait = f.turns.Next(time.Now())
+		}
+		f.index = next
+		f.watch(ctx, wait)
+	case errors.Is(err, registry.ErrHistoryLost):
+		f.Log.Info("listing all leases again", "err", err)
+		f.relist = true
+		f.turned = f.turned || errors.Is(err, registry.ErrTurnedBack)
+		f.retry.Reset(f.relistDelay())
+	default:
+		f.lose(err)
+	}
+}
+
+// relistDelay spreads the listings of hosts that lost their history by the
+// same event, a few seconds for ten thousand; and paces them if one does not help.
+func (f *follower) relistDelay() time.Duration {
+	spread := between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	if wait := f.relists.Next(time.Now()); wait > 0 {
+		spread += between(wait/2, wait)
+	}
+	return spread
+}
+
+// reconnect goes on watching. After an outage our own lease is the witness
+// that this still is the registry we knew: if it is not as we left it, nothing
+// else may be, and all is listed again.
+func (f *follower) reconnect(ctx context.Context) {
+	if f.relist {
+		f.list(ctx)
+		return
+	}
+	own := f.own.Subnet
+	f.follow(func() func() {
+		ev, err := f.Registry.Get(ctx, own)
+		return func() {
+			switch {
+			case ctx.Err() != nil:
+			case err != nil:
+				f.lose(err)
+			case ev.Bad != nil || ev.Deleted || ev.Lease.Subnet != f.own.Subnet || ev.Lease.Revision != f.own.Revision:
+				f.relist = true
+				f.list(ctx)
+			default:
+				f.resume(ctx)
+			}
+		}
+	})
+}
+
+// list takes a listing in place of everything known, and goes on watching from there.
+func (f *follower) list(ctx context.Context) {
+	f.follow(func() func() {
+		listing, err := f.Registry.List(ctx)
+		return func() {
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				f.lose(err)
+				return
+			}
+			f.relist = false
+			f.load(listing)
+			f.news.doubt()
+			// An etcd that was wiped took our key, and everybody's: that was no contest.
+			f.news.peace = f.news.peace || f.away.active()
+			f.resume(ctx)
+		}
+	})
+}
+
+// resume watches again, and has the own lease looked after.
+func (f *follower) resume(ctx context.Context) {
+	f.away.end()
+	f.watch(ctx, 0)
+	if f.stepped.IsZero() {
+		f.tend.Reset(f.looks.Delay(time.Now()))
+	}
+}
+
+// lose waits for a registry that does not answer.
+func (f *follower) lose(err error) {
+	if now := time.Now(); now.Sub(f.gone) > 2*lastRetry { // else it answers, and does not help
+		f.wait = firstRetry
+	}
+	f.gone = time.Now()
+	f.away.begin(err)
+	f.retry.Reset(between(f.wait/2, f.wait))
+	f.wait = min(f.wait*2, lastRetry)
+}
