@@ -42,7 +42,7 @@ var mayImport = map[string][]string{
 	"nftables":              {"firewall", "netlink", "pace"},
 	"firewalld":             {},
 	"filter":                {"firewall", "firewalld", "lease", "netconf", "condition", "pace"},
-	"health":                {"logsink"},
+	"health":                {"logsink", "condition"},
 	"systemd":               {"condition"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},
@@ -244,7 +244,6 @@ func TestTimesAreMonotonic(t *testing.T) {
 // repeats are the debug lines about a failure that a warning or a condition has told of.
 var repeats = map[string]string{
 	"failed": "reconcile: the report counts them",
-	"registry refuses to lease a subnet, trying again":  "daemon: etcd-access",
 	"registry refuses to be read, trying again":         "daemon: etcd-access",
 	"registry refuses to write the lease, trying again": "daemon: etcd-access",
 	"registry still does not answer":                    "subnet: outage",

@@ -8,8 +8,6 @@ import (
 
 	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lease"
-	"flanneld/pkg/registry"
-	"flanneld/pkg/subnet"
 )
 
 // changePause is the quiet time after each single change, in which all that it costs has been spent.
@@ -116,7 +114,7 @@ func (s *scale) renew(ctx context.Context, i int) (time.Duration, error) {
 func (s *scale) leave(ctx context.Context, i int) (time.Duration, error) {
 	p := reborn(i)
 	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error {
-		return subnet.Release(ctx, st, lease.Lease{Subnet: p.subnet, Attrs: p.attrs(s.crowd.name), Expires: time.Now().Add(time.Hour)})
+		return st.release(ctx, p.attrs(s.crowd.name), p.subnet)
 	})
 }
 
@@ -138,9 +136,8 @@ func (s *scale) change(ctx context.Context, was, is objects, write func(*store) 
 	return at.Sub(st.wrote), err
 }
 
-// A store is as much of a registry as subnet.Release needs, and tells when the first write was done.
+// A store writes leases, and tells when the first write was done.
 type store struct {
-	registry.Registry
 	session *etcdkeys.Session
 	dir     string
 	wrote   time.Time
@@ -161,14 +158,13 @@ func (st *store) done() {
 	}
 }
 
-// Release implements registry.Registry, without comparing anything.
-func (st *store) Release(ctx context.Context, prev lease.Lease) error {
-	a := prev.Attrs
+// release gives a lease up as its owner does, without comparing anything.
+func (st *store) release(ctx context.Context, a lease.Attrs, subnet netip.Prefix) error {
 	a.Leaving = true
-	if err := st.put(ctx, a, prev.Subnet); err != nil {
+	if err := st.put(ctx, a, subnet); err != nil {
 		return err
 	}
-	return st.delete(ctx, prev.Subnet)
+	return st.delete(ctx, subnet)
 }
 
 func (st *store) delete(ctx context.Context, subnet netip.Prefix) error {

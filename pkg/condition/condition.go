@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,6 +35,20 @@ type Condition struct {
 
 // says is all that a reader of the log sees of it.
 func (c Condition) says() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
+
+// String returns the condition in one line: its text, and its fields as in the log.
+func (c Condition) String() string {
+	b := strings.Builder{}
+	b.WriteString(c.Text)
+	for i := 0; i+1 < len(c.Fields); i += 2 {
+		value := fmt.Sprint(c.Fields[i+1])
+		if strings.ContainsFunc(value, func(r rune) bool { return r == ' ' || r == '"' || r == '=' || !strconv.IsPrint(r) }) {
+			value = strconv.Quote(value)
+		}
+		fmt.Fprintf(&b, " %v=%s", c.Fields[i], value)
+	}
+	return b.String()
+}
 
 const (
 	// Of a condition that comes and goes again and again, flapLines are logged at once, and

@@ -9,6 +9,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -29,7 +30,6 @@ import (
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
-	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
 	"flanneld/pkg/registry/etcdv3"
 	"flanneld/pkg/registry/store"
@@ -42,8 +42,6 @@ import (
 const (
 	// rulesWithin bounds what the first look at the packet filter may add to the start.
 	rulesWithin = 5 * time.Second
-	// releaseWithin bounds what giving up the lease may add to the exit.
-	releaseWithin = 500 * time.Millisecond
 )
 
 // Options are what the command line says.
@@ -78,6 +76,7 @@ type daemon struct {
 	registry store.Registry
 	health   health.Port
 	alive    struct{ loop, follower systemd.Pulse }
+	here     *presence.Registration // of the network that is served
 
 	conditions *condition.List // what is wrong now
 	fds        *systemd.Descriptors
@@ -127,7 +126,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d.kernel = k
 	if o.HealthzPort != 0 {
 		err := d.persist(ctx, "answer health checks", pace.Scarce, func() error {
-			return d.health.Listen(o.HealthzIP, o.HealthzPort, log)
+			return d.health.Listen(o.HealthzIP, o.HealthzPort, d.conditions, log)
 		})
 		if err != nil {
 			return withHolder(k, o.HealthzIP, o.HealthzPort, err)
@@ -164,25 +163,33 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if d.net, err = subnet.WaitConfig(ctx, etcd, log, d.admit); err != nil {
 		return err
 	}
-	log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 	d.facts.read = d.readFacts
 	d.registry = etcd.Registry()
-	here, err := presence.Await(ctx, d.net.Network, d.net.FixedDevice(), d.conditions)
-	if err != nil {
-		return err
+	for {
+		log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
+		var another anotherNetwork
+		if err := d.serve(ctx); !errors.As(err, &another) {
+			return err
+		}
+		d.net = another.Network
+		d.facts.stale()
 	}
-	defer here.Close()
-	return d.serve(ctx)
 }
 
 // serve joins the network and follows it until ctx ends.
-func (d *daemon) serve(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (d *daemon) serve(until context.Context) error {
+	ctx, cancel := context.WithCancel(until)
 	var tasks sync.WaitGroup
+	defer func() {
+		if d.options.Release && until.Err() != nil { // no follower is left that would make it again
+			d.release()
+		}
+	}()
+	defer func() { d.here.Close() }()
 	defer tasks.Wait()
 	defer cancel()
 
-	lo, own, listing, err := d.join(ctx)
+	first, views, err := d.join(ctx, &tasks)
 	if err != nil {
 		return err
 	}
@@ -228,7 +235,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.rules.Run(ctx)
 	})
 	tasks.Go(func() { d.lock.Run(ctx) })
-	tasks.Go(func() { subnet.Follow(ctx, lo, own, listing, d.follow) })
+	tasks.Go(func() { d.follow(ctx, first, views) })
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
@@ -245,11 +252,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
 	tasks.Go(func() { systemd.Watchdog(ctx, d.conditions, &d.alive.loop, &d.alive.follower) })
 	d.loop.Run(ctx)
-	if d.options.Release {
-		cancel()
-		tasks.Wait() // or Follow would make it again
-		d.release()
-	}
 	return nil
 }
 
@@ -284,80 +286,4 @@ func (d *daemon) identity() store.Identity {
 	return store.Identity{Last: store.API(d.claim.Store), Owns: func(l lease.Lease) bool {
 		return l.PublicIP == d.publicIP() || d.claim.Matches(l)
 	}}
-}
-
-// join leases a subnet, on the terms of the network config.
-func (d *daemon) join(ctx context.Context) (o subnet.Options, own lease.Lease, listing registry.Listing, err error) {
-	o = d.leaseOptions()
-	attrs := func(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
-		return d.attrs(ctx, previous, others)
-	}
-	acquire := o
-	acquire.Avoid = func() (avoid []netip.Prefix, err error) {
-		err = d.persist(ctx, "read which subnets to avoid", pace.Passing, func() (err error) {
-			avoid, err = d.avoid()
-			return err
-		})
-		return avoid, err
-	}
-	if own, listing, err = subnet.Acquire(ctx, acquire, attrs); err != nil {
-		return o, own, listing, err
-	}
-	leases := make([]*lease.Lease, len(listing.Leases))
-	for i := range leases {
-		l := listing.Leases[i] // a copy: a pointer would keep the whole listing
-		leases[i] = &l
-	}
-	view := lease.NewView(own, leases, true)
-	d.view.Store(&view)
-	d.files.Update(func(e *subnetenv.Env) {
-		e.Network, e.Subnet, e.IPMasq = d.net.Network, own.Subnet, d.options.Rules.Masquerade
-	})
-	d.terms.now = subnet.Terms{Attrs: own.Attrs, Pool: o.Pool, TTL: o.TTL}
-	return o, own, listing, nil
-}
-
-// release gives the lease back, so that another host may have the subnet at once.
-// What the kernel holds stays. A reservation is the operator's.
-func (d *daemon) release() {
-	ctx, cancel := context.WithTimeout(context.Background(), releaseWithin)
-	defer cancel()
-	own := *d.own.Load()
-	if own.Reservation() {
-		return
-	}
-	if err := subnet.Release(ctx, d.registry, own); err != nil {
-		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", own.Subnet, "expires", own.Expires, "err", err)
-		return
-	}
-	d.log.Info("gave up the lease", "subnet", own.Subnet)
-}
-
-func (d *daemon) leaseOptions() subnet.Options {
-	claim := d.claim
-	if claim.Store != string(d.registry.API) {
-		claim.Revision = 0 // of another store: says nothing here
-	}
-	return subnet.Options{
-		Registry: watched{d.registry, &d.alive.follower},
-		Pool:     d.net.Pool(),
-		PublicIP: d.publicIP(),
-		Claim:    claim,
-		Probe:    d.probe,
-		Previous: d.former.Subnet,
-		TTL:      d.net.LeaseTTL,
-		Margin:   d.options.RenewMargin,
-		Log:      d.log,
-		Avoid:    d.avoid,
-		Needed:   d.needed,
-		Terms:    d.terms.news,
-		Remember: func(c lease.Claim) {
-			c.Store = string(d.registry.API)
-			d.files.Remember(c)
-		},
-		Report: func(s subnet.Status) {
-			d.health.Away(s.AwaySince)
-			d.own.Store(&s.Own)
-		},
-	}
 }

@@ -1,10 +1,6 @@
 package daemon
 
-import (
-	"flanneld/pkg/driver"
-	"flanneld/pkg/lease"
-	"flanneld/pkg/subnetenv"
-)
+import "flanneld/pkg/driver"
 
 // watch turns the drivers' events into passes until they end.
 func (d *daemon) watch(events <-chan driver.Event) {
@@ -44,17 +40,5 @@ func (d *daemon) heard(e driver.Event) {
 		d.loop.Retry()
 	case e&^(driver.Candidates|driver.Taken) != 0:
 		d.loop.Reread()
-	}
-}
-
-// follow takes a new view from the registry.
-func (d *daemon) follow(v lease.View) {
-	before := d.view.Swap(&v)
-	d.lock.SetView(v)
-	d.loop.Trigger()
-	if before.Own.Subnet != v.Own.Subnet {
-		d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
-		d.checks.trigger()
-		d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
 	}
 }

@@ -3,10 +3,12 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/reconcile"
+	"flanneld/pkg/subnet"
 )
 
 const (
@@ -15,24 +17,39 @@ const (
 	firstRetry, lastRetry = 20 * time.Millisecond, time.Second
 )
 
-// persist calls f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
-// f's last error. What it waits for is a condition, named by what cannot be done.
+// persist tries f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
+// f's last error.
 func (d *daemon) persist(ctx context.Context, cannot string, passes func(error) bool, f func() error) error {
-	id := "start/" + cannot
-	defer d.conditions.End(id)
+	defer d.conditions.End(unable(cannot))
 	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
-		err := f()
-		if err == nil || !passes(err) {
+		err := d.try(cannot, passes, f)
+		if !errors.Is(err, subnet.ErrTryAgain) {
 			return err
-		}
-		if !errors.As(err, &reconcile.ReportedError{}) {
-			d.conditions.Set(condition.Condition{ID: id, Severe: true, Text: "cannot " + cannot + ", trying again", Fields: []any{"err", err}})
 		}
 		if !pause(ctx, delay) {
 			return ctx.Err()
 		}
 	}
 }
+
+// try calls f. That it failed in a way that may pass is a condition, named by what cannot be done,
+// until it is called again; then the error is a subnet.ErrTryAgain, too.
+func (d *daemon) try(cannot string, passes func(error) bool, f func() error) error {
+	err := f()
+	switch {
+	case err == nil || !passes(err):
+		d.conditions.End(unable(cannot))
+		return err
+	case !errors.As(err, &reconcile.ReportedError{}):
+		d.conditions.Set(condition.Condition{
+			ID: unable(cannot), Severe: true, Text: "cannot " + cannot + ", trying again", Fields: []any{"err", err},
+		})
+	}
+	return fmt.Errorf("%w: %w", subnet.ErrTryAgain, err)
+}
+
+// unable is the ID of a condition.
+func unable(to string) string { return "start/" + to }
 
 // pause waits, and reports whether ctx has not ended.
 func pause(ctx context.Context, d time.Duration) bool {

@@ -63,10 +63,6 @@ func (d *daemon) tell(change func(*subnet.Terms)) bool {
 	if change(&d.terms.now); d.terms.now == before {
 		return false
 	}
-	select { // the latest counts
-	case <-d.terms.news:
-	default:
-	}
-	d.terms.news <- d.terms.now
+	replace(d.terms.news, d.terms.now)
 	return true
 }

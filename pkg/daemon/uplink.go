@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"cmp"
-	"context"
 	"net/netip"
 	"slices"
 	"time"
@@ -171,10 +170,10 @@ func (d *daemon) publish(f host.Facts) {
 	d.tell(func(t *subnet.Terms) { t.Attrs = a })
 }
 
-// attrs returns what the lease says of this host, as soon as there is an uplink.
-func (d *daemon) attrs(ctx context.Context, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
+// attrs returns what the lease says of this host.
+func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	var f host.Facts
-	err := d.persist(ctx, "read the state of this host", pace.Passing, func() (err error) {
+	err := d.try("read the state of this host", pace.Passing, func() (err error) {
 		f, err = d.factsWith(false) // no lease depends on routes
 		return err
 	})

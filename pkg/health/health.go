@@ -1,7 +1,8 @@
 // Package health answers health checks over HTTP: /healthz says that the process lives, /readyz
 // that the host has its subnet.
 //
-// It knows nothing by itself: whoever knows says so, by Ready and Away. Invariant: whatever comes
+// It knows nothing by itself: whoever knows says so, by Ready, Lost and Away, and what keeps the
+// host from being ready is read from the list of conditions. Invariant: whatever comes
 // in at the port costs a bounded part of the process's memory, descriptors and processor.
 package health
 
@@ -23,6 +24,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/logsink"
 )
 
@@ -30,6 +32,7 @@ import (
 // called by several goroutines.
 type Port struct {
 	ready  atomic.Bool
+	lost   atomic.Bool
 	away   atomic.Pointer[time.Time]
 	server *http.Server // nil: it does not answer
 }
@@ -47,8 +50,11 @@ const (
 	acceptRate  = 2000
 )
 
-// Ready says that the host has its subnet.
+// Ready says that the host has had its subnet from now on.
 func (p *Port) Ready() { p.ready.Store(true) }
+
+// Lost says whether another host has it, and this one has no other yet.
+func (p *Port) Lost(lost bool) { p.lost.Store(lost) }
 
 // Away says since when etcd does not answer, the zero time if it does.
 func (p *Port) Away(since time.Time) { p.away.Store(&since) }
@@ -62,9 +68,9 @@ func (p *Port) Close() error {
 }
 
 // Listen answers /healthz, which says that the process lives, and /readyz, which
-// says that the host has its subnet, and whether etcd is away: then it is
-// degraded, not broken. Everything else is 404.
-func (p *Port) Listen(ip string, port int, log *slog.Logger) error {
+// says that the host has its subnet, or what keeps it from that, and whether etcd is away: then
+// it is degraded, not broken. Everything else is 404.
+func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logger) error {
 	network := "tcp"
 	if a, err := netip.ParseAddr(ip); err == nil && a.Is4() {
 		network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses, too
@@ -81,8 +87,9 @@ func (p *Port) Listen(ip string, port int, log *slog.Logger) error {
 		since := p.away.Load()
 		switch {
 		case !p.ready.Load():
-			w.WriteHeader(http.StatusServiceUnavailable)
-			io.WriteString(w, "flanneld is not ready yet")
+			missing(w, "flanneld is not ready yet", wrong)
+		case p.lost.Load():
+			missing(w, "flanneld is not ready: another host has the subnet of this one", wrong)
 		case since != nil && !since.IsZero():
 			fmt.Fprintf(w, "flanneld is ready, degraded: etcd does not answer since %s", since.Format(time.RFC3339))
 		default:
@@ -107,6 +114,18 @@ func (p *Port) Listen(ip string, port int, log *slog.Logger) error {
 		}
 	}()
 	return nil
+}
+
+// missing says why the host has no subnet: that, and in a line each what keeps it from one.
+func missing(w http.ResponseWriter, what string, wrong *condition.List) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // whatever is in a condition
+	w.WriteHeader(http.StatusServiceUnavailable)
+	io.WriteString(w, what)
+	for _, c := range wrong.Current() {
+		if c.Severe {
+			fmt.Fprintf(w, "\n%s", c)
+		}
+	}
 }
 
 // listener bounds how many of its connections there are.

@@ -12,10 +12,17 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"flanneld/pkg/condition"
 )
 
 // startHealth has the health port answer at an address, and returns its port.
 func startHealth(t *testing.T, ip string) (port string) {
+	t.Helper()
+	return listen(t, new(Port), ip, condition.NewList(slog.New(slog.DiscardHandler)))
+}
+
+func listen(t *testing.T, p *Port, ip string, wrong *condition.List) (port string) {
 	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -23,8 +30,7 @@ func startHealth(t *testing.T, ip string) (port string) {
 	}
 	n := free.Addr().(*net.TCPAddr).Port
 	free.Close()
-	p := new(Port)
-	if err := p.Listen(ip, n, slog.New(slog.DiscardHandler)); err != nil {
+	if err := p.Listen(ip, n, wrong, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
@@ -129,6 +135,38 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 		_, err := c.Read(make([]byte, 1))
 		if waits := errors.Is(err, os.ErrDeadlineExceeded); waits == gone {
 			t.Errorf("connection %d of %d: %v", i, len(held), err)
+		}
+	}
+}
+
+// TestReadyzSaysWhatIsMissing: the host waits for a subnet, has one, etcd is away, another host
+// takes it, and there is a new one.
+func TestReadyzSaysWhatIsMissing(t *testing.T) {
+	wrong := condition.NewList(slog.New(slog.DiscardHandler))
+	p := new(Port)
+	port := listen(t, p, "127.0.0.1", wrong)
+	full := condition.Condition{ID: "no-subnet", Severe: true, Text: "cannot lease a subnet", Fields: []any{"err", errors.New(`no "free" one`), "count", 3}}
+	for _, step := range []struct {
+		change func()
+		status int
+		body   string
+	}{
+		{func() { wrong.Set(condition.Condition{ID: "other", Text: "something minor"}) }, 503, "flanneld is not ready yet"},
+		{func() { wrong.Set(full) }, 503, "flanneld is not ready yet\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"},
+		{func() { wrong.End("no-subnet"); p.Ready() }, 200, "flanneld is ready"},
+		{func() { p.Away(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: etcd does not answer since 1970-01-01T00:00:00Z"},
+		{func() { p.Away(time.Time{}); p.Lost(true); wrong.Set(full) }, 503,
+			"flanneld is not ready: another host has the subnet of this one\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"},
+		{func() { p.Lost(false); wrong.End("no-subnet") }, 200, "flanneld is ready"},
+	} {
+		step.change()
+		resp, err := (&http.Client{Timeout: time.Second}).Get("http://127.0.0.1:" + port + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if resp.Body.Close(); err != nil || resp.StatusCode != step.status || string(body) != step.body {
+			t.Errorf("%d %q, %v; want %d %q", resp.StatusCode, body, err, step.status, step.body)
 		}
 	}
 }

@@ -41,7 +41,7 @@ func Await(ctx context.Context, network netip.Prefix, device string, conditions 
 			return r, nil
 		}
 		if waits = waits || held || pace.Scarce(err); !waits {
-			ctx, r.cancel = context.WithCancel(ctx)
+			ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 			r.attempts.Go(func() {
 				for r.presence == nil && pace.Sleep(ctx, awaitRetry) == nil {
 					r.presence, _, _ = try(network, device, conditions)
@@ -55,8 +55,11 @@ func Await(ctx context.Context, network netip.Prefix, device string, conditions 
 	}
 }
 
-// Close ends what was made known.
+// Close ends what was made known. A nil Registration has made nothing known.
 func (r *Registration) Close() error {
+	if r == nil {
+		return nil
+	}
 	if r.cancel != nil {
 		r.cancel()
 	}

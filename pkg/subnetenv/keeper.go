@@ -106,6 +106,13 @@ func (k *Keeper) Remember(c lease.Claim) {
 	}
 }
 
+// Claim returns the claim that was taken last, the zero one if none was.
+func (k *Keeper) Claim() lease.Claim {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.claim
+}
+
 // Run keeps the files until ctx ends. wrote is called when subnet.env says something else than
 // before in this run: for the first time, and whether the file had to be changed for it.
 func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {

@@ -12,9 +12,8 @@ import (
 )
 
 // patience is the silence after which a goroutine counts as stuck. The reconciler and the uplink's
-// watcher look at the kernel each minute, after another one if somebody keeps them busy; the
-// lease's follower asks etcd, or tries to, after 45 s of silence, and waits up to 30 s
-// for a list. A call of either takes seconds, with 20,000 peers too.
+// watcher look at the kernel each minute, after another one if somebody keeps them busy, which
+// takes seconds, with 20,000 peers too; the lease's follower says each minute that it works.
 const patience = 3 * time.Minute
 
 // Pulse is when a goroutine that the network depends on was last seen at work: by what it does,

@@ -1,0 +1,145 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"reflect"
+	"sync"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
+	"flanneld/pkg/presence"
+	"flanneld/pkg/subnet"
+	"flanneld/pkg/subnetenv"
+)
+
+// releaseWithin bounds what giving up the lease may add to the exit.
+const releaseWithin = 500 * time.Millisecond
+
+// anotherNetwork is why serve ended, where the network config is another one.
+type anotherNetwork struct{ backend.Network }
+
+func (anotherNetwork) Error() string { return "the network config has changed" }
+
+// join has a subnet leased and kept until ctx ends, and returns the first view of the network; the
+// latest of the next is in views. As long as there is no lease, nothing on this host depends on
+// the network config, so any change of it is taken over: join ends with anotherNetwork.
+func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.View, views <-chan lease.View, err error) {
+	joining, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var config sync.WaitGroup
+	config.Go(func() {
+		subnet.FollowConfig(joining, d.registry, d.log, d.admit, func(n backend.Network) {
+			if !reflect.DeepEqual(n, d.net) {
+				stop(anotherNetwork{n})
+			}
+		})
+	})
+	emitted, ended := make(chan lease.View, 1), make(chan error, 1)
+	if d.here, err = presence.Await(joining, d.net.Network, d.net.FixedDevice(), d.conditions); err == nil {
+		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { replace(emitted, v) }) })
+		select {
+		case first = <-emitted:
+		case err = <-ended:
+		case <-joining.Done():
+			err = joining.Err()
+		}
+	}
+	another := context.Cause(joining)
+	stop(nil)
+	config.Wait()
+	if err = cmp.Or(another, err); err != nil {
+		return first, nil, err
+	}
+	d.view.Store(&first)
+	d.files.Update(func(e *subnetenv.Env) {
+		e.Network, e.Subnet, e.IPMasq = d.net.Network, first.Own.Subnet, d.options.Rules.Masquerade
+	})
+	d.terms.now = subnet.Terms{Attrs: first.Own.Attrs, Pool: d.net.Pool(), TTL: d.net.LeaseTTL}
+	return first, emitted, nil
+}
+
+// replace puts the latest value into a channel for one, for which there is one sender. It never
+// blocks.
+func replace[T any](latest chan T, value T) {
+	select {
+	case <-latest:
+	default:
+	}
+	latest <- value
+}
+
+// follow takes the views of the network until ctx ends, the latest of those that have come.
+func (d *daemon) follow(ctx context.Context, v lease.View, next <-chan lease.View) {
+	for {
+		before := d.view.Swap(&v)
+		d.lock.SetView(v)
+		d.loop.Trigger()
+		if before.Own.Subnet != v.Own.Subnet {
+			d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
+			d.checks.trigger()
+			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case v = <-next:
+		}
+	}
+}
+
+func (d *daemon) leaseOptions() subnet.Options {
+	claim := d.claim
+	if claim.Store != string(d.registry.API) {
+		claim.Revision = 0 // of another store: says nothing here
+	}
+	return subnet.Options{
+		Registry:   d.registry,
+		Pool:       d.net.Pool(),
+		PublicIP:   d.publicIP(),
+		Claim:      claim,
+		Previous:   d.former.Subnet,
+		TTL:        d.net.LeaseTTL,
+		Margin:     d.options.RenewMargin,
+		Log:        d.log,
+		Conditions: d.conditions,
+		Attrs:      d.attrs,
+		Avoid: func() (avoid []netip.Prefix, err error) {
+			err = d.try("read which subnets to avoid", pace.Passing, func() (err error) {
+				avoid, err = d.avoid()
+				return err
+			})
+			return avoid, err
+		},
+		Needed: d.needed,
+		Probe:  d.probe,
+		Terms:  d.terms.news,
+		Remember: func(c lease.Claim) {
+			c.Store = string(d.registry.API)
+			d.files.Remember(c)
+		},
+		Report: func(s subnet.Status) {
+			d.health.Away(s.AwaySince)
+			d.health.Lost(s.Lost)
+			d.own.Store(&s.Own)
+		},
+		Alive: d.alive.follower.Beat,
+	}
+}
+
+// release gives up what this run has leased, so that another host may have the subnet at once.
+// What the kernel holds stays. A reservation is the operator's.
+func (d *daemon) release() {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseWithin)
+	defer cancel()
+	claim := d.files.Claim()
+	switch own, err := subnet.Release(ctx, d.registry, claim); {
+	case err != nil:
+		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", claim.Subnet, "err", err)
+	case own.Subnet.IsValid():
+		d.log.Info("gave up the lease", "subnet", own.Subnet)
+	}
+}
