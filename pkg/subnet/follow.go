@@ -173,7 +173,7 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		f.say()
 		f.report()
-		f.breathe()
+		f.sayAlive()
 	}
 	return f.fatal
 }
@@ -189,8 +189,8 @@ func (f *follower) begin(ctx context.Context, listing registry.Listing) {
 // begun reports whether the network is followed: there is, or was, a lease.
 func (f *follower) begun() bool { return f.own.Subnet.IsValid() }
 
-// breathe says that all is well, unless a call takes suspiciously long.
-func (f *follower) breathe() {
+// sayAlive says that all is well, unless a call takes suspiciously long.
+func (f *follower) sayAlive() {
 	for _, since := range []time.Time{f.called, f.stepped} {
 		if !since.IsZero() && time.Since(since) > longCall {
 			return

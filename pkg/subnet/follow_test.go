@@ -22,8 +22,10 @@ import (
 // following is a host that runs Follow.
 type following struct {
 	*fixture
-	own lease.Lease // the first one
-	end func()      // of Follow
+	own    lease.Lease   // the first one
+	joined chan struct{} // closed when there is one
+	end    func()        // of Follow
+	done   chan error    // how it ended
 
 	mu    sync.Mutex
 	views []lease.View
@@ -34,6 +36,10 @@ func (w *following) emit(v lease.View) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.views = append(w.views, v)
+	if w.own == (lease.Lease{}) {
+		w.own = v.Own
+		close(w.joined)
+	}
 }
 
 func (w *following) report(s subnet.Status) {
@@ -64,30 +70,28 @@ func (f *fixture) follow() *following {
 	if !f.Previous.IsValid() {
 		f.Previous = prefix("10.42.7.0/24")
 	}
-	w := &following{fixture: f}
-	f.Report = w.report
 	f.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(me, 1), nil }
+	w := f.begin()
+	<-w.joined
+	synctest.Wait()
+	return w
+}
+
+// begin follows until the test ends, and waits for nothing.
+func (f *fixture) begin() *following {
+	f.Helper()
+	w := &following{fixture: f, joined: make(chan struct{}), done: make(chan error, 1)}
+	f.Report = w.report
 	f.Conditions = condition.NewList(f.Log)
-	joined := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- subnet.Follow(ctx, f.Options, func(v lease.View) {
-			if w.emit(v); w.own == (lease.Lease{}) {
-				w.own = v.Own
-				close(joined)
-			}
-		})
-	}()
+	go func() { w.done <- subnet.Follow(ctx, f.Options, w.emit) }()
 	w.end = sync.OnceFunc(func() {
 		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
+		if err := <-w.done; !errors.Is(err, context.Canceled) {
 			f.Error(err)
 		}
 	})
 	f.Cleanup(w.end)
-	<-joined
-	synctest.Wait()
 	return w
 }
 

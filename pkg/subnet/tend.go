@@ -162,7 +162,11 @@ func (f *follower) retryDelay(err error) time.Duration {
 	}
 	if !f.failed {
 		f.failed = true
-		f.Log.Warn("cannot renew lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		msg := "cannot renew lease, trying again"
+		if f.lost {
+			msg = "cannot lease another subnet, trying again"
+		}
+		f.Log.Warn(msg, "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
 	}
 	delay := lastRetry // the lease is lost, or misleads peers
 	if !f.lost && f.own.Attrs == f.mine.attrs {

@@ -1,0 +1,640 @@
+package subnet_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/subnet"
+)
+
+// elsewhere is another address of this host.
+var elsewhere = netip.MustParseAddr("198.51.100.77")
+
+// gate is a registry of which some calls wait until they are let through, or their contexts end.
+type gate struct {
+	registry.Registry
+	mu     sync.Mutex
+	closed map[string]chan struct{}
+}
+
+// hold has the calls of a kind wait; the returned function lets them through.
+func (g *gate) hold(op string) (release func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	closed := make(chan struct{})
+	g.closed[op] = closed
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.closed, op)
+		close(closed)
+	}
+}
+
+func (g *gate) pass(ctx context.Context, op string) error {
+	g.mu.Lock()
+	closed := g.closed[op]
+	g.mu.Unlock()
+	if closed == nil {
+		return nil
+	}
+	select {
+	case <-closed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (g *gate) List(ctx context.Context) (registry.Listing, error) {
+	if err := g.pass(ctx, "list"); err != nil {
+		return registry.Listing{}, err
+	}
+	return g.Registry.List(ctx)
+}
+
+func (g *gate) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+	if err := g.pass(ctx, "get"); err != nil {
+		return registry.Event{}, err
+	}
+	return g.Registry.Get(ctx, subnet)
+}
+
+// Create waits after it has been done.
+func (g *gate) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := g.Registry.Create(ctx, subnet, a, ttl)
+	if err := g.pass(ctx, "create"); err != nil {
+		return lease.Lease{}, err
+	}
+	return l, err
+}
+
+// Update waits after it has been done, too.
+func (g *gate) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := g.Registry.Update(ctx, prev, a, ttl)
+	if err := g.pass(ctx, "update"); err != nil {
+		return lease.Lease{}, err
+	}
+	return l, err
+}
+
+// scarce is a host in a network of three subnets, of which two are leased: 10.42.8.0/24 and
+// 10.42.9.0/24. It may be told other terms.
+type scarce struct {
+	*fixture
+	gate  *gate
+	terms chan subnet.Terms
+	wider lease.Pool // with a fourth
+}
+
+func newScarce(f *fixture) *scarce {
+	s := &scarce{fixture: f, gate: &gate{Registry: f.reg, closed: map[string]chan struct{}{}}, terms: make(chan subnet.Terms, 1)}
+	f.Registry, f.Options.Terms = s.gate, s.terms
+	f.Pool = pool("10.42.0.0/16", 24, "10.42.7.0", "10.42.9.0")
+	s.wider = pool("10.42.0.0/16", 24, "10.42.7.0", "10.42.10.0")
+	f.reg.Put("10.42.8.0-24", value(them, 8), 0)
+	f.reg.Put("10.42.9.0-24", value(third, 9), 0)
+	return s
+}
+
+// full has somebody lease the third subnet, too.
+func (s *scarce) full() {
+	s.reg.Put("10.42.7.0-24", value(netip.MustParseAddr("198.51.100.70"), 70), 0)
+}
+
+// lose follows, and then somebody else takes the subnet of this host.
+func (s *scarce) lose() *following {
+	s.Helper()
+	w := s.follow()
+	elapse(time.Second)
+	w.take()
+	s.full()
+	elapse(time.Second)
+	if w.take(); !w.status().Lost || !s.waits() {
+		s.Errorf("status %+v, conditions %v\n%s", w.status(), s.Conditions.Current(), s.log)
+	}
+	return w
+}
+
+func (s *scarce) waits() bool { return s.Conditions.Has(subnet.NoSubnet) }
+
+// leases checks that w has, within d, a subnet, and holds it.
+func (s *scarce) leases(w *following, want string, d time.Duration) lease.Lease {
+	s.Helper()
+	elapse(d)
+	own := w.status().Own
+	if own.Subnet != prefix(want) || w.status().Lost || s.held(own.Subnet) != own || s.waits() {
+		s.Errorf("after %v this host has %+v, the registry %+v, status %+v\n%s", d, own, s.held(own.Subnet), w.status(), s.log)
+	}
+	if n := s.noted.Load(); !n.Covers(own) {
+		s.Errorf("has %+v, noted %+v", own, n)
+	}
+	return own
+}
+
+// TestPeersAreFollowedWhileThePoolIsFull: the own subnet is lost and there is no other. Peers
+// come, change, renew and go, and are followed as ever; what the registry holds of others stays.
+func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		s.says("held by another host now", 1)
+		s.says("cannot lease a subnet, waiting for a free one", 1)
+		s.says("3 subnets of length 24 (10.42.7.0 to 10.42.9.0), and 3 leases leave none of them free", 1)
+		for i := range 20 {
+			// Each at another time of the attempts to lease a subnet, which go on.
+			elapse(1700 * time.Millisecond)
+			s.reg.Put("10.42.8.0-24", value(them, 100+i), 0) // another MAC
+			elapse(soon)
+			w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		}
+		s.reg.Put("10.42.8.0-24", value(them, 119), 0) // a renewal
+		elapse(time.Minute)
+		w.expect(0)
+		s.reg.Put("10.42.200.0-24", value(them, 20), 0) // one that the pool does not have
+		elapse(soon)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.200.0/24")
+		s.reg.Remove("10.42.200.0-24")
+		elapse(1100 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		if st := w.status(); st.Leases != 3 || st.Moves != 1 || st.Own.Subnet != w.own.Subnet {
+			t.Errorf("status %+v", st)
+		}
+		s.says("level=ERROR", 2)
+	})
+}
+
+// TestEnlargedPool: a host without a subnet, at its start or later, has one within a second of
+// being told of more, whatever it waited for just before.
+func TestEnlargedPool(t *testing.T) {
+	for _, waited := range []time.Duration{0, time.Second, 4 * time.Second, 7 * time.Second, time.Hour} {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.lose()
+			elapse(waited)
+			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+			own := s.leases(w, "10.42.10.0/24", time.Second)
+			if views := w.take(); len(views) != 1 || views[0].Own != own || len(views[0].Peers) != 3 {
+				t.Errorf("views %+v", views)
+			}
+			s.says("no longer: cannot lease a subnet", 1)
+			elapse(3 * ttl)
+			s.says("lease renewed", 3)
+		})
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			s.full()
+			w := s.begin()
+			elapse(time.Second)
+			if !s.waits() || w.status().Lost {
+				t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
+			}
+			elapse(waited)
+			w.expect(0)
+			s.terms <- subnet.Terms{Pool: s.wider, TTL: time.Hour}
+			own := s.leases(w, "10.42.10.0/24", time.Second)
+			if left := time.Until(own.Expires); left > time.Hour || left < time.Hour-time.Second {
+				t.Errorf("leased for %v", left)
+			}
+			w.expect(1, "10.42.7.0/24", "10.42.8.0/24", "10.42.9.0/24")
+			s.says("waiting for a free one", 2) // begins and ends
+		})
+	}
+}
+
+// TestNewTermsComeDuringAnAttempt: the attempt fails on the old ones, and is made again.
+func TestNewTermsComeDuringAnAttempt(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		release := s.gate.hold("list")
+		elapse(time.Minute)
+		s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: pool("10.42.0.0/16", 24, "10.42.8.0", "10.42.8.0"), TTL: ttl}
+		synctest.Wait()
+		s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+		elapse(time.Minute)
+		release()
+		s.leases(w, "10.42.10.0/24", time.Second)
+	})
+}
+
+// TestTermsThatChangeAgainAndAgain make no more than an attempt a second.
+func TestTermsThatChangeAgainAndAgain(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		var lists atomic.Int32
+		s.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+			if op == "list" && done {
+				lists.Add(1)
+			}
+			return nil
+		})
+		for i := range 600 {
+			s.terms <- subnet.Terms{Attrs: attrsOf(me, i), Pool: f.Pool, TTL: ttl}
+			elapse(100 * time.Millisecond)
+		}
+		if n := lists.Load(); n < 30 || n > 70 {
+			t.Errorf("%d attempts in a minute", n)
+		}
+		w.expect(0)
+	})
+}
+
+// TestMovedNetwork: the network config has other subnets altogether, and the uplink another
+// address, while this host waits.
+func TestMovedNetwork(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: pool("10.77.0.0/16", 24, "10.77.3.0", "10.77.3.0"), TTL: ttl}
+		if own := s.leases(w, "10.77.3.0/24", time.Second); own.Attrs != attrsOf(elsewhere, 1) {
+			t.Errorf("the lease says %+v", own.Attrs)
+		}
+	})
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		s.full()
+		w := s.begin()
+		elapse(time.Minute)
+		s.terms <- subnet.Terms{Pool: pool("10.77.0.0/16", 24, "10.77.3.0", "10.77.3.0"), TTL: ttl}
+		s.leases(w, "10.77.3.0/24", time.Second)
+	})
+}
+
+// TestLostSubnetComesBack: who had it has gone, and no other is free.
+func TestLostSubnetComesBack(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		s.reg.Remove("10.42.7.0-24")
+		s.leases(w, "10.42.7.0/24", 6*time.Second)
+		w.expect(0)
+		s.says("own lease is gone, making it again", 1)
+	})
+}
+
+// TestRegistryIsAwayWhileAcquiring: that is said once, and its end; then the lease is had as soon
+// as there is a subnet.
+func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		s.reg.Fail(errAway)
+		elapse(time.Hour)
+		s.says("does not answer", 1)
+		if !s.waits() || !w.status().Lost || w.status().AwaySince.IsZero() {
+			t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
+		}
+		s.reg.Remove("10.42.8.0-24")
+		s.reg.Fail(nil)
+		s.leases(w, "10.42.8.0/24", 10*time.Second)
+		s.says("answers again", 1)
+	})
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		s.full()
+		w := s.begin()
+		elapse(time.Second)
+		s.reg.Fail(errAway)
+		elapse(time.Hour)
+		s.says("does not answer", 1)
+		if w.status().AwaySince.IsZero() {
+			t.Errorf("status %+v", w.status())
+		}
+		s.reg.Remove("10.42.8.0-24")
+		s.reg.Fail(nil)
+		s.leases(w, "10.42.8.0/24", time.Second)
+		s.says("answers again", 1)
+		w.expect(1, "10.42.7.0/24", "10.42.9.0/24")
+	})
+}
+
+// TestCallsThatHang: whatever call of the registry takes long, all that does not need its answer
+// goes on: peers are followed, the grace of a deleted one ends, new terms and reports are taken.
+func TestCallsThatHang(t *testing.T) {
+	goesOn := func(t *testing.T, s *scarce, w *following) {
+		t.Helper()
+		elapse(time.Second)
+		w.take()
+		s.reg.Put("10.42.8.0-24", value(them, 88), 0)
+		elapse(soon)
+		if v := w.take(); len(v) != 1 || v[0].Peer(prefix("10.42.8.0/24")).Attrs != attrsOf(them, 88) {
+			t.Errorf("a peer that changed: views %+v\n%s", v, s.log)
+		}
+		s.reg.Put("10.42.20.0-24", "nonsense", 0)
+		s.reg.Remove("10.42.9.0-24")
+		elapse(1100 * time.Millisecond)
+		if v := w.take(); len(v) != 1 || v[0].Peer(prefix("10.42.9.0/24")) != nil || w.status().Bad != 1 {
+			t.Errorf("a peer that is gone: views %+v, status %+v", v, w.status())
+		}
+	}
+	t.Run("the listing of an attempt", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.lose()
+			release := s.gate.hold("list")
+			elapse(20 * time.Second)
+			goesOn(t, s, w)
+			release()
+			s.leases(w, "10.42.9.0/24", time.Second)
+		})
+	})
+	t.Run("a renewal", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.follow()
+			release := s.gate.hold("update")
+			elapse(ttl - time.Hour)
+			s.says("lease renewed", 0)
+			goesOn(t, s, w)
+			s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
+			elapse(time.Second)
+			release()
+			elapse(time.Second)
+			s.says("lease renewed", 1)
+			if own := s.leases(w, "10.42.7.0/24", 0); own.PublicIP != elsewhere {
+				t.Errorf("the lease is %+v", own)
+			}
+		})
+	})
+	t.Run("the look after a silence", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.follow()
+			s.reg.Remove("10.42.8.0-24")
+			elapse(100 * time.Millisecond)
+			release := s.gate.hold("get")
+			s.reg.Fail(errAway) // the watch ends
+			elapse(time.Millisecond)
+			s.reg.Fail(nil)
+			w.take()
+			elapse(1100 * time.Millisecond)
+			w.expect(1, "10.42.9.0/24")
+			s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
+			synctest.Wait() // is not waited for
+			release()
+			elapse(10 * time.Second)
+			if own := s.leases(w, "10.42.7.0/24", 0); own.PublicIP != elsewhere {
+				t.Errorf("the lease is %+v", own)
+			}
+		})
+	})
+}
+
+// TestOwnKeyIsWrittenWhileAStepIsUnderWay: what others write to it after what the step wrote, and
+// before its answer, is seen.
+func TestOwnKeyIsWrittenWhileAStepIsUnderWay(t *testing.T) {
+	for name, change := range map[string]func(s *scarce){
+		"overwritten": func(s *scarce) { s.reg.Put("10.42.7.0-24", value(elsewhere, 99), ttl) },
+		"deleted":     func(s *scarce) { s.reg.Remove("10.42.7.0-24") },
+		"all deleted": func(s *scarce) { s.reg.RemoveAll() },
+		"wiped":       func(s *scarce) { s.reg.Wipe() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				s := newScarce(f)
+				w := s.follow()
+				release := s.gate.hold("update")
+				s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
+				elapse(time.Second)
+				change(s)
+				elapse(time.Minute) // a listing, too
+				release()
+				if own := s.leases(w, "10.42.7.0/24", 10*time.Second); own.PublicIP != elsewhere {
+					t.Errorf("the lease is %+v", own)
+				}
+			})
+		})
+	}
+}
+
+// TestNewSubnetIsWrittenBeforeTheAnswer: the subnet that was chosen in place of a lost one
+// is written by others before the answer has come.
+func TestNewSubnetIsWrittenBeforeTheAnswer(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		w := s.lose()
+		release := s.gate.hold("create")
+		s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+		elapse(time.Second)
+		s.reg.Remove("10.42.10.0-24")
+		elapse(time.Second)
+		release()
+		s.leases(w, "10.42.10.0/24", 5*time.Second)
+	})
+}
+
+// TestEndWhileAcquiring: Follow ends at once, whatever it waits for, and what it has leased, be it
+// without an answer, can be given up; what is another host's cannot.
+func TestEndWhileAcquiring(t *testing.T) {
+	end := func(t *testing.T, s *scarce, w *following, released string) {
+		t.Helper()
+		start := time.Now()
+		w.end()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("ended after %v", d)
+		}
+		before := map[string]lease.Lease{}
+		for i := 7; i <= 10; i++ {
+			p := fmt.Sprintf("10.42.%d.0/24", i)
+			before[p] = s.held(prefix(p))
+		}
+		s.Registry = s.reg
+		var l lease.Lease
+		var err error
+		if s.noted.Load() != nil {
+			l, err = s.release()
+		}
+		if err != nil || released == "" && l.Subnet.IsValid() || released != "" && l.Subnet != prefix(released) {
+			t.Errorf("released %+v, %v, want %s", l, err, released)
+		}
+		for p, was := range before {
+			if is := s.held(prefix(p)); (is != was) != (p == released) {
+				t.Errorf("%s was %+v, is %+v", p, was, is)
+			}
+		}
+	}
+	t.Run("lost, full", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.lose()
+			elapse(time.Minute)
+			end(t, s, w, "")
+		})
+	})
+	t.Run("at the start, full", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			s.full()
+			w := s.begin()
+			elapse(time.Minute)
+			end(t, s, w, "")
+		})
+	})
+	t.Run("at the start, listing", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			s.gate.hold("list")
+			w := s.begin()
+			elapse(time.Minute)
+			end(t, s, w, "")
+		})
+	})
+	t.Run("at the start, without an answer", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			s.gate.hold("create")
+			w := s.begin()
+			elapse(time.Second)
+			end(t, s, w, "10.42.7.0/24")
+		})
+	})
+	t.Run("lost, without an answer", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.lose()
+			s.gate.hold("create")
+			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+			elapse(time.Second)
+			end(t, s, w, "10.42.10.0/24")
+		})
+	})
+	t.Run("lost, has another", func(t *testing.T) {
+		in(t, func(f *fixture) {
+			s := newScarce(f)
+			w := s.lose()
+			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+			elapse(time.Second)
+			end(t, s, w, "10.42.10.0/24")
+		})
+	})
+}
+
+// TestHostErrors: what keeps this host from saying what it publishes, or which subnets it is
+// to avoid, is waited out, or ends the start; later it is always waited out.
+func TestHostErrors(t *testing.T) {
+	broken := errors.New("no uplink")
+	passing := fmt.Errorf("%w: %w", subnet.ErrTryAgain, broken)
+	for name, avoid := range map[string]bool{"Attrs": false, "Avoid": true} {
+		t.Run(name, func(t *testing.T) {
+			for _, err := range []error{broken, passing} {
+				in(t, func(f *fixture) {
+					s := newScarce(f)
+					failing := true
+					if avoid {
+						f.Avoid = func() ([]netip.Prefix, error) {
+							if failing {
+								return nil, err
+							}
+							return nil, nil
+						}
+					} else {
+						f.Attrs = func(a lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
+							if failing {
+								return lease.Attrs{}, err
+							}
+							return keepMAC(a, o)
+						}
+					}
+					w := s.begin()
+					elapse(time.Minute)
+					if err == broken {
+						if got := <-w.done; got != broken {
+							t.Errorf("ended with %v", got)
+						}
+						w.done <- context.Canceled // for the end of the test
+						return
+					}
+					failing = false
+					s.leases(w, "10.42.7.0/24", time.Second)
+					s.says("does not answer", 0)
+				})
+			}
+		})
+	}
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		f.Pool, s.wider = s.wider, f.Pool
+		failing := false
+		f.Avoid = func() ([]netip.Prefix, error) {
+			if failing {
+				return nil, broken
+			}
+			return nil, nil
+		}
+		f.Previous = prefix("10.42.7.0/24")
+		w := s.follow()
+		failing = true
+		s.full()
+		elapse(time.Minute)
+		if !w.status().Lost || s.waits() {
+			t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
+		}
+		failing = false
+		s.leases(w, "10.42.10.0/24", 6*time.Second)
+	})
+}
+
+// TestAlive: as long as calls return, each minute; of one that does not, it is silent.
+func TestAlive(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		var last time.Time
+		longest := time.Duration(0)
+		f.Alive = func() {
+			if !last.IsZero() {
+				longest = max(longest, time.Since(last))
+			}
+			last = time.Now()
+		}
+		f.Registry = restless{s.gate}
+		w := s.follow()
+		for what, fail := range map[string]error{"quiet": nil, "away": errAway} {
+			s.reg.Fail(fail)
+			longest = 0
+			elapse(2 * time.Hour)
+			if longest > time.Minute || longest == 0 {
+				t.Errorf("%s: silent for %v", what, longest)
+			}
+		}
+		s.reg.Fail(nil)
+		elapse(time.Minute)
+		for _, op := range []string{"get", "update"} {
+			release := s.gate.hold(op)
+			s.terms <- subnet.Terms{Attrs: attrsOf(me, len(op)), Pool: f.Pool, TTL: ttl}
+			elapse(10 * time.Minute)
+			if d := time.Since(last); d < 8*time.Minute {
+				t.Errorf("%s hangs, alive %v ago", op, d)
+			}
+			release()
+			elapse(time.Minute)
+			if d := time.Since(last); d > time.Minute {
+				t.Errorf("%s is back, alive %v ago", op, d)
+			}
+		}
+		w.end()
+	})
+}
+
+// restless is a registry whose watch returns after 45 s, as those of etcd do.
+type restless struct{ registry.Registry }
+
+func (r restless) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
+	limited, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
+	events, next, err := r.Registry.Watch(limited, index)
+	if ctx.Err() == nil && limited.Err() != nil {
+		err = nil
+	}
+	return events, next, err
+}
