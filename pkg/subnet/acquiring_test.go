@@ -530,17 +530,18 @@ func TestHostErrors(t *testing.T) {
 			for _, err := range []error{broken, passing} {
 				in(t, func(f *fixture) {
 					s := newScarce(f)
-					failing := true
+					var failing atomic.Bool
+					failing.Store(true)
 					if avoid {
 						f.Avoid = func() ([]netip.Prefix, error) {
-							if failing {
+							if failing.Load() {
 								return nil, err
 							}
 							return nil, nil
 						}
 					} else {
 						f.Attrs = func(a lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
-							if failing {
+							if failing.Load() {
 								return lease.Attrs{}, err
 							}
 							return keepMAC(a, o)
@@ -555,7 +556,7 @@ func TestHostErrors(t *testing.T) {
 						w.done <- context.Canceled // for the end of the test
 						return
 					}
-					failing = false
+					failing.Store(false)
 					s.leases(w, "10.42.7.0/24", time.Second)
 					s.says("does not answer", 0)
 				})
@@ -565,22 +566,22 @@ func TestHostErrors(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		f.Pool, s.wider = s.wider, f.Pool
-		failing := false
+		var failing atomic.Bool
 		f.Avoid = func() ([]netip.Prefix, error) {
-			if failing {
+			if failing.Load() {
 				return nil, broken
 			}
 			return nil, nil
 		}
 		f.Previous = prefix("10.42.7.0/24")
 		w := s.follow()
-		failing = true
+		failing.Store(true)
 		s.full()
 		elapse(time.Minute)
 		if !w.status().Lost || s.waits() {
 			t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
 		}
-		failing = false
+		failing.Store(false)
 		s.leases(w, "10.42.10.0/24", 6*time.Second)
 	})
 }
@@ -589,22 +590,22 @@ func TestHostErrors(t *testing.T) {
 func TestAlive(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
-		var last time.Time
-		longest := time.Duration(0)
+		var last atomic.Pointer[time.Time]
+		var longest atomic.Int64
 		f.Alive = func() {
-			if !last.IsZero() {
-				longest = max(longest, time.Since(last))
+			now := time.Now()
+			if before := last.Swap(&now); before != nil {
+				longest.Store(max(longest.Load(), int64(now.Sub(*before))))
 			}
-			last = time.Now()
 		}
 		f.Registry = restless{s.gate}
 		w := s.follow()
 		for what, fail := range map[string]error{"quiet": nil, "away": errAway} {
 			s.reg.Fail(fail)
-			longest = 0
+			longest.Store(0)
 			elapse(2 * time.Hour)
-			if longest > time.Minute || longest == 0 {
-				t.Errorf("%s: silent for %v", what, longest)
+			if silent := time.Duration(longest.Load()); silent > time.Minute || silent == 0 {
+				t.Errorf("%s: silent for %v", what, silent)
 			}
 		}
 		s.reg.Fail(nil)
@@ -613,12 +614,12 @@ func TestAlive(t *testing.T) {
 			release := s.gate.hold(op)
 			s.terms <- subnet.Terms{Attrs: attrsOf(me, len(op)), Pool: f.Pool, TTL: ttl}
 			elapse(10 * time.Minute)
-			if d := time.Since(last); d < 8*time.Minute {
+			if d := time.Since(*last.Load()); d < 8*time.Minute {
 				t.Errorf("%s hangs, alive %v ago", op, d)
 			}
 			release()
 			elapse(time.Minute)
-			if d := time.Since(last); d > time.Minute {
+			if d := time.Since(*last.Load()); d > time.Minute {
 				t.Errorf("%s is back, alive %v ago", op, d)
 			}
 		}

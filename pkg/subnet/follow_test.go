@@ -22,7 +22,8 @@ import (
 // following is a host that runs Follow.
 type following struct {
 	*fixture
-	own    lease.Lease   // the first one
+	own    lease.Lease // the first one
+	first  sync.Once
 	joined chan struct{} // closed when there is one
 	end    func()        // of Follow
 	done   chan error    // how it ended
@@ -36,10 +37,10 @@ func (w *following) emit(v lease.View) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.views = append(w.views, v)
-	if w.own == (lease.Lease{}) {
+	w.first.Do(func() {
 		w.own = v.Own
 		close(w.joined)
-	}
+	})
 }
 
 func (w *following) report(s subnet.Status) {
