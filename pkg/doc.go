@@ -30,7 +30,8 @@
 //	firewall    packet filter rules as values
 //	backend     one file a backend: what to publish, what the kernel should hold
 //	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it
-//	subnet      acquires, renews and follows leases: registry in, View out
+//	subnet      acquires, renews and follows leases: registry in, View out; waits for nothing
+//	            but its next input
 //	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
 //	driver      what a driver of kernel objects can do; one made of several
 //	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
@@ -46,7 +47,7 @@
 //	logsink     takes log lines to standard error, bounded, and in nobody's way
 //	presence    which other daemons there are on this host, and what they hold
 //	reconcile   the loop: when to look, how often to try, what to say
-//	health      answers health checks
+//	health      answers health checks: the process lives, the host has its subnet or what is missing
 //	cleanup     removes what a daemon has left of a network
 //	daemon      wiring, order of start and stop, sd_notify
 //	lab         test beds: many hosts on one machine, for tests, demo and benchmarks

@@ -118,7 +118,7 @@ func TestLastSubnet(t *testing.T) {
 		if _, e, err := s.ownLease(waits); err != nil || e.Key != key || !strings.Contains(e.Value, `"`+waits.Addr.String()+`"`) {
 			s.t.Errorf("the waiting host has %+v, %v, not %s", e, err, key)
 		}
-		s.saysTimes(waits.Flanneld(), 1, "cannot lease a subnet")
+		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", "cannot lease a subnet")
 		s.t.Logf("%s won, %s got the next after %v", won.Name, waits.Name, took.Round(time.Millisecond))
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -137,20 +138,27 @@ func (s *stage) once(d time.Duration, before []int, words ...string) time.Durati
 func (s *stage) readyz(d time.Duration, begin string) {
 	s.t.Helper()
 	for _, h := range s.Hosts {
-		client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
-		s.within(d, "readyz of "+h.Name, func() error {
-			r, err := client.Get("http://127.0.0.1:" + readyzPort + "/readyz")
-			if err != nil {
-				return err
-			}
-			defer r.Body.Close()
-			body, err := io.ReadAll(r.Body)
-			if err == nil && (r.StatusCode != http.StatusOK || !strings.HasPrefix(string(body), begin)) {
-				err = fmt.Errorf("%d %s", r.StatusCode, body)
-			}
-			return err
-		})
+		s.readyzOf(h, d, http.StatusOK, begin)
 	}
+}
+
+// readyzOf waits until /readyz of a host says so, by its status, its begin, and words in it.
+func (s *stage) readyzOf(h *lab.Host, d time.Duration, status int, begin string, words ...string) {
+	s.t.Helper()
+	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
+	s.within(d, "readyz of "+h.Name, func() error {
+		r, err := client.Get("http://127.0.0.1:" + readyzPort + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer r.Body.Close()
+		body, err := io.ReadAll(r.Body)
+		missing := func(word string) bool { return !strings.Contains(string(body), word) }
+		if err == nil && (r.StatusCode != status || !strings.HasPrefix(string(body), begin) || slices.ContainsFunc(words, missing)) {
+			err = fmt.Errorf("%d %s; want %d %s %q", r.StatusCode, body, status, begin, words)
+		}
+		return err
+	})
 }
 
 // idle measures the share of a CPU that the busiest daemon takes.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry"
 )
 
@@ -45,7 +46,7 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 			away.begin(err)
 			say.said = ""
 		}
-		if err := pause(ctx, between(time.Second/2, time.Second)); err != nil {
+		if err := pace.Sleep(ctx, between(time.Second/2, time.Second)); err != nil {
 			var none T
 			return none, err
 		}
@@ -60,7 +61,7 @@ const configEvery = time.Minute
 // parse does not accept, or none, leaves everything as it is, and is said once.
 func FollowConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error), emit func(T)) {
 	say := complaint{log: log}
-	for pause(ctx, between(configEvery/2, configEvery)) == nil {
+	for pace.Sleep(ctx, between(configEvery/2, configEvery)) == nil {
 		raw, err := reg.Config(ctx)
 		switch {
 		case err == nil:

@@ -55,7 +55,7 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		leases:   map[netip.Prefix]*lease.Lease{},
 		ghosts:   map[netip.Prefix]bool{},
 		fading:   map[netip.Prefix]time.Time{},
-		mine:     &ownLease{Options: o, acquiring: newAcquisition(o)},
+		mine:     &ownLease{Options: o, acquiring: newAcquisition(o), repairs: newRepairs()},
 		away:     outage{log: o.Log},
 		inputs:   make(chan func(), 2),
 		progress: rate.NewLimiter(watchRate, watchBurst),

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry"
 )
 
@@ -29,7 +30,7 @@ type ownLease struct {
 	known    bool        // lease is what the registry holds, as far as this has seen
 	restored bool        // the registry was wiped or restored since lease was written: its revisions say nothing of it
 	wrote    time.Time   // when lease was last written or found
-	fights   fight       // with somebody who changes our key
+	repairs  pace.Pace   // of what somebody else does to our key
 	doubled  time.Time   // when it was last reported that somebody writes it as his own
 
 	acquiring *acquisition     // of a subnet: there is no lease, or it was lost; else nil
@@ -38,6 +39,8 @@ type ownLease struct {
 	listing   registry.Listing // from which the first subnet was chosen
 }
 
+func newRepairs() pace.Pace { return pace.Pace{First: firstRepair, Most: lastRepair} }
+
 // step does what the lease needs: a look at the registry, and one write there, or one attempt to
 // lease a subnet. An error says that it failed; whatever can be learned from that is learned.
 func (o *ownLease) step(ctx context.Context, told news) error {
@@ -45,8 +48,8 @@ func (o *ownLease) step(ctx context.Context, told news) error {
 		o.take(*t)
 	}
 	o.restored = o.restored || told.restored
-	if told.peace {
-		o.fights = fight{}
+	if told.wiped {
+		o.repairs = newRepairs()
 	}
 	if told.heard > 0 {
 		o.known = false
@@ -150,7 +153,8 @@ func (o *ownLease) reportDouble(found lease.Lease) {
 // repair writes our key against somebody's change, at once the first time
 // and ever more slowly if the change keeps coming back.
 func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
-	if time.Now().Before(o.fights.next) {
+	now := time.Now()
+	if o.repairs.Delay(now) > 0 {
 		return nil
 	}
 	o.note(o.lease.Attrs, o.attrs, 0)
@@ -159,7 +163,7 @@ func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
 		return err
 	}
 	o.Log.Warn(msg, "subnet", l.Subnet)
-	o.fights.fought()
+	o.repairs.Turn(now)
 	o.adopt(l)
 	return nil
 }
@@ -227,20 +231,4 @@ func (o *ownLease) due() time.Time {
 		return due
 	}
 	return floor
-}
-
-// fight is a contest over our key with somebody who does not compare before
-// he writes.
-type fight struct {
-	next time.Time // no repair before this
-	wait time.Duration
-}
-
-func (f *fight) fought() {
-	now := time.Now()
-	if now.Sub(f.next) > lastRepair {
-		f.wait = 0
-	}
-	f.wait = min(max(firstRepair, f.wait*2), lastRepair)
-	f.next = now.Add(f.wait)
 }

@@ -123,18 +123,6 @@ type Status struct {
 	AwaySince time.Time   // since when the registry has not answered; zero while it does
 }
 
-// pause waits for d or the end of ctx, whose error it returns.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
 // between returns a random duration in [low, high), so that hosts which were
 // stopped by the same event don't go on in step.
 func between(low, high time.Duration) time.Duration { return low + rand.N(high-low) }

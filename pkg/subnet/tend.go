@@ -34,7 +34,7 @@ type news struct {
 	// step knows of; 0: nothing was.
 	heard    uint64
 	restored bool // the registry was wiped or restored, so its revisions say nothing of the lease
-	peace    bool // what was written over the own key before was no contest
+	wiped    bool // an etcd that was away has lost our key, and everybody's: that was no contest
 }
 
 // doubt has the own key looked at, whatever its revision.
@@ -128,7 +128,7 @@ func (f *follower) schedule() {
 	soon := f.looks.Delay(time.Now())
 	switch {
 	case !f.mine.known: // and somebody keeps changing it
-		f.tend.Reset(max(time.Until(f.mine.fights.next), soon))
+		f.tend.Reset(max(f.mine.repairs.Delay(time.Now()), soon))
 	case f.own.Reservation():
 		f.tend.Stop()
 	default:

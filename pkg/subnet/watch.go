@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"flanneld/pkg/pace"
 	"flanneld/pkg/registry"
 )
 
@@ -37,9 +38,7 @@ func (f *follower) follow(do func() (then func())) {
 func (f *follower) watch(ctx context.Context, wait time.Duration) {
 	index := f.index
 	f.follow(func() func() {
-		if wait > 0 {
-			_ = pause(ctx, wait) // the Watch tells of its end
-		}
+		_ = pace.Sleep(ctx, wait) // of its end the Watch tells
 		events, next, err := f.Registry.Watch(ctx, index)
 		return func() { f.heard(ctx, events, next, err) }
 	})
@@ -129,8 +128,7 @@ func (f *follower) list(ctx context.Context) {
 			f.relist = false
 			f.load(listing)
 			f.news.doubt()
-			// An etcd that was wiped took our key, and everybody's: that was no contest.
-			f.news.peace = f.news.peace || f.away.active()
+			f.news.wiped = f.news.wiped || f.away.active()
 			f.resume(ctx)
 		}
 	})

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+// configWithin is the longest time until a new network config is noticed.
+const configWithin = 65 * time.Second
+
+// TestFullPool: of three subnets all are leased, to a host, to a peer, and to whoever has taken
+// that of another host, which goes on following its peers, as does one that waits for its first
+// subnet. Both say what is missing, and have a subnet once there are more, without a restart.
+func TestFullPool(t *testing.T) {
+	t.Parallel()
+	eachStore(t, threeHosts, func(s *stage) {
+		config := func(last int) string {
+			return fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.10.0","SubnetMax":"10.42.%d.0","Backend":{"Type":"vxlan"}}`, last)
+		}
+		s.set("config", config(12))
+		h, waits := s.Hosts[0], s.Hosts[2]
+		for _, h := range s.Hosts[:2] {
+			s.start(h, s.args...)
+		}
+		free := []string{"10.42.10.0/24", "10.42.11.0/24", "10.42.12.0/24"}
+		peer := free[slices.IndexFunc(free, func(p string) bool { return p != s.subnet(h).String() && p != s.subnet(s.Hosts[1]).String() })]
+		const peerIP, peerMAC, movedIP, movedMAC = "203.0.113.60", "0a:00:00:00:00:60", "203.0.113.61", "0a:00:00:00:00:61"
+		peerKey := "subnets/" + strings.Replace(peer, "/", "-", 1)
+		s.set(peerKey, phantomValue(peerIP, peerMAC))
+		s.holds(h, 3*time.Second, peer, peerIP, peerMAC)
+
+		key, _, err := s.ownLease(h)
+		s.must(err)
+		old, pid := s.subnet(h), h.Flanneld().PID()
+		s.must(h.Flanneld().Pause()) // or it would make it again itself
+		s.must(s.store.Delete(s.ctx, key))
+		s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
+		s.must(h.Flanneld().Signal(syscall.SIGCONT))
+		s.launch(waits, s.args...)
+		const line = "cannot lease a subnet, waiting for a free one"
+		s.saysTimes(h.Flanneld(), 1, "level=ERROR", line, "3 subnets of length 24 (10.42.10.0 to 10.42.12.0), and 3 leases")
+		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", line)
+		s.readyzOf(h, time.Second, http.StatusServiceUnavailable, "flanneld is not ready: another host has the subnet of this one", line, "3 leases")
+		s.readyzOf(waits, time.Second, http.StatusServiceUnavailable, "flanneld is not ready yet", line, "3 leases")
+
+		for range 5 { // at other times of the attempts to lease a subnet
+			s.set(peerKey, phantomValue(movedIP, movedMAC))
+			s.holds(h, 3*time.Second, peer, movedIP, movedMAC)
+			s.set(peerKey, phantomValue(peerIP, peerMAC))
+			s.holds(h, 3*time.Second, peer, peerIP, peerMAC)
+		}
+
+		s.set("config", config(14))
+		took := s.within(configWithin, "two more subnets", func() error {
+			if waits.Flanneld().ReadyAfter() == 0 || s.subnet(h) == old {
+				return fmt.Errorf("%s has %s, %s says:\n%s", h.Name, s.subnet(h), waits.Name, waits.Flanneld().Logs())
+			}
+			_, e, err := s.ownLease(h)
+			if err == nil && !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) {
+				err = fmt.Errorf("%s has %s, where etcd has %s", h.Name, s.subnet(h), e.Value)
+			}
+			return err
+		})
+		for _, host := range []*lab.Host{h, waits} {
+			s.readyzOf(host, time.Second, http.StatusOK, "flanneld is ready")
+			s.saysTimes(host.Flanneld(), 1, "level=INFO", "no longer: "+line)
+		}
+		if now := s.subnet(h); now == old || h.Flanneld().Exited() || h.Flanneld().PID() != pid {
+			s.t.Errorf("%s has %s, had %s, exited: %v", h.Name, now, old, h.Flanneld().Exited())
+		}
+		if e, err := s.store.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
+			s.t.Errorf("the other host's lease is %+v, %v", e, err)
+		}
+		s.holds(h, 3*time.Second, old.String(), stolenIP, stolenMAC)
+		s.holds(waits, 3*time.Second, peer, peerIP, peerMAC)
+		s.t.Logf("%s became %s, and %s has %s, after %v", old, s.subnet(h), waits.Name, s.subnet(waits), took.Round(time.Millisecond))
+	})
+}
+
+// TestWaitingHostTakesOverAnyConfig: a host that has no subnet yet joins the network that there is
+// by then, be it another one.
+func TestWaitingHostTakesOverAnyConfig(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.7.0","SubnetMax":"10.42.7.0","Backend":{"Type":"vxlan"}}`)
+	c.phantom("10.42.7.0-24", "203.0.113.7", "0a:00:00:00:00:07")
+	p := c.launch(h)
+	c.says(p, "cannot lease a subnet, waiting for a free one")
+	c.put("config", `{"Network":"10.43.0.0/16","SubnetMin":"10.43.7.0","SubnetMax":"10.43.7.0","Backend":{"Type":"vxlan","VNI":7}}`)
+	c.within(configWithin, "the other network", func() error {
+		if p.ReadyAfter() == 0 {
+			return fmt.Errorf("not ready:\n%s", p.Logs())
+		}
+		return nil
+	})
+	if got := c.subnet(h).String(); got != "10.43.7.0/24" {
+		t.Errorf("it has %s", got)
+	}
+	c.sh(h, "ip link show flannel.7")
+	if out, err := c.try(h, "ip link show flannel.1"); err == nil {
+		t.Errorf("it has a device of the first network: %s", out)
+	}
+}
