@@ -224,7 +224,8 @@ func (d *daemon) serve(until context.Context) error {
 	}
 	d.checks = newChecks(d)
 	d.loop = reconcile.New(reconcile.Config{
-		Driver: drivers, Backend: wanted, Network: d.net.Network, Input: d.input, Before: d.applying, Missing: d.checks.lacks, Rivals: d.contest, Log: d.log,
+		Driver: drivers, Backend: wanted, Network: d.net.Network, Input: d.input, Before: d.applying, Missing: d.checks.lacks, Rivals: d.contest,
+		Conditions: d.conditions, Log: d.log,
 	})
 	d.looping.Store(true)
 	d.conditions.End(routesUnread)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
@@ -79,7 +80,8 @@ func BenchmarkPass(b *testing.B) {
 		now = view
 		return New(Config{
 			Driver: k, Backend: vxlan, Network: conf.Network, Log: slog.New(slog.DiscardHandler),
-			Input: func(bool) (Input, error) { return Input{Facts: facts, View: now}, nil },
+			Conditions: condition.NewList(slog.New(slog.DiscardHandler)),
+			Input:      func(bool) (Input, error) { return Input{Facts: facts, View: now}, nil },
 		})
 	}
 	b.Run("first", func(b *testing.B) {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
@@ -54,8 +55,9 @@ type Config struct {
 	// Missing is called after each whole pass with what this host needs for itself and
 	// lacks, without what is missing only because its link is. It must not block. The log
 	// then says nothing of these; nil: it does.
-	Missing func([]Missing)
-	Log     *slog.Logger
+	Missing    func([]Missing)
+	Conditions *condition.List
+	Log        *slog.Logger
 }
 
 // Missing is an object that this host needs for itself and that could not be put.
@@ -122,7 +124,7 @@ func wholePasses() pace.Budget {
 func New(cfg Config) *Loop {
 	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
-		holds: newHolds(), report: newReport(cfg.Log), budget: wholePasses(), made: time.Now(), undone: true, whole: true,
+		holds: newHolds(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePasses(), made: time.Now(), undone: true, whole: true,
 		refused: map[string]error{},
 	}
 }

@@ -1,18 +1,19 @@
 package reconcile
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
@@ -92,12 +93,31 @@ type fixture struct {
 	view   lease.View
 	facts  error // why the input cannot be had
 	inputs int   // how often it was asked for
-	log    bytes.Buffer
+	log    logBuffer
+}
+
+// logBuffer is a log that may be read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func newFixture() *fixture {
 	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Own: lease.Lease{Subnet: key(200).Dst}, Complete: true}}
 	f.want.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN, Up: true}
+	log := slog.New(slog.NewTextHandler(&f.log, nil))
 	f.Loop = New(Config{
 		Driver:  f.kernel,
 		Backend: f.want,
@@ -106,7 +126,8 @@ func newFixture() *fixture {
 			f.inputs++
 			return Input{Facts: host.Facts{MTU: f.want.version}, View: f.view}, f.facts
 		},
-		Log: slog.New(slog.NewTextHandler(&f.log, nil)),
+		Conditions: condition.NewList(log),
+		Log:        log,
 	})
 	return f
 }
@@ -187,7 +208,7 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 		}
 		delete(f.kernel.refuse, bad)
 		f.run(t, time.Minute)
-		if len(f.kernel.Routes) != 3 || f.said("nothing fails any more") != 1 || f.said("repaired") != 0 {
+		if len(f.kernel.Routes) != 3 || f.said("no longer: the kernel refused") != 1 || f.said("repaired") != 0 {
 			t.Errorf("the kernel holds\n%slog:\n%s", f.kernel.Text(), &f.log)
 		}
 	})
@@ -366,7 +387,7 @@ func TestUnreadable(t *testing.T) {
 			}
 			break_(f, nil)
 			f.run(t, time.Minute)
-			if len(f.kernel.Routes) != 0 || f.said("the kernel is checked again") != 1 {
+			if len(f.kernel.Routes) != 0 || f.said("no longer: the kernel is not checked") != 1 {
 				t.Errorf("%s: log:\n%s", name, &f.log)
 			}
 		}

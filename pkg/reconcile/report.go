@@ -14,24 +14,31 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// report says in the log what the passes do: one line for each that changed
-// something, each trouble once when it begins, and once that it is over.
+// IDs of conditions.
+const (
+	uncheckedCondition = "kernel/unchecked/" // and what cannot be read
+	fightCondition     = "kernel/fight"
+	refusedCondition   = "kernel/refused"
+)
+
+// report says what the passes do: in the log one line for each that changed something, and
+// as conditions what is wrong.
 type report struct {
 	log       *slog.Logger
 	last      []backend.Skipped
 	peers     *condition.Group // that are skipped, by subnet
 	conflicts *condition.Group // by operation
-	trouble   string           // what was broken in the last pass
 	failing   int              // objects that failed since it was last well
-	fighting  bool             // it was said that somebody undoes our work
+
+	wrong *condition.List
 
 	due  time.Time // when what was gathered is to be logged; zero: nothing is
 	told time.Time // when something was last said of the present pass
 }
 
-func newReport(log *slog.Logger) *report {
+func newReport(log *slog.Logger, wrong *condition.List) *report {
 	return &report{
-		log:       log,
+		log: log, wrong: wrong,
 		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipped peers"),
 		conflicts: condition.NewGroup(log, slog.LevelError, "left undone", "no longer left undone"),
 	}
@@ -68,18 +75,16 @@ func (r *report) later(now time.Time) time.Duration {
 	return r.due.Sub(now)
 }
 
+// broken is called when a pass could not read what it compares.
 func (r *report) broken(what string, err error) {
-	if r.trouble != what {
-		r.log.Error("the kernel is not checked until this works again", "trouble", what, "err", err)
-	}
-	r.trouble = what
+	r.wrong.Begin(condition.Condition{
+		ID: uncheckedCondition + what, Severe: true, Text: "the kernel is not checked until this works again",
+		Fields: []any{"trouble", what, "err", err},
+	})
 }
 
 func (r *report) pass(p pass) {
-	if r.trouble != "" {
-		r.log.Info("the kernel is checked again", "after_trouble", r.trouble)
-		r.trouble = ""
-	}
+	r.wrong.Replace(uncheckedCondition, nil)
 	r.applications(p)
 	r.told = time.Time{}
 	r.failures(p)
@@ -100,11 +105,11 @@ func (r *report) pass(p pass) {
 	r.flush()
 }
 
-// applications tells of a pass that changed something; of a fight, once until
-// there was peace, and then of its blows only now and then.
+// applications tells of a pass that changed something, and of a fight.
 func (r *report) applications(p pass) {
-	fought := r.fighting
-	r.fighting = p.fighting
+	if !p.fighting {
+		r.wrong.End(fightCondition)
+	}
 	if p.applied.n == 0 {
 		return
 	}
@@ -113,8 +118,11 @@ func (r *report) applications(p pass) {
 		msg = "programmed the kernel"
 	}
 	r.log.Info(msg, "ops", p.applied.String(), "first", p.applied.first.String())
-	if p.fighting && !fought {
-		r.log.Error("something else on this host keeps undoing our work; slowing down", "ops", p.applied.String(), "first", p.applied.first.String())
+	if p.fighting {
+		r.wrong.Begin(condition.Condition{
+			ID: fightCondition, Severe: true, Text: "something else on this host keeps undoing our work; slowing down",
+			Fields: []any{"ops", p.applied.String(), "first", p.applied.first.String()},
+		})
 	}
 }
 
@@ -128,12 +136,13 @@ func (r *report) failures(p pass) {
 			r.log.Debug("failed", "op", f.op.String(), "err", f.err)
 		}
 	}
-	if len(fresh) > 0 {
-		r.log.Warn("the kernel refused; trying again", "failed", len(fresh), "err", fresh[0].err)
+	if r.failing += len(fresh); len(fresh) > 0 {
+		r.wrong.Set(condition.Condition{
+			ID: refusedCondition, Text: "the kernel refused; trying again", Fields: []any{"failed", r.failing, "err", fresh[0].err},
+		})
 	}
-	r.failing += len(fresh)
-	if r.failing > 0 && len(p.failed) == 0 && p.held == 0 && !p.part {
-		r.log.Info("nothing fails any more", "failed_before", r.failing)
+	if len(p.failed) == 0 && p.held == 0 && !p.part {
+		r.wrong.End(refusedCondition)
 		r.failing = 0
 	}
 }
