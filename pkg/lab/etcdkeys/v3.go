@@ -3,6 +3,7 @@ package etcdkeys
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"time"
@@ -12,27 +13,48 @@ import (
 	"google.golang.org/grpc"
 )
 
-// V3 is an etcd through its v3 API. Each of its methods makes a connection of its own; see Session.
-type V3 struct{ Access }
+// V3 is an etcd through its v3 API. Each of its methods makes a connection of its own; see Keep.
+type V3 struct {
+	Access
+	kept *client.Client // nil: none is kept
+}
+
+// Keep returns a V3 whose methods share a connection, which ends with ctx.
+func (v V3) Keep(ctx context.Context) (V3, error) {
+	c, err := v.Client(ctx)
+	if err != nil {
+		return V3{}, err
+	}
+	context.AfterFunc(ctx, func() { c.Close() })
+	v.kept = c
+	return v, nil
+}
 
 // Client returns a client that ends with ctx; close it.
 func (v V3) Client(ctx context.Context) (*client.Client, error) {
-	config := client.Config{Endpoints: v.Endpoints, Context: ctx, Logger: zap.NewNop(), TLS: v.TLS, Username: v.Username, Password: v.Password}
+	config := client.Config{
+		Endpoints: v.Endpoints, Context: ctx, Logger: zap.NewNop(), TLS: v.TLS, Username: v.Username, Password: v.Password,
+		MaxCallSendMsgSize: math.MaxInt32,
+		DialOptions:        []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32))},
+	}
 	if v.TLS != nil {
 		config.TLS = v.TLS.Clone()
 	}
 	if v.Dial != nil {
-		config.DialOptions = []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+		config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			return v.Dial(ctx, "tcp", addr)
-		})}
+		}))
 	}
 	return client.New(config)
 }
 
-// within calls f with a client that ends with it.
+// within calls f with a client that ends with it, or the one that is kept.
 func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	if v.kept != nil {
+		return f(ctx, v.kept)
+	}
 	c, err := v.Client(ctx)
 	if err != nil {
 		return err

@@ -136,6 +136,20 @@ func (e *Etcd) V2(t testing.TB) *etcdkeys.V2 {
 }
 
 // V3 returns what it holds in its v3 API.
-func (e *Etcd) V3() etcdkeys.V3 {
-	return etcdkeys.V3{Access: etcdkeys.Access{Endpoints: []string{e.URL}}}
+func (e *Etcd) V3(t testing.TB) etcdkeys.V3 {
+	t.Helper()
+	keys, err := etcdkeys.V3{Access: etcdkeys.Access{Endpoints: []string{e.URL}}}.Keep(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// Store returns what it holds in one of its APIs, v2 or v3.
+func (e *Etcd) Store(t testing.TB, api string) etcdkeys.Store {
+	t.Helper()
+	if api == "v2" {
+		return e.V2(t)
+	}
+	return e.V3(t)
 }

@@ -8,14 +8,14 @@ import (
 
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdv2"
 )
 
 // TestWatchOfWipedStore: an etcd that was wiped while nothing waited at it is
 // found out by the next watch, not after a silence.
 func TestWatchOfWipedStore(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	index := uint64(1000) // of the store that was
@@ -32,15 +32,16 @@ func TestWatchOfWipedStore(t *testing.T) {
 // counted on past where the old one was. The next watch does not go on as if
 // nothing had happened.
 func TestWatchOnAnotherConnection(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	l, err := r.List(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	openBackdoor(t, etcd.URL, prefix).put("10.42.7.0-24", "x", 0)
+	newOperator(t, etcd).Put("10.42.7.0-24", "x", 0)
 	events, index, err := r.Watch(ctx, l.Index)
 	if len(events) != 1 || err != nil {
 		t.Fatalf("%+v, %v", events, err)
@@ -49,7 +50,7 @@ func TestWatchOnAnotherConnection(t *testing.T) {
 	etcd.Wipe(t)
 	etcd.Start(t)
 	for range 20 {
-		openBackdoor(t, etcd.URL, prefix).put("10.42.8.0-24", "x", 0)
+		newOperator(t, etcd).Put("10.42.8.0-24", "x", 0)
 	}
 	if events, _, err := r.Watch(ctx, index); err != nil || len(events) > 0 {
 		t.Errorf("the watch goes on with %+v, %v", events, err)

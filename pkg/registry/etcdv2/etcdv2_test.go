@@ -2,11 +2,7 @@ package etcdv2_test
 
 import (
 	"context"
-	"fmt"
-	"path"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	client "go.etcd.io/etcd/client/v2"
 
@@ -15,48 +11,33 @@ import (
 	"flanneld/pkg/registry/registrytest"
 )
 
-// backdoor is plain access to an etcd, beside the registry.
-type backdoor struct {
-	t      testing.TB
-	prefix string
-	keys   client.KeysAPI
+var api = registrytest.API{Name: "v2", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv2.New(o) }}
+
+// operator does to an etcd what others do.
+type operator struct {
+	registrytest.Operator
+	keys client.KeysAPI
 }
 
-func openBackdoor(t testing.TB, url, prefix string) *backdoor {
+func newOperator(t testing.TB, e *etcdtest.Etcd) operator {
 	t.Helper()
-	c, err := client.New(client.Config{Endpoints: []string{url}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &backdoor{t, prefix, client.NewKeysAPI(c)}
+	keys := e.V2(t)
+	return operator{registrytest.Operator{T: t, Store: keys, Prefix: prefix}, keys.Keys}
 }
 
-func (b *backdoor) set(key, value string, ttl time.Duration) {
-	b.t.Helper()
-	if _, err := b.keys.Set(context.Background(), path.Join(b.prefix, key), value, &client.SetOptions{TTL: ttl}); err != nil {
-		b.t.Errorf("set %s: %v", key, err)
+// set writes any key.
+func (o operator) set(key, value string) {
+	o.T.Helper()
+	if err := o.Store.Put(context.Background(), key, value, 0); err != nil {
+		o.T.Errorf("set %s: %v", key, err)
 	}
 }
 
-func (b *backdoor) put(key, value string, ttl time.Duration) {
-	b.t.Helper()
-	b.set("subnets/"+key, value, ttl)
-}
-
-func (b *backdoor) delete(key string, recursive bool) {
-	b.t.Helper()
-	if _, err := b.keys.Delete(context.Background(), path.Join(b.prefix, key), &client.DeleteOptions{Recursive: recursive, Dir: recursive}); err != nil {
-		b.t.Errorf("delete %s: %v", key, err)
-	}
-}
-
-// flood makes more events of somebody else's than etcd remembers.
-func (b *backdoor) flood() {
-	b.t.Helper()
-	for range 1100 {
-		if _, err := b.keys.Set(context.Background(), "/elsewhere", "x", nil); err != nil {
-			b.t.Fatal(err)
-		}
+// delete removes a key, and a directory only if that is said.
+func (o operator) delete(key string, dir bool) {
+	o.T.Helper()
+	if _, err := o.keys.Delete(context.Background(), key, &client.DeleteOptions{Recursive: dir, Dir: dir}); err != nil {
+		o.T.Errorf("delete %s: %v", key, err)
 	}
 }
 
@@ -70,19 +51,15 @@ func open(t testing.TB, o etcdv2.Options) *etcdv2.Registry {
 	return r
 }
 
-func TestContract(t *testing.T) {
-	etcd := etcdtest.StartEtcd(t)
-	var n atomic.Int32
-	registrytest.Run(t, func(t *testing.T) registrytest.Harness {
-		prefix := fmt.Sprintf("/coreos.com/network%d", n.Add(1))
-		b := openBackdoor(t, etcd.URL, prefix)
-		return registrytest.Harness{
-			Registry:      open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix}),
-			SetConfig:     func(v string) { b.set("config", v, 0) },
-			Put:           b.put,
-			Remove:        func(key string) { b.delete("subnets/"+key, false) },
-			RemoveAll:     func() { b.delete("subnets", true) },
-			ForgetHistory: b.flood,
-		}
-	})
+// at opens the registry of an etcd that wants nothing.
+func at(t testing.TB, e *etcdtest.Etcd) *etcdv2.Registry {
+	t.Helper()
+	return open(t, etcdv2.Options{Endpoints: []string{e.URL}, Prefix: prefix})
 }
+
+func TestRegistry(t *testing.T) {
+	t.Parallel()
+	api.Run(t)
+}
+
+func TestUnixSocket(t *testing.T) { api.RunUnixSocket(t) }

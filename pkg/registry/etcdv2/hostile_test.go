@@ -19,6 +19,7 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/registry/registrytest"
 )
 
 const good = `{"PublicIP":"198.51.100.9"}`
@@ -26,25 +27,26 @@ const good = `{"PublicIP":"198.51.100.9"}`
 // TestHugeValuesAreSkippedAlone: 8 keys of 9 MB, in a listing and in a watch, do no harm to
 // the leases beside them, nor to one that is overwritten by such a value.
 func TestHugeValuesAreSkippedAlone(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
+	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	index := list(t, r).Index
+	index := registrytest.List(t, r).Index
 	huge := strings.Repeat("x", 9<<20)
 	for i := range 8 {
-		b.put(fmt.Sprintf("10.43.%d.0-24", i), huge, 0)
+		b.Put(fmt.Sprintf("10.43.%d.0-24", i), huge, 0)
 	}
-	b.put("10.43.0.0-24", good, 0) // whose event repeats the value before
-	b.put("10.43.0.0-24", huge, 0)
-	b.put("10.42.7.0-24", huge, 0)
+	b.Put("10.43.0.0-24", good, 0) // whose event repeats the value before
+	b.Put("10.43.0.0-24", huge, 0)
+	b.Put("10.42.7.0-24", huge, 0)
 
 	var l registry.Listing
 	wait.True(t, "all is listed", func() bool { // etcd takes its time for so much, and gets it
-		l, err = r.List(timeout(t))
+		l, err = r.List(registrytest.Timeout(t))
 		return err == nil
 	})
 	if len(l.Leases) != 0 || len(l.Bad) != 9 {
@@ -58,7 +60,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 	var events []registry.Event
 	for len(events) < 11 {
-		some, next, err := r.Watch(timeout(t), index)
+		some, next, err := r.Watch(registrytest.Timeout(t), index)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,19 +71,19 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 			t.Errorf("event %d: %+v", i, ev)
 		}
 	}
-	ev, err := r.Get(timeout(t), subnet7)
+	ev, err := r.Get(registrytest.Timeout(t), subnet7)
 	if err != nil || ev.Bad == nil {
 		t.Fatalf("%+v, %v", ev, err)
 	}
-	if _, err := r.Update(timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("update of what was overwritten: %v", err)
 	}
-	back, err := r.Update(timeout(t), lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
+	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wait.True(t, "it is listed", func() bool {
-		l, err = r.List(timeout(t))
+		l, err = r.List(registrytest.Timeout(t))
 		return err == nil
 	})
 	if len(l.Leases) != 1 || !l.Leases[0].SameAs(back) {
@@ -90,11 +92,12 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 }
 
 func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	for _, size := range []int{registry.MaxValue + 1, 9 << 20} {
-		openBackdoor(t, etcd.URL, prefix).set("config", strings.Repeat("x", size), 0)
-		_, err := r.Config(timeout(t))
+		newOperator(t, etcd).SetConfig(strings.Repeat("x", size))
+		_, err := r.Config(registrytest.Timeout(t))
 		want := fmt.Sprintf("%s/config: network config is too long: is %d bytes long; accepted are at most 65536", prefix, size)
 		if !errors.Is(err, registry.ErrLongConfig) || err.Error() != want {
 			t.Errorf("error %v, want %s", err, want)
@@ -105,21 +108,22 @@ func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
 // TestStrangeKeysAreNamedInOneLine: of a directory that is nested deeply and of a key that is
 // very long or has line ends in it, a listing and a watch have one short name.
 func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	index := list(t, r).Index
-	b.put("10.42.9.0-24", good, 0)
-	b.put("10.42.8.0-24"+strings.Repeat("/d", 1000), "x", 0)
-	b.put(strings.Repeat("k", 10000), "x", 0)
-	b.put("a\nlevel=ERROR msg=forged", "x", 0)
-	l := list(t, r)
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
+	index := registrytest.List(t, r).Index
+	b.Put("10.42.9.0-24", good, 0)
+	b.Put("10.42.8.0-24"+strings.Repeat("/d", 1000), "x", 0)
+	b.Put(strings.Repeat("k", 10000), "x", 0)
+	b.Put("a\nlevel=ERROR msg=forged", "x", 0)
+	l := registrytest.List(t, r)
 	if len(l.Leases) != 1 || len(l.Bad) != 3 {
 		t.Fatalf("%+v", l)
 	}
 	events := []registry.Event{}
 	for len(events) < 4 {
-		some, next, err := r.Watch(timeout(t), index)
+		some, next, err := r.Watch(registrytest.Timeout(t), index)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +191,7 @@ func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 		}})
 		r := open(t, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix})
 		highest, stop := peak()
-		l, err := r.List(timeout(t))
+		l, err := r.List(registrytest.Timeout(t))
 		stop()
 		server.Close()
 		if err != nil || len(l.Leases) != 1 || l.Index != 7 || len(l.Bad)+l.More != c.n-1 || l.More > 0 && len(l.Bad) != registry.MaxBad {

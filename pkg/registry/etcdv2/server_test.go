@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/registry/registrytest"
 )
 
 const prefix = "/coreos.com/network"
@@ -54,7 +54,7 @@ func TestNotEtcd(t *testing.T) {
 			r := open(t, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix, Username: "root", Password: "secret"})
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			defer cancel()
-			_, errs := calls(ctx, r)
+			_, errs := registrytest.Calls(ctx, r)
 			for op, err := range errs {
 				if no := name == "no v2 API"; errors.Is(err, registry.ErrNoAPI) != no {
 					t.Errorf("%s: error %v, is it ErrNoAPI: %v", op, err, !no)
@@ -82,20 +82,6 @@ func endless(status int) http.HandlerFunc {
 	}
 }
 
-// calls makes each call once.
-func calls(ctx context.Context, r *etcdv2.Registry) (registry.Listing, map[string]error) {
-	errs := map[string]error{}
-	l, err := r.List(ctx)
-	errs["list"] = err
-	_, errs["config"] = r.Config(ctx)
-	_, errs["get"] = r.Get(ctx, subnet7)
-	_, errs["create"] = r.Create(ctx, subnet7, attrs7, time.Hour)
-	_, errs["update"] = r.Update(ctx, lease7, attrs7, time.Hour)
-	errs["release"] = r.Release(ctx, lease7)
-	_, _, errs["watch"] = r.Watch(ctx, 7)
-	return l, errs
-}
-
 // An etcd that accepts connections and says nothing looks like one that is away.
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
@@ -120,7 +106,7 @@ func TestBlackHole(t *testing.T) {
 	}
 	// With a good endpoint beside it all goes well, and the watch moves there.
 	etcd := etcdtest.StartEtcd(t)
-	openBackdoor(t, etcd.URL, prefix).set("config", "{}", 0)
+	newOperator(t, etcd).SetConfig("{}")
 	for range 2 { // the client shuffles
 		r = open(t, etcdv2.Options{Endpoints: []string{hole.Addr().String(), etcd.URL}, Prefix: prefix})
 		if _, err := r.Config(context.Background()); err != nil {
@@ -130,7 +116,7 @@ func TestBlackHole(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		openBackdoor(t, etcd.URL, prefix).put("10.42.7.0-24", "x", 0)
+		newOperator(t, etcd).Put("10.42.7.0-24", "x", 0)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		if events, _, err := r.Watch(ctx, l.Index); err != nil || len(events) != 1 {
 			t.Errorf("watch: %+v, %v", events, err)
@@ -139,45 +125,10 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
-func TestFailover(t *testing.T) {
-	etcd := etcdtest.StartEtcd(t)
-	openBackdoor(t, etcd.URL, prefix).set("config", "{}", 0)
-	r := open(t, etcdv2.Options{Endpoints: []string{"http://127.0.0.1:1", etcd.URL, "http://[::1]:1"}, Prefix: "coreos.com//network/"})
-	if c, err := r.Config(context.Background()); err != nil || string(c) != "{}" {
-		t.Errorf("config %q, %v", c, err)
-	}
-	// Creating is tried at one endpoint only, since it might have been done; the next try goes on.
-	var err error
-	for range 3 {
-		if _, err = r.Create(context.Background(), subnet7, attrs7, time.Hour); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-func TestUnixSocket(t *testing.T) {
-	etcd := etcdtest.StartEtcd(t)
-	socket := filepath.Join(t.TempDir(), "etcd.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward(t, l, strings.TrimPrefix(etcd.URL, "http://"))
-	openBackdoor(t, etcd.URL, prefix).set("config", "{}", 0)
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
-	r := open(t, etcdv2.Options{Endpoints: []string{"unix://" + socket}, Prefix: prefix})
-	if c, err := r.Config(context.Background()); err != nil || string(c) != "{}" {
-		t.Errorf("config %q, %v", c, err)
-	}
-}
-
 // Nothing is left behind by calls that ended, one way or the other.
 func TestNoLeaks(t *testing.T) {
 	etcd := etcdtest.StartEtcd(t)
-	r := open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	for range 20 {
 		now, err := r.List(context.Background())
 		if err != nil {
@@ -188,11 +139,11 @@ func TestNoLeaks(t *testing.T) {
 			t.Errorf("watch: %v", err)
 		}
 		cancel()
-		calls(ctx, r)
+		registrytest.Calls(ctx, r)
 	}
 	r.SetPoll(20 * time.Millisecond)
 	for range 20 {
-		calls(context.Background(), r)
+		registrytest.Calls(context.Background(), r)
 	}
 	r.Close()
 	// etcd lives in this process too; its goroutines don't count.

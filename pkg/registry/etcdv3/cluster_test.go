@@ -14,6 +14,7 @@ import (
 	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/registry/registrytest"
 )
 
 // startCluster starts three members that are one etcd.
@@ -46,37 +47,37 @@ func startCluster(t *testing.T, change ...func(*embed.Config)) []*etcdtest.Etcd 
 func TestMemberWithoutLeader(t *testing.T) {
 	t.Parallel()
 	members := startCluster(t)
-	openBackdoor(t, members[0].URL, prefix).setConfig("{}")
+	newOperator(t, members[0]).SetConfig("{}")
 	all := open(t, etcdv3.Options{Endpoints: []string{members[0].URL, members[1].URL, members[2].URL}, Prefix: prefix})
 	one := open(t, etcdv3.Options{Endpoints: []string{members[0].URL}, Prefix: prefix})
-	made, err := all.Create(timeout(t), subnet7, attrs7, time.Hour)
+	made, err := all.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	// One member less changes nothing but for the watch that was there.
-	index := list(t, all).Index
+	index := registrytest.List(t, all).Index
 	members[2].Stop()
 	wait.True(t, "a lease is renewed by two members", func() bool {
-		l, err := all.Update(timeout(t), made, attrs7, time.Hour)
+		l, err := all.Update(registrytest.Timeout(t), made, attrs7, time.Hour)
 		if errors.Is(err, registry.ErrConflict) { // done, and the answer lost
-			ev, gerr := all.Get(timeout(t), subnet7)
+			ev, gerr := all.Get(registrytest.Timeout(t), subnet7)
 			l, err = ev.Lease, gerr
 		}
 		return err == nil && l.Revision > made.Revision
 	})
 	wait.True(t, "the renewal is seen", func() bool {
-		events, _, err := all.Watch(timeout(t), index)
+		events, _, err := all.Watch(registrytest.Timeout(t), index)
 		return err == nil && len(events) > 0
 	})
 
-	got := watching(t, one, list(t, one).Index)
+	got := watching(t, one, registrytest.List(t, one).Index)
 	begin := time.Now()
 	members[1].Stop()
 	if res := <-got; res.err == nil || errors.Is(res.err, registry.ErrHistoryLost) {
 		t.Errorf("watch: %+v", res)
 	}
-	_, errs := calls(timeout(t), one)
+	_, errs := registrytest.Calls(registrytest.Timeout(t), one)
 	for op, err := range errs {
 		if err == nil || errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrConflict) {
 			t.Errorf("%s: %v", op, err)
@@ -86,7 +87,7 @@ func TestMemberWithoutLeader(t *testing.T) {
 		t.Errorf("took %v", d)
 	}
 	members[1].Start(t)
-	wait.True(t, "two members answer", func() bool { _, err := one.Config(timeout(t)); return err == nil })
+	wait.True(t, "two members answer", func() bool { _, err := one.Config(registrytest.Timeout(t)); return err == nil })
 }
 
 // TestTokenIsGoodAtEveryMember: each of them learns of a token in its own time, and one that is
@@ -98,11 +99,13 @@ func TestTokenIsGoodAtEveryMember(t *testing.T) {
 	for _, m := range members {
 		urls = append(urls, m.URL)
 	}
-	enableAuth(openBackdoor(t, members[0].URL, prefix), "s3cret!")
+	if err := members[0].V3(t).RequireUser(t.Context(), "s3cret!"); err != nil {
+		t.Fatal(err)
+	}
 	r := open(t, etcdv3.Options{Endpoints: urls, Prefix: prefix, Username: "root", Password: "s3cret!"})
 	wait.True(t, "all members know of it", func() bool {
 		for range 6 {
-			if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
+			if _, err := r.Config(registrytest.Timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
 				return false
 			}
 		}
@@ -114,7 +117,7 @@ func TestTokenIsGoodAtEveryMember(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 6 {
 				wg.Go(func() {
-					if _, err := r.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
+					if _, err := r.Config(registrytest.Timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
 						t.Error(err)
 					}
 				})
@@ -127,7 +130,7 @@ func TestTokenIsGoodAtEveryMember(t *testing.T) {
 	members[1].Stop()
 	members[1].Start(t)
 	wait.True(t, "the member is back", func() bool {
-		_, err := open(t, etcdv3.Options{Endpoints: urls[1:2], Prefix: prefix, Username: "root", Password: "s3cret!"}).Config(timeout(t))
+		_, err := open(t, etcdv3.Options{Endpoints: urls[1:2], Prefix: prefix, Username: "root", Password: "s3cret!"}).Config(registrytest.Timeout(t))
 		return errors.Is(err, registry.ErrNoConfig)
 	})
 	ask(20)

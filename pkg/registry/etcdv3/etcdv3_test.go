@@ -4,18 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"path"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	client "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
-	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
 	"flanneld/pkg/registry/registrytest"
 )
@@ -29,83 +24,53 @@ var (
 	lease8  = lease.Lease{Subnet: netip.MustParsePrefix("10.42.8.0/24")}
 )
 
-// backdoor is plain access to an etcd, beside the registry.
-type backdoor struct {
+var api = registrytest.API{Name: "v3", New: func(o etcdv3.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}
+
+// operator does to an etcd what others do.
+type operator struct {
+	registrytest.Operator
 	*client.Client
-	t      testing.TB
-	prefix string
 }
 
-func openBackdoor(t testing.TB, url, prefix string) *backdoor {
+func newOperator(t testing.TB, e *etcdtest.Etcd) *operator {
 	t.Helper()
-	c, err := client.New(client.Config{Endpoints: []string{url}, Logger: zap.NewNop()})
+	keys := e.V3(t)
+	c, err := keys.Client(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return &backdoor{c, t, prefix}
+	return &operator{registrytest.Operator{T: t, Store: keys, Prefix: prefix}, c}
 }
 
-func (b *backdoor) must(err error) {
-	b.t.Helper()
+func (o *operator) must(err error) {
+	o.T.Helper()
 	if err != nil {
-		b.t.Error(err)
+		o.T.Error(err)
 	}
 }
 
-func (b *backdoor) key(name string) string { return path.Join(b.prefix, "subnets") + "/" + name }
+func (o *operator) key(name string) string { return prefix + "/subnets/" + name }
 
-// set writes a key, with an etcd lease of its own if ttl is not 0.
-func (b *backdoor) set(key, value string, ttl time.Duration) {
-	b.t.Helper()
-	var opts []client.OpOption
-	if ttl != 0 {
-		g, err := b.Grant(context.Background(), int64(ttl/time.Second))
-		b.must(err)
-		opts = append(opts, client.WithLease(g.ID))
-	}
-	_, err := b.Client.Put(context.Background(), key, value, opts...)
-	b.must(err)
-}
-
-func (b *backdoor) put(name, value string, ttl time.Duration) {
-	b.t.Helper()
-	b.set(b.key(name), value, ttl)
-}
-
-func (b *backdoor) setConfig(value string) {
-	b.t.Helper()
-	b.set(path.Join(b.prefix, "config"), value, 0)
-}
-
-func (b *backdoor) delete(key string, opts ...client.OpOption) {
-	b.t.Helper()
-	_, err := b.Client.Delete(context.Background(), key, opts...)
-	b.must(err)
-}
-
-// compact has etcd forget everything but how it is now.
-func (b *backdoor) compact() {
-	b.t.Helper()
-	resp, err := b.Client.Put(context.Background(), "/elsewhere", "x")
-	b.must(err)
-	_, err = b.Compact(context.Background(), resp.Header.Revision)
-	b.must(err)
+// set writes any key.
+func (o *operator) set(key, value string) {
+	o.T.Helper()
+	o.must(o.Store.Put(context.Background(), key, value, 0))
 }
 
 // leases counts the etcd leases.
-func (b *backdoor) leases() int {
-	b.t.Helper()
-	resp, err := b.Leases(context.Background())
-	b.must(err)
+func (o *operator) leases() int {
+	o.T.Helper()
+	resp, err := o.Leases(context.Background())
+	o.must(err)
 	return len(resp.Leases)
 }
 
 // at gives what a lease's key holds.
-func (b *backdoor) at(name string) (value string, id client.LeaseID) {
-	b.t.Helper()
-	resp, err := b.Client.Get(context.Background(), b.key(name))
-	b.must(err)
+func (o *operator) at(name string) (value string, id client.LeaseID) {
+	o.T.Helper()
+	resp, err := o.Client.Get(context.Background(), o.key(name))
+	o.must(err)
 	if err != nil || len(resp.Kvs) == 0 {
 		return "", 0
 	}
@@ -122,62 +87,43 @@ func open(t testing.TB, o etcdv3.Options) *etcdv3.Registry {
 	return r
 }
 
-func timeout(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func list(t testing.TB, r *etcdv3.Registry) registry.Listing {
+// at opens the registry of an etcd that wants nothing.
+func at(t testing.TB, e *etcdtest.Etcd) *etcdv3.Registry {
 	t.Helper()
-	l, err := r.List(timeout(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return open(t, etcdv3.Options{Endpoints: []string{e.URL}, Prefix: prefix})
 }
 
-func TestContract(t *testing.T) {
+func TestRegistry(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.StartEtcd(t)
-	var n atomic.Int32
-	registrytest.Run(t, func(t *testing.T) registrytest.Harness {
-		prefix := fmt.Sprintf("/coreos.com/network%d", n.Add(1))
-		b := openBackdoor(t, etcd.URL, prefix)
-		return registrytest.Harness{
-			Registry:      open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix}),
-			SetConfig:     b.setConfig,
-			Put:           b.put,
-			Remove:        func(name string) { b.delete(b.key(name)) },
-			RemoveAll:     func() { b.delete(b.key(""), client.WithPrefix()) },
-			ForgetHistory: b.compact,
-		}
-	})
+	api.Run(t)
 }
+
+func TestUnixSocket(t *testing.T) { api.RunUnixSocket(t) }
 
 // A compaction between two pages makes the listing begin again, but not for ever.
 func TestListDuringCompaction(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
 	const n = 10
 	for i := range n {
-		b.put(fmt.Sprintf("10.42.%d.0-24", i), `{"PublicIP":"198.51.100.7"}`, 0)
+		b.Put(fmt.Sprintf("10.42.%d.0-24", i), `{"PublicIP":"198.51.100.7"}`, 0)
 	}
 	r.SetPage(3)
 	reads, most := 0, 4
 	r.SetRead(func(*pb.RangeRequest) {
 		if reads++; reads > 1 && reads <= most {
-			b.put("10.42.0.0-24", fmt.Sprintf(`{"PublicIP":"198.51.100.%d"}`, reads), 0)
-			b.compact()
+			b.Put("10.42.0.0-24", fmt.Sprintf(`{"PublicIP":"198.51.100.%d"}`, reads), 0)
+			b.Forget()
 		}
 	})
-	l := list(t, r)
+	l := registrytest.List(t, r)
 	if last := netip.AddrFrom4([4]byte{198, 51, 100, byte(most)}); len(l.Leases) != n || l.Leases[0].PublicIP != last {
 		t.Errorf("listing %+v", l)
 	}
 	reads, most = 0, 1000
-	if l, err := r.List(timeout(t)); err == nil || len(l.Leases) > 0 || reads > 10 {
+	if l, err := r.List(registrytest.Timeout(t)); err == nil || len(l.Leases) > 0 || reads > 10 {
 		t.Errorf("listing %+v, %v after %d reads", l, err, reads)
 	}
 }

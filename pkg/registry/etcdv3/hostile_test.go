@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,29 +12,20 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	client "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
-	"google.golang.org/grpc"
 
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
-	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/registry/registrytest"
 )
 
 const good = `{"PublicIP":"198.51.100.9"}`
 
 // startGenerous starts an etcd that takes huge values and transactions.
-func startGenerous(t *testing.T) (*etcdtest.Etcd, *backdoor) {
+func startGenerous(t *testing.T) (*etcdtest.Etcd, *operator) {
 	t.Helper()
 	etcd := etcdtest.StartEtcd(t, func(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 40<<20, 20000 })
-	c, err := client.New(client.Config{
-		Endpoints: []string{etcd.URL}, MaxCallSendMsgSize: math.MaxInt32,
-		DialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(math.MaxInt32))},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return etcd, &backdoor{c, t, prefix}
+	return etcd, newOperator(t, etcd)
 }
 
 // sized reports whether the fault is that a value is about so long.
@@ -51,28 +41,29 @@ func sized(err error, size int) bool {
 // TestHugeValuesAreSkippedAlone: values of 9 MB, alone and many in a row, and a huge key, do
 // no harm to the leases around them, nor to one that is overwritten so.
 func TestHugeValuesAreSkippedAlone(t *testing.T) {
+	t.Parallel()
 	etcd, b := startGenerous(t)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	r := at(t, etcd)
+	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	index := list(t, r).Index
+	index := registrytest.List(t, r).Index
 	huge := strings.Repeat("x", 9<<20)
 	for i := range 8 {
-		b.put(fmt.Sprintf("10.43.%d.0-24", 100+i), huge, 0)
+		b.Put(fmt.Sprintf("10.43.%d.0-24", 100+i), huge, 0)
 	}
-	b.put("10.43.120.0-24", strings.Repeat("x", 40000), 0)
-	b.put(strings.Repeat("k", 9<<20), "x", 0)
+	b.Put("10.43.120.0-24", strings.Repeat("x", 40000), 0)
+	b.Put(strings.Repeat("k", 9<<20), "x", 0)
 	const peers = 200
 	for i := range peers {
-		b.put(fmt.Sprintf("10.44.%d.0-24", i), good, 0)
+		b.Put(fmt.Sprintf("10.44.%d.0-24", i), good, 0)
 	}
-	b.put("10.42.7.0-24", huge, 0)
+	b.Put("10.42.7.0-24", huge, 0)
 
 	reads := 0
 	r.SetRead(func(*pb.RangeRequest) { reads++ })
-	l := list(t, r)
+	l := registrytest.List(t, r)
 	if len(l.Leases) != peers || len(l.Bad) != 11 {
 		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
 	}
@@ -95,40 +86,41 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 		}
 	}
 	// What cannot be told one by one is listed, and the watch goes on behind it.
-	events, next, err := r.Watch(timeout(t), index)
+	events, next, err := r.Watch(registrytest.Timeout(t), index)
 	if !errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrTurnedBack) {
 		t.Errorf("watch from before huge values: %+v, %d, %v", events, next, err)
 	}
-	b.put("10.44.0.0-24", good, 0)
-	if events, _, err := r.Watch(timeout(t), l.Index); err != nil || len(events) != 1 {
+	b.Put("10.44.0.0-24", good, 0)
+	if events, _, err := r.Watch(registrytest.Timeout(t), l.Index); err != nil || len(events) != 1 {
 		t.Errorf("watch: %+v, %v", events, err)
 	}
 
-	ev, err := r.Get(timeout(t), subnet7)
+	ev, err := r.Get(registrytest.Timeout(t), subnet7)
 	if err != nil || ev.Bad == nil || !sized(ev.Bad.Err, 9<<20) {
 		t.Fatalf("%+v, %v", ev, err)
 	}
-	if _, err := r.Update(timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("update of what was overwritten: %v", err)
 	}
-	if _, err := r.Create(timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create over what is there: %v", err)
 	}
-	back, err := r.Update(timeout(t), lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
+	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Lease.SameAs(back) {
+	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(back) {
 		t.Errorf("%+v, %v", ev, err)
 	}
 }
 
 func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
+	t.Parallel()
 	etcd, b := startGenerous(t)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	for _, size := range []int{registry.MaxValue, registry.MaxValue + 1, 9 << 20} {
-		b.setConfig(strings.Repeat("x", size))
-		raw, err := r.Config(timeout(t))
+		b.SetConfig(strings.Repeat("x", size))
+		raw, err := r.Config(registrytest.Timeout(t))
 		if size <= registry.MaxValue {
 			if len(raw) != size || err != nil {
 				t.Errorf("%d bytes, %v", len(raw), err)
@@ -147,8 +139,9 @@ func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
 // TestManyKeysAreNotNamed: of so many that are nobody's, a few are named; and a subnet
 // that has as many keys still has its lease. (It is a tenth, as etcd is slow to take them.)
 func TestManyKeysAreNotNamed(t *testing.T) {
+	t.Parallel()
 	etcd, b := startGenerous(t)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	const n, chunk = 100000, 10000
 	for from := 0; from < n; from += chunk {
 		var ops []client.Op
@@ -159,8 +152,8 @@ func TestManyKeysAreNotNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.put("10.44.0.0-24", good, 0)
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	b.Put("10.44.0.0-24", good, 0)
+	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,15 +165,15 @@ func TestManyKeysAreNotNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	l := list(t, r)
+	l := registrytest.List(t, r)
 	t.Logf("listed in %v", time.Since(began))
 	if len(l.Leases) != 2 || len(l.Bad) != registry.MaxBad+len(tails) || l.More != n-registry.MaxBad {
 		t.Errorf("%d leases, %d bad, %d more", len(l.Leases), len(l.Bad), l.More)
 	}
-	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) {
+	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) {
 		t.Errorf("%+v, %v", ev, err)
 	}
-	if _, err := r.Update(timeout(t), made, attrs7, time.Hour); err != nil {
+	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); err != nil {
 		t.Error(err)
 	}
 }
@@ -188,9 +181,10 @@ func TestManyKeysAreNotNamed(t *testing.T) {
 // TestLeaseOfManyKeysIsLeft: an etcd lease to which somebody attaches keys without number does
 // not keep its key from being renewed.
 func TestLeaseOfManyKeysIsLeft(t *testing.T) {
+	t.Parallel()
 	etcd, b := startGenerous(t)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	r := at(t, etcd)
+	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,13 +197,13 @@ func TestLeaseOfManyKeysIsLeft(t *testing.T) {
 	if _, err := b.Txn(context.Background()).Then(ops...).Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if made, err = r.Update(timeout(t), made, attrs7, time.Hour); err != nil {
+	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if _, now := b.at("10.42.7.0-24"); now == id || now == 0 {
 		t.Errorf("etcd lease %x, was %x", now, id)
 	}
-	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) {
+	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) {
 		t.Errorf("%+v, %v", ev, err)
 	}
 }

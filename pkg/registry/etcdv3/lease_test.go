@@ -12,23 +12,25 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/registry/registrytest"
 )
 
 // left gives the time to live of an etcd lease, as etcd has it.
-func (b *backdoor) left(id client.LeaseID) (left, granted int64, keys int) {
-	b.t.Helper()
-	resp, err := b.TimeToLive(context.Background(), id, client.WithAttachedKeys())
-	b.must(err)
+func (o *operator) left(id client.LeaseID) (left, granted int64, keys int) {
+	o.T.Helper()
+	resp, err := o.TimeToLive(context.Background(), id, client.WithAttachedKeys())
+	o.must(err)
 	return resp.TTL, resp.GrantedTTL, len(resp.Keys)
 }
 
 func TestEtcdLeases(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
 	day := 24 * time.Hour
 
-	made, err := r.Create(timeout(t), subnet7, attrs7, day)
+	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, day)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,10 +44,10 @@ func TestEtcdLeases(t *testing.T) {
 
 	// Who is not the first leaves nothing behind, nor does who comes too late.
 	for range 3 {
-		if _, err := r.Create(timeout(t), subnet7, attrs7, day); !errors.Is(err, registry.ErrConflict) {
+		if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, day); !errors.Is(err, registry.ErrConflict) {
 			t.Error(err)
 		}
-		if _, err := r.Update(timeout(t), lease.Lease{Subnet: subnet7, Revision: made.Revision - 1}, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		if _, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnet: subnet7, Revision: made.Revision - 1}, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 			t.Error(err)
 		}
 	}
@@ -59,8 +61,8 @@ func TestEtcdLeases(t *testing.T) {
 	for _, a := range []string{attrs7.BackendData, `{"VtepMAC":"02:00:00:00:00:08"}`} {
 		attrs := attrs7
 		attrs.BackendData = a
-		other := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-		if made, err = other.Update(timeout(t), made, attrs, day); err != nil {
+		other := at(t, etcd)
+		if made, err = other.Update(registrytest.Timeout(t), made, attrs, day); err != nil {
 			t.Fatal(err)
 		}
 		if _, now := b.at("10.42.7.0-24"); now != id || b.leases() != 2 || !made.Expires.After(old) {
@@ -69,13 +71,13 @@ func TestEtcdLeases(t *testing.T) {
 	}
 
 	// To a reservation and back.
-	if made, err = r.Update(timeout(t), made, attrs7, 0); err != nil || !made.Reservation() {
+	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, 0); err != nil || !made.Reservation() {
 		t.Fatal(made, err)
 	}
 	if _, now := b.at("10.42.7.0-24"); now != 0 {
 		t.Error("a reservation has an etcd lease")
 	}
-	if made, err = r.Update(timeout(t), made, attrs7, day); err != nil || made.Reservation() {
+	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, day); err != nil || made.Reservation() {
 		t.Fatal(made, err)
 	}
 	if _, now := b.at("10.42.7.0-24"); now == id || now == 0 {
@@ -89,7 +91,7 @@ func race(t *testing.T, r *etcdv3.Registry) {
 	errs := make(chan error)
 	for range 16 {
 		go func() {
-			_, err := r.Create(timeout(t), lease8.Subnet, attrs7, 24*time.Hour)
+			_, err := r.Create(registrytest.Timeout(t), lease8.Subnet, attrs7, 24*time.Hour)
 			errs <- err
 		}()
 	}
@@ -109,27 +111,28 @@ func race(t *testing.T, r *etcdv3.Registry) {
 
 // What an operator's etcd lease carries beside the key is no business of ours.
 func TestSharedEtcdLease(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
 	g, err := b.Grant(context.Background(), 3600)
 	b.must(err)
 	for _, key := range []string{b.key("10.42.7.0-24"), "/elsewhere/their-own"} {
 		_, err := b.Client.Put(context.Background(), key, `{"PublicIP":"198.51.100.7"}`, client.WithLease(g.ID))
 		b.must(err)
 	}
-	ev, err := r.Get(timeout(t), subnet7)
+	ev, err := r.Get(registrytest.Timeout(t), subnet7)
 	if left := time.Until(ev.Lease.Expires); err != nil || left > time.Hour || left < 59*time.Minute {
 		t.Errorf("%+v, %v", ev, err)
 	}
-	renewed, err := r.Update(timeout(t), ev.Lease, attrs7, time.Hour)
+	renewed, err := r.Update(registrytest.Timeout(t), ev.Lease, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, granted, keys := b.left(g.ID); granted != 3600 || keys != 1 {
 		t.Errorf("granted for %d s, %d keys", granted, keys)
 	}
-	if err := r.Release(timeout(t), renewed); err != nil {
+	if err := r.Release(registrytest.Timeout(t), renewed); err != nil {
 		t.Error(err)
 	}
 	if resp, err := b.Client.Get(context.Background(), "/elsewhere/their-own"); err != nil || resp.Count != 1 {
@@ -139,29 +142,30 @@ func TestSharedEtcdLease(t *testing.T) {
 
 // The subnet of a dual-stack host is taken, by whatever key it is asked for.
 func TestDualStackHost(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
 	const name = "10.42.7.0-24&fd42:0:0:7::-64"
-	b.put(name, `{"PublicIP":"198.51.100.7","PublicIPv6":"fd00::7"}`, time.Hour)
-	if _, err := r.Create(timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+	b.Put(name, `{"PublicIP":"198.51.100.7","PublicIPv6":"fd00::7"}`, time.Hour)
+	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create: %v", err)
 	}
-	ev, err := r.Get(timeout(t), subnet7)
+	ev, err := r.Get(registrytest.Timeout(t), subnet7)
 	if err != nil || ev.Lease.PublicIP != attrs7.PublicIP || ev.Lease.Reservation() {
 		t.Fatalf("read %+v, %v", ev, err)
 	}
-	l, err := r.Update(timeout(t), ev.Lease, attrs7, time.Hour)
+	l, err := r.Update(registrytest.Timeout(t), ev.Lease, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if value, id := b.at(name); value == "" || id == 0 {
 		t.Errorf("%q, lease %x", value, id)
 	}
-	if err := r.Release(timeout(t), l); err != nil {
+	if err := r.Release(registrytest.Timeout(t), l); err != nil {
 		t.Error(err)
 	}
-	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Deleted {
+	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Deleted {
 		t.Errorf("read %+v, %v", ev, err)
 	}
 }

@@ -3,11 +3,8 @@ package etcdv3_test
 import (
 	"context"
 	"errors"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -18,21 +15,8 @@ import (
 	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/registry/registrytest"
 )
-
-// What may be wrong with options is package etcd's business; New tells it.
-func TestBadOptions(t *testing.T) {
-	for want, o := range map[string]etcdv3.Options{
-		"-etcd-endpoints": {Endpoints: []string{" "}},
-		"names no host":   {Endpoints: []string{"http://etcd:2379", "http://"}},
-		"-etcd-keyfile":   {Endpoints: []string{"etcd:2379"}, CertFile: "cert.pem"},
-		"-etcd-cafile":    {Endpoints: []string{"etcd:2379"}, CAFile: "/nonexistent"},
-	} {
-		if _, err := etcdv3.New(o); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%+v: error %v, want %q in it", o, err, want)
-		}
-	}
-}
 
 // Whatever answers in etcd's place, an etcd 2 above all, the daemon gets an error that helps, and soon.
 func TestNotEtcd(t *testing.T) {
@@ -70,7 +54,7 @@ func TestNotEtcd(t *testing.T) {
 			defer server.Close()
 			r := open(t, etcdv3.Options{Endpoints: []string{server.URL}, Prefix: prefix})
 			start := time.Now()
-			_, errs := calls(timeout(t), r)
+			_, errs := registrytest.Calls(registrytest.Timeout(t), r)
 			for op, err := range errs {
 				if no := name == "etcd 2" || name == "no service"; errors.Is(err, registry.ErrNoAPI) != no {
 					t.Errorf("%s: error %v, is it ErrNoAPI: %v", op, err, !no)
@@ -88,21 +72,13 @@ func TestNotEtcd(t *testing.T) {
 	}
 }
 
-func TestFailover(t *testing.T) {
+// TestPrefixWithoutASlash: to v3 it is another one.
+func TestPrefixWithoutASlash(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	openBackdoor(t, etcd.URL, prefix).setConfig("{}")
-	r := open(t, etcdv3.Options{Endpoints: []string{"http://127.0.0.1:1", " " + strings.TrimPrefix(etcd.URL, "http://") + " ", "http://[::1]:1"}, Prefix: "/coreos.com//network/"})
-	for range 10 {
-		if c, err := r.Config(timeout(t)); err != nil || string(c) != "{}" {
-			t.Errorf("config %q, %v", c, err)
-		}
-	}
-	if _, err := r.Create(timeout(t), subnet7, attrs7, time.Hour); err != nil {
-		t.Error(err)
-	}
-	// To v3, a prefix without a slash is another one.
-	other := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "coreos.com/network/"})
-	if _, err := other.Config(timeout(t)); !errors.Is(err, registry.ErrNoConfig) || !strings.Contains(err.Error(), " coreos.com/network/config") {
+	newOperator(t, etcd).SetConfig("{}")
+	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "coreos.com/network/"})
+	if _, err := r.Config(registrytest.Timeout(t)); !errors.Is(err, registry.ErrNoConfig) || !strings.Contains(err.Error(), " coreos.com/network/config") {
 		t.Error(err)
 	}
 }
@@ -151,10 +127,11 @@ func TestSickEndpoint(t *testing.T) {
 
 // An etcd that is away is known to be at once, and why.
 func TestAway(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.NewEtcd(t)
 	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
 	start := time.Now()
-	_, errs := calls(timeout(t), r)
+	_, errs := registrytest.Calls(registrytest.Timeout(t), r)
 	for op, err := range errs {
 		for _, want := range []string{etcd.URL, "http://127.0.0.1:1", "connection refused"} {
 			if err == nil || !strings.Contains(err.Error(), want) {
@@ -168,7 +145,7 @@ func TestAway(t *testing.T) {
 	etcd.Start(t)
 	start = time.Now()
 	wait.True(t, "etcd answers", func() bool {
-		_, err := r.Config(timeout(t))
+		_, err := r.Config(registrytest.Timeout(t))
 		return errors.Is(err, registry.ErrNoConfig)
 	})
 	if d := time.Since(start); d > 5*time.Second {
@@ -176,54 +153,23 @@ func TestAway(t *testing.T) {
 	}
 }
 
-func TestUnixSocket(t *testing.T) {
-	etcd := etcdtest.StartEtcd(t)
-	socket := filepath.Join(t.TempDir(), "etcd.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", strings.TrimPrefix(etcd.URL, "http://"))
-			if err != nil {
-				in.Close()
-				continue
-			}
-			go func() { defer out.Close(); io.Copy(out, in) }()
-			go func() { defer in.Close(); io.Copy(in, out) }()
-		}
-	}()
-	openBackdoor(t, etcd.URL, prefix).setConfig("{}")
-	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-	r := open(t, etcdv3.Options{Endpoints: []string{"unix://" + socket}, Prefix: prefix})
-	if c, err := r.Config(timeout(t)); err != nil || string(c) != "{}" {
-		t.Errorf("config %q, %v", c, err)
-	}
-}
-
 // Nothing is left behind by a registry that was closed, and Close ends what waits.
 func TestNoLeaks(t *testing.T) {
 	etcd := etcdtest.StartEtcd(t)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	r := at(t, etcd)
 	for i := range 20 {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-		if _, _, err := r.Watch(ctx, list(t, r).Index); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, err := r.Watch(ctx, registrytest.List(t, r).Index); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("watch: %v", err)
 		}
 		cancel()
-		calls(ctx, r)
+		registrytest.Calls(ctx, r)
 		if i%5 == 0 {
-			calls(timeout(t), r)
+			registrytest.Calls(registrytest.Timeout(t), r)
 		}
 	}
 	r.SetPoll(10 * time.Second)
-	got := watching(t, r, list(t, r).Index)
+	got := watching(t, r, registrytest.List(t, r).Index)
 	// etcd lives in this process too; its goroutines don't count.
 	ours := func() (n int) {
 		buf := make([]byte, 1<<22)
@@ -243,7 +189,7 @@ func TestNoLeaks(t *testing.T) {
 		t.Errorf("a watch outlived its registry: %+v", res)
 	}
 	wait.True(t, "goroutines end", func() bool { return own() == 0 && ours() < before })
-	_, errs := calls(timeout(t), r)
+	_, errs := registrytest.Calls(registrytest.Timeout(t), r)
 	for op, err := range errs {
 		if err == nil {
 			t.Errorf("%s of a closed registry", op)

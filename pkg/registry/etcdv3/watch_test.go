@@ -11,9 +11,9 @@ import (
 	client "go.etcd.io/etcd/client/v3"
 
 	"flanneld/pkg/lab/etcdtest"
-	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv3"
+	"flanneld/pkg/registry/registrytest"
 )
 
 type result struct {
@@ -33,94 +33,19 @@ func watching(t *testing.T, r *etcdv3.Registry, index uint64) <-chan result {
 	return got
 }
 
-// next gives the first events after index.
-func next(t *testing.T, r *etcdv3.Registry, index uint64) ([]registry.Event, uint64) {
-	t.Helper()
-	for {
-		events, next, err := r.Watch(timeout(t), index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(events) > 0 {
-			return events, next
-		}
-		index = next
-	}
-}
-
-func TestRestartAndWipe(t *testing.T) {
-	etcd := etcdtest.StartEtcd(t)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	l7, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := openBackdoor(t, etcd.URL, prefix)
-	for range 50 {
-		b.setConfig("{}")
-	}
-	index := list(t, r).Index
-
-	// Stopped and started, a watch goes on where it was.
-	got := watching(t, r, index)
-	etcd.Stop()
-	if res := <-got; res.err == nil || errors.Is(res.err, registry.ErrHistoryLost) {
-		t.Errorf("watch of a stopped etcd: %+v", res)
-	}
-	start := time.Now()
-	if _, err := r.List(timeout(t)); err == nil || !strings.Contains(err.Error(), etcd.URL) || time.Since(start) > time.Second {
-		t.Errorf("listing of a stopped etcd: %v after %v", err, time.Since(start))
-	}
-	etcd.Start(t)
-	wait.True(t, "etcd is back", func() bool { _, err := r.Config(timeout(t)); return err == nil })
-	l7, err = r.Update(timeout(t), l7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	events, index := next(t, r, index)
-	if len(events) != 1 || events[0].Lease.Revision != l7.Revision {
-		t.Errorf("watch after the restart: %+v", events)
-	}
-
-	// A new etcd at the old address counts from below: the old index would never come.
-	got = watching(t, r, index)
-	etcd.Stop()
-	if res := <-got; res.err == nil {
-		t.Error("watch of a stopped etcd ends well")
-	}
-	etcd.Wipe(t)
-	etcd.Start(t)
-	wait.True(t, "history is lost", func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_, _, err := r.Watch(ctx, index)
-		return errors.Is(err, registry.ErrHistoryLost)
-	})
-	l := list(t, r)
-	if len(l.Leases) != 0 {
-		t.Errorf("listing of a new etcd: %+v", l)
-	}
-	if l7, err = r.Create(timeout(t), subnet7, attrs7, time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	if events, _ := next(t, r, l.Index); len(events) != 1 || events[0].Lease.Revision != l7.Revision {
-		t.Errorf("watch of a new etcd: %+v", events)
-	}
-}
-
 // An etcd that takes everything and says nothing more looks like one that is away.
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	hole, etcd := etcdtest.StartEtcd(t), etcdtest.StartEtcd(t)
 	for _, e := range []*etcdtest.Etcd{hole, etcd} {
-		openBackdoor(t, e.URL, prefix).setConfig("{}")
+		newOperator(t, e).SetConfig("{}")
 	}
 	r := open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
-	index := list(t, r).Index
+	index := registrytest.List(t, r).Index
 	got := watching(t, r, index)
 	hole.Stall()
 	start := time.Now()
-	if _, err := r.Config(timeout(t)); err == nil || !strings.Contains(err.Error(), hole.URL) {
+	if _, err := r.Config(registrytest.Timeout(t)); err == nil || !strings.Contains(err.Error(), hole.URL) {
 		t.Errorf("error %v", err)
 	}
 	if d := time.Since(start); d > 8*time.Second {
@@ -132,79 +57,82 @@ func TestBlackHole(t *testing.T) {
 	// It stays so with new connections, and with a good endpoint beside it all goes well.
 	r = open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
 	start = time.Now()
-	if _, _, err := r.Watch(timeout(t), index); err == nil || time.Since(start) > 12*time.Second {
+	if _, _, err := r.Watch(registrytest.Timeout(t), index); err == nil || time.Since(start) > 12*time.Second {
 		t.Errorf("watch of a black hole after %v: %v", time.Since(start), err)
 	}
 	r = open(t, etcdv3.Options{Endpoints: []string{hole.URL, etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
 	for range 3 {
-		if _, err := r.Config(timeout(t)); err != nil {
+		if _, err := r.Config(registrytest.Timeout(t)); err != nil {
 			t.Error(err)
 		}
 	}
-	l := list(t, r)
-	if _, err := r.Create(timeout(t), subnet7, attrs7, time.Hour); err != nil {
+	l := registrytest.List(t, r)
+	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
 		t.Error(err)
 	}
-	if events, _ := next(t, r, l.Index); len(events) != 1 {
+	if events, _ := registrytest.Next(t, r, l.Index); len(events) != 1 {
 		t.Errorf("events %+v", events)
 	}
 }
 
 // Compaction does no harm to a watch that waits, and is told to one that begins too late.
 func TestCompaction(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
 	r.SetPoll(200 * time.Millisecond)
-	index := list(t, r).Index
+	index := registrytest.List(t, r).Index
 	for range 5 {
-		events, next, err := r.Watch(timeout(t), index)
+		events, next, err := r.Watch(registrytest.Timeout(t), index)
 		if err != nil || len(events) != 0 || next < index {
 			t.Fatalf("watch after %d: %+v, %d, %v", index, events, next, err)
 		}
 		index = next
 		for range 10 {
-			b.setConfig("{}")
+			b.SetConfig("{}")
 		}
-		b.compact()
+		b.Forget()
 	}
-	b.put("10.42.7.0-24", "{}", 0)
-	events, _ := next(t, r, index)
+	b.Put("10.42.7.0-24", "{}", 0)
+	events, _ := registrytest.Next(t, r, index)
 	if len(events) != 1 || events[0].Bad == nil {
 		t.Errorf("events %+v", events)
 	}
-	b.compact()
+	b.Forget()
 	r.SetPoll(30 * time.Second)
-	if _, _, err := r.Watch(timeout(t), index); !errors.Is(err, registry.ErrHistoryLost) {
+	if _, _, err := r.Watch(registrytest.Timeout(t), index); !errors.Is(err, registry.ErrHistoryLost) {
 		t.Errorf("watch from before a compaction: %v", err)
 	}
 }
 
 // Keys that go deeper are nobody's lease, and say nothing of the key they extend.
 func TestForeignKeys(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
+	b := newOperator(t, etcd)
 	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "/coreos.com//network/"})
-	index := list(t, r).Index
-	made, err := r.Create(timeout(t), subnet7, attrs7, time.Hour)
+	index := registrytest.List(t, r).Index
+	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
 	foreign := []string{"10.42.7.0-24/notes", "10.42.7.0-24&fd42:0:0:7::-64/notes", "", "\xff\xfe", "10.42.7.0-24 old"}
 	for _, name := range foreign {
-		b.put(name, `{"PublicIP":"198.51.100.9"}`, 0)
-		b.delete(b.key(name))
-		b.put(name, `{"PublicIP":"198.51.100.9"}`, 0)
+		b.Put(name, `{"PublicIP":"198.51.100.9"}`, 0)
+		_, err := b.Client.Delete(context.Background(), b.key(name))
+		b.must(err)
+		b.Put(name, `{"PublicIP":"198.51.100.9"}`, 0)
 	}
-	b.set(prefix+"/subnets", "x", 0)
-	b.set(prefix+"/subnets2/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`, 0)
-	b.set(prefix[1:]+"/subnets/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`, 0)
-	l := list(t, r)
+	b.set(prefix+"/subnets", "x")
+	b.set(prefix+"/subnets2/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`)
+	b.set(prefix[1:]+"/subnets/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`)
+	l := registrytest.List(t, r)
 	if len(l.Leases) != 1 || len(l.Bad) != len(foreign) || !l.Leases[0].SameAs(made) {
 		t.Errorf("listing %+v", l)
 	}
 	for n := 0; n < 1+3*len(foreign); {
-		events, next := next(t, r, index)
+		events, next := registrytest.Next(t, r, index)
 		for _, ev := range events {
 			if n > 0 && (ev.Bad == nil || ev.Bad.Subnet.IsValid() || ev.Deleted != (n%3 == 2)) {
 				t.Errorf("event %d %+v", n, ev)
@@ -213,16 +141,16 @@ func TestForeignKeys(t *testing.T) {
 		}
 		index = next
 	}
-	if ev, err := r.Get(timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) || ev.Lease.Revision != made.Revision {
+	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) || ev.Lease.Revision != made.Revision {
 		t.Errorf("read %+v, %v", ev, err)
 	}
-	if made, err = r.Update(timeout(t), made, attrs7, time.Hour); err != nil {
+	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); err != nil {
 		t.Error(err)
 	}
-	if err = r.Release(timeout(t), made); err != nil {
+	if err = r.Release(registrytest.Timeout(t), made); err != nil {
 		t.Error(err)
 	}
-	if _, err = r.Create(timeout(t), subnet7, attrs7, time.Hour); err != nil {
+	if _, err = r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
 		t.Errorf("create beside foreign keys: %v", err)
 	}
 }
@@ -231,13 +159,13 @@ func TestForeignKeys(t *testing.T) {
 func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	index := list(t, r).Index
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
+	index := registrytest.List(t, r).Index
 	const n = 20
 	huge := strings.Repeat("x", 1<<20)
 	for i := range n {
-		b.put(fmt.Sprintf("10.42.%d.0-24", i), huge, 0)
+		b.Put(fmt.Sprintf("10.42.%d.0-24", i), huge, 0)
 	}
 	var ops []client.Op
 	for i := range n {
@@ -246,16 +174,16 @@ func TestLargeAnswers(t *testing.T) {
 	if _, err := b.Txn(context.Background()).Then(ops...).Commit(); err != nil {
 		t.Fatal(err)
 	}
-	l := list(t, r) // in one page it would be more than one answer may be
+	l := registrytest.List(t, r) // in one page it would be more than one answer may be
 	if len(l.Leases) != n || len(l.Bad) != n {
 		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
 	}
 	r.SetPage(7)
-	if l := list(t, r); len(l.Leases) != n || len(l.Bad) != n {
+	if l := registrytest.List(t, r); len(l.Leases) != n || len(l.Bad) != n {
 		t.Errorf("by small pages: %d leases, %d bad", len(l.Leases), len(l.Bad))
 	}
 	for got := 0; got < 2*n; {
-		events, next := next(t, r, index)
+		events, next := registrytest.Next(t, r, index)
 		got, index = got+len(events), next
 	}
 	if index != l.Index {
@@ -265,18 +193,19 @@ func TestLargeAnswers(t *testing.T) {
 
 // Watches that run at the same time don't take each other's events.
 func TestConcurrentWatches(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	b := openBackdoor(t, etcd.URL, prefix)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix})
-	index := list(t, r).Index
+	b := newOperator(t, etcd)
+	r := at(t, etcd)
+	index := registrytest.List(t, r).Index
 	for range 5 {
 		one, two := watching(t, r, index), watching(t, r, index)
-		b.put("10.42.7.0-24", "{}", 0)
+		b.Put("10.42.7.0-24", "{}", 0)
 		for _, got := range []<-chan result{one, two} {
 			if res := <-got; res.err != nil || len(res.events) != 1 || res.index <= index {
 				t.Errorf("%+v after %d", res, index)
 			}
 		}
-		index = list(t, r).Index
+		index = registrytest.List(t, r).Index
 	}
 }

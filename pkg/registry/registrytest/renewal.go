@@ -1,7 +1,6 @@
 package registrytest
 
 import (
-	"context"
 	"errors"
 	"os"
 	"sync"
@@ -14,17 +13,17 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// RunRenewal runs a registry over TLS while etcd's certificate is renewed by the same CA, then
+// testRenewed runs a registry over TLS while etcd's certificate is renewed by the same CA, then
 // everything by another one. Files that are broken in between change nothing.
-func RunRenewal(t *testing.T, open func(testing.TB, etcd.Options) registry.Registry) {
+func testRenewed(t *testing.T, a API) {
 	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("server")
 	clientCert, clientKey := ca.Issue("client")
 	server := etcdtest.StartSecured(t, cert, key, ca.File)
 	var mu sync.Mutex
 	var told error
-	r := renewed{T: t, server: server, Registry: open(t, etcd.Options{
-		Endpoints: []string{server.URL}, Prefix: "/coreos.com/network",
+	r := renewed{T: t, server: server, Registry: a.Open(t, etcd.Options{
+		Endpoints: []string{server.URL}, Prefix: prefix,
 		CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
 		OnFiles: func(err error) { mu.Lock(); defer mu.Unlock(); told = err },
 	})}
@@ -44,7 +43,7 @@ func RunRenewal(t *testing.T, open func(testing.TB, etcd.Options) registry.Regis
 		if err := os.WriteFile(file, []byte("-----BEGIN"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Config(r.timeout()); !errors.Is(err, registry.ErrNoConfig) || !wrong() {
+		if _, err := r.Config(Timeout(r)); !errors.Is(err, registry.ErrNoConfig) || !wrong() {
 			t.Errorf("broken %s: told %v; config %v", file, told, err)
 		}
 		if file != ca.File { // which is etcd's too
@@ -74,19 +73,13 @@ type renewed struct {
 	index    uint64
 }
 
-func (r *renewed) timeout() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	r.Cleanup(cancel)
-	return ctx
-}
-
 func (r *renewed) begin() {
 	r.Helper()
-	made, err := r.Create(r.timeout(), subnet7, attrs(7), time.Hour)
+	made, err := r.Create(Timeout(r), subnet7, attrs(7), time.Hour)
 	if err != nil {
 		r.Fatal(err)
 	}
-	listing, err := r.List(r.timeout())
+	listing, err := r.List(Timeout(r))
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -100,18 +93,18 @@ func (r *renewed) goesOn(when string) {
 	r.server.Stop()
 	r.server.Start(r)
 	wait.True(r, when+": the lease is renewed", func() bool {
-		ev, err := r.Get(r.timeout(), subnet7)
+		ev, err := r.Get(Timeout(r), subnet7)
 		if err != nil {
 			return false
 		}
-		l, err := r.Update(r.timeout(), ev.Lease, attrs(7), time.Hour)
+		l, err := r.Update(Timeout(r), ev.Lease, attrs(7), time.Hour)
 		if err == nil {
 			r.revision = l.Revision
 		}
 		return err == nil
 	})
 	wait.True(r, when+": the renewal is seen", func() bool {
-		events, next, err := r.Watch(r.timeout(), r.index)
+		events, next, err := r.Watch(Timeout(r), r.index)
 		if err == nil {
 			r.index = next
 		}

@@ -1,0 +1,393 @@
+package registrytest
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/relay"
+	"flanneld/pkg/lab/wait"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcd"
+)
+
+// An API is a registry in one of etcd's.
+type API struct {
+	Name string // v2 or v3
+	New  func(etcd.Options) (Closer, error)
+}
+
+// A Closer is a registry that has connections.
+type Closer interface {
+	registry.Registry
+	Close()
+}
+
+// prefix is where the leases of the tests are.
+const prefix = "/coreos.com/network"
+
+// Open opens a registry until the test ends.
+func (a API) Open(t testing.TB, o etcd.Options) registry.Registry {
+	t.Helper()
+	r, err := a.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// at opens the registry of an etcd that wants nothing.
+func (a API) at(t testing.TB, e *etcdtest.Etcd) registry.Registry {
+	t.Helper()
+	return a.Open(t, etcd.Options{Endpoints: []string{e.URL}, Prefix: prefix})
+}
+
+// Run runs the contract, and what holds for a registry in etcd beyond it.
+func (a API) Run(t *testing.T) {
+	for name, test := range map[string]func(*testing.T, API){
+		"contract":             testContract,
+		"bad options":          testBadOptions,
+		"certificates":         testCertificates,
+		"certificates in time": testCertificatesInTime,
+		"renewed":              testRenewed,
+		"no TLS there":         testNoTLSThere,
+		"failover":             testFailover,
+		"restart and wipe":     testRestartAndWipe,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, a)
+		})
+	}
+}
+
+func testContract(t *testing.T, a API) {
+	server := etcdtest.StartEtcd(t)
+	var n atomic.Int32
+	Run(t, func(t *testing.T) Harness {
+		prefix := fmt.Sprintf("%s%d", prefix, n.Add(1))
+		o := Operator{t, server.Store(t, a.Name), prefix}
+		return Harness{
+			Registry:  a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}),
+			SetConfig: o.SetConfig, Put: o.Put, Remove: o.Remove, RemoveAll: o.RemoveAll, ForgetHistory: o.Forget,
+		}
+	})
+}
+
+// An Operator does to an etcd what operators, other hosts and time do. Names are those of leases.
+type Operator struct {
+	T      testing.TB
+	Store  etcdkeys.Store
+	Prefix string
+}
+
+// NewOperator returns that of an etcd through one of its APIs, at the prefix of the tests.
+func NewOperator(t testing.TB, e *etcdtest.Etcd, api string) Operator {
+	t.Helper()
+	return Operator{t, e.Store(t, api), prefix}
+}
+
+func (o Operator) check(err error) {
+	o.T.Helper()
+	if err != nil {
+		o.T.Error(err)
+	}
+}
+
+func (o Operator) key(name string) string { return o.Prefix + "/subnets/" + name }
+
+// SetConfig writes the network config.
+func (o Operator) SetConfig(value string) {
+	o.T.Helper()
+	o.check(o.Store.Put(context.Background(), o.Prefix+"/config", value, 0))
+}
+
+// Put writes a lease; ttl 0 is forever.
+func (o Operator) Put(name, value string, ttl time.Duration) {
+	o.T.Helper()
+	o.check(o.Store.Put(context.Background(), o.key(name), value, ttl))
+}
+
+// Remove deletes a lease.
+func (o Operator) Remove(name string) {
+	o.T.Helper()
+	o.check(o.Store.Delete(context.Background(), o.key(name)))
+}
+
+// RemoveAll deletes all leases at once.
+func (o Operator) RemoveAll() {
+	o.T.Helper()
+	o.check(o.Store.Delete(context.Background(), o.Prefix+"/subnets"))
+}
+
+// Forget has etcd forget the events until now.
+func (o Operator) Forget() {
+	o.T.Helper()
+	o.check(o.Store.Forget(context.Background()))
+}
+
+// Timeout returns a context for one call, however busy the machine is.
+func Timeout(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// List lists, or ends the test.
+func List(t testing.TB, r registry.Registry) registry.Listing {
+	t.Helper()
+	l, err := r.List(Timeout(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// Next returns the first events after an index.
+func Next(t testing.TB, r registry.Registry, index uint64) ([]registry.Event, uint64) {
+	t.Helper()
+	for {
+		events, next, err := r.Watch(Timeout(t), index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) > 0 {
+			return events, next
+		}
+		index = next
+	}
+}
+
+// Calls makes each call once, and returns what came of them by name.
+func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[string]error) {
+	l7 := lease.Lease{Subnet: subnet7, Attrs: attrs(7), Revision: 7}
+	errs := map[string]error{}
+	l, err := r.List(ctx)
+	errs["list"] = err
+	_, errs["config"] = r.Config(ctx)
+	_, errs["get"] = r.Get(ctx, subnet7)
+	_, errs["create"] = r.Create(ctx, subnet7, attrs(7), time.Hour)
+	_, errs["update"] = r.Update(ctx, l7, attrs(7), time.Hour)
+	errs["release"] = r.Release(ctx, l7)
+	_, _, errs["watch"] = r.Watch(ctx, 7)
+	return l, errs
+}
+
+// What may be wrong with options is package etcd's business; New says it.
+func testBadOptions(t *testing.T, a API) {
+	for want, o := range map[string]etcd.Options{
+		"-etcd-endpoints": {Endpoints: []string{" "}},
+		"names no host":   {Endpoints: []string{"http://etcd:2379", "http://"}},
+		"-etcd-keyfile":   {Endpoints: []string{"etcd:2379"}, CertFile: "cert.pem"},
+		"-etcd-cafile":    {Endpoints: []string{"etcd:2379"}, CAFile: "/nonexistent"},
+	} {
+		if _, err := a.New(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: error %v, want %q in it", o, err, want)
+		}
+	}
+}
+
+// testCertificates: what is wrong with the certificates of either side is said with the flag that mends it.
+func testCertificates(t *testing.T, a API) {
+	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
+	serverCert, serverKey := ca.Issue("server")
+	clientCert, clientKey := ca.Issue("client")
+	oldCert, oldKey := ca.Issue("old", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	strangeCert, strangeKey := other.Issue("stranger")
+	for _, mutual := range []bool{false, true} {
+		clientCA := ""
+		if mutual {
+			clientCA = ca.File
+		}
+		server := etcdtest.StartSecured(t, serverCert, serverKey, clientCA)
+		host := strings.TrimPrefix(server.URL, "https://")
+		for _, c := range []struct {
+			name string
+			o    etcd.Options
+			ok   bool
+			want string
+		}{
+			{"CA only", etcd.Options{CAFile: ca.File}, !mutual, "set -etcd-certfile and -etcd-keyfile"},
+			{"all", etcd.Options{CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
+			{"wrong CA", etcd.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "certificate, which is not that in " + other.File},
+			{"system roots", etcd.Options{}, false, "unknown authority: set -etcd-cafile"},
+			{"strange client", etcd.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "in " + strangeCert + " (-etcd-certfile)"},
+			{"expired client", etcd.Options{CAFile: ca.File, CertFile: oldCert, KeyFile: oldKey}, !mutual, "in " + oldCert + " (-etcd-certfile)"},
+			{"no TLS", etcd.Options{Endpoints: []string{"http://" + host}}, false, "write https:// in -etcd-endpoints"},
+			{"no scheme", etcd.Options{Endpoints: []string{host}, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
+		} {
+			if c.o.Endpoints == nil {
+				c.o.Endpoints = []string{server.URL}
+			}
+			_, err := a.Open(t, c.o).List(Timeout(t))
+			if (err == nil) != c.ok || err != nil && (!strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), host)) {
+				t.Errorf("%s, client certificates %v: error %v, want %q", c.name, mutual, err, c.want)
+			}
+		}
+	}
+}
+
+// testCertificatesInTime: an etcd whose certificate is wrong is not spoken to; put right in place, it is.
+func testCertificatesInTime(t *testing.T, a API) {
+	ca := etcdtest.NewAuthority(t)
+	cert, key := ca.Issue("server")
+	clientCert, clientKey := ca.Issue("client", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	server := etcdtest.StartSecured(t, cert, key, ca.File)
+	caFile := filepath.Join(t.TempDir(), "ca.pem")
+	etcdtest.Replace(t, caFile, etcdtest.NewAuthority(t).File)
+	r := a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix, CAFile: caFile, CertFile: clientCert, KeyFile: clientKey})
+	fails := func(want string) {
+		t.Helper()
+		wait.True(t, want, func() bool {
+			_, err := r.Config(Timeout(t))
+			return err != nil && strings.Contains(err.Error(), want)
+		})
+	}
+	fails("unknown authority")
+	etcdtest.Replace(t, caFile, ca.File)
+	ca.Issue("server", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 2)} })
+	fails("not 127.0.0.1: write the name in -etcd-endpoints that etcd's certificate is for")
+	ca.Issue("server", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	fails("expired")
+	ca.Issue("server")
+	fails("certificate") // ours
+	ca.Issue("client")
+	wait.True(t, "all is well", func() bool {
+		_, err := r.Config(Timeout(t))
+		return errors.Is(err, registry.ErrNoConfig)
+	})
+}
+
+// testNoTLSThere: an https URL of an etcd without TLS names the remedy; one that is away has none.
+func testNoTLSThere(t *testing.T, a API) {
+	server := etcdtest.StartEtcd(t)
+	ca := etcdtest.NewAuthority(t)
+	r := a.Open(t, etcd.Options{Endpoints: []string{"https" + strings.TrimPrefix(server.URL, "http")}, CAFile: ca.File})
+	if _, err := r.Config(Timeout(t)); err == nil || !strings.Contains(err.Error(), "write http:// in -etcd-endpoints") {
+		t.Errorf("error %v", err)
+	}
+	server.Stop()
+	wait.True(t, "the remedy is gone with etcd", func() bool {
+		_, err := r.Config(Timeout(t))
+		return err != nil && !strings.Contains(err.Error(), "-etcd-endpoints")
+	})
+}
+
+// testFailover: of several endpoints, one that answers is enough.
+func testFailover(t *testing.T, a API) {
+	server := etcdtest.StartEtcd(t)
+	NewOperator(t, server, a.Name).SetConfig("{}")
+	r := a.Open(t, etcd.Options{Endpoints: []string{"http://127.0.0.1:1", " " + strings.TrimPrefix(server.URL, "http://") + " ", "http://[::1]:1"}, Prefix: "/coreos.com//network/"})
+	for range 10 {
+		if c, err := r.Config(Timeout(t)); err != nil || string(c) != "{}" {
+			t.Errorf("config %q, %v", c, err)
+		}
+	}
+	// Creating may be tried at one endpoint only, since it might have been done; the next try goes on.
+	var err error
+	for range 3 {
+		if _, err = r.Create(Timeout(t), subnet7, attrs(7), time.Hour); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// RunUnixSocket is a test of its own, because it changes the environment.
+func (a API) RunUnixSocket(t *testing.T) {
+	server := etcdtest.StartEtcd(t)
+	socket := filepath.Join(t.TempDir(), "etcd.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go relay.Serve(l, func() (net.Conn, error) { return net.Dial("tcp", strings.TrimPrefix(server.URL, "http://")) })
+	NewOperator(t, server, a.Name).SetConfig("{}")
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} { // which are not for sockets
+		t.Setenv(name, "http://127.0.0.1:1")
+	}
+	r := a.Open(t, etcd.Options{Endpoints: []string{"unix://" + socket}, Prefix: prefix})
+	if c, err := r.Config(Timeout(t)); err != nil || string(c) != "{}" {
+		t.Errorf("config %q, %v", c, err)
+	}
+}
+
+// testRestartAndWipe: of an etcd that is stopped and started a watch goes on where it was; of one that has lost its data
+// it does not.
+func testRestartAndWipe(t *testing.T, a API) {
+	server := etcdtest.StartEtcd(t)
+	r := a.at(t, server)
+	l7, err := r.Create(Timeout(t), subnet7, attrs(7), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := NewOperator(t, server, a.Name)
+	for range 50 {
+		o.SetConfig("{}")
+	}
+	index := List(t, r).Index
+	ended := make(chan error, 1)
+	watch := func() {
+		go func() {
+			_, _, err := r.Watch(context.Background(), index)
+			ended <- err
+		}()
+	}
+
+	watch()
+	server.Stop()
+	if err := <-ended; err == nil || errors.Is(err, registry.ErrHistoryLost) {
+		t.Errorf("watch of a stopped etcd: %v", err)
+	}
+	if _, err := r.List(Timeout(t)); err == nil || !strings.Contains(err.Error(), strings.TrimPrefix(server.URL, "http://")) {
+		t.Errorf("listing of a stopped etcd: %v", err)
+	}
+	server.Start(t)
+	wait.True(t, "etcd is back", func() bool { _, err := r.Config(Timeout(t)); return err == nil })
+	if l7, err = r.Update(Timeout(t), l7, attrs(7), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	events, index := Next(t, r, index)
+	if len(events) != 1 || events[0].Lease.Revision != l7.Revision {
+		t.Errorf("watch after the restart: %+v", events)
+	}
+
+	// A new etcd at the old address counts from below: the old index would never come.
+	watch()
+	server.Stop()
+	if err := <-ended; err == nil {
+		t.Error("watch of a stopped etcd ends well")
+	}
+	server.Wipe(t)
+	server.Start(t)
+	wait.True(t, "history is lost", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_, _, err := r.Watch(ctx, index)
+		return errors.Is(err, registry.ErrHistoryLost)
+	})
+	l := List(t, r)
+	if len(l.Leases) != 0 {
+		t.Errorf("listing of a new etcd: %+v", l)
+	}
+	if l7, err = r.Create(Timeout(t), subnet7, attrs(7), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if events, _ := Next(t, r, l.Index); len(events) != 1 || events[0].Lease.Revision != l7.Revision {
+		t.Errorf("watch of a new etcd: %+v", events)
+	}
+}
