@@ -53,7 +53,7 @@ var mayImport = map[string][]string{
 	"registry/etcdv3":       {"lease", "registry", "registry/etcd", "pace"},
 	"registry/memory":       {"lease", "registry"},
 	"registry/store":        {"lease", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "condition", "pace"},
-	"registry/registrytest": {"lease", "registry", "registry/etcd", "lab/etcdtest", "lab/wait"},
+	"registry/registrytest": {"lease", "registry", "registry/etcd", "lab/etcdkeys", "lab/etcdtest", "lab/relay", "lab/wait"},
 	"subnet":                {"registry", "lease", "condition", "pace"},
 	"driver":                {"dataplane"},
 	"kernel":                {"driver", "dataplane", "host", "netlink", "pace"},

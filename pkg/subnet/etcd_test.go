@@ -3,15 +3,10 @@ package subnet_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
 	"net/netip"
-	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,14 +14,16 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcdv2"
+	"flanneld/pkg/registry/registrytest"
 	"flanneld/pkg/subnet"
 )
 
 // The same with a real etcd and real time.
 
-const etcdPrefix = "/coreos.com/network"
+const etcdPrefix = registrytest.Prefix
 
 // host is one host of a network kept in etcd.
 type host struct {
@@ -119,15 +116,12 @@ func (h *host) view() lease.View {
 // until waits for something to become true.
 func (h *host) until(what string, ok func() bool) {
 	h.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			h.Fatalf("waited in vain for: %s\n%+v\n%s", what, h.view(), h.log)
+	wait.For(h.T, 30*time.Second, what, func() error {
+		if !ok() {
+			return fmt.Errorf("%+v\n%s", h.view(), h.log)
 		}
-		<-tick.C
-	}
+		return nil
+	})
 }
 
 func (h *host) holds(want lease.Lease) bool {
@@ -135,55 +129,9 @@ func (h *host) holds(want lease.Lease) bool {
 	return err == nil && !ev.Deleted && ev.Bad == nil && ev.Lease.SameAs(want)
 }
 
-// raw sends a request past the registry.
-func raw(t *testing.T, etcd *etcdtest.Etcd, method, key, value string) {
-	t.Helper()
-	body := url.Values{"value": {value}}.Encode()
-	query := ""
-	if method == http.MethodDelete {
-		body, query = "", "?recursive=true"
-	}
-	req, err := http.NewRequest(method, etcd.URL+"/v2/keys"+etcdPrefix+"/"+key+query, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		t.Fatalf("%s %s: %s", method, key, resp.Status)
-	}
-}
-
-// remove2 deletes a key of the v2 store past the registry.
-func remove2(t *testing.T, etcd *etcdtest.Etcd, key string) {
-	t.Helper()
-	raw(t, etcd, http.MethodDelete, key, "")
-}
-
-// remove3 is remove2 for the v3 store, by etcd's JSON gateway.
-func remove3(t *testing.T, etcd *etcdtest.Etcd, key string) {
-	t.Helper()
-	body, err := json.Marshal(map[string][]byte{"key": []byte(etcdPrefix + "/" + key)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.Post(etcd.URL+"/v3/kv/deleterange", "application/json", bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	answer, _ := io.ReadAll(resp.Body)
-	if !bytes.Contains(answer, []byte(`"deleted":"1"`)) {
-		t.Fatalf("delete %s: %s, %s", key, resp.Status, answer)
-	}
-}
-
 // Two hundred hosts that start at once get two hundred subnets of 255.
 func TestJoinStorm(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	const hosts = 200
 	leased := make([]lease.Lease, hosts)
@@ -207,7 +155,9 @@ func TestJoinStorm(t *testing.T) {
 }
 
 func TestEtcdComesLate(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.NewEtcd(t)
+	others := registrytest.NewOperator(t, etcd, "v2")
 	h := newHost(t, etcd, 7)
 	type result struct {
 		config string
@@ -230,9 +180,9 @@ func TestEtcdComesLate(t *testing.T) {
 	h.until("etcd is missed", func() bool { return h.log.count("does not answer") == 1 })
 	etcd.Start(t)
 	h.until("config is missed", func() bool { return h.log.count("config is missing") == 1 })
-	raw(t, etcd, http.MethodPut, "config", "broken")
+	others.SetConfig("broken")
 	h.until("config is refused", func() bool { return h.log.count("config is invalid") == 1 })
-	raw(t, etcd, http.MethodPut, "config", "good")
+	others.SetConfig("good")
 	start := time.Now()
 	r := <-done
 	if d := r.at.Sub(start); r.config != "good" || d > 3*time.Second {
@@ -247,7 +197,9 @@ func TestEtcdComesLate(t *testing.T) {
 }
 
 func TestFollowEtcd(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
+	others := registrytest.NewOperator(t, etcd, "v2")
 	a, b := newHost(t, etcd, 1), newHost(t, etcd, 2)
 	la, lb := a.follow(), b.follow()
 	both := func() bool {
@@ -256,25 +208,27 @@ func TestFollowEtcd(t *testing.T) {
 	}
 	a.until("both see each other", both)
 
-	raw(t, etcd, http.MethodDelete, "subnets/"+lease.Key(la.Subnet), "")
+	others.Remove(lease.Key(la.Subnet))
 	a.until("deleted key is back", func() bool { return a.holds(la) })
 	b.until("a is seen again", both)
 
-	raw(t, etcd, http.MethodPut, "subnets/"+lease.Key(la.Subnet), "nonsense")
-	raw(t, etcd, http.MethodPut, "subnets/not-a-lease", "nonsense")
+	others.Put(lease.Key(la.Subnet), "nonsense", 0)
+	others.Put("not-a-lease", "nonsense", 0)
 	a.until("overwritten key is back", func() bool { return a.holds(la) })
 
-	raw(t, etcd, http.MethodDelete, "subnets", "")
+	others.RemoveAll()
 	a.until("directory is back", func() bool { return a.holds(la) && b.holds(lb) && both() })
 
-	raw(t, etcd, http.MethodPut, "subnets/"+lease.Key(la.Subnet), value(netip.MustParseAddr("198.51.100.200"), 3))
+	others.Put(lease.Key(la.Subnet), value(netip.MustParseAddr("198.51.100.200"), 3), 0)
 	a.until("a moves", func() bool { v := a.view(); return v.Own.Subnet != la.Subnet && a.holds(v.Own) })
 	b.until("b sees both", func() bool { return len(b.view().Peers) == 2 })
 }
 
 // etcd is away for a while, and when it is back nobody remembers what happened.
 func TestFollowEtcdOutage(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
+	others := registrytest.NewOperator(t, etcd, "v2")
 	a, b := newHost(t, etcd, 1), newHost(t, etcd, 2)
 	la := a.follow()
 	lb := b.acquire()
@@ -289,10 +243,8 @@ func TestFollowEtcdOutage(t *testing.T) {
 	etcd.Stop()
 	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 2 })
 	etcd.Start(t)
-	for i := range 1100 {
-		raw(t, etcd, http.MethodPut, "elsewhere", fmt.Sprint(i))
-	}
-	raw(t, etcd, http.MethodPut, "subnets/"+lease.Key(lb.Subnet), value(b.PublicIP, 99))
+	others.Forget()
+	others.Put(lease.Key(lb.Subnet), value(b.PublicIP, 99), 0)
 	a.until("changed peer is seen", func() bool {
 		v := a.view()
 		return len(v.Peers) == 1 && v.Peers[0].Attrs == attrsOf(b.PublicIP, 99)
@@ -315,6 +267,7 @@ func TestFollowEtcdOutage(t *testing.T) {
 // could have thought that the deletion was a mistake; any other deletion is
 // waited out.
 func TestReleaseEtcd(t *testing.T) {
+	// Alone: it measures times.
 	for _, a := range apis {
 		t.Run(a.name, func(t *testing.T) {
 			etcd := etcdtest.StartEtcd(t)
@@ -330,7 +283,10 @@ func TestReleaseEtcd(t *testing.T) {
 					_, err := subnet.Release(t.Context(), one.Registry, *one.noted.Load())
 					return err
 				}, 0, 100 * time.Millisecond},
-				{"deleted", func(l lease.Lease) error { a.remove(t, etcd, "subnets/"+lease.Key(l.Subnet)); return nil }, time.Second, 5 * time.Second},
+				{"deleted", func(l lease.Lease) error {
+					registrytest.NewOperator(t, etcd, a.name).Remove(lease.Key(l.Subnet))
+					return nil
+				}, time.Second, 5 * time.Second},
 			} {
 				l, end := one.followUntil()
 				two.until("a peer is there", func() bool { return !left() })

@@ -1,12 +1,8 @@
 package subnet_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,38 +18,11 @@ import (
 	"flanneld/pkg/registry/etcdv3"
 )
 
-// enableAuth sets root's password by etcd's JSON gateway, and grants nobody else any right.
-func enableAuth(t *testing.T, etcd *etcdtest.Etcd, password string) {
-	t.Helper()
-	for _, step := range []struct {
-		path string
-		body map[string]string
-	}{
-		{"user/add", map[string]string{"name": "root", "password": password}},
-		{"role/add", map[string]string{"name": "root"}},
-		{"user/grant", map[string]string{"user": "root", "role": "root"}},
-		{"enable", nil},
-	} {
-		body, err := json.Marshal(step.body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.Post(etcd.URL+"/v3/auth/"+step.path, "application/json", bytes.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %s %s", step.path, resp.Status, text)
-		}
-	}
-}
-
 // TestFollowWhileTokensExpire: what etcd gives for a password is good for a second, and is lost
 // when etcd is started again if it is not signed. Leases are renewed and peers followed all the
 // same, and nobody is told of it.
 func TestFollowWhileTokensExpire(t *testing.T) {
+	t.Parallel()
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("signed with this"), 0o600); err != nil {
 		t.Fatal(err)
@@ -62,7 +31,9 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			etcd := etcdtest.StartEtcd(t, func(c *embed.Config) { c.AuthToken, c.AuthTokenTTL, c.BcryptCost = token, 1, 4 })
-			enableAuth(t, etcd, "s3cret!")
+			if err := etcd.V3(t).RequireUser(t.Context(), "s3cret!"); err != nil {
+				t.Fatal(err)
+			}
 			join := func(n int) *host {
 				h := newHostOf(t, etcd, n, apis[1])
 				r, err := etcdv3.New(etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix, Username: "root", Password: "s3cret!"})

@@ -17,7 +17,7 @@ import (
 	"flanneld/pkg/registry/registrytest"
 )
 
-const prefix = "/coreos.com/network"
+const prefix = registrytest.Prefix
 
 // Whatever answers in etcd's place, the daemon gets an error that helps.
 func TestNotEtcd(t *testing.T) {

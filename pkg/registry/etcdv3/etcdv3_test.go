@@ -15,7 +15,7 @@ import (
 	"flanneld/pkg/registry/registrytest"
 )
 
-const prefix = "/coreos.com/network"
+const prefix = registrytest.Prefix
 
 var (
 	subnet7 = netip.MustParsePrefix("10.42.7.0/24")

@@ -33,8 +33,8 @@ type Closer interface {
 	Close()
 }
 
-// prefix is where the leases of the tests are.
-const prefix = "/coreos.com/network"
+// Prefix is where the leases of the tests are.
+const Prefix = "/coreos.com/network"
 
 // Open opens a registry until the test ends.
 func (a API) Open(t testing.TB, o etcd.Options) registry.Registry {
@@ -50,7 +50,7 @@ func (a API) Open(t testing.TB, o etcd.Options) registry.Registry {
 // at opens the registry of an etcd that wants nothing.
 func (a API) at(t testing.TB, e *etcdtest.Etcd) registry.Registry {
 	t.Helper()
-	return a.Open(t, etcd.Options{Endpoints: []string{e.URL}, Prefix: prefix})
+	return a.Open(t, etcd.Options{Endpoints: []string{e.URL}, Prefix: Prefix})
 }
 
 // Run runs the contract, and what holds for a registry in etcd beyond it.
@@ -76,10 +76,10 @@ func testContract(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t)
 	var n atomic.Int32
 	Run(t, func(t *testing.T) Harness {
-		prefix := fmt.Sprintf("%s%d", prefix, n.Add(1))
+		prefix := fmt.Sprintf("%s%d", Prefix, n.Add(1))
 		o := Operator{t, server.Store(t, a.Name), prefix}
 		return Harness{
-			Registry:  a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}),
+			Registry:  a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix}),
 			SetConfig: o.SetConfig, Put: o.Put, Remove: o.Remove, RemoveAll: o.RemoveAll, ForgetHistory: o.Forget,
 		}
 	})
@@ -95,7 +95,7 @@ type Operator struct {
 // NewOperator returns that of an etcd through one of its APIs, at the prefix of the tests.
 func NewOperator(t testing.TB, e *etcdtest.Etcd, api string) Operator {
 	t.Helper()
-	return Operator{t, e.Store(t, api), prefix}
+	return Operator{t, e.Store(t, api), Prefix}
 }
 
 func (o Operator) check(err error) {
@@ -246,7 +246,7 @@ func testCertificatesInTime(t *testing.T, a API) {
 	server := etcdtest.StartSecured(t, cert, key, ca.File)
 	caFile := filepath.Join(t.TempDir(), "ca.pem")
 	etcdtest.Replace(t, caFile, etcdtest.NewAuthority(t).File)
-	r := a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix, CAFile: caFile, CertFile: clientCert, KeyFile: clientKey})
+	r := a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, CAFile: caFile, CertFile: clientCert, KeyFile: clientKey})
 	fails := func(want string) {
 		t.Helper()
 		wait.True(t, want, func() bool {
@@ -320,7 +320,7 @@ func (a API) RunUnixSocket(t *testing.T) {
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} { // which are not for sockets
 		t.Setenv(name, "http://127.0.0.1:1")
 	}
-	r := a.Open(t, etcd.Options{Endpoints: []string{"unix://" + socket}, Prefix: prefix})
+	r := a.Open(t, etcd.Options{Endpoints: []string{"unix://" + socket}, Prefix: Prefix})
 	if c, err := r.Config(Timeout(t)); err != nil || string(c) != "{}" {
 		t.Errorf("config %q, %v", c, err)
 	}

@@ -23,7 +23,7 @@ func testRenewed(t *testing.T, a API) {
 	var mu sync.Mutex
 	var told error
 	r := renewed{T: t, server: server, Registry: a.Open(t, etcd.Options{
-		Endpoints: []string{server.URL}, Prefix: prefix,
+		Endpoints: []string{server.URL}, Prefix: Prefix,
 		CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
 		OnFiles: func(err error) { mu.Lock(); defer mu.Unlock(); told = err },
 	})}

@@ -3,8 +3,6 @@ package store
 import (
 	"errors"
 	"log/slog"
-	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -17,17 +15,9 @@ import (
 // TestLongConfigIsNotAMissingOne: it is said how long it is, not how to make one.
 func TestLongConfigIsNotAMissingOne(t *testing.T) {
 	server := etcdtest.StartEtcd(t)
-	form := url.Values{"value": {strings.Repeat("x", 1<<20)}}.Encode()
-	req, err := http.NewRequest(http.MethodPut, server.URL+"/v2/keys/net/config", strings.NewReader(form))
-	if err != nil {
+	if err := server.V2(t).Put(t.Context(), "/net/config", strings.Repeat("x", 1<<20), 0); err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
 	log := slog.New(slog.DiscardHandler)
 	s, err := Open(etcd.Options{Endpoints: []string{server.URL}, Prefix: "/net"}, APIAuto, Identity{}, log, condition.NewList(log))
 	if err != nil {
