@@ -27,13 +27,13 @@ type Backend interface {
 	MTU(h host.Facts) int
 	// Attrs gives what this host publishes in its lease. previous are the
 	// attributes of the lease that is being taken up again, or zero; others are
-	// leases whose MAC is not to be this host's as well.
+	// leases whose claims are not to be this host's as well.
 	Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error)
 	// Base gives what the kernel should hold whoever the peers are.
 	Base(h host.Facts, own lease.Lease) dataplane.State
-	// Accept reads a lease. It gives the MAC that no two peers can share,
-	// zero where there is none, or what is wrong; errNoPeer: nobody needs to know.
-	Accept(h host.Facts, l lease.Lease) (dataplane.MAC, error)
+	// Accept reads a lease as that of a peer (newPeer), or says what is wrong with it;
+	// errNoPeer: nobody needs to know.
+	Accept(h host.Facts, l lease.Lease) (Peer, error)
 	// Add puts what a peer needs into s. No two peers need the same object.
 	Add(s dataplane.State, h host.Facts, p Peer)
 }
@@ -41,8 +41,26 @@ type Backend interface {
 // Peer is a lease that was accepted.
 type Peer struct {
 	lease.Lease
-	MAC dataplane.MAC // as Accept gave it
+	Claims []Claim // the public IP, and then those of the backend
 }
+
+// newPeer makes a peer of a lease, with what it claims in its backend.
+func newPeer(l lease.Lease, claims ...Claim) Peer {
+	all := make([]Claim, 0, 1+len(claims))
+	return Peer{l, append(append(all, publicIP{l.PublicIP}), claims...)}
+}
+
+// Claim is something that no two hosts of a network can have at the same time: an address, a
+// MAC, a public key. Claims are the same if they are equal, so their types are comparable.
+type Claim interface {
+	Kind() string   // what it is, for people
+	String() string // its value
+}
+
+// publicIP is the claim that every peer makes.
+type publicIP struct{ netip.Addr }
+
+func (publicIP) Kind() string { return "public IP" }
 
 // errNoPeer is about a lease that is none of the backend's business.
 var errNoPeer = errors.New("not a peer")

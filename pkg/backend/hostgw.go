@@ -30,14 +30,14 @@ func (hostGW) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, 
 
 func (hostGW) Base(host.Facts, lease.Lease) dataplane.State { return dataplane.NewState() }
 
-func (hostGW) Accept(h host.Facts, l lease.Lease) (none dataplane.MAC, err error) {
+func (hostGW) Accept(h host.Facts, l lease.Lease) (Peer, error) {
 	if err := sameType(l, "host-gw"); err != nil {
-		return none, err
+		return Peer{}, err
 	}
 	if iface, ok := h.OnLink(l.PublicIP); !ok || iface != h.Uplink {
-		return none, fault("public IP is not on the link of "+h.Uplink, "%s", l.PublicIP)
+		return Peer{}, fault("public IP is not on the link of "+h.Uplink, "%s", l.PublicIP)
 	}
-	return none, nil
+	return newPeer(l), nil
 }
 
 func (hostGW) Add(s dataplane.State, h host.Facts, p Peer) {

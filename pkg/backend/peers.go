@@ -1,11 +1,11 @@
 package backend
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
 
-	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 )
@@ -14,7 +14,7 @@ import (
 // subnets, and why the others can't. Where two leases claim the same thing, the
 // older one keeps it; a stale one gives way to all others, which is nothing to report.
 // accepted is everything that nothing is wrong with by itself; rivals are those that
-// nothing is wrong with but that they have our MAC.
+// nothing is wrong with but that they claim what is ours.
 func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped, rivals []lease.Lease) {
 	s := newSieve(b, network, h, v.Own)
 	accepted = make([]Peer, 0, len(v.Peers))
@@ -24,25 +24,26 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 		case err == nil:
 			accepted = append(accepted, p)
 		case err != errNoPeer:
-			wrong := lease.FaultOf(err)
-			bad = append(bad, Skipped{l.Subnet, wrong})
-			if wrong.Kind == ownMAC && !l.Stale {
+			bad = append(bad, Skipped{l.Subnet, lease.FaultOf(err)})
+			if errors.As(err, &ownClaim{}) && !l.Stale {
 				rivals = append(rivals, *l)
 			}
 		}
 	}
 	good, overlapping := withoutOverlaps(accepted)
-	good, doubled := withoutDoubles(good, "public IP", func(p Peer) netip.Addr { return p.PublicIP })
+	good, doubled := withoutDoubles(good, func(p Peer) []Claim { return p.Claims[:1] })
 	good, inside := withoutOverlayIPs(network, good)
-	good, shared := withoutDoubles(good, "VTEP MAC", func(p Peer) dataplane.MAC { return p.MAC })
+	good, shared := withoutDoubles(good, func(p Peer) []Claim { return p.Claims[1:] })
 	bad = slices.DeleteFunc(slices.Concat(bad, overlapping, doubled, inside, shared), func(s Skipped) bool {
 		return v.Peer(s.Subnet).Stale
 	})
 	return good, accepted, bad, rivals
 }
 
-// ownMAC is the fault of a lease that has the MAC of this host.
-const ownMAC = "VTEP MAC is our own"
+// ownClaim is the fault of a lease that claims what is this host's.
+type ownClaim struct{ lease.Fault }
+
+func (o ownClaim) Unwrap() error { return o.Fault }
 
 // sameType refuses leases of another backend.
 func sameType(l lease.Lease, backendType string) error {
@@ -56,29 +57,38 @@ type sieve struct {
 	backend Backend
 	network netip.Prefix
 	host    host.Facts
-	own     Peer
+	own     lease.Lease
+	claims  []Claim // of the own lease in the backend
 }
 
 func newSieve(b Backend, network netip.Prefix, h host.Facts, own lease.Lease) sieve {
-	// An own lease that was damaged has no MAC; nobody else can have that one.
-	mac, _ := b.Accept(h, own)
-	return sieve{b, network, h, Peer{own, mac}}
+	s := sieve{backend: b, network: network, host: h, own: own}
+	// An own lease that was damaged claims nothing.
+	if p, err := b.Accept(h, own); err == nil {
+		s.claims = p.Claims[1:]
+	}
+	return s
 }
 
 // alone accepts a lease, or says what is wrong with it regardless of the other
 // peers.
 func (s sieve) alone(l lease.Lease) (Peer, error) {
-	mac, err := s.backend.Accept(s.host, l)
+	p, err := s.backend.Accept(s.host, l)
 	if err == errNoPeer {
 		return Peer{}, err
 	}
 	if wrong := s.senseless(l); wrong != nil {
 		return Peer{}, wrong
 	}
-	if err == nil && mac == s.own.MAC && mac != (dataplane.MAC{}) {
-		err = fault(ownMAC, "%s", mac)
+	if err != nil {
+		return Peer{}, err
 	}
-	return Peer{l, mac}, err
+	for _, c := range p.Claims[1:] {
+		if slices.Contains(s.claims, c) {
+			return Peer{}, ownClaim{fault(c.Kind()+" is our own", "%s", c)}
+		}
+	}
+	return p, nil
 }
 
 func (s sieve) senseless(l lease.Lease) error {
@@ -144,25 +154,28 @@ func overlap(l, older Peer) Skipped {
 	return skipped(l, "the subnet overlaps an older lease", "%s", older.Subnet)
 }
 
-// withoutDoubles leaves one lease for each key, which no two hosts can share;
-// zero is none.
-func withoutDoubles[K comparable](leases []Peer, what string, key func(Peer) K) (good []Peer, bad []Skipped) {
-	var none K
-	owner := make(map[K]int, len(leases))
+// withoutDoubles leaves each claim to one lease, the oldest that makes it.
+func withoutDoubles(leases []Peer, claims func(Peer) []Claim) (good []Peer, bad []Skipped) {
+	owner, all := make(map[Claim]int, len(leases)), 0
 	for i, l := range leases {
-		if o, taken := owner[key(l)]; !taken || l.Precedes(leases[o].Lease) {
-			owner[key(l)] = i
+		for _, c := range claims(l) {
+			all++
+			if o, taken := owner[c]; !taken || l.Precedes(leases[o].Lease) {
+				owner[c] = i
+			}
 		}
 	}
-	if len(owner) == len(leases) {
+	if len(owner) == all {
 		return leases, nil
 	}
 	for i, l := range leases {
-		if o := owner[key(l)]; o != i && key(l) != none {
-			bad = append(bad, skipped(l, what+" belongs to an older lease", "%v, %s", key(l), leases[o].Subnet))
-		} else {
+		lost := slices.IndexFunc(claims(l), func(c Claim) bool { return owner[c] != i })
+		if lost < 0 {
 			good = append(good, l)
+			continue
 		}
+		c := claims(l)[lost]
+		bad = append(bad, skipped(l, c.Kind()+" belongs to an older lease", "%s, %s", c, leases[owner[c]].Subnet))
 	}
 	return good, bad
 }

@@ -2,6 +2,7 @@ package backend
 
 import (
 	"net/netip"
+	"slices"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
@@ -12,8 +13,7 @@ import (
 // changes in them. It is a memory of a pure function: whatever came before,
 // Want and Skipped follow from the last Update alone.
 //
-// A peer that claims nothing that another one claims (public IP, VTEP MAC,
-// addresses) can come, go or change by itself. Where claims meet, all is worked
+// A peer that claims nothing that another one claims, addresses included, can come, go or change by itself. Where claims meet, all is worked
 // out anew, since the older lease wins and the loser may be any of the others.
 type Plan struct {
 	backend Backend
@@ -27,10 +27,9 @@ type Plan struct {
 	rivals  []lease.Lease
 
 	begun  bool
-	ips    map[netip.Addr]int    // how many accepted leases claim it
-	macs   map[dataplane.MAC]int // likewise
-	inside int                   // accepted leases with a public IP inside the network
-	shared []netip.Prefix        // what is led into the overlay for all, in place of all of the network; nil: that is
+	claims map[Claim]int  // how many accepted leases make each
+	inside int            // accepted leases with a public IP inside the network
+	shared []netip.Prefix // what is led into the overlay for all, in place of all of the network; nil: that is
 }
 
 // NewPlan makes a plan for a network that wants nothing yet.
@@ -62,8 +61,8 @@ func (p *Plan) Skipped() []Skipped { return p.skipped }
 // cut this host off, and why.
 func (p *Plan) Refused() []dataplane.Conflict { return p.refused }
 
-// Rivals are the leases of peers that are left out for having our MAC: no packet can
-// pass until one of the two hosts has another.
+// Rivals are the leases of peers that are left out for claiming what is ours, such as our
+// MAC: no packet can pass until one of the two hosts has another.
 func (p *Plan) Rivals() []lease.Lease { return p.rivals }
 
 // Update takes the latest facts and view.
@@ -85,7 +84,11 @@ func (p *Plan) all(h host.Facts, v lease.View) {
 	for _, peer := range good {
 		p.backend.Add(p.want, h, peer)
 	}
-	p.ips, p.macs, p.inside = make(map[netip.Addr]int, len(accepted)), make(map[dataplane.MAC]int, len(accepted)), 0
+	claims := 0
+	for _, peer := range accepted {
+		claims += len(peer.Claims)
+	}
+	p.claims, p.inside = make(map[Claim]int, claims), 0
 	for _, peer := range accepted {
 		p.claim(peer, 1)
 	}
@@ -93,13 +96,9 @@ func (p *Plan) all(h host.Facts, v lease.View) {
 
 // claim counts what a lease claims, or, with n of -1, no longer claims.
 func (p *Plan) claim(peer Peer, n int) {
-	p.ips[peer.PublicIP] += n
-	if p.ips[peer.PublicIP] == 0 {
-		delete(p.ips, peer.PublicIP)
-	}
-	if peer.MAC != (dataplane.MAC{}) {
-		if p.macs[peer.MAC] += n; p.macs[peer.MAC] == 0 {
-			delete(p.macs, peer.MAC)
+	for _, c := range peer.Claims {
+		if p.claims[c] += n; p.claims[c] == 0 {
+			delete(p.claims, c)
 		}
 	}
 	if p.network.Contains(peer.PublicIP) {
@@ -176,7 +175,10 @@ func (p *Plan) give(s sieve, now dataplane.State, v lease.View, l lease.Lease) b
 // contested tells whether somebody else may claim something that a peer of a view does.
 // claims is how often it is counted itself.
 func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
-	if p.ips[peer.PublicIP] > claims || p.macs[peer.MAC] > claims || p.inside > 0 || p.network.Contains(peer.PublicIP) {
+	if p.inside > 0 || p.network.Contains(peer.PublicIP) {
+		return true
+	}
+	if slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[c] > claims }) {
 		return true
 	}
 	if p.shared != nil && !inside(p.shared, peer.Subnet) {

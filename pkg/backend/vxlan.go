@@ -148,11 +148,9 @@ func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 		return dataplane.MAC{}, fault("BackendData is missing", "")
 	}
 	// Nearly all are right, and this takes a fraction of the time; what is wrong with the others is told below.
-	var quick struct{ VtepMAC *string }
-	if json.Unmarshal([]byte(a.BackendData), &quick) == nil && quick.VtepMAC != nil {
-		if mac, err := dataplane.ParseMAC(*quick.VtepMAC); err == nil {
-			return mac, nil
-		}
+	var quick struct{ VtepMAC dataplane.MAC }
+	if json.Unmarshal([]byte(a.BackendData), &quick) == nil && quick.VtepMAC != (dataplane.MAC{}) {
+		return quick.VtepMAC, nil
 	}
 	f, err := netconf.ParseFields([]byte(a.BackendData), "BackendData.")
 	if err != nil {
@@ -185,11 +183,20 @@ func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 	return s
 }
 
-func (b *vxlan) Accept(_ host.Facts, l lease.Lease) (dataplane.MAC, error) {
+// vtep is the claim on the MAC of a VXLAN device: frames to it go to one host only.
+type vtep struct{ dataplane.MAC }
+
+func (vtep) Kind() string { return "VTEP MAC" }
+
+func (b *vxlan) Accept(_ host.Facts, l lease.Lease) (Peer, error) {
 	if err := sameType(l, "vxlan"); err != nil {
-		return dataplane.MAC{}, err
+		return Peer{}, err
 	}
-	return vtepMAC(l.Attrs)
+	mac, err := vtepMAC(l.Attrs)
+	if err != nil {
+		return Peer{}, err
+	}
+	return newPeer(l, vtep{mac}), nil
 }
 
 func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
@@ -200,7 +207,8 @@ func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
 		}
 	}
 	gw := p.Subnet.Addr()
-	s.FDB[dataplane.FDB{Link: b.device, MAC: p.MAC, Dst: p.PublicIP}] = struct{}{}
-	s.Neighs[dataplane.NeighKey{Link: b.device, IP: gw}] = p.MAC
+	its, _ := p.Claims[1].(vtep)
+	s.FDB[dataplane.FDB{Link: b.device, MAC: its.MAC, Dst: p.PublicIP}] = struct{}{}
+	s.Neighs[dataplane.NeighKey{Link: b.device, IP: gw}] = its.MAC
 	s.Routes[dataplane.RouteKey{Dst: p.Subnet, Link: b.device}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 }

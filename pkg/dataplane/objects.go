@@ -22,6 +22,12 @@ func ParseMAC(s string) (MAC, error) {
 	return m, nil
 }
 
+// UnmarshalText implements encoding.TextUnmarshaler by ParseMAC.
+func (m *MAC) UnmarshalText(text []byte) (err error) {
+	*m, err = ParseMAC(string(text))
+	return err
+}
+
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
 func clip(s string) string {

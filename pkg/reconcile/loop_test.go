@@ -79,11 +79,11 @@ func (w *wish) Base(host.Facts, lease.Lease) dataplane.State {
 }
 
 // Accept refuses everybody.
-func (w *wish) Accept(_ host.Facts, l lease.Lease) (dataplane.MAC, error) {
+func (w *wish) Accept(_ host.Facts, l lease.Lease) (backend.Peer, error) {
 	if w.reason != "" {
-		return dataplane.MAC{}, errors.New(w.reason)
+		return backend.Peer{}, errors.New(w.reason)
 	}
-	return dataplane.MAC{}, fmt.Errorf("reason %d", l.Subnet.Addr().As4()[2])
+	return backend.Peer{}, fmt.Errorf("reason %d", l.Subnet.Addr().As4()[2])
 }
 
 type fixture struct {
