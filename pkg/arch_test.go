@@ -165,6 +165,22 @@ func TestForeignLibrariesHaveOneHome(t *testing.T) {
 	}
 }
 
+// TestNetlinkHasOneHome: one room knows how messages are framed and when the kernel has answered.
+func TestNetlinkHasOneHome(t *testing.T) {
+	parts := []string{"SockaddrNetlink", "SockFprog", "RtAttr"}
+	for _, s := range sources(t) {
+		if s.room == "netlink" || strings.HasPrefix(s.room, "lab") { // whose filters are of system calls
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if pkg, name, ok := selector(n); ok && pkg == "unix" && slices.Contains(parts, name) {
+				t.Errorf("%s uses unix.%s: package netlink does", s.fset.Position(n.Pos()), name)
+			}
+			return true
+		})
+	}
+}
+
 func TestPureRoomsArePure(t *testing.T) {
 	for _, s := range sources(t) {
 		if !slices.Contains(pure, s.room) {
