@@ -28,6 +28,7 @@ type Condition struct {
 	ID      string
 	Text    string // constant sentence in lower case: what is wrong
 	Fields  []any  // what varies: keys and values as for slog
+	Ended   string // the same of its end; empty: "no longer: " and Text
 	Command string // that mends it and can be pasted; empty if there is none
 	Severe  bool   // a person is needed now: logged as an error, else as a warning
 	Since   time.Time
@@ -168,7 +169,7 @@ func (l *List) say(e *entry) {
 	}
 	switch {
 	case !e.there:
-		l.log.Info("no longer: "+e.Text, append(fields, "duration", e.ended.Sub(e.Since).Round(time.Millisecond))...)
+		l.log.Info(cmp.Or(e.Ended, "no longer: "+e.Text), append(fields, "duration", e.ended.Sub(e.Since).Round(time.Millisecond))...)
 	case e.Severe:
 		l.log.Error(e.Text, e.remedy(fields)...)
 	default:

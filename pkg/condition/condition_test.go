@@ -31,9 +31,14 @@ func TestConditionIsLoggedWhenItBeginsChangesAndEnds(t *testing.T) {
 		}
 		l.End("docker-subnet")
 		l.End("docker-subnet")
+		l.Begin(Condition{ID: "unread", Text: "cannot be read", Ended: "can be read", Fields: []any{"err", "no"}})
+		l.Begin(Condition{ID: "unread", Text: "cannot be read", Ended: "can be read", Fields: []any{"err", "neither"}})
+		l.End("unread")
 		want := `level=WARN msg="docker0 is not on the leased subnet" device=docker0 command="systemctl restart docker"
 level=ERROR msg="docker0 is not on the leased subnet" device=docker0 command="systemctl restart docker"
 level=INFO msg="no longer: docker0 is not on the leased subnet" device=docker0 duration=1m0s
+level=WARN msg="cannot be read" err=no
+level=INFO msg="can be read" err=no duration=0s
 `
 		if out.String() != want {
 			t.Errorf("logged:\n%swant:\n%s", out.String(), want)

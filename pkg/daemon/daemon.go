@@ -160,7 +160,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	defer etcd.Close()
-	if d.net, err = subnet.WaitConfig(ctx, etcd, log, d.admit); err != nil {
+	if d.net, err = subnet.WaitConfig(ctx, etcd, log, d.conditions, d.admit); err != nil {
 		return err
 	}
 	d.facts.read = d.readFacts
@@ -249,7 +249,7 @@ func (d *daemon) serve(until context.Context) error {
 	}
 	cancelled()
 	tasks.Go(func() { d.needs.run(ctx) })
-	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.log, d.admit, d.reconfigure) })
+	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.conditions, d.admit, d.reconfigure) })
 	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
 	tasks.Go(func() { systemd.Watchdog(ctx, d.conditions, &d.alive.loop, &d.alive.follower) })
 	d.loop.Run(ctx)

@@ -32,7 +32,7 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	defer stop(nil)
 	var config sync.WaitGroup
 	config.Go(func() {
-		subnet.FollowConfig(joining, d.registry, d.log, d.admit, func(n backend.Network) {
+		subnet.FollowConfig(joining, d.registry, d.conditions, d.admit, func(n backend.Network) {
 			if !reflect.DeepEqual(n, d.net) {
 				stop(anotherNetwork{n})
 			}

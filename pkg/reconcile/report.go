@@ -78,7 +78,7 @@ func (r *report) later(now time.Time) time.Duration {
 // broken is called when a pass could not read what it compares.
 func (r *report) broken(what string, err error) {
 	r.wrong.Begin(condition.Condition{
-		ID: uncheckedCondition + what, Severe: true, Text: "the kernel is not checked until this works again",
+		ID: uncheckedCondition + what, Severe: true, Text: "the kernel is not checked until this works again", Ended: "the kernel is checked again",
 		Fields: []any{"trouble", what, "err", err},
 	})
 }
@@ -138,7 +138,8 @@ func (r *report) failures(p pass) {
 	}
 	if r.failing += len(fresh); len(fresh) > 0 {
 		r.wrong.Set(condition.Condition{
-			ID: refusedCondition, Text: "the kernel refused; trying again", Fields: []any{"failed", r.failing, "err", fresh[0].err},
+			ID: refusedCondition, Text: "the kernel refused; trying again", Ended: "nothing fails any more",
+			Fields: []any{"failed", r.failing, "err", fresh[0].err},
 		})
 	}
 	if len(p.failed) == 0 && p.held == 0 && !p.part {

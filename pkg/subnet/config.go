@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/registry"
 )
@@ -15,12 +16,14 @@ type ConfigReader interface {
 	Config(ctx context.Context) ([]byte, error)
 }
 
+// configCondition is the ID of the condition that the network config is not as it should be.
+const configCondition = "network-config"
+
 // WaitConfig waits until the registry holds a network config that parse
-// accepts, and returns what parse made of it. What stands in the way is said
-// once, and again when it is something else. The only error is that of ctx.
-func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error)) (T, error) {
+// accepts, and returns what parse made of it. What stands in the way is a condition. The only
+// error is that of ctx.
+func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, wrong *condition.List, parse func([]byte) (T, error)) (T, error) {
 	away := outage{log: log}
-	say := complaint{log: log}
 	for {
 		raw, err := reg.Config(ctx)
 		switch {
@@ -28,23 +31,22 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 			away.end()
 			config, err := parse(raw)
 			if err == nil {
+				wrong.End(configCondition)
 				return config, nil
 			}
-			say.of("network config is invalid, waiting for a better one", err)
+			wrong.Set(badConfig("network config is invalid, waiting for a better one", err))
 		case ctx.Err() != nil:
 		case errors.Is(err, registry.ErrLongConfig):
 			away.end()
-			say.of("network config is invalid, waiting for a better one", err)
+			wrong.Set(badConfig("network config is invalid, waiting for a better one", err))
 		case errors.Is(err, registry.ErrNoConfig):
 			away.end()
-			say.of("network config is missing, waiting for it", err)
+			wrong.Set(badConfig("network config is missing, waiting for it", err))
 		case errors.Is(err, registry.ErrDenied):
 			away.end()
-			say.said = ""
 			log.Debug("registry refuses to be read, trying again", "err", err)
 		default:
 			away.begin(err)
-			say.said = ""
 		}
 		if err := pace.Sleep(ctx, between(time.Second/2, time.Second)); err != nil {
 			var none T
@@ -58,46 +60,35 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 const configEvery = time.Minute
 
 // FollowConfig gives the network config to emit, again and again until ctx ends. One that
-// parse does not accept, or none, leaves everything as it is, and is said once.
-func FollowConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, parse func([]byte) (T, error), emit func(T)) {
-	say := complaint{log: log}
+// parse does not accept, or none, leaves everything as it is, and is a condition.
+func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), emit func(T)) {
 	for pace.Sleep(ctx, between(configEvery/2, configEvery)) == nil {
 		raw, err := reg.Config(ctx)
 		switch {
 		case err == nil:
 			config, err := parse(raw)
 			if err != nil {
-				say.of("the new network config is invalid, going on with the old one", err)
+				wrong.Set(badConfig("the new network config is invalid, going on with the old one", err))
 				continue
 			}
-			say.said = ""
+			wrong.End(configCondition)
 			emit(config)
 		case errors.Is(err, registry.ErrLongConfig):
-			say.of("the new network config is invalid, going on with the old one", err)
+			wrong.Set(badConfig("the new network config is invalid, going on with the old one", err))
 		case errors.Is(err, registry.ErrNoConfig):
-			say.of("the network config is gone, going on with the old one", err)
+			wrong.Set(badConfig("the network config is gone, going on with the old one", err))
 		}
 	}
 }
 
-// complaint says what is wrong once, until something else is.
-type complaint struct {
-	log  *slog.Logger
-	said string
-}
-
-func (c *complaint) of(msg string, err error) {
-	text := msg + err.Error()
-	if text == c.said {
-		return
-	}
-	c.said = text
+// badConfig is the condition that the network config is not as it should be.
+func badConfig(text string, err error) condition.Condition {
 	fields := []any{"err", err}
-	var remedy interface{ Commands() []string }
+	var remedy interface{ Commands() []string } // one for each API
 	if errors.As(err, &remedy) {
 		for _, command := range remedy.Commands() {
 			fields = append(fields, "command", command)
 		}
 	}
-	c.log.Warn(msg, fields...)
+	return condition.Condition{ID: configCondition, Text: text, Ended: "network config is accepted", Fields: fields}
 }

@@ -166,7 +166,7 @@ func TestEtcdComesLate(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		c, err := subnet.WaitConfig(context.Background(), h.Registry, h.Log, func(b []byte) (string, error) {
+		c, err := subnet.WaitConfig(context.Background(), h.Registry, h.Log, condition.NewList(h.Log), func(b []byte) (string, error) {
 			if bytes.Equal(b, []byte("broken")) {
 				return "", errors.New("broken config")
 			}
