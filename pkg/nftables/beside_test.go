@@ -8,8 +8,8 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// TestBesideKeepsAcceptsInForeignChainsOnly: where iptables keeps the rules, our table
-// is not made, or goes, and only chains that iptables does not serve get accepts.
+// TestBesideKeepsAcceptsInForeignChainsOnly: where iptables keeps the rules, our table is not made,
+// or goes, and only chains that iptables does not serve get accepts.
 func TestBesideKeepsAcceptsInForeignChainsOnly(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

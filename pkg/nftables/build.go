@@ -19,8 +19,8 @@ const (
 	nfAccept = 1
 )
 
-// commentType is the type of a rule's comment among its user data
-// (NFTNL_UDATA_RULE_COMMENT of libnftnl).
+// commentType is the type of a rule's comment among its user data (NFTNL_UDATA_RULE_COMMENT of
+// libnftnl).
 const commentType = 0
 
 // rule is what this package knows to say in nftables' words.
@@ -37,8 +37,8 @@ func newRule(family Family, hook firewall.Hook, r firewall.Rule) rule {
 	return rule{Rule: r, Family: family, Comment: hook.Comment(), Counter: true}
 }
 
-// expressions gives the rule the form that iptables-nft gives its rules. In a
-// table of family inet the packet's family is to be asked for first.
+// expressions gives the rule the form that iptables-nft gives its rules. In a table of family inet
+// the packet's family is to be asked for first.
 func (r rule) expressions(table Family) netlink.Attrs {
 	var list netlink.Attrs
 	add := func(name string, data netlink.Attrs) {
@@ -103,8 +103,8 @@ func payload(base uint32, offset, length int) netlink.Attrs {
 		Uint32BE(unix.NFTA_PAYLOAD_LEN, uint32(length))
 }
 
-// matchAddress compares as many bytes as the prefix has, or, if it ends within
-// one, the whole address under a mask.
+// matchAddress compares as many bytes as the prefix has, or, if it ends within one, the whole
+// address under a mask.
 func matchAddress(add func(string, netlink.Attrs), m firewall.Match, offset int) {
 	address, bits := m.Prefix.Addr().AsSlice(), m.Prefix.Bits()
 	whole := bits%8 == 0
@@ -158,14 +158,14 @@ func verdict(code int32) netlink.Attrs {
 			Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, uint32(code))))
 }
 
-// userData carries the comment as nft(8) does. iptables-nft shows and compares it
-// like that of its own comment match, which needs a module of its own.
+// userData carries the comment as nft(8) does. iptables-nft shows and compares it like that of its
+// own comment match, which needs a module of its own.
 func (r rule) userData() []byte {
 	return append(append([]byte{commentType, byte(len(r.Comment) + 1)}, r.Comment...), 0)
 }
 
-// request adds the rule to a chain: behind the rule with the handle, or, if it
-// is 0, at the front or at the end.
+// request adds the rule to a chain: behind the rule with the handle, or, if it is 0, at the front
+// or at the end.
 func (r rule) request(c chainName, flags uint16, behind uint64) message {
 	body := c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 	if behind != 0 {

@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// compatMatch says whether a packet meets a match of iptables that has no form of
-// its own in nftables. The structures are the kernel's, linux/netfilter/xt_*.h.
+// compatMatch says whether a packet meets a match of iptables that has no form of its own in
+// nftables. The structures are the kernel's, linux/netfilter/xt_*.h.
 func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	info, revision := m[unix.NFTA_MATCH_INFO], m[unix.NFTA_MATCH_REV].Uint32BE()
 	u16 := func(at int) uint16 { return binary.NativeEndian.Uint16(info[at:]) }
@@ -40,8 +40,8 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	return firewall.Maybe
 }
 
-// multiport reads flags, count, 15 ports, 15 marks of ports that begin a range, and
-// whether to invert.
+// multiport reads flags, count, 15 ports, 15 marks of ports that begin a range, and whether to
+// invert.
 func multiport(p firewall.Packet, info []byte) firewall.Met {
 	met := firewall.No
 	for i := 0; i < int(min(info[1], 15)); i++ {

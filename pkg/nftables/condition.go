@@ -11,8 +11,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// registers hold what a rule has loaded, byte by byte, and which of the bytes
-// are known.
+// registers hold what a rule has loaded, byte by byte, and which of the bytes are known.
 type registers struct {
 	bytes [registerBytes]byte
 	known [registerBytes]bool
@@ -20,8 +19,8 @@ type registers struct {
 
 const registerBytes = 64
 
-// at is where a register begins; registers are numbered twice, in units of 16
-// and of 4 bytes (enum nft_registers).
+// at is where a register begins; registers are numbered twice, in units of 16 and of 4 bytes (enum
+// nft_registers).
 func at(register uint32) int {
 	switch {
 	case register >= unix.NFT_REG_1 && register <= unix.NFT_REG_4:

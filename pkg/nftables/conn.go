@@ -68,8 +68,7 @@ func (c *conn) dump(kind uint16, body netlink.Attrs, each func(Family, map[uint1
 	return nil
 }
 
-// generation is the number of the present rules; each transaction of anybody
-// changes it.
+// generation is the number of the present rules; each transaction of anybody changes it.
 func (c *conn) generation() (uint32, error) {
 	a, err := c.get(message{kind: unix.NFT_MSG_GETGEN})
 	if err != nil {
@@ -78,8 +77,8 @@ func (c *conn) generation() (uint32, error) {
 	return a.Map()[unix.NFTA_GEN_ID].Uint32BE(), nil
 }
 
-// commit carries out all messages or none, if the rules are still those of the
-// generation; 0 is any.
+// commit carries out all messages or none, if the rules are still those of the generation; 0 is
+// any.
 func (c *conn) commit(generation uint32, ms []message) error {
 	var r netlink.Requests
 	bound := func(kind uint16) {
@@ -103,9 +102,8 @@ func (c *conn) commit(generation uint32, ms []message) error {
 	return nil
 }
 
-// reason makes errChanged of a failure that comes of others' changes. Kernels
-// before 4.16 do not compare generations, but then something is missing, or there
-// already, or in use.
+// reason makes errChanged of a failure that comes of others' changes. Kernels before 4.16 do not
+// compare generations, but then something is missing, or there already, or in use.
 func (c *conn) reason(err error, generation uint32) error {
 	changed := errors.Is(err, unix.ERESTART)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {

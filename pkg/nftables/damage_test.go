@@ -24,9 +24,9 @@ func signal(t testing.TB, news <-chan struct{}, what string) {
 	}
 }
 
-// quiet fails the test if there are news. What the kernel had to say, it has
-// said when the system call that caused it returned; a change by somebody else
-// after it is the mark up to which the Watch has read.
+// quiet fails the test if there are news. What the kernel had to say, it has said when the system
+// call that caused it returned; a change by somebody else after it is the mark up to which the
+// Watch has read.
 func (b *bed) quiet(news <-chan struct{}, what string) {
 	b.t.Helper()
 	select {
@@ -53,8 +53,8 @@ func (b *bed) handle(chain string, words string) string {
 	return ""
 }
 
-// TestDamage: whatever others do to our table, the next Sync repairs it, and
-// there is a signal for it.
+// TestDamage: whatever others do to our table, the next Sync repairs it, and there is a signal for
+// it.
 func TestDamage(t *testing.T) {
 	const own = "ip flannel-ipv4"
 	for name, damage := range map[string]func(b *bed){
@@ -110,8 +110,8 @@ func (b *bed) rehook(to string) {
 		"add rule ip flannel-ipv4 forward ip daddr 10.42.0.0/16 counter accept comment \"flanneld forward\"")
 }
 
-// TestOriginal starts over the tables that the original makes with EnableNFTables, on a
-// host that has noted that it was of that network.
+// TestOriginal starts over the tables that the original makes with EnableNFTables, on a host that
+// has noted that it was of that network.
 func TestOriginal(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -162,8 +162,7 @@ table FAMILY TABLE {
 	equal(t, b.ruleset(), golden.ruleset())
 }
 
-// TestIdle: with nothing changed nothing is written, and our own changes are no
-// news.
+// TestIdle: with nothing changed nothing is written, and our own changes are no news.
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -222,8 +221,8 @@ func TestWatchOverflow(t *testing.T) {
 	}
 }
 
-// TestReplacements: however often the rules are replaced, nobody ever sees a
-// chain that has neither the old nor the new ones.
+// TestReplacements: however often the rules are replaced, nobody ever sees a chain that has neither
+// the old nor the new ones.
 func TestReplacements(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -283,8 +282,8 @@ func shape(w world, wishes [][]firewall.Chain) string {
 	return fmt.Sprintf("chains of %v rules", counts)
 }
 
-// TestConcurrentWriters: Syncs succeed while others write all the time, and
-// none overwrites what it has not seen.
+// TestConcurrentWriters: Syncs succeed while others write all the time, and none overwrites what it
+// has not seen.
 func TestConcurrentWriters(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

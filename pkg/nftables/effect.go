@@ -2,8 +2,7 @@ package nftables
 
 import "golang.org/x/sys/unix"
 
-// effect is what somebody else's rule may do to a packet, as far as it matters
-// to guests.
+// effect is what somebody else's rule may do to a packet, as far as it matters to guests.
 type effect struct {
 	drops    bool   // packets, itself
 	branches bool   // to another chain, which may drop them
@@ -51,13 +50,12 @@ func parseEffect(list []expression) (e effect) {
 	return e
 }
 
-// manglePriority is that of chains that change packets and let them pass
-// (NF_IP_PRI_MANGLE). They branch a lot, to mark or clamp, and an accept at
-// their head would spare the overlay that.
+// manglePriority is that of chains that change packets and let them pass (NF_IP_PRI_MANGLE). They
+// branch a lot, to mark or clamp, and an accept at their head would spare the overlay that.
 const manglePriority = -150
 
-// needsGuests tells whether a chain with these rules of others may drop what the
-// overlay forwards in a family.
+// needsGuests tells whether a chain with these rules of others may drop what the overlay forwards
+// in a family.
 func (f foreign) needsGuests(family Family, others []listed) bool {
 	if f.flags&dormant != 0 {
 		return false
@@ -77,9 +75,8 @@ func (f foreign) needsGuests(family Family, others []listed) bool {
 	return false
 }
 
-// precedes tells which chains are asked before guests: where the operator's own
-// rules belong, and where other programs enforce network policies on the
-// overlay's packets too.
+// precedes tells which chains are asked before guests: where the operator's own rules belong, and
+// where other programs enforce network policies on the overlay's packets too.
 func precedes(chain string) bool {
 	switch chain {
 	case "DOCKER-USER", "cali-FORWARD", "KUBE-ROUTER-FORWARD":

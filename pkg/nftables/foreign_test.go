@@ -101,8 +101,7 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestBigTables: of others' rules only those of base chains are read, however many
-// there are.
+// TestBigTables: of others' rules only those of base chains are read, however many there are.
 func TestBigTables(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -121,8 +120,7 @@ func TestBigTables(t *testing.T) {
 	has(t, b.sh("nft -s list chain ip big f"), "comment \"flanneld\"\n\t\tjump lots")
 }
 
-// TestBarred: a table with an owner cannot be changed. That is told, and all
-// else is done.
+// TestBarred: a table with an owner cannot be changed. That is told, and all else is done.
 func TestBarred(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -151,8 +149,8 @@ func TestBarred(t *testing.T) {
 	}
 	b.sync(IPv4, nil)
 	owner.Close()
-	// A process that another test is just starting may have the socket, too, for as
-	// long as it has not become another program.
+	// A process that another test is just starting may have the socket, too, for as long as it has
+	// not become another program.
 	deadline := time.Now().Add(patience)
 	for strings.Contains(b.sh("nft list tables"), "theirs") {
 		if time.Now().After(deadline) {

@@ -7,8 +7,8 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// plainTable is as an operator with nft(8) may have it: for both families, with
-// its end in a reject.
+// plainTable is as an operator with nft(8) may have it: for both families, with its end in a
+// reject.
 const plainTable = `
 table inet firewalld {
 	chain filter_PREROUTING {
@@ -163,8 +163,8 @@ func TestOddPrefixes(t *testing.T) {
 	b.settled(IPv6, all(odd6))
 }
 
-// dockerRight fails the test unless a Sync leaves Docker's rules with guests in
-// their places, and only those.
+// dockerRight fails the test unless a Sync leaves Docker's rules with guests in their places, and
+// only those.
 func (b *bed) dockerRight(what string) {
 	b.t.Helper()
 	b.sync(IPv4, all(four))
@@ -219,8 +219,7 @@ func TestDocker(t *testing.T) {
 	}
 }
 
-// TestDockerLeft: what is not ours stays as it is, and what is ours goes when it
-// is wanted no more.
+// TestDockerLeft: what is not ours stays as it is, and what is ours goes when it is wanted no more.
 func TestDockerLeft(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

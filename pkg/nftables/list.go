@@ -18,8 +18,7 @@ type chainName struct {
 
 func (c chainName) String() string { return c.family.String() + " " + c.table + " " + c.name }
 
-// attrs names the chain in a request that has its table and its name under the
-// given kinds.
+// attrs names the chain in a request that has its table and its name under the given kinds.
 func (c chainName) attrs(table, name uint16) netlink.Attrs {
 	return netlink.Attrs{}.Text(table, c.table).Text(name, c.name)
 }
@@ -85,9 +84,8 @@ func (f Family) tableName() string {
 	return "flannel-ipv6"
 }
 
-// list reads the world. Of the rules of others only those of base chains that
-// guests may stand in are read: tables of many thousand rules have them
-// elsewhere.
+// list reads the world. Of the rules of others only those of base chains that guests may stand in
+// are read: tables of many thousand rules have them elsewhere.
 func (c *conn) list(family Family) (w world, err error) {
 	if w.generation, err = c.generation(); err != nil {
 		return w, err
@@ -159,8 +157,8 @@ func (t *Tables) tableNames(family Family) (names []string, err error) {
 	return names, err
 }
 
-// OwnedTables returns the tables of all families, as "inet firewalld", that only the program
-// that made them may change.
+// OwnedTables returns the tables of all families, as "inet firewalld", that only the program that
+// made them may change.
 func (t *Tables) OwnedTables() (names []string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -23,10 +23,11 @@ const (
 	lockPrefix = "flannel-lock-"
 	lockSet    = "peers"
 
-	// addressType is the data type of IPv4 addresses in nft(8) (TYPE_IPADDR), which shows them by it.
+	// addressType is the data type of IPv4 addresses in nft(8) (TYPE_IPADDR), which shows them by
+	// it.
 	addressType = 7
-	// lockBatch is how many elements a message has; they have 16 bytes each, and an
-	// attribute at most 64 KiB.
+	// lockBatch is how many elements a message has; they have 16 bytes each, and an attribute at
+	// most 64 KiB.
 	lockBatch = 1000
 	// vniAt is where a VXLAN packet has its VNI, in bytes from the UDP header.
 	vniAt = 8 + 4
@@ -75,8 +76,8 @@ func (t *Tables) SyncLock(ctx context.Context, l firewall.Lock, peers map[netip.
 	return changes, err
 }
 
-// EditLock adds peers to a lock, and removes some, without a look at the rest. It fails if
-// the lock is damaged.
+// EditLock adds peers to a lock, and removes some, without a look at the rest. It fails if the lock
+// is damaged.
 func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -229,8 +230,8 @@ func lockInput(l firewall.Lock) netlink.Attrs {
 	return x.drop()
 }
 
-// lockTranslated is the rule for what leaves with an address that is not its own. The
-// tunnel's own packets may have got one, and so may those of peers that this host routes for:
+// lockTranslated is the rule for what leaves with an address that is not its own. The tunnel's own
+// packets may have got one, and so may those of peers that this host routes for:
 //
 //	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat ct original ip saddr != 192.0.2.7 counter drop
 func lockTranslated(l firewall.Lock) netlink.Attrs {
@@ -362,8 +363,8 @@ func elementAddress(element netlink.Value) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// described returns expressions in a form in which equal effects compare equal. Expressions
-// that a lock does not have compare equal to none.
+// described returns expressions in a form in which equal effects compare equal. Expressions that a
+// lock does not have compare equal to none.
 func described(list []expression) (all []string) {
 	for _, x := range list {
 		u := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }

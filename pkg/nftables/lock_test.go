@@ -161,7 +161,8 @@ func TestLockFollowsPeers(t *testing.T) {
 	}
 }
 
-// TestLocksAreNobodysBarrier: no guest stands in a lock, and nobody is told that it closes the port.
+// TestLocksAreNobodysBarrier: no guest stands in a lock, and nobody is told that it closes the
+// port.
 func TestLocksAreNobodysBarrier(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -22,8 +22,8 @@ func daemonOf(o firewall.Overlay) firewall.Owner {
 	return firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}}
 }
 
-// words are the rules that TestTwoNetworks speaks of: n of 10.42.0.0/16, m of
-// 10.43.0.0/16; N and M are the guests of the same.
+// words are the rules that TestTwoNetworks speaks of: n of 10.42.0.0/16, m of 10.43.0.0/16; N and M
+// are the guests of the same.
 func words() map[string]listed {
 	words := map[string]listed{
 		"jump":   {effect: effect{branches: true, jump: "FLANNEL-FWD"}},
@@ -187,8 +187,8 @@ func (h *hand) chain(hook firewall.Hook) string {
 	return "-"
 }
 
-// TestTwoNetworks gives rules to the daemon of 10.42.0.0/16 that are also another's, in the
-// chains postrtg and forward of our table and in a chain of somebody else.
+// TestTwoNetworks gives rules to the daemon of 10.42.0.0/16 that are also another's, in the chains
+// postrtg and forward of our table and in a chain of somebody else.
 func TestTwoNetworks(t *testing.T) {
 	const (
 		n, m  = "n1 n2 n3 n4", "m1 m2 m3 m4"
@@ -329,8 +329,8 @@ table ip flannel-ipv4 {
 	equal(t, b.ruleset(), alone.ruleset())
 }
 
-// TestDaemonsAtOnce has daemons of several networks write and remove their rules at the same
-// time, while another's are there.
+// TestDaemonsAtOnce has daemons of several networks write and remove their rules at the same time,
+// while another's are there.
 func TestDaemonsAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

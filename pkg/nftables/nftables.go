@@ -1,6 +1,5 @@
-// Package nftables makes the kernel's nftables hold wanted packet filter rules,
-// over nfnetlink and without any binary: it lists, compares, and writes the
-// difference.
+// Package nftables makes the kernel's nftables hold wanted packet filter rules, over nfnetlink and
+// without any binary: it lists, compares, and writes the difference.
 //
 // It decides no rules; package firewall does. There are two places for them:
 //
@@ -12,11 +11,10 @@
 //     Guests have the form that iptables-nft gives its own rules, for the chain
 //     may be one that iptables-nft reads.
 //
-// Invariants: every change is one transaction that is valid for the generation
-// of the rules that was listed, so that no packet ever meets a half-written
-// chain and nothing is decided on what is no longer so; rules that are right are
-// not written again; of other programs' tables nothing but guests is touched; rules of
-// other networks stay, and of the owner's no packet meets a part.
+// Invariants: every change is one transaction that is valid for the generation of the rules that
+// was listed, so that no packet ever meets a half-written chain and nothing is decided on what is
+// no longer so; rules that are right are not written again; of other programs' tables nothing but
+// guests is touched; rules of other networks stay, and of the owner's no packet meets a part.
 package nftables
 
 import (
@@ -44,10 +42,9 @@ const (
 	IPv6 Family = unix.NFPROTO_IPV6
 )
 
-// attempts is how often a Sync lists when others change the rules at the same
-// time. A listing takes about a millisecond; who writes faster than that does
-// not do so for long, and so a Sync waits a little longer from time to time, a
-// quarter of a second in all.
+// attempts is how often a Sync lists when others change the rules at the same time. A listing takes
+// about a millisecond; who writes faster than that does not do so for long, and so a Sync waits a
+// little longer from time to time, a quarter of a second in all.
 const (
 	attempts = 20
 	backOff  = time.Millisecond
@@ -59,8 +56,7 @@ const absent = firewall.AbsentError("kernel without nftables")
 // errChanged: somebody else has changed the rules since they were listed.
 var errChanged = errors.New("rules change faster than they can be read")
 
-// Tables is the nftables of one network namespace. Its methods may be called
-// from any goroutine.
+// Tables is the nftables of one network namespace. Its methods may be called from any goroutine.
 type Tables struct {
 	ns   *netlink.Namespace
 	ours func(port uint32) bool // of whose sockets, beside its own, changes are no news; may be nil
@@ -68,8 +64,8 @@ type Tables struct {
 	conn conn
 }
 
-// New gives access to the network namespace of the calling thread. It fails
-// where the kernel has no nftables.
+// New gives access to the network namespace of the calling thread. It fails where the kernel has no
+// nftables.
 func New() (*Tables, error) {
 	ns, err := netlink.CurrentNamespace()
 	if err != nil {
@@ -93,8 +89,8 @@ func New() (*Tables, error) {
 	return t, nil
 }
 
-// passing reports whether to list again helps at once: rules were changed meanwhile, or the
-// kernel could not answer just then.
+// passing reports whether to list again helps at once: rules were changed meanwhile, or the kernel
+// could not answer just then.
 func passing(err error) bool {
 	for _, e := range []error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
 		if errors.Is(err, e) {
@@ -110,17 +106,17 @@ func (t *Tables) Close() error { return errors.Join(t.conn.Close(), t.ns.Close()
 // Port is what the kernel knows the socket by that changes are made by.
 func (t *Tables) Port() uint32 { return t.conn.Port() }
 
-// Sync makes the tables of one family hold, of the owner's rules, the wanted chains and
-// nothing else. With none wanted nothing of the owner's is left, and with the last
-// network's the table goes. It tells what it changed, in a few words each. An
-// error of firewall.ErrBarred comes after everything else is done.
+// Sync makes the tables of one family hold, of the owner's rules, the wanted chains and nothing
+// else. With none wanted nothing of the owner's is left, and with the last network's the table
+// goes. It tells what it changed, in a few words each. An error of firewall.ErrBarred comes after
+// everything else is done.
 func (t *Tables) Sync(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
 	return t.keep(ctx, family, owner, wanted{own: want, guests: want})
 }
 
-// Beside keeps guests only, where others' chains may drop what the overlay forwards
-// although its rules are kept by iptables; except are chains that those already stand in,
-// as "ip filter FORWARD". Our table holds nothing of the owner's then.
+// Beside keeps guests only, where others' chains may drop what the overlay forwards although its
+// rules are kept by iptables; except are chains that those already stand in, as "ip filter
+// FORWARD". Our table holds nothing of the owner's then.
 func (t *Tables) Beside(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string) (changes []string, err error) {
 	return t.keep(ctx, family, owner, wanted{guests: want, except: except})
 }
@@ -174,8 +170,8 @@ func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]strin
 	return p.changes, nil
 }
 
-// normal gives rules the form in which the kernel's are read: a match on all
-// addresses is none, and a rule that no address can meet is left out.
+// normal gives rules the form in which the kernel's are read: a match on all addresses is none, and
+// a rule that no address can meet is left out.
 func normal(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
 	var out []firewall.Chain
 	for _, c := range want {

@@ -40,8 +40,8 @@ func forward(o firewall.Overlay) []firewall.Chain {
 	return firewall.Rules(firewall.Options{Overlay: o, Forward: true})
 }
 
-// bed is a network namespace, seen by two parties: tables, which is tested, and
-// the binaries, which stand for everybody else on the host.
+// bed is a network namespace, seen by two parties: tables, which is tested, and the binaries, which
+// stand for everybody else on the host.
 type bed struct {
 	t      testing.TB
 	tables *Tables
@@ -80,8 +80,8 @@ func (b *bed) within(f func()) {
 	}
 }
 
-// run runs a binary in the namespace and gives what it prints. A test that needs
-// one that is missing ends there.
+// run runs a binary in the namespace and gives what it prints. A test that needs one that is
+// missing ends there.
 func (b *bed) run(input string, args ...string) string {
 	b.t.Helper()
 	if _, err := exec.LookPath(args[0]); err != nil {
@@ -235,8 +235,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestFamilies: each family has its own table, and a Sync of one leaves the
-// other's alone.
+// TestFamilies: each family has its own table, and a Sync of one leaves the other's alone.
 func TestFamilies(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -30,8 +30,8 @@ func parseExpressions(b []byte) []expression {
 	return list
 }
 
-// parseComment finds the comment in a rule's user data: type, length and value of
-// one item after the other.
+// parseComment finds the comment in a rule's user data: type, length and value of one item after
+// the other.
 func parseComment(b []byte) string {
 	for len(b) >= 2 && int(b[1]) <= len(b)-2 {
 		kind, v := b[0], b[2:2+int(b[1])]
@@ -51,9 +51,8 @@ type reader struct {
 	udp    bool // the packet is
 }
 
-// parseRule reads a rule of a table back. It knows all forms that expressions
-// writes, and that of iptables-nft's comment match; everything else is somebody
-// else's and not ok.
+// parseRule reads a rule of a table back. It knows all forms that expressions writes, and that of
+// iptables-nft's comment match; everything else is somebody else's and not ok.
 func parseRule(table Family, list []expression, userData []byte) (_ rule, ok bool) {
 	r := reader{rest: list, table: table}
 	if table != unix.NFPROTO_INET {

@@ -74,8 +74,8 @@ func TestReadBack(t *testing.T) {
 	}
 }
 
-// TestKernelEcho: the kernel lists rules in a form that is read as the same, so
-// that nothing is ever written again.
+// TestKernelEcho: the kernel lists rules in a form that is read as the same, so that nothing is
+// ever written again.
 func TestKernelEcho(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -160,8 +160,7 @@ func TestPrefixLength(t *testing.T) {
 	}
 }
 
-// FuzzParse: no listing makes the readers fail, and what they know they can say
-// again.
+// FuzzParse: no listing makes the readers fail, and what they know they can say again.
 func FuzzParse(f *testing.F) {
 	for _, c := range all(four) {
 		for _, r := range c.Rules {

@@ -10,8 +10,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// plan is what turns the world into the wanted one. It is made without a look at
-// anything else.
+// plan is what turns the world into the wanted one. It is made without a look at anything else.
 type plan struct {
 	family   Family
 	owner    firewall.Owner
@@ -52,8 +51,8 @@ func (p *plan) change(format string, args ...any) {
 	p.changes = append(p.changes, fmt.Sprintf(format, args...))
 }
 
-// own describes the chain of our table that a hook has. There is none for
-// PreRouting: an accept in it would not override anybody's drop.
+// own describes the chain of our table that a hook has. There is none for PreRouting: an accept in
+// it would not override anybody's drop.
 func own(h firewall.Hook) (name string, at place, ok bool) {
 	switch h {
 	case firewall.PostRouting:
@@ -176,9 +175,9 @@ func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) co
 	return c
 }
 
-// sound tells whether our table can be made right chain by chain. What no network has
-// in it, or in the wrong place, is best removed with the table, which is made anew
-// in the same transaction with the rules of other networks.
+// sound tells whether our table can be made right chain by chain. What no network has in it, or in
+// the wrong place, is best removed with the table, which is made anew in the same transaction with
+// the rules of other networks.
 func sound(w world) bool {
 	if w.table.flags != 0 || w.table.uses != len(w.chains) {
 		return false
@@ -194,8 +193,8 @@ func sound(w world) bool {
 	return true
 }
 
-// chain makes one chain of our table right. The rules of other networks stay where they
-// are: those of two networks meet no packet but one from a network to the other.
+// chain makes one chain of our table right. The rules of other networks stay where they are: those
+// of two networks meet no packet but one from a network to the other.
 func (p *plan) chain(c contents) {
 	n := c.chainName
 	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept)
@@ -267,18 +266,18 @@ func (p *plan) delete(n chainName, l listed) {
 		body: n.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN).Uint64BE(unix.NFTA_RULE_HANDLE, l.handle)})
 }
 
-// isGuest tells whether a rule in somebody else's chain is an accept that a network's
-// daemon keeps there: it has our comment, or the original's, and a form that we might
-// have given it. Rules with the hook's own comment, among those of iptables-nft, are what
-// the original has left, and whoever keeps rules by iptables takes them for that.
+// isGuest tells whether a rule in somebody else's chain is an accept that a network's daemon keeps
+// there: it has our comment, or the original's, and a form that we might have given it. Rules with
+// the hook's own comment, among those of iptables-nft, are what the original has left, and whoever
+// keeps rules by iptables takes them for that.
 func (l listed) isGuest(h firewall.Hook) bool {
 	return l.ok && (l.rule.Comment == firewall.GuestComment || l.rule.Comment == h.Comment()) && l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
 }
 
-// guests makes the owner's guests of this family in one chain right. Those of the other
-// family, which tables of both have, and what other networks' daemons have put ahead, guests
-// or the jump to the chain that they share by iptables, are as if they were not there:
-// all of them want to be first.
+// guests makes the owner's guests of this family in one chain right. Those of the other family,
+// which tables of both have, and what other networks' daemons have put ahead, guests or the jump to
+// the chain that they share by iptables, are as if they were not there: all of them want to be
+// first.
 func (p *plan) guests(f foreign, want []rule) {
 	var here, mine, others []listed
 	for _, l := range f.rules {

@@ -10,7 +10,8 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing itself.
+// Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing
+// itself.
 func (t *Tables) Removal(_ context.Context, family Family, owner firewall.Owner) ([]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

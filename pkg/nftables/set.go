@@ -12,8 +12,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// maxElements is how many a set may have to be asked; of a larger one nothing is
-// known.
+// maxElements is how many a set may have to be asked; of a larger one nothing is known.
 const maxElements = 1 << 16
 
 // concatenation is a flag of sets: NFT_SET_CONCAT (5.6).
@@ -108,8 +107,8 @@ func (e elements) contains(key []byte, known, not bool) firewall.Met {
 	return sure(found != not, known && !e.unknown)
 }
 
-// verdicts is what a map says of a key: one verdict or none, or, where the key is
-// unknown, any of the map's.
+// verdicts is what a map says of a key: one verdict or none, or, where the key is unknown, any of
+// the map's.
 func (e elements) verdicts(met firewall.Met, key []byte, known bool) []firewall.Step {
 	if e.unknown {
 		return []firewall.Step{{Met: firewall.Maybe, Do: firewall.PassDrop}}

@@ -13,12 +13,12 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// walkTime bounds what one question may cost: rules that take longer to read than
-// that are given up, as if nothing was known of them.
+// walkTime bounds what one question may cost: rules that take longer to read than that are given
+// up, as if nothing was known of them.
 const walkTime = 2 * time.Second
 
-// Barriers returns the base chains that drop, or may drop, a packet on its way to
-// this host or through it.
+// Barriers returns the base chains that drop, or may drop, a packet on its way to this host or
+// through it.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
 	ctx, cancel := context.WithTimeout(ctx, walkTime)
 	defer cancel()
@@ -130,8 +130,8 @@ func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
 	return all, nil
 }
 
-// rule says what the packet meets in a rule. It has several steps where a map of
-// verdicts is asked for something unknown.
+// rule says what the packet meets in a rule. It has several steps where a map of verdicts is asked
+// for something unknown.
 func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 	met := firewall.Yes
 	var r registers

@@ -35,8 +35,8 @@ func (b *bed) barriers(p firewall.Packet) []firewall.Barrier {
 	return slices.DeleteFunc(all, func(b firewall.Barrier) bool { return !b.Certain })
 }
 
-// TestWhichChainsDropAPacketForCertain: a chain is named only if nothing in it may
-// let the packet pass.
+// TestWhichChainsDropAPacketForCertain: a chain is named only if nothing in it may let the packet
+// pass.
 func TestWhichChainsDropAPacketForCertain(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -18,11 +18,10 @@ const calm = time.Second
 // newGeneration is the kernel's message that a transaction is done.
 const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
 
-// Watch signals that somebody else has changed any nftables object of the
-// namespace, until ctx ends; then the channel is closed. It is subscribed when
-// it returns: a Sync later misses nothing. Several changes before a read are one
-// signal. Lost news count as a change. What our own sockets do is no change by somebody
-// else.
+// Watch signals that somebody else has changed any nftables object of the namespace, until ctx
+// ends; then the channel is closed. It is subscribed when it returns: a Sync later misses nothing.
+// Several changes before a read are one signal. Lost news count as a change. What our own sockets
+// do is no change by somebody else.
 func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	c, err := t.subscribe(netlink.RequestBuffer)
 	if err != nil {
@@ -76,9 +75,9 @@ func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, c
 	}
 }
 
-// onlyGenerations has the kernel drop all news but the end of transactions: one message, where
-// the transaction itself may have thousands. Whatever passes is looked at again, so that a
-// missing filter costs time only.
+// onlyGenerations has the kernel drop all news but the end of transactions: one message, where the
+// transaction itself may have thousands. Whatever passes is looked at again, so that a missing
+// filter costs time only.
 func onlyGenerations() *netlink.Filter {
 	var f netlink.Filter
 	f.LoadType()

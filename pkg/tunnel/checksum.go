@@ -5,8 +5,9 @@ import (
 	"math/bits"
 )
 
-// sum returns the ones' complement sum of b (RFC 1071), which counts as padded with a zero byte to an even length. The
-// loads are in the machine's byte order: the sum of swapped words is the swapped sum, so that one swap at the end does.
+// sum returns the ones' complement sum of b (RFC 1071), which counts as padded with a zero byte to
+// an even length. The loads are in the machine's byte order: the sum of swapped words is the
+// swapped sum, so that one swap at the end does.
 func sum(b []byte) uint16 {
 	var s, carry uint64
 	for len(b) >= 64 {
@@ -44,8 +45,9 @@ func fold(s uint32) uint16 {
 	return uint16(s>>16 + s)
 }
 
-// pseudoHeader returns the sum of the pseudo header that TCP and UDP checksums cover (RFC 9293, section 3.1): both
-// addresses, the protocol and the length of the transport header and its payload.
+// pseudoHeader returns the sum of the pseudo header that TCP and UDP checksums cover (RFC 9293,
+// section 3.1): both addresses, the protocol and the length of the transport header and its
+// payload.
 func pseudoHeader(packet []byte, length int) uint32 {
 	return addressSum(packet) + uint32(packet[offProtocol]) + uint32(length)
 }
@@ -55,8 +57,8 @@ func addressSum(packet []byte) uint32 {
 	return src>>16 + src&0xffff + dst>>16 + dst&0xffff
 }
 
-// finishChecksum does what VIRTIO_NET_HDR_F_NEEDS_CSUM asks for: the checksum field already holds the sum of the pseudo
-// header and wants the rest, from start to the end of the packet.
+// finishChecksum does what VIRTIO_NET_HDR_F_NEEDS_CSUM asks for: the checksum field already holds
+// the sum of the pseudo header and wants the rest, from start to the end of the packet.
 func finishChecksum(packet []byte, start, offset int) bool {
 	if start+offset+2 > len(packet) {
 		return false

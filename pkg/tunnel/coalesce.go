@@ -11,13 +11,14 @@ const (
 	maxUDPSegments = 64  // as the kernel's own GRO has it
 )
 
-// A coalescer puts packets of one flow that follow each other together into super-packets, and writes these to the
-// device. Cutting them again yields the same packets, but for the ID of those that must not be fragmented, where it has
-// no meaning (RFC 6864, section 4.1). It joins only packets whose checksums are right, since the super-packet's is the
-// kernel's business and would make wrong ones right.
+// A coalescer puts packets of one flow that follow each other together into super-packets, and
+// writes these to the device. Cutting them again yields the same packets, but for the ID of those
+// that must not be fragmented, where it has no meaning (RFC 6864, section 4.1). It joins only
+// packets whose checksums are right, since the super-packet's is the kernel's business and would
+// make wrong ones right.
 //
-// Packets of one flow are never reordered, and what has no flow overtakes nothing between the same hosts. Buffers are
-// lent to add until flush.
+// Packets of one flow are never reordered, and what has no flow overtakes nothing between the same
+// hosts. Buffers are lent to add until flush.
 type coalescer struct {
 	tcp, udp bool
 	runs     [maxRuns]run
@@ -114,7 +115,8 @@ func (c *coalescer) flush() error {
 	return nil
 }
 
-// flushHosts writes the runs between two hosts, for a packet that has no flow must not overtake any.
+// flushHosts writes the runs between two hosts, for a packet that has no flow must not overtake
+// any.
 func (c *coalescer) flushHosts(pair uint64) error {
 	for i := 0; i < c.open; {
 		if c.runs[i].flow.hosts != pair {
@@ -154,7 +156,8 @@ func (c *coalescer) segment(packet []byte) (s segment, ok bool) {
 	}
 	l4 := packet[ipv4HeaderLen:]
 	if proto == protoTCP {
-		// Only ACK with PSH or FIN; and the low bits of the byte before, of which one is AccECN's (RFC 9768), clear.
+		// Only ACK with PSH or FIN; and the low bits of the byte before, of which one is AccECN's
+		// (RFC 9768), clear.
 		if l4[tcpFlags]&^(flagPSH|flagFIN) != flagACK || l4[tcpDataStart]&0x0f != 0 {
 			return s, false
 		}
@@ -241,8 +244,8 @@ func (r *run) finish() Offload {
 	return o
 }
 
-// sameHeader tells whether two packets of one flow differ only in what the cutting of a super-packet makes differ. IDs
-// and sequence numbers are not compared.
+// sameHeader tells whether two packets of one flow differ only in what the cutting of a
+// super-packet makes differ. IDs and sequence numbers are not compared.
 func sameHeader(a, b []byte, hl int) bool {
 	if a[offTOS] != b[offTOS] || a[offTTL] != b[offTTL] || a[offFragment] != b[offFragment] {
 		return false

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// coalesceAll puts packets through a coalescer and returns what the kernel would see, and the number of writes.
+// coalesceAll puts packets through a coalescer and returns what the kernel would see, and the
+// number of writes.
 func coalesceAll(t testing.TB, packets [][]byte, tcp, udp bool) (out [][]byte, writes int) {
 	t.Helper()
 	var c coalescer
@@ -25,7 +26,8 @@ func coalesceAll(t testing.TB, packets [][]byte, tcp, udp bool) (out [][]byte, w
 	return out, writes
 }
 
-// tcpRun makes consecutive segments of one flow; change may alter each before its checksums are computed.
+// tcpRun makes consecutive segments of one flow; change may alter each before its checksums are
+// computed.
 func tcpRun(n, size int, change func(i int, s *tcpSpec)) (packets [][]byte) {
 	seq := uint32(1000)
 	for i := range n {

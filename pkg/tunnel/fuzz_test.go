@@ -112,8 +112,8 @@ func naiveDrop(o Overlay, host netip.Addr, p []byte) Reason {
 	return reasons
 }
 
-// FuzzReceive gives the receiving side arbitrary datagrams: it never panics, what reaches the IP stack equals the
-// oracle's, flow by flow, and so do the drops.
+// FuzzReceive gives the receiving side arbitrary datagrams: it never panics, what reaches the IP
+// stack equals the oracle's, flow by flow, and so do the drops.
 func FuzzReceive(f *testing.F) {
 	long := append([]byte{fuzzTCP | fuzzContinue, 200}, fill(200, 1)...)
 	f.Add(bytes.Repeat(long, 5))

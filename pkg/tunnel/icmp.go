@@ -21,8 +21,9 @@ const (
 	maxICMP   = ipv4HeaderLen + icmpHeaderLen + 60 + icmpQuote
 )
 
-// appendICMP appends to b an IPv4 packet with an ICMP error about a packet, from the table's device. It appends nothing
-// if there must be none (RFC 1122, section 3.2.2; RFC 1812, section 4.3.2.7).
+// appendICMP appends to b an IPv4 packet with an ICMP error about a packet, from the table's
+// device. It appends nothing if there must be none (RFC 1122, section 3.2.2; RFC 1812, section
+// 4.3.2.7).
 func appendICMP(b []byte, e icmpError, t *Table, about []byte) []byte {
 	ihl := headerLen(about)
 	if ihl == 0 || !mayAnswer(t, about, ihl) {
@@ -46,8 +47,8 @@ func appendICMP(b []byte, e icmpError, t *Table, about []byte) []byte {
 	return b
 }
 
-// mayAnswer reports whether a packet may cause an ICMP error: one with an intact header, no error itself, no later
-// fragment, from and to one host.
+// mayAnswer reports whether a packet may cause an ICMP error: one with an intact header, no error
+// itself, no later fragment, from and to one host.
 func mayAnswer(t *Table, packet []byte, ihl int) bool {
 	if !headerIntact(packet) || binary.BigEndian.Uint16(packet[offFragment:])&fragmentOffset != 0 {
 		return false
@@ -61,13 +62,14 @@ func mayAnswer(t *Table, packet []byte, ihl int) bool {
 	return t.isHost(source(packet)) && t.isHost(destination(packet))
 }
 
-// isICMPError knows the error messages: unreachable, source quench, redirect, time exceeded, parameter problem.
+// isICMPError knows the error messages: unreachable, source quench, redirect, time exceeded,
+// parameter problem.
 func isICMPError(kind byte) bool {
 	return kind == icmpUnreachable || kind == 4 || kind == 5 || kind == icmpTimeExceeded || kind == 12
 }
 
-// isHost reports whether an address is that of one host, as far as its form and the subnets of the network say. Their
-// first addresses are hosts': the devices have them.
+// isHost reports whether an address is that of one host, as far as its form and the subnets of the
+// network say. Their first addresses are hosts': the devices have them.
 func (t *Table) isHost(a uint32) bool {
 	if !isUnicast(a) || isLast(a, t.network, t.netMask) || isLast(a, t.own, t.ownMask) {
 		return false
@@ -79,11 +81,12 @@ func (t *Table) isHost(a uint32) bool {
 	return true
 }
 
-// isLast reports whether an address is the broadcast address of a prefix. One of two addresses has none (RFC 3021).
+// isLast reports whether an address is the broadcast address of a prefix. One of two addresses has
+// none (RFC 3021).
 func isLast(a, prefix, mask uint32) bool { return ^mask > 1 && a == prefix|^mask }
 
-// isUnicast excludes multicast, class E with the broadcast address, loopback and "this network" (RFC 1122, section
-// 3.2.1.3).
+// isUnicast excludes multicast, class E with the broadcast address, loopback and "this network"
+// (RFC 1122, section 3.2.1.3).
 func isUnicast(a uint32) bool {
 	first := a >> 24
 	return first != 0 && first != 127 && first < 224

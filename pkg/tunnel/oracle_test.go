@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// This file is the naive view of packets that the fast one is compared with: everything is computed anew, byte by byte.
+// This file is the naive view of packets that the fast one is compared with: everything is computed
+// anew, byte by byte.
 
 // naiveSum is the ones' complement sum of RFC 1071, as the RFC describes it.
 func naiveSum(b []byte, s uint32) uint16 {
@@ -126,8 +127,8 @@ func naiveSplit(p []byte, o Offload) (out [][]byte) {
 	}
 }
 
-// partial makes a packet or super-packet as the kernel gives it: with the sum of the pseudo header in place of the
-// transport checksum.
+// partial makes a packet or super-packet as the kernel gives it: with the sum of the pseudo header
+// in place of the transport checksum.
 func partial(p []byte, gso GSO, size int) Packet {
 	p = fix(bytes.Clone(p))
 	ihl := int(p[0]&15) * 4
@@ -182,7 +183,8 @@ func flowOf(p []byte) string {
 	return flow
 }
 
-// samePackets compares packets flow by flow. The ID of packets that must not be fragmented is not compared.
+// samePackets compares packets flow by flow. The ID of packets that must not be fragmented is not
+// compared.
 func samePackets(t testing.TB, got, want [][]byte) {
 	t.Helper()
 	flows := func(packets [][]byte) map[string][][]byte {

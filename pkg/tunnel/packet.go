@@ -57,7 +57,8 @@ const (
 // maxPacket is the greatest length of an IPv4 packet and so of a super-packet, in bytes.
 const maxPacket = 65535
 
-// headerLen returns the length of a packet's IPv4 header, or 0 if the packet is not one whole IPv4 packet.
+// headerLen returns the length of a packet's IPv4 header, or 0 if the packet is not one whole IPv4
+// packet.
 func headerLen(packet []byte) int {
 	if len(packet) < ipv4HeaderLen || packet[0]>>4 != 4 {
 		return 0
@@ -77,14 +78,16 @@ func misfit(packet []byte) Reason {
 	return Malformed
 }
 
-// headerIntact reports whether a packet's header checksum is right. A router drops a packet where it is not, without a
-// word to anybody: its source may be what is damaged (RFC 1812, section 5.2.2).
+// headerIntact reports whether a packet's header checksum is right. A router drops a packet where
+// it is not, without a word to anybody: its source may be what is damaged (RFC 1812, section
+// 5.2.2).
 func headerIntact(packet []byte) bool { return sum(packet[:int(packet[0]&15)*4]) == 0xffff }
 
 func source(packet []byte) uint32      { return binary.BigEndian.Uint32(packet[offSource:]) }
 func destination(packet []byte) uint32 { return binary.BigEndian.Uint32(packet[offDestination:]) }
 
-// decrementTTL takes one from the TTL and adapts the header checksum (RFC 1624). A checksum that was wrong stays wrong.
+// decrementTTL takes one from the TTL and adapts the header checksum (RFC 1624). A checksum that
+// was wrong stays wrong.
 func decrementTTL(packet []byte) {
 	packet[offTTL]--
 	check := uint32(binary.BigEndian.Uint16(packet[offChecksum:])) + 0x0100

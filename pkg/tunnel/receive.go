@@ -58,8 +58,9 @@ func (r *receiver) run() error {
 		if err := r.coalescer.flush(); err != nil {
 			return err
 		}
-		// The calls above don't give up the processor, which may be the only one that the program has. Where it is not,
-		// this takes 13 % from the processor time of a TCP stream and adds nothing to a round trip.
+		// The calls above don't give up the processor, which may be the only one that the program
+		// has. Where it is not, this takes 13 % from the processor time of a TCP stream and adds
+		// nothing to a round trip.
 		runtime.Gosched()
 	}
 }

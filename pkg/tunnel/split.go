@@ -5,9 +5,9 @@ import "encoding/binary"
 // maxHeader is the greatest length of an IPv4 and a TCP header, in bytes.
 const maxHeader = 120
 
-// A splitter cuts a super-packet into the packets that it stands for, as the kernel would (segmentation-offloads.rst):
-// the IPv4 ID counts up, CWR is on the first segment only, FIN and PSH on the last. It writes new headers and leaves the
-// payload where it is.
+// A splitter cuts a super-packet into the packets that it stands for, as the kernel would
+// (segmentation-offloads.rst): the IPv4 ID counts up, CWR is on the first segment only, FIN and PSH
+// on the last. It writes new headers and leaves the payload where it is.
 type splitter struct {
 	payload  []byte // what is left
 	size     int    // payload of a segment
@@ -54,8 +54,8 @@ func (s *splitter) init(packet []byte, ihl int, o Offload) bool {
 	return true
 }
 
-// next cuts off one segment: it writes its header to h, which is as long as the super-packet's, and returns its payload,
-// which is not empty while there is one.
+// next cuts off one segment: it writes its header to h, which is as long as the super-packet's, and
+// returns its payload, which is not empty while there is one.
 func (s *splitter) next(h []byte) (payload []byte) {
 	n := min(s.size, len(s.payload))
 	payload, s.payload = s.payload[:n], s.payload[n:]
@@ -102,7 +102,8 @@ func (s *splitter) nextUDP(l4, payload []byte) {
 	binary.BigEndian.PutUint16(l4[udpChecksum:], check)
 }
 
-// transportHeader returns the length of the IP and the TCP or UDP header together, or 0 if there is none of them.
+// transportHeader returns the length of the IP and the TCP or UDP header together, or 0 if there is
+// none of them.
 func transportHeader(packet []byte, ihl int) int {
 	hl := 0
 	switch {

@@ -36,8 +36,8 @@ func (r Reason) String() string {
 // Count is an amount of inner packets and of their bytes, IP headers included.
 type Count struct{ Packets, Bytes uint64 }
 
-// PeerStats is the traffic with one peer. Packets of addresses outside the network count for any one peer of that
-// sender.
+// PeerStats is the traffic with one peer. Packets of addresses outside the network count for any
+// one peer of that sender.
 type PeerStats struct {
 	Peer           Peer
 	Sent, Received Count
@@ -50,7 +50,8 @@ type Drop struct {
 	Packets uint64
 }
 
-// Stats is what the tunnel has done since New. The numbers are read one after another, while traffic goes on.
+// Stats is what the tunnel has done since New. The numbers are read one after another, while
+// traffic goes on.
 type Stats struct {
 	Peers []PeerStats // of the present table, in its order
 	Drops []Drop      // of every reason, also those that have not occurred
@@ -65,8 +66,8 @@ type counters struct {
 
 func (c *counters) drop(r Reason, packets int) { c.drops[r].Add(uint64(packets)) }
 
-// peerState is what the tunnel knows of a peer. It outlives tables. Sending and receiving goroutines write to different
-// cache lines.
+// peerState is what the tunnel knows of a peer. It outlives tables. Sending and receiving
+// goroutines write to different cache lines.
 type peerState struct {
 	sent  meter
 	plain atomic.Int64 // no segmentation until then, by the tunnel's clock, in nanoseconds; 0: segmentation

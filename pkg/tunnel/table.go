@@ -30,7 +30,8 @@ type Overlay struct {
 	MTU     int          // of the device, in bytes
 	Peers   []Peer       // of two with the same subnet the later one counts
 
-	// AllowUnknownSources lets in every packet, whoever sends it, from and to whatever address and port.
+	// AllowUnknownSources lets in every packet, whoever sends it, from and to whatever address and
+	// port.
 	AllowUnknownSources bool
 }
 
@@ -120,9 +121,10 @@ func (t *Table) lookup(a uint32) int32 {
 	return none
 }
 
-// admit says whether a datagram from a known host may hold a packet with these inner addresses, and which of the host's
-// peers has sent it. host and port are the outer source. All peers send from the port that they receive on, which is
-// theirs alone; other processes of a host, and what is masqueraded there, have other ports.
+// admit says whether a datagram from a known host may hold a packet with these inner addresses, and
+// which of the host's peers has sent it. host and port are the outer source. All peers send from
+// the port that they receive on, which is theirs alone; other processes of a host, and what is
+// masqueraded there, have other ports.
 func (t *Table) admit(host uint32, port uint16, src, dst uint32) (peer int32, why Reason, ok bool) {
 	first, known := t.hosts[host]
 	if t.overlay.AllowUnknownSources {
@@ -154,8 +156,9 @@ func (t *Table) admit(host uint32, port uint16, src, dst uint32) (peer int32, wh
 	return peer, 0, true
 }
 
-// A prefixSet maps the prefixes of one length to peers, by open addressing: a lookup is a multiplication and, as at
-// most half of the slots are taken, hardly more than one access to memory.
+// A prefixSet maps the prefixes of one length to peers, by open addressing: a lookup is a
+// multiplication and, as at most half of the slots are taken, hardly more than one access to
+// memory.
 type prefixSet struct {
 	mask  uint32
 	shift uint
@@ -172,7 +175,8 @@ func newPrefixSet(length, count int) prefixSet {
 	return prefixSet{mask: mask(length), shift: uint(32 - width), slots: make([]slot, 1<<width)}
 }
 
-// home is where a prefix should be: Fibonacci hashing (Knuth, TAOCP volume 3, section 6.4) spreads neighbours evenly.
+// home is where a prefix should be: Fibonacci hashing (Knuth, TAOCP volume 3, section 6.4) spreads
+// neighbours evenly.
 func (s *prefixSet) home(prefix uint32) int { return int(prefix * 0x9e3779b1 >> s.shift) }
 
 func (s *prefixSet) insert(prefix uint32, peer int32) {

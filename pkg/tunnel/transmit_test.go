@@ -13,9 +13,9 @@ func (c *collector) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// FuzzTransmit gives the sending side what a device may return, with any header
-// before it: what is sent is whole IPv4 packets, each to the peer of its destination,
-// and each error is a well-formed answer to somebody.
+// FuzzTransmit gives the sending side what a device may return, with any header before it: what is
+// sent is whole IPv4 packets, each to the peer of its destination, and each error is a well-formed
+// answer to somebody.
 func FuzzTransmit(f *testing.F) {
 	header := func(o Offload, p []byte) []byte {
 		b := make([]byte, offloadLen, offloadLen+len(p))

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A TUN is a TUN device (tuntap.rst in the kernel's documentation). It is not persistent: the kernel deletes it with the
-// last descriptor, so that it never outlives the programs that carry its packets. Its addresses, routes, MTU and state are
-// its owner's business.
+// A TUN is a TUN device (tuntap.rst in the kernel's documentation). It is not persistent: the
+// kernel deletes it with the last descriptor, so that it never outlives the programs that carry its
+// packets. Its addresses, routes, MTU and state are its owner's business.
 type TUN struct {
 	*interrupter
 	fd       int
@@ -28,8 +28,8 @@ var _ Device = (*TUN)(nil)
 
 const clonePath = "/dev/net/tun"
 
-// OpenTUN takes the device of that name, or makes it, in the network namespace of the calling thread. One that was
-// persistent is so no longer. It is EBUSY if another program has it.
+// OpenTUN takes the device of that name, or makes it, in the network namespace of the calling
+// thread. One that was persistent is so no longer. It is EBUSY if another program has it.
 func OpenTUN(name string, o Offloads) (*TUN, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -66,8 +66,8 @@ func attach(fd int, name string, vnet bool) error {
 	return nil
 }
 
-// AdoptTUN continues with a descriptor that OpenTUN has made, perhaps in an earlier life of this program. The TUN owns
-// it, unless there is an error.
+// AdoptTUN continues with a descriptor that OpenTUN has made, perhaps in an earlier life of this
+// program. The TUN owns it, unless there is an error.
 func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	request, err := unix.NewIfreq("")
 	if err != nil {
@@ -98,8 +98,8 @@ func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	return t, nil
 }
 
-// setOffloads tells the kernel which super-packets it may give us. That it knows USO also tells that it takes such
-// packets from us (Linux 6.2); TCP ones it always takes with this header.
+// setOffloads tells the kernel which super-packets it may give us. That it knows USO also tells
+// that it takes such packets from us (Linux 6.2); TCP ones it always takes with this header.
 func (t *TUN) setOffloads(on bool) {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO_ECN
 	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6 // the kernel wants both or none
@@ -123,11 +123,13 @@ func (t *TUN) FD() int { return t.fd }
 // SuperPackets implements Device. The answers are true for reading and writing, or for neither.
 func (t *TUN) SuperPackets() (tcp, udp bool) { return t.tcp, t.udp }
 
-// Close gives up the device, which is deleted unless another descriptor of it is open. No other method may be running.
+// Close gives up the device, which is deleted unless another descriptor of it is open. No other
+// method may be running.
 func (t *TUN) Close() error { return t.close() }
 
-// Read implements Device. This call and the others that never wait are made without the scheduler's knowledge: it would
-// look every 20 µs for threads that are long in the kernel, and take their processor away.
+// Read implements Device. This call and the others that never wait are made without the scheduler's
+// knowledge: it would look every 20 µs for threads that are long in the kernel, and take their
+// processor away.
 func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
 	if len(packets) == 0 || len(buf) < ReadRoom {
 		return 0, errors.New("read from TUN device: no room")
@@ -194,7 +196,8 @@ func (t *TUN) Write(o Offload, parts [][]byte) error {
 	}
 }
 
-// deviceError knows what the calls on a deleted device return: EFAULT while it is being deleted, EBADFD afterwards.
+// deviceError knows what the calls on a deleted device return: EFAULT while it is being deleted,
+// EBADFD afterwards.
 func deviceError(err error) error {
 	switch err {
 	case unix.EBADFD, unix.EFAULT, unix.ENODEV, unix.ENXIO:

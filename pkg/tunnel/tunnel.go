@@ -12,8 +12,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// A Tunnel forwards packets between a device and a socket by its table. It has counters, and no descriptors: these are
-// its owner's, and given to Run. Its methods may be called from any goroutine.
+// A Tunnel forwards packets between a device and a socket by its table. It has counters, and no
+// descriptors: these are its owner's, and given to Run. Its methods may be called from any
+// goroutine.
 type Tunnel struct {
 	state    atomic.Pointer[state]
 	counters counters
@@ -38,8 +39,8 @@ func New(t *Table) *Tunnel {
 	return tunnel
 }
 
-// Swap replaces the table for all packets that are read or received from now on. What is known of a peer is kept if the
-// new table has it too.
+// Swap replaces the table for all packets that are read or received from now on. What is known of a
+// peer is kept if the new table has it too.
 func (t *Tunnel) Swap(table *Table) {
 	t.swapping.Lock()
 	defer t.swapping.Unlock()
@@ -80,14 +81,14 @@ type Ends struct {
 	Device Device
 	Socket Socket
 
-	// ICMP takes the tunnel's ICMP errors, one whole IPv4 packet a Write, in production an *ICMP. If it is nil, there
-	// are none. It is used by two goroutines.
+	// ICMP takes the tunnel's ICMP errors, one whole IPv4 packet a Write, in production an *ICMP.
+	// If it is nil, there are none. It is used by two goroutines.
 	ICMP io.Writer
 }
 
-// Run forwards packets until the context ends, when it returns nil, or one end fails: then the error tells why, and is
-// ErrDeviceGone if the device was deleted. The ends stay open and may be used for another Run, with the tunnel or
-// another one. A tunnel runs once at a time.
+// Run forwards packets until the context ends, when it returns nil, or one end fails: then the
+// error tells why, and is ErrDeviceGone if the device was deleted. The ends stay open and may be
+// used for another Run, with the tunnel or another one. A tunnel runs once at a time.
 func (t *Tunnel) Run(ctx context.Context, e Ends) error {
 	if !t.running.CompareAndSwap(false, true) {
 		return errors.New("run tunnel: it is running already")
@@ -125,8 +126,8 @@ func newICMPSender(t *Tunnel, to io.Writer) icmpSender {
 	return icmpSender{tunnel: t, to: to, limiter: rate.NewLimiter(icmpRate, icmpBurst), buf: make([]byte, 0, maxICMP)}
 }
 
-// send tells a packet's sender, unless there must be no error or there were too many. Nobody is told of a failure: an
-// error is a courtesy.
+// send tells a packet's sender, unless there must be no error or there were too many. Nobody is
+// told of a failure: an error is a courtesy.
 func (s *icmpSender) send(st *state, e icmpError, about []byte) {
 	if s.to == nil || !s.limiter.AllowN(time.Time{}.Add(s.tunnel.clock()), 1) {
 		return

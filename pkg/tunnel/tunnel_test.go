@@ -163,8 +163,8 @@ func TestDropsOut(t *testing.T) {
 	}
 }
 
-// TestRefusedSegmentation: a peer to which the kernel cannot segment gets packets one by one for half a minute, by a
-// clock that nobody sets.
+// TestRefusedSegmentation: a peer to which the kernel cannot segment gets packets one by one for
+// half a minute, by a clock that nobody sets.
 func TestRefusedSegmentation(t *testing.T) {
 	r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
 	var clock atomic.Int64

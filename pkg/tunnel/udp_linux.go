@@ -20,13 +20,14 @@ const (
 	// socketBuffer is wanted in each direction, in bytes: some milliseconds of a fast link.
 	socketBuffer = 7 << 20
 
-	// receiveRoom is the distance between the buffers of a batch, in bytes. It is more than any datagram needs, and no
-	// multiple of a great power of two, which would put all headers into the same few cache lines.
+	// receiveRoom is the distance between the buffers of a batch, in bytes. It is more than any
+	// datagram needs, and no multiple of a great power of two, which would put all headers into the
+	// same few cache lines.
 	receiveRoom = maxPacket + 1 + 192
 )
 
-// A UDP is a UDP socket (udp(7)) whose datagrams may be fragmented on their way: a packet is never lost because the way
-// to a peer has a smaller MTU than our device has allowed for.
+// A UDP is a UDP socket (udp(7)) whose datagrams may be fragmented on their way: a packet is never
+// lost because the way to a peer has a smaller MTU than our device has allowed for.
 type UDP struct {
 	*interrupter
 	fd           int
@@ -94,8 +95,8 @@ func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
 	return u, err
 }
 
-// AdoptUDP continues with a descriptor that ListenUDP has made, perhaps in an earlier life of this program. The UDP owns
-// it, unless there is an error.
+// AdoptUDP continues with a descriptor that ListenUDP has made, perhaps in an earlier life of this
+// program. The UDP owns it, unless there is an error.
 func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	if proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || proto != unix.IPPROTO_UDP {
 		return nil, fmt.Errorf("adopt udp descriptor %d: protocol %d: %w", fd, proto, cmp.Or(err, error(unix.EPROTOTYPE)))
@@ -129,14 +130,16 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	return u, nil
 }
 
-// setBuffer wants much and takes what it gets; without CAP_NET_ADMIN the second option is limited by a sysctl.
+// setBuffer wants much and takes what it gets; without CAP_NET_ADMIN the second option is limited
+// by a sysctl.
 func setBuffer(fd, force, option int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
 	}
 }
 
-// probe finds out what the kernel can do. UDP_GRO can be set before Linux 5.12 but not read, and has faults there.
+// probe finds out what the kernel can do. UDP_GRO can be set before Linux 5.12 but not read, and
+// has faults there.
 func (u *UDP) probe(o Offloads) {
 	_, err := unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	u.segment = o.UDPSegment && err == nil

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An interrupter ends waits. It is an eventfd that is readable while interrupted, and a flag for those who do not wait.
+// An interrupter ends waits. It is an eventfd that is readable while interrupted, and a flag for
+// those who do not wait.
 type interrupter struct {
 	fd int
 	on atomic.Bool
@@ -44,8 +45,8 @@ func (i *interrupter) check() error {
 	return nil
 }
 
-// A waiter waits for one descriptor on behalf of one goroutine. It does so by poll(2) and not by the runtime's poller:
-// a packet then wakes the thread that is going to handle it.
+// A waiter waits for one descriptor on behalf of one goroutine. It does so by poll(2) and not by
+// the runtime's poller: a packet then wakes the thread that is going to handle it.
 type waiter struct {
 	fds  [2]unix.PollFd
 	stop *interrupter
