@@ -19,9 +19,10 @@ import (
 )
 
 var (
-	four = firewall.Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24")}
-	six  = firewall.Overlay{Network: netip.MustParsePrefix("fd42::/48"), Subnet: netip.MustParsePrefix("fd42:0:0:7::/64")}
-	old  = firewall.Overlay{Network: netip.MustParsePrefix("10.99.0.0/16"), Subnet: netip.MustParsePrefix("10.99.7.0/24")}
+	four   = firewall.Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24")}
+	six    = firewall.Overlay{Network: netip.MustParsePrefix("fd42::/48"), Subnet: netip.MustParsePrefix("fd42:0:0:7::/64")}
+	other6 = firewall.Overlay{Network: netip.MustParsePrefix("fd43::/48"), Subnet: netip.MustParsePrefix("fd43:0:0:7::/64")}
+	old    = firewall.Overlay{Network: netip.MustParsePrefix("10.99.0.0/16"), Subnet: netip.MustParsePrefix("10.99.7.0/24")}
 )
 
 const notInstalled = firewall.AbsentError("iptables is not installed")

@@ -1,0 +1,135 @@
+package filter
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/iptables"
+	"flanneld/pkg/lab/netns"
+	"flanneld/pkg/nftables"
+)
+
+// TestKeepersKeepTheContract: what a filter relies on is true of each keeper there is, in a kernel.
+func TestKeepersKeepTheContract(t *testing.T) {
+	ipt := func() *iptables.Tools { return iptables.NewTools(time.Second) }
+	for _, c := range []struct {
+		name    string
+		command string // that is installed as iptables
+		make    func() firewall.Keeper
+		place   firewall.Place
+	}{
+		{"iptables is iptables-legacy", "iptables-legacy", func() firewall.Keeper { return ipt().Installed() }, firewall.Legacy},
+		{"iptables is iptables-nft", "iptables-nft", func() firewall.Keeper { return ipt().Installed() }, firewall.Compat},
+		{"iptables-legacy", "", func() firewall.Keeper { return ipt().Legacy() }, firewall.Legacy},
+		{"iptables-nft", "", func() firewall.Keeper { return ipt().Compat() }, firewall.Compat},
+		{"nftables", "", func() firewall.Keeper { return new(nftables.Keeper) }, firewall.Native},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			install(t, c.command)
+			netns.Enter(t)
+			for _, o := range []firewall.Overlay{four, six} {
+				keep(t, o, c.make, c.place)
+			}
+		})
+	}
+}
+
+// install has the host's iptables be a command and its likes for the rest of a test.
+func install(t *testing.T, command string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, to := range []string{command, "ip6" + command[min(2, len(command)):]} {
+		for _, does := range []string{"", "-save", "-restore"} {
+			if command == "" {
+				continue
+			}
+			path, err := exec.LookPath(to + does)
+			if err != nil {
+				t.Skipf("needs iptables: %v", err)
+			}
+			name := map[bool]string{true: "iptables", false: "ip6tables"}[to == command]
+			if err := os.Symlink(path, filepath.Join(dir, name+does)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
+}
+
+// keep has keepers of two networks keep their rules in one place.
+func keep(t *testing.T, o firewall.Overlay, make func() firewall.Keeper, place firewall.Place) {
+	t.Helper()
+	theirs := firewall.Overlay{Network: old.Network, Subnet: old.Subnet}
+	if firewall.FamilyOf(o.Network) == firewall.IPv6 {
+		theirs = firewall.Overlay{Network: other6.Network, Subnet: other6.Subnet}
+	}
+	ruleset := func(o firewall.Overlay) firewall.Ruleset {
+		return firewall.Ruleset{
+			Family: firewall.FamilyOf(o.Network), Owner: firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}},
+			Chains: firewall.Rules(firewall.Options{Overlay: o, Masquerade: true, RandomPorts: true, Forward: true, Tunnel: firewall.Tunnel{Port: 8472}}),
+		}
+	}
+	ours, others := ruleset(o), ruleset(theirs)
+	none := ours
+	none.Chains = nil
+	k, neighbour := make(), make()
+	for _, k := range []firewall.Keeper{k, neighbour} {
+		if k, ok := k.(*nftables.Keeper); ok {
+			defer k.Close()
+		}
+	}
+	sync := func(k firewall.Keeper, r firewall.Ruleset, writes bool) {
+		t.Helper()
+		changes, err := k.Sync(t.Context(), r)
+		if firewall.Absent(err) {
+			t.Skip(err)
+		}
+		if err != nil || len(changes) > 0 != writes {
+			t.Fatalf("%s: changes %q, %v; want some: %t", r.Owner.Network, changes, err, writes)
+		}
+	}
+	removal := func(some bool) {
+		t.Helper()
+		if commands, err := k.Removal(t.Context(), none); err != nil || len(commands) > 0 != some {
+			t.Fatalf("removal %q, %v; want some: %t", commands, err, some)
+		}
+	}
+	removal(false)
+	sync(k, ours, true)
+	sync(k, ours, false)
+	if got := k.Traits(ours.Family); got.Place != place || got.Name == "" || got.Resync == 0 {
+		t.Errorf("traits %+v, want place %d", got, place)
+	}
+	sync(neighbour, others, true)
+	sync(k, ours, false)
+	removal(true)
+	sync(k, ours, false) // nothing was removed
+	signals, err := k.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sync(k, none, true)
+	sync(k, none, false)
+	removal(false)
+	select {
+	case <-signals:
+		t.Error("our own changes are signalled as those of others")
+	case <-time.After(100 * time.Millisecond):
+	}
+	sync(neighbour, others, false)
+	others.Chains = nil
+	sync(neighbour, others, true)
+	if place == firewall.Compat { // nftables tell
+		return
+	}
+	select {
+	case <-signals:
+	case <-time.After(10 * time.Second):
+		t.Error("changes by others are not signalled")
+	}
+}
