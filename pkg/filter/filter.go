@@ -123,7 +123,8 @@ type Filter struct {
 
 	// What follows belongs to Run's goroutine.
 
-	sets    []firewall.Ruleset // wanted at the present look
+	now     []Input            // at the present look
+	sets    []firewall.Ruleset // that follow from it
 	had     []firewall.Overlay // that this host has or had
 	holding holding            // of the rules
 	beside  beside             // them
@@ -155,10 +156,14 @@ func New(cfg Config) *Filter {
 func (f *Filter) Set(in []Input) {
 	before := f.input.Swap(&in)
 	f.begin.Do(func() { close(f.known) })
-	same := func(a, b Input) bool { return a.Overlay == b.Overlay && reflect.DeepEqual(a.Tunnel, b.Tunnel) }
-	if before != nil && !slices.EqualFunc(*before, in, same) {
+	if before != nil && !sameRules(*before, in) {
 		f.trigger()
 	}
+}
+
+// sameRules reports whether two inputs lead to the same rules.
+func sameRules(a, b []Input) bool {
+	return slices.EqualFunc(a, b, func(a, b Input) bool { return a.Overlay == b.Overlay && reflect.DeepEqual(a.Tunnel, b.Tunnel) })
 }
 
 // SetChoice changes who keeps the rules, and reports whether that is a change.
@@ -272,13 +277,14 @@ func (f *Filter) gap() time.Duration {
 // look makes the rules right. It returns the time until the next look, and whether somebody keeps
 // undoing them, so that there should be none before.
 func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
-	before := f.holding.holder
+	holder, wanted := f.holding.holder, f.now
+	f.now = *f.input.Load()
 	changes, err := f.sync(ctx)
 	f.looked = time.Now()
 	if ctx.Err() != nil {
 		return firstRetry, false
 	}
-	repaired := len(changes) > 0 && f.written && f.holding.holder == before
+	repaired := len(changes) > 0 && f.written && f.holding.holder == holder && sameRules(wanted, f.now)
 	f.report(changes, repaired, err)
 	pause = idle
 	if every := f.holding.holder.traits.Resync; every > 0 {
@@ -314,7 +320,7 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 // where they were before.
 func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
 	f.had = slices.DeleteFunc(f.had, func(o firewall.Overlay) bool { return f.formerly(o) && f.cfg.Taken(o) })
-	for _, in := range *f.input.Load() {
+	for _, in := range f.now {
 		if !slices.Contains(f.had, in.Overlay) {
 			f.had = append(f.had, in.Overlay)
 		}
@@ -339,12 +345,12 @@ func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
 
 // formerly reports whether this host was in an overlay of another network than now.
 func (f *Filter) formerly(o firewall.Overlay) bool {
-	return !slices.ContainsFunc(*f.input.Load(), func(in Input) bool { return in.Network == o.Network })
+	return !slices.ContainsFunc(f.now, func(in Input) bool { return in.Network == o.Network })
 }
 
 // rulesets returns what is wanted now.
 func (f *Filter) rulesets() (sets []firewall.Ruleset) {
-	for _, in := range *f.input.Load() {
+	for _, in := range f.now {
 		sets = append(sets, firewall.Ruleset{
 			Family: firewall.FamilyOf(in.Network),
 			Owner:  firewall.Owner{Network: in.Network, Overlays: slices.Clone(f.had)},

@@ -99,6 +99,7 @@ func TestNetworkMayChange(t *testing.T) {
 			if n := len(owners) - looks; n != 2 {
 				t.Errorf("%d looks for two changes", n)
 			}
+			h.said(0, "repaired")
 			if h.places[firewall.Compat][firewall.IPv4].Chains[1].Rules[0].Port != 8472 {
 				t.Error("the rules are not about the tunnel")
 			}

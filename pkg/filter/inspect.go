@@ -37,7 +37,7 @@ const (
 // It returns the time until it should be asked again.
 func (f *Filter) inspect(ctx context.Context) time.Duration {
 	var known []Input
-	for _, in := range *f.input.Load() {
+	for _, in := range f.now {
 		if in.Probes != nil {
 			known = append(known, in)
 		}

@@ -1,0 +1,204 @@
+package filter
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
+)
+
+// take notes who the peers are, and returns the addresses that came and went. Several leases
+// may have one.
+func (l *Lock) take(v lease.View) (add, remove []netip.Addr) {
+	more := map[netip.Addr]int{}
+	for was, is := range v.Since(l.view) {
+		if is != nil {
+			more[is.PublicIP]++
+		}
+		if was != nil {
+			more[was.PublicIP]--
+		}
+	}
+	for a, n := range more {
+		before := l.peers[a]
+		switch now := before + n; {
+		case !a.Is4():
+		case now == 0:
+			delete(l.peers, a)
+			if before > 0 {
+				remove = append(remove, a)
+			}
+		default:
+			l.peers[a] = now
+			if before == 0 {
+				add = append(add, a)
+			}
+		}
+	}
+	l.view = v
+	return add, remove
+}
+
+// edit writes a change of the peers.
+func (l *Lock) edit(v lease.View) {
+	add, remove := l.take(v)
+	if !v.Complete {
+		remove = nil
+	}
+	if !l.whole || len(add)+len(remove) == 0 {
+		return // a look is due anyway
+	}
+	if err := l.locker.EditLock(l.cfg.Network, add, remove); err != nil {
+		l.whole = false
+		l.soon.Within(0)
+	}
+}
+
+// look makes all of it right, and returns the time until the next look.
+func (l *Lock) look(ctx context.Context) time.Duration {
+	spec := *l.spec.Load()
+	if spec.tunnel && !spec.lock.Local.IsValid() {
+		return firstRetry // the uplink is not known now, which others say
+	}
+	var changes []string
+	err := l.open()
+	switch {
+	case err != nil:
+	case spec.tunnel:
+		want := make(map[netip.Addr]struct{}, len(l.peers))
+		for a := range maps.Keys(l.peers) {
+			want[a] = struct{}{}
+		}
+		changes, err = l.locker.SyncLock(ctx, spec.lock, want, l.view.Complete)
+	default:
+		_, err = l.locker.Unlock(l.cfg.Network)
+	}
+	if err == nil {
+		err = l.removeFormer()
+	}
+	if ctx.Err() != nil {
+		return idle
+	}
+	l.whole = err == nil && spec.tunnel
+	if err != nil {
+		l.cfg.Conditions.Set(lockFailure("the underlay lock cannot be kept: the tunnel takes what anybody sends to it", err))
+		return firstRetry
+	}
+	if !spec.tunnel {
+		l.cfg.Conditions.Set(condition.Condition{ID: lockCondition, Text: "the underlay lock has no effect: this backend has no tunnel that others send to"})
+		return idle
+	}
+	l.cfg.Conditions.End(lockCondition)
+	return l.report(spec.lock, changes)
+}
+
+// report says what was changed, and slows down where somebody keeps undoing it.
+func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
+	repair := l.kept && len(changes) > 0
+	if !l.kept {
+		l.cfg.Log.Info("locked the underlay", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
+	} else if repair {
+		l.cfg.Log.Info("repaired the underlay lock", "changes", strings.Join(changes, "; "))
+	}
+	l.kept = true
+	now := time.Now()
+	if repair {
+		if pause := l.fight.Repaired(now); pause > 0 {
+			l.cfg.Conditions.Begin(condition.Condition{
+				ID: lockFightCondition, Severe: true, Text: "something else on this host keeps undoing the underlay lock; slowing down",
+				Fields: []any{"changed", changes},
+			})
+			l.calm = now.Add(pause)
+			return pause
+		}
+	}
+	if !l.fight.On(now) {
+		l.cfg.Conditions.End(lockFightCondition)
+	}
+	return idle
+}
+
+// open opens the locker, unless it is open.
+func (l *Lock) open() error {
+	if l.locker != nil {
+		return nil
+	}
+	locker, err := l.cfg.Open()
+	if err == nil {
+		l.locker = locker
+	}
+	return err
+}
+
+// remove removes what a run has left that had a lock. It is not in a hurry.
+func (l *Lock) remove(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-l.ready:
+	}
+	for {
+		err := l.open()
+		if withoutNFTables(err) {
+			return // nor is there a lock
+		}
+		removed := false
+		if err == nil {
+			removed, err = l.locker.Unlock(l.cfg.Network)
+		}
+		if err == nil {
+			err = l.removeFormer()
+		}
+		if removed {
+			l.cfg.Log.Info("removed the underlay lock of an earlier run")
+		}
+		if err == nil {
+			l.cfg.Conditions.End(lockCondition)
+			return
+		}
+		l.cfg.Conditions.Set(lockFailure("the underlay lock of an earlier run cannot be removed, if there is one: new peers are not let in", err))
+		if pace.Sleep(ctx, lastRetry) != nil {
+			return
+		}
+	}
+}
+
+// removeFormer removes the lock of the network that this host was in before, unless
+// another daemon serves that now.
+func (l *Lock) removeFormer() error {
+	if l.cfg.Former.IsValid() && !l.cfg.Taken(firewall.Overlay{Network: l.cfg.Former}) {
+		if _, err := l.locker.Unlock(l.cfg.Former); err != nil {
+			return err
+		}
+	}
+	l.cfg.Former = netip.Prefix{}
+	return nil
+}
+
+func lockFailure(text string, err error) condition.Condition {
+	c := condition.Condition{ID: lockCondition, Text: text, Fields: []any{"err", err}}
+	if withoutNFTables(err) {
+		c.Command = "modprobe nf_tables"
+	}
+	return c
+}
+
+// withoutNFTables reports whether an error says that the kernel has no nftables, or lacks a part
+// of it.
+func withoutNFTables(err error) bool {
+	for _, e := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
