@@ -6,7 +6,9 @@
 // repair and reconnect are all that same path:
 //
 //	etcd v2|v3 -registry-> subnet (acquire, renew, follow) --lease.View-+
-//	rtnetlink events ---> kernel.Watch ---------------------host.Facts--+
+//	driver events -------> uplink --------------------------host.Facts--+
+//	                                                                    v
+//	             reconcile.Loop.SetView, SetFacts: the latest of each
 //	                                                                    v
 //	             backend.Plan.Update(facts, view)        pure: no clock, no I/O
 //	                                                                    v
@@ -16,6 +18,10 @@
 //	             dataplane.Diff(want, have, scope, prune) -> Delta   pure, ordered
 //	                                                                    v
 //	     driver.Mux.Apply(ops) -> kernel | tunnel -> results -> back-off -> next pass
+//
+// Data flows down: each source pushes its values to those that need them, which hold
+// the latest one, and no getter does anything. The comment of daemon.serve says what
+// flows where.
 //
 // Packet filter rules go the same way in small, beside it: firewall.Rules says what
 // is wanted, filter when to look and which keeper has it, iptables and nftables compare
@@ -29,7 +35,8 @@
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values
 //	backend     one file a backend: what to publish, what the kernel should hold
-//	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it
+//	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it; store finds
+//	            out which of them the network is in, and what keeps this host from it
 //	subnet      acquires, renews and follows leases: registry in, View out; waits for nothing
 //	            but its next input
 //	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
@@ -40,23 +47,28 @@
 //	nftables    keeps them by nfnetlink
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
 //	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
+//	uplink      watches the interface that carries the overlay, and pushes the facts about this host
+//	needs       which addresses this host must reach without the overlay; clears the way to them
+//	terms       what this host's lease is to say, out of facts, config and rivals
 //	probe       finds out whether somebody has an address, by ARP and ICMP
 //	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
 //	condition   what is wrong now: logged when it begins and when it ends
 //	pace        back-off, shares of time, fights: how often what others cause is done
 //	logsink     takes log lines to standard error, bounded, and in nobody's way
 //	presence    which other daemons there are on this host, and what they hold
+//	systemd     READY, the watchdog, and descriptors that outlive the process
+//	checks      looks for what of this host keeps the overlay from working
 //	reconcile   the loop: when to look, how often to try, what to say
 //	health      answers health checks: the process lives, the host has its subnet or what is missing
 //	cleanup     removes what a daemon has left of a network
-//	daemon      wiring, order of start and stop, sd_notify
+//	daemon      wiring, order of start and stop
 //	lab         test beds: many hosts on one machine, for tests, demo and benchmarks
 //	lab/...     etcdtest: an etcd for one test; machine: hosts with systemd and a root
 //	            file system of their own; vm: a guest with another kernel
 //
-// To follow one change, begin in subnet.Follow, where a View is emitted, go on
-// to reconcile.Loop.Pass, from there to backend.Plan.Update and dataplane.Diff, and
-// by driver.Mux.Apply end in kernel.Apply. The rules between the rooms are kept by the
+// To follow one change, begin in subnet.Follow, where a View is emitted, go on by
+// reconcile.Loop.SetView to Loop.Pass, from there to backend.Plan.Update and dataplane.Diff,
+// and by driver.Mux.Apply end in kernel.Apply. The rules between the rooms are kept by the
 // test beside this file.
 //
 // Three things are meant to be added, each in few places:

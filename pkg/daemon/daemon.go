@@ -2,9 +2,9 @@
 // the uplink, wait for the network config, lease a subnet, program the kernel,
 // write subnet.env, say READY, follow the network.
 //
-// It decides nothing about leases or the kernel itself. Invariant: waiting for
-// etcd never makes Run return, and after READY nothing does but the end of its
-// context.
+// It decides nothing itself. What a part knows it pushes to those that need it, and the wires are
+// in serve. Invariant: waiting for etcd never makes Run return, and after READY nothing does but
+// the end of its context.
 package daemon
 
 import (
@@ -13,20 +13,20 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flanneld/pkg/backend"
+	"flanneld/pkg/checks"
 	"flanneld/pkg/condition"
-	"flanneld/pkg/dataplane"
-	"flanneld/pkg/driver"
 	"flanneld/pkg/filter"
 	"flanneld/pkg/health"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
-	"flanneld/pkg/nftables"
+	"flanneld/pkg/needs"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
@@ -36,12 +36,9 @@ import (
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
 	"flanneld/pkg/systemd"
+	"flanneld/pkg/terms"
 	"flanneld/pkg/tunnel"
-)
-
-const (
-	// rulesWithin bounds what the first look at the packet filter may add to the start.
-	rulesWithin = 5 * time.Second
+	"flanneld/pkg/uplink"
 )
 
 // Options are what the command line says.
@@ -59,61 +56,49 @@ type Options struct {
 	HealthzPort int // 0: off
 }
 
-// daemon is a running flanneld.
+// daemon is a running flanneld. Fields are set by Run and serve, before anything reads them that
+// runs beside these, but for the two at the end.
 type daemon struct {
-	options  Options
-	log      *slog.Logger
-	kernel   *kernel.Kernel
-	choosing sync.Mutex   // one user of tracker at a time
-	tracker  host.Tracker // of the uplink
-	uplink   atomic.Pointer[host.Uplink]
-	choice   *alarm // when the uplink is to be chosen anew
-	net      backend.Network
-	loop     *reconcile.Loop
-	rules    *filter.Filter
-	lock     *filter.Lock
-	checks   *checks
-	registry store.Registry
-	health   health.Port
-	alive    struct{ loop, follower systemd.Pulse }
-	here     *presence.Registration // of the network that is served
-
+	// Of the process, from the start of Run.
+	options    Options
+	log        *slog.Logger
 	conditions *condition.List // what is wrong now
+	kernel     *kernel.Kernel
+	health     health.Port
+	files      *subnetenv.Keeper
 	fds        *systemd.Descriptors
-	tunnels    *tunnel.Driver
-	tun        atomic.Pointer[string] // name of the TUN device, where there is one
+	former     subnetenv.Env // of the run before
+	claim      lease.Claim   // of the run before
+	alive      struct{ loop, follower, uplink systemd.Pulse }
 
-	files    *subnetenv.Keeper
-	former   subnetenv.Env  // of the run before
-	claim    lease.Claim    // of the run before
-	had      []netip.Prefix // subnets of this host, of runs before
-	view     atomic.Pointer[lease.View]
-	own      atomic.Pointer[lease.Lease] // with its present revision
-	facts    facts
-	needs    *needs
-	atStart  []host.Need // what it needed then, wherever it lies
-	way      sync.Mutex  // to etcd: one looks at a time what is in it
-	looping  atomic.Bool // the loop sees to it that no route takes what this host needs
-	rivalry  rivalry
-	again    *time.Timer // ask once more for the facts, which could not be had; the loop's
-	filtered *host.Facts // that the packet filter goes by; the loop's
-	said     string      // why the lease cannot follow the uplink
-	refused  string      // what of a later network config waits for a restart
-	terms    struct {    // of the lease
-		sync.Mutex
-		now  subnet.Terms
-		news chan subnet.Terms
-	}
+	// Of this host and its way to etcd.
+	uplink    *uplink.Watcher
+	needs     *needs.Etcd
+	leftovers *needs.Leftovers
+	registry  store.Registry
+
+	// Of the network that is served.
+	net     backend.Network
+	here    *presence.Registration
+	terms   *terms.Keeper
+	tunnels *tunnel.Driver
+	checks  *checks.Checks
+	loop    *reconcile.Loop
+	rules   *filter.Filter
+	lock    *filter.Lock
+	feed    *filter.Feed // of rules and lock
+
+	view    atomic.Pointer[lease.View] // follow's: the latest
+	refused string                     // reconfigure's: what of a later network config waits for a restart
 }
 
 // Run is flanneld from its options to its end. It returns an error when it
 // cannot do its work, and ctx's when that has ended.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	etcdv3.DiscardLog()
-	d := &daemon{options: o, log: log, conditions: condition.NewList(log), choice: newAlarm(), fds: systemd.NewDescriptors(log)}
+	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: systemd.NewDescriptors(log)}
 	defer d.fds.Close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
-	d.terms.news = make(chan subnet.Terms, 1)
 	var k *kernel.Kernel
 	err := d.persist(ctx, "use the kernel's network objects", pace.Passing, func() (err error) {
 		k, err = kernel.New()
@@ -136,35 +121,22 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := d.persist(ctx, "read what the last run has left", pace.Scarce, d.recall); err != nil {
 		return err
 	}
-	d.tracker = host.Tracker{Selectors: o.Uplink, Reach: k.RouteTo}
-	var inv host.Inventory
-	err = d.persist(ctx, "list interfaces and routes", pace.Passing, func() (err error) {
-		inv, err = d.inventory(false)
-		return err
-	})
-	if err != nil {
+	if err := d.findEtcd(ctx); err != nil {
 		return err
 	}
-	if err := d.chooseUplink(inv); err != nil {
-		return fmt.Errorf("choose the uplink: %w", err)
-	}
-	if err := d.findEtcd(ctx, inv); err != nil {
-		return err
-	}
-	var etcd *store.Store
+	var s *store.Store
 	err = d.persist(ctx, "read the files for TLS", pace.Scarce, func() (err error) {
-		etcd, err = store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
+		s, err = store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	defer etcd.Close()
-	if d.net, err = subnet.WaitConfig(ctx, etcd, log, d.conditions, d.admit); err != nil {
+	defer s.Close()
+	if d.net, err = subnet.WaitConfig(ctx, s, log, d.conditions, d.admit); err != nil {
 		return err
 	}
-	d.facts.read = d.readFacts
-	d.registry = etcd.Registry()
+	d.registry = s.Registry()
 	for {
 		log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 		var another anotherNetwork
@@ -172,94 +144,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			return err
 		}
 		d.net = another.Network
-		d.facts.stale()
 	}
-}
-
-// serve joins the network and follows it until ctx ends.
-func (d *daemon) serve(until context.Context) error {
-	ctx, cancel := context.WithCancel(until)
-	var tasks sync.WaitGroup
-	defer func() {
-		if d.options.Release && until.Err() != nil { // no follower is left that would make it again
-			d.release()
-		}
-	}()
-	defer func() { d.here.Close() }()
-	defer tasks.Wait()
-	defer cancel()
-
-	first, views, err := d.join(ctx, &tasks)
-	if err != nil {
-		return err
-	}
-	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
-	defer d.tunnels.Close()
-	defer cancel()
-	if d.net.UsesTUN() {
-		err := d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
-			_, err := d.chooseTUN()
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	} else {
-		d.fds.RemoveAll()
-	}
-	var objects *kernel.Driver
-	err = d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
-		objects, err = d.kernel.Drive(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Load().Iface}})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	drivers := driver.NewMux(ctx, objects, driver.Part{Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN})
-	nft := new(nftables.Keeper)
-	d.rules, d.lock = d.newFilter(nft)
-	wanted := d.net.Backend
-	if d.options.Blackhole {
-		wanted = backend.WithBlackhole(wanted)
-	}
-	d.checks = newChecks(d)
-	d.loop = reconcile.New(reconcile.Config{
-		Driver: drivers, Backend: wanted, Network: d.net.Network, Input: d.input, Before: d.applying, Missing: d.checks.lacks, Rivals: d.contest,
-		Conditions: d.conditions, Log: d.log,
-	})
-	d.looping.Store(true)
-	d.conditions.End(routesUnread)
-	tasks.Go(func() { d.checks.run(ctx) })
-	tasks.Go(func() { d.watch(drivers.Events()) })
-	tasks.Go(func() {
-		defer nft.Close()
-		d.rules.Run(ctx)
-	})
-	tasks.Go(func() { d.lock.Run(ctx) })
-	tasks.Go(func() { d.follow(ctx, first, views) })
-	if err := d.loop.Settle(ctx); err != nil {
-		return err
-	}
-	late, cancelled := context.WithTimeout(ctx, rulesWithin)
-	for _, tried := range []<-chan struct{}{d.rules.Tried(), d.lock.Tried()} {
-		select { // neither success nor a command that hangs is waited for
-		case <-tried:
-		case <-late.Done():
-		}
-	}
-	cancelled()
-	tasks.Go(func() { d.needs.run(ctx) })
-	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.conditions, d.admit, d.reconfigure) })
-	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
-	tasks.Go(func() { systemd.Watchdog(ctx, d.conditions, &d.alive.loop, &d.alive.follower) })
-	d.loop.Run(ctx)
-	return nil
-}
-
-// applying is called before each batch of operations: among the peers may be new ones.
-func (d *daemon) applying() {
-	d.alive.loop.Beat()
-	d.lock.Admit()
 }
 
 // recall reads what the run before has left. An error is one for want of descriptors or
@@ -278,13 +163,67 @@ func (d *daemon) recall() error {
 	if unclaimed != nil {
 		d.log.Warn("going on without a claim on the previous lease", "err", unclaimed)
 	}
-	d.had = []netip.Prefix{d.former.Subnet, d.claim.Subnet}
+	return nil
+}
+
+// findEtcd chooses the uplink, finds out where etcd is, and has nothing of an earlier run in the way
+// to it.
+func (d *daemon) findEtcd(ctx context.Context) error {
+	d.uplink = uplink.New(uplink.Config{
+		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.former.Subnet, d.claim.Subnet},
+		Conditions: d.conditions, Log: d.log, Alive: d.alive.uplink.Beat,
+	})
+	var inv host.Inventory
+	err := d.persist(ctx, "list interfaces and routes", pace.Passing, func() (err error) {
+		inv, err = d.uplink.Inventory(false)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.uplink.Choose(inv); err != nil {
+		return fmt.Errorf("choose the uplink: %w", err)
+	}
+	d.leftovers = &needs.Leftovers{
+		Kernel: d.kernel, Network: d.former.Network, Subnet: d.former.Subnet, Conditions: d.conditions, Log: d.log,
+	}
+	d.leftovers.Uncover(inv.Gateways())
+	o, domain := &d.options.Etcd, d.options.EtcdDomain
+	if domain != "" {
+		d.leftovers.WarnOf(needs.NameServers())
+		if o.Endpoints, err = store.Resolve(ctx, domain, d.log, d.conditions); err != nil {
+			return err
+		}
+	}
+	d.needs = needs.NewEtcd(*o, d.uplink.Look)
+	if domain == "" && d.needs.Named() {
+		d.leftovers.WarnOf(needs.NameServers())
+	}
+	o.Connecting = func(a netip.Addr) {
+		d.needs.Connecting(a)
+		d.leftovers.Uncover(d.needs.Wanted())
+	}
+	d.uplink.SetNeeds(d.needs.Wanted, inv)
+	d.leftovers.Uncover(d.uplink.Wanted())
 	return nil
 }
 
 // identity is by what this host finds its lease, and so its store.
 func (d *daemon) identity() store.Identity {
 	return store.Identity{Last: store.API(d.claim.Store), Owns: func(l lease.Lease) bool {
-		return l.PublicIP == d.publicIP() || d.claim.Matches(l)
+		return l.PublicIP == d.uplink.PublicIP() || d.claim.Matches(l)
 	}}
+}
+
+// withHolder adds to an error of listening for health checks who has the port.
+func withHolder(k *kernel.Kernel, ip string, port int, err error) error {
+	addr, parseErr := netip.ParseAddr(ip)
+	if !errors.Is(err, unix.EADDRINUSE) || parseErr != nil {
+		return err
+	}
+	holders, _ := k.Holders("tcp", netip.AddrPortFrom(addr, uint16(port)))
+	if len(holders) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %s has it; choose another -healthz-port", err, holders[0])
 }

@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"context"
 	"net/netip"
-	"reflect"
 	"sync"
 	"time"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
@@ -33,7 +33,7 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	var config sync.WaitGroup
 	config.Go(func() {
 		subnet.FollowConfig(joining, d.registry, d.conditions, d.admit, func(n backend.Network) {
-			if !reflect.DeepEqual(n, d.net) {
+			if !n.Equal(d.net) {
 				stop(anotherNetwork{n})
 			}
 		})
@@ -55,10 +55,10 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		return first, nil, err
 	}
 	d.view.Store(&first)
+	d.uplink.SetSubnet(first.Own.Subnet)
 	d.files.Update(func(e *subnetenv.Env) {
 		e.Network, e.Subnet, e.IPMasq = d.net.Network, first.Own.Subnet, d.options.Rules.Masquerade
 	})
-	d.terms.now = subnet.Terms{Attrs: first.Own.Attrs, Pool: d.net.Pool(), TTL: d.net.LeaseTTL}
 	return first, emitted, nil
 }
 
@@ -76,11 +76,12 @@ func replace[T any](latest chan T, value T) {
 func (d *daemon) follow(ctx context.Context, v lease.View, next <-chan lease.View) {
 	for {
 		before := d.view.Swap(&v)
-		d.lock.SetView(v)
-		d.loop.Trigger()
+		d.feed.SetView(v) // before the loop gives a new peer its entries
+		d.loop.SetView(v)
+		d.checks.SetView(v)
 		if before.Own.Subnet != v.Own.Subnet {
 			d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
-			d.checks.trigger()
+			d.uplink.SetSubnet(v.Own.Subnet)
 			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
 		}
 		select {
@@ -99,7 +100,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 	return subnet.Options{
 		Registry:   d.registry,
 		Pool:       d.net.Pool(),
-		PublicIP:   d.publicIP(),
+		PublicIP:   d.uplink.PublicIP(),
 		Claim:      claim,
 		Previous:   d.former.Subnet,
 		TTL:        d.net.LeaseTTL,
@@ -109,14 +110,14 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Attrs:      d.attrs,
 		Avoid: func() (avoid []netip.Prefix, err error) {
 			err = d.try("read which subnets to avoid", pace.Passing, func() (err error) {
-				avoid, err = d.avoid()
+				avoid, err = d.uplink.Avoid()
 				return err
 			})
 			return avoid, err
 		},
-		Needed: d.needed,
-		Probe:  d.probe,
-		Terms:  d.terms.news,
+		Needed: d.uplink.Needed,
+		Probe:  d.uplink.Probe,
+		Terms:  d.terms.Changes(),
 		Remember: func(c lease.Claim) {
 			c.Store = string(d.registry.API)
 			d.files.Remember(c)
@@ -124,10 +125,23 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Report: func(s subnet.Status) {
 			d.health.Away(s.AwaySince)
 			d.health.Lost(s.Lost)
-			d.own.Store(&s.Own)
+			d.terms.SetOwn(s.Own)
 		},
 		Alive: d.alive.follower.Beat,
 	}
+}
+
+// attrs returns what the first lease says of this host.
+func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
+	var f host.Facts
+	err := d.try("read the state of this host", pace.Passing, func() (err error) {
+		f, err = d.uplink.Facts()
+		return err
+	})
+	if err != nil {
+		return lease.Attrs{}, err
+	}
+	return d.net.Attrs(f, previous, others)
 }
 
 // release gives up what this run has leased, so that another host may have the subnet at once.

@@ -27,8 +27,8 @@ var (
 
 const notInstalled = firewall.AbsentError("iptables is not installed")
 
-// host is a model of a host: what its kernel holds, where, and how its tools behave.
-type host struct {
+// modelHost is a model of a host: what its kernel holds, where, and how its tools behave.
+type modelHost struct {
 	t *testing.T
 	*Filter
 	log  *lockedBuffer
@@ -59,7 +59,7 @@ func (l *lockedBuffer) String() string {
 
 // keeper is a tool that keeps whole rulesets. Its fields are set by tests while nothing runs.
 type keeper struct {
-	host     *host
+	host     *modelHost
 	traits   firewall.Traits
 	err      error         // of each Sync
 	took     time.Duration // by each Sync
@@ -165,9 +165,9 @@ func (k *keeper) Barriers(_ context.Context, p firewall.Packet) ([]firewall.Barr
 }
 
 // newHost returns a host with iptables of the nft variant and nftables, both well.
-func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *host {
+func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost {
 	t.Helper()
-	h := &host{t: t, log: new(lockedBuffer), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
+	h := &modelHost{t: t, log: new(lockedBuffer), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
 	h.list = condition.NewList(slog.New(slog.NewTextHandler(h.log, nil)))
 	tool := func(name string, p firewall.Place, gap, resync time.Duration) *keeper {
 		return &keeper{host: h, traits: firewall.Traits{Name: name, Place: p, Gap: gap, Resync: resync}, watch: make(chan struct{})}
@@ -194,7 +194,7 @@ func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *host {
 }
 
 // run runs the filter within a test's bubble until the test ends.
-func (h *host) run() {
+func (h *modelHost) run() {
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan struct{})
 	go func() {
@@ -208,7 +208,7 @@ func (h *host) run() {
 }
 
 // start sets the network and runs the filter until nothing more is to be done now.
-func (h *host) start() {
+func (h *modelHost) start() {
 	h.Set([]Input{{Overlay: four}})
 	h.run()
 	<-h.Tried()
@@ -216,7 +216,7 @@ func (h *host) start() {
 }
 
 // set changes the host while nothing runs.
-func (h *host) set(change func()) {
+func (h *modelHost) set(change func()) {
 	h.t.Helper()
 	synctest.Wait()
 	h.mu.Lock()
@@ -225,13 +225,13 @@ func (h *host) set(change func()) {
 }
 
 // after lets time pass.
-func (h *host) after(d time.Duration) {
+func (h *modelHost) after(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
 // holds fails the test unless a place has the rules, accepts of them only, or nothing.
-func (h *host) holds(p firewall.Place, want string) {
+func (h *modelHost) holds(p firewall.Place, want string) {
 	h.t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -248,7 +248,7 @@ func (h *host) holds(p firewall.Place, want string) {
 }
 
 // wrong fails the test unless a condition is there, or is not.
-func (h *host) wrong(id string, want bool) {
+func (h *modelHost) wrong(id string, want bool) {
 	h.t.Helper()
 	if h.list.Has(id) != want {
 		h.t.Errorf("condition %s: %t, want %t\n%s", id, !want, want, h.log)
@@ -256,7 +256,7 @@ func (h *host) wrong(id string, want bool) {
 }
 
 // said fails the test unless the log has a line with all texts, so many times.
-func (h *host) said(times int, texts ...string) {
+func (h *modelHost) said(times int, texts ...string) {
 	h.t.Helper()
 	n := 0
 lines:

@@ -19,7 +19,7 @@ import (
 var tunnelPacket = firewall.Packet{In: "eth0", Dst: netip.MustParseAddr("192.0.2.7"), ToHost: true, Protocol: unix.IPPROTO_UDP, DstPort: 8472}
 
 // probed sets a network of which packets are asked for.
-func (h *host) probed() {
+func (h *modelHost) probed() {
 	a, b := four.Subnet.Addr().Next(), four.Network.Addr().Next()
 	h.Set([]Input{{Overlay: four, Probes: &Probes{
 		Tunnel: &tunnelPacket, Peers: []netip.Addr{netip.MustParseAddr("192.0.2.8"), netip.MustParseAddr("192.0.2.9")},

@@ -146,6 +146,12 @@ func Holders() ([]Holder, error) {
 	return holders, nil
 }
 
+// Serves reports whether a daemon of this host serves a network now. Doubt means yes.
+func Serves(network netip.Prefix) bool {
+	holders, err := Holders()
+	return err != nil || slices.ContainsFunc(holders, func(h Holder) bool { return h.Network == network })
+}
+
 // sockets reads names of ours from /proc/net/unix, each once.
 func sockets(r io.Reader) ([]string, error) {
 	var names []string

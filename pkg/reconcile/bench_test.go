@@ -75,14 +75,14 @@ func BenchmarkPass(b *testing.B) {
 		full.Note(op)
 	}
 	full.NextHops = nil
-	now := view
 	newLoop := func(k *idle) *Loop {
-		now = view
-		return New(Config{
+		l := New(Config{
 			Driver: k, Backend: vxlan, Network: conf.Network, Log: slog.New(slog.DiscardHandler),
 			Conditions: condition.NewList(slog.New(slog.DiscardHandler)),
-			Input:      func(bool) (Input, error) { return Input{Facts: facts, View: now}, nil },
 		})
+		l.SetFacts(facts, nil)
+		l.SetView(view)
+		return l
 	}
 	b.Run("first", func(b *testing.B) {
 		b.ReportAllocs()
@@ -106,7 +106,8 @@ func BenchmarkPass(b *testing.B) {
 		l.Pass()
 		b.ReportAllocs()
 		for b.Loop() {
-			for _, now = range []lease.View{more, view} {
+			for _, v := range []lease.View{more, view} {
+				l.SetView(v)
 				l.Pass()
 			}
 		}

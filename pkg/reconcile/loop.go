@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,26 +27,11 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Input is all that the wanted state follows from.
-type Input struct {
-	Facts host.Facts
-	View  lease.View
-}
-
-// ReportedError is an error of Input that is in the log already.
-type ReportedError struct{ Err error }
-
-func (e ReportedError) Error() string { return e.Err.Error() }
-func (e ReportedError) Unwrap() error { return e.Err }
-
 // Config of a Loop.
 type Config struct {
 	Driver  driver.Driver // of what is made right
 	Backend backend.Backend
 	Network netip.Prefix
-	// Input gives the latest input, for a pass that reads the kernel or for one that
-	// need not. An error leaves the kernel as it is.
-	Input func(whole bool) (Input, error)
 	// Before, if set, is called before operations are carried out, of which there may be many. New
 	// peers may be among them.
 	Before func()
@@ -55,7 +41,10 @@ type Config struct {
 	// Missing is called after each whole pass with what this host needs for itself and
 	// lacks, without what is missing only because its link is. It must not block. The log
 	// then says nothing of these; nil: it does.
-	Missing    func([]Missing)
+	Missing func([]Missing)
+	// Alive, if set, is called when the loop is at work: at least once a minute, and between
+	// parts of much work.
+	Alive      func()
 	Conditions *condition.List
 	Log        *slog.Logger
 }
@@ -90,8 +79,16 @@ const (
 
 // Loop reconciles. Make one with New.
 type Loop struct {
-	cfg    Config
-	wake   chan struct{}
+	cfg   Config
+	wake  chan struct{}
+	input struct { // the latest
+		sync.Mutex
+		facts host.Facts
+		err   error       // why there are no facts
+		view  *lease.View // nil: there was none yet
+	}
+
+	// The following is of the goroutine that makes passes, but for what is atomic.
 	stale  atomic.Bool // what is known of the kernel may be wrong
 	retry  atomic.Bool // what failed may work now
 	plan   *backend.Plan
@@ -120,18 +117,40 @@ func wholePasses() pace.Budget {
 	return pace.Budget{Clock: pace.ProcessTime, Share: 40, Burst: 2 * time.Second, Most: resync}
 }
 
-// New makes a Loop that has done nothing yet.
+// New makes a Loop that has done nothing yet, and does nothing before it has facts and a view.
 func New(cfg Config) *Loop {
-	return &Loop{
+	if cfg.Alive == nil {
+		cfg.Alive = func() {}
+	}
+	l := &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
 		holds: newHolds(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePasses(), made: time.Now(), undone: true, whole: true,
 		refused: map[string]error{},
 	}
+	l.input.err = condition.Reported{Err: errors.New("the state of this host is not known yet")}
+	return l
 }
 
-// Trigger asks for a pass soon, because something else may be wanted. It never
-// blocks; many calls make one pass.
-func (l *Loop) Trigger() {
+// SetFacts says what is true of this host now, or why that is not known, which leaves the kernel as
+// it is. It never blocks, as all that says something to the loop; what is said several times
+// between two passes counts once.
+func (l *Loop) SetFacts(f host.Facts, err error) {
+	l.input.Lock()
+	l.input.facts, l.input.err = f, err
+	l.input.Unlock()
+	l.trigger()
+}
+
+// SetView says which hosts there are now.
+func (l *Loop) SetView(v lease.View) {
+	l.input.Lock()
+	l.input.view = &v
+	l.input.Unlock()
+	l.trigger()
+}
+
+// trigger asks for a pass soon.
+func (l *Loop) trigger() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -143,7 +162,7 @@ func (l *Loop) Trigger() {
 func (l *Loop) Reread() {
 	l.heard.Store(int64(time.Since(l.made)))
 	l.stale.Store(true)
-	l.Trigger()
+	l.trigger()
 }
 
 // Retry is Reread that tries again what has failed, because the reason may be gone:
@@ -164,7 +183,7 @@ func (l *Loop) Settle(ctx context.Context) error {
 	return nil
 }
 
-// Run makes passes until ctx ends: on Trigger and Reread, when something that
+// Run makes passes until ctx ends: when something was said to the loop, when something that
 // failed is due again, and once a minute.
 func (l *Loop) Run(ctx context.Context) {
 	for l.wait(ctx) == nil {
@@ -237,10 +256,13 @@ func (l *Loop) drain() {
 // peers that changed do not wait for it.
 func (l *Loop) Pass() bool {
 	defer func() { l.ended = time.Now() }()
-	in, err := l.cfg.Input(l.stale.Load())
-	if err != nil {
+	l.cfg.Alive()
+	l.input.Lock()
+	facts, view, err := l.input.facts, l.input.view, l.input.err
+	l.input.Unlock()
+	if err != nil || view == nil {
 		l.holds.broke(time.Now(), inputObject)
-		if !errors.As(err, &ReportedError{}) {
+		if err != nil && !errors.As(err, &condition.Reported{}) {
 			l.report.broken("reading the state of this host", err)
 		}
 		return false
@@ -248,8 +270,8 @@ func (l *Loop) Pass() bool {
 	if l.retry.Swap(false) {
 		l.holds.retry()
 	}
-	l.own = in.View.Own.Subnet
-	change := l.plan.Update(in.Facts, in.View)
+	l.own = view.Own.Subnet
+	change := l.plan.Update(facts, *view)
 	change.All = change.All || l.undone
 	l.report.skipped(l.plan.Skipped())
 	if l.cfg.Rivals != nil {
@@ -264,8 +286,8 @@ func (l *Loop) Pass() bool {
 		stale = false
 	}
 	if !stale && l.partial(change) {
-		l.passPart(in.View, &done)
-	} else if !l.passWhole(in, &done) {
+		l.passPart(*view, &done)
+	} else if !l.passWhole(facts, *view, &done) {
 		l.undone, l.ok = true, false
 		return false
 	}
@@ -306,9 +328,9 @@ func (l *Loop) passPart(v lease.View, done *pass) {
 
 // passWhole reads the kernel, puts right what differs, and looks again. It tells
 // whether the kernel could be read.
-func (l *Loop) passWhole(in Input, done *pass) bool {
+func (l *Loop) passWhole(f host.Facts, v lease.View, done *pass) bool {
 	want := l.plan.Want()
-	l.scope = want.ScopeOf(l.cfg.Network, in.Facts.Uplink)
+	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
 	l.whole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
 	for round := range rounds {
@@ -323,7 +345,7 @@ func (l *Loop) passWhole(in Input, done *pass) bool {
 		l.holds.clear(inputObject)
 		l.reading, l.read = have, time.Now()
 		l.scope.NextHops, l.scope.Spread = want.NextHopsPay(have), want.SpreadPays(have)
-		delta := dataplane.Diff(want, have, l.scope, in.View.Complete)
+		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
 		done.conflicts = delta.Conflicts
 		l.cost = l.budget.Spend(time.Now())
@@ -412,6 +434,7 @@ func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
 	if len(due) == 0 {
 		return
 	}
+	l.cfg.Alive()
 	if l.cfg.Before != nil {
 		l.cfg.Before()
 	}

@@ -103,13 +103,13 @@ func (a Registry) grant(ctx context.Context, prefix string) string {
 	o.Username = user // who changes roles is to log in, too
 	if a.API == APIv2 {
 		return strings.Join([]string{
-			Etcdctl(o, APIv2, "role", "add", "flannel"),
-			Etcdctl(o, APIv2, "role", "grant", "--readwrite", "--path="+prefix+"*", "flannel"),
-			Etcdctl(o, APIv2, "user", "grant", "--roles=flannel", user),
+			etcdctl(o, APIv2, "role", "add", "flannel"),
+			etcdctl(o, APIv2, "role", "grant", "--readwrite", "--path="+prefix+"*", "flannel"),
+			etcdctl(o, APIv2, "user", "grant", "--roles=flannel", user),
 		}, "; ")
 	}
 	permit := func(role string) string {
-		return Etcdctl(o, APIv3, "role", "grant-permission", "--prefix", role, "readwrite", prefix)
+		return etcdctl(o, APIv3, "role", "grant-permission", "--prefix", role, "readwrite", prefix)
 	}
 	if r, ok := a.Client.(interface {
 		Roles(context.Context, string) ([]string, error)
@@ -120,8 +120,8 @@ func (a Registry) grant(ctx context.Context, prefix string) string {
 			return permit(roles[0])
 		}
 	}
-	return strings.Join([]string{Etcdctl(o, APIv3, "role", "add", "flannel"), permit("flannel"),
-		Etcdctl(o, APIv3, "user", "grant-role", user, "flannel")}, "; ")
+	return strings.Join([]string{etcdctl(o, APIv3, "role", "add", "flannel"), permit("flannel"),
+		etcdctl(o, APIv3, "user", "grant-role", user, "flannel")}, "; ")
 }
 
 // user is whom etcd knows this host as: the user that was given, else, to v3, the common name of
@@ -138,13 +138,20 @@ func (a Registry) user() string {
 	return ""
 }
 
-// DeleteCommand returns the command that deletes the lease of a subnet.
-func (a Registry) DeleteCommand(subnet netip.Prefix) string {
-	verb := "del"
+// MoveCommand returns the commands that have this host lease another subnet than one: without its
+// key and the files in which it remembers that, it chooses anew.
+func (a Registry) MoveCommand(subnet netip.Prefix, files []string) string {
+	verb, remove := "del", "rm -f"
 	if a.API == APIv2 {
 		verb = "rm"
 	}
-	return Etcdctl(a.options, a.API, verb, path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnet)))
+	for _, f := range files {
+		remove += " " + shellWord(f)
+	}
+	key := path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnet))
+	return strings.Join([]string{
+		"systemctl stop flanneld", etcdctl(a.options, a.API, verb, key), remove, "systemctl start flanneld",
+	}, "; ")
 }
 
 // Config implements registry.Registry.

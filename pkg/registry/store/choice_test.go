@@ -79,7 +79,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/coreos.com/network"}
 			for api, verb := range map[API]string{APIv3: "put", APIv2: "set"} {
-				paste(t, Etcdctl(o, api, verb, "/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.4%s.0.0/16"}`, api[1:])))
+				paste(t, etcdctl(o, api, verb, "/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.4%s.0.0/16"}`, api[1:])))
 				if ip, ok := c.leases[api]; ok {
 					reg, err := open(o, api)
 					if err != nil {
@@ -114,7 +114,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 func TestSilentStoreIsWaitedFor(t *testing.T) {
 	o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/p"}
 	away := etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/p"}
-	paste(t, Etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
+	paste(t, etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
 	for _, c := range []struct {
 		last  API
 		tries int // until the one that answers is taken; 0: never

@@ -6,10 +6,10 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// Etcdctl returns the command line of etcd's own tool that does args, on the endpoints and
+// etcdctl returns the command line of etcd's own tool that does args, on the endpoints and
 // with the TLS files of o, for a shell. Where o has a user it is done as root, who may do
 // everything and whose password the tool asks for.
-func Etcdctl(o etcd.Options, api API, args ...string) string {
+func etcdctl(o etcd.Options, api API, args ...string) string {
 	version, ca, cert, key, user := "3", "--cacert=", "--cert=", "--key=", "--user="
 	if api == APIv2 {
 		version, ca, cert, key, user = "2", "--ca-file=", "--cert-file=", "--key-file=", "--username="
@@ -40,13 +40,13 @@ func Etcdctl(o etcd.Options, api API, args ...string) string {
 	}
 	words = append(words, args...)
 	for i, w := range words {
-		words[i] = ShellWord(w)
+		words[i] = shellWord(w)
 	}
 	return strings.Join(words, " ")
 }
 
-// ShellWord returns s as one word of a shell's command line.
-func ShellWord(s string) string {
+// shellWord returns s as one word of a shell's command line.
+func shellWord(s string) string {
 	plain := func(r rune) bool {
 		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_./:=@%+,-", r)
 	}

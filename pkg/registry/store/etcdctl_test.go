@@ -72,7 +72,7 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			commands := suggested(t, s)
-			if len(commands) != 1 || !strings.Contains(commands[0], ShellWord(keys[i])+" ") {
+			if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
 				t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
 			}
 			paste(t, commands[0])
@@ -105,7 +105,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		command := Etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
+		command := etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
 		if strings.Contains(command, "hush") || !strings.Contains(command, "=root ") {
 			t.Errorf("suggested %s", command)
 		}
@@ -130,7 +130,7 @@ func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	server := etcdtest.StartEtcd(t)
 	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
 		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}
-		paste(t, Etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
+		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
 		s, err := Open(here, APIv3, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {
 			t.Fatal(err)

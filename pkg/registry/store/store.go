@@ -332,7 +332,7 @@ func (s *Store) absent(ctx context.Context, answers []answer) error {
 		if s.apis[i] == APIv2 {
 			verb = "set"
 		}
-		e.commands = append(e.commands, Etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
+		e.commands = append(e.commands, etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
 	}
 	if now := time.Now(); s.looks.Delay(now) == 0 {
 		s.looks.Turn(now)

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"flanneld/pkg/condition"
-	"flanneld/pkg/reconcile"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/subnet"
 )
 
@@ -26,8 +26,8 @@ func (d *daemon) persist(ctx context.Context, cannot string, passes func(error) 
 		if !errors.Is(err, subnet.ErrTryAgain) {
 			return err
 		}
-		if !pause(ctx, delay) {
-			return ctx.Err()
+		if err := pace.Sleep(ctx, delay); err != nil {
+			return err
 		}
 	}
 }
@@ -40,7 +40,7 @@ func (d *daemon) try(cannot string, passes func(error) bool, f func() error) err
 	case err == nil || !passes(err):
 		d.conditions.End(unable(cannot))
 		return err
-	case !errors.As(err, &reconcile.ReportedError{}):
+	case !errors.As(err, &condition.Reported{}):
 		d.conditions.Set(condition.Condition{
 			ID: unable(cannot), Severe: true, Text: "cannot " + cannot + ", trying again", Fields: []any{"err", err},
 		})
@@ -50,15 +50,3 @@ func (d *daemon) try(cannot string, passes func(error) bool, f func() error) err
 
 // unable is the ID of a condition.
 func unable(to string) string { return "start/" + to }
-
-// pause waits, and reports whether ctx has not ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}

@@ -1,16 +1,24 @@
-package daemon
+// Package checks looks for what of this host keeps the overlay from working: what the reconciler
+// could not put, as conditions base/..., and, once the network is ready, what others have set up,
+// as conditions host/....
+//
+// What is wrong is for package host to say; this one reads, and knows the remedies that take more
+// than the host. Invariant: it changes nothing, and nothing waits for it.
+package checks
 
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
+	"flanneld/pkg/lease"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
 )
@@ -26,19 +34,31 @@ const (
 	checkPause = 3 * time.Second
 )
 
-// checks looks for what of this host keeps the overlay from working: what the reconciler
-// could not put, as conditions base/..., and from READY on what others have set up, as
-// conditions host/....
-//
-// It changes nothing. It has a goroutine and a socket of its own, so that nothing waits for it.
-type checks struct {
-	daemon  *daemon
-	kernel  *kernel.Kernel // opened for the first look
-	wake    chan struct{}
-	missing atomic.Pointer[[]reconcile.Missing] // as the last pass left it
-	ready   atomic.Bool                         // the host has its subnet
+// Config of Checks.
+type Config struct {
+	Network    backend.Network
+	Masquerade bool
+	Conditions *condition.List
+	// Move returns the commands that have this host lease another subnet than one.
+	Move func(subnet netip.Prefix) string
+}
 
-	said []lacking // by the last look
+// Checks looks when told, and now and then. It has a goroutine and a socket of its own, so that
+// nothing waits for it. Make one with New.
+type Checks struct {
+	Config
+	wake chan struct{}
+
+	mu      sync.Mutex // guards what follows, the latest of each
+	facts   host.Facts
+	unknown error // why there are no facts
+	view    lease.View
+	missing []reconcile.Missing
+	ready   bool // the host has its subnet
+
+	// Of Run's goroutine.
+	kernel *kernel.Kernel // opened for the first look
+	said   []lacking      // by the last look
 }
 
 // lacking is a condition with what it is about.
@@ -47,35 +67,58 @@ type lacking struct {
 	condition.Condition
 }
 
-func newChecks(d *daemon) *checks {
-	c := &checks{daemon: d, wake: make(chan struct{}, 1)}
-	c.missing.Store(new([]reconcile.Missing))
-	return c
-}
+// New returns checks that have found nothing yet.
+func New(c Config) *Checks { return &Checks{Config: c, wake: make(chan struct{}, 1)} }
 
-// trigger asks for a look soon. It never blocks.
-func (c *checks) trigger() {
+// Trigger asks for a look soon, because something of others may have changed. It never blocks, nor
+// does what follows.
+func (c *Checks) Trigger() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
 	}
 }
 
-// begin says that the host has its subnet.
-func (c *checks) begin() {
-	c.ready.Store(true)
-	c.trigger()
+// Ready says that the host has its subnet.
+func (c *Checks) Ready() {
+	c.set(func() bool { c.ready = true; return true })
 }
 
-// lacks takes what this host needs for itself and lacks. It is the reconciler's to call.
-func (c *checks) lacks(missing []reconcile.Missing) {
-	if before := c.missing.Swap(&missing); len(*before)+len(missing) > 0 {
-		c.trigger()
+// SetFacts says what is true of this host now, or why that is not known.
+func (c *Checks) SetFacts(f host.Facts, err error) {
+	c.set(func() bool { c.facts, c.unknown = f, err; return true })
+}
+
+// SetView says which hosts there are now.
+func (c *Checks) SetView(v lease.View) {
+	c.set(func() bool {
+		moved := c.view.Own.Subnet != v.Own.Subnet
+		c.view = v
+		return moved
+	})
+}
+
+// SetMissing says what this host needs for itself and lacks, as the last pass left it.
+func (c *Checks) SetMissing(missing []reconcile.Missing) {
+	c.set(func() bool {
+		before := c.missing
+		c.missing = missing
+		return len(before)+len(missing) > 0
+	})
+}
+
+// set changes something, and asks for a look if change says so.
+func (c *Checks) set(change func() (look bool)) {
+	c.mu.Lock()
+	look := change()
+	c.mu.Unlock()
+	if look {
+		c.Trigger()
 	}
 }
 
-// run looks until ctx ends: when triggered and the burst is over, and once a minute.
-func (c *checks) run(ctx context.Context) {
+// Run looks until ctx ends: when triggered and the burst is over, and once a minute.
+func (c *Checks) Run(ctx context.Context) {
 	defer func() {
 		if c.kernel != nil {
 			c.kernel.Close()
@@ -109,8 +152,7 @@ func (c *checks) run(ctx context.Context) {
 }
 
 // look replaces the conditions by what is found now. What cannot be read leaves them.
-func (c *checks) look() {
-	d := c.daemon
+func (c *Checks) look() {
 	if c.kernel == nil {
 		k, err := kernel.New()
 		if err != nil {
@@ -119,8 +161,11 @@ func (c *checks) look() {
 		}
 		c.kernel = k
 	}
-	d.conditions.Replace("base/", c.base())
-	if !c.ready.Load() {
+	c.Conditions.Replace("base/", c.base())
+	c.mu.Lock()
+	ready := c.ready
+	c.mu.Unlock()
+	if !ready {
 		return
 	}
 	found, err := c.findings()
@@ -128,29 +173,32 @@ func (c *checks) look() {
 		c.failed(err)
 		return
 	}
-	d.conditions.End(uncheckedCondition)
+	c.Conditions.End(uncheckedCondition)
 	now := make([]condition.Condition, 0, len(found))
 	for _, f := range found {
 		now = append(now, condition.Condition{ID: "host/" + f.ID, Text: f.Text, Fields: f.Fields, Command: f.Command})
 	}
-	d.conditions.Replace("host/", now)
+	c.Conditions.Replace("host/", now)
 }
 
 // uncheckedCondition is there while this host cannot be looked at.
 const uncheckedCondition = "checks"
 
-func (c *checks) failed(err error) {
-	c.daemon.conditions.Set(condition.Condition{
+func (c *Checks) failed(err error) {
+	c.Conditions.Set(condition.Condition{
 		ID: uncheckedCondition, Text: "cannot check this host for what keeps the overlay from working, will retry", Fields: []any{"err", err},
 	})
 }
 
 // base returns the conditions of what this host needs for itself and lacks. Of one attempt
 // the reasons are read once: later, they may be gone before the next one.
-func (c *checks) base() []condition.Condition {
+func (c *Checks) base() []condition.Condition {
 	var said []lacking
 	var now []condition.Condition
-	for _, m := range *c.missing.Load() {
+	c.mu.Lock()
+	missing := c.missing
+	c.mu.Unlock()
+	for _, m := range missing {
 		i := slices.IndexFunc(c.said, func(l lacking) bool { return l.Same(m) })
 		if i >= 0 {
 			said = append(said, c.said[i])
@@ -163,12 +211,14 @@ func (c *checks) base() []condition.Condition {
 	return now
 }
 
-func (c *checks) findings() ([]host.Finding, error) {
-	f, err := c.daemon.facts.latest()
+func (c *Checks) findings() ([]host.Finding, error) {
+	c.mu.Lock()
+	f, view, err := c.facts, c.view, c.unknown
+	c.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	o := c.overlay(f)
+	o := c.overlay(f, view)
 	daemons, err := presence.Holders()
 	if err != nil {
 		return nil, err
@@ -193,32 +243,33 @@ func (c *checks) findings() ([]host.Finding, error) {
 	}
 	found := append(o.CheckSysctls(f, s, values), o.Check(f, s)...)
 	for i := range found {
-		found[i] = c.daemon.remedy(found[i], o.Subnet)
+		if id := found[i].ID; id == host.SubnetInside || id == host.LANInside || id == host.NeedInside {
+			found[i].Command = c.Move(o.Subnet)
+		}
 	}
 	return found, nil
 }
 
 // overlay is what this host is compared with. With alloc, who routes knows to where.
-func (c *checks) overlay(f host.Facts) host.Overlay {
-	d := c.daemon
-	view := *d.view.Load()
-	base := backend.Foundation(d.net.Backend, d.net.Network, f, view)
+func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
+	network := c.Network.Network
+	base := backend.Foundation(c.Network.Backend, network, f, view)
 	o := host.Overlay{
-		Network: d.net.Network, Subnet: view.Own.Subnet,
+		Network: network, Subnet: view.Own.Subnet,
 		Devices:    slices.Sorted(maps.Keys(base.Links)),
-		Masquerade: d.options.Rules.Masquerade,
+		Masquerade: c.Masquerade,
 	}
 	for k := range base.Routes {
 		if slices.Contains(o.Devices, k.Link) {
 			o.Routed = append(o.Routed, k.Dst)
 		}
 	}
-	if d.net.BackendType == "alloc" {
+	if c.Network.BackendType == "alloc" {
 		return o
 	}
 	o.Peers = make([]host.Peer, 0, len(view.Peers))
 	for _, p := range view.Peers {
-		if d.net.Network.Contains(p.Subnet.Addr()) && !p.Subnet.Overlaps(o.Subnet) {
+		if network.Contains(p.Subnet.Addr()) && !p.Subnet.Overlaps(o.Subnet) {
 			o.Peers = append(o.Peers, host.Peer{Subnet: p.Subnet, PublicIP: p.PublicIP})
 		}
 	}

@@ -1,4 +1,4 @@
-package daemon
+package needs
 
 import (
 	"fmt"
@@ -11,9 +11,9 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-func (n *needs) addrs() []string {
+func (n *Etcd) addrs() []string {
 	var all []string
-	for _, w := range n.wanted() {
+	for _, w := range n.Wanted() {
 		all = append(all, w.Addr.String()+" "+w.What)
 	}
 	return all
@@ -41,10 +41,10 @@ func TestNeedsOfEndpoints(t *testing.T) {
 		{[]string{"nonsense://x"}, "", nil},
 	} {
 		changes := 0
-		n := newNeeds(etcd.Options{Endpoints: c.endpoints}, func() { changes++ })
+		n := NewEtcd(etcd.Options{Endpoints: c.endpoints}, func() { changes++ })
 		if c.connected != "" {
-			n.connecting(netip.MustParseAddr(c.connected))
-			n.connecting(netip.MustParseAddr(c.connected))
+			n.Connecting(netip.MustParseAddr(c.connected))
+			n.Connecting(netip.MustParseAddr(c.connected))
 		}
 		if got := n.addrs(); !slices.Equal(got, c.want) {
 			t.Errorf("%q: %q, want %q", c.endpoints, got, c.want)
@@ -58,7 +58,7 @@ func TestNeedsOfEndpoints(t *testing.T) {
 // TestNeedsForgetOldAddresses once the name has others for a while; those that were given stay.
 func TestNeedsForgetOldAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := newNeeds(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})
+		n := NewEtcd(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})
 		was, is := netip.MustParseAddr("10.200.1.10"), netip.MustParseAddr("10.201.1.10")
 		n.saw(was, "etcd", time.Now())
 		for minute := 1; minute <= 30; minute++ {
@@ -75,11 +75,11 @@ func TestNeedsForgetOldAddresses(t *testing.T) {
 
 // TestNeedsAreBounded, whatever name servers answer.
 func TestNeedsAreBounded(t *testing.T) {
-	n := newNeeds(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})
+	n := NewEtcd(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})
 	for i := range 10 * mostAddresses {
 		n.saw(netip.MustParseAddr(fmt.Sprintf("10.%d.%d.9", i/256, i%256)), "etcd", time.Now())
 	}
-	if got := len(n.wanted()); got != mostAddresses {
+	if got := len(n.Wanted()); got != mostAddresses {
 		t.Errorf("%d addresses", got)
 	}
 }
@@ -87,7 +87,7 @@ func TestNeedsAreBounded(t *testing.T) {
 // TestNeedsLookUpNames by the resolver of the system.
 func TestNeedsLookUpNames(t *testing.T) {
 	changes := 0
-	n := newNeeds(etcd.Options{Endpoints: []string{"http://localhost:2379", "http://no..name:2379"}}, func() { changes++ })
+	n := NewEtcd(etcd.Options{Endpoints: []string{"http://localhost:2379", "http://no..name:2379"}}, func() { changes++ })
 	n.saw(netip.MustParseAddr("10.200.1.10"), "etcd", time.Now().Add(-time.Hour))
 	n.lookUp(t.Context())
 	if got := n.addrs(); len(got) != 1 || changes != 0 {
@@ -103,7 +103,7 @@ func TestNameServers(t *testing.T) {
 		"\tnameserver   fe80::1%eth0\n":                                         "[fe80::1]",
 		"nameserver x\nnameserver 10.9.9.9":                                     "[10.9.9.9]",
 	} {
-		if got := fmt.Sprint(addrsOf(parseNameServers(text))); got != want {
+		if got := fmt.Sprint(Addrs(parseNameServers(text))); got != want {
 			t.Errorf("%q: %s, want %s", text, got, want)
 		}
 	}

@@ -1,8 +1,13 @@
-package daemon
+// Package needs knows which addresses this host must reach without the overlay, because the
+// overlay depends on them: those of etcd, and, as far as that can be told, of name servers. At the
+// start it has no route of an earlier run in the way to them.
+//
+// What a route would take away is for package host, and how to keep routes from that for package
+// backend. Invariant: no answer of a name server makes it remember without bound.
+package needs
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -28,9 +33,9 @@ const (
 	mostAddresses = 256
 )
 
-// needs are the addresses of etcd, which this host must reach without the overlay: all that
-// its endpoints' names have, and those that were connected to, which may be a proxy's.
-type needs struct {
+// Etcd are the addresses of etcd: all that its endpoints' names have, and those that were
+// connected to, which may be a proxy's. Its methods may be called by several goroutines.
+type Etcd struct {
 	what    string            // of an address that was connected to
 	names   map[string]string // host names to look up, with what is there
 	changed func()            // called when an address has come or gone
@@ -44,8 +49,10 @@ type seen struct {
 	last time.Time // zero: it was given as an address
 }
 
-func newNeeds(o etcd.Options, changed func()) *needs {
-	n := &needs{what: "an address of etcd", names: map[string]string{}, changed: changed, seen: map[netip.Addr]seen{}}
+// NewEtcd returns the addresses that are known from the options alone. changed is called, by
+// whoever brings the news, when an address has come or gone later.
+func NewEtcd(o etcd.Options, changed func()) *Etcd {
+	n := &Etcd{what: "an address of etcd", names: map[string]string{}, changed: changed, seen: map[netip.Addr]seen{}}
 	endpoints, err := o.ParseEndpoints()
 	if err != nil {
 		return n // whoever opens the store says so
@@ -69,7 +76,7 @@ func newNeeds(o etcd.Options, changed func()) *needs {
 }
 
 // add adds a host by its name or address.
-func (n *needs) add(name, what string) {
+func (n *Etcd) add(name, what string) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		n.saw(a, what, time.Time{})
 	} else {
@@ -77,8 +84,8 @@ func (n *needs) add(name, what string) {
 	}
 }
 
-// connecting is told of an address that is about to be connected to.
-func (n *needs) connecting(a netip.Addr) {
+// Connecting is told of an address that is about to be connected to.
+func (n *Etcd) Connecting(a netip.Addr) {
 	if n.saw(a, n.what, time.Now()) {
 		n.changed()
 	}
@@ -86,7 +93,7 @@ func (n *needs) connecting(a netip.Addr) {
 
 // saw notes an address and reports whether it is new. This host reaches itself whatever the
 // routes say.
-func (n *needs) saw(a netip.Addr, what string, at time.Time) bool {
+func (n *Etcd) saw(a netip.Addr, what string, at time.Time) bool {
 	a = a.Unmap().WithZone("")
 	if a.IsLoopback() || a.IsUnspecified() {
 		return false
@@ -104,8 +111,8 @@ func (n *needs) saw(a netip.Addr, what string, at time.Time) bool {
 	return false
 }
 
-// wanted returns the addresses, in order.
-func (n *needs) wanted() []host.Need {
+// Wanted returns the addresses, in order.
+func (n *Etcd) Wanted() []host.Need {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	all := make([]host.Need, 0, len(n.seen)+1)
@@ -116,9 +123,12 @@ func (n *needs) wanted() []host.Need {
 	return all
 }
 
-// run looks the names up, now and then, until ctx ends.
-func (n *needs) run(ctx context.Context) {
-	if len(n.names) == 0 {
+// Named reports whether there are names to look up.
+func (n *Etcd) Named() bool { return len(n.names) > 0 }
+
+// Run looks the names up, now and then, until ctx ends.
+func (n *Etcd) Run(ctx context.Context) {
+	if !n.Named() {
 		return
 	}
 	for {
@@ -130,7 +140,7 @@ func (n *needs) run(ctx context.Context) {
 
 // lookUp takes what the names have now. As long as one of them cannot be looked up, nothing
 // is forgotten.
-func (n *needs) lookUp(ctx context.Context) {
+func (n *Etcd) lookUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	changed, failed := false, false
@@ -151,7 +161,7 @@ func (n *needs) lookUp(ctx context.Context) {
 
 // forget drops the addresses that were last seen before a time, and reports whether there were
 // any.
-func (n *needs) forget(before time.Time) (forgot bool) {
+func (n *Etcd) forget(before time.Time) (forgot bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for a, s := range n.seen {
@@ -163,7 +173,8 @@ func (n *needs) forget(before time.Time) (forgot bool) {
 	return forgot
 }
 
-func addrsOf(all []host.Need) []netip.Addr {
+// Addrs returns the addresses of needs.
+func Addrs(all []host.Need) []netip.Addr {
 	addrs := make([]netip.Addr, 0, len(all))
 	for _, n := range all {
 		addrs = append(addrs, n.Addr)
@@ -171,32 +182,9 @@ func addrsOf(all []host.Need) []netip.Addr {
 	return addrs
 }
 
-// wanted returns the addresses that this host needs, wherever they lie.
-func (d *daemon) wanted() []host.Need {
-	return append(d.needs.wanted(), host.Need{Addr: d.publicIP(), What: "this host's public IP"})
-}
-
-// needed is a subnet.Options.Needed.
-func (d *daemon) needed(subnet netip.Prefix) string {
-	contains := func(n host.Need) bool { return subnet.Contains(n.Addr) }
-	if !slices.ContainsFunc(d.atStart, contains) && !slices.ContainsFunc(d.wanted(), contains) {
-		return "" // which spares nearly everybody reading the facts
-	}
-	f, err := d.readFacts()
-	if err != nil {
-		return "" // whoever needs them says so
-	}
-	for _, n := range f.Needs {
-		if n.TakenBy(subnet) {
-			return fmt.Sprintf("%s is %s", n.Addr, n.What)
-		}
-	}
-	return ""
-}
-
-// nameServers returns the name servers of this host that may be other hosts. Where
+// NameServers returns the name servers of this host that may be other hosts. Where
 // systemd-resolved asks them, it has a file of its own.
-func nameServers() (servers []host.Need) {
+func NameServers() (servers []host.Need) {
 	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
 		text, err := os.ReadFile(path)
 		if err != nil {

@@ -1,4 +1,4 @@
-package daemon
+package checks
 
 import (
 	"errors"
@@ -22,7 +22,7 @@ type reasons struct {
 }
 
 // reasons reads what is in the way. What cannot be read is left out: the error remains.
-func (c *checks) reasons(m reconcile.Missing) (r reasons) {
+func (c *Checks) reasons(m reconcile.Missing) (r reasons) {
 	name, want := dataplane.KindLink.Of(m.Op)
 	if m.Op.Kind != dataplane.KindLink || m.Err == nil {
 		return r
@@ -113,17 +113,4 @@ func (r reasons) device(name string) (reason, command string) {
 		return name + " is a TUN device with several queues", "ip link del " + name
 	}
 	return "", ""
-}
-
-// withHolder adds to an error of listening for health checks who has the port.
-func withHolder(k *kernel.Kernel, ip string, port int, err error) error {
-	addr, parseErr := netip.ParseAddr(ip)
-	if !errors.Is(err, unix.EADDRINUSE) || parseErr != nil {
-		return err
-	}
-	holders, _ := k.Holders("tcp", netip.AddrPortFrom(addr, uint16(port)))
-	if len(holders) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w: %s has it; choose another -healthz-port", err, holders[0])
 }

@@ -1,0 +1,212 @@
+package daemon
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/checks"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/driver"
+	"flanneld/pkg/filter"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/firewalld"
+	"flanneld/pkg/host"
+	"flanneld/pkg/iptables"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/nftables"
+	"flanneld/pkg/pace"
+	"flanneld/pkg/presence"
+	"flanneld/pkg/reconcile"
+	"flanneld/pkg/subnet"
+	"flanneld/pkg/subnetenv"
+	"flanneld/pkg/systemd"
+	"flanneld/pkg/terms"
+	"flanneld/pkg/tunnel"
+)
+
+// rulesWithin bounds what the first look at the packet filter may add to the start.
+const rulesWithin = 5 * time.Second
+
+// serve joins the network and follows it until ctx ends. What flows where:
+//
+//	drivers' events -> uplink -> facts  -> terms, files, feed, loop, checks
+//	                          -> events -> checks, loop (see heard)
+//	follower        -> views            -> feed, loop, checks, uplink, files (see follow)
+//	config          -> pool, choice     -> terms, uplink, rules (see reconfigure)
+//	loop            -> rivals, missing  -> terms, checks
+//	terms           -> changes          -> follower
+func (d *daemon) serve(until context.Context) error {
+	ctx, cancel := context.WithCancel(until)
+	var tasks sync.WaitGroup
+	defer func() {
+		if d.options.Release && until.Err() != nil { // no follower is left that would make it again
+			d.release()
+		}
+	}()
+	defer func() { d.here.Close() }()
+	defer tasks.Wait()
+	defer cancel()
+
+	d.uplink.SetNetwork(d.net)
+	var objects *kernel.Driver
+	err := d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
+		objects, err = d.kernel.Drive(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Uplink().Iface}})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
+	defer d.tunnels.Close()
+	defer cancel()
+	drivers := driver.NewMux(ctx, objects, driver.Part{Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN})
+	d.terms = terms.New(d.net, d.log)
+	defer d.terms.Close()
+	d.uplink.OnMove(d.registry.Reconnect)
+	d.uplink.OnFacts(d.terms.SetFacts)
+	d.uplink.OnFacts(func(f host.Facts, err error) {
+		if err == nil {
+			d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
+		}
+	})
+	tasks.Go(func() { d.uplink.Run(ctx, drivers.Events()) })
+	first, views, err := d.join(ctx, &tasks)
+	if err != nil {
+		return err
+	}
+
+	if d.net.UsesTUN() {
+		err := d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
+			_, err := d.chooseTUN()
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	} else {
+		d.fds.RemoveAll()
+	}
+	nft := new(nftables.Keeper)
+	d.rules, d.lock = d.newFilter(nft)
+	d.feed = &filter.Feed{Network: d.net, Rules: d.rules, Lock: d.lock}
+	wanted := d.net.Backend
+	if d.options.Blackhole {
+		wanted = backend.WithBlackhole(wanted)
+	}
+	d.checks = checks.New(checks.Config{
+		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
+		Move: func(subnet netip.Prefix) string {
+			return d.registry.MoveCommand(subnet, subnetenv.Files(d.options.SubnetFile))
+		},
+	})
+	d.loop = reconcile.New(reconcile.Config{
+		Driver: drivers, Backend: wanted, Network: d.net.Network, Conditions: d.conditions, Log: d.log,
+		Before: d.lock.Admit, Alive: d.alive.loop.Beat,
+		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
+	})
+	d.feed.SetView(first)
+	d.loop.SetView(first)
+	d.checks.SetView(first)
+	d.uplink.OnFacts(d.feed.SetFacts)
+	d.uplink.OnFacts(d.loop.SetFacts)
+	d.uplink.OnFacts(d.checks.SetFacts)
+	d.uplink.OnEvent(d.heard)
+	d.leftovers.End() // from here on the loop sees to it
+	tasks.Go(func() { d.checks.Run(ctx) })
+	tasks.Go(func() {
+		defer nft.Close()
+		d.rules.Run(ctx)
+	})
+	tasks.Go(func() { d.lock.Run(ctx) })
+	tasks.Go(func() { d.follow(ctx, first, views) })
+	if err := d.loop.Settle(ctx); err != nil {
+		return err
+	}
+	late, cancelled := context.WithTimeout(ctx, rulesWithin)
+	for _, tried := range []<-chan struct{}{d.rules.Tried(), d.lock.Tried()} {
+		select { // neither success nor a command that hangs is waited for
+		case <-tried:
+		case <-late.Done():
+		}
+	}
+	cancelled()
+	tasks.Go(func() { d.needs.Run(ctx) })
+	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.conditions, d.admit, d.reconfigure) })
+	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
+	tasks.Go(func() {
+		systemd.Watchdog(ctx, d.conditions, &d.alive.loop, &d.alive.follower, &d.alive.uplink)
+	})
+	d.loop.Run(ctx)
+	return nil
+}
+
+// newFilter makes what keeps the packet filter's rules, and the underlay's lock.
+func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) {
+	ipt := iptables.NewTools(d.options.Rules.Resync)
+	taken := func(o firewall.Overlay) bool { return presence.Serves(o.Network) }
+	rules := filter.New(filter.Config{
+		Options: d.options.Rules, Choice: d.net.NFTables,
+		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},
+		Former:     []firewall.Overlay{{Network: d.former.Network, Subnet: d.former.Subnet}},
+		Taken:      taken,
+		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
+		Conditions: d.conditions, Log: d.log,
+	})
+	lock := filter.NewLock(filter.LockConfig{
+		Wanted: d.options.Rules.Lock, Network: d.net.Network, Former: d.former.Network, Taken: taken,
+		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
+		Table: nftables.LockTable(d.net.Network), Conditions: d.conditions, Log: d.log,
+	})
+	return rules, lock
+}
+
+// chooseTUN takes the TUN device for this host's overlay, and reports whether that is another one than before.
+func (d *daemon) chooseTUN() (changed bool, err error) {
+	inv, err := d.uplink.Inventory(false)
+	if err != nil {
+		return false, err
+	}
+	return d.uplink.SetTUN(d.tunnels.Choose(inv, d.former.Network)), nil
+}
+
+// heard has those look for whom an event may matter.
+func (d *daemon) heard(e driver.Event) {
+	retry := e&driver.Uplink != 0 // not for links of our own: what we try on them is an event, too
+	if e&driver.Taken != 0 {
+		changed, err := d.chooseTUN()
+		retry = retry || err == nil && changed
+	}
+	if e&(driver.Candidates|driver.Routes|driver.Uplink|driver.Overflow) != 0 {
+		d.checks.Trigger()
+	}
+	switch {
+	case retry:
+		d.loop.Retry()
+	case e&^(driver.Candidates|driver.Taken) != 0:
+		d.loop.Reread()
+	}
+}
+
+// wroteSubnetFile is called when the subnet file says something else than before in this
+// run. Docker reads it at its start only.
+func (d *daemon) wroteSubnetFile(first, changed bool) {
+	if changed && (!first || d.former.Subnet.IsValid()) {
+		d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
+	}
+	if first {
+		d.announce()
+	}
+}
+
+// announce tells that the network is there.
+func (d *daemon) announce() {
+	d.health.Ready()
+	systemd.Ready(d.conditions)
+	view := d.view.Load()
+	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
+	d.checks.Ready()
+	d.lock.Ready()
+}

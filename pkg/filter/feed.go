@@ -1,0 +1,130 @@
+package filter
+
+import (
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/firewall"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+// Feed says to a Filter and a Lock what they need, out of the latest facts and the latest view of a
+// network. Its methods may be called by several goroutines, but SetView by one, and never block.
+type Feed struct {
+	Network backend.Network
+	Rules   *Filter
+	Lock    *Lock
+
+	mu    sync.Mutex
+	facts *host.Facts // nil: there were none yet
+	known bool        // they are those of now
+	view  *lease.View // nil: there was none yet
+}
+
+// SetFacts says what is true of this host now. While that is not known, rules follow from what was
+// true last, and nothing is asked.
+func (f *Feed) SetFacts(facts host.Facts, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known = err == nil; f.known {
+		f.facts = &facts
+	}
+	f.push()
+}
+
+// SetView says which hosts there are now.
+func (f *Feed) SetView(v lease.View) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.view = &v
+	f.Lock.SetView(v)
+	f.push()
+}
+
+func (f *Feed) push() {
+	if f.facts == nil || f.view == nil {
+		return
+	}
+	link, ok := tunnelLink(f.Network.Base(*f.facts, f.view.Own))
+	in := Input{Overlay: firewall.Overlay{Network: f.Network.Network, Subnet: f.view.Own.Subnet}}
+	if ok {
+		in.Tunnel = tunnelOf(f.Network.Network, *f.facts, link)
+	}
+	if f.known {
+		in.Probes = probesOf(f.Network.Network, *f.facts, *f.view, link, ok)
+	}
+	f.Rules.Set([]Input{in})
+	f.Lock.SetTunnel(firewall.Lock{
+		Network: f.Network.Network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
+	}, ok)
+}
+
+// tunnelLink returns the link that other hosts send to, if there is one.
+func tunnelLink(s dataplane.State) (link dataplane.Link, ok bool) {
+	for _, l := range s.Links {
+		if l.Port != 0 {
+			return l, true
+		}
+	}
+	return link, false
+}
+
+// bindsPort reports whether the link has its port at one address, and sends from there.
+func bindsPort(link dataplane.Link) bool { return link.Kind == dataplane.KindTUN }
+
+// tunnelOf returns what the packet filter has to know of the link that others send to.
+func tunnelOf(network netip.Prefix, f host.Facts, link dataplane.Link) firewall.Tunnel {
+	t := firewall.Tunnel{Port: uint16(link.Port), Bound: bindsPort(link)}
+	inside := false // the uplink's address is in one of them
+	for _, r := range f.Underlay {
+		if r.Iface == f.Uplink && !r.Gateway.IsValid() && r.Dst.Bits() > network.Bits() && network.Contains(r.Dst.Addr()) {
+			t.Hosts = append(t.Hosts, r.Dst)
+			inside = inside || r.Dst.Contains(f.Addr)
+		}
+	}
+	if !inside && network.Contains(f.Addr) {
+		t.Hosts = append(t.Hosts, netip.PrefixFrom(f.Addr, f.Addr.BitLen()))
+	}
+	return t
+}
+
+// vxlanSourcePort is any source port of a VXLAN packet: the kernel chooses among many.
+const vxlanSourcePort = 40000
+
+// probesOf returns packets that others' rules might drop.
+func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.Link, tunnel bool) *Probes {
+	var p Probes
+	for _, peer := range v.Peers[:min(len(v.Peers), MostPeers)] {
+		p.Peers = append(p.Peers, peer.PublicIP)
+	}
+	if tunnel {
+		p.Tunnel = &firewall.Packet{
+			In: f.Uplink, Dst: f.Addr, ToHost: true,
+			Protocol: unix.IPPROTO_UDP, SrcPort: uint16(link.Port), DstPort: uint16(link.Port),
+		}
+		if link.Kind == dataplane.KindVXLAN {
+			p.Tunnel.SrcPort = vxlanSourcePort
+		}
+	}
+	here, there := v.Own.Subnet.Addr().Next(), network.Addr().Next()
+	if v.Own.Subnet.Contains(there) {
+		there = lastOf(network)
+	}
+	p.Inner = []firewall.Packet{{Src: here, Dst: there}, {Src: there, Dst: here}}
+	return &p
+}
+
+// lastOf is a prefix's last address.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

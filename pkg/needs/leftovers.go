@@ -1,0 +1,139 @@
+package needs
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/presence"
+)
+
+// Leftovers are routes of this host's network that an earlier run has left. Its methods may be
+// called by several goroutines.
+type Leftovers struct {
+	Kernel     Kernel
+	Network    netip.Prefix // that this host was in; invalid: none
+	Subnet     netip.Prefix // that it had
+	Conditions *condition.List
+	Log        *slog.Logger
+
+	mu   sync.Mutex // one looks at a time
+	over bool       // somebody else sees to it
+}
+
+// Kernel is what is asked for routes, and removes them.
+type Kernel interface {
+	Inventory(kernel.Wanted) (host.Inventory, error)
+	Snapshot(dataplane.Scope) (dataplane.State, error)
+	Apply([]dataplane.Op) []error
+}
+
+// leftover is a route of this host's network, left by an earlier run, that takes what this run
+// needs itself, as the operation that removes it.
+type leftover struct {
+	dataplane.Op
+	need host.Need
+}
+
+// Uncover removes routes that would take what this run needs itself. Without that, an etcd that
+// such a route has cut off could never say that it is not wanted any more. So this is the one thing
+// that is removed before the view of the network is complete; from then on, the loop does it.
+func (l *Leftovers) Uncover(wanted []host.Need) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return
+	}
+	for _, o := range l.among(wanted) {
+		fields := []any{"addr", o.need.Addr, "reason", o.need.What}
+		if err := l.Kernel.Apply([]dataplane.Op{o.Op})[0]; err != nil {
+			l.Log.Warn("cannot remove a route of an earlier run that takes what this host needs itself", append(fields, "err", err, "command", o.Op.String())...)
+		} else {
+			l.Log.Warn("removed a route of an earlier run that took what this host needs itself", append(fields, "op", o.Op.String())...)
+		}
+	}
+}
+
+// WarnOf warns about routes that lead to name servers, which are asked for names before etcd can
+// be. They may be in containers, so nothing is removed.
+func (l *Leftovers) WarnOf(nameServers []host.Need) {
+	for _, o := range l.among(nameServers) {
+		l.Log.Warn("a route of an earlier run leads to a name server: if that is not in a container, it is cut off", "addr", o.need.Addr, "command", o.Op.String())
+	}
+}
+
+// End says that the loop sees to it from now on.
+func (l *Leftovers) End() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+	l.Conditions.End(routesUnread)
+}
+
+// among returns the routes that take one of the addresses.
+func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
+	network := l.Network
+	wanted = slices.DeleteFunc(slices.Clone(wanted), func(n host.Need) bool { return !network.IsValid() || !network.Contains(n.Addr) })
+	if len(wanted) == 0 {
+		return nil // as nearly always
+	}
+	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: network, Leads: Addrs(wanted)})
+	if err != nil {
+		l.Conditions.Set(unreadable(err))
+		return nil
+	}
+	needs := slices.DeleteFunc(inv.Needs(network, wanted), func(n host.Need) bool {
+		blackhole := l.Subnet // which an inventory does not tell
+		return !inv.Takes(n.Addr) && !(blackhole.IsValid() && n.TakenBy(blackhole))
+	})
+	if len(needs) == 0 {
+		l.Conditions.End(routesUnread)
+		return nil
+	}
+	daemons, err := presence.Holders()
+	if err != nil {
+		l.Conditions.Set(unreadable(err))
+		return nil
+	}
+	if slices.ContainsFunc(daemons, func(h presence.Holder) bool { return h.Network.Overlaps(network) }) {
+		return nil // the routes are those of one that runs
+	}
+	scope := dataplane.Scope{Network: network}
+	for _, i := range inv.Ifaces {
+		if dataplane.IsDeviceName(i.Name) {
+			scope.Links = append(scope.Links, i.Name)
+		}
+	}
+	have, err := l.Kernel.Snapshot(scope)
+	if err != nil {
+		l.Conditions.Set(unreadable(err))
+		return nil
+	}
+	l.Conditions.End(routesUnread)
+	scope.Links = slices.DeleteFunc(scope.Links, func(name string) bool {
+		ours, _ := have.DeviceOf(network, name)
+		return !ours
+	})
+	for _, n := range needs {
+		for _, op := range dataplane.Uncover(have, scope, n.Addr) {
+			have.Note(op)
+			all = append(all, leftover{op, n})
+		}
+	}
+	return all
+}
+
+// routesUnread is the ID of the condition that the routes cannot be read.
+const routesUnread = "leftover-routes"
+
+func unreadable(err error) condition.Condition {
+	return condition.Condition{
+		ID: routesUnread, Text: "cannot tell whether an earlier run has left routes that are in the way",
+		Fields: []any{"err", err},
+	}
+}

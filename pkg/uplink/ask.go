@@ -1,0 +1,138 @@
+package uplink
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/host"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/needs"
+	"flanneld/pkg/probe"
+)
+
+// What is in this file asks the kernel something now, and changes nothing. It may be called from
+// any goroutine.
+
+// Inventory reads what an uplink can be chosen from, with the links whose names matter: those
+// that were asked for, the present uplink, and the overlay's device; and, if routes, how peers and
+// what this host needs are reached, which may take a while where a routing daemon has made many.
+func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
+	names := slices.Clone(w.Selectors.Ifaces)
+	if to := w.Selectors.CanReach; to.IsValid() {
+		if iface, _, err := w.Kernel.RouteTo(to); err == nil { // else the choice says so
+			names = append(names, iface)
+		}
+	}
+	w.mu.Lock()
+	names = append(names, w.uplink.Iface, w.uplink.Holder, w.about.device)
+	network, wanted := w.about.network, w.wanted()
+	w.mu.Unlock()
+	var leads []netip.Addr
+	if routes {
+		leads = append(needs.Addrs(wanted), needs.Addrs(needs.NameServers())...)
+	}
+	return w.Kernel.Inventory(kernel.Wanted{
+		Names:  slices.DeleteFunc(names, func(name string) bool { return name == "" }),
+		Routes: routes, Network: network, Leads: leads,
+	})
+}
+
+// Wanted returns the addresses that this host needs, wherever they lie.
+func (w *Watcher) Wanted() []host.Need {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wanted()
+}
+
+// wanted is Wanted, of whoever has locked mu.
+func (w *Watcher) wanted() []host.Need {
+	return append(w.about.etcd(), host.Need{Addr: w.publicIP(), What: "this host's public IP"})
+}
+
+// Admit returns why the routes of a network would take from this host what it needs itself, nil if
+// they would not.
+func (w *Watcher) Admit(n backend.Network) error {
+	if !n.RoutesToAll() {
+		return nil
+	}
+	inv, err := w.Inventory(true)
+	if err != nil {
+		return fmt.Errorf("cannot tell whether the network is in the way of this host: %w", err)
+	}
+	f, err := w.Uplink().Facts(inv, w.PublicIP(), n.Network)
+	if err != nil {
+		return nil // there is nothing to be in the way of
+	}
+	f.Needs, f.Leased = inv.Needs(n.Network, w.Wanted()), n.Pool().Cover()
+	if err := backend.Check(n.Backend, f); err != nil {
+		return fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must be beside what the hosts need themselves: %w", n.SubnetMin, n.SubnetMax, err)
+	}
+	return nil
+}
+
+// Needed says what this host needs itself at an address of a subnet and reaches in another way than
+// by the overlay, "" if there is nothing. It is a subnet.Options.Needed.
+func (w *Watcher) Needed(subnet netip.Prefix) string {
+	contains := func(n host.Need) bool { return subnet.Contains(n.Addr) }
+	w.mu.Lock()
+	network, wanted, atStart := w.about.network, w.wanted(), w.about.atStart
+	w.mu.Unlock()
+	if !slices.ContainsFunc(atStart, contains) && !slices.ContainsFunc(wanted, contains) {
+		return "" // which spares nearly everybody asking the kernel
+	}
+	inv, err := w.Inventory(true)
+	if err != nil {
+		return "" // whoever reads the facts says so
+	}
+	for _, n := range inv.Needs(network, wanted) {
+		if n.TakenBy(subnet) {
+			return fmt.Sprintf("%s is %s", n.Addr, n.What)
+		}
+	}
+	return ""
+}
+
+// Avoid returns what a subnet that is chosen anew must not overlap: what this host reaches in
+// another way, its own addresses, and what it needs. It is a subnet.Options.Avoid.
+func (w *Watcher) Avoid() ([]netip.Prefix, error) {
+	w.mu.Lock()
+	network, leased, needed := w.about.network, w.about.leased, slices.Concat(w.wanted(), w.about.atStart)
+	w.mu.Unlock()
+	s, err := w.Kernel.Surroundings(func(dst netip.Prefix) bool { return slices.ContainsFunc(leased, dst.Overlaps) }, nil)
+	if err != nil {
+		return nil, err
+	}
+	avoid := s.Avoid(network)
+	for _, a := range needs.Addrs(append(needed, needs.NameServers()...)) {
+		avoid = append(avoid, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return avoid, nil
+}
+
+// Probe returns what shows that another host has an address, or why that cannot be found out; it is
+// empty when nobody answers there. It is a subnet.Options.Probe.
+func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
+	if !addr.IsValid() || addr.IsUnspecified() {
+		return ""
+	}
+	inv, err := w.Inventory(true)
+	if err != nil {
+		return fmt.Sprintf("cannot tell whether %s is in use: %v", addr, err)
+	}
+	has := func(a host.Addr) bool { return a.Prefix.Addr() == addr }
+	if slices.ContainsFunc(inv.Ifaces, func(i host.Iface) bool { return slices.ContainsFunc(i.Addrs, has) }) {
+		return "" // it is this host's, still or again
+	}
+	iface, _ := host.OnLink(inv.Routes, addr)
+	answered, err := probe.Probe(ctx, addr, iface, w.Kernel)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("cannot tell whether %s is in use: %v", addr, err)
+	case answered != "":
+		return fmt.Sprintf("%s answers %s", addr, answered)
+	}
+	return ""
+}

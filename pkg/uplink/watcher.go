@@ -1,0 +1,389 @@
+// Package uplink watches the interface that carries the overlay, and what else is true of this
+// host. It chooses the uplink, reads the facts, and pushes them to whoever wants them when they
+// change, before it passes on the event of the kernel's that said so.
+//
+// What to do about them is for others. Invariants: facts that are pushed are those of the uplink
+// that is in use, and the reading of them is at most a minute old; while it cannot be used, that is
+// pushed, and a condition says why. To get the latest facts does nothing else.
+package uplink
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
+	"flanneld/pkg/driver"
+	"flanneld/pkg/host"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/needs"
+	"flanneld/pkg/pace"
+	"flanneld/pkg/probe"
+)
+
+const (
+	// retry is the time between attempts while there are no facts.
+	retry = time.Second
+	// resync bounds the age of a reading, for what no event tells of, such as a route between two
+	// underlay networks.
+	resync = time.Minute
+	// burst is the least time between two readings: it lets what others do at once end.
+	burst = 20 * time.Millisecond
+)
+
+// readings are those that others cause, and may cause all the time: there may be many routes to read.
+func readings() pace.Share {
+	return pace.Share{Share: 20, Least: 50 * time.Millisecond, Most: 3 * time.Second}
+}
+
+// unusable is the ID of the condition that the uplink cannot be used.
+const unusable = "uplink"
+
+// Kernel is what the watcher asks.
+type Kernel interface {
+	Inventory(kernel.Wanted) (host.Inventory, error)
+	RouteTo(netip.Addr) (iface string, src netip.Addr, err error)
+	Surroundings(wanted func(dst netip.Prefix) bool, ours []string) (host.Surroundings, error)
+	probe.Link
+}
+
+// Config of a Watcher.
+type Config struct {
+	Kernel     Kernel
+	Selectors  host.Selectors
+	Had        []netip.Prefix // subnets of this host in earlier runs
+	Conditions *condition.List
+	Log        *slog.Logger
+	Alive      func() // called whenever the watcher is at work, at least once a minute
+}
+
+// Watcher watches the uplink. Make one with New, have it choose with Choose, and then Run it.
+type Watcher struct {
+	Config
+	wake chan struct{}
+
+	// Of Run's goroutine, and of Choose's caller before that.
+	tracker host.Tracker
+	due     time.Time     // when to read next
+	looked  time.Time     // when the last reading ended
+	rest    time.Duration // from then to one that others cause
+
+	mu     sync.Mutex // guards what follows
+	uplink host.Uplink
+	about  about
+	facts  host.Facts // the latest that there were
+	err    error      // why there are none now
+
+	calls   sync.Mutex // guards the following, and is held for a call of the first two
+	onFacts []func(host.Facts, error)
+	onMove  []func()
+	onEvent []func(driver.Event)
+}
+
+// about is what others know and the facts depend on.
+type about struct {
+	network netip.Prefix
+	device  string         // of the network, where its name cannot be chosen
+	subnet  netip.Prefix   // this host's
+	leased  []netip.Prefix // the fewest that hold all subnets that are leased
+	tun     string         // the TUN device, where there is one
+	etcd    func() []host.Need
+	atStart []host.Need // what this host needed then, wherever it lies
+}
+
+// New returns a Watcher that has chosen nothing yet.
+func New(c Config) *Watcher {
+	return &Watcher{
+		Config: c, wake: make(chan struct{}, 1),
+		tracker: host.Tracker{Selectors: c.Selectors, Reach: c.Kernel.RouteTo},
+		about:   about{etcd: func() []host.Need { return nil }},
+		err:     condition.Reported{Err: errors.New("the state of this host is not known yet")},
+	}
+}
+
+// Choose chooses the uplink for the first time, by what Inventory returned. Its error says why there
+// is none.
+func (w *Watcher) Choose(inv host.Inventory) error { return w.choose(inv) }
+
+// SetNeeds says which addresses of etcd there are, by a function that knows them now. What the host
+// needs besides, and how it reached all that at the start, is in inv.
+func (w *Watcher) SetNeeds(etcd func() []host.Need, inv host.Inventory) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.about.etcd = etcd
+	w.about.atStart = inv.Needs(netip.PrefixFrom(netip.IPv4Unspecified(), 0), w.wanted())
+}
+
+// SetNetwork says which network the facts are for, and reads them. It is called before each Run.
+func (w *Watcher) SetNetwork(n backend.Network) {
+	w.mu.Lock()
+	w.about.network, w.about.device, w.about.leased = n.Network, n.FixedDevice(), n.Pool().Cover()
+	w.mu.Unlock()
+	w.look(context.Background())
+}
+
+// SetSubnet says which subnet this host has.
+func (w *Watcher) SetSubnet(subnet netip.Prefix) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.about.subnet = subnet
+}
+
+// SetLeased says which are the fewest prefixes that hold all subnets that are leased, and pushes
+// facts that say so.
+func (w *Watcher) SetLeased(leased []netip.Prefix) {
+	w.amend(func(a *about) { a.leased = leased })
+}
+
+// SetTUN says what the TUN device is called, and pushes facts that say so. It reports whether that
+// is another one than before.
+func (w *Watcher) SetTUN(name string) (changed bool) {
+	w.amend(func(a *about) { changed, a.tun = a.tun != name, name })
+	return changed
+}
+
+// amend changes what others know, and pushes it with the facts that were read last.
+func (w *Watcher) amend(change func(*about)) {
+	w.calls.Lock()
+	defer w.calls.Unlock()
+	w.mu.Lock()
+	change(&w.about)
+	facts, err := w.about.complete(w.facts), w.err
+	w.mu.Unlock()
+	w.push(facts, err)
+}
+
+func (a about) complete(f host.Facts) host.Facts {
+	f.TUN, f.Leased = a.tun, a.leased
+	return f
+}
+
+// OnFacts has f called with the facts, now and whenever there are others, or with the error why
+// there are none; in the order of the calls of OnFacts. f must not block, nor say anything to the
+// watcher.
+func (w *Watcher) OnFacts(f func(host.Facts, error)) {
+	w.calls.Lock()
+	defer w.calls.Unlock()
+	w.onFacts = append(w.onFacts, f)
+	f(w.Facts())
+}
+
+// OnMove has f called when the uplink has another address: what was sent from the old one gets no
+// answer. The same holds for f.
+func (w *Watcher) OnMove(f func()) {
+	w.calls.Lock()
+	defer w.calls.Unlock()
+	w.onMove = append(w.onMove, f)
+}
+
+// OnEvent has f called with the drivers' events from now on, each once the facts that follow from
+// it were pushed; by Run's goroutine.
+func (w *Watcher) OnEvent(f func(driver.Event)) {
+	w.calls.Lock()
+	defer w.calls.Unlock()
+	w.onEvent = append(w.onEvent, f)
+}
+
+// Facts returns the latest facts, and why there are none now; then the facts are those that there
+// were last.
+func (w *Watcher) Facts() (host.Facts, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.facts, w.err
+}
+
+// Uplink returns the uplink that is in use.
+func (w *Watcher) Uplink() host.Uplink {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.uplink
+}
+
+// PublicIP returns the address that peers send to.
+func (w *Watcher) PublicIP() netip.Addr {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.publicIP()
+}
+
+func (w *Watcher) publicIP() netip.Addr {
+	if ip := w.Selectors.PublicIP; ip.IsValid() {
+		return ip
+	}
+	return w.uplink.Addr
+}
+
+// Look asks for a reading soon, for the host may need other addresses. It never blocks.
+func (w *Watcher) Look() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run watches until ctx ends or there are no more events. After it, nobody is called any more.
+func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
+	defer func() {
+		w.calls.Lock()
+		defer w.calls.Unlock()
+		w.onFacts, w.onMove, w.onEvent = nil, nil, nil
+	}()
+	for {
+		timer := time.NewTimer(time.Until(w.due))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case e, ok := <-events:
+			timer.Stop()
+			if !ok {
+				return
+			}
+			w.heard(ctx, e)
+		case <-w.wake:
+			timer.Stop()
+			w.look(ctx)
+		case <-timer.C:
+			w.look(ctx)
+		}
+	}
+}
+
+// heard takes an event, looks if it is about the uplink, and passes it on.
+func (w *Watcher) heard(ctx context.Context, e driver.Event) {
+	w.Log.Debug("the kernel reports changes", "of", e)
+	switch {
+	case e&(driver.Uplink|driver.Overflow) != 0:
+		w.look(ctx)
+	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.needy(): // what is needed may be reached in another way now
+		w.within(w.rest)
+	}
+	w.calls.Lock()
+	onEvent := w.onEvent
+	w.calls.Unlock()
+	for _, f := range onEvent { // which may have something to say to the watcher
+		f(e)
+	}
+}
+
+// needy reports whether the host needs an address that a route of the overlay could take.
+func (w *Watcher) needy() bool {
+	f, _ := w.Facts()
+	return len(f.Needs)+len(f.NameServers) > 0
+}
+
+// within has a reading made after d, if not before.
+func (w *Watcher) within(d time.Duration) {
+	if at := time.Now().Add(d); at.Before(w.due) {
+		w.due = at
+	}
+}
+
+// look reads the facts, with the choice of the uplink that follows from them, and pushes them.
+func (w *Watcher) look(ctx context.Context) {
+	w.Alive()
+	if pace.Sleep(ctx, time.Until(w.looked.Add(burst))) != nil {
+		return
+	}
+	select { // what this reading sees
+	case <-w.wake:
+	default:
+	}
+	begun := time.Now()
+	w.due = begun.Add(resync)
+	facts, err := w.read()
+	w.looked = time.Now()
+	w.rest = readings().Rest(w.looked.Sub(begun))
+	if err != nil {
+		w.within(retry)
+	}
+	w.calls.Lock()
+	defer w.calls.Unlock()
+	w.push(facts, err)
+}
+
+// read reads the facts.
+func (w *Watcher) read() (host.Facts, error) {
+	inv, err := w.Inventory(true)
+	if err != nil {
+		return host.Facts{}, err
+	}
+	if err := w.choose(inv); err != nil {
+		return host.Facts{}, err
+	}
+	w.mu.Lock()
+	network, uplink, publicIP, wanted := w.about.network, w.uplink, w.publicIP(), w.wanted()
+	w.mu.Unlock()
+	f, err := uplink.Facts(inv, publicIP, network)
+	f.Needs, f.NameServers = inv.Needs(network, wanted), inv.Inside(network, needs.NameServers())
+	return f, err
+}
+
+// push takes what was read and, if that is something else than before, has it pushed. w.calls is
+// locked.
+func (w *Watcher) push(facts host.Facts, err error) {
+	w.mu.Lock()
+	same := err == nil && w.err == nil && w.about.complete(facts).Equal(w.facts) || err != nil && w.err != nil && err.Error() == w.err.Error()
+	if w.err = err; err == nil {
+		w.facts = w.about.complete(facts)
+	}
+	facts = w.facts
+	w.mu.Unlock()
+	if same {
+		return
+	}
+	for _, f := range w.onFacts {
+		f(facts, err)
+	}
+}
+
+// choose finds the interface that carries the overlay, or keeps it. It returns why that cannot be
+// used now, which is a condition if there was one before.
+func (w *Watcher) choose(inv host.Inventory) error {
+	w.mu.Lock()
+	before, own := w.uplink, slices.Clone(w.Had)
+	if w.about.subnet.IsValid() {
+		own = append(own, w.about.subnet)
+	}
+	w.mu.Unlock()
+	choice := w.tracker.Update(inv, own, time.Now())
+	if choice.Again > 0 {
+		w.within(choice.Again)
+	}
+	u := choice.Uplink
+	switch {
+	case u.Iface == "" || before == u:
+	case before.Iface == "":
+		w.Log.Info("chose the uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why)
+	default:
+		w.Log.Warn("chose another uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why, "iface_before", before.Iface, "addr_before", before.Addr)
+	}
+	w.mu.Lock()
+	w.uplink = u
+	w.mu.Unlock()
+	if before.Iface != "" && before.Addr != u.Addr {
+		w.calls.Lock()
+		for _, f := range w.onMove {
+			f()
+		}
+		w.calls.Unlock()
+	}
+	switch {
+	case choice.Err == nil:
+		w.Conditions.End(unusable)
+		return nil
+	case before.Iface == "":
+		return choice.Err
+	case !w.Conditions.Has(unusable): // why it began, not all that happens meanwhile
+		w.Conditions.Set(condition.Condition{
+			ID: unusable, Text: "the uplink cannot be used, waiting for it; the kernel stays as it is",
+			Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
+		})
+	}
+	return condition.Reported{Err: choice.Err}
+}
