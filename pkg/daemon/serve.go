@@ -46,10 +46,14 @@ func (d *daemon) serve(until context.Context) error {
 			d.release()
 		}
 	}()
-	defer func() { d.here.Close() }()
+	defer func() {
+		d.here.Close()
+		d.here = nil
+	}()
 	defer tasks.Wait()
 	defer cancel()
 
+	d.uplink.OnMove(d.registry.Reconnect)
 	d.uplink.SetNetwork(d.net)
 	var objects *kernel.Driver
 	err := d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
@@ -65,7 +69,6 @@ func (d *daemon) serve(until context.Context) error {
 	drivers := driver.NewMux(ctx, objects, driver.Part{Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN})
 	d.terms = terms.New(d.net, d.log)
 	defer d.terms.Close()
-	d.uplink.OnMove(d.registry.Reconnect)
 	d.uplink.OnFacts(d.terms.SetFacts)
 	d.uplink.OnFacts(func(f host.Facts, err error) {
 		if err == nil {
