@@ -5,7 +5,9 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,7 +49,7 @@ var mayImport = map[string][]string{
 	"needs":                 {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
 	"uplink":                {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
 	"terms":                 {"host", "lease", "backend", "subnet"},
-	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition"},
+	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
@@ -149,6 +151,34 @@ func TestRoomsImportWhatTheyMay(t *testing.T) {
 			}
 			if ours && room == "daemon" && s.room != "cmd/flanneld" {
 				t.Errorf("%s imports %s: the daemon imports all and nobody imports it but the command", s.path, imp)
+			}
+		}
+	}
+}
+
+// TestMapIsInOrder: the map in doc.go names every room, and each imports only those above it, so
+// that data flows one way.
+func TestMapIsInOrder(t *testing.T) {
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := map[string]int{}
+	for i, m := range regexp.MustCompile(`(?m)^//\t([a-z0-9]+)  `).FindAllStringSubmatch(string(text), -1) {
+		line[m[1]] = i + 1
+	}
+	for _, s := range sources(t) {
+		room, _, _ := strings.Cut(s.room, "/")
+		if room == "" || room == "cmd" || s.room == "registry/registrytest" {
+			continue
+		}
+		if line[room] == 0 {
+			t.Errorf("%s: the map in doc.go has no room %q", s.path, room)
+		}
+		for _, imp := range s.imports() {
+			below, ours := strings.CutPrefix(imp, "flanneld/pkg/")
+			if below, _, _ = strings.Cut(below, "/"); ours && below != room && line[below] >= line[room] {
+				t.Errorf("%s imports %s: by the map in doc.go, %s is not below %s", s.path, imp, below, room)
 			}
 		}
 	}

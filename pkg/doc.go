@@ -27,7 +27,7 @@
 // is wanted, filter when to look and which keeper has it, iptables and nftables compare
 // and write.
 //
-// The rooms, from the pure ones to the one that sees everything:
+// The rooms. Each imports only what is above it. First values that are made of values:
 //
 //	netconf     network config: parse, defaults, validate
 //	lease       a lease, its key and value, a host's claim on it, the View, the choice of a subnet
@@ -35,31 +35,41 @@
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values
 //	backend     one file a backend: what to publish, what the kernel should hold
-//	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it; store finds
-//	            out which of them the network is in, and what keeps this host from it
-//	subnet      acquires, renews and follows leases: registry in, View out; waits for nothing
-//	            but its next input
-//	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
-//	driver      what a driver of kernel objects can do; one made of several
-//	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
-//	filter      when packet filter rules are looked at, who keeps them, who stands in; the underlay's lock
-//	iptables    keeps the packet filter rules, by the iptables commands
-//	nftables    keeps them by nfnetlink
-//	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
-//	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
-//	uplink      watches the interface that carries the overlay, and pushes the facts about this host
-//	needs       which addresses this host must reach without the overlay; clears the way to them
-//	terms       what this host's lease is to say, out of facts, config and rivals
-//	probe       finds out whether somebody has an address, by ARP and ICMP
-//	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
+//
+// What has to do with one thing outside, each:
+//
 //	condition   what is wrong now: logged when it begins and when it ends
 //	pace        back-off, shares of time, fights: how often what others cause is done
 //	logsink     takes log lines to standard error, bounded, and in nobody's way
-//	presence    which other daemons there are on this host, and what they hold
-//	systemd     READY, the watchdog, and descriptors that outlive the process
-//	checks      looks for what of this host keeps the overlay from working
-//	reconcile   the loop: when to look, how often to try, what to say
 //	health      answers health checks: the process lives, the host has its subnet or what is missing
+//	systemd     READY, the watchdog, and descriptors that outlive the process
+//	presence    which other daemons there are on this host, and what they hold
+//	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
+//	registry    what a store of leases can do; etcdv2, etcdv3 and memory do it; store finds out
+//	            which of them the network is in, and says what keeps this host from it
+//	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
+//	driver      what a driver of kernel objects can do; one made of several
+//	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
+//	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
+//	iptables    keeps the packet filter rules, by the iptables commands
+//	nftables    keeps them by nfnetlink
+//	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
+//	probe       finds out whether somebody has an address, by ARP and ICMP
+//
+// What goes on all the time:
+//
+//	subnet      acquires, renews and follows leases: registry in, View out; waits for nothing
+//	            but its next input
+//	needs       which addresses this host must reach without the overlay; clears the way to them
+//	uplink      watches the interface that carries the overlay, and pushes the facts about this host
+//	terms       what this host's lease is to say, out of facts, config and rivals
+//	reconcile   the loop: when to look, how often to try, what to say
+//	filter      when packet filter rules are looked at, who keeps them, who stands in; the
+//	            underlay's lock
+//	checks      looks for what of this host keeps the overlay from working
+//
+// And what sees the others:
+//
 //	cleanup     removes what a daemon has left of a network
 //	daemon      wiring, order of start and stop
 //	lab         test beds: many hosts on one machine, for tests, demo and benchmarks

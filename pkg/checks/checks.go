@@ -19,23 +19,39 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
 	"flanneld/pkg/reconcile"
 )
 
 const (
-	// checkEvery is for what no event tells of, such as sysctls.
-	checkEvery = time.Minute
-	// checkLull lets a burst of changes end, such as a restart of docker.
-	checkLull = 200 * time.Millisecond
-	// checkShare bounds what checks cost on a host where much changes: one part in so many
-	// of a processor, and checkPause what that delays them if the processor is busy.
-	checkShare = 50
-	checkPause = 3 * time.Second
+	// idle is the time between looks for what no event tells of, such as sysctls.
+	idle = time.Minute
+	// lull lets a burst of changes end, such as a restart of docker.
+	lull = 200 * time.Millisecond
 )
+
+// looks bounds what looks cost on a host where much changes, and what that delays them if the
+// processor is busy.
+func looks() pace.Share { return pace.Share{Share: 50, Least: lull, Most: 3 * time.Second} }
+
+// unchecked is the ID of the condition that this host cannot be looked at.
+const unchecked = "checks"
+
+// Kernel is what is asked.
+type Kernel interface {
+	Sysctls(paths []string) (map[string]string, error)
+	Surroundings(wanted func(dst netip.Prefix) bool, ours []string) (host.Surroundings, error)
+	Detour(dst netip.Addr) (d host.Detour, ok bool, err error)
+	Holders(protocol string, local netip.AddrPort) ([]kernel.Holder, error)
+	VXLANs() ([]kernel.VXLAN, error)
+	ReadTUN(name string) (t kernel.TUN, ok bool, err error)
+	Close() error
+}
 
 // Config of Checks.
 type Config struct {
+	Open       func() (Kernel, error)
 	Network    backend.Network
 	Masquerade bool
 	Conditions *condition.List
@@ -57,8 +73,8 @@ type Checks struct {
 	ready   bool // the host has its subnet
 
 	// Of Run's goroutine.
-	kernel *kernel.Kernel // opened for the first look
-	said   []lacking      // by the last look
+	kernel Kernel    // opened for the first look
+	said   []lacking // by the last look
 }
 
 // lacking is a condition with what it is about.
@@ -124,14 +140,14 @@ func (c *Checks) Run(ctx context.Context) {
 			c.kernel.Close()
 		}
 	}()
-	pause := time.Duration(0) // that the last look has cost
+	rest := lull
 	for {
-		timer := time.NewTimer(checkEvery)
+		timer := time.NewTimer(idle)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-c.wake:
-			timer.Reset(max(checkLull, pause))
+			timer.Reset(rest)
 			select {
 			case <-ctx.Done():
 			case <-timer.C:
@@ -147,14 +163,14 @@ func (c *Checks) Run(ctx context.Context) {
 		}
 		begun := time.Now()
 		c.look()
-		pause = min(checkShare*time.Since(begun), checkPause)
+		rest = looks().Rest(time.Since(begun))
 	}
 }
 
 // look replaces the conditions by what is found now. What cannot be read leaves them.
 func (c *Checks) look() {
 	if c.kernel == nil {
-		k, err := kernel.New()
+		k, err := c.Open()
 		if err != nil {
 			c.failed(err)
 			return
@@ -173,20 +189,20 @@ func (c *Checks) look() {
 		c.failed(err)
 		return
 	}
-	c.Conditions.End(uncheckedCondition)
+	c.Conditions.End(unchecked)
 	now := make([]condition.Condition, 0, len(found))
 	for _, f := range found {
-		now = append(now, condition.Condition{ID: "host/" + f.ID, Text: f.Text, Fields: f.Fields, Command: f.Command})
+		now = append(now, condition.Condition{
+			ID: "host/" + f.ID, Text: f.Text, Fields: f.Fields, Command: f.Command,
+		})
 	}
 	c.Conditions.Replace("host/", now)
 }
 
-// uncheckedCondition is there while this host cannot be looked at.
-const uncheckedCondition = "checks"
-
 func (c *Checks) failed(err error) {
 	c.Conditions.Set(condition.Condition{
-		ID: uncheckedCondition, Text: "cannot check this host for what keeps the overlay from working, will retry", Fields: []any{"err", err},
+		ID: unchecked, Text: "cannot check this host for what keeps the overlay from working, will retry",
+		Fields: []any{"err", err},
 	})
 }
 

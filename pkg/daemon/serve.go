@@ -100,6 +100,7 @@ func (d *daemon) serve(until context.Context) error {
 		wanted = backend.WithBlackhole(wanted)
 	}
 	d.checks = checks.New(checks.Config{
+		Open:    func() (checks.Kernel, error) { return kernel.New() },
 		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
 		Move: func(subnet netip.Prefix) string {
 			return d.registry.MoveCommand(subnet, subnetenv.Files(d.options.SubnetFile))

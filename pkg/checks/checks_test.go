@@ -1,0 +1,214 @@
+package checks
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/reconcile"
+)
+
+// fake is a kernel of a host where all is well, unless a test changes it.
+type fake struct {
+	mu             sync.Mutex
+	sysctls        map[string]string
+	around         host.Surroundings
+	unread         error
+	holders        []kernel.Holder
+	asked          int // for surroundings
+	opened, closed bool
+}
+
+// change changes the fake.
+func (f *fake) change(c func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c()
+}
+
+func (f *fake) Sysctls([]string) (map[string]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.sysctls), f.unread
+}
+
+func (f *fake) Surroundings(func(netip.Prefix) bool, []string) (host.Surroundings, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	return f.around, f.unread
+}
+
+func (f *fake) Holders(string, netip.AddrPort) ([]kernel.Holder, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.holders, f.unread
+}
+
+func (f *fake) Detour(netip.Addr) (host.Detour, bool, error) { return host.Detour{}, false, nil }
+func (f *fake) VXLANs() ([]kernel.VXLAN, error)              { return nil, nil }
+func (f *fake) ReadTUN(string) (kernel.TUN, bool, error)     { return kernel.TUN{}, false, nil }
+
+func (f *fake) Close() error {
+	f.change(func() { f.closed = true })
+	return nil
+}
+
+// start has checks run until the test ends.
+func start(t *testing.T, f *fake, opens error) (*Checks, *condition.List) {
+	t.Helper()
+	n, err := backend.ParseNetwork([]byte(`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conditions := condition.NewList(slog.New(slog.DiscardHandler))
+	c := New(Config{
+		Open: func() (Kernel, error) {
+			f.change(func() { f.opened = opens == nil })
+			return f, opens
+		},
+		Network: n, Conditions: conditions,
+		Move: func(subnet netip.Prefix) string { return "move from " + subnet.String() },
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+		if f.closed != f.opened {
+			t.Errorf("the kernel is opened: %t, closed: %t", f.opened, f.closed)
+		}
+	})
+	return c, conditions
+}
+
+// ids returns the IDs of the conditions that there are, sorted.
+func ids(l *condition.List) string {
+	var all []string
+	for _, c := range l.Current() {
+		all = append(all, c.ID)
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// TestHostIsCheckedFromReadyOn: what others have set up is looked at once the host has its subnet,
+// after a burst of changes, and each minute; what cannot be read leaves what was found.
+func TestHostIsCheckedFromReadyOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{sysctls: map[string]string{"net/ipv4/ip_forward": "0", "net/bridge/bridge-nf-call-iptables": "1"}}
+		c, conditions := start(t, f, nil)
+		addr := netip.MustParseAddr("192.0.2.7")
+		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
+		c.SetView(lease.View{Own: lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24")}, Complete: true})
+		time.Sleep(time.Second)
+		if f.asked > 0 || ids(conditions) != "" {
+			t.Errorf("asked %d times before it is ready, conditions %s", f.asked, ids(conditions))
+		}
+		c.Ready()
+		time.Sleep(lull + time.Millisecond)
+		if f.asked != 1 || !conditions.Has("host/ip-forward") {
+			t.Errorf("asked %d times, conditions %s", f.asked, ids(conditions))
+		}
+
+		for range 100 { // somebody changes much
+			c.Trigger()
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(2 * lull)
+		if f.asked > 3 {
+			t.Errorf("asked %d times", f.asked)
+		}
+		f.change(func() { f.unread = errors.New("no buffer space available") })
+		c.Trigger()
+		time.Sleep(2 * lull)
+		if !conditions.Has(unchecked) || !conditions.Has("host/ip-forward") {
+			t.Errorf("unreadable: conditions %s", ids(conditions))
+		}
+		f.change(func() { f.unread, f.sysctls["net/ipv4/ip_forward"] = nil, "1" })
+		time.Sleep(idle + time.Second)
+		if conditions.Has(unchecked) || conditions.Has("host/ip-forward") {
+			t.Errorf("a minute later: conditions %s", ids(conditions))
+		}
+		c.SetFacts(host.Facts{}, errors.New("the uplink is away"))
+		time.Sleep(2 * lull)
+		if !conditions.Has(unchecked) {
+			t.Errorf("without facts: conditions %s", ids(conditions))
+		}
+	})
+}
+
+// TestSubnetInTheWayOfAnotherNetwork: the remedy takes more than this host.
+func TestSubnetInTheWayOfAnotherNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{around: host.Surroundings{
+			Paths: []host.Path{{Route: host.Route{Dst: netip.MustParsePrefix("10.42.0.0/20"), Iface: "eth1"}}},
+		}}
+		c, conditions := start(t, f, nil)
+		addr := netip.MustParseAddr("192.0.2.7")
+		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
+		c.SetView(lease.View{Own: lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24")}, Complete: true})
+		c.Ready()
+		time.Sleep(2 * lull)
+		i := slices.IndexFunc(conditions.Current(), func(c condition.Condition) bool { return c.ID == "host/"+host.SubnetInside })
+		if i < 0 || conditions.Current()[i].Command != "move from 10.42.7.0/24" {
+			t.Errorf("conditions %v", conditions.Current())
+		}
+	})
+}
+
+// TestWhatIsMissingIsACondition as soon as the loop says so, and until it says something else. Of
+// one attempt the reason is read once.
+func TestWhatIsMissingIsACondition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{holders: []kernel.Holder{{Addr: netip.MustParseAddrPort("0.0.0.0:8472"), PID: 7, Program: "nc"}}}
+		c, conditions := start(t, f, nil)
+		op := dataplane.KindLink.Put("flannel.1", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1, Port: 8472})
+		lacks := []reconcile.Missing{{Op: op, Err: unix.EADDRINUSE}}
+		c.SetMissing(lacks)
+		time.Sleep(2 * lull)
+		f.change(func() { f.holders = nil })
+		c.SetMissing(lacks)
+		time.Sleep(2 * lull)
+		if all := conditions.Current(); len(all) != 1 || all[0].ID != "base/link flannel.1" || all[0].Command != "kill 7" {
+			t.Errorf("conditions %v", all)
+		}
+		c.SetMissing(nil)
+		time.Sleep(2 * lull)
+		if ids(conditions) != "" {
+			t.Errorf("conditions %s", ids(conditions))
+		}
+	})
+}
+
+// TestKernelThatCannotBeAsked is a condition.
+func TestKernelThatCannotBeAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, conditions := start(t, &fake{}, errors.New("too many open files"))
+		c.Trigger()
+		time.Sleep(2 * lull)
+		if ids(conditions) != unchecked {
+			t.Errorf("conditions %s", ids(conditions))
+		}
+	})
+}
