@@ -26,7 +26,8 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// lockedTries is how often the removal of rules waits for the lock of iptables, at least a second each.
+// lockedTries is how often the removal of rules waits for the lock of iptables, at least a second
+// each.
 const lockedTries = 10
 
 // Options say what Run is to remove.
@@ -133,8 +134,8 @@ func (c *cleanup) kernel() error {
 	return errors.Join(errs...)
 }
 
-// removal is what removes all that is ours of what the kernel holds: whole devices, and on those of others what bears
-// our stamp.
+// removal is what removes all that is ours of what the kernel holds: whole devices, and on those of
+// others what bears our stamp.
 func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []dataplane.Op, left error) {
 	var links []dataplane.Op
 	gone := map[string]bool{}

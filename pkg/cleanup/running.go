@@ -14,8 +14,8 @@ import (
 // defaultSubnetFile is where every flanneld writes unless it is told otherwise.
 const defaultSubnetFile = "/run/flannel/subnet.env"
 
-// unregistered refuses to clean up under a flanneld that other daemons do not know of: an original, an older release, or
-// one that still waits for the network config.
+// unregistered refuses to clean up under a flanneld that other daemons do not know of: an original,
+// an older release, or one that still waits for the network config.
 func (c *cleanup) unregistered() error {
 	holders, err := presence.Holders()
 	if err != nil {
@@ -55,7 +55,8 @@ func (c *cleanup) unregistered() error {
 	return nil
 }
 
-// subnetFileOf finds the subnet file in the arguments and the environment of a flanneld, as in /proc.
+// subnetFileOf finds the subnet file in the arguments and the environment of a flanneld, as in
+// /proc.
 func subnetFileOf(args, env []byte) string {
 	path := defaultSubnetFile
 	for kv := range bytes.SplitSeq(env, []byte{0}) {

@@ -166,8 +166,8 @@ func (d *daemon) recall() error {
 	return nil
 }
 
-// findEtcd chooses the uplink, finds out where etcd is, and has nothing of an earlier run in the way
-// to it.
+// findEtcd chooses the uplink, finds out where etcd is, and has nothing of an earlier run in the
+// way to it.
 func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink = uplink.New(uplink.Config{
 		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.former.Subnet, d.claim.Subnet},

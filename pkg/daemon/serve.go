@@ -167,7 +167,8 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 	return rules, lock
 }
 
-// chooseTUN takes the TUN device for this host's overlay, and reports whether that is another one than before.
+// chooseTUN takes the TUN device for this host's overlay, and reports whether that is another one
+// than before.
 func (d *daemon) chooseTUN() (changed bool, err error) {
 	inv, err := d.uplink.Inventory(false)
 	if err != nil {

@@ -177,8 +177,8 @@ func parse(name string) (h Holder, ok bool) {
 	return Holder{Network: p, Device: parts[2]}, true
 }
 
-// listener returns the PID of whoever listens at a name, if that may hold devices: root, or the user of this process. An
-// error is one of this process: it says nothing about the other.
+// listener returns the PID of whoever listens at a name, if that may hold devices: root, or the
+// user of this process. An error is one of this process: it says nothing about the other.
 func listener(name string) (pid int, ok bool, err error) {
 	c, err := net.DialTimeout("unix", name, dialWait)
 	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS} {
@@ -203,7 +203,8 @@ func listener(name string) (pid int, ok bool, err error) {
 	return int(cred.Pid), cred.Uid == 0 || int(cred.Uid) == os.Geteuid(), nil
 }
 
-// lock keeps two daemons from looking at the same time and each not seeing the other: it is on the namespace itself.
+// lock keeps two daemons from looking at the same time and each not seeing the other: it is on the
+// namespace itself.
 func lock() (unlock func(), err error) {
 	f, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

@@ -19,7 +19,8 @@ import (
 	"flanneld/pkg/lab/netns"
 )
 
-// TestTwoDaemonsNeverHoldTheSame registers a second daemon beside that of 10.42.0.0/16 with flannel.1.
+// TestTwoDaemonsNeverHoldTheSame registers a second daemon beside that of 10.42.0.0/16 with
+// flannel.1.
 func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
 	netns.Alone(t, func() {
 		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
@@ -79,7 +80,8 @@ func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
 	}
 }
 
-// TestOtherNamespacesAndUsersDoNotCount: hosts in namespaces share a file system, and anybody can listen.
+// TestOtherNamespacesAndUsersDoNotCount: hosts in namespaces share a file system, and anybody can
+// listen.
 func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 	network := netip.MustParsePrefix("10.42.0.0/16")
 	netns.Alone(t, func() {

@@ -11,7 +11,8 @@ import (
 // of these have two claims.
 func ClaimPath(path string) string { return path + ".lease" }
 
-// Files returns the paths of all that a daemon keeps with the subnet.env at path, this one included.
+// Files returns the paths of all that a daemon keeps with the subnet.env at path, this one
+// included.
 func Files(path string) []string { return []string{path, ClaimPath(path)} }
 
 // ReadClaim reads the claim that was written beside the subnet.env at path. A

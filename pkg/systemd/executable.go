@@ -43,8 +43,8 @@ func newExecutable() executable {
 	return e
 }
 
-// replaced reports whether another program is now where this one was started from, or none; another build of this one
-// does not count.
+// replaced reports whether another program is now where this one was started from, or none; another
+// build of this one does not count.
 func (e executable) replaced() bool {
 	running, err := os.Stat(selfExe)
 	if err != nil {

@@ -46,8 +46,8 @@ type Keeper struct {
 	again   *time.Timer   // look at the rivals again
 }
 
-// New returns a keeper of the terms that a network config gives, without attributes: these are those
-// of the first lease.
+// New returns a keeper of the terms that a network config gives, without attributes: these are
+// those of the first lease.
 func New(n backend.Network, log *slog.Logger) *Keeper {
 	k := &Keeper{
 		backend: n.Backend, log: log, out: make(chan subnet.Terms, 1),

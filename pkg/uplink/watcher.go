@@ -36,7 +36,8 @@ const (
 	burst = 20 * time.Millisecond
 )
 
-// readings are those that others cause, and may cause all the time: there may be many routes to read.
+// readings are those that others cause, and may cause all the time: there may be many routes to
+// read.
 func readings() pace.Share {
 	return pace.Share{Share: 20, Least: 50 * time.Millisecond, Most: 3 * time.Second}
 }
@@ -106,8 +107,8 @@ func New(c Config) *Watcher {
 	}
 }
 
-// Choose chooses the uplink for the first time, by what Inventory returned. Its error says why there
-// is none.
+// Choose chooses the uplink for the first time, by what Inventory returned. Its error says why
+// there is none.
 func (w *Watcher) Choose(inv host.Inventory) error { return w.choose(inv) }
 
 // SetNeeds says which addresses of etcd there are, by a function that knows them now. What the host

@@ -21,8 +21,8 @@ import (
 	"flanneld/pkg/kernel"
 )
 
-// fake is a kernel with interfaces and routes. A test locks it to change something while the watcher
-// runs.
+// fake is a kernel with interfaces and routes. A test locks it to change something while the
+// watcher runs.
 type fake struct {
 	sync.Mutex
 	inventory host.Inventory
@@ -175,9 +175,9 @@ func (x *fixture) expect(t *testing.T, what string, want ...string) {
 	x.pushed = nil
 }
 
-// TestFactsArePushedWhenTheyChange: after events, within a minute, or when others say something that
-// is a part of them; and not when nothing has changed. An event is passed on once what follows from
-// it is known.
+// TestFactsArePushedWhenTheyChange: after events, within a minute, or when others say something
+// that is a part of them; and not when nothing has changed. An event is passed on once what follows
+// from it is known.
 func TestFactsArePushedWhenTheyChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
@@ -247,8 +247,8 @@ func TestNewNeedsAreRead(t *testing.T) {
 	})
 }
 
-// TestUplinkIsAway: that is pushed, and a condition, until it is back; meanwhile the facts are those
-// of before, and it is looked for each second.
+// TestUplinkIsAway: that is pushed, and a condition, until it is back; meanwhile the facts are
+// those of before, and it is looked for each second.
 func TestUplinkIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
@@ -334,8 +334,8 @@ func TestAnotherUplinkAfterAWhile(t *testing.T) {
 	})
 }
 
-// TestReadingsTakeAShareOfTheTime, however fast others change what another uplink could be chosen by,
-// or how what is needed is reached; a change of the uplink itself is read at once.
+// TestReadingsTakeAShareOfTheTime, however fast others change what another uplink could be chosen
+// by, or how what is needed is reached; a change of the uplink itself is read at once.
 func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 	for _, c := range []struct {
 		takes, pause time.Duration
