@@ -16,6 +16,7 @@ import (
 	"flanneld/pkg/host"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
+	"flanneld/pkg/lease"
 	"flanneld/pkg/nftables"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
@@ -52,73 +53,22 @@ func (d *daemon) serve(until context.Context) error {
 	}()
 	defer tasks.Wait()
 	defer cancel()
-
-	d.uplink.OnMove(d.registry.Reconnect)
-	d.uplink.SetNetwork(d.net)
-	var objects *kernel.Driver
-	err := d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
-		objects, err = d.kernel.Drive(ctx, kernel.Interest{Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Uplink().Iface}})
-		return err
-	})
+	drivers, err := d.watchHost(ctx, &tasks)
 	if err != nil {
 		return err
 	}
-	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
 	defer d.tunnels.Close()
-	defer cancel()
-	drivers := driver.NewMux(ctx, objects, driver.Part{Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN})
-	d.terms = terms.New(d.net, d.log)
 	defer d.terms.Close()
-	d.uplink.OnFacts(d.terms.SetFacts)
-	d.uplink.OnFacts(func(f host.Facts, err error) {
-		if err == nil {
-			d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
-		}
-	})
-	tasks.Go(func() { d.uplink.Run(ctx, drivers.Events()) })
+	defer cancel()
 	first, views, err := d.join(ctx, &tasks)
 	if err != nil {
 		return err
 	}
-
-	if d.net.UsesTUN() {
-		err := d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
-			_, err := d.chooseTUN()
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	} else {
-		d.fds.RemoveAll()
+	if err := d.prepareTUN(ctx); err != nil {
+		return err
 	}
 	nft := new(nftables.Keeper)
-	d.rules, d.lock = d.newFilter(nft)
-	d.feed = &filter.Feed{Network: d.net, Rules: d.rules, Lock: d.lock}
-	wanted := d.net.Backend
-	if d.options.Blackhole {
-		wanted = backend.WithBlackhole(wanted)
-	}
-	d.checks = checks.New(checks.Config{
-		Open:    func() (checks.Kernel, error) { return kernel.New() },
-		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
-		Move: func(subnet netip.Prefix) string {
-			return d.registry.MoveCommand(subnet, subnetenv.Files(d.options.SubnetFile))
-		},
-	})
-	d.loop = reconcile.New(reconcile.Config{
-		Driver: drivers, Backend: wanted, Network: d.net.Network, Conditions: d.conditions, Log: d.log,
-		Before: d.lock.Admit, Alive: d.alive.loop.Beat,
-		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
-	})
-	d.feed.SetView(first)
-	d.loop.SetView(first)
-	d.checks.SetView(first)
-	d.uplink.OnFacts(d.feed.SetFacts)
-	d.uplink.OnFacts(d.loop.SetFacts)
-	d.uplink.OnFacts(d.checks.SetFacts)
-	d.uplink.OnEvent(d.heard)
-	d.leftovers.End() // from here on the loop sees to it
+	d.wire(drivers, nft, first)
 	tasks.Go(func() { d.checks.Run(ctx) })
 	tasks.Go(func() {
 		defer nft.Close()
@@ -147,6 +97,68 @@ func (d *daemon) serve(until context.Context) error {
 	return nil
 }
 
+// watchHost makes the drivers and has the facts about this host pushed, from before there is a
+// lease: that follows from them, too.
+func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.Driver, error) {
+	d.uplink.OnMove(d.registry.Reconnect)
+	d.uplink.SetNetwork(d.net)
+	interest := kernel.Interest{
+		Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Uplink().Iface},
+	}
+	var objects *kernel.Driver
+	err := d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
+		objects, err = d.kernel.Drive(ctx, interest)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
+	drivers := driver.NewMux(ctx, objects, driver.Part{
+		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN,
+	})
+	d.terms = terms.New(d.net, d.log)
+	d.uplink.OnFacts(d.terms.SetFacts)
+	d.uplink.OnFacts(func(f host.Facts, err error) {
+		if err == nil {
+			d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
+		}
+	})
+	tasks.Go(func() { d.uplink.Run(ctx, drivers.Events()) })
+	return drivers, nil
+}
+
+// wire makes what acts on this host, and connects it. From here on the loop sees to it that no
+// route takes what this host needs.
+func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.View) {
+	d.rules, d.lock = d.newFilter(nft)
+	d.feed = &filter.Feed{Network: d.net, Rules: d.rules, Lock: d.lock}
+	d.checks = checks.New(checks.Config{
+		Open:    func() (checks.Kernel, error) { return kernel.New() },
+		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
+		Move: func(subnet netip.Prefix) string {
+			return d.registry.MoveCommand(subnet, subnetenv.Files(d.options.SubnetFile))
+		},
+	})
+	wanted := d.net.Backend
+	if d.options.Blackhole {
+		wanted = backend.WithBlackhole(wanted)
+	}
+	d.loop = reconcile.New(reconcile.Config{
+		Driver: drivers, Backend: wanted, Network: d.net.Network, Conditions: d.conditions, Log: d.log,
+		Before: d.lock.Admit, Alive: d.alive.loop.Beat,
+		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
+	})
+	d.feed.SetView(first)
+	d.loop.SetView(first)
+	d.checks.SetView(first)
+	d.uplink.OnFacts(d.feed.SetFacts)
+	d.uplink.OnFacts(d.loop.SetFacts)
+	d.uplink.OnFacts(d.checks.SetFacts)
+	d.uplink.OnEvent(d.heard)
+	d.leftovers.End()
+}
+
 // newFilter makes what keeps the packet filter's rules, and the underlay's lock.
 func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) {
 	ipt := iptables.NewTools(d.options.Rules.Resync)
@@ -165,6 +177,18 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 		Table: nftables.LockTable(d.net.Network), Conditions: d.conditions, Log: d.log,
 	})
 	return rules, lock
+}
+
+// prepareTUN has a TUN device, if the backend needs one, and nothing kept for one if it does not.
+func (d *daemon) prepareTUN(ctx context.Context) error {
+	if !d.net.UsesTUN() {
+		d.fds.RemoveAll()
+		return nil
+	}
+	return d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
+		_, err := d.chooseTUN()
+		return err
+	})
 }
 
 // chooseTUN takes the TUN device for this host's overlay, and reports whether that is another one

@@ -99,7 +99,7 @@ func (k *Keeper) SetConfig(n backend.Network) (changed bool) {
 	return k.change(func(t *subnet.Terms) { t.Pool, t.TTL = n.Pool(), n.LeaseTTL })
 }
 
-// SetRivals says which peers are left out because they have the MAC of this host.
+// SetRivals says which peers are left out because they claim what is this host's: its MAC.
 func (k *Keeper) SetRivals(rivals []lease.Lease) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path"
@@ -120,6 +121,23 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			t.Errorf("%s: after %s\nthe config is %q, %v", api, command, raw, err)
 		}
 		reg.Close()
+		s.Close()
+	}
+}
+
+// The commands that have a host lease another subnet delete its key and what it remembers.
+func TestMoveCommand(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for api, do := range map[API]string{APIv3: "ETCDCTL_API=3 etcdctl --endpoints=http://127.0.0.1:1 del", APIv2: "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:1 rm"} {
+		s, err := Open(etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/net"}, api, Identity{}, log, condition.NewList(log))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := s.Registry().MoveCommand(netip.MustParsePrefix("10.42.7.0/24"), []string{"/run/subnet.env", "/run/a b"})
+		want := "systemctl stop flanneld; " + do + " /net/subnets/10.42.7.0-24; rm -f /run/subnet.env '/run/a b'; systemctl start flanneld"
+		if got != want {
+			t.Errorf("%s:\n%s\nwant\n%s", api, got, want)
+		}
 		s.Close()
 	}
 }
