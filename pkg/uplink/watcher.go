@@ -148,7 +148,8 @@ func (w *Watcher) SetTUN(name string) (changed bool) {
 	return changed
 }
 
-// amend changes what others know, and pushes it with the facts that were read last.
+// amend changes what others know, and pushes it with the facts that were read last. A reading that
+// is under way is pushed after it, with what others know by then.
 func (w *Watcher) amend(change func(*about)) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
@@ -175,7 +176,7 @@ func (w *Watcher) OnFacts(f func(host.Facts, error)) {
 }
 
 // OnMove has f called when the uplink has another address: what was sent from the old one gets no
-// answer. The same holds for f.
+// answer. f must not block, nor say anything to the watcher.
 func (w *Watcher) OnMove(f func()) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
@@ -261,8 +262,8 @@ func (w *Watcher) heard(ctx context.Context, e driver.Event) {
 	switch {
 	case e&(driver.Uplink|driver.Overflow) != 0:
 		w.look(ctx)
-	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.needy(): // what is needed may be reached in another way now
-		w.within(w.rest)
+	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.needy():
+		w.within(w.rest) // another uplink may be better, or what is needed be reached in another way
 	}
 	w.calls.Lock()
 	onEvent := w.onEvent
