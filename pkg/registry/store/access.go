@@ -24,18 +24,18 @@ type Registry struct {
 	conditions *condition.List
 }
 
-// deed is what an API may be asked to do. Each may be permitted without the others.
-type deed string
+// operation is what an API may be asked to do. Each may be permitted without the others.
+type operation string
 
 const (
-	readingConfig deed = "config"
-	reading       deed = "read"
-	writing       deed = "write"
+	readingConfig operation = "config"
+	reading       operation = "read"
+	writing       operation = "write"
 )
 
 // denied says that it is not permitted.
-func (d deed) denied() string {
-	switch d {
+func (o operation) denied() string {
+	switch o {
 	case readingConfig:
 		return "etcd does not permit this host to read the network config"
 	case reading:
@@ -48,7 +48,7 @@ func (a Registry) id(what string) string { return "etcd-access/" + string(a.API)
 
 // note begins or ends the conditions that a call of a kind tells of. One without an answer
 // tells of none.
-func (a Registry) note(ctx context.Context, what deed, err error) {
+func (a Registry) note(ctx context.Context, what operation, err error) {
 	answered := err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
 		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
 	switch {
@@ -70,7 +70,7 @@ func (a Registry) note(ctx context.Context, what deed, err error) {
 func (a Registry) forget() { a.conditions.Replace(a.id(""), nil) }
 
 // deny begins the condition that the user lacks a permission.
-func (a Registry) deny(ctx context.Context, what deed) {
+func (a Registry) deny(ctx context.Context, what operation) {
 	prefix := strings.TrimSuffix(a.ConfigKey(), path.Base(a.ConfigKey()))
 	c := condition.Condition{
 		ID: a.id(string(what)), Severe: true, Text: what.denied(),

@@ -54,14 +54,14 @@ type Client interface {
 // Store is an etcd, by the APIs that may be meant, the preferred first. As long
 // as it only reads the config, it is open which one it will be.
 type Store struct {
-	options etcd.Options
-	host    Identity
-	log     *slog.Logger
-	wrong   *condition.List
-	apis    []API
-	regs    []Client
-	chosen  choice
-	waited  int // how often in a row it could not be told which one that is
+	options    etcd.Options
+	host       Identity
+	log        *slog.Logger
+	conditions *condition.List
+	apis       []API
+	regs       []Client
+	chosen     choice
+	waited     int // how often in a row it could not be told which one that is
 
 	looks pace.Pace // for a config elsewhere
 	found string    // where there is one, as of the last look
@@ -75,16 +75,16 @@ type Identity struct {
 
 // Resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's
 // own clients do. It waits for a name server that is away.
-func Resolve(ctx context.Context, domain string, log *slog.Logger, wrong *condition.List) ([]string, error) {
+func Resolve(ctx context.Context, domain string, log *slog.Logger, conditions *condition.List) ([]string, error) {
 	const id = "etcd-srv"
 	for {
 		found, err := srv.GetClient("etcd-client", domain, "")
 		if err == nil {
-			wrong.End(id)
+			conditions.End(id)
 			log.Info("found etcd by its SRV records", "domain", domain, "endpoints", strings.Join(found.Endpoints, ","))
 			return found.Endpoints, nil
 		}
-		wrong.Set(condition.Condition{
+		conditions.Set(condition.Condition{
 			ID: id, Text: "cannot find etcd by SRV records, trying again", Fields: []any{"domain", domain, "err", err},
 		})
 		if err := pace.Sleep(ctx, storeRetry); err != nil {
@@ -97,9 +97,9 @@ func Resolve(ctx context.Context, domain string, log *slog.Logger, wrong *condit
 const storeRetry = 2 * time.Second
 
 // Open makes the clients. It does no I/O but for reading the TLS files.
-func Open(o etcd.Options, api API, host Identity, log *slog.Logger, wrong *condition.List) (*Store, error) {
-	o.OnFiles = func(err error) { noteFiles(wrong, err) }
-	s := &Store{options: o, host: host, log: log, wrong: wrong, apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute}}
+func Open(o etcd.Options, api API, host Identity, log *slog.Logger, conditions *condition.List) (*Store, error) {
+	o.OnFiles = func(err error) { noteFiles(conditions, err) }
+	s := &Store{options: o, host: host, log: log, conditions: conditions, apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute}}
 	if api != APIAuto {
 		s.apis = []API{api}
 	}
@@ -115,13 +115,13 @@ func Open(o etcd.Options, api API, host Identity, log *slog.Logger, wrong *condi
 }
 
 // noteFiles begins or ends the condition that the TLS files cannot be read again.
-func noteFiles(wrong *condition.List, err error) {
+func noteFiles(conditions *condition.List, err error) {
 	const id = "etcd-files"
 	if err == nil {
-		wrong.End(id)
+		conditions.End(id)
 		return
 	}
-	wrong.Set(condition.Condition{
+	conditions.Set(condition.Condition{
 		ID: id, Text: "cannot read the TLS files for etcd again, using those read before",
 		Fields: []any{"err", err},
 	})
@@ -211,7 +211,9 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 }
 
 // access returns an API as one whose refusals are conditions.
-func (s *Store) access(i int) Registry { return Registry{s.regs[i], s.apis[i], s.options, s.wrong} }
+func (s *Store) access(i int) Registry {
+	return Registry{s.regs[i], s.apis[i], s.options, s.conditions}
+}
 
 // wait reports whether to go on waiting for a store that gives no answer.
 func (s *Store) wait() bool {
