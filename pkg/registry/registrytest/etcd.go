@@ -79,7 +79,7 @@ func testContract(t *testing.T, a API) {
 		prefix := fmt.Sprintf("%s%d", Prefix, n.Add(1))
 		o := Operator{t, server.Store(t, a.Name), prefix}
 		return Harness{
-			Registry:  a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix}),
+			Registry:  a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}),
 			SetConfig: o.SetConfig, Put: o.Put, Remove: o.Remove, RemoveAll: o.RemoveAll, ForgetHistory: o.Forget,
 		}
 	})
