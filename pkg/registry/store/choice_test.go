@@ -60,6 +60,7 @@ func TestStoreWithTheLeasesIsTheNetwork(t *testing.T) {
 
 // The same on a real etcd, with the leases as daemons write them.
 func TestStoreIsChosenByItsLeases(t *testing.T) {
+	t.Parallel()
 	here, there := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("192.0.2.12")
 	for _, c := range []struct {
 		name   string
@@ -77,6 +78,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 		{"peers in both, last in v2", map[API]netip.Addr{APIv2: there, APIv3: there}, APIv2, APIv2, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/coreos.com/network"}
 			for api, verb := range map[API]string{APIv3: "put", APIv2: "set"} {
 				paste(t, etcdctl(o, api, verb, "/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.4%s.0.0/16"}`, api[1:])))
@@ -112,6 +114,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 // A store without an answer is waited for, if this host was there before without end; one
 // that etcd does not have is not.
 func TestSilentStoreIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/p"}
 	away := etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/p"}
 	paste(t, etcdctl(o, APIv3, "put", "/p/config", sampleConfig))

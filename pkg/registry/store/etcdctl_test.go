@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"go.etcd.io/etcd/server/v3/embed"
-
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/etcdtest"
@@ -48,6 +46,7 @@ func suggested(t *testing.T, s *Store) []string {
 
 // Whatever form a prefix has, the suggested command writes the key that is read.
 func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
+	t.Parallel()
 	server := etcdtest.StartEtcd(t)
 	for prefix, keys := range map[string][2]string{ // of the config in v3 and v2
 		"/coreos.com/network":          {"/coreos.com/network/config", "/coreos.com/network/config"},
@@ -63,39 +62,39 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 		"/":                            {"/config", "/config"},
 		"":                             {"config", "/config"},
 	} {
-		for i, api := range []API{APIv3, APIv2} {
-			if prefix == "" && api == APIv2 {
-				continue // the same key as that of "/", which exists by then or makes it exist
+		t.Run(prefix, func(t *testing.T) {
+			t.Parallel()
+			for i, api := range []API{APIv3, APIv2} {
+				if prefix == "" && api == APIv2 {
+					continue // the same key as that of "/", which exists by then or makes it exist
+				}
+				o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
+				s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				commands := suggested(t, s)
+				if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
+					t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
+				}
+				paste(t, commands[0])
+				if raw, err := s.Config(t.Context()); err != nil || string(raw) != sampleConfig {
+					t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
+				}
+				s.Close()
 			}
-			o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
-			s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			commands := suggested(t, s)
-			if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
-				t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
-			}
-			paste(t, commands[0])
-			if raw, err := s.Config(t.Context()); err != nil || string(raw) != sampleConfig {
-				t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
-			}
-			s.Close()
-		}
+		})
 	}
 }
 
 // The suggested command reaches an etcd that wants certificates and a user, by whichever of
 // its endpoints is there, and tells nobody the password.
 func TestSuggestedCommandHasTheCredentials(t *testing.T) {
+	t.Parallel()
 	ca := etcdtest.NewAuthority(t)
 	serverCert, serverKey := ca.Issue("server")
 	clientCert, clientKey := ca.Issue("client with a blank")
-	server := etcdtest.StartEtcd(t, func(c *embed.Config) {
-		c.ListenClientUrls[0].Scheme = "https"
-		c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = serverCert, serverKey
-		c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.TrustedCAFile = true, ca.File
-	})
+	server := etcdtest.StartSecured(t, serverCert, serverKey, ca.File)
 	for _, api := range []API{APIv3, APIv2} {
 		withUser := strings.Replace(server.URL, "://", "://flannel:hush@", 1)
 		o := etcd.Options{
@@ -145,6 +144,7 @@ func TestMoveCommand(t *testing.T) {
 // Where a config is under the same path with or without its leading slash, which are two
 // keys of v3, it is found.
 func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
+	t.Parallel()
 	server := etcdtest.StartEtcd(t)
 	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
 		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}

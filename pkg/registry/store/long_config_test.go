@@ -14,6 +14,7 @@ import (
 
 // TestLongConfigIsNotAMissingOne: it is said how long it is, not how to make one.
 func TestLongConfigIsNotAMissingOne(t *testing.T) {
+	t.Parallel()
 	server := etcdtest.StartEtcd(t)
 	if err := server.V2(t).Put(t.Context(), "/net/config", strings.Repeat("x", 1<<20), 0); err != nil {
 		t.Fatal(err)
