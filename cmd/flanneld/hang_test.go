@@ -1,12 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"io"
 	"strings"
 	"testing"
-	"time"
 
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/logsink"
 )
 
@@ -52,10 +51,5 @@ func TestGoroutinesOfThisProcess(t *testing.T) {
 	defer close(release)
 	sink := logsink.New(stopped{release})
 	io.WriteString(sink, strings.Repeat("x\n", 3))
-	for deadline := time.Now().Add(10 * time.Second); !bytes.Contains([]byte(goroutines()), []byte("logsink.(*Sink).")); {
-		if time.Now().After(deadline) {
-			t.Fatalf("no goroutine of the log is among %q", goroutines())
-		}
-		time.Sleep(time.Millisecond)
-	}
+	wait.True(t, "the goroutine of the log is found", func() bool { return strings.Contains(goroutines(), "logsink.(*Sink).") })
 }

@@ -2,33 +2,17 @@ package main
 
 import (
 	"fmt"
-	"regexp"
-	"strconv"
-	"strings"
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/logs"
 )
 
 // logged counts the lines of the log of a host's flanneld that contain all of the words.
 func logged(h *lab.Host, words ...string) int { return lines(h.Flanneld(), words...) }
 
 // lines counts the lines of a daemon's log that contain all of the words.
-func lines(p *lab.Process, words ...string) int { return len(find(p.Logs(), words...)) }
-
-// find returns the lines of a log that contain all of the words.
-func find(log string, words ...string) (found []string) {
-	for line := range strings.Lines(log) {
-		all := true
-		for _, w := range words {
-			all = all && strings.Contains(line, w)
-		}
-		if all {
-			found = append(found, line)
-		}
-	}
-	return found
-}
+func lines(p *lab.Process, words ...string) int { return len(logs.Find(p.Logs(), words...)) }
 
 // says waits for a line of a daemon's log with all the words, and returns the command in the last of them.
 func (c *cluster) says(p *lab.Process, words ...string) (command string) {
@@ -41,12 +25,12 @@ func (c *cluster) saysAfter(p *lab.Process, before int, words ...string) (comman
 	c.t.Helper()
 	var found []string
 	c.within(30*time.Second, fmt.Sprintf("%q in the log", words), func() error {
-		if found = find(p.Logs()[before:], words...); len(found) == 0 {
+		if found = logs.Find(p.Logs()[before:], words...); len(found) == 0 {
 			return fmt.Errorf("it says\n%s", p.Logs())
 		}
 		return nil
 	})
-	return commandOf(found[len(found)-1])
+	return logs.Command(found[len(found)-1])
 }
 
 // saysTimes waits until exactly n lines of a daemon's log have all the words.
@@ -58,18 +42,4 @@ func (c *cluster) saysTimes(p *lab.Process, n int, words ...string) {
 		}
 		return nil
 	})
-}
-
-var commandField = regexp.MustCompile(` command=("(?:[^"\\]|\\.)*"|\S+)`)
-
-// commandOf returns the command field of a line.
-func commandOf(line string) string {
-	m := commandField.FindStringSubmatch(line)
-	if m == nil {
-		return ""
-	}
-	if text, err := strconv.Unquote(m[1]); err == nil {
-		return text
-	}
-	return m[1]
 }

@@ -4,31 +4,13 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/logsink"
 )
-
-// lockedBuilder is a strings.Builder for several goroutines.
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // TestFlappingConditionsMeetNoOtherLimit: the log's own limit of lines of one kind leaves out none
 // of those that a few flapping conditions are allowed, so that the last one says what is so; of
@@ -36,7 +18,7 @@ func (l *lockedBuilder) String() string {
 func TestFlappingConditionsMeetNoOtherLimit(t *testing.T) {
 	for _, f := range []struct{ conditions, lines, leftOut int }{{4, 40, 0}, {300, 60, 1}} {
 		synctest.Test(t, func(t *testing.T) {
-			var b lockedBuilder
+			var b logs.Buffer
 			l := NewList(slog.New(logsink.NewHandler(&b, slog.LevelInfo)))
 			for range 500 { // for 100 s
 				for i := range f.conditions {

@@ -1,7 +1,6 @@
 package filter
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/netconf"
 )
 
@@ -31,30 +31,13 @@ const notInstalled = firewall.AbsentError("iptables is not installed")
 type modelHost struct {
 	t *testing.T
 	*Filter
-	log  *lockedBuffer
+	log  *logs.Buffer
 	list *condition.List
 
 	mu     sync.Mutex
 	places map[firewall.Place]map[firewall.Family]firewall.Ruleset
 
 	iptables, compat, legacy, nft *keeper
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // keeper is a tool that keeps whole rulesets. Its fields are set by tests while nothing runs.
@@ -167,7 +150,7 @@ func (k *keeper) Barriers(_ context.Context, p firewall.Packet) ([]firewall.Barr
 // newHost returns a host with iptables of the nft variant and nftables, both well.
 func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost {
 	t.Helper()
-	h := &modelHost{t: t, log: new(lockedBuffer), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
+	h := &modelHost{t: t, log: new(logs.Buffer), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
 	h.list = condition.NewList(slog.New(slog.NewTextHandler(h.log, nil)))
 	tool := func(name string, p firewall.Place, gap, resync time.Duration) *keeper {
 		return &keeper{host: h, traits: firewall.Traits{Name: name, Place: p, Gap: gap, Resync: resync}, watch: make(chan struct{})}

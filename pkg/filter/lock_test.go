@@ -17,6 +17,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lease"
 )
 
@@ -24,7 +25,7 @@ import (
 type lockHost struct {
 	*Lock
 	t    *testing.T
-	log  *lockedBuffer
+	log  *logs.Buffer
 	list *condition.List
 
 	mu      sync.Mutex
@@ -100,7 +101,7 @@ func (h *lockHost) Close() error {
 var spec = firewall.Lock{Network: four.Network, Port: 8472, Local: netip.MustParseAddr("192.0.2.7"), VNI: 1}
 
 func newLockHost(t *testing.T, wanted bool) *lockHost {
-	h := &lockHost{t: t, log: new(lockedBuffer), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
+	h := &lockHost{t: t, log: new(logs.Buffer), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	h.list = condition.NewList(log)
 	h.Lock = NewLock(LockConfig{

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lease"
 )
 
@@ -93,25 +92,7 @@ type fixture struct {
 	view   lease.View
 	facts  error // why they cannot be had
 	passes int   // that were begun, and chunks of operations
-	log    logBuffer
-}
-
-// logBuffer is a log that may be read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log    logs.Buffer
 }
 
 func newFixture() *fixture {
@@ -141,7 +122,7 @@ func (f *fixture) wantRoutes(ns ...int) {
 	}
 }
 
-func (f *fixture) said(words string) int { return strings.Count(f.log.String(), words) }
+func (f *fixture) said(words string) int { return f.log.Count(words) }
 
 // tell tells the loop what is wanted now.
 func (f *fixture) tell() {

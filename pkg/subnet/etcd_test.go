@@ -14,6 +14,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcdv2"
@@ -29,7 +30,7 @@ const etcdPrefix = registrytest.Prefix
 type host struct {
 	*testing.T
 	etcd *etcdtest.Etcd
-	log  *journal
+	log  *logs.Buffer
 	subnet.Options
 	noted atomic.Pointer[lease.Claim] // for the next run
 
@@ -51,7 +52,7 @@ func newHostOf(t *testing.T, etcd *etcdtest.Etcd, n int, a api) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Close)
-	h := &host{T: t, etcd: etcd, log: &journal{}}
+	h := &host{T: t, etcd: etcd, log: &logs.Buffer{}}
 	h.Options = subnet.Options{
 		Registry: r,
 		Pool:     pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0"),
@@ -177,11 +178,11 @@ func TestEtcdComesLate(t *testing.T) {
 		}
 		done <- result{c, h.acquire(), time.Now()}
 	}()
-	h.until("etcd is missed", func() bool { return h.log.count("does not answer") == 1 })
+	h.until("etcd is missed", func() bool { return h.log.Count("does not answer") == 1 })
 	etcd.Start(t)
-	h.until("config is missed", func() bool { return h.log.count("config is missing") == 1 })
+	h.until("config is missed", func() bool { return h.log.Count("config is missing") == 1 })
 	others.SetConfig("broken")
-	h.until("config is refused", func() bool { return h.log.count("config is invalid") == 1 })
+	h.until("config is refused", func() bool { return h.log.Count("config is invalid") == 1 })
 	others.SetConfig("good")
 	start := time.Now()
 	r := <-done
@@ -191,7 +192,7 @@ func TestEtcdComesLate(t *testing.T) {
 	if !h.holds(r.lease) {
 		t.Errorf("etcd does not hold %+v", r.lease)
 	}
-	if n := h.log.count("answers again"); n != 1 {
+	if n := h.log.Count("answers again"); n != 1 {
 		t.Errorf("says %d times that etcd is back", n)
 	}
 }
@@ -236,12 +237,12 @@ func TestFollowEtcdOutage(t *testing.T) {
 	before := a.view()
 
 	etcd.Stop()
-	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 1 })
+	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 1 })
 	etcd.Start(t)
-	a.until("end is noticed", func() bool { return a.log.count("answers again") == 1 })
+	a.until("end is noticed", func() bool { return a.log.Count("answers again") == 1 })
 
 	etcd.Stop()
-	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 2 })
+	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 2 })
 	etcd.Start(t)
 	others.Forget()
 	others.Put(lease.Key(lb.Subnet), value(b.PublicIP, 99), 0)
@@ -255,7 +256,7 @@ func TestFollowEtcdOutage(t *testing.T) {
 
 	etcd.Stop()
 	etcd.Wipe(t)
-	a.until("outage is noticed", func() bool { return a.log.count("does not answer") == 3 })
+	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 3 })
 	etcd.Start(t)
 	a.until("own lease is in the new etcd", func() bool { return a.holds(la) })
 	if n := len(a.view().Peers); n != 1 {

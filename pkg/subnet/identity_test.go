@@ -91,7 +91,7 @@ func TestIdentityAtStart(t *testing.T) {
 					f.says(c.reason, 1)
 				}
 				if !c.keeps && c.reason == "" {
-					errors = f.log.count("previous subnet is leased by another")
+					errors = f.log.Count("previous subnet is leased by another")
 				}
 				f.says("level=ERROR", errors)
 				if n := f.noted.Load(); n.Revision != l.Revision || !n.Covers(l) {
@@ -231,7 +231,7 @@ func TestDoublesAreReportedAtIntervals(t *testing.T) {
 			w.reg.Put("10.42.7.0-24", value(me, 1), ttl)
 			elapse(time.Second)
 		}
-		if n := w.log.count("(-public-ip)"); n < 1 || n > 3 {
+		if n := w.log.Count("(-public-ip)"); n < 1 || n > 3 {
 			t.Errorf("reported %d times within 100 s", n)
 		}
 		w.expect(0)

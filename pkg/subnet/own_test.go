@@ -36,7 +36,7 @@ func TestRenewalFloor(t *testing.T) {
 		f.TTL, f.Margin = time.Hour, 2*time.Hour
 		w := f.follow()
 		elapse(time.Hour)
-		if n := w.log.count("lease renewed"); n < 55 || n > 61 {
+		if n := w.log.Count("lease renewed"); n < 55 || n > 61 {
 			t.Errorf("%d renewals in an hour", n)
 		}
 	})

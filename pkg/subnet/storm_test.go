@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
@@ -85,7 +86,7 @@ type closer interface {
 type joiner struct {
 	registry.Registry
 	lists int
-	log   journal
+	log   logs.Buffer
 	lease lease.Lease
 	err   error
 }
@@ -149,7 +150,7 @@ func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
 		if !held[j.lease.Subnet].SameAs(j.lease) {
 			t.Errorf("a host has %+v, etcd holds %+v", j.lease, held[j.lease.Subnet])
 		}
-		away += j.log.count("does not answer")
+		away += j.log.Count("does not answer")
 	}
 	t.Logf("etcd seemed away %d times", away)
 }

@@ -1,20 +1,18 @@
 package subnet_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/memory"
 	"flanneld/pkg/subnet"
@@ -28,30 +26,6 @@ var (
 	third   = netip.MustParseAddr("198.51.100.78")
 	errAway = errors.New("dial tcp: connection refused")
 )
-
-// journal is a log that can be searched.
-type journal struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.buf.Write(p)
-}
-
-func (j *journal) count(text string) int {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return strings.Count(j.buf.String(), text)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.buf.String()
-}
 
 func pool(network string, length int, first, last string) lease.Pool {
 	return lease.Pool{
@@ -73,13 +47,13 @@ func value(ip netip.Addr, mac int) string {
 type fixture struct {
 	*testing.T
 	reg *memory.Registry
-	log *journal
+	log *logs.Buffer
 	subnet.Options
 	noted atomic.Pointer[lease.Claim] // for the next run
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{T: t, reg: memory.New(), log: &journal{}}
+	f := &fixture{T: t, reg: memory.New(), log: &logs.Buffer{}}
 	f.Options = subnet.Options{
 		Registry: f.reg,
 		Pool:     pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0"),
@@ -147,7 +121,7 @@ func (f *fixture) held(p netip.Prefix) lease.Lease {
 
 func (f *fixture) says(text string, n int) {
 	f.Helper()
-	if got := f.log.count(text); got != n {
+	if got := f.log.Count(text); got != n {
 		f.Errorf("log says %q %d times, want %d:\n%s", text, got, n, f.log)
 	}
 }

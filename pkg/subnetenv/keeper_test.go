@@ -15,34 +15,18 @@ import (
 	"time"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/logs"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/pace"
 )
-
-// logBuffer is a log that may be read while it is written.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
 
 // TestFightOverTheSubnetFile: a program that keeps writing something else slows the repairs
 // down, and is a condition for as long as it does.
 func TestFightOverTheSubnetFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "subnet.env")
 	env := Env{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24"), MTU: 1450}
-	var lines logBuffer
+	var lines logs.Buffer
 	log := slog.New(slog.NewTextHandler(&lines, nil))
 	conditions := condition.NewList(log)
 	k := NewKeeper(path, conditions, log)
@@ -54,27 +38,18 @@ func TestFightOverTheSubnetFile(t *testing.T) {
 	defer cancel()
 	tasks.Go(func() { k.Run(ctx, func(bool, bool) {}) })
 
-	deadline := time.Now().Add(30 * time.Second)
 	begun := time.Now()
-	for !conditions.Has(fightCondition) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no condition; the log is\n%s", lines.String())
-		}
+	wait.True(t, "the fight is a condition", func() bool {
 		if err := os.WriteFile(path, []byte("FLANNEL_MTU=1\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(10 * time.Millisecond)
-	}
+		return conditions.Has(fightCondition)
+	})
 	most := k.fight.Burst + 2 + int(time.Since(begun)/k.fight.Pause)
 	if n := strings.Count(lines.String(), "repaired"); n > most {
 		t.Errorf("%d repairs in %v, want %d at most", n, time.Since(begun), most)
 	}
-	for conditions.Has(fightCondition) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the condition stays; the log is\n%s", lines.String())
-		}
-		<-time.After(10 * time.Millisecond)
-	}
+	wait.True(t, "the condition is over", func() bool { return !conditions.Has(fightCondition) })
 	if b, err := os.ReadFile(path); err != nil || string(b) != string(env.Format()) {
 		t.Errorf("%v, the file is\n%s", err, b)
 	}

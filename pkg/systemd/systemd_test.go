@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/wait"
 )
 
 // TestReadyIsToldInTheEnd: that systemd does not listen yet is a condition until it does.
@@ -39,10 +40,5 @@ func TestReadyIsToldInTheEnd(t *testing.T) {
 	read("READY=1")
 	alive(conditions)
 	read("WATCHDOG=1")
-	for deadline := time.Now().Add(10 * time.Second); len(conditions.Current()) > 0 && time.Now().Before(deadline); {
-		<-time.After(time.Millisecond)
-	}
-	if now := conditions.Current(); len(now) > 0 {
-		t.Errorf("conditions %v", now)
-	}
+	wait.True(t, "no condition is left", func() bool { return len(conditions.Current()) == 0 })
 }

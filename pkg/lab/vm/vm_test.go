@@ -162,7 +162,7 @@ func build(t *testing.T, dir string) (script string) {
 		if s.skip != "" {
 			skip = fmt.Sprintf(" -test.skip '%s'", anchored(s.skip))
 		}
-		script += fmt.Sprintf("echo vm-package %s\ncd /tests/%s\n./test -test.v -test.timeout 30m -test.run '%s'%s || status=1\n",
+		script += fmt.Sprintf("echo vm-package %s\ncd /tests/%s\n./test -test.v -test.parallel 1 -test.timeout 30m -test.run '%s'%s || status=1\n",
 			s.pkg, s.pkg, s.pattern(), skip)
 	}
 	return script + "exit $status\n"
