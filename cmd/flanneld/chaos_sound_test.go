@@ -118,16 +118,9 @@ func (m *mayhem) leads(s dataplane.State, from, to *victim, there dataplane.Stat
 		}
 		return nil
 	}
-	route, ok := s.Routes[dataplane.RouteKey{Dst: to.subnet, Link: to.network.vxlan}]
-	if !ok {
-		return fmt.Errorf("no route to %s", to.subnet)
-	}
-	mac, ok := s.Neighs[dataplane.NeighKey{Link: to.network.vxlan, IP: route.Via}]
-	if !ok {
-		return fmt.Errorf("%s is via %s, which is no neighbour", to.subnet, route.Via)
-	}
-	if _, ok := s.FDB[dataplane.FDB{Link: to.network.vxlan, MAC: mac, Dst: to.addr}]; !ok {
-		return fmt.Errorf("%s is via %s at %s, which no FDB entry leads to %s", to.subnet, route.Via, mac, to.addr)
+	mac, err := leadsTo(s, to.network.vxlan, to.subnet, to.addr)
+	if err != nil {
+		return err
 	}
 	if own := there.Links[to.network.vxlan].MAC; mac != own {
 		return fmt.Errorf("frames for %s, which has %s", mac, own)

@@ -131,13 +131,7 @@ func TestDockerChurn(t *testing.T) {
 	t.Run("repairs", func(t *testing.T) {
 		for _, d := range damages {
 			before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
-			c.must(h.Do(func() error {
-				l, err := netlink.LinkByName("flannel.1")
-				if err != nil {
-					return err
-				}
-				return d.do(l)
-			}))
+			c.onLink(h, "flannel.1", d.do)
 			took := c.within(3*time.Second, d.name, func() error {
 				if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !s.Equal(before) {
 					return fmt.Errorf("the kernel holds\n%s", s.Text())
@@ -160,13 +154,7 @@ func TestDockerChurn(t *testing.T) {
 		t.Logf("repaired after %v", took.Round(time.Millisecond))
 	})
 	t.Run("follows the uplink", func(t *testing.T) {
-		c.must(h.Do(func() error {
-			l, err := netlink.LinkByName(h.Uplink)
-			if err != nil {
-				return err
-			}
-			return netlink.LinkSetMTU(l, 1400)
-		}))
+		c.onLink(h, h.Uplink, func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1400) })
 		c.within(5*time.Second, "the MTU", func() error {
 			if env, err := h.ReadSubnet(); err != nil || env.MTU != 1350 {
 				return fmt.Errorf("%+v, %v", env, err)

@@ -15,9 +15,7 @@ import (
 func hostile(c *cluster) []struct{ key, value, reason string } {
 	us, peer := c.Hosts[0], c.Hosts[1]
 	own := c.subnet(us).Addr()
-	vxlan := func(ip, mac string) string {
-		return fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"}}`, ip, mac)
-	}
+	vxlan := phantomValue
 	good := vxlan("203.0.113.1", "0a:00:00:00:00:01")
 	_, peerLease := c.lease(peer)
 	return []struct{ key, value, reason string }{

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,16 +42,9 @@ func (n *keyedCluster) held(h *lab.Host) (key string, a lease.Attrs) {
 }
 
 // mac returns the MAC of a host's device.
-func (n *keyedCluster) mac(h *lab.Host) (mac string) {
+func (n *keyedCluster) mac(h *lab.Host) string {
 	n.t.Helper()
-	n.must(h.Do(func() error {
-		i, err := net.InterfaceByName("flannel.1")
-		if err == nil {
-			mac = i.HardwareAddr.String()
-		}
-		return err
-	}))
-	return mac
+	return n.vtepMAC(h).String()
 }
 
 // copyFiles copies to a host what another one keeps in files.

@@ -56,6 +56,18 @@ var damages = []struct {
 	}},
 }
 
+// onLink does something to a device of a host.
+func (c *cluster) onLink(h *lab.Host, name string, do func(netlink.Link) error) {
+	c.t.Helper()
+	c.must(h.Do(func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return do(l)
+	}))
+}
+
 func flushNeighbours(l netlink.Link, family int) error {
 	all, err := netlink.NeighList(l.Attrs().Index, family)
 	for _, n := range all {
@@ -75,13 +87,7 @@ func TestRepair(t *testing.T) {
 		lines := logged(h, "repaired")
 		// A damage of several writes is one only if the daemon does not come between them.
 		c.must(h.Flanneld().Pause())
-		c.must(h.Do(func() error {
-			l, err := netlink.LinkByName("flannel.1")
-			if err != nil {
-				return err
-			}
-			return d.do(l)
-		}))
+		c.onLink(h, "flannel.1", d.do)
 		c.must(h.Flanneld().Signal(syscall.SIGCONT))
 		took := c.within(time.Second, d.name, func() error {
 			if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !s.Equal(before) {
@@ -176,13 +182,7 @@ func TestUplinkMTU(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, vxlanConfig)
 	h := c.Hosts[0]
-	c.must(h.Do(func() error {
-		l, err := netlink.LinkByName("eth0")
-		if err == nil {
-			err = netlink.LinkSetMTU(l, 1400)
-		}
-		return err
-	}))
+	c.onLink(h, "eth0", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1400) })
 	c.within(5*time.Second, "MTU", func() error {
 		env, err := h.ReadSubnet()
 		if mtu := c.snapshot(h, "10.42.0.0/16", "flannel.1").Links["flannel.1"].MTU; err != nil || env.MTU != 1350 || mtu != 1350 {
@@ -196,7 +196,7 @@ func TestUplinkMTU(t *testing.T) {
 // phantom writes a lease of a peer that does not exist.
 func (c *cluster) phantom(subnet, publicIP, mac string) {
 	c.t.Helper()
-	c.put("subnets/"+subnet, fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"}}`, publicIP, mac))
+	c.put("subnets/"+subnet, phantomValue(publicIP, mac))
 }
 
 // holds waits until a host has exactly this for a subnet; an empty publicIP

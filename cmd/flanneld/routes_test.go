@@ -146,13 +146,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 	c.announce(k, h, flap, dataplane.Del)
 	c.announce(k, h, flap, dataplane.Put)
 	// What is heard after it all shows that nothing was lost.
-	c.must(h.Do(func() error {
-		l, err := netlink.LinkByName("flannel.1")
-		if err == nil {
-			err = flushNeighbours(l, netlink.FAMILY_V4)
-		}
-		return err
-	}))
+	c.onLink(h, "flannel.1", func(l netlink.Link) error { return flushNeighbours(l, netlink.FAMILY_V4) })
 	c.within(20*time.Second, "the neighbours", func() error {
 		if s, err := k.Snapshot(scope); err != nil || len(s.Neighs) != bgpPeers {
 			return fmt.Errorf("%d, %v", len(s.Neighs), err)

@@ -329,7 +329,7 @@ func (s *siege) well() error {
 			if from == to {
 				continue
 			}
-			if mac, err := leadsTo(state, to.subnet, to.addr); err != nil || mac != dataplane.MAC(to.mac) {
+			if mac, err := leadsTo(state, "flannel.1", to.subnet, to.addr); err != nil || mac != dataplane.MAC(to.mac) {
 				return fmt.Errorf("%s to %s: frames for %s: %w", from.Name, to.Name, mac, err)
 			}
 		}

@@ -76,7 +76,7 @@ func (c *cluster) sound(all []*member) error {
 			if i == j {
 				continue
 			}
-			mac, err := leadsTo(s, to.subnet, to.addr)
+			mac, err := leadsTo(s, "flannel.1", to.subnet, to.addr)
 			if own := states[j].Links["flannel.1"].MAC; err == nil && mac != own {
 				err = fmt.Errorf("frames for %s, which has %s", mac, own)
 			}
@@ -94,16 +94,16 @@ func (c *cluster) sound(all []*member) error {
 
 // leadsTo follows a packet for a subnet through what a kernel holds: route,
 // neighbour, FDB entry, and the host there. It gives the MAC of the frame.
-func leadsTo(s dataplane.State, subnet netip.Prefix, host netip.Addr) (dataplane.MAC, error) {
-	route, ok := s.Routes[dataplane.RouteKey{Dst: subnet, Link: "flannel.1"}]
+func leadsTo(s dataplane.State, link string, subnet netip.Prefix, host netip.Addr) (dataplane.MAC, error) {
+	route, ok := s.Routes[dataplane.RouteKey{Dst: subnet, Link: link}]
 	if !ok {
 		return dataplane.MAC{}, fmt.Errorf("no route to %s", subnet)
 	}
-	mac, ok := s.Neighs[dataplane.NeighKey{Link: "flannel.1", IP: route.Via}]
+	mac, ok := s.Neighs[dataplane.NeighKey{Link: link, IP: route.Via}]
 	if !ok {
 		return mac, fmt.Errorf("%s is via %s, which is no neighbour", subnet, route.Via)
 	}
-	if _, ok := s.FDB[dataplane.FDB{Link: "flannel.1", MAC: mac, Dst: host}]; !ok {
+	if _, ok := s.FDB[dataplane.FDB{Link: link, MAC: mac, Dst: host}]; !ok {
 		return mac, fmt.Errorf("%s is via %s at %s, which no FDB entry leads to %s", subnet, route.Via, mac, host)
 	}
 	return mac, nil

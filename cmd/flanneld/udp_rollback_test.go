@@ -185,17 +185,13 @@ func TestUDPScopeOfRoute(t *testing.T) {
 	if s, err := scope(); err != nil || s != netlink.SCOPE_UNIVERSE {
 		t.Fatalf("scope %v, %v", s, err)
 	}
-	c.must(h.Do(func() error {
-		link, err := netlink.LinkByName("flannel0")
-		if err != nil {
-			return err
-		}
+	c.onLink(h, "flannel0", func(link netlink.Link) error {
 		_, network, err := net.ParseCIDR("10.42.0.0/16")
 		if err != nil {
 			return err
 		}
 		return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: network})
-	}))
+	})
 	c.within(5*time.Second, "scope global", func() error {
 		s, err := scope()
 		if err == nil && s != netlink.SCOPE_UNIVERSE {

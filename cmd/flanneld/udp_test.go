@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/lab"
 )
@@ -123,13 +121,7 @@ func TestUDPRepair(t *testing.T) {
 		if strings.HasPrefix(d.name, "bridge") || strings.HasPrefix(d.name, "ip neigh") || strings.HasPrefix(d.name, "ip link set address") {
 			continue // a TUN device has none of it
 		}
-		c.must(h.Do(func() error {
-			l, err := netlink.LinkByName("flannel0")
-			if err != nil {
-				return err
-			}
-			return d.do(l)
-		}))
+		c.onLink(h, "flannel0", d.do)
 		c.within(5*time.Second, d.name, func() error {
 			if now := held(); now != before {
 				return fmt.Errorf("the kernel holds\n%s", now)
