@@ -72,9 +72,10 @@
 //
 //	cleanup     removes what a daemon has left of a network
 //	daemon      wiring, order of start and stop
-//	lab         test beds: many hosts on one machine, for tests, demo and benchmarks
-//	lab/...     etcdtest: an etcd for one test; machine: hosts with systemd and a root
-//	            file system of their own; vm: a guest with another kernel
+//	lab         many hosts on one machine, for tests, demo and benchmarks; beside it are the
+//	            other test beds (etcdtest: an etcd for one test; machine: hosts with systemd;
+//	            vm: a guest with another kernel) and what they and all tests share (wait, logs,
+//	            netns, etcdkeys, etcdserver, relay, cache)
 //
 // To follow one change, begin in subnet.Follow, where a View is emitted, go on by
 // reconcile.Loop.SetView to Loop.Pass, from there to backend.Plan.Update and dataplane.Diff,
