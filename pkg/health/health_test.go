@@ -24,7 +24,7 @@ func startHealth(t *testing.T, ip string) (port string) {
 
 func listen(t *testing.T, p *Port, ip string, wrong *condition.List) (port string) {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 // Package etcdtest starts a real etcd in the process of a test, and for that test only. It can be stopped and started
-// again with the same address and data, or with the data gone. It needs no root: its addresses are loopback ports that
-// nobody else has.
+// again with the same address and data, or with the data gone. It needs no root: its ports are those of a loopback
+// address that nobody else has.
 package etcdtest
 
 import (
@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 
 // Etcd is one etcd server.
 type Etcd struct {
-	// URL is where clients find it: http://127.0.0.1:port, or https.
+	// URL is where clients find it: http://Address:port, or https.
 	URL string
 
 	dir    string
@@ -64,16 +65,32 @@ func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	return e
 }
 
-// freeAddress finds a port that nobody listens on now. That somebody else
-// takes it before etcd does is possible and rare.
+// Address is that of every etcd of this process. Other tests that run meanwhile listen at others, and no connection is
+// made from it: what was free at it stays free, also while an etcd is stopped.
+var Address = net.IPv4(127, byte(64+os.Getpid()>>16&63), byte(os.Getpid()>>8), byte(os.Getpid()))
+
+var (
+	takenMutex sync.Mutex
+	taken      = map[string]bool{} // what freeAddress has returned
+)
+
+// freeAddress finds a port of the address that nobody was given before.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	takenMutex.Lock()
+	defer takenMutex.Unlock()
+	for {
+		l, err := net.Listen("tcp", net.JoinHostPort(Address.String(), "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		l.Close()
+		if !taken[address] {
+			taken[address] = true
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (e *Etcd) config(t testing.TB) *embed.Config {
