@@ -9,8 +9,7 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// RequireUser has etcd ask for a user and the password in this API. Root and the others, who have the same password,
-// may do everything.
+// RequireUser is Store's.
 func (v V3) RequireUser(ctx context.Context, password string, others ...string) error {
 	return v.within(ctx, func(ctx context.Context, c *v3.Client) error {
 		var errs []error
@@ -25,7 +24,7 @@ func (v V3) RequireUser(ctx context.Context, password string, others ...string) 
 	})
 }
 
-// RequireUser is V3.RequireUser for this API.
+// RequireUser is Store's.
 func (v *V2) RequireUser(ctx context.Context, password string, others ...string) error {
 	c, err := v.Client()
 	if err != nil {

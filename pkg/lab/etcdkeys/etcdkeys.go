@@ -36,6 +36,9 @@ type Store interface {
 	Delete(ctx context.Context, key string) error
 	// Forget has etcd forget what happened until now.
 	Forget(ctx context.Context) error
+	// RequireUser has etcd ask for a user and the password in this API. Root and the others, who have the same password,
+	// may do everything.
+	RequireUser(ctx context.Context, password string, others ...string) error
 }
 
 // elsewhere is a key that nobody watches.

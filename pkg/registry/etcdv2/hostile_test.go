@@ -58,14 +58,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 			t.Errorf("%s %v: %v, want %s", bad.Key, bad.Subnet, bad.Err, want)
 		}
 	}
-	var events []registry.Event
-	for len(events) < 11 {
-		some, next, err := r.Watch(registrytest.Timeout(t), index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		events, index = append(events, some...), next
-	}
+	events, _ := registrytest.Events(t, r, index, 11)
 	for i, ev := range events {
 		if i == 8 && ev.Bad != nil || i != 8 && (ev.Bad == nil || ev.Bad.Err.Error() != want) {
 			t.Errorf("event %d: %+v", i, ev)
@@ -91,20 +84,6 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 }
 
-func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
-	t.Parallel()
-	etcd := etcdtest.StartEtcd(t)
-	r := at(t, etcd)
-	for _, size := range []int{registry.MaxValue + 1, 9 << 20} {
-		newOperator(t, etcd).SetConfig(strings.Repeat("x", size))
-		_, err := r.Config(registrytest.Timeout(t))
-		want := fmt.Sprintf("%s/config: network config is too long: is %d bytes long; accepted are at most 65536", prefix, size)
-		if !errors.Is(err, registry.ErrLongConfig) || err.Error() != want {
-			t.Errorf("error %v, want %s", err, want)
-		}
-	}
-}
-
 // TestStrangeKeysAreNamedInOneLine: of a directory that is nested deeply and of a key that is
 // very long or has line ends in it, a listing and a watch have one short name.
 func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
@@ -121,14 +100,7 @@ func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
 	if len(l.Leases) != 1 || len(l.Bad) != 3 {
 		t.Fatalf("%+v", l)
 	}
-	events := []registry.Event{}
-	for len(events) < 4 {
-		some, next, err := r.Watch(registrytest.Timeout(t), index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		events, index = append(events, some...), next
-	}
+	events, _ := registrytest.Events(t, r, index, 4)
 	for i, bad := range l.Bad {
 		if len(bad.Key) > 200 || len(bad.Err.Error()) > 300 || strings.Contains(bad.Err.Error(), "\n") {
 			t.Errorf("key %q: %v", bad.Key, bad.Err)

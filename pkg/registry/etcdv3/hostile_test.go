@@ -114,28 +114,6 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 }
 
-func TestHugeConfigIsNamedWithItsSize(t *testing.T) {
-	t.Parallel()
-	etcd, b := startGenerous(t)
-	r := at(t, etcd)
-	for _, size := range []int{registry.MaxValue, registry.MaxValue + 1, 9 << 20} {
-		b.SetConfig(strings.Repeat("x", size))
-		raw, err := r.Config(registrytest.Timeout(t))
-		if size <= registry.MaxValue {
-			if len(raw) != size || err != nil {
-				t.Errorf("%d bytes, %v", len(raw), err)
-			}
-			continue
-		}
-		var n int
-		text := fmt.Sprint(err)
-		_, serr := fmt.Sscanf(text, prefix+"/config: network config is too long: is %d bytes long; accepted are at most 65536", &n)
-		if !errors.Is(err, registry.ErrLongConfig) || serr != nil || n < size || n > size+1000 {
-			t.Errorf("config of %d bytes: %v", size, err)
-		}
-	}
-}
-
 // TestManyKeysAreNotNamed: of so many that are nobody's, a few are named; and a subnet
 // that has as many keys still has its lease. (It is a tenth, as etcd is slow to take them.)
 func TestManyKeysAreNotNamed(t *testing.T) {

@@ -70,9 +70,7 @@ func TestBlackHole(t *testing.T) {
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
 		t.Error(err)
 	}
-	if events, _ := registrytest.Next(t, r, l.Index); len(events) != 1 {
-		t.Errorf("events %+v", events)
-	}
+	registrytest.Events(t, r, l.Index, 1)
 }
 
 // Compaction does no harm to a watch that waits, and is told to one that begins too late.
@@ -95,8 +93,7 @@ func TestCompaction(t *testing.T) {
 		b.Forget()
 	}
 	b.Put("10.42.7.0-24", "{}", 0)
-	events, _ := registrytest.Next(t, r, index)
-	if len(events) != 1 || events[0].Bad == nil {
+	if events, _ := registrytest.Events(t, r, index, 1); events[0].Bad == nil {
 		t.Errorf("events %+v", events)
 	}
 	b.Forget()
@@ -131,15 +128,11 @@ func TestForeignKeys(t *testing.T) {
 	if len(l.Leases) != 1 || len(l.Bad) != len(foreign) || !l.Leases[0].SameAs(made) {
 		t.Errorf("listing %+v", l)
 	}
-	for n := 0; n < 1+3*len(foreign); {
-		events, next := registrytest.Next(t, r, index)
-		for _, ev := range events {
-			if n > 0 && (ev.Bad == nil || ev.Bad.Subnet.IsValid() || ev.Deleted != (n%3 == 2)) {
-				t.Errorf("event %d %+v", n, ev)
-			}
-			n++
+	events, _ := registrytest.Events(t, r, index, 1+3*len(foreign))
+	for n, ev := range events {
+		if n > 0 && (ev.Bad == nil || ev.Bad.Subnet.IsValid() || ev.Deleted != (n%3 == 2)) {
+			t.Errorf("event %d %+v", n, ev)
 		}
-		index = next
 	}
 	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) || ev.Lease.Revision != made.Revision {
 		t.Errorf("read %+v, %v", ev, err)
@@ -182,11 +175,7 @@ func TestLargeAnswers(t *testing.T) {
 	if l := registrytest.List(t, r); len(l.Leases) != n || len(l.Bad) != n {
 		t.Errorf("by small pages: %d leases, %d bad", len(l.Leases), len(l.Bad))
 	}
-	for got := 0; got < 2*n; {
-		events, next := registrytest.Next(t, r, index)
-		got, index = got+len(events), next
-	}
-	if index != l.Index {
+	if _, index = registrytest.Events(t, r, index, 2*n); index != l.Index {
 		t.Errorf("watched until %d, listed at %d", index, l.Index)
 	}
 }

@@ -2,7 +2,6 @@ package registrytest
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
 
 	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lab/etcdtest"
@@ -62,6 +63,8 @@ func (a API) Run(t *testing.T) {
 		"certificates in time": testCertificatesInTime,
 		"renewed":              testRenewed,
 		"no TLS there":         testNoTLSThere,
+		"password":             testPassword,
+		"long config":          testLongConfig,
 		"failover":             testFailover,
 		"restart and wipe":     testRestartAndWipe,
 	} {
@@ -154,21 +157,6 @@ func List(t testing.TB, r registry.Registry) registry.Listing {
 	return l
 }
 
-// Next returns the first events after an index.
-func Next(t testing.TB, r registry.Registry, index uint64) ([]registry.Event, uint64) {
-	t.Helper()
-	for {
-		events, next, err := r.Watch(Timeout(t), index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(events) > 0 {
-			return events, next
-		}
-		index = next
-	}
-}
-
 // Calls makes each call once, and returns what came of them by name.
 func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[string]error) {
 	l7 := lease.Lease{Subnet: subnet7, Attrs: attrs(7), Revision: 7}
@@ -198,92 +186,6 @@ func testBadOptions(t *testing.T, a API) {
 	}
 }
 
-// testCertificates: what is wrong with the certificates of either side is said with the flag that mends it.
-func testCertificates(t *testing.T, a API) {
-	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
-	serverCert, serverKey := ca.Issue("server")
-	clientCert, clientKey := ca.Issue("client")
-	oldCert, oldKey := ca.Issue("old", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	strangeCert, strangeKey := other.Issue("stranger")
-	for _, mutual := range []bool{false, true} {
-		clientCA := ""
-		if mutual {
-			clientCA = ca.File
-		}
-		server := etcdtest.StartSecured(t, serverCert, serverKey, clientCA)
-		host := strings.TrimPrefix(server.URL, "https://")
-		for _, c := range []struct {
-			name string
-			o    etcd.Options
-			ok   bool
-			want string
-		}{
-			{"CA only", etcd.Options{CAFile: ca.File}, !mutual, "set -etcd-certfile and -etcd-keyfile"},
-			{"all", etcd.Options{CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
-			{"wrong CA", etcd.Options{CAFile: other.File, CertFile: clientCert, KeyFile: clientKey}, false, "certificate, which is not that in " + other.File},
-			{"system roots", etcd.Options{}, false, "unknown authority: set -etcd-cafile"},
-			{"strange client", etcd.Options{CAFile: ca.File, CertFile: strangeCert, KeyFile: strangeKey}, !mutual, "in " + strangeCert + " (-etcd-certfile)"},
-			{"expired client", etcd.Options{CAFile: ca.File, CertFile: oldCert, KeyFile: oldKey}, !mutual, "in " + oldCert + " (-etcd-certfile)"},
-			{"no TLS", etcd.Options{Endpoints: []string{"http://" + host}}, false, "write https:// in -etcd-endpoints"},
-			{"no scheme", etcd.Options{Endpoints: []string{host}, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey}, true, ""},
-		} {
-			if c.o.Endpoints == nil {
-				c.o.Endpoints = []string{server.URL}
-			}
-			_, err := a.Open(t, c.o).List(Timeout(t))
-			if (err == nil) != c.ok || err != nil && (!strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), host)) {
-				t.Errorf("%s, client certificates %v: error %v, want %q", c.name, mutual, err, c.want)
-			}
-		}
-	}
-}
-
-// testCertificatesInTime: an etcd whose certificate is wrong is not spoken to; put right in place, it is.
-func testCertificatesInTime(t *testing.T, a API) {
-	ca := etcdtest.NewAuthority(t)
-	cert, key := ca.Issue("server")
-	clientCert, clientKey := ca.Issue("client", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	server := etcdtest.StartSecured(t, cert, key, ca.File)
-	caFile := filepath.Join(t.TempDir(), "ca.pem")
-	etcdtest.Replace(t, caFile, etcdtest.NewAuthority(t).File)
-	r := a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, CAFile: caFile, CertFile: clientCert, KeyFile: clientKey})
-	fails := func(want string) {
-		t.Helper()
-		wait.True(t, want, func() bool {
-			_, err := r.Config(Timeout(t))
-			return err != nil && strings.Contains(err.Error(), want)
-		})
-	}
-	fails("unknown authority")
-	etcdtest.Replace(t, caFile, ca.File)
-	ca.Issue("server", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 2)} })
-	fails("not " + etcdtest.Address.String() + ": write the name in -etcd-endpoints that etcd's certificate is for")
-	ca.Issue("server", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	fails("expired")
-	ca.Issue("server")
-	fails("certificate") // ours
-	ca.Issue("client")
-	wait.True(t, "all is well", func() bool {
-		_, err := r.Config(Timeout(t))
-		return errors.Is(err, registry.ErrNoConfig)
-	})
-}
-
-// testNoTLSThere: an https URL of an etcd without TLS names the remedy; one that is away has none.
-func testNoTLSThere(t *testing.T, a API) {
-	server := etcdtest.StartEtcd(t)
-	ca := etcdtest.NewAuthority(t)
-	r := a.Open(t, etcd.Options{Endpoints: []string{"https" + strings.TrimPrefix(server.URL, "http")}, CAFile: ca.File})
-	if _, err := r.Config(Timeout(t)); err == nil || !strings.Contains(err.Error(), "write http:// in -etcd-endpoints") {
-		t.Errorf("error %v", err)
-	}
-	server.Stop()
-	wait.True(t, "the remedy is gone with etcd", func() bool {
-		_, err := r.Config(Timeout(t))
-		return err != nil && !strings.Contains(err.Error(), "-etcd-endpoints")
-	})
-}
-
 // testFailover: of several endpoints, one that answers is enough.
 func testFailover(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t)
@@ -303,6 +205,27 @@ func testFailover(t *testing.T, a API) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// testLongConfig: of a config that is too long it is said how long it is, about.
+func testLongConfig(t *testing.T, a API) {
+	server := etcdtest.StartEtcd(t, func(c *embed.Config) { c.MaxRequestBytes = 40 << 20 })
+	r, o := a.at(t, server), NewOperator(t, server, a.Name)
+	for _, size := range []int{registry.MaxValue, registry.MaxValue + 1, 9 << 20} {
+		o.SetConfig(strings.Repeat("x", size))
+		raw, err := r.Config(Timeout(t))
+		if size <= registry.MaxValue {
+			if len(raw) != size || err != nil {
+				t.Errorf("%d bytes, %v", len(raw), err)
+			}
+			continue
+		}
+		var n int
+		_, scanned := fmt.Sscanf(fmt.Sprint(err), Prefix+"/config: network config is too long: is %d bytes long; accepted are at most 65536", &n)
+		if !errors.Is(err, registry.ErrLongConfig) || scanned != nil || n < size || n > size+1000 {
+			t.Errorf("config of %d bytes: %v", size, err)
+		}
 	}
 }
 
@@ -361,8 +284,8 @@ func testRestartAndWipe(t *testing.T, a API) {
 	if l7, err = r.Update(Timeout(t), l7, attrs(7), time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	events, index := Next(t, r, index)
-	if len(events) != 1 || events[0].Lease.Revision != l7.Revision {
+	events, index := Events(t, r, index, 1)
+	if events[0].Lease.Revision != l7.Revision {
 		t.Errorf("watch after the restart: %+v", events)
 	}
 
@@ -387,7 +310,7 @@ func testRestartAndWipe(t *testing.T, a API) {
 	if l7, err = r.Create(Timeout(t), subnet7, attrs(7), time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if events, _ := Next(t, r, l.Index); len(events) != 1 || events[0].Lease.Revision != l7.Revision {
+	if events, _ := Events(t, r, l.Index, 1); events[0].Lease.Revision != l7.Revision {
 		t.Errorf("watch of a new etcd: %+v", events)
 	}
 }

@@ -131,19 +131,25 @@ func (s *suite) only() lease.Lease {
 // events waits for n events after index.
 func (s *suite) events(index uint64, n int) ([]registry.Event, uint64) {
 	s.Helper()
+	return Events(s.T, s.Registry, index, n)
+}
+
+// Events waits for n events after an index, which are all there are.
+func Events(t testing.TB, r registry.Registry, index uint64, n int) ([]registry.Event, uint64) {
+	t.Helper()
 	var all []registry.Event
 	for len(all) < n {
-		events, next, err := s.Registry.Watch(s.ctx, index)
+		events, next, err := r.Watch(Timeout(t), index)
 		if err != nil {
-			s.Fatalf("after %+v: %v", all, err)
+			t.Fatalf("after %+v: %v", all, err)
 		}
 		if next < index {
-			s.Fatalf("watch after %d went back to %d", index, next)
+			t.Fatalf("watch after %d went back to %d", index, next)
 		}
 		all, index = append(all, events...), next
 	}
 	if len(all) > n {
-		s.Fatalf("%d events, want %d: %+v", len(all), n, all)
+		t.Fatalf("%d events, want %d: %+v", len(all), n, all)
 	}
 	return all, index
 }
