@@ -209,10 +209,7 @@ func (s *stage) restored(backup string) {
 func (s *stage) returns(happens func()) {
 	leases := s.holdings()
 	gone, back := s.lines(awayLine), s.lines(backLine)
-	var state []string
-	for _, h := range s.Hosts {
-		state = append(state, s.snapshot(h, "10.42.0.0/16", "flannel.1").Text())
-	}
+	state := s.kernels()
 	tr := s.traffic(s.containers...)
 	happens()
 	start := time.Now()
@@ -223,9 +220,9 @@ func (s *stage) returns(happens func()) {
 	s.once(10*time.Second, gone, awayLine)
 	s.once(10*time.Second, back, backLine)
 	s.readyz(5*time.Second, "flanneld is ready")
-	for i, h := range s.Hosts {
-		if now := s.snapshot(h, "10.42.0.0/16", "flannel.1").Text(); now != state[i] {
-			s.t.Errorf("%s held\n%sand holds\n%s", h.Name, state[i], now)
+	for i, now := range s.kernels() {
+		if now != state[i] {
+			s.t.Errorf("%s held\n%sand holds\n%s", s.Hosts[i].Name, state[i], now)
 		}
 	}
 	if now := s.holdings(); !maps.Equal(now, leases) {

@@ -225,16 +225,22 @@ type outage struct {
 	after      func()        // right after the end
 }
 
+// kernels is what each host's kernel holds.
+func (s *stage) kernels() (all []string) {
+	s.t.Helper()
+	for _, h := range s.Hosts {
+		all = append(all, s.snapshot(h, "10.42.0.0/16", "flannel.1").Text())
+	}
+	return all
+}
+
 // endures: nothing is lost, each host says once that etcd is gone and once that
 // it is back, and takes next to no CPU meanwhile.
 func (s *stage) endures(o outage) {
 	gone, back := s.lines(awayLine), s.lines(backLine)
 	cause := append([]string{"level=WARN"}, o.cause...)
 	explained := s.lines(cause...)
-	var state []string
-	for _, h := range s.Hosts {
-		state = append(state, s.snapshot(h, "10.42.0.0/16", "flannel.1").Text())
-	}
+	state := s.kernels()
 	tr := s.traffic(s.containers...)
 	s.must(o.begin()) // an orderly stop takes seconds
 	noticed := s.once(o.noticed, gone, awayLine)
@@ -249,9 +255,9 @@ func (s *stage) endures(o outage) {
 	if share > 0.01 {
 		s.t.Errorf("a daemon takes %.2f %% of a CPU", share*100)
 	}
-	for i, h := range s.Hosts {
-		if now := s.snapshot(h, "10.42.0.0/16", "flannel.1").Text(); now != state[i] {
-			s.t.Errorf("%s held\n%sand holds\n%s", h.Name, state[i], now)
+	for i, now := range s.kernels() {
+		if now != state[i] {
+			s.t.Errorf("%s held\n%sand holds\n%s", s.Hosts[i].Name, state[i], now)
 		}
 	}
 	ended := time.Now()

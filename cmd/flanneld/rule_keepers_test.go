@@ -36,6 +36,17 @@ func (c *cluster) startWithPath(path string, hosts ...*lab.Host) (all []*lab.Pro
 	return all
 }
 
+// startIPTablesNFT starts a daemon with a PATH, whose rules iptables-nft keeps.
+func startIPTablesNFT(t *testing.T, path string) (*cluster, *lab.Host, *lab.Process) {
+	t.Helper()
+	c := newCluster(t, lab.Options{Hosts: 1})
+	h := c.Hosts[0]
+	c.put("config", vxlanConfig)
+	p := c.startWithPath(path, h)[0]
+	c.must(c.keptBy(h, "iptables-nft"))
+	return c, h, p
+}
+
 // keptBy wants the rules of a host in one place and in no other.
 func (c *cluster) keptBy(h *lab.Host, keeper string) error {
 	rules := map[string]string{}
@@ -214,13 +225,9 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 func TestIPTablesThatHangs(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
 	programs := newFaultyIPTables(t)
 	programs.be("healthy")
-	p := c.startWithPath(programs.dir, h)[0]
-	c.must(c.keptBy(h, "iptables-nft"))
+	c, h, p := startIPTablesNFT(t, programs.dir)
 	programs.be("hangs")
 	c.sh(h, "nft flush chain ip nat FLANNEL-POSTRTG")
 	took := c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
@@ -267,13 +274,9 @@ func TestLongFirstLook(t *testing.T) {
 func TestIPTablesOfAnotherVariant(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
 	dir := t.TempDir()
 	linkIPTables(t, dir, "nft", "iptables")
-	p := c.startWithPath(dir+":"+os.Getenv("PATH"), h)[0]
-	c.must(c.keptBy(h, "iptables-nft"))
+	c, h, p := startIPTablesNFT(t, dir+":"+os.Getenv("PATH"))
 	for _, variant := range []string{"legacy", "nft"} {
 		linkIPTables(t, dir, variant, "iptables")
 		c.within(5*time.Second, variant, func() error { return c.keptBy(h, "iptables-"+variant) })
@@ -288,11 +291,7 @@ func TestIPTablesOfAnotherVariant(t *testing.T) {
 func TestNoDescriptorsForIPTables(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
-	p := c.startWithPath(variantPath(t, "nft"), h)[0]
-	c.must(c.keptBy(h, "iptables-nft"))
+	c, h, p := startIPTablesNFT(t, variantPath(t, "nft"))
 	descriptors := func(most uint64) {
 		t.Helper()
 		var limit unix.Rlimit
@@ -363,13 +362,9 @@ func TestLegacyIPTablesInstalledLater(t *testing.T) {
 func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
 	programs := newFaultyIPTables(t)
 	programs.be("healthy")
-	p := c.startWithPath(programs.dir, h)[0]
-	c.must(c.keptBy(h, "iptables-nft"))
+	c, h, p := startIPTablesNFT(t, programs.dir)
 	c.stop(p)
 	c.put("config", keepers[2].config)
 	programs.be("fails")

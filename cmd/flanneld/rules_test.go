@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -406,10 +405,15 @@ func TestIdleRules(t *testing.T) {
 		h := c.Hosts[0]
 		c.put("config", filters[1].config)
 		c.must(c.StartAll(c.ctx, "-ip-masq=true", "-iptables-resync=1"))
-		before, ruleset := children(t, h.Flanneld()), c.sh(h, "nft -a list ruleset")
+		ran := func() int {
+			u, err := h.Flanneld().Usage()
+			c.must(err)
+			return u.ChildrenFaults
+		}
+		before, ruleset := ran(), c.sh(h, "nft -a list ruleset")
 		start := time.Now()
 		c.within(10*time.Second, "idleness", func() error {
-			if now := children(t, h.Flanneld()); now != before {
+			if ran() != before {
 				t.Fatal("it has run another process")
 			}
 			if time.Since(start) < 3*time.Second {
@@ -422,22 +426,6 @@ func TestIdleRules(t *testing.T) {
 			t.Errorf("was\n%s\nis\n%s", ruleset, now)
 		}
 	})
-}
-
-// children is the number of page faults of a process's dead children: each has
-// some (proc(5), cminflt).
-func children(t *testing.T, p *lab.Process) int {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(b)[strings.LastIndex(string(b), ")")+1:])
-	n, err := strconv.Atoi(fields[8])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 // TestObstacles: settings that lose packets are named once, and left as they are.

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -237,7 +236,7 @@ func (c *twoNetworks) idle() {
 		for _, p := range c.daemons()[:2] {
 			u, err := p.Usage()
 			c.must(err)
-			sum += u.CPU + childrenCPU(c.t, p)
+			sum += u.CPU + u.ChildrenCPU
 		}
 		return sum
 	}
@@ -300,21 +299,4 @@ func (c *twoNetworks) same(h *lab.Host, before string) error {
 		}
 	}
 	return nil
-}
-
-// childrenCPU is the time that a process's dead children have taken, in steps of 10 ms (proc(5),
-// cutime and cstime).
-func childrenCPU(t *testing.T, p *lab.Process) time.Duration {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(b)[strings.LastIndex(string(b), ")")+1:])
-	user, err := strconv.Atoi(fields[13])
-	system, err2 := strconv.Atoi(fields[14])
-	if err != nil || err2 != nil {
-		t.Fatal(err, err2)
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond
 }

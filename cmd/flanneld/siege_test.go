@@ -255,10 +255,8 @@ func (s *siege) judgePings(pings []*lab.Pinger) {
 func (s *siege) measure(note func(*besieged, lab.Usage)) {
 	for _, b := range s.daemons {
 		b.mu.Lock()
-		u, err := b.daemon.Usage()
-		files, ferr := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.daemon.PID()))
-		if err == nil && ferr == nil {
-			b.files = max(b.files, len(files))
+		if u, err := b.daemon.Usage(); err == nil {
+			b.files = max(b.files, u.Files)
 			note(b, u)
 		}
 		b.mu.Unlock()

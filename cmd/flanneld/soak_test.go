@@ -62,13 +62,15 @@ func TestSoak(t *testing.T) {
 	if last > float64(begun.HWM) {
 		t.Errorf("%.1f MB in the last third, and %.1f at the most when it began", last/1e6, float64(begun.HWM)/1e6)
 	}
-	files, goroutines := s.open(), s.goroutines()
+	files, goroutines := ended.Files, s.goroutines()
 	// What a daemon that has seen none of it needs.
 	s.start()
 	s.must(s.exact())
-	freshFiles, freshGoroutines := s.open(), s.goroutines()
-	t.Logf("%d descriptors and %d goroutines; a new daemon has %d and %d", files, goroutines, freshFiles, freshGoroutines)
-	if files > freshFiles+2 || goroutines > freshGoroutines+3 {
+	fresh, err := s.daemon.Usage()
+	s.must(err)
+	freshGoroutines := s.goroutines()
+	t.Logf("%d descriptors and %d goroutines; a new daemon has %d and %d", files, goroutines, fresh.Files, freshGoroutines)
+	if files > fresh.Files+2 || goroutines > freshGoroutines+3 {
 		t.Error("there is a leak")
 	}
 }
@@ -232,14 +234,6 @@ func (s *soak) exact() error {
 		return fmt.Errorf("%d nexthops for %d routes", n, len(vias))
 	}
 	return nil
-}
-
-// open counts the daemon's descriptors.
-func (s *soak) open() int {
-	s.t.Helper()
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.daemon.PID()))
-	s.must(err)
-	return len(files)
 }
 
 // goroutines ends the daemon in a way that has it list them.

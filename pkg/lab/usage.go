@@ -12,9 +12,13 @@ import (
 
 // Usage is what a process has consumed.
 type Usage struct {
-	CPU time.Duration // user and system time since its start, of all threads
-	RSS int64         // resident memory now, in bytes
-	HWM int64         // the most resident memory it ever had, in bytes
+	CPU   time.Duration // user and system time since its start, of all threads
+	RSS   int64         // resident memory now, in bytes
+	HWM   int64         // the most resident memory it ever had, in bytes
+	Files int           // open descriptors
+
+	ChildrenCPU    time.Duration // user and system time of the children that have ended, in steps of 10 ms
+	ChildrenFaults int           // page faults of the same; each has some
 }
 
 // Usage reads the consumption of a running process.
@@ -43,5 +47,22 @@ func (p *Process) Usage() (Usage, error) {
 			u.HWM = kib << 10
 		}
 	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
+	if err != nil {
+		return u, fmt.Errorf("count descriptors of process %d: %w", p.PID(), err)
+	}
+	u.Files = len(files)
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return u, fmt.Errorf("read what the children of process %d took: %w", p.PID(), err)
+	}
+	_, numbers, _ := strings.Cut(string(stat), ") ") // behind the name: see proc(5)
+	fields := strings.Fields(numbers)
+	number := func(field int) int {
+		n, _ := strconv.Atoi(fields[field-3])
+		return n
+	}
+	u.ChildrenFaults = number(11)
+	u.ChildrenCPU = time.Duration(number(16)+number(17)) * 10 * time.Millisecond
 	return u, nil
 }
