@@ -36,14 +36,8 @@ const (
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	need(t, "ip", "nft", "iptables", "iptables-nft", "iptables-legacy")
-	total, err := time.ParseDuration(cmp.Or(os.Getenv("CHAOS_TIME"), "20s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("CHAOS_SEED"), strconv.FormatUint(rand.Uint64N(1e6), 10)), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
+	total := given(t, "CHAOS_TIME", "20s", time.ParseDuration)
+	seed := uint64(given(t, "CHAOS_SEED", strconv.Itoa(rand.IntN(1e6)), strconv.Atoi))
 	apis := strings.Fields(cmp.Or(os.Getenv("CHAOS_API"), "v2 v3"))
 	backends := slices.Clone(zooBackends)
 	if names := strings.Fields(os.Getenv("CHAOS_BACKEND")); len(names) > 0 {

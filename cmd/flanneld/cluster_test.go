@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -164,6 +165,16 @@ func (c *cluster) stop(p *lab.Process) {
 	c.t.Helper()
 	_, err := p.Stop(c.ctx)
 	c.must(err)
+}
+
+// given is what the environment says, or else what a short run takes.
+func given[T any](t *testing.T, name, otherwise string, parse func(string) (T, error)) T {
+	t.Helper()
+	v, err := parse(cmp.Or(os.Getenv(name), otherwise))
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return v
 }
 
 // need skips a test that needs a program which is not there.

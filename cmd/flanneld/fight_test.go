@@ -1,10 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -22,14 +20,8 @@ import (
 // (10s).
 func TestFight(t *testing.T) {
 	t.Parallel()
-	peers, err := strconv.Atoi(cmp.Or(os.Getenv("FIGHT_PEERS"), "200"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	watch, err := time.ParseDuration(cmp.Or(os.Getenv("FIGHT_TIME"), "10s"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	peers := given(t, "FIGHT_PEERS", "200", strconv.Atoi)
+	watch := given(t, "FIGHT_TIME", "10s", time.ParseDuration)
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	c.put("config", `{"Network":"10.42.0.0/16","SubnetLen":28,"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`)

@@ -46,10 +46,7 @@ const (
 func TestSiege(t *testing.T) {
 	// Alone: the attacks take all of the processors.
 	need(t, "ip", "nft", "iptables")
-	total, err := time.ParseDuration(cmp.Or(os.Getenv("SIEGE_TIME"), "36s"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	total := given(t, "SIEGE_TIME", "36s", time.ParseDuration)
 	backends := strings.Fields(cmp.Or(os.Getenv("SIEGE_BACKEND"), "vxlan udp"))
 	apis := strings.Fields(cmp.Or(os.Getenv("SIEGE_API"), "v2 v3"))
 	runs := max(len(backends), len(apis))

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,18 +29,9 @@ const soakRate = 100 // events a second
 // repeats the choices of another run.
 func TestSoak(t *testing.T) {
 	t.Parallel()
-	total, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK_TIME"), "15s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	peers, err := strconv.Atoi(cmp.Or(os.Getenv("SOAK_PEERS"), "20000"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("SOAK_SEED"), strconv.FormatUint(rand.Uint64N(1e6), 10)), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
+	total := given(t, "SOAK_TIME", "15s", time.ParseDuration)
+	peers := given(t, "SOAK_PEERS", "20000", strconv.Atoi)
+	seed := uint64(given(t, "SOAK_SEED", strconv.Itoa(rand.IntN(1e6)), strconv.Atoi))
 	t.Logf("SOAK_SEED=%d", seed)
 	s := startSoak(t, peers, seed, total)
 	begun, err := s.daemon.Usage()

@@ -79,19 +79,22 @@ func (e *Endpoint) listenFlood() (conn *net.UDPConn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := conn.SyscallConn()
-	if err == nil {
-		var inner error
-		err = raw.Control(func(fd uintptr) {
-			inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
-		})
-		err = errors.Join(err, inner)
-	}
-	if err != nil {
+	if err := setOption(conn, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("set SO_RCVBUFFORCE: %w", err)
 	}
 	return conn, nil
+}
+
+// setOption sets an option of a socket.
+func setOption(conn syscall.Conn, level, option, value int) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), level, option, value) })
+	return errors.Join(err, inner)
 }
 
 func sendFlood(conn *net.UDPConn, size int, end time.Time) (sent int64, err error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -132,15 +131,7 @@ func (s *echoSocket) receive() (uint64, error) {
 
 // setDF forbids fragmentation, here and on the way. PROBE is like DO but ignores the path MTU cache.
 func setDF(conn *net.IPConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("set don't fragment: %w", err)
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		inner = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
-	})
-	if err := errors.Join(err, inner); err != nil {
+	if err := setOption(conn, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
 		return fmt.Errorf("set don't fragment: %w", err)
 	}
 	return nil

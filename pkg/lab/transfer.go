@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -149,15 +148,7 @@ func receive(ctx context.Context, listener net.Listener, check io.Writer) (Trans
 // readInBulk lets the kernel wake the receiver for much data or the end only. Woken for every segment, it would spend
 // most of its time on waking up and make short paths look slower than long ones, on which more comes at once.
 func readInBulk(conn *net.TCPConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("set SO_RCVLOWAT: %w", err)
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, 128<<10)
-	})
-	if err := errors.Join(err, inner); err != nil {
+	if err := setOption(conn, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 128<<10); err != nil {
 		return fmt.Errorf("set SO_RCVLOWAT: %w", err)
 	}
 	return nil
