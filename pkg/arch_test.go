@@ -69,6 +69,7 @@ var mayImport = map[string][]string{
 	"lab/etcdkeys":          {},
 	"lab/etcdserver":        {},
 	"lab/etcdtest":          {"lab/etcdkeys", "lab/etcdserver", "lab/relay"},
+	"lab/golden":            {},
 	"lab/logs":              {},
 	"lab/machine":           {"lab", "lab/cache", "lab/wait"},
 	"lab/netns":             {},

@@ -75,7 +75,7 @@
 //	lab         many hosts on one machine, for tests, demo and benchmarks; beside it are the
 //	            other test beds (etcdtest: an etcd for one test; machine: hosts with systemd;
 //	            vm: a guest with another kernel) and what they and all tests share (wait, logs,
-//	            netns, etcdkeys, etcdserver, relay, cache)
+//	            golden, netns, etcdkeys, etcdserver, relay, cache)
 //
 // To follow one change, begin in subnet.Follow, where a View is emitted, go on by
 // reconcile.Loop.SetView to Loop.Pass, from there to backend.Plan.Update and dataplane.Diff,

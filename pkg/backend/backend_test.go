@@ -1,21 +1,18 @@
 package backend
 
 import (
-	"flag"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
+	"flanneld/pkg/lab/golden"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/netconf"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files in testdata")
 
 // us is a host at 198.51.100.7 on a /24, with a second network behind a router.
 func us() host.Facts {
@@ -143,7 +140,7 @@ func TestDesired(t *testing.T) {
 				fmt.Fprintf(&out, "skipped %s: %s\n", s.Subnet, s.Fault)
 			}
 			fmt.Fprintf(&out, "container mtu %d\n", b.MTU(c.facts))
-			golden(t, c.name, out.String())
+			golden.Equal(t, filepath.Join("testdata", c.name+".txt"), out.String())
 			for k := range state.Routes {
 				if k == (dataplane.RouteKey{Dst: conf.Network, Link: "flannel0"}) {
 					continue // udp's one route for all
@@ -153,23 +150,6 @@ func TestDesired(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name+".txt")
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs (go test -update rewrites it):\n%s", path, got)
 	}
 }
 

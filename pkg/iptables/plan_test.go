@@ -1,10 +1,8 @@
 package iptables
 
 import (
-	"flag"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -12,9 +10,8 @@ import (
 	"testing"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 // TestInput compares what iptables-restore has to read, for empty tables but
 // for a DROP in table raw.
@@ -40,19 +37,7 @@ func TestInput(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			raw := table{"PREROUTING": {"-i eth7 -j DROP"}}
 			got := planned(listing{"raw": raw}, firewall.Rules(o), o.Overlay).input
-			file := filepath.Join("testdata", name+".golden")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got\n%s\nwant\n%s", got, want)
-			}
+			golden.Equal(t, filepath.Join("testdata", name+".golden"), got)
 		})
 	}
 }

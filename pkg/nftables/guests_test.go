@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/golden"
 )
 
 // plainTable is as an operator with nft(8) may have it: for both families, with its end in a
@@ -262,7 +263,7 @@ func TestPlain(t *testing.T) {
 		b.settled(IPv6, wants[IPv6])
 	}
 	settled()
-	golden(t, "plain", b.ruleset())
+	golden.Equal(t, "testdata/plain.golden", b.ruleset())
 
 	b.nft("insert rule inet firewalld filter_FORWARD ip saddr 10.42.1.0/24 drop")
 	b.sync(IPv6, wants[IPv6])

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/golden"
 )
 
 var (
@@ -56,7 +57,7 @@ func TestLocks(t *testing.T) {
 		}
 		b.lockSettled(l, peers)
 	}
-	golden(t, "locks", b.ruleset())
+	golden.Equal(t, "testdata/locks.golden", b.ruleset())
 	b.sync(IPv4, all(four))
 	b.settled(IPv4, all(four))
 	b.lockSettled(vxlanLock, peers)

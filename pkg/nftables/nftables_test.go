@@ -3,11 +3,8 @@ package nftables
 import (
 	"bytes"
 	"context"
-	"flag"
 	"net/netip"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,13 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/golden"
 	"flanneld/pkg/lab/netns"
 	"flanneld/pkg/netlink"
 )
 
 const patience = 10 * time.Second
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 var (
 	four = firewall.Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24")}
@@ -170,22 +166,6 @@ func (b *bed) watch() <-chan struct{} {
 	return news
 }
 
-// golden compares with a file of testdata.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	equal(t, got, string(want))
-}
-
 func equal(t testing.TB, got, want string) {
 	t.Helper()
 	if got != want {
@@ -224,7 +204,7 @@ func TestGolden(t *testing.T) {
 				if changes := b.sync(family, want); len(changes) == 0 {
 					t.Error("Sync tells of no change")
 				}
-				golden(t, name+"-"+options, b.ruleset())
+				golden.Equal(t, "testdata/"+name+"-"+options+".golden", b.ruleset())
 				b.settled(family, want)
 				if len(b.sync(family, nil)) == 0 || b.ruleset() != "" {
 					t.Errorf("after a Sync with nothing wanted there is\n%s", b.ruleset())
