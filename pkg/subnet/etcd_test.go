@@ -283,7 +283,7 @@ func TestReleaseEtcd(t *testing.T) {
 				{"released", func(lease.Lease) error {
 					_, err := subnet.Release(t.Context(), one.Registry, *one.noted.Load())
 					return err
-				}, 0, 100 * time.Millisecond},
+				}, 0, 800 * time.Millisecond},
 				{"deleted", func(l lease.Lease) error {
 					registrytest.NewOperator(t, etcd, a.name).Remove(lease.Key(l.Subnet))
 					return nil

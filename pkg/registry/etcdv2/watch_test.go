@@ -164,7 +164,7 @@ func oldWatcher(ctx context.Context, b operator, after uint64) (actions []string
 // TestOldClientsFollowEveryWrite: from a lease's creation to its end nothing is written
 // that an old client cannot read, and its end comes within 2 s.
 func TestOldClientsFollowEveryWrite(t *testing.T) {
-	t.Parallel()
+	// Alone: it measures times.
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
 	r := at(t, etcd)

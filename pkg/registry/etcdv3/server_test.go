@@ -20,7 +20,7 @@ import (
 
 // Whatever answers in etcd's place, an etcd 2 above all, the daemon gets an error that helps, and soon.
 func TestNotEtcd(t *testing.T) {
-	t.Parallel()
+	// Alone: it measures times.
 	h2c := new(http.Protocols)
 	h2c.SetUnencryptedHTTP2(true)
 	for name, c := range map[string]struct {
@@ -127,7 +127,7 @@ func TestSickEndpoint(t *testing.T) {
 
 // An etcd that is away is known to be at once, and why.
 func TestAway(t *testing.T) {
-	t.Parallel()
+	// Alone: it measures times.
 	etcd := etcdtest.NewEtcd(t)
 	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
 	start := time.Now()
