@@ -17,9 +17,7 @@ import (
 func TestHostChecks(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
+	c, h := oneHost(t, vxlanConfig)
 	c.put("subnets/10.42.7.0-24", fmt.Sprintf(`{"PublicIP":"%s"}`, h.Addr)) // reserved
 	c.put("subnets/10.42.9.0-24", phantomValue("203.0.113.9", "0a:00:00:00:00:09"))
 	gateway := strings.Fields(c.sh(h, "ip route show default"))[2]
@@ -118,9 +116,7 @@ func TestTakenPlaces(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, lab.Options{Hosts: 1})
-			h := c.Hosts[0]
-			c.put("config", x.config)
+			c, h := oneHost(t, x.config)
 			end := x.take(c)
 			p := c.launch(h)
 			command := c.says(p, append([]string{"ERROR", "the overlay lacks what it needs on this host"}, x.said...)...)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,8 +18,6 @@ import (
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lab/wait"
-
-	"net/netip"
 )
 
 // Tests run side by side: each has hosts, an etcd, files and names of its own, and waits most of its time. A test that
@@ -100,6 +99,14 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 		}
 	})
 	return c
+}
+
+// oneHost makes a cluster of one host, with a config.
+func oneHost(t *testing.T, config string) (*cluster, *lab.Host) {
+	t.Helper()
+	c := newCluster(t, lab.Options{Hosts: 1})
+	c.put("config", config)
+	return c, c.Hosts[0]
 }
 
 // startCluster starts hosts with a config and a container each, and waits until

@@ -22,9 +22,7 @@ func TestFight(t *testing.T) {
 	t.Parallel()
 	peers := given(t, "FIGHT_PEERS", "200", strconv.Atoi)
 	watch := given(t, "FIGHT_TIME", "10s", time.ParseDuration)
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", `{"Network":"10.42.0.0/16","SubnetLen":28,"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`)
+	c, h := oneHost(t, `{"Network":"10.42.0.0/16","SubnetLen":28,"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`)
 	var leases []etcdkeys.Entry
 	for n := range peers {
 		leases = append(leases, etcdkeys.Entry{

@@ -20,9 +20,7 @@ import (
 func TestFilesAreRepaired(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "flannel") // before the cluster, whose end it has to see
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	h.SubnetFile = filepath.Join(dir, "subnet.env")
 	claim := h.SubnetFile + ".lease"
 	p := c.start(h)
@@ -147,9 +145,7 @@ func (c *cluster) unready(p *lab.Process) {
 func TestStartOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	disk := newSmallDisk(t)
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", upperConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, upperConfig)
 	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
 	said := func(words ...string) {
 		t.Helper()
@@ -210,9 +206,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 func TestSubnetLostOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	disk := newSmallDisk(t)
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
 	p := c.start(h)
 	key, _ := c.lease(h)

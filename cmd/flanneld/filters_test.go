@@ -217,9 +217,7 @@ func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
 	t.Parallel()
 	need(t, "nft", "setpriv")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", keepers[2].config)
+	c, h := oneHost(t, keepers[2].config)
 	p, err := h.Run(lab.Command{
 		Path: "setpriv",
 		Args: []string{"--bounding-set=-all,+net_admin,+net_raw,+dac_read_search", "--inh-caps=-all", os.Getenv("FLANNELD"),
@@ -241,9 +239,7 @@ func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
 func TestManyChainsOfOthers(t *testing.T) {
 	t.Parallel()
 	need(t, "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	c.sh(h, `{ echo "add table inet w; add chain inet w in { type filter hook input priority 0; policy accept; }"
 		for i in $(seq 3000); do echo "add chain inet w c$i; add rule inet w c$i udp dport 9999 drop; add rule inet w in ip saddr 1.2.$((i/250)).$((i%250)) jump c$i"; done; } | nft -f -`)
 	c.must(c.StartAll(c.ctx))

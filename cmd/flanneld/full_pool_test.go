@@ -88,9 +88,7 @@ func TestFullPool(t *testing.T) {
 // by then, be it another one.
 func TestWaitingHostTakesOverAnyConfig(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.7.0","SubnetMax":"10.42.7.0","Backend":{"Type":"vxlan"}}`)
+	c, h := oneHost(t, `{"Network":"10.42.0.0/16","SubnetMin":"10.42.7.0","SubnetMax":"10.42.7.0","Backend":{"Type":"vxlan"}}`)
 	c.phantom("10.42.7.0-24", "203.0.113.7", "0a:00:00:00:00:07")
 	p := c.launch(h)
 	c.says(p, "cannot lease a subnet, waiting for a free one")

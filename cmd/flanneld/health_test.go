@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"flanneld/pkg/lab"
 )
 
 // TestSlowConnectionsToTheHealthPort: somebody holds thousands of connections to it, each with
@@ -21,9 +19,7 @@ import (
 func TestSlowConnectionsToTheHealthPort(t *testing.T) {
 	t.Parallel()
 	const attackers, descriptors, mostMemory = 2000, 1024, 16 << 20
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	c.must(c.StartAll(c.ctx, "-healthz-port=8080"))
 	p := h.Flanneld()
 	limit := unix.Rlimit{Cur: descriptors, Max: descriptors}

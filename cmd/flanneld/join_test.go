@@ -179,9 +179,7 @@ func TestSixteenAtOnce(t *testing.T) {
 // uses.
 func TestPublicIP(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	c.start(h, "-public-ip=203.0.113.7")
 	var v struct{ PublicIP string }
 	_, e := c.lease(h)

@@ -115,9 +115,7 @@ func TestLogReaderEndsOrStops(t *testing.T) {
 // TestDroppedLogLinesAreCounted: the reader stops, and goes on later.
 func TestDroppedLogLinesAreCounted(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", upperConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, upperConfig)
 	p, log := c.startInto(h, "pipe", "-v=1")
 	c.must(p.WaitReady(c.ctx))
 	// Each peer is three operations, each of them a line.

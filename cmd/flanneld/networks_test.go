@@ -148,9 +148,7 @@ func TestDeviceOfAnotherNetwork(t *testing.T) {
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, lab.Options{Hosts: 1})
-			h := c.Hosts[0]
-			c.put("config", vxlanConfig)
+			c, h := oneHost(t, vxlanConfig)
 			c.start(h)
 			before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
 			n := c.network("/other", s.config)

@@ -18,9 +18,7 @@ import (
 // TestUplinkSelectors: what chooses the interface, on a host with two.
 func TestUplinkSelectors(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	for _, f := range []struct {
 		args string
 		said string // in the log

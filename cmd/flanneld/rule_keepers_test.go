@@ -39,9 +39,7 @@ func (c *cluster) startWithPath(path string, hosts ...*lab.Host) (all []*lab.Pro
 // startIPTablesNFT starts a daemon with a PATH, whose rules iptables-nft keeps.
 func startIPTablesNFT(t *testing.T, path string) (*cluster, *lab.Host, *lab.Process) {
 	t.Helper()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
+	c, h := oneHost(t, vxlanConfig)
 	p := c.startWithPath(path, h)[0]
 	c.must(c.keptBy(h, "iptables-nft"))
 	return c, h, p
@@ -184,9 +182,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 	} {
 		t.Run(f.fault, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, lab.Options{Hosts: 1})
-			h := c.Hosts[0]
-			c.put("config", vxlanConfig)
+			c, h := oneHost(t, vxlanConfig)
 			programs := newFaultyIPTables(t)
 			programs.be(f.fault)
 			p := c.startWithPath(programs.dir, h)[0]
@@ -317,9 +313,7 @@ func TestNoDescriptorsForIPTables(t *testing.T) {
 func TestNFTablesThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", keepers[2].config)
+	c, h := oneHost(t, keepers[2].config)
 	owner := c.nftOwner(h)
 	owner("add table ip flannel-ipv4 { flags owner; }\n")
 	c.within(5*time.Second, "the table is there", func() error {

@@ -401,9 +401,7 @@ func TestIdleRules(t *testing.T) {
 	})
 	t.Run("nftables", func(t *testing.T) {
 		t.Parallel()
-		c := newCluster(t, lab.Options{Hosts: 1})
-		h := c.Hosts[0]
-		c.put("config", filters[1].config)
+		c, h := oneHost(t, filters[1].config)
 		c.must(c.StartAll(c.ctx, "-ip-masq=true", "-iptables-resync=1"))
 		ran := func() int {
 			u, err := h.Flanneld().Usage()

@@ -205,9 +205,7 @@ func TestUDPScopeOfRoute(t *testing.T) {
 // swallow what the network has no more specific route for.
 func TestAnotherBackendGivesUpTheTunnel(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", udpConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, udpConfig)
 	p := c.start(h)
 	p.KeepStored()
 	c.stop(p)

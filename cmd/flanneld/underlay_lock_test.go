@@ -217,9 +217,7 @@ func TestLocksOfTwoNetworks(t *testing.T) {
 func TestLockLetsPeersInBeforeTheirRoute(t *testing.T) {
 	t.Parallel()
 	need(t, "nft")
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	c.put("config", upperConfig)
+	c, h := oneHost(t, upperConfig)
 	c.must(c.StartAll(c.ctx, "-underlay-lock"))
 	for i := range 40 {
 		ip := fmt.Sprintf("203.0.113.%d", i+1)

@@ -50,9 +50,7 @@ func TestUnderTheUnit(t *testing.T) {
 // testRemovedRuntimeDirectory removes /run/flannel, which only systemd can make again so that
 // flanneld may write there.
 func testRemovedRuntimeDirectory(t *testing.T) {
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.put("config", vxlanConfig)
-	h := c.Hosts[0]
+	c, h := oneHost(t, vxlanConfig)
 	start := func() *lab.Process {
 		p := c.start(h)
 		return p
