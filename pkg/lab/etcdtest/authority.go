@@ -62,7 +62,7 @@ func (a *Authority) write(name, kind string, der []byte) string {
 	return p
 }
 
-// Issue makes a certificate for Address, both of a server and of a client, in files that an earlier one of that name
+// Issue makes a certificate for 127.0.0.1, both of a server and of a client, in files that an earlier one of that name
 // had. change may alter it.
 func (a *Authority) Issue(name string, change ...func(*x509.Certificate)) (certFile, keyFile string) {
 	a.t.Helper()
@@ -74,7 +74,7 @@ func (a *Authority) Issue(name string, change ...func(*x509.Certificate)) (certF
 	cert := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{Address}, KeyUsage: x509.KeyUsageDigitalSignature,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, c := range change {

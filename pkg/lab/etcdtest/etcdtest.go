@@ -1,18 +1,19 @@
 // Package etcdtest starts a real etcd in the process of a test, and for that test only. It can be stopped and started
-// again with the same address and data, or with the data gone. It needs no root: its ports are those of a loopback
-// address that nobody else has.
+// again with the same address and data, or with the data gone. It needs no root: its addresses are loopback ports that
+// nobody else has.
 package etcdtest
 
 import (
 	"context"
-	"net"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lab/etcdserver"
@@ -20,7 +21,7 @@ import (
 
 // Etcd is one etcd server.
 type Etcd struct {
-	// URL is where clients find it: http://Address:port, or https.
+	// URL is where clients find it: http://127.0.0.1:port, or https.
 	URL string
 
 	dir    string
@@ -65,33 +66,30 @@ func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	return e
 }
 
-// Address is that of every etcd of this process. Other tests that run meanwhile listen at others, and no connection is
-// made from it: what was free at it stays free, also while an etcd is stopped.
-var Address = net.IPv4(127, byte(64+os.Getpid()>>16&63), byte(os.Getpid()>>8), byte(os.Getpid()))
-
-var (
-	takenMutex sync.Mutex
-	taken      = map[string]bool{} // what freeAddress has returned
-)
-
-// freeAddress finds a port of the address that nobody was given before.
+// freeAddress reserves a port for the test: nobody else is given it, to listen or to connect from, and who knows it may
+// listen there, again and again.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	takenMutex.Lock()
-	defer takenMutex.Unlock()
-	for {
-		l, err := net.Listen("tcp", net.JoinHostPort(Address.String(), "0"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		address := l.Addr().String()
-		l.Close()
-		if !taken[address] {
-			taken[address] = true
-			return address
-		}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 }
+
+// Generous has an etcd take huge values and transactions.
+func Generous(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 40<<20, 20000 }
+
+// ForgetfulOfTokens has an etcd give out tokens that expire after two seconds without use.
+func ForgetfulOfTokens(c *embed.Config) { c.AuthTokenTTL = 2 }
 
 func (e *Etcd) config(t testing.TB) *embed.Config {
 	t.Helper()

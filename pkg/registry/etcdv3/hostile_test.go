@@ -11,7 +11,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	client "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
@@ -24,7 +23,7 @@ const good = `{"PublicIP":"198.51.100.9"}`
 // startGenerous starts an etcd that takes huge values and transactions.
 func startGenerous(t *testing.T) (*etcdtest.Etcd, *operator) {
 	t.Helper()
-	etcd := etcdtest.StartEtcd(t, func(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 40<<20, 20000 })
+	etcd := etcdtest.StartEtcd(t, etcdtest.Generous)
 	return etcd, newOperator(t, etcd)
 }
 

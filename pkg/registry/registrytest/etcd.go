@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/server/v3/embed"
-
 	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lab/relay"
@@ -210,7 +208,7 @@ func testFailover(t *testing.T, a API) {
 
 // testLongConfig: of a config that is too long it is said how long it is, about.
 func testLongConfig(t *testing.T, a API) {
-	server := etcdtest.StartEtcd(t, func(c *embed.Config) { c.MaxRequestBytes = 40 << 20 })
+	server := etcdtest.StartEtcd(t, etcdtest.Generous)
 	r, o := a.at(t, server), NewOperator(t, server, a.Name)
 	for _, size := range []int{registry.MaxValue, registry.MaxValue + 1, 9 << 20} {
 		o.SetConfig(strings.Repeat("x", size))

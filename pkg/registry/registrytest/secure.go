@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/server/v3/embed"
-
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
@@ -77,7 +75,7 @@ func testCertificatesInTime(t *testing.T, a API) {
 	fails("unknown authority")
 	etcdtest.Replace(t, caFile, ca.File)
 	ca.Issue("server", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 2)} })
-	fails("not " + etcdtest.Address.String() + ": write the name in -etcd-endpoints that etcd's certificate is for")
+	fails("not 127.0.0.1: write the name in -etcd-endpoints that etcd's certificate is for")
 	ca.Issue("server", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	fails("expired")
 	ca.Issue("server")
@@ -107,7 +105,7 @@ func testNoTLSThere(t *testing.T, a API) {
 // testPassword: a password is sent to an etcd that asks for one, also to one that has lost its tokens or let them expire,
 // and is never told.
 func testPassword(t *testing.T, a API) {
-	server := etcdtest.StartEtcd(t, func(c *embed.Config) { c.AuthTokenTTL = 2 })
+	server := etcdtest.StartEtcd(t, etcdtest.ForgetfulOfTokens)
 	NewOperator(t, server, a.Name).SetConfig("{}")
 	good := etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, Username: "root", Password: "s3cret!"}
 	r := a.Open(t, good)
