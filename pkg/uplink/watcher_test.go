@@ -64,6 +64,13 @@ func (f *fake) change(c func()) {
 	c()
 }
 
+// count returns how many readings there were.
+func (f *fake) count() int {
+	f.Lock()
+	defer f.Unlock()
+	return len(f.readings)
+}
+
 // address gives eth0 an address.
 func (f *fake) address(addr string) {
 	f.change(func() {
@@ -94,9 +101,24 @@ type fixture struct {
 	conditions *condition.List
 	lines      bytes.Buffer
 
+	mu     sync.Mutex
 	pushed []string // facts and errors
-	moves  int
+	moved  int
 	passed []string // events, with the address that was known then
+}
+
+// saw returns how often the address was another one, and the events that were passed on.
+func (x *fixture) saw() (moves int, passed []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.moved, slices.Clone(x.passed)
+}
+
+// note notes what was pushed.
+func (x *fixture) note(change func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	change()
 }
 
 const config = `{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":"%s"}}`
@@ -133,20 +155,20 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 	}
 	x.SetNeeds(func() []host.Need { return []host.Need{{Addr: netip.MustParseAddr("10.42.99.1"), What: "etcd"}} }, inv)
 	x.SetNetwork(network(t, fmt.Sprintf(config, "vxlan")))
-	x.OnMove(func() { x.moves++ })
+	x.OnMove(func() { x.note(func() { x.moved++ }) })
 	x.OnFacts(func(f host.Facts, err error) {
+		text := fmt.Sprintf("%s %s %d %s %v", f.Uplink, f.Addr, f.MTU, f.TUN, f.Leased)
 		if err != nil {
-			x.pushed = append(x.pushed, err.Error())
-			return
+			text = err.Error()
 		}
-		x.pushed = append(x.pushed, fmt.Sprintf("%s %s %d %s %v", f.Uplink, f.Addr, f.MTU, f.TUN, f.Leased))
+		x.note(func() { x.pushed = append(x.pushed, text) })
 	})
 	x.OnEvent(func(e driver.Event) {
 		if e == driver.Taken {
 			x.SetTUN("flannel9")
 		}
 		f, _ := x.Facts()
-		x.passed = append(x.passed, fmt.Sprint(e, " ", f.Addr))
+		x.note(func() { x.passed = append(x.passed, fmt.Sprint(e, " ", f.Addr)) })
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -169,6 +191,8 @@ func (x *fixture) expect(t *testing.T, what string, want ...string) {
 	t.Helper()
 	time.Sleep(burst)
 	synctest.Wait()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	if !slices.Equal(x.pushed, want) {
 		t.Errorf("%s: pushed %q, want %q", what, x.pushed, want)
 	}
@@ -187,21 +211,22 @@ func TestFactsArePushedWhenTheyChange(t *testing.T) {
 		f.address("192.0.2.8")
 		x.events <- driver.Uplink
 		x.expect(t, "another address", "eth0 192.0.2.8 1500  [10.42.128.0/17]")
-		if want := []string{"uplink 192.0.2.8"}; !slices.Equal(x.passed, want) || x.moves != 1 || x.Uplink().Addr != x.PublicIP() {
-			t.Errorf("passed on %q, want %q; %d moves", x.passed, want, x.moves)
+		moves, passed := x.saw()
+		if want := []string{"uplink 192.0.2.8"}; !slices.Equal(passed, want) || moves != 1 || x.Uplink().Addr != x.PublicIP() {
+			t.Errorf("passed on %q, want %q; %d moves", passed, want, moves)
 		}
 		x.events <- driver.Uplink
 		x.events <- driver.Links
 		x.expect(t, "nothing has changed")
-		if len(x.passed) != 3 {
-			t.Errorf("passed on %q", x.passed)
+		if _, passed := x.saw(); len(passed) != 3 {
+			t.Errorf("passed on %q", passed)
 		}
 
 		f.change(func() { f.inventory.Ifaces[0].MTU = 1400 })
-		before := len(f.readings)
+		before := f.count()
 		time.Sleep(resync + time.Second)
 		x.expect(t, "without an event", "eth0 192.0.2.8 1400  [10.42.128.0/17]")
-		if n := len(f.readings) - before; n != 1 {
+		if n := f.count() - before; n != 1 {
 			t.Errorf("%d readings in a minute", n)
 		}
 
@@ -230,13 +255,11 @@ func TestFactsArePushedWhenTheyChange(t *testing.T) {
 func TestNewNeedsAreRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := start(t, newFake(), host.Selectors{})
-		x.pushed = nil
+		x.note(func() { x.pushed = nil })
 		if f, err := x.Facts(); err != nil || len(f.Needs) != 1 || f.Needs[0].What != "etcd" {
 			t.Errorf("needs %v, %v", f.Needs, err)
 		}
-		x.mu.Lock()
-		x.about.etcd = func() []host.Need { return nil }
-		x.mu.Unlock()
+		x.SetNeeds(func() []host.Need { return nil }, host.Inventory{})
 		for range 3 {
 			x.Look()
 		}
@@ -253,7 +276,7 @@ func TestUplinkIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		x := start(t, f, host.Selectors{})
-		x.pushed = nil
+		x.note(func() { x.pushed = nil })
 		f.change(func() { f.inventory.Ifaces[0].Up = false })
 		x.events <- driver.Uplink
 		x.expect(t, "down", "interface eth0 is down")
@@ -262,17 +285,17 @@ func TestUplinkIsAway(t *testing.T) {
 			t.Errorf("facts %v, %v; conditions %v", facts, err, x.conditions.Current())
 		}
 		x.SetTUN("flannel1")
-		before := len(f.readings)
+		before := f.count()
 		time.Sleep(10 * time.Second)
 		x.expect(t, "still down")
-		if n := len(f.readings) - before; n != 10 {
+		if n := f.count() - before; n != 10 {
 			t.Errorf("%d readings in 10 s", n)
 		}
 		f.change(func() { f.inventory.Ifaces[0].Up = true })
 		time.Sleep(retry)
 		x.expect(t, "up again", "eth0 192.0.2.7 1500 flannel1 [10.42.128.0/17]")
-		if x.conditions.Has(unusable) || x.moves != 0 {
-			t.Errorf("conditions %v, %d moves", x.conditions.Current(), x.moves)
+		if moves, _ := x.saw(); x.conditions.Has(unusable) || moves != 0 {
+			t.Errorf("conditions %v, %d moves", x.conditions.Current(), moves)
 		}
 	})
 }
@@ -282,7 +305,7 @@ func TestUnreadableHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		x := start(t, f, host.Selectors{})
-		x.pushed = nil
+		x.note(func() { x.pushed = nil })
 		f.change(func() { f.unread = errors.New("no buffer space available") })
 		x.events <- driver.Overflow
 		x.expect(t, "unreadable", "no buffer space available")
@@ -316,7 +339,7 @@ func TestAnotherUplinkAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		x := start(t, f, host.Selectors{})
-		x.pushed = nil
+		x.note(func() { x.pushed = nil })
 		f.change(func() {
 			f.inventory.Ifaces = []host.Iface{{
 				Name: "eth1", Index: 3, MTU: 1500, Up: true, Running: true,
@@ -328,8 +351,8 @@ func TestAnotherUplinkAfterAWhile(t *testing.T) {
 		x.expect(t, "gone", "waiting for 192.0.2.7 dev eth0 to come back")
 		time.Sleep(5 * time.Second)
 		x.expect(t, "another one", "eth1 198.51.100.7 1500  [10.42.128.0/17]")
-		if x.moves != 1 || x.conditions.Has(unusable) {
-			t.Errorf("%d moves, conditions %v", x.moves, x.conditions.Current())
+		if moves, _ := x.saw(); moves != 1 || x.conditions.Has(unusable) {
+			t.Errorf("%d moves, conditions %v", moves, x.conditions.Current())
 		}
 	})
 }
@@ -353,12 +376,12 @@ func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 			f := newFake()
 			f.takes = c.takes
 			x := start(t, f, host.Selectors{})
-			begun, before := time.Now(), len(f.readings)
+			begun, before := time.Now(), f.count()
 			for time.Since(begun) < time.Minute {
 				x.events <- c.event
 				time.Sleep(c.pause)
 			}
-			if n := len(f.readings) - before; n > c.readings || n < c.readings*8/10 {
+			if n := f.count() - before; n > c.readings || n < c.readings*8/10 {
 				t.Errorf("%v each %v, readings of %v: %d of them", c.event, c.pause, c.takes, n)
 			}
 		})
@@ -370,7 +393,7 @@ func TestNobodyIsCalledAfterRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
 		x := start(t, f, host.Selectors{})
-		x.pushed = nil
+		x.note(func() { x.pushed = nil })
 		close(x.events)
 		synctest.Wait()
 		f.address("192.0.2.8")
@@ -378,8 +401,11 @@ func TestNobodyIsCalledAfterRun(t *testing.T) {
 		x.expect(t, "after the end")
 		var pushed []string
 		x.OnFacts(func(f host.Facts, err error) { pushed = append(pushed, fmt.Sprint(f.Addr, f.Leased, err)) })
-		if want := []string{"192.0.2.8 [10.43.128.0/17] <nil>"}; !slices.Equal(pushed, want) || x.moves != 0 {
-			t.Errorf("pushed %q, want %q; %d moves", pushed, want, x.moves)
+		if want := []string{"192.0.2.8 [10.43.128.0/17] <nil>"}; !slices.Equal(pushed, want) {
+			t.Errorf("pushed %q, want %q", pushed, want)
+		}
+		if moves, _ := x.saw(); moves != 0 {
+			t.Errorf("%d moves", moves)
 		}
 	})
 }
