@@ -67,7 +67,7 @@ func (r rule) expressions(table Family) netlink.Attrs {
 		matchPort(add, r.Port)
 	}
 	if r.Counter {
-		add("counter", netlink.Attrs{}.Uint64BE(unix.NFTA_COUNTER_BYTES, 0).Uint64BE(unix.NFTA_COUNTER_PACKETS, 0))
+		add("counter", counter())
 	}
 	switch r.Verdict {
 	case firewall.Accept:
@@ -151,6 +151,12 @@ func compare(op uint32, with []byte) netlink.Attrs {
 		Nest(unix.NFTA_CMP_DATA, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, with))
 }
 
+func counter() netlink.Attrs {
+	return netlink.Attrs{}.
+		Uint64BE(unix.NFTA_COUNTER_BYTES, 0).
+		Uint64BE(unix.NFTA_COUNTER_PACKETS, 0)
+}
+
 func verdict(code int32) netlink.Attrs {
 	return netlink.Attrs{}.
 		Uint32BE(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
@@ -167,10 +173,12 @@ func (r rule) userData() []byte {
 // request adds the rule to a chain: behind the rule with the handle, or, if it is 0, at the front
 // or at the end.
 func (r rule) request(c chainName, flags uint16, behind uint64) message {
-	body := c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
+	body := c.ruleAttrs()
 	if behind != 0 {
 		body = body.Uint64BE(unix.NFTA_RULE_POSITION, behind)
 	}
-	body = body.Nest(unix.NFTA_RULE_EXPRESSIONS, r.expressions(c.family)).Bytes(unix.NFTA_RULE_USERDATA, r.userData())
-	return message{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | flags, family: c.family, body: body}
+	body = body.
+		Nest(unix.NFTA_RULE_EXPRESSIONS, r.expressions(c.family)).
+		Bytes(unix.NFTA_RULE_USERDATA, r.userData())
+	return message{unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE | flags, c.family, body}
 }

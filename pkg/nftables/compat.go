@@ -20,8 +20,10 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	case name == "tcp" || name == "icmp" || name == "sctp":
 		return sure(false, p.Protocol == unix.IPPROTO_UDP) // goes with a condition on the protocol
 	case name == "udp" && len(info) >= 9 && p.Protocol == unix.IPPROTO_UDP: // xt_udp
-		return inPorts(p.SrcPort, u16(0), u16(2), info[8]&1 != 0).And(inPorts(p.DstPort, u16(4), u16(6), info[8]&2 != 0))
-	case name == "multiport" && revision == 1 && len(info) >= 48 && p.Protocol == unix.IPPROTO_UDP: // xt_multiport_v1
+		src := inPorts(p.SrcPort, u16(0), u16(2), info[8]&1 != 0)
+		return src.And(inPorts(p.DstPort, u16(4), u16(6), info[8]&2 != 0))
+	case name == "multiport" && revision == 1 && len(info) >= 48 &&
+		p.Protocol == unix.IPPROTO_UDP: // xt_multiport_v1
 		return multiport(p, info)
 	case name == "state" && len(info) >= 4: // xt_state_info
 		return sure(binary.NativeEndian.Uint32(info)&stateNew != 0, true)
@@ -79,7 +81,8 @@ func compatTarget(met firewall.Met, name string) (s firewall.Step, ends bool) {
 	switch name {
 	case "REJECT":
 		return firewall.Step{Met: met, Do: firewall.Drop}, true
-	case "LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CT", "NOTRACK", "TOS", "DSCP", "TTL", "CHECKSUM", "TCPMSS", "SET", "AUDIT":
+	case "LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CT", "NOTRACK", "TOS", "DSCP", "TTL",
+		"CHECKSUM", "TCPMSS", "SET", "AUDIT":
 		return firewall.Step{}, false
 	}
 	return firewall.Step{Met: met, Do: firewall.PassDrop}, true

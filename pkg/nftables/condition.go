@@ -82,7 +82,8 @@ func (v *viewer) condition(r *registers, x expression) firewall.Met {
 		return set(a(unix.NFTA_FIB_DREG), v.fib(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
 	case "payload":
 		if to := a(unix.NFTA_PAYLOAD_DREG); to != 0 {
-			v.payload(r, to, a(unix.NFTA_PAYLOAD_BASE), int(a(unix.NFTA_PAYLOAD_OFFSET)), int(a(unix.NFTA_PAYLOAD_LEN)))
+			offset, length := a(unix.NFTA_PAYLOAD_OFFSET), a(unix.NFTA_PAYLOAD_LEN)
+			v.payload(r, to, a(unix.NFTA_PAYLOAD_BASE), int(offset), int(length))
 		}
 		return firewall.Yes
 	case "bitwise":
@@ -235,7 +236,8 @@ func (r *registers) mask(b map[uint16]netlink.Value) {
 	flip := b[unix.NFTA_BITWISE_XOR].Map()[unix.NFTA_DATA_VALUE]
 	from, to := at(b[unix.NFTA_BITWISE_SREG].Uint32BE()), at(b[unix.NFTA_BITWISE_DREG].Uint32BE())
 	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
-	if b[operation].Uint32BE() != 0 || n < 0 || len(mask) != n || len(flip) != n || max(from, to)+n > registerBytes {
+	if b[operation].Uint32BE() != 0 || n < 0 || len(mask) != n || len(flip) != n ||
+		max(from, to)+n > registerBytes {
 		r.forget(b[unix.NFTA_BITWISE_DREG].Uint32BE())
 		return
 	}

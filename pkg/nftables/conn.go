@@ -20,6 +20,9 @@ type message struct {
 	body   netlink.Attrs
 }
 
+// create is for a message whose object must not be there yet.
+const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+
 // write adds the message, behind struct nfgenmsg.
 func (m message) write(r *netlink.Requests) {
 	r.Begin(unix.NFNL_SUBSYS_NFTABLES<<8|m.kind, m.flags)
@@ -48,7 +51,9 @@ func (c *conn) get(m message) (netlink.Attrs, error) {
 }
 
 // dump lists the objects of some families, each list as of one moment.
-func (c *conn) dump(kind uint16, body netlink.Attrs, each func(Family, map[uint16]netlink.Value), families ...Family) error {
+func (c *conn) dump(
+	kind uint16, body netlink.Attrs, each func(Family, map[uint16]netlink.Value), families ...Family,
+) error {
 	for _, f := range families {
 		var r netlink.Requests
 		message{kind: kind, family: f, body: body}.write(&r)
@@ -83,7 +88,8 @@ func (c *conn) commit(generation uint32, ms []message) error {
 	var r netlink.Requests
 	bound := func(kind uint16) {
 		r.Begin(kind, 0)
-		r.Put8(unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, unix.NFNL_SUBSYS_NFTABLES>>8, unix.NFNL_SUBSYS_NFTABLES) // res_id in network order
+		r.Put8(unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0)
+		r.Put8(unix.NFNL_SUBSYS_NFTABLES>>8, unix.NFNL_SUBSYS_NFTABLES) // in network order
 	}
 	bound(unix.NFNL_MSG_BATCH_BEGIN)
 	if generation != 0 {

@@ -23,11 +23,30 @@ func (c chainName) attrs(table, name uint16) netlink.Attrs {
 	return netlink.Attrs{}.Text(table, c.table).Text(name, c.name)
 }
 
+// ruleAttrs names the chain in a request about its rules.
+func (c chainName) ruleAttrs() netlink.Attrs {
+	return c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
+}
+
+// in returns which of the tables the chain is in; negative: none.
+func (c chainName) in(tables []table) int {
+	return slices.IndexFunc(tables, func(t table) bool {
+		return t.family == c.family && t.name == c.table
+	})
+}
+
 // place is where in the kernel a base chain is asked.
 type place struct {
 	kind     string // type
 	hook     uint32
 	priority int32
+}
+
+// hookAttrs are the place's own in a request.
+func (p place) hookAttrs() netlink.Attrs {
+	return netlink.Attrs{}.
+		Uint32BE(unix.NFTA_HOOK_HOOKNUM, p.hook).
+		Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(p.priority))
 }
 
 // Flags of tables.
@@ -99,7 +118,7 @@ func (c *conn) list(family Family) (w world, err error) {
 		return w, err
 	}
 	for _, ch := range chains {
-		i := slices.IndexFunc(tables, func(t table) bool { return t.family == ch.family && t.name == ch.table })
+		i := ch.in(tables)
 		if i < 0 {
 			return w, errChanged
 		}
@@ -186,7 +205,8 @@ func (c *conn) tables(families ...Family) (list []table, err error) {
 
 func (c *conn) chains(families ...Family) (list []chain, err error) {
 	err = c.dump(unix.NFT_MSG_GETCHAIN, nil, func(f Family, m map[uint16]netlink.Value) {
-		ch := chain{chainName: chainName{f, m[unix.NFTA_CHAIN_TABLE].Text(), m[unix.NFTA_CHAIN_NAME].Text()}}
+		name := chainName{f, m[unix.NFTA_CHAIN_TABLE].Text(), m[unix.NFTA_CHAIN_NAME].Text()}
+		ch := chain{chainName: name}
 		if hook, ok := m[unix.NFTA_CHAIN_HOOK]; ok {
 			h := hook.Map()
 			ch.base = true
@@ -205,7 +225,7 @@ func (c *conn) chains(families ...Family) (list []chain, err error) {
 }
 
 func (c *conn) rules(in chainName) (list []listed, err error) {
-	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]netlink.Value) {
+	err = c.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
 		if m[unix.NFTA_RULE_CHAIN].Text() != in.name || m[unix.NFTA_RULE_TABLE].Text() != in.table {
 			return
 		}

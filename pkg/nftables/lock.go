@@ -53,12 +53,15 @@ func LockTable(network netip.Prefix) string { return "ip " + lockPrefix + networ
 
 // ownTable reports whether a table is that of a flanneld.
 func ownTable(family Family, name string) bool {
-	return (family == IPv4 || family == IPv6) && name == family.tableName() || family == IPv4 && strings.HasPrefix(name, lockPrefix)
+	return (family == IPv4 || family == IPv6) && name == family.tableName() ||
+		family == IPv4 && strings.HasPrefix(name, lockPrefix)
 }
 
 // SyncLock makes the table of a network's lock what it is to be. Unless it prunes, it leaves
 // addresses that are no peers'.
-func (t *Tables) SyncLock(ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
+func (t *Tables) SyncLock(
+	ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool,
+) (changes []string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range attempts {
@@ -81,7 +84,8 @@ func (t *Tables) SyncLock(ctx context.Context, l firewall.Lock, peers map[netip.
 func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ms := append(lockElements(network, unix.NFT_MSG_NEWSETELEM, add), lockElements(network, unix.NFT_MSG_DELSETELEM, remove)...)
+	ms := lockElements(network, unix.NFT_MSG_NEWSETELEM, add)
+	ms = append(ms, lockElements(network, unix.NFT_MSG_DELSETELEM, remove)...)
 	if len(ms) == 0 {
 		return nil
 	}
@@ -95,7 +99,7 @@ func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error 
 func (t *Tables) Unlock(network netip.Prefix) (removed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err = t.conn.commit(0, []message{{kind: unix.NFT_MSG_DELTABLE, family: IPv4, body: lockAttrs(network, unix.NFTA_TABLE_NAME)}})
+	err = t.conn.commit(0, []message{lockGone(network)})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
@@ -110,7 +114,8 @@ func (t *Tables) Locked(network netip.Prefix) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tables, err := t.conn.tables(IPv4)
-	return slices.ContainsFunc(tables, func(t table) bool { return t.name == lockPrefix+network.String() }), err
+	name := lockPrefix + network.String()
+	return slices.ContainsFunc(tables, func(t table) bool { return t.name == name }), err
 }
 
 // lockAttrs names the table in a request.
@@ -118,7 +123,9 @@ func lockAttrs(network netip.Prefix, kind uint16) netlink.Attrs {
 	return netlink.Attrs{}.Text(kind, lockPrefix+network.String())
 }
 
-func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
+func (c *conn) syncLock(
+	l firewall.Lock, peers map[netip.Addr]struct{}, prune bool,
+) (changes []string, err error) {
 	generation, err := c.generation()
 	if err != nil {
 		return nil, err
@@ -137,7 +144,7 @@ func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bo
 		verb := "made"
 		if there {
 			verb = "made anew"
-			ms = append(ms, message{kind: unix.NFT_MSG_DELTABLE, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME)})
+			ms = append(ms, lockGone(l.Network))
 		}
 		ms = append(ms, lockMessages(l)...)
 		changes = append(changes, fmt.Sprintf("%s table %s", verb, LockTable(l.Network)))
@@ -147,7 +154,8 @@ func (c *conn) syncLock(l firewall.Lock, peers map[netip.Addr]struct{}, prune bo
 		remove = missing(have, peers)
 	}
 	if len(add)+len(remove) > 0 {
-		changes = append(changes, fmt.Sprintf("added %d addresses of peers, removed %d", len(add), len(remove)))
+		changes = append(changes,
+			fmt.Sprintf("added %d addresses of peers, removed %d", len(add), len(remove)))
 	}
 	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_NEWSETELEM, add)...)
 	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_DELSETELEM, remove)...)
@@ -168,21 +176,34 @@ func missing(a, b map[netip.Addr]struct{}) (all []netip.Addr) {
 	return all
 }
 
+// lockGone deletes the table.
+func lockGone(network netip.Prefix) message {
+	return message{unix.NFT_MSG_DELTABLE, 0, IPv4, lockAttrs(network, unix.NFTA_TABLE_NAME)}
+}
+
 // lockMessages make the table with an empty set.
-func lockMessages(l firewall.Lock) []message {
-	const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	ms := []message{
-		{kind: unix.NFT_MSG_NEWTABLE, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_TABLE_NAME).Uint32BE(unix.NFTA_TABLE_FLAGS, 0)},
-		{kind: unix.NFT_MSG_NEWSET, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_SET_TABLE).Text(unix.NFTA_SET_NAME, lockSet).
-			Uint32BE(unix.NFTA_SET_FLAGS, 0).Uint32BE(unix.NFTA_SET_KEY_TYPE, addressType).Uint32BE(unix.NFTA_SET_KEY_LEN, 4).Uint32BE(unix.NFTA_SET_ID, 1)},
+func lockMessages(l firewall.Lock) (ms []message) {
+	add := func(kind, flags uint16, body netlink.Attrs) {
+		ms = append(ms, message{kind, flags, IPv4, body})
 	}
+	add(unix.NFT_MSG_NEWTABLE, create, lockAttrs(l.Network, unix.NFTA_TABLE_NAME).
+		Uint32BE(unix.NFTA_TABLE_FLAGS, 0))
+	add(unix.NFT_MSG_NEWSET, create, lockAttrs(l.Network, unix.NFTA_SET_TABLE).
+		Text(unix.NFTA_SET_NAME, lockSet).
+		Uint32BE(unix.NFTA_SET_FLAGS, 0).
+		Uint32BE(unix.NFTA_SET_KEY_TYPE, addressType).
+		Uint32BE(unix.NFTA_SET_KEY_LEN, 4).
+		Uint32BE(unix.NFTA_SET_ID, 1))
 	for _, c := range lockChains() {
-		hook := netlink.Attrs{}.Uint32BE(unix.NFTA_HOOK_HOOKNUM, c.at.hook).Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
-		ms = append(ms,
-			message{kind: unix.NFT_MSG_NEWCHAIN, flags: create, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).Text(unix.NFTA_CHAIN_NAME, c.name).
-				Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept).Nest(unix.NFTA_CHAIN_HOOK, hook).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)},
-			message{kind: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | unix.NLM_F_APPEND, family: IPv4, body: lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
-				Text(unix.NFTA_RULE_CHAIN, c.name).Nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))})
+		add(unix.NFT_MSG_NEWCHAIN, create, lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).
+			Text(unix.NFTA_CHAIN_NAME, c.name).
+			Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept).
+			Nest(unix.NFTA_CHAIN_HOOK, c.at.hookAttrs()).
+			Text(unix.NFTA_CHAIN_TYPE, c.at.kind))
+		rule := lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
+			Text(unix.NFTA_RULE_CHAIN, c.name).
+			Nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))
+		add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, rule)
 	}
 	return ms
 }
@@ -207,11 +228,14 @@ func (x *expressions) tunnel(l firewall.Lock) {
 // peer is met if an address is, or is not, in the set.
 func (x *expressions) peer(offset int, flags uint32) {
 	x.add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 4))
-	x.add("lookup", netlink.Attrs{}.Text(unix.NFTA_LOOKUP_SET, lockSet).Uint32BE(unix.NFTA_LOOKUP_SREG, register).Uint32BE(unix.NFTA_LOOKUP_FLAGS, flags))
+	x.add("lookup", netlink.Attrs{}.
+		Text(unix.NFTA_LOOKUP_SET, lockSet).
+		Uint32BE(unix.NFTA_LOOKUP_SREG, register).
+		Uint32BE(unix.NFTA_LOOKUP_FLAGS, flags))
 }
 
 func (x *expressions) drop() netlink.Attrs {
-	x.add("counter", netlink.Attrs{}.Uint64BE(unix.NFTA_COUNTER_BYTES, 0).Uint64BE(unix.NFTA_COUNTER_PACKETS, 0))
+	x.add("counter", counter())
 	x.add("immediate", verdict(nfDrop))
 	return x.Attrs
 }
@@ -233,7 +257,8 @@ func lockInput(l firewall.Lock) netlink.Attrs {
 // lockTranslated is the rule for what leaves with an address that is not its own. The tunnel's own
 // packets may have got one, and so may those of peers that this host routes for:
 //
-//	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat ct original ip saddr != 192.0.2.7 counter drop
+//	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat
+//	    ct original ip saddr != 192.0.2.7 counter drop
 func lockTranslated(l firewall.Lock) netlink.Attrs {
 	const snat = 1 << 4 // IPS_SRC_NAT of enum ip_conntrack_status
 	var x expressions
@@ -243,7 +268,9 @@ func lockTranslated(l firewall.Lock) netlink.Attrs {
 	x.add("ct", load(unix.NFTA_CT_DREG).Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS))
 	x.add("bitwise", and(binary.NativeEndian.AppendUint32(nil, snat)))
 	x.add("cmp", compare(unix.NFT_CMP_NEQ, make([]byte, 4)))
-	x.add("ct", load(unix.NFTA_CT_DREG).Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_SRC_IP).Bytes(unix.NFTA_CT_DIRECTION, []byte{0}))
+	x.add("ct", load(unix.NFTA_CT_DREG).
+		Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_SRC_IP).
+		Bytes(unix.NFTA_CT_DIRECTION, []byte{0}))
 	x.add("cmp", compare(unix.NFT_CMP_NEQ, l.Local.AsSlice()))
 	return x.drop()
 }
@@ -257,10 +284,11 @@ func lockElements(network netip.Prefix, kind uint16, peers []netip.Addr) (ms []m
 	for some := range slices.Chunk(peers, lockBatch) {
 		var list netlink.Attrs
 		for _, a := range some {
-			key := netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, a.AsSlice()))
-			list = list.Nest(unix.NFTA_LIST_ELEM, key)
+			key := netlink.Attrs{}.Addr(unix.NFTA_DATA_VALUE, a)
+			list = list.Nest(unix.NFTA_LIST_ELEM, netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, key))
 		}
-		m.body = lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
+		m.body = lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).
+			Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
 			Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
 		ms = append(ms, m)
 	}
@@ -297,7 +325,8 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 			return true, false, nil
 		}
 		rules, err := c.lockRules(in)
-		if err != nil || len(rules) != 1 || !slices.Equal(rules[0], described(parseExpressions(want.rule(l)))) {
+		wanted := described(parseExpressions(want.rule(l)))
+		if err != nil || len(rules) != 1 || !slices.Equal(rules[0], wanted) {
 			return true, false, err
 		}
 	}
@@ -306,7 +335,7 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 
 // lockRules lists a chain of a lock.
 func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
-	err = c.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]netlink.Value) {
+	err = c.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
 		if m[unix.NFTA_RULE_TABLE].Text() == in.table && m[unix.NFTA_RULE_CHAIN].Text() == in.name {
 			rules = append(rules, described(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
 		}
@@ -334,7 +363,8 @@ func (c *conn) lockSetPlain(table string) (bool, error) {
 // lockPeers lists the set.
 func (c *conn) lockPeers(network netip.Prefix) (map[netip.Addr]struct{}, error) {
 	all := map[netip.Addr]struct{}{}
-	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
+	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).
+		Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
 	err := c.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
 		for _, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
 			if a, ok := elementAddress(e); ok {
@@ -368,21 +398,27 @@ func elementAddress(element netlink.Value) (netip.Addr, bool) {
 func described(list []expression) (all []string) {
 	for _, x := range list {
 		u := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
+		value := func(kind uint16) []byte { return x.data[kind].Map()[unix.NFTA_DATA_VALUE] }
 		text := "unknown " + x.name
 		switch x.name {
 		case "meta":
 			text = fmt.Sprint("meta ", u(unix.NFTA_META_KEY), u(unix.NFTA_META_DREG))
 		case "payload":
-			text = fmt.Sprint("payload ", u(unix.NFTA_PAYLOAD_BASE), u(unix.NFTA_PAYLOAD_OFFSET), u(unix.NFTA_PAYLOAD_LEN), u(unix.NFTA_PAYLOAD_DREG))
+			text = fmt.Sprint("payload ", u(unix.NFTA_PAYLOAD_BASE), u(unix.NFTA_PAYLOAD_OFFSET),
+				u(unix.NFTA_PAYLOAD_LEN), u(unix.NFTA_PAYLOAD_DREG))
 		case "cmp":
-			text = fmt.Sprintf("cmp %d %d %x", u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), []byte(x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]))
+			text = fmt.Sprintf("cmp %d %d %x",
+				u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), value(unix.NFTA_CMP_DATA))
 		case "lookup":
-			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].Text(), u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
+			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].Text(),
+				u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
 		case "ct":
-			text = fmt.Sprintf("ct %d %d %x", u(unix.NFTA_CT_KEY), u(unix.NFTA_CT_DREG), []byte(x.data[unix.NFTA_CT_DIRECTION]))
+			text = fmt.Sprintf("ct %d %d %x",
+				u(unix.NFTA_CT_KEY), u(unix.NFTA_CT_DREG), []byte(x.data[unix.NFTA_CT_DIRECTION]))
 		case "bitwise":
-			mask, flip := x.data[unix.NFTA_BITWISE_MASK].Map(), x.data[unix.NFTA_BITWISE_XOR].Map()
-			text = fmt.Sprintf("bitwise %d %d %x %x", u(unix.NFTA_BITWISE_SREG), u(unix.NFTA_BITWISE_DREG), []byte(mask[unix.NFTA_DATA_VALUE]), []byte(flip[unix.NFTA_DATA_VALUE]))
+			text = fmt.Sprintf("bitwise %d %d %x %x",
+				u(unix.NFTA_BITWISE_SREG), u(unix.NFTA_BITWISE_DREG),
+				value(unix.NFTA_BITWISE_MASK), value(unix.NFTA_BITWISE_XOR))
 		case "counter":
 			text = "counter"
 		case "immediate":

@@ -110,14 +110,18 @@ func (t *Tables) Port() uint32 { return t.conn.Port() }
 // else. With none wanted nothing of the owner's is left, and with the last network's the table
 // goes. It tells what it changed, in a few words each. An error of firewall.ErrBarred comes after
 // everything else is done.
-func (t *Tables) Sync(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
+func (t *Tables) Sync(
+	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain,
+) (changes []string, err error) {
 	return t.keep(ctx, family, owner, wanted{own: want, guests: want})
 }
 
 // Beside keeps guests only, where others' chains may drop what the overlay forwards although its
 // rules are kept by iptables; except are chains that those already stand in, as "ip filter
 // FORWARD". Our table holds nothing of the owner's then.
-func (t *Tables) Beside(ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string) (changes []string, err error) {
+func (t *Tables) Beside(
+	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string,
+) (changes []string, err error) {
 	return t.keep(ctx, family, owner, wanted{guests: want, except: except})
 }
 
@@ -128,7 +132,9 @@ type wanted struct {
 	except []string         // of these
 }
 
-func (t *Tables) keep(ctx context.Context, family Family, owner firewall.Owner, want wanted) (changes []string, err error) {
+func (t *Tables) keep(
+	ctx context.Context, family Family, owner firewall.Owner, want wanted,
+) (changes []string, err error) {
 	want.own, err = normal(family, want.own)
 	if err == nil {
 		want.guests, err = normal(family, want.guests)

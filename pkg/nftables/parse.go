@@ -64,7 +64,8 @@ func parseRule(table Family, list []expression, userData []byte) (_ rule, ok boo
 			return rule{}, false
 		}
 	}
-	if len(r.rest) == 0 || !r.verdict() || r.udp != (r.result.Port != 0) || r.result.Family != IPv4 && r.result.Family != IPv6 {
+	if len(r.rest) == 0 || !r.verdict() || r.udp != (r.result.Port != 0) ||
+		r.result.Family != IPv4 && r.result.Family != IPv6 {
 		return rule{}, false
 	}
 	return r.result, true
@@ -148,7 +149,8 @@ func (r *reader) meta() bool {
 // port reads the comparison of the receiver's port.
 func (r *reader) port() bool {
 	p, _ := r.next("payload")
-	if p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE() != portAt || p[unix.NFTA_PAYLOAD_LEN].Uint32BE() != 2 || r.result.Port != 0 {
+	if p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE() != portAt ||
+		p[unix.NFTA_PAYLOAD_LEN].Uint32BE() != 2 || r.result.Port != 0 {
 		return false
 	}
 	with, not, ok := r.compared(p[unix.NFTA_PAYLOAD_DREG].Uint32BE())
@@ -164,7 +166,8 @@ func (r *reader) address() bool {
 	p, _ := r.next("payload")
 	from := p[unix.NFTA_PAYLOAD_DREG].Uint32BE()
 	family := r.result.Family
-	if from == 0 || p[unix.NFTA_PAYLOAD_BASE].Uint32BE() != unix.NFT_PAYLOAD_NETWORK_HEADER || family != IPv4 && family != IPv6 {
+	base := p[unix.NFTA_PAYLOAD_BASE].Uint32BE()
+	if from == 0 || base != unix.NFT_PAYLOAD_NETWORK_HEADER || family != IPv4 && family != IPv6 {
 		return false
 	}
 	m := &r.result.Src
@@ -202,7 +205,8 @@ func (r *reader) masked(from uint32) (mask []byte, ok bool) {
 	mask = b[unix.NFTA_BITWISE_MASK].Map()[unix.NFTA_DATA_VALUE]
 	flip := b[unix.NFTA_BITWISE_XOR].Map()[unix.NFTA_DATA_VALUE]
 	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
-	ok = b[unix.NFTA_BITWISE_SREG].Uint32BE() == from && b[unix.NFTA_BITWISE_DREG].Uint32BE() == from &&
+	ok = b[unix.NFTA_BITWISE_SREG].Uint32BE() == from &&
+		b[unix.NFTA_BITWISE_DREG].Uint32BE() == from &&
 		b[operation].Uint32BE() == 0 && len(mask) > 0 && bytes.Equal(flip, make([]byte, len(mask)))
 	if !ok {
 		return nil, true // an impossible mask

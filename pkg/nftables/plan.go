@@ -121,8 +121,7 @@ func (p *plan) table(want []firewall.Chain, w world) {
 		}
 	}
 	if w.table == nil {
-		p.add(message{kind: unix.NFT_MSG_NEWTABLE, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, family: p.family,
-			body: body.Uint32BE(unix.NFTA_TABLE_FLAGS, 0)})
+		p.add(message{unix.NFT_MSG_NEWTABLE, create, p.family, body.Uint32BE(unix.NFTA_TABLE_FLAGS, 0)})
 		p.change("%s table %s %s", verb, p.family, name)
 	}
 	for _, c := range all {
@@ -197,11 +196,11 @@ func sound(w world) bool {
 // of two networks meet no packet but one from a network to the other.
 func (p *plan) chain(c contents) {
 	n := c.chainName
-	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept)
+	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).
+		Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept)
 	if c.have == nil {
-		hook := netlink.Attrs{}.Uint32BE(unix.NFTA_HOOK_HOOKNUM, c.at.hook).Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(c.at.priority))
-		p.add(message{kind: unix.NFT_MSG_NEWCHAIN, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, family: p.family,
-			body: body.Nest(unix.NFTA_CHAIN_HOOK, hook).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)})
+		body = body.Nest(unix.NFTA_CHAIN_HOOK, c.at.hookAttrs()).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)
+		p.add(message{unix.NFT_MSG_NEWCHAIN, create, p.family, body})
 		rules := slices.Concat(c.shared, known(c.others), c.own)
 		if !c.wanted {
 			rules = known(append(c.nobodys, c.others...)) // what is shared is among nobody's
@@ -218,7 +217,8 @@ func (p *plan) chain(c contents) {
 	var first, last []rule
 	if c.wanted {
 		gone = c.nobodys
-		if have := c.have.rules; len(c.holdings.shared) != len(c.shared) || !same(have[:len(c.shared)], c.shared) {
+		n := len(c.shared)
+		if len(c.holdings.shared) != n || !same(c.have.rules[:n], c.shared) {
 			gone, first = append(gone, c.holdings.shared...), c.shared
 		}
 	}
@@ -252,7 +252,7 @@ func same(have []listed, want []rule) bool {
 }
 
 func (p *plan) flush(n chainName) {
-	p.add(message{kind: unix.NFT_MSG_DELRULE, family: p.family, body: n.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)})
+	p.add(message{unix.NFT_MSG_DELRULE, 0, p.family, n.ruleAttrs()})
 }
 
 func (p *plan) append(n chainName, rules []rule) {
@@ -262,8 +262,8 @@ func (p *plan) append(n chainName, rules []rule) {
 }
 
 func (p *plan) delete(n chainName, l listed) {
-	p.add(message{kind: unix.NFT_MSG_DELRULE, family: n.family,
-		body: n.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN).Uint64BE(unix.NFTA_RULE_HANDLE, l.handle)})
+	body := n.ruleAttrs().Uint64BE(unix.NFTA_RULE_HANDLE, l.handle)
+	p.add(message{unix.NFT_MSG_DELRULE, 0, n.family, body})
 }
 
 // isGuest tells whether a rule in somebody else's chain is an accept that a network's daemon keeps
@@ -271,7 +271,8 @@ func (p *plan) delete(n chainName, l listed) {
 // the hook's own comment, among those of iptables-nft, are what the original has left, and whoever
 // keeps rules by iptables takes them for that.
 func (l listed) isGuest(h firewall.Hook) bool {
-	return l.ok && (l.rule.Comment == firewall.GuestComment || l.rule.Comment == h.Comment()) && l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
+	return l.ok && (l.rule.Comment == firewall.GuestComment || l.rule.Comment == h.Comment()) &&
+		l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
 }
 
 // guests makes the owner's guests of this family in one chain right. Those of the other family,

@@ -37,13 +37,15 @@ func (m message) command() string {
 			text[kind] = string(bytes.TrimRight(v, "\x00"))
 		}
 	}
+	chain := fmt.Sprintf("%s %s %s", m.family, text[unix.NFTA_RULE_TABLE], text[unix.NFTA_RULE_CHAIN])
 	switch {
 	case m.kind == unix.NFT_MSG_DELTABLE:
 		return fmt.Sprintf("nft delete table %s %s", m.family, text[unix.NFTA_TABLE_NAME])
 	case m.kind == unix.NFT_MSG_DELCHAIN:
-		return fmt.Sprintf("nft delete chain %s %s %s", m.family, text[unix.NFTA_CHAIN_TABLE], text[unix.NFTA_CHAIN_NAME])
+		table, name := text[unix.NFTA_CHAIN_TABLE], text[unix.NFTA_CHAIN_NAME]
+		return fmt.Sprintf("nft delete chain %s %s %s", m.family, table, name)
 	case handle != 0:
-		return fmt.Sprintf("nft delete rule %s %s %s handle %d", m.family, text[unix.NFTA_RULE_TABLE], text[unix.NFTA_RULE_CHAIN], handle)
+		return fmt.Sprintf("nft delete rule %s handle %d", chain, handle)
 	}
-	return fmt.Sprintf("nft flush chain %s %s %s", m.family, text[unix.NFTA_RULE_TABLE], text[unix.NFTA_RULE_CHAIN])
+	return "nft flush chain " + chain
 }

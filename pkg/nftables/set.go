@@ -53,7 +53,9 @@ func (v *viewer) set(name string) (e elements, err error) {
 		e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].Uint32BE())
 		e.interval = flags&unix.NFT_SET_INTERVAL != 0
 		e.unknown = e.interval && flags&concatenation != 0
-		body := netlink.Attrs{}.Text(unix.NFTA_SET_ELEM_LIST_TABLE, v.table).Text(unix.NFTA_SET_ELEM_LIST_SET, name)
+		body := netlink.Attrs{}.
+			Text(unix.NFTA_SET_ELEM_LIST_TABLE, v.table).
+			Text(unix.NFTA_SET_ELEM_LIST_SET, name)
 		err = v.conn.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
 			for kind, b := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
 				if kind == unix.NFTA_LIST_ELEM && !e.unknown {
@@ -77,7 +79,8 @@ func parseElement(b []byte) element {
 		flags: m[unix.NFTA_SET_ELEM_FLAGS].Uint32BE(),
 	}
 	verdict := m[unix.NFTA_SET_ELEM_DATA].Map()[unix.NFTA_DATA_VERDICT].Map()
-	x.code, x.chain = int32(verdict[unix.NFTA_VERDICT_CODE].Uint32BE()), verdict[unix.NFTA_VERDICT_CHAIN].Text()
+	x.code = int32(verdict[unix.NFTA_VERDICT_CODE].Uint32BE())
+	x.chain = verdict[unix.NFTA_VERDICT_CHAIN].Text()
 	return x
 }
 
@@ -121,7 +124,8 @@ func (e elements) verdicts(met firewall.Met, key []byte, known bool) []firewall.
 	}
 	var all []firewall.Step
 	for _, x := range e.all {
-		if s := step(met.And(firewall.Maybe), x.code, x.chain); x.flags&intervalEnd == 0 && !slices.Contains(all, s) {
+		s := step(met.And(firewall.Maybe), x.code, x.chain)
+		if x.flags&intervalEnd == 0 && !slices.Contains(all, s) {
 			all = append(all, s)
 		}
 	}

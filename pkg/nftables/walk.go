@@ -61,14 +61,15 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 		return nil, err
 	}
 	for _, base := range chains {
-		i := slices.IndexFunc(tables, func(t table) bool { return t.family == base.family && t.name == base.table })
+		i := base.in(tables)
 		if i < 0 {
 			return nil, errChanged
 		}
 		if ownTable(base.family, base.table) {
 			continue // it drops nothing of peers'
 		}
-		if !base.base || base.place.kind != "filter" || tables[i].flags&dormant != 0 || !slices.Contains(hooks(p), base.place.hook) {
+		if !base.base || base.place.kind != "filter" || tables[i].flags&dormant != 0 ||
+			!slices.Contains(hooks(p), base.place.hook) {
 			continue
 		}
 		policy := firewall.Passes
@@ -111,7 +112,7 @@ func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
 	}
 	in := chainName{v.family, v.table, chain}
 	var rules [][]expression
-	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN), func(_ Family, m map[uint16]netlink.Value) {
+	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
 		if m[unix.NFTA_RULE_CHAIN].Text() == chain && m[unix.NFTA_RULE_TABLE].Text() == v.table {
 			// The buffer is read into again before the rules are looked at.
 			rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
@@ -141,7 +142,8 @@ func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 			if code, chain, ok := x.verdict(); ok {
 				return []firewall.Step{step(met, code, chain)}, nil
 			}
-			r.store(x.data[unix.NFTA_IMMEDIATE_DREG].Uint32BE(), x.data[unix.NFTA_IMMEDIATE_DATA].Map()[unix.NFTA_DATA_VALUE])
+			value := x.data[unix.NFTA_IMMEDIATE_DATA].Map()[unix.NFTA_DATA_VALUE]
+			r.store(x.data[unix.NFTA_IMMEDIATE_DREG].Uint32BE(), value)
 		case "reject":
 			return []firewall.Step{{Met: met, Do: firewall.Drop}}, nil
 		case "queue":
@@ -164,7 +166,8 @@ func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 				met = met.And(firewall.Maybe)
 				continue
 			}
-			met = met.And(e.contains(key, known, x.data[unix.NFTA_LOOKUP_FLAGS].Uint32BE()&unix.NFT_LOOKUP_F_INV != 0))
+			not := x.data[unix.NFTA_LOOKUP_FLAGS].Uint32BE()&unix.NFT_LOOKUP_F_INV != 0
+			met = met.And(e.contains(key, known, not))
 		default:
 			met = met.And(v.condition(&r, x))
 		}
