@@ -161,7 +161,8 @@ func (c *coalescer) segment(packet []byte) (s segment, ok bool) {
 		if l4[tcpFlags]&^(flagPSH|flagFIN) != flagACK || l4[tcpDataStart]&0x0f != 0 {
 			return s, false
 		}
-	} else if int(binary.BigEndian.Uint16(l4[udpLength:])) != len(l4) || binary.BigEndian.Uint16(l4[udpChecksum:]) == 0 {
+	} else if int(binary.BigEndian.Uint16(l4[udpLength:])) != len(l4) ||
+		binary.BigEndian.Uint16(l4[udpChecksum:]) == 0 {
 		return s, false
 	}
 	s.flow = flow{hosts(packet), binary.BigEndian.Uint32(l4), proto}
@@ -176,7 +177,8 @@ func final(s *segment) bool {
 
 func (r *run) begin(s *segment) {
 	*r = run{
-		flow: s.flow, parts: append(r.parts[:0], s.packet), hl: s.hl, size: len(s.payload), total: len(s.packet),
+		flow: s.flow, parts: append(r.parts[:0], s.packet),
+		hl: s.hl, size: len(s.payload), total: len(s.packet),
 		id: binary.BigEndian.Uint16(s.packet[offID:]),
 	}
 	if s.flow.proto == protoTCP {
@@ -263,7 +265,8 @@ func sameHeader(a, b []byte, hl int) bool {
 // verify checks the IP header checksum and the transport checksum of a packet without IP options.
 func verify(packet []byte) bool {
 	l4 := packet[ipv4HeaderLen:]
-	return sum(packet[:ipv4HeaderLen]) == 0xffff && fold(pseudoHeader(packet, len(l4))+uint32(sum(l4))) == 0xffff
+	return sum(packet[:ipv4HeaderLen]) == 0xffff &&
+		fold(pseudoHeader(packet, len(l4))+uint32(sum(l4))) == 0xffff
 }
 
 // hosts is the pair of a packet's addresses.

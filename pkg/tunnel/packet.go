@@ -64,7 +64,8 @@ func headerLen(packet []byte) int {
 		return 0
 	}
 	n := int(packet[0]&15) * 4
-	if n < ipv4HeaderLen || n > len(packet) || int(binary.BigEndian.Uint16(packet[offTotalLength:])) != len(packet) {
+	if n < ipv4HeaderLen || n > len(packet) ||
+		int(binary.BigEndian.Uint16(packet[offTotalLength:])) != len(packet) {
 		return 0
 	}
 	return n

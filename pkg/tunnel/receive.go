@@ -35,7 +35,10 @@ type receiver struct {
 }
 
 func newReceiver(t *Tunnel, d Device, s Socket, w io.Writer) *receiver {
-	r := &receiver{tunnel: t, device: d, socket: s, icmp: newICMPSender(t, w), datagrams: make([]Datagram, receiveBatch)}
+	r := &receiver{
+		tunnel: t, device: d, socket: s,
+		icmp: newICMPSender(t, w), datagrams: make([]Datagram, receiveBatch),
+	}
 	tcp, udp := d.SuperPackets()
 	r.coalescer.init(tcp, udp, r.write)
 	return r

@@ -33,9 +33,11 @@ type Socket interface {
 // A Datagram is what was received: one datagram, or several of one sender that the kernel has put
 // together.
 type Datagram struct {
-	Source      netip.AddrPort
-	Data        []byte
-	SegmentSize int  // in bytes, of each datagram in Data but the last, which may have less; 0 if there is one
+	Source netip.AddrPort
+	Data   []byte
+	// SegmentSize is in bytes, of each datagram in Data but the last, which may have less; 0 if
+	// there is one.
+	SegmentSize int
 	Truncated   bool // the datagram was longer than any IPv4 packet
 }
 

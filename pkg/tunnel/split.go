@@ -25,7 +25,8 @@ type splitter struct {
 // init prepares to cut packet, whose IPv4 header has ihl bytes; it overwrites that header.
 func (s *splitter) init(packet []byte, ihl int, o Offload) bool {
 	hl := transportHeader(packet, ihl)
-	if hl == 0 || o.GSOSize == 0 || binary.BigEndian.Uint16(packet[offFragment:])&(flagMF|fragmentOffset) != 0 {
+	if hl == 0 || o.GSOSize == 0 ||
+		binary.BigEndian.Uint16(packet[offFragment:])&(flagMF|fragmentOffset) != 0 {
 		return false
 	}
 	switch tcp := packet[offProtocol] == protoTCP; {

@@ -11,13 +11,13 @@ const (
 	Malformed                        // either way: not one whole IPv4 packet
 	BadChecksum                      // either way: its header was damaged
 	TTLExceeded                      // either way; answered by ICMP time exceeded
-	NoRoute                          // out: no peer has the destination; answered by ICMP network unreachable
+	NoRoute                          // out: no peer has the destination; answered by ICMP
 	SendFailed                       // out: the socket refused it
 	UnknownSource                    // in: the datagram's source is no peer's address
 	SourcePort                       // in: it is, but the port is not the peer's
 	SpoofedSource                    // in: the inner source belongs to another part of the network
 	ForeignDestination               // in: the inner destination is not in our subnet
-	Oversize                         // in: longer than the device's MTU; answered by ICMP fragmentation needed
+	Oversize                         // in: longer than the device's MTU; answered by ICMP
 	DeviceRefused                    // in: the device did not take it, for example because it is down
 	reasons
 )
@@ -29,7 +29,8 @@ func (r Reason) String() string {
 	}
 	return [reasons]string{
 		"not_ipv4", "malformed", "bad_checksum", "ttl_exceeded", "no_route", "send_failed",
-		"unknown_source", "source_port", "spoofed_source", "foreign_destination", "oversize", "device_refused",
+		"unknown_source", "source_port", "spoofed_source", "foreign_destination", "oversize",
+		"device_refused",
 	}[r]
 }
 
@@ -41,7 +42,7 @@ type Count struct{ Packets, Bytes uint64 }
 type PeerStats struct {
 	Peer           Peer
 	Sent, Received Count
-	Unsegmented    bool // the kernel has lately refused to segment for this peer, see ErrNoSegmentation
+	Unsegmented    bool // the kernel has lately refused to segment, see ErrNoSegmentation
 }
 
 // Drop is how many packets were dropped for one reason.
@@ -69,8 +70,9 @@ func (c *counters) drop(r Reason, packets int) { c.drops[r].Add(uint64(packets))
 // peerState is what the tunnel knows of a peer. It outlives tables. Sending and receiving
 // goroutines write to different cache lines.
 type peerState struct {
-	sent  meter
-	plain atomic.Int64 // no segmentation until then, by the tunnel's clock, in nanoseconds; 0: segmentation
+	sent meter
+	// plain is until when there is no segmentation, by the tunnel's clock in nanoseconds; 0: there is.
+	plain atomic.Int64
 	_     [40]byte
 	rcvd  meter
 	_     [48]byte

@@ -26,7 +26,7 @@ func (p Peer) validate() error {
 type Overlay struct {
 	Network netip.Prefix // of the whole overlay
 	Own     netip.Prefix // this host's part of it
-	Addr    netip.Addr   // of the device, from which ICMP errors come; by default the first address of Own
+	Addr    netip.Addr   // of the device; ICMP errors come from it; by default the first of Own
 	MTU     int          // of the device, in bytes
 	Peers   []Peer       // of two with the same subnet the later one counts
 
@@ -54,7 +54,8 @@ const none = int32(-1)
 // NewTable prepares an overlay. The overlay's slices are copied.
 func NewTable(o Overlay) (*Table, error) {
 	if !o.Network.Addr().Is4() || !o.Own.Addr().Is4() {
-		return nil, fmt.Errorf("make table: network %s and own subnet %s must be IPv4 prefixes", o.Network, o.Own)
+		return nil, fmt.Errorf("make table: network %s and own subnet %s must be IPv4 prefixes",
+			o.Network, o.Own)
 	}
 	if o.MTU < 68 || o.MTU > maxPacket { // RFC 791: every module must be able to forward 68 bytes
 		return nil, fmt.Errorf("make table: MTU %d is not in 68..%d", o.MTU, maxPacket)

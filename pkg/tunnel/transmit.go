@@ -11,11 +11,13 @@ import (
 
 // Sizes of the sending side's batches.
 const (
-	readPackets  = 256       // packets of a batch
-	readBytes    = 256 << 10 // of a batch, with room for one super-packet; beyond it the second-level cache is too small
-	sendMessages = 64        // of a Send
-	sendParts    = 2048      // of all messages of a Send
-	sendHeaders  = 1024      // headers that the splitter writes for a Send
+	readPackets = 256 // packets of a batch
+	// readBytes is that of a batch, with room for one super-packet; beyond it the second-level
+	// cache is too small.
+	readBytes    = 256 << 10
+	sendMessages = 64   // of a Send
+	sendParts    = 2048 // of all messages of a Send
+	sendHeaders  = 1024 // headers that the splitter writes for a Send
 
 	// plainFor is how long a peer gets no segmented messages after one was refused.
 	plainFor = 30 * time.Second
@@ -121,7 +123,8 @@ func (x *transmitter) packet(p *Packet) error {
 	if o.GSO != GSONone {
 		return x.super(peer, p.Data, ihl, o)
 	}
-	if o.NeedsChecksum && (int(o.ChecksumStart) < ihl || !finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset))) {
+	if o.NeedsChecksum && (int(o.ChecksumStart) < ihl ||
+		!finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset))) {
 		x.tunnel.counters.drop(Malformed, 1)
 		return nil
 	}
@@ -165,7 +168,8 @@ func (x *transmitter) super(peer int32, packet []byte, ihl int, o Offload) error
 
 // makeRoom sends what there is if the next packet might not find room for its parts and its header.
 func (x *transmitter) makeRoom(header int) error {
-	if len(x.out) < cap(x.out) && len(x.parts)+2 <= cap(x.parts) && len(x.headers)+header <= cap(x.headers) {
+	if len(x.out) < cap(x.out) && len(x.parts)+2 <= cap(x.parts) &&
+		len(x.headers)+header <= cap(x.headers) {
 		return nil
 	}
 	return x.flush()
@@ -175,13 +179,15 @@ func (x *transmitter) makeRoom(header int) error {
 // Buffers are lent until flush.
 func (x *transmitter) append(peer int32, a, b []byte) {
 	size := len(a) + len(b)
-	if n := len(x.out); n > 0 && x.out[n-1].takes(peer, size) && x.out[n-1].segments < x.segments(peer) {
+	n := len(x.out)
+	if n > 0 && x.out[n-1].takes(peer, size) && x.out[n-1].segments < x.segments(peer) {
 		m := &x.out[n-1]
 		m.closed = size < m.size
 		m.total += size
 		m.segments++
 	} else {
-		x.out = append(x.out, outgoing{peer: peer, first: len(x.parts), size: size, total: size, segments: 1})
+		x.out = append(x.out,
+			outgoing{peer: peer, first: len(x.parts), size: size, total: size, segments: 1})
 	}
 	x.parts = append(x.parts, a)
 	if len(b) > 0 {
@@ -268,5 +274,6 @@ func (x *transmitter) sendPlain(m *Message) error {
 
 // ends tells whether an error is more than one packet's loss.
 func ends(err error) bool {
-	return errors.Is(err, ErrInterrupted) || errors.Is(err, ErrDeviceGone) || errors.Is(err, net.ErrClosed)
+	return errors.Is(err, ErrInterrupted) || errors.Is(err, ErrDeviceGone) ||
+		errors.Is(err, net.ErrClosed)
 }

@@ -36,7 +36,8 @@ func OpenTUN(name string, o Offloads) (*TUN, error) {
 		return nil, fmt.Errorf("open %s: %w", clonePath, err)
 	}
 	err = attach(fd, name, o.TUN)
-	if o.TUN && errors.Is(err, unix.EINVAL) { // a kernel without the header, unless the device is none of ours
+	if o.TUN && errors.Is(err, unix.EINVAL) {
+		// A kernel without the header, unless the device is none of ours.
 		err = attach(fd, name, false)
 	}
 	if err != nil {
@@ -78,8 +79,8 @@ func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	}
 	flags := request.Uint16()
 	if flags&unix.IFF_TUN == 0 || flags&unix.IFF_NO_PI == 0 {
-		return nil, fmt.Errorf("adopt TUN descriptor %d: flags %#x of %s are not a TUN device's without packet information",
-			fd, flags, request.Name())
+		return nil, fmt.Errorf("adopt TUN descriptor %d: "+
+			"flags %#x of %s are not a TUN device's without packet information", fd, flags, request.Name())
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("adopt TUN descriptor %d: %w", fd, err)
@@ -93,7 +94,9 @@ func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	}
 	t.reading.stop = t.interrupter
 	t.iovecs = make([]unix.Iovec, 0, maxRunSegments+1)
-	t.close = sync.OnceValue(func() error { return errors.Join(unix.Close(t.fd), unix.Close(t.interrupter.fd)) })
+	t.close = sync.OnceValue(func() error {
+		return errors.Join(unix.Close(t.fd), unix.Close(t.interrupter.fd))
+	})
 	t.setOffloads(o.TUN && t.vnet)
 	return t, nil
 }
@@ -138,7 +141,8 @@ func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
 		if err := t.check(); err != nil {
 			return 0, err
 		}
-		length, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(t.fd), uintptr(unsafe.Pointer(&buf[used])), uintptr(len(buf)-used))
+		length, _, errno := unix.RawSyscall(unix.SYS_READ,
+			uintptr(t.fd), uintptr(unsafe.Pointer(&buf[used])), uintptr(len(buf)-used))
 		switch {
 		case errno == unix.EAGAIN && n > 0:
 			return n, nil
@@ -185,7 +189,8 @@ func (t *TUN) Write(o Offload, parts [][]byte) error {
 	}
 	t.iovecs = iovecs
 	for {
-		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(t.fd), uintptr(unsafe.Pointer(&iovecs[0])), uintptr(len(iovecs)))
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV,
+			uintptr(t.fd), uintptr(unsafe.Pointer(&iovecs[0])), uintptr(len(iovecs)))
 		switch errno {
 		case 0:
 			return nil

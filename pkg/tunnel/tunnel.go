@@ -62,7 +62,9 @@ func (t *Tunnel) Swap(table *Table) {
 // Stats returns what was counted so far.
 func (t *Tunnel) Stats() Stats {
 	s := t.state.Load()
-	stats := Stats{Peers: make([]PeerStats, len(s.peers)), Drops: make([]Drop, reasons), ICMP: t.counters.icmp.Load()}
+	stats := Stats{
+		Peers: make([]PeerStats, len(s.peers)), Drops: make([]Drop, reasons), ICMP: t.counters.icmp.Load(),
+	}
 	for i, p := range s.peers {
 		until := p.plain.Load()
 		stats.Peers[i] = PeerStats{
@@ -123,7 +125,10 @@ type icmpSender struct {
 }
 
 func newICMPSender(t *Tunnel, to io.Writer) icmpSender {
-	return icmpSender{tunnel: t, to: to, limiter: rate.NewLimiter(icmpRate, icmpBurst), buf: make([]byte, 0, maxICMP)}
+	return icmpSender{
+		tunnel: t, to: to,
+		limiter: rate.NewLimiter(icmpRate, icmpBurst), buf: make([]byte, 0, maxICMP),
+	}
 }
 
 // send tells a packet's sender, unless there must be no error or there were too many. Nobody is

@@ -80,11 +80,13 @@ func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
 	if !addr.Addr().Is4() {
 		return nil, fmt.Errorf("listen on udp %s: the address is not IPv4", addr)
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
+	const kind = unix.SOCK_DGRAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	fd, err := unix.Socket(unix.AF_INET, kind, unix.IPPROTO_UDP)
 	if err != nil {
 		return nil, fmt.Errorf("open udp socket: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
+	local := &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	if err := unix.Bind(fd, local); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("listen on udp %s: %w", addr, err)
 	}
@@ -98,8 +100,10 @@ func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
 // AdoptUDP continues with a descriptor that ListenUDP has made, perhaps in an earlier life of this
 // program. The UDP owns it, unless there is an error.
 func AdoptUDP(fd int, o Offloads) (*UDP, error) {
-	if proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || proto != unix.IPPROTO_UDP {
-		return nil, fmt.Errorf("adopt udp descriptor %d: protocol %d: %w", fd, proto, cmp.Or(err, error(unix.EPROTOTYPE)))
+	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil || proto != unix.IPPROTO_UDP {
+		return nil, fmt.Errorf("adopt udp descriptor %d: protocol %d: %w",
+			fd, proto, cmp.Or(err, error(unix.EPROTOTYPE)))
 	}
 	name, err := unix.Getsockname(fd)
 	if err != nil {
@@ -113,14 +117,16 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
 	}
 	// No DF, and no path MTU learnt from others' packets but for the kernel's own fragmentation.
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
+	err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	if err != nil {
 		return nil, fmt.Errorf("allow fragments on udp descriptor %d: %w", fd, err)
 	}
 	stop, err := newInterrupter()
 	if err != nil {
 		return nil, err
 	}
-	u := &UDP{interrupter: stop, fd: fd, addr: netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port))}
+	addr := netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port))
+	u := &UDP{interrupter: stop, fd: fd, addr: addr}
 	u.close = sync.OnceValue(func() error { return errors.Join(unix.Close(fd), unix.Close(stop.fd)) })
 	u.sending.stop, u.receiving.stop = stop, stop
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
@@ -230,8 +236,8 @@ func (u *UDP) Receive(ds []Datagram) (int, error) {
 			h.Namelen = unix.SizeofSockaddrInet4
 			h.SetControllen(int(unsafe.Sizeof(groControl{})))
 		}
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(u.fd), uintptr(unsafe.Pointer(&r.headers[0])), uintptr(batch),
-			unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG,
+			uintptr(u.fd), uintptr(unsafe.Pointer(&r.headers[0])), uintptr(batch), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
@@ -261,7 +267,8 @@ func (u *UDP) datagram(i int, d *Datagram) {
 		Data:      u.receiving.buf[i*receiveRoom:][:m.length],
 		Truncated: m.header.Flags&unix.MSG_TRUNC != 0,
 	}
-	if u.gro && int(m.header.Controllen) >= unix.CmsgLen(4) && c.header.Level == unix.IPPROTO_UDP && c.header.Type == unix.UDP_GRO {
+	if u.gro && int(m.header.Controllen) >= unix.CmsgLen(4) &&
+		c.header.Level == unix.IPPROTO_UDP && c.header.Type == unix.UDP_GRO {
 		d.SegmentSize = int(c.size)
 	}
 }
@@ -281,8 +288,8 @@ func (u *UDP) Send(ms []Message) (n int, err error) {
 			return n, err
 		}
 		batch := u.prepare(ms[n:])
-		sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(u.fd), uintptr(unsafe.Pointer(&u.sending.headers[0])), uintptr(batch),
-			unix.MSG_DONTWAIT, 0, 0)
+		sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(u.fd),
+			uintptr(unsafe.Pointer(&u.sending.headers[0])), uintptr(batch), unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == 0:
 			n += int(sent)
@@ -293,7 +300,8 @@ func (u *UDP) Send(ms []Message) (n int, err error) {
 			}
 		case errno == unix.EBADF:
 			return n, net.ErrClosed
-		case ms[n].SegmentSize > 0 && (errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE):
+		case ms[n].SegmentSize > 0 &&
+			(errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE):
 			return n, fmt.Errorf("%w: %w", ErrNoSegmentation, errno)
 		default:
 			return n, errno

@@ -54,7 +54,9 @@ type waiter struct {
 
 // wait returns when the descriptor has one of the events or an error.
 func (w *waiter) wait(fd int, events int16) error {
-	w.fds = [2]unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(w.stop.fd), Events: unix.POLLIN}}
+	w.fds = [2]unix.PollFd{
+		{Fd: int32(fd), Events: events}, {Fd: int32(w.stop.fd), Events: unix.POLLIN},
+	}
 	for {
 		_, err := unix.Poll(w.fds[:], -1)
 		switch {
