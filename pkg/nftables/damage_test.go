@@ -14,13 +14,13 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// signal fails the test unless news come within a second.
+// signal fails the test unless news come.
 func signal(t testing.TB, news <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-news:
-	case <-time.After(time.Second):
-		t.Errorf("no signal within a second: %s", what)
+	case <-time.After(patience):
+		t.Errorf("no signal within %v: %s", patience, what)
 	}
 }
 

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/netlink"
 )
 
@@ -151,12 +151,7 @@ func TestBarred(t *testing.T) {
 	owner.Close()
 	// A process that another test is just starting may have the socket, too, for as long as it has
 	// not become another program.
-	deadline := time.Now().Add(patience)
-	for strings.Contains(b.sh("nft list tables"), "theirs") {
-		if time.Now().After(deadline) {
-			t.Fatal("the table has outlived its owner")
-		}
-	}
+	wait.True(t, "the table ends with its owner", func() bool { return !strings.Contains(b.sh("nft list tables"), "theirs") })
 	b.sync(IPv4, all(four))
 	b.settled(IPv4, all(four))
 }

@@ -5,11 +5,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/wait"
 )
 
 // TestRegistersLaterIfNotAtOnce: a lack of descriptors keeps a daemon from registering for a
@@ -24,6 +24,7 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) })
 	type result struct {
 		*Registration
 		error
@@ -33,13 +34,12 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 		r, err := Await(t.Context(), network, "", conditions)
 		registered <- result{r, err}
 	}()
-	has := waitFor(conditions, unregistered)
-	early := len(registered)
+	wait.True(t, "it cannot register", func() bool { return conditions.Has(unregistered) })
+	if len(registered) > 0 {
+		t.Error("registered")
+	}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
-	}
-	if !has || early > 0 {
-		t.Errorf("condition %t, registered %t", has, early > 0)
 	}
 	r := <-registered
 	if r.error != nil {
@@ -49,15 +49,6 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	if len(conditions.Current()) > 0 {
 		t.Errorf("conditions %v", conditions.Current())
 	}
-}
-
-func waitFor(conditions *condition.List, id string) bool {
-	for deadline := time.Now().Add(10 * time.Second); !conditions.Has(id); <-time.After(time.Millisecond) {
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
-	return true
 }
 
 // TestAwaitWaitsForTheOther that is in the way, which is a condition, until it ends.
@@ -78,9 +69,7 @@ func TestAwaitWaitsForTheOther(t *testing.T) {
 		r, _ := Await(t.Context(), network, "", conditions)
 		registered <- r
 	}()
-	if !waitFor(conditions, inTheWay) {
-		t.Errorf("conditions %v", conditions.Current())
-	}
+	wait.True(t, "it waits", func() bool { return conditions.Has(inTheWay) })
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/registry/registrytest"
@@ -152,11 +153,5 @@ func TestNoLeaks(t *testing.T) {
 		buf = buf[:runtime.Stack(buf, true)]
 		return strings.Count(string(buf), "persistConn).readLoop(") + strings.Count(string(buf), "client/v2.(")
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for ours() > 0 {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d goroutines are left", ours())
-		}
-		runtime.Gosched()
-	}
+	wait.True(t, "goroutines end", func() bool { return ours() == 0 })
 }
