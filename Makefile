@@ -65,7 +65,7 @@ TOOL     = $(GO) tool -modfile=dist/tools/go.mod
 TOOL_RUN = $(GO) run -C dist/tools
 
 # Packages without I/O, or what of them needs none: they must work on the big-endian machines too.
-PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/netlink ./pkg/tunnel)
+PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/condition ./pkg/pace ./pkg/filter ./pkg/netlink ./pkg/tunnel)
 # Packages with goroutines that share something, worth the race detector's time: not those without I/O
 # but tunnel, and no test beds. etcdv2 is raced by subnet's tests: in its own, etcd checks passwords
 # with bcrypt, which under the detector takes longer than a request may.

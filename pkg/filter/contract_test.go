@@ -15,6 +15,9 @@ import (
 
 // TestKeepersKeepTheContract: what a filter relies on is true of each keeper there is, in a kernel.
 func TestKeepersKeepTheContract(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes into a kernel")
+	}
 	ipt := func() *iptables.Tools { return iptables.NewTools(time.Second) }
 	for _, c := range []struct {
 		name    string
