@@ -140,7 +140,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h := newHost(t, netconf.Yes, func(c *Config) {
 			c.Firewalld = func(context.Context) (Firewalld, error) {
 				if fails != nil {
-					return nil, fails
+					return (*bus)(nil), fails // as a function does that returns a client of its own
 				}
 				return b, nil
 			}
@@ -166,6 +166,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h.wrong(keepCondition, false)
 		h.wrong(trustCondition, true)
 		h.said(1, "cannot be told to let them pass", "connection refused", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16`)
+		h.after(trustRetry)
 		h.set(func() { fails, b.err = nil, firewalld.ErrOtherZone })
 		h.after(trustRetry)
 		h.said(1, "cannot be told to let them pass", firewalld.MoveCommand(four.Network))

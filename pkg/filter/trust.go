@@ -79,8 +79,9 @@ func (t *trust) run(ctx context.Context) {
 		}
 		var err error
 		if client == nil {
-			if client, err = t.dial(ctx); err == nil {
-				changed = client.Changed()
+			var dialed Firewalld
+			if dialed, err = t.dial(ctx); err == nil {
+				client, changed = dialed, dialed.Changed()
 			}
 		}
 		for _, network := range wanted {
