@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 )
 
 // admit reads a network config, and refuses one whose own routes would take what this host
@@ -21,16 +22,15 @@ func (d *daemon) admit(raw []byte) (backend.Network, error) {
 // the packet filter's rules. Anything else would cut this host off from those
 // that have not noticed yet; it waits for a restart.
 func (d *daemon) reconfigure(n backend.Network) {
-	late := d.net.NeedsRestart(n)
-	if text := strings.Join(late, "; "); text != d.refused {
-		d.refused = text
-		if text != "" {
-			d.log.Warn("the network config has changed in what takes a restart of flanneld, on all hosts; going on with the old one", "changed", text)
-		}
-	}
-	if len(late) > 0 {
+	const id = "network-config/restart"
+	if late := d.net.NeedsRestart(n); len(late) > 0 {
+		d.conditions.Set(condition.Condition{
+			ID: id, Text: "the network config has changed in what takes a restart of flanneld, on all hosts; going on with the old one",
+			Fields: []any{"changed", strings.Join(late, "; ")},
+		})
 		return
 	}
+	d.conditions.End(id)
 	changed := d.terms.SetConfig(n)
 	if changed {
 		d.uplink.SetLeased(n.Pool().Cover())

@@ -88,8 +88,7 @@ type daemon struct {
 	lock    *filter.Lock
 	feed    *filter.Feed // of rules and lock
 
-	view    atomic.Pointer[lease.View] // follow's: the latest
-	refused string                     // reconfigure's: what of a later network config waits for a restart
+	view atomic.Pointer[lease.View] // follow's: the latest
 }
 
 // Run is flanneld from its options to its end. It returns an error when it

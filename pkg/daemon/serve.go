@@ -117,7 +117,7 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 	drivers := driver.NewMux(ctx, objects, driver.Part{
 		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN,
 	})
-	d.terms = terms.New(d.net, d.log)
+	d.terms = terms.New(d.net, d.conditions, d.log)
 	d.uplink.OnFacts(d.terms.SetFacts)
 	d.uplink.OnFacts(func(f host.Facts, err error) {
 		if err == nil {

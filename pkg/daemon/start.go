@@ -11,22 +11,17 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-const (
-	// At the start, what fails and may pass is tried again after firstRetry, and ever later
-	// up to lastRetry.
-	firstRetry, lastRetry = 20 * time.Millisecond, time.Second
-)
-
 // persist tries f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
 // f's last error.
 func (d *daemon) persist(ctx context.Context, cannot string, passes func(error) bool, f func() error) error {
 	defer d.conditions.End(unable(cannot))
-	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
+	// What fails and may pass is tried again soon, and ever later.
+	for backoff := (pace.Backoff{First: 20 * time.Millisecond, Most: time.Second}); ; {
 		err := d.try(cannot, passes, f)
 		if !errors.Is(err, subnet.ErrTryAgain) {
 			return err
 		}
-		if err := pace.Sleep(ctx, delay); err != nil {
+		if err := pace.Sleep(ctx, backoff.Failed()); err != nil {
 			return err
 		}
 	}

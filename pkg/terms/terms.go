@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/subnet"
@@ -29,17 +30,16 @@ const (
 
 // Keeper keeps the terms. Its methods may be called by several goroutines, and never block.
 type Keeper struct {
-	backend backend.Backend
-	log     *slog.Logger
-	out     chan subnet.Terms // the latest
+	backend    backend.Backend
+	conditions *condition.List
+	log        *slog.Logger
+	out        chan subnet.Terms // the latest
 
 	mu      sync.Mutex // guards what follows
 	terms   subnet.Terms
 	own     lease.Lease // as it is held; zero: there is none yet
 	facts   host.Facts
-	known   bool   // the facts are
-	refused string // why the lease cannot follow the facts, as it was logged
-
+	known   bool          // the facts are
 	rivals  []lease.Lease // that have this host's MAC
 	since   time.Time     // when there were none before
 	changed time.Time     // when the MAC was changed last
@@ -48,9 +48,9 @@ type Keeper struct {
 
 // New returns a keeper of the terms that a network config gives, without attributes: these are
 // those of the first lease.
-func New(n backend.Network, log *slog.Logger) *Keeper {
+func New(n backend.Network, conditions *condition.List, log *slog.Logger) *Keeper {
 	k := &Keeper{
-		backend: n.Backend, log: log, out: make(chan subnet.Terms, 1),
+		backend: n.Backend, conditions: conditions, log: log, out: make(chan subnet.Terms, 1),
 		terms: subnet.Terms{Pool: n.Pool(), TTL: n.LeaseTTL},
 	}
 	k.again = time.AfterFunc(time.Hour, func() {
@@ -107,22 +107,30 @@ func (k *Keeper) SetRivals(rivals []lease.Lease) {
 	k.contest()
 }
 
+// addressCondition is there while the lease cannot publish the uplink's address.
+const addressCondition = "lease/address"
+
 // follow has the lease publish the address of the uplink. What else it publishes, as the MAC of a
 // device, stays: peers know it.
 func (k *Keeper) follow() {
-	if !k.known || !k.own.Subnet.IsValid() || k.terms.Attrs.PublicIP == k.facts.PublicIP {
+	if !k.known || !k.own.Subnet.IsValid() {
+		return
+	}
+	if k.terms.Attrs.PublicIP == k.facts.PublicIP {
+		k.conditions.End(addressCondition)
 		return
 	}
 	f := k.facts
 	f.MACs = nil
 	a, err := k.backend.Attrs(f, k.terms.Attrs, nil)
 	if err != nil {
-		if k.refused != err.Error() {
-			k.log.Warn("the lease cannot follow the uplink's address", "public_ip", k.terms.Attrs.PublicIP, "addr", f.PublicIP, "err", err)
-		}
-		k.refused = err.Error()
+		k.conditions.Set(condition.Condition{
+			ID: addressCondition, Text: "the lease cannot follow the uplink's address",
+			Fields: []any{"public_ip", k.terms.Attrs.PublicIP, "addr", f.PublicIP, "err", err},
+		})
 		return
 	}
+	k.conditions.End(addressCondition)
 	k.change(func(t *subnet.Terms) { t.Attrs = a })
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/subnet"
@@ -47,7 +48,7 @@ func next(k *Keeper) (t subnet.Terms, changed bool) {
 func TestLeaseFollowsTheAddress(t *testing.T) {
 	n := network(t, vxlan)
 	var lines bytes.Buffer
-	k := New(n, slog.New(slog.NewTextHandler(&lines, nil)))
+	k := keeper(n, slog.New(slog.NewTextHandler(&lines, nil)))
 	defer k.Close()
 	k.SetFacts(factsOf("198.51.100.7"), nil)
 	if _, changed := next(k); changed {
@@ -87,7 +88,7 @@ func TestLeaseFollowsTheAddress(t *testing.T) {
 
 // TestLatestTermsCount: whoever is slow finds all that has changed at once.
 func TestLatestTermsCount(t *testing.T) {
-	k := New(network(t, vxlan), slog.New(slog.DiscardHandler))
+	k := keeper(network(t, vxlan), slog.New(slog.DiscardHandler))
 	defer k.Close()
 	k.SetFacts(factsOf("198.51.100.7"), nil)
 	k.SetOwn(lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}})
@@ -105,6 +106,9 @@ func TestLatestTermsCount(t *testing.T) {
 	}
 }
 
+// keeper returns a keeper whose conditions are in its log.
+func keeper(n backend.Network, log *slog.Logger) *Keeper { return New(n, condition.NewList(log), log) }
+
 // refusing is a backend that cannot publish anything any more.
 type refusing struct{ backend.Backend }
 
@@ -116,14 +120,19 @@ func TestLeaseThatCannotFollowIsSaidOnce(t *testing.T) {
 	n := network(t, vxlan)
 	n.Backend = refusing{n.Backend}
 	var lines bytes.Buffer
-	k := New(n, slog.New(slog.NewTextHandler(&lines, nil)))
+	k := keeper(n, slog.New(slog.NewTextHandler(&lines, nil)))
 	defer k.Close()
 	k.SetOwn(lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}})
 	for range 3 {
 		k.SetFacts(factsOf("198.51.100.8"), nil)
 	}
-	if _, changed := next(k); changed || strings.Count(lines.String(), "the lease cannot follow the uplink's address") != 1 {
+	const text = "the lease cannot follow the uplink's address"
+	if _, changed := next(k); changed || strings.Count(lines.String(), text) != 1 {
 		t.Errorf("changed %t, said\n%s", changed, &lines)
+	}
+	k.SetFacts(factsOf("198.51.100.7"), nil) // it is back
+	if strings.Count(lines.String(), "no longer: "+text) != 1 {
+		t.Errorf("said\n%s", &lines)
 	}
 }
 
@@ -162,7 +171,7 @@ func TestOlderLeaseWaitsForAnotherMAC(t *testing.T) {
 		for _, known := range []bool{true, false} {
 			t.Run(c.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					k := New(network(t, vxlan), slog.New(slog.DiscardHandler))
+					k := keeper(network(t, vxlan), slog.New(slog.DiscardHandler))
 					defer k.Close()
 					facts := factsOf("198.51.100.7")
 					own := lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Created: created}
