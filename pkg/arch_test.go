@@ -333,10 +333,10 @@ func literal(e ast.Expr) string {
 }
 
 // constantLike accepts variables that are never assigned: errors, interface
-// assertions, compiled patterns, the register of backends, the table of kinds.
+// assertions, compiled patterns, the register of backends, the table of kinds, that of their handlers.
 func constantLike(s source, v *ast.ValueSpec) bool {
 	name := v.Names[0].Name
-	if name == "_" || s.room == "backend" && name == "backends" || strings.HasSuffix(s.path, "dataplane/kinds.go") {
+	if name == "_" || s.room == "backend" && name == "backends" || strings.HasSuffix(s.path, "dataplane/kinds.go") || strings.HasSuffix(s.path, "kernel/handler.go") {
 		return true
 	}
 	if len(v.Values) != 1 {

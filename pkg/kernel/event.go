@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -25,41 +24,42 @@ func (w *Watch) events(b []byte) (e driver.Event) {
 }
 
 func (w *Watch) event(h unix.NlMsghdr, body []byte) driver.Event {
-	switch kind := h.Type; kind {
-	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return w.linkEvent(kind, body)
-	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		if p, index, _, ok := parseAddr(body); ok {
-			return w.addrEvent(p, index)
-		}
-	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		if n, ok := parseNeighbor(body); ok {
-			return w.neighborEvent(kind, n)
-		}
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		// Of whatever type: a blackhole may have taken the place of a route.
-		switch dst, ok := mainRoute(body); {
-		case ok && w.interest.Scope.Inside(dst):
-			return driver.Routes
-		case ok && dst.Bits() == 0 && dst.Addr().Is4():
-			return driver.Candidates
-		}
-	case unix.RTM_DELNEXTHOP, unix.RTM_NEWNEXTHOP:
-		// With one that goes, go the routes through it; one that takes the place of another
-		// changes them. h repeats the flags of the request. A routing daemon's concern nobody
-		// as long as no route of the scope goes through such a one.
-		id, _, _, ok := parseNextHop(body)
-		through := kind == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
-		if ok && (w.interest.Scope.InRange(id) || through && !w.k.ownHops.Load()) {
-			return driver.Routes
-		}
+	if of := byMessage[h.Type]; of != nil {
+		return of.event(w, h, body)
+	}
+	return 0
+}
+
+// routeEvent: of whatever type, for a blackhole may have taken the place of a route.
+func (w *Watch) routeEvent(_ unix.NlMsghdr, body []byte) driver.Event {
+	switch dst, ok := mainRoute(body); {
+	case ok && w.interest.Scope.Inside(dst):
+		return driver.Routes
+	case ok && dst.Bits() == 0 && dst.Addr().Is4():
+		return driver.Candidates
+	}
+	return 0
+}
+
+// nextHopEvent: with one that goes, go the routes through it; one that takes the place of another
+// changes them. h repeats the flags of the request. A routing daemon's concern nobody
+// as long as no route of the scope goes through such a one.
+func (w *Watch) nextHopEvent(h unix.NlMsghdr, body []byte) driver.Event {
+	id, _, _, ok := parseNextHop(body)
+	through := h.Type == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
+	if ok && (w.interest.Scope.InRange(id) || through && !w.k.ownHops.Load()) {
+		return driver.Routes
 	}
 	return 0
 }
 
 // addrEvent notes which links have addresses: only these are candidates, among what may
 // be thousands of links of containers.
-func (w *Watch) addrEvent(p netip.Prefix, index int) driver.Event {
+func (w *Watch) addrEvent(_ unix.NlMsghdr, body []byte) driver.Event {
+	p, index, _, ok := parseAddr(body)
+	if !ok {
+		return 0
+	}
 	e := w.by(index, driver.Addrs, driver.Uplink)
 	if p.Addr().Is4() {
 		w.numbered[index] = true
@@ -70,20 +70,23 @@ func (w *Watch) addrEvent(p netip.Prefix, index int) driver.Event {
 	return e
 }
 
-func (w *Watch) neighborEvent(kind uint16, n neighbor) driver.Event {
+func (w *Watch) neighborEvent(h unix.NlMsghdr, body []byte) driver.Event {
+	n, ok := parseNeighbor(body)
 	switch {
+	case !ok:
+		return 0
 	case n.family == unix.AF_BRIDGE && !n.aged:
 		// Until 6.13, rtnetlink tells of every change once more, after the driver and
 		// knowing less, such as no remote (net/core/rtnetlink.c, rtnl_fdb_add).
 		return 0
 	case n.family == unix.AF_BRIDGE:
-		if e := w.by(n.index, driver.FDB, 0); e != 0 && w.k.forwarding.tells(kind, n) {
+		if e := w.by(n.index, driver.FDB, 0); e != 0 && w.k.forwarding.tells(h.Type, n) {
 			return e
 		}
 		return 0
 	case n.dst.IsMulticast(): // the kernel's own, with every group that is joined
 		return 0
-	case kind == unix.RTM_DELNEIGH && n.state == unix.NUD_FAILED:
+	case h.Type == unix.RTM_DELNEIGH && n.state == unix.NUD_FAILED:
 		// A deletion on request: the entry was announced as failed before, and
 		// that told who asked, which this one does not.
 		return 0
@@ -108,7 +111,7 @@ func (w *Watch) named(name string, own, uplink driver.Event) (e driver.Event) {
 
 // linkEvent follows the links that matter: those of interest, by whatever name they had
 // before, and those with addresses.
-func (w *Watch) linkEvent(kind uint16, body []byte) driver.Event {
+func (w *Watch) linkEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	now, ok := parseDevice(body)
 	if !ok || body[0] == unix.AF_BRIDGE { // a bridge port, not a link
 		return 0
@@ -116,7 +119,7 @@ func (w *Watch) linkEvent(kind uint16, body []byte) driver.Event {
 	index := now.index
 	old := w.links[index]
 	numbered := w.numbered[index]
-	if kind == unix.RTM_DELLINK {
+	if h.Type == unix.RTM_DELLINK {
 		delete(w.numbered, index)
 		delete(w.links, index)
 		now = device{}

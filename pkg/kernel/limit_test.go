@@ -36,7 +36,7 @@ func TestLimitsAreNamed(t *testing.T) {
 		{route(four), unix.ENOMEM, ""},
 		{dataplane.KindNextHop.Put(0, dataplane.NextHop{}), unix.ENOMEM, ""},
 	} {
-		err := explain(&c.op, c.errno)
+		err := explain(c.op, c.errno)
 		if named := err.Error() != c.errno.Error(); !errors.Is(err, c.errno) || named != (c.text != "") || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: got %v, want a word about %q", c.op.Object(), err, c.text)
 		}

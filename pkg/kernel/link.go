@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 
 	"github.com/vishvananda/netlink/nl"
@@ -16,6 +17,17 @@ import (
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: most of what the
 // kernel would tell of a link is counters.
 const skipStats = 1 << 3
+
+func init() {
+	register(dataplane.KindLink, &handler{
+		read:  (*reading).ourLinks,
+		apply: (*Kernel).applyLink,
+
+		groups:   []int{unix.RTNLGRP_LINK},
+		messages: []uint16{unix.RTM_NEWLINK, unix.RTM_DELLINK},
+		event:    (*Watch).linkEvent,
+	})
+}
 
 // device is a link as the kernel has it.
 type device struct {
@@ -333,4 +345,54 @@ func parentName(n names, index int) (string, error) {
 		name = "if" + strconv.Itoa(index) // moved to another namespace
 	}
 	return name, err
+}
+
+// ourLinks reads the links of the scope, and how those are called that it depends on.
+func (g *reading) ourLinks() error {
+	for _, name := range g.scope.Carriers {
+		d, err := g.k.byName(name)
+		if err == nil {
+			g.names.known[d.index] = name
+		} else if !noLink(err) {
+			return fmt.Errorf("read link %s: %w", name, err)
+		}
+	}
+	for _, name := range g.scope.Links {
+		d, err := g.k.byName(name)
+		if errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read link %s: %w", name, err)
+		}
+		if d.link.Parent, err = parentName(g.names, d.parent); err != nil {
+			return err
+		}
+		g.names.known[d.index], g.links[d.index] = name, name
+		g.s.Links[name] = d.link
+	}
+	return nil
+}
+
+func (k *Kernel) applyLink(op dataplane.Op) error {
+	name, link := dataplane.KindLink.Of(op)
+	var err error
+	switch op.Verb {
+	case dataplane.Del:
+		return k.deleteLink(name)
+	case dataplane.Set:
+		err = k.changeLink(name, link)
+	default:
+		err = k.createLink(name, link)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := k.verify(name, link)
+	if err == nil && op.Verb == dataplane.Put { // a new one forwards to nobody
+		k.forwarding.mu.Lock()
+		defer k.forwarding.mu.Unlock()
+		k.forwarding.learn(d.index, map[dataplane.MAC]netip.Addr{})
+	}
+	return err
 }

@@ -1,63 +1,120 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
-	"fmt"
+	"maps"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/netlink"
 )
 
-// Solicit has the kernel ask by ARP on an interface for the link-layer address of ip,
-// as if a packet were to be sent there; Answered tells the outcome. What the kernel
-// knows of ip already is forgotten first, for it may be of long ago. An entry that the
-// administrator made is left alone, and nobody is asked.
-func (k *Kernel) Solicit(iface string, ip netip.Addr) error {
-	d, err := k.byName(iface)
-	if err != nil {
-		return fmt.Errorf("solicit %s: %w", ip, err)
-	}
-	n, known, err := k.neighbor(d.index, ip)
-	if err != nil || known && n.state&(unix.NUD_PERMANENT|unix.NUD_NOARP) != 0 {
-		return err
-	}
-	entry := func(kind, flags uint16, m unix.NdMsg) *netlink.Requests {
-		r := one(kind, flags)
-		m.Family, m.Ifindex, m.Type = family(ip), int32(d.index), unix.RTN_UNICAST
-		r.neighHeader(m)
-		r.Addr(unix.NDA_DST, ip)
-		return &r.Requests
-	}
-	if err := k.conn.Do(entry(unix.RTM_DELNEIGH, 0, unix.NdMsg{})); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("forget neighbor %s dev %s: %w", ip, iface, err)
-	}
-	if err := k.conn.Do(entry(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, unix.NdMsg{Flags: unix.NTF_USE})); err != nil {
-		return fmt.Errorf("solicit %s dev %s: %w", ip, iface, err)
-	}
-	return nil
+func init() {
+	register(dataplane.KindNeigh, &handler{
+		read: func(g *reading) error { return g.onLinks("neighbours", g.neighs) },
+		request: func(r *requests, op dataplane.Op, index int) {
+			k, mac := dataplane.KindNeigh.Of(op)
+			r.neigh(op.Verb, k, mac, index)
+		},
+		limit: limitOfNeighs,
+
+		groups:   []int{unix.RTNLGRP_NEIGH}, // and of FDB entries
+		messages: []uint16{unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH},
+		event:    (*Watch).neighborEvent,
+	})
 }
 
-// Answered reports whether the kernel has confirmed that ip is there on an interface.
-func (k *Kernel) Answered(iface string, ip netip.Addr) (bool, error) {
-	d, err := k.byName(iface)
-	if err != nil {
-		return false, fmt.Errorf("look up neighbor %s: %w", ip, err)
+// limitOfNeighs: net/core/neighbour.c, neigh_alloc, "neighbor table overflow". Since Linux 5.0
+// permanent entries are not counted.
+func limitOfNeighs(op dataplane.Op, refused error) string {
+	k, _ := dataplane.KindNeigh.Of(op)
+	switch {
+	case !errors.Is(refused, unix.ENOBUFS):
+		return ""
+	case k.IP.Is4():
+		return "sysctl net.ipv4.neigh.default.gc_thresh3 limits the neighbours of all links"
 	}
-	n, known, err := k.neighbor(d.index, ip)
-	return known && n.state&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY|unix.NUD_PROBE) != 0, err
+	return "sysctl net.ipv6.neigh.default.gc_thresh3 limits the neighbours of all links"
 }
 
-// neighbor finds the entry of ip on a link.
-func (k *Kernel) neighbor(index int, ip netip.Addr) (found neighbor, known bool, err error) {
-	err = k.neighbors(family(ip), index, func() { known = false }, func(n neighbor) {
-		if n.dst == ip {
-			found, known = n, true
+func (r *requests) neigh(verb dataplane.Verb, k dataplane.NeighKey, mac dataplane.MAC, index int) {
+	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
+	r.neighHeader(unix.NdMsg{Family: family(k.IP), Ifindex: int32(index), State: unix.NUD_PERMANENT, Type: unix.RTN_UNICAST})
+	r.Addr(unix.NDA_DST, k.IP)
+	if verb != dataplane.Del {
+		r.Bytes(unix.NDA_LLADDR, mac[:])
+	}
+}
+
+// neighHeader writes struct ndmsg.
+func (r *requests) neighHeader(m unix.NdMsg) {
+	r.Put8(m.Family, 0)
+	r.Put16(0)
+	r.Put32(uint32(m.Ifindex))
+	r.Put16(m.State)
+	r.Put8(m.Flags, m.Type)
+}
+
+func (g *reading) neighs(name string, index int) error {
+	reset := func() {
+		maps.DeleteFunc(g.s.Neighs, func(k dataplane.NeighKey, _ dataplane.MAC) bool { return k.Link == name })
+	}
+	return g.k.neighbors(unix.AF_UNSPEC, index, reset, func(n neighbor) {
+		if n.permanent() && n.dst.IsValid() && n.family != unix.AF_BRIDGE {
+			g.s.Neighs[dataplane.NeighKey{Link: name, IP: n.dst}] = n.mac
 		}
 	})
-	if err != nil {
-		err = fmt.Errorf("look up neighbor %s: %w", ip, err)
-	}
-	return found, known, err
 }
+
+// neighbors lists the neighbour tables, or the FDB, of one link.
+func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neighbor)) error {
+	r := one(unix.RTM_GETNEIGH, 0)
+	r.neighHeader(unix.NdMsg{Family: family})
+	r.Uint32(unix.NDA_IFINDEX, uint32(index))
+	return k.conn.Dump(&r.Requests, reset, func(b []byte) {
+		if n, ok := parseNeighbor(b); ok && n.index == index {
+			each(n)
+		}
+	})
+}
+
+// neighbor is an entry of a neighbour table or of an FDB.
+type neighbor struct {
+	family, index int
+	state         int // NUD_*
+	self          bool
+	dst           netip.Addr
+	mac           dataplane.MAC
+	other         bool // an FDB entry with a port, VNI or device of its own
+	aged          bool // its age is told, which only the table that holds it knows
+}
+
+func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
+
+func parseNeighbor(b []byte) (n neighbor, ok bool) {
+	if len(b) < unix.SizeofNdMsg {
+		return n, false
+	}
+	n.family = int(b[0])
+	n.index = int(int32(binary.NativeEndian.Uint32(b[4:])))
+	n.state = int(binary.NativeEndian.Uint16(b[8:]))
+	n.self = b[10]&unix.NTF_SELF != 0
+	for kind, v := range netlink.After(b, unix.SizeofNdMsg).All() {
+		switch kind {
+		case unix.NDA_DST:
+			n.dst = v.Addr()
+		case unix.NDA_LLADDR:
+			n.mac = v.MAC()
+		case unix.NDA_CACHEINFO:
+			n.aged = true
+		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNextHop:
+			n.other = true
+		}
+	}
+	return n, true
+}
+
+const ndaNextHop = 13 // NDA_NH_ID of linux/neighbour.h

@@ -19,6 +19,27 @@ import (
 // that it is neither replaced nor deleted.
 const protoForeign = unix.RTPROT_UNSPEC
 
+func init() {
+	register(dataplane.KindNextHop, &handler{
+		read: func(g *reading) (err error) {
+			if g.scope.Network.IsValid() && g.scope.Network.Addr().Is4() {
+				g.hops, err = g.nextHops()
+				g.s.NextHops = g.hops.in
+			}
+			return err
+		},
+		request: func(r *requests, op dataplane.Op, index int) {
+			id, h := dataplane.KindNextHop.Of(op)
+			r.nextHop(op.Verb, id, h, index)
+		},
+
+		groups:   []int{unix.RTNLGRP_NEXTHOP},
+		young:    true,
+		messages: []uint16{unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP},
+		event:    (*Watch).nextHopEvent,
+	})
+}
+
 // nextHop adds a request about a nexthop object.
 func (r *requests) nextHop(verb dataplane.Verb, id uint32, h dataplane.NextHop, index int) {
 	r.verb(verb, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP)
@@ -88,8 +109,9 @@ func (h hops) of(id uint32) (dataplane.NextHop, bool) {
 	return found, ok
 }
 
-// readNextHops lists the nexthop objects; nil maps: this kernel has none.
-func (k *Kernel) readNextHops(scope dataplane.Scope, n names) (hops, error) {
+// nextHops lists the nexthop objects; nil maps: this kernel has none.
+func (g *reading) nextHops() (hops, error) {
+	k, scope, n := g.k, g.scope, g.names
 	type entry struct {
 		id    uint32
 		hop   dataplane.NextHop

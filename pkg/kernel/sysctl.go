@@ -4,9 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
+
+	"flanneld/pkg/dataplane"
 )
+
+func init() {
+	register(dataplane.KindSysctl, &handler{
+		read: func(g *reading) error {
+			values, err := g.k.Sysctls(g.scope.Sysctls)
+			maps.Copy(g.s.Sysctls, values)
+			return err
+		},
+		apply: func(k *Kernel, op dataplane.Op) error { return k.setSysctl(dataplane.KindSysctl.Of(op)) },
+	})
+}
 
 // sysctlPath gives the file of a sysctl.
 func sysctlPath(path string) (string, error) {

@@ -142,17 +142,14 @@ func (w *Watch) dial() (*netlink.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, group := range []int{
-		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH,
-	} {
-		if err := c.Join(group); err != nil {
-			c.Close()
-			return nil, err
+	for _, h := range handlers {
+		for _, group := range h.groups {
+			if err := c.Join(group); err != nil && !h.young {
+				c.Close()
+				return nil, err
+			}
 		}
 	}
-	// A kernel that has no such group has no nexthops to tell of.
-	_ = c.Join(unix.RTNLGRP_NEXTHOP)
 	return c, nil
 }
 

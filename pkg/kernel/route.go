@@ -2,67 +2,41 @@ package kernel
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/netlink"
 )
 
-// This file turns objects of dataplane into requests of rtnetlink(7). All
-// requests may be repeated: what stands already is replaced by the same.
+func init() {
+	register(dataplane.KindRoute, &handler{
+		read: (*reading).routes,
+		request: func(r *requests, op dataplane.Op, index int) {
+			k, route := dataplane.KindRoute.Of(op)
+			r.route(op.Verb, k, route, index)
+		},
+		again: (*Kernel).unshadow,
+		limit: limitOfRoutes,
 
-const replace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		groups:   []int{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE},
+		messages: []uint16{unix.RTM_NEWROUTE, unix.RTM_DELROUTE},
+		event:    (*Watch).routeEvent,
+	})
+}
 
-// verb begins a request that puts or deletes an object.
-func (r *requests) verb(v dataplane.Verb, put, del uint16) {
-	if v == dataplane.Del {
-		r.Begin(del, 0)
-	} else {
-		r.Begin(put, replace)
+// limitOfRoutes: net/ipv6/route.c, ip6_dst_gc. Since Linux 4.17 these routes are not counted.
+func limitOfRoutes(op dataplane.Op, refused error) string {
+	if k, _ := dataplane.KindRoute.Of(op); k.Dst.Addr().Is6() && errors.Is(refused, unix.ENOMEM) {
+		return "sysctl net.ipv6.route.max_size limits the routes of IPv6"
 	}
+	return ""
 }
 
-func (r *requests) addr(verb dataplane.Verb, a dataplane.Addr, index int) {
-	ip := a.Prefix.Addr()
-	r.verb(verb, unix.RTM_NEWADDR, unix.RTM_DELADDR)
-	r.addrHeader(family(ip), a.Prefix.Bits(), index)
-	r.Addr(unix.IFA_LOCAL, ip)
-	r.Addr(unix.IFA_ADDRESS, ip)
-}
-
-// addrHeader writes struct ifaddrmsg.
-func (r *requests) addrHeader(family uint8, bits, index int) {
-	r.Put8(family, uint8(bits), 0, unix.RT_SCOPE_UNIVERSE)
-	r.Put32(uint32(index))
-}
-
-func (r *requests) fdb(verb dataplane.Verb, f dataplane.FDB, index int) {
-	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
-	r.neighHeader(unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF})
-	r.Bytes(unix.NDA_LLADDR, f.MAC[:])
-	r.Addr(unix.NDA_DST, f.Dst)
-}
-
-func (r *requests) neigh(verb dataplane.Verb, k dataplane.NeighKey, mac dataplane.MAC, index int) {
-	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
-	r.neighHeader(unix.NdMsg{Family: family(k.IP), Ifindex: int32(index), State: unix.NUD_PERMANENT, Type: unix.RTN_UNICAST})
-	r.Addr(unix.NDA_DST, k.IP)
-	if verb != dataplane.Del {
-		r.Bytes(unix.NDA_LLADDR, mac[:])
-	}
-}
-
-// neighHeader writes struct ndmsg.
-func (r *requests) neighHeader(m unix.NdMsg) {
-	r.Put8(m.Family, 0)
-	r.Put16(0)
-	r.Put32(uint32(m.Ifindex))
-	r.Put16(m.State)
-	r.Put8(m.Flags, m.Type)
-}
+const rtaNextHop = 30 // RTA_NH_ID of linux/rtnetlink.h
 
 func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Route, index int) {
 	m := unix.RtMsg{
@@ -205,74 +179,99 @@ func mainRoute(b []byte) (netip.Prefix, bool) {
 	return p, p.IsValid() && table == unix.RT_TABLE_MAIN
 }
 
-// parseAddr reads an address of a link.
-func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
-	if len(b) < unix.SizeofIfAddrmsg {
-		return p, 0, 0, false
+// routes lists the routes of the main table to where wanted says that they matter, of those
+// that parseRoute knows. typ is the only type there is to be, or RTN_UNSPEC.
+func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefix) bool, each func(routeEntry)) error {
+	r := one(unix.RTM_GETROUTE, 0)
+	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: typ})
+	err := k.conn.Dump(&r.Requests, reset, func(b []byte) {
+		// A kernel without this family answers with every other.
+		dst, ok := mainRoute(b)
+		if !ok || b[0] != family || !wanted(dst) {
+			return
+		}
+		if e, ok := parseRoute(dst, b); ok {
+			each(e)
+		}
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
+		return fmt.Errorf("list routes: %w", err)
 	}
-	m := nl.DeserializeIfAddrmsg(b)
-	var local, peer netip.Addr
-	flags = int(m.Flags)
-	for kind, v := range netlink.After(b, unix.SizeofIfAddrmsg).All() {
-		switch kind {
-		case unix.IFA_LOCAL:
-			local = v.Addr()
-		case unix.IFA_ADDRESS: // the far end of a point-to-point link
-			peer = v.Addr()
-		case unix.IFA_FLAGS:
-			flags = v.Number()
+	return nil
+}
+
+// routes reads the routes of the scope, after the nexthops: a route may say no more than which
+// one it goes through.
+func (g *reading) routes() error {
+	s, scope := g.s, g.scope
+	if !scope.Network.IsValid() {
+		return nil
+	}
+	put := func(e routeEntry) {
+		if e.route.NextHop != 0 && e.index == 0 {
+			e.through(g.hops)
+		}
+		if e.key.Dst.Addr().Is6() && e.key.Metric == defaultMetric6 {
+			e.key.Metric = 0
+		}
+		// Of several under one key, the first is the one that works.
+		if _, shadowed := s.Routes[e.key]; !shadowed {
+			s.Routes[e.key] = e.route
 		}
 	}
-	if !local.IsValid() {
-		local = peer
+	var unnamed []routeEntry // by links that must be asked for, which cannot be done meanwhile
+	ownHops := true
+	reset := func() { clear(s.Routes); s.Others, unnamed, ownHops = 0, nil, true }
+	inside := func(dst netip.Prefix) bool {
+		if scope.Inside(dst) {
+			return true
+		}
+		s.Others++
+		return false
 	}
-	p = netip.PrefixFrom(local, int(m.Prefixlen))
-	return p, int(m.Index), flags, p.IsValid()
-}
-
-// neighbor is an entry of a neighbour table or of an FDB.
-type neighbor struct {
-	family, index int
-	state         int // NUD_*
-	self          bool
-	dst           netip.Addr
-	mac           dataplane.MAC
-	other         bool // an FDB entry with a port, VNI or device of its own
-	aged          bool // its age is told, which only the table that holds it knows
-}
-
-func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
-
-// forwards tells whether n is what a dataplane.FDB says. One with a port or VNI
-// of its own is not; left out of a reading, it is replaced where one is wanted.
-func (n neighbor) forwards() bool {
-	return n.family == unix.AF_BRIDGE && n.permanent() && n.self && n.dst.IsValid() && !n.other
-}
-
-func parseNeighbor(b []byte) (n neighbor, ok bool) {
-	if len(b) < unix.SizeofNdMsg {
-		return n, false
+	err := g.k.routes(family(scope.Network.Addr()), unix.RTN_UNSPEC, reset, inside, func(e routeEntry) {
+		ownHops = ownHops && (e.route.NextHop == 0 || scope.InRange(e.route.NextHop))
+		var named bool
+		e.key.Link, named = g.names.known[e.index]
+		if named || e.index == 0 {
+			put(e)
+		} else {
+			unnamed = append(unnamed, e)
+		}
+	})
+	g.k.ownHops.Store(ownHops && err == nil)
+	if err != nil {
+		return err
 	}
-	n.family = int(b[0])
-	n.index = int(int32(binary.NativeEndian.Uint32(b[4:])))
-	n.state = int(binary.NativeEndian.Uint16(b[8:]))
-	n.self = b[10]&unix.NTF_SELF != 0
-	for kind, v := range netlink.After(b, unix.SizeofNdMsg).All() {
-		switch kind {
-		case unix.NDA_DST:
-			n.dst = v.Addr()
-		case unix.NDA_LLADDR:
-			n.mac = v.MAC()
-		case unix.NDA_CACHEINFO:
-			n.aged = true
-		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNextHop:
-			n.other = true
+	for _, e := range unnamed {
+		if e.key.Link, err = g.names.of(e.index); err != nil {
+			return err
+		}
+		if e.key.Link != "" {
+			put(e)
 		}
 	}
-	return n, true
+	return nil
 }
 
-const (
-	ndaNextHop = 13 // NDA_NH_ID of linux/neighbour.h
-	rtaNextHop = 30 // RTA_NH_ID of linux/rtnetlink.h
-)
+// through says of a route what its nexthop object says. One by an object that is
+// not a gateway on a link stays without, as do all routes by several links.
+func (e *routeEntry) through(h hops) {
+	if hop, ok := h.of(e.route.NextHop); ok && hop.Link != "" {
+		e.key.Link, e.route.Via, e.route.OnLink = hop.Link, hop.Via, hop.OnLink
+	}
+}
+
+// unshadow replaces a route where several have the same destination and metric.
+// The kernel then replaces the first only, and refuses when the wanted one
+// stands behind it; with that one gone, it becomes the first.
+func (k *Kernel) unshadow(op dataplane.Op, index int, refused error) error {
+	if op.Verb != dataplane.Put || !errors.Is(refused, unix.EEXIST) {
+		return refused
+	}
+	var r requests
+	key, route := dataplane.KindRoute.Of(op)
+	r.route(dataplane.Del, key, route, index)
+	r.route(dataplane.Put, key, route, index)
+	return k.conn.Batch(&r.Requests)[1]
+}

@@ -1,0 +1,75 @@
+package kernel
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/dataplane"
+)
+
+func init() {
+	register(dataplane.KindFDB, &handler{
+		read: func(g *reading) error {
+			g.k.forwarding.keep(g.links)
+			return g.onLinks("fdb", g.fdb)
+		},
+		request: func(r *requests, op dataplane.Op, index int) {
+			f, _ := dataplane.KindFDB.Of(op)
+			r.fdb(op.Verb, f, index)
+		},
+		done: func(k *Kernel, op dataplane.Op, index int) {
+			f, _ := dataplane.KindFDB.Of(op)
+			k.forwarding.note(op.Verb, f, index)
+		},
+		limit: limitOfFDB,
+	})
+}
+
+// limitOfFDB: drivers/net/vxlan/vxlan_core.c, vxlan_fdb_create: addrcnt and addrmax, which
+// vxlan_nl2conf does not let anybody change.
+func limitOfFDB(_ dataplane.Op, refused error) string {
+	if errors.Is(refused, unix.ENOSPC) {
+		return "the link was made with a limit, maxaddress of ip-link(8), and only one made anew is without"
+	}
+	return ""
+}
+
+func (r *requests) fdb(verb dataplane.Verb, f dataplane.FDB, index int) {
+	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
+	r.neighHeader(unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF})
+	r.Bytes(unix.NDA_LLADDR, f.MAC[:])
+	r.Addr(unix.NDA_DST, f.Dst)
+}
+
+func (g *reading) fdb(name string, index int) error {
+	k := g.k
+	var known map[dataplane.MAC]netip.Addr
+	reset := func() {
+		known = make(map[dataplane.MAC]netip.Addr, len(k.forwarding.links[index]))
+		maps.DeleteFunc(g.s.FDB, func(f dataplane.FDB, _ struct{}) bool { return f.Link == name })
+	}
+	k.forwarding.mu.Lock()
+	defer k.forwarding.mu.Unlock()
+	err := k.neighbors(unix.AF_BRIDGE, index, reset, func(n neighbor) {
+		if n.family != unix.AF_BRIDGE || !n.self {
+			return
+		}
+		addRemote(known, n)
+		if n.forwards() {
+			g.s.FDB[dataplane.FDB{Link: name, MAC: n.mac, Dst: n.dst}] = struct{}{}
+		}
+	})
+	if err == nil {
+		k.forwarding.learn(index, known)
+	}
+	return err
+}
+
+// forwards tells whether n is what a dataplane.FDB says. One with a port or VNI
+// of its own is not; left out of a reading, it is replaced where one is wanted.
+func (n neighbor) forwards() bool {
+	return n.family == unix.AF_BRIDGE && n.permanent() && n.self && n.dst.IsValid() && !n.other
+}
