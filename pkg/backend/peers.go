@@ -16,10 +16,10 @@ import (
 // accepted is everything that nothing is wrong with by itself; rivals are those that
 // nothing is wrong with but that they claim what is ours.
 func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped, rivals []lease.Lease) {
-	s := newSieve(b, network, h, v.Own)
+	valid := newValidator(b, network, h, v.Own)
 	accepted = make([]Peer, 0, len(v.Peers))
 	for _, l := range v.Peers {
-		p, err := s.alone(*l)
+		p, err := valid.peer(*l)
 		switch {
 		case err == nil:
 			accepted = append(accepted, p)
@@ -53,7 +53,8 @@ func sameType(l lease.Lease, backendType string) error {
 	return nil
 }
 
-type sieve struct {
+// validator tells which leases can be those of peers.
+type validator struct {
 	backend Backend
 	network netip.Prefix
 	host    host.Facts
@@ -61,66 +62,67 @@ type sieve struct {
 	claims  []Claim // of the own lease in the backend
 }
 
-func newSieve(b Backend, network netip.Prefix, h host.Facts, own lease.Lease) sieve {
-	s := sieve{backend: b, network: network, host: h, own: own}
+func newValidator(b Backend, network netip.Prefix, h host.Facts, own lease.Lease) validator {
+	v := validator{backend: b, network: network, host: h, own: own}
 	// An own lease that was damaged claims nothing.
 	if p, err := b.Accept(h, own); err == nil {
-		s.claims = p.Claims[1:]
+		v.claims = p.Claims[1:]
 	}
-	return s
+	return v
 }
 
-// alone accepts a lease, or says what is wrong with it regardless of the other
+// peer returns the peer that a lease is of, or what is wrong with it regardless of the other
 // peers.
-func (s sieve) alone(l lease.Lease) (Peer, error) {
-	p, err := s.backend.Accept(s.host, l)
+func (v validator) peer(l lease.Lease) (Peer, error) {
+	p, err := v.backend.Accept(v.host, l)
 	if err == errNoPeer {
 		return Peer{}, err
 	}
-	if wrong := s.senseless(l); wrong != nil {
+	if wrong := v.validate(l); wrong != nil {
 		return Peer{}, wrong
 	}
 	if err != nil {
 		return Peer{}, err
 	}
 	for _, c := range p.Claims[1:] {
-		if slices.Contains(s.claims, c) {
+		if slices.Contains(v.claims, c) {
 			return Peer{}, ownClaim{fault(c.Kind()+" is our own", "%s", c)}
 		}
 	}
 	return p, nil
 }
 
-func (s sieve) senseless(l lease.Lease) error {
+// validate returns what is wrong with a lease in any backend.
+func (v validator) validate(l lease.Lease) error {
 	ip := l.PublicIP
 	switch {
-	case l.Subnet.Bits() <= s.network.Bits() || !s.network.Contains(l.Subnet.Addr()):
-		return fault("the subnet is not a part of the network "+s.network.String(), "")
-	case l.Subnet.Overlaps(s.own.Subnet):
-		return fault("the subnet overlaps our own, "+s.own.Subnet.String(), "")
+	case l.Subnet.Bits() <= v.network.Bits() || !v.network.Contains(l.Subnet.Addr()):
+		return fault("the subnet is not a part of the network "+v.network.String(), "")
+	case l.Subnet.Overlaps(v.own.Subnet):
+		return fault("the subnet overlaps our own, "+v.own.Subnet.String(), "")
 	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fault("public IP is not an address of a host", "%s", ip)
-	case ip == s.host.PublicIP || ip == s.host.Addr:
+	case ip == v.host.PublicIP || ip == v.host.Addr:
 		return fault("public IP is our own", "%s", ip)
-	case s.own.Subnet.Contains(ip):
+	case v.own.Subnet.Contains(ip):
 		return fault("public IP lies in our own subnet", "%s", ip)
 	}
-	return s.needed(l.Subnet)
+	return v.leavesNeeded(l.Subnet)
 }
 
-// needed says what of the underlay a subnet would take away.
-func (s sieve) needed(subnet netip.Prefix) error {
-	if subnet.Contains(s.host.Addr) {
-		return fault("the subnet contains this host's address", "%s", s.host.Addr)
+// leavesNeeded returns what of the underlay a subnet would take away; nil: nothing.
+func (v validator) leavesNeeded(subnet netip.Prefix) error {
+	if subnet.Contains(v.host.Addr) {
+		return fault("the subnet contains this host's address", "%s", v.host.Addr)
 	}
-	r, taken := s.host.TakenBy(subnet)
+	r, taken := v.host.TakenBy(subnet)
 	switch {
 	case taken && r.Gateway.IsValid():
 		return fault("the subnet contains the gateway of this host", "%s dev %s", r.Gateway, r.Iface)
 	case taken:
 		return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
 	}
-	for _, n := range s.host.Needs {
+	for _, n := range v.host.Needs {
 		if n.TakenBy(subnet) {
 			return fault("the subnet contains an address that this host needs itself", "%s, %s", n.Addr, n.What)
 		}

@@ -113,13 +113,13 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 		return c, false
 	}
 	c = Change{Was: dataplane.NewState(), Now: dataplane.NewState()}
-	s := newSieve(p.backend, p.network, h, v.Own)
+	valid := newValidator(p.backend, p.network, h, v.Own)
 	var came []*lease.Lease
 	changes := 0
 	for was, is := range v.Since(p.view) {
 		if was != nil && is != nil && was.SameAs(*is) && was.Stale == is.Stale {
 			// Of another age, which matters only to those who claim the same.
-			if peer, err := s.alone(*is); err == nil && p.contested(peer, v, 1) {
+			if peer, err := valid.peer(*is); err == nil && p.contested(peer, v, 1) {
 				return c, false
 			}
 			continue
@@ -127,7 +127,7 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 		if changes++; changes > 64+len(v.Peers)/8 {
 			return c, false // no cheaper one by one
 		}
-		if was != nil && !p.take(s, c.Was, *was) {
+		if was != nil && !p.remove(valid, c.Was, *was) {
 			return c, false
 		}
 		if is != nil {
@@ -135,7 +135,7 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 		}
 	}
 	for _, l := range came {
-		if !p.give(s, c.Now, v, *l) {
+		if !p.add(valid, c.Now, v, *l) {
 			return c, false
 		}
 	}
@@ -144,9 +144,9 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 	return c, true
 }
 
-// take has a peer of the view before claim nothing any more.
-func (p *Plan) take(s sieve, was dataplane.State, l lease.Lease) bool {
-	peer, err := s.alone(l)
+// remove has a peer of the view before claim nothing any more.
+func (p *Plan) remove(valid validator, was dataplane.State, l lease.Lease) bool {
+	peer, err := valid.peer(l)
 	if err == errNoPeer {
 		return true
 	}
@@ -154,13 +154,13 @@ func (p *Plan) take(s sieve, was dataplane.State, l lease.Lease) bool {
 		return false
 	}
 	p.claim(peer, -1)
-	p.backend.Add(was, s.host, peer)
+	p.backend.Add(was, valid.host, peer)
 	return true
 }
 
-// give lets a peer of the new view have what nobody else claims.
-func (p *Plan) give(s sieve, now dataplane.State, v lease.View, l lease.Lease) bool {
-	peer, err := s.alone(l)
+// add lets a peer of the new view have what nobody else claims.
+func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l lease.Lease) bool {
+	peer, err := valid.peer(l)
 	if err == errNoPeer {
 		return true
 	}
@@ -168,7 +168,7 @@ func (p *Plan) give(s sieve, now dataplane.State, v lease.View, l lease.Lease) b
 		return false
 	}
 	p.claim(peer, 1)
-	p.backend.Add(now, s.host, peer)
+	p.backend.Add(now, valid.host, peer)
 	return true
 }
 
