@@ -128,8 +128,8 @@ func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) (all []object[K, V]
 		if _, ok := want[k]; ok || by.fresh[link] || by.blocked[link] || !d.owns(by.scope, k, v) {
 			continue
 		}
-		if all == nil {
-			all = make([]object[K, V], 0, max(1, len(have)-len(want))) // as many, if all is ours
+		if len(all) == cap(all) {
+			all = slices.Grow(all, max(8, len(all))) // twice as many: append takes smaller steps
 		}
 		all = append(all, object[K, V]{v, k})
 	}

@@ -10,16 +10,16 @@ import (
 // A link is changed in place, as far as that is possible, and never deleted but to be made
 // anew; what is on it goes with it.
 
-// diffLinks notes besides which links the other kinds have to reckon with.
+// diffLinks finds the operations on links, and notes for the other kinds what becomes of which link.
 func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
-	var ops ops
+	var changes ops
 	for _, name := range slices.Sorted(maps.Keys(d.want.Links)) {
 		want := d.want.Links[name]
 		have, exists := d.have.Links[name]
 		switch {
 		case !exists:
 			d.fresh[name] = true
-			ops = append(ops, kind.Put(name, want))
+			changes = append(changes, kind.Put(name, want))
 		case have.Kind != want.Kind:
 			d.blocked[name] = true
 			d.Conflicts = append(d.Conflicts, Conflict{
@@ -28,16 +28,16 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 			})
 		case !have.reusable(want):
 			d.fresh[name] = true
-			ops = append(ops, kind.Del(name, have), kind.Put(name, want))
+			changes = append(changes, kind.Del(name, have), kind.Put(name, want))
 		case !have.satisfies(want):
 			d.readdress[name] = want.MAC != MAC{} && want.MAC != have.MAC
-			ops = append(ops, kind.Set(name, want, have))
+			changes = append(changes, kind.Set(name, want, have))
 		}
 	}
-	if len(ops) == 0 {
+	if len(changes) == 0 {
 		return nil, nil
 	}
-	return ops, nil
+	return changes, nil
 }
 
 // reusable reports whether the kernel can turn l into want in place.
@@ -45,6 +45,7 @@ func (l Link) reusable(want Link) bool {
 	return l.VNI == want.VNI && l.Parent == want.Parent && l.Local == want.Local && l.Port == want.Port && l.GBP == want.GBP
 }
 
+// satisfies reports whether l is as wanted.
 func (l Link) satisfies(want Link) bool {
 	if want.MAC == (MAC{}) {
 		want.MAC = l.MAC

@@ -91,7 +91,7 @@ func number(a netip.Addr) uint32 {
 }
 
 // diffNextHops finds out which nexthop objects the wanted routes need, if they are to be by
-// such. Where somebody else's has the id, the route does without.
+// such, and compares these.
 func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 	d.taken, d.hops = d.takenSlots(), map[uint32]NextHop{}
 	if d.scope.NextHops {
@@ -100,6 +100,8 @@ func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 	return kind.list(Put, kind.missing(d, d.hops, nil)), kind.list(Del, kind.surplus(d, d.hops))
 }
 
+// neededHops notes the nexthops that the wanted routes need. Where somebody else's has the id, the
+// route does without.
 func (d *differ) neededHops() {
 	for k, r := range d.want.Routes {
 		through, hop, ok := r.nextHop(k)

@@ -39,8 +39,8 @@ func (s State) Remove(o State) {
 	}
 }
 
-// Note keeps a reading up with an operation that was done. Of links, with all that
-// goes with them, only another reading tells.
+// Note keeps a reading up with an operation that was done. What goes with a link is not known from
+// that: another reading shows it.
 func (s State) Note(o Op) { o.Kind.note(s, o) }
 
 // Has reports whether s has something at the key of an operation's object.

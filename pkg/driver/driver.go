@@ -1,9 +1,9 @@
 // Package driver says what a driver of kernel objects can do, and makes one of several: kernel
-// has most objects, tunnel what is in this process. It is the only one that knows more than one.
+// has most objects, tunnel what is in this process. Only the Mux knows more than one driver.
 //
 // A driver decides nothing: what is wanted, what is ours and when to try again is known above
-// it. Invariant of the Mux: each operation goes to the driver of its kind, in the order in which
-// they were given.
+// it. Invariant: the Mux gives each operation to the driver of its kind, in the order in which it
+// got them.
 package driver
 
 import (

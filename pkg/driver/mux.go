@@ -105,7 +105,7 @@ func (m *Mux) Apply(ops []dataplane.Op) []error {
 	return errs
 }
 
-// driver is the one of an operation's kind.
+// driver returns the driver of an operation's kind.
 func (m *Mux) driver(op dataplane.Op) Driver {
 	if d, ok := m.byKind[op.Kind]; ok {
 		return d
@@ -113,8 +113,8 @@ func (m *Mux) driver(op dataplane.Op) Driver {
 	return m.base
 }
 
-// maker is the driver without which there is no link such as an operation wants; nil: it takes
-// none.
+// maker returns the driver without which there is no link such as an operation wants; nil: the base
+// makes it.
 func (m *Mux) maker(op dataplane.Op) Driver {
 	if op.Kind != dataplane.KindLink || op.Verb == dataplane.Del {
 		return nil
