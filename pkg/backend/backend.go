@@ -23,13 +23,13 @@ import (
 
 // Backend is a way to carry packets between hosts.
 type Backend interface {
-	// MTU gives the MTU of the containers, bytes.
+	// MTU returns the MTU of the containers, bytes.
 	MTU(h host.Facts) int
-	// Attrs gives what this host publishes in its lease. previous are the
+	// Attrs returns what this host publishes in its lease. previous are the
 	// attributes of the lease that is being taken up again, or zero; others are
 	// leases whose claims are not to be this host's as well.
 	Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error)
-	// Base gives what the kernel should hold whoever the peers are.
+	// Base returns what the kernel should hold whoever the peers are.
 	Base(h host.Facts, own lease.Lease) dataplane.State
 	// Accept reads a lease as that of a peer (newPeer), or says what is wrong with it;
 	// errNoPeer: nobody needs to know.

@@ -10,7 +10,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// peers gives the leases of a view that can be programmed, in order of their
+// peers returns the leases of a view that can be programmed, in order of their
 // subnets, and why the others can't. Where two leases claim the same thing, the
 // older one keeps it; a stale one gives way to all others, which is nothing to report.
 // accepted is everything that nothing is wrong with by itself; rivals are those that

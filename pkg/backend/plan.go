@@ -44,7 +44,7 @@ type Change struct {
 	Was, Now dataplane.State
 }
 
-// Nothing tells whether the same is wanted as before.
+// Nothing reports whether the same is wanted as before.
 func (c Change) Nothing() bool { return !c.All && c.Was.Empty() && c.Now.Empty() }
 
 // About reports whether an operation may be due to the change.
@@ -172,7 +172,7 @@ func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l lease.L
 	return true
 }
 
-// contested tells whether somebody else may claim something that a peer of a view does.
+// contested reports whether somebody else may claim something that a peer of a view does.
 // claims is how often it is counted itself.
 func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 	if p.inside > 0 || p.network.Contains(peer.PublicIP) {

@@ -182,7 +182,7 @@ func (m *model) applyRoute(o Op) error {
 	return nil
 }
 
-// ordered tells whether o comes too early, or too late, for traffic: no route
+// ordered returns an error if o comes too early, or too late, for traffic: no route
 // before its neighbour and no neighbour before its FDB entry; the other way round
 // when they go.
 func (m *model) ordered(o Op, want State, scope Scope) error {

@@ -68,7 +68,7 @@ func (r Route) spread(k RouteKey) Route {
 	return r
 }
 
-// nextHop gives a route by way of a nexthop object, and that object. IPv6
+// nextHop returns a route by way of a nexthop object, and that object. IPv6
 // routes stay as they are: the kernel does not look for their gateways.
 func (r Route) nextHop(k RouteKey) (Route, NextHop, bool) {
 	if !r.Via.IsValid() || !k.Dst.Addr().Is4() || k.Metric != 0 {
@@ -80,7 +80,7 @@ func (r Route) nextHop(k RouteKey) (Route, NextHop, bool) {
 	return r, NextHop{Link: k.Link, Via: r.Via, OnLink: r.OnLink, Proto: ProtoFlannel}, true
 }
 
-// InRange tells whether a nexthop's id is one of the network's addresses.
+// InRange reports whether a nexthop's id is one of the network's addresses.
 func (s Scope) InRange(id uint32) bool {
 	return s.Network.IsValid() && s.Network.Addr().Is4() && s.Network.Contains(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, id))))
 }

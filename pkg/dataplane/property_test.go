@@ -319,14 +319,14 @@ func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	return ""
 }
 
-// blocked tells whether somebody else's device has the name of a wanted link.
+// blocked reports whether somebody else's device has the name of a wanted link.
 func blocked(want, have State, link string) bool {
 	l, ok := have.Links[link]
 	w, wanted := want.Links[link]
 	return ok && wanted && l.Kind != w.Kind
 }
 
-// remade tells whether a link cannot become what is wanted in place.
+// remade reports whether a link cannot become what is wanted in place.
 func remade(want, have State, link string) bool {
 	l, ok := have.Links[link]
 	w, wanted := want.Links[link]

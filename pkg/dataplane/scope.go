@@ -42,25 +42,26 @@ func (s State) ScopeOf(network netip.Prefix, carriers ...string) Scope {
 	}
 }
 
-// OwnsLink tells whether the named link is ours.
+// OwnsLink reports whether the named link is ours.
 func (s Scope) OwnsLink(name string) bool { return slices.Contains(s.Links, name) }
 
-// Inside tells whether p lies in the network or is the whole of it.
+// Inside reports whether p lies in the network or is the whole of it.
 func (s Scope) Inside(p netip.Prefix) bool {
 	return p.Bits() >= s.Network.Bits() && s.Network.Contains(p.Addr())
 }
 
-// OwnsAddr: addresses inside the network on our own links. Others there, such
-// as IPv6 link-local ones, belong to the kernel or to the operator.
+// OwnsAddr reports whether an address is ours: inside the network and on a link of ours. Others
+// there, such as IPv6 link-local ones, belong to the kernel or to the operator.
 func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.Prefix) }
 
-// OwnsRoute: routes inside the network that leave by a link of ours, or that
-// bear our stamp.
+// OwnsRoute reports whether a route is ours: inside the network, and by a link of ours or with our
+// stamp.
 func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
 	return s.Inside(k.Dst) && (k.Link != "" || r.Blackhole) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
 }
 
-// OwnsNextHop: objects with our stamp and an id out of the network's own numbers.
+// OwnsNextHop reports whether a nexthop is ours: with our stamp, and an id out of the network's own
+// numbers.
 func (s Scope) OwnsNextHop(id uint32, h NextHop) bool {
 	return s.InRange(id) && h.Proto == ProtoFlannel
 }

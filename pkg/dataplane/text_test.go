@@ -65,7 +65,7 @@ func (w *words) next() string {
 	return s
 }
 
-// after gives the word behind a keyword, "" without it.
+// after returns the word behind a keyword, "" without it.
 func (w *words) after(keyword string) string {
 	for i, s := range w.all[:max(len(w.all)-1, 0)] {
 		if s == keyword {

@@ -9,7 +9,7 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// Apply carries out operations in order and gives one result for each; nil:
+// Apply carries out operations in order and returns one result for each; nil:
 // done. One that fails does not keep the others from being tried. Put replaces
 // whatever stands under the same key; to delete what is not there is success.
 // Errors name the object and wrap a unix.Errno.

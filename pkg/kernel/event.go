@@ -94,7 +94,7 @@ func (w *Watch) neighborEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	return w.by(n.index, driver.Neighs, 0)
 }
 
-// by gives own when the link is one of ours, and uplink when it is an uplink.
+// by returns own when the link is one of ours, and uplink when it is an uplink.
 func (w *Watch) by(index int, own, uplink driver.Event) driver.Event {
 	return w.named(w.links[index].name, own, uplink)
 }

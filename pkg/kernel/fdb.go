@@ -68,7 +68,7 @@ func (g *reading) fdb(name string, index int) error {
 	return err
 }
 
-// forwards tells whether n is what a dataplane.FDB says. One with a port or VNI
+// forwards reports whether n is what a dataplane.FDB says. One with a port or VNI
 // of its own is not; left out of a reading, it is replaced where one is wanted.
 func (n neighbor) forwards() bool {
 	return n.family == unix.AF_BRIDGE && n.permanent() && n.self && n.dst.IsValid() && !n.other

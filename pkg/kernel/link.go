@@ -201,7 +201,7 @@ type names struct {
 	known map[int]string
 }
 
-// of gives the name of a link. One that is gone is "" and ok; the objects that
+// of returns the name of a link. One that is gone is "" and ok; the objects that
 // referred to it are going too.
 func (n names) of(index int) (string, error) {
 	if name, ok := n.known[index]; ok {
@@ -335,7 +335,7 @@ func (k *Kernel) deleteLink(name string) error {
 	return k.conn.Do(&r.Requests)
 }
 
-// parentName gives the name of the underlay device, "" when there is none.
+// parentName returns the name of the underlay device, "" when there is none.
 func parentName(n names, index int) (string, error) {
 	if index == 0 {
 		return "", nil

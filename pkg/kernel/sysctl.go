@@ -22,7 +22,7 @@ func init() {
 	})
 }
 
-// sysctlPath gives the file of a sysctl.
+// sysctlPath returns the file of a sysctl.
 func sysctlPath(path string) (string, error) {
 	if !fs.ValidPath(path) {
 		return "", fmt.Errorf("sysctl %q: %w", path, fs.ErrInvalid)
@@ -30,7 +30,7 @@ func sysctlPath(path string) (string, error) {
 	return "/proc/sys/" + path, nil
 }
 
-// Sysctls gives the values of those sysctls that exist, by path below /proc/sys.
+// Sysctls returns the values of those sysctls that exist, by path below /proc/sys.
 func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 	values := map[string]string{}
 	if len(paths) == 0 {

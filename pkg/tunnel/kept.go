@@ -104,7 +104,7 @@ func (s kept) try(device string) error {
 	return tun.Close() // what is kept remains
 }
 
-// open gives the device and the socket of a tunnel: those that were kept if they
+// open returns the device and the socket of a tunnel: those that were kept if they
 // still fit, else new ones.
 func (s kept) open(device string, local netip.AddrPort, o Offloads) (*TUN, *UDP, error) {
 	tun, err := s.openTUN(device, o)
