@@ -50,7 +50,7 @@
 //	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications
 //	driver      what a driver of kernel objects can do; one made of several
 //	kernel      speaks rtnetlink: inventory, snapshot, apply, watch
-//	tunnel      the udp backend's packet engine: TUN and UDP socket, batched
+//	tunnel      the udp backend's packet engine: TUN and UDP socket, batched; its driver
 //	iptables    keeps the packet filter rules, by the iptables commands
 //	nftables    keeps them by nfnetlink
 //	firewalld   asks firewalld, over D-Bus, for what it lets nobody else write
@@ -85,8 +85,9 @@
 // Three things are meant to be added, each in few places:
 //
 //   - a kind of object: its types, its map in State and its Descriptor (dataplane/kinds.go);
-//     how it is read and written, in its driver; a test. Comparing, ordering, ownership,
-//     reports, back-off and pruning follow from the descriptor.
+//     how it is read, written and heard of, in its driver (in kernel a file, which registers
+//     a handler); a test. Comparing, ordering, ownership, reports, back-off and pruning follow
+//     from the descriptor.
 //   - a backend: its file, which registers itself; its golden file; its row in the README.
 //   - a driver: a room with the three methods of driver.Driver, and a driver.Part in daemon
 //     that says which kinds are its own.

@@ -55,28 +55,10 @@ func overlayOf(h *lab.Host, network netip.Prefix) (dataplane.State, error) {
 
 // deletions are the operations that remove all objects of one kind from a link, or the link itself.
 func deletions(s dataplane.State, link string, kind dataplane.Kind) (ops []dataplane.Op) {
-	switch kind {
-	case dataplane.KindLink:
-		if l, ok := s.Links[link]; ok {
-			ops = append(ops, dataplane.KindLink.Del(link, l))
-		}
-	case dataplane.KindFDB:
-		for f := range s.FDB {
-			if f.Link == link {
-				ops = append(ops, dataplane.KindFDB.Del(f, struct{}{}))
-			}
-		}
-	case dataplane.KindNeigh:
-		for k, mac := range s.Neighs {
-			if k.Link == link {
-				ops = append(ops, dataplane.KindNeigh.Del(k, mac))
-			}
-		}
-	case dataplane.KindRoute:
-		for k, r := range s.Routes {
-			if k.Link == link {
-				ops = append(ops, dataplane.KindRoute.Del(k, r))
-			}
+	for op := range s.Objects(kind) {
+		if op.Device() == link {
+			op.Verb = dataplane.Del
+			ops = append(ops, op)
 		}
 	}
 	return ops

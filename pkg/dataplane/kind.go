@@ -15,6 +15,7 @@ type Kind interface {
 
 	// Of states: each does for the map of the kind what a method of State does for all.
 	count(State) int
+	objects(s State, yield func(Op) bool)
 	equal(a, b State) bool
 	copyTo(to, from State)
 	removeFrom(s, keys State)
@@ -88,6 +89,14 @@ func (d *Descriptor[K, V]) Of(op Op) (k K, v V) {
 		return o.key, o.value
 	}
 	return k, v
+}
+
+func (d *Descriptor[K, V]) objects(s State, yield func(Op) bool) {
+	for k, v := range d.in(s) {
+		if !yield(d.Put(k, v)) {
+			return
+		}
+	}
 }
 
 func (d *Descriptor[K, V]) count(s State) int     { return len(d.in(s)) }

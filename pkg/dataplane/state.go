@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"iter"
 	"net/netip"
 	"strings"
 )
@@ -45,6 +46,11 @@ func (s State) Note(o Op) { o.Kind.note(s, o) }
 
 // Has reports whether s has something at the key of an operation's object.
 func (s State) Has(o Op) bool { return o.Kind.has(s, o) }
+
+// Objects returns the objects of a kind, in no order, as the operations that put them.
+func (s State) Objects(k Kind) iter.Seq[Op] {
+	return func(yield func(Op) bool) { k.objects(s, yield) }
+}
 
 // Text prints the state in the notation of ip(8), bridge(8) and sysctl(8), one
 // object a line, in order of creation.
