@@ -72,8 +72,8 @@ const (
 	// rounds bounds the look-again within a pass. Two suffice on a healthy
 	// kernel: one that changes, one that finds nothing.
 	rounds = 4
-	// chunk is how many operations are carried out at a time: an operation takes
-	// half a kilobyte, and there may be tens of thousands.
+	// chunk is how many operations are carried out at a time, of which there may be tens of
+	// thousands: in between, progress is noted.
 	chunk = 1024
 )
 
