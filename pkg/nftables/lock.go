@@ -137,7 +137,7 @@ func (c *conn) syncLock(
 	var ms []message
 	have := map[netip.Addr]struct{}{}
 	if sound {
-		if have, err = c.lockPeers(l.Network); err != nil {
+		if have, err = c.lockPeers(l.Network, peers); err != nil {
 			return nil, err
 		}
 	} else {
@@ -360,20 +360,30 @@ func (c *conn) lockSetPlain(table string) (bool, error) {
 	return m[unix.NFTA_SET_FLAGS].Uint32BE() == 0 && m[unix.NFTA_SET_KEY_LEN].Uint32BE() == 4, nil
 }
 
-// lockPeers lists the set.
-func (c *conn) lockPeers(network netip.Prefix) (map[netip.Addr]struct{}, error) {
+// lockPeers lists the set. While the kernel makes room in one that has grown, which it does a moment
+// after the writing, a list may leave addresses out. So one without some of the peers is completed by
+// others, as long as they find more.
+func (c *conn) lockPeers(
+	network netip.Prefix, peers map[netip.Addr]struct{},
+) (map[netip.Addr]struct{}, error) {
 	all := map[netip.Addr]struct{}{}
 	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).
 		Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
-	err := c.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
-		for _, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
-			if a, ok := elementAddress(e); ok {
-				all[a] = struct{}{}
+	for range attempts {
+		before := len(all)
+		err := c.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
+			for _, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
+				if a, ok := elementAddress(e); ok {
+					all[a] = struct{}{}
+				}
 			}
+		}, IPv4)
+		if err != nil {
+			return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
 		}
-	}, IPv4)
-	if err != nil {
-		return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
+		if len(all) == before || len(missing(peers, all)) == 0 {
+			break
+		}
 	}
 	return all, nil
 }
