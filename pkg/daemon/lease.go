@@ -75,7 +75,8 @@ func replace[T any](latest chan T, value T) {
 // follow takes the views of the network until ctx ends, the latest of those that have come.
 func (d *daemon) follow(ctx context.Context, v lease.View, next <-chan lease.View) {
 	for {
-		before := d.view.Swap(&v)
+		now := v // the next one must not be written over it
+		before := d.view.Swap(&now)
 		d.feed.SetView(v) // before the loop gives a new peer its entries
 		d.loop.SetView(v)
 		d.checks.SetView(v)
