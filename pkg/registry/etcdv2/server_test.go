@@ -126,6 +126,37 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
+// A call that is given up does not look for what to set first, which takes a second.
+func TestGivenUpAtOnce(t *testing.T) {
+	t.Parallel()
+	hole, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hole.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	given := make(chan time.Time, 1)
+	go func() {
+		conn, err := hole.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Read(make([]byte, 1)) // the request is under way
+		given <- time.Now()
+		cancel()
+		<-t.Context().Done()
+	}()
+	r := open(t, etcdv2.Options{Endpoints: []string{hole.Addr().String()}, Prefix: prefix})
+	if _, err := r.Config(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if d := time.Since(<-given); d > 500*time.Millisecond {
+		t.Errorf("it took %v to give up", d)
+	}
+}
+
 // Nothing is left behind by calls that ended, one way or the other.
 func TestNoLeaks(t *testing.T) {
 	etcd := etcdtest.StartEtcd(t)

@@ -116,6 +116,22 @@ func secure(ctx context.Context, files *etcd.Files, conn net.Conn, addr string) 
 	return c, nil
 }
 
+// wanted returns a context that ends when nobody waits for a request any more. Etcd's client says so
+// in the way that was there before contexts.
+func wanted(req *http.Request) (ctx context.Context, end func()) {
+	ctx, end = context.WithCancel(req.Context())
+	//lint:ignore SA1019 see above
+	given := req.Cancel
+	go func() {
+		select {
+		case <-given:
+			end()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, end
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	q := req.URL.Query()
@@ -141,9 +157,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		b.end()
 		err = fmt.Errorf("%s: %w", req.URL.Host, err)
 		if e, ok := t.endpoints.byHost[req.URL.Host]; ok {
-			if remedy := t.options.Remedy(req.Context(), e, err); remedy != "" {
+			asked, end := wanted(req)
+			if remedy := t.options.Remedy(asked, e, err); remedy != "" {
 				err = fmt.Errorf("%w: %s", err, remedy)
 			}
+			end()
 		}
 		return nil, err
 	}
