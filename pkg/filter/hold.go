@@ -159,11 +159,16 @@ func (f *Filter) use(k candidate) {
 	}
 }
 
-// say logs who holds the rules by choice, when that is another one.
+// say logs who holds the rules by choice, when that is another one. Of a tool that was replaced while
+// it wrote them nothing is known: that is another holder, so the next look is at once, and says it.
 func (f *Filter) say(k candidate, why string) {
+	traits := f.holding.holder.traits
+	if traits.Place == firewall.Nowhere {
+		return
+	}
 	fields := []any{"why", why}
-	if version := f.holding.holder.traits.Version; version != "" {
-		fields = append([]any{"version", version}, fields...)
+	if traits.Version != "" {
+		fields = append([]any{"version", traits.Version}, fields...)
 	}
 	if said := fmt.Sprint(k.name, fields); said != f.holding.said {
 		f.holding.said = said

@@ -242,5 +242,6 @@ func TestUpgradedToolIsAnotherHolder(t *testing.T) {
 		h.set(func() { h.iptables.traits = firewall.Traits{Name: "iptables"} })
 		h.after(10 * time.Second)
 		h.holds(firewall.Native, "accepts")
+		h.said(2, "kept by iptables")
 	})
 }
