@@ -43,13 +43,13 @@ func (d *daemon) serve(until context.Context) error {
 	ctx, cancel := context.WithCancel(until)
 	var tasks sync.WaitGroup
 	defer func() {
+		d.here.Close()
+		d.here = nil
+	}()
+	defer func() {
 		if d.options.Release && until.Err() != nil { // no follower is left that would make it again
 			d.release()
 		}
-	}()
-	defer func() {
-		d.here.Close()
-		d.here = nil
 	}()
 	defer tasks.Wait()
 	defer cancel()

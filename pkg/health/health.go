@@ -84,14 +84,17 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 		io.WriteString(w, "flanneld is running")
 	})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		since := p.away.Load()
+		away := ""
+		if since := p.away.Load(); since != nil && !since.IsZero() {
+			away = "etcd does not answer since " + since.Format(time.RFC3339)
+		}
 		switch {
 		case !p.ready.Load():
-			missing(w, "flanneld is not ready yet", wrong)
+			missing(w, "flanneld is not ready yet", away, wrong)
 		case p.lost.Load():
-			missing(w, "flanneld is not ready: another host has the subnet of this one", wrong)
-		case since != nil && !since.IsZero():
-			fmt.Fprintf(w, "flanneld is ready, degraded: etcd does not answer since %s", since.Format(time.RFC3339))
+			missing(w, "flanneld is not ready: another host has the subnet of this one", away, wrong)
+		case away != "":
+			io.WriteString(w, "flanneld is ready, degraded: "+away)
 		default:
 			io.WriteString(w, "flanneld is ready")
 		}
@@ -116,14 +119,17 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 	return nil
 }
 
-// missing says why the host has no subnet: that, and in a line each what keeps it from one.
-func missing(w http.ResponseWriter, what string, wrong *condition.List) {
+// missing says that the host has no subnet, and in a line each what may keep it from one.
+func missing(w http.ResponseWriter, what, away string, wrong *condition.List) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // whatever is in a condition
 	w.WriteHeader(http.StatusServiceUnavailable)
 	io.WriteString(w, what)
+	if away != "" {
+		io.WriteString(w, "\n"+away)
+	}
 	for _, c := range wrong.Current() {
 		if c.Severe {
-			fmt.Fprintf(w, "\n%s", c)
+			io.WriteString(w, "\n"+c.String())
 		}
 	}
 }

@@ -155,7 +155,8 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 		{func() { wrong.Set(full) }, 503, "flanneld is not ready yet\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"},
 		{func() { wrong.End("no-subnet"); p.Ready() }, 200, "flanneld is ready"},
 		{func() { p.Away(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: etcd does not answer since 1970-01-01T00:00:00Z"},
-		{func() { p.Away(time.Time{}); p.Lost(true); wrong.Set(full) }, 503,
+		{func() { p.Lost(true) }, 503, "flanneld is not ready: another host has the subnet of this one\netcd does not answer since 1970-01-01T00:00:00Z"},
+		{func() { p.Away(time.Time{}); wrong.Set(full) }, 503,
 			"flanneld is not ready: another host has the subnet of this one\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"},
 		{func() { p.Lost(false); wrong.End("no-subnet") }, 200, "flanneld is ready"},
 	} {

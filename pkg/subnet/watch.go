@@ -66,7 +66,11 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 			wait = f.turns.Next(time.Now())
 		}
 		f.index = next
-		f.watch(ctx, wait)
+		if f.relist {
+			f.retry.Reset(f.relistDelay())
+		} else {
+			f.watch(ctx, wait)
+		}
 	case errors.Is(err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", err)
 		f.relist = true
@@ -103,7 +107,7 @@ func (f *follower) reconnect(ctx context.Context) {
 			case ctx.Err() != nil:
 			case err != nil:
 				f.lose(err)
-			case ev.Bad != nil || ev.Deleted || ev.Lease.Subnet != f.own.Subnet || ev.Lease.Revision != f.own.Revision:
+			case f.relist || ev.Bad != nil || ev.Deleted || ev.Lease.Subnet != f.own.Subnet || ev.Lease.Revision != f.own.Revision:
 				f.relist = true
 				f.list(ctx)
 			default:
