@@ -37,16 +37,20 @@ type Condition struct {
 // says is all that a reader of the log sees of it.
 func (c Condition) says() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
 
-// String returns the condition in one line: its text, and its fields as in the log.
+// String returns the condition in one line: its text, and its fields as in the log but for
+// commands.
 func (c Condition) String() string {
-	b := strings.Builder{}
+	var b strings.Builder
 	b.WriteString(c.Text)
 	for i := 0; i+1 < len(c.Fields); i += 2 {
-		value := fmt.Sprint(c.Fields[i+1])
+		key, value := fmt.Sprint(c.Fields[i]), fmt.Sprint(c.Fields[i+1])
+		if key == "command" {
+			continue
+		}
 		if strings.ContainsFunc(value, func(r rune) bool { return r == ' ' || r == '"' || r == '=' || !strconv.IsPrint(r) }) {
 			value = strconv.Quote(value)
 		}
-		fmt.Fprintf(&b, " %v=%s", c.Fields[i], value)
+		b.WriteString(" " + key + "=" + value)
 	}
 	return b.String()
 }

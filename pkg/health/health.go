@@ -128,9 +128,7 @@ func missing(w http.ResponseWriter, what, away string, wrong *condition.List) {
 		io.WriteString(w, "\n"+away)
 	}
 	for _, c := range wrong.Current() {
-		if c.Severe {
-			io.WriteString(w, "\n"+c.String())
-		}
+		io.WriteString(w, "\n"+c.String())
 	}
 }
 

@@ -145,19 +145,22 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 	wrong := condition.NewList(slog.New(slog.DiscardHandler))
 	p := new(Port)
 	port := listen(t, p, "127.0.0.1", wrong)
+	config := condition.Condition{ID: "config", Text: "network config is missing", Fields: []any{"err", "no key", "command", "etcdctl put"}}
 	full := condition.Condition{ID: "no-subnet", Severe: true, Text: "cannot lease a subnet", Fields: []any{"err", errors.New(`no "free" one`), "count", 3}}
+	const fullLine = "\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"
+	const awayLine = "etcd does not answer since 1970-01-01T00:00:00Z"
 	for _, step := range []struct {
 		change func()
 		status int
 		body   string
 	}{
-		{func() { wrong.Set(condition.Condition{ID: "other", Text: "something minor"}) }, 503, "flanneld is not ready yet"},
-		{func() { wrong.Set(full) }, 503, "flanneld is not ready yet\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"},
+		{func() {}, 503, "flanneld is not ready yet"},
+		{func() { wrong.Set(config) }, 503, "flanneld is not ready yet\nnetwork config is missing err=\"no key\""},
+		{func() { wrong.End("config"); wrong.Set(full) }, 503, "flanneld is not ready yet" + fullLine},
 		{func() { wrong.End("no-subnet"); p.Ready() }, 200, "flanneld is ready"},
-		{func() { p.Away(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: etcd does not answer since 1970-01-01T00:00:00Z"},
-		{func() { p.Lost(true) }, 503, "flanneld is not ready: another host has the subnet of this one\netcd does not answer since 1970-01-01T00:00:00Z"},
-		{func() { p.Away(time.Time{}); wrong.Set(full) }, 503,
-			"flanneld is not ready: another host has the subnet of this one\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"},
+		{func() { p.Away(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: " + awayLine},
+		{func() { p.Lost(true) }, 503, "flanneld is not ready: another host has the subnet of this one\n" + awayLine},
+		{func() { p.Away(time.Time{}); wrong.Set(full) }, 503, "flanneld is not ready: another host has the subnet of this one" + fullLine},
 		{func() { p.Lost(false); wrong.End("no-subnet") }, 200, "flanneld is ready"},
 	} {
 		step.change()
