@@ -40,6 +40,13 @@ func (g *gate) hold(op string) (release func()) {
 	}
 }
 
+// admit lets through those calls of a kind that come from now on.
+func (g *gate) admit(op string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.closed, op)
+}
+
 func (g *gate) pass(ctx context.Context, op string) error {
 	g.mu.Lock()
 	closed := g.closed[op]
@@ -66,7 +73,11 @@ func (g *gate) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, er
 	if err := g.pass(ctx, "get"); err != nil {
 		return registry.Event{}, err
 	}
-	return g.Registry.Get(ctx, subnet)
+	ev, err := g.Registry.Get(ctx, subnet)
+	if err := g.pass(ctx, "got"); err != nil {
+		return registry.Event{}, err
+	}
+	return ev, err
 }
 
 // Create waits after it has been done.
@@ -431,6 +442,40 @@ func TestNewSubnetIsWrittenBeforeTheAnswer(t *testing.T) {
 		elapse(time.Second)
 		release()
 		s.leases(w, "10.42.10.0/24", 5*time.Second)
+	})
+}
+
+// TestRegistryIsWipedUnheard: it is another one, of a higher index, when the watch goes on, and a
+// step has made the own key again before anybody could notice by it. All is listed again, and who
+// has not come back is kept for a while.
+func TestRegistryIsWipedUnheard(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		f.Registry = restless{s.gate}
+		w := s.follow()
+		release := s.gate.hold("got")
+		s.reg.Fail(errAway) // the watch ends
+		elapse(time.Millisecond)
+		s.reg.Fail(nil)
+		elapse(2 * time.Second) // the own key was looked at
+		s.gate.admit("got")
+		s.reg.Wipe()
+		for range 1000 {
+			s.reg.SetConfig(nil)
+		}
+		s.reg.Put("10.42.8.0-24", value(them, 80), 0)
+		s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
+		release()
+		elapse(time.Second)
+		s.says("own lease is gone, making it again", 1)
+		w.take()
+		elapse(time.Minute)
+		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
+		elapse(2 * time.Minute)
+		w.expect(1, "10.42.8.0/24")
+		if own := s.leases(w, "10.42.7.0/24", 0); own.PublicIP != elsewhere {
+			t.Errorf("the lease is %+v", own)
+		}
 	})
 }
 

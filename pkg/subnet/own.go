@@ -29,7 +29,7 @@ type ownLease struct {
 	claim    lease.Claim // what our key may say, for all that we wrote
 	known    bool        // lease is what the registry holds, as far as this has seen
 	restored bool        // the registry was wiped or restored since lease was written: its revisions say nothing of it
-	strange  bool        // this step did not find the key, or as it once was: that registry may be another one
+	mismatch bool        // this step did not find the key, or found it as it once was
 	wrote    time.Time   // when lease was last written or found
 	repairs  pace.Pace   // of what somebody else does to our key
 	doubled  time.Time   // when it was last reported that somebody writes it as his own
@@ -48,7 +48,7 @@ func (o *ownLease) step(ctx context.Context, told news) error {
 	if t := told.terms; t != nil {
 		o.take(*t)
 	}
-	o.restored, o.strange = o.restored || told.restored, false
+	o.restored, o.mismatch = o.restored || told.restored, false
 	if told.wiped {
 		o.repairs = newRepairs()
 	}
@@ -108,7 +108,7 @@ func (o *ownLease) look(ctx context.Context) error {
 		return err
 	}
 	found := ev.Lease
-	o.strange = ev.Deleted || ev.Bad == nil && found.Revision < o.lease.Revision
+	o.mismatch = ev.Deleted || ev.Bad == nil && found.Revision < o.lease.Revision
 	switch {
 	case ev.Deleted:
 		return o.repair("own lease is gone, making it again", func() (lease.Lease, error) {

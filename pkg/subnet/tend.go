@@ -85,8 +85,10 @@ func (f *follower) took(ctx context.Context, err error) {
 	case !f.own.SameAs(was):
 		f.changed()
 	}
-	// The key that a step has put right is no witness any more of what it had not heard of.
-	f.relist = f.relist || f.mine.strange && f.leases[was.Subnet] != nil
+	if f.mine.mismatch && f.leases[was.Subnet] != nil { // of which nothing was heard
+		// Put right, the key is no witness any more: see reconnect.
+		f.relist, f.turned = true, true
+	}
 	if f.news.heard <= f.own.Revision { // our own write
 		f.news.heard = 0
 	}
