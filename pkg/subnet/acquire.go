@@ -136,7 +136,7 @@ func (q *acquisition) fits(subnet netip.Prefix) bool {
 func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
 		// One that fits and was not taken up is another host's.
-		if !q.ours(l) || q.fits(l.Subnet) || !q.deserted(ctx, l) {
+		if !q.ours(l) || q.fits(l.Subnet) || !q.onlyOurs(ctx, l) {
 			continue
 		}
 		if l.Reservation() && q.Pool.Fits(l.Subnet) {

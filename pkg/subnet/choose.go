@@ -73,7 +73,7 @@ func (q *acquisition) free(ctx context.Context) bool {
 	if q.Claim.Subnet != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
 		return true
 	}
-	return q.deserted(ctx, lease.Lease{Subnet: q.Previous, Attrs: q.Claim.Held})
+	return q.onlyOurs(ctx, lease.Lease{Subnet: q.Previous, Attrs: q.Claim.Held})
 }
 
 // address is the prefix of one address; that of none is invalid and in no network.

@@ -50,26 +50,26 @@ func Follow(ctx context.Context, o Options, emit func(lease.View)) error {
 
 func newFollower(o Options, emit func(lease.View)) *follower {
 	return &follower{
-		Options:  o,
-		emit:     emit,
-		leases:   map[netip.Prefix]*lease.Lease{},
-		ghosts:   map[netip.Prefix]bool{},
-		fading:   map[netip.Prefix]time.Time{},
-		mine:     &ownLease{Options: o, acquiring: newAcquisition(o), repairs: newRepairs()},
-		away:     outage{log: o.Log},
-		inputs:   make(chan func(), 2),
-		progress: rate.NewLimiter(watchRate, watchBurst),
-		turns:    pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
-		relists:  pace.Pace{First: firstRetry, Most: 2 * lastRetry},
-		looks:    pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
-		attempts: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
-		retry:    stopped(),
-		tend:     stopped(),
-		settle:   stopped(),
-		fade:     stopped(),
-		exorcise: stopped(),
-		invalid:  condition.NewGroup(o.Log, slog.LevelWarn, "skipped invalid entries in the registry", "no longer skipped invalid entries in the registry"),
-		gathered: stopped(),
+		Options:      o,
+		emit:         emit,
+		leases:       map[netip.Prefix]*lease.Lease{},
+		staleLeases:  map[netip.Prefix]bool{},
+		graceEnds:    map[netip.Prefix]time.Time{},
+		mine:         &ownLease{Options: o, acquiring: newAcquisition(o), repairs: newRepairs()},
+		away:         outage{log: o.Log},
+		inputs:       make(chan func(), 2),
+		progress:     rate.NewLimiter(watchRate, watchBurst),
+		turns:        pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
+		relists:      pace.Pace{First: firstRetry, Most: 2 * lastRetry},
+		looks:        pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
+		attempts:     pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
+		retryTimer:   stopped(),
+		stepTimer:    stopped(),
+		settle:       stopped(),
+		graceTimer:   stopped(),
+		staleTimer:   stopped(),
+		invalid:      condition.NewGroup(o.Log, slog.LevelWarn, "skipped invalid entries in the registry", "no longer skipped invalid entries in the registry"),
+		invalidTimer: stopped(),
 	}
 }
 
@@ -81,7 +81,7 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 //	    watching --> checking, after a silence --> watching
 //	    watching, checking --> listing, when history was lost --> watching
 //	    watching, checking, listing --> away, without an answer --> checking or listing
-//	the own lease (own.go, tend.go):
+//	the own lease (own.go, steps.go):
 //	    acquiring --> held --> a step, when due or in doubt --> held
 //	    held --> acquiring, when another host has it
 type follower struct {
@@ -89,42 +89,42 @@ type follower struct {
 	emit    func(lease.View)
 
 	// What is known of the leases (leases.go).
-	leases   map[netip.Prefix]*lease.Lease // the registry's, ours included; last good values, never changed in place
-	ghosts   map[netip.Prefix]bool         // of these, the ones a wiped registry has forgotten
-	fading   map[netip.Prefix]time.Time    // of these, the ones that were deleted, and until when they stay in force
-	fades    []fading                      // the same in order of time; those that came back meanwhile too
-	bad      badEntries
-	invalid  *condition.Group // the same, by key, for the log
-	gathered *time.Timer      // log the rest of them
-	fade     *time.Timer      // drop what was deleted
-	exorcise *time.Timer      // drop the ghosts
+	leases       map[netip.Prefix]*lease.Lease // the registry's, ours included; last good values, never changed in place
+	staleLeases  map[netip.Prefix]bool         // of these, the ones a wiped registry has forgotten
+	graceEnds    map[netip.Prefix]time.Time    // of these, the ones that were deleted, and until when they stay in force
+	deletions    []deletion                    // the same in order of time; those that came back meanwhile too
+	bad          invalidEntries
+	invalid      *condition.Group // the same, by key, for the log
+	invalidTimer *time.Timer      // log the rest of them
+	graceTimer   *time.Timer      // drop what was deleted
+	staleTimer   *time.Timer      // drop the stale leases
 
 	// Following (watch.go).
-	index    uint64        // watch from here
-	relist   bool          // the index is worth nothing
-	turned   bool          // the registry was wiped or restored since all was listed last
-	away     outage        // before there is a lease, of the steps
-	wait     time.Duration // between attempts, while away
-	gone     time.Time     // when it was lost last
-	called   time.Time     // when the call that is under way began; zero: none is
-	retry    *time.Timer   // try the registry again
-	progress *rate.Limiter // of watches that got on
-	turns    pace.Pace     // of those that did not
-	relists  pace.Pace     // because history was lost
+	index      uint64        // watch from here
+	relist     bool          // the index is worth nothing
+	rolledBack bool          // the registry was wiped or restored since all was listed last
+	away       outage        // before there is a lease, of the steps
+	retryWait  time.Duration // between attempts, while away
+	failedAt   time.Time     // when it was lost last
+	callSince  time.Time     // when the call that is under way began; zero: none is
+	retryTimer *time.Timer   // try the registry again
+	progress   *rate.Limiter // of watches that got on
+	turns      pace.Pace     // of those that did not
+	relists    pace.Pace     // because history was lost
 
-	// The own lease (tend.go).
-	own      lease.Lease // as of the last step; zero: there never was one
-	lost     bool        // another host has it, as of the last step
-	moves    int         // subnets that were lost to other hosts
-	mine     *ownLease   // belongs to the step, while one is under way
-	stepped  time.Time   // when the step that is under way began; zero: none is
-	news     news        // for the next step
-	tend     *time.Timer // begin a step
-	tries    int         // conflicts in a row
-	failed   bool        // the last step failed, and that was said
-	looks    pace.Pace   // of steps that look at the own lease
-	attempts pace.Pace   // of those that acquire one, because of new terms
-	fatal    error       // end with it
+	// The own lease (steps.go).
+	own       lease.Lease // as of the last step; zero: there never was one
+	lost      bool        // another host has it, as of the last step
+	moves     int         // subnets that were lost to other hosts
+	mine      *ownLease   // belongs to the step, while one is under way
+	stepSince time.Time   // when the step that is under way began; zero: none is
+	news      news        // for the next step
+	stepTimer *time.Timer // begin a step
+	tries     int         // conflicts in a row
+	failed    bool        // the last step failed, and that was said
+	looks     pace.Pace   // of steps that look at the own lease
+	attempts  pace.Pace   // of those that acquire one, because of new terms
+	fatal     error       // end with it
 
 	// Views (publish.go).
 	settle  *time.Timer    // publish
@@ -156,22 +156,22 @@ func (f *follower) run(ctx context.Context) error {
 			return ctx.Err()
 		case then := <-f.inputs:
 			then()
-		case <-f.retry.C:
+		case <-f.retryTimer.C:
 			f.reconnect(ctx)
-		case <-f.tend.C:
+		case <-f.stepTimer.C:
 			f.step(ctx)
 		case t := <-f.Terms:
 			f.news.terms = &t
-			f.hurry()
+			f.stepSoon()
 		case <-f.settle.C:
 			f.publish()
-		case <-f.fade.C:
-			f.dropFaded()
-		case <-f.exorcise.C:
-			f.dropGhosts()
-		case <-f.gathered.C:
+		case <-f.graceTimer.C:
+			f.expireDeleted()
+		case <-f.staleTimer.C:
+			f.expireStale()
+		case <-f.invalidTimer.C:
 		}
-		f.say()
+		f.logInvalid()
 		f.report()
 		f.sayAlive()
 	}
@@ -191,7 +191,7 @@ func (f *follower) begun() bool { return f.own.Subnet.IsValid() }
 
 // sayAlive says that all is well, unless a call takes suspiciously long.
 func (f *follower) sayAlive() {
-	for _, since := range []time.Time{f.called, f.stepped} {
+	for _, since := range []time.Time{f.callSince, f.stepSince} {
 		if !since.IsZero() && time.Since(since) > longCall {
 			return
 		}

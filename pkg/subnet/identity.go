@@ -14,7 +14,7 @@ import (
 // Which of the leases are this host's.
 
 // ours reports whether a lease is this host's: it has our address, or is the one that
-// we wrote before we had that. The latter may be another host's now: see deserted.
+// we wrote before we had that. The latter may be another host's now: see onlyOurs.
 func (q *acquisition) ours(l lease.Lease) bool {
 	return l.Subnet != q.yielded && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
 }
@@ -22,10 +22,10 @@ func (q *acquisition) ours(l lease.Lease) bool {
 // probeTime bounds the search for a host that lives at a former address of this one.
 const probeTime = time.Second
 
-// deserted reports whether nobody but this host can have a lease that it wrote. One
+// onlyOurs reports whether nobody but this host can have a lease that it wrote. One
 // with another address is somebody else's if it was written since, or if the address
 // answers; when in doubt it is, for a new subnet costs less than one that two have.
-func (q *acquisition) deserted(ctx context.Context, l lease.Lease) bool {
+func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	if l.PublicIP == q.PublicIP {
 		return true
 	}
@@ -73,7 +73,7 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), lease.ComparePrefix(a.Subnet, b.Subnet))
 	})
 	for _, l := range fit {
-		if q.deserted(ctx, l) {
+		if q.onlyOurs(ctx, l) {
 			return l, true
 		}
 	}
@@ -94,7 +94,7 @@ func (q *acquisition) original(ctx context.Context, listing registry.Listing) (l
 		return lease.Lease{}, false, &hostError{err}
 	}
 	same := l.BackendType == a.BackendType && l.BackendData == a.BackendData && a.BackendData != ""
-	if !same || !q.deserted(ctx, l) {
+	if !same || !q.onlyOurs(ctx, l) {
 		return lease.Lease{}, false, nil
 	}
 	return l, true, nil

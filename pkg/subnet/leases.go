@@ -18,43 +18,43 @@ const (
 	// grace is how long a lease that was deleted stays in force: a host that is
 	// there makes its own again in less, and one that leaves says so before (Release).
 	grace = time.Second
-	// ghostTime is how long peers are believed in that a wiped registry does not
+	// staleTime is how long peers are believed in that a wiped registry does not
 	// know: longer than any of them needs to notice.
-	ghostTime = 2 * time.Minute
+	staleTime = 2 * time.Minute
 )
 
-// fading is a lease that was deleted and how long it stays in force all the same.
-type fading struct {
+// deletion is a lease that was deleted and how long it stays in force all the same.
+type deletion struct {
 	subnet netip.Prefix
 	until  time.Time
 }
 
 // load takes a listing in place of everything known.
 func (f *follower) load(listing registry.Listing) {
-	f.turned = f.turned || listing.Index < f.index
-	f.news.restored = f.news.restored || f.turned
+	f.rolledBack = f.rolledBack || listing.Index < f.index
+	f.news.restored = f.news.restored || f.rolledBack
 	f.index = listing.Index
 	leases := make(map[netip.Prefix]*lease.Lease, len(listing.Leases))
 	for _, l := range listing.Leases {
-		delete(f.fading, l.Subnet)
+		delete(f.graceEnds, l.Subnet)
 		leases[l.Subnet] = f.refined(l)
 	}
-	f.bad = badEntries{}
+	f.bad = invalidEntries{}
 	f.invalid.Replace(nil)
 	f.bad.more = listing.More
 	for _, b := range listing.Bad {
-		if !f.complain(b) {
+		if !f.addInvalid(b) {
 			f.bad.more++
 		}
 		old, was := f.leases[b.Subnet]
 		if _, is := leases[b.Subnet]; was && !is {
-			leases[b.Subnet] = there(old) // what the key said last stays in force
+			leases[b.Subnet] = notStale(old) // what the key said last stays in force
 		}
 	}
-	f.complainOfMore()
-	f.haunt(leases)
+	f.countUnnamed()
+	f.retainStale(leases)
 	for subnet, l := range leases {
-		if old := f.leases[subnet]; old == nil || !alike(old, l) {
+		if old := f.leases[subnet]; old == nil || !sameInView(old, l) {
 			f.dirty = append(f.dirty, subnet)
 		}
 	}
@@ -75,79 +75,79 @@ func (f *follower) refined(l lease.Lease) *lease.Lease {
 	return &l
 }
 
-// haunt keeps peers that a listing should have. One without our own lease, or
+// retainStale keeps peers that a listing should have. One without our own lease, or
 // with it as it once was, is from a registry that was wiped or restored, and so
 // is one of a lower index: it has forgotten others as well, who are there all the
 // same and will make their leases again, as we do.
-func (f *follower) haunt(leases map[netip.Prefix]*lease.Lease) {
+func (f *follower) retainStale(leases map[netip.Prefix]*lease.Lease) {
 	ours, ok := leases[f.own.Subnet]
-	forgot := f.turned || !ok || ours.Revision < f.own.Revision
-	f.turned = false
+	forgot := f.rolledBack || !ok || ours.Revision < f.own.Revision
+	f.rolledBack = false
 	for subnet, l := range f.leases {
 		_, listed := leases[subnet]
-		_, fades := f.fading[subnet]
+		_, deleted := f.graceEnds[subnet]
 		switch {
 		case listed || subnet == f.own.Subnet:
-			delete(f.ghosts, subnet)
-		case fades: // was deleted before that
+			delete(f.staleLeases, subnet)
+		case deleted: // was deleted before that
 			leases[subnet] = l
-		case forgot || f.ghosts[subnet]:
+		case forgot || f.staleLeases[subnet]:
 			leases[subnet] = stale(l)
-			f.ghosts[subnet] = true
+			f.staleLeases[subnet] = true
 		}
 	}
 	if forgot {
-		f.exorcise.Reset(ghostTime)
+		f.staleTimer.Reset(staleTime)
 	}
 }
 
-// dropGhosts forgets who has not come back.
-func (f *follower) dropGhosts() {
-	for subnet := range f.ghosts {
+// expireStale forgets who has not come back.
+func (f *follower) expireStale() {
+	for subnet := range f.staleLeases {
 		f.drop(subnet)
 	}
-	clear(f.ghosts)
+	clear(f.staleLeases)
 	f.publishAt(time.Now())
 }
 
 // drop takes a lease out of what is known.
 func (f *follower) drop(subnet netip.Prefix) {
 	delete(f.leases, subnet)
-	delete(f.fading, subnet)
+	delete(f.graceEnds, subnet)
 	f.dirty = append(f.dirty, subnet)
 }
 
 // apply takes one event.
 func (f *follower) apply(ev registry.Event) {
 	subnet, revision := ev.Lease.Subnet, ev.Lease.Revision
-	delete(f.ghosts, subnet)
+	delete(f.staleLeases, subnet)
 	switch {
 	case ev.Bad != nil && ev.Deleted:
 		f.bad.remove(*ev.Bad)
 		f.invalid.End(ev.Bad.Key)
 		return
 	case ev.Bad != nil:
-		if !f.complain(*ev.Bad) {
+		if !f.addInvalid(*ev.Bad) {
 			f.bad.more = max(f.bad.more, 1) // it may be one of them that was written again
-			f.complainOfMore()
+			f.countUnnamed()
 		}
 		subnet, revision = ev.Bad.Subnet, ev.Bad.Revision
 	case ev.Deleted:
-		f.forgive(subnet)
+		f.clearInvalid(subnet)
 		f.deleted(subnet)
 	default:
-		f.forgive(subnet)
+		f.clearInvalid(subnet)
 		f.learn(ev.Lease)
 	}
 	if subnet == f.own.Subnet && revision > f.own.Revision {
 		// Events only say where to look.
 		f.news.heard = max(f.news.heard, revision)
-		f.hurry()
+		f.stepSoon()
 	}
 }
 
-// there returns a lease that the registry has again, whatever its key says now.
-func there(l *lease.Lease) *lease.Lease {
+// notStale returns a lease that the registry has again, whatever its key says now.
+func notStale(l *lease.Lease) *lease.Lease {
 	if !l.Stale {
 		return l
 	}
@@ -163,9 +163,9 @@ func stale(l *lease.Lease) *lease.Lease {
 	return &s
 }
 
-// alike reports whether it makes no difference to a View which of two leases of a
+// sameInView reports whether it makes no difference to a View which of two leases of a
 // subnet it has.
-func alike(a, b *lease.Lease) bool {
+func sameInView(a, b *lease.Lease) bool {
 	return a.Attrs == b.Attrs && a.Created == b.Created && a.Stale == b.Stale
 }
 
@@ -174,8 +174,8 @@ func alike(a, b *lease.Lease) bool {
 func (f *follower) learn(l lease.Lease) {
 	old := f.leases[l.Subnet]
 	f.leases[l.Subnet] = f.refined(l)
-	delete(f.fading, l.Subnet)
-	if old != nil && alike(old, &l) {
+	delete(f.graceEnds, l.Subnet)
+	if old != nil && sameInView(old, &l) {
 		return
 	}
 	f.dirty = append(f.dirty, l.Subnet)
@@ -196,35 +196,35 @@ func (f *follower) deleted(subnet netip.Prefix) {
 		f.leases[subnet] = stale(l)
 		f.dirty = append(f.dirty, subnet)
 		until := time.Now().Add(grace)
-		f.fading[subnet] = until
-		f.fades = append(f.fades, fading{subnet, until})
-		if len(f.fades) == 1 {
-			f.fade.Reset(grace)
+		f.graceEnds[subnet] = until
+		f.deletions = append(f.deletions, deletion{subnet, until})
+		if len(f.deletions) == 1 {
+			f.graceTimer.Reset(grace)
 		}
 	}
 }
 
-// dropFaded forgets the leases that were deleted, and not made again, in time.
-func (f *follower) dropFaded() {
+// expireDeleted forgets the leases that were deleted, and not made again, in time.
+func (f *follower) expireDeleted() {
 	now := time.Now()
-	for len(f.fades) > 0 && !f.fades[0].until.After(now) {
-		if first := f.fades[0]; f.fading[first.subnet].Equal(first.until) { // else it came back
+	for len(f.deletions) > 0 && !f.deletions[0].until.After(now) {
+		if first := f.deletions[0]; f.graceEnds[first.subnet].Equal(first.until) { // else it came back
 			f.drop(first.subnet)
 			f.publishAt(now)
 		}
-		f.fades = f.fades[1:]
+		f.deletions = f.deletions[1:]
 	}
-	if len(f.fades) > 0 {
-		f.fade.Reset(time.Until(f.fades[0].until))
+	if len(f.deletions) > 0 {
+		f.graceTimer.Reset(time.Until(f.deletions[0].until))
 	}
 }
 
 // mostNamed bounds how many bad entries are kept and named.
 const mostNamed = 2 * registry.MaxBad
 
-// complain keeps a bad entry, which is named in the log. It reports false if there are too
+// addInvalid keeps a bad entry, which is named in the log. It reports false if there are too
 // many of them for that.
-func (f *follower) complain(b registry.Bad) bool {
+func (f *follower) addInvalid(b registry.Bad) bool {
 	if !f.bad.put(b) {
 		return false
 	}
@@ -236,8 +236,8 @@ func (f *follower) complain(b registry.Bad) bool {
 	return true
 }
 
-// complainOfMore says whether there are bad entries that are not named.
-func (f *follower) complainOfMore() {
+// countUnnamed says whether there are bad entries that are not named.
+func (f *follower) countUnnamed() {
 	const object = "others" // which no key is: the names of subnets have digits
 	if f.bad.more == 0 {
 		f.invalid.End(object)
@@ -246,31 +246,31 @@ func (f *follower) complainOfMore() {
 	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.bad.more)})
 }
 
-// forgive is for a subnet whose key is no bad entry any more.
-func (f *follower) forgive(subnet netip.Prefix) {
+// clearInvalid is for a subnet whose key is no invalid entry any more.
+func (f *follower) clearInvalid(subnet netip.Prefix) {
 	for key := range f.bad.errs[subnet] {
 		f.invalid.End(key)
 	}
-	f.bad.forgive(subnet)
+	f.bad.clear(subnet)
 }
 
-// say logs which entries have become bad, or good again, and comes back for the rest.
-func (f *follower) say() {
+// logInvalid logs which entries have become bad, or good again, and comes back for the rest.
+func (f *follower) logInvalid() {
 	if again := f.invalid.Flush(time.Now()); again > 0 {
-		f.gathered.Reset(again)
+		f.invalidTimer.Reset(again)
 	}
 }
 
-// badEntries are the entries that are no leases: by subnet, which several keys may
+// invalidEntries are the entries that are no leases: by subnet, which several keys may
 // name and keys that are no subnet's have the zero one of, then by key.
-type badEntries struct {
+type invalidEntries struct {
 	errs  map[netip.Prefix]map[string]error
 	count int
 	more  int // at least, beside those in errs, as of the last listing
 }
 
 // put keeps an entry, unless there are too many. It reports whether it did.
-func (e *badEntries) put(b registry.Bad) bool {
+func (e *invalidEntries) put(b registry.Bad) bool {
 	keys := e.errs[b.Subnet]
 	if _, known := keys[b.Key]; !known && e.count >= mostNamed {
 		return false
@@ -289,15 +289,15 @@ func (e *badEntries) put(b registry.Bad) bool {
 }
 
 // remove is for an entry that is gone.
-func (e *badEntries) remove(b registry.Bad) {
+func (e *invalidEntries) remove(b registry.Bad) {
 	keys := e.errs[b.Subnet]
 	e.count -= len(keys)
 	delete(keys, b.Key)
 	e.count += len(keys)
 }
 
-// forgive is for a subnet whose key is no bad entry any more.
-func (e *badEntries) forgive(subnet netip.Prefix) {
+// clear is for a subnet whose key is no invalid entry any more.
+func (e *invalidEntries) clear(subnet netip.Prefix) {
 	e.count -= len(e.errs[subnet])
 	delete(e.errs, subnet)
 }

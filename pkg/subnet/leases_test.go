@@ -94,7 +94,7 @@ func (h *happenings) step() {
 		h.own = h.lease() // perhaps of another subnet
 		h.changed()
 	case 2:
-		h.dropGhosts()
+		h.expireStale()
 	case 3:
 		h.learn(lease.Lease{Subnet: h.own.Subnet, Revision: h.revision}) // as before a move
 	default:
@@ -107,7 +107,7 @@ func (h *happenings) step() {
 func TestViewsAreWhatIsKnown(t *testing.T) {
 	for seed := range uint64(40) {
 		synctest.Test(t, func(t *testing.T) {
-			views, ghosts := 0, 0
+			views, staleLeases := 0, 0
 			h := &happenings{r: rand.New(rand.NewPCG(seed, 1)), revision: 1}
 			h.follower = toldFollower(lease.Lease{Subnet: h.subnet()}, func(lease.View) { views++ })
 			h.load(h.listing())
@@ -118,9 +118,9 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 					h.step()
 				}
 				<-time.After(time.Duration(h.r.Int64N(int64(grace / 2))))
-				h.dropFaded()
+				h.expireDeleted()
 				h.publish()
-				ghosts = max(ghosts, len(h.ghosts))
+				staleLeases = max(staleLeases, len(h.staleLeases))
 				want := lease.NewView(h.own, slices.Collect(maps.Values(h.leases)), true)
 				if !h.last.Own.SameAs(want.Own) || !h.last.Complete || !slices.EqualFunc(h.last.Peers, want.Peers, func(a, b *lease.Lease) bool { return a.SameAs(*b) && a.Stale == b.Stale }) {
 					t.Fatalf("seed %d: view %+v, want %+v", seed, h.last, want)
@@ -135,12 +135,12 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 				}
 				h.checkBad(t)
 			}
-			if views < 50 || ghosts == 0 {
-				t.Errorf("seed %d: nothing happened: %d views, %d ghosts", seed, views, ghosts)
+			if views < 50 || staleLeases == 0 {
+				t.Errorf("seed %d: nothing happened: %d views, %d stale leases", seed, views, staleLeases)
 			}
 			<-time.After(2 * grace)
-			if h.dropFaded(); len(h.fading)+len(h.fades) > 0 {
-				t.Errorf("seed %d: %d leases never fade", seed, len(h.fading))
+			if h.expireDeleted(); len(h.graceEnds)+len(h.deletions) > 0 {
+				t.Errorf("seed %d: %d leases never expire", seed, len(h.graceEnds))
 			}
 		})
 	}
@@ -160,7 +160,7 @@ func (h *happenings) checkBad(t *testing.T) {
 func TestBadEntries(t *testing.T) {
 	seven := netip.MustParsePrefix("10.42.7.0/24")
 	one, two, notes := registry.Bad{Key: "a", Subnet: seven, Err: errors.New("x")}, registry.Bad{Key: "b", Subnet: seven, Err: errors.New("y")}, registry.Bad{Key: "notes", Err: errors.New("z")}
-	var e badEntries
+	var e invalidEntries
 	for _, b := range []registry.Bad{one, two, notes, one} {
 		e.put(b)
 	}
@@ -169,7 +169,7 @@ func TestBadEntries(t *testing.T) {
 	}
 	e.remove(notes)
 	e.remove(notes)
-	e.forgive(seven)
+	e.clear(seven)
 	if e.count != 0 || len(e.errs[seven]) != 0 {
 		t.Errorf("entries %+v", e)
 	}

@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// An outage that lasts for patience may be of another cause than the one
+	// An outage that lasts for causePause may be of another cause than the one
 	// that began it, as when etcd comes back with a certificate that nobody
 	// trusts.
-	patience = 3 * time.Second
+	causePause = 3 * time.Second
 	// mostCauses bounds how many of them are said of one outage.
 	mostCauses = 4
 )
@@ -39,7 +39,7 @@ func (o *outage) begin(err error) {
 	case !o.active():
 		o.since, o.causes = time.Now(), []string{c}
 		o.log.Warn("registry does not answer, waiting for it", "err", err)
-	case time.Since(o.since) < patience || len(o.causes) == mostCauses || slices.Contains(o.causes, c):
+	case time.Since(o.since) < causePause || len(o.causes) == mostCauses || slices.Contains(o.causes, c):
 		o.log.Debug("registry still does not answer", "err", err)
 	default:
 		o.causes = append(o.causes, c)

@@ -46,7 +46,7 @@ func newRepairs() pace.Pace { return pace.Pace{First: firstRepair, Most: lastRep
 // lease a subnet. An error says that it failed; whatever can be learned from that is learned.
 func (o *ownLease) step(ctx context.Context, told news) error {
 	if t := told.terms; t != nil {
-		o.take(*t)
+		o.setTerms(*t)
 	}
 	o.restored, o.mismatch = o.restored || told.restored, false
 	if told.wiped {
@@ -70,8 +70,8 @@ func (o *ownLease) step(ctx context.Context, told news) error {
 	return err
 }
 
-// take takes over new terms.
-func (o *ownLease) take(t Terms) {
+// setTerms takes over new terms.
+func (o *ownLease) setTerms(t Terms) {
 	o.Pool, o.TTL = t.Pool, t.TTL
 	if o.lease.Subnet.IsValid() {
 		o.attrs, o.PublicIP = t.Attrs, t.Attrs.PublicIP
@@ -94,7 +94,7 @@ func (o *ownLease) renew(ctx context.Context) error {
 	}
 	o.adopt(l)
 	if news {
-		o.Log.Info("lease tells of the new address", "subnet", l.Subnet, "public_ip", l.PublicIP)
+		o.Log.Info("lease has the new address", "subnet", l.Subnet, "public_ip", l.PublicIP)
 	} else {
 		o.Log.Info("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
 	}
@@ -196,17 +196,17 @@ func (o *ownLease) acquire(ctx context.Context) error {
 		o.attrs, o.listing = l.Attrs, listing
 	}
 	o.claim = q.claimed
-	o.has(l)
+	o.set(l)
 	return nil
 }
 
 // adopt takes l as what the registry holds for us, and notes that.
 func (o *ownLease) adopt(l lease.Lease) {
-	o.has(l)
+	o.set(l)
 	o.note(l.Attrs, l.Attrs, l.Revision)
 }
 
-func (o *ownLease) has(l lease.Lease) {
+func (o *ownLease) set(l lease.Lease) {
 	o.lease, o.known, o.restored, o.acquiring, o.wrote = l, true, false, nil, time.Now()
 }
 

@@ -50,7 +50,7 @@ func (f *follower) publish() {
 func (f *follower) report() {
 	s := Status{
 		Own: f.own, Lost: f.lost, Moves: f.moves,
-		Leases: len(f.leases) - len(f.fading), Bad: f.bad.count + f.bad.more,
+		Leases: len(f.leases) - len(f.graceEnds), Bad: f.bad.count + f.bad.more,
 		AwaySince: f.away.since,
 	}
 	if f.Report != nil && s != f.status {

@@ -24,11 +24,11 @@ const (
 
 // follow makes a call that follows the network.
 func (f *follower) follow(do func() (then func())) {
-	f.called = time.Now()
+	f.callSince = time.Now()
 	f.call(func() func() {
 		then := do()
 		return func() {
-			f.called = time.Time{}
+			f.callSince = time.Time{}
 			then()
 		}
 	})
@@ -53,7 +53,7 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 		// over at once is no silence.
 		f.index = next
 		if wait := f.turns.Next(time.Now()); wait > 0 {
-			f.retry.Reset(wait)
+			f.retryTimer.Reset(wait)
 		} else {
 			f.reconnect(ctx)
 		}
@@ -67,17 +67,17 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 		}
 		f.index = next
 		if f.relist {
-			f.retry.Reset(f.relistDelay())
+			f.retryTimer.Reset(f.relistDelay())
 		} else {
 			f.watch(ctx, wait)
 		}
 	case errors.Is(err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", err)
 		f.relist = true
-		f.turned = f.turned || errors.Is(err, registry.ErrTurnedBack)
-		f.retry.Reset(f.relistDelay())
+		f.rolledBack = f.rolledBack || errors.Is(err, registry.ErrTurnedBack)
+		f.retryTimer.Reset(f.relistDelay())
 	default:
-		f.lose(err)
+		f.retryLater(err)
 	}
 }
 
@@ -106,7 +106,7 @@ func (f *follower) reconnect(ctx context.Context) {
 			switch {
 			case ctx.Err() != nil:
 			case err != nil:
-				f.lose(err)
+				f.retryLater(err)
 			case f.relist || ev.Bad != nil || ev.Deleted || ev.Lease.Subnet != f.own.Subnet || ev.Lease.Revision != f.own.Revision:
 				f.relist = true
 				f.list(ctx)
@@ -126,7 +126,7 @@ func (f *follower) list(ctx context.Context) {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
-				f.lose(err)
+				f.retryLater(err)
 				return
 			}
 			f.relist = false
@@ -142,18 +142,18 @@ func (f *follower) list(ctx context.Context) {
 func (f *follower) resume(ctx context.Context) {
 	f.away.end()
 	f.watch(ctx, 0)
-	if f.stepped.IsZero() {
-		f.tend.Reset(f.looks.Delay(time.Now()))
+	if f.stepSince.IsZero() {
+		f.stepTimer.Reset(f.looks.Delay(time.Now()))
 	}
 }
 
-// lose waits for a registry that does not answer.
-func (f *follower) lose(err error) {
-	if now := time.Now(); now.Sub(f.gone) > 2*lastRetry { // else it answers, and does not help
-		f.wait = firstRetry
+// retryLater waits for a registry that does not answer.
+func (f *follower) retryLater(err error) {
+	if now := time.Now(); now.Sub(f.failedAt) > 2*lastRetry { // else it answers, and does not help
+		f.retryWait = firstRetry
 	}
-	f.gone = time.Now()
+	f.failedAt = time.Now()
 	f.away.begin(err)
-	f.retry.Reset(between(f.wait/2, f.wait))
-	f.wait = min(f.wait*2, lastRetry)
+	f.retryTimer.Reset(between(f.retryWait/2, f.retryWait))
+	f.retryWait = min(f.retryWait*2, lastRetry)
 }

@@ -44,10 +44,10 @@ func (n *news) doubt() { n.heard = math.MaxUint64 }
 // there is none: resume comes back here.
 func (f *follower) step(ctx context.Context) {
 	now := time.Now()
-	if !f.stepped.IsZero() || f.begun() && f.away.active() {
+	if !f.stepSince.IsZero() || f.begun() && f.away.active() {
 		return
 	}
-	f.stepped = now
+	f.stepSince = now
 	if f.begun() {
 		f.looks.Turn(now)
 	}
@@ -58,16 +58,16 @@ func (f *follower) step(ctx context.Context) {
 	f.news = news{}
 	f.call(func() func() {
 		err := f.mine.step(ctx, told)
-		return func() { f.took(ctx, err) }
+		return func() { f.stepDone(ctx, err) }
 	})
 }
 
 // acquiring reports whether there is no lease, as of the last step.
 func (f *follower) acquiring() bool { return f.lost || !f.begun() }
 
-// took takes over what a step has come to, and sets the time of the next.
-func (f *follower) took(ctx context.Context, err error) {
-	f.stepped = time.Time{}
+// stepDone takes over what a step has come to, and sets the time of the next.
+func (f *follower) stepDone(ctx context.Context, err error) {
+	f.stepSince = time.Time{}
 	was := f.own
 	f.own, f.lost, f.moves = f.mine.lease, f.mine.acquiring != nil && f.mine.lease.Subnet.IsValid(), f.mine.moves
 	switch {
@@ -87,7 +87,7 @@ func (f *follower) took(ctx context.Context, err error) {
 	}
 	if f.mine.mismatch && f.leases[was.Subnet] != nil { // of which nothing was heard
 		// Put right, the key is no witness any more: see reconnect.
-		f.relist, f.turned = true, true
+		f.relist, f.rolledBack = true, true
 	}
 	if f.news.heard <= f.own.Revision { // our own write
 		f.news.heard = 0
@@ -99,9 +99,9 @@ func (f *follower) took(ctx context.Context, err error) {
 		f.tries, f.failed = 0, false
 		f.schedule()
 	} else {
-		f.tend.Reset(f.retryDelay(err))
+		f.stepTimer.Reset(f.retryDelay(err))
 	}
-	f.hurry()
+	f.stepSoon()
 }
 
 // moved is for another subnet than before.
@@ -116,14 +116,14 @@ func (f *follower) moved() {
 	f.changed()
 }
 
-// hurry has the next step begin soon, if there is something to tell it.
-func (f *follower) hurry() {
+// stepSoon has the next step begin soon, if there is something to tell it.
+func (f *follower) stepSoon() {
 	switch now := time.Now(); {
-	case !f.stepped.IsZero(): // its end comes back here
+	case !f.stepSince.IsZero(): // its end comes back here
 	case f.news.terms != nil && f.acquiring():
-		f.tend.Reset(f.attempts.Delay(now))
+		f.stepTimer.Reset(f.attempts.Delay(now))
 	case f.news.terms != nil, f.news.heard > 0:
-		f.tend.Reset(f.looks.Delay(now))
+		f.stepTimer.Reset(f.looks.Delay(now))
 	}
 }
 
@@ -132,11 +132,11 @@ func (f *follower) schedule() {
 	soon := f.looks.Delay(time.Now())
 	switch {
 	case !f.mine.known: // and somebody keeps changing it
-		f.tend.Reset(max(f.mine.repairs.Delay(time.Now()), soon))
+		f.stepTimer.Reset(max(f.mine.repairs.Delay(time.Now()), soon))
 	case f.own.Reservation():
-		f.tend.Stop()
+		f.stepTimer.Stop()
 	default:
-		f.tend.Reset(max(time.Until(f.mine.due()), soon))
+		f.stepTimer.Reset(max(time.Until(f.mine.due()), soon))
 	}
 }
 
