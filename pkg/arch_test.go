@@ -297,6 +297,7 @@ func TestTimesAreMonotonic(t *testing.T) {
 var repeats = map[string]string{
 	"failed": "reconcile: the report counts them",
 	"registry refuses to be read, trying again":         "daemon: etcd-access",
+	"registry refuses to lease a subnet, trying again":  "daemon: etcd-access",
 	"registry refuses to write the lease, trying again": "daemon: etcd-access",
 	"registry still does not answer":                    "subnet: outage",
 }

@@ -154,7 +154,11 @@ func (f *follower) retryDelay(err error) time.Duration {
 		})
 		return between(fullRetry, 2*fullRetry)
 	case errors.Is(err, registry.ErrDenied): // whoever opened the registry says so
-		f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		if f.acquiring() {
+			f.Log.Debug("registry refuses to lease a subnet, trying again", "err", err)
+		} else {
+			f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		}
 		return between(lastRetry/2, lastRetry)
 	case errors.As(err, &ofHost):
 		if !f.begun() && !errors.Is(err, ErrTryAgain) {
