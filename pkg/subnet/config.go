@@ -59,7 +59,7 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 // changes once in years, so that a look now and then costs less than a watch.
 const configEvery = time.Minute
 
-// FollowConfig gives the network config to emit, again and again until ctx ends. One that
+// FollowConfig calls emit with the network config, again and again until ctx ends. One that
 // parse does not accept, or none, leaves everything as it is, and is a condition.
 func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), emit func(T)) {
 	for pace.Sleep(ctx, between(configEvery/2, configEvery)) == nil {

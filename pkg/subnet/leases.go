@@ -67,7 +67,7 @@ func (f *follower) load(listing registry.Listing) {
 	f.changed()
 }
 
-// refined gives a lease to keep. One that says what it said before shares the text.
+// refined returns a lease to keep. One that says what it said before shares the text.
 func (f *follower) refined(l lease.Lease) *lease.Lease {
 	if old := f.leases[l.Subnet]; old != nil && old.Attrs == l.Attrs {
 		l.Attrs = old.Attrs

@@ -47,7 +47,7 @@ func (o *outage) begin(err error) {
 	}
 }
 
-// cause is the innermost reason that an error gives, without numbers: ports and
+// cause returns the innermost reason that is in an error, without numbers: ports and
 // times are others each time.
 func cause(err error) string {
 	text := err.Error()
