@@ -154,7 +154,7 @@ func (d *daemon) release() {
 	switch own, err := subnet.Release(ctx, d.registry, claim); {
 	case err != nil:
 		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", claim.Subnet, "err", err)
-	case own.Subnet.IsValid():
+	case own != lease.Lease{}:
 		d.log.Info("gave up the lease", "subnet", own.Subnet)
 	}
 }

@@ -187,7 +187,7 @@ func (f *follower) begin(ctx context.Context, listing registry.Listing) {
 }
 
 // begun reports whether the network is followed: there is, or was, a lease.
-func (f *follower) begun() bool { return f.own.Subnet.IsValid() }
+func (f *follower) begun() bool { return f.own != (lease.Lease{}) }
 
 // sayAlive says that all is well, unless a call takes suspiciously long.
 func (f *follower) sayAlive() {

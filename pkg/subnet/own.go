@@ -40,6 +40,9 @@ type ownLease struct {
 	listing   registry.Listing // from which the first subnet was chosen
 }
 
+// had reports whether there is, or was, a lease.
+func (o *ownLease) had() bool { return o.lease != (lease.Lease{}) }
+
 func newRepairs() pace.Pace { return pace.Pace{First: firstRepair, Most: lastRepair} }
 
 // step does what the lease needs: a look at the registry, and one write there, or one attempt to
@@ -57,7 +60,7 @@ func (o *ownLease) step(ctx context.Context, told news) error {
 	}
 	var err error
 	switch {
-	case !o.lease.Subnet.IsValid():
+	case !o.had():
 		err = o.acquire(ctx)
 	case !o.known:
 		err = o.look(ctx)
@@ -73,7 +76,7 @@ func (o *ownLease) step(ctx context.Context, told news) error {
 // setTerms takes over new terms.
 func (o *ownLease) setTerms(t Terms) {
 	o.Pool, o.TTL = t.Pool, t.TTL
-	if o.lease.Subnet.IsValid() {
+	if o.had() {
 		o.attrs, o.PublicIP = t.Attrs, t.Attrs.PublicIP
 	}
 	if q := o.acquiring; q != nil {
@@ -192,7 +195,7 @@ func (o *ownLease) acquire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !o.lease.Subnet.IsValid() {
+	if !o.had() {
 		o.attrs, o.listing = l.Attrs, listing
 	}
 	o.claim = q.claimed

@@ -14,7 +14,7 @@ import (
 // A deleted lease may be a mistake that its owner corrects, so peers keep it for a moment; one that
 // says that its owner is leaving they drop at once.
 func Release(ctx context.Context, r registry.Registry, c lease.Claim) (lease.Lease, error) {
-	if !c.Subnet.IsValid() {
+	if c == (lease.Claim{}) {
 		return lease.Lease{}, nil
 	}
 	ev, err := r.Get(ctx, c.Subnet)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
 
@@ -69,7 +70,7 @@ func (f *follower) acquiring() bool { return f.lost || !f.begun() }
 func (f *follower) stepDone(ctx context.Context, err error) {
 	f.stepSince = time.Time{}
 	was := f.own
-	f.own, f.lost, f.moves = f.mine.lease, f.mine.acquiring != nil && f.mine.lease.Subnet.IsValid(), f.mine.moves
+	f.own, f.lost, f.moves = f.mine.lease, f.mine.acquiring != nil && f.mine.had(), f.mine.moves
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -77,7 +78,7 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 		f.away.begin(err)
 	case !f.begun():
 		f.away.end()
-	case !was.Subnet.IsValid():
+	case was == lease.Lease{}:
 		f.begin(ctx, f.mine.listing)
 		f.mine.listing = registry.Listing{}
 	case f.own.Subnet != was.Subnet:
