@@ -138,11 +138,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d.registry = s.Registry()
 	for {
 		log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
-		var another anotherNetwork
-		if err := d.serve(ctx); !errors.As(err, &another) {
+		var changed subnet.Changed[backend.Network]
+		if err := d.serve(ctx); !errors.As(err, &changed) {
 			return err
 		}
-		d.net = another.Network
+		d.net = changed.Config
 	}
 }
 

@@ -19,24 +19,12 @@ import (
 // releaseWithin bounds what giving up the lease may add to the exit.
 const releaseWithin = 500 * time.Millisecond
 
-// anotherNetwork is why serve ended, where the network config is another one.
-type anotherNetwork struct{ backend.Network }
-
-func (anotherNetwork) Error() string { return "the network config has changed" }
-
 // join has a subnet leased and kept until ctx ends, and returns the first view of the network; the
 // latest of the next is in views. As long as there is no lease, nothing on this host depends on
-// the network config, so any change of it is taken over: join ends with anotherNetwork.
+// the network config, so any change of it is taken over: join ends with a subnet.Changed.
 func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.View, views <-chan lease.View, err error) {
-	joining, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var config sync.WaitGroup
-	config.Go(func() {
-		subnet.FollowConfig(joining, d.registry, d.conditions, d.admit, func(n backend.Network) {
-			if !n.Equal(d.net) {
-				stop(anotherNetwork{n})
-			}
-		})
+	joining, settle := subnet.WhileConfig(ctx, d.registry, d.conditions, d.admit, func(n backend.Network) bool {
+		return n.Equal(d.net)
 	})
 	emitted, ended := make(chan lease.View, 1), make(chan error, 1)
 	if d.here, err = presence.Await(joining, d.net.Network, d.net.FixedDevice(), d.conditions); err == nil {
@@ -45,13 +33,9 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		case first = <-emitted:
 		case err = <-ended:
 		case <-joining.Done():
-			err = joining.Err()
 		}
 	}
-	another := context.Cause(joining)
-	stop(nil)
-	config.Wait()
-	if err = cmp.Or(another, err); err != nil {
+	if err = cmp.Or(settle(), err); err != nil {
 		return first, nil, err
 	}
 	d.view.Store(&first)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"flanneld/pkg/condition"
@@ -78,6 +79,31 @@ func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition
 		case errors.Is(err, registry.ErrNoConfig):
 			wrong.Set(badConfig("the network config is gone, going on with the old one", err))
 		}
+	}
+}
+
+// Changed is why a context of WhileConfig has ended: there is another network config.
+type Changed[T any] struct{ Config T }
+
+func (Changed[T]) Error() string { return "the network config has changed" }
+
+// WhileConfig returns a context that ends when the network config is no longer the same. settle
+// ends it, too, and returns why it had ended before: a Changed, or the error of ctx, or nil.
+func WhileConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), same func(T) bool) (while context.Context, settle func() error) {
+	while, end := context.WithCancelCause(ctx)
+	var following sync.WaitGroup
+	following.Go(func() {
+		FollowConfig(while, reg, wrong, parse, func(c T) {
+			if !same(c) {
+				end(Changed[T]{c})
+			}
+		})
+	})
+	return while, func() error {
+		cause := context.Cause(while)
+		end(nil)
+		following.Wait()
+		return cause
 	}
 }
 

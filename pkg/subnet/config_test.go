@@ -112,3 +112,47 @@ func TestFollowConfig(t *testing.T) {
 		}
 	})
 }
+
+// TestConfigChangesWhileAcquiring: a host that waits for its first subnet starts again with the
+// config that there is by then.
+func TestConfigChangesWhileAcquiring(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		s.full()
+		f.reg.SetConfig([]byte("narrow"))
+		parse := func(raw []byte) (string, error) { return string(raw), nil }
+		whileConfig := func(config string) (context.Context, func() error) {
+			return subnet.WhileConfig(t.Context(), f.reg, condition.NewList(f.Log), parse, func(c string) bool { return c == config })
+		}
+		while, settle := whileConfig("narrow")
+		w := s.begin()
+		elapse(10 * time.Minute)
+		if while.Err() != nil || !s.waits() {
+			t.Errorf("%v, status %+v", while.Err(), w.status())
+		}
+		f.reg.SetConfig([]byte("wide"))
+		start := time.Now()
+		<-while.Done()
+		var changed subnet.Changed[string]
+		if err := settle(); !errors.As(err, &changed) || changed.Config != "wide" || time.Since(start) > time.Minute {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		w.end()
+
+		while, settle = whileConfig("wide")
+		f.Pool = s.wider
+		w = s.begin()
+		s.leases(w, "10.42.10.0/24", time.Second)
+		if err := settle(); err != nil || while.Err() == nil {
+			t.Errorf("settled: %v, %v", err, while.Err())
+		}
+	})
+	in(t, func(f *fixture) {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, settle := subnet.WhileConfig(ctx, f.reg, condition.NewList(f.Log), func([]byte) (int, error) { return 0, nil }, func(int) bool { return true })
+		cancel()
+		if err := settle(); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
