@@ -84,7 +84,7 @@ func (e *erratic) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, t
 // were told last, and the view is what the registry holds.
 func TestFollowerConverges(t *testing.T) {
 	moves := 0
-	for seed := range uint64(1000) {
+	for seed := range uint64(60) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFixture(t)
 			r := rand.New(rand.NewPCG(seed, 15))
