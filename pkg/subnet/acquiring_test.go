@@ -483,6 +483,36 @@ func TestRegistryIsWipedUnheard(t *testing.T) {
 	})
 }
 
+// TestHolderIsGoneBeforeAnotherSubnetIsLeased: a store was wiped, another host has the subnet, and
+// has given it up again when this host has another one: it is no peer.
+func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
+	in(t, func(f *fixture) {
+		s := newScarce(f)
+		f.Pool = s.wider
+		for range 1000 { // so that the index of the new store is lower
+			s.reg.SetConfig(nil)
+		}
+		w := s.follow()
+		elapse(time.Second)
+		s.reg.Fail(errAway)
+		elapse(time.Second)
+		s.reg.Wipe()
+		s.full()
+		release := s.gate.hold("create")
+		s.reg.Fail(nil)
+		elapse(10 * time.Second)
+		s.says("held by another host now", 1)
+		s.reg.Remove("10.42.7.0-24")
+		elapse(2 * time.Second)
+		release()
+		elapse(3 * time.Minute) // nor are those that the new store does not know
+		own, views := w.status().Own, w.take()
+		if own.Subnet == w.own.Subnet || s.held(own.Subnet) != own || len(views) == 0 || len(views[len(views)-1].Peers) > 0 {
+			t.Errorf("has %+v, views %+v\n%s", own, views, s.log)
+		}
+	})
+}
+
 // TestEndWhileAcquiring: Follow ends at once, whatever it waits for, and what it has leased, be it
 // without an answer, can be given up; what is another host's cannot.
 func TestEndWhileAcquiring(t *testing.T) {

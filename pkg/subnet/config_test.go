@@ -122,7 +122,7 @@ func TestConfigChangesWhileAcquiring(t *testing.T) {
 		f.reg.SetConfig([]byte("narrow"))
 		parse := func(raw []byte) (string, error) { return string(raw), nil }
 		whileConfig := func(config string) (context.Context, func() error) {
-			return subnet.WhileConfig(t.Context(), f.reg, condition.NewList(f.Log), parse, func(c string) bool { return c == config })
+			return subnet.WhileConfig(f.Context(), f.reg, condition.NewList(f.Log), parse, func(c string) bool { return c == config })
 		}
 		while, settle := whileConfig("narrow")
 		w := s.begin()
@@ -148,7 +148,7 @@ func TestConfigChangesWhileAcquiring(t *testing.T) {
 		}
 	})
 	in(t, func(f *fixture) {
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(f.Context())
 		_, settle := subnet.WhileConfig(ctx, f.reg, condition.NewList(f.Log), func([]byte) (int, error) { return 0, nil }, func(int) bool { return true })
 		cancel()
 		if err := settle(); !errors.Is(err, context.Canceled) {

@@ -23,6 +23,14 @@ type erratic struct {
 	mu    sync.Mutex
 	r     *rand.Rand
 	sound bool // no longer
+	store int  // calls that have begun in another one get no answer
+}
+
+// which returns which store there is.
+func (e *erratic) which() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.store
 }
 
 func (e *erratic) number(n int) int {
@@ -53,12 +61,16 @@ func (e *erratic) delay(ctx context.Context) error {
 
 func call[T any](ctx context.Context, e *erratic, do func() (T, error)) (T, error) {
 	var none T
+	store := e.which()
 	if err := e.delay(ctx); err != nil {
 		return none, err
 	}
 	result, err := do()
 	if err := e.delay(ctx); err != nil {
 		return none, err
+	}
+	if e.which() != store {
+		return none, errAway
 	}
 	return result, err
 }
@@ -102,6 +114,8 @@ func TestFollowerConverges(t *testing.T) {
 				case 0:
 					f.reg.RemoveAll()
 				case 1:
+					f.reg.Fail(errAway)
+					elapse(time.Duration(r.IntN(20_000)) * time.Millisecond)
 					f.reg.Wipe()
 					// Its index is lower or higher than before, and never one that there was.
 					index := 2000 * (1 + wipes/2)
@@ -110,6 +124,12 @@ func TestFollowerConverges(t *testing.T) {
 					}
 					for range index {
 						f.reg.SetConfig(nil)
+					}
+					e.mu.Lock()
+					e.store++
+					e.mu.Unlock()
+					if r.IntN(2) == 0 {
+						f.reg.Fail(nil)
 					}
 				case 2:
 					f.reg.SetHistory(0)

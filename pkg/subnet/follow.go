@@ -103,6 +103,7 @@ type follower struct {
 	index      uint64        // watch from here
 	relist     bool          // the index is worth nothing
 	rolledBack bool          // the registry was wiped or restored since all was listed last
+	doubtful   bool          // the same may be, for something happened to the own key that was not heard
 	away       outage        // before there is a lease, of the steps
 	retryWait  time.Duration // between attempts, while away
 	failedAt   time.Time     // when it was lost last

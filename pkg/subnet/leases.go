@@ -81,8 +81,8 @@ func (f *follower) refined(l lease.Lease) *lease.Lease {
 // same and will make their leases again, as we do.
 func (f *follower) retainStale(leases map[netip.Prefix]*lease.Lease) {
 	ours, ok := leases[f.own.Subnet]
-	forgot := f.rolledBack || !ok || ours.Revision < f.own.Revision
-	f.rolledBack = false
+	forgot := f.rolledBack || f.doubtful || !ok || ours.Revision < f.own.Revision
+	f.rolledBack, f.doubtful = false, false
 	for subnet, l := range f.leases {
 		_, listed := leases[subnet]
 		_, deleted := f.graceEnds[subnet]
@@ -139,8 +139,11 @@ func (f *follower) apply(ev registry.Event) {
 		f.clearInvalid(subnet)
 		f.learn(ev.Lease)
 	}
-	if subnet == f.own.Subnet && revision > f.own.Revision {
-		// Events only say where to look.
+	if subnet != f.own.Subnet {
+		return
+	}
+	f.news.touched = true
+	if revision > f.own.Revision { // events only say where to look
 		f.news.heard = max(f.news.heard, revision)
 		f.stepSoon()
 	}

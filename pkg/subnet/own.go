@@ -29,7 +29,8 @@ type ownLease struct {
 	claim    lease.Claim // what our key may say, for all that we wrote
 	known    bool        // lease is what the registry holds, as far as this has seen
 	restored bool        // the registry was wiped or restored since lease was written: its revisions say nothing of it
-	mismatch bool        // this step did not find the key, or found it as it once was
+	heard    bool        // since the key was as it should be, it was heard that it may not be
+	unheard  bool        // this step found it otherwise, and that was not heard
 	wrote    time.Time   // when lease was last written or found
 	repairs  pace.Pace   // of what somebody else does to our key
 	doubled  time.Time   // when it was last reported that somebody writes it as his own
@@ -51,12 +52,12 @@ func (o *ownLease) step(ctx context.Context, told news) error {
 	if t := told.terms; t != nil {
 		o.setTerms(*t)
 	}
-	o.restored, o.mismatch = o.restored || told.restored, false
+	o.restored, o.unheard = o.restored || told.restored, false
 	if told.wiped {
 		o.repairs = newRepairs()
 	}
 	if told.heard > 0 {
-		o.known = false
+		o.known, o.heard = false, true
 	}
 	var err error
 	switch {
@@ -111,7 +112,7 @@ func (o *ownLease) look(ctx context.Context) error {
 		return err
 	}
 	found := ev.Lease
-	o.mismatch = ev.Deleted || ev.Bad == nil && found.Revision < o.lease.Revision
+	o.unheard = !o.heard && (ev.Deleted || ev.Bad != nil || found.Revision != o.lease.Revision)
 	switch {
 	case ev.Deleted:
 		return o.repair("own lease is gone, making it again", func() (lease.Lease, error) {
@@ -120,7 +121,7 @@ func (o *ownLease) look(ctx context.Context) error {
 	case ev.Bad != nil:
 		return o.putBack(ctx, lease.Lease{Subnet: o.lease.Subnet, Revision: ev.Bad.Revision, Expires: o.lease.Expires})
 	case found.Attrs == o.lease.Attrs && found.Revision == o.lease.Revision:
-		o.known, o.acquiring = true, nil
+		o.known, o.heard, o.acquiring = true, false, nil
 		return o.renew(ctx)
 	case !found.Leaving && o.claim.Covers(found): // ours, whose answer was lost
 		o.adopt(found)
@@ -210,7 +211,7 @@ func (o *ownLease) adopt(l lease.Lease) {
 }
 
 func (o *ownLease) set(l lease.Lease) {
-	o.lease, o.known, o.restored, o.acquiring, o.wrote = l, true, false, nil, time.Now()
+	o.lease, o.known, o.heard, o.restored, o.acquiring, o.wrote = l, true, false, false, nil, time.Now()
 }
 
 // note keeps what our key may say from now on: what it says, and what is being

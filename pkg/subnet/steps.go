@@ -34,12 +34,13 @@ type news struct {
 	// heard is the revision of what was written last to the own key, if that may not be what a
 	// step knows of; 0: nothing was.
 	heard    uint64
+	touched  bool // the registry told something of the own key, whatever revision that has
 	restored bool // the registry was wiped or restored, so its revisions say nothing of the lease
 	wiped    bool // an etcd that was away has lost our key, and everybody's: that was no contest
 }
 
 // doubt has the own key looked at, whatever its revision.
-func (n *news) doubt() { n.heard = math.MaxUint64 }
+func (n *news) doubt() { n.heard, n.touched = math.MaxUint64, true }
 
 // step begins a step for the own lease, unless one is under way. While the registry is away,
 // there is none: resume comes back here.
@@ -86,9 +87,8 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	case !f.own.SameAs(was):
 		f.changed()
 	}
-	if f.mine.mismatch && f.leases[was.Subnet] != nil { // of which nothing was heard
-		// Put right, the key is no witness any more: see reconnect.
-		f.relist, f.rolledBack = true, true
+	if f.mine.unheard { // and as the step has left it, the key is no witness any more: see reconnect
+		f.relist, f.doubtful = true, true
 	}
 	if f.news.heard <= f.own.Revision { // our own write
 		f.news.heard = 0
@@ -107,10 +107,10 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 
 // moved is for another subnet than before.
 func (f *follower) moved() {
-	// The watch never stopped, so the listing is not needed. Whoever has the subnet now may be
-	// known by more than the step has seen; of events of the new one it is not known whether
-	// there were any.
-	if f.news.heard <= f.mine.holder.Revision {
+	// The watch never stopped, so the listing is not needed. Who has the subnet now is known,
+	// perhaps by what came after what the step has seen. Of events of the new one it is not known
+	// whether there were any.
+	if !f.news.touched {
 		f.learn(f.mine.holder)
 	}
 	f.news.doubt()
