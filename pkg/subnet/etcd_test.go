@@ -89,9 +89,12 @@ func (h *host) follow() lease.Lease {
 	return l
 }
 
-// followUntil gives what ends it before.
-func (h *host) followUntil() (lease.Lease, func()) {
+// followUntil follows until end is called, and returns the lease from which on it does.
+func (h *host) followUntil() (l lease.Lease, end func()) {
 	h.Helper()
+	h.mu.Lock()
+	h.last = lease.View{} // of the time before
+	h.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -102,7 +105,7 @@ func (h *host) followUntil() (lease.Lease, func()) {
 			h.last, h.changed = v, time.Now()
 		})
 	}()
-	end := func() { cancel(); <-done }
+	end = func() { cancel(); <-done }
 	h.Cleanup(end)
 	h.until("there is a lease", func() bool { return h.view().Own.Subnet.IsValid() })
 	return h.view().Own, end
