@@ -259,6 +259,14 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 			t.Errorf("%d attempts in a minute", n)
 		}
 		w.expect(0)
+		// They are not paid for later, by the lease that is held then.
+		s.terms <- subnet.Terms{Attrs: attrsOf(me, 600), Pool: s.wider, TTL: ttl}
+		own := s.leases(w, "10.42.10.0/24", 2*time.Second)
+		s.reg.Remove(lease.Key(own.Subnet))
+		elapse(5 * time.Second)
+		if held := s.held(own.Subnet); held.Attrs != own.Attrs {
+			t.Errorf("five seconds after it was deleted, the lease is %+v", held)
+		}
 	})
 }
 

@@ -58,10 +58,10 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		mine:         &ownLease{Options: o, acquiring: newAcquisition(o), repairs: newRepairs()},
 		away:         outage{log: o.Log},
 		inputs:       make(chan func(), 2),
-		progress:     rate.NewLimiter(watchRate, watchBurst),
+		budget:       rate.NewLimiter(budgetRate, budgetBurst),
 		turns:        pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
 		relists:      pace.Pace{First: firstRetry, Most: 2 * lastRetry},
-		looks:        pace.Pace{First: 100 * time.Millisecond, Most: lastRetry},
+		looks:        rate.NewLimiter(rate.Every(looksEvery), looksBurst),
 		attempts:     pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
 		retryTimer:   stopped(),
 		stepTimer:    stopped(),
@@ -109,23 +109,25 @@ type follower struct {
 	failedAt   time.Time     // when it was lost last
 	callSince  time.Time     // when the call that is under way began; zero: none is
 	retryTimer *time.Timer   // try the registry again
-	progress   *rate.Limiter // of watches that got on
-	turns      pace.Pace     // of those that did not
-	relists    pace.Pace     // because history was lost
+	budget     *rate.Limiter // of watches that got on, and of listings
+	held       time.Duration // how long the budget has held up watches in a row that brought one event
+	turns      pace.Pace     // of watches that did not get on
+	relists    pace.Pace     // of listings that did not help
+	listed     bool          // no watch has got on since all was listed
 
 	// The own lease (steps.go).
-	own       lease.Lease // as of the last step; zero: there never was one
-	lost      bool        // another host has it, as of the last step
-	moves     int         // subnets that were lost to other hosts
-	mine      *ownLease   // belongs to the step, while one is under way
-	stepSince time.Time   // when the step that is under way began; zero: none is
-	news      news        // for the next step
-	stepTimer *time.Timer // begin a step
-	tries     int         // conflicts in a row
-	failed    bool        // the last step failed, and that was said
-	looks     pace.Pace   // of steps that look at the own lease
-	attempts  pace.Pace   // of those that acquire one, because of new terms
-	fatal     error       // end with it
+	own       lease.Lease   // as of the last step; zero: there never was one
+	lost      bool          // another host has it, as of the last step
+	moves     int           // subnets that were lost to other hosts
+	mine      *ownLease     // belongs to the step, while one is under way
+	stepSince time.Time     // when the step that is under way began; zero: none is
+	news      news          // for the next step
+	stepTimer *time.Timer   // begin a step
+	tries     int           // conflicts in a row
+	failed    int           // steps without an answer in a row; the first was said
+	looks     *rate.Limiter // of steps that look at the own lease
+	attempts  pace.Pace     // of those that acquire one, because of new terms
+	fatal     error         // end with it
 
 	// Views (publish.go).
 	settle  *time.Timer    // publish

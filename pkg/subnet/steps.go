@@ -26,6 +26,9 @@ const (
 	// while no subnet is free.
 	startRetry = time.Second
 	fullRetry  = 5 * time.Second
+	// The own lease may be looked at looksBurst times at once, and then once in looksEvery:
+	// others write our key seldom, unless it is to harm.
+	looksBurst, looksEvery = 16, 2 * time.Second
 )
 
 // news is what the follower has to tell to the next step.
@@ -51,7 +54,7 @@ func (f *follower) step(ctx context.Context) {
 	}
 	f.stepSince = now
 	if f.begun() {
-		f.looks.Turn(now)
+		f.looks.AllowN(now, 1)
 	}
 	if f.acquiring() {
 		f.attempts.Turn(now)
@@ -97,7 +100,7 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 		f.Conditions.End(NoSubnet)
 	}
 	if err == nil {
-		f.tries, f.failed = 0, false
+		f.tries, f.failed = 0, 0
 		f.schedule()
 	} else {
 		f.stepTimer.Reset(f.retryDelay(err))
@@ -124,13 +127,20 @@ func (f *follower) stepSoon() {
 	case f.news.terms != nil && f.acquiring():
 		f.stepTimer.Reset(f.attempts.Delay(now))
 	case f.news.terms != nil, f.news.heard > 0:
-		f.stepTimer.Reset(f.looks.Delay(now))
+		f.stepTimer.Reset(f.lookDelay())
 	}
+}
+
+// lookDelay returns how long to wait until the own lease may be looked at again. It is rounded up,
+// lest a look begin before there is something for it to take.
+func (f *follower) lookDelay() time.Duration {
+	missing := 1 - f.looks.TokensAt(time.Now())
+	return time.Duration(math.Ceil(max(0, missing) * float64(looksEvery)))
 }
 
 // schedule sets the time of the step that follows one that succeeded.
 func (f *follower) schedule() {
-	soon := f.looks.Delay(time.Now())
+	soon := f.lookDelay()
 	switch {
 	case !f.mine.known: // and somebody keeps changing it
 		f.stepTimer.Reset(max(f.mine.repairs.Delay(time.Now()), soon))
@@ -169,8 +179,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 	case !f.begun():
 		return between(startRetry/2, startRetry)
 	}
-	if !f.failed {
-		f.failed = true
+	if f.failed++; f.failed == 1 {
 		msg := "cannot renew lease, trying again"
 		if f.lost {
 			msg = "cannot lease another subnet, trying again"
@@ -181,6 +190,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 	if !f.lost && f.own.Attrs == f.mine.attrs {
 		delay = min(max(time.Until(f.own.Expires)/8, lastRetry), renewFloor)
 	}
+	delay = min(delay, firstRetry<<min(f.failed-1, 6))
 	return between(delay/2, delay)
 }
 
@@ -202,7 +212,7 @@ func (f *follower) conflictDelay(err error) time.Duration {
 	}
 	delay := between(0, min(most, mostConflictPause))
 	if f.begun() {
-		delay = max(delay, f.looks.Delay(time.Now()))
+		delay = max(delay, f.lookDelay())
 	}
 	return delay
 }

@@ -15,11 +15,11 @@ import (
 const (
 	// Bounds of the wait between attempts while the registry is away.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
-	// What a watch brings costs one a event, and watchCost beside: a request of etcd's v2 API.
-	// Each second there is watchRate, a few per cent of a processor, and watchBurst at once, as
-	// thousands of hosts cost that join within seconds. A v2 watch that gets behind loses the
-	// history and lists, which costs less.
-	watchCost, watchRate, watchBurst = 20, 2000, 40_000
+	// What a watch or a listing brings costs one an event or lease, and watchCost or listCost
+	// beside: a request of etcd's v2 API, or what begins anew with a listing, such as the
+	// stream of a v3 watch. Each second there is budgetRate, a few per cent of a processor, and
+	// budgetBurst at once, as thousands of hosts cost that join within seconds.
+	watchCost, listCost, budgetRate, budgetBurst = 20, 200, 2000, 40_000
 )
 
 // follow makes a call that follows the network.
@@ -61,15 +61,18 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 		for _, ev := range events {
 			f.apply(ev)
 		}
-		wait := f.progress.ReserveN(time.Now(), min(watchCost+len(events), watchBurst)).Delay()
-		if next <= f.index { // what is there already
-			wait = f.turns.Next(time.Now())
+		wait := f.spend(watchCost + len(events))
+		gotOn := next > f.index
+		if gotOn {
+			f.index, f.listed = next, false
 		}
-		f.index = next
-		if f.relist {
+		switch {
+		case f.relist:
 			f.retryTimer.Reset(f.relistDelay())
-		} else {
-			f.watch(ctx, wait)
+		case gotOn:
+			f.watchOrList(ctx, len(events), wait)
+		default: // what is there already
+			f.watch(ctx, max(wait, f.turns.Next(time.Now())))
 		}
 	case errors.Is(err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", err)
@@ -81,10 +84,38 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 	}
 }
 
+// watchOrList watches again, after a wait that the budget asks for, when a watch has brought n
+// events. If such waits have taken as long as a listing would, all is listed: where a watch brings
+// one event, as in etcd's v2 API, a host would else be further and further behind in a storm of
+// changes, until it loses the history. Where it brings more, the wait has gathered what there was.
+func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
+	if n == 1 && wait > 0 {
+		f.held += wait
+	} else {
+		f.held = wait
+	}
+	if f.held <= time.Second*time.Duration(listCost+len(f.leases))/budgetRate {
+		f.watch(ctx, wait)
+		return
+	}
+	f.Log.Debug("listing all leases again: they change faster than they are watched", "leases", len(f.leases))
+	f.relist = true
+	f.retryTimer.Reset(f.relistDelay())
+}
+
+// spend takes a cost from the budget, and returns how long to wait until the next request.
+func (f *follower) spend(cost int) time.Duration {
+	return f.budget.ReserveN(time.Now(), min(cost, budgetBurst)).Delay()
+}
+
 // relistDelay spreads the listings of hosts that lost their history by the
 // same event, a few seconds for ten thousand; and paces them if one does not help.
 func (f *follower) relistDelay() time.Duration {
-	spread := between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	f.held = 0
+	spread := f.spend(listCost+len(f.leases)) + between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	if !f.listed {
+		return spread
+	}
 	if wait := f.relists.Next(time.Now()); wait > 0 {
 		spread += between(wait/2, wait)
 	}
@@ -129,7 +160,7 @@ func (f *follower) list(ctx context.Context) {
 				f.retryLater(err)
 				return
 			}
-			f.relist = false
+			f.relist, f.listed = false, true
 			f.load(listing)
 			f.news.doubt()
 			f.news.wiped = f.news.wiped || f.away.active()
@@ -143,7 +174,7 @@ func (f *follower) resume(ctx context.Context) {
 	f.away.end()
 	f.watch(ctx, 0)
 	if f.stepSince.IsZero() {
-		f.stepTimer.Reset(f.looks.Delay(time.Now()))
+		f.stepTimer.Reset(f.lookDelay())
 	}
 }
 
