@@ -237,19 +237,16 @@ func TestIPTablesThatHangs(t *testing.T) {
 
 // TestLongFirstLook: the start does not wait for the first look at the rules to end, which goes on.
 func TestLongFirstLook(t *testing.T) {
-	c, h, programs := hostWithIPTables(t, "slow")
-	p, err := h.Run(lab.Command{
-		Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile, "-ip-masq=true", "-iptables-resync=1"},
-		Env:  []string{"PATH=" + programs.dir},
+	t.Parallel()
+	need(t, "iptables-nft", "nft")
+	c, h := oneHost(t, vxlanConfig)
+	programs := newFaultyIPTables(t)
+	programs.be("slow")
+	p := c.launchCommand(h, lab.Command{
+		Args: []string{"-ip-masq=true", "-iptables-resync=1"}, Env: []string{"PATH=" + programs.dir},
 	})
-	c.must(err)
-	c.within(5*time.Second, "a start", func() error {
-		if !strings.Contains(p.Logs(), "programmed the kernel") {
-			return errors.New("nothing is programmed")
-		}
-		return nil
-	})
-	c.must(p.Pause()) // as on a busy machine, and longer than READY waits for the first look
+	c.says(p, "programmed the kernel")
+	c.must(p.Pause()) // as on a machine that is busy with something else
 	pauseFor(c.ctx, 6*time.Second)
 	c.must(p.Signal(syscall.SIGCONT))
 	programs.be("healthy")
