@@ -3,7 +3,6 @@ package subnet
 import (
 	"context"
 	"log/slog"
-	"math"
 	"net/netip"
 	"sync"
 	"time"

@@ -84,10 +84,10 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 	}
 }
 
-// watchOrList watches again, after a wait that the budget asks for, when a watch has brought n
-// events. If such waits have taken as long as a listing would, all is listed: where a watch brings
-// one event, as in etcd's v2 API, a host would else be further and further behind in a storm of
-// changes, until it loses the history. Where it brings more, the wait has gathered what there was.
+// watchOrList watches again, after the wait that the budget requires, when a watch has returned n
+// events; or lists all leases, if such waits have taken as long as a listing would. A watch of
+// etcd's v2 API returns one event: in a storm of changes the host would be further and further
+// behind until it loses the history. A watch that returns more has caught up.
 func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 	if n == 1 && wait > 0 {
 		f.held += wait

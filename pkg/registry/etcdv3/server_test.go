@@ -90,7 +90,7 @@ func TestSickEndpoint(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			etcd := etcdtest.StartEtcd(t)
-			openBackdoor(t, etcd.URL, prefix).setConfig("{}")
+			newOperator(t, etcd).SetConfig("{}")
 			var asked atomic.Int32
 			sick := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				asked.Add(1)
@@ -106,15 +106,15 @@ func TestSickEndpoint(t *testing.T) {
 			sick.Start()
 			t.Cleanup(sick.Close)
 			r := open(t, etcdv3.Options{Endpoints: []string{sick.URL, etcd.URL}, Prefix: prefix})
-			eventually(t, "both are connected to", func() bool {
+			wait.True(t, "both are connected to", func() bool {
 				before := asked.Load()
-				_, err := r.Config(timeout(t)) // by the other one, if it succeeds
+				_, err := r.Config(registrytest.Timeout(t)) // by the other one, if it succeeds
 				return err == nil && before > 0
 			})
 			begun := time.Now()
 			before := asked.Load()
 			for range 200 {
-				if _, err := r.Config(timeout(t)); err != nil {
+				if _, err := r.Config(registrytest.Timeout(t)); err != nil {
 					t.Error(err)
 				}
 			}
