@@ -1,0 +1,268 @@
+package reconcile
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/condition"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+const (
+	// rounds bounds the look-again within a pass. Two suffice on a healthy
+	// kernel: one that changes, one that finds nothing.
+	rounds = 4
+	// chunk is how many operations are carried out at a time, of which there may be tens of
+	// thousands: in between, progress is noted.
+	chunk = 1024
+)
+
+// Missing is an object that this host needs for itself and that could not be put.
+type Missing struct {
+	Op     dataplane.Op
+	Err    error  // why the last attempt failed; nil: there was none
+	Reason string // why there was none
+}
+
+// Same reports whether two tell of the same attempt.
+func (m Missing) Same(o Missing) bool {
+	return m.Err == o.Err && m.Reason == o.Reason && m.Op.Object() == o.Op.Object()
+}
+
+// Pass brings the kernel up to date once and tells whether what this host needs
+// for itself stands: its link, its address, and the routes and tunnel entries that no
+// peer is the reason for. Failures with single peers do not count; they are tried
+// again later. Passes must not overlap: Settle and Run are for one goroutine.
+//
+// Where only peers have changed, and nobody else has touched the kernel since it
+// was read, their part of that reading is compared with their part of what is
+// wanted. Everything else takes a new reading; when there were too many lately, the
+// peers that changed do not wait for it.
+func (l *Loop) Pass() bool {
+	defer func() { l.ended = time.Now() }()
+	l.cfg.Alive()
+	l.input.Lock()
+	facts, view, err := l.input.facts, l.input.view, l.input.err
+	l.input.Unlock()
+	if err != nil || view == nil {
+		l.holds.broke(time.Now(), inputObject)
+		if err != nil && !errors.As(err, &condition.Reported{}) {
+			l.report.broken("reading the state of this host", err)
+		}
+		return false
+	}
+	if l.retry.Swap(false) {
+		l.holds.retry()
+	}
+	l.own = view.Own.Subnet
+	change := l.plan.Update(facts, *view)
+	change.All = change.All || l.undone
+	l.report.skipped(l.plan.Skipped())
+	if l.cfg.Rivals != nil {
+		l.cfg.Rivals(l.plan.Rivals())
+	}
+	done := pass{change: change, left: l.left}
+	stale := l.stale.Load()
+	if stale && l.budget.Rest(time.Now()) > 0 {
+		if change.Nothing() {
+			return l.ok
+		}
+		stale = false
+	}
+	if !stale && l.partial(change) {
+		l.passPart(*view, &done)
+	} else if !l.passWhole(facts, *view, &done) {
+		l.undone, l.ok = true, false
+		return false
+	}
+	l.undone = false
+	if left := len(done.failed)+done.held > 0; left || !done.part {
+		l.left = left && (done.left || !change.Nothing()) // what is left of a repair is one, too
+	}
+	if !done.part && l.cfg.Missing != nil {
+		l.cfg.Missing(causes(done.missing))
+	}
+	done.fighting = l.holds.fighting(time.Now()) || l.budget.Over()
+	l.report.pass(done)
+	l.ok = !done.own
+	return l.ok
+}
+
+// partial tells whether the last reading will do for a change.
+func (l *Loop) partial(c backend.Change) bool {
+	want := l.plan.Want()
+	if c.All || l.whole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
+		return false
+	}
+	for k := range c.Now.Routes {
+		if k.Link != "" && !l.scope.OwnsLink(k.Link) && !slices.Contains(l.scope.Carriers, k.Link) {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *Loop) passPart(v lease.View, done *pass) {
+	c := done.change
+	delta := dataplane.Diff(c.Now, l.reading.Part(c.Was, c.Now), l.scope, v.Complete)
+	done.part, done.conflicts = true, delta.Conflicts
+	l.apply(delta, done)
+	l.whole = len(done.failed)+len(delta.Conflicts) > 0
+}
+
+// passWhole reads the kernel, puts right what differs, and looks again. It tells
+// whether the kernel could be read.
+func (l *Loop) passWhole(f host.Facts, v lease.View, done *pass) bool {
+	want := l.plan.Want()
+	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
+	l.whole = true
+	l.stale.Store(false) // what happens from here on is for the next pass
+	for round := range rounds {
+		l.budget.Begin()
+		l.reading = dataplane.State{} // not two at a time: they are large
+		have := dataplane.NewState()
+		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
+			l.holds.broke(time.Now(), inputObject)
+			l.report.broken("reading the kernel", err)
+			return false
+		}
+		l.holds.clear(inputObject)
+		l.reading, l.read = have, time.Now()
+		l.scope.NextHops, l.scope.Spread = want.NextHopsPay(have), want.SpreadPays(have)
+		delta := dataplane.Diff(want, have, l.scope, v.Complete)
+		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
+		done.conflicts = delta.Conflicts
+		l.cost = l.budget.Spend(time.Now())
+		l.budget.Begin()
+		done.doubt = round == 0
+		again := l.apply(delta, done)
+		if done.change.Nothing() {
+			l.budget.Spend(time.Now())
+		}
+		if again && done.change.Nothing() && l.budget.Rest(time.Now()) > 0 {
+			l.stale.Store(true) // later: somebody is at it, too
+			break
+		}
+		if !again {
+			// What this host lacks for itself, others' things do not go on top of.
+			l.whole = done.own
+			break
+		}
+	}
+	maps.DeleteFunc(l.refused, func(object string, _ error) bool {
+		return !slices.ContainsFunc(done.missing, func(m Missing) bool { return m.Op.Object() == object })
+	})
+	if l.cfg.Missing != nil {
+		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return c.Op.Basic(l.own) })
+		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || lacksLink(done.missing, f.op) })
+	}
+	return true
+}
+
+// pass is what a pass did, for the report.
+type pass struct {
+	change    backend.Change // of what is wanted
+	part      bool           // only what has changed was looked at
+	left      bool           // the pass before left something for this one
+	applied   tally
+	doubt     bool // the reading may be overtaken: what fails is read and tried again before it counts
+	doubted   int  // what failed so in this round
+	failed    []failure
+	fighting  bool // somebody undoes an object again and again, or so much that it takes too long
+	held      int  // left for later: failed or fought over lately
+	conflicts []dataplane.Conflict
+	own       bool // something of this host's own is missing
+	missing   []Missing
+}
+
+type failure struct {
+	op    dataplane.Op
+	err   error
+	first bool // it did not fail the time before
+}
+
+// apply carries out the operations that are due, and tells whether it is worth
+// looking again.
+func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
+	now := time.Now()
+	done.held, done.doubted, done.own, done.missing = 0, 0, false, nil
+	for _, c := range delta.Conflicts {
+		if c.Op.Basic(l.own) {
+			done.own = true
+			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
+		}
+	}
+	total, before := delta.Len(), done.applied.n
+	due := make([]dataplane.Op, 0, min(chunk, total))
+	for op := range delta.Ops() {
+		if l.holds.held(now, op) {
+			done.held++
+			if op.Basic(l.own) {
+				done.own = true
+				if err := l.refused[op.Object()]; err != nil {
+					done.missing = append(done.missing, Missing{Op: op, Err: err})
+				}
+			}
+		} else if due = append(due, op); len(due) == chunk {
+			l.carryOut(due, done)
+			due = due[:0]
+			l.report.progress(done.applied.n-before, total)
+		}
+	}
+	l.carryOut(due, done)
+	return done.applied.n > before || done.doubted > 0
+}
+
+// carryOut has a chunk of operations done and notes what became of them.
+func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
+	if len(due) == 0 {
+		return
+	}
+	l.cfg.Alive()
+	if l.cfg.Before != nil {
+		l.cfg.Before()
+	}
+	now := time.Now()
+	for i, err := range l.cfg.Driver.Apply(due) {
+		op := due[i]
+		if err != nil {
+			own := op.Basic(l.own)
+			done.own = done.own || own
+			if done.doubt && !l.holds.failing(op) {
+				done.doubted++
+				continue
+			}
+			if own {
+				l.refused[op.Object()] = err
+				done.missing = append(done.missing, Missing{Op: op, Err: err})
+			}
+			first := l.holds.broke(now, op.Object())
+			done.failed = append(done.failed, failure{op, err, first})
+			continue
+		}
+		if done.part { // after a whole pass that changed something comes another reading
+			l.reading.Note(op)
+		}
+		// What is wanted as before, and was not so, somebody has undone.
+		l.holds.did(now, op, op.Kind != dataplane.KindNextHop && !done.change.About(op))
+		done.applied.add(op)
+		l.report.applied(op)
+	}
+}
+
+// lacksLink reports whether an operation is on a link that is missing.
+func lacksLink(missing []Missing, op dataplane.Op) bool {
+	return slices.ContainsFunc(missing, func(m Missing) bool {
+		return m.Op.Kind == dataplane.KindLink && m.Op.Device() == op.Device()
+	})
+}
+
+// causes leaves out what is missing because its link is.
+func causes(missing []Missing) []Missing {
+	return slices.DeleteFunc(slices.Clone(missing), func(m Missing) bool { return m.Op.Kind != dataplane.KindLink && lacksLink(missing, m.Op) })
+}
