@@ -24,12 +24,12 @@ func TestUplinkSelectors(t *testing.T) {
 		said string // in the log
 		code int    // of the exit, when it can't start
 	}{
-		{"", `iface=eth0 addr=172.31.200.2 by="default route"`, 0},
-		{"-iface=eth0", `by="iface eth0"`, 0},
-		{"-iface=bond7 -iface=172.31.200.2", `by="iface 172.31.200.2"`, 0},
-		{"-iface-regex=^172\\.31\\.", `by="iface-regex ^172\\.31\\."`, 0},
-		{"-iface=bond7 -iface-can-reach=172.31.200.1", `iface=eth0 addr=172.31.200.2 by="iface-can-reach 172.31.200.1"`, 0},
-		{"-public-ip=172.31.200.2", `by="public-ip 172.31.200.2"`, 0},
+		{"", `iface=eth0 addr=172.31.200.2 reason="default route"`, 0},
+		{"-iface=eth0", `reason="iface eth0"`, 0},
+		{"-iface=bond7 -iface=172.31.200.2", `reason="iface 172.31.200.2"`, 0},
+		{"-iface-regex=^172\\.31\\.", `reason="iface-regex ^172\\.31\\."`, 0},
+		{"-iface=bond7 -iface-can-reach=172.31.200.1", `iface=eth0 addr=172.31.200.2 reason="iface-can-reach 172.31.200.1"`, 0},
+		{"-public-ip=172.31.200.2", `reason="public-ip 172.31.200.2"`, 0},
 		{"-iface=bond7", "there is no such interface; there are lo, eth0", 1},
 		{"-iface=lo", "interface lo has no usable IPv4 address", 1},
 		{"-etcd-cafile=/nonexistent", "/nonexistent", 1},

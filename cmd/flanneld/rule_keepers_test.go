@@ -178,7 +178,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 		{"slow", `err="no end after 3s"`, true},
 		{"fails", "exit status 111: broken", true},
 		{"not executable", "permission denied", true},
-		{"absent", `msg="packet filter rules are kept by nftables" why="iptables is not installed`, false},
+		{"absent", `msg="packet filter rules are kept by nftables" reason="iptables is not installed`, false},
 	} {
 		t.Run(f.fault, func(t *testing.T) {
 			t.Parallel()

@@ -169,7 +169,7 @@ func (l *List) say(e *entry) {
 	}
 	fields := slices.Clone(e.Fields)
 	if e.unsaid > 0 {
-		fields = append(fields, "changes", e.unsaid)
+		fields = append(fields, "times", e.unsaid)
 	}
 	switch {
 	case !e.there:

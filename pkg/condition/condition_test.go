@@ -106,7 +106,7 @@ func TestFlappingConditionIsLoggedAFewTimes(t *testing.T) {
 			time.Sleep(flapHold + time.Second)
 			synctest.Wait()
 			last := out.String()[before:]
-			if stays && (strings.Count(last, "\n") != 1 || !strings.Contains(last, "level=WARN") || !strings.Contains(last, "changes=37")) || !stays && last != "" {
+			if stays && (strings.Count(last, "\n") != 1 || !strings.Contains(last, "level=WARN") || !strings.Contains(last, "times=37")) || !stays && last != "" {
 				t.Errorf("then: %q", last)
 			}
 			time.Sleep(5 * flapWindow)

@@ -26,7 +26,7 @@ func (d *daemon) reconfigure(n backend.Network) {
 	if late := d.net.NeedsRestart(n); len(late) > 0 {
 		d.conditions.Set(condition.Condition{
 			ID: id, Text: "the network config has changed in what takes a restart of flanneld, on all hosts; going on with the old one",
-			Fields: []any{"changed", strings.Join(late, "; ")},
+			Fields: []any{"changes", strings.Join(late, "; ")},
 		})
 		return
 	}

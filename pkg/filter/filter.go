@@ -305,7 +305,7 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 		if calm := f.fight.Repaired(f.looked); calm > 0 {
 			f.cfg.Conditions.Begin(condition.Condition{
 				ID: fightCondition, Severe: true, Text: "something else on this host keeps undoing our packet filter rules; slowing down",
-				Fields: []any{"changed", changes},
+				Fields: []any{"changes", strings.Join(changes, "; ")},
 			})
 			return calm, true
 		}

@@ -171,7 +171,7 @@ func TestFightIsSlowedDown(t *testing.T) {
 			if undone > 40 || undone < 20 {
 				t.Errorf("repaired %d times", undone)
 			}
-			h.said(1, "level=ERROR", "something else on this host keeps undoing our packet filter rules; slowing down", "changed=")
+			h.said(1, "level=ERROR", "something else on this host keeps undoing our packet filter rules; slowing down", "changes=")
 			h.wrong(fightCondition, true)
 			h.after(3 * time.Minute)
 			h.wrong(fightCondition, false)
@@ -242,7 +242,7 @@ func TestWatchThatFails(t *testing.T) {
 		h.start()
 		h.wrong(watchCondition+"nftables", true)
 		h.wrong(watchCondition+"iptables", false)
-		h.said(1, "seen late, for they cannot be watched", "by=nftables")
+		h.said(1, "seen late, for they cannot be watched", "keeper=nftables")
 		h.after(time.Second)
 		h.set(func() { h.nft.unseen = nil; clear(h.places) })
 		h.after(firstRetry + burst)

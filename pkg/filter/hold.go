@@ -166,7 +166,7 @@ func (f *Filter) say(k candidate, why string) {
 	if traits.Place == firewall.Nowhere {
 		return
 	}
-	fields := []any{"why", why}
+	fields := []any{"reason", why}
 	if traits.Version != "" {
 		fields = append([]any{"version", traits.Version}, fields...)
 	}

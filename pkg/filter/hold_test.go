@@ -20,11 +20,11 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 		native, compat, legacy string
 		says                   string
 	}{
-		{netconf.Open, firewall.Compat, "accepts", "rules", "nothing", `kept by iptables" version="iptables v1.8.9 (nf_tables)" why="it is installed`},
+		{netconf.Open, firewall.Compat, "accepts", "rules", "nothing", `kept by iptables" version="iptables v1.8.9 (nf_tables)" reason="it is installed`},
 		{netconf.Open, firewall.Legacy, "accepts", "nothing", "rules", `kept by iptables"`},
-		{netconf.Open, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables" why="iptables is not installed`},
-		{netconf.No, firewall.Compat, "accepts", "rules", "nothing", `why="EnableNFTables is false"`},
-		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `kept by nftables" why="EnableNFTables is true"`},
+		{netconf.Open, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables" reason="iptables is not installed`},
+		{netconf.No, firewall.Compat, "accepts", "rules", "nothing", `reason="EnableNFTables is false"`},
+		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `kept by nftables" reason="EnableNFTables is true"`},
 		{netconf.Yes, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables"`},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -190,7 +190,7 @@ func TestChoiceMayChange(t *testing.T) {
 		if emptied, put := h.compat.syncs[0], h.nft.syncs[1]; emptied.Before(put) {
 			t.Error("the old rules went first")
 		}
-		h.said(1, `kept by nftables" why="EnableNFTables is true"`)
+		h.said(1, `kept by nftables" reason="EnableNFTables is true"`)
 		h.set(func() { h.iptables.hangs = true })
 		h.SetChoice(netconf.No)
 		h.after(time.Second)

@@ -115,7 +115,7 @@ func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 		if pause := l.fight.Repaired(now); pause > 0 {
 			l.cfg.Conditions.Begin(condition.Condition{
 				ID: lockFightCondition, Severe: true, Text: "something else on this host keeps undoing the underlay lock; slowing down",
-				Fields: []any{"changed", changes},
+				Fields: []any{"changes", strings.Join(changes, "; ")},
 			})
 			l.calm = now.Add(pause)
 			return pause

@@ -37,7 +37,7 @@ func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k
 		if err != nil {
 			f.cfg.Conditions.Set(condition.Condition{
 				ID: watchCondition + name, Text: "changes of packet filter rules by others are seen late, for they cannot be watched",
-				Fields: []any{"by", name, "err", err},
+				Fields: []any{"keeper", name, "err", err},
 			})
 		} else {
 			f.cfg.Conditions.End(watchCondition + name)

@@ -54,7 +54,7 @@ func (l *Leftovers) Uncover(wanted []host.Need) {
 		if err := l.Kernel.Apply([]dataplane.Op{o.Op})[0]; err != nil {
 			l.Log.Warn("cannot remove a route of an earlier run that takes what this host needs itself", append(fields, "err", err, "command", o.Op.String())...)
 		} else {
-			l.Log.Warn("removed a route of an earlier run that took what this host needs itself", append(fields, "op", o.Op.String())...)
+			l.Log.Warn("removed a route of an earlier run that took what this host needs itself", append(fields, "command", o.Op.String())...)
 		}
 	}
 }

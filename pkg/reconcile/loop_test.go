@@ -166,7 +166,7 @@ func TestPassConverges(t *testing.T) {
 	f.Reread()
 	f.kernel.Routes[key(9)] = dataplane.Route{}
 	f.Pass()
-	if f.said(`msg="repaired what was changed behind our back" ops="+1 route, -1 route" first="ip route replace 10.42.1.0/24 dev flannel.1 scope global onlink"`) != 1 {
+	if f.said(`msg="repaired what was changed behind our back" ops="+1 route, -1 route" example="ip route replace 10.42.1.0/24 dev flannel.1 scope global onlink"`) != 1 {
 		t.Errorf("log:\n%s", &f.log)
 	}
 }

@@ -79,7 +79,7 @@ func (r *report) later(now time.Time) time.Duration {
 func (r *report) broken(what string, err error) {
 	r.wrong.Begin(condition.Condition{
 		ID: uncheckedCondition + what, Severe: true, Text: "the kernel is not checked until this works again", Ended: "the kernel is checked again",
-		Fields: []any{"trouble", what, "err", err},
+		Fields: []any{"reason", what, "err", err},
 	})
 }
 
@@ -117,11 +117,11 @@ func (r *report) applications(p pass) {
 	if p.left || !p.change.Nothing() {
 		msg = "programmed the kernel"
 	}
-	r.log.Info(msg, "ops", p.applied.String(), "first", p.applied.first.String())
+	r.log.Info(msg, "ops", p.applied.String(), "example", p.applied.first.String())
 	if p.fighting {
 		r.wrong.Begin(condition.Condition{
 			ID: fightCondition, Severe: true, Text: "something else on this host keeps undoing our work; slowing down",
-			Fields: []any{"ops", p.applied.String(), "first", p.applied.first.String()},
+			Fields: []any{"ops", p.applied.String(), "example", p.applied.first.String()},
 		})
 	}
 }
@@ -133,13 +133,13 @@ func (r *report) failures(p pass) {
 			fresh = append(fresh, f)
 		}
 		if r.log.Enabled(context.Background(), slog.LevelDebug) {
-			r.log.Debug("failed", "op", f.op.String(), "err", f.err)
+			r.log.Debug("failed", "command", f.op.String(), "err", f.err)
 		}
 	}
 	if r.failing += len(fresh); len(fresh) > 0 {
 		r.wrong.Set(condition.Condition{
 			ID: refusedCondition, Text: "the kernel refused; trying again", Ended: "nothing fails any more",
-			Fields: []any{"failed", r.failing, "err", fresh[0].err},
+			Fields: []any{"count", r.failing, "err", fresh[0].err},
 		})
 	}
 	if len(p.failed) == 0 && p.held == 0 && !p.part {
@@ -151,7 +151,7 @@ func (r *report) failures(p pass) {
 // applied is told of each operation that was done.
 func (r *report) applied(op dataplane.Op) {
 	if r.log.Enabled(context.Background(), slog.LevelDebug) {
-		r.log.Debug("applied", "op", op.String())
+		r.log.Debug("applied", "command", op.String())
 	}
 }
 
@@ -163,7 +163,7 @@ func (r *report) progress(done, of int) {
 		r.told = now
 	case now.Sub(r.told) >= progressEvery:
 		r.told = now
-		r.log.Info("programming the kernel", "done", done, "of", of)
+		r.log.Info("programming the kernel", "done", done, "total", of)
 	}
 }
 

@@ -167,7 +167,7 @@ func (k *Keeper) contest() {
 	a, err := k.backend.Attrs(f, k.terms.Attrs, k.rivals)
 	if err == nil && k.change(func(t *subnet.Terms) { t.Attrs = a }) {
 		k.changed = now
-		k.log.Warn("another host has the MAC of this one, taking another", "peer", k.rivals[0].Subnet, "public_ip", k.rivals[0].PublicIP, "before", before, "now", a.BackendData)
+		k.log.Warn("another host has the MAC of this one, taking another", "peer", k.rivals[0].Subnet, "public_ip", k.rivals[0].PublicIP, "before", before, "backend_data", a.BackendData)
 	}
 }
 

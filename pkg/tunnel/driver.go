@@ -244,7 +244,7 @@ func (d *Driver) openEnds(name string, l dataplane.Link) (e Ends, closeEnds func
 		}
 	}
 	tcp, uso := tun.SuperPackets()
-	d.log.Info("tunnel is open", "link", name, "local", l.Local, "port", l.Port,
+	d.log.Info("tunnel is open", "device", name, "addr", l.Local, "port", l.Port,
 		"tso", tcp, "uso", uso, "udp_segment", udp.MaxSegments() > 1, "udp_gro", udp.GRO())
 	return e, closeEnds, nil
 }
@@ -280,7 +280,7 @@ func (d *Driver) run(r *running) {
 	if r.ctx.Err() != nil {
 		return
 	}
-	d.log.Warn("tunnel has ended, opening it again", "link", r.name, "err", err)
+	d.log.Warn("tunnel has ended, opening it again", "device", r.name, "err", err)
 	r.cancel()
 	d.pacing.Lock()
 	wait := d.ends.Next(time.Now())

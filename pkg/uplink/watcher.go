@@ -258,7 +258,7 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 
 // heard takes an event, looks if it is about the uplink, and passes it on.
 func (w *Watcher) heard(ctx context.Context, e driver.Event) {
-	w.Log.Debug("the kernel reports changes", "of", e)
+	w.Log.Debug("the kernel reports changes", "events", e)
 	switch {
 	case e&(driver.Uplink|driver.Overflow) != 0:
 		w.look(ctx)
@@ -361,9 +361,9 @@ func (w *Watcher) choose(inv host.Inventory) error {
 	switch {
 	case u.Iface == "" || before == u:
 	case before.Iface == "":
-		w.Log.Info("chose the uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why)
+		w.Log.Info("chose the uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Why)
 	default:
-		w.Log.Warn("chose another uplink", "iface", u.Iface, "addr", u.Addr, "by", u.Why, "iface_before", before.Iface, "addr_before", before.Addr)
+		w.Log.Warn("chose another uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Why, "before", before.Iface+" "+before.Addr.String())
 	}
 	w.mu.Lock()
 	w.uplink = u
