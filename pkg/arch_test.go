@@ -113,7 +113,7 @@ func sources(t *testing.T) []source {
 				return err
 			}
 			fset := token.NewFileSet()
-			f, err := parser.ParseFile(fset, path, nil, 0)
+			f, err := parser.ParseFile(fset, path, nil, parser.ParseComments)
 			room := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(path)), "../")
 			all = append(all, source{strings.TrimPrefix(room, "."), path, f, fset})
 			return err

@@ -22,26 +22,26 @@ import (
 // store is away, or broken, and the call may be tried again. A write that got
 // no answer may have been done all the same.
 var (
-	// ErrNoConfig: the store answers, and has no network config under the prefix.
+	// ErrNoConfig means that the store answers, and has no network config under the prefix.
 	ErrNoConfig = errors.New("no network config")
-	// ErrConflict: the compare of a compare-and-swap failed: the key exists
-	// (Create), or is gone or was changed (Update, Release) — perhaps by an
+	// ErrConflict means that the compare of a compare-and-swap failed: the key exists
+	// (Create), or is gone or was changed (Update, Release), perhaps by an
 	// earlier write of our own whose answer was lost.
 	ErrConflict = errors.New("lease was changed by somebody else")
-	// ErrHistoryLost: what happened after the index asked for can no longer be
-	// told one by one; list again.
+	// ErrHistoryLost means that the store no longer has the events after the index asked
+	// for: the leases must be listed again.
 	ErrHistoryLost = errors.New("watch history lost")
-	// ErrDenied: the store answers, and refuses this user what was asked. Nothing was done.
+	// ErrDenied means that the store answers and refuses this user the request. Nothing was done.
 	// That lasts until a person changes it: whoever opened the store tells them, and who
 	// calls it says nothing and tries again now and then.
 	ErrDenied = errors.New("permission denied")
 	// ErrLogin is an ErrDenied too: not even the user is accepted.
 	ErrLogin = fmt.Errorf("user or password refused: %w", ErrDenied)
-	// ErrNoAPI: something answers, and does not have this store's API at all, as etcd 2 has
-	// no v3 and etcd 3.6 no v2.
+	// ErrNoAPI means that a server answers that does not have this store's API at all: etcd 2
+	// has no v3, etcd 3.6 has no v2.
 	ErrNoAPI = errors.New("no such API")
-	// ErrLongConfig: what should be the network config is longer than one can be. The error
-	// that is it says how long.
+	// ErrLongConfig means that the network config is longer than a config can be. The error
+	// that wraps it says how long.
 	ErrLongConfig = errors.New("network config is too long")
 	// ErrTurnedBack is an ErrHistoryLost too: the store is at an index below the
 	// one asked for, so it was wiped or restored from a backup.
