@@ -47,13 +47,37 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 	if err != nil {
 		return inv, err
 	}
-	links := map[int]device{} // with addresses, routes, or names
+	links, err := k.inventoryLinks(w, addrs, routes)
+	if err != nil {
+		return inv, err
+	}
+	var at map[int]int
+	inv.Ifaces, at = ifaces(links, addrs)
+	for _, r := range routes {
+		route := host.Route{
+			Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric,
+			Kernel: r.route.Proto == dataplane.ProtoKernel, Stamped: r.route.Proto == dataplane.ProtoFlannel,
+		}
+		if i, ok := at[r.index]; ok {
+			route.Iface = inv.Ifaces[i].Name
+		} else if r.index != 0 {
+			continue // by an interface that is gone, or that no uplink can be
+		}
+		inv.Routes = append(inv.Routes, route)
+	}
+	return inv, nil
+}
+
+// inventoryLinks reads the interfaces that have addresses, routes of interest, or one of the wanted
+// names, by their indexes.
+func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry) (map[int]device, error) {
+	links := map[int]device{}
 	for _, name := range w.Names {
 		switch d, err := k.byName(name); {
 		case err == nil:
 			links[d.index] = d
 		case !noLink(err):
-			return inv, fmt.Errorf("read link %s: %w", name, err)
+			return nil, fmt.Errorf("read link %s: %w", name, err)
 		}
 	}
 	wanted := map[int]bool{}
@@ -74,20 +98,23 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 			wanted[r.index] = true
 		}
 	}
-	if err := k.find(links, wanted); err != nil {
-		return inv, err
-	}
-	at := map[int]int{} // interface index to position
+	return links, k.find(links, wanted)
+}
+
+// ifaces returns interfaces with their IPv4 addresses in the order of their indexes, and the
+// position of each by index.
+func ifaces(links map[int]device, addrs []addrEntry) (all []host.Iface, at map[int]int) {
+	at = map[int]int{}
 	for _, index := range slices.Sorted(maps.Keys(links)) {
 		d := links[index]
-		at[index] = len(inv.Ifaces)
-		inv.Ifaces = append(inv.Ifaces, host.Iface{
+		at[index] = len(all)
+		all = append(all, host.Iface{
 			Name: d.name, Index: d.index, MTU: d.link.MTU, Up: d.link.Up, Running: d.carrier&unix.IFF_RUNNING != 0, MAC: d.link.MAC,
 		})
 	}
 	for _, a := range addrs {
 		if i, ok := at[a.index]; ok {
-			inv.Ifaces[i].Addrs = append(inv.Ifaces[i].Addrs, host.Addr{
+			all[i].Addrs = append(all[i].Addrs, host.Addr{
 				Prefix:     a.prefix,
 				Deprecated: a.flags&unix.IFA_F_DEPRECATED != 0,
 				Dynamic:    a.flags&unix.IFA_F_PERMANENT == 0,
@@ -95,19 +122,7 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 			})
 		}
 	}
-	for _, r := range routes {
-		route := host.Route{
-			Dst: r.key.Dst, Gateway: r.route.Via, Source: r.source, Metric: r.key.Metric,
-			Kernel: r.route.Proto == dataplane.ProtoKernel, Stamped: r.route.Proto == dataplane.ProtoFlannel,
-		}
-		if i, ok := at[r.index]; ok {
-			route.Iface = inv.Ifaces[i].Name
-		} else if r.index != 0 {
-			continue // by an interface that is gone, or that no uplink can be
-		}
-		inv.Routes = append(inv.Routes, route)
-	}
-	return inv, nil
+	return all, at
 }
 
 func (k *Kernel) wantedRoutes(w Wanted) ([]routeEntry, error) {

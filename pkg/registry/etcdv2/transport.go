@@ -155,28 +155,13 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			err = errSlow
 		}
 		b.end()
-		err = fmt.Errorf("%s: %w", req.URL.Host, err)
-		if e, ok := t.endpoints.byHost[req.URL.Host]; ok {
-			asked, end := wanted(req)
-			if remedy := t.options.Remedy(asked, e, err); remedy != "" {
-				err = fmt.Errorf("%w: %s", err, remedy)
-			}
-			end()
-		}
-		return nil, err
+		return nil, t.withRemedy(req, fmt.Errorf("%s: %w", req.URL.Host, err))
 	}
 	b.ReadCloser, b.left = resp.Body, maxRefusal
 	resp.Body = b
-	if resp.StatusCode/100 == 2 || resp.StatusCode/100 == 4 {
-		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media != "application/json" {
-			b.Close()
-			err := fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
-				req.URL.Host, resp.Status, strconv.Quote(media))
-			if resp.StatusCode == http.StatusNotFound {
-				return nil, &failure{err.Error(), registry.ErrNoAPI}
-			}
-			return nil, err
-		}
+	if err := checkMedia(req.URL.Host, resp); err != nil {
+		b.Close()
+		return nil, err
 	}
 	if wait && resp.StatusCode == http.StatusOK {
 		b.empty = errNoEvent
@@ -194,6 +179,37 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Body = &scanned{body: b, list: list}
 	}
 	return resp, nil
+}
+
+// withRemedy adds to why a request failed what helps, if that can be told.
+func (t *transport) withRemedy(req *http.Request, err error) error {
+	e, ok := t.endpoints.byHost[req.URL.Host]
+	if !ok {
+		return err
+	}
+	asked, end := wanted(req)
+	defer end()
+	if remedy := t.options.Remedy(asked, e, err); remedy != "" {
+		return fmt.Errorf("%w: %s", err, remedy)
+	}
+	return err
+}
+
+// checkMedia reports, as an error, an answer of something that is not etcd's v2 keys API.
+func checkMedia(host string, resp *http.Response) error {
+	if resp.StatusCode/100 != 2 && resp.StatusCode/100 != 4 {
+		return nil // of whatever is in between
+	}
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if media == "application/json" {
+		return nil
+	}
+	err := fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
+		host, resp.Status, strconv.Quote(media))
+	if resp.StatusCode == http.StatusNotFound {
+		return &failure{err.Error(), registry.ErrNoAPI}
+	}
+	return err
 }
 
 // body bounds an answer, by its length and by the time that it makes no progress. If empty is
