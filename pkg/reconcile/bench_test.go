@@ -87,28 +87,28 @@ func BenchmarkPass(b *testing.B) {
 	b.Run("first", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if k := (&idle{have: none, then: &full}); !newLoop(k).Pass() {
+			if k := (&idle{have: none, then: &full}); !newLoop(k).Pass(b.Context()) {
 				b.Fatal("something is missing")
 			}
 		}
 	})
 	b.Run("settled", func(b *testing.B) {
 		l := newLoop(&idle{have: full})
-		l.Pass()
+		l.Pass(b.Context())
 		b.ReportAllocs()
 		for b.Loop() {
 			l.stale.Store(true)
-			l.Pass()
+			l.Pass(b.Context())
 		}
 	})
 	b.Run("one comes and goes", func(b *testing.B) {
 		l := newLoop(&idle{have: none, then: &full})
-		l.Pass()
+		l.Pass(b.Context())
 		b.ReportAllocs()
 		for b.Loop() {
 			for _, v := range []lease.View{more, view} {
 				l.SetView(v)
-				l.Pass()
+				l.Pass(b.Context())
 			}
 		}
 	})

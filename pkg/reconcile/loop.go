@@ -155,7 +155,7 @@ func (l *Loop) Retry() {
 
 // Settle makes passes until what this host needs for itself stands.
 func (l *Loop) Settle(ctx context.Context) error {
-	for !l.Pass() {
+	for !l.Pass(ctx) {
 		if err := l.wait(ctx); err != nil {
 			return err
 		}
@@ -167,7 +167,7 @@ func (l *Loop) Settle(ctx context.Context) error {
 // failed is due again, and once a minute.
 func (l *Loop) Run(ctx context.Context) {
 	for l.wait(ctx) == nil {
-		l.Pass()
+		l.Pass(ctx)
 	}
 }
 

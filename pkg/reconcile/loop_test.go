@@ -133,7 +133,7 @@ func (f *fixture) tell() {
 // Pass is the loop's, of what is wanted now, and so are Settle and run.
 func (f *fixture) Pass() bool {
 	f.tell()
-	return f.Loop.Pass()
+	return f.Loop.Pass(context.Background())
 }
 
 func (f *fixture) Settle(ctx context.Context) error {
@@ -167,6 +167,35 @@ func TestPassConverges(t *testing.T) {
 	f.kernel.Routes[key(9)] = dataplane.Route{}
 	f.Pass()
 	if f.said(`msg="repaired what was changed behind our back" ops="+1 route, -1 route" example="ip route replace 10.42.1.0/24 dev flannel.1 scope global onlink"`) != 1 {
+		t.Errorf("log:\n%s", &f.log)
+	}
+}
+
+// TestStopEndsPass: a pass that is told to end does so before its next chunk of operations, and the
+// next one makes up for it, as what was wanted all along.
+func TestStopEndsPass(t *testing.T) {
+	f := newFixture()
+	f.wantRoutes()
+	for n := range 3 * chunk {
+		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n >> 8), byte(n)}), 32)
+		f.want.Routes[dataplane.RouteKey{Dst: dst, Link: "flannel.1"}] = dataplane.Route{Proto: dataplane.ProtoBoot}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	f.kernel.before = cancel
+	f.tell()
+	if f.Loop.Pass(ctx) || len(f.kernel.applied) != chunk || f.kernel.snapshots != 1 {
+		t.Errorf("%d operations were applied after %d readings, want %d after one", len(f.kernel.applied), f.kernel.snapshots, chunk)
+	}
+	if f.Loop.Pass(ctx) || len(f.kernel.applied) != chunk {
+		t.Errorf("a pass after the end has applied %d operations", len(f.kernel.applied)-chunk)
+	}
+	if err := f.Settle(ctx); err == nil {
+		t.Error("settled after the end")
+	}
+	if !f.Pass() || len(f.kernel.Routes) != 3*chunk {
+		t.Errorf("the kernel holds %d routes, want %d", len(f.kernel.Routes), 3*chunk)
+	}
+	if f.said("programmed the kernel") != 2 || f.said("\n") != 2 {
 		t.Errorf("log:\n%s", &f.log)
 	}
 }

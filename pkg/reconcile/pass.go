@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"slices"
@@ -39,11 +40,13 @@ func (m Missing) Same(o Missing) bool {
 // peer is the reason for. Failures with single peers do not count; they are tried
 // again later. Passes must not overlap: Settle and Run are for one goroutine.
 //
+// When ctx ends, a pass ends before its next chunk of operations, and has not got through.
+//
 // Where only peers have changed, and nobody else has touched the kernel since it
 // was read, their part of that reading is compared with their part of what is
 // wanted. Everything else takes a new reading; when there were too many lately, the
 // peers that changed do not wait for it.
-func (l *Loop) Pass() bool {
+func (l *Loop) Pass(ctx context.Context) bool {
 	defer func() { l.ended = time.Now() }()
 	l.cfg.Alive()
 	l.input.Lock()
@@ -75,9 +78,15 @@ func (l *Loop) Pass() bool {
 		stale = false
 	}
 	if !stale && l.partial(change) {
-		l.passPart(*view, &done)
-	} else if !l.passWhole(facts, *view, &done) {
+		l.passPart(ctx, *view, &done)
+	} else if !l.passWhole(ctx, facts, *view, &done) {
 		l.undone, l.ok = true, false
+		return false
+	}
+	done.fighting = l.holds.fighting(time.Now()) || l.budget.Over()
+	if ctx.Err() != nil {
+		l.undone, l.ok = true, false
+		l.report.applications(done)
 		return false
 	}
 	l.undone = false
@@ -87,7 +96,6 @@ func (l *Loop) Pass() bool {
 	if !done.part && l.cfg.Missing != nil {
 		l.cfg.Missing(causes(done.missing))
 	}
-	done.fighting = l.holds.fighting(time.Now()) || l.budget.Over()
 	l.report.pass(done)
 	l.ok = !done.own
 	return l.ok
@@ -107,17 +115,17 @@ func (l *Loop) partial(c backend.Change) bool {
 	return true
 }
 
-func (l *Loop) passPart(v lease.View, done *pass) {
+func (l *Loop) passPart(ctx context.Context, v lease.View, done *pass) {
 	c := done.change
 	delta := dataplane.Diff(c.Now, l.reading.Part(c.Was, c.Now), l.scope, v.Complete)
 	done.part, done.conflicts = true, delta.Conflicts
-	l.apply(delta, done)
+	l.apply(ctx, delta, done)
 	l.whole = len(done.failed)+len(delta.Conflicts) > 0
 }
 
 // passWhole reads the kernel, puts right what differs, and looks again. It tells
 // whether the kernel could be read.
-func (l *Loop) passWhole(f host.Facts, v lease.View, done *pass) bool {
+func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *pass) bool {
 	want := l.plan.Want()
 	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
 	l.whole = true
@@ -140,7 +148,10 @@ func (l *Loop) passWhole(f host.Facts, v lease.View, done *pass) bool {
 		l.cost = l.budget.Spend(time.Now())
 		l.budget.Begin()
 		done.doubt = round == 0
-		again := l.apply(delta, done)
+		again := l.apply(ctx, delta, done)
+		if ctx.Err() != nil {
+			return true
+		}
 		if done.change.Nothing() {
 			l.budget.Spend(time.Now())
 		}
@@ -186,9 +197,9 @@ type failure struct {
 	first bool // it did not fail the time before
 }
 
-// apply carries out the operations that are due, and tells whether it is worth
+// apply carries out the operations that are due until ctx ends, and tells whether it is worth
 // looking again.
-func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
+func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
 	done.held, done.doubted, done.own, done.missing = 0, 0, false, nil
 	for _, c := range delta.Conflicts {
@@ -209,18 +220,20 @@ func (l *Loop) apply(delta *dataplane.Delta, done *pass) (again bool) {
 				}
 			}
 		} else if due = append(due, op); len(due) == chunk {
-			l.carryOut(due, done)
-			due = due[:0]
+			l.carryOut(ctx, due, done)
+			if due = due[:0]; ctx.Err() != nil {
+				break
+			}
 			l.report.progress(done.applied.n-before, total)
 		}
 	}
-	l.carryOut(due, done)
+	l.carryOut(ctx, due, done)
 	return done.applied.n > before || done.doubted > 0
 }
 
-// carryOut has a chunk of operations done and notes what became of them.
-func (l *Loop) carryOut(due []dataplane.Op, done *pass) {
-	if len(due) == 0 {
+// carryOut has a chunk of operations done, unless ctx has ended, and notes what became of them.
+func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
+	if len(due) == 0 || ctx.Err() != nil {
 		return
 	}
 	l.cfg.Alive()
