@@ -30,6 +30,7 @@ type Kind interface {
 	deviceOf(Op) string
 	commandOf(Op) string
 	basicOf(op Op, own netip.Prefix) bool
+	clone(Op) Op
 	note(State, Op)
 	has(State, Op) bool
 }
@@ -141,6 +142,12 @@ func (d *Descriptor[K, V]) commandOf(op Op) string {
 func (d *Descriptor[K, V]) basicOf(op Op, own netip.Prefix) bool {
 	k, v := d.Of(op)
 	return d.basic != nil && d.basic(k, v, own)
+}
+
+func (d *Descriptor[K, V]) clone(op Op) Op {
+	k, v := d.Of(op)
+	op.object = &object[K, V]{v, k}
+	return op
 }
 
 func (d *Descriptor[K, V]) note(s State, op Op) {

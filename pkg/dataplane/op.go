@@ -46,5 +46,8 @@ func (o Op) Device() string { return o.Kind.deviceOf(o) }
 // itself, whoever the peers are, and without which it reaches none.
 func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basicOf(o, own) }
 
+// Clone returns an operation to keep: one of a Delta keeps all of that.
+func (o Op) Clone() Op { return o.Kind.clone(o) }
+
 // String returns the operation as a command that a person can paste.
 func (o Op) String() string { return o.Kind.commandOf(o) }

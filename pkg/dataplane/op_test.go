@@ -2,7 +2,9 @@ package dataplane
 
 import (
 	"net/netip"
+	"runtime"
 	"testing"
+	"weak"
 )
 
 func TestOpText(t *testing.T) {
@@ -42,5 +44,31 @@ func TestOpText(t *testing.T) {
 		if got := c.op.Object(); got != c.object {
 			t.Errorf("got  %s\nwant %s", got, c.object)
 		}
+		if got := c.op.Clone().String(); got != c.command {
+			t.Errorf("its clone is %s\nwant %s", got, c.command)
+		}
+	}
+}
+
+// TestCloneKeepsNothingElse: an operation that is kept for long does not keep all others of its
+// Delta.
+func TestCloneKeepsNothingElse(t *testing.T) {
+	want := NewState()
+	for i := range byte(100) {
+		want.Addrs[Addr{"flannel.1", netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, i, 0}), 32)}] = struct{}{}
+	}
+	kept := func() (op Op, all weak.Pointer[object[Addr, struct{}]]) {
+		for op := range Diff(want, NewState(), Scope{}, true).Ops() {
+			return op.Clone(), weak.Make(op.object.(*object[Addr, struct{}]))
+		}
+		return op, all
+	}
+	op, all := kept()
+	runtime.GC()
+	if all.Value() != nil {
+		t.Error("the Delta is kept")
+	}
+	if want := "ip addr replace 10.5.0.0/32 dev flannel.1"; op.String() != want {
+		t.Errorf("the operation is %s, want %s", op, want)
 	}
 }

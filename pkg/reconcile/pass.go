@@ -275,7 +275,13 @@ func lacksLink(missing []Missing, op dataplane.Op) bool {
 	})
 }
 
-// causes leaves out what is missing because its link is.
-func causes(missing []Missing) []Missing {
-	return slices.DeleteFunc(slices.Clone(missing), func(m Missing) bool { return m.Op.Kind != dataplane.KindLink && lacksLink(missing, m.Op) })
+// causes returns what is missing, to keep, without what is so because its link is.
+func causes(missing []Missing) (all []Missing) {
+	for _, m := range missing {
+		if m.Op.Kind == dataplane.KindLink || !lacksLink(missing, m.Op) {
+			m.Op = m.Op.Clone()
+			all = append(all, m)
+		}
+	}
+	return all
 }
