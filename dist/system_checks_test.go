@@ -21,7 +21,7 @@ func (s *system) takenPort() string {
 	h.must("[ $(systemctl show -P ActiveState flanneld) = activating ]")
 	h.must("systemctl stop holder")
 	h.eventually("systemctl is-active flanneld")
-	h.eventually(said("no longer: the overlay lacks"))
+	h.eventually(said("no longer: failed to set up the overlay"))
 	s.ping()
 	return suggested(line)
 }

@@ -80,11 +80,11 @@ func (s *system) imageBesideFirewalld() string {
 		h.eventually("docker logs flanneld 2>&1 | grep msg=ready")
 	}
 	run("")
-	line := h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop the overlay'")
+	line := h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop overlay packets'")
 	_, command, _ := strings.Cut(line, `command="`)
 	command, _, _ = strings.Cut(command, `"`)
 	h.must(command)
-	h.eventually("docker logs flanneld 2>&1 | grep 'no longer: firewalld may drop the overlay'")
+	h.eventually("docker logs flanneld 2>&1 | grep 'no longer: firewalld may drop overlay packets'")
 	s.reachable()
 	h.must("docker rm -f flanneld; firewall-cmd --zone=trusted --remove-source=10.42.0.0/16")
 	run("-v /run/dbus:/run/dbus")
@@ -113,7 +113,7 @@ func (s *system) openPort() string {
 	commands := make([]string, len(s.hosts))
 	s.both(func(h *host) {
 		const log = "journalctl -q -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID flanneld)"
-		const port = "what peers send to the tunnel's port"
+		const port = "drops packets to the tunnel port"
 		line := h.eventually(fmt.Sprintf(`begun=$(%[1]s | grep -v "no longer" | grep "%[2]s" || true)
 			over=$(%[1]s | grep -c "no longer.*%[2]s" || true)
 			[ $(echo "$begun" | grep -c command=) -gt $over ] && echo "$begun" | tail -n 1`, log, port))

@@ -60,7 +60,7 @@ func (s *system) repairs() string {
 		}
 	}
 	h.must("rm -r /run/flannel")
-	command := suggested(h.eventually(said("cannot write the subnet file, will retry.*command=")))
+	command := suggested(h.eventually(said("failed to write subnet file, will retry.*command=")))
 	h.must(command)
 	h.must("test -s /run/flannel/subnet.env && test -s /run/flannel/subnet.env.lease")
 	s.ping()

@@ -79,7 +79,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 		c.says(p, "own lease is gone, making it again")
 
 		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
-		if code, err := p.Stop(c.ctx); err != nil || code != 0 || lines(p, "cannot give up the lease") != 1 {
+		if code, err := p.Stop(c.ctx); err != nil || code != 0 || lines(p, "failed to release lease") != 1 {
 			t.Errorf("exit code %d, %v:\n%s", code, err, p.Logs())
 		}
 	})

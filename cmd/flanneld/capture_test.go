@@ -29,7 +29,7 @@ const (
 	insideConfig    = `{"Network":"10.0.0.0/8","SubnetMin":"10.42.0.0","SubnetMax":"10.42.255.0","Backend":{"Type":"%s"}}`
 	coveringSubnet  = "10.200.1.0/24"
 	needsItself     = "the subnet contains an address that this host needs itself"
-	removedLeftover = "removed a route of an earlier run"
+	removedLeftover = "removed stale route"
 )
 
 func newBehindGateway(t *testing.T, backend string) *behindGateway {
@@ -132,7 +132,7 @@ func TestLeaseOverEtcd(t *testing.T) {
 	b.waitAllPairs()
 
 	b.must(b.Etcd.Delete(b.ctx, b.prefix+"/subnets/10.200.1.0-24"))
-	b.says(p, "no longer skipped")
+	b.says(p, "no longer skipping")
 }
 
 // TestOthersRoutesOverEtcd: a route that cuts this host off and that is not provably flanneld's

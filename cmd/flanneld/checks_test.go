@@ -119,7 +119,7 @@ func TestTakenPlaces(t *testing.T) {
 			c, h := oneHost(t, x.config)
 			end := x.take(c)
 			p := c.launch(h)
-			command := c.says(p, append([]string{"ERROR", "the overlay lacks what it needs on this host"}, x.said...)...)
+			command := c.says(p, append([]string{"ERROR", "failed to set up the overlay on this host, will retry"}, x.said...)...)
 			if x.command != "" && !strings.HasPrefix(command, x.command) {
 				t.Errorf("command %q", command)
 			}
@@ -132,8 +132,8 @@ func TestTakenPlaces(t *testing.T) {
 				c.sh(h, command)
 			}
 			c.must(p.WaitReady(c.ctx))
-			c.says(p, "INFO", "no longer: the overlay lacks")
-			if n := lines(p, "ERROR"); n != 1 || lines(p, "refused") != 0 || lines(p, "left undone") != 0 {
+			c.says(p, "INFO", "no longer: failed to set up the overlay")
+			if n := lines(p, "ERROR"); n != 1 || lines(p, "failed to apply changes") != 0 || lines(p, "operations blocked by a conflict") != 0 {
 				t.Errorf("said %d times:\n%s", n, p.Logs())
 			}
 		})

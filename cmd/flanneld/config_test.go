@@ -22,7 +22,7 @@ func TestConfigChanges(t *testing.T) {
 	c.put("config", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.200.0","SubnetMax":"10.42.201.0","SubnetLeaseTTL":3600,"EnableNFTables":true,"Backend":{"Type":"vxlan"}}`)
 	c.within(time.Minute+5*time.Second, "the new config", func() error {
 		for _, h := range c.Hosts {
-			if n := logged(h, "took over the new network config", "10.42.200.0"); n != 1 {
+			if n := logged(h, "applied new network config", "10.42.200.0"); n != 1 {
 				return fmt.Errorf("%s says so %d times", h.Name, n)
 			}
 		}
@@ -34,10 +34,10 @@ func TestConfigChanges(t *testing.T) {
 		}
 		return nil
 	})
-	// What takes a restart.
+	// What needs a restart.
 	c.put("config", `{"Network":"10.43.0.0/16","Backend":{"Type":"udp"}}`)
 	c.within(time.Minute+5*time.Second, "refusal", func() error {
-		if n := logged(h, "level=WARN", "takes a restart", "Network is 10.43.0.0/16, was 10.42.0.0/16", "Backend.Type is udp, was vxlan"); n != 1 {
+		if n := logged(h, "level=WARN", "needs a restart", "Network is 10.43.0.0/16, was 10.42.0.0/16", "Backend.Type is udp, was vxlan"); n != 1 {
 			return fmt.Errorf("%d times", n)
 		}
 		return nil

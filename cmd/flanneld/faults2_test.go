@@ -239,7 +239,7 @@ func (s *stage) subnetTaken() {
 	key, _, err := s.ownLease(h)
 	s.must(err)
 	old, pid := s.subnet(h), h.Flanneld().PID()
-	gone, moved, docker := "own subnet is held by another host now", "this host has another subnet now", "restart docker"
+	gone, moved, docker := "own subnet is held by another host now", "moved to another subnet", "restart docker"
 	said := logged(h, docker)
 	tr := s.traffic(s.containers[1:]...)
 	s.must(h.Flanneld().Pause()) // or it would make it again itself

@@ -36,7 +36,7 @@ func TestFight(t *testing.T) {
 	c.must(err)
 	defer c.flushNeighbours(h)()
 
-	c.says(p, "keeps undoing our work")
+	c.says(p, "keeps undoing changes to the kernel")
 	before, err := p.Usage()
 	c.must(err)
 	said := lines(p)
@@ -48,7 +48,7 @@ func TestFight(t *testing.T) {
 	if share > 5 {
 		t.Errorf("%.2f %%", share)
 	}
-	if n := lines(p, "keeps undoing our work"); n > 1 {
+	if n := lines(p, "keeps undoing changes to the kernel"); n > 1 {
 		t.Errorf("said %d times:\n%s", n, p.Logs())
 	}
 	if n := lines(p) - said; n > int(watch.Seconds()) {

@@ -154,8 +154,8 @@ func TestStartOnAFullDisk(t *testing.T) {
 
 	disk.fill()
 	p := c.launch(h)
-	said("level=ERROR", "cannot write the subnet file, will retry", h.SubnetFile, "no space left on device", "READY waits for it")
-	said("level=WARN", "cannot note the claim on the lease, will retry", "no space left on device")
+	said("level=ERROR", "failed to write subnet file, will retry", h.SubnetFile, "no space left on device", "READY waits for it")
+	said("level=WARN", "failed to write lease claim, will retry", "no space left on device")
 	c.within(5*time.Second, "the network", func() error {
 		if len(c.snapshot(h, "10.42.0.0/16", "flannel.1").Links) != 1 {
 			return errors.New("flannel.1 is not there")
@@ -165,8 +165,8 @@ func TestStartOnAFullDisk(t *testing.T) {
 	c.unready(p)
 	disk.room()
 	c.must(p.WaitReady(c.ctx))
-	said("no longer: cannot write the subnet file, will retry")
-	said("no longer: cannot note the claim on the lease, will retry")
+	said("no longer: failed to write subnet file, will retry")
+	said("no longer: failed to write lease claim, will retry")
 	if _, err := os.Stat(h.SubnetFile + ".lease"); err != nil {
 		t.Error(err)
 	}
@@ -182,7 +182,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 	c.must(os.WriteFile(h.SubnetFile, stale, 0o644))
 	disk.fill()
 	p = c.start(h) // the old one made room
-	said("removed the subnet file, which named another subnet and cannot be replaced", "before=10.42.7.0/24")
+	said("removed subnet file, it named another subnet and cannot be replaced", "before=10.42.7.0/24")
 	if got := c.subnet(h); got != own {
 		t.Errorf("the file names %s, not %s", got, own)
 	}
@@ -192,7 +192,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 	dir := filepath.Dir(h.SubnetFile)
 	c.must(syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
 	p = c.launch(h)
-	said("level=ERROR", "cannot write the subnet file, will retry", "read-only file system", "it names 10.42.7.0/24, which is not this host's")
+	said("level=ERROR", "failed to write subnet file, will retry", "read-only file system", "it names 10.42.7.0/24, which is not this host's")
 	c.unready(p)
 	c.must(syscall.Mount("", dir, "", syscall.MS_REMOUNT, ""))
 	c.must(p.WaitReady(c.ctx))
@@ -217,7 +217,7 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 	c.must(c.Etcd.Delete(c.ctx, key))
 	c.must(c.Etcd.Put(c.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
 	c.must(p.Signal(syscall.SIGCONT))
-	c.saysTimes(h.Flanneld(), 1, "this host has another subnet now", old.String())
+	c.saysTimes(h.Flanneld(), 1, "moved to another subnet", old.String())
 	named := func() error {
 		env, err := h.ReadSubnet()
 		if err == nil && env.Subnet.Masked() == old {
@@ -228,7 +228,7 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 	c.within(3*time.Second, "the old subnet is not named", named)
 	c.within(5*time.Second, "conditions", func() error {
 		// The claim does not fit; the file may, where the old one was.
-		if logged(h, "level=WARN", "cannot note the claim on the lease, will retry") != 1 {
+		if logged(h, "level=WARN", "failed to write lease claim, will retry") != 1 {
 			return errors.New("not said")
 		}
 		return named()

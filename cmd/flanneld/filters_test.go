@@ -107,7 +107,7 @@ func TestClosedTunnelPortIsNamed(t *testing.T) {
 	need(t, "iptables-nft", "iptables-legacy", "nft")
 	const (
 		input = `echo 'table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established,related accept; ip protocol icmp accept; }; }' | nft -f -`
-		said  = "drops what peers send to the tunnel's port"
+		said  = "drops packets to the tunnel port"
 	)
 	policy := func(iptables string) (string, string) {
 		return fmt.Sprintf("%[1]s -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; %[1]s -A INPUT -p icmp -j ACCEPT; %[1]s -P INPUT DROP", iptables),
@@ -168,8 +168,8 @@ func TestOwnedTables(t *testing.T) {
 	c.addContainers()
 	c.waitAllPairs()
 	for _, o := range []struct{ table, text, command string }{
-		{"firewalld", "firewalld may drop the overlay's packets", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16"`},
-		{"theirs", "a chain that only its own program may change drops the overlay's packets", `chain="nftables inet theirs forward"`},
+		{"firewalld", "firewalld may drop overlay packets", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16"`},
+		{"theirs", "a chain that only its owner can change drops overlay packets", `chain="nftables inet theirs forward"`},
 	} {
 		owner := c.nftOwner(h)
 		owner("add table inet %[1]s { flags owner; }\nadd chain inet %[1]s forward { type filter hook forward priority 10; policy accept; }\n"+
@@ -186,7 +186,7 @@ func TestOwnedTables(t *testing.T) {
 			return c.pingBothWays()
 		})
 	}
-	if n := lines(p, "packet filter rules cannot be kept"); n > 0 {
+	if n := lines(p, "failed to sync packet filter rules"); n > 0 {
 		t.Errorf("said %d times that rules cannot be kept:\n%s", n, p.Logs())
 	}
 }

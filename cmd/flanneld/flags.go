@@ -25,11 +25,17 @@ type commandLine struct {
 	options     daemon.Options
 	showVersion bool
 	verbosity   int
-	warnings    []string // to log, one line each
+	warnings    []warning
 
 	endpoints, publicIP, canReach string
 	margin, resync                int
 	ifaces, regexes               []string
+}
+
+// warning is a log line about the command line, which is parsed before there is a log.
+type warning struct {
+	text   string
+	fields []any
 }
 
 // parse reads flags and FLANNELD_* variables; the command line wins. Long flags
@@ -44,7 +50,7 @@ func parse(args, env []string) (*commandLine, error) {
 	}
 	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
 		// The habit of images without an entrypoint.
-		cl.warnings = append(cl.warnings, fmt.Sprintf("ignoring the leading argument %s", args[0]))
+		cl.warnings = append(cl.warnings, warning{"ignored leading argument", []any{"argument", args[0]}})
 		args = args[1:]
 	}
 	args, err := cl.twoDashes(args)
@@ -115,10 +121,10 @@ func (cl *commandLine) environment(env []string) {
 		name, known := names[key]
 		switch {
 		case !known:
-			cl.warnings = append(cl.warnings, fmt.Sprintf("environment variable %s is not one of flanneld's: ignored", key))
+			cl.warnings = append(cl.warnings, warning{"ignored unknown environment variable", []any{"variable", key}})
 		case !cl.flags.Changed(name):
 			if err := cl.flags.Set(name, value); err != nil {
-				cl.warnings = append(cl.warnings, fmt.Sprintf("environment variable %s is ignored: %v", key, err))
+				cl.warnings = append(cl.warnings, warning{"ignored environment variable with an invalid value", []any{"variable", key, "err", err}})
 			}
 		}
 	}
@@ -140,7 +146,7 @@ func (cl *commandLine) historical() error {
 		}
 	})
 	if refused == nil && len(idle) > 0 {
-		cl.warnings = append(cl.warnings, "accepted without effect: "+strings.Join(idle, ", "))
+		cl.warnings = append(cl.warnings, warning{"ignored flags that have no effect", []any{"flags", strings.Join(idle, ", ")}})
 	}
 	return refused
 }
@@ -173,7 +179,7 @@ func (cl *commandLine) check() (err error) {
 		return bad("etcd-api", string(o.EtcdAPI), "auto, v2 or v3")
 	}
 	if o.EtcdDomain != "" && cl.flags.Changed("etcd-endpoints") {
-		return bad("etcd-discovery-srv", o.EtcdDomain, "one of -etcd-discovery-srv and -etcd-endpoints")
+		return bad("etcd-discovery-srv", o.EtcdDomain, "empty if -etcd-endpoints is set")
 	}
 	if cl.margin < 1 || cl.margin > 1439 {
 		return bad("subnet-lease-renew-margin", fmt.Sprint(cl.margin), "1 to 1439 minutes")
@@ -217,5 +223,5 @@ func ipv4(name, value string) (netip.Addr, error) {
 }
 
 func bad(name, value, accepted string) error {
-	return fmt.Errorf("invalid value %q for flag -%s: accepted is %s", value, name, accepted)
+	return fmt.Errorf("-%s: %q: must be %s", name, value, accepted)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -57,8 +58,8 @@ func TestEnvironment(t *testing.T) {
 	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.Rules.Masquerade || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.HealthzPort != 1 {
 		t.Errorf("got %+v", o)
 	}
-	warnings := strings.Join(cl.warnings, "\n")
-	for _, want := range []string{"FLANNELD_V is ignored", "FLANNELD_ETCD_ENDPOINT is not one of flanneld's", "FLANNELD_VERSION is not"} {
+	warnings := fmt.Sprint(cl.warnings)
+	for _, want := range []string{"invalid value [variable FLANNELD_V err ", "unknown environment variable [variable FLANNELD_ETCD_ENDPOINT]", "unknown environment variable [variable FLANNELD_VERSION]"} {
 		if !strings.Contains(warnings, want) {
 			t.Errorf("no warning %q in:\n%s", want, warnings)
 		}
@@ -79,17 +80,17 @@ func TestBadCommandLines(t *testing.T) {
 		{"-ip-masq=maybe", `invalid argument "maybe" for "--ip-masq" flag`},
 		{"-healthz-port=many", `invalid argument "many" for "--healthz-port" flag`},
 		{"-iface", `flag needs an argument: --iface`},
-		{"-healthz-port=65536", `invalid value "65536" for flag -healthz-port: accepted is 0 (off) to 65535`},
-		{"-healthz-port=-1", `invalid value "-1" for flag -healthz-port: accepted is 0 (off) to 65535`},
-		{"-healthz-ip=here", `invalid value "here" for flag -healthz-ip: accepted is an IP address`},
-		{"-subnet-lease-renew-margin=0", `invalid value "0" for flag -subnet-lease-renew-margin: accepted is 1 to 1439 minutes`},
-		{"-subnet-lease-renew-margin=1440", `invalid value "1440" for flag -subnet-lease-renew-margin: accepted is 1 to 1439 minutes`},
-		{"-public-ip=a.b.c.d", `invalid value "a.b.c.d" for flag -public-ip: accepted is an IPv4 address such as 198.51.100.7`},
-		{"-public-ip=::1", `invalid value "::1" for flag -public-ip: accepted is an IPv4 address such as 198.51.100.7`},
-		{"-iface-can-reach=x", `invalid value "x" for flag -iface-can-reach: accepted is an IPv4 address such as 198.51.100.7`},
-		{"-iface-regex=(", `invalid value "(" for flag -iface-regex: accepted is a regular expression: error parsing regexp`},
-		{"-etcd-endpoints=,", `invalid value "," for flag -etcd-endpoints: accepted is a comma separated list of URLs`},
-		{"-subnet-file=", `invalid value "" for flag -subnet-file: accepted is a path`},
+		{"-healthz-port=65536", `-healthz-port: "65536": must be 0 (off) to 65535`},
+		{"-healthz-port=-1", `-healthz-port: "-1": must be 0 (off) to 65535`},
+		{"-healthz-ip=here", `-healthz-ip: "here": must be an IP address`},
+		{"-subnet-lease-renew-margin=0", `-subnet-lease-renew-margin: "0": must be 1 to 1439 minutes`},
+		{"-subnet-lease-renew-margin=1440", `-subnet-lease-renew-margin: "1440": must be 1 to 1439 minutes`},
+		{"-public-ip=a.b.c.d", `-public-ip: "a.b.c.d": must be an IPv4 address such as 198.51.100.7`},
+		{"-public-ip=::1", `-public-ip: "::1": must be an IPv4 address such as 198.51.100.7`},
+		{"-iface-can-reach=x", `-iface-can-reach: "x": must be an IPv4 address such as 198.51.100.7`},
+		{"-iface-regex=(", `-iface-regex: "(": must be a regular expression: error parsing regexp`},
+		{"-etcd-endpoints=,", `-etcd-endpoints: ",": must be a comma separated list of URLs`},
+		{"-subnet-file=", `-subnet-file: "": must be a path`},
 		{"-kube-subnet-mgr", `-kube-subnet-mgr is not supported: this flanneld keeps its leases in etcd; there is no Kubernetes mode`},
 		{"-listen=fd://", `-listen is not supported: there is no client and server mode`},
 		{"-remote=10.0.0.1:8888", `-remote is not supported: there is no client and server mode`},
@@ -110,7 +111,7 @@ func TestHistoricalFlags(t *testing.T) {
 		t.Fatalf("want one warning, got %q", cl.warnings)
 	}
 	for _, flag := range []string{"-logtostderr", "-alsologtostderr", "-log_dir", "-stderrthreshold", "-subnet-dir", "-kube-api-url", "-vmodule", "-listen", "-kube-subnet-mgr"} {
-		if !strings.Contains(cl.warnings[0], flag) {
+		if !strings.Contains(fmt.Sprint(cl.warnings[0].fields...), flag) {
 			t.Errorf("%s is not in the warning %q", flag, cl.warnings[0])
 		}
 	}

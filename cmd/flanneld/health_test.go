@@ -88,7 +88,7 @@ func TestSlowConnectionsToTheHealthPort(t *testing.T) {
 	if after.HWM-before.RSS > mostMemory || after.Files > 200 {
 		t.Errorf("it takes %d bytes more, and %d descriptors", after.HWM-before.RSS, after.Files)
 	}
-	if n := lines(p, "health port"); n > 20 {
+	if n := lines(p, "health server"); n > 20 {
 		t.Errorf("%d lines about it", n)
 	}
 }

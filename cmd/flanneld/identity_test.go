@@ -216,7 +216,7 @@ func TestOlderLeaseKeepsMAC(t *testing.T) {
 		}
 		return fmt.Errorf("no route to the peer")
 	})
-	if n.subnet(h) != subnet || logged(h, "another host has the MAC of this one", "public_ip=172.31.200.99") != 1 {
+	if n.subnet(h) != subnet || logged(h, "another host has the same MAC address", "public_ip=172.31.200.99") != 1 {
 		t.Errorf("subnet %s, was %s\n%s", n.subnet(h), subnet, h.Flanneld().Logs())
 	}
 }

@@ -142,7 +142,7 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 	said := 0
 	for lines.Scan() {
 		text := lines.Text()
-		if _, n, ok := strings.Cut(text, `msg="dropped log lines that could not be written" count=`); ok {
+		if _, n, ok := strings.Cut(text, `msg="dropped log lines, standard error is too slow" count=`); ok {
 			fmt.Sscan(n, &said)
 			break
 		}
@@ -160,7 +160,7 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 		rest <- string(all)
 	}()
 	c.stop(p)
-	if last := <-rest; !strings.HasSuffix(last, "msg=\"flanneld ends; the network stays as it is\"\n") {
+	if last := <-rest; !strings.HasSuffix(last, "msg=\"flanneld stopped, network left in place\"\n") {
 		t.Errorf("the log ends with %q", last)
 	}
 }
@@ -185,7 +185,7 @@ func TestCrashEndsThoughNobodyReads(t *testing.T) {
 				t.Fatalf("exit code %d after %v, %v", code, time.Since(begin), err)
 			}
 			t.Logf("ended after %v", time.Since(begin).Round(time.Millisecond))
-			if text, err := io.ReadAll(log); err != nil || !strings.Contains(string(text), "flanneld starts") {
+			if text, err := io.ReadAll(log); err != nil || !strings.Contains(string(text), "starting flanneld") {
 				t.Errorf("read %q, %v", text, err)
 			}
 		})

@@ -70,14 +70,14 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	}
 	log := openLog(stderr, level)
 	for _, w := range cl.warnings {
-		log.Warn(w)
+		log.Warn(w.text, w.fields...)
 	}
-	log.Info("flanneld starts", "version", version, "etcd_prefix", cl.options.Etcd.Prefix)
+	log.Info("starting flanneld", "version", version, "etcd_prefix", cl.options.Etcd.Prefix)
 
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal kills
 		time.AfterFunc(stopWithin, func() {
-			log.Error("shutdown hangs, flanneld ends without it", "duration", stopWithin, "reason", "still in "+goroutines())
+			log.Error("shutdown hangs, exiting without it", "duration", stopWithin, "reason", "still in "+goroutines())
 			log.close()
 			os.Exit(1)
 		})
@@ -85,11 +85,11 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	defer log.close()
 	if err := daemon.Run(ctx, cl.options, log.Logger); err != nil && ctx.Err() == nil {
 		log.handler.Flush()
-		log.Error("flanneld ends", "err", err)
+		log.Error("flanneld failed", "err", err)
 		return 1
 	}
 	log.handler.Flush()
-	log.Info("flanneld ends; the network stays as it is")
+	log.Info("flanneld stopped, network left in place")
 	return 0
 }
 
@@ -110,7 +110,7 @@ func openLog(stderr io.Writer, level slog.Level) *daemonLog {
 	l.handler = logsink.NewHandler(l.sink, level)
 	l.Logger = slog.New(l.handler)
 	stdlog.SetFlags(0)
-	stdlog.SetOutput(logsink.Lines(func(line string) { l.Warn("a library reports", "text", line) }))
+	stdlog.SetOutput(logsink.Lines(func(line string) { l.Warn("message from a library", "text", line) }))
 	return l
 }
 

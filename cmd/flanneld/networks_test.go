@@ -142,9 +142,9 @@ func (c *cluster) pingIP(h *lab.Host, to net.IP) error {
 func TestDeviceOfAnotherNetwork(t *testing.T) {
 	t.Parallel()
 	for _, s := range []struct{ name, config, said string }{
-		{"same VNI", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `give one of the networks another VNI" network=10.43.0.0/16 reason="device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID `},
-		{"overlapping", `{"Network":"10.0.0.0/8","SubnetMin":"10.99.0.0","Backend":{"Type":"vxlan","VNI":2}}`, `whose network overlaps: give one of them another Network" network=10.0.0.0/8 reason="there is the flanneld of network 10.42.0.0/16 (PID `},
-		{"same network", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.99.0","Backend":{"Type":"host-gw"}}`, `which serves the same network" network=10.42.0.0/16`},
+		{"same VNI", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `set another VNI in one of the networks" network=10.43.0.0/16 reason="device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID `},
+		{"overlapping", `{"Network":"10.0.0.0/8","SubnetMin":"10.99.0.0","Backend":{"Type":"vxlan","VNI":2}}`, `set another Network in one of them" network=10.0.0.0/8 reason="there is the flanneld of network 10.42.0.0/16 (PID `},
+		{"same network", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.99.0","Backend":{"Type":"host-gw"}}`, `serves the same network, waiting for it to stop" network=10.42.0.0/16`},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
@@ -159,7 +159,7 @@ func TestDeviceOfAnotherNetwork(t *testing.T) {
 			}
 			c.stop(h.Flanneld())
 			c.must(p.WaitReady(c.ctx))
-			if lines(p, "waiting until") != 2 || lines(p, "no longer: waiting until", "duration=") != 1 {
+			if lines(p, "waiting for it to stop") != 2 || lines(p, "no longer: another flanneld", "duration=") != 1 {
 				t.Errorf("log:\n%s", p.Logs())
 			}
 			c.stop(p)

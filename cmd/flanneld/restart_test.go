@@ -106,7 +106,7 @@ func TestSignals(t *testing.T) {
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		start("-etcd-endpoints=http://192.0.2.1:2379") // black hole
-		waitLog("chose the uplink")
+		waitLog("chose uplink")
 		stop("connecting to etcd", sig)
 		start()
 		waitLog("network config is missing")
@@ -122,7 +122,7 @@ func TestSignals(t *testing.T) {
 	// READY.
 	for delay := time.Duration(0); delay < 60*time.Millisecond; delay += 3 * time.Millisecond {
 		start()
-		waitLog("flanneld starts")
+		waitLog("starting flanneld")
 		timer := time.NewTimer(delay)
 		<-timer.C
 		stop("after "+delay.String(), syscall.SIGTERM)

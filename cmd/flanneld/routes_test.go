@@ -156,7 +156,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 	after, err := h.Flanneld().Usage()
 	c.must(err)
 	t.Logf("%d changes of them, and a repair, cost %v of a processor", 2*flap, (after.CPU - before.CPU).Round(time.Millisecond))
-	if n := logged(h, "the kernel reports changes", "overflow"); n > 0 {
+	if n := logged(h, "kernel events", "overflow"); n > 0 {
 		t.Errorf("events were lost %d times", n)
 	}
 }

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	nftablesStandIn = "iptables cannot be used; packet filter rules are kept by nftables meanwhile"
-	iptablesStandIn = "nftables cannot be used; packet filter rules are kept by iptables meanwhile"
-	noAccept        = "iptables-legacy may drop the overlay's packets, and cannot be asked"
+	nftablesStandIn = "iptables failed, using nftables for packet filter rules meanwhile"
+	iptablesStandIn = "nftables failed, using iptables for packet filter rules meanwhile"
+	noAccept        = "iptables-legacy may drop overlay packets, its rules cannot be read"
 )
 
 // startWithPath starts a daemon on each host, with a PATH.
@@ -178,7 +178,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 		{"slow", `err="no end after 3s"`, true},
 		{"fails", "exit status 111: broken", true},
 		{"not executable", "permission denied", true},
-		{"absent", `msg="packet filter rules are kept by nftables" reason="iptables is not installed`, false},
+		{"absent", `msg="selected packet filter" keeper=nftables reason="iptables is not installed`, false},
 	} {
 		t.Run(f.fault, func(t *testing.T) {
 			t.Parallel()
@@ -199,7 +199,7 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 				programs.be("healthy")
 				c.sh(h, "nft add table ip somebody; nft delete table ip somebody") // so that it looks
 				c.within(15*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
-				c.says(p, `msg="packet filter rules are kept by iptables"`)
+				c.says(p, `msg="selected packet filter" keeper=iptables`)
 			}
 			back()
 			if f.fault == "slow" {
@@ -274,7 +274,7 @@ func TestIPTablesOfAnotherVariant(t *testing.T) {
 		linkIPTables(t, dir, variant, "iptables")
 		c.within(5*time.Second, variant, func() error { return c.keptBy(h, "iptables-"+variant) })
 	}
-	if n := lines(p, "packet filter rules are kept by iptables"); n != 3 {
+	if n := lines(p, "selected packet filter", "keeper=iptables"); n != 3 {
 		t.Errorf("said %d times:\n%s", n, p.Logs())
 	}
 }
@@ -297,10 +297,10 @@ func TestNoDescriptorsForIPTables(t *testing.T) {
 	c.sh(h, damage)
 	c.within(10*time.Second, "nftables keeps the rules", func() error { return c.keptBy(h, "nftables") })
 	c.says(p, nftablesStandIn, "too many open files")
-	c.says(p, "level=WARN", "changes of packet filter rules by others are seen late")
+	c.says(p, "level=WARN", "cannot watch packet filter rules")
 	descriptors(1024)
 	c.within(15*time.Second, "iptables keeps the rules", func() error { return c.keptBy(h, "iptables-nft") })
-	c.says(p, "no longer: changes of packet filter rules by others are seen late")
+	c.says(p, "no longer: cannot watch packet filter rules")
 	c.sh(h, damage)
 	c.within(5*time.Second, "a repair", func() error { return c.keptBy(h, "iptables-nft") })
 }
@@ -360,9 +360,9 @@ func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
 	c.put("config", keepers[2].config)
 	programs.be("fails")
 	p = c.startWithPath(programs.dir, h)[0]
-	const left = "packet filter rules that iptables held before cannot be removed"
+	const left = "failed to remove earlier iptables rules, will retry"
 	c.says(p, "level=WARN", left, "broken")
-	if n := lines(p, "cannot be kept"); n > 0 {
+	if n := lines(p, "failed to sync packet filter rules"); n > 0 {
 		t.Errorf("said %d times that rules are not kept:\n%s", n, p.Logs())
 	}
 	c.sh(h, "nft delete table ip flannel-ipv4")

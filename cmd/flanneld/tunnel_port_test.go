@@ -80,7 +80,7 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 				t.Errorf("between containers: %q", got)
 			}
 			for _, p := range daemons {
-				if n := lines(p, "repaired packet filter rules") + lines(p, "drops what peers send"); n > 0 {
+				if n := lines(p, "repaired packet filter rules") + lines(p, "drops packets to the tunnel port"); n > 0 {
 					t.Errorf("%d complaints:\n%s", n, p.Logs())
 				}
 			}

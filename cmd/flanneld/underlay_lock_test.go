@@ -149,13 +149,13 @@ func TestUnderlayLock(t *testing.T) {
 			c.must(c.Etcd.Delete(c.ctx, key))
 			c.within(10*time.Second, "who has left is not let in", func() error { return c.lockHolds(h, lockTable, c.Hosts[1].Addr) })
 
-			if n := lines(first, "cannot be kept") + lines(first, "drops what peers send") + lines(first, "keeps undoing"); n > 0 {
+			if n := lines(first, "failed to sync") + lines(first, "drops packets to the tunnel port") + lines(first, "keeps undoing"); n > 0 {
 				t.Errorf("%d complaints:\n%s", n, first.Logs())
 			}
 			c.stop(first)
 			c.must(c.lockHolds(h, lockTable, c.Hosts[1].Addr))
 			first = start(h, "-underlay-lock")
-			if n := lines(first, "repaired the underlay lock"); n > 0 {
+			if n := lines(first, "repaired underlay lock"); n > 0 {
 				t.Errorf("a restart repairs:\n%s", first.Logs())
 			}
 			c.stop(first)
@@ -166,7 +166,7 @@ func TestUnderlayLock(t *testing.T) {
 				}
 				return nil
 			})
-			if n := lines(first, "removed the underlay lock"); n != 1 {
+			if n := lines(first, "removed underlay lock"); n != 1 {
 				t.Errorf("said %d times that it is removed:\n%s", n, first.Logs())
 			}
 		})

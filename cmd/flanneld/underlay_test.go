@@ -17,7 +17,7 @@ func TestUnderlayWiderThanOverlay(t *testing.T) {
 	c.addContainers()
 	c.waitAllPairs()
 	for _, h := range c.Hosts {
-		if n := logged(h, "skipped peer") + logged(h, "refused"); n != 0 {
+		if n := logged(h, "skipped peer") + logged(h, "failed to apply changes"); n != 0 {
 			t.Errorf("%s complains %d times", h.Name, n)
 		}
 	}

@@ -66,7 +66,7 @@ func testRemovedRuntimeDirectory(t *testing.T) {
 	c.must(os.Remove(h.SubnetFile))
 	c.within(3*time.Second, "the file", func() error { _, err := os.Stat(h.SubnetFile); return err })
 	c.must(os.RemoveAll(filepath.Dir(h.SubnetFile)))
-	c.saysTimes(h.Flanneld(), 1, "cannot write the subnet file, will retry", "read-only file system", `command="systemctl restart flanneld"`)
+	c.saysTimes(h.Flanneld(), 1, "failed to write subnet file, will retry", "read-only file system", `command="systemctl restart flanneld"`)
 	c.stop(p)
 	p = start()
 	if strings.Contains(p.Logs(), "level=ERROR") {

@@ -159,7 +159,7 @@ func TestUplinkComesBack(t *testing.T) {
 func chosen(h *lab.Host, want []string) error {
 	var got []string
 	for line := range strings.Lines(h.Flanneld().Logs()) {
-		if before, after, ok := strings.Cut(line, " iface="); ok && strings.Contains(before, `msg="chose `) {
+		if before, after, ok := strings.Cut(line, " iface="); ok && (strings.Contains(before, `msg="chose uplink"`) || strings.Contains(before, `msg="uplink changed"`)) {
 			name, _, _ := strings.Cut(after, " ")
 			got = append(got, name)
 		}
@@ -182,7 +182,7 @@ func TestUplinkIsNeverTheOverlay(t *testing.T) {
 	c.waitAllPairs()
 	h := c.Hosts[0]
 	c.sh(h, "ip -4 addr flush dev eth0")
-	c.says(h.Flanneld(), "the uplink cannot be used", "no address or name matches")
+	c.says(h.Flanneld(), "uplink is unusable", "no address or name matches")
 	// The next run has docker0 and flannel.1 from the start.
 	c.must(h.Flanneld().Kill(c.ctx))
 	p := c.launch(h, `-iface-regex=^10\.`)

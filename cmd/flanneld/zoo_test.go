@@ -479,7 +479,7 @@ func (n *node) chosen() (iface, addr string) {
 }
 
 func choosesUplink(line string) bool {
-	return strings.Contains(line, "chose the uplink") || strings.Contains(line, "chose another uplink")
+	return strings.Contains(line, "chose uplink") || strings.Contains(line, "uplink changed")
 }
 
 // direct expects plain routes to peers on the same link, and none to others.

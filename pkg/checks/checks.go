@@ -201,7 +201,7 @@ func (c *Checks) look() {
 
 func (c *Checks) failed(err error) {
 	c.Conditions.Set(condition.Condition{
-		ID: unchecked, Text: "cannot check this host for what keeps the overlay from working, will retry",
+		ID: unchecked, Text: "host checks failed, will retry",
 		Fields: []any{"err", err},
 	})
 }

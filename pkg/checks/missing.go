@@ -50,7 +50,7 @@ func (c *Checks) reasons(m reconcile.Missing) (r reasons) {
 // lack is the condition of something that this host needs for itself and lacks.
 func lack(m reconcile.Missing, r reasons) condition.Condition {
 	c := condition.Condition{
-		ID: "base/" + m.Op.Object(), Text: "the overlay lacks what it needs on this host", Severe: true,
+		ID: "base/" + m.Op.Object(), Text: "failed to set up the overlay on this host, will retry", Severe: true,
 		Fields: []any{"object", m.Op.Object()},
 	}
 	reason, command := m.Reason, ""

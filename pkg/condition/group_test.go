@@ -56,7 +56,7 @@ func TestGroupOfManyIsOneLine(t *testing.T) {
 			return slog.Attr{}
 		}
 		return a
-	}})), slog.LevelWarn, "skipped peers", "no longer skipped peers")
+	}})), slog.LevelWarn, "skipped peers", "no longer skipping peers")
 	start := time.Unix(1000, 0)
 	object := func(n int) string { return fmt.Sprintf("10.42.%d.0/24", n) }
 	own := func(n int) Reason { return Reason{"public IP is our own", fmt.Sprintf("198.51.100.%d", n)} }
@@ -97,8 +97,8 @@ func TestGroupOfManyIsOneLine(t *testing.T) {
 		`level=WARN msg="skipped peers" count=1 reason="public IP is our own" examples="10.42.0.0/24 (198.51.100.99)" total=18`)
 	g.Replace(map[string]Reason{object(1): {Kind: "no MAC"}})
 	flush(2*time.Minute, 0,
-		`level=INFO msg="no longer skipped peers" count=1 reason="no MAC" examples=10.42.30.0/24`,
-		`level=INFO msg="no longer skipped peers" count=18 reason="public IP is our own" examples="10.42.2.0/24 (198.51.100.2), 10.42.3.0/24 (198.51.100.3), 10.42.4.0/24 (198.51.100.4)" total=0`)
+		`level=INFO msg="no longer skipping peers" count=1 reason="no MAC" examples=10.42.30.0/24`,
+		`level=INFO msg="no longer skipping peers" count=18 reason="public IP is our own" examples="10.42.2.0/24 (198.51.100.2), 10.42.3.0/24 (198.51.100.3), 10.42.4.0/24 (198.51.100.4)" total=0`)
 	if len(g.now) != 1 || len(g.logged) != 1 || len(g.dirty) != 0 || len(g.quiet) > 2 {
 		t.Errorf("kept: %v, %v, %v, %v", g.now, g.logged, g.dirty, g.quiet)
 	}

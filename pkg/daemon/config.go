@@ -25,7 +25,7 @@ func (d *daemon) reconfigure(n backend.Network) {
 	const id = "network-config/restart"
 	if late := d.net.NeedsRestart(n); len(late) > 0 {
 		d.conditions.Set(condition.Condition{
-			ID: id, Text: "the network config has changed in what takes a restart of flanneld, on all hosts; going on with the old one",
+			ID: id, Text: "config change needs a restart of flanneld on all hosts, keeping the old config",
 			Fields: []any{"changes", strings.Join(late, "; ")},
 		})
 		return
@@ -36,6 +36,6 @@ func (d *daemon) reconfigure(n backend.Network) {
 		d.uplink.SetLeased(n.Pool().Cover())
 	}
 	if d.rules.SetChoice(n.NFTables) || changed {
-		d.log.Info("took over the new network config", "subnet_min", n.SubnetMin, "subnet_max", n.SubnetMax, "lease_ttl", n.LeaseTTL)
+		d.log.Info("applied new network config", "subnet_min", n.SubnetMin, "subnet_max", n.SubnetMax, "lease_ttl", n.LeaseTTL)
 	}
 }

@@ -137,7 +137,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	d.registry = s.Registry()
 	for {
-		log.Info("found the network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
+		log.Info("found network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
 		var changed subnet.Changed[backend.Network]
 		if err := d.serve(ctx); !errors.As(err, &changed) {
 			return err
@@ -157,10 +157,10 @@ func (d *daemon) recall() error {
 		return unclaimed
 	}
 	if unread != nil {
-		d.log.Warn("going on without the previous subnet", "err", unread)
+		d.log.Warn("cannot read the previous subnet, continuing without it", "err", unread)
 	}
 	if unclaimed != nil {
-		d.log.Warn("going on without a claim on the previous lease", "err", unclaimed)
+		d.log.Warn("cannot read the claim on the previous lease, continuing without it", "err", unclaimed)
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func (d *daemon) follow(ctx context.Context, v lease.View, next <-chan lease.Vie
 		d.loop.SetView(v)
 		d.checks.SetView(v)
 		if before.Own.Subnet != v.Own.Subnet {
-			d.log.Error("this host has another subnet now", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
+			d.log.Error("moved to another subnet", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
 			d.uplink.SetSubnet(v.Own.Subnet)
 			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
 		}
@@ -137,8 +137,8 @@ func (d *daemon) release() {
 	claim := d.files.Claim()
 	switch own, err := subnet.Release(ctx, d.registry, claim); {
 	case err != nil:
-		d.log.Warn("cannot give up the lease; it expires by itself", "subnet", claim.Subnet, "err", err)
+		d.log.Warn("failed to release lease, it will expire", "subnet", claim.Subnet, "err", err)
 	case own != lease.Lease{}:
-		d.log.Info("gave up the lease", "subnet", own.Subnet)
+		d.log.Info("released lease", "subnet", own.Subnet)
 	}
 }

@@ -223,7 +223,7 @@ func (d *daemon) heard(e driver.Event) {
 // run. Docker reads it at its start only.
 func (d *daemon) wroteSubnetFile(first, changed bool) {
 	if changed && (!first || d.former.Subnet.IsValid()) {
-		d.log.Warn("restart docker so that it takes over what has changed", "path", d.options.SubnetFile)
+		d.log.Warn("subnet file changed, restart docker to apply it", "path", d.options.SubnetFile)
 	}
 	if first {
 		d.announce()

@@ -84,14 +84,14 @@ func (f *Filter) keepLegacy(ctx context.Context, sets []firewall.Ruleset) (chang
 	}
 	if unread != nil {
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: unreadCondition, Text: "cannot tell whether iptables-legacy has rules, will retry", Fields: []any{"err", unread},
+			ID: unreadCondition, Text: "failed to check for iptables-legacy rules, will retry", Fields: []any{"err", unread},
 		})
 	} else {
 		f.cfg.Conditions.End(unreadCondition)
 	}
 	if b.failed = errors.Join(unread, failed); danger != nil {
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: legacyCondition, Text: "iptables-legacy may drop the overlay's packets, and cannot be asked",
+			ID: legacyCondition, Text: "iptables-legacy may drop overlay packets, its rules cannot be read",
 			Fields: []any{"err", failed},
 			Command: fmt.Sprintf("%[1]s -w -I FORWARD -s %[2]s -j ACCEPT; %[1]s -w -I FORWARD -d %[2]s -j ACCEPT",
 				f.cfg.Keepers.Legacy.Traits(danger.Family).Name, danger.Owner.Network),
@@ -143,7 +143,7 @@ func (f *Filter) clear(ctx context.Context) (changes []string) {
 		return changes
 	}
 	f.cfg.Conditions.Set(condition.Condition{
-		ID: leftCondition, Text: "packet filter rules that iptables held before cannot be removed", Fields: []any{"err", failed},
+		ID: leftCondition, Text: "failed to remove earlier iptables rules, will retry", Fields: []any{"err", failed},
 	})
 	return changes
 }

@@ -304,7 +304,7 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 	if f.written = true; repaired {
 		if calm := f.fight.Repaired(f.looked); calm > 0 {
 			f.cfg.Conditions.Begin(condition.Condition{
-				ID: fightCondition, Severe: true, Text: "something else on this host keeps undoing our packet filter rules; slowing down",
+				ID: fightCondition, Severe: true, Text: "another program keeps undoing packet filter rules, backing off",
 				Fields: []any{"changes", strings.Join(changes, "; ")},
 			})
 			return calm, true
@@ -375,7 +375,7 @@ func (f *Filter) report(changes []string, repaired bool, err error) {
 	switch why := f.holding.standIn; {
 	case err != nil:
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: keepCondition, Text: "packet filter rules cannot be kept; the overlay works as far as others' rules let it",
+			ID: keepCondition, Text: "failed to sync packet filter rules, will retry",
 			Fields: []any{"err", err}, Command: findHolder(why),
 		})
 	case why != nil:

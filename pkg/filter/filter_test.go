@@ -171,11 +171,11 @@ func TestFightIsSlowedDown(t *testing.T) {
 			if undone > 40 || undone < 20 {
 				t.Errorf("repaired %d times", undone)
 			}
-			h.said(1, "level=ERROR", "something else on this host keeps undoing our packet filter rules; slowing down", "changes=")
+			h.said(1, "level=ERROR", "another program keeps undoing packet filter rules, backing off", "changes=")
 			h.wrong(fightCondition, true)
 			h.after(3 * time.Minute)
 			h.wrong(fightCondition, false)
-			h.said(1, "no longer: something else")
+			h.said(1, "no longer: another program")
 			h.holds(firewall.Compat, "rules")
 			undo()
 			h.after(5 * time.Second)
@@ -242,7 +242,7 @@ func TestWatchThatFails(t *testing.T) {
 		h.start()
 		h.wrong(watchCondition+"nftables", true)
 		h.wrong(watchCondition+"iptables", false)
-		h.said(1, "seen late, for they cannot be watched", "keeper=nftables")
+		h.said(1, "cannot watch packet filter rules, checking them periodically", "keeper=nftables")
 		h.after(time.Second)
 		h.set(func() { h.nft.unseen = nil; clear(h.places) })
 		h.after(firstRetry + burst)
@@ -282,7 +282,7 @@ func TestAcceptsInLegacyTables(t *testing.T) {
 			h.start()
 			h.wrong(legacyCondition, c.wrong)
 			if c.wrong {
-				h.said(1, "cannot be asked", `command="iptables-legacy -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -w -I FORWARD -d 10.42.0.0/16 -j ACCEPT"`)
+				h.said(1, "its rules cannot be read", `command="iptables-legacy -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -w -I FORWARD -d 10.42.0.0/16 -j ACCEPT"`)
 			}
 			h.set(func() { h.legacy.err = nil })
 			h.after(31 * time.Second)

@@ -57,8 +57,8 @@ type candidate struct {
 
 // candidates returns who holds the rules, as the network config wants it, and who stands in.
 func (k Keepers) candidates(c netconf.Choice) (preferred, other candidate) {
-	preferred = candidate{k.IPTables, "iptables", "nftables cannot be used; packet filter rules are kept by iptables meanwhile"}
-	other = candidate{k.NFTables, "nftables", "iptables cannot be used; packet filter rules are kept by nftables meanwhile"}
+	preferred = candidate{k.IPTables, "iptables", "nftables failed, using iptables for packet filter rules meanwhile"}
+	other = candidate{k.NFTables, "nftables", "iptables failed, using nftables for packet filter rules meanwhile"}
 	if c == netconf.Yes {
 		return other, preferred
 	}
@@ -166,13 +166,13 @@ func (f *Filter) say(k candidate, why string) {
 	if traits.Place == firewall.Nowhere {
 		return
 	}
-	fields := []any{"reason", why}
+	fields := []any{"keeper", k.name, "reason", why}
 	if traits.Version != "" {
-		fields = append([]any{"version", traits.Version}, fields...)
+		fields = append(fields, "version", traits.Version)
 	}
-	if said := fmt.Sprint(k.name, fields); said != f.holding.said {
+	if said := fmt.Sprint(fields); said != f.holding.said {
 		f.holding.said = said
-		f.cfg.Log.Info("packet filter rules are kept by "+k.name, fields...)
+		f.cfg.Log.Info("selected packet filter", fields...)
 	}
 }
 

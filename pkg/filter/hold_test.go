@@ -20,12 +20,12 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 		native, compat, legacy string
 		says                   string
 	}{
-		{netconf.Open, firewall.Compat, "accepts", "rules", "nothing", `kept by iptables" version="iptables v1.8.9 (nf_tables)" reason="it is installed`},
-		{netconf.Open, firewall.Legacy, "accepts", "nothing", "rules", `kept by iptables"`},
-		{netconf.Open, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables" reason="iptables is not installed`},
+		{netconf.Open, firewall.Compat, "accepts", "rules", "nothing", `keeper=iptables reason="it is installed, and EnableNFTables is not set" version="iptables v1.8.9 (nf_tables)"`},
+		{netconf.Open, firewall.Legacy, "accepts", "nothing", "rules", `keeper=iptables`},
+		{netconf.Open, firewall.Nowhere, "rules", "nothing", "nothing", `keeper=nftables reason="iptables is not installed`},
 		{netconf.No, firewall.Compat, "accepts", "rules", "nothing", `reason="EnableNFTables is false"`},
-		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `kept by nftables" reason="EnableNFTables is true"`},
-		{netconf.Yes, firewall.Nowhere, "rules", "nothing", "nothing", `kept by nftables"`},
+		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `keeper=nftables reason="EnableNFTables is true"`},
+		{netconf.Yes, firewall.Nowhere, "rules", "nothing", "nothing", `keeper=nftables`},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newHost(t, c.choice)
@@ -38,7 +38,7 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 			h.holds(firewall.Compat, c.compat)
 			h.holds(firewall.Legacy, c.legacy)
 			h.after(time.Hour)
-			h.said(1, "packet filter rules are kept by", c.says)
+			h.said(1, "selected packet filter", c.says)
 			h.said(0, "level=WARN")
 			h.said(1, "wrote packet filter rules")
 			h.said(0, "repaired")
@@ -59,11 +59,11 @@ func TestFailureIsNoAbsence(t *testing.T) {
 			t.Run(fmt.Sprint(name, choice), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					h := newHost(t, choice)
-					preferred, text := h.iptables, "iptables cannot be used; packet filter rules are kept by nftables meanwhile"
+					preferred, text := h.iptables, "iptables failed, using nftables for packet filter rules meanwhile"
 					here, there := firewall.Compat, firewall.Native
 					h.nft.tables = []string{"nat"}
 					if choice == netconf.Yes {
-						preferred, text = h.nft, "nftables cannot be used; packet filter rules are kept by iptables meanwhile"
+						preferred, text = h.nft, "nftables failed, using iptables for packet filter rules meanwhile"
 						here, there = there, here
 					}
 					fails(preferred)
@@ -104,13 +104,13 @@ func TestNobodyCanKeepTheRules(t *testing.T) {
 		h.iptables.err, h.nft.err = unix.ENOMEM, unix.EPERM
 		h.start()
 		h.wrong(keepCondition, true)
-		h.said(1, "packet filter rules cannot be kept", "cannot allocate memory", "operation not permitted")
+		h.said(1, "failed to sync packet filter rules", "cannot allocate memory", "operation not permitted")
 		h.after(10 * time.Minute)
 		every := h.nft.intervals()
 		if len(every) < 20 || len(every) > 40 || every[1] > 2*time.Second || every[len(every)-1] != lastRetry {
 			t.Errorf("attempts after %v", every)
 		}
-		h.said(1, "packet filter rules cannot be kept")
+		h.said(1, "failed to sync packet filter rules")
 		h.set(func() { h.iptables.err, h.nft.err = nil, nil })
 		h.after(31 * time.Second)
 		h.wrong(keepCondition, false)
@@ -158,7 +158,7 @@ func TestLockIsWaitedFor(t *testing.T) {
 		h.start()
 		h.holds(firewall.Native, "rules")
 		h.holds(firewall.Legacy, "nothing") // what it had would stay
-		h.said(1, "another program holds the lock of iptables: sleep (PID 4711)", `command="ps -fp 4711"`, "kept by nftables meanwhile")
+		h.said(1, "another program holds the lock of iptables: sleep (PID 4711)", `command="ps -fp 4711"`, "using nftables for packet filter rules meanwhile")
 		// The legacy variant is the one that cannot write, and its policy may be DROP.
 		h.wrong(legacyCondition, true)
 		tried := len(h.iptables.syncs)
@@ -190,7 +190,7 @@ func TestChoiceMayChange(t *testing.T) {
 		if emptied, put := h.compat.syncs[0], h.nft.syncs[1]; emptied.Before(put) {
 			t.Error("the old rules went first")
 		}
-		h.said(1, `kept by nftables" reason="EnableNFTables is true"`)
+		h.said(1, `keeper=nftables reason="EnableNFTables is true"`)
 		h.set(func() { h.iptables.hangs = true })
 		h.SetChoice(netconf.No)
 		h.after(time.Second)
@@ -211,7 +211,7 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 		h.compat.err = unix.EMFILE
 		h.start()
 		h.wrong(leftCondition, true)
-		h.said(1, "packet filter rules that iptables held before cannot be removed", "too many open files")
+		h.said(1, "failed to remove earlier iptables rules, will retry", "too many open files")
 		h.set(func() { h.compat.err = nil })
 		h.after(31 * time.Second)
 		h.wrong(leftCondition, false)
@@ -234,7 +234,7 @@ func TestUpgradedToolIsAnotherHolder(t *testing.T) {
 			h.iptables.traits.Place, h.iptables.traits.Version = firewall.Legacy, "iptables v1.8.9 (legacy)"
 		})
 		h.after(10 * time.Second)
-		h.said(1, "kept by iptables", "(legacy)")
+		h.said(1, "keeper=iptables", "(legacy)")
 		h.holds(firewall.Legacy, "rules")
 		h.holds(firewall.Compat, "nothing")
 		h.said(0, "level=WARN")
@@ -242,6 +242,6 @@ func TestUpgradedToolIsAnotherHolder(t *testing.T) {
 		h.set(func() { h.iptables.traits = firewall.Traits{Name: "iptables"} })
 		h.after(10 * time.Second)
 		h.holds(firewall.Native, "accepts")
-		h.said(2, "kept by iptables")
+		h.said(2, "keeper=iptables")
 	})
 }

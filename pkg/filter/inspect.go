@@ -59,7 +59,7 @@ func (f *Filter) inspect(ctx context.Context) time.Duration {
 	}
 	if f.beside.blind++; f.beside.blind >= blindAfter {
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: blindCondition, Text: "cannot tell whether rules of others drop the overlay's packets, will retry", Fields: []any{"err", err},
+			ID: blindCondition, Text: "failed to check whether other rules drop overlay packets, will retry", Fields: []any{"err", err},
 		})
 	}
 	return time.Until(f.beside.port)
@@ -87,7 +87,7 @@ func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
 				case b.Certain:
 					found = append(found, condition.Condition{
 						ID: ownedCondition + b.String(), Fields: []any{"chain", b.String()},
-						Text: "a chain that only its own program may change drops the overlay's packets",
+						Text: "a chain that only its owner can change drops overlay packets",
 					})
 				}
 			}
@@ -113,7 +113,7 @@ func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 		port := in.Probes.Tunnel.DstPort
 		for _, b := range closed {
 			found = append(found, condition.Condition{
-				ID: portCondition + b.String(), Text: "the packet filter of this host drops what peers send to the tunnel's port",
+				ID: portCondition + b.String(), Text: "this host's packet filter drops packets to the tunnel port",
 				Fields: []any{"port", port, "chain", b.String()}, Command: b.Open(port),
 			})
 		}

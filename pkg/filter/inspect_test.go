@@ -61,7 +61,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 					h.after(2 * time.Second)
 					h.wrong(portCondition+chain.String(), c.wrong)
 					if c.wrong {
-						h.said(1, "drops what peers send to the tunnel's port", "port=8472", `chain="nftables inet filter input"`, `command="nft insert rule inet filter input udp dport 8472 accept"`)
+						h.said(1, "drops packets to the tunnel port", "port=8472", `chain="nftables inet filter input"`, `command="nft insert rule inet filter input udp dport 8472 accept"`)
 					}
 					h.set(func() { where.barriers = nil })
 					h.after(idle + time.Second)
@@ -165,15 +165,15 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h.wrong(ownedCondition+"nftables inet theirs perhaps", false)
 		h.wrong(keepCondition, false)
 		h.wrong(trustCondition, true)
-		h.said(1, "cannot be told to let them pass", "connection refused", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16`)
+		h.said(1, "failed to make it trust the network", "connection refused", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16`)
 		h.after(trustRetry)
 		h.set(func() { fails, b.err = nil, firewalld.ErrOtherZone })
 		h.after(trustRetry)
-		h.said(1, "cannot be told to let them pass", firewalld.MoveCommand(four.Network))
+		h.said(1, "failed to make it trust the network", firewalld.MoveCommand(four.Network))
 		h.set(func() { b.err = nil })
 		h.after(trustRetry)
 		h.wrong(trustCondition, false)
-		h.said(1, "firewalld lets the network pass now")
+		h.said(1, "added the network to firewalld's trusted zone")
 		// It says that its rules are others, and lets the network pass by them.
 		h.set(func() { h.nft.barriers, h.nft.err = nil, nil })
 		b.changed <- struct{}{}

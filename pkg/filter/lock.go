@@ -213,7 +213,7 @@ func (l *Lock) watch(ctx context.Context, signs <-chan struct{}) <-chan struct{}
 	}
 	signs, err := l.locker.Watch(ctx)
 	if err != nil {
-		l.cfg.Conditions.Set(condition.Condition{ID: id, Text: "changes of the underlay lock by others are seen late, for they cannot be watched", Fields: []any{"err", err}})
+		l.cfg.Conditions.Set(condition.Condition{ID: id, Text: "cannot watch the underlay lock, checking it periodically", Fields: []any{"err", err}})
 		return nil
 	}
 	l.cfg.Conditions.End(id)

@@ -90,11 +90,11 @@ func (l *Lock) look(ctx context.Context) time.Duration {
 	}
 	l.whole = err == nil && spec.tunnel
 	if err != nil {
-		l.cfg.Conditions.Set(lockFailure("the underlay lock cannot be kept: the tunnel takes what anybody sends to it", err))
+		l.cfg.Conditions.Set(lockFailure("failed to sync underlay lock, the tunnel accepts packets from any host", err))
 		return firstRetry
 	}
 	if !spec.tunnel {
-		l.cfg.Conditions.Set(condition.Condition{ID: lockCondition, Text: "the underlay lock has no effect: this backend has no tunnel that others send to"})
+		l.cfg.Conditions.Set(condition.Condition{ID: lockCondition, Text: "underlay lock has no effect, the backend has no tunnel port"})
 		return idle
 	}
 	l.cfg.Conditions.End(lockCondition)
@@ -105,16 +105,16 @@ func (l *Lock) look(ctx context.Context) time.Duration {
 func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 	repair := l.kept && len(changes) > 0
 	if !l.kept {
-		l.cfg.Log.Info("locked the underlay", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
+		l.cfg.Log.Info("enabled underlay lock", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
 	} else if repair {
-		l.cfg.Log.Info("repaired the underlay lock", "changes", strings.Join(changes, "; "))
+		l.cfg.Log.Info("repaired underlay lock", "changes", strings.Join(changes, "; "))
 	}
 	l.kept = true
 	now := time.Now()
 	if repair {
 		if pause := l.fight.Repaired(now); pause > 0 {
 			l.cfg.Conditions.Begin(condition.Condition{
-				ID: lockFightCondition, Severe: true, Text: "something else on this host keeps undoing the underlay lock; slowing down",
+				ID: lockFightCondition, Severe: true, Text: "another program keeps undoing the underlay lock, backing off",
 				Fields: []any{"changes", strings.Join(changes, "; ")},
 			})
 			l.calm = now.Add(pause)
@@ -159,13 +159,13 @@ func (l *Lock) remove(ctx context.Context) {
 			err = l.removeFormer()
 		}
 		if removed {
-			l.cfg.Log.Info("removed the underlay lock of an earlier run")
+			l.cfg.Log.Info("removed underlay lock of an earlier run")
 		}
 		if err == nil {
 			l.cfg.Conditions.End(lockCondition)
 			return
 		}
-		l.cfg.Conditions.Set(lockFailure("the underlay lock of an earlier run cannot be removed, if there is one: new peers are not let in", err))
+		l.cfg.Conditions.Set(lockFailure("failed to remove underlay lock of an earlier run, it may drop packets of new peers", err))
 		if pace.Sleep(ctx, lastRetry) != nil {
 			return
 		}

@@ -211,7 +211,7 @@ func TestLockIsRepaired(t *testing.T) {
 		h.Admit()
 		synctest.Wait()
 		h.has("[192.0.2.2]")
-		if n := strings.Count(h.log.String(), "repaired the underlay lock"); n != 2 {
+		if n := strings.Count(h.log.String(), "repaired underlay lock"); n != 2 {
 			t.Errorf("said %d times\n%s", n, h.log)
 		}
 		h.set(func() { clear(h.locks) })
@@ -243,7 +243,7 @@ func TestLockFightIsSlowedDown(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		h.wrong(lockFightCondition, false)
 		h.has("[]")
-		if n := strings.Count(h.log.String(), "keeps undoing the underlay lock; slowing down"); n != 2 {
+		if n := strings.Count(h.log.String(), "keeps undoing the underlay lock, backing off"); n != 2 {
 			t.Errorf("said %d times\n%s", n, h.log)
 		}
 	})
@@ -326,7 +326,7 @@ func TestLockOfAnEarlierRunIsRemoved(t *testing.T) {
 			time.Sleep(lastRetry)
 			synctest.Wait()
 			h.wrong(lockCondition, false)
-			if said := strings.Contains(h.log.String(), "removed the underlay lock of an earlier run"); said == without || len(h.locks) > 0 == !without {
+			if said := strings.Contains(h.log.String(), "removed underlay lock of an earlier run"); said == without || len(h.locks) > 0 == !without {
 				t.Errorf("left: %v\n%s", h.locks, h.log)
 			}
 			if h.closed == without {

@@ -105,14 +105,14 @@ func (t *trust) ask(ctx context.Context, client Firewalld, network netip.Prefix)
 	defer cancel()
 	added, err := client.Trust(ctx, network)
 	if added {
-		t.log.Info("firewalld lets the network pass now", "command", firewalld.TrustCommand(network))
+		t.log.Info("added the network to firewalld's trusted zone", "command", firewalld.TrustCommand(network))
 	}
 	return err
 }
 
 func (t *trust) failed(network netip.Prefix, err error) {
 	c := condition.Condition{
-		ID: trustCondition, Text: "firewalld may drop the overlay's packets, and cannot be told to let them pass",
+		ID: trustCondition, Text: "firewalld may drop overlay packets, failed to make it trust the network",
 		Fields: []any{"err", err}, Command: firewalld.TrustCommand(network),
 	}
 	if errors.Is(err, firewalld.ErrOtherZone) {

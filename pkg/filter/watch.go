@@ -36,7 +36,7 @@ func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k
 		}
 		if err != nil {
 			f.cfg.Conditions.Set(condition.Condition{
-				ID: watchCondition + name, Text: "changes of packet filter rules by others are seen late, for they cannot be watched",
+				ID: watchCondition + name, Text: "cannot watch packet filter rules, checking them periodically",
 				Fields: []any{"keeper", name, "err", err},
 			})
 		} else {

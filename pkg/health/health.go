@@ -107,13 +107,13 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 		WriteTimeout:      requestTime,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog: stdlog.New(logsink.Lines(func(line string) {
-			log.Warn("health port reports an error", "err", line)
+			log.Warn("health server error", "err", line)
 		}), "", 0),
 	}
 	p.server.SetKeepAlivesEnabled(false) // one connection is one request
 	go func() {
 		if err := p.server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("health port has failed, health checks are not answered any more", "err", err)
+			log.Error("health server failed, health checks are no longer answered", "err", err)
 		}
 	}()
 	return nil

@@ -91,7 +91,7 @@ func (h *Handler) summarize(k kind) {
 	if left == 0 {
 		return
 	}
-	r := slog.NewRecord(time.Now(), k.level, "left out log lines of one kind", 0)
+	r := slog.NewRecord(time.Now(), k.level, "omitted similar log lines", 0)
 	r.Add("kind", k.message, "left_out", left)
 	last := []slog.Attr{slog.Time(slog.TimeKey, latest.Time)}
 	latest.Attrs(func(a slog.Attr) bool { last = append(last, a); return true })

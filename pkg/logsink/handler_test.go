@@ -70,11 +70,11 @@ func TestFloodOfOneKind(t *testing.T) {
 		synctest.Wait()
 		text = b.text()
 		lines, left := said(text)
-		if summaries := strings.Count(text, `msg="left out log lines of one kind"`); lines > burst+5 || summaries == 0 || lines-summaries-2+left != flood {
+		if summaries := strings.Count(text, `msg="omitted similar log lines"`); lines > burst+5 || summaries == 0 || lines-summaries-2+left != flood {
 			t.Errorf("%d lines say that %d were left out:\n%s", lines, left, text)
 		}
 		last := text[strings.LastIndex(text[:len(text)-1], "\n")+1:]
-		if !strings.Contains(last, `level=WARN msg="left out log lines of one kind" kind="skipped peer"`) || !strings.Contains(last, fmt.Sprintf("latest.value=%d\n", flood-1)) {
+		if !strings.Contains(last, `level=WARN msg="omitted similar log lines" kind="skipped peer"`) || !strings.Contains(last, fmt.Sprintf("latest.value=%d\n", flood-1)) {
 			t.Errorf("the last line is %s", last)
 		}
 		time.Sleep(time.Hour)

@@ -182,6 +182,6 @@ func records(b []byte) int {
 
 func droppedLine(lost int) []byte {
 	var b bytes.Buffer
-	slog.New(slog.NewTextHandler(&b, nil)).Warn("dropped log lines that could not be written", "count", lost)
+	slog.New(slog.NewTextHandler(&b, nil)).Warn("dropped log lines, standard error is too slow", "count", lost)
 	return b.Bytes()
 }

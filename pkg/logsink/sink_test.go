@@ -56,7 +56,7 @@ func (r *reader) set(fail error, part int) {
 // dropped sums up the lines that are said to have been dropped.
 func dropped(text string) (sum int) {
 	for line := range strings.Lines(text) {
-		if _, n, ok := strings.Cut(line, `msg="dropped log lines that could not be written" count=`); ok {
+		if _, n, ok := strings.Cut(line, `msg="dropped log lines, standard error is too slow" count=`); ok {
 			var one int
 			fmt.Sscan(n, &one)
 			sum += one

@@ -52,9 +52,9 @@ func (l *Leftovers) Uncover(wanted []host.Need) {
 	for _, o := range l.among(wanted) {
 		fields := []any{"addr", o.need.Addr, "reason", o.need.What}
 		if err := l.Kernel.Apply([]dataplane.Op{o.Op})[0]; err != nil {
-			l.Log.Warn("cannot remove a route of an earlier run that takes what this host needs itself", append(fields, "err", err, "command", o.Op.String())...)
+			l.Log.Warn("failed to remove stale route that hides an address this host needs", append(fields, "err", err, "command", o.Op.String())...)
 		} else {
-			l.Log.Warn("removed a route of an earlier run that took what this host needs itself", append(fields, "command", o.Op.String())...)
+			l.Log.Warn("removed stale route that hid an address this host needs", append(fields, "command", o.Op.String())...)
 		}
 	}
 }
@@ -63,7 +63,7 @@ func (l *Leftovers) Uncover(wanted []host.Need) {
 // be. They may be in containers, so nothing is removed.
 func (l *Leftovers) WarnOf(nameServers []host.Need) {
 	for _, o := range l.among(nameServers) {
-		l.Log.Warn("a route of an earlier run leads to a name server: if that is not in a container, it is cut off", "addr", o.need.Addr, "command", o.Op.String())
+		l.Log.Warn("stale route leads to a name server, which is unreachable unless it runs in a container", "addr", o.need.Addr, "command", o.Op.String())
 	}
 }
 
@@ -133,7 +133,7 @@ const routesUnread = "leftover-routes"
 
 func unreadable(err error) condition.Condition {
 	return condition.Condition{
-		ID: routesUnread, Text: "cannot tell whether an earlier run has left routes that are in the way",
+		ID: routesUnread, Text: "failed to check for stale routes of an earlier run, will retry",
 		Fields: []any{"err", err},
 	}
 }

@@ -53,13 +53,13 @@ func TestUncover(t *testing.T) {
 		done    string
 		says    string
 	}{
-		{name: "in the way", network: network, need: etcd, stamped: true, done: deletion, says: "removed a route of an earlier run"},
-		{name: "cannot be removed", network: network, need: etcd, stamped: true, refuses: errors.New("no"), done: deletion, says: "cannot remove a route of an earlier run"},
+		{name: "in the way", network: network, need: etcd, stamped: true, done: deletion, says: "removed stale route"},
+		{name: "cannot be removed", network: network, need: etcd, stamped: true, refuses: errors.New("no"), done: deletion, says: "failed to remove stale route"},
 		{name: "another route is longer", network: network, need: etcd},
 		{name: "needed beside the network", network: network, need: beside, stamped: true},
 		{name: "no earlier run", need: etcd, stamped: true},
 		{name: "the loop runs", network: network, need: etcd, stamped: true, over: true},
-		{name: "unreadable", network: network, need: etcd, stamped: true, unread: errors.New("no buffer space"), says: "cannot tell whether an earlier run has left routes"},
+		{name: "unreadable", network: network, need: etcd, stamped: true, unread: errors.New("no buffer space"), says: "failed to check for stale routes"},
 	} {
 		f := &fake{state: dataplane.NewState(), unread: c.unread, refuses: c.refuses}
 		f.inventory = host.Inventory{

@@ -82,7 +82,7 @@ func try(network netip.Prefix, device string, conditions *condition.List) (p *Pr
 		return nil, true, err
 	}
 	conditions.Set(condition.Condition{
-		ID: unregistered, Text: "cannot tell other flannelds on this host what this one has, will retry", Fields: []any{"err", err},
+		ID: unregistered, Text: "failed to register with other flannelds on this host, will retry", Fields: []any{"err", err},
 	})
 	return nil, false, err
 }
@@ -91,11 +91,11 @@ func conflict(network netip.Prefix, held *HeldError) condition.Condition {
 	c := condition.Condition{ID: inTheWay, Severe: true, Fields: []any{"network", network, "reason", held.Error()}}
 	switch {
 	case held.Device != "":
-		c.Text = "waiting until another flanneld on this host ends, which has the same device: give one of the networks another VNI"
+		c.Text = "another flanneld on this host has the same device, waiting for it to stop; set another VNI in one of the networks"
 	case held.Holder.Network == network:
-		c.Text, c.Severe = "waiting until another flanneld on this host ends, which serves the same network", false
+		c.Text, c.Severe = "another flanneld on this host serves the same network, waiting for it to stop", false
 	default:
-		c.Text = "waiting until another flanneld on this host ends, whose network overlaps: give one of them another Network"
+		c.Text = "another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them"
 	}
 	return c
 }

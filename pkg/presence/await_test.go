@@ -85,9 +85,9 @@ func TestAwaitWaitsForTheOther(t *testing.T) {
 func TestTextOfConflicts(t *testing.T) {
 	network, other := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.0.0.0/8")
 	for want, held := range map[string]*HeldError{
-		"waiting until another flanneld on this host ends, which has the same device: give one of the networks another VNI": {Holder: Holder{Network: other}, Device: "flannel.1"},
-		"waiting until another flanneld on this host ends, which serves the same network":                                   {Holder: Holder{Network: network}},
-		"waiting until another flanneld on this host ends, whose network overlaps: give one of them another Network":        {Holder: Holder{Network: other}},
+		"another flanneld on this host has the same device, waiting for it to stop; set another VNI in one of the networks":    {Holder: Holder{Network: other}, Device: "flannel.1"},
+		"another flanneld on this host serves the same network, waiting for it to stop":                                        {Holder: Holder{Network: network}},
+		"another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them": {Holder: Holder{Network: other}},
 	} {
 		if c := conflict(network, held); c.Text != want || c.Severe == (held.Holder.Network == network) {
 			t.Errorf("%v: %q, severe %t; want %q", held, c.Text, c.Severe, want)

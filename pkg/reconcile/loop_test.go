@@ -166,7 +166,7 @@ func TestPassConverges(t *testing.T) {
 	f.Reread()
 	f.kernel.Routes[key(9)] = dataplane.Route{}
 	f.Pass()
-	if f.said(`msg="repaired what was changed behind our back" ops="+1 route, -1 route" example="ip route replace 10.42.1.0/24 dev flannel.1 scope global onlink"`) != 1 {
+	if f.said(`msg="repaired drift" ops="+1 route, -1 route" example="ip route replace 10.42.1.0/24 dev flannel.1 scope global onlink"`) != 1 {
 		t.Errorf("log:\n%s", &f.log)
 	}
 }
@@ -228,12 +228,12 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 		if n := f.kernel.snapshots - before; n < 15 || n > 25 {
 			t.Errorf("%d readings in five minutes", n)
 		}
-		if f.said("the kernel refused") != 1 {
+		if f.said("failed to apply changes to the kernel") != 1 {
 			t.Errorf("log:\n%s", &f.log)
 		}
 		delete(f.kernel.refuse, bad)
 		f.run(t, time.Minute)
-		if len(f.kernel.Routes) != 3 || f.said("nothing fails any more") != 1 || f.said("repaired") != 0 {
+		if len(f.kernel.Routes) != 3 || f.said("changes to the kernel no longer fail") != 1 || f.said("repaired") != 0 {
 			t.Errorf("the kernel holds\n%slog:\n%s", f.kernel.Text(), &f.log)
 		}
 	})
@@ -258,7 +258,7 @@ func TestOvertakenReading(t *testing.T) {
 	if !f.Pass() || len(f.kernel.Routes) != 2 || !f.kernel.Links["flannel.1"].Up {
 		t.Errorf("the kernel holds\n%s", f.kernel.Text())
 	}
-	if f.said("refused") != 0 || f.said("repaired") != 1 || f.said("+2 route, ~1 link") != 1 {
+	if f.said("failed to apply") != 0 || f.said("repaired") != 1 || f.said("+2 route, ~1 link") != 1 {
 		t.Errorf("log:\n%s", &f.log)
 	}
 }
@@ -298,8 +298,8 @@ func TestFightIsSlow(t *testing.T) {
 		if n < 100 || n > 230 {
 			t.Errorf("%d attempts in ten minutes", n)
 		}
-		if f.said("keeps undoing our work") != 1 || f.said("10.42.1.0/24 dev flannel.1") < 1 {
-			t.Errorf("said %d times in\n%.2000s", f.said("keeps undoing our work"), &f.log)
+		if f.said("keeps undoing changes to the kernel") != 1 || f.said("10.42.1.0/24 dev flannel.1") < 1 {
+			t.Errorf("said %d times in\n%.2000s", f.said("keeps undoing changes to the kernel"), &f.log)
 		}
 		// After the fight it is mended at once again.
 		f.kernel.after = func() {}
@@ -362,14 +362,14 @@ func TestHeavyFightIsSlow(t *testing.T) {
 		delete(f.kernel.Routes, key(1))
 		f.Reread()
 		before := len(f.kernel.applied)
-		if f.run(t, 5*time.Second); f.said("keeps undoing our work") != 1 {
+		if f.run(t, 5*time.Second); f.said("keeps undoing changes to the kernel") != 1 {
 			t.Errorf("after five seconds:\n%s", &f.log)
 		}
 		f.run(t, 10*time.Minute)
 		if took := time.Duration(len(f.kernel.applied)-before) * 300 * time.Millisecond; took < 10*time.Second || took > 40*time.Second {
 			t.Errorf("%v spent in ten minutes", took)
 		}
-		if f.said("keeps undoing our work") != 1 {
+		if f.said("keeps undoing changes to the kernel") != 1 {
 			t.Errorf("log:\n%.2000s", &f.log)
 		}
 	})
@@ -407,12 +407,12 @@ func TestUnreadable(t *testing.T) {
 			break_(f, errors.New("interrupted"))
 			f.Reread()
 			f.run(t, 10*time.Minute)
-			if len(f.kernel.Routes) != 1 || f.said("the kernel is not checked") != 1 {
+			if len(f.kernel.Routes) != 1 || f.said("reconcile failed") != 1 {
 				t.Errorf("%s: log:\n%s", name, &f.log)
 			}
 			break_(f, nil)
 			f.run(t, time.Minute)
-			if len(f.kernel.Routes) != 0 || f.said("the kernel is checked again") != 1 {
+			if len(f.kernel.Routes) != 0 || f.said("reconcile works again") != 1 {
 				t.Errorf("%s: log:\n%s", name, &f.log)
 			}
 		}
@@ -481,7 +481,7 @@ func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 			t.Error("a pass with a foreign device in the way is not all right")
 		}
 	}
-	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("left undone") != 1 || len(f.kernel.applied) > 0 {
+	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("operations blocked by a conflict") != 1 || len(f.kernel.applied) > 0 {
 		t.Errorf("log:\n%s", &f.log)
 	}
 }
@@ -515,7 +515,7 @@ func TestManySkippedPeersAreOneLine(t *testing.T) {
 		}
 		f.view.Peers = nil
 		f.Pass()
-		if f.said("no longer skipped peers") != 1 || f.said("count=19") != 1 {
+		if f.said("no longer skipping peers") != 1 || f.said("count=19") != 1 {
 			t.Errorf("log:\n%s", &f.log)
 		}
 	})
@@ -535,7 +535,7 @@ func TestLinesDueOneAfterAnother(t *testing.T) {
 		f.Pass()
 		before := f.kernel.snapshots
 		f.run(t, 10*time.Second)
-		if n := f.said("no longer skipped peers"); n != 2 || f.kernel.snapshots != before {
+		if n := f.said("no longer skipping peers"); n != 2 || f.kernel.snapshots != before {
 			t.Errorf("%d lines and %d readings, log:\n%s", n, f.kernel.snapshots-before, &f.log)
 		}
 	})

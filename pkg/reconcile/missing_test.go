@@ -61,7 +61,7 @@ func TestMissingIsTold(t *testing.T) {
 		f.Reread()
 		f.Pass()
 		tells("route " + whole.Dst.String() + " dev flannel.1: <nil>an interface address of dev eth0 covers the same destination")
-		if f.said("refused") != 0 || f.said("left undone") != 0 {
+		if f.said("failed to apply changes") != 0 || f.said("operations blocked by a conflict") != 0 {
 			t.Errorf("said twice:\n%s", &f.log)
 		}
 	})

@@ -39,8 +39,8 @@ type report struct {
 func newReport(log *slog.Logger, wrong *condition.List) *report {
 	return &report{
 		log: log, wrong: wrong,
-		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipped peers"),
-		conflicts: condition.NewGroup(log, slog.LevelError, "left undone", "no longer left undone"),
+		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipping peers"),
+		conflicts: condition.NewGroup(log, slog.LevelError, "operations blocked by a conflict", "operations no longer blocked by a conflict"),
 	}
 }
 
@@ -78,7 +78,7 @@ func (r *report) later(now time.Time) time.Duration {
 // broken is called when a pass could not read what it compares.
 func (r *report) broken(what string, err error) {
 	r.wrong.Begin(condition.Condition{
-		ID: uncheckedCondition + what, Severe: true, Text: "the kernel is not checked until this works again", Ended: "the kernel is checked again",
+		ID: uncheckedCondition + what, Severe: true, Text: "reconcile failed, will retry", Ended: "reconcile works again",
 		Fields: []any{"reason", what, "err", err},
 	})
 }
@@ -113,14 +113,14 @@ func (r *report) applications(p pass) {
 	if p.applied.n == 0 {
 		return
 	}
-	msg := "repaired what was changed behind our back"
+	msg := "repaired drift"
 	if p.left || !p.change.Nothing() {
 		msg = "programmed the kernel"
 	}
 	r.log.Info(msg, "ops", p.applied.String(), "example", p.applied.first.String())
 	if p.fighting {
 		r.wrong.Begin(condition.Condition{
-			ID: fightCondition, Severe: true, Text: "something else on this host keeps undoing our work; slowing down",
+			ID: fightCondition, Severe: true, Text: "another program keeps undoing changes to the kernel, backing off",
 			Fields: []any{"ops", p.applied.String(), "example", p.applied.first.String()},
 		})
 	}
@@ -138,7 +138,7 @@ func (r *report) failures(p pass) {
 	}
 	if r.failing += len(fresh); len(fresh) > 0 {
 		r.wrong.Set(condition.Condition{
-			ID: refusedCondition, Text: "the kernel refused; trying again", Ended: "nothing fails any more",
+			ID: refusedCondition, Text: "failed to apply changes to the kernel, will retry", Ended: "changes to the kernel no longer fail",
 			Fields: []any{"count", r.failing, "err", fresh[0].err},
 		})
 	}

@@ -180,7 +180,7 @@ func (k *Keeper) sync() (pause time.Duration, fight bool) {
 	switch {
 	case fight:
 		k.conditions.Set(condition.Condition{
-			ID: fightCondition, Text: "another program keeps changing the subnet file or the claim beside it, slowing down",
+			ID: fightCondition, Text: "another program keeps changing the subnet file or the lease claim, backing off",
 			Fields: []any{"path", k.path},
 		})
 	case err != nil || failed != nil:
@@ -211,9 +211,9 @@ func (k *Keeper) syncEnv() (repaired bool, err error) {
 	before := k.env
 	k.env = env
 	if changed {
-		msg := "wrote the subnet file"
+		msg := "wrote subnet file"
 		if repaired = env == before; repaired {
-			msg = "repaired the subnet file"
+			msg = "repaired subnet file"
 		}
 		k.log.Info(msg, "path", k.path, "subnet", env.Subnet, "mtu", env.MTU)
 	}
@@ -237,7 +237,7 @@ func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error)
 	if os.Remove(k.path) != nil {
 		return false, have.Subnet, err
 	}
-	k.log.Warn("removed the subnet file, which named another subnet and cannot be replaced", "path", k.path, "subnet", env.Subnet, "before", have.Subnet, "err", err)
+	k.log.Warn("removed subnet file, it named another subnet and cannot be replaced", "path", k.path, "subnet", env.Subnet, "before", have.Subnet, "err", err)
 	changed, err = Write(k.path, env, repair)
 	return changed, stale, err
 }
@@ -245,7 +245,7 @@ func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error)
 // unwritten is the condition that subnet.env is not as it should be.
 func (k *Keeper) unwritten(err error, stale netip.Prefix) condition.Condition {
 	c := condition.Condition{
-		ID: fileCondition, Text: "cannot write the subnet file, will retry",
+		ID: fileCondition, Text: "failed to write subnet file, will retry",
 		Fields: []any{"path", k.path, "err", err},
 	}
 	if _, missing := os.Stat(filepath.Dir(k.path)); errors.Is(err, unix.EROFS) && errors.Is(missing, fs.ErrNotExist) && os.Getenv("NOTIFY_SOCKET") != "" {
@@ -272,14 +272,14 @@ func (k *Keeper) syncClaim() (repaired bool, err error) {
 	changed, err := WriteClaim(k.path, k.claim)
 	if err != nil {
 		k.conditions.Set(condition.Condition{
-			ID: claimCondition, Text: "cannot note the claim on the lease, will retry",
+			ID: claimCondition, Text: "failed to write lease claim, will retry",
 			Fields: []any{"path", ClaimPath(k.path), "err", err, "reason", "with another address, the next start may get another subnet"},
 		})
 		return false, err
 	}
 	k.conditions.End(claimCondition)
 	if repaired = changed && k.claim == k.noted; repaired {
-		k.log.Info("repaired the claim on the lease", "path", ClaimPath(k.path), "subnet", k.claim.Subnet)
+		k.log.Info("repaired lease claim", "path", ClaimPath(k.path), "subnet", k.claim.Subnet)
 	}
 	k.noted = k.claim
 	return repaired, nil

@@ -34,7 +34,7 @@ func NewDescriptors(log *slog.Logger) *Descriptors {
 // address and would leave a TUN device without anybody behind it.
 func (s *Descriptors) Close() {
 	if len(s.kept) > 0 && s.program.replaced() {
-		s.log.Info("another program is in this one's place now: giving up the tunnel's device and socket", "path", s.program.paths[0])
+		s.log.Info("another program has replaced this executable, releasing the tunnel's device and socket", "path", s.program.paths[0])
 		s.RemoveAll()
 	}
 	for _, f := range s.kept {
@@ -66,7 +66,7 @@ func (s *Descriptors) Take(name string) (fd int, ok bool) {
 func (s *Descriptors) Keep(name string, fd int) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		s.log.Warn("cannot use systemd's descriptor store", "err", err)
+		s.log.Warn("failed to use systemd's descriptor store", "err", err)
 		return
 	}
 	s.kept[name] = os.NewFile(uintptr(dup), name)
@@ -88,7 +88,7 @@ func (s *Descriptors) notify(state string, fds ...int) {
 		return
 	}
 	if err := send(path, state, fds); err != nil {
-		s.log.Warn("cannot use systemd's descriptor store", "err", err)
+		s.log.Warn("failed to use systemd's descriptor store", "err", err)
 	}
 }
 

@@ -22,7 +22,7 @@ func Ready(conditions *condition.List) {
 	const id = "systemd/ready"
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		conditions.Set(condition.Condition{
-			ID: id, Severe: true, Text: "cannot tell systemd that the network is ready, will retry", Fields: []any{"err", err},
+			ID: id, Severe: true, Text: "failed to notify systemd that the network is ready, will retry", Fields: []any{"err", err},
 		})
 		time.AfterFunc(notifyRetry, func() { Ready(conditions) })
 		return
@@ -35,7 +35,7 @@ func alive(conditions *condition.List) {
 	const id = "systemd/watchdog"
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
 		conditions.Set(condition.Condition{
-			ID: id, Severe: true, Text: "cannot tell systemd's watchdog that flanneld works, will retry", Fields: []any{"err", err},
+			ID: id, Severe: true, Text: "failed to notify systemd's watchdog, will retry", Fields: []any{"err", err},
 		})
 		return
 	}

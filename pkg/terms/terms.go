@@ -125,7 +125,7 @@ func (k *Keeper) follow() {
 	a, err := k.backend.Attrs(f, k.terms.Attrs, nil)
 	if err != nil {
 		k.conditions.Set(condition.Condition{
-			ID: addressCondition, Text: "the lease cannot follow the uplink's address",
+			ID: addressCondition, Text: "cannot update lease to the uplink's new address",
 			Fields: []any{"public_ip", k.terms.Attrs.PublicIP, "addr", f.PublicIP, "err", err},
 		})
 		return
@@ -167,7 +167,7 @@ func (k *Keeper) contest() {
 	a, err := k.backend.Attrs(f, k.terms.Attrs, k.rivals)
 	if err == nil && k.change(func(t *subnet.Terms) { t.Attrs = a }) {
 		k.changed = now
-		k.log.Warn("another host has the MAC of this one, taking another", "peer", k.rivals[0].Subnet, "public_ip", k.rivals[0].PublicIP, "before", before, "backend_data", a.BackendData)
+		k.log.Warn("another host has the same MAC address, choosing a new one", "peer", k.rivals[0].Subnet, "public_ip", k.rivals[0].PublicIP, "before", before, "backend_data", a.BackendData)
 	}
 }
 

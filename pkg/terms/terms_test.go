@@ -126,7 +126,7 @@ func TestLeaseThatCannotFollowIsSaidOnce(t *testing.T) {
 	for range 3 {
 		k.SetFacts(factsOf("198.51.100.8"), nil)
 	}
-	const text = "the lease cannot follow the uplink's address"
+	const text = "cannot update lease to the uplink's new address"
 	if _, changed := next(k); changed || strings.Count(lines.String(), text) != 1 {
 		t.Errorf("changed %t, said\n%s", changed, &lines)
 	}

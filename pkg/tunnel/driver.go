@@ -234,7 +234,7 @@ func (d *Driver) openEnds(name string, l dataplane.Link) (e Ends, closeEnds func
 		closeEnds()
 		return e, nil, err
 	case err != nil:
-		d.log.Warn("the tunnel sends no ICMP errors", "err", err)
+		d.log.Warn("tunnel cannot send ICMP errors", "err", err)
 	default:
 		e.ICMP = icmp
 		both := closeEnds
@@ -244,7 +244,7 @@ func (d *Driver) openEnds(name string, l dataplane.Link) (e Ends, closeEnds func
 		}
 	}
 	tcp, uso := tun.SuperPackets()
-	d.log.Info("tunnel is open", "device", name, "addr", l.Local, "port", l.Port,
+	d.log.Info("opened tunnel", "device", name, "addr", l.Local, "port", l.Port,
 		"tso", tcp, "uso", uso, "udp_segment", udp.MaxSegments() > 1, "udp_gro", udp.GRO())
 	return e, closeEnds, nil
 }
@@ -280,7 +280,7 @@ func (d *Driver) run(r *running) {
 	if r.ctx.Err() != nil {
 		return
 	}
-	d.log.Warn("tunnel has ended, opening it again", "device", r.name, "err", err)
+	d.log.Warn("tunnel failed, reopening it", "device", r.name, "err", err)
 	r.cancel()
 	d.pacing.Lock()
 	wait := d.ends.Next(time.Now())

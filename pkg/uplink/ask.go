@@ -60,7 +60,7 @@ func (w *Watcher) Admit(n backend.Network) error {
 	}
 	inv, err := w.Inventory(true)
 	if err != nil {
-		return fmt.Errorf("cannot tell whether the network is in the way of this host: %w", err)
+		return fmt.Errorf("failed to check whether the network conflicts with addresses this host needs: %w", err)
 	}
 	f, err := w.Uplink().Facts(inv, w.PublicIP(), n.Network)
 	if err != nil {
@@ -68,7 +68,7 @@ func (w *Watcher) Admit(n backend.Network) error {
 	}
 	f.Needs, f.Leased = inv.Needs(n.Network, w.Wanted()), n.Pool().Cover()
 	if err := backend.Check(n.Backend, f); err != nil {
-		return fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must be beside what the hosts need themselves: %w", n.SubnetMin, n.SubnetMax, err)
+		return fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must leave out addresses that the hosts need: %w", n.SubnetMin, n.SubnetMax, err)
 	}
 	return nil
 }
@@ -120,7 +120,7 @@ func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
 	}
 	inv, err := w.Inventory(true)
 	if err != nil {
-		return fmt.Sprintf("cannot tell whether %s is in use: %v", addr, err)
+		return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
 	}
 	has := func(a host.Addr) bool { return a.Prefix.Addr() == addr }
 	if slices.ContainsFunc(inv.Ifaces, func(i host.Iface) bool { return slices.ContainsFunc(i.Addrs, has) }) {
@@ -130,7 +130,7 @@ func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
 	answered, err := probe.Probe(ctx, addr, iface, w.Kernel)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("cannot tell whether %s is in use: %v", addr, err)
+		return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
 	case answered != "":
 		return fmt.Sprintf("%s answers %s", addr, answered)
 	}

@@ -68,7 +68,7 @@ func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
 		config := func(backend, from, to string) string {
 			return fmt.Sprintf(`{"Network":"10.0.0.0/8","SubnetMin":"%s","SubnetMax":"%s","Backend":{"Type":"%s"}}`, from, to, backend)
 		}
-		const reason = "network config: SubnetMin, SubnetMax: 10.42.0.0, 10.42.255.0: must be beside what the hosts need themselves: the route 10.42.0.0/16 takes 10.42.99.1, etcd"
+		const reason = "network config: SubnetMin, SubnetMax: 10.42.0.0, 10.42.255.0: must leave out addresses that the hosts need: the route 10.42.0.0/16 takes 10.42.99.1, etcd"
 		for raw, refused := range map[string]bool{
 			config("udp", "10.42.0.0", "10.42.255.0"):   true,
 			config("udp", "10.43.0.0", "10.43.255.0"):   false,

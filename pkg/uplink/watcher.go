@@ -258,7 +258,7 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 
 // heard takes an event, looks if it is about the uplink, and passes it on.
 func (w *Watcher) heard(ctx context.Context, e driver.Event) {
-	w.Log.Debug("the kernel reports changes", "events", e)
+	w.Log.Debug("kernel events", "events", e)
 	switch {
 	case e&(driver.Uplink|driver.Overflow) != 0:
 		w.look(ctx)
@@ -361,9 +361,9 @@ func (w *Watcher) choose(inv host.Inventory) error {
 	switch {
 	case u.Iface == "" || before == u:
 	case before.Iface == "":
-		w.Log.Info("chose the uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Why)
+		w.Log.Info("chose uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Why)
 	default:
-		w.Log.Warn("chose another uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Why, "before", before.Iface+" "+before.Addr.String())
+		w.Log.Warn("uplink changed", "iface", u.Iface, "addr", u.Addr, "reason", u.Why, "before", before.Iface+" "+before.Addr.String())
 	}
 	w.mu.Lock()
 	w.uplink = u
@@ -383,7 +383,7 @@ func (w *Watcher) choose(inv host.Inventory) error {
 		return choice.Err
 	case !w.Conditions.Has(unusable): // why it began, not all that happens meanwhile
 		w.Conditions.Set(condition.Condition{
-			ID: unusable, Text: "the uplink cannot be used, waiting for it; the kernel stays as it is",
+			ID: unusable, Text: "uplink is unusable, leaving the kernel as it is until it returns",
 			Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
 		})
 	}
