@@ -77,6 +77,7 @@ type Loop struct {
 	budget pace.Budget // of whole passes
 	made   time.Time
 	heard  atomic.Int64  // when the kernel was last said to be changed, since made, in nanoseconds
+	first  atomic.Int64  // when it was first, since the last reading; 0: it was not
 	cost   time.Duration // of looking, the last time
 	ended  time.Time     // when the last pass did
 
@@ -89,6 +90,8 @@ type Loop struct {
 	whole   bool             // the reading is of no use for a part
 	own     netip.Prefix     // this host's subnet
 	refused map[string]error // own objects that failed the last time, and why
+
+	stats stats
 }
 
 // wholePasses bounds what they cost when somebody keeps changing the kernel, with enough at once
@@ -105,7 +108,7 @@ func New(cfg Config) *Loop {
 	l := &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
 		holds: newHolds(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePasses(), made: time.Now(), undone: true, whole: true,
-		refused: map[string]error{},
+		refused: map[string]error{}, stats: newStats(),
 	}
 	l.input.err = condition.Reported{Err: errors.New("the state of this host is not known yet")}
 	return l
@@ -140,7 +143,9 @@ func (l *Loop) trigger() {
 // Reread asks for a pass that reads the kernel anew, because somebody may have
 // changed it.
 func (l *Loop) Reread() {
-	l.heard.Store(int64(time.Since(l.made)))
+	now := int64(time.Since(l.made))
+	l.heard.Store(now)
+	l.first.CompareAndSwap(0, max(now, 1))
 	l.stale.Store(true)
 	l.trigger()
 }

@@ -47,6 +47,7 @@ func (m Missing) Same(o Missing) bool {
 // wanted. Everything else takes a new reading; when there were too many lately, the
 // peers that changed do not wait for it.
 func (l *Loop) Pass(ctx context.Context) bool {
+	begun := time.Now()
 	defer func() { l.ended = time.Now() }()
 	l.cfg.Alive()
 	l.input.Lock()
@@ -64,12 +65,13 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	}
 	l.own = view.Own.Subnet
 	change := l.plan.Update(facts, *view)
+	news := !change.Nothing()
 	change.All = change.All || l.undone
 	l.report.skipped(l.plan.Skipped())
 	if l.cfg.Rivals != nil {
 		l.cfg.Rivals(l.plan.Rivals())
 	}
-	done := pass{change: change, left: l.left}
+	done := pass{begun: begun, news: news, old: begun.Sub(l.read) >= resync, change: change, left: l.left}
 	stale := l.stale.Load()
 	if stale && l.budget.Rest(time.Now()) > 0 {
 		if change.Nothing() {
@@ -81,11 +83,13 @@ func (l *Loop) Pass(ctx context.Context) bool {
 		l.passPart(ctx, *view, &done)
 	} else if !l.passWhole(ctx, facts, *view, &done) {
 		l.undone, l.ok = true, false
+		l.count(&done, Unread)
 		return false
 	}
 	done.fighting = l.holds.fighting(time.Now()) || l.budget.Over()
 	if ctx.Err() != nil {
 		l.undone, l.ok = true, false
+		l.count(&done, Incomplete)
 		l.report.applications(done)
 		return false
 	}
@@ -96,6 +100,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	if !done.part && l.cfg.Missing != nil {
 		l.cfg.Missing(causes(done.missing))
 	}
+	l.count(&done, done.result())
 	l.report.pass(done)
 	l.ok = !done.own
 	return l.ok
@@ -130,6 +135,7 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
 	l.whole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
+	done.heard = time.Duration(l.first.Swap(0))
 	for round := range rounds {
 		l.budget.Begin()
 		l.reading = dataplane.State{} // not two at a time: they are large
@@ -177,10 +183,16 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 
 // pass is what a pass did, for the report.
 type pass struct {
+	begun     time.Time
+	news      bool           // something else is wanted than in the pass before
+	heard     time.Duration  // when the kernel was first said to be changed, since the loop was made; 0: it was not
+	old       bool           // the last reading was, by then
 	change    backend.Change // of what is wanted
 	part      bool           // only what has changed was looked at
 	left      bool           // the pass before left something for this one
 	applied   tally
+	repaired  tally // of what was applied
+	refused   tally
 	doubt     bool // the reading may be overtaken: what fails is read and tried again before it counts
 	doubted   int  // what failed so in this round
 	failed    []failure
@@ -189,6 +201,7 @@ type pass struct {
 	conflicts []dataplane.Conflict
 	own       bool // something of this host's own is missing
 	missing   []Missing
+	undone    map[dataplane.Kind]int // objects that are not as wanted
 }
 
 type failure struct {
@@ -201,8 +214,9 @@ type failure struct {
 // looking again.
 func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
-	done.held, done.doubted, done.own, done.missing = 0, 0, false, nil
+	done.held, done.doubted, done.own, done.missing, done.undone = 0, 0, false, nil, map[dataplane.Kind]int{}
 	for _, c := range delta.Conflicts {
+		done.undone[c.Op.Kind]++
 		if c.Op.Basic(l.own) {
 			done.own = true
 			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
@@ -213,6 +227,7 @@ func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (a
 	for op := range delta.Ops() {
 		if l.holds.held(now, op) {
 			done.held++
+			done.undone[op.Kind]++
 			if op.Basic(l.own) {
 				done.own = true
 				if err := l.refused[op.Object()]; err != nil {
@@ -244,6 +259,8 @@ func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
 	for i, err := range l.cfg.Driver.Apply(due) {
 		op := due[i]
 		if err != nil {
+			done.refused.add(op)
+			done.undone[op.Kind]++
 			own := op.Basic(l.own)
 			done.own = done.own || own
 			if done.doubt && !l.holds.failing(op) {
@@ -262,8 +279,11 @@ func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
 			l.reading.Note(op)
 		}
 		// What is wanted as before, and was not so, somebody has undone.
-		l.holds.did(now, op, op.Kind != dataplane.KindNextHop && !done.change.About(op))
-		done.applied.add(op)
+		repair := op.Kind != dataplane.KindNextHop && !done.change.About(op)
+		l.holds.did(now, op, repair)
+		if done.applied.add(op); repair {
+			done.repaired.add(op)
+		}
 		l.report.applied(op)
 	}
 }

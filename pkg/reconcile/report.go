@@ -173,19 +173,14 @@ const progressEvery = 2 * time.Second
 type tally struct {
 	n      int
 	first  dataplane.Op
-	counts map[class]int
-}
-
-type class struct {
-	verb dataplane.Verb
-	kind dataplane.Kind
+	counts map[OpClass]int
 }
 
 func (t *tally) add(op dataplane.Op) {
 	if t.n++; t.n == 1 {
-		t.first, t.counts = op, map[class]int{}
+		t.first, t.counts = op, map[OpClass]int{}
 	}
-	t.counts[class{op.Verb, op.Kind}]++
+	t.counts[OpClass{op.Verb, op.Kind}]++
 }
 
 // String is like "+2 route, +2 fdb, -1 route".
@@ -196,7 +191,7 @@ func (t *tally) String() string {
 		sign string
 	}{{dataplane.Put, "+"}, {dataplane.Set, "~"}, {dataplane.Del, "-"}} {
 		for _, kind := range dataplane.Kinds() {
-			if n := t.counts[class{v.verb, kind}]; n > 0 {
+			if n := t.counts[OpClass{v.verb, kind}]; n > 0 {
 				parts = append(parts, fmt.Sprintf("%s%d %s", v.sign, n, kind))
 			}
 		}
