@@ -22,20 +22,32 @@ type Registry struct {
 	API        API
 	options    etcd.Options
 	conditions *condition.List
+	stats      *stats
 }
 
-// operation is what an API may be asked to do. Each may be permitted without the others.
-type operation string
+// permission is to do some operations. Each may be given without the others.
+type permission string
 
 const (
-	readingConfig operation = "config"
-	reading       operation = "read"
-	writing       operation = "write"
+	readingConfig permission = "config"
+	reading       permission = "read"
+	writing       permission = "write"
 )
 
-// denied says that it is not permitted.
-func (o operation) denied() string {
+// takes returns the permission that an operation takes.
+func (o Op) takes() permission {
 	switch o {
+	case OpConfig:
+		return readingConfig
+	case OpList, OpGet, OpWatch:
+		return reading
+	}
+	return writing
+}
+
+// denied says that it is not given.
+func (p permission) denied() string {
+	switch p {
 	case readingConfig:
 		return "etcd does not permit this host to read the network config"
 	case reading:
@@ -46,11 +58,17 @@ func (o operation) denied() string {
 
 func (a Registry) id(what string) string { return "etcd-access/" + string(a.API) + "/" + what }
 
-// note begins or ends the conditions that a call of a kind tells of. One without an answer
-// tells of none.
-func (a Registry) note(ctx context.Context, what operation, err error) {
-	answered := err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
+// answered reports whether an operation was carried out, by its error: there may have been nothing
+// to do it with.
+func answered(err error) bool {
+	return err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
 		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
+}
+
+// note counts a call, and begins or ends the conditions that it tells of. One without an answer
+// tells of none.
+func (a Registry) note(ctx context.Context, op Op, err error) {
+	a.stats.count(ctx, op, err)
 	switch {
 	case errors.Is(err, registry.ErrLogin):
 		a.conditions.Set(condition.Condition{
@@ -59,10 +77,10 @@ func (a Registry) note(ctx context.Context, what operation, err error) {
 		})
 	case errors.Is(err, registry.ErrDenied):
 		a.conditions.End(a.id("login"))
-		a.deny(ctx, what)
-	case answered:
+		a.deny(ctx, op.takes())
+	case answered(err):
 		a.conditions.End(a.id("login"))
-		a.conditions.End(a.id(string(what)))
+		a.conditions.End(a.id(string(op.takes())))
 	}
 }
 
@@ -70,7 +88,7 @@ func (a Registry) note(ctx context.Context, what operation, err error) {
 func (a Registry) forget() { a.conditions.Replace(a.id(""), nil) }
 
 // deny begins the condition that the user lacks a permission.
-func (a Registry) deny(ctx context.Context, what operation) {
+func (a Registry) deny(ctx context.Context, what permission) {
 	prefix := strings.TrimSuffix(a.ConfigKey(), path.Base(a.ConfigKey()))
 	c := condition.Condition{
 		ID: a.id(string(what)), Severe: true, Text: what.denied(),
@@ -157,48 +175,48 @@ func (a Registry) MoveCommand(subnet netip.Prefix, files []string) string {
 // Config implements registry.Registry.
 func (a Registry) Config(ctx context.Context) ([]byte, error) {
 	raw, err := a.Client.Config(ctx)
-	a.note(ctx, readingConfig, err)
+	a.note(ctx, OpConfig, err)
 	return raw, err
 }
 
 // List implements registry.Registry.
 func (a Registry) List(ctx context.Context) (registry.Listing, error) {
 	l, err := a.Client.List(ctx)
-	a.note(ctx, reading, err)
+	a.note(ctx, OpList, err)
 	return l, err
 }
 
 // Get implements registry.Registry.
 func (a Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
 	ev, err := a.Client.Get(ctx, subnet)
-	a.note(ctx, reading, err)
+	a.note(ctx, OpGet, err)
 	return ev, err
 }
 
 // Watch implements registry.Registry.
 func (a Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
 	events, next, err := a.Client.Watch(ctx, index)
-	a.note(ctx, reading, err)
+	a.note(ctx, OpWatch, err)
 	return events, next, err
 }
 
 // Create implements registry.Registry.
 func (a Registry) Create(ctx context.Context, subnet netip.Prefix, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := a.Client.Create(ctx, subnet, attrs, ttl)
-	a.note(ctx, writing, err)
+	a.note(ctx, OpCreate, err)
 	return l, err
 }
 
 // Update implements registry.Registry.
 func (a Registry) Update(ctx context.Context, prev lease.Lease, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := a.Client.Update(ctx, prev, attrs, ttl)
-	a.note(ctx, writing, err)
+	a.note(ctx, OpUpdate, err)
 	return l, err
 }
 
 // Release implements registry.Registry.
 func (a Registry) Release(ctx context.Context, prev lease.Lease) error {
 	err := a.Client.Release(ctx, prev)
-	a.note(ctx, writing, err)
+	a.note(ctx, OpRelease, err)
 	return err
 }

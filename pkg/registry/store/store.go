@@ -58,6 +58,7 @@ type Store struct {
 	host       Identity
 	log        *slog.Logger
 	conditions *condition.List
+	stats      *stats
 	apis       []API
 	regs       []Client
 	chosen     choice
@@ -99,7 +100,10 @@ const storeRetry = 2 * time.Second
 // Open makes the clients. It does no I/O but for reading the TLS files.
 func Open(o etcd.Options, api API, host Identity, log *slog.Logger, conditions *condition.List) (*Store, error) {
 	o.OnFiles = func(err error) { noteFiles(conditions, err) }
-	s := &Store{options: o, host: host, log: log, conditions: conditions, apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute}}
+	s := &Store{
+		options: o, host: host, log: log, conditions: conditions, stats: &stats{calls: map[Call]uint64{}},
+		apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute},
+	}
 	if api != APIAuto {
 		s.apis = []API{api}
 	}
@@ -173,7 +177,7 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 			case err == nil && i != s.chosen.store:
 				access.forget()
 			case err == nil || len(have) == 0 || i == last: // else what it refuses does not matter
-				access.note(ctx, readingConfig, a.err)
+				access.note(ctx, OpConfig, a.err)
 			}
 		}
 	}()
@@ -212,7 +216,7 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 
 // access returns an API as one whose refusals are conditions.
 func (s *Store) access(i int) Registry {
-	return Registry{s.regs[i], s.apis[i], s.options, s.conditions}
+	return Registry{s.regs[i], s.apis[i], s.options, s.conditions, s.stats}
 }
 
 // wait reports whether to go on waiting for a store that gives no answer.

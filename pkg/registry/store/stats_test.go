@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"testing"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/memory"
+)
+
+// client is a Client that answers from memory, or with an error.
+type client struct {
+	*memory.Registry
+	err error
+}
+
+func (*client) ConfigKey() string { return "/coreos.com/network/config" }
+func (*client) Reconnect()        {}
+func (*client) Close()            {}
+
+func (c *client) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+	if c.err != nil {
+		return registry.Event{}, c.err
+	}
+	return c.Registry.Get(ctx, subnet)
+}
+
+// TestStatsCountCalls: by what was asked, and what came of it. A caller that has gone counts for
+// nothing.
+func TestStatsCountCalls(t *testing.T) {
+	c := &client{Registry: memory.New()}
+	log := slog.New(slog.DiscardHandler)
+	r := Registry{Client: c, API: APIv3, conditions: condition.NewList(log), stats: &stats{calls: map[Call]uint64{}}}
+	want := map[Call]uint64{}
+	counted := func(op Op, result Result) {
+		t.Helper()
+		want[Call{op, result}]++
+		if got := r.Stats().Calls; !maps.Equal(got, want) {
+			t.Errorf("calls are %v, want %v", got, want)
+		}
+	}
+	ctx, subnet := t.Context(), netip.MustParsePrefix("10.42.1.0/24")
+	attrs := lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), BackendType: "vxlan"}
+	r.Config(ctx)
+	counted(OpConfig, Done) // that there is none
+	r.List(ctx)
+	counted(OpList, Done)
+	first, _ := r.Create(ctx, subnet, attrs, time.Hour)
+	counted(OpCreate, Done)
+	r.Create(ctx, subnet, attrs, time.Hour)
+	counted(OpCreate, Conflict)
+	r.Watch(ctx, 0)
+	counted(OpWatch, Done)
+	again, _ := r.Update(ctx, first, attrs, time.Hour)
+	counted(OpUpdate, Done)
+	r.Update(ctx, first, attrs, time.Hour)
+	counted(OpUpdate, Conflict)
+	r.Release(ctx, again)
+	counted(OpRelease, Done)
+	for err, result := range map[error]Result{registry.ErrDenied: Denied, registry.ErrLogin: Denied, errors.New("no answer"): Failed} {
+		c.err = err
+		r.Get(ctx, subnet)
+		counted(OpGet, result)
+	}
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	r.Get(gone, subnet)
+	c.err = nil
+	r.Get(ctx, subnet)
+	counted(OpGet, Done)
+}
