@@ -88,7 +88,7 @@ func (s *system) capabilities() string {
 
 	h.must("install -o daemon -m 0600 /dev/null /etc/key.pem; cp /etc/default/flanneld /tmp; echo FLANNELD_ETCD_CAFILE=/etc/key.pem >>/etc/default/flanneld")
 	with("CAP_NET_ADMIN CAP_NET_RAW", "open /etc/key.pem: permission denied")
-	with("CAP_NET_ADMIN CAP_NET_RAW CAP_DAC_READ_SEARCH", "key.pem holds no PEM certificate")
+	with("CAP_NET_ADMIN CAP_NET_RAW CAP_DAC_READ_SEARCH", "must be a file with PEM certificates")
 	h.must("mv /tmp/flanneld /etc/default; rm -r " + filepath.Dir(dropIn) + "; systemctl daemon-reload; systemctl restart flanneld")
 	s.ping()
 	return "NET_ADMIN, NET_RAW, DAC_READ_SEARCH are needed"

@@ -48,10 +48,10 @@ func parseCleanup(args, env []string) (o cleanup.Options, help string, err error
 		return o, help, err
 	}
 	if err := cl.flags.Parse(args); err != nil {
-		return o, help, err
+		return o, help, plain(err)
 	}
 	if stray := cl.flags.Args(); len(stray) > 0 {
-		return o, help, fmt.Errorf("unexpected argument %q", stray[0])
+		return o, help, fmt.Errorf("unexpected argument %q: must be a flag", stray[0])
 	}
 	if o.SubnetFile == "" {
 		return o, help, bad("subnet-file", "", "a path")

@@ -61,10 +61,10 @@ func parse(args, env []string) (*commandLine, error) {
 		if errors.Is(err, pflag.ErrHelp) {
 			return cl, errHelp
 		}
-		return cl, err
+		return cl, plain(err)
 	}
 	if stray := cl.flags.Args(); len(stray) > 0 {
-		return cl, fmt.Errorf("unexpected argument %q: flanneld takes flags only, and a boolean flag takes its value with an equals sign, as in -ip-masq=true", stray[0])
+		return cl, fmt.Errorf("unexpected argument %q: must be a flag; a boolean flag takes its value after an equals sign: --ip-masq=true", stray[0])
 	}
 	if cl.showVersion {
 		return cl, nil
@@ -124,7 +124,7 @@ func (cl *commandLine) environment(env []string) {
 			cl.warnings = append(cl.warnings, warning{"ignored unknown environment variable", []any{"variable", key}})
 		case !cl.flags.Changed(name):
 			if err := cl.flags.Set(name, value); err != nil {
-				cl.warnings = append(cl.warnings, warning{"ignored environment variable with an invalid value", []any{"variable", key, "err", err}})
+				cl.warnings = append(cl.warnings, warning{"ignored environment variable with an invalid value", []any{"variable", key, "err", plain(err)}})
 			}
 		}
 	}
@@ -140,9 +140,9 @@ func (cl *commandLine) historical() error {
 		switch {
 		case !old:
 		case why != "" && f.Value.String() != f.DefValue && refused == nil:
-			refused = fmt.Errorf("-%s is not supported: %s", f.Name, why)
+			refused = fmt.Errorf("--%s is not supported: %s", f.Name, why)
 		default:
-			idle = append(idle, "-"+f.Name)
+			idle = append(idle, "--"+f.Name)
 		}
 	})
 	if refused == nil && len(idle) > 0 {
@@ -179,14 +179,14 @@ func (cl *commandLine) check() (err error) {
 		return bad("etcd-api", string(o.EtcdAPI), "auto, v2 or v3")
 	}
 	if o.EtcdDomain != "" && cl.flags.Changed("etcd-endpoints") {
-		return bad("etcd-discovery-srv", o.EtcdDomain, "empty if -etcd-endpoints is set")
+		return bad("etcd-discovery-srv", o.EtcdDomain, "empty if --etcd-endpoints is given")
 	}
 	if cl.margin < 1 || cl.margin > 1439 {
-		return bad("subnet-lease-renew-margin", fmt.Sprint(cl.margin), "1 to 1439 minutes")
+		return bad("subnet-lease-renew-margin", fmt.Sprint(cl.margin), "1 to 1439")
 	}
 	o.RenewMargin = time.Duration(cl.margin) * time.Minute
 	if cl.resync < 1 || cl.resync > 3600 {
-		return bad("iptables-resync", fmt.Sprint(cl.resync), "1 to 3600 seconds")
+		return bad("iptables-resync", fmt.Sprint(cl.resync), "1 to 3600")
 	}
 	o.Rules.Resync = time.Duration(cl.resync) * time.Second
 	if o.HealthzPort < 0 || o.HealthzPort > 65535 {
@@ -223,5 +223,22 @@ func ipv4(name, value string) (netip.Addr, error) {
 }
 
 func bad(name, value, accepted string) error {
-	return fmt.Errorf("-%s: %q: must be %s", name, value, accepted)
+	return fmt.Errorf("--%s: %q: must be %s", name, value, accepted)
+}
+
+// plain returns an error of the flag library in the form of bad.
+func plain(err error) error {
+	var invalid *pflag.InvalidValueError
+	var without *pflag.ValueRequiredError
+	switch {
+	case errors.As(err, &without):
+		return fmt.Errorf("--%s: must have a value", without.GetSpecifiedName())
+	case errors.As(err, &invalid):
+		accepted := "true or false"
+		if invalid.GetFlag().Value.Type() == "int" {
+			accepted = "a whole number"
+		}
+		return bad(invalid.GetFlag().Name, invalid.GetValue(), accepted)
+	}
+	return err
 }

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
 func mustParse(t *testing.T, args, env []string) *commandLine {
@@ -58,8 +61,11 @@ func TestEnvironment(t *testing.T) {
 	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.Rules.Masquerade || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.HealthzPort != 1 {
 		t.Errorf("got %+v", o)
 	}
-	warnings := fmt.Sprint(cl.warnings)
-	for _, want := range []string{"invalid value [variable FLANNELD_V err ", "unknown environment variable [variable FLANNELD_ETCD_ENDPOINT]", "unknown environment variable [variable FLANNELD_VERSION]"} {
+	warnings := ""
+	for _, w := range cl.warnings {
+		warnings += fmt.Sprintln(w.text, w.fields)
+	}
+	for _, want := range []string{"invalid value [variable FLANNELD_V err --v: \"x\": must be a whole number]", "unknown environment variable [variable FLANNELD_ETCD_ENDPOINT]", "unknown environment variable [variable FLANNELD_VERSION]"} {
 		if !strings.Contains(warnings, want) {
 			t.Errorf("no warning %q in:\n%s", want, warnings)
 		}
@@ -71,31 +77,31 @@ func TestBadCommandLines(t *testing.T) {
 		args string
 		want string
 	}{
-		{"-ip-masq true -iface=eth0", `unexpected argument "true": flanneld takes flags only, and a boolean flag takes its value with an equals sign, as in -ip-masq=true`},
+		{"-ip-masq true -iface=eth0", `unexpected argument "true": must be a flag; a boolean flag takes its value after an equals sign: --ip-masq=true`},
 		{"stray", `unexpected argument "stray"`},
 		{"- -iface=a", `unexpected argument "-"`},
 		{"-- -iface=a", `unexpected argument "-iface=a"`},
 		{"-nonsense", `unknown flag -nonsense`},
 		{"---iface=a", `unknown flag ---iface=a`},
-		{"-ip-masq=maybe", `invalid argument "maybe" for "--ip-masq" flag`},
-		{"-healthz-port=many", `invalid argument "many" for "--healthz-port" flag`},
-		{"-iface", `flag needs an argument: --iface`},
-		{"-healthz-port=65536", `-healthz-port: "65536": must be 0 (off) to 65535`},
-		{"-healthz-port=-1", `-healthz-port: "-1": must be 0 (off) to 65535`},
-		{"-healthz-ip=here", `-healthz-ip: "here": must be an IP address`},
-		{"-subnet-lease-renew-margin=0", `-subnet-lease-renew-margin: "0": must be 1 to 1439 minutes`},
-		{"-subnet-lease-renew-margin=1440", `-subnet-lease-renew-margin: "1440": must be 1 to 1439 minutes`},
-		{"-public-ip=a.b.c.d", `-public-ip: "a.b.c.d": must be an IPv4 address such as 198.51.100.7`},
-		{"-public-ip=::1", `-public-ip: "::1": must be an IPv4 address such as 198.51.100.7`},
-		{"-iface-can-reach=x", `-iface-can-reach: "x": must be an IPv4 address such as 198.51.100.7`},
-		{"-iface-regex=(", `-iface-regex: "(": must be a regular expression: error parsing regexp`},
-		{"-etcd-endpoints=,", `-etcd-endpoints: ",": must be a comma separated list of URLs`},
-		{"-subnet-file=", `-subnet-file: "": must be a path`},
-		{"-kube-subnet-mgr", `-kube-subnet-mgr is not supported: this flanneld keeps its leases in etcd; there is no Kubernetes mode`},
-		{"-listen=fd://", `-listen is not supported: there is no client and server mode`},
-		{"-remote=10.0.0.1:8888", `-remote is not supported: there is no client and server mode`},
-		{"-networks=a,b", `-networks is not supported: one daemon serves one network`},
-		{"-watch-networks", `-watch-networks is not supported: one daemon serves one network`},
+		{"-ip-masq=maybe", `--ip-masq: "maybe": must be true or false`},
+		{"-healthz-port=many", `--healthz-port: "many": must be a whole number`},
+		{"-iface", `--iface: must have a value`},
+		{"-healthz-port=65536", `--healthz-port: "65536": must be 0 (off) to 65535`},
+		{"-healthz-port=-1", `--healthz-port: "-1": must be 0 (off) to 65535`},
+		{"-healthz-ip=here", `--healthz-ip: "here": must be an IP address`},
+		{"-subnet-lease-renew-margin=0", `--subnet-lease-renew-margin: "0": must be 1 to 1439`},
+		{"-subnet-lease-renew-margin=1440", `--subnet-lease-renew-margin: "1440": must be 1 to 1439`},
+		{"-public-ip=a.b.c.d", `--public-ip: "a.b.c.d": must be an IPv4 address such as 198.51.100.7`},
+		{"-public-ip=::1", `--public-ip: "::1": must be an IPv4 address such as 198.51.100.7`},
+		{"-iface-can-reach=x", `--iface-can-reach: "x": must be an IPv4 address such as 198.51.100.7`},
+		{"-iface-regex=(", `--iface-regex: "(": must be a regular expression: error parsing regexp`},
+		{"-etcd-endpoints=,", `--etcd-endpoints: ",": must be a comma separated list of URLs`},
+		{"-subnet-file=", `--subnet-file: "": must be a path`},
+		{"-kube-subnet-mgr", `--kube-subnet-mgr is not supported: this flanneld keeps its leases in etcd; there is no Kubernetes mode`},
+		{"-listen=fd://", `--listen is not supported: there is no client and server mode`},
+		{"-remote=10.0.0.1:8888", `--remote is not supported: there is no client and server mode`},
+		{"-networks=a,b", `--networks is not supported: one daemon serves one network`},
+		{"-watch-networks", `--watch-networks is not supported: one daemon serves one network`},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(context.Background(), func() {}, strings.Fields(c.args), nil, &stdout, &stderr)
@@ -103,6 +109,34 @@ func TestBadCommandLines(t *testing.T) {
 			t.Errorf("%s: exit %d, said %q, want %q", c.args, code, stderr.String(), c.want)
 		}
 	}
+}
+
+// TestBadValueOfEachFlag checks that the message about a bad value names the flag and the value, and
+// says what the value must be. A new flag needs a bad value here, or a place among those that take
+// any text.
+func TestBadValueOfEachFlag(t *testing.T) {
+	byType := map[string]string{"bool": "maybe", "int": "many"}
+	bad := map[string][]string{
+		"etcd-endpoints": {",", ""}, "etcd-api": {"v4", ""}, "iface-regex": {"("}, "iface-can-reach": {"x", "::1"},
+		"public-ip": {"x", "::1", "0.0.0.0"}, "subnet-file": {""}, "healthz-ip": {"x", ""},
+		"subnet-lease-renew-margin": {"0", "1440"}, "iptables-resync": {"0", "3601"}, "healthz-port": {"-1", "65536"},
+	}
+	anyText := []string{"etcd-discovery-srv", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password", "iface"}
+	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {
+		values := bad[f.Name]
+		if v, ok := byType[f.Value.Type()]; ok && f.Name != "help" {
+			values = append(values, v)
+		}
+		if _, idle := f.Annotations[noEffect]; len(values) == 0 && !idle && f.Name != "help" && !slices.Contains(anyText, f.Name) {
+			t.Errorf("--%s: there must be a bad value here", f.Name)
+		}
+		for _, v := range values {
+			want := fmt.Sprintf("--%s: %q: must be ", f.Name, v)
+			if _, err := parse([]string{"--" + f.Name + "=" + v}, nil); err == nil || !strings.HasPrefix(err.Error(), want) {
+				t.Errorf("--%s=%s: got %v, want %q", f.Name, v, err, want)
+			}
+		}
+	})
 }
 
 func TestHistoricalFlags(t *testing.T) {

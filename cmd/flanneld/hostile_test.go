@@ -143,9 +143,9 @@ func TestHostileConfigs(t *testing.T) {
 	h := c.Hosts[0]
 	c.launch(h)
 	for _, f := range []struct{ config, want string }{
-		{`{`, "is not complete JSON"},
-		{`{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}`, "accepted is one of alloc, host-gw, udp, vxlan"},
-		{`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":-1}}`, "Backend.VNI -1: accepted is a whole number from 0 to 9999999"},
+		{`{`, "must be complete JSON"},
+		{`{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}`, "must be one of alloc, host-gw, udp, vxlan"},
+		{`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":-1}}`, "Backend.VNI: -1: must be a whole number from 0 to 9999999"},
 		{strings.Repeat("x", 1<<20), "is 1048576 bytes long"},
 	} {
 		c.put("config", f.config)

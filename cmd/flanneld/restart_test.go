@@ -146,7 +146,7 @@ func TestEtcdComesLater(t *testing.T) {
 		c.says(h.Flanneld(), "network config is missing")
 	}
 	c.put("config", `{"Network":"10.42.0.0/33"}`)
-	c.says(c.Hosts[0].Flanneld(), `Network \"10.42.0.0/33\": accepted is`)
+	c.says(c.Hosts[0].Flanneld(), `Network: \"10.42.0.0/33\": must be`)
 	c.put("config", vxlanConfig)
 	start := time.Now()
 	for _, h := range c.Hosts {

@@ -90,7 +90,7 @@ var backends = map[string]constructor{}
 func New(c netconf.Config) (Backend, error) {
 	make, ok := backends[c.BackendType]
 	if !ok {
-		return nil, fmt.Errorf("network config: Backend.Type %q: accepted is one of %s", lease.Clip(c.BackendType), strings.Join(Types(), ", "))
+		return nil, fmt.Errorf("network config: Backend.Type: %q: must be one of %s", lease.Clip(c.BackendType), strings.Join(Types(), ", "))
 	}
 	b, err := make(c)
 	if err != nil {

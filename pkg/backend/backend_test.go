@@ -211,15 +211,15 @@ func TestAttrs(t *testing.T) {
 
 func TestNewErrors(t *testing.T) {
 	for _, c := range []struct{ backend, want string }{
-		{`{"Type":"carrier-pigeon"}`, `network config: Backend.Type "carrier-pigeon": accepted is one of alloc, host-gw, udp, vxlan`},
-		{`{}`, `network config: Backend.Type "": accepted is one of alloc, host-gw, udp, vxlan`},
-		{`{"Type":"vxlan","VNI":"1"}`, `network config: Backend.VNI "1": accepted is a whole number from 0 to 9999999`},
-		{`{"Type":"vxlan","VNI":16777216}`, `network config: Backend.VNI 16777216: accepted is a whole number from 0 to 9999999`},
-		{`{"Type":"vxlan","Port":65536}`, `network config: Backend.Port 65536: accepted is a whole number from 0 to 65535`},
-		{`{"Type":"vxlan","MTU":100}`, `network config: Backend.MTU 100: accepted is 0 (the uplink's) or 118 to 65535`},
-		{`{"Type":"udp","Port":0}`, `network config: Backend.Port 0: accepted is a whole number from 1 to 65535`},
-		{`{"Type":"vxlan","GBP":1}`, `network config: Backend.GBP 1: accepted is true or false`},
-		{`{"Type":"vxlan","DirectRouting":"true"}`, `network config: Backend.DirectRouting "true": accepted is true or false`},
+		{`{"Type":"carrier-pigeon"}`, `network config: Backend.Type: "carrier-pigeon": must be one of alloc, host-gw, udp, vxlan`},
+		{`{}`, `network config: Backend.Type: "": must be one of alloc, host-gw, udp, vxlan`},
+		{`{"Type":"vxlan","VNI":"1"}`, `network config: Backend.VNI: "1": must be a whole number from 0 to 9999999`},
+		{`{"Type":"vxlan","VNI":16777216}`, `network config: Backend.VNI: 16777216: must be a whole number from 0 to 9999999`},
+		{`{"Type":"vxlan","Port":65536}`, `network config: Backend.Port: 65536: must be a whole number from 0 to 65535`},
+		{`{"Type":"vxlan","MTU":100}`, `network config: Backend.MTU: 100: must be 0 (the uplink's) or 118 to 65535`},
+		{`{"Type":"udp","Port":0}`, `network config: Backend.Port: 0: must be a whole number from 1 to 65535`},
+		{`{"Type":"vxlan","GBP":1}`, `network config: Backend.GBP: 1: must be true or false`},
+		{`{"Type":"vxlan","DirectRouting":"true"}`, `network config: Backend.DirectRouting: "true": must be true or false`},
 	} {
 		conf, err := netconf.Parse([]byte(`{"Network":"10.42.0.0/16","Backend":` + c.backend + `}`))
 		if err == nil {

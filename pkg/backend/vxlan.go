@@ -71,7 +71,7 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 		b.port = vxlanPort
 	}
 	if least := leastMTU + vxlanOverhead; b.mtu != 0 && b.mtu < least {
-		f.Fail("MTU", fmt.Sprintf("accepted is 0 (the uplink's) or %d to 65535", least))
+		f.Fail("MTU", fmt.Sprintf("0 (the uplink's) or %d to 65535", least))
 	}
 	return b, f.Err()
 }

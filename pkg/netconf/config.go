@@ -46,7 +46,7 @@ const (
 )
 
 // Parse reads and checks a network config. An error names the field, its value
-// and what is accepted.
+// and what it must be.
 func Parse(raw []byte) (Config, error) {
 	c, err := parse(raw)
 	if err != nil {
@@ -57,11 +57,11 @@ func Parse(raw []byte) (Config, error) {
 
 func parse(raw []byte) (c Config, err error) {
 	if len(raw) > MaxConfig {
-		return c, fmt.Errorf("is %d bytes long; accepted are at most %d", len(raw), MaxConfig)
+		return c, fmt.Errorf("must be at most %d bytes long, not %d", MaxConfig, len(raw))
 	}
 	// Editors and shells of Windows put a byte order mark at the beginning of a file.
 	if bytes.HasPrefix(raw, []byte("\xff\xfe")) || bytes.HasPrefix(raw, []byte("\xfe\xff")) {
-		return c, errors.New("is UTF-16: must be UTF-8")
+		return c, errors.New("must be UTF-8, not UTF-16")
 	}
 	f, err := ParseFields(bytes.TrimPrefix(raw, []byte("\ufeff")), "")
 	if err != nil {
@@ -72,10 +72,10 @@ func parse(raw []byte) (c Config, err error) {
 		c.subnets(f)
 	}
 	if f.Bool("EnableIPv6", false) {
-		f.Fail("EnableIPv6", "accepted is false: the overlay carries IPv4 only")
+		f.Fail("EnableIPv6", "false: the overlay carries IPv4 only")
 	}
 	if !f.Bool("EnableIPv4", true) {
-		f.Fail("EnableIPv4", "accepted is true: the overlay carries IPv4 only")
+		f.Fail("EnableIPv4", "true: the overlay carries IPv4 only")
 	}
 	c.NFTables = f.choice("EnableNFTables")
 	// Below a minute an etcd that elects a leader could cost leases.
@@ -98,17 +98,17 @@ func (c *Config) network(f *Fields) {
 	const accepted = `an IPv4 network from /1 to /28 such as "10.42.0.0/16"`
 	s, ok := f.text("Network", accepted)
 	if !ok {
-		f.Fail("Network", "accepted is "+accepted)
+		f.Fail("Network", accepted)
 		return
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil || !p.Addr().Is4() || p.Bits() < 1 || p.Bits() > 28 {
-		f.Fail("Network", "accepted is "+accepted)
+		f.Fail("Network", accepted)
 		return
 	}
 	c.Network = p.Masked()
 	if a := c.Network.Addr(); a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() {
-		f.Fail("Network", "accepted is a network of unicast addresses, not loopback, multicast or 0.0.0.0")
+		f.Fail("Network", "a network of unicast addresses, not loopback, multicast or 0.0.0.0")
 	}
 }
 
@@ -130,7 +130,7 @@ func (c *Config) subnets(f *Fields) {
 	c.SubnetMin = c.bound(f, "SubnetMin", first+size)
 	c.SubnetMax = c.bound(f, "SubnetMax", last)
 	if f.Err() == nil && c.SubnetMax.Less(c.SubnetMin) {
-		f.Fail("SubnetMax", fmt.Sprintf("accepted is %s (SubnetMin) or above", c.SubnetMin))
+		f.Fail("SubnetMax", fmt.Sprintf("%s (SubnetMin) or above", c.SubnetMin))
 	}
 }
 
@@ -140,9 +140,9 @@ func (c *Config) bound(f *Fields, name string, def uint32) netip.Addr {
 		return fromUint(def)
 	}
 	if !c.Network.Contains(a) {
-		f.Fail(name, "accepted is an address inside Network "+c.Network.String())
+		f.Fail(name, "an address inside Network "+c.Network.String())
 	} else if p := netip.PrefixFrom(a, c.SubnetLen); p.Masked() != p {
-		f.Fail(name, fmt.Sprintf("accepted is the start of a /%d subnet; the nearest is %s", c.SubnetLen, p.Masked().Addr()))
+		f.Fail(name, fmt.Sprintf("the start of a /%d subnet; the nearest is %s", c.SubnetLen, p.Masked().Addr()))
 	}
 	return a
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // Fields is a JSON object whose values are read one at a time, so that an error
-// can name the field, its value and what is accepted. Keys match in any case
+// can name the field, its value and what it must be. Keys match in any case
 // and the last of several wins, as in every generation of the original; keys
 // nobody asks for are ignored. The first error sticks and is returned by Err.
 type Fields struct {
@@ -29,7 +29,7 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 		return nil, jsonError(err)
 	}
 	if open != json.Delim('{') {
-		return nil, fmt.Errorf("is not a JSON object: %s", show(raw))
+		return nil, fmt.Errorf("must be a JSON object, not %s", show(raw))
 	}
 	f := &Fields{path: path, values: map[string]json.RawMessage{}}
 	for dec.More() {
@@ -47,25 +47,25 @@ func ParseFields(raw []byte, path string) (*Fields, error) {
 		return nil, jsonError(err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("has something after the JSON object")
+		return nil, errors.New("must be one JSON object, without anything after it")
 	}
 	return f, nil
 }
 
 func jsonError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("is not complete JSON")
+		return errors.New("must be complete JSON")
 	}
-	return fmt.Errorf("is not JSON: %w", err)
+	return fmt.Errorf("must be JSON: %w", err)
 }
 
 // Err returns the first error of the readings so far.
 func (f *Fields) Err() error { return f.err }
 
-// Fail records that a field's value is not accepted, and why.
-func (f *Fields) Fail(name, why string) {
+// Fail records that a field's value is not accepted, and what it must be.
+func (f *Fields) Fail(name, accepted string) {
 	if f.err == nil {
-		f.err = fmt.Errorf("%s%s %s: %s", f.path, name, show(f.values[strings.ToLower(name)]), why)
+		f.err = fmt.Errorf("%s%s: %s: must be %s", f.path, name, show(f.values[strings.ToLower(name)]), accepted)
 	}
 }
 
@@ -90,7 +90,7 @@ func (f *Fields) Int(name string, def, least, most int) int {
 	}
 	n, err := strconv.Atoi(string(v))
 	if err != nil || n < least || n > most {
-		f.Fail(name, fmt.Sprintf("accepted is a whole number from %d to %d", least, most))
+		f.Fail(name, fmt.Sprintf("a whole number from %d to %d", least, most))
 		return def
 	}
 	return n
@@ -107,7 +107,7 @@ func (f *Fields) Bool(name string, def bool) bool {
 	case "false":
 		return false
 	}
-	f.Fail(name, "accepted is true or false")
+	f.Fail(name, "true or false")
 	return def
 }
 
@@ -130,7 +130,7 @@ func (f *Fields) String(name, def string) string {
 	}
 	s := def
 	if json.Unmarshal(v, &s) != nil {
-		f.Fail(name, "accepted is a string")
+		f.Fail(name, "a string")
 	}
 	return s
 }
@@ -138,7 +138,7 @@ func (f *Fields) String(name, def string) string {
 // text reads a string field that may be absent but not null.
 func (f *Fields) text(name, accepted string) (s string, present bool) {
 	if f.isNull(name) {
-		f.Fail(name, "accepted is "+accepted)
+		f.Fail(name, accepted)
 		return "", false
 	}
 	s = f.String(name, "")
@@ -154,7 +154,7 @@ func (f *Fields) Addr(name string) netip.Addr {
 	}
 	a, err := netip.ParseAddr(s)
 	if err != nil || !a.Is4() {
-		f.Fail(name, "accepted is "+accepted)
+		f.Fail(name, accepted)
 		return netip.Addr{}
 	}
 	if a.IsUnspecified() {
@@ -171,7 +171,7 @@ func (f *Fields) Object(name string) *Fields {
 	}
 	o, err := ParseFields(v, f.path+name+".")
 	if err != nil {
-		f.Fail(name, "accepted is a JSON object")
+		f.Fail(name, "a JSON object")
 		return nil
 	}
 	return o

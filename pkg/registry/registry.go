@@ -87,7 +87,7 @@ const (
 // LongConfig returns the error of a network config of size bytes, which are more than
 // MaxValue.
 func LongConfig(size int64) error {
-	return fmt.Errorf("%w: is %d bytes long; accepted are at most %d", ErrLongConfig, size, netconf.MaxConfig)
+	return fmt.Errorf("%w: must be at most %d bytes long, not %d", ErrLongConfig, netconf.MaxConfig, size)
 }
 
 // Listing is all leases at one index.

@@ -42,7 +42,7 @@ func TestWaitConfig(t *testing.T) {
 		f.reg.SetConfig(make([]byte, 9<<20))
 		elapse(10 * time.Second)
 		f.says("config is invalid", 3)
-		f.says("is 9437184 bytes long; accepted are at most 65536", 1)
+		f.says("must be at most 65536 bytes long, not 9437184", 1)
 		f.reg.SetConfig(nil)
 		elapse(10 * time.Second)
 		f.says("config is missing", 2)

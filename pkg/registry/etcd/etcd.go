@@ -81,7 +81,7 @@ func (o Options) ParseEndpoints() (Endpoints, error) {
 		e.All = append(e.All, Endpoint{*u})
 	}
 	if len(e.All) == 0 {
-		return Endpoints{}, errors.New("no etcd endpoint given (-etcd-endpoints)")
+		return Endpoints{}, badEndpoint("", "a comma separated list of URLs")
 	}
 	return e, nil
 }
@@ -138,24 +138,28 @@ func parseEndpoint(given string, o Options) (*url.URL, error) {
 		// cause may quote a piece of that.
 		var uerr *url.Error
 		if strings.Contains(given, "@") || !errors.As(err, &uerr) {
-			return nil, fmt.Errorf("etcd endpoint %q is not a URL", redact(given))
+			return nil, badEndpoint(given, "a URL")
 		}
-		return nil, fmt.Errorf("etcd endpoint %q is not a URL: %w", given, uerr.Err)
+		return nil, fmt.Errorf("%w: %w", badEndpoint(given, "a URL"), uerr.Err)
 	}
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "unix":
-		return nil, fmt.Errorf("etcd endpoint %q: scheme %q is not http, https or unix", redact(given), u.Scheme)
+		return nil, badEndpoint(given, "a URL with the scheme http, https or unix")
 	case u.Scheme == "unix" && u.Host+u.Path == "":
-		return nil, fmt.Errorf("etcd endpoint %q names no socket", redact(given))
+		return nil, badEndpoint(given, "a URL with the path of a socket")
 	case u.Scheme != "unix" && u.Hostname() == "":
-		return nil, fmt.Errorf("etcd endpoint %q names no host", redact(given))
+		return nil, badEndpoint(given, "a URL with a host")
 	case u.Scheme != "unix" && strings.Contains(u.EscapedPath(), "@"):
 		// Of "http://root:12/34@etcd" the host is "root".
-		return nil, fmt.Errorf("etcd endpoint %q: a / in the password must be written as %%2F", redact(given))
+		return nil, badEndpoint(given, "a URL in which a / of the password is written as %2F")
 	case u.RawQuery != "" || u.Fragment != "":
-		return nil, fmt.Errorf("etcd endpoint %q must be a URL without query and fragment", redact(given))
+		return nil, badEndpoint(given, "a URL without query and fragment")
 	}
 	return u, nil
+}
+
+func badEndpoint(given, accepted string) error {
+	return fmt.Errorf("--etcd-endpoints: %q: must be %s", redact(given), accepted)
 }
 
 // redact hides the user part of something that may be a URL.

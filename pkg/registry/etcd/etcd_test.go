@@ -21,9 +21,9 @@ func TestEndpoints(t *testing.T) {
 	}
 	for bad, want := range map[string]string{
 		"ftp://etcd:2379":                "ftp://etcd:2379",
-		"http://":                        "names no host",
-		"http://:2379":                   "names no host",
-		"unix://":                        "names no socket",
+		"http://":                        "with a host",
+		"http://:2379":                   "with a host",
+		"unix://":                        "of a socket",
 		"http://etcd:port":               "http://etcd:port",
 		"http://etcd:2379?x=1":           "without query",
 		"http://a:secret@etcd:port":      "***@etcd:port",
@@ -35,7 +35,7 @@ func TestEndpoints(t *testing.T) {
 		"http://a:12/secret@etcd:2379":   "written as %2F",
 	} {
 		_, err := etcd.Options{Endpoints: []string{bad}}.ParseEndpoints()
-		if err == nil || !strings.Contains(err.Error(), want) {
+		if err == nil || !strings.HasPrefix(err.Error(), "--etcd-endpoints: ") || !strings.Contains(err.Error(), ": must be ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want %q in it", bad, err, want)
 		}
 		if err != nil && (strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "%re")) {

@@ -23,7 +23,7 @@ type Files struct {
 // Files reads the TLS files for the first time, when all that are given must be good.
 func (o Options) Files() (*Files, error) {
 	if (o.CertFile == "") != (o.KeyFile == "") {
-		return nil, errors.New("-etcd-certfile and -etcd-keyfile go together: give both or neither")
+		return nil, errors.New("--etcd-certfile, --etcd-keyfile: must be given together")
 	}
 	f := &Files{options: o}
 	if err := f.read(); err != nil {
@@ -89,11 +89,11 @@ func readCA(file string) (*x509.CertPool, error) {
 	}
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("read -etcd-cafile: %w", err)
+		return nil, fmt.Errorf("--etcd-cafile: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("-etcd-cafile %s holds no PEM certificate", file)
+		return nil, fmt.Errorf("--etcd-cafile: %q: must be a file with PEM certificates", file)
 	}
 	return pool, nil
 }
@@ -104,7 +104,7 @@ func readPair(certFile, keyFile string) (*tls.Certificate, error) {
 	}
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
-		return nil, fmt.Errorf("load -etcd-certfile %s and -etcd-keyfile %s: %w", certFile, keyFile, err)
+		return nil, fmt.Errorf("--etcd-certfile, --etcd-keyfile: %q, %q: must be files with a PEM certificate and its key: %w", certFile, keyFile, err)
 	}
 	return &pair, nil
 }

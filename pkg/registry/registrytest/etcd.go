@@ -220,7 +220,7 @@ func testLongConfig(t *testing.T, a API) {
 			continue
 		}
 		var n int
-		_, scanned := fmt.Sscanf(fmt.Sprint(err), Prefix+"/config: network config is too long: is %d bytes long; accepted are at most 65536", &n)
+		_, scanned := fmt.Sscanf(fmt.Sprint(err), Prefix+"/config: network config is too long: must be at most 65536 bytes long, not %d", &n)
 		if !errors.Is(err, registry.ErrLongConfig) || scanned != nil || n < size || n > size+1000 {
 			t.Errorf("config of %d bytes: %v", size, err)
 		}

@@ -25,7 +25,7 @@ func TestLongConfigIsNotAMissingOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if _, err := s.Config(t.Context()); !errors.Is(err, registry.ErrLongConfig) || !strings.Contains(err.Error(), "1048576 bytes") {
+	if _, err := s.Config(t.Context()); !errors.Is(err, registry.ErrLongConfig) || !strings.Contains(err.Error(), "not 1048576") {
 		t.Errorf("error %v", err)
 	}
 }
