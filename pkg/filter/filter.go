@@ -120,6 +120,7 @@ type Filter struct {
 	known  chan struct{} // closed with the first input
 	tried  chan struct{} // closed after the first look
 	begin  sync.Once     // closes known
+	stats  stats
 
 	// What follows belongs to Run's goroutine.
 
@@ -285,6 +286,7 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 		return firstRetry, false
 	}
 	repaired := len(changes) > 0 && f.written && f.holding.holder == holder && sameRules(wanted, f.now)
+	f.stats.count(resultOf(changes, repaired, err), f.holding.holder)
 	f.report(changes, repaired, err)
 	pause = idle
 	if every := f.holding.holder.traits.Resync; every > 0 {

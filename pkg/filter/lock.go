@@ -69,6 +69,7 @@ type Lock struct {
 	tried chan struct{} // closed: after the first attempt
 	ready chan struct{} // closed: nothing is in a hurry any more
 	begin sync.Once     // closes known
+	stats stats
 
 	// What follows belongs to Run's goroutine.
 

@@ -90,6 +90,7 @@ func (l *Lock) look(ctx context.Context) time.Duration {
 	}
 	l.whole = err == nil && spec.tunnel
 	if err != nil {
+		l.stats.count(Failed, holder{})
 		l.cfg.Conditions.Set(lockFailure("failed to sync underlay lock, the tunnel accepts packets from any host", err))
 		return firstRetry
 	}
@@ -104,6 +105,7 @@ func (l *Lock) look(ctx context.Context) time.Duration {
 // report says what was changed, and slows down where somebody keeps undoing it.
 func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 	repair := l.kept && len(changes) > 0
+	l.stats.count(resultOf(changes, repair, nil), holder{})
 	if !l.kept {
 		l.cfg.Log.Info("enabled underlay lock", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
 	} else if repair {
