@@ -35,9 +35,9 @@ func parseCleanup(args, env []string) (o cleanup.Options, help string, err error
 	cl := &commandLine{flags: pflag.NewFlagSet("flanneld cleanup", pflag.ContinueOnError)}
 	cl.flags.SortFlags = false
 	cl.flags.Usage = func() {}
-	cl.flags.StringVar(&o.SubnetFile, "subnet-file", subnetFile, "`file` that the daemon was given, which names the network")
-	cl.flags.BoolVar(&o.DryRun, "dry-run", false, "print the commands only")
-	cl.flags.BoolVar(&o.Files, "files", false, "remove the subnet file and what is kept beside it, too")
+	cl.flags.StringVar(&o.SubnetFile, "subnet-file", subnetFile, "subnet `file` of the daemon; it names the network")
+	cl.flags.BoolVar(&o.DryRun, "dry-run", false, "print the commands, and run none")
+	cl.flags.BoolVar(&o.Files, "files", false, "also remove the subnet file and the files beside it")
 	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
 			o.SubnetFile = v
@@ -60,11 +60,12 @@ func parseCleanup(args, env []string) (o cleanup.Options, help string, err error
 }
 
 const cleanupHelp = `flanneld cleanup removes from this host what flanneld has made for a network: devices, routes,
-nexthops and packet filter rules. Containers are cut off. It needs no etcd, leaves other networks
-alone, prints each step as a command, and refuses while a flanneld of the network runs.
+nexthops and packet filter rules. Containers lose their connections to other hosts. It prints each
+step as a command, does not need etcd and does not touch other networks. It refuses to run while a
+flanneld of the network runs: stop that one first.
 
-Usage: flanneld cleanup [-flag=value]...
+Usage: flanneld cleanup [--flag=value]...
 
-Exit code: 0 if nothing is left, 1 if something is or a flanneld runs, 2 for a wrong flag.
+Exit code: 0 if nothing is left, 1 if something is left or a flanneld runs, 2 for a bad command line.
 
 `

@@ -21,49 +21,49 @@ const noEffect = "flanneld-no-effect"
 var groups = []group{
 	{"etcd", func(cl *commandLine, f *pflag.FlagSet) {
 		e := &cl.options.Etcd
-		f.StringVar(&cl.endpoints, "etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma separated `URLs` of etcd's members")
-		f.StringVar(&cl.options.EtcdDomain, "etcd-discovery-srv", "", "`domain` whose SRV records name etcd's members, instead of -etcd-endpoints")
-		f.StringVar((*string)(&cl.options.EtcdAPI), "etcd-api", "auto", "`API` that the network is kept in: v2, v3, or auto for the one that holds config and leases")
-		f.StringVar(&e.Prefix, "etcd-prefix", "/coreos.com/network", "`key` below which config and leases are kept")
-		f.StringVar(&e.KeyFile, "etcd-keyfile", "", "`file` with the key of the client certificate (PEM)")
-		f.StringVar(&e.CertFile, "etcd-certfile", "", "`file` with the client certificate (PEM)")
-		f.StringVar(&e.CAFile, "etcd-cafile", "", "`file` with the CA that signs etcd's certificates (PEM); enough by itself")
-		f.StringVar(&e.Username, "etcd-username", "", "`name` of etcd's user, in either API")
-		f.StringVar(&e.Password, "etcd-password", "", "his `password`; FLANNELD_ETCD_PASSWORD hides it from the process list")
+		f.StringVar(&cl.endpoints, "etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma separated `URLs` of etcd")
+		f.StringVar(&cl.options.EtcdDomain, "etcd-discovery-srv", "", "`domain` whose SRV records list the endpoints of etcd; replaces --etcd-endpoints")
+		f.StringVar((*string)(&cl.options.EtcdAPI), "etcd-api", "auto", "`API` of etcd: v2, v3, or auto for the one whose store holds the network")
+		f.StringVar(&e.Prefix, "etcd-prefix", "/coreos.com/network", "`key` prefix of the network config and the leases")
+		f.StringVar(&e.KeyFile, "etcd-keyfile", "", "PEM `file` with the key of the client certificate")
+		f.StringVar(&e.CertFile, "etcd-certfile", "", "PEM `file` with the client certificate")
+		f.StringVar(&e.CAFile, "etcd-cafile", "", "PEM `file` with the CA of etcd's certificate; enough by itself for TLS")
+		f.StringVar(&e.Username, "etcd-username", "", "`name` of the etcd user")
+		f.StringVar(&e.Password, "etcd-password", "", "`password` of the etcd user; FLANNELD_ETCD_PASSWORD keeps it out of the process list")
 	}},
-	{"uplink: the interface that carries the overlay (default: that of the default route)", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringArrayVar(&cl.ifaces, "iface", nil, "`name` or IPv4 address of an interface; may be repeated, the first that fits wins")
-		f.StringArrayVar(&cl.regexes, "iface-regex", nil, "`expression` for addresses, then names; tried after -iface; may be repeated")
-		f.StringVar(&cl.canReach, "iface-can-reach", "", "the interface of the route to this `IPv4`; tried last")
-		f.StringVar(&cl.publicIP, "public-ip", "", "`IPv4` address that peers send to, when it is not the uplink's own (NAT)")
+	{"uplink, the interface to the other hosts (default: the interface of the default route)", func(cl *commandLine, f *pflag.FlagSet) {
+		f.StringArrayVar(&cl.ifaces, "iface", nil, "`name` or IPv4 address of the interface; may be repeated: the first usable one is taken")
+		f.StringArrayVar(&cl.regexes, "iface-regex", nil, "regular `expression` for its address or name; tried after --iface; may be repeated")
+		f.StringVar(&cl.canReach, "iface-can-reach", "", "`IPv4` address: take the interface of the route to it; tried last")
+		f.StringVar(&cl.publicIP, "public-ip", "", "`IPv4` address that other hosts send to, if it is not the interface's own (NAT)")
 		idle(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
 	}},
 	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringVar(&cl.options.SubnetFile, "subnet-file", subnetFile, "`file` that tells docker the subnet and MTU")
-		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before its end at which the lease is renewed, 1 to 1439")
-		f.BoolVar(&cl.options.Release, "release-lease-on-exit", false, "give up the lease at SIGTERM, for hosts that do not come back")
+		f.StringVar(&cl.options.SubnetFile, "subnet-file", subnetFile, "`file` to write the subnet and the MTU to, for docker")
+		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before the end of the lease at which it is renewed, 1 to 1439")
+		f.BoolVar(&cl.options.Release, "release-lease-on-exit", false, "give up the lease on SIGTERM; for hosts that do not come back")
 	}},
-	{"packet filter (iptables, or nftables where there is no iptables or the network config asks for it)", func(cl *commandLine, f *pflag.FlagSet) {
+	{"packet filter (iptables; nftables if iptables is not installed or EnableNFTables is true)", func(cl *commandLine, f *pflag.FlagSet) {
 		r := &cl.options.Rules
-		f.BoolVar(&r.Masquerade, "ip-masq", false, "give what leaves the overlay this host's address; sets FLANNEL_IPMASQ for docker")
-		f.BoolVar(&r.KeepPorts, "ip-masq-fully-random-disable", false, "do not choose its source ports at random")
-		f.BoolVar(&r.Forward, "iptables-forward-rules", true, "let the overlay's traffic through, whatever docker's rules say, but not to the ports of tunnels")
-		f.IntVar(&cl.resync, "iptables-resync", 5, "`seconds` between checks of iptables' rules, 1 to 3600; nftables tells of changes")
-		f.BoolVar(&r.Lock, "underlay-lock", false, "drop what comes to the tunnel's port from hosts without a lease; needs nftables in the kernel")
-		f.BoolVar(&cl.options.Blackhole, "ip-blackhole-route", false, "drop what is for this host's subnet while no bridge takes it")
+		f.BoolVar(&r.Masquerade, "ip-masq", false, "masquerade packets from containers to the outside; sets FLANNEL_IPMASQ for docker")
+		f.BoolVar(&r.KeepPorts, "ip-masq-fully-random-disable", false, "do not choose source ports at random when masquerading")
+		f.BoolVar(&r.Forward, "iptables-forward-rules", true, "accept forwarded packets of the network, except to the tunnel's port")
+		f.IntVar(&cl.resync, "iptables-resync", 5, "`seconds` between checks of the iptables rules, 1 to 3600; not needed with nftables")
+		f.BoolVar(&r.Lock, "underlay-lock", false, "drop packets to the tunnel's port from hosts without a lease; needs nftables")
+		f.BoolVar(&cl.options.Blackhole, "ip-blackhole-route", false, "drop packets to this host's subnet while no bridge has the subnet")
 	}},
 	{"health", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringVar(&cl.options.HealthzIP, "healthz-ip", "0.0.0.0", "`address` on which /healthz and /readyz answer")
-		f.IntVar(&cl.options.HealthzPort, "healthz-port", 0, "`port` on which they answer; 0: off")
+		f.StringVar(&cl.options.HealthzIP, "healthz-ip", "0.0.0.0", "`address` to serve /healthz and /readyz on")
+		f.IntVar(&cl.options.HealthzPort, "healthz-port", 0, "`port` to serve them on, 0 to 65535; 0 turns them off")
 	}},
 	{"logging (to standard error)", func(cl *commandLine, f *pflag.FlagSet) {
-		f.IntVar(&cl.verbosity, "v", 0, "verbosity `level`: 1 and above print every change as a command")
+		f.IntVar(&cl.verbosity, "v", 0, "log `level`: 0 for changes of state, 1 for every operation as a command")
 		idle(f, "vmodule", "", "`pattern=level` list (no effect)", "")
 		idle(f, "log_backtrace_at", ":0", "`file:line` (no effect)", "")
 	}},
 	{"other", func(cl *commandLine, f *pflag.FlagSet) {
 		f.BoolVar(&cl.showVersion, "version", false, "print the version and exit")
-		f.Bool("help", false, "print this text and exit")
+		f.Bool("help", false, "print this help and exit")
 	}},
 	{"", kubernetesFlags},
 	{"", formerFlags},
@@ -121,13 +121,17 @@ func (g group) define(cl *commandLine) { g.flags(cl, cl.flags) }
 // help prints the groups that have a title.
 func (cl *commandLine) help() string {
 	var b strings.Builder
-	b.WriteString(`flanneld gives this host a subnet of an overlay network and connects it with its peers.
+	b.WriteString(`flanneld leases this host a subnet of an overlay network, and connects its containers to those of
+the other hosts.
 
-Usage: flanneld [-flag=value]...
-       flanneld cleanup [-flag=value]...    removes what it has made, see flanneld cleanup --help
+Usage: flanneld [--flag=value]...
+       flanneld cleanup [--flag=value]...    remove what flanneld has made on this host
 
-Flags take one dash or two. Each can be set by an environment variable too: -etcd-prefix
-by FLANNELD_ETCD_PREFIX; the command line wins. Booleans take "=": -ip-masq=true.
+Flags take one dash or two. A boolean flag takes its value after "=": --ip-masq=true.
+Each flag can also be set by an environment variable, such as FLANNELD_ETCD_PREFIX for
+--etcd-prefix. The command line takes precedence.
+
+Exit code: 0 after SIGTERM or SIGINT, 1 for a failure, 2 for a bad command line.
 `)
 	for _, g := range groups {
 		if g.title == "" {
@@ -138,6 +142,6 @@ by FLANNELD_ETCD_PREFIX; the command line wins. Booleans take "=": -ip-masq=true
 		g.flags(&commandLine{}, scratch)
 		fmt.Fprintf(&b, "\n%s:\n%s", g.title, scratch.FlagUsagesWrapped(100))
 	}
-	b.WriteString("\nFlags of the original's client/server, multi-network and Kubernetes modes are recognised and refused or ignored.\n")
+	b.WriteString("\nFlags of flannel's client/server, multi-network and Kubernetes modes are refused, or have no effect.\n")
 	return b.String()
 }
