@@ -1,12 +1,12 @@
 #!/bin/sh
 #
-# Turns the subnet.env that flanneld writes into options for dockerd.
+# Converts the subnet.env of flanneld to options for dockerd.
 #
-# Nothing that is read here is ever executed: the input is parsed, not sourced,
-# and the output is quoted so that systemd (EnvironmentFile=) and a shell (.)
-# both read back exactly what went in. Needs a POSIX shell, cat, env, sed and sort.
+# The input is parsed, never executed. The output is quoted so that systemd
+# (EnvironmentFile=) and a shell (.) read the same values.
+# Needs a POSIX shell, cat, env, sed and sort.
 
-# Plain bytes: [A-Z] means ASCII, and the order of the output is fixed.
+# With the C locale, [A-Z] means ASCII and the order of the output is fixed.
 LC_ALL=C
 export LC_ALL
 
@@ -14,17 +14,17 @@ usage() {
 	cat >&2 <<-USAGE
 		Usage: $0 [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
 
-		Generate Docker daemon options from the flannel environment file.
+		Convert the subnet file of flanneld to options for dockerd.
 
-		  -f  file to read                (default: /run/flannel/subnet.env)
-		  -d  file to write               (default: /run/docker_opts.env)
-		  -i  individual options only     (DOCKER_OPT_BIP, DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU)
-		  -c  combined options only       (one variable with all of them)
-		  -m  leave out the --ip-masq option
-		  -k  name of the combined variable (default: DOCKER_OPTS)
+		  -f  file to read (default: /run/flannel/subnet.env)
+		  -d  file to write (default: /run/docker_opts.env)
+		  -i  write one variable for each option: DOCKER_OPT_BIP, DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU
+		  -c  write one variable with all options
+		  -k  name of the variable with all options (default: DOCKER_OPTS)
+		  -m  leave out --ip-masq
 
-		With neither -i nor -c both forms are written. Variables named DOCKER_OPT_*
-		and the combined one are taken over from the environment when they are set.
+		Without -i and -c, both forms are written. DOCKER_OPT_* variables in the environment
+		are included, and the options are appended to the value of the -k variable there.
 	USAGE
 	exit 1
 }
@@ -34,9 +34,8 @@ die() {
 	exit "$1"
 }
 
-# read_flannel takes the FLANNEL_* assignments on stdin over into variables of
-# the same name, the last one winning, and counts them. Everything else in the
-# file is somebody else's.
+# read_flannel copies the FLANNEL_* assignments on stdin to variables of the same
+# name and counts them. The last of several wins. All other lines are ignored.
 read_flannel() {
 	found=0
 	while read -r line || [ -n "$line" ]; do
@@ -59,26 +58,26 @@ read_flannel() {
 	done
 }
 
-# check refuses a value that could be more than one word of dockerd's command line.
+# check exits if a value could become more than one word of dockerd's command line.
 check() {
 	case $2 in
 	*[!A-Za-z0-9.:/_-]*) die 1 "Invalid value of $1: $2" ;;
 	esac
 }
 
-# assignment prints NAME="VALUE". These four characters are special between
-# double quotes, to a shell and to systemd alike.
+# assignment prints NAME="VALUE". The four characters that it escapes are special
+# between double quotes, for a shell and for systemd.
 assignment() {
 	printf '%s="%s"\n' "$1" "$(printf '%s\n' "$2" | sed 's/[\\"$`]/\\&/g')"
 }
 
-# warn_about_route says so when the host reaches its own subnet through somebody
-# else, which would keep packets from the bridge that dockerd puts there.
+# warn_about_route warns if the host has a route to its own subnet through a gateway.
+# Packets would not reach the bridge that dockerd creates for the subnet.
 #
-# flannel has this check since v0.18 and fails because of it, after the output is
-# written; v0.11 has no check. Failing here does harm: as ExecStartPost it takes
-# flanneld down, the one that would clean up a stale route. So: warn, and succeed.
-# The destination is compared as a whole, not as a part of any line.
+# flannel has this check since v0.18 and exits with an error after it has written the
+# output. An error here would stop flanneld, of which this is an ExecStartPost, and only
+# flanneld removes such a stale route. Therefore this is only a warning.
+# The destination of the route must be equal, not just contained in the line.
 warn_about_route() {
 	case $FLANNEL_SUBNET in
 	*.*.*.*/*) ;;
@@ -118,24 +117,24 @@ while getopts f:d:icmk:h option; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -eq 0 ] || echo "$0: ignoring: $*" >&2
+[ $# -eq 0 ] || echo "$0: ignored arguments: $*" >&2
 [ "$individual$combined" ] || individual=yes combined=yes
 case $key in
-'' | [!A-Za-z_]* | *[!A-Za-z0-9_]*) die 1 "$0: -k: not a variable name: $key" ;;
+'' | [!A-Za-z_]* | *[!A-Za-z0-9_]*) die 1 "$0: -k: $key: must be the name of a variable" ;;
 esac
 
-# Without the file nothing is known of the subnet, and to write that down would take
-# it away from dockerd, which then makes a bridge of its own choice.
+# Without the file, the subnet is unknown. An empty output would make dockerd choose
+# a subnet of its own.
 if [ ! -e "$input" ]; then
-	die 1 "$0: $input does not exist: is flanneld running? $output stays as it is"
+	die 1 "$0: $input does not exist: is flanneld running? $output was not changed"
 elif [ -d "$input" ]; then
-	die 1 "$0: $input is a directory; $output stays as it is"
+	die 1 "$0: $input is a directory: must be a file; $output was not changed"
 fi
 read_flannel <"$input" || exit 2
 
-# A file with other things only is most likely the output of an earlier run
-# that was given -d subnet.env. When it is about to be written again, it already
-# says what it should; emptying it would take the subnet away from dockerd.
+# A file without FLANNEL_ variables is most likely the output of an earlier run with
+# -d subnet.env. If input and output are the same file, it is left unchanged: an empty
+# file would take the subnet from dockerd.
 if [ "$found" -eq 0 ] && [ -s "$input" ]; then
 	echo "$0: no FLANNEL_ variable in $input" >&2
 	# shellcheck disable=SC3013 # dash, bash and busybox all have -ef
@@ -145,7 +144,7 @@ fi
 check FLANNEL_SUBNET "${FLANNEL_SUBNET-}"
 check FLANNEL_MTU "${FLANNEL_MTU-}"
 
-# Exported, so that they are listed below together with those that were preset.
+# Exported, so that the loop below also finds them among the preset variables.
 if [ "${FLANNEL_SUBNET-}" ]; then
 	export DOCKER_OPT_BIP="--bip=$FLANNEL_SUBNET"
 fi
@@ -153,7 +152,7 @@ if [ "${FLANNEL_MTU-}" ]; then
 	export DOCKER_OPT_MTU="--mtu=$FLANNEL_MTU"
 fi
 if [ "$ipmasq" ]; then
-	# Inverted: exactly one of flanneld and dockerd masquerades.
+	# Inverted, because exactly one of flanneld and dockerd must masquerade.
 	case ${FLANNEL_IPMASQ-} in
 	'') ;;
 	true) export DOCKER_OPT_IPMASQ=--ip-masq=false ;;
@@ -165,7 +164,7 @@ fi
 lines=
 options=
 for name in $(env | sed -n 's/^\(DOCKER_OPT_[A-Za-z0-9_]*\)=.*/\1/p' | sort -u); do
-	# A line that merely looks like a variable can be part of a longer value.
+	# A line of a value with several lines can look like a variable.
 	eval "[ \"\${$name+set}\" ]" || continue
 	eval "value=\$$name"
 	lines=$lines$(assignment "$name" "$value")'

@@ -239,8 +239,8 @@ func TestMkDockerOptsErrors(t *testing.T) {
 		{"missing directory", run{args: []string{"-f", "nowhere/in.env", "-d", "out.env"}}, 1, "nowhere/in.env does not exist"},
 		{"input is a directory", run{args: []string{"-f", ".", "-d", "out.env"}}, 1, ". is a directory"},
 		{"bad IPMASQ", run{input: "FLANNEL_IPMASQ=maybe\n"}, 1, "Invalid value of FLANNEL_IPMASQ: maybe\n"},
-		{"bad key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", "X;touch pwned"}}, 1, "-k: not a variable name"},
-		{"empty key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", ""}}, 1, "-k: not a variable name"},
+		{"bad key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", "X;touch pwned"}}, 1, "must be the name of a variable"},
+		{"empty key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", ""}}, 1, "must be the name of a variable"},
 		{"second option smuggled", run{input: "FLANNEL_MTU='1450 --privileged'\n"}, 1, "Invalid value of FLANNEL_MTU: 1450 --privileged\n"},
 		{"quote smuggled", run{input: "FLANNEL_SUBNET='1\"2'\n"}, 1, "Invalid value of FLANNEL_SUBNET: 1\"2\n"},
 		{"command after", run{input: "FLANNEL_MTU=1450;touch${IFS}pwned\n"}, 1, "Invalid value of FLANNEL_MTU: "},
@@ -323,7 +323,7 @@ func TestMkDockerOptsOwnOutput(t *testing.T) {
 func TestMkDockerOptsArguments(t *testing.T) {
 	shells(t, func(t *testing.T, shell string) {
 		got := run{input: subnetEnv, args: []string{"-i", "-f", "in.env", "-d", "out.env", "x", "-c"}}.do(t, shell)
-		if got.code != 0 || got.output != bip+masq+mtu || !strings.Contains(got.stderr, "ignoring: x -c") {
+		if got.code != 0 || got.output != bip+masq+mtu || !strings.Contains(got.stderr, "ignored arguments: x -c") {
 			t.Errorf("exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
 		}
 	})
