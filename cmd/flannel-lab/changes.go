@@ -146,7 +146,7 @@ type store struct {
 func (st *store) put(ctx context.Context, a lease.Attrs, subnet netip.Prefix) error {
 	value, err := a.Encode()
 	if err == nil {
-		err = st.session.Put(ctx, st.dir+lease.Key(subnet), string(value))
+		err = st.session.Put(ctx, st.dir+lease.Key(lease.Subnets{V4: subnet}), string(value))
 	}
 	st.done()
 	return err
@@ -168,7 +168,7 @@ func (st *store) release(ctx context.Context, a lease.Attrs, subnet netip.Prefix
 }
 
 func (st *store) delete(ctx context.Context, subnet netip.Prefix) error {
-	err := st.session.Delete(ctx, st.dir+lease.Key(subnet))
+	err := st.session.Delete(ctx, st.dir+lease.Key(lease.Subnets{V4: subnet}))
 	st.done()
 	return err
 }

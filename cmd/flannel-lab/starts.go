@@ -162,7 +162,7 @@ func (c *crowded) leave(ctx context.Context, s *scale) error {
 	if err != nil {
 		return err
 	}
-	key := c.prefix + "/subnets/" + lease.Key(env.Subnet.Masked())
+	key := c.prefix + "/subnets/" + lease.Key(lease.Subnets{V4: env.Subnet.Masked()})
 	return errors.Join(s.etcd.Delete(ctx, key), s.clear(ctx, c.overlay, c.host))
 }
 

@@ -67,12 +67,12 @@ var errNoPeer = errors.New("not a peer")
 
 // Skipped is a peer that gets no entries, and why.
 type Skipped struct {
-	Subnet netip.Prefix
+	Subnets lease.Subnets
 	lease.Fault
 }
 
 func skipped(l Peer, kind, detail string, args ...any) Skipped {
-	return Skipped{l.Subnet, fault(kind, detail, args...)}
+	return Skipped{l.Subnets, fault(kind, detail, args...)}
 }
 
 // fault makes a fault with a formatted detail.

@@ -43,7 +43,7 @@ func mustNew(t testing.TB, config string) (Backend, netconf.Config) {
 // peer reads a lease from its registry form. The older ones come first.
 func peer(t testing.TB, created uint64, key, value string) lease.Lease {
 	t.Helper()
-	subnet, err := lease.ParseKey(key)
+	subnets, err := lease.ParseKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func peer(t testing.TB, created uint64, key, value string) lease.Lease {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return lease.Lease{Subnet: subnet, Attrs: a, Created: created}
+	return lease.Lease{Subnets: subnets, Attrs: a, Created: created}
 }
 
 type entry struct{ key, value string }
@@ -137,7 +137,7 @@ func TestDesired(t *testing.T) {
 			fmt.Fprintf(&out, "# %s\n# own subnet %s\n", c.config, c.own.key)
 			out.WriteString(state.Text())
 			for _, s := range skipped {
-				fmt.Fprintf(&out, "skipped %s: %s\n", s.Subnet, s.Fault)
+				fmt.Fprintf(&out, "skipped %s: %s\n", s.Subnets, s.Fault)
 			}
 			fmt.Fprintf(&out, "container mtu %d\n", b.MTU(c.facts))
 			golden.Equal(t, filepath.Join("testdata", c.name+".txt"), out.String())

@@ -58,7 +58,7 @@ func FuzzPeers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
 		var all []*lease.Lease
 		for i, e := range []entry{{key1, value1}, {key2, value2}} {
-			subnet, err := lease.ParseKey(e.key)
+			subnets, err := lease.ParseKey(e.key)
 			if err != nil {
 				return
 			}
@@ -66,7 +66,7 @@ func FuzzPeers(f *testing.F) {
 			if err != nil {
 				return
 			}
-			all = append(all, &lease.Lease{Subnet: subnet, Attrs: a, Created: uint64(i + 2)})
+			all = append(all, &lease.Lease{Subnets: subnets, Attrs: a, Created: uint64(i + 2)})
 		}
 		for _, config := range configs {
 			b, c := mustNew(t, config)
@@ -76,7 +76,7 @@ func FuzzPeers(f *testing.F) {
 			p.Update(us(), lease.NewView(own, all, true))
 			for k := range p.Want().Routes {
 				whole := k.Dst == c.Network && strings.HasPrefix(k.Link, "flannel0")
-				if !whole && (!c.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= c.Network.Bits() || k.Dst.Overlaps(own.Subnet)) {
+				if !whole && (!c.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= c.Network.Bits() || k.Dst.Overlaps(own.Subnets.V4)) {
 					t.Errorf("%s: a route to %s", config, k.Dst)
 				}
 			}
@@ -85,7 +85,7 @@ func FuzzPeers(f *testing.F) {
 			}
 			for _, s := range p.Skipped() {
 				if text := s.Fault.Error(); text == "" || len(text) > 1000 {
-					t.Errorf("%s: the fault of %s is said in %d bytes", config, s.Subnet, len(text))
+					t.Errorf("%s: the fault of %s is said in %d bytes", config, s.Subnets, len(text))
 				}
 			}
 		}

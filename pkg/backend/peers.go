@@ -24,7 +24,7 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 		case err == nil:
 			accepted = append(accepted, p)
 		case err != errNoPeer:
-			bad = append(bad, Skipped{l.Subnet, lease.FaultOf(err)})
+			bad = append(bad, Skipped{l.Subnets, lease.FaultOf(err)})
 			if errors.As(err, &ownClaim{}) && !l.Stale {
 				rivals = append(rivals, *l)
 			}
@@ -35,7 +35,7 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 	good, inside := withoutOverlayIPs(network, good)
 	good, shared := withoutDoubles(good, func(p Peer) []Claim { return p.Claims[1:] })
 	bad = slices.DeleteFunc(slices.Concat(bad, overlapping, doubled, inside, shared), func(s Skipped) bool {
-		return v.Peer(s.Subnet).Stale
+		return v.Peer(s.Subnets).Stale
 	})
 	return good, accepted, bad, rivals
 }
@@ -96,18 +96,18 @@ func (v validator) peer(l lease.Lease) (Peer, error) {
 func (v validator) validate(l lease.Lease) error {
 	ip := l.PublicIP
 	switch {
-	case l.Subnet.Bits() <= v.network.Bits() || !v.network.Contains(l.Subnet.Addr()):
+	case l.Subnets.V4.Bits() <= v.network.Bits() || !v.network.Contains(l.Subnets.V4.Addr()):
 		return fault("the subnet is not a part of the network "+v.network.String(), "")
-	case l.Subnet.Overlaps(v.own.Subnet):
-		return fault("the subnet overlaps our own, "+v.own.Subnet.String(), "")
+	case l.Subnets.V4.Overlaps(v.own.Subnets.V4):
+		return fault("the subnet overlaps our own, "+v.own.Subnets.V4.String(), "")
 	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fault("public IP is not an address of a host", "%s", ip)
 	case ip == v.host.PublicIP || ip == v.host.Addr:
 		return fault("public IP is our own", "%s", ip)
-	case v.own.Subnet.Contains(ip):
+	case v.own.Subnets.V4.Contains(ip):
 		return fault("public IP lies in our own subnet", "%s", ip)
 	}
-	return v.leavesNeeded(l.Subnet)
+	return v.leavesNeeded(l.Subnets.V4)
 }
 
 // leavesNeeded returns what of the underlay a subnet would take away; nil: nothing.
@@ -136,7 +136,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 	good = make([]Peer, 0, len(leases))
 	for _, l := range leases {
 		keep := true
-		for n := len(good) - 1; n >= 0 && good[n].Subnet.Overlaps(l.Subnet); n-- {
+		for n := len(good) - 1; n >= 0 && good[n].Subnets.V4.Overlaps(l.Subnets.V4); n-- {
 			if good[n].Precedes(l.Lease) {
 				bad = append(bad, overlap(l, good[n]))
 				keep = false
@@ -153,7 +153,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 }
 
 func overlap(l, older Peer) Skipped {
-	return skipped(l, "the subnet overlaps an older lease", "%s", older.Subnet)
+	return skipped(l, "the subnet overlaps an older lease", "%s", older.Subnets)
 }
 
 // withoutDoubles leaves each claim to one lease, the oldest that makes it.
@@ -177,7 +177,7 @@ func withoutDoubles(leases []Peer, claims func(Peer) []Claim) (good []Peer, bad 
 			continue
 		}
 		c := claims(l)[lost]
-		bad = append(bad, skipped(l, c.Kind()+" belongs to an older lease", "%s, %s", c, leases[owner[c]].Subnet))
+		bad = append(bad, skipped(l, c.Kind()+" belongs to an older lease", "%s, %s", c, leases[owner[c]].Subnets))
 	}
 	return good, bad
 }
@@ -210,8 +210,8 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	stays := map[int]bool{}
 	for _, i := range byPrecedence {
 		l := leases[i]
-		if l.Subnet.Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, l.Subnet))
+		if l.Subnets.V4.Contains(l.PublicIP) {
+			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, l.Subnets.V4))
 			continue
 		}
 		at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
@@ -219,10 +219,10 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 			continue
 		}
 		older := leases[clashes[i][at]]
-		if older.Subnet.Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, older.Subnet))
+		if older.Subnets.V4.Contains(l.PublicIP) {
+			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, older.Subnets.V4))
 		} else {
-			bad = append(bad, skipped(l, "the subnet contains the public IP of an older lease", "%s of %s", older.PublicIP, older.Subnet))
+			bad = append(bad, skipped(l, "the subnet contains the public IP of an older lease", "%s of %s", older.PublicIP, older.Subnets))
 		}
 	}
 	good = make([]Peer, 0, len(leases)-len(bad))
@@ -238,10 +238,10 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 // free of overlaps.
 func covering(leases []Peer, ip netip.Addr) (int, bool) {
 	i, _ := slices.BinarySearchFunc(leases, ip, func(l Peer, ip netip.Addr) int {
-		if l.Subnet.Contains(ip) {
+		if l.Subnets.V4.Contains(ip) {
 			return -1 // go on to the one after it
 		}
-		return l.Subnet.Addr().Compare(ip)
+		return l.Subnets.V4.Addr().Compare(ip)
 	})
-	return i - 1, i > 0 && leases[i-1].Subnet.Contains(ip)
+	return i - 1, i > 0 && leases[i-1].Subnets.V4.Contains(ip)
 }

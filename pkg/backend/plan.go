@@ -181,8 +181,8 @@ func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 	if slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[c] > claims }) {
 		return true
 	}
-	if p.shared != nil && !inside(p.shared, peer.Subnet) {
+	if p.shared != nil && !inside(p.shared, peer.Subnets.V4) {
 		return true // it has a route that is not the backend's to add
 	}
-	return v.Overlaps(peer.Subnet)
+	return v.Overlaps(peer.Subnets)
 }

@@ -102,10 +102,10 @@ func cover(h host.Facts) []netip.Prefix {
 // beside adds the subnets that there are beside shared prefixes, of a config before or on a
 // link of the underlay. The own subnet is that of a bridge, whose route would be equal.
 func beside(shared []netip.Prefix, own lease.Lease, peers []Peer) []netip.Prefix {
-	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnet}, p) })
+	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnets.V4}, p) })
 	for _, p := range peers {
-		if !inside(shared, p.Subnet) {
-			all = append(all, p.Subnet)
+		if !inside(shared, p.Subnets.V4) {
+			all = append(all, p.Subnets.V4)
 		}
 	}
 	slices.SortFunc(all, lease.ComparePrefix)

@@ -34,7 +34,7 @@ func TestNetworkThatTakesTheUplinksLinkIsRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for _, backendType := range []string{"udp", "vxlan", "host-gw"} {
 				b, config := mustNew(t, `{"Network":"`+c.network+`","Backend":{"Type":"`+backendType+`"}}`)
-				own := lease.Lease{Subnet: netip.PrefixFrom(config.Network.Addr(), 24), Attrs: lease.Attrs{PublicIP: addr}}
+				own := lease.Lease{Subnets: lease.Subnets{V4: netip.PrefixFrom(config.Network.Addr(), 24)}, Attrs: lease.Attrs{PublicIP: addr}}
 				p := NewPlan(b, config.Network)
 				p.Update(host.Facts{Uplink: "eth0", Addr: addr, PublicIP: addr, MTU: 1500, Underlay: c.underlay}, lease.View{Own: own})
 				want, routes := 0, 0
@@ -100,12 +100,12 @@ func TestLeasesOverWhatTheHostNeeds(t *testing.T) {
 			bad, good := peer(t, 2, c.subnet, value("198.51.100.8", "02:00:00:00:00:08")), peer(t, 3, "10.42.9.0-24", value("198.51.100.9", "02:00:00:00:00:09"))
 			p := NewPlan(b, conf.Network)
 			p.Update(facts, lease.NewView(own, []*lease.Lease{&bad, &good}, true))
-			refused := len(p.Skipped()) == 1 && p.Skipped()[0].Subnet == bad.Subnet && strings.Contains(p.Skipped()[0].Error(), "needs itself: "+c.need.Addr.String()+", etcd")
+			refused := len(p.Skipped()) == 1 && p.Skipped()[0].Subnets == bad.Subnets && strings.Contains(p.Skipped()[0].Error(), "needs itself: "+c.need.Addr.String()+", etcd")
 			wanted := c.refused && conf.BackendType != "alloc"
 			if refused != wanted || !wanted && len(p.Skipped()) != 0 {
 				t.Errorf("%s, %s: skipped %v", c.name, options, p.Skipped())
 			}
-			if routes := led(p.Want()); wanted && strings.Contains(routes, bad.Subnet.String()) || conf.BackendType != "alloc" && !strings.Contains(routes, "10.42.") && !strings.Contains(routes, "10.0.0.0/8") {
+			if routes := led(p.Want()); wanted && strings.Contains(routes, bad.Subnets.V4.String()) || conf.BackendType != "alloc" && !strings.Contains(routes, "10.42.") && !strings.Contains(routes, "10.0.0.0/8") {
 				t.Errorf("%s, %s: routes %s", c.name, options, routes)
 			}
 		}

@@ -41,7 +41,7 @@ func TestStaleLeaseContestsNoOther(t *testing.T) {
 			for r := range p.Want().Routes {
 				routed[r.Dst] = true
 			}
-			if !routed[there.Subnet] || routed[gone.Subnet] != c.keeps {
+			if !routed[there.Subnets.V4] || routed[gone.Subnets.V4] != c.keeps {
 				t.Errorf("routes to %v", routed)
 			}
 			// Without the mark the older one has it.

@@ -55,8 +55,8 @@ type Config struct {
 	Network    backend.Network
 	Masquerade bool
 	Conditions *condition.List
-	// Move returns the commands that have this host lease another subnet than one.
-	Move func(subnet netip.Prefix) string
+	// Move returns the commands that have this host lease other subnets than some.
+	Move func(lease.Subnets) string
 }
 
 // Checks looks when told, and now and then. It has a goroutine and a socket of its own, so that
@@ -108,7 +108,7 @@ func (c *Checks) SetFacts(f host.Facts, err error) {
 // SetView says which hosts there are now.
 func (c *Checks) SetView(v lease.View) {
 	c.set(func() bool {
-		moved := c.view.Own.Subnet != v.Own.Subnet
+		moved := c.view.Own.Subnets != v.Own.Subnets
 		c.view = v
 		return moved
 	})
@@ -260,7 +260,7 @@ func (c *Checks) findings() ([]host.Finding, error) {
 	found := append(o.CheckSysctls(f, s, values), o.Check(f, s)...)
 	for i := range found {
 		if id := found[i].ID; id == host.SubnetInside || id == host.LANInside || id == host.NeedInside {
-			found[i].Command = c.Move(o.Subnet)
+			found[i].Command = c.Move(view.Own.Subnets)
 		}
 	}
 	return found, nil
@@ -271,7 +271,7 @@ func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
 	network := c.Network.Network
 	base := backend.Foundation(c.Network.Backend, network, f, view)
 	o := host.Overlay{
-		Network: network, Subnet: view.Own.Subnet,
+		Network: network, Subnet: view.Own.Subnets.V4,
 		Devices:    slices.Sorted(maps.Keys(base.Links)),
 		Masquerade: c.Masquerade,
 	}
@@ -285,8 +285,8 @@ func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
 	}
 	o.Peers = make([]host.Peer, 0, len(view.Peers))
 	for _, p := range view.Peers {
-		if network.Contains(p.Subnet.Addr()) && !p.Subnet.Overlaps(o.Subnet) {
-			o.Peers = append(o.Peers, host.Peer{Subnet: p.Subnet, PublicIP: p.PublicIP})
+		if network.Contains(p.Subnets.V4.Addr()) && !p.Subnets.V4.Overlaps(o.Subnet) {
+			o.Peers = append(o.Peers, host.Peer{Subnet: p.Subnets.V4, PublicIP: p.PublicIP})
 		}
 	}
 	return o

@@ -90,7 +90,7 @@ func start(t *testing.T, f *fake, opens error) (*Checks, *condition.List) {
 			return f, opens
 		},
 		Network: n, Conditions: conditions,
-		Move: func(subnet netip.Prefix) string { return "move from " + subnet.String() },
+		Move: func(subnets lease.Subnets) string { return "move from " + subnets.String() },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -126,7 +126,7 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 		c, conditions := start(t, f, nil)
 		addr := netip.MustParseAddr("192.0.2.7")
 		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
-		c.SetView(lease.View{Own: lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24")}, Complete: true})
+		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, Complete: true})
 		time.Sleep(time.Second)
 		if n := f.looks(); n > 0 || ids(conditions) != "" {
 			t.Errorf("asked %d times before it is ready, conditions %s", n, ids(conditions))
@@ -173,7 +173,7 @@ func TestSubnetInTheWayOfAnotherNetwork(t *testing.T) {
 		c, conditions := start(t, f, nil)
 		addr := netip.MustParseAddr("192.0.2.7")
 		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
-		c.SetView(lease.View{Own: lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24")}, Complete: true})
+		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, Complete: true})
 		c.Ready()
 		time.Sleep(2 * lull)
 		i := slices.IndexFunc(conditions.Current(), func(c condition.Condition) bool { return c.ID == "host/"+host.SubnetInside })

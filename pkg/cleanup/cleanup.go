@@ -82,12 +82,12 @@ func (c *cleanup) identify() error {
 	}
 	c.owner.Network = env.Network
 	if !c.owner.Network.IsValid() {
-		c.owner.Network = claim.Subnet // at least that
+		c.owner.Network = claim.Subnets.V4 // at least that
 	}
 	if !c.owner.Network.IsValid() || c.owner.Network.Bits() == 0 {
 		return fmt.Errorf("%s: no network is named in it or beside it, so that it is not known what is flanneld's", c.SubnetFile)
 	}
-	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnet} {
+	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnets.V4} {
 		if v := (firewall.Overlay{Network: c.owner.Network, Subnet: subnet}); subnet.IsValid() && !slices.Contains(c.owner.Overlays, v) {
 			c.owner.Overlays = append(c.owner.Overlays, v)
 		}

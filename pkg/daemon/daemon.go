@@ -169,7 +169,7 @@ func (d *daemon) recall() error {
 // way to it.
 func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink = uplink.New(uplink.Config{
-		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.former.Subnet, d.claim.Subnet},
+		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.former.Subnet, d.claim.Subnets.V4},
 		Conditions: d.conditions, Log: d.log, Alive: d.alive.uplink.Beat,
 	})
 	var inv host.Inventory

@@ -39,9 +39,9 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		return first, nil, err
 	}
 	d.view.Store(&first)
-	d.uplink.SetSubnet(first.Own.Subnet)
+	d.uplink.SetSubnet(first.Own.Subnets.V4)
 	d.files.Update(func(e *subnetenv.Env) {
-		e.Network, e.Subnet, e.IPMasq = d.net.Network, first.Own.Subnet, d.options.Rules.Masquerade
+		e.Network, e.Subnet, e.IPMasq = d.net.Network, first.Own.Subnets.V4, d.options.Rules.Masquerade
 	})
 	return first, emitted, nil
 }
@@ -64,10 +64,10 @@ func (d *daemon) follow(ctx context.Context, v lease.View, next <-chan lease.Vie
 		d.feed.SetView(v) // before the loop gives a new peer its entries
 		d.loop.SetView(v)
 		d.checks.SetView(v)
-		if before.Own.Subnet != v.Own.Subnet {
-			d.log.Error("moved to another subnet", "subnet", v.Own.Subnet, "before", before.Own.Subnet)
-			d.uplink.SetSubnet(v.Own.Subnet)
-			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnet })
+		if before.Own.Subnets != v.Own.Subnets {
+			d.log.Error("moved to another subnet", "subnet", v.Own.Subnets, "before", before.Own.Subnets)
+			d.uplink.SetSubnet(v.Own.Subnets.V4)
+			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnets.V4 })
 		}
 		select {
 		case <-ctx.Done():
@@ -137,8 +137,8 @@ func (d *daemon) release() {
 	claim := d.files.Claim()
 	switch own, err := subnet.Release(ctx, d.registry, claim); {
 	case err != nil:
-		d.log.Warn("failed to release lease, it will expire", "subnet", claim.Subnet, "err", err)
+		d.log.Warn("failed to release lease, it will expire", "subnet", claim.Subnets, "err", err)
 	case own != lease.Lease{}:
-		d.log.Info("released lease", "subnet", own.Subnet)
+		d.log.Info("released lease", "subnet", own.Subnets)
 	}
 }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -136,8 +135,8 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 	d.checks = checks.New(checks.Config{
 		Open:    func() (checks.Kernel, error) { return kernel.New() },
 		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
-		Move: func(subnet netip.Prefix) string {
-			return d.registry.MoveCommand(subnet, subnetenv.Files(d.options.SubnetFile))
+		Move: func(subnets lease.Subnets) string {
+			return d.registry.MoveCommand(subnets, subnetenv.Files(d.options.SubnetFile))
 		},
 	})
 	wanted := d.net.Backend
@@ -235,7 +234,7 @@ func (d *daemon) announce() {
 	d.health.Ready()
 	systemd.Ready(d.conditions)
 	view := d.view.Load()
-	d.log.Info("ready", "subnet", view.Own.Subnet, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
+	d.log.Info("ready", "subnet", view.Own.Subnets, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
 	d.checks.Ready()
 	d.lock.Ready()
 }

@@ -51,7 +51,7 @@ func (f *Feed) push() {
 		return
 	}
 	link, ok := tunnelLink(f.Network.Base(*f.facts, f.view.Own))
-	in := Input{Overlay: firewall.Overlay{Network: f.Network.Network, Subnet: f.view.Own.Subnet}}
+	in := Input{Overlay: firewall.Overlay{Network: f.Network.Network, Subnet: f.view.Own.Subnets.V4}}
 	if ok {
 		in.Tunnel = tunnelOf(f.Network.Network, *f.facts, link)
 	}
@@ -111,8 +111,8 @@ func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.L
 			p.Tunnel.SrcPort = vxlanSourcePort
 		}
 	}
-	here, there := v.Own.Subnet.Addr().Next(), network.Addr().Next()
-	if v.Own.Subnet.Contains(there) {
+	here, there := v.Own.Subnets.V4.Addr().Next(), network.Addr().Next()
+	if v.Own.Subnets.V4.Contains(there) {
 		there = lastOf(network)
 	}
 	p.Inner = []firewall.Packet{{Src: here, Dst: there}, {Src: there, Dst: here}}

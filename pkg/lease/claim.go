@@ -3,17 +3,16 @@ package lease
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 )
 
 // Claim is what a host knows of the lease that it holds: enough to know it again
 // when the address it was published with is no longer the host's. Nobody else writes
 // the same, for the same subnet, unless he has a copy of the claim.
 type Claim struct {
-	Store  string // which of several stores the lease is in; empty: not known
-	Subnet netip.Prefix
-	Held   Attrs // as last written or found
-	Next   Attrs // as about to be written: who dies without an answer does not know which
+	Store   string // which of several stores the lease is in; empty: not known
+	Subnets Subnets
+	Held    Attrs // as last written or found
+	Next    Attrs // as about to be written: who dies without an answer does not know which
 
 	// Revision is that of the last write of this host, in Store. It is 0 while a write
 	// has no answer yet, and in claims written by older versions.
@@ -27,7 +26,7 @@ type Claim struct {
 func (c Claim) Matches(l Lease) bool {
 	a := l.Attrs
 	a.Leaving = false
-	return c.Subnet.IsValid() && l.Subnet == c.Subnet && (a == c.Held || a == c.Next)
+	return c.Subnets.IsValid() && l.Subnets == c.Subnets && (a == c.Held || a == c.Next)
 }
 
 // Covers reports whether l is the lease of this claim as this host left it: nobody has
@@ -37,7 +36,7 @@ func (c Claim) Covers(l Lease) bool { return c.Matches(l) && !c.WrittenSince(l) 
 // WrittenSince reports whether the lease of this claim is known to have been written
 // after this host's last write.
 func (c Claim) WrittenSince(l Lease) bool {
-	return l.Subnet == c.Subnet && c.Revision != 0 && l.Revision > c.Revision && !l.Leaving
+	return l.Subnets == c.Subnets && c.Revision != 0 && l.Revision > c.Revision && !l.Leaving
 }
 
 // claimForm is the JSON form of a Claim; Held, Next and Former are values as in the
@@ -52,7 +51,7 @@ type claimForm struct {
 
 // Encode gives the claim as JSON.
 func (c Claim) Encode() ([]byte, error) {
-	form := claimForm{Store: c.Store, Subnet: Key(c.Subnet), Revision: c.Revision}
+	form := claimForm{Store: c.Store, Subnet: Key(c.Subnets), Revision: c.Revision}
 	var err error
 	if form.Held, err = c.Held.Encode(); err != nil {
 		return nil, err
@@ -75,7 +74,7 @@ func DecodeClaim(b []byte) (c Claim, err error) {
 		return Claim{}, fmt.Errorf("claim is not JSON: %w", err)
 	}
 	c.Store, c.Revision = form.Store, form.Revision
-	if c.Subnet, err = ParseKey(form.Subnet); err != nil {
+	if c.Subnets, err = ParseKey(form.Subnet); err != nil {
 		return Claim{}, fmt.Errorf("claim: %w", err)
 	}
 	if c.Held, err = DecodeAttrs(form.Held); err != nil {

@@ -13,7 +13,7 @@ func sampleClaim() lease.Claim {
 	held := lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}`}
 	next := held
 	next.PublicIP = netip.MustParseAddr("198.51.100.8")
-	return lease.Claim{Store: "v3", Subnet: netip.MustParsePrefix("10.42.7.0/24"), Held: held, Next: next}
+	return lease.Claim{Store: "v3", Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Held: held, Next: next}
 }
 
 func TestClaimCovers(t *testing.T) {
@@ -30,13 +30,13 @@ func TestClaimCovers(t *testing.T) {
 		"restored":       {func(l *lease.Lease) { l.Revision = 6 }, true},
 		"written since":  {func(l *lease.Lease) { l.Revision = 8 }, false},
 		"released since": {func(l *lease.Lease) { l.Revision, l.Leaving = 8, true }, true},
-		"another subnet": {func(l *lease.Lease) { l.Subnet = netip.MustParsePrefix("10.42.8.0/24") }, false},
-		"longer subnet":  {func(l *lease.Lease) { l.Subnet = netip.MustParsePrefix("10.42.7.0/25") }, false},
+		"another subnet": {func(l *lease.Lease) { l.Subnets.V4 = netip.MustParsePrefix("10.42.8.0/24") }, false},
+		"longer subnet":  {func(l *lease.Lease) { l.Subnets.V4 = netip.MustParsePrefix("10.42.7.0/25") }, false},
 		"public IP":      {func(l *lease.Lease) { l.PublicIP = netip.MustParseAddr("198.51.100.9") }, false},
 		"backend":        {func(l *lease.Lease) { l.BackendType = "" }, false},
 		"data":           {func(l *lease.Lease) { l.BackendData = "" }, false},
 	} {
-		l := lease.Lease{Subnet: c.Subnet, Attrs: c.Held}
+		l := lease.Lease{Subnets: c.Subnets, Attrs: c.Held}
 		row.change(&l)
 		if c.Covers(l) != row.want {
 			t.Errorf("%s: %+v is covered: %v", name, l, !row.want)
@@ -45,7 +45,7 @@ func TestClaimCovers(t *testing.T) {
 	// An older version's claim, and one whose write has no answer yet, have no revision.
 	unknown := c
 	unknown.Revision = 0
-	if !unknown.Covers(lease.Lease{Subnet: c.Subnet, Attrs: c.Held, Revision: 1000}) {
+	if !unknown.Covers(lease.Lease{Subnets: c.Subnets, Attrs: c.Held, Revision: 1000}) {
 		t.Error("a claim without a revision does not cover what it says")
 	}
 	if (lease.Claim{}).Covers(lease.Lease{}) {

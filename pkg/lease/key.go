@@ -7,31 +7,59 @@ import (
 	"strings"
 )
 
-// Key gives the last element of a lease's key: 10.42.7.0-24.
-func Key(subnet netip.Prefix) string {
-	return subnet.Addr().String() + "-" + strconv.Itoa(subnet.Bits())
+// Key returns the last element of a lease's key: 10.42.7.0-24, or
+// 10.42.7.0-24&fd42:0:0:7::-64 with an IPv6 subnet. There must be one of IPv4.
+func Key(s Subnets) string {
+	key := appendKey(nil, s.V4)
+	if s.V6.IsValid() {
+		key = appendKey(append(key, '&'), s.V6)
+	}
+	return string(key)
 }
 
-// ParseKey reads the last element of a lease's key. A dual-stack key
-// (10.42.7.0-24&fd42:0:0:7::-64) is read by its IPv4 part. The subnet must be
-// 1 to 31 bits long and without host bits.
-func ParseKey(key string) (netip.Prefix, error) {
-	v4, _, _ := strings.Cut(key, "&")
-	ip, bits, ok := strings.Cut(v4, "-")
+func appendKey(b []byte, p netip.Prefix) []byte {
+	return strconv.AppendInt(append(p.Addr().AppendTo(b), '-'), int64(p.Bits()), 10)
+}
+
+// ParseKey reads the last element of a lease's key: what Key returns and nothing else, so
+// that no two keys are of the same lease. The subnets must be without host bits, and 1 to 31
+// bits long, or 1 to 127 for IPv6.
+func ParseKey(key string) (Subnets, error) {
+	v4, v6, both := strings.Cut(key, "&")
+	var s Subnets
+	kind, detail := parsePart(&s.V4, v4, "IPv4", 32)
+	if kind == "" && both {
+		kind, detail = parsePart(&s.V6, v6, "IPv6", 128)
+	}
+	switch {
+	case kind == "":
+		return s, nil
+	case detail != "":
+		return Subnets{}, Fault{kind, strconv.Quote(Clip(key)) + "; " + detail}
+	}
+	return Subnets{}, Fault{kind, strconv.Quote(Clip(key))}
+}
+
+// parsePart reads the subnet of one family, or returns what is wrong with it.
+func parsePart(p *netip.Prefix, part, family string, addrBits int) (kind, detail string) {
+	ip, bits, ok := strings.Cut(part, "-")
 	if !ok {
-		return netip.Prefix{}, Fault{"the key is not of the form a.b.c.d-len", strconv.Quote(Clip(key))}
+		return "the key is not of the form a.b.c.d-len", ""
 	}
 	addr, err := netip.ParseAddr(ip)
-	if err != nil || !addr.Is4() {
-		return netip.Prefix{}, Fault{"the key has no IPv4 address", strconv.Quote(Clip(key))}
+	if err != nil || addr.BitLen() != addrBits || addr.Is4In6() || addr.Zone() != "" {
+		return "the key has no " + family + " address", ""
 	}
-	n, err := strconv.ParseUint(bits, 10, 8)
-	if err != nil || n < 1 || n > 31 {
-		return netip.Prefix{}, Fault{"the prefix length of the key is not in 1..31", strconv.Quote(Clip(key))}
+	n, err := strconv.Atoi(bits)
+	if err != nil || n < 1 || n >= addrBits {
+		return fmt.Sprintf("the prefix length of the key is not in 1..%d", addrBits-1), ""
 	}
-	p := netip.PrefixFrom(addr, int(n))
-	if p.Masked() != p {
-		return netip.Prefix{}, Fault{"the key has host bits set", fmt.Sprintf("%q; the subnet would be %s", Clip(key), p.Masked())}
+	*p = netip.PrefixFrom(addr, n)
+	if p.Masked() != *p {
+		return "the key has host bits set", "the subnet would be " + p.Masked().String()
 	}
-	return p, nil
+	if is := appendKey(make([]byte, 0, 64), *p); string(is) != part {
+		return "the key is not in canonical form", "that would be " + string(is)
+	}
+	return "", ""
 }

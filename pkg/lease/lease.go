@@ -4,9 +4,10 @@
 // its own lease again, and the choice of a free subnet.
 //
 // It knows no registry and no clock; it only turns bytes into values and
-// values into bytes. Invariant: a decoded Lease is well formed (its subnet is a
-// masked IPv4 prefix, its public IP a unicast address), but nothing is said
-// about whether it makes sense in this network: that is for package backend.
+// values into bytes. Invariant: a decoded Lease is well formed (its subnets are
+// masked prefixes, of which there is one of IPv4; its public IP is an IPv4 address),
+// but nothing is said about whether it makes sense in this network: that is for
+// package backend.
 package lease
 
 import (
@@ -30,9 +31,9 @@ type Attrs struct {
 	Leaving bool
 }
 
-// Lease is one host's claim on a subnet.
+// Lease is one host's claim on its subnets.
 type Lease struct {
-	Subnet netip.Prefix
+	Subnets Subnets
 	Attrs
 	Expires  time.Time // on this host's clock; zero for a reservation, which never expires
 	Revision uint64    // of the last write; what a compare-and-swap compares
@@ -43,7 +44,7 @@ type Lease struct {
 }
 
 // Precedes reports whether l keeps what both it and o claim and only one can have: the
-// one that is not stale, else the older, else the one with the lower subnet.
+// one that is not stale, else the older, else the one whose subnets come first.
 func (l Lease) Precedes(o Lease) bool {
 	switch {
 	case l.Stale != o.Stale:
@@ -51,7 +52,7 @@ func (l Lease) Precedes(o Lease) bool {
 	case l.Created != o.Created:
 		return l.Created < o.Created
 	}
-	return ComparePrefix(l.Subnet, o.Subnet) < 0
+	return l.Subnets.Compare(o.Subnets) < 0
 }
 
 // Reservation tells whether the lease has no time to live, so that renewing
@@ -60,15 +61,7 @@ func (l Lease) Reservation() bool { return l.Expires.IsZero() }
 
 // SameAs tells whether two leases say the same to the data plane; expiry and
 // revisions are not part of that.
-func (l Lease) SameAs(o Lease) bool { return l.Subnet == o.Subnet && l.Attrs == o.Attrs }
-
-// ComparePrefix orders prefixes by address, then by length.
-func ComparePrefix(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
-}
+func (l Lease) SameAs(o Lease) bool { return l.Subnets == o.Subnets && l.Attrs == o.Attrs }
 
 // value is the JSON form of Attrs. Field order and the null PublicIPv6 are
 // those of the original's newest generation; its older readers ignore what they

@@ -14,7 +14,9 @@ func TestParseKey(t *testing.T) {
 		"10.42.7.0-24":                   "10.42.7.0/24",
 		"10.42.7.4-31":                   "10.42.7.4/31",
 		"128.0.0.0-1":                    "128.0.0.0/1",
-		"10.42.7.0-24&fd42:0:0:7::-64":   "10.42.7.0/24",
+		"10.42.7.0-24&fd42:0:0:7::-64":   "10.42.7.0/24,fd42:0:0:7::/64",
+		"10.42.7.0-24&8000::-1":          "10.42.7.0/24,8000::/1",
+		"10.42.7.0-24&::2-127":           "10.42.7.0/24,::2/127",
 		"":                               "",
 		"10.42.7.0":                      "",
 		"10.42.7.0_24":                   "",
@@ -23,12 +25,27 @@ func TestParseKey(t *testing.T) {
 		"10.42.7.0-0":                    "",
 		"10.42.7.0-32":                   "",
 		"10.42.7.0-+24":                  "",
+		"10.42.7.0-024":                  "",
 		"10.42.7.1-24":                   "",
 		"10.42.7-24":                     "",
 		"010.42.7.0-24":                  "",
 		"fd42::-64":                      "",
 		"::ffff:10.42.7.0-24":            "",
 		"&10.42.7.0-24":                  "",
+		"&fd42::-64":                     "",
+		"0.0.0.0-0&fd42::-64":            "",
+		"10.42.7.0-24&":                  "",
+		"10.42.7.0-24&x":                 "",
+		"10.42.7.0-24&fd42::":            "",
+		"10.42.7.0-24&fd42::-0":          "",
+		"10.42.7.0-24&fd42::-128":        "",
+		"10.42.7.0-24&fd42::1-64":        "",
+		"10.42.7.0-24&fd42:0:0:0::-64":   "",
+		"10.42.7.0-24&FD42::-64":         "",
+		"10.42.7.0-24&fe80::%1-64":       "",
+		"10.42.7.0-24&::ffff:0.0.0.0-96": "",
+		"10.42.7.0-24&10.42.8.0-24":      "",
+		"10.42.7.0-24&fd42::-64&":        "",
 		strings.Repeat("1", 1<<20):       "",
 		"10.42.7.0-" + "24" + "\x00":     "",
 		"10.42.7.0-99999999999999999999": "",
@@ -42,28 +59,64 @@ func TestParseKey(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || got.String() != want {
+		if err != nil || got.String() != want || lease.Key(got) != key {
 			t.Errorf("key %q gives %s, %v, want %s", key, got, err, want)
 		}
 	}
 }
 
+func TestFaultOfKey(t *testing.T) {
+	for key, want := range map[string]string{
+		"notes":                      `the key is not of the form a.b.c.d-len: "notes"`,
+		"10.42.7.0-24&notes":         `the key is not of the form a.b.c.d-len: "10.42.7.0-24&notes"`,
+		"fd42::-64":                  `the key has no IPv4 address: "fd42::-64"`,
+		"10.42.7.0-24&10.42.8.0-24":  `the key has no IPv6 address: "10.42.7.0-24&10.42.8.0-24"`,
+		"10.42.7.0-32":               `the prefix length of the key is not in 1..31: "10.42.7.0-32"`,
+		"10.42.7.0-24&fd42::-128":    `the prefix length of the key is not in 1..127: "10.42.7.0-24&fd42::-128"`,
+		"10.42.7.1-24":               `the key has host bits set: "10.42.7.1-24"; the subnet would be 10.42.7.0/24`,
+		"10.42.7.0-24&fd42:0:0::-64": `the key is not in canonical form: "10.42.7.0-24&fd42:0:0::-64"; that would be fd42::-64`,
+	} {
+		if _, err := lease.ParseKey(key); err == nil || err.Error() != want {
+			t.Errorf("key %q: %v, want %s", key, err, want)
+		}
+	}
+}
+
 func FuzzParseKey(f *testing.F) {
-	for _, s := range []string{"10.42.7.0-24", "10.42.7.0-24&fd42:0:0:7::-64", "10.42.7.1-24", "", "-", "&", "a-b"} {
+	for _, s := range []string{"10.42.7.0-24", "10.42.7.0-24&fd42:0:0:7::-64", "10.42.7.0-24&x", "10.42.7.1-24", "", "-", "&", "a-b"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
-		p, err := lease.ParseKey(key)
+		s, err := lease.ParseKey(key)
 		if err != nil {
 			return
 		}
-		if !p.Addr().Is4() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 31 {
-			t.Fatalf("key %q gives %s", key, p)
+		if p := s.V4; !p.Addr().Is4() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 31 {
+			t.Fatalf("key %q gives %s", key, s)
 		}
-		if again, err := lease.ParseKey(lease.Key(p)); err != nil || again != p {
-			t.Fatalf("key %q: %s comes back as %s, %v", key, p, again, err)
+		if p := s.V6; p.IsValid() && (!p.Addr().Is6() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 127) {
+			t.Fatalf("key %q gives %s", key, s)
+		}
+		if again := lease.Key(s); again != key {
+			t.Fatalf("key %q: %s comes back as %q", key, s, again)
 		}
 	})
+}
+
+func TestSubnets(t *testing.T) {
+	v4, v6 := netip.MustParsePrefix("10.42.7.0/24"), netip.MustParsePrefix("fd42:0:0:7::/64")
+	sorted := []lease.Subnets{{}, {V6: v6}, {V4: v4}, {V4: v4, V6: v6}, {V4: netip.MustParsePrefix("10.42.7.0/25")}}
+	texts := []string{"invalid Prefix", "fd42:0:0:7::/64", "10.42.7.0/24", "10.42.7.0/24,fd42:0:0:7::/64", "10.42.7.0/25"}
+	for i, a := range sorted {
+		if a.String() != texts[i] || a.IsValid() != (i > 0) {
+			t.Errorf("%+v is written %s and valid: %v", a, a, a.IsValid())
+		}
+		for j, b := range sorted {
+			if got := a.Compare(b); got < 0 != (i < j) || got > 0 != (i > j) {
+				t.Errorf("%s compared with %s is %d", a, b, got)
+			}
+		}
+	}
 }
 
 func TestEncode(t *testing.T) {
@@ -173,7 +226,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 }
 
 func TestLease(t *testing.T) {
-	l := lease.Lease{Subnet: netip.MustParsePrefix("10.42.7.0/24"), Attrs: lease.Attrs{BackendType: "vxlan"}}
+	l := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: lease.Attrs{BackendType: "vxlan"}}
 	if !l.Reservation() {
 		t.Error("a lease without an end is no reservation")
 	}

@@ -10,13 +10,13 @@ import (
 // are the leases in it, which the views before and after it share.
 type View struct {
 	Own   Lease
-	Peers []*Lease // every other lease whose owner is not leaving, sorted by subnet
+	Peers []*Lease // every other lease whose owner is not leaving, sorted by subnets
 	// Complete is false until a whole listing was seen. Nothing may be
 	// pruned on the word of an incomplete view.
 	Complete bool
 }
 
-// NewView sorts leases into own and peers. No two of them may be of one subnet.
+// NewView sorts leases into own and peers. No two of them may be of the same subnets.
 func NewView(own Lease, all []*Lease, complete bool) View {
 	peers := make([]*Lease, 0, len(all))
 	for _, l := range all {
@@ -24,24 +24,24 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 			peers = append(peers, l)
 		}
 	}
-	slices.SortFunc(peers, func(a, b *Lease) int { return ComparePrefix(a.Subnet, b.Subnet) })
+	slices.SortFunc(peers, func(a, b *Lease) int { return a.Subnets.Compare(b.Subnets) })
 	return View{Own: own, Peers: peers, Complete: complete}
 }
 
 // peer tells whether a lease, nil for none, is one of own's peers.
-func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnet != own.Subnet && !l.Leaving }
+func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnets != own.Subnets && !l.Leaving }
 
 // Edit returns the view that follows v when only own and the leases of some subnets may have
-// changed, and reports whether it differs from v. now returns a subnet's lease, or nil. The
+// changed, and reports whether it differs from v. now returns the lease of subnets, or nil. The
 // result is that of NewView for all leases, at the cost of copying the pointers; an unchanged
 // peer stays the same pointer.
 //
 // A lease that was created again, or became stale or valid, is a difference only where another
 // one may claim the same values, because the older one keeps them.
-func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Lease) (View, bool) {
+func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View, bool) {
 	// What was our own may be a peer's now, and the other way round.
-	subnets = append(slices.Clone(subnets), v.Own.Subnet, own.Subnet)
-	slices.SortFunc(subnets, ComparePrefix)
+	changed = append(slices.Clone(changed), v.Own.Subnets, own.Subnets)
+	slices.SortFunc(changed, Subnets.Compare)
 	type edit struct {
 		at    int    // where in v.Peers
 		was   bool   // there is one, to be replaced or, without lease, removed
@@ -51,12 +51,12 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 	var aged []*Lease
 	news := !own.SameAs(v.Own)
 	size := len(v.Peers)
-	for _, subnet := range slices.Compact(subnets) {
-		e := edit{lease: now(subnet)}
+	for _, subnets := range slices.Compact(changed) {
+		e := edit{lease: now(subnets)}
 		if !own.peer(e.lease) {
 			e.lease = nil
 		}
-		e.at, e.was = v.find(subnet)
+		e.at, e.was = v.find(subnets)
 		switch {
 		case e.was && e.lease == nil:
 			size--
@@ -97,7 +97,7 @@ func (v View) Edit(own Lease, subnets []netip.Prefix, now func(netip.Prefix) *Le
 func (v View) contests(some []*Lease) bool {
 	ips, data := make(map[netip.Addr]bool, len(some)), make(map[string]bool, len(some))
 	for _, l := range some {
-		if ips[l.PublicIP] || l.BackendData != "" && data[l.BackendData] || v.Overlaps(l.Subnet) {
+		if ips[l.PublicIP] || l.BackendData != "" && data[l.BackendData] || v.Overlaps(l.Subnets) {
 			return true
 		}
 		ips[l.PublicIP], data[l.BackendData] = true, true
@@ -114,16 +114,16 @@ func (v View) contests(some []*Lease) bool {
 	return seen > len(some)
 }
 
-// Peer gives the lease of a subnet, or nil.
-func (v View) Peer(subnet netip.Prefix) *Lease {
-	if i, ok := v.find(subnet); ok {
+// Peer returns the lease of subnets, or nil.
+func (v View) Peer(subnets Subnets) *Lease {
+	if i, ok := v.find(subnets); ok {
 		return v.Peers[i]
 	}
 	return nil
 }
 
-func (v View) find(subnet netip.Prefix) (int, bool) {
-	return slices.BinarySearchFunc(v.Peers, subnet, func(l *Lease, s netip.Prefix) int { return ComparePrefix(l.Subnet, s) })
+func (v View) find(subnets Subnets) (int, bool) {
+	return slices.BinarySearchFunc(v.Peers, subnets, func(l *Lease, s Subnets) int { return l.Subnets.Compare(s) })
 }
 
 // Since gives the peers that say something else to the data plane than in an older
@@ -138,12 +138,12 @@ func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 			case len(was) > 0 && len(is) > 0 && was[0] == is[0]:
 				was, is = was[1:], is[1:]
 				continue
-			case len(was) == 0 || len(is) > 0 && ComparePrefix(is[0].Subnet, was[0].Subnet) < 0:
+			case len(was) == 0 || len(is) > 0 && is[0].Subnets.Compare(was[0].Subnets) < 0:
 				if !yield(nil, is[0]) {
 					return
 				}
 				is = is[1:]
-			case len(is) == 0 || ComparePrefix(was[0].Subnet, is[0].Subnet) < 0:
+			case len(is) == 0 || was[0].Subnets.Compare(is[0].Subnets) < 0:
 				if !yield(was[0], nil) {
 					return
 				}
@@ -159,18 +159,21 @@ func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 	}
 }
 
-// Overlaps tells whether a subnet overlaps that of a peer other than itself.
-func (v View) Overlaps(subnet netip.Prefix) bool {
-	next, found := v.find(subnet)
-	if found {
-		next++
-	}
-	// What lies inside follows it directly.
-	if next < len(v.Peers) && subnet.Contains(v.Peers[next].Subnet.Addr()) {
-		return true
+// Overlaps reports whether the IPv4 subnet of subnets overlaps that of a peer with others.
+func (v View) Overlaps(subnets Subnets) bool {
+	subnet := subnets.V4
+	// Peers with the same one and those inside follow each other.
+	for i, _ := v.find(Subnets{V4: subnet}); i < len(v.Peers) && subnet.Contains(v.Peers[i].Subnets.V4.Addr()); i++ {
+		if v.Peers[i].Subnets != subnets {
+			return true
+		}
 	}
 	for bits := subnet.Bits() - 1; bits >= 0; bits-- {
-		if wider, err := subnet.Addr().Prefix(bits); err == nil && v.Peer(wider) != nil {
+		wider, err := subnet.Addr().Prefix(bits)
+		if err != nil {
+			continue
+		}
+		if i, _ := v.find(Subnets{V4: wider}); i < len(v.Peers) && v.Peers[i].Subnets.V4 == wider {
 			return true
 		}
 	}

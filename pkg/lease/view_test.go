@@ -12,10 +12,16 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// at gives a lease of a subnet that says something.
-func at(subnet, says string) *lease.Lease {
-	return &lease.Lease{Subnet: netip.MustParsePrefix(subnet), Attrs: lease.Attrs{BackendType: says}}
+// at gives a lease of an IPv4 subnet that says something.
+func at(subnet, says string) *lease.Lease { return of(ipv4(subnet), says) }
+
+func of(subnets lease.Subnets, says string) *lease.Lease {
+	return &lease.Lease{Subnets: subnets, Attrs: lease.Attrs{BackendType: says}}
 }
+
+var ipv6 = netip.MustParsePrefix("fd42:0:0:7::/64")
+
+func ipv4(subnet string) lease.Subnets { return lease.Subnets{V4: netip.MustParsePrefix(subnet)} }
 
 func TestNewView(t *testing.T) {
 	all := []*lease.Lease{at("10.42.9.0/24", ""), at("10.42.7.0/24", ""), at("10.42.8.0/25", ""), at("10.42.8.0/24", ""), at("10.42.5.0/24", "")}
@@ -40,11 +46,11 @@ func TestPeer(t *testing.T) {
 	all[4].Leaving = true
 	v := lease.NewView(*all[1], all, true)
 	for _, l := range []*lease.Lease{all[0], all[2], all[3]} {
-		if got := v.Peer(l.Subnet); got != l {
-			t.Errorf("peer %s is %+v", l.Subnet, got)
+		if got := v.Peer(l.Subnets); got != l {
+			t.Errorf("peer %s is %+v", l.Subnets, got)
 		}
 	}
-	for _, s := range []netip.Prefix{all[1].Subnet, all[4].Subnet, netip.MustParsePrefix("10.42.8.128/25"), netip.MustParsePrefix("255.0.0.0/8"), {}} {
+	for _, s := range []lease.Subnets{all[1].Subnets, all[4].Subnets, ipv4("10.42.8.128/25"), ipv4("255.0.0.0/8"), {V4: all[0].Subnets.V4, V6: ipv6}, {}} {
 		if got := v.Peer(s); got != nil {
 			t.Errorf("peer %s is %+v", s, got)
 		}
@@ -60,11 +66,11 @@ func since(v, old lease.View) string {
 	for was, is := range v.Since(old) {
 		switch {
 		case was == nil:
-			out = append(out, "+"+is.Subnet.String()+is.BackendType)
+			out = append(out, "+"+is.Subnets.String()+is.BackendType)
 		case is == nil:
-			out = append(out, "-"+was.Subnet.String()+was.BackendType)
+			out = append(out, "-"+was.Subnets.String()+was.BackendType)
 		default:
-			out = append(out, "~"+is.Subnet.String()+was.BackendType+is.BackendType)
+			out = append(out, "~"+is.Subnets.String()+was.BackendType+is.BackendType)
 		}
 	}
 	return strings.Join(out, " ")
@@ -106,21 +112,25 @@ func TestSince(t *testing.T) {
 // network is a set of leases that changes at random.
 type network struct {
 	r      *rand.Rand
-	leases map[netip.Prefix]*lease.Lease
+	leases map[lease.Subnets]*lease.Lease
 }
 
 func newNetwork(seed uint64) *network {
-	return &network{rand.New(rand.NewPCG(seed, 0)), map[netip.Prefix]*lease.Lease{}}
+	return &network{rand.New(rand.NewPCG(seed, 0)), map[lease.Subnets]*lease.Lease{}}
 }
 
-// subnet gives one of few, so that they meet.
-func (n *network) subnet() netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n.r.IntN(40)), 0}), 23+n.r.IntN(3)).Masked()
+// subnets gives some of few, so that they meet.
+func (n *network) subnets() lease.Subnets {
+	s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n.r.IntN(40)), 0}), 23+n.r.IntN(3)).Masked()}
+	if n.r.IntN(4) == 0 {
+		s.V6 = ipv6
+	}
+	return s
 }
 
-// change changes one lease, or none, and gives its subnet.
-func (n *network) change() netip.Prefix {
-	s := n.subnet()
+// change changes one lease, or none, and gives its subnets.
+func (n *network) change() lease.Subnets {
+	s := n.subnets()
 	old := n.leases[s]
 	switch k := n.r.IntN(8); {
 	case k < 2:
@@ -130,7 +140,7 @@ func (n *network) change() netip.Prefix {
 		renewed.Revision++
 		n.leases[s] = &renewed
 	default:
-		n.leases[s] = at(s.String(), fmt.Sprint(n.r.IntN(3)))
+		n.leases[s] = of(s, fmt.Sprint(n.r.IntN(3)))
 		n.leases[s].Leaving = k == 3
 	}
 	return s
@@ -138,9 +148,9 @@ func (n *network) change() netip.Prefix {
 
 func (n *network) all() []*lease.Lease { return slices.Collect(maps.Values(n.leases)) }
 
-func (n *network) own() lease.Lease { return *at(n.subnet().String(), fmt.Sprint(n.r.IntN(2))) }
+func (n *network) own() lease.Lease { return *of(n.subnets(), fmt.Sprint(n.r.IntN(2))) }
 
-// TestSinceAgainstMaps compares with looking up each subnet in both views.
+// TestSinceAgainstMaps compares with looking up all subnets in both views.
 func TestSinceAgainstMaps(t *testing.T) {
 	for seed := range uint64(300) {
 		n := newNetwork(seed)
@@ -156,13 +166,13 @@ func TestSinceAgainstMaps(t *testing.T) {
 			own = n.own()
 		}
 		v := lease.NewView(own, n.all(), true)
-		subnets := map[netip.Prefix]bool{}
+		subnets := map[lease.Subnets]bool{}
 		for _, l := range slices.Concat(old.Peers, v.Peers) {
-			subnets[l.Subnet] = true
+			subnets[l.Subnets] = true
 		}
 		type pair struct{ was, is *lease.Lease }
 		var want, got []pair
-		for _, s := range slices.SortedFunc(maps.Keys(subnets), lease.ComparePrefix) {
+		for _, s := range slices.SortedFunc(maps.Keys(subnets), lease.Subnets.Compare) {
 			p := pair{old.Peer(s), v.Peer(s)}
 			if p.was == nil || p.is == nil || !p.was.SameAs(*p.is) {
 				want = append(want, p)
@@ -184,7 +194,7 @@ func TestEditAgainstNewView(t *testing.T) {
 		own := n.own()
 		v := lease.NewView(own, nil, true)
 		for range 50 {
-			var dirty []netip.Prefix
+			var dirty []lease.Subnets
 			for range n.r.IntN(1 + n.r.IntN(20)) {
 				dirty = append(dirty, n.change())
 			}
@@ -192,7 +202,7 @@ func TestEditAgainstNewView(t *testing.T) {
 				own = n.own()
 			}
 			before := slices.Clone(v.Peers)
-			next, changed := v.Edit(own, dirty, func(s netip.Prefix) *lease.Lease { return n.leases[s] })
+			next, changed := v.Edit(own, dirty, func(s lease.Subnets) *lease.Lease { return n.leases[s] })
 			if !slices.Equal(v.Peers, before) {
 				t.Fatalf("seed %d: the old view was changed", seed)
 			}
@@ -205,8 +215,8 @@ func TestEditAgainstNewView(t *testing.T) {
 				t.Fatalf("seed %d: changed is %v, but the difference %q", seed, changed, since(next, v))
 			}
 			for _, l := range next.Peers {
-				if was := v.Peer(l.Subnet); was != nil && was.SameAs(*l) && was.Stale == l.Stale && was.Created == l.Created && was != l {
-					t.Fatalf("seed %d: %s says the same and is another pointer", seed, l.Subnet)
+				if was := v.Peer(l.Subnets); was != nil && was.SameAs(*l) && was.Stale == l.Stale && was.Created == l.Created && was != l {
+					t.Fatalf("seed %d: %s says the same and is another pointer", seed, l.Subnets)
 				}
 			}
 			v = next
@@ -214,13 +224,31 @@ func TestEditAgainstNewView(t *testing.T) {
 	}
 }
 
+// TestOverlaps compares with looking at each peer.
+func TestOverlaps(t *testing.T) {
+	for seed := range uint64(200) {
+		n := newNetwork(seed)
+		for range n.r.IntN(20) {
+			n.change()
+		}
+		v := lease.NewView(n.own(), n.all(), true)
+		for range 50 {
+			s := n.subnets()
+			want := slices.ContainsFunc(v.Peers, func(l *lease.Lease) bool { return l.Subnets != s && l.Subnets.V4.Overlaps(s.V4) })
+			if got := v.Overlaps(s); got != want {
+				t.Fatalf("seed %d: %s overlaps a peer: %v, want %v", seed, s, got, want)
+			}
+		}
+	}
+}
+
 func BenchmarkEdit(b *testing.B) {
 	const size = 20000
-	leases := map[netip.Prefix]*lease.Lease{}
-	var subnets []netip.Prefix
+	leases := map[lease.Subnets]*lease.Lease{}
+	var subnets []lease.Subnets
 	for i := range size {
-		s := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
-		subnets, leases[s] = append(subnets, s), at(s.String(), "vxlan")
+		s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
+		subnets, leases[s] = append(subnets, s), of(s, "vxlan")
 	}
 	v := lease.NewView(lease.Lease{}, slices.Collect(maps.Values(leases)), true)
 	i := 0
@@ -235,7 +263,7 @@ func BenchmarkEdit(b *testing.B) {
 					changed.BackendData = fmt.Sprint(i)
 					leases[s] = &changed
 				}
-				v, _ = v.Edit(v.Own, dirty, func(s netip.Prefix) *lease.Lease { return leases[s] })
+				v, _ = v.Edit(v.Own, dirty, func(s lease.Subnets) *lease.Lease { return leases[s] })
 			}
 		})
 	}
@@ -244,8 +272,8 @@ func BenchmarkEdit(b *testing.B) {
 func BenchmarkNewView(b *testing.B) {
 	n := newNetwork(1)
 	for i := range 20000 {
-		s := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
-		n.leases[s] = at(s.String(), "vxlan")
+		s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
+		n.leases[s] = of(s, "vxlan")
 	}
 	for b.Loop() {
 		lease.NewView(lease.Lease{}, n.all(), true)

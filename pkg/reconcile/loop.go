@@ -88,7 +88,7 @@ type Loop struct {
 	reading dataplane.State  // what the kernel held then, and what was done to it since
 	read    time.Time        // when it was read
 	whole   bool             // the reading is of no use for a part
-	own     netip.Prefix     // this host's subnet
+	own     netip.Prefix     // this host's IPv4 subnet
 	refused map[string]error // own objects that failed the last time, and why
 
 	stats stats

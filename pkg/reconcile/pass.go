@@ -63,7 +63,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	if l.retry.Swap(false) {
 		l.holds.retry()
 	}
-	l.own = view.Own.Subnet
+	l.own = view.Own.Subnets.V4
 	change := l.plan.Update(facts, *view)
 	news := !change.Nothing()
 	change.All = change.All || l.undone

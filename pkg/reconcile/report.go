@@ -49,7 +49,7 @@ func (r *report) skipped(now []backend.Skipped) {
 		r.last = slices.Clone(now)
 		reasons := make(map[string]condition.Reason, len(now))
 		for _, s := range now {
-			reasons[s.Subnet.String()] = condition.Reason{Kind: s.Kind, Detail: s.Detail}
+			reasons[s.Subnets.String()] = condition.Reason{Kind: s.Kind, Detail: s.Detail}
 		}
 		r.peers.Replace(reasons)
 	}

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -58,14 +57,14 @@ type Registry interface {
 	List(ctx context.Context) (Listing, error)
 	// Get returns what one lease's key holds now, in the form of the event
 	// that made it so: a lease, Deleted, or Bad.
-	Get(ctx context.Context, subnet netip.Prefix) (Event, error)
+	Get(ctx context.Context, subnets lease.Subnets) (Event, error)
 	// Watch blocks until something happened after index and returns it, in
 	// order, with the index to go on from. Renewals that change nothing are
 	// events too. After a long silence it returns no events and no error.
 	Watch(ctx context.Context, index uint64) ([]Event, uint64, error)
 	// Create makes the lease if its key does not exist. ttl is rounded up to
 	// whole seconds; 0 makes a reservation.
-	Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
+	Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
 	// Update rewrites the lease if its revision is still that of prev, and
 	// gives it a new ttl (0: a reservation).
 	Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
@@ -93,13 +92,13 @@ func LongConfig(size int64) error {
 // Listing is all leases at one index.
 type Listing struct {
 	Leases []lease.Lease
-	// Bad has all entries that are no leases and have the key of a subnet, which is taken
+	// Bad has all entries that are no leases and have the key of one, whose subnets are taken
 	// by them, and MaxBad of the others.
 	Bad   []Bad
 	More  int    // entries that are no leases and not in Bad
 	Index uint64 // Watch from here
 
-	nameless int // in Bad: without a subnet
+	nameless int // in Bad: without subnets
 }
 
 // Add adds what a key holds: a lease written, or a bad entry.
@@ -107,7 +106,7 @@ func (l *Listing) Add(ev Event) {
 	switch {
 	case ev.Bad == nil:
 		l.Leases = append(l.Leases, ev.Lease)
-	case ev.Bad.Subnet.IsValid():
+	case ev.Bad.Subnets.IsValid():
 		l.Bad = append(l.Bad, *ev.Bad)
 	case l.nameless < MaxBad:
 		l.nameless++
@@ -120,7 +119,7 @@ func (l *Listing) Add(ev Event) {
 // Event is a change of one key:
 //
 //   - Lease alone: it was written;
-//   - Deleted, with Lease.Subnet: the lease is gone, Lease.Revision tells since when;
+//   - Deleted, with Lease.Subnets: the lease is gone, Lease.Revision tells since when;
 //   - Bad: the entry cannot be decoded;
 //   - Deleted, with Bad.Key: an entry that never was a lease is gone.
 type Event struct {
@@ -131,10 +130,10 @@ type Event struct {
 
 // Bad is an entry that is not a lease.
 type Bad struct {
-	Key      string       // last element of the key, shortened by ShortKey
-	Subnet   netip.Prefix // of the key, where only the value is bad; else invalid
-	Revision uint64       // of the last write, so that its owner can put it right
-	Err      error        // names the field and the value
+	Key      string        // last element of the key, shortened by ShortKey
+	Subnets  lease.Subnets // of the key, where only the value is bad; else none
+	Revision uint64        // of the last write, so that its owner can put it right
+	Err      error         // names the field and the value
 }
 
 // mostKey is the longest key that is not shortened: longer than that of any lease.

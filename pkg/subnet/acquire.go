@@ -75,11 +75,12 @@ func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (leas
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	l, err := q.write(lease.Claim{Subnet: subnet, Held: a, Next: a}, func() (lease.Lease, error) {
-		return q.Registry.Create(ctx, subnet, a, q.TTL)
+	subnets := lease.Subnets{V4: subnet}
+	l, err := q.write(lease.Claim{Subnets: subnets, Held: a, Next: a}, func() (lease.Lease, error) {
+		return q.Registry.Create(ctx, subnets, a, q.TTL)
 	})
 	if err == nil {
-		q.Log.Info("allocated lease to current node", "subnet", l.Subnet, "public_ip", q.PublicIP)
+		q.Log.Info("allocated lease to current node", "subnet", l.Subnets, "public_ip", q.PublicIP)
 	}
 	return l, err
 }
@@ -103,15 +104,15 @@ func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs)
 	if has.Reservation() {
 		ttl = 0
 	}
-	claim := lease.Claim{Subnet: has.Subnet, Held: has.Attrs, Next: a, Former: q.former(has, a)}
+	claim := lease.Claim{Subnets: has.Subnets, Held: has.Attrs, Next: a, Former: q.former(has, a)}
 	claim.Held.Leaving = false
 	l, err := q.write(claim, func() (lease.Lease, error) { return q.Registry.Update(ctx, has, a, ttl) })
 	switch {
 	case err != nil:
 	case has.PublicIP == q.PublicIP:
-		q.Log.Info("found lease for current IP, reusing", "subnet", l.Subnet, "public_ip", q.PublicIP, "reservation", l.Reservation())
+		q.Log.Info("found lease for current IP, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "reservation", l.Reservation())
 	default:
-		q.Log.Info("found lease of this host at a former address, reusing", "subnet", l.Subnet, "public_ip", q.PublicIP, "former", has.PublicIP, "reservation", l.Reservation())
+		q.Log.Info("found lease of this host at a former address, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "former", has.PublicIP, "reservation", l.Reservation())
 	}
 	return l, err
 }
@@ -136,21 +137,21 @@ func (q *acquisition) fits(subnet netip.Prefix) bool {
 func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
 		// One that fits and was not taken up is another host's.
-		if !q.ours(l) || q.fits(l.Subnet) || !q.onlyOurs(ctx, l) {
+		if !q.ours(l) || q.fits(l.Subnets.V4) || !q.onlyOurs(ctx, l) {
 			continue
 		}
-		if l.Reservation() && q.Pool.Fits(l.Subnet) {
+		if l.Reservation() && q.Pool.Fits(l.Subnets.V4) {
 			continue // that was said
 		}
 		if l.Reservation() {
-			q.once(q.Log.Warn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnet, "network", q.Pool.Network)
+			q.once(q.Log.Warn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnets, "network", q.Pool.Network)
 			continue
 		}
 		if err := q.Registry.Release(ctx, l); err != nil {
 			return err
 		}
-		q.Log.Info("released lease of this host that it cannot use", "subnet", l.Subnet, "network", q.Pool.Network)
-		listing.Leases = slices.DeleteFunc(listing.Leases, func(x lease.Lease) bool { return x.Subnet == l.Subnet })
+		q.Log.Info("released lease of this host that it cannot use", "subnet", l.Subnets, "network", q.Pool.Network)
+		listing.Leases = slices.DeleteFunc(listing.Leases, func(x lease.Lease) bool { return x.Subnets == l.Subnets })
 	}
 	return nil
 }

@@ -87,8 +87,8 @@ func TestAcquire(t *testing.T) {
 				}
 				f.Claim = c.claim
 				l := f.mustAcquire()
-				if !f.Pool.Fits(l.Subnet) || (c.want.IsValid() && l.Subnet != c.want) || (!c.want.IsValid() && c.previous == l.Subnet.String()) {
-					t.Errorf("leased %s, want %s", l.Subnet, c.want)
+				if !f.Pool.Fits(l.Subnets.V4) || (c.want.IsValid() && l.Subnets.V4 != c.want) || (!c.want.IsValid() && c.previous == l.Subnets.V4.String()) {
+					t.Errorf("leased %s, want %s", l.Subnets, c.want)
 				}
 				if l.Attrs != attrsOf(me, c.mac) || l.Reservation() != c.reserve {
 					t.Errorf("lease %+v", l)
@@ -96,10 +96,10 @@ func TestAcquire(t *testing.T) {
 				if left := time.Until(l.Expires); !c.reserve && left != ttl {
 					t.Errorf("expires in %v", left)
 				}
-				if held := f.held(l.Subnet); held != l {
+				if held := f.held(l.Subnets); held != l {
 					t.Errorf("registry holds %+v, want %+v", held, l)
 				}
-				if c.gone != "" && !f.held(prefix(c.gone)).Leaving {
+				if c.gone != "" && !f.held(ipv4(c.gone)).Leaving {
 					t.Errorf("%s does not say that its owner is leaving", c.gone)
 				}
 				if c.log != "" {
@@ -109,10 +109,10 @@ func TestAcquire(t *testing.T) {
 					t.Errorf("leased %+v, and claims %+v", l, f.Claim)
 				}
 				elapse(time.Second)
-				if c.gone != "" && f.held(prefix(c.gone)).Subnet.IsValid() {
+				if c.gone != "" && f.held(ipv4(c.gone)).Subnets.IsValid() {
 					t.Errorf("%s is still there", c.gone)
 				}
-				if again := f.mustAcquire(); again.Subnet != l.Subnet || again.Attrs != l.Attrs {
+				if again := f.mustAcquire(); again.Subnets != l.Subnets || again.Attrs != l.Attrs {
 					t.Errorf("after a restart %+v, before %+v", again, l)
 				}
 			})
@@ -121,7 +121,7 @@ func TestAcquire(t *testing.T) {
 }
 
 func claim(subnet string, held, next lease.Attrs) lease.Claim {
-	return lease.Claim{Subnet: prefix(subnet), Held: held, Next: next}
+	return lease.Claim{Subnets: ipv4(subnet), Held: held, Next: next}
 }
 
 func TestAcquireWaitsForRegistry(t *testing.T) {
@@ -153,7 +153,7 @@ func TestAcquireLostAnswer(t *testing.T) {
 					f.reg.Put("10.43.9.0-24", value(me, 1), time.Hour)
 				}
 				lost := false
-				f.reg.SetHook(func(o string, _ netip.Prefix, done bool) error {
+				f.reg.SetHook(func(o string, _ lease.Subnets, done bool) error {
 					if o == op && done && !lost {
 						lost = true
 						return errAway
@@ -175,7 +175,7 @@ func TestAcquireConflicts(t *testing.T) {
 	for times, warnings := range map[int]int{9: 0, 20: 1, 30: 1} {
 		in(t, func(f *fixture) {
 			n := 0
-			f.reg.SetHook(func(op string, p netip.Prefix, done bool) error {
+			f.reg.SetHook(func(op string, p lease.Subnets, done bool) error {
 				if op == "create" && !done && n < times {
 					n++
 					f.reg.Put(lease.Key(p), value(them, n), time.Hour)
@@ -207,8 +207,8 @@ func TestAcquireExhausted(t *testing.T) {
 		elapse(30 * time.Minute)
 		f.says("waiting for a free one", 1)
 		f.says("network 10.42.0.0/22 has 3 subnets of length 24 (10.42.1.0 to 10.42.3.0), and 3 leases", 1)
-		if l := <-done; l.Subnet != prefix("10.42.2.0/24") {
-			t.Errorf("leased %s", l.Subnet)
+		if l := <-done; l.Subnets != ipv4("10.42.2.0/24") {
+			t.Errorf("leased %s", l.Subnets)
 		}
 	})
 }

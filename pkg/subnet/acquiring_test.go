@@ -70,11 +70,11 @@ func (g *gate) List(ctx context.Context) (registry.Listing, error) {
 	return g.Registry.List(ctx)
 }
 
-func (g *gate) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+func (g *gate) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	if err := g.pass(ctx, "get"); err != nil {
 		return registry.Event{}, err
 	}
-	ev, err := g.Registry.Get(ctx, subnet)
+	ev, err := g.Registry.Get(ctx, subnets)
 	if err := g.pass(ctx, "got"); err != nil {
 		return registry.Event{}, err
 	}
@@ -82,8 +82,8 @@ func (g *gate) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, er
 }
 
 // Create waits after it has been done.
-func (g *gate) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := g.Registry.Create(ctx, subnet, a, ttl)
+func (g *gate) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := g.Registry.Create(ctx, subnets, a, ttl)
 	if err := g.pass(ctx, "create"); err != nil {
 		return lease.Lease{}, err
 	}
@@ -144,8 +144,8 @@ func (s *scarce) leases(w *following, want string, d time.Duration) lease.Lease 
 	s.Helper()
 	elapse(d)
 	own := w.status().Own
-	if own.Subnet != prefix(want) || w.status().Lost || s.held(own.Subnet) != own || s.waits() {
-		s.Errorf("after %v this host has %+v, the registry %+v, status %+v\n%s", d, own, s.held(own.Subnet), w.status(), s.log)
+	if own.Subnets != ipv4(want) || w.status().Lost || s.held(own.Subnets) != own || s.waits() {
+		s.Errorf("after %v this host has %+v, the registry %+v, status %+v\n%s", d, own, s.held(own.Subnets), w.status(), s.log)
 	}
 	if n := s.noted.Load(); !n.Covers(own) {
 		s.Errorf("has %+v, noted %+v", own, n)
@@ -178,7 +178,7 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 		s.reg.Remove("10.42.200.0-24")
 		elapse(1100 * time.Millisecond)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
-		if st := w.status(); st.Leases != 3 || st.Moves != 1 || st.Own.Subnet != w.own.Subnet {
+		if st := w.status(); st.Leases != 3 || st.Moves != 1 || st.Own.Subnets != w.own.Subnets {
 			t.Errorf("status %+v", st)
 		}
 		s.says("level=ERROR", 2)
@@ -245,7 +245,7 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 		s := newScarce(f)
 		w := s.lose()
 		var lists atomic.Int32
-		s.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+		s.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
 			if op == "list" && done {
 				lists.Add(1)
 			}
@@ -262,9 +262,9 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 		// They are not paid for later, by the lease that is held then.
 		s.terms <- subnet.Terms{Attrs: attrsOf(me, 600), Pool: s.wider, TTL: ttl}
 		own := s.leases(w, "10.42.10.0/24", 2*time.Second)
-		s.reg.Remove(lease.Key(own.Subnet))
+		s.reg.Remove(lease.Key(own.Subnets))
 		elapse(5 * time.Second)
-		if held := s.held(own.Subnet); held.Attrs != own.Attrs {
+		if held := s.held(own.Subnets); held.Attrs != own.Attrs {
 			t.Errorf("five seconds after it was deleted, the lease is %+v", held)
 		}
 	})
@@ -348,13 +348,13 @@ func TestCallsThatHang(t *testing.T) {
 		w.take()
 		s.reg.Put("10.42.8.0-24", value(them, 88), 0)
 		elapse(soon)
-		if v := w.take(); len(v) != 1 || v[0].Peer(prefix("10.42.8.0/24")).Attrs != attrsOf(them, 88) {
+		if v := w.take(); len(v) != 1 || v[0].Peer(ipv4("10.42.8.0/24")).Attrs != attrsOf(them, 88) {
 			t.Errorf("a peer that changed: views %+v\n%s", v, s.log)
 		}
 		s.reg.Put("10.42.20.0-24", "nonsense", 0)
 		s.reg.Remove("10.42.9.0-24")
 		elapse(1100 * time.Millisecond)
-		if v := w.take(); len(v) != 1 || v[0].Peer(prefix("10.42.9.0/24")) != nil || w.status().Bad != 1 {
+		if v := w.take(); len(v) != 1 || v[0].Peer(ipv4("10.42.9.0/24")) != nil || w.status().Bad != 1 {
 			t.Errorf("a peer that is gone: views %+v, status %+v", v, w.status())
 		}
 	}
@@ -515,7 +515,7 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 		release()
 		elapse(3 * time.Minute) // nor are those that the new store does not know
 		own, views := w.status().Own, w.take()
-		if own.Subnet == w.own.Subnet || s.held(own.Subnet) != own || len(views) == 0 || len(views[len(views)-1].Peers) > 0 {
+		if own.Subnets == w.own.Subnets || s.held(own.Subnets) != own || len(views) == 0 || len(views[len(views)-1].Peers) > 0 {
 			t.Errorf("has %+v, views %+v\n%s", own, views, s.log)
 		}
 	})
@@ -534,7 +534,7 @@ func TestEndWhileAcquiring(t *testing.T) {
 		before := map[string]lease.Lease{}
 		for i := 7; i <= 10; i++ {
 			p := fmt.Sprintf("10.42.%d.0/24", i)
-			before[p] = s.held(prefix(p))
+			before[p] = s.held(ipv4(p))
 		}
 		s.Registry = s.reg
 		var l lease.Lease
@@ -542,11 +542,11 @@ func TestEndWhileAcquiring(t *testing.T) {
 		if s.noted.Load() != nil {
 			l, err = s.release()
 		}
-		if err != nil || released == "" && l.Subnet.IsValid() || released != "" && l.Subnet != prefix(released) {
+		if err != nil || released == "" && l.Subnets.IsValid() || released != "" && l.Subnets != ipv4(released) {
 			t.Errorf("released %+v, %v, want %s", l, err, released)
 		}
 		for p, was := range before {
-			if is := s.held(prefix(p)); (is != was) != (p == released) {
+			if is := s.held(ipv4(p)); (is != was) != (p == released) {
 				t.Errorf("%s was %+v, is %+v", p, was, is)
 			}
 		}

@@ -54,8 +54,8 @@ func TestNewSubnetIsInNobodysWay(t *testing.T) {
 					if c.previous != "" {
 						f.Previous = prefix(c.previous)
 					}
-					if l := f.mustAcquire(); l.Subnet != prefix(c.want) {
-						t.Errorf("leased %s, want %s", l.Subnet, c.want)
+					if l := f.mustAcquire(); l.Subnets != ipv4(c.want) {
+						t.Errorf("leased %s, want %s", l.Subnets, c.want)
 					}
 				})
 			}
@@ -74,8 +74,8 @@ func TestNoSubnetThatIsInNobodysWay(t *testing.T) {
 		f.says("no subnet can be used: network 10.42.0.0/16 has 4 subnets of length 24 (10.42.0.0 to 10.42.3.0), 1 are leased, and each of the others "+
 			"overlaps a network or an address that this host or a peer has, such as 10.42.0.0/23, 10.42.2.7/32", 1)
 		f.reg.Remove("10.42.3.0-24")
-		if l := <-done; l.Subnet != prefix("10.42.3.0/24") {
-			t.Errorf("leased %s", l.Subnet)
+		if l := <-done; l.Subnets != ipv4("10.42.3.0/24") {
+			t.Errorf("leased %s", l.Subnets)
 		}
 	})
 }
@@ -92,7 +92,7 @@ func TestLaterSubnetIsInNobodysWay(t *testing.T) {
 			w.reg.Put("10.42.0.0-24", value(them, 70), ttl)
 			elapse(5 * time.Second)
 			views := w.take()
-			if len(views) == 0 || views[len(views)-1].Own.Subnet != prefix("10.42.3.0/24") {
+			if len(views) == 0 || views[len(views)-1].Own.Subnets != ipv4("10.42.3.0/24") {
 				t.Errorf("views %+v\n%s", views, f.log)
 			}
 		})
@@ -135,8 +135,8 @@ func TestSubnetDoesNotCoverWhatTheHostNeeds(t *testing.T) {
 				if c.previous != "" {
 					f.Previous = prefix(c.previous)
 				}
-				if l := f.mustAcquire(); l.Subnet != prefix(c.want) {
-					t.Errorf("leased %s, want %s", l.Subnet, c.want)
+				if l := f.mustAcquire(); l.Subnets != ipv4(c.want) {
+					t.Errorf("leased %s, want %s", l.Subnets, c.want)
 				}
 				f.says(line, c.said)
 				if c.said > 0 {

@@ -25,10 +25,10 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 		}
 	}
 	for _, l := range listing.Leases {
-		take(l.Subnet)
+		take(l.Subnets.V4)
 	}
 	for _, b := range listing.Bad {
-		take(b.Subnet) // nobody knows whose, but somebody's
+		take(b.Subnets.V4) // nobody knows whose, but somebody's
 	}
 	if q.fits(q.Previous) {
 		switch previous := q.Previous; {
@@ -70,10 +70,10 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 // not where whoever lives at this host's former address still uses it, although etcd has lost
 // the lease or it has expired.
 func (q *acquisition) free(ctx context.Context) bool {
-	if q.Claim.Subnet != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
+	if q.Claim.Subnets.V4 != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
 		return true
 	}
-	return q.onlyOurs(ctx, lease.Lease{Subnet: q.Previous, Attrs: q.Claim.Held})
+	return q.onlyOurs(ctx, lease.Lease{Subnets: q.Claim.Subnets, Attrs: q.Claim.Held})
 }
 
 // address is the prefix of one address; that of none is invalid and in no network.

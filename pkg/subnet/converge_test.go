@@ -79,12 +79,12 @@ func (e *erratic) List(ctx context.Context) (registry.Listing, error) {
 	return call(ctx, e, func() (registry.Listing, error) { return e.Registry.List(ctx) })
 }
 
-func (e *erratic) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
-	return call(ctx, e, func() (registry.Event, error) { return e.Registry.Get(ctx, subnet) })
+func (e *erratic) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
+	return call(ctx, e, func() (registry.Event, error) { return e.Registry.Get(ctx, subnets) })
 }
 
-func (e *erratic) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	return call(ctx, e, func() (lease.Lease, error) { return e.Registry.Create(ctx, subnet, a, ttl) })
+func (e *erratic) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	return call(ctx, e, func() (lease.Lease, error) { return e.Registry.Create(ctx, subnets, a, ttl) })
 }
 
 func (e *erratic) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
@@ -139,13 +139,13 @@ func TestFollowerConverges(t *testing.T) {
 				case 4, 5:
 					f.reg.Fail(nil)
 				case 6: // another host takes this one's
-					own := lease.Key(w.status().Own.Subnet)
+					own := lease.Key(w.status().Own.Subnets)
 					f.reg.Remove(own)
 					f.reg.Put(own, value(them, r.IntN(9)), time.Duration(r.IntN(3))*time.Minute)
 				case 7:
-					f.reg.Put(lease.Key(w.status().Own.Subnet), []string{"?", value(me, 99), value(them, 70)}[r.IntN(3)], ttl)
+					f.reg.Put(lease.Key(w.status().Own.Subnets), []string{"?", value(me, 99), value(them, 70)}[r.IntN(3)], ttl)
 				case 8:
-					f.reg.Remove(lease.Key(w.status().Own.Subnet))
+					f.reg.Remove(lease.Key(w.status().Own.Subnets))
 				case 9:
 					now.Attrs = attrsOf([]netip.Addr{me, elsewhere}[r.IntN(2)], r.IntN(5))
 					terms <- now
@@ -175,22 +175,22 @@ func TestFollowerConverges(t *testing.T) {
 			}
 			elapse(5 * time.Minute)
 			own, held := w.status().Own, list()
-			if s := w.status(); s.Lost || !s.AwaySince.IsZero() || own.Attrs != now.Attrs || f.held(own.Subnet) != own || !f.noted.Load().Covers(own) {
-				t.Errorf("seed %d: status %+v, terms %+v, the registry has %+v, noted %+v\n%s", seed, s, now, f.held(own.Subnet), f.noted.Load(), f.log)
+			if s := w.status(); s.Lost || !s.AwaySince.IsZero() || own.Attrs != now.Attrs || f.held(own.Subnets) != own || !f.noted.Load().Covers(own) {
+				t.Errorf("seed %d: status %+v, terms %+v, the registry has %+v, noted %+v\n%s", seed, s, now, f.held(own.Subnets), f.noted.Load(), f.log)
 			}
 			var peers []string
 			for _, l := range held.Leases {
-				if l.Subnet != own.Subnet {
-					peers = append(peers, l.Subnet.String()+" "+l.BackendData)
+				if l.Subnets != own.Subnets {
+					peers = append(peers, l.Subnets.String()+" "+l.BackendData)
 				}
 			}
 			views := w.take()
 			var seen []string
 			for _, p := range views[len(views)-1].Peers {
-				seen = append(seen, p.Subnet.String()+" "+p.BackendData)
+				seen = append(seen, p.Subnets.String()+" "+p.BackendData)
 			}
 			if slices.Sort(peers); !slices.Equal(peers, seen) || !views[len(views)-1].Own.SameAs(own) {
-				t.Errorf("seed %d: the last view has %s and %q, the registry %q\n%s", seed, views[len(views)-1].Own.Subnet, seen, peers, f.log)
+				t.Errorf("seed %d: the last view has %s and %q, the registry %q\n%s", seed, views[len(views)-1].Own.Subnets, seen, peers, f.log)
 			}
 			moves += w.status().Moves
 			w.end()

@@ -35,7 +35,7 @@ func TestRefusalIsNoOutage(t *testing.T) {
 		<-done
 
 		f.reg.Fail(refused)
-		go func() { done <- f.mustAcquire().Subnet.IsValid() }()
+		go func() { done <- f.mustAcquire().Subnets.IsValid() }()
 		quiet()
 		f.reg.Fail(nil)
 		<-done
@@ -46,7 +46,7 @@ func TestRefusalIsNoOutage(t *testing.T) {
 		f.reg.Fail(nil)
 		elapse(10 * time.Second)
 		f.says("level=WARN", 0)
-		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("the lease is %+v, was %+v", held, w.own)
 		}
 	})

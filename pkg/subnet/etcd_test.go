@@ -107,7 +107,7 @@ func (h *host) followUntil() (l lease.Lease, end func()) {
 	}()
 	end = func() { cancel(); <-done }
 	h.Cleanup(end)
-	h.until("there is a lease", func() bool { return h.view().Own.Subnet.IsValid() })
+	h.until("there is a lease", func() bool { return h.view().Own.Subnets.IsValid() })
 	return h.view().Own, end
 }
 
@@ -129,7 +129,7 @@ func (h *host) until(what string, ok func() bool) {
 }
 
 func (h *host) holds(want lease.Lease) bool {
-	ev, err := h.Registry.Get(context.Background(), want.Subnet)
+	ev, err := h.Registry.Get(context.Background(), want.Subnets)
 	return err == nil && !ev.Deleted && ev.Bad == nil && ev.Lease.SameAs(want)
 }
 
@@ -145,12 +145,12 @@ func TestJoinStorm(t *testing.T) {
 		wg.Go(func() { leased[i] = h.acquire() })
 	}
 	wg.Wait()
-	seen := map[netip.Prefix]int{}
+	seen := map[lease.Subnets]int{}
 	for i, l := range leased {
-		if j, ok := seen[l.Subnet]; ok {
-			t.Errorf("hosts %d and %d both have %s", i, j, l.Subnet)
+		if j, ok := seen[l.Subnets]; ok {
+			t.Errorf("hosts %d and %d both have %s", i, j, l.Subnets)
 		}
-		seen[l.Subnet] = i
+		seen[l.Subnets] = i
 	}
 	listing, err := newHost(t, etcd, 0).Registry.List(context.Background())
 	if err != nil || len(listing.Leases) != hosts {
@@ -212,19 +212,19 @@ func TestFollowEtcd(t *testing.T) {
 	}
 	a.until("both see each other", both)
 
-	others.Remove(lease.Key(la.Subnet))
+	others.Remove(lease.Key(la.Subnets))
 	a.until("deleted key is back", func() bool { return a.holds(la) })
 	b.until("a is seen again", both)
 
-	others.Put(lease.Key(la.Subnet), "nonsense", 0)
+	others.Put(lease.Key(la.Subnets), "nonsense", 0)
 	others.Put("not-a-lease", "nonsense", 0)
 	a.until("overwritten key is back", func() bool { return a.holds(la) })
 
 	others.RemoveAll()
 	a.until("directory is back", func() bool { return a.holds(la) && b.holds(lb) && both() })
 
-	others.Put(lease.Key(la.Subnet), value(netip.MustParseAddr("198.51.100.200"), 3), 0)
-	a.until("a moves", func() bool { v := a.view(); return v.Own.Subnet != la.Subnet && a.holds(v.Own) })
+	others.Put(lease.Key(la.Subnets), value(netip.MustParseAddr("198.51.100.200"), 3), 0)
+	a.until("a moves", func() bool { v := a.view(); return v.Own.Subnets != la.Subnets && a.holds(v.Own) })
 	b.until("b sees both", func() bool { return len(b.view().Peers) == 2 })
 }
 
@@ -248,13 +248,13 @@ func TestFollowEtcdOutage(t *testing.T) {
 	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 2 })
 	etcd.Start(t)
 	others.Forget()
-	others.Put(lease.Key(lb.Subnet), value(b.PublicIP, 99), 0)
+	others.Put(lease.Key(lb.Subnets), value(b.PublicIP, 99), 0)
 	a.until("changed peer is seen", func() bool {
 		v := a.view()
 		return len(v.Peers) == 1 && v.Peers[0].Attrs == attrsOf(b.PublicIP, 99)
 	})
-	if before.Own.Subnet != a.view().Own.Subnet {
-		t.Errorf("own subnet changed from %s to %s", before.Own.Subnet, a.view().Own.Subnet)
+	if before.Own.Subnets != a.view().Own.Subnets {
+		t.Errorf("own subnet changed from %s to %s", before.Own.Subnets, a.view().Own.Subnets)
 	}
 
 	etcd.Stop()
@@ -288,7 +288,7 @@ func TestReleaseEtcd(t *testing.T) {
 					return err
 				}, 0, 800 * time.Millisecond},
 				{"deleted", func(l lease.Lease) error {
-					registrytest.NewOperator(t, etcd, a.name).Remove(lease.Key(l.Subnet))
+					registrytest.NewOperator(t, etcd, a.name).Remove(lease.Key(l.Subnets))
 					return nil
 				}, time.Second, 5 * time.Second},
 			} {
@@ -308,7 +308,7 @@ func TestReleaseEtcd(t *testing.T) {
 					t.Errorf("a lease that was %s left the view after %v, want %v to %v", c.how, took, c.least, c.most)
 				}
 				t.Logf("%s within %v, gone from the view after %v", c.how, done, took)
-				two.until("the key is gone", func() bool { ev, err := one.Registry.Get(t.Context(), l.Subnet); return err == nil && ev.Deleted })
+				two.until("the key is gone", func() bool { ev, err := one.Registry.Get(t.Context(), l.Subnets); return err == nil && ev.Deleted })
 				t.Logf("the key of the lease that was %s was gone after %v", c.how, time.Since(start))
 			}
 		})

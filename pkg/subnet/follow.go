@@ -3,7 +3,6 @@ package subnet
 import (
 	"context"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -51,10 +50,11 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 	return &follower{
 		Options:      o,
 		emit:         emit,
-		leases:       map[netip.Prefix]*lease.Lease{},
-		staleLeases:  map[netip.Prefix]bool{},
-		graceEnds:    map[netip.Prefix]time.Time{},
+		leases:       map[lease.Subnets]*lease.Lease{},
+		staleLeases:  map[lease.Subnets]bool{},
+		graceEnds:    map[lease.Subnets]time.Time{},
 		mine:         &ownLease{Options: o, acquiring: newAcquisition(o), repairs: newRepairs()},
+		bad:          map[string]bool{},
 		away:         outage{log: o.Log},
 		inputs:       make(chan func(), 2),
 		budget:       rate.NewLimiter(budgetRate, budgetBurst),
@@ -88,15 +88,16 @@ type follower struct {
 	emit    func(lease.View)
 
 	// What is known of the leases (leases.go).
-	leases       map[netip.Prefix]*lease.Lease // the registry's, ours included; last good values, never changed in place
-	staleLeases  map[netip.Prefix]bool         // of these, the ones a wiped registry has forgotten
-	graceEnds    map[netip.Prefix]time.Time    // of these, the ones that were deleted, and until when they stay in force
-	deletions    []deletion                    // the same in order of time; those that came back meanwhile too
-	bad          invalidEntries
-	invalid      *condition.Group // the same, by key, for the log
-	invalidTimer *time.Timer      // log the rest of them
-	graceTimer   *time.Timer      // drop what was deleted
-	staleTimer   *time.Timer      // drop the stale leases
+	leases       map[lease.Subnets]*lease.Lease // the registry's, ours included; last good values, never changed in place
+	staleLeases  map[lease.Subnets]bool         // of these, the ones a wiped registry has forgotten
+	graceEnds    map[lease.Subnets]time.Time    // of these, the ones that were deleted, and until when they stay in force
+	deletions    []deletion                     // the same in order of time; those that came back meanwhile too
+	bad          map[string]bool                // keys of entries that are no leases
+	moreBad      int                            // at least so many beside those in bad, as of the last listing
+	invalid      *condition.Group               // the same, by key, for the log
+	invalidTimer *time.Timer                    // log the rest of them
+	graceTimer   *time.Timer                    // drop what was deleted
+	staleTimer   *time.Timer                    // drop the stale leases
 
 	// Following (watch.go).
 	index      uint64        // watch from here
@@ -129,13 +130,13 @@ type follower struct {
 	fatal     error         // end with it
 
 	// Views (publish.go).
-	settle  *time.Timer    // publish
-	settled bool           // nothing to publish
-	settles time.Time      // when to publish, if not settled
-	dirty   []netip.Prefix // whose leases may say something else than in last
-	last    lease.View     // as emitted
-	emitted time.Time      // when
-	status  Status         // as reported
+	settle  *time.Timer     // publish
+	settled bool            // nothing to publish
+	settles time.Time       // when to publish, if not settled
+	dirty   []lease.Subnets // whose leases may say something else than in last
+	last    lease.View      // as emitted
+	emitted time.Time       // when
+	status  Status          // as reported
 
 	inputs chan func() // results of calls: what to do with them
 	calls  sync.WaitGroup

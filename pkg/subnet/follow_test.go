@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -105,7 +104,7 @@ func (w *following) expect(n int, peers ...string) {
 	if len(views) != n {
 		w.Errorf("%d views, want %d\n%s", len(views), n, w.log)
 		for _, v := range views {
-			w.Logf("own %s, peers %v", v.Own.Subnet, peersOf(v))
+			w.Logf("own %s, peers %v", v.Own.Subnets, peersOf(v))
 		}
 		w.FailNow()
 	}
@@ -120,7 +119,7 @@ func (w *following) expect(n int, peers ...string) {
 func peersOf(v lease.View) []string {
 	var subnets []string
 	for _, p := range v.Peers {
-		subnets = append(subnets, p.Subnet.String())
+		subnets = append(subnets, p.Subnets.String())
 	}
 	return subnets
 }
@@ -231,7 +230,7 @@ func TestFollowAllDeleted(t *testing.T) {
 		w.reg.RemoveAll()
 		elapse(time.Second)
 		w.expect(0)
-		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
 		w.says("own lease is gone", 1)
@@ -254,7 +253,7 @@ func TestFollowWiped(t *testing.T) {
 		w.reg.Fail(nil)
 		elapse(10 * time.Second)
 		w.expect(0)
-		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
 		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
@@ -419,7 +418,7 @@ func recent(known []*lease.Lease, last, n int) bool {
 // asked counts the calls that follow the registry, and of these the listings.
 func (w *following) asked() (all, lists *atomic.Int32) {
 	all, lists = new(atomic.Int32), new(atomic.Int32)
-	w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+	w.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
 		if done {
 			return nil
 		}
@@ -456,7 +455,7 @@ func TestFollowListsAtOnceIfThatHelps(t *testing.T) {
 func TestFollowPacesListings(t *testing.T) {
 	following1(t, func(w *following) {
 		var lists atomic.Int32
-		w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+		w.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
 			switch {
 			case op == "list" && done:
 				lists.Add(1)

@@ -16,7 +16,7 @@ import (
 // ours reports whether a lease is this host's: it has our address, or is the one that
 // we wrote before we had that. The latter may be another host's now: see onlyOurs.
 func (q *acquisition) ours(l lease.Lease) bool {
-	return l.Subnet != q.yielded && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
+	return l.Subnets.V4 != q.yielded && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
 }
 
 // probeTime bounds the search for a host that lives at a former address of this one.
@@ -39,11 +39,11 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 		cancel()
 	}
 	if evidence != "" && ctx.Err() == nil {
-		if l.Subnet == q.Previous {
+		if l.Subnets.V4 == q.Previous {
 			q.Previous = netip.Prefix{} // and that is all there is to say of it
 		}
 		q.once(q.Log.Error, "the lease of this host's former address belongs to another host, which this one may be a copy of: leasing a new subnet",
-			"subnet", l.Subnet, "former", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
+			"subnet", l.Subnets, "former", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
 	}
 	return evidence == ""
 }
@@ -54,13 +54,13 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
-		if q.ours(l) && q.fits(l.Subnet) {
+		if q.ours(l) && q.fits(l.Subnets.V4) {
 			fit = append(fit, l)
 		}
 	}
 	rank := func(l lease.Lease) int {
 		switch {
-		case l.Subnet == q.Previous:
+		case l.Subnets.V4 == q.Previous:
 			return 0
 		case q.Claim.Matches(l):
 			return 1
@@ -70,7 +70,7 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 		return 3
 	}
 	slices.SortFunc(fit, func(a, b lease.Lease) int {
-		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), lease.ComparePrefix(a.Subnet, b.Subnet))
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), a.Subnets.Compare(b.Subnets))
 	})
 	for _, l := range fit {
 		if q.onlyOurs(ctx, l) {
@@ -84,7 +84,7 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 // ours tells of, since the original wrote it: the one of the previous subnet, known by
 // what no other host publishes, such as the MAC of a device.
 func (q *acquisition) original(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
-	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnet == q.Previous && q.fits(l.Subnet) })
+	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnets.V4 == q.Previous && q.fits(l.Subnets.V4) })
 	if at < 0 || q.ours(listing.Leases[at]) {
 		return lease.Lease{}, false, nil
 	}
@@ -104,6 +104,6 @@ func (q *acquisition) original(ctx context.Context, listing registry.Listing) (l
 // all of them, or those older than the lease that is taken up.
 func (q *acquisition) others(listing registry.Listing, mine lease.Lease, reuse bool) []lease.Lease {
 	return slices.DeleteFunc(slices.Clone(listing.Leases), func(l lease.Lease) bool {
-		return l.PublicIP == q.PublicIP || l.Subnet == mine.Subnet || reuse && mine.Precedes(l)
+		return l.PublicIP == q.PublicIP || l.Subnets == mine.Subnets || reuse && mine.Precedes(l)
 	})
 }

@@ -43,7 +43,7 @@ func TestIdentityAtStart(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			in(t, func(f *fixture) {
 				f.reg.Put(key, value(them, 8), ttl)
-				theirs := f.held(kept)
+				theirs := f.held(lease.Subnets{V4: kept})
 				if f.Claim = c.claim; c.now || c.later {
 					f.Claim.Revision = theirs.Revision
 				}
@@ -72,10 +72,10 @@ func TestIdentityAtStart(t *testing.T) {
 					return attrsOf(me, 8), nil
 				}
 				l := f.mustAcquire()
-				if (l.Subnet == kept) != c.keeps || l.PublicIP != me || f.held(l.Subnet) != l {
+				if (l.Subnets.V4 == kept) != c.keeps || l.PublicIP != me || f.held(l.Subnets) != l {
 					t.Errorf("leased %+v", l)
 				}
-				if held := f.held(kept); !c.keeps && held != theirs {
+				if held := f.held(lease.Subnets{V4: kept}); !c.keeps && held != theirs {
 					t.Errorf("the other's lease was %+v, is %+v", theirs, held)
 				}
 				if c.probed != slices.Equal(probed, []netip.Addr{them}) {
@@ -123,8 +123,8 @@ func TestIdentityWithoutLease(t *testing.T) {
 				f.Pool.Min, f.Pool.Max = kept.Addr(), netip.MustParseAddr("10.42.4.0")
 				f.Probe = func(context.Context, netip.Addr) string { return c.answer }
 				l := f.mustAcquire()
-				if (l.Subnet == kept) != c.keeps {
-					t.Errorf("leased %s", l.Subnet)
+				if (l.Subnets.V4 == kept) != c.keeps {
+					t.Errorf("leased %s", l.Subnets)
 				}
 				errors := 1
 				if c.keeps {
@@ -144,7 +144,7 @@ func TestIdentityOfLeaseThatDoesNotFit(t *testing.T) {
 			f.Claim = claim("10.43.3.0/24", attrsOf(them, 8), attrsOf(them, 8))
 			f.Probe = func(context.Context, netip.Addr) string { return answer }
 			f.mustAcquire()
-			if held := f.held(prefix("10.43.3.0/24")); held.Leaving != released {
+			if held := f.held(ipv4("10.43.3.0/24")); held.Leaving != released {
 				t.Errorf("probed: %q, the lease is %+v", answer, held)
 			}
 		})
@@ -156,7 +156,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 	const own = "10.42.7.0-24"
 	swap := func(a lease.Attrs) func(*following) { // as a plain put in v3, too
 		return func(w *following) {
-			if _, err := w.reg.Update(w.Context(), w.held(w.own.Subnet), a, ttl); err != nil {
+			if _, err := w.reg.Update(w.Context(), w.held(w.own.Subnets), a, ttl); err != nil {
 				w.Error(err)
 			}
 		}
@@ -182,7 +182,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 		{name: "taken by a claim, something else is written", had: attrsOf(them, 1), claim: claim("10.42.7.0/24", attrsOf(them, 1), attrsOf(them, 1)),
 			write: swap(attrsOf(them, 2)), keeps: true, says: "own lease was overwritten"},
 		{name: "taken by a claim in the run before, the former value returns", had: attrsOf(me, 1),
-			claim: lease.Claim{Subnet: prefix("10.42.7.0/24"), Held: attrsOf(me, 1), Next: attrsOf(me, 1), Former: attrsOf(them, 1)},
+			claim: lease.Claim{Subnets: ipv4("10.42.7.0/24"), Held: attrsOf(me, 1), Next: attrsOf(me, 1), Former: attrsOf(them, 1)},
 			write: swap(attrsOf(them, 1)), says: "is kept by another host"},
 		{name: "taken by the public IP, the former value returns", had: attrsOf(me, 70), write: swap(attrsOf(me, 70)), says: "is kept by another host"},
 	} {
@@ -194,7 +194,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 				}
 				f.Claim = c.claim
 				w := f.follow()
-				if w.own.Subnet != prefix("10.42.7.0/24") {
+				if w.own.Subnets != ipv4("10.42.7.0/24") {
 					t.Fatalf("leased %+v", w.own)
 				}
 				if n := f.noted.Load(); n.Former != c.had && n.Former != c.claim.Former {
@@ -203,13 +203,13 @@ func TestIdentityWhileRunning(t *testing.T) {
 				elapse(time.Second)
 				w.take()
 				c.write(w)
-				written := w.held(w.own.Subnet)
+				written := w.held(w.own.Subnets)
 				elapse(10 * time.Second)
-				held, now := w.held(w.own.Subnet), w.status().Own
-				if c.keeps && (held.Attrs != w.own.Attrs || now.Subnet != w.own.Subnet) {
+				held, now := w.held(w.own.Subnets), w.status().Own
+				if c.keeps && (held.Attrs != w.own.Attrs || now.Subnets != w.own.Subnets) {
 					t.Errorf("the lease is %+v, the host has %+v\n%s", held, now, w.log)
 				}
-				if !c.keeps && (held != written || now.Subnet == w.own.Subnet || !w.held(now.Subnet).SameAs(now) || now.PublicIP != me) {
+				if !c.keeps && (held != written || now.Subnets == w.own.Subnets || !w.held(now.Subnets).SameAs(now) || now.PublicIP != me) {
 					t.Errorf("the lease is %+v, the host has %+v\n%s", held, now, w.log)
 				}
 				if moved := w.status().Moves; c.keeps != (moved == 0) || moved > 1 {
@@ -255,11 +255,11 @@ func TestIdentityInWipedStore(t *testing.T) {
 		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
 		w.reg.Fail(nil)
 		elapse(30 * time.Second)
-		held := w.held(prefix("10.42.7.0/24"))
+		held := w.held(ipv4("10.42.7.0/24"))
 		if held.Created != w.own.Created {
 			t.Fatalf("created at %d, ours at %d", held.Created, w.own.Created)
 		}
-		if held.Attrs != attrsOf(them, 70) || w.status().Own.Subnet == w.own.Subnet {
+		if held.Attrs != attrsOf(them, 70) || w.status().Own.Subnets == w.own.Subnets {
 			t.Errorf("the other's lease is %+v, ours %+v", held, w.status().Own)
 		}
 		w.says("held by another host now", 1)
@@ -279,17 +279,17 @@ func TestPeersAreFollowedWithoutSubnet(t *testing.T) {
 		w.take()
 		w.reg.Put("10.42.8.0-24", value(third, 9), ttl)
 		elapse(time.Second)
-		if v := w.take(); len(v) != 1 || v[0].Peer(prefix("10.42.8.0/24")) == nil || v[0].Peer(prefix("10.42.8.0/24")).Attrs != attrsOf(third, 9) {
+		if v := w.take(); len(v) != 1 || v[0].Peer(ipv4("10.42.8.0/24")) == nil || v[0].Peer(ipv4("10.42.8.0/24")).Attrs != attrsOf(third, 9) {
 			t.Errorf("views: %+v", v)
 		}
 		w.says("held by another host now", 1)
 		w.says("cannot lease a subnet", 1)
 		w.reg.Remove("10.42.8.0-24")
 		elapse(15 * time.Second)
-		if own := w.status().Own; own.Subnet != prefix("10.42.8.0/24") || w.held(own.Subnet).Attrs != own.Attrs || w.status().Moves != 1 {
+		if own := w.status().Own; own.Subnets != ipv4("10.42.8.0/24") || w.held(own.Subnets).Attrs != own.Attrs || w.status().Moves != 1 {
 			t.Errorf("has %+v, after %d moves", own, w.status().Moves)
 		}
-		if v := w.take(); len(v) == 0 || v[len(v)-1].Peer(prefix("10.42.7.0/24")) == nil {
+		if v := w.take(); len(v) == 0 || v[len(v)-1].Peer(ipv4("10.42.7.0/24")) == nil {
 			t.Errorf("views: %+v", v)
 		}
 	})

@@ -2,7 +2,6 @@ package subnet
 
 import (
 	"fmt"
-	"net/netip"
 	"strconv"
 	"time"
 
@@ -25,8 +24,8 @@ const (
 
 // deletion is a lease that was deleted and how long it stays in force all the same.
 type deletion struct {
-	subnet netip.Prefix
-	until  time.Time
+	subnets lease.Subnets
+	until   time.Time
 }
 
 // load takes a listing in place of everything known.
@@ -34,33 +33,33 @@ func (f *follower) load(listing registry.Listing) {
 	f.rolledBack = f.rolledBack || listing.Index < f.index
 	f.news.restored = f.news.restored || f.rolledBack
 	f.index = listing.Index
-	leases := make(map[netip.Prefix]*lease.Lease, len(listing.Leases))
+	leases := make(map[lease.Subnets]*lease.Lease, len(listing.Leases))
 	for _, l := range listing.Leases {
-		delete(f.graceEnds, l.Subnet)
-		leases[l.Subnet] = f.refined(l)
+		delete(f.graceEnds, l.Subnets)
+		leases[l.Subnets] = f.refined(l)
 	}
-	f.bad = invalidEntries{}
+	clear(f.bad)
 	f.invalid.Replace(nil)
-	f.bad.more = listing.More
+	f.moreBad = listing.More
 	for _, b := range listing.Bad {
 		if !f.addInvalid(b) {
-			f.bad.more++
+			f.moreBad++
 		}
-		old, was := f.leases[b.Subnet]
-		if _, is := leases[b.Subnet]; was && !is {
-			leases[b.Subnet] = notStale(old) // what the key said last stays in force
+		old, was := f.leases[b.Subnets]
+		if _, is := leases[b.Subnets]; was && !is {
+			leases[b.Subnets] = notStale(old) // what the key said last stays in force
 		}
 	}
 	f.countUnnamed()
 	f.retainStale(leases)
-	for subnet, l := range leases {
-		if old := f.leases[subnet]; old == nil || !sameInView(old, l) {
-			f.dirty = append(f.dirty, subnet)
+	for subnets, l := range leases {
+		if old := f.leases[subnets]; old == nil || !sameInView(old, l) {
+			f.dirty = append(f.dirty, subnets)
 		}
 	}
-	for subnet := range f.leases {
-		if leases[subnet] == nil {
-			f.dirty = append(f.dirty, subnet)
+	for subnets := range f.leases {
+		if leases[subnets] == nil {
+			f.dirty = append(f.dirty, subnets)
 		}
 	}
 	f.leases = leases
@@ -69,7 +68,7 @@ func (f *follower) load(listing registry.Listing) {
 
 // refined returns a lease to keep. One that says what it said before shares the text.
 func (f *follower) refined(l lease.Lease) *lease.Lease {
-	if old := f.leases[l.Subnet]; old != nil && old.Attrs == l.Attrs {
+	if old := f.leases[l.Subnets]; old != nil && old.Attrs == l.Attrs {
 		l.Attrs = old.Attrs
 	}
 	return &l
@@ -79,21 +78,21 @@ func (f *follower) refined(l lease.Lease) *lease.Lease {
 // with it as it once was, is from a registry that was wiped or restored, and so
 // is one of a lower index: it has forgotten others as well, who are there all the
 // same and will make their leases again, as we do.
-func (f *follower) retainStale(leases map[netip.Prefix]*lease.Lease) {
-	ours, ok := leases[f.own.Subnet]
+func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
+	ours, ok := leases[f.own.Subnets]
 	forgot := f.rolledBack || f.doubtful || !ok || ours.Revision < f.own.Revision
 	f.rolledBack, f.doubtful = false, false
-	for subnet, l := range f.leases {
-		_, listed := leases[subnet]
-		_, deleted := f.graceEnds[subnet]
+	for subnets, l := range f.leases {
+		_, listed := leases[subnets]
+		_, deleted := f.graceEnds[subnets]
 		switch {
-		case listed || subnet == f.own.Subnet:
-			delete(f.staleLeases, subnet)
+		case listed || subnets == f.own.Subnets:
+			delete(f.staleLeases, subnets)
 		case deleted: // was deleted before that
-			leases[subnet] = l
-		case forgot || f.staleLeases[subnet]:
-			leases[subnet] = stale(l)
-			f.staleLeases[subnet] = true
+			leases[subnets] = l
+		case forgot || f.staleLeases[subnets]:
+			leases[subnets] = stale(l)
+			f.staleLeases[subnets] = true
 		}
 	}
 	if forgot {
@@ -103,43 +102,42 @@ func (f *follower) retainStale(leases map[netip.Prefix]*lease.Lease) {
 
 // expireStale forgets who has not come back.
 func (f *follower) expireStale() {
-	for subnet := range f.staleLeases {
-		f.drop(subnet)
+	for subnets := range f.staleLeases {
+		f.drop(subnets)
 	}
 	clear(f.staleLeases)
 	f.publishAt(time.Now())
 }
 
 // drop takes a lease out of what is known.
-func (f *follower) drop(subnet netip.Prefix) {
-	delete(f.leases, subnet)
-	delete(f.graceEnds, subnet)
-	f.dirty = append(f.dirty, subnet)
+func (f *follower) drop(subnets lease.Subnets) {
+	delete(f.leases, subnets)
+	delete(f.graceEnds, subnets)
+	f.dirty = append(f.dirty, subnets)
 }
 
 // apply takes one event.
 func (f *follower) apply(ev registry.Event) {
-	subnet, revision := ev.Lease.Subnet, ev.Lease.Revision
-	delete(f.staleLeases, subnet)
+	subnets, revision := ev.Lease.Subnets, ev.Lease.Revision
+	delete(f.staleLeases, subnets)
 	switch {
 	case ev.Bad != nil && ev.Deleted:
-		f.bad.remove(*ev.Bad)
-		f.invalid.End(ev.Bad.Key)
+		f.removeInvalid(ev.Bad.Key)
 		return
 	case ev.Bad != nil:
 		if !f.addInvalid(*ev.Bad) {
-			f.bad.more = max(f.bad.more, 1) // it may be one of them that was written again
+			f.moreBad = max(f.moreBad, 1) // it may be one of them that was written again
 			f.countUnnamed()
 		}
-		subnet, revision = ev.Bad.Subnet, ev.Bad.Revision
+		subnets, revision = ev.Bad.Subnets, ev.Bad.Revision
 	case ev.Deleted:
-		f.clearInvalid(subnet)
-		f.deleted(subnet)
+		f.clearInvalid(subnets)
+		f.deleted(subnets)
 	default:
-		f.clearInvalid(subnet)
+		f.clearInvalid(subnets)
 		f.learn(ev.Lease)
 	}
-	if subnet != f.own.Subnet {
+	if subnets != f.own.Subnets {
 		return
 	}
 	f.news.touched = true
@@ -166,8 +164,8 @@ func stale(l *lease.Lease) *lease.Lease {
 	return &s
 }
 
-// sameInView reports whether it makes no difference to a View which of two leases of a
-// subnet it has.
+// sameInView reports whether it makes no difference to a View which of two leases of the
+// same subnets it has.
 func sameInView(a, b *lease.Lease) bool {
 	return a.Attrs == b.Attrs && a.Created == b.Created && a.Stale == b.Stale
 }
@@ -175,32 +173,32 @@ func sameInView(a, b *lease.Lease) bool {
 // learn takes a lease as it was written last. Neither a renewal nor our own is news to the
 // data plane, nor is a lease that was made again, unless others claim the same.
 func (f *follower) learn(l lease.Lease) {
-	old := f.leases[l.Subnet]
-	f.leases[l.Subnet] = f.refined(l)
-	delete(f.graceEnds, l.Subnet)
+	old := f.leases[l.Subnets]
+	f.leases[l.Subnets] = f.refined(l)
+	delete(f.graceEnds, l.Subnets)
 	if old != nil && sameInView(old, &l) {
 		return
 	}
-	f.dirty = append(f.dirty, l.Subnet)
-	if l.Subnet != f.own.Subnet {
+	f.dirty = append(f.dirty, l.Subnets)
+	if l.Subnets != f.own.Subnets {
 		f.changed()
 	}
 }
 
 // deleted takes it that a lease is gone from the registry. Our own is not needed to
 // be known, and who left is gone from the view before.
-func (f *follower) deleted(subnet netip.Prefix) {
-	l := f.leases[subnet]
+func (f *follower) deleted(subnets lease.Subnets) {
+	l := f.leases[subnets]
 	switch {
 	case l == nil:
-	case l.Leaving || subnet == f.own.Subnet:
-		f.drop(subnet)
+	case l.Leaving || subnets == f.own.Subnets:
+		f.drop(subnets)
 	default:
-		f.leases[subnet] = stale(l)
-		f.dirty = append(f.dirty, subnet)
+		f.leases[subnets] = stale(l)
+		f.dirty = append(f.dirty, subnets)
 		until := time.Now().Add(grace)
-		f.graceEnds[subnet] = until
-		f.deletions = append(f.deletions, deletion{subnet, until})
+		f.graceEnds[subnets] = until
+		f.deletions = append(f.deletions, deletion{subnets, until})
 		if len(f.deletions) == 1 {
 			f.graceTimer.Reset(grace)
 		}
@@ -211,8 +209,8 @@ func (f *follower) deleted(subnet netip.Prefix) {
 func (f *follower) expireDeleted() {
 	now := time.Now()
 	for len(f.deletions) > 0 && !f.deletions[0].until.After(now) {
-		if first := f.deletions[0]; f.graceEnds[first.subnet].Equal(first.until) { // else it came back
-			f.drop(first.subnet)
+		if first := f.deletions[0]; f.graceEnds[first.subnets].Equal(first.until) { // else it came back
+			f.drop(first.subnets)
 			f.publishAt(now)
 		}
 		f.deletions = f.deletions[1:]
@@ -228,9 +226,10 @@ const mostNamed = 2 * registry.MaxBad
 // addInvalid keeps a bad entry, which is named in the log. It reports false if there are too
 // many of them for that.
 func (f *follower) addInvalid(b registry.Bad) bool {
-	if !f.bad.put(b) {
+	if !f.bad[b.Key] && len(f.bad) >= mostNamed {
 		return false
 	}
+	f.bad[b.Key] = true
 	wrong := lease.FaultOf(b.Err)
 	if wrong.Detail == strconv.Quote(lease.Clip(b.Key)) {
 		wrong.Detail = "" // the line has the key anyway
@@ -242,19 +241,23 @@ func (f *follower) addInvalid(b registry.Bad) bool {
 // countUnnamed says whether there are bad entries that are not named.
 func (f *follower) countUnnamed() {
 	const object = "others" // which no key is: the names of subnets have digits
-	if f.bad.more == 0 {
+	if f.moreBad == 0 {
 		f.invalid.End(object)
 		return
 	}
-	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.bad.more)})
+	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.moreBad)})
 }
 
-// clearInvalid is for a subnet whose key is no invalid entry any more.
-func (f *follower) clearInvalid(subnet netip.Prefix) {
-	for key := range f.bad.errs[subnet] {
-		f.invalid.End(key)
+// clearInvalid is for subnets whose key is no invalid entry any more, if it was one.
+func (f *follower) clearInvalid(subnets lease.Subnets) {
+	if len(f.bad) > 0 {
+		f.removeInvalid(lease.Key(subnets))
 	}
-	f.bad.clear(subnet)
+}
+
+func (f *follower) removeInvalid(key string) {
+	delete(f.bad, key)
+	f.invalid.End(key)
 }
 
 // logInvalid logs which entries have become bad, or good again, and comes back for the rest.
@@ -262,45 +265,4 @@ func (f *follower) logInvalid() {
 	if again := f.invalid.Flush(time.Now()); again > 0 {
 		f.invalidTimer.Reset(again)
 	}
-}
-
-// invalidEntries are the entries that are no leases: by subnet, which several keys may
-// name and keys that are no subnet's have the zero one of, then by key.
-type invalidEntries struct {
-	errs  map[netip.Prefix]map[string]error
-	count int
-	more  int // at least, beside those in errs, as of the last listing
-}
-
-// put keeps an entry, unless there are too many. It reports whether it did.
-func (e *invalidEntries) put(b registry.Bad) bool {
-	keys := e.errs[b.Subnet]
-	if _, known := keys[b.Key]; !known && e.count >= mostNamed {
-		return false
-	}
-	if keys == nil {
-		if e.errs == nil {
-			e.errs = map[netip.Prefix]map[string]error{}
-		}
-		keys = map[string]error{}
-		e.errs[b.Subnet] = keys
-	}
-	e.count -= len(keys)
-	keys[b.Key] = b.Err
-	e.count += len(keys)
-	return true
-}
-
-// remove is for an entry that is gone.
-func (e *invalidEntries) remove(b registry.Bad) {
-	keys := e.errs[b.Subnet]
-	e.count -= len(keys)
-	delete(keys, b.Key)
-	e.count += len(keys)
-}
-
-// clear is for a subnet whose key is no invalid entry any more.
-func (e *invalidEntries) clear(subnet netip.Prefix) {
-	e.count -= len(e.errs[subnet])
-	delete(e.errs, subnet)
 }

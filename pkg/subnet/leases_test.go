@@ -30,13 +30,17 @@ type happenings struct {
 	revision uint64
 }
 
-func (h *happenings) subnet() netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(h.r.IntN(30)), 0}), 24)
+func (h *happenings) subnets() lease.Subnets {
+	s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(h.r.IntN(25)), 0}), 24)}
+	if h.r.IntN(5) == 0 {
+		s.V6 = netip.MustParsePrefix("fd42::/64")
+	}
+	return s
 }
 
 func (h *happenings) lease() lease.Lease {
 	h.revision++
-	l := lease.Lease{Subnet: h.subnet(), Revision: h.revision}
+	l := lease.Lease{Subnets: h.subnets(), Revision: h.revision}
 	l.BackendType, l.Leaving = fmt.Sprint(h.r.IntN(2)), h.r.IntN(6) == 0
 	return l
 }
@@ -45,8 +49,8 @@ func (h *happenings) bad() registry.Bad {
 	h.revision++
 	b := registry.Bad{Key: "notes", Revision: h.revision, Err: fmt.Errorf("bad %d", h.r.IntN(3))}
 	if h.r.IntN(4) > 0 {
-		b.Subnet = h.subnet()
-		b.Key = lease.Key(b.Subnet) + []string{"", "&fd42::-64"}[h.r.IntN(2)]
+		b.Subnets = h.subnets()
+		b.Key = lease.Key(b.Subnets)
 	}
 	return b
 }
@@ -61,22 +65,22 @@ func (h *happenings) event() registry.Event {
 		return registry.Event{Bad: &b, Deleted: true}
 	case 2:
 		h.revision++
-		return registry.Event{Deleted: true, Lease: lease.Lease{Subnet: h.subnet(), Revision: h.revision}}
+		return registry.Event{Deleted: true, Lease: lease.Lease{Subnets: h.subnets(), Revision: h.revision}}
 	}
 	return registry.Event{Lease: h.lease()}
 }
 
 // listing has some of the leases, as they were, and others.
 func (h *happenings) listing() registry.Listing {
-	listed := map[netip.Prefix]lease.Lease{}
-	for subnet, l := range h.leases {
+	listed := map[lease.Subnets]lease.Lease{}
+	for subnets, l := range h.leases {
 		if h.r.IntN(4) > 0 {
-			listed[subnet] = *l
+			listed[subnets] = *l
 		}
 	}
 	for range h.r.IntN(8) {
 		l := h.lease()
-		listed[l.Subnet] = l
+		listed[l.Subnets] = l
 	}
 	h.revision++
 	l := registry.Listing{Leases: slices.Collect(maps.Values(listed)), Index: h.revision - uint64(h.r.IntN(2))}
@@ -96,7 +100,7 @@ func (h *happenings) step() {
 	case 2:
 		h.expireStale()
 	case 3:
-		h.learn(lease.Lease{Subnet: h.own.Subnet, Revision: h.revision}) // as before a move
+		h.learn(lease.Lease{Subnets: h.own.Subnets, Revision: h.revision}) // as before a move
 	default:
 		h.apply(h.event())
 	}
@@ -109,7 +113,7 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			views, staleLeases := 0, 0
 			h := &happenings{r: rand.New(rand.NewPCG(seed, 1)), revision: 1}
-			h.follower = toldFollower(lease.Lease{Subnet: h.subnet()}, func(lease.View) { views++ })
+			h.follower = toldFollower(lease.Lease{Subnets: h.subnets()}, func(lease.View) { views++ })
 			h.load(h.listing())
 			h.publish()
 			for range 400 {
@@ -133,7 +137,6 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 				if emitted := views > told; news && !emitted || !news && !aged && emitted {
 					t.Fatalf("seed %d: %d views, but is there news? %v", seed, views-told, news)
 				}
-				h.checkBad(t)
 			}
 			if views < 50 || staleLeases == 0 {
 				t.Errorf("seed %d: nothing happened: %d views, %d stale leases", seed, views, staleLeases)
@@ -146,32 +149,53 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 	}
 }
 
-func (h *happenings) checkBad(t *testing.T) {
-	t.Helper()
-	n := 0
-	for _, keys := range h.follower.bad.errs {
-		n += len(keys)
+func TestBadEntries(t *testing.T) {
+	seven := lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}
+	both := lease.Subnets{V4: seven.V4, V6: netip.MustParsePrefix("fd42::/64")}
+	bad := func(s lease.Subnets) registry.Event {
+		return registry.Event{Bad: &registry.Bad{Key: lease.Key(s), Subnets: s, Err: errors.New("x")}}
 	}
-	if n != h.follower.bad.count {
-		t.Fatalf("%d bad entries are counted as %d", n, h.follower.bad.count)
+	notes := registry.Event{Bad: &registry.Bad{Key: "notes", Err: errors.New("x")}}
+	gone := registry.Event{Bad: notes.Bad, Deleted: true}
+	f := toldFollower(lease.Lease{}, func(lease.View) {})
+	for i, step := range []struct {
+		events []registry.Event
+		want   string
+	}{
+		{[]registry.Event{bad(seven), bad(both), notes, bad(seven)}, "[10.42.7.0-24 10.42.7.0-24&fd42::-64 notes]"},
+		{[]registry.Event{gone, gone}, "[10.42.7.0-24 10.42.7.0-24&fd42::-64]"},
+		{[]registry.Event{{Lease: lease.Lease{Subnets: seven}}}, "[10.42.7.0-24&fd42::-64]"},
+		{[]registry.Event{bad(seven), {Lease: lease.Lease{Subnets: both}, Deleted: true}}, "[10.42.7.0-24]"},
+		{[]registry.Event{{Lease: lease.Lease{Subnets: seven}, Deleted: true}}, "[]"},
+	} {
+		for _, ev := range step.events {
+			f.apply(ev)
+		}
+		if got := fmt.Sprint(slices.Sorted(maps.Keys(f.bad))); got != step.want {
+			t.Errorf("step %d: bad entries %s, want %s", i, got, step.want)
+		}
 	}
 }
 
-func TestBadEntries(t *testing.T) {
-	seven := netip.MustParsePrefix("10.42.7.0/24")
-	one, two, notes := registry.Bad{Key: "a", Subnet: seven, Err: errors.New("x")}, registry.Bad{Key: "b", Subnet: seven, Err: errors.New("y")}, registry.Bad{Key: "notes", Err: errors.New("z")}
-	var e invalidEntries
-	for _, b := range []registry.Bad{one, two, notes, one} {
-		e.put(b)
-	}
-	if e.count != 3 || len(e.errs[seven]) != 2 {
-		t.Errorf("entries %+v", e)
-	}
-	e.remove(notes)
-	e.remove(notes)
-	e.clear(seven)
-	if e.count != 0 || len(e.errs[seven]) != 0 {
-		t.Errorf("entries %+v", e)
+// TestPeerChangesItsKey: a host that adds an IPv6 subnet to its lease, or gives it up, has
+// another key from then on, and is a peer all the time.
+func TestPeerChangesItsKey(t *testing.T) {
+	plain := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.9.0/24")}, Attrs: lease.Attrs{BackendType: "x"}}
+	both := plain
+	both.Subnets.V6 = netip.MustParsePrefix("fd42:0:0:9::/64")
+	for _, c := range []struct{ before, after lease.Lease }{{plain, both}, {both, plain}} {
+		synctest.Test(t, func(t *testing.T) {
+			f := toldFollower(lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, func(lease.View) {})
+			f.load(registry.Listing{Leases: []lease.Lease{c.before}})
+			f.apply(registry.Event{Lease: c.after})
+			f.apply(registry.Event{Lease: lease.Lease{Subnets: c.before.Subnets}, Deleted: true})
+			<-time.After(2 * grace)
+			f.expireDeleted()
+			f.publish()
+			if peers := f.last.Peers; len(peers) != 1 || !peers[0].SameAs(c.after) || peers[0].Stale {
+				t.Errorf("%s becomes %s: peers %+v", c.before.Subnets, c.after.Subnets, peers)
+			}
+		})
 	}
 }
 
@@ -180,8 +204,8 @@ func BenchmarkChange(b *testing.B) {
 	var listing registry.Listing
 	for i := range 20000 {
 		listing.Leases = append(listing.Leases, lease.Lease{
-			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24),
-			Attrs:  lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), BackendType: "vxlan"},
+			Subnets: lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)},
+			Attrs:   lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), BackendType: "vxlan"},
 		})
 	}
 	own := listing.Leases[7]

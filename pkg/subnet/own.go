@@ -98,16 +98,16 @@ func (o *ownLease) renew(ctx context.Context) error {
 	}
 	o.adopt(l)
 	if news {
-		o.Log.Info("lease has the new address", "subnet", l.Subnet, "public_ip", l.PublicIP)
+		o.Log.Info("lease has the new address", "subnet", l.Subnets, "public_ip", l.PublicIP)
 	} else {
-		o.Log.Info("lease renewed", "subnet", l.Subnet, "expires", l.Expires)
+		o.Log.Info("lease renewed", "subnet", l.Subnets, "expires", l.Expires)
 	}
 	return nil
 }
 
 // look reads the own key and puts right what is wrong with it.
 func (o *ownLease) look(ctx context.Context) error {
-	ev, err := o.Registry.Get(ctx, o.lease.Subnet)
+	ev, err := o.Registry.Get(ctx, o.lease.Subnets)
 	if err != nil {
 		return err
 	}
@@ -116,10 +116,10 @@ func (o *ownLease) look(ctx context.Context) error {
 	switch {
 	case ev.Deleted:
 		return o.repair("own lease is gone, making it again", func() (lease.Lease, error) {
-			return o.Registry.Create(ctx, o.lease.Subnet, o.attrs, o.TTL)
+			return o.Registry.Create(ctx, o.lease.Subnets, o.attrs, o.TTL)
 		})
 	case ev.Bad != nil:
-		return o.putBack(ctx, lease.Lease{Subnet: o.lease.Subnet, Revision: ev.Bad.Revision, Expires: o.lease.Expires})
+		return o.putBack(ctx, lease.Lease{Subnets: o.lease.Subnets, Revision: ev.Bad.Revision, Expires: o.lease.Expires})
 	case found.Attrs == o.lease.Attrs && found.Revision == o.lease.Revision:
 		o.known, o.heard, o.acquiring = true, false, nil
 		return o.renew(ctx)
@@ -152,7 +152,7 @@ func (o *ownLease) reportDouble(found lease.Lease) {
 	if now := time.Now(); now.Sub(o.doubled) >= lastRepair {
 		o.doubled = now
 		o.Log.Warn("own lease was written by somebody else: if another host has the same public IP, give one of them its own (-public-ip) or another interface (-iface)",
-			"subnet", found.Subnet, "public_ip", found.PublicIP)
+			"subnet", found.Subnets, "public_ip", found.PublicIP)
 	}
 }
 
@@ -168,7 +168,7 @@ func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
 	if err != nil {
 		return err
 	}
-	o.Log.Warn(msg, "subnet", l.Subnet)
+	o.Log.Warn(msg, "subnet", l.Subnets)
 	o.repairs.Turn(now)
 	o.adopt(l)
 	return nil
@@ -179,13 +179,13 @@ func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
 func (o *ownLease) move(ctx context.Context, holder lease.Lease, why string) error {
 	if o.acquiring == nil {
 		o.moves++
-		o.Log.Error(why, "subnet", o.lease.Subnet, "public_ip", holder.PublicIP, "times", o.moves)
+		o.Log.Error(why, "subnet", o.lease.Subnets, "public_ip", holder.PublicIP, "times", o.moves)
 		another := o.Options
 		another.Previous, another.Claim = netip.Prefix{}, lease.Claim{}
 		another.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return o.attrs, nil }
 		o.acquiring = newAcquisition(another)
 	}
-	o.holder, o.acquiring.yielded = holder, holder.Subnet
+	o.holder, o.acquiring.yielded = holder, holder.Subnets.V4
 	return o.acquire(ctx)
 }
 
@@ -217,7 +217,7 @@ func (o *ownLease) set(l lease.Lease) {
 // note keeps what our key may say from now on: what it says, and what is being
 // written, of which the answer may be lost; then the revision is 0.
 func (o *ownLease) note(held, next lease.Attrs, revision uint64) {
-	o.claim = lease.Claim{Subnet: o.lease.Subnet, Held: held, Next: next, Revision: revision, Former: o.claim.Former}
+	o.claim = lease.Claim{Subnets: o.lease.Subnets, Held: held, Next: next, Revision: revision, Former: o.claim.Former}
 	o.remember(o.claim)
 }
 

@@ -13,11 +13,11 @@ import (
 func TestRenewal(t *testing.T) {
 	following1(t, func(w *following) {
 		elapse(ttl - time.Hour - 2*time.Second)
-		if held := w.held(w.own.Subnet); held.Revision != w.own.Revision {
+		if held := w.held(w.own.Subnets); held.Revision != w.own.Revision {
 			t.Errorf("renewed before its time: %+v", held)
 		}
 		elapse(3 * time.Second)
-		held := w.held(w.own.Subnet)
+		held := w.held(w.own.Subnets)
 		if held.Revision == w.own.Revision || time.Until(held.Expires) < ttl-time.Minute {
 			t.Errorf("not renewed: %+v", held)
 		}
@@ -44,7 +44,7 @@ func TestRenewalFloor(t *testing.T) {
 		f.TTL = 10 * time.Second
 		w := f.follow()
 		elapse(time.Hour)
-		if held := w.held(w.own.Subnet); held.Created != w.own.Created {
+		if held := w.held(w.own.Subnets); held.Created != w.own.Created {
 			t.Errorf("a lease of 10 s was not kept: %+v, was %+v", held, w.own)
 		}
 	})
@@ -56,7 +56,7 @@ func TestReservationIsNotRenewed(t *testing.T) {
 		w := f.follow()
 		elapse(100 * ttl)
 		w.says("lease renewed", 0)
-		if held := w.held(w.own.Subnet); held.Revision != w.own.Revision || !held.Reservation() {
+		if held := w.held(w.own.Subnets); held.Revision != w.own.Revision || !held.Reservation() {
 			t.Errorf("reservation %+v was touched: %+v", w.own, held)
 		}
 		// The operator makes it an ordinary lease, and back.
@@ -74,7 +74,7 @@ func TestRenewalRetries(t *testing.T) {
 	following1(t, func(w *following) {
 		var fail atomic.Bool
 		fail.Store(true)
-		w.reg.SetHook(func(op string, _ netip.Prefix, _ bool) error {
+		w.reg.SetHook(func(op string, _ lease.Subnets, _ bool) error {
 			if fail.Load() && op == "update" {
 				return errAway
 			}
@@ -85,7 +85,7 @@ func TestRenewalRetries(t *testing.T) {
 		elapse(time.Minute)
 		w.says("cannot renew lease", 1)
 		w.says("lease renewed", 1)
-		if held := w.held(w.own.Subnet); held.Created != w.own.Created {
+		if held := w.held(w.own.Subnets); held.Created != w.own.Created {
 			t.Errorf("lease was lost: %+v", held)
 		}
 	})
@@ -95,7 +95,7 @@ func TestRenewalRetries(t *testing.T) {
 func TestRenewalLostAnswer(t *testing.T) {
 	following1(t, func(w *following) {
 		var lost atomic.Int32
-		w.reg.SetHook(func(op string, _ netip.Prefix, done bool) error {
+		w.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
 			if op == "update" && done {
 				lost.Add(1)
 				return errAway
@@ -108,7 +108,7 @@ func TestRenewalLostAnswer(t *testing.T) {
 		}
 		w.says("lease renewed", 0)
 		w.expect(0)
-		if held := w.held(w.own.Subnet); held.Created != w.own.Created || w.status().Own != held {
+		if held := w.held(w.own.Subnets); held.Created != w.own.Created || w.status().Own != held {
 			t.Errorf("status %+v, registry %+v", w.status().Own, held)
 		}
 	})
@@ -118,7 +118,7 @@ func TestOwnKeyDeleted(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Remove("10.42.7.0-24")
 		elapse(100 * time.Millisecond)
-		if held := w.held(w.own.Subnet); !held.SameAs(w.own) || held.Reservation() {
+		if held := w.held(w.own.Subnets); !held.SameAs(w.own) || held.Reservation() {
 			t.Errorf("registry holds %+v", held)
 		}
 		w.expect(0)
@@ -138,16 +138,16 @@ func TestOwnKeyAboutToExpire(t *testing.T) {
 				elapse(3 * time.Second)
 			}
 			var failed atomic.Bool
-			w.reg.SetHook(func(op string, _ netip.Prefix, _ bool) error {
+			w.reg.SetHook(func(op string, _ lease.Subnets, _ bool) error {
 				if fail && op == "update" && !failed.Swap(true) {
 					return errAway
 				}
 				return nil
 			})
 			w.reg.Put("10.42.7.0-24", value(me, 1), 4*time.Second)
-			before := w.held(w.own.Subnet)
+			before := w.held(w.own.Subnets)
 			elapse(5 * time.Second)
-			if held := w.held(w.own.Subnet); held.Created != before.Created || time.Until(held.Expires) < ttl/2 {
+			if held := w.held(w.own.Subnets); held.Created != before.Created || time.Until(held.Expires) < ttl/2 {
 				t.Errorf("a write fails: %v; the lease became %+v", fail, held)
 			}
 			w.says("own lease is gone", 0)
@@ -161,7 +161,7 @@ func TestOwnKeyExpiredWhileAway(t *testing.T) {
 		elapse(3 * ttl)
 		w.reg.Fail(nil)
 		elapse(6 * time.Second)
-		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
 		w.expect(0)
@@ -173,7 +173,7 @@ func TestOwnKeyOverwritten(t *testing.T) {
 		following1(t, func(w *following) {
 			w.reg.Put("10.42.7.0-24", v, ttl)
 			elapse(100 * time.Millisecond)
-			if held := w.held(w.own.Subnet); !held.SameAs(w.own) || held.Reservation() {
+			if held := w.held(w.own.Subnets); !held.SameAs(w.own) || held.Reservation() {
 				t.Errorf("registry holds %+v", held)
 			}
 			w.says("own lease was overwritten", 1)
@@ -186,7 +186,7 @@ func TestOwnKeyOverwritten(t *testing.T) {
 func TestOwnKeyFight(t *testing.T) {
 	following1(t, func(w *following) {
 		var writes atomic.Int32
-		w.reg.SetHook(func(op string, p netip.Prefix, done bool) error {
+		w.reg.SetHook(func(op string, p lease.Subnets, done bool) error {
 			if op == "update" && done {
 				writes.Add(1)
 				w.reg.Put(lease.Key(p), value(me, 99), ttl)
@@ -219,24 +219,24 @@ func TestOwnKeyTaken(t *testing.T) {
 			t.Fatalf("no view: %s", w.log)
 		}
 		v := views[len(views)-1]
-		if v.Own.Subnet == w.own.Subnet || v.Own.Attrs != w.own.Attrs {
+		if v.Own.Subnets == w.own.Subnets || v.Own.Attrs != w.own.Attrs {
 			t.Errorf("own lease is %+v now, was %+v", v.Own, w.own)
 		}
-		if len(v.Peers) != 2 || v.Peers[0].Subnet != w.own.Subnet || v.Peers[0].PublicIP != them {
+		if len(v.Peers) != 2 || v.Peers[0].Subnets != w.own.Subnets || v.Peers[0].PublicIP != them {
 			t.Errorf("peers %+v", v.Peers)
 		}
-		if held := w.held(prefix("10.42.7.0/24")); held.PublicIP != them {
+		if held := w.held(ipv4("10.42.7.0/24")); held.PublicIP != them {
 			t.Errorf("the other's lease became %+v", held)
 		}
-		if held := w.held(v.Own.Subnet); !held.SameAs(v.Own) {
+		if held := w.held(v.Own.Subnets); !held.SameAs(v.Own) {
 			t.Errorf("registry holds %+v, own is %+v", held, v.Own)
 		}
 		w.own = v.Own
 		elapse(2 * ttl) // the new one is kept as the old one was; the other's expires
 		w.expect(1, "10.42.8.0/24")
-		w.reg.Remove(lease.Key(w.own.Subnet))
+		w.reg.Remove(lease.Key(w.own.Subnets))
 		elapse(time.Second)
-		if held := w.held(w.own.Subnet); !held.SameAs(w.own) {
+		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
 	})
@@ -251,7 +251,7 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 		w.reg.Fail(nil)
 		elapse(7 * time.Second)
 		w.says("held by another host now", 1)
-		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnet == w.own.Subnet {
+		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnets == w.own.Subnets {
 			t.Errorf("views %+v\n%s", views, w.log)
 		}
 	})
@@ -273,7 +273,7 @@ func TestNewAddress(t *testing.T) {
 			tell := func(ip netip.Addr) lease.Lease {
 				terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
 				elapse(time.Second)
-				return w.held(w.own.Subnet)
+				return w.held(w.own.Subnets)
 			}
 			if held := tell(elsewhere); held.PublicIP != elsewhere || held.Created != w.own.Created || held.Reservation() != reserved {
 				t.Errorf("the lease is %+v, was %+v", held, w.own)
@@ -283,7 +283,7 @@ func TestNewAddress(t *testing.T) {
 			}
 			var refused atomic.Bool
 			refused.Store(true)
-			w.reg.SetHook(func(string, netip.Prefix, bool) error {
+			w.reg.SetHook(func(string, lease.Subnets, bool) error {
 				if refused.Load() {
 					return errAway
 				}
@@ -293,13 +293,13 @@ func TestNewAddress(t *testing.T) {
 			elapse(time.Minute)
 			refused.Store(false)
 			elapse(6 * time.Second)
-			if held := w.held(w.own.Subnet); held.PublicIP != third || held.Created != w.own.Created {
+			if held := w.held(w.own.Subnets); held.PublicIP != third || held.Created != w.own.Created {
 				t.Errorf("the lease is %+v, was %+v", held, w.own)
 			}
 			w.says("held by another host", 0)
 			w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
 			elapse(2 * ttl)
-			if held := w.held(w.own.Subnet); held.PublicIP != third {
+			if held := w.held(w.own.Subnets); held.PublicIP != third {
 				t.Errorf("after renewals the lease is %+v", held)
 			}
 		})
@@ -316,13 +316,13 @@ func TestNewTerms(t *testing.T) {
 		w.take()
 		terms <- subnet.Terms{Attrs: attrsOf(me, 1), Pool: pool("10.42.0.0/16", 24, "10.42.99.0", "10.42.99.0"), TTL: 2 * ttl}
 		elapse(ttl)
-		held := w.held(w.own.Subnet)
+		held := w.held(w.own.Subnets)
 		if left := time.Until(held.Expires); held.Created != w.own.Created || left < ttl+time.Hour {
 			t.Errorf("the lease is %+v, was %+v", held, w.own)
 		}
-		w.reg.Put(lease.Key(w.own.Subnet), value(them, 2), ttl)
+		w.reg.Put(lease.Key(w.own.Subnets), value(them, 2), ttl)
 		elapse(time.Second)
-		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnet != prefix("10.42.99.0/24") {
+		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnets != ipv4("10.42.99.0/24") {
 			t.Errorf("views %+v", views)
 		}
 	})
@@ -332,7 +332,7 @@ func TestNewTerms(t *testing.T) {
 func TestClaimIsNotedBeforeWriting(t *testing.T) {
 	in(t, func(f *fixture) {
 		lost, taken := 0, "10.42.7.0/24"
-		lose := func(o string, _ netip.Prefix, done bool) error {
+		lose := func(o string, _ lease.Subnets, done bool) error {
 			if done && (o == "create" || o == "update") {
 				lost++
 				f.reg.SetHook(nil)
@@ -343,7 +343,7 @@ func TestClaimIsNotedBeforeWriting(t *testing.T) {
 		covered := func(after string) {
 			t.Helper()
 			elapse(100 * time.Millisecond) // less than until the next attempt
-			if held := f.held(prefix(taken)); !f.noted.Load().Covers(held) {
+			if held := f.held(ipv4(taken)); !f.noted.Load().Covers(held) {
 				t.Errorf("after %s: the lease is %+v, what was noted %+v", after, held, f.noted.Load())
 			}
 		}
@@ -356,8 +356,8 @@ func TestClaimIsNotedBeforeWriting(t *testing.T) {
 		<-joined
 		for what, do := range map[string]func(){
 			"a new address": func() { terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl} },
-			"a deletion":    func() { f.reg.Remove(lease.Key(prefix(taken))) },
-			"nonsense":      func() { f.reg.Put(lease.Key(prefix(taken)), "?", ttl) },
+			"a deletion":    func() { f.reg.Remove(lease.Key(ipv4(taken))) },
+			"nonsense":      func() { f.reg.Put(lease.Key(ipv4(taken)), "?", ttl) },
 			"a renewal":     func() { elapse(ttl - time.Hour) },
 		} {
 			f.reg.SetHook(lose)
@@ -380,7 +380,7 @@ func TestNewAddressBeforeTheAnswer(t *testing.T) {
 		terms := make(chan subnet.Terms, 1)
 		f.Options.Terms = terms
 		w := f.follow()
-		f.reg.SetHook(func(o string, _ netip.Prefix, done bool) error {
+		f.reg.SetHook(func(o string, _ lease.Subnets, done bool) error {
 			if o == "update" && done {
 				f.reg.SetHook(nil)
 				f.reg.Fail(errAway) // cut off, with the answer under way
@@ -393,11 +393,11 @@ func TestNewAddressBeforeTheAnswer(t *testing.T) {
 			elapse(time.Millisecond)
 		}
 		f.reg.Fail(nil)
-		if held := w.held(w.own.Subnet); held.PublicIP != third || !f.noted.Load().Covers(held) {
+		if held := w.held(w.own.Subnets); held.PublicIP != third || !f.noted.Load().Covers(held) {
 			t.Errorf("the lease is %+v, what was noted %+v", held, f.noted.Load())
 		}
 		elapse(time.Minute)
-		if held := w.held(w.own.Subnet); held.PublicIP != elsewhere || held.Created != w.own.Created {
+		if held := w.held(w.own.Subnets); held.PublicIP != elsewhere || held.Created != w.own.Created {
 			t.Errorf("the lease is %+v, was %+v\n%s", held, w.own, w.log)
 		}
 		w.says("held by another host", 0)

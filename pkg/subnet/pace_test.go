@@ -67,7 +67,7 @@ func TestViewsShareLeases(t *testing.T) {
 		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
 		elapse(time.Second)
 		before := w.take()[0]
-		if _, err := w.reg.Update(w.Context(), w.held(prefix("10.42.8.0/24")), attrsOf(them, 8), ttl); err != nil { // a renewal
+		if _, err := w.reg.Update(w.Context(), w.held(ipv4("10.42.8.0/24")), attrsOf(them, 8), ttl); err != nil { // a renewal
 			t.Fatal(err)
 		}
 		w.reg.Put("10.42.9.0-24", value(them, 10), ttl)
@@ -171,8 +171,8 @@ func TestLeavingInListing(t *testing.T) {
 		f.reg.Put("10.42.9.0-24", leavingValue(9), ttl)
 		w := f.follow()
 		w.expect(1)
-		if w.own.Subnet != prefix("10.42.10.0/24") {
-			t.Errorf("leased %s", w.own.Subnet)
+		if w.own.Subnets != ipv4("10.42.10.0/24") {
+			t.Errorf("leased %s", w.own.Subnets)
 		}
 		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
 		elapse(time.Second)
@@ -187,12 +187,12 @@ func TestOwnLeavingIsTakenUp(t *testing.T) {
 		if _, err := f.release(); err != nil {
 			t.Error(err)
 		}
-		marked := f.held(l.Subnet)
+		marked := f.held(l.Subnets)
 		if left := time.Until(marked.Expires); !marked.Leaving || left > time.Second {
 			t.Errorf("lease %+v", marked)
 		}
 		again := f.mustAcquire()
-		if held := f.held(l.Subnet); !again.SameAs(l) || held != again || time.Until(held.Expires) != ttl {
+		if held := f.held(l.Subnets); !again.SameAs(l) || held != again || time.Until(held.Expires) != ttl {
 			t.Errorf("leased %+v, before %+v; the registry has %+v", again, l, held)
 		}
 	})
@@ -208,9 +208,9 @@ func TestOwnMarkedByAnother(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.reg.Put(lease.Key(w.own.Subnet), string(b), ttl)
+			w.reg.Put(lease.Key(w.own.Subnets), string(b), ttl)
 			elapse(10 * time.Second)
-			if held := w.held(w.own.Subnet); !held.SameAs(w.own) || held.Reservation() != (ttl == 0) {
+			if held := w.held(w.own.Subnets); !held.SameAs(w.own) || held.Reservation() != (ttl == 0) {
 				t.Errorf("registry holds %+v", held)
 			}
 		}

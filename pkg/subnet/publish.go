@@ -1,7 +1,6 @@
 package subnet
 
 import (
-	"net/netip"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -36,7 +35,7 @@ func (f *follower) publishAt(at time.Time) {
 func (f *follower) publish() {
 	f.settle.Stop()
 	f.settled = true
-	v, changed := f.last.Edit(f.own, f.dirty, func(s netip.Prefix) *lease.Lease { return f.leases[s] })
+	v, changed := f.last.Edit(f.own, f.dirty, func(s lease.Subnets) *lease.Lease { return f.leases[s] })
 	f.dirty = nil
 	changed = changed || !f.last.Complete
 	v.Complete = true
@@ -50,7 +49,7 @@ func (f *follower) publish() {
 func (f *follower) report() {
 	s := Status{
 		Own: f.own, Lost: f.lost, Moves: f.moves,
-		Leases: len(f.leases) - len(f.graceEnds), Bad: f.bad.count + f.bad.more,
+		Leases: len(f.leases) - len(f.graceEnds), Bad: len(f.bad) + f.moreBad,
 		AwaySince: f.away.since,
 	}
 	if f.Report != nil && s != f.status {

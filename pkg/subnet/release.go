@@ -17,7 +17,7 @@ func Release(ctx context.Context, r registry.Registry, c lease.Claim) (lease.Lea
 	if c == (lease.Claim{}) {
 		return lease.Lease{}, nil
 	}
-	ev, err := r.Get(ctx, c.Subnet)
+	ev, err := r.Get(ctx, c.Subnets)
 	own := ev.Lease
 	if err != nil || ev.Deleted || ev.Bad != nil || !c.Covers(own) || own.Reservation() {
 		return lease.Lease{}, err

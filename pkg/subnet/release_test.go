@@ -14,25 +14,25 @@ func TestRelease(t *testing.T) {
 			t.Errorf("released %+v, %v", released, err)
 		}
 		elapse(time.Second)
-		if held := f.held(l.Subnet); held.Subnet.IsValid() {
+		if held := f.held(l.Subnets); held.Subnets.IsValid() {
 			t.Errorf("registry holds %+v", held)
 		}
 		// Somebody else's since then.
-		f.reg.Put(lease.Key(l.Subnet), value(them, 9), ttl)
-		if released, err := f.release(); err != nil || released.Subnet.IsValid() {
+		f.reg.Put(lease.Key(l.Subnets), value(them, 9), ttl)
+		if released, err := f.release(); err != nil || released.Subnets.IsValid() {
 			t.Errorf("released another host's lease %+v, %v", released, err)
 		}
-		if held := f.held(l.Subnet); held.Attrs != attrsOf(them, 9) {
+		if held := f.held(l.Subnets); held.Attrs != attrsOf(them, 9) {
 			t.Errorf("registry holds %+v", held)
 		}
 	})
 	in(t, func(f *fixture) {
 		f.reg.Put("10.42.9.0-24", value(me, 1), 0)
 		l := f.mustAcquire()
-		if released, err := f.release(); err != nil || released.Subnet.IsValid() {
+		if released, err := f.release(); err != nil || released.Subnets.IsValid() {
 			t.Errorf("released %+v, %v", released, err)
 		}
-		if held := f.held(l.Subnet); held != l {
+		if held := f.held(l.Subnets); held != l {
 			t.Errorf("reservation %+v became %+v", l, held)
 		}
 	})

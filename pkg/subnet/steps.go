@@ -85,7 +85,7 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	case was == lease.Lease{}:
 		f.begin(ctx, f.mine.listing)
 		f.mine.listing = registry.Listing{}
-	case f.own.Subnet != was.Subnet:
+	case f.own.Subnets != was.Subnets:
 		f.moved()
 	case !f.own.SameAs(was):
 		f.changed()
@@ -168,7 +168,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 		if f.acquiring() {
 			f.Log.Debug("registry refuses to lease a subnet, trying again", "err", err)
 		} else {
-			f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+			f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
 		}
 		return between(lastRetry/2, lastRetry)
 	case errors.As(err, &ofHost):
@@ -184,7 +184,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 		if f.lost {
 			msg = "cannot lease another subnet, trying again"
 		}
-		f.Log.Warn(msg, "subnet", f.own.Subnet, "expires", f.own.Expires, "err", err)
+		f.Log.Warn(msg, "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
 	}
 	delay := lastRetry // the lease is lost, or misleads peers
 	if !f.lost && f.own.Attrs == f.mine.attrs {

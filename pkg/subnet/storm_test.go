@@ -130,25 +130,25 @@ func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := map[netip.Prefix]lease.Lease{}
+	held := map[lease.Subnets]lease.Lease{}
 	for _, l := range listing.Leases {
-		held[l.Subnet] = l
+		held[l.Subnets] = l
 	}
 	if len(held) != len(all) || len(listing.Bad) > 0 {
 		t.Errorf("etcd holds %d leases and %d bad entries for %d hosts", len(held), len(listing.Bad), len(all))
 	}
-	owners := map[netip.Prefix]netip.Addr{}
+	owners := map[lease.Subnets]netip.Addr{}
 	away := 0
 	for _, j := range all {
 		if j.err != nil {
 			t.Fatalf("%v\n%s", j.err, &j.log)
 		}
-		if other, taken := owners[j.lease.Subnet]; taken {
-			t.Errorf("%s and %s both have %s", other, j.lease.PublicIP, j.lease.Subnet)
+		if other, taken := owners[j.lease.Subnets]; taken {
+			t.Errorf("%s and %s both have %s", other, j.lease.PublicIP, j.lease.Subnets)
 		}
-		owners[j.lease.Subnet] = j.lease.PublicIP
-		if !held[j.lease.Subnet].SameAs(j.lease) {
-			t.Errorf("a host has %+v, etcd holds %+v", j.lease, held[j.lease.Subnet])
+		owners[j.lease.Subnets] = j.lease.PublicIP
+		if !held[j.lease.Subnets].SameAs(j.lease) {
+			t.Errorf("a host has %+v, etcd holds %+v", j.lease, held[j.lease.Subnets])
 		}
 		away += j.log.Count("does not answer")
 	}

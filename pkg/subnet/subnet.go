@@ -38,7 +38,7 @@ type Options struct {
 	Pool       lease.Pool
 	PublicIP   netip.Addr    // a lease with exactly this one is ours
 	Claim      lease.Claim   // of the last run: its lease is ours too, unless another host has it; zero if there was none
-	Previous   netip.Prefix  // the subnet of the last run, invalid if there was none
+	Previous   netip.Prefix  // the IPv4 subnet of the last run, invalid if there was none
 	TTL        time.Duration // of leases; flannel's is 24 h
 	Margin     time.Duration // a lease is renewed this long before it expires
 	Log        *slog.Logger
@@ -99,7 +99,7 @@ type Terms struct {
 func (o Options) former(was lease.Lease, a lease.Attrs) lease.Attrs {
 	was.Leaving = false
 	switch {
-	case was.PublicIP == a.PublicIP && was.Subnet == o.Claim.Subnet && o.Claim.Former != (lease.Attrs{}):
+	case was.PublicIP == a.PublicIP && was.Subnets == o.Claim.Subnets && o.Claim.Former != (lease.Attrs{}):
 		return o.Claim.Former
 	case was.Attrs != a:
 		return was.Attrs

@@ -84,7 +84,7 @@ func acquire(ctx context.Context, o subnet.Options) (own lease.Lease, err error)
 		own = v.Own
 		cancel()
 	})
-	if own.Subnet.IsValid() {
+	if own.Subnets.IsValid() {
 		err = nil
 	}
 	return own, err
@@ -107,9 +107,9 @@ func (f *fixture) mustAcquire() lease.Lease {
 }
 
 // held gives what the registry holds under a subnet.
-func (f *fixture) held(p netip.Prefix) lease.Lease {
+func (f *fixture) held(s lease.Subnets) lease.Lease {
 	f.Helper()
-	ev, err := f.reg.Get(f.Context(), p)
+	ev, err := f.reg.Get(f.Context(), s)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -139,3 +139,5 @@ func elapse(d time.Duration) {
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func ipv4(s string) lease.Subnets { return lease.Subnets{V4: prefix(s)} }

@@ -57,19 +57,19 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 				one.until("a peer is made", func() bool {
 					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 					defer cancel()
-					_, err := peers.Create(ctx, subnet, attrsOf(them, i), time.Hour)
+					_, err := peers.Create(ctx, lease.Subnets{V4: subnet}, attrsOf(them, i), time.Hour)
 					return err == nil || errors.Is(err, registry.ErrConflict)
 				})
 				for _, h := range []*host{one, two} {
 					h.until("the peer is known", func() bool {
-						return h.view().Peer(subnet) != nil
+						return h.view().Peer(lease.Subnets{V4: subnet}) != nil
 					})
 				}
 			}
 			for h, own := range map[*host]lease.Lease{one: first, two: second} {
 				h.until("the lease is renewed", func() bool { return strings.Count(h.log.String(), "lease renewed") >= 2 })
 				if !h.holds(own) {
-					t.Errorf("%s is not held as it was", own.Subnet)
+					t.Errorf("%s is not held as it was", own.Subnets)
 				}
 				// That etcd is not there for a moment may be said.
 				for _, word := range []string{"level=ERROR", "token", "refuses"} {

@@ -130,7 +130,7 @@ func (f *follower) reconnect(ctx context.Context) {
 		f.list(ctx)
 		return
 	}
-	own := f.own.Subnet
+	own := f.own.Subnets
 	f.follow(func() func() {
 		ev, err := f.Registry.Get(ctx, own)
 		return func() {
@@ -138,7 +138,7 @@ func (f *follower) reconnect(ctx context.Context) {
 			case ctx.Err() != nil:
 			case err != nil:
 				f.retryLater(err)
-			case f.relist || ev.Bad != nil || ev.Deleted || ev.Lease.Subnet != f.own.Subnet || ev.Lease.Revision != f.own.Revision:
+			case f.relist || ev.Bad != nil || ev.Deleted || ev.Lease.Subnets != f.own.Subnets || ev.Lease.Revision != f.own.Revision:
 				f.relist = true
 				f.list(ctx)
 			default:

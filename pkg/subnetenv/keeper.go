@@ -279,7 +279,7 @@ func (k *Keeper) syncClaim() (repaired bool, err error) {
 	}
 	k.conditions.End(claimCondition)
 	if repaired = changed && k.claim == k.noted; repaired {
-		k.log.Info("repaired lease claim", "path", ClaimPath(k.path), "subnet", k.claim.Subnet)
+		k.log.Info("repaired lease claim", "path", ClaimPath(k.path), "subnet", k.claim.Subnets)
 	}
 	k.noted = k.claim
 	return repaired, nil

@@ -72,10 +72,10 @@ func (k *Keeper) Changes() <-chan subnet.Terms { return k.out }
 func (k *Keeper) SetOwn(l lease.Lease) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !l.Subnet.IsValid() {
+	if !l.Subnets.IsValid() {
 		return
 	}
-	if !k.own.Subnet.IsValid() {
+	if !k.own.Subnets.IsValid() {
 		k.terms.Attrs = l.Attrs
 	}
 	k.own = l
@@ -113,7 +113,7 @@ const addressCondition = "lease/address"
 // follow has the lease publish the address of the uplink. What else it publishes, as the MAC of a
 // device, stays: peers know it.
 func (k *Keeper) follow() {
-	if !k.known || !k.own.Subnet.IsValid() {
+	if !k.known || !k.own.Subnets.IsValid() {
 		return
 	}
 	if k.terms.Attrs.PublicIP == k.facts.PublicIP {
@@ -139,7 +139,7 @@ func (k *Keeper) follow() {
 // other has not done so in time.
 func (k *Keeper) contest() {
 	k.again.Stop()
-	if len(k.rivals) == 0 || !k.own.Subnet.IsValid() {
+	if len(k.rivals) == 0 || !k.own.Subnets.IsValid() {
 		k.since = time.Time{}
 		return
 	}
@@ -167,7 +167,7 @@ func (k *Keeper) contest() {
 	a, err := k.backend.Attrs(f, k.terms.Attrs, k.rivals)
 	if err == nil && k.change(func(t *subnet.Terms) { t.Attrs = a }) {
 		k.changed = now
-		k.log.Warn("another host has the same MAC address, choosing a new one", "peer", k.rivals[0].Subnet, "public_ip", k.rivals[0].PublicIP, "before", before, "backend_data", a.BackendData)
+		k.log.Warn("another host has the same MAC address, choosing a new one", "peer", k.rivals[0].Subnets, "public_ip", k.rivals[0].PublicIP, "before", before, "backend_data", a.BackendData)
 	}
 }
 

@@ -54,8 +54,8 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 	want := fmt.Sprint(lease.LongValue(9 << 20))
 	for _, bad := range l.Bad {
-		if bad.Err.Error() != want || !bad.Subnet.IsValid() {
-			t.Errorf("%s %v: %v, want %s", bad.Key, bad.Subnet, bad.Err, want)
+		if bad.Err.Error() != want || !bad.Subnets.IsValid() {
+			t.Errorf("%s %v: %v, want %s", bad.Key, bad.Subnets, bad.Err, want)
 		}
 	}
 	events, _ := registrytest.Events(t, r, index, 11)
@@ -71,7 +71,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("update of what was overwritten: %v", err)
 	}
-	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
+	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}

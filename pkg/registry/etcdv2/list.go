@@ -13,7 +13,6 @@ import (
 
 	client "go.etcd.io/etcd/client/v2"
 
-	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
 
@@ -100,16 +99,4 @@ func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Nod
 		return 0, fmt.Errorf("list %s: the answer has no index: %w", r.subnets, err)
 	}
 	return index, nil
-}
-
-// find returns the key of a lease that was written last at an index, or "". The key of a
-// dual-stack host has a tail that lease.Lease does not keep.
-func (r *Registry) find(ctx context.Context, l lease.Lease) (key string, err error) {
-	_, err = r.list(ctx, func() { key = "" }, func(n *client.Node) {
-		// An index belongs to one write of one key, so this is the one.
-		if subnet, err := lease.ParseKey(path.Base(n.Key)); err == nil && subnet == l.Subnet && n.ModifiedIndex == l.Revision {
-			key = n.Key
-		}
-	})
-	return key, err
 }

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"path"
 	"strings"
 	"sync"
@@ -127,16 +126,16 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 }
 
 // Get implements registry.Registry.
-func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	resp, err := r.get(ctx, r.key(subnet))
+	resp, err := r.get(ctx, r.key(subnets))
 	var refused client.Error
 	if errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound {
-		return registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: refused.Index}, Deleted: true}, nil
+		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: refused.Index}, Deleted: true}, nil
 	}
 	if err != nil {
-		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnet, r.explain(err))
+		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, r.explain(err))
 	}
 	return decode(resp.Node, time.Now()), nil
 }
@@ -150,6 +149,6 @@ func (r *Registry) get(ctx context.Context, key string) (*client.Response, error
 	return resp, err
 }
 
-func (r *Registry) key(subnet netip.Prefix) string {
-	return path.Join(r.subnets, lease.Key(subnet))
+func (r *Registry) key(subnets lease.Subnets) string {
+	return path.Join(r.subnets, lease.Key(subnets))
 }

@@ -178,8 +178,8 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 		return []registry.Event{ev}, index, nil
 	}
 	ev = registry.Event{Deleted: true}
-	if subnet, err := lease.ParseKey(rest); err == nil {
-		ev.Lease = lease.Lease{Subnet: subnet, Revision: index}
+	if subnets, err := lease.ParseKey(rest); err == nil {
+		ev.Lease = lease.Lease{Subnets: subnets, Revision: index}
 	} else {
 		ev.Bad = &registry.Bad{Key: registry.ShortKey(rest), Revision: index, Err: err}
 	}
@@ -189,12 +189,12 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 // decode reads a node as a lease written, or as a bad entry.
 func decode(n *client.Node, now time.Time) registry.Event {
 	key := path.Base(n.Key)
-	subnet, err := lease.ParseKey(key)
+	subnets, err := lease.ParseKey(key)
 	key = registry.ShortKey(key)
 	if err != nil {
 		return registry.Event{Bad: &registry.Bad{Key: key, Revision: n.ModifiedIndex, Err: err}}
 	}
-	ev := registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
+	ev := registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
 	if size, is := long(n.Value); is {
 		err = lease.LongValue(size)
 	} else if n.Dir {
@@ -203,7 +203,7 @@ func decode(n *client.Node, now time.Time) registry.Event {
 		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))
 	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: key, Subnet: subnet, Revision: n.ModifiedIndex, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: key, Subnets: subnets, Revision: n.ModifiedIndex, Err: err}}
 	}
 	// The time left is etcd's word, the clock is ours: so clocks need not agree.
 	if n.TTL > 0 || n.Expiration != nil {

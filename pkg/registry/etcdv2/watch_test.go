@@ -19,9 +19,9 @@ import (
 )
 
 var (
-	subnet7 = netip.MustParsePrefix("10.42.7.0/24")
+	subnet7 = lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}
 	attrs7  = lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VtepMAC":"02:00:00:00:00:07"}`}
-	lease7  = lease.Lease{Subnet: subnet7, Attrs: attrs7, Revision: 7}
+	lease7  = lease.Lease{Subnets: subnet7, Attrs: attrs7, Revision: 7}
 )
 
 // etcd forgets events by their number, whoever's they are. That the leases
@@ -72,10 +72,10 @@ func TestDirectories(t *testing.T) {
 	index := registrytest.List(t, r).Index
 	b.Put("10.42.7.0-24/nested/deep", "x", 0)
 	events, index := next(index)
-	if bad := events[0].Bad; bad == nil || bad.Key != "10.42.7.0-24" || bad.Subnet != subnet7 {
+	if bad := events[0].Bad; bad == nil || bad.Key != "10.42.7.0-24" || bad.Subnets != subnet7 {
 		t.Errorf("event %+v", events[0])
 	}
-	if l := registrytest.List(t, r); len(l.Bad) != 1 || l.Bad[0].Key != "10.42.7.0-24" || l.Bad[0].Subnet != subnet7 {
+	if l := registrytest.List(t, r); len(l.Bad) != 1 || l.Bad[0].Key != "10.42.7.0-24" || l.Bad[0].Subnets != subnet7 {
 		t.Errorf("listing %+v", l)
 	}
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
@@ -84,7 +84,7 @@ func TestDirectories(t *testing.T) {
 	b.delete(prefix+"/subnets/10.42.7.0-24/nested/deep", false)
 	b.delete(prefix+"/subnets/10.42.7.0-24", true)
 	events, index = next(index)
-	if !events[0].Deleted || events[0].Lease.Subnet != subnet7 {
+	if !events[0].Deleted || events[0].Lease.Subnets != subnet7 {
 		t.Errorf("event %+v", events[0])
 	}
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
@@ -136,7 +136,7 @@ func TestCompareAndDelete(t *testing.T) {
 		t.Fatal(err)
 	}
 	events, _, err := r.Watch(registrytest.Timeout(t), index)
-	if err != nil || len(events) != 1 || !events[0].Deleted || events[0].Lease.Subnet != subnet7 {
+	if err != nil || len(events) != 1 || !events[0].Deleted || events[0].Lease.Subnets != subnet7 {
 		t.Errorf("watch: %+v, %v", events, err)
 	}
 }

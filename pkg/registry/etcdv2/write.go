@@ -2,9 +2,7 @@ package etcdv2
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	client "go.etcd.io/etcd/client/v2"
@@ -14,23 +12,19 @@ import (
 )
 
 // Create implements registry.Registry.
-func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := r.set(ctx, r.key(subnet), a, &client.SetOptions{PrevExist: client.PrevNoExist, TTL: seconds(ttl)})
+func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := r.set(ctx, r.key(subnets), a, &client.SetOptions{PrevExist: client.PrevNoExist, TTL: seconds(ttl)})
 	if err != nil {
-		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnet, err)
+		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnets, err)
 	}
 	return l, nil
 }
 
 // Update implements registry.Registry.
 func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	var l lease.Lease
-	err := r.swap(ctx, prev, func(key string) (err error) {
-		l, err = r.set(ctx, key, a, &client.SetOptions{PrevIndex: prev.Revision, TTL: seconds(ttl)})
-		return err
-	})
+	l, err := r.swap(ctx, prev, a, ttl)
 	if err != nil {
-		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnet, err)
+		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnets, err)
 	}
 	return l, nil
 }
@@ -45,35 +39,22 @@ const releaseTTL = time.Second
 func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	a := prev.Attrs
 	a.Leaving = true
-	err := r.swap(ctx, prev, func(key string) error {
-		_, err := r.set(ctx, key, a, &client.SetOptions{PrevIndex: prev.Revision, TTL: releaseTTL})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("release lease %s: %w", prev.Subnet, err)
+	if _, err := r.swap(ctx, prev, a, releaseTTL); err != nil {
+		return fmt.Errorf("release lease %s: %w", prev.Subnets, err)
 	}
 	return nil
 }
 
+// swap writes a lease if it is as it was.
+func (r *Registry) swap(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	if prev.Revision == 0 {
+		return lease.Lease{}, fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
+	}
+	return r.set(ctx, r.key(prev.Subnets), a, &client.SetOptions{PrevIndex: prev.Revision, TTL: seconds(ttl)})
+}
+
 // errGone is the conflict of a key that does not exist.
 var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)
-
-// swap does a compare-and-swap of prev's key. The key of a dual-stack host
-// has a tail that lease.Lease does not keep; such a key is searched for when
-// the plain one does not exist.
-func (r *Registry) swap(ctx context.Context, prev lease.Lease, do func(key string) error) error {
-	if prev.Revision == 0 {
-		return fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
-	}
-	err := do(r.key(prev.Subnet))
-	if !errors.Is(err, errGone) {
-		return err
-	}
-	if key, ferr := r.find(ctx, prev); ferr == nil && key != "" {
-		return do(key)
-	}
-	return err
-}
 
 // set writes a lease under the conditions of opts.
 func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *client.SetOptions) (lease.Lease, error) {

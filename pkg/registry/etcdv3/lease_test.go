@@ -3,6 +3,7 @@ package etcdv3_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -47,7 +48,7 @@ func TestEtcdLeases(t *testing.T) {
 		if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, day); !errors.Is(err, registry.ErrConflict) {
 			t.Error(err)
 		}
-		if _, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnet: subnet7, Revision: made.Revision - 1}, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		if _, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: made.Revision - 1}, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 			t.Error(err)
 		}
 	}
@@ -91,7 +92,7 @@ func race(t *testing.T, r *etcdv3.Registry) {
 	errs := make(chan error)
 	for range 16 {
 		go func() {
-			_, err := r.Create(registrytest.Timeout(t), lease8.Subnet, attrs7, 24*time.Hour)
+			_, err := r.Create(registrytest.Timeout(t), lease8.Subnets, attrs7, 24*time.Hour)
 			errs <- err
 		}()
 	}
@@ -140,7 +141,7 @@ func TestSharedEtcdLease(t *testing.T) {
 	}
 }
 
-// The subnet of a dual-stack host is taken, by whatever key it is asked for.
+// The IPv4 subnet of a dual-stack host is taken, alone and with any IPv6 subnet.
 func TestDualStackHost(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -151,7 +152,12 @@ func TestDualStackHost(t *testing.T) {
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create: %v", err)
 	}
-	ev, err := r.Get(registrytest.Timeout(t), subnet7)
+	both := lease.Subnets{V4: subnet7.V4, V6: netip.MustParsePrefix("fd42:0:0:7::/64")}
+	other := lease.Subnets{V4: subnet7.V4, V6: netip.MustParsePrefix("fd42:0:0:8::/64")}
+	if _, err := r.Create(registrytest.Timeout(t), other, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("create with another IPv6 subnet: %v", err)
+	}
+	ev, err := r.Get(registrytest.Timeout(t), both)
 	if err != nil || ev.Lease.PublicIP != attrs7.PublicIP || ev.Lease.Reservation() {
 		t.Fatalf("read %+v, %v", ev, err)
 	}
@@ -165,7 +171,13 @@ func TestDualStackHost(t *testing.T) {
 	if err := r.Release(registrytest.Timeout(t), l); err != nil {
 		t.Error(err)
 	}
-	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Deleted {
+	if ev, err := r.Get(registrytest.Timeout(t), both); err != nil || !ev.Deleted {
 		t.Errorf("read %+v, %v", ev, err)
+	}
+	if _, err := r.Create(registrytest.Timeout(t), other, attrs7, time.Hour); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("create beside another dual-stack host: %v", err)
 	}
 }

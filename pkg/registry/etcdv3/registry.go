@@ -21,7 +21,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"path"
 	"strconv"
@@ -30,7 +29,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	client "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/grpclog"
@@ -47,7 +45,7 @@ const (
 	listTimeout = 2 * time.Minute
 	pageTimeout = 10 * time.Second
 	pageSize    = 2000
-	// tailPage is for the keys of one subnet, of which there is one unless somebody does harm.
+	// tailPage is for the keys of one IPv4 subnet, of which there is one unless somebody does harm.
 	tailPage = 32
 	// mostExpected bounds the room that is made on etcd's word alone.
 	mostExpected = 1 << 16
@@ -181,56 +179,52 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 	return l, err
 }
 
-// Get implements registry.Registry. It finds the lease under a dual-stack key too.
-func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+// Get implements registry.Registry.
+func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	now := time.Now()
-	found, revision, err := r.entry(ctx, subnet, func(*mvccpb.KeyValue) bool { return true })
+	found, revision, err := r.entry(ctx, r.key(subnets))
 	if err != nil {
-		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnet, err)
+		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, err)
 	}
 	if found.KeyValue == nil {
-		return registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: revision}, Deleted: true}, nil
+		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: revision}, Deleted: true}, nil
 	}
 	// The time left is etcd's word, the clock is ours: so clocks need not agree.
 	expires := now
 	if id := found.Lease; id != 0 {
 		left, err := r.timeToLive(ctx, id, false)
 		if err != nil {
-			return registry.Event{}, fmt.Errorf("read lease %s: its time to live: %w", subnet, err)
+			return registry.Event{}, fmt.Errorf("read lease %s: its time to live: %w", subnets, err)
 		}
 		expires = now.Add(time.Duration(max(0, left.TTL)) * time.Second)
 	}
 	return r.decode(found, expires), nil
 }
 
-// entry returns the first of a subnet's keys that is wanted: the plain one, which comes first,
-// and those of dual-stack hosts. There may be none.
-func (r *Registry) entry(ctx context.Context, subnet netip.Prefix, wanted func(*mvccpb.KeyValue) bool) (found entry, revision uint64, err error) {
-	key := r.key(subnet)
-	revision, err = r.walk(ctx, key, tailsEnd(key), tailPage, func(kv entry, _ int64) bool {
-		if got, err := parseKey(r.name(kv.Key)); err == nil && got == subnet && wanted(kv.KeyValue) {
-			found = kv
-		}
-		return found.KeyValue == nil
+// entry returns what a key holds, with the revision of the store. There may be nothing.
+func (r *Registry) entry(ctx context.Context, key string) (found entry, revision uint64, err error) {
+	revision, err = r.walk(ctx, key, key+"\x00", 1, func(kv entry, _ int64) bool {
+		found = kv
+		return false
 	})
 	return found, revision, err
 }
 
-func (r *Registry) key(subnet netip.Prefix) string { return r.subnets + lease.Key(subnet) }
+func (r *Registry) key(subnets lease.Subnets) string { return r.subnets + lease.Key(subnets) }
 
-// A dual-stack host's key goes on with "&" and its IPv6 subnet: tails and
-// tailsEnd are the range of all such keys.
+// The keys of leases with the same IPv4 subnet and different IPv6 subnets are the key
+// without an IPv6 subnet and those that go on with "&": from tails to tailsEnd.
 func tails(key string) string    { return key + "&" }
 func tailsEnd(key string) string { return key + "'" }
 
-// parseKey reads the subnet from what a key has behind r.subnets. A key that goes
+// parseKey reads the subnets from what a key has behind r.subnets. A key that goes
 // deeper is none of a lease: v3 has no directories, so it says nothing of the key
 // that it extends.
-func parseKey(rest string) (netip.Prefix, error) {
+func parseKey(rest string) (lease.Subnets, error) {
 	if strings.Contains(rest, "/") {
-		return netip.Prefix{}, lease.Fault{Kind: "the key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
+		return lease.Subnets{}, lease.Fault{Kind: "the key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
 	}
 	return lease.ParseKey(rest)
 }
@@ -244,7 +238,7 @@ func (r *Registry) name(key []byte) string {
 // key with an etcd lease; one without is a reservation.
 func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 	name, revision := r.name(kv.Key), uint64(kv.ModRevision)
-	subnet, err := parseKey(name)
+	subnets, err := parseKey(name)
 	if err != nil {
 		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Revision: revision, Err: err}}
 	}
@@ -255,9 +249,9 @@ func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 		attrs, err = lease.DecodeAttrs(kv.Value)
 	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Subnet: subnet, Revision: revision, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Subnets: subnets, Revision: revision, Err: err}}
 	}
-	l := lease.Lease{Subnet: subnet, Attrs: attrs, Revision: revision, Created: uint64(kv.CreateRevision)}
+	l := lease.Lease{Subnets: subnets, Attrs: attrs, Revision: revision, Created: uint64(kv.CreateRevision)}
 	if kv.Lease != 0 {
 		l.Expires = expires
 	}

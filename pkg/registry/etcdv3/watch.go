@@ -297,9 +297,9 @@ func (r *Registry) event(ev *mvccpb.Event) registry.Event {
 		return r.decode(entry{KeyValue: ev.Kv}, time.Now())
 	}
 	name, revision := r.name(ev.Kv.Key), uint64(ev.Kv.ModRevision)
-	subnet, err := parseKey(name)
+	subnets, err := parseKey(name)
 	if err != nil {
 		return registry.Event{Deleted: true, Bad: &registry.Bad{Key: registry.ShortKey(name), Revision: revision, Err: err}}
 	}
-	return registry.Event{Deleted: true, Lease: lease.Lease{Subnet: subnet, Revision: revision}}
+	return registry.Event{Deleted: true, Lease: lease.Lease{Subnets: subnets, Revision: revision}}
 }

@@ -130,7 +130,7 @@ func TestForeignKeys(t *testing.T) {
 	}
 	events, _ := registrytest.Events(t, r, index, 1+3*len(foreign))
 	for n, ev := range events {
-		if n > 0 && (ev.Bad == nil || ev.Bad.Subnet.IsValid() || ev.Deleted != (n%3 == 2)) {
+		if n > 0 && (ev.Bad == nil || ev.Bad.Subnets.IsValid() || ev.Deleted != (n%3 == 2)) {
 			t.Errorf("event %d %+v", n, ev)
 		}
 	}

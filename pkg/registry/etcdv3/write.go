@@ -3,7 +3,6 @@ package etcdv3
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -16,28 +15,33 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// Create implements registry.Registry. It makes the plain key, if neither
-// that nor one of a dual-stack host exists.
-func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+// Create implements registry.Registry. It makes the key if nobody has a lease of the IPv4
+// subnet, be it with another IPv6 subnet or without one.
+func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	l, err := r.create(ctx, subnet, a, seconds(ttl))
+	l, err := r.create(ctx, subnets, a, seconds(ttl))
 	if err != nil {
-		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnet, err)
+		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnets, err)
 	}
 	return l, nil
 }
 
-func (r *Registry) create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl int64) (lease.Lease, error) {
+func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl int64) (lease.Lease, error) {
 	value, err := a.Encode()
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	found, revision, err := r.entry(ctx, subnet, func(*mvccpb.KeyValue) bool { return true })
+	plain, taken := r.key(lease.Subnets{V4: subnets.V4}), false
+	revision, err := r.walk(ctx, plain, tailsEnd(plain), tailPage, func(kv entry, _ int64) bool {
+		got, err := parseKey(r.name(kv.Key))
+		taken = err == nil && got.V4 == subnets.V4
+		return !taken
+	})
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	if found.KeyValue != nil {
+	if taken {
 		return lease.Lease{}, registry.ErrConflict
 	}
 	g, err := r.grant(ctx, ttl)
@@ -45,10 +49,9 @@ func (r *Registry) create(ctx context.Context, subnet netip.Prefix, a lease.Attr
 		return lease.Lease{}, err
 	}
 	// There may be tails that are nobody's lease. None may be new.
-	key := r.key(subnet)
-	return r.put(ctx, &mvccpb.KeyValue{Key: []byte(key), Value: value}, g,
-		client.Compare(client.CreateRevision(key), "=", 0),
-		client.Compare(client.ModRevision(tails(key)), "<", int64(revision)+1).WithRange(tailsEnd(key)))
+	return r.put(ctx, &mvccpb.KeyValue{Key: []byte(r.key(subnets)), Value: value}, g,
+		client.Compare(client.CreateRevision(plain), "=", 0),
+		client.Compare(client.ModRevision(tails(plain)), "<", int64(revision)+1).WithRange(tailsEnd(plain)))
 }
 
 // Update implements registry.Registry.
@@ -63,7 +66,7 @@ func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	defer cancel()
 	l, err := r.update(ctx, prev, a, seconds(ttl))
 	if err != nil {
-		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnet, err)
+		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnets, err)
 	}
 	return l, nil
 }
@@ -103,7 +106,7 @@ func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 		err = r.delete(ctx, marked)
 	}
 	if err != nil {
-		return fmt.Errorf("release lease %s: %w", prev.Subnet, err)
+		return fmt.Errorf("release lease %s: %w", prev.Subnets, err)
 	}
 	return nil
 }
@@ -124,26 +127,21 @@ func (r *Registry) delete(ctx context.Context, prev lease.Lease) error {
 	return nil
 }
 
-// find gives the key that is at prev's revision. It may be one of a dual-stack
-// host, whose tail lease.Lease does not keep.
+// find returns the key of a lease, which must be at the revision of prev.
 func (r *Registry) find(ctx context.Context, prev lease.Lease) (*mvccpb.KeyValue, error) {
 	if prev.Revision == 0 {
 		return nil, fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
 	}
-	any := false
-	found, _, err := r.entry(ctx, prev.Subnet, func(kv *mvccpb.KeyValue) bool {
-		any = true
-		return uint64(kv.ModRevision) == prev.Revision
-	})
+	found, _, err := r.entry(ctx, r.key(prev.Subnets))
 	switch {
 	case err != nil:
 		return nil, err
-	case found.KeyValue != nil:
-		return found.KeyValue, nil
-	case !any:
+	case found.KeyValue == nil:
 		return nil, errGone
+	case uint64(found.ModRevision) != prev.Revision:
+		return nil, registry.ErrConflict
 	}
-	return nil, registry.ErrConflict
+	return found.KeyValue, nil
 }
 
 // put writes kv's key and value under g if the conditions hold. kv also says

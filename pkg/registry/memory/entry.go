@@ -52,8 +52,8 @@ func (r *Registry) remove(key string) {
 	delete(r.entries, key)
 	r.index++
 	ev := registry.Event{Deleted: true}
-	if subnet, err := lease.ParseKey(key); err == nil {
-		ev.Lease = lease.Lease{Subnet: subnet, Revision: r.index}
+	if subnets, err := lease.ParseKey(key); err == nil {
+		ev.Lease = lease.Lease{Subnets: subnets, Revision: r.index}
 	} else {
 		ev.Bad = &registry.Bad{Key: registry.ShortKey(key), Revision: r.index, Err: err}
 	}
@@ -62,15 +62,15 @@ func (r *Registry) remove(key string) {
 
 // event reads an entry as etcd's adapter does.
 func (e *entry) event(key string) registry.Event {
-	subnet, err := lease.ParseKey(key)
+	subnets, err := lease.ParseKey(key)
 	var a lease.Attrs
 	if err == nil {
 		a, err = lease.DecodeAttrs([]byte(e.value))
 	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(key), Subnet: subnet, Revision: e.modified, Err: err}}
+		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(key), Subnets: subnets, Revision: e.modified, Err: err}}
 	}
-	return registry.Event{Lease: lease.Lease{Subnet: subnet, Attrs: a, Expires: e.expires, Revision: e.modified, Created: e.created}}
+	return registry.Event{Lease: lease.Lease{Subnets: subnets, Attrs: a, Expires: e.expires, Revision: e.modified, Created: e.created}}
 }
 
 func (e *entry) stop() {

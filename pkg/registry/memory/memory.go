@@ -9,9 +9,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -36,9 +34,9 @@ type Registry struct {
 
 // Hook may fail one call. It is told the operation ("config", "list", "get",
 // "watch", "create", "update", "release") and, for the last four but watch, the
-// subnet; before the call is done and after, with done telling which. An error
+// subnets; before the call is done and after, with done telling which. An error
 // afterwards is an answer that was lost: the call has had its effect.
-type Hook func(op string, subnet netip.Prefix, done bool) error
+type Hook func(op string, subnets lease.Subnets, done bool) error
 
 type entry struct {
 	value             string
@@ -140,7 +138,7 @@ func (r *Registry) clear() {
 // Config implements registry.Registry.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	var config []byte
-	err := r.call(ctx, "config", netip.Prefix{}, func() error {
+	err := r.call(ctx, "config", lease.Subnets{}, func() error {
 		if r.config == nil {
 			return registry.ErrNoConfig
 		}
@@ -156,7 +154,7 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 // List implements registry.Registry.
 func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	var l registry.Listing
-	err := r.call(ctx, "list", netip.Prefix{}, func() error {
+	err := r.call(ctx, "list", lease.Subnets{}, func() error {
 		l.Index = r.index
 		for _, key := range slices.Sorted(maps.Keys(r.entries)) {
 			l.Add(r.entries[key].event(key))
@@ -167,13 +165,13 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 }
 
 // Get implements registry.Registry.
-func (r *Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	var ev registry.Event
-	err := r.call(ctx, "get", subnet, func() error {
-		if e, ok := r.entries[lease.Key(subnet)]; ok {
-			ev = e.event(lease.Key(subnet))
+	err := r.call(ctx, "get", subnets, func() error {
+		if e, ok := r.entries[lease.Key(subnets)]; ok {
+			ev = e.event(lease.Key(subnets))
 		} else {
-			ev = registry.Event{Lease: lease.Lease{Subnet: subnet, Revision: r.index}, Deleted: true}
+			ev = registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: r.index}, Deleted: true}
 		}
 		return nil
 	})
@@ -186,7 +184,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 		var events []registry.Event
 		next := index
 		var wake chan struct{}
-		err := r.call(ctx, "watch", netip.Prefix{}, func() (err error) {
+		err := r.call(ctx, "watch", lease.Subnets{}, func() (err error) {
 			wake = r.wake
 			events, next, err = r.since(index)
 			return err
@@ -228,13 +226,13 @@ func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 }
 
 // Create implements registry.Registry.
-func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	var l lease.Lease
-	err := r.call(ctx, "create", subnet, func() (err error) {
-		if _, ok := r.entries[lease.Key(subnet)]; ok {
+	err := r.call(ctx, "create", subnets, func() (err error) {
+		if _, ok := r.entries[lease.Key(subnets)]; ok {
 			return registry.ErrConflict
 		}
-		l, err = r.write(lease.Key(subnet), a, ttl, 0)
+		l, err = r.write(lease.Key(subnets), a, ttl, 0)
 		return err
 	})
 	return l, err
@@ -243,7 +241,7 @@ func (r *Registry) Create(ctx context.Context, subnet netip.Prefix, a lease.Attr
 // Update implements registry.Registry.
 func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	var l lease.Lease
-	err := r.call(ctx, "update", prev.Subnet, func() (err error) {
+	err := r.call(ctx, "update", prev.Subnets, func() (err error) {
 		key, e := r.find(prev)
 		if e == nil {
 			return registry.ErrConflict
@@ -258,7 +256,7 @@ func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	a := prev.Attrs
 	a.Leaving = true
-	return r.call(ctx, "release", prev.Subnet, func() error {
+	return r.call(ctx, "release", prev.Subnets, func() error {
 		key, e := r.find(prev)
 		if e == nil {
 			return registry.ErrConflict
@@ -268,19 +266,17 @@ func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	})
 }
 
-// find gives the entry that is still at prev's revision; its key may have a dual-stack tail.
+// find returns the entry of a lease, nil if it is not at the revision of prev.
 func (r *Registry) find(prev lease.Lease) (string, *entry) {
-	plain := lease.Key(prev.Subnet)
-	for key, e := range r.entries {
-		if e.modified == prev.Revision && (key == plain || strings.HasPrefix(key, plain+"&")) {
-			return key, e
-		}
+	key := lease.Key(prev.Subnets)
+	if e := r.entries[key]; e != nil && e.modified == prev.Revision {
+		return key, e
 	}
 	return "", nil
 }
 
 // call runs do under the lock, with the failures that tests ask for around it.
-func (r *Registry) call(ctx context.Context, op string, subnet netip.Prefix, do func() error) error {
+func (r *Registry) call(ctx context.Context, op string, subnets lease.Subnets, do func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -291,7 +287,7 @@ func (r *Registry) call(ctx context.Context, op string, subnet netip.Prefix, do 
 		return fail
 	}
 	if hook != nil { // without the lock: it may write
-		if err := hook(op, subnet, false); err != nil {
+		if err := hook(op, subnets, false); err != nil {
 			return err
 		}
 	}
@@ -299,7 +295,7 @@ func (r *Registry) call(ctx context.Context, op string, subnet netip.Prefix, do 
 	err := do()
 	r.mu.Unlock()
 	if err == nil && hook != nil {
-		err = hook(op, subnet, true)
+		err = hook(op, subnets, true)
 	}
 	return err
 }

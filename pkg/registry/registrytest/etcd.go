@@ -157,13 +157,13 @@ func List(t testing.TB, r registry.Registry) registry.Listing {
 
 // Calls makes each call once, and returns what came of them by name.
 func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[string]error) {
-	l7 := lease.Lease{Subnet: subnet7, Attrs: attrs(7), Revision: 7}
+	l7 := lease.Lease{Subnets: subnets(7), Attrs: attrs(7), Revision: 7}
 	errs := map[string]error{}
 	l, err := r.List(ctx)
 	errs["list"] = err
 	_, errs["config"] = r.Config(ctx)
-	_, errs["get"] = r.Get(ctx, subnet7)
-	_, errs["create"] = r.Create(ctx, subnet7, attrs(7), time.Hour)
+	_, errs["get"] = r.Get(ctx, subnets(7))
+	_, errs["create"] = r.Create(ctx, subnets(7), attrs(7), time.Hour)
 	_, errs["update"] = r.Update(ctx, l7, attrs(7), time.Hour)
 	errs["release"] = r.Release(ctx, l7)
 	_, _, errs["watch"] = r.Watch(ctx, 7)
@@ -197,7 +197,7 @@ func testFailover(t *testing.T, a API) {
 	// Creating may be tried at one endpoint only, since it might have been done; the next try goes on.
 	var err error
 	for range 3 {
-		if _, err = r.Create(Timeout(t), subnet7, attrs(7), time.Hour); err == nil {
+		if _, err = r.Create(Timeout(t), subnets(7), attrs(7), time.Hour); err == nil {
 			break
 		}
 	}
@@ -252,7 +252,7 @@ func (a API) RunUnixSocket(t *testing.T) {
 func testRestartAndWipe(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t)
 	r := a.at(t, server)
-	l7, err := r.Create(Timeout(t), subnet7, attrs(7), time.Hour)
+	l7, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +305,7 @@ func testRestartAndWipe(t *testing.T, a API) {
 	if len(l.Leases) != 0 {
 		t.Errorf("listing of a new etcd: %+v", l)
 	}
-	if l7, err = r.Create(Timeout(t), subnet7, attrs(7), time.Hour); err != nil {
+	if l7, err = r.Create(Timeout(t), subnets(7), attrs(7), time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if events, _ := Events(t, r, l.Index, 1); events[0].Lease.Revision != l7.Revision {

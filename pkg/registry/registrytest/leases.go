@@ -13,7 +13,7 @@ import (
 
 func (s *suite) lifecycle() {
 	index := s.listing().Index
-	made, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	made, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
 	s.must(err)
 	renewed, err := s.Registry.Update(s.ctx, made, attrs(1), ttl)
 	s.must(err)
@@ -41,7 +41,7 @@ func (s *suite) lifecycle() {
 	if left := events[3].Lease; !left.Leaving || left.Reservation() || left.Created != made.Created {
 		s.Errorf("the released lease became %+v", left)
 	}
-	if last := events[4]; !last.Deleted || last.Lease.Subnet != subnet7 || last.Lease.Revision <= changed.Revision {
+	if last := events[4]; !last.Deleted || last.Lease.Subnets != subnets(7) || last.Lease.Revision <= changed.Revision {
 		s.Errorf("last event is %+v", last)
 	}
 }
@@ -50,20 +50,20 @@ func (s *suite) lifecycle() {
 // taken back by writing it without that.
 func (s *suite) leaving() {
 	index := s.listing().Index
-	made, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	made, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
 	s.must(err)
 	a := attrs(1)
 	a.Leaving = true
 	marked, err := s.Registry.Update(s.ctx, made, a, time.Minute)
 	s.must(err)
-	ev, err := s.Registry.Get(s.ctx, subnet7)
+	ev, err := s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
 	for _, l := range []lease.Lease{marked, ev.Lease, s.only()} {
 		if l.Attrs != a || l.SameAs(made) || l.Reservation() {
 			s.Errorf("lease %+v, want one with %+v", l, a)
 		}
 	}
-	_, err = s.Registry.Create(s.ctx, subnet7, attrs(2), ttl)
+	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(2), ttl)
 	s.want(err, registry.ErrConflict) // the subnet still is taken
 	back, err := s.Registry.Update(s.ctx, marked, attrs(1), ttl)
 	s.must(err)
@@ -79,9 +79,9 @@ func (s *suite) leaving() {
 }
 
 func (s *suite) conflicts() {
-	first, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	first, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
 	s.must(err)
-	_, err = s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
 	s.want(err, registry.ErrConflict)
 	second, err := s.Registry.Update(s.ctx, first, attrs(1), ttl)
 	s.must(err)
@@ -93,17 +93,17 @@ func (s *suite) conflicts() {
 	s.want(err, registry.ErrConflict)
 	s.want(s.Registry.Release(s.ctx, second), registry.ErrConflict)
 	// Without a revision nothing may be written: to etcd that would mean "whatever is there".
-	s.Put(lease.Key(subnet7), s.value(3), 0)
-	_, err = s.Registry.Update(s.ctx, lease.Lease{Subnet: subnet7}, attrs(2), ttl)
+	s.Put(lease.Key(subnets(7)), s.value(3), 0)
+	_, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7)}, attrs(2), ttl)
 	s.want(err, registry.ErrConflict)
-	s.want(s.Registry.Release(s.ctx, lease.Lease{Subnet: subnet7}), registry.ErrConflict)
+	s.want(s.Registry.Release(s.ctx, lease.Lease{Subnets: subnets(7)}), registry.ErrConflict)
 	if got := s.only(); got.Attrs != attrs(3) {
 		s.Errorf("lease %+v", got)
 	}
 }
 
 func (s *suite) reservation() {
-	l, err := s.Registry.Create(s.ctx, subnet7, attrs(1), 0)
+	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), 0)
 	s.must(err)
 	for range 2 {
 		if !l.Reservation() || !s.only().Reservation() {
@@ -120,9 +120,9 @@ func (s *suite) reservation() {
 }
 
 func (s *suite) preAssigned() {
-	s.Put(lease.Key(subnet7), `{"publicip":"198.51.0.7","Unknown":[1]}`, 0)
+	s.Put(lease.Key(subnets(7)), `{"publicip":"198.51.0.7","Unknown":[1]}`, 0)
 	l := s.only()
-	if l.Subnet != subnet7 || l.PublicIP != attrs(7).PublicIP || !l.Reservation() {
+	if l.Subnets != subnets(7) || l.PublicIP != attrs(7).PublicIP || !l.Reservation() {
 		s.Errorf("lease %+v", l)
 	}
 	l, err := s.Registry.Update(s.ctx, l, attrs(7), 0)
@@ -132,29 +132,50 @@ func (s *suite) preAssigned() {
 	}
 }
 
-// dualStack: the key of a dual-stack host has a tail, and writes must reach it.
+// dualStack: the lease of a dual-stack host is of both its subnets, and so is its key. A lease
+// of the IPv4 subnet alone is another one.
 func (s *suite) dualStack() {
 	const key = "10.42.7.0-24&fd42:0:0:7::-64"
+	both := lease.Subnets{V4: subnets(7).V4, V6: netip.MustParsePrefix("fd42:0:0:7::/64")}
 	index := s.listing().Index
 	s.Put(key, s.value(1), ttl)
 	l := s.only()
-	if l.Subnet != subnet7 || l.Attrs != attrs(1) {
+	if l.Subnets != both || l.Attrs != attrs(1) {
 		s.Fatalf("lease %+v", l)
 	}
 	l, err := s.Registry.Update(s.ctx, l, attrs(2), ttl)
 	s.must(err)
-	if got := s.only(); got.Attrs != attrs(2) || got.Revision != l.Revision {
-		s.Errorf("lease %+v, want %+v", got, l)
+	ev, err := s.Registry.Get(s.ctx, both)
+	s.must(err)
+	if got := s.only(); got.Attrs != attrs(2) || got.Revision != l.Revision || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
+		s.Errorf("lease %+v, read %+v, want %+v", got, ev, l)
+	}
+	if ev, err = s.Registry.Get(s.ctx, subnets(7)); err != nil || !ev.Deleted {
+		s.Errorf("read %+v, %v under the key of the IPv4 subnet alone", ev, err)
 	}
 	stale := l
 	stale.Revision--
 	s.want(s.Registry.Release(s.ctx, stale), registry.ErrConflict)
+	stale = l
+	stale.Subnets = subnets(7)
+	s.want(s.Registry.Release(s.ctx, stale), registry.ErrConflict)
 	s.must(s.Registry.Release(s.ctx, l))
 	events, _ := s.events(index, 4)
 	for i, ev := range events {
-		if ev.Lease.Subnet != subnet7 || ev.Deleted != (i == 3) || ev.Lease.Leaving != (i == 2) {
+		if ev.Lease.Subnets != both || ev.Deleted != (i == 3) || ev.Lease.Leaving != (i == 2) {
 			s.Errorf("event %d is %+v", i, ev)
 		}
+	}
+	// It comes back, beside one of the IPv4 subnet alone, which goes.
+	l, err = s.Registry.Create(s.ctx, both, attrs(1), ttl)
+	s.must(err)
+	s.Put(lease.Key(subnets(7)), s.value(3), ttl)
+	if n := len(s.listing().Leases); n != 2 {
+		s.Errorf("%d leases, want 2", n)
+	}
+	s.Remove(lease.Key(subnets(7)))
+	if got := s.only(); !got.SameAs(l) {
+		s.Errorf("lease %+v, want %+v", got, l)
 	}
 }
 
@@ -163,7 +184,7 @@ func (s *suite) creators() {
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
-			_, err := s.Registry.Create(s.ctx, subnet7, attrs(i), ttl)
+			_, err := s.Registry.Create(s.ctx, subnets(7), attrs(i), ttl)
 			switch {
 			case err == nil:
 				won.Add(1)
@@ -202,7 +223,7 @@ func (s *suite) ttl() {
 			s.Errorf("%s expires in %v, want %v", what, got, want)
 		}
 	}
-	l, err := s.Registry.Create(s.ctx, subnet7, attrs(1), 24*time.Hour)
+	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), 24*time.Hour)
 	s.must(err)
 	near("created", l, 24*time.Hour)
 	// A listing need not tell when a lease expires, but it must tell that it does.
@@ -212,7 +233,7 @@ func (s *suite) ttl() {
 	l, err = s.Registry.Update(s.ctx, l, attrs(1), time.Hour)
 	s.must(err)
 	near("updated", l, time.Hour)
-	ev, err := s.Registry.Get(s.ctx, subnet7)
+	ev, err := s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
 	near("read", ev.Lease, time.Hour)
 	l, err = s.Registry.Update(s.ctx, l, attrs(1), 100*time.Millisecond)
@@ -221,7 +242,7 @@ func (s *suite) ttl() {
 		s.Error("100 ms became forever")
 	}
 	// A subnet of its own, with an end that is near: it goes away by itself.
-	_, err = s.Registry.Create(s.ctx, netip.MustParsePrefix("10.42.9.0/24"), attrs(1), time.Second)
+	_, err = s.Registry.Create(s.ctx, subnets(9), attrs(1), time.Second)
 	s.must(err)
 	for s.ctx.Err() == nil && len(s.listing().Leases) > 0 {
 		s.pause()

@@ -76,10 +76,10 @@ type suite struct {
 
 const ttl = time.Hour
 
-var (
-	subnet7 = netip.MustParsePrefix("10.42.7.0/24")
-	subnet8 = netip.MustParsePrefix("10.42.8.0/24")
-)
+// subnets gives subnets that differ by n.
+func subnets(n int) lease.Subnets { return ipv4(fmt.Sprintf("10.42.%d.0/24", n)) }
+
+func ipv4(subnet string) lease.Subnets { return lease.Subnets{V4: netip.MustParsePrefix(subnet)} }
 
 // attrs gives attributes that differ by n.
 func attrs(n int) lease.Attrs {
@@ -172,24 +172,23 @@ func (s *suite) listEmpty() {
 	if len(l.Leases)+len(l.Bad) != 0 {
 		s.Errorf("listing %+v of an empty registry", l)
 	}
-	_, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
 	s.must(err)
 	events, _ := s.events(l.Index, 1)
-	if events[0].Lease.Subnet != subnet7 {
+	if events[0].Lease.Subnets != subnets(7) {
 		s.Errorf("event %+v", events[0])
 	}
 }
 
 func (s *suite) list() {
 	for i := range 20 {
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), 0}), 24)
-		_, err := s.Registry.Create(s.ctx, p, attrs(i), ttl)
+		_, err := s.Registry.Create(s.ctx, subnets(i), attrs(i), ttl)
 		s.must(err)
 	}
 	l := s.listing()
-	slices.SortFunc(l.Leases, func(a, b lease.Lease) int { return lease.ComparePrefix(a.Subnet, b.Subnet) })
+	slices.SortFunc(l.Leases, func(a, b lease.Lease) int { return a.Subnets.Compare(b.Subnets) })
 	for i, got := range l.Leases {
-		if got.Subnet.Addr().As4()[2] != byte(i) || got.Attrs != attrs(i) || got.Revision == 0 || got.Created != got.Revision {
+		if got.Subnets != subnets(i) || got.Attrs != attrs(i) || got.Revision == 0 || got.Created != got.Revision {
 			s.Errorf("lease %d is %+v", i, got)
 		}
 	}
@@ -222,6 +221,10 @@ func badValues() map[string]struct {
 		"operator notes": {"call me", false},
 		"10.42.6.0_24":   {`{"PublicIP":"198.51.100.1"}`, false},
 		"ü&=%?#.x":       {"x", false},
+
+		"10.42.6.0-24&fd42:0:0:6::-64": {"{", true},
+		"10.42.6.0-24&fd42::1-64":      {`{"PublicIP":"198.51.100.1"}`, false},
+		"10.42.6.0-24&x":               {`{"PublicIP":"198.51.100.1"}`, false},
 	}
 }
 
@@ -229,7 +232,7 @@ func (s *suite) listBad() {
 	for key, b := range badValues() {
 		s.Put(key, b.value, 0)
 	}
-	_, err := s.Registry.Create(s.ctx, subnet7, attrs(7), ttl)
+	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
 	s.must(err)
 	if got := s.only(); got.Attrs != attrs(7) {
 		s.Errorf("lease %+v", got)
@@ -240,7 +243,7 @@ func (s *suite) listBad() {
 	}
 	for _, b := range found {
 		given, ok := badValues()[b.Key]
-		if !ok || b.Err == nil || b.Revision == 0 || b.Subnet.IsValid() != given.good {
+		if !ok || b.Err == nil || b.Revision == 0 || b.Subnets.IsValid() != given.good {
 			s.Errorf("bad entry %+v", b)
 		}
 		if b.Err != nil && len(b.Err.Error()) > 300 {
@@ -258,7 +261,7 @@ func (s *suite) listMany() {
 	for w := range 16 {
 		wg.Go(func() {
 			for i := w; i < n; i += 16 {
-				p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+				p := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
 				if i%10 != 0 {
 					s.Put(lease.Key(p), s.value(i), 0)
 				} else if _, err := s.Registry.Create(s.ctx, p, attrs(i), ttl); err != nil {
@@ -278,7 +281,7 @@ func (s *suite) listMany() {
 // listOneMoment: a listing is of one moment, however long it takes. Of two leases
 // at the ends of it the first is written first, so the other is never ahead.
 func (s *suite) listOneMoment() {
-	first, last := netip.MustParsePrefix("1.0.0.0/24"), netip.MustParsePrefix("99.0.0.0/24")
+	first, last := ipv4("1.0.0.0/24"), ipv4("99.0.0.0/24")
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	write := func(i int) {
 		s.Put(lease.Key(first), s.value(i), 0)
@@ -302,7 +305,7 @@ func (s *suite) listOneMoment() {
 		var a, b uint16
 		for _, l := range s.listing().Leases {
 			ip := l.PublicIP.As4()
-			switch l.Subnet {
+			switch l.Subnets {
 			case first:
 				a = binary.BigEndian.Uint16(ip[2:])
 				moments[l.PublicIP] = true
@@ -320,26 +323,26 @@ func (s *suite) listOneMoment() {
 }
 
 func (s *suite) get() {
-	ev, err := s.Registry.Get(s.ctx, subnet7)
+	ev, err := s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
-	if !ev.Deleted || ev.Lease.Subnet != subnet7 {
+	if !ev.Deleted || ev.Lease.Subnets != subnets(7) {
 		s.Errorf("missing key: %+v", ev)
 	}
-	l, err := s.Registry.Create(s.ctx, subnet7, attrs(1), ttl)
+	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
 	s.must(err)
-	ev, err = s.Registry.Get(s.ctx, subnet7)
+	ev, err = s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
 	if ev.Deleted || ev.Bad != nil || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
 		s.Errorf("got %+v, want %+v", ev, l)
 	}
-	s.Put(lease.Key(subnet7), "nonsense", ttl)
-	ev, err = s.Registry.Get(s.ctx, subnet7)
+	s.Put(lease.Key(subnets(7)), "nonsense", ttl)
+	ev, err = s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
-	if ev.Bad == nil || ev.Bad.Subnet != subnet7 || ev.Bad.Revision <= l.Revision {
+	if ev.Bad == nil || ev.Bad.Subnets != subnets(7) || ev.Bad.Revision <= l.Revision {
 		s.Fatalf("bad value: %+v", ev)
 	}
 	// The revision of a bad entry is good enough to put it right.
-	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnet: subnet7, Revision: ev.Bad.Revision}, attrs(1), ttl)
+	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7), Revision: ev.Bad.Revision}, attrs(1), ttl)
 	s.must(err)
 	if got := s.only(); !got.SameAs(l) {
 		s.Errorf("got %+v, want %+v", got, l)

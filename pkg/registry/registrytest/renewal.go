@@ -75,7 +75,7 @@ type renewed struct {
 
 func (r *renewed) begin() {
 	r.Helper()
-	made, err := r.Create(Timeout(r), subnet7, attrs(7), time.Hour)
+	made, err := r.Create(Timeout(r), subnets(7), attrs(7), time.Hour)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func (r *renewed) goesOn(when string) {
 	r.server.Stop()
 	r.server.Start(r)
 	wait.True(r, when+": the lease is renewed", func() bool {
-		ev, err := r.Get(Timeout(r), subnet7)
+		ev, err := r.Get(Timeout(r), subnets(7))
 		if err != nil {
 			return false
 		}

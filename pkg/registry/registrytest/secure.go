@@ -122,7 +122,7 @@ func testPassword(t *testing.T, a API) {
 	round := func(when string) {
 		t.Helper()
 		index := List(t, r).Index
-		made, err := r.Create(Timeout(t), subnet7, attrs(7), time.Hour)
+		made, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
 		if err != nil {
 			t.Fatal(when, err)
 		}
@@ -134,7 +134,7 @@ func testPassword(t *testing.T, a API) {
 			t.Error(when, err)
 		}
 		wait.True(t, when+": the lease ends", func() bool {
-			ev, err := r.Get(Timeout(t), subnet7)
+			ev, err := r.Get(Timeout(t), subnets(7))
 			return err == nil && ev.Deleted
 		})
 	}

@@ -2,7 +2,6 @@ package registrytest
 
 import (
 	"context"
-	"net/netip"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -24,20 +23,20 @@ func (s *suite) watch() {
 		}
 		got <- r
 	}()
-	s.Put(lease.Key(subnet8), s.value(8), ttl)
+	s.Put(lease.Key(subnets(8)), s.value(8), ttl)
 	r := <-got
 	if r.err != nil || len(r.events) != 1 || r.events[0].Lease.Attrs != attrs(8) {
 		s.Fatalf("watch returned %+v", r)
 	}
-	_, err := s.Registry.Create(s.ctx, subnet7, attrs(7), ttl)
+	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
 	s.must(err)
-	s.Put(lease.Key(subnet7), s.value(9), 0)
-	s.Remove(lease.Key(subnet8))
+	s.Put(lease.Key(subnets(7)), s.value(9), 0)
+	s.Remove(lease.Key(subnets(8)))
 	events, _ := s.events(index, 3)
 	if events[0].Lease.Attrs != attrs(7) || events[1].Lease.Attrs != attrs(9) || !events[1].Lease.Reservation() {
 		s.Errorf("events %+v", events)
 	}
-	if !events[2].Deleted || events[2].Lease.Subnet != subnet8 {
+	if !events[2].Deleted || events[2].Lease.Subnets != subnets(8) {
 		s.Errorf("last event %+v", events[2])
 	}
 }
@@ -47,7 +46,7 @@ func (s *suite) watchFromIndex() {
 	index := s.listing().Index
 	const n = 50
 	for i := range n {
-		s.Put(lease.Key(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), 0}), 24)), s.value(i), ttl)
+		s.Put(lease.Key(subnets(i)), s.value(i), ttl)
 	}
 	events, next := s.events(index, n)
 	for i, ev := range events {
@@ -92,11 +91,11 @@ func (s *suite) watchBad() {
 	for key, b := range badValues() {
 		s.Put(key, b.value, 0)
 	}
-	s.Put(lease.Key(subnet7), s.value(7), ttl)
+	s.Put(lease.Key(subnets(7)), s.value(7), ttl)
 	events, index := s.events(index, len(badValues())+1)
 	for _, ev := range events[:len(badValues())] {
 		given, ok := badValues()[ev.Bad.Key]
-		if !ok || ev.Deleted || ev.Bad.Err == nil || ev.Bad.Subnet.IsValid() != given.good {
+		if !ok || ev.Deleted || ev.Bad.Err == nil || ev.Bad.Subnets.IsValid() != given.good {
 			s.Errorf("event %+v", ev)
 		}
 	}
@@ -108,7 +107,7 @@ func (s *suite) watchBad() {
 	}
 	events, _ = s.events(index, len(badValues()))
 	for _, ev := range events {
-		if !ev.Deleted || (ev.Bad == nil) != ev.Lease.Subnet.IsValid() {
+		if !ev.Deleted || (ev.Bad == nil) != ev.Lease.Subnets.IsValid() {
 			s.Errorf("event %+v", ev)
 		}
 		if ev.Bad != nil {
@@ -121,35 +120,35 @@ func (s *suite) watchBad() {
 
 func (s *suite) watchExpiry() {
 	index := s.listing().Index
-	l, err := s.Registry.Create(s.ctx, subnet7, attrs(7), time.Second)
+	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(7), time.Second)
 	s.must(err)
 	events, _ := s.events(index, 2)
-	if gone := events[1]; !gone.Deleted || gone.Lease.Subnet != subnet7 || gone.Lease.Revision <= l.Revision {
+	if gone := events[1]; !gone.Deleted || gone.Lease.Subnets != subnets(7) || gone.Lease.Revision <= l.Revision {
 		s.Errorf("event %+v", gone)
 	}
 }
 
 func (s *suite) historyForgotten() {
 	index := s.listing().Index
-	s.Put(lease.Key(subnet7), s.value(7), ttl)
+	s.Put(lease.Key(subnets(7)), s.value(7), ttl)
 	s.ForgetHistory()
 	_, _, err := s.Registry.Watch(s.ctx, index)
 	s.want(err, registry.ErrHistoryLost)
 	l := s.listing()
-	s.Put(lease.Key(subnet8), s.value(8), ttl)
+	s.Put(lease.Key(subnets(8)), s.value(8), ttl)
 	events, _ := s.events(l.Index, 1)
-	if events[0].Lease.Subnet != subnet8 {
+	if events[0].Lease.Subnets != subnets(8) {
 		s.Errorf("event %+v", events[0])
 	}
 }
 
 func (s *suite) allDeleted() {
-	s.Put(lease.Key(subnet7), s.value(7), ttl)
-	s.Put(lease.Key(subnet8), s.value(8), ttl)
+	s.Put(lease.Key(subnets(7)), s.value(7), ttl)
+	s.Put(lease.Key(subnets(8)), s.value(8), ttl)
 	index := s.listing().Index
 	s.RemoveAll()
 	// One event for all of them cannot be told by leases; one for each can.
-	gone := map[netip.Prefix]bool{}
+	gone := map[lease.Subnets]bool{}
 	var err error
 	for err == nil && len(gone) < 2 {
 		var events []registry.Event
@@ -158,19 +157,19 @@ func (s *suite) allDeleted() {
 			if !ev.Deleted || ev.Bad != nil {
 				s.Errorf("event %+v", ev)
 			}
-			gone[ev.Lease.Subnet] = true
+			gone[ev.Lease.Subnets] = true
 		}
 	}
 	if err != nil {
 		s.want(err, registry.ErrHistoryLost)
-	} else if !gone[subnet7] || !gone[subnet8] {
+	} else if !gone[subnets(7)] || !gone[subnets(8)] {
 		s.Errorf("deleted: %v", gone)
 	}
 	l := s.listing()
 	if len(l.Leases) != 0 {
 		s.Errorf("listing %+v", l)
 	}
-	_, err = s.Registry.Create(s.ctx, subnet7, attrs(7), ttl)
+	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
 	s.must(err)
 	// The directory comes to be again by the way; that is no event of a lease.
 	events, _ := s.events(l.Index, 1)

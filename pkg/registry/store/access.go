@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"net/netip"
 	"path"
 	"strings"
 	"time"
@@ -158,7 +157,7 @@ func (a Registry) user() string {
 
 // MoveCommand returns the commands that have this host lease another subnet than one: without its
 // key and the files in which it remembers that, it chooses anew.
-func (a Registry) MoveCommand(subnet netip.Prefix, files []string) string {
+func (a Registry) MoveCommand(subnets lease.Subnets, files []string) string {
 	verb, remove := "del", "rm -f"
 	if a.API == APIv2 {
 		verb = "rm"
@@ -166,7 +165,7 @@ func (a Registry) MoveCommand(subnet netip.Prefix, files []string) string {
 	for _, f := range files {
 		remove += " " + shellWord(f)
 	}
-	key := path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnet))
+	key := path.Join(path.Dir(a.ConfigKey()), "subnets", lease.Key(subnets))
 	return strings.Join([]string{
 		"systemctl stop flanneld", etcdctl(a.options, a.API, verb, key), remove, "systemctl start flanneld",
 	}, "; ")
@@ -187,8 +186,8 @@ func (a Registry) List(ctx context.Context) (registry.Listing, error) {
 }
 
 // Get implements registry.Registry.
-func (a Registry) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
-	ev, err := a.Client.Get(ctx, subnet)
+func (a Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
+	ev, err := a.Client.Get(ctx, subnets)
 	a.note(ctx, OpGet, err)
 	return ev, err
 }
@@ -201,8 +200,8 @@ func (a Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, ui
 }
 
 // Create implements registry.Registry.
-func (a Registry) Create(ctx context.Context, subnet netip.Prefix, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := a.Client.Create(ctx, subnet, attrs, ttl)
+func (a Registry) Create(ctx context.Context, subnets lease.Subnets, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	l, err := a.Client.Create(ctx, subnets, attrs, ttl)
 	a.note(ctx, OpCreate, err)
 	return l, err
 }

@@ -25,11 +25,11 @@ func (*client) ConfigKey() string { return "/coreos.com/network/config" }
 func (*client) Reconnect()        {}
 func (*client) Close()            {}
 
-func (c *client) Get(ctx context.Context, subnet netip.Prefix) (registry.Event, error) {
+func (c *client) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	if c.err != nil {
 		return registry.Event{}, c.err
 	}
-	return c.Registry.Get(ctx, subnet)
+	return c.Registry.Get(ctx, subnets)
 }
 
 // TestStatsCountCalls: by what was asked, and what came of it. A caller that has gone counts for
@@ -46,7 +46,7 @@ func TestStatsCountCalls(t *testing.T) {
 			t.Errorf("calls are %v, want %v", got, want)
 		}
 	}
-	ctx, subnet := t.Context(), netip.MustParsePrefix("10.42.1.0/24")
+	ctx, subnet := t.Context(), lease.Subnets{V4: netip.MustParsePrefix("10.42.1.0/24")}
 	attrs := lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), BackendType: "vxlan"}
 	r.Config(ctx)
 	counted(OpConfig, Done) // that there is none

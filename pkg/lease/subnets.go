@@ -1,0 +1,38 @@
+package lease
+
+import "net/netip"
+
+// Subnets are what a lease is of: a subnet of each family, where an invalid prefix stands for
+// none. They identify the lease, in the registry and on every host: two leases that differ in
+// one of the two are two, even if the other is the same.
+type Subnets struct{ V4, V6 netip.Prefix }
+
+// IsValid reports whether there is a subnet of any family.
+func (s Subnets) IsValid() bool { return s != Subnets{} }
+
+// Compare orders by the IPv4 subnet, then by that of IPv6; none comes first.
+func (s Subnets) Compare(o Subnets) int {
+	if c := ComparePrefix(s.V4, o.V4); c != 0 {
+		return c
+	}
+	return ComparePrefix(s.V6, o.V6)
+}
+
+// String returns the subnets as in 10.42.7.0/24 or 10.42.7.0/24,fd42:0:0:7::/64.
+func (s Subnets) String() string {
+	switch {
+	case !s.V6.IsValid():
+		return s.V4.String()
+	case !s.V4.IsValid():
+		return s.V6.String()
+	}
+	return s.V4.String() + "," + s.V6.String()
+}
+
+// ComparePrefix orders prefixes by address, then by length.
+func ComparePrefix(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return a.Bits() - b.Bits()
+}
