@@ -35,6 +35,7 @@ type Driver struct {
 	mu      sync.Mutex
 	kept    kept
 	tunnels map[string]*running // by link
+	past    Stats               // of tunnels that have ended
 
 	pacing sync.Mutex
 	ends   pace.Pace // of tunnels that ended by themselves
@@ -61,7 +62,7 @@ type running struct {
 // devices and sockets.
 func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
 	d := &Driver{
-		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), kept: kept{fds}, tunnels: map[string]*running{},
+		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), kept: kept{fds}, tunnels: map[string]*running{}, past: new(counters).stats(),
 		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
 	}
 	d.open = d.openEnds
@@ -75,6 +76,21 @@ func (d *Driver) Close() {
 	for link := range d.tunnels {
 		d.drop(link)
 	}
+}
+
+// Stats returns what all tunnels have done so far, with the peers of those that run. It may be
+// called from any goroutine.
+func (d *Driver) Stats() Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := new(counters).stats()
+	s.add(d.past)
+	for _, r := range d.tunnels {
+		if r.tunnel != nil {
+			s.add(r.tunnel.Stats())
+		}
+	}
+	return s
 }
 
 // Choose takes the TUN device for the overlay of this host, whose network was another one
@@ -297,5 +313,8 @@ func (d *Driver) drop(name string) {
 	delete(d.tunnels, name)
 	r.cancel()
 	r.ended.Wait()
+	if r.tunnel != nil {
+		d.past.add(r.tunnel.counters.stats())
+	}
 	r.close()
 }

@@ -15,6 +15,7 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
+	"flanneld/pkg/lab/wait"
 )
 
 // driverBed is a Driver whose ends are fakes, with the device that a kernel would show.
@@ -233,6 +234,36 @@ func TestTakenDeviceIsAnEvent(t *testing.T) {
 	}
 	if e := <-b.Events(); e != driver.Taken {
 		t.Errorf("event %s", e)
+	}
+}
+
+// TestDriverStats: what tunnels that have ended have done still counts, their peers don't.
+func TestDriverStats(t *testing.T) {
+	b := newDriverBed(t)
+	drops := func() (packets uint64) {
+		for _, d := range b.Stats().Drops {
+			packets += d.Packets
+		}
+		return packets
+	}
+	if n := len(b.Stats().Peers) + int(drops()); n != 0 {
+		t.Errorf("before there is a tunnel: %+v", b.Stats())
+	}
+	for n := range uint64(3) {
+		b.start()
+		if got := b.Stats(); got.Sent.Packets != n || drops() != n || len(got.Peers) != 0 {
+			t.Errorf("after %d tunnels: %+v", n, got)
+		}
+		b.put("10.42.7.0/24", "10.42.1.0/24 192.0.2.1:8285")
+		b.device.batches <- []Packet{{Data: to("10.42.1.2", tcpSpec{}).packet()}, {Data: to("10.42.99.2", tcpSpec{}).packet()}}
+		wait.True(t, "a packet that is sent and one that is not", func() bool {
+			s := b.Stats()
+			return len(s.Peers) == 1 && s.Peers[0].Sent.Packets == 1 && s.Sent.Packets == n+1 && drops() == n+1
+		})
+	}
+	b.Close()
+	if s := b.Stats(); s.Sent.Packets != 3 || len(s.Peers) != 0 {
+		t.Errorf("at the end: %+v", s)
 	}
 }
 

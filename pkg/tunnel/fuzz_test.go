@@ -139,7 +139,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		samePackets(t, device.written, want)
 		for why, n := range drops {
-			if got := r.tunnel.counters.drops[why].Load(); got != n {
+			if got := r.tunnel.counters.in.drops[why].Load(); got != n {
 				t.Errorf("%s: %d drops, want %d", Reason(why), got, n)
 			}
 		}

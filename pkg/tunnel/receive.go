@@ -72,7 +72,7 @@ func (r *receiver) run() error {
 func (r *receiver) datagram(d *Datagram) error {
 	r.host, r.port, r.last.ok = word(d.Source.Addr()), d.Source.Port(), false
 	if d.Truncated {
-		r.tunnel.counters.drop(Oversize, 1)
+		r.tunnel.counters.in.drop(Oversize, 1)
 		return nil
 	}
 	size := d.SegmentSize
@@ -92,7 +92,7 @@ func (r *receiver) datagram(d *Datagram) error {
 
 // packet filters one packet and gives it to the coalescer.
 func (r *receiver) packet(packet []byte) error {
-	counters := &r.tunnel.counters
+	counters := &r.tunnel.counters.in
 	if headerLen(packet) == 0 {
 		// A stranger's garbage counts as a stranger's.
 		if _, known := r.state.table.hosts[r.host]; !known && !r.state.table.overlay.AllowUnknownSources {
@@ -137,6 +137,7 @@ func (r *receiver) count(peer int32, octets int) {
 	if b.peer != peer {
 		if b.peer != none {
 			r.state.peers[b.peer].rcvd.add(b.packets, b.octets)
+			r.tunnel.counters.in.all.add(b.packets, b.octets)
 		}
 		b.peer, b.packets, b.octets = peer, 0, 0
 	}
@@ -151,7 +152,7 @@ func (r *receiver) write(o Offload, parts [][]byte) error {
 	case errors.Is(err, ErrDeviceGone):
 		return fmt.Errorf("write to device: %w", err)
 	default:
-		r.tunnel.counters.drop(DeviceRefused, len(parts))
+		r.tunnel.counters.in.drop(DeviceRefused, len(parts))
 	}
 	return nil
 }

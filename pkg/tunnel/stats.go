@@ -2,6 +2,23 @@ package tunnel
 
 import "sync/atomic"
 
+// A Direction is one of the two ways of a packet.
+type Direction uint8
+
+// The two ways of a packet.
+const (
+	Out Direction = iota // from this host to a peer
+	In                   // from a peer to this host
+)
+
+// String returns the direction as a metric's label.
+func (d Direction) String() string {
+	if d == Out {
+		return "out"
+	}
+	return "in"
+}
+
 // A Reason tells why a packet was dropped.
 type Reason uint8
 
@@ -37,6 +54,11 @@ func (r Reason) String() string {
 // Count is an amount of inner packets and of their bytes, IP headers included.
 type Count struct{ Packets, Bytes uint64 }
 
+func (c *Count) add(o Count) {
+	c.Packets += o.Packets
+	c.Bytes += o.Bytes
+}
+
 // PeerStats is the traffic with one peer. Packets of addresses outside the network count for any
 // one peer of that sender.
 type PeerStats struct {
@@ -45,27 +67,62 @@ type PeerStats struct {
 	Unsegmented    bool // the kernel has lately refused to segment, see ErrNoSegmentation
 }
 
-// Drop is how many packets were dropped for one reason.
+// Drop is how many packets were dropped on one way for one reason.
 type Drop struct {
-	Reason  Reason
-	Packets uint64
+	Direction Direction
+	Reason    Reason
+	Packets   uint64
 }
 
-// Stats is what the tunnel has done since New. The numbers are read one after another, while
-// traffic goes on.
+// Stats is what a tunnel has done since New, or all tunnels of a Driver. The numbers are read one
+// after another, while traffic goes on.
 type Stats struct {
-	Peers []PeerStats // of the present table, in its order
-	Drops []Drop      // of every reason, also those that have not occurred
-	ICMP  uint64      // ICMP errors sent
+	Sent, Received Count       // with all peers that there have been
+	Drops          []Drop      // of every reason that there is, also those that have not occurred
+	Peers          []PeerStats // of the present table, in its order
 }
 
-// counters of the whole tunnel.
+// possible reports whether packets are dropped on one way for a reason.
+func possible(d Direction, r Reason) bool {
+	return r <= TTLExceeded || (r <= SendFailed) == (d == Out)
+}
+
+// add adds what other tunnels have done.
+func (s *Stats) add(o Stats) {
+	s.Sent.add(o.Sent)
+	s.Received.add(o.Received)
+	for i, d := range o.Drops {
+		s.Drops[i].Packets += d.Packets
+	}
+	s.Peers = append(s.Peers, o.Peers...)
+}
+
+// counters of the whole tunnel. Sending and receiving goroutines write to different cache lines.
 type counters struct {
-	drops [reasons]atomic.Uint64
-	icmp  atomic.Uint64
+	out, in way
 }
 
-func (c *counters) drop(r Reason, packets int) { c.drops[r].Add(uint64(packets)) }
+// way is what is counted of one direction.
+type way struct {
+	all   meter
+	drops [reasons]atomic.Uint64
+	_     [64]byte
+}
+
+func (w *way) drop(r Reason, packets int) { w.drops[r].Add(uint64(packets)) }
+
+// stats returns what was counted, without peers.
+func (c *counters) stats() Stats {
+	s := Stats{Sent: c.out.all.count(), Received: c.in.all.count()}
+	for d, w := range []*way{Out: &c.out, In: &c.in} {
+		for r := range reasons {
+			if possible(Direction(d), r) {
+				s.Drops = append(s.Drops, Drop{Direction(d), r, w.drops[r].Load()})
+			}
+		}
+	}
+	return s
+}
 
 // peerState is what the tunnel knows of a peer. It outlives tables. Sending and receiving
 // goroutines write to different cache lines.

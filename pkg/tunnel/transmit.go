@@ -42,6 +42,8 @@ type transmitter struct {
 	ms      []Message // built from out by flush
 	plain   []Message // segments of a message that was refused
 
+	sent struct{ packets, octets int } // not counted yet for all peers
+
 	state *state // of this batch
 	last  struct {
 		dst  uint32
@@ -101,20 +103,20 @@ func (x *transmitter) run() error {
 func (x *transmitter) packet(p *Packet) error {
 	ihl := headerLen(p.Data)
 	if ihl == 0 {
-		x.tunnel.counters.drop(misfit(p.Data), 1)
+		x.tunnel.counters.out.drop(misfit(p.Data), 1)
 		return nil
 	}
 	peer := x.route(destination(p.Data))
 	switch {
 	case !headerIntact(p.Data):
-		x.tunnel.counters.drop(BadChecksum, 1)
+		x.tunnel.counters.out.drop(BadChecksum, 1)
 		return nil
 	case peer == none:
-		x.tunnel.counters.drop(NoRoute, 1)
+		x.tunnel.counters.out.drop(NoRoute, 1)
 		x.icmp.send(x.state, icmpError{kind: icmpUnreachable, code: codeNetwork}, p.Data)
 		return nil
 	case p.Data[offTTL] <= 1:
-		x.tunnel.counters.drop(TTLExceeded, 1)
+		x.tunnel.counters.out.drop(TTLExceeded, 1)
 		x.icmp.send(x.state, icmpError{kind: icmpTimeExceeded}, p.Data)
 		return nil
 	}
@@ -125,10 +127,10 @@ func (x *transmitter) packet(p *Packet) error {
 	}
 	if o.NeedsChecksum && (int(o.ChecksumStart) < ihl ||
 		!finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset))) {
-		x.tunnel.counters.drop(Malformed, 1)
+		x.tunnel.counters.out.drop(Malformed, 1)
 		return nil
 	}
-	x.state.peers[peer].sent.add(1, len(p.Data))
+	x.count(peer, 1, len(p.Data))
 	if err := x.makeRoom(0); err != nil {
 		return err
 	}
@@ -147,7 +149,7 @@ func (x *transmitter) route(dst uint32) int32 {
 func (x *transmitter) super(peer int32, packet []byte, ihl int, o Offload) error {
 	s := &x.split
 	if !s.init(packet, ihl, o) {
-		x.tunnel.counters.drop(Malformed, 1)
+		x.tunnel.counters.out.drop(Malformed, 1)
 		return nil
 	}
 	hl, packets, octets := len(s.header), 0, 0
@@ -162,8 +164,15 @@ func (x *transmitter) super(peer int32, packet []byte, ihl int, o Offload) error
 		packets, octets = packets+1, octets+hl+len(payload)
 		x.append(peer, h, payload)
 	}
-	x.state.peers[peer].sent.add(packets, octets)
+	x.count(peer, packets, octets)
 	return nil
+}
+
+// count counts packets to a peer, and for all peers with the next flush.
+func (x *transmitter) count(peer int32, packets, octets int) {
+	x.state.peers[peer].sent.add(packets, octets)
+	x.sent.packets += packets
+	x.sent.octets += octets
 }
 
 // makeRoom sends what there is if the next packet might not find room for its parts and its header.
@@ -214,6 +223,8 @@ func (x *transmitter) segments(peer int32) int {
 // flush sends all messages. Only ErrInterrupted and net.ErrClosed end the transmitter; other errors
 // cost the message.
 func (x *transmitter) flush() error {
+	x.tunnel.counters.out.all.add(x.sent.packets, x.sent.octets)
+	x.sent.packets, x.sent.octets = 0, 0
 	x.ms = x.ms[:0]
 	for i, m := range x.out {
 		end := len(x.parts)
@@ -240,7 +251,7 @@ func (x *transmitter) flush() error {
 			}
 			i++
 		default:
-			x.tunnel.counters.drop(SendFailed, x.out[i].segments)
+			x.tunnel.counters.out.drop(SendFailed, x.out[i].segments)
 			i++
 		}
 	}
@@ -265,7 +276,7 @@ func (x *transmitter) sendPlain(m *Message) error {
 			return err
 		}
 		if err != nil {
-			x.tunnel.counters.drop(SendFailed, 1)
+			x.tunnel.counters.out.drop(SendFailed, 1)
 			i++
 		}
 	}

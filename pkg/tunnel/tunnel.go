@@ -62,18 +62,14 @@ func (t *Tunnel) Swap(table *Table) {
 // Stats returns what was counted so far.
 func (t *Tunnel) Stats() Stats {
 	s := t.state.Load()
-	stats := Stats{
-		Peers: make([]PeerStats, len(s.peers)), Drops: make([]Drop, reasons), ICMP: t.counters.icmp.Load(),
-	}
+	stats := t.counters.stats()
+	stats.Peers = make([]PeerStats, len(s.peers))
 	for i, p := range s.peers {
 		until := p.plain.Load()
 		stats.Peers[i] = PeerStats{
 			Peer: s.table.overlay.Peers[i], Sent: p.sent.count(), Received: p.rcvd.count(),
 			Unsegmented: until != 0 && t.clock() < time.Duration(until),
 		}
-	}
-	for i := range stats.Drops {
-		stats.Drops[i] = Drop{Reason(i), t.counters.drops[i].Load()}
 	}
 	return stats
 }
@@ -138,10 +134,7 @@ func (s *icmpSender) send(st *state, e icmpError, about []byte) {
 		return
 	}
 	packet := appendICMP(s.buf[:0], e, st.table, about)
-	if len(packet) == 0 {
-		return
-	}
-	if _, err := s.to.Write(packet); err == nil {
-		s.tunnel.counters.icmp.Add(1)
+	if len(packet) > 0 {
+		_, _ = s.to.Write(packet)
 	}
 }

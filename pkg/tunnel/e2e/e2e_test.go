@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -162,10 +163,7 @@ func TestICMPReachesContainers(t *testing.T) {
 				test.kind, test.code, test.from)
 		}
 	}
-	a, b := p.stop(t, ctx)
-	if a.ICMP != 2 || b.ICMP != 1 {
-		t.Errorf("%d and %d ICMP errors counted", a.ICMP, b.ICMP)
-	}
+	p.stop(t, ctx)
 }
 
 // icmpError sends an echo request and returns the error message that comes back.
@@ -249,7 +247,8 @@ func TestStranger(t *testing.T) {
 		t.Errorf("memory grew by %d bytes", grown)
 	}
 	_, b := p.stop(t, ctx)
-	if n := b.Drops[tunnel.UnknownSource].Packets; n < datagrams*99/100 {
+	i := slices.IndexFunc(b.Drops, func(d tunnel.Drop) bool { return d.Reason == tunnel.UnknownSource })
+	if n := b.Drops[i].Packets; n < datagrams*99/100 {
 		t.Errorf("%d of %d datagrams counted as a stranger's: %+v", n, datagrams, b.Drops)
 	}
 }
