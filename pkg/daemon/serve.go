@@ -165,13 +165,13 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 	rules := filter.New(filter.Config{
 		Options: d.options.Rules, Choice: d.net.NFTables,
 		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},
-		Former:     []firewall.Overlay{{Network: d.former.Network, Subnet: d.former.Subnet}},
-		Taken:      taken,
+		Previous:     []firewall.Overlay{{Network: d.former.Network, Subnet: d.former.Subnet}},
+		InUse:      taken,
 		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
 		Conditions: d.conditions, Log: d.log,
 	})
 	lock := filter.NewLock(filter.LockConfig{
-		Wanted: d.options.Rules.Lock, Network: d.net.Network, Former: d.former.Network, Taken: taken,
+		Wanted: d.options.Rules.Lock, Network: d.net.Network, Previous: d.former.Network, InUse: taken,
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
 		Table: nftables.LockTable(d.net.Network), Conditions: d.conditions, Log: d.log,
 	})

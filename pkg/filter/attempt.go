@@ -11,7 +11,7 @@ import (
 // outcome is what a keeper made of some rulesets.
 type outcome struct {
 	changes []string
-	barred  bool  // chains cannot be written; else all is as wanted
+	ownerLocked  bool  // chains cannot be written; else all is as wanted
 	err     error // why not
 }
 
@@ -20,8 +20,8 @@ func syncAll(ctx context.Context, k firewall.Keeper, sets []firewall.Ruleset) (o
 	for _, set := range sets {
 		changes, err := k.Sync(ctx, set)
 		o.changes = append(o.changes, changes...)
-		if errors.Is(err, firewall.ErrBarred) {
-			o.barred = true
+		if errors.Is(err, firewall.ErrOwnerLocked) {
+			o.ownerLocked = true
 		} else {
 			o.err = errors.Join(o.err, err)
 		}
@@ -40,8 +40,8 @@ type attempt struct {
 	took time.Duration
 }
 
-// try begins an attempt.
-func try(ctx context.Context, k firewall.Keeper, sets []firewall.Ruleset) *attempt {
+// startAttempt begins an attempt.
+func startAttempt(ctx context.Context, k firewall.Keeper, sets []firewall.Ruleset) *attempt {
 	a := &attempt{done: make(chan struct{})}
 	ctx, a.cancel = context.WithCancel(ctx)
 	go func() {

@@ -44,10 +44,10 @@ type Config struct {
 	Options
 	Keepers Keepers
 	Choice  netconf.Choice     // whether nftables are preferred
-	Former  []firewall.Overlay // that this host had, as it noted itself
+	Previous  []firewall.Overlay // that this host had, as it noted itself
 	// Taken reports whether another daemon of this host serves the network of a former
 	// overlay by now, whose rules are that one's then.
-	Taken      func(firewall.Overlay) bool
+	InUse      func(firewall.Overlay) bool
 	Firewalld  func(context.Context) (Firewalld, error) // connects to it
 	Conditions *condition.List
 	Log        *slog.Logger
@@ -94,8 +94,8 @@ const (
 	lastRetry  = 30 * time.Second
 )
 
-// looks are the time that looks take while somebody changes rules all the time.
-func looks() pace.Share { return pace.Share{Share: 10, Most: 2 * time.Second} }
+// syncShare are the time that looks take while somebody changes rules all the time.
+func syncShare() pace.Share { return pace.Share{Share: 10, Most: 2 * time.Second} }
 
 // newFight returns what is no fight yet over rules.
 func newFight() pace.Fight {
@@ -104,7 +104,7 @@ func newFight() pace.Fight {
 
 // IDs of conditions.
 const (
-	keepCondition  = "packet-filter"
+	syncCondition  = "packet-filter"
 	fightCondition = "packet-filter/fight"
 )
 
@@ -126,14 +126,14 @@ type Filter struct {
 
 	now     []Input            // at the present look
 	sets    []firewall.Ruleset // that follow from it
-	had     []firewall.Overlay // that this host has or had
-	holding holding            // of the rules
-	beside  beside             // them
+	overlays     []firewall.Overlay // that this host has or had
+	selection selection            // of the rules
+	secondary  secondary             // them
 	written bool               // they were right once, so that changes are repairs
 	retry   pace.Backoff
 	fight   pace.Fight
-	looked  time.Time
-	rest    time.Duration // from then to a look that others cause
+	syncedAt  time.Time
+	minPause    time.Duration // from then to a look that others cause
 }
 
 // New returns a filter that keeps nothing before Run.
@@ -144,9 +144,9 @@ func New(cfg Config) *Filter {
 	}
 	f.trust = newTrust(cfg, f.trigger)
 	f.choice.Store(int32(cfg.Choice))
-	for _, o := range cfg.Former {
+	for _, o := range cfg.Previous {
 		if o.Network.IsValid() && o.Subnet.IsValid() {
-			f.had = append(f.had, o)
+			f.overlays = append(f.overlays, o)
 		}
 	}
 	return f
@@ -197,29 +197,29 @@ func (f *Filter) Run(ctx context.Context) {
 		return
 	case <-f.known:
 	}
-	f.look(ctx)
+	f.syncAndReport(ctx)
 	close(f.tried)
 	for ctx.Err() == nil {
-		f.keep(ctx)
+		f.runWithKeeper(ctx)
 	}
 }
 
-// keep keeps the rules until somebody else holds them.
-func (f *Filter) keep(ctx context.Context) {
+// runWithKeeper keeps the rules until somebody else holds them.
+func (f *Filter) runWithKeeper(ctx context.Context) {
 	watching, cancel := context.WithCancel(ctx) // an attempt goes on after it
 	defer cancel()
-	signs, who := f.watch(watching), f.holding.holder
+	signs, who := f.watch(watching), f.selection.active
 	pause := time.Duration(0) // for what was changed since the last look
-	for f.holding.holder == who {
+	for f.selection.active == who {
 		f.wait(ctx, pause, signs)
 		if ctx.Err() != nil {
 			return
 		}
 		begun := time.Now()
-		calm, fights := f.look(ctx)
+		calm, fights := f.syncAndReport(ctx)
 		pause = min(calm, f.inspect(ctx))
-		if f.rest = looks().Rest(time.Since(begun)); fights {
-			pause, f.rest = calm, calm
+		if f.minPause = syncShare().Rest(time.Since(begun)); fights {
+			pause, f.minPause = calm, calm
 		}
 	}
 }
@@ -229,19 +229,19 @@ func (f *Filter) keep(ctx context.Context) {
 func (f *Filter) wait(ctx context.Context, pause time.Duration, signs <-chan struct{}) {
 	due := time.Now().Add(pause)
 	var ended <-chan struct{}
-	if f.holding.trying != nil {
-		ended = f.holding.trying.done
+	if f.selection.attempt != nil {
+		ended = f.selection.attempt.done
 	}
 	for {
 		pause = max(time.Until(due), 0)
-		if f.holding.locked != nil {
+		if f.selection.locked != nil {
 			pause = min(pause, lockPoll)
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
-			if f.holding.locked != nil && time.Now().Before(due) && !f.holding.locked.Free() {
+			if f.selection.locked != nil && time.Now().Before(due) && !f.selection.locked.Free() {
 				continue
 			}
 		case <-f.wake:
@@ -258,8 +258,8 @@ func (f *Filter) wait(ctx context.Context, pause time.Duration, signs <-chan str
 // settle waits until a burst of changes is over, no look that takes processes follows another at
 // once, and looks take a share of the time only.
 func (f *Filter) settle(ctx context.Context, wait time.Duration, signs <-chan struct{}) {
-	rest := max(f.rest, f.gap())
-	_ = pace.Sleep(ctx, max(wait, time.Until(f.looked.Add(rest)))) // the caller sees that ctx has ended
+	rest := max(f.minPause, f.gap())
+	_ = pace.Sleep(ctx, max(wait, time.Until(f.syncedAt.Add(rest)))) // the caller sees that ctx has ended
 	select {
 	case <-signs:
 	default:
@@ -268,34 +268,34 @@ func (f *Filter) settle(ctx context.Context, wait time.Duration, signs <-chan st
 
 // gap returns the least time between two looks, by the tools that they take.
 func (f *Filter) gap() time.Duration {
-	gap := max(f.holding.holder.traits.Gap, f.beside.gap)
-	if f.holding.standIn != nil {
-		gap = max(gap, f.holding.gap)
+	gap := max(f.selection.active.traits.Gap, f.secondary.legacyGap)
+	if f.selection.preferredErr != nil {
+		gap = max(gap, f.selection.gap)
 	}
 	return gap
 }
 
-// look makes the rules right. It returns the time until the next look, and whether somebody keeps
+// syncAndReport makes the rules right. It returns the time until the next look, and whether somebody keeps
 // undoing them, so that there should be none before.
-func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
-	holder, wanted := f.holding.holder, f.now
+func (f *Filter) syncAndReport(ctx context.Context) (pause time.Duration, fights bool) {
+	holder, wanted := f.selection.active, f.now
 	f.now = *f.input.Load()
 	changes, err := f.sync(ctx)
-	f.looked = time.Now()
+	f.syncedAt = time.Now()
 	if ctx.Err() != nil {
 		return firstRetry, false
 	}
-	repaired := len(changes) > 0 && f.written && f.holding.holder == holder && sameRules(wanted, f.now)
-	f.stats.count(resultOf(changes, repaired, err), f.holding.holder)
+	repaired := len(changes) > 0 && f.written && f.selection.active == holder && sameRules(wanted, f.now)
+	f.stats.count(resultOf(changes, repaired, err), f.selection.active)
 	f.report(changes, repaired, err)
 	pause = idle
-	if every := f.holding.holder.traits.Resync; every > 0 {
+	if every := f.selection.active.traits.Resync; every > 0 {
 		pause = every
 	}
-	if err != nil || f.holding.standIn != nil || f.beside.failed != nil || !f.beside.cleared {
+	if err != nil || f.selection.preferredErr != nil || f.secondary.legacyErr != nil || !f.secondary.unusedRemoved {
 		pause = min(pause, f.retry.Failed())
-		if f.holding.early {
-			pause = min(pause, max(time.Until(f.holding.next), 0))
+		if f.selection.tooEarly {
+			pause = min(pause, max(time.Until(f.selection.next), 0))
 		}
 	} else {
 		f.retry.Reset()
@@ -304,7 +304,7 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 		return pause, false
 	}
 	if f.written = true; repaired {
-		if calm := f.fight.Repaired(f.looked); calm > 0 {
+		if calm := f.fight.Repaired(f.syncedAt); calm > 0 {
 			f.cfg.Conditions.Begin(condition.Condition{
 				ID: fightCondition, Severe: true, Text: "another program keeps undoing packet filter rules, backing off",
 				Fields: []any{"changes", strings.Join(changes, "; ")},
@@ -312,7 +312,7 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 			return calm, true
 		}
 	}
-	if !f.fight.On(f.looked) {
+	if !f.fight.On(f.syncedAt) {
 		f.cfg.Conditions.End(fightCondition)
 	}
 	return pause, false
@@ -321,32 +321,32 @@ func (f *Filter) look(ctx context.Context) (pause time.Duration, fights bool) {
 // sync has the rules right where they are held, then what is beside them, and then nothing left
 // where they were before.
 func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
-	f.had = slices.DeleteFunc(f.had, func(o firewall.Overlay) bool { return f.formerly(o) && f.cfg.Taken(o) })
+	f.overlays = slices.DeleteFunc(f.overlays, func(o firewall.Overlay) bool { return f.isPrevious(o) && f.cfg.InUse(o) })
 	for _, in := range f.now {
-		if !slices.Contains(f.had, in.Overlay) {
-			f.had = append(f.had, in.Overlay)
+		if !slices.Contains(f.overlays, in.Overlay) {
+			f.overlays = append(f.overlays, in.Overlay)
 		}
 	}
 	// What a former network has left is removed once: it may be another daemon's later.
 	defer func() {
 		if err == nil {
-			f.had = slices.DeleteFunc(f.had, f.formerly)
+			f.overlays = slices.DeleteFunc(f.overlays, f.isPrevious)
 		}
 	}()
 	f.sets = f.rulesets()
-	if changes, err = f.hold(ctx); err != nil {
+	if changes, err = f.syncRules(ctx); err != nil {
 		return changes, err
 	}
-	more, err := f.keepBeside(ctx)
+	more, err := f.syncAccepts(ctx)
 	changes = append(changes, more...)
-	if err == nil && f.holding.standIn == nil && !f.beside.cleared {
-		changes = append(changes, f.clear(ctx)...)
+	if err == nil && f.selection.preferredErr == nil && !f.secondary.unusedRemoved {
+		changes = append(changes, f.removeUnused(ctx)...)
 	}
 	return changes, err
 }
 
-// formerly reports whether this host was in an overlay of another network than now.
-func (f *Filter) formerly(o firewall.Overlay) bool {
+// isPrevious reports whether this host was in an overlay of another network than now.
+func (f *Filter) isPrevious(o firewall.Overlay) bool {
 	return !slices.ContainsFunc(f.now, func(in Input) bool { return in.Network == o.Network })
 }
 
@@ -355,7 +355,7 @@ func (f *Filter) rulesets() (sets []firewall.Ruleset) {
 	for _, in := range f.now {
 		sets = append(sets, firewall.Ruleset{
 			Family: firewall.FamilyOf(in.Network),
-			Owner:  firewall.Owner{Network: in.Network, Overlays: slices.Clone(f.had)},
+			Owner:  firewall.Owner{Network: in.Network, Overlays: slices.Clone(f.overlays)},
 			Chains: firewall.Rules(firewall.Options{
 				Overlay: in.Overlay, Masquerade: f.cfg.Masquerade, RandomPorts: !f.cfg.KeepPorts,
 				Forward: f.cfg.Forward, Tunnel: in.Tunnel,
@@ -374,17 +374,17 @@ func (f *Filter) report(changes []string, repaired bool, err error) {
 		}
 		f.cfg.Log.Info(msg, "changes", strings.Join(changes, "; "))
 	}
-	switch why := f.holding.standIn; {
+	switch why := f.selection.preferredErr; {
 	case err != nil:
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: keepCondition, Text: "failed to sync packet filter rules, will retry",
+			ID: syncCondition, Text: "failed to sync packet filter rules, will retry",
 			Fields: []any{"err", err}, Command: findHolder(why),
 		})
 	case why != nil:
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: keepCondition, Text: f.holding.text, Fields: []any{"err", why}, Command: findHolder(why),
+			ID: syncCondition, Text: f.selection.conditionText, Fields: []any{"err", why}, Command: findHolder(why),
 		})
 	default:
-		f.cfg.Conditions.End(keepCondition)
+		f.cfg.Conditions.End(syncCondition)
 	}
 }

@@ -69,8 +69,8 @@ func TestNetworkMayChange(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var owners []firewall.Owner
 			h := newHost(t, netconf.Open, func(c *Config) {
-				c.Former = []firewall.Overlay{old, {}}
-				c.Taken = func(o firewall.Overlay) bool {
+				c.Previous = []firewall.Overlay{old, {}}
+				c.InUse = func(o firewall.Overlay) bool {
 					if o != old {
 						t.Errorf("asked for %v", o)
 					}
@@ -128,7 +128,7 @@ func TestFamiliesAreKeptAlike(t *testing.T) {
 		<-h.Tried()
 		h.after(time.Second)
 		for place, rulesets := range h.places {
-			if len(rulesets) != 2 || rulesets[firewall.IPv6].Owner.Network != six.Network || rulesets[firewall.IPv6].Beside != rulesets[firewall.IPv4].Beside {
+			if len(rulesets) != 2 || rulesets[firewall.IPv6].Owner.Network != six.Network || rulesets[firewall.IPv6].HeldIn != rulesets[firewall.IPv4].HeldIn {
 				t.Errorf("place %d: %v", place, rulesets)
 			}
 		}
@@ -301,7 +301,7 @@ func TestAcceptsInLegacyTables(t *testing.T) {
 			h.set(func() { h.legacy.unread = nil })
 			h.after(31 * time.Second)
 			h.wrong(unreadCondition, false)
-			h.wrong(keepCondition, false)
+			h.wrong(syncCondition, false)
 		})
 	}
 }
@@ -344,11 +344,11 @@ func TestNFTablesFailBeside(t *testing.T) {
 				h.nft.err, h.nft.unread = firewall.AbsentError("kernel without nftables"), firewall.AbsentError("kernel without nftables")
 			}
 			h.start()
-			h.wrong(keepCondition, !absent)
+			h.wrong(syncCondition, !absent)
 			h.holds(firewall.Legacy, "rules")
 			h.set(func() { h.nft.err, h.nft.unread = nil, nil })
 			h.after(31 * time.Second)
-			h.wrong(keepCondition, false)
+			h.wrong(syncCondition, false)
 			h.holds(firewall.Native, "accepts")
 		})
 	}

@@ -80,7 +80,7 @@ func (k *keeper) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error)
 	k.host.mu.Lock()
 	defer k.host.mu.Unlock()
 	r.Owner = firewall.Owner{Network: r.Owner.Network}
-	if r.Beside != firewall.Nowhere {
+	if r.HeldIn != firewall.Nowhere {
 		r.Chains = firewall.Accepts(r.Chains)
 	}
 	at := k.host.places[place]
@@ -164,7 +164,7 @@ func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost
 		Options:    Options{Masquerade: true, Forward: true},
 		Keepers:    Keepers{IPTables: h.iptables, Compat: h.compat, Legacy: h.legacy, NFTables: h.nft},
 		Choice:     c,
-		Taken:      func(firewall.Overlay) bool { return false },
+		InUse:      func(firewall.Overlay) bool { return false },
 		Firewalld:  func(context.Context) (Firewalld, error) { return nil, fmt.Errorf("no bus") },
 		Conditions: h.list,
 		Log:        slog.New(slog.NewTextHandler(h.log, nil)),
@@ -222,7 +222,7 @@ func (h *modelHost) holds(p firewall.Place, want string) {
 	got := "rules"
 	if !there {
 		got = "nothing"
-	} else if r.Beside != firewall.Nowhere {
+	} else if r.HeldIn != firewall.Nowhere {
 		got = "accepts"
 	}
 	if got != want {

@@ -16,13 +16,13 @@ import (
 const (
 	// MostPeers is how many peers are tried one by one, where it depends on who sends.
 	MostPeers = 8
-	// blindAfter failures in a row are more than rules that change while they are read.
-	blindAfter = 3
+	// maxInspectFailures failures in a row are more than rules that change while they are read.
+	maxInspectFailures = 3
 )
 
-// portLooks are looks at whether the tunnel's port is open: each follows a packet through
+// portCheckShare are looks at whether the tunnel's port is open: each follows a packet through
 // everybody's rules, which may be many.
-func portLooks() pace.Share {
+func portCheckShare() pace.Share {
 	return pace.Share{Share: 50, Least: time.Second, Most: idle}
 }
 
@@ -30,7 +30,7 @@ func portLooks() pace.Share {
 const (
 	ownedCondition = "packet-filter/chain/" // and a chain
 	portCondition  = "tunnel-port/"         // and a chain
-	blindCondition = "packet-filter-unread"
+	inspectCondition = "packet-filter-unread"
 )
 
 // inspect finds out what of others drops the network's packets and cannot be helped here.
@@ -46,23 +46,23 @@ func (f *Filter) inspect(ctx context.Context) time.Duration {
 		return idle
 	}
 	err := f.inspectOwned(ctx, known)
-	wait := time.Until(f.beside.port)
+	wait := time.Until(f.secondary.nextPortCheck)
 	if wait <= 0 {
 		begun := time.Now()
 		err = errors.Join(err, f.inspectPort(ctx, known))
-		wait, f.beside.port = idle, time.Now().Add(portLooks().Rest(time.Since(begun)))
+		wait, f.secondary.nextPortCheck = idle, time.Now().Add(portCheckShare().Rest(time.Since(begun)))
 	}
 	if err == nil || ctx.Err() != nil {
-		f.beside.blind = 0
-		f.cfg.Conditions.End(blindCondition)
+		f.secondary.inspectFailures = 0
+		f.cfg.Conditions.End(inspectCondition)
 		return wait
 	}
-	if f.beside.blind++; f.beside.blind >= blindAfter {
+	if f.secondary.inspectFailures++; f.secondary.inspectFailures >= maxInspectFailures {
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: blindCondition, Text: "failed to check whether other rules drop overlay packets, will retry", Fields: []any{"err", err},
+			ID: inspectCondition, Text: "failed to check whether other rules drop overlay packets, will retry", Fields: []any{"err", err},
 		})
 	}
-	return time.Until(f.beside.port)
+	return time.Until(f.secondary.nextPortCheck)
 }
 
 // inspectOwned follows packets between containers through the chains that only the program
@@ -71,7 +71,7 @@ func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
 	var found []condition.Condition
 	var mistrusted []netip.Prefix // networks whose packets firewalld may drop
 	for _, in := range all {
-		if !f.holding.barred {
+		if !f.selection.ownerLocked {
 			break
 		}
 		for _, packet := range in.Probes.Inner {
@@ -93,7 +93,7 @@ func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
 			}
 		}
 	}
-	f.trust.want(slices.Compact(mistrusted))
+	f.trust.set(slices.Compact(mistrusted))
 	f.cfg.Conditions.Replace(ownedCondition, found)
 	return nil
 }
@@ -106,7 +106,7 @@ func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 		if in.Probes.Tunnel == nil {
 			continue
 		}
-		closed, err := f.closed(ctx, *in.Probes)
+		closed, err := f.portBarriers(ctx, *in.Probes)
 		if err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 		for _, b := range closed {
 			found = append(found, condition.Condition{
 				ID: portCondition + b.String(), Text: "this host's packet filter drops packets to the tunnel port",
-				Fields: []any{"port", port, "chain", b.String()}, Command: b.Open(port),
+				Fields: []any{"port", port, "chain", b.String()}, Command: b.OpenCommand(port),
 			})
 		}
 	}
@@ -122,8 +122,8 @@ func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 	return nil
 }
 
-// closed returns the chains that certainly drop what a peer sends to the tunnel.
-func (f *Filter) closed(ctx context.Context, p Probes) ([]firewall.Barrier, error) {
+// portBarriers returns the chains that certainly drop what a peer sends to the tunnel.
+func (f *Filter) portBarriers(ctx context.Context, p Probes) ([]firewall.Barrier, error) {
 	certain := func(b firewall.Barrier) bool { return b.Certain }
 	all, err := f.barriers(ctx, *p.Tunnel)
 	if err == nil && len(all) > 0 && !slices.ContainsFunc(all, certain) {
@@ -145,7 +145,7 @@ func (f *Filter) closed(ctx context.Context, p Probes) ([]firewall.Barrier, erro
 // cannot be asked, which was said.
 func (f *Filter) barriers(ctx context.Context, packet firewall.Packet) ([]firewall.Barrier, error) {
 	all, err := f.cfg.Keepers.NFTables.Barriers(ctx, packet)
-	if failed := f.beside.failed; failed != nil && firewall.Locked(failed) == nil {
+	if failed := f.secondary.legacyErr; failed != nil && firewall.Locked(failed) == nil {
 		return all, err
 	}
 	more, failed := f.cfg.Keepers.Legacy.Barriers(ctx, packet)

@@ -101,16 +101,16 @@ func TestBlindnessIsACondition(t *testing.T) {
 		h.probed()
 		h.run()
 		h.after(burst)
-		h.wrong(blindCondition, false)
+		h.wrong(inspectCondition, false)
 		h.after(10 * time.Second)
-		h.wrong(blindCondition, true)
+		h.wrong(inspectCondition, true)
 		h.after(time.Minute)
 		if asked > 80 {
 			t.Errorf("asked %d times", asked)
 		}
 		h.set(func() { h.nft.barriers = nil })
 		h.after(idle)
-		h.wrong(blindCondition, false)
+		h.wrong(inspectCondition, false)
 	})
 }
 
@@ -159,11 +159,11 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h.run()
 		h.after(time.Second)
 		h.wrong(ownedCondition+owned.String(), false) // nobody was kept from writing
-		h.set(func() { h.nft.err = fmt.Errorf("%w: inet theirs", firewall.ErrBarred) })
+		h.set(func() { h.nft.err = fmt.Errorf("%w: inet theirs", firewall.ErrOwnerLocked) })
 		h.after(idle)
 		h.wrong(ownedCondition+owned.String(), true)
 		h.wrong(ownedCondition+"nftables inet theirs perhaps", false)
-		h.wrong(keepCondition, false)
+		h.wrong(syncCondition, false)
 		h.wrong(trustCondition, true)
 		h.said(1, "failed to make it trust the network", "connection refused", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16`)
 		h.after(trustRetry)

@@ -22,8 +22,8 @@ const (
 	admitWithin = 100 * time.Millisecond
 )
 
-// lockLooks are looks at the lock while somebody keeps changing rules.
-func lockLooks() pace.Share { return pace.Share{Share: 50, Least: burst} }
+// lockSyncShare are looks at the lock while somebody keeps changing rules.
+func lockSyncShare() pace.Share { return pace.Share{Share: 50, Least: burst} }
 
 // Locker keeps locks by nftables.
 type Locker interface {
@@ -44,9 +44,9 @@ type Locker interface {
 type LockConfig struct {
 	Wanted     bool
 	Network    netip.Prefix
-	Former     netip.Prefix // of the run before, if that was another one
+	Previous     netip.Prefix // of the run before, if that was another one
 	Open       func() (Locker, error)
-	Taken      func(firewall.Overlay) bool // see Config
+	InUse      func(firewall.Overlay) bool // see Config
 	Table      string                      // that shows the lock, for people
 	Conditions *condition.List
 	Log        *slog.Logger
@@ -63,8 +63,8 @@ type Lock struct {
 
 	spec  atomic.Pointer[lockSpec]
 	views chan lease.View // the latest one
-	asked chan chan struct{}
-	soon  *pace.Alarm   // look at all of it
+	admits chan chan struct{}
+	syncAlarm  *pace.Alarm   // look at all of it
 	known chan struct{} // closed: there is a spec
 	tried chan struct{} // closed: after the first attempt
 	ready chan struct{} // closed: nothing is in a hurry any more
@@ -76,10 +76,10 @@ type Lock struct {
 	locker Locker     // nil until it could be opened
 	view   lease.View // as it is in peers
 	peers  map[netip.Addr]int
-	whole  bool // the kernel held all of it at the last look, and what was written since
-	kept   bool // it did once, so that changes are repairs
+	intact  bool // the kernel held all of it at the last look, and what was written since
+	synced   bool // it did once, so that changes are repairs
 	fight  pace.Fight
-	calm   time.Time // no look before, whatever is changed
+	pausedUntil   time.Time // no look before, whatever is changed
 }
 
 // lockSpec is what is to be locked.
@@ -91,12 +91,12 @@ type lockSpec struct {
 // NewLock returns a lock that does nothing before Run.
 func NewLock(cfg LockConfig) *Lock {
 	l := &Lock{
-		cfg: cfg, views: make(chan lease.View, 1), asked: make(chan chan struct{}), soon: pace.NewAlarm(),
+		cfg: cfg, views: make(chan lease.View, 1), admits: make(chan chan struct{}), syncAlarm: pace.NewAlarm(),
 		known: make(chan struct{}), tried: make(chan struct{}), ready: make(chan struct{}),
 		peers: map[netip.Addr]int{}, fight: newFight(),
 	}
-	if cfg.Former == cfg.Network {
-		l.cfg.Former = netip.Prefix{}
+	if cfg.Previous == cfg.Network {
+		l.cfg.Previous = netip.Prefix{}
 	}
 	return l
 }
@@ -114,7 +114,7 @@ func (l *Lock) SetView(v lease.View) {
 func (l *Lock) SetTunnel(lock firewall.Lock, tunnel bool) {
 	now := lockSpec{lock, tunnel}
 	if before := l.spec.Swap(&now); before != nil && *before != now {
-		l.soon.Within(0)
+		l.syncAlarm.Within(0)
 	}
 	l.begin.Do(func() { close(l.known) })
 }
@@ -135,7 +135,7 @@ func (l *Lock) Admit() {
 	defer timer.Stop()
 	done := make(chan struct{})
 	select {
-	case l.asked <- done:
+	case l.admits <- done:
 	case <-timer.C:
 		return
 	}
@@ -154,14 +154,14 @@ func (l *Lock) Run(ctx context.Context) {
 	}()
 	if !l.cfg.Wanted {
 		close(l.tried)
-		l.remove(ctx)
+		l.removeStale(ctx)
 		return
 	}
 	select {
 	case <-ctx.Done():
 		return
 	case v := <-l.views:
-		l.take(v)
+		l.update(v)
 	}
 	select {
 	case <-ctx.Done():
@@ -169,24 +169,24 @@ func (l *Lock) Run(ctx context.Context) {
 	case <-l.known:
 	}
 	signs := l.watch(ctx, nil)
-	l.soon.Within(l.look(ctx))
+	l.syncAlarm.Within(l.sync(ctx))
 	close(l.tried)
-	l.follow(ctx, signs)
+	l.loop(ctx, signs)
 }
 
-// follow has the lock follow whatever changes, until ctx ends.
-func (l *Lock) follow(ctx context.Context, signs <-chan struct{}) {
+// loop has the lock follow whatever changes, until ctx ends.
+func (l *Lock) loop(ctx context.Context, signs <-chan struct{}) {
 	var cost time.Duration
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case v := <-l.views:
-			l.edit(v)
-		case done := <-l.asked:
+			l.editPeers(v)
+		case done := <-l.admits:
 			select {
 			case v := <-l.views:
-				l.edit(v)
+				l.editPeers(v)
 			default:
 			}
 			close(done)
@@ -194,14 +194,14 @@ func (l *Lock) follow(ctx context.Context, signs <-chan struct{}) {
 			if !open {
 				signs = nil
 			}
-			l.soon.Within(max(lockLooks().Rest(cost), time.Until(l.calm)))
-		case <-l.soon.C:
-			l.soon.Rang()
+			l.syncAlarm.Within(max(lockSyncShare().Rest(cost), time.Until(l.pausedUntil)))
+		case <-l.syncAlarm.C:
+			l.syncAlarm.Rang()
 			signs = l.watch(ctx, signs)
 			begun := time.Now()
-			next := l.look(ctx)
+			next := l.sync(ctx)
 			cost = time.Since(begun)
-			l.soon.Within(next)
+			l.syncAlarm.Within(next)
 		}
 	}
 }

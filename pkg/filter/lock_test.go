@@ -105,7 +105,7 @@ func newLockHost(t *testing.T, wanted bool) *lockHost {
 	log := slog.New(slog.NewTextHandler(h.log, nil))
 	h.list = condition.NewList(log)
 	h.Lock = NewLock(LockConfig{
-		Wanted: wanted, Network: four.Network, Former: old.Network, Taken: func(firewall.Overlay) bool { return false },
+		Wanted: wanted, Network: four.Network, Previous: old.Network, InUse: func(firewall.Overlay) bool { return false },
 		Open: func() (Locker, error) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -376,7 +376,7 @@ func TestLockCountsAddresses(t *testing.T) {
 		{[]*lease.Lease{leaseOf("10.42.2.0/24", "192.0.2.3"), leaseOf("10.42.3.0/24", "192.0.2.2")}, "[]", "[]"},
 		{nil, "[]", "[192.0.2.2 192.0.2.3]"},
 	} {
-		add, remove := l.take(lease.View{Peers: step.peers})
+		add, remove := l.update(lease.View{Peers: step.peers})
 		slices.SortFunc(add, netip.Addr.Compare)
 		slices.SortFunc(remove, netip.Addr.Compare)
 		if fmt.Sprint(add) != step.add || fmt.Sprint(remove) != step.remove {

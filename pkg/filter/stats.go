@@ -42,7 +42,7 @@ type stats struct {
 	Stats
 }
 
-func (s *stats) count(r Result, by holder) {
+func (s *stats) count(r Result, by activeKeeper) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.Syncs == nil {

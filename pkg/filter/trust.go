@@ -43,9 +43,9 @@ func newTrust(cfg Config, changed func()) *trust {
 	}
 }
 
-// want says which networks' packets firewalld may drop now. It never blocks, and is for one
+// set says which networks' packets firewalld may drop now. It never blocks, and is for one
 // goroutine.
-func (t *trust) want(networks []netip.Prefix) {
+func (t *trust) set(networks []netip.Prefix) {
 	select {
 	case <-t.wants:
 	default:

@@ -18,8 +18,8 @@ type Barrier struct {
 	Zone    string // of firewalld, that the packet came to
 }
 
-// Note says which tool has made the chains that the packet has walked.
-func (b *Barrier) Note(w *Walk) {
+// DetectTool says which tool has made the chains that the packet has walked.
+func (b *Barrier) DetectTool(w *Walk) {
 	firewalld := strings.HasSuffix(b.Table, " firewalld")
 	for chain := range w.fates {
 		if strings.HasPrefix(chain, "ufw-") {
@@ -44,9 +44,9 @@ func (b *Barrier) Note(w *Walk) {
 // String names the chain as one would look for it.
 func (b Barrier) String() string { return fmt.Sprintf("%s %s %s", b.Kind, b.Table, b.Chain) }
 
-// Open returns the command that has the tool let a UDP port of this host be
+// OpenCommand returns the command that has the tool let a UDP port of this host be
 // reached, now and after the next boot where the tool keeps that.
-func (b Barrier) Open(port uint16) string {
+func (b Barrier) OpenCommand(port uint16) string {
 	switch {
 	case b.Tool == "ufw":
 		return fmt.Sprintf("ufw allow %d/udp", port)

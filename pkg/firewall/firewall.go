@@ -67,8 +67,8 @@ func (h Hook) Comment() string {
 	return [Hooks]string{"flanneld masq", "flanneld forward", "flanneld forward", "flanneld tunnel", "flanneld tunnel"}[h]
 }
 
-// GuestComment marks accepts that stand in a chain of somebody else, one by one.
-const GuestComment = "flanneld"
+// ForeignComment marks accepts that stand in a chain of somebody else, one by one.
+const ForeignComment = "flanneld"
 
 // Table and Chain are iptables' names of the hook.
 func (h Hook) Table() string { return [Hooks]string{"nat", "filter", "raw", "filter", "filter"}[h] }
@@ -111,13 +111,13 @@ const (
 	Return       Verdict = iota // to whoever asked the chain
 	Accept                      // and ask no other rule of this hook's table
 	Masquerade                  // give it the address of the device that it leaves by
-	MasqueradeRP                // the same with ports at random
+	MasqueradeRandom                // the same with ports at random
 	Discard                     // without an answer
 )
 
-// keepMark is set in the mark of packets that another program wants to keep
+// keepSourceMark is set in the mark of packets that another program wants to keep
 // their source address.
-const keepMark = 0x4000
+const keepSourceMark = 0x4000
 
 // Rules gives the chains that are wanted.
 func Rules(o Options) []Chain {
@@ -127,24 +127,24 @@ func Rules(o Options) []Chain {
 	}
 	if o.Forward {
 		chains = append(chains,
-			Chain{Forward, append(o.outOfTheOverlay(),
+			Chain{Forward, append(o.fromOverlayToHosts(),
 				Rule{Src: In(o.Network), Verdict: Accept},
 				Rule{Dst: In(o.Network), Verdict: Accept},
 			)},
 			Chain{PreRouting, []Rule{{Src: In(o.Network), Dst: In(o.Subnet), Verdict: Accept}}})
-		chains = append(chains, o.ownTunnel()...)
+		chains = append(chains, o.localTunnel()...)
 	}
 	return chains
 }
 
-// outOfTheOverlay drops packets from containers to the tunnel's port of hosts, which would
+// fromOverlayToHosts drops packets from containers to the tunnel's port of hosts, which would
 // accept them as packets of the tunnel: VXLAN from any source port, udp once source NAT has
 // assigned the tunnel's port to them. NAT would then also deliver the peer's packets to the
 // container, and assign another port to the tunnel itself.
 //
 // Packets from outside the overlay are not matched, because this host may be a router, nor are
 // packets that stay in it, because a container may run an overlay of its own.
-func (o Options) outOfTheOverlay() []Rule {
+func (o Options) fromOverlayToHosts() []Rule {
 	if o.Tunnel.Port == 0 {
 		return nil
 	}
@@ -154,11 +154,11 @@ func (o Options) outOfTheOverlay() []Rule {
 			Rule{Src: In(p), Dst: NotIn(o.Network), Port: o.Tunnel.Port, Verdict: Accept},
 			Rule{Src: In(p), Dst: In(o.Network), Port: o.Tunnel.Port, Verdict: Accept})
 	}
-	return append(rules, o.toHosts(o.Network)...)
+	return append(rules, o.dropToHosts(o.Network)...)
 }
 
-// toHosts drops what comes from a part of the overlay for the tunnel's port at hosts' addresses.
-func (o Options) toHosts(from netip.Prefix) []Rule {
+// dropToHosts drops what comes from a part of the overlay for the tunnel's port at hosts' addresses.
+func (o Options) dropToHosts(from netip.Prefix) []Rule {
 	rules := []Rule{{Src: In(from), Dst: NotIn(o.Network), Port: o.Tunnel.Port, Verdict: Discard}}
 	for _, p := range o.Tunnel.Hosts {
 		rules = append(rules, Rule{Src: In(from), Dst: In(p), Port: o.Tunnel.Port, Verdict: Discard})
@@ -166,20 +166,20 @@ func (o Options) toHosts(from netip.Prefix) []Rule {
 	return rules
 }
 
-// ownTunnel is about the tunnel's port of this host. VXLAN receives at all addresses, those of
+// localTunnel is about the tunnel's port of this host. VXLAN receives at all addresses, those of
 // the overlay's devices included, which containers of all hosts reach by the tunnel itself; no
 // host sends there. A tunnel that is known by its port has it at the uplink's address only,
 // but a local process may have it at an address of the overlay, whose packets are masqueraded.
-func (o Options) ownTunnel() []Chain {
+func (o Options) localTunnel() []Chain {
 	// A subnet that is a part of the LAN is named as wrong elsewhere; here it must not cut hosts off.
 	inLAN := slices.ContainsFunc(o.Tunnel.Hosts, o.Subnet.Overlaps)
 	switch {
 	case o.Tunnel.Port == 0 || inLAN:
 		return nil
 	case o.Tunnel.Bound:
-		return []Chain{{Output, o.toHosts(o.Subnet)}}
+		return []Chain{{Output, o.dropToHosts(o.Subnet)}}
 	}
-	return []Chain{{Input, append(o.toHosts(o.Subnet),
+	return []Chain{{Input, append(o.dropToHosts(o.Subnet),
 		// Two, for a rule is known as the network's by naming it.
 		Rule{Src: In(o.Network), Dst: In(o.Subnet), Port: o.Tunnel.Port, Verdict: Discard},
 		Rule{Src: NotIn(o.Network), Dst: In(o.Subnet), Port: o.Tunnel.Port, Verdict: Discard},
@@ -215,10 +215,10 @@ func Accepts(chains []Chain) (accepts []Chain) {
 func (o Options) postRouting() []Rule {
 	masquerade := Masquerade
 	if o.RandomPorts {
-		masquerade = MasqueradeRP
+		masquerade = MasqueradeRandom
 	}
 	return []Rule{
-		{Mark: keepMark, Verdict: Return},
+		{Mark: keepSourceMark, Verdict: Return},
 		{Src: In(o.Network), Dst: In(o.Network), Verdict: Return},
 		{Src: NotIn(o.Network), Dst: In(o.Subnet), Verdict: Return},
 		{Src: In(o.Network), Dst: NotIn(multicast(o.Network)), Verdict: masquerade},

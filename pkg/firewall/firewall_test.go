@@ -183,7 +183,7 @@ func TestWhoReachesATunnelsPort(t *testing.T) {
 // TestFormerRules asks only that no generation is taken for another: the rules
 // of a longer one are no superset, in order and without gaps, of a shorter one's.
 func TestFormerRules(t *testing.T) {
-	all := FormerRules(four)
+	all := OldRulesets(four)
 	for i, a := range all {
 		for _, b := range all[i+1:] {
 			for at := 0; a.Hook == b.Hook && at+len(b.Rules) <= len(a.Rules); at++ {
@@ -193,7 +193,7 @@ func TestFormerRules(t *testing.T) {
 			}
 		}
 	}
-	for _, f := range FormerRules(six) {
+	for _, f := range OldRulesets(six) {
 		for _, r := range slices.Concat(f.Rules, f.ChainRules) {
 			for _, m := range []Match{r.Src, r.Dst} {
 				if m.Prefix.IsValid() && m.Prefix.Addr().Is4() {

@@ -43,7 +43,7 @@ type Ruleset struct {
 	// Beside, if it is not Nowhere, is where the chains are kept instead of here. Then only
 	// accepts are wanted here, and only where chains of others may drop what the network
 	// forwards.
-	Beside Place
+	HeldIn Place
 }
 
 // Keeper makes the kernel hold rulesets, by one tool. What the tool needs is looked for when it
@@ -93,9 +93,9 @@ func (e AbsentError) Error() string { return string(e) }
 // Absent reports whether an error is, or wraps, an AbsentError.
 func Absent(err error) bool { return errors.As(err, new(AbsentError)) }
 
-// ErrBarred says that chains may drop the network's packets which the kernel lets nobody change
+// ErrOwnerLocked says that chains may drop the network's packets which the kernel lets nobody change
 // but the program that owns their table. Everything else is as wanted.
-var ErrBarred = errors.New("chains in tables with an owner may drop forwarded packets")
+var ErrOwnerLocked = errors.New("chains in tables with an owner may drop forwarded packets")
 
 // LockedError says that another program holds the lock that a keeper needs, and by whom as far as
 // that can be seen.

@@ -23,7 +23,7 @@ func TestOwnerByWhatARuleNames(t *testing.T) {
 		{"a former subnet", Rule{Src: from("10.42.9.0/24")}, true, false},
 		{"the network and multicast", Rule{Src: from("10.42.0.0/16"), Dst: notFrom("224.0.0.0/4")}, true, false},
 		{"multicast alone", Rule{Dst: notFrom("224.0.0.0/4")}, false, true},
-		{"no address", Rule{Mark: keepMark}, false, true},
+		{"no address", Rule{Mark: keepSourceMark}, false, true},
 		{"another network", Rule{Src: from("10.43.0.0/16")}, false, false},
 		{"the network and another", Rule{Src: from("10.42.0.0/16"), Dst: from("10.43.0.0/16")}, false, false},
 		{"what contains the network", Rule{Src: from("10.0.0.0/8")}, false, false},
@@ -57,7 +57,7 @@ func TestOwnerByWhatARuleNames(t *testing.T) {
 // original of v0.8 to v0.19 and leased 10.42.9.0/24: its rules stand behind ours.
 func TestRulesLeftBehind(t *testing.T) {
 	left := Rules(Options{Overlay: four, Masquerade: true})[0].Rules
-	now := FormerRules(Overlay{four.Network, netip.MustParsePrefix("10.42.9.0/24")})[0].Rules
+	now := OldRulesets(Overlay{four.Network, netip.MustParsePrefix("10.42.9.0/24")})[0].Rules
 	for _, tt := range []struct {
 		name, src, dst string
 		want           Verdict

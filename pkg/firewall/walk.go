@@ -33,7 +33,7 @@ const (
 	Back                   // to the chain that has jumped here, or to the policy
 	Jump                   // to Step.Chain, and from there back
 	GoTo                   // Step.Chain, and from there to where this chain goes back to
-	PassDrop               // one of the two, by something that is not known here
+	PassOrDrop               // one of the two, by something that is not known here
 )
 
 // Step is a rule of any form, as seen by one packet.
@@ -119,7 +119,7 @@ func (w *Walk) step(s Step) (ends Fate, next bool, err error) {
 		return Passes, false, nil
 	case Drop:
 		return Drops, false, nil
-	case PassDrop:
+	case PassOrDrop:
 		return Passes | Drops, false, nil
 	case Back:
 		return returns, false, nil

@@ -27,7 +27,7 @@ func TestFateOfAPacket(t *testing.T) {
 		{"goto and not back", Drops, map[string][]Step{"base": {{Met: Yes, Do: GoTo, Chain: "a"}, {Met: Yes, Do: Pass}}, "a": {{Met: Yes, Do: Back}}}, Drops},
 		{"goto from a jump", Passes, map[string][]Step{"base": {{Met: Yes, Do: Jump, Chain: "a"}, {Met: Yes, Do: Drop}}, "a": {{Met: Yes, Do: GoTo, Chain: "b"}, {Met: Yes, Do: Pass}}}, Drops},
 		{"jump to a perhaps", Drops, map[string][]Step{"base": {{Met: Yes, Do: Jump, Chain: "a"}}, "a": {{Met: Maybe, Do: Pass}}}, either},
-		{"somebody else decides", Drops, map[string][]Step{"base": {{Met: Yes, Do: PassDrop}}}, either},
+		{"somebody else decides", Drops, map[string][]Step{"base": {{Met: Yes, Do: PassOrDrop}}}, either},
 		{"loop", Passes, map[string][]Step{"base": {{Met: Yes, Do: Jump, Chain: "a"}}, "a": {{Met: Yes, Do: Jump, Chain: "a"}, {Met: Maybe, Do: Jump, Chain: "base"}}}, either},
 	} {
 		w := Walk{Steps: func(chain string) ([]Step, error) { return c.chains[chain], nil }}
@@ -62,8 +62,8 @@ func TestCommandsThatOpenAPort(t *testing.T) {
 		for _, chain := range c.walked {
 			w.fates[chain] = returns
 		}
-		c.barrier.Note(&w)
-		if got := c.barrier.Open(8472); got != c.want {
+		c.barrier.DetectTool(&w)
+		if got := c.barrier.OpenCommand(8472); got != c.want {
 			t.Errorf("%s: %s", c.barrier, got)
 		}
 	}

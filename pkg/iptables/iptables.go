@@ -190,7 +190,7 @@ func (t *Tables) able(want []firewall.Chain) []firewall.Chain {
 	for _, c := range want {
 		c.Rules = slices.Clone(c.Rules)
 		for i, r := range c.Rules {
-			if r.Verdict == firewall.MasqueradeRP {
+			if r.Verdict == firewall.MasqueradeRandom {
 				c.Rules[i].Verdict = firewall.Masquerade
 			}
 		}

@@ -175,7 +175,7 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 	if err != nil {
 		return nil, err
 	}
-	if r.Beside != firewall.Nowhere {
+	if r.HeldIn != firewall.Nowhere {
 		return t.Beside(ctx, r.Owner, r.Chains)
 	}
 	return t.Sync(ctx, r.Owner, r.Chains)

@@ -113,7 +113,7 @@ func TestOldIPTablesChooseNoRandomPorts(t *testing.T) {
 		if err != nil || !strings.Contains(string(input), "MASQUERADE") || strings.Contains(string(input), "random-fully") != random {
 			t.Errorf("%s: %v: wrote\n%s", version, err, input)
 		}
-		if rules[0].Rules[3].Verdict != firewall.MasqueradeRP {
+		if rules[0].Rules[3].Verdict != firewall.MasqueradeRandom {
 			t.Error("the caller's rules were changed")
 		}
 	}

@@ -248,7 +248,7 @@ func (e *edit) inPlace(jump string, behind int) bool {
 func (e *edit) guest(rule string) bool {
 	s, known := parseRule(rule)
 	return known && s.target == "ACCEPT" && s.rule.Mark == 0 && !s.rule.Shared() &&
-		(s.comment == firewall.GuestComment || s.comment == e.hook.Comment())
+		(s.comment == firewall.ForeignComment || s.comment == e.hook.Comment())
 }
 
 // remove takes the owner's rules away, and with the last network's what all share: our

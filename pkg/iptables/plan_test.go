@@ -164,7 +164,7 @@ func TestAnyListing(t *testing.T) {
 		`-m comment --comment "flanneld forward" -j FLANNEL-FWD`, "-j FLANNEL-FWD", "-j FLANNEL", "-s 10.42.0.0/16 -j FLANNEL"}
 	pool := slices.Clone(jumps)
 	for _, o := range []firewall.Overlay{four, other} {
-		for _, f := range firewall.FormerRules(o) {
+		for _, f := range firewall.OldRulesets(o) {
 			for _, rule := range slices.Concat(f.Rules, f.ChainRules) {
 				pool = append(pool, specOf(rule, "").String(), specOf(rule, "flanneld masq").String())
 			}

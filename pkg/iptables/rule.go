@@ -38,7 +38,7 @@ func specOf(r firewall.Rule, comment string) spec {
 		s.target = "ACCEPT"
 	case firewall.Masquerade:
 		s.target = "MASQUERADE"
-	case firewall.MasqueradeRP:
+	case firewall.MasqueradeRandom:
 		s.target, s.options = "MASQUERADE", randomPorts
 	case firewall.Discard:
 		s.target = "DROP"

@@ -51,7 +51,7 @@ func barriers(command string, l listing, policies map[string]string, p firewall.
 		}
 		if fate, _ := w.Base(chain, policy); fate&firewall.Drops != 0 { // reading cannot fail
 			b := firewall.Barrier{Kind: command, Table: table, Chain: chain, Certain: fate == firewall.Drops}
-			b.Note(&w)
+			b.DetectTool(&w)
 			all = append(all, b)
 		}
 	}
@@ -127,7 +127,7 @@ func actionOf(option, target string, chains table) (do firewall.Action, chain st
 	case "LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CT", "NOTRACK", "TOS", "DSCP", "TTL", "CHECKSUM", "TCPMSS", "SET", "AUDIT":
 		return 0, "", false
 	}
-	return firewall.PassDrop, "", true
+	return firewall.PassOrDrop, "", true
 }
 
 // conditionOf says whether a packet meets a condition, and whether that is known to

@@ -85,7 +85,7 @@ func TestBarriersNameTheTool(t *testing.T) {
 			b.must(err)
 			said := ""
 			if len(all) > 0 && all[0].Certain {
-				said = all[0].Open(8472)
+				said = all[0].OpenCommand(8472)
 			}
 			if said != command {
 				b.t.Errorf("%s: %+v, %q", what, all, said)

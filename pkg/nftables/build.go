@@ -76,7 +76,7 @@ func (r rule) expressions(table Family) netlink.Attrs {
 		add("immediate", verdict(unix.NFT_RETURN))
 	case firewall.Masquerade:
 		add("masq", nil)
-	case firewall.MasqueradeRP:
+	case firewall.MasqueradeRandom:
 		add("masq", netlink.Attrs{}.Uint32BE(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
 	case firewall.Discard:
 		add("immediate", verdict(nfDrop))

@@ -85,5 +85,5 @@ func compatTarget(met firewall.Met, name string) (s firewall.Step, ends bool) {
 		"CHECKSUM", "TCPMSS", "SET", "AUDIT":
 		return firewall.Step{}, false
 	}
-	return firewall.Step{Met: met, Do: firewall.PassDrop}, true
+	return firewall.Step{Met: met, Do: firewall.PassOrDrop}, true
 }

@@ -137,14 +137,14 @@ func TestBarred(t *testing.T) {
 		t.Skipf("SKIPPED: the kernel has no tables with owners: %v", err)
 	}
 	changes, err := b.tables.Sync(context.Background(), IPv4, oneDaemon(), all(four))
-	if !errors.Is(err, firewall.ErrBarred) || !strings.Contains(err.Error(), "inet theirs c") {
+	if !errors.Is(err, firewall.ErrOwnerLocked) || !strings.Contains(err.Error(), "inet theirs c") {
 		t.Errorf("got %v", err)
 	}
 	if len(changes) == 0 {
 		t.Error("nothing else was done")
 	}
 	has(t, b.sh("nft list table ip flannel-ipv4"), "10.42.0.0/16")
-	if changes, err = b.tables.Sync(context.Background(), IPv4, oneDaemon(), all(four)); !errors.Is(err, firewall.ErrBarred) || len(changes) > 0 {
+	if changes, err = b.tables.Sync(context.Background(), IPv4, oneDaemon(), all(four)); !errors.Is(err, firewall.ErrOwnerLocked) || len(changes) > 0 {
 		t.Errorf("second Sync: %v, %v", changes, err)
 	}
 	b.sync(IPv4, nil)

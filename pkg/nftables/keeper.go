@@ -89,11 +89,11 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 	if err != nil {
 		return nil, err
 	}
-	if r.Beside == firewall.Nowhere {
+	if r.HeldIn == firewall.Nowhere {
 		return t.Sync(ctx, familyOf(r.Family), r.Owner, r.Chains)
 	}
 	var except []string
-	if r.Beside == firewall.Compat {
+	if r.HeldIn == firewall.Compat {
 		for _, h := range []firewall.Hook{firewall.Forward, firewall.PreRouting} {
 			except = append(except, fmt.Sprintf("%s %s %s", familyOf(r.Family), h.Table(), h.Chain()))
 		}

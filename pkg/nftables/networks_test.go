@@ -43,7 +43,7 @@ func words() map[string]listed {
 					add(fmt.Sprint(letter, i), r)
 				case c.Hook == firewall.Forward:
 					add(letter+"in"[i:i+1], r)
-					r.Comment = firewall.GuestComment
+					r.Comment = firewall.ForeignComment
 					add(strings.ToUpper(letter)+"in"[i:i+1], r)
 				}
 			}

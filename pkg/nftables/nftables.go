@@ -171,7 +171,7 @@ func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]strin
 		}
 	}
 	if len(p.barred) > 0 {
-		return p.changes, fmt.Errorf("%w: %s", firewall.ErrBarred, strings.Join(p.barred, ", "))
+		return p.changes, fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.barred, ", "))
 	}
 	return p.changes, nil
 }

@@ -230,7 +230,7 @@ func (r *reader) verdict() bool {
 	if m, ok := r.next("masq"); ok {
 		r.result.Verdict = firewall.Masquerade
 		if m[unix.NFTA_MASQ_FLAGS].Uint32BE() == unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY {
-			r.result.Verdict = firewall.MasqueradeRP
+			r.result.Verdict = firewall.MasqueradeRandom
 			return len(m) == 1
 		}
 		return len(m) == 0

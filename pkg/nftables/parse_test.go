@@ -33,7 +33,7 @@ func randomMatch(r *rand.Rand, f Family) firewall.Match {
 }
 
 func randomRule(r *rand.Rand, f Family, hook firewall.Hook) rule {
-	verdicts := []firewall.Verdict{firewall.Return, firewall.Accept, firewall.Masquerade, firewall.MasqueradeRP}
+	verdicts := []firewall.Verdict{firewall.Return, firewall.Accept, firewall.Masquerade, firewall.MasqueradeRandom}
 	if hook != firewall.PostRouting {
 		verdicts = []firewall.Verdict{firewall.Return, firewall.Accept, firewall.Discard}
 	}

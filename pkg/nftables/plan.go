@@ -30,7 +30,7 @@ func newPlan(family Family, owner firewall.Owner, want wanted, w world) *plan {
 			}
 		}
 		for i := range rules {
-			rules[i].Comment = firewall.GuestComment
+			rules[i].Comment = firewall.ForeignComment
 		}
 		p.guests(f, rules)
 	}
@@ -271,7 +271,7 @@ func (p *plan) delete(n chainName, l listed) {
 // the hook's own comment, among those of iptables-nft, are what the original has left, and whoever
 // keeps rules by iptables takes them for that.
 func (l listed) isGuest(h firewall.Hook) bool {
-	return l.ok && (l.rule.Comment == firewall.GuestComment || l.rule.Comment == h.Comment()) &&
+	return l.ok && (l.rule.Comment == firewall.ForeignComment || l.rule.Comment == h.Comment()) &&
 		l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
 }
 

@@ -114,7 +114,7 @@ func (e elements) contains(key []byte, known, not bool) firewall.Met {
 // the map's.
 func (e elements) verdicts(met firewall.Met, key []byte, known bool) []firewall.Step {
 	if e.unknown {
-		return []firewall.Step{{Met: firewall.Maybe, Do: firewall.PassDrop}}
+		return []firewall.Step{{Met: firewall.Maybe, Do: firewall.PassOrDrop}}
 	}
 	if known {
 		if x, found := e.find(key); found {

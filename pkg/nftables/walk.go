@@ -87,7 +87,7 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 				Kind: "nftables", Table: base.family.String() + " " + base.table, Chain: base.name,
 				Certain: fate == firewall.Drops, Owned: tables[i].flags&owned != 0,
 			}
-			b.Note(&w)
+			b.DetectTool(&w)
 			all = append(all, b)
 		}
 	}
@@ -147,7 +147,7 @@ func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 		case "reject":
 			return []firewall.Step{{Met: met, Do: firewall.Drop}}, nil
 		case "queue":
-			return []firewall.Step{{Met: met, Do: firewall.PassDrop}}, nil
+			return []firewall.Step{{Met: met, Do: firewall.PassOrDrop}}, nil
 		case "target":
 			if s, ends := compatTarget(met, x.data[unix.NFTA_TARGET_NAME].Text()); ends {
 				return []firewall.Step{s}, nil
@@ -194,7 +194,7 @@ func step(met firewall.Met, code int32, chain string) firewall.Step {
 	case unix.NFT_CONTINUE:
 		s.Met = firewall.No
 	default:
-		s.Do = firewall.PassDrop
+		s.Do = firewall.PassOrDrop
 	}
 	return s
 }

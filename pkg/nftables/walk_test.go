@@ -124,7 +124,7 @@ func TestBarriersOfTools(t *testing.T) {
 		got := b.barriers(p)
 		said := ""
 		if len(got) > 0 {
-			said = got[0].Open(8472)
+			said = got[0].OpenCommand(8472)
 		}
 		if fmt.Sprint(got) != "["+want+"]" || said != command {
 			t.Errorf("%s: %v, %q", what, got, said)

@@ -10,7 +10,7 @@ import (
 // generation is what an earlier release has left in the hook's chain, in normal
 // form without comments and ports at random.
 type generation struct {
-	firewall.Former
+	firewall.OldRuleset
 	rules []spec
 }
 
@@ -97,7 +97,7 @@ func (e *edit) generations(former []firewall.Overlay) []generation {
 		if !o.Network.IsValid() || o.Network.Bits() == 0 || slices.Contains(former[:i], o) {
 			continue
 		}
-		for _, f := range firewall.FormerRules(o) {
+		for _, f := range firewall.OldRulesets(o) {
 			if f.Hook != e.hook || f.Chain != "" && !equal(e.have[f.Chain], specs(f.ChainRules)) {
 				continue
 			}
@@ -122,7 +122,7 @@ func specs(rules []firewall.Rule) []spec {
 
 // isFormer knows a rule by its comment, so that it need not be in company.
 func isFormer(s spec, all []generation) bool {
-	if !slices.Contains(firewall.FormerComments(), s.comment) {
+	if !slices.Contains(firewall.OldComments(), s.comment) {
 		return false
 	}
 	s.comment = ""

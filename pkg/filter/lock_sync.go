@@ -16,9 +16,9 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// take notes who the peers are, and returns the addresses that came and went. Several leases
+// update notes who the peers are, and returns the addresses that came and went. Several leases
 // may have one.
-func (l *Lock) take(v lease.View) (add, remove []netip.Addr) {
+func (l *Lock) update(v lease.View) (add, remove []netip.Addr) {
 	more := map[netip.Addr]int{}
 	for was, is := range v.Since(l.view) {
 		if is != nil {
@@ -48,23 +48,23 @@ func (l *Lock) take(v lease.View) (add, remove []netip.Addr) {
 	return add, remove
 }
 
-// edit writes a change of the peers.
-func (l *Lock) edit(v lease.View) {
-	add, remove := l.take(v)
+// editPeers writes a change of the peers.
+func (l *Lock) editPeers(v lease.View) {
+	add, remove := l.update(v)
 	if !v.Complete {
 		remove = nil
 	}
-	if !l.whole || len(add)+len(remove) == 0 {
+	if !l.intact || len(add)+len(remove) == 0 {
 		return // a look is due anyway
 	}
 	if err := l.locker.EditLock(l.cfg.Network, add, remove); err != nil {
-		l.whole = false
-		l.soon.Within(0)
+		l.intact = false
+		l.syncAlarm.Within(0)
 	}
 }
 
-// look makes all of it right, and returns the time until the next look.
-func (l *Lock) look(ctx context.Context) time.Duration {
+// sync makes all of it right, and returns the time until the next look.
+func (l *Lock) sync(ctx context.Context) time.Duration {
 	spec := *l.spec.Load()
 	if spec.tunnel && !spec.lock.Local.IsValid() {
 		return firstRetry // the uplink is not known now, which others say
@@ -83,14 +83,14 @@ func (l *Lock) look(ctx context.Context) time.Duration {
 		_, err = l.locker.Unlock(l.cfg.Network)
 	}
 	if err == nil {
-		err = l.removeFormer()
+		err = l.removePrevious()
 	}
 	if ctx.Err() != nil {
 		return idle
 	}
-	l.whole = err == nil && spec.tunnel
+	l.intact = err == nil && spec.tunnel
 	if err != nil {
-		l.stats.count(Failed, holder{})
+		l.stats.count(Failed, activeKeeper{})
 		l.cfg.Conditions.Set(lockFailure("failed to sync underlay lock, the tunnel accepts packets from any host", err))
 		return firstRetry
 	}
@@ -104,14 +104,14 @@ func (l *Lock) look(ctx context.Context) time.Duration {
 
 // report says what was changed, and slows down where somebody keeps undoing it.
 func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
-	repair := l.kept && len(changes) > 0
-	l.stats.count(resultOf(changes, repair, nil), holder{})
-	if !l.kept {
+	repair := l.synced && len(changes) > 0
+	l.stats.count(resultOf(changes, repair, nil), activeKeeper{})
+	if !l.synced {
 		l.cfg.Log.Info("enabled underlay lock", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
 	} else if repair {
 		l.cfg.Log.Info("repaired underlay lock", "changes", strings.Join(changes, "; "))
 	}
-	l.kept = true
+	l.synced = true
 	now := time.Now()
 	if repair {
 		if pause := l.fight.Repaired(now); pause > 0 {
@@ -119,7 +119,7 @@ func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 				ID: lockFightCondition, Severe: true, Text: "another program keeps undoing the underlay lock, backing off",
 				Fields: []any{"changes", strings.Join(changes, "; ")},
 			})
-			l.calm = now.Add(pause)
+			l.pausedUntil = now.Add(pause)
 			return pause
 		}
 	}
@@ -141,8 +141,8 @@ func (l *Lock) open() error {
 	return err
 }
 
-// remove removes what a run has left that had a lock. It is not in a hurry.
-func (l *Lock) remove(ctx context.Context) {
+// removeStale removes what a run has left that had a lock. It is not in a hurry.
+func (l *Lock) removeStale(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 		return
@@ -158,7 +158,7 @@ func (l *Lock) remove(ctx context.Context) {
 			removed, err = l.locker.Unlock(l.cfg.Network)
 		}
 		if err == nil {
-			err = l.removeFormer()
+			err = l.removePrevious()
 		}
 		if removed {
 			l.cfg.Log.Info("removed underlay lock of an earlier run")
@@ -174,15 +174,15 @@ func (l *Lock) remove(ctx context.Context) {
 	}
 }
 
-// removeFormer removes the lock of the network that this host was in before, unless
+// removePrevious removes the lock of the network that this host was in before, unless
 // another daemon serves that now.
-func (l *Lock) removeFormer() error {
-	if l.cfg.Former.IsValid() && !l.cfg.Taken(firewall.Overlay{Network: l.cfg.Former}) {
-		if _, err := l.locker.Unlock(l.cfg.Former); err != nil {
+func (l *Lock) removePrevious() error {
+	if l.cfg.Previous.IsValid() && !l.cfg.InUse(firewall.Overlay{Network: l.cfg.Previous}) {
+		if _, err := l.locker.Unlock(l.cfg.Previous); err != nil {
 			return err
 		}
 	}
-	l.cfg.Former = netip.Prefix{}
+	l.cfg.Previous = netip.Prefix{}
 	return nil
 }
 

@@ -14,55 +14,55 @@ import (
 
 // IDs of conditions.
 const (
-	leftCondition   = "packet-filter-left"
+	removeCondition   = "packet-filter-left"
 	legacyCondition = "iptables-legacy"
 	unreadCondition = "iptables-legacy-unread"
 )
 
-// beside is what is done in the places where the rules are not held.
-type beside struct {
-	gap     time.Duration // between two Syncs of the legacy variant, if the kernel has its tables
-	failed  error         // why these cannot be written
-	next    time.Time     // when that may be tried again
-	cleared bool          // nothing of ours is left where the rules were held before
+// secondary is what is done in the places where the rules are not held.
+type secondary struct {
+	legacyGap     time.Duration // between two Syncs of the legacy variant, if the kernel has its tables
+	legacyErr  error         // why these cannot be written
+	legacyRetry    time.Time     // when that may be tried again
+	unusedRemoved bool          // nothing of ours is left where the rules were held before
 
-	port  time.Time // when the tunnel's port may be looked at again
-	blind int       // failures in a row to follow a packet through the rules of others
+	nextPortCheck  time.Time // when the tunnel's port may be looked at again
+	inspectFailures int       // failures in a row to follow a packet through the rules of others
 }
 
-// at returns a ruleset for where the rules are not held, with where they are. That is not known
+// acceptsRuleset returns a ruleset for where the rules are not held, with where they are. That is not known
 // while the holder's tool is being replaced.
-func (f *Filter) at(set firewall.Ruleset) firewall.Ruleset {
-	set.Beside = f.holding.keeper.Traits(set.Family).Place
+func (f *Filter) acceptsRuleset(set firewall.Ruleset) firewall.Ruleset {
+	set.HeldIn = f.selection.keeper.Traits(set.Family).Place
 	return set
 }
 
-// keepBeside keeps accepts beside the rules. Where iptables-nft has its rules, nftables keep
+// syncAccepts keeps accepts beside the rules. Where iptables-nft has its rules, nftables keep
 // accepts only if they do not stand in for it.
-func (f *Filter) keepBeside(ctx context.Context) (changes []string, err error) {
+func (f *Filter) syncAccepts(ctx context.Context) (changes []string, err error) {
 	var foreign, legacy []firewall.Ruleset
 	for _, set := range f.sets {
-		set = f.at(set)
-		if (set.Beside == firewall.Legacy || set.Beside == firewall.Compat) && f.holding.standIn == nil {
+		set = f.acceptsRuleset(set)
+		if (set.HeldIn == firewall.Legacy || set.HeldIn == firewall.Compat) && f.selection.preferredErr == nil {
 			foreign = append(foreign, set)
 		}
-		if set.Beside == firewall.Native || set.Beside == firewall.Compat {
+		if set.HeldIn == firewall.Native || set.HeldIn == firewall.Compat {
 			legacy = append(legacy, set)
 		}
 	}
 	if len(foreign) > 0 {
-		if changes, err = f.note(syncAll(ctx, f.cfg.Keepers.NFTables, foreign)); firewall.Absent(err) {
+		if changes, err = f.record(syncAll(ctx, f.cfg.Keepers.NFTables, foreign)); firewall.Absent(err) {
 			err = nil
 		}
 	}
-	return append(changes, f.keepLegacy(ctx, legacy)...), err
+	return append(changes, f.syncLegacyAccepts(ctx, legacy)...), err
 }
 
-// keepLegacy keeps accepts in iptables-legacy, if the kernel has its tables. What prevents
+// syncLegacyAccepts keeps accepts in iptables-legacy, if the kernel has its tables. What prevents
 // it prevents nothing else.
-func (f *Filter) keepLegacy(ctx context.Context, sets []firewall.Ruleset) (changes []string) {
-	b := &f.beside
-	b.gap = 0
+func (f *Filter) syncLegacyAccepts(ctx context.Context, sets []firewall.Ruleset) (changes []string) {
+	b := &f.secondary
+	b.legacyGap = 0
 	var unread, failed error
 	var danger *firewall.Ruleset // whose packets may be dropped
 	for _, set := range sets {
@@ -70,7 +70,7 @@ func (f *Filter) keepLegacy(ctx context.Context, sets []firewall.Ruleset) (chang
 		if unread = errors.Join(unread, err); len(tables) == 0 {
 			continue
 		}
-		b.gap = f.cfg.Keepers.Legacy.Traits(set.Family).Gap
+		b.legacyGap = f.cfg.Keepers.Legacy.Traits(set.Family).Gap
 		some, err := f.syncLegacy(ctx, set)
 		changes = append(changes, some...)
 		failed = errors.Join(failed, err)
@@ -89,7 +89,7 @@ func (f *Filter) keepLegacy(ctx context.Context, sets []firewall.Ruleset) (chang
 	} else {
 		f.cfg.Conditions.End(unreadCondition)
 	}
-	if b.failed = errors.Join(unread, failed); danger != nil {
+	if b.legacyErr = errors.Join(unread, failed); danger != nil {
 		f.cfg.Conditions.Set(condition.Condition{
 			ID: legacyCondition, Text: "iptables-legacy may drop overlay packets, its rules cannot be read",
 			Fields: []any{"err", failed},
@@ -105,50 +105,50 @@ func (f *Filter) keepLegacy(ctx context.Context, sets []firewall.Ruleset) (chang
 // syncLegacy keeps accepts in iptables-legacy, unless that is the preferred keeper which cannot
 // hold the rules just now: what it has of them stays.
 func (f *Filter) syncLegacy(ctx context.Context, set firewall.Ruleset) (changes []string, err error) {
-	b, h := &f.beside, &f.holding
-	if h.standIn != nil && h.preferred.Traits(set.Family).Place == firewall.Legacy {
-		return nil, h.standIn
+	b, h := &f.secondary, &f.selection
+	if h.preferredErr != nil && h.preferred.Traits(set.Family).Place == firewall.Legacy {
+		return nil, h.preferredErr
 	}
-	if b.failed != nil && (h.locked != nil || time.Now().Before(b.next)) {
-		return nil, b.failed
+	if b.legacyErr != nil && (h.locked != nil || time.Now().Before(b.legacyRetry)) {
+		return nil, b.legacyErr
 	}
 	begun := time.Now()
 	changes, err = f.cfg.Keepers.Legacy.Sync(ctx, set)
-	b.next = begun
+	b.legacyRetry = begun
 	if locked := firewall.Locked(err); locked != nil {
 		h.locked = locked
 	} else if err != nil { // perhaps by a command that hangs, for which nothing else shall wait
-		b.next = time.Now().Add(pace.Share{Share: 20, Most: lastRetry}.Rest(time.Since(begun)))
+		b.legacyRetry = time.Now().Add(pace.Share{Share: 20, Most: lastRetry}.Rest(time.Since(begun)))
 	}
 	return changes, err
 }
 
-// clear removes what iptables' nft variant has of ours, unless it holds the rules. The accepts
+// removeUnused removes what iptables' nft variant has of ours, unless it holds the rules. The accepts
 // that nftables keep in its chains are not its own, and stay.
-func (f *Filter) clear(ctx context.Context) (changes []string) {
+func (f *Filter) removeUnused(ctx context.Context) (changes []string) {
 	var failed error
 	for _, set := range f.sets {
-		if place := f.at(set).Beside; place == firewall.Compat || place == firewall.Nowhere {
+		if place := f.acceptsRuleset(set).HeldIn; place == firewall.Compat || place == firewall.Nowhere {
 			continue
 		}
-		some, err := f.clearCompat(ctx, set)
+		some, err := f.removeCompat(ctx, set)
 		changes = append(changes, some...)
 		failed = errors.Join(failed, err)
 	}
 	if ctx.Err() != nil {
 		return changes
 	}
-	if f.beside.cleared = failed == nil; f.beside.cleared {
-		f.cfg.Conditions.End(leftCondition)
+	if f.secondary.unusedRemoved = failed == nil; f.secondary.unusedRemoved {
+		f.cfg.Conditions.End(removeCondition)
 		return changes
 	}
 	f.cfg.Conditions.Set(condition.Condition{
-		ID: leftCondition, Text: "failed to remove earlier iptables rules, will retry", Fields: []any{"err", failed},
+		ID: removeCondition, Text: "failed to remove earlier iptables rules, will retry", Fields: []any{"err", failed},
 	})
 	return changes
 }
 
-func (f *Filter) clearCompat(ctx context.Context, set firewall.Ruleset) ([]string, error) {
+func (f *Filter) removeCompat(ctx context.Context, set firewall.Ruleset) ([]string, error) {
 	tables, err := f.cfg.Keepers.NFTables.Tables(set.Family)
 	if firewall.Absent(err) {
 		return nil, nil

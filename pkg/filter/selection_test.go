@@ -75,15 +75,15 @@ func TestFailureIsNoAbsence(t *testing.T) {
 					h.holds(here, "nothing")
 					h.holds(there, "rules")
 					h.said(1, "level=WARN", text)
-					h.wrong(keepCondition, true)
+					h.wrong(syncCondition, true)
 					h.after(time.Minute)
 					h.said(1, text)
 					h.set(func() { preferred.err, preferred.hangs = nil, false })
 					if name == "hangs" { // the attempt that hangs is not given up by itself
-						h.set(func() { h.holding.trying.cancel() })
+						h.set(func() { h.selection.attempt.cancel() })
 					}
 					h.after(31 * time.Second)
-					h.wrong(keepCondition, false)
+					h.wrong(syncCondition, false)
 					h.said(1, "no longer: "+text)
 					h.holds(here, "rules")
 					if choice == netconf.Yes {
@@ -103,7 +103,7 @@ func TestNobodyCanKeepTheRules(t *testing.T) {
 		h := newHost(t, netconf.Open)
 		h.iptables.err, h.nft.err = unix.ENOMEM, unix.EPERM
 		h.start()
-		h.wrong(keepCondition, true)
+		h.wrong(syncCondition, true)
 		h.said(1, "failed to sync packet filter rules", "cannot allocate memory", "operation not permitted")
 		h.after(10 * time.Minute)
 		every := h.nft.intervals()
@@ -113,7 +113,7 @@ func TestNobodyCanKeepTheRules(t *testing.T) {
 		h.said(1, "failed to sync packet filter rules")
 		h.set(func() { h.iptables.err, h.nft.err = nil, nil })
 		h.after(31 * time.Second)
-		h.wrong(keepCondition, false)
+		h.wrong(syncCondition, false)
 		h.holds(firewall.Compat, "rules")
 	})
 }
@@ -132,10 +132,10 @@ func TestSlowKeeperIsWaitedFor(t *testing.T) {
 		// One that is slower goes on while the other one stands in.
 		h.set(func() { h.iptables.took = 20 * time.Second })
 		h.after(20 * time.Second)
-		h.wrong(keepCondition, true)
+		h.wrong(syncCondition, true)
 		h.holds(firewall.Native, "rules")
 		h.after(10 * time.Second)
-		h.wrong(keepCondition, false)
+		h.wrong(syncCondition, false)
 		h.holds(firewall.Native, "accepts")
 	})
 }
@@ -170,7 +170,7 @@ func TestLockIsWaitedFor(t *testing.T) {
 		h.after(lockPoll + burst)
 		h.holds(firewall.Legacy, "rules")
 		h.holds(firewall.Native, "accepts")
-		h.wrong(keepCondition, false)
+		h.wrong(syncCondition, false)
 		h.wrong(legacyCondition, false)
 	})
 }
@@ -197,7 +197,7 @@ func TestChoiceMayChange(t *testing.T) {
 		h.SetChoice(netconf.Yes) // while the attempt is going on
 		h.after(5 * time.Second)
 		h.holds(firewall.Native, "rules")
-		h.wrong(keepCondition, false)
+		h.wrong(syncCondition, false)
 		h.said(0, "repaired")
 	})
 }
@@ -210,11 +210,11 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 		h.places[firewall.Compat] = map[firewall.Family]firewall.Ruleset{firewall.IPv4: {Chains: make([]firewall.Chain, 1)}}
 		h.compat.err = unix.EMFILE
 		h.start()
-		h.wrong(leftCondition, true)
+		h.wrong(removeCondition, true)
 		h.said(1, "failed to remove earlier iptables rules, will retry", "too many open files")
 		h.set(func() { h.compat.err = nil })
 		h.after(31 * time.Second)
-		h.wrong(leftCondition, false)
+		h.wrong(removeCondition, false)
 		h.holds(firewall.Compat, "nothing")
 		n := len(h.compat.syncs)
 		h.after(time.Hour)

@@ -1,9 +1,9 @@
 package firewall
 
-// Former is what one generation of the original has left in chains that it
+// OldRuleset is what one generation of the original has left in chains that it
 // shares with others. Its rules bear no mark of their own before v0.16.2, so
 // they are known by being all there, in this order.
-type Former struct {
+type OldRuleset struct {
 	Releases string
 	Hook     Hook
 	Rules    []Rule
@@ -13,20 +13,20 @@ type Former struct {
 	ChainRules []Rule
 }
 
-// FormerComments mark rules of v0.16.2 and later; the last was a slip of v0.16.3.
-func FormerComments() []string {
+// OldComments mark rules of v0.16.2 and later; the last was a slip of v0.16.3.
+func OldComments() []string {
 	return []string{PostRouting.Comment(), Forward.Comment(), "flannel masq"}
 }
 
-// FormerRules gives what the generations before chains of their own have left
+// OldRulesets gives what the generations before chains of their own have left
 // for an overlay. Ports at random and comments came later and make no
 // difference here.
-func FormerRules(o Overlay) []Former {
+func OldRulesets(o Overlay) []OldRuleset {
 	n, s := o.Network, o.Subnet
 	leaving := Rule{Src: In(n), Dst: NotIn(multicast(n)), Verdict: Masquerade}
 	entering := Rule{Src: NotIn(n), Dst: In(n), Verdict: Masquerade}
 	staying := Rule{Src: In(n), Dst: In(n), Verdict: Return}
-	return []Former{
+	return []OldRuleset{
 		{
 			Releases: "v0.8.0 to v0.19", Hook: PostRouting,
 			Rules: []Rule{staying, leaving, {Src: NotIn(n), Dst: In(s), Verdict: Return}, entering},
