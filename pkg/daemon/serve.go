@@ -165,7 +165,7 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 	rules := filter.New(filter.Config{
 		Options: d.options.Rules, Choice: d.net.NFTables,
 		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},
-		Previous:     []firewall.Overlay{{Network: d.former.Network, Subnet: d.former.Subnet}},
+		Previous:   []firewall.Overlay{{Network: d.former.Network, Subnet: d.former.Subnet}},
 		InUse:      taken,
 		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
 		Conditions: d.conditions, Log: d.log,

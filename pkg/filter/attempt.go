@@ -10,9 +10,9 @@ import (
 
 // outcome is what a keeper made of some rulesets.
 type outcome struct {
-	changes []string
-	ownerLocked  bool  // chains cannot be written; else all is as wanted
-	err     error // why not
+	changes     []string
+	ownerLocked bool  // chains cannot be written; else all is as wanted
+	err         error // why not
 }
 
 // syncAll has one keeper make several rulesets right.

@@ -42,9 +42,9 @@ type Options struct {
 // Config of a Filter.
 type Config struct {
 	Options
-	Keepers Keepers
-	Choice  netconf.Choice     // whether nftables are preferred
-	Previous  []firewall.Overlay // that this host had, as it noted itself
+	Keepers  Keepers
+	Choice   netconf.Choice     // whether nftables are preferred
+	Previous []firewall.Overlay // that this host had, as it noted itself
 	// Taken reports whether another daemon of this host serves the network of a former
 	// overlay by now, whose rules are that one's then.
 	InUse      func(firewall.Overlay) bool
@@ -124,16 +124,16 @@ type Filter struct {
 
 	// What follows belongs to Run's goroutine.
 
-	now     []Input            // at the present look
-	sets    []firewall.Ruleset // that follow from it
-	overlays     []firewall.Overlay // that this host has or had
-	selection selection            // of the rules
-	secondary  secondary             // them
-	written bool               // they were right once, so that changes are repairs
-	retry   pace.Backoff
-	fight   pace.Fight
+	now       []Input            // at the present look
+	sets      []firewall.Ruleset // that follow from it
+	overlays  []firewall.Overlay // that this host has or had
+	selection selection          // of the rules
+	secondary secondary          // them
+	written   bool               // they were right once, so that changes are repairs
+	retry     pace.Backoff
+	fight     pace.Fight
 	syncedAt  time.Time
-	minPause    time.Duration // from then to a look that others cause
+	minPause  time.Duration // from then to a look that others cause
 }
 
 // New returns a filter that keeps nothing before Run.

@@ -28,8 +28,8 @@ func portCheckShare() pace.Share {
 
 // IDs of conditions.
 const (
-	ownedCondition = "packet-filter/chain/" // and a chain
-	portCondition  = "tunnel-port/"         // and a chain
+	ownedCondition   = "packet-filter/chain/" // and a chain
+	portCondition    = "tunnel-port/"         // and a chain
 	inspectCondition = "packet-filter-unread"
 )
 

@@ -44,7 +44,7 @@ type Locker interface {
 type LockConfig struct {
 	Wanted     bool
 	Network    netip.Prefix
-	Previous     netip.Prefix // of the run before, if that was another one
+	Previous   netip.Prefix // of the run before, if that was another one
 	Open       func() (Locker, error)
 	InUse      func(firewall.Overlay) bool // see Config
 	Table      string                      // that shows the lock, for people
@@ -61,25 +61,25 @@ type LockConfig struct {
 type Lock struct {
 	cfg LockConfig
 
-	spec  atomic.Pointer[lockSpec]
-	views chan lease.View // the latest one
-	admits chan chan struct{}
-	syncAlarm  *pace.Alarm   // look at all of it
-	known chan struct{} // closed: there is a spec
-	tried chan struct{} // closed: after the first attempt
-	ready chan struct{} // closed: nothing is in a hurry any more
-	begin sync.Once     // closes known
-	stats stats
+	spec      atomic.Pointer[lockSpec]
+	views     chan lease.View // the latest one
+	admits    chan chan struct{}
+	syncAlarm *pace.Alarm   // look at all of it
+	known     chan struct{} // closed: there is a spec
+	tried     chan struct{} // closed: after the first attempt
+	ready     chan struct{} // closed: nothing is in a hurry any more
+	begin     sync.Once     // closes known
+	stats     stats
 
 	// What follows belongs to Run's goroutine.
 
-	locker Locker     // nil until it could be opened
-	view   lease.View // as it is in peers
-	peers  map[netip.Addr]int
-	intact  bool // the kernel held all of it at the last look, and what was written since
-	synced   bool // it did once, so that changes are repairs
-	fight  pace.Fight
-	pausedUntil   time.Time // no look before, whatever is changed
+	locker      Locker     // nil until it could be opened
+	view        lease.View // as it is in peers
+	peers       map[netip.Addr]int
+	intact      bool // the kernel held all of it at the last look, and what was written since
+	synced      bool // it did once, so that changes are repairs
+	fight       pace.Fight
+	pausedUntil time.Time // no look before, whatever is changed
 }
 
 // lockSpec is what is to be locked.

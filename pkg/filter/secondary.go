@@ -14,7 +14,7 @@ import (
 
 // IDs of conditions.
 const (
-	removeCondition   = "packet-filter-left"
+	removeCondition = "packet-filter-left"
 	legacyCondition = "iptables-legacy"
 	unreadCondition = "iptables-legacy-unread"
 )
@@ -22,11 +22,11 @@ const (
 // secondary is what is done in the places where the rules are not held.
 type secondary struct {
 	legacyGap     time.Duration // between two Syncs of the legacy variant, if the kernel has its tables
-	legacyErr  error         // why these cannot be written
-	legacyRetry    time.Time     // when that may be tried again
+	legacyErr     error         // why these cannot be written
+	legacyRetry   time.Time     // when that may be tried again
 	unusedRemoved bool          // nothing of ours is left where the rules were held before
 
-	nextPortCheck  time.Time // when the tunnel's port may be looked at again
+	nextPortCheck   time.Time // when the tunnel's port may be looked at again
 	inspectFailures int       // failures in a row to follow a packet through the rules of others
 }
 

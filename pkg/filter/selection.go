@@ -25,20 +25,20 @@ func retryShare() pace.Share {
 
 // selection is who holds the rules, and why.
 type selection struct {
-	active    activeKeeper
-	keeper    firewall.Keeper // the holder
-	preferred firewall.Keeper // as of the last look
-	gap       time.Duration   // between two of its Syncs
-	chosen    netconf.Choice  // by which it was preferred
-	attempt    *attempt        // of the preferred keeper, which has not ended; nil: none
-	preferredErr   error           // why the preferred keeper does not hold the rules; nil: it does
-	conditionText      string          // of the condition then
+	active        activeKeeper
+	keeper        firewall.Keeper // the holder
+	preferred     firewall.Keeper // as of the last look
+	gap           time.Duration   // between two of its Syncs
+	chosen        netconf.Choice  // by which it was preferred
+	attempt       *attempt        // of the preferred keeper, which has not ended; nil: none
+	preferredErr  error           // why the preferred keeper does not hold the rules; nil: it does
+	conditionText string          // of the condition then
 	syncTime      time.Duration   // what the preferred keeper took to have them right last
-	next      time.Time       // of its next attempt, at the earliest
-	tooEarly     bool            // there was a reason for one before
-	locked    *firewall.LockedError
-	logged      string // in the log: who holds the rules
-	ownerLocked    bool   // a chain in nftables cannot be written
+	next          time.Time       // of its next attempt, at the earliest
+	tooEarly      bool            // there was a reason for one before
+	locked        *firewall.LockedError
+	logged        string // in the log: who holds the rules
+	ownerLocked   bool   // a chain in nftables cannot be written
 }
 
 // activeKeeper is who holds the rules: another version of a tool is another holder. The zero holder is
@@ -51,7 +51,7 @@ type activeKeeper struct {
 // candidate is a keeper that can hold the rules.
 type candidate struct {
 	firewall.Keeper
-	name    string
+	name         string
 	fallbackText string // text of the condition that it stands in for the other one
 }
 

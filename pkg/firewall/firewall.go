@@ -108,11 +108,11 @@ type Match struct {
 type Verdict uint8
 
 const (
-	Return       Verdict = iota // to whoever asked the chain
-	Accept                      // and ask no other rule of this hook's table
-	Masquerade                  // give it the address of the device that it leaves by
+	Return           Verdict = iota // to whoever asked the chain
+	Accept                          // and ask no other rule of this hook's table
+	Masquerade                      // give it the address of the device that it leaves by
 	MasqueradeRandom                // the same with ports at random
-	Discard                     // without an answer
+	Discard                         // without an answer
 )
 
 // keepSourceMark is set in the mark of packets that another program wants to keep

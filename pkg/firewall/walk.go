@@ -28,11 +28,11 @@ func (m Met) And(other Met) Met { return min(m, other) }
 type Action uint8
 
 const (
-	Pass     Action = iota // this base chain lets it pass
-	Drop                   // also with an answer
-	Back                   // to the chain that has jumped here, or to the policy
-	Jump                   // to Step.Chain, and from there back
-	GoTo                   // Step.Chain, and from there to where this chain goes back to
+	Pass       Action = iota // this base chain lets it pass
+	Drop                     // also with an answer
+	Back                     // to the chain that has jumped here, or to the policy
+	Jump                     // to Step.Chain, and from there back
+	GoTo                     // Step.Chain, and from there to where this chain goes back to
 	PassOrDrop               // one of the two, by something that is not known here
 )
 

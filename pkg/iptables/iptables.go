@@ -39,18 +39,18 @@ const absent = firewall.AbsentError("iptables is not installed")
 func commandOf(f firewall.Family) string { return [...]string{"iptables", "ip6tables"}[f] }
 
 const (
-	patience = 10 * time.Second // for one command
-	tries    = 8                // for one Sync, while others change the same tables
+	commandTimeout = 10 * time.Second // for one command
+	maxAttempts    = 8                // for one Sync, while others change the same tables
 
 	// A lock that nobody lets go of for heldWait is held by one program, for who knows
 	// how long. Where many hold it for a moment each, it is waited for in their queue, for
 	// lockWait seconds.
-	heldWait = time.Second
-	lockWait = 5
+	lockTimeout = time.Second
+	lockWait    = 5
 
 	exitResource = 4 // of the legacy variant, RESOURCE_PROBLEM
-	// lockComplaint is part of what it says when it was the lock.
-	lockComplaint = "holding the xtables lock"
+	// lockMessage is part of what it says when it was the lock.
+	lockMessage = "holding the xtables lock"
 )
 
 // Tables are the tables of one address family of this network namespace. The
@@ -64,7 +64,7 @@ type Tables struct {
 	legacy        bool
 	randomPorts   bool
 	lock          *lock
-	patience      time.Duration
+	timeout       time.Duration
 }
 
 // program is the file of a command, as it was when it was found.
@@ -75,9 +75,9 @@ type program struct {
 
 // find finds the commands of a name and what they can do.
 func (t *Tools) find(list, save, restore string, patience time.Duration) (*Tables, error) {
-	tables := &Tables{command: list, lock: t.lock, patience: patience}
+	tables := &Tables{command: list, lock: t.lock, timeout: patience}
 	var err error
-	if tables.programs, err = lookUp(list, save, restore); err != nil {
+	if tables.programs, err = findPrograms(list, save, restore); err != nil {
 		return nil, err
 	}
 	command := tables.programs[0].path
@@ -88,7 +88,7 @@ func (t *Tools) find(list, save, restore string, patience time.Duration) (*Table
 	}
 	tables.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	tables.legacy = !strings.Contains(tables.version, "nf_tables")
-	able, err := t.ask(command, patience)
+	able, err := t.probe(command, patience)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
@@ -101,10 +101,10 @@ func (t *Tools) find(list, save, restore string, patience time.Duration) (*Table
 	return tables, nil
 }
 
-// ask finds out what a command can do. go-iptables sets itself no limit; a command that hangs is
+// probe finds out what a command can do. go-iptables sets itself no limit; a command that hangs is
 // started no second time.
-func (t *Tools) ask(command string, patience time.Duration) (*goiptables.IPTables, error) {
-	answer := t.asking.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
+func (t *Tools) probe(command string, patience time.Duration) (*goiptables.IPTables, error) {
+	answer := t.probing.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
@@ -118,8 +118,8 @@ func (t *Tools) ask(command string, patience time.Duration) (*goiptables.IPTable
 	}
 }
 
-// lookUp finds the files of commands.
-func lookUp(names ...string) (all []program, err error) {
+// findPrograms finds the files of commands.
+func findPrograms(names ...string) (all []program, err error) {
 	for _, name := range names {
 		path, err := lookPath(name)
 		var file fs.FileInfo
@@ -177,12 +177,12 @@ func (t *Tables) replaced() bool {
 // program, or iptables may show rules in a form that is not understood here,
 // which would otherwise be written again for ever.
 func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	return t.keep(ctx, owner, func(string, listing) []firewall.Chain { return t.able(want) })
+	return t.syncChains(ctx, owner, func(string, listing) []firewall.Chain { return t.supported(want) })
 }
 
-// able returns chains in which is nothing that this version of iptables cannot do: it may not be
+// supported returns chains in which is nothing that this version of iptables cannot do: it may not be
 // able to choose ports at random.
-func (t *Tables) able(want []firewall.Chain) []firewall.Chain {
+func (t *Tables) supported(want []firewall.Chain) []firewall.Chain {
 	if t.randomPorts {
 		return want
 	}
@@ -199,12 +199,12 @@ func (t *Tables) able(want []firewall.Chain) []firewall.Chain {
 	return chains
 }
 
-// keep is Sync with what is wanted in view of a listing, of which text is the original.
-func (t *Tables) keep(ctx context.Context, owner firewall.Owner, want func(text string, l listing) []firewall.Chain) (changes []string, err error) {
+// syncChains is Sync with what is wanted in view of a listing, of which text is the original.
+func (t *Tables) syncChains(ctx context.Context, owner firewall.Owner, want func(text string, l listing) []firewall.Chain) (changes []string, err error) {
 	var left error // why not all was done
 	for try := 0; ; try++ {
-		thorough := try < tries-1
-		if try == tries-1 {
+		thorough := try < maxAttempts-1
+		if try == maxAttempts-1 {
 			// At last without rules of nobody: iptables may print one so that it
 			// cannot delete it, and ours must not wait for that.
 			left = err
@@ -215,27 +215,27 @@ func (t *Tables) keep(ctx context.Context, owner firewall.Owner, want func(text 
 			return changes, listed
 		case p.input == "":
 			return changes, left
-		case try == tries:
+		case try == maxAttempts:
 			return changes, err
 		}
 		if err = t.write(ctx, p.input); err == nil {
 			changes = append(changes, p.changes...)
 			err = fmt.Errorf("not as written, for another program or an unknown form: %s", strings.Join(p.changes, ", "))
-		} else if !t.overtaken(err) {
+		} else if !t.raced(err) {
 			return changes, err
 		}
 	}
 }
 
-// overtaken reports whether a failure may be due to what has changed since the
+// raced reports whether a failure may be due to what has changed since the
 // listing, such as a rule that is gone. To wait again for the lock, or for a
 // command that hangs, is the caller's business.
-func (t *Tables) overtaken(err error) bool {
-	return errors.As(err, new(*exec.ExitError)) && !t.resource(err)
+func (t *Tables) raced(err error) bool {
+	return errors.As(err, new(*exec.ExitError)) && !t.isResourceError(err)
 }
 
-// resource reports whether a command of the legacy variant lacked something: the lock, or its file.
-func (t *Tables) resource(err error) bool {
+// isResourceError reports whether a command of the legacy variant lacked something: the lock, or its file.
+func (t *Tables) isResourceError(err error) bool {
 	var exit *exec.ExitError
 	return t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitResource
 }
@@ -259,26 +259,26 @@ func (t *Tables) write(ctx context.Context, input string) error {
 		_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
 		return err
 	}
-	if t.locks() {
-		if err := t.lock.await(ctx, heldWait); err != nil {
+	if t.waitsForLock() {
+		if err := t.lock.wait(ctx, lockTimeout); err != nil {
 			return err
 		}
 	}
 	t.lock.writing.Lock()
 	defer t.lock.writing.Unlock()
 	for w := range t.lock.watchers {
-		w.seen(w.drain()) // by others, until now
+		w.handle(w.drain()) // by others, until now
 	}
 	_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
 	for w := range t.lock.watchers {
-		w.seen(w.drain() &^ closed)
+		w.handle(w.drain() &^ fileClosed)
 	}
-	if t.resource(err) && (strings.Contains(err.Error(), lockComplaint) || t.locks() && !t.lock.free()) {
-		err = fmt.Errorf("%w: %w", t.lock.held(), err)
+	if t.isResourceError(err) && (strings.Contains(err.Error(), lockMessage) || t.waitsForLock() && !t.lock.free()) {
+		err = fmt.Errorf("%w: %w", t.lock.lockedError(), err)
 	}
 	return err
 }
 
-// locks reports whether the restoring command waits for the lock. Those of before 1.6.2 do
+// waitsForLock reports whether the restoring command waits for the lock. Those of before 1.6.2 do
 // not mind it.
-func (t *Tables) locks() bool { return t.legacy && t.randomPorts }
+func (t *Tables) waitsForLock() bool { return t.legacy && t.randomPorts }

@@ -34,9 +34,9 @@ const (
 
 // Tools are the commands of iptables that this host has. They are looked for when they are needed.
 type Tools struct {
-	resync time.Duration
-	lock   *lock
-	asking singleflight.Group // by command
+	resync  time.Duration
+	lock    *lock
+	probing singleflight.Group // by command
 
 	mu    sync.Mutex // not held while a process is waited for
 	found map[tool]found
@@ -50,9 +50,9 @@ type tool struct {
 
 // found is what the last search for a tool has found.
 type found struct {
-	tables *Tables // nil if there was an error
-	err    error
-	again  time.Time // not to be looked for before
+	tables  *Tables // nil if there was an error
+	err     error
+	retryAt time.Time // not to be looked for before
 }
 
 // NewTools returns the commands of this host. It looks for none yet. The rules are to be listed
@@ -73,18 +73,18 @@ func (t *Tools) Compat() *Keeper { return &Keeper{t, nft} }
 // get finds a tool: again when that failed, and when what was found was replaced. Nothing but
 // its absence now is concluded from an error.
 func (t *Tools) get(w tool) (*Tables, error) {
-	if tables := t.peek(w); tables != nil {
+	if tables := t.cached(w); tables != nil {
 		return tables, nil
 	}
 	t.mu.Lock()
 	last := t.found[w]
 	t.mu.Unlock()
-	if last.err != nil && time.Until(last.again) > 0 {
+	if last.err != nil && time.Until(last.retryAt) > 0 {
 		return nil, last.err
 	}
 	begun := time.Now()
 	name := commandOf(w.family) + [...]string{"", "-legacy", "-nft"}[w.variant]
-	tables, err := t.find(name, name+"-save", name+"-restore", patience)
+	tables, err := t.find(name, name+"-save", name+"-restore", commandTimeout)
 	if err == nil && w.variant != installed && tables.legacy != (w.variant == legacy) {
 		tables, err = nil, fmt.Errorf("%w: %s is of the other variant", absent, name)
 	}
@@ -96,8 +96,8 @@ func (t *Tools) get(w tool) (*Tables, error) {
 	return tables, err
 }
 
-// peek returns what was found before, if it is that still, else nil.
-func (t *Tools) peek(w tool) *Tables {
+// cached returns what was found before, if it is that still, else nil.
+func (t *Tools) cached(w tool) *Tables {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.found[w]
@@ -121,7 +121,7 @@ func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
 	main, own := tool{f, installed}, tool{f, k.variant}
 	switch k.variant {
 	case legacy:
-		if tables := t.peek(main); tables != nil && tables.legacy {
+		if tables := t.cached(main); tables != nil && tables.legacy {
 			return tables, nil
 		}
 		tables, err := t.get(own)
@@ -145,13 +145,13 @@ func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
 	return t.get(main)
 }
 
-// seen returns what tables has found before, if it is that still, else nil.
-func (k *Keeper) seen(f firewall.Family) *Tables {
-	main := k.tools.peek(tool{f, installed})
+// cachedTables returns what tables has found before, if it is that still, else nil.
+func (k *Keeper) cachedTables(f firewall.Family) *Tables {
+	main := k.tools.cached(tool{f, installed})
 	if k.variant == installed || main != nil && main.legacy == (k.variant == legacy) {
 		return main
 	}
-	return k.tools.peek(tool{f, k.variant})
+	return k.tools.cached(tool{f, k.variant})
 }
 
 // Traits implements firewall.Keeper.
@@ -160,7 +160,7 @@ func (k *Keeper) Traits(f firewall.Family) firewall.Traits {
 		Name: commandOf(f) + [...]string{"", "-legacy", "-nft"}[k.variant],
 		Gap:  listingGap, Resync: k.tools.resync,
 	}
-	if tables := k.seen(f); tables != nil {
+	if tables := k.cachedTables(f); tables != nil {
 		t.Name, t.Version, t.Place = tables.command, tables.version, firewall.Compat
 		if tables.legacy {
 			t.Place = firewall.Legacy
@@ -176,7 +176,7 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 		return nil, err
 	}
 	if r.HeldIn != firewall.Nowhere {
-		return t.Beside(ctx, r.Owner, r.Chains)
+		return t.SyncAccepts(ctx, r.Owner, r.Chains)
 	}
 	return t.Sync(ctx, r.Owner, r.Chains)
 }
@@ -204,7 +204,7 @@ func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 		return nil, nil
 	}
 	for _, f := range []firewall.Family{firewall.IPv4, firewall.IPv6} {
-		tables := k.tools.peek(tool{f, installed})
+		tables := k.tools.cached(tool{f, installed})
 		_, err := exec.LookPath(commandOf(f) + "-legacy")
 		if tables != nil && tables.legacy || err == nil {
 			return k.tools.lock.watch(ctx)

@@ -21,7 +21,7 @@ func parseListing(text string) (listing, error) {
 	var current table
 	for text != "" {
 		var line string
-		if line, text = cutLine(text); line == "" {
+		if line, text = nextLine(text); line == "" {
 			continue
 		}
 		switch {
@@ -52,9 +52,9 @@ func parseListing(text string) (listing, error) {
 	return l, nil
 }
 
-// cutLine takes a line off the text, or several when a comment in quotes goes on
+// nextLine takes a line off the text, or several when a comment in quotes goes on
 // over their ends.
-func cutLine(text string) (line, rest string) {
+func nextLine(text string) (line, rest string) {
 	var quoted bool
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {

@@ -85,13 +85,13 @@ func (l *lock) open() bool {
 	return true
 }
 
-// await waits until the lock is free for a moment. The error is a LockedError if it never was
+// wait waits until the lock is free for a moment. The error is a LockedError if it never was
 // until patience is over.
-func (l *lock) await(ctx context.Context, patience time.Duration) error {
+func (l *lock) wait(ctx context.Context, patience time.Duration) error {
 	end := time.Now().Add(patience)
 	for !l.free() {
 		if time.Now().After(end) {
-			return l.held()
+			return l.lockedError()
 		}
 		if err := pace.Sleep(ctx, lockPoll); err != nil {
 			return err
@@ -100,8 +100,8 @@ func (l *lock) await(ctx context.Context, patience time.Duration) error {
 	return nil
 }
 
-// held says who holds the lock.
-func (l *lock) held() error {
+// lockedError says who holds the lock.
+func (l *lock) lockedError() error {
 	e := &firewall.LockedError{Lock: "iptables", Free: l.free}
 	var s unix.Stat_t
 	if unix.Stat(l.path, &s) != nil {

@@ -7,26 +7,26 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// generation is what an earlier release has left in the hook's chain, in normal
+// releaseRules is what an earlier release has left in the hook's chain, in normal
 // form without comments and ports at random.
-type generation struct {
+type releaseRules struct {
 	firewall.OldRuleset
 	rules []spec
 }
 
-// clean deletes the owner's rules of earlier generations from the hook's chain.
-func (e *edit) clean() {
+// deleteOldRules deletes the owner's rules of earlier generations from the hook's chain.
+func (e *edit) deleteOldRules() {
 	rules := e.have[e.chain]
 	parsed := make([]spec, len(rules)) // without those of others
 	gone := make([]bool, len(rules))
-	all := e.generations(e.owner.Overlays)
+	all := e.releaseRules(e.owner.Overlays)
 	for i, rule := range rules {
 		s, known := parseRule(rule)
 		if !known {
 			continue
 		}
 		parsed[i] = anyPorts(s)
-		if isFormer(parsed[i], all) {
+		if isOldRule(parsed[i], all) {
 			gone[i] = true
 			e.change("rule of an earlier release removed from %s", e.chain)
 		}
@@ -34,7 +34,7 @@ func (e *edit) clean() {
 	var left []string // chains of generations, one for each deleted jump
 	for _, g := range all {
 		for {
-			found := g.find(parsed, gone)
+			found := g.match(parsed, gone)
 			if found == nil {
 				break
 			}
@@ -54,7 +54,7 @@ func (e *edit) clean() {
 			e.rest = append(e.rest, rule)
 		}
 	}
-	e.drop(left)
+	e.dropChains(left)
 }
 
 // first gives the place of the rule that a deletion by this text takes.
@@ -67,8 +67,8 @@ func first(rules []string, gone []bool, text string) int {
 	return -1
 }
 
-// drop removes chains to which no rule leads any more.
-func (e *edit) drop(left []string) {
+// dropChains removes chains to which no rule leads any more.
+func (e *edit) dropChains(left []string) {
 	for i, chain := range left {
 		if slices.Index(left, chain) == i && e.have.references(chain) == count(left, chain) {
 			e.line("-F %s", chain)
@@ -87,11 +87,11 @@ func count(all []string, one string) (n int) {
 	return n
 }
 
-// generations are those of the hook, the longest first: a longer one may hold a
+// releaseRules are those of the hook, the longest first: a longer one may hold a
 // shorter one's rules among its own. A chain of a generation's own must be
 // exactly as it was left, else it is somebody else's of the same name.
-func (e *edit) generations(former []firewall.Overlay) []generation {
-	var all []generation
+func (e *edit) releaseRules(former []firewall.Overlay) []releaseRules {
+	var all []releaseRules
 	for i, o := range former {
 		// A network of all addresses would match rules of everybody.
 		if !o.Network.IsValid() || o.Network.Bits() == 0 || slices.Contains(former[:i], o) {
@@ -101,14 +101,14 @@ func (e *edit) generations(former []firewall.Overlay) []generation {
 			if f.Hook != e.hook || f.Chain != "" && !equal(e.have[f.Chain], specs(f.ChainRules)) {
 				continue
 			}
-			g := generation{f, specs(f.Rules)}
+			g := releaseRules{f, specs(f.Rules)}
 			if f.Chain != "" {
 				g.rules[0].target = f.Chain
 			}
 			all = append(all, g)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b generation) int { return cmp.Compare(len(b.rules), len(a.rules)) })
+	slices.SortStableFunc(all, func(a, b releaseRules) int { return cmp.Compare(len(b.rules), len(a.rules)) })
 	return all
 }
 
@@ -120,17 +120,17 @@ func specs(rules []firewall.Rule) []spec {
 	return all
 }
 
-// isFormer knows a rule by its comment, so that it need not be in company.
-func isFormer(s spec, all []generation) bool {
+// isOldRule knows a rule by its comment, so that it need not be in company.
+func isOldRule(s spec, all []releaseRules) bool {
 	if !slices.Contains(firewall.OldComments(), s.comment) {
 		return false
 	}
 	s.comment = ""
-	return slices.ContainsFunc(all, func(g generation) bool { return g.Chain == "" && slices.Contains(g.rules, s) })
+	return slices.ContainsFunc(all, func(g releaseRules) bool { return g.Chain == "" && slices.Contains(g.rules, s) })
 }
 
-// find gives the places of a whole generation's rules, in order, or nil.
-func (g generation) find(rules []spec, gone []bool) []int {
+// match gives the places of a whole generation's rules, in order, or nil.
+func (g releaseRules) match(rules []spec, gone []bool) []int {
 	var found []int
 	for i, s := range rules {
 		if len(found) < len(g.rules) && !gone[i] && s == g.rules[len(found)] {

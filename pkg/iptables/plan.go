@@ -52,11 +52,11 @@ func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough b
 	lines := map[string][]string{} // by table, which is to change by one commit
 	for _, a := range anchors() {
 		e := edit{anchor: a, owner: owner, have: l[a.table]}
-		e.clean()
+		e.deleteOldRules()
 		i := slices.IndexFunc(want, func(c firewall.Chain) bool { return c.Hook == a.hook })
 		if i >= 0 && e.needed() {
-			e.fill(want[i].Rules, thorough)
-			e.lead()
+			e.syncChain(want[i].Rules, thorough)
+			e.syncJump()
 		} else {
 			e.remove()
 		}
@@ -101,12 +101,12 @@ func (e *edit) needed() bool {
 	})
 }
 
-// holdings are the rules of our chain by whose they are, in order.
-type holdings struct {
-	shared, ours, others, nobodys []string
+// ownership are the rules of our chain by whose they are, in order.
+type ownership struct {
+	shared, ours, others, unowned []string
 }
 
-func (e *edit) holdings(shared []spec) (h holdings) {
+func (e *edit) classify(shared []spec) (h ownership) {
 	for _, rule := range e.have[e.own] {
 		s, known := parseRule(rule)
 		switch {
@@ -115,7 +115,7 @@ func (e *edit) holdings(shared []spec) (h holdings) {
 		case known && slices.Contains(shared, s):
 			h.shared = append(h.shared, rule)
 		case s.rule.Shared():
-			h.nobodys = append(h.nobodys, rule)
+			h.unowned = append(h.unowned, rule)
 		case e.owner.Owns(s.rule):
 			h.ours = append(h.ours, rule)
 		default:
@@ -125,11 +125,11 @@ func (e *edit) holdings(shared []spec) (h holdings) {
 	return h
 }
 
-// fill has our chain hold the shared rules first and the owner's in their order, and
+// syncChain has our chain hold the shared rules first and the owner's in their order, and
 // leaves those of other networks as they are. Where the owner's stand among them
 // makes no difference: rules of two networks meet no packet but one from a network
 // to the other.
-func (e *edit) fill(rules []firewall.Rule, thorough bool) {
+func (e *edit) syncChain(rules []firewall.Rule, thorough bool) {
 	var shared, own []spec
 	for _, r := range rules {
 		if s := specOf(r, e.hook.Comment()); r.Shared() {
@@ -138,7 +138,7 @@ func (e *edit) fill(rules []firewall.Rule, thorough bool) {
 			own = append(own, s)
 		}
 	}
-	h := e.holdings(shared)
+	h := e.classify(shared)
 	made := !e.have.has(e.own)
 	if made {
 		e.line("-N %s", e.own) // and fail if another daemon has made it meanwhile
@@ -146,7 +146,7 @@ func (e *edit) fill(rules []firewall.Rule, thorough bool) {
 	}
 	before := len(e.lines)
 	if thorough {
-		e.delete(e.own, h.nobodys)
+		e.delete(e.own, h.unowned)
 	}
 	if have := e.have[e.own]; len(h.shared) != len(shared) || !equal(have[:len(shared)], shared) {
 		e.delete(e.own, h.shared)
@@ -172,14 +172,14 @@ func equal(rules []string, want []spec) bool {
 	})
 }
 
-// lead sees to it that one jump leads to our chain, and that it is where it
+// syncJump sees to it that one jump leads to our chain, and that it is where it
 // belongs.
-func (e *edit) lead() {
+func (e *edit) syncJump() {
 	jump := spec{target: e.own, comment: e.hook.Comment()}
 	ours, others, right := e.jumps(jump)
-	behind := e.behind(others)
+	behind := e.jumpPosition(others)
 	switch {
-	case len(ours) == 1 && right == 1 && (!e.first || e.inPlace(ours[0], behind)):
+	case len(ours) == 1 && right == 1 && (!e.first || e.jumpInPlace(ours[0], behind)):
 		return
 	case e.first:
 		e.delete(e.chain, ours)
@@ -224,9 +224,9 @@ func (e *edit) jumps(form spec) (ours, others []string, right int) {
 	return ours, others, right
 }
 
-// behind is how many of the other rules our jump has to stand behind.
-func (e *edit) behind(others []string) int {
-	i := slices.IndexFunc(others, func(rule string) bool { return !e.guest(rule) })
+// jumpPosition is how many of the other rules our jump has to stand behind.
+func (e *edit) jumpPosition(others []string) int {
+	i := slices.IndexFunc(others, func(rule string) bool { return !e.isForeignAccept(rule) })
 	if e.hook == firewall.Forward && i >= 0 {
 		s, known := parseRule(others[i])
 		if known && s.target == dockerUser && s.rule == (firewall.Rule{}) {
@@ -236,16 +236,16 @@ func (e *edit) behind(others []string) int {
 	return 0
 }
 
-// inPlace reports whether only guests stand between our jump and its place: whoever keeps
+// jumpInPlace reports whether only guests stand between our jump and its place: whoever keeps
 // them wants to be first, too.
-func (e *edit) inPlace(jump string, behind int) bool {
+func (e *edit) jumpInPlace(jump string, behind int) bool {
 	at := slices.Index(e.rest, jump)
-	return at >= behind && !slices.ContainsFunc(e.rest[behind:at], func(rule string) bool { return !e.guest(rule) })
+	return at >= behind && !slices.ContainsFunc(e.rest[behind:at], func(rule string) bool { return !e.isForeignAccept(rule) })
 }
 
-// guest reports whether a rule is an accept that the daemon of a network keeps in the
+// isForeignAccept reports whether a rule is an accept that the daemon of a network keeps in the
 // hook's chain itself, as those do that keep their rules in nftables.
-func (e *edit) guest(rule string) bool {
+func (e *edit) isForeignAccept(rule string) bool {
 	s, known := parseRule(rule)
 	return known && s.target == "ACCEPT" && s.rule.Mark == 0 && !s.rule.Shared() &&
 		(s.comment == firewall.ForeignComment || s.comment == e.hook.Comment())
@@ -257,7 +257,7 @@ func (e *edit) guest(rule string) bool {
 // written since the listing is still there, and makes the deletion of the chain
 // fail.
 func (e *edit) remove() {
-	h := e.holdings(nil)
+	h := e.classify(nil)
 	jumps, _, _ := e.jumps(spec{})
 	if len(h.others) > 0 {
 		if len(h.ours) > 0 {

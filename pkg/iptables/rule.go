@@ -47,12 +47,12 @@ func specOf(r firewall.Rule, comment string) spec {
 		s.protocol = udp
 	}
 	s.rule.Verdict = 0
-	s.rule.Src, s.rule.Dst = normal(r.Src), normal(r.Dst)
+	s.rule.Src, s.rule.Dst = normalize(r.Src), normalize(r.Dst)
 	return s
 }
 
-// normal leaves out what iptables does not print.
-func normal(m firewall.Match) firewall.Match {
+// normalize leaves out what iptables does not print.
+func normalize(m firewall.Match) firewall.Match {
 	if m.Prefix.Bits() == 0 && !m.Not {
 		return firewall.Match{}
 	}
@@ -181,7 +181,7 @@ func readMatch(m *firewall.Match, value string, not bool) bool {
 		}
 	}
 	p, err := addr.Prefix(bits)
-	*m = normal(firewall.Match{Prefix: p, Not: not})
+	*m = normalize(firewall.Match{Prefix: p, Not: not})
 	return err == nil
 }
 
@@ -202,14 +202,14 @@ func split(text string) (words []string, ok bool) {
 			return words, true
 		}
 		var word string
-		if word, text, ok = cutWord(text); !ok {
+		if word, text, ok = nextWord(text); !ok {
 			return words, false
 		}
 		words = append(words, word)
 	}
 }
 
-func cutWord(text string) (word, rest string, ok bool) {
+func nextWord(text string) (word, rest string, ok bool) {
 	var b strings.Builder
 	var quoted bool
 	for i := 0; i < len(text); i++ {

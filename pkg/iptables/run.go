@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	maxListing   = 64 << 20 // bytes; 100,000 rules have about ten million
-	maxComplaint = 4 << 10  // bytes of stderr
+	maxListing = 64 << 20 // bytes; 100,000 rules have about ten million
+	maxStderr  = 4 << 10  // bytes of stderr
 )
 
 var errTooLong = errors.New("too much output")
@@ -23,9 +23,9 @@ var errTooLong = errors.New("too much output")
 // run executes a command to its end, and kills it when it takes too long or
 // says too much.
 func (t *Tables) run(ctx context.Context, input, path string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, t.patience, fmt.Errorf("no end after %s", t.patience))
+	ctx, cancel := context.WithTimeoutCause(ctx, t.timeout, fmt.Errorf("no end after %s", t.timeout))
 	defer cancel()
-	out, complaint := bounded{max: maxListing}, bounded{max: maxComplaint, cut: true}
+	out, complaint := bounded{max: maxListing}, bounded{max: maxStderr, truncate: true}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin = strings.NewReader(input)
 	cmd.Stdout, cmd.Stderr = &out, &complaint
@@ -38,14 +38,14 @@ func (t *Tables) run(ctx context.Context, input, path string, args ...string) (s
 		err = context.Cause(ctx)
 	}
 	if err == nil {
-		return out.kept.String(), nil
+		return out.buf.String(), nil
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Stat(path); errors.Is(gone, fs.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", absent, err)
 		}
 	}
-	if said := strings.Join(strings.Fields(complaint.kept.String()), " "); said != "" {
+	if said := strings.Join(strings.Fields(complaint.buf.String()), " "); said != "" {
 		err = fmt.Errorf("%w: %s", err, said)
 	}
 	return "", fmt.Errorf("%s: %w", filepath.Base(path), err)
@@ -54,17 +54,17 @@ func (t *Tables) run(ctx context.Context, input, path string, args ...string) (s
 // bounded keeps no more than max bytes. What comes after them is an error to
 // the writer, or is cut off.
 type bounded struct {
-	kept bytes.Buffer // no embedding: its ReadFrom knows no bound
-	max  int
-	cut  bool
-	full bool
+	buf      bytes.Buffer // no embedding: its ReadFrom knows no bound
+	max      int
+	truncate bool
+	full     bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	keep := min(len(p), b.max-b.kept.Len())
+	keep := min(len(p), b.max-b.buf.Len())
 	b.full = b.full || keep < len(p)
-	b.kept.Write(p[:keep])
-	if b.full && !b.cut {
+	b.buf.Write(p[:keep])
+	if b.full && !b.truncate {
 		return keep, errTooLong
 	}
 	return len(p), nil

@@ -108,10 +108,10 @@ func TestFailures(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(tt.want, "no end") {
-				tables.patience = time.Second
+				tables.timeout = time.Second
 			}
 			_, err = tables.Sync(t.Context(), oneDaemon(), everything(four))
-			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 2*maxComplaint {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 2*maxStderr {
 				t.Errorf("got %.1000v", err)
 			}
 		})

@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// closed is what a program does last that has changed rules: it lets go of
+	// fileClosed is what a program does last that has changed rules: it lets go of
 	// the lock file.
-	closed = unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE
-	// replaced says that the file of this name may be another one now.
-	replaced = unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+	fileClosed = unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE
+	// fileReplaced says that the file of this name may be another one now.
+	fileReplaced = unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 )
 
 // watcher reads the events of the lock file.
@@ -36,7 +36,7 @@ func (l *lock) watch(ctx context.Context) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch the lock of iptables: %w", err)
 	}
-	go w.follow(ctx)
+	go w.run(ctx)
 	return w.signal, nil
 }
 
@@ -65,7 +65,7 @@ func (w *watcher) add() error {
 	for made := false; ; made = true {
 		var failed error
 		err := w.conn.Control(func(fd uintptr) {
-			_, failed = unix.InotifyAddWatch(int(fd), w.lock.path, closed|replaced)
+			_, failed = unix.InotifyAddWatch(int(fd), w.lock.path, fileClosed|fileReplaced)
 		})
 		if err = errors.Join(err, failed); made || !errors.Is(err, unix.ENOENT) {
 			return err
@@ -78,9 +78,9 @@ func (w *watcher) add() error {
 	}
 }
 
-// follow turns events into signals until it is stopped. Its turns exclude those
+// run turns events into signals until it is stopped. Its turns exclude those
 // of our writing, whose events it therefore never finds.
-func (w *watcher) follow(ctx context.Context) {
+func (w *watcher) run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, w.stop)
 	defer stop()
 	for err := error(nil); err == nil; {
@@ -88,7 +88,7 @@ func (w *watcher) follow(ctx context.Context) {
 			w.lock.writing.Lock()
 			defer w.lock.writing.Unlock()
 			events := w.drain()
-			w.seen(events)
+			w.handle(events)
 			return events != 0
 		})
 	}
@@ -102,12 +102,12 @@ func (w *watcher) follow(ctx context.Context) {
 // stop wakes follow for the last time.
 func (w *watcher) stop() { w.inotify.SetReadDeadline(time.Unix(1, 0)) }
 
-// seen is called with the lock's writing held, as drain is.
-func (w *watcher) seen(events uint32) {
+// handle is called with the lock's writing held, as drain is.
+func (w *watcher) handle(events uint32) {
 	if events == 0 {
 		return
 	}
-	if events&replaced != 0 && w.add() != nil {
+	if events&fileReplaced != 0 && w.add() != nil {
 		w.stop()
 	}
 	select {

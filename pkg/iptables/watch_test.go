@@ -25,7 +25,7 @@ func soon(t *testing.T, what string, signal <-chan struct{}) {
 func (b *bed) calm(signal <-chan struct{}) bool {
 	b.lock.writing.Lock()
 	for w := range b.lock.watchers {
-		w.seen(w.drain())
+		w.handle(w.drain())
 	}
 	b.lock.writing.Unlock()
 	select {
@@ -95,7 +95,7 @@ func TestWatchBeforeWriting(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	w.follow(ctx)
+	w.run(ctx)
 }
 
 // TestWatchEnds loses the directory of the lock file.

@@ -84,14 +84,14 @@ func (r rule) expressions(table Family) netlink.Attrs {
 	return list
 }
 
-// portAt is where UDP has the port of the receiver (RFC 768), in bytes.
-const portAt = 2
+// udpDstPort is where UDP has the port of the receiver (RFC 768), in bytes.
+const udpDstPort = 2
 
 // matchPort is met by UDP to a port.
 func matchPort(add func(string, netlink.Attrs), port uint16) {
 	add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
 	add("cmp", compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_UDP}))
-	add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, portAt, 2))
+	add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, udpDstPort, 2))
 	add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, port)))
 }
 

@@ -18,7 +18,7 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	case name == "comment":
 		return firewall.Yes
 	case name == "tcp" || name == "icmp" || name == "sctp":
-		return sure(false, p.Protocol == unix.IPPROTO_UDP) // goes with a condition on the protocol
+		return metIf(false, p.Protocol == unix.IPPROTO_UDP) // goes with a condition on the protocol
 	case name == "udp" && len(info) >= 9 && p.Protocol == unix.IPPROTO_UDP: // xt_udp
 		src := inPorts(p.SrcPort, u16(0), u16(2), info[8]&1 != 0)
 		return src.And(inPorts(p.DstPort, u16(4), u16(6), info[8]&2 != 0))
@@ -26,17 +26,17 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 		p.Protocol == unix.IPPROTO_UDP: // xt_multiport_v1
 		return multiport(p, info)
 	case name == "state" && len(info) >= 4: // xt_state_info
-		return sure(binary.NativeEndian.Uint32(info)&stateNew != 0, true)
+		return metIf(binary.NativeEndian.Uint32(info)&stateNew != 0, true)
 	case name == "conntrack" && revision >= 2 && len(info) >= 152: // xt_conntrack_mtinfo2
 		const flags, inverted, states, onState = 146, 148, 150, 1
 		if u16(flags) == onState {
-			return sure((u16(states)&stateNew != 0) != (u16(inverted)&onState != 0), true)
+			return metIf((u16(states)&stateNew != 0) != (u16(inverted)&onState != 0), true)
 		}
 	case name == "addrtype" && revision >= 1 && len(info) >= 8: // xt_addrtype_info_v1
 		const invert, local = 2, 1 << unix.RTN_LOCAL
 		flags := binary.NativeEndian.Uint32(info[4:])
 		if u16(0) == 0 && flags&^invert == 0 && p.ToHost {
-			return sure((u16(2)&local != 0) != (flags&invert != 0), true)
+			return metIf((u16(2)&local != 0) != (flags&invert != 0), true)
 		}
 	}
 	return firewall.Maybe
@@ -71,9 +71,9 @@ func multiport(p firewall.Packet, info []byte) firewall.Met {
 
 func inPorts(port, low, high uint16, not bool) firewall.Met {
 	if low == 0 && high == 0xffff {
-		return sure(!not, true)
+		return metIf(!not, true)
 	}
-	return sure((port >= low && port <= high) != not, port != 0)
+	return metIf((port >= low && port <= high) != not, port != 0)
 }
 
 // compatTarget says what a target of iptables does, unless the rule goes on.

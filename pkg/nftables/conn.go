@@ -103,14 +103,14 @@ func (c *conn) commit(generation uint32, ms []message) error {
 	}
 	bound(unix.NFNL_MSG_BATCH_END)
 	if err := c.Transaction(&r); err != nil {
-		return fmt.Errorf("write rules: %w", c.reason(err, generation))
+		return fmt.Errorf("write rules: %w", c.wrapError(err, generation))
 	}
 	return nil
 }
 
-// reason makes errChanged of a failure that comes of others' changes. Kernels before 4.16 do not
+// wrapError makes errChanged of a failure that comes of others' changes. Kernels before 4.16 do not
 // compare generations, but then something is missing, or there already, or in use.
-func (c *conn) reason(err error, generation uint32) error {
+func (c *conn) wrapError(err error, generation uint32) error {
 	changed := errors.Is(err, unix.ERESTART)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
 		now, unknown := c.generation()

@@ -264,10 +264,10 @@ func TestReplacements(t *testing.T) {
 	}
 }
 
-func shape(w world, wishes [][]firewall.Chain) string {
+func shape(w ruleset, wishes [][]firewall.Chain) string {
 	for i, want := range wishes {
-		want, _ := normal(IPv4, want)
-		if p := newPlan(IPv4, oneDaemon(), wanted{own: want, guests: want}, w); len(p.changes) == 0 {
+		want, _ := normalize(IPv4, want)
+		if p := newPlan(IPv4, oneDaemon(), wanted{own: want, accepts: want}, w); len(p.changes) == 0 {
 			return fmt.Sprintf("all of %d", i)
 		}
 	}
@@ -322,7 +322,7 @@ func TestOutdated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPlan(IPv4, oneDaemon(), wanted{own: all(odd), guests: all(odd)}, w)
+	p := newPlan(IPv4, oneDaemon(), wanted{own: all(odd), accepts: all(odd)}, w)
 	b.nft("add table ip somebody")
 	before := b.ruleset()
 	if err := b.tables.conn.commit(w.generation, p.messages); !errors.Is(err, errChanged) {

@@ -13,8 +13,8 @@ type effect struct {
 // parseEffect reads a rule of any form.
 func parseEffect(list []expression) (e effect) {
 	always := true // nothing before the verdict looks at the packet
-	head := reader{rest: list}
-	if len(list) > 1 && list[0].name == "meta" && head.meta() {
+	head := ruleParser{rest: list}
+	if len(list) > 1 && list[0].name == "meta" && head.parseMeta() {
 		e.family = head.result.Family
 	}
 	for _, x := range list {
@@ -54,9 +54,9 @@ func parseEffect(list []expression) (e effect) {
 // branch a lot, to mark or clamp, and an accept at their head would spare the overlay that.
 const manglePriority = -150
 
-// needsGuests tells whether a chain with these rules of others may drop what the overlay forwards
+// needsAccepts tells whether a chain with these rules of others may drop what the overlay forwards
 // in a family.
-func (f foreign) needsGuests(family Family, others []listed) bool {
+func (f foreign) needsAccepts(family Family, others []listed) bool {
 	if f.flags&dormant != 0 {
 		return false
 	}
@@ -75,9 +75,9 @@ func (f foreign) needsGuests(family Family, others []listed) bool {
 	return false
 }
 
-// precedes tells which chains are asked before guests: where the operator's own rules belong, and
+// goesBeforeAccepts tells which chains are asked before guests: where the operator's own rules belong, and
 // where other programs enforce network policies on the overlay's packets too.
-func precedes(chain string) bool {
+func goesBeforeAccepts(chain string) bool {
 	switch chain {
 	case "DOCKER-USER", "cali-FORWARD", "KUBE-ROUTER-FORWARD":
 		return true

@@ -16,9 +16,9 @@ const resync = time.Minute
 // value is ready; it opens its socket when it is needed, in the network namespace of whoever needs
 // it first.
 type Keeper struct {
-	mu     sync.Mutex
-	tables *Tables             // nil until they could be opened
-	ours   map[uint32]struct{} // ports of sockets whose changes are no news
+	mu       sync.Mutex
+	tables   *Tables             // nil until they could be opened
+	ownPorts map[uint32]struct{} // ports of sockets whose changes are no news
 }
 
 // open returns the tables, and an error as long as they cannot be opened.
@@ -37,23 +37,23 @@ func (k *Keeper) dial() (*Tables, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.ours = k.isOurs
-	if k.ours == nil {
-		k.ours = map[uint32]struct{}{}
+	t.isOwnPort = k.isOwnPort
+	if k.ownPorts == nil {
+		k.ownPorts = map[uint32]struct{}{}
 	}
-	k.ours[t.Port()] = struct{}{}
+	k.ownPorts[t.Port()] = struct{}{}
 	return t, nil
 }
 
-func (k *Keeper) isOurs(port uint32) bool {
+func (k *Keeper) isOwnPort(port uint32) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, ours := k.ours[port]
+	_, ours := k.ownPorts[port]
 	return ours
 }
 
-// opened returns the tables if they are open, else nil.
-func (k *Keeper) opened() *Tables {
+// current returns the tables if they are open, else nil.
+func (k *Keeper) current() *Tables {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.tables
@@ -69,7 +69,7 @@ func (k *Keeper) OpenLock() (*Tables, error) {
 
 // Close frees the socket. The rules stay.
 func (k *Keeper) Close() error {
-	if t := k.opened(); t != nil {
+	if t := k.current(); t != nil {
 		return t.Close()
 	}
 	return nil
@@ -98,7 +98,7 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 			except = append(except, fmt.Sprintf("%s %s %s", familyOf(r.Family), h.Table(), h.Chain()))
 		}
 	}
-	return t.Beside(ctx, familyOf(r.Family), r.Owner, r.Chains, except...)
+	return t.SyncAccepts(ctx, familyOf(r.Family), r.Owner, r.Chains, except...)
 }
 
 // Removal implements firewall.Keeper.
@@ -112,7 +112,7 @@ func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []st
 
 // Watch implements firewall.Keeper.
 func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
-	if t := k.opened(); t != nil {
+	if t := k.current(); t != nil {
 		return t.Watch(ctx)
 	}
 	return nil, nil
@@ -129,7 +129,7 @@ func (k *Keeper) Tables(f firewall.Family) ([]string, error) {
 
 // Barriers implements firewall.Inspector.
 func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
-	if t := k.opened(); t != nil {
+	if t := k.current(); t != nil {
 		return t.Barriers(ctx, p)
 	}
 	return nil, nil

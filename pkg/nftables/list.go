@@ -80,8 +80,8 @@ type listed struct {
 	ok     bool // what stands there can be said in our words
 }
 
-// world is everything that matters for one family, as of one generation.
-type world struct {
+// ruleset is everything that matters for one family, as of one generation.
+type ruleset struct {
 	generation uint32
 	table      *table    // our own; nil if there is none
 	chains     []chain   // of our table
@@ -105,7 +105,7 @@ func (f Family) tableName() string {
 
 // list reads the world. Of the rules of others only those of base chains that guests may stand in
 // are read: tables of many thousand rules have them elsewhere.
-func (c *conn) list(family Family) (w world, err error) {
+func (c *conn) list(family Family) (w ruleset, err error) {
 	if w.generation, err = c.generation(); err != nil {
 		return w, err
 	}
@@ -123,7 +123,7 @@ func (c *conn) list(family Family) (w world, err error) {
 			return w, errChanged
 		}
 		own := tables[i].family == family && tables[i].name == family.tableName()
-		hook, guests := ch.takesGuests()
+		hook, guests := ch.acceptsHook()
 		guests = guests && !ownTable(ch.family, ch.table)
 		if own || guests {
 			if ch.rules, err = c.rules(ch.chainName); err != nil {
@@ -149,8 +149,8 @@ func (c *conn) list(family Family) (w world, err error) {
 	return w, err
 }
 
-// takesGuests tells whether, and for which hook, guests may be wanted in the chain.
-func (c chain) takesGuests() (firewall.Hook, bool) {
+// acceptsHook tells whether, and for which hook, guests may be wanted in the chain.
+func (c chain) acceptsHook() (firewall.Hook, bool) {
 	switch {
 	case !c.base || c.place.kind != "filter":
 	case c.place.hook == unix.NF_INET_FORWARD:
@@ -167,7 +167,7 @@ func (t *Tables) tableNames(family Family) (names []string, err error) {
 	defer t.mu.Unlock()
 	var all []table
 	err = errChanged
-	for i := 0; i < attempts && passing(err); i++ {
+	for i := 0; i < maxAttempts && retryable(err); i++ {
 		all, err = t.conn.tables(family)
 	}
 	for _, table := range all {

@@ -38,7 +38,7 @@ func (t *Tables) SyncLock(
 ) (changes []string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range attempts {
+	for i := range maxAttempts {
 		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
 			return nil, err
 		}
@@ -73,7 +73,7 @@ func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error 
 func (t *Tables) Unlock(network netip.Prefix) (removed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err = t.conn.commit(0, []message{lockGone(network)})
+	err = t.conn.commit(0, []message{deleteLock(network)})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
@@ -99,7 +99,7 @@ func (c *conn) syncLock(
 	if err != nil {
 		return nil, err
 	}
-	there, sound, err := c.lockSound(l)
+	there, sound, err := c.checkLock(l)
 	if err != nil {
 		return nil, err
 	}
@@ -113,9 +113,9 @@ func (c *conn) syncLock(
 		verb := "made"
 		if there {
 			verb = "made anew"
-			ms = append(ms, lockGone(l.Network))
+			ms = append(ms, deleteLock(l.Network))
 		}
-		ms = append(ms, lockMessages(l)...)
+		ms = append(ms, createLock(l)...)
 		changes = append(changes, fmt.Sprintf("%s table %s", verb, LockTable(l.Network)))
 	}
 	add, remove := missing(peers, have), []netip.Addr(nil)

@@ -14,9 +14,9 @@ import (
 
 // How a lock is read.
 
-// lockSound reports whether there is a table for a network's lock, and whether it is as
+// checkLock reports whether there is a table for a network's lock, and whether it is as
 // lockMessages makes it, whatever the set holds.
-func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
+func (c *conn) checkLock(l firewall.Lock) (there, sound bool, err error) {
 	name := lockPrefix + l.Network.String()
 	tables, err := c.tables(IPv4)
 	if err != nil {
@@ -33,7 +33,7 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 	if err != nil {
 		return true, false, err
 	}
-	plain, err := c.lockSetPlain(name)
+	plain, err := c.checkLockSet(name)
 	if err != nil || !plain {
 		return true, false, err
 	}
@@ -44,7 +44,7 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 			return true, false, nil
 		}
 		rules, err := c.lockRules(in)
-		wanted := described(parseExpressions(want.rule(l)))
+		wanted := describe(parseExpressions(want.rule(l)))
 		if err != nil || len(rules) != 1 || !slices.Equal(rules[0], wanted) {
 			return true, false, err
 		}
@@ -56,7 +56,7 @@ func (c *conn) lockSound(l firewall.Lock) (there, sound bool, err error) {
 func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
 	err = c.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
 		if m[unix.NFTA_RULE_TABLE].Text() == in.table && m[unix.NFTA_RULE_CHAIN].Text() == in.name {
-			rules = append(rules, described(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
+			rules = append(rules, describe(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
 		}
 	}, IPv4)
 	if err != nil {
@@ -65,8 +65,8 @@ func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
 	return rules, nil
 }
 
-// lockSetPlain reports whether the set is one of IPv4 addresses without more.
-func (c *conn) lockSetPlain(table string) (bool, error) {
+// checkLockSet reports whether the set is one of IPv4 addresses without more.
+func (c *conn) checkLockSet(table string) (bool, error) {
 	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, table).Text(unix.NFTA_SET_NAME, lockSet)
 	a, err := c.get(message{kind: unix.NFT_MSG_GETSET, family: IPv4, body: body})
 	if errors.Is(err, unix.ENOENT) {
@@ -88,7 +88,7 @@ func (c *conn) lockPeers(
 	all := map[netip.Addr]struct{}{}
 	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).
 		Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
-	for range attempts {
+	for range maxAttempts {
 		before := len(all)
 		err := c.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
 			for _, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
@@ -122,9 +122,9 @@ func elementAddress(element netlink.Value) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// described returns expressions in a form in which equal effects compare equal. Expressions that a
+// describe returns expressions in a form in which equal effects compare equal. Expressions that a
 // lock does not have compare equal to none.
-func described(list []expression) (all []string) {
+func describe(list []expression) (all []string) {
 	for _, x := range list {
 		u := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
 		value := func(kind uint16) []byte { return x.data[kind].Map()[unix.NFTA_DATA_VALUE] }

@@ -219,8 +219,8 @@ func TestOthersOfOursMakeNoNews(t *testing.T) {
 
 func TestDescribed(t *testing.T) {
 	for _, c := range lockChains() {
-		a, b := described(parseExpressions(c.rule(vxlanLock))), described(parseExpressions(c.rule(udpLock)))
-		if slices.Equal(a, b) || !slices.Equal(a, described(parseExpressions(c.rule(vxlanLock)))) {
+		a, b := describe(parseExpressions(c.rule(vxlanLock))), describe(parseExpressions(c.rule(udpLock)))
+		if slices.Equal(a, b) || !slices.Equal(a, describe(parseExpressions(c.rule(vxlanLock)))) {
 			t.Errorf("%q and %q", a, b)
 		}
 		for _, text := range append(a, b...) {

@@ -20,8 +20,8 @@ const (
 	// lockBatch is how many elements a message has; they have 16 bytes each, and an attribute at
 	// most 64 KiB.
 	lockBatch = 1000
-	// vniAt is where a VXLAN packet has its VNI, in bytes from the UDP header.
-	vniAt = 8 + 4
+	// vxlanVNI is where a VXLAN packet has its VNI, in bytes from the UDP header.
+	vxlanVNI = 8 + 4
 )
 
 // lockBase is a base chain of a lock, with its only rule.
@@ -44,13 +44,13 @@ func lockAttrs(network netip.Prefix, kind uint16) netlink.Attrs {
 	return netlink.Attrs{}.Text(kind, lockPrefix+network.String())
 }
 
-// lockGone deletes the table.
-func lockGone(network netip.Prefix) message {
+// deleteLock deletes the table.
+func deleteLock(network netip.Prefix) message {
 	return message{unix.NFT_MSG_DELTABLE, 0, IPv4, lockAttrs(network, unix.NFTA_TABLE_NAME)}
 }
 
-// lockMessages make the table with an empty set.
-func lockMessages(l firewall.Lock) (ms []message) {
+// createLock make the table with an empty set.
+func createLock(l firewall.Lock) (ms []message) {
 	add := func(kind, flags uint16, body netlink.Attrs) {
 		ms = append(ms, message{kind, flags, IPv4, body})
 	}
@@ -88,7 +88,7 @@ func (x *expressions) add(name string, data netlink.Attrs) {
 func (x *expressions) tunnel(l firewall.Lock) {
 	matchPort(x.add, l.Port)
 	if !l.Bound {
-		x.add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vniAt, 3))
+		x.add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vxlanVNI, 3))
 		x.add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint32(nil, l.VNI)[1:]))
 	}
 }

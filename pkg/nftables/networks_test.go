@@ -57,7 +57,7 @@ type hand struct {
 	t      *testing.T
 	words  map[string]listed
 	handle uint64
-	world
+	ruleset
 }
 
 // fill makes a chain of the words.
@@ -97,7 +97,7 @@ func newHand(t *testing.T, postrtg, forward, foreignRules string) *hand {
 		if text == "-" {
 			continue
 		}
-		name, at, _ := own(hook)
+		name, at, _ := ownChain(hook)
 		h.chains = append(h.chains, chain{
 			chainName: chainName{IPv4, IPv4.tableName(), name}, base: true, place: at, policy: nfAccept, rules: h.fill(text),
 		})
@@ -178,7 +178,7 @@ func (h *hand) rule(m message, a map[uint16]netlink.Value) {
 
 // chain is the words of one of ours.
 func (h *hand) chain(hook firewall.Hook) string {
-	name, _, _ := own(hook)
+	name, _, _ := ownChain(hook)
 	for _, c := range h.chains {
 		if c.name == name {
 			return h.text(c.rules)
@@ -232,14 +232,14 @@ func TestTwoNetworks(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			h := newHand(t, tt.have[0], tt.have[1], tt.have[2])
-			want, err := normal(IPv4, wants[tt.want])
+			want, err := normalize(IPv4, wants[tt.want])
 			if err != nil {
 				t.Fatal(err)
 			}
 			if tt.want == masq { // the foreign chain's are not wanted, but the other's stay
 				h.foreign[0].policy = nfAccept
 			}
-			p := newPlan(IPv4, daemonOf(four), wanted{own: want, guests: want}, h.world)
+			p := newPlan(IPv4, daemonOf(four), wanted{own: want, accepts: want}, h.ruleset)
 			h.apply(p.messages)
 			if got := [3]string{h.chain(firewall.PostRouting), h.chain(firewall.Forward), h.text(h.foreign[0].rules)}; got != tt.after {
 				t.Errorf("got  %q\nwant %q\nby %q", got, tt.after, p.changes)
@@ -247,7 +247,7 @@ func TestTwoNetworks(t *testing.T) {
 			if len(p.messages) != tt.messages || len(p.changes) != tt.says {
 				t.Errorf("%d messages, %q", len(p.messages), p.changes)
 			}
-			if again := newPlan(IPv4, daemonOf(four), wanted{own: want, guests: want}, h.world); len(again.messages) > 0 {
+			if again := newPlan(IPv4, daemonOf(four), wanted{own: want, accepts: want}, h.ruleset); len(again.messages) > 0 {
 				t.Errorf("a second pass: %q", again.changes)
 			}
 		})
@@ -363,8 +363,8 @@ func TestDaemonsAtOnce(t *testing.T) {
 		b.tables.mu.Lock()
 		w, err := b.tables.conn.list(IPv4)
 		b.tables.mu.Unlock()
-		if want, _ := normal(IPv4, all(four)); err == nil {
-			if p := newPlan(IPv4, daemonOf(four), wanted{own: want, guests: want}, w); len(p.changes) > 0 {
+		if want, _ := normalize(IPv4, all(four)); err == nil {
+			if p := newPlan(IPv4, daemonOf(four), wanted{own: want, accepts: want}, w); len(p.changes) > 0 {
 				t.Fatalf("after %d listings: %q", listings, p.changes)
 			}
 		}

@@ -42,12 +42,12 @@ const (
 	IPv6 Family = unix.NFPROTO_IPV6
 )
 
-// attempts is how often a Sync lists when others change the rules at the same time. A listing takes
+// maxAttempts is how often a Sync lists when others change the rules at the same time. A listing takes
 // about a millisecond; who writes faster than that does not do so for long, and so a Sync waits a
 // little longer from time to time, a quarter of a second in all.
 const (
-	attempts = 20
-	backOff  = time.Millisecond
+	maxAttempts = 20
+	backOff     = time.Millisecond
 )
 
 // absent says that the kernel has no nftables. Every other error may pass.
@@ -58,10 +58,10 @@ var errChanged = errors.New("rules change faster than they can be read")
 
 // Tables is the nftables of one network namespace. Its methods may be called from any goroutine.
 type Tables struct {
-	ns   *netlink.Namespace
-	ours func(port uint32) bool // of whose sockets, beside its own, changes are no news; may be nil
-	mu   sync.Mutex             // one exchange at a time
-	conn conn
+	ns        *netlink.Namespace
+	isOwnPort func(port uint32) bool // of whose sockets, beside its own, changes are no news; may be nil
+	mu        sync.Mutex             // one exchange at a time
+	conn      conn
 }
 
 // New gives access to the network namespace of the calling thread. It fails where the kernel has no
@@ -89,9 +89,9 @@ func New() (*Tables, error) {
 	return t, nil
 }
 
-// passing reports whether to list again helps at once: rules were changed meanwhile, or the kernel
+// retryable reports whether to list again helps at once: rules were changed meanwhile, or the kernel
 // could not answer just then.
-func passing(err error) bool {
+func retryable(err error) bool {
 	for _, e := range []error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
 		if errors.Is(err, e) {
 			return true
@@ -113,43 +113,43 @@ func (t *Tables) Port() uint32 { return t.conn.Port() }
 func (t *Tables) Sync(
 	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain,
 ) (changes []string, err error) {
-	return t.keep(ctx, family, owner, wanted{own: want, guests: want})
+	return t.syncChains(ctx, family, owner, wanted{own: want, accepts: want})
 }
 
-// Beside keeps guests only, where others' chains may drop what the overlay forwards although its
+// SyncAccepts keeps guests only, where others' chains may drop what the overlay forwards although its
 // rules are kept by iptables; except are chains that those already stand in, as "ip filter
 // FORWARD". Our table holds nothing of the owner's then.
-func (t *Tables) Beside(
+func (t *Tables) SyncAccepts(
 	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string,
 ) (changes []string, err error) {
-	return t.keep(ctx, family, owner, wanted{guests: want, except: except})
+	return t.syncChains(ctx, family, owner, wanted{accepts: want, except: except})
 }
 
 // wanted is what is to be kept where.
 type wanted struct {
-	own    []firewall.Chain // in our table
-	guests []firewall.Chain // in the chains of others
-	except []string         // of these
+	own     []firewall.Chain // in our table
+	accepts []firewall.Chain // in the chains of others
+	except  []string         // of these
 }
 
-func (t *Tables) keep(
+func (t *Tables) syncChains(
 	ctx context.Context, family Family, owner firewall.Owner, want wanted,
 ) (changes []string, err error) {
-	want.own, err = normal(family, want.own)
+	want.own, err = normalize(family, want.own)
 	if err == nil {
-		want.guests, err = normal(family, want.guests)
+		want.accepts, err = normalize(family, want.accepts)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range attempts {
+	for i := range maxAttempts {
 		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
 			return nil, err
 		}
 		changes, err = t.sync(family, owner, want)
-		if !passing(err) {
+		if !retryable(err) {
 			break
 		}
 	}
@@ -170,15 +170,15 @@ func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]strin
 			return nil, err
 		}
 	}
-	if len(p.barred) > 0 {
-		return p.changes, fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.barred, ", "))
+	if len(p.ownerLocked) > 0 {
+		return p.changes, fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.ownerLocked, ", "))
 	}
 	return p.changes, nil
 }
 
-// normal gives rules the form in which the kernel's are read: a match on all addresses is none, and
+// normalize gives rules the form in which the kernel's are read: a match on all addresses is none, and
 // a rule that no address can meet is left out.
-func normal(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
+func normalize(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
 	var out []firewall.Chain
 	for _, c := range want {
 		if c.Hook >= firewall.Hooks {
@@ -186,8 +186,8 @@ func normal(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
 		}
 		n := firewall.Chain{Hook: c.Hook}
 		for _, r := range c.Rules {
-			src, never := normalMatch(r.Src)
-			dst, neither := normalMatch(r.Dst)
+			src, never := normalizeMatch(r.Src)
+			dst, neither := normalizeMatch(r.Dst)
 			if never || neither {
 				continue
 			}
@@ -204,7 +204,7 @@ func normal(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
 	return out, nil
 }
 
-func normalMatch(m firewall.Match) (_ firewall.Match, never bool) {
+func normalizeMatch(m firewall.Match) (_ firewall.Match, never bool) {
 	if !m.Prefix.IsValid() || m.Prefix.Bits() == 0 {
 		return firewall.Match{}, m.Not
 	}

@@ -43,8 +43,8 @@ func parseComment(b []byte) string {
 	return ""
 }
 
-// reader takes a rule's expressions one after the other.
-type reader struct {
+// ruleParser takes a rule's expressions one after the other.
+type ruleParser struct {
 	rest   []expression
 	table  Family
 	result rule
@@ -54,17 +54,17 @@ type reader struct {
 // parseRule reads a rule of a table back. It knows all forms that expressions writes, and that of
 // iptables-nft's comment match; everything else is somebody else's and not ok.
 func parseRule(table Family, list []expression, userData []byte) (_ rule, ok bool) {
-	r := reader{rest: list, table: table}
+	r := ruleParser{rest: list, table: table}
 	if table != unix.NFPROTO_INET {
 		r.result.Family = table
 	}
 	r.result.Comment = parseComment(userData)
 	for len(r.rest) > 1 {
-		if !r.step() {
+		if !r.parseStep() {
 			return rule{}, false
 		}
 	}
-	if len(r.rest) == 0 || !r.verdict() || r.udp != (r.result.Port != 0) ||
+	if len(r.rest) == 0 || !r.parseVerdict() || r.udp != (r.result.Port != 0) ||
 		r.result.Family != IPv4 && r.result.Family != IPv6 {
 		return rule{}, false
 	}
@@ -73,18 +73,18 @@ func parseRule(table Family, list []expression, userData []byte) (_ rule, ok boo
 
 // addresses finds the addresses that a rule of any form compares, in a table of one family.
 func addresses(table Family, list []expression) rule {
-	r := reader{result: rule{Family: table}}
+	r := ruleParser{result: rule{Family: table}}
 	for i, e := range list {
 		if e.name == "payload" {
 			r.rest = list[i:]
-			r.address()
+			r.parseAddress()
 		}
 	}
 	return r.result
 }
 
 // next takes the next expression, if that is its name.
-func (r *reader) next(name string) (map[uint16]netlink.Value, bool) {
+func (r *ruleParser) next(name string) (map[uint16]netlink.Value, bool) {
 	if len(r.rest) == 0 || r.rest[0].name != name {
 		return nil, false
 	}
@@ -93,15 +93,15 @@ func (r *reader) next(name string) (map[uint16]netlink.Value, bool) {
 	return data, true
 }
 
-func (r *reader) step() bool {
+func (r *ruleParser) parseStep() bool {
 	switch r.rest[0].name {
 	case "meta":
-		return r.meta()
+		return r.parseMeta()
 	case "payload":
 		if r.rest[0].data[unix.NFTA_PAYLOAD_BASE].Uint32BE() == unix.NFT_PAYLOAD_TRANSPORT_HEADER {
-			return r.port()
+			return r.parsePort()
 		}
-		return r.address()
+		return r.parseAddress()
 	case "counter":
 		r.next("counter")
 		first := !r.result.Counter
@@ -115,7 +115,7 @@ func (r *reader) step() bool {
 	return false
 }
 
-func (r *reader) meta() bool {
+func (r *ruleParser) parseMeta() bool {
 	m, _ := r.next("meta")
 	from := m[unix.NFTA_META_DREG].Uint32BE()
 	if from == 0 {
@@ -123,37 +123,37 @@ func (r *reader) meta() bool {
 	}
 	switch m[unix.NFTA_META_KEY].Uint32BE() {
 	case unix.NFT_META_NFPROTO:
-		with, not, ok := r.compared(from)
+		with, not, ok := r.parseCompare(from)
 		if !ok || not || len(with) != 1 || r.result.Family != 0 {
 			return false
 		}
 		r.result.Family = Family(with[0])
 		return true
 	case unix.NFT_META_L4PROTO:
-		with, not, ok := r.compared(from)
+		with, not, ok := r.parseCompare(from)
 		first := !r.udp
 		r.udp = true
 		return first && ok && !not && bytes.Equal(with, []byte{unix.IPPROTO_UDP})
 	case unix.NFT_META_MARK:
-		mask, ok := r.masked(from)
+		mask, ok := r.parseMask(from)
 		if !ok || len(mask) != 4 || r.result.Mark != 0 {
 			return false
 		}
-		with, not, ok := r.compared(from)
+		with, not, ok := r.parseCompare(from)
 		r.result.Mark = binary.NativeEndian.Uint32(mask)
 		return ok && !not && bytes.Equal(with, mask)
 	}
 	return false
 }
 
-// port reads the comparison of the receiver's port.
-func (r *reader) port() bool {
+// parsePort reads the comparison of the receiver's port.
+func (r *ruleParser) parsePort() bool {
 	p, _ := r.next("payload")
-	if p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE() != portAt ||
+	if p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE() != udpDstPort ||
 		p[unix.NFTA_PAYLOAD_LEN].Uint32BE() != 2 || r.result.Port != 0 {
 		return false
 	}
-	with, not, ok := r.compared(p[unix.NFTA_PAYLOAD_DREG].Uint32BE())
+	with, not, ok := r.parseCompare(p[unix.NFTA_PAYLOAD_DREG].Uint32BE())
 	if !ok || not || len(with) != 2 {
 		return false
 	}
@@ -161,8 +161,8 @@ func (r *reader) port() bool {
 	return r.result.Port != 0
 }
 
-// address reads the comparison of an address with a prefix.
-func (r *reader) address() bool {
+// parseAddress reads the comparison of an address with a prefix.
+func (r *ruleParser) parseAddress() bool {
 	p, _ := r.next("payload")
 	from := p[unix.NFTA_PAYLOAD_DREG].Uint32BE()
 	family := r.result.Family
@@ -180,12 +180,12 @@ func (r *reader) address() bool {
 	}
 	length := int(p[unix.NFTA_PAYLOAD_LEN].Uint32BE())
 	ones := 8 * length
-	if mask, ok := r.masked(from); ok {
+	if mask, ok := r.parseMask(from); ok {
 		if ones = prefixLength(mask); len(mask) != length || ones < 0 {
 			return false
 		}
 	}
-	with, not, ok := r.compared(from)
+	with, not, ok := r.parseCompare(from)
 	if !ok || len(with) != length || 8*length > family.bits() || ones == 0 || m.Prefix.IsValid() {
 		return false
 	}
@@ -196,8 +196,8 @@ func (r *reader) address() bool {
 	return m.Prefix == m.Prefix.Masked()
 }
 
-// masked takes an AND with a mask, if that comes next.
-func (r *reader) masked(from uint32) (mask []byte, ok bool) {
+// parseMask takes an AND with a mask, if that comes next.
+func (r *ruleParser) parseMask(from uint32) (mask []byte, ok bool) {
 	b, ok := r.next("bitwise")
 	if !ok {
 		return nil, false
@@ -214,7 +214,7 @@ func (r *reader) masked(from uint32) (mask []byte, ok bool) {
 	return mask, true
 }
 
-func (r *reader) compared(from uint32) (with []byte, not, ok bool) {
+func (r *ruleParser) parseCompare(from uint32) (with []byte, not, ok bool) {
 	c, ok := r.next("cmp")
 	if !ok || c[unix.NFTA_CMP_SREG].Uint32BE() != from {
 		return nil, false, false
@@ -226,7 +226,7 @@ func (r *reader) compared(from uint32) (with []byte, not, ok bool) {
 	return c[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE], op == unix.NFT_CMP_NEQ, true
 }
 
-func (r *reader) verdict() bool {
+func (r *ruleParser) parseVerdict() bool {
 	if m, ok := r.next("masq"); ok {
 		r.result.Verdict = firewall.Masquerade
 		if m[unix.NFTA_MASQ_FLAGS].Uint32BE() == unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY {

@@ -110,7 +110,7 @@ func everybody(f Family) firewall.Owner {
 
 // TestOnlyGenerations: of what a transaction changes, its end is enough.
 func TestOnlyGenerations(t *testing.T) {
-	program, err := onlyGenerations().Assemble()
+	program, err := generationFilter().Assemble()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,19 +12,19 @@ import (
 
 // plan is what turns the world into the wanted one. It is made without a look at anything else.
 type plan struct {
-	family   Family
-	owner    firewall.Owner
-	messages []message
-	changes  []string
-	barred   []string // chains that need guests and that we may not change
+	family      Family
+	owner       firewall.Owner
+	messages    []message
+	changes     []string
+	ownerLocked []string // chains that need guests and that we may not change
 }
 
-func newPlan(family Family, owner firewall.Owner, want wanted, w world) *plan {
+func newPlan(family Family, owner firewall.Owner, want wanted, w ruleset) *plan {
 	p := &plan{family: family, owner: owner}
 	p.table(want.own, w)
 	for _, f := range w.foreign {
 		var rules []rule
-		for _, c := range firewall.Accepts(want.guests) {
+		for _, c := range firewall.Accepts(want.accepts) {
 			if c.Hook == f.hook && !slices.Contains(want.except, f.String()) {
 				rules = p.rules(c)
 			}
@@ -32,7 +32,7 @@ func newPlan(family Family, owner firewall.Owner, want wanted, w world) *plan {
 		for i := range rules {
 			rules[i].Comment = firewall.ForeignComment
 		}
-		p.guests(f, rules)
+		p.foreignAccepts(f, rules)
 	}
 	return p
 }
@@ -51,9 +51,9 @@ func (p *plan) change(format string, args ...any) {
 	p.changes = append(p.changes, fmt.Sprintf(format, args...))
 }
 
-// own describes the chain of our table that a hook has. There is none for PreRouting: an accept in
+// ownChain describes the chain of our table that a hook has. There is none for PreRouting: an accept in
 // it would not override anybody's drop.
-func own(h firewall.Hook) (name string, at place, ok bool) {
+func ownChain(h firewall.Hook) (name string, at place, ok bool) {
 	switch h {
 	case firewall.PostRouting:
 		return "postrtg", place{"nat", unix.NF_INET_POST_ROUTING, 100}, true
@@ -72,18 +72,18 @@ func ownHooks() []firewall.Hook {
 	return []firewall.Hook{firewall.PostRouting, firewall.Forward, firewall.Input, firewall.Output}
 }
 
-// holdings are the rules of a chain of our table by whose they are, in order.
-type holdings struct {
-	shared, ours, others, nobodys []listed
+// ownership are the rules of a chain of our table by whose they are, in order.
+type ownership struct {
+	shared, ours, others, unowned []listed
 }
 
-func (p *plan) holdings(have []listed, shared []rule) (h holdings) {
+func (p *plan) classify(have []listed, shared []rule) (h ownership) {
 	for _, l := range have {
 		switch {
 		case l.ok && slices.Contains(shared, l.rule):
 			h.shared = append(h.shared, l)
 		case l.rule.Shared():
-			h.nobodys = append(h.nobodys, l)
+			h.unowned = append(h.unowned, l)
 		case p.owner.Owns(l.rule.Rule):
 			h.ours = append(h.ours, l)
 		default:
@@ -94,7 +94,7 @@ func (p *plan) holdings(have []listed, shared []rule) (h holdings) {
 }
 
 // table makes our own table right, which the networks of a host share.
-func (p *plan) table(want []firewall.Chain, w world) {
+func (p *plan) table(want []firewall.Chain, w ruleset) {
 	name := p.family.tableName()
 	body := netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, name)
 	gone := message{kind: unix.NFT_MSG_DELTABLE, family: p.family, body: body}
@@ -113,7 +113,7 @@ func (p *plan) table(want []firewall.Chain, w world) {
 		return
 	}
 	verb := "made"
-	if w.table != nil && len(want) > 0 && !sound(w) {
+	if w.table != nil && len(want) > 0 && !repairable(w) {
 		p.add(gone)
 		w.table, verb = nil, "made anew"
 		for i := range all {
@@ -144,7 +144,7 @@ type contents struct {
 	chainName
 	at          place
 	have        *chain // nil if it has to be made
-	holdings           // of have
+	ownership          // of have
 	wanted      bool   // by the owner:
 	shared, own []rule // first what all share, then the owner's
 }
@@ -153,7 +153,7 @@ type contents struct {
 func (c contents) needed() bool { return c.wanted || len(c.others) > 0 }
 
 func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) contents {
-	name, at, _ := own(h)
+	name, at, _ := ownChain(h)
 	c := contents{chainName: chainName{p.family, p.family.tableName(), name}, at: at}
 	for _, w := range want {
 		if w.Hook != h {
@@ -169,21 +169,21 @@ func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) co
 		}
 	}
 	if i := slices.IndexFunc(have, func(h chain) bool { return h.name == name }); i >= 0 {
-		c.have, c.holdings = &have[i], p.holdings(have[i].rules, c.shared)
+		c.have, c.ownership = &have[i], p.classify(have[i].rules, c.shared)
 	}
 	return c
 }
 
-// sound tells whether our table can be made right chain by chain. What no network has in it, or in
+// repairable tells whether our table can be made right chain by chain. What no network has in it, or in
 // the wrong place, is best removed with the table, which is made anew in the same transaction with
 // the rules of other networks.
-func sound(w world) bool {
+func repairable(w ruleset) bool {
 	if w.table.flags != 0 || w.table.uses != len(w.chains) {
 		return false
 	}
 	for _, c := range w.chains {
 		if !slices.ContainsFunc(ownHooks(), func(h firewall.Hook) bool {
-			name, at, _ := own(h)
+			name, at, _ := ownChain(h)
 			return c.base && c.name == name && c.place == at
 		}) {
 			return false
@@ -201,9 +201,9 @@ func (p *plan) chain(c contents) {
 	if c.have == nil {
 		body = body.Nest(unix.NFTA_CHAIN_HOOK, c.at.hookAttrs()).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)
 		p.add(message{unix.NFT_MSG_NEWCHAIN, create, p.family, body})
-		rules := slices.Concat(c.shared, known(c.others), c.own)
+		rules := slices.Concat(c.shared, parsedRules(c.others), c.own)
 		if !c.wanted {
-			rules = known(append(c.nobodys, c.others...)) // what is shared is among nobody's
+			rules = parsedRules(append(c.unowned, c.others...)) // what is shared is among nobody's
 		}
 		p.append(n, rules)
 		p.change("made chain %s with %d rules", n, len(rules))
@@ -216,13 +216,13 @@ func (p *plan) chain(c contents) {
 	var gone []listed
 	var first, last []rule
 	if c.wanted {
-		gone = c.nobodys
+		gone = c.unowned
 		n := len(c.shared)
-		if len(c.holdings.shared) != n || !same(c.have.rules[:n], c.shared) {
-			gone, first = append(gone, c.holdings.shared...), c.shared
+		if len(c.ownership.shared) != n || !equalRules(c.have.rules[:n], c.shared) {
+			gone, first = append(gone, c.ownership.shared...), c.shared
 		}
 	}
-	if !same(c.ours, c.own) {
+	if !equalRules(c.ours, c.own) {
 		gone, last = append(gone, c.ours...), c.own
 	}
 	for _, l := range gone {
@@ -237,8 +237,8 @@ func (p *plan) chain(c contents) {
 	}
 }
 
-// known are rules in our words. What cannot be said in them no daemon has written.
-func known(rules []listed) (known []rule) {
+// parsedRules are rules in our words. What cannot be said in them no daemon has written.
+func parsedRules(rules []listed) (known []rule) {
 	for _, l := range rules {
 		if l.ok {
 			known = append(known, l.rule)
@@ -247,7 +247,7 @@ func known(rules []listed) (known []rule) {
 	return known
 }
 
-func same(have []listed, want []rule) bool {
+func equalRules(have []listed, want []rule) bool {
 	return slices.EqualFunc(have, want, func(l listed, r rule) bool { return l.ok && l.rule == r })
 }
 
@@ -266,25 +266,25 @@ func (p *plan) delete(n chainName, l listed) {
 	p.add(message{unix.NFT_MSG_DELRULE, 0, n.family, body})
 }
 
-// isGuest tells whether a rule in somebody else's chain is an accept that a network's daemon keeps
+// isForeignAccept tells whether a rule in somebody else's chain is an accept that a network's daemon keeps
 // there: it has our comment, or the original's, and a form that we might have given it. Rules with
 // the hook's own comment, among those of iptables-nft, are what the original has left, and whoever
 // keeps rules by iptables takes them for that.
-func (l listed) isGuest(h firewall.Hook) bool {
+func (l listed) isForeignAccept(h firewall.Hook) bool {
 	return l.ok && (l.rule.Comment == firewall.ForeignComment || l.rule.Comment == h.Comment()) &&
 		l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
 }
 
-// guests makes the owner's guests of this family in one chain right. Those of the other family,
+// foreignAccepts makes the owner's guests of this family in one chain right. Those of the other family,
 // which tables of both have, and what other networks' daemons have put ahead, guests or the jump to
 // the chain that they share by iptables, are as if they were not there: all of them want to be
 // first.
-func (p *plan) guests(f foreign, want []rule) {
+func (p *plan) foreignAccepts(f foreign, want []rule) {
 	var here, mine, others []listed
 	for _, l := range f.rules {
 		switch {
 		case l.effect.jump == f.hook.SharedChain():
-		case !l.isGuest(f.hook):
+		case !l.isForeignAccept(f.hook):
 			others = append(others, l)
 			here = append(here, l)
 		case l.rule.Family == p.family && p.owner.Owns(l.rule.Rule):
@@ -292,19 +292,19 @@ func (p *plan) guests(f foreign, want []rule) {
 			here = append(here, l)
 		}
 	}
-	if !f.needsGuests(p.family, others) {
+	if !f.needsAccepts(p.family, others) {
 		want = nil
 	}
 	lead := 0
-	for lead < len(others) && precedes(others[lead].effect.jump) {
+	for lead < len(others) && goesBeforeAccepts(others[lead].effect.jump) {
 		lead++
 	}
-	if len(mine) == len(want) && standAt(here, lead, want) {
+	if len(mine) == len(want) && containsAt(here, lead, want) {
 		return
 	}
 	if f.flags&owned != 0 {
 		if len(want) > 0 {
-			p.barred = append(p.barred, f.String())
+			p.ownerLocked = append(p.ownerLocked, f.String())
 		}
 		return
 	}
@@ -328,10 +328,10 @@ func (p *plan) guests(f foreign, want []rule) {
 	}
 }
 
-// standAt tells whether a chain has the wanted rules of ours from a place on.
-func standAt(have []listed, at int, want []rule) bool {
+// containsAt tells whether a chain has the wanted rules of ours from a place on.
+func containsAt(have []listed, at int, want []rule) bool {
 	if at+len(want) > len(have) {
 		return false
 	}
-	return same(have[at:at+len(want)], want)
+	return equalRules(have[at:at+len(want)], want)
 }

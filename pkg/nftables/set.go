@@ -40,8 +40,8 @@ type element struct {
 	chain string
 }
 
-// set reads a set.
-func (v *viewer) set(name string) (e elements, err error) {
+// readSet reads a set.
+func (v *evaluator) readSet(name string) (e elements, err error) {
 	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, v.table).Text(unix.NFTA_SET_NAME, name)
 	a, err := v.conn.get(message{kind: unix.NFT_MSG_GETSET, family: v.family, body: body})
 	if errors.Is(err, unix.ENOENT) {
@@ -107,7 +107,7 @@ func (e elements) find(key []byte) (x element, found bool) {
 
 func (e elements) contains(key []byte, known, not bool) firewall.Met {
 	_, found := e.find(key)
-	return sure(found != not, known && !e.unknown)
+	return metIf(found != not, known && !e.unknown)
 }
 
 // verdicts is what a map says of a key: one verdict or none, or, where the key is unknown, any of

@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// calm is how long a Watch waits after a failure that it knows no reason for.
-const calm = time.Second
+// retryPause is how long a Watch waits after a failure that it knows no reason for.
+const retryPause = time.Second
 
 // newGeneration is the kernel's message that a transaction is done.
 const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
@@ -31,7 +31,7 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	go func() {
 		defer close(out)
 		defer c.Close()
-		ours := func(port uint32) bool { return port == t.Port() || t.ours != nil && t.ours(port) }
+		ours := func(port uint32) bool { return port == t.Port() || t.isOwnPort != nil && t.isOwnPort(port) }
 		follow(ctx, c, ours, func() {
 			select {
 			case out <- struct{}{}:
@@ -47,7 +47,7 @@ func (t *Tables) subscribe(receiveBuffer int) (*netlink.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetFilter(onlyGenerations()) // without it everything passes
+	_ = c.SetFilter(generationFilter()) // without it everything passes
 	if err := c.Join(unix.NFNLGRP_NFTABLES); err != nil {
 		c.Close()
 		return nil, err
@@ -69,16 +69,16 @@ func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, c
 			return
 		}
 		changed()
-		if !errors.Is(err, unix.ENOBUFS) && pace.Sleep(ctx, calm) != nil {
+		if !errors.Is(err, unix.ENOBUFS) && pace.Sleep(ctx, retryPause) != nil {
 			return
 		}
 	}
 }
 
-// onlyGenerations has the kernel drop all news but the end of transactions: one message, where the
+// generationFilter has the kernel drop all news but the end of transactions: one message, where the
 // transaction itself may have thousands. Whatever passes is looked at again, so that a missing
 // filter costs time only.
-func onlyGenerations() *netlink.Filter {
+func generationFilter() *netlink.Filter {
 	var f netlink.Filter
 	f.LoadType()
 	f.Equal16(newGeneration, netlink.Pass, netlink.Drop)

@@ -40,7 +40,7 @@ func FuzzCondition(f *testing.F) {
 		{In: "flannel.1", Out: "docker0", Src: netip.MustParseAddr("fd00::3"), Dst: netip.MustParseAddr("fd00::2")},
 	}
 	f.Fuzz(func(t *testing.T, expressions []byte, which byte) {
-		v := viewer{ctx: context.Background(), family: IPv4, packet: packets[int(which)%len(packets)]}
+		v := evaluator{ctx: context.Background(), family: IPv4, packet: packets[int(which)%len(packets)]}
 		list := parseExpressions(expressions)
 		for i, x := range list {
 			if x.name == "lookup" { // would ask the kernel
@@ -48,7 +48,7 @@ func FuzzCondition(f *testing.F) {
 				break
 			}
 		}
-		steps, err := v.rule(list)
+		steps, err := v.ruleSteps(list)
 		if err != nil || len(steps) > 1 || len(steps) == 1 && steps[0].Met > firewall.Yes {
 			t.Errorf("% x: %+v, %v", expressions, steps, err)
 		}

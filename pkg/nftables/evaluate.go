@@ -19,9 +19,9 @@ type registers struct {
 
 const registerBytes = 64
 
-// at is where a register begins; registers are numbered twice, in units of 16 and of 4 bytes (enum
+// registerOffset is where a register begins; registers are numbered twice, in units of 16 and of 4 bytes (enum
 // nft_registers).
-func at(register uint32) int {
+func registerOffset(register uint32) int {
 	switch {
 	case register >= unix.NFT_REG_1 && register <= unix.NFT_REG_4:
 		return int(register-unix.NFT_REG_1) * 16
@@ -33,7 +33,7 @@ func at(register uint32) int {
 
 // store loads a register; the kernel fills up the last 4 bytes with zeros.
 func (r *registers) store(register uint32, v []byte) {
-	from := at(register)
+	from := registerOffset(register)
 	v = append(slices.Clone(v), 0, 0, 0)
 	n := copy(r.bytes[from:], v[:len(v)&^3])
 	for i := range n {
@@ -43,21 +43,21 @@ func (r *registers) store(register uint32, v []byte) {
 
 // forget makes a register, and what may be loaded with it, unknown.
 func (r *registers) forget(register uint32) {
-	from := at(register)
+	from := registerOffset(register)
 	clear(r.known[from:min(from+16, registerBytes)])
 }
 
 // load returns bytes and whether all of them are known.
 func (r *registers) load(register uint32, n int) (v []byte, known bool) {
-	from := at(register)
+	from := registerOffset(register)
 	if n <= 0 || from+n > registerBytes {
 		return nil, false
 	}
 	return r.bytes[from : from+n], !slices.Contains(r.known[from:from+n], false)
 }
 
-// condition carries out one expression, and says whether the rule goes on behind it.
-func (v *viewer) condition(r *registers, x expression) firewall.Met {
+// eval carries out one expression, and says whether the rule goes on behind it.
+func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 	a := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
 	set := func(to uint32, value []byte) firewall.Met {
 		if r.forget(to); value != nil {
@@ -70,20 +70,20 @@ func (v *viewer) condition(r *registers, x expression) firewall.Met {
 		return firewall.Yes
 	case "meta":
 		if to := a(unix.NFTA_META_DREG); to != 0 {
-			return set(to, v.meta(a(unix.NFTA_META_KEY)))
+			return set(to, v.metaValue(a(unix.NFTA_META_KEY)))
 		}
 		return firewall.Yes // it is set, for others
 	case "ct":
 		if to := a(unix.NFTA_CT_DREG); to != 0 {
-			return set(to, connection(a(unix.NFTA_CT_KEY)))
+			return set(to, ctValue(a(unix.NFTA_CT_KEY)))
 		}
 		return firewall.Yes
 	case "fib":
-		return set(a(unix.NFTA_FIB_DREG), v.fib(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
+		return set(a(unix.NFTA_FIB_DREG), v.fibValue(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
 	case "payload":
 		if to := a(unix.NFTA_PAYLOAD_DREG); to != 0 {
 			offset, length := a(unix.NFTA_PAYLOAD_OFFSET), a(unix.NFTA_PAYLOAD_LEN)
-			v.payload(r, to, a(unix.NFTA_PAYLOAD_BASE), int(offset), int(length))
+			v.loadPayload(r, to, a(unix.NFTA_PAYLOAD_BASE), int(offset), int(length))
 		}
 		return firewall.Yes
 	case "bitwise":
@@ -95,20 +95,20 @@ func (v *viewer) condition(r *registers, x expression) firewall.Met {
 	case "cmp":
 		with := x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.load(a(unix.NFTA_CMP_SREG), len(with))
-		return compared(bytes.Compare(have, with), known, a(unix.NFTA_CMP_OP))
+		return metByOrder(bytes.Compare(have, with), known, a(unix.NFTA_CMP_OP))
 	case "range":
 		low := x.data[unix.NFTA_RANGE_FROM_DATA].Map()[unix.NFTA_DATA_VALUE]
 		high := x.data[unix.NFTA_RANGE_TO_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.load(a(unix.NFTA_RANGE_SREG), len(low))
 		within := bytes.Compare(have, low) >= 0 && bytes.Compare(have, high) <= 0
-		return sure(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known)
+		return metIf(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known)
 	case "match":
 		return compatMatch(v.packet, x.data)
 	}
 	return firewall.Maybe
 }
 
-func sure(met, known bool) firewall.Met {
+func metIf(met, known bool) firewall.Met {
 	switch {
 	case !known:
 		return firewall.Maybe
@@ -118,26 +118,26 @@ func sure(met, known bool) firewall.Met {
 	return firewall.No
 }
 
-func compared(order int, known bool, op uint32) firewall.Met {
+func metByOrder(order int, known bool, op uint32) firewall.Met {
 	switch op {
 	case unix.NFT_CMP_EQ:
-		return sure(order == 0, known)
+		return metIf(order == 0, known)
 	case unix.NFT_CMP_NEQ:
-		return sure(order != 0, known)
+		return metIf(order != 0, known)
 	case unix.NFT_CMP_LT:
-		return sure(order < 0, known)
+		return metIf(order < 0, known)
 	case unix.NFT_CMP_LTE:
-		return sure(order <= 0, known)
+		return metIf(order <= 0, known)
 	case unix.NFT_CMP_GT:
-		return sure(order > 0, known)
+		return metIf(order > 0, known)
 	case unix.NFT_CMP_GTE:
-		return sure(order >= 0, known)
+		return metIf(order >= 0, known)
 	}
 	return firewall.Maybe
 }
 
-// meta is a key's value of the packet, or nil.
-func (v *viewer) meta(key uint32) []byte {
+// metaValue is a key's value of the packet, or nil.
+func (v *evaluator) metaValue(key uint32) []byte {
 	p := v.packet
 	family, protocol := byte(IPv6), uint16(unix.ETH_P_IPV6)
 	if p.Dst.Is4() {
@@ -169,8 +169,8 @@ func (v *viewer) meta(key uint32) []byte {
 // Bits of ct state and the like are as in enum ip_conntrack_info.
 const stateNew = 1 << 3
 
-// connection is a key's value for the first packet of a connection, or nil.
-func connection(key uint32) []byte {
+// ctValue is a key's value for the first packet of a connection, or nil.
+func ctValue(key uint32) []byte {
 	switch key {
 	case unix.NFT_CT_STATE:
 		return binary.NativeEndian.AppendUint32(nil, stateNew)
@@ -182,16 +182,16 @@ func connection(key uint32) []byte {
 	return nil
 }
 
-// fib is what the kernel's routes say of the packet's destination, if that is known.
-func (v *viewer) fib(result, flags uint32) []byte {
+// fibValue is what the kernel's routes say of the packet's destination, if that is known.
+func (v *evaluator) fibValue(result, flags uint32) []byte {
 	if result == unix.NFT_FIB_RESULT_ADDRTYPE && flags&unix.NFTA_FIB_F_DADDR != 0 && v.packet.ToHost {
 		return binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
 	}
 	return nil
 }
 
-// payload loads a part of the packet's headers.
-func (v *viewer) payload(r *registers, to, base uint32, offset, n int) {
+// loadPayload loads a part of the packet's headers.
+func (v *evaluator) loadPayload(r *registers, to, base uint32, offset, n int) {
 	r.forget(to)
 	p := v.packet
 	header := map[int][]byte{} // by offset
@@ -214,7 +214,7 @@ func (v *viewer) payload(r *registers, to, base uint32, offset, n int) {
 			}
 		}
 	}
-	from := at(to)
+	from := registerOffset(to)
 	if offset < 0 || n < 0 || n > registerBytes-from {
 		return
 	}
@@ -234,7 +234,7 @@ func (r *registers) mask(b map[uint16]netlink.Value) {
 	n := int(b[unix.NFTA_BITWISE_LEN].Uint32BE())
 	mask := b[unix.NFTA_BITWISE_MASK].Map()[unix.NFTA_DATA_VALUE]
 	flip := b[unix.NFTA_BITWISE_XOR].Map()[unix.NFTA_DATA_VALUE]
-	from, to := at(b[unix.NFTA_BITWISE_SREG].Uint32BE()), at(b[unix.NFTA_BITWISE_DREG].Uint32BE())
+	from, to := registerOffset(b[unix.NFTA_BITWISE_SREG].Uint32BE()), registerOffset(b[unix.NFTA_BITWISE_DREG].Uint32BE())
 	const operation = 6 // NFTA_BITWISE_OP; 0: mask and flip
 	if b[operation].Uint32BE() != 0 || n < 0 || len(mask) != n || len(flip) != n ||
 		max(from, to)+n > registerBytes {
@@ -251,7 +251,7 @@ func (r *registers) mask(b map[uint16]netlink.Value) {
 // swap turns numbers from the machine's order to the network's or back.
 func (r *registers) swap(b map[uint16]netlink.Value) {
 	n, size := int(b[unix.NFTA_BYTEORDER_LEN].Uint32BE()), int(b[unix.NFTA_BYTEORDER_SIZE].Uint32BE())
-	from, to := at(b[unix.NFTA_BYTEORDER_SREG].Uint32BE()), at(b[unix.NFTA_BYTEORDER_DREG].Uint32BE())
+	from, to := registerOffset(b[unix.NFTA_BYTEORDER_SREG].Uint32BE()), registerOffset(b[unix.NFTA_BYTEORDER_DREG].Uint32BE())
 	if n <= 0 || size <= 0 || n%size != 0 || max(from, to)+n > registerBytes {
 		r.forget(b[unix.NFTA_BYTEORDER_DREG].Uint32BE())
 		return

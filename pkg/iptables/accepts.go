@@ -26,13 +26,13 @@ func legacyTables(f firewall.Family) (names []string, err error) {
 	return strings.Fields(string(text)), nil
 }
 
-// Beside is Sync where the overlay's rules are kept elsewhere: of what is wanted our chains
+// SyncAccepts is Sync where the overlay's rules are kept elsewhere: of what is wanted our chains
 // hold only accepts, and only where a policy or rules of others may drop what the overlay
 // forwards.
-func (t *Tables) Beside(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	return t.keep(ctx, owner, func(text string, l listing) (needed []firewall.Chain) {
+func (t *Tables) SyncAccepts(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
+	return t.syncChains(ctx, owner, func(text string, l listing) (needed []firewall.Chain) {
 		for _, c := range firewall.Accepts(want) {
-			if c.Hook == firewall.PreRouting || c.Hook == firewall.Forward && mayDrop(l, policies(text)) {
+			if c.Hook == firewall.PreRouting || c.Hook == firewall.Forward && forwardMayDrop(l, policies(text)) {
 				needed = append(needed, c)
 			}
 		}
@@ -40,8 +40,8 @@ func (t *Tables) Beside(ctx context.Context, owner firewall.Owner, want []firewa
 	})
 }
 
-// mayDrop reports whether chain FORWARD has more than accepts, beside what is ours.
-func mayDrop(l listing, policies map[string]string) bool {
+// forwardMayDrop reports whether chain FORWARD has more than accepts, beside what is ours.
+func forwardMayDrop(l listing, policies map[string]string) bool {
 	const name = "FORWARD"
 	filter := l["filter"]
 	return policies["filter "+name] == "DROP" || slices.ContainsFunc(filter[name], func(rule string) bool {

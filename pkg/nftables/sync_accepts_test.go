@@ -15,7 +15,7 @@ func TestBesideKeepsAcceptsInForeignChainsOnly(t *testing.T) {
 	b := newBed(t)
 	beside := func(want []firewall.Chain) []string {
 		t.Helper()
-		changes, err := b.tables.Beside(context.Background(), IPv4, oneDaemon(), want, "ip filter FORWARD", "ip raw PREROUTING")
+		changes, err := b.tables.SyncAccepts(context.Background(), IPv4, oneDaemon(), want, "ip filter FORWARD", "ip raw PREROUTING")
 		if err != nil {
 			t.Fatal(err)
 		}

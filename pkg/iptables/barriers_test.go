@@ -119,7 +119,7 @@ func TestLookingForLegacyTablesMakesNone(t *testing.T) {
 	other, err := NewTools(time.Second).get(tool{firewall.IPv4, legacy})
 	b.must(err)
 	look()
-	if _, err := other.Beside(t.Context(), oneDaemon(four), everything(four)); err != nil {
+	if _, err := other.SyncAccepts(t.Context(), oneDaemon(four), everything(four)); err != nil {
 		t.Fatal(err)
 	}
 	look()
@@ -133,9 +133,9 @@ func TestBesideAcceptsOnlyWhereSomebodyMayDrop(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		beside := func(want []firewall.Chain) []string {
 			b.t.Helper()
-			changes, err := b.Beside(b.t.Context(), oneDaemon(four), want)
+			changes, err := b.SyncAccepts(b.t.Context(), oneDaemon(four), want)
 			b.must(err)
-			if again, err := b.Beside(b.t.Context(), oneDaemon(four), want); err != nil || len(again) > 0 {
+			if again, err := b.SyncAccepts(b.t.Context(), oneDaemon(four), want); err != nil || len(again) > 0 {
 				b.t.Errorf("the second pass is not empty: %q, %v", again, err)
 			}
 			return changes

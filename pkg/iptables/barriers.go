@@ -64,7 +64,7 @@ func policies(text string) map[string]string {
 	table := ""
 	for text != "" {
 		var line string
-		line, text = cutLine(text)
+		line, text = nextLine(text)
 		switch {
 		case strings.HasPrefix(line, "*"):
 			table = line[1:]
@@ -157,9 +157,9 @@ func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, kno
 		ok := readMatch(&m, value, false)
 		return sure(!m.Prefix.IsValid() || m.Prefix.Contains(address), ok && address.IsValid())
 	case "-i":
-		return sure(onDevice(value, p.In), p.In != "")
+		return sure(matchesDevice(value, p.In), p.In != "")
 	case "-o":
-		return sure(onDevice(value, p.Out), p.Out != "")
+		return sure(matchesDevice(value, p.Out), p.Out != "")
 	case "-p":
 		return sure(value == "all" || value == "udp" || value == "17", p.Protocol == protocolUDP)
 	case "--dport", "--dports", "--destination-ports":
@@ -178,7 +178,7 @@ func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, kno
 // protocolUDP is the only protocol that is asked about.
 const protocolUDP = 17
 
-func onDevice(pattern, device string) bool {
+func matchesDevice(pattern, device string) bool {
 	if start, all := strings.CutSuffix(pattern, "+"); all {
 		return strings.HasPrefix(device, start)
 	}

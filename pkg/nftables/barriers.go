@@ -13,23 +13,23 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// walkTime bounds what one question may cost: rules that take longer to read than that are given
+// evalTimeout bounds what one question may cost: rules that take longer to read than that are given
 // up, as if nothing was known of them.
-const walkTime = 2 * time.Second
+const evalTimeout = 2 * time.Second
 
 // Barriers returns the base chains that drop, or may drop, a packet on its way to this host or
 // through it.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
-	ctx, cancel := context.WithTimeout(ctx, walkTime)
+	ctx, cancel := context.WithTimeout(ctx, evalTimeout)
 	defer cancel()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range attempts {
+	for i := range maxAttempts {
 		if pace.Sleep(ctx, time.Duration(i)*backOff) != nil {
 			return nil, context.Cause(ctx)
 		}
 		all, err = t.conn.barriers(ctx, p)
-		if !passing(err) {
+		if !retryable(err) {
 			break
 		}
 	}
@@ -76,7 +76,7 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 		if base.policy == nfDrop {
 			policy = firewall.Drops
 		}
-		v := viewer{ctx: ctx, conn: c, family: base.family, table: base.table, packet: p}
+		v := evaluator{ctx: ctx, conn: c, family: base.family, table: base.table, packet: p}
 		w := firewall.Walk{Steps: v.steps}
 		fate, err := w.Base(base.name, policy)
 		if err != nil {
@@ -94,8 +94,8 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 	return all, nil
 }
 
-// viewer sees the chains of a table with the eyes of one packet.
-type viewer struct {
+// evaluator sees the chains of a table with the eyes of one packet.
+type evaluator struct {
 	ctx    context.Context
 	conn   *conn
 	family Family
@@ -103,7 +103,7 @@ type viewer struct {
 	packet firewall.Packet
 }
 
-func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
+func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
 	if v.ctx.Err() != nil {
 		return nil, context.Cause(v.ctx)
 	}
@@ -122,7 +122,7 @@ func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
 		return nil, fmt.Errorf("list rules of %s: %w", in, err)
 	}
 	for _, list := range rules {
-		steps, err := v.rule(list)
+		steps, err := v.ruleSteps(list)
 		if err != nil {
 			return nil, err
 		}
@@ -131,9 +131,9 @@ func (v *viewer) steps(chain string) (all []firewall.Step, err error) {
 	return all, nil
 }
 
-// rule says what the packet meets in a rule. It has several steps where a map of verdicts is asked
+// ruleSteps says what the packet meets in a rule. It has several steps where a map of verdicts is asked
 // for something unknown.
-func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
+func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 	met := firewall.Yes
 	var r registers
 	for _, x := range list {
@@ -153,7 +153,7 @@ func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 				return []firewall.Step{s}, nil
 			}
 		case "lookup":
-			e, err := v.set(x.data[unix.NFTA_LOOKUP_SET].Text())
+			e, err := v.readSet(x.data[unix.NFTA_LOOKUP_SET].Text())
 			if err != nil {
 				return nil, err
 			}
@@ -169,7 +169,7 @@ func (v *viewer) rule(list []expression) ([]firewall.Step, error) {
 			not := x.data[unix.NFTA_LOOKUP_FLAGS].Uint32BE()&unix.NFT_LOOKUP_F_INV != 0
 			met = met.And(e.contains(key, known, not))
 		default:
-			met = met.And(v.condition(&r, x))
+			met = met.And(v.eval(&r, x))
 		}
 		if met == firewall.No {
 			return nil, nil
