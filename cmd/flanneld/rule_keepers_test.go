@@ -17,7 +17,7 @@ import (
 const (
 	nftablesStandIn = "iptables failed, using nftables for packet filter rules meanwhile"
 	iptablesStandIn = "nftables failed, using iptables for packet filter rules meanwhile"
-	noAccept        = "iptables-legacy may drop overlay packets, its rules cannot be read"
+	noAccept        = "iptables-legacy may drop overlay packets, failed to add accept rules to it"
 )
 
 // startWithPath starts a daemon on each host, with a PATH.

@@ -8,14 +8,14 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// outcome is what a keeper made of some rulesets.
+// outcome is the result of syncing several rulesets with one keeper.
 type outcome struct {
 	changes     []string
-	ownerLocked bool  // chains cannot be written; else all is as wanted
-	err         error // why not
+	ownerLocked bool  // chains could not be written because their table has an owner
+	err         error // any other failure
 }
 
-// syncAll has one keeper make several rulesets right.
+// syncAll syncs several rulesets with one keeper.
 func syncAll(ctx context.Context, k firewall.Keeper, sets []firewall.Ruleset) (o outcome) {
 	for _, set := range sets {
 		changes, err := k.Sync(ctx, set)
@@ -29,18 +29,18 @@ func syncAll(ctx context.Context, k firewall.Keeper, sets []firewall.Ruleset) (o
 	return o
 }
 
-// attempt is one try of a keeper to have the rules right. It has a goroutine of its own: a
-// command may hang.
+// attempt is one sync with the preferred keeper. It has its own goroutine because a command may
+// hang.
 type attempt struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	// Results, for whoever has seen done closed.
+	// Results, valid after done is closed.
 	outcome
 	took time.Duration
 }
 
-// startAttempt begins an attempt.
+// startAttempt starts an attempt.
 func startAttempt(ctx context.Context, k firewall.Keeper, sets []firewall.Ruleset) *attempt {
 	a := &attempt{done: make(chan struct{})}
 	ctx, a.cancel = context.WithCancel(ctx)
@@ -54,8 +54,8 @@ func startAttempt(ctx context.Context, k firewall.Keeper, sets []firewall.Rulese
 	return a
 }
 
-// wait waits for the end of an attempt, and reports whether it has come. That counts although
-// ctx has ended.
+// wait waits until the attempt is done, ctx ends or the time is over, and reports whether the
+// attempt is done. An attempt that is done counts even if ctx has ended.
 func (a *attempt) wait(ctx context.Context, within time.Duration) bool {
 	timer := time.NewTimer(within)
 	defer timer.Stop()

@@ -13,21 +13,22 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// Feed says to a Filter and a Lock what they need, out of the latest facts and the latest view of a
-// network. Its methods may be called by several goroutines, but SetView by one, and never block.
+// Feed computes the inputs of a Filter and a Lock from the latest facts and the latest view of a
+// network. Its methods never block. They may be called by several goroutines, except SetView, which
+// is for one.
 type Feed struct {
 	Network backend.Network
 	Rules   *Filter
 	Lock    *Lock
 
 	mu    sync.Mutex
-	facts *host.Facts // nil: there were none yet
-	known bool        // they are those of now
-	view  *lease.View // nil: there was none yet
+	facts *host.Facts // nil before the first
+	known bool        // facts are current
+	view  *lease.View // nil before the first
 }
 
-// SetFacts says what is true of this host now. While that is not known, rules follow from what was
-// true last, and nothing is asked.
+// SetFacts sets the facts about this host. While they are unknown, rules follow from the last known
+// facts, and nothing is probed.
 func (f *Feed) SetFacts(facts host.Facts, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -37,7 +38,7 @@ func (f *Feed) SetFacts(facts host.Facts, err error) {
 	f.push()
 }
 
-// SetView says which hosts there are now.
+// SetView sets the view of the network.
 func (f *Feed) SetView(v lease.View) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -64,7 +65,7 @@ func (f *Feed) push() {
 	}, ok)
 }
 
-// tunnelLink returns the link that other hosts send to, if there is one.
+// tunnelLink returns the link that receives tunnel packets, if there is one.
 func tunnelLink(s dataplane.State) (link dataplane.Link, ok bool) {
 	for _, l := range s.Links {
 		if l.Port != 0 {
@@ -74,13 +75,13 @@ func tunnelLink(s dataplane.State) (link dataplane.Link, ok bool) {
 	return link, false
 }
 
-// bindsPort reports whether the link has its port at one address, and sends from there.
+// bindsPort reports whether the link receives on one address only and sends from its port.
 func bindsPort(link dataplane.Link) bool { return link.Kind == dataplane.KindTUN }
 
-// tunnelOf returns what the packet filter has to know of the link that others send to.
+// tunnelOf returns the description of a tunnel link for the packet filter.
 func tunnelOf(network netip.Prefix, f host.Facts, link dataplane.Link) firewall.Tunnel {
 	t := firewall.Tunnel{Port: uint16(link.Port), Bound: bindsPort(link)}
-	inside := false // the uplink's address is in one of them
+	inside := false // the uplink's address is in one of t.Hosts
 	for _, r := range f.Underlay {
 		if r.Iface == f.Uplink && !r.Gateway.IsValid() && r.Dst.Bits() > network.Bits() && network.Contains(r.Dst.Addr()) {
 			t.Hosts = append(t.Hosts, r.Dst)
@@ -93,10 +94,10 @@ func tunnelOf(network netip.Prefix, f host.Facts, link dataplane.Link) firewall.
 	return t
 }
 
-// vxlanSourcePort is any source port of a VXLAN packet: the kernel chooses among many.
+// vxlanSourcePort is an example: the kernel chooses source ports of VXLAN packets from a range.
 const vxlanSourcePort = 40000
 
-// probesOf returns packets that others' rules might drop.
+// probesOf returns packets that other programs' rules might drop.
 func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.Link, tunnel bool) *Probes {
 	var p Probes
 	for _, peer := range v.Peers[:min(len(v.Peers), MostPeers)] {
@@ -119,7 +120,7 @@ func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.L
 	return &p
 }
 
-// lastOf is a prefix's last address.
+// lastOf returns the last address of a prefix.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {

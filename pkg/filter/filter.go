@@ -1,16 +1,16 @@
-// Package filter decides when packet filter rules are looked at, and by which tool they are kept.
+// Package filter decides when packet filter rules are synced, and with which tool.
 //
-// One keeper is preferred. For as long as it cannot keep the rules another one stands in for it,
-// with a condition. What the preferred one held stays meanwhile, for it may be all that there is;
-// once it can again, it gets its rules first, and then the stand-in's go. A keeper that is busy,
-// hangs or lacks something fails; it is absent only if it says so.
+// One keeper is preferred. While it cannot sync the rules, the other one is used as a fallback, and
+// a condition is set. Rules of the preferred keeper are kept meanwhile, because they may still be
+// effective. Once it works again, it syncs its rules first, and then the fallback's are removed. A
+// keeper counts as absent only if it reports an AbsentError; every other failure may be temporary.
 //
-// An accept helps only in the place where it stands, so accepts are kept beside the rules where
-// others may drop the network's packets. What cannot be helped there is a condition.
+// An accept is effective only in its own place, so accepts are also added to the other places where
+// foreign rules may drop the network's packets. If that is not possible, a condition is set.
 //
-// Invariants: an address family is a value here, never a case of its own. Nothing waits for a
-// command that hangs but its own goroutine. However often others change rules, looks take a share
-// of the time only. At the end the rules stay.
+// Invariants: there is no code that is specific to an address family. Only the goroutine of an
+// attempt waits for a command that hangs. However often other programs change rules, syncing takes
+// a limited share of time. The rules stay after the process ends.
 package filter
 
 import (
@@ -30,74 +30,74 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Options say what is wanted of the packet filter.
+// Options are the settings that the command line has for the packet filter.
 type Options struct {
-	Masquerade bool          // what leaves the network gets this host's address
-	KeepPorts  bool          // do not ask for random source ports with it
-	Forward    bool          // let the network's traffic through whatever others do
-	Lock       bool          // only hosts with a lease may send to the tunnel's port
-	Resync     time.Duration // between two looks at iptables, which does not tell of all changes
+	Masquerade bool          // masquerade packets that leave the network
+	KeepPorts  bool          // masquerade without random source ports
+	Forward    bool          // accept the network's traffic regardless of other rules
+	Lock       bool          // drop packets to the tunnel port from hosts without a lease
+	Resync     time.Duration // between two Syncs of iptables, whose Watch misses some changes
 }
 
-// Config of a Filter.
+// Config configures a Filter.
 type Config struct {
 	Options
 	Keepers  Keepers
-	Choice   netconf.Choice     // whether nftables are preferred
-	Previous []firewall.Overlay // that this host had, as it noted itself
-	// Taken reports whether another daemon of this host serves the network of a former
-	// overlay by now, whose rules are that one's then.
+	Choice   netconf.Choice     // whether nftables is preferred
+	Previous []firewall.Overlay // previous overlays, by this host's own records
+	// InUse reports whether another daemon of this host serves the network of a previous overlay by
+	// now. Then the rules belong to that daemon.
 	InUse      func(firewall.Overlay) bool
-	Firewalld  func(context.Context) (Firewalld, error) // connects to it
+	Firewalld  func(context.Context) (Firewalld, error) // connects to firewalld
 	Conditions *condition.List
 	Log        *slog.Logger
 }
 
-// Keepers are all those that may hold rules on this host.
+// Keepers are all keepers that may hold rules on this host.
 type Keepers struct {
-	IPTables firewall.Keeper // as it is installed, of either variant
-	Compat   firewall.Keeper // the variant of iptables that writes nftables
-	Legacy   Inspecting      // the one that has tables of its own
+	IPTables firewall.Keeper // the installed iptables, of either variant
+	Compat   firewall.Keeper // iptables-nft
+	Legacy   Inspecting      // iptables-legacy
 	NFTables Inspecting
 }
 
-// Inspecting is a keeper that also reads what others have where its own rules are.
+// Inspecting is a keeper that can also read other programs' rules in the same place.
 type Inspecting interface {
 	firewall.Keeper
 	firewall.Inspector
 }
 
-// Input is what the wanted rules of one address family follow from.
+// Input determines the wanted rules of one address family.
 type Input struct {
 	firewall.Overlay
 	Tunnel firewall.Tunnel
-	Probes *Probes // nil: not known now; then nothing is asked
+	Probes *Probes // nil: unknown, nothing is probed
 }
 
-// Probes are packets whose fate is asked for.
+// Probes are packets whose path through other programs' rules is evaluated.
 type Probes struct {
-	Tunnel *firewall.Packet  // from any peer to the tunnel's port; nil if there is none
-	Peers  []netip.Addr      // that send such packets; the first MostPeers count
-	Inner  []firewall.Packet // between containers of this host and of another one
+	Tunnel *firewall.Packet  // from any peer to the tunnel port; nil if there is no tunnel
+	Peers  []netip.Addr      // source addresses of such packets; the first MostPeers are used
+	Inner  []firewall.Packet // between containers of this host and of another host
 }
 
 const (
-	// idle is the time between two looks while nothing happens, unless a keeper wants more.
+	// idle is the time between two syncs without events, unless a keeper needs a shorter one.
 	idle = time.Minute
-	// burst lets a reload by somebody else end before the rules are read.
+	// burst is the delay after a signal, so that another program's reload can finish.
 	burst = 50 * time.Millisecond
-	// lockPoll is the time between two looks at a lock that somebody holds.
+	// lockPoll is the time between two checks of a lock that another program holds.
 	lockPoll = 250 * time.Millisecond
 
-	// Attempts that fail are firstRetry apart at first, then up to lastRetry.
+	// Failed attempts are retried after firstRetry, and then less often, up to lastRetry.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 )
 
-// syncShare are the time that looks take while somebody changes rules all the time.
+// syncShare limits the share of time spent on syncing while rules change constantly.
 func syncShare() pace.Share { return pace.Share{Share: 10, Most: 2 * time.Second} }
 
-// newFight returns what is no fight yet over rules.
+// newFight returns the detector of another program that keeps undoing changes.
 func newFight() pace.Fight {
 	return pace.Fight{Limits: &pace.Limits{Burst: 10, Leak: 5 * time.Second, Pause: 5 * time.Second}}
 }
@@ -108,35 +108,35 @@ const (
 	fightCondition = "packet-filter/fight"
 )
 
-// Filter keeps the packet filter as a network needs it. Make one with New. Set, SetChoice and
+// Filter keeps the packet filter rules of a network in sync. Make one with New. Set, SetChoice and
 // Tried are for any goroutine, and never block.
 type Filter struct {
 	cfg   Config
 	trust *trust
 
-	input  atomic.Pointer[[]Input] // one a family; nil: not known yet
+	input  atomic.Pointer[[]Input] // one per family; nil before the first Set
 	choice atomic.Int32            // a netconf.Choice
 	wake   chan struct{}
-	known  chan struct{} // closed with the first input
-	tried  chan struct{} // closed after the first look
+	known  chan struct{} // closed by the first Set
+	tried  chan struct{} // closed after the first attempt
 	begin  sync.Once     // closes known
 	stats  stats
 
-	// What follows belongs to Run's goroutine.
+	// The following fields belong to Run's goroutine.
 
-	now       []Input            // at the present look
-	sets      []firewall.Ruleset // that follow from it
-	overlays  []firewall.Overlay // that this host has or had
-	selection selection          // of the rules
-	secondary secondary          // them
-	written   bool               // they were right once, so that changes are repairs
+	now       []Input            // as of the present sync
+	sets      []firewall.Ruleset // computed from now
+	overlays  []firewall.Overlay // present and previous ones of this host
+	selection selection          // of the keeper
+	secondary secondary
+	written   bool // the rules were complete once, so later changes are repairs
 	retry     pace.Backoff
 	fight     pace.Fight
 	syncedAt  time.Time
-	minPause  time.Duration // from then to a look that others cause
+	minPause  time.Duration // from syncedAt to the next sync after a signal
 }
 
-// New returns a filter that keeps nothing before Run.
+// New returns a Filter that does nothing before Run.
 func New(cfg Config) *Filter {
 	f := &Filter{
 		cfg: cfg, wake: make(chan struct{}, 1), known: make(chan struct{}), tried: make(chan struct{}),
@@ -152,8 +152,8 @@ func New(cfg Config) *Filter {
 	return f
 }
 
-// Set says what the rules follow from now on, one Input a family and at least one. They are looked
-// at soon if they are to be others.
+// Set sets the inputs, one per family and at least one. If the wanted rules change, they are synced
+// soon.
 func (f *Filter) Set(in []Input) {
 	before := f.input.Swap(&in)
 	f.begin.Do(func() { close(f.known) })
@@ -167,7 +167,7 @@ func sameRules(a, b []Input) bool {
 	return slices.EqualFunc(a, b, func(a, b Input) bool { return a.Overlay == b.Overlay && reflect.DeepEqual(a.Tunnel, b.Tunnel) })
 }
 
-// SetChoice changes who keeps the rules, and reports whether that is a change.
+// SetChoice sets which keeper is preferred, and reports whether that is a change.
 func (f *Filter) SetChoice(c netconf.Choice) bool {
 	if f.choice.Swap(int32(c)) == int32(c) {
 		return false
@@ -176,10 +176,10 @@ func (f *Filter) SetChoice(c netconf.Choice) bool {
 	return true
 }
 
-// Tried returns a channel that is closed after the first attempt to have the rules right.
+// Tried returns a channel that is closed after the first attempt to sync the rules.
 func (f *Filter) Tried() <-chan struct{} { return f.tried }
 
-// trigger asks for a look soon.
+// trigger requests a sync.
 func (f *Filter) trigger() {
 	select {
 	case f.wake <- struct{}{}:
@@ -187,7 +187,7 @@ func (f *Filter) trigger() {
 	}
 }
 
-// Run keeps the rules from the first Set until ctx ends.
+// Run keeps the rules in sync from the first Set until ctx ends.
 func (f *Filter) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
@@ -204,14 +204,14 @@ func (f *Filter) Run(ctx context.Context) {
 	}
 }
 
-// runWithKeeper keeps the rules until somebody else holds them.
+// runWithKeeper syncs the rules until another keeper becomes active.
 func (f *Filter) runWithKeeper(ctx context.Context) {
-	watching, cancel := context.WithCancel(ctx) // an attempt goes on after it
+	watching, cancel := context.WithCancel(ctx) // ends before ctx does, unlike attempts
 	defer cancel()
-	signs, who := f.watch(watching), f.selection.active
-	pause := time.Duration(0) // for what was changed since the last look
+	signals, who := f.watch(watching), f.selection.active
+	pause := time.Duration(0) // there may have been changes since the last sync
 	for f.selection.active == who {
-		f.wait(ctx, pause, signs)
+		f.wait(ctx, pause, signals)
 		if ctx.Err() != nil {
 			return
 		}
@@ -224,9 +224,9 @@ func (f *Filter) runWithKeeper(ctx context.Context) {
 	}
 }
 
-// wait waits until a look is due: after a pause, when somebody has changed rules, when an
-// attempt has ended or the lock that it needs is free.
-func (f *Filter) wait(ctx context.Context, pause time.Duration, signs <-chan struct{}) {
+// wait waits until a sync is due: after a pause, after a signal, when an attempt is done, or when
+// the lock that it needs is free.
+func (f *Filter) wait(ctx context.Context, pause time.Duration, signals <-chan struct{}) {
 	due := time.Now().Add(pause)
 	var ended <-chan struct{}
 	if f.selection.attempt != nil {
@@ -245,28 +245,28 @@ func (f *Filter) wait(ctx context.Context, pause time.Duration, signs <-chan str
 				continue
 			}
 		case <-f.wake:
-			f.settle(ctx, 0, signs)
+			f.settle(ctx, 0, signals)
 		case <-ended:
-		case <-signs:
-			f.settle(ctx, burst, signs)
+		case <-signals:
+			f.settle(ctx, burst, signals)
 		}
 		timer.Stop()
 		return
 	}
 }
 
-// settle waits until a burst of changes is over, no look that takes processes follows another at
-// once, and looks take a share of the time only.
-func (f *Filter) settle(ctx context.Context, wait time.Duration, signs <-chan struct{}) {
+// settle waits until a burst of changes is over and the minimum time since the last sync has
+// passed.
+func (f *Filter) settle(ctx context.Context, wait time.Duration, signals <-chan struct{}) {
 	rest := max(f.minPause, f.gap())
 	_ = pace.Sleep(ctx, max(wait, time.Until(f.syncedAt.Add(rest)))) // the caller sees that ctx has ended
 	select {
-	case <-signs:
+	case <-signals:
 	default:
 	}
 }
 
-// gap returns the least time between two looks, by the tools that they take.
+// gap returns the minimum time between two syncs, by the tools in use.
 func (f *Filter) gap() time.Duration {
 	gap := max(f.selection.active.traits.Gap, f.secondary.legacyGap)
 	if f.selection.preferredErr != nil {
@@ -275,8 +275,8 @@ func (f *Filter) gap() time.Duration {
 	return gap
 }
 
-// syncAndReport makes the rules right. It returns the time until the next look, and whether somebody keeps
-// undoing them, so that there should be none before.
+// syncAndReport syncs the rules and reports the result. It returns the time until the next sync,
+// and whether another program keeps undoing changes, so that there should be no earlier one.
 func (f *Filter) syncAndReport(ctx context.Context) (pause time.Duration, fights bool) {
 	holder, wanted := f.selection.active, f.now
 	f.now = *f.input.Load()
@@ -318,8 +318,8 @@ func (f *Filter) syncAndReport(ctx context.Context) (pause time.Duration, fights
 	return pause, false
 }
 
-// sync has the rules right where they are held, then what is beside them, and then nothing left
-// where they were before.
+// sync updates the rules in the place that holds them, then the accepts in other places, and then
+// removes rules from places that held them before.
 func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
 	f.overlays = slices.DeleteFunc(f.overlays, func(o firewall.Overlay) bool { return f.isPrevious(o) && f.cfg.InUse(o) })
 	for _, in := range f.now {
@@ -327,7 +327,7 @@ func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
 			f.overlays = append(f.overlays, in.Overlay)
 		}
 	}
-	// What a former network has left is removed once: it may be another daemon's later.
+	// Remove rules of previous networks once only: later they may be another daemon's.
 	defer func() {
 		if err == nil {
 			f.overlays = slices.DeleteFunc(f.overlays, f.isPrevious)
@@ -345,12 +345,12 @@ func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
 	return changes, err
 }
 
-// isPrevious reports whether this host was in an overlay of another network than now.
+// isPrevious reports whether an overlay is of another network than the present ones.
 func (f *Filter) isPrevious(o firewall.Overlay) bool {
 	return !slices.ContainsFunc(f.now, func(in Input) bool { return in.Network == o.Network })
 }
 
-// rulesets returns what is wanted now.
+// rulesets returns the wanted rulesets.
 func (f *Filter) rulesets() (sets []firewall.Ruleset) {
 	for _, in := range f.now {
 		sets = append(sets, firewall.Ruleset{
@@ -365,7 +365,7 @@ func (f *Filter) rulesets() (sets []firewall.Ruleset) {
 	return sets
 }
 
-// report says what was changed, and what cannot be.
+// report logs changes and sets conditions for failures.
 func (f *Filter) report(changes []string, repaired bool, err error) {
 	if len(changes) > 0 {
 		msg := "wrote packet filter rules"

@@ -282,7 +282,7 @@ func TestAcceptsInLegacyTables(t *testing.T) {
 			h.start()
 			h.wrong(legacyCondition, c.wrong)
 			if c.wrong {
-				h.said(1, "its rules cannot be read", `command="iptables-legacy -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -w -I FORWARD -d 10.42.0.0/16 -j ACCEPT"`)
+				h.said(1, "failed to add accept rules to it", `command="iptables-legacy -w -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -w -I FORWARD -d 10.42.0.0/16 -j ACCEPT"`)
 			}
 			h.set(func() { h.legacy.err = nil })
 			h.after(31 * time.Second)

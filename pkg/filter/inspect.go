@@ -14,14 +14,15 @@ import (
 )
 
 const (
-	// MostPeers is how many peers are tried one by one, where it depends on who sends.
+	// MostPeers is how many source addresses are evaluated if the result depends on them.
 	MostPeers = 8
-	// maxInspectFailures failures in a row are more than rules that change while they are read.
+	// maxInspectFailures is the number of consecutive failures that cannot be explained by rules
+	// that change while they are read.
 	maxInspectFailures = 3
 )
 
-// portCheckShare are looks at whether the tunnel's port is open: each follows a packet through
-// everybody's rules, which may be many.
+// portCheckShare limits the share of time spent on evaluating whether the tunnel port is open: all
+// rules of other programs are read, and there may be many.
 func portCheckShare() pace.Share {
 	return pace.Share{Share: 50, Least: time.Second, Most: idle}
 }
@@ -33,8 +34,8 @@ const (
 	inspectCondition = "packet-filter-unread"
 )
 
-// inspect finds out what of others drops the network's packets and cannot be helped here.
-// It returns the time until it should be asked again.
+// inspect finds chains of other programs that drop the network's packets and that are not changed
+// here. It returns the time until the next inspection.
 func (f *Filter) inspect(ctx context.Context) time.Duration {
 	var known []Input
 	for _, in := range f.now {
@@ -65,8 +66,8 @@ func (f *Filter) inspect(ctx context.Context) time.Duration {
 	return time.Until(f.secondary.nextPortCheck)
 }
 
-// inspectOwned follows packets between containers through the chains that only the program
-// that made them may write.
+// inspectOwned evaluates packets between containers in chains that only the owner of the table can
+// change.
 func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
 	var found []condition.Condition
 	var mistrusted []netip.Prefix // networks whose packets firewalld may drop
@@ -98,8 +99,8 @@ func (f *Filter) inspectOwned(ctx context.Context, all []Input) error {
 	return nil
 }
 
-// inspectPort finds out where peers' packets to the tunnel's port are dropped. To open it is the
-// operator's decision.
+// inspectPort finds chains that drop peers' packets to the tunnel port. Opening the port is left to
+// the operator.
 func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 	var found []condition.Condition
 	for _, in := range all {
@@ -122,12 +123,12 @@ func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 	return nil
 }
 
-// portBarriers returns the chains that certainly drop what a peer sends to the tunnel.
+// portBarriers returns the chains that certainly drop packets of a peer to the tunnel port.
 func (f *Filter) portBarriers(ctx context.Context, p Probes) ([]firewall.Barrier, error) {
 	certain := func(b firewall.Barrier) bool { return b.Certain }
 	all, err := f.barriers(ctx, *p.Tunnel)
 	if err == nil && len(all) > 0 && !slices.ContainsFunc(all, certain) {
-		// It may depend on who sends.
+		// The result may depend on the source address.
 		for _, peer := range p.Peers[:min(len(p.Peers), MostPeers)] {
 			packet := *p.Tunnel
 			packet.Src = peer
@@ -141,8 +142,8 @@ func (f *Filter) portBarriers(ctx context.Context, p Probes) ([]firewall.Barrier
 	return slices.DeleteFunc(all, func(b firewall.Barrier) bool { return !b.Certain }), err
 }
 
-// barriers asks nftables, where iptables-nft's rules are, too, and iptables-legacy unless that
-// cannot be asked, which was said.
+// barriers evaluates nftables, which includes the rules of iptables-nft, and iptables-legacy unless
+// it has failed, which is reported elsewhere.
 func (f *Filter) barriers(ctx context.Context, packet firewall.Packet) ([]firewall.Barrier, error) {
 	all, err := f.cfg.Keepers.NFTables.Barriers(ctx, packet)
 	if failed := f.secondary.legacyErr; failed != nil && firewall.Locked(failed) == nil {

@@ -17,25 +17,25 @@ import (
 const (
 	lockCondition      = "underlay-lock"
 	lockFightCondition = "underlay-lock/fight"
-	// admitWithin bounds what a new peer waits for the lock. Else the peer's first packets
-	// may be dropped, until the lock has it.
+	// admitWithin limits the time that a new peer waits for the lock. After that, its first packets
+	// may be dropped until the lock admits it.
 	admitWithin = 100 * time.Millisecond
 )
 
-// lockSyncShare are looks at the lock while somebody keeps changing rules.
+// lockSyncShare limits the share of time spent on syncing the lock while rules change constantly.
 func lockSyncShare() pace.Share { return pace.Share{Share: 50, Least: burst} }
 
-// Locker keeps locks by nftables.
+// Locker writes locks to nftables.
 type Locker interface {
-	// SyncLock makes the lock of a network what it is to be. Unless it prunes, it leaves
-	// addresses that are no peers'.
+	// SyncLock makes the lock of a network match l and peers. Unless prune is set, it leaves other
+	// addresses in the lock.
 	SyncLock(ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error)
-	// EditLock adds peers to a lock, and removes some, without a look at the rest. It fails
-	// if the lock is damaged.
+	// EditLock adds peers to a lock and removes others, without reading the lock. It fails if the
+	// lock is damaged.
 	EditLock(network netip.Prefix, add, remove []netip.Addr) error
 	// Unlock removes the lock of a network, if there is one.
 	Unlock(network netip.Prefix) (removed bool, err error)
-	// Watch signals changes by others, until ctx ends.
+	// Watch signals changes by other programs until ctx ends.
 	Watch(ctx context.Context) (<-chan struct{}, error)
 	Close() error
 }
@@ -44,51 +44,51 @@ type Locker interface {
 type LockConfig struct {
 	Wanted     bool
 	Network    netip.Prefix
-	Previous   netip.Prefix // of the run before, if that was another one
+	Previous   netip.Prefix // network of the previous run, if it was another one
 	Open       func() (Locker, error)
 	InUse      func(firewall.Overlay) bool // see Config
-	Table      string                      // that shows the lock, for people
+	Table      string                      // nftables' name of the table that holds the lock, for the log
 	Conditions *condition.List
 	Log        *slog.Logger
 }
 
-// Lock drops what comes to the tunnel's port from anybody but hosts with a lease, if that
-// is wanted, by nftables whoever keeps the other rules. If it is not, Lock removes what an earlier
-// run has left of it. Make one with NewLock.
+// Lock drops packets to the tunnel port from hosts without a lease, if wanted. It always uses
+// nftables, regardless of the keeper of the other rules. If it is not wanted, Lock removes a lock
+// that an earlier run left. Make one with NewLock.
 //
-// It has a goroutine and a socket of its own. A change of the peers is written by itself;
-// whatever somebody else changes leads to a look at all of it.
+// It has its own goroutine and socket. A change of peers is written without reading the lock; a
+// change by another program leads to a full sync.
 type Lock struct {
 	cfg LockConfig
 
 	spec      atomic.Pointer[lockSpec]
 	views     chan lease.View // the latest one
 	admits    chan chan struct{}
-	syncAlarm *pace.Alarm   // look at all of it
-	known     chan struct{} // closed: there is a spec
-	tried     chan struct{} // closed: after the first attempt
-	ready     chan struct{} // closed: nothing is in a hurry any more
+	syncAlarm *pace.Alarm   // rings when a full sync is due
+	known     chan struct{} // closed when spec is set
+	tried     chan struct{} // closed after the first attempt
+	ready     chan struct{} // closed when the daemon is ready
 	begin     sync.Once     // closes known
 	stats     stats
 
-	// What follows belongs to Run's goroutine.
+	// The following fields belong to Run's goroutine.
 
-	locker      Locker     // nil until it could be opened
-	view        lease.View // as it is in peers
+	locker      Locker     // nil until it is opened
+	view        lease.View // that peers was computed from
 	peers       map[netip.Addr]int
-	intact      bool // the kernel held all of it at the last look, and what was written since
-	synced      bool // it did once, so that changes are repairs
+	intact      bool // the lock was complete at the last sync, and all later edits succeeded
+	synced      bool // the lock was complete once, so later changes are repairs
 	fight       pace.Fight
-	pausedUntil time.Time // no look before, whatever is changed
+	pausedUntil time.Time // no sync before this time
 }
 
-// lockSpec is what is to be locked.
+// lockSpec is the wanted lock.
 type lockSpec struct {
 	lock   firewall.Lock
-	tunnel bool // there is something to be locked
+	tunnel bool // there is a tunnel
 }
 
-// NewLock returns a lock that does nothing before Run.
+// NewLock returns a Lock that does nothing before Run.
 func NewLock(cfg LockConfig) *Lock {
 	l := &Lock{
 		cfg: cfg, views: make(chan lease.View, 1), admits: make(chan chan struct{}), syncAlarm: pace.NewAlarm(),
@@ -101,7 +101,7 @@ func NewLock(cfg LockConfig) *Lock {
 	return l
 }
 
-// SetView takes a new view of the network. It never blocks, and is one goroutine's to call.
+// SetView sets the view of the network. It never blocks, and is for one goroutine.
 func (l *Lock) SetView(v lease.View) {
 	select {
 	case <-l.views:
@@ -110,7 +110,7 @@ func (l *Lock) SetView(v lease.View) {
 	l.views <- v
 }
 
-// SetTunnel says what is to be locked; tunnel is false if there is nothing. It never blocks.
+// SetTunnel sets the wanted lock; tunnel is false if there is no tunnel. It never blocks.
 func (l *Lock) SetTunnel(lock firewall.Lock, tunnel bool) {
 	now := lockSpec{lock, tunnel}
 	if before := l.spec.Swap(&now); before != nil && *before != now {
@@ -119,14 +119,13 @@ func (l *Lock) SetTunnel(lock firewall.Lock, tunnel bool) {
 	l.begin.Do(func() { close(l.known) })
 }
 
-// Ready says that the network is ready, so that what is not in a hurry may be done.
+// Ready reports that the network is ready, so that a stale lock may be removed.
 func (l *Lock) Ready() { close(l.ready) }
 
-// Tried returns a channel that is closed after the first attempt to have the lock right.
+// Tried returns a channel that is closed after the first attempt to sync the lock.
 func (l *Lock) Tried() <-chan struct{} { return l.tried }
 
-// Admit returns when the peers of the view that SetView took last are let in, or after
-// admitWithin.
+// Admit returns when the lock admits the peers of the latest view, or after admitWithin.
 func (l *Lock) Admit() {
 	if !l.cfg.Wanted {
 		return
@@ -145,7 +144,7 @@ func (l *Lock) Admit() {
 	}
 }
 
-// Run keeps the lock until ctx ends, from when a view and the tunnel are known.
+// Run keeps the lock in sync until ctx ends, once SetView and SetTunnel were called.
 func (l *Lock) Run(ctx context.Context) {
 	defer func() {
 		if l.locker != nil {
@@ -168,14 +167,14 @@ func (l *Lock) Run(ctx context.Context) {
 		return
 	case <-l.known:
 	}
-	signs := l.watch(ctx, nil)
+	signals := l.watch(ctx, nil)
 	l.syncAlarm.Within(l.sync(ctx))
 	close(l.tried)
-	l.loop(ctx, signs)
+	l.loop(ctx, signals)
 }
 
-// loop has the lock follow whatever changes, until ctx ends.
-func (l *Lock) loop(ctx context.Context, signs <-chan struct{}) {
+// loop updates the lock on each event until ctx ends.
+func (l *Lock) loop(ctx context.Context, signals <-chan struct{}) {
 	var cost time.Duration
 	for {
 		select {
@@ -190,14 +189,14 @@ func (l *Lock) loop(ctx context.Context, signs <-chan struct{}) {
 			default:
 			}
 			close(done)
-		case _, open := <-signs:
+		case _, open := <-signals:
 			if !open {
-				signs = nil
+				signals = nil
 			}
 			l.syncAlarm.Within(max(lockSyncShare().Rest(cost), time.Until(l.pausedUntil)))
 		case <-l.syncAlarm.C:
 			l.syncAlarm.Rang()
-			signs = l.watch(ctx, signs)
+			signals = l.watch(ctx, signals)
 			begun := time.Now()
 			next := l.sync(ctx)
 			cost = time.Since(begun)
@@ -206,17 +205,17 @@ func (l *Lock) loop(ctx context.Context, signs <-chan struct{}) {
 	}
 }
 
-// watch watches for changes from now on, unless it does already.
-func (l *Lock) watch(ctx context.Context, signs <-chan struct{}) <-chan struct{} {
+// watch starts watching for changes, unless signals shows that it does already.
+func (l *Lock) watch(ctx context.Context, signals <-chan struct{}) <-chan struct{} {
 	const id = watchCondition + "lock"
-	if signs != nil || l.open() != nil { // look says why
-		return signs
+	if signals != nil || l.open() != nil { // sync reports why
+		return signals
 	}
-	signs, err := l.locker.Watch(ctx)
+	signals, err := l.locker.Watch(ctx)
 	if err != nil {
 		l.cfg.Conditions.Set(condition.Condition{ID: id, Text: "cannot watch the underlay lock, checking it periodically", Fields: []any{"err", err}})
 		return nil
 	}
 	l.cfg.Conditions.End(id)
-	return signs
+	return signals
 }

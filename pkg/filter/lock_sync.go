@@ -16,8 +16,8 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// update notes who the peers are, and returns the addresses that came and went. Several leases
-// may have one.
+// update sets the peers and returns the addresses that were added and removed. Several leases may
+// have the same address.
 func (l *Lock) update(v lease.View) (add, remove []netip.Addr) {
 	more := map[netip.Addr]int{}
 	for was, is := range v.Since(l.view) {
@@ -48,14 +48,14 @@ func (l *Lock) update(v lease.View) (add, remove []netip.Addr) {
 	return add, remove
 }
 
-// editPeers writes a change of the peers.
+// editPeers writes a change of the peers to the lock.
 func (l *Lock) editPeers(v lease.View) {
 	add, remove := l.update(v)
 	if !v.Complete {
 		remove = nil
 	}
 	if !l.intact || len(add)+len(remove) == 0 {
-		return // a look is due anyway
+		return // a full sync is due anyway
 	}
 	if err := l.locker.EditLock(l.cfg.Network, add, remove); err != nil {
 		l.intact = false
@@ -63,11 +63,11 @@ func (l *Lock) editPeers(v lease.View) {
 	}
 }
 
-// sync makes all of it right, and returns the time until the next look.
+// sync makes the whole lock match, and returns the time until the next sync.
 func (l *Lock) sync(ctx context.Context) time.Duration {
 	spec := *l.spec.Load()
 	if spec.tunnel && !spec.lock.Local.IsValid() {
-		return firstRetry // the uplink is not known now, which others say
+		return firstRetry // the uplink is unknown, which is reported elsewhere
 	}
 	var changes []string
 	err := l.open()
@@ -102,7 +102,8 @@ func (l *Lock) sync(ctx context.Context) time.Duration {
 	return l.report(spec.lock, changes)
 }
 
-// report says what was changed, and slows down where somebody keeps undoing it.
+// report logs changes, and backs off while another program keeps undoing them. It returns the time
+// until the next sync.
 func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 	repair := l.synced && len(changes) > 0
 	l.stats.count(resultOf(changes, repair, nil), activeKeeper{})
@@ -129,7 +130,7 @@ func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 	return idle
 }
 
-// open opens the locker, unless it is open.
+// open opens the locker if it is not open yet.
 func (l *Lock) open() error {
 	if l.locker != nil {
 		return nil
@@ -141,7 +142,7 @@ func (l *Lock) open() error {
 	return err
 }
 
-// removeStale removes what a run has left that had a lock. It is not in a hurry.
+// removeStale removes the lock of an earlier run, once the daemon is ready.
 func (l *Lock) removeStale(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -151,7 +152,7 @@ func (l *Lock) removeStale(ctx context.Context) {
 	for {
 		err := l.open()
 		if withoutNFTables(err) {
-			return // nor is there a lock
+			return // there can be no lock
 		}
 		removed := false
 		if err == nil {
@@ -174,8 +175,7 @@ func (l *Lock) removeStale(ctx context.Context) {
 	}
 }
 
-// removePrevious removes the lock of the network that this host was in before, unless
-// another daemon serves that now.
+// removePrevious removes the lock of the previous network, unless another daemon serves that now.
 func (l *Lock) removePrevious() error {
 	if l.cfg.Previous.IsValid() && !l.cfg.InUse(firewall.Overlay{Network: l.cfg.Previous}) {
 		if _, err := l.locker.Unlock(l.cfg.Previous); err != nil {
@@ -194,8 +194,7 @@ func lockFailure(text string, err error) condition.Condition {
 	return c
 }
 
-// withoutNFTables reports whether an error says that the kernel has no nftables, or lacks a part
-// of it.
+// withoutNFTables reports whether an error means that the kernel lacks nftables or a part of it.
 func withoutNFTables(err error) bool {
 	for _, e := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, e) {

@@ -19,26 +19,26 @@ const (
 	unreadCondition = "iptables-legacy-unread"
 )
 
-// secondary is what is done in the places where the rules are not held.
+// secondary is the state of the places that do not hold the rules.
 type secondary struct {
-	legacyGap     time.Duration // between two Syncs of the legacy variant, if the kernel has its tables
-	legacyErr     error         // why these cannot be written
-	legacyRetry   time.Time     // when that may be tried again
-	unusedRemoved bool          // nothing of ours is left where the rules were held before
+	legacyGap     time.Duration // minimum time between two Syncs of the legacy variant; 0 if the kernel has no legacy tables
+	legacyErr     error         // why accepts could not be written to the legacy tables
+	legacyRetry   time.Time     // time of the next attempt, at the earliest
+	unusedRemoved bool          // places that held the rules before have none of ours left
 
-	nextPortCheck   time.Time // when the tunnel's port may be looked at again
-	inspectFailures int       // failures in a row to follow a packet through the rules of others
+	nextPortCheck   time.Time // time of the next check of the tunnel port, at the earliest
+	inspectFailures int       // consecutive failures to evaluate other programs' rules
 }
 
-// acceptsRuleset returns a ruleset for where the rules are not held, with where they are. That is not known
-// while the holder's tool is being replaced.
+// acceptsRuleset returns a ruleset for the places that do not hold the rules. HeldIn is Nowhere
+// while the active keeper's tool is being replaced.
 func (f *Filter) acceptsRuleset(set firewall.Ruleset) firewall.Ruleset {
 	set.HeldIn = f.selection.keeper.Traits(set.Family).Place
 	return set
 }
 
-// syncAccepts keeps accepts beside the rules. Where iptables-nft has its rules, nftables keep
-// accepts only if they do not stand in for it.
+// syncAccepts maintains accept rules in the places that do not hold the rules. While iptables-nft
+// is active, nftables needs accepts only in foreign chains, and only if it is not the fallback.
 func (f *Filter) syncAccepts(ctx context.Context) (changes []string, err error) {
 	var foreign, legacy []firewall.Ruleset
 	for _, set := range f.sets {
@@ -58,13 +58,13 @@ func (f *Filter) syncAccepts(ctx context.Context) (changes []string, err error) 
 	return append(changes, f.syncLegacyAccepts(ctx, legacy)...), err
 }
 
-// syncLegacyAccepts keeps accepts in iptables-legacy, if the kernel has its tables. What prevents
-// it prevents nothing else.
+// syncLegacyAccepts maintains accept rules in iptables-legacy if the kernel has legacy tables. Its
+// failures do not affect anything else.
 func (f *Filter) syncLegacyAccepts(ctx context.Context, sets []firewall.Ruleset) (changes []string) {
 	b := &f.secondary
 	b.legacyGap = 0
 	var unread, failed error
-	var danger *firewall.Ruleset // whose packets may be dropped
+	var danger *firewall.Ruleset // the first whose packets may be dropped
 	for _, set := range sets {
 		tables, err := f.cfg.Keepers.Legacy.Tables(set.Family)
 		if unread = errors.Join(unread, err); len(tables) == 0 {
@@ -91,7 +91,7 @@ func (f *Filter) syncLegacyAccepts(ctx context.Context, sets []firewall.Ruleset)
 	}
 	if b.legacyErr = errors.Join(unread, failed); danger != nil {
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: legacyCondition, Text: "iptables-legacy may drop overlay packets, its rules cannot be read",
+			ID: legacyCondition, Text: "iptables-legacy may drop overlay packets, failed to add accept rules to it",
 			Fields: []any{"err", failed},
 			Command: fmt.Sprintf("%[1]s -w -I FORWARD -s %[2]s -j ACCEPT; %[1]s -w -I FORWARD -d %[2]s -j ACCEPT",
 				f.cfg.Keepers.Legacy.Traits(danger.Family).Name, danger.Owner.Network),
@@ -102,8 +102,8 @@ func (f *Filter) syncLegacyAccepts(ctx context.Context, sets []firewall.Ruleset)
 	return changes
 }
 
-// syncLegacy keeps accepts in iptables-legacy, unless that is the preferred keeper which cannot
-// hold the rules just now: what it has of them stays.
+// syncLegacy syncs accepts to iptables-legacy, unless that is the preferred keeper and has failed:
+// its rules are then left as they are.
 func (f *Filter) syncLegacy(ctx context.Context, set firewall.Ruleset) (changes []string, err error) {
 	b, h := &f.secondary, &f.selection
 	if h.preferredErr != nil && h.preferred.Traits(set.Family).Place == firewall.Legacy {
@@ -117,14 +117,14 @@ func (f *Filter) syncLegacy(ctx context.Context, set firewall.Ruleset) (changes 
 	b.legacyRetry = begun
 	if locked := firewall.Locked(err); locked != nil {
 		h.locked = locked
-	} else if err != nil { // perhaps by a command that hangs, for which nothing else shall wait
+	} else if err != nil { // perhaps a command hangs: limit the share of time spent on it
 		b.legacyRetry = time.Now().Add(pace.Share{Share: 20, Most: lastRetry}.Rest(time.Since(begun)))
 	}
 	return changes, err
 }
 
-// removeUnused removes what iptables' nft variant has of ours, unless it holds the rules. The accepts
-// that nftables keep in its chains are not its own, and stay.
+// removeUnused removes our rules from iptables-nft unless it holds the rules. Accepts that nftables
+// maintains in its chains are not affected.
 func (f *Filter) removeUnused(ctx context.Context) (changes []string) {
 	var failed error
 	for _, set := range f.sets {
@@ -161,7 +161,7 @@ func (f *Filter) removeCompat(ctx context.Context, set firewall.Ruleset) ([]stri
 	}
 	changes, err := f.cfg.Keepers.Compat.Sync(ctx, firewall.Ruleset{Family: set.Family, Owner: set.Owner})
 	if firewall.Absent(err) {
-		return nil, nil // nobody can
+		return nil, nil // without the commands there is no way to remove them
 	}
 	return changes, err
 }

@@ -12,50 +12,50 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// The preferred keeper is waited for in patience before the other one stands in: several times
-// what it took last. One that is slower goes on meanwhile.
+// preferredTimeout is how long to wait for the preferred keeper before the fallback is used: a
+// multiple of the duration of its last sync. A slower attempt continues in the background.
 func preferredTimeout() pace.Share {
 	return pace.Share{Share: 4, Least: 3 * time.Second, Most: 12 * time.Second}
 }
 
-// retryShare of the preferred keeper take one part in so many of the time.
+// retryShare limits the share of time that attempts of the preferred keeper take while it fails.
 func retryShare() pace.Share {
 	return pace.Share{Share: 20, Least: firstRetry, Most: lastRetry}
 }
 
-// selection is who holds the rules, and why.
+// selection is which keeper is in use, and why.
 type selection struct {
 	active        activeKeeper
-	keeper        firewall.Keeper // the holder
-	preferred     firewall.Keeper // as of the last look
-	gap           time.Duration   // between two of its Syncs
-	chosen        netconf.Choice  // by which it was preferred
-	attempt       *attempt        // of the preferred keeper, which has not ended; nil: none
-	preferredErr  error           // why the preferred keeper does not hold the rules; nil: it does
-	conditionText string          // of the condition then
-	syncTime      time.Duration   // what the preferred keeper took to have them right last
-	next          time.Time       // of its next attempt, at the earliest
-	tooEarly      bool            // there was a reason for one before
+	keeper        firewall.Keeper // the active one
+	preferred     firewall.Keeper // as of the last sync
+	gap           time.Duration   // minimum time between two of its Syncs
+	chosen        netconf.Choice  // that preferred follows from
+	attempt       *attempt        // of the preferred keeper; nil if none is running
+	preferredErr  error           // why the preferred keeper is not in use; nil if it is
+	conditionText string          // text of the condition in that case
+	syncTime      time.Duration   // duration of its last successful sync
+	next          time.Time       // earliest time of its next attempt
+	tooEarly      bool            // an attempt was due before next
 	locked        *firewall.LockedError
-	logged        string // in the log: who holds the rules
-	ownerLocked   bool   // a chain in nftables cannot be written
+	logged        string // fields of the last log line about the selection
+	ownerLocked   bool   // a chain in nftables cannot be changed because its table has an owner
 }
 
-// activeKeeper is who holds the rules: another version of a tool is another holder. The zero holder is
-// nobody yet.
+// activeKeeper identifies the keeper in use. Another version of its tool counts as another keeper.
+// The zero value means that no keeper has synced the rules yet.
 type activeKeeper struct {
-	name   string // of the candidate
+	name   string // name of the candidate
 	traits firewall.Traits
 }
 
-// candidate is a keeper that can hold the rules.
+// candidate is a keeper that may be selected.
 type candidate struct {
 	firewall.Keeper
 	name         string
-	fallbackText string // text of the condition that it stands in for the other one
+	fallbackText string // text of the condition while it is the fallback
 }
 
-// candidates returns who holds the rules, as the network config wants it, and who stands in.
+// candidates returns the preferred keeper by the network config, and the fallback.
 func (k Keepers) candidates(c netconf.Choice) (preferred, other candidate) {
 	preferred = candidate{k.IPTables, "iptables", "nftables failed, using iptables for packet filter rules meanwhile"}
 	other = candidate{k.NFTables, "nftables", "iptables failed, using nftables for packet filter rules meanwhile"}
@@ -65,7 +65,7 @@ func (k Keepers) candidates(c netconf.Choice) (preferred, other candidate) {
 	return preferred, other
 }
 
-// syncRules has the rules right where they can be held now.
+// syncRules syncs the rules with the preferred keeper, or else with the fallback.
 func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 	h := &f.selection
 	preferred, other := f.cfg.Keepers.candidates(f.currentChoice())
@@ -90,7 +90,7 @@ func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 		return changes, nil
 	}
 	if firewall.Locked(h.preferredErr) == nil || firewall.Locked(why) == nil {
-		h.preferredErr = why // but whoever holds the lock just now
+		h.preferredErr = why // unchanged if only the holder of the lock differs
 	}
 	if err != nil {
 		return changes, errors.Join(why, err)
@@ -100,7 +100,7 @@ func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 	return changes, nil
 }
 
-// currentChoice returns the present choice. With another one, all begins anew.
+// currentChoice returns the present choice. A new choice resets the selection.
 func (f *Filter) currentChoice() netconf.Choice {
 	c, h := netconf.Choice(f.choice.Load()), &f.selection
 	if c != h.chosen {
@@ -113,9 +113,9 @@ func (f *Filter) currentChoice() netconf.Choice {
 	return c
 }
 
-// tryPreferred has the preferred keeper try, unless it is too early, and waits for it, but only for a
-// moment where the other one holds the rules. why is nil if it holds them; an attempt that has
-// ended is returned.
+// tryPreferred starts an attempt of the preferred keeper, unless it is too early, and waits for it,
+// but only briefly while the fallback is in use. It returns the attempt if it is done, and why the
+// preferred keeper is not in use, nil if it is.
 func (f *Filter) tryPreferred(ctx context.Context, k candidate) (a *attempt, why error) {
 	h := &f.selection
 	h.preferred, h.gap = k.Keeper, k.Traits(f.sets[0].Family).Gap
@@ -138,12 +138,12 @@ func (f *Filter) tryPreferred(ctx context.Context, k candidate) (a *attempt, why
 	h.next = time.Now().Add(retryShare().Rest(a.took))
 	_, why = f.record(a.outcome)
 	if locked := firewall.Locked(why); locked != nil {
-		h.locked, h.next = locked, time.Time{} // when it is free
+		h.locked, h.next = locked, time.Time{} // retried as soon as the lock is free
 	}
 	return a, why
 }
 
-// record takes what a keeper did.
+// record takes the outcome of a keeper that syncs the main rules.
 func (f *Filter) record(o outcome) (changes []string, err error) {
 	if o.err == nil {
 		f.selection.ownerLocked = o.ownerLocked
@@ -151,7 +151,7 @@ func (f *Filter) record(o outcome) (changes []string, err error) {
 	return o.changes, o.err
 }
 
-// setActive notes who holds the rules.
+// setActive sets the keeper in use.
 func (f *Filter) setActive(k candidate) {
 	f.selection.keeper = k.Keeper
 	if now := (activeKeeper{k.name, k.Traits(f.sets[0].Family)}); f.selection.active != now {
@@ -159,8 +159,8 @@ func (f *Filter) setActive(k candidate) {
 	}
 }
 
-// logSelection logs who holds the rules by choice, when that is another one. Of a tool that was replaced while
-// it wrote them nothing is known: that is another holder, so the next look is at once, and says it.
+// logSelection logs which keeper is in use by choice, if that has changed. If the tool was replaced
+// during the sync, its version is unknown; the next sync follows at once and logs it.
 func (f *Filter) logSelection(k candidate, why string) {
 	traits := f.selection.active.traits
 	if traits.Place == firewall.Nowhere {
@@ -186,7 +186,7 @@ func reason(c netconf.Choice) string {
 	return "it is installed, and EnableNFTables is not set"
 }
 
-// findHolder returns the command that shows who holds the lock that a keeper waits for.
+// findHolder returns the command that shows which process holds the lock, if err is a LockedError.
 func findHolder(why error) string {
 	if locked := firewall.Locked(why); locked != nil && locked.PID != 0 {
 		return fmt.Sprint("ps -fp ", locked.PID)

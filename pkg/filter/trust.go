@@ -11,11 +11,11 @@ import (
 	"flanneld/pkg/firewalld"
 )
 
-// Firewalld lets networks pass its rules, which nobody else may write.
+// Firewalld configures firewalld, whose rules no other program can change.
 type Firewalld interface {
-	// Trust has packets of the network pass, and reports whether that is new.
+	// Trust makes firewalld accept packets of the network, and reports whether that is new.
 	Trust(ctx context.Context, network netip.Prefix) (added bool, err error)
-	// Changed signals that its rules may be others now; it is closed with the connection.
+	// Changed signals that firewalld's rules may have changed. It is closed with the connection.
 	Changed() <-chan struct{}
 }
 
@@ -25,11 +25,11 @@ const (
 	trustRetry     = 5 * time.Second
 )
 
-// trust has firewalld let networks pass while its rules do not. It asks in a goroutine of its own:
-// a firewalld that is just loading its configuration answers late.
+// trust adds networks to firewalld's trusted zone while its rules drop their packets. It has its
+// own goroutine, because firewalld may answer late while it loads its configuration.
 type trust struct {
 	dial       func(context.Context) (Firewalld, error)
-	changed    func() // called when firewalld's rules may be others
+	changed    func() // called when firewalld's rules may have changed
 	conditions *condition.List
 	log        *slog.Logger
 
@@ -43,7 +43,7 @@ func newTrust(cfg Config, changed func()) *trust {
 	}
 }
 
-// set says which networks' packets firewalld may drop now. It never blocks, and is for one
+// set sets the networks whose packets firewalld may drop. It never blocks, and is for one
 // goroutine.
 func (t *trust) set(networks []netip.Prefix) {
 	select {
@@ -53,7 +53,7 @@ func (t *trust) set(networks []netip.Prefix) {
 	t.wants <- networks
 }
 
-// run asks until ctx ends.
+// run handles set until ctx ends.
 func (t *trust) run(ctx context.Context) {
 	var client Firewalld
 	var changed <-chan struct{}
@@ -70,7 +70,7 @@ func (t *trust) run(ctx context.Context) {
 			if !open {
 				client, changed = nil, nil
 			}
-			t.changed() // whether it lets the networks pass now, its rules say
+			t.changed() // its rules must be evaluated again
 			continue
 		}
 		if len(wanted) == 0 {

@@ -8,11 +8,11 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// watchCondition is the ID of conditions; behind it is what cannot be watched.
+// watchCondition is the prefix of condition IDs; the name of the keeper follows.
 const watchCondition = "packet-filter-changes/"
 
-// watch returns a channel that signals possible changes of rules until ctx ends. All rules are in
-// one of two packet filters of the kernel.
+// watch returns a channel that signals possible changes of rules until ctx ends. It watches both
+// packet filters of the kernel.
 func (f *Filter) watch(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	go f.listen(ctx, out, "iptables", f.cfg.Keepers.Legacy)
@@ -20,13 +20,13 @@ func (f *Filter) watch(ctx context.Context) <-chan struct{} {
 	return out
 }
 
-// listen passes on the signals of one keeper. A watch that cannot be had, or has ended, is tried
-// again after a while.
+// listen forwards the signals of one keeper. If a watch fails or ends, it is restarted after a
+// pause.
 func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k firewall.Keeper) {
 	signal := func() {
 		select {
 		case out <- struct{}{}:
-		default: // one is there that was not read yet
+		default: // a signal is pending
 		}
 	}
 	for again := false; ; again = true {
@@ -46,7 +46,7 @@ func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k
 		switch {
 		case in != nil:
 			if again {
-				signal() // what was not told
+				signal() // changes may have been missed
 			}
 			for range in {
 				signal()

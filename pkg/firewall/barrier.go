@@ -5,27 +5,27 @@ import (
 	"strings"
 )
 
-// Barrier is a base chain of others that may drop a packet.
+// Barrier is a base chain of another program that may drop a packet.
 type Barrier struct {
 	Kind  string // "nftables", or the name of the iptables command that lists it
 	Table string // with its family in nftables: "inet firewalld"
 	Chain string
-	// Certain says that nothing in it may let the packet pass. Else it has rules whose
-	// conditions cannot be judged from outside.
+	// Certain is set if no rule of the chain can accept the packet. Otherwise some rules have
+	// conditions that cannot be evaluated from here.
 	Certain bool
-	Owned   bool   // only the program that made the table may change it
-	Tool    string // that keeps the rules, if it is known: "firewalld" or "ufw"
-	Zone    string // of firewalld, that the packet came to
+	Owned   bool   // the table has the owner flag: only the program that created it can change it
+	Tool    string // that manages the rules: "firewalld" or "ufw"; empty if unknown
+	Zone    string // firewalld's zone that the packet was in
 }
 
-// DetectTool says which tool has made the chains that the packet has walked.
+// DetectTool sets Tool and Zone from the names of the chains that the packet has traversed.
 func (b *Barrier) DetectTool(w *Walk) {
 	firewalld := strings.HasSuffix(b.Table, " firewalld")
 	for chain := range w.fates {
 		if strings.HasPrefix(chain, "ufw-") {
 			b.Tool = "ufw"
 		}
-		// With its iptables backend, firewalld has chains in everybody's table.
+		// With its iptables backend, firewalld has its chains in the shared tables.
 		firewalld = firewalld || chain == "INPUT_ZONES" || chain == "FORWARD_IN_ZONES"
 	}
 	if !firewalld {
@@ -41,11 +41,11 @@ func (b *Barrier) DetectTool(w *Walk) {
 	}
 }
 
-// String names the chain as one would look for it.
+// String returns the chain's name with its table, as "nftables inet firewalld filter_INPUT".
 func (b Barrier) String() string { return fmt.Sprintf("%s %s %s", b.Kind, b.Table, b.Chain) }
 
-// OpenCommand returns the command that has the tool let a UDP port of this host be
-// reached, now and after the next boot where the tool keeps that.
+// OpenCommand returns the command that makes the tool accept packets to a UDP port of this host,
+// permanently where the tool can save rules.
 func (b Barrier) OpenCommand(port uint16) string {
 	switch {
 	case b.Tool == "ufw":

@@ -1,12 +1,11 @@
-// Package firewall says which packet filter rules an overlay network needs, as
-// data: what masquerades traffic to the outside, what lets the overlay's traffic
-// through a forward policy of DROP, what keeps containers away from the ports of
-// tunnels, and which rules earlier generations of flannel have left for the same.
+// Package firewall defines the packet filter rules that an overlay network needs, as data: rules
+// that masquerade traffic to the outside, accept the overlay's traffic where the forward policy is
+// DROP, and keep containers away from tunnel ports. It also knows the rules that earlier releases
+// of flannel wrote for the same purposes.
 //
-// It reads and writes no rules; iptables and nftables do, each in its own words.
-// Several networks of a host share the chains that the rules are in; an Owner says
-// which of the rules are one daemon's. Invariant: IPv4 and IPv6 have the same rules,
-// but for their addresses.
+// It does not read or write rules; packages iptables and nftables do. Several networks of a host
+// share the chains; an Owner identifies the rules of one daemon. Invariant: IPv4 and IPv6 have the
+// same rules except for addresses.
 package firewall
 
 import (
@@ -16,110 +15,109 @@ import (
 	"strings"
 )
 
-// Overlay is a network and this host's part of it, of one address family.
+// Overlay is a network and this host's subnet of it, of one address family.
 type Overlay struct {
 	Network netip.Prefix
 	Subnet  netip.Prefix
 }
 
-// Options say what is wanted of the packet filter.
+// Options are the settings that the rules follow from.
 type Options struct {
 	Overlay
-	Masquerade  bool // what leaves the overlay gets this host's address
-	RandomPorts bool // masquerading chooses ports at random, against races between connections
-	Forward     bool // the overlay's traffic is forwarded whatever others have decided, but to tunnels' ports
+	Masquerade  bool // masquerade packets that leave the overlay
+	RandomPorts bool // masquerade with random source ports, which avoids races between connections
+	Forward     bool // accept the overlay's traffic regardless of other rules, except to tunnel ports
 	Tunnel      Tunnel
 }
 
-// Tunnel is what carries the overlay's packets between hosts. It has no
-// authentication: whoever can send to its port can inject packets. The zero Tunnel is none.
+// Tunnel describes the UDP tunnel between hosts. It has no authentication: anyone who can send to
+// its port can inject packets. The zero value means that there is no tunnel.
 type Tunnel struct {
-	Port uint16 // that all hosts receive on
-	// Bound says that hosts know each other by the port that they send from, too, so
-	// that nothing else may be given it by source NAT. Else everybody may send from any port.
+	Port uint16 // the port that all hosts receive on
+	// Bound is set if hosts also check the source port, so that source NAT must not assign the port
+	// to other connections. Otherwise packets are accepted from any source port.
 	Bound bool
-	// Hosts are parts of the network that hosts have their addresses in, and no containers.
+	// Hosts are prefixes inside the network that contain addresses of hosts and of no containers.
 	Hosts []netip.Prefix
 }
 
-// Hook is where in the kernel a chain's rules are asked.
+// Hook is the netfilter hook that a chain is attached to.
 type Hook uint8
 
 const (
-	// PostRouting translates source addresses: table nat, chain POSTROUTING.
+	// PostRouting is where source addresses are translated: table nat, chain POSTROUTING.
 	PostRouting Hook = iota
-	// Forward lets packets pass or not: table filter, chain FORWARD.
+	// Forward filters forwarded packets: table filter, chain FORWARD.
 	Forward
-	// PreRouting comes before all else: table raw, chain PREROUTING. Docker 28
-	// drops there what comes from another host to a published container. The
-	// rules are needed only where others drop packets.
+	// PreRouting is the first hook: table raw, chain PREROUTING. Docker 28 drops packets from other
+	// hosts to published containers there. Our rules are added only if other rules drop packets.
 	PreRouting
-	// Input is asked of packets to this host: table filter, chain INPUT.
+	// Input filters packets to this host: table filter, chain INPUT.
 	Input
-	// Output is asked of packets of this host itself: table filter, chain OUTPUT.
+	// Output filters packets that this host sends itself: table filter, chain OUTPUT.
 	Output
 
 	Hooks = 5 // number of hooks
 )
 
-// Comment marks rules as ours; the first two are the original's.
+// Comment returns the comment that marks rules as ours. The first two are those of the original.
 func (h Hook) Comment() string {
 	return [Hooks]string{"flanneld masq", "flanneld forward", "flanneld forward", "flanneld tunnel", "flanneld tunnel"}[h]
 }
 
-// ForeignComment marks accepts that stand in a chain of somebody else, one by one.
+// ForeignComment marks accept rules that are added to chains of other programs.
 const ForeignComment = "flanneld"
 
-// Table and Chain are iptables' names of the hook.
+// Table returns the name of the hook's table in iptables.
 func (h Hook) Table() string { return [Hooks]string{"nat", "filter", "raw", "filter", "filter"}[h] }
 
-// Chain is iptables' name of the hook's chain.
+// Chain returns the name of the hook's chain in iptables.
 func (h Hook) Chain() string {
 	return [Hooks]string{"POSTROUTING", "FORWARD", "PREROUTING", "INPUT", "OUTPUT"}[h]
 }
 
-// SharedChain is iptables' name of the chain that holds the hook's rules of all networks. The
-// first two are the original's since v0.20.
+// SharedChain returns the name of the iptables chain that holds the hook's rules of all networks.
+// The first two are those of the original since v0.20.
 func (h Hook) SharedChain() string {
 	return [Hooks]string{"FLANNEL-POSTRTG", "FLANNEL-FWD", "FLANNEL-PRERTG", "FLANNEL-INPUT", "FLANNEL-OUTPUT"}[h]
 }
 
-// Chain is the rules of a hook, in order.
+// Chain is the ordered list of rules of a hook.
 type Chain struct {
 	Hook  Hook
 	Rules []Rule
 }
 
-// Rule is a verdict on packets that match all of its conditions.
+// Rule is a verdict for packets that match all conditions.
 type Rule struct {
 	Mark     uint32 // all these bits are set in the packet's mark; 0: any mark
 	Src, Dst Match
-	Port     uint16 // it is a UDP packet to this port; 0: any packet
+	Port     uint16 // destination port of UDP packets; 0: any packet
 	Verdict  Verdict
 }
 
-// Match is a condition on an address. The zero Match is met by all.
+// Match is a condition on an address. The zero Match matches every address.
 type Match struct {
 	Prefix netip.Prefix
 	Not    bool
 }
 
-// Verdict is what becomes of a packet.
+// Verdict is the action of a rule.
 type Verdict uint8
 
 const (
-	Return           Verdict = iota // to whoever asked the chain
-	Accept                          // and ask no other rule of this hook's table
-	Masquerade                      // give it the address of the device that it leaves by
-	MasqueradeRandom                // the same with ports at random
-	Discard                         // without an answer
+	Return           Verdict = iota // return to the calling chain
+	Accept                          // and skip the remaining rules of the hook in this table
+	Masquerade                      // replace the source address by that of the outgoing device
+	MasqueradeRandom                // the same with random source ports
+	Discard                         // without sending an error
 )
 
-// keepSourceMark is set in the mark of packets that another program wants to keep
-// their source address.
+// keepSourceMark is the bit of the packet mark by which other programs request that the source
+// address is kept.
 const keepSourceMark = 0x4000
 
-// Rules gives the chains that are wanted.
+// Rules returns the wanted chains.
 func Rules(o Options) []Chain {
 	var chains []Chain
 	if o.Masquerade {
@@ -137,9 +135,9 @@ func Rules(o Options) []Chain {
 	return chains
 }
 
-// fromOverlayToHosts drops packets from containers to the tunnel's port of hosts, which would
-// accept them as packets of the tunnel: VXLAN from any source port, udp once source NAT has
-// assigned the tunnel's port to them. NAT would then also deliver the peer's packets to the
+// fromOverlayToHosts returns rules that drop packets from containers to the tunnel port of hosts,
+// which would accept them as tunnel packets: VXLAN from any source port, udp once source NAT has
+// assigned the tunnel port to them. NAT would then also deliver the peer's packets to the
 // container, and assign another port to the tunnel itself.
 //
 // Packets from outside the overlay are not matched, because this host may be a router, nor are
@@ -157,7 +155,8 @@ func (o Options) fromOverlayToHosts() []Rule {
 	return append(rules, o.dropToHosts(o.Network)...)
 }
 
-// dropToHosts drops what comes from a part of the overlay for the tunnel's port at hosts' addresses.
+// dropToHosts returns rules that drop packets from a part of the overlay to the tunnel port of
+// hosts.
 func (o Options) dropToHosts(from netip.Prefix) []Rule {
 	rules := []Rule{{Src: In(from), Dst: NotIn(o.Network), Port: o.Tunnel.Port, Verdict: Discard}}
 	for _, p := range o.Tunnel.Hosts {
@@ -166,12 +165,14 @@ func (o Options) dropToHosts(from netip.Prefix) []Rule {
 	return rules
 }
 
-// localTunnel is about the tunnel's port of this host. VXLAN receives at all addresses, those of
-// the overlay's devices included, which containers of all hosts reach by the tunnel itself; no
-// host sends there. A tunnel that is known by its port has it at the uplink's address only,
-// but a local process may have it at an address of the overlay, whose packets are masqueraded.
+// localTunnel returns the chains that protect the tunnel port of this host. VXLAN receives on all
+// addresses, including those of the overlay's devices, which containers of all hosts can reach
+// through the tunnel itself; hosts never send there. A bound tunnel receives on the uplink's
+// address only, but a local process may use its port at an address of the overlay, whose packets
+// are masqueraded.
 func (o Options) localTunnel() []Chain {
-	// A subnet that is a part of the LAN is named as wrong elsewhere; here it must not cut hosts off.
+	// A subnet that overlaps the LAN is reported by the host checks. These rules must not make it
+	// worse by cutting off hosts.
 	inLAN := slices.ContainsFunc(o.Tunnel.Hosts, o.Subnet.Overlaps)
 	switch {
 	case o.Tunnel.Port == 0 || inLAN:
@@ -180,14 +181,14 @@ func (o Options) localTunnel() []Chain {
 		return []Chain{{Output, o.dropToHosts(o.Subnet)}}
 	}
 	return []Chain{{Input, append(o.dropToHosts(o.Subnet),
-		// Two, for a rule is known as the network's by naming it.
+		// Two rules, because a rule must name the network to be recognised as its own.
 		Rule{Src: In(o.Network), Dst: In(o.Subnet), Port: o.Tunnel.Port, Verdict: Discard},
 		Rule{Src: NotIn(o.Network), Dst: In(o.Subnet), Port: o.Tunnel.Port, Verdict: Discard},
 	)}}
 }
 
-// Accepts returns what lets the overlay's packets pass. It is needed wherever others may drop
-// them, while one chain that drops packets is enough.
+// Accepts returns the rules that accept the overlay's packets. They are needed in every place where
+// other rules may drop packets, whereas a drop is effective from any single chain.
 func Accepts(chains []Chain) (accepts []Chain) {
 	for _, c := range chains {
 		var rules []Rule
@@ -203,15 +204,14 @@ func Accepts(chains []Chain) (accepts []Chain) {
 	return accepts
 }
 
-// postRouting leaves alone what stays in the overlay and what comes from the
-// outside to this host's own subnet. What others send by way of this host to
-// another one's subnet is masqueraded, so that the answer comes back here.
+// postRouting returns the masquerade rules. Traffic within the overlay and traffic from outside to
+// this host's own subnet is not masqueraded. Traffic that other machines send through this host to
+// another host's subnet is, so that replies return through this host.
 //
-// Containers of two hosts must reach each other unchanged even where these rules have been
-// left behind and the host has another subnet by now, as after the way back to
-// v0.5 to v0.17, which do not know this chain. So the first rule of a network names it as
-// a whole. What then comes from the outside to the new subnet is still masqueraded, until
-// the rules are removed.
+// Containers of two hosts must reach each other without NAT even if stale rules remain after this
+// host got another subnet, for example after a downgrade to v0.5 to v0.17, which do not know this
+// chain. So the first rule of a network names the whole network. Until the stale rules are removed,
+// traffic from outside to the new subnet is masqueraded.
 func (o Options) postRouting() []Rule {
 	masquerade := Masquerade
 	if o.RandomPorts {
@@ -226,13 +226,13 @@ func (o Options) postRouting() []Rule {
 	}
 }
 
-// In is met by addresses of a prefix.
+// In returns a Match for the addresses of a prefix.
 func In(p netip.Prefix) Match { return Match{Prefix: p.Masked()} }
 
-// NotIn is met by all others.
+// NotIn returns a Match for all other addresses.
 func NotIn(p netip.Prefix) Match { return Match{Prefix: p.Masked(), Not: true} }
 
-// multicast is the multicast range of a prefix's family.
+// multicast returns the multicast range of a prefix's family.
 func multicast(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is4() {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{224}), 4)
@@ -240,7 +240,7 @@ func multicast(p netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xff}), 8)
 }
 
-// String is the rule in neither applier's words, for logs and tests.
+// String returns the rule in a notation for logs and tests.
 func (r Rule) String() string {
 	var words []string
 	if r.Mark != 0 {

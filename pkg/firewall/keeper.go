@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Family is an address family. Each has tables of its own, which the same code keeps.
+// Family is an address family. Each family has its own tables, which the same code manages.
 type Family uint8
 
 const (
@@ -24,68 +24,70 @@ func FamilyOf(p netip.Prefix) Family {
 	return IPv6
 }
 
-// Place is where in the kernel rules are kept. A packet passes the chains of all places, and an
-// accept in one of them does not help against a drop in another one.
+// Place is where the kernel stores rules. A packet traverses the chains of all places, and an
+// accept in one place does not override a drop in another.
 type Place uint8
 
 const (
 	Nowhere Place = iota
-	Legacy        // the tables of iptables-legacy, which nftables do not see
+	Legacy        // the tables of iptables-legacy, which are invisible to nftables
 	Compat        // the tables of iptables-nft, in nftables
-	Native        // a table of our own, in nftables
+	Native        // our own table in nftables
 )
 
-// Ruleset is what one daemon wants of one address family.
+// Ruleset is the wanted state of one daemon's rules in one address family.
 type Ruleset struct {
 	Family Family
 	Owner  Owner
 	Chains []Chain
-	// Beside, if it is not Nowhere, is where the chains are kept instead of here. Then only
-	// accepts are wanted here, and only where chains of others may drop what the network
-	// forwards.
+	// HeldIn, if it is not Nowhere, is the place that holds the chains instead of this one. Then
+	// only accepts are wanted here, and only if chains of other programs may drop forwarded packets
+	// of the network.
 	HeldIn Place
 }
 
-// Keeper makes the kernel hold rulesets, by one tool. What the tool needs is looked for when it
-// is needed, and again when it was not there or was replaced: until then Sync and Removal fail,
-// and there is nothing to watch. Methods may be called from several goroutines.
+// Keeper applies rulesets with one tool. It looks for the tool when it needs it, and again if it
+// was not found or was replaced; meanwhile Sync and Removal fail, and Watch has nothing to watch.
+// Methods may be called from several goroutines.
 type Keeper interface {
-	// Traits returns what is known of the tool for a family so far.
+	// Traits returns what is known about the tool for a family so far.
 	Traits(Family) Traits
-	// Sync makes the owner's rules those that are wanted, also in what older releases have
-	// left, and touches nobody else's. With no chains it removes them. It returns each change
-	// in a few words, also with an error. A second Sync changes nothing.
+	// Sync makes the owner's rules match the wanted ones, including rules left by older releases,
+	// and does not touch other rules. With no chains it removes all rules of the owner. It returns
+	// a short description of each change, also together with an error. A second Sync changes
+	// nothing.
 	Sync(ctx context.Context, r Ruleset) (changes []string, err error)
-	// Removal returns, as commands, what a Sync with no chains would do. It changes nothing.
+	// Removal returns, as commands, what Sync with no chains would do. It changes nothing.
 	Removal(ctx context.Context, r Ruleset) (commands []string, err error)
-	// Watch signals that others may have changed rules, until ctx ends or the channel is
-	// closed; then changes may have been missed. It is nil where there is nothing to watch now.
+	// Watch signals possible changes by other programs until ctx ends or the channel is closed,
+	// after which changes may be missed. The channel is nil if there is nothing to watch at the
+	// moment.
 	Watch(ctx context.Context) (<-chan struct{}, error)
 }
 
-// Inspector reads what others have in one of the two packet filters that the kernel has, legacy
-// tables and nftables. It makes and changes nothing. Methods may be called from several goroutines.
+// Inspector reads the rules of other programs in one of the kernel's two packet filters, legacy
+// iptables and nftables. It changes nothing. Methods may be called from several goroutines.
 type Inspector interface {
 	// Tables returns the names of a family's tables.
 	Tables(Family) ([]string, error)
-	// Barriers returns the base chains that drop, or may drop, a packet; none as long as the
-	// filter cannot be read at all, which Sync says.
+	// Barriers returns the base chains that drop, or may drop, a packet. It returns none if the
+	// filter cannot be read at all, which Sync reports.
 	Barriers(ctx context.Context, p Packet) ([]Barrier, error)
 }
 
-// Traits are what a keeper's tool is and what it costs.
+// Traits describe a keeper's tool and its cost.
 type Traits struct {
 	Name    string // of the tool: "iptables", "nftables"
-	Version string // what the tool says of itself; empty if that is not known, or nothing
-	Place   Place  // where it keeps rules; Nowhere if that is not known
-	// Gap is the least time between two Syncs, Resync the time between two while no change is
-	// signalled: a tool that takes processes is asked less often, and one that is not told of
-	// every change more often.
+	Version string // as the tool prints it; empty if it is unknown or the tool has none
+	Place   Place  // where it stores rules; Nowhere if that is unknown
+	// Gap is the minimum time between two Syncs, and Resync the time between two Syncs without a
+	// signal of a change. A tool that starts processes has a longer Gap; one whose Watch misses
+	// some changes has a shorter Resync.
 	Gap, Resync time.Duration
 }
 
-// AbsentError says that this host does not have what a keeper works with. Every other error may
-// pass, and says nothing about whether it does.
+// AbsentError reports that this host lacks the tool or kernel feature that a keeper needs. Any
+// other error may be temporary and says nothing about that.
 type AbsentError string
 
 func (e AbsentError) Error() string { return string(e) }
@@ -93,17 +95,17 @@ func (e AbsentError) Error() string { return string(e) }
 // Absent reports whether an error is, or wraps, an AbsentError.
 func Absent(err error) bool { return errors.As(err, new(AbsentError)) }
 
-// ErrOwnerLocked says that chains may drop the network's packets which the kernel lets nobody change
-// but the program that owns their table. Everything else is as wanted.
+// ErrOwnerLocked reports that chains which only the owner of their table can change may drop the
+// network's packets. Everything else was applied.
 var ErrOwnerLocked = errors.New("chains in tables with an owner may drop forwarded packets")
 
-// LockedError says that another program holds the lock that a keeper needs, and by whom as far as
-// that can be seen.
+// LockedError reports that another program holds the lock that a keeper needs, and which program,
+// if that is known.
 type LockedError struct {
-	Lock string      // what it is the lock of
+	Lock string      // what the lock protects
 	PID  int         // 0: unknown, as of a process outside this container
 	Name string      // of the process
-	Free func() bool // reports whether the lock is free now; it does not wait
+	Free func() bool // reports whether the lock is free now, without waiting
 }
 
 func (e *LockedError) Error() string {
@@ -114,7 +116,7 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("%s: %s (PID %d)", text, e.Name, e.PID)
 }
 
-// Locked returns the LockedError that an error is or wraps, nil if there is none.
+// Locked returns the LockedError in err's chain, or nil.
 func Locked(err error) *LockedError {
 	var e *LockedError
 	errors.As(err, &e)

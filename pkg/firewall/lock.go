@@ -5,17 +5,17 @@ import (
 	"net/netip"
 )
 
-// Lock drops what comes to the tunnel of a network from anybody but peers, and what
-// others send to those with this host's address, which source NAT has given them. Who peers
-// are changes too often for a rule, so it looks at a set of addresses.
+// Lock describes rules that drop packets to a network's tunnel port unless they come from a peer,
+// and packets that got this host's address by source NAT on the way to peers. The peers change too
+// often to be listed in rules, so the rules look up a set of addresses.
 //
-// Tunnels of several networks may share a port, so a Lock is about those packets
-// alone that only its own network's tunnel takes.
+// Tunnels of several networks may share a port, so a Lock matches only packets that its own
+// network's tunnel would receive.
 type Lock struct {
 	Network netip.Prefix
 	Port    uint16
-	Local   netip.Addr // that the tunnel sends from
-	Bound   bool       // it receives there only; else at all addresses, and knows its packets by the VNI
+	Local   netip.Addr // source address of the tunnel
+	Bound   bool       // the tunnel receives on Local only; otherwise on all addresses, and selects packets by VNI
 	VNI     uint32     // of VXLAN (RFC 7348)
 }
 

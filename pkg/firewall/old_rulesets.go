@@ -1,26 +1,24 @@
 package firewall
 
-// OldRuleset is what one generation of the original has left in chains that it
-// shares with others. Its rules bear no mark of their own before v0.16.2, so
-// they are known by being all there, in this order.
+// OldRuleset is what a range of earlier releases wrote to chains that they share with other
+// programs. Before v0.16.2 the rules have no comment, so they are recognised only if all of them
+// are present, in this order.
 type OldRuleset struct {
 	Releases string
 	Hook     Hook
 	Rules    []Rule
-	// Chain, if not empty, is a chain of the generation's own, to which the
-	// first rule jumps instead of giving a verdict.
+	// Chain, if not empty, is the release's own chain, to which the first rule jumps.
 	Chain      string
 	ChainRules []Rule
 }
 
-// OldComments mark rules of v0.16.2 and later; the last was a slip of v0.16.3.
+// OldComments returns the comments of rules of v0.16.2 and later; the last is a typo of v0.16.3.
 func OldComments() []string {
 	return []string{PostRouting.Comment(), Forward.Comment(), "flannel masq"}
 }
 
-// OldRulesets gives what the generations before chains of their own have left
-// for an overlay. Ports at random and comments came later and make no
-// difference here.
+// OldRulesets returns what the releases without chains of their own wrote for an overlay. Random
+// ports and comments, which came later, are ignored in the comparison.
 func OldRulesets(o Overlay) []OldRuleset {
 	n, s := o.Network, o.Subnet
 	leaving := Rule{Src: In(n), Dst: NotIn(multicast(n)), Verdict: Masquerade}

@@ -2,8 +2,8 @@ package firewall
 
 import "net/netip"
 
-// Packet is one of which is asked what becomes of it. A field that is not set is
-// unknown: whether a condition on it is met cannot be said.
+// Packet describes a packet whose path through the rules is evaluated. A field that is not set is
+// unknown, and so is the result of a condition on it.
 type Packet struct {
 	In, Out          string // devices
 	Src, Dst         netip.Addr
@@ -12,7 +12,7 @@ type Packet struct {
 	ToHost           bool // Dst is an address of this host
 }
 
-// Met says whether a packet meets the conditions of a rule.
+// Met is the result of evaluating a condition.
 type Met uint8
 
 const (
@@ -21,29 +21,29 @@ const (
 	Yes
 )
 
-// And returns whether both of two conditions are met.
+// And returns the result for two conditions that must both be met.
 func (m Met) And(other Met) Met { return min(m, other) }
 
-// Action is what a rule does with the packets that meet its conditions.
+// Action is what a rule does with packets that meet its conditions.
 type Action uint8
 
 const (
-	Pass       Action = iota // this base chain lets it pass
-	Drop                     // also with an answer
-	Back                     // to the chain that has jumped here, or to the policy
-	Jump                     // to Step.Chain, and from there back
-	GoTo                     // Step.Chain, and from there to where this chain goes back to
-	PassOrDrop               // one of the two, by something that is not known here
+	Pass       Action = iota // accepted by this base chain
+	Drop                     // with or without an error to the sender
+	Back                     // return to the calling chain, or apply the policy
+	Jump                     // to Step.Chain, and return here afterwards
+	GoTo                     // to Step.Chain, and return to the caller of this chain
+	PassOrDrop               // one of the two, which is not known
 )
 
-// Step is a rule of any form, as seen by one packet.
+// Step is the evaluation of a rule for one packet.
 type Step struct {
 	Met   Met
 	Do    Action
 	Chain string
 }
 
-// Fate is what may become of a packet: a set.
+// Fate is the set of possible outcomes for a packet.
 type Fate uint8
 
 const (
@@ -52,20 +52,20 @@ const (
 	returns
 )
 
-// Walk follows one packet through the chains of one table.
+// Walk evaluates the chains of one table for one packet.
 type Walk struct {
-	// Steps reads a chain. A chain that does not exist has none.
+	// Steps reads a chain. It returns no steps for a chain that does not exist.
 	Steps func(chain string) ([]Step, error)
 
-	fates map[string]Fate // of the chains that were walked
+	fates map[string]Fate // of the chains that were evaluated
 	depth int
 }
 
-// maxDepth of jumps: the kernel allows fewer in nftables, and no loops anywhere.
+// maxDepth limits jumps. The kernel allows fewer in nftables, and no loops anywhere.
 const maxDepth = 256
 
-// Base returns what may become of the packet in a base chain with a policy of
-// Passes or Drops.
+// Base returns the possible outcomes for the packet in a base chain with a policy of Passes or
+// Drops.
 func (w *Walk) Base(chain string, policy Fate) (Fate, error) {
 	f, err := w.chain(chain)
 	if err != nil {
@@ -111,8 +111,8 @@ func (w *Walk) chain(name string) (Fate, error) {
 	return out | returns, nil
 }
 
-// step returns how the chain may end at a rule whose conditions are met, and
-// whether the packet may also go on to the next one.
+// step returns the outcomes of a rule whose conditions are met, and whether the packet may continue
+// with the next rule.
 func (w *Walk) step(s Step) (ends Fate, next bool, err error) {
 	switch s.Do {
 	case Pass:
