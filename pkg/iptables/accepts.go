@@ -12,13 +12,13 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// legacyTables returns the names of the tables of the legacy variant that the kernel has.
-// The commands must not be asked: they make the tables that they look at.
+// legacyTables returns the names of the legacy tables that the kernel has. It does not call the
+// commands, because they create the tables that they list.
 func legacyTables(f firewall.Family) (names []string, err error) {
 	file := [...]string{"ip_tables_names", "ip6_tables_names"}[f]
 	text, err := os.ReadFile("/proc/thread-self/net/" + file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // the kernel has none at all, or not yet
+		return nil, nil // the kernel module is not loaded
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look for tables of the legacy iptables: %w", err)
@@ -26,9 +26,8 @@ func legacyTables(f firewall.Family) (names []string, err error) {
 	return strings.Fields(string(text)), nil
 }
 
-// SyncAccepts is Sync where the overlay's rules are kept elsewhere: of what is wanted our chains
-// hold only accepts, and only where a policy or rules of others may drop what the overlay
-// forwards.
+// SyncAccepts is Sync if another keeper holds the overlay's rules: our chains hold only accepts,
+// and only where a policy or rules of others may drop forwarded packets of the overlay.
 func (t *Tables) SyncAccepts(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
 	return t.syncChains(ctx, owner, func(text string, l listing) (needed []firewall.Chain) {
 		for _, c := range firewall.Accepts(want) {
@@ -40,7 +39,7 @@ func (t *Tables) SyncAccepts(ctx context.Context, owner firewall.Owner, want []f
 	})
 }
 
-// forwardMayDrop reports whether chain FORWARD has more than accepts, beside what is ours.
+// forwardMayDrop reports whether chain FORWARD may drop packets by rules that are not ours.
 func forwardMayDrop(l listing, policies map[string]string) bool {
 	const name = "FORWARD"
 	filter := l["filter"]

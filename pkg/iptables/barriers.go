@@ -10,8 +10,7 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// Barriers returns the base chains that drop, or may drop, a packet on its way to
-// this host or through it.
+// Barriers returns the base chains that drop, or may drop, a packet to this host or through it.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
 	text, err := t.run(ctx, "", t.save)
 	if err != nil {
@@ -36,7 +35,7 @@ func barriers(command string, l listing, policies map[string]string, p firewall.
 		}
 		w := firewall.Walk{Steps: func(chain string) (steps []firewall.Step, err error) {
 			if chain == firewall.Input.SharedChain() {
-				return nil, nil // ours: it drops nothing of peers'
+				return nil, nil // ours, which drops no packets of peers
 			}
 			for _, rule := range l[table][chain] {
 				if s, ends := stepOf(rule, l[table], p); ends && s.Met != firewall.No {
@@ -49,7 +48,7 @@ func barriers(command string, l listing, policies map[string]string, p firewall.
 		if policies[table+" "+chain] == "DROP" {
 			policy = firewall.Drops
 		}
-		if fate, _ := w.Base(chain, policy); fate&firewall.Drops != 0 { // reading cannot fail
+		if fate, _ := w.Base(chain, policy); fate&firewall.Drops != 0 { // Steps cannot fail
 			b := firewall.Barrier{Kind: command, Table: table, Chain: chain, Certain: fate == firewall.Drops}
 			b.DetectTool(&w)
 			all = append(all, b)
@@ -58,7 +57,7 @@ func barriers(command string, l listing, policies map[string]string, p firewall.
 	return all
 }
 
-// policies reads those of a listing, by table and chain.
+// policies returns the policies in a listing, by table and chain.
 func policies(text string) map[string]string {
 	all := map[string]string{}
 	table := ""
@@ -77,7 +76,7 @@ func policies(text string) map[string]string {
 	return all
 }
 
-// stepOf says what a packet meets in a rule, unless the rule only counts or marks.
+// stepOf evaluates a rule for a packet. ends is false if the rule only counts or marks.
 func stepOf(text string, chains table, p firewall.Packet) (s firewall.Step, ends bool) {
 	words, ok := split(text)
 	s.Met = firewall.Yes
@@ -96,12 +95,12 @@ func stepOf(text string, chains table, p firewall.Packet) (s firewall.Step, ends
 		i += 2
 		if option == "-j" || option == "-g" {
 			s.Do, s.Chain, ends = actionOf(option, value, chains)
-			return s, ends // what follows is the target's
+			return s, ends // the rest are options of the target
 		}
 		met, known := conditionOf(option, value, p)
 		switch {
 		case !known:
-			i-- // perhaps an option without a value
+			i-- // may be an option without a value
 		case not:
 			met = firewall.Yes - met
 		}
@@ -130,8 +129,8 @@ func actionOf(option, target string, chains table) (do firewall.Action, chain st
 	return firewall.PassOrDrop, "", true
 }
 
-// conditionOf says whether a packet meets a condition, and whether that is known to
-// be one with a value.
+// conditionOf evaluates a condition for a packet, and reports whether it is known to be an option
+// with a value.
 func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, known bool) {
 	sure := func(met, known bool) (firewall.Met, bool) {
 		switch {
@@ -175,7 +174,7 @@ func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, kno
 	return firewall.Maybe, false
 }
 
-// protocolUDP is the only protocol that is asked about.
+// protocolUDP is the only protocol of packets that are evaluated.
 const protocolUDP = 17
 
 func matchesDevice(pattern, device string) bool {

@@ -1,17 +1,17 @@
-// Package iptables makes the kernel hold the wanted firewall chains by way of
-// the iptables commands, of the legacy or of the nftables variant.
+// Package iptables applies the wanted chains with the iptables commands, of the legacy or of the
+// nftables variant.
 //
-// A Sync lists all rules, compares values and writes the difference as one
-// iptables-restore, so that it does not matter who has changed what since the
-// last one. The difference is single rules to delete and to insert: our chains
-// hold the rules of other networks too, and to declare or flush a chain would lose
-// what their daemons have written since the listing.
+// A Sync lists all rules, compares them as values and writes the difference with one
+// iptables-restore, so that it does not matter who changed what since the last one. The difference
+// consists of single rules to delete and to insert: our chains also hold the rules of other
+// networks, and to declare or flush a chain would lose what their daemons have written since the
+// listing.
 //
-// Invariants: what is right is not written; nobody finds the rules of a network
-// incomplete that was complete and is wanted, for a table changes by one commit; and
-// the rules of others, other networks included, keep their order and every byte.
+// Invariants: correct rules are not written again. A table changes by one commit, so that no packet
+// sees a part of a network's rules if they were complete and are still wanted. The rules of others,
+// including those of other networks, keep their order and every byte.
 //
-// It does not decide which rules are wanted: firewall does.
+// It does not decide which rules are wanted: package firewall does.
 package iptables
 
 import (
@@ -32,29 +32,28 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// absent says that the host has no iptables. Every other error, such as a process that cannot be
-// started, may pass, and says nothing about whether it does.
+// absent is the error of a host without iptables. Every other error, such as a process that cannot
+// be started, may be temporary.
 const absent = firewall.AbsentError("iptables is not installed")
 
 func commandOf(f firewall.Family) string { return [...]string{"iptables", "ip6tables"}[f] }
 
 const (
-	commandTimeout = 10 * time.Second // for one command
-	maxAttempts    = 8                // for one Sync, while others change the same tables
+	commandTimeout = 10 * time.Second // of one command
+	maxAttempts    = 8                // of one Sync, while other programs change the same tables
 
-	// A lock that nobody lets go of for heldWait is held by one program, for who knows
-	// how long. Where many hold it for a moment each, it is waited for in their queue, for
-	// lockWait seconds.
+	// A lock that is not released within lockTimeout is held by one program for an unknown time. If
+	// many programs hold it briefly, iptables-restore queues for it for lockWait seconds.
 	lockTimeout = time.Second
 	lockWait    = 5
 
 	exitResource = 4 // of the legacy variant, RESOURCE_PROBLEM
-	// lockMessage is part of what it says when it was the lock.
+	// lockMessage is part of its error message if it did not get the lock.
 	lockMessage = "holding the xtables lock"
 )
 
-// Tables are the tables of one address family of this network namespace. The
-// methods may be called from several goroutines.
+// Tables are the tables of one address family in this network namespace. The methods may be called
+// from several goroutines.
 type Tables struct {
 	command       string // name
 	save, restore string // paths
@@ -67,13 +66,13 @@ type Tables struct {
 	timeout       time.Duration
 }
 
-// program is the file of a command, as it was when it was found.
+// program is the file of a command at the time of the search.
 type program struct {
 	path string
 	file fs.FileInfo
 }
 
-// find finds the commands of a name and what they can do.
+// find finds the commands of a name and their capabilities.
 func (t *Tools) find(list, save, restore string, patience time.Duration) (*Tables, error) {
 	tables := &Tables{command: list, lock: t.lock, timeout: patience}
 	var err error
@@ -92,7 +91,7 @@ func (t *Tools) find(list, save, restore string, patience time.Duration) (*Table
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
-	// iptables-restore has learnt to wait in the same release as --random-fully.
+	// iptables-restore supports --wait since the same release as --random-fully.
 	tables.randomPorts = able.HasRandomFully()
 	tables.restoreArgs = []string{"--noflush"}
 	if tables.randomPorts {
@@ -101,8 +100,8 @@ func (t *Tools) find(list, save, restore string, patience time.Duration) (*Table
 	return tables, nil
 }
 
-// probe finds out what a command can do. go-iptables sets itself no limit; a command that hangs is
-// started no second time.
+// probe determines the capabilities of a command. go-iptables has no timeout; a command that hangs
+// is not started a second time.
 func (t *Tools) probe(command string, patience time.Duration) (*goiptables.IPTables, error) {
 	answer := t.probing.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
 	timer := time.NewTimer(patience)
@@ -137,8 +136,8 @@ func findPrograms(names ...string) (all []program, err error) {
 	return all, nil
 }
 
-// lookPath is exec.LookPath, which takes every error for absence, with those that are none: a file
-// that may not be executed, a file system that does not answer.
+// lookPath is exec.LookPath, which reports every error as absence, except that other errors are
+// returned as they are: a file that is not executable, a file system that does not answer.
 func lookPath(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	if !errors.Is(err, exec.ErrNotFound) {
@@ -156,8 +155,7 @@ func lookPath(name string) (string, error) {
 	return "", err
 }
 
-// replaced reports whether a command is no longer the file that was found: it was removed,
-// upgraded, or its name leads to another variant now.
+// replaced reports whether a command's file was removed, upgraded, or replaced by another variant.
 func (t *Tables) replaced() bool {
 	return slices.ContainsFunc(t.programs, func(p program) bool {
 		now, err := os.Stat(p.path)
@@ -168,20 +166,19 @@ func (t *Tables) replaced() bool {
 	})
 }
 
-// Sync makes our chains hold, of the owner's rules, exactly what is wanted, and removes
-// what earlier generations have left for its overlays. Rules of other networks stay. With
-// nothing wanted all of the owner's rules go, and with the last network's the chains
-// and the jumps to them. Each change is told in a few words.
+// Sync makes our chains hold exactly the wanted ones of the owner's rules, and removes what earlier
+// releases left for its overlays. Rules of other networks stay. With nothing wanted all of the
+// owner's rules are removed, and with the last network's rules the chains and the jumps to them. It
+// returns a short description of each change.
 //
-// What was written is listed once more: it may have been overtaken by another
-// program, or iptables may show rules in a form that is not understood here,
-// which would otherwise be written again for ever.
+// After writing, the rules are listed once more: another program may have changed them, or iptables
+// may print a rule in an unknown form, which would otherwise be written again and again.
 func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
 	return t.syncChains(ctx, owner, func(string, listing) []firewall.Chain { return t.supported(want) })
 }
 
-// supported returns chains in which is nothing that this version of iptables cannot do: it may not be
-// able to choose ports at random.
+// supported returns the chains with rules that this version of iptables supports: it may not
+// support random source ports.
 func (t *Tables) supported(want []firewall.Chain) []firewall.Chain {
 	if t.randomPorts {
 		return want
@@ -199,14 +196,14 @@ func (t *Tables) supported(want []firewall.Chain) []firewall.Chain {
 	return chains
 }
 
-// syncChains is Sync with what is wanted in view of a listing, of which text is the original.
+// syncChains is Sync with a function that returns the wanted chains for a listing and its text.
 func (t *Tables) syncChains(ctx context.Context, owner firewall.Owner, want func(text string, l listing) []firewall.Chain) (changes []string, err error) {
-	var left error // why not all was done
+	var left error // why something was left undone
 	for try := 0; ; try++ {
 		thorough := try < maxAttempts-1
 		if try == maxAttempts-1 {
-			// At last without rules of nobody: iptables may print one so that it
-			// cannot delete it, and ours must not wait for that.
+			// In the last attempt, leave rules without an owner: iptables may print one in a form
+			// that it cannot delete, which must not keep our rules from being written.
 			left = err
 		}
 		p, listed := t.plan(ctx, owner, want, thorough)
@@ -227,14 +224,14 @@ func (t *Tables) syncChains(ctx context.Context, owner firewall.Owner, want func
 	}
 }
 
-// raced reports whether a failure may be due to what has changed since the
-// listing, such as a rule that is gone. To wait again for the lock, or for a
-// command that hangs, is the caller's business.
+// raced reports whether a failure may be due to changes since the listing, such as a rule that was
+// deleted. Retrying for the lock, or after a command that hangs, is left to the caller.
 func (t *Tables) raced(err error) bool {
 	return errors.As(err, new(*exec.ExitError)) && !t.isResourceError(err)
 }
 
-// isResourceError reports whether a command of the legacy variant lacked something: the lock, or its file.
+// isResourceError reports whether a command of the legacy variant failed for want of a resource:
+// the lock, or its file.
 func (t *Tables) isResourceError(err error) bool {
 	var exit *exec.ExitError
 	return t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitResource
@@ -252,8 +249,8 @@ func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(strin
 	return makePlan(l, owner, want(text, l), thorough), nil
 }
 
-// write is the only thing that changes rules. Those of the legacy variant that it changes are no
-// change by others to the watchers of the lock.
+// write is the only function that changes rules. Changes of the legacy variant's rules that it
+// makes are hidden from the watchers of the lock.
 func (t *Tables) write(ctx context.Context, input string) error {
 	if !t.legacy {
 		_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
@@ -267,7 +264,7 @@ func (t *Tables) write(ctx context.Context, input string) error {
 	t.lock.writing.Lock()
 	defer t.lock.writing.Unlock()
 	for w := range t.lock.watchers {
-		w.handle(w.drain()) // by others, until now
+		w.handle(w.drain()) // changes by other programs, until now
 	}
 	_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
 	for w := range t.lock.watchers {
@@ -279,6 +276,5 @@ func (t *Tables) write(ctx context.Context, input string) error {
 	return err
 }
 
-// waitsForLock reports whether the restoring command waits for the lock. Those of before 1.6.2 do
-// not mind it.
+// waitsForLock reports whether iptables-restore takes the lock. Releases before 1.6.2 do not.
 func (t *Tables) waitsForLock() bool { return t.legacy && t.randomPorts }

@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// listingGap is the least time between two listings, each by a process.
+	// listingGap is the minimum time between two listings, each of which starts a process.
 	listingGap = 500 * time.Millisecond
-	// watchTables is how long to look for new tables of the legacy variant before it is
-	// asked again whether its lock can be watched instead.
+	// watchTables is how long Watch polls for new tables of the legacy variant before it ends, so
+	// that the caller checks again whether the lock can be watched instead.
 	watchTables = time.Minute
 )
 
-// variant is by what name commands are looked for.
+// variant selects the name of the commands.
 type variant uint8
 
 const (
@@ -32,13 +32,13 @@ const (
 	nft                      // "iptables-nft"
 )
 
-// Tools are the commands of iptables that this host has. They are looked for when they are needed.
+// Tools finds the iptables commands of this host when they are needed.
 type Tools struct {
 	resync  time.Duration
 	lock    *lock
 	probing singleflight.Group // by command
 
-	mu    sync.Mutex // not held while a process is waited for
+	mu    sync.Mutex // not held while a process runs
 	found map[tool]found
 }
 
@@ -48,30 +48,29 @@ type tool struct {
 	variant variant
 }
 
-// found is what the last search for a tool has found.
+// found is the result of the last search for a tool.
 type found struct {
 	tables  *Tables // nil if there was an error
 	err     error
-	retryAt time.Time // not to be looked for before
+	retryAt time.Time // earliest time of the next search
 }
 
-// NewTools returns the commands of this host. It looks for none yet. The rules are to be listed
-// once in each resync, for not every change by others is noticed.
+// NewTools returns the tools of this host. It does not search for them yet. resync is the time
+// between two listings, because Watch misses some changes.
 func NewTools(resync time.Duration) *Tools {
 	return &Tools{resync: resync, lock: newLock(lockPath()), found: map[tool]found{}}
 }
 
-// Installed returns the keeper by the commands that are called "iptables", of either variant.
+// Installed returns the keeper that uses the commands named "iptables", of either variant.
 func (t *Tools) Installed() *Keeper { return &Keeper{t, installed} }
 
-// Legacy returns the keeper by the variant that has tables of its own in the kernel.
+// Legacy returns the keeper that uses the variant with its own tables in the kernel.
 func (t *Tools) Legacy() *Keeper { return &Keeper{t, legacy} }
 
-// Compat returns the keeper by the variant that writes nftables.
+// Compat returns the keeper that uses the variant based on nftables.
 func (t *Tools) Compat() *Keeper { return &Keeper{t, nft} }
 
-// get finds a tool: again when that failed, and when what was found was replaced. Nothing but
-// its absence now is concluded from an error.
+// get finds a tool. It searches again if the last search failed, or if the tool was replaced.
 func (t *Tools) get(w tool) (*Tables, error) {
 	if tables := t.cached(w); tables != nil {
 		return tables, nil
@@ -88,7 +87,7 @@ func (t *Tools) get(w tool) (*Tables, error) {
 	if err == nil && w.variant != installed && tables.legacy != (w.variant == legacy) {
 		tables, err = nil, fmt.Errorf("%w: %s is of the other variant", absent, name)
 	}
-	// To look in vain takes one part in ten of a processor at most.
+	// Failed searches take at most a tenth of the time.
 	rest := pace.Share{Share: 10, Most: time.Minute}.Rest(time.Since(begun))
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,7 +95,7 @@ func (t *Tools) get(w tool) (*Tables, error) {
 	return tables, err
 }
 
-// cached returns what was found before, if it is that still, else nil.
+// cached returns the tool that was found before, or nil if it was replaced.
 func (t *Tools) cached(w tool) *Tables {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,14 +107,14 @@ func (t *Tools) cached(w tool) *Tables {
 	return f.tables
 }
 
-// Keeper keeps rules by iptables commands, of one variant or of whichever is installed.
-// It implements firewall.Keeper and, for the legacy tables, firewall.Inspector.
+// Keeper keeps rules in sync with iptables commands, of one variant or of the installed one. It
+// implements firewall.Keeper and, for the legacy tables, firewall.Inspector.
 type Keeper struct {
 	tools   *Tools
 	variant variant
 }
 
-// tables finds the commands. A variant may be installed by its own name only, or as "iptables".
+// tables finds the commands. A variant may be installed under its own name only, or as "iptables".
 func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
 	t := k.tools
 	main, own := tool{f, installed}, tool{f, k.variant}
@@ -145,7 +144,7 @@ func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
 	return t.get(main)
 }
 
-// cachedTables returns what tables has found before, if it is that still, else nil.
+// cachedTables returns what tables found before, or nil if it was replaced.
 func (k *Keeper) cachedTables(f firewall.Family) *Tables {
 	main := k.tools.cached(tool{f, installed})
 	if k.variant == installed || main != nil && main.legacy == (k.variant == legacy) {
@@ -181,8 +180,8 @@ func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string
 	return t.Sync(ctx, r.Owner, r.Chains)
 }
 
-// Removal implements firewall.Keeper. Where the kernel has no legacy tables, to ask for them would
-// make some.
+// Removal implements firewall.Keeper. If the kernel has no legacy tables, the commands are not
+// called, because they would create some.
 func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
 	t, err := k.tables(r.Family)
 	if err != nil {
@@ -196,9 +195,10 @@ func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []st
 	return t.Removal(ctx, r.Owner)
 }
 
-// Watch implements firewall.Keeper. Changes of the nft variant are nftables'. Where the legacy
-// variant has no commands, neither is there perhaps its lock, for whoever writes its tables is in
-// another container: then Watch signals for a while when tables come or go.
+// Watch implements firewall.Keeper. Changes of the nft variant are signalled by package nftables.
+// If the legacy commands are not installed, a program that changes the legacy tables runs in
+// another container, whose lock may be another file: then Watch polls for a while, and signals when
+// tables appear or disappear.
 func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 	if k.variant == nft {
 		return nil, nil
@@ -211,9 +211,9 @@ func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 		}
 	}
 	out := make(chan struct{})
-	before, _ := allTables() // that they cannot be read is said by whoever looks into them
+	before, _ := allTables() // failures are reported by Sync
 	go func() {
-		defer close(out) // a signal, too: it is looked at again
+		defer close(out) // leads to another sync
 		for end := time.Now().Add(watchTables); time.Now().Before(end); {
 			if pace.Sleep(ctx, k.tools.resync) != nil {
 				return
@@ -226,7 +226,7 @@ func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return out, nil
 }
 
-// allTables returns those of the legacy variant of all families.
+// allTables returns the names of the legacy tables of all families.
 func allTables() ([]string, error) {
 	four, err := legacyTables(firewall.IPv4)
 	six, failed := legacyTables(firewall.IPv6)
@@ -248,7 +248,7 @@ func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Ba
 	}
 	t, err := k.tables(f)
 	if err != nil {
-		return nil, nil // Sync says why
+		return nil, nil // Sync reports why
 	}
 	return t.Barriers(ctx, p)
 }

@@ -6,16 +6,16 @@ import (
 	"strings"
 )
 
-// listing is what iptables-save has printed, by table.
+// listing is the output of iptables-save, by table.
 type listing map[string]table
 
-// table is a table's chains by name. One that the kernel has not loaded is nil
-// and counts as one of empty chains.
+// table is a table's rules by chain. A table that the kernel has not loaded is nil, which is
+// equivalent to empty chains.
 type table map[string][]string
 
-// parseListing reads the output of iptables-save. It is not picky about chains
-// and rules of others, but about their frame: to take half a listing for the
-// whole would be to write rules twice.
+// parseListing parses the output of iptables-save. It is tolerant of other programs' chains and
+// rules but not of the frame: a truncated listing must not count as complete, or rules would be
+// written twice.
 func parseListing(text string) (listing, error) {
 	l := listing{}
 	var current table
@@ -52,8 +52,8 @@ func parseListing(text string) (listing, error) {
 	return l, nil
 }
 
-// nextLine takes a line off the text, or several when a comment in quotes goes on
-// over their ends.
+// nextLine cuts the first line off the text, or several lines if a quoted comment contains line
+// ends.
 func nextLine(text string) (line, rest string) {
 	var quoted bool
 	for i := 0; i < len(text); i++ {
@@ -69,8 +69,8 @@ func nextLine(text string) (line, rest string) {
 	return text, ""
 }
 
-// incompatible reads the remark that stands for a table's listing when nft has
-// changed the table's frame. Tables that are not used here may be so.
+// incompatible parses the line that iptables-save prints instead of a table that nft has changed
+// incompatibly. It reports false for tables that are not used here.
 func incompatible(line string) (table string, ok bool) {
 	rest, ok := strings.CutPrefix(line, "# Table `")
 	table, said, _ := strings.Cut(rest, "'")
@@ -85,13 +85,13 @@ func incompatible(line string) (table string, ok bool) {
 	return "", false
 }
 
-// has tells whether a table has a chain.
+// has reports whether a table has a chain.
 func (t table) has(chain string) bool {
 	_, ok := t[chain]
 	return ok
 }
 
-// references counts the rules that lead to a chain.
+// references returns the number of rules that jump to a chain.
 func (t table) references(chain string) (n int) {
 	for _, rules := range t {
 		for _, rule := range rules {

@@ -17,19 +17,19 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// lockFile is where the legacy variant's programs wait for each other.
+// lockFile is the lock of the legacy variant's commands.
 const lockFile = "/run/xtables.lock"
 
 func lockPath() string {
-	// iptables minds it too.
+	// iptables uses this variable, too.
 	return cmp.Or(os.Getenv("XTABLES_LOCKFILE"), lockFile)
 }
 
-// lockPoll is the time between two looks at a lock that is waited for.
+// lockPoll is the time between two checks of a lock while waiting for it.
 const lockPoll = 10 * time.Millisecond
 
-// lock is that of the legacy variant, which is only looked at here. The file stays open:
-// to close it is what others take for a change of rules.
+// lock is the lock of the legacy variant, which this package only observes. The file stays open,
+// because other programs take closing it for a change of rules.
 type lock struct {
 	path string
 	mu   sync.Mutex // guards file
@@ -41,8 +41,7 @@ type lock struct {
 
 func newLock(path string) *lock { return &lock{path: path, watchers: map[*watcher]struct{}{}} }
 
-// free reports whether the lock was free just now. What cannot be opened is no reason to
-// wait.
+// free reports whether the lock is free at the moment. A file that cannot be opened counts as free.
 func (l *lock) free() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,7 +63,7 @@ func (l *lock) free() bool {
 	return !held
 }
 
-// open opens the file that has the name now.
+// open opens the present file of that name.
 func (l *lock) open() bool {
 	now, err := os.Stat(l.path)
 	if err != nil {
@@ -85,8 +84,8 @@ func (l *lock) open() bool {
 	return true
 }
 
-// wait waits until the lock is free for a moment. The error is a LockedError if it never was
-// until patience is over.
+// wait waits until the lock is free at some moment. It returns a LockedError if that does not
+// happen in time.
 func (l *lock) wait(ctx context.Context, patience time.Duration) error {
 	end := time.Now().Add(patience)
 	for !l.free() {
@@ -100,7 +99,7 @@ func (l *lock) wait(ctx context.Context, patience time.Duration) error {
 	return nil
 }
 
-// lockedError says who holds the lock.
+// lockedError returns an error that names the process that holds the lock.
 func (l *lock) lockedError() error {
 	e := &firewall.LockedError{Lock: "iptables", Free: l.free}
 	var s unix.Stat_t
@@ -124,9 +123,8 @@ func (l *lock) lockedError() error {
 	return e
 }
 
-// flockHolder reads a line of /proc/locks (proc_locks(5)), as
-// "1: FLOCK  ADVISORY  WRITE 708 08:01:279 0 EOF". Who waits for a lock has "->" behind the
-// number.
+// flockHolder parses a line of /proc/locks (proc_locks(5)), as "1: FLOCK  ADVISORY  WRITE 708
+// 08:01:279 0 EOF". Processes that wait for a lock have "->" behind the number.
 func flockHolder(line string, dev, inode uint64) (pid int) {
 	words := strings.Fields(line)
 	if len(words) < 6 || words[1] != "FLOCK" {

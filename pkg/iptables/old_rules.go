@@ -7,17 +7,17 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// releaseRules is what an earlier release has left in the hook's chain, in normal
-// form without comments and ports at random.
+// releaseRules are the rules of earlier releases in the hook's chain, normalised, without comments
+// and random ports.
 type releaseRules struct {
 	firewall.OldRuleset
 	rules []spec
 }
 
-// deleteOldRules deletes the owner's rules of earlier generations from the hook's chain.
+// deleteOldRules deletes the owner's rules of earlier releases from the hook's chain.
 func (e *edit) deleteOldRules() {
 	rules := e.have[e.chain]
-	parsed := make([]spec, len(rules)) // without those of others
+	parsed := make([]spec, len(rules)) // zero for rules in an unknown form
 	gone := make([]bool, len(rules))
 	all := e.releaseRules(e.owner.Overlays)
 	for i, rule := range rules {
@@ -28,10 +28,10 @@ func (e *edit) deleteOldRules() {
 		parsed[i] = anyPorts(s)
 		if isOldRule(parsed[i], all) {
 			gone[i] = true
-			e.change("rule of an earlier release removed from %s", e.chain)
+			e.change("removed a rule of an earlier release from chain %s", e.chain)
 		}
 	}
-	var left []string // chains of generations, one for each deleted jump
+	var left []string // chains of releases, one for each deleted jump
 	for _, g := range all {
 		for {
 			found := g.match(parsed, gone)
@@ -41,7 +41,7 @@ func (e *edit) deleteOldRules() {
 			for _, i := range found {
 				gone[first(rules, gone, rules[i])] = true
 			}
-			e.change("rules of %s removed from %s", g.Releases, e.chain)
+			e.change("removed rules of %s from chain %s", g.Releases, e.chain)
 			if g.Chain != "" {
 				left = append(left, g.Chain)
 			}
@@ -57,7 +57,7 @@ func (e *edit) deleteOldRules() {
 	e.dropChains(left)
 }
 
-// first gives the place of the rule that a deletion by this text takes.
+// first returns the index of the rule that a deletion by this text removes.
 func first(rules []string, gone []bool, text string) int {
 	for i, rule := range rules {
 		if !gone[i] && rule == text {
@@ -67,13 +67,13 @@ func first(rules []string, gone []bool, text string) int {
 	return -1
 }
 
-// dropChains removes chains to which no rule leads any more.
+// dropChains removes chains that are no longer referenced.
 func (e *edit) dropChains(left []string) {
 	for i, chain := range left {
 		if slices.Index(left, chain) == i && e.have.references(chain) == count(left, chain) {
 			e.line("-F %s", chain)
 			e.line("-X %s", chain)
-			e.change("chain %s removed", chain)
+			e.change("removed chain %s", chain)
 		}
 	}
 }
@@ -87,13 +87,13 @@ func count(all []string, one string) (n int) {
 	return n
 }
 
-// releaseRules are those of the hook, the longest first: a longer one may hold a
-// shorter one's rules among its own. A chain of a generation's own must be
-// exactly as it was left, else it is somebody else's of the same name.
+// releaseRules returns the rules of earlier releases for the hook, the longest first, because a
+// longer set may contain a shorter one. A release's own chain must be exactly as the release wrote
+// it, otherwise it belongs to another program.
 func (e *edit) releaseRules(former []firewall.Overlay) []releaseRules {
 	var all []releaseRules
 	for i, o := range former {
-		// A network of all addresses would match rules of everybody.
+		// A network of all addresses would match rules of other programs.
 		if !o.Network.IsValid() || o.Network.Bits() == 0 || slices.Contains(former[:i], o) {
 			continue
 		}
@@ -120,7 +120,8 @@ func specs(rules []firewall.Rule) []spec {
 	return all
 }
 
-// isOldRule knows a rule by its comment, so that it need not be in company.
+// isOldRule reports whether a rule with an old comment is one of the releases' rules. The comment
+// identifies it even if the other rules are missing.
 func isOldRule(s spec, all []releaseRules) bool {
 	if !slices.Contains(firewall.OldComments(), s.comment) {
 		return false
@@ -129,7 +130,7 @@ func isOldRule(s spec, all []releaseRules) bool {
 	return slices.ContainsFunc(all, func(g releaseRules) bool { return g.Chain == "" && slices.Contains(g.rules, s) })
 }
 
-// match gives the places of a whole generation's rules, in order, or nil.
+// match returns the indexes of a release's rules, in order, or nil if some are missing.
 func (g releaseRules) match(rules []spec, gone []bool) []int {
 	var found []int
 	for i, s := range rules {
@@ -143,8 +144,7 @@ func (g releaseRules) match(rules []spec, gone []bool) []int {
 	return found
 }
 
-// anyPorts makes no difference between masquerading with and without ports at
-// random, which depended on the version of iptables.
+// anyPorts removes random ports, whose use depended on the version of iptables.
 func anyPorts(s spec) spec {
 	if s.options == randomPorts {
 		s.options = ""

@@ -8,18 +8,18 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// dockerUser is the chain that Docker keeps at the head of FORWARD for the
-// operator's own rules; they go before ours.
+// dockerUser is the chain that Docker keeps at the head of FORWARD for the operator's own rules,
+// which come before ours.
 const dockerUser = "DOCKER-USER"
 
-// anchor is where a hook's rules are: in a chain that the networks of a host share,
-// to which a jump leads from the hook's chain.
+// anchor is the place of a hook's rules: a chain that the networks of a host share, and a jump to
+// it in the hook's chain.
 type anchor struct {
 	hook         firewall.Hook
 	table, chain string
 	own          string
-	// first says that the jump goes before the rules of others: there one may
-	// drop what we accept. Masquerading goes behind them, as the original's does.
+	// first is set if the jump comes before the rules of others, because one of them may drop what
+	// we accept. Masquerading comes after them, as in the original.
 	first bool
 }
 
@@ -37,19 +37,19 @@ func anchors() []anchor {
 	return all
 }
 
-// plan is what iptables-restore has to read, and the same in words. Both are
-// empty when nothing is to be done.
+// plan is the input of iptables-restore, and a description of the changes. Both are empty if
+// nothing is to be done.
 type plan struct {
 	input   string
 	changes []string
 }
 
-// makePlan compares a listing with what the owner wants. Rules that are nobody's
-// are left in our chains unless it is thorough.
+// makePlan compares a listing with what the owner wants. If thorough is not set, rules without an
+// owner are left in our chains.
 func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough bool) plan {
 	var p plan
 	var tables []string
-	lines := map[string][]string{} // by table, which is to change by one commit
+	lines := map[string][]string{} // by table, because a table must change by one commit
 	for _, a := range anchors() {
 		e := edit{anchor: a, owner: owner, have: l[a.table]}
 		e.deleteOldRules()
@@ -74,12 +74,12 @@ func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough b
 	return p
 }
 
-// edit changes one table.
+// edit is a change of one table.
 type edit struct {
 	anchor
 	owner   firewall.Owner
 	have    table
-	rest    []string // rules of the hook's chain but those that clean has deleted
+	rest    []string // rules of the hook's chain that deleteOldRules has left
 	lines   []string
 	changes []string
 }
@@ -92,8 +92,8 @@ func (e *edit) change(format string, args ...any) {
 	e.changes = append(e.changes, fmt.Sprintf(format, args...))
 }
 
-// needed tells whether there is something that the wanted rules would help
-// against. In table raw that is somebody's DROP; nobody else pays for the table.
+// needed reports whether the wanted rules have an effect. In table raw they only override another
+// program's DROP; the table is not loaded without one.
 func (e *edit) needed() bool {
 	return e.hook != firewall.PreRouting || slices.ContainsFunc(e.rest, func(rule string) bool {
 		s, _ := parseRule(rule)
@@ -101,7 +101,7 @@ func (e *edit) needed() bool {
 	})
 }
 
-// ownership are the rules of our chain by whose they are, in order.
+// ownership is the rules of our chain by owner, in order.
 type ownership struct {
 	shared, ours, others, unowned []string
 }
@@ -110,7 +110,7 @@ func (e *edit) classify(shared []spec) (h ownership) {
 	for _, rule := range e.have[e.own] {
 		s, known := parseRule(rule)
 		switch {
-		case strings.Contains(rule, "\n"): // iptables-restore could not read it
+		case strings.Contains(rule, "\n"): // iptables-restore could not parse it
 			h.others = append(h.others, rule)
 		case known && slices.Contains(shared, s):
 			h.shared = append(h.shared, rule)
@@ -125,10 +125,9 @@ func (e *edit) classify(shared []spec) (h ownership) {
 	return h
 }
 
-// syncChain has our chain hold the shared rules first and the owner's in their order, and
-// leaves those of other networks as they are. Where the owner's stand among them
-// makes no difference: rules of two networks meet no packet but one from a network
-// to the other.
+// syncChain makes our chain hold the shared rules first and the owner's in their order, and leaves
+// those of other networks as they are. Their relative position makes no difference: a packet can
+// match rules of two networks only if it goes from one network to the other.
 func (e *edit) syncChain(rules []firewall.Rule, thorough bool) {
 	var shared, own []spec
 	for _, r := range rules {
@@ -141,8 +140,8 @@ func (e *edit) syncChain(rules []firewall.Rule, thorough bool) {
 	h := e.classify(shared)
 	made := !e.have.has(e.own)
 	if made {
-		e.line("-N %s", e.own) // and fail if another daemon has made it meanwhile
-		e.change("chain %s made", e.own)
+		e.line("-N %s", e.own) // fails if another daemon has created it meanwhile
+		e.change("created chain %s", e.own)
 	}
 	before := len(e.lines)
 	if thorough {
@@ -161,7 +160,7 @@ func (e *edit) syncChain(rules []firewall.Rule, thorough bool) {
 		}
 	}
 	if len(e.lines) > before && !made {
-		e.change("chain %s corrected", e.own)
+		e.change("repaired chain %s", e.own)
 	}
 }
 
@@ -172,8 +171,7 @@ func equal(rules []string, want []spec) bool {
 	})
 }
 
-// syncJump sees to it that one jump leads to our chain, and that it is where it
-// belongs.
+// syncJump ensures that exactly one jump leads to our chain, in the right position.
 func (e *edit) syncJump() {
 	jump := spec{target: e.own, comment: e.hook.Comment()}
 	ours, others, right := e.jumps(jump)
@@ -185,8 +183,7 @@ func (e *edit) syncJump() {
 		e.delete(e.chain, ours)
 		e.line("-I %s %d %s", e.chain, behind+1, jump)
 	default:
-		// Any place is right, so that the last of equal ones may stay: the first
-		// is what a deletion finds.
+		// Any position is right, so the last of equal jumps is kept: a deletion removes the first.
 		for _, rule := range ours {
 			if s, _ := parseRule(rule); s != jump {
 				e.delete(e.chain, []string{rule})
@@ -199,16 +196,16 @@ func (e *edit) syncJump() {
 			e.line("-A %s %s", e.chain, jump)
 		}
 	}
-	what := "corrected"
+	what := "repaired"
 	if len(ours) == 0 {
-		what = "made"
+		what = "created"
 	}
-	e.change("jump from %s to %s %s", e.chain, e.own, what)
+	e.change("%s jump from %s to %s", what, e.chain, e.own)
 }
 
-// jumps parts the rules of the hook's chain into our jumps, of which some have
-// the right form, and the others. A jump with conditions is somebody else's, and
-// so is one that iptables-restore could not read.
+// jumps splits the rules of the hook's chain into our jumps and the others, and counts the jumps in
+// the right form. A jump with conditions is another program's, and so is one that iptables-restore
+// could not parse.
 func (e *edit) jumps(form spec) (ours, others []string, right int) {
 	for _, rule := range e.rest {
 		s, known := parseRule(rule)
@@ -224,7 +221,7 @@ func (e *edit) jumps(form spec) (ours, others []string, right int) {
 	return ours, others, right
 }
 
-// jumpPosition is how many of the other rules our jump has to stand behind.
+// jumpPosition returns how many of the other rules come before our jump.
 func (e *edit) jumpPosition(others []string) int {
 	i := slices.IndexFunc(others, func(rule string) bool { return !e.isForeignAccept(rule) })
 	if e.hook == firewall.Forward && i >= 0 {
@@ -236,33 +233,32 @@ func (e *edit) jumpPosition(others []string) int {
 	return 0
 }
 
-// jumpInPlace reports whether only guests stand between our jump and its place: whoever keeps
-// them wants to be first, too.
+// jumpInPlace reports whether only foreign accepts are between our jump and its position: daemons
+// that maintain them want them to be first, too.
 func (e *edit) jumpInPlace(jump string, behind int) bool {
 	at := slices.Index(e.rest, jump)
 	return at >= behind && !slices.ContainsFunc(e.rest[behind:at], func(rule string) bool { return !e.isForeignAccept(rule) })
 }
 
-// isForeignAccept reports whether a rule is an accept that the daemon of a network keeps in the
-// hook's chain itself, as those do that keep their rules in nftables.
+// isForeignAccept reports whether a rule is an accept that a network's daemon maintains in the
+// hook's chain itself, as daemons that use nftables do.
 func (e *edit) isForeignAccept(rule string) bool {
 	s, known := parseRule(rule)
 	return known && s.target == "ACCEPT" && s.rule.Mark == 0 && !s.rule.Shared() &&
 		(s.comment == firewall.ForeignComment || s.comment == e.hook.Comment())
 }
 
-// remove takes the owner's rules away, and with the last network's what all share: our
-// chain and the jumps to it. While rules of others lead to it the kernel keeps it,
-// and so do we, empty. Each rule is deleted by itself: what another daemon has
-// written since the listing is still there, and makes the deletion of the chain
-// fail.
+// remove deletes the owner's rules, and with the last network's rules our chain and the jumps to
+// it. If other rules still reference the chain, it is kept empty, because the kernel cannot delete
+// it. Each rule is deleted by itself: a rule that another daemon has written since the listing
+// stays, and makes the deletion of the chain fail.
 func (e *edit) remove() {
 	h := e.classify(nil)
 	jumps, _, _ := e.jumps(spec{})
 	if len(h.others) > 0 {
 		if len(h.ours) > 0 {
 			e.delete(e.own, h.ours)
-			e.change("rules of %s removed from chain %s", e.owner.Network, e.own)
+			e.change("removed rules of %s from chain %s", e.owner.Network, e.own)
 		}
 		return
 	}
@@ -272,14 +268,14 @@ func (e *edit) remove() {
 	case !e.have.has(e.own):
 	case e.have.references(e.own) == len(jumps):
 		e.line("-X %s", e.own)
-		e.change("chain %s removed", e.own)
+		e.change("removed chain %s", e.own)
 	case len(jumps) > 0 || len(e.have[e.own]) > 0:
-		e.change("chain %s emptied, but kept for rules of others that lead to it", e.own)
+		e.change("emptied chain %s, which other rules still reference", e.own)
 	}
 }
 
-// delete names rules as they were listed, not by number: another program may
-// have moved them since. Of equal ones all are named or the first.
+// delete deletes rules by their text, not by number: another program may have moved them since. Of
+// equal rules, delete all or the first.
 func (e *edit) delete(chain string, rules []string) {
 	for _, rule := range rules {
 		e.line("-D %s %s", chain, rule)

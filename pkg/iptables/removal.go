@@ -7,7 +7,8 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing itself.
+// Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing
+// itself.
 func (t *Tables) Removal(ctx context.Context, owner firewall.Owner) ([]string, error) {
 	p, err := t.plan(ctx, owner, func(string, listing) []firewall.Chain { return nil }, true)
 	if err != nil {

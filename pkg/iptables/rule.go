@@ -11,15 +11,14 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// spec is a rule of a chain in normal form, so that two of the same meaning are
-// equal however iptables has printed them. The rule's verdict is left out: the
-// target says it.
+// spec is a rule in normal form, so that equivalent rules are equal however iptables prints them.
+// The rule's verdict is not set; target replaces it.
 type spec struct {
 	rule    firewall.Rule
 	target  string // a verdict or a chain
 	options string // of the target
 	comment string
-	// protocol is there with a port, and never else.
+	// protocol is set if and only if there is a port.
 	protocol string
 }
 
@@ -28,7 +27,7 @@ const (
 	udp         = "udp"
 )
 
-// specOf gives the normal form of a wanted rule.
+// specOf returns the normal form of a wanted rule.
 func specOf(r firewall.Rule, comment string) spec {
 	s := spec{rule: r, comment: comment}
 	switch r.Verdict {
@@ -51,7 +50,7 @@ func specOf(r firewall.Rule, comment string) spec {
 	return s
 }
 
-// normalize leaves out what iptables does not print.
+// normalize removes what iptables does not print.
 func normalize(m firewall.Match) firewall.Match {
 	if m.Prefix.Bits() == 0 && !m.Not {
 		return firewall.Match{}
@@ -59,7 +58,7 @@ func normalize(m firewall.Match) firewall.Match {
 	return m
 }
 
-// String is the rule as iptables reads it.
+// String returns the rule in the syntax of iptables.
 func (s spec) String() string {
 	var b strings.Builder
 	if m := s.rule.Mark; m != 0 {
@@ -89,8 +88,8 @@ func (s spec) String() string {
 	return b.String()
 }
 
-// parseRule reads a rule that iptables-save has printed, without its "-A CHAIN".
-// Of a rule that is not of our kinds, only the target is known.
+// parseRule parses a rule from iptables-save, without its "-A CHAIN". Of a rule in an unknown form,
+// only the target is set.
 func parseRule(text string) (s spec, known bool) {
 	words, known := split(text)
 	for len(words) > 0 {
@@ -105,9 +104,8 @@ func parseRule(text string) (s spec, known bool) {
 	return s, known && s.target != "" && (s.protocol != "") == (s.rule.Port != 0)
 }
 
-// option reads one option and its argument at the head of the words, and tells
-// how many they are. What is unknown is taken for one word, so that a target
-// behind it is found.
+// option parses one option and its argument at the head of words, and returns the number of words.
+// An unknown option counts as one word, so that a target after it is found.
 func (s *spec) option(words []string, not bool) (n int, ok bool) {
 	if len(words) == 0 {
 		return 0, false
@@ -151,7 +149,7 @@ func (s *spec) option(words []string, not bool) (n int, ok bool) {
 	return n, ok && (!not || option == "-s" || option == "-d")
 }
 
-// readMark takes marks of which all bits of the mask must be set.
+// readMark parses a mark whose mask has the same bits.
 func (s *spec) readMark(value string) bool {
 	mark, mask, both := strings.Cut(value, "/")
 	m, err := strconv.ParseUint(mark, 0, 32)
@@ -163,7 +161,7 @@ func (s *spec) readMark(value string) bool {
 	return true
 }
 
-// readMatch reads an address, alone or with a length or a mask behind it.
+// readMatch parses an address, alone or with a prefix length or a mask.
 func readMatch(m *firewall.Match, value string, not bool) bool {
 	address, length, _ := strings.Cut(value, "/")
 	addr, err := netip.ParseAddr(address)
@@ -185,7 +183,7 @@ func readMatch(m *firewall.Match, value string, not bool) bool {
 	return err == nil
 }
 
-// ones counts the leading ones of a mask that has no others; -1 if it has.
+// ones returns the number of leading ones of a mask, or -1 if it has others.
 func ones(mask []byte) int {
 	n, _ := net.IPMask(mask).Size()
 	if n == 0 && slices.Max(mask) > 0 {
@@ -194,7 +192,7 @@ func ones(mask []byte) int {
 	return n
 }
 
-// split takes the words of a rule apart, at the spaces that are not in quotes.
+// split splits a rule into words, at spaces outside quotes.
 func split(text string) (words []string, ok bool) {
 	for {
 		text = strings.TrimLeft(text, " \t")

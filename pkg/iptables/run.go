@@ -20,8 +20,7 @@ const (
 
 var errTooLong = errors.New("too much output")
 
-// run executes a command to its end, and kills it when it takes too long or
-// says too much.
+// run executes a command, and kills it if it takes too long or prints too much.
 func (t *Tables) run(ctx context.Context, input, path string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, t.timeout, fmt.Errorf("no end after %s", t.timeout))
 	defer cancel()
@@ -29,7 +28,7 @@ func (t *Tables) run(ctx context.Context, input, path string, args ...string) (s
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin = strings.NewReader(input)
 	cmd.Stdout, cmd.Stderr = &out, &complaint
-	cmd.WaitDelay = time.Second // for children of its own that keep the pipes
+	cmd.WaitDelay = time.Second // for its children that keep the pipes open
 	err := cmd.Run()
 	switch {
 	case out.full:
@@ -51,10 +50,9 @@ func (t *Tables) run(ctx context.Context, input, path string, args ...string) (s
 	return "", fmt.Errorf("%s: %w", filepath.Base(path), err)
 }
 
-// bounded keeps no more than max bytes. What comes after them is an error to
-// the writer, or is cut off.
+// bounded stores at most max bytes. Further bytes are an error to the writer, or are discarded.
 type bounded struct {
-	buf      bytes.Buffer // no embedding: its ReadFrom knows no bound
+	buf      bytes.Buffer // not embedded, because its ReadFrom has no limit
 	max      int
 	truncate bool
 	full     bool

@@ -161,7 +161,7 @@ func TestRemoveWhatOthersUse(t *testing.T) {
 		b.sync(everything(four))
 		b.others("iptables -N MINE; iptables -A MINE -j FLANNEL-FWD; iptables -t nat -A POSTROUTING -o eth7 -g FLANNEL-POSTRTG")
 		changes := b.sync(nil)
-		if len(changes) != 3 || !strings.Contains(strings.Join(changes, ""), "emptied, but kept") {
+		if len(changes) != 3 || !strings.Contains(strings.Join(changes, ""), "other rules still reference") {
 			b.t.Errorf("changes: %q", changes)
 		}
 		rules := b.rules()

@@ -13,14 +13,13 @@ import (
 )
 
 const (
-	// fileClosed is what a program does last that has changed rules: it lets go of
-	// the lock file.
+	// fileClosed is the last event when a program has changed rules: it closes the lock file.
 	fileClosed = unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE
-	// fileReplaced says that the file of this name may be another one now.
+	// fileReplaced means that the name may refer to another file now.
 	fileReplaced = unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 )
 
-// watcher reads the events of the lock file.
+// watcher reads events of the lock file.
 type watcher struct {
 	lock    *lock
 	inotify *os.File
@@ -28,9 +27,9 @@ type watcher struct {
 	signal  chan struct{}
 }
 
-// watch signals that another program may have changed rules of the legacy variant: it has held
-// the lock file, which our own writing does not count as. Several uses may be one signal. The
-// channel is closed with the context, or when the file can be watched no more.
+// watch signals that another program may have changed rules of the legacy variant, because it has
+// closed the lock file. Our own writes are not signalled. Several events may be one signal. The
+// channel is closed with the context, or when the file can no longer be watched.
 func (l *lock) watch(ctx context.Context) (<-chan struct{}, error) {
 	w, err := l.watcher()
 	if err != nil {
@@ -40,7 +39,7 @@ func (l *lock) watch(ctx context.Context) (<-chan struct{}, error) {
 	return w.signal, nil
 }
 
-// watcher makes one that writing minds, but that nobody follows yet.
+// watcher returns a registered watcher that does not run yet.
 func (l *lock) watcher() (*watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -60,7 +59,7 @@ func (l *lock) watcher() (*watcher, error) {
 	return w, nil
 }
 
-// add watches the lock file, and makes it as iptables would.
+// add watches the lock file, and creates it as iptables would.
 func (w *watcher) add() error {
 	for made := false; ; made = true {
 		var failed error
@@ -78,8 +77,8 @@ func (w *watcher) add() error {
 	}
 }
 
-// run turns events into signals until it is stopped. Its turns exclude those
-// of our writing, whose events it therefore never finds.
+// run turns events into signals until it is stopped. It reads events only while no command of ours
+// writes, and write discards the events of its own command.
 func (w *watcher) run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, w.stop)
 	defer stop()
@@ -99,10 +98,10 @@ func (w *watcher) run(ctx context.Context) {
 	w.inotify.Close()
 }
 
-// stop wakes follow for the last time.
+// stop ends run.
 func (w *watcher) stop() { w.inotify.SetReadDeadline(time.Unix(1, 0)) }
 
-// handle is called with the lock's writing held, as drain is.
+// handle handles events. The caller holds lock.writing, as for drain.
 func (w *watcher) handle(events uint32) {
 	if events == 0 {
 		return
@@ -112,11 +111,11 @@ func (w *watcher) handle(events uint32) {
 	}
 	select {
 	case w.signal <- struct{}{}:
-	default: // one is waiting to be taken
+	default: // a signal is pending
 	}
 }
 
-// drain takes all events that there are and gives what they say together.
+// drain reads all pending events and returns their union.
 func (w *watcher) drain() (events uint32) {
 	buf := make([]byte, 4096)
 	_ = w.conn.Control(func(fd uintptr) {

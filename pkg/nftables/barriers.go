@@ -13,12 +13,11 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// evalTimeout bounds what one question may cost: rules that take longer to read than that are given
-// up, as if nothing was known of them.
+// evalTimeout limits the time of one evaluation. Rulesets that take longer to read are not
+// evaluated.
 const evalTimeout = 2 * time.Second
 
-// Barriers returns the base chains that drop, or may drop, a packet on its way to this host or
-// through it.
+// Barriers returns the base chains that drop, or may drop, a packet to this host or through it.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
 	ctx, cancel := context.WithTimeout(ctx, evalTimeout)
 	defer cancel()
@@ -39,7 +38,7 @@ func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewal
 	return all, err
 }
 
-// hooks are those that a packet comes by.
+// hooks returns the hooks that a packet passes.
 func hooks(p firewall.Packet) []uint32 {
 	if p.ToHost {
 		return []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_LOCAL_IN}
@@ -66,7 +65,7 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 			return nil, errChanged
 		}
 		if ownTable(base.family, base.table) {
-			continue // it drops nothing of peers'
+			continue // it drops no packets of peers
 		}
 		if !base.base || base.place.kind != "filter" || tables[i].flags&dormant != 0 ||
 			!slices.Contains(hooks(p), base.place.hook) {
@@ -94,7 +93,7 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 	return all, nil
 }
 
-// evaluator sees the chains of a table with the eyes of one packet.
+// evaluator evaluates the chains of a table for one packet.
 type evaluator struct {
 	ctx    context.Context
 	conn   *conn
@@ -108,13 +107,13 @@ func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
 		return nil, context.Cause(v.ctx)
 	}
 	if chain == firewall.Input.SharedChain() {
-		return nil, nil // ours, by iptables: it drops nothing of peers'
+		return nil, nil // ours, written by iptables, which drops no packets of peers
 	}
 	in := chainName{v.family, v.table, chain}
 	var rules [][]expression
 	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
 		if m[unix.NFTA_RULE_CHAIN].Text() == chain && m[unix.NFTA_RULE_TABLE].Text() == v.table {
-			// The buffer is read into again before the rules are looked at.
+			// Clone, because the buffer is reused before the rules are evaluated.
 			rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
 		}
 	}, v.family)
@@ -131,8 +130,7 @@ func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
 	return all, nil
 }
 
-// ruleSteps says what the packet meets in a rule. It has several steps where a map of verdicts is asked
-// for something unknown.
+// ruleSteps evaluates a rule. It returns several steps if the key of a verdict map is unknown.
 func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 	met := firewall.Yes
 	var r registers

@@ -10,10 +10,10 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// register is where an expression leaves what the next ones look at.
+// register is the register that our expressions use.
 const register = unix.NFT_REG_1
 
-// Verdicts of netfilter; those of nftables are negative numbers in x/sys/unix.
+// Verdicts of netfilter. The additional ones of nftables are in x/sys/unix, as negative numbers.
 const (
 	nfDrop   = 0
 	nfAccept = 1
@@ -23,13 +23,14 @@ const (
 // libnftnl).
 const commentType = 0
 
-// rule is what this package knows to say in nftables' words.
+// rule is a rule that this package can write and parse.
 type rule struct {
 	firewall.Rule
-	// Family is that of the rule's packets.
+	// Family is the family of the packets that the rule matches.
 	Family  Family
 	Comment string
-	// Counter is there in all that iptables-nft writes. It looks for it.
+	// Counter is set if the rule has a counter. iptables-nft writes one in every rule, and expects
+	// it.
 	Counter bool
 }
 
@@ -37,8 +38,8 @@ func newRule(family Family, hook firewall.Hook, r firewall.Rule) rule {
 	return rule{Rule: r, Family: family, Comment: hook.Comment(), Counter: true}
 }
 
-// expressions gives the rule the form that iptables-nft gives its rules. In a table of family inet
-// the packet's family is to be asked for first.
+// expressions returns the rule in the form that iptables-nft writes. In a table of family inet, the
+// first expressions compare the packet's family.
 func (r rule) expressions(table Family) netlink.Attrs {
 	var list netlink.Attrs
 	add := func(name string, data netlink.Attrs) {
@@ -84,10 +85,10 @@ func (r rule) expressions(table Family) netlink.Attrs {
 	return list
 }
 
-// udpDstPort is where UDP has the port of the receiver (RFC 768), in bytes.
+// udpDstPort is the offset of the destination port in a UDP header (RFC 768), in bytes.
 const udpDstPort = 2
 
-// matchPort is met by UDP to a port.
+// matchPort matches UDP packets to a port.
 func matchPort(add func(string, netlink.Attrs), port uint16) {
 	add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
 	add("cmp", compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_UDP}))
@@ -95,7 +96,7 @@ func matchPort(add func(string, netlink.Attrs), port uint16) {
 	add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, port)))
 }
 
-// payload loads bytes of a header.
+// payload loads bytes of a header into the register.
 func payload(base uint32, offset, length int) netlink.Attrs {
 	return load(unix.NFTA_PAYLOAD_DREG).
 		Uint32BE(unix.NFTA_PAYLOAD_BASE, base).
@@ -103,8 +104,8 @@ func payload(base uint32, offset, length int) netlink.Attrs {
 		Uint32BE(unix.NFTA_PAYLOAD_LEN, uint32(length))
 }
 
-// matchAddress compares as many bytes as the prefix has, or, if it ends within one, the whole
-// address under a mask.
+// matchAddress matches an address: it compares the bytes of the prefix, or the masked address if
+// the prefix does not end at a byte.
 func matchAddress(add func(string, netlink.Attrs), m firewall.Match, offset int) {
 	address, bits := m.Prefix.Addr().AsSlice(), m.Prefix.Bits()
 	whole := bits%8 == 0
@@ -122,7 +123,7 @@ func matchAddress(add func(string, netlink.Attrs), m firewall.Match, offset int)
 	add("cmp", compare(op, address))
 }
 
-// source and destination are the places of the addresses in the network header.
+// source returns the offset of the source address in the network header, in bytes.
 func (f Family) source() int {
 	if f == IPv4 {
 		return 12
@@ -134,7 +135,7 @@ func (f Family) destination() int { return f.source() + f.bits()/8 }
 
 func load(kind uint16) netlink.Attrs { return netlink.Attrs{}.Uint32BE(kind, register) }
 
-// and keeps the bits of the register that the mask has.
+// and masks the register.
 func and(mask []byte) netlink.Attrs {
 	return netlink.Attrs{}.
 		Uint32BE(unix.NFTA_BITWISE_SREG, register).
@@ -164,14 +165,14 @@ func verdict(code int32) netlink.Attrs {
 			Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, uint32(code))))
 }
 
-// userData carries the comment as nft(8) does. iptables-nft shows and compares it like that of its
-// own comment match, which needs a module of its own.
+// userData returns the comment as nft(8) encodes it. iptables-nft treats it like its own comment
+// match, which would need a kernel module.
 func (r rule) userData() []byte {
 	return append(append([]byte{commentType, byte(len(r.Comment) + 1)}, r.Comment...), 0)
 }
 
-// request adds the rule to a chain: behind the rule with the handle, or, if it is 0, at the front
-// or at the end.
+// request returns a message that adds the rule to a chain: after the rule with the handle, or, if
+// that is 0, at the head or at the end.
 func (r rule) request(c chainName, flags uint16, behind uint64) message {
 	body := c.ruleAttrs()
 	if behind != 0 {

@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// compatMatch says whether a packet meets a match of iptables that has no form of its own in
-// nftables. The structures are the kernel's, linux/netfilter/xt_*.h.
+// compatMatch evaluates an iptables match that nftables only passes through. The structures are
+// those of the kernel, linux/netfilter/xt_*.h.
 func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	info, revision := m[unix.NFTA_MATCH_INFO], m[unix.NFTA_MATCH_REV].Uint32BE()
 	u16 := func(at int) uint16 { return binary.NativeEndian.Uint16(info[at:]) }
@@ -18,7 +18,7 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	case name == "comment":
 		return firewall.Yes
 	case name == "tcp" || name == "icmp" || name == "sctp":
-		return metIf(false, p.Protocol == unix.IPPROTO_UDP) // goes with a condition on the protocol
+		return metIf(false, p.Protocol == unix.IPPROTO_UDP) // always comes with a condition on the protocol
 	case name == "udp" && len(info) >= 9 && p.Protocol == unix.IPPROTO_UDP: // xt_udp
 		src := inPorts(p.SrcPort, u16(0), u16(2), info[8]&1 != 0)
 		return src.And(inPorts(p.DstPort, u16(4), u16(6), info[8]&2 != 0))
@@ -42,8 +42,8 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	return firewall.Maybe
 }
 
-// multiport reads flags, count, 15 ports, 15 marks of ports that begin a range, and whether to
-// invert.
+// multiport evaluates xt_multiport_v1: flags, count, 15 ports, 15 flags of ports that begin a
+// range, and whether to invert.
 func multiport(p firewall.Packet, info []byte) firewall.Met {
 	met := firewall.No
 	for i := 0; i < int(min(info[1], 15)); i++ {
@@ -76,7 +76,8 @@ func inPorts(port, low, high uint16, not bool) firewall.Met {
 	return metIf((port >= low && port <= high) != not, port != 0)
 }
 
-// compatTarget says what a target of iptables does, unless the rule goes on.
+// compatTarget evaluates an iptables target. ends is false if evaluation continues with the next
+// rule.
 func compatTarget(met firewall.Met, name string) (s firewall.Step, ends bool) {
 	switch name {
 	case "REJECT":

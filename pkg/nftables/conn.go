@@ -9,7 +9,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// conn is a socket of nfnetlink.
+// conn is a nfnetlink socket.
 type conn struct{ *netlink.Conn }
 
 // message is a request to nftables.
@@ -20,10 +20,10 @@ type message struct {
 	body   netlink.Attrs
 }
 
-// create is for a message whose object must not be there yet.
+// create are the flags of a message that fails if its object exists.
 const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 
-// write adds the message, behind struct nfgenmsg.
+// write appends the message, with its struct nfgenmsg.
 func (m message) write(r *netlink.Requests) {
 	r.Begin(unix.NFNL_SUBSYS_NFTABLES<<8|m.kind, m.flags)
 	r.Put8(uint8(m.family), unix.NFNETLINK_V0, 0, 0)
@@ -33,7 +33,7 @@ func (m message) write(r *netlink.Requests) {
 // genSize is the size of struct nfgenmsg.
 const genSize = 4
 
-// afterGen is a message's attributes, behind struct nfgenmsg.
+// afterGen returns a message's family and the attributes after its struct nfgenmsg.
 func afterGen(body []byte) (Family, netlink.Attrs) {
 	if len(body) < genSize {
 		return 0, nil
@@ -41,7 +41,7 @@ func afterGen(body []byte) (Family, netlink.Attrs) {
 	return Family(body[0]), body[genSize:]
 }
 
-// get sends a request that has one message as its answer.
+// get sends a request that is answered by one message.
 func (c *conn) get(m message) (netlink.Attrs, error) {
 	var r netlink.Requests
 	m.write(&r)
@@ -50,7 +50,7 @@ func (c *conn) get(m message) (netlink.Attrs, error) {
 	return attributes, err
 }
 
-// dump lists the objects of some families, each list as of one moment.
+// dump lists the objects of some families. The list of each family is consistent.
 func (c *conn) dump(
 	kind uint16, body netlink.Attrs, each func(Family, map[uint16]netlink.Value), families ...Family,
 ) error {
@@ -58,7 +58,7 @@ func (c *conn) dump(
 		var r netlink.Requests
 		message{kind: kind, family: f, body: body}.write(&r)
 		whole, err := c.List(&r, func(b []byte) bool {
-			if family, a := afterGen(b); family == f { // some kernels do not look at it
+			if family, a := afterGen(b); family == f { // some kernels ignore the family of the request
 				each(family, a.Map())
 			}
 			return true
@@ -73,7 +73,8 @@ func (c *conn) dump(
 	return nil
 }
 
-// generation is the number of the present rules; each transaction of anybody changes it.
+// generation returns the generation of the ruleset, which every transaction of any program
+// increments.
 func (c *conn) generation() (uint32, error) {
 	a, err := c.get(message{kind: unix.NFT_MSG_GETGEN})
 	if err != nil {
@@ -82,8 +83,8 @@ func (c *conn) generation() (uint32, error) {
 	return a.Map()[unix.NFTA_GEN_ID].Uint32BE(), nil
 }
 
-// commit carries out all messages or none, if the rules are still those of the generation; 0 is
-// any.
+// commit applies all messages in one transaction, if the ruleset is still of the generation; 0
+// means any generation.
 func (c *conn) commit(generation uint32, ms []message) error {
 	var r netlink.Requests
 	bound := func(kind uint16) {
@@ -96,7 +97,7 @@ func (c *conn) commit(generation uint32, ms []message) error {
 		r.Attrs(netlink.Attrs{}.Uint32BE(unix.NFNL_BATCH_GENID, generation))
 	}
 	for i, m := range ms {
-		if i == len(ms)-1 { // failures are told anyhow; of success we want to hear once
+		if i == len(ms)-1 { // errors are always reported; request one acknowledgement of success
 			m.flags |= unix.NLM_F_ACK
 		}
 		m.write(&r)
@@ -108,8 +109,8 @@ func (c *conn) commit(generation uint32, ms []message) error {
 	return nil
 }
 
-// wrapError makes errChanged of a failure that comes of others' changes. Kernels before 4.16 do not
-// compare generations, but then something is missing, or there already, or in use.
+// wrapError wraps errChanged if a failure is due to changes by other programs. Kernels before 4.16
+// do not compare generations; there an object is missing, exists already, or is in use.
 func (c *conn) wrapError(err error, generation uint32) error {
 	changed := errors.Is(err, unix.ERESTART)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {

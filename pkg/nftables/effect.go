@@ -2,17 +2,17 @@ package nftables
 
 import "golang.org/x/sys/unix"
 
-// effect is what somebody else's rule may do to a packet, as far as it matters to guests.
+// effect is what a foreign rule may do to a packet, as far as it matters to our accepts.
 type effect struct {
-	drops    bool   // packets, itself
-	branches bool   // to another chain, which may drop them
-	jump     string // the chain that all packets go to and may return from
-	family   Family // whose packets alone the rule is for; 0: any
+	drops    bool   // it may drop packets itself
+	branches bool   // it may jump to another chain, which may drop packets
+	jump     string // the chain that it jumps to unconditionally
+	family   Family // the family that the rule is limited to; 0: any
 }
 
-// parseEffect reads a rule of any form.
+// parseEffect returns the effect of a rule in any form.
 func parseEffect(list []expression) (e effect) {
-	always := true // nothing before the verdict looks at the packet
+	always := true // no condition precedes the verdict
 	head := ruleParser{rest: list}
 	if len(list) > 1 && list[0].name == "meta" && head.parseMeta() {
 		e.family = head.result.Family
@@ -36,7 +36,7 @@ func parseEffect(list []expression) (e effect) {
 		case "target": // of iptables
 			e.drops = e.drops || x.data[unix.NFTA_TARGET_NAME].Text() == "REJECT"
 			always = false
-		case "lookup": // in a map of verdicts, if it leaves one
+		case "lookup": // in a verdict map, if the destination is the verdict register
 			to := x.data[unix.NFTA_LOOKUP_DREG]
 			e.branches = e.branches || len(to) == 4 && to.Uint32BE() == unix.NFT_REG_VERDICT
 			always = false
@@ -50,12 +50,13 @@ func parseEffect(list []expression) (e effect) {
 	return e
 }
 
-// manglePriority is that of chains that change packets and let them pass (NF_IP_PRI_MANGLE). They
-// branch a lot, to mark or clamp, and an accept at their head would spare the overlay that.
+// manglePriority is the priority of chains that modify packets and let them pass
+// (NF_IP_PRI_MANGLE). They have many jumps, for marks or MSS clamping, which an accept at their
+// head would skip.
 const manglePriority = -150
 
-// needsAccepts tells whether a chain with these rules of others may drop what the overlay forwards
-// in a family.
+// needsAccepts reports whether a chain with these foreign rules may drop forwarded packets of the
+// overlay in a family.
 func (f foreign) needsAccepts(family Family, others []listed) bool {
 	if f.flags&dormant != 0 {
 		return false
@@ -75,8 +76,9 @@ func (f foreign) needsAccepts(family Family, others []listed) bool {
 	return false
 }
 
-// goesBeforeAccepts tells which chains are asked before guests: where the operator's own rules belong, and
-// where other programs enforce network policies on the overlay's packets too.
+// goesBeforeAccepts reports whether a jump to a chain must stay ahead of our accepts: the chain of
+// the operator's own rules, or one of a program that enforces network policies on the overlay's
+// packets.
 func goesBeforeAccepts(chain string) bool {
 	switch chain {
 	case "DOCKER-USER", "cali-FORWARD", "KUBE-ROUTER-FORWARD":

@@ -11,7 +11,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// registers hold what a rule has loaded, byte by byte, and which of the bytes are known.
+// registers hold what a rule has loaded. Each byte is known or unknown.
 type registers struct {
 	bytes [registerBytes]byte
 	known [registerBytes]bool
@@ -19,8 +19,8 @@ type registers struct {
 
 const registerBytes = 64
 
-// registerOffset is where a register begins; registers are numbered twice, in units of 16 and of 4 bytes (enum
-// nft_registers).
+// registerOffset returns the offset of a register. Registers are numbered twice, in units of 16 and
+// of 4 bytes (enum nft_registers).
 func registerOffset(register uint32) int {
 	switch {
 	case register >= unix.NFT_REG_1 && register <= unix.NFT_REG_4:
@@ -31,7 +31,7 @@ func registerOffset(register uint32) int {
 	return registerBytes
 }
 
-// store loads a register; the kernel fills up the last 4 bytes with zeros.
+// store sets a register. Like the kernel, it pads the last 4 bytes with zeros.
 func (r *registers) store(register uint32, v []byte) {
 	from := registerOffset(register)
 	v = append(slices.Clone(v), 0, 0, 0)
@@ -41,7 +41,7 @@ func (r *registers) store(register uint32, v []byte) {
 	}
 }
 
-// forget makes a register, and what may be loaded with it, unknown.
+// forget marks a register of up to 16 bytes as unknown.
 func (r *registers) forget(register uint32) {
 	from := registerOffset(register)
 	clear(r.known[from:min(from+16, registerBytes)])
@@ -56,7 +56,7 @@ func (r *registers) load(register uint32, n int) (v []byte, known bool) {
 	return r.bytes[from : from+n], !slices.Contains(r.known[from:from+n], false)
 }
 
-// eval carries out one expression, and says whether the rule goes on behind it.
+// eval evaluates one expression. It reports whether the rule continues after it.
 func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 	a := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
 	set := func(to uint32, value []byte) firewall.Met {
@@ -72,7 +72,7 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 		if to := a(unix.NFTA_META_DREG); to != 0 {
 			return set(to, v.metaValue(a(unix.NFTA_META_KEY)))
 		}
-		return firewall.Yes // it is set, for others
+		return firewall.Yes // it sets a value
 	case "ct":
 		if to := a(unix.NFTA_CT_DREG); to != 0 {
 			return set(to, ctValue(a(unix.NFTA_CT_KEY)))
@@ -136,7 +136,7 @@ func metByOrder(order int, known bool, op uint32) firewall.Met {
 	return firewall.Maybe
 }
 
-// metaValue is a key's value of the packet, or nil.
+// metaValue returns the packet's value of a meta key, or nil if it is unknown.
 func (v *evaluator) metaValue(key uint32) []byte {
 	p := v.packet
 	family, protocol := byte(IPv6), uint16(unix.ETH_P_IPV6)
@@ -169,7 +169,8 @@ func (v *evaluator) metaValue(key uint32) []byte {
 // Bits of ct state and the like are as in enum ip_conntrack_info.
 const stateNew = 1 << 3
 
-// ctValue is a key's value for the first packet of a connection, or nil.
+// ctValue returns the value of a ct key for the first packet of a connection, or nil if it is
+// unknown.
 func ctValue(key uint32) []byte {
 	switch key {
 	case unix.NFT_CT_STATE:
@@ -182,7 +183,7 @@ func ctValue(key uint32) []byte {
 	return nil
 }
 
-// fibValue is what the kernel's routes say of the packet's destination, if that is known.
+// fibValue returns the result of a fib lookup of the packet's destination, or nil if it is unknown.
 func (v *evaluator) fibValue(result, flags uint32) []byte {
 	if result == unix.NFT_FIB_RESULT_ADDRTYPE && flags&unix.NFTA_FIB_F_DADDR != 0 && v.packet.ToHost {
 		return binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
@@ -190,7 +191,7 @@ func (v *evaluator) fibValue(result, flags uint32) []byte {
 	return nil
 }
 
-// loadPayload loads a part of the packet's headers.
+// loadPayload loads a part of the packet's headers into a register.
 func (v *evaluator) loadPayload(r *registers, to, base uint32, offset, n int) {
 	r.forget(to)
 	p := v.packet
@@ -229,7 +230,7 @@ func (v *evaluator) loadPayload(r *registers, to, base uint32, offset, n int) {
 	}
 }
 
-// mask carries out AND and XOR; of other operations the result is unknown.
+// mask evaluates AND and XOR. The result of other operations is unknown.
 func (r *registers) mask(b map[uint16]netlink.Value) {
 	n := int(b[unix.NFTA_BITWISE_LEN].Uint32BE())
 	mask := b[unix.NFTA_BITWISE_MASK].Map()[unix.NFTA_DATA_VALUE]
@@ -242,13 +243,13 @@ func (r *registers) mask(b map[uint16]netlink.Value) {
 		return
 	}
 	for i := range n {
-		// What is masked away is known, whatever it was.
+		// Bits that are masked out are known to be 0.
 		r.known[to+i] = r.known[from+i] || mask[i] == 0
 		r.bytes[to+i] = r.bytes[from+i]&mask[i] ^ flip[i]
 	}
 }
 
-// swap turns numbers from the machine's order to the network's or back.
+// swap converts numbers between the byte orders of the machine and of the network.
 func (r *registers) swap(b map[uint16]netlink.Value) {
 	n, size := int(b[unix.NFTA_BYTEORDER_LEN].Uint32BE()), int(b[unix.NFTA_BYTEORDER_SIZE].Uint32BE())
 	from, to := registerOffset(b[unix.NFTA_BYTEORDER_SREG].Uint32BE()), registerOffset(b[unix.NFTA_BYTEORDER_DREG].Uint32BE())

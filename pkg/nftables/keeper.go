@@ -9,19 +9,19 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// resync is the safety net under the kernel's events.
+// resync is the time between two Syncs, in case that an event is lost.
 const resync = time.Minute
 
-// Keeper keeps rules in nftables. It implements firewall.Keeper and firewall.Inspector. The zero
-// value is ready; it opens its socket when it is needed, in the network namespace of whoever needs
-// it first.
+// Keeper keeps rules in sync with nftables. It implements firewall.Keeper and firewall.Inspector.
+// The zero value is ready for use; it opens its socket on first use, in the network namespace of
+// the calling thread.
 type Keeper struct {
 	mu       sync.Mutex
-	tables   *Tables             // nil until they could be opened
-	ownPorts map[uint32]struct{} // ports of sockets whose changes are no news
+	tables   *Tables             // nil until they are opened
+	ownPorts map[uint32]struct{} // netlink ports of our sockets, whose changes Watch ignores
 }
 
-// open returns the tables, and an error as long as they cannot be opened.
+// open returns the tables, and opens them on first use.
 func (k *Keeper) open() (t *Tables, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -31,7 +31,7 @@ func (k *Keeper) open() (t *Tables, err error) {
 	return k.tables, err
 }
 
-// dial opens tables whose changes are no news to the Keeper's.
+// dial opens tables with a socket whose changes Watch ignores.
 func (k *Keeper) dial() (*Tables, error) {
 	t, err := New()
 	if err != nil {
@@ -52,22 +52,22 @@ func (k *Keeper) isOwnPort(port uint32) bool {
 	return ours
 }
 
-// current returns the tables if they are open, else nil.
+// current returns the tables if they are open, or nil.
 func (k *Keeper) current() *Tables {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.tables
 }
 
-// OpenLock opens tables with a socket of their own, for a lock that is written while rules are
-// kept. Neither takes what the other changes for a change by somebody else.
+// OpenLock opens tables with a separate socket, for a lock that is written concurrently. Watches of
+// either ignore the changes of the other.
 func (k *Keeper) OpenLock() (*Tables, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.dial()
 }
 
-// Close frees the socket. The rules stay.
+// Close closes the socket. The rules stay.
 func (k *Keeper) Close() error {
 	if t := k.current(); t != nil {
 		return t.Close()
@@ -75,7 +75,7 @@ func (k *Keeper) Close() error {
 	return nil
 }
 
-// familyOf returns a family as nfnetlink numbers them.
+// familyOf returns nfnetlink's number of a family.
 func familyOf(f firewall.Family) Family { return [...]Family{IPv4, IPv6}[f] }
 
 // Traits implements firewall.Keeper.
@@ -83,7 +83,8 @@ func (k *Keeper) Traits(firewall.Family) firewall.Traits {
 	return firewall.Traits{Name: "nftables", Place: firewall.Native, Resync: resync}
 }
 
-// Sync implements firewall.Keeper. Where iptables-nft keeps the rules, its chains need no accepts.
+// Sync implements firewall.Keeper. The chains of iptables-nft need no accepts if it holds the
+// rules.
 func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string, err error) {
 	t, err := k.open()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// chainName names a chain of this namespace.
+// chainName identifies a chain in the network namespace.
 type chainName struct {
 	family      Family
 	table, name string
@@ -18,31 +18,31 @@ type chainName struct {
 
 func (c chainName) String() string { return c.family.String() + " " + c.table + " " + c.name }
 
-// attrs names the chain in a request that has its table and its name under the given kinds.
+// attrs returns attributes that identify the chain, of the given kinds for table and name.
 func (c chainName) attrs(table, name uint16) netlink.Attrs {
 	return netlink.Attrs{}.Text(table, c.table).Text(name, c.name)
 }
 
-// ruleAttrs names the chain in a request about its rules.
+// ruleAttrs returns attributes that identify the chain in a request about rules.
 func (c chainName) ruleAttrs() netlink.Attrs {
 	return c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 }
 
-// in returns which of the tables the chain is in; negative: none.
+// in returns the index of the chain's table, or a negative number if it is not among tables.
 func (c chainName) in(tables []table) int {
 	return slices.IndexFunc(tables, func(t table) bool {
 		return t.family == c.family && t.name == c.table
 	})
 }
 
-// place is where in the kernel a base chain is asked.
+// place is the position of a base chain in the kernel.
 type place struct {
 	kind     string // type
 	hook     uint32
 	priority int32
 }
 
-// hookAttrs are the place's own in a request.
+// hookAttrs returns the attributes of a place in a request.
 func (p place) hookAttrs() netlink.Attrs {
 	return netlink.Attrs{}.
 		Uint32BE(unix.NFTA_HOOK_HOOKNUM, p.hook).
@@ -52,10 +52,10 @@ func (p place) hookAttrs() netlink.Attrs {
 // Flags of tables.
 const (
 	dormant = unix.NFT_TABLE_F_DORMANT
-	owned   = 2 // NFT_TABLE_F_OWNER (5.12): one socket only may change it
+	owned   = 2 // NFT_TABLE_F_OWNER (Linux 5.12): only the socket that created it may change it
 )
 
-// table is what a listing tells of one.
+// table is a table in a listing.
 type table struct {
 	family Family
 	name   string
@@ -63,39 +63,39 @@ type table struct {
 	uses   int // chains, sets and other objects in it
 }
 
-// chain is what a listing tells of one.
+// chain is a chain in a listing.
 type chain struct {
 	chainName
 	base   bool
 	place  place
 	policy uint32
-	rules  []listed // only if they matter
+	rules  []listed // read only for chains that matter here
 }
 
 // listed is a rule of a chain.
 type listed struct {
 	handle uint64
 	effect effect
-	rule   rule // if ok; else only the addresses
-	ok     bool // what stands there can be said in our words
+	rule   rule // parsed if ok, otherwise only addresses are set
+	ok     bool // the rule has a form that this package can write
 }
 
 // ruleset is everything that matters for one family, as of one generation.
 type ruleset struct {
 	generation uint32
 	table      *table    // our own; nil if there is none
-	chains     []chain   // of our table
-	foreign    []foreign // of all others
+	chains     []chain   // chains of our table
+	foreign    []foreign // base chains of other tables
 }
 
-// foreign is a base chain of somebody else that guests may stand in.
+// foreign is another program's base chain that may need our accepts.
 type foreign struct {
 	chain
 	hook  firewall.Hook
 	flags uint32 // of the table
 }
 
-// tableName is that of our own table, which is the original's.
+// tableName returns the name of our own table, which is also the original's.
 func (f Family) tableName() string {
 	if f == IPv4 {
 		return "flannel-ipv4"
@@ -103,8 +103,8 @@ func (f Family) tableName() string {
 	return "flannel-ipv6"
 }
 
-// list reads the world. Of the rules of others only those of base chains that guests may stand in
-// are read: tables of many thousand rules have them elsewhere.
+// list reads the ruleset. Of other programs' rules it reads only those of base chains that may need
+// our accepts, because tables with thousands of rules have most of them in other chains.
 func (c *conn) list(family Family) (w ruleset, err error) {
 	if w.generation, err = c.generation(); err != nil {
 		return w, err
@@ -149,7 +149,7 @@ func (c *conn) list(family Family) (w ruleset, err error) {
 	return w, err
 }
 
-// acceptsHook tells whether, and for which hook, guests may be wanted in the chain.
+// acceptsHook returns the hook whose accepts the chain may need, if it may need any.
 func (c chain) acceptsHook() (firewall.Hook, bool) {
 	switch {
 	case !c.base || c.place.kind != "filter":
@@ -176,8 +176,8 @@ func (t *Tables) tableNames(family Family) (names []string, err error) {
 	return names, err
 }
 
-// OwnedTables returns the tables of all families, as "inet firewalld", that only the program that
-// made them may change.
+// OwnedTables returns the tables of all families, as "inet firewalld", that only their owner can
+// change.
 func (t *Tables) OwnedTables() (names []string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

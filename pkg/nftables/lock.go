@@ -16,23 +16,23 @@ import (
 )
 
 const (
-	// lockPrefix begins the name of a network's table for its lock, which has no other purpose.
-	// Each network has one, so that no daemon writes what another one keeps.
+	// lockPrefix is the prefix of the name of a network's lock table. Each network has its own
+	// table, so that no daemon writes another's.
 	lockPrefix = "flannel-lock-"
 	lockSet    = "peers"
 )
 
-// LockTable names the table of a network's lock, for people.
+// LockTable returns the name of a network's lock table in the syntax of nft(8).
 func LockTable(network netip.Prefix) string { return "ip " + lockPrefix + network.String() }
 
-// ownTable reports whether a table is that of a flanneld.
+// ownTable reports whether a table belongs to a flanneld.
 func ownTable(family Family, name string) bool {
 	return (family == IPv4 || family == IPv6) && name == family.tableName() ||
 		family == IPv4 && strings.HasPrefix(name, lockPrefix)
 }
 
-// SyncLock makes the table of a network's lock what it is to be. Unless it prunes, it leaves
-// addresses that are no peers'.
+// SyncLock makes the lock table of a network match l and peers. Unless prune is set, it leaves
+// other addresses in the set.
 func (t *Tables) SyncLock(
 	ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool,
 ) (changes []string, err error) {
@@ -53,7 +53,7 @@ func (t *Tables) SyncLock(
 	return changes, err
 }
 
-// EditLock adds peers to a lock, and removes some, without a look at the rest. It fails if the lock
+// EditLock adds peers to a lock and removes others, without reading the lock. It fails if the lock
 // is damaged.
 func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
 	t.mu.Lock()
@@ -69,7 +69,7 @@ func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error 
 	return nil
 }
 
-// Unlock removes the table of a network's lock, if there is one.
+// Unlock removes the lock table of a network, if it exists.
 func (t *Tables) Unlock(network netip.Prefix) (removed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -83,7 +83,7 @@ func (t *Tables) Unlock(network netip.Prefix) (removed bool, err error) {
 	return err == nil, err
 }
 
-// Locked reports whether there is a table for a network's lock.
+// Locked reports whether a network has a lock table.
 func (t *Tables) Locked(network netip.Prefix) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -110,9 +110,9 @@ func (c *conn) syncLock(
 			return nil, err
 		}
 	} else {
-		verb := "made"
+		verb := "created"
 		if there {
-			verb = "made anew"
+			verb = "recreated"
 			ms = append(ms, deleteLock(l.Network))
 		}
 		ms = append(ms, createLock(l)...)
@@ -124,7 +124,7 @@ func (c *conn) syncLock(
 	}
 	if len(add)+len(remove) > 0 {
 		changes = append(changes,
-			fmt.Sprintf("added %d addresses of peers, removed %d", len(add), len(remove)))
+			fmt.Sprintf("added %d peer addresses, removed %d", len(add), len(remove)))
 	}
 	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_NEWSETELEM, add)...)
 	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_DELSETELEM, remove)...)
@@ -134,7 +134,7 @@ func (c *conn) syncLock(
 	return changes, c.commit(generation, ms)
 }
 
-// missing returns what is in a, and not in b.
+// missing returns the addresses that are in a but not in b, sorted.
 func missing(a, b map[netip.Addr]struct{}) (all []netip.Addr) {
 	for k := range a {
 		if _, ok := b[k]; !ok {

@@ -12,10 +12,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// How a lock is read.
-
-// checkLock reports whether there is a table for a network's lock, and whether it is as
-// lockMessages makes it, whatever the set holds.
+// checkLock reports whether a network's lock table exists, and whether it is as createLock writes
+// it, regardless of the elements of the set.
 func (c *conn) checkLock(l firewall.Lock) (there, sound bool, err error) {
 	name := lockPrefix + l.Network.String()
 	tables, err := c.tables(IPv4)
@@ -52,7 +50,7 @@ func (c *conn) checkLock(l firewall.Lock) (there, sound bool, err error) {
 	return true, true, nil
 }
 
-// lockRules lists a chain of a lock.
+// lockRules returns the rules of a chain of a lock, as describe formats them.
 func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
 	err = c.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
 		if m[unix.NFTA_RULE_TABLE].Text() == in.table && m[unix.NFTA_RULE_CHAIN].Text() == in.name {
@@ -65,7 +63,7 @@ func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
 	return rules, nil
 }
 
-// checkLockSet reports whether the set is one of IPv4 addresses without more.
+// checkLockSet reports whether the set is a plain set of IPv4 addresses.
 func (c *conn) checkLockSet(table string) (bool, error) {
 	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, table).Text(unix.NFTA_SET_NAME, lockSet)
 	a, err := c.get(message{kind: unix.NFT_MSG_GETSET, family: IPv4, body: body})
@@ -79,9 +77,8 @@ func (c *conn) checkLockSet(table string) (bool, error) {
 	return m[unix.NFTA_SET_FLAGS].Uint32BE() == 0 && m[unix.NFTA_SET_KEY_LEN].Uint32BE() == 4, nil
 }
 
-// lockPeers lists the set. While the kernel makes room in one that has grown, which it does a moment
-// after the writing, a list may leave addresses out. So one without some of the peers is completed by
-// others, as long as they find more.
+// lockPeers lists the set. While the kernel resizes a set that has grown, shortly after the write,
+// a list may omit elements. So if peers are missing, it lists again as long as that yields more.
 func (c *conn) lockPeers(
 	network netip.Prefix, peers map[netip.Addr]struct{},
 ) (map[netip.Addr]struct{}, error) {
@@ -122,8 +119,8 @@ func elementAddress(element netlink.Value) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// describe returns expressions in a form in which equal effects compare equal. Expressions that a
-// lock does not have compare equal to none.
+// describe returns expressions in a form in which equal expressions are equal strings. Expressions
+// that a lock does not contain are unequal to all others.
 func describe(list []expression) (all []string) {
 	for _, x := range list {
 		u := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }

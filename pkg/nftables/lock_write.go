@@ -11,16 +11,14 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// What a lock is made of, and the messages that write it.
-
 const (
-	// addressType is the data type of IPv4 addresses in nft(8) (TYPE_IPADDR), which shows them by
-	// it.
+	// addressType is the data type of IPv4 addresses in nft(8) (TYPE_IPADDR), which determines how
+	// nft(8) prints elements.
 	addressType = 7
-	// lockBatch is how many elements a message has; they have 16 bytes each, and an attribute at
+	// lockBatch is the number of elements per message. An element has 16 bytes, and an attribute at
 	// most 64 KiB.
 	lockBatch = 1000
-	// vxlanVNI is where a VXLAN packet has its VNI, in bytes from the UDP header.
+	// vxlanVNI is the offset of the VNI of a VXLAN packet from the UDP header, in bytes.
 	vxlanVNI = 8 + 4
 )
 
@@ -31,7 +29,8 @@ type lockBase struct {
 	rule func(firewall.Lock) netlink.Attrs
 }
 
-// lockChains are before all filters, which then have less to do, and behind source NAT.
+// lockChains returns the base chains of a lock. They come before all filters, which then have less
+// to do, and after source NAT.
 func lockChains() []lockBase {
 	return []lockBase{
 		{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
@@ -39,17 +38,17 @@ func lockChains() []lockBase {
 	}
 }
 
-// lockAttrs names the table in a request.
+// lockAttrs returns an attribute that identifies the table.
 func lockAttrs(network netip.Prefix, kind uint16) netlink.Attrs {
 	return netlink.Attrs{}.Text(kind, lockPrefix+network.String())
 }
 
-// deleteLock deletes the table.
+// deleteLock returns a message that deletes the table.
 func deleteLock(network netip.Prefix) message {
 	return message{unix.NFT_MSG_DELTABLE, 0, IPv4, lockAttrs(network, unix.NFTA_TABLE_NAME)}
 }
 
-// createLock make the table with an empty set.
+// createLock returns messages that create the table with an empty set.
 func createLock(l firewall.Lock) (ms []message) {
 	add := func(kind, flags uint16, body netlink.Attrs) {
 		ms = append(ms, message{kind, flags, IPv4, body})
@@ -76,7 +75,7 @@ func createLock(l firewall.Lock) (ms []message) {
 	return ms
 }
 
-// expressions is a list that grows.
+// expressions is a list of expressions under construction.
 type expressions struct{ netlink.Attrs }
 
 func (x *expressions) add(name string, data netlink.Attrs) {
@@ -84,7 +83,7 @@ func (x *expressions) add(name string, data netlink.Attrs) {
 	x.Attrs = x.Nest(unix.NFTA_LIST_ELEM, e.Nest(unix.NFTA_EXPR_DATA, data))
 }
 
-// tunnel is met by what only the network's tunnel takes, at a port of a host.
+// tunnel adds a match for packets that only the network's tunnel receives.
 func (x *expressions) tunnel(l firewall.Lock) {
 	matchPort(x.add, l.Port)
 	if !l.Bound {
@@ -93,7 +92,7 @@ func (x *expressions) tunnel(l firewall.Lock) {
 	}
 }
 
-// peer is met if an address is, or is not, in the set.
+// peer adds a match for an address that is, or is not, in the set.
 func (x *expressions) peer(offset int, flags uint32) {
 	x.add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 4))
 	x.add("lookup", netlink.Attrs{}.
@@ -108,7 +107,7 @@ func (x *expressions) drop() netlink.Attrs {
 	return x.Attrs
 }
 
-// lockInput is the rule for what comes to this host, as nft(8) writes it:
+// lockInput returns the rule for packets to this host, in the syntax of nft(8):
 //
 //	udp dport 8472 @th,96,24 1 ip saddr != @peers counter drop
 //	ip daddr 192.0.2.7 udp dport 8285 ip saddr != @peers counter drop
@@ -122,8 +121,8 @@ func lockInput(l firewall.Lock) netlink.Attrs {
 	return x.drop()
 }
 
-// lockTranslated is the rule for what leaves with an address that is not its own. The tunnel's own
-// packets may have got one, and so may those of peers that this host routes for:
+// lockTranslated returns the rule for packets that leave with a translated source address. The
+// tunnel's own packets may be translated, and so may those of peers that this host routes for:
 //
 //	udp dport 8472 @th,96,24 1 ip daddr @peers ip saddr != @peers ct status snat
 //	    ct original ip saddr != 192.0.2.7 counter drop
@@ -143,7 +142,7 @@ func lockTranslated(l firewall.Lock) netlink.Attrs {
 	return x.drop()
 }
 
-// lockElements add addresses to the set, or remove them.
+// lockElements returns messages that add addresses to the set or remove them.
 func lockElements(network netip.Prefix, kind uint16, peers []netip.Addr) (ms []message) {
 	m := message{kind: kind, family: IPv4}
 	if kind == unix.NFT_MSG_NEWSETELEM {

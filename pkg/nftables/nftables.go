@@ -1,20 +1,19 @@
-// Package nftables makes the kernel's nftables hold wanted packet filter rules, over nfnetlink and
-// without any binary: it lists, compares, and writes the difference.
+// Package nftables applies wanted packet filter rules to the kernel's nftables over nfnetlink,
+// without any binary: it lists rules, compares them, and writes the difference.
 //
-// It decides no rules; package firewall does. There are two places for them:
+// It does not decide which rules are wanted; package firewall does. It writes them to two places:
 //
-//   - a table of our own for each address family, which holds what the networks of
-//     this host want, each daemon its own rules, and nothing else;
-//   - guests: rules at the head of other programs' base chains that might drop
-//     what the overlay forwards. An accept ends only the base chain it stands
-//     in, so one in a table of our own does not help against another's drop.
-//     Guests have the form that iptables-nft gives its own rules, for the chain
-//     may be one that iptables-nft reads.
+//   - a table of our own for each address family, which holds the rules of all networks
+//     of this host, each written by its daemon, and nothing else;
+//   - foreign accepts: rules at the head of other programs' base chains that might drop
+//     forwarded packets of the overlay. An accept ends only its own base chain, so one in
+//     our table does not override a drop in another. Foreign accepts have the form that
+//     iptables-nft writes, because the chain may be one that iptables-nft reads.
 //
-// Invariants: every change is one transaction that is valid for the generation of the rules that
-// was listed, so that no packet ever meets a half-written chain and nothing is decided on what is
-// no longer so; rules that are right are not written again; of other programs' tables nothing but
-// guests is touched; rules of other networks stay, and of the owner's no packet meets a part.
+// Invariants: every change is one transaction that is valid only for the generation of rules that
+// was listed, so that no packet sees a half-written chain and no decision is based on outdated
+// rules. Correct rules are not written again. In other programs' tables nothing but foreign accepts
+// is changed. Rules of other networks stay.
 package nftables
 
 import (
@@ -33,38 +32,38 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Family is an address family, with the number that nfnetlink has for it.
+// Family is an address family, with its number in nfnetlink.
 type Family uint8
 
-// The families that overlays have.
+// The families of overlays.
 const (
 	IPv4 Family = unix.NFPROTO_IPV4
 	IPv6 Family = unix.NFPROTO_IPV6
 )
 
-// maxAttempts is how often a Sync lists when others change the rules at the same time. A listing takes
-// about a millisecond; who writes faster than that does not do so for long, and so a Sync waits a
-// little longer from time to time, a quarter of a second in all.
+// maxAttempts is how often a Sync retries while other programs change the rules. A listing takes
+// about a millisecond. The pause grows with each attempt, to a quarter of a second in total,
+// because programs that write faster do not do so for long.
 const (
 	maxAttempts = 20
 	backOff     = time.Millisecond
 )
 
-// absent says that the kernel has no nftables. Every other error may pass.
+// absent is the error of a kernel without nftables. Every other error may be temporary.
 const absent = firewall.AbsentError("kernel without nftables")
 
-// errChanged: somebody else has changed the rules since they were listed.
+// errChanged is the error if other programs changed the rules since they were listed.
 var errChanged = errors.New("rules change faster than they can be read")
 
-// Tables is the nftables of one network namespace. Its methods may be called from any goroutine.
+// Tables accesses the nftables of one network namespace. Its methods may be called from any goroutine.
 type Tables struct {
 	ns        *netlink.Namespace
-	isOwnPort func(port uint32) bool // of whose sockets, beside its own, changes are no news; may be nil
+	isOwnPort func(port uint32) bool // netlink ports, besides its own, whose changes Watch ignores; may be nil
 	mu        sync.Mutex             // one exchange at a time
 	conn      conn
 }
 
-// New gives access to the network namespace of the calling thread. It fails where the kernel has no
+// New opens the nftables of the calling thread's network namespace. It fails if the kernel has no
 // nftables.
 func New() (*Tables, error) {
 	ns, err := netlink.CurrentNamespace()
@@ -89,8 +88,8 @@ func New() (*Tables, error) {
 	return t, nil
 }
 
-// retryable reports whether to list again helps at once: rules were changed meanwhile, or the kernel
-// could not answer just then.
+// retryable reports whether an immediate retry may help: rules were changed meanwhile, or the
+// kernel could not answer.
 func retryable(err error) bool {
 	for _, e := range []error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
 		if errors.Is(err, e) {
@@ -100,36 +99,36 @@ func retryable(err error) bool {
 	return false
 }
 
-// Close frees the socket. A Watch ends with its context.
+// Close closes the socket. A Watch ends with its context.
 func (t *Tables) Close() error { return errors.Join(t.conn.Close(), t.ns.Close()) }
 
-// Port is what the kernel knows the socket by that changes are made by.
+// Port returns the socket's netlink port, by which the kernel reports who made a change.
 func (t *Tables) Port() uint32 { return t.conn.Port() }
 
-// Sync makes the tables of one family hold, of the owner's rules, the wanted chains and nothing
-// else. With none wanted nothing of the owner's is left, and with the last network's the table
-// goes. It tells what it changed, in a few words each. An error of firewall.ErrBarred comes after
-// everything else is done.
+// Sync makes the tables of one family hold exactly the wanted ones of the owner's rules. With none
+// wanted, all of the owner's rules are removed, and with the last network's the table. It returns a
+// short description of each change. If it returns firewall.ErrOwnerLocked, everything else is
+// applied.
 func (t *Tables) Sync(
 	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain,
 ) (changes []string, err error) {
 	return t.syncChains(ctx, family, owner, wanted{own: want, accepts: want})
 }
 
-// SyncAccepts keeps guests only, where others' chains may drop what the overlay forwards although its
-// rules are kept by iptables; except are chains that those already stand in, as "ip filter
-// FORWARD". Our table holds nothing of the owner's then.
+// SyncAccepts maintains foreign accepts only, where other programs' chains may drop forwarded
+// packets of an overlay whose rules are held by iptables. except are chains that have these accepts
+// already, as "ip filter FORWARD". It removes the owner's rules from our table.
 func (t *Tables) SyncAccepts(
 	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string,
 ) (changes []string, err error) {
 	return t.syncChains(ctx, family, owner, wanted{accepts: want, except: except})
 }
 
-// wanted is what is to be kept where.
+// wanted is the wanted state.
 type wanted struct {
-	own     []firewall.Chain // in our table
-	accepts []firewall.Chain // in the chains of others
-	except  []string         // of these
+	own     []firewall.Chain // chains of our table
+	accepts []firewall.Chain // foreign accepts
+	except  []string         // chains without foreign accepts
 }
 
 func (t *Tables) syncChains(
@@ -176,8 +175,8 @@ func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]strin
 	return p.changes, nil
 }
 
-// normalize gives rules the form in which the kernel's are read: a match on all addresses is none, and
-// a rule that no address can meet is left out.
+// normalize converts rules to the form in which rules of the kernel are parsed: a match on all
+// addresses is no match, and a rule that no address can match is omitted.
 func normalize(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
 	var out []firewall.Chain
 	for _, c := range want {
@@ -224,7 +223,7 @@ func (f Family) String() string {
 	return fmt.Sprintf("family %d", uint8(f))
 }
 
-// bits is the length of the family's addresses.
+// bits returns the length of the family's addresses.
 func (f Family) bits() int {
 	if f == IPv4 {
 		return 32

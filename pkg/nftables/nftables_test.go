@@ -240,11 +240,11 @@ func TestSteps(t *testing.T) {
 		want    []firewall.Chain
 		changes string
 	}{
-		{all(four), "made table ip flannel-ipv4; made chain ip flannel-ipv4 postrtg with 5 rules; made chain ip flannel-ipv4 forward with 2 rules"},
+		{all(four), "created table ip flannel-ipv4; created chain ip flannel-ipv4 postrtg with 5 rules; created chain ip flannel-ipv4 forward with 2 rules"},
 		{forward(four), "removed chain ip flannel-ipv4 postrtg"},
 		{forward(odd), "replaced 2 rules of chain ip flannel-ipv4 forward by 2"},
-		{firewall.Rules(firewall.Options{Overlay: odd, Masquerade: true}), "removed chain ip flannel-ipv4 forward; made chain ip flannel-ipv4 postrtg with 5 rules"},
-		{all(odd), "replaced 4 rules of chain ip flannel-ipv4 postrtg by 4; made chain ip flannel-ipv4 forward with 2 rules"},
+		{firewall.Rules(firewall.Options{Overlay: odd, Masquerade: true}), "removed chain ip flannel-ipv4 forward; created chain ip flannel-ipv4 postrtg with 5 rules"},
+		{all(odd), "replaced 4 rules of chain ip flannel-ipv4 postrtg by 4; created chain ip flannel-ipv4 forward with 2 rules"},
 		{nil, "removed table ip flannel-ipv4"},
 		{nil, ""},
 	} {

@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// expression is one step of a rule as the kernel lists it.
+// expression is an expression of a rule in a listing.
 type expression struct {
 	name string
 	data map[uint16]netlink.Value
@@ -30,8 +30,8 @@ func parseExpressions(b []byte) []expression {
 	return list
 }
 
-// parseComment finds the comment in a rule's user data: type, length and value of one item after
-// the other.
+// parseComment returns the comment in a rule's user data, a sequence of items of type, length and
+// value.
 func parseComment(b []byte) string {
 	for len(b) >= 2 && int(b[1]) <= len(b)-2 {
 		kind, v := b[0], b[2:2+int(b[1])]
@@ -43,16 +43,16 @@ func parseComment(b []byte) string {
 	return ""
 }
 
-// ruleParser takes a rule's expressions one after the other.
+// ruleParser parses a rule's expressions one after the other.
 type ruleParser struct {
 	rest   []expression
 	table  Family
 	result rule
-	udp    bool // the packet is
+	udp    bool // the packet is UDP
 }
 
-// parseRule reads a rule of a table back. It knows all forms that expressions writes, and that of
-// iptables-nft's comment match; everything else is somebody else's and not ok.
+// parseRule parses a rule. It accepts all forms that rule.expressions writes, and iptables-nft's
+// comment match; ok is false for anything else, which another program has written.
 func parseRule(table Family, list []expression, userData []byte) (_ rule, ok bool) {
 	r := ruleParser{rest: list, table: table}
 	if table != unix.NFPROTO_INET {
@@ -71,7 +71,7 @@ func parseRule(table Family, list []expression, userData []byte) (_ rule, ok boo
 	return r.result, true
 }
 
-// addresses finds the addresses that a rule of any form compares, in a table of one family.
+// addresses returns the addresses in a rule of any form, in a table of one family.
 func addresses(table Family, list []expression) rule {
 	r := ruleParser{result: rule{Family: table}}
 	for i, e := range list {
@@ -83,7 +83,7 @@ func addresses(table Family, list []expression) rule {
 	return r.result
 }
 
-// next takes the next expression, if that is its name.
+// next consumes the next expression if it has this name.
 func (r *ruleParser) next(name string) (map[uint16]netlink.Value, bool) {
 	if len(r.rest) == 0 || r.rest[0].name != name {
 		return nil, false
@@ -146,7 +146,7 @@ func (r *ruleParser) parseMeta() bool {
 	return false
 }
 
-// parsePort reads the comparison of the receiver's port.
+// parsePort parses a comparison of the destination port.
 func (r *ruleParser) parsePort() bool {
 	p, _ := r.next("payload")
 	if p[unix.NFTA_PAYLOAD_OFFSET].Uint32BE() != udpDstPort ||
@@ -161,7 +161,7 @@ func (r *ruleParser) parsePort() bool {
 	return r.result.Port != 0
 }
 
-// parseAddress reads the comparison of an address with a prefix.
+// parseAddress parses a comparison of an address with a prefix.
 func (r *ruleParser) parseAddress() bool {
 	p, _ := r.next("payload")
 	from := p[unix.NFTA_PAYLOAD_DREG].Uint32BE()
@@ -196,7 +196,7 @@ func (r *ruleParser) parseAddress() bool {
 	return m.Prefix == m.Prefix.Masked()
 }
 
-// parseMask takes an AND with a mask, if that comes next.
+// parseMask consumes an AND with a mask, if that is the next expression.
 func (r *ruleParser) parseMask(from uint32) (mask []byte, ok bool) {
 	b, ok := r.next("bitwise")
 	if !ok {
@@ -209,7 +209,7 @@ func (r *ruleParser) parseMask(from uint32) (mask []byte, ok bool) {
 		b[unix.NFTA_BITWISE_DREG].Uint32BE() == from &&
 		b[operation].Uint32BE() == 0 && len(mask) > 0 && bytes.Equal(flip, make([]byte, len(mask)))
 	if !ok {
-		return nil, true // an impossible mask
+		return nil, true // invalid mask
 	}
 	return mask, true
 }
@@ -249,7 +249,7 @@ func (r *ruleParser) parseVerdict() bool {
 	return true
 }
 
-// verdict is what an expression says of every packet that comes to it.
+// verdict returns the verdict of an immediate expression.
 func (e expression) verdict() (code int32, chain string, ok bool) {
 	register := e.data[unix.NFTA_IMMEDIATE_DREG]
 	if e.name != "immediate" || len(register) != 4 || register.Uint32BE() != unix.NFT_REG_VERDICT {
@@ -262,7 +262,7 @@ func (e expression) verdict() (code int32, chain string, ok bool) {
 	return int32(v[unix.NFTA_VERDICT_CODE].Uint32BE()), v[unix.NFTA_VERDICT_CHAIN].Text(), true
 }
 
-// prefixLength is that of a mask; negative if it is none.
+// prefixLength returns the length of a mask, or a negative number if it is not contiguous.
 func prefixLength(mask []byte) int {
 	n := 0
 	for i, b := range mask {

@@ -10,13 +10,14 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// plan is what turns the world into the wanted one. It is made without a look at anything else.
+// plan is the list of messages that turn the present ruleset into the wanted one. It is computed
+// from these two alone.
 type plan struct {
 	family      Family
 	owner       firewall.Owner
 	messages    []message
 	changes     []string
-	ownerLocked []string // chains that need guests and that we may not change
+	ownerLocked []string // chains that need accepts and that we may not change
 }
 
 func newPlan(family Family, owner firewall.Owner, want wanted, w ruleset) *plan {
@@ -51,8 +52,8 @@ func (p *plan) change(format string, args ...any) {
 	p.changes = append(p.changes, fmt.Sprintf(format, args...))
 }
 
-// ownChain describes the chain of our table that a hook has. There is none for PreRouting: an accept in
-// it would not override anybody's drop.
+// ownChain returns the chain of our table for a hook. PreRouting has none: an accept in it would
+// not override another chain's drop.
 func ownChain(h firewall.Hook) (name string, at place, ok bool) {
 	switch h {
 	case firewall.PostRouting:
@@ -67,12 +68,12 @@ func ownChain(h firewall.Hook) (name string, at place, ok bool) {
 	return "", place{}, false
 }
 
-// ownHooks are those that have a chain of our table.
+// ownHooks returns the hooks that have a chain in our table.
 func ownHooks() []firewall.Hook {
 	return []firewall.Hook{firewall.PostRouting, firewall.Forward, firewall.Input, firewall.Output}
 }
 
-// ownership are the rules of a chain of our table by whose they are, in order.
+// ownership is the rules of a chain of our table by owner, in order.
 type ownership struct {
 	shared, ours, others, unowned []listed
 }
@@ -93,7 +94,7 @@ func (p *plan) classify(have []listed, shared []rule) (h ownership) {
 	return h
 }
 
-// table makes our own table right, which the networks of a host share.
+// table plans our own table, which the networks of a host share.
 func (p *plan) table(want []firewall.Chain, w ruleset) {
 	name := p.family.tableName()
 	body := netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, name)
@@ -112,10 +113,10 @@ func (p *plan) table(want []firewall.Chain, w ruleset) {
 		}
 		return
 	}
-	verb := "made"
+	verb := "created"
 	if w.table != nil && len(want) > 0 && !repairable(w) {
 		p.add(gone)
-		w.table, verb = nil, "made anew"
+		w.table, verb = nil, "recreated"
 		for i := range all {
 			all[i].have = nil
 		}
@@ -139,14 +140,14 @@ func (p *plan) table(want []firewall.Chain, w ruleset) {
 	}
 }
 
-// contents is what a chain of our table holds and is to hold.
+// contents is the present and wanted state of a chain of our table.
 type contents struct {
 	chainName
 	at          place
-	have        *chain // nil if it has to be made
+	have        *chain // nil if it does not exist
 	ownership          // of have
-	wanted      bool   // by the owner:
-	shared, own []rule // first what all share, then the owner's
+	wanted      bool   // the owner wants the chain, with
+	shared, own []rule // these shared rules, and then these of its own
 }
 
 // needed reports whether any network has rules in the chain.
@@ -174,9 +175,9 @@ func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) co
 	return c
 }
 
-// repairable tells whether our table can be made right chain by chain. What no network has in it, or in
-// the wrong place, is best removed with the table, which is made anew in the same transaction with
-// the rules of other networks.
+// repairable reports whether our table can be repaired chain by chain. If it contains anything
+// else, or a chain in the wrong place, it is deleted and created again in the same transaction,
+// with the rules of other networks.
 func repairable(w ruleset) bool {
 	if w.table.flags != 0 || w.table.uses != len(w.chains) {
 		return false
@@ -192,8 +193,8 @@ func repairable(w ruleset) bool {
 	return true
 }
 
-// chain makes one chain of our table right. The rules of other networks stay where they are: those
-// of two networks meet no packet but one from a network to the other.
+// chain plans one chain of our table. The rules of other networks stay where they are: a packet can
+// match rules of two networks only if it goes from one network to the other.
 func (p *plan) chain(c contents) {
 	n := c.chainName
 	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).
@@ -203,10 +204,10 @@ func (p *plan) chain(c contents) {
 		p.add(message{unix.NFT_MSG_NEWCHAIN, create, p.family, body})
 		rules := slices.Concat(c.shared, parsedRules(c.others), c.own)
 		if !c.wanted {
-			rules = parsedRules(append(c.unowned, c.others...)) // what is shared is among nobody's
+			rules = parsedRules(append(c.unowned, c.others...)) // shared rules are among the unowned ones
 		}
 		p.append(n, rules)
-		p.change("made chain %s with %d rules", n, len(rules))
+		p.change("created chain %s with %d rules", n, len(rules))
 		return
 	}
 	if c.wanted && c.have.policy != nfAccept {
@@ -237,7 +238,7 @@ func (p *plan) chain(c contents) {
 	}
 }
 
-// parsedRules are rules in our words. What cannot be said in them no daemon has written.
+// parsedRules returns the rules that could be parsed. No daemon has written the others.
 func parsedRules(rules []listed) (known []rule) {
 	for _, l := range rules {
 		if l.ok {
@@ -266,19 +267,18 @@ func (p *plan) delete(n chainName, l listed) {
 	p.add(message{unix.NFT_MSG_DELRULE, 0, n.family, body})
 }
 
-// isForeignAccept tells whether a rule in somebody else's chain is an accept that a network's daemon keeps
-// there: it has our comment, or the original's, and a form that we might have given it. Rules with
-// the hook's own comment, among those of iptables-nft, are what the original has left, and whoever
-// keeps rules by iptables takes them for that.
+// isForeignAccept reports whether a rule in another program's chain is an accept that a network's
+// daemon maintains there: it has our comment, or the original's, and a form that we might have
+// written. Rules with the hook's own comment are left from the original, and daemons that use
+// iptables treat them so.
 func (l listed) isForeignAccept(h firewall.Hook) bool {
 	return l.ok && (l.rule.Comment == firewall.ForeignComment || l.rule.Comment == h.Comment()) &&
 		l.rule.Verdict == firewall.Accept && l.rule.Mark == 0
 }
 
-// foreignAccepts makes the owner's guests of this family in one chain right. Those of the other family,
-// which tables of both have, and what other networks' daemons have put ahead, guests or the jump to
-// the chain that they share by iptables, are as if they were not there: all of them want to be
-// first.
+// foreignAccepts plans the owner's accepts of this family in one foreign chain. Rules ahead of them
+// that also want to be first are ignored: accepts of the other family in inet tables, accepts of
+// other networks' daemons, and the jump to the chain that these share by iptables.
 func (p *plan) foreignAccepts(f foreign, want []rule) {
 	var here, mine, others []listed
 	for _, l := range f.rules {
@@ -322,13 +322,13 @@ func (p *plan) foreignAccepts(f foreign, want []rule) {
 	case len(want) == 0:
 		p.change("removed %d rules from chain %s", len(mine), f)
 	case len(mine) == 0:
-		p.change("put %d rules into chain %s", len(want), f)
+		p.change("added %d rules to chain %s", len(want), f)
 	default:
-		p.change("put %d rules into chain %s for %d", len(want), f, len(mine))
+		p.change("replaced %d rules of chain %s by %d", len(mine), f, len(want))
 	}
 }
 
-// containsAt tells whether a chain has the wanted rules of ours from a place on.
+// containsAt reports whether a chain has the wanted rules at an index.
 func containsAt(have []listed, at int, want []rule) bool {
 	if at+len(want) > len(have) {
 		return false

@@ -26,7 +26,7 @@ func (t *Tables) Removal(_ context.Context, family Family, owner firewall.Owner)
 	return commands, nil
 }
 
-// command is a deletion in the words of nft(8).
+// command returns a deletion in the syntax of nft(8).
 func (m message) command() string {
 	text := map[uint16]string{}
 	var handle uint64

@@ -12,7 +12,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// maxElements is how many a set may have to be asked; of a larger one nothing is known.
+// maxElements is the maximum size of a set that is evaluated; the elements of a larger one are
+// unknown.
 const maxElements = 1 << 16
 
 // concatenation is a flag of sets: NFT_SET_CONCAT (5.6).
@@ -24,7 +25,7 @@ const (
 	catchAll    = 2 // NFT_SET_ELEM_CATCHALL (5.14)
 )
 
-// elements are those of a set or map.
+// elements are the elements of a set or map.
 type elements struct {
 	keyLength int
 	interval  bool
@@ -32,7 +33,7 @@ type elements struct {
 	all       []element
 }
 
-// element is one, or where an interval begins or ends.
+// element is an element, or the begin or end of an interval.
 type element struct {
 	key   []byte
 	flags uint32
@@ -40,7 +41,7 @@ type element struct {
 	chain string
 }
 
-// readSet reads a set.
+// readSet lists a set or map.
 func (v *evaluator) readSet(name string) (e elements, err error) {
 	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, v.table).Text(unix.NFTA_SET_NAME, name)
 	a, err := v.conn.get(message{kind: unix.NFT_MSG_GETSET, family: v.family, body: body})
@@ -84,7 +85,7 @@ func parseElement(b []byte) element {
 	return x
 }
 
-// find returns the element that a key meets.
+// find returns the element that matches a key.
 func (e elements) find(key []byte) (x element, found bool) {
 	for _, y := range e.all {
 		order := bytes.Compare(y.key, key)
@@ -92,7 +93,7 @@ func (e elements) find(key []byte) (x element, found bool) {
 		case y.flags&catchAll != 0:
 		case order == 0 && y.flags&intervalEnd == 0:
 			return y, true
-		case e.interval && order <= 0: // the last one counts
+		case e.interval && order <= 0: // the last match is the result
 			x, found = y, y.flags&intervalEnd == 0
 		}
 	}
@@ -110,8 +111,8 @@ func (e elements) contains(key []byte, known, not bool) firewall.Met {
 	return metIf(found != not, known && !e.unknown)
 }
 
-// verdicts is what a map says of a key: one verdict or none, or, where the key is unknown, any of
-// the map's.
+// verdicts returns the steps of a verdict map for a key: at most one, or, if the key is unknown,
+// those of all elements.
 func (e elements) verdicts(met firewall.Met, key []byte, known bool) []firewall.Step {
 	if e.unknown {
 		return []firewall.Step{{Met: firewall.Maybe, Do: firewall.PassOrDrop}}

@@ -12,16 +12,16 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// retryPause is how long a Watch waits after a failure that it knows no reason for.
+// retryPause is the pause of a Watch after an unknown failure.
 const retryPause = time.Second
 
-// newGeneration is the kernel's message that a transaction is done.
+// newGeneration is the type of the kernel's message about a finished transaction.
 const newGeneration = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
 
-// Watch signals that somebody else has changed any nftables object of the namespace, until ctx
-// ends; then the channel is closed. It is subscribed when it returns: a Sync later misses nothing.
-// Several changes before a read are one signal. Lost news count as a change. What our own sockets
-// do is no change by somebody else.
+// Watch signals changes of any nftables object of the namespace by other programs until ctx ends;
+// then the channel is closed. It is subscribed when it returns, so changes after that are not
+// missed. Several changes may be one signal. Lost messages count as a change. Changes by our own
+// sockets are ignored.
 func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	c, err := t.subscribe(netlink.RequestBuffer)
 	if err != nil {
@@ -35,7 +35,7 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 		follow(ctx, c, ours, func() {
 			select {
 			case out <- struct{}{}:
-			default: // one is there that was not read yet
+			default: // a signal is pending
 			}
 		})
 	}()
@@ -47,7 +47,7 @@ func (t *Tables) subscribe(receiveBuffer int) (*netlink.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetFilter(generationFilter()) // without it everything passes
+	_ = c.SetFilter(generationFilter()) // only an optimisation
 	if err := c.Join(unix.NFNLGRP_NFTABLES); err != nil {
 		c.Close()
 		return nil, err
@@ -55,7 +55,7 @@ func (t *Tables) subscribe(receiveBuffer int) (*netlink.Conn, error) {
 	return c, nil
 }
 
-// follow reads news until ctx ends. What our sockets did is none.
+// follow calls changed for each change by other programs until ctx ends.
 func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, changed func()) {
 	for {
 		err := c.Follow(ctx, func(datagram []byte) {
@@ -75,9 +75,9 @@ func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, c
 	}
 }
 
-// generationFilter has the kernel drop all news but the end of transactions: one message, where the
-// transaction itself may have thousands. Whatever passes is looked at again, so that a missing
-// filter costs time only.
+// generationFilter drops all messages but the end of transactions in the kernel: that is one
+// message, whereas a transaction itself may have thousands. Messages are checked again after the
+// filter, so a missing filter only costs time.
 func generationFilter() *netlink.Filter {
 	var f netlink.Filter
 	f.LoadType()
