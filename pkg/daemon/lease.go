@@ -107,7 +107,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 			c.Store = string(d.registry.API)
 			d.files.Remember(c)
 		},
-		Report: func(s subnet.Status) {
+		Report: func(s subnet.Stats) {
 			d.health.Away(s.AwaySince)
 			d.health.Lost(s.Lost)
 			d.terms.SetOwn(s.Own)

@@ -131,8 +131,8 @@ func (s *scarce) lose() *following {
 	w.take()
 	s.full()
 	elapse(time.Second)
-	if w.take(); !w.status().Lost || !s.waits() {
-		s.Errorf("status %+v, conditions %v\n%s", w.status(), s.Conditions.Current(), s.log)
+	if w.take(); !w.stats().Lost || !s.waits() {
+		s.Errorf("stats %+v, conditions %v\n%s", w.stats(), s.Conditions.Current(), s.log)
 	}
 	return w
 }
@@ -143,9 +143,9 @@ func (s *scarce) waits() bool { return s.Conditions.Has(subnet.NoSubnet) }
 func (s *scarce) leases(w *following, want string, d time.Duration) lease.Lease {
 	s.Helper()
 	elapse(d)
-	own := w.status().Own
-	if own.Subnets != ipv4(want) || w.status().Lost || s.held(own.Subnets) != own || s.waits() {
-		s.Errorf("after %v this host has %+v, the registry %+v, status %+v\n%s", d, own, s.held(own.Subnets), w.status(), s.log)
+	own := w.stats().Own
+	if own.Subnets != ipv4(want) || w.stats().Lost || s.held(own.Subnets) != own || s.waits() {
+		s.Errorf("after %v this host has %+v, the registry %+v, stats %+v\n%s", d, own, s.held(own.Subnets), w.stats(), s.log)
 	}
 	if n := s.noted.Load(); !n.Covers(own) {
 		s.Errorf("has %+v, noted %+v", own, n)
@@ -178,8 +178,8 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 		s.reg.Remove("10.42.200.0-24")
 		elapse(1100 * time.Millisecond)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
-		if st := w.status(); st.Leases != 3 || st.Moves != 1 || st.Own.Subnets != w.own.Subnets {
-			t.Errorf("status %+v", st)
+		if st := w.stats(); st.Leases != 3 || st.Moves != 1 || st.Own.Subnets != w.own.Subnets {
+			t.Errorf("stats %+v", st)
 		}
 		s.says("level=ERROR", 2)
 	})
@@ -207,8 +207,8 @@ func TestEnlargedPool(t *testing.T) {
 			s.full()
 			w := s.begin()
 			elapse(time.Second)
-			if !s.waits() || w.status().Lost {
-				t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
+			if !s.waits() || w.stats().Lost {
+				t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
 			}
 			elapse(waited)
 			w.expect(0)
@@ -312,8 +312,8 @@ func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
 		s.reg.Fail(errAway)
 		elapse(time.Hour)
 		s.says("does not answer", 1)
-		if !s.waits() || !w.status().Lost || w.status().AwaySince.IsZero() {
-			t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
+		if !s.waits() || !w.stats().Lost || w.stats().AwaySince.IsZero() {
+			t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
 		}
 		s.reg.Remove("10.42.8.0-24")
 		s.reg.Fail(nil)
@@ -328,8 +328,8 @@ func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
 		s.reg.Fail(errAway)
 		elapse(time.Hour)
 		s.says("does not answer", 1)
-		if w.status().AwaySince.IsZero() {
-			t.Errorf("status %+v", w.status())
+		if w.stats().AwaySince.IsZero() {
+			t.Errorf("stats %+v", w.stats())
 		}
 		s.reg.Remove("10.42.8.0-24")
 		s.reg.Fail(nil)
@@ -354,8 +354,8 @@ func TestCallsThatHang(t *testing.T) {
 		s.reg.Put("10.42.20.0-24", "nonsense", 0)
 		s.reg.Remove("10.42.9.0-24")
 		elapse(1100 * time.Millisecond)
-		if v := w.take(); len(v) != 1 || v[0].Peer(ipv4("10.42.9.0/24")) != nil || w.status().Bad != 1 {
-			t.Errorf("a peer that is gone: views %+v, status %+v", v, w.status())
+		if v := w.take(); len(v) != 1 || v[0].Peer(ipv4("10.42.9.0/24")) != nil || w.stats().Invalid != 1 {
+			t.Errorf("a peer that is gone: views %+v, stats %+v", v, w.stats())
 		}
 	}
 	t.Run("the listing of an attempt", func(t *testing.T) {
@@ -514,7 +514,7 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 		elapse(2 * time.Second)
 		release()
 		elapse(3 * time.Minute) // nor are those that the new store does not know
-		own, views := w.status().Own, w.take()
+		own, views := w.stats().Own, w.take()
 		if own.Subnets == w.own.Subnets || s.held(own.Subnets) != own || len(views) == 0 || len(views[len(views)-1].Peers) > 0 {
 			t.Errorf("has %+v, views %+v\n%s", own, views, s.log)
 		}
@@ -665,8 +665,8 @@ func TestHostErrors(t *testing.T) {
 		failing.Store(true)
 		s.full()
 		elapse(time.Minute)
-		if !w.status().Lost || s.waits() {
-			t.Errorf("status %+v, conditions %v", w.status(), s.Conditions.Current())
+		if !w.stats().Lost || s.waits() {
+			t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
 		}
 		failing.Store(false)
 		s.leases(w, "10.42.10.0/24", 6*time.Second)

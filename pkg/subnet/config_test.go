@@ -128,7 +128,7 @@ func TestConfigChangesWhileAcquiring(t *testing.T) {
 		w := s.begin()
 		elapse(10 * time.Minute)
 		if while.Err() != nil || !s.waits() {
-			t.Errorf("%v, status %+v", while.Err(), w.status())
+			t.Errorf("%v, stats %+v", while.Err(), w.stats())
 		}
 		f.reg.SetConfig([]byte("wide"))
 		start := time.Now()

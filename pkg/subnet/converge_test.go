@@ -95,7 +95,7 @@ func (e *erratic) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, t
 // calls are under way, some time after it the own lease is in the registry, on the terms that
 // were told last, and the view is what the registry holds.
 func TestFollowerConverges(t *testing.T) {
-	moves := 0
+	moves := uint64(0)
 	for seed := range uint64(60) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFixture(t)
@@ -139,13 +139,13 @@ func TestFollowerConverges(t *testing.T) {
 				case 4, 5:
 					f.reg.Fail(nil)
 				case 6: // another host takes this one's
-					own := lease.Key(w.status().Own.Subnets)
+					own := lease.Key(w.stats().Own.Subnets)
 					f.reg.Remove(own)
 					f.reg.Put(own, value(them, r.IntN(9)), time.Duration(r.IntN(3))*time.Minute)
 				case 7:
-					f.reg.Put(lease.Key(w.status().Own.Subnets), []string{"?", value(me, 99), value(them, 70)}[r.IntN(3)], ttl)
+					f.reg.Put(lease.Key(w.stats().Own.Subnets), []string{"?", value(me, 99), value(them, 70)}[r.IntN(3)], ttl)
 				case 8:
-					f.reg.Remove(lease.Key(w.status().Own.Subnets))
+					f.reg.Remove(lease.Key(w.stats().Own.Subnets))
 				case 9:
 					now.Attrs = attrsOf([]netip.Addr{me, elsewhere}[r.IntN(2)], r.IntN(5))
 					terms <- now
@@ -174,9 +174,9 @@ func TestFollowerConverges(t *testing.T) {
 				f.reg.Remove(bad.Key)
 			}
 			elapse(5 * time.Minute)
-			own, held := w.status().Own, list()
-			if s := w.status(); s.Lost || !s.AwaySince.IsZero() || own.Attrs != now.Attrs || f.held(own.Subnets) != own || !f.noted.Load().Covers(own) {
-				t.Errorf("seed %d: status %+v, terms %+v, the registry has %+v, noted %+v\n%s", seed, s, now, f.held(own.Subnets), f.noted.Load(), f.log)
+			own, held := w.stats().Own, list()
+			if s := w.stats(); s.Lost || !s.AwaySince.IsZero() || own.Attrs != now.Attrs || f.held(own.Subnets) != own || !f.noted.Load().Covers(own) {
+				t.Errorf("seed %d: stats %+v, terms %+v, the registry has %+v, noted %+v\n%s", seed, s, now, f.held(own.Subnets), f.noted.Load(), f.log)
 			}
 			var peers []string
 			for _, l := range held.Leases {
@@ -192,7 +192,7 @@ func TestFollowerConverges(t *testing.T) {
 			if slices.Sort(peers); !slices.Equal(peers, seen) || !views[len(views)-1].Own.SameAs(own) {
 				t.Errorf("seed %d: the last view has %s and %q, the registry %q\n%s", seed, views[len(views)-1].Own.Subnets, seen, peers, f.log)
 			}
-			moves += w.status().Moves
+			moves += w.stats().Moves
 			w.end()
 		})
 	}

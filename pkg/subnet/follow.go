@@ -102,6 +102,7 @@ type follower struct {
 	// Following (watch.go).
 	index      uint64        // watch from here
 	relist     bool          // the index is worth nothing
+	cause      Cause         // why
 	rolledBack bool          // the registry was wiped or restored since all was listed last
 	doubtful   bool          // the same may be, for something happened to the own key that was not heard
 	away       outage        // before there is a lease, of the steps
@@ -118,7 +119,6 @@ type follower struct {
 	// The own lease (steps.go).
 	own       lease.Lease   // as of the last step; zero: there never was one
 	lost      bool          // another host has it, as of the last step
-	moves     int           // subnets that were lost to other hosts
 	mine      *ownLease     // belongs to the step, while one is under way
 	stepSince time.Time     // when the step that is under way began; zero: none is
 	news      news          // for the next step
@@ -136,7 +136,8 @@ type follower struct {
 	dirty   []lease.Subnets // whose leases may say something else than in last
 	last    lease.View      // as emitted
 	emitted time.Time       // when
-	status  Status          // as reported
+	stats   Stats           // what was counted so far
+	said    Stats           // as reported
 
 	inputs chan func() // results of calls: what to do with them
 	calls  sync.WaitGroup
@@ -184,6 +185,7 @@ func (f *follower) run(ctx context.Context) error {
 // begin follows the network, from the listing on from which the first subnet was chosen.
 func (f *follower) begin(ctx context.Context, listing registry.Listing) {
 	f.away.end()
+	f.stats.Answered = time.Now()
 	f.load(listing)
 	f.publish()
 	f.watch(ctx, 0)

@@ -29,7 +29,7 @@ type following struct {
 
 	mu    sync.Mutex
 	views []lease.View
-	last  subnet.Status
+	last  subnet.Stats
 }
 
 func (w *following) emit(v lease.View) {
@@ -42,7 +42,7 @@ func (w *following) emit(v lease.View) {
 	})
 }
 
-func (w *following) report(s subnet.Status) {
+func (w *following) report(s subnet.Stats) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last = s
@@ -57,7 +57,7 @@ func (w *following) take() []lease.View {
 	return views
 }
 
-func (w *following) status() subnet.Status {
+func (w *following) stats() subnet.Stats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.last
@@ -177,7 +177,7 @@ func TestFollowRegistryAway(t *testing.T) {
 		w.reg.Fail(errAway)
 		elapse(time.Hour)
 		w.says("does not answer", 1)
-		if w.status().AwaySince.IsZero() {
+		if w.stats().AwaySince.IsZero() {
 			t.Error("status does not say that the registry is away")
 		}
 		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
@@ -186,8 +186,8 @@ func TestFollowRegistryAway(t *testing.T) {
 		w.says("answers again", 1)
 		w.says("outage=1h0m", 1)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
-		if !w.status().AwaySince.IsZero() {
-			t.Error("status says that the registry is away")
+		if !w.stats().AwaySince.IsZero() {
+			t.Error("stats say that the registry is away")
 		}
 	})
 }
@@ -276,8 +276,8 @@ func TestFollowBadEntries(t *testing.T) {
 		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
 		w.says("skipped invalid entries in the registry", 2) // for two reasons
 		w.says(`reason="the value is not lease JSON" examples="10.42.8.0-24`, 1)
-		if w.status().Bad != 3 {
-			t.Errorf("status counts %d bad entries", w.status().Bad)
+		if w.stats().Invalid != 3 {
+			t.Errorf("stats count %d invalid entries", w.stats().Invalid)
 		}
 		w.reg.RemoveAll() // and a listing that still has one
 		w.reg.Put("10.42.8.0-24", "nonsense", 0)
@@ -289,8 +289,8 @@ func TestFollowBadEntries(t *testing.T) {
 		w.reg.Put("10.42.10.0-24", value(them, 11), 0)
 		elapse(time.Second)
 		w.expect(2, "10.42.10.0/24") // with the new data of one, and without the other
-		if w.status().Bad != 0 {
-			t.Errorf("status counts %d bad entries", w.status().Bad)
+		if w.stats().Invalid != 0 {
+			t.Errorf("stats count %d invalid entries", w.stats().Invalid)
 		}
 	})
 }
@@ -309,16 +309,16 @@ func TestFollowJunk(t *testing.T) {
 		w.reg.Put("10.42.10.0-24", value(them, 10), 0)
 		elapse(30 * time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
-		if s := w.status(); s.Bad < 1000 || s.Bad > n+1 {
-			t.Errorf("status counts %d bad entries", s.Bad)
+		if s := w.stats(); s.Invalid < 1000 || s.Invalid > n+1 {
+			t.Errorf("stats count %d invalid entries", s.Invalid)
 		}
 		w.says("there are too many to name them all", 1)
 		w.reg.SetHistory(0) // so that all is listed
 		w.reg.Put("10.42.11.0-24", value(them, 11), 0)
 		elapse(30 * time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.10.0/24", "10.42.11.0/24")
-		if s := w.status(); s.Bad != n+1 {
-			t.Errorf("status counts %d bad entries after a listing", s.Bad)
+		if s := w.stats(); s.Invalid != n+1 {
+			t.Errorf("stats count %d invalid entries after a listing", s.Invalid)
 		}
 		for line := range strings.Lines(w.log.String()) {
 			if !strings.HasPrefix(line, "time=") || len(line) > 1000 {
@@ -330,8 +330,8 @@ func TestFollowJunk(t *testing.T) {
 		}
 		w.reg.Remove(strings.Repeat("k", 1<<20))
 		elapse(30 * time.Second)
-		if s := w.status(); s.Bad != 0 {
-			t.Errorf("status counts %d bad entries of none", s.Bad)
+		if s := w.stats(); s.Invalid != 0 {
+			t.Errorf("stats count %d invalid entries of none", s.Invalid)
 		}
 	})
 }

@@ -205,14 +205,14 @@ func TestIdentityWhileRunning(t *testing.T) {
 				c.write(w)
 				written := w.held(w.own.Subnets)
 				elapse(10 * time.Second)
-				held, now := w.held(w.own.Subnets), w.status().Own
+				held, now := w.held(w.own.Subnets), w.stats().Own
 				if c.keeps && (held.Attrs != w.own.Attrs || now.Subnets != w.own.Subnets) {
 					t.Errorf("the lease is %+v, the host has %+v\n%s", held, now, w.log)
 				}
 				if !c.keeps && (held != written || now.Subnets == w.own.Subnets || !w.held(now.Subnets).SameAs(now) || now.PublicIP != me) {
 					t.Errorf("the lease is %+v, the host has %+v\n%s", held, now, w.log)
 				}
-				if moved := w.status().Moves; c.keeps != (moved == 0) || moved > 1 {
+				if moved := w.stats().Moves; c.keeps != (moved == 0) || moved > 1 {
 					t.Errorf("moved %d times", moved)
 				}
 				w.says(c.says, 1)
@@ -259,8 +259,8 @@ func TestIdentityInWipedStore(t *testing.T) {
 		if held.Created != w.own.Created {
 			t.Fatalf("created at %d, ours at %d", held.Created, w.own.Created)
 		}
-		if held.Attrs != attrsOf(them, 70) || w.status().Own.Subnets == w.own.Subnets {
-			t.Errorf("the other's lease is %+v, ours %+v", held, w.status().Own)
+		if held.Attrs != attrsOf(them, 70) || w.stats().Own.Subnets == w.own.Subnets {
+			t.Errorf("the other's lease is %+v, ours %+v", held, w.stats().Own)
 		}
 		w.says("held by another host now", 1)
 	})
@@ -286,8 +286,8 @@ func TestPeersAreFollowedWithoutSubnet(t *testing.T) {
 		w.says("cannot lease a subnet", 1)
 		w.reg.Remove("10.42.8.0-24")
 		elapse(15 * time.Second)
-		if own := w.status().Own; own.Subnets != ipv4("10.42.8.0/24") || w.held(own.Subnets).Attrs != own.Attrs || w.status().Moves != 1 {
-			t.Errorf("has %+v, after %d moves", own, w.status().Moves)
+		if own := w.stats().Own; own.Subnets != ipv4("10.42.8.0/24") || w.held(own.Subnets).Attrs != own.Attrs || w.stats().Moves != 1 {
+			t.Errorf("has %+v, after %d moves", own, w.stats().Moves)
 		}
 		if v := w.take(); len(v) == 0 || v[len(v)-1].Peer(ipv4("10.42.7.0/24")) == nil {
 			t.Errorf("views: %+v", v)

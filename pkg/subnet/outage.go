@@ -24,6 +24,7 @@ const (
 type outage struct {
 	log    *slog.Logger
 	since  time.Time
+	count  uint64   // of outages
 	causes []string // that were said
 }
 
@@ -33,11 +34,11 @@ func (o *outage) begin(err error) {
 	switch c := cause(err); {
 	case errors.Is(err, registry.ErrDenied):
 		if !o.active() {
-			o.since, o.causes = time.Now(), nil
+			o.start()
 		}
 		o.log.Debug("registry refuses to be read, trying again", "err", err)
 	case !o.active():
-		o.since, o.causes = time.Now(), []string{c}
+		o.start(c)
 		o.log.Warn("registry does not answer, waiting for it", "err", err)
 	case time.Since(o.since) < causePause || len(o.causes) == mostCauses || slices.Contains(o.causes, c):
 		o.log.Debug("registry still does not answer", "err", err)
@@ -45,6 +46,11 @@ func (o *outage) begin(err error) {
 		o.causes = append(o.causes, c)
 		o.log.Warn("registry still does not answer, now for another reason", "err", err)
 	}
+}
+
+func (o *outage) start(causes ...string) {
+	o.since, o.causes = time.Now(), causes
+	o.count++
 }
 
 // cause returns the innermost reason that is in an error, without numbers: ports and

@@ -37,7 +37,9 @@ type ownLease struct {
 
 	acquiring *acquisition     // of a subnet: there is no lease, or it was lost; else nil
 	holder    lease.Lease      // that of the host that has the subnet which was lost last
-	moves     int              // subnets that were lost to other hosts
+	moves     uint64           // subnets that were lost to other hosts
+	conflicts uint64           // times that the key was found to be written by others
+	disputed  uint64           // the revision then
 	listing   registry.Listing // from which the first subnet was chosen
 }
 
@@ -119,6 +121,7 @@ func (o *ownLease) look(ctx context.Context) error {
 			return o.Registry.Create(ctx, o.lease.Subnets, o.attrs, o.TTL)
 		})
 	case ev.Bad != nil:
+		o.dispute(ev.Bad.Revision)
 		return o.putBack(ctx, lease.Lease{Subnets: o.lease.Subnets, Revision: ev.Bad.Revision, Expires: o.lease.Expires})
 	case found.Attrs == o.lease.Attrs && found.Revision == o.lease.Revision:
 		o.known, o.heard, o.acquiring = true, false, nil
@@ -126,6 +129,9 @@ func (o *ownLease) look(ctx context.Context) error {
 	case !found.Leaving && o.claim.Covers(found): // ours, whose answer was lost
 		o.adopt(found)
 		return o.renew(ctx)
+	}
+	o.dispute(found.Revision)
+	switch {
 	case found.Attrs == o.attrs || found.Attrs == o.lease.Attrs:
 		o.reportDouble(found)
 		o.adopt(found)
@@ -138,6 +144,14 @@ func (o *ownLease) look(ctx context.Context) error {
 		return o.move(ctx, found, "own subnet is held by another host now, leasing a new one")
 	}
 	return o.putBack(ctx, found)
+}
+
+// dispute counts that somebody else has written our key, once.
+func (o *ownLease) dispute(revision uint64) {
+	if revision != o.disputed {
+		o.conflicts++
+		o.disputed = revision
+	}
 }
 
 // putBack writes our key over what was found there.

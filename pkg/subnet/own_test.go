@@ -21,8 +21,8 @@ func TestRenewal(t *testing.T) {
 		if held.Revision == w.own.Revision || time.Until(held.Expires) < ttl-time.Minute {
 			t.Errorf("not renewed: %+v", held)
 		}
-		if w.status().Own != held {
-			t.Errorf("status says %+v, registry %+v", w.status().Own, held)
+		if w.stats().Own != held {
+			t.Errorf("stats say %+v, registry %+v", w.stats().Own, held)
 		}
 		elapse(30 * ttl)
 		w.says("lease renewed", 32)
@@ -108,8 +108,8 @@ func TestRenewalLostAnswer(t *testing.T) {
 		}
 		w.says("lease renewed", 0)
 		w.expect(0)
-		if held := w.held(w.own.Subnets); held.Created != w.own.Created || w.status().Own != held {
-			t.Errorf("status %+v, registry %+v", w.status().Own, held)
+		if held := w.held(w.own.Subnets); held.Created != w.own.Created || w.stats().Own != held {
+			t.Errorf("stats %+v, registry %+v", w.stats().Own, held)
 		}
 	})
 }
@@ -211,7 +211,7 @@ func TestOwnKeyTaken(t *testing.T) {
 		elapse(time.Second)
 		w.says("held by another host now", 1)
 		w.says("times=1", 1)
-		if n := w.status().Moves; n != 1 {
+		if n := w.stats().Moves; n != 1 {
 			t.Errorf("%d moves are reported", n)
 		}
 		views := w.take()

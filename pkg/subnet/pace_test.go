@@ -121,7 +121,7 @@ func TestGraceAmongChanges(t *testing.T) {
 		w.reg.Put("10.42.9.0-24", value(third, 9), ttl)
 		elapse(100 * time.Millisecond)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.20.0/24", "10.42.21.0/24")
-		if n := w.status().Leases; n != 3 {
+		if n := w.stats().Leases; n != 3 {
 			t.Errorf("status counts %d leases, the registry has 3", n)
 		}
 		w.reg.SetHistory(0) // all is listed again

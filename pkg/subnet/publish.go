@@ -45,15 +45,3 @@ func (f *follower) publish() {
 		f.emit(v)
 	}
 }
-
-func (f *follower) report() {
-	s := Status{
-		Own: f.own, Lost: f.lost, Moves: f.moves,
-		Leases: len(f.leases) - len(f.graceEnds), Bad: len(f.bad) + f.moreBad,
-		AwaySince: f.away.since,
-	}
-	if f.Report != nil && s != f.status {
-		f.status = s
-		f.Report(s)
-	}
-}

@@ -74,7 +74,8 @@ func (f *follower) acquiring() bool { return f.lost || !f.begun() }
 func (f *follower) stepDone(ctx context.Context, err error) {
 	f.stepSince = time.Time{}
 	was := f.own
-	f.own, f.lost, f.moves = f.mine.lease, f.mine.acquiring != nil && f.mine.had(), f.mine.moves
+	f.own, f.lost = f.mine.lease, f.mine.acquiring != nil && f.mine.had()
+	f.stats.Moves, f.stats.Conflicts = f.mine.moves, f.mine.conflicts
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -91,7 +92,8 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 		f.changed()
 	}
 	if f.mine.unheard { // and as the step has left it, the key is no witness any more: see reconnect
-		f.relist, f.doubtful = true, true
+		f.relistFor(OwnLease)
+		f.doubtful = true
 	}
 	if f.news.heard <= f.own.Revision { // our own write
 		f.news.heard = 0

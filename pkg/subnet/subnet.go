@@ -72,8 +72,8 @@ type Options struct {
 	// Remember, if set, is told, before the lease is written, what the next run's Claim is to be.
 	Remember func(lease.Claim)
 
-	// Report, if set, is told when something in Status changed. It must not block.
-	Report func(Status)
+	// Report, if set, is told when something in Stats changed. It must not block.
+	Report func(Stats)
 
 	// Alive, if set, is called again and again, at least once a minute, as long as Follow works
 	// and no call that it made takes longer than that. It must not block.
@@ -111,16 +111,6 @@ func (o Options) remember(c lease.Claim) {
 	if o.Remember != nil {
 		o.Remember(c)
 	}
-}
-
-// Status is how Follow fares, for metrics and for people.
-type Status struct {
-	Own       lease.Lease // as last written or read, with its present expiry; zero while there was none yet
-	Lost      bool        // another host has the subnet of Own, and there is no other one yet
-	Leases    int         // in the registry, ours included
-	Bad       int         // entries that cannot be decoded
-	Moves     int         // subnets lost to other hosts since the start
-	AwaySince time.Time   // since when the registry has not answered; zero while it does
 }
 
 // between returns a random duration in [low, high), so that hosts which were

@@ -46,6 +46,9 @@ func (f *follower) watch(ctx context.Context, wait time.Duration) {
 
 // heard takes the result of a Watch.
 func (f *follower) heard(ctx context.Context, events []registry.Event, next uint64, err error) {
+	if err == nil {
+		f.stats.Answered = time.Now()
+	}
 	switch {
 	case ctx.Err() != nil:
 	case err == nil && len(events) == 0:
@@ -58,6 +61,7 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 			f.reconnect(ctx)
 		}
 	case err == nil:
+		f.stats.Event = f.stats.Answered
 		for _, ev := range events {
 			f.apply(ev)
 		}
@@ -76,8 +80,11 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 		}
 	case errors.Is(err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", err)
-		f.relist = true
-		f.rolledBack = f.rolledBack || errors.Is(err, registry.ErrTurnedBack)
+		why := HistoryLost
+		if errors.Is(err, registry.ErrTurnedBack) {
+			why, f.rolledBack = RolledBack, true
+		}
+		f.relistFor(why)
 		f.retryTimer.Reset(f.relistDelay())
 	default:
 		f.retryLater(err)
@@ -99,7 +106,7 @@ func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 		return
 	}
 	f.Log.Debug("listing all leases again: they change faster than they are watched", "leases", len(f.leases))
-	f.relist = true
+	f.relistFor(Behind)
 	f.retryTimer.Reset(f.relistDelay())
 }
 
@@ -139,7 +146,7 @@ func (f *follower) reconnect(ctx context.Context) {
 			case err != nil:
 				f.retryLater(err)
 			case f.relist || ev.Bad != nil || ev.Deleted || ev.Lease.Subnets != f.own.Subnets || ev.Lease.Revision != f.own.Revision:
-				f.relist = true
+				f.relistFor(OwnLease)
 				f.list(ctx)
 			default:
 				f.resume(ctx)
@@ -161,6 +168,7 @@ func (f *follower) list(ctx context.Context) {
 				return
 			}
 			f.relist, f.listed = false, true
+			f.stats.Relists[f.cause]++
 			f.load(listing)
 			f.news.doubt()
 			f.news.wiped = f.news.wiped || f.away.active()
@@ -172,6 +180,7 @@ func (f *follower) list(ctx context.Context) {
 // resume watches again, and has the own lease looked after.
 func (f *follower) resume(ctx context.Context) {
 	f.away.end()
+	f.stats.Answered = time.Now()
 	f.watch(ctx, 0)
 	if f.stepSince.IsZero() {
 		f.stepTimer.Reset(f.lookDelay())
