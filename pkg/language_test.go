@@ -3,7 +3,9 @@ package pkg
 import (
 	"encoding/json"
 	"go/ast"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -281,4 +283,54 @@ func readmeTable(t *testing.T, heading string) (rows [][]string) {
 		t.Fatalf("README.md has no table that begins with %q", heading)
 	}
 	return rows
+}
+
+// TestReadmeQuotesMessages checks that what the README's table of symptoms quotes is a message, or
+// the part of one before "…".
+func TestReadmeQuotesMessages(t *testing.T) {
+	var texts []string
+	for _, s := range sources(t) {
+		if isDaemon(s.room) {
+			ast.Inspect(s.file, func(n ast.Node) bool {
+				if l, ok := n.(*ast.BasicLit); ok {
+					texts = append(texts, literal(l))
+				}
+				return true
+			})
+		}
+	}
+	for _, row := range readmeTable(t, "Symptom") {
+		for _, m := range regexp.MustCompile(`"([^"]+?)(?: ?…)?"`).FindAllStringSubmatch(row[0], -1) {
+			if !slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(text, m[1]) }) {
+				t.Errorf("README.md: %q: must be a part of a message", m[1])
+			}
+		}
+	}
+}
+
+// TestReadmeNamesTests checks that the tests that the README names exist.
+func TestReadmeNamesTests(t *testing.T) {
+	there := map[string]bool{}
+	for _, root := range []string{".", "../cmd", "../dist"} {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(text), -1) {
+				there[m[1]] = true
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range readmeTable(t, "Event") {
+		for _, name := range quoted(row[2]) {
+			if strings.HasPrefix(name, "Test") && !there[name] {
+				t.Errorf("README.md: there is no %s", name)
+			}
+		}
+	}
 }
