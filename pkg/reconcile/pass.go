@@ -47,41 +47,26 @@ func (m Missing) Same(o Missing) bool {
 // wanted. Everything else takes a new reading; when there were too many lately, the
 // peers that changed do not wait for it.
 func (l *Loop) Pass(ctx context.Context) bool {
-	begun := time.Now()
 	defer func() { l.ended = time.Now() }()
 	l.cfg.Alive()
-	l.input.Lock()
-	facts, view, err := l.input.facts, l.input.view, l.input.err
-	l.input.Unlock()
-	if err != nil || view == nil {
-		l.holds.broke(time.Now(), inputObject)
-		if err != nil && !errors.As(err, &condition.Reported{}) {
-			l.report.broken("reading the state of this host", err)
-		}
+	facts, view, ok := l.latest()
+	if !ok {
 		return false
 	}
 	if l.retry.Swap(false) {
 		l.holds.retry()
 	}
-	l.own = view.Own.Subnets.V4
-	change := l.plan.Update(facts, *view)
-	news := !change.Nothing()
-	change.All = change.All || l.undone
-	l.report.skipped(l.plan.Skipped())
-	if l.cfg.Rivals != nil {
-		l.cfg.Rivals(l.plan.Rivals())
-	}
-	done := pass{begun: begun, news: news, old: begun.Sub(l.read) >= resync, change: change, left: l.left}
+	done := l.newPass(facts, view)
 	stale := l.stale.Load()
 	if stale && l.budget.Rest(time.Now()) > 0 {
-		if change.Nothing() {
+		if done.change.Nothing() {
 			return l.ok
 		}
 		stale = false
 	}
-	if !stale && l.partial(change) {
-		l.passPart(ctx, *view, &done)
-	} else if !l.passWhole(ctx, facts, *view, &done) {
+	if !stale && l.partial(done.change) {
+		l.passPart(ctx, view, &done)
+	} else if !l.passWhole(ctx, facts, view, &done) {
 		l.undone, l.ok = true, false
 		l.count(&done, Unread)
 		return false
@@ -95,7 +80,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	}
 	l.undone = false
 	if left := len(done.failed)+done.held > 0; left || !done.part {
-		l.left = left && (done.left || !change.Nothing()) // what is left of a repair is one, too
+		l.left = left && (done.left || !done.change.Nothing()) // what is left of a repair is one, too
 	}
 	if !done.part && l.cfg.Missing != nil {
 		l.cfg.Missing(causes(done.missing))
@@ -104,6 +89,37 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	l.report.pass(done)
 	l.ok = !done.own
 	return l.ok
+}
+
+// latest returns what is known of this host and the network. It reports false, and says why, if that
+// is not enough for a pass.
+func (l *Loop) latest() (host.Facts, lease.View, bool) {
+	l.input.Lock()
+	facts, view, err := l.input.facts, l.input.view, l.input.err
+	l.input.Unlock()
+	if err == nil && view != nil {
+		return facts, *view, true
+	}
+	l.holds.broke(time.Now(), inputObject)
+	if err != nil && !errors.As(err, &condition.Reported{}) {
+		l.report.broken("reading the state of this host", err)
+	}
+	return host.Facts{}, lease.View{}, false
+}
+
+// newPass has the plan follow what is known, and returns a pass that has done nothing yet.
+func (l *Loop) newPass(f host.Facts, v lease.View) pass {
+	now := time.Now()
+	p := pass{begun: now, old: now.Sub(l.read) >= resync, left: l.left}
+	l.own = v.Own.Subnets.V4
+	p.change = l.plan.Update(f, v)
+	p.news = !p.change.Nothing()
+	p.change.All = p.change.All || l.undone
+	l.report.skipped(l.plan.Skipped())
+	if l.cfg.Rivals != nil {
+		l.cfg.Rivals(l.plan.Rivals())
+	}
+	return p
 }
 
 // partial tells whether the last reading will do for a change.
