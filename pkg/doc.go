@@ -23,6 +23,10 @@
 // the latest one, and no getter does anything. The comment of daemon.serve says what
 // flows where.
 //
+// What is counted on the way is a copy that any goroutine may have: subnet.Stats, which Follow
+// reports, and the Stats of store.Registry, reconcile.Loop, tunnel.Driver, filter.Filter and
+// filter.Lock.
+//
 // Packet filter rules go the same way in small, beside it: firewall.Rules says what
 // is wanted, filter when to look and which keeper has it, iptables and nftables compare
 // and write.

@@ -46,7 +46,7 @@ func (h *holds) at(object string) *hold {
 	return o
 }
 
-// held tells whether the operation's object is to be left alone now.
+// held reports whether the operation's object is to be left alone now.
 func (h *holds) held(now time.Time, op dataplane.Op) bool {
 	if len(h.objects) == 0 {
 		return false // spares the name of the object
@@ -55,14 +55,14 @@ func (h *holds) held(now time.Time, op dataplane.Op) bool {
 	return ok && now.Before(o.until)
 }
 
-// failing tells whether the operation's object failed the last time.
+// failing reports whether the operation's object failed the last time.
 func (h *holds) failing(op dataplane.Op) bool {
 	o, ok := h.objects[op.Object()]
 	return ok && o.failing != nil
 }
 
-// broke notes a failure, and tells whether it is the first in a row.
-func (h *holds) broke(now time.Time, object string) (first bool) {
+// failed notes a failure, and reports whether it is the first in a row.
+func (h *holds) failed(now time.Time, object string) (first bool) {
 	o := h.at(object)
 	if first = o.failing == nil; first {
 		o.failing = newBackoff()
@@ -83,9 +83,9 @@ func (h *holds) retry() {
 // clear forgets an object.
 func (h *holds) clear(object string) { delete(h.objects, object) }
 
-// did notes a success. A repair may be one too many, so that somebody else must be
+// succeeded notes a success. A repair may be one too many: then somebody else is
 // undoing it again and again.
-func (h *holds) did(now time.Time, op dataplane.Op, repair bool) {
+func (h *holds) succeeded(now time.Time, op dataplane.Op, repair bool) {
 	h.sweep(now)
 	if !repair {
 		if len(h.objects) > 0 {
@@ -124,7 +124,7 @@ func (h *holds) sweep(now time.Time) {
 	}
 }
 
-// left gives for how long an object is still to be left alone.
+// left returns for how long an object is still to be left alone.
 func (h *holds) left(now time.Time, object string) time.Duration {
 	if o, ok := h.objects[object]; ok {
 		return o.until.Sub(now)
@@ -132,7 +132,7 @@ func (h *holds) left(now time.Time, object string) time.Duration {
 	return 0
 }
 
-// next gives the time until something that is held is due.
+// next returns the time until something that is held is due.
 func (h *holds) next(now time.Time) time.Duration {
 	least := time.Duration(math.MaxInt64)
 	for _, o := range h.objects {

@@ -203,9 +203,9 @@ func (l *Loop) wait(ctx context.Context) error {
 	}
 }
 
-// calm blocks until no more is to be expected: of what is wanted all is known at once,
-// of what is damaged more may follow. What is read meanwhile must be read again, so
-// the end is awaited for as long as that would take.
+// calm waits until a burst of triggers has ended. A change of what is wanted is known as a whole.
+// Damage may go on, and what is read meanwhile has to be read again, so calm waits for its end, for
+// up to twice the time that a reading takes.
 func (l *Loop) calm(ctx context.Context) error {
 	at := l.ended.Add(debounce)
 	if l.stale.Load() {

@@ -30,12 +30,12 @@ type Missing struct {
 	Reason string // why there was none
 }
 
-// Same reports whether two tell of the same attempt.
+// Same reports whether two are of the same attempt.
 func (m Missing) Same(o Missing) bool {
 	return m.Err == o.Err && m.Reason == o.Reason && m.Op.Object() == o.Op.Object()
 }
 
-// Pass brings the kernel up to date once and tells whether what this host needs
+// Pass brings the kernel up to date once and reports whether what this host needs
 // for itself stands: its link, its address, and the routes and tunnel entries that no
 // peer is the reason for. Failures with single peers do not count; they are tried
 // again later. Passes must not overlap: Settle and Run are for one goroutine.
@@ -100,9 +100,9 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 	if err == nil && view != nil {
 		return facts, *view, true
 	}
-	l.holds.broke(time.Now(), inputObject)
+	l.holds.failed(time.Now(), inputObject)
 	if err != nil && !errors.As(err, &condition.Reported{}) {
-		l.report.broken("reading the state of this host", err)
+		l.report.unread("reading the state of this host", err)
 	}
 	return host.Facts{}, lease.View{}, false
 }
@@ -122,7 +122,7 @@ func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	return p
 }
 
-// partial tells whether the last reading will do for a change.
+// partial reports whether the last reading will do for a change.
 func (l *Loop) partial(c backend.Change) bool {
 	want := l.plan.Want()
 	if c.All || l.whole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
@@ -144,8 +144,8 @@ func (l *Loop) passPart(ctx context.Context, v lease.View, done *pass) {
 	l.whole = len(done.failed)+len(delta.Conflicts) > 0
 }
 
-// passWhole reads the kernel, puts right what differs, and looks again. It tells
-// whether the kernel could be read.
+// passWhole reads the kernel, applies the difference, and looks again. It reports whether the kernel
+// could be read.
 func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *pass) bool {
 	want := l.plan.Want()
 	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
@@ -157,8 +157,8 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 		l.reading = dataplane.State{} // not two at a time: they are large
 		have := dataplane.NewState()
 		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
-			l.holds.broke(time.Now(), inputObject)
-			l.report.broken("reading the kernel", err)
+			l.holds.failed(time.Now(), inputObject)
+			l.report.unread("reading the kernel", err)
 			return false
 		}
 		l.holds.clear(inputObject)
@@ -226,7 +226,7 @@ type failure struct {
 	first bool // it did not fail the time before
 }
 
-// apply carries out the operations that are due until ctx ends, and tells whether it is worth
+// apply carries out the operations that are due until ctx ends, and reports whether it is worth
 // looking again.
 func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
@@ -287,7 +287,7 @@ func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
 				l.refused[op.Object()] = err
 				done.missing = append(done.missing, Missing{Op: op, Err: err})
 			}
-			first := l.holds.broke(now, op.Object())
+			first := l.holds.failed(now, op.Object())
 			done.failed = append(done.failed, failure{op, err, first})
 			continue
 		}
@@ -296,7 +296,7 @@ func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
 		}
 		// What is wanted as before, and was not so, somebody has undone.
 		repair := op.Kind != dataplane.KindNextHop && !done.change.About(op)
-		l.holds.did(now, op, repair)
+		l.holds.succeeded(now, op, repair)
 		if done.applied.add(op); repair {
 			done.repaired.add(op)
 		}

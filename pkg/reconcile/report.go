@@ -21,8 +21,8 @@ const (
 	refusedCondition   = "kernel/refused"
 )
 
-// report says what the passes do: in the log one line for each that changed something, and
-// as conditions what is wrong.
+// report logs what the passes do, in one line for each that changed something, and keeps the
+// conditions that follow from them.
 type report struct {
 	log       *slog.Logger
 	last      []backend.Skipped
@@ -30,15 +30,15 @@ type report struct {
 	conflicts *condition.Group // by operation
 	failing   int              // objects that failed since it was last well
 
-	wrong *condition.List
+	conditions *condition.List
 
 	due  time.Time // when what was gathered is to be logged; zero: nothing is
 	told time.Time // when something was last said of the present pass
 }
 
-func newReport(log *slog.Logger, wrong *condition.List) *report {
+func newReport(log *slog.Logger, conditions *condition.List) *report {
 	return &report{
-		log: log, wrong: wrong,
+		log: log, conditions: conditions,
 		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipping peers"),
 		conflicts: condition.NewGroup(log, slog.LevelError, "operations blocked by a conflict", "operations no longer blocked by a conflict"),
 	}
@@ -75,16 +75,16 @@ func (r *report) later(now time.Time) time.Duration {
 	return r.due.Sub(now)
 }
 
-// broken is called when a pass could not read what it compares.
-func (r *report) broken(what string, err error) {
-	r.wrong.Begin(condition.Condition{
+// unread is called when a pass could not read what it compares.
+func (r *report) unread(what string, err error) {
+	r.conditions.Begin(condition.Condition{
 		ID: uncheckedCondition + what, Severe: true, Text: "reconcile failed, will retry", Ended: "reconcile works again",
 		Fields: []any{"reason", what, "err", err},
 	})
 }
 
 func (r *report) pass(p pass) {
-	r.wrong.Replace(uncheckedCondition, nil)
+	r.conditions.Replace(uncheckedCondition, nil)
 	r.applications(p)
 	r.told = time.Time{}
 	r.failures(p)
@@ -105,10 +105,10 @@ func (r *report) pass(p pass) {
 	r.flush()
 }
 
-// applications tells of a pass that changed something, and of a fight.
+// applications logs what a pass has changed, and begins or ends the condition of a fight.
 func (r *report) applications(p pass) {
 	if !p.fighting {
-		r.wrong.End(fightCondition)
+		r.conditions.End(fightCondition)
 	}
 	if p.applied.n == 0 {
 		return
@@ -119,7 +119,7 @@ func (r *report) applications(p pass) {
 	}
 	r.log.Info(msg, "ops", p.applied.String(), "example", p.applied.first.String())
 	if p.fighting {
-		r.wrong.Begin(condition.Condition{
+		r.conditions.Begin(condition.Condition{
 			ID: fightCondition, Severe: true, Text: "another program keeps undoing changes to the kernel, backing off",
 			Fields: []any{"ops", p.applied.String(), "example", p.applied.first.String()},
 		})
@@ -137,26 +137,25 @@ func (r *report) failures(p pass) {
 		}
 	}
 	if r.failing += len(fresh); len(fresh) > 0 {
-		r.wrong.Set(condition.Condition{
+		r.conditions.Set(condition.Condition{
 			ID: refusedCondition, Text: "failed to apply changes to the kernel, will retry", Ended: "changes to the kernel no longer fail",
 			Fields: []any{"count", r.failing, "err", fresh[0].err},
 		})
 	}
 	if len(p.failed) == 0 && p.held == 0 && !p.part {
-		r.wrong.End(refusedCondition)
+		r.conditions.End(refusedCondition)
 		r.failing = 0
 	}
 }
 
-// applied is told of each operation that was done.
+// applied logs an operation that was done.
 func (r *report) applied(op dataplane.Op) {
 	if r.log.Enabled(context.Background(), slog.LevelDebug) {
 		r.log.Debug("applied", "command", op.String())
 	}
 }
 
-// progress is told now and then how far a pass has come, and says so when it
-// takes long.
+// progress logs, every progressEvery, how far a pass that takes long has come.
 func (r *report) progress(done, of int) {
 	switch now := time.Now(); {
 	case r.told.IsZero():
