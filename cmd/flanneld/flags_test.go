@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -169,6 +171,48 @@ func TestHelpAndVersion(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	if code := run(context.Background(), func() {}, []string{"--version"}, nil, &stdout, &stderr); code != 0 || strings.TrimSpace(stderr.String()) != version {
 		t.Errorf("exit %d, %q, %q", code, stdout.String(), stderr.String())
+	}
+}
+
+// TestReadmeHasEachFlag checks that the README's table has each flag that has an effect, with its
+// default, and no other.
+func TestReadmeHasEachFlag(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(readme), "\n| Flag |")
+	table, _, _ := strings.Cut(after, "\n\n")
+	defaults := map[string]string{}
+	for _, row := range strings.Split(table, "\n")[2:] {
+		cells := strings.Split(row, "|")
+		for _, m := range regexp.MustCompile("`-([a-z-]+)`").FindAllStringSubmatch(cells[1], -1) {
+			defaults[m[1]] = strings.Trim(cells[2], " `")
+		}
+	}
+	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {
+		if _, idle := f.Annotations[noEffect]; idle {
+			return
+		}
+		def, there := defaults[f.Name]
+		if !there {
+			t.Errorf("README.md: there is no -%s in the table of flags", f.Name)
+		}
+		switch f.DefValue {
+		case "", "[]": // the table may say in words what that means
+		case "false":
+			if def != "" && def != "false" {
+				t.Errorf("README.md: -%s has the default %s", f.Name, def)
+			}
+		default:
+			if word, _, _ := strings.Cut(def, " "); word != f.DefValue {
+				t.Errorf("README.md: -%s has the default %s, not %s", f.Name, def, f.DefValue)
+			}
+		}
+		delete(defaults, f.Name)
+	})
+	for name := range defaults {
+		t.Errorf("README.md: there is no flag -%s", name)
 	}
 }
 
