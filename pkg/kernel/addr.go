@@ -12,12 +12,12 @@ import (
 
 func init() {
 	register(dataplane.KindAddr, &handler{
-		read: func(g *reading) error { return g.onLinks("addresses", g.addrs) },
+		read: func(g *reader) error { return g.onLinks("addresses", g.addrs) },
 		request: func(r *requests, op dataplane.Op, index int) {
 			a, _ := dataplane.KindAddr.Of(op)
 			r.addr(op.Verb, a, index)
 		},
-		stands: []unix.Errno{unix.EEXIST},
+		existsErrs: []unix.Errno{unix.EEXIST},
 
 		groups:   []int{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR},
 		messages: []uint16{unix.RTM_NEWADDR, unix.RTM_DELADDR},
@@ -46,7 +46,7 @@ func addrsRequest(index int) *requests {
 	return r
 }
 
-func (g *reading) addrs(name string, index int) error {
+func (g *reader) addrs(name string, index int) error {
 	var found []netip.Prefix
 	err := g.k.conn.Dump(&addrsRequest(index).Requests, func() { found = nil }, func(b []byte) {
 		if p, i, _, ok := parseAddr(b); ok && i == index {

@@ -23,7 +23,7 @@ func (k *Kernel) Apply(ops []dataplane.Op) []error {
 			a.queue(i, h)
 		default:
 			a.flush()
-			a.errs[i] = settle(op, h, h.apply(k, op))
+			a.errs[i] = ignoreHarmless(op, h, h.apply(k, op))
 			clear(a.indexes) // links may be others now
 		}
 	}
@@ -43,9 +43,9 @@ type applier struct {
 	errs    []error
 	indexes map[string]int // of links by name; links come and go in between
 
-	waiting  []queued
-	requests requests
-	noted    bool // of some of them it is noted that they were done
+	pending   []queued
+	requests  requests
+	lockCache bool // of some of them it is noted that they were done
 }
 
 type queued struct{ op, index int } // into ops; of the link
@@ -58,13 +58,13 @@ func (a *applier) queue(i int, h *handler) {
 	if link := op.Device(); link != "" {
 		var err error
 		if index, err = a.index(link); err != nil {
-			a.errs[i] = settle(op, h, err)
+			a.errs[i] = ignoreHarmless(op, h, err)
 			return
 		}
 	}
-	a.waiting = append(a.waiting, queued{i, index})
+	a.pending = append(a.pending, queued{i, index})
 	h.request(&a.requests, op, index)
-	a.noted = a.noted || h.done != nil
+	a.lockCache = a.lockCache || h.applied != nil
 	if a.requests.Len() == a.k.conn.BatchSize() {
 		a.flush()
 	}
@@ -91,30 +91,30 @@ func (a *applier) flush() {
 	if a.requests.Len() == 0 {
 		return
 	}
-	if a.noted { // see forwarding for why all the time
-		a.k.forwarding.mu.Lock()
-		defer a.k.forwarding.mu.Unlock()
+	if a.lockCache { // see forwarding for why all the time
+		a.k.fdbCache.mu.Lock()
+		defer a.k.fdbCache.mu.Unlock()
 	}
 	for n, err := range a.k.conn.Batch(&a.requests.Requests) {
-		q := a.waiting[n]
+		q := a.pending[n]
 		op := a.ops[q.op]
 		h := handlers[op.Kind]
-		if err != nil && h.again != nil {
-			err = h.again(a.k, op, q.index, err)
+		if err != nil && h.retry != nil {
+			err = h.retry(a.k, op, q.index, err)
 		}
-		err = settle(op, h, err)
-		if err == nil && h.done != nil {
-			h.done(a.k, op, q.index)
+		err = ignoreHarmless(op, h, err)
+		if err == nil && h.applied != nil {
+			h.applied(a.k, op, q.index)
 		}
 		a.errs[q.op] = err
 	}
-	a.waiting, a.noted = a.waiting[:0], false
+	a.pending, a.lockCache = a.pending[:0], false
 	a.requests.Reset()
 }
 
-// settle drops the errors that say that an operation had nothing to do.
-func settle(op dataplane.Op, h *handler, err error) error {
-	harmless := h.stands
+// ignoreHarmless drops the errors that say that an operation had nothing to do.
+func ignoreHarmless(op dataplane.Op, h *handler, err error) error {
+	harmless := h.existsErrs
 	if op.Verb == dataplane.Del {
 		harmless = []unix.Errno{unix.ESRCH, unix.ENOENT, unix.ENODEV, unix.EADDRNOTAVAIL}
 	}

@@ -47,7 +47,7 @@ func (w *Watch) routeEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 func (w *Watch) nextHopEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	id, _, _, ok := parseNextHop(body)
 	through := h.Type == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
-	if ok && (w.interest.Scope.InRange(id) || through && !w.k.ownHops.Load()) {
+	if ok && (w.interest.Scope.InRange(id) || through && !w.k.onlyOwnHops.Load()) {
 		return driver.Routes
 	}
 	return 0
@@ -60,9 +60,9 @@ func (w *Watch) addrEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 	if !ok {
 		return 0
 	}
-	e := w.by(index, driver.Addrs, driver.Uplink)
+	e := w.eventFor(index, driver.Addrs, driver.Uplink)
 	if p.Addr().Is4() {
-		w.numbered[index] = true
+		w.hasAddr[index] = true
 		if e&driver.Addrs == 0 {
 			e |= driver.Candidates
 		}
@@ -75,12 +75,12 @@ func (w *Watch) neighborEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	switch {
 	case !ok:
 		return 0
-	case n.family == unix.AF_BRIDGE && !n.aged:
+	case n.family == unix.AF_BRIDGE && !n.hasAge:
 		// Until 6.13, rtnetlink tells of every change once more, after the driver and
 		// knowing less, such as no remote (net/core/rtnetlink.c, rtnl_fdb_add).
 		return 0
 	case n.family == unix.AF_BRIDGE:
-		if e := w.by(n.index, driver.FDB, 0); e != 0 && w.k.forwarding.tells(h.Type, n) {
+		if e := w.eventFor(n.index, driver.FDB, 0); e != 0 && w.k.fdbCache.isNews(h.Type, n) {
 			return e
 		}
 		return 0
@@ -91,15 +91,15 @@ func (w *Watch) neighborEvent(h unix.NlMsghdr, body []byte) driver.Event {
 		// that told who asked, which this one does not.
 		return 0
 	}
-	return w.by(n.index, driver.Neighs, 0)
+	return w.eventFor(n.index, driver.Neighs, 0)
 }
 
-// by returns own when the link is one of ours, and uplink when it is an uplink.
-func (w *Watch) by(index int, own, uplink driver.Event) driver.Event {
-	return w.named(w.links[index].name, own, uplink)
+// eventFor returns own when the link is one of ours, and uplink when it is an uplink.
+func (w *Watch) eventFor(index int, own, uplink driver.Event) driver.Event {
+	return w.eventForName(w.links[index].name, own, uplink)
 }
 
-func (w *Watch) named(name string, own, uplink driver.Event) (e driver.Event) {
+func (w *Watch) eventForName(name string, own, uplink driver.Event) (e driver.Event) {
 	if w.interest.Scope.OwnsLink(name) {
 		e |= own
 	}
@@ -118,12 +118,12 @@ func (w *Watch) linkEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	}
 	index := now.index
 	old := w.links[index]
-	numbered := w.numbered[index]
+	numbered := w.hasAddr[index]
 	if h.Type == unix.RTM_DELLINK {
-		delete(w.numbered, index)
+		delete(w.hasAddr, index)
 		delete(w.links, index)
 		now = device{}
-	} else if numbered || w.named(now.name, driver.Links, driver.Uplink) != 0 {
+	} else if numbered || w.eventForName(now.name, driver.Links, driver.Uplink) != 0 {
 		w.links[index] = now
 	} else {
 		delete(w.links, index)
@@ -131,9 +131,9 @@ func (w *Watch) linkEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	if old == now { // queues, counters and other things that nobody wants
 		return 0
 	}
-	e := w.named(old.name, driver.Links, driver.Uplink) | w.named(now.name, driver.Links, driver.Uplink)
+	e := w.eventForName(old.name, driver.Links, driver.Uplink) | w.eventForName(now.name, driver.Links, driver.Uplink)
 	if old.name != now.name && e != 0 {
-		w.filter()
+		w.setFilter()
 	}
 	if e&driver.Links == 0 && numbered {
 		e |= driver.Candidates

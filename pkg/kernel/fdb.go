@@ -12,17 +12,17 @@ import (
 
 func init() {
 	register(dataplane.KindFDB, &handler{
-		read: func(g *reading) error {
-			g.k.forwarding.keep(g.links)
+		read: func(g *reader) error {
+			g.k.fdbCache.retain(g.links)
 			return g.onLinks("fdb", g.fdb)
 		},
 		request: func(r *requests, op dataplane.Op, index int) {
 			f, _ := dataplane.KindFDB.Of(op)
 			r.fdb(op.Verb, f, index)
 		},
-		done: func(k *Kernel, op dataplane.Op, index int) {
+		applied: func(k *Kernel, op dataplane.Op, index int) {
 			f, _ := dataplane.KindFDB.Of(op)
-			k.forwarding.note(op.Verb, f, index)
+			k.fdbCache.update(op.Verb, f, index)
 		},
 		limit: limitOfFDB,
 	})
@@ -44,15 +44,15 @@ func (r *requests) fdb(verb dataplane.Verb, f dataplane.FDB, index int) {
 	r.Addr(unix.NDA_DST, f.Dst)
 }
 
-func (g *reading) fdb(name string, index int) error {
+func (g *reader) fdb(name string, index int) error {
 	k := g.k
 	var known map[dataplane.MAC]netip.Addr
 	reset := func() {
-		known = make(map[dataplane.MAC]netip.Addr, len(k.forwarding.links[index]))
+		known = make(map[dataplane.MAC]netip.Addr, len(k.fdbCache.links[index]))
 		maps.DeleteFunc(g.s.FDB, func(f dataplane.FDB, _ struct{}) bool { return f.Link == name })
 	}
-	k.forwarding.mu.Lock()
-	defer k.forwarding.mu.Unlock()
+	k.fdbCache.mu.Lock()
+	defer k.fdbCache.mu.Unlock()
 	err := k.neighbors(unix.AF_BRIDGE, index, reset, func(n neighbor) {
 		if n.family != unix.AF_BRIDGE || !n.self {
 			return
@@ -63,7 +63,7 @@ func (g *reading) fdb(name string, index int) error {
 		}
 	})
 	if err == nil {
-		k.forwarding.learn(index, known)
+		k.fdbCache.set(index, known)
 	}
 	return err
 }

@@ -11,7 +11,7 @@ import (
 // registers its handler. Requests may be repeated: what stands already is replaced by the same.
 type handler struct {
 	// read adds to a reading what there is of the kind in scope.
-	read func(*reading) error
+	read func(*reader) error
 
 	// apply carries out an operation by itself. nil: operations are requests, of which many are
 	// sent at a time.
@@ -19,12 +19,12 @@ type handler struct {
 	// request writes an operation; index is that of its link.
 	request func(r *requests, op dataplane.Op, index int)
 	// stands are the errors that say that what was to be put is there already.
-	stands []unix.Errno
+	existsErrs []unix.Errno
 	// again, if there is one, tries in another way what the kernel has refused.
-	again func(k *Kernel, op dataplane.Op, index int, refused error) error
+	retry func(k *Kernel, op dataplane.Op, index int, refused error) error
 	// done, if there is one, is told what was done. What is known of forwarding is locked from
 	// before the request.
-	done func(k *Kernel, op dataplane.Op, index int)
+	applied func(k *Kernel, op dataplane.Op, index int)
 	// limit, if there is one, says which limit of the kernel a Put has reached, where the error
 	// number alone leaves that open; "" if none.
 	limit func(op dataplane.Op, refused error) string
@@ -32,7 +32,7 @@ type handler struct {
 	// groups are those of rtnetlink(7) that tell of changes, by messages of which event returns
 	// what a Watch is to report. young says that older kernels have no such groups.
 	groups   []int
-	young    bool
+	optional bool
 	messages []uint16
 	event    func(w *Watch, h unix.NlMsghdr, body []byte) driver.Event
 }

@@ -25,7 +25,7 @@ type Wanted struct {
 	Routes  bool
 	Network netip.Prefix
 	// Leads are addresses to which all routes are read.
-	Leads []netip.Addr
+	Targets []netip.Addr
 }
 
 // Inventory reads the interfaces that an uplink can be chosen from: those with IPv4 addresses,
@@ -76,7 +76,7 @@ func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry
 		switch d, err := k.byName(name); {
 		case err == nil:
 			links[d.index] = d
-		case !noLink(err):
+		case !isNoLink(err):
 			return nil, fmt.Errorf("read link %s: %w", name, err)
 		}
 	}
@@ -89,12 +89,12 @@ func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry
 			wanted[r.index] = true
 		}
 	}
-	leads := slices.SortedFunc(slices.Values(w.Leads), netip.Addr.Compare)
+	targets := slices.SortedFunc(slices.Values(w.Targets), netip.Addr.Compare)
 	for _, r := range routes {
 		// What leads into the overlay's network concerns nobody but an uplink, or whom
 		// it leads to.
 		_, known := links[r.index]
-		if !known && (!(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) || leadsTo(r.key.Dst, leads)) {
+		if !known && (!(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) || containsAny(r.key.Dst, targets)) {
 			wanted[r.index] = true
 		}
 	}
@@ -126,13 +126,13 @@ func ifaces(links map[int]device, addrs []addrEntry) (all []host.Iface, at map[i
 }
 
 func (k *Kernel) wantedRoutes(w Wanted) ([]routeEntry, error) {
-	if !w.Routes && len(w.Leads) == 0 {
+	if !w.Routes && len(w.Targets) == 0 {
 		return k.defaultRoutes()
 	}
-	leads := slices.SortedFunc(slices.Values(w.Leads), netip.Addr.Compare)
-	wanted := func(dst netip.Prefix) bool { return w.Routes || dst.Bits() == 0 || leadsTo(dst, leads) }
+	targets := slices.SortedFunc(slices.Values(w.Targets), netip.Addr.Compare)
+	wanted := func(dst netip.Prefix) bool { return w.Routes || dst.Bits() == 0 || containsAny(dst, targets) }
 	var u *underlay
-	err := k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { u = newUnderlay(w.Network, leads) }, wanted, func(e routeEntry) { u.add(e) })
+	err := k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { u = newUnderlay(w.Network, targets) }, wanted, func(e routeEntry) { u.add(e) })
 	if err != nil {
 		return nil, err
 	}

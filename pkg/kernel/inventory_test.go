@@ -78,9 +78,9 @@ func TestInventoryHasWhatIsWanted(t *testing.T) {
 		{Wanted{}, "lo up0", "0.0.0.0/0"},
 		{Wanted{Names: []string{"named", "none", "a-name-that-no-link-can-have"}}, "lo up0 named", "0.0.0.0/0"},
 		{Wanted{Routes: true, Network: network}, "lo up0", "0.0.0.0/0 128.0.0.0/1 192.0.2.0/24"},
-		{Wanted{Leads: []netip.Addr{netip.MustParseAddr("20.1.2.3"), netip.MustParseAddr("10.5.9.9")}, Network: network}, "lo up0",
+		{Wanted{Targets: []netip.Addr{netip.MustParseAddr("20.1.2.3"), netip.MustParseAddr("10.5.9.9")}, Network: network}, "lo up0",
 			"0.0.0.0/0 10.5.0.0/16 10.5.9.0/24 20.0.0.0/8 20.1.0.0/16"},
-		{Wanted{Leads: []netip.Addr{netip.MustParseAddr("10.5.7.9")}, Network: network}, "lo up0 bare", "0.0.0.0/0 10.5.0.0/16 10.5.7.0/24"},
+		{Wanted{Targets: []netip.Addr{netip.MustParseAddr("10.5.7.9")}, Network: network}, "lo up0 bare", "0.0.0.0/0 10.5.0.0/16 10.5.7.0/24"},
 	} {
 		inv, err := b.k.Inventory(c.wanted)
 		b.must(err)

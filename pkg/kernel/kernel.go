@@ -26,9 +26,9 @@ type Kernel struct {
 	ns   *netlink.Namespace
 	conn *netlink.Conn
 
-	noNextHops atomic.Bool // the kernel has said that it has none
-	ownHops    atomic.Bool // in the last Snapshot, no route went through a nexthop out of the scope's range
-	forwarding forwarding
+	noNextHops  atomic.Bool // the kernel has said that it has none
+	onlyOwnHops atomic.Bool // in the last Snapshot, no route went through a nexthop out of the scope's range
+	fdbCache    fdbCache
 }
 
 // New gives access to the network namespace of the calling thread.

@@ -20,7 +20,7 @@ const skipStats = 1 << 3
 
 func init() {
 	register(dataplane.KindLink, &handler{
-		read:  (*reading).ourLinks,
+		read:  (*reader).ourLinks,
 		apply: (*Kernel).applyLink,
 
 		groups:   []int{unix.RTNLGRP_LINK},
@@ -135,18 +135,18 @@ func (k *Kernel) device(r *requests) (device, error) {
 	return d, nil
 }
 
-// noLink reports whether an error says that there is no such link; a name that no link can
+// isNoLink reports whether an error says that there is no such link; a name that no link can
 // have is refused in other ways.
-func noLink(err error) bool {
+func isNoLink(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE)
 }
 
-// mostAsked is how many links are asked for one by one, before a list of all costs less.
-const mostAsked = 256
+// maxSingleReads is how many links are asked for one by one, before a list of all costs less.
+const maxSingleReads = 256
 
 // find adds to links those of the wanted indexes that exist.
 func (k *Kernel) find(links map[int]device, wanted map[int]bool) error {
-	if len(wanted) > mostAsked {
+	if len(wanted) > maxSingleReads {
 		all, err := k.devices()
 		if err != nil {
 			return err
@@ -348,12 +348,12 @@ func parentName(n names, index int) (string, error) {
 }
 
 // ourLinks reads the links of the scope, and how those are called that it depends on.
-func (g *reading) ourLinks() error {
+func (g *reader) ourLinks() error {
 	for _, name := range g.scope.Carriers {
 		d, err := g.k.byName(name)
 		if err == nil {
 			g.names.known[d.index] = name
-		} else if !noLink(err) {
+		} else if !isNoLink(err) {
 			return fmt.Errorf("read link %s: %w", name, err)
 		}
 	}
@@ -390,9 +390,9 @@ func (k *Kernel) applyLink(op dataplane.Op) error {
 	}
 	d, err := k.verify(name, link)
 	if err == nil && op.Verb == dataplane.Put { // a new one forwards to nobody
-		k.forwarding.mu.Lock()
-		defer k.forwarding.mu.Unlock()
-		k.forwarding.learn(d.index, map[dataplane.MAC]netip.Addr{})
+		k.fdbCache.mu.Lock()
+		defer k.fdbCache.mu.Unlock()
+		k.fdbCache.set(d.index, map[dataplane.MAC]netip.Addr{})
 	}
 	return err
 }

@@ -233,7 +233,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add(linkRequest(3).Datagram(0, 1, 1))
 	f.Add([]byte(strings.Repeat("\x10\x00\x00\x00", 8)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := &Watch{k: &Kernel{conn: &netlink.Conn{}}, numbered: map[int]bool{}, links: map[int]device{}, passing: []int{}}
+		w := &Watch{k: &Kernel{conn: &netlink.Conn{}}, hasAddr: map[int]bool{}, links: map[int]device{}, filterLinks: []int{}}
 		for h, body := range netlink.Messages(b) {
 			netlink.Answer(h, body)
 			for kind := range uint16(unix.RTM_GETNEXTHOP) {

@@ -14,7 +14,7 @@ import (
 
 func init() {
 	register(dataplane.KindNeigh, &handler{
-		read: func(g *reading) error { return g.onLinks("neighbours", g.neighs) },
+		read: func(g *reader) error { return g.onLinks("neighbours", g.neighs) },
 		request: func(r *requests, op dataplane.Op, index int) {
 			k, mac := dataplane.KindNeigh.Of(op)
 			r.neigh(op.Verb, k, mac, index)
@@ -58,7 +58,7 @@ func (r *requests) neighHeader(m unix.NdMsg) {
 	r.Put8(m.Flags, m.Type)
 }
 
-func (g *reading) neighs(name string, index int) error {
+func (g *reader) neighs(name string, index int) error {
 	reset := func() {
 		maps.DeleteFunc(g.s.Neighs, func(k dataplane.NeighKey, _ dataplane.MAC) bool { return k.Link == name })
 	}
@@ -89,7 +89,7 @@ type neighbor struct {
 	dst           netip.Addr
 	mac           dataplane.MAC
 	other         bool // an FDB entry with a port, VNI or device of its own
-	aged          bool // its age is told, which only the table that holds it knows
+	hasAge        bool // its age is told, which only the table that holds it knows
 }
 
 func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }
@@ -109,7 +109,7 @@ func parseNeighbor(b []byte) (n neighbor, ok bool) {
 		case unix.NDA_LLADDR:
 			n.mac = v.MAC()
 		case unix.NDA_CACHEINFO:
-			n.aged = true
+			n.hasAge = true
 		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX, ndaNextHop:
 			n.other = true
 		}

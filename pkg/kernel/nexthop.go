@@ -21,7 +21,7 @@ const protoForeign = unix.RTPROT_UNSPEC
 
 func init() {
 	register(dataplane.KindNextHop, &handler{
-		read: func(g *reading) (err error) {
+		read: func(g *reader) (err error) {
 			if g.scope.Network.IsValid() && g.scope.Network.Addr().Is4() {
 				g.hops, err = g.nextHops()
 				g.s.NextHops = g.hops.in
@@ -34,7 +34,7 @@ func init() {
 		},
 
 		groups:   []int{unix.RTNLGRP_NEXTHOP},
-		young:    true,
+		optional: true,
 		messages: []uint16{unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP},
 		event:    (*Watch).nextHopEvent,
 	})
@@ -110,7 +110,7 @@ func (h hops) of(id uint32) (dataplane.NextHop, bool) {
 }
 
 // nextHops lists the nexthop objects; nil maps: this kernel has none.
-func (g *reading) nextHops() (hops, error) {
+func (g *reader) nextHops() (hops, error) {
 	k, scope, n := g.k, g.scope, g.names
 	type entry struct {
 		id    uint32

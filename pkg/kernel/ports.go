@@ -44,7 +44,7 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	err := k.ns.Do(func() error {
 		for _, suffix := range []string{"", "6"} {
 			err := readTable("/proc/thread-self/net/"+protocol+suffix, func(h Holder, listens bool, inode string) {
-				if h.Addr.Port() == local.Port() && overlap(h.Addr.Addr(), local.Addr()) && (protocol == "udp" || listens) {
+				if h.Addr.Port() == local.Port() && addrsConflict(h.Addr.Addr(), local.Addr()) && (protocol == "udp" || listens) {
 					sockets[inode] = h
 				}
 			})
@@ -57,7 +57,7 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	if err != nil || len(sockets) == 0 {
 		return nil, err
 	}
-	sees := seesAll()
+	sees := seesAllProcesses()
 	for inode, h := range sockets {
 		h.Kernel = sees
 		sockets[inode] = h
@@ -77,9 +77,9 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	return all, nil
 }
 
-// overlap reports whether two sockets of one port are in each other's way. One of IPv6 with
+// addrsConflict reports whether two sockets of one port are in each other's way. One of IPv6 with
 // no address takes IPv4 as well, unless it was told not to.
-func overlap(a, b netip.Addr) bool {
+func addrsConflict(a, b netip.Addr) bool {
 	a, b = a.Unmap(), b.Unmap()
 	return a == b || a.IsUnspecified() || b.IsUnspecified()
 }
@@ -132,10 +132,10 @@ func socketAddr(s string) (netip.AddrPort, error) {
 // initPID is the inode of the first PID namespace (PROC_PID_INIT_INO of linux/proc_ns.h).
 const initPID = "pid:[4026531836]"
 
-// seesAll reports whether every process's descriptors can be listed: that is refused to whoever
+// seesAllProcesses reports whether every process's descriptors can be listed: that is refused to whoever
 // may not trace the process, as by ProtectProc= of systemd.exec(5), and a PID namespace hides
 // those outside.
-func seesAll() bool {
+func seesAllProcesses() bool {
 	ns, err := os.Readlink("/proc/self/ns/pid")
 	_, denied := os.Readlink("/proc/1/exe") // root may list what it may not read
 	return err == nil && ns == initPID && denied == nil

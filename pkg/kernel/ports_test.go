@@ -22,7 +22,7 @@ func FuzzSockets(f *testing.F) {
 			if n++; !h.Addr.Addr().IsValid() || inode == "" || h.PID != 0 {
 				t.Errorf("%q is read as %+v, inode %q", text, h, inode)
 			}
-			overlap(h.Addr.Addr(), h.Addr.Addr())
+			addrsConflict(h.Addr.Addr(), h.Addr.Addr())
 			_ = fmt.Sprint(h)
 		})
 		if lines := strings.Count(text, "\n") + 1; n > lines {

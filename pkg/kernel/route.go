@@ -14,12 +14,12 @@ import (
 
 func init() {
 	register(dataplane.KindRoute, &handler{
-		read: (*reading).routes,
+		read: (*reader).routes,
 		request: func(r *requests, op dataplane.Op, index int) {
 			k, route := dataplane.KindRoute.Of(op)
 			r.route(op.Verb, k, route, index)
 		},
-		again: (*Kernel).unshadow,
+		retry: (*Kernel).replaceShadowed,
 		limit: limitOfRoutes,
 
 		groups:   []int{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE},
@@ -202,14 +202,14 @@ func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefi
 
 // routes reads the routes of the scope, after the nexthops: a route may say no more than which
 // one it goes through.
-func (g *reading) routes() error {
+func (g *reader) routes() error {
 	s, scope := g.s, g.scope
 	if !scope.Network.IsValid() {
 		return nil
 	}
 	put := func(e routeEntry) {
 		if e.route.NextHop != 0 && e.index == 0 {
-			e.through(g.hops)
+			e.resolveNextHop(g.hops)
 		}
 		if e.key.Dst.Addr().Is6() && e.key.Metric == defaultMetric6 {
 			e.key.Metric = 0
@@ -239,7 +239,7 @@ func (g *reading) routes() error {
 			unnamed = append(unnamed, e)
 		}
 	})
-	g.k.ownHops.Store(ownHops && err == nil)
+	g.k.onlyOwnHops.Store(ownHops && err == nil)
 	if err != nil {
 		return err
 	}
@@ -254,18 +254,18 @@ func (g *reading) routes() error {
 	return nil
 }
 
-// through says of a route what its nexthop object says. One by an object that is
+// resolveNextHop says of a route what its nexthop object says. One by an object that is
 // not a gateway on a link stays without, as do all routes by several links.
-func (e *routeEntry) through(h hops) {
+func (e *routeEntry) resolveNextHop(h hops) {
 	if hop, ok := h.of(e.route.NextHop); ok && hop.Link != "" {
 		e.key.Link, e.route.Via, e.route.OnLink = hop.Link, hop.Via, hop.OnLink
 	}
 }
 
-// unshadow replaces a route where several have the same destination and metric.
+// replaceShadowed replaces a route where several have the same destination and metric.
 // The kernel then replaces the first only, and refuses when the wanted one
 // stands behind it; with that one gone, it becomes the first.
-func (k *Kernel) unshadow(op dataplane.Op, index int, refused error) error {
+func (k *Kernel) replaceShadowed(op dataplane.Op, index int, refused error) error {
 	if op.Verb != dataplane.Put || !errors.Is(refused, unix.EEXIST) {
 		return refused
 	}

@@ -27,7 +27,7 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 
 // read adds what a Snapshot has to a State that has no such objects.
 func (k *Kernel) read(scope dataplane.Scope, s *dataplane.State) error {
-	g := &reading{k: k, scope: scope, s: s, links: map[int]string{}, names: names{k: k, known: map[int]string{}}}
+	g := &reader{k: k, scope: scope, s: s, links: map[int]string{}, names: names{k: k, known: map[int]string{}}}
 	for _, kind := range dataplane.Kinds() { // each needs what those before it have read
 		if h := handlers[kind]; h != nil {
 			if err := h.read(g); err != nil {
@@ -38,8 +38,8 @@ func (k *Kernel) read(scope dataplane.Scope, s *dataplane.State) error {
 	return nil
 }
 
-// reading is a Snapshot in the making.
-type reading struct {
+// reader is a Snapshot in the making.
+type reader struct {
 	k     *Kernel
 	scope dataplane.Scope
 	s     *dataplane.State
@@ -49,7 +49,7 @@ type reading struct {
 }
 
 // onLinks reads what each link of ours carries. One that went away meanwhile carries nothing.
-func (g *reading) onLinks(what string, read func(name string, index int) error) error {
+func (g *reader) onLinks(what string, read func(name string, index int) error) error {
 	for index, name := range g.links {
 		if err := read(name, index); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("list %s of %s: %w", what, name, err)

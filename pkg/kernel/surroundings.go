@@ -62,7 +62,7 @@ func (k *Kernel) surroundingRoutes(wanted func(dst netip.Prefix) bool, ours []st
 		switch d, err := k.byName(name); {
 		case err == nil:
 			except = append(except, d.index)
-		case !noLink(err):
+		case !isNoLink(err):
 			return nil, fmt.Errorf("read link %s: %w", name, err)
 		}
 	}

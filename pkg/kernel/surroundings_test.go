@@ -145,7 +145,7 @@ func TestHoldersOfAPort(t *testing.T) {
 			switch {
 			case h.PID == os.Getpid() && h.Program == program(os.Getpid()):
 				got += "me"
-			case h.PID == 0 && h.UID == 0 && h.Kernel == seesAll():
+			case h.PID == 0 && h.UID == 0 && h.Kernel == seesAllProcesses():
 				got += "kernel"
 			default:
 				got += h.String()

@@ -13,7 +13,7 @@ import (
 
 func init() {
 	register(dataplane.KindSysctl, &handler{
-		read: func(g *reading) error {
+		read: func(g *reader) error {
 			values, err := g.k.Sysctls(g.scope.Sysctls)
 			maps.Copy(g.s.Sysctls, values)
 			return err

@@ -24,12 +24,12 @@ import (
 // gateway are the overlay's own, or of no use to reach a peer.
 type underlay struct {
 	network netip.Prefix // invalid: there is none
-	leads   []netip.Addr // of which more is asked, sorted
+	targets []netip.Addr // of which more is asked, sorted
 
-	kept     []routeEntry
-	gateways map[gateway]bool
-	same     []routeEntry // to destinations of one address, the last
-	covering []covering   // what covers that, of what is kept, the widest first
+	kept      []routeEntry
+	gateways  map[gateway]bool
+	pending   []routeEntry // to destinations of one address, the last
+	enclosing []enclosing  // what covers that, of what is kept, the widest first
 }
 
 type gateway struct {
@@ -37,27 +37,27 @@ type gateway struct {
 	via   netip.Addr
 }
 
-// covering is a route by what it makes of the destinations that no longer one has.
-type covering struct {
+// enclosing is a route by what it makes of the destinations that no longer one has.
+type enclosing struct {
 	dst        netip.Prefix
 	neighbours bool
 }
 
-func newUnderlay(network netip.Prefix, leads []netip.Addr) *underlay {
-	return &underlay{network: network, leads: leads, gateways: map[gateway]bool{}}
+func newUnderlay(network netip.Prefix, targets []netip.Addr) *underlay {
+	return &underlay{network: network, targets: targets, gateways: map[gateway]bool{}}
 }
 
 // add takes the next route. They come in the order of their addresses, as a trie has them
 // (net/ipv4/fib_trie.c, fib_table_dump), whatever changes meanwhile.
 func (u *underlay) add(e routeEntry) {
 	inside := dataplane.Scope{Network: u.network}.Inside(e.key.Dst)
-	if e.route.Blackhole || inside && !e.onLink() && !leadsTo(e.key.Dst, u.leads) {
+	if e.route.Blackhole || inside && !e.onLink() && !containsAny(e.key.Dst, u.targets) {
 		return
 	}
-	if len(u.same) > 0 && u.same[0].key.Dst.Addr() != e.key.Dst.Addr() {
+	if len(u.pending) > 0 && u.pending[0].key.Dst.Addr() != e.key.Dst.Addr() {
 		u.flush()
 	}
-	u.same = append(u.same, e)
+	u.pending = append(u.pending, e)
 }
 
 // onLink reports whether a route makes its destinations neighbours on one link.
@@ -66,45 +66,45 @@ func (e routeEntry) onLink() bool { return e.index != 0 && !e.route.Via.IsValid(
 // flush looks at the routes that begin at one address, the widest first, and of several to one
 // destination the one that wins last: it is what covers those to come.
 func (u *underlay) flush() {
-	if len(u.same) == 1 { // as nearly all
-		if u.keep(&u.same[0]) {
-			u.kept = append(u.kept, u.same[0])
+	if len(u.pending) == 1 { // as nearly all
+		if u.needed(&u.pending[0]) {
+			u.kept = append(u.kept, u.pending[0])
 		}
-		u.same = u.same[:0]
+		u.pending = u.pending[:0]
 		return
 	}
-	order := make([]int, len(u.same))
+	order := make([]int, len(u.pending))
 	for i := range order {
 		order[i] = i
 	}
 	slices.SortFunc(order, func(a, b int) int {
-		x, y := u.same[a].key, u.same[b].key
+		x, y := u.pending[a].key, u.pending[b].key
 		return cmp.Or(cmp.Compare(x.Dst.Bits(), y.Dst.Bits()), cmp.Compare(y.Metric, x.Metric), cmp.Compare(b, a))
 	})
-	keep := make([]bool, len(u.same))
+	keep := make([]bool, len(u.pending))
 	for _, i := range order {
-		keep[i] = u.keep(&u.same[i])
+		keep[i] = u.needed(&u.pending[i])
 	}
-	for i, e := range u.same {
+	for i, e := range u.pending {
 		if keep[i] {
 			u.kept = append(u.kept, e)
 		}
 	}
-	u.same = u.same[:0]
+	u.pending = u.pending[:0]
 }
 
-// keep decides on the next route, behind those that may cover it.
-func (u *underlay) keep(e *routeEntry) bool {
+// needed decides on the next route, behind those that may cover it.
+func (u *underlay) needed(e *routeEntry) bool {
 	dst := e.key.Dst.Masked()
-	n := len(u.covering)
-	for ; n > 0 && !u.covering[n-1].dst.Contains(dst.Addr()); n-- {
-		u.covering = u.covering[:n-1]
+	n := len(u.enclosing)
+	for ; n > 0 && !u.enclosing[n-1].dst.Contains(dst.Addr()); n-- {
+		u.enclosing = u.enclosing[:n-1]
 	}
 	half, by := dst.Bits() <= 1, gateway{e.index, e.route.Via}
-	keep := half || e.onLink() || n > 0 && u.covering[n-1].neighbours || !u.gateways[by] || leadsTo(dst, u.leads)
+	keep := half || e.onLink() || n > 0 && u.enclosing[n-1].neighbours || !u.gateways[by] || containsAny(dst, u.targets)
 	if keep {
 		u.gateways[by] = true
-		u.covering = append(u.covering, covering{dst, e.onLink() && !half})
+		u.enclosing = append(u.enclosing, enclosing{dst, e.onLink() && !half})
 	}
 	return keep
 }
@@ -115,8 +115,8 @@ func (u *underlay) routes() []routeEntry {
 	return u.kept
 }
 
-// leadsTo reports whether any of the addresses, which are sorted, lies in a prefix.
-func leadsTo(dst netip.Prefix, addrs []netip.Addr) bool {
+// containsAny reports whether any of the addresses, which are sorted, lies in a prefix.
+func containsAny(dst netip.Prefix, addrs []netip.Addr) bool {
 	i, _ := slices.BinarySearchFunc(addrs, dst.Masked().Addr(), netip.Addr.Compare)
 	return i < len(addrs) && dst.Contains(addrs[i])
 }

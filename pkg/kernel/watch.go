@@ -48,14 +48,14 @@ type Watch struct {
 	buffer int // bytes
 	out    *driver.Mailbox
 
-	mu       sync.Mutex
-	interest Interest
-	conn     *netlink.Conn
-	links    map[int]device // by index: those of interest, and those with an address that had an event
-	numbered map[int]bool   // links that had an IPv4 address at some time
-	passing  []int          // indexes whose neighbour events pass the socket filter; nil: not known
-	leading  netip.Prefix   // to where route events pass it, then
-	blind    bool           // the links of interest could not be read
+	mu            sync.Mutex
+	interest      Interest
+	conn          *netlink.Conn
+	links         map[int]device // by index: those of interest, and those with an address that had an event
+	hasAddr       map[int]bool   // links that had an IPv4 address at some time
+	filterLinks   []int          // indexes whose neighbour events pass the socket filter; nil: not known
+	filterNetwork netip.Prefix   // to where route events pass it, then
+	linksUnread   bool           // the links of interest could not be read
 }
 
 // Watch subscribes to link, address, route, nexthop and neighbour events, and
@@ -85,25 +85,25 @@ func (w *Watch) Events() <-chan driver.Event { return w.out.Events() }
 func (w *Watch) Focus(interest Interest) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.interest.equal(interest) && !w.blind {
+	if w.interest.equal(interest) && !w.linksUnread {
 		return
 	}
 	w.interest = interest
-	if w.blind = w.look() != nil; w.blind {
+	if w.linksUnread = w.readLinks() != nil; w.linksUnread {
 		w.out.Report(driver.Overflow)
 	}
-	w.filter()
+	w.setFilter()
 }
 
-// look asks for the links of interest by their names. Others are known by their events, if
+// readLinks asks for the links of interest by their names. Others are known by their events, if
 // at all: a host with many containers has thousands, of which no list is ever whole.
-func (w *Watch) look() error {
+func (w *Watch) readLinks() error {
 	for _, names := range [][]string{w.interest.Scope.Links, w.interest.Uplinks} {
 		for _, name := range names {
 			switch d, err := w.k.byName(name); {
 			case err == nil:
 				w.links[d.index] = d
-			case !noLink(err):
+			case !isNoLink(err):
 				return err
 			}
 		}
@@ -121,19 +121,19 @@ func (w *Watch) subscribe() error {
 	addrs, err := w.k.addrs()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.links, w.numbered = map[int]device{}, map[int]bool{}
+	w.links, w.hasAddr = map[int]device{}, map[int]bool{}
 	if err == nil {
-		err = w.look()
+		err = w.readLinks()
 	}
 	if err != nil {
 		c.Close()
 		return fmt.Errorf("watch kernel: %w", err)
 	}
 	for _, a := range addrs {
-		w.numbered[a.index] = true
+		w.hasAddr[a.index] = true
 	}
-	w.conn, w.passing, w.blind = c, nil, false
-	w.filter()
+	w.conn, w.filterLinks, w.linksUnread = c, nil, false
+	w.setFilter()
 	return nil
 }
 
@@ -144,7 +144,7 @@ func (w *Watch) dial() (*netlink.Conn, error) {
 	}
 	for _, h := range handlers {
 		for _, group := range h.groups {
-			if err := c.Join(group); err != nil && !h.young {
+			if err := c.Join(group); err != nil && !h.optional {
 				c.Close()
 				return nil, err
 			}

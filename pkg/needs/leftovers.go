@@ -82,7 +82,7 @@ func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
 	if len(wanted) == 0 {
 		return nil // as nearly always
 	}
-	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: network, Leads: Addrs(wanted)})
+	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: network, Targets: Addrs(wanted)})
 	if err != nil {
 		l.Conditions.Set(unreadable(err))
 		return nil

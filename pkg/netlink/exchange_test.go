@@ -56,7 +56,7 @@ func (k *kernel) pending() ([]byte, error) {
 }
 
 // conn returns a Conn to the kernel.
-func (k *kernel) conn(batch int) *Conn { return &Conn{wire: k, batch: batch} }
+func (k *kernel) conn(batch int) *Conn { return &Conn{transport: k, batch: batch} }
 
 // reply is a datagram of one message.
 func reply(kind, flags uint16, seq uint32, body []byte) []byte {

@@ -25,8 +25,8 @@ type Filter struct {
 }
 
 type jump struct {
-	at             int
-	whenSo, orElse string
+	at              int
+	ifTrue, ifFalse string
 }
 
 // Add appends an instruction.
@@ -50,22 +50,22 @@ func (f *Filter) Label(name string) {
 }
 
 // JumpIf compares what was loaded with a value.
-func (f *Filter) JumpIf(test bpf.JumpTest, value uint32, whenSo, orElse string) {
-	f.jumps = append(f.jumps, jump{len(f.code), whenSo, orElse})
+func (f *Filter) JumpIf(test bpf.JumpTest, value uint32, ifTrue, ifFalse string) {
+	f.jumps = append(f.jumps, jump{len(f.code), ifTrue, ifFalse})
 	f.Add(bpf.JumpIf{Cond: test, Val: value})
 }
 
 // Equal16 compares two bytes that were loaded with a number in the order of the host; BPF takes
 // what it loads for network order.
-func (f *Filter) Equal16(v uint16, whenSo, orElse string) {
+func (f *Filter) Equal16(v uint16, ifTrue, ifFalse string) {
 	order := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
-	f.JumpIf(bpf.JumpEqual, uint32(order), whenSo, orElse)
+	f.JumpIf(bpf.JumpEqual, uint32(order), ifTrue, ifFalse)
 }
 
 // Equal32 does the same with four bytes.
-func (f *Filter) Equal32(v uint32, whenSo, orElse string) {
+func (f *Filter) Equal32(v uint32, ifTrue, ifFalse string) {
 	order := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v))
-	f.JumpIf(bpf.JumpEqual, order, whenSo, orElse)
+	f.JumpIf(bpf.JumpEqual, order, ifTrue, ifFalse)
 }
 
 // Assemble returns the program. It fails where a jump leads nowhere, or too far.
@@ -79,7 +79,7 @@ func (f *Filter) Assemble() ([]bpf.RawInstruction, error) {
 		for _, to := range []struct {
 			label string
 			skip  *uint8
-		}{{j.whenSo, &i.SkipTrue}, {j.orElse, &i.SkipFalse}} {
+		}{{j.ifTrue, &i.SkipTrue}, {j.ifFalse, &i.SkipFalse}} {
 			if to.label == "" {
 				continue
 			}

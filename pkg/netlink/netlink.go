@@ -56,16 +56,16 @@ var ErrNoAnswer = errors.New("no answer from the kernel")
 // Conn is a netlink socket in the network namespace that it was opened in. Its methods may be
 // called from any goroutine, but a Conn that receives notifications makes no requests.
 type Conn struct {
-	socket *socket
-	wire   wire // socket, or what a test has instead
+	socket    *socket
+	transport transport // socket, or what a test has instead
 
 	mu    sync.Mutex // one exchange at a time
 	seq   uint32
 	batch int // requests whose answers fit into the receive buffer
 }
 
-// wire is what an exchange needs of a socket.
-type wire interface {
+// transport is what an exchange needs of a socket.
+type transport interface {
 	send(datagram []byte) error
 	// pending returns the next datagram of the kernel, valid until the next call, or
 	// unix.EAGAIN if there is none.
@@ -78,7 +78,7 @@ func dial(protocol, receiveBuffer int) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	return &Conn{socket: s, wire: s, batch: min(max(size/ackSize, 1), maxBatch)}, nil
+	return &Conn{socket: s, transport: s, batch: min(max(size/ackSize, 1), maxBatch)}, nil
 }
 
 // Close closes the socket. Whoever waits in Receive returns.
@@ -142,13 +142,13 @@ func (c *Conn) Follow(ctx context.Context, each func(datagram []byte)) error {
 	}
 }
 
-// begin makes the socket ready for an exchange. What is left of an earlier one that was cut
+// discardPending makes the socket ready for an exchange. What is left of an earlier one that was cut
 // short is thrown away, and not only to be rid of it: the kernel begins no list before the one
 // before was read to its end, and once the receive buffer has overflowed, it reports further
 // losses only after the buffer was empty.
-func (c *Conn) begin() error {
+func (c *Conn) discardPending() error {
 	for {
-		switch _, err := c.wire.pending(); err {
+		switch _, err := c.transport.pending(); err {
 		case nil, unix.ENOBUFS, unix.EMSGSIZE:
 		case unix.EAGAIN:
 			return nil
@@ -158,9 +158,9 @@ func (c *Conn) begin() error {
 	}
 }
 
-// answer returns the next datagram of an answer.
-func (c *Conn) answer() ([]byte, error) {
-	b, err := c.wire.pending()
+// receiveAnswer returns the next datagram of an answer.
+func (c *Conn) receiveAnswer() ([]byte, error) {
+	b, err := c.transport.pending()
 	if err == unix.EAGAIN {
 		return nil, ErrNoAnswer
 	}
@@ -171,15 +171,15 @@ func (c *Conn) answer() ([]byte, error) {
 }
 
 func (c *Conn) send(b []byte) error {
-	if err := c.wire.send(b); err != nil {
+	if err := c.transport.send(b); err != nil {
 		return fmt.Errorf("send to kernel: %w", err)
 	}
 	return nil
 }
 
-// ask sends the first request of r under a new number.
-func (c *Conn) ask(r *Requests, list bool) error {
-	if err := c.begin(); err != nil {
+// sendRequest sends the first request of r under a new number.
+func (c *Conn) sendRequest(r *Requests, list bool) error {
+	if err := c.discardPending(); err != nil {
 		return err
 	}
 	c.seq++
@@ -192,11 +192,11 @@ func (c *Conn) ask(r *Requests, list bool) error {
 func (c *Conn) Get(r *Requests) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.ask(r, false); err != nil {
+	if err := c.sendRequest(r, false); err != nil {
 		return nil, err
 	}
 	for {
-		b, err := c.answer()
+		b, err := c.receiveAnswer()
 		if err != nil {
 			return nil, err
 		}
@@ -236,12 +236,12 @@ func (c *Conn) Dump(r *Requests, reset func(), each func(body []byte)) error {
 func (c *Conn) List(r *Requests, each func(body []byte) (more bool)) (whole bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.ask(r, true); err != nil {
+	if err := c.sendRequest(r, true); err != nil {
 		return false, err
 	}
 	whole = true
 	for {
-		b, err := c.answer()
+		b, err := c.receiveAnswer()
 		if err != nil {
 			return false, err
 		}
@@ -304,7 +304,7 @@ func (c *Conn) exchange(r *Requests, from, to int, errs []error) {
 // exchangeOnce sends the requests from, to as one datagram and notes the answers, which are in
 // their order, up to that to the last one that asks for it.
 func (c *Conn) exchangeOnce(r *Requests, from, to, last int, errs []error) error {
-	if err := c.begin(); err != nil {
+	if err := c.discardPending(); err != nil {
 		return err
 	}
 	first := c.seq + 1
@@ -314,7 +314,7 @@ func (c *Conn) exchangeOnce(r *Requests, from, to, last int, errs []error) error
 	}
 	clear(errs)
 	for {
-		b, err := c.answer()
+		b, err := c.receiveAnswer()
 		if err != nil {
 			return err
 		}

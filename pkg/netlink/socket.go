@@ -127,16 +127,16 @@ func (s *socket) send(datagram []byte) error {
 // pending returns the next datagram from the kernel, valid until the next call of pending or
 // wait; unix.EAGAIN: there is none.
 func (s *socket) pending() ([]byte, error) {
-	return s.last(s.raw.Control(s.read))
+	return s.result(s.raw.Control(s.read))
 }
 
 // wait returns the next datagram from the kernel, however long that takes.
 func (s *socket) wait() ([]byte, error) {
-	return s.last(s.raw.Read(s.readOrWait))
+	return s.result(s.raw.Read(s.readOrWait))
 }
 
-// last returns what was read.
-func (s *socket) last(closed error) ([]byte, error) {
+// result returns what was read.
+func (s *socket) result(closed error) ([]byte, error) {
 	if err := cmp.Or(closed, s.err); err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
 	}
 	return w.Kernel.Inventory(kernel.Wanted{
 		Names:  slices.DeleteFunc(names, func(name string) bool { return name == "" }),
-		Routes: routes, Network: network, Leads: leads,
+		Routes: routes, Network: network, Targets: leads,
 	})
 }
 

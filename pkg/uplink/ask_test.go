@@ -24,10 +24,10 @@ func TestInventoryHasWhatMatters(t *testing.T) {
 		}
 		n := len(x.fake.readings)
 		brief, whole := x.fake.readings[n-2], x.fake.readings[n-1]
-		if want := []string{"eth0", "eth0", "eth0", "flannel.1"}; !slices.Equal(brief.Names, want) || brief.Routes || len(brief.Leads) > 0 {
+		if want := []string{"eth0", "eth0", "eth0", "flannel.1"}; !slices.Equal(brief.Names, want) || brief.Routes || len(brief.Targets) > 0 {
 			t.Errorf("asked for %+v, want %q", brief, want)
 		}
-		if !whole.Routes || !slices.Contains(whole.Leads, netip.MustParseAddr("10.42.99.1")) || !slices.Contains(whole.Leads, netip.MustParseAddr("192.0.2.7")) {
+		if !whole.Routes || !slices.Contains(whole.Targets, netip.MustParseAddr("10.42.99.1")) || !slices.Contains(whole.Targets, netip.MustParseAddr("192.0.2.7")) {
 			t.Errorf("asked for %+v", whole)
 		}
 	})

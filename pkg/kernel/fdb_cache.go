@@ -9,7 +9,7 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// forwarding is what the FDB of our links holds as far as is known, from the last
+// fdbCache is what the FDB of our links holds as far as is known, from the last
 // reading and from what was done since. The kernel does not say who changed an
 // FDB entry; what is known tells one's own changes from those of others.
 //
@@ -32,7 +32,7 @@ import (
 // one made again under another index, has everything reported until it is read;
 // one made again under the same index has its own event, after which it is read.
 // To forget is safe at any time: it only makes more events pass.
-type forwarding struct {
+type fdbCache struct {
 	mu sync.Mutex
 	// links hold one remote for each address. An address with several, or in an
 	// entry that is not like ours, has an invalid one: its events are all reported.
@@ -47,16 +47,16 @@ func addRemote(known map[dataplane.MAC]netip.Addr, n neighbor) {
 	known[n.mac] = n.dst
 }
 
-// learn notes what was read of a link. The caller holds the lock.
-func (f *forwarding) learn(index int, known map[dataplane.MAC]netip.Addr) {
+// set notes what was read of a link. The caller holds the lock.
+func (f *fdbCache) set(index int, known map[dataplane.MAC]netip.Addr) {
 	if f.links == nil {
 		f.links = map[int]map[dataplane.MAC]netip.Addr{}
 	}
 	f.links[index] = known
 }
 
-// keep forgets all links but those given.
-func (f *forwarding) keep(indexes map[int]string) {
+// retain forgets all links but those given.
+func (f *fdbCache) retain(indexes map[int]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for index := range f.links {
@@ -66,12 +66,12 @@ func (f *forwarding) keep(indexes map[int]string) {
 	}
 }
 
-// note keeps up with an operation that was done. The caller holds the lock.
+// update keeps up with an operation that was done. The caller holds the lock.
 //
 // To put an entry takes the place of the one remote that its address has
 // (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_replace); which of several, the
 // kernel does not say.
-func (f *forwarding) note(verb dataplane.Verb, e dataplane.FDB, index int) {
+func (f *fdbCache) update(verb dataplane.Verb, e dataplane.FDB, index int) {
 	known := f.links[index]
 	if known == nil {
 		return
@@ -86,8 +86,8 @@ func (f *forwarding) note(verb dataplane.Verb, e dataplane.FDB, index int) {
 	}
 }
 
-// tells reports whether an event about an FDB entry says something new.
-func (f *forwarding) tells(kind uint16, n neighbor) bool {
+// isNews reports whether an event about an FDB entry says something new.
+func (f *fdbCache) isNews(kind uint16, n neighbor) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known, read := f.links[n.index]

@@ -12,12 +12,12 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// filter lets the kernel drop what is of no interest before it wakes us: the
+// setFilter lets the kernel drop what is of no interest before it wakes us: the
 // neighbour events of other links, of which a host with many containers has
 // thousands, and routes of other tables or to elsewhere, of which a routing daemon makes
 // hundreds of thousands at a time. Whatever passes is looked at again, so
 // that a missing filter costs time only.
-func (w *Watch) filter() {
+func (w *Watch) setFilter() {
 	var indexes []int
 	for i, l := range w.links {
 		if w.interest.Scope.OwnsLink(l.name) {
@@ -26,10 +26,10 @@ func (w *Watch) filter() {
 	}
 	slices.Sort(indexes)
 	network := w.interest.Scope.Network
-	if w.passing != nil && slices.Equal(indexes, w.passing) && network == w.leading {
+	if w.filterLinks != nil && slices.Equal(indexes, w.filterLinks) && network == w.filterNetwork {
 		return
 	}
-	w.passing, w.leading = append([]int{}, indexes...), network
+	w.filterLinks, w.filterNetwork = append([]int{}, indexes...), network
 	// Without a filter everything passes.
 	_ = w.conn.SetFilter(eventFilter(w.k.conn.Port(), indexes, network))
 }
