@@ -9,19 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attrs are attributes one behind the other, as in messages and in the values of nested
-// attributes. The methods that write append one and return all of them, like append.
+// Attrs is a sequence of attributes, as in messages and in the values of nested attributes. The
+// methods that write append one attribute and return the extended slice, like append.
 //
-// Numbers are in the order of the host, as nearly everywhere in netlink, or, with BE in the name
-// of the method, in network order, as everywhere in nfnetlink.
+// Numbers are in host byte order, as nearly everywhere in netlink, or, with BE in the name of the
+// method, in network byte order, as everywhere in nfnetlink.
 type Attrs []byte
 
-// After returns the attributes behind a fixed header of a message's body.
+// After returns the attributes after a fixed header of a message's body.
 func After(body []byte, header int) Attrs {
 	return body[min(align(header), len(body)):]
 }
 
-// All iterates over attributes, up to the first that is damaged.
+// All iterates over the attributes, up to the first malformed one.
 func (a Attrs) All() iter.Seq2[uint16, Value] {
 	const flags = unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
 	return func(yield func(uint16, Value) bool) {
@@ -40,7 +40,7 @@ func (a Attrs) All() iter.Seq2[uint16, Value] {
 	}
 }
 
-// Map returns attributes by their kind; of several of a kind the last.
+// Map returns the attributes by kind. If a kind is repeated, the last one counts.
 func (a Attrs) Map() map[uint16]Value {
 	m := make(map[uint16]Value)
 	for kind, v := range a.All() {
@@ -49,7 +49,7 @@ func (a Attrs) Map() map[uint16]Value {
 	return m
 }
 
-// Value is the value of an attribute. Its methods return zero for what is no such value.
+// Value is the value of an attribute. Its methods return zero if it has another length.
 type Value []byte
 
 // All iterates over the attributes of a nested attribute.
@@ -95,7 +95,7 @@ func (v Value) Uint64BE() uint64 {
 	return binary.BigEndian.Uint64(v)
 }
 
-// Text returns what is before the first NUL.
+// Text returns a string, up to the first NUL.
 func (v Value) Text() string {
 	s, _, _ := bytes.Cut(v, []byte{0})
 	return string(s)
@@ -115,12 +115,13 @@ func (v Value) MAC() (mac [6]byte) {
 	return mac
 }
 
-// Open begins an attribute whose value is appended next, until Close with what it returns.
+// Open starts an attribute whose value is appended next. It ends with Close of the returned
+// position.
 func (a Attrs) Open(kind uint16) (_ Attrs, at int) {
 	return binary.NativeEndian.AppendUint16(append(a, 0, 0), kind), len(a)
 }
 
-// Close ends an attribute, padded as the next one needs it.
+// Close ends an attribute, and pads it for the next one.
 func (a Attrs) Close(at int) Attrs {
 	binary.NativeEndian.PutUint16(a[at:], uint16(len(a)-at))
 	return pad(a)
@@ -139,12 +140,12 @@ func (a Attrs) Bytes(kind uint16, value []byte) Attrs {
 	return append(a, value...).Close(at)
 }
 
-// Nest adds an attribute that consists of others, marked as such.
+// Nest adds a nested attribute.
 func (a Attrs) Nest(kind uint16, inner Attrs) Attrs {
 	return a.Bytes(kind|unix.NLA_F_NESTED, inner)
 }
 
-// Text adds a text, ended by NUL.
+// Text adds a NUL-terminated string.
 func (a Attrs) Text(kind uint16, s string) Attrs {
 	a, at := a.Open(kind)
 	return append(append(a, s...), 0).Close(at)
@@ -165,19 +166,19 @@ func appendAddr(a Attrs, ip netip.Addr) Attrs {
 	return append(a, b[:]...)
 }
 
-// Uint32 adds a number.
+// Uint32 adds a number in host byte order.
 func (a Attrs) Uint32(kind uint16, v uint32) Attrs {
 	a, at := a.Open(kind)
 	return Attrs(binary.NativeEndian.AppendUint32(a, v)).Close(at)
 }
 
-// Uint32BE adds a number.
+// Uint32BE adds a number in network byte order.
 func (a Attrs) Uint32BE(kind uint16, v uint32) Attrs {
 	a, at := a.Open(kind)
 	return Attrs(binary.BigEndian.AppendUint32(a, v)).Close(at)
 }
 
-// Uint64BE adds a number.
+// Uint64BE adds a number in network byte order.
 func (a Attrs) Uint64BE(kind uint16, v uint64) Attrs {
 	a, at := a.Open(kind)
 	return Attrs(binary.BigEndian.AppendUint64(a, v)).Close(at)

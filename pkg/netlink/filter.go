@@ -15,9 +15,9 @@ const (
 	Drop = "drop"
 )
 
-// Filter is a classic BPF program over one notification (kernel documentation, "Linux Socket
-// Filtering aka Berkeley Packet Filter"), with labels to jump to. Jumps go forward only; the
-// empty label is the next instruction. What comes to the end is dropped.
+// Filter is a classic BPF program for one notification (kernel documentation, "Linux Socket
+// Filtering aka Berkeley Packet Filter"), with labels to jump to. Jumps are forward only; the empty
+// label is the next instruction. The default is to drop.
 type Filter struct {
 	code   []bpf.Instruction
 	labels map[string]int
@@ -35,13 +35,13 @@ func (f *Filter) Add(i bpf.Instruction) { f.code = append(f.code, i) }
 // Load loads a number of 1, 2 or 4 bytes.
 func (f *Filter) Load(offset uint32, size int) { f.Add(bpf.LoadAbsolute{Off: offset, Size: size}) }
 
-// LoadType loads what Equal16 compares with the type of a message.
+// LoadType loads the type of the message, for Equal16.
 func (f *Filter) LoadType() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Type)), 2) }
 
-// LoadPort loads what Equal32 compares with the port of who caused the notification.
+// LoadPort loads the port of the socket that caused the notification, for Equal32.
 func (f *Filter) LoadPort() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Pid)), 4) }
 
-// Label names the next instruction.
+// Label sets a label at the next instruction.
 func (f *Filter) Label(name string) {
 	if f.labels == nil {
 		f.labels = map[string]int{}
@@ -49,26 +49,26 @@ func (f *Filter) Label(name string) {
 	f.labels[name] = len(f.code)
 }
 
-// JumpIf compares what was loaded with a value.
+// JumpIf compares the loaded value.
 func (f *Filter) JumpIf(test bpf.JumpTest, value uint32, ifTrue, ifFalse string) {
 	f.jumps = append(f.jumps, jump{len(f.code), ifTrue, ifFalse})
 	f.Add(bpf.JumpIf{Cond: test, Val: value})
 }
 
-// Equal16 compares two bytes that were loaded with a number in the order of the host; BPF takes
-// what it loads for network order.
+// Equal16 compares the two loaded bytes with a number in host byte order; BPF loads them in network
+// byte order.
 func (f *Filter) Equal16(v uint16, ifTrue, ifFalse string) {
 	order := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
 	f.JumpIf(bpf.JumpEqual, uint32(order), ifTrue, ifFalse)
 }
 
-// Equal32 does the same with four bytes.
+// Equal32 is Equal16 for four bytes.
 func (f *Filter) Equal32(v uint32, ifTrue, ifFalse string) {
 	order := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v))
 	f.JumpIf(bpf.JumpEqual, order, ifTrue, ifFalse)
 }
 
-// Assemble returns the program. It fails where a jump leads nowhere, or too far.
+// Assemble returns the program. It fails if a label is undefined, or too far from a jump.
 func (f *Filter) Assemble() ([]bpf.RawInstruction, error) {
 	f.Label(Drop)
 	f.Add(bpf.RetConstant{Val: 0})

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Messages iterates over the messages of a datagram, up to the first that is damaged. A body is
-// what follows struct nlmsghdr (RFC 3549, netlink(7)).
+// Messages iterates over the messages of a datagram, up to the first malformed one. A body is what
+// follows struct nlmsghdr (RFC 3549, netlink(7)).
 func Messages(datagram []byte) iter.Seq2[unix.NlMsghdr, []byte] {
 	return func(yield func(unix.NlMsghdr, []byte) bool) {
 		b := datagram
@@ -32,10 +32,10 @@ func Messages(datagram []byte) iter.Seq2[unix.NlMsghdr, []byte] {
 	}
 }
 
-// align rounds up to where the next message or attribute begins.
+// align rounds up to the start of the next message or attribute.
 func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
-// Error is a refusal by the kernel: its error number and, where there is one, its explanation.
+// Error is an error of the kernel: its number, and its explanation if there is one.
 type Error struct {
 	Errno   unix.Errno
 	Message string
@@ -51,9 +51,9 @@ func (e *Error) Error() string {
 // Unwrap returns the unix.Errno.
 func (e *Error) Unwrap() error { return e.Errno }
 
-// Answer reads NLMSG_ERROR, or the NLMSG_DONE that ends a list, and returns nil for success, else
-// an *[Error]. The explanation is in NLMSGERR_ATTR_MSG (kernel documentation, "Introduction to
-// Netlink", extended ACK).
+// Answer parses NLMSG_ERROR, or the NLMSG_DONE that ends a list, and returns nil for success,
+// otherwise an *[Error]. The explanation is in NLMSGERR_ATTR_MSG (kernel documentation,
+// "Introduction to Netlink", extended ACK).
 func Answer(h unix.NlMsghdr, body []byte) error {
 	if len(body) < 4 {
 		if h.Type == unix.NLMSG_DONE {

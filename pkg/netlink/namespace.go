@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace (network_namespaces(7)). It stays as long as it is not closed.
+// Namespace is a network namespace (network_namespaces(7)). It exists at least until it is closed.
 type Namespace struct{ file *os.File }
 
 // CurrentNamespace opens the network namespace of the calling thread.
@@ -21,11 +21,11 @@ func CurrentNamespace() (*Namespace, error) {
 	return &Namespace{f}, nil
 }
 
-// Close gives the namespace up. Sockets that were opened in it stay there.
+// Close releases the namespace. Sockets that were opened in it stay there.
 func (n *Namespace) Close() error { return n.file.Close() }
 
-// Dial opens a socket of a protocol (unix.NETLINK_ROUTE, …) in the namespace. The receive buffer
-// has a size in bytes.
+// Dial opens a socket of a protocol (unix.NETLINK_ROUTE, …) in the namespace, with a receive buffer
+// of the given size in bytes.
 func (n *Namespace) Dial(protocol, receiveBuffer int) (c *Conn, err error) {
 	err = n.Do(func() (err error) {
 		c, err = dial(protocol, receiveBuffer)
@@ -34,9 +34,8 @@ func (n *Namespace) Dial(protocol, receiveBuffer int) (c *Conn, err error) {
 	return c, err
 }
 
-// Do runs f on a thread that is in the namespace: new sockets and /proc/sys/net follow the
-// calling thread. (A descriptor of /proc/sys/net does not keep the namespace that it was opened
-// in.)
+// Do runs f on a thread in the namespace, on which new sockets and /proc/sys/net depend. (An open
+// descriptor of /proc/sys/net does not refer to the namespace it was opened in.)
 func (n *Namespace) Do(f func() error) error {
 	runtime.LockOSThread()
 	here, err := n.isCurrent()
@@ -44,15 +43,15 @@ func (n *Namespace) Do(f func() error) error {
 		runtime.UnlockOSThread()
 		return err
 	}
-	if here { // to enter it takes CAP_SYS_ADMIN, which a daemon need not have
+	if here { // setns needs CAP_SYS_ADMIN, which a daemon may lack
 		defer runtime.UnlockOSThread()
 		return f()
 	}
 	runtime.UnlockOSThread()
 	done := make(chan error)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, so that nothing else ever runs in a
-		// namespace it does not expect.
+		// Never unlocked: the thread ends with the goroutine, so that no other goroutine runs in
+		// the namespace.
 		runtime.LockOSThread()
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace: %w", err)

@@ -1,31 +1,31 @@
 // Package netlink exchanges messages with the kernel (netlink(7)): sockets, requests, answers,
 // lists, notifications, and the network namespace that they belong to.
 //
-// It knows how messages are framed and when the kernel has answered. It does not know what they
-// mean: package kernel speaks rtnetlink with it and package nftables nfnetlink. It does not log,
-// retry on its own account or decide anything.
+// It handles the framing of messages and detects when the kernel has answered. It does not
+// interpret them: package kernel uses it for rtnetlink and package nftables for nfnetlink. It does
+// not log, and it makes no decisions.
 //
-// The kernel carries out a request within the system call that sends it. When that returns, the
-// answer is in the receive buffer; of a list, the next part is made when the one before is read
-// (net/netlink/af_netlink.c, netlink_unicast_kernel and netlink_recvmsg). Therefore:
+// The kernel processes a request within the system call that sends it. When that returns, the
+// answer is in the receive buffer; the next part of a list is generated when the previous one is
+// read (net/netlink/af_netlink.c, netlink_unicast_kernel and netlink_recvmsg). Therefore:
 //
-//   - Nothing here waits for an answer. One that is not there was lost: [ErrNoAnswer].
-//   - A refused request is always answered, with an [Error]. One that is done is answered only
-//     if it asks for that (NLM_F_ACK), which the last one of a batch does; those before it are
-//     done by then.
-//   - ENOBUFS means that the receive buffer overflowed. A batch whose answers were lost is sent
-//     again in halves, since every request of it may be repeated; a list ends with the error;
-//     [Conn.Follow] returns, and its caller has to read what it may have missed.
-//   - A list that changed while it was read (NLM_F_DUMP_INTR) is read again by [Conn.Dump], a few
-//     times; [Conn.List] tells its caller.
-//   - Only notifications are waited for, by [Conn.Receive], which [Conn.Follow] ends with its
-//     context.
+//   - No function waits for an answer. If there is none, it was lost: [ErrNoAnswer].
+//   - A failed request is always answered, with an [Error]. A successful one is answered only
+//     if it asks for that (NLM_F_ACK), which the last request of a batch does; by then, those
+//     before it are done.
+//   - ENOBUFS means that the receive buffer has overflowed. A batch whose answers were lost is
+//     sent again in halves, because all its requests may be repeated; a list ends with the error;
+//     [Conn.Follow] returns, and its caller has to read the state that it may have missed.
+//   - A list that changed while it was read (NLM_F_DUMP_INTR) is read again by [Conn.Dump], up
+//     to a limit; [Conn.List] reports it to the caller.
+//   - The only functions that wait are for notifications: [Conn.Receive], and [Conn.Follow],
+//     which ends with its context.
 //
 // vishvananda/netlink sends one request at a time and has no transactions, nexthop objects or
-// nftables; package kernel takes the fixed headers of rtnetlink from its package nl.
+// nftables; package kernel uses the fixed headers of rtnetlink from its package nl.
 //
-// Generic netlink needs nothing more than a [Namespace.Dial] with NETLINK_GENERIC; the number of
-// a family is the answer to a [Conn.Get] of CTRL_CMD_GETFAMILY.
+// Generic netlink needs nothing more than a [Namespace.Dial] with NETLINK_GENERIC; the number of a
+// family is the answer to a [Conn.Get] of CTRL_CMD_GETFAMILY.
 package netlink
 
 import (
@@ -39,36 +39,36 @@ import (
 )
 
 const (
-	// RequestBuffer holds the answers to a batch of requests (bytes).
+	// RequestBuffer is the size of a buffer for the answers to a batch of requests, in bytes.
 	RequestBuffer = 1 << 20
-	// dumpAttempts bounds how often a list is read while it changes: on a host where containers
-	// come and go all the time, there may be no moment without a change.
+	// dumpAttempts limits how often a list is read again because it changed: on a host where
+	// containers start and stop constantly, there may be no moment without a change.
 	dumpAttempts = 3
 	maxBatch     = 512
-	// ackSize bounds from above what the kernel charges a receive buffer for one error answer
-	// with its message (bytes).
+	// ackSize is an upper limit of the space that an error answer with its message takes in a
+	// receive buffer, in bytes, as the kernel accounts it.
 	ackSize = 4096
 )
 
-// ErrNoAnswer says that the answer to a request was lost.
+// ErrNoAnswer reports that the answer to a request was lost.
 var ErrNoAnswer = errors.New("no answer from the kernel")
 
 // Conn is a netlink socket in the network namespace that it was opened in. Its methods may be
-// called from any goroutine, but a Conn that receives notifications makes no requests.
+// called from any goroutine. A Conn that receives notifications must not send requests.
 type Conn struct {
 	socket    *socket
-	transport transport // socket, or what a test has instead
+	transport transport // socket, or a fake in tests
 
 	mu    sync.Mutex // one exchange at a time
 	seq   uint32
 	batch int // requests whose answers fit into the receive buffer
 }
 
-// transport is what an exchange needs of a socket.
+// transport is the part of a socket that exchanges use.
 type transport interface {
 	send(datagram []byte) error
-	// pending returns the next datagram of the kernel, valid until the next call, or
-	// unix.EAGAIN if there is none.
+	// pending returns the next datagram from the kernel, valid until the next call, or unix.EAGAIN
+	// if there is none.
 	pending() ([]byte, error)
 }
 
@@ -81,14 +81,14 @@ func dial(protocol, receiveBuffer int) (*Conn, error) {
 	return &Conn{socket: s, transport: s, batch: min(max(size/ackSize, 1), maxBatch)}, nil
 }
 
-// Close closes the socket. Whoever waits in Receive returns.
+// Close closes the socket. It ends a waiting Receive.
 func (c *Conn) Close() error { return c.socket.file.Close() }
 
-// Port returns the number by which the kernel knows the socket (nl_pid), as in the header of the
-// notifications that its requests cause.
+// Port returns the socket's port (nl_pid), which is in the header of notifications that its
+// requests cause.
 func (c *Conn) Port() uint32 { return c.socket.port }
 
-// BatchSize returns how many requests Batch sends at a time.
+// BatchSize returns the number of requests that Batch sends at a time.
 func (c *Conn) BatchSize() int { return c.batch }
 
 // Join subscribes to notifications of a group.
@@ -99,8 +99,8 @@ func (c *Conn) Join(group int) error {
 	return nil
 }
 
-// SetFilter has the kernel drop the notifications that a filter does not pass, before they wake
-// anybody up. With one that it does not take, all pass.
+// SetFilter makes the kernel drop notifications that the filter does not pass, before they wake up
+// the process. If the kernel does not accept the filter, all pass.
 func (c *Conn) SetFilter(f *Filter) error {
 	if err := c.socket.setFilter(f); err != nil {
 		return fmt.Errorf("filter netlink notifications: %w", err)
@@ -117,7 +117,7 @@ func (c *Conn) Receive() ([]byte, error) {
 	return b, nil
 }
 
-// Pending is like Receive, but returns nothing instead of waiting.
+// Pending is like Receive, but returns nil instead of waiting.
 func (c *Conn) Pending() ([]byte, error) {
 	b, err := c.socket.pending()
 	if err != nil && err != unix.EAGAIN {
@@ -126,8 +126,8 @@ func (c *Conn) Pending() ([]byte, error) {
 	return b, nil
 }
 
-// Follow calls each with every datagram of notifications, until ctx ends or the socket fails,
-// and returns why. After unix.ENOBUFS some were lost, and more may be followed.
+// Follow calls each with every datagram of notifications, until ctx ends or the socket fails, and
+// returns the reason. After unix.ENOBUFS some were lost, and Follow may be called again.
 func (c *Conn) Follow(ctx context.Context, each func(datagram []byte)) error {
 	defer context.AfterFunc(ctx, c.socket.interrupt)()
 	for {
@@ -142,10 +142,10 @@ func (c *Conn) Follow(ctx context.Context, each func(datagram []byte)) error {
 	}
 }
 
-// discardPending makes the socket ready for an exchange. What is left of an earlier one that was cut
-// short is thrown away, and not only to be rid of it: the kernel begins no list before the one
-// before was read to its end, and once the receive buffer has overflowed, it reports further
-// losses only after the buffer was empty.
+// discardPending prepares the socket for an exchange by reading what is left of an earlier one that
+// was interrupted. That is necessary: the kernel starts no list before the previous one was read to
+// its end, and once the receive buffer has overflowed, it reports further losses only after the
+// buffer was empty.
 func (c *Conn) discardPending() error {
 	for {
 		switch _, err := c.transport.pending(); err {
@@ -177,7 +177,7 @@ func (c *Conn) send(b []byte) error {
 	return nil
 }
 
-// sendRequest sends the first request of r under a new number.
+// sendRequest sends the first request of r with a new sequence number.
 func (c *Conn) sendRequest(r *Requests, list bool) error {
 	if err := c.discardPending(); err != nil {
 		return err
@@ -188,7 +188,7 @@ func (c *Conn) sendRequest(r *Requests, list bool) error {
 	return c.send(r.Datagram(0, 1, c.seq))
 }
 
-// Get sends a request that has one message as its answer, and returns that without its header.
+// Get sends a request that is answered by one message, and returns that without its header.
 func (c *Conn) Get(r *Requests) ([]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,14 +212,13 @@ func (c *Conn) Get(r *Requests) ([]byte, error) {
 	}
 }
 
-// Dump sends a request that has a list as its answer, and calls each with each of its messages,
-// without their headers. When the list changed meanwhile, it is read again after a call of
-// reset, but not without end. The last attempt counts in any case: such a list may have in it
-// what is gone by now, and lack what came meanwhile, of which there are notifications. It has
-// what stood all the time: the kernel goes on behind the last index, id or key that it told,
-// wherever that is by now. Only its older releases, which go on behind so many entries of a hash
-// bucket, may pass over a link or an address then; so nothing may be concluded from the absence
-// of a link in a list.
+// Dump sends a request that is answered by a list, and calls each with the body of each message. If
+// the list changed meanwhile, Dump calls reset and reads it again, a limited number of times. The
+// result of the last attempt is used in any case: it may contain objects that were deleted
+// meanwhile, and lack new ones, but notifications are sent for both. It contains all objects that
+// existed the whole time: the kernel continues after the last index, id or key that it has sent.
+// Only older releases, which continue after a number of entries of a hash bucket, may skip a link
+// or an address then; so nothing may be concluded from the absence of a link in a list.
 func (c *Conn) Dump(r *Requests, reset func(), each func(body []byte)) error {
 	for attempt := 1; ; attempt++ {
 		reset()
@@ -231,8 +230,8 @@ func (c *Conn) Dump(r *Requests, reset func(), each func(body []byte)) error {
 }
 
 // List reads a list once, until each returns false, and reports whether it is whole: read to its
-// end, and unchanged meanwhile. What is left of a long one costs the next request of this Conn
-// the time of reading it.
+// end, and unchanged meanwhile. The rest of a long list costs the next request of this Conn the
+// time to read it.
 func (c *Conn) List(r *Requests, each func(body []byte) (more bool)) (whole bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -264,11 +263,11 @@ func (c *Conn) List(r *Requests, each func(body []byte) (more bool)) (whole bool
 	}
 }
 
-// Do sends a single request and returns the kernel's answer.
+// Do sends a single request and returns its result.
 func (c *Conn) Do(r *Requests) error { return c.Batch(r)[0] }
 
-// Batch sends requests, many at a time, and returns the kernel's answer to each; nil: done. It
-// may send a request more than once.
+// Batch sends requests, many at a time, and returns the result of each; nil means success. It may
+// send a request more than once.
 func (c *Conn) Batch(r *Requests) []error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -280,8 +279,8 @@ func (c *Conn) Batch(r *Requests) []error {
 	return errs
 }
 
-// exchange sends the requests from, to. When answers were lost, or it is too much at a time, it
-// sends them in halves.
+// exchange sends the requests with index from <= i < to. If answers were lost, or the datagram is
+// too large, it sends them in halves.
 func (c *Conn) exchange(r *Requests, from, to int, errs []error) {
 	for i := from; i < to; i++ {
 		r.setFlag(i, unix.NLM_F_ACK, i == to-1)
@@ -301,8 +300,8 @@ func (c *Conn) exchange(r *Requests, from, to int, errs []error) {
 	}
 }
 
-// exchangeOnce sends the requests from, to as one datagram and notes the answers, which are in
-// their order, up to that to the last one that asks for it.
+// exchangeOnce sends the requests with index from <= i < to in one datagram, and records the
+// answers, which arrive in the order of the requests, up to that of the last one that asks for it.
 func (c *Conn) exchangeOnce(r *Requests, from, to, last int, errs []error) error {
 	if err := c.discardPending(); err != nil {
 		return err
@@ -319,7 +318,7 @@ func (c *Conn) exchangeOnce(r *Requests, from, to, last int, errs []error) error
 			return err
 		}
 		for h, body := range Messages(b) {
-			i := h.Seq - first // wraps; an older answer gets out of range
+			i := h.Seq - first // wraps around for older answers, which are then out of range
 			if h.Type != unix.NLMSG_ERROR || i >= uint32(len(errs)) {
 				continue
 			}
@@ -331,9 +330,9 @@ func (c *Conn) exchangeOnce(r *Requests, from, to, last int, errs []error) error
 	}
 }
 
-// Transaction sends all requests as one datagram, to a subsystem that carries out all of them or
-// none, and returns why it was none. At least one has to ask for an answer (NLM_F_ACK); that to
-// the last such says that the transaction is done.
+// Transaction sends all requests in one datagram, to a subsystem that applies all of them or none,
+// and returns why none was applied. At least one request must ask for an answer (NLM_F_ACK); the
+// answer to the last such request means that the transaction is complete.
 func (c *Conn) Transaction(r *Requests) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

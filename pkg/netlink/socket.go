@@ -11,7 +11,7 @@ import (
 )
 
 // readSize is more than the kernel puts into one datagram of a list (32 KiB), and more than any
-// single message that is asked for.
+// single message that is requested.
 const readSize = 64 << 10
 
 // socket is a netlink socket that never blocks a thread.
@@ -20,7 +20,8 @@ type socket struct {
 	raw  syscall.RawConn
 	port uint32
 
-	// The last datagram, and what reads the next one; made once, since there may be very many.
+	// The last datagram and its error. The functions are allocated once, because there may be very
+	// many datagrams.
 	buf        []byte
 	n          int
 	err        error
@@ -28,7 +29,7 @@ type socket struct {
 	readOrWait func(fd uintptr) bool
 }
 
-// openSocket also returns the size of the receive buffer, in what the kernel charges it.
+// openSocket also returns the size of the receive buffer, as the kernel accounts it.
 func openSocket(protocol, receiveBuffer int) (s *socket, size int, err error) {
 	const kind = unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	fd, err := unix.Socket(unix.AF_NETLINK, kind, protocol)
@@ -53,26 +54,26 @@ func (s *socket) prepare(fd, receiveBuffer int) (size int, err error) {
 		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer},
 		{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, RequestBuffer},
 	} {
-		// Beyond net.core.rmem_max and wmem_max where we may, else as much as is allowed.
+		// Exceed net.core.rmem_max and wmem_max if permitted.
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.force, o.size) != nil {
 			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.option, o.size); err != nil {
-				return 0, fmt.Errorf("size it: %w", err)
+				return 0, fmt.Errorf("set buffer size: %w", err)
 			}
 		}
 	}
 	for _, option := range []int{
 		unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK, unix.NETLINK_GET_STRICT_CHK,
 	} {
-		// Older kernels lack them: errors then say less, and lists have more in them than was
-		// asked for, which their readers have to look out for.
+		// Older kernels lack these options: then errors have no explanation, and lists contain more
+		// than was requested, which their readers must check.
 		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return 0, fmt.Errorf("bind it: %w", err)
+		return 0, fmt.Errorf("bind: %w", err)
 	}
 	name, err := unix.Getsockname(fd)
 	if err != nil {
-		return 0, fmt.Errorf("read its port: %w", err)
+		return 0, fmt.Errorf("read port: %w", err)
 	}
 	if a, ok := name.(*unix.SockaddrNetlink); ok {
 		s.port = a.Pid
@@ -101,16 +102,16 @@ func (s *socket) setFilter(f *Filter) error {
 		err = cmp.Or(closed, err)
 	}
 	if err != nil {
-		// No filter at all, rather than the one before, which may drop too much. That there was
-		// none is the only error.
+		// Remove the previous filter, which may drop too much. The only possible error is that
+		// there was none.
 		_ = s.setOption(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 	}
 	return err
 }
 
-// interrupt makes wait return, once and for all.
+// interrupt makes this and all later calls of wait return.
 func (s *socket) interrupt() {
-	// It fails only on a closed socket, which does not block either.
+	// It fails only if the socket is closed, when wait does not block either.
 	_ = s.file.SetReadDeadline(time.Unix(1, 0))
 }
 
@@ -124,18 +125,18 @@ func (s *socket) send(datagram []byte) error {
 	return cmp.Or(closed, err)
 }
 
-// pending returns the next datagram from the kernel, valid until the next call of pending or
-// wait; unix.EAGAIN: there is none.
+// pending returns the next datagram from the kernel, valid until the next call of pending or wait,
+// or unix.EAGAIN if there is none.
 func (s *socket) pending() ([]byte, error) {
 	return s.result(s.raw.Control(s.read))
 }
 
-// wait returns the next datagram from the kernel, however long that takes.
+// wait waits for the next datagram from the kernel.
 func (s *socket) wait() ([]byte, error) {
 	return s.result(s.raw.Read(s.readOrWait))
 }
 
-// result returns what was read.
+// result returns the datagram that was read.
 func (s *socket) result(closed error) ([]byte, error) {
 	if err := cmp.Or(closed, s.err); err != nil {
 		return nil, err
@@ -150,7 +151,7 @@ func (s *socket) receive(fd int) (int, error) {
 		case err == unix.EINTR:
 		case err != nil:
 			return 0, err
-		case !ok || sender.Pid != 0: // from another process, which has nothing to tell us
+		case !ok || sender.Pid != 0: // ignore messages of other processes
 		case n > len(s.buf):
 			return 0, unix.EMSGSIZE
 		default:
