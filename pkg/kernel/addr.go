@@ -39,7 +39,7 @@ func (r *requests) addrHeader(family uint8, bits, index int) {
 	r.Put32(uint32(index))
 }
 
-// addrsRequest asks for the addresses of a link; 0: of all.
+// addrsRequest returns a request for the addresses of a link, or of all links if index is 0.
 func addrsRequest(index int) *requests {
 	r := one(unix.RTM_GETADDR, 0)
 	r.addrHeader(unix.AF_UNSPEC, 0, index)
@@ -59,7 +59,7 @@ func (g *reader) addrs(name string, index int) error {
 	return err
 }
 
-// parseAddr reads an address of a link.
+// parseAddr parses an address of a link.
 func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
 	if len(b) < unix.SizeofIfAddrmsg {
 		return p, 0, 0, false
@@ -71,7 +71,7 @@ func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
 		switch kind {
 		case unix.IFA_LOCAL:
 			local = v.Addr()
-		case unix.IFA_ADDRESS: // the far end of a point-to-point link
+		case unix.IFA_ADDRESS: // the remote end of a point-to-point link
 			peer = v.Addr()
 		case unix.IFA_FLAGS:
 			flags = v.Number()

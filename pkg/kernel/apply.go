@@ -9,10 +9,9 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// Apply carries out operations in order and returns one result for each; nil:
-// done. One that fails does not keep the others from being tried. Put replaces
-// whatever stands under the same key; to delete what is not there is success.
-// Errors name the object and wrap a unix.Errno.
+// Apply executes operations in order and returns a result for each; nil means success. A failed
+// operation does not prevent the others. Put replaces an existing object with the same key.
+// Deleting a missing object is a success. Errors name the object and wrap a unix.Errno.
 func (k *Kernel) Apply(ops []dataplane.Op) []error {
 	a := applier{k: k, ops: ops, errs: make([]error, len(ops)), indexes: map[string]int{}}
 	for i, op := range ops {
@@ -24,7 +23,7 @@ func (k *Kernel) Apply(ops []dataplane.Op) []error {
 		default:
 			a.flush()
 			a.errs[i] = ignoreHarmless(op, h, h.apply(k, op))
-			clear(a.indexes) // links may be others now
+			clear(a.indexes) // links may have changed
 		}
 	}
 	a.flush()
@@ -36,22 +35,21 @@ func (k *Kernel) Apply(ops []dataplane.Op) []error {
 	return a.errs
 }
 
-// applier collects the operations that need no answer before the next one.
+// applier collects operations that can be sent in one batch.
 type applier struct {
 	k       *Kernel
 	ops     []dataplane.Op
 	errs    []error
-	indexes map[string]int // of links by name; links come and go in between
+	indexes map[string]int // of links by name; cleared whenever links may change
 
 	pending   []queued
 	requests  requests
-	lockCache bool // of some of them it is noted that they were done
+	lockCache bool // the FDB cache is updated by some of the pending operations
 }
 
-type queued struct{ op, index int } // into ops; of the link
+type queued struct{ op, index int } // index into ops; index of the link
 
-// queue sends what is waiting as soon as one exchange is full of it, so that
-// there is never more.
+// queue adds an operation, and sends all pending ones once they fill a batch.
 func (a *applier) queue(i int, h *handler) {
 	op := a.ops[i]
 	index := 0
@@ -70,7 +68,7 @@ func (a *applier) queue(i int, h *handler) {
 	}
 }
 
-// index finds a link; one that is missing is asked for once.
+// index returns the index of a link. It looks up each name once, even if there is no such link.
 func (a *applier) index(name string) (int, error) {
 	index, known := a.indexes[name]
 	if !known {
@@ -91,7 +89,7 @@ func (a *applier) flush() {
 	if a.requests.Len() == 0 {
 		return
 	}
-	if a.lockCache { // see forwarding for why all the time
+	if a.lockCache { // for the whole exchange, see fdbCache
 		a.k.fdbCache.mu.Lock()
 		defer a.k.fdbCache.mu.Unlock()
 	}
@@ -112,7 +110,7 @@ func (a *applier) flush() {
 	a.requests.Reset()
 }
 
-// ignoreHarmless drops the errors that say that an operation had nothing to do.
+// ignoreHarmless returns nil for errors which mean that the object is as wanted already.
 func ignoreHarmless(op dataplane.Op, h *handler, err error) error {
 	harmless := h.existsErrs
 	if op.Verb == dataplane.Del {
@@ -126,7 +124,7 @@ func ignoreHarmless(op dataplane.Op, h *handler, err error) error {
 	return err
 }
 
-// explain adds to the kernel's refusal of a Put which of its limits was reached.
+// explain adds the kernel limit that a Put has reached to its error.
 func explain(op dataplane.Op, err error) error {
 	if h := handlers[op.Kind]; h != nil && h.limit != nil && op.Verb == dataplane.Put {
 		if limit := h.limit(op, err); limit != "" {

@@ -10,13 +10,14 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// TUN is what a device of that kind was made as (Linux 4.18 and later tell).
+// TUN describes a TUN or TAP device (reported by Linux 4.18 and later).
 type TUN struct {
 	TAP        bool // carries Ethernet frames
 	MultiQueue bool
 }
 
-// ReadTUN reads a TUN or TAP device; false when the link is none, or is not there.
+// ReadTUN reads a TUN or TAP device. ok is false if there is no such link, or if it is of another
+// kind.
 func (k *Kernel) ReadTUN(name string) (t TUN, ok bool, err error) {
 	r := linkRequest(0)
 	r.Text(unix.IFLA_IFNAME, name)
@@ -54,7 +55,7 @@ func (t *TUN) parse(b []byte) {
 	}
 }
 
-// VXLAN is a VXLAN device, whoever made it.
+// VXLAN is a VXLAN device, created by any program.
 type VXLAN struct {
 	Name      string
 	VNI, Port int

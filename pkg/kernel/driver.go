@@ -7,7 +7,8 @@ import (
 	"flanneld/pkg/driver"
 )
 
-// Driver is a Kernel together with a Watch of what was read last: a driver.Driver.
+// Driver combines a Kernel with a Watch of the scope that was last read. It implements
+// driver.Driver.
 type Driver struct {
 	kernel *Kernel
 	watch  *Watch
@@ -15,7 +16,7 @@ type Driver struct {
 
 var _ driver.Driver = (*Driver)(nil)
 
-// Drive begins to watch what is of interest until there is a first Snapshot. The events end with
+// Drive starts a Watch with the given interest, which each Snapshot replaces. The events end with
 // ctx.
 func (k *Kernel) Drive(ctx context.Context, first Interest) (*Driver, error) {
 	w, err := k.Watch(ctx, first)
@@ -25,8 +26,7 @@ func (k *Kernel) Drive(ctx context.Context, first Interest) (*Driver, error) {
 	return &Driver{k, w}, nil
 }
 
-// Snapshot implements driver.Driver by that of the Kernel. From before it on, events are about
-// the scope.
+// Snapshot implements driver.Driver. Events are about its scope from before the reading on.
 func (d *Driver) Snapshot(scope dataplane.Scope, s *dataplane.State) error {
 	d.watch.Focus(Interest{Scope: scope, Uplinks: scope.Carriers})
 	return d.kernel.read(scope, s)

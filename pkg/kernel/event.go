@@ -9,12 +9,12 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// events tells what of a datagram is of interest.
+// events returns the events of interest in a datagram.
 func (w *Watch) events(b []byte) (e driver.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for h, body := range netlink.Messages(b) {
-		// The sender of a notification is who asked for the change.
+		// The port of a notification is that of the socket that requested the change.
 		ours := h.Pid == w.k.conn.Port()
 		if found := w.event(h, body); !ours {
 			e |= found
@@ -30,7 +30,7 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) driver.Event {
 	return 0
 }
 
-// routeEvent: of whatever type, for a blackhole may have taken the place of a route.
+// routeEvent handles routes of any type, because a blackhole may have replaced a route.
 func (w *Watch) routeEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 	switch dst, ok := mainRoute(body); {
 	case ok && w.interest.Scope.Inside(dst):
@@ -41,9 +41,9 @@ func (w *Watch) routeEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 	return 0
 }
 
-// nextHopEvent: with one that goes, go the routes through it; one that takes the place of another
-// changes them. h repeats the flags of the request. A routing daemon's concern nobody
-// as long as no route of the scope goes through such a one.
+// nextHopEvent handles nexthop objects. The deletion of an object deletes the routes through it,
+// and its replacement changes them. h repeats the flags of the request. Objects of a routing daemon
+// are ignored as long as no route of the scope uses one of them.
 func (w *Watch) nextHopEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	id, _, _, ok := parseNextHop(body)
 	through := h.Type == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
@@ -53,8 +53,8 @@ func (w *Watch) nextHopEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	return 0
 }
 
-// addrEvent notes which links have addresses: only these are candidates, among what may
-// be thousands of links of containers.
+// addrEvent also records which links have addresses: only these are uplink candidates, among
+// possibly thousands of container links.
 func (w *Watch) addrEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 	p, index, _, ok := parseAddr(body)
 	if !ok {
@@ -76,25 +76,25 @@ func (w *Watch) neighborEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	case !ok:
 		return 0
 	case n.family == unix.AF_BRIDGE && !n.hasAge:
-		// Until 6.13, rtnetlink tells of every change once more, after the driver and
-		// knowing less, such as no remote (net/core/rtnetlink.c, rtnl_fdb_add).
+		// Until Linux 6.13, rtnetlink repeats the driver's notification of every change with less
+		// information, for example without the remote (net/core/rtnetlink.c, rtnl_fdb_add).
 		return 0
 	case n.family == unix.AF_BRIDGE:
 		if e := w.eventFor(n.index, driver.FDB, 0); e != 0 && w.k.fdbCache.isNews(h.Type, n) {
 			return e
 		}
 		return 0
-	case n.dst.IsMulticast(): // the kernel's own, with every group that is joined
+	case n.dst.IsMulticast(): // created by the kernel for each joined group
 		return 0
 	case h.Type == unix.RTM_DELNEIGH && n.state == unix.NUD_FAILED:
-		// A deletion on request: the entry was announced as failed before, and
-		// that told who asked, which this one does not.
+		// A requested deletion: before it, the entry was announced as failed, with the port of the
+		// requester, which this notification lacks.
 		return 0
 	}
 	return w.eventFor(n.index, driver.Neighs, 0)
 }
 
-// eventFor returns own when the link is one of ours, and uplink when it is an uplink.
+// eventFor returns own if the link is one of ours, and uplink if it is an uplink.
 func (w *Watch) eventFor(index int, own, uplink driver.Event) driver.Event {
 	return w.eventForName(w.links[index].name, own, uplink)
 }
@@ -109,8 +109,8 @@ func (w *Watch) eventForName(name string, own, uplink driver.Event) (e driver.Ev
 	return e
 }
 
-// linkEvent follows the links that matter: those of interest, by whatever name they had
-// before, and those with addresses.
+// linkEvent tracks the links that matter: those of interest, by their previous names as well, and
+// those with addresses.
 func (w *Watch) linkEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	now, ok := parseDevice(body)
 	if !ok || body[0] == unix.AF_BRIDGE { // a bridge port, not a link
@@ -128,7 +128,7 @@ func (w *Watch) linkEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	} else {
 		delete(w.links, index)
 	}
-	if old == now { // queues, counters and other things that nobody wants
+	if old == now { // only attributes have changed that are not used here
 		return 0
 	}
 	e := w.eventForName(old.name, driver.Links, driver.Uplink) | w.eventForName(now.name, driver.Links, driver.Uplink)

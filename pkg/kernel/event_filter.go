@@ -12,11 +12,10 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// setFilter lets the kernel drop what is of no interest before it wakes us: the
-// neighbour events of other links, of which a host with many containers has
-// thousands, and routes of other tables or to elsewhere, of which a routing daemon makes
-// hundreds of thousands at a time. Whatever passes is looked at again, so
-// that a missing filter costs time only.
+// setFilter makes the kernel drop notifications of no interest before they wake up the process:
+// neighbour events of other links, of which a host with many containers has thousands, and routes
+// of other tables or outside the network, of which a routing daemon changes hundreds of thousands
+// at a time. Events are checked again after the filter, so a missing filter only costs time.
 func (w *Watch) setFilter() {
 	var indexes []int
 	for i, l := range w.links {
@@ -30,14 +29,14 @@ func (w *Watch) setFilter() {
 		return
 	}
 	w.filterLinks, w.filterNetwork = append([]int{}, indexes...), network
-	// Without a filter everything passes.
+	// Without a filter all notifications pass.
 	_ = w.conn.SetFilter(eventFilter(w.k.conn.Port(), indexes, network))
 }
 
-// eventFilter is about a struct nlmsghdr, then a struct ndmsg or rtmsg. Of what the socket at
-// port asked for itself it passes the events of links only; of all else, neighbour events of the
-// given links only, and of the main table's routes, where the network is one of IPv4, default
-// routes and those into the network only.
+// eventFilter returns a filter for struct nlmsghdr followed by struct ndmsg or rtmsg. Of the
+// changes that the socket at port requested, it passes link events only. Of all others, it drops
+// neighbour events of links that are not given, and, if the network is IPv4, routes of the main
+// table other than default routes and those inside the network.
 func eventFilter(port uint32, links []int, network netip.Prefix) *netlink.Filter {
 	const (
 		header   = unix.SizeofNlMsghdr
@@ -58,7 +57,7 @@ func eventFilter(port uint32, links []int, network netip.Prefix) *netlink.Filter
 	f.LoadType()
 	f.Equal16(unix.RTM_NEWNEIGH, "neigh", "")
 	f.Equal16(unix.RTM_DELNEIGH, "neigh", "")
-	f.Equal16(unix.RTM_GETNEIGH, netlink.Drop, "") // asks user space to resolve
+	f.Equal16(unix.RTM_GETNEIGH, netlink.Drop, "") // a request to user space to resolve an address
 	f.Equal16(unix.RTM_NEWROUTE, "route", "")
 	f.Equal16(unix.RTM_DELROUTE, "route", netlink.Pass)
 	f.Label("route")
@@ -70,7 +69,8 @@ func eventFilter(port uint32, links []int, network netip.Prefix) *netlink.Filter
 		f.Load(lengthAt, 1)
 		f.JumpIf(bpf.JumpEqual, 0, netlink.Pass, "")
 		f.JumpIf(bpf.JumpGreaterOrEqual, uint32(network.Bits()), "", netlink.Drop)
-		// The destination: where an attribute of the kind in X is, from A on.
+		// The destination: the extension returns the offset of the attribute whose kind is in X,
+		// searching from the offset in A.
 		f.Add(bpf.LoadConstant{Dst: bpf.RegA, Val: attrsAt})
 		f.Add(bpf.LoadConstant{Dst: bpf.RegX, Val: unix.RTA_DST})
 		f.Add(bpf.LoadExtension{Num: bpf.ExtNetlinkAttr})

@@ -28,11 +28,11 @@ func init() {
 	})
 }
 
-// limitOfFDB: drivers/net/vxlan/vxlan_core.c, vxlan_fdb_create: addrcnt and addrmax, which
-// vxlan_nl2conf does not let anybody change.
+// limitOfFDB explains ENOSPC: addrcnt has reached addrmax, which vxlan_nl2conf does not allow to
+// change (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_create).
 func limitOfFDB(_ dataplane.Op, refused error) string {
 	if errors.Is(refused, unix.ENOSPC) {
-		return "the link was made with a limit, maxaddress of ip-link(8), and only one made anew is without"
+		return "the link was created with a limit, maxaddress in ip-link(8), and must be created again without it"
 	}
 	return ""
 }
@@ -68,8 +68,8 @@ func (g *reader) fdb(name string, index int) error {
 	return err
 }
 
-// forwards reports whether n is what a dataplane.FDB says. One with a port or VNI
-// of its own is not; left out of a reading, it is replaced where one is wanted.
+// forwards reports whether n has the form of a dataplane.FDB. An entry with its own port or VNI
+// does not; it is omitted from a reading, and replaced if an entry is wanted in its place.
 func (n neighbor) forwards() bool {
 	return n.family == unix.AF_BRIDGE && n.permanent() && n.self && n.dst.IsValid() && !n.other
 }

@@ -9,37 +9,34 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// fdbCache is what the FDB of our links holds as far as is known, from the last
-// reading and from what was done since. The kernel does not say who changed an
-// FDB entry; what is known tells one's own changes from those of others.
+// fdbCache is the known content of our links' FDBs, from the last reading and the operations since.
+// The kernel does not report who changed an FDB entry; the cache tells own changes from those of
+// others.
 //
-// A Watch drops an event that tells nothing new: that an entry is there which is
-// known, or that one is gone of whose address none is known. That it never drops
-// too much follows from three rules:
+// A Watch drops an event that contains no news: that a known entry exists, or that one is deleted
+// whose address is unknown. Three rules ensure that it does not drop too much:
 //
-//   - The events of one entry arrive in order, so the last one says what is
-//     there. It is dropped only if that is known already.
-//   - Who changes what is known, by reading the kernel or by asking it for a
-//     change, holds the lock from before the question until after the answer was
-//     noted. So what happens meanwhile is compared with what is known afterwards: an
-//     echo is recognized, and a change by others that a reading missed, or that
-//     came after an operation, is not.
-//   - What is known is what the reader of Snapshot and the caller of Apply know:
-//     an operation that failed changes nothing. If it was done all the same, its
-//     echo is reported.
+//   - The events of one entry arrive in order, so the last one reports its present state. It is
+//     dropped only if that state is known already.
+//   - A function that changes the cache, by reading the kernel or by requesting a change, holds
+//     the lock from before the request until after the cache was updated. So events of that time
+//     are compared with the updated cache: an echo is recognised, and a change by others that the
+//     reading missed, or that came after the operation, is not.
+//   - The cache contains what the caller of Snapshot and Apply knows: a failed operation does not
+//     change it. If the kernel has made the change all the same, its echo is reported.
 //
-// Links are told apart by index. One that nothing is known of, such as
-// one made again under another index, has everything reported until it is read;
-// one made again under the same index has its own event, after which it is read.
-// To forget is safe at any time: it only makes more events pass.
+// Links are identified by index. For a link that is not in the cache, such as one that was created
+// again with another index, all events are reported until it is read; one that was created again
+// with the same index causes a link event, after which it is read. It is always safe to remove
+// entries from the cache: more events are reported then.
 type fdbCache struct {
 	mu sync.Mutex
-	// links hold one remote for each address. An address with several, or in an
-	// entry that is not like ours, has an invalid one: its events are all reported.
+	// links holds the remote of each address. An address with several remotes, or with an entry of
+	// another form than ours, has an invalid one: all its events are reported.
 	links map[int]map[dataplane.MAC]netip.Addr
 }
 
-// addRemote adds an entry to the reading of a link.
+// addRemote adds an entry to the content of a link.
 func addRemote(known map[dataplane.MAC]netip.Addr, n neighbor) {
 	if _, several := known[n.mac]; several || !n.forwards() {
 		n.dst = netip.Addr{}
@@ -47,7 +44,7 @@ func addRemote(known map[dataplane.MAC]netip.Addr, n neighbor) {
 	known[n.mac] = n.dst
 }
 
-// set notes what was read of a link. The caller holds the lock.
+// set sets the content of a link. The caller holds the lock.
 func (f *fdbCache) set(index int, known map[dataplane.MAC]netip.Addr) {
 	if f.links == nil {
 		f.links = map[int]map[dataplane.MAC]netip.Addr{}
@@ -55,7 +52,7 @@ func (f *fdbCache) set(index int, known map[dataplane.MAC]netip.Addr) {
 	f.links[index] = known
 }
 
-// retain forgets all links but those given.
+// retain removes all links but those given.
 func (f *fdbCache) retain(indexes map[int]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -66,11 +63,10 @@ func (f *fdbCache) retain(indexes map[int]string) {
 	}
 }
 
-// update keeps up with an operation that was done. The caller holds the lock.
+// update records a successful operation. The caller holds the lock.
 //
-// To put an entry takes the place of the one remote that its address has
-// (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_replace); which of several, the
-// kernel does not say.
+// Put replaces the remote of its address if there is one (drivers/net/vxlan/vxlan_core.c,
+// vxlan_fdb_replace). Of several remotes it replaces one that the kernel does not report.
 func (f *fdbCache) update(verb dataplane.Verb, e dataplane.FDB, index int) {
 	known := f.links[index]
 	if known == nil {
@@ -86,7 +82,7 @@ func (f *fdbCache) update(verb dataplane.Verb, e dataplane.FDB, index int) {
 	}
 }
 
-// isNews reports whether an event about an FDB entry says something new.
+// isNews reports whether an event about an FDB entry differs from the cache.
 func (f *fdbCache) isNews(kind uint16, n neighbor) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

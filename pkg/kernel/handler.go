@@ -7,38 +7,38 @@ import (
 	"flanneld/pkg/driver"
 )
 
-// handler is how the objects of one kind are read and written. Each kind has a file, which
-// registers its handler. Requests may be repeated: what stands already is replaced by the same.
+// handler reads and writes the objects of one kind. Each kind has a file, which registers its
+// handler. Requests may be repeated, so they must be idempotent.
 type handler struct {
-	// read adds to a reading what there is of the kind in scope.
+	// read adds the objects of the kind that are in scope.
 	read func(*reader) error
 
-	// apply carries out an operation by itself. nil: operations are requests, of which many are
-	// sent at a time.
+	// apply executes a single operation. If it is nil, operations are requests that are sent in
+	// batches.
 	apply func(*Kernel, dataplane.Op) error
-	// request writes an operation; index is that of its link.
+	// request writes the request of an operation; index is the index of its link.
 	request func(r *requests, op dataplane.Op, index int)
-	// stands are the errors that say that what was to be put is there already.
+	// existsErrs are errors of a Put which mean that the object exists already.
 	existsErrs []unix.Errno
-	// again, if there is one, tries in another way what the kernel has refused.
+	// retry, if not nil, tries another way after the kernel has refused a request.
 	retry func(k *Kernel, op dataplane.Op, index int, refused error) error
-	// done, if there is one, is told what was done. What is known of forwarding is locked from
+	// applied, if not nil, is called after a successful operation. The FDB cache is locked from
 	// before the request.
 	applied func(k *Kernel, op dataplane.Op, index int)
-	// limit, if there is one, says which limit of the kernel a Put has reached, where the error
-	// number alone leaves that open; "" if none.
+	// limit, if not nil, returns the kernel limit that a Put has reached, if the error alone is
+	// ambiguous, or "".
 	limit func(op dataplane.Op, refused error) string
 
-	// groups are those of rtnetlink(7) that tell of changes, by messages of which event returns
-	// what a Watch is to report. young says that older kernels have no such groups.
+	// groups are the multicast groups of rtnetlink(7) for the kind. event returns the events that a
+	// Watch reports for a message of one of the types. optional is set if older kernels lack the
+	// groups.
 	groups   []int
 	optional bool
 	messages []uint16
 	event    func(w *Watch, h unix.NlMsghdr, body []byte) driver.Event
 }
 
-// handlers, and those with an event by their messages, are filled by the init function of each
-// kind's file.
+// handlers and byMessage are filled by the init functions of the kinds' files.
 var (
 	handlers  = map[dataplane.Kind]*handler{}
 	byMessage = map[uint16]*handler{}
@@ -53,7 +53,7 @@ func register(kind dataplane.Kind, h *handler) {
 
 const replace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 
-// verb begins a request that puts or deletes an object.
+// verb starts a request that puts or deletes an object.
 func (r *requests) verb(v dataplane.Verb, put, del uint16) {
 	if v == dataplane.Del {
 		r.Begin(del, 0)

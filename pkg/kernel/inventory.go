@@ -16,25 +16,26 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// Wanted says what an Inventory is to have.
+// Wanted selects the content of an Inventory.
 type Wanted struct {
-	// Names are of interfaces to be read in any case, if they exist.
+	// Names are names of interfaces that are always included, if they exist.
 	Names []string
-	// Routes has the routes of the underlay read, too, without those that only an overlay of
-	// Network needs.
+	// Routes includes the routes of the underlay, without those that only an overlay of Network
+	// needs.
 	Routes  bool
 	Network netip.Prefix
-	// Leads are addresses to which all routes are read.
+	// Targets are addresses whose routes are all included.
 	Targets []netip.Addr
 }
 
 // Inventory reads the interfaces that an uplink can be chosen from: those with IPv4 addresses,
-// those of routes that are read, and those named; and IPv4 routes of the main table: the default
-// ones, or those from which can be told how peers are reached. Interfaces are in the order of their
-// indexes, what else there is in that of the kernel.
+// those of routes that are read, and those named. It also reads IPv4 routes of the main table:
+// default routes, or all from which can be derived how peers are reached. Interfaces are sorted by
+// index, everything else is in the order of the kernel.
 //
-// It looks for no interface in a list of all: a host with many containers has thousands, which
-// come and go faster than that can be read. Nor does it keep a million routes of a routing daemon.
+// It does not look for interfaces in a list of all: a host with many containers has thousands,
+// which change faster than the list can be read. Nor does it store a million routes of a routing
+// daemon.
 func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 	if inv.IPv6, err = k.hasIPv6(); err != nil {
 		return inv, err
@@ -61,15 +62,15 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 		if i, ok := at[r.index]; ok {
 			route.Iface = inv.Ifaces[i].Name
 		} else if r.index != 0 {
-			continue // by an interface that is gone, or that no uplink can be
+			continue // the interface is gone, or cannot be an uplink
 		}
 		inv.Routes = append(inv.Routes, route)
 	}
 	return inv, nil
 }
 
-// inventoryLinks reads the interfaces that have addresses, routes of interest, or one of the wanted
-// names, by their indexes.
+// inventoryLinks returns the interfaces that have addresses, routes of interest, or one of the
+// wanted names, by index.
 func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry) (map[int]device, error) {
 	links := map[int]device{}
 	for _, name := range w.Names {
@@ -91,8 +92,7 @@ func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry
 	}
 	targets := slices.SortedFunc(slices.Values(w.Targets), netip.Addr.Compare)
 	for _, r := range routes {
-		// What leads into the overlay's network concerns nobody but an uplink, or whom
-		// it leads to.
+		// Routes into the overlay's network matter only for uplinks and for the targets.
 		_, known := links[r.index]
 		if !known && (!(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) || containsAny(r.key.Dst, targets)) {
 			wanted[r.index] = true
@@ -101,8 +101,8 @@ func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry
 	return links, k.find(links, wanted)
 }
 
-// ifaces returns interfaces with their IPv4 addresses in the order of their indexes, and the
-// position of each by index.
+// ifaces returns interfaces with their IPv4 addresses, sorted by index, and the position of each by
+// index.
 func ifaces(links map[int]device, addrs []addrEntry) (all []host.Iface, at map[int]int) {
 	at = map[int]int{}
 	for _, index := range slices.Sorted(maps.Keys(links)) {
@@ -139,14 +139,14 @@ func (k *Kernel) wantedRoutes(w Wanted) ([]routeEntry, error) {
 	return u.routes(), nil
 }
 
-// defaultRoutes reads no more than the begin of the main table, where the default routes are:
-// 0.0.0.0 is the first key of the trie, and behind it there may be a million others.
+// defaultRoutes reads only the begin of the main table, where the default routes are: 0.0.0.0 is
+// the first key of the trie, and a million other routes may follow.
 func (k *Kernel) defaultRoutes() (all []routeEntry, err error) {
 	c, err := k.ns.Dial(unix.NETLINK_ROUTE, netlink.RequestBuffer)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close() // which ends what was not read
+	defer c.Close() // discards the rest of the list
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST})
 	_, err = c.List(&r.Requests, func(b []byte) (more bool) {
@@ -159,7 +159,7 @@ func (k *Kernel) defaultRoutes() (all []routeEntry, err error) {
 		}
 		return dst.Addr().IsUnspecified()
 	})
-	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
+	if err != nil && !errors.Is(err, unix.ENOENT) { // the table does not exist yet
 		return nil, fmt.Errorf("list default routes: %w", err)
 	}
 	return all, nil
@@ -186,8 +186,8 @@ func (k *Kernel) addrs() ([]addrEntry, error) {
 	return all, nil
 }
 
-// RouteTo asks the kernel by which interface, and with which source address, it
-// would send to dst. It is a host.Reach.
+// RouteTo returns the interface and the source address that the kernel uses for packets to dst. It
+// is a host.Reach.
 func (k *Kernel) RouteTo(dst netip.Addr) (iface string, src netip.Addr, err error) {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen())})
@@ -212,8 +212,8 @@ func (k *Kernel) RouteTo(dst netip.Addr) (iface string, src netip.Addr, err erro
 	return d.name, src, nil
 }
 
-// hasIPv6 tells whether the kernel has IPv6 at all; one started with
-// ipv6.disable=1 has not.
+// hasIPv6 reports whether the kernel supports IPv6; one that was started with ipv6.disable=1 does
+// not.
 func (k *Kernel) hasIPv6() (bool, error) {
 	has := false
 	err := k.ns.Do(func() error {

@@ -1,14 +1,12 @@
-// Package kernel reads, changes and watches the kernel's network objects over
-// rtnetlink(7): links, addresses, FDB entries, neighbours, nexthops, routes, and sysctls
-// below /proc/sys/net.
+// Package kernel reads, changes and watches the kernel's network objects over rtnetlink(7): links,
+// addresses, FDB entries, neighbours, nexthops, routes, and sysctls below /proc/sys/net.
 //
-// It decides nothing: what is wanted and what is ours is for package dataplane.
-// It does not log, retry or poll. Everything happens in the network namespace
-// of the thread that called New, whichever goroutine calls later. Invariants:
-// Snapshot tells nothing that a complete reading did not contain; Apply does to
-// the kernel what its operations say and nothing else; Watch may report too
-// much, never too little: there is no lasting difference between the kernel and
-// what its reader knows that no event tells of.
+// It makes no decisions: package dataplane defines what is wanted and what is ours. It does not
+// log, retry or poll. Everything happens in the network namespace of the thread that called New,
+// for calls from any goroutine. Invariants: a Snapshot contains only the result of a complete
+// reading; Apply makes only the changes of its operations; Watch may report too much but never too
+// little: every lasting difference between the kernel and what its reader has read is announced by
+// an event.
 package kernel
 
 import (
@@ -20,18 +18,18 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// Kernel is the network stack of one network namespace. Its methods may be
-// called from any goroutine.
+// Kernel accesses the network stack of one network namespace. Its methods may be called from any
+// goroutine.
 type Kernel struct {
 	ns   *netlink.Namespace
 	conn *netlink.Conn
 
-	noNextHops  atomic.Bool // the kernel has said that it has none
-	onlyOwnHops atomic.Bool // in the last Snapshot, no route went through a nexthop out of the scope's range
+	noNextHops  atomic.Bool // the kernel does not support nexthop objects
+	onlyOwnHops atomic.Bool // in the last Snapshot, all nexthops of routes were in the scope's range
 	fdbCache    fdbCache
 }
 
-// New gives access to the network namespace of the calling thread.
+// New opens the network namespace of the calling thread.
 func New() (*Kernel, error) {
 	ns, err := netlink.CurrentNamespace()
 	if err != nil {
@@ -45,7 +43,7 @@ func New() (*Kernel, error) {
 	return &Kernel{ns: ns, conn: c}, nil
 }
 
-// Close frees the sockets. A Watch ends with its context.
+// Close closes the sockets. A Watch ends with its context.
 func (k *Kernel) Close() error {
 	return errors.Join(k.conn.Close(), k.ns.Close())
 }

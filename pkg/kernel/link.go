@@ -14,8 +14,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: most of what the
-// kernel would tell of a link is counters.
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h. Counters are most of the kernel's data
+// about a link.
 const skipStats = 1 << 3
 
 func init() {
@@ -29,14 +29,14 @@ func init() {
 	})
 }
 
-// device is a link as the kernel has it.
+// device is a link as the kernel reports it.
 type device struct {
 	name   string
 	index  int
-	parent int // index of the underlay device; in Link by name
-	// carrier is IFF_RUNNING and IFF_LOWER_UP of netdevice(7). With neither, the
-	// kernel removes the link's nexthops and the routes through them, of which it
-	// says nothing, while other routes stay (net/ipv4/nexthop.c, nh_netdev_event).
+	parent int // index of the underlay device, whose name is in link
+	// carrier is IFF_RUNNING and IFF_LOWER_UP of netdevice(7). If both are clear, the kernel
+	// removes the link's nexthops and the routes through them without an event of their own, while
+	// other routes stay (net/ipv4/nexthop.c, nh_netdev_event).
 	carrier uint32
 	link    dataplane.Link
 }
@@ -96,7 +96,7 @@ func (d *device) parseInfo(b []byte) {
 	}
 }
 
-// byName reads one link; unix.ENODEV when there is none.
+// byName reads a link. It returns unix.ENODEV if there is none.
 func (k *Kernel) byName(name string) (device, error) {
 	r := linkRequest(0)
 	r.Text(unix.IFLA_IFNAME, name)
@@ -135,16 +135,16 @@ func (k *Kernel) device(r *requests) (device, error) {
 	return d, nil
 }
 
-// isNoLink reports whether an error says that there is no such link; a name that no link can
-// have is refused in other ways.
+// isNoLink reports whether an error means that there is no such link. Invalid names cause other
+// errors.
 func isNoLink(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE)
 }
 
-// maxSingleReads is how many links are asked for one by one, before a list of all costs less.
+// maxSingleReads is the number of links up to which single reads cost less than a list of all links.
 const maxSingleReads = 256
 
-// find adds to links those of the wanted indexes that exist.
+// find adds the existing links of the wanted indexes.
 func (k *Kernel) find(links map[int]device, wanted map[int]bool) error {
 	if len(wanted) > maxSingleReads {
 		all, err := k.devices()
@@ -171,7 +171,7 @@ func (k *Kernel) find(links map[int]device, wanted map[int]bool) error {
 	return nil
 }
 
-// LinkNames lists the names of all links. Where links come and go meanwhile, it may lack one of these.
+// LinkNames returns the names of all links. It may miss one while links come and go.
 func (k *Kernel) LinkNames() ([]string, error) {
 	all, err := k.devices()
 	names := make([]string, 0, len(all))
@@ -181,7 +181,7 @@ func (k *Kernel) LinkNames() ([]string, error) {
 	return names, err
 }
 
-// devices lists all links, as far as that can be told while they come and go.
+// devices lists all links. It may miss one while links come and go.
 func (k *Kernel) devices() ([]device, error) {
 	var all []device
 	err := k.conn.Dump(&linkRequest(0).Requests, func() { all = nil }, func(b []byte) {
@@ -195,14 +195,14 @@ func (k *Kernel) devices() ([]device, error) {
 	return all, nil
 }
 
-// names turns the indexes of links into names, asking once for each.
+// names caches the names of links by index.
 type names struct {
 	k     *Kernel
 	known map[int]string
 }
 
-// of returns the name of a link. One that is gone is "" and ok; the objects that
-// referred to it are going too.
+// of returns the name of a link, or "" if the link is gone, because then the objects that refer to
+// it are being removed, too.
 func (n names) of(index int) (string, error) {
 	if name, ok := n.known[index]; ok {
 		return name, nil
@@ -215,8 +215,7 @@ func (n names) of(index int) (string, error) {
 	return d.name, nil
 }
 
-// createLink makes a link as wanted, complete in one request: it either stands
-// with address, MTU and state, or not at all.
+// createLink creates a link in one request: it exists with address, MTU and state, or not at all.
 func (k *Kernel) createLink(name string, l dataplane.Link) error {
 	if l.Kind != dataplane.KindVXLAN {
 		return fmt.Errorf("type %q: %w", l.Kind, unix.EOPNOTSUPP)
@@ -233,8 +232,8 @@ func (k *Kernel) createLink(name string, l dataplane.Link) error {
 		r.Uint32(unix.IFLA_MTU, uint32(l.MTU))
 	}
 	if l.MAC != (dataplane.MAC{}) {
-		// An address set at creation is not random to udev, which therefore
-		// leaves it alone (systemd.link(5), MACAddressPolicy=).
+		// udev does not change an address that was set at creation (systemd.link(5),
+		// MACAddressPolicy=).
 		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
 	}
 	info := r.Open(unix.IFLA_LINKINFO)
@@ -279,7 +278,7 @@ func flag(on bool) []byte {
 	return []byte{0}
 }
 
-// changeLink turns a link into what is wanted, as far as a link can change.
+// changeLink changes the attributes of a link that can be changed.
 func (k *Kernel) changeLink(name string, l dataplane.Link) error {
 	d, err := k.byName(name)
 	if err != nil {
@@ -291,7 +290,7 @@ func (k *Kernel) changeLink(name string, l dataplane.Link) error {
 		change = unix.IFF_UP
 	}
 	r.linkHeader(d.index, upFlag(l.Up), change)
-	// Only what differs: setting even the same MAC empties the neighbour table.
+	// Only what differs: even setting the same MAC flushes the neighbour table.
 	if l.MAC != (dataplane.MAC{}) && l.MAC != d.link.MAC {
 		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
 	}
@@ -309,23 +308,23 @@ func (k *Kernel) changeLink(name string, l dataplane.Link) error {
 	return k.conn.Do(&r.Requests)
 }
 
-// verify reads a link again: something that renames or readdresses new devices
-// may have come between.
+// verify reads a link again: a program that renames new devices or changes their address may have
+// intervened.
 func (k *Kernel) verify(name string, l dataplane.Link) (device, error) {
 	d, err := k.byName(name)
 	switch {
 	case err != nil:
 	case l.MAC != (dataplane.MAC{}) && d.link.MAC != l.MAC:
-		err = fmt.Errorf("address is %s instead of %s, somebody else has changed it: %w", d.link.MAC, l.MAC, unix.EBUSY)
+		err = fmt.Errorf("address is %s instead of %s, another program has changed it: %w", d.link.MAC, l.MAC, unix.EBUSY)
 	case l.MTU != 0 && d.link.MTU != l.MTU:
-		// The kernel lowers what does not fit into the parent's packets.
+		// The kernel lowers an MTU that exceeds that of the parent.
 		err = fmt.Errorf("mtu is %d instead of %d: %w", d.link.MTU, l.MTU, unix.ERANGE)
 	}
 	return d, err
 }
 
 func (k *Kernel) deleteLink(name string) error {
-	// By index: the name could have moved to another device since.
+	// By index, because another device may have the name by now.
 	d, err := k.byName(name)
 	if err != nil {
 		return err
@@ -335,19 +334,19 @@ func (k *Kernel) deleteLink(name string) error {
 	return k.conn.Do(&r.Requests)
 }
 
-// parentName returns the name of the underlay device, "" when there is none.
+// parentName returns the name of the underlay device, or "" if there is none.
 func parentName(n names, index int) (string, error) {
 	if index == 0 {
 		return "", nil
 	}
 	name, err := n.of(index)
 	if name == "" && err == nil {
-		name = "if" + strconv.Itoa(index) // moved to another namespace
+		name = "if" + strconv.Itoa(index) // in another namespace
 	}
 	return name, err
 }
 
-// ourLinks reads the links of the scope, and how those are called that it depends on.
+// ourLinks reads the links of the scope, and the names of the links that they depend on.
 func (g *reader) ourLinks() error {
 	for _, name := range g.scope.Carriers {
 		d, err := g.k.byName(name)
@@ -389,7 +388,7 @@ func (k *Kernel) applyLink(op dataplane.Op) error {
 		return err
 	}
 	d, err := k.verify(name, link)
-	if err == nil && op.Verb == dataplane.Put { // a new one forwards to nobody
+	if err == nil && op.Verb == dataplane.Put { // the FDB of a new link is empty
 		k.fdbCache.mu.Lock()
 		defer k.fdbCache.mu.Unlock()
 		k.fdbCache.set(d.index, map[dataplane.MAC]netip.Addr{})

@@ -27,8 +27,8 @@ func init() {
 	})
 }
 
-// limitOfNeighs: net/core/neighbour.c, neigh_alloc, "neighbor table overflow". Since Linux 5.0
-// permanent entries are not counted.
+// limitOfNeighs explains ENOBUFS: "neighbor table overflow" (net/core/neighbour.c, neigh_alloc).
+// Since Linux 5.0 permanent entries are not counted.
 func limitOfNeighs(op dataplane.Op, refused error) string {
 	k, _ := dataplane.KindNeigh.Of(op)
 	switch {
@@ -69,7 +69,7 @@ func (g *reader) neighs(name string, index int) error {
 	})
 }
 
-// neighbors lists the neighbour tables, or the FDB, of one link.
+// neighbors lists the neighbour table or the FDB of one link.
 func (k *Kernel) neighbors(family uint8, index int, reset func(), each func(neighbor)) error {
 	r := one(unix.RTM_GETNEIGH, 0)
 	r.neighHeader(unix.NdMsg{Family: family})
@@ -88,8 +88,8 @@ type neighbor struct {
 	self          bool
 	dst           netip.Addr
 	mac           dataplane.MAC
-	other         bool // an FDB entry with a port, VNI or device of its own
-	hasAge        bool // its age is told, which only the table that holds it knows
+	other         bool // an FDB entry with its own port, VNI or device
+	hasAge        bool // it has an age, which only the driver's own notifications contain
 }
 
 func (n neighbor) permanent() bool { return n.state&unix.NUD_PERMANENT != 0 }

@@ -11,12 +11,11 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// Nexthop objects came with Linux 5.3 (linux/nexthop.h). The kernel removes one
-// with its link, and the routes through it with the object, and says nothing of
-// either but the event of the link.
+// Nexthop objects exist since Linux 5.3 (linux/nexthop.h). The kernel removes an object with its
+// link, and the routes through it with the object; the link event is the only one.
 
-// protoForeign is for an object with our stamp that we never made: nobody's, so
-// that it is neither replaced nor deleted.
+// protoForeign replaces the protocol of an object that has our protocol number but that we have not
+// created, so that it is neither replaced nor deleted.
 const protoForeign = unix.RTPROT_UNSPEC
 
 func init() {
@@ -40,10 +39,10 @@ func init() {
 	})
 }
 
-// nextHop adds a request about a nexthop object.
+// nextHop writes a request about a nexthop object.
 func (r *requests) nextHop(verb dataplane.Verb, id uint32, h dataplane.NextHop, index int) {
 	r.verb(verb, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP)
-	if verb == dataplane.Del { // the kernel takes nothing beside the id
+	if verb == dataplane.Del { // the kernel accepts nothing but the ID
 		r.nextHopHeader(unix.Nhmsg{})
 		r.Uint32(unix.NHA_ID, id)
 		return
@@ -64,8 +63,8 @@ func (r *requests) nextHopHeader(m unix.Nhmsg) {
 	r.Put32(m.Flags)
 }
 
-// parseNextHop reads a nexthop object. What is not a gateway on a link, such as
-// a group, comes without either and never with our stamp.
+// parseNextHop parses a nexthop object. An object that is not a gateway on a link, such as a group,
+// is returned without both, and never with our protocol number.
 func parseNextHop(b []byte) (id uint32, h dataplane.NextHop, index int, ok bool) {
 	if len(b) < unix.SizeofNhmsg {
 		return 0, h, 0, false
@@ -95,8 +94,8 @@ func parseNextHop(b []byte) (id uint32, h dataplane.NextHop, index int, ok bool)
 	return id, h, index, id != 0
 }
 
-// hops are the nexthop objects of a kernel: those of the scope's range in a
-// State, and the others, which routes may go through all the same.
+// hops are all nexthop objects: those with an ID in the scope's range, which are part of a State,
+// and the others, which routes may use as well.
 type hops struct {
 	in, out map[uint32]dataplane.NextHop
 }
@@ -109,7 +108,7 @@ func (h hops) of(id uint32) (dataplane.NextHop, bool) {
 	return found, ok
 }
 
-// nextHops lists the nexthop objects; nil maps: this kernel has none.
+// nextHops lists the nexthop objects. The maps are nil if the kernel does not support them.
 func (g *reader) nextHops() (hops, error) {
 	k, scope, n := g.k, g.scope, g.names
 	type entry struct {
@@ -118,7 +117,7 @@ func (g *reader) nextHops() (hops, error) {
 		index int
 	}
 	var all hops
-	var unnamed []entry // on links that must be asked for, which cannot be done meanwhile
+	var unnamed []entry // on links whose names cannot be read during the list
 	put := func(id uint32, h dataplane.NextHop) {
 		if scope.InRange(id) {
 			all.in[id] = h

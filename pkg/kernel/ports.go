@@ -14,13 +14,13 @@ import (
 	"strings"
 )
 
-// Holder is who has a socket, as far as this process may know.
+// Holder is the owner of a socket, as far as this process may see it.
 type Holder struct {
 	Addr    netip.AddrPort
 	UID     int
-	PID     int    // 0: unknown, or none
-	Program string // of the process
-	// Kernel: no process has the socket, so that the kernel itself must, as for VXLAN, FOU or
+	PID     int    // 0: unknown or none
+	Program string // name of the process
+	// Kernel is set if no process has the socket. Then it is the kernel's own, as for VXLAN, FOU or
 	// WireGuard.
 	Kernel bool
 }
@@ -35,10 +35,10 @@ func (h Holder) String() string {
 	return fmt.Sprintf("a process of uid %d, or the kernel", h.UID)
 }
 
-// Holders lists the sockets of a protocol, "udp" or "tcp", that keep another one from being
-// bound to an address: those of this network namespace with that port and a common
-// address, for TCP those that listen. Which process has one is known only to somebody who
-// may see the others' descriptors.
+// Holders returns the sockets of a protocol, "udp" or "tcp", that prevent binding to an address:
+// those of this network namespace with the same port and an overlapping address, and for TCP those
+// that listen. The process of a socket is known only if this process may list other processes'
+// descriptors.
 func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error) {
 	sockets := map[string]Holder{} // by inode
 	err := k.ns.Do(func() error {
@@ -77,14 +77,14 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	return all, nil
 }
 
-// addrsConflict reports whether two sockets of one port are in each other's way. One of IPv6 with
-// no address takes IPv4 as well, unless it was told not to.
+// addrsConflict reports whether two addresses conflict for one port. The unspecified IPv6 address
+// includes IPv4, unless the socket is IPV6_V6ONLY.
 func addrsConflict(a, b netip.Addr) bool {
 	a, b = a.Unmap(), b.Unmap()
 	return a == b || a.IsUnspecified() || b.IsUnspecified()
 }
 
-// readTable reads a table of /proc/net (proc_net(5)).
+// readTable parses a table of /proc/net (proc_net(5)).
 func readTable(path string, each func(h Holder, listens bool, inode string)) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -104,14 +104,14 @@ func readSockets(table io.Reader, each func(h Holder, listens bool, inode string
 		}
 		addr, err1 := socketAddr(fields[1])
 		uid, err2 := strconv.Atoi(fields[7])
-		if err1 == nil && err2 == nil { // the heading is no socket
+		if err1 == nil && err2 == nil { // skips the heading
 			each(Holder{Addr: addr, UID: uid}, fields[3] == listening, fields[9])
 		}
 	}
 	return lines.Err()
 }
 
-// socketAddr reads 0100007F:2118: the address in words of the host's order, then the port.
+// socketAddr parses 0100007F:2118: the address in words in host byte order, then the port.
 func socketAddr(s string) (netip.AddrPort, error) {
 	words, port, _ := strings.Cut(s, ":")
 	raw, err := hex.DecodeString(words)
@@ -132,17 +132,16 @@ func socketAddr(s string) (netip.AddrPort, error) {
 // initPID is the inode of the first PID namespace (PROC_PID_INIT_INO of linux/proc_ns.h).
 const initPID = "pid:[4026531836]"
 
-// seesAllProcesses reports whether every process's descriptors can be listed: that is refused to whoever
-// may not trace the process, as by ProtectProc= of systemd.exec(5), and a PID namespace hides
-// those outside.
+// seesAllProcesses reports whether the descriptors of all processes can be listed. Listing is
+// refused to processes that may not trace the other process, as with ProtectProc= of
+// systemd.exec(5), and a PID namespace hides processes outside.
 func seesAllProcesses() bool {
 	ns, err := os.Readlink("/proc/self/ns/pid")
-	_, denied := os.Readlink("/proc/1/exe") // root may list what it may not read
+	_, denied := os.Readlink("/proc/1/exe") // root can list the directory without permission to read the link
 	return err == nil && ns == initPID && denied == nil
 }
 
-// eachDescriptor calls each with the open descriptors of all processes, as far as they
-// may be seen.
+// eachDescriptor calls each with the open descriptors of all visible processes.
 func eachDescriptor(each func(pid int, target string)) {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
@@ -156,7 +155,7 @@ func eachDescriptor(each func(pid int, target string)) {
 		dir := filepath.Join("/proc", p.Name(), "fd")
 		descriptors, err := os.ReadDir(dir)
 		if err != nil {
-			continue // gone, or not to be seen
+			continue // gone, or not permitted
 		}
 		for _, d := range descriptors {
 			if target, err := os.Readlink(filepath.Join(dir, d.Name())); err == nil {
@@ -166,7 +165,7 @@ func eachDescriptor(each func(pid int, target string)) {
 	}
 }
 
-// program names the program of a process.
+// program returns the name of a process.
 func program(pid int) string {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil {

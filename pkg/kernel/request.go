@@ -8,10 +8,10 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// requests are requests of rtnetlink(7).
+// requests is a sequence of rtnetlink(7) requests.
 type requests struct{ netlink.Requests }
 
-// one returns a single request, to be completed by its header and attributes.
+// one starts a single request; its header and attributes follow.
 func one(kind, flags uint16) *requests {
 	r := &requests{}
 	r.Begin(kind, flags)

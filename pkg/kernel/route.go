@@ -28,7 +28,8 @@ func init() {
 	})
 }
 
-// limitOfRoutes: net/ipv6/route.c, ip6_dst_gc. Since Linux 4.17 these routes are not counted.
+// limitOfRoutes explains ENOMEM of IPv6 routes (net/ipv6/route.c, ip6_dst_gc). Since Linux 4.17
+// these routes are not counted.
 func limitOfRoutes(op dataplane.Op, refused error) string {
 	if k, _ := dataplane.KindRoute.Of(op); k.Dst.Addr().Is6() && errors.Is(refused, unix.ENOMEM) {
 		return "sysctl net.ipv6.route.max_size limits the routes of IPv6"
@@ -54,8 +55,8 @@ func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route datapl
 		m.Flags = unix.RTNH_F_ONLINK
 	}
 	if verb == dataplane.Del {
-		// The more a deletion says the less it can hit: the kernel takes the
-		// first route that fits. Only the scope is not known here.
+		// The kernel deletes the first route that matches, so a deletion is as specific as
+		// possible. Only the scope is not known here.
 		m.Scope = unix.RT_SCOPE_NOWHERE
 		m.Flags = 0
 	}
@@ -67,7 +68,7 @@ func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route datapl
 	}
 	switch {
 	case route.Blackhole:
-	case route.NextHop != 0: // says all there is to say; the kernel takes nothing beside it
+	case route.NextHop != 0: // the kernel accepts no other attribute with it
 		r.Uint32(rtaNextHop, route.NextHop)
 	default:
 		r.Uint32(unix.RTA_OIF, uint32(index))
@@ -94,27 +95,27 @@ func (r *requests) routeHeader(m unix.RtMsg) {
 	r.Put32(m.Flags)
 }
 
-// defaultMetric6 is what the kernel makes of an IPv6 route's metric of zero.
+// defaultMetric6 is the kernel's metric of an IPv6 route that is added with metric 0.
 const defaultMetric6 = 1024
 
-// routeEntry is a route as the kernel tells it: its link by index.
+// routeEntry is a route as the kernel reports it, with its link by index.
 type routeEntry struct {
 	key    dataplane.RouteKey
 	route  dataplane.Route
 	index  int
-	source netip.Addr // of packets that say none themselves; invalid: the kernel looks for one
+	source netip.Addr // default source address of packets; invalid if the kernel chooses one
 }
 
-// parseRoute reads a route to a destination that mainRoute has read, unicast or one of our blackholes;
-// the index is 0 for these, for one by several links, and where the kernel tells
-// no more than the nexthop object (net.ipv4.nexthop_compat_mode=0). Others'
-// blackholes are none of our business until they stand where a route of ours should.
+// parseRoute parses a route to a destination from mainRoute, if it is unicast or one of our
+// blackholes. The index is 0 for blackholes, for multipath routes, and if the kernel reports only
+// the nexthop object (net.ipv4.nexthop_compat_mode=0). Blackholes of other programs are ignored
+// until they are in the place of a route of ours.
 func parseRoute(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
 	e.key.Dst = dst
 	typ, tos, srcLen, proto, scope := b[7], b[3], b[2], b[5], b[6] // of struct rtmsg
 	flags := binary.NativeEndian.Uint32(b[8:])
 	r := &e.route
-	// A type of service or a source makes it a route that our keys do not name.
+	// Routes with a TOS or a source prefix have no key in this program.
 	r.Blackhole = typ == unix.RTN_BLACKHOLE && proto == dataplane.ProtoFlannel
 	if typ != unix.RTN_UNICAST && !r.Blackhole || flags&unix.RTM_F_CLONED != 0 || tos != 0 || srcLen != 0 {
 		return e, false
@@ -153,8 +154,7 @@ func parseRoute(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
 	return e, several || e.index != 0 || r.Blackhole
 }
 
-// mainRoute returns the destination of a route of the main table, whatever its
-// type.
+// mainRoute returns the destination of a route of the main table, of any type.
 func mainRoute(b []byte) (netip.Prefix, bool) {
 	if len(b) < unix.SizeofRtMsg {
 		return netip.Prefix{}, false
@@ -179,13 +179,13 @@ func mainRoute(b []byte) (netip.Prefix, bool) {
 	return p, p.IsValid() && table == unix.RT_TABLE_MAIN
 }
 
-// routes lists the routes of the main table to where wanted says that they matter, of those
-// that parseRoute knows. typ is the only type there is to be, or RTN_UNSPEC.
+// routes lists the routes of the main table whose destination is wanted and that parseRoute
+// accepts. typ is the type of routes to list, or RTN_UNSPEC for all.
 func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefix) bool, each func(routeEntry)) error {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: typ})
 	err := k.conn.Dump(&r.Requests, reset, func(b []byte) {
-		// A kernel without this family answers with every other.
+		// A kernel without this family returns routes of all others.
 		dst, ok := mainRoute(b)
 		if !ok || b[0] != family || !wanted(dst) {
 			return
@@ -200,8 +200,8 @@ func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefi
 	return nil
 }
 
-// routes reads the routes of the scope, after the nexthops: a route may say no more than which
-// one it goes through.
+// routes reads the routes of the scope. Nexthops must be read before: the kernel may report nothing
+// but the nexthop of a route.
 func (g *reader) routes() error {
 	s, scope := g.s, g.scope
 	if !scope.Network.IsValid() {
@@ -214,12 +214,12 @@ func (g *reader) routes() error {
 		if e.key.Dst.Addr().Is6() && e.key.Metric == defaultMetric6 {
 			e.key.Metric = 0
 		}
-		// Of several under one key, the first is the one that works.
+		// Of several routes with one key, the first is effective.
 		if _, shadowed := s.Routes[e.key]; !shadowed {
 			s.Routes[e.key] = e.route
 		}
 	}
-	var unnamed []routeEntry // by links that must be asked for, which cannot be done meanwhile
+	var unnamed []routeEntry // by links whose names cannot be read during the list
 	ownHops := true
 	reset := func() { clear(s.Routes); s.Others, unnamed, ownHops = 0, nil, true }
 	inside := func(dst netip.Prefix) bool {
@@ -254,17 +254,17 @@ func (g *reader) routes() error {
 	return nil
 }
 
-// resolveNextHop says of a route what its nexthop object says. One by an object that is
-// not a gateway on a link stays without, as do all routes by several links.
+// resolveNextHop fills in link and gateway from the route's nexthop object. They stay empty if the
+// object is not a gateway on a link, as for all multipath routes.
 func (e *routeEntry) resolveNextHop(h hops) {
 	if hop, ok := h.of(e.route.NextHop); ok && hop.Link != "" {
 		e.key.Link, e.route.Via, e.route.OnLink = hop.Link, hop.Via, hop.OnLink
 	}
 }
 
-// replaceShadowed replaces a route where several have the same destination and metric.
-// The kernel then replaces the first only, and refuses when the wanted one
-// stands behind it; with that one gone, it becomes the first.
+// replaceShadowed replaces a route if several have the same destination and metric. The kernel then
+// replaces only the first, and refuses if the wanted one follows it; after that one is deleted, the
+// replacement succeeds.
 func (k *Kernel) replaceShadowed(op dataplane.Op, index int, refused error) error {
 	if op.Verb != dataplane.Put || !errors.Is(refused, unix.EEXIST) {
 		return refused

@@ -10,17 +10,17 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// Detour asks the kernel by which table it would send to dst, and reports whether that is
-// one that a routing rule names ahead of the main table (ip-rule(8)), such as a VPN's.
+// Detour returns the routing table that the kernel uses for packets to dst, and reports whether a
+// routing rule selects it ahead of the main table (ip-rule(8)), as rules of a VPN do.
 func (k *Kernel) Detour(dst netip.Addr) (d host.Detour, ok bool, err error) {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen()), Flags: unix.RTM_F_LOOKUP_TABLE})
 	r.Addr(unix.RTA_DST, dst)
 	b, err := k.conn.Get(&r.Requests)
 	if err != nil {
-		return d, false, nil // it leads nowhere, which the routes tell
+		return d, false, nil // unreachable, which the check of routes reports
 	}
-	d.Table = int(b[4]) // of struct rtmsg; more than it holds is in an attribute
+	d.Table = int(b[4]) // of struct rtmsg; larger numbers are in an attribute
 	index := 0
 	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch kind {
@@ -43,10 +43,10 @@ func (k *Kernel) Detour(dst netip.Addr) (d host.Detour, ok bool, err error) {
 	return d, err == nil, err
 }
 
-// rulePriority finds the first rule that names a table.
+// rulePriority returns the priority of the first rule for a table.
 func (k *Kernel) rulePriority(table int) (least int, err error) {
 	r := one(unix.RTM_GETRULE, 0)
-	r.routeHeader(unix.RtMsg{Family: unix.AF_INET}) // struct fib_rule_hdr has its form
+	r.routeHeader(unix.RtMsg{Family: unix.AF_INET}) // struct fib_rule_hdr has the same layout
 	err = k.conn.Dump(&r.Requests, func() { least = -1 }, func(b []byte) {
 		if len(b) < unix.SizeofRtMsg {
 			return

@@ -9,26 +9,25 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// Snapshot reads what lies in scope: the links it names with their addresses,
-// permanent neighbours and permanent FDB entries; the unicast routes of the
-// main table to anywhere inside its network, by any link, and our blackholes
-// there; nexthop objects, whoever made them, with an id in its range; its
-// sysctls. What does not exist is absent. A route by several links is there without
-// a link, and a nexthop that is not a gateway on a link without one and without
-// our stamp, so that nobody replaces them unawares.
+// Snapshot reads the objects in scope: its links with their addresses, permanent neighbours and
+// permanent FDB entries; unicast routes of the main table to destinations inside its network, by
+// any link, and our blackholes there; nexthop objects of any program with an ID in its range; its
+// sysctls. Objects that do not exist are absent. A multipath route is included without a link, and
+// a nexthop that is not a gateway on a link without a link and without our protocol number, so that
+// they are not replaced by accident.
 //
-// What a Snapshot has told of an FDB is not told by a Watch of the same Kernel
-// again; so both are for one reader, who repeats a Snapshot that failed.
+// A Watch of the same Kernel does not report FDB entries again that a Snapshot has returned; so
+// both are for one reader, who must repeat a failed Snapshot.
 func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 	s := dataplane.NewState()
 	err := k.read(scope, &s)
 	return s, err
 }
 
-// read adds what a Snapshot has to a State that has no such objects.
+// read adds the objects of a Snapshot to a State.
 func (k *Kernel) read(scope dataplane.Scope, s *dataplane.State) error {
 	g := &reader{k: k, scope: scope, s: s, links: map[int]string{}, names: names{k: k, known: map[int]string{}}}
-	for _, kind := range dataplane.Kinds() { // each needs what those before it have read
+	for _, kind := range dataplane.Kinds() { // a kind may need objects of the kinds before it
 		if h := handlers[kind]; h != nil {
 			if err := h.read(g); err != nil {
 				return err
@@ -38,17 +37,17 @@ func (k *Kernel) read(scope dataplane.Scope, s *dataplane.State) error {
 	return nil
 }
 
-// reader is a Snapshot in the making.
+// reader reads a Snapshot.
 type reader struct {
 	k     *Kernel
 	scope dataplane.Scope
 	s     *dataplane.State
-	links map[int]string // ours, by index
-	names names          // of them and others
+	links map[int]string // links of the scope, by index
+	names names          // of these and other links
 	hops  hops
 }
 
-// onLinks reads what each link of ours carries. One that went away meanwhile carries nothing.
+// onLinks reads the objects of each link of the scope. A link that is gone meanwhile has none.
 func (g *reader) onLinks(what string, read func(name string, index int) error) error {
 	for index, name := range g.links {
 		if err := read(name, index); err != nil && !errors.Is(err, unix.ENODEV) {

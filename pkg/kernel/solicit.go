@@ -10,10 +10,9 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// Solicit has the kernel ask by ARP on an interface for the link-layer address of ip,
-// as if a packet were to be sent there; Answered tells the outcome. What the kernel
-// knows of ip already is forgotten first, for it may be of long ago. An entry that the
-// administrator made is left alone, and nobody is asked.
+// Solicit makes the kernel resolve the link-layer address of ip by ARP on an interface, as if it
+// had a packet to send; Answered reports the result. The existing entry is deleted first, because
+// it may be outdated. If the administrator has set an entry, it is left, and no request is sent.
 func (k *Kernel) Solicit(iface string, ip netip.Addr) error {
 	d, err := k.byName(iface)
 	if err != nil {
@@ -39,7 +38,7 @@ func (k *Kernel) Solicit(iface string, ip netip.Addr) error {
 	return nil
 }
 
-// Answered reports whether the kernel has confirmed that ip is there on an interface.
+// Answered reports whether the kernel has resolved ip on an interface.
 func (k *Kernel) Answered(iface string, ip netip.Addr) (bool, error) {
 	d, err := k.byName(iface)
 	if err != nil {
@@ -49,7 +48,7 @@ func (k *Kernel) Answered(iface string, ip netip.Addr) (bool, error) {
 	return known && n.state&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY|unix.NUD_PROBE) != 0, err
 }
 
-// neighbor finds the entry of ip on a link.
+// neighbor returns the entry of ip on a link.
 func (k *Kernel) neighbor(index int, ip netip.Addr) (found neighbor, known bool, err error) {
 	err = k.neighbors(family(ip), index, func() { known = false }, func(n neighbor) {
 		if n.dst == ip {

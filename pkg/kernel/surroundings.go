@@ -15,15 +15,15 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// Surroundings reads what others have set up: links with IPv4 addresses, and those of the main
-// table's routes whose destination is wanted. Left out are routes by the links
-// named, which are the overlay's, and those with its stamp.
+// Surroundings reads the configuration of other programs: links with IPv4 addresses, and routes of
+// the main table whose destination is wanted. It omits routes by the given links, which are the
+// overlay's, and those with the overlay's protocol number.
 func (k *Kernel) Surroundings(wanted func(dst netip.Prefix) bool, ours []string) (s host.Surroundings, err error) {
 	routes, err := k.surroundingRoutes(wanted, ours)
 	if err != nil {
 		return s, err
 	}
-	// After the routes: those that follow from an address are never there without it.
+	// After the routes, so that the address of each route that depends on one is included.
 	addrs, err := k.addrs()
 	if err != nil {
 		return s, err
@@ -42,7 +42,7 @@ func (k *Kernel) Surroundings(wanted func(dst netip.Prefix) bool, ours []string)
 	for _, r := range routes {
 		link, known := links[r.index]
 		if !known && r.index != 0 {
-			continue // by a link that is gone
+			continue // the link is gone
 		}
 		r.path.Iface = link.name
 		s.Paths = append(s.Paths, r.path)
@@ -50,7 +50,7 @@ func (k *Kernel) Surroundings(wanted func(dst netip.Prefix) bool, ours []string)
 	return s, nil
 }
 
-// surroundingRoute is a route of others as the kernel tells it: its link by index.
+// surroundingRoute is a route as the kernel reports it, with its link by index.
 type surroundingRoute struct {
 	path  host.Path
 	index int
@@ -83,7 +83,7 @@ func (k *Kernel) surroundingRoutes(wanted func(dst netip.Prefix) bool, ours []st
 	return all, nil
 }
 
-// addressed lists the links that have IPv4 addresses, in the order of the first ones.
+// addressed returns the links that have IPv4 addresses, in the order of their first address.
 func addressed(addrs []addrEntry, links map[int]device) (all []host.Link) {
 	at := map[int]int{} // interface index to position
 	for _, a := range addrs {
@@ -100,8 +100,8 @@ func addressed(addrs []addrEntry, links map[int]device) (all []host.Link) {
 	return all
 }
 
-// parsePath reads a route of others, of whatever type; the index is that of its link, 0 for
-// a route without one or by several.
+// parsePath parses a route of any type. The index is that of its link, or 0 for a route without a
+// link or with several.
 func parsePath(b []byte, dst netip.Prefix) (p host.Path, index int, ok bool) {
 	m := nl.DeserializeRtMsg(b)
 	p.Type, ok = pathType(m.Type)
@@ -118,7 +118,7 @@ func parsePath(b []byte, dst netip.Prefix) (p host.Path, index int, ok bool) {
 		case unix.RTA_GATEWAY:
 			p.Gateway = v.Addr()
 		case rtaNextHop:
-			// One of ours, whose link the kernel does not tell with net.ipv4.nexthop_compat_mode=0.
+			// Ours. With net.ipv4.nexthop_compat_mode=0 the kernel does not report its link.
 			if id := dst.Addr().As4(); uint32(v.Number()) == binary.BigEndian.Uint32(id[:]) {
 				return p, 0, false
 			}
@@ -127,7 +127,7 @@ func parsePath(b []byte, dst netip.Prefix) (p host.Path, index int, ok bool) {
 	return p, index, true
 }
 
-// pathType names the types of routes that take packets to somewhere or nowhere.
+// pathType returns the name of a route type, "" for unicast.
 func pathType(t uint8) (name string, ok bool) {
 	switch t {
 	case unix.RTN_UNICAST:

@@ -30,7 +30,7 @@ func sysctlPath(path string) (string, error) {
 	return "/proc/sys/" + path, nil
 }
 
-// Sysctls returns the values of those sysctls that exist, by path below /proc/sys.
+// Sysctls returns the values of the sysctls that exist, by path below /proc/sys.
 func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 	values := map[string]string{}
 	if len(paths) == 0 {
@@ -62,7 +62,7 @@ func (k *Kernel) setSysctl(path, value string) error {
 		return err
 	}
 	return k.ns.Do(func() error {
-		// Not created: it is there or it is an error.
+		// Without O_CREATE: it is an error if the file does not exist.
 		f, err := os.OpenFile(file, os.O_WRONLY, 0)
 		if err != nil {
 			return err

@@ -8,28 +8,27 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// underlay is made of the routes of a host's main table, one after the other, and keeps those
-// that package host needs. A routing daemon may know a million networks by a few gateways. Of
-// these the answers depend on little: which of a peer's addresses are on a link, and what
-// the gateways are. So it keeps
+// underlay selects the routes of the host's main table that package host needs. A routing daemon
+// may add a million routes by a few gateways, but the results depend only on which peer addresses
+// are on a link, and on the gateways. So it keeps
 //
 //   - default routes, and halves of one,
-//   - routes without a gateway, which make neighbours,
-//   - routes that take something out of such a one,
+//   - routes without a gateway, whose destinations are on-link,
+//   - routes that are more specific than such a route,
 //   - one route by each gateway,
-//   - all routes to some addresses, of which more is asked.
+//   - all routes to the targets.
 //
-// What it leaves out changes no answer of [host.OnLink]: the next wider route that it keeps
-// has a gateway, too, or there is none. Routes into the overlay's network that have a
-// gateway are the overlay's own, or of no use to reach a peer.
+// Omitted routes do not change the result of [host.OnLink]: the next less specific route that is
+// kept has a gateway, too, or there is none. Routes into the overlay's network with a gateway are
+// the overlay's own, or irrelevant for reaching a peer.
 type underlay struct {
-	network netip.Prefix // invalid: there is none
-	targets []netip.Addr // of which more is asked, sorted
+	network netip.Prefix // invalid if there is none
+	targets []netip.Addr // all routes to these are kept; sorted
 
 	kept      []routeEntry
 	gateways  map[gateway]bool
-	pending   []routeEntry // to destinations of one address, the last
-	enclosing []enclosing  // what covers that, of what is kept, the widest first
+	pending   []routeEntry // not yet decided: routes with the last destination address
+	enclosing []enclosing  // kept routes that contain that address, the least specific first
 }
 
 type gateway struct {
@@ -37,18 +36,18 @@ type gateway struct {
 	via   netip.Addr
 }
 
-// enclosing is a route by what it makes of the destinations that no longer one has.
+// enclosing is a kept route that determines the next hop of more specific destinations.
 type enclosing struct {
-	dst        netip.Prefix
-	neighbours bool
+	dst    netip.Prefix
+	onLink bool
 }
 
 func newUnderlay(network netip.Prefix, targets []netip.Addr) *underlay {
 	return &underlay{network: network, targets: targets, gateways: map[gateway]bool{}}
 }
 
-// add takes the next route. They come in the order of their addresses, as a trie has them
-// (net/ipv4/fib_trie.c, fib_table_dump), whatever changes meanwhile.
+// add adds the next route. Routes are added in the order of their addresses, as the kernel's trie
+// returns them (net/ipv4/fib_trie.c, fib_table_dump), even if it changes meanwhile.
 func (u *underlay) add(e routeEntry) {
 	inside := dataplane.Scope{Network: u.network}.Inside(e.key.Dst)
 	if e.route.Blackhole || inside && !e.onLink() && !containsAny(e.key.Dst, u.targets) {
@@ -60,13 +59,13 @@ func (u *underlay) add(e routeEntry) {
 	u.pending = append(u.pending, e)
 }
 
-// onLink reports whether a route makes its destinations neighbours on one link.
+// onLink reports whether a route's destinations are on-link.
 func (e routeEntry) onLink() bool { return e.index != 0 && !e.route.Via.IsValid() }
 
-// flush looks at the routes that begin at one address, the widest first, and of several to one
-// destination the one that wins last: it is what covers those to come.
+// flush decides on the pending routes, the least specific first. Of several routes to one
+// destination, the effective one is last, because it encloses the following routes.
 func (u *underlay) flush() {
-	if len(u.pending) == 1 { // as nearly all
+	if len(u.pending) == 1 { // the common case
 		if u.needed(&u.pending[0]) {
 			u.kept = append(u.kept, u.pending[0])
 		}
@@ -93,7 +92,7 @@ func (u *underlay) flush() {
 	u.pending = u.pending[:0]
 }
 
-// needed decides on the next route, behind those that may cover it.
+// needed reports whether to keep a route. It is called after the routes that may enclose it.
 func (u *underlay) needed(e *routeEntry) bool {
 	dst := e.key.Dst.Masked()
 	n := len(u.enclosing)
@@ -101,7 +100,7 @@ func (u *underlay) needed(e *routeEntry) bool {
 		u.enclosing = u.enclosing[:n-1]
 	}
 	half, by := dst.Bits() <= 1, gateway{e.index, e.route.Via}
-	keep := half || e.onLink() || n > 0 && u.enclosing[n-1].neighbours || !u.gateways[by] || containsAny(dst, u.targets)
+	keep := half || e.onLink() || n > 0 && u.enclosing[n-1].onLink || !u.gateways[by] || containsAny(dst, u.targets)
 	if keep {
 		u.gateways[by] = true
 		u.enclosing = append(u.enclosing, enclosing{dst, e.onLink() && !half})
@@ -109,13 +108,13 @@ func (u *underlay) needed(e *routeEntry) bool {
 	return keep
 }
 
-// routes returns what was kept, in the order in which it came.
+// routes returns the kept routes, in the order in which they were added.
 func (u *underlay) routes() []routeEntry {
 	u.flush()
 	return u.kept
 }
 
-// containsAny reports whether any of the addresses, which are sorted, lies in a prefix.
+// containsAny reports whether a prefix contains any of the addresses, which are sorted.
 func containsAny(dst netip.Prefix, addrs []netip.Addr) bool {
 	i, _ := slices.BinarySearchFunc(addrs, dst.Masked().Addr(), netip.Addr.Compare)
 	return i < len(addrs) && dst.Contains(addrs[i])

@@ -16,13 +16,12 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Interest is what a Watch reports on.
+// Interest selects the events that a Watch reports.
 type Interest struct {
 	Scope dataplane.Scope
-	// Uplinks are links that are not ours and that something of ours depends
-	// on: the external interface, and those that carry routes of ours. When one
-	// goes down, or loses an address or its carrier, the kernel takes routes away
-	// and tells of the cause only.
+	// Uplinks are links that are not ours but that our objects depend on: the external interface,
+	// and links that our routes use. When one goes down, or loses an address or its carrier, the
+	// kernel removes routes and reports only the cause.
 	Uplinks []string
 }
 
@@ -31,7 +30,7 @@ func (i Interest) equal(j Interest) bool {
 }
 
 const (
-	// watchBuffer takes the events of some ten thousand changes (bytes).
+	// watchBuffer has room for the events of about ten thousand changes, in bytes.
 	watchBuffer = 8 << 20
 	minRetry    = 100 * time.Millisecond
 	maxRetry    = 10 * time.Second
@@ -39,10 +38,9 @@ const (
 
 // Watch is a subscription to the kernel's events (rtnetlink(7)).
 //
-// The kernel tells of causes, not of all that follows from them: a link that
-// goes down loses its routes and neighbours, one that gets another MAC its
-// neighbours, and the last address takes both along, without a word. So an event
-// says when to read, never what to find.
+// The kernel reports causes, not all their consequences: a link that goes down loses its routes and
+// neighbours, a link whose MAC changes loses its neighbours, and a link that loses its last address
+// loses both, without further events. So an event shows when to read, not what has changed.
 type Watch struct {
 	k      *Kernel
 	buffer int // bytes
@@ -51,21 +49,20 @@ type Watch struct {
 	mu            sync.Mutex
 	interest      Interest
 	conn          *netlink.Conn
-	links         map[int]device // by index: those of interest, and those with an address that had an event
-	hasAddr       map[int]bool   // links that had an IPv4 address at some time
-	filterLinks   []int          // indexes whose neighbour events pass the socket filter; nil: not known
-	filterNetwork netip.Prefix   // to where route events pass it, then
-	linksUnread   bool           // the links of interest could not be read
+	links         map[int]device // by index: links of interest, and links with an address that had an event
+	hasAddr       map[int]bool   // links that have had an IPv4 address
+	filterLinks   []int          // indexes of links whose neighbour events pass the socket filter; nil if unknown
+	filterNetwork netip.Prefix   // network whose route events pass the socket filter
+	linksUnread   bool           // reading the links of interest has failed
 }
 
-// Watch subscribes to link, address, route, nexthop and neighbour events, and
-// reports those that concern interest until ctx ends. It is subscribed when it
-// returns: a Snapshot taken later misses nothing. What this Kernel's own Apply did is
-// not reported; the kernel says who did it, but for FDB entries, of which
-// forwarding knows, and older ones but for links, whose events are all reported.
+// Watch subscribes to link, address, route, nexthop and neighbour events, and reports those of
+// interest until ctx ends. It is subscribed when it returns, so a later Snapshot misses nothing.
+// Changes by this Kernel's own Apply are not reported. The kernel reports who made a change, except
+// for FDB entries, for which fdbCache is used, and except that older kernels do so for links only,
+// and all other events are reported.
 //
-// After a loss of events or of the socket it subscribes anew and then reports
-// Overflow.
+// After a loss of events or of the socket it subscribes again and reports Overflow.
 func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
 	w := &Watch{k: k, interest: interest, buffer: watchBuffer, out: driver.NewMailbox()}
 	if err := w.subscribe(); err != nil {
@@ -75,13 +72,12 @@ func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
 	return w, nil
 }
 
-// Events is where sets of events arrive. It holds one set: a slow reader finds
-// in it all that happened since its last read. It is closed when the context of
-// the Watch ends.
+// Events returns the channel of event sets. It holds one set: a slow reader receives all events
+// since its last read at once. It is closed when the context of the Watch ends.
 func (w *Watch) Events() <-chan driver.Event { return w.out.Events() }
 
-// Focus changes what is reported on. A Snapshot taken later misses nothing. If a link cannot
-// be read, Overflow is reported, and the next call tries again.
+// Focus sets the interest. A later Snapshot misses nothing. If a link cannot be read, Overflow is
+// reported, and the next call tries again.
 func (w *Watch) Focus(interest Interest) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -95,8 +91,8 @@ func (w *Watch) Focus(interest Interest) {
 	w.setFilter()
 }
 
-// readLinks asks for the links of interest by their names. Others are known by their events, if
-// at all: a host with many containers has thousands, of which no list is ever whole.
+// readLinks reads the links of interest by name. Other links are known only from their events: a
+// host with many containers has thousands, and no list of them is ever complete.
 func (w *Watch) readLinks() error {
 	for _, names := range [][]string{w.interest.Scope.Links, w.interest.Uplinks} {
 		for _, name := range names {
@@ -111,8 +107,7 @@ func (w *Watch) readLinks() error {
 	return nil
 }
 
-// subscribe opens the socket first and reads what there is then, so that no change
-// falls between.
+// subscribe opens the socket before it reads the present state, so that no change is missed.
 func (w *Watch) subscribe() error {
 	c, err := w.dial()
 	if err != nil {
@@ -160,7 +155,7 @@ func (w *Watch) run(ctx context.Context) {
 		w.mu.Lock()
 		c := w.conn
 		w.mu.Unlock()
-		// Whatever ends it: after a loss, too, all is read again.
+		// The reason does not matter: everything is read again.
 		_ = c.Follow(ctx, func(datagram []byte) {
 			if e := w.events(datagram); e != 0 {
 				w.out.Report(e)
@@ -174,8 +169,8 @@ func (w *Watch) run(ctx context.Context) {
 	}
 }
 
-// resubscribe tries until it succeeds or ctx ends. It waits first: what was too
-// much for the socket may last a little longer.
+// resubscribe retries until it succeeds or ctx ends. It waits before the first attempt, because the
+// burst that has overflowed the socket may not be over.
 func (w *Watch) resubscribe(ctx context.Context, losses *pace.Pace) bool {
 	for {
 		if pace.Sleep(ctx, max(minRetry, losses.Next(time.Now()))) != nil {
