@@ -15,63 +15,63 @@ import (
 
 // A plan says how much is measured.
 type plan struct {
-	starts  int           // of each sort
-	idle    time.Duration // window for idle CPU
-	joins   int           // peers that appear
-	repairs int           // of each sort
-	away    time.Duration // of flanneld, over a restart under traffic
-	look    time.Duration // at what else the machine does
-	runs    int           // of each kind of traffic
-	slices  int           // of a run, in which the paths take turns
-	slice   time.Duration // over each path
-	crowds  []int         // numbers of peers
+	starts     int           // of each sort
+	idle       time.Duration // window for idle CPU
+	joins      int           // peers that appear
+	repairs    int           // of each sort
+	away       time.Duration // of flanneld, over a restart under traffic
+	background time.Duration // at what else the machine does
+	runs       int           // of each kind of traffic
+	slices     int           // of a run, in which the paths take turns
+	slice      time.Duration // over each path
+	peerCounts []int         // numbers of peers
 
-	sizes    []int // numbers of peers of one host, ascending
-	launches int   // starts with each of them
-	changes  int   // of each sort, with the most
-	trials   int   // restarts, and damages of each sort, with the most
-	hurts    int   // damages with three
+	sizes          []int // numbers of peers of one host, ascending
+	launches       int   // starts with each of them
+	changes        int   // of each sort, with the most
+	repetitions    int   // restarts, and damages of each sort, with the most
+	faultsAmongFew int   // damages with three
 }
 
 func planOf(quick bool) plan {
 	p := plan{
-		starts: 5, idle: 20 * time.Second, joins: 20, repairs: 10, away: 500 * time.Millisecond, look: time.Second,
-		runs: 3, slices: 24, slice: 125 * time.Millisecond, crowds: []int{100, 5000},
-		sizes: []int{1000, 5000, 20_000}, launches: 5, changes: 20, trials: 3, hurts: 100,
+		starts: 5, idle: 20 * time.Second, joins: 20, repairs: 10, away: 500 * time.Millisecond, background: time.Second,
+		runs: 3, slices: 24, slice: 125 * time.Millisecond, peerCounts: []int{100, 5000},
+		sizes: []int{1000, 5000, 20_000}, launches: 5, changes: 20, repetitions: 3, faultsAmongFew: 100,
 	}
 	if quick {
-		p.idle, p.slices, p.launches, p.trials, p.hurts = 3*time.Second, 5, 1, 1, 20
+		p.idle, p.slices, p.launches, p.repetitions, p.faultsAmongFew = 3*time.Second, 5, 1, 1, 20
 	}
 	return p
 }
 
 // fewer are the slices of a run that is not the main one.
-func (p plan) fewer() int { return max(1, p.slices/3) }
+func (p plan) shorter() int { return max(1, p.slices/3) }
 
-// crowdRounds are the slices of a run over paths with different numbers of peers.
-func (p plan) crowdRounds() int { return max(1, p.slices*2/3) }
+// peerCountRounds are the slices of a run over paths with different numbers of peers.
+func (p plan) peerCountRounds() int { return max(1, p.slices*2/3) }
 
 // An overlay is a network of some of the lab's hosts.
 type overlay struct {
-	name     string
-	prefix   string // of its keys in etcd
-	network  netip.Prefix
-	config   string
-	phantoms int // peers that exist in etcd only
-	hosts    []*lab.Host
+	name      string
+	prefix    string // of its keys in etcd
+	network   netip.Prefix
+	config    string
+	etcdPeers int // peers that exist in etcd only
+	hosts     []*lab.Host
 }
 
 // A bench measures overlays with different backends on one fabric.
 type bench struct {
-	lab      *lab.Lab
-	flanneld string
-	plan     plan
-	vxlan    overlay
-	hostGW   overlay
-	udp      overlay
-	plain    overlay   // udp without offloads
-	crowded  []overlay // udp with many peers
-	progress func(format string, args ...any)
+	lab       *lab.Lab
+	flanneld  string
+	plan      plan
+	vxlan     overlay
+	hostGW    overlay
+	udp       overlay
+	noOffload overlay   // udp without offloads
+	manyPeers []overlay // udp with many peers
+	progress  func(format string, args ...any)
 }
 
 // A section of the report is a table. Some of them have one name, and are measured together.
@@ -81,7 +81,7 @@ type section struct {
 }
 
 // sectionNames are those that can be asked for.
-var sectionNames = []string{"daemon", "convergence", "restart", "traffic", "crowd", "scale"}
+var sectionNames = []string{"daemon", "convergence", "restart", "traffic", "peers", "scale"}
 
 // runBench prints tables to out and, while it measures, lines to progress; of one section only if that is named. The error
 // tells what could not be measured.
@@ -138,17 +138,17 @@ func (b *bench) sections() []section {
 		{"convergence", "Convergence and repair, backend vxlan", b.convergence},
 		{"restart", fmt.Sprintf("Pings lost, %d/s, while flanneld ends, is away for %v and starts", pingRate, b.plan.away), b.losses},
 		{"traffic", "Traffic, container to container, beside the bare link between two hosts; CPU of the whole machine (/proc/stat)", b.traffic},
-		{"crowd", "udp, by the number of peers in its forwarding table", b.crowds},
+		{"peers", "udp, by the number of peers in its forwarding table", b.byPeerCount},
 	}
 }
 
 // build makes the lab and starts flanneld on most of its hosts.
 func (b *bench) build(ctx context.Context) (err error) {
-	if b.lab, err = lab.New(ctx, lab.Options{Hosts: b.layOut(), Flanneld: b.flanneld}); err != nil {
+	if b.lab, err = lab.New(ctx, lab.Options{Hosts: b.defineNetworks(), Flanneld: b.flanneld}); err != nil {
 		return err
 	}
-	b.settle()
-	for _, o := range []overlay{b.vxlan, b.hostGW, b.udp, b.plain} {
+	b.assignHosts()
+	for _, o := range []overlay{b.vxlan, b.hostGW, b.udp, b.noOffload} {
 		if err := b.startNetwork(ctx, o); err != nil {
 			return err
 		}
@@ -163,9 +163,9 @@ func (b *bench) close() error {
 	return b.lab.Close()
 }
 
-// layOut says which networks there are, and gives the number of hosts they need. SubnetMin keeps the lower half of the
-// first network free for peers that are made up, SubnetMax all but the first /16 of the crowded ones.
-func (b *bench) layOut() (hosts int) {
+// defineNetworks says which networks there are, and gives the number of hosts they need. SubnetMin keeps the lower half of the
+// first network free for peers that are made up, SubnetMax all but the first /16 of the watchedHost ones.
+func (b *bench) defineNetworks() (hosts int) {
 	network := func(name, prefix, network, rest string) overlay {
 		config := fmt.Sprintf(`{"Network":%q,%s}`, network, rest)
 		return overlay{name: name, prefix: prefix + "/network", network: netip.MustParsePrefix(network), config: config}
@@ -173,27 +173,27 @@ func (b *bench) layOut() (hosts int) {
 	b.vxlan = network("vxlan", "/coreos.com", "10.42.0.0/16", `"SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}`)
 	b.hostGW = network("host-gw", "/host-gw", "10.43.0.0/16", `"Backend":{"Type":"host-gw"}`)
 	b.udp = network("udp", "/udp", "10.44.0.0/16", `"Backend":{"Type":"udp"}`)
-	b.plain = network("udp without offloads", "/plain", "10.45.0.0/16", `"Backend":{"Type":"udp","Offload":false}`)
-	for i, peers := range b.plan.crowds {
+	b.noOffload = network("udp without offloads", "/no-offload", "10.45.0.0/16", `"Backend":{"Type":"udp","Offload":false}`)
+	for i, peers := range b.plan.peerCounts {
 		first := 64 + 32*i
-		o := network(fmt.Sprintf("udp with %d peers", peers), fmt.Sprintf("/crowd%d", i), fmt.Sprintf("10.%d.0.0/11", first),
+		o := network(fmt.Sprintf("udp with %d peers", peers), fmt.Sprintf("/peers%d", i), fmt.Sprintf("10.%d.0.0/11", first),
 			fmt.Sprintf(`"SubnetLen":24,"SubnetMin":"10.%d.1.0","SubnetMax":"10.%d.250.0","Backend":{"Type":"udp"}`, first, first))
-		o.phantoms = peers - 1 // the other host is one
-		b.crowded = append(b.crowded, o)
+		o.etcdPeers = peers - 1 // the other host is one
+		b.manyPeers = append(b.manyPeers, o)
 	}
-	return 3 + 2*(3+len(b.crowded))
+	return 3 + 2*(3+len(b.manyPeers))
 }
 
 // settle gives each network its hosts.
-func (b *bench) settle() {
+func (b *bench) assignHosts() {
 	rest := b.lab.Hosts
 	take := func(o *overlay, n int) { o.hosts, rest = rest[:n:n], rest[n:] }
 	take(&b.vxlan, 3)
-	for _, o := range []*overlay{&b.hostGW, &b.udp, &b.plain} {
+	for _, o := range []*overlay{&b.hostGW, &b.udp, &b.noOffload} {
 		take(o, 2)
 	}
-	for i := range b.crowded {
-		take(&b.crowded[i], 2)
+	for i := range b.manyPeers {
+		take(&b.manyPeers[i], 2)
 	}
 }
 

@@ -17,12 +17,12 @@ const changePause = 200 * time.Millisecond
 // object in the kernel, and what they cost.
 func (s *scale) changes(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "MEDIAN", "WORST", "OF", "WANTED", "CPU A CHANGE", "WANTED"}}
-	c := &s.crowd
+	c := &s.watched
 	if c.process == nil {
-		return rows, errNoCrowd
+		return rows, errNotWatched
 	}
-	c.ledger.collect(0)
-	idle, err := s.idling(ctx)
+	c.monitor.setDelay(0)
+	idle, err := s.idleShare(ctx)
 	if err != nil {
 		return rows, err
 	}
@@ -34,10 +34,10 @@ func (s *scale) changes(ctx context.Context) ([][]string, error) {
 		count  int
 	}{
 		{"a peer joins", "≤ 20 ms", s.join, n},
-		{"a peer comes back with another MAC", "≤ 20 ms", s.renew, n},
+		{"a peer comes back with another MAC", "≤ 20 ms", s.changeMAC, n},
 		{"a peer leaves, and says so", "≤ 20 ms", s.leave, n},
 		{"", "", s.join, n / 4},
-		{"a peer's key is deleted, 1 s of grace included", "", s.vanish, n / 4},
+		{"a peer's key is deleted, 1 s of grace included", "", s.deleteKey, n / 4},
 	} {
 		if sort.name != "" {
 			s.progress("%s, %d times", sort.name, sort.count)
@@ -54,11 +54,11 @@ func (s *scale) changes(ctx context.Context) ([][]string, error) {
 	return rows, c.check()
 }
 
-// idling is the part of a processor that flanneld takes when nothing happens.
-func (s *scale) idling(ctx context.Context) (float64, error) {
+// idleShare is the part of a processor that flanneld takes when nothing happens.
+func (s *scale) idleShare(ctx context.Context) (float64, error) {
 	d := min(s.plan.idle, 3*time.Second)
 	s.progress("an idle flanneld for %v", d)
-	before, err := s.crowd.process.Usage()
+	before, err := s.watched.process.Usage()
 	if err != nil {
 		return 0, err
 	}
@@ -66,19 +66,19 @@ func (s *scale) idling(ctx context.Context) (float64, error) {
 	if err := window(ctx, d); err != nil {
 		return 0, err
 	}
-	after, err := s.crowd.process.Usage()
+	after, err := s.watched.process.Usage()
 	return float64(after.CPU-before.CPU) / float64(time.Since(start)), err
 }
 
-// series makes single changes with pauses between them, and gives the CPU time of one beyond what idling takes.
+// series makes single changes with pauses between them, and gives the CPU time of one beyond what idleShare takes.
 func (s *scale) series(ctx context.Context, n int, idle float64, change func(context.Context, int) (time.Duration, error)) (took []time.Duration, each time.Duration, err error) {
-	before, err := s.crowd.process.Usage()
+	before, err := s.watched.process.Usage()
 	if err != nil {
 		return nil, 0, err
 	}
 	start := time.Now()
 	for i := range n {
-		d, err := change(ctx, s.crowd.phantoms+i)
+		d, err := change(ctx, s.watched.etcdPeers+i)
 		if err != nil {
 			return took, 0, err
 		}
@@ -87,52 +87,52 @@ func (s *scale) series(ctx context.Context, n int, idle float64, change func(con
 			return took, 0, err
 		}
 	}
-	after, err := s.crowd.process.Usage()
+	after, err := s.watched.process.Usage()
 	spent := after.CPU - before.CPU - time.Duration(idle*float64(time.Since(start)))
 	return took, spent / time.Duration(max(1, n)), err
 }
 
 // reborn is a peer as it came back.
-func reborn(i int) peer {
-	p := oneOfMany(i)
+func returned(i int) peer {
+	p := numberedPeer(i)
 	p.mac[1] = 1
 	return p
 }
 
 func (s *scale) join(ctx context.Context, i int) (time.Duration, error) {
-	p := oneOfMany(i)
-	return s.change(ctx, nil, p.inKernel(s.crowd.name), func(st *store) error { return st.put(ctx, p.attrs(s.crowd.name), p.subnet) })
+	p := numberedPeer(i)
+	return s.change(ctx, nil, p.inKernel(s.watched.name), func(st *store) error { return st.put(ctx, p.attrs(s.watched.name), p.subnet) })
 }
 
-func (s *scale) renew(ctx context.Context, i int) (time.Duration, error) {
-	was, is := oneOfMany(i), reborn(i)
-	return s.change(ctx, was.inKernel(s.crowd.name), is.inKernel(s.crowd.name), func(st *store) error {
-		return st.put(ctx, is.attrs(s.crowd.name), is.subnet)
+func (s *scale) changeMAC(ctx context.Context, i int) (time.Duration, error) {
+	was, is := numberedPeer(i), returned(i)
+	return s.change(ctx, was.inKernel(s.watched.name), is.inKernel(s.watched.name), func(st *store) error {
+		return st.put(ctx, is.attrs(s.watched.name), is.subnet)
 	})
 }
 
 func (s *scale) leave(ctx context.Context, i int) (time.Duration, error) {
-	p := reborn(i)
-	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error {
-		return st.release(ctx, p.attrs(s.crowd.name), p.subnet)
+	p := returned(i)
+	return s.change(ctx, p.inKernel(s.watched.name), nil, func(st *store) error {
+		return st.release(ctx, p.attrs(s.watched.name), p.subnet)
 	})
 }
 
-func (s *scale) vanish(ctx context.Context, i int) (time.Duration, error) {
-	p := oneOfMany(i)
-	return s.change(ctx, p.inKernel(s.crowd.name), nil, func(st *store) error { return st.delete(ctx, p.subnet) })
+func (s *scale) deleteKey(ctx context.Context, i int) (time.Duration, error) {
+	p := numberedPeer(i)
+	return s.change(ctx, p.inKernel(s.watched.name), nil, func(st *store) error { return st.delete(ctx, p.subnet) })
 }
 
 // change makes a change in etcd and gives the time from its first write to the kernel that holds what is wanted then.
 func (s *scale) change(ctx context.Context, was, is objects, write func(*store) error) (time.Duration, error) {
 	start := time.Now()
-	s.crowd.ledger.expect(false, was)
-	s.crowd.ledger.expect(true, is)
-	st := &store{session: s.etcd, dir: s.crowd.prefix + "/subnets/"}
+	s.watched.monitor.expect(false, was)
+	s.watched.monitor.expect(true, is)
+	st := &store{session: s.etcd, dir: s.watched.prefix + "/subnets/"}
 	if err := write(st); err != nil {
 		return 0, err
 	}
-	at, err := s.crowd.ledger.await(ctx, start, patience)
+	at, err := s.watched.monitor.await(ctx, start, patience)
 	return at.Sub(st.wrote), err
 }
 
@@ -148,11 +148,11 @@ func (st *store) put(ctx context.Context, a lease.Attrs, subnet netip.Prefix) er
 	if err == nil {
 		err = st.session.Put(ctx, st.dir+lease.Key(lease.Subnets{V4: subnet}), string(value))
 	}
-	st.done()
+	st.markWritten()
 	return err
 }
 
-func (st *store) done() {
+func (st *store) markWritten() {
 	if st.wrote.IsZero() {
 		st.wrote = time.Now()
 	}
@@ -169,6 +169,6 @@ func (st *store) release(ctx context.Context, a lease.Attrs, subnet netip.Prefix
 
 func (st *store) delete(ctx context.Context, subnet netip.Prefix) error {
 	err := st.session.Delete(ctx, st.dir+lease.Key(lease.Subnets{V4: subnet}))
-	st.done()
+	st.markWritten()
 	return err
 }

@@ -31,7 +31,7 @@ func (b *bench) consumption(ctx context.Context) ([][]string, error) {
 	for _, sort := range []struct {
 		name    string
 		prepare func(context.Context, overlay, *lab.Host) error
-	}{{"restart", stop}, {"first start", b.forget}} {
+	}{{"restart", stop}, {"first start", b.removeTraces}} {
 		var took []time.Duration
 		for range b.plan.starts {
 			if err := sort.prepare(ctx, b.vxlan, h); err != nil {
@@ -55,7 +55,7 @@ func (b *bench) consumption(ctx context.Context) ([][]string, error) {
 // idle measures a process that has nothing to do.
 func (b *bench) idle(ctx context.Context, p *lab.Process) ([][]string, error) {
 	b.progress("watching an idle flanneld for %v", b.plan.idle)
-	if err := window(ctx, time.Second); err != nil { // what it does just after the start is not idling
+	if err := window(ctx, time.Second); err != nil { // what it does just after the start is not idleShare
 		return nil, err
 	}
 	before, err := p.Usage()
@@ -92,7 +92,7 @@ func end(ctx context.Context, h *lab.Host, s syscall.Signal) error {
 }
 
 // forget ends flanneld on a host and removes all that it leaves: the lease, the files, the devices, the rules.
-func (b *bench) forget(ctx context.Context, o overlay, h *lab.Host) error {
+func (b *bench) removeTraces(ctx context.Context, o overlay, h *lab.Host) error {
 	if err := end(ctx, h, syscall.SIGTERM); err != nil {
 		return err
 	}

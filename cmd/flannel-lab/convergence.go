@@ -35,7 +35,7 @@ func (b *bench) convergence(ctx context.Context) ([][]string, error) {
 	}
 	joins, err := b.joins(ctx)
 	add("key of a new peer in etcd → its route, neighbour and FDB entry", joins, err)
-	for _, damage := range []struct {
+	for _, fault := range []struct {
 		name string
 		kind dataplane.Kind
 	}{
@@ -44,9 +44,9 @@ func (b *bench) convergence(ctx context.Context) ([][]string, error) {
 		{"ip neigh flush", dataplane.KindNeigh},
 		{"bridge fdb flush", dataplane.KindFDB},
 	} {
-		b.progress("%s, %d times", damage.name, b.plan.repairs)
-		took, err := b.repairs(ctx, damage.kind)
-		add(damage.name+" → all as before", took, err)
+		b.progress("%s, %d times", fault.name, b.plan.repairs)
+		took, err := b.repairs(ctx, fault.kind)
+		add(fault.name+" → repaired", took, err)
 	}
 	return rows, errors.Join(errs...)
 }
@@ -61,7 +61,7 @@ func (b *bench) joins(ctx context.Context) ([]time.Duration, error) {
 	defer k.Close()
 	var took []time.Duration
 	for i := range b.plan.joins {
-		p := makeUp(i)
+		p := examplePeer(i)
 		start := time.Now()
 		if err := b.lab.Etcd.Put(ctx, b.vxlan.prefix+"/subnets/"+p.key(), p.value(), 0); err != nil {
 			return took, err
@@ -104,7 +104,7 @@ func (b *bench) repairs(ctx context.Context, kind dataplane.Kind) ([]time.Durati
 	}
 	ops := deletions(before, vxlanLink, kind)
 	if len(ops) == 0 {
-		return nil, errors.New("there is nothing to damage")
+		return nil, errors.New("there is nothing to delete")
 	}
 	var took []time.Duration
 	for range b.plan.repairs {
@@ -179,8 +179,8 @@ type peer struct {
 	mac    dataplane.MAC
 }
 
-// makeUp gives peer i, 0 to 99.
-func makeUp(i int) peer {
+// examplePeer gives peer i, 0 to 99.
+func examplePeer(i int) peer {
 	n := byte(i + 1)
 	return peer{
 		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, n, 0}), 24),

@@ -94,14 +94,14 @@ func TestDemo(t *testing.T) {
 // The same as flannel-lab bench does, only too little of it to be believed.
 func TestBench(t *testing.T) {
 	path := daemon(t)
-	for _, p := range []string{"ip", "bridge"} { // the floor is theirs
+	for _, p := range []string{"ip", "bridge"} { // the baseline is theirs
 		if _, err := exec.LookPath(p); err != nil {
 			t.Skipf("needs %s: %v", p, err)
 		}
 	}
 	short := plan{starts: 1, idle: 50 * time.Millisecond, joins: 2, repairs: 1, away: 50 * time.Millisecond,
-		runs: 1, slices: 6, slice: 20 * time.Millisecond, crowds: []int{3, 300},
-		sizes: []int{10, 1000}, launches: 1, changes: 4, trials: 1, hurts: 8}
+		runs: 1, slices: 6, slice: 20 * time.Millisecond, peerCounts: []int{3, 300},
+		sizes: []int{10, 1000}, launches: 1, changes: 4, repetitions: 1, faultsAmongFew: 8}
 	var out, progress bytes.Buffer
 	if err := runBench(t.Context(), path, "", short, &out, &progress); err != nil {
 		t.Errorf("bench: %v", err)

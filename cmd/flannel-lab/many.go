@@ -23,13 +23,13 @@ const (
 // manyOverlay is a network with so many peers that exist in etcd only.
 func manyOverlay(backend string, peers int) overlay {
 	return overlay{
-		name: backend, prefix: fmt.Sprintf("/%s-%d", backend, peers), network: netip.MustParsePrefix(manyNetwork), phantoms: peers,
+		name: backend, prefix: fmt.Sprintf("/%s-%d", backend, peers), network: netip.MustParsePrefix(manyNetwork), etcdPeers: peers,
 		config: fmt.Sprintf(`{"Network":%q,"SubnetLen":24,"SubnetMin":"10.0.1.0","SubnetMax":"10.0.250.0","Backend":{"Type":%q}}`, manyNetwork, backend),
 	}
 }
 
-// oneOfMany gives peer i, 0 to 32000. The second MAC is for one that has come back with another.
-func oneOfMany(i int) peer {
+// numberedPeer gives peer i, 0 to 32000. The second MAC is for one that has come back with another.
+func numberedPeer(i int) peer {
 	return peer{
 		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1 + byte(i>>8), byte(i), 0}), 24),
 		public: netip.AddrFrom4([4]byte{100, 96, byte(i >> 8), byte(i)}),
@@ -69,7 +69,7 @@ func deviceOf(o overlay, h *lab.Host) string {
 	return h.Uplink
 }
 
-// listObjects reads what a kernel holds for an overlay by a link, to check a ledger with.
+// listObjects reads what a kernel holds for an overlay by a link, to check a monitor with.
 func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, error) {
 	scope := dataplane.Scope{Network: network, Links: []string{link}}
 	s, err := k.Snapshot(scope)
@@ -91,8 +91,8 @@ func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, 
 // writeMany writes the config and the leases of an overlay.
 func (s *scale) writeMany(ctx context.Context, o overlay) error {
 	entries := []etcdkeys.Entry{{Key: o.prefix + "/config", Value: o.config}}
-	for i := range o.phantoms {
-		e, err := oneOfMany(i).entry(o)
+	for i := range o.etcdPeers {
+		e, err := numberedPeer(i).entry(o)
 		if err != nil {
 			return err
 		}
@@ -102,7 +102,7 @@ func (s *scale) writeMany(ctx context.Context, o overlay) error {
 }
 
 // said gives the time at which flanneld first said something that begins with one of some texts.
-func said(p *lab.Process, texts ...string) (time.Time, error) {
+func loggedAt(p *lab.Process, texts ...string) (time.Time, error) {
 	for line := range strings.Lines(p.Logs()) {
 		for _, text := range texts {
 			_, rest, stamped := strings.Cut(line, "time=")

@@ -129,7 +129,7 @@ func (r *report) programmed(h *lab.Host) error {
 }
 
 // enter tells how to look around in the lab.
-func (r *report) enter(l *lab.Lab, containers []*lab.Container) {
+func (r *report) printAccess(l *lab.Lab, containers []*lab.Container) {
 	r.line("enter a host:       nsenter --net=%s", l.Hosts[0].NS.Path())
 	r.line("enter a container:  ip netns exec %s sh", containers[0].NS.Name)
 	r.line("look at the keys:   nsenter --net=%s curl %s/v2/keys%s?recursive=true", l.Fabric.Path(), l.Etcd.Endpoint(),

@@ -12,13 +12,13 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// A crowded host runs flanneld among many peers, and is watched from outside.
-type crowded struct {
+// A watchedHost host runs flanneld among many peers, and is watched from outside.
+type watchedHost struct {
 	overlay
 	host    *lab.Host
 	process *lab.Process
 	begun   time.Time // just before exec
-	ledger  *ledger
+	monitor *monitor
 }
 
 // A launch is what a start of flanneld on a host without anything took, from just before exec on.
@@ -33,28 +33,28 @@ type launch struct {
 const limit = time.Minute
 
 // launch starts flanneld on a host among the peers of an overlay.
-func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c crowded, l launch, err error) {
-	c = crowded{overlay: o, host: h}
-	if c.ledger, err = openLedger(h, o.network, deviceOf(o, h)); err != nil {
+func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c watchedHost, l launch, err error) {
+	c = watchedHost{overlay: o, host: h}
+	if c.monitor, err = openMonitor(h, o.network, deviceOf(o, h)); err != nil {
 		return c, l, err
 	}
-	for i := range o.phantoms {
-		c.ledger.expect(true, oneOfMany(i).inKernel(o.name))
+	for i := range o.etcdPeers {
+		c.monitor.expect(true, numberedPeer(i).inKernel(o.name))
 	}
-	c.ledger.collect(time.Millisecond)
+	c.monitor.setDelay(time.Millisecond)
 	if err := c.start(ctx); err != nil {
 		return c, l, err
 	}
-	at, err := c.ledger.await(ctx, c.begun, limit)
+	at, err := c.monitor.await(ctx, c.begun, limit)
 	if err != nil {
 		return c, l, err
 	}
-	leased, err := said(c.process, leaseTexts...)
+	leased, err := loggedAt(c.process, leaseTexts...)
 	if err != nil {
 		return c, l, err
 	}
 	l.leased, l.complete, l.ready = leased.Sub(c.begun), at.Sub(c.begun), c.process.ReadyAfter()
-	if err := window(ctx, s.plan.look/2); err != nil { // for what it does just after the start
+	if err := window(ctx, s.plan.background/2); err != nil { // for what it does just after the start
 		return c, l, err
 	}
 	if l.Usage, err = c.process.Usage(); err != nil {
@@ -67,7 +67,7 @@ func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c crowded, 
 var leaseTexts = []string{"allocated lease", "found lease for current IP"}
 
 // start starts flanneld and waits until it is ready.
-func (c *crowded) start(ctx context.Context) (err error) {
+func (c *watchedHost) start(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c.begun = time.Now()
@@ -81,23 +81,23 @@ func (c *crowded) start(ctx context.Context) (err error) {
 }
 
 // check compares what is wanted with a listing of the kernel: no notification was lost.
-func (c *crowded) check() error {
+func (c *watchedHost) check() error {
 	k, err := openKernel(c.host)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 	have, err := listObjects(k, c.network, deviceOf(c.overlay, c.host))
-	if want := c.ledger.wanted(); err == nil && !maps.Equal(have, want) {
+	if want := c.monitor.wanted(); err == nil && !maps.Equal(have, want) {
 		err = fmt.Errorf("the kernel of %s holds %d objects, which are not the %d wanted", c.host.Name, len(have), len(want))
 	}
 	return err
 }
 
-// starts compares starts among more and more peers with the floor.
+// starts compares starts among more and more peers with the baseline.
 func (s *scale) starts(ctx context.Context) ([][]string, error) {
-	rows := [][]string{{"", "EXEC TO COMPLETE", "FLOOR", "RATIO", "LEASE TO COMPLETE", "A PEER", "× AT FEWEST", "READY", "CPU", "PEAK MEMORY"}}
-	if err := lookAround(ctx, s.plan.look, s.progress); err != nil {
+	rows := [][]string{{"", "EXEC TO COMPLETE", "BASELINE", "RATIO", "LEASE TO COMPLETE", "A PEER", "× AT FEWEST", "READY", "CPU", "PEAK MEMORY"}}
+	if err := reportBackgroundLoad(ctx, s.plan.background, s.progress); err != nil {
 		return rows, err
 	}
 	for _, backend := range []string{"vxlan", "host-gw"} {
@@ -107,12 +107,12 @@ func (s *scale) starts(ctx context.Context) ([][]string, error) {
 			if err := s.writeMany(ctx, o); err != nil {
 				return rows, err
 			}
-			launches, floors, err := s.alternate(ctx, o)
+			launches, baselines, err := s.alternate(ctx, o)
 			if err != nil {
 				return rows, fmt.Errorf("%s, %s: %w", backend, plural(n, "peer"), err)
 			}
-			s.floors[o.prefix] = medianFloor(floors)
-			row, each := startRow(launches, s.floors[o.prefix].all(), n)
+			s.baselines[o.prefix] = medianBaseline(baselines)
+			row, each := startRow(launches, s.baselines[o.prefix].all(), n)
 			if least == 0 {
 				least = each
 			}
@@ -123,12 +123,12 @@ func (s *scale) starts(ctx context.Context) ([][]string, error) {
 	return append(rows, []string{"wanted at 20,000", "", "", "≤ 2", "", "", "≤ 1.3", "", "", "≤ 80 MB"}), nil
 }
 
-// alternate starts flanneld and measures the floor in turn, each time on another host. Where the crowd is largest, the
+// alternate starts flanneld and measures the baseline in turn, each time on another host. Where the crowd is largest, the
 // last flanneld stays for what follows.
-func (s *scale) alternate(ctx context.Context, o overlay) (launches []launch, floors []floor, err error) {
+func (s *scale) alternate(ctx context.Context, o overlay) (launches []launch, baselines []baseline, err error) {
 	for i := range s.plan.launches {
-		s.progress("%s, %s: start and floor, %d of %d", o.name, plural(o.phantoms, "peer"), i+1, s.plan.launches)
-		f, err := s.floor(ctx, o, s.next())
+		s.progress("%s, %s: start and baseline, %d of %d", o.name, plural(o.etcdPeers, "peer"), i+1, s.plan.launches)
+		f, err := s.baseline(ctx, o, s.next())
 		if err != nil {
 			return nil, nil, err
 		}
@@ -136,21 +136,21 @@ func (s *scale) alternate(ctx context.Context, o overlay) (launches []launch, fl
 		if err != nil {
 			return nil, nil, errors.Join(err, c.leave(ctx, s))
 		}
-		launches, floors = append(launches, l), append(floors, f)
-		s.progress("%s, %s: complete after %s, floor %s", o.name, plural(o.phantoms, "peer"), milliseconds(l.complete), milliseconds(f.all()))
-		if last := i == s.plan.launches-1; last && o.name == "vxlan" && o.phantoms == s.plan.sizes[len(s.plan.sizes)-1] {
-			s.crowd = c
+		launches, baselines = append(launches, l), append(baselines, f)
+		s.progress("%s, %s: complete after %s, baseline %s", o.name, plural(o.etcdPeers, "peer"), milliseconds(l.complete), milliseconds(f.all()))
+		if last := i == s.plan.launches-1; last && o.name == "vxlan" && o.etcdPeers == s.plan.sizes[len(s.plan.sizes)-1] {
+			s.watched = c
 		} else if err := c.leave(ctx, s); err != nil {
 			return nil, nil, err
 		}
 	}
-	return launches, floors, nil
+	return launches, baselines, nil
 }
 
 // leave ends flanneld and removes what it has programmed, and its lease.
-func (c *crowded) leave(ctx context.Context, s *scale) error {
-	if c.ledger != nil {
-		c.ledger.close()
+func (c *watchedHost) leave(ctx context.Context, s *scale) error {
+	if c.monitor != nil {
+		c.monitor.close()
 	}
 	if c.process == nil {
 		return nil
@@ -166,7 +166,7 @@ func (c *crowded) leave(ctx context.Context, s *scale) error {
 	return errors.Join(s.etcd.Delete(ctx, key), s.clear(ctx, c.overlay, c.host))
 }
 
-func startRow(launches []launch, floor time.Duration, peers int) (row []string, each float64) {
+func startRow(launches []launch, baseline time.Duration, peers int) (row []string, each float64) {
 	part := func(of func(launch) time.Duration) time.Duration {
 		var some []time.Duration
 		for _, l := range launches {
@@ -181,7 +181,7 @@ func startRow(launches []launch, floor time.Duration, peers int) (row []string, 
 	}
 	each = float64(complete) / float64(peers)
 	return []string{
-		"", milliseconds(complete), milliseconds(floor), fmt.Sprintf("%.2f", float64(complete)/float64(floor)),
+		"", milliseconds(complete), milliseconds(baseline), fmt.Sprintf("%.2f", float64(complete)/float64(baseline)),
 		milliseconds(part(func(l launch) time.Duration { return l.complete - l.leased })), strconv.FormatFloat(each/1e3, 'f', 1, 64) + " µs", "",
 		milliseconds(part(func(l launch) time.Duration { return l.ready })),
 		milliseconds(part(func(l launch) time.Duration { return l.CPU })), megabytes(peak),

@@ -81,9 +81,9 @@ func TestPhantoms(t *testing.T) {
 		0:    `10.65.0.0-24 {"PublicIP":"198.18.0.0","PublicIPv6":null}`,
 		4998: `10.84.134.0-24 {"PublicIP":"198.18.19.134","PublicIPv6":null}`,
 	} {
-		key, value := phantom(netip.MustParsePrefix("10.64.0.0/11"), i)
+		key, value := etcdPeer(netip.MustParsePrefix("10.64.0.0/11"), i)
 		if key+" "+value != want {
-			t.Errorf("phantom %d: %s %s, want %s", i, key, value, want)
+			t.Errorf("peer %d: %s %s, want %s", i, key, value, want)
 		}
 	}
 	n, err := tunnelEntries([]string{"+1 link, +1 address, +99 tunnel entry, +1 route", "+1 tunnel entry, -2 tunnel entry", "~7 tunnel entry"})
@@ -99,7 +99,7 @@ func TestPhantoms(t *testing.T) {
 }
 
 func TestMadeUpPeers(t *testing.T) {
-	p := makeUp(4)
+	p := examplePeer(4)
 	if p.key() != "10.42.5.0-24" || p.value() != `{"PublicIP":"203.0.113.5","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:05"}}` {
 		t.Errorf("%s = %s", p.key(), p.value())
 	}
@@ -114,7 +114,7 @@ func TestMadeUpPeers(t *testing.T) {
 		t.Error("without a route the peer is not complete and not absent")
 	}
 	s.Routes[dataplane.RouteKey{Dst: p.subnet, Link: vxlanLink}] = dataplane.Route{Via: gw, OnLink: true}
-	if !p.complete(s) || !makeUp(3).absent(s) {
+	if !p.complete(s) || !examplePeer(3).absent(s) {
 		t.Errorf("peer %+v in\n%s", p, s.Text())
 	}
 	s.Links[vxlanLink] = dataplane.Link{Kind: dataplane.KindVXLAN}

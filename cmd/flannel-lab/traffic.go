@@ -112,20 +112,20 @@ func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duratio
 			return err
 		}
 		if err = window(ctx, each); err == nil {
-			err = enough(ctx, pinger)
+			err = awaitReplies(ctx, pinger)
 		}
-		times[i] = append(times[i], tail(pinger.Stop().RTTs)...)
+		times[i] = append(times[i], counted(pinger.Stop().RTTs)...)
 		return err
 	})
 	return times, err
 }
 
 // enough waits for replies that count.
-func enough(ctx context.Context, pinger *lab.Pinger) error {
+func awaitReplies(ctx context.Context, pinger *lab.Pinger) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return wait.Until(ctx, func() error {
-		if stats := pinger.Stats(); len(tail(stats.RTTs)) == 0 {
+		if stats := pinger.Stats(); len(counted(stats.RTTs)) == 0 {
 			return fmt.Errorf("%d replies to %d pings", stats.Received, stats.Sent)
 		}
 		return nil
@@ -133,7 +133,7 @@ func enough(ctx context.Context, pinger *lab.Pinger) error {
 }
 
 // tail returns the replies that count.
-func tail(times []time.Duration) []time.Duration { return times[min(warmUp, len(times)):] }
+func counted(times []time.Duration) []time.Duration { return times[min(warmUp, len(times)):] }
 
 // containerPath adds a container to the first two hosts of an overlay and waits until they reach each other.
 func containerPath(ctx context.Context, o overlay) (path, error) {

@@ -15,33 +15,33 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// A floor is how long ip(8) and bridge(8) take in their batch mode for the objects of an overlay, by kind: what a machine
+// A baseline is how long ip(8) and bridge(8) take in their batch mode for the objects of an overlay, by kind: what a machine
 // can do, with one program that knows what to write and has nothing else to do.
-type floor struct{ fdb, neighs, hops, routes time.Duration }
+type baseline struct{ fdb, neighs, hops, routes time.Duration }
 
-func (f floor) all() time.Duration { return f.fdb + f.neighs + f.hops + f.routes }
+func (b baseline) all() time.Duration { return b.fdb + b.neighs + b.hops + b.routes }
 
-// medianFloor is the median of each kind.
-func medianFloor(all []floor) (m floor) {
-	part := func(of func(floor) time.Duration) time.Duration {
+// medianBaseline is the median of each kind.
+func medianBaseline(all []baseline) (m baseline) {
+	part := func(of func(baseline) time.Duration) time.Duration {
 		var some []time.Duration
 		for _, f := range all {
 			some = append(some, of(f))
 		}
 		return median(some)
 	}
-	m.fdb = part(func(f floor) time.Duration { return f.fdb })
-	m.neighs = part(func(f floor) time.Duration { return f.neighs })
-	m.hops = part(func(f floor) time.Duration { return f.hops })
-	m.routes = part(func(f floor) time.Duration { return f.routes })
+	m.fdb = part(func(b baseline) time.Duration { return b.fdb })
+	m.neighs = part(func(b baseline) time.Duration { return b.neighs })
+	m.hops = part(func(b baseline) time.Duration { return b.hops })
+	m.routes = part(func(b baseline) time.Duration { return b.routes })
 	return m
 }
 
-// floor writes the objects of an overlay on a host that has none, and removes them. The device is made before.
-func (s *scale) floor(ctx context.Context, o overlay, h *lab.Host) (f floor, err error) {
+// baseline writes the objects of an overlay on a host that has none, and removes them. The device is made before.
+func (s *scale) baseline(ctx context.Context, o overlay, h *lab.Host) (b baseline, err error) {
 	k, err := openKernel(h)
 	if err != nil {
-		return f, err
+		return b, err
 	}
 	defer k.Close()
 	link, onlink := deviceOf(o, h), ""
@@ -54,12 +54,12 @@ func (s *scale) floor(ctx context.Context, o overlay, h *lab.Host) (f floor, err
 			dataplane.KindAddr.Put(dataplane.Addr{Link: link, Prefix: netip.MustParsePrefix("10.0.1.0/32")}, struct{}{}),
 		})...)
 		if err != nil {
-			return f, err
+			return b, err
 		}
 	}
 	var fdb, neighs, hops, routes strings.Builder
-	for i := range o.phantoms {
-		p := oneOfMany(i)
+	for i := range o.etcdPeers {
+		p := numberedPeer(i)
 		via := p.public
 		if o.name == "vxlan" {
 			via = p.subnet.Addr()
@@ -69,26 +69,26 @@ func (s *scale) floor(ctx context.Context, o overlay, h *lab.Host) (f floor, err
 		fmt.Fprintf(&hops, "nexthop add id %d via %s dev %s%s\n", i+1, via, link, onlink)
 		fmt.Fprintf(&routes, "route add %s nhid %d\n", p.subnet, i+1)
 	}
-	for _, b := range []struct {
+	for _, w := range []struct {
 		program string
 		lines   *strings.Builder
 		took    *time.Duration
-	}{{"bridge", &fdb, &f.fdb}, {"ip", &neighs, &f.neighs}, {"ip", &hops, &f.hops}, {"ip", &routes, &f.routes}} {
-		if b.lines.Len() == 0 {
+	}{{"bridge", &fdb, &b.fdb}, {"ip", &neighs, &b.neighs}, {"ip", &hops, &b.hops}, {"ip", &routes, &b.routes}} {
+		if w.lines.Len() == 0 {
 			continue
 		}
-		if *b.took, err = s.batch(ctx, h, b.program, b.lines.String()); err != nil {
-			return f, err
+		if *w.took, err = s.batch(ctx, h, w.program, w.lines.String()); err != nil {
+			return b, err
 		}
 	}
 	have, err := listObjects(k, o.network, link)
-	if want := o.phantoms * len(oneOfMany(0).inKernel(o.name)); err == nil && len(have) != want {
-		err = fmt.Errorf("the floor has %d objects of %d in the kernel of %s", len(have), want, h.Name)
+	if want := o.etcdPeers * len(numberedPeer(0).inKernel(o.name)); err == nil && len(have) != want {
+		err = fmt.Errorf("the baseline has %d objects of %d in the kernel of %s", len(have), want, h.Name)
 	}
 	if err != nil {
-		return f, err
+		return b, err
 	}
-	return f, s.clear(ctx, o, h)
+	return b, s.clear(ctx, o, h)
 }
 
 // batch has a program carry out commands on a host.

@@ -43,15 +43,15 @@ func routeMessage(kind uint16, index int, dst netip.Addr) []byte {
 	return message(kind, header, netlink.Attrs{}.Addr(unix.RTA_DST, dst).Uint32(unix.RTA_OIF, uint32(index)))
 }
 
-func TestLedger(t *testing.T) {
-	l := &ledger{network: netip.MustParsePrefix(manyNetwork), link: vxlanLink, have: objects{}, want: objects{}}
-	p, other := oneOfMany(7), reborn(7)
-	l.expect(true, p.inKernel("vxlan"))
+func TestMonitorCountsDifferingObjects(t *testing.T) {
+	m := &monitor{network: netip.MustParsePrefix(manyNetwork), link: vxlanLink, have: objects{}, want: objects{}}
+	p, other := numberedPeer(7), returned(7)
+	m.expect(true, p.inKernel("vxlan"))
 	neigh, fdb := byte(unix.AF_INET), byte(unix.AF_BRIDGE)
 	gw := p.subnet.Addr()
 	for i, step := range []struct {
-		message []byte
-		off     int
+		message   []byte
+		differing int
 	}{
 		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, p.mac), 3}, // the link is not known yet
 		{linkMessage(unix.RTM_NEWLINK, 5, vxlanLink), 3},
@@ -71,17 +71,17 @@ func TestLedger(t *testing.T) {
 		{routeMessage(unix.RTM_NEWROUTE, 5, gw), 0},
 		{linkMessage(unix.RTM_DELLINK, 5, vxlanLink), 3},
 	} {
-		before, was := l.since, l.off
-		l.take(step.message)
-		if l.off != step.off {
-			t.Fatalf("after message %d, %d objects differ, want %d", i, l.off, step.off)
+		before, was := m.since, m.differing
+		m.handle(step.message)
+		if m.differing != step.differing {
+			t.Fatalf("after message %d, %d objects differ, want %d", i, m.differing, step.differing)
 		}
-		if became := was > 0 && l.off == 0; became != l.since.After(before) {
-			t.Errorf("after message %d, nothing differs since %v, before that since %v", i, l.since, before)
+		if became := was > 0 && m.differing == 0; became != m.since.After(before) {
+			t.Errorf("after message %d, nothing differs since %v, before that since %v", i, m.since, before)
 		}
 	}
-	l.expect(false, p.inKernel("vxlan"))
-	if l.off != 0 || time.Since(l.since) > time.Minute {
-		t.Errorf("with nothing wanted, %d objects differ since %v", l.off, l.since)
+	m.expect(false, p.inKernel("vxlan"))
+	if m.differing != 0 || time.Since(m.since) > time.Minute {
+		t.Errorf("with nothing wanted, %d objects differ since %v", m.differing, m.since)
 	}
 }

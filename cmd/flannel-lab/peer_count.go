@@ -13,11 +13,11 @@ import (
 )
 
 // crowds measures one TCP stream between two peers that have more and more others in their forwarding tables.
-func (b *bench) crowds(ctx context.Context) ([][]string, error) {
+func (b *bench) byPeerCount(ctx context.Context) ([][]string, error) {
 	var paths []path
-	for _, o := range append([]overlay{b.udp}, b.crowded...) {
-		if o.phantoms > 0 {
-			if err := b.gather(ctx, o); err != nil {
+	for _, o := range append([]overlay{b.udp}, b.manyPeers...) {
+		if o.etcdPeers > 0 {
+			if err := b.populate(ctx, o); err != nil {
 				return nil, fmt.Errorf("%s: %w", o.name, err)
 			}
 		}
@@ -25,10 +25,10 @@ func (b *bench) crowds(ctx context.Context) ([][]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", o.name, err)
 		}
-		p.name = plural(o.phantoms+1, "peer")
+		p.name = plural(o.etcdPeers+1, "peer")
 		paths = append(paths, p)
 	}
-	figures, err := b.series(ctx, "TCP, one stream", paths, b.plan.crowdRounds(), streams(1))
+	figures, err := b.series(ctx, "TCP, one stream", paths, b.plan.peerCountRounds(), streams(1))
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +42,10 @@ func (b *bench) crowds(ctx context.Context) ([][]string, error) {
 	return rows, nil
 }
 
-// gather writes the leases of an overlay's phantoms, starts its daemons and waits until they have programmed them.
-func (b *bench) gather(ctx context.Context, o overlay) error {
-	b.progress("writing %d leases and starting flanneld on %d hosts", o.phantoms, len(o.hosts))
-	if err := b.writePhantoms(ctx, o); err != nil {
+// gather writes the leases of an overlay's etcdPeers, starts its daemons and waits until they have programmed them.
+func (b *bench) populate(ctx context.Context, o overlay) error {
+	b.progress("writing %d leases and starting flanneld on %d hosts", o.etcdPeers, len(o.hosts))
+	if err := b.writeEtcdPeers(ctx, o); err != nil {
 		return err
 	}
 	if err := b.startNetwork(ctx, o); err != nil {
@@ -53,10 +53,10 @@ func (b *bench) gather(ctx context.Context, o overlay) error {
 	}
 	for _, h := range o.hosts {
 		entries := 0
-		err := await(ctx, fmt.Sprintf("%d tunnel entries in the log of %s", o.phantoms+len(o.hosts), h.Name), patience, func() (bool, error) {
+		err := await(ctx, fmt.Sprintf("%d tunnel entries in the log of %s", o.etcdPeers+len(o.hosts), h.Name), patience, func() (bool, error) {
 			var err error
 			entries, err = tunnelEntries(programmed(h))
-			return entries == o.phantoms+len(o.hosts), err // of its own subnet, too
+			return entries == o.etcdPeers+len(o.hosts), err // of its own subnet, too
 		})
 		if err != nil {
 			return fmt.Errorf("%w: there are %d", err, entries)
@@ -66,14 +66,14 @@ func (b *bench) gather(ctx context.Context, o overlay) error {
 	return nil
 }
 
-func (b *bench) writePhantoms(ctx context.Context, o overlay) error {
+func (b *bench) writeEtcdPeers(ctx context.Context, o overlay) error {
 	const writers = 8
 	errs := make([]error, writers)
 	var all sync.WaitGroup
 	for w := range writers {
 		all.Go(func() {
-			for i := w; i < o.phantoms && errs[w] == nil; i += writers {
-				key, value := phantom(o.network, i)
+			for i := w; i < o.etcdPeers && errs[w] == nil; i += writers {
+				key, value := etcdPeer(o.network, i)
 				errs[w] = b.lab.Etcd.Put(ctx, o.prefix+"/subnets/"+key, value, 0)
 			}
 		})
@@ -82,9 +82,9 @@ func (b *bench) writePhantoms(ctx context.Context, o overlay) error {
 	return errors.Join(errs...)
 }
 
-// phantom gives the lease of peer i, as the udp backend writes it. Its subnet is behind the first /16 of the network, out of
+// peer gives the lease of peer i, as the udp backend writes it. Its subnet is behind the first /16 of the network, out of
 // which the real ones come, and its address of 198.18.0.0/15, where there are no real hosts (RFC 2544).
-func phantom(network netip.Prefix, i int) (key, value string) {
+func etcdPeer(network netip.Prefix, i int) (key, value string) {
 	n := network.Addr().As4()
 	subnet := netip.AddrFrom4([4]byte{n[0], n[1] + 1 + byte(i>>8), byte(i), 0})
 	public := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})

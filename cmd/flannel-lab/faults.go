@@ -12,34 +12,34 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// hurts are the damages, and what of the floor it takes to repair them. ip(8) cannot flush routes by way of nexthop objects
+// faults are the damages, and what of the baseline it takes to repair them. ip(8) cannot flush routes by way of nexthop objects
 // (it asks for the deletion of routes by both the object and the link, which the kernel refuses), so among many peers
 // they are deleted one by one.
-var hurts = []struct {
-	command string
-	many    string // among many peers, if that is another one, of every subnet
-	floor   func(floor) time.Duration
+var faults = []struct {
+	command  string
+	many     string // among many peers, if that is another one, of every subnet
+	baseline func(baseline) time.Duration
 }{
-	{"ip route flush dev " + vxlanLink, "route del", func(f floor) time.Duration { return f.routes }},
-	{"bridge fdb flush dev " + vxlanLink, "", func(f floor) time.Duration { return f.fdb }},
-	{"ip neigh flush dev " + vxlanLink + " nud permanent", "", func(f floor) time.Duration { return f.neighs }},
-	{"ip link del " + vxlanLink, "", floor.all},
+	{"ip route flush dev " + vxlanLink, "route del", func(b baseline) time.Duration { return b.routes }},
+	{"bridge fdb flush dev " + vxlanLink, "", func(b baseline) time.Duration { return b.fdb }},
+	{"ip neigh flush dev " + vxlanLink + " nud permanent", "", func(b baseline) time.Duration { return b.neighs }},
+	{"ip link del " + vxlanLink, "", baseline.all},
 }
 
 // restarts measures starts of flanneld with everything in place, under pings from a container to one of a real peer.
 func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "EXEC TO READY", "LEASE TO READY", "OPERATIONS", "NOTIFICATIONS", "PINGS LOST", "OF", "PEAK MEMORY"}}
-	c := &s.crowd
+	c := &s.watched
 	if c.process == nil {
-		return rows, errNoCrowd
+		return rows, errNotWatched
 	}
 	path, err := s.pair(ctx)
 	if err != nil {
 		return rows, err
 	}
-	for i := range s.plan.trials {
-		s.progress("restart under traffic, %d of %d", i+1, s.plan.trials)
-		events := c.ledger.events()
+	for i := range s.plan.repetitions {
+		s.progress("restart under traffic, %d of %d", i+1, s.plan.repetitions)
+		events := c.monitor.events()
 		pinger, err := path.from.StartPinger(path.to.Addr, time.Second/pingRate)
 		if err != nil {
 			return rows, err
@@ -49,7 +49,7 @@ func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 		if err != nil {
 			return rows, err
 		}
-		leased, err := said(c.process, leaseTexts...)
+		leased, err := loggedAt(c.process, leaseTexts...)
 		if err != nil {
 			return rows, err
 		}
@@ -59,14 +59,14 @@ func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 		}
 		ready := c.begun.Add(c.process.ReadyAfter())
 		rows = append(rows, []string{fmt.Sprint(i + 1), milliseconds(c.process.ReadyAfter()), milliseconds(ready.Sub(leased)),
-			operations(c.process), fmt.Sprint(c.ledger.events() - events), fmt.Sprint(stats.Lost), fmt.Sprint(stats.Sent), megabytes(usage.HWM)})
+			operations(c.process), fmt.Sprint(c.monitor.events() - events), fmt.Sprint(stats.Lost), fmt.Sprint(stats.Sent), megabytes(usage.HWM)})
 	}
 	return append(rows, []string{"wanted", "", "≤ 1 s", "none", "0", "0", "", "≤ 80 MB"}), c.check()
 }
 
 // restart ends flanneld and starts it again, with time before, between and after for losses to show.
 func (s *scale) restart(ctx context.Context) error {
-	c := &s.crowd
+	c := &s.watched
 	if err := window(ctx, s.plan.away); err != nil {
 		return err
 	}
@@ -100,8 +100,8 @@ func operations(p *lab.Process) string {
 // pair brings a real peer into the crowd, and gives a path between a container on each side. The peer's own flanneld is
 // ended when it has programmed its kernel, so that it takes no part in what is measured.
 func (s *scale) pair(ctx context.Context) (path, error) {
-	c := &s.crowd
-	other := crowded{overlay: c.overlay, host: s.next()}
+	c := &s.watched
+	other := watchedHost{overlay: c.overlay, host: s.next()}
 	s.progress("a real peer joins")
 	if err := other.start(ctx); err != nil {
 		return path{}, err
@@ -121,8 +121,8 @@ func (s *scale) pair(ctx context.Context) (path, error) {
 	if err != nil {
 		return path{}, err
 	}
-	c.ledger.expect(true, p.inKernel(c.name))
-	if _, err := c.ledger.await(ctx, time.Time{}, patience); err != nil {
+	c.monitor.expect(true, p.inKernel(c.name))
+	if _, err := c.monitor.await(ctx, time.Time{}, patience); err != nil {
 		return path{}, err
 	}
 	way, err := containerPath(ctx, overlay{name: c.name, hosts: []*lab.Host{c.host, other.host}})
@@ -130,30 +130,30 @@ func (s *scale) pair(ctx context.Context) (path, error) {
 }
 
 // damages has each damage repaired, among the crowd.
-func (s *scale) damages(ctx context.Context) ([][]string, error) {
-	rows := [][]string{{"", "DAMAGE TAKES", "REPAIR, MEDIAN", "WORST", "OF", "FLOOR", "RATIO", "WANTED", "PEAK MEMORY"}}
-	c := &s.crowd
+func (s *scale) repairsAmongMany(ctx context.Context) ([][]string, error) {
+	rows := [][]string{{"", "FAULT TAKES", "REPAIR, MEDIAN", "WORST", "OF", "BASELINE", "RATIO", "WANTED", "PEAK MEMORY"}}
+	c := &s.watched
 	if c.process == nil {
-		return rows, errNoCrowd
+		return rows, errNotWatched
 	}
-	c.ledger.collect(time.Millisecond)
-	for _, hurt := range hurts {
-		name, damage := hurt.command, func() (time.Duration, error) { return command(ctx, c.host, hurt.command) }
-		if hurt.many != "" {
-			name, damage = "ip "+hurt.many+" of all", func() (time.Duration, error) { return s.batch(ctx, c.host, "ip", c.ofEach(hurt.many)) }
+	c.monitor.setDelay(time.Millisecond)
+	for _, fault := range faults {
+		name, inject := fault.command, func() (time.Duration, error) { return command(ctx, c.host, fault.command) }
+		if fault.many != "" {
+			name, inject = "ip "+fault.many+" of all", func() (time.Duration, error) { return s.batch(ctx, c.host, "ip", c.ofEach(fault.many)) }
 		}
 		var takes, took []time.Duration
 		var peak int64
-		for i := range s.plan.trials {
-			s.progress("%s, %d of %d", name, i+1, s.plan.trials)
+		for i := range s.plan.repetitions {
+			s.progress("%s, %d of %d", name, i+1, s.plan.repetitions)
 			// A new process has no memory of what it has spent on repairs before.
-			if err := c.again(ctx); err != nil {
+			if err := c.restartFlanneld(ctx); err != nil {
 				return rows, err
 			}
 			if err := window(ctx, s.plan.away); err != nil {
 				return rows, err
 			}
-			begun, ended, repaired, err := c.hurt(ctx, damage, s.plan.away)
+			begun, ended, repaired, err := c.injectFault(ctx, inject, s.plan.away)
 			if err != nil {
 				return rows, fmt.Errorf("%s: %w", name, err)
 			}
@@ -165,40 +165,40 @@ func (s *scale) damages(ctx context.Context) ([][]string, error) {
 			peak = max(peak, usage.HWM)
 			takes, took = append(takes, ended.Sub(begun)), append(took, repaired.Sub(ended))
 		}
-		floor := hurt.floor(s.floors[c.prefix])
+		least := fault.baseline(s.baselines[c.prefix])
 		rows = append(rows, []string{name, milliseconds(median(takes)), milliseconds(median(took)), milliseconds(quantile(took, 1)),
-			fmt.Sprint(len(took)), milliseconds(floor), fmt.Sprintf("%.2f", float64(median(took))/float64(floor)), "≤ 2", megabytes(peak)})
+			fmt.Sprint(len(took)), milliseconds(least), fmt.Sprintf("%.2f", float64(median(took))/float64(least)), "≤ 2", megabytes(peak)})
 	}
 	return rows, c.check()
 }
 
 // ofEach gives commands about the subnet of every peer that exists in etcd only.
-func (c *crowded) ofEach(command string) string {
+func (c *watchedHost) ofEach(command string) string {
 	var lines strings.Builder
-	for i := range c.phantoms {
-		fmt.Fprintf(&lines, "%s %s\n", command, oneOfMany(i).subnet)
+	for i := range c.etcdPeers {
+		fmt.Fprintf(&lines, "%s %s\n", command, numberedPeer(i).subnet)
 	}
 	return lines.String()
 }
 
 // again restarts flanneld.
-func (c *crowded) again(ctx context.Context) error {
+func (c *watchedHost) restartFlanneld(ctx context.Context) error {
 	if err := stop(ctx, c.overlay, c.host); err != nil {
 		return err
 	}
 	return c.start(ctx)
 }
 
-// hurt does a damage, and waits until the kernel holds what is wanted, and still does after a while.
-func (c *crowded) hurt(ctx context.Context, damage func() (time.Duration, error), quiet time.Duration) (begun, ended, repaired time.Time, err error) {
-	took, err := damage()
+// fault does a damage, and waits until the kernel holds what is wanted, and still does after a while.
+func (c *watchedHost) injectFault(ctx context.Context, inject func() (time.Duration, error), quiet time.Duration) (begun, ended, repaired time.Time, err error) {
+	took, err := inject()
 	if err != nil {
 		return
 	}
 	ended = time.Now()
 	begun = ended.Add(-took)
 	for at := begun; ; at = repaired {
-		if repaired, err = c.ledger.await(ctx, begun, limit); err != nil || repaired == at {
+		if repaired, err = c.monitor.await(ctx, begun, limit); err != nil || repaired == at {
 			return
 		}
 		if err = window(ctx, quiet); err != nil {
@@ -207,8 +207,8 @@ func (c *crowded) hurt(ctx context.Context, damage func() (time.Duration, error)
 	}
 }
 
-// smallDamages has all damages repaired in turn, again and again, among three peers.
-func (s *scale) smallDamages(ctx context.Context) ([][]string, error) {
+// repairsAmongFew has all damages repaired in turn, again and again, among three peers.
+func (s *scale) repairsAmongFew(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "MEDIAN", "WORST", "OF", "WANTED"}}
 	o := manyOverlay("vxlan", 3)
 	if err := s.writeMany(ctx, o); err != nil {
@@ -218,27 +218,27 @@ func (s *scale) smallDamages(ctx context.Context) ([][]string, error) {
 	if err != nil {
 		return rows, errors.Join(err, c.leave(ctx, s))
 	}
-	c.ledger.collect(0)
-	s.progress("damage among 3 peers, %d times", s.plan.hurts)
+	c.monitor.setDelay(0)
+	s.progress("faults among 3 peers, %d times", s.plan.faultsAmongFew)
 	var all []time.Duration
-	each := make([][]time.Duration, len(hurts))
-	for i := range s.plan.hurts {
+	each := make([][]time.Duration, len(faults))
+	for i := range s.plan.faultsAmongFew {
 		// flanneld slows down when somebody undoes the same again and again; a new process has no memory of that.
-		if i > 0 && i%(4*len(hurts)) == 0 {
-			if err := c.again(ctx); err != nil {
+		if i > 0 && i%(4*len(faults)) == 0 {
+			if err := c.restartFlanneld(ctx); err != nil {
 				return rows, err
 			}
 		}
-		line := hurts[i%len(hurts)].command
-		begun, _, repaired, err := c.hurt(ctx, func() (time.Duration, error) { return command(ctx, c.host, line) }, changePause/4)
+		line := faults[i%len(faults)].command
+		begun, _, repaired, err := c.injectFault(ctx, func() (time.Duration, error) { return command(ctx, c.host, line) }, changePause/4)
 		if err != nil {
 			return rows, fmt.Errorf("%s: %w", line, err)
 		}
 		all = append(all, repaired.Sub(begun))
-		each[i%len(hurts)] = append(each[i%len(hurts)], repaired.Sub(begun))
+		each[i%len(faults)] = append(each[i%len(faults)], repaired.Sub(begun))
 	}
 	for i, took := range each {
-		rows = append(rows, []string{hurts[i].command, milliseconds(median(took)), milliseconds(quantile(took, 1)), fmt.Sprint(len(took)), ""})
+		rows = append(rows, []string{faults[i].command, milliseconds(median(took)), milliseconds(quantile(took, 1)), fmt.Sprint(len(took)), ""})
 	}
 	rows = append(rows, []string{"all", milliseconds(median(all)), milliseconds(quantile(all, 1)), fmt.Sprint(len(all)), "≤ 100 ms, worst ≤ 1 s"})
 	return rows, errors.Join(c.check(), c.leave(ctx, s))
