@@ -92,7 +92,7 @@ func (c *coalescer) add(packet []byte) error {
 }
 
 func (c *coalescer) begin(s *segment) error {
-	if final(s) {
+	if closesRun(s) {
 		return c.writeOne(s.packet)
 	}
 	if c.open == maxRuns {
@@ -170,8 +170,8 @@ func (c *coalescer) segment(packet []byte) (s segment, ok bool) {
 	return s, true
 }
 
-// final tells that nothing may follow a segment in a super-packet.
-func final(s *segment) bool {
+// closesRun tells that nothing may follow a segment in a super-packet.
+func closesRun(s *segment) bool {
 	return s.flow.proto == protoTCP && s.packet[ipv4HeaderLen+tcpFlags]&(flagPSH|flagFIN) != 0
 }
 
@@ -217,7 +217,7 @@ func (r *run) join(s *segment) bool {
 	r.total += n
 	r.sequence += uint32(n)
 	r.id, r.idStep = id, step
-	r.closed = n < r.size || final(s)
+	r.closed = n < r.size || closesRun(s)
 	if tcp {
 		first[ipv4HeaderLen+tcpFlags] |= s.packet[ipv4HeaderLen+tcpFlags]
 	}

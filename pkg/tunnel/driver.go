@@ -30,42 +30,42 @@ type Driver struct {
 	network netip.Prefix
 	log     *slog.Logger
 	events  *driver.Mailbox
-	open    func(name string, l dataplane.Link) (e Ends, close func(), err error)
+	open    func(name string, l dataplane.Link) (e Endpoints, close func(), err error)
 
-	mu      sync.Mutex
-	kept    kept
-	tunnels map[string]*running // by link
-	past    Stats               // of tunnels that have ended
+	mu         sync.Mutex
+	store      descriptorStore
+	tunnels    map[string]*runningTunnel // by link
+	endedStats Stats                     // of tunnels that have ended
 
-	pacing sync.Mutex
-	ends   pace.Pace // of tunnels that ended by themselves
+	pacing   sync.Mutex
+	failures pace.Pace // of tunnels that ended by themselves
 }
 
 var _ driver.Driver = (*Driver)(nil)
 
-// running is a tunnel with its ends.
-type running struct {
-	name    string // of the link
-	link    dataplane.Link
-	entries map[dataplane.TunnelKey]netip.AddrPort
-	own     netip.Prefix // the subnet that is ours, by the entries; not valid: not known yet
-	tunnel  *Tunnel      // nil until own is known
-	ends    Ends
-	close   func()
+// runningTunnel is a tunnel with its ends.
+type runningTunnel struct {
+	name      string // of the link
+	link      dataplane.Link
+	entries   map[dataplane.TunnelKey]netip.AddrPort
+	own       netip.Prefix // the subnet that is ours, by the entries; not valid: not known yet
+	tunnel    *Tunnel      // nil until own is known
+	endpoints Endpoints
+	close     func()
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	ended  sync.WaitGroup
+	done   sync.WaitGroup
 }
 
 // NewDriver makes a Driver for the tunnels of a network, which run until ctx ends. fds keeps
 // devices and sockets.
 func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
 	d := &Driver{
-		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), kept: kept{fds}, tunnels: map[string]*running{}, past: new(counters).stats(),
-		ends: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
+		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), store: descriptorStore{fds}, tunnels: map[string]*runningTunnel{}, endedStats: new(counters).stats(),
+		failures: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
 	}
-	d.open = d.openEnds
+	d.open = d.openEndpoints
 	return d
 }
 
@@ -84,7 +84,7 @@ func (d *Driver) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := new(counters).stats()
-	s.add(d.past)
+	s.add(d.endedStats)
 	for _, r := range d.tunnels {
 		if r.tunnel != nil {
 			s.add(r.tunnel.Stats())
@@ -98,7 +98,7 @@ func (d *Driver) Stats() Stats {
 func (d *Driver) Choose(inv host.Inventory, former netip.Prefix) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.kept.choose(inv, d.network, former)
+	return d.store.chooseTUN(inv, d.network, former)
 }
 
 // Events implements driver.Driver.
@@ -137,7 +137,7 @@ func (d *Driver) Apply(ops []dataplane.Op) []error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	errs := make([]error, len(ops))
-	edits := map[*running][]edit{}
+	edits := map[*runningTunnel][]edit{}
 	for i, op := range ops {
 		apply := d.applyEntry
 		if op.Kind == dataplane.KindLink {
@@ -164,7 +164,7 @@ func (d *Driver) Apply(ops []dataplane.Op) []error {
 }
 
 // applyLink opens a tunnel or changes it.
-func (d *Driver) applyLink(op dataplane.Op) (*running, func(), error) {
+func (d *Driver) applyLink(op dataplane.Op) (*runningTunnel, func(), error) {
 	name, link := dataplane.KindLink.Of(op)
 	if op.Verb == dataplane.Put {
 		return nil, nil, d.start(name, link)
@@ -179,7 +179,7 @@ func (d *Driver) applyLink(op dataplane.Op) (*running, func(), error) {
 }
 
 // applyEntry changes an entry, which is in force from the next swap on.
-func (d *Driver) applyEntry(op dataplane.Op) (*running, func(), error) {
+func (d *Driver) applyEntry(op dataplane.Op) (*runningTunnel, func(), error) {
 	k, peer := dataplane.KindTunnel.Of(op)
 	r, ok := d.tunnels[k.Link]
 	if !ok && op.Verb == dataplane.Del {
@@ -216,45 +216,45 @@ func (d *Driver) applyEntry(op dataplane.Op) (*running, func(), error) {
 // start takes up a TUN device, or makes it, and the socket behind it.
 func (d *Driver) start(name string, l dataplane.Link) error {
 	d.drop(name) // its device is gone, if it did not notice yet
-	ends, closeEnds, err := d.open(name, l)
+	ends, closeEndpoints, err := d.open(name, l)
 	if errors.Is(err, unix.EBUSY) {
 		d.events.Report(driver.Taken)
 	}
 	if err != nil {
 		return err
 	}
-	r := &running{name: name, link: l, entries: map[dataplane.TunnelKey]netip.AddrPort{}, ends: ends, close: closeEnds}
+	r := &runningTunnel{name: name, link: l, entries: map[dataplane.TunnelKey]netip.AddrPort{}, endpoints: ends, close: closeEndpoints}
 	r.ctx, r.cancel = context.WithCancel(d.ctx)
 	d.tunnels[name] = r
 	return nil
 }
 
-// openEnds opens a device and its socket, and another one for ICMP errors.
-func (d *Driver) openEnds(name string, l dataplane.Link) (e Ends, closeEnds func(), err error) {
+// openEndpoints opens a device and its socket, and another one for ICMP errors.
+func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, closeEndpoints func(), err error) {
 	offloads := AllOffloads()
 	if l.Plain {
 		offloads = Offloads{}
 	}
-	tun, udp, err := d.kept.open(name, netip.AddrPortFrom(l.Local, uint16(l.Port)), offloads)
+	tun, udp, err := d.store.open(name, netip.AddrPortFrom(l.Local, uint16(l.Port)), offloads)
 	if err != nil {
 		return e, nil, err
 	}
-	closeEnds = func() {
+	closeEndpoints = func() {
 		tun.Close()
 		udp.Close()
 	}
-	e = Ends{Device: tun, Socket: udp}
+	e = Endpoints{Device: tun, Socket: udp}
 	icmp, err := OpenICMP()
 	switch {
 	case pace.Scarce(err): // another attempt will have one
-		closeEnds()
+		closeEndpoints()
 		return e, nil, err
 	case err != nil:
 		d.log.Warn("tunnel cannot send ICMP errors", "err", err)
 	default:
 		e.ICMP = icmp
-		both := closeEnds
-		closeEnds = func() {
+		both := closeEndpoints
+		closeEndpoints = func() {
 			both()
 			icmp.Close()
 		}
@@ -262,11 +262,11 @@ func (d *Driver) openEnds(name string, l dataplane.Link) (e Ends, closeEnds func
 	tcp, uso := tun.SuperPackets()
 	d.log.Info("opened tunnel", "device", name, "addr", l.Local, "port", l.Port,
 		"tso", tcp, "uso", uso, "udp_segment", udp.MaxSegments() > 1, "udp_gro", udp.GRO())
-	return e, closeEnds, nil
+	return e, closeEndpoints, nil
 }
 
 // swap makes a table of the entries, and starts the tunnel with its first one.
-func (d *Driver) swap(r *running) error {
+func (d *Driver) swap(r *runningTunnel) error {
 	if len(r.entries) == 0 || r.tunnel == nil && !r.own.IsValid() {
 		return nil
 	}
@@ -285,21 +285,21 @@ func (d *Driver) swap(r *running) error {
 		return nil
 	}
 	r.tunnel = New(table)
-	r.ended.Go(func() { d.run(r) })
+	r.done.Go(func() { d.run(r) })
 	return nil
 }
 
 // run carries packets until the tunnel is dropped or one of its ends fails. Then a new reading
 // finds that there is none, and has another one opened.
-func (d *Driver) run(r *running) {
-	err := r.tunnel.Run(r.ctx, r.ends)
+func (d *Driver) run(r *runningTunnel) {
+	err := r.tunnel.Run(r.ctx, r.endpoints)
 	if r.ctx.Err() != nil {
 		return
 	}
 	d.log.Warn("tunnel failed, reopening it", "device", r.name, "err", err)
 	r.cancel()
 	d.pacing.Lock()
-	wait := d.ends.Next(time.Now())
+	wait := d.failures.Next(time.Now())
 	d.pacing.Unlock()
 	time.AfterFunc(wait, func() { d.events.Report(driver.Links) }) // whoever drops it does not wait
 }
@@ -312,9 +312,9 @@ func (d *Driver) drop(name string) {
 	}
 	delete(d.tunnels, name)
 	r.cancel()
-	r.ended.Wait()
+	r.done.Wait()
 	if r.tunnel != nil {
-		d.past.add(r.tunnel.counters.stats())
+		d.endedStats.add(r.tunnel.counters.stats())
 	}
 	r.close()
 }

@@ -32,14 +32,14 @@ type driverBed struct {
 func newDriverBed(t *testing.T) *driverBed {
 	b := &driverBed{t: t, devices: map[string]bool{}}
 	b.Driver = NewDriver(t.Context(), netip.MustParsePrefix("10.42.0.0/16"), nil, slog.New(slog.DiscardHandler))
-	b.open = func(name string, _ dataplane.Link) (Ends, func(), error) {
+	b.open = func(name string, _ dataplane.Link) (Endpoints, func(), error) {
 		if b.refuse != nil {
-			return Ends{}, nil, b.refuse
+			return Endpoints{}, nil, b.refuse
 		}
 		b.opened++
 		b.devices[name] = true
 		b.device = newFakeDevice(t)
-		return Ends{Device: b.device, Socket: newFakeSocket()}, func() { b.closed++ }, nil
+		return Endpoints{Device: b.device, Socket: newFakeSocket()}, func() { b.closed++ }, nil
 	}
 	t.Cleanup(b.Close)
 	return b

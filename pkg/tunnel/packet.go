@@ -71,8 +71,8 @@ func headerLen(packet []byte) int {
 	return n
 }
 
-// misfit tells why headerLen is 0.
-func misfit(packet []byte) Reason {
+// dropReason tells why headerLen is 0.
+func dropReason(packet []byte) Reason {
 	if len(packet) > 0 && packet[0]>>4 != 4 {
 		return NotIPv4
 	}

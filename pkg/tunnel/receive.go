@@ -98,7 +98,7 @@ func (r *receiver) packet(packet []byte) error {
 		if _, known := r.state.table.hosts[r.host]; !known && !r.state.table.overlay.AllowUnknownSources {
 			counters.drop(UnknownSource, 1)
 		} else {
-			counters.drop(misfit(packet), 1)
+			counters.drop(dropReason(packet), 1)
 		}
 		return nil
 	}

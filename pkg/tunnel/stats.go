@@ -99,22 +99,22 @@ func (s *Stats) add(o Stats) {
 
 // counters of the whole tunnel. Sending and receiving goroutines write to different cache lines.
 type counters struct {
-	out, in way
+	out, in directionCounters
 }
 
-// way is what is counted of one direction.
-type way struct {
+// directionCounters is what is counted of one direction.
+type directionCounters struct {
 	all   meter
 	drops [reasons]atomic.Uint64
 	_     [64]byte
 }
 
-func (w *way) drop(r Reason, packets int) { w.drops[r].Add(uint64(packets)) }
+func (w *directionCounters) drop(r Reason, packets int) { w.drops[r].Add(uint64(packets)) }
 
 // stats returns what was counted, without peers.
 func (c *counters) stats() Stats {
 	s := Stats{Sent: c.out.all.count(), Received: c.in.all.count()}
-	for d, w := range []*way{Out: &c.out, In: &c.in} {
+	for d, w := range []*directionCounters{Out: &c.out, In: &c.in} {
 		for r := range reasons {
 			if possible(Direction(d), r) {
 				s.Drops = append(s.Drops, Drop{Direction(d), r, w.drops[r].Load()})
@@ -129,10 +129,10 @@ func (c *counters) stats() Stats {
 type peerState struct {
 	sent meter
 	// plain is until when there is no segmentation, by the tunnel's clock in nanoseconds; 0: there is.
-	plain atomic.Int64
-	_     [40]byte
-	rcvd  meter
-	_     [48]byte
+	unsegmentedUntil atomic.Int64
+	_                [40]byte
+	rcvd             meter
+	_                [48]byte
 }
 
 type meter struct{ packets, bytes atomic.Uint64 }

@@ -19,8 +19,8 @@ const (
 	sendParts    = 2048 // of all messages of a Send
 	sendHeaders  = 1024 // headers that the splitter writes for a Send
 
-	// plainFor is how long a peer gets no segmented messages after one was refused.
-	plainFor = 30 * time.Second
+	// unsegmentedFor is how long a peer gets no segmented messages after one was refused.
+	unsegmentedFor = 30 * time.Second
 )
 
 // ReadRoom is the least length of the buffer for Device.Read, in bytes.
@@ -33,14 +33,14 @@ type transmitter struct {
 	socket Socket
 	icmp   icmpSender
 
-	packets []Packet
-	buf     []byte
-	split   splitter
-	headers []byte   // of split packets, until sent
-	parts   [][]byte // of all messages
-	out     []outgoing
-	ms      []Message // built from out by flush
-	plain   []Message // segments of a message that was refused
+	packets         []Packet
+	buf             []byte
+	split           splitter
+	headers         []byte   // of split packets, until sent
+	parts           [][]byte // of all messages
+	out             []outgoing
+	ms              []Message // built from out by flush
+	segmentMessages []Message // segments of a message that was refused
 
 	sent struct{ packets, octets int } // not counted yet for all peers
 
@@ -65,13 +65,13 @@ type outgoing struct {
 func newTransmitter(t *Tunnel, d Device, s Socket, w io.Writer) *transmitter {
 	return &transmitter{
 		tunnel: t, device: d, socket: s, icmp: newICMPSender(t, w),
-		packets: make([]Packet, readPackets),
-		buf:     make([]byte, readBytes),
-		headers: make([]byte, 0, sendHeaders*maxHeader),
-		parts:   make([][]byte, 0, sendParts),
-		out:     make([]outgoing, 0, sendMessages),
-		ms:      make([]Message, 0, sendMessages),
-		plain:   make([]Message, 0, s.MaxSegments()),
+		packets:         make([]Packet, readPackets),
+		buf:             make([]byte, readBytes),
+		headers:         make([]byte, 0, sendHeaders*maxHeader),
+		parts:           make([][]byte, 0, sendParts),
+		out:             make([]outgoing, 0, sendMessages),
+		ms:              make([]Message, 0, sendMessages),
+		segmentMessages: make([]Message, 0, s.MaxSegments()),
 	}
 }
 
@@ -103,7 +103,7 @@ func (x *transmitter) run() error {
 func (x *transmitter) packet(p *Packet) error {
 	ihl := headerLen(p.Data)
 	if ihl == 0 {
-		x.tunnel.counters.out.drop(misfit(p.Data), 1)
+		x.tunnel.counters.out.drop(dropReason(p.Data), 1)
 		return nil
 	}
 	peer := x.route(destination(p.Data))
@@ -123,7 +123,7 @@ func (x *transmitter) packet(p *Packet) error {
 	decrementTTL(p.Data)
 	o := p.Offload
 	if o.GSO != GSONone {
-		return x.super(peer, p.Data, ihl, o)
+		return x.superPacket(peer, p.Data, ihl, o)
 	}
 	if o.NeedsChecksum && (int(o.ChecksumStart) < ihl ||
 		!finishChecksum(p.Data, int(o.ChecksumStart), int(o.ChecksumOffset))) {
@@ -146,7 +146,7 @@ func (x *transmitter) route(dst uint32) int32 {
 	return x.last.peer
 }
 
-func (x *transmitter) super(peer int32, packet []byte, ihl int, o Offload) error {
+func (x *transmitter) superPacket(peer int32, packet []byte, ihl int, o Offload) error {
 	s := &x.split
 	if !s.init(packet, ihl, o) {
 		x.tunnel.counters.out.drop(Malformed, 1)
@@ -189,7 +189,7 @@ func (x *transmitter) makeRoom(header int) error {
 func (x *transmitter) append(peer int32, a, b []byte) {
 	size := len(a) + len(b)
 	n := len(x.out)
-	if n > 0 && x.out[n-1].takes(peer, size) && x.out[n-1].segments < x.segments(peer) {
+	if n > 0 && x.out[n-1].fits(peer, size) && x.out[n-1].segments < x.maxSegments(peer) {
 		m := &x.out[n-1]
 		m.closed = size < m.size
 		m.total += size
@@ -204,18 +204,18 @@ func (x *transmitter) append(peer int32, a, b []byte) {
 	}
 }
 
-func (m *outgoing) takes(peer int32, size int) bool {
+func (m *outgoing) fits(peer int32, size int) bool {
 	return m.peer == peer && !m.closed && size <= m.size && m.total+size <= maxPayload
 }
 
-// segments is how many segments a message to a peer may have.
-func (x *transmitter) segments(peer int32) int {
+// maxSegments is how many segments a message to a peer may have.
+func (x *transmitter) maxSegments(peer int32) int {
 	p := x.state.peers[peer]
-	if until := p.plain.Load(); until != 0 {
+	if until := p.unsegmentedUntil.Load(); until != 0 {
 		if x.tunnel.clock() < time.Duration(until) {
 			return 1
 		}
-		p.plain.Store(0)
+		p.unsegmentedUntil.Store(0)
 	}
 	return x.socket.MaxSegments()
 }
@@ -242,11 +242,11 @@ func (x *transmitter) flush() error {
 		i += n
 		switch {
 		case err == nil:
-		case ends(err):
+		case isFatal(err):
 			return err
 		case errors.Is(err, ErrNoSegmentation):
-			x.state.peers[x.out[i].peer].plain.Store(int64(x.tunnel.clock() + plainFor))
-			if err := x.sendPlain(&x.ms[i]); err != nil {
+			x.state.peers[x.out[i].peer].unsegmentedUntil.Store(int64(x.tunnel.clock() + unsegmentedFor))
+			if err := x.sendSegments(&x.ms[i]); err != nil {
 				return err
 			}
 			i++
@@ -259,20 +259,20 @@ func (x *transmitter) flush() error {
 	return nil
 }
 
-// sendPlain sends the segments of a message one by one.
-func (x *transmitter) sendPlain(m *Message) error {
-	x.plain = x.plain[:0]
+// sendSegments sends the segments of a message one by one.
+func (x *transmitter) sendSegments(m *Message) error {
+	x.segmentMessages = x.segmentMessages[:0]
 	first, size := 0, 0
 	for i, p := range m.Parts {
 		if size += len(p); size == m.SegmentSize || i == len(m.Parts)-1 {
-			x.plain = append(x.plain, Message{To: m.To, Parts: m.Parts[first : i+1]})
+			x.segmentMessages = append(x.segmentMessages, Message{To: m.To, Parts: m.Parts[first : i+1]})
 			first, size = i+1, 0
 		}
 	}
-	for i := 0; i < len(x.plain); {
-		n, err := x.socket.Send(x.plain[i:])
+	for i := 0; i < len(x.segmentMessages); {
+		n, err := x.socket.Send(x.segmentMessages[i:])
 		i += n
-		if ends(err) {
+		if isFatal(err) {
 			return err
 		}
 		if err != nil {
@@ -283,8 +283,8 @@ func (x *transmitter) sendPlain(m *Message) error {
 	return nil
 }
 
-// ends tells whether an error is more than one packet's loss.
-func ends(err error) bool {
+// isFatal tells whether an error is more than one packet's loss.
+func isFatal(err error) bool {
 	return errors.Is(err, ErrInterrupted) || errors.Is(err, ErrDeviceGone) ||
 		errors.Is(err, net.ErrClosed)
 }

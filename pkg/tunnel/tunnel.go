@@ -65,7 +65,7 @@ func (t *Tunnel) Stats() Stats {
 	stats := t.counters.stats()
 	stats.Peers = make([]PeerStats, len(s.peers))
 	for i, p := range s.peers {
-		until := p.plain.Load()
+		until := p.unsegmentedUntil.Load()
 		stats.Peers[i] = PeerStats{
 			Peer: s.table.overlay.Peers[i], Sent: p.sent.count(), Received: p.rcvd.count(),
 			Unsegmented: until != 0 && t.clock() < time.Duration(until),
@@ -74,8 +74,8 @@ func (t *Tunnel) Stats() Stats {
 	return stats
 }
 
-// Ends are what a tunnel runs between. The tunnel only borrows them.
-type Ends struct {
+// Endpoints are what a tunnel runs between. The tunnel only borrows them.
+type Endpoints struct {
 	Device Device
 	Socket Socket
 
@@ -87,7 +87,7 @@ type Ends struct {
 // Run forwards packets until the context ends, when it returns nil, or one end fails: then the
 // error tells why, and is ErrDeviceGone if the device was deleted. The ends stay open and may be
 // used for another Run, with the tunnel or another one. A tunnel runs once at a time.
-func (t *Tunnel) Run(ctx context.Context, e Ends) error {
+func (t *Tunnel) Run(ctx context.Context, e Endpoints) error {
 	if !t.running.CompareAndSwap(false, true) {
 		return errors.New("run tunnel: it is running already")
 	}

@@ -46,7 +46,7 @@ func startRig(t *testing.T, o Overlay) *rig {
 func (r *rig) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	go func() { r.ended <- r.Run(ctx, Ends{r.device, r.socket, r.icmp}) }()
+	go func() { r.ended <- r.Run(ctx, Endpoints{r.device, r.socket, r.icmp}) }()
 }
 
 func (r *rig) dropped(why Reason) (packets uint64) {
@@ -204,7 +204,7 @@ func TestRefusedSegmentation(t *testing.T) {
 	r.socket.mu.Unlock()
 	r.device.batches <- []Packet{super}
 	wait.True(t, "packets of the second batch", func() bool { return len(r.socket.to("192.0.2.2:8285")) == 33 })
-	clock.Add(int64(plainFor))
+	clock.Add(int64(unsegmentedFor))
 	if r.Stats().Peers[0].Unsegmented {
 		t.Error("no segmentation for longer than it was to be left alone")
 	}
@@ -346,9 +346,9 @@ func TestRunEnds(t *testing.T) {
 	r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{}, make(chan error, 1)}
 	for range 3 {
 		ctx, cancel := context.WithCancel(t.Context())
-		go func() { r.ended <- r.Run(ctx, Ends{Device: r.device, Socket: r.socket}) }()
+		go func() { r.ended <- r.Run(ctx, Endpoints{Device: r.device, Socket: r.socket}) }()
 		wait.True(t, "that it runs", r.running.Load)
-		if err := r.Run(ctx, Ends{Device: r.device, Socket: r.socket}); err == nil || !strings.Contains(err.Error(), "running already") {
+		if err := r.Run(ctx, Endpoints{Device: r.device, Socket: r.socket}); err == nil || !strings.Contains(err.Error(), "running already") {
 			t.Errorf("second Run: %v", err)
 		}
 		cancel()
@@ -358,14 +358,14 @@ func TestRunEnds(t *testing.T) {
 	}
 	r.device.readErr = ErrDeviceGone
 	close(r.device.batches)
-	if err := r.Run(t.Context(), Ends{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
+	if err := r.Run(t.Context(), Endpoints{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
 		t.Errorf("Run without a device: %v", err)
 	}
 	// The tunnel and its socket go on with another device, also when that one fails in Write.
 	r.device = newFakeDevice(t)
 	r.device.fail = ErrDeviceGone
 	r.socket.batches <- []Datagram{datagram("192.0.2.2", from("10.77.2.2", tcpSpec{}))}
-	if err := r.Run(t.Context(), Ends{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
+	if err := r.Run(t.Context(), Endpoints{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
 		t.Errorf("Run with a device that goes: %v", err)
 	}
 }

@@ -324,7 +324,7 @@ func TestDeviceGone(t *testing.T) {
 				return
 			}
 			ended := make(chan error, 1)
-			go func() { ended <- tun.Run(context.Background(), tunnel.Ends{Device: device, Socket: socket}) }()
+			go func() { ended <- tun.Run(context.Background(), tunnel.Endpoints{Device: device, Socket: socket}) }()
 			if err := netlink.LinkDel(link); err != nil {
 				t.Error(err)
 				return

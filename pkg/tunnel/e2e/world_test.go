@@ -93,7 +93,7 @@ func runEnd(config string) error {
 	}
 	tun := tunnel.New(table)
 	d, so := &countedDevice{Device: device}, &countedSocket{Socket: socket}
-	if err := tun.Run(ctx, tunnel.Ends{Device: d, Socket: so, ICMP: icmp}); err != nil {
+	if err := tun.Run(ctx, tunnel.Endpoints{Device: d, Socket: so, ICMP: icmp}); err != nil {
 		return err
 	}
 	fmt.Printf("reads %d of %.1f packets; sends %d of %.1f messages of %.1f segments; receives %d of %.1f messages of %.0f bytes; writes %d of %.1f packets\n",

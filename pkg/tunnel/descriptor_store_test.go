@@ -49,7 +49,7 @@ func TestTUNOfOverlay(t *testing.T) {
 			inNamespace(t, func() error {
 				fds := systemd.NewDescriptors(slog.New(slog.DiscardHandler))
 				defer fds.Close()
-				s := kept{fds}
+				s := descriptorStore{fds}
 				for _, d := range c.devices {
 					mode := netlink.TuntapMode(netlink.TUNTAP_MODE_TUN)
 					if d.tap {
@@ -73,7 +73,7 @@ func TestTUNOfOverlay(t *testing.T) {
 					}
 				}
 				if c.stored != "" {
-					if err := s.try(c.stored); err != nil {
+					if err := s.tryTUN(c.stored); err != nil {
 						return err
 					}
 				}
@@ -86,8 +86,8 @@ func TestTUNOfOverlay(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				got := s.choose(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
-				if err := s.try(got); got != c.want || (err != nil) != c.fails {
+				got := s.chooseTUN(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
+				if err := s.tryTUN(got); got != c.want || (err != nil) != c.fails {
 					t.Errorf("%s, %v; want %s", got, err, c.want)
 				}
 				link, err := netlink.LinkByName(got)

@@ -21,8 +21,8 @@ type Descriptors interface {
 	Remove(name string)
 }
 
-// kept is what is kept of tunnels.
-type kept struct{ Descriptors }
+// descriptorStore is what is kept of tunnels.
+type descriptorStore struct{ Descriptors }
 
 const (
 	// tunPrefix begins the names under which TUN devices are kept.
@@ -31,13 +31,13 @@ const (
 	tunDevices = 64
 )
 
-// choose takes the TUN device that this host's overlay has, and returns its name: the
+// chooseTUN takes the TUN device that this host's overlay has, and returns its name: the
 // one that is kept, else the one that bears an address of the network, else the first of
 // flannel0, flannel1, … that no other program has and that bears no addresses of
 // other networks than the former one. Where none can be had, opening the one that is
 // returned says why.
-func (s kept) choose(inv host.Inventory, network, former netip.Prefix) string {
-	name := s.find(inv, network, former)
+func (s descriptorStore) chooseTUN(inv host.Inventory, network, former netip.Prefix) string {
+	name := s.findTUN(inv, network, former)
 	for _, other := range s.Names() {
 		if device, ok := strings.CutPrefix(other, tunPrefix); ok && device != name {
 			s.Remove(other)
@@ -46,7 +46,7 @@ func (s kept) choose(inv host.Inventory, network, former netip.Prefix) string {
 	return name
 }
 
-func (s kept) find(inv host.Inventory, network, former netip.Prefix) string {
+func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefix) string {
 	names := make([]string, tunDevices)
 	for n := range names {
 		names[n] = "flannel" + strconv.Itoa(n)
@@ -70,7 +70,7 @@ func (s kept) find(inv host.Inventory, network, former netip.Prefix) string {
 		if before := stale[device] || foreign[device]; !ok || before && !ours[device] {
 			continue // it was another network's, whose routes would stay
 		}
-		if s.try(device) == nil {
+		if s.tryTUN(device) == nil {
 			return device
 		}
 	}
@@ -88,15 +88,15 @@ func (s kept) find(inv host.Inventory, network, former netip.Prefix) string {
 				tun.Close()
 			}
 		}
-		if err := s.try(name); err == nil || n == 0 && !errors.Is(err, unix.EBUSY) {
+		if err := s.tryTUN(name); err == nil || n == 0 && !errors.Is(err, unix.EBUSY) {
 			return name
 		}
 	}
 	return names[0]
 }
 
-// try takes a TUN device.
-func (s kept) try(device string) error {
+// tryTUN takes a TUN device.
+func (s descriptorStore) tryTUN(device string) error {
 	tun, err := s.openTUN(device, AllOffloads())
 	if err != nil {
 		return err
@@ -106,7 +106,7 @@ func (s kept) try(device string) error {
 
 // open returns the device and the socket of a tunnel: those that were kept if they
 // still fit, else new ones.
-func (s kept) open(device string, local netip.AddrPort, o Offloads) (*TUN, *UDP, error) {
+func (s descriptorStore) open(device string, local netip.AddrPort, o Offloads) (*TUN, *UDP, error) {
 	tun, err := s.openTUN(device, o)
 	if err != nil {
 		return nil, nil, err
@@ -119,7 +119,7 @@ func (s kept) open(device string, local netip.AddrPort, o Offloads) (*TUN, *UDP,
 	return tun, udp, nil
 }
 
-func (s kept) openTUN(device string, o Offloads) (*TUN, error) {
+func (s descriptorStore) openTUN(device string, o Offloads) (*TUN, error) {
 	name := tunPrefix + device
 	if fd, ok := s.Take(name); ok {
 		tun, err := AdoptTUN(fd, o)
@@ -140,7 +140,7 @@ func (s kept) openTUN(device string, o Offloads) (*TUN, error) {
 	return tun, err
 }
 
-func (s kept) openUDP(local netip.AddrPort, o Offloads) (*UDP, error) {
+func (s descriptorStore) openUDP(local netip.AddrPort, o Offloads) (*UDP, error) {
 	const name = "udp-tunnel"
 	if fd, ok := s.Take(name); ok {
 		if bound(fd) == local {
