@@ -5,9 +5,9 @@ import (
 	"math/bits"
 )
 
-// sum returns the ones' complement sum of b (RFC 1071), which counts as padded with a zero byte to
-// an even length. The loads are in the machine's byte order: the sum of swapped words is the
-// swapped sum, so that one swap at the end does.
+// sum returns the ones' complement sum of b (RFC 1071), padded with a zero byte to an even length.
+// The loads are in host byte order: the sum of byte-swapped words is the byte-swapped sum, so that
+// one swap at the end suffices.
 func sum(b []byte) uint16 {
 	var s, carry uint64
 	for len(b) >= 64 {
@@ -39,7 +39,7 @@ func sum(b []byte) uint16 {
 	return binary.BigEndian.Uint16(word[:])
 }
 
-// fold adds the carries of a sum of 16-bit words back into it.
+// fold folds the carries of a sum of 16-bit words.
 func fold(s uint32) uint16 {
 	s = s>>16 + s&0xffff
 	return uint16(s>>16 + s)
@@ -57,15 +57,16 @@ func addressSum(packet []byte) uint32 {
 	return src>>16 + src&0xffff + dst>>16 + dst&0xffff
 }
 
-// finishChecksum does what VIRTIO_NET_HDR_F_NEEDS_CSUM asks for: the checksum field already holds
-// the sum of the pseudo header and wants the rest, from start to the end of the packet.
+// finishChecksum completes a checksum as VIRTIO_NET_HDR_F_NEEDS_CSUM requests: the checksum field
+// already contains the sum of the pseudo header, and the sum from start to the end of the packet is
+// missing.
 func finishChecksum(packet []byte, start, offset int) bool {
 	if start+offset+2 > len(packet) {
 		return false
 	}
 	check := ^sum(packet[start:])
 	if check == 0 {
-		check = 0xffff // the same number; but UDP means "no checksum" by 0 (RFC 768)
+		check = 0xffff // equivalent, but 0 means "no checksum" in UDP (RFC 768)
 	}
 	binary.BigEndian.PutUint16(packet[start+offset:], check)
 	return true

@@ -6,49 +6,49 @@ import (
 )
 
 const (
-	maxRuns        = 8   // flows that are put together at the same time
-	maxRunSegments = 128 // one more is the number of iovecs of a write; the kernel takes 1024
-	maxUDPSegments = 64  // as the kernel's own GRO has it
+	maxRuns        = 8   // flows that are coalesced at the same time
+	maxRunSegments = 128 // a write has one iovec more; the kernel accepts 1024
+	maxUDPSegments = 64  // as in the kernel's own GRO
 )
 
-// A coalescer puts packets of one flow that follow each other together into super-packets, and
-// writes these to the device. Cutting them again yields the same packets, but for the ID of those
-// that must not be fragmented, where it has no meaning (RFC 6864, section 4.1). It joins only
-// packets whose checksums are right, since the super-packet's is the kernel's business and would
-// make wrong ones right.
+// A coalescer merges consecutive packets of one flow into super-packets, and writes these to the
+// device. Segmenting them again yields the same packets, except for the ID of those that must not
+// be fragmented, where it has no meaning (RFC 6864, section 4.1). It merges only packets with
+// correct checksums, because the kernel computes the checksum of the super-packet and would replace
+// wrong ones.
 //
-// Packets of one flow are never reordered, and what has no flow overtakes nothing between the same
-// hosts. Buffers are lent to add until flush.
+// Packets of one flow are never reordered, and packets without a flow overtake nothing between the
+// same hosts. add may use its buffer until flush.
 type coalescer struct {
 	tcp, udp bool
 	runs     [maxRuns]run
-	open     int // runs in use are runs[:open], the oldest first
+	open     int // runs[:open] are in use, the oldest first
 	single   [1][]byte
 	write    func(o Offload, parts [][]byte) error // one part for each packet
 }
 
-// A run is a super-packet that is growing.
+// A run is a super-packet under construction.
 type run struct {
 	flow     flow
 	parts    [][]byte // the first packet and the payloads of the others
 	hl       int      // length of the headers
-	size     int      // payload of each but the last
+	size     int      // payload of each packet but the last
 	total    int
-	sequence uint32 // of the next byte, if TCP
+	sequence uint32 // TCP sequence number of the next byte
 	id       uint16 // of the last packet
 	idStep   uint16 // 0 or 1 from the second packet on
-	verified bool   // the first packet's checksums are right
+	verified bool   // the first packet's checksums are correct
 	closed   bool   // the last packet was shorter, or had PSH or FIN
 }
 
-// A flow is what all packets of a run have in common, besides much else.
+// A flow identifies the packets that may belong to one run.
 type flow struct {
 	hosts uint64
 	ports uint32
 	proto byte
 }
 
-// A segment is a packet that may be joined with others.
+// A segment is a packet that may be merged with others.
 type segment struct {
 	flow    flow
 	packet  []byte
@@ -63,7 +63,7 @@ func (c *coalescer) init(tcp, udp bool, write func(Offload, [][]byte) error) {
 	}
 }
 
-// add takes one whole packet, and writes it now or at the next flush.
+// add adds a packet, and writes it now or at the next flush.
 func (c *coalescer) add(packet []byte) error {
 	s, ok := c.segment(packet)
 	if !ok {
@@ -105,7 +105,7 @@ func (c *coalescer) begin(s *segment) error {
 	return nil
 }
 
-// flush writes what is there.
+// flush writes all runs.
 func (c *coalescer) flush() error {
 	for c.open > 0 {
 		if err := c.flushRun(0); err != nil {
@@ -115,8 +115,8 @@ func (c *coalescer) flush() error {
 	return nil
 }
 
-// flushHosts writes the runs between two hosts, for a packet that has no flow must not overtake
-// any.
+// flushHosts writes the runs between two hosts, because a packet without a flow must not overtake
+// them.
 func (c *coalescer) flushHosts(pair uint64) error {
 	for i := 0; i < c.open; {
 		if c.runs[i].flow.hosts != pair {
@@ -134,7 +134,7 @@ func (c *coalescer) flushRun(i int) error {
 	r := c.runs[i]
 	copy(c.runs[i:c.open], c.runs[i+1:c.open])
 	c.open--
-	c.runs[c.open] = run{parts: r.parts[:0]} // its memory, for the next one
+	c.runs[c.open] = run{parts: r.parts[:0]} // keep the memory for the next run
 	return c.write(r.finish(), r.parts)
 }
 
@@ -143,7 +143,7 @@ func (c *coalescer) writeOne(packet []byte) error {
 	return c.write(Offload{}, c.single[:])
 }
 
-// segment decides whether a packet may be joined with others at all.
+// segment parses a packet, and reports whether it may be merged with others.
 func (c *coalescer) segment(packet []byte) (s segment, ok bool) {
 	proto := packet[offProtocol]
 	if packet[0] != 0x45 || binary.BigEndian.Uint16(packet[offFragment:])&^flagDF != 0 ||
@@ -156,8 +156,8 @@ func (c *coalescer) segment(packet []byte) (s segment, ok bool) {
 	}
 	l4 := packet[ipv4HeaderLen:]
 	if proto == protoTCP {
-		// Only ACK with PSH or FIN; and the low bits of the byte before, of which one is AccECN's
-		// (RFC 9768), clear.
+		// Only ACK, possibly with PSH or FIN. The low bits of the previous byte, one of which is
+		// AccECN's (RFC 9768), must be clear.
 		if l4[tcpFlags]&^(flagPSH|flagFIN) != flagACK || l4[tcpDataStart]&0x0f != 0 {
 			return s, false
 		}
@@ -170,7 +170,7 @@ func (c *coalescer) segment(packet []byte) (s segment, ok bool) {
 	return s, true
 }
 
-// closesRun tells that nothing may follow a segment in a super-packet.
+// closesRun reports whether a segment must be the last of a super-packet.
 func closesRun(s *segment) bool {
 	return s.flow.proto == protoTCP && s.packet[ipv4HeaderLen+tcpFlags]&(flagPSH|flagFIN) != 0
 }
@@ -186,7 +186,7 @@ func (r *run) begin(s *segment) {
 	}
 }
 
-// full tells that nothing more fits.
+// full reports whether the run has the maximum number of packets.
 func (r *run) full() bool {
 	return len(r.parts) == maxRunSegments || r.flow.proto == protoUDP && len(r.parts) == maxUDPSegments
 }
@@ -205,7 +205,7 @@ func (r *run) join(s *segment) bool {
 	step := id - r.id
 	switch {
 	case first[offFragment]&(flagDF>>8) == 0 && step != 1:
-		return false // cutting counts the ID up, and it matters
+		return false // segmentation increments the ID, which matters without DF
 	case step > 1 || len(r.parts) > 1 && step != r.idStep:
 		return false
 	}
@@ -224,7 +224,8 @@ func (r *run) join(s *segment) bool {
 	return true
 }
 
-// finish makes the first packet's header that of the whole and says how to cut it.
+// finish turns the first packet's header into that of the super-packet, and returns how to segment
+// it.
 func (r *run) finish() Offload {
 	if len(r.parts) == 1 {
 		return Offload{}
@@ -246,8 +247,8 @@ func (r *run) finish() Offload {
 	return o
 }
 
-// sameHeader tells whether two packets of one flow differ only in what the cutting of a
-// super-packet makes differ. IDs and sequence numbers are not compared.
+// sameHeader reports whether two packets of one flow differ only in fields that segmentation sets.
+// It does not compare IDs and sequence numbers.
 func sameHeader(a, b []byte, hl int) bool {
 	if a[offTOS] != b[offTOS] || a[offTTL] != b[offTTL] || a[offFragment] != b[offFragment] {
 		return false
@@ -257,9 +258,9 @@ func sameHeader(a, b []byte, hl int) bool {
 	}
 	a, b = a[ipv4HeaderLen:hl], b[ipv4HeaderLen:hl]
 	return (a[tcpFlags]^b[tcpFlags])&^(flagPSH|flagFIN) == 0 &&
-		bytes.Equal(a[tcpAck:tcpFlags], b[tcpAck:tcpFlags]) && // and the header length behind it
+		bytes.Equal(a[tcpAck:tcpFlags], b[tcpAck:tcpFlags]) && // includes the header length
 		bytes.Equal(a[tcpWindow:tcpChecksum], b[tcpWindow:tcpChecksum]) &&
-		bytes.Equal(a[tcpUrgent:], b[tcpUrgent:]) // and the options
+		bytes.Equal(a[tcpUrgent:], b[tcpUrgent:]) // includes the options
 }
 
 // verify checks the IP header checksum and the transport checksum of a packet without IP options.
@@ -269,5 +270,5 @@ func verify(packet []byte) bool {
 		fold(pseudoHeader(packet, len(l4))+uint32(sum(l4))) == 0xffff
 }
 
-// hosts is the pair of a packet's addresses.
+// hosts returns the pair of a packet's addresses.
 func hosts(packet []byte) uint64 { return binary.BigEndian.Uint64(packet[offSource:]) }

@@ -11,31 +11,30 @@ import (
 	"flanneld/pkg/host"
 )
 
-// Descriptors keeps descriptors open under names, for the next run of this program too, so that
-// device and socket outlive it and packets wait in them meanwhile. Without that, both go with
-// it: a TUN device without a program behind it swallows what is routed there.
+// Descriptors keeps descriptors open under names, also for the next run of this program, so that
+// device and socket outlive the process and queue packets meanwhile. Otherwise both are closed with
+// the process: a TUN device without a process discards what is routed to it.
 type Descriptors interface {
-	Names() []string                           // of those that are kept, sorted
-	Take(name string) (duplicate int, ok bool) // of the one that is kept
-	Keep(name string, fd int)                  // a duplicate of it
+	Names() []string                           // names of all descriptors, sorted
+	Take(name string) (duplicate int, ok bool) // duplicates the descriptor
+	Keep(name string, fd int)                  // keeps a duplicate of fd
 	Remove(name string)
 }
 
-// descriptorStore is what is kept of tunnels.
+// descriptorStore keeps the descriptors of tunnels.
 type descriptorStore struct{ Descriptors }
 
 const (
-	// tunPrefix begins the names under which TUN devices are kept.
+	// tunPrefix is the prefix of the names of TUN devices.
 	tunPrefix = "tun-"
-	// tunDevices is how many TUN devices are tried.
+	// tunDevices is the number of TUN devices that are tried.
 	tunDevices = 64
 )
 
-// chooseTUN takes the TUN device that this host's overlay has, and returns its name: the
-// one that is kept, else the one that bears an address of the network, else the first of
-// flannel0, flannel1, … that no other program has and that bears no addresses of
-// other networks than the former one. Where none can be had, opening the one that is
-// returned says why.
+// chooseTUN opens the TUN device of this host's overlay, and returns its name: the one that is
+// kept, else the one with an address of the network, else the first of flannel0, flannel1, … that
+// no other program uses and that has no addresses of networks other than the former one. If none
+// can be opened, opening the returned one fails with the reason.
 func (s descriptorStore) chooseTUN(inv host.Inventory, network, former netip.Prefix) string {
 	name := s.findTUN(inv, network, former)
 	for _, other := range s.Names() {
@@ -51,7 +50,7 @@ func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefi
 	for n := range names {
 		names[n] = "flannel" + strconv.Itoa(n)
 	}
-	// Which devices have addresses of the network, of the former one, of others.
+	// Devices with addresses of the network, of the former one, and of others.
 	ours, stale, foreign := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, i := range inv.Ifaces {
 		for _, a := range i.Addrs {
@@ -68,7 +67,7 @@ func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefi
 	for _, name := range s.Names() {
 		device, ok := strings.CutPrefix(name, tunPrefix)
 		if before := stale[device] || foreign[device]; !ok || before && !ours[device] {
-			continue // it was another network's, whose routes would stay
+			continue // it was another network's, whose routes would remain
 		}
 		if s.tryTUN(device) == nil {
 			return device
@@ -83,7 +82,7 @@ func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefi
 		if foreign[name] {
 			continue
 		}
-		if stale[name] { // its addresses and routes go with it
+		if stale[name] { // closing deletes it with its addresses and routes
 			if tun, err := OpenTUN(name, Offloads{}); err == nil {
 				tun.Close()
 			}
@@ -95,17 +94,17 @@ func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefi
 	return names[0]
 }
 
-// tryTUN takes a TUN device.
+// tryTUN opens a TUN device.
 func (s descriptorStore) tryTUN(device string) error {
 	tun, err := s.openTUN(device, AllOffloads())
 	if err != nil {
 		return err
 	}
-	return tun.Close() // what is kept remains
+	return tun.Close() // the kept descriptor remains open
 }
 
-// open returns the device and the socket of a tunnel: those that were kept if they
-// still fit, else new ones.
+// open returns the device and the socket of a tunnel: the kept ones if they still match, else new
+// ones.
 func (s descriptorStore) open(device string, local netip.AddrPort, o Offloads) (*TUN, *UDP, error) {
 	tun, err := s.openTUN(device, o)
 	if err != nil {

@@ -5,40 +5,39 @@ import (
 	"errors"
 )
 
-// ErrDeviceGone is returned by a Device that was deleted, and by Run then: the owner may open
-// another one and call Run again.
+// ErrDeviceGone is returned by a Device that was deleted, and then by Run. The owner may open
+// another device and call Run again.
 var ErrDeviceGone = errors.New("network device is gone")
 
-// ErrInterrupted is returned by a call that Interrupt has ended.
+// ErrInterrupted is returned by calls that are ended by Interrupt.
 var ErrInterrupted = errors.New("interrupted")
 
-// Offloads says which work to leave to the kernel. What it can't do is not used, whatever is asked
-// for.
+// Offloads selects the offloads to use. Those that the kernel does not support are not used.
 type Offloads struct {
 	TUN        bool // super-packets between the IP stack and the tunnel
 	UDPSegment bool // UDP_SEGMENT: many datagrams in one message to send
 	UDPGRO     bool // UDP_GRO: many datagrams in one message received
 }
 
-// AllOffloads is what is best for everything but comparisons.
+// AllOffloads returns the default: all offloads.
 func AllOffloads() Offloads { return Offloads{TUN: true, UDPSegment: true, UDPGRO: true} }
 
 // A Device is where packets leave and enter the IP stack of this host; in production a *TUN. One
-// goroutine reads, while another one writes.
+// goroutine reads and another one writes.
 type Device interface {
-	// Read waits for a packet, takes with it those that are there already, as far as packets and
-	// buf have room, and returns their number. It never waits for a second one. Each Data lies in
-	// buf and belongs to the caller, as does buf; buf must have at least ReadRoom bytes.
+	// Read waits for a packet, and returns it together with those that are already available, as
+	// far as packets and buf have room. It does not wait for a second one. Each Data is a slice of
+	// buf and belongs to the caller, as does buf. buf must have at least ReadRoom bytes.
 	Read(packets []Packet, buf []byte) (int, error)
 
-	// Write gives one packet or super-packet, the concatenation of parts, to the IP stack. The
-	// parts are not kept. An error other than ErrDeviceGone concerns this packet only.
+	// Write passes one packet or super-packet, the concatenation of parts, to the IP stack. It does
+	// not keep the parts. An error other than ErrDeviceGone concerns this packet only.
 	Write(o Offload, parts [][]byte) error
 
-	// SuperPackets tells for which protocols Write takes packets with a GSOSize.
+	// SuperPackets reports for which protocols Write accepts packets with a GSOSize.
 	SuperPackets() (tcp, udp bool)
 
-	// Interrupt(true) ends a waiting Read, and all later ones, with ErrInterrupted, until
+	// Interrupt(true) makes a waiting Read and all later ones return ErrInterrupted, until
 	// Interrupt(false).
 	Interrupt(on bool)
 }
@@ -50,14 +49,14 @@ type Packet struct {
 	Data    []byte // from the IP header to the end of the payload
 }
 
-// An Offload says what is left to do with a packet until it may be on a wire. It is a
+// An Offload describes what must be done to a packet before it can be transmitted. It is a
 // virtio_net_hdr (Virtual I/O Device 1.2, section 5.1.6), where all lengths are in bytes. The zero
-// value means: nothing.
+// value means nothing.
 type Offload struct {
 	NeedsChecksum  bool
 	GSO            GSO
 	HeaderLen      uint16 // IP and transport header
-	GSOSize        uint16 // payload of each segment but the last, which may have less
+	GSOSize        uint16 // payload of each segment; the last may be shorter
 	ChecksumStart  uint16
 	ChecksumOffset uint16 // from ChecksumStart
 }
@@ -65,7 +64,7 @@ type Offload struct {
 // GSO is the kind of a super-packet, VIRTIO_NET_HDR_GSO_*.
 type GSO uint8
 
-// The kinds of super-packets that the tunnel knows. The bit ECN may be set besides TCP4.
+// The kinds of super-packets that the tunnel supports. The bit ECN may be combined with TCP4.
 const (
 	GSONone GSO = 0
 	GSOTCP4 GSO = 1
@@ -78,8 +77,7 @@ const offloadLen = 10
 
 const needsChecksum = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
 
-// encode writes the header in the machine's byte order, as a TUN device has it unless it is told
-// otherwise.
+// encode writes the header in host byte order, the default of a TUN device.
 func (o *Offload) encode(b []byte) {
 	_ = b[offloadLen-1]
 	b[0] = 0

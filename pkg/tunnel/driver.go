@@ -19,12 +19,12 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Driver has tunnels run as they are wanted: a driver.Driver that makes TUN links, each with the
-// socket behind it, and has the entries of their tables. What such a device has in common with
-// other links is not its business.
+// Driver runs the wanted tunnels. It is a driver.Driver that creates TUN links, each with a socket,
+// and manages the entries of their tables. Attributes that such a device shares with other links
+// are left to the kernel's driver.
 //
-// Invariant: the entries that a Snapshot shows are in force, or will be as soon as it is known
-// which subnet is ours.
+// Invariant: the entries that a Snapshot contains are in effect, or will be as soon as this host's
+// subnet is known.
 type Driver struct {
 	ctx     context.Context // ends the tunnels
 	network netip.Prefix
@@ -35,20 +35,20 @@ type Driver struct {
 	mu         sync.Mutex
 	store      descriptorStore
 	tunnels    map[string]*runningTunnel // by link
-	endedStats Stats                     // of tunnels that have ended
+	endedStats Stats                     // of tunnels that were dropped
 
 	pacing   sync.Mutex
-	failures pace.Pace // of tunnels that ended by themselves
+	failures pace.Pace // of tunnels that have failed
 }
 
 var _ driver.Driver = (*Driver)(nil)
 
-// runningTunnel is a tunnel with its ends.
+// runningTunnel is a tunnel with its endpoints.
 type runningTunnel struct {
 	name      string // of the link
 	link      dataplane.Link
 	entries   map[dataplane.TunnelKey]netip.AddrPort
-	own       netip.Prefix // the subnet that is ours, by the entries; not valid: not known yet
+	own       netip.Prefix // this host's subnet, from the entries; invalid if not known yet
 	tunnel    *Tunnel      // nil until own is known
 	endpoints Endpoints
 	close     func()
@@ -58,8 +58,8 @@ type runningTunnel struct {
 	done   sync.WaitGroup
 }
 
-// NewDriver makes a Driver for the tunnels of a network, which run until ctx ends. fds keeps
-// devices and sockets.
+// NewDriver returns a Driver for the tunnels of a network, which run until ctx ends. fds keeps the
+// descriptors of devices and sockets.
 func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
 	d := &Driver{
 		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), store: descriptorStore{fds}, tunnels: map[string]*runningTunnel{}, endedStats: new(counters).stats(),
@@ -78,8 +78,8 @@ func (d *Driver) Close() {
 	}
 }
 
-// Stats returns what all tunnels have done so far, with the peers of those that run. It may be
-// called from any goroutine.
+// Stats returns the totals of all tunnels so far, with the peers of running ones. It may be called
+// from any goroutine.
 func (d *Driver) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,8 +93,8 @@ func (d *Driver) Stats() Stats {
 	return s
 }
 
-// Choose takes the TUN device for the overlay of this host, whose network was another one
-// before, and returns its name.
+// Choose opens the TUN device for the overlay of this host, and returns its name. former is the
+// host's previous network.
 func (d *Driver) Choose(inv host.Inventory, former netip.Prefix) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -104,8 +104,8 @@ func (d *Driver) Choose(inv host.Inventory, former netip.Prefix) string {
 // Events implements driver.Driver.
 func (d *Driver) Events() <-chan driver.Event { return d.events.Events() }
 
-// Snapshot implements driver.Driver. A TUN device without somebody behind it
-// is as good as none, so it is left out until it is taken up.
+// Snapshot implements driver.Driver. It removes TUN devices without a running tunnel from s,
+// because they do not work until they are opened again.
 func (d *Driver) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -125,14 +125,14 @@ func (d *Driver) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
 	return nil
 }
 
-// edit is what an operation has changed of a tunnel.
+// edit is a change of a tunnel by an operation.
 type edit struct {
-	op   int // which one it was
+	op   int // index of the operation
 	undo func()
 }
 
-// Apply implements driver.Driver. What it changes of a table is in force when it returns. If no
-// table can be made of that, the one before stays, and all operations on it have failed.
+// Apply implements driver.Driver. Changes of a table are in effect when it returns. If the new
+// table is invalid, the previous one stays, and all operations on it fail.
 func (d *Driver) Apply(ops []dataplane.Op) []error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -178,7 +178,7 @@ func (d *Driver) applyLink(op dataplane.Op) (*runningTunnel, func(), error) {
 	return r, func() { r.link = before }, nil
 }
 
-// applyEntry changes an entry, which is in force from the next swap on.
+// applyEntry changes an entry. The change takes effect with the next swap.
 func (d *Driver) applyEntry(op dataplane.Op) (*runningTunnel, func(), error) {
 	k, peer := dataplane.KindTunnel.Of(op)
 	r, ok := d.tunnels[k.Link]
@@ -213,9 +213,9 @@ func (d *Driver) applyEntry(op dataplane.Op) (*runningTunnel, func(), error) {
 	return r, undo, nil
 }
 
-// start takes up a TUN device, or makes it, and the socket behind it.
+// start opens or creates a TUN device, and its socket.
 func (d *Driver) start(name string, l dataplane.Link) error {
-	d.drop(name) // its device is gone, if it did not notice yet
+	d.drop(name) // the device is gone, even if the tunnel has not noticed yet
 	ends, closeEndpoints, err := d.open(name, l)
 	if errors.Is(err, unix.EBUSY) {
 		d.events.Report(driver.Taken)
@@ -229,7 +229,7 @@ func (d *Driver) start(name string, l dataplane.Link) error {
 	return nil
 }
 
-// openEndpoints opens a device and its socket, and another one for ICMP errors.
+// openEndpoints opens a device, its socket, and another socket for ICMP errors.
 func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, closeEndpoints func(), err error) {
 	offloads := AllOffloads()
 	if l.Plain {
@@ -246,7 +246,7 @@ func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, clos
 	e = Endpoints{Device: tun, Socket: udp}
 	icmp, err := OpenICMP()
 	switch {
-	case pace.Scarce(err): // another attempt will have one
+	case pace.Scarce(err): // retry
 		closeEndpoints()
 		return e, nil, err
 	case err != nil:
@@ -265,7 +265,7 @@ func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, clos
 	return e, closeEndpoints, nil
 }
 
-// swap makes a table of the entries, and starts the tunnel with its first one.
+// swap builds a table from the entries, and starts the tunnel with the first table.
 func (d *Driver) swap(r *runningTunnel) error {
 	if len(r.entries) == 0 || r.tunnel == nil && !r.own.IsValid() {
 		return nil
@@ -289,8 +289,8 @@ func (d *Driver) swap(r *runningTunnel) error {
 	return nil
 }
 
-// run carries packets until the tunnel is dropped or one of its ends fails. Then a new reading
-// finds that there is none, and has another one opened.
+// run forwards packets until the tunnel is dropped or an endpoint fails. In that case, the next
+// Snapshot omits the link, so that it is opened again.
 func (d *Driver) run(r *runningTunnel) {
 	err := r.tunnel.Run(r.ctx, r.endpoints)
 	if r.ctx.Err() != nil {
@@ -301,10 +301,10 @@ func (d *Driver) run(r *runningTunnel) {
 	d.pacing.Lock()
 	wait := d.failures.Next(time.Now())
 	d.pacing.Unlock()
-	time.AfterFunc(wait, func() { d.events.Report(driver.Links) }) // whoever drops it does not wait
+	time.AfterFunc(wait, func() { d.events.Report(driver.Links) }) // asynchronous, because drop waits for run
 }
 
-// drop ends a tunnel and gives up its ends. What is kept of them remains open.
+// drop ends a tunnel and closes its endpoints. Descriptors in the store remain open.
 func (d *Driver) drop(name string) {
 	r, ok := d.tunnels[name]
 	if !ok {

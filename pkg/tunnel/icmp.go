@@ -16,13 +16,13 @@ const (
 	codeNetwork       = 0
 	codeFragmentation = 4
 
-	// icmpQuote is how much is quoted of a packet after its IP header, in bytes.
+	// icmpQuote is how much of a packet after its IP header is quoted, in bytes.
 	icmpQuote = 8
 	maxICMP   = ipv4HeaderLen + icmpHeaderLen + 60 + icmpQuote
 )
 
 // appendICMP appends to b an IPv4 packet with an ICMP error about a packet, from the table's
-// device. It appends nothing if there must be none (RFC 1122, section 3.2.2; RFC 1812, section
+// device. It appends nothing if no error may be sent (RFC 1122, section 3.2.2; RFC 1812, section
 // 4.3.2.7).
 func appendICMP(b []byte, e icmpError, t *Table, about []byte) []byte {
 	ihl := headerLen(about)
@@ -47,14 +47,14 @@ func appendICMP(b []byte, e icmpError, t *Table, about []byte) []byte {
 	return b
 }
 
-// mayAnswer reports whether a packet may cause an ICMP error: one with an intact header, no error
-// itself, no later fragment, from and to one host.
+// mayAnswer reports whether an ICMP error may be sent about a packet: its header is intact, it is
+// not an ICMP error, not a later fragment, and its addresses are those of single hosts.
 func mayAnswer(t *Table, packet []byte, ihl int) bool {
 	if !headerIntact(packet) || binary.BigEndian.Uint16(packet[offFragment:])&fragmentOffset != 0 {
 		return false
 	}
 	if packet[offProtocol] == protoICMP {
-		// Without a type it can't be told whether it is an error.
+		// Without the type it is unknown whether it is an error.
 		if len(packet) == ihl || isICMPError(packet[ihl]) {
 			return false
 		}
@@ -62,14 +62,14 @@ func mayAnswer(t *Table, packet []byte, ihl int) bool {
 	return t.isHost(source(packet)) && t.isHost(destination(packet))
 }
 
-// isICMPError knows the error messages: unreachable, source quench, redirect, time exceeded,
-// parameter problem.
+// isICMPError reports whether an ICMP type is an error: unreachable, source quench, redirect, time
+// exceeded, or parameter problem.
 func isICMPError(kind byte) bool {
 	return kind == icmpUnreachable || kind == 4 || kind == 5 || kind == icmpTimeExceeded || kind == 12
 }
 
-// isHost reports whether an address is that of one host, as far as its form and the subnets of the
-// network say. Their first addresses are hosts': the devices have them.
+// isHost reports whether an address can be that of a single host, by its form and the subnets of
+// the network. The first address of a subnet is a host's: the device has it.
 func (t *Table) isHost(a uint32) bool {
 	if !isUnicast(a) || isLast(a, t.network, t.netMask) || isLast(a, t.own, t.ownMask) {
 		return false
@@ -81,12 +81,12 @@ func (t *Table) isHost(a uint32) bool {
 	return true
 }
 
-// isLast reports whether an address is the broadcast address of a prefix. One of two addresses has
-// none (RFC 3021).
+// isLast reports whether an address is the broadcast address of a prefix. A /31 has none (RFC
+// 3021).
 func isLast(a, prefix, mask uint32) bool { return ^mask > 1 && a == prefix|^mask }
 
-// isUnicast excludes multicast, class E with the broadcast address, loopback and "this network"
-// (RFC 1122, section 3.2.1.3).
+// isUnicast reports whether an address is not multicast, class E including broadcast, loopback or
+// "this network" (RFC 1122, section 3.2.1.3).
 func isUnicast(a uint32) bool {
 	first := a >> 24
 	return first != 0 && first != 127 && first < 224

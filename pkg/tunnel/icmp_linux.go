@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An ICMP sends whole IPv4 packets by a raw socket (raw(7)). ICMP errors can't be written to the
-// TUN device: they would come in from outside with a source address of this host, which the kernel
-// takes for a forgery (RFC 1812, section 5.3.8).
+// An ICMP sends complete IPv4 packets on a raw socket (raw(7)). ICMP errors cannot be written to
+// the TUN device: they would arrive from outside with a source address of this host, which the
+// kernel drops as spoofed (RFC 1812, section 5.3.8).
 type ICMP struct{ fd int }
 
-// OpenICMP opens the socket in the network namespace of the calling thread. It receives nothing.
+// OpenICMP opens the socket in the network namespace of the calling thread. It does not receive.
 func OpenICMP() (*ICMP, error) {
 	const kind = unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	fd, err := unix.Socket(unix.AF_INET, kind, unix.IPPROTO_RAW)

@@ -57,7 +57,7 @@ const (
 // maxPacket is the greatest length of an IPv4 packet and so of a super-packet, in bytes.
 const maxPacket = 65535
 
-// headerLen returns the length of a packet's IPv4 header, or 0 if the packet is not one whole IPv4
+// headerLen returns the length of a packet's IPv4 header, or 0 if it is not exactly one IPv4
 // packet.
 func headerLen(packet []byte) int {
 	if len(packet) < ipv4HeaderLen || packet[0]>>4 != 4 {
@@ -71,7 +71,7 @@ func headerLen(packet []byte) int {
 	return n
 }
 
-// dropReason tells why headerLen is 0.
+// dropReason returns the reason to drop a packet for which headerLen is 0.
 func dropReason(packet []byte) Reason {
 	if len(packet) > 0 && packet[0]>>4 != 4 {
 		return NotIPv4
@@ -79,16 +79,15 @@ func dropReason(packet []byte) Reason {
 	return Malformed
 }
 
-// headerIntact reports whether a packet's header checksum is right. A router drops a packet where
-// it is not, without a word to anybody: its source may be what is damaged (RFC 1812, section
-// 5.2.2).
+// headerIntact reports whether a packet's header checksum is correct. A router drops other packets
+// silently, because the source address may be damaged (RFC 1812, section 5.2.2).
 func headerIntact(packet []byte) bool { return sum(packet[:int(packet[0]&15)*4]) == 0xffff }
 
 func source(packet []byte) uint32      { return binary.BigEndian.Uint32(packet[offSource:]) }
 func destination(packet []byte) uint32 { return binary.BigEndian.Uint32(packet[offDestination:]) }
 
-// decrementTTL takes one from the TTL and adapts the header checksum (RFC 1624). A checksum that
-// was wrong stays wrong.
+// decrementTTL decrements the TTL and updates the header checksum (RFC 1624). A wrong checksum
+// stays wrong.
 func decrementTTL(packet []byte) {
 	packet[offTTL]--
 	check := uint32(binary.BigEndian.Uint16(packet[offChecksum:])) + 0x0100
@@ -98,7 +97,7 @@ func decrementTTL(packet []byte) {
 	binary.BigEndian.PutUint16(packet[offChecksum:], uint16(check))
 }
 
-// setHeaderChecksum computes the checksum of an IPv4 header, whose length is that of h.
+// setHeaderChecksum sets the checksum of an IPv4 header of length len(h).
 func setHeaderChecksum(h []byte) {
 	h[offChecksum], h[offChecksum+1] = 0, 0
 	binary.BigEndian.PutUint16(h[offChecksum:], ^sum(h))

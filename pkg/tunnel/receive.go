@@ -8,10 +8,10 @@ import (
 	"runtime"
 )
 
-// receiveBatch is how many datagrams one Receive takes.
+// receiveBatch is the maximum number of datagrams of a Receive.
 const receiveBatch = 16
 
-// A receiver takes packets from the peers to the device.
+// A receiver forwards packets from the peers to the device.
 type receiver struct {
 	tunnel    *Tunnel
 	device    Device
@@ -21,14 +21,14 @@ type receiver struct {
 	datagrams []Datagram
 
 	state *state // of this batch
-	host  uint32 // that has sent this datagram
-	port  uint16 // from which
+	host  uint32 // sender of the present datagram
+	port  uint16 // source port of the present datagram
 	last  struct {
 		pair uint64
 		peer int32
 		ok   bool
 	}
-	batch struct { // received from one peer and not yet counted
+	batch struct { // consecutive packets of one peer that are not counted yet
 		peer            int32
 		packets, octets int
 	}
@@ -61,14 +61,14 @@ func (r *receiver) run() error {
 		if err := r.coalescer.flush(); err != nil {
 			return err
 		}
-		// The calls above don't give up the processor, which may be the only one that the program
-		// has. Where it is not, this takes 13 % from the processor time of a TCP stream and adds
-		// nothing to a round trip.
+		// The calls above do not yield the processor, which may be the only one of the program. If
+		// it is not, yielding costs 13 % of the processor time of a TCP stream and adds nothing to
+		// a round trip.
 		runtime.Gosched()
 	}
 }
 
-// datagram takes what one host has sent apart into packets.
+// datagram splits a datagram that the kernel has merged into packets.
 func (r *receiver) datagram(d *Datagram) error {
 	r.host, r.port, r.last.ok = word(d.Source.Addr()), d.Source.Port(), false
 	if d.Truncated {
@@ -90,11 +90,11 @@ func (r *receiver) datagram(d *Datagram) error {
 	}
 }
 
-// packet filters one packet and gives it to the coalescer.
+// packet filters one packet and passes it to the coalescer.
 func (r *receiver) packet(packet []byte) error {
 	counters := &r.tunnel.counters.in
 	if headerLen(packet) == 0 {
-		// A stranger's garbage counts as a stranger's.
+		// An invalid packet of an unknown host counts as UnknownSource.
 		if _, known := r.state.table.hosts[r.host]; !known && !r.state.table.overlay.AllowUnknownSources {
 			counters.drop(UnknownSource, 1)
 		} else {
@@ -131,7 +131,7 @@ func (r *receiver) packet(packet []byte) error {
 	return r.coalescer.add(packet)
 }
 
-// count adds up what comes from one peer, since packets come in runs.
+// count counts packets of one peer, and updates the counters when the peer changes.
 func (r *receiver) count(peer int32, octets int) {
 	b := &r.batch
 	if b.peer != peer {
@@ -145,7 +145,7 @@ func (r *receiver) count(peer int32, octets int) {
 	b.octets += octets
 }
 
-// write gives the device a packet, or a super-packet of as many packets as it has parts.
+// write writes a packet, or a super-packet of len(parts) packets, to the device.
 func (r *receiver) write(o Offload, parts [][]byte) error {
 	switch err := r.device.Write(o, parts); {
 	case err == nil:

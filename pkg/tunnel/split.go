@@ -5,24 +5,24 @@ import "encoding/binary"
 // maxHeader is the greatest length of an IPv4 and a TCP header, in bytes.
 const maxHeader = 120
 
-// A splitter cuts a super-packet into the packets that it stands for, as the kernel would
-// (segmentation-offloads.rst): the IPv4 ID counts up, CWR is on the first segment only, FIN and PSH
-// on the last. It writes new headers and leaves the payload where it is.
+// A splitter segments a super-packet like the kernel (segmentation-offloads.rst): the IPv4 ID
+// increments, CWR is set on the first segment only, FIN and PSH on the last. It writes new headers
+// and does not copy the payload.
 type splitter struct {
-	payload  []byte // what is left
+	payload  []byte // remaining payload
 	size     int    // payload of a segment
-	header   []byte // the super-packet's, with zeros for what differs between segments
+	header   []byte // the super-packet's, with zeros for fields that differ between segments
 	ihl      int
 	tcp      bool
 	checked  bool // segments have a transport checksum
 	id       uint16
 	sequence uint32
 	flags    byte
-	ipSum    uint32 // of what does not differ
+	ipSum    uint32 // sums of the constant parts
 	l4Sum    uint32
 }
 
-// init prepares to cut packet, whose IPv4 header has ihl bytes; it overwrites that header.
+// init starts to segment a packet whose IPv4 header has ihl bytes. It overwrites that header.
 func (s *splitter) init(packet []byte, ihl int, o Offload) bool {
 	hl := transportHeader(packet, ihl)
 	if hl == 0 || o.GSOSize == 0 ||
@@ -48,15 +48,15 @@ func (s *splitter) init(packet []byte, ihl int, o Offload) bool {
 		l4[tcpFlags], l4[tcpChecksum], l4[tcpChecksum+1] = 0, 0, 0
 	} else {
 		s.checked = o.NeedsChecksum || binary.BigEndian.Uint16(l4[udpChecksum:]) != 0
-		binary.BigEndian.PutUint32(l4[udpLength:], 0) // and the checksum behind it
+		binary.BigEndian.PutUint32(l4[udpLength:], 0) // and the checksum
 	}
 	s.ipSum = uint32(sum(s.header[:ihl]))
 	s.l4Sum = addressSum(packet) + uint32(packet[offProtocol]) + uint32(sum(l4))
 	return true
 }
 
-// next cuts off one segment: it writes its header to h, which is as long as the super-packet's, and
-// returns its payload, which is not empty while there is one.
+// next returns the payload of the next segment, and writes its header to h, which is as long as the
+// super-packet's. The caller stops when s.payload is empty.
 func (s *splitter) next(h []byte) (payload []byte) {
 	n := min(s.size, len(s.payload))
 	payload, s.payload = s.payload[:n], s.payload[n:]
@@ -95,7 +95,7 @@ func (s *splitter) nextUDP(l4, payload []byte) {
 	if !s.checked {
 		return
 	}
-	// The length counts twice: in the pseudo header and in the header.
+	// The length is in the pseudo header and in the header.
 	check := ^fold(s.l4Sum + uint32(sum(payload)) + uint32(2*length))
 	if check == 0 {
 		check = 0xffff
@@ -103,8 +103,8 @@ func (s *splitter) nextUDP(l4, payload []byte) {
 	binary.BigEndian.PutUint16(l4[udpChecksum:], check)
 }
 
-// transportHeader returns the length of the IP and the TCP or UDP header together, or 0 if there is
-// none of them.
+// transportHeader returns the total length of the IP and the TCP or UDP header, or 0 if they are
+// incomplete or of another protocol.
 func transportHeader(packet []byte, ihl int) int {
 	hl := 0
 	switch {

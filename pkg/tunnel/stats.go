@@ -2,10 +2,10 @@ package tunnel
 
 import "sync/atomic"
 
-// A Direction is one of the two ways of a packet.
+// A Direction is the direction of a packet.
 type Direction uint8
 
-// The two ways of a packet.
+// Directions of packets.
 const (
 	Out Direction = iota // from this host to a peer
 	In                   // from a peer to this host
@@ -19,23 +19,23 @@ func (d Direction) String() string {
 	return "in"
 }
 
-// A Reason tells why a packet was dropped.
+// A Reason is why a packet was dropped.
 type Reason uint8
 
-// Reasons to drop a packet, out of the overlay first, then into it.
+// Reasons to drop a packet: first those of both directions, then those of Out, then those of In.
 const (
-	NotIPv4            Reason = iota // either way: another IP version, or nothing of the kind
-	Malformed                        // either way: not one whole IPv4 packet
-	BadChecksum                      // either way: its header was damaged
-	TTLExceeded                      // either way; answered by ICMP time exceeded
-	NoRoute                          // out: no peer has the destination; answered by ICMP
-	SendFailed                       // out: the socket refused it
+	NotIPv4            Reason = iota // both: another IP version, or no IP packet
+	Malformed                        // both: not exactly one IPv4 packet
+	BadChecksum                      // both: wrong header checksum
+	TTLExceeded                      // both; answered by ICMP time exceeded
+	NoRoute                          // out: no peer has the destination; answered by ICMP unreachable
+	SendFailed                       // out: the socket returned an error
 	UnknownSource                    // in: the datagram's source is no peer's address
-	SourcePort                       // in: it is, but the port is not the peer's
-	SpoofedSource                    // in: the inner source belongs to another part of the network
-	ForeignDestination               // in: the inner destination is not in our subnet
+	SourcePort                       // in: the datagram's source port is not the peer's
+	SpoofedSource                    // in: the inner source address does not belong to the sender
+	ForeignDestination               // in: the inner destination address is not in our subnet
 	Oversize                         // in: longer than the device's MTU; answered by ICMP
-	DeviceRefused                    // in: the device did not take it, for example because it is down
+	DeviceRefused                    // in: the device returned an error, for example because it is down
 	reasons
 )
 
@@ -51,7 +51,7 @@ func (r Reason) String() string {
 	}[r]
 }
 
-// Count is an amount of inner packets and of their bytes, IP headers included.
+// Count is a number of inner packets and of their bytes, including IP headers.
 type Count struct{ Packets, Bytes uint64 }
 
 func (c *Count) add(o Count) {
@@ -59,35 +59,35 @@ func (c *Count) add(o Count) {
 	c.Bytes += o.Bytes
 }
 
-// PeerStats is the traffic with one peer. Packets of addresses outside the network count for any
-// one peer of that sender.
+// PeerStats is the traffic with one peer. Packets with addresses outside the network are counted
+// for one of the sender's peers.
 type PeerStats struct {
 	Peer           Peer
 	Sent, Received Count
-	Unsegmented    bool // the kernel has lately refused to segment, see ErrNoSegmentation
+	Unsegmented    bool // the kernel has recently refused to segment, see ErrNoSegmentation
 }
 
-// Drop is how many packets were dropped on one way for one reason.
+// Drop is the number of packets that were dropped in one direction for one reason.
 type Drop struct {
 	Direction Direction
 	Reason    Reason
 	Packets   uint64
 }
 
-// Stats is what a tunnel has done since New, or all tunnels of a Driver. The numbers are read one
-// after another, while traffic goes on.
+// Stats are the totals of a tunnel since New, or of all tunnels of a Driver. The numbers are read
+// one after another while traffic continues.
 type Stats struct {
-	Sent, Received Count       // with all peers that there have been
-	Drops          []Drop      // of every reason that there is, also those that have not occurred
+	Sent, Received Count       // to and from all peers, including previous ones
+	Drops          []Drop      // of every possible reason, also if the number is 0
 	Peers          []PeerStats // of the present table, in its order
 }
 
-// possible reports whether packets are dropped on one way for a reason.
+// possible reports whether packets of a direction can be dropped for a reason.
 func possible(d Direction, r Reason) bool {
 	return r <= TTLExceeded || (r <= SendFailed) == (d == Out)
 }
 
-// add adds what other tunnels have done.
+// add adds the totals of other tunnels.
 func (s *Stats) add(o Stats) {
 	s.Sent.add(o.Sent)
 	s.Received.add(o.Received)
@@ -97,12 +97,12 @@ func (s *Stats) add(o Stats) {
 	s.Peers = append(s.Peers, o.Peers...)
 }
 
-// counters of the whole tunnel. Sending and receiving goroutines write to different cache lines.
+// counters are the totals of a tunnel. The two goroutines write to different cache lines.
 type counters struct {
 	out, in directionCounters
 }
 
-// directionCounters is what is counted of one direction.
+// directionCounters are the totals of one direction.
 type directionCounters struct {
 	all   meter
 	drops [reasons]atomic.Uint64
@@ -111,7 +111,7 @@ type directionCounters struct {
 
 func (w *directionCounters) drop(r Reason, packets int) { w.drops[r].Add(uint64(packets)) }
 
-// stats returns what was counted, without peers.
+// stats returns the totals, without peers.
 func (c *counters) stats() Stats {
 	s := Stats{Sent: c.out.all.count(), Received: c.in.all.count()}
 	for d, w := range []*directionCounters{Out: &c.out, In: &c.in} {
@@ -124,11 +124,12 @@ func (c *counters) stats() Stats {
 	return s
 }
 
-// peerState is what the tunnel knows of a peer. It outlives tables. Sending and receiving
-// goroutines write to different cache lines.
+// peerState is the state of a peer. It is kept when the table is replaced. The two goroutines write
+// to different cache lines.
 type peerState struct {
 	sent meter
-	// plain is until when there is no segmentation, by the tunnel's clock in nanoseconds; 0: there is.
+	// unsegmentedUntil is the time until which no segmented messages are sent, by the tunnel's
+	// clock in nanoseconds; 0 if they are.
 	unsegmentedUntil atomic.Int64
 	_                [40]byte
 	rcvd             meter

@@ -9,7 +9,7 @@ import (
 	"slices"
 )
 
-// A Peer is another host of the overlay: what is for Subnet goes to Addr.
+// A Peer is another host of the overlay: packets to Subnet are sent to Addr.
 type Peer struct {
 	Subnet netip.Prefix
 	Addr   netip.AddrPort
@@ -25,17 +25,16 @@ func (p Peer) validate() error {
 // An Overlay describes this host's place in the overlay. All addresses are IPv4.
 type Overlay struct {
 	Network netip.Prefix // of the whole overlay
-	Own     netip.Prefix // this host's part of it
-	Addr    netip.Addr   // of the device; ICMP errors come from it; by default the first of Own
+	Own     netip.Prefix // this host's subnet
+	Addr    netip.Addr   // of the device, the source of ICMP errors; by default the first of Own
 	MTU     int          // of the device, in bytes
-	Peers   []Peer       // of two with the same subnet the later one counts
+	Peers   []Peer       // of two with the same subnet the later one is used
 
-	// AllowUnknownSources lets in every packet, whoever sends it, from and to whatever address and
-	// port.
+	// AllowUnknownSources accepts every packet, from any sender, port and inner address.
 	AllowUnknownSources bool
 }
 
-// A Table is an Overlay, prepared for looking up addresses. It is immutable.
+// A Table is an Overlay with an index of addresses. It is immutable.
 type Table struct {
 	overlay Overlay
 	own     uint32
@@ -48,10 +47,10 @@ type Table struct {
 	hosts   map[uint32]int32 // from a peer's address to the index of the first peer there
 }
 
-// none is the index of no peer.
+// none is the index if there is no peer.
 const none = int32(-1)
 
-// NewTable prepares an overlay. The overlay's slices are copied.
+// NewTable returns the table of an overlay, whose slices are copied.
 func NewTable(o Overlay) (*Table, error) {
 	if !o.Network.Addr().Is4() || !o.Own.Addr().Is4() {
 		return nil, fmt.Errorf("make table: network %s and own subnet %s must be IPv4 prefixes",
@@ -122,10 +121,10 @@ func (t *Table) lookup(a uint32) int32 {
 	return none
 }
 
-// admit says whether a datagram from a known host may hold a packet with these inner addresses, and
-// which of the host's peers has sent it. host and port are the outer source. All peers send from
-// the port that they receive on, which is theirs alone; other processes of a host, and what is
-// masqueraded there, have other ports.
+// admit reports whether a datagram may contain a packet with these inner addresses, and which of
+// the sender's peers it belongs to. host and port are the outer source. All peers send from the
+// port that they receive on, which no other process can use; other processes of the host, and
+// connections that it masquerades, have other ports.
 func (t *Table) admit(host uint32, port uint16, src, dst uint32) (peer int32, why Reason, ok bool) {
 	first, known := t.hosts[host]
 	if t.overlay.AllowUnknownSources {
@@ -158,8 +157,8 @@ func (t *Table) admit(host uint32, port uint16, src, dst uint32) (peer int32, wh
 }
 
 // A prefixSet maps the prefixes of one length to peers, by open addressing: a lookup is a
-// multiplication and, as at most half of the slots are taken, hardly more than one access to
-// memory.
+// multiplication and, because at most half of the slots are used, hardly more than one memory
+// access.
 type prefixSet struct {
 	mask  uint32
 	shift uint
@@ -168,7 +167,7 @@ type prefixSet struct {
 
 type slot struct {
 	prefix uint32
-	peer   int32 // plus 1; 0 is a free slot
+	peer   int32 // plus 1; 0 if the slot is free
 }
 
 func newPrefixSet(length, count int) prefixSet {
@@ -176,8 +175,8 @@ func newPrefixSet(length, count int) prefixSet {
 	return prefixSet{mask: mask(length), shift: uint(32 - width), slots: make([]slot, 1<<width)}
 }
 
-// home is where a prefix should be: Fibonacci hashing (Knuth, TAOCP volume 3, section 6.4) spreads
-// neighbours evenly.
+// home returns the first slot to try for a prefix: Fibonacci hashing (Knuth, TAOCP volume 3,
+// section 6.4) distributes adjacent prefixes evenly.
 func (s *prefixSet) home(prefix uint32) int { return int(prefix * 0x9e3779b1 >> s.shift) }
 
 func (s *prefixSet) insert(prefix uint32, peer int32) {

@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// Sizes of the sending side's batches.
+// Sizes of batches to send.
 const (
-	readPackets = 256 // packets of a batch
-	// readBytes is that of a batch, with room for one super-packet; beyond it the second-level
-	// cache is too small.
+	readPackets = 256 // packets of a read
+	// readBytes is the size of a read, with room for one super-packet; a larger one does not fit
+	// into the second-level cache.
 	readBytes    = 256 << 10
 	sendMessages = 64   // of a Send
 	sendParts    = 2048 // of all messages of a Send
-	sendHeaders  = 1024 // headers that the splitter writes for a Send
+	sendHeaders  = 1024 // headers of split packets of a Send
 
 	// unsegmentedFor is how long a peer gets no segmented messages after one was refused.
 	unsegmentedFor = 30 * time.Second
 )
 
-// ReadRoom is the least length of the buffer for Device.Read, in bytes.
+// ReadRoom is the minimum length of the buffer for Device.Read, in bytes.
 const ReadRoom = offloadLen + maxPacket + 64
 
-// A transmitter takes packets from the device to the peers.
+// A transmitter forwards packets from the device to the peers.
 type transmitter struct {
 	tunnel *Tunnel
 	device Device
@@ -36,13 +36,13 @@ type transmitter struct {
 	packets         []Packet
 	buf             []byte
 	split           splitter
-	headers         []byte   // of split packets, until sent
+	headers         []byte   // of split packets, until they are sent
 	parts           [][]byte // of all messages
 	out             []outgoing
 	ms              []Message // built from out by flush
 	segmentMessages []Message // segments of a message that was refused
 
-	sent struct{ packets, octets int } // not counted yet for all peers
+	sent struct{ packets, octets int } // not yet added to the totals
 
 	state *state // of this batch
 	last  struct {
@@ -52,10 +52,10 @@ type transmitter struct {
 	}
 }
 
-// An outgoing message, while it grows.
+// An outgoing message under construction.
 type outgoing struct {
 	peer     int32
-	first    int // its parts are parts[first:] up to the next message's
+	first    int // its parts are parts[first:], up to those of the next message
 	size     int // of each segment but the last
 	total    int
 	segments int
@@ -92,9 +92,9 @@ func (x *transmitter) run() error {
 		if err := x.flush(); err != nil {
 			return err
 		}
-		// The calls above don't give up the processor, which may be the only one that the program
-		// has. Where it is not, this takes 13 % from the processor time of a TCP stream and adds
-		// nothing to a round trip.
+		// The calls above do not yield the processor, which may be the only one of the program. If
+		// it is not, yielding costs 13 % of the processor time of a TCP stream and adds nothing to
+		// a round trip.
 		runtime.Gosched()
 	}
 }
@@ -138,7 +138,7 @@ func (x *transmitter) packet(p *Packet) error {
 	return nil
 }
 
-// route remembers its last answer, since packets come in runs.
+// route returns the peer for a destination. It caches the last result.
 func (x *transmitter) route(dst uint32) int32 {
 	if !x.last.ok || x.last.dst != dst {
 		x.last.dst, x.last.peer, x.last.ok = dst, x.state.table.lookup(dst), true
@@ -168,14 +168,14 @@ func (x *transmitter) superPacket(peer int32, packet []byte, ihl int, o Offload)
 	return nil
 }
 
-// count counts packets to a peer, and for all peers with the next flush.
+// count counts packets to a peer; the totals are updated by the next flush.
 func (x *transmitter) count(peer int32, packets, octets int) {
 	x.state.peers[peer].sent.add(packets, octets)
 	x.sent.packets += packets
 	x.sent.octets += octets
 }
 
-// makeRoom sends what there is if the next packet might not find room for its parts and its header.
+// makeRoom sends all messages if there may be no room for the parts and the header of the next packet.
 func (x *transmitter) makeRoom(header int) error {
 	if len(x.out) < cap(x.out) && len(x.parts)+2 <= cap(x.parts) &&
 		len(x.headers)+header <= cap(x.headers) {
@@ -184,8 +184,8 @@ func (x *transmitter) makeRoom(header int) error {
 	return x.flush()
 }
 
-// append adds one packet, the concatenation of a and b, to the last message or to a new one.
-// Buffers are lent until flush.
+// append adds one packet, the concatenation of a and b, to the last message or to a new one. It
+// keeps both slices until flush.
 func (x *transmitter) append(peer int32, a, b []byte) {
 	size := len(a) + len(b)
 	n := len(x.out)
@@ -208,7 +208,7 @@ func (m *outgoing) fits(peer int32, size int) bool {
 	return m.peer == peer && !m.closed && size <= m.size && m.total+size <= maxPayload
 }
 
-// maxSegments is how many segments a message to a peer may have.
+// maxSegments returns the maximum number of segments of a message to a peer.
 func (x *transmitter) maxSegments(peer int32) int {
 	p := x.state.peers[peer]
 	if until := p.unsegmentedUntil.Load(); until != 0 {
@@ -220,8 +220,8 @@ func (x *transmitter) maxSegments(peer int32) int {
 	return x.socket.MaxSegments()
 }
 
-// flush sends all messages. Only ErrInterrupted and net.ErrClosed end the transmitter; other errors
-// cost the message.
+// flush sends all messages. Only errors for which isFatal is true end the transmitter; others drop
+// the message.
 func (x *transmitter) flush() error {
 	x.tunnel.counters.out.all.add(x.sent.packets, x.sent.octets)
 	x.sent.packets, x.sent.octets = 0, 0
@@ -283,7 +283,7 @@ func (x *transmitter) sendSegments(m *Message) error {
 	return nil
 }
 
-// isFatal tells whether an error is more than one packet's loss.
+// isFatal reports whether an error concerns more than one packet.
 func isFatal(err error) bool {
 	return errors.Is(err, ErrInterrupted) || errors.Is(err, ErrDeviceGone) ||
 		errors.Is(err, net.ErrClosed)

@@ -10,17 +10,17 @@ import (
 )
 
 // A TUN is a TUN device (tuntap.rst in the kernel's documentation). It is not persistent: the
-// kernel deletes it with the last descriptor, so that it never outlives the programs that carry its
-// packets. Its addresses, routes, MTU and state are its owner's business.
+// kernel deletes it when the last descriptor is closed, so that it never outlives the program that
+// serves it. Its addresses, routes, MTU and state belong to its owner.
 type TUN struct {
 	*interrupter
 	fd       int
 	name     string
-	vnet     bool // each packet has an Offload before it
+	vnet     bool // each packet is preceded by an Offload
 	tcp, udp bool
 	reading  waiter
 	header   [offloadLen]byte
-	iovecs   []unix.Iovec // of Write
+	iovecs   []unix.Iovec // used by Write
 	close    func() error
 }
 
@@ -28,8 +28,9 @@ var _ Device = (*TUN)(nil)
 
 const clonePath = "/dev/net/tun"
 
-// OpenTUN takes the device of that name, or makes it, in the network namespace of the calling
-// thread. One that was persistent is so no longer. It is EBUSY if another program has it.
+// OpenTUN opens the device of that name, or creates it, in the network namespace of the calling
+// thread. A persistent device becomes non-persistent. The error is EBUSY if another program uses
+// the device.
 func OpenTUN(name string, o Offloads) (*TUN, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -37,7 +38,7 @@ func OpenTUN(name string, o Offloads) (*TUN, error) {
 	}
 	err = attach(fd, name, o.TUN)
 	if o.TUN && errors.Is(err, unix.EINVAL) {
-		// A kernel without the header, unless the device is none of ours.
+		// The kernel does not support the header, or the device is not ours.
 		err = attach(fd, name, false)
 	}
 	if err != nil {
@@ -67,8 +68,8 @@ func attach(fd int, name string, vnet bool) error {
 	return nil
 }
 
-// AdoptTUN continues with a descriptor that OpenTUN has made, perhaps in an earlier life of this
-// program. The TUN owns it, unless there is an error.
+// AdoptTUN returns a TUN for a descriptor that OpenTUN has opened, perhaps in an earlier process.
+// The TUN owns it, unless there is an error.
 func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	request, err := unix.NewIfreq("")
 	if err != nil {
@@ -86,7 +87,7 @@ func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 		return nil, fmt.Errorf("adopt TUN descriptor %d: %w", fd, err)
 	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0); err != nil {
-		return nil, fmt.Errorf("end the persistence of TUN device %s: %w", request.Name(), err)
+		return nil, fmt.Errorf("make TUN device %s non-persistent: %w", request.Name(), err)
 	}
 	t := &TUN{fd: fd, name: request.Name(), vnet: flags&unix.IFF_VNET_HDR != 0}
 	if t.interrupter, err = newInterrupter(); err != nil {
@@ -101,11 +102,11 @@ func AdoptTUN(fd int, o Offloads) (*TUN, error) {
 	return t, nil
 }
 
-// setOffloads tells the kernel which super-packets it may give us. That it knows USO also tells
-// that it takes such packets from us (Linux 6.2); TCP ones it always takes with this header.
+// setOffloads sets which super-packets the kernel may pass to us. If it supports USO, it also
+// accepts such packets from us (Linux 6.2); with this header it always accepts TCP ones.
 func (t *TUN) setOffloads(on bool) {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO_ECN
-	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6 // the kernel wants both or none
+	const udp = unix.TUN_F_USO4 | unix.TUN_F_USO6 // the kernel accepts only both or none
 	set := func(flags int) bool { return unix.IoctlSetInt(t.fd, unix.TUNSETOFFLOAD, flags) == nil }
 	switch {
 	case on && set(tcp|udp):
@@ -117,21 +118,21 @@ func (t *TUN) setOffloads(on bool) {
 	}
 }
 
-// Name is the device's name.
+// Name returns the device's name.
 func (t *TUN) Name() string { return t.name }
 
-// FD is the descriptor, for passing it on. It is valid until Close.
+// FD returns the descriptor, which is valid until Close.
 func (t *TUN) FD() int { return t.fd }
 
-// SuperPackets implements Device. The answers are true for reading and writing, or for neither.
+// SuperPackets implements Device. The result applies to both reading and writing.
 func (t *TUN) SuperPackets() (tcp, udp bool) { return t.tcp, t.udp }
 
-// Close gives up the device, which is deleted unless another descriptor of it is open. No other
+// Close closes the device, which is deleted unless another descriptor of it is open. No other
 // method may be running.
 func (t *TUN) Close() error { return t.close() }
 
-// Read implements Device. This call and the others that never wait are made without the scheduler's
-// knowledge: it would look every 20 µs for threads that are long in the kernel, and take their
+// Read implements Device. This system call and others that never wait bypass the scheduler, which
+// would otherwise check every 20 µs for threads that are long in the kernel, and take their
 // processor away.
 func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
 	if len(packets) == 0 || len(buf) < ReadRoom {
@@ -164,7 +165,7 @@ func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
 	return n, nil
 }
 
-// decode takes what a read has returned apart.
+// decode parses what a read has returned.
 func (p *Packet) decode(b []byte, vnet bool) bool {
 	p.Offload, p.Data = Offload{}, b
 	if vnet {
@@ -201,7 +202,7 @@ func (t *TUN) Write(o Offload, parts [][]byte) error {
 	}
 }
 
-// deviceError knows what the calls on a deleted device return: EFAULT while it is being deleted,
+// deviceError wraps ErrDeviceGone for errors of a deleted device: EFAULT while it is being deleted,
 // EBADFD afterwards.
 func deviceError(err error) error {
 	switch err {

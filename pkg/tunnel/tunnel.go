@@ -12,26 +12,25 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// A Tunnel forwards packets between a device and a socket by its table. It has counters, and no
-// descriptors: these are its owner's, and given to Run. Its methods may be called from any
-// goroutine.
+// A Tunnel forwards packets between a device and a socket by its table. It has counters but no
+// descriptors, which belong to the caller of Run. Its methods may be called from any goroutine.
 type Tunnel struct {
 	state    atomic.Pointer[state]
 	counters counters
 	swapping sync.Mutex
 	running  atomic.Bool
 
-	// clock counts from New on, and is none that anybody sets.
+	// clock returns the monotonic time since New.
 	clock func() time.Duration
 }
 
-// A state is a table with what is known of its peers, in the same order.
+// A state is a table with the states of its peers, in the same order.
 type state struct {
 	table *Table
 	peers []*peerState
 }
 
-// New makes a tunnel with its first table.
+// New returns a tunnel with its first table.
 func New(t *Table) *Tunnel {
 	made := time.Now()
 	tunnel := &Tunnel{clock: func() time.Duration { return time.Since(made) }}
@@ -39,7 +38,7 @@ func New(t *Table) *Tunnel {
 	return tunnel
 }
 
-// Swap replaces the table for all packets that are read or received from now on. What is known of a
+// Swap replaces the table for all packets that are read or received from now on. The state of a
 // peer is kept if the new table has it too.
 func (t *Tunnel) Swap(table *Table) {
 	t.swapping.Lock()
@@ -59,7 +58,7 @@ func (t *Tunnel) Swap(table *Table) {
 	t.state.Store(next)
 }
 
-// Stats returns what was counted so far.
+// Stats returns the totals so far.
 func (t *Tunnel) Stats() Stats {
 	s := t.state.Load()
 	stats := t.counters.stats()
@@ -74,19 +73,20 @@ func (t *Tunnel) Stats() Stats {
 	return stats
 }
 
-// Endpoints are what a tunnel runs between. The tunnel only borrows them.
+// Endpoints are the device and socket of a tunnel. They belong to the caller of Run.
 type Endpoints struct {
 	Device Device
 	Socket Socket
 
-	// ICMP takes the tunnel's ICMP errors, one whole IPv4 packet a Write, in production an *ICMP.
-	// If it is nil, there are none. It is used by two goroutines.
+	// ICMP receives the tunnel's ICMP errors, one complete IPv4 packet per Write; in production an
+	// *ICMP. If it is nil, no errors are sent. It is used by two goroutines.
 	ICMP io.Writer
 }
 
-// Run forwards packets until the context ends, when it returns nil, or one end fails: then the
-// error tells why, and is ErrDeviceGone if the device was deleted. The ends stay open and may be
-// used for another Run, with the tunnel or another one. A tunnel runs once at a time.
+// Run forwards packets until the context ends, when it returns nil, or an endpoint fails: then it
+// returns the reason, which is ErrDeviceGone if the device was deleted. The endpoints stay open and
+// may be used for another Run, of this tunnel or another one. A tunnel must not run twice at the
+// same time.
 func (t *Tunnel) Run(ctx context.Context, e Endpoints) error {
 	if !t.running.CompareAndSwap(false, true) {
 		return errors.New("run tunnel: it is running already")
@@ -112,7 +112,7 @@ func (t *Tunnel) Run(ctx context.Context, e Endpoints) error {
 	return fmt.Errorf("run tunnel: %w", err)
 }
 
-// An icmpSender is one goroutine's way to send ICMP errors.
+// An icmpSender sends the ICMP errors of one goroutine.
 type icmpSender struct {
 	tunnel  *Tunnel
 	to      io.Writer
@@ -127,8 +127,8 @@ func newICMPSender(t *Tunnel, to io.Writer) icmpSender {
 	}
 }
 
-// send tells a packet's sender, unless there must be no error or there were too many. Nobody is
-// told of a failure: an error is a courtesy.
+// send sends an ICMP error to a packet's sender, unless none may be sent or the rate limit is
+// reached. Failures are ignored, because ICMP errors are optional.
 func (s *icmpSender) send(st *state, e icmpError, about []byte) {
 	if s.to == nil || !s.limiter.AllowN(time.Time{}.Add(s.tunnel.clock()), 1) {
 		return

@@ -14,20 +14,21 @@ import (
 )
 
 const (
-	// maxSegments is the kernel's UDP_MAX_SEGMENTS, which newer ones have doubled.
+	// maxSegments is the kernel's UDP_MAX_SEGMENTS, which is 128 in newer kernels.
 	maxSegments = 64
 
-	// socketBuffer is wanted in each direction, in bytes: some milliseconds of a fast link.
+	// socketBuffer is the wanted buffer size in each direction, in bytes: some milliseconds of a
+	// fast link.
 	socketBuffer = 7 << 20
 
 	// receiveRoom is the distance between the buffers of a batch, in bytes. It is more than any
-	// datagram needs, and no multiple of a great power of two, which would put all headers into the
-	// same few cache lines.
+	// datagram needs, and not a multiple of a large power of two, which would map all headers to
+	// the same few cache lines.
 	receiveRoom = maxPacket + 1 + 192
 )
 
-// A UDP is a UDP socket (udp(7)) whose datagrams may be fragmented on their way: a packet is never
-// lost because the way to a peer has a smaller MTU than our device has allowed for.
+// A UDP is a UDP socket (udp(7)) whose datagrams may be fragmented on the path, so that no packet
+// is lost because a path has a smaller MTU than our device assumes.
 type UDP struct {
 	*interrupter
 	fd           int
@@ -44,7 +45,7 @@ type UDP struct {
 	}
 	receiving struct {
 		waiter
-		drained  bool // the last call took all there was
+		drained  bool // the last call has emptied the receive queue
 		headers  []mmsghdr
 		names    []unix.RawSockaddrInet4
 		controls []groControl
@@ -61,14 +62,14 @@ type mmsghdr struct {
 	length uint32
 }
 
-// segmentControl is a control message UDP_SEGMENT with the padding that CMSG_SPACE counts.
+// segmentControl is a UDP_SEGMENT control message, padded to CMSG_SPACE.
 type segmentControl struct {
 	header unix.Cmsghdr
 	size   uint16
 	_      [unix.SizeofPtr - 2]byte
 }
 
-// groControl has room for a control message UDP_GRO and for what else there might be.
+// groControl has room for a UDP_GRO control message and for others.
 type groControl struct {
 	header unix.Cmsghdr
 	size   int32
@@ -97,8 +98,8 @@ func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
 	return u, err
 }
 
-// AdoptUDP continues with a descriptor that ListenUDP has made, perhaps in an earlier life of this
-// program. The UDP owns it, unless there is an error.
+// AdoptUDP returns a UDP for a descriptor that ListenUDP has opened, perhaps in an earlier process.
+// The UDP owns it, unless there is an error.
 func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	if err != nil || proto != unix.IPPROTO_UDP {
@@ -116,7 +117,7 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
 	}
-	// No DF, and no path MTU learnt from others' packets but for the kernel's own fragmentation.
+	// Do not set DF. The path MTU is only used for fragmentation by the kernel.
 	err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 	if err != nil {
 		return nil, fmt.Errorf("allow fragments on udp descriptor %d: %w", fd, err)
@@ -136,16 +137,15 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	return u, nil
 }
 
-// setBuffer wants much and takes what it gets; without CAP_NET_ADMIN the second option is limited
-// by a sysctl.
+// setBuffer sets the buffer size, limited by a sysctl without CAP_NET_ADMIN.
 func setBuffer(fd, force, option int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
 	}
 }
 
-// probe finds out what the kernel can do. UDP_GRO can be set before Linux 5.12 but not read, and
-// has faults there.
+// probe determines the kernel's offloads. Before Linux 5.12, UDP_GRO has bugs; there it can be set
+// but not read.
 func (u *UDP) probe(o Offloads) {
 	_, err := unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	u.segment = o.UDPSegment && err == nil
@@ -188,10 +188,10 @@ func (u *UDP) allocate() {
 	}
 }
 
-// Addr is the address that the socket is bound to.
+// Addr returns the address that the socket is bound to.
 func (u *UDP) Addr() netip.AddrPort { return u.addr }
 
-// FD is the descriptor, for passing it on. It is valid until Close.
+// FD returns the descriptor, which is valid until Close.
 func (u *UDP) FD() int { return u.fd }
 
 // MaxSegments implements Socket.
@@ -202,10 +202,10 @@ func (u *UDP) MaxSegments() int {
 	return 1
 }
 
-// GRO tells whether the kernel puts received datagrams together.
+// GRO reports whether the kernel merges received datagrams.
 func (u *UDP) GRO() bool { return u.gro }
 
-// Buffers returns the sizes of the socket's buffers in bytes, as the kernel counts them.
+// Buffers returns the sizes of the socket's buffers in bytes, as the kernel accounts them.
 func (u *UDP) Buffers() (receive, send int) {
 	receive, _ = unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
 	send, _ = unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
@@ -258,7 +258,7 @@ func (u *UDP) Receive(ds []Datagram) (int, error) {
 	}
 }
 
-// datagram describes what is in buffer i.
+// datagram describes the content of buffer i.
 func (u *UDP) datagram(i int, d *Datagram) {
 	m, c := &u.receiving.headers[i], &u.receiving.controls[i]
 	name := &u.receiving.names[i]
@@ -310,7 +310,7 @@ func (u *UDP) Send(ms []Message) (n int, err error) {
 	return n, nil
 }
 
-// prepare describes as many messages to the kernel as it has headers for, and returns their number.
+// prepare fills in headers for as many messages as possible, and returns their number.
 func (u *UDP) prepare(ms []Message) int {
 	s := &u.sending
 	ms = ms[:min(len(ms), len(s.headers))]

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An interrupter ends waits. It is an eventfd that is readable while interrupted, and a flag for
-// those who do not wait.
+// An interrupter ends waits. It consists of an eventfd that is readable while interrupted, and a
+// flag for calls that do not wait.
 type interrupter struct {
 	fd int
 	on atomic.Bool
@@ -45,14 +45,14 @@ func (i *interrupter) check() error {
 	return nil
 }
 
-// A waiter waits for one descriptor on behalf of one goroutine. It does so by poll(2) and not by
-// the runtime's poller: a packet then wakes the thread that is going to handle it.
+// A waiter waits for a descriptor on behalf of one goroutine. It uses poll(2) instead of the
+// runtime's poller, so that a packet wakes up the thread that handles it.
 type waiter struct {
 	fds  [2]unix.PollFd
 	stop *interrupter
 }
 
-// wait returns when the descriptor has one of the events or an error.
+// wait waits until the descriptor has one of the events or an error.
 func (w *waiter) wait(fd int, events int16) error {
 	w.fds = [2]unix.PollFd{
 		{Fd: int32(fd), Events: events}, {Fd: int32(w.stop.fd), Events: unix.POLLIN},
