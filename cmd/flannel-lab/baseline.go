@@ -15,13 +15,14 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// A baseline is how long ip(8) and bridge(8) take in their batch mode for the objects of an overlay, by kind: what a machine
-// can do, with one program that knows what to write and has nothing else to do.
+// A baseline is the time that ip(8) and bridge(8) need in batch mode to write the objects of an
+// overlay, by kind. It shows what the machine can do with a program that knows the objects in
+// advance.
 type baseline struct{ fdb, neighs, hops, routes time.Duration }
 
 func (b baseline) all() time.Duration { return b.fdb + b.neighs + b.hops + b.routes }
 
-// medianBaseline is the median of each kind.
+// medianBaseline returns the median of each kind.
 func medianBaseline(all []baseline) (m baseline) {
 	part := func(of func(baseline) time.Duration) time.Duration {
 		var some []time.Duration
@@ -37,7 +38,8 @@ func medianBaseline(all []baseline) (m baseline) {
 	return m
 }
 
-// baseline writes the objects of an overlay on a host that has none, and removes them. The device is made before.
+// baseline writes the objects of an overlay on a host that has none, measures it, and removes them.
+// The creation of the device is not measured.
 func (s *scale) baseline(ctx context.Context, o overlay, h *lab.Host) (b baseline, err error) {
 	k, err := openKernel(h)
 	if err != nil {
@@ -91,7 +93,7 @@ func (s *scale) baseline(ctx context.Context, o overlay, h *lab.Host) (b baselin
 	return b, s.clear(ctx, o, h)
 }
 
-// batch has a program carry out commands on a host.
+// batch runs commands on a host with the batch mode of a program.
 func (s *scale) batch(ctx context.Context, h *lab.Host, program, commands string) (time.Duration, error) {
 	path := filepath.Join(s.lab.Dir, "batch")
 	if err := os.WriteFile(path, []byte(commands), 0o600); err != nil {
@@ -100,7 +102,7 @@ func (s *scale) batch(ctx context.Context, h *lab.Host, program, commands string
 	return command(ctx, h, program+" -batch "+path)
 }
 
-// command runs a command on a host, and tells how long it took.
+// command runs a command on a host and returns its duration.
 func command(ctx context.Context, h *lab.Host, line string) (time.Duration, error) {
 	words := strings.Fields(line)
 	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
@@ -118,8 +120,9 @@ func command(ctx context.Context, h *lab.Host, line string) (time.Duration, erro
 	return took, nil
 }
 
-// clear removes an overlay's objects from a host for good. In this order and manner: a nexthop object that goes with its
-// link has the kernel look through all routes, and ip(8) flushes routes only if the kernel does not tell their links besides.
+// clear removes an overlay's objects from a host. The order and the sysctl matter: if a link is
+// removed before its nexthop objects, the kernel searches all routes for each of them; and ip(8)
+// flushes such routes only if the kernel does not report their links.
 func (s *scale) clear(ctx context.Context, o overlay, h *lab.Host) error {
 	errs := []error{h.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/nexthop_compat_mode", []byte("0"), 0) })}
 	link := deviceOf(o, h)

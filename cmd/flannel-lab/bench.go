@@ -13,24 +13,24 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// A plan says how much is measured.
+// A plan is the extent of the measurements.
 type plan struct {
-	starts     int           // of each sort
-	idle       time.Duration // window for idle CPU
-	joins      int           // peers that appear
-	repairs    int           // of each sort
-	away       time.Duration // of flanneld, over a restart under traffic
-	background time.Duration // at what else the machine does
-	runs       int           // of each kind of traffic
-	slices     int           // of a run, in which the paths take turns
-	slice      time.Duration // over each path
-	peerCounts []int         // numbers of peers
+	starts     int           // of each kind
+	idle       time.Duration // time over which idle CPU is measured
+	joins      int           // peers that join
+	repairs    int           // of each kind
+	away       time.Duration // time without flanneld in a restart under traffic
+	background time.Duration // time over which the background load is measured
+	runs       int           // runs of each kind of traffic
+	slices     int           // slices of a run; the paths take turns
+	slice      time.Duration // time for each path in a slice
+	peerCounts []int         // numbers of peers in the section peers
 
-	sizes          []int // numbers of peers of one host, ascending
-	launches       int   // starts with each of them
-	changes        int   // of each sort, with the most
-	repetitions    int   // restarts, and damages of each sort, with the most
-	faultsAmongFew int   // damages with three
+	sizes          []int // numbers of peers in the section scale, ascending
+	launches       int   // starts with each number of peers
+	changes        int   // changes of each kind, with most peers
+	repetitions    int   // restarts, and faults of each kind, with most peers
+	faultsAmongFew int   // faults with three peers
 }
 
 func planOf(quick bool) plan {
@@ -45,19 +45,19 @@ func planOf(quick bool) plan {
 	return p
 }
 
-// fewer are the slices of a run that is not the main one.
+// shorter returns the number of slices of a run that is not the main one.
 func (p plan) shorter() int { return max(1, p.slices/3) }
 
-// peerCountRounds are the slices of a run over paths with different numbers of peers.
+// peerCountRounds returns the number of slices of a run over paths with different numbers of peers.
 func (p plan) peerCountRounds() int { return max(1, p.slices*2/3) }
 
-// An overlay is a network of some of the lab's hosts.
+// An overlay is a network of some hosts of the lab.
 type overlay struct {
 	name      string
-	prefix    string // of its keys in etcd
+	prefix    string // prefix of its keys in etcd
 	network   netip.Prefix
 	config    string
-	etcdPeers int // peers that exist in etcd only
+	etcdPeers int // number of peers that exist in etcd only
 	hosts     []*lab.Host
 }
 
@@ -74,17 +74,17 @@ type bench struct {
 	progress  func(format string, args ...any)
 }
 
-// A section of the report is a table. Some of them have one name, and are measured together.
+// A section is a table of the report. Sections with the same name are measured together.
 type section struct {
 	name, title string
 	measure     func(context.Context) ([][]string, error)
 }
 
-// sectionNames are those that can be asked for.
+// sectionNames are the names that --only accepts.
 var sectionNames = []string{"daemon", "convergence", "restart", "traffic", "peers", "scale"}
 
-// runBench prints tables to out and, while it measures, lines to progress; of one section only if that is named. The error
-// tells what could not be measured.
+// runBench prints tables to out, and what it does to progress. If only is not empty, it measures
+// that section only. The error says what could not be measured.
 func runBench(ctx context.Context, flanneld, only string, p plan, out, progress io.Writer) error {
 	start := time.Now()
 	say := func(format string, args ...any) {
@@ -115,7 +115,7 @@ func runBench(ctx context.Context, flanneld, only string, p plan, out, progress 
 	return errors.Join(errs...)
 }
 
-// measureAll prints one table after another; what cannot be measured does not keep the others from it.
+// measureAll measures and prints one table after another. It continues after a section that fails.
 func measureAll(ctx context.Context, sections []section, out io.Writer, say func(string, ...any)) error {
 	var errs []error
 	for _, s := range sections {
@@ -142,7 +142,7 @@ func (b *bench) sections() []section {
 	}
 }
 
-// build makes the lab and starts flanneld on most of its hosts.
+// build creates the lab and starts flanneld on most of its hosts.
 func (b *bench) build(ctx context.Context) (err error) {
 	if b.lab, err = lab.New(ctx, lab.Options{Hosts: b.defineNetworks(), Flanneld: b.flanneld}); err != nil {
 		return err
@@ -163,8 +163,9 @@ func (b *bench) close() error {
 	return b.lab.Close()
 }
 
-// defineNetworks says which networks there are, and gives the number of hosts they need. SubnetMin keeps the lower half of the
-// first network free for peers that are made up, SubnetMax all but the first /16 of the watchedHost ones.
+// defineNetworks defines the networks and returns the number of hosts that they need. SubnetMin
+// reserves the lower half of the first network for peers that exist in etcd only; SubnetMax does so
+// with all but the first /16 of the networks with many peers.
 func (b *bench) defineNetworks() (hosts int) {
 	network := func(name, prefix, network, rest string) overlay {
 		config := fmt.Sprintf(`{"Network":%q,%s}`, network, rest)
@@ -178,13 +179,13 @@ func (b *bench) defineNetworks() (hosts int) {
 		first := 64 + 32*i
 		o := network(fmt.Sprintf("udp with %d peers", peers), fmt.Sprintf("/peers%d", i), fmt.Sprintf("10.%d.0.0/11", first),
 			fmt.Sprintf(`"SubnetLen":24,"SubnetMin":"10.%d.1.0","SubnetMax":"10.%d.250.0","Backend":{"Type":"udp"}`, first, first))
-		o.etcdPeers = peers - 1 // the other host is one
+		o.etcdPeers = peers - 1 // the other host is a peer too
 		b.manyPeers = append(b.manyPeers, o)
 	}
 	return 3 + 2*(3+len(b.manyPeers))
 }
 
-// settle gives each network its hosts.
+// assignHosts assigns hosts to each network.
 func (b *bench) assignHosts() {
 	rest := b.lab.Hosts
 	take := func(o *overlay, n int) { o.hosts, rest = rest[:n:n], rest[n:] }
@@ -211,7 +212,7 @@ func (b *bench) startNetwork(ctx context.Context, o overlay) error {
 	return nil
 }
 
-// start starts flanneld on a host and gives the time from exec to READY.
+// start starts flanneld on a host and returns the time from exec to READY.
 func start(ctx context.Context, o overlay, h *lab.Host) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -225,7 +226,7 @@ func start(ctx context.Context, o overlay, h *lab.Host) (time.Duration, error) {
 	return p.ReadyAfter(), nil
 }
 
-// printTable prints rows in columns; the first one is their head.
+// printTable prints rows in columns. The first row is the heading.
 func printTable(out io.Writer, title string, rows [][]string) error {
 	fmt.Fprintf(out, "\n%s\n\n", title)
 	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)

@@ -10,11 +10,11 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// changePause is the quiet time after each single change, in which all that it costs has been spent.
+// changePause is the pause after each change. All costs of the change arise within it.
 const changePause = 200 * time.Millisecond
 
-// changes measures single changes among the crowd: the time from etcd's commit, which is when a write returns, to the last
-// object in the kernel, and what they cost.
+// changes measures single changes among many peers: the time from etcd's commit, after which a
+// write returns, to the last object in the kernel, and the CPU time.
 func (s *scale) changes(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "MEDIAN", "WORST", "OF", "WANTED", "CPU A CHANGE", "WANTED"}}
 	c := &s.watched
@@ -54,7 +54,7 @@ func (s *scale) changes(ctx context.Context) ([][]string, error) {
 	return rows, c.check()
 }
 
-// idleShare is the part of a processor that flanneld takes when nothing happens.
+// idleShare returns the share of a processor that an idle flanneld uses.
 func (s *scale) idleShare(ctx context.Context) (float64, error) {
 	d := min(s.plan.idle, 3*time.Second)
 	s.progress("an idle flanneld for %v", d)
@@ -70,7 +70,8 @@ func (s *scale) idleShare(ctx context.Context) (float64, error) {
 	return float64(after.CPU-before.CPU) / float64(time.Since(start)), err
 }
 
-// series makes single changes with pauses between them, and gives the CPU time of one beyond what idleShare takes.
+// series makes single changes with pauses between them. It returns the time that each took, and the
+// CPU time of one change beyond that of an idle flanneld.
 func (s *scale) series(ctx context.Context, n int, idle float64, change func(context.Context, int) (time.Duration, error)) (took []time.Duration, each time.Duration, err error) {
 	before, err := s.watched.process.Usage()
 	if err != nil {
@@ -92,7 +93,7 @@ func (s *scale) series(ctx context.Context, n int, idle float64, change func(con
 	return took, spent / time.Duration(max(1, n)), err
 }
 
-// reborn is a peer as it came back.
+// returned returns peer i with the MAC that it has after its return.
 func returned(i int) peer {
 	p := numberedPeer(i)
 	p.mac[1] = 1
@@ -123,7 +124,8 @@ func (s *scale) deleteKey(ctx context.Context, i int) (time.Duration, error) {
 	return s.change(ctx, p.inKernel(s.watched.name), nil, func(st *store) error { return st.delete(ctx, p.subnet) })
 }
 
-// change makes a change in etcd and gives the time from its first write to the kernel that holds what is wanted then.
+// change makes a change in etcd and returns the time from its first write until the kernel has the
+// wanted objects.
 func (s *scale) change(ctx context.Context, was, is objects, write func(*store) error) (time.Duration, error) {
 	start := time.Now()
 	s.watched.monitor.expect(false, was)
@@ -136,7 +138,7 @@ func (s *scale) change(ctx context.Context, was, is objects, write func(*store) 
 	return at.Sub(st.wrote), err
 }
 
-// A store writes leases, and tells when the first write was done.
+// A store writes leases and records when the first write was done.
 type store struct {
 	session *etcdkeys.Session
 	dir     string
@@ -158,7 +160,7 @@ func (st *store) markWritten() {
 	}
 }
 
-// release gives a lease up as its owner does, without comparing anything.
+// release gives up a lease as its owner does, but without a compare-and-swap.
 func (st *store) release(ctx context.Context, a lease.Attrs, subnet netip.Prefix) error {
 	a.Leaving = true
 	if err := st.put(ctx, a, subnet); err != nil {

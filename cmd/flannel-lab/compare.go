@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The rows of the table of traffic.
+// Rows of the table of traffic.
 const (
 	rowBare = iota
 	rowVXLAN
@@ -18,7 +18,7 @@ const (
 	rowCount
 )
 
-// A column is a head and a cell for each row, which may be empty.
+// A column is a heading and a cell for each row. A cell may be empty.
 type column struct {
 	head  string
 	cells [rowCount]string
@@ -54,7 +54,8 @@ func (b *bench) traffic(ctx context.Context) ([][]string, error) {
 	return table(columns), errors.Join(errs...)
 }
 
-// reportBackgroundLoad tells what the machine does besides, so that one can judge the figures that follow.
+// reportBackgroundLoad reports the load of the machine before the measurement, by which the figures
+// can be judged.
 func reportBackgroundLoad(ctx context.Context, d time.Duration, progress func(string, ...any)) error {
 	before, err := busy()
 	if err != nil {
@@ -69,7 +70,7 @@ func reportBackgroundLoad(ctx context.Context, d time.Duration, progress func(st
 	return err
 }
 
-// tcp gives the throughput of one stream and of several, and what one costs.
+// tcp measures the throughput of one stream and of several, and the CPU time of one stream.
 func (b *bench) tcp(ctx context.Context, paths []path) ([]column, error) {
 	one, err := b.series(ctx, "TCP, one stream", paths, b.plan.slices, streams(1))
 	if err != nil {
@@ -88,7 +89,7 @@ func (b *bench) tcp(ctx context.Context, paths []path) ([]column, error) {
 	return append(columns, rates("4 STREAMS", "%.2f Gbit/s", 1e9, four)), nil
 }
 
-// packets gives the rate at which packets of two sizes arrive.
+// packets measures the rate at which packets of two sizes arrive.
 func (b *bench) packets(ctx context.Context, paths []path) (columns []column, err error) {
 	for _, size := range []struct {
 		bytes  int
@@ -106,7 +107,7 @@ func (b *bench) packets(ctx context.Context, paths []path) (columns []column, er
 	return columns, nil
 }
 
-// pings gives round-trip times over a path that does nothing else.
+// pings measures round-trip times over paths without other traffic.
 func (b *bench) pings(ctx context.Context, paths []path) ([]column, error) {
 	b.progress("pings over %d paths in turn, %d times %v each", len(paths), b.plan.slices, b.plan.slice)
 	times, err := roundTrips(ctx, paths, b.plan.slices, b.plan.slice)
@@ -122,9 +123,9 @@ func (b *bench) pings(ctx context.Context, paths []path) ([]column, error) {
 	return []column{p50, p99, ratio}, nil
 }
 
-// A figure is what was measured of one path.
+// A figure is the measurement of one path.
 type figure struct {
-	runs []float64 // amount a second
+	runs []float64 // amount per second
 	sum  sample    // of all runs
 }
 
@@ -160,7 +161,7 @@ func rates(head, format string, unit float64, figures []figure) column {
 	return c
 }
 
-// ratios compares with one of the rows.
+// ratios compares all rows with one of them.
 func ratios(head string, row int, figures []figure) column {
 	c := column{head: head}
 	for i, f := range figures {
@@ -169,7 +170,7 @@ func ratios(head string, row int, figures []figure) column {
 	return c
 }
 
-// table turns columns into the rows of printTable.
+// table converts columns to rows for printTable.
 func table(columns []column) [][]string {
 	rows := make([][]string, 1+rowCount)
 	for _, c := range columns {

@@ -52,10 +52,10 @@ func (b *bench) consumption(ctx context.Context) ([][]string, error) {
 	return append(rows, idle...), err
 }
 
-// idle measures a process that has nothing to do.
+// idle measures an idle process.
 func (b *bench) idle(ctx context.Context, p *lab.Process) ([][]string, error) {
 	b.progress("watching an idle flanneld for %v", b.plan.idle)
-	if err := window(ctx, time.Second); err != nil { // what it does just after the start is not idleShare
+	if err := window(ctx, time.Second); err != nil { // right after the start it is not idle
 		return nil, err
 	}
 	before, err := p.Usage()
@@ -78,7 +78,7 @@ func (b *bench) idle(ctx context.Context, p *lab.Process) ([][]string, error) {
 	}, nil
 }
 
-// stop ends flanneld on a host.
+// stop stops flanneld on a host.
 func stop(ctx context.Context, _ overlay, h *lab.Host) error { return end(ctx, h, syscall.SIGTERM) }
 
 func end(ctx context.Context, h *lab.Host, s syscall.Signal) error {
@@ -91,7 +91,8 @@ func end(ctx context.Context, h *lab.Host, s syscall.Signal) error {
 	return err
 }
 
-// forget ends flanneld on a host and removes all that it leaves: the lease, the files, the devices, the rules.
+// removeTraces stops flanneld on a host and removes all that it leaves: lease, files, devices and
+// rules.
 func (b *bench) removeTraces(ctx context.Context, o overlay, h *lab.Host) error {
 	if err := end(ctx, h, syscall.SIGTERM); err != nil {
 		return err

@@ -17,12 +17,13 @@ import (
 
 const (
 	vxlanLink = "flannel.1"
-	// patience is far above what is to be measured.
+	// patience is far longer than anything that is measured.
 	patience = 10 * time.Second
 	pingRate = 100 // per second, over a restart
 )
 
-// convergence measures how soon the kernel of a host is right after something has changed, in etcd or on the host.
+// convergence measures the time from a change in etcd or on a host until the kernel of a host is
+// right.
 func (b *bench) convergence(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "MEDIAN", "WORST", "OF"}}
 	var errs []error
@@ -51,7 +52,8 @@ func (b *bench) convergence(ctx context.Context) ([][]string, error) {
 	return rows, errors.Join(errs...)
 }
 
-// joins makes up peers one after another, on a host whose own lease is not touched.
+// joins adds peers in etcd one after another and measures the reaction of a host whose own lease
+// does not change.
 func (b *bench) joins(ctx context.Context) ([]time.Duration, error) {
 	b.progress("%d peers appear", b.plan.joins)
 	k, err := openKernel(b.vxlan.hosts[1])
@@ -76,17 +78,18 @@ func (b *bench) joins(ctx context.Context) ([]time.Duration, error) {
 		if err := b.awaitState(ctx, k, "nothing of the peer", p.absent); err != nil {
 			return took, err
 		}
-		if err := window(ctx, changePause); err != nil { // one change, not the second of two
+		if err := window(ctx, changePause); err != nil { // measure single changes only
 			return took, err
 		}
 	}
 	return took, nil
 }
 
-// repairs does the same damage to a host again and again.
+// repairs injects the same fault on a host several times and measures the repairs.
 func (b *bench) repairs(ctx context.Context, kind dataplane.Kind) ([]time.Duration, error) {
 	h := b.vxlan.hosts[0]
-	// The daemon leaves alone for a while what somebody keeps undoing. A new process starts without that memory.
+	// The daemon slows down when something is undone again and again. A new process starts without
+	// this history.
 	if err := stop(ctx, b.vxlan, h); err != nil {
 		return nil, err
 	}
@@ -131,7 +134,8 @@ func (b *bench) awaitState(ctx context.Context, k *kernel.Kernel, what string, c
 	})
 }
 
-// losses counts what pings between containers lose while flanneld restarts on the host of one.
+// losses counts the pings between containers that are lost while flanneld restarts on one of the
+// hosts.
 func (b *bench) losses(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "LOST", "OF", "LONGEST GAP"}}
 	h := b.vxlan.hosts[0]
@@ -155,7 +159,8 @@ func (b *bench) losses(ctx context.Context) ([][]string, error) {
 	return rows, nil
 }
 
-// restart ends flanneld and starts it again, with time before and, for losses that come late, after that.
+// restart stops flanneld and starts it again, with a pause before, between and after, so that late
+// losses are counted.
 func (b *bench) restart(ctx context.Context, h *lab.Host, s syscall.Signal) error {
 	if err := window(ctx, b.plan.away); err != nil {
 		return err
@@ -172,14 +177,14 @@ func (b *bench) restart(ctx context.Context, h *lab.Host, s syscall.Signal) erro
 	return window(ctx, b.plan.away)
 }
 
-// A peer is one that exists in etcd only.
+// A peer exists in etcd only.
 type peer struct {
 	subnet netip.Prefix
 	public netip.Addr
 	mac    dataplane.MAC
 }
 
-// examplePeer gives peer i, 0 to 99.
+// examplePeer returns peer i, 0 to 99.
 func examplePeer(i int) peer {
 	n := byte(i + 1)
 	return peer{
@@ -195,7 +200,7 @@ func (p peer) value() string {
 	return fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"}}`, p.public, p.mac)
 }
 
-// objects counts those of the peer in a kernel: route, neighbour and FDB entry.
+// objects returns how many of the peer's objects are in a kernel: route, neighbour and FDB entry.
 func (p peer) objects(s dataplane.State) (n int) {
 	if _, ok := s.FDB[dataplane.FDB{Link: vxlanLink, MAC: p.mac, Dst: p.public}]; ok {
 		n++

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// busy is the time that the machine's processors have worked since it started: in programs, in the kernel and for
-// interrupts, whoever caused it. It is counted in ticks of 10 ms.
+// busy returns the time that the processors of the machine have worked since boot: in programs, in
+// the kernel and for interrupts. The unit of the kernel's counters is 10 ms.
 func busy() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -23,9 +23,10 @@ func busy() (time.Duration, error) {
 	return d, nil
 }
 
-// parseBusy reads the first line of /proc/stat (proc(5)): cpu user nice system idle iowait irq softirq …
+// parseBusy parses the first line of /proc/stat (proc(5)): cpu user nice system idle iowait irq
+// softirq …
 func parseBusy(text string) (time.Duration, error) {
-	const tick = 10 * time.Millisecond // USER_HZ is 100 on all that Go runs on
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on all architectures that Go supports
 	line, _, _ := strings.Cut(text, "\n")
 	fields := strings.Fields(line)
 	if len(fields) < 8 || fields[0] != "cpu" {
@@ -37,7 +38,7 @@ func parseBusy(text string) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		if i != 3 && i != 4 { // idle, and idle with input or output on its way
+		if i != 3 && i != 4 { // idle and iowait
 			sum += n
 		}
 	}

@@ -13,10 +13,10 @@ import (
 const (
 	network   = "10.42.0.0/16"
 	configKey = "/coreos.com/network/config"
-	converge  = 10 * time.Second // for all pairs to reach each other
+	converge  = 10 * time.Second // time limit for all pairs to reach each other
 )
 
-// demo builds a lab, shows it and removes it. The error tells that something did not work.
+// demo builds a lab, shows it and removes it. The error says what did not work.
 func demo(ctx context.Context, s settings, r *report) (err error) {
 	r.title("Building %d hosts", s.hosts)
 	l, err := lab.New(ctx, lab.Options{Hosts: s.hosts, Flanneld: s.flanneld, Progress: func(line string) { r.line("%s", line) }})
@@ -91,13 +91,13 @@ func startNetwork(ctx context.Context, l *lab.Lab, backend string, r *report) ([
 	return containers, nil
 }
 
-// A reply is the outcome of a ping.
+// A reply is the result of a ping.
 type reply struct {
 	rtt time.Duration
 	err error
 }
 
-// pingAll pings between all pairs until each has had a reply or the time to converge is over.
+// pingAll pings between all pairs until each has had a reply or the time limit is over.
 func pingAll(ctx context.Context, containers []*lab.Container) [][]reply {
 	ctx, cancel := context.WithTimeout(ctx, converge)
 	defer cancel()
@@ -109,7 +109,8 @@ func pingAll(ctx context.Context, containers []*lab.Container) [][]reply {
 			for j, to := range containers {
 				cell := &matrix[i][j]
 				if _, cell.err = from.WaitPing(ctx, to.Addr); cell.err == nil {
-					// Once more: the first included ARP, and the other rows starting up.
+					// Measure the second ping: the first one included ARP, and the start of the
+					// other rows.
 					cell.rtt, cell.err = from.WaitPing(ctx, to.Addr)
 				}
 			}
@@ -119,8 +120,8 @@ func pingAll(ctx context.Context, containers []*lab.Container) [][]reply {
 	return matrix
 }
 
-// throughput measures from one container to the next, beside the same pair of hosts without the overlay. With many
-// hosts only the first few pairs are measured.
+// throughput measures TCP from one container to the next, and between the same two hosts without
+// the overlay. With many hosts, only the first few pairs are measured.
 func throughput(ctx context.Context, containers []*lab.Container, slice time.Duration, r *report) error {
 	const pairs, rounds = 3, 10
 	if len(containers) < 2 {

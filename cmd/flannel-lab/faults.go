@@ -12,12 +12,12 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// faults are the damages, and what of the baseline it takes to repair them. ip(8) cannot flush routes by way of nexthop objects
-// (it asks for the deletion of routes by both the object and the link, which the kernel refuses), so among many peers
-// they are deleted one by one.
+// faults are the faults, and the part of the baseline that their repair needs. ip(8) cannot flush
+// routes with nexthop objects: it asks for routes with both the object and the link, which the
+// kernel refuses. So among many peers, these routes are deleted one by one.
 var faults = []struct {
 	command  string
-	many     string // among many peers, if that is another one, of every subnet
+	many     string // command for each subnet, used among many peers; empty: the same
 	baseline func(baseline) time.Duration
 }{
 	{"ip route flush dev " + vxlanLink, "route del", func(b baseline) time.Duration { return b.routes }},
@@ -26,7 +26,8 @@ var faults = []struct {
 	{"ip link del " + vxlanLink, "", baseline.all},
 }
 
-// restarts measures starts of flanneld with everything in place, under pings from a container to one of a real peer.
+// restarts measures starts of flanneld with everything in place, with pings from a container to a
+// container of a real peer.
 func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "EXEC TO READY", "LEASE TO READY", "OPERATIONS", "NOTIFICATIONS", "PINGS LOST", "OF", "PEAK MEMORY"}}
 	c := &s.watched
@@ -64,7 +65,8 @@ func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 	return append(rows, []string{"wanted", "", "≤ 1 s", "none", "0", "0", "", "≤ 80 MB"}), c.check()
 }
 
-// restart ends flanneld and starts it again, with time before, between and after for losses to show.
+// restart stops flanneld and starts it again, with a pause before, between and after, so that all
+// losses are counted.
 func (s *scale) restart(ctx context.Context) error {
 	c := &s.watched
 	if err := window(ctx, s.plan.away); err != nil {
@@ -82,7 +84,7 @@ func (s *scale) restart(ctx context.Context) error {
 	return window(ctx, 2*s.plan.away)
 }
 
-// operations is what flanneld says to have done to the kernel.
+// operations returns what flanneld has done to the kernel, by its log.
 func operations(p *lab.Process) string {
 	var all []string
 	for line := range strings.Lines(p.Logs()) {
@@ -97,8 +99,9 @@ func operations(p *lab.Process) string {
 	return strings.Join(all, ", ")
 }
 
-// pair brings a real peer into the crowd, and gives a path between a container on each side. The peer's own flanneld is
-// ended when it has programmed its kernel, so that it takes no part in what is measured.
+// pair adds a real peer to the overlay and returns a path between a container on each side. The
+// peer's own flanneld is stopped when it has programmed its kernel, so that it does not disturb the
+// measurement.
 func (s *scale) pair(ctx context.Context) (path, error) {
 	c := &s.watched
 	other := watchedHost{overlay: c.overlay, host: s.next()}
@@ -129,7 +132,7 @@ func (s *scale) pair(ctx context.Context) (path, error) {
 	return way, errors.Join(err, stop(ctx, other.overlay, other.host))
 }
 
-// damages has each damage repaired, among the crowd.
+// repairsAmongMany injects each fault on the host with most peers and measures its repair.
 func (s *scale) repairsAmongMany(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "FAULT TAKES", "REPAIR, MEDIAN", "WORST", "OF", "BASELINE", "RATIO", "WANTED", "PEAK MEMORY"}}
 	c := &s.watched
@@ -146,7 +149,7 @@ func (s *scale) repairsAmongMany(ctx context.Context) ([][]string, error) {
 		var peak int64
 		for i := range s.plan.repetitions {
 			s.progress("%s, %d of %d", name, i+1, s.plan.repetitions)
-			// A new process has no memory of what it has spent on repairs before.
+			// A new process has no history of repairs that slows it down.
 			if err := c.restartFlanneld(ctx); err != nil {
 				return rows, err
 			}
@@ -172,7 +175,7 @@ func (s *scale) repairsAmongMany(ctx context.Context) ([][]string, error) {
 	return rows, c.check()
 }
 
-// ofEach gives commands about the subnet of every peer that exists in etcd only.
+// ofEach returns a command for the subnet of every peer that exists in etcd only.
 func (c *watchedHost) ofEach(command string) string {
 	var lines strings.Builder
 	for i := range c.etcdPeers {
@@ -181,7 +184,7 @@ func (c *watchedHost) ofEach(command string) string {
 	return lines.String()
 }
 
-// again restarts flanneld.
+// restartFlanneld restarts flanneld.
 func (c *watchedHost) restartFlanneld(ctx context.Context) error {
 	if err := stop(ctx, c.overlay, c.host); err != nil {
 		return err
@@ -189,7 +192,8 @@ func (c *watchedHost) restartFlanneld(ctx context.Context) error {
 	return c.start(ctx)
 }
 
-// fault does a damage, and waits until the kernel holds what is wanted, and still does after a while.
+// injectFault injects a fault and waits until the kernel has the wanted objects, and still has them
+// after a while.
 func (c *watchedHost) injectFault(ctx context.Context, inject func() (time.Duration, error), quiet time.Duration) (begun, ended, repaired time.Time, err error) {
 	took, err := inject()
 	if err != nil {
@@ -207,7 +211,8 @@ func (c *watchedHost) injectFault(ctx context.Context, inject func() (time.Durat
 	}
 }
 
-// repairsAmongFew has all damages repaired in turn, again and again, among three peers.
+// repairsAmongFew injects all faults in turn, several times, on a host with three peers, and
+// measures the repairs.
 func (s *scale) repairsAmongFew(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "MEDIAN", "WORST", "OF", "WANTED"}}
 	o := manyOverlay("vxlan", 3)
@@ -223,7 +228,8 @@ func (s *scale) repairsAmongFew(ctx context.Context) ([][]string, error) {
 	var all []time.Duration
 	each := make([][]time.Duration, len(faults))
 	for i := range s.plan.faultsAmongFew {
-		// flanneld slows down when somebody undoes the same again and again; a new process has no memory of that.
+		// flanneld slows down when something is undone again and again. A new process has no such
+		// history.
 		if i > 0 && i%(4*len(faults)) == 0 {
 			if err := c.restartFlanneld(ctx); err != nil {
 				return rows, err

@@ -13,7 +13,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// openKernel gives access to the kernel objects of a host; close it.
+// openKernel opens the kernel of a host. The caller closes it.
 func openKernel(h *lab.Host) (k *kernel.Kernel, err error) {
 	err = h.Do(func() error {
 		k, err = kernel.New()
@@ -22,7 +22,7 @@ func openKernel(h *lab.Host) (k *kernel.Kernel, err error) {
 	return k, err
 }
 
-// flannelLinks names the devices of flanneld on a host, sorted.
+// flannelLinks returns the names of flanneld's devices on a host, sorted.
 func flannelLinks(h *lab.Host) (names []string, err error) {
 	err = h.Do(func() error {
 		all, err := net.Interfaces()
@@ -39,7 +39,7 @@ func flannelLinks(h *lab.Host) (names []string, err error) {
 	return names, nil
 }
 
-// overlayOf reads what a host's kernel holds for a network.
+// overlayOf returns the objects of a network in a host's kernel.
 func overlayOf(h *lab.Host, network netip.Prefix) (dataplane.State, error) {
 	links, err := flannelLinks(h)
 	if err != nil {
@@ -53,7 +53,8 @@ func overlayOf(h *lab.Host, network netip.Prefix) (dataplane.State, error) {
 	return k.Snapshot(dataplane.Scope{Network: network, Links: links})
 }
 
-// deletions are the operations that remove all objects of one kind from a link, or the link itself.
+// deletions returns the operations that remove all objects of one kind from a link, or the link
+// itself.
 func deletions(s dataplane.State, link string, kind dataplane.Kind) (ops []dataplane.Op) {
 	for op := range s.Objects(kind) {
 		if op.Device() == link {
@@ -64,7 +65,7 @@ func deletions(s dataplane.State, link string, kind dataplane.Kind) (ops []datap
 	return ops
 }
 
-// await looks each millisecond whether something has become true. The error tells what.
+// await checks every millisecond whether a condition is true. The error names the condition.
 func await(ctx context.Context, what string, limit time.Duration, check func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than %v", limit))
 	defer cancel()
@@ -86,7 +87,7 @@ func await(ctx context.Context, what string, limit time.Duration, check func() (
 	}
 }
 
-// window lets a time pass in which something is measured.
+// window waits for the time in which something is measured.
 func window(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

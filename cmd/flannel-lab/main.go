@@ -1,6 +1,7 @@
-// Command flannel-lab shows flanneld at work on one machine, and measures it: it makes hosts as network namespaces with
-// a real etcd and starts real flanneld processes. The demo pings between containers of all hosts and shows what was
-// programmed; the benchmarks print figures. It needs root and leaves nothing behind.
+// Command flannel-lab demonstrates and measures flanneld on one machine. It creates hosts as
+// network namespaces with a real etcd and starts real flanneld processes. The demo pings between
+// containers of all hosts and shows what was programmed. The benchmarks print tables. It needs root
+// and leaves nothing behind.
 package main
 
 import (
@@ -27,29 +28,29 @@ func main() {
 const usage = `Usage: flannel-lab [demo] [flags]
        flannel-lab bench [flags]
 
-Makes hosts as network namespaces on this machine, with a real etcd and real
-flanneld processes, and removes everything again. Needs root.
+Run flanneld on hosts that are network namespaces of this machine, with a real etcd.
+Everything is removed at the end. Needs root.
 
-demo    pings between containers of all hosts, measures throughput and shows
-        what flanneld programmed
-bench   measures the daemon, how fast it follows and repairs, what the overlay
-        costs beside the bare link, and one host among 20,000, and prints tables
+demo    ping between containers of all hosts, measure throughput, show what flanneld
+        has programmed
+bench   measure the daemon, convergence and repairs, throughput beside the bare link,
+        and one host with 20,000 peers; print tables
 `
 
-// settings is what the command line says.
+// settings are the values of the command line.
 type settings struct {
 	bench    bool
 	flanneld string
 
-	// of the demo
+	// Settings of the demo.
 	hosts   int
 	backend string
 	keep    bool
-	slice   time.Duration // in which the paths of TCP streams take turns
+	slice   time.Duration // time for each path of a TCP measurement in a turn
 
-	// of the benchmarks
+	// Settings of the benchmarks.
 	quick bool
-	only  string // section
+	only  string // name of the only section to measure; empty: all
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
@@ -62,7 +63,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if os.Geteuid() != 0 {
-		fmt.Fprintln(stderr, "flannel-lab: this needs root, because it makes network namespaces; run it with sudo")
+		fmt.Fprintln(stderr, "flannel-lab: must be run as root, because it creates network namespaces: use sudo")
 		return 1
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -90,12 +91,12 @@ func parse(args []string, help io.Writer) (settings, error) {
 		args = args[1:]
 	}
 	both, ofDemo, ofBench := flagSet("flannel-lab"), flagSet("demo"), flagSet("bench")
-	both.StringVar(&s.flanneld, "flanneld", "dist/flanneld", "flanneld binary to run")
-	ofDemo.IntVar(&s.hosts, "hosts", 3, "number of hosts, 1 to 50")
-	ofDemo.StringVar(&s.backend, "backend", "vxlan", "backend type, as in the network config")
-	ofDemo.BoolVar(&s.keep, "keep", false, "wait for Ctrl-C before removing everything")
-	ofBench.BoolVar(&s.quick, "quick", false, "measure for a shorter time")
-	ofBench.StringVar(&s.only, "only", "", "one section: "+strings.Join(sectionNames, ", "))
+	both.StringVar(&s.flanneld, "flanneld", "dist/flanneld", "`path` of the flanneld binary")
+	ofDemo.IntVar(&s.hosts, "hosts", 3, "`number` of hosts, 1 to 50")
+	ofDemo.StringVar(&s.backend, "backend", "vxlan", "backend `type`: vxlan, host-gw, udp or alloc")
+	ofDemo.BoolVar(&s.keep, "keep", false, "keep the hosts until Ctrl-C")
+	ofBench.BoolVar(&s.quick, "quick", false, "measure for a shorter time, with less exact figures")
+	ofBench.StringVar(&s.only, "only", "", "measure one `section`: "+strings.Join(sectionNames, ", "))
 	own := ofDemo
 	if s.bench {
 		own = ofBench
@@ -108,7 +109,7 @@ func parse(args []string, help io.Writer) (settings, error) {
 		return s, err
 	}
 	if rest := own.Args(); len(rest) > 0 {
-		return s, fmt.Errorf("unexpected argument %q", rest[0])
+		return s, fmt.Errorf("unexpected argument %q: must be a flag", rest[0])
 	}
 	return s, s.check()
 }
@@ -122,17 +123,17 @@ func flagSet(name string) *pflag.FlagSet {
 
 func (s settings) check() error {
 	if s.hosts < 1 || s.hosts > 50 {
-		return fmt.Errorf("--hosts is %d, not 1 to 50", s.hosts)
+		return fmt.Errorf("--hosts: %d: must be 1 to 50", s.hosts)
 	}
 	if s.only != "" && !slices.Contains(sectionNames, s.only) {
-		return fmt.Errorf("--only is %q, not one of %s", s.only, strings.Join(sectionNames, ", "))
+		return fmt.Errorf("--only: %q: must be one of %s", s.only, strings.Join(sectionNames, ", "))
 	}
 	info, err := os.Stat(s.flanneld)
 	if err != nil {
 		return fmt.Errorf("--flanneld: %w", err)
 	}
 	if info.IsDir() || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("--flanneld: %s is not a program", s.flanneld)
+		return fmt.Errorf("--flanneld: %q: must be a program", s.flanneld)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func TestParse(t *testing.T) {
 		{"--help", 0, "--backend"},
 		{"demo --help", 0, "Usage: flannel-lab"},
 		{"bench --help", 0, "--quick"},
-		{self + " --hosts 0", 2, "--hosts is 0"},
+		{self + " --hosts 0", 2, "--hosts: 0: must be 1 to 50"},
 		{self + " --hosts x", 2, "invalid argument"},
 		{self + " --quick", 2, "--quick"},
 		{"bench --hosts 2 " + self, 2, "--hosts"},
@@ -34,7 +34,7 @@ func TestParse(t *testing.T) {
 		{"bench demo " + self, 2, `"demo"`},
 		{"bench --only all " + self, 2, "daemon, convergence"},
 		{"--flanneld=/nowhere", 2, "/nowhere"},
-		{"bench --flanneld=/", 2, "not a program"},
+		{"bench --flanneld=/", 2, "must be a program"},
 	} {
 		var out bytes.Buffer
 		if code := run(strings.Fields(test.args), &out, &out); code != test.code || !strings.Contains(out.String(), test.out) {
@@ -43,7 +43,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// daemon is the flanneld that FLANNELD names, or one built from this tree.
+// daemon returns the path of the flanneld in FLANNELD, or of one built from this tree.
 func daemon(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -91,10 +91,10 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// The same as flannel-lab bench does, only too little of it to be believed.
+// TestBench measures what flannel-lab bench does, but too short for usable figures.
 func TestBench(t *testing.T) {
 	path := daemon(t)
-	for _, p := range []string{"ip", "bridge"} { // the baseline is theirs
+	for _, p := range []string{"ip", "bridge"} { // for the baseline
 		if _, err := exec.LookPath(p); err != nil {
 			t.Skipf("needs %s: %v", p, err)
 		}

@@ -14,13 +14,14 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// The networks of many hosts. Real ones have their subnets out of the first /16; SubnetLen must leave room for all.
+// The networks of the section scale. Real hosts lease from the first /16; SubnetLen must leave room
+// for all peers.
 const (
 	manyNetwork  = "10.0.0.0/9"
-	manyUnderlay = "100.64.0.0/10" // RFC 6598; to host-gw, peers must be on the uplink's own link
+	manyUnderlay = "100.64.0.0/10" // RFC 6598; for host-gw, peers must be on the uplink's own link
 )
 
-// manyOverlay is a network with so many peers that exist in etcd only.
+// manyOverlay returns a network with a number of peers that exist in etcd only.
 func manyOverlay(backend string, peers int) overlay {
 	return overlay{
 		name: backend, prefix: fmt.Sprintf("/%s-%d", backend, peers), network: netip.MustParsePrefix(manyNetwork), etcdPeers: peers,
@@ -28,7 +29,7 @@ func manyOverlay(backend string, peers int) overlay {
 	}
 }
 
-// numberedPeer gives peer i, 0 to 32000. The second MAC is for one that has come back with another.
+// numberedPeer returns peer i, 0 to 32000.
 func numberedPeer(i int) peer {
 	return peer{
 		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1 + byte(i>>8), byte(i), 0}), 24),
@@ -45,13 +46,13 @@ func (p peer) attrs(backend string) lease.Attrs {
 	return a
 }
 
-// entry is the peer's key in etcd.
+// entry returns the peer's key and value in etcd.
 func (p peer) entry(o overlay) (etcdkeys.Entry, error) {
 	value, err := p.attrs(o.name).Encode()
 	return etcdkeys.Entry{Key: o.prefix + "/subnets/" + p.key(), Value: string(value)}, err
 }
 
-// inKernel is what a kernel holds for the peer, but for the nexthop object.
+// inKernel returns the peer's objects in a kernel, without the nexthop object.
 func (p peer) inKernel(backend string) objects {
 	all := objects{{kind: dataplane.KindRoute, addr: p.subnet.Addr()}: {}}
 	if backend == "vxlan" {
@@ -61,7 +62,7 @@ func (p peer) inKernel(backend string) objects {
 	return all
 }
 
-// deviceOf is the link that a backend's objects are on.
+// deviceOf returns the name of the link of a backend's objects.
 func deviceOf(o overlay, h *lab.Host) string {
 	if o.name == "vxlan" {
 		return vxlanLink
@@ -69,7 +70,7 @@ func deviceOf(o overlay, h *lab.Host) string {
 	return h.Uplink
 }
 
-// listObjects reads what a kernel holds for an overlay by a link, to check a monitor with.
+// listObjects returns the objects of an overlay on a link in a kernel, to check a monitor with.
 func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, error) {
 	scope := dataplane.Scope{Network: network, Links: []string{link}}
 	s, err := k.Snapshot(scope)
@@ -101,7 +102,7 @@ func (s *scale) writeMany(ctx context.Context, o overlay) error {
 	return s.etcd.PutAll(ctx, entries)
 }
 
-// said gives the time at which flanneld first said something that begins with one of some texts.
+// loggedAt returns the time of the first log line whose message begins with one of some texts.
 func loggedAt(p *lab.Process, texts ...string) (time.Time, error) {
 	for line := range strings.Lines(p.Logs()) {
 		for _, text := range texts {

@@ -21,35 +21,36 @@ import (
 // An object is the key of a route, a neighbour or an FDB entry of an overlay.
 type object struct {
 	kind dataplane.Kind
-	addr netip.Addr    // of the subnet, the gateway in it, the host
+	addr netip.Addr    // of the subnet, of its gateway, or of the host
 	mac  dataplane.MAC // of an FDB entry
 }
 
-// objects are keys with what stands there, the MAC of a neighbour.
+// objects are objects by key; the value is the MAC of a neighbour, else zero.
 type objects map[object]dataplane.MAC
 
-// A monitor holds what a kernel holds for an overlay, by its notifications (rtnetlink(7)), beside what is wanted there. So
-// it knows since when the two are the same, without the cost of a listing. A nexthop object has no entry: none of its routes
-// is there without it.
+// A monitor follows the objects of an overlay in a kernel by its notifications (rtnetlink(7)) and
+// compares them with the wanted ones. So it knows since when both are equal, without listing them.
+// Nexthop objects are not followed: none of their routes exists without them.
 type monitor struct {
 	network netip.Prefix
-	link    string // device of the objects
+	link    string // name of the device of the objects
 	conn    *netlink.Conn
 
 	mu         sync.Mutex
-	index      int // of the device; 0 while there is none
+	index      int // index of the device; 0 if there is none
 	have, want objects
-	differing  int           // objects that differ
-	since      time.Time     // when the last of them stopped to
-	received   int           // notifications about objects
-	delay      time.Duration // let come together before they are read, to leave the processors to others
+	differing  int           // number of objects that differ
+	since      time.Time     // time since which none differs
+	received   int           // number of notifications about objects
+	delay      time.Duration // time between two readings; leaves the processors to others
 	failed     error
 }
 
-// monitorBuffer takes the notifications of a hundred thousand changes (bytes).
+// monitorBuffer is a socket buffer for the notifications of a hundred thousand changes, in bytes.
 const monitorBuffer = 256 << 20
 
-// openMonitor begins an account of an overlay's objects by a link of a host, which has none yet; close it.
+// openMonitor opens a monitor of an overlay's objects on a link of a host, which must have none
+// yet. The caller closes it.
 func openMonitor(h *lab.Host, network netip.Prefix, link string) (*monitor, error) {
 	m := &monitor{network: network, link: link, have: objects{}, want: objects{}}
 	err := h.Do(func() error {
@@ -104,7 +105,7 @@ func (m *monitor) pause() {
 	}
 }
 
-// take reads the messages of a datagram.
+// handle handles the messages of a datagram.
 func (m *monitor) handle(b []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -120,7 +121,8 @@ func (m *monitor) handle(b []byte) {
 	}
 }
 
-// handleLink follows the device. With it go the routes, of which the kernel says nothing.
+// handleLink follows the device. Its routes are removed with it, without notifications from the
+// kernel.
 func (m *monitor) handleLink(kind uint16, b []byte) {
 	if len(b) < unix.SizeofIfInfomsg || b[0] == unix.AF_BRIDGE {
 		return
@@ -179,13 +181,13 @@ func (m *monitor) handleRoute(kind uint16, b []byte) {
 			index = v.Number()
 		}
 	}
-	// A route by a nexthop object that is just being deleted has no link any more.
+	// A route with a nexthop object that is being deleted has no link any more.
 	if m.network.Contains(o.addr) && (index == m.index || kind == unix.RTM_DELROUTE) {
 		m.record(o, dataplane.MAC{}, kind == unix.RTM_NEWROUTE)
 	}
 }
 
-// note takes it that an object is there, or is not.
+// record records that an object exists, or that it does not.
 func (m *monitor) record(o object, mac dataplane.MAC, there bool) {
 	m.received++
 	before := m.differs(o)
@@ -197,7 +199,7 @@ func (m *monitor) record(o object, mac dataplane.MAC, there bool) {
 	m.count(before, m.differs(o))
 }
 
-// expect has objects of a peer wanted, or wanted no more.
+// expect adds objects to the wanted ones, or removes them.
 func (m *monitor) expect(there bool, some objects) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -229,14 +231,16 @@ func (m *monitor) count(before, now bool) {
 	}
 }
 
-// collect sets how long notifications gather before they are read, which is as late as a time may be.
+// setDelay sets the time between two readings of notifications. A measured time can be too late by
+// this much.
 func (m *monitor) setDelay(d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.delay = d
 }
 
-// await waits until the kernel holds what is wanted, and has since a time after another, and says when that was.
+// await waits until the kernel has the wanted objects, since a time later than after, and returns
+// that time.
 func (m *monitor) await(ctx context.Context, after time.Time, limit time.Duration) (at time.Time, err error) {
 	off := 0
 	err = await(ctx, "the kernel to hold what is wanted", limit, func() (bool, error) {
@@ -251,14 +255,14 @@ func (m *monitor) await(ctx context.Context, after time.Time, limit time.Duratio
 	return at, err
 }
 
-// events is the number of notifications about objects so far.
+// events returns the number of notifications about objects so far.
 func (m *monitor) events() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.received
 }
 
-// wanted is a copy of what is wanted.
+// wanted returns a copy of the wanted objects.
 func (m *monitor) wanted() objects {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// message is one as the kernel sends it.
+// message returns a message as the kernel sends it.
 func message(kind uint16, header []byte, attributes netlink.Attrs) []byte {
 	var r netlink.Requests
 	r.Begin(kind, 0)
@@ -56,7 +56,7 @@ func TestMonitorCountsDifferingObjects(t *testing.T) {
 		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, p.mac), 3}, // the link is not known yet
 		{linkMessage(unix.RTM_NEWLINK, 5, vxlanLink), 3},
 		{neighMessage(unix.RTM_NEWNEIGH, neigh, 5, unix.NUD_PERMANENT, gw, p.mac), 2},
-		{neighMessage(unix.RTM_NEWNEIGH, neigh, 4, unix.NUD_PERMANENT, gw, other.mac), 2}, // another link's
+		{neighMessage(unix.RTM_NEWNEIGH, neigh, 4, unix.NUD_PERMANENT, gw, other.mac), 2}, // on another link
 		{neighMessage(unix.RTM_NEWNEIGH, fdb, 5, unix.NUD_PERMANENT, p.public, p.mac), 1},
 		{routeMessage(unix.RTM_NEWROUTE, 4, gw), 1},
 		{routeMessage(unix.RTM_NEWROUTE, 5, netip.MustParseAddr("192.0.2.0")), 1},

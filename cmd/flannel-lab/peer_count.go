@@ -12,7 +12,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// crowds measures one TCP stream between two peers that have more and more others in their forwarding tables.
+// byPeerCount measures one TCP stream between two peers with different numbers of other peers in
+// their forwarding tables.
 func (b *bench) byPeerCount(ctx context.Context) ([][]string, error) {
 	var paths []path
 	for _, o := range append([]overlay{b.udp}, b.manyPeers...) {
@@ -42,7 +43,8 @@ func (b *bench) byPeerCount(ctx context.Context) ([][]string, error) {
 	return rows, nil
 }
 
-// gather writes the leases of an overlay's etcdPeers, starts its daemons and waits until they have programmed them.
+// populate writes the leases of an overlay's peers that exist in etcd only, starts its daemons and
+// waits until they have programmed them.
 func (b *bench) populate(ctx context.Context, o overlay) error {
 	b.progress("writing %d leases and starting flanneld on %d hosts", o.etcdPeers, len(o.hosts))
 	if err := b.writeEtcdPeers(ctx, o); err != nil {
@@ -56,7 +58,7 @@ func (b *bench) populate(ctx context.Context, o overlay) error {
 		err := await(ctx, fmt.Sprintf("%d tunnel entries in the log of %s", o.etcdPeers+len(o.hosts), h.Name), patience, func() (bool, error) {
 			var err error
 			entries, err = tunnelEntries(programmed(h))
-			return entries == o.etcdPeers+len(o.hosts), err // of its own subnet, too
+			return entries == o.etcdPeers+len(o.hosts), err // and the entry of its own subnet
 		})
 		if err != nil {
 			return fmt.Errorf("%w: there are %d", err, entries)
@@ -82,8 +84,9 @@ func (b *bench) writeEtcdPeers(ctx context.Context, o overlay) error {
 	return errors.Join(errs...)
 }
 
-// peer gives the lease of peer i, as the udp backend writes it. Its subnet is behind the first /16 of the network, out of
-// which the real ones come, and its address of 198.18.0.0/15, where there are no real hosts (RFC 2544).
+// etcdPeer returns key and lease of peer i, as the udp backend writes it. Its subnet is outside the
+// first /16 of the network, from which real hosts lease; its address is in 198.18.0.0/15, which no
+// real host has (RFC 2544).
 func etcdPeer(network netip.Prefix, i int) (key, value string) {
 	n := network.Addr().As4()
 	subnet := netip.AddrFrom4([4]byte{n[0], n[1] + 1 + byte(i>>8), byte(i), 0})
@@ -91,7 +94,8 @@ func etcdPeer(network netip.Prefix, i int) (key, value string) {
 	return fmt.Sprintf("%s-24", subnet), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, public)
 }
 
-// programmed gives the summaries of what flanneld on a host says to have programmed, like "+1 link, +2 route".
+// programmed returns the summaries of what flanneld on a host has programmed, by its log, such as
+// "+1 link, +2 route".
 func programmed(h *lab.Host) (summaries []string) {
 	for line := range strings.Lines(h.Flanneld().Logs()) {
 		if _, after, found := strings.Cut(line, `msg="programmed the kernel" ops="`); found {
@@ -102,7 +106,7 @@ func programmed(h *lab.Host) (summaries []string) {
 	return summaries
 }
 
-// tunnelEntries adds up those of the summaries.
+// tunnelEntries returns the number of tunnel entries in the summaries.
 func tunnelEntries(summaries []string) (n int, err error) {
 	for part := range strings.SplitSeq(strings.Join(summaries, ", "), ", ") {
 		if number, isEntry := strings.CutSuffix(part, " tunnel entry"); isEntry && number[0] != '~' {
@@ -118,7 +122,7 @@ func tunnelEntries(summaries []string) (n int, err error) {
 
 func gigabits(rate float64) string { return fmt.Sprintf("%.2f Gbit/s", rate/1e9) }
 
-// plural counts, with thousands set apart.
+// plural returns a number with its noun, with a comma at the thousands.
 func plural(n int, thing string) string {
 	digits := strconv.Itoa(n)
 	if n >= 1000 {

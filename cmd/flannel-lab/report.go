@@ -15,7 +15,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// A report prints what the demo finds, in colour on a terminal.
+// A report prints the results of the demo, in colour on a terminal.
 type report struct {
 	out    io.Writer
 	colour bool
@@ -65,7 +65,7 @@ func (r *report) hosts(containers []*lab.Container) error {
 		if err != nil {
 			return err
 		}
-		// A backend without a device of its own sends by the uplink.
+		// A backend without its own device sends on the uplink.
 		device := strings.Join(append(links, h.Uplink)[:max(1, len(links))], " ")
 		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%d\t%s\t%d ms\n", h.Name, h.Addr, env.Subnet.Masked(), c.Name, c.Addr,
 			c.MTU, device, h.Flanneld().ReadyAfter().Milliseconds())
@@ -73,7 +73,7 @@ func (r *report) hosts(containers []*lab.Container) error {
 	return table.Flush()
 }
 
-// shortest is a time in milliseconds in at most five characters, as long as it is below a minute.
+// shortest formats a time in milliseconds with at most five characters, if it is below a minute.
 func shortest(d time.Duration) string {
 	ms := float64(d.Microseconds()) / 1e3
 	if ms < 10 {
@@ -82,7 +82,7 @@ func shortest(d time.Duration) string {
 	return fmt.Sprintf("%.0f", ms)
 }
 
-// matrix prints who reached whom and returns the number of failures.
+// matrix prints which containers reach each other and returns the number of failures.
 func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed int) {
 	const width = 8
 	line := fmt.Sprintf("  %-*s", width, "")
@@ -113,7 +113,7 @@ func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed i
 	return failed
 }
 
-// programmed shows what flanneld on a host has done, by its own account and by the kernel's.
+// programmed prints what flanneld on a host has done, by its log and by the kernel.
 func (r *report) programmed(h *lab.Host) error {
 	r.title("What flanneld on %s says to have programmed", h.Name)
 	for _, summary := range programmed(h) {
@@ -128,7 +128,7 @@ func (r *report) programmed(h *lab.Host) error {
 	return nil
 }
 
-// enter tells how to look around in the lab.
+// printAccess prints how to inspect the lab.
 func (r *report) printAccess(l *lab.Lab, containers []*lab.Container) {
 	r.line("enter a host:       nsenter --net=%s", l.Hosts[0].NS.Path())
 	r.line("enter a container:  ip netns exec %s sh", containers[0].NS.Name)

@@ -9,22 +9,23 @@ import (
 	"flanneld/pkg/lab/etcdkeys"
 )
 
-// A scale measures one host among many. It has a lab of its own, whose uplinks are on a network with room for all peers,
-// and where nothing else runs.
+// A scale measures one host with many peers. It has its own lab, whose uplinks are on a network
+// with room for all peers, and in which nothing else runs.
 type scale struct {
 	lab      *lab.Lab
 	etcd     *etcdkeys.Session
 	plan     plan
 	progress func(format string, args ...any)
 
-	used      int                 // hosts
-	baselines map[string]baseline // by the prefix of an overlay
-	watched   watchedHost         // the host that stays among the most peers
+	used      int                 // number of hosts used so far
+	baselines map[string]baseline // by prefix of the overlay
+	watched   watchedHost         // the host that stays with most peers
 }
 
 var errNotWatched = errors.New("no flanneld runs among many peers")
 
-// sections are measured in this order, since later ones take up what earlier ones have left.
+// sections returns the sections in the order of measurement. Later ones use the host that earlier
+// ones leave.
 func (s *scale) sections() []section {
 	return []section{
 		{"scale", "Start among many peers, from exec to all objects in the kernel, beside ip -batch and bridge -batch writing the same", s.starts},
@@ -37,11 +38,11 @@ func (s *scale) sections() []section {
 
 func (s *scale) most() int { return s.plan.sizes[len(s.plan.sizes)-1] }
 
-// scaleHosts is how many it takes: each start and each baseline has one that nothing was done on before. Two more are a real peer
-// and the one among few.
+// scaleHosts returns the number of hosts. Each start and each baseline has a host that was not used
+// before; two more are a real peer and the host with few peers.
 func (p plan) scaleHosts() int { return 2*2*len(p.sizes)*p.launches + 2 }
 
-// build makes the lab.
+// build creates the lab.
 func (s *scale) build(ctx context.Context, flanneld string) (err error) {
 	s.baselines = map[string]baseline{}
 	underlay := netip.MustParsePrefix(manyUnderlay)
@@ -65,7 +66,7 @@ func (s *scale) close() error {
 	return s.lab.Close()
 }
 
-// next gives a host that nothing was done on.
+// next returns a host that was not used before.
 func (s *scale) next() *lab.Host {
 	h := s.lab.Hosts[s.used]
 	s.used++

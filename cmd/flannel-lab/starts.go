@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// A watchedHost host runs flanneld among many peers, and is watched from outside.
+// A watchedHost is a host that runs flanneld with many peers and is observed from outside.
 type watchedHost struct {
 	overlay
 	host    *lab.Host
@@ -21,18 +21,19 @@ type watchedHost struct {
 	monitor *monitor
 }
 
-// A launch is what a start of flanneld on a host without anything took, from just before exec on.
+// A launch is the result of a start of flanneld on an unused host. All times are from just before
+// exec.
 type launch struct {
-	leased   time.Duration // until it has said which subnet it has: between that and etcd's listing lies the write of its lease
-	complete time.Duration // until the kernel held all objects of all peers
+	leased   time.Duration // until it has logged its subnet, after it has written its lease
+	complete time.Duration // until the kernel has all objects of all peers
 	ready    time.Duration // until READY
 	lab.Usage
 }
 
-// limit is how long anything among many peers may take.
+// limit is the time limit for everything with many peers.
 const limit = time.Minute
 
-// launch starts flanneld on a host among the peers of an overlay.
+// launch starts flanneld on a host with the peers of an overlay.
 func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c watchedHost, l launch, err error) {
 	c = watchedHost{overlay: o, host: h}
 	if c.monitor, err = openMonitor(h, o.network, deviceOf(o, h)); err != nil {
@@ -54,7 +55,7 @@ func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c watchedHo
 		return c, l, err
 	}
 	l.leased, l.complete, l.ready = leased.Sub(c.begun), at.Sub(c.begun), c.process.ReadyAfter()
-	if err := window(ctx, s.plan.background/2); err != nil { // for what it does just after the start
+	if err := window(ctx, s.plan.background/2); err != nil { // include what it does right after the start
 		return c, l, err
 	}
 	if l.Usage, err = c.process.Usage(); err != nil {
@@ -63,7 +64,7 @@ func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c watchedHo
 	return c, l, c.check()
 }
 
-// leaseTexts begin the line in which flanneld says which subnet it has.
+// leaseTexts are the beginnings of the messages with which flanneld logs its subnet.
 var leaseTexts = []string{"allocated lease", "found lease for current IP"}
 
 // start starts flanneld and waits until it is ready.
@@ -80,7 +81,8 @@ func (c *watchedHost) start(ctx context.Context) (err error) {
 	return nil
 }
 
-// check compares what is wanted with a listing of the kernel: no notification was lost.
+// check compares the wanted objects with a list of the kernel's, to make sure that no notification
+// was lost.
 func (c *watchedHost) check() error {
 	k, err := openKernel(c.host)
 	if err != nil {
@@ -94,7 +96,7 @@ func (c *watchedHost) check() error {
 	return err
 }
 
-// starts compares starts among more and more peers with the baseline.
+// starts compares starts with increasing numbers of peers with the baseline.
 func (s *scale) starts(ctx context.Context) ([][]string, error) {
 	rows := [][]string{{"", "EXEC TO COMPLETE", "BASELINE", "RATIO", "LEASE TO COMPLETE", "A PEER", "× AT FEWEST", "READY", "CPU", "PEAK MEMORY"}}
 	if err := reportBackgroundLoad(ctx, s.plan.background, s.progress); err != nil {
@@ -123,8 +125,8 @@ func (s *scale) starts(ctx context.Context) ([][]string, error) {
 	return append(rows, []string{"wanted at 20,000", "", "", "≤ 2", "", "", "≤ 1.3", "", "", "≤ 80 MB"}), nil
 }
 
-// alternate starts flanneld and measures the baseline in turn, each time on another host. Where the crowd is largest, the
-// last flanneld stays for what follows.
+// alternate starts flanneld and measures the baseline in turn, each time on another host. With most
+// peers, the last flanneld keeps running for the next sections.
 func (s *scale) alternate(ctx context.Context, o overlay) (launches []launch, baselines []baseline, err error) {
 	for i := range s.plan.launches {
 		s.progress("%s, %s: start and baseline, %d of %d", o.name, plural(o.etcdPeers, "peer"), i+1, s.plan.launches)
@@ -147,7 +149,7 @@ func (s *scale) alternate(ctx context.Context, o overlay) (launches []launch, ba
 	return launches, baselines, nil
 }
 
-// leave ends flanneld and removes what it has programmed, and its lease.
+// leave stops flanneld and removes what it has programmed, and its lease.
 func (c *watchedHost) leave(ctx context.Context, s *scale) error {
 	if c.monitor != nil {
 		c.monitor.close()

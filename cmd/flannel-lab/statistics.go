@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// quantile gives the value that the part q of all values, 0 to 1, do not exceed (the nearest rank, so always one that
-// was measured), or the zero value of an empty list.
+// quantile returns the value that a share q of all values, 0 to 1, do not exceed (nearest rank, so
+// it is always one of the values), or the zero value for an empty list.
 func quantile[T cmp.Ordered](values []T, q float64) T {
 	if len(values) == 0 {
 		var zero T

@@ -11,14 +11,14 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// A path is a way between two endpoints whose speed is compared with that of others.
+// A path is a pair of endpoints whose speed is compared with that of others.
 type path struct {
 	name     string
 	from, to *lab.Endpoint
 }
 
-// takeTurns measures every path once a round, and every second round in reverse, so that whatever else the machine does
-// hits all paths alike.
+// takeTurns measures every path once in each round, in reverse order in every second round, so that
+// background load affects all paths alike.
 func takeTurns(paths []path, rounds int, measure func(i int) error) error {
 	for round := range rounds {
 		for i := range paths {
@@ -33,24 +33,24 @@ func takeTurns(paths []path, rounds int, measure func(i int) error) error {
 	return nil
 }
 
-// A sample is what came over a path.
+// A sample is the result of traffic on a path.
 type sample struct {
 	amount  float64 // bits or packets
 	elapsed time.Duration
-	busy    time.Duration // of all processors of the machine
+	busy    time.Duration // by all processors of the machine
 }
 
 func (s sample) plus(o sample) sample {
 	return sample{s.amount + o.amount, s.elapsed + o.elapsed, s.busy + o.busy}
 }
 
-// rate is the amount a second.
+// rate returns the amount per second.
 func (s sample) rate() float64 { return s.amount / max(s.elapsed.Seconds(), 1e-9) }
 
-// A meter sends over a path for a while.
+// A meter sends over a path for some time.
 type meter func(ctx context.Context, p path, d time.Duration) (sample, error)
 
-// streams sends bits by so many TCP connections at once.
+// streams returns a meter of n parallel TCP connections.
 func streams(n int) meter {
 	return func(ctx context.Context, p path, d time.Duration) (s sample, err error) {
 		stats, errs := make([]lab.TransferStats, n), make([]error, n)
@@ -67,7 +67,7 @@ func streams(n int) meter {
 	}
 }
 
-// datagrams offers more UDP packets of a size than any path carries.
+// datagrams returns a meter of UDP packets of a size, of which it sends more than any path carries.
 func datagrams(size int) meter {
 	return func(ctx context.Context, p path, d time.Duration) (sample, error) {
 		stats, err := p.from.Flood(ctx, p.to, size, d)
@@ -75,7 +75,7 @@ func datagrams(size int) meter {
 	}
 }
 
-// measure sends over each path once a round and gives the sums by path.
+// measure sends over each path once in each round and returns the sums by path.
 func measure(ctx context.Context, paths []path, rounds int, each time.Duration, m meter) ([]sample, error) {
 	sums := make([]sample, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
@@ -96,14 +96,16 @@ func measure(ctx context.Context, paths []path, rounds int, each time.Duration, 
 }
 
 const (
-	// pingEvery is short enough for many round trips and long enough for each to have the machine for itself.
+	// pingEvery is short enough for many round trips and long enough for each to have the machine
+	// for itself.
 	pingEvery = time.Millisecond
-	// warmUp is the number of replies in each turn that do not count: while they came, the pinger was still starting.
+	// warmUp is the number of replies at the begin of each turn that are ignored, because the
+	// pinger was still starting.
 	warmUp = 5
 )
 
-// roundTrips pings over each path and returns the round-trip times of the replies by path. A turn
-// ends when there are replies that count: on a busy machine there may be none within each.
+// roundTrips pings over each path and returns the round-trip times by path. A turn lasts until
+// there are replies that count: on a busy machine there may be none in the given time.
 func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duration) ([][]time.Duration, error) {
 	times := make([][]time.Duration, len(paths))
 	err := takeTurns(paths, rounds, func(i int) error {
@@ -120,7 +122,7 @@ func roundTrips(ctx context.Context, paths []path, rounds int, each time.Duratio
 	return times, err
 }
 
-// enough waits for replies that count.
+// awaitReplies waits for replies that count.
 func awaitReplies(ctx context.Context, pinger *lab.Pinger) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -132,10 +134,11 @@ func awaitReplies(ctx context.Context, pinger *lab.Pinger) error {
 	})
 }
 
-// tail returns the replies that count.
+// counted returns the replies that count.
 func counted(times []time.Duration) []time.Duration { return times[min(warmUp, len(times)):] }
 
-// containerPath adds a container to the first two hosts of an overlay and waits until they reach each other.
+// containerPath adds a container to the first two hosts of an overlay and waits until they reach
+// each other.
 func containerPath(ctx context.Context, o overlay) (path, error) {
 	from, err := o.hosts[0].AddContainer()
 	if err != nil {
