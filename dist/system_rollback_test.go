@@ -153,7 +153,7 @@ func original(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	o, err := lab.StartOldUDP(network, subnet.Masked(), addr, 1500, peers)
+	o, err := lab.StartOriginalUDP(network, subnet.Masked(), addr, 1500, peers)
 	if err != nil {
 		return err
 	}

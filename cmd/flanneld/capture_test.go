@@ -43,7 +43,7 @@ func newBehindGateway(t *testing.T, backend string) *behindGateway {
 
 func (b *behindGateway) alsoAt(addr string) net.Listener {
 	b.t.Helper()
-	l, err := b.Etcd.AlsoAt(netip.MustParseAddr(addr))
+	l, err := b.Etcd.ListenAt(netip.MustParseAddr(addr))
 	b.must(err)
 	return l
 }

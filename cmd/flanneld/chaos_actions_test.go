@@ -108,7 +108,7 @@ func (m *mayhem) healEtcd(*victim) {
 // forget makes etcd forget what happened before.
 func (m *mayhem) forget(*victim) {
 	m.t.Helper()
-	m.must(m.store.Forget(m.ctx))
+	m.must(m.store.ForgetHistory(m.ctx))
 }
 
 func (m *mayhem) deleteLease(v *victim) {

@@ -95,7 +95,7 @@ func newMemberStorm(c *cluster, api string, others ...*lab.Member) *memberStorm 
 	ctx, cancel := context.WithCancel(c.ctx)
 	c.t.Cleanup(cancel)
 	var err error
-	s.write, err = c.Etcd.Through(ctx, api, others...)
+	s.write, err = c.Etcd.Writer(ctx, api, others...)
 	c.must(err)
 	s.try(c.prefix+"/config", upperConfig)
 	return s

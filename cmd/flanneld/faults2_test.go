@@ -345,7 +345,7 @@ func (s *stage) missesEvents(also func()) {
 			fmt.Sprintf("route 10.42.%[1]d.0/24 via 10.42.%[1]d.0 dev flannel.1 onlink", i))
 	}
 	if v3, ok := s.store.(etcdkeys.V3); ok { // in v2, so many events are enough
-		s.must(v3.Forget(s.ctx))
+		s.must(v3.ForgetHistory(s.ctx))
 	}
 	also()
 	again := logged(h, "listing all leases again")

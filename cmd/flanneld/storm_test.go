@@ -27,7 +27,7 @@ func TestDaemonStorm(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: hosts})
 			t.Logf("a lab of %d hosts built within %v", hosts, time.Since(start).Round(time.Millisecond))
 			// Each host is told of each: the work is hosts by hosts, on however few processors.
-			c.must(c.Etcd.Prefer())
+			c.must(c.Etcd.Prioritize())
 			c.must(c.Etcd.Store(api).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
 			start = time.Now()
 			c.must(c.StartAll(c.ctx, "-etcd-api="+api, "-iptables-forward-rules=false"))

@@ -38,15 +38,15 @@ func (c *cluster) replace(path string, ours bool) {
 }
 
 // oldUDP starts the original's udp backend on the first host, for the others as peers.
-func (c *cluster) oldUDP() *lab.OldUDP {
+func (c *cluster) oldUDP() *lab.OriginalUDP {
 	c.t.Helper()
 	h, peers := c.Hosts[0], map[netip.Prefix]netip.Addr{}
 	for _, p := range c.Hosts[1:] {
 		peers[c.subnet(p)] = p.Addr
 	}
-	var old *lab.OldUDP
+	var old *lab.OriginalUDP
 	c.must(h.Do(func() (err error) {
-		old, err = lab.StartOldUDP(netip.MustParsePrefix("10.42.0.0/16"), c.subnet(h), h.Addr, 1500, peers)
+		old, err = lab.StartOriginalUDP(netip.MustParsePrefix("10.42.0.0/16"), c.subnet(h), h.Addr, 1500, peers)
 		return err
 	}))
 	c.t.Cleanup(func() { old.Close() })

@@ -87,9 +87,9 @@ func (e *Etcd) Endpoint() string {
 	return fmt.Sprintf("%s://%s:2379", scheme, e.addr)
 }
 
-// AlsoAt has etcd answer at another address too, which hosts reach by their default gateway, until the listener is closed
+// ListenAt has etcd answer at another address too, which hosts reach by their default gateway, until the listener is closed
 // that is returned.
-func (e *Etcd) AlsoAt(addr netip.Addr) (net.Listener, error) {
+func (e *Etcd) ListenAt(addr netip.Addr) (net.Listener, error) {
 	err := e.lab.Fabric.configure(func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
 		if err != nil {
@@ -132,7 +132,7 @@ func (e *Etcd) start(ctx context.Context) error {
 		return fmt.Errorf("find the binary to run etcd with: %w", err)
 	}
 	log := filepath.Join(e.lab.Dir, "etcd.log")
-	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.lab.opts.TLS, Calm: e.lab.opts.EtcdCluster})
+	env, err := etcdEnv(etcdConfig{Dir: e.dataDir(), Endpoint: e.Endpoint(), TLS: e.lab.opts.TLS, SlowElections: e.lab.opts.EtcdCluster})
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (e *Etcd) AddMember(ctx context.Context, n int, others ...*Member) (*Member
 		Endpoint: fmt.Sprintf("http://%s:%d", e.addr, 2379+100*n),
 		lab:      e.lab,
 		config: etcdConfig{
-			Dir: filepath.Join(e.lab.Dir, fmt.Sprint("etcd", n)), Calm: true,
+			Dir: filepath.Join(e.lab.Dir, fmt.Sprint("etcd", n)), SlowElections: true,
 			Name: fmt.Sprint("lab", n), Peer: fmt.Sprintf("127.0.0.1:%d", 2380+100*n),
 		},
 	}
@@ -137,9 +137,9 @@ func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, er
 	return leader, err
 }
 
-// Through returns what writes keys through whichever of the members is there, in the v2 API or
+// Writer returns what writes keys through whichever of the members is there, in the v2 API or
 // in v3: it is told a key and its value, "" to delete it. The end of ctx ends its connections.
-func (e *Etcd) Through(ctx context.Context, api string, others ...*Member) (func(ctx context.Context, key, value string) error, error) {
+func (e *Etcd) Writer(ctx context.Context, api string, others ...*Member) (func(ctx context.Context, key, value string) error, error) {
 	if api == "v2" {
 		v2, err := etcdkeys.OpenV2(e.cluster(others))
 		if err != nil {

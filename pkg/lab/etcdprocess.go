@@ -20,10 +20,10 @@ import (
 const etcdVariable = "FLANNEL_LAB_ETCD"
 
 type etcdConfig struct {
-	Dir      string
-	Endpoint string
-	TLS      *TLS
-	Calm     bool // elections take longer, as there are several members
+	Dir           string
+	Endpoint      string
+	TLS           *TLS
+	SlowElections bool // elections take longer, as there are several members
 
 	// Of a member that joins others; see Member.
 	Name, Peer string
@@ -110,7 +110,7 @@ func (c etcdConfig) embed() (*embed.Config, error) {
 	if c.Members != "" {
 		cfg.InitialCluster, cfg.ClusterState = c.Members, embed.ClusterStateFlagExisting
 	}
-	if c.Calm {
+	if c.SlowElections {
 		cfg.TickMs, cfg.ElectionMs = 100, 1000
 		cfg.StrictReconfigCheck = false // which has each change of members wait for 5 s
 	}

@@ -41,7 +41,7 @@ func killInside(ctx context.Context, paths []string) error {
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !livesIn(pid, inside) {
+		if err != nil || pid == os.Getpid() || !isIn(pid, inside) {
 			continue
 		}
 		if err := killProcess(ctx, pid, inside); err != nil {
@@ -61,7 +61,7 @@ func killProcess(ctx context.Context, pid int, inside map[nsID]bool) error {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	if !livesIn(pid, inside) { // the number may have been given to another process before it was opened
+	if !isIn(pid, inside) { // the number may have been given to another process before it was opened
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -79,7 +79,7 @@ func killProcess(ctx context.Context, pid int, inside map[nsID]bool) error {
 	})
 }
 
-func livesIn(pid int, inside map[nsID]bool) bool {
+func isIn(pid int, inside map[nsID]bool) bool {
 	id, err := namespaceOf(fmt.Sprintf("/proc/%d/ns/net", pid))
 	return err == nil && inside[id]
 }

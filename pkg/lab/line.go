@@ -25,7 +25,7 @@ func (s *Site) addLine(port string) (*line, error) {
 	s.mu.Lock()
 	s.lines = append(s.lines, l)
 	s.mu.Unlock()
-	go carry(near, l.host)
+	go copyPackets(near, l.host)
 	return l, nil
 }
 
@@ -38,7 +38,7 @@ func (l *line) connect(ns *Namespace, device string) error {
 	l.mu.Lock()
 	l.far = far
 	l.mu.Unlock()
-	go carry(far, func() *os.File { return l.near })
+	go copyPackets(far, func() *os.File { return l.near })
 	return nil
 }
 
@@ -63,9 +63,9 @@ func (l *line) host() *os.File {
 	return l.far
 }
 
-// carry writes what it reads from one end to the other, until it can read no more. What the other end does not take,
+// copyPackets writes what it reads from one end to the other, until it can read no more. What the other end does not take,
 // because it is down for example, is lost.
-func carry(from *os.File, to func() *os.File) {
+func copyPackets(from *os.File, to func() *os.File) {
 	packet := make([]byte, 1<<16)
 	for {
 		n, err := from.Read(packet)

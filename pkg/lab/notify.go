@@ -48,11 +48,11 @@ func (s *notifySocket) read() {
 		if err != nil {
 			return
 		}
-		s.take(string(buf[:n]), rights[:nr])
+		s.receive(string(buf[:n]), rights[:nr])
 	}
 }
 
-func (s *notifySocket) take(message string, rights []byte) {
+func (s *notifySocket) receive(message string, rights []byte) {
 	s.mu.Lock()
 	if !s.store(message, rights) {
 		s.messages = append(s.messages, message)
@@ -78,7 +78,7 @@ func (s *notifySocket) drain() {
 				return
 			}
 			if err == nil {
-				s.take(string(buf[:n]), rights[:nr])
+				s.receive(string(buf[:n]), rights[:nr])
 			}
 		}
 	})

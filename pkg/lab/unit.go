@@ -33,11 +33,11 @@ type Unit struct {
 	Syscalls     []uint32 // SystemCallFilter=: those that are allowed
 }
 
-// elsewhere are the settings of a service that restrict nothing, or what cannot be imposed
+// notEnforced are the settings of a service that restrict nothing, or what cannot be imposed
 // here: PrivateTmp= would hide the lab's own directory, DevicePolicy= takes a cgroup, and the
 // others are about what the capabilities or the system calls rule out anyway. "make
 // test-system" runs the unit with all of them.
-const elsewhere = "Type Environment EnvironmentFile ExecStart ExecStartPre SyslogIdentifier TimeoutStartSec Restart RestartSec " +
+const notEnforced = "Type Environment EnvironmentFile ExecStart ExecStartPre SyslogIdentifier TimeoutStartSec Restart RestartSec " +
 	"WatchdogSec FileDescriptorStoreMax RuntimeDirectoryPreserve ProtectHome PrivateTmp PrivateMounts ReadOnlyPaths ProtectKernelModules " +
 	"ProtectKernelLogs ProtectControlGroups ProtectClock ProtectHostname DevicePolicy DeviceAllow RestrictRealtime RestrictSUIDSGID " +
 	"LockPersonality UMask SystemCallArchitectures SystemCallErrorNumber"
@@ -166,7 +166,7 @@ func (u *Unit) set(key, value string) (err error) {
 	case "SystemCallFilter":
 		err = u.filter(words)
 	default:
-		if !slices.Contains(strings.Fields(elsewhere), key) {
+		if !slices.Contains(strings.Fields(notEnforced), key) {
 			return errors.New("neither imposed nor left out on purpose: see pkg/lab")
 		}
 	}

@@ -22,7 +22,7 @@ import (
 // TestTwoDaemonsNeverHoldTheSame registers a second daemon beside that of 10.42.0.0/16 with
 // flannel.1.
 func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
-	netns.Alone(t, func() {
+	netns.Run(t, func() {
 		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
 		if err != nil {
 			t.Error(err)
@@ -84,14 +84,14 @@ func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
 // listen.
 func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 	network := netip.MustParsePrefix("10.42.0.0/16")
-	netns.Alone(t, func() {
+	netns.Run(t, func() {
 		p, err := Register(network, "flannel.1")
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer p.Close()
-		netns.Alone(t, func() {
+		netns.Run(t, func() {
 			// SO_PEERCRED has the effective user of the thread that listened.
 			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
 				t.Error(errno)
@@ -116,7 +116,7 @@ func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 // TestLackOfDescriptorsIsNotAbsence: a daemon that cannot ask who listens does not take the
 // other one for gone.
 func TestLackOfDescriptorsIsNotAbsence(t *testing.T) {
-	netns.Alone(t, func() {
+	netns.Run(t, func() {
 		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
 		if err != nil {
 			t.Error(err)

@@ -247,7 +247,7 @@ func TestFollowEtcdOutage(t *testing.T) {
 	etcd.Stop()
 	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 2 })
 	etcd.Start(t)
-	others.Forget()
+	others.ForgetHistory()
 	others.Put(lease.Key(lb.Subnets), value(b.PublicIP, 99), 0)
 	a.until("changed peer is seen", func() bool {
 		v := a.view()

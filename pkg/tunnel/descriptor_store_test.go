@@ -115,7 +115,7 @@ func TestTUNOfOverlay(t *testing.T) {
 // inNamespace runs a test in a network namespace of its own, on a thread that ends with it.
 func inNamespace(t *testing.T, test func() error) {
 	t.Helper()
-	netns.Alone(t, func() {
+	netns.Run(t, func() {
 		if err := test(); err != nil {
 			t.Error(err)
 		}

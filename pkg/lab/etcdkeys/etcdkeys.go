@@ -34,15 +34,15 @@ type Store interface {
 	List(ctx context.Context, dir string) ([]Entry, error)
 	// Delete removes a key and all below it; the error is ErrNoKey if there is none.
 	Delete(ctx context.Context, key string) error
-	// Forget has etcd forget what happened until now.
-	Forget(ctx context.Context) error
+	// ForgetHistory has etcd forget what happened until now.
+	ForgetHistory(ctx context.Context) error
 	// RequireUser has etcd ask for a user and the password in this API. Root and the others, who have the same password,
 	// may do everything.
 	RequireUser(ctx context.Context, password string, others ...string) error
 }
 
-// elsewhere is a key that nobody watches.
-const elsewhere = "/elsewhere"
+// unwatchedKey is a key that nobody watches.
+const unwatchedKey = "/unwatched"
 
 // Access says how to reach an etcd.
 type Access struct {

@@ -94,10 +94,10 @@ func (v *V2) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// Forget makes more events than etcd remembers, which are a thousand.
-func (v *V2) Forget(ctx context.Context) error {
+// ForgetHistory makes more events than etcd remembers, which are a thousand.
+func (v *V2) ForgetHistory(ctx context.Context) error {
 	for i := range 1100 {
-		if err := v.Put(ctx, elsewhere, strconv.Itoa(i), 0); err != nil {
+		if err := v.Put(ctx, unwatchedKey, strconv.Itoa(i), 0); err != nil {
 			return err
 		}
 	}

@@ -170,10 +170,10 @@ func (v V3) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// Forget compacts etcd's history.
-func (v V3) Forget(ctx context.Context) error {
+// ForgetHistory compacts etcd's history.
+func (v V3) ForgetHistory(ctx context.Context) error {
 	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
-		r, err := c.Put(ctx, elsewhere, "") // there is always something to forget
+		r, err := c.Put(ctx, unwatchedKey, "") // there is always something to forget
 		if err != nil {
 			return err
 		}

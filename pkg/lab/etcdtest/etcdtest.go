@@ -85,11 +85,11 @@ func freeAddress(t testing.TB) string {
 	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 }
 
-// Generous has an etcd take huge values and transactions.
-func Generous(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 40<<20, 20000 }
+// LargeRequests has an etcd take huge values and transactions.
+func LargeRequests(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 40<<20, 20000 }
 
-// ForgetfulOfTokens has an etcd give out tokens that expire after two seconds without use.
-func ForgetfulOfTokens(c *embed.Config) { c.AuthTokenTTL = 2 }
+// ShortTokens has an etcd give out tokens that expire after two seconds without use.
+func ShortTokens(c *embed.Config) { c.AuthTokenTTL = 2 }
 
 func (e *Etcd) config(t testing.TB) *embed.Config {
 	t.Helper()

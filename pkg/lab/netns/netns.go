@@ -85,8 +85,8 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// Alone runs a test in a namespace of its own, on a thread that ends with it. The test must not end by t.Fatal.
-func Alone(t testing.TB, test func()) {
+// Run runs a test in a namespace of its own, on a thread that ends with it. The test must not end by t.Fatal.
+func Run(t testing.TB, test func()) {
 	t.Helper()
 	needRoot(t)
 	done := make(chan error)

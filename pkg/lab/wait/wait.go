@@ -15,8 +15,8 @@ import (
 const (
 	// interval is the time between two tries.
 	interval = 10 * time.Millisecond
-	// patience is for what takes no time worth speaking of, on a machine that does much else.
-	patience = 30 * time.Second
+	// defaultTimeout is for what takes no time worth speaking of, on a machine that does much else.
+	defaultTimeout = 30 * time.Second
 )
 
 // Until calls check until it returns nil or the context ends; then the error says why check failed last.
@@ -54,7 +54,7 @@ func For(t testing.TB, d time.Duration, what string, check func() error) time.Du
 // True waits until a condition is true. The test ends when it does not become so.
 func True(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	For(t, patience, what, func() error {
+	For(t, defaultTimeout, what, func() error {
 		if !ok() {
 			return errors.New("it is not so")
 		}

@@ -115,7 +115,7 @@ func TestListDuringCompaction(t *testing.T) {
 	r.SetRead(func(*pb.RangeRequest) {
 		if reads++; reads > 1 && reads <= most {
 			b.Put("10.42.0.0-24", fmt.Sprintf(`{"PublicIP":"198.51.100.%d"}`, reads), 0)
-			b.Forget()
+			b.ForgetHistory()
 		}
 	})
 	l := registrytest.List(t, r)

@@ -23,7 +23,7 @@ const good = `{"PublicIP":"198.51.100.9"}`
 // startGenerous starts an etcd that takes huge values and transactions.
 func startGenerous(t *testing.T) (*etcdtest.Etcd, *operator) {
 	t.Helper()
-	etcd := etcdtest.StartEtcd(t, etcdtest.Generous)
+	etcd := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
 	return etcd, newOperator(t, etcd)
 }
 

@@ -90,13 +90,13 @@ func TestCompaction(t *testing.T) {
 		for range 10 {
 			b.SetConfig("{}")
 		}
-		b.Forget()
+		b.ForgetHistory()
 	}
 	b.Put("10.42.7.0-24", "{}", 0)
 	if events, _ := registrytest.Events(t, r, index, 1); events[0].Bad == nil {
 		t.Errorf("events %+v", events)
 	}
-	b.Forget()
+	b.ForgetHistory()
 	r.SetPoll(30 * time.Second)
 	if _, _, err := r.Watch(registrytest.Timeout(t), index); !errors.Is(err, registry.ErrHistoryLost) {
 		t.Errorf("watch from before a compaction: %v", err)

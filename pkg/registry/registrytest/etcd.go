@@ -81,7 +81,7 @@ func testContract(t *testing.T, a API) {
 		o := Operator{t, server.Store(t, a.Name), prefix}
 		return Harness{
 			Registry:  a.Open(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}),
-			SetConfig: o.SetConfig, Put: o.Put, Remove: o.Remove, RemoveAll: o.RemoveAll, ForgetHistory: o.Forget,
+			SetConfig: o.SetConfig, Put: o.Put, Remove: o.Remove, RemoveAll: o.RemoveAll, ForgetHistory: o.ForgetHistory,
 		}
 	})
 }
@@ -132,10 +132,10 @@ func (o Operator) RemoveAll() {
 	o.check(o.Store.Delete(context.Background(), o.Prefix+"/subnets"))
 }
 
-// Forget has etcd forget the events until now.
-func (o Operator) Forget() {
+// ForgetHistory has etcd forget the events until now.
+func (o Operator) ForgetHistory() {
 	o.T.Helper()
-	o.check(o.Store.Forget(context.Background()))
+	o.check(o.Store.ForgetHistory(context.Background()))
 }
 
 // Timeout returns a context for one call, however busy the machine is.
@@ -208,7 +208,7 @@ func testFailover(t *testing.T, a API) {
 
 // testLongConfig: of a config that is too long it is said how long it is, about.
 func testLongConfig(t *testing.T, a API) {
-	server := etcdtest.StartEtcd(t, etcdtest.Generous)
+	server := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
 	r, o := a.at(t, server), NewOperator(t, server, a.Name)
 	for _, size := range []int{registry.MaxValue, registry.MaxValue + 1, 9 << 20} {
 		o.SetConfig(strings.Repeat("x", size))

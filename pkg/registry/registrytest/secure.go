@@ -105,7 +105,7 @@ func testNoTLSThere(t *testing.T, a API) {
 // testPassword: a password is sent to an etcd that asks for one, also to one that has lost its tokens or let them expire,
 // and is never told.
 func testPassword(t *testing.T, a API) {
-	server := etcdtest.StartEtcd(t, etcdtest.ForgetfulOfTokens)
+	server := etcdtest.StartEtcd(t, etcdtest.ShortTokens)
 	NewOperator(t, server, a.Name).SetConfig("{}")
 	good := etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, Username: "root", Password: "s3cret!"}
 	r := a.Open(t, good)

@@ -22,7 +22,7 @@ import (
 func inNamespace(t *testing.T, test func()) {
 	t.Helper()
 	needRoot(t)
-	netns.Alone(t, test)
+	netns.Run(t, test)
 }
 
 func listen(t testing.TB, o tunnel.Offloads) *tunnel.UDP {

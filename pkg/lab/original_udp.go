@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An OldUDP does to the kernel and on the wire what the udp backend of the original does, of any release from 0.11 on, for
+// An OriginalUDP does to the kernel and on the wire what the udp backend of the original does, of any release from 0.11 on, for
 // a fixed set of peers: a TUN device flannel%d, the subnet's address with /32, a route for the network, and a socket at
 // port 8285 with one packet a datagram.
-type OldUDP struct {
+type OriginalUDP struct {
 	Device string // the name that the kernel gave
 	tun    *os.File
 	udp    *net.UDPConn
@@ -23,12 +23,12 @@ type OldUDP struct {
 }
 
 const (
-	oldUDPPort     = 8285
-	oldUDPOverhead = 28
+	originalUDPPort     = 8285
+	originalUDPOverhead = 28
 )
 
-// StartOldUDP starts one in the network namespace of the calling thread. addr is the uplink's, peers are public IPs by subnet.
-func StartOldUDP(network, subnet netip.Prefix, addr netip.Addr, mtu int, peers map[netip.Prefix]netip.Addr) (*OldUDP, error) {
+// StartOriginalUDP starts one in the network namespace of the calling thread. addr is the uplink's, peers are public IPs by subnet.
+func StartOriginalUDP(network, subnet netip.Prefix, addr netip.Addr, mtu int, peers map[netip.Prefix]netip.Addr) (*OriginalUDP, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open TUN: %w", err)
@@ -42,8 +42,8 @@ func StartOldUDP(network, subnet netip.Prefix, addr netip.Addr, mtu int, peers m
 		unix.Close(fd)
 		return nil, fmt.Errorf("make TUN device: %w", err)
 	}
-	o := &OldUDP{Device: request.Name(), tun: os.NewFile(uintptr(fd), request.Name()), peers: peers}
-	if o.udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, oldUDPPort))); err == nil {
+	o := &OriginalUDP{Device: request.Name(), tun: os.NewFile(uintptr(fd), request.Name()), peers: peers}
+	if o.udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, originalUDPPort))); err == nil {
 		err = o.configure(network, subnet, mtu)
 	}
 	if err != nil {
@@ -55,14 +55,14 @@ func StartOldUDP(network, subnet netip.Prefix, addr netip.Addr, mtu int, peers m
 	return o, nil
 }
 
-func (o *OldUDP) configure(network, subnet netip.Prefix, mtu int) error {
+func (o *OriginalUDP) configure(network, subnet netip.Prefix, mtu int) error {
 	link, err := netlink.LinkByName(o.Device)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", o.Device, err)
 	}
 	if err := errors.Join(
 		netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(subnet.Addr(), 32))}),
-		netlink.LinkSetMTU(link, mtu-oldUDPOverhead),
+		netlink.LinkSetMTU(link, mtu-originalUDPOverhead),
 		netlink.LinkSetUp(link),
 	); err != nil {
 		return fmt.Errorf("configure %s: %w", o.Device, err)
@@ -75,7 +75,7 @@ func (o *OldUDP) configure(network, subnet netip.Prefix, mtu int) error {
 }
 
 // Close ends it, and the device with it.
-func (o *OldUDP) Close() error {
+func (o *OriginalUDP) Close() error {
 	err := o.tun.Close()
 	if o.udp != nil {
 		err = errors.Join(err, o.udp.Close())
@@ -83,40 +83,40 @@ func (o *OldUDP) Close() error {
 	return err
 }
 
-func (o *OldUDP) send() {
+func (o *OriginalUDP) send() {
 	packet := make([]byte, 64<<10)
 	for {
 		n, err := o.tun.Read(packet)
 		if err != nil {
 			return
 		}
-		if !oldHop(packet[:n]) {
+		if !decrementTTL(packet[:n]) {
 			continue
 		}
 		dst := netip.AddrFrom4([4]byte(packet[16:]))
 		for subnet, peer := range o.peers {
 			if subnet.Contains(dst) {
-				o.udp.WriteToUDPAddrPort(packet[:n], netip.AddrPortFrom(peer, oldUDPPort))
+				o.udp.WriteToUDPAddrPort(packet[:n], netip.AddrPortFrom(peer, originalUDPPort))
 			}
 		}
 	}
 }
 
-func (o *OldUDP) receive() {
+func (o *OriginalUDP) receive() {
 	packet := make([]byte, 64<<10)
 	for {
 		n, err := o.udp.Read(packet)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err == nil && oldHop(packet[:n]) {
+		if err == nil && decrementTTL(packet[:n]) {
 			o.tun.Write(packet[:n])
 		}
 	}
 }
 
-// oldHop takes a router's hop from the TTL of an IPv4 packet and reports whether it may go on.
-func oldHop(packet []byte) bool {
+// decrementTTL takes a router's hop from the TTL of an IPv4 packet and reports whether it may go on.
+func decrementTTL(packet []byte) bool {
 	if len(packet) < 20 || packet[0]>>4 != 4 || packet[8] <= 1 {
 		return false
 	}
