@@ -70,7 +70,7 @@ func parse(args, env []string) (*commandLine, error) {
 		return cl, nil
 	}
 	cl.environment(env)
-	if err := cl.historical(); err != nil {
+	if err := cl.checkObsolete(); err != nil {
 		return cl, err
 	}
 	return cl, cl.check()
@@ -130,9 +130,9 @@ func (cl *commandLine) environment(env []string) {
 	}
 }
 
-// historical warns of flags without effect, and refuses those that ask for a
+// checkObsolete warns of flags without effect, and refuses those that ask for a
 // mode that does not exist.
-func (cl *commandLine) historical() error {
+func (cl *commandLine) checkObsolete() error {
 	var idle []string
 	var refused error
 	cl.flags.Visit(func(f *pflag.Flag) {

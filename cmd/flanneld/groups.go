@@ -36,7 +36,7 @@ var groups = []group{
 		f.StringArrayVar(&cl.regexes, "iface-regex", nil, "regular `expression` for its address or name; tried after --iface; may be repeated")
 		f.StringVar(&cl.canReach, "iface-can-reach", "", "`IPv4` address: take the interface of the route to it; tried last")
 		f.StringVar(&cl.publicIP, "public-ip", "", "`IPv4` address that other hosts send to, if it is not the interface's own (NAT)")
-		idle(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
+		noEffectFlag(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
 	}},
 	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringVar(&cl.options.SubnetFile, "subnet-file", subnetFile, "`file` to write the subnet and the MTU to, for docker")
@@ -58,15 +58,15 @@ var groups = []group{
 	}},
 	{"logging (to standard error)", func(cl *commandLine, f *pflag.FlagSet) {
 		f.IntVar(&cl.verbosity, "v", 0, "log `level`: 0 for changes of state, 1 for every operation as a command")
-		idle(f, "vmodule", "", "`pattern=level` list (no effect)", "")
-		idle(f, "log_backtrace_at", ":0", "`file:line` (no effect)", "")
+		noEffectFlag(f, "vmodule", "", "`pattern=level` list (no effect)", "")
+		noEffectFlag(f, "log_backtrace_at", ":0", "`file:line` (no effect)", "")
 	}},
 	{"other", func(cl *commandLine, f *pflag.FlagSet) {
 		f.BoolVar(&cl.showVersion, "version", false, "print the version and exit")
 		f.Bool("help", false, "print this help and exit")
 	}},
 	{"", kubernetesFlags},
-	{"", formerFlags},
+	{"", obsoleteFlags},
 }
 
 // subnetFile is where docker's units look.
@@ -79,32 +79,32 @@ const (
 )
 
 func kubernetesFlags(_ *commandLine, f *pflag.FlagSet) {
-	idle(f, "kube-subnet-mgr", false, "", noKubernetes)
-	idle(f, "kube-api-url", "", "", "")
-	idle(f, "kubeconfig-file", "", "", "")
-	idle(f, "kube-annotation-prefix", "flannel.alpha.coreos.com", "", "")
-	idle(f, "net-config-path", "/etc/kube-flannel/net-conf.json", "", "")
-	idle(f, "set-node-network-unavailable", true, "", "")
-	idle(f, "use-multi-cluster-cidr", false, "", "")
+	noEffectFlag(f, "kube-subnet-mgr", false, "", noKubernetes)
+	noEffectFlag(f, "kube-api-url", "", "", "")
+	noEffectFlag(f, "kubeconfig-file", "", "", "")
+	noEffectFlag(f, "kube-annotation-prefix", "flannel.alpha.coreos.com", "", "")
+	noEffectFlag(f, "net-config-path", "/etc/kube-flannel/net-conf.json", "", "")
+	noEffectFlag(f, "set-node-network-unavailable", true, "", "")
+	noEffectFlag(f, "use-multi-cluster-cidr", false, "", "")
 }
 
-func formerFlags(_ *commandLine, f *pflag.FlagSet) {
+func obsoleteFlags(_ *commandLine, f *pflag.FlagSet) {
 	for _, name := range []string{"listen", "remote"} {
-		idle(f, name, "", "", noServer)
+		noEffectFlag(f, name, "", "", noServer)
 	}
 	for _, name := range []string{"remote-keyfile", "remote-certfile", "remote-cafile", "log_dir"} {
-		idle(f, name, "", "", "")
+		noEffectFlag(f, name, "", "", "")
 	}
-	idle(f, "networks", "", "", noNetworks)
-	idle(f, "watch-networks", false, "", noNetworks)
-	idle(f, "subnet-dir", "/run/flannel/networks", "", "")
-	idle(f, "logtostderr", true, "", "")
-	idle(f, "alsologtostderr", false, "", "")
-	idle(f, "stderrthreshold", "", "", "")
+	noEffectFlag(f, "networks", "", "", noNetworks)
+	noEffectFlag(f, "watch-networks", false, "", noNetworks)
+	noEffectFlag(f, "subnet-dir", "/run/flannel/networks", "", "")
+	noEffectFlag(f, "logtostderr", true, "", "")
+	noEffectFlag(f, "alsologtostderr", false, "", "")
+	noEffectFlag(f, "stderrthreshold", "", "", "")
 }
 
-// idle defines a flag without effect; its value is never read.
-func idle(f *pflag.FlagSet, name string, def any, usage, refusal string) {
+// noEffectFlag defines a flag without effect; its value is never read.
+func noEffectFlag(f *pflag.FlagSet, name string, def any, usage, refusal string) {
 	switch def := def.(type) {
 	case string:
 		f.String(name, def, usage)

@@ -25,17 +25,17 @@ import (
 // version is set at link time.
 var version = "dev"
 
-// stopWithin bounds the time from a signal to the exit. Nothing has to be cleaned up, so a shutdown
+// stopTimeout bounds the time from a signal to the exit. Nothing has to be cleaned up, so a shutdown
 // takes a moment, or as long as what the kernel was just told to do.
-const stopWithin = 5 * time.Second
+const stopTimeout = 5 * time.Second
 
 // gcPercent is for hosts with very many peers: a pass makes much anew and keeps little, and a
 // smaller heap costs no time that can be measured. BenchmarkGCPercent shows a fifth less memory
 // among 20,000 peers.
 const gcPercent = 40
 
-// flushWithin bounds how long the exit waits for a reader of the log that has stopped.
-const flushWithin = 200 * time.Millisecond
+// flushTimeout bounds how long the exit waits for a reader of the log that has stopped.
+const flushTimeout = 200 * time.Millisecond
 
 func main() {
 	// Whoever reads what is printed may end before the work does. With somebody to take the
@@ -76,8 +76,8 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal kills
-		time.AfterFunc(stopWithin, func() {
-			log.Error("shutdown hangs, exiting without it", "duration", stopWithin, "reason", "still in "+goroutines())
+		time.AfterFunc(stopTimeout, func() {
+			log.Error("shutdown hangs, exiting without it", "duration", stopTimeout, "reason", "still in "+goroutines())
 			log.close()
 			os.Exit(1)
 		})
@@ -117,5 +117,5 @@ func openLog(stderr io.Writer, level slog.Level) *daemonLog {
 // close has all come out that was logged, and what was left out be said.
 func (l *daemonLog) close() {
 	l.handler.Flush()
-	l.sink.Flush(flushWithin)
+	l.sink.Flush(flushTimeout)
 }

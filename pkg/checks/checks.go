@@ -27,16 +27,16 @@ import (
 const (
 	// idle is the time between looks for what no event tells of, such as sysctls.
 	idle = time.Minute
-	// lull lets a burst of changes end, such as a restart of docker.
-	lull = 200 * time.Millisecond
+	// minPause lets a burst of changes end, such as a restart of docker.
+	minPause = 200 * time.Millisecond
 )
 
-// looks bounds what looks cost on a host where much changes, and what that delays them if the
+// checkShare bounds what looks cost on a host where much changes, and what that delays them if the
 // processor is busy.
-func looks() pace.Share { return pace.Share{Share: 50, Least: lull, Most: 3 * time.Second} }
+func checkShare() pace.Share { return pace.Share{OneIn: 50, Min: minPause, Max: 3 * time.Second} }
 
-// unchecked is the ID of the condition that this host cannot be looked at.
-const unchecked = "checks"
+// checksCondition is the ID of the condition that this host cannot be looked at.
+const checksCondition = "checks"
 
 // Kernel is what is asked.
 type Kernel interface {
@@ -73,12 +73,12 @@ type Checks struct {
 	ready   bool // the host has its subnet
 
 	// Of Run's goroutine.
-	kernel Kernel    // opened for the first look
-	said   []lacking // by the last look
+	kernel   Kernel            // opened for the first look
+	reported []reportedMissing // by the last look
 }
 
-// lacking is a condition with what it is about.
-type lacking struct {
+// reportedMissing is a condition with what it is about.
+type reportedMissing struct {
 	reconcile.Missing
 	condition.Condition
 }
@@ -140,7 +140,7 @@ func (c *Checks) Run(ctx context.Context) {
 			c.kernel.Close()
 		}
 	}()
-	rest := lull
+	rest := minPause
 	for {
 		timer := time.NewTimer(idle)
 		select {
@@ -162,13 +162,13 @@ func (c *Checks) Run(ctx context.Context) {
 		default:
 		}
 		begun := time.Now()
-		c.look()
-		rest = looks().Rest(time.Since(begun))
+		c.check()
+		rest = checkShare().Rest(time.Since(begun))
 	}
 }
 
-// look replaces the conditions by what is found now. What cannot be read leaves them.
-func (c *Checks) look() {
+// check replaces the conditions by what is found now. What cannot be read leaves them.
+func (c *Checks) check() {
 	if c.kernel == nil {
 		k, err := c.Open()
 		if err != nil {
@@ -177,7 +177,7 @@ func (c *Checks) look() {
 		}
 		c.kernel = k
 	}
-	c.Conditions.Replace("base/", c.base())
+	c.Conditions.Replace("base/", c.baseConditions())
 	c.mu.Lock()
 	ready := c.ready
 	c.mu.Unlock()
@@ -189,7 +189,7 @@ func (c *Checks) look() {
 		c.failed(err)
 		return
 	}
-	c.Conditions.End(unchecked)
+	c.Conditions.End(checksCondition)
 	now := make([]condition.Condition, 0, len(found))
 	for _, f := range found {
 		now = append(now, condition.Condition{
@@ -201,29 +201,29 @@ func (c *Checks) look() {
 
 func (c *Checks) failed(err error) {
 	c.Conditions.Set(condition.Condition{
-		ID: unchecked, Text: "host checks failed, will retry",
+		ID: checksCondition, Text: "host checks failed, will retry",
 		Fields: []any{"err", err},
 	})
 }
 
-// base returns the conditions of what this host needs for itself and lacks. Of one attempt
+// baseConditions returns the conditions of what this host needs for itself and lacks. Of one attempt
 // the reasons are read once: later, they may be gone before the next one.
-func (c *Checks) base() []condition.Condition {
-	var said []lacking
+func (c *Checks) baseConditions() []condition.Condition {
+	var said []reportedMissing
 	var now []condition.Condition
 	c.mu.Lock()
 	missing := c.missing
 	c.mu.Unlock()
 	for _, m := range missing {
-		i := slices.IndexFunc(c.said, func(l lacking) bool { return l.Same(m) })
+		i := slices.IndexFunc(c.reported, func(l reportedMissing) bool { return l.Same(m) })
 		if i >= 0 {
-			said = append(said, c.said[i])
+			said = append(said, c.reported[i])
 		} else {
-			said = append(said, lacking{m, lack(m, c.reasons(m))})
+			said = append(said, reportedMissing{m, missingCondition(m, c.reasons(m))})
 		}
 		now = append(now, said[len(said)-1].Condition)
 	}
-	c.said = said
+	c.reported = said
 	return now
 }
 
@@ -235,7 +235,7 @@ func (c *Checks) findings() ([]host.Finding, error) {
 		return nil, err
 	}
 	o := c.overlay(f, view)
-	daemons, err := presence.Holders()
+	daemons, err := presence.Daemons()
 	if err != nil {
 		return nil, err
 	}

@@ -132,7 +132,7 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 			t.Errorf("asked %d times before it is ready, conditions %s", n, ids(conditions))
 		}
 		c.Ready()
-		time.Sleep(lull + time.Millisecond)
+		time.Sleep(minPause + time.Millisecond)
 		if n := f.looks(); n != 1 || !conditions.Has("host/ip-forward") {
 			t.Errorf("asked %d times, conditions %s", n, ids(conditions))
 		}
@@ -141,24 +141,24 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 			c.Trigger()
 			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(2 * lull)
+		time.Sleep(2 * minPause)
 		if n := f.looks(); n > 3 {
 			t.Errorf("asked %d times", n)
 		}
 		f.change(func() { f.unread = errors.New("no buffer space available") })
 		c.Trigger()
-		time.Sleep(2 * lull)
-		if !conditions.Has(unchecked) || !conditions.Has("host/ip-forward") {
+		time.Sleep(2 * minPause)
+		if !conditions.Has(checksCondition) || !conditions.Has("host/ip-forward") {
 			t.Errorf("unreadable: conditions %s", ids(conditions))
 		}
 		f.change(func() { f.unread, f.sysctls["net/ipv4/ip_forward"] = nil, "1" })
 		time.Sleep(idle + time.Second)
-		if conditions.Has(unchecked) || conditions.Has("host/ip-forward") {
+		if conditions.Has(checksCondition) || conditions.Has("host/ip-forward") {
 			t.Errorf("a minute later: conditions %s", ids(conditions))
 		}
 		c.SetFacts(host.Facts{}, errors.New("the uplink is away"))
-		time.Sleep(2 * lull)
-		if !conditions.Has(unchecked) {
+		time.Sleep(2 * minPause)
+		if !conditions.Has(checksCondition) {
 			t.Errorf("without facts: conditions %s", ids(conditions))
 		}
 	})
@@ -175,7 +175,7 @@ func TestSubnetInTheWayOfAnotherNetwork(t *testing.T) {
 		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
 		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, Complete: true})
 		c.Ready()
-		time.Sleep(2 * lull)
+		time.Sleep(2 * minPause)
 		i := slices.IndexFunc(conditions.Current(), func(c condition.Condition) bool { return c.ID == "host/"+host.SubnetInside })
 		if i < 0 || conditions.Current()[i].Command != "move from 10.42.7.0/24" {
 			t.Errorf("conditions %v", conditions.Current())
@@ -192,15 +192,15 @@ func TestWhatIsMissingIsACondition(t *testing.T) {
 		op := dataplane.KindLink.Put("flannel.1", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1, Port: 8472})
 		lacks := []reconcile.Missing{{Op: op, Err: unix.EADDRINUSE}}
 		c.SetMissing(lacks)
-		time.Sleep(2 * lull)
+		time.Sleep(2 * minPause)
 		f.change(func() { f.holders = nil })
 		c.SetMissing(lacks)
-		time.Sleep(2 * lull)
+		time.Sleep(2 * minPause)
 		if all := conditions.Current(); len(all) != 1 || all[0].ID != "base/link flannel.1" || all[0].Command != "kill 7" {
 			t.Errorf("conditions %v", all)
 		}
 		c.SetMissing(nil)
-		time.Sleep(2 * lull)
+		time.Sleep(2 * minPause)
 		if ids(conditions) != "" {
 			t.Errorf("conditions %s", ids(conditions))
 		}
@@ -212,8 +212,8 @@ func TestKernelThatCannotBeAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, conditions := start(t, &fake{}, errors.New("too many open files"))
 		c.Trigger()
-		time.Sleep(2 * lull)
-		if ids(conditions) != unchecked {
+		time.Sleep(2 * minPause)
+		if ids(conditions) != checksCondition {
 			t.Errorf("conditions %s", ids(conditions))
 		}
 	})

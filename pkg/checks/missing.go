@@ -47,8 +47,8 @@ func (c *Checks) reasons(m reconcile.Missing) (r reasons) {
 	return r
 }
 
-// lack is the condition of something that this host needs for itself and lacks.
-func lack(m reconcile.Missing, r reasons) condition.Condition {
+// missingCondition is the condition of something that this host needs for itself and lacks.
+func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 	c := condition.Condition{
 		ID: "base/" + m.Op.Object(), Text: "failed to set up the overlay on this host, will retry", Severe: true,
 		Fields: []any{"object", m.Op.Object()},
@@ -62,11 +62,11 @@ func lack(m reconcile.Missing, r reasons) condition.Condition {
 		}
 	case link && errors.Is(m.Err, unix.EADDRINUSE):
 		c.Fields = append(c.Fields, "port", want.Port)
-		reason, command = r.port(want.Port)
+		reason, command = r.portReason(want.Port)
 	case link && errors.Is(m.Err, unix.EEXIST) && want.Kind == dataplane.KindVXLAN:
-		reason, command = r.vni(want)
+		reason, command = r.vniReason(want)
 	case link && want.Kind == dataplane.KindTUN:
-		reason, command = r.device(name)
+		reason, command = r.deviceReason(name)
 	}
 	if m.Err != nil {
 		c.Fields = append(c.Fields, "err", m.Err)
@@ -78,8 +78,8 @@ func lack(m reconcile.Missing, r reasons) condition.Condition {
 	return c
 }
 
-// port says who has a UDP port.
-func (r reasons) port(port int) (reason, command string) {
+// portReason says who has a UDP port.
+func (r reasons) portReason(port int) (reason, command string) {
 	if len(r.holders) == 0 {
 		return "", fmt.Sprintf("ss -ulpnH 'sport = :%d'", port) // gone, for the moment
 	}
@@ -96,16 +96,16 @@ func (r reasons) port(port int) (reason, command string) {
 	return reason, fmt.Sprintf("ss -ulpnH 'sport = :%d'", port)
 }
 
-// vni says which device has a VNI.
-func (r reasons) vni(want dataplane.Link) (reason, command string) {
+// vniReason says which device has a VNI.
+func (r reasons) vniReason(want dataplane.Link) (reason, command string) {
 	if len(r.vxlans) == 0 {
 		return fmt.Sprintf("a VXLAN device with VNI %d and port %d was made in this network namespace and moved to another", want.VNI, want.Port), ""
 	}
 	return fmt.Sprintf("the VXLAN device %s has VNI %d and port %d", r.vxlans[0].Name, want.VNI, want.Port), "ip link del " + r.vxlans[0].Name
 }
 
-// device says what is the matter with a device in the place of a TUN device.
-func (r reasons) device(name string) (reason, command string) {
+// deviceReason says what is the matter with a device in the place of a TUN device.
+func (r reasons) deviceReason(name string) (reason, command string) {
 	switch {
 	case r.tun.TAP:
 		return name + " is a TAP device, which carries Ethernet frames", "ip link del " + name

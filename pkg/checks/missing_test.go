@@ -50,7 +50,7 @@ func TestMissingSaysWhoIsInTheWay(t *testing.T) {
 		{"a route", route, nil, "the network takes the addresses", reasons{}, "object route 10.42.0.0/16 dev flannel0 reason the network takes the addresses|"},
 		{"anything else", vxlan, errors.New("out of memory"), "", reasons{}, "object link flannel.1 err out of memory|"},
 	} {
-		got := lack(reconcile.Missing{Op: c.op, Err: c.err, Reason: c.reason}, c.reasons)
+		got := missingCondition(reconcile.Missing{Op: c.op, Err: c.err, Reason: c.reason}, c.reasons)
 		words, command, _ := strings.Cut(c.want, "|")
 		if said := strings.Trim(fmt.Sprint(got.Fields), "[]"); !got.Severe || !strings.Contains(said, words) || got.Command != command {
 			t.Errorf("%s: %s|%s, want %s", c.name, said, got.Command, c.want)

@@ -26,9 +26,9 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// lockedTries is how often the removal of rules waits for the lock of iptables, at least a second
+// maxLockAttempts is how often the removal of rules waits for the lock of iptables, at least a second
 // each.
-const lockedTries = 10
+const maxLockAttempts = 10
 
 // Options say what Run is to remove.
 type Options struct {
@@ -46,14 +46,14 @@ func Run(ctx context.Context, o Options, out, remarks io.Writer) error {
 		return err
 	}
 	here, err := presence.Register(c.owner.Network, "") // so that no daemon starts meanwhile
-	if errors.As(err, new(*presence.HeldError)) {
+	if errors.As(err, new(*presence.ConflictError)) {
 		return fmt.Errorf("refused: %w; stop it first", err)
 	}
 	if err != nil {
 		return err
 	}
 	defer here.Close()
-	if err := c.unregistered(); err != nil {
+	if err := c.refuseIfRunning(); err != nil {
 		return err
 	}
 	err = errors.Join(c.kernel(), c.rules(ctx), c.files())
@@ -195,7 +195,7 @@ func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
 		return err
 	}
 	return c.step(strings.Join(commands, "\n"), func() (err error) {
-		for range lockedTries {
+		for range maxLockAttempts {
 			if _, err = k.Sync(ctx, none); firewall.Locked(err) == nil {
 				break
 			}

@@ -11,8 +11,8 @@ import (
 	"flanneld/pkg/nftables"
 )
 
-// askWithin bounds how long firewalld is waited for, which may be loading its configuration.
-const askWithin = 15 * time.Second
+// firewalldTimeout bounds how long firewalld is waited for, which may be loading its configuration.
+const firewalldTimeout = 15 * time.Second
 
 // firewalld undoes what a daemon has told firewalld. It is asked only where its table is: on
 // the system bus there may be one of another network namespace.
@@ -21,7 +21,7 @@ func (c *cleanup) firewalld(ctx context.Context, nft *nftables.Tables) error {
 	if err != nil || !slices.Contains(owned, firewalld.Table) {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	ctx, cancel := context.WithTimeout(ctx, firewalldTimeout)
 	defer cancel()
 	client, err := firewalld.Dial(ctx)
 	if errors.Is(err, firewalld.ErrNoBus) {

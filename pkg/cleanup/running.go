@@ -14,10 +14,10 @@ import (
 // defaultSubnetFile is where every flanneld writes unless it is told otherwise.
 const defaultSubnetFile = "/run/flannel/subnet.env"
 
-// unregistered refuses to clean up under a flanneld that other daemons do not know of: an original,
+// refuseIfRunning refuses to clean up under a flanneld that other daemons do not know of: an original,
 // an older release, or one that still waits for the network config.
-func (c *cleanup) unregistered() error {
-	holders, err := presence.Holders()
+func (c *cleanup) refuseIfRunning() error {
+	holders, err := presence.Daemons()
 	if err != nil {
 		return err
 	}

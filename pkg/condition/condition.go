@@ -34,8 +34,8 @@ type Condition struct {
 	Since   time.Time
 }
 
-// says is all that a reader of the log sees of it.
-func (c Condition) says() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
+// logKey is all that a reader of the log sees of it.
+func (c Condition) logKey() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
 
 // String returns the condition in one line: its text, and its fields as in the log but for
 // commands.
@@ -77,13 +77,13 @@ type List struct {
 // entry is a condition with what the log says of it.
 type entry struct {
 	Condition
-	there  bool                     // it is wrong now; else it was lately
-	ended  time.Time                // when it last was no longer there
-	logged string                   // what the log says of it; empty: that nothing is wrong
-	lines  map[string]*rate.Limiter // by what is said; under "" that of all further ones
-	held   *time.Timer              // logs what is so then; nil: nothing is held back
-	since  time.Time                // when that began
-	unsaid int                      // changes since the last line that were not logged
+	active       bool                     // it is wrong now; else it was lately
+	ended        time.Time                // when it last was no longer there
+	logged       string                   // what the log says of it; empty: that nothing is wrong
+	limiters     map[string]*rate.Limiter // by what is said; under "" that of all further ones
+	timer        *time.Timer              // logs what is so then; nil: nothing is held back
+	delayedSince time.Time                // when that began
+	suppressed   int                      // changes since the last line that were not logged
 }
 
 // NewList returns a list on which nothing is wrong.
@@ -99,18 +99,18 @@ func (l *List) Set(c Condition) {
 func (l *List) set(c Condition) {
 	e := l.byID[c.ID]
 	if e == nil {
-		e = &entry{lines: map[string]*rate.Limiter{}}
+		e = &entry{limiters: map[string]*rate.Limiter{}}
 		l.byID[c.ID] = e
 	}
-	if e.there && e.says() == c.says() {
+	if e.active && e.logKey() == c.logKey() {
 		return
 	}
 	c.Since = e.Since
-	if !e.there {
+	if !e.active {
 		c.Since = time.Now()
 	}
-	e.Condition, e.there = c, true
-	l.changed(e)
+	e.Condition, e.active = c, true
+	l.onChange(e)
 }
 
 // Begin begins a condition unless it is there: it goes on saying why it began, not all that
@@ -118,7 +118,7 @@ func (l *List) set(c Condition) {
 func (l *List) Begin(c Condition) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e := l.byID[c.ID]; e == nil || !e.there {
+	if e := l.byID[c.ID]; e == nil || !e.active {
 		l.set(c)
 	}
 }
@@ -131,77 +131,77 @@ func (l *List) End(id string) {
 }
 
 func (l *List) end(id string) {
-	if e := l.byID[id]; e != nil && e.there {
-		e.there, e.ended = false, time.Now()
-		l.changed(e)
+	if e := l.byID[id]; e != nil && e.active {
+		e.active, e.ended = false, time.Now()
+		l.onChange(e)
 	}
 }
 
-// changed logs a change, now or, if there were many, when it has lasted.
-func (l *List) changed(e *entry) {
+// onChange logs a change, now or, if there were many, when it has lasted.
+func (l *List) onChange(e *entry) {
 	switch {
-	case e.held != nil:
-		e.unsaid++
-		e.held.Reset(min(flapHold, time.Until(e.since.Add(flapWindow))))
+	case e.timer != nil:
+		e.suppressed++
+		e.timer.Reset(min(flapHold, time.Until(e.delayedSince.Add(flapWindow))))
 	case !e.allow():
-		e.unsaid++
-		e.since = time.Now()
-		e.held = time.AfterFunc(flapHold, func() {
+		e.suppressed++
+		e.delayedSince = time.Now()
+		e.timer = time.AfterFunc(flapHold, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			e.held = nil
+			e.timer = nil
 			e.allow()
-			l.say(e)
+			l.logChange(e)
 		})
 	default:
-		l.say(e)
+		l.logChange(e)
 	}
 }
 
-// say logs what is so now, if the log says something else.
-func (l *List) say(e *entry) {
+// logChange logs what is so now, if the log says something else.
+func (l *List) logChange(e *entry) {
 	now := ""
-	if e.there {
-		now = e.says()
+	if e.active {
+		now = e.logKey()
 	}
 	if now == e.logged {
 		return
 	}
 	fields := slices.Clone(e.Fields)
-	if e.unsaid > 0 {
-		fields = append(fields, "times", e.unsaid)
+	if e.suppressed > 0 {
+		fields = append(fields, "times", e.suppressed)
 	}
 	switch {
-	case !e.there:
+	case !e.active:
 		l.log.Info(cmp.Or(e.Ended, "no longer: "+e.Text), append(fields, "duration", e.ended.Sub(e.Since).Round(time.Millisecond))...)
 	case e.Severe:
-		l.log.Error(e.Text, e.remedy(fields)...)
+		l.log.Error(e.Text, e.withCommand(fields)...)
 	default:
-		l.log.Warn(e.Text, e.remedy(fields)...)
+		l.log.Warn(e.Text, e.withCommand(fields)...)
 	}
-	e.logged, e.unsaid = now, 0
+	e.logged, e.suppressed = now, 0
 	maps.DeleteFunc(l.byID, func(_ string, e *entry) bool {
-		return !e.there && e.held == nil && e.quiet()
+		return !e.active && e.timer == nil && e.idle()
 	})
 }
 
 // allow reports whether a line may be logged at once, and counts it.
 func (e *entry) allow() bool {
-	said := e.says()
-	if e.lines[said] == nil {
-		if len(e.lines) >= flapVariants {
+	said := e.logKey()
+	if e.limiters[said] == nil {
+		if len(e.limiters) >= flapVariants {
 			said = ""
 		}
-		if e.lines[said] == nil {
-			e.lines[said] = rate.NewLimiter(rate.Every(flapWindow), flapLines)
+		if e.limiters[said] == nil {
+			e.limiters[said] = rate.NewLimiter(rate.Every(flapWindow), flapLines)
 		}
 	}
-	return e.lines[said].Allow()
+	return e.limiters[said].Allow()
 }
 
-// quiet reports whether nothing of the condition was logged for a while.
-func (e *entry) quiet() bool {
-	for _, l := range e.lines {
+// idle reports whether nothing of the condition was logged for a while.
+func (e *entry) idle() bool {
+	for _, l := range e.limiters {
 		if l.Tokens() < flapLines {
 			return false
 		}
@@ -209,7 +209,7 @@ func (e *entry) quiet() bool {
 	return true
 }
 
-func (c Condition) remedy(fields []any) []any {
+func (c Condition) withCommand(fields []any) []any {
 	if c.Command != "" {
 		fields = append(fields, "command", c.Command)
 	}
@@ -221,7 +221,7 @@ func (l *List) Has(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.byID[id]
-	return e != nil && e.there
+	return e != nil && e.active
 }
 
 // Replace sets the conditions that one check has found, and ends those that it found
@@ -245,7 +245,7 @@ func (l *List) Current() []Condition {
 	defer l.mu.Unlock()
 	all := make([]Condition, 0, len(l.byID))
 	for _, e := range l.byID {
-		if e.there {
+		if e.active {
 			all = append(all, e.Condition)
 		}
 	}

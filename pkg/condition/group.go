@@ -39,12 +39,12 @@ type Group struct {
 	level        slog.Level
 	begun, ended string // messages
 
-	now    map[string]Reason    // by object
-	logged map[string]Reason    // the same, as far as it is in the log
-	dirty  map[string]bool      // objects for which the two may differ
-	quiet  map[string]time.Time // by kind: until when nothing is logged of it
-	fresh  bool                 // something dirty is of a kind that is not quiet
-	due    time.Time            // when the first that is dirty no longer is; of use if none is fresh
+	current    map[string]Reason    // by object
+	logged     map[string]Reason    // the same, as far as it is in the log
+	dirty      map[string]bool      // objects for which the two may differ
+	quietUntil map[string]time.Time // by kind: until when nothing is logged of it
+	ready      bool                 // something dirty is of a kind that is not quiet
+	due        time.Time            // when the first that is dirty no longer is; of use if none is fresh
 }
 
 // NewGroup returns a group of which nothing is wrong. begun, at the given level, and ended
@@ -52,22 +52,22 @@ type Group struct {
 func NewGroup(log *slog.Logger, level slog.Level, begun, ended string) *Group {
 	return &Group{
 		log: log, level: level, begun: begun, ended: ended,
-		now: map[string]Reason{}, logged: map[string]Reason{}, dirty: map[string]bool{}, quiet: map[string]time.Time{},
+		current: map[string]Reason{}, logged: map[string]Reason{}, dirty: map[string]bool{}, quietUntil: map[string]time.Time{},
 	}
 }
 
 // Set says that something is wrong with an object.
 func (g *Group) Set(object string, r Reason) {
-	if before, there := g.now[object]; !there || before != r {
-		g.now[object] = r
+	if before, there := g.current[object]; !there || before != r {
+		g.current[object] = r
 		g.mark(object, r.Kind)
 	}
 }
 
 // End says that nothing is wrong with an object any more.
 func (g *Group) End(object string) {
-	if _, there := g.now[object]; there {
-		delete(g.now, object)
+	if _, there := g.current[object]; there {
+		delete(g.current, object)
 		g.mark(object, g.logged[object].Kind)
 	}
 }
@@ -75,9 +75,9 @@ func (g *Group) End(object string) {
 // mark notes that an object's line, if there is to be one, is of a kind.
 func (g *Group) mark(object, kind string) {
 	g.dirty[object] = true
-	switch until, quiet := g.quiet[kind]; {
+	switch until, quiet := g.quietUntil[kind]; {
 	case !quiet:
-		g.fresh = true
+		g.ready = true
 	case g.due.IsZero() || until.Before(g.due):
 		g.due = until
 	}
@@ -85,7 +85,7 @@ func (g *Group) mark(object, kind string) {
 
 // Replace says what is wrong with all objects.
 func (g *Group) Replace(now map[string]Reason) {
-	for object := range g.now {
+	for object := range g.current {
 		if _, there := now[object]; !there {
 			g.End(object)
 		}
@@ -101,19 +101,19 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 	switch {
 	case len(g.dirty) == 0:
 		return 0
-	case !g.fresh && now.Before(g.due): // there may be thousands, and each call brings one more
+	case !g.ready && now.Before(g.due): // there may be thousands, and each call brings one more
 		return g.due.Sub(now)
 	}
 	defer func() {
-		if g.fresh, g.due = false, (time.Time{}); again > 0 {
+		if g.ready, g.due = false, (time.Time{}); again > 0 {
 			g.due = now.Add(again)
 		}
 	}()
-	maps.DeleteFunc(g.quiet, func(_ string, until time.Time) bool { return !until.After(now) })
+	maps.DeleteFunc(g.quietUntil, func(_ string, until time.Time) bool { return !until.After(now) })
 	begun, ended := map[string][]string{}, map[string][]string{} // objects by kind
 	for object := range g.dirty {
 		before, was := g.logged[object]
-		r, is := g.now[object]
+		r, is := g.current[object]
 		if was == is && before == r {
 			delete(g.dirty, object)
 			continue
@@ -122,7 +122,7 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 		if !is {
 			kind = before.Kind
 		}
-		if until, wait := g.quiet[kind]; wait {
+		if until, wait := g.quietUntil[kind]; wait {
 			if left := until.Sub(now); again == 0 || left < again {
 				again = left
 			}
@@ -140,14 +140,14 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 	for _, kind := range slices.Sorted(maps.Keys(begun)) {
 		objects := begun[kind]
 		for i, o := range objects {
-			objects[i] += detail(g.now[o])
+			objects[i] += detail(g.current[o])
 		}
 		g.line(g.level, g.begun, kind, objects)
-		g.quiet[kind] = now.Add(groupPause)
+		g.quietUntil[kind] = now.Add(groupPause)
 	}
 	for _, kind := range slices.Sorted(maps.Keys(ended)) {
 		g.line(slog.LevelInfo, g.ended, kind, ended[kind])
-		g.quiet[kind] = now.Add(groupPause)
+		g.quietUntil[kind] = now.Add(groupPause)
 	}
 	return again
 }

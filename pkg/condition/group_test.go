@@ -99,7 +99,7 @@ func TestGroupOfManyIsOneLine(t *testing.T) {
 	flush(2*time.Minute, 0,
 		`level=INFO msg="no longer skipping peers" count=1 reason="no MAC" examples=10.42.30.0/24`,
 		`level=INFO msg="no longer skipping peers" count=18 reason="public IP is our own" examples="10.42.2.0/24 (198.51.100.2), 10.42.3.0/24 (198.51.100.3), 10.42.4.0/24 (198.51.100.4)" total=0`)
-	if len(g.now) != 1 || len(g.logged) != 1 || len(g.dirty) != 0 || len(g.quiet) > 2 {
-		t.Errorf("kept: %v, %v, %v, %v", g.now, g.logged, g.dirty, g.quiet)
+	if len(g.current) != 1 || len(g.logged) != 1 || len(g.dirty) != 0 || len(g.quietUntil) > 2 {
+		t.Errorf("kept: %v, %v, %v, %v", g.current, g.logged, g.dirty, g.quietUntil)
 	}
 }

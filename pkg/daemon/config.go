@@ -7,21 +7,21 @@ import (
 	"flanneld/pkg/condition"
 )
 
-// admit reads a network config, and refuses one whose own routes would take what this host
+// parseConfig reads a network config, and refuses one whose own routes would take what this host
 // needs itself. What it has it keeps.
-func (d *daemon) admit(raw []byte) (backend.Network, error) {
+func (d *daemon) parseConfig(raw []byte) (backend.Network, error) {
 	n, err := backend.ParseNetwork(raw)
 	if err == nil && !n.Equal(d.net) {
-		err = d.uplink.Admit(n)
+		err = d.uplink.CheckNetwork(n)
 	}
 	return n, err
 }
 
-// reconfigure takes over what a later network config may change while the
+// applyConfig takes over what a later network config may change while the
 // network runs: which subnets are leased from now on, for how long, and who keeps
 // the packet filter's rules. Anything else would cut this host off from those
 // that have not noticed yet; it waits for a restart.
-func (d *daemon) reconfigure(n backend.Network) {
+func (d *daemon) applyConfig(n backend.Network) {
 	const id = "network-config/restart"
 	if late := d.net.NeedsRestart(n); len(late) > 0 {
 		d.conditions.Set(condition.Condition{

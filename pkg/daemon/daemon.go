@@ -67,26 +67,26 @@ type daemon struct {
 	health     health.Port
 	files      *subnetenv.Keeper
 	fds        *systemd.Descriptors
-	former     subnetenv.Env // of the run before
+	previous   subnetenv.Env // of the run before
 	claim      lease.Claim   // of the run before
-	alive      struct{ loop, follower, uplink systemd.Pulse }
+	heartbeats struct{ loop, follower, uplink systemd.Heartbeat }
 
 	// Of this host and its way to etcd.
-	uplink    *uplink.Watcher
-	needs     *needs.Etcd
-	leftovers *needs.Leftovers
-	registry  store.Registry
+	uplink      *uplink.Watcher
+	needs       *needs.Etcd
+	staleRoutes *needs.StaleRoutes
+	registry    store.Registry
 
 	// Of the network that is served.
-	net     backend.Network
-	here    *presence.Registration
-	terms   *terms.Keeper
-	tunnels *tunnel.Driver
-	checks  *checks.Checks
-	loop    *reconcile.Loop
-	rules   *filter.Filter
-	lock    *filter.Lock
-	feed    *filter.Feed // of rules and lock
+	net          backend.Network
+	registration *presence.Registration
+	terms        *terms.Keeper
+	tunnels      *tunnel.Driver
+	checks       *checks.Checks
+	loop         *reconcile.Loop
+	rules        *filter.Filter
+	lock         *filter.Lock
+	feed         *filter.Feed // of rules and lock
 
 	view atomic.Pointer[lease.View] // follow's: the latest
 }
@@ -99,7 +99,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer d.fds.Close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
 	var k *kernel.Kernel
-	err := d.persist(ctx, "use the kernel's network objects", pace.Passing, func() (err error) {
+	err := d.retry(ctx, "use the kernel's network objects", pace.IsTemporary, func() (err error) {
 		k, err = kernel.New()
 		return err
 	})
@@ -109,22 +109,22 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer k.Close()
 	d.kernel = k
 	if o.HealthzPort != 0 {
-		err := d.persist(ctx, "answer health checks", pace.Scarce, func() error {
+		err := d.retry(ctx, "answer health checks", pace.IsResourceError, func() error {
 			return d.health.Listen(o.HealthzIP, o.HealthzPort, d.conditions, log)
 		})
 		if err != nil {
-			return withHolder(k, o.HealthzIP, o.HealthzPort, err)
+			return withPortHolder(k, o.HealthzIP, o.HealthzPort, err)
 		}
 		defer d.health.Close()
 	}
-	if err := d.persist(ctx, "read what the last run has left", pace.Scarce, d.recall); err != nil {
+	if err := d.retry(ctx, "read what the last run has left", pace.IsResourceError, d.readPrevious); err != nil {
 		return err
 	}
 	if err := d.findEtcd(ctx); err != nil {
 		return err
 	}
 	var s *store.Store
-	err = d.persist(ctx, "read the files for TLS", pace.Scarce, func() (err error) {
+	err = d.retry(ctx, "read the files for TLS", pace.IsResourceError, func() (err error) {
 		s, err = store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 		return err
 	})
@@ -132,7 +132,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	defer s.Close()
-	if d.net, err = subnet.WaitConfig(ctx, s, log, d.conditions, d.admit); err != nil {
+	if d.net, err = subnet.WaitConfig(ctx, s, log, d.conditions, d.parseConfig); err != nil {
 		return err
 	}
 	d.registry = s.Registry()
@@ -146,14 +146,14 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 }
 
-// recall reads what the run before has left. An error is one for want of descriptors or
+// readPrevious reads what the run before has left. An error is one for want of descriptors or
 // memory: what cannot be read otherwise, this run goes on without.
-func (d *daemon) recall() error {
+func (d *daemon) readPrevious() error {
 	var unread, unclaimed error
-	if d.former, unread = subnetenv.Read(d.options.SubnetFile); pace.Scarce(unread) {
+	if d.previous, unread = subnetenv.Read(d.options.SubnetFile); pace.IsResourceError(unread) {
 		return unread
 	}
-	if d.claim, unclaimed = subnetenv.ReadClaim(d.options.SubnetFile); pace.Scarce(unclaimed) {
+	if d.claim, unclaimed = subnetenv.ReadClaim(d.options.SubnetFile); pace.IsResourceError(unclaimed) {
 		return unclaimed
 	}
 	if unread != nil {
@@ -169,11 +169,11 @@ func (d *daemon) recall() error {
 // way to it.
 func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink = uplink.New(uplink.Config{
-		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.former.Subnet, d.claim.Subnets.V4},
-		Conditions: d.conditions, Log: d.log, Alive: d.alive.uplink.Beat,
+		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4},
+		Conditions: d.conditions, Log: d.log, Heartbeat: d.heartbeats.uplink.Record,
 	})
 	var inv host.Inventory
-	err := d.persist(ctx, "list interfaces and routes", pace.Passing, func() (err error) {
+	err := d.retry(ctx, "list interfaces and routes", pace.IsTemporary, func() (err error) {
 		inv, err = d.uplink.Inventory(false)
 		return err
 	})
@@ -183,27 +183,27 @@ func (d *daemon) findEtcd(ctx context.Context) error {
 	if err := d.uplink.Choose(inv); err != nil {
 		return fmt.Errorf("choose the uplink: %w", err)
 	}
-	d.leftovers = &needs.Leftovers{
-		Kernel: d.kernel, Network: d.former.Network, Subnet: d.former.Subnet, Conditions: d.conditions, Log: d.log,
+	d.staleRoutes = &needs.StaleRoutes{
+		Kernel: d.kernel, Network: d.previous.Network, Subnet: d.previous.Subnet, Conditions: d.conditions, Log: d.log,
 	}
-	d.leftovers.Uncover(inv.Gateways())
+	d.staleRoutes.RemoveFor(inv.Gateways())
 	o, domain := &d.options.Etcd, d.options.EtcdDomain
 	if domain != "" {
-		d.leftovers.WarnOf(needs.NameServers())
+		d.staleRoutes.WarnAbout(needs.NameServers())
 		if o.Endpoints, err = store.Resolve(ctx, domain, d.log, d.conditions); err != nil {
 			return err
 		}
 	}
-	d.needs = needs.NewEtcd(*o, d.uplink.Look)
+	d.needs = needs.NewEtcd(*o, d.uplink.Refresh)
 	if domain == "" && d.needs.Named() {
-		d.leftovers.WarnOf(needs.NameServers())
+		d.staleRoutes.WarnAbout(needs.NameServers())
 	}
 	o.Connecting = func(a netip.Addr) {
 		d.needs.Connecting(a)
-		d.leftovers.Uncover(d.needs.Wanted())
+		d.staleRoutes.RemoveFor(d.needs.Needs())
 	}
-	d.uplink.SetNeeds(d.needs.Wanted, inv)
-	d.leftovers.Uncover(d.uplink.Wanted())
+	d.uplink.SetNeeds(d.needs.Needs, inv)
+	d.staleRoutes.RemoveFor(d.uplink.Needs())
 	return nil
 }
 
@@ -214,8 +214,8 @@ func (d *daemon) identity() store.Identity {
 	}}
 }
 
-// withHolder adds to an error of listening for health checks who has the port.
-func withHolder(k *kernel.Kernel, ip string, port int, err error) error {
+// withPortHolder adds to an error of listening for health checks who has the port.
+func withPortHolder(k *kernel.Kernel, ip string, port int, err error) error {
 	addr, parseErr := netip.ParseAddr(ip)
 	if !errors.Is(err, unix.EADDRINUSE) || parseErr != nil {
 		return err

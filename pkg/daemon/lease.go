@@ -16,19 +16,19 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// releaseWithin bounds what giving up the lease may add to the exit.
-const releaseWithin = 500 * time.Millisecond
+// releaseTimeout bounds what giving up the lease may add to the exit.
+const releaseTimeout = 500 * time.Millisecond
 
 // join has a subnet leased and kept until ctx ends, and returns the first view of the network; the
 // latest of the next is in views. As long as there is no lease, nothing on this host depends on
 // the network config, so any change of it is taken over: join ends with a subnet.Changed.
 func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.View, views <-chan lease.View, err error) {
-	joining, settle := subnet.WhileConfig(ctx, d.registry, d.conditions, d.admit, func(n backend.Network) bool {
+	joining, settle := subnet.WhileConfig(ctx, d.registry, d.conditions, d.parseConfig, func(n backend.Network) bool {
 		return n.Equal(d.net)
 	})
 	emitted, ended := make(chan lease.View, 1), make(chan error, 1)
-	if d.here, err = presence.Await(joining, d.net.Network, d.net.FixedDevice(), d.conditions); err == nil {
-		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { replace(emitted, v) }) })
+	if d.registration, err = presence.Await(joining, d.net.Network, d.net.FixedDevice(), d.conditions); err == nil {
+		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { sendLatest(emitted, v) }) })
 		select {
 		case first = <-emitted:
 		case err = <-ended:
@@ -46,9 +46,9 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	return first, emitted, nil
 }
 
-// replace puts the latest value into a channel for one, for which there is one sender. It never
+// sendLatest puts the latest value into a channel for one, for which there is one sender. It never
 // blocks.
-func replace[T any](latest chan T, value T) {
+func sendLatest[T any](latest chan T, value T) {
 	select {
 	case <-latest:
 	default:
@@ -56,8 +56,8 @@ func replace[T any](latest chan T, value T) {
 	latest <- value
 }
 
-// follow takes the views of the network until ctx ends, the latest of those that have come.
-func (d *daemon) follow(ctx context.Context, v lease.View, next <-chan lease.View) {
+// followViews takes the views of the network until ctx ends, the latest of those that have come.
+func (d *daemon) followViews(ctx context.Context, v lease.View, next <-chan lease.View) {
 	for {
 		now := v // the next one must not be written over it
 		before := d.view.Swap(&now)
@@ -87,14 +87,14 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Pool:       d.net.Pool(),
 		PublicIP:   d.uplink.PublicIP(),
 		Claim:      claim,
-		Previous:   d.former.Subnet,
+		Previous:   d.previous.Subnet,
 		TTL:        d.net.LeaseTTL,
 		Margin:     d.options.RenewMargin,
 		Log:        d.log,
 		Conditions: d.conditions,
 		Attrs:      d.attrs,
 		Avoid: func() (avoid []netip.Prefix, err error) {
-			err = d.try("read which subnets to avoid", pace.Passing, func() (err error) {
+			err = d.tryOnce("read which subnets to avoid", pace.IsTemporary, func() (err error) {
 				avoid, err = d.uplink.Avoid()
 				return err
 			})
@@ -108,18 +108,18 @@ func (d *daemon) leaseOptions() subnet.Options {
 			d.files.Remember(c)
 		},
 		Report: func(s subnet.Stats) {
-			d.health.Away(s.AwaySince)
-			d.health.Lost(s.Lost)
+			d.health.SetEtcdDown(s.AwaySince)
+			d.health.SetSubnetLost(s.Lost)
 			d.terms.SetOwn(s.Own)
 		},
-		Alive: d.alive.follower.Beat,
+		Alive: d.heartbeats.follower.Record,
 	}
 }
 
 // attrs returns what the first lease says of this host.
 func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	var f host.Facts
-	err := d.try("read the state of this host", pace.Passing, func() (err error) {
+	err := d.tryOnce("read the state of this host", pace.IsTemporary, func() (err error) {
 		f, err = d.uplink.Facts()
 		return err
 	})
@@ -132,7 +132,7 @@ func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs,
 // release gives up what this run has leased, so that another host may have the subnet at once.
 // What the kernel holds stays. A reservation is the operator's.
 func (d *daemon) release() {
-	ctx, cancel := context.WithTimeout(context.Background(), releaseWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
 	claim := d.files.Claim()
 	switch own, err := subnet.Release(ctx, d.registry, claim); {

@@ -27,8 +27,8 @@ import (
 	"flanneld/pkg/tunnel"
 )
 
-// rulesWithin bounds what the first look at the packet filter may add to the start.
-const rulesWithin = 5 * time.Second
+// rulesTimeout bounds what the first look at the packet filter may add to the start.
+const rulesTimeout = 5 * time.Second
 
 // serve joins the network and follows it until ctx ends. What flows where:
 //
@@ -42,8 +42,8 @@ func (d *daemon) serve(until context.Context) error {
 	ctx, cancel := context.WithCancel(until)
 	var tasks sync.WaitGroup
 	defer func() {
-		d.here.Close()
-		d.here = nil
+		d.registration.Close()
+		d.registration = nil
 	}()
 	defer func() {
 		if d.options.Release && until.Err() != nil { // no follower is left that would make it again
@@ -74,11 +74,11 @@ func (d *daemon) serve(until context.Context) error {
 		d.rules.Run(ctx)
 	})
 	tasks.Go(func() { d.lock.Run(ctx) })
-	tasks.Go(func() { d.follow(ctx, first, views) })
+	tasks.Go(func() { d.followViews(ctx, first, views) })
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
-	late, cancelled := context.WithTimeout(ctx, rulesWithin)
+	late, cancelled := context.WithTimeout(ctx, rulesTimeout)
 	for _, tried := range []<-chan struct{}{d.rules.Tried(), d.lock.Tried()} {
 		select { // neither success nor a command that hangs is waited for
 		case <-tried:
@@ -87,10 +87,10 @@ func (d *daemon) serve(until context.Context) error {
 	}
 	cancelled()
 	tasks.Go(func() { d.needs.Run(ctx) })
-	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.conditions, d.admit, d.reconfigure) })
-	tasks.Go(func() { d.files.Run(ctx, d.wroteSubnetFile) })
+	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.conditions, d.parseConfig, d.applyConfig) })
+	tasks.Go(func() { d.files.Run(ctx, d.onSubnetFile) })
 	tasks.Go(func() {
-		systemd.Watchdog(ctx, d.conditions, &d.alive.loop, &d.alive.follower, &d.alive.uplink)
+		systemd.Watchdog(ctx, d.conditions, &d.heartbeats.loop, &d.heartbeats.follower, &d.heartbeats.uplink)
 	})
 	d.loop.Run(ctx)
 	return nil
@@ -105,7 +105,7 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 		Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Uplink().Iface},
 	}
 	var objects *kernel.Driver
-	err := d.persist(ctx, "watch the kernel", pace.Passing, func() (err error) {
+	err := d.retry(ctx, "watch the kernel", pace.IsTemporary, func() (err error) {
 		objects, err = d.kernel.Drive(ctx, interest)
 		return err
 	})
@@ -114,7 +114,7 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 	}
 	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
 	drivers := driver.NewMux(ctx, objects, driver.Part{
-		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN,
+		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, CreatesLinks: dataplane.KindTUN,
 	})
 	d.terms = terms.New(d.net, d.conditions, d.log)
 	d.uplink.OnFacts(d.terms.SetFacts)
@@ -145,7 +145,7 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 	}
 	d.loop = reconcile.New(reconcile.Config{
 		Driver: drivers, Backend: wanted, Network: d.net.Network, Conditions: d.conditions, Log: d.log,
-		Before: d.lock.Admit, Alive: d.alive.loop.Beat,
+		BeforeApply: d.lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
 	})
 	d.feed.SetView(first)
@@ -154,8 +154,8 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 	d.uplink.OnFacts(d.feed.SetFacts)
 	d.uplink.OnFacts(d.loop.SetFacts)
 	d.uplink.OnFacts(d.checks.SetFacts)
-	d.uplink.OnEvent(d.heard)
-	d.leftovers.End()
+	d.uplink.OnEvent(d.handleEvent)
+	d.staleRoutes.Stop()
 }
 
 // newFilter makes what keeps the packet filter's rules, and the underlay's lock.
@@ -165,13 +165,13 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 	rules := filter.New(filter.Config{
 		Options: d.options.Rules, Choice: d.net.NFTables,
 		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},
-		Previous:   []firewall.Overlay{{Network: d.former.Network, Subnet: d.former.Subnet}},
+		Previous:   []firewall.Overlay{{Network: d.previous.Network, Subnet: d.previous.Subnet}},
 		InUse:      taken,
 		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
 		Conditions: d.conditions, Log: d.log,
 	})
 	lock := filter.NewLock(filter.LockConfig{
-		Wanted: d.options.Rules.Lock, Network: d.net.Network, Previous: d.former.Network, InUse: taken,
+		Wanted: d.options.Rules.Lock, Network: d.net.Network, Previous: d.previous.Network, InUse: taken,
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
 		Table: nftables.LockTable(d.net.Network), Conditions: d.conditions, Log: d.log,
 	})
@@ -184,7 +184,7 @@ func (d *daemon) prepareTUN(ctx context.Context) error {
 		d.fds.RemoveAll()
 		return nil
 	}
-	return d.persist(ctx, "list interfaces for a TUN device", pace.Passing, func() error {
+	return d.retry(ctx, "list interfaces for a TUN device", pace.IsTemporary, func() error {
 		_, err := d.chooseTUN()
 		return err
 	})
@@ -197,13 +197,13 @@ func (d *daemon) chooseTUN() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	return d.uplink.SetTUN(d.tunnels.Choose(inv, d.former.Network)), nil
+	return d.uplink.SetTUN(d.tunnels.Choose(inv, d.previous.Network)), nil
 }
 
-// heard has those look for whom an event may matter.
-func (d *daemon) heard(e driver.Event) {
+// handleEvent has those look for whom an event may matter.
+func (d *daemon) handleEvent(e driver.Event) {
 	retry := e&driver.Uplink != 0 // not for links of our own: what we try on them is an event, too
-	if e&driver.Taken != 0 {
+	if e&driver.DeviceTaken != 0 {
 		changed, err := d.chooseTUN()
 		retry = retry || err == nil && changed
 	}
@@ -213,25 +213,25 @@ func (d *daemon) heard(e driver.Event) {
 	switch {
 	case retry:
 		d.loop.Retry()
-	case e&^(driver.Candidates|driver.Taken) != 0:
+	case e&^(driver.Candidates|driver.DeviceTaken) != 0:
 		d.loop.Reread()
 	}
 }
 
-// wroteSubnetFile is called when the subnet file says something else than before in this
+// onSubnetFile is called when the subnet file says something else than before in this
 // run. Docker reads it at its start only.
-func (d *daemon) wroteSubnetFile(first, changed bool) {
-	if changed && (!first || d.former.Subnet.IsValid()) {
+func (d *daemon) onSubnetFile(first, changed bool) {
+	if changed && (!first || d.previous.Subnet.IsValid()) {
 		d.log.Warn("subnet file changed, restart docker to apply it", "path", d.options.SubnetFile)
 	}
 	if first {
-		d.announce()
+		d.announceReady()
 	}
 }
 
-// announce tells that the network is there.
-func (d *daemon) announce() {
-	d.health.Ready()
+// announceReady tells that the network is there.
+func (d *daemon) announceReady() {
+	d.health.SetReady()
 	systemd.Ready(d.conditions)
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnets, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))

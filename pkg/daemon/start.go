@@ -11,13 +11,13 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// persist tries f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
+// retry tries f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
 // f's last error.
-func (d *daemon) persist(ctx context.Context, cannot string, passes func(error) bool, f func() error) error {
-	defer d.conditions.End(unable(cannot))
+func (d *daemon) retry(ctx context.Context, cannot string, passes func(error) bool, f func() error) error {
+	defer d.conditions.End(startCondition(cannot))
 	// What fails and may pass is tried again soon, and ever later.
-	for backoff := (pace.Backoff{First: 20 * time.Millisecond, Most: time.Second}); ; {
-		err := d.try(cannot, passes, f)
+	for backoff := (pace.Backoff{Initial: 20 * time.Millisecond, Max: time.Second}); ; {
+		err := d.tryOnce(cannot, passes, f)
 		if !errors.Is(err, subnet.ErrTryAgain) {
 			return err
 		}
@@ -27,21 +27,21 @@ func (d *daemon) persist(ctx context.Context, cannot string, passes func(error) 
 	}
 }
 
-// try calls f. That it failed in a way that may pass is a condition, named by what cannot be done,
+// tryOnce calls f. That it failed in a way that may pass is a condition, named by what cannot be done,
 // until it is called again; then the error is a subnet.ErrTryAgain, too.
-func (d *daemon) try(cannot string, passes func(error) bool, f func() error) error {
+func (d *daemon) tryOnce(cannot string, passes func(error) bool, f func() error) error {
 	err := f()
 	switch {
 	case err == nil || !passes(err):
-		d.conditions.End(unable(cannot))
+		d.conditions.End(startCondition(cannot))
 		return err
 	case !errors.As(err, &condition.Reported{}):
 		d.conditions.Set(condition.Condition{
-			ID: unable(cannot), Severe: true, Text: "cannot " + cannot + ", trying again", Fields: []any{"err", err},
+			ID: startCondition(cannot), Severe: true, Text: "cannot " + cannot + ", trying again", Fields: []any{"err", err},
 		})
 	}
 	return fmt.Errorf("%w: %w", subnet.ErrTryAgain, err)
 }
 
-// unable is the ID of a condition.
-func unable(to string) string { return "start/" + to }
+// startCondition is the ID of a condition.
+func startCondition(to string) string { return "start/" + to }

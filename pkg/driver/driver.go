@@ -37,15 +37,15 @@ type Event uint
 
 // Members of a set of events.
 const (
-	Links      Event = 1 << iota // a link of the scope: made, changed, deleted
-	Addrs                        // addresses of such a link
-	FDB                          // its forwarding entries
-	Neighs                       // its neighbours
-	Routes                       // main-table routes inside the network, and nexthops
-	Uplink                       // an uplink or its addresses
-	Candidates                   // what another uplink could be chosen by: IPv4 default routes, other links' addresses
-	Taken                        // another program has a device that one of ours was to be
-	Overflow                     // events were lost: anything may have changed
+	Links       Event = 1 << iota // a link of the scope: made, changed, deleted
+	Addrs                         // addresses of such a link
+	FDB                           // its forwarding entries
+	Neighs                        // its neighbours
+	Routes                        // main-table routes inside the network, and nexthops
+	Uplink                        // an uplink or its addresses
+	Candidates                    // what another uplink could be chosen by: IPv4 default routes, other links' addresses
+	DeviceTaken                   // another program has a device that one of ours was to be
+	Overflow                      // events were lost: anything may have changed
 )
 
 func (e Event) String() string {

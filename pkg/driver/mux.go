@@ -14,7 +14,7 @@ type Part struct {
 	// Makes is the type of links that exist only through this driver; "" if there is none. It is
 	// asked to make such a link, or to change it, before the base driver sets what all links
 	// have. The base deletes it.
-	Makes string
+	CreatesLinks string
 }
 
 // Mux is a Driver made of others: a base, and parts that have some kinds of their own.
@@ -35,8 +35,8 @@ func NewMux(ctx context.Context, base Driver, parts ...Part) *Mux {
 		for _, k := range p.Kinds {
 			m.byKind[k] = p.Driver
 		}
-		if p.Makes != "" {
-			m.byLink[p.Makes] = p.Driver
+		if p.CreatesLinks != "" {
+			m.byLink[p.CreatesLinks] = p.Driver
 		}
 		sources.Go(func() { m.forward(ctx, p.Events()) })
 	}
@@ -83,8 +83,8 @@ func (m *Mux) Apply(ops []dataplane.Op) []error {
 	errs := make([]error, len(ops))
 	unmade := map[string]error{} // links, and why
 	for i := 0; i < len(ops); {
-		if maker := m.maker(ops[i]); maker != nil {
-			if errs[i] = m.make(maker, ops[i]); errs[i] != nil {
+		if maker := m.creator(ops[i]); maker != nil {
+			if errs[i] = m.createLink(maker, ops[i]); errs[i] != nil {
 				unmade[ops[i].Device()] = errs[i]
 			}
 			i++
@@ -96,7 +96,7 @@ func (m *Mux) Apply(ops []dataplane.Op) []error {
 			continue
 		}
 		d, end := m.driver(ops[i]), i+1
-		for end < len(ops) && m.maker(ops[end]) == nil && m.driver(ops[end]) == d && unmade[ops[end].Device()] == nil {
+		for end < len(ops) && m.creator(ops[end]) == nil && m.driver(ops[end]) == d && unmade[ops[end].Device()] == nil {
 			end++
 		}
 		copy(errs[i:end], d.Apply(ops[i:end]))
@@ -113,9 +113,9 @@ func (m *Mux) driver(op dataplane.Op) Driver {
 	return m.base
 }
 
-// maker returns the driver without which there is no link such as an operation wants; nil: the base
+// creator returns the driver without which there is no link such as an operation wants; nil: the base
 // makes it.
-func (m *Mux) maker(op dataplane.Op) Driver {
+func (m *Mux) creator(op dataplane.Op) Driver {
 	if op.Kind != dataplane.KindLink || op.Verb == dataplane.Del {
 		return nil
 	}
@@ -123,8 +123,8 @@ func (m *Mux) maker(op dataplane.Op) Driver {
 	return m.byLink[link.Kind]
 }
 
-// make has a link made or changed by its maker, and by the base what is left of it.
-func (m *Mux) make(maker Driver, op dataplane.Op) error {
+// createLink has a link made or changed by its maker, and by the base what is left of it.
+func (m *Mux) createLink(maker Driver, op dataplane.Op) error {
 	ops := []dataplane.Op{op}
 	if err := maker.Apply(ops)[0]; err != nil {
 		return err

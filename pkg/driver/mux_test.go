@@ -41,7 +41,7 @@ func newBed(ctx context.Context) (mux *Mux, base, part *recorder, journal *[]str
 	journal = &[]string{}
 	base = &recorder{name: "base", journal: journal, refuse: map[string]error{}, events: NewMailbox()}
 	part = &recorder{name: "part", journal: journal, refuse: map[string]error{}, events: NewMailbox()}
-	return NewMux(ctx, base, Part{Driver: part, Kinds: []dataplane.Kind{dataplane.KindTunnel}, Makes: dataplane.KindTUN}), base, part, journal
+	return NewMux(ctx, base, Part{Driver: part, Kinds: []dataplane.Kind{dataplane.KindTunnel}, CreatesLinks: dataplane.KindTUN}), base, part, journal
 }
 
 var (
@@ -146,10 +146,10 @@ func TestEventsAreOneSet(t *testing.T) {
 		m, base, part, _ := newBed(ctx)
 		for _, e := range []Event{Links, Routes, Links} {
 			base.events.Report(e)
-			part.events.Report(Taken)
+			part.events.Report(DeviceTaken)
 			synctest.Wait()
 		}
-		if e := <-m.Events(); e != Links|Routes|Taken || e.String() != "links+routes+taken" {
+		if e := <-m.Events(); e != Links|Routes|DeviceTaken || e.String() != "links+routes+taken" {
 			t.Errorf("got %s", e)
 		}
 		base.events.Close()
@@ -168,7 +168,7 @@ func TestEventsAreOneSet(t *testing.T) {
 
 // TestMailboxLosesNothing: of what several report at a time, all arrives.
 func TestMailboxLosesNothing(t *testing.T) {
-	m, all := NewMailbox(), []Event{Links, Addrs, FDB, Neighs, Routes, Uplink, Candidates, Taken, Overflow}
+	m, all := NewMailbox(), []Event{Links, Addrs, FDB, Neighs, Routes, Uplink, Candidates, DeviceTaken, Overflow}
 	for _, e := range all {
 		go m.Report(e)
 	}

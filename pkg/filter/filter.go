@@ -95,7 +95,7 @@ const (
 )
 
 // syncShare limits the share of time spent on syncing while rules change constantly.
-func syncShare() pace.Share { return pace.Share{Share: 10, Most: 2 * time.Second} }
+func syncShare() pace.Share { return pace.Share{OneIn: 10, Max: 2 * time.Second} }
 
 // newFight returns the detector of another program that keeps undoing changes.
 func newFight() pace.Fight {
@@ -140,7 +140,7 @@ type Filter struct {
 func New(cfg Config) *Filter {
 	f := &Filter{
 		cfg: cfg, wake: make(chan struct{}, 1), known: make(chan struct{}), tried: make(chan struct{}),
-		retry: pace.Backoff{First: firstRetry, Most: lastRetry}, fight: newFight(),
+		retry: pace.Backoff{Initial: firstRetry, Max: lastRetry}, fight: newFight(),
 	}
 	f.trust = newTrust(cfg, f.trigger)
 	f.choice.Store(int32(cfg.Choice))

@@ -23,7 +23,7 @@ const (
 )
 
 // lockSyncShare limits the share of time spent on syncing the lock while rules change constantly.
-func lockSyncShare() pace.Share { return pace.Share{Share: 50, Least: burst} }
+func lockSyncShare() pace.Share { return pace.Share{OneIn: 50, Min: burst} }
 
 // Locker writes locks to nftables.
 type Locker interface {
@@ -114,7 +114,7 @@ func (l *Lock) SetView(v lease.View) {
 func (l *Lock) SetTunnel(lock firewall.Lock, tunnel bool) {
 	now := lockSpec{lock, tunnel}
 	if before := l.spec.Swap(&now); before != nil && *before != now {
-		l.syncAlarm.Within(0)
+		l.syncAlarm.SetWithin(0)
 	}
 	l.begin.Do(func() { close(l.known) })
 }
@@ -168,7 +168,7 @@ func (l *Lock) Run(ctx context.Context) {
 	case <-l.known:
 	}
 	signals := l.watch(ctx, nil)
-	l.syncAlarm.Within(l.sync(ctx))
+	l.syncAlarm.SetWithin(l.sync(ctx))
 	close(l.tried)
 	l.loop(ctx, signals)
 }
@@ -193,14 +193,14 @@ func (l *Lock) loop(ctx context.Context, signals <-chan struct{}) {
 			if !open {
 				signals = nil
 			}
-			l.syncAlarm.Within(max(lockSyncShare().Rest(cost), time.Until(l.pausedUntil)))
+			l.syncAlarm.SetWithin(max(lockSyncShare().Rest(cost), time.Until(l.pausedUntil)))
 		case <-l.syncAlarm.C:
-			l.syncAlarm.Rang()
+			l.syncAlarm.Received()
 			signals = l.watch(ctx, signals)
 			begun := time.Now()
 			next := l.sync(ctx)
 			cost = time.Since(begun)
-			l.syncAlarm.Within(next)
+			l.syncAlarm.SetWithin(next)
 		}
 	}
 }

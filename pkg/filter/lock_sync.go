@@ -59,7 +59,7 @@ func (l *Lock) editPeers(v lease.View) {
 	}
 	if err := l.locker.EditLock(l.cfg.Network, add, remove); err != nil {
 		l.intact = false
-		l.syncAlarm.Within(0)
+		l.syncAlarm.SetWithin(0)
 	}
 }
 

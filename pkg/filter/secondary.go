@@ -118,7 +118,7 @@ func (f *Filter) syncLegacy(ctx context.Context, set firewall.Ruleset) (changes 
 	if locked := firewall.Locked(err); locked != nil {
 		h.locked = locked
 	} else if err != nil { // perhaps a command hangs: limit the share of time spent on it
-		b.legacyRetry = time.Now().Add(pace.Share{Share: 20, Most: lastRetry}.Rest(time.Since(begun)))
+		b.legacyRetry = time.Now().Add(pace.Share{OneIn: 20, Max: lastRetry}.Rest(time.Since(begun)))
 	}
 	return changes, err
 }

@@ -15,12 +15,12 @@ import (
 // preferredTimeout is how long to wait for the preferred keeper before the fallback is used: a
 // multiple of the duration of its last sync. A slower attempt continues in the background.
 func preferredTimeout() pace.Share {
-	return pace.Share{Share: 4, Least: 3 * time.Second, Most: 12 * time.Second}
+	return pace.Share{OneIn: 4, Min: 3 * time.Second, Max: 12 * time.Second}
 }
 
 // retryShare limits the share of time that attempts of the preferred keeper take while it fails.
 func retryShare() pace.Share {
-	return pace.Share{Share: 20, Least: firstRetry, Most: lastRetry}
+	return pace.Share{OneIn: 20, Min: firstRetry, Max: lastRetry}
 }
 
 // selection is which keeper is in use, and why.

@@ -26,14 +26,14 @@ const zone = "trusted"
 
 // Names on the bus (firewalld.dbus(5)).
 const (
-	service    = "org.fedoraproject.FirewallD1"
-	object     = "/org/fedoraproject/FirewallD1"
-	zoneFace   = service + ".zone"
-	configPath = object + "/config"
-	configFace = service + ".config"
-	reloaded   = "Reloaded"
+	service         = "org.fedoraproject.FirewallD1"
+	object          = "/org/fedoraproject/FirewallD1"
+	zoneInterface   = service + ".zone"
+	configPath      = object + "/config"
+	configInterface = service + ".config"
+	reloaded        = "Reloaded"
 
-	busFace      = "org.freedesktop.DBus"
+	busInterface = "org.freedesktop.DBus"
 	ownerChanged = "NameOwnerChanged"
 )
 
@@ -50,21 +50,21 @@ type Client struct {
 	changed chan struct{}
 }
 
-// dialWithin bounds how long a bus that accepts connections is waited for until it answers.
-const dialWithin = 5 * time.Second
+// dialTimeout bounds how long a bus that accepts connections is waited for until it answers.
+const dialTimeout = 5 * time.Second
 
 // Dial connects to the system bus until ctx ends, whether firewalld runs or not.
 func Dial(ctx context.Context) (*Client, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	limit := time.AfterFunc(dialWithin, func() { cancel(errSilent) })
+	limit := time.AfterFunc(dialTimeout, func() { cancel(errNoReply) })
 	c, err := dial(ctx)
 	if !limit.Stop() && err == nil {
-		err = errSilent
+		err = errNoReply
 	}
 	if err != nil {
 		cancel(nil)
-		if errors.Is(context.Cause(ctx), errSilent) {
-			err = errSilent
+		if errors.Is(context.Cause(ctx), errNoReply) {
+			err = errNoReply
 		}
 		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
 	}
@@ -72,7 +72,7 @@ func Dial(ctx context.Context) (*Client, error) {
 	return c, nil
 }
 
-var errSilent = errors.New("the system bus does not answer")
+var errNoReply = errors.New("the system bus does not answer")
 
 func dial(ctx context.Context) (*Client, error) {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
@@ -93,7 +93,7 @@ func (c *Client) subscribe() error {
 	c.conn.Signal(signals)
 	err := c.conn.AddMatchSignal(dbus.WithMatchSender(service), dbus.WithMatchInterface(service), dbus.WithMatchMember(reloaded))
 	if err == nil {
-		err = c.conn.AddMatchSignal(dbus.WithMatchInterface(busFace), dbus.WithMatchMember(ownerChanged), dbus.WithMatchArg(0, service))
+		err = c.conn.AddMatchSignal(dbus.WithMatchInterface(busInterface), dbus.WithMatchMember(ownerChanged), dbus.WithMatchArg(0, service))
 	}
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ func (c *Client) subscribe() error {
 	go func() { // ends with the connection, which closes signals
 		defer close(c.changed)
 		for s := range signals {
-			if s.Name != service+"."+reloaded && s.Name != busFace+"."+ownerChanged {
+			if s.Name != service+"."+reloaded && s.Name != busInterface+"."+ownerChanged {
 				continue
 			}
 			select {
@@ -130,8 +130,8 @@ func (c *Client) Trust(ctx context.Context, network netip.Prefix) (added bool, e
 	if now != "" {
 		return false, fmt.Errorf("%w: %s", ErrOtherZone, now)
 	}
-	err = c.call(ctx, object, zoneFace, "addSource", zone, network.String()).Err
-	if err != nil && !isThere(err) {
+	err = c.call(ctx, object, zoneInterface, "addSource", zone, network.String()).Err
+	if err != nil && !isAlreadyAdded(err) {
 		return false, fmt.Errorf("add source %s to zone %s of firewalld: %w", network, zone, err)
 	}
 	return err == nil, nil
@@ -145,11 +145,11 @@ func (c *Client) Trusted(ctx context.Context, network netip.Prefix) (bool, error
 		return false, err
 	}
 	var path dbus.ObjectPath
-	if err := c.call(ctx, configPath, configFace, "getZoneByName", zone).Store(&path); err != nil {
+	if err := c.call(ctx, configPath, configInterface, "getZoneByName", zone).Store(&path); err != nil {
 		return false, fmt.Errorf("look up zone %s of firewalld: %w", zone, err)
 	}
 	var permanent bool
-	if err := c.call(ctx, path, configFace+".zone", "querySource", network.String()).Store(&permanent); err != nil {
+	if err := c.call(ctx, path, configInterface+".zone", "querySource", network.String()).Store(&permanent); err != nil {
 		return false, fmt.Errorf("look up the sources of zone %s of firewalld: %w", zone, err)
 	}
 	return !permanent, nil
@@ -157,7 +157,7 @@ func (c *Client) Trusted(ctx context.Context, network netip.Prefix) (bool, error
 
 // Untrust takes a network that is Trusted out of the zone.
 func (c *Client) Untrust(ctx context.Context, network netip.Prefix) error {
-	if err := c.call(ctx, object, zoneFace, "removeSource", zone, network.String()).Err; err != nil {
+	if err := c.call(ctx, object, zoneInterface, "removeSource", zone, network.String()).Err; err != nil {
 		return fmt.Errorf("remove source %s from zone %s of firewalld: %w", network, zone, err)
 	}
 	return nil
@@ -180,7 +180,7 @@ func UntrustCommand(network netip.Prefix) string {
 
 // zoneOf returns the zone of a source, or nothing.
 func (c *Client) zoneOf(ctx context.Context, network netip.Prefix) (now string, err error) {
-	if err := c.call(ctx, object, zoneFace, "getZoneOfSource", network.String()).Store(&now); err != nil {
+	if err := c.call(ctx, object, zoneInterface, "getZoneOfSource", network.String()).Store(&now); err != nil {
 		return "", fmt.Errorf("ask firewalld for the zone of %s: %w", network, err)
 	}
 	return now, nil
@@ -191,8 +191,8 @@ func (c *Client) call(ctx context.Context, path dbus.ObjectPath, face, method st
 	return c.conn.Object(service, path).CallWithContext(ctx, face+"."+method, dbus.FlagNoAutoStart, args...)
 }
 
-// isThere tells an answer that what is to be added is there already.
-func isThere(err error) bool {
+// isAlreadyAdded tells an answer that what is to be added is there already.
+func isAlreadyAdded(err error) bool {
 	return strings.Contains(err.Error(), "ZONE_ALREADY_SET") || strings.Contains(err.Error(), "ALREADY_ENABLED")
 }
 

@@ -26,10 +26,10 @@ func TestBusThatDoesNotAnswer(t *testing.T) {
 	}()
 	select {
 	case err := <-ended:
-		if !errors.Is(err, ErrNoBus) || !errors.Is(err, errSilent) {
+		if !errors.Is(err, ErrNoBus) || !errors.Is(err, errNoReply) {
 			t.Error(err)
 		}
-	case <-time.After(dialWithin + 10*time.Second):
+	case <-time.After(dialTimeout + 10*time.Second):
 		t.Error("still waiting")
 	}
 }

@@ -31,33 +31,33 @@ import (
 // Port is where the daemon says how it is. The zero value answers nobody; all methods may be
 // called by several goroutines.
 type Port struct {
-	ready  atomic.Bool
-	lost   atomic.Bool
-	away   atomic.Pointer[time.Time]
-	server *http.Server // nil: it does not answer
+	ready         atomic.Bool
+	subnetLost    atomic.Bool
+	etcdDownSince atomic.Pointer[time.Time]
+	server        *http.Server // nil: it does not answer
 }
 
 const (
-	// mostConns is how many connections to the health port there may be, of the 1024
+	// maxConns is how many connections to the health port there may be, of the 1024
 	// descriptors that a process often has. A further one takes the place of another, the
 	// oldest of the address that has most, so that whoever holds many keeps nobody out.
-	mostConns = 128
-	// requestTime bounds how long a request may take to come, and an answer to be read.
-	requestTime = 5 * time.Second
+	maxConns = 128
+	// requestTimeout bounds how long a request may take to come, and an answer to be read.
+	requestTimeout = 5 * time.Second
 	// Connections beyond acceptBurst at once, which is more than the kernel has waiting, are
 	// accepted at acceptRate a second: then they take a few per cent of a processor.
 	acceptBurst = 16384
 	acceptRate  = 2000
 )
 
-// Ready says that the host has had its subnet from now on.
-func (p *Port) Ready() { p.ready.Store(true) }
+// SetReady says that the host has had its subnet from now on.
+func (p *Port) SetReady() { p.ready.Store(true) }
 
-// Lost says whether another host has it, and this one has no other yet.
-func (p *Port) Lost(lost bool) { p.lost.Store(lost) }
+// SetSubnetLost says whether another host has it, and this one has no other yet.
+func (p *Port) SetSubnetLost(lost bool) { p.subnetLost.Store(lost) }
 
-// Away says since when etcd does not answer, the zero time if it does.
-func (p *Port) Away(since time.Time) { p.away.Store(&since) }
+// SetEtcdDown says since when etcd does not answer, the zero time if it does.
+func (p *Port) SetEtcdDown(since time.Time) { p.etcdDownSince.Store(&since) }
 
 // Close ends the answers.
 func (p *Port) Close() error {
@@ -85,14 +85,14 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 	})
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		away := ""
-		if since := p.away.Load(); since != nil && !since.IsZero() {
+		if since := p.etcdDownSince.Load(); since != nil && !since.IsZero() {
 			away = "etcd does not answer since " + since.Format(time.RFC3339)
 		}
 		switch {
 		case !p.ready.Load():
-			missing(w, "flanneld is not ready yet", away, wrong)
-		case p.lost.Load():
-			missing(w, "flanneld is not ready: another host has the subnet of this one", away, wrong)
+			writeNotReady(w, "flanneld is not ready yet", away, wrong)
+		case p.subnetLost.Load():
+			writeNotReady(w, "flanneld is not ready: another host has the subnet of this one", away, wrong)
 		case away != "":
 			io.WriteString(w, "flanneld is ready, degraded: "+away)
 		default:
@@ -102,9 +102,9 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 	// Whoever reaches the port may be hostile: bound what a request costs.
 	p.server = &http.Server{
 		Handler:           mux,
-		ReadHeaderTimeout: requestTime,
-		ReadTimeout:       requestTime,
-		WriteTimeout:      requestTime,
+		ReadHeaderTimeout: requestTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      requestTimeout,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog: stdlog.New(logsink.Lines(func(line string) {
 			log.Warn("health server error", "err", line)
@@ -119,8 +119,8 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 	return nil
 }
 
-// missing says that the host has no subnet, and in a line each what may keep it from one.
-func missing(w http.ResponseWriter, what, away string, wrong *condition.List) {
+// writeNotReady says that the host has no subnet, and in a line each what may keep it from one.
+func writeNotReady(w http.ResponseWriter, what, away string, wrong *condition.List) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // whatever is in a condition
 	w.WriteHeader(http.StatusServiceUnavailable)
 	io.WriteString(w, what)
@@ -159,7 +159,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	added := &conn{Conn: c, of: l}
+	added := &conn{Conn: c, listener: l}
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		added.from = a.AddrPort().Addr().Unmap()
 	}
@@ -175,7 +175,7 @@ func (l *listener) add(c *conn) (victim *conn) {
 	defer l.mu.Unlock()
 	l.open = append(l.open, c)
 	l.from[c.from]++
-	if len(l.open) <= mostConns {
+	if len(l.open) <= maxConns {
 		return nil
 	}
 	for _, o := range l.open {
@@ -183,12 +183,12 @@ func (l *listener) add(c *conn) (victim *conn) {
 			victim = o
 		}
 	}
-	l.forget(victim)
+	l.remove(victim)
 	return victim
 }
 
-// forget is called with the listener locked.
-func (l *listener) forget(c *conn) {
+// remove is called with the listener locked.
+func (l *listener) remove(c *conn) {
 	i := slices.Index(l.open, c)
 	if i < 0 {
 		return
@@ -208,14 +208,14 @@ func (l *listener) Close() error {
 // conn is a connection that its listener knows of.
 type conn struct {
 	net.Conn
-	of   *listener
-	from netip.Addr
+	listener *listener
+	from     netip.Addr
 }
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	c.of.mu.Lock()
-	c.of.forget(c)
-	c.of.mu.Unlock()
+	c.listener.mu.Lock()
+	c.listener.remove(c)
+	c.listener.mu.Unlock()
 	return c.Conn.Close()
 }

@@ -86,7 +86,7 @@ func TestHealthPortBoundsRequests(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(4 * requestTime))
+			c.SetDeadline(time.Now().Add(4 * requestTimeout))
 			go io.WriteString(c, f.request) // may be refused halfway
 			r := bufio.NewReader(c)
 			resp, err := http.ReadResponse(r, nil)
@@ -121,7 +121,7 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 	}
 	other := dial("127.0.0.2")
 	var held []net.Conn
-	for range 3 * mostConns {
+	for range 3 * maxConns {
 		held = append(held, dial("127.0.0.1"))
 	}
 	resp, err := (&http.Client{Timeout: time.Second}).Get("http://127.0.0.1:" + port + "/healthz")
@@ -130,7 +130,7 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 	}
 	resp.Body.Close()
 	for i, c := range append(held, other) {
-		gone := i <= 2*mostConns+1 // for the probe and the other one
+		gone := i <= 2*maxConns+1 // for the probe and the other one
 		c.SetReadDeadline(time.Now().Add(map[bool]time.Duration{true: time.Second, false: time.Millisecond}[gone]))
 		_, err := c.Read(make([]byte, 1))
 		if waits := errors.Is(err, os.ErrDeadlineExceeded); waits == gone {
@@ -157,11 +157,11 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 		{func() {}, 503, "flanneld is not ready yet"},
 		{func() { wrong.Set(config) }, 503, "flanneld is not ready yet\nnetwork config is missing err=\"no key\""},
 		{func() { wrong.End("config"); wrong.Set(full) }, 503, "flanneld is not ready yet" + fullLine},
-		{func() { wrong.End("no-subnet"); p.Ready() }, 200, "flanneld is ready"},
-		{func() { p.Away(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: " + awayLine},
-		{func() { p.Lost(true) }, 503, "flanneld is not ready: another host has the subnet of this one\n" + awayLine},
-		{func() { p.Away(time.Time{}); wrong.Set(full) }, 503, "flanneld is not ready: another host has the subnet of this one" + fullLine},
-		{func() { p.Lost(false); wrong.End("no-subnet") }, 200, "flanneld is ready"},
+		{func() { wrong.End("no-subnet"); p.SetReady() }, 200, "flanneld is ready"},
+		{func() { p.SetEtcdDown(time.Unix(0, 0).UTC()) }, 200, "flanneld is ready, degraded: " + awayLine},
+		{func() { p.SetSubnetLost(true) }, 503, "flanneld is not ready: another host has the subnet of this one\n" + awayLine},
+		{func() { p.SetEtcdDown(time.Time{}); wrong.Set(full) }, 503, "flanneld is not ready: another host has the subnet of this one" + fullLine},
+		{func() { p.SetSubnetLost(false); wrong.End("no-subnet") }, 200, "flanneld is ready"},
 	} {
 		step.change()
 		resp, err := (&http.Client{Timeout: time.Second}).Get("http://127.0.0.1:" + port + "/readyz")

@@ -88,7 +88,7 @@ func (t *Tools) get(w tool) (*Tables, error) {
 		tables, err = nil, fmt.Errorf("%w: %s is of the other variant", absent, name)
 	}
 	// Failed searches take at most a tenth of the time.
-	rest := pace.Share{Share: 10, Most: time.Minute}.Rest(time.Since(begun))
+	rest := pace.Share{OneIn: 10, Max: time.Minute}.Rest(time.Since(begun))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.found[w] = found{tables, err, time.Now().Add(rest)}

@@ -150,7 +150,7 @@ func (w *Watch) dial() (*netlink.Conn, error) {
 
 func (w *Watch) run(ctx context.Context) {
 	defer w.out.Close()
-	losses := pace.Pace{First: minRetry, Most: maxRetry}
+	losses := pace.Pace{Initial: minRetry, Max: maxRetry}
 	for {
 		w.mu.Lock()
 		c := w.conn

@@ -19,12 +19,12 @@ const (
 	// meet this limit.
 	burst  = 16
 	window = 10 * time.Second
-	// lull is how long the next line of a kind is waited for before one is made of the number
+	// summaryDelay is how long the next line of a kind is waited for before one is made of the number
 	// of those that were left out.
-	lull = time.Second
-	// mostKinds bounds how many kinds are told apart. Messages are constants, of which there
+	summaryDelay = time.Second
+	// maxKinds bounds how many kinds are told apart. Messages are constants, of which there
 	// are fewer.
-	mostKinds = 512
+	maxKinds = 512
 )
 
 // Handler is a slog handler for lines that others can cause: of each kind, which is a level and
@@ -87,7 +87,7 @@ func (h *Handler) Flush() {
 
 // summarize says what was left out of a kind.
 func (h *Handler) summarize(k kind) {
-	left, latest := h.limits.take(k)
+	left, latest := h.limits.takeOmitted(k)
 	if left == 0 {
 		return
 	}
@@ -113,9 +113,9 @@ type limits struct {
 
 type limit struct {
 	*rate.Limiter
-	left   int // lines left out since the last one
-	latest slog.Record
-	due    *time.Timer // says so; nil while none is left out
+	omitted int // lines left out since the last one
+	latest  slog.Record
+	due     *time.Timer // says so; nil while none is left out
 }
 
 // allow reports whether a line may be logged, and how many of its kind were left out before;
@@ -126,10 +126,10 @@ func (l *limits) allow(r slog.Record, later func(kind)) (left int, ok bool) {
 	k := kind{r.Level, r.Message}
 	e := l.kinds[k]
 	if e == nil {
-		if len(l.kinds) >= mostKinds {
+		if len(l.kinds) >= maxKinds {
 			l.forget()
 		}
-		if len(l.kinds) >= mostKinds {
+		if len(l.kinds) >= maxKinds {
 			k.message = "others"
 			e = l.kinds[k]
 		}
@@ -141,11 +141,11 @@ func (l *limits) allow(r slog.Record, later func(kind)) (left int, ok bool) {
 	if e.Allow() {
 		return e.reset(), true
 	}
-	e.left++
+	e.omitted++
 	e.latest = r.Clone()
 	if e.due == nil {
 		next := time.Duration((1 - e.Tokens()) * float64(window))
-		e.due = time.AfterFunc(next+lull, func() { later(k) })
+		e.due = time.AfterFunc(next+summaryDelay, func() { later(k) })
 	}
 	return 0, false
 }
@@ -156,25 +156,25 @@ func (e *limit) reset() (left int) {
 		e.due.Stop()
 		e.due = nil
 	}
-	left, e.left, e.latest = e.left, 0, slog.Record{}
+	left, e.omitted, e.latest = e.omitted, 0, slog.Record{}
 	return left
 }
 
 // forget drops the kinds of which there was nothing for long.
 func (l *limits) forget() {
 	for k, e := range l.kinds {
-		if e.left == 0 && e.Tokens() >= burst {
+		if e.omitted == 0 && e.Tokens() >= burst {
 			delete(l.kinds, k)
 		}
 	}
 }
 
-// take returns what was left out of a kind, for a line that counts as one of it.
-func (l *limits) take(k kind) (left int, latest slog.Record) {
+// takeOmitted returns what was left out of a kind, for a line that counts as one of it.
+func (l *limits) takeOmitted(k kind) (left int, latest slog.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.kinds[k]
-	if e == nil || e.left == 0 {
+	if e == nil || e.omitted == 0 {
 		return 0, latest
 	}
 	e.Allow()
@@ -187,7 +187,7 @@ func (l *limits) pending() (all []kind) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for k, e := range l.kinds {
-		if e.left > 0 {
+		if e.omitted > 0 {
 			all = append(all, k)
 		}
 	}
@@ -218,7 +218,7 @@ func (t *text) write(r slog.Record) error {
 		return true
 	})
 	_, err := t.out.Write(t.buf.Bytes())
-	if t.buf.Cap() > keepSize {
+	if t.buf.Cap() > idleSize {
 		t.buf = bytes.Buffer{}
 	}
 	return err

@@ -66,7 +66,7 @@ func TestFloodOfOneKind(t *testing.T) {
 		if n, _ := said(text); n > burst+4 || strings.Count(text, "something else") != 1 || strings.Count(text, "of another level") != 1 {
 			t.Errorf("%d lines:\n%s", n, text)
 		}
-		time.Sleep(window + 2*lull) // quiet again
+		time.Sleep(window + 2*summaryDelay) // quiet again
 		synctest.Wait()
 		text = b.text()
 		lines, left := said(text)
@@ -134,10 +134,10 @@ func TestKindsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHandler(io.Discard, slog.LevelInfo)
 		log := slog.New(h)
-		for i := range 10 * mostKinds {
+		for i := range 10 * maxKinds {
 			log.Info(fmt.Sprint("message ", i))
 		}
-		if n := len(h.limits.kinds); n > mostKinds+1 {
+		if n := len(h.limits.kinds); n > maxKinds+1 {
 			t.Errorf("%d kinds", n)
 		}
 		time.Sleep(time.Hour)

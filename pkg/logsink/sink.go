@@ -20,8 +20,8 @@ const (
 	// bufferSize bounds the bytes that wait for the reader. It is more than all operations of
 	// a start with 5,000 peers take at level DEBUG.
 	bufferSize = 1 << 20
-	// keepSize is the room that is kept while nothing waits.
-	keepSize = 16 << 10
+	// idleSize is the room that is kept while nothing waits.
+	idleSize = 16 << 10
 	// lineSize bounds one line.
 	lineSize = 16 << 10
 )
@@ -35,14 +35,14 @@ type Sink struct {
 	wake  chan struct{}
 	flush chan chan struct{}
 
-	mu      sync.Mutex
-	buf     []byte // records to write
-	writing int    // bytes that are being written
-	lost    int    // records dropped since the last that was written, and before buf
-	refused int    // records dropped after buf: none is kept until buf is written
-	spare   []byte // room for buf
+	mu           sync.Mutex
+	buf          []byte // records to write
+	writing      int    // bytes that are being written
+	dropped      int    // records dropped since the last that was written, and before buf
+	droppedAfter int    // records dropped after buf: none is kept until buf is written
+	spare        []byte // room for buf
 
-	torn bool // the last record was written in part; the goroutine's
+	partial bool // the last record was written in part; the goroutine's
 }
 
 // New returns a Sink that writes to out. Its goroutine never ends.
@@ -73,9 +73,9 @@ func (s *Sink) Write(record []byte) (int, error) {
 func (s *Sink) add(record []byte, drop bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.refused > 0 || s.writing+len(s.buf)+len(record) > bufferSize {
+	if s.droppedAfter > 0 || s.writing+len(s.buf)+len(record) > bufferSize {
 		if drop {
-			s.refused++
+			s.droppedAfter++
 		}
 		return false
 	}
@@ -116,11 +116,11 @@ func (s *Sink) run() {
 func (s *Sink) drain() {
 	for {
 		s.mu.Lock()
-		chunk, lost := s.buf, s.lost
+		chunk, lost := s.buf, s.dropped
 		s.buf, s.spare, s.writing = s.spare, nil, len(chunk)
 		s.mu.Unlock()
 		if len(chunk) == 0 && lost == 0 {
-			s.done(chunk, 0)
+			s.finish(chunk, 0)
 			return
 		}
 		var err error
@@ -136,41 +136,41 @@ func (s *Sink) drain() {
 		} else {
 			lost += records(rest)
 		}
-		s.done(chunk, lost)
+		s.finish(chunk, lost)
 		if err != nil {
 			return
 		}
 	}
 }
 
-// done notes what became of a chunk, and keeps its room.
-func (s *Sink) done(chunk []byte, lost int) {
+// finish notes what became of a chunk, and keeps its room.
+func (s *Sink) finish(chunk []byte, lost int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.writing, s.lost = 0, lost
+	s.writing, s.dropped = 0, lost
 	if len(s.buf) == 0 {
-		s.lost += s.refused
-		s.refused = 0
+		s.dropped += s.droppedAfter
+		s.droppedAfter = 0
 	}
-	if cap(chunk) <= keepSize {
+	if cap(chunk) <= idleSize {
 		s.spare = chunk[:0]
 	}
 }
 
 // write returns what of b was not written.
 func (s *Sink) write(b []byte) (rest []byte, err error) {
-	if s.torn && len(b) > 0 {
+	if s.partial && len(b) > 0 {
 		if _, err := io.WriteString(s.out, "\n"); err != nil {
 			return b, err
 		}
-		s.torn = false
+		s.partial = false
 	}
 	n, err := s.out.Write(b)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
 	}
 	if n = min(max(n, 0), len(b)); err != nil && n > 0 {
-		s.torn = b[n-1] != '\n'
+		s.partial = b[n-1] != '\n'
 	}
 	return b[n:], err
 }

@@ -157,7 +157,7 @@ func TestSinkKeepsNoRoom(t *testing.T) {
 	s.Flush(time.Minute)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := cap(s.buf) + cap(s.spare); n > 2*keepSize {
+	if n := cap(s.buf) + cap(s.spare); n > 2*idleSize {
 		t.Errorf("%d bytes are kept", n)
 	}
 }

@@ -23,14 +23,14 @@ import (
 )
 
 const (
-	// lookupEvery is the time between two looks at which addresses the names of etcd have.
-	lookupEvery   = time.Minute
-	lookupTimeout = 5 * time.Second
-	// addressKept is how long an address counts that its name no longer has: a name may have
+	// lookupInterval is the time between two looks at which addresses the names of etcd have.
+	lookupInterval = time.Minute
+	lookupTimeout  = 5 * time.Second
+	// addressTTL is how long an address counts that its name no longer has: a name may have
 	// a few of many addresses in each answer, and connections outlive it.
-	addressKept = 10 * time.Minute
-	// mostAddresses bounds what name servers can make this host remember.
-	mostAddresses = 256
+	addressTTL = 10 * time.Minute
+	// maxAddresses bounds what name servers can make this host remember.
+	maxAddresses = 256
 )
 
 // Etcd are the addresses of etcd: all that its endpoints' names have, and those that were
@@ -78,7 +78,7 @@ func NewEtcd(o etcd.Options, changed func()) *Etcd {
 // add adds a host by its name or address.
 func (n *Etcd) add(name, what string) {
 	if a, err := netip.ParseAddr(name); err == nil {
-		n.saw(a, what, time.Time{})
+		n.record(a, what, time.Time{})
 	} else {
 		n.names[name] = what
 	}
@@ -86,14 +86,14 @@ func (n *Etcd) add(name, what string) {
 
 // Connecting is told of an address that is about to be connected to.
 func (n *Etcd) Connecting(a netip.Addr) {
-	if n.saw(a, n.what, time.Now()) {
+	if n.record(a, n.what, time.Now()) {
 		n.changed()
 	}
 }
 
-// saw notes an address and reports whether it is new. This host reaches itself whatever the
+// record notes an address and reports whether it is new. This host reaches itself whatever the
 // routes say.
-func (n *Etcd) saw(a netip.Addr, what string, at time.Time) bool {
+func (n *Etcd) record(a netip.Addr, what string, at time.Time) bool {
 	a = a.Unmap().WithZone("")
 	if a.IsLoopback() || a.IsUnspecified() {
 		return false
@@ -102,7 +102,7 @@ func (n *Etcd) saw(a netip.Addr, what string, at time.Time) bool {
 	defer n.mu.Unlock()
 	s, known := n.seen[a]
 	switch {
-	case !known && len(n.seen) < mostAddresses:
+	case !known && len(n.seen) < maxAddresses:
 		n.seen[a] = seen{what, at}
 		return true
 	case known && !s.last.IsZero():
@@ -111,8 +111,8 @@ func (n *Etcd) saw(a netip.Addr, what string, at time.Time) bool {
 	return false
 }
 
-// Wanted returns the addresses, in order.
-func (n *Etcd) Wanted() []host.Need {
+// Needs returns the addresses, in order.
+func (n *Etcd) Needs() []host.Need {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	all := make([]host.Need, 0, len(n.seen)+1)
@@ -132,15 +132,15 @@ func (n *Etcd) Run(ctx context.Context) {
 		return
 	}
 	for {
-		if n.lookUp(ctx); pace.Sleep(ctx, lookupEvery) != nil {
+		if n.lookup(ctx); pace.Sleep(ctx, lookupInterval) != nil {
 			return
 		}
 	}
 }
 
-// lookUp takes what the names have now. As long as one of them cannot be looked up, nothing
+// lookup takes what the names have now. As long as one of them cannot be looked up, nothing
 // is forgotten.
-func (n *Etcd) lookUp(ctx context.Context) {
+func (n *Etcd) lookup(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	changed, failed := false, false
@@ -148,20 +148,20 @@ func (n *Etcd) lookUp(ctx context.Context) {
 		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 		failed = failed || err != nil
 		for _, a := range addrs {
-			changed = n.saw(a, what, time.Now()) || changed
+			changed = n.record(a, what, time.Now()) || changed
 		}
 	}
 	if !failed {
-		changed = n.forget(time.Now().Add(-addressKept)) || changed
+		changed = n.expire(time.Now().Add(-addressTTL)) || changed
 	}
 	if changed {
 		n.changed()
 	}
 }
 
-// forget drops the addresses that were last seen before a time, and reports whether there were
+// expire drops the addresses that were last seen before a time, and reports whether there were
 // any.
-func (n *Etcd) forget(before time.Time) (forgot bool) {
+func (n *Etcd) expire(before time.Time) (forgot bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for a, s := range n.seen {

@@ -13,7 +13,7 @@ import (
 
 func (n *Etcd) addrs() []string {
 	var all []string
-	for _, w := range n.Wanted() {
+	for _, w := range n.Needs() {
 		all = append(all, w.Addr.String()+" "+w.What)
 	}
 	return all
@@ -60,11 +60,11 @@ func TestNeedsForgetOldAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewEtcd(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})
 		was, is := netip.MustParseAddr("10.200.1.10"), netip.MustParseAddr("10.201.1.10")
-		n.saw(was, "etcd", time.Now())
+		n.record(was, "etcd", time.Now())
 		for minute := 1; minute <= 30; minute++ {
-			time.Sleep(lookupEvery)
-			n.saw(is, "etcd", time.Now())
-			n.forget(time.Now().Add(-addressKept))
+			time.Sleep(lookupInterval)
+			n.record(is, "etcd", time.Now())
+			n.expire(time.Now().Add(-addressTTL))
 			kept := slices.ContainsFunc(n.addrs(), func(s string) bool { return s == was.String()+" etcd" })
 			if want := minute <= 10; kept != want || len(n.addrs()) != map[bool]int{true: 3, false: 2}[want] {
 				t.Fatalf("after %d minutes: %q", minute, n.addrs())
@@ -76,10 +76,10 @@ func TestNeedsForgetOldAddresses(t *testing.T) {
 // TestNeedsAreBounded, whatever name servers answer.
 func TestNeedsAreBounded(t *testing.T) {
 	n := NewEtcd(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})
-	for i := range 10 * mostAddresses {
-		n.saw(netip.MustParseAddr(fmt.Sprintf("10.%d.%d.9", i/256, i%256)), "etcd", time.Now())
+	for i := range 10 * maxAddresses {
+		n.record(netip.MustParseAddr(fmt.Sprintf("10.%d.%d.9", i/256, i%256)), "etcd", time.Now())
 	}
-	if got := len(n.Wanted()); got != mostAddresses {
+	if got := len(n.Needs()); got != maxAddresses {
 		t.Errorf("%d addresses", got)
 	}
 }
@@ -88,8 +88,8 @@ func TestNeedsAreBounded(t *testing.T) {
 func TestNeedsLookUpNames(t *testing.T) {
 	changes := 0
 	n := NewEtcd(etcd.Options{Endpoints: []string{"http://localhost:2379", "http://no..name:2379"}}, func() { changes++ })
-	n.saw(netip.MustParseAddr("10.200.1.10"), "etcd", time.Now().Add(-time.Hour))
-	n.lookUp(t.Context())
+	n.record(netip.MustParseAddr("10.200.1.10"), "etcd", time.Now().Add(-time.Hour))
+	n.lookup(t.Context())
 	if got := n.addrs(); len(got) != 1 || changes != 0 {
 		t.Errorf("a name that cannot be looked up: %q, %d changes", got, changes)
 	}

@@ -18,41 +18,41 @@ type Fight struct {
 
 	repairs float64   // not forgotten yet
 	at      time.Time // when they were reckoned
-	on      bool
+	active  bool
 }
 
 // Repaired notes a repair and returns how long to wait before the next one: 0 unless there is a
 // fight.
 func (f *Fight) Repaired(now time.Time) time.Duration {
-	f.forget(now)
+	f.decay(now)
 	f.repairs++
 	if f.repairs <= float64(f.Burst) {
 		return 0
 	}
-	f.on = true
+	f.active = true
 	return f.Pause
 }
 
 // On reports whether there is a fight.
 func (f *Fight) On(now time.Time) bool {
-	f.forget(now)
-	return f.on
+	f.decay(now)
+	return f.active
 }
 
 // Quiet reports whether all repairs are forgotten.
 func (f *Fight) Quiet(now time.Time) bool {
-	f.forget(now)
+	f.decay(now)
 	return f.repairs == 0
 }
 
-func (f *Fight) forget(now time.Time) {
+func (f *Fight) decay(now time.Time) {
 	each := f.Leak
-	if f.on {
+	if f.active {
 		each = f.Pause
 	}
 	f.repairs = max(0, f.repairs-float64(now.Sub(f.at))/float64(each))
 	f.at = now
 	if f.repairs == 0 {
-		f.on = false
+		f.active = false
 	}
 }

@@ -15,7 +15,7 @@ import "time"
 type Pace struct {
 	// First is the least time between the first turn after a quiet time and the second; it
 	// doubles with each turn, up to Most. Twice Most without a turn is a quiet time.
-	First, Most time.Duration
+	Initial, Max time.Duration
 
 	last time.Time     // when the last turn began
 	gap  time.Duration // from then to the next
@@ -23,10 +23,10 @@ type Pace struct {
 
 // Turn notes that a turn begins now.
 func (p *Pace) Turn(now time.Time) {
-	if p.last.IsZero() || now.Sub(p.last) >= 2*p.Most {
-		p.gap = p.First
+	if p.last.IsZero() || now.Sub(p.last) >= 2*p.Max {
+		p.gap = p.Initial
 	} else {
-		p.gap = min(2*p.gap, p.Most)
+		p.gap = min(2*p.gap, p.Max)
 	}
 	p.last = now
 }
@@ -49,14 +49,14 @@ func (p *Pace) Next(now time.Time) time.Duration {
 // Backoff spaces attempts that fail: First after the first failure, then twice as much with each
 // one in a row, up to Most.
 type Backoff struct {
-	First, Most time.Duration
+	Initial, Max time.Duration
 
 	delay time.Duration // after the last failure; 0: the last attempt succeeded
 }
 
 // Failed notes a failure and returns how long to wait before the next attempt.
 func (b *Backoff) Failed() time.Duration {
-	b.delay = min(max(2*b.delay, b.First), b.Most)
+	b.delay = min(max(2*b.delay, b.Initial), b.Max)
 	return b.delay
 }
 
@@ -66,15 +66,15 @@ func (b *Backoff) Reset() { b.delay = 0 }
 // Share bounds what something costs that others cause, by rests: it takes at most one part in
 // Share of the time. A rest is never less than Least, nor more than Most; a Most of 0 is no bound.
 type Share struct {
-	Share       int
-	Least, Most time.Duration
+	OneIn    int
+	Min, Max time.Duration
 }
 
 // Rest returns how long to rest after something that took a time.
 func (s Share) Rest(took time.Duration) time.Duration {
-	rest := max(time.Duration(s.Share)*took, s.Least)
-	if s.Most > 0 {
-		rest = min(rest, s.Most)
+	rest := max(time.Duration(s.OneIn)*took, s.Min)
+	if s.Max > 0 {
+		rest = min(rest, s.Max)
 	}
 	return rest
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func TestTurnsInARow(t *testing.T) {
-	p := Pace{First: 100 * time.Millisecond, Most: time.Second}
+	p := Pace{Initial: 100 * time.Millisecond, Max: time.Second}
 	begin := time.Now()
 	now := begin
 	for i, want := range []time.Duration{0, 100, 200, 400, 800, 1000, 1000} {
@@ -28,7 +28,7 @@ func TestTurnsInARow(t *testing.T) {
 	}
 	now = now.Add(2 * time.Second)
 	p.Turn(now)
-	if d := p.Delay(now); d != p.First {
+	if d := p.Delay(now); d != p.Initial {
 		t.Errorf("the second turn after a quiet time waits for %v", d)
 	}
 }
@@ -38,7 +38,7 @@ func TestTurnsInARow(t *testing.T) {
 func TestFloor(t *testing.T) {
 	const most = time.Second
 	for _, every := range []time.Duration{0, time.Millisecond, 99 * time.Millisecond, 250 * time.Millisecond, 999 * time.Millisecond, 1999 * time.Millisecond} {
-		p := Pace{First: 100 * time.Millisecond, Most: most}
+		p := Pace{Initial: 100 * time.Millisecond, Max: most}
 		begin := time.Now()
 		turns, now := 0, begin
 		for now.Sub(begin) < time.Minute {
@@ -52,7 +52,7 @@ func TestFloor(t *testing.T) {
 }
 
 func TestBackoffDoublesUpToMost(t *testing.T) {
-	b := Backoff{First: time.Second, Most: 5 * time.Second}
+	b := Backoff{Initial: time.Second, Max: 5 * time.Second}
 	for _, want := range []time.Duration{1, 2, 4, 5, 5} {
 		if d := b.Failed(); d != want*time.Second {
 			t.Errorf("%v, want %v s", d, int(want))
@@ -65,7 +65,7 @@ func TestBackoffDoublesUpToMost(t *testing.T) {
 }
 
 func TestRestsLeaveAShareOfTheTime(t *testing.T) {
-	s := Share{Share: 20, Least: time.Second, Most: 30 * time.Second}
+	s := Share{OneIn: 20, Min: time.Second, Max: 30 * time.Second}
 	for took, want := range map[time.Duration]time.Duration{
 		0: time.Second, 100 * time.Millisecond: 2 * time.Second, time.Minute: 30 * time.Second,
 	} {
@@ -73,7 +73,7 @@ func TestRestsLeaveAShareOfTheTime(t *testing.T) {
 			t.Errorf("after %v: %v, want %v", took, d, want)
 		}
 	}
-	if d := (Share{Share: 3}).Rest(time.Hour); d != 3*time.Hour {
+	if d := (Share{OneIn: 3}).Rest(time.Hour); d != 3*time.Hour {
 		t.Errorf("without bounds: %v", d)
 	}
 }
@@ -130,13 +130,13 @@ func TestAlarmRingsAtTheEarliestTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, begun := NewAlarm(), time.Now()
 		for _, d := range []time.Duration{time.Minute, time.Second, time.Hour} {
-			a.Within(d)
+			a.SetWithin(d)
 		}
 		<-a.C
-		if a.Rang(); time.Since(begun) != time.Second {
+		if a.Received(); time.Since(begun) != time.Second {
 			t.Errorf("it rang after %v", time.Since(begun))
 		}
-		a.Within(time.Hour)
+		a.SetWithin(time.Hour)
 		<-a.C
 		if time.Since(begun) != time.Hour+time.Second {
 			t.Errorf("it rang again after %v", time.Since(begun))
@@ -147,12 +147,12 @@ func TestAlarmRingsAtTheEarliestTime(t *testing.T) {
 // TestBudgetLeavesTimeToOthers: a burst is free, then costs are one part in Share of the time.
 func TestBudgetLeavesTimeToOthers(t *testing.T) {
 	var clock time.Duration
-	b := Budget{Clock: func() time.Duration { return clock }, Share: 10, Burst: time.Second, Most: time.Minute}
+	b := Budget{Clock: func() time.Duration { return clock }, OneIn: 10, Burst: time.Second, Max: time.Minute}
 	now := time.Now()
 	begin, spent, rests := now, time.Duration(0), 0
 	for now.Sub(begin) < 10*time.Minute {
 		if d := b.Rest(now); d > 0 {
-			if rests++; d > b.Most {
+			if rests++; d > b.Max {
 				t.Fatalf("a rest of %v", d)
 			}
 			now = now.Add(d)

@@ -6,19 +6,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Scarce reports whether something failed for want of what others may give back: descriptors,
+// IsResourceError reports whether something failed for want of what others may give back: descriptors,
 // memory, a place in a queue.
-func Scarce(err error) bool {
-	return isOne(err, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EAGAIN, unix.EINTR)
+func IsResourceError(err error) bool {
+	return isAny(err, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EAGAIN, unix.EINTR)
 }
 
-// Passing reports whether what the kernel refused it may do later: all but what this process
+// IsTemporary reports whether what the kernel refused it may do later: all but what this process
 // is not permitted, or the kernel does not have.
-func Passing(err error) bool {
-	return !isOne(err, unix.EPERM, unix.EACCES, unix.ENOSYS, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT)
+func IsTemporary(err error) bool {
+	return !isAny(err, unix.EPERM, unix.EACCES, unix.ENOSYS, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT)
 }
 
-func isOne(err error, of ...unix.Errno) bool {
+func isAny(err error, of ...unix.Errno) bool {
 	for _, e := range of {
 		if errors.Is(err, e) {
 			return true

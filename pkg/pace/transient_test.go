@@ -19,7 +19,7 @@ func TestWhichErrorsPass(t *testing.T) {
 		{errors.Join(unix.EBUSY, unix.ENOSYS), false, false},
 		{errors.New("no default route"), false, true},
 	} {
-		if scarce, passing := Scarce(c.err), Passing(c.err); scarce != c.scarce || passing != c.passing {
+		if scarce, passing := IsResourceError(c.err), IsTemporary(c.err); scarce != c.scarce || passing != c.passing {
 			t.Errorf("%v: scarce %t, passing %t", c.err, scarce, passing)
 		}
 	}

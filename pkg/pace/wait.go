@@ -38,8 +38,8 @@ func NewAlarm() *Alarm {
 	return &Alarm{C: t.C, timer: t}
 }
 
-// Within sets the alarm to ring after d, if it would not ring before.
-func (a *Alarm) Within(d time.Duration) {
+// SetWithin sets the alarm to ring after d, if it would not ring before.
+func (a *Alarm) SetWithin(d time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if at := time.Now().Add(d); a.at.IsZero() || at.Before(a.at) {
@@ -48,8 +48,8 @@ func (a *Alarm) Within(d time.Duration) {
 	}
 }
 
-// Rang is to be called by whoever has read C.
-func (a *Alarm) Rang() {
+// Received is to be called by whoever has read C.
+func (a *Alarm) Received() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.at = time.Time{}

@@ -11,14 +11,14 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// awaitRetry is the time between attempts to register.
-const awaitRetry = time.Second
+// retryInterval is the time between attempts to register.
+const retryInterval = time.Second
 
 // IDs of conditions: that another daemon is in the way, and that the others do not know of
 // this one.
 const (
-	inTheWay     = "other-flanneld"
-	unregistered = "unregistered"
+	conflictCondition = "other-flanneld"
+	registerCondition = "unregistered"
 )
 
 // Registration is what Await has made known, or will.
@@ -35,21 +35,21 @@ type Registration struct {
 func Await(ctx context.Context, network netip.Prefix, device string, conditions *condition.List) (*Registration, error) {
 	r := new(Registration)
 	for waits := false; ; {
-		p, held, err := try(network, device, conditions)
+		p, held, err := tryRegister(network, device, conditions)
 		if err == nil {
 			r.presence = p
 			return r, nil
 		}
-		if waits = waits || held || pace.Scarce(err); !waits {
+		if waits = waits || held || pace.IsResourceError(err); !waits {
 			ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 			r.attempts.Go(func() {
-				for r.presence == nil && pace.Sleep(ctx, awaitRetry) == nil {
-					r.presence, _, _ = try(network, device, conditions)
+				for r.presence == nil && pace.Sleep(ctx, retryInterval) == nil {
+					r.presence, _, _ = tryRegister(network, device, conditions)
 				}
 			})
 			return r, nil
 		}
-		if err := pace.Sleep(ctx, awaitRetry); err != nil {
+		if err := pace.Sleep(ctx, retryInterval); err != nil {
 			return nil, err
 		}
 	}
@@ -67,32 +67,32 @@ func (r *Registration) Close() error {
 	return r.presence.Close()
 }
 
-// try tries once. held says that it failed because another daemon is in the way.
-func try(network netip.Prefix, device string, conditions *condition.List) (p *Presence, held bool, err error) {
+// tryRegister tries once. held says that it failed because another daemon is in the way.
+func tryRegister(network netip.Prefix, device string, conditions *condition.List) (p *Presence, held bool, err error) {
 	p, err = Register(network, device)
-	var holder *HeldError
+	var holder *ConflictError
 	switch {
 	case err == nil:
-		conditions.End(inTheWay)
-		conditions.End(unregistered)
+		conditions.End(conflictCondition)
+		conditions.End(registerCondition)
 		return p, false, nil
 	case errors.As(err, &holder):
 		conditions.Set(conflict(network, holder))
-		conditions.End(unregistered)
+		conditions.End(registerCondition)
 		return nil, true, err
 	}
 	conditions.Set(condition.Condition{
-		ID: unregistered, Text: "failed to register with other flannelds on this host, will retry", Fields: []any{"err", err},
+		ID: registerCondition, Text: "failed to register with other flannelds on this host, will retry", Fields: []any{"err", err},
 	})
 	return nil, false, err
 }
 
-func conflict(network netip.Prefix, held *HeldError) condition.Condition {
-	c := condition.Condition{ID: inTheWay, Severe: true, Fields: []any{"network", network, "reason", held.Error()}}
+func conflict(network netip.Prefix, held *ConflictError) condition.Condition {
+	c := condition.Condition{ID: conflictCondition, Severe: true, Fields: []any{"network", network, "reason", held.Error()}}
 	switch {
 	case held.Device != "":
 		c.Text = "another flanneld on this host has the same device, waiting for it to stop; set another VNI in one of the networks"
-	case held.Holder.Network == network:
+	case held.Daemon.Network == network:
 		c.Text, c.Severe = "another flanneld on this host serves the same network, waiting for it to stop", false
 	default:
 		c.Text = "another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them"

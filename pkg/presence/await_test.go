@@ -34,7 +34,7 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 		r, err := Await(t.Context(), network, "", conditions)
 		registered <- result{r, err}
 	}()
-	wait.True(t, "it cannot register", func() bool { return conditions.Has(unregistered) })
+	wait.True(t, "it cannot register", func() bool { return conditions.Has(registerCondition) })
 	if len(registered) > 0 {
 		t.Error("registered")
 	}
@@ -69,7 +69,7 @@ func TestAwaitWaitsForTheOther(t *testing.T) {
 		r, _ := Await(t.Context(), network, "", conditions)
 		registered <- r
 	}()
-	wait.True(t, "it waits", func() bool { return conditions.Has(inTheWay) })
+	wait.True(t, "it waits", func() bool { return conditions.Has(conflictCondition) })
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -84,12 +84,12 @@ func TestAwaitWaitsForTheOther(t *testing.T) {
 
 func TestTextOfConflicts(t *testing.T) {
 	network, other := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.0.0.0/8")
-	for want, held := range map[string]*HeldError{
-		"another flanneld on this host has the same device, waiting for it to stop; set another VNI in one of the networks":    {Holder: Holder{Network: other}, Device: "flannel.1"},
-		"another flanneld on this host serves the same network, waiting for it to stop":                                        {Holder: Holder{Network: network}},
-		"another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them": {Holder: Holder{Network: other}},
+	for want, held := range map[string]*ConflictError{
+		"another flanneld on this host has the same device, waiting for it to stop; set another VNI in one of the networks":    {Daemon: Daemon{Network: other}, Device: "flannel.1"},
+		"another flanneld on this host serves the same network, waiting for it to stop":                                        {Daemon: Daemon{Network: network}},
+		"another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them": {Daemon: Daemon{Network: other}},
 	} {
-		if c := conflict(network, held); c.Text != want || c.Severe == (held.Holder.Network == network) {
+		if c := conflict(network, held); c.Text != want || c.Severe == (held.Daemon.Network == network) {
 			t.Errorf("%v: %q, severe %t; want %q", held, c.Text, c.Severe, want)
 		}
 	}

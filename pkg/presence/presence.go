@@ -25,24 +25,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prefix begins the names of sockets: flanneld/NETWORK/BITS/DEVICE/NONCE.
-const prefix = "@flanneld/"
+// namePrefix begins the names of sockets: flanneld/NETWORK/BITS/DEVICE/NONCE.
+const namePrefix = "@flanneld/"
 
 const (
-	// lockWait bounds how long a lock that anybody can take is waited for.
-	lockWait = time.Second
-	lockPoll = 5 * time.Millisecond
-	dialWait = time.Second
+	// lockTimeout bounds how long a lock that anybody can take is waited for.
+	lockTimeout = time.Second
+	lockPoll    = 5 * time.Millisecond
+	dialTimeout = time.Second
 )
 
-// Holder is a daemon, by what it holds.
-type Holder struct {
+// Daemon is a daemon, by what it holds.
+type Daemon struct {
 	Network netip.Prefix
 	Device  string // of a name that cannot be chosen; empty: there is none
 	PID     int    // 0: in another PID namespace
 }
 
-func (h Holder) String() string {
+func (h Daemon) String() string {
 	s := "the flanneld of network " + h.Network.String()
 	if h.PID != 0 {
 		s += fmt.Sprintf(" (PID %d)", h.PID)
@@ -50,17 +50,17 @@ func (h Holder) String() string {
 	return s
 }
 
-// HeldError says that another daemon of this host has what was asked for.
-type HeldError struct {
-	Holder Holder
+// ConflictError says that another daemon of this host has what was asked for.
+type ConflictError struct {
+	Daemon Daemon
 	Device string // that both want; empty: the networks overlap
 }
 
-func (e *HeldError) Error() string {
+func (e *ConflictError) Error() string {
 	if e.Device != "" {
-		return fmt.Sprintf("device %s is held by %s", e.Device, e.Holder)
+		return fmt.Sprintf("device %s is held by %s", e.Device, e.Daemon)
 	}
-	return fmt.Sprintf("there is %s", e.Holder)
+	return fmt.Sprintf("there is %s", e.Daemon)
 }
 
 // Presence is what Register has made known.
@@ -74,21 +74,21 @@ func Register(network netip.Prefix, device string) (*Presence, error) {
 		return nil, fmt.Errorf("register with other daemons: %w", err)
 	}
 	defer unlock()
-	holders, err := Holders()
+	holders, err := Daemons()
 	if err != nil {
 		return nil, err
 	}
 	for _, h := range holders {
 		switch {
 		case h.Network.Overlaps(network):
-			return nil, &HeldError{Holder: h}
+			return nil, &ConflictError{Daemon: h}
 		case device != "" && h.Device == device:
-			return nil, &HeldError{Holder: h, Device: device}
+			return nil, &ConflictError{Daemon: h, Device: device}
 		}
 	}
 	var nonce [8]byte
 	rand.Read(nonce[:])
-	l, err := net.Listen("unix", fmt.Sprintf("%s%s/%s/%s", prefix, network, device, hex.EncodeToString(nonce[:])))
+	l, err := net.Listen("unix", fmt.Sprintf("%s%s/%s/%s", namePrefix, network, device, hex.EncodeToString(nonce[:])))
 	if err != nil {
 		return nil, fmt.Errorf("register with other daemons: %w", err)
 	}
@@ -120,8 +120,8 @@ func (p *Presence) Close() error {
 	return p.listener.Close()
 }
 
-// Holders returns the daemons in the network namespace of the calling thread.
-func Holders() ([]Holder, error) {
+// Daemons returns the daemons in the network namespace of the calling thread.
+func Daemons() ([]Daemon, error) {
 	f, err := os.Open("/proc/thread-self/net/unix")
 	if err != nil {
 		return nil, fmt.Errorf("look for other daemons: %w", err)
@@ -131,7 +131,7 @@ func Holders() ([]Holder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for other daemons: %w", err)
 	}
-	var holders []Holder
+	var holders []Daemon
 	for _, name := range names {
 		h, ok := parse(name)
 		if !ok {
@@ -148,8 +148,8 @@ func Holders() ([]Holder, error) {
 
 // Serves reports whether a daemon of this host serves a network now. Doubt means yes.
 func Serves(network netip.Prefix) bool {
-	holders, err := Holders()
-	return err != nil || slices.ContainsFunc(holders, func(h Holder) bool { return h.Network == network })
+	holders, err := Daemons()
+	return err != nil || slices.ContainsFunc(holders, func(h Daemon) bool { return h.Network == network })
 }
 
 // sockets reads names of ours from /proc/net/unix, each once.
@@ -157,7 +157,7 @@ func sockets(r io.Reader) ([]string, error) {
 	var names []string
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		if i := strings.Index(lines.Text(), " "+prefix); i >= 0 {
+		if i := strings.Index(lines.Text(), " "+namePrefix); i >= 0 {
 			names = append(names, lines.Text()[i+1:])
 		}
 	}
@@ -165,8 +165,8 @@ func sockets(r io.Reader) ([]string, error) {
 	return slices.Compact(names), lines.Err()
 }
 
-func parse(name string) (h Holder, ok bool) {
-	parts := strings.Split(strings.TrimPrefix(name, prefix), "/")
+func parse(name string) (h Daemon, ok bool) {
+	parts := strings.Split(strings.TrimPrefix(name, namePrefix), "/")
 	if len(parts) != 4 {
 		return h, false
 	}
@@ -174,13 +174,13 @@ func parse(name string) (h Holder, ok bool) {
 	if err != nil || p != p.Masked() || p.Bits() == 0 {
 		return h, false
 	}
-	return Holder{Network: p, Device: parts[2]}, true
+	return Daemon{Network: p, Device: parts[2]}, true
 }
 
 // listener returns the PID of whoever listens at a name, if that may hold devices: root, or the
 // user of this process. An error is one of this process: it says nothing about the other.
 func listener(name string) (pid int, ok bool, err error) {
-	c, err := net.DialTimeout("unix", name, dialWait)
+	c, err := net.DialTimeout("unix", name, dialTimeout)
 	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS} {
 		if errors.Is(err, ours) {
 			return 0, false, err
@@ -212,7 +212,7 @@ func lock() (unlock func(), err error) {
 	}
 	for began := time.Now(); ; {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || err == unix.EWOULDBLOCK && time.Since(began) > lockWait {
+		if err == nil || err == unix.EWOULDBLOCK && time.Since(began) > lockTimeout {
 			return func() { f.Close() }, nil
 		}
 		if err != unix.EWOULDBLOCK && err != unix.EINTR {

@@ -38,7 +38,7 @@ func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
 			{"10.0.0.0/8", "flannel.2", "there is the flanneld of network"},
 		} {
 			p, err := Register(netip.MustParsePrefix(c.network), c.device)
-			var held *HeldError
+			var held *ConflictError
 			if c.refused == "" && err != nil || c.refused != "" && (!errors.As(err, &held) || !strings.HasPrefix(err.Error(), c.refused)) {
 				t.Errorf("%s %s: %v, want %q", c.network, c.device, err, c.refused)
 			}
@@ -47,7 +47,7 @@ func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
 			}
 		}
 		first.Close()
-		if h, err := Holders(); len(h) > 0 || err != nil {
+		if h, err := Daemons(); len(h) > 0 || err != nil {
 			t.Errorf("after the end: %v, %v", h, err)
 		}
 	})
@@ -61,7 +61,7 @@ func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
 		all.Go(func() {
 			err := ns.Do(func() error {
 				p, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "")
-				var held *HeldError
+				var held *ConflictError
 				if err == nil {
 					won <- p
 				} else if errors.As(err, &held) {
@@ -97,7 +97,7 @@ func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 				t.Error(errno)
 				return
 			}
-			l, err := net.Listen("unix", prefix+"10.42.0.0/16/flannel.1/0")
+			l, err := net.Listen("unix", namePrefix+"10.42.0.0/16/flannel.1/0")
 			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 0, ^uintptr(0)); errno != 0 || err != nil {
 				t.Error(errno, err)
 				return
@@ -140,7 +140,7 @@ func TestLackOfDescriptorsIsNotAbsence(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			holders, err := Holders()
+			holders, err := Daemons()
 			if restored := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); restored != nil {
 				t.Error(restored)
 				return
@@ -227,7 +227,7 @@ func FuzzSockets(f *testing.F) {
 		}
 		for _, name := range names {
 			h, ok := parse(name)
-			if again := fmt.Sprintf("%s%s/%s/", prefix, h.Network, h.Device); ok && (h.Network != h.Network.Masked() || h.Network.Bits() == 0 || h.PID != 0) {
+			if again := fmt.Sprintf("%s%s/%s/", namePrefix, h.Network, h.Device); ok && (h.Network != h.Network.Masked() || h.Network.Bits() == 0 || h.PID != 0) {
 				t.Errorf("%q is read as %+v", name, h)
 			} else if ok && h.Network.Addr().Is4() && !strings.HasPrefix(name, again) {
 				t.Errorf("%q is read as %+v", name, h)

@@ -28,10 +28,10 @@ type Link interface {
 }
 
 const (
-	// askEvery is the time between two requests: one that gets lost is repeated.
-	askEvery = 300 * time.Millisecond
-	// lookEvery is the time between two looks at what the kernel has resolved.
-	lookEvery = 20 * time.Millisecond
+	// requestInterval is the time between two requests: one that gets lost is repeated.
+	requestInterval = 300 * time.Millisecond
+	// pollInterval is the time between two looks at what the kernel has resolved.
+	pollInterval = 20 * time.Millisecond
 )
 
 // Probe asks for an address until somebody answers or ctx ends, and returns what was
@@ -65,7 +65,7 @@ func Probe(ctx context.Context, addr netip.Addr, iface string, link Link) (answe
 		if o.err == nil {
 			return o.way, nil
 		}
-		if !errors.Is(o.err, errNobody) {
+		if !errors.Is(o.err, errNoReply) {
 			failures = append(failures, fmt.Errorf("%s: %w", o.way, o.err))
 		}
 	}
@@ -75,12 +75,12 @@ func Probe(ctx context.Context, addr netip.Addr, iface string, link Link) (answe
 	return "", nil
 }
 
-// errNobody: it was asked, and nobody answered.
-var errNobody = errors.New("nobody answers")
+// errNoReply: it was asked, and nobody answered.
+var errNoReply = errors.New("nobody answers")
 
 // resolve asks by ARP.
 func resolve(ctx context.Context, addr netip.Addr, iface string, link Link) error {
-	asks, looks := time.NewTicker(askEvery), time.NewTicker(lookEvery)
+	asks, looks := time.NewTicker(requestInterval), time.NewTicker(pollInterval)
 	defer asks.Stop()
 	defer looks.Stop()
 	if err := link.Solicit(iface, addr); err != nil {
@@ -89,7 +89,7 @@ func resolve(ctx context.Context, addr netip.Addr, iface string, link Link) erro
 	for {
 		select {
 		case <-ctx.Done():
-			return errNobody
+			return errNoReply
 		case <-asks.C:
 			if err := link.Solicit(iface, addr); err != nil {
 				return err
@@ -112,7 +112,7 @@ func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr)
 	}
 	replied := make(chan error, 1)
 	go func() { replied <- awaitReply(c, addr, payload) }()
-	asks := time.NewTicker(askEvery)
+	asks := time.NewTicker(requestInterval)
 	defer asks.Stop()
 	for {
 		if _, err := c.WriteTo(request, to); err != nil && !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
@@ -120,7 +120,7 @@ func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr)
 		}
 		select {
 		case <-ctx.Done():
-			return errNobody
+			return errNoReply
 		case err := <-replied:
 			return err
 		case <-asks.C:

@@ -32,7 +32,7 @@ type Config struct {
 	Network netip.Prefix
 	// Before, if set, is called before operations are carried out, of which there may be many. New
 	// peers may be among them.
-	Before func()
+	BeforeApply func()
 	// Rivals, if set, is told in each pass which peers are left out for having the MAC
 	// of this host.
 	Rivals func([]lease.Lease)
@@ -42,7 +42,7 @@ type Config struct {
 	Missing func([]Missing)
 	// Alive, if set, is called when the loop is at work: at least once a minute, and between
 	// parts of much work.
-	Alive      func()
+	Heartbeat  func()
 	Conditions *condition.List
 	Log        *slog.Logger
 }
@@ -51,8 +51,8 @@ const (
 	// debounce lets a burst of events end before the kernel is read, and is the least
 	// time between passes.
 	debounce = 20 * time.Millisecond
-	// lull is how long nothing must have come for a burst to have ended.
-	lull = 5 * time.Millisecond
+	// quietTime is how long nothing must have come for a burst to have ended.
+	quietTime = 5 * time.Millisecond
 	// resync is the safety net under lost events.
 	resync = time.Minute
 )
@@ -69,46 +69,46 @@ type Loop struct {
 	}
 
 	// The following is of the goroutine that makes passes, but for what is atomic.
-	stale  atomic.Bool // what is known of the kernel may be wrong
-	retry  atomic.Bool // what failed may work now
-	plan   *backend.Plan
-	holds  *holds
-	report *report
-	budget pace.Budget // of whole passes
-	made   time.Time
-	heard  atomic.Int64  // when the kernel was last said to be changed, since made, in nanoseconds
-	first  atomic.Int64  // when it was first, since the last reading; 0: it was not
-	cost   time.Duration // of looking, the last time
-	ended  time.Time     // when the last pass did
+	stale      atomic.Bool // what is known of the kernel may be wrong
+	retry      atomic.Bool // what failed may work now
+	plan       *backend.Plan
+	backoffs   *backoffs
+	report     *report
+	budget     pace.Budget // of whole passes
+	created    time.Time
+	lastEvent  atomic.Int64  // when the kernel was last said to be changed, since made, in nanoseconds
+	firstEvent atomic.Int64  // when it was first, since the last reading; 0: it was not
+	readCost   time.Duration // of looking, the last time
+	passEnded  time.Time     // when the last pass did
 
-	undone  bool             // the last pass did not get through: everything counts as newly wanted
-	left    bool             // the last one left something for later
-	ok      bool             // what this host needs for itself stands
-	scope   dataplane.Scope  // of the last reading
-	reading dataplane.State  // what the kernel held then, and what was done to it since
-	read    time.Time        // when it was read
-	whole   bool             // the reading is of no use for a part
-	own     netip.Prefix     // this host's IPv4 subnet
-	refused map[string]error // own objects that failed the last time, and why
+	aborted    bool             // the last pass did not get through: everything counts as newly wanted
+	deferred   bool             // the last one left something for later
+	baseReady  bool             // what this host needs for itself stands
+	scope      dataplane.Scope  // of the last reading
+	reading    dataplane.State  // what the kernel held then, and what was done to it since
+	readAt     time.Time        // when it was read
+	needsWhole bool             // the reading is of no use for a part
+	own        netip.Prefix     // this host's IPv4 subnet
+	baseErrs   map[string]error // own objects that failed the last time, and why
 
 	stats stats
 }
 
-// wholePasses bounds what they cost when somebody keeps changing the kernel, with enough at once
+// wholePassBudget bounds what they cost when somebody keeps changing the kernel, with enough at once
 // for any accident.
-func wholePasses() pace.Budget {
-	return pace.Budget{Clock: pace.ProcessTime, Share: 40, Burst: 2 * time.Second, Most: resync}
+func wholePassBudget() pace.Budget {
+	return pace.Budget{Clock: pace.ProcessTime, OneIn: 40, Burst: 2 * time.Second, Max: resync}
 }
 
 // New makes a Loop that has done nothing yet, and does nothing before it has facts and a view.
 func New(cfg Config) *Loop {
-	if cfg.Alive == nil {
-		cfg.Alive = func() {}
+	if cfg.Heartbeat == nil {
+		cfg.Heartbeat = func() {}
 	}
 	l := &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
-		holds: newHolds(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePasses(), made: time.Now(), undone: true, whole: true,
-		refused: map[string]error{}, stats: newStats(),
+		backoffs: newBackoffs(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePassBudget(), created: time.Now(), aborted: true, needsWhole: true,
+		baseErrs: map[string]error{}, stats: newStats(),
 	}
 	l.input.err = condition.Reported{Err: errors.New("the state of this host is not known yet")}
 	return l
@@ -143,9 +143,9 @@ func (l *Loop) trigger() {
 // Reread asks for a pass that reads the kernel anew, because somebody may have
 // changed it.
 func (l *Loop) Reread() {
-	now := int64(time.Since(l.made))
-	l.heard.Store(now)
-	l.first.CompareAndSwap(0, max(now, 1))
+	now := int64(time.Since(l.created))
+	l.lastEvent.Store(now)
+	l.firstEvent.CompareAndSwap(0, max(now, 1))
 	l.stale.Store(true)
 	l.trigger()
 }
@@ -179,13 +179,13 @@ func (l *Loop) Run(ctx context.Context) {
 // wait blocks until there is a reason for a pass, and it is time for one.
 func (l *Loop) wait(ctx context.Context) error {
 	now := time.Now()
-	idle := min(resync-now.Sub(l.read), l.holds.next(now))
+	idle := min(resync-now.Sub(l.readAt), l.backoffs.next(now))
 	if l.stale.Load() {
-		idle = max(l.budget.Rest(now), l.holds.left(now, inputObject))
+		idle = max(l.budget.Rest(now), l.backoffs.remaining(now, inputObject))
 	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
-	report := time.NewTimer(l.report.later(now))
+	report := time.NewTimer(l.report.untilDue(now))
 	defer report.Stop()
 	for {
 		select {
@@ -193,29 +193,29 @@ func (l *Loop) wait(ctx context.Context) error {
 			return ctx.Err()
 		case <-report.C:
 			l.report.flush()
-			report.Reset(l.report.later(time.Now())) // the rest of it, if there is any
+			report.Reset(l.report.untilDue(time.Now())) // the rest of it, if there is any
 			continue
 		case <-timer.C:
 			l.stale.Store(true)
 		case <-l.wake:
 		}
-		return l.calm(ctx)
+		return l.waitForQuiet(ctx)
 	}
 }
 
-// calm waits until a burst of triggers has ended. A change of what is wanted is known as a whole.
+// waitForQuiet waits until a burst of triggers has ended. A change of what is wanted is known as a whole.
 // Damage may go on, and what is read meanwhile has to be read again, so calm waits for its end, for
 // up to twice the time that a reading takes.
-func (l *Loop) calm(ctx context.Context) error {
-	at := l.ended.Add(debounce)
+func (l *Loop) waitForQuiet(ctx context.Context) error {
+	at := l.passEnded.Add(debounce)
 	if l.stale.Load() {
 		at = time.Now().Add(debounce)
 	}
-	for last := time.Now().Add(2 * l.cost); ; {
+	for last := time.Now().Add(2 * l.readCost); ; {
 		if err := pace.Sleep(ctx, time.Until(at)); err != nil {
 			return err
 		}
-		at = l.made.Add(time.Duration(l.heard.Load()) + lull)
+		at = l.created.Add(time.Duration(l.lastEvent.Load()) + quietTime)
 		if !l.stale.Load() || at.After(last) || time.Until(at) <= 0 {
 			l.drain()
 			return nil

@@ -103,7 +103,7 @@ func newFixture() *fixture {
 		Driver:     f.kernel,
 		Backend:    f.want,
 		Network:    netip.MustParsePrefix("10.42.0.0/16"),
-		Alive:      func() { f.passes++ },
+		Heartbeat:  func() { f.passes++ },
 		Conditions: condition.NewList(log),
 		Log:        log,
 	})
@@ -176,24 +176,24 @@ func TestPassConverges(t *testing.T) {
 func TestStopEndsPass(t *testing.T) {
 	f := newFixture()
 	f.wantRoutes()
-	for n := range 3 * chunk {
+	for n := range 3 * chunkSize {
 		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n >> 8), byte(n)}), 32)
 		f.want.Routes[dataplane.RouteKey{Dst: dst, Link: "flannel.1"}] = dataplane.Route{Proto: dataplane.ProtoBoot}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	f.kernel.before = cancel
 	f.tell()
-	if f.Loop.Pass(ctx) || len(f.kernel.applied) != chunk || f.kernel.snapshots != 1 {
-		t.Errorf("%d operations were applied after %d readings, want %d after one", len(f.kernel.applied), f.kernel.snapshots, chunk)
+	if f.Loop.Pass(ctx) || len(f.kernel.applied) != chunkSize || f.kernel.snapshots != 1 {
+		t.Errorf("%d operations were applied after %d readings, want %d after one", len(f.kernel.applied), f.kernel.snapshots, chunkSize)
 	}
-	if f.Loop.Pass(ctx) || len(f.kernel.applied) != chunk {
-		t.Errorf("a pass after the end has applied %d operations", len(f.kernel.applied)-chunk)
+	if f.Loop.Pass(ctx) || len(f.kernel.applied) != chunkSize {
+		t.Errorf("a pass after the end has applied %d operations", len(f.kernel.applied)-chunkSize)
 	}
 	if err := f.Settle(ctx); err == nil {
 		t.Error("settled after the end")
 	}
-	if !f.Pass() || len(f.kernel.Routes) != 3*chunk {
-		t.Errorf("the kernel holds %d routes, want %d", len(f.kernel.Routes), 3*chunk)
+	if !f.Pass() || len(f.kernel.Routes) != 3*chunkSize {
+		t.Errorf("the kernel holds %d routes, want %d", len(f.kernel.Routes), 3*chunkSize)
 	}
 	if f.said("programmed the kernel") != 2 || f.said("\n") != 2 {
 		t.Errorf("log:\n%s", &f.log)
@@ -310,8 +310,8 @@ func TestFightIsSlow(t *testing.T) {
 		if len(f.kernel.Routes) != 2 {
 			t.Error("not repaired after the fight")
 		}
-		if len(f.holds.objects) > 1 {
-			t.Errorf("%d objects are still remembered", len(f.holds.objects))
+		if len(f.backoffs.objects) > 1 {
+			t.Errorf("%d objects are still remembered", len(f.backoffs.objects))
 		}
 	})
 }
@@ -320,13 +320,13 @@ func TestFightIsSlow(t *testing.T) {
 func TestFlood(t *testing.T) {
 	for _, c := range []struct{ cost, flood, from, to time.Duration }{
 		{0, 100 * time.Millisecond, debounce, debounce},
-		{60 * time.Millisecond, 90 * time.Millisecond, 90 * time.Millisecond, 90*time.Millisecond + lull},
+		{60 * time.Millisecond, 90 * time.Millisecond, 90 * time.Millisecond, 90*time.Millisecond + quietTime},
 		{60 * time.Millisecond, time.Second, 115 * time.Millisecond, 120 * time.Millisecond},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFixture()
 			f.Pass()
-			f.cost = c.cost
+			f.readCost = c.cost
 			begun := time.Now()
 			go func() {
 				for time.Since(begun) < c.flood {

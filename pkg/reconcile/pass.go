@@ -15,12 +15,12 @@ import (
 )
 
 const (
-	// rounds bounds the look-again within a pass. Two suffice on a healthy
+	// maxRounds bounds the look-again within a pass. Two suffice on a healthy
 	// kernel: one that changes, one that finds nothing.
-	rounds = 4
-	// chunk is how many operations are carried out at a time, of which there may be tens of
+	maxRounds = 4
+	// chunkSize is how many operations are carried out at a time, of which there may be tens of
 	// thousands: in between, progress is noted.
-	chunk = 1024
+	chunkSize = 1024
 )
 
 // Missing is an object that this host needs for itself and that could not be put.
@@ -47,48 +47,48 @@ func (m Missing) Same(o Missing) bool {
 // wanted. Everything else takes a new reading; when there were too many lately, the
 // peers that changed do not wait for it.
 func (l *Loop) Pass(ctx context.Context) bool {
-	defer func() { l.ended = time.Now() }()
-	l.cfg.Alive()
+	defer func() { l.passEnded = time.Now() }()
+	l.cfg.Heartbeat()
 	facts, view, ok := l.latest()
 	if !ok {
 		return false
 	}
 	if l.retry.Swap(false) {
-		l.holds.retry()
+		l.backoffs.retry()
 	}
 	done := l.newPass(facts, view)
 	stale := l.stale.Load()
 	if stale && l.budget.Rest(time.Now()) > 0 {
 		if done.change.Nothing() {
-			return l.ok
+			return l.baseReady
 		}
 		stale = false
 	}
 	if !stale && l.partial(done.change) {
 		l.passPart(ctx, view, &done)
 	} else if !l.passWhole(ctx, facts, view, &done) {
-		l.undone, l.ok = true, false
+		l.aborted, l.baseReady = true, false
 		l.count(&done, Unread)
 		return false
 	}
-	done.fighting = l.holds.fighting(time.Now()) || l.budget.Over()
+	done.fighting = l.backoffs.fighting(time.Now()) || l.budget.Over()
 	if ctx.Err() != nil {
-		l.undone, l.ok = true, false
+		l.aborted, l.baseReady = true, false
 		l.count(&done, Incomplete)
 		l.report.applications(done)
 		return false
 	}
-	l.undone = false
-	if left := len(done.failed)+done.held > 0; left || !done.part {
-		l.left = left && (done.left || !done.change.Nothing()) // what is left of a repair is one, too
+	l.aborted = false
+	if left := len(done.failed)+done.deferred > 0; left || !done.partial {
+		l.deferred = left && (done.hadDeferred || !done.change.Nothing()) // what is left of a repair is one, too
 	}
-	if !done.part && l.cfg.Missing != nil {
-		l.cfg.Missing(causes(done.missing))
+	if !done.partial && l.cfg.Missing != nil {
+		l.cfg.Missing(rootCauses(done.missing))
 	}
 	l.count(&done, done.result())
 	l.report.pass(done)
-	l.ok = !done.own
-	return l.ok
+	l.baseReady = !done.baseMissing
+	return l.baseReady
 }
 
 // latest returns what is known of this host and the network. It reports false, and says why, if that
@@ -100,7 +100,7 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 	if err == nil && view != nil {
 		return facts, *view, true
 	}
-	l.holds.failed(time.Now(), inputObject)
+	l.backoffs.failed(time.Now(), inputObject)
 	if err != nil && !errors.As(err, &condition.Reported{}) {
 		l.report.unread("reading the state of this host", err)
 	}
@@ -110,11 +110,11 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 // newPass has the plan follow what is known, and returns a pass that has done nothing yet.
 func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	now := time.Now()
-	p := pass{begun: now, old: now.Sub(l.read) >= resync, left: l.left}
+	p := pass{begun: now, readingOld: now.Sub(l.readAt) >= resync, hadDeferred: l.deferred}
 	l.own = v.Own.Subnets.V4
 	p.change = l.plan.Update(f, v)
-	p.news = !p.change.Nothing()
-	p.change.All = p.change.All || l.undone
+	p.changed = !p.change.Nothing()
+	p.change.All = p.change.All || l.aborted
 	l.report.skipped(l.plan.Skipped())
 	if l.cfg.Rivals != nil {
 		l.cfg.Rivals(l.plan.Rivals())
@@ -125,7 +125,7 @@ func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 // partial reports whether the last reading will do for a change.
 func (l *Loop) partial(c backend.Change) bool {
 	want := l.plan.Want()
-	if c.All || l.whole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
+	if c.All || l.needsWhole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
 		return false
 	}
 	for k := range c.Now.Routes {
@@ -139,9 +139,9 @@ func (l *Loop) partial(c backend.Change) bool {
 func (l *Loop) passPart(ctx context.Context, v lease.View, done *pass) {
 	c := done.change
 	delta := dataplane.Diff(c.Now, l.reading.Part(c.Was, c.Now), l.scope, v.Complete)
-	done.part, done.conflicts = true, delta.Conflicts
+	done.partial, done.conflicts = true, delta.Conflicts
 	l.apply(ctx, delta, done)
-	l.whole = len(done.failed)+len(delta.Conflicts) > 0
+	l.needsWhole = len(done.failed)+len(delta.Conflicts) > 0
 }
 
 // passWhole reads the kernel, applies the difference, and looks again. It reports whether the kernel
@@ -149,27 +149,27 @@ func (l *Loop) passPart(ctx context.Context, v lease.View, done *pass) {
 func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *pass) bool {
 	want := l.plan.Want()
 	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
-	l.whole = true
+	l.needsWhole = true
 	l.stale.Store(false) // what happens from here on is for the next pass
-	done.heard = time.Duration(l.first.Swap(0))
-	for round := range rounds {
+	done.eventAt = time.Duration(l.firstEvent.Swap(0))
+	for round := range maxRounds {
 		l.budget.Begin()
 		l.reading = dataplane.State{} // not two at a time: they are large
 		have := dataplane.NewState()
 		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
-			l.holds.failed(time.Now(), inputObject)
+			l.backoffs.failed(time.Now(), inputObject)
 			l.report.unread("reading the kernel", err)
 			return false
 		}
-		l.holds.clear(inputObject)
-		l.reading, l.read = have, time.Now()
+		l.backoffs.reset(inputObject)
+		l.reading, l.readAt = have, time.Now()
 		l.scope.NextHops, l.scope.Spread = want.NextHopsPay(have), want.SpreadPays(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
 		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
 		done.conflicts = delta.Conflicts
-		l.cost = l.budget.Spend(time.Now())
+		l.readCost = l.budget.Spend(time.Now())
 		l.budget.Begin()
-		done.doubt = round == 0
+		done.doubtful = round == 0
 		again := l.apply(ctx, delta, done)
 		if ctx.Err() != nil {
 			return true
@@ -183,41 +183,41 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 		}
 		if !again {
 			// What this host lacks for itself, others' things do not go on top of.
-			l.whole = done.own
+			l.needsWhole = done.baseMissing
 			break
 		}
 	}
-	maps.DeleteFunc(l.refused, func(object string, _ error) bool {
+	maps.DeleteFunc(l.baseErrs, func(object string, _ error) bool {
 		return !slices.ContainsFunc(done.missing, func(m Missing) bool { return m.Op.Object() == object })
 	})
 	if l.cfg.Missing != nil {
 		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return c.Op.Basic(l.own) })
-		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || lacksLink(done.missing, f.op) })
+		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || onMissingLink(done.missing, f.op) })
 	}
 	return true
 }
 
 // pass is what a pass did, for the report.
 type pass struct {
-	begun     time.Time
-	news      bool           // something else is wanted than in the pass before
-	heard     time.Duration  // when the kernel was first said to be changed, since the loop was made; 0: it was not
-	old       bool           // the last reading was, by then
-	change    backend.Change // of what is wanted
-	part      bool           // only what has changed was looked at
-	left      bool           // the pass before left something for this one
-	applied   tally
-	repaired  tally // of what was applied
-	refused   tally
-	doubt     bool // the reading may be overtaken: what fails is read and tried again before it counts
-	doubted   int  // what failed so in this round
-	failed    []failure
-	fighting  bool // somebody undoes an object again and again, or so much that it takes too long
-	held      int  // left for later: failed or fought over lately
-	conflicts []dataplane.Conflict
-	own       bool // something of this host's own is missing
-	missing   []Missing
-	undone    map[dataplane.Kind]int // objects that are not as wanted
+	begun            time.Time
+	changed          bool           // something else is wanted than in the pass before
+	eventAt          time.Duration  // when the kernel was first said to be changed, since the loop was made; 0: it was not
+	readingOld       bool           // the last reading was, by then
+	change           backend.Change // of what is wanted
+	partial          bool           // only what has changed was looked at
+	hadDeferred      bool           // the pass before left something for this one
+	applied          tally
+	repaired         tally // of what was applied
+	refused          tally
+	doubtful         bool // the reading may be overtaken: what fails is read and tried again before it counts
+	doubtfulFailures int  // what failed so in this round
+	failed           []failure
+	fighting         bool // somebody undoes an object again and again, or so much that it takes too long
+	deferred         int  // left for later: failed or fought over lately
+	conflicts        []dataplane.Conflict
+	baseMissing      bool // something of this host's own is missing
+	missing          []Missing
+	drift            map[dataplane.Kind]int // objects that are not as wanted
 }
 
 type failure struct {
@@ -230,73 +230,73 @@ type failure struct {
 // looking again.
 func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
-	done.held, done.doubted, done.own, done.missing, done.undone = 0, 0, false, nil, map[dataplane.Kind]int{}
+	done.deferred, done.doubtfulFailures, done.baseMissing, done.missing, done.drift = 0, 0, false, nil, map[dataplane.Kind]int{}
 	for _, c := range delta.Conflicts {
-		done.undone[c.Op.Kind]++
+		done.drift[c.Op.Kind]++
 		if c.Op.Basic(l.own) {
-			done.own = true
+			done.baseMissing = true
 			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
 		}
 	}
 	total, before := delta.Len(), done.applied.n
-	due := make([]dataplane.Op, 0, min(chunk, total))
+	due := make([]dataplane.Op, 0, min(chunkSize, total))
 	for op := range delta.Ops() {
-		if l.holds.held(now, op) {
-			done.held++
-			done.undone[op.Kind]++
+		if l.backoffs.paused(now, op) {
+			done.deferred++
+			done.drift[op.Kind]++
 			if op.Basic(l.own) {
-				done.own = true
-				if err := l.refused[op.Object()]; err != nil {
+				done.baseMissing = true
+				if err := l.baseErrs[op.Object()]; err != nil {
 					done.missing = append(done.missing, Missing{Op: op, Err: err})
 				}
 			}
-		} else if due = append(due, op); len(due) == chunk {
-			l.carryOut(ctx, due, done)
+		} else if due = append(due, op); len(due) == chunkSize {
+			l.execute(ctx, due, done)
 			if due = due[:0]; ctx.Err() != nil {
 				break
 			}
 			l.report.progress(done.applied.n-before, total)
 		}
 	}
-	l.carryOut(ctx, due, done)
-	return done.applied.n > before || done.doubted > 0
+	l.execute(ctx, due, done)
+	return done.applied.n > before || done.doubtfulFailures > 0
 }
 
-// carryOut has a chunk of operations done, unless ctx has ended, and notes what became of them.
-func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
+// execute has a chunk of operations done, unless ctx has ended, and notes what became of them.
+func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 	if len(due) == 0 || ctx.Err() != nil {
 		return
 	}
-	l.cfg.Alive()
-	if l.cfg.Before != nil {
-		l.cfg.Before()
+	l.cfg.Heartbeat()
+	if l.cfg.BeforeApply != nil {
+		l.cfg.BeforeApply()
 	}
 	now := time.Now()
 	for i, err := range l.cfg.Driver.Apply(due) {
 		op := due[i]
 		if err != nil {
 			done.refused.add(op)
-			done.undone[op.Kind]++
+			done.drift[op.Kind]++
 			own := op.Basic(l.own)
-			done.own = done.own || own
-			if done.doubt && !l.holds.failing(op) {
-				done.doubted++
+			done.baseMissing = done.baseMissing || own
+			if done.doubtful && !l.backoffs.failing(op) {
+				done.doubtfulFailures++
 				continue
 			}
 			if own {
-				l.refused[op.Object()] = err
+				l.baseErrs[op.Object()] = err
 				done.missing = append(done.missing, Missing{Op: op, Err: err})
 			}
-			first := l.holds.failed(now, op.Object())
+			first := l.backoffs.failed(now, op.Object())
 			done.failed = append(done.failed, failure{op, err, first})
 			continue
 		}
-		if done.part { // after a whole pass that changed something comes another reading
+		if done.partial { // after a whole pass that changed something comes another reading
 			l.reading.Note(op)
 		}
 		// What is wanted as before, and was not so, somebody has undone.
 		repair := op.Kind != dataplane.KindNextHop && !done.change.About(op)
-		l.holds.succeeded(now, op, repair)
+		l.backoffs.succeeded(now, op, repair)
 		if done.applied.add(op); repair {
 			done.repaired.add(op)
 		}
@@ -304,17 +304,17 @@ func (l *Loop) carryOut(ctx context.Context, due []dataplane.Op, done *pass) {
 	}
 }
 
-// lacksLink reports whether an operation is on a link that is missing.
-func lacksLink(missing []Missing, op dataplane.Op) bool {
+// onMissingLink reports whether an operation is on a link that is missing.
+func onMissingLink(missing []Missing, op dataplane.Op) bool {
 	return slices.ContainsFunc(missing, func(m Missing) bool {
 		return m.Op.Kind == dataplane.KindLink && m.Op.Device() == op.Device()
 	})
 }
 
-// causes returns what is missing, to keep, without what is so because its link is.
-func causes(missing []Missing) (all []Missing) {
+// rootCauses returns what is missing, to keep, without what is so because its link is.
+func rootCauses(missing []Missing) (all []Missing) {
 	for _, m := range missing {
-		if m.Op.Kind == dataplane.KindLink || !lacksLink(missing, m.Op) {
+		if m.Op.Kind == dataplane.KindLink || !onMissingLink(missing, m.Op) {
 			m.Op = m.Op.Clone()
 			all = append(all, m)
 		}

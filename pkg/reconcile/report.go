@@ -24,16 +24,16 @@ const (
 // report logs what the passes do, in one line for each that changed something, and keeps the
 // conditions that follow from them.
 type report struct {
-	log       *slog.Logger
-	last      []backend.Skipped
-	peers     *condition.Group // that are skipped, by subnet
-	conflicts *condition.Group // by operation
-	failing   int              // objects that failed since it was last well
+	log           *slog.Logger
+	last          []backend.Skipped
+	peers         *condition.Group // that are skipped, by subnet
+	conflicts     *condition.Group // by operation
+	failedObjects int              // objects that failed since it was last well
 
 	conditions *condition.List
 
-	due  time.Time // when what was gathered is to be logged; zero: nothing is
-	told time.Time // when something was last said of the present pass
+	due        time.Time // when what was gathered is to be logged; zero: nothing is
+	progressAt time.Time // when something was last said of the present pass
 }
 
 func newReport(log *slog.Logger, conditions *condition.List) *report {
@@ -67,8 +67,8 @@ func (r *report) flush() {
 	}
 }
 
-// later is the time until something gathered is due.
-func (r *report) later(now time.Time) time.Duration {
+// untilDue is the time until something gathered is due.
+func (r *report) untilDue(now time.Time) time.Duration {
 	if r.due.IsZero() {
 		return math.MaxInt64
 	}
@@ -86,20 +86,20 @@ func (r *report) unread(what string, err error) {
 func (r *report) pass(p pass) {
 	r.conditions.Replace(uncheckedCondition, nil)
 	r.applications(p)
-	r.told = time.Time{}
+	r.progressAt = time.Time{}
 	r.failures(p)
-	if p.part && len(p.conflicts) == 0 {
+	if p.partial && len(p.conflicts) == 0 {
 		return
 	}
 	conflicts := make(map[string]condition.Reason, len(p.conflicts))
 	for _, c := range p.conflicts {
 		command, reason := c.Op.String(), condition.Reason{Kind: c.Reason}
 		conflicts[command] = reason
-		if p.part {
+		if p.partial {
 			r.conflicts.Set(command, reason)
 		}
 	}
-	if !p.part {
+	if !p.partial {
 		r.conflicts.Replace(conflicts)
 	}
 	r.flush()
@@ -114,7 +114,7 @@ func (r *report) applications(p pass) {
 		return
 	}
 	msg := "repaired drift"
-	if p.left || !p.change.Nothing() {
+	if p.hadDeferred || !p.change.Nothing() {
 		msg = "programmed the kernel"
 	}
 	r.log.Info(msg, "ops", p.applied.String(), "example", p.applied.first.String())
@@ -136,15 +136,15 @@ func (r *report) failures(p pass) {
 			r.log.Debug("failed", "command", f.op.String(), "err", f.err)
 		}
 	}
-	if r.failing += len(fresh); len(fresh) > 0 {
+	if r.failedObjects += len(fresh); len(fresh) > 0 {
 		r.conditions.Set(condition.Condition{
 			ID: refusedCondition, Text: "failed to apply changes to the kernel, will retry", Ended: "changes to the kernel no longer fail",
-			Fields: []any{"count", r.failing, "err", fresh[0].err},
+			Fields: []any{"count", r.failedObjects, "err", fresh[0].err},
 		})
 	}
-	if len(p.failed) == 0 && p.held == 0 && !p.part {
+	if len(p.failed) == 0 && p.deferred == 0 && !p.partial {
 		r.conditions.End(refusedCondition)
-		r.failing = 0
+		r.failedObjects = 0
 	}
 }
 
@@ -158,10 +158,10 @@ func (r *report) applied(op dataplane.Op) {
 // progress logs, every progressEvery, how far a pass that takes long has come.
 func (r *report) progress(done, of int) {
 	switch now := time.Now(); {
-	case r.told.IsZero():
-		r.told = now
-	case now.Sub(r.told) >= progressEvery:
-		r.told = now
+	case r.progressAt.IsZero():
+		r.progressAt = now
+	case now.Sub(r.progressAt) >= progressEvery:
+		r.progressAt = now
 		r.log.Info("programming the kernel", "done", done, "total", of)
 	}
 }

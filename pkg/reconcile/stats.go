@@ -114,21 +114,21 @@ func (l *Loop) count(p *pass, r Result) {
 	for class, n := range p.repaired.counts {
 		s.Repairs[class.Kind] += uint64(n)
 	}
-	if p.repaired.n > 0 && p.heard > 0 {
-		s.RepairTime.add(now.Sub(l.made) - p.heard)
+	if p.repaired.n > 0 && p.eventAt > 0 {
+		s.RepairTime.add(now.Sub(l.created) - p.eventAt)
 	}
-	if s.Skipped = skipped; !p.part && r != Unread {
-		s.Drift = p.undone
+	if s.Skipped = skipped; !p.partial && r != Unread {
+		s.Drift = p.drift
 	}
 }
 
 func (p *pass) trigger() Trigger {
 	switch {
-	case p.news:
+	case p.changed:
 		return OnChange
-	case p.heard > 0:
+	case p.eventAt > 0:
 		return OnEvent
-	case p.old:
+	case p.readingOld:
 		return OnResync
 	}
 	return OnRetry
@@ -137,7 +137,7 @@ func (p *pass) trigger() Trigger {
 // result is how a pass ended that could read the kernel.
 func (p *pass) result() Result {
 	switch {
-	case p.own || len(p.undone) > 0:
+	case p.baseMissing || len(p.drift) > 0:
 		return Incomplete
 	case p.applied.n > 0:
 		return Changed

@@ -46,7 +46,7 @@ type ownLease struct {
 // had reports whether there is, or was, a lease.
 func (o *ownLease) had() bool { return o.lease != (lease.Lease{}) }
 
-func newRepairs() pace.Pace { return pace.Pace{First: firstRepair, Most: lastRepair} }
+func newRepairs() pace.Pace { return pace.Pace{Initial: firstRepair, Max: lastRepair} }
 
 // step does what the lease needs: a look at the registry, and one write there, or one attempt to
 // lease a subnet. An error says that it failed; whatever can be learned from that is learned.

@@ -21,8 +21,8 @@ import (
 const (
 	// resync is the safety net under inotify, retryAfter the time between attempts that
 	// fail, and between looks where inotify cannot be had.
-	resync     = time.Minute
-	retryAfter = time.Second
+	resync        = time.Minute
+	retryInterval = time.Second
 	// burst lets a program that changes a file finish.
 	burst = 100 * time.Millisecond
 )
@@ -44,18 +44,18 @@ type Keeper struct {
 	conditions *condition.List
 	log        *slog.Logger
 	wake       chan struct{}
-	wrote      func(first, changed bool) // see Run
+	onChange   func(first, changed bool) // see Run
 
 	wanted struct { // of subnet.env; not locked while a file is written
 		sync.Mutex
 		Env
 	}
 
-	mu    sync.Mutex  // one writer at a time; guards what follows
-	env   Env         // as it was when it was right last
-	claim lease.Claim // wanted; zero: none yet
-	noted lease.Claim // as it was when it was right last
-	fight pace.Fight
+	mu           sync.Mutex  // one writer at a time; guards what follows
+	writtenEnv   Env         // as it was when it was right last
+	claim        lease.Claim // wanted; zero: none yet
+	writtenClaim lease.Claim // as it was when it was right last
+	fight        pace.Fight
 }
 
 // NewKeeper returns a keeper of the subnet.env at path, of which nothing is wanted yet.
@@ -78,8 +78,8 @@ func (k *Keeper) Update(change func(*Env)) {
 	}
 }
 
-// want returns what subnet.env is to say, and whether that is known.
-func (k *Keeper) want() (Env, bool) {
+// complete returns what subnet.env is to say, and whether that is known.
+func (k *Keeper) complete() (Env, bool) {
 	k.wanted.Lock()
 	defer k.wanted.Unlock()
 	e := k.wanted.Env
@@ -98,7 +98,7 @@ func (k *Keeper) trigger() {
 func (k *Keeper) Remember(c lease.Claim) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.claim = c; c == k.noted {
+	if k.claim = c; c == k.writtenClaim {
 		return
 	}
 	if _, err := k.syncClaim(); err != nil {
@@ -116,7 +116,7 @@ func (k *Keeper) Claim() lease.Claim {
 // Run keeps the files until ctx ends. wrote is called when subnet.env says something else than
 // before in this run: for the first time, and whether the file had to be changed for it.
 func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
-	k.wrote = wrote
+	k.onChange = wrote
 	var watch *Watch
 	defer func() {
 		if watch != nil {
@@ -130,12 +130,12 @@ func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 			watch, err = NewWatch(k.path)
 			fresh = err == nil
 		} else {
-			fresh, err = watch.Again()
+			fresh, err = watch.Rewatch()
 		}
 		var changed <-chan struct{}
 		switch {
 		case err != nil:
-			pause = min(pause, retryAfter)
+			pause = min(pause, retryInterval)
 		case fresh: // nobody has told of what happened there before
 			pause = min(pause, burst)
 			fallthrough
@@ -184,7 +184,7 @@ func (k *Keeper) sync() (pause time.Duration, fight bool) {
 			Fields: []any{"path", k.path},
 		})
 	case err != nil || failed != nil:
-		pause = retryAfter
+		pause = retryInterval
 	case k.fight.On(now):
 		pause = k.fight.Pause // whether it has ended
 	default:
@@ -198,18 +198,18 @@ func (k *Keeper) sync() (pause time.Duration, fight bool) {
 
 // syncEnv makes subnet.env say what is wanted, and reports whether it had said that before.
 func (k *Keeper) syncEnv() (repaired bool, err error) {
-	env, known := k.want()
+	env, known := k.complete()
 	if !known {
 		return false, nil
 	}
 	changed, stale, err := k.writeEnv(env)
 	if err != nil {
-		k.conditions.Set(k.unwritten(err, stale))
+		k.conditions.Set(k.writeCondition(err, stale))
 		return false, err
 	}
 	k.conditions.End(fileCondition)
-	before := k.env
-	k.env = env
+	before := k.writtenEnv
+	k.writtenEnv = env
 	if changed {
 		msg := "wrote subnet file"
 		if repaired = env == before; repaired {
@@ -218,7 +218,7 @@ func (k *Keeper) syncEnv() (repaired bool, err error) {
 		k.log.Info(msg, "path", k.path, "subnet", env.Subnet, "mtu", env.MTU)
 	}
 	if env != before {
-		k.wrote(before == Env{}, changed)
+		k.onChange(before == Env{}, changed)
 	}
 	return repaired, nil
 }
@@ -226,7 +226,7 @@ func (k *Keeper) syncEnv() (repaired bool, err error) {
 // writeEnv writes subnet.env. Where that fails, and the file names another subnet, it is
 // removed, which may make room. stale is the other subnet if it stands there still.
 func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error) {
-	repair := env == k.env
+	repair := env == k.writtenEnv
 	if changed, err = Write(k.path, env, repair); err == nil {
 		return changed, stale, nil
 	}
@@ -242,8 +242,8 @@ func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error)
 	return changed, stale, err
 }
 
-// unwritten is the condition that subnet.env is not as it should be.
-func (k *Keeper) unwritten(err error, stale netip.Prefix) condition.Condition {
+// writeCondition is the condition that subnet.env is not as it should be.
+func (k *Keeper) writeCondition(err error, stale netip.Prefix) condition.Condition {
 	c := condition.Condition{
 		ID: fileCondition, Text: "failed to write subnet file, will retry",
 		Fields: []any{"path", k.path, "err", err},
@@ -257,7 +257,7 @@ func (k *Keeper) unwritten(err error, stale netip.Prefix) condition.Condition {
 	case stale.IsValid():
 		c.Severe = true
 		c.Fields = append(c.Fields, "reason", "it names "+stale.String()+", which is not this host's: do not restart docker")
-	case k.env == Env{}:
+	case k.writtenEnv == Env{}:
 		c.Severe = true
 		c.Fields = append(c.Fields, "reason", "READY waits for it")
 	}
@@ -278,9 +278,9 @@ func (k *Keeper) syncClaim() (repaired bool, err error) {
 		return false, err
 	}
 	k.conditions.End(claimCondition)
-	if repaired = changed && k.claim == k.noted; repaired {
+	if repaired = changed && k.claim == k.writtenClaim; repaired {
 		k.log.Info("repaired lease claim", "path", ClaimPath(k.path), "subnet", k.claim.Subnets)
 	}
-	k.noted = k.claim
+	k.writtenClaim = k.claim
 	return repaired, nil
 }

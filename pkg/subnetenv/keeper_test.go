@@ -63,7 +63,7 @@ func TestSubnetFileIsWrittenOnceAllIsKnown(t *testing.T) {
 	conditions := condition.NewList(log)
 	k := NewKeeper(path, conditions, log)
 	var told []string
-	k.wrote = func(first, changed bool) { told = append(told, fmt.Sprint(first, changed)) }
+	k.onChange = func(first, changed bool) { told = append(told, fmt.Sprint(first, changed)) }
 	for _, step := range []struct {
 		change func(*Env)
 		want   string // MTU and subnet in the file; empty: there is none
@@ -108,9 +108,9 @@ func TestSubnetFileThatCannotBeWritten(t *testing.T) {
 	}
 	conditions := condition.NewList(slog.New(slog.DiscardHandler))
 	k := NewKeeper(path, conditions, slog.New(slog.DiscardHandler))
-	k.wrote = func(bool, bool) {}
+	k.onChange = func(bool, bool) {}
 	k.Update(func(e *Env) { *e = sample })
-	if pause, fight := k.sync(); pause != retryAfter || fight || !conditions.Has(fileCondition) {
+	if pause, fight := k.sync(); pause != retryInterval || fight || !conditions.Has(fileCondition) {
 		t.Errorf("again after %v, fight %t, conditions %v", pause, fight, conditions.Current())
 	}
 	if err := os.Mkdir(ClaimPath(path), 0o755); err != nil {

@@ -158,12 +158,12 @@ func replace(path string, content []byte, mode fs.FileMode) (err error) {
 	}
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
-		return cause(err)
+		return withoutPath(err)
 	}
 	defer func() {
 		if err != nil {
 			os.Remove(f.Name())
-			err = cause(err)
+			err = withoutPath(err)
 		}
 	}()
 	_, err = f.Write(content)
@@ -174,8 +174,8 @@ func replace(path string, content []byte, mode fs.FileMode) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// cause is an error without the paths that it is about.
-func cause(err error) error {
+// withoutPath is an error without the paths that it is about.
+func withoutPath(err error) error {
 	var file *fs.PathError
 	var link *os.LinkError
 	switch {

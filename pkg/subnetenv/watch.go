@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// touched is what may happen to a file in a directory that is watched.
-	touched = unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO
-	// gone is what may happen to the directory.
-	gone = unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+	// fileEvents is what may happen to a file in a directory that is watched.
+	fileEvents = unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO
+	// dirEvents is what may happen to the directory.
+	dirEvents = unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 )
 
 // Watch signals that somebody may have changed the files that a daemon keeps. Its own
@@ -41,7 +41,7 @@ func NewWatch(path string) (*Watch, error) {
 	for _, file := range Files(path) {
 		w.names = append(w.names, filepath.Base(file))
 	}
-	if _, err := w.Again(); err != nil {
+	if _, err := w.Rewatch(); err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -49,9 +49,9 @@ func NewWatch(path string) (*Watch, error) {
 	return w, nil
 }
 
-// Again has the directory watched that the path leads to now, and reports whether that is
+// Rewatch has the directory watched that the path leads to now, and reports whether that is
 // another one, of which nothing was signalled so far. It may be called at any time.
-func (w *Watch) Again() (other bool, err error) {
+func (w *Watch) Rewatch() (other bool, err error) {
 	conn, err := w.inotify.SyscallConn()
 	if err != nil {
 		return false, fmt.Errorf("watch %s: %w", w.dir, err)
@@ -59,7 +59,7 @@ func (w *Watch) Again() (other bool, err error) {
 	var failed error
 	err = conn.Control(func(fd uintptr) {
 		var wd int
-		if wd, failed = unix.InotifyAddWatch(int(fd), w.dir, touched|gone|unix.IN_ONLYDIR); failed != nil {
+		if wd, failed = unix.InotifyAddWatch(int(fd), w.dir, fileEvents|dirEvents|unix.IN_ONLYDIR); failed != nil {
 			return
 		}
 		if other = wd != w.wd; other && w.wd >= 0 {
@@ -84,7 +84,7 @@ func (w *Watch) follow(signal chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		if !w.concerns(buf[:n]) {
+		if !w.isRelevant(buf[:n]) {
 			continue
 		}
 		select {
@@ -94,13 +94,13 @@ func (w *Watch) follow(signal chan<- struct{}) {
 	}
 }
 
-// concerns reports whether one of the events is about the files (inotify(7)).
-func (w *Watch) concerns(b []byte) bool {
+// isRelevant reports whether one of the events is about the files (inotify(7)).
+func (w *Watch) isRelevant(b []byte) bool {
 	for len(b) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(b[4:])
 		end := min(len(b), unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(b[12:])))
 		name, _, _ := strings.Cut(string(b[unix.SizeofInotifyEvent:end]), "\x00")
-		if mask&(gone|unix.IN_IGNORED|unix.IN_Q_OVERFLOW) != 0 || slices.Contains(w.names, name) {
+		if mask&(dirEvents|unix.IN_IGNORED|unix.IN_Q_OVERFLOW) != 0 || slices.Contains(w.names, name) {
 			return true
 		}
 		b = b[end:]

@@ -36,14 +36,14 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 		{"move away", func() error { return os.Rename(path, path+".old") }},
 		{"remove the directory", func() error { return os.RemoveAll(dir) }},
 		{"write to another one in its place", func() error {
-			if _, err := w.Again(); err == nil {
+			if _, err := w.Rewatch(); err == nil {
 				t.Error("a directory that is not there is watched")
 			}
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return err
 			}
 			for _, want := range []bool{true, false} {
-				if other, err := w.Again(); err != nil || other != want {
+				if other, err := w.Rewatch(); err != nil || other != want {
 					t.Errorf("another directory: %t, %v", other, err)
 				}
 			}
@@ -96,7 +96,7 @@ func TestWatchPassesOverOtherFiles(t *testing.T) {
 		"cut off":          {ours[:20], false},
 		"nothing":          {nil, false},
 	} {
-		if got := w.concerns(c.events); got != c.want {
+		if got := w.isRelevant(c.events); got != c.want {
 			t.Errorf("%s: %t", name, got)
 		}
 	}

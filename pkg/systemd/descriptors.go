@@ -17,14 +17,14 @@ import (
 type Descriptors struct {
 	log     *slog.Logger
 	program executable
-	kept    map[string]*os.File // by name; each has duplicates in use
+	files   map[string]*os.File // by name; each has duplicates in use
 }
 
 // NewDescriptors takes over what systemd has kept for this process.
 func NewDescriptors(log *slog.Logger) *Descriptors {
-	s := &Descriptors{log: log, program: newExecutable(), kept: map[string]*os.File{}}
+	s := &Descriptors{log: log, program: newExecutable(), files: map[string]*os.File{}}
 	for _, f := range activation.Files(true) {
-		s.kept[f.Name()] = f
+		s.files[f.Name()] = f
 	}
 	return s
 }
@@ -33,17 +33,17 @@ func NewDescriptors(log *slog.Logger) *Descriptors {
 // is another program: that would have them without knowing, could not bind a socket's
 // address and would leave a TUN device without anybody behind it.
 func (s *Descriptors) Close() {
-	if len(s.kept) > 0 && s.program.replaced() {
+	if len(s.files) > 0 && s.program.replaced() {
 		s.log.Info("another program has replaced this executable, releasing the tunnel's device and socket", "path", s.program.paths[0])
 		s.RemoveAll()
 	}
-	for _, f := range s.kept {
+	for _, f := range s.files {
 		f.Close()
 	}
 }
 
 // Names returns the names of what is kept, sorted.
-func (s *Descriptors) Names() []string { return slices.Sorted(maps.Keys(s.kept)) }
+func (s *Descriptors) Names() []string { return slices.Sorted(maps.Keys(s.files)) }
 
 // RemoveAll gives up all that is kept.
 func (s *Descriptors) RemoveAll() {
@@ -54,7 +54,7 @@ func (s *Descriptors) RemoveAll() {
 
 // Take returns a duplicate of what is kept under a name.
 func (s *Descriptors) Take(name string) (fd int, ok bool) {
-	f, ok := s.kept[name]
+	f, ok := s.files[name]
 	if !ok {
 		return 0, false
 	}
@@ -69,14 +69,14 @@ func (s *Descriptors) Keep(name string, fd int) {
 		s.log.Warn("failed to use systemd's descriptor store", "err", err)
 		return
 	}
-	s.kept[name] = os.NewFile(uintptr(dup), name)
+	s.files[name] = os.NewFile(uintptr(dup), name)
 	s.notify("FDSTORE=1\nFDNAME="+name, dup)
 }
 
 // Remove gives up what is kept under a name.
 func (s *Descriptors) Remove(name string) {
-	s.kept[name].Close()
-	delete(s.kept, name)
+	s.files[name].Close()
+	delete(s.files, name)
 	s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
 }
 

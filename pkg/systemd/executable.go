@@ -14,14 +14,14 @@ const selfExe = "/proc/self/exe"
 
 // executable is the file that this process was started from.
 type executable struct {
-	paths []string // as it was called, and with links resolved
-	mark  []byte   // which every build of this program contains
+	paths     []string // as it was called, and with links resolved
+	buildMark []byte   // which every build of this program contains
 }
 
 func newExecutable() executable {
 	e := executable{}
 	if info, ok := debug.ReadBuildInfo(); ok {
-		e.mark = []byte("path\t" + info.Path + "\n") // as Go's linker writes it; see debug/buildinfo
+		e.buildMark = []byte("path\t" + info.Path + "\n") // as Go's linker writes it; see debug/buildinfo
 	}
 	running, err := os.Stat(selfExe)
 	if err != nil {
@@ -55,30 +55,30 @@ func (e executable) replaced() bool {
 		if err == nil && os.SameFile(st, running) {
 			continue
 		}
-		if !e.built(path) {
+		if !e.isBuild(path) {
 			return true
 		}
 	}
 	return false
 }
 
-// built reports whether a file is a build of this program. Package debug/buildinfo, which
+// isBuild reports whether a file is a build of this program. Package debug/buildinfo, which
 // knows where to look, would make the program 3 % larger.
-func (e executable) built(path string) bool {
+func (e executable) isBuild(path string) bool {
 	f, err := os.Open(path)
-	if err != nil || len(e.mark) == 0 {
+	if err != nil || len(e.buildMark) == 0 {
 		return false
 	}
 	defer f.Close()
 	r := bufio.NewReaderSize(f, 256<<10)
 	for {
 		chunk, err := r.Peek(r.Size())
-		if bytes.Contains(chunk, e.mark) {
+		if bytes.Contains(chunk, e.buildMark) {
 			return true
 		}
 		if err != nil {
 			return false
 		}
-		r.Discard(len(chunk) - len(e.mark)) // the mark may lie across the border
+		r.Discard(len(chunk) - len(e.buildMark)) // the mark may lie across the border
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"flanneld/pkg/condition"
 )
 
-// notifyRetry is the time between attempts to tell systemd that the network is ready.
-const notifyRetry = time.Second
+// retryInterval is the time between attempts to tell systemd that the network is ready.
+const retryInterval = time.Second
 
 // Ready tells systemd, which waits for it, that the network is ready. It does not block.
 func Ready(conditions *condition.List) {
@@ -24,14 +24,14 @@ func Ready(conditions *condition.List) {
 		conditions.Set(condition.Condition{
 			ID: id, Severe: true, Text: "failed to notify systemd that the network is ready, will retry", Fields: []any{"err", err},
 		})
-		time.AfterFunc(notifyRetry, func() { Ready(conditions) })
+		time.AfterFunc(retryInterval, func() { Ready(conditions) })
 		return
 	}
 	conditions.End(id)
 }
 
-// alive tells systemd's watchdog that this process makes progress.
-func alive(conditions *condition.List) {
+// notifyWatchdog tells systemd's watchdog that this process makes progress.
+func notifyWatchdog(conditions *condition.List) {
 	const id = "systemd/watchdog"
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
 		conditions.Set(condition.Condition{

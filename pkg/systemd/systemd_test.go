@@ -17,7 +17,7 @@ func TestReadyIsToldInTheEnd(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", path)
 	conditions := condition.NewList(slog.New(slog.DiscardHandler))
 	Ready(conditions)
-	alive(conditions)
+	notifyWatchdog(conditions)
 	for _, id := range []string{"systemd/ready", "systemd/watchdog"} {
 		if !conditions.Has(id) {
 			t.Errorf("%s is no condition", id)
@@ -38,7 +38,7 @@ func TestReadyIsToldInTheEnd(t *testing.T) {
 		}
 	}
 	read("READY=1")
-	alive(conditions)
+	notifyWatchdog(conditions)
 	read("WATCHDOG=1")
 	wait.True(t, "no condition is left", func() bool { return len(conditions.Current()) == 0 })
 }

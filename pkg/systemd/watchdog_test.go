@@ -26,11 +26,11 @@ func TestWatchdog(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
 				begun := time.Now()
-				var loop, follower Pulse
+				var loop, follower Heartbeat
 				var last time.Duration
-				go work(ctx, c.loop, loop.Beat)
-				go work(ctx, c.follower, follower.Beat)
-				go feed(ctx, time.Second, []*Pulse{&loop, &follower}, func() {
+				go work(ctx, c.loop, loop.Record)
+				go work(ctx, c.follower, follower.Record)
+				go runWatchdog(ctx, time.Second, []*Heartbeat{&loop, &follower}, func() {
 					now := time.Since(begun)
 					if now-last > time.Second {
 						t.Errorf("not told from %v to %v", last, now)
@@ -66,7 +66,7 @@ func TestWatchdogEvery(t *testing.T) {
 	t.Setenv("WATCHDOG_PID", "")
 	for value, want := range map[string]time.Duration{"": 0, "2000000": 500 * time.Millisecond, "soon": 0} {
 		t.Setenv("WATCHDOG_USEC", value)
-		if got := watchdogEvery(); got != want {
+		if got := watchdogInterval(); got != want {
 			t.Errorf("WATCHDOG_USEC=%s: %v, want %v", value, got, want)
 		}
 	}

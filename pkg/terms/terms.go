@@ -21,11 +21,11 @@ import (
 )
 
 const (
-	// rivalPatience is how long the host with the older of two leases with one MAC
+	// rivalTimeout is how long the host with the older of two leases with one MAC
 	// waits for the other one to take another: that may run a flanneld which never does.
-	rivalPatience = 30 * time.Second
-	// macEvery is the least time between two changes of the MAC.
-	macEvery = 10 * time.Second
+	rivalTimeout = 30 * time.Second
+	// minMACInterval is the least time between two changes of the MAC.
+	minMACInterval = 10 * time.Second
 )
 
 // Keeper keeps the terms. Its methods may be called by several goroutines, and never block.
@@ -43,7 +43,7 @@ type Keeper struct {
 	rivals  []lease.Lease // that have this host's MAC
 	since   time.Time     // when there were none before
 	changed time.Time     // when the MAC was changed last
-	again   *time.Timer   // look at the rivals again
+	timer   *time.Timer   // look at the rivals again
 }
 
 // New returns a keeper of the terms that a network config gives, without attributes: these are
@@ -53,17 +53,17 @@ func New(n backend.Network, conditions *condition.List, log *slog.Logger) *Keepe
 		backend: n.Backend, conditions: conditions, log: log, out: make(chan subnet.Terms, 1),
 		terms: subnet.Terms{Pool: n.Pool(), TTL: n.LeaseTTL},
 	}
-	k.again = time.AfterFunc(time.Hour, func() {
+	k.timer = time.AfterFunc(time.Hour, func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		k.contest()
+		k.resolveConflict()
 	})
-	k.again.Stop()
+	k.timer.Stop()
 	return k
 }
 
 // Close ends what the keeper does by itself.
-func (k *Keeper) Close() { k.again.Stop() }
+func (k *Keeper) Close() { k.timer.Stop() }
 
 // Changes is where the terms arrive when they have changed: the latest ones.
 func (k *Keeper) Changes() <-chan subnet.Terms { return k.out }
@@ -79,7 +79,7 @@ func (k *Keeper) SetOwn(l lease.Lease) {
 		k.terms.Attrs = l.Attrs
 	}
 	k.own = l
-	k.follow()
+	k.updateAddress()
 }
 
 // SetFacts says what is true of this host now, or why that is not known. What the lease publishes
@@ -88,8 +88,8 @@ func (k *Keeper) SetFacts(f host.Facts, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.facts, k.known = f, err == nil
-	k.follow()
-	k.contest()
+	k.updateAddress()
+	k.resolveConflict()
 }
 
 // SetConfig says what a later network config gives, and reports whether that is something else.
@@ -104,15 +104,15 @@ func (k *Keeper) SetRivals(rivals []lease.Lease) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.rivals = slices.Clone(rivals)
-	k.contest()
+	k.resolveConflict()
 }
 
 // addressCondition is there while the lease cannot publish the uplink's address.
 const addressCondition = "lease/address"
 
-// follow has the lease publish the address of the uplink. What else it publishes, as the MAC of a
+// updateAddress has the lease publish the address of the uplink. What else it publishes, as the MAC of a
 // device, stays: peers know it.
-func (k *Keeper) follow() {
+func (k *Keeper) updateAddress() {
 	if !k.known || !k.own.Subnets.IsValid() {
 		return
 	}
@@ -134,11 +134,11 @@ func (k *Keeper) follow() {
 	k.change(func(t *subnet.Terms) { t.Attrs = a })
 }
 
-// contest ends a rivalry over the MAC of this host, which no packet between the rivals
+// resolveConflict ends a rivalry over the MAC of this host, which no packet between the rivals
 // survives. The newer of two leases takes another MAC at once, the older one when the
 // other has not done so in time.
-func (k *Keeper) contest() {
-	k.again.Stop()
+func (k *Keeper) resolveConflict() {
+	k.timer.Stop()
 	if len(k.rivals) == 0 || !k.own.Subnets.IsValid() {
 		k.since = time.Time{}
 		return
@@ -147,15 +147,15 @@ func (k *Keeper) contest() {
 	if k.since.IsZero() {
 		k.since = now
 	}
-	at := k.since.Add(rivalPatience)
+	at := k.since.Add(rivalTimeout)
 	if slices.ContainsFunc(k.rivals, func(l lease.Lease) bool { return l.Precedes(k.own) }) {
 		at = k.since
 	}
-	if next := k.changed.Add(macEvery); at.Before(next) {
+	if next := k.changed.Add(minMACInterval); at.Before(next) {
 		at = next
 	}
 	if wait := at.Sub(now); wait > 0 {
-		k.again.Reset(wait)
+		k.timer.Reset(wait)
 		return
 	}
 	if !k.known {

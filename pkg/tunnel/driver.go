@@ -63,7 +63,7 @@ type runningTunnel struct {
 func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
 	d := &Driver{
 		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), store: descriptorStore{fds}, tunnels: map[string]*runningTunnel{}, endedStats: new(counters).stats(),
-		failures: pace.Pace{First: 100 * time.Millisecond, Most: time.Second},
+		failures: pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},
 	}
 	d.open = d.openEndpoints
 	return d
@@ -218,7 +218,7 @@ func (d *Driver) start(name string, l dataplane.Link) error {
 	d.drop(name) // the device is gone, even if the tunnel has not noticed yet
 	ends, closeEndpoints, err := d.open(name, l)
 	if errors.Is(err, unix.EBUSY) {
-		d.events.Report(driver.Taken)
+		d.events.Report(driver.DeviceTaken)
 	}
 	if err != nil {
 		return err
@@ -246,7 +246,7 @@ func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, clos
 	e = Endpoints{Device: tun, Socket: udp}
 	icmp, err := OpenICMP()
 	switch {
-	case pace.Scarce(err): // retry
+	case pace.IsResourceError(err): // retry
 		closeEndpoints()
 		return e, nil, err
 	case err != nil:

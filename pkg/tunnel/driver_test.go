@@ -232,7 +232,7 @@ func TestTakenDeviceIsAnEvent(t *testing.T) {
 	if !errors.Is(err, unix.EBUSY) || !strings.HasPrefix(err.Error(), "replace link flannel0: ") {
 		t.Errorf("got %v", err)
 	}
-	if e := <-b.Events(); e != driver.Taken {
+	if e := <-b.Events(); e != driver.DeviceTaken {
 		t.Errorf("event %s", e)
 	}
 }

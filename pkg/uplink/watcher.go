@@ -36,14 +36,14 @@ const (
 	burst = 20 * time.Millisecond
 )
 
-// readings are those that others cause, and may cause all the time: there may be many routes to
+// readShare are those that others cause, and may cause all the time: there may be many routes to
 // read.
-func readings() pace.Share {
-	return pace.Share{Share: 20, Least: 50 * time.Millisecond, Most: 3 * time.Second}
+func readShare() pace.Share {
+	return pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}
 }
 
-// unusable is the ID of the condition that the uplink cannot be used.
-const unusable = "uplink"
+// unusableCondition is the ID of the condition that the uplink cannot be used.
+const unusableCondition = "uplink"
 
 // Kernel is what the watcher asks.
 type Kernel interface {
@@ -60,7 +60,7 @@ type Config struct {
 	Had        []netip.Prefix // subnets of this host in earlier runs
 	Conditions *condition.List
 	Log        *slog.Logger
-	Alive      func() // called whenever the watcher is at work, at least once a minute
+	Heartbeat  func() // called whenever the watcher is at work, at least once a minute
 }
 
 // Watcher watches the uplink. Make one with New, have it choose with Choose, and then Run it.
@@ -69,14 +69,14 @@ type Watcher struct {
 	wake chan struct{}
 
 	// Of Run's goroutine, and of Choose's caller before that.
-	tracker host.Tracker
-	due     time.Time     // when to read next
-	looked  time.Time     // when the last reading ended
-	rest    time.Duration // from then to one that others cause
+	tracker  host.Tracker
+	due      time.Time     // when to read next
+	readAt   time.Time     // when the last reading ended
+	minPause time.Duration // from then to one that others cause
 
 	mu     sync.Mutex // guards what follows
 	uplink host.Uplink
-	about  about
+	inputs inputs
 	facts  host.Facts // the latest that there were
 	err    error      // why there are none now
 
@@ -86,8 +86,8 @@ type Watcher struct {
 	onEvent []func(driver.Event)
 }
 
-// about is what others know and the facts depend on.
-type about struct {
+// inputs is what others know and the facts depend on.
+type inputs struct {
 	network netip.Prefix
 	device  string         // of the network, where its name cannot be chosen
 	subnet  netip.Prefix   // this host's
@@ -102,7 +102,7 @@ func New(c Config) *Watcher {
 	return &Watcher{
 		Config: c, wake: make(chan struct{}, 1),
 		tracker: host.Tracker{Selectors: c.Selectors, Reach: c.Kernel.RouteTo},
-		about:   about{etcd: func() []host.Need { return nil }},
+		inputs:  inputs{etcd: func() []host.Need { return nil }},
 		err:     condition.Reported{Err: errors.New("the state of this host is not known yet")},
 	}
 }
@@ -116,51 +116,51 @@ func (w *Watcher) Choose(inv host.Inventory) error { return w.choose(inv) }
 func (w *Watcher) SetNeeds(etcd func() []host.Need, inv host.Inventory) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.about.etcd = etcd
-	w.about.atStart = inv.Needs(netip.PrefixFrom(netip.IPv4Unspecified(), 0), w.wanted())
+	w.inputs.etcd = etcd
+	w.inputs.atStart = inv.Needs(netip.PrefixFrom(netip.IPv4Unspecified(), 0), w.needs())
 }
 
 // SetNetwork says which network the facts are for, and reads them. It is called before each Run.
 func (w *Watcher) SetNetwork(n backend.Network) {
 	w.mu.Lock()
-	w.about.network, w.about.device, w.about.leased = n.Network, n.FixedDevice(), n.Pool().Cover()
+	w.inputs.network, w.inputs.device, w.inputs.leased = n.Network, n.FixedDevice(), n.Pool().Cover()
 	w.mu.Unlock()
-	w.look(context.Background())
+	w.refresh(context.Background())
 }
 
 // SetSubnet says which subnet this host has.
 func (w *Watcher) SetSubnet(subnet netip.Prefix) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.about.subnet = subnet
+	w.inputs.subnet = subnet
 }
 
 // SetLeased says which are the fewest prefixes that hold all subnets that are leased, and pushes
 // facts that say so.
 func (w *Watcher) SetLeased(leased []netip.Prefix) {
-	w.amend(func(a *about) { a.leased = leased })
+	w.update(func(a *inputs) { a.leased = leased })
 }
 
 // SetTUN says what the TUN device is called, and pushes facts that say so. It reports whether that
 // is another one than before.
 func (w *Watcher) SetTUN(name string) (changed bool) {
-	w.amend(func(a *about) { changed, a.tun = a.tun != name, name })
+	w.update(func(a *inputs) { changed, a.tun = a.tun != name, name })
 	return changed
 }
 
-// amend changes what others know, and pushes it with the facts that were read last. A reading that
+// update changes what others know, and pushes it with the facts that were read last. A reading that
 // is under way is pushed after it, with what others know by then.
-func (w *Watcher) amend(change func(*about)) {
+func (w *Watcher) update(change func(*inputs)) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
 	w.mu.Lock()
-	change(&w.about)
-	facts, err := w.about.complete(w.facts), w.err
+	change(&w.inputs)
+	facts, err := w.inputs.complete(w.facts), w.err
 	w.mu.Unlock()
 	w.push(facts, err)
 }
 
-func (a about) complete(f host.Facts) host.Facts {
+func (a inputs) complete(f host.Facts) host.Facts {
 	f.TUN, f.Leased = a.tun, a.leased
 	return f
 }
@@ -220,8 +220,8 @@ func (w *Watcher) publicIP() netip.Addr {
 	return w.uplink.Addr
 }
 
-// Look asks for a reading soon, for the host may need other addresses. It never blocks.
-func (w *Watcher) Look() {
+// Refresh asks for a reading soon, for the host may need other addresses. It never blocks.
+func (w *Watcher) Refresh() {
 	select {
 	case w.wake <- struct{}{}:
 	default:
@@ -246,24 +246,24 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 			if !ok {
 				return
 			}
-			w.heard(ctx, e)
+			w.handleEvent(ctx, e)
 		case <-w.wake:
 			timer.Stop()
-			w.look(ctx)
+			w.refresh(ctx)
 		case <-timer.C:
-			w.look(ctx)
+			w.refresh(ctx)
 		}
 	}
 }
 
-// heard takes an event, looks if it is about the uplink, and passes it on.
-func (w *Watcher) heard(ctx context.Context, e driver.Event) {
+// handleEvent takes an event, looks if it is about the uplink, and passes it on.
+func (w *Watcher) handleEvent(ctx context.Context, e driver.Event) {
 	w.Log.Debug("kernel events", "events", e)
 	switch {
 	case e&(driver.Uplink|driver.Overflow) != 0:
-		w.look(ctx)
-	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.needy():
-		w.within(w.rest) // another uplink may be better, or what is needed be reached in another way
+		w.refresh(ctx)
+	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.hasNeeds():
+		w.schedule(w.minPause) // another uplink may be better, or what is needed be reached in another way
 	}
 	w.calls.Lock()
 	onEvent := w.onEvent
@@ -273,23 +273,23 @@ func (w *Watcher) heard(ctx context.Context, e driver.Event) {
 	}
 }
 
-// needy reports whether the host needs an address that a route of the overlay could take.
-func (w *Watcher) needy() bool {
+// hasNeeds reports whether the host needs an address that a route of the overlay could take.
+func (w *Watcher) hasNeeds() bool {
 	f, _ := w.Facts()
 	return len(f.Needs)+len(f.NameServers) > 0
 }
 
-// within has a reading made after d, if not before.
-func (w *Watcher) within(d time.Duration) {
+// schedule has a reading made after d, if not before.
+func (w *Watcher) schedule(d time.Duration) {
 	if at := time.Now().Add(d); at.Before(w.due) {
 		w.due = at
 	}
 }
 
-// look reads the facts, with the choice of the uplink that follows from them, and pushes them.
-func (w *Watcher) look(ctx context.Context) {
-	w.Alive()
-	if pace.Sleep(ctx, time.Until(w.looked.Add(burst))) != nil {
+// refresh reads the facts, with the choice of the uplink that follows from them, and pushes them.
+func (w *Watcher) refresh(ctx context.Context) {
+	w.Heartbeat()
+	if pace.Sleep(ctx, time.Until(w.readAt.Add(burst))) != nil {
 		return
 	}
 	select { // what this reading sees
@@ -299,10 +299,10 @@ func (w *Watcher) look(ctx context.Context) {
 	begun := time.Now()
 	w.due = begun.Add(resync)
 	facts, err := w.read()
-	w.looked = time.Now()
-	w.rest = readings().Rest(w.looked.Sub(begun))
+	w.readAt = time.Now()
+	w.minPause = readShare().Rest(w.readAt.Sub(begun))
 	if err != nil {
-		w.within(retry)
+		w.schedule(retry)
 	}
 	w.calls.Lock()
 	defer w.calls.Unlock()
@@ -319,7 +319,7 @@ func (w *Watcher) read() (host.Facts, error) {
 		return host.Facts{}, err
 	}
 	w.mu.Lock()
-	network, uplink, publicIP, wanted := w.about.network, w.uplink, w.publicIP(), w.wanted()
+	network, uplink, publicIP, wanted := w.inputs.network, w.uplink, w.publicIP(), w.needs()
 	w.mu.Unlock()
 	f, err := uplink.Facts(inv, publicIP, network)
 	f.Needs, f.NameServers = inv.Needs(network, wanted), inv.Inside(network, needs.NameServers())
@@ -330,9 +330,9 @@ func (w *Watcher) read() (host.Facts, error) {
 // locked.
 func (w *Watcher) push(facts host.Facts, err error) {
 	w.mu.Lock()
-	same := err == nil && w.err == nil && w.about.complete(facts).Equal(w.facts) || err != nil && w.err != nil && err.Error() == w.err.Error()
+	same := err == nil && w.err == nil && w.inputs.complete(facts).Equal(w.facts) || err != nil && w.err != nil && err.Error() == w.err.Error()
 	if w.err = err; err == nil {
-		w.facts = w.about.complete(facts)
+		w.facts = w.inputs.complete(facts)
 	}
 	facts = w.facts
 	w.mu.Unlock()
@@ -349,13 +349,13 @@ func (w *Watcher) push(facts host.Facts, err error) {
 func (w *Watcher) choose(inv host.Inventory) error {
 	w.mu.Lock()
 	before, own := w.uplink, slices.Clone(w.Had)
-	if w.about.subnet.IsValid() {
-		own = append(own, w.about.subnet)
+	if w.inputs.subnet.IsValid() {
+		own = append(own, w.inputs.subnet)
 	}
 	w.mu.Unlock()
 	choice := w.tracker.Update(inv, own, time.Now())
 	if choice.Again > 0 {
-		w.within(choice.Again)
+		w.schedule(choice.Again)
 	}
 	u := choice.Uplink
 	switch {
@@ -377,13 +377,13 @@ func (w *Watcher) choose(inv host.Inventory) error {
 	}
 	switch {
 	case choice.Err == nil:
-		w.Conditions.End(unusable)
+		w.Conditions.End(unusableCondition)
 		return nil
 	case before.Iface == "":
 		return choice.Err
-	case !w.Conditions.Has(unusable): // why it began, not all that happens meanwhile
+	case !w.Conditions.Has(unusableCondition): // why it began, not all that happens meanwhile
 		w.Conditions.Set(condition.Condition{
-			ID: unusable, Text: "uplink is unusable, leaving the kernel as it is until it returns",
+			ID: unusableCondition, Text: "uplink is unusable, leaving the kernel as it is until it returns",
 			Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
 		})
 	}

@@ -141,7 +141,7 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 	alive := 0
 	x.Watcher = New(Config{
 		Kernel: f, Selectors: selectors, Had: []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")},
-		Conditions: x.conditions, Log: log, Alive: func() { alive++ },
+		Conditions: x.conditions, Log: log, Heartbeat: func() { alive++ },
 	})
 	inv, err := x.Inventory(false)
 	if err != nil {
@@ -164,7 +164,7 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 		x.note(func() { x.pushed = append(x.pushed, text) })
 	})
 	x.OnEvent(func(e driver.Event) {
-		if e == driver.Taken {
+		if e == driver.DeviceTaken {
 			x.SetTUN("flannel9")
 		}
 		f, _ := x.Facts()
@@ -237,7 +237,7 @@ func TestFactsArePushedWhenTheyChange(t *testing.T) {
 		x.SetLeased([]netip.Prefix{netip.MustParsePrefix("10.42.0.0/20")})
 		x.expect(t, "another pool", "eth0 192.0.2.8 1400 flannel1 [10.42.0.0/20]")
 
-		x.events <- driver.Taken
+		x.events <- driver.DeviceTaken
 		x.expect(t, "a device that another program has", "eth0 192.0.2.8 1400 flannel9 [10.42.0.0/20]")
 
 		var late []string
@@ -261,7 +261,7 @@ func TestNewNeedsAreRead(t *testing.T) {
 		}
 		x.SetNeeds(func() []host.Need { return nil }, host.Inventory{})
 		for range 3 {
-			x.Look()
+			x.Refresh()
 		}
 		x.expect(t, "etcd is elsewhere", "eth0 192.0.2.7 1500  [10.42.128.0/17]")
 		if f, err := x.Facts(); err != nil || len(f.Needs) != 0 {
@@ -281,7 +281,7 @@ func TestUplinkIsAway(t *testing.T) {
 		x.events <- driver.Uplink
 		x.expect(t, "down", "interface eth0 is down")
 		facts, err := x.Facts()
-		if !errors.As(err, &condition.Reported{}) || facts.MTU != 1500 || !x.conditions.Has(unusable) {
+		if !errors.As(err, &condition.Reported{}) || facts.MTU != 1500 || !x.conditions.Has(unusableCondition) {
 			t.Errorf("facts %v, %v; conditions %v", facts, err, x.conditions.Current())
 		}
 		x.SetTUN("flannel1")
@@ -294,7 +294,7 @@ func TestUplinkIsAway(t *testing.T) {
 		f.change(func() { f.inventory.Ifaces[0].Up = true })
 		time.Sleep(retry)
 		x.expect(t, "up again", "eth0 192.0.2.7 1500 flannel1 [10.42.128.0/17]")
-		if moves, _ := x.saw(); x.conditions.Has(unusable) || moves != 0 {
+		if moves, _ := x.saw(); x.conditions.Has(unusableCondition) || moves != 0 {
 			t.Errorf("conditions %v, %d moves", x.conditions.Current(), moves)
 		}
 	})
@@ -321,7 +321,7 @@ func TestUnreadableHost(t *testing.T) {
 		if got, want := x.Probe(t.Context(), netip.MustParseAddr("192.0.2.9")), "failed to check whether 192.0.2.9 is in use"; !strings.HasPrefix(got, want) {
 			t.Errorf("probe: %q, want %q", got, want)
 		}
-		if err := x.Admit(network(t, fmt.Sprintf(config, "udp"))); err == nil {
+		if err := x.CheckNetwork(network(t, fmt.Sprintf(config, "udp"))); err == nil {
 			t.Error("a network with routes to all is admitted unseen")
 		}
 		f.change(func() { f.unread = nil; f.inventory.Ifaces[0].MTU = 0 })
@@ -351,7 +351,7 @@ func TestAnotherUplinkAfterAWhile(t *testing.T) {
 		x.expect(t, "gone", "waiting for 192.0.2.7 dev eth0 to come back")
 		time.Sleep(5 * time.Second)
 		x.expect(t, "another one", "eth1 198.51.100.7 1500  [10.42.128.0/17]")
-		if moves, _ := x.saw(); moves != 1 || x.conditions.Has(unusable) {
+		if moves, _ := x.saw(); moves != 1 || x.conditions.Has(unusableCondition) {
 			t.Errorf("%d moves, conditions %v", moves, x.conditions.Current())
 		}
 	})

@@ -150,7 +150,7 @@ func (l *link) pace(ctx context.Context, url string) error {
 	l.mu.Lock()
 	p := l.dials[url]
 	if p == nil {
-		p = &pace.Pace{First: redialLeast, Most: redialMost}
+		p = &pace.Pace{Initial: redialLeast, Max: redialMost}
 		l.dials[url] = p
 	}
 	wait := p.Next(time.Now())

@@ -102,7 +102,7 @@ func Open(o etcd.Options, api API, host Identity, log *slog.Logger, conditions *
 	o.OnFiles = func(err error) { noteFiles(conditions, err) }
 	s := &Store{
 		options: o, host: host, log: log, conditions: conditions, stats: &stats{calls: map[Call]uint64{}},
-		apis: []API{APIv3, APIv2}, looks: pace.Pace{First: 5 * time.Second, Most: time.Minute},
+		apis: []API{APIv3, APIv2}, looks: pace.Pace{Initial: 5 * time.Second, Max: time.Minute},
 	}
 	if api != APIAuto {
 		s.apis = []API{api}

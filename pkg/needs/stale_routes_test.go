@@ -75,22 +75,22 @@ func TestUncover(t *testing.T) {
 		var lines bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&lines, nil))
 		conditions := condition.NewList(log)
-		l := &Leftovers{Kernel: f, Network: c.network, Conditions: conditions, Log: log}
+		l := &StaleRoutes{Kernel: f, Network: c.network, Conditions: conditions, Log: log}
 		if c.over {
-			l.End()
+			l.Stop()
 		}
-		l.WarnOf([]host.Need{c.need})
+		l.WarnAbout([]host.Need{c.need})
 		if warns := strings.Contains(lines.String(), "leads to a name server"); warns != (c.done != "" || c.over) {
 			t.Errorf("%s: said\n%s", c.name, &lines)
 		}
 		if f.unread == nil {
 			lines.Reset()
 		}
-		l.Uncover([]host.Need{c.need})
+		l.RemoveFor([]host.Need{c.need})
 		if got := strings.Join(f.done, "; "); got != c.done || !strings.Contains(lines.String(), c.says) || c.says == "" && lines.Len() > 0 {
 			t.Errorf("%s: done %q, want %q; said\n%s", c.name, got, c.done, &lines)
 		}
-		l.End()
+		l.Stop()
 		if len(conditions.Current()) > 0 {
 			t.Errorf("%s: conditions %v", c.name, conditions.Current())
 		}

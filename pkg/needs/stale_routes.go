@@ -13,17 +13,17 @@ import (
 	"flanneld/pkg/presence"
 )
 
-// Leftovers are routes of this host's network that an earlier run has left. Its methods may be
+// StaleRoutes are routes of this host's network that an earlier run has left. Its methods may be
 // called by several goroutines.
-type Leftovers struct {
+type StaleRoutes struct {
 	Kernel     Kernel
 	Network    netip.Prefix // that this host was in; invalid: none
 	Subnet     netip.Prefix // that it had
 	Conditions *condition.List
 	Log        *slog.Logger
 
-	mu   sync.Mutex // one looks at a time
-	over bool       // somebody else sees to it
+	mu      sync.Mutex // one looks at a time
+	stopped bool       // somebody else sees to it
 }
 
 // Kernel is what is asked for routes, and removes them.
@@ -33,23 +33,23 @@ type Kernel interface {
 	Apply([]dataplane.Op) []error
 }
 
-// leftover is a route of this host's network, left by an earlier run, that takes what this run
+// staleRoute is a route of this host's network, left by an earlier run, that takes what this run
 // needs itself, as the operation that removes it.
-type leftover struct {
+type staleRoute struct {
 	dataplane.Op
 	need host.Need
 }
 
-// Uncover removes routes that would take what this run needs itself. Without that, an etcd that
+// RemoveFor removes routes that would take what this run needs itself. Without that, an etcd that
 // such a route has cut off could never say that it is not wanted any more. So this is the one thing
 // that is removed before the view of the network is complete; from then on, the loop does it.
-func (l *Leftovers) Uncover(wanted []host.Need) {
+func (l *StaleRoutes) RemoveFor(wanted []host.Need) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over {
+	if l.stopped {
 		return
 	}
-	for _, o := range l.among(wanted) {
+	for _, o := range l.find(wanted) {
 		fields := []any{"addr", o.need.Addr, "reason", o.need.What}
 		if err := l.Kernel.Apply([]dataplane.Op{o.Op})[0]; err != nil {
 			l.Log.Warn("failed to remove stale route that hides an address this host needs", append(fields, "err", err, "command", o.Op.String())...)
@@ -59,24 +59,24 @@ func (l *Leftovers) Uncover(wanted []host.Need) {
 	}
 }
 
-// WarnOf warns about routes that lead to name servers, which are asked for names before etcd can
+// WarnAbout warns about routes that lead to name servers, which are asked for names before etcd can
 // be. They may be in containers, so nothing is removed.
-func (l *Leftovers) WarnOf(nameServers []host.Need) {
-	for _, o := range l.among(nameServers) {
+func (l *StaleRoutes) WarnAbout(nameServers []host.Need) {
+	for _, o := range l.find(nameServers) {
 		l.Log.Warn("stale route leads to a name server, which is unreachable unless it runs in a container", "addr", o.need.Addr, "command", o.Op.String())
 	}
 }
 
-// End says that the loop sees to it from now on.
-func (l *Leftovers) End() {
+// Stop says that the loop sees to it from now on.
+func (l *StaleRoutes) Stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.over = true
-	l.Conditions.End(routesUnread)
+	l.stopped = true
+	l.Conditions.End(routesCondition)
 }
 
-// among returns the routes that take one of the addresses.
-func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
+// find returns the routes that take one of the addresses.
+func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 	network := l.Network
 	wanted = slices.DeleteFunc(slices.Clone(wanted), func(n host.Need) bool { return !network.IsValid() || !network.Contains(n.Addr) })
 	if len(wanted) == 0 {
@@ -84,7 +84,7 @@ func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
 	}
 	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: network, Targets: Addrs(wanted)})
 	if err != nil {
-		l.Conditions.Set(unreadable(err))
+		l.Conditions.Set(readFailure(err))
 		return nil
 	}
 	needs := slices.DeleteFunc(inv.Needs(network, wanted), func(n host.Need) bool {
@@ -92,15 +92,15 @@ func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
 		return !inv.Takes(n.Addr) && !(blackhole.IsValid() && n.TakenBy(blackhole))
 	})
 	if len(needs) == 0 {
-		l.Conditions.End(routesUnread)
+		l.Conditions.End(routesCondition)
 		return nil
 	}
-	daemons, err := presence.Holders()
+	daemons, err := presence.Daemons()
 	if err != nil {
-		l.Conditions.Set(unreadable(err))
+		l.Conditions.Set(readFailure(err))
 		return nil
 	}
-	if slices.ContainsFunc(daemons, func(h presence.Holder) bool { return h.Network.Overlaps(network) }) {
+	if slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(network) }) {
 		return nil // the routes are those of one that runs
 	}
 	scope := dataplane.Scope{Network: network}
@@ -111,10 +111,10 @@ func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
 	}
 	have, err := l.Kernel.Snapshot(scope)
 	if err != nil {
-		l.Conditions.Set(unreadable(err))
+		l.Conditions.Set(readFailure(err))
 		return nil
 	}
-	l.Conditions.End(routesUnread)
+	l.Conditions.End(routesCondition)
 	scope.Links = slices.DeleteFunc(scope.Links, func(name string) bool {
 		ours, _ := have.DeviceOf(network, name)
 		return !ours
@@ -122,18 +122,18 @@ func (l *Leftovers) among(wanted []host.Need) (all []leftover) {
 	for _, n := range needs {
 		for _, op := range dataplane.Uncover(have, scope, n.Addr) {
 			have.Note(op)
-			all = append(all, leftover{op, n})
+			all = append(all, staleRoute{op, n})
 		}
 	}
 	return all
 }
 
-// routesUnread is the ID of the condition that the routes cannot be read.
-const routesUnread = "leftover-routes"
+// routesCondition is the ID of the condition that the routes cannot be read.
+const routesCondition = "leftover-routes"
 
-func unreadable(err error) condition.Condition {
+func readFailure(err error) condition.Condition {
 	return condition.Condition{
-		ID: routesUnread, Text: "failed to check for stale routes of an earlier run, will retry",
+		ID: routesCondition, Text: "failed to check for stale routes of an earlier run, will retry",
 		Fields: []any{"err", err},
 	}
 }

@@ -8,15 +8,15 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// holds remembers which objects are to be left alone for a while: those that
+// backoffs remembers which objects are to be left alone for a while: those that
 // failed, and those that somebody else keeps undoing.
-type holds struct {
-	objects map[string]*hold
-	limits  *pace.Limits // of what is no fight over an object
-	swept   time.Time
+type backoffs struct {
+	objects   map[string]*backoff
+	limits    *pace.Limits // of what is no fight over an object
+	lastSweep time.Time
 }
 
-type hold struct {
+type backoff struct {
 	until   time.Time
 	failing *pace.Backoff // nil: it did not fail the last time
 	fight   pace.Fight
@@ -24,30 +24,30 @@ type hold struct {
 
 // Failures are tried again after 100 ms, doubling to 30 s.
 func newBackoff() *pace.Backoff {
-	return &pace.Backoff{First: 100 * time.Millisecond, Most: 30 * time.Second}
+	return &pace.Backoff{Initial: 100 * time.Millisecond, Max: 30 * time.Second}
 }
 
 // inputObject stands for reading what is wanted and what is there.
 const inputObject = "input"
 
-func newHolds() *holds {
-	return &holds{
-		objects: map[string]*hold{},
+func newBackoffs() *backoffs {
+	return &backoffs{
+		objects: map[string]*backoff{},
 		limits:  &pace.Limits{Burst: 100, Leak: time.Second, Pause: 5 * time.Second},
 	}
 }
 
-func (h *holds) at(object string) *hold {
+func (h *backoffs) get(object string) *backoff {
 	o, ok := h.objects[object]
 	if !ok {
-		o = &hold{fight: pace.Fight{Limits: h.limits}}
+		o = &backoff{fight: pace.Fight{Limits: h.limits}}
 		h.objects[object] = o
 	}
 	return o
 }
 
-// held reports whether the operation's object is to be left alone now.
-func (h *holds) held(now time.Time, op dataplane.Op) bool {
+// paused reports whether the operation's object is to be left alone now.
+func (h *backoffs) paused(now time.Time, op dataplane.Op) bool {
 	if len(h.objects) == 0 {
 		return false // spares the name of the object
 	}
@@ -56,14 +56,14 @@ func (h *holds) held(now time.Time, op dataplane.Op) bool {
 }
 
 // failing reports whether the operation's object failed the last time.
-func (h *holds) failing(op dataplane.Op) bool {
+func (h *backoffs) failing(op dataplane.Op) bool {
 	o, ok := h.objects[op.Object()]
 	return ok && o.failing != nil
 }
 
 // failed notes a failure, and reports whether it is the first in a row.
-func (h *holds) failed(now time.Time, object string) (first bool) {
-	o := h.at(object)
+func (h *backoffs) failed(now time.Time, object string) (first bool) {
+	o := h.get(object)
 	if first = o.failing == nil; first {
 		o.failing = newBackoff()
 	}
@@ -72,7 +72,7 @@ func (h *holds) failed(now time.Time, object string) (first bool) {
 }
 
 // retry makes all that failed due now.
-func (h *holds) retry() {
+func (h *backoffs) retry() {
 	for _, o := range h.objects {
 		if o.failing != nil {
 			o.until = time.Time{}
@@ -80,20 +80,20 @@ func (h *holds) retry() {
 	}
 }
 
-// clear forgets an object.
-func (h *holds) clear(object string) { delete(h.objects, object) }
+// reset forgets an object.
+func (h *backoffs) reset(object string) { delete(h.objects, object) }
 
 // succeeded notes a success. A repair may be one too many: then somebody else is
 // undoing it again and again.
-func (h *holds) succeeded(now time.Time, op dataplane.Op, repair bool) {
+func (h *backoffs) succeeded(now time.Time, op dataplane.Op, repair bool) {
 	h.sweep(now)
 	if !repair {
 		if len(h.objects) > 0 {
-			h.clear(op.Object())
+			h.reset(op.Object())
 		}
 		return
 	}
-	o := h.at(op.Object())
+	o := h.get(op.Object())
 	o.failing = nil
 	if pause := o.fight.Repaired(now); pause > 0 {
 		o.until = now.Add(pause)
@@ -101,7 +101,7 @@ func (h *holds) succeeded(now time.Time, op dataplane.Op, repair bool) {
 }
 
 // fighting reports whether somebody keeps undoing an object.
-func (h *holds) fighting(now time.Time) bool {
+func (h *backoffs) fighting(now time.Time) bool {
 	for _, o := range h.objects {
 		if o.fight.On(now) {
 			return true
@@ -112,20 +112,20 @@ func (h *holds) fighting(now time.Time) bool {
 
 // sweep forgets, now and then, objects that are not fought over, and failures of what is wanted
 // no more.
-func (h *holds) sweep(now time.Time) {
-	if now.Sub(h.swept) < h.limits.Pause {
+func (h *backoffs) sweep(now time.Time) {
+	if now.Sub(h.lastSweep) < h.limits.Pause {
 		return
 	}
-	h.swept = now
+	h.lastSweep = now
 	for object, o := range h.objects {
 		if o.failing == nil && o.fight.Quiet(now) || o.failing != nil && now.Sub(o.until) > 2*resync {
-			h.clear(object)
+			h.reset(object)
 		}
 	}
 }
 
-// left returns for how long an object is still to be left alone.
-func (h *holds) left(now time.Time, object string) time.Duration {
+// remaining returns for how long an object is still to be left alone.
+func (h *backoffs) remaining(now time.Time, object string) time.Duration {
 	if o, ok := h.objects[object]; ok {
 		return o.until.Sub(now)
 	}
@@ -133,7 +133,7 @@ func (h *holds) left(now time.Time, object string) time.Duration {
 }
 
 // next returns the time until something that is held is due.
-func (h *holds) next(now time.Time) time.Duration {
+func (h *backoffs) next(now time.Time) time.Duration {
 	least := time.Duration(math.MaxInt64)
 	for _, o := range h.objects {
 		if d := o.until.Sub(now); d > 0 && d < least {

@@ -27,8 +27,8 @@ func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
 		}
 	}
 	w.mu.Lock()
-	names = append(names, w.uplink.Iface, w.uplink.Holder, w.about.device)
-	network, wanted := w.about.network, w.wanted()
+	names = append(names, w.uplink.Iface, w.uplink.Holder, w.inputs.device)
+	network, wanted := w.inputs.network, w.needs()
 	w.mu.Unlock()
 	var leads []netip.Addr
 	if routes {
@@ -40,21 +40,21 @@ func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
 	})
 }
 
-// Wanted returns the addresses that this host needs, wherever they lie.
-func (w *Watcher) Wanted() []host.Need {
+// Needs returns the addresses that this host needs, wherever they lie.
+func (w *Watcher) Needs() []host.Need {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.wanted()
+	return w.needs()
 }
 
-// wanted is Wanted, of whoever has locked mu.
-func (w *Watcher) wanted() []host.Need {
-	return append(w.about.etcd(), host.Need{Addr: w.publicIP(), What: "this host's public IP"})
+// needs is Wanted, of whoever has locked mu.
+func (w *Watcher) needs() []host.Need {
+	return append(w.inputs.etcd(), host.Need{Addr: w.publicIP(), What: "this host's public IP"})
 }
 
-// Admit returns why the routes of a network would take from this host what it needs itself, nil if
+// CheckNetwork returns why the routes of a network would take from this host what it needs itself, nil if
 // they would not.
-func (w *Watcher) Admit(n backend.Network) error {
+func (w *Watcher) CheckNetwork(n backend.Network) error {
 	if !n.RoutesToAll() {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (w *Watcher) Admit(n backend.Network) error {
 	if err != nil {
 		return nil // there is nothing to be in the way of
 	}
-	f.Needs, f.Leased = inv.Needs(n.Network, w.Wanted()), n.Pool().Cover()
+	f.Needs, f.Leased = inv.Needs(n.Network, w.Needs()), n.Pool().Cover()
 	if err := backend.Check(n.Backend, f); err != nil {
 		return fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must leave out addresses that the hosts need: %w", n.SubnetMin, n.SubnetMax, err)
 	}
@@ -78,7 +78,7 @@ func (w *Watcher) Admit(n backend.Network) error {
 func (w *Watcher) Needed(subnet netip.Prefix) string {
 	contains := func(n host.Need) bool { return subnet.Contains(n.Addr) }
 	w.mu.Lock()
-	network, wanted, atStart := w.about.network, w.wanted(), w.about.atStart
+	network, wanted, atStart := w.inputs.network, w.needs(), w.inputs.atStart
 	w.mu.Unlock()
 	if !slices.ContainsFunc(atStart, contains) && !slices.ContainsFunc(wanted, contains) {
 		return "" // which spares nearly everybody asking the kernel
@@ -99,7 +99,7 @@ func (w *Watcher) Needed(subnet netip.Prefix) string {
 // another way, its own addresses, and what it needs. It is a subnet.Options.Avoid.
 func (w *Watcher) Avoid() ([]netip.Prefix, error) {
 	w.mu.Lock()
-	network, leased, needed := w.about.network, w.about.leased, slices.Concat(w.wanted(), w.about.atStart)
+	network, leased, needed := w.inputs.network, w.inputs.leased, slices.Concat(w.needs(), w.inputs.atStart)
 	w.mu.Unlock()
 	s, err := w.Kernel.Surroundings(func(dst netip.Prefix) bool { return slices.ContainsFunc(leased, dst.Overlaps) }, nil)
 	if err != nil {

@@ -74,13 +74,13 @@ func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
 			config("udp", "10.43.0.0", "10.43.255.0"):   false,
 			config("vxlan", "10.42.0.0", "10.42.255.0"): false, // a route for each peer: leases are refused, one by one
 		} {
-			err := x.Admit(network(t, raw))
+			err := x.CheckNetwork(network(t, raw))
 			if refused != (err != nil) || refused && !strings.HasPrefix(err.Error(), reason) {
 				t.Errorf("%s: %v, want refused: %t", raw, err, refused)
 			}
 		}
 		x.fake.change(func() { x.fake.inventory.Ifaces = nil })
-		if err := x.Admit(network(t, config("udp", "10.42.0.0", "10.42.255.0"))); err != nil {
+		if err := x.CheckNetwork(network(t, config("udp", "10.42.0.0", "10.42.255.0"))); err != nil {
 			t.Errorf("without an uplink: %v", err)
 		}
 	})
