@@ -11,11 +11,14 @@ type Subnets struct{ V4, V6 netip.Prefix }
 func (s Subnets) IsValid() bool { return s != Subnets{} }
 
 // Compare orders by the IPv4 subnet, then by that of IPv6; none comes first.
-func (s Subnets) Compare(o Subnets) int {
-	if c := ComparePrefix(s.V4, o.V4); c != 0 {
+func (s Subnets) Compare(o Subnets) int { return compare(&s, &o) }
+
+// compare takes pointers, since views have many to compare.
+func compare(a, b *Subnets) int {
+	if c := ComparePrefix(a.V4, b.V4); c != 0 {
 		return c
 	}
-	return ComparePrefix(s.V6, o.V6)
+	return ComparePrefix(a.V6, b.V6)
 }
 
 // String returns the subnets as in 10.42.7.0/24 or 10.42.7.0/24,fd42:0:0:7::/64.

@@ -24,7 +24,7 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 			peers = append(peers, l)
 		}
 	}
-	slices.SortFunc(peers, func(a, b *Lease) int { return a.Subnets.Compare(b.Subnets) })
+	slices.SortFunc(peers, func(a, b *Lease) int { return compare(&a.Subnets, &b.Subnets) })
 	return View{Own: own, Peers: peers, Complete: complete}
 }
 
@@ -40,7 +40,7 @@ func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnets != own.Subne
 // one may claim the same values, because the older one keeps them.
 func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View, bool) {
 	// What was our own may be a peer's now, and the other way round.
-	changed = append(slices.Clone(changed), v.Own.Subnets, own.Subnets)
+	changed = append(append(make([]Subnets, 0, len(changed)+2), changed...), v.Own.Subnets, own.Subnets)
 	slices.SortFunc(changed, Subnets.Compare)
 	type edit struct {
 		at    int    // where in v.Peers
@@ -123,7 +123,7 @@ func (v View) Peer(subnets Subnets) *Lease {
 }
 
 func (v View) find(subnets Subnets) (int, bool) {
-	return slices.BinarySearchFunc(v.Peers, subnets, func(l *Lease, s Subnets) int { return l.Subnets.Compare(s) })
+	return slices.BinarySearchFunc(v.Peers, struct{}{}, func(l *Lease, _ struct{}) int { return compare(&l.Subnets, &subnets) })
 }
 
 // Since gives the peers that say something else to the data plane than in an older
@@ -138,12 +138,12 @@ func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
 			case len(was) > 0 && len(is) > 0 && was[0] == is[0]:
 				was, is = was[1:], is[1:]
 				continue
-			case len(was) == 0 || len(is) > 0 && is[0].Subnets.Compare(was[0].Subnets) < 0:
+			case len(was) == 0 || len(is) > 0 && compare(&is[0].Subnets, &was[0].Subnets) < 0:
 				if !yield(nil, is[0]) {
 					return
 				}
 				is = is[1:]
-			case len(is) == 0 || was[0].Subnets.Compare(is[0].Subnets) < 0:
+			case len(is) == 0 || compare(&was[0].Subnets, &is[0].Subnets) < 0:
 				if !yield(was[0], nil) {
 					return
 				}

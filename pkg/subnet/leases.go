@@ -2,6 +2,7 @@ package subnet
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -52,6 +53,7 @@ func (f *follower) load(listing registry.Listing) {
 	}
 	f.countUnnamed()
 	f.retainStale(leases)
+	f.dirty = slices.Grow(f.dirty, max(0, len(leases)-len(f.leases))) // at first all of them
 	for subnets, l := range leases {
 		if old := f.leases[subnets]; old == nil || !sameInView(old, l) {
 			f.dirty = append(f.dirty, subnets)
