@@ -20,12 +20,14 @@ import (
 	"unique"
 )
 
-// Attrs are what a host publishes beside its subnet. They are comparable:
-// BackendData is compact JSON kept as text.
+// Attrs are what a host publishes beside its subnets. They are comparable:
+// backend data are compact JSON kept as text.
 type Attrs struct {
-	PublicIP    netip.Addr // underlay address, invalid when the value has none
-	BackendType string     // empty for udp and alloc
-	BackendData string     // JSON, meaning is the backend's; empty when absent
+	PublicIP      netip.Addr // IPv4 address in the underlay, invalid when the value has none
+	PublicIPv6    netip.Addr // IPv6 address there, likewise
+	BackendType   string     // empty for udp and alloc
+	BackendData   string     // JSON, meaning is the backend's; empty when absent
+	BackendV6Data string     // the same for IPv6
 	// Leaving: the owner is giving the lease up for good, and it ends soon. Until
 	// then the subnet is taken, but nobody is reached there.
 	Leaving bool
@@ -67,11 +69,12 @@ func (l Lease) SameAs(o Lease) bool { return l.Subnets == o.Subnets && l.Attrs =
 // those of the original's newest generation; its older readers ignore what they
 // don't know, and none of them knows Leaving.
 type value struct {
-	PublicIP    *string         `json:"PublicIP"`
-	PublicIPv6  *string         `json:"PublicIPv6"`
-	BackendType string          `json:"BackendType,omitempty"`
-	BackendData json.RawMessage `json:"BackendData,omitempty"`
-	Leaving     json.RawMessage `json:"Leaving,omitempty"` // raw, so that an error can tell the value
+	PublicIP      *string         `json:"PublicIP"`
+	PublicIPv6    *string         `json:"PublicIPv6"`
+	BackendType   string          `json:"BackendType,omitempty"`
+	BackendData   json.RawMessage `json:"BackendData,omitempty"`
+	BackendV6Data json.RawMessage `json:"BackendV6Data,omitempty"`
+	Leaving       json.RawMessage `json:"Leaving,omitempty"` // raw, so that an error can tell the value
 }
 
 // MaxValue is the longest value, in bytes, that is decoded. Real values are
@@ -89,7 +92,14 @@ func (a Attrs) Encode() ([]byte, error) {
 	if a.PublicIP.IsValid() {
 		ip = a.PublicIP.String()
 	}
-	v := value{PublicIP: &ip, BackendType: a.BackendType, BackendData: json.RawMessage(a.BackendData)}
+	v := value{
+		PublicIP: &ip, BackendType: a.BackendType,
+		BackendData: json.RawMessage(a.BackendData), BackendV6Data: json.RawMessage(a.BackendV6Data),
+	}
+	if a.PublicIPv6.IsValid() {
+		ip := a.PublicIPv6.String()
+		v.PublicIPv6 = &ip
+	}
 	if a.Leaving {
 		v.Leaving = json.RawMessage("true")
 	}
@@ -101,7 +111,8 @@ func (a Attrs) Encode() ([]byte, error) {
 }
 
 // DecodeAttrs reads a registry value. Unknown fields are ignored and field
-// names match in any case, as every generation of the original does.
+// names match in any case, as every generation of the original does. A PublicIPv6
+// that is no IPv6 address counts as none, since a host may do without.
 func DecodeAttrs(b []byte) (Attrs, error) {
 	if len(b) > MaxValue {
 		return Attrs{}, LongValue(int64(len(b)))
@@ -120,8 +131,16 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	}
 	// All hosts of a network have the same type; one copy of its name is enough.
 	a := Attrs{PublicIP: ip, BackendType: unique.Make(v.BackendType).Value()}
+	if v.PublicIPv6 != nil {
+		if ip, err := netip.ParseAddr(*v.PublicIPv6); err == nil && ip.Is6() && !ip.Is4In6() {
+			a.PublicIPv6 = ip.WithZone("")
+		}
+	}
 	if a.BackendData, err = compact(v.BackendData); err != nil {
 		return Attrs{}, Fault{"BackendData is not JSON", err.Error()}
+	}
+	if a.BackendV6Data, err = compact(v.BackendV6Data); err != nil {
+		return Attrs{}, Fault{"BackendV6Data is not JSON", err.Error()}
 	}
 	switch text := string(v.Leaving); text {
 	case "", "null", "false":

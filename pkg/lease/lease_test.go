@@ -120,7 +120,7 @@ func TestSubnets(t *testing.T) {
 }
 
 func TestEncode(t *testing.T) {
-	ip := netip.MustParseAddr("198.51.100.7")
+	ip, ip6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("fd00::7")
 	for _, c := range []struct {
 		attrs lease.Attrs
 		want  string
@@ -129,6 +129,8 @@ func TestEncode(t *testing.T) {
 		{lease.Attrs{PublicIP: ip}, `{"PublicIP":"198.51.100.7","PublicIPv6":null}`},
 		{lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}`},
 			`{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}`},
+		{lease.Attrs{PublicIP: ip, PublicIPv6: ip6, BackendType: "vxlan", BackendData: `{"VtepMAC":"02:11:22:33:44:55"}`, BackendV6Data: `{"VtepMAC":"02:11:22:33:44:66"}`},
+			`{"PublicIP":"198.51.100.7","PublicIPv6":"fd00::7","BackendType":"vxlan","BackendData":{"VtepMAC":"02:11:22:33:44:55"},"BackendV6Data":{"VtepMAC":"02:11:22:33:44:66"}}`},
 		{lease.Attrs{PublicIP: ip, Leaving: true}, `{"PublicIP":"198.51.100.7","PublicIPv6":null,"Leaving":true}`},
 	} {
 		got, err := c.attrs.Encode()
@@ -142,7 +144,7 @@ func TestEncode(t *testing.T) {
 }
 
 func TestDecodeAttrs(t *testing.T) {
-	ip := netip.MustParseAddr("198.51.100.7")
+	ip, ip6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("fd00::7")
 	for _, c := range []struct {
 		value string
 		want  lease.Attrs
@@ -153,6 +155,13 @@ func TestDecodeAttrs(t *testing.T) {
 		{value: `{"publicip":"198.51.100.7","backendTYPE":"udp"}`, want: lease.Attrs{PublicIP: ip, BackendType: "udp"}},
 		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData": {"VtepMAC" : "02:11:22:33:44:55"},"New":[1]}`,
 			want: lease.Attrs{PublicIP: ip, BackendType: "vxlan", BackendData: `{"VtepMAC":"02:11:22:33:44:55"}`}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":"fd00:0::7","BackendData":{},"backendv6data": {"a" : 1}}`,
+			want: lease.Attrs{PublicIP: ip, PublicIPv6: ip6, BackendData: "{}", BackendV6Data: `{"a":1}`}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":"fe80::7%eth0"}`, want: lease.Attrs{PublicIP: ip, PublicIPv6: netip.MustParseAddr("fe80::7")}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":"198.51.100.7"}`, want: lease.Attrs{PublicIP: ip}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":"::ffff:198.51.100.7"}`, want: lease.Attrs{PublicIP: ip}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":"x"}`, want: lease.Attrs{PublicIP: ip}},
+		{value: `{"PublicIP":"198.51.100.7","PublicIPv6":7}`, err: "not lease JSON"},
 		{value: `{"PublicIP":"198.51.100.7","BackendData":null}`, want: lease.Attrs{PublicIP: ip}},
 		{value: "{\"PublicIP\":\"198.51.100.7\",\"BackendData\":\t{\"a b\":\n[1, 2]}\r\n}", want: lease.Attrs{PublicIP: ip, BackendData: `{"a b":[1,2]}`}},
 		{value: `{"PublicIP":"198.51.100.7","BackendData":"a b"}`, want: lease.Attrs{PublicIP: ip, BackendData: `"a b"`}},
@@ -194,6 +203,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 		`{"PublicIP":"198.51.100.7"}`,
 		`{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}`,
 		`{"PublicIP":"198.51.100.7","BackendData":{"a b" : [1, 2]},"Leaving":true}`, `{"PublicIP":"198.51.100.7","Leaving":"x"}`,
+		`{"PublicIP":"198.51.100.7","PublicIPv6":"fd00::7","BackendType":"vxlan","BackendData":{},"BackendV6Data":{"VtepMAC":"02:11:22:33:44:55"}}`,
 		`{"publicIP":"0.0.0.0","BackendData":"<&>\u2028"}`, `null`, `{`, ``,
 	} {
 		f.Add([]byte(s))
@@ -219,7 +229,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 		if err != nil || string(c) != string(b) {
 			t.Fatalf("%q: %s becomes %s, %v", value, b, c, err)
 		}
-		if again.PublicIP != a.PublicIP || again.Leaving != a.Leaving || again.BackendType != a.BackendType || (again.BackendData == "") != (a.BackendData == "") {
+		if again.PublicIP != a.PublicIP || again.PublicIPv6 != a.PublicIPv6 || (again.BackendV6Data == "") != (a.BackendV6Data == "") || again.Leaving != a.Leaving || again.BackendType != a.BackendType || (again.BackendData == "") != (a.BackendData == "") {
 			t.Fatalf("%q: %+v comes back as %+v", value, a, again)
 		}
 	})
