@@ -20,6 +20,6 @@ func (alloc) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, e
 
 func (alloc) Base(host.Facts, lease.Lease) dataplane.State { return dataplane.NewState() }
 
-func (alloc) Accept(host.Facts, lease.Lease) (Peer, error) { return Peer{}, errNoPeer }
+func (alloc) Accept(host.Facts, *lease.Lease) (Peer, error) { return Peer{}, errNoPeer }
 
 func (alloc) Add(dataplane.State, host.Facts, Peer) {}

@@ -33,19 +33,19 @@ type Backend interface {
 	Base(h host.Facts, own lease.Lease) dataplane.State
 	// Accept reads a lease as that of a peer (newPeer), or says what is wrong with it;
 	// errNoPeer: nobody needs to know.
-	Accept(h host.Facts, l lease.Lease) (Peer, error)
+	Accept(h host.Facts, l *lease.Lease) (Peer, error)
 	// Add puts what a peer needs into s. No two peers need the same object.
 	Add(s dataplane.State, h host.Facts, p Peer)
 }
 
-// Peer is a lease that was accepted.
+// Peer is a lease that was accepted, that of the view.
 type Peer struct {
-	lease.Lease
+	*lease.Lease
 	Claims []Claim // the public IP, and then those of the backend
 }
 
 // newPeer makes a peer of a lease, with what it claims in its backend.
-func newPeer(l lease.Lease, claims ...Claim) Peer {
+func newPeer(l *lease.Lease, claims ...Claim) Peer {
 	all := make([]Claim, 0, 1+len(claims))
 	return Peer{l, append(append(all, publicIP{l.PublicIP}), claims...)}
 }

@@ -30,7 +30,7 @@ func (hostGW) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, 
 
 func (hostGW) Base(host.Facts, lease.Lease) dataplane.State { return dataplane.NewState() }
 
-func (hostGW) Accept(h host.Facts, l lease.Lease) (Peer, error) {
+func (hostGW) Accept(h host.Facts, l *lease.Lease) (Peer, error) {
 	if err := sameType(l, "host-gw"); err != nil {
 		return Peer{}, err
 	}

@@ -19,7 +19,7 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 	valid := newValidator(b, network, h, v.Own)
 	accepted = make([]Peer, 0, len(v.Peers))
 	for _, l := range v.Peers {
-		p, err := valid.peer(*l)
+		p, err := valid.peer(l)
 		switch {
 		case err == nil:
 			accepted = append(accepted, p)
@@ -46,7 +46,7 @@ type ownClaim struct{ lease.Fault }
 func (o ownClaim) Unwrap() error { return o.Fault }
 
 // sameType refuses leases of another backend.
-func sameType(l lease.Lease, backendType string) error {
+func sameType(l *lease.Lease, backendType string) error {
 	if l.BackendType != backendType {
 		return fault("backend type is not "+backendType, "%q", lease.Clip(l.BackendType))
 	}
@@ -65,7 +65,7 @@ type validator struct {
 func newValidator(b Backend, network netip.Prefix, h host.Facts, own lease.Lease) validator {
 	v := validator{backend: b, network: network, host: h, own: own}
 	// An own lease that was damaged claims nothing.
-	if p, err := b.Accept(h, own); err == nil {
+	if p, err := b.Accept(h, &own); err == nil {
 		v.claims = p.Claims[1:]
 	}
 	return v
@@ -73,7 +73,7 @@ func newValidator(b Backend, network netip.Prefix, h host.Facts, own lease.Lease
 
 // peer returns the peer that a lease is of, or what is wrong with it regardless of the other
 // peers.
-func (v validator) peer(l lease.Lease) (Peer, error) {
+func (v validator) peer(l *lease.Lease) (Peer, error) {
 	p, err := v.backend.Accept(v.host, l)
 	if err == errNoPeer {
 		return Peer{}, err
@@ -93,7 +93,7 @@ func (v validator) peer(l lease.Lease) (Peer, error) {
 }
 
 // validate returns what is wrong with a lease in any backend.
-func (v validator) validate(l lease.Lease) error {
+func (v validator) validate(l *lease.Lease) error {
 	ip := l.PublicIP
 	switch {
 	case l.Subnets.V4.Bits() <= v.network.Bits() || !v.network.Contains(l.Subnets.V4.Addr()):
@@ -137,7 +137,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 	for _, l := range leases {
 		keep := true
 		for n := len(good) - 1; n >= 0 && good[n].Subnets.V4.Overlaps(l.Subnets.V4); n-- {
-			if good[n].Precedes(l.Lease) {
+			if good[n].Precedes(*l.Lease) {
 				bad = append(bad, overlap(l, good[n]))
 				keep = false
 				break
@@ -162,7 +162,7 @@ func withoutDoubles(leases []Peer, claims func(Peer) []Claim) (good []Peer, bad 
 	for i, l := range leases {
 		for _, c := range claims(l) {
 			all++
-			if o, taken := owner[c]; !taken || l.Precedes(leases[o].Lease) {
+			if o, taken := owner[c]; !taken || l.Precedes(*leases[o].Lease) {
 				owner[c] = i
 			}
 		}
@@ -200,9 +200,9 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	}
 	byPrecedence := slices.SortedFunc(maps.Keys(clashes), func(i, j int) int {
 		switch {
-		case leases[i].Precedes(leases[j].Lease):
+		case leases[i].Precedes(*leases[j].Lease):
 			return -1
-		case leases[j].Precedes(leases[i].Lease):
+		case leases[j].Precedes(*leases[i].Lease):
 			return 1
 		}
 		return 0

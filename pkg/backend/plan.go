@@ -119,7 +119,7 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 	for was, is := range v.Since(p.view) {
 		if was != nil && is != nil && was.SameAs(*is) && was.Stale == is.Stale {
 			// Of another age, which matters only to those who claim the same.
-			if peer, err := valid.peer(*is); err == nil && p.contested(peer, v, 1) {
+			if peer, err := valid.peer(is); err == nil && p.contested(peer, v, 1) {
 				return c, false
 			}
 			continue
@@ -127,7 +127,7 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 		if changes++; changes > 64+len(v.Peers)/8 {
 			return c, false // no cheaper one by one
 		}
-		if was != nil && !p.remove(valid, c.Was, *was) {
+		if was != nil && !p.remove(valid, c.Was, was) {
 			return c, false
 		}
 		if is != nil {
@@ -135,7 +135,7 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 		}
 	}
 	for _, l := range came {
-		if !p.add(valid, c.Now, v, *l) {
+		if !p.add(valid, c.Now, v, l) {
 			return c, false
 		}
 	}
@@ -145,7 +145,7 @@ func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
 }
 
 // remove has a peer of the view before claim nothing any more.
-func (p *Plan) remove(valid validator, was dataplane.State, l lease.Lease) bool {
+func (p *Plan) remove(valid validator, was dataplane.State, l *lease.Lease) bool {
 	peer, err := valid.peer(l)
 	if err == errNoPeer {
 		return true
@@ -159,7 +159,7 @@ func (p *Plan) remove(valid validator, was dataplane.State, l lease.Lease) bool 
 }
 
 // add lets a peer of the new view have what nobody else claims.
-func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l lease.Lease) bool {
+func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l *lease.Lease) bool {
 	peer, err := valid.peer(l)
 	if err == errNoPeer {
 		return true

@@ -73,7 +73,7 @@ func (b *udp) Base(h host.Facts, own lease.Lease) dataplane.State {
 // tunDevice is the device to use: the first, unless another network has that.
 func tunDevice(h host.Facts) string { return cmp.Or(h.TUN, udpDevice) }
 
-func (*udp) Accept(_ host.Facts, l lease.Lease) (Peer, error) { return newPeer(l), nil }
+func (*udp) Accept(_ host.Facts, l *lease.Lease) (Peer, error) { return newPeer(l), nil }
 
 func (b *udp) Add(s dataplane.State, h host.Facts, p Peer) {
 	s.Tunnel[dataplane.TunnelKey{Link: tunDevice(h), Subnet: p.Subnets.V4}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))

@@ -188,7 +188,7 @@ type vtep struct{ dataplane.MAC }
 
 func (vtep) Kind() string { return "VTEP MAC" }
 
-func (b *vxlan) Accept(_ host.Facts, l lease.Lease) (Peer, error) {
+func (b *vxlan) Accept(_ host.Facts, l *lease.Lease) (Peer, error) {
 	if err := sameType(l, "vxlan"); err != nil {
 		return Peer{}, err
 	}

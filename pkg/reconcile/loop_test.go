@@ -78,7 +78,7 @@ func (w *wish) Base(host.Facts, lease.Lease) dataplane.State {
 }
 
 // Accept refuses everybody.
-func (w *wish) Accept(_ host.Facts, l lease.Lease) (backend.Peer, error) {
+func (w *wish) Accept(_ host.Facts, l *lease.Lease) (backend.Peer, error) {
 	if w.reason != "" {
 		return backend.Peer{}, errors.New(w.reason)
 	}
