@@ -40,8 +40,15 @@ func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnets != own.Subne
 // one may claim the same values, because the older one keeps them.
 func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View, bool) {
 	// What was our own may be a peer's now, and the other way round.
-	changed = append(append(make([]Subnets, 0, len(changed)+2), changed...), v.Own.Subnets, own.Subnets)
-	slices.SortFunc(changed, Subnets.Compare)
+	owns := [2]Subnets{v.Own.Subnets, own.Subnets}
+	dirty := make([]*Subnets, 0, len(changed)+len(owns)) // pointers, as all may have changed
+	for _, some := range [][]Subnets{changed, owns[:]} {
+		for i := range some {
+			dirty = append(dirty, &some[i])
+		}
+	}
+	slices.SortFunc(dirty, compare)
+	dirty = slices.CompactFunc(dirty, func(a, b *Subnets) bool { return *a == *b })
 	type edit struct {
 		at    int    // where in v.Peers
 		was   bool   // there is one, to be replaced or, without lease, removed
@@ -51,12 +58,12 @@ func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View
 	var aged []*Lease
 	news := !own.SameAs(v.Own)
 	size := len(v.Peers)
-	for _, subnets := range slices.Compact(changed) {
-		e := edit{lease: now(subnets)}
+	for _, subnets := range dirty {
+		e := edit{lease: now(*subnets)}
 		if !own.peer(e.lease) {
 			e.lease = nil
 		}
-		e.at, e.was = v.find(subnets)
+		e.at, e.was = v.find(*subnets)
 		switch {
 		case e.was && e.lease == nil:
 			size--
