@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// confineVariable has a program that runs through Main impose the Unit that it holds on itself,
-// and become another program.
+// confineVariable holds a Unit. A program that runs through Main applies it to itself and then
+// executes another program.
 const confineVariable = "FLANNEL_LAB_UNIT"
 
-// apply has cmd run under u.
+// apply makes cmd run under u.
 func (u *Unit) apply(cmd *exec.Cmd) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -35,8 +35,8 @@ func (u *Unit) apply(cmd *exec.Cmd) error {
 	return nil
 }
 
-// confine becomes the program of os.Args[1:] under a Unit. It returns only when it cannot.
-// All of it is about the calling thread, which is the one that remains after execve(2).
+// confine applies a Unit and executes the program of os.Args[1:]. It returns only if that fails.
+// All restrictions are of the calling thread, the one that remains after execve(2).
 func confine(text string) error {
 	runtime.LockOSThread()
 	var u Unit
@@ -62,9 +62,9 @@ func confine(text string) error {
 		if u.Capabilities&(1<<c) != 0 {
 			continue
 		}
-		// At execve, root gets what the bounding set leaves (capabilities(7)).
+		// At execve, root gets the capabilities of the bounding set (capabilities(7)).
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); errors.Is(err, unix.EINVAL) {
-			break // beyond the last one
+			break // after the last capability
 		} else if err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
@@ -83,7 +83,7 @@ func confine(text string) error {
 	return fmt.Errorf("run %s: %w", os.Args[1], syscall.Exec(os.Args[1], os.Args[1:], os.Environ()))
 }
 
-// mount makes a mount namespace in which only a few places can be written.
+// mount creates a mount namespace in which only a few paths are writable.
 func (u *Unit) mount() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make mount namespace: %w", err)
@@ -115,7 +115,7 @@ func (u *Unit) mount() error {
 	return nil
 }
 
-// bind makes a path a mount point of its own.
+// bind makes a path a mount point.
 func bind(path string, write bool) error {
 	if err := unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", path, err)
@@ -123,7 +123,7 @@ func bind(path string, write bool) error {
 	return writable(path, write)
 }
 
-// writable makes all mounts at a path and below it writable or not.
+// writable makes all mounts at and below a path writable or read-only.
 func writable(path string, write bool) error {
 	a := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	if write {
@@ -135,8 +135,8 @@ func writable(path string, write bool) error {
 	return nil
 }
 
-// filters are the seccomp programs of a unit, as systemd writes them. Of several, the
-// strictest answer counts.
+// filters returns the seccomp programs of a unit, as systemd writes them. The kernel runs all of
+// them and takes the strictest result.
 func (u *Unit) filters() [][]unix.SockFilter {
 	var all [][]unix.SockFilter
 	if len(u.Families) > 0 {
@@ -153,15 +153,15 @@ func (u *Unit) filters() [][]unix.SockFilter {
 			flags = 1
 		}
 		all = append(all, append(begin(), equal(unix.SYS_SETNS, 0, 1), refuse(unix.EPERM), equal(unix.SYS_UNSHARE, 0, 1), refuse(unix.EPERM),
-			equal(unix.SYS_CLONE3, 0, 1), refuse(unix.ENOSYS), // its flags are in memory
+			equal(unix.SYS_CLONE3, 0, 1), refuse(unix.ENOSYS), // its flags are in memory, where seccomp cannot read them
 			equal(unix.SYS_CLONE, 1, 0), allow(), argument(flags), anyOf(namespaces, 0, 1), refuse(unix.EPERM), allow()))
 	}
-	if u.Mmap != 0 && runtime.GOARCH != "s390x" { // where mmap has its arguments in memory
+	if u.Mmap != 0 && runtime.GOARCH != "s390x" { // mmap has its arguments in memory there
 		all = append(all,
 			append(begin(), equal(u.Mmap, 1, 0), allow(), argument(2), anyOf(unix.PROT_WRITE, 1, 0), allow(), anyOf(unix.PROT_EXEC, 0, 1), refuse(unix.EPERM), allow()),
 			append(begin(), equal(unix.SYS_MPROTECT, 2, 0), equal(unix.SYS_PKEY_MPROTECT, 1, 0), allow(), argument(2), anyOf(unix.PROT_EXEC, 0, 1), refuse(unix.EPERM), allow()))
 	}
-	if len(u.Syscalls) > 0 { // the last one: it may not allow to add another
+	if len(u.Syscalls) > 0 { // must be the last one: it may forbid to add another
 		f := begin()
 		for _, n := range u.Syscalls {
 			f = append(f, equal(n, 0, 1), allow())
@@ -187,8 +187,8 @@ func argument(n int) unix.SockFilter {
 	return load(low)
 }
 
-// equal and anyOf skip so many instructions if the value is k, or has a bit of k, and else
-// so many others.
+// equal and anyOf skip the first number of instructions if the value is k, or has a bit of k, else
+// the second number.
 func equal(k uint32, yes, no uint8) unix.SockFilter {
 	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jt: yes, Jf: no}
 }

@@ -20,7 +20,7 @@ type Container struct {
 	MTU  int
 }
 
-// SubnetEnv is what a container runtime takes from flanneld's subnet file.
+// SubnetEnv is the part of flanneld's subnet file that a container runtime uses.
 type SubnetEnv struct {
 	Subnet netip.Prefix // FLANNEL_SUBNET: the bridge's address with the subnet's length
 	MTU    int          // FLANNEL_MTU
@@ -47,13 +47,15 @@ func readSubnet(path string) (SubnetEnv, error) {
 	return SubnetEnv{Subnet: subnet, MTU: mtu}, nil
 }
 
-// AddContainer adds a container with the subnet and MTU that the host's subnet file tells, and the next free address
-// after the bridge's. When the file has changed since the last call, the bridge follows it, as by a restart of docker.
+// AddContainer adds a container with the subnet and MTU in the host's subnet file, and the next
+// free address after the bridge's. If the file has changed since the last call, the bridge is
+// changed too, as by a restart of docker.
 func (h *Host) AddContainer() (*Container, error) {
 	return h.AddContainerTo(dockerBridge, h.SubnetFile)
 }
 
-// AddContainerTo is AddContainer for another bridge, on a host that is in another network too, with its subnet file.
+// AddContainerTo is AddContainer for another bridge and its subnet file, on a host with several
+// networks.
 func (h *Host) AddContainerTo(bridge, subnetFile string) (*Container, error) {
 	env, err := readSubnet(subnetFile)
 	if err != nil {
@@ -73,7 +75,7 @@ func (h *Host) AddContainerTo(bridge, subnetFile string) (*Container, error) {
 	if c.NS, err = h.lab.newNamespace(c.Name); err != nil {
 		return nil, err
 	}
-	h.containers = append(h.containers, c) // its name is taken, whatever happens now
+	h.containers = append(h.containers, c) // its name is taken, even if a later step fails
 	err = h.NS.configure(func(host *netlink.Handle) error {
 		port := fmt.Sprintf("c%d", n)
 		return addCable(host, cable{bridge: bridge, port: port, peer: c.NS, device: "eth0", mtu: env.MTU})
@@ -84,7 +86,7 @@ func (h *Host) AddContainerTo(bridge, subnetFile string) (*Container, error) {
 	return c, c.NS.connect("eth0", addr, gateway)
 }
 
-// setDocker makes the bridge, unless it is there, and gives it its address and MTU.
+// setDocker creates the bridge if it does not exist, and sets its address and MTU.
 func setDocker(host *netlink.Handle, bridge string, env SubnetEnv) error {
 	var missing netlink.LinkNotFoundError
 	link, err := host.LinkByName(bridge)

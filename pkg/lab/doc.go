@@ -1,17 +1,19 @@
-// Package lab builds a small data centre on one machine: hosts as network namespaces on one fabric, a real etcd, real
-// flanneld processes, containers behind each host's docker0 bridge, and traffic between all of them. The demo, the
-// cluster tests and the benchmarks run on it.
+// Package lab builds hosts on one machine: network namespaces on one fabric, a real etcd, real
+// flanneld processes, containers behind each host's docker0 bridge, and traffic between all of
+// them. The demo, the cluster tests and the benchmarks use it.
 //
-// The hosts of a lab are alike. A Site has hosts that are made by commands, of any shape.
+// All hosts of a Lab have the same shape. The hosts of a Site are configured by commands and can
+// have any shape.
 //
-// It is not a simulation of flanneld: it runs a given binary and looks at it only from outside (exit code, log,
-// sd_notify, kernel objects, etcd keys, packets). It needs root and a Linux kernel and no other program.
+// It does not simulate flanneld: it runs a given binary and observes it only from outside (exit
+// code, log, sd_notify, kernel objects, etcd keys, packets). It needs root and a Linux kernel and
+// no other program.
 //
-// Invariant: the machine's own network namespace is never changed, and Close leaves nothing behind: no namespace, no
-// process, no file. What a killed lab left is removed by the next New.
+// Invariant: the machine's own network namespace is never changed, and Close leaves nothing behind:
+// no namespace, no process, no file. What a killed lab has left is removed by the next New.
 //
-// A program that uses the package passes its main function through Main, because etcd runs as a second process of the
-// same binary:
+// A program that uses the package must run its main function through Main, because etcd runs as a
+// second process of the same binary:
 //
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 package lab

@@ -18,10 +18,11 @@ import (
 	"flanneld/pkg/lab/relay"
 )
 
-// Etcd is a real one-member etcd in the fabric's namespace, with its v2 and v3 APIs. It is a process of its own, so
-// that it can be killed and stopped like one. Its data survive everything but Wipe.
+// Etcd is a real etcd with one member in the fabric's namespace, with its v2 and v3 APIs. It runs
+// in its own process, so that it can be killed and stopped. Its data survive everything except
+// Wipe.
 type Etcd struct {
-	*etcdkeys.V2 // the keys of its v2 API
+	*etcdkeys.V2 // keys of the v2 API
 
 	lab     *Lab
 	addr    netip.Addr
@@ -47,10 +48,10 @@ func newEtcd(l *Lab, addr netip.Addr) (*Etcd, error) {
 	return e, err
 }
 
-// V3 returns the keys of its v3 API.
+// V3 returns the keys of the v3 API.
 func (e *Etcd) V3() etcdkeys.V3 { return etcdkeys.V3{Access: e.access} }
 
-// Store returns the keys of one of its APIs, v2 or v3.
+// Store returns the keys of an API, v2 or v3.
 func (e *Etcd) Store(api string) etcdkeys.Store {
 	if api == "v2" {
 		return e.V2
@@ -58,8 +59,8 @@ func (e *Etcd) Store(api string) etcdkeys.Store {
 	return e.V3()
 }
 
-// RequireUser has etcd ask for a user and a password in both of its APIs, from now on also when the lab itself reads
-// or writes a key. The user may do everything.
+// RequireUser makes etcd require a user and a password in both APIs. The lab itself uses them too
+// from then on. The user may do everything.
 func (e *Etcd) RequireUser(ctx context.Context, name, password string) error {
 	if err := errors.Join(e.V3().RequireUser(ctx, password, name), e.V2.RequireUser(ctx, password, name)); err != nil {
 		return fmt.Errorf("have etcd require a user: %w", err)
@@ -67,8 +68,9 @@ func (e *Etcd) RequireUser(ctx context.Context, name, password string) error {
 	return nil
 }
 
-// PermitReading has etcd ask for a user in both of its APIs, as RequireUser does, of one who may read what is below a
-// prefix and write nothing. Root has the same password. Called again, it takes back what was permitted since.
+// PermitReading makes etcd require a user in both APIs, as RequireUser does. The user may read keys
+// below a prefix and write nothing. Root has the same password. A second call revokes what was
+// granted since the first one.
 func (e *Etcd) PermitReading(ctx context.Context, name, password, prefix string) error {
 	again := e.readers
 	e.readers = true
@@ -78,7 +80,8 @@ func (e *Etcd) PermitReading(ctx context.Context, name, password, prefix string)
 	return nil
 }
 
-// Endpoint is the URL of the client API, as in -etcd-endpoints. Only the namespaces of the lab reach it.
+// Endpoint returns the URL of the client API, as for -etcd-endpoints. It is reachable only from the
+// namespaces of the lab.
 func (e *Etcd) Endpoint() string {
 	scheme := "http"
 	if e.lab.opts.TLS != nil {
@@ -87,8 +90,8 @@ func (e *Etcd) Endpoint() string {
 	return fmt.Sprintf("%s://%s:2379", scheme, e.addr)
 }
 
-// ListenAt has etcd answer at another address too, which hosts reach by their default gateway, until the listener is closed
-// that is returned.
+// ListenAt makes etcd reachable at another address too, which hosts reach by their default gateway,
+// until the returned listener is closed.
 func (e *Etcd) ListenAt(addr netip.Addr) (net.Listener, error) {
 	err := e.lab.Fabric.configure(func(h *netlink.Handle) error {
 		lo, err := h.LinkByName("lo")
@@ -148,10 +151,10 @@ func (e *Etcd) start(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends etcd in good order.
+// Stop stops etcd with SIGTERM.
 func (e *Etcd) Stop(ctx context.Context) error { return e.end(ctx, syscall.SIGTERM) }
 
-// Kill ends etcd as kill -9 does.
+// Kill kills etcd with SIGKILL.
 func (e *Etcd) Kill(ctx context.Context) error { return e.end(ctx, syscall.SIGKILL) }
 
 func (e *Etcd) end(ctx context.Context, s syscall.Signal) error {
@@ -163,21 +166,22 @@ func (e *Etcd) end(ctx context.Context, s syscall.Signal) error {
 	return nil
 }
 
-// Pause stops the process without ending it: connections stay open and nothing answers, as behind a black hole.
+// Pause suspends the process: connections stay open and nothing answers, as if all packets were
+// dropped.
 func (e *Etcd) Pause() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.process.Pause()
 }
 
-// Resume ends a Pause.
+// Resume resumes the process after Pause.
 func (e *Etcd) Resume() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.process.Signal(syscall.SIGCONT)
 }
 
-// Wipe kills etcd, removes its data and starts it again, empty.
+// Wipe kills etcd, removes its data and starts it again without keys.
 func (e *Etcd) Wipe(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

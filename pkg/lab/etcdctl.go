@@ -16,9 +16,10 @@ import (
 	"flanneld/pkg/lab/etcdkeys"
 )
 
-// Etcdctl puts an etcdctl into dir, which is to be in a shell's PATH, so that command lines can be run as they are
-// printed. It is the calling program, which must run through Main. It does what etcdctl 3.5 does for the commands that
-// flanneld suggests and a few that tests need, and takes no other; the password is in ETCDCTL_PASSWORD.
+// Etcdctl creates a program named etcdctl in dir, so that commands can be run as flanneld prints
+// them. dir must be in the PATH of the shell. The program is the calling one, which must run
+// through Main. It supports the commands of etcdctl 3.5 that flanneld suggests and a few that tests
+// need. The password is in ETCDCTL_PASSWORD.
 func Etcdctl(dir string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -29,7 +30,7 @@ func Etcdctl(dir string) error {
 
 func isEtcdctl() bool { return filepath.Base(os.Args[0]) == "etcdctl" }
 
-// runEtcdctl runs one command line.
+// runEtcdctl runs an etcdctl command line.
 func runEtcdctl(version string, args []string) error {
 	f := flag.NewFlagSet("etcdctl", flag.ContinueOnError)
 	names := map[string][]string{"2": {"ca-file", "cert-file", "key-file", "username"}, "3": {"cacert", "cert", "key", "user"}}[version]

@@ -16,7 +16,7 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// Member is one more member of a lab's etcd, a process of its own beside the first.
+// Member is an additional member of a lab's etcd, in its own process.
 type Member struct {
 	Endpoint string
 
@@ -25,9 +25,9 @@ type Member struct {
 	process *Process
 }
 
-// AddMember has one more member join etcd, and waits until it serves. The lab needs the option
-// EtcdCluster. n is its number, from 1 on, of which none is used twice; others are the members
-// that there are beside the first.
+// AddMember adds a member to etcd and waits until it serves. The lab needs the option EtcdCluster.
+// n is the number of the member, from 1 on; no number may be used twice. others are the other
+// additional members.
 func (e *Etcd) AddMember(ctx context.Context, n int, others ...*Member) (*Member, error) {
 	m := &Member{
 		Endpoint: fmt.Sprintf("http://%s:%d", e.addr, 2379+100*n),
@@ -82,7 +82,7 @@ func (m *Member) Start(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends the member as kill -9 does.
+// Kill kills the member with SIGKILL.
 func (m *Member) Kill(ctx context.Context) error {
 	if _, err := m.process.end(ctx, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("end etcd member: %w", err)
@@ -102,7 +102,7 @@ func (e *Etcd) Members(ctx context.Context, others []*Member, f func(context.Con
 	return f(ctx, c)
 }
 
-// cluster is the access to all members.
+// cluster returns the access to all members.
 func (e *Etcd) cluster(others []*Member) etcdkeys.Access {
 	a := e.access
 	a.Endpoints, a.Timeout = e.endpoints(others), 2*time.Second
@@ -117,8 +117,8 @@ func (e *Etcd) endpoints(others []*Member) []string {
 	return all
 }
 
-// Leader returns the endpoint of the leader of the first member and others, as soon as there
-// is one that is up.
+// Leader returns the endpoint of the leader among the first member and others. It waits until there
+// is one.
 func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, err error) {
 	err = e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
 		return wait.Until(ctx, func() error {
@@ -137,8 +137,8 @@ func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, er
 	return leader, err
 }
 
-// Writer returns what writes keys through whichever of the members is there, in the v2 API or
-// in v3: it is told a key and its value, "" to delete it. The end of ctx ends its connections.
+// Writer returns a function that sets a key in the v2 or v3 API, or deletes it if the value is "",
+// through any member that answers. Its connections end with ctx.
 func (e *Etcd) Writer(ctx context.Context, api string, others ...*Member) (func(ctx context.Context, key, value string) error, error) {
 	if api == "v2" {
 		v2, err := etcdkeys.OpenV2(e.cluster(others))

@@ -16,7 +16,7 @@ import (
 	"flanneld/pkg/lab/etcdserver"
 )
 
-// etcdVariable tells a process that it is to be a lab's etcd; its value is an etcdConfig.
+// etcdVariable makes a process a lab's etcd; its value is an etcdConfig.
 const etcdVariable = "FLANNEL_LAB_ETCD"
 
 type etcdConfig struct {
@@ -25,13 +25,14 @@ type etcdConfig struct {
 	TLS           *TLS
 	SlowElections bool // elections take longer, as there are several members
 
-	// Of a member that joins others; see Member.
+	// Fields of a member that joins others; see Member.
 	Name, Peer string
 	Members    string
 }
 
-// Main runs the program's main function and returns its exit code. In the process that a lab has started to be its
-// etcd, it runs etcd until SIGTERM instead; under the name etcdctl, it is that (Etcdctl).
+// Main runs the program's main function and returns its exit code. In a process that a lab has
+// started as its etcd, it runs etcd until SIGTERM instead. Under the name etcdctl, it runs that;
+// see Etcdctl.
 func Main(run func() int) int {
 	if isEtcdctl() {
 		if err := runEtcdctl(os.Getenv("ETCDCTL_API"), os.Args[1:]); err != nil {
@@ -77,7 +78,7 @@ func serveEtcd(text string) error {
 	}
 	server, err := etcdserver.Start(ctx, cfg)
 	if ctx.Err() != nil {
-		return nil // it was told to end
+		return nil // SIGTERM before it was ready
 	}
 	if err != nil {
 		return err
@@ -94,7 +95,7 @@ func serveEtcd(text string) error {
 	}
 }
 
-// The first member, or the only one. The namespace is etcd's own, so fixed loopback ports are free.
+// The first or only member. The namespace is etcd's own, so fixed loopback ports are free.
 const (
 	firstName = "lab"
 	firstPeer = "127.0.0.1:2380"
@@ -112,7 +113,7 @@ func (c etcdConfig) embed() (*embed.Config, error) {
 	}
 	if c.SlowElections {
 		cfg.TickMs, cfg.ElectionMs = 100, 1000
-		cfg.StrictReconfigCheck = false // which has each change of members wait for 5 s
+		cfg.StrictReconfigCheck = false // which delays each change of members by 5 s
 	}
 	if c.TLS != nil {
 		cfg.ClientTLSInfo = transport.TLSInfo{

@@ -17,19 +17,20 @@ import (
 
 // FloodStats is the result of a Flood.
 type FloodStats struct {
-	Sent     int64 // datagrams that the sender's kernel took
-	Received int64 // of them, before Duration was over
+	Sent     int64 // datagrams that the sender's kernel accepted
+	Received int64 // datagrams that arrived within Duration
 	Duration time.Duration
 }
 
-// PerSecond is the rate at which datagrams arrived.
+// PerSecond returns the rate at which datagrams arrived.
 func (f FloodStats) PerSecond() float64 { return float64(f.Received) / max(f.Duration.Seconds(), 1e-9) }
 
-// floodBatch is how many datagrams one system call sends or receives.
+// floodBatch is the number of datagrams that one system call sends or receives.
 const floodBatch = 64
 
-// Flood sends UDP datagrams with size bytes of payload to another endpoint for about the given time, as fast as the kernel
-// takes them, and counts those that arrive meanwhile. That some or all are lost is no error.
+// Flood sends UDP datagrams with size bytes of payload to another endpoint for about the given
+// time, as fast as the kernel accepts them, and counts those that arrive in this time. It is no
+// error if datagrams are lost.
 func (e *Endpoint) Flood(ctx context.Context, to *Endpoint, size int, d time.Duration) (FloodStats, error) {
 	stats, err := e.flood(ctx, to, size, d)
 	if err != nil {
@@ -70,7 +71,7 @@ func (e *Endpoint) flood(ctx context.Context, to *Endpoint, size int, d time.Dur
 	return stats, cmp.Or(ctx.Err(), err)
 }
 
-// listenFlood opens a socket with a buffer that holds what comes while its reader waits for a processor.
+// listenFlood opens a socket whose buffer is large enough while the reader waits for a processor.
 func (e *Endpoint) listenFlood() (conn *net.UDPConn, err error) {
 	err = e.NS.Do(func() error {
 		conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: e.Addr.AsSlice()})
@@ -107,15 +108,15 @@ func sendFlood(conn *net.UDPConn, size int, end time.Time) (sent int64, err erro
 	for time.Now().Before(end) {
 		n, err := c.WriteBatch(batch, 0)
 		sent += int64(max(n, 0))
-		if err != nil && !errors.Is(err, syscall.ENOBUFS) { // a full queue of a device is a loss like others
+		if err != nil && !errors.Is(err, syscall.ENOBUFS) { // the queue of a device is full: count it as a loss
 			return sent, err
 		}
 	}
 	return sent, nil
 }
 
-// receiveFlood counts datagrams of a size until a time. It waits in the kernel, like a program of its
-// own: the runtime, busy with the sender, sometimes would not wake it for a long time.
+// receiveFlood counts datagrams of a size until a time. It waits in the kernel, as another program
+// would, because a runtime that is busy with the sender may wake it much too late.
 func receiveFlood(conn *net.UDPConn, size int, end time.Time) (received int64, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -125,7 +126,7 @@ func receiveFlood(conn *net.UDPConn, size int, end time.Time) (received int64, e
 	}
 	batch := make([]ipv4.Message, floodBatch)
 	for i := range batch {
-		batch[i].Buffers = [][]byte{make([]byte, size+1)} // one more tells a longer datagram, which is not ours
+		batch[i].Buffers = [][]byte{make([]byte, size+1)} // one more byte, to recognise longer datagrams, which are not counted
 	}
 	c := ipv4.NewPacketConn(conn)
 	for time.Now().Before(end) {
@@ -150,7 +151,7 @@ func receiveFlood(conn *net.UDPConn, size int, end time.Time) (received int64, e
 	return received, nil
 }
 
-// pollReadable waits until there is something to read, but not longer than 10 ms.
+// pollReadable waits up to 10 ms until there is something to read.
 func pollReadable(raw syscall.RawConn) (readable bool, err error) {
 	var inner error
 	err = raw.Control(func(fd uintptr) {

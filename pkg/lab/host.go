@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// An Endpoint is something with an address in a namespace: a host or a container. Traffic runs between endpoints.
+// An Endpoint is a host or a container: an address in a namespace. Traffic runs between endpoints.
 type Endpoint struct {
 	Name string // h1 for a host, h1c1 for a container
 	Addr netip.Addr
@@ -21,12 +21,13 @@ type Endpoint struct {
 // Do runs Go code inside the endpoint's namespace; see Namespace.Do.
 func (e *Endpoint) Do(fn func() error) error { return e.NS.Do(fn) }
 
-// A Host is a machine on the fabric: one uplink with a default route, forwarding on, no packet filter rules.
+// A Host is a machine on the fabric with one uplink, a default route, forwarding, and no packet
+// filter rules.
 type Host struct {
 	Endpoint
-	Uplink     string // name of the device on the fabric
-	SubnetFile string // given to flanneld as -subnet-file
-	Number     int    // of a Site's host, from 2 on
+	Uplink     string // name of the device to the fabric
+	SubnetFile string // path for -subnet-file
+	Number     int    // number of a Site's host, from 2 on
 
 	rack  int
 	site  *Site
@@ -38,7 +39,7 @@ type Host struct {
 	containers []*Container
 }
 
-// addHost makes host i, counted from 0.
+// addHost adds host i, counted from 0.
 func (l *Lab) addHost(i int) error {
 	name := fmt.Sprintf("h%d", i+1)
 	rack := i % l.opts.Racks
@@ -54,7 +55,7 @@ func (l *Lab) addHost(i int) error {
 		SubnetFile: filepath.Join(l.Dir, name, "subnet.env"),
 		rack:       rack,
 	}
-	if l.opts.Unit != nil { // which may not write beside it
+	if l.opts.Unit != nil { // the unit makes only this directory writable
 		h.SubnetFile = filepath.Join(l.Dir, name, "run", "subnet.env")
 	}
 	if err := ns.forward(); err != nil {
@@ -74,11 +75,11 @@ func (l *Lab) addHost(i int) error {
 	return nil
 }
 
-// Start starts flanneld with the lab's -etcd-endpoints and the host's -subnet-file before the given arguments, and
-// does not wait for it. Each run has its own log.
+// Start starts flanneld with the lab's -etcd-endpoints and the host's -subnet-file, followed by
+// args. It does not wait for it. Each run has its own log.
 func (h *Host) Start(args ...string) (*Process, error) { return h.StartCommand(Command{Args: args}) }
 
-// StartCommand is Start for a command that has more than arguments.
+// StartCommand is Start for a command with more than arguments.
 func (h *Host) StartCommand(c Command) (*Process, error) {
 	common := []string{"-etcd-endpoints=" + h.lab.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile}
 	c.Args = append(common, c.Args...)
@@ -92,15 +93,15 @@ func (h *Host) StartCommand(c Command) (*Process, error) {
 	return p, nil
 }
 
-// Flanneld is the process of the last Start, or nil.
+// Flanneld returns the process of the last Start, or nil.
 func (h *Host) Flanneld() *Process {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.flanneld
 }
 
-// Run starts any program on the host, with no arguments but the command's. Each host has its own iptables lock file,
-// as machines have.
+// Run starts a program on the host with the command's arguments only. Each host has its own
+// iptables lock file, as real machines have.
 func (h *Host) Run(c Command) (*Process, error) {
 	dir := filepath.Join(h.lab.Dir, h.Name)
 	lock := filepath.Join(dir, "xtables.lock")
@@ -121,17 +122,19 @@ func (h *Host) Run(c Command) (*Process, error) {
 	return h.lab.startProcess(h.NS, c, log)
 }
 
-// Unplug cuts the host off the fabric without its noticing: the link stays up and packets get lost.
+// Unplug disconnects the host from the fabric without a change of its link: it stays up, and
+// packets are lost.
 func (h *Host) Unplug() error {
 	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error { return setMaster(fabric, h.Name, "") })
 }
 
-// Plug ends an Unplug.
+// Plug connects the host again after Unplug.
 func (h *Host) Plug() error {
 	return h.lab.Fabric.configure(func(fabric *netlink.Handle) error { return setMaster(fabric, h.Name, rackBridge(h.rack)) })
 }
 
-// StartAll starts flanneld on every host at the same time and waits until all are ready or one has failed.
+// StartAll starts flanneld on all hosts at the same time and waits until all are ready or one has
+// failed.
 func (l *Lab) StartAll(ctx context.Context, args ...string) error {
 	for _, h := range l.Hosts {
 		if _, err := h.Start(args...); err != nil {
@@ -146,7 +149,7 @@ func (l *Lab) StartAll(ctx context.Context, args ...string) error {
 			err := h.Flanneld().WaitReady(ctx)
 			if err != nil {
 				err = fmt.Errorf("host %s: %w", h.Name, err)
-				defer cancel() // no use in waiting for the others
+				defer cancel() // do not wait for the others
 			}
 			results <- err
 		}()

@@ -128,7 +128,7 @@ func TestPingErrors(t *testing.T) {
 	}
 }
 
-// writeSubnet does what flanneld does for the container runtime.
+// writeSubnet writes the subnet file, as flanneld does.
 func writeSubnet(t *testing.T, h *Host, subnet string, mtu int) {
 	t.Helper()
 	env := fmt.Sprintf("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=false\n", subnet, mtu)
@@ -138,7 +138,7 @@ func writeSubnet(t *testing.T, h *Host, subnet string, mtu int) {
 	}
 }
 
-// Two containers on two hosts, with the routes that host-gw would make.
+// Two containers on two hosts, with the routes of host-gw.
 func TestContainers(t *testing.T) {
 	ctx, l := newTestLab(t, Options{Hosts: 2})
 	subnets := []string{"10.42.1.1/24", "10.42.2.1/24"}
@@ -181,7 +181,7 @@ func TestContainers(t *testing.T) {
 	if _, err := c1.Transfer(ctx, &c2.Endpoint, 1<<20); err != nil {
 		t.Error(err)
 	}
-	// A new subnet renumbers the bridge.
+	// With a new subnet, the bridge gets a new address.
 	writeSubnet(t, l.Hosts[0], "10.42.9.1/24", 1400)
 	c, err := l.Hosts[0].AddContainer()
 	if err != nil {
@@ -219,7 +219,7 @@ func TestDoReturnsToOwnNamespace(t *testing.T) {
 	}
 }
 
-// This test binary serves as a program that becomes ready, as the lab's etcd does.
+// This test binary is also a program that reports READY, as the lab's etcd does.
 func TestProcess(t *testing.T) {
 	ctx, l := newTestLab(t, Options{Hosts: 1})
 	h := l.Hosts[0]

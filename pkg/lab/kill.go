@@ -13,21 +13,22 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// An nsID identifies a namespace whatever its name.
+// An nsID identifies a namespace independent of its name.
 type nsID struct{ dev, ino uint64 }
 
-// killInside ends every process in the named namespaces: what a killed flanneld has left running, for example. The
-// machine's own namespace and the calling process are never touched, whatever the files stand for.
+// killInside kills every process in the named namespaces, such as one that a killed flanneld has
+// left. It never kills processes in the machine's own namespace or the calling process.
 func killInside(ctx context.Context, paths []string) error {
-	// Not /proc/self: Go parks the process's first thread for ever when a goroutine ends on it that has locked it, as the
-	// one that makes a namespace does, so that thread may stand in one of the lab's.
+	// Not /proc/self, which is the first thread: Go parks it forever when a goroutine ends on it
+	// that has locked it, such as one that has created a namespace. So that thread may be in a
+	// namespace of the lab.
 	own, err := namespaceOf("/proc/thread-self/ns/net")
 	if err != nil {
 		return err
 	}
 	inside := map[nsID]bool{}
 	for _, path := range paths {
-		// A file that is not a namespace is one whose mount was never made or is already undone.
+		// A file that is not a namespace was never mounted, or is already unmounted.
 		if id, err := namespaceOf(path); err == nil && id != own {
 			inside[id] = true
 		}
@@ -51,7 +52,7 @@ func killInside(ctx context.Context, paths []string) error {
 	return nil
 }
 
-// killProcess kills a process that still lives in one of the namespaces and waits until it is gone.
+// killProcess kills a process that is still in one of the namespaces and waits until it has ended.
 func killProcess(ctx context.Context, pid int, inside map[nsID]bool) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -61,13 +62,13 @@ func killProcess(ctx context.Context, pid int, inside map[nsID]bool) error {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	if !isIn(pid, inside) { // the number may have been given to another process before it was opened
+	if !isIn(pid, inside) { // the number may have been reused before it was opened
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
-	// A descriptor of a process becomes readable when the process has ended.
+	// A pidfd becomes readable when the process has ended.
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return wait.Until(ctx, func() error {

@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Options says what to build. The zero value is a fabric and an etcd without hosts.
+// Options are the options of a Lab. With the zero value, it has a fabric and an etcd and no hosts.
 type Options struct {
 	Hosts    int          // number of hosts, named h1, h2, …
 	Flanneld string       // path of the flanneld binary
@@ -24,13 +24,14 @@ type Options struct {
 	Uplink   string       // name of the hosts' device on the fabric; default eth0
 	MTU      int          // of the fabric; default 1500
 	TLS      *TLS         // etcd with TLS; nil is plain HTTP
-	// EtcdCluster has an etcd that may get more members; see Etcd.AddMember.
+	// EtcdCluster allows more members of etcd; see Etcd.AddMember.
 	EtcdCluster bool
 	Unit        *Unit        // restricts every flanneld; nil: as root
-	Progress    func(string) // called with one line for each thing done; may be nil
+	Progress    func(string) // called with one line for each step; may be nil
 }
 
-// A Lab is a running data centre. Its methods and those of its parts may be called by several goroutines.
+// A Lab is a running set of hosts. Its methods and those of its parts may be called by several
+// goroutines.
 type Lab struct {
 	Fabric *Namespace // holds the underlay bridges and etcd
 	Etcd   *Etcd
@@ -45,14 +46,14 @@ type Lab struct {
 	namespaces []*Namespace
 	processes  []*Process
 	sites      []*Site
-	listeners  []net.Listener // of etcd at further addresses
+	listeners  []net.Listener // of etcd at additional addresses
 
 	closing  sync.Once
 	closeErr error
 }
 
-// New removes what dead labs have left, then builds the fabric and the hosts and starts etcd. It starts no flanneld.
-// When it fails or the context ends, everything is removed again.
+// New removes what dead labs have left, builds the fabric and the hosts, and starts etcd. It does
+// not start flanneld. If it fails or the context ends, everything is removed again.
 func New(ctx context.Context, opts Options) (*Lab, error) {
 	if err := opts.complete(); err != nil {
 		return nil, err
@@ -90,7 +91,8 @@ func (o *Options) complete() error {
 	if o.Hosts < 0 || o.Racks < 0 || o.MTU < 0 {
 		return errors.New("negative Hosts, Racks or MTU")
 	}
-	// Each rack needs its network, router and broadcast address besides its hosts.
+	// Each rack needs a network address, a router's address and a broadcast address besides its
+	// hosts'.
 	o.Underlay = o.Underlay.Masked()
 	room := 32 - o.rackBits()
 	perRack := (o.Hosts + o.Racks - 1) / o.Racks
@@ -100,7 +102,7 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// rackBits is the prefix length of each rack's part of the underlay.
+// rackBits returns the prefix length of each rack's part of the underlay.
 func (o *Options) rackBits() int { return o.Underlay.Bits() + bits.Len(uint(o.Racks-1)) }
 
 func (l *Lab) build(ctx context.Context) error {
@@ -149,7 +151,7 @@ func (l *Lab) addRacks(h *netlink.Handle) error {
 	return nil
 }
 
-// rack returns the router's address in rack i with the prefix length of the rack's network.
+// rack returns the router's address in rack i, with the prefix length of the rack's network.
 func (l *Lab) rack(i int) netip.Prefix {
 	length := l.opts.rackBits()
 	return netip.PrefixFrom(offset(l.opts.Underlay.Addr(), i<<(32-length)+1), length)
@@ -157,8 +159,8 @@ func (l *Lab) rack(i int) netip.Prefix {
 
 func rackBridge(i int) string { return fmt.Sprintf("rack%d", i+1) }
 
-// Close kills the processes and removes the namespaces and the directory. It may be called again and returns the same
-// error.
+// Close kills the processes and removes the namespaces and the directory. Further calls return the
+// same error.
 func (l *Lab) Close() error {
 	l.closing.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

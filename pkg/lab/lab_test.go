@@ -38,7 +38,8 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// newTestLab builds a lab, or skips the test where that is not possible, and checks at the end that nothing is left.
+// newTestLab builds a lab, or skips the test if that is not possible, and checks at the end that
+// nothing is left.
 func newTestLab(t *testing.T, o Options) (context.Context, *Lab) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -119,8 +120,8 @@ func TestNewCleansUpWhenCancelled(t *testing.T) {
 	}
 }
 
-// When the owner is killed, its processes die with it; the next lab removes the namespaces, the entry, the temporary
-// directory and a process that the host's program has left behind.
+// When the owner is killed, its processes are killed too. The next lab removes the namespaces, the
+// entry, the temporary directory and a process that a program on the host has left behind.
 func TestSweepRemovesDeadLab(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
@@ -171,7 +172,7 @@ func TestSweepRemovesDeadLab(t *testing.T) {
 	}
 }
 
-// processGone tells whether a process has ended; one that nobody has waited for yet has.
+// processGone reports whether a process has ended; a zombie has.
 func processGone(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.Contains(string(stat), ") Z ")

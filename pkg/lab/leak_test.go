@@ -37,7 +37,7 @@ func TestCloseLeaksNothing(t *testing.T) {
 		}
 		return runtime.NumGoroutine(), len(entries)
 	}
-	use() // what the runtime opens once and keeps
+	use() // the runtime opens some descriptors once and keeps them
 	goroutines, files := count()
 	use()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A line joins two TUN devices, one on the router and one on a host, as PPP or a VPN does: no link layer, no neighbours.
+// A line connects two TUN devices, one on the router and one on a host, as PPP or a VPN does:
+// without a link layer and neighbours.
 type line struct {
 	near *os.File // the router's end
 
 	mu  sync.Mutex
-	far *os.File // the host's end; nil while the host is off
+	far *os.File // the host's end; nil while the host is powered off
 }
 
 func (s *Site) addLine(port string) (*line, error) {
@@ -29,7 +30,7 @@ func (s *Site) addLine(port string) (*line, error) {
 	return l, nil
 }
 
-// connect makes the host's end, under the name of its device.
+// connect creates the host's end with the name of its device.
 func (l *line) connect(ns *Namespace, device string) error {
 	far, err := openTUN(ns, device)
 	if err != nil {
@@ -42,7 +43,7 @@ func (l *line) connect(ns *Namespace, device string) error {
 	return nil
 }
 
-// disconnect takes the host's end away.
+// disconnect removes the host's end.
 func (l *line) disconnect() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -63,8 +64,8 @@ func (l *line) host() *os.File {
 	return l.far
 }
 
-// copyPackets writes what it reads from one end to the other, until it can read no more. What the other end does not take,
-// because it is down for example, is lost.
+// copyPackets copies packets from one end to the other until reading fails. Packets that the other
+// end does not accept, for example because it is down, are lost.
 func copyPackets(from *os.File, to func() *os.File) {
 	packet := make([]byte, 1<<16)
 	for {
@@ -78,7 +79,7 @@ func copyPackets(from *os.File, to func() *os.File) {
 	}
 }
 
-// openTUN makes a TUN device that goes away when the file is closed.
+// openTUN creates a TUN device that is removed when the file is closed.
 func openTUN(ns *Namespace, name string) (*os.File, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {

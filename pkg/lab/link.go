@@ -21,8 +21,8 @@ func setUp(h *netlink.Handle, name string) error {
 	return nil
 }
 
-// addBridge makes a bridge that is up. Its MAC address is set, or it would change with every port that comes and goes
-// and leave the neighbours with stale ARP entries.
+// addBridge creates a bridge and sets it up. Its MAC address is set explicitly: else it would
+// change when ports are added or removed, and leave neighbours with stale ARP entries.
 func addBridge(h *netlink.Handle, name string, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, mtu, randomMAC()
@@ -35,13 +35,13 @@ func addBridge(h *netlink.Handle, name string, mtu int) error {
 // A cable is a veth pair between a port of a bridge and a device in another namespace.
 type cable struct {
 	bridge, port string     // in the namespace of the handle
-	peer         *Namespace // where the other end is
-	device       string     // its name there
+	peer         *Namespace // namespace of the other end
+	device       string     // name of the other end
 	mtu          int
 	mac          net.HardwareAddr // of the device; nil for a random one
 }
 
-// addCable makes the pair and sets both ends up.
+// addCable creates the pair and sets both ends up.
 func addCable(h *netlink.Handle, c cable) error {
 	if err := addPair(h, c); err != nil {
 		return err
@@ -52,7 +52,7 @@ func addCable(h *netlink.Handle, c cable) error {
 	return c.peer.configure(func(h *netlink.Handle) error { return setUp(h, c.device) })
 }
 
-// addPair makes the pair and leaves both ends down.
+// addPair creates the pair and leaves both ends down.
 func addPair(h *netlink.Handle, c cable) error {
 	bridge, err := h.LinkByName(c.bridge)
 	if err != nil {
@@ -117,7 +117,7 @@ func setAddr(h *netlink.Handle, name string, addr netip.Prefix) error {
 	return nil
 }
 
-// connect gives a device its address and makes it the way to everywhere, via a router.
+// connect gives a device its address and a default route via a router.
 func (n *Namespace) connect(device string, addr netip.Prefix, router netip.Addr) error {
 	return n.configure(func(h *netlink.Handle) error {
 		if err := setAddr(h, device, addr); err != nil {
@@ -127,7 +127,7 @@ func (n *Namespace) connect(device string, addr netip.Prefix, router netip.Addr)
 	})
 }
 
-// setDefaultRoute routes everything via a gateway on a link.
+// setDefaultRoute sets the default route via a gateway on a link.
 func setDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
 	link, err := h.LinkByName(name)
 	if err != nil {

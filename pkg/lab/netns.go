@@ -15,17 +15,18 @@ import (
 	"flanneld/pkg/lab/netns"
 )
 
-// netnsDir is where ip(8) looks for named network namespaces.
+// netnsDir is the directory in which ip(8) finds named network namespaces.
 const netnsDir = "/run/netns"
 
-// A Namespace is a network namespace with a name under /run/netns, so that "ip netns exec" and nsenter(1) find it too.
+// A Namespace is a network namespace with a name in /run/netns, so that "ip netns exec" and
+// nsenter(1) find it too.
 type Namespace struct {
 	*netns.Namespace
 	Name string
 }
 
-// shareNetnsDir makes /run/netns a mount point of its own, as ip(8) does with its first namespace. Were ip to do it later, it
-// would cover the namespaces of a lab, whose files could then not be removed.
+// shareNetnsDir makes /run/netns a shared mount point, as ip(8) does with its first namespace. If
+// ip did it later, it would cover the namespaces of a lab, whose files could then not be removed.
 func shareNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return fmt.Errorf("create %s: %w", netnsDir, err)
@@ -42,7 +43,7 @@ func shareNetnsDir() error {
 	return nil
 }
 
-// createNamespace makes a network namespace.
+// createNamespace creates a network namespace.
 func createNamespace(name string) (*Namespace, error) {
 	n := &Namespace{Name: name}
 	mountpoint, err := os.OpenFile(n.Path(), os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o444)
@@ -61,10 +62,10 @@ func createNamespace(name string) (*Namespace, error) {
 	return n, nil
 }
 
-// Path is the file that stands for the namespace, for nsenter --net=.
+// Path returns the file of the namespace, for nsenter --net=.
 func (n *Namespace) Path() string { return filepath.Join(netnsDir, n.Name) }
 
-// forward makes the namespace a router.
+// forward turns on forwarding in the namespace.
 func (n *Namespace) forward() error {
 	return n.Do(func() error {
 		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
@@ -74,7 +75,7 @@ func (n *Namespace) forward() error {
 	})
 }
 
-// shell runs a shell script inside the namespace, with further variables in its environment.
+// shell runs a shell script inside the namespace with additional environment variables.
 func (n *Namespace) shell(ctx context.Context, script string, env ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-ec", script)
 	cmd.Env = append(os.Environ(), env...)
@@ -89,7 +90,7 @@ func (n *Namespace) shell(ctx context.Context, script string, env ...string) (st
 	return string(out), nil
 }
 
-// configure runs fn with a netlink handle whose sockets are inside the namespace.
+// configure calls fn with a netlink handle whose sockets are inside the namespace.
 func (n *Namespace) configure(fn func(h *netlink.Handle) error) error {
 	var handle *netlink.Handle
 	err := n.Do(func() (err error) {
@@ -103,7 +104,8 @@ func (n *Namespace) configure(fn func(h *netlink.Handle) error) error {
 	return fn(handle)
 }
 
-// remove closes the namespace and takes its name away. The kernel frees it when the last socket and process in it end.
+// remove closes the namespace and removes its name. The kernel frees it after its last socket and
+// process.
 func (n *Namespace) remove() error {
 	if n.Namespace != nil {
 		n.Close()
@@ -111,7 +113,8 @@ func (n *Namespace) remove() error {
 	return removeNetnsFile(n.Path())
 }
 
-// removeNetnsFile undoes every bind mount on path and deletes the file; a missing file is no error.
+// removeNetnsFile removes every bind mount on path and deletes the file. A missing file is no
+// error.
 func removeNetnsFile(path string) error {
 	for unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
 	}
@@ -121,7 +124,7 @@ func removeNetnsFile(path string) error {
 	return nil
 }
 
-// netnsFiles lists the paths under /run/netns whose names start with prefix.
+// netnsFiles returns the paths in /run/netns whose names start with prefix.
 func netnsFiles(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(netnsDir)
 	if errors.Is(err, os.ErrNotExist) {

@@ -13,23 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A notifySocket is the receiving end of sd_notify(3) for one process.
+// A notifySocket is the receiver of sd_notify(3) for one process.
 type notifySocket struct {
 	path  string
 	conn  *net.UnixConn
-	ready chan struct{} // closed when READY=1 has come
-	at    time.Time     // when it came; valid once ready is closed
+	ready chan struct{} // closed after READY=1
+	at    time.Time     // time of READY=1; valid after ready is closed
 	ended chan struct{} // closed when the reader has ended
-	seen  bool          // READY=1 has come; the reader's
+	seen  bool          // READY=1 was received; used by the reader only
 
 	mu       sync.Mutex
 	messages []string
-	stored   []*os.File // put into the descriptor store
+	stored   []*os.File // the descriptor store
 	keep     bool       // the store outlives the process
 }
 
-// listenNotify listens on a file, not on an abstract name: those are local to a network namespace. The descriptor store
-// begins with stored.
+// listenNotify listens on a file, not on an abstract name: abstract names are local to a network
+// namespace. stored is the initial content of the descriptor store.
 func listenNotify(path string, stored []*os.File) (*notifySocket, error) {
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
@@ -64,7 +64,7 @@ func (s *notifySocket) receive(message string, rights []byte) {
 	}
 }
 
-// drain takes what is there already.
+// drain receives all messages that have arrived already.
 func (s *notifySocket) drain() {
 	raw, err := s.conn.SyscallConn()
 	if err != nil {
@@ -84,7 +84,8 @@ func (s *notifySocket) drain() {
 	})
 }
 
-// store is the descriptor store of systemd(1), as far as names go; it tells whether the message was about it.
+// store implements the descriptor store of systemd(1), with names. It reports whether the message
+// was about the store.
 func (s *notifySocket) store(message string, rights []byte) bool {
 	name := ""
 	for line := range strings.Lines(message) {
@@ -132,7 +133,7 @@ func (s *notifySocket) all() []string {
 	return slices.Clone(s.messages)
 }
 
-// close reads what the process sent before it ended and removes the socket.
+// close receives what the process sent before it ended and removes the socket.
 func (s *notifySocket) close() error {
 	s.conn.SetReadDeadline(time.Now())
 	<-s.ended
@@ -143,7 +144,7 @@ func (s *notifySocket) close() error {
 	s.mu.Unlock()
 	if !keep {
 		for _, f := range s.takeStored() {
-			f.Close() // a service that is stopped has no store
+			f.Close() // a stopped service has no store
 		}
 	}
 	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An OriginalUDP does to the kernel and on the wire what the udp backend of the original does, of any release from 0.11 on, for
-// a fixed set of peers: a TUN device flannel%d, the subnet's address with /32, a route for the network, and a socket at
-// port 8285 with one packet a datagram.
+// An OriginalUDP behaves in the kernel and on the wire like the udp backend of the original, of any
+// release from 0.11 on, for a fixed set of peers: a TUN device flannel%d, the subnet's address with
+// /32, a route for the network, and a socket at port 8285 with one packet in each datagram.
 type OriginalUDP struct {
-	Device string // the name that the kernel gave
+	Device string // name chosen by the kernel
 	tun    *os.File
 	udp    *net.UDPConn
 	peers  map[netip.Prefix]netip.Addr
@@ -27,7 +27,8 @@ const (
 	originalUDPOverhead = 28
 )
 
-// StartOriginalUDP starts one in the network namespace of the calling thread. addr is the uplink's, peers are public IPs by subnet.
+// StartOriginalUDP starts one in the network namespace of the calling thread. addr is the uplink's
+// address, peers are public IPs by subnet.
 func StartOriginalUDP(network, subnet netip.Prefix, addr netip.Addr, mtu int, peers map[netip.Prefix]netip.Addr) (*OriginalUDP, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -74,7 +75,7 @@ func (o *OriginalUDP) configure(network, subnet netip.Prefix, mtu int) error {
 	return nil
 }
 
-// Close ends it, and the device with it.
+// Close stops it. The kernel removes the device.
 func (o *OriginalUDP) Close() error {
 	err := o.tun.Close()
 	if o.udp != nil {
@@ -115,7 +116,8 @@ func (o *OriginalUDP) receive() {
 	}
 }
 
-// decrementTTL takes a router's hop from the TTL of an IPv4 packet and reports whether it may go on.
+// decrementTTL decrements the TTL of an IPv4 packet and reports whether the packet may be
+// forwarded.
 func decrementTTL(packet []byte) bool {
 	if len(packet) < 20 || packet[0]>>4 != 4 || packet[8] <= 1 {
 		return false

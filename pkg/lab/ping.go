@@ -16,22 +16,24 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// Sizes in an echo packet, in bytes: the ICMP header, and what the lab needs to know its own packets.
+// Sizes in an echo packet, in bytes: the ICMP header, and the data by which the lab recognises its
+// packets.
 const (
 	icmpHeader = 8
 	echoToken  = 16
 	minPing    = ipv4.HeaderLen + icmpHeader + echoToken
 )
 
-// PingOptions describes one echo request. The zero value is what ping(8) sends.
+// PingOptions describes an echo request. The zero value is the default of ping(8).
 type PingOptions struct {
 	Size    int           // of the whole IP packet in bytes, 44 to 65535; default 84
-	DF      bool          // don't fragment, and don't trust a path MTU learnt before
+	DF      bool          // don't fragment, and ignore the path MTU cache
 	Timeout time.Duration // for the reply; default 1 s
 }
 
-// Ping sends one echo request from the endpoint and returns the round-trip time. A packet that is too big for the
-// device or for a link on the way, with DF, is unix.EMSGSIZE; no reply is os.ErrDeadlineExceeded.
+// Ping sends one echo request and returns the round-trip time. If the packet is too large for the
+// device, or with DF for a link on the path, the error is unix.EMSGSIZE. Without a reply, it is
+// os.ErrDeadlineExceeded.
 func (e *Endpoint) Ping(ctx context.Context, to netip.Addr, o PingOptions) (time.Duration, error) {
 	if o.Timeout == 0 {
 		o.Timeout = time.Second
@@ -56,7 +58,7 @@ func (e *Endpoint) Ping(ctx context.Context, to netip.Addr, o PingOptions) (time
 	return time.Since(start), nil
 }
 
-// WaitPing pings until a reply comes or the context ends.
+// WaitPing pings until it gets a reply or the context ends.
 func (e *Endpoint) WaitPing(ctx context.Context, to netip.Addr) (rtt time.Duration, err error) {
 	err = wait.Until(ctx, func() error {
 		rtt, err = e.Ping(ctx, to, PingOptions{Timeout: 250 * time.Millisecond})
@@ -65,8 +67,8 @@ func (e *Endpoint) WaitPing(ctx context.Context, to netip.Addr) (rtt time.Durati
 	return rtt, err
 }
 
-// An echoSocket sends echo requests to one address and receives its replies. It marks them with a random token, since
-// a raw socket sees the replies to everybody's requests.
+// An echoSocket sends echo requests to one address and receives the replies. It marks its requests
+// with a random token, because a raw socket receives the replies to all requests of the host.
 type echoSocket struct {
 	conn    net.Conn
 	id      int
@@ -80,7 +82,7 @@ func (e *Endpoint) openEcho(ctx context.Context, to netip.Addr, o PingOptions) (
 	if o.Size < minPing || o.Size > 1<<16-1 {
 		return nil, fmt.Errorf("ping %s: size %d is not in %d..65535", to, o.Size, minPing)
 	}
-	// Connected: only then does the kernel report ICMP errors to a raw socket.
+	// Connected, because the kernel reports ICMP errors to connected raw sockets only.
 	conn, err := e.NS.DialContext(ctx, "ip4:1", to.String())
 	if err != nil {
 		return nil, fmt.Errorf("ping %s from %s: %w", to, e.Name, err)
@@ -117,7 +119,7 @@ func (s *echoSocket) receive() (uint64, error) {
 			return 0, err
 		}
 		packet := buf[:n]
-		if n > 0 && packet[0]>>4 == ipv4.Version { // a raw socket delivers the IP header; an ICMP reply begins with a 0
+		if n > 0 && packet[0]>>4 == ipv4.Version { // a raw socket returns the IP header too; an ICMP echo reply starts with 0
 			packet = packet[min(n, int(packet[0]&15)*4):]
 		}
 		if len(packet) < icmpHeader+echoToken || packet[0] != byte(ipv4.ICMPTypeEchoReply) {
@@ -129,7 +131,8 @@ func (s *echoSocket) receive() (uint64, error) {
 	}
 }
 
-// setDF forbids fragmentation, here and on the way. PROBE is like DO but ignores the path MTU cache.
+// setDF forbids fragmentation, by this host and on the path. PROBE is like DO but ignores the path
+// MTU cache.
 func setDF(conn *net.IPConn) error {
 	if err := setOption(conn, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
 		return fmt.Errorf("set don't fragment: %w", err)

@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// A Pinger sends echo requests at a fixed rate in the background and counts the replies, to show whether and for how
-// long traffic stopped while something else was done.
+// A Pinger sends echo requests at a fixed rate in the background and counts the replies. It shows
+// whether and for how long traffic was interrupted.
 type Pinger struct {
 	socket *echoSocket
 	stop   context.CancelFunc
@@ -26,17 +26,17 @@ type Pinger struct {
 	rtts     []time.Duration
 }
 
-// PingStats is what a Pinger has seen.
+// PingStats is the result of a Pinger.
 type PingStats struct {
 	Sent, Received, Lost int
-	// Outage is the longest time without traffic: from the first request of a run of lost ones to the next that was
-	// answered, or to the last request. It is 0 if nothing was lost.
+	// Outage is the longest time without traffic: from the first of several lost requests to the
+	// next answered one, or to the last request. It is 0 if nothing was lost.
 	Outage time.Duration
 	RTTs   []time.Duration // of the answered requests, in the order of the replies
 }
 
-// StartPinger sends requests of default size, each interval, until Stop. A request that could not be sent is a lost
-// one. That no route exists yet is an error at once.
+// StartPinger sends requests of default size at an interval until Stop. A request that cannot be
+// sent is lost. It returns an error if there is no route.
 func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, error) {
 	socket, err := e.openEcho(context.Background(), to, PingOptions{})
 	if err != nil {
@@ -51,11 +51,11 @@ func (e *Endpoint) StartPinger(to netip.Addr, interval time.Duration) (*Pinger, 
 	return p, nil
 }
 
-// Stop stops sending, waits up to half a second (on a slow machine as many times longer) for replies on their way and returns
-// the result. Call it once.
+// Stop stops sending, waits up to half a second (longer on a slow machine) for outstanding replies
+// and returns the result. Call it once.
 func (p *Pinger) Stop() PingStats {
 	p.stop()
-	p.sender.Wait() // a request sent after the last look would count as lost
+	p.sender.Wait() // a request sent after the last check would count as lost
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(wait.Slow())*500*time.Millisecond)
 	defer cancel()
 	wait.Until(ctx, func() error {
@@ -69,7 +69,7 @@ func (p *Pinger) Stop() PingStats {
 	return p.Stats()
 }
 
-// Stats returns the result so far; requests without a reply yet count as lost.
+// Stats returns the result so far. Requests without a reply count as lost.
 func (p *Pinger) Stats() PingStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +98,7 @@ func (p *Pinger) send(ctx context.Context, interval time.Duration) {
 		seq := len(p.sent)
 		p.sent, p.answered = append(p.sent, time.Now()), append(p.answered, false)
 		p.mu.Unlock()
-		p.socket.send(uint64(seq)) // an error is a lost request
+		p.socket.send(uint64(seq)) // after an error, the request is lost
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
@@ -116,7 +116,7 @@ func (p *Pinger) receive() {
 			return
 		}
 		if err != nil {
-			continue // an ICMP error, reported once: the request is lost, the socket lives
+			continue // an ICMP error, reported once: the request is lost, the socket remains usable
 		}
 		p.mu.Lock()
 		if seq < uint64(len(p.answered)) && !p.answered[seq] {

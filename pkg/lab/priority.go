@@ -6,12 +6,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Prioritize has the kernel run etcd before what else wants a processor, until it is started again: where there are many
-// hosts, etcd has a machine of its own, and is not one of hundreds of processes that share two processors.
+// Prioritize raises the scheduling priority of etcd until its next start. In practice, etcd runs on
+// its own machine; here it competes with hundreds of processes for two processors.
 func (e *Etcd) Prioritize() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	// The group, which is the process alone, and not the process: that would be but one of its threads.
+	// The process group, which contains only etcd: PRIO_PROCESS would be for a single thread.
 	if err := unix.Setpriority(unix.PRIO_PGRP, e.process.PID(), -20); err != nil {
 		return fmt.Errorf("set the priority of etcd: %w", err)
 	}

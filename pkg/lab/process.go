@@ -14,33 +14,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inheritedEnv names the variables that programs in the lab share with its owner; GOCOVERDIR collects their coverage.
+// inheritedEnv are variables that programs in the lab inherit. GOCOVERDIR collects their coverage.
 const inheritedEnv = "PATH HOME TMPDIR GOCOVERDIR"
 
-// A Command says which program a host is to run.
+// A Command is a program to run on a host.
 type Command struct {
-	Path string   // the binary; empty means Options.Flanneld
+	Path string   // the binary; empty: Options.Flanneld
 	Args []string // without the program's name
 	Env  []string // "KEY=value", added to PATH, HOME, TMPDIR, GOCOVERDIR and what the lab sets
-	// Stored is the descriptor store that the process begins with, passed to it as systemd does (sd_listen_fds(3)): that of
-	// an earlier Process.
+	// Stored is the initial descriptor store of the process, taken from an earlier Process. It is
+	// passed as systemd does (sd_listen_fds(3)).
 	Stored []*os.File
-	// Output takes what the process prints instead of its log file; nil: it goes there.
+	// Output receives the output of the process instead of its log file; nil: the log file.
 	Output *os.File
-	// Unit restricts the process. Host.Run takes that of the lab for flanneld.
+	// Unit restricts the process. Host.Run uses the lab's unit for flanneld.
 	Unit *Unit
 }
 
-// A Process is a program running inside a namespace. It dies with the program that owns the lab, however that ends.
+// A Process is a program that runs inside a namespace. It ends with the program that owns the lab.
 type Process struct {
 	cmd     *exec.Cmd
 	log     string
 	started time.Time
 	ready   *notifySocket
-	done    chan struct{} // closed once the process has been waited for
+	done    chan struct{} // closed after the process has been waited for
 }
 
-// startProcess starts a program inside ns with its output going to the file log.
+// startProcess starts a program inside ns. Its output goes to the file log.
 func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, error) {
 	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
 		return nil, fmt.Errorf("create log directory: %w", err)
@@ -75,7 +75,8 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 	if len(c.Stored) > 0 {
 		p.passFiles(c.Stored)
 	}
-	// An own process group keeps the terminal's Ctrl-C away: the lab stops its processes itself.
+	// The process has its own group, so that Ctrl-C in the terminal does not reach it: the lab
+	// stops its processes itself.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 
 	err = l.spawner.run(func() error {
@@ -95,7 +96,7 @@ func (l *Lab) startProcess(ns *Namespace, c Command, log string) (*Process, erro
 	return p, nil
 }
 
-// passFiles puts a shell before the program, because LISTEN_PID is known only after the fork.
+// passFiles runs the program by a shell, because LISTEN_PID is known only after the fork.
 func (p *Process) passFiles(files []*os.File) {
 	names := make([]string, len(files))
 	for i, f := range files {
@@ -107,23 +108,25 @@ func (p *Process) passFiles(files []*os.File) {
 	p.cmd.Path = "/bin/sh"
 }
 
-// Stored gives the descriptor store that the process leaves to the next one: what it began with, and what it has put there
-// and not removed (FDSTORE=1 of sd_notify(3)). It must be taken before the process ends, unless KeepStored was called. Each File has its name in the store,
-// and is the caller's from now on.
+// Stored returns the descriptor store that the process leaves to the next one: its initial content,
+// and what it has added and not removed (FDSTORE=1 of sd_notify(3)). Call it before the process
+// ends, unless KeepStored was called. The name of each File is its name in the store. The caller
+// owns the files.
 func (p *Process) Stored() []*os.File { return p.ready.takeStored() }
 
-// KeepStored makes the descriptor store outlive the process, as in a restart by systemd. What the process leaves there is
-// to be had from Stored once Wait has returned.
+// KeepStored makes the descriptor store outlive the process, as in a restart by systemd. Call
+// Stored after Wait.
 func (p *Process) KeepStored() {
 	p.ready.mu.Lock()
 	defer p.ready.mu.Unlock()
 	p.ready.keep = true
 }
 
-// PID is the process id, as seen by the owner of the lab.
+// PID returns the process ID in the namespace of the owner of the lab.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Wait waits for the process to end and returns its exit code: 128 plus the signal's number for one that was killed.
+// Wait waits until the process ends and returns its exit code, or 128 plus the signal's number if
+// it was killed.
 func (p *Process) Wait(ctx context.Context) (int, error) {
 	select {
 	case <-p.done:
@@ -133,7 +136,7 @@ func (p *Process) Wait(ctx context.Context) (int, error) {
 	}
 }
 
-// Exited tells whether the process has ended.
+// Exited reports whether the process has ended.
 func (p *Process) Exited() bool {
 	select {
 	case <-p.done:
@@ -143,7 +146,7 @@ func (p *Process) Exited() bool {
 	}
 }
 
-// Signal sends a signal; to a process that has ended it returns os.ErrProcessDone.
+// Signal sends a signal. If the process has ended, it returns os.ErrProcessDone.
 func (p *Process) Signal(s os.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil {
 		return fmt.Errorf("send %v to process %d: %w", s, p.PID(), err)
@@ -151,7 +154,7 @@ func (p *Process) Signal(s os.Signal) error {
 	return nil
 }
 
-// Pause sends SIGSTOP and waits until every thread has stopped. SIGCONT ends it.
+// Pause sends SIGSTOP and waits until all threads have stopped. Send SIGCONT to resume.
 func (p *Process) Pause() error {
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -171,7 +174,7 @@ func (p *Process) Pause() error {
 // Stop sends SIGTERM and returns the exit code.
 func (p *Process) Stop(ctx context.Context) (int, error) { return p.end(ctx, syscall.SIGTERM) }
 
-// Kill sends SIGKILL and waits for the end.
+// Kill sends SIGKILL and waits for the end of the process.
 func (p *Process) Kill(ctx context.Context) error {
 	_, err := p.end(ctx, syscall.SIGKILL)
 	return err
@@ -184,7 +187,8 @@ func (p *Process) end(ctx context.Context, s os.Signal) (int, error) {
 	return p.Wait(ctx)
 }
 
-// WaitReady waits for READY=1. It fails at once when the process ends before that; the error holds the end of the log.
+// WaitReady waits for READY=1. It fails at once if the process ends first; the error contains the
+// end of the log.
 func (p *Process) WaitReady(ctx context.Context) error {
 	select {
 	case <-p.ready.ready:
@@ -194,7 +198,7 @@ func (p *Process) WaitReady(ctx context.Context) error {
 		return fmt.Errorf("wait for READY=1 of process %d: %w; its log ends with:\n%s",
 			p.PID(), ctx.Err(), lastLines(p.Logs(), 15))
 	}
-	select { // the datagram may have come just before the end
+	select { // the message may have arrived just before the end
 	case <-p.ready.ready:
 		return nil
 	default:
@@ -203,7 +207,7 @@ func (p *Process) WaitReady(ctx context.Context) error {
 	}
 }
 
-// ReadyAfter is the time from exec to READY=1, or 0 when that has not come yet.
+// ReadyAfter returns the time from exec to READY=1, or 0 before READY=1.
 func (p *Process) ReadyAfter() time.Duration {
 	select {
 	case <-p.ready.ready:
@@ -213,10 +217,10 @@ func (p *Process) ReadyAfter() time.Duration {
 	}
 }
 
-// Notifications returns every sd_notify datagram the process has sent so far.
+// Notifications returns all sd_notify messages of the process so far.
 func (p *Process) Notifications() []string { return p.ready.all() }
 
-// Logs returns what the process has written to stdout and stderr so far.
+// Logs returns the output of the process so far.
 func (p *Process) Logs() string {
 	text, err := os.ReadFile(p.log)
 	if err != nil {

@@ -16,21 +16,21 @@ import (
 	"flanneld/pkg/lab/relay"
 )
 
-// lanMTU is that of a site's LANs: what a host sends is limited by its own devices.
+// lanMTU is the MTU of a site's LANs. The MTU of a host's packets is limited by its own devices.
 const lanMTU = 9216
 
-// firstNumber is the number of a site's first host; the router is 1.
+// firstNumber is the number of a site's first host. The router is number 1.
 const firstNumber = 2
 
 // A NIC is a network card of a host of a Site.
 type NIC struct {
-	Name string // of the device on the host
-	LAN  string // bridge of the router that it is cabled to; empty: a line to the router, a TUN device at both ends
+	Name string // name of the device on the host
+	LAN  string // bridge of the router at the other end of the cable; empty: a line to the router, with a TUN device at both ends
 }
 
-// A Site is a part of the lab with addresses of its own: a router and hosts that are cabled to it. Nothing has an address
-// until somebody gives it one by commands, so a host can have any shape, and many sites the same addresses. etcd answers
-// at every address of the router.
+// A Site is a part of the lab with its own addresses: a router, and hosts that are connected to it
+// by cables. Nothing has an address until commands set one. So a host can have any shape, and
+// several sites can have the same addresses. etcd answers at every address of the router.
 //
 // The router's ends of the hosts' cables and lines are called h<number of the host>.<NIC>.
 type Site struct {
@@ -45,7 +45,7 @@ type Site struct {
 	lines []*line
 }
 
-// NewSite makes a router without any LAN. The name is a part of the names of namespaces.
+// NewSite creates a router without LANs. The name is a part of the names of its namespaces.
 func (l *Lab) NewSite(name string) (*Site, error) {
 	router, err := l.newNamespace(name + "r")
 	if err != nil {
@@ -65,7 +65,7 @@ func (l *Lab) NewSite(name string) (*Site, error) {
 	return s, nil
 }
 
-// close ends what the site has in this process.
+// close closes what the site has open in this process.
 func (s *Site) close() {
 	s.etcd.Close()
 	s.mu.Lock()
@@ -82,7 +82,8 @@ type card struct {
 	line *line // nil for a cable
 }
 
-// AddHost adds a host that is powered on. Its devices are down and have no addresses; Addr is for the caller to set.
+// AddHost adds a host that is powered on. Its devices are down and have no addresses. The caller
+// sets Addr.
 func (s *Site) AddHost(nics ...NIC) (*Host, error) {
 	number := firstNumber + len(s.Hosts)
 	name := fmt.Sprintf("%sh%d", s.name, number)
@@ -122,10 +123,10 @@ func (s *Site) addLAN(name string) error {
 	})
 }
 
-// port is the name of the router's end.
+// port returns the name of the router's end.
 func (h *Host) port(c *card) string { return fmt.Sprintf("h%d.%s", h.Number, c.Name) }
 
-// PowerOn gives a host of a site a kernel that knows nothing but its network cards.
+// PowerOn gives a host of a site a new network namespace with its network cards.
 func (h *Host) PowerOn() error {
 	ns, err := h.lab.newNamespace(h.Name)
 	if err != nil {
@@ -143,8 +144,8 @@ func (h *Host) PowerOn() error {
 	return nil
 }
 
-// Replug takes a network card out of a host of a site and puts it in again, as happens to a USB device or a PPP line that
-// is dialled anew. The new device is down and has no address.
+// Replug removes a network card of a host of a site and adds it again, as a USB device that is
+// reconnected or a PPP line that is redialled. The new device is down and has no address.
 func (h *Host) Replug(name string) error {
 	for _, c := range h.cards {
 		if c.Name == name {
@@ -174,8 +175,8 @@ func (h *Host) plugIn(c *card) error {
 	})
 }
 
-// PowerOff is what pulling its plug does to a host of a site: its programs, its containers, all that its kernel held and
-// its /run, where the subnet file is, are gone. Nothing else may use the host meanwhile.
+// PowerOff removes the programs, the containers and the network namespace of a host of a site, and
+// the directory of its subnet file, which stands for /run. Nothing else may use the host meanwhile.
 func (h *Host) PowerOff(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -189,7 +190,7 @@ func (h *Host) PowerOff(ctx context.Context) error {
 		paths[i] = n.Path()
 	}
 	errs := []error{killInside(ctx, paths)}
-	// The kernel may free the namespace, and with it the cables, later.
+	// The kernel may free the namespace with its cables later.
 	for _, c := range h.cards {
 		errs = append(errs, h.takeOut(c))
 	}
@@ -217,12 +218,13 @@ func (h *Host) takeOut(c *card) error {
 	})
 }
 
-// Shell runs a shell script on a host of a site, with the host's number as N, and returns what it prints.
+// Shell runs a shell script on a host of a site with the host's number in N and returns its output.
 func (h *Host) Shell(ctx context.Context, script string) (string, error) {
 	return h.NS.shell(ctx, script, fmt.Sprintf("N=%d", h.Number), "XTABLES_LOCKFILE="+filepath.Join(h.lab.Dir, h.Name, "xtables.lock"))
 }
 
-// Shell runs a shell script on the router, with the numbers of all hosts as HOSTS, and returns what it prints.
+// Shell runs a shell script on the router with the numbers of all hosts in HOSTS and returns its
+// output.
 func (s *Site) Shell(ctx context.Context, script string) (string, error) {
 	var numbers []string
 	for _, h := range s.Hosts {
@@ -231,7 +233,7 @@ func (s *Site) Shell(ctx context.Context, script string) (string, error) {
 	return s.Router.shell(ctx, script, "HOSTS="+strings.Join(numbers, " "))
 }
 
-// Remove powers all hosts off and takes the router away.
+// Remove powers off all hosts and removes the router.
 func (s *Site) Remove(ctx context.Context) error {
 	var errs []error
 	for _, h := range s.Hosts {

@@ -15,7 +15,7 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// shape gives the hosts of a test's site their addresses.
+// shape sets the addresses of the hosts of a test's site.
 func shape(t *testing.T, s *Site, h *Host) {
 	t.Helper()
 	script := `ip link set eth0 up; ip addr add 10.99.0.$N/24 dev eth0; ip route add default via 10.99.0.1

@@ -5,8 +5,9 @@ import (
 	"runtime"
 )
 
-// A spawner runs functions on one OS thread that lives as long as the lab. Processes must be started there: the kernel
-// sends the parent-death signal when the starting *thread* ends, not the process.
+// A spawner runs functions on one OS thread that lives as long as the lab. Processes must be
+// started there, because the kernel sends the parent-death signal when the starting thread ends,
+// not the process.
 type spawner struct {
 	work chan func()
 	quit chan struct{}
@@ -16,7 +17,7 @@ type spawner struct {
 func newSpawner() *spawner {
 	s := &spawner{work: make(chan func()), quit: make(chan struct{}), gone: make(chan struct{})}
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		runtime.LockOSThread() // not unlocked: the thread must end with this goroutine
 		defer close(s.gone)
 		for {
 			select {
@@ -41,7 +42,7 @@ func (s *spawner) run(fn func() error) error {
 	}
 }
 
-// close ends the thread and with it every process that is still there.
+// close ends the thread, and with it all processes that are still running.
 func (s *spawner) close() {
 	close(s.quit)
 	<-s.gone

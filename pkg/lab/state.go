@@ -19,9 +19,10 @@ const (
 	namePrefix = "flab" // of the namespaces: flab<id>-<node>
 )
 
-// A state is the lab's entry in /run/flannel-lab: a directory named after the lab's id and locked by its owner. The
-// kernel drops the lock when the owner dies, however it dies, so an unlocked entry is a leftover. An entry exists
-// before the first namespace of its lab and goes away after the last.
+// A state is the lab's entry in /run/flannel-lab: a directory with the lab's ID as its name, locked
+// by its owner. The kernel releases the lock when the owner ends for whatever reason, so an entry
+// without a lock is stale. An entry exists before the first namespace of its lab and is removed
+// after the last one.
 type state struct {
 	id     string
 	dir    string
@@ -29,12 +30,12 @@ type state struct {
 	socket atomic.Int64
 }
 
-// newState removes leftovers and makes an entry under a free id.
+// newState removes stale labs and creates an entry with a free ID.
 func newState(ctx context.Context) (*state, error) {
 	if err := os.MkdirAll(stateRoot, 0o700); err != nil {
 		return nil, fmt.Errorf("create %s: %w", stateRoot, err)
 	}
-	// One at a time: an entry that is made but not yet locked would look like a leftover.
+	// One process at a time: an entry that is created but not locked yet would look stale.
 	root, err := lockDir(stateRoot, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
@@ -63,7 +64,7 @@ func newState(ctx context.Context) (*state, error) {
 	}
 }
 
-// netns is the name of the namespace of a node of the lab.
+// netns returns the name of the namespace of a node of the lab.
 func (s *state) netns(node string) string { return namePrefix + s.id + "-" + node }
 
 // socketPath returns a new path that is short enough for a unix socket.
@@ -71,7 +72,7 @@ func (s *state) socketPath() string {
 	return filepath.Join(s.dir, fmt.Sprintf("notify%d", s.socket.Add(1)))
 }
 
-// makeTemp makes a temporary directory and records it, so that a later sweep removes it too.
+// makeTemp creates a temporary directory and records it, so that a later sweep removes it too.
 func (s *state) makeTemp() (string, error) {
 	dir, err := os.MkdirTemp("", "flannel-lab-")
 	if err != nil {
@@ -83,14 +84,14 @@ func (s *state) makeTemp() (string, error) {
 	return dir, nil
 }
 
-// remove clears everything the lab has outside its own process.
+// remove removes everything that the lab has outside its own process.
 func (s *state) remove(ctx context.Context) error {
 	err := removeLab(ctx, s.id)
 	s.lock.Close()
 	return err
 }
 
-// sweep removes every lab whose owner is dead. The caller holds the lock of the root.
+// sweep removes every lab whose owner has ended. The caller holds the lock of the root.
 func sweep(ctx context.Context) error {
 	ids := map[string]bool{}
 	entries, err := os.ReadDir(stateRoot)
@@ -113,7 +114,7 @@ func sweep(ctx context.Context) error {
 		lock, err := lockDir(filepath.Join(stateRoot, id), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case errors.Is(err, unix.EWOULDBLOCK):
-			continue // its owner lives
+			continue // its owner is running
 		case errors.Is(err, os.ErrNotExist):
 			errs = append(errs, removeLab(ctx, id))
 		case err != nil:
@@ -126,7 +127,8 @@ func sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeLab kills what runs in the namespaces of a lab and removes the namespaces, the temporary directory and the entry.
+// removeLab kills the processes in the namespaces of a lab and removes the namespaces, the
+// temporary directory and the entry.
 func removeLab(ctx context.Context, id string) error {
 	paths, err := netnsFiles(namePrefix + id + "-")
 	if err != nil {
@@ -141,12 +143,13 @@ func removeLab(ctx context.Context, id string) error {
 		errs = append(errs, os.RemoveAll(temp))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return err // the entry stays, so that the next sweep tries again
+		return err // the entry is kept, so that the next sweep tries again
 	}
 	return os.RemoveAll(entry)
 }
 
-// lockDir opens a directory and locks it; the lock lasts until the file is closed or the process ends.
+// lockDir opens and locks a directory. The lock is held until the file is closed or the process
+// ends.
 func lockDir(path string, how int) (*os.File, error) {
 	dir, err := os.Open(path)
 	if err != nil {

@@ -1,8 +1,8 @@
 package lab
 
-// TLS names the PEM files of an etcd that serves TLS and asks for client certificates.
+// TLS are the PEM files of an etcd with TLS that requires client certificates.
 type TLS struct {
-	CA                    string // of the server's and of the clients' certificates
+	CA                    string // CA of the server's and of the clients' certificates
 	ServerCert, ServerKey string
-	ClientCert, ClientKey string // for the lab's own access to keys
+	ClientCert, ClientKey string // for the lab's own access to etcd
 }

@@ -13,18 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TransferStats is the result of a TCP transfer, as seen by the receiver.
+// TransferStats is the result of a TCP transfer, measured by the receiver.
 type TransferStats struct {
 	Bytes    int64
 	Duration time.Duration
 }
 
-// BitsPerSecond is the throughput.
+// BitsPerSecond returns the throughput.
 func (t TransferStats) BitsPerSecond() float64 {
 	return float64(t.Bytes) * 8 / max(t.Duration.Seconds(), 1e-9)
 }
 
-// Transfer sends n random bytes to another endpoint by TCP. It fails unless both ends see the same SHA-256.
+// Transfer sends n random bytes to another endpoint by TCP. It fails unless both ends compute the
+// same SHA-256.
 func (e *Endpoint) Transfer(ctx context.Context, to *Endpoint, n int64) (TransferStats, error) {
 	sent, received := sha256.New(), sha256.New()
 	stats, err := e.stream(ctx, to, func(w io.Writer) error {
@@ -63,7 +64,8 @@ func (e *Endpoint) Throughput(ctx context.Context, to *Endpoint, d time.Duration
 	return stats, nil
 }
 
-// stream connects e to another endpoint, sends what write writes and copies what arrives to check, if that is not nil.
+// stream connects e to another endpoint, sends what write writes and copies what arrives to check,
+// unless that is nil.
 func (e *Endpoint) stream(
 	ctx context.Context, to *Endpoint, write func(io.Writer) error, check io.Writer,
 ) (TransferStats, error) {
@@ -87,7 +89,7 @@ func (e *Endpoint) stream(
 	}()
 	err = e.send(ctx, listener.Addr().String(), write)
 	if err != nil {
-		cancel() // the receiver would wait for more
+		cancel() // else the receiver would wait for more
 	}
 	r := <-received
 	if err == nil {
@@ -106,7 +108,8 @@ func (e *Endpoint) send(ctx context.Context, address string, write func(io.Write
 	if err := write(conn); err != nil {
 		return cmp.Or(ctx.Err(), err)
 	}
-	// Wait until the receiver has read to the end, so that its clock and not the socket buffer decides.
+	// Wait until the receiver has read everything, so that its clock counts and not the socket
+	// buffer.
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		return err
 	}
@@ -145,8 +148,9 @@ func receive(ctx context.Context, listener net.Listener, check io.Writer) (Trans
 	}
 }
 
-// readInBulk lets the kernel wake the receiver for much data or the end only. Woken for every segment, it would spend
-// most of its time on waking up and make short paths look slower than long ones, on which more comes at once.
+// readInBulk makes the kernel wake the receiver only for much data or the end. If it woke for every
+// segment, it would spend most of its time on waking up, and short paths would look slower than
+// long ones, on which more data arrive at once.
 func readInBulk(conn *net.TCPConn) error {
 	if err := setOption(conn, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 128<<10); err != nil {
 		return fmt.Errorf("set SO_RCVLOWAT: %w", err)

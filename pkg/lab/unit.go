@@ -17,33 +17,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Unit is what a systemd service leaves its processes, as far as it can be imposed without
-// systemd: capabilities, no_new_privs, a seccomp filter and read-only mounts.
+// A Unit contains the restrictions of a systemd service that can be applied without systemd:
+// capabilities, no_new_privs, a seccomp filter and read-only mounts.
 type Unit struct {
 	Capabilities uint64   // bounding set, as a mask
 	NoNewPrivs   bool     // NoNewPrivileges=
-	Files        uint64   // LimitNOFILE=; 0: as it is
-	ReadOnly     bool     // ProtectSystem=strict: all but /dev, /proc, /sys and Writable
-	Tunables     bool     // ProtectKernelTunables: /sys and /proc/sys are read-only, too
+	Files        uint64   // LimitNOFILE=; 0: unchanged
+	ReadOnly     bool     // ProtectSystem=strict: read-only except /dev, /proc, /sys and Writable
+	Tunables     bool     // ProtectKernelTunables=: /sys and /proc/sys are read-only too
 	HideProcs    bool     // ProtectProc=invisible
 	Writable     []string // RuntimeDirectory= and ReadWritePaths=
 	NoNamespaces bool     // RestrictNamespaces=
-	Mmap         uint32   // the number of mmap(2), for MemoryDenyWriteExecute=; 0: it may
+	Mmap         uint32   // number of mmap(2), for MemoryDenyWriteExecute=; 0: allowed
 	Families     []uint32 // RestrictAddressFamilies=
-	Syscalls     []uint32 // SystemCallFilter=: those that are allowed
+	Syscalls     []uint32 // SystemCallFilter=: the allowed ones
 }
 
-// notEnforced are the settings of a service that restrict nothing, or what cannot be imposed
-// here: PrivateTmp= would hide the lab's own directory, DevicePolicy= takes a cgroup, and the
-// others are about what the capabilities or the system calls rule out anyway. "make
-// test-system" runs the unit with all of them.
+// notEnforced are the settings of a service that restrict nothing, or cannot be applied here:
+// PrivateTmp= would hide the lab's own directory, DevicePolicy= needs a cgroup, and the others
+// forbid what the capabilities or the system calls forbid anyway. "make test-system" runs the unit
+// with all of them.
 const notEnforced = "Type Environment EnvironmentFile ExecStart ExecStartPre SyslogIdentifier TimeoutStartSec Restart RestartSec " +
 	"WatchdogSec FileDescriptorStoreMax RuntimeDirectoryPreserve ProtectHome PrivateTmp PrivateMounts ReadOnlyPaths ProtectKernelModules " +
 	"ProtectKernelLogs ProtectControlGroups ProtectClock ProtectHostname DevicePolicy DeviceAllow RestrictRealtime RestrictSUIDSGID " +
 	"LockPersonality UMask SystemCallArchitectures SystemCallErrorNumber"
 
-// ReadUnit reads a unit file. A setting that it does not know is an error. What names groups
-// of system calls stand for, systemd-analyze tells, and their numbers golang.org/x/sys.
+// ReadUnit reads a unit file. An unknown setting is an error. The groups of system calls are taken
+// from systemd-analyze, their numbers from golang.org/x/sys.
 func ReadUnit(path string) (*Unit, error) {
 	settings, err := readService(path)
 	if err != nil {
@@ -61,8 +61,8 @@ func ReadUnit(path string) (*Unit, error) {
 	return u, nil
 }
 
-// here is the unit on a host of the lab, whose directory for subnet.env and whose lock of
-// iptables stand for those below /run. It makes both, as systemd and ExecStartPre= do.
+// here returns the unit for a host of the lab, whose directory for subnet.env and lock of iptables
+// replace those in /run. It creates both, as systemd and ExecStartPre= do.
 func (u *Unit) here(runtimeDir, lock string) (*Unit, error) {
 	if err := os.MkdirAll(runtimeDir, 0o755); err != nil {
 		return nil, err
@@ -118,7 +118,7 @@ func readService(path string) ([]setting, error) {
 	return all, lines.Err()
 }
 
-// set takes one setting. Those that may be given several times add up.
+// set applies one setting. Settings that are given several times accumulate.
 func (u *Unit) set(key, value string) (err error) {
 	words := strings.Fields(value)
 	yes := value == "yes" || value == "true"
@@ -173,8 +173,8 @@ func (u *Unit) set(key, value string) (err error) {
 	return err
 }
 
-// filter takes one SystemCallFilter=: the first one allows, one that begins with a tilde
-// takes away.
+// filter applies one SystemCallFilter=: the first one allows system calls, one that starts with a
+// tilde removes some.
 func (u *Unit) filter(words []string) error {
 	numbers, err := syscallNumbers()
 	if err != nil {
@@ -189,7 +189,7 @@ func (u *Unit) filter(words []string) error {
 		for _, name := range names {
 			n, ok := numbers[name]
 			switch {
-			case !ok: // of other architectures
+			case !ok: // exists on other architectures only
 			case remove:
 				u.Syscalls = slices.DeleteFunc(u.Syscalls, func(o uint32) bool { return o == n })
 			case !slices.Contains(u.Syscalls, n):
@@ -200,7 +200,7 @@ func (u *Unit) filter(words []string) error {
 	return nil
 }
 
-// syscallGroup returns the system calls that a name stands for, which may be that of a group.
+// syscallGroup returns the system calls of a group, or the name itself if it is a system call.
 func syscallGroup(name string) ([]string, error) {
 	if !strings.HasPrefix(name, "@") {
 		return []string{name}, nil
@@ -224,7 +224,7 @@ func syscallGroup(name string) ([]string, error) {
 	return all, nil
 }
 
-// syscallNumbers returns the numbers of this architecture, as golang.org/x/sys has them.
+// syscallNumbers returns the system call numbers of this architecture in golang.org/x/sys.
 func syscallNumbers() (map[string]uint32, error) {
 	out, err := exec.Command("go", "list", "-f", "{{.Dir}}", "golang.org/x/sys/unix").Output()
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestUnitRestricts runs commands on a host of a lab under the unit that is shipped, each of
-// which works or is refused as under systemd.
+// TestUnitRestricts runs commands on a host of a lab under the shipped unit. Each works or is
+// refused as under systemd.
 func TestUnitRestricts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces; run it with sudo")
@@ -43,7 +43,7 @@ func TestUnitRestricts(t *testing.T) {
 		{"echo 0 >/proc/sys/net/ipv4/conf/lo/forwarding", true},
 		{"echo x >/proc/sys/kernel/core_pattern", false},
 		{"echo x >" + filepath.Dir(h.SubnetFile) + "/x", true},
-		{"echo x >" + filepath.Join(l.Dir, h.Name, "x"), false}, // beside it
+		{"echo x >" + filepath.Join(l.Dir, h.Name, "x"), false}, // outside the writable directory
 		{"echo x >" + filepath.Join(l.Dir, h.Name, "xtables.lock"), true},
 		{"rm " + filepath.Join(l.Dir, h.Name, "xtables.lock"), false},
 		{"echo x >/etc/x-of-a-test", false},
@@ -68,8 +68,8 @@ func TestUnitRestricts(t *testing.T) {
 	}
 }
 
-// TestUnitWithAnUnknownSetting: what the unit gains is imposed here, too, or said to be
-// imposed elsewhere.
+// TestUnitWithAnUnknownSetting checks that a new setting of the unit must be applied by this
+// package, or listed as not enforced.
 func TestUnitWithAnUnknownSetting(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.service")
 	for content, want := range map[string]string{

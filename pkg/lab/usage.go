@@ -10,22 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Usage is what a process has consumed.
+// Usage is the resource usage of a process.
 type Usage struct {
 	CPU   time.Duration // user and system time since its start, of all threads
 	RSS   int64         // resident memory now, in bytes
-	HWM   int64         // the most resident memory it ever had, in bytes
+	HWM   int64         // peak of resident memory, in bytes
 	Files int           // open descriptors
 
-	ChildrenCPU    time.Duration // user and system time of the children that have ended, in steps of 10 ms
-	ChildrenFaults int           // page faults of the same; each has some
+	ChildrenCPU    time.Duration // user and system time of children that have ended, in units of 10 ms
+	ChildrenFaults int           // page faults of children that have ended; every child has some
 }
 
-// Usage reads the consumption of a running process.
+// Usage returns the resource usage of a running process.
 func (p *Process) Usage() (Usage, error) {
 	var u Usage
-	// The CPU clock of a process, as clock_getcpuclockid(3) makes it: the ticks of /proc/PID/stat are far too coarse for
-	// a process that does next to nothing.
+	// Read the CPU clock of the process (clock_getcpuclockid(3)): the ticks in /proc/PID/stat are
+	// too coarse for an idle process.
 	const cpuClockSched = 2
 	var spent unix.Timespec
 	if err := unix.ClockGettime(int32(^p.PID()<<3|cpuClockSched), &spent); err != nil {
@@ -56,7 +56,7 @@ func (p *Process) Usage() (Usage, error) {
 	if err != nil {
 		return u, fmt.Errorf("read what the children of process %d took: %w", p.PID(), err)
 	}
-	_, numbers, _ := strings.Cut(string(stat), ") ") // behind the name: see proc(5)
+	_, numbers, _ := strings.Cut(string(stat), ") ") // after the name; see proc(5)
 	fields := strings.Fields(numbers)
 	number := func(field int) int {
 		n, _ := strconv.Atoi(fields[field-3])

@@ -1,5 +1,6 @@
-// Package cache keeps directories that take long to make, such as root file systems, between runs: in the user's cache
-// directory (XDG_CACHE_HOME). Of several processes that want one, one makes it and the others wait.
+// Package cache keeps directories that take long to create, such as root file systems, in the
+// user's cache directory (XDG_CACHE_HOME). If several processes need one, the first one creates it
+// and the others wait.
 package cache
 
 import (
@@ -13,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dir returns a directory that is made by a recipe, which is part of its name beside the given one. If it is not there,
-// say is told its name, and make makes it under another one, which does not exist yet. It is for reading only.
+// Dir returns a directory for reading. Its name contains the given name and a hash of the recipe.
+// If it does not exist, Dir calls say with its name, and make, which creates it under a temporary
+// name that does not exist yet.
 func Dir(name, recipe string, say func(dir string), make func(dir string) error) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"flanneld/pkg/lab/cache"
 )
 
-// TestDirIsMadeOnce: by one of many who want it at once, whatever the one before them has left.
+// TestDirIsMadeOnce checks that one of many callers creates the directory, whatever an earlier run
+// has left.
 func TestDirIsMadeOnce(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	broken := errors.New("broken")

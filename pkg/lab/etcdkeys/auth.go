@@ -41,14 +41,14 @@ func (v *V2) RequireUser(ctx context.Context, password string, others ...string)
 		_, err := users.GrantUser(ctx, user, []string{"root"})
 		errs = append(errs, err)
 	}
-	// Everybody may do everything as a guest.
+	// Without a user, a client has the role guest, which may do everything.
 	return errors.Join(append(errs, v2.NewAuthAPI(c).Enable(ctx), v2.NewAuthRoleAPI(root).RemoveRole(ctx, "guest"))...)
 }
 
 const readersRole = "readers"
 
-// PermitReading has etcd ask for a user in this API, as RequireUser does, of one who may read what is below a prefix and
-// write nothing. Again takes back what was permitted since then.
+// PermitReading makes etcd require a user in this API, as RequireUser does. The user may read keys
+// below a prefix and write nothing. With again, it revokes what was granted since the first call.
 func (v V3) PermitReading(ctx context.Context, again bool, name, password, prefix string) error {
 	prefix += "/"
 	if again {
@@ -87,7 +87,7 @@ func (v *V2) PermitReading(ctx context.Context, again bool, name, password, pref
 		return err
 	}
 	if again {
-		// By the role that flanneld suggests, if that was granted.
+		// flanneld suggests to grant this role.
 		_, err := v2.NewAuthUserAPI(root).RevokeUser(ctx, name, []string{"flannel"})
 		if err != nil && strings.Contains(err.Error(), "ungranted") {
 			return nil

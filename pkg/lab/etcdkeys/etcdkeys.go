@@ -1,5 +1,5 @@
-// Package etcdkeys reads and writes an etcd past flanneld, as operators and other programs do, through either of its
-// two APIs. Tests of every kind use it: what a lab's etcd holds, and what an etcd of one test does.
+// Package etcdkeys reads and writes keys of an etcd without flanneld, as operators and other
+// programs do, through either of its two APIs. Labs and single tests use it.
 package etcdkeys
 
 import (
@@ -19,47 +19,48 @@ var ErrNoKey = errors.New("no such key")
 // An Entry is a key with its value.
 type Entry struct {
 	Key, Value string
-	TTL        time.Duration // what is left, in whole seconds; 0 for a key that does not expire
+	TTL        time.Duration // time left, in whole seconds; 0 for a key that does not expire
 }
 
-// A Store is an etcd through one of its APIs. Each has keys of its own.
+// A Store is an etcd through one of its APIs. Each API has its own keys.
 type Store interface {
 	// Put sets a key; ttl 0 makes it permanent.
 	Put(ctx context.Context, key, value string, ttl time.Duration) error
-	// PutAll sets permanent keys one after another: each is an event of its own.
+	// PutAll sets permanent keys one after another. Each is one event.
 	PutAll(ctx context.Context, entries []Entry) error
 	// Get reads a key; the error is ErrNoKey if there is none.
 	Get(ctx context.Context, key string) (Entry, error)
-	// List reads the keys right below a directory; one that does not exist is empty.
+	// List reads the keys directly below a directory. A directory that does not exist is empty.
 	List(ctx context.Context, dir string) ([]Entry, error)
-	// Delete removes a key and all below it; the error is ErrNoKey if there is none.
+	// Delete removes a key and all keys below it; the error is ErrNoKey if there is none.
 	Delete(ctx context.Context, key string) error
-	// ForgetHistory has etcd forget what happened until now.
+	// ForgetHistory makes etcd drop the history of its events.
 	ForgetHistory(ctx context.Context) error
-	// RequireUser has etcd ask for a user and the password in this API. Root and the others, who have the same password,
-	// may do everything.
+	// RequireUser makes etcd require a user and the password in this API. Root and the others, who
+	// have the same password, may do everything.
 	RequireUser(ctx context.Context, password string, others ...string) error
 }
 
 // unwatchedKey is a key that nobody watches.
 const unwatchedKey = "/unwatched"
 
-// Access says how to reach an etcd.
+// Access is the way to reach an etcd.
 type Access struct {
 	Endpoints          []string
 	Dial               func(ctx context.Context, network, address string) (net.Conn, error) // nil: from this process
 	TLS                *tls.Config                                                          // nil: none
 	Username, Password string
-	Timeout            time.Duration // of a request to one endpoint in the v2 API; 0: 10 s
+	Timeout            time.Duration // time limit of a request to one endpoint in the v2 API; 0: 10 s
 }
 
-// as returns the access of another user.
+// as returns the access for another user.
 func (a Access) as(name, password string) Access {
 	a.Username, a.Password = name, password
 	return a
 }
 
-// ClientTLS reads the PEM files of a client, of which each but the key may be missing; nil if all are.
+// ClientTLS reads the PEM files of a client. The CA or the certificate with its key may be missing.
+// It returns nil if both are.
 func ClientTLS(caFile, certFile, keyFile string) (*tls.Config, error) {
 	if caFile == "" && certFile == "" {
 		return nil, nil

@@ -14,13 +14,13 @@ import (
 
 // V2 is an etcd through its v2 API.
 type V2 struct {
-	Keys client.KeysAPI // for what a Store does not do
+	Keys client.KeysAPI // for operations that a Store does not have
 
 	access    Access
 	transport *http.Transport
 }
 
-// OpenV2 makes no connection yet.
+// OpenV2 returns a V2. It does not connect yet.
 func OpenV2(a Access) (*V2, error) {
 	v := &V2{access: a, transport: &http.Transport{DialContext: a.Dial, TLSClientConfig: a.TLS}}
 	c, err := v.Client()
@@ -31,7 +31,7 @@ func OpenV2(a Access) (*V2, error) {
 	return v, nil
 }
 
-// Client returns the client of what is no key.
+// Client returns the client for the APIs other than that of keys.
 func (v *V2) Client() (client.Client, error) { return v.client(v.access) }
 
 func (v *V2) client(a Access) (client.Client, error) {
@@ -45,7 +45,7 @@ func (v *V2) client(a Access) (client.Client, error) {
 	return c, nil
 }
 
-// Close ends connections that nobody uses.
+// Close closes idle connections.
 func (v *V2) Close() { v.transport.CloseIdleConnections() }
 
 func (v *V2) Put(ctx context.Context, key, value string, ttl time.Duration) error {
@@ -94,7 +94,7 @@ func (v *V2) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// ForgetHistory makes more events than etcd remembers, which are a thousand.
+// ForgetHistory makes 1,100 events: etcd keeps the last thousand.
 func (v *V2) ForgetHistory(ctx context.Context) error {
 	for i := range 1100 {
 		if err := v.Put(ctx, unwatchedKey, strconv.Itoa(i), 0); err != nil {

@@ -13,13 +13,13 @@ import (
 	"google.golang.org/grpc"
 )
 
-// V3 is an etcd through its v3 API. Each of its methods makes a connection of its own; see Keep.
+// V3 is an etcd through its v3 API. Each call of a method opens a connection; see Keep.
 type V3 struct {
 	Access
-	kept *client.Client // nil: none is kept
+	kept *client.Client // nil: one connection for each call
 }
 
-// Keep returns a V3 whose methods share a connection, which ends with ctx.
+// Keep returns a V3 whose methods share a connection until ctx ends.
 func (v V3) Keep(ctx context.Context) (V3, error) {
 	c, err := v.Client(ctx)
 	if err != nil {
@@ -30,7 +30,7 @@ func (v V3) Keep(ctx context.Context) (V3, error) {
 	return v, nil
 }
 
-// Client returns a client that ends with ctx; close it.
+// Client returns a client that ends with ctx. The caller closes it.
 func (v V3) Client(ctx context.Context) (*client.Client, error) {
 	config := client.Config{
 		Endpoints: v.Endpoints, Context: ctx, Logger: zap.NewNop(), TLS: v.TLS, Username: v.Username, Password: v.Password,
@@ -48,7 +48,7 @@ func (v V3) Client(ctx context.Context) (*client.Client, error) {
 	return client.New(config)
 }
 
-// within calls f with a client that ends with it, or the one that is kept.
+// within calls f with a new client that it closes afterwards, or with the kept one.
 func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -63,7 +63,7 @@ func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) 
 	return f(ctx, c)
 }
 
-// Put attaches a key with a ttl to an etcd lease of its own.
+// Put sets a key; one with a ttl is attached to its own etcd lease.
 func (v V3) Put(ctx context.Context, key, value string, ttl time.Duration) error {
 	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
 		var options []client.OpOption
@@ -83,9 +83,9 @@ func (v V3) Put(ctx context.Context, key, value string, ttl time.Duration) error
 	return nil
 }
 
-// PutAll takes few connections.
+// PutAll sets permanent keys with few connections.
 func (v V3) PutAll(ctx context.Context, entries []Entry) error {
-	for some := range slices.Chunk(entries, 500) { // each within the time of one client
+	for some := range slices.Chunk(entries, 500) { // each chunk within the time limit of one client
 		err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
 			for _, e := range some {
 				if _, err := c.Put(ctx, e.Key, e.Value); err != nil {
@@ -173,7 +173,7 @@ func (v V3) Delete(ctx context.Context, key string) error {
 // ForgetHistory compacts etcd's history.
 func (v V3) ForgetHistory(ctx context.Context) error {
 	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
-		r, err := c.Put(ctx, unwatchedKey, "") // there is always something to forget
+		r, err := c.Put(ctx, unwatchedKey, "") // makes sure that there is some history
 		if err != nil {
 			return err
 		}
@@ -186,7 +186,7 @@ func (v V3) ForgetHistory(ctx context.Context) error {
 	return nil
 }
 
-// A Session is one connection, for writes whose time counts.
+// A Session is one connection, for writes whose duration matters.
 type Session struct{ client *client.Client }
 
 // Open connects until the context ends or the Session is closed.
@@ -198,10 +198,10 @@ func (v V3) Open(ctx context.Context) (*Session, error) {
 	return &Session{c}, nil
 }
 
-// Close ends the connection.
+// Close closes the connection.
 func (s *Session) Close() error { return s.client.Close() }
 
-// Put sets a key, which is permanent.
+// Put sets a permanent key.
 func (s *Session) Put(ctx context.Context, key, value string) error {
 	if _, err := s.client.Put(ctx, key, value); err != nil {
 		return fmt.Errorf("put key %s: %w", key, err)
@@ -209,7 +209,8 @@ func (s *Session) Put(ctx context.Context, key, value string) error {
 	return nil
 }
 
-// PutAll sets keys, as many in one transaction as etcd takes: those are one event.
+// PutAll sets keys, as many in one transaction as etcd allows. The keys of a transaction are one
+// event.
 func (s *Session) PutAll(ctx context.Context, entries []Entry) error {
 	const most = 128 // etcd's --max-txn-ops
 	for some := range slices.Chunk(entries, most) {

@@ -1,7 +1,8 @@
-// Package etcdserver runs a real etcd in this process. It is how every test bed starts one: those of a lab are
-// processes of their own that do nothing else, and those of package etcdtest live in the process of the test.
+// Package etcdserver runs a real etcd in this process. All test beds use it: those of a lab in
+// processes of their own, those of package etcdtest in the process of the test.
 //
-// They have both of etcd's APIs, start fast and spare the disk: what they hold does not survive a crash of the machine.
+// Each etcd has both APIs, starts fast and does not sync its data: they do not survive a crash of
+// the machine.
 package etcdserver
 
 import (
@@ -13,7 +14,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// Config is the configuration of the only member of an etcd, which keeps its data in dir and is reached at the URLs.
+// Config returns the configuration of an etcd with one member, which keeps its data in dir and
+// serves at the URLs.
 func Config(dir, clientURL, peerURL string) (*embed.Config, error) {
 	client, err := url.Parse(clientURL)
 	if err != nil {
@@ -29,13 +31,13 @@ func Config(dir, clientURL, peerURL string) (*embed.Config, error) {
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.EnableV2, cfg.UnsafeNoFsync = true, true
-	cfg.BcryptCost = 4 // the least there is
+	cfg.BcryptCost = 4 // the minimum
 	cfg.TickMs, cfg.ElectionMs = 20, 100
 	cfg.LogLevel, cfg.LogOutputs = "error", []string{"stderr"}
 	return cfg, nil
 }
 
-// Start starts an etcd and waits until it serves. When the context ends before that, it does not.
+// Start starts an etcd and waits until it serves. If the context ends before that, etcd is stopped.
 func Start(ctx context.Context, cfg *embed.Config) (*embed.Etcd, error) {
 	server, err := embed.StartEtcd(cfg)
 	if err != nil {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestReservedAddress: it can be listened at again and again, and in between it is nobody's.
+// TestReservedAddress checks that a reserved address can be listened at again and again, and that
+// nobody else gets it in between.
 func TestReservedAddress(t *testing.T) {
 	address := freeAddress(t)
 	for range 2 {

@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// Authority signs certificates into files, for one test.
+// Authority signs certificates, which it writes to files, for one test.
 type Authority struct {
-	File string // of its own certificate
+	File string // its own certificate
 
 	t    testing.TB
 	dir  string
@@ -25,7 +25,7 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// NewAuthority makes one that nobody knows yet.
+// NewAuthority creates an authority with a new key.
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{t: t, dir: t.TempDir()}
@@ -62,8 +62,8 @@ func (a *Authority) write(name, kind string, der []byte) string {
 	return p
 }
 
-// Issue makes a certificate for 127.0.0.1, both of a server and of a client, in files that an earlier one of that name
-// had. change may alter it.
+// Issue creates a certificate for 127.0.0.1, for servers and clients, and replaces the files of an
+// earlier one of that name. change may modify it.
 func (a *Authority) Issue(name string, change ...func(*x509.Certificate)) (certFile, keyFile string) {
 	a.t.Helper()
 	key := a.newKey()
@@ -83,7 +83,7 @@ func (a *Authority) Issue(name string, change ...func(*x509.Certificate)) (certF
 	return a.write(name+".pem", "CERTIFICATE", a.create(cert, key)), a.write(name+"-key.pem", "EC PRIVATE KEY", der)
 }
 
-// Replace copies a file over another, as renewing a certificate in place does.
+// Replace copies a file over another one, as a renewal of a certificate does.
 func Replace(t testing.TB, file, from string) {
 	t.Helper()
 	text, err := os.ReadFile(from)

@@ -1,6 +1,6 @@
-// Package etcdtest starts a real etcd in the process of a test, and for that test only. It can be stopped and started
-// again with the same address and data, or with the data gone. It needs no root: its addresses are loopback ports that
-// nobody else has.
+// Package etcdtest starts a real etcd in the process of a test, for that test only. It can be
+// stopped and started again with the same address, and with the same data or without. It needs no
+// root: its addresses are loopback ports that are reserved for it.
 package etcdtest
 
 import (
@@ -21,7 +21,7 @@ import (
 
 // Etcd is one etcd server.
 type Etcd struct {
-	// URL is where clients find it: http://127.0.0.1:port, or https.
+	// URL is the address for clients: http://127.0.0.1:port, or https.
 	URL string
 
 	dir    string
@@ -31,8 +31,8 @@ type Etcd struct {
 	server *embed.Etcd
 }
 
-// StartEtcd starts an etcd that ends with the test. change may alter its
-// configuration, each time it is started.
+// StartEtcd starts an etcd that ends with the test. change may modify its configuration at each
+// start.
 func StartEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	t.Helper()
 	e := NewEtcd(t, change...)
@@ -40,7 +40,7 @@ func StartEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	return e
 }
 
-// StartSecured starts an etcd that speaks TLS, and wants certificates of clientCA unless that is
+// StartSecured starts an etcd with TLS. It requires client certificates of clientCA, unless that is
 // empty.
 func StartSecured(t testing.TB, certFile, keyFile, clientCA string) *Etcd {
 	t.Helper()
@@ -51,7 +51,7 @@ func StartSecured(t testing.TB, certFile, keyFile, clientCA string) *Etcd {
 	})
 }
 
-// NewEtcd reserves the address of an etcd that is not started yet.
+// NewEtcd reserves the address of an etcd and does not start it.
 func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	t.Helper()
 	e := &Etcd{
@@ -66,8 +66,8 @@ func NewEtcd(t testing.TB, change ...func(*embed.Config)) *Etcd {
 	return e
 }
 
-// freeAddress reserves a port for the test: nobody else is given it, to listen or to connect from, and who knows it may
-// listen there, again and again.
+// freeAddress reserves a port for the test: nobody else gets it, to listen or to connect from. The
+// test may listen at it again and again.
 func freeAddress(t testing.TB) string {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -85,10 +85,10 @@ func freeAddress(t testing.TB) string {
 	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 }
 
-// LargeRequests has an etcd take huge values and transactions.
+// LargeRequests makes an etcd accept very large values and transactions.
 func LargeRequests(c *embed.Config) { c.MaxRequestBytes, c.MaxTxnOps = 40<<20, 20000 }
 
-// ShortTokens has an etcd give out tokens that expire after two seconds without use.
+// ShortTokens makes an etcd issue tokens that expire after two seconds without use.
 func ShortTokens(c *embed.Config) { c.AuthTokenTTL = 2 }
 
 func (e *Etcd) config(t testing.TB) *embed.Config {
@@ -105,7 +105,7 @@ func (e *Etcd) config(t testing.TB) *embed.Config {
 	return cfg
 }
 
-// Start starts an etcd that was stopped, with its old data.
+// Start starts a stopped etcd with its old data.
 func (e *Etcd) Start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -118,7 +118,7 @@ func (e *Etcd) Start(t testing.TB) {
 	e.front.open(t)
 }
 
-// Stop ends the etcd; clients see their connections closed.
+// Stop stops the etcd. Connections of clients are closed.
 func (e *Etcd) Stop() {
 	e.front.close()
 	if e.server != nil {
@@ -127,8 +127,8 @@ func (e *Etcd) Stop() {
 	}
 }
 
-// Stall makes the etcd a black hole: connections stay, new ones are accepted, and nothing goes through in either direction
-// until Stop.
+// Stall makes the etcd unresponsive until Stop: connections stay open, new ones are accepted, and
+// no data pass in either direction.
 func (e *Etcd) Stall() { e.front.stall() }
 
 // Wipe removes the data of a stopped etcd.
@@ -139,7 +139,7 @@ func (e *Etcd) Wipe(t testing.TB) {
 	}
 }
 
-// V2 returns what it holds in its v2 API.
+// V2 returns the keys of its v2 API.
 func (e *Etcd) V2(t testing.TB) *etcdkeys.V2 {
 	t.Helper()
 	keys, err := etcdkeys.OpenV2(etcdkeys.Access{Endpoints: []string{e.URL}})
@@ -150,7 +150,7 @@ func (e *Etcd) V2(t testing.TB) *etcdkeys.V2 {
 	return keys
 }
 
-// V3 returns what it holds in its v3 API.
+// V3 returns the keys of its v3 API.
 func (e *Etcd) V3(t testing.TB) etcdkeys.V3 {
 	t.Helper()
 	keys, err := etcdkeys.V3{Access: etcdkeys.Access{Endpoints: []string{e.URL}}}.Keep(t.Context())
@@ -160,7 +160,7 @@ func (e *Etcd) V3(t testing.TB) etcdkeys.V3 {
 	return keys
 }
 
-// Store returns what it holds in one of its APIs, v2 or v3.
+// Store returns the keys of an API, v2 or v3.
 func (e *Etcd) Store(t testing.TB, api string) etcdkeys.Store {
 	t.Helper()
 	if api == "v2" {

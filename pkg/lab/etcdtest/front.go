@@ -8,17 +8,17 @@ import (
 	"flanneld/pkg/lab/relay"
 )
 
-// A front is the address of an etcd for its clients: while it is open, connections are passed on to the server. An etcd
-// that is closed in its own process leaves connections open, as one that is killed does not; closing the front does
-// what the kernel would.
+// A front is the address of an etcd for its clients. While it is open, it forwards connections to
+// the server. An etcd that is stopped within its process leaves connections open; closing the front
+// closes them, as the kernel does for a killed process.
 type front struct {
-	address string // of clients
-	server  string // etcd's own
+	address string // address for clients
+	server  string // address of etcd
 
 	mu       sync.Mutex
 	listener net.Listener // nil: closed
 	conns    map[net.Conn]bool
-	stalled  chan struct{} // closed when what is stalled goes on; nil: it is not stalled
+	stalled  chan struct{} // closed at the end of a stall; nil: not stalled
 }
 
 func (f *front) open(t testing.TB) {
@@ -53,7 +53,7 @@ func (f *front) close() {
 	}
 }
 
-// stall has the front accept connections and take bytes, and pass nothing on until it is closed.
+// stall makes the front accept connections and data, and forward nothing until it is closed.
 func (f *front) stall() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -85,7 +85,7 @@ func (l frontListener) Accept() (net.Conn, error) {
 	}
 	l.front.mu.Lock()
 	defer l.front.mu.Unlock()
-	if l.front.listener != l.Listener { // closed meanwhile
+	if l.front.listener != l.Listener { // closed in the meantime
 		c.Close()
 		return nil, net.ErrClosed
 	}

@@ -1,4 +1,4 @@
-// Package golden compares what a test gets with what is right, which is a file of its source.
+// Package golden compares the output of a test with a file in the source tree.
 package golden
 
 import (
@@ -9,7 +9,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// Equal compares a text with a file. With "go test -update" it writes the file first.
+// Equal compares a text with a file. With "go test -update", it writes the file first.
 func Equal(t testing.TB, path, got string) {
 	t.Helper()
 	if *update {

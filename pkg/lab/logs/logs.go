@@ -1,4 +1,4 @@
-// Package logs keeps and searches the logs of what is tested.
+// Package logs collects and searches the logs of programs under test.
 package logs
 
 import (
@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// A Buffer is a log that may be read while it is written. The zero value is empty.
+// A Buffer is a log that can be read while it is written. The zero value is empty.
 type Buffer struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -45,7 +45,7 @@ func Find(log string, words ...string) (found []string) {
 
 var commandField = regexp.MustCompile(` command=("(?:[^"\\]|\\.)*"|\S+)`)
 
-// Command returns the command field of a line, as it can be pasted.
+// Command returns the command field of a line, without the quotes of the log.
 func Command(line string) string {
 	m := commandField.FindStringSubmatch(line)
 	if m == nil {

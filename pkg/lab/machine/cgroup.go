@@ -13,7 +13,7 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// cgroups gives where the cgroup hierarchies are mounted, that of version 2 first.
+// cgroups returns the mount points of the cgroup hierarchies, version 2 first.
 func cgroups() ([]string, error) {
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -34,7 +34,7 @@ func cgroups() ([]string, error) {
 	return append(second, first...), nil
 }
 
-// removeCgroups removes a host's cgroups, in every hierarchy, once its last process has ended.
+// removeCgroups removes a host's cgroups in every hierarchy after its last process has ended.
 func removeCgroups(ctx context.Context, name string) error {
 	mounts, err := cgroups()
 	if err != nil {
@@ -56,7 +56,8 @@ func removeCgroups(ctx context.Context, name string) error {
 	return nil
 }
 
-// sweep removes the cgroups of hosts whose lab was killed: those that have no network namespace any more.
+// sweep removes the cgroups of hosts whose lab was killed, which have no network namespace any
+// more.
 func sweep(ctx context.Context) error {
 	mounts, err := cgroups()
 	if err != nil {
@@ -76,7 +77,8 @@ func sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removePropagate removes a directory that nspawn makes for mounts from outside, and cannot remove.
+// removePropagate removes a directory that nspawn creates for mounts from outside and cannot remove
+// itself.
 func removePropagate(name string) error {
 	err := os.Remove(filepath.Join("/run/systemd/nspawn/propagate", name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -85,7 +87,7 @@ func removePropagate(name string) error {
 	return err
 }
 
-// subdirectories lists a directory and those below, each before what is in it.
+// subdirectories lists a directory and those below it, each before its content.
 func subdirectories(top string) (dirs []string, err error) {
 	err = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 		switch {

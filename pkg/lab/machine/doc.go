@@ -1,11 +1,12 @@
-// Package machine boots hosts as people have them: each a real systemd as PID 1, in a root file system and a network
-// namespace of its own, on the fabric of a lab. The system test installs flanneld and docker on them.
+// Package machine boots hosts with a real systemd as PID 1, each in its own root file system and
+// network namespace, on the fabric of a lab. The system test installs flanneld and docker on them.
 //
-// It is not a virtual machine: the kernel is this machine's own. It needs root and the programs that Missing names.
+// A host is not a virtual machine: it uses the kernel of this machine. It needs root and the
+// programs that Missing lists.
 //
-// Invariant: what a host does stays in it. Its root file system is an overlay over one that is never written to, its
-// mounts are in a mount namespace of its own, and its processes die with the program that owns the lab, however that
-// ends; what is left then, the next lab removes.
+// Invariant: what a host does stays inside it. Its root file system is an overlay over one that is
+// never written to, its mounts are in their own mount namespace, and its processes end with the
+// program that owns the lab. What a killed lab has left is removed by the next one.
 package machine
 
 import (
@@ -16,7 +17,8 @@ import (
 	"strings"
 )
 
-// Missing says what this package lacks on this machine, and how to get it. It is nil where everything is there.
+// Missing returns what this package lacks on this machine, with the command that installs it, or
+// nil.
 func Missing() error {
 	var errs []error
 	for _, need := range []struct{ program, pkg string }{
@@ -36,7 +38,7 @@ func Missing() error {
 	return errors.Join(errs...)
 }
 
-// command runs a program; its error has what the program said.
+// command runs a program. Its error contains the program's output.
 func command(cmd *exec.Cmd) (string, error) {
 	var out, complaint strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &complaint

@@ -19,27 +19,27 @@ import (
 // A Machine is a running host.
 type Machine struct {
 	Name string
-	Addr netip.Prefix // of its NIC, eth0, with the length of the fabric's network
+	Addr netip.Prefix // address of eth0, with the prefix length of the fabric's network
 
-	id     string // of its network namespace and its cgroup: a name of the lab, which removes it
+	id     string // name of its network namespace and its cgroup; the lab removes both
 	fabric string
-	root   string // not written to
-	dir    string // what it writes
+	root   string // root file system, never written to
+	dir    string // directory for what it writes
 	holder *lab.Host
 	boot   *lab.Process // systemd-nspawn
-	init   int          // its PID 1, as seen from here
+	init   int          // its PID 1, as a PID of this machine
 }
 
-// Options of a Machine.
+// Options are the options of a Machine.
 type Options struct {
 	Name   string
-	Addr   netip.Prefix // on the fabric; its first address is the router
-	Root   string       // from Root
-	Lab    *lab.Lab     // removes the machine when it is closed
-	Holder *lab.Host    // any host of the lab: the process that holds the machine counts as its
+	Addr   netip.Prefix // on the fabric; the first address of the network is the router
+	Root   string       // a directory from Root or RootOf
+	Lab    *lab.Lab     // closing the lab removes the machine
+	Holder *lab.Host    // any host of the lab, on which the machine's process is started
 }
 
-// restart is nspawn's exit code when the host wants to boot again.
+// restart is the exit code of nspawn when the host reboots.
 const restart = 133
 
 // New boots a host and waits until all its services have started.
@@ -59,7 +59,8 @@ func New(ctx context.Context, o Options) (*Machine, error) {
 	return m, m.start(ctx)
 }
 
-// makeDisk makes what the host writes to, as an installer leaves it: with a name and a network.
+// makeDisk creates the writable part of the disk as an installer leaves it: with a host name and a
+// network config.
 func (m *Machine) makeDisk() error {
 	for _, dir := range []string{
 		"work", "merged", "docker", "up/etc/systemd/network",
@@ -90,8 +91,9 @@ func (m *Machine) makeDisk() error {
 	return nil
 }
 
-// script starts systemd-nspawn so that it ends with its parent, all its processes with it: as PID 1 of a namespace. Docker
-// wants cgroup v2, from a cgroup of its own on; the kernel lets nobody put an overlay on an overlay, as docker would.
+// script starts systemd-nspawn as PID 1 of a PID namespace, so that all processes end with their
+// parent. Docker needs cgroup v2 with its own cgroup as the root; and since the kernel does not
+// allow an overlay over an overlay, docker gets a bind mount.
 const script = `
 mkdir -p "$CGROUP"
 echo $$ >"$CGROUP/cgroup.procs"
@@ -132,7 +134,7 @@ func (m *Machine) start(ctx context.Context) error {
 	return nil
 }
 
-// child gives the only child of a process.
+// child returns the only child of a process.
 func child(pid int) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
@@ -141,7 +143,7 @@ func child(pid int) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
-// Run has the host's shell run a script, and returns what it wrote to standard output.
+// Run runs a shell script on the host and returns its standard output.
 func (m *Machine) Run(ctx context.Context, script string) (string, error) {
 	return m.Feed(ctx, nil, script)
 }
@@ -151,7 +153,7 @@ func (m *Machine) Feed(ctx context.Context, in io.Reader, script string) (string
 	cmd := exec.CommandContext(ctx, "nsenter", "--all", "--target", strconv.Itoa(m.init), "env", "-i", "HOME=/root",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "sh", "-euc", script)
 	cmd.Stdin = in
-	cmd.WaitDelay = time.Second // what it started may live on, with its output
+	cmd.WaitDelay = time.Second // background processes of the script may keep its output open
 	out, err := command(cmd)
 	if err != nil {
 		return out, fmt.Errorf("on %s: %w", m.Name, err)
@@ -159,7 +161,7 @@ func (m *Machine) Feed(ctx context.Context, in io.Reader, script string) (string
 	return strings.TrimSpace(out), nil
 }
 
-// Reboot has the host shut down and boots it again with what is on its disk: its network namespace is a new one.
+// Reboot shuts the host down and boots it again with its disk and a new network namespace.
 func (m *Machine) Reboot(ctx context.Context) error {
 	if _, err := m.Run(ctx, "systemctl reboot"); err != nil {
 		return err
@@ -173,7 +175,7 @@ func (m *Machine) Reboot(ctx context.Context) error {
 	return m.start(ctx)
 }
 
-// Close ends the host at once, as by pulling the plug. Its files go with the lab.
+// Close kills the host at once, as a loss of power does. The lab removes its files.
 func (m *Machine) Close(ctx context.Context) error {
 	var errs []error
 	if m.boot != nil {

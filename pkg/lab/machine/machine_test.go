@@ -17,7 +17,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
-// TestRoot makes what the other tests need, if it is not there, so that "make caches" can have it made before.
+// TestRoot creates the root file systems that the other tests need, if they do not exist, so that
+// "make caches" can create them in advance.
 func TestRoot(t *testing.T) {
 	if err := machine.Missing(); err != nil {
 		t.Fatal(err)
@@ -35,7 +36,8 @@ func TestRoot(t *testing.T) {
 	}
 }
 
-// TestSystemMachine: a host keeps its disk over a reboot and nothing else, and leaves nothing behind.
+// TestSystemMachine checks that a host keeps its disk over a reboot and nothing else, and leaves
+// nothing behind.
 func TestSystemMachine(t *testing.T) {
 	if err := machine.Missing(); err != nil {
 		t.Fatal(err)

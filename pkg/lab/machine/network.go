@@ -7,15 +7,15 @@ import (
 	"strings"
 )
 
-// bridge is the lab's, in its fabric, that hosts are plugged into.
+// bridge is the bridge in the lab's fabric that hosts are connected to.
 const bridge = "rack1"
 
 func namespacePath(name string) string { return "/run/netns/" + name }
 
-// plug makes the host's network namespace anew, as at every boot: nothing but the NIC, without an address, which keeps
-// its MAC.
+// plug creates the host's network namespace, as at every boot, with a NIC that has no address and
+// always the same MAC.
 func (m *Machine) plug(ctx context.Context) error {
-	// The old NIC goes first: the kernel takes its time to end a namespace.
+	// Remove the old NIC first: the kernel takes time to remove a namespace.
 	exec.CommandContext(ctx, "ip", "-n", m.fabric, "link", "del", m.Name).Run()
 	exec.CommandContext(ctx, "ip", "netns", "del", m.id).Run()
 	for _, line := range []string{

@@ -8,27 +8,27 @@ import (
 	"flanneld/pkg/lab/cache"
 )
 
-// Debian's suites that hosts are made of.
+// Debian's suites for root file systems.
 const (
 	Bookworm = "bookworm" // 12
 	Trixie   = "trixie"   // 13
 )
 
-// packages are what a host has: systemd, docker, the packet filters, and tools that tests use.
+// packages are the packages of a host: systemd, docker, packet filters, and tools for tests.
 const packages = "systemd,systemd-sysv,dbus,docker.io,iptables,nftables,iproute2,iputils-ping,procps,busybox-static"
 
-// firewalls are what a host has beside them that has firewalls. They are there, but not started. python3-nftables is
-// what firewalld writes nftables by.
+// firewalls are the additional packages of a host with firewalls. They are installed but not
+// started. firewalld needs python3-nftables to write nftables.
 const firewalls = ",firewalld,python3-nftables,ufw"
 
-// Kind says what a root file system holds.
+// Kind describes a root file system.
 type Kind struct {
 	Suite     string
 	Firewalls bool // firewalld and ufw are installed
 }
 
-// arguments of mmdebstrap, beside the suite, the place and the mirrors. What nobody reads on a host of the test is left
-// out.
+// arguments returns the arguments of mmdebstrap without suite, directory and mirrors. Documentation
+// and translations are left out.
 func (k Kind) arguments() []string {
 	packages := packages
 	if k.Suite != Bookworm {
@@ -47,13 +47,13 @@ func (k Kind) arguments() []string {
 	)
 }
 
-// Root returns the directory of the root file system of a host with docker.
+// Root returns the directory of a root file system with docker.
 func Root(ctx context.Context, say func(string)) (string, error) {
 	return RootOf(ctx, Kind{Suite: Bookworm}, say)
 }
 
-// RootOf returns the directory of a Debian root file system, which the package cache keeps. say is told when it has to be
-// made, which takes a minute.
+// RootOf returns the directory of a Debian root file system, which the package cache keeps. It
+// calls say if it has to be created, which takes a minute.
 func RootOf(ctx context.Context, k Kind, say func(string)) (string, error) {
 	recipe := k.Suite + strings.Join(k.arguments(), "\n")
 	return cache.Dir(k.Suite, recipe, func(dir string) { say("making a root file system in " + dir) }, func(dir string) error {
@@ -63,7 +63,8 @@ func RootOf(ctx context.Context, k Kind, say func(string)) (string, error) {
 	})
 }
 
-// mirrors returns this machine's own sources for the suite; without any, mmdebstrap knows one.
+// mirrors returns this machine's own package sources for the suite. If there are none, mmdebstrap
+// uses its default.
 func mirrors(ctx context.Context, suite string) []string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
 		"Created-By: Packages", "Origin: Debian").Output()

@@ -1,5 +1,5 @@
-// Package netns makes network namespaces for tests, and runs code in them. The namespace of the process is never left
-// by more than one thread, which comes back or ends.
+// Package netns creates network namespaces for tests and runs code in them. Only single threads
+// leave the namespace of the process; they return or end.
 package netns
 
 import (
@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Namespace is a network namespace that stays until it is closed and nothing is left in it.
+// A Namespace is a network namespace that exists until it is closed and nothing is left in it.
 type Namespace struct{ file *os.File }
 
-// Make makes a network namespace with its loopback device up.
+// Make creates a network namespace with its loopback device up.
 func Make() (*Namespace, error) {
 	type result struct {
 		n   *Namespace
@@ -25,7 +25,7 @@ func Make() (*Namespace, error) {
 	}
 	made := make(chan result)
 	go func() {
-		// Never unlocked: the thread has left its namespace and ends with this goroutine.
+		// Not unlocked: the thread is in the new namespace and must end with this goroutine.
 		runtime.LockOSThread()
 		n, err := leave()
 		made <- result{n, err}
@@ -37,7 +37,7 @@ func Make() (*Namespace, error) {
 	return r.n, nil
 }
 
-// leave takes the calling thread into a new namespace.
+// leave moves the calling thread to a new namespace.
 func leave() (*Namespace, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
-// New makes a namespace for one test, which is skipped where that is not possible.
+// New creates a namespace for one test. It skips the test if that is not possible.
 func New(t testing.TB) *Namespace {
 	t.Helper()
 	needRoot(t)
@@ -85,7 +85,8 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// Run runs a test in a namespace of its own, on a thread that ends with it. The test must not end by t.Fatal.
+// Run runs a test in a new namespace, on a thread that ends with it. The test must not call
+// t.Fatal.
 func Run(t testing.TB, test func()) {
 	t.Helper()
 	needRoot(t)
@@ -104,7 +105,8 @@ func Run(t testing.TB, test func()) {
 	}
 }
 
-// Enter makes a namespace and takes the calling goroutine into it, for good: its thread ends with it.
+// Enter creates a namespace and moves the calling goroutine to it. Its thread ends with the
+// goroutine.
 func Enter(t testing.TB) *Namespace {
 	t.Helper()
 	needRoot(t)
@@ -117,9 +119,9 @@ func Enter(t testing.TB) *Namespace {
 	return n
 }
 
-// Do runs fn on a thread that is inside the namespace and brings the thread back afterwards, also when fn ends the
-// goroutine (as t.Fatal does). Goroutines that fn starts are outside the namespace. A socket stays in the namespace it
-// was created in: create it in fn, use it anywhere.
+// Do runs fn on a thread that is inside the namespace and moves the thread back afterwards, also if
+// fn ends the goroutine (as t.Fatal does). Goroutines that fn starts are outside the namespace. A
+// socket stays in the namespace in which it was created: create it in fn, use it anywhere.
 func (n *Namespace) Do(fn func() error) (err error) {
 	runtime.LockOSThread()
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -134,7 +136,7 @@ func (n *Namespace) Do(fn func() error) (err error) {
 	}
 	defer func() {
 		if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
-			// Not unlocked: no other goroutine may get this thread, it ends with the present one.
+			// Not unlocked: no other goroutine may use this thread. It ends with the present one.
 			err = errors.Join(err, fmt.Errorf("leave network namespace %s: %w", n.file.Name(), back))
 			return
 		}
@@ -143,7 +145,8 @@ func (n *Namespace) Do(fn func() error) (err error) {
 	return fn()
 }
 
-// WithFD runs fn with the namespace's descriptor, which cannot be closed (and its number reused) meanwhile.
+// WithFD calls fn with the namespace's descriptor, which cannot be closed (and its number reused)
+// meanwhile.
 func (n *Namespace) WithFD(fn func(fd int) error) error {
 	raw, err := n.file.SyscallConn()
 	if err != nil {
@@ -156,11 +159,11 @@ func (n *Namespace) WithFD(fn func(fd int) error) error {
 	return inner
 }
 
-// Close gives the namespace up.
+// Close closes the namespace.
 func (n *Namespace) Close() error { return n.file.Close() }
 
-// DialContext connects from inside the namespace. The host part of address must be an IP literal: a name would be
-// looked up by goroutines outside the namespace.
+// DialContext connects from inside the namespace. The host in address must be an IP literal: a name
+// would be resolved by goroutines outside the namespace.
 func (n *Namespace) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	err = n.Do(func() error {
 		var dialer net.Dialer
@@ -170,7 +173,7 @@ func (n *Namespace) DialContext(ctx context.Context, network, address string) (c
 	return conn, err
 }
 
-// Listen listens inside the namespace. The host part of address must be an IP literal.
+// Listen listens inside the namespace. The host in address must be an IP literal.
 func (n *Namespace) Listen(ctx context.Context, network, address string) (listener net.Listener, err error) {
 	err = n.Do(func() error {
 		var config net.ListenConfig

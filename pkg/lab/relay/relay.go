@@ -1,4 +1,4 @@
-// Package relay passes connections on to somewhere else.
+// Package relay forwards connections.
 package relay
 
 import (
@@ -6,7 +6,8 @@ import (
 	"net"
 )
 
-// Serve passes what a listener accepts on to where dial connects, until the listener is closed.
+// Serve forwards connections from a listener to those that dial opens, until the listener is
+// closed.
 func Serve(l net.Listener, dial func() (net.Conn, error)) {
 	for {
 		near, err := l.Accept()
@@ -24,7 +25,7 @@ func Serve(l net.Listener, dial func() (net.Conn, error)) {
 	}
 }
 
-// Copy copies what arrives at either connection to the other one until one ends, and closes far.
+// Copy copies data between two connections in both directions until one ends, and closes far.
 func Copy(near, far net.Conn) {
 	defer far.Close()
 	go func() {

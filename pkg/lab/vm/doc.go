@@ -1,12 +1,13 @@
-// Package vm boots kernels other than this machine's own, each a Debian release's in an emulated machine, and runs a
-// script there. The project's tests run in it on kernels as old as those in the field.
+// Package vm boots the kernels of other Debian releases in emulated machines and runs a script
+// there. It runs the project's tests on kernels as old as those in use.
 //
-// It is not a host as people have it, for that see package machine: the guest has no disk, no network card and no init
-// but a shell script. Its root file system is in memory, and has little more than the kernel's modules and the
-// release's own packet filter tools. Emulation needs no hardware support and costs a factor of ten or more in speed.
+// A guest is not a complete host (see package machine for that): it has no disk and no network
+// card, and its init is a shell script. Its root file system is in memory and has little more than
+// the kernel's modules and the release's packet filter tools. Emulation needs no hardware support
+// and is ten or more times slower.
 //
-// Invariant: nothing of a guest outlives Run but the lines it has written, and an image is never written to once it is in
-// the cache.
+// Invariant: nothing of a guest outlives Run except its output, and an image in the cache is never
+// written to.
 package vm
 
 import (
@@ -18,7 +19,8 @@ import (
 	"strings"
 )
 
-// Missing says what this package lacks on this machine, and how to get it. It is nil where everything is there.
+// Missing returns what this package lacks on this machine, with the command that installs it, or
+// nil.
 func Missing() error {
 	var errs []error
 	for _, need := range []struct{ program, pkg string }{
@@ -35,7 +37,7 @@ func Missing() error {
 	return errors.Join(errs...)
 }
 
-// command runs a program in a directory; its error has what the program said.
+// command runs a program in a directory. Its error contains the program's output.
 func command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

@@ -14,9 +14,8 @@ import (
 	"syscall"
 )
 
-// initScript is the first process of a guest. Its own output goes to the kernel's
-// console, that of the script to the second serial port, and the script's exit code
-// after it.
+// initScript is the first process of a guest. Its own output goes to the kernel's console. The
+// output of the script, followed by its exit code, goes to the second serial port.
 const initScript = `#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:/busybox
 HOME=/root
@@ -45,16 +44,17 @@ stty -F /dev/ttyS1 cooked
 reboot -f
 `
 
-// exitWord begins the line that ends a guest's output; after it comes the exit code of the script.
+// exitWord starts the last line of a guest's output. The exit code of the script follows.
 const exitWord = "vm-script-exit"
 
-// arguments of the guest's kernel. What ends the guest, a panic too, ends the emulator.
+// kernelArguments are the arguments of the guest's kernel. The emulator ends with the guest, also
+// after a panic.
 const kernelArguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr EXIT=" + exitWord
 
-// Run boots the image, with the files of a directory added to its root file system, and runs the shell script
-// there as root. Each line of its output is given to line as it comes. The result is the script's exit code; a guest
-// that ends before the script is an error, with the end of the kernel's log in it. The directory must not have files named
-// init and script.
+// Run boots the image with additional files and runs a shell script as root. files is a directory
+// whose content is added to the root file system; it must not contain files named init and script.
+// line is called with each line of the output. Run returns the script's exit code. If the guest
+// ends before the script, the error contains the end of the kernel's log.
 func (i *Image) Run(ctx context.Context, files, script string, line func(string)) (int, error) {
 	work, err := os.MkdirTemp("", "flanneld-vm-")
 	if err != nil {
@@ -76,7 +76,7 @@ func (i *Image) Run(ctx context.Context, files, script string, line func(string)
 	if err != nil {
 		return 0, err
 	}
-	// The signal comes when the thread that has started the guest ends, not the process.
+	// The kernel sends the signal when the thread that has started the guest ends, not the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -106,7 +106,8 @@ func follow(out io.Reader, line func(string)) (code int, err error) {
 	return code, errors.Join(err, scan.Err())
 }
 
-// archive is a shell script; its arguments are an image, the file to write, and the directories to add.
+// archive is a shell script. Its arguments are the image, the file to write, and the directories to
+// add.
 const archive = `
 out=$1
 cp "$0/root" "$out"
@@ -117,7 +118,8 @@ for dir; do
 done
 `
 
-// initrd writes the image's file system and then what this guest has more: the kernel unpacks archives one after another.
+// initrd writes the image's file system, followed by the guest's additional files: the kernel
+// unpacks several archives in order.
 func (i *Image) initrd(ctx context.Context, path, files, script string) error {
 	own := filepath.Join(filepath.Dir(path), "own")
 	if err := os.Mkdir(own, 0o755); err != nil {

@@ -10,7 +10,7 @@ import (
 	"flanneld/pkg/lab/cache"
 )
 
-// Suite gives the Debian release that has a kernel, by the kernel's version.
+// Suite returns the Debian release with a kernel version.
 func Suite(kernel string) (release string, ok bool) {
 	switch kernel {
 	case "6.1":
@@ -21,12 +21,14 @@ func Suite(kernel string) (release string, ok bool) {
 	return "", false
 }
 
-// packages are what a guest has. tiny-initramfs stands for the initramfs tools that a kernel asks for, which are large.
+// packages are the packages of a guest. tiny-initramfs replaces the initramfs tools that the
+// kernel's package depends on, which are large.
 const packages = "linux-image-amd64,tiny-initramfs,iptables,nftables,iproute2,dash,busybox-static"
 
-// pack makes the two files of an image of what was unpacked here, by the busybox there. Packages that are only unpacked
-// lack what their scripts would make: the list of modules, in the form that busybox's modprobe reads, the shell, and the
-// iptables that Debian prefers. Busybox's own shell won't do: it takes its own ip for the real one.
+// pack creates the two files of an image from the unpacked packages, with the busybox among them.
+// Packages are only unpacked, so pack creates what their scripts would create: the list of modules
+// in the form for busybox's modprobe, the shell, and the iptables that Debian prefers. The shell is
+// not busybox's, which would use its own ip instead of the real one.
 const pack = `
 version=$(ls lib/modules)
 bin/busybox depmod -b . "$version"
@@ -43,11 +45,12 @@ bin/busybox find . | bin/busybox cpio -o -H newc -R 0:0 >"$1/root"
 
 // An Image is a kernel and the root file system of a Debian release.
 type Image struct {
-	dir string // has the files kernel, root (an archive) and busybox, which can be run here too
+	dir string // has the files kernel, root (an archive) and busybox, which also runs on this machine
 }
 
-// NewImage returns the image of a release, which the package cache keeps. It is made from mirror, or, if that is empty,
-// from where this machine has its own packages from. say is told when it has to be made, which takes half a minute.
+// NewImage returns the image of a release, which the package cache keeps. mirror is the package
+// mirror; if it is empty, this machine's own is used. NewImage calls say if the image has to be
+// created, which takes half a minute.
 func NewImage(ctx context.Context, suite, mirror string, say func(string)) (*Image, error) {
 	recipe := suite + pack + strings.Join(arguments(), "\n")
 	dir, err := cache.Dir(suite+"-kernel", recipe, func(dir string) { say("making " + dir) }, func(dir string) error {
@@ -81,14 +84,15 @@ func makeImage(ctx context.Context, dir, suite, mirror string) error {
 	return command(ctx, tree, "sh", "-ec", pack, "sh", dir)
 }
 
-// arguments of mmdebstrap, beside the place and the mirror. Packages are unpacked and not installed.
+// arguments returns the arguments of mmdebstrap without directory and mirror. Packages are unpacked
+// and not installed.
 func arguments() []string {
 	args := []string{
 		"--quiet", "--variant=extract", "--format=directory", "--include=" + packages,
 		"--dpkgopt=path-exclude=/lib/modules/*/kernel/*", "--dpkgopt=path-exclude=/boot/System.map*",
 		"--dpkgopt=path-exclude=/usr/share/*", "--dpkgopt=path-exclude=/usr/lib/*/gconv/*",
 	}
-	// What a guest has of the kernel's modules, below kernel/.
+	// The kernel's modules of a guest, below kernel/.
 	for _, m := range []string{
 		"net/*", "lib/*", "crypto/*", "arch/x86/crypto/*",
 		"drivers/net/vxlan*", "drivers/net/wireguard/*", "drivers/net/dummy.ko", "drivers/net/bonding/*", "drivers/net/tun.ko", "drivers/net/veth.ko",
@@ -98,7 +102,8 @@ func arguments() []string {
 	return args
 }
 
-// ownMirror is where this machine has its own release from; without any, mmdebstrap knows one.
+// ownMirror returns the mirror of this machine's own release, or an empty string. mmdebstrap then
+// uses its default.
 func ownMirror(ctx context.Context) string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)",
 		"Created-By: Packages", "Origin: Debian", "Label: Debian").Output()

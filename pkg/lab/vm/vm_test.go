@@ -17,15 +17,16 @@ import (
 	"flanneld/pkg/lab/vm"
 )
 
-// slowness is a guess at how much longer things take in an emulated machine, for the deadlines of tests; see wait.Slow.
+// slowness is an estimate of how much slower an emulated machine is, for the deadlines of tests;
+// see wait.Slow.
 const slowness = 8
 
-// A suite is what of a package's tests runs in a guest.
+// A suite is the selection of a package's tests that run in a guest.
 type suite struct {
 	pkg   string
-	run   string // names of tests, and below them of subtests, as in -run; empty is all
-	skip  string // the same, as in -skip: what is too much for an emulated machine
-	short string // instead of run, where VM_SHORT is set; empty is none
+	run   string // names of tests and subtests, as in -run; empty: all
+	skip  string // names as in -skip: too slow in an emulated machine
+	short string // used instead of run if VM_SHORT is set; empty: none
 }
 
 var suites = []suite{
@@ -38,10 +39,12 @@ var suites = []suite{
 	{pkg: "cmd/flanneld", run: zooModules, short: zooModules},
 }
 
-// zooModules are the hosts with links that not every kernel knows. ZOO=all runs them alone, with each backend.
+// zooModules are the hosts whose links need modules that not every kernel has. ZOO=all runs only
+// these, with each backend.
 const zooModules = "TestZooModules"
 
-// TestImages makes what TestKernels needs, if it is not there, so that "make caches" can have it made before.
+// TestImages creates the images that TestKernels needs, if they do not exist, so that "make caches"
+// can create them in advance.
 func TestImages(t *testing.T) {
 	if err := vm.Missing(); err != nil {
 		t.Fatal(err)
@@ -67,7 +70,8 @@ func image(t *testing.T, kernel string, say func(string)) *vm.Image {
 	return image
 }
 
-// TestKernels runs the suites on each of the kernels that VM_KERNELS names. One guest at a time: it takes the whole machine.
+// TestKernels runs the suites on each kernel in VM_KERNELS. It runs one guest at a time, which uses
+// the whole machine.
 func TestKernels(t *testing.T) {
 	if err := vm.Missing(); err != nil {
 		t.Fatal(err)
@@ -102,14 +106,14 @@ func TestKernels(t *testing.T) {
 			}
 			fmt.Printf("linux %s: %d tests passed, %d failed, %d skipped; image %.0f s, boot %.0f s, tests %.0f s\n", r.release,
 				r.all(), len(r.failed), r.skipped, made.Seconds(), r.boot.Seconds(), (time.Since(begin) - r.boot).Seconds())
-			for _, f := range r.failed { // again: what was said of them is far above
+			for _, f := range r.failed { // list them again at the end of the output
 				fmt.Printf("linux %s: failed: %s\n", r.release, f)
 			}
 		})
 	}
 }
 
-// pattern is what -run gets; empty if nothing of the package is to run.
+// pattern returns the value of -run, or an empty string if no test of the package is to be run.
 func (s suite) pattern() string {
 	if os.Getenv("ZOO") != "" && s.run != zooModules {
 		return ""
@@ -120,7 +124,7 @@ func (s suite) pattern() string {
 	return anchored(cmp.Or(s.run, ".*"))
 }
 
-// anchored makes names of a pattern that matches a part of a name, too.
+// anchored converts a pattern to one that matches whole names only.
 func anchored(names string) string {
 	if names == "" {
 		return ""
@@ -132,7 +136,7 @@ func anchored(names string) string {
 	return strings.Join(levels, "/")
 }
 
-// build makes the daemon and the tests, below dir, and the script that runs them in a guest.
+// build builds the daemon and the tests in dir, and the script that runs them in a guest.
 func build(t *testing.T, dir string) (script string) {
 	t.Helper()
 	run := func(args ...string) {
@@ -173,14 +177,15 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// A report follows a guest's output: it prints the result of each test, and all that a failed one has said.
+// A report follows a guest's output. It prints the result of each test, and all output of failed
+// tests.
 type report struct {
 	t                    *testing.T
 	kernel, release, pkg string
 	boot                 time.Duration
-	said                 []string // since the last test's result
+	said                 []string // output since the result of the last test
 	passed               map[string]int
-	failed               []string // their packages and names
+	failed               []string // packages and names of failed tests
 	skipped              int
 }
 
@@ -222,7 +227,7 @@ func (r *report) result(indent, verdict, test string) {
 		}
 	}
 	fmt.Printf("%s %s %s%s %s\n", r.kernel, r.pkg, indent, verdict, test)
-	// A test's own result comes before those of its parts.
+	// The result of a test precedes those of its subtests.
 	if verdict != "PASS" || indent == "" {
 		r.said = nil
 	}

@@ -1,5 +1,5 @@
-// Package wait waits until something is so. It is how every test waits: for a condition, with a deadline, and never for a
-// time in which the condition is believed to become true.
+// Package wait waits for conditions. All tests use it: they wait for a condition with a deadline,
+// never for a fixed time.
 package wait
 
 import (
@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	// interval is the time between two tries.
+	// interval is the time between two checks.
 	interval = 10 * time.Millisecond
-	// defaultTimeout is for what takes no time worth speaking of, on a machine that does much else.
+	// defaultTimeout is for conditions that become true at once on an idle machine.
 	defaultTimeout = 30 * time.Second
 )
 
-// Until calls check until it returns nil or the context ends; then the error says why check failed last.
+// Until calls check until it returns nil or the context ends. The error then contains the last
+// error of check.
 func Until(ctx context.Context, check func() error) error {
 	var last error
 	for {
@@ -38,8 +39,8 @@ func Until(ctx context.Context, check func() error) error {
 	}
 }
 
-// For calls check until it returns nil, and returns how long that took. The test ends when it takes longer than d; see
-// Slow.
+// For calls check until it returns nil, and returns how long that took. It ends the test if that
+// takes longer than d; see Slow.
 func For(t testing.TB, d time.Duration, what string, check func() error) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -51,22 +52,23 @@ func For(t testing.TB, d time.Duration, what string, check func() error) time.Du
 	return time.Since(start)
 }
 
-// True waits until a condition is true. The test ends when it does not become so.
+// True waits until a condition is true. It ends the test if the condition does not become true.
 func True(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	For(t, defaultTimeout, what, func() error {
 		if !ok() {
-			return errors.New("it is not so")
+			return errors.New("the condition is false")
 		}
 		return nil
 	})
 }
 
-// slowVariable is for emulated machines only; no test on a real one may need it.
+// slowVariable is set in emulated machines only.
 const slowVariable = "FLANNEL_LAB_SLOW"
 
-// Slow returns how many times slower than a real machine this one is, if the environment says so in a whole number, else
-// 1. Tests multiply their deadlines by it, and divide what they transfer.
+// Slow returns how many times slower than a real machine this one is: the whole number in the
+// environment variable, else 1. Tests multiply their deadlines by it and divide the size of
+// transfers by it.
 func Slow() int {
 	n, err := strconv.Atoi(os.Getenv(slowVariable))
 	if err != nil {

@@ -28,7 +28,7 @@ func TestUntil(t *testing.T) {
 		if err := wait.Until(ctx, func() error { return late }); !errors.Is(err, late) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
-		// Once it is tried in any case.
+		// The condition is checked at least once.
 		if err := wait.Until(ctx, func() error { return nil }); err != nil {
 			t.Errorf("after the end: %v", err)
 		}
