@@ -295,7 +295,7 @@ func TestTimesAreMonotonic(t *testing.T) {
 
 // repeats are the debug lines about a failure that a warning or a condition has told of.
 var repeats = map[string]string{
-	"failed": "reconcile: the report counts them",
+	"operation failed":                                  "reconcile: the report counts them",
 	"registry refuses to be read, trying again":         "daemon: etcd-access",
 	"registry refuses to lease a subnet, trying again":  "daemon: etcd-access",
 	"registry refuses to write the lease, trying again": "daemon: etcd-access",

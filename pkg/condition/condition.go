@@ -1,10 +1,10 @@
-// Package condition keeps the list of what is wrong now. Whoever knows of a
-// condition sets it and ends it; the list logs each once when it begins, once
-// when it says something else, and once with its duration when it ends. One that comes
-// and goes again and again is logged only a few times, and when it stays as it is.
+// Package condition keeps the list of present problems. Other rooms set and end conditions; the
+// list logs each once when it begins, once when it changes, and once with its duration when it
+// ends. A condition that begins and ends repeatedly is logged only a few times, and when it has
+// settled.
 //
-// It does not look for conditions itself. Invariant: at most one condition has an ID,
-// and setting one again that says the same logs nothing.
+// It does not detect conditions itself. Invariant: at most one condition has an ID, and setting an
+// unchanged condition logs nothing.
 package condition
 
 import (
@@ -21,24 +21,23 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Condition is something that is wrong for as long as it is in a List.
+// Condition is a problem that exists for as long as it is in a List.
 type Condition struct {
-	// ID names what is wrong, e.g. "docker-subnet"; with a slash and an object after it
-	// where there can be one for each, e.g. "route/10.42.7.0/24".
+	// ID identifies the problem, e.g. "docker-subnet"; if there can be one for each object, a slash
+	// and the object follow, e.g. "route/10.42.7.0/24".
 	ID      string
-	Text    string // constant sentence in lower case: what is wrong
-	Fields  []any  // what varies: keys and values as for slog
-	Ended   string // the same of its end; empty: "no longer: " and Text
-	Command string // that mends it and can be pasted; empty if there is none
-	Severe  bool   // a person is needed now: logged as an error, else as a warning
+	Text    string // log message: constant, lower case
+	Fields  []any  // variable parts: keys and values as for slog
+	Ended   string // log message of its end; default: "no longer: " and Text
+	Command string // command that resolves it and can be pasted, if there is one
+	Severe  bool   // logged as an error, because it needs a person now; otherwise as a warning
 	Since   time.Time
 }
 
-// logKey is all that a reader of the log sees of it.
+// logKey returns everything that the log shows of a condition.
 func (c Condition) logKey() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
 
-// String returns the condition in one line: its text, and its fields as in the log but for
-// commands.
+// String returns the condition as one line: its text, and its fields as in the log except commands.
 func (c Condition) String() string {
 	var b strings.Builder
 	b.WriteString(c.Text)
@@ -56,17 +55,16 @@ func (c Condition) String() string {
 }
 
 const (
-	// Of a condition that comes and goes again and again, flapLines are logged at once, and
-	// one more for each flapWindow; else only what lasts for flapHold, and whatever is so
-	// when a flapWindow is over. One with other fields is another matter, but after
-	// flapVariants of them.
+	// If a condition changes repeatedly, flapLines are logged at once, and then one for each
+	// flapWindow. Otherwise it is logged only when it has not changed for flapHold, and at the end
+	// of a flapWindow. Other fields count separately, up to flapVariants.
 	flapLines    = 4
 	flapVariants = 16
 	flapWindow   = time.Minute
 	flapHold     = 10 * time.Second
 )
 
-// List is what is wrong now. Its methods may be called by several goroutines.
+// List is the list of present conditions. Its methods may be called by several goroutines.
 type List struct {
 	log *slog.Logger
 
@@ -74,22 +72,22 @@ type List struct {
 	byID map[string]*entry
 }
 
-// entry is a condition with what the log says of it.
+// entry is a condition with the state of its logging.
 type entry struct {
 	Condition
-	active       bool                     // it is wrong now; else it was lately
-	ended        time.Time                // when it last was no longer there
-	logged       string                   // what the log says of it; empty: that nothing is wrong
-	limiters     map[string]*rate.Limiter // by what is said; under "" that of all further ones
-	timer        *time.Timer              // logs what is so then; nil: nothing is held back
-	delayedSince time.Time                // when that began
-	suppressed   int                      // changes since the last line that were not logged
+	active       bool                     // it exists now; otherwise it has ended recently
+	ended        time.Time                // end of the last period
+	logged       string                   // logKey of the last line; empty after a line about the end
+	limiters     map[string]*rate.Limiter // by logKey; "" is the limiter of all further keys
+	timer        *time.Timer              // logs a delayed line; nil if there is none
+	delayedSince time.Time                // when the delay began
+	suppressed   int                      // changes since the last line
 }
 
-// NewList returns a list on which nothing is wrong.
+// NewList returns an empty list.
 func NewList(log *slog.Logger) *List { return &List{log: log, byID: map[string]*entry{}} }
 
-// Set begins a condition, or changes what it says. Since is set here.
+// Set begins a condition or changes it. It sets Since.
 func (l *List) Set(c Condition) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,8 +111,7 @@ func (l *List) set(c Condition) {
 	l.onChange(e)
 }
 
-// Begin begins a condition unless it is there: it goes on saying why it began, not all that
-// happens meanwhile.
+// Begin begins a condition unless it exists already: it then keeps the first reason.
 func (l *List) Begin(c Condition) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,7 +120,7 @@ func (l *List) Begin(c Condition) {
 	}
 }
 
-// End ends a condition, if it is there.
+// End ends a condition, if it exists.
 func (l *List) End(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -137,7 +134,7 @@ func (l *List) end(id string) {
 	}
 }
 
-// onChange logs a change, now or, if there were many, when it has lasted.
+// onChange logs a change, or delays the line if there were many changes.
 func (l *List) onChange(e *entry) {
 	switch {
 	case e.timer != nil:
@@ -158,7 +155,7 @@ func (l *List) onChange(e *entry) {
 	}
 }
 
-// logChange logs what is so now, if the log says something else.
+// logChange logs the present state, unless the last line shows it already.
 func (l *List) logChange(e *entry) {
 	now := ""
 	if e.active {
@@ -185,7 +182,7 @@ func (l *List) logChange(e *entry) {
 	})
 }
 
-// allow reports whether a line may be logged at once, and counts it.
+// allow reports whether a line may be logged now, and counts it.
 func (e *entry) allow() bool {
 	said := e.logKey()
 	if e.limiters[said] == nil {
@@ -199,7 +196,7 @@ func (e *entry) allow() bool {
 	return e.limiters[said].Allow()
 }
 
-// idle reports whether nothing of the condition was logged for a while.
+// idle reports whether the condition was not logged recently.
 func (e *entry) idle() bool {
 	for _, l := range e.limiters {
 		if l.Tokens() < flapLines {
@@ -216,7 +213,7 @@ func (c Condition) withCommand(fields []any) []any {
 	return fields
 }
 
-// Has reports whether a condition is there.
+// Has reports whether a condition exists.
 func (l *List) Has(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -224,8 +221,8 @@ func (l *List) Has(id string) bool {
 	return e != nil && e.active
 }
 
-// Replace sets the conditions that one check has found, and ends those that it found
-// before and not now. The IDs of a check all begin with its prefix, which no other's do.
+// Replace sets the conditions that a check has found, and ends those that it no longer finds. The
+// IDs of a check share a prefix that other IDs do not have.
 func (l *List) Replace(prefix string, found []Condition) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

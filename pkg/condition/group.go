@@ -11,17 +11,17 @@ import (
 )
 
 const (
-	// groupPause is the least time between two lines about one reason. What happens
-	// meanwhile is gathered; what begins and ends meanwhile is not logged.
+	// groupPause is the minimum time between two lines about one reason. Objects of that time are
+	// collected; those that begin and end meanwhile are not logged.
 	groupPause = 5 * time.Second
-	// groupExamples is how many objects a line names.
+	// groupExamples is the number of objects that a line names.
 	groupExamples = 3
 )
 
-// Reason says why something is wrong with an object.
+// Reason is why an object has a problem.
 type Reason struct {
-	Kind   string // constant sentence in lower case: the same for all objects that have the fault
-	Detail string // what of it is the object's own, such as a value; may be empty
+	Kind   string // constant, lower case, equal for all objects with the same problem
+	Detail string // specific to the object, such as a value; may be empty
 }
 
 func (r Reason) String() string {
@@ -31,24 +31,24 @@ func (r Reason) String() string {
 	return r.Kind + ": " + r.Detail
 }
 
-// Group keeps what is wrong with many objects of one sort. Those for which it begins for
-// one reason are one line in the log, with their number and some examples, and so are those
-// for which it ends. Its methods are for one goroutine. Make one with NewGroup.
+// Group tracks problems of many objects of one sort. Objects whose problem begins for the same
+// reason are logged in one line with their number and some examples, and so are those whose problem
+// ends. Its methods are for one goroutine. Make one with NewGroup.
 type Group struct {
 	log          *slog.Logger
 	level        slog.Level
 	begun, ended string // messages
 
-	current    map[string]Reason    // by object
-	logged     map[string]Reason    // the same, as far as it is in the log
-	dirty      map[string]bool      // objects for which the two may differ
-	quietUntil map[string]time.Time // by kind: until when nothing is logged of it
-	ready      bool                 // something dirty is of a kind that is not quiet
-	due        time.Time            // when the first that is dirty no longer is; of use if none is fresh
+	current    map[string]Reason    // present problems by object
+	logged     map[string]Reason    // problems by object as logged
+	dirty      map[string]bool      // objects for which these may differ
+	quietUntil map[string]time.Time // by kind: no line before this time
+	ready      bool                 // a dirty object can be logged now
+	due        time.Time            // when the first dirty object can be logged, if not ready
 }
 
-// NewGroup returns a group of which nothing is wrong. begun, at the given level, and ended
-// are the messages of its lines.
+// NewGroup returns a group without problems. begun, at the given level, and ended are the messages
+// of its lines.
 func NewGroup(log *slog.Logger, level slog.Level, begun, ended string) *Group {
 	return &Group{
 		log: log, level: level, begun: begun, ended: ended,
@@ -56,7 +56,7 @@ func NewGroup(log *slog.Logger, level slog.Level, begun, ended string) *Group {
 	}
 }
 
-// Set says that something is wrong with an object.
+// Set sets the problem of an object.
 func (g *Group) Set(object string, r Reason) {
 	if before, there := g.current[object]; !there || before != r {
 		g.current[object] = r
@@ -64,7 +64,7 @@ func (g *Group) Set(object string, r Reason) {
 	}
 }
 
-// End says that nothing is wrong with an object any more.
+// End ends the problem of an object.
 func (g *Group) End(object string) {
 	if _, there := g.current[object]; there {
 		delete(g.current, object)
@@ -72,7 +72,7 @@ func (g *Group) End(object string) {
 	}
 }
 
-// mark notes that an object's line, if there is to be one, is of a kind.
+// mark marks an object as dirty; kind is that of its next line.
 func (g *Group) mark(object, kind string) {
 	g.dirty[object] = true
 	switch until, quiet := g.quietUntil[kind]; {
@@ -83,7 +83,7 @@ func (g *Group) mark(object, kind string) {
 	}
 }
 
-// Replace says what is wrong with all objects.
+// Replace sets the problems of all objects.
 func (g *Group) Replace(now map[string]Reason) {
 	for object := range g.current {
 		if _, there := now[object]; !there {
@@ -95,13 +95,13 @@ func (g *Group) Replace(now map[string]Reason) {
 	}
 }
 
-// Flush logs what has changed, unless there was a line about the same reason a moment ago.
-// It returns when to call it again for the rest, 0 if there is none.
+// Flush logs changes, except for reasons that were logged less than groupPause ago. It returns when
+// to call it again for the rest, or 0 if there is none.
 func (g *Group) Flush(now time.Time) (again time.Duration) {
 	switch {
 	case len(g.dirty) == 0:
 		return 0
-	case !g.ready && now.Before(g.due): // there may be thousands, and each call brings one more
+	case !g.ready && now.Before(g.due): // avoids a scan of thousands of objects on every call
 		return g.due.Sub(now)
 	}
 	defer func() {

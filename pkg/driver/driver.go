@@ -1,9 +1,9 @@
-// Package driver says what a driver of kernel objects can do, and makes one of several: kernel
-// has most objects, tunnel what is in this process. Only the Mux knows more than one driver.
+// Package driver defines the interface of drivers for kernel objects, and combines several drivers:
+// kernel for most objects, tunnel for those in this process. Only the Mux knows more than one
+// driver.
 //
-// A driver decides nothing: what is wanted, what is ours and when to try again is known above
-// it. Invariant: the Mux gives each operation to the driver of its kind, in the order in which it
-// got them.
+// A driver makes no decisions: its callers define what is wanted, what is ours and when to retry.
+// Invariant: the Mux passes each operation to the driver of its kind, in the given order.
 package driver
 
 import (
@@ -15,37 +15,37 @@ import (
 
 // Driver reads, writes and watches the objects of some kinds.
 type Driver interface {
-	// Snapshot adds to a State what there is in scope of the driver's kinds, or corrects what
-	// those before it have read. After an error the State is of no use. What changes later is
-	// an event.
+	// Snapshot adds the objects in scope of the driver's kinds to a State, or corrects what
+	// previous drivers have added. After an error the State must not be used. Later changes cause
+	// events.
 	Snapshot(dataplane.Scope, *dataplane.State) error
 
-	// Apply carries out operations in order, as far as possible, and returns one result for
-	// each; nil: done. One that fails does not keep the others from being tried, and leaves its
-	// object as it was, so that a Snapshot does not show it as wanted. Put replaces whatever
-	// stands under the same key; to delete what is not there is success.
+	// Apply executes operations in order and returns a result for each; nil means success. A failed
+	// operation does not prevent the others, and leaves its object in a state that Snapshot does
+	// not show as wanted. Put replaces an existing object with the same key. Deleting a missing
+	// object is a success.
 	Apply([]dataplane.Op) []error
 
-	// Events is where sets of events arrive that others than Apply have caused. It holds one
-	// set: a slow reader finds in it all that happened since its last read. There may be more
-	// events than changes, never fewer.
+	// Events returns a channel of event sets about changes that Apply has not caused. It holds one
+	// set: a slow reader receives all events since its last read at once. There may be more events
+	// than changes, but never fewer.
 	Events() <-chan Event
 }
 
-// Event is a set of things that may have changed and should be read again.
+// Event is a set of kinds of objects that may have changed and should be read again.
 type Event uint
 
-// Members of a set of events.
+// Members of an event set.
 const (
-	Links       Event = 1 << iota // a link of the scope: made, changed, deleted
+	Links       Event = 1 << iota // a link of the scope was created, changed or deleted
 	Addrs                         // addresses of such a link
-	FDB                           // its forwarding entries
-	Neighs                        // its neighbours
+	FDB                           // FDB entries of such a link
+	Neighs                        // neighbours of such a link
 	Routes                        // main-table routes inside the network, and nexthops
 	Uplink                        // an uplink or its addresses
-	Candidates                    // what another uplink could be chosen by: IPv4 default routes, other links' addresses
-	DeviceTaken                   // another program has a device that one of ours was to be
-	Overflow                      // events were lost: anything may have changed
+	Candidates                    // inputs of the uplink choice: IPv4 default routes, addresses of other links
+	DeviceTaken                   // another program uses the name of a device that is to be created
+	Overflow                      // events were lost, anything may have changed
 )
 
 func (e Event) String() string {
@@ -58,18 +58,18 @@ func (e Event) String() string {
 	return strings.Join(words, "+")
 }
 
-// Mailbox holds, as one set, the events that nobody has fetched yet.
+// Mailbox holds the events that were not received yet, as one set.
 type Mailbox struct {
 	c chan Event
 
-	mu     sync.Mutex // for those who send
+	mu     sync.Mutex // guards sending
 	closed bool
 }
 
-// NewMailbox returns an empty one.
+// NewMailbox returns an empty Mailbox.
 func NewMailbox() *Mailbox { return &Mailbox{c: make(chan Event, 1)} }
 
-// Report adds events. It does not block. After Close nothing is added.
+// Report adds events. It does not block. After Close it does nothing.
 func (m *Mailbox) Report(e Event) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -81,13 +81,13 @@ func (m *Mailbox) Report(e Event) {
 		e |= before
 	default:
 	}
-	m.c <- e // there is room: nobody else sends meanwhile
+	m.c <- e // does not block, because the mutex excludes other senders
 }
 
-// Events is where the events are fetched. It is closed by Close.
+// Events returns the channel of events, which Close closes.
 func (m *Mailbox) Events() <-chan Event { return m.c }
 
-// Close says that there will be no more events.
+// Close closes the channel of events.
 func (m *Mailbox) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

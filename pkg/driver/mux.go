@@ -7,17 +7,17 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// Part is a driver and what is its own.
+// Part is a driver for some kinds of objects.
 type Part struct {
 	Driver
 	Kinds []dataplane.Kind
-	// Makes is the type of links that exist only through this driver; "" if there is none. It is
-	// asked to make such a link, or to change it, before the base driver sets what all links
-	// have. The base deletes it.
+	// CreatesLinks is the type of links that only this driver can create; "" if there is none. It
+	// creates or changes such a link before the base driver sets common attributes. The base driver
+	// deletes it.
 	CreatesLinks string
 }
 
-// Mux is a Driver made of others: a base, and parts that have some kinds of their own.
+// Mux is a Driver that combines a base driver with parts for some kinds.
 type Mux struct {
 	base   Driver
 	parts  []Part
@@ -26,7 +26,7 @@ type Mux struct {
 	events *Mailbox
 }
 
-// NewMux makes a Driver. Its events end with ctx.
+// NewMux returns a Mux. Its events end with ctx.
 func NewMux(ctx context.Context, base Driver, parts ...Part) *Mux {
 	m := &Mux{base: base, parts: parts, byKind: map[dataplane.Kind]Driver{}, byLink: map[string]Driver{}, events: NewMailbox()}
 	var sources sync.WaitGroup
@@ -61,10 +61,10 @@ func (m *Mux) forward(ctx context.Context, events <-chan Event) {
 	}
 }
 
-// Events implements Driver. The channel is closed when the events have ended.
+// Events implements Driver. The channel is closed when the events end.
 func (m *Mux) Events() <-chan Event { return m.events.Events() }
 
-// Snapshot implements Driver: the base first, then the parts in turn.
+// Snapshot implements Driver. It calls the base driver first, then the parts in order.
 func (m *Mux) Snapshot(scope dataplane.Scope, s *dataplane.State) error {
 	if err := m.base.Snapshot(scope, s); err != nil {
 		return err
@@ -77,11 +77,11 @@ func (m *Mux) Snapshot(scope dataplane.Scope, s *dataplane.State) error {
 	return nil
 }
 
-// Apply implements Driver. Operations go to their drivers in batches as large as the order
-// allows. On a link that could not be made, nothing is done.
+// Apply implements Driver. It passes operations to the drivers in batches as large as the order
+// allows. Operations on a link that could not be created are not executed.
 func (m *Mux) Apply(ops []dataplane.Op) []error {
 	errs := make([]error, len(ops))
-	unmade := map[string]error{} // links, and why
+	unmade := map[string]error{} // errors of links that could not be created
 	for i := 0; i < len(ops); {
 		if maker := m.creator(ops[i]); maker != nil {
 			if errs[i] = m.createLink(maker, ops[i]); errs[i] != nil {
@@ -113,8 +113,7 @@ func (m *Mux) driver(op dataplane.Op) Driver {
 	return m.base
 }
 
-// creator returns the driver without which there is no link such as an operation wants; nil: the base
-// makes it.
+// creator returns the driver that creates the link of an operation, or nil if the base driver does.
 func (m *Mux) creator(op dataplane.Op) Driver {
 	if op.Kind != dataplane.KindLink || op.Verb == dataplane.Del {
 		return nil
@@ -123,12 +122,13 @@ func (m *Mux) creator(op dataplane.Op) Driver {
 	return m.byLink[link.Kind]
 }
 
-// createLink has a link made or changed by its maker, and by the base what is left of it.
+// createLink creates or changes a link with its driver, and sets the remaining attributes with the
+// base driver.
 func (m *Mux) createLink(maker Driver, op dataplane.Op) error {
 	ops := []dataplane.Op{op}
 	if err := maker.Apply(ops)[0]; err != nil {
 		return err
 	}
-	ops[0].Verb = dataplane.Set // it is there now
+	ops[0].Verb = dataplane.Set // the link exists now
 	return m.base.Apply(ops)[0]
 }

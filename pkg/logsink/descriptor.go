@@ -11,9 +11,9 @@ import (
 // Stderr is the descriptor of standard error.
 const Stderr Descriptor = 2
 
-// Descriptor is a file descriptor as a writer. In contrast to an *os.File, a reader that is
-// gone is an error of standard output and standard error, too, and does not end the process
-// (os/signal, "SIGPIPE"); and it does not matter whether the descriptor blocks.
+// Descriptor is a file descriptor as an io.Writer. In contrast to an *os.File, writing to a closed
+// pipe is an error for standard output and standard error, too, and does not end the process
+// (os/signal, "SIGPIPE"), and the descriptor may be blocking or not.
 type Descriptor int
 
 // Write implements io.Writer.
@@ -35,7 +35,7 @@ func (d Descriptor) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// wait returns when there is room, or when the next write would fail.
+// wait waits until there is room, or until the next write would fail.
 func (d Descriptor) wait() error {
 	for {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(d), Events: unix.POLLOUT}}, -1)
@@ -45,11 +45,11 @@ func (d Descriptor) wait() error {
 	}
 }
 
-// Unblock has writes to the descriptor fail that would block, for all that this process writes
-// there past the Sink: what the Go runtime prints at a crash, or at a SIGQUIT or SIGABRT such as
-// systemd's watchdog sends, must not keep the process from ending. A pipe or terminal is opened
-// anew, so that it stays as it is for other processes that have it; the journal's socket is this
-// service's alone (JOURNAL_STREAM of systemd.exec(5)). Anything else is left as it is.
+// Unblock makes the descriptor non-blocking, for writes of this process that bypass the Sink:
+// output of the Go runtime at a crash, or at a SIGQUIT or SIGABRT such as systemd's watchdog sends,
+// must not keep the process from ending. A pipe or terminal is opened again, so that it does not
+// change for other processes; the journal's socket belongs to this service (JOURNAL_STREAM of
+// systemd.exec(5)). Other descriptors are not changed.
 func (d Descriptor) Unblock() {
 	var s unix.Stat_t
 	if unix.Fstat(int(d), &s) != nil {
@@ -62,7 +62,7 @@ func (d Descriptor) Unblock() {
 	case kind == unix.S_IFIFO, kind == unix.S_IFCHR && tty == nil:
 		own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", int(d)), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return // it stays one that may block
+			return // it stays blocking
 		}
 		_ = unix.Dup3(own, int(d), 0)
 		unix.Close(own)

@@ -14,33 +14,33 @@ import (
 )
 
 const (
-	// Of one kind, burst lines are logged at once, and one more for each window. That is more
-	// than of a condition that comes and goes (package condition), so that only many of them
-	// meet this limit.
+	// burst lines of one kind are logged at once, and one more for each window. That is more than a
+	// single condition that begins and ends repeatedly may log (package condition), so that only
+	// many of them reach this limit.
 	burst  = 16
 	window = 10 * time.Second
-	// summaryDelay is how long the next line of a kind is waited for before one is made of the number
-	// of those that were left out.
+	// summaryDelay is how long to wait for the next line of a kind before the number of omitted
+	// lines is logged in a line of its own.
 	summaryDelay = time.Second
-	// maxKinds bounds how many kinds are told apart. Messages are constants, of which there
+	// maxKinds limits the number of kinds that are tracked. Messages are constants, of which there
 	// are fewer.
 	maxKinds = 512
 )
 
-// Handler is a slog handler for lines that others can cause: of each kind, which is a level and
-// a message, there are a few at once and then one now and then. The next line of the kind, or
-// one of its own when there is no next one in time, has the number of those left out. Lines of
-// level DEBUG are for somebody who wants all of them.
+// Handler is a slog handler that limits the number of lines: of each kind, which is a level and a
+// message, it logs a few at once and then one per window. The next line of the kind, or a line of
+// its own if there is no next one in time, contains the number of omitted lines. Lines of level
+// DEBUG are not limited.
 //
-// A field "command" that cannot be pasted as it stands, since the text form escapes quotes and
+// A field "command" that cannot be pasted as it is, because the text form escapes quotes and
 // backslashes, is repeated on a line of its own.
 type Handler struct {
 	text   *text
 	limits *limits
-	attrs  []slog.Attr // of all lines
+	attrs  []slog.Attr // added to all lines
 }
 
-// NewHandler returns a Handler for lines of a level and above. Each is one Write to out.
+// NewHandler returns a Handler for lines of a level and above. Each line is one Write to out.
 func NewHandler(out io.Writer, level slog.Level) *Handler {
 	t := &text{out: out, level: level}
 	t.Handler = slog.NewTextHandler(&t.buf, &slog.HandlerOptions{Level: level})
@@ -55,7 +55,8 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &Handler{h.text, h.limits, append(slices.Clip(h.attrs), attrs...)}
 }
 
-// WithGroup implements slog.Handler. There are no groups: a field has one name everywhere.
+// WithGroup implements slog.Handler. Groups are not supported, because a field has one name
+// everywhere.
 func (h *Handler) WithGroup(string) slog.Handler { return h }
 
 // Handle implements slog.Handler.
@@ -78,14 +79,14 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	return h.text.write(r)
 }
 
-// Flush says of all kinds what was left out and not said yet.
+// Flush logs the number of omitted lines of all kinds.
 func (h *Handler) Flush() {
 	for _, k := range h.limits.pending() {
 		h.summarize(k)
 	}
 }
 
-// summarize says what was left out of a kind.
+// summarize logs the number of omitted lines of a kind.
 func (h *Handler) summarize(k kind) {
 	left, latest := h.limits.takeOmitted(k)
 	if left == 0 {
@@ -96,16 +97,16 @@ func (h *Handler) summarize(k kind) {
 	last := []slog.Attr{slog.Time(slog.TimeKey, latest.Time)}
 	latest.Attrs(func(a slog.Attr) bool { last = append(last, a); return true })
 	r.AddAttrs(slog.GroupAttrs("latest", last...))
-	_ = h.text.write(r) // a Sink does not fail, and nobody could be told
+	_ = h.text.write(r) // a Sink does not fail
 }
 
-// kind is what limits tell lines apart by.
+// kind identifies lines that are limited together.
 type kind struct {
 	level   slog.Level
 	message string
 }
 
-// limits keep account of the lines of each kind.
+// limits tracks the lines of each kind.
 type limits struct {
 	mu    sync.Mutex
 	kinds map[kind]*limit
@@ -113,13 +114,13 @@ type limits struct {
 
 type limit struct {
 	*rate.Limiter
-	omitted int // lines left out since the last one
+	omitted int // lines omitted since the last one
 	latest  slog.Record
-	due     *time.Timer // says so; nil while none is left out
+	due     *time.Timer // logs the summary; nil while nothing is omitted
 }
 
-// allow reports whether a line may be logged, and how many of its kind were left out before;
-// else later is called when the next one might have been.
+// allow reports whether a line may be logged, and how many of its kind were omitted before. If not,
+// later is called after the time when the next one may be logged.
 func (l *limits) allow(r slog.Record, later func(kind)) (left int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -150,7 +151,7 @@ func (l *limits) allow(r slog.Record, later func(kind)) (left int, ok bool) {
 	return 0, false
 }
 
-// reset returns how many lines were left out, which is being said.
+// reset returns the number of omitted lines, which the caller logs.
 func (e *limit) reset() (left int) {
 	if e.due != nil {
 		e.due.Stop()
@@ -160,7 +161,7 @@ func (e *limit) reset() (left int) {
 	return left
 }
 
-// forget drops the kinds of which there was nothing for long.
+// forget removes kinds without recent lines.
 func (l *limits) forget() {
 	for k, e := range l.kinds {
 		if e.omitted == 0 && e.Tokens() >= burst {
@@ -169,7 +170,8 @@ func (l *limits) forget() {
 	}
 }
 
-// takeOmitted returns what was left out of a kind, for a line that counts as one of it.
+// takeOmitted returns the number of omitted lines of a kind for a summary, which counts as a line
+// of it.
 func (l *limits) takeOmitted(k kind) (left int, latest slog.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -182,7 +184,7 @@ func (l *limits) takeOmitted(k kind) (left int, latest slog.Record) {
 	return e.reset(), latest
 }
 
-// pending returns the kinds of which something was left out.
+// pending returns the kinds with omitted lines.
 func (l *limits) pending() (all []kind) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -194,14 +196,14 @@ func (l *limits) pending() (all []kind) {
 	return all
 }
 
-// text makes each record one Write.
+// text writes each record with one Write.
 type text struct {
 	slog.Handler
 	out   io.Writer
 	level slog.Level
 
 	mu  sync.Mutex
-	buf bytes.Buffer // that Handler writes to
+	buf bytes.Buffer // output of Handler
 }
 
 func (t *text) write(r slog.Record) error {
@@ -224,7 +226,7 @@ func (t *text) write(r slog.Record) error {
 	return err
 }
 
-// Lines is a writer, such as package log wants, that is called with each write without the
+// Lines is an io.Writer, for package log, that calls a function with each write, without the
 // newline at its end.
 type Lines func(line string)
 

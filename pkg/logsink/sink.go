@@ -1,9 +1,9 @@
-// Package logsink takes log lines to standard error without ever being in the way of those
-// who log: [Sink] never blocks and never ends the process, whatever the reader of the lines
-// does, and [Handler] bounds how many lines of one kind there are.
+// Package logsink writes log lines to standard error without ever blocking the caller: [Sink] never
+// blocks and never ends the process, whatever the reader of the lines does, and [Handler] limits
+// the number of lines of one kind.
 //
-// It does not know what the lines mean. Invariant: a line that is not written is counted, and
-// the count is written as soon as a line can be.
+// It does not interpret the lines. Invariant: a line that is not written is counted, and the count
+// is written as soon as possible.
 package logsink
 
 import (
@@ -17,19 +17,18 @@ import (
 )
 
 const (
-	// bufferSize bounds the bytes that wait for the reader. It is more than all operations of
-	// a start with 5,000 peers take at level DEBUG.
+	// bufferSize limits the number of bytes that wait for the reader. It suffices for all
+	// operations of a start with 5,000 peers at level DEBUG.
 	bufferSize = 1 << 20
-	// idleSize is the room that is kept while nothing waits.
+	// idleSize is the capacity that is kept while nothing waits.
 	idleSize = 16 << 10
-	// lineSize bounds one line.
+	// lineSize limits the length of a line.
 	lineSize = 16 << 10
 )
 
-// Sink passes what is written to it on to another writer, in a goroutine of its own. While that
-// writer blocks, lines are kept, up to bufferSize; further ones are dropped and counted, and so
-// are those that cannot be written. Each Write is one record: a line, perhaps with indented
-// ones after it.
+// Sink forwards records to another writer, in its own goroutine. While that writer blocks, records
+// are buffered, up to bufferSize; further ones are dropped and counted, and so are those that
+// cannot be written. Each Write is one record: a line, possibly followed by indented ones.
 type Sink struct {
 	out   io.Writer
 	wake  chan struct{}
@@ -38,11 +37,11 @@ type Sink struct {
 	mu           sync.Mutex
 	buf          []byte // records to write
 	writing      int    // bytes that are being written
-	dropped      int    // records dropped since the last that was written, and before buf
-	droppedAfter int    // records dropped after buf: none is kept until buf is written
-	spare        []byte // room for buf
+	dropped      int    // records dropped since the last one that was written, and before buf
+	droppedAfter int    // records dropped after buf; none is added until buf is written
+	spare        []byte // reused for buf
 
-	partial bool // the last record was written in part; the goroutine's
+	partial bool // the last record was written partially; belongs to the goroutine
 }
 
 // New returns a Sink that writes to out. Its goroutine never ends.
@@ -59,7 +58,7 @@ func (s *Sink) Write(record []byte) (int, error) {
 		record = fmt.Appendf(bytes.Clone(record[:lineSize]), "… (%d bytes more)\n", n-lineSize)
 	}
 	if !s.add(record, false) {
-		runtime.Gosched() // a writer that is not blocked needs no more to make room
+		runtime.Gosched() // if the writer is not blocked, this suffices to make room
 		s.add(record, true)
 	}
 	select {
@@ -69,7 +68,7 @@ func (s *Sink) Write(record []byte) (int, error) {
 	return n, nil
 }
 
-// add keeps a record if there is room, else drops it, if that is wanted.
+// add adds a record if there is room. Otherwise it counts a dropped record if drop is set.
 func (s *Sink) add(record []byte, drop bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +82,7 @@ func (s *Sink) add(record []byte, drop bool) bool {
 	return true
 }
 
-// Flush waits until all is written that was before the call, but not longer than that.
+// Flush waits until everything before the call is written, up to a timeout.
 func (s *Sink) Flush(within time.Duration) {
 	limit := time.NewTimer(within)
 	defer limit.Stop()
@@ -111,8 +110,8 @@ func (s *Sink) run() {
 	}
 }
 
-// drain writes what there is, and returns when nothing is left or nothing can be written. Then
-// the next record is the next attempt.
+// drain writes the buffer, and returns when it is empty or cannot be written. In the latter case,
+// the next record leads to the next attempt.
 func (s *Sink) drain() {
 	for {
 		s.mu.Lock()
@@ -143,7 +142,7 @@ func (s *Sink) drain() {
 	}
 }
 
-// finish notes what became of a chunk, and keeps its room.
+// finish records the result of writing a chunk, and reuses its memory.
 func (s *Sink) finish(chunk []byte, lost int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +156,7 @@ func (s *Sink) finish(chunk []byte, lost int) {
 	}
 }
 
-// write returns what of b was not written.
+// write returns the part of b that was not written.
 func (s *Sink) write(b []byte) (rest []byte, err error) {
 	if s.partial && len(b) > 0 {
 		if _, err := io.WriteString(s.out, "\n"); err != nil {
@@ -175,7 +174,7 @@ func (s *Sink) write(b []byte) (rest []byte, err error) {
 	return b[n:], err
 }
 
-// records counts the records in b, or those of which b has the end.
+// records returns the number of records that end in b.
 func records(b []byte) int {
 	return bytes.Count(b, []byte("\n")) - bytes.Count(b, []byte("\n\t"))
 }

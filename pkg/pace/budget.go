@@ -6,23 +6,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Budget bounds what something costs that others cause, on an average: one part in Share of a
-// clock, with Burst at once for any accident. It never asks for more than Most of rest.
+// Budget limits the average cost of something that others can trigger: one part in OneIn of a
+// clock, with a burst that suffices for any single incident. It never requires more than Max of
+// rest.
 type Budget struct {
-	Clock      func() time.Duration // what a cost is read from, such as ProcessTime
+	Clock      func() time.Duration // clock of the cost, such as ProcessTime
 	OneIn      int
 	Burst, Max time.Duration
 
-	begun time.Duration // by the clock
-	spent time.Duration // lately; leaks away with time
-	at    time.Time     // when that was reckoned
-	over  bool          // it was too much, and was not all forgotten since
+	begun time.Duration // clock at Begin
+	spent time.Duration // recent cost, which decays with time
+	at    time.Time     // time of the last update of spent
+	over  bool          // spent has exceeded Burst and not decayed to 0 since
 }
 
-// Begin says that something begins whose cost counts.
+// Begin starts a measurement.
 func (b *Budget) Begin() { b.begun = b.Clock() }
 
-// Spend notes what it took since Begin, and returns that.
+// Spend adds the cost since Begin, and returns it.
 func (b *Budget) Spend(now time.Time) time.Duration {
 	b.decay(now)
 	took := b.Clock() - b.begun
@@ -31,13 +32,13 @@ func (b *Budget) Spend(now time.Time) time.Duration {
 	return took
 }
 
-// Rest returns the time until there is something to be spent again; it is 0 as long as there is.
+// Rest returns the time until the budget is available again, 0 if it is.
 func (b *Budget) Rest(now time.Time) time.Duration {
 	b.decay(now)
 	return min(max(0, b.spent-b.Burst)*time.Duration(b.OneIn), b.Max)
 }
 
-// Over reports whether too much was spent, and not all of that is forgotten.
+// Over reports whether the budget was exceeded and has not recovered completely.
 func (b *Budget) Over() bool { return b.over }
 
 func (b *Budget) decay(now time.Time) {
@@ -48,10 +49,10 @@ func (b *Budget) decay(now time.Time) {
 	}
 }
 
-// ProcessTime is the processor time of this process so far. The time of day would count what
-// others do on a busy machine, too.
+// ProcessTime returns the processor time of this process so far. Wall-clock time would include that
+// of other processes on a busy machine.
 func ProcessTime() time.Duration {
 	var t unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t) // it cannot fail
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t) // cannot fail
 	return time.Duration(t.Nano())
 }

@@ -2,27 +2,25 @@ package pace
 
 import "time"
 
-// Limits say what a Fight is: Burst repairs in quick succession, and one each Leak for ever, are
-// none, but an accident, a link that flaps, a test by hand.
+// Limits define a Fight: up to Burst repairs in quick succession, and one each Leak on average, are
+// not a fight but an accident, a flapping link, or a manual test.
 type Limits struct {
 	Burst       int
 	Leak, Pause time.Duration
 }
 
-// Fight slows down repairs that somebody else undoes again and again. It begins with the first
-// repair that is more than its limits allow; then there is one each Pause. It ends once so much
-// time has passed that its repairs are forgotten, one each Pause. It is small, for there may be
-// one for each of many objects.
+// Fight slows down repairs that another program undoes again and again. It begins with the first
+// repair that exceeds its limits; then there is one each Pause. It ends when all its repairs have
+// decayed, at one each Pause. It is small, because there may be one for each of many objects.
 type Fight struct {
 	*Limits
 
-	repairs float64   // not forgotten yet
-	at      time.Time // when they were reckoned
+	repairs float64   // recent repairs, which decay with time
+	at      time.Time // time of the last update of repairs
 	active  bool
 }
 
-// Repaired notes a repair and returns how long to wait before the next one: 0 unless there is a
-// fight.
+// Repaired records a repair and returns the pause before the next one, 0 unless there is a fight.
 func (f *Fight) Repaired(now time.Time) time.Duration {
 	f.decay(now)
 	f.repairs++
@@ -39,7 +37,7 @@ func (f *Fight) On(now time.Time) bool {
 	return f.active
 }
 
-// Quiet reports whether all repairs are forgotten.
+// Quiet reports whether there were no recent repairs.
 func (f *Fight) Quiet(now time.Time) bool {
 	f.decay(now)
 	return f.repairs == 0

@@ -1,27 +1,27 @@
-// Package pace limits how often something is done that others cause: what fails, what is
-// changed by somebody else, what costs time.
+// Package pace limits how often something is done that others can trigger: attempts that fail,
+// reactions to changes by other programs, operations that cost time.
 //
-// It does not wait itself, but for Sleep and Alarm, and never decides what is done. Its types are
-// values for one goroutine at a time, and take the time from their caller.
+// Except for Sleep and Alarm it does not wait, and it never decides what to do. Its types are for
+// one goroutine at a time, and take the time from their caller.
 package pace
 
 import "time"
 
-// Pace spaces the turns of a loop that is driven from outside: the first turn after a quiet time
-// is immediate, the following ones are delayed more and more.
+// Pace spaces the turns of a loop that is driven from outside: the first turn after a quiet time is
+// immediate, the following ones are delayed more and more.
 //
-// Invariant: however often it is asked, there are at most a few turns in a row, and then one in
-// each Most.
+// Invariant: however often Next is called, there are at most a few turns in a row, and then one in
+// each Max.
 type Pace struct {
-	// First is the least time between the first turn after a quiet time and the second; it
-	// doubles with each turn, up to Most. Twice Most without a turn is a quiet time.
+	// Initial is the minimum time between the first turn after a quiet time and the second; it
+	// doubles with each turn, up to Max. Twice Max without a turn is a quiet time.
 	Initial, Max time.Duration
 
-	last time.Time     // when the last turn began
-	gap  time.Duration // from then to the next
+	last time.Time     // begin of the last turn
+	gap  time.Duration // from last to the next turn
 }
 
-// Turn notes that a turn begins now.
+// Turn records that a turn begins now.
 func (p *Pace) Turn(now time.Time) {
 	if p.last.IsZero() || now.Sub(p.last) >= 2*p.Max {
 		p.gap = p.Initial
@@ -46,31 +46,32 @@ func (p *Pace) Next(now time.Time) time.Duration {
 	return d
 }
 
-// Backoff spaces attempts that fail: First after the first failure, then twice as much with each
-// one in a row, up to Most.
+// Backoff spaces failed attempts: Initial after the first failure, doubling with each one in a row,
+// up to Max.
 type Backoff struct {
 	Initial, Max time.Duration
 
-	delay time.Duration // after the last failure; 0: the last attempt succeeded
+	delay time.Duration // after the last failure; 0 if the last attempt succeeded
 }
 
-// Failed notes a failure and returns how long to wait before the next attempt.
+// Failed records a failure and returns the delay before the next attempt.
 func (b *Backoff) Failed() time.Duration {
 	b.delay = min(max(2*b.delay, b.Initial), b.Max)
 	return b.delay
 }
 
-// Reset notes a success.
+// Reset records a success.
 func (b *Backoff) Reset() { b.delay = 0 }
 
-// Share bounds what something costs that others cause, by rests: it takes at most one part in
-// Share of the time. A rest is never less than Least, nor more than Most; a Most of 0 is no bound.
+// Share limits the share of time of something that others can trigger, by pauses: it takes at most
+// one part in OneIn of the time. A pause is at least Min and at most Max; a Max of 0 means no
+// limit.
 type Share struct {
 	OneIn    int
 	Min, Max time.Duration
 }
 
-// Rest returns how long to rest after something that took a time.
+// Rest returns the pause after something that took the given time.
 func (s Share) Rest(took time.Duration) time.Duration {
 	rest := max(time.Duration(s.OneIn)*took, s.Min)
 	if s.Max > 0 {

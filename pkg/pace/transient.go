@@ -6,14 +6,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsResourceError reports whether something failed for want of what others may give back: descriptors,
-// memory, a place in a queue.
+// IsResourceError reports whether an operation failed for lack of a resource that may become
+// available: descriptors, memory, space in a queue.
 func IsResourceError(err error) bool {
 	return isAny(err, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.ENOSPC, unix.EAGAIN, unix.EINTR)
 }
 
-// IsTemporary reports whether what the kernel refused it may do later: all but what this process
-// is not permitted, or the kernel does not have.
+// IsTemporary reports whether an error of the kernel may be temporary. Missing permissions or
+// kernel features are not.
 func IsTemporary(err error) bool {
 	return !isAny(err, unix.EPERM, unix.EACCES, unix.ENOSYS, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT)
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Sleep waits for d or the end of ctx, whose error it returns.
+// Sleep waits for d, or until ctx ends, whose error it returns.
 func Sleep(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()
@@ -21,14 +21,14 @@ func Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Alarm is a timer that can be set to an earlier time, not to a later one. Its methods may be
+// Alarm is a timer that can be set to an earlier time but not to a later one. Its methods may be
 // called from several goroutines; one reads C. Make one with NewAlarm.
 type Alarm struct {
 	C <-chan time.Time
 
 	mu    sync.Mutex
 	timer *time.Timer
-	at    time.Time // zero: it is not set
+	at    time.Time // zero if not set
 }
 
 // NewAlarm returns an alarm that is not set.
@@ -38,7 +38,7 @@ func NewAlarm() *Alarm {
 	return &Alarm{C: t.C, timer: t}
 }
 
-// SetWithin sets the alarm to ring after d, if it would not ring before.
+// SetWithin sets the alarm to ring after d at the latest.
 func (a *Alarm) SetWithin(d time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -48,7 +48,7 @@ func (a *Alarm) SetWithin(d time.Duration) {
 	}
 }
 
-// Received is to be called by whoever has read C.
+// Received must be called after a read of C.
 func (a *Alarm) Received() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

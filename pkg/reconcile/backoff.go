@@ -8,26 +8,26 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// backoffs remembers which objects are to be left alone for a while: those that
-// failed, and those that somebody else keeps undoing.
+// backoffs holds the objects that must not be changed for a while, because an operation on them has
+// failed or because another program keeps undoing it.
 type backoffs struct {
 	objects   map[string]*backoff
-	limits    *pace.Limits // of what is no fight over an object
+	limits    *pace.Limits // how many repairs of an object are no fight
 	lastSweep time.Time
 }
 
 type backoff struct {
 	until   time.Time
-	failing *pace.Backoff // nil: it did not fail the last time
+	failing *pace.Backoff // nil if the last operation succeeded
 	fight   pace.Fight
 }
 
-// Failures are tried again after 100 ms, doubling to 30 s.
+// newBackoff returns the backoff of failed operations.
 func newBackoff() *pace.Backoff {
 	return &pace.Backoff{Initial: 100 * time.Millisecond, Max: 30 * time.Second}
 }
 
-// inputObject stands for reading what is wanted and what is there.
+// inputObject is the object for failures to read the wanted or the present state.
 const inputObject = "input"
 
 func newBackoffs() *backoffs {
@@ -46,22 +46,22 @@ func (h *backoffs) get(object string) *backoff {
 	return o
 }
 
-// paused reports whether the operation's object is to be left alone now.
+// paused reports whether the operation's object must not be changed now.
 func (h *backoffs) paused(now time.Time, op dataplane.Op) bool {
 	if len(h.objects) == 0 {
-		return false // spares the name of the object
+		return false // avoids computing the object's name
 	}
 	o, ok := h.objects[op.Object()]
 	return ok && now.Before(o.until)
 }
 
-// failing reports whether the operation's object failed the last time.
+// failing reports whether the last operation on the object has failed.
 func (h *backoffs) failing(op dataplane.Op) bool {
 	o, ok := h.objects[op.Object()]
 	return ok && o.failing != nil
 }
 
-// failed notes a failure, and reports whether it is the first in a row.
+// failed records a failure, and reports whether it is the first in a row.
 func (h *backoffs) failed(now time.Time, object string) (first bool) {
 	o := h.get(object)
 	if first = o.failing == nil; first {
@@ -71,7 +71,7 @@ func (h *backoffs) failed(now time.Time, object string) (first bool) {
 	return first
 }
 
-// retry makes all that failed due now.
+// retry makes all failed objects due now.
 func (h *backoffs) retry() {
 	for _, o := range h.objects {
 		if o.failing != nil {
@@ -80,11 +80,11 @@ func (h *backoffs) retry() {
 	}
 }
 
-// reset forgets an object.
+// reset removes an object.
 func (h *backoffs) reset(object string) { delete(h.objects, object) }
 
-// succeeded notes a success. A repair may be one too many: then somebody else is
-// undoing it again and again.
+// succeeded records a success. Too many repairs of an object mean that another program keeps
+// undoing them.
 func (h *backoffs) succeeded(now time.Time, op dataplane.Op, repair bool) {
 	h.sweep(now)
 	if !repair {
@@ -100,7 +100,7 @@ func (h *backoffs) succeeded(now time.Time, op dataplane.Op, repair bool) {
 	}
 }
 
-// fighting reports whether somebody keeps undoing an object.
+// fighting reports whether another program keeps undoing changes of an object.
 func (h *backoffs) fighting(now time.Time) bool {
 	for _, o := range h.objects {
 		if o.fight.On(now) {
@@ -110,8 +110,8 @@ func (h *backoffs) fighting(now time.Time) bool {
 	return false
 }
 
-// sweep forgets, now and then, objects that are not fought over, and failures of what is wanted
-// no more.
+// sweep occasionally removes objects without recent repairs, and failures of objects that are no
+// longer wanted.
 func (h *backoffs) sweep(now time.Time) {
 	if now.Sub(h.lastSweep) < h.limits.Pause {
 		return
@@ -124,7 +124,7 @@ func (h *backoffs) sweep(now time.Time) {
 	}
 }
 
-// remaining returns for how long an object is still to be left alone.
+// remaining returns the time until an object may be changed.
 func (h *backoffs) remaining(now time.Time, object string) time.Duration {
 	if o, ok := h.objects[object]; ok {
 		return o.until.Sub(now)
@@ -132,7 +132,7 @@ func (h *backoffs) remaining(now time.Time, object string) time.Duration {
 	return 0
 }
 
-// next returns the time until something that is held is due.
+// next returns the time until the first paused object is due.
 func (h *backoffs) next(now time.Time) time.Duration {
 	least := time.Duration(math.MaxInt64)
 	for _, o := range h.objects {

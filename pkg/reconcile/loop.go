@@ -1,10 +1,10 @@
-// Package reconcile runs the one path by which the kernel becomes right: read
-// what is wanted, read what is there, apply the difference, look again.
+// Package reconcile brings the kernel to the wanted state: it computes the wanted state, reads the
+// present one, applies the difference, and reads again.
 //
-// It does not know what is wanted, nor how the kernel is read or written; it
-// knows when to look, how often to try, and what to say about it. Invariant:
-// every change comes from a reading of both sides, never from an event; nothing
-// is deleted before the view of the network is complete.
+// It does not define what is wanted, nor how the kernel is read or written; it decides when to
+// read, how often to retry, and what to report. Invariant: every change follows from a comparison
+// of both sides, never from an event; nothing is deleted before the view of the network is
+// complete.
 package reconcile
 
 import (
@@ -25,82 +25,81 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Config of a Loop.
+// Config configures a Loop.
 type Config struct {
-	Driver  driver.Driver // of what is made right
+	Driver  driver.Driver
 	Backend backend.Backend
 	Network netip.Prefix
-	// Before, if set, is called before operations are carried out, of which there may be many. New
-	// peers may be among them.
+	// BeforeApply, if set, is called before a batch of operations, which may add new peers.
 	BeforeApply func()
-	// Rivals, if set, is told in each pass which peers are left out for having the MAC
-	// of this host.
+	// Rivals, if set, is called in each pass with the peers that are skipped because they have this
+	// host's MAC.
 	Rivals func([]lease.Lease)
-	// Missing is called after each whole pass with what this host needs for itself and
-	// lacks, without what is missing only because its link is. It must not block. The log
-	// then says nothing of these; nil: it does.
+	// Missing, if set, is called after each whole pass with the objects that this host itself needs
+	// and that are missing, except those that are missing only because their link is. It must not
+	// block. Then these objects are not logged here.
 	Missing func([]Missing)
-	// Alive, if set, is called when the loop is at work: at least once a minute, and between
-	// parts of much work.
+	// Heartbeat, if set, is called while the loop makes progress: at least once a minute, and
+	// between batches of operations.
 	Heartbeat  func()
 	Conditions *condition.List
 	Log        *slog.Logger
 }
 
 const (
-	// debounce lets a burst of events end before the kernel is read, and is the least
-	// time between passes.
+	// debounce is the delay after an event, so that a burst of events can end, and the minimum time
+	// between passes.
 	debounce = 20 * time.Millisecond
-	// quietTime is how long nothing must have come for a burst to have ended.
+	// quietTime is the time without an event after which a burst counts as ended.
 	quietTime = 5 * time.Millisecond
-	// resync is the safety net under lost events.
+	// resync is the time between two readings, in case that an event is lost.
 	resync = time.Minute
 )
 
-// Loop reconciles. Make one with New.
+// Loop reconciles the kernel. Make one with New.
 type Loop struct {
 	cfg   Config
 	wake  chan struct{}
-	input struct { // the latest
+	input struct { // the latest values
 		sync.Mutex
 		facts host.Facts
 		err   error       // why there are no facts
-		view  *lease.View // nil: there was none yet
+		view  *lease.View // nil before the first
 	}
 
-	// The following is of the goroutine that makes passes, but for what is atomic.
-	stale      atomic.Bool // what is known of the kernel may be wrong
-	retry      atomic.Bool // what failed may work now
+	// The following fields belong to the goroutine that makes passes, except atomic ones.
+	stale      atomic.Bool // the last reading may be outdated
+	retry      atomic.Bool // failed operations may succeed now
 	plan       *backend.Plan
 	backoffs   *backoffs
 	report     *report
-	budget     pace.Budget // of whole passes
+	budget     pace.Budget // for whole passes
 	created    time.Time
-	lastEvent  atomic.Int64  // when the kernel was last said to be changed, since made, in nanoseconds
-	firstEvent atomic.Int64  // when it was first, since the last reading; 0: it was not
-	readCost   time.Duration // of looking, the last time
-	passEnded  time.Time     // when the last pass did
+	lastEvent  atomic.Int64  // time of the last event, in nanoseconds since created
+	firstEvent atomic.Int64  // time of the first event since the last reading; 0 if there was none
+	readCost   time.Duration // duration of the last reading and comparison
+	passEnded  time.Time     // end of the last pass
 
-	aborted    bool             // the last pass did not get through: everything counts as newly wanted
-	deferred   bool             // the last one left something for later
-	baseReady  bool             // what this host needs for itself stands
+	aborted    bool             // the last pass was not completed: everything counts as newly wanted
+	deferred   bool             // the last pass has deferred operations
+	baseReady  bool             // the objects that this host itself needs exist
 	scope      dataplane.Scope  // of the last reading
-	reading    dataplane.State  // what the kernel held then, and what was done to it since
-	readAt     time.Time        // when it was read
-	needsWhole bool             // the reading is of no use for a part
+	reading    dataplane.State  // the last reading, with the operations since
+	readAt     time.Time        // time of the last reading
+	needsWhole bool             // the reading cannot be used for a partial pass
 	own        netip.Prefix     // this host's IPv4 subnet
-	baseErrs   map[string]error // own objects that failed the last time, and why
+	baseErrs   map[string]error // last errors of objects that this host itself needs
 
 	stats stats
 }
 
-// wholePassBudget bounds what they cost when somebody keeps changing the kernel, with enough at once
-// for any accident.
+// wholePassBudget limits the processor time of whole passes while another program keeps changing
+// the kernel, with a burst that suffices for any single incident.
 func wholePassBudget() pace.Budget {
 	return pace.Budget{Clock: pace.ProcessTime, OneIn: 40, Burst: 2 * time.Second, Max: resync}
 }
 
-// New makes a Loop that has done nothing yet, and does nothing before it has facts and a view.
+// New returns a Loop. It makes no changes before it has facts and a view.
 func New(cfg Config) *Loop {
 	if cfg.Heartbeat == nil {
 		cfg.Heartbeat = func() {}
@@ -114,9 +113,9 @@ func New(cfg Config) *Loop {
 	return l
 }
 
-// SetFacts says what is true of this host now, or why that is not known, which leaves the kernel as
-// it is. It never blocks, as all that says something to the loop; what is said several times
-// between two passes counts once.
+// SetFacts sets the facts about this host, or why they are unknown, in which case the kernel is
+// left as it is. Like all methods that set or trigger something, it never blocks, and only the last
+// of several calls between two passes counts.
 func (l *Loop) SetFacts(f host.Facts, err error) {
 	l.input.Lock()
 	l.input.facts, l.input.err = f, err
@@ -124,7 +123,7 @@ func (l *Loop) SetFacts(f host.Facts, err error) {
 	l.trigger()
 }
 
-// SetView says which hosts there are now.
+// SetView sets the view of the network.
 func (l *Loop) SetView(v lease.View) {
 	l.input.Lock()
 	l.input.view = &v
@@ -132,7 +131,7 @@ func (l *Loop) SetView(v lease.View) {
 	l.trigger()
 }
 
-// trigger asks for a pass soon.
+// trigger requests a pass.
 func (l *Loop) trigger() {
 	select {
 	case l.wake <- struct{}{}:
@@ -140,8 +139,7 @@ func (l *Loop) trigger() {
 	}
 }
 
-// Reread asks for a pass that reads the kernel anew, because somebody may have
-// changed it.
+// Reread requests a pass that reads the kernel, because another program may have changed it.
 func (l *Loop) Reread() {
 	now := int64(time.Since(l.created))
 	l.lastEvent.Store(now)
@@ -150,15 +148,15 @@ func (l *Loop) Reread() {
 	l.trigger()
 }
 
-// Retry is Reread that tries again what has failed, because the reason may be gone:
-// the uplink is back. It is not for what our own attempts cause, or they would follow
-// one another without a pause.
+// Retry is Reread that also retries failed operations, because the reason may be gone, for example
+// if the uplink is up again. It must not be used for events that failed attempts themselves cause,
+// or they would follow one another without a pause.
 func (l *Loop) Retry() {
 	l.retry.Store(true)
 	l.Reread()
 }
 
-// Settle makes passes until what this host needs for itself stands.
+// Settle makes passes until the objects that this host itself needs exist.
 func (l *Loop) Settle(ctx context.Context) error {
 	for !l.Pass(ctx) {
 		if err := l.wait(ctx); err != nil {
@@ -168,15 +166,15 @@ func (l *Loop) Settle(ctx context.Context) error {
 	return nil
 }
 
-// Run makes passes until ctx ends: when something was said to the loop, when something that
-// failed is due again, and once a minute.
+// Run makes passes until ctx ends: when an input has changed, when a failed operation is due again,
+// and once a minute.
 func (l *Loop) Run(ctx context.Context) {
 	for l.wait(ctx) == nil {
 		l.Pass(ctx)
 	}
 }
 
-// wait blocks until there is a reason for a pass, and it is time for one.
+// wait waits until there is a reason for a pass and it is due.
 func (l *Loop) wait(ctx context.Context) error {
 	now := time.Now()
 	idle := min(resync-now.Sub(l.readAt), l.backoffs.next(now))
@@ -193,7 +191,7 @@ func (l *Loop) wait(ctx context.Context) error {
 			return ctx.Err()
 		case <-report.C:
 			l.report.flush()
-			report.Reset(l.report.untilDue(time.Now())) // the rest of it, if there is any
+			report.Reset(l.report.untilDue(time.Now())) // for the rest, if there is any
 			continue
 		case <-timer.C:
 			l.stale.Store(true)
@@ -203,9 +201,9 @@ func (l *Loop) wait(ctx context.Context) error {
 	}
 }
 
-// waitForQuiet waits until a burst of triggers has ended. A change of what is wanted is known as a whole.
-// Damage may go on, and what is read meanwhile has to be read again, so calm waits for its end, for
-// up to twice the time that a reading takes.
+// waitForQuiet waits until a burst of triggers has ended. A change of the wanted state arrives as a
+// whole. Changes by other programs may continue, and a reading during them must be repeated, so it
+// waits for their end, up to twice the duration of a reading.
 func (l *Loop) waitForQuiet(ctx context.Context) error {
 	at := l.passEnded.Add(debounce)
 	if l.stale.Load() {

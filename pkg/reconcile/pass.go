@@ -15,19 +15,19 @@ import (
 )
 
 const (
-	// maxRounds bounds the look-again within a pass. Two suffice on a healthy
-	// kernel: one that changes, one that finds nothing.
+	// maxRounds limits the readings within a pass. Two suffice on a healthy kernel: one that leads
+	// to changes, and one that finds none.
 	maxRounds = 4
-	// chunkSize is how many operations are carried out at a time, of which there may be tens of
-	// thousands: in between, progress is noted.
+	// chunkSize is the number of operations per batch. There may be tens of thousands, and progress
+	// is reported in between.
 	chunkSize = 1024
 )
 
-// Missing is an object that this host needs for itself and that could not be put.
+// Missing is an object that this host itself needs and that could not be created.
 type Missing struct {
 	Op     dataplane.Op
-	Err    error  // why the last attempt failed; nil: there was none
-	Reason string // why there was none
+	Err    error  // error of the last attempt; nil if there was none
+	Reason string // why there was no attempt
 }
 
 // Same reports whether two are of the same attempt.
@@ -35,17 +35,16 @@ func (m Missing) Same(o Missing) bool {
 	return m.Err == o.Err && m.Reason == o.Reason && m.Op.Object() == o.Op.Object()
 }
 
-// Pass brings the kernel up to date once and reports whether what this host needs
-// for itself stands: its link, its address, and the routes and tunnel entries that no
-// peer is the reason for. Failures with single peers do not count; they are tried
-// again later. Passes must not overlap: Settle and Run are for one goroutine.
+// Pass brings the kernel up to date once and reports whether the objects that this host itself
+// needs exist: its link, its address, and the routes and tunnel entries that do not belong to a
+// peer. Failures of single peers do not count; they are retried later. Passes must not overlap:
+// Settle and Run are for one goroutine.
 //
-// When ctx ends, a pass ends before its next chunk of operations, and has not got through.
+// When ctx ends, a pass ends before its next batch of operations, and counts as aborted.
 //
-// Where only peers have changed, and nobody else has touched the kernel since it
-// was read, their part of that reading is compared with their part of what is
-// wanted. Everything else takes a new reading; when there were too many lately, the
-// peers that changed do not wait for it.
+// If only peers have changed, and no other program has touched the kernel since it was read, only
+// the changed part of that reading is compared. Everything else requires a new reading; when there
+// were too many recently, changed peers do not wait for it.
 func (l *Loop) Pass(ctx context.Context) bool {
 	defer func() { l.passEnded = time.Now() }()
 	l.cfg.Heartbeat()
@@ -91,8 +90,8 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	return l.baseReady
 }
 
-// latest returns what is known of this host and the network. It reports false, and says why, if that
-// is not enough for a pass.
+// latest returns the latest facts and view. It reports false, and sets a condition, if they are not
+// sufficient for a pass.
 func (l *Loop) latest() (host.Facts, lease.View, bool) {
 	l.input.Lock()
 	facts, view, err := l.input.facts, l.input.view, l.input.err
@@ -107,7 +106,7 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 	return host.Facts{}, lease.View{}, false
 }
 
-// newPass has the plan follow what is known, and returns a pass that has done nothing yet.
+// newPass updates the plan, and returns a pass that has done nothing yet.
 func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	now := time.Now()
 	p := pass{begun: now, readingOld: now.Sub(l.readAt) >= resync, hadDeferred: l.deferred}
@@ -122,7 +121,7 @@ func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	return p
 }
 
-// partial reports whether the last reading will do for a change.
+// partial reports whether a partial pass suffices for a change.
 func (l *Loop) partial(c backend.Change) bool {
 	want := l.plan.Want()
 	if c.All || l.needsWhole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
@@ -144,17 +143,17 @@ func (l *Loop) passPart(ctx context.Context, v lease.View, done *pass) {
 	l.needsWhole = len(done.failed)+len(delta.Conflicts) > 0
 }
 
-// passWhole reads the kernel, applies the difference, and looks again. It reports whether the kernel
-// could be read.
+// passWhole reads the kernel, applies the difference, and reads again. It reports whether the
+// kernel could be read.
 func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *pass) bool {
 	want := l.plan.Want()
 	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
 	l.needsWhole = true
-	l.stale.Store(false) // what happens from here on is for the next pass
+	l.stale.Store(false) // later events are for the next pass
 	done.eventAt = time.Duration(l.firstEvent.Swap(0))
 	for round := range maxRounds {
 		l.budget.Begin()
-		l.reading = dataplane.State{} // not two at a time: they are large
+		l.reading = dataplane.State{} // release it, because states are large
 		have := dataplane.NewState()
 		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
 			l.backoffs.failed(time.Now(), inputObject)
@@ -178,11 +177,11 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 			l.budget.Spend(time.Now())
 		}
 		if again && done.change.Nothing() && l.budget.Rest(time.Now()) > 0 {
-			l.stale.Store(true) // later: somebody is at it, too
+			l.stale.Store(true) // later, because another program keeps making changes
 			break
 		}
 		if !again {
-			// What this host lacks for itself, others' things do not go on top of.
+			// Without this host's own objects, those of peers cannot be added.
 			l.needsWhole = done.baseMissing
 			break
 		}
@@ -197,37 +196,37 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 	return true
 }
 
-// pass is what a pass did, for the report.
+// pass is the result of a pass, for the report.
 type pass struct {
 	begun            time.Time
-	changed          bool           // something else is wanted than in the pass before
-	eventAt          time.Duration  // when the kernel was first said to be changed, since the loop was made; 0: it was not
-	readingOld       bool           // the last reading was, by then
-	change           backend.Change // of what is wanted
-	partial          bool           // only what has changed was looked at
-	hadDeferred      bool           // the pass before left something for this one
+	changed          bool           // the wanted state differs from that of the previous pass
+	eventAt          time.Duration  // time of the first event since the last reading, since the loop was created; 0 if there was none
+	readingOld       bool           // the last reading is older than resync
+	change           backend.Change // of the wanted state
+	partial          bool           // only changed peers were compared
+	hadDeferred      bool           // the previous pass has deferred operations
 	applied          tally
-	repaired         tally // of what was applied
+	repaired         tally // the part of applied that restored objects
 	refused          tally
-	doubtful         bool // the reading may be overtaken: what fails is read and tried again before it counts
-	doubtfulFailures int  // what failed so in this round
+	doubtful         bool // the reading may be outdated: failures count only after another reading and attempt
+	doubtfulFailures int  // such failures in this round
 	failed           []failure
-	fighting         bool // somebody undoes an object again and again, or so much that it takes too long
-	deferred         int  // left for later: failed or fought over lately
+	fighting         bool // another program keeps undoing an object, or so many that repairs take too long
+	deferred         int  // number of paused operations
 	conflicts        []dataplane.Conflict
-	baseMissing      bool // something of this host's own is missing
+	baseMissing      bool // an object that this host itself needs is missing
 	missing          []Missing
-	drift            map[dataplane.Kind]int // objects that are not as wanted
+	drift            map[dataplane.Kind]int // number of objects that are not as wanted
 }
 
 type failure struct {
 	op    dataplane.Op
 	err   error
-	first bool // it did not fail the time before
+	first bool // first failure in a row
 }
 
-// apply carries out the operations that are due until ctx ends, and reports whether it is worth
-// looking again.
+// apply executes the operations that are due until ctx ends, and reports whether another reading is
+// worthwhile.
 func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
 	done.deferred, done.doubtfulFailures, done.baseMissing, done.missing, done.drift = 0, 0, false, nil, map[dataplane.Kind]int{}
@@ -262,7 +261,7 @@ func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (a
 	return done.applied.n > before || done.doubtfulFailures > 0
 }
 
-// execute has a chunk of operations done, unless ctx has ended, and notes what became of them.
+// execute executes a batch of operations, unless ctx has ended, and records the results.
 func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 	if len(due) == 0 || ctx.Err() != nil {
 		return
@@ -291,10 +290,10 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 			done.failed = append(done.failed, failure{op, err, first})
 			continue
 		}
-		if done.partial { // after a whole pass that changed something comes another reading
+		if done.partial { // a whole pass with changes is followed by another reading
 			l.reading.Note(op)
 		}
-		// What is wanted as before, and was not so, somebody has undone.
+		// An object that was wanted before must have been changed by another program.
 		repair := op.Kind != dataplane.KindNextHop && !done.change.About(op)
 		l.backoffs.succeeded(now, op, repair)
 		if done.applied.add(op); repair {
@@ -304,14 +303,15 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 	}
 }
 
-// onMissingLink reports whether an operation is on a link that is missing.
+// onMissingLink reports whether an operation's link is missing.
 func onMissingLink(missing []Missing, op dataplane.Op) bool {
 	return slices.ContainsFunc(missing, func(m Missing) bool {
 		return m.Op.Kind == dataplane.KindLink && m.Op.Device() == op.Device()
 	})
 }
 
-// rootCauses returns what is missing, to keep, without what is so because its link is.
+// rootCauses returns copies of the missing objects, except those that are missing only because
+// their link is.
 func rootCauses(missing []Missing) (all []Missing) {
 	for _, m := range missing {
 		if m.Op.Kind == dataplane.KindLink || !onMissingLink(missing, m.Op) {

@@ -16,24 +16,24 @@ import (
 
 // IDs of conditions.
 const (
-	uncheckedCondition = "kernel/unchecked/" // and what cannot be read
+	uncheckedCondition = "kernel/unchecked/" // followed by what cannot be read
 	fightCondition     = "kernel/fight"
 	refusedCondition   = "kernel/refused"
 )
 
-// report logs what the passes do, in one line for each that changed something, and keeps the
+// report logs the results of passes, one line for each that changed something, and keeps the
 // conditions that follow from them.
 type report struct {
 	log           *slog.Logger
 	last          []backend.Skipped
-	peers         *condition.Group // that are skipped, by subnet
+	peers         *condition.Group // skipped peers, by subnet
 	conflicts     *condition.Group // by operation
-	failedObjects int              // objects that failed since it was last well
+	failedObjects int              // objects that have failed since the last pass without failures
 
 	conditions *condition.List
 
-	due        time.Time // when what was gathered is to be logged; zero: nothing is
-	progressAt time.Time // when something was last said of the present pass
+	due        time.Time // when the next group line is due; zero if none is
+	progressAt time.Time // time of the last progress line of the present pass
 }
 
 func newReport(log *slog.Logger, conditions *condition.List) *report {
@@ -56,7 +56,7 @@ func (r *report) skipped(now []backend.Skipped) {
 	r.flush()
 }
 
-// flush logs what was gathered and is due.
+// flush logs the group lines that are due.
 func (r *report) flush() {
 	now := time.Now()
 	r.due = time.Time{}
@@ -67,7 +67,7 @@ func (r *report) flush() {
 	}
 }
 
-// untilDue is the time until something gathered is due.
+// untilDue returns the time until the next group line is due.
 func (r *report) untilDue(now time.Time) time.Duration {
 	if r.due.IsZero() {
 		return math.MaxInt64
@@ -75,7 +75,7 @@ func (r *report) untilDue(now time.Time) time.Duration {
 	return r.due.Sub(now)
 }
 
-// unread is called when a pass could not read what it compares.
+// unread reports that a pass could not read the wanted or the present state.
 func (r *report) unread(what string, err error) {
 	r.conditions.Begin(condition.Condition{
 		ID: uncheckedCondition + what, Severe: true, Text: "reconcile failed, will retry", Ended: "reconcile works again",
@@ -133,7 +133,7 @@ func (r *report) failures(p pass) {
 			fresh = append(fresh, f)
 		}
 		if r.log.Enabled(context.Background(), slog.LevelDebug) {
-			r.log.Debug("failed", "command", f.op.String(), "err", f.err)
+			r.log.Debug("operation failed", "command", f.op.String(), "err", f.err)
 		}
 	}
 	if r.failedObjects += len(fresh); len(fresh) > 0 {
@@ -151,11 +151,11 @@ func (r *report) failures(p pass) {
 // applied logs an operation that was done.
 func (r *report) applied(op dataplane.Op) {
 	if r.log.Enabled(context.Background(), slog.LevelDebug) {
-		r.log.Debug("applied", "command", op.String())
+		r.log.Debug("applied operation", "command", op.String())
 	}
 }
 
-// progress logs, every progressEvery, how far a pass that takes long has come.
+// progress logs the progress of a long pass every progressEvery.
 func (r *report) progress(done, of int) {
 	switch now := time.Now(); {
 	case r.progressAt.IsZero():
@@ -182,7 +182,7 @@ func (t *tally) add(op dataplane.Op) {
 	t.counts[OpClass{op.Verb, op.Kind}]++
 }
 
-// String is like "+2 route, +2 fdb, -1 route".
+// String returns the counts as "+2 route, +2 fdb, -1 route".
 func (t *tally) String() string {
 	var parts []string
 	for _, v := range []struct {

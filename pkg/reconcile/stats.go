@@ -8,36 +8,36 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// Stats is what a Loop has done since New, and what its latest passes have left.
+// Stats are the totals of a Loop since New, and the state after its latest passes.
 type Stats struct {
 	Passes   map[Outcome]uint64
 	PassTime Timing
-	Done     map[OpClass]uint64 // operations
-	Failed   map[OpClass]uint64 // attempts of operations
-	// Repairs are the operations that restored what somebody else had changed, and RepairTime is of
-	// the passes with any, each from the first event that told of a change.
+	Done     map[OpClass]uint64 // successful operations
+	Failed   map[OpClass]uint64 // failed operations
+	// Repairs are operations that restored objects which another program had changed. RepairTime is
+	// the duration of passes with repairs, from the first event about a change.
 	Repairs    map[dataplane.Kind]uint64
 	RepairTime Timing
-	// Drift is how many objects were not as wanted at the end of the last pass that compared all.
+	// Drift is the number of objects that were not as wanted at the end of the last whole pass.
 	Drift   map[dataplane.Kind]int
-	Skipped map[string]int // peers, by the kind of their fault
+	Skipped map[string]int // number of skipped peers, by reason
 }
 
-// Outcome is why there was a pass, and how it ended.
+// Outcome is the trigger and the result of a pass.
 type Outcome struct {
 	Trigger Trigger
 	Result  Result
 }
 
-// Trigger is a reason for a pass.
+// Trigger is the reason for a pass.
 type Trigger string
 
-// Triggers of a pass. Of several, the first counts.
+// Triggers of a pass. If several apply, the first one counts.
 const (
-	OnChange Trigger = "change" // something else is wanted than before
-	OnEvent  Trigger = "event"  // somebody may have changed the kernel
+	OnChange Trigger = "change" // the wanted state has changed
+	OnEvent  Trigger = "event"  // another program may have changed the kernel
 	OnResync Trigger = "resync" // the last reading is too old
-	OnRetry  Trigger = "retry"  // something failed, or was left for later
+	OnRetry  Trigger = "retry"  // operations have failed or were deferred
 )
 
 // Result is how a pass ended.
@@ -51,7 +51,7 @@ const (
 	Unread     Result = "unread"     // the kernel could not be read
 )
 
-// Timing is how often something was done and how long that took in all.
+// Timing is a number of events and their total duration.
 type Timing struct {
 	Count uint64
 	Total time.Duration
@@ -68,7 +68,7 @@ type OpClass struct {
 	Kind dataplane.Kind
 }
 
-// stats are counted by the goroutine that makes passes, once for each.
+// stats are updated at the end of each pass.
 type stats struct {
 	sync.Mutex
 	Stats
@@ -80,7 +80,7 @@ func newStats() stats {
 	}}
 }
 
-// Stats returns what was counted so far. It may be called from any goroutine.
+// Stats returns the totals so far. It may be called from any goroutine.
 func (l *Loop) Stats() Stats {
 	l.stats.Lock()
 	defer l.stats.Unlock()
@@ -90,7 +90,7 @@ func (l *Loop) Stats() Stats {
 	return s
 }
 
-// count counts a pass that has ended.
+// count updates the totals after a pass.
 func (l *Loop) count(p *pass, r Result) {
 	now := time.Now()
 	var skipped map[string]int
@@ -134,7 +134,7 @@ func (p *pass) trigger() Trigger {
 	return OnRetry
 }
 
-// result is how a pass ended that could read the kernel.
+// result returns the result of a pass that could read the kernel.
 func (p *pass) result() Result {
 	switch {
 	case p.baseMissing || len(p.drift) > 0:
