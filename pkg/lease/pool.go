@@ -7,15 +7,23 @@ import (
 	"slices"
 )
 
-// Pool is the set of subnets that hosts may lease: those of SubnetLen bits
-// from Min to Max. The zero Pool is empty.
+// Pool is the set of subnets of one family that hosts may lease: those of SubnetLen bits
+// from Min to Max, at most 2⁶⁴-1. The zero Pool is empty, and so is one of more.
 type Pool struct {
 	Network   netip.Prefix // the whole; only named, Min and Max say what is used
-	SubnetLen int          // bits, 1 to 31
+	SubnetLen int          // bits, 1 to 31, or 127 for IPv6
 	Min, Max  netip.Addr   // network addresses of the first and the last subnet, inclusive
 }
 
-// Size gives the number of subnets in the pool, leased or not.
+// NewPool returns the pool of all subnets of a network but the first.
+func NewPool(network netip.Prefix, subnetLen int) Pool {
+	p := Pool{network, subnetLen, network.Masked().Addr(), lastAddr(network)}
+	first, n := p.slots()
+	p.Min, p.Max = p.address(first+1), p.address(first+n-1)
+	return p
+}
+
+// Size returns the number of subnets in the pool, leased or not.
 func (p Pool) Size() uint64 {
 	_, n := p.slots()
 	return n
@@ -23,34 +31,31 @@ func (p Pool) Size() uint64 {
 
 // Cover returns the fewest prefixes that hold all subnets of the pool and nothing else.
 func (p Pool) Cover() []netip.Prefix {
-	first, n := p.slots()
 	var cover []netip.Prefix
-	for start, end := first, first+n; start < end; {
+	for start, n := p.slots(); n > 0; {
 		bits := p.SubnetLen // of the prefix that begins at start
 		size := uint64(1)
-		for bits > 0 && start%(2*size) == 0 && start+2*size <= end {
+		for bits > 0 && size <= n/2 && start%(2*size) == 0 {
 			bits, size = bits-1, 2*size
 		}
-		cover = append(cover, netip.PrefixFrom(address(start<<p.shift()), bits))
-		start += size
+		cover = append(cover, netip.PrefixFrom(p.address(start), bits))
+		start, n = start+size, n-size
 	}
 	return cover
 }
 
-// Fits tells whether subnet is one of the pool's.
+// Fits reports whether subnet is one of the pool's.
 func (p Pool) Fits(subnet netip.Prefix) bool {
 	first, n := p.slots()
-	if n == 0 || !subnet.Addr().Is4() || subnet.Bits() != p.SubnetLen || subnet.Masked() != subnet {
-		return false
-	}
-	slot := number(subnet.Addr()) >> p.shift()
-	return slot >= first && slot-first < n
+	return n > 0 && subnet.IsValid() && subnet.Bits() == p.SubnetLen && subnet.Masked() == subnet &&
+		p.address(first).Compare(subnet.Addr()) <= 0 && subnet.Addr().Compare(p.address(first+n-1)) <= 0
 }
 
 // Pick chooses a subnet that overlaps none of taken, each free one with the
 // same chance; false means that there is none. taken may hold anything: other
-// lengths, duplicates, prefixes outside the pool. random(n) must give a number
-// below n. The cost is that of sorting taken, whatever the size of the pool.
+// lengths, duplicates, prefixes outside the pool or of the other family. random(n)
+// must return a number below n. The cost is that of sorting taken, whatever the
+// size of the pool.
 func (p Pool) Pick(taken []netip.Prefix, random func(n uint64) uint64) (netip.Prefix, bool) {
 	first, n := p.slots()
 	blocked := p.blocked(taken)
@@ -61,7 +66,7 @@ func (p Pool) Pick(taken []netip.Prefix, random func(n uint64) uint64) (netip.Pr
 	if free == 0 {
 		return netip.Prefix{}, false
 	}
-	slot := first + random(free)
+	slot := random(free)
 	// slot counts free subnets only; every blocked run at or before it pushes it on.
 	for _, b := range blocked {
 		if b.start > slot {
@@ -69,46 +74,37 @@ func (p Pool) Pick(taken []netip.Prefix, random func(n uint64) uint64) (netip.Pr
 		}
 		slot += b.end - b.start
 	}
-	return netip.PrefixFrom(address(slot<<p.shift()), p.SubnetLen), true
+	return netip.PrefixFrom(p.address(first+slot), p.SubnetLen), true
 }
 
-// run is a half-open range of slots. A slot is a subnet's number: its
-// address shifted right by the host bits.
+// run is a half-open range of subnets, counted from the first of the pool.
 type run struct{ start, end uint64 }
 
-// slots gives the number of the pool's first slot and how many there are.
-// Bounds off the SubnetLen grid are moved inwards.
-func (p Pool) slots() (first, n uint64) {
-	if p.SubnetLen < 1 || p.SubnetLen > 31 || !p.Min.Is4() || !p.Max.Is4() {
-		return 0, 0
-	}
-	shift := p.shift()
-	first = (number(p.Min) + 1<<shift - 1) >> shift
-	end := number(p.Max)>>shift + 1
-	if end <= first {
-		return 0, 0
-	}
-	return first, end - first
-}
-
-// blocked gives the runs of the pool's slots that taken overlaps: sorted,
+// blocked returns the runs of the pool's subnets that taken overlaps: sorted,
 // disjoint and within the pool.
 func (p Pool) blocked(taken []netip.Prefix) []run {
 	first, n := p.slots()
 	if n == 0 {
 		return nil
 	}
+	least, most := p.address(first), lastAddr(netip.PrefixFrom(p.address(first+n-1), p.SubnetLen))
 	runs := make([]run, 0, len(taken))
 	for _, t := range taken {
-		if !t.IsValid() || !t.Addr().Is4() {
+		if !t.IsValid() || t.Addr().BitLen() != least.BitLen() {
 			continue
 		}
-		start := number(t.Masked().Addr())
-		last := start + 1<<(32-t.Bits()) - 1
-		r := run{max(start>>p.shift(), first), min(last>>p.shift()+1, first+n)}
-		if r.start < r.end {
-			runs = append(runs, r)
+		from, to := t.Masked().Addr(), lastAddr(t)
+		if to.Less(least) || most.Less(from) {
+			continue
 		}
+		r := run{0, n}
+		if least.Less(from) {
+			r.start = p.slot(from) - first
+		}
+		if to.Less(most) {
+			r.end = p.slot(to) - first + 1
+		}
+		runs = append(runs, r)
 	}
 	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.start, b.start) })
 	merged := runs[:0]
@@ -123,16 +119,71 @@ func (p Pool) blocked(taken []netip.Prefix) []run {
 	return merged
 }
 
-// shift is the number of host bits of a subnet.
-func (p Pool) shift() int { return 32 - p.SubnetLen }
+// A slot is a subnet's number: the bits of its address down to its length. Of longer
+// ones it has the last 64 bits; those before are the same in all of a pool.
 
-func number(a netip.Addr) uint64 {
-	b := a.As4()
-	return uint64(binary.BigEndian.Uint32(b[:]))
+// slots returns the number of the pool's first slot and how many there are.
+// Bounds off the SubnetLen grid are moved inwards.
+func (p Pool) slots() (first, n uint64) {
+	if p.SubnetLen < 1 || p.SubnetLen >= p.Min.BitLen() || p.Max.BitLen() != p.Min.BitLen() {
+		return 0, 0
+	}
+	first = p.slot(p.Min)
+	if p.address(first) != p.Min {
+		first++
+	}
+	last := p.slot(p.Max)
+	begin, end := p.address(first), netip.PrefixFrom(p.Max, p.SubnetLen).Masked().Addr()
+	if begin.Less(p.Min) || end.Less(begin) || p.address(last) != end {
+		return 0, 0
+	}
+	return first, last - first + 1
 }
 
-func address(n uint64) netip.Addr {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], uint32(n))
-	return netip.AddrFrom4(b)
+// slot returns the slot of an address.
+func (p Pool) slot(a netip.Addr) uint64 {
+	hi, lo := words(a)
+	if host := p.hostBits(); host < 64 {
+		return hi<<(64-host) | lo>>host
+	}
+	return hi >> (p.hostBits() - 64)
+}
+
+// address returns the first address of a slot.
+func (p Pool) address(slot uint64) netip.Addr {
+	host := p.hostBits()
+	if host >= 64 {
+		return fromWords(slot<<(host-64), 0)
+	}
+	hi, _ := words(p.Min)
+	return fromWords(hi>>host<<host|slot>>(64-host), slot<<host)
+}
+
+// hostBits is how many bits of an address a subnet leaves to hosts.
+func (p Pool) hostBits() int { return p.Min.BitLen() - p.SubnetLen }
+
+// lastAddr returns the last address of a prefix.
+func lastAddr(p netip.Prefix) netip.Addr {
+	hi, lo := words(p.Addr())
+	if host := p.Addr().BitLen() - p.Bits(); host < 64 {
+		lo |= 1<<host - 1
+	} else {
+		hi, lo = hi|(1<<(host-64)-1), 1<<64-1
+	}
+	return fromWords(hi, lo)
+}
+
+// words returns an address as the two halves of a number; that of IPv4 is mapped to
+// IPv6 (RFC 4291, section 2.5.5.2), so that its own bits are the last.
+func words(a netip.Addr) (hi, lo uint64) {
+	b := a.As16()
+	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+}
+
+// fromWords is the reverse of words.
+func fromWords(hi, lo uint64) netip.Addr {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], hi)
+	binary.BigEndian.PutUint64(b[8:], lo)
+	return netip.AddrFrom16(b).Unmap()
 }

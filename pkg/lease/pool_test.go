@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"math/big"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -38,7 +39,14 @@ func TestPoolSizeAndFits(t *testing.T) {
 		{pool(31, "0.0.0.0", "255.255.255.254"), 1 << 31, prefixes("0.0.0.0/31", "255.255.255.254/31"), nil},
 		{pool(24, "10.42.1.128", "10.42.3.128"), 2, prefixes("10.42.2.0/24", "10.42.3.0/24"), prefixes("10.42.1.0/24")},
 		{pool(32, "10.42.1.0", "10.42.3.0"), 0, nil, prefixes("10.42.1.0/32")},
-		{pool(24, "fd00::", "fd01::"), 0, nil, prefixes("fd00::/24")},
+		{pool(64, "fd42:0:0:1::", "fd42:0:0:ffff::"), 65535,
+			prefixes("fd42:0:0:1::/64", "fd42:0:0:ffff::/64"),
+			prefixes("fd42::/64", "fd42:0:1::/64", "fd42:0:0:1::/65", "fd42:0:0:2::/63", "fd42:0:0:2::1/64", "10.42.1.0/24")},
+		{pool(126, "fd42::4", "fd42::ffff:ffff:ffff:fffc"), 1<<62 - 1, prefixes("fd42::4/126", "fd42::8000:0:0:0/126"), prefixes("fd42::/126", "fd42:0:0:1::/126")},
+		{pool(127, "fd42::ffff:0:0:0", "fd42:0:0:1::"), 1<<47 + 1, prefixes("fd42::ffff:0:0:0/127", "fd42:0:0:1::/127"), prefixes("fd42:0:0:1::2/127")},
+		{pool(127, "fd42::", "fd43::"), 0, nil, prefixes("fd42::/127")}, // more than there are numbers for
+		{pool(128, "fd42::", "fd42::1"), 0, nil, prefixes("fd42::/128")},
+		{pool(24, "10.42.1.0", "fd42::"), 0, nil, prefixes("10.42.1.0/24")},
 		{lease.Pool{}, 0, nil, prefixes("10.42.1.0/24")},
 	} {
 		if got := c.pool.Size(); got != c.size {
@@ -53,6 +61,27 @@ func TestPoolSizeAndFits(t *testing.T) {
 			if c.pool.Fits(p) {
 				t.Errorf("%s fits %+v", p, c.pool)
 			}
+		}
+	}
+}
+
+func TestNewPool(t *testing.T) {
+	for _, c := range []struct {
+		network     string
+		length      int
+		first, last string
+		size        uint64
+	}{
+		{"10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0", 255},
+		{"10.42.7.9/28", 30, "10.42.7.4", "10.42.7.12", 3},
+		{"128.0.0.0/1", 30, "128.0.0.4", "255.255.255.252", 1<<29 - 1},
+		{"fd42::/48", 64, "fd42:0:0:1::", "fd42:0:0:ffff::", 65535},
+		{"fd42::/64", 126, "fd42::4", "fd42::ffff:ffff:ffff:fffc", 1<<62 - 1},
+	} {
+		network := netip.MustParsePrefix(c.network)
+		want := lease.Pool{Network: network, SubnetLen: c.length, Min: netip.MustParseAddr(c.first), Max: netip.MustParseAddr(c.last)}
+		if got := lease.NewPool(network, c.length); got != want || got.Size() != c.size {
+			t.Errorf("%s with /%d: %+v of %d, want %+v of %d", network, c.length, got, got.Size(), want, c.size)
 		}
 	}
 }
@@ -97,18 +126,24 @@ func TestPick(t *testing.T) {
 // TestPickAgainstWalk compares with walking over all candidates.
 func TestPickAgainstWalk(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 2000 {
-		length := 20 + r.IntN(11)
+	for range 4000 {
+		// Between 16 bits that are the same in all and at least two for hosts; of IPv6 anywhere.
 		block := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(r.IntN(256)), 0, 0}), 16)
+		if r.IntN(2) == 0 {
+			bits := 16 + 8*r.IntN(12)
+			block = netip.PrefixFrom(netip.MustParseAddr("fd42:4242:4242:4242:4242:4242:4242:4242"), bits).Masked()
+		}
+		length := block.Bits() + 4 + r.IntN(11)
 		at := func() netip.Addr {
-			a := block.Addr().As4()
-			a[2], a[3] = byte(r.IntN(256)), byte(r.IntN(256))
-			return netip.PrefixFrom(netip.AddrFrom4(a), length).Masked().Addr()
+			a := block.Addr().AsSlice()
+			a[block.Bits()/8], a[block.Bits()/8+1] = byte(r.IntN(256)), byte(r.IntN(256))
+			addr, _ := netip.AddrFromSlice(a)
+			return netip.PrefixFrom(addr, length).Masked().Addr()
 		}
 		p := lease.Pool{Network: block, SubnetLen: length, Min: at(), Max: at()}
 		var taken []netip.Prefix
 		for range r.IntN(40) {
-			taken = append(taken, netip.PrefixFrom(at(), 16+r.IntN(16)))
+			taken = append(taken, netip.PrefixFrom(at(), block.Bits()+r.IntN(16)))
 		}
 		var free []netip.Prefix
 		for a := p.Min; a.Compare(p.Max) <= 0; {
@@ -147,10 +182,10 @@ func overlapsAny(p netip.Prefix, taken []netip.Prefix) bool {
 }
 
 func nextSubnet(p netip.Prefix) netip.Addr {
-	a := p.Addr().As4()
-	n := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
-	n += 1 << (32 - p.Bits())
-	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+	n := new(big.Int).SetBytes(p.Addr().AsSlice())
+	n.Add(n, new(big.Int).Lsh(big.NewInt(1), uint(p.Addr().BitLen()-p.Bits())))
+	a, _ := netip.AddrFromSlice(n.FillBytes(make([]byte, p.Addr().BitLen()/8)))
+	return a
 }
 
 // A pool of millions costs no more than the leases in it.
@@ -196,12 +231,25 @@ func TestCover(t *testing.T) {
 		{pool(20, "10.99.16.0", "10.100.32.0"), prefixes("10.99.16.0/20", "10.99.32.0/19", "10.99.64.0/18", "10.99.128.0/17", "10.100.0.0/19", "10.100.32.0/20")},
 		{pool(31, "0.0.0.0", "255.255.255.254"), prefixes("0.0.0.0/0")},
 		{pool(30, "255.255.255.248", "255.255.255.252"), prefixes("255.255.255.248/29")},
+		{pool(64, "fd42:0:0:1::", "fd42:0:0:4::"), prefixes("fd42:0:0:1::/64", "fd42:0:0:2::/63", "fd42:0:0:4::/64")},
+		{pool(64, "fd42::", "fd42:0:0:ffff::"), prefixes("fd42::/48")},
+		{pool(64, "::", "ffff:ffff:ffff:fffe::"), append(prefixes("::/1", "8000::/2", "c000::/3"), rest64()...)},
 		{lease.Pool{}, nil},
 	} {
 		if got := c.pool.Cover(); !slices.Equal(got, c.want) {
 			t.Errorf("%s to %s: %v, want %v", c.pool.Min, c.pool.Max, got, c.want)
 		}
 	}
+}
+
+// rest64 is e000::/3 without its last /64.
+func rest64() (all []netip.Prefix) {
+	a := netip.MustParseAddr("e000::")
+	for bits := 4; bits <= 64; bits++ {
+		p := netip.PrefixFrom(a, bits)
+		all, a = append(all, p), nextSubnet(p)
+	}
+	return all
 }
 
 // A cover has every subnet of the pool and no other, and no two of its prefixes make one.
