@@ -29,8 +29,8 @@ var forbidden = map[string][]string{
 
 // mayImport lists what each room may import of the others.
 var mayImport = map[string][]string{
-	"netconf":               {},
 	"lease":                 {},
+	"netconf":               {"lease"},
 	"host":                  {},
 	"dataplane":             {},
 	"firewall":              {},

@@ -28,8 +28,8 @@
 // The packages, called rooms below, are listed in order: each imports only rooms above it. First
 // the rooms that compute values from values:
 //
-//	netconf     network config: parse, defaults, validate
 //	lease       a lease, its key and value, a host's claim on it, the View, the choice of a subnet
+//	netconf     network config: parse, defaults, validate
 //	host        facts about this host; the choice of the uplink
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values

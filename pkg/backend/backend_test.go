@@ -130,7 +130,7 @@ func TestDesired(t *testing.T) {
 				l := peer(t, uint64(i+2), p.key, p.value)
 				all = append(all, &l)
 			}
-			plan := NewPlan(b, conf.Network)
+			plan := NewPlan(b, conf.V4.Network)
 			plan.Update(c.facts, lease.NewView(peer(t, 1, c.own.key, c.own.value), all, true))
 			state, skipped := plan.Want(), plan.Skipped()
 			var out strings.Builder
@@ -142,10 +142,10 @@ func TestDesired(t *testing.T) {
 			fmt.Fprintf(&out, "container mtu %d\n", b.MTU(c.facts))
 			golden.Equal(t, filepath.Join("testdata", c.name+".txt"), out.String())
 			for k := range state.Routes {
-				if k == (dataplane.RouteKey{Dst: conf.Network, Link: "flannel0"}) {
+				if k == (dataplane.RouteKey{Dst: conf.V4.Network, Link: "flannel0"}) {
 					continue // udp's one route for all
 				}
-				if !conf.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= conf.Network.Bits() {
+				if !conf.V4.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= conf.V4.Network.Bits() {
 					t.Errorf("route %s is outside the network", k.Dst)
 				}
 			}

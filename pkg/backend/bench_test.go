@@ -36,7 +36,7 @@ func BenchmarkPlan(b *testing.B) {
 	b.Run("all", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			p := NewPlan(vxlan, conf.Network)
+			p := NewPlan(vxlan, conf.V4.Network)
 			p.Update(us(), all)
 			if len(p.Want().Routes) != benchPeers {
 				b.Fatalf("%d routes", len(p.Want().Routes))
@@ -44,7 +44,7 @@ func BenchmarkPlan(b *testing.B) {
 		}
 	})
 	b.Run("one comes and goes", func(b *testing.B) {
-		p := NewPlan(vxlan, conf.Network)
+		p := NewPlan(vxlan, conf.V4.Network)
 		p.Update(us(), all)
 		b.ReportAllocs()
 		for b.Loop() {

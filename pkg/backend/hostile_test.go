@@ -36,7 +36,7 @@ func FuzzConfig(f *testing.F) {
 		if mtu := b.MTU(us()); mtu < 68 || mtu > us().MTU {
 			t.Errorf("%q: containers have MTU %d", text, mtu)
 		}
-		p := NewPlan(b, c.Network)
+		p := NewPlan(b, c.V4.Network)
 		p.Update(us(), lease.NewView(lease.Lease{}, nil, true))
 	})
 }
@@ -72,11 +72,11 @@ func FuzzPeers(f *testing.F) {
 			b, c := mustNew(t, config)
 			own := own
 			own.Attrs, _ = b.Attrs(us(), own.Attrs, nil)
-			p := NewPlan(b, c.Network)
+			p := NewPlan(b, c.V4.Network)
 			p.Update(us(), lease.NewView(own, all, true))
 			for k := range p.Want().Routes {
-				whole := k.Dst == c.Network && strings.HasPrefix(k.Link, "flannel0")
-				if !whole && (!c.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= c.Network.Bits() || k.Dst.Overlaps(own.Subnets.V4)) {
+				whole := k.Dst == c.V4.Network && strings.HasPrefix(k.Link, "flannel0")
+				if !whole && (!c.V4.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= c.V4.Network.Bits() || k.Dst.Overlaps(own.Subnets.V4)) {
 					t.Errorf("%s: a route to %s", config, k.Dst)
 				}
 			}

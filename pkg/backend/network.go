@@ -29,11 +29,6 @@ func ParseNetwork(raw []byte) (Network, error) {
 // Equal reports whether two configs say the same.
 func (n Network) Equal(o Network) bool { return reflect.DeepEqual(n, o) }
 
-// Pool returns what there is to lease.
-func (n Network) Pool() lease.Pool {
-	return lease.Pool{Network: n.Network, SubnetLen: n.SubnetLen, Min: n.SubnetMin, Max: n.SubnetMax}
-}
-
 // RoutesToAll reports whether the backend has routes for all peers together.
 func (n Network) RoutesToAll() bool {
 	return len(n.Base(host.Facts{}, lease.Lease{}).Routes) > 0
@@ -68,8 +63,8 @@ func (n Network) NeedsRestart(later Network) (differences []string) {
 			differences = append(differences, fmt.Sprintf("%s is %v, was %v", what, now, before))
 		}
 	}
-	differ("Network", n.Network, later.Network)
-	differ("SubnetLen", n.SubnetLen, later.SubnetLen)
+	differ("Network", n.V4.Network, later.V4.Network)
+	differ("SubnetLen", n.V4.SubnetLen, later.V4.SubnetLen)
 	differ("Backend.Type", n.BackendType, later.BackendType)
 	if len(differences) == 0 && !reflect.DeepEqual(n.Backend, later.Backend) {
 		differences = append(differences, "Backend has other options")

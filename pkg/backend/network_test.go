@@ -49,7 +49,7 @@ func TestWhatALaterConfigMayChange(t *testing.T) {
 		if got := strings.Join(before.NeedsRestart(n), "; "); got != want {
 			t.Errorf("%s: %q, want %q", later, got, want)
 		}
-		if same := before.Equal(n); same != (before.Pool() == n.Pool() && want == "" && before.NFTables == n.NFTables) {
+		if same := before.Equal(n); same != (before.V4 == n.V4 && want == "" && before.NFTables == n.NFTables) {
 			t.Errorf("%s: equal: %t", later, same)
 		}
 	}

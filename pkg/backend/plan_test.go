@@ -24,7 +24,7 @@ func TestPlanFollows(t *testing.T) {
 		b, conf := mustNew(t, config)
 		seed := rand.Uint64()
 		r := rand.New(rand.NewPCG(seed, 1))
-		facts, plan := us(), NewPlan(b, conf.Network)
+		facts, plan := us(), NewPlan(b, conf.V4.Network)
 		facts.Leased = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/20"), netip.MustParsePrefix("10.42.16.0/20")}
 		facts.Underlay = append(facts.Underlay, host.Route{Dst: netip.MustParsePrefix("10.42.16.0/20"), Iface: "eth1"})
 		own := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: lease.Attrs{PublicIP: facts.PublicIP, BackendType: conf.BackendType}}
@@ -55,7 +55,7 @@ func TestPlanFollows(t *testing.T) {
 			was := dataplane.NewState()
 			was.Add(plan.Want())
 			c := plan.Update(facts, view)
-			fresh := NewPlan(b, conf.Network)
+			fresh := NewPlan(b, conf.V4.Network)
 			fresh.Update(facts, view)
 			if !plan.Want().Equal(fresh.Want()) || !sameSkipped(plan.Skipped(), fresh.Skipped()) {
 				t.Fatalf("%s, seed %d, step %d: the plan wants\n%s%v\na new one\n%s%v", config, seed, step,

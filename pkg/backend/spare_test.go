@@ -34,8 +34,8 @@ func TestNetworkThatTakesTheUplinksLinkIsRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for _, backendType := range []string{"udp", "vxlan", "host-gw"} {
 				b, config := mustNew(t, `{"Network":"`+c.network+`","Backend":{"Type":"`+backendType+`"}}`)
-				own := lease.Lease{Subnets: lease.Subnets{V4: netip.PrefixFrom(config.Network.Addr(), 24)}, Attrs: lease.Attrs{PublicIP: addr}}
-				p := NewPlan(b, config.Network)
+				own := lease.Lease{Subnets: lease.Subnets{V4: netip.PrefixFrom(config.V4.Network.Addr(), 24)}, Attrs: lease.Attrs{PublicIP: addr}}
+				p := NewPlan(b, config.V4.Network)
 				p.Update(host.Facts{Uplink: "eth0", Addr: addr, PublicIP: addr, MTU: 1500, Underlay: c.underlay}, lease.View{Own: own})
 				want, routes := 0, 0
 				if backendType == "udp" {
@@ -98,7 +98,7 @@ func TestLeasesOverWhatTheHostNeeds(t *testing.T) {
 			}
 			own := peer(t, 1, "10.42.7.0-24", value("198.51.100.7", "02:00:00:00:00:07"))
 			bad, good := peer(t, 2, c.subnet, value("198.51.100.8", "02:00:00:00:00:08")), peer(t, 3, "10.42.9.0-24", value("198.51.100.9", "02:00:00:00:00:09"))
-			p := NewPlan(b, conf.Network)
+			p := NewPlan(b, conf.V4.Network)
 			p.Update(facts, lease.NewView(own, []*lease.Lease{&bad, &good}, true))
 			refused := len(p.Skipped()) == 1 && p.Skipped()[0].Subnets == bad.Subnets && strings.Contains(p.Skipped()[0].Error(), "needs itself: "+c.need.Addr.String()+", etcd")
 			wanted := c.refused && conf.BackendType != "alloc"
@@ -161,7 +161,7 @@ func TestRoutesForAllPeers(t *testing.T) {
 			if c.lan != "" {
 				facts.Underlay = append(facts.Underlay, host.Route{Dst: netip.MustParsePrefix(c.lan), Iface: "eth0"})
 			}
-			facts.Leased = lease.Pool{Network: conf.Network, SubnetLen: 24, Min: netip.MustParseAddr(pool[0]), Max: netip.MustParseAddr(pool[1])}.Cover()
+			facts.Leased = lease.Pool{Network: conf.V4.Network, SubnetLen: 24, Min: netip.MustParseAddr(pool[0]), Max: netip.MustParseAddr(pool[1])}.Cover()
 			own := "10.42.7.0-24"
 			if c.own != "" {
 				own = c.own
@@ -172,12 +172,12 @@ func TestRoutesForAllPeers(t *testing.T) {
 				peers = append(peers, &l)
 			}
 			view := lease.NewView(peer(t, 1, own, `{"PublicIP":"198.51.100.7"}`), peers, true)
-			p := NewPlan(b, conf.Network)
+			p := NewPlan(b, conf.V4.Network)
 			p.Update(facts, view)
 			if got := led(p.Want()); got != c.routes {
 				t.Errorf("routes %s, want %s", got, c.routes)
 			}
-			if got := led(Foundation(b, conf.Network, facts, view)); got != c.routes {
+			if got := led(Foundation(b, conf.V4.Network, facts, view)); got != c.routes {
 				t.Errorf("the foundation has routes %s, want %s", got, c.routes)
 			}
 			err := Check(b, facts)
@@ -199,7 +199,7 @@ func TestBlackholeOverWhatTheHostNeeds(t *testing.T) {
 		facts, need := us(), etcdAt("10.42.7.9")
 		need.Bits = bits
 		facts.Needs = []host.Need{need}
-		p := NewPlan(WithBlackhole(b), conf.Network)
+		p := NewPlan(WithBlackhole(b), conf.V4.Network)
 		p.Update(facts, lease.View{Own: peer(t, 1, "10.42.7.0-24", `{"PublicIP":"198.51.100.7"}`)})
 		if got := led(p.Want()) == "10.42.7.0/24 blackhole"; got != wanted {
 			t.Errorf("behind a route of %d bits: %q", bits, led(p.Want()))

@@ -32,7 +32,7 @@ func TestStaleLeaseContestsNoOther(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			gone, there := peer(t, 2, c.stale.key, c.stale.value), peer(t, 3, c.living.key, c.living.value)
 			gone.Stale = true
-			p := NewPlan(b, conf.Network)
+			p := NewPlan(b, conf.V4.Network)
 			p.Update(us(), lease.NewView(own, []*lease.Lease{&gone, &there}, true))
 			if len(p.Skipped()) > 0 {
 				t.Errorf("skipped %+v", p.Skipped())
@@ -66,7 +66,7 @@ func TestRivalsHaveOurMAC(t *testing.T) {
 	stale := peer(t, 5, "10.42.11.0-24", vxlanAt("198.51.100.11", "02:00:00:00:00:07"))
 	stale.Stale = true
 	all := []*lease.Lease{&rival, &ourOld, &outside, &stale}
-	p := NewPlan(b, conf.Network)
+	p := NewPlan(b, conf.V4.Network)
 	p.Update(us(), lease.NewView(own, all, true))
 	if r := p.Rivals(); len(r) != 1 || r[0] != rival {
 		t.Errorf("rivals %+v", r)

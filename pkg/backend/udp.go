@@ -44,7 +44,7 @@ const (
 func newUDP(c netconf.Config) (Backend, error) {
 	f := c.Backend
 	b := &udp{
-		network: c.Network,
+		network: c.V4.Network,
 		port:    f.Int("Port", udpPort, 1, 65535),
 		open:    f.Bool("AllowUnknownSources", false),
 		plain:   !f.Bool("Offload", true),

@@ -43,7 +43,7 @@ func TestSubnetsAndTheUnderlay(t *testing.T) {
 			facts := host.Facts{Uplink: "eth0", MTU: 1500, Addr: ip, PublicIP: ip, Underlay: c.underlay}
 			own := peer(t, 1, "10.42.7.0-24", vxlanAt(c.addr, "02:00:00:00:00:07"))
 			p := peer(t, 2, strings.ReplaceAll(c.subnet, "/", "-"), vxlanAt("203.0.113.9", "02:00:00:00:00:09"))
-			plan := NewPlan(b, conf.Network)
+			plan := NewPlan(b, conf.V4.Network)
 			plan.Update(facts, lease.NewView(own, []*lease.Lease{&p}, true))
 			routes, skipped := len(plan.Want().Routes), plan.Skipped()
 			if c.refused == "" && (routes != 1 || len(skipped) != 0) || c.refused != "" && (routes != 0 || len(skipped) != 1 || !strings.Contains(skipped[0].Error(), c.refused)) {
@@ -75,7 +75,7 @@ func TestPublicIPsInsideSubnets(t *testing.T) {
 				l := peer(t, uint64(i+2), e.key, `{"PublicIP":"`+e.value+`"}`)
 				all = append(all, &l)
 			}
-			plan := NewPlan(b, conf.Network)
+			plan := NewPlan(b, conf.V4.Network)
 			plan.Update(facts, lease.NewView(peer(t, 1, "10.42.7.0-24", `{"PublicIP":"198.51.100.7"}`), all, true))
 			var kept []string
 			for k, addr := range plan.Want().Tunnel {
@@ -102,7 +102,7 @@ func TestNobodyIsANeighbourByADefaultRoute(t *testing.T) {
 			}
 			own, p := peer(t, 1, "10.42.7.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07")), peer(t, 2, "10.42.9.0-24", vxlanAt("203.0.113.9", "02:00:00:00:00:09"))
 			p.BackendType = conf.BackendType
-			plan := NewPlan(b, conf.Network)
+			plan := NewPlan(b, conf.V4.Network)
 			plan.Update(facts, lease.NewView(own, []*lease.Lease{&p}, true))
 			for k := range plan.Want().Routes {
 				if k.Link == "ppp0" {

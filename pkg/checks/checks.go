@@ -268,7 +268,7 @@ func (c *Checks) findings() ([]host.Finding, error) {
 
 // overlay is what this host is compared with. With alloc, who routes knows to where.
 func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
-	network := c.Network.Network
+	network := c.Network.V4.Network
 	base := backend.Foundation(c.Network.Backend, network, f, view)
 	o := host.Overlay{
 		Network: network, Subnet: view.Own.Subnets.V4,

@@ -33,9 +33,9 @@ func (d *daemon) applyConfig(n backend.Network) {
 	d.conditions.End(id)
 	changed := d.terms.SetConfig(n)
 	if changed {
-		d.uplink.SetLeased(n.Pool().Cover())
+		d.uplink.SetLeased(n.V4.Cover())
 	}
 	if d.rules.SetChoice(n.NFTables) || changed {
-		d.log.Info("applied new network config", "subnet_min", n.SubnetMin, "subnet_max", n.SubnetMax, "lease_ttl", n.LeaseTTL)
+		d.log.Info("applied new network config", "subnet_min", n.V4.Min, "subnet_max", n.V4.Max, "lease_ttl", n.LeaseTTL)
 	}
 }

@@ -137,7 +137,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	d.registry = s.Registry()
 	for {
-		log.Info("found network config", "network", d.net.Network, "subnet_len", d.net.SubnetLen, "backend", d.net.BackendType)
+		log.Info("found network config", "network", d.net.V4.Network, "subnet_len", d.net.V4.SubnetLen, "backend", d.net.BackendType)
 		var changed subnet.Changed[backend.Network]
 		if err := d.serve(ctx); !errors.As(err, &changed) {
 			return err

@@ -27,7 +27,7 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		return n.Equal(d.net)
 	})
 	emitted, ended := make(chan lease.View, 1), make(chan error, 1)
-	if d.registration, err = presence.Await(joining, d.net.Network, d.net.FixedDevice(), d.conditions); err == nil {
+	if d.registration, err = presence.Await(joining, d.net.V4.Network, d.net.FixedDevice(), d.conditions); err == nil {
 		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { sendLatest(emitted, v) }) })
 		select {
 		case first = <-emitted:
@@ -41,7 +41,7 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	d.view.Store(&first)
 	d.uplink.SetSubnet(first.Own.Subnets.V4)
 	d.files.Update(func(e *subnetenv.Env) {
-		e.Network, e.Subnet, e.IPMasq = d.net.Network, first.Own.Subnets.V4, d.options.Rules.Masquerade
+		e.Network, e.Subnet, e.IPMasq = d.net.V4.Network, first.Own.Subnets.V4, d.options.Rules.Masquerade
 	})
 	return first, emitted, nil
 }
@@ -84,7 +84,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 	}
 	return subnet.Options{
 		Registry:   d.registry,
-		Pool:       d.net.Pool(),
+		Pool:       d.net.V4,
 		PublicIP:   d.uplink.PublicIP(),
 		Claim:      claim,
 		Previous:   d.previous.Subnet,

@@ -102,7 +102,7 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 	d.uplink.OnMove(d.registry.Reconnect)
 	d.uplink.SetNetwork(d.net)
 	interest := kernel.Interest{
-		Scope: dataplane.Scope{Network: d.net.Network}, Uplinks: []string{d.uplink.Uplink().Iface},
+		Scope: dataplane.Scope{Network: d.net.V4.Network}, Uplinks: []string{d.uplink.Uplink().Iface},
 	}
 	var objects *kernel.Driver
 	err := d.retry(ctx, "watch the kernel", pace.IsTemporary, func() (err error) {
@@ -112,7 +112,7 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 	if err != nil {
 		return nil, err
 	}
-	d.tunnels = tunnel.NewDriver(ctx, d.net.Network, d.fds, d.log)
+	d.tunnels = tunnel.NewDriver(ctx, d.net.V4.Network, d.fds, d.log)
 	drivers := driver.NewMux(ctx, objects, driver.Part{
 		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, CreatesLinks: dataplane.KindTUN,
 	})
@@ -144,7 +144,7 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 		wanted = backend.WithBlackhole(wanted)
 	}
 	d.loop = reconcile.New(reconcile.Config{
-		Driver: drivers, Backend: wanted, Network: d.net.Network, Conditions: d.conditions, Log: d.log,
+		Driver: drivers, Backend: wanted, Network: d.net.V4.Network, Conditions: d.conditions, Log: d.log,
 		BeforeApply: d.lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
 	})
@@ -171,9 +171,9 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 		Conditions: d.conditions, Log: d.log,
 	})
 	lock := filter.NewLock(filter.LockConfig{
-		Wanted: d.options.Rules.Lock, Network: d.net.Network, Previous: d.previous.Network, InUse: taken,
+		Wanted: d.options.Rules.Lock, Network: d.net.V4.Network, Previous: d.previous.Network, InUse: taken,
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
-		Table: nftables.LockTable(d.net.Network), Conditions: d.conditions, Log: d.log,
+		Table: nftables.LockTable(d.net.V4.Network), Conditions: d.conditions, Log: d.log,
 	})
 	return rules, lock
 }

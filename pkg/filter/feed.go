@@ -52,16 +52,16 @@ func (f *Feed) push() {
 		return
 	}
 	link, ok := tunnelLink(f.Network.Base(*f.facts, f.view.Own))
-	in := Input{Overlay: firewall.Overlay{Network: f.Network.Network, Subnet: f.view.Own.Subnets.V4}}
+	in := Input{Overlay: firewall.Overlay{Network: f.Network.V4.Network, Subnet: f.view.Own.Subnets.V4}}
 	if ok {
-		in.Tunnel = tunnelOf(f.Network.Network, *f.facts, link)
+		in.Tunnel = tunnelOf(f.Network.V4.Network, *f.facts, link)
 	}
 	if f.known {
-		in.Probes = probesOf(f.Network.Network, *f.facts, *f.view, link, ok)
+		in.Probes = probesOf(f.Network.V4.Network, *f.facts, *f.view, link, ok)
 	}
 	f.Rules.Set([]Input{in})
 	f.Lock.SetTunnel(firewall.Lock{
-		Network: f.Network.Network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
+		Network: f.Network.V4.Network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
 	}, ok)
 }
 

@@ -55,7 +55,7 @@ func TestFeed(t *testing.T) {
 		f := &Feed{
 			Network: n,
 			Rules:   New(Config{Conditions: conditions, Log: log}),
-			Lock:    NewLock(LockConfig{Network: n.Network, Conditions: conditions, Log: log}),
+			Lock:    NewLock(LockConfig{Network: n.V4.Network, Conditions: conditions, Log: log}),
 		}
 		f.SetFacts(host.Facts{}, errors.New("not known yet"))
 		f.SetView(c.view)
@@ -64,7 +64,7 @@ func TestFeed(t *testing.T) {
 		}
 		f.SetFacts(c.facts, nil)
 		in, spec := (*f.Rules.input.Load())[0], f.Lock.spec.Load()
-		if in.Overlay != (firewall.Overlay{Network: n.Network, Subnet: c.view.Own.Subnets.V4}) {
+		if in.Overlay != (firewall.Overlay{Network: n.V4.Network, Subnet: c.view.Own.Subnets.V4}) {
 			t.Errorf("%s: overlay %v", c.name, in.Overlay)
 		}
 		if got := fmt.Sprint(in.Tunnel.Port, in.Tunnel.Bound, in.Tunnel.Hosts); got != c.tunnel {

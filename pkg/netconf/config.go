@@ -4,17 +4,18 @@
 //
 // It does not know what the backends' options mean: they are handed on as
 // Fields. Invariant: a Config that Parse returns is consistent (its pool of
-// subnets is not empty and lies inside Network), with every default filled in.
+// IPv4 subnets is not empty and lies inside its network), with every default filled in.
 package netconf
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
+
+	"flanneld/pkg/lease"
 )
 
 // DefaultBackend is the backend of a config that names none.
@@ -25,10 +26,8 @@ const MaxConfig = 64 << 10
 
 // Config is the network config with its defaults.
 type Config struct {
-	Network     netip.Prefix  // masked
-	SubnetLen   int           // prefix length of a host's subnet
-	SubnetMin   netip.Addr    // network address of the first subnet that is leased
-	SubnetMax   netip.Addr    // network address of the last one, inclusive
+	V4          lease.Pool    // the IPv4 network, and what of it hosts may lease
+	V6          lease.Pool    // the same for IPv6; zero, since the overlay carries IPv4 only
 	BackendType string        // lower case; empty when Backend lacks Type
 	Backend     *Fields       // the backend's options
 	LeaseTTL    time.Duration // of a host's lease
@@ -106,54 +105,42 @@ func (c *Config) network(f *Fields) {
 		f.Fail("Network", accepted)
 		return
 	}
-	c.Network = p.Masked()
-	if a := c.Network.Addr(); a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() {
+	c.V4.Network = p.Masked()
+	if a := c.V4.Network.Addr(); a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() {
 		f.Fail("Network", "a network of unicast addresses, not loopback, multicast or 0.0.0.0")
 	}
 }
 
 // subnets reads SubnetLen, SubnetMin and SubnetMax.
 func (c *Config) subnets(f *Fields) {
-	bits := c.Network.Bits()
+	bits := c.V4.Network.Bits()
 	def := bits + 2
 	if bits <= 22 {
 		def = 24
 	}
 	// At least four subnets, each with room for two containers and a bridge.
-	c.SubnetLen = f.Int("SubnetLen", def, bits+2, 30)
+	length := f.Int("SubnetLen", def, bits+2, 30)
 	if f.Err() != nil {
 		return
 	}
-	size := uint32(1) << (32 - c.SubnetLen)
-	first := toUint(c.Network.Addr())
-	last := first + (uint32(1)<<(32-bits) - size) // network address of the last subnet
-	c.SubnetMin = c.bound(f, "SubnetMin", first+size)
-	c.SubnetMax = c.bound(f, "SubnetMax", last)
-	if f.Err() == nil && c.SubnetMax.Less(c.SubnetMin) {
-		f.Fail("SubnetMax", fmt.Sprintf("%s (SubnetMin) or above", c.SubnetMin))
+	c.V4 = lease.NewPool(c.V4.Network, length)
+	c.V4.Min = c.bound(f, "SubnetMin", c.V4.Min)
+	c.V4.Max = c.bound(f, "SubnetMax", c.V4.Max)
+	if f.Err() == nil && c.V4.Max.Less(c.V4.Min) {
+		f.Fail("SubnetMax", fmt.Sprintf("%s (SubnetMin) or above", c.V4.Min))
 	}
 }
 
-func (c *Config) bound(f *Fields, name string, def uint32) netip.Addr {
+// bound reads SubnetMin or SubnetMax.
+func (c *Config) bound(f *Fields, name string, def netip.Addr) netip.Addr {
 	a := f.Addr(name)
 	if !a.IsValid() {
-		return fromUint(def)
+		return def
 	}
-	if !c.Network.Contains(a) {
-		f.Fail(name, "an address inside Network "+c.Network.String())
-	} else if p := netip.PrefixFrom(a, c.SubnetLen); p.Masked() != p {
-		f.Fail(name, fmt.Sprintf("the start of a /%d subnet; the nearest is %s", c.SubnetLen, p.Masked().Addr()))
+	if !c.V4.Network.Contains(a) {
+		f.Fail(name, "an address inside Network "+c.V4.Network.String())
+	} else if p := netip.PrefixFrom(a, c.V4.SubnetLen); p.Masked() != p {
+		f.Fail(name, fmt.Sprintf("the start of a /%d subnet; the nearest is %s", c.V4.SubnetLen, p.Masked().Addr()))
 	}
 	return a
-}
-
-func toUint(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
-}
-
-func fromUint(u uint32) netip.Addr {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], u)
-	return netip.AddrFrom4(b)
 }

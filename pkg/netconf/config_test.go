@@ -33,7 +33,7 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %v", c.in, err)
 			continue
 		}
-		if s := fmt.Sprintf("%s /%d %s %s %s", got.Network, got.SubnetLen, got.SubnetMin, got.SubnetMax, got.BackendType); s != c.want {
+		if s := fmt.Sprintf("%s /%d %s %s %s", got.V4.Network, got.V4.SubnetLen, got.V4.Min, got.V4.Max, got.BackendType); s != c.want {
 			t.Errorf("%s:\n got %s\nwant %s", c.in, s, c.want)
 		}
 	}
@@ -118,10 +118,10 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		switch {
-		case c.Network != c.Network.Masked(),
-			c.SubnetLen < c.Network.Bits()+2, c.SubnetLen > 30,
-			!c.Network.Contains(c.SubnetMin), !c.Network.Contains(c.SubnetMax),
-			c.SubnetMax.Less(c.SubnetMin), c.Backend == nil:
+		case c.V4.Network != c.V4.Network.Masked(),
+			c.V4.SubnetLen < c.V4.Network.Bits()+2, c.V4.SubnetLen > 30,
+			!c.V4.Network.Contains(c.V4.Min), !c.V4.Network.Contains(c.V4.Max),
+			c.V4.Max.Less(c.V4.Min), c.Backend == nil:
 			t.Errorf("%q gave %+v", b, c)
 		}
 	})

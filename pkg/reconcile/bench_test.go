@@ -64,11 +64,11 @@ func BenchmarkPass(b *testing.B) {
 		leases[i] = of(i)
 	}
 	view, more := lease.NewView(own, leases, true), lease.NewView(own, append(leases, of(benchPeers)), true)
-	plan := backend.NewPlan(vxlan, conf.Network)
+	plan := backend.NewPlan(vxlan, conf.V4.Network)
 	plan.Update(facts, view)
 	none, full := dataplane.NewState(), dataplane.NewState()
 	none.NextHops = nil // so old a kernel
-	scope := plan.Want().ScopeOf(conf.Network)
+	scope := plan.Want().ScopeOf(conf.V4.Network)
 	scope.Spread = true
 	full.Add(plan.Want())
 	for op := range dataplane.Diff(plan.Want(), none, scope, true).Ops() {
@@ -77,7 +77,7 @@ func BenchmarkPass(b *testing.B) {
 	full.NextHops = nil
 	newLoop := func(k *idle) *Loop {
 		l := New(Config{
-			Driver: k, Backend: vxlan, Network: conf.Network, Log: slog.New(slog.DiscardHandler),
+			Driver: k, Backend: vxlan, Network: conf.V4.Network, Log: slog.New(slog.DiscardHandler),
 			Conditions: condition.NewList(slog.New(slog.DiscardHandler)),
 		})
 		l.SetFacts(facts, nil)

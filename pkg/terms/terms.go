@@ -51,7 +51,7 @@ type Keeper struct {
 func New(n backend.Network, conditions *condition.List, log *slog.Logger) *Keeper {
 	k := &Keeper{
 		backend: n.Backend, conditions: conditions, log: log, out: make(chan subnet.Terms, 1),
-		terms: subnet.Terms{Pool: n.Pool(), TTL: n.LeaseTTL},
+		terms: subnet.Terms{Pool: n.V4, TTL: n.LeaseTTL},
 	}
 	k.timer = time.AfterFunc(time.Hour, func() {
 		k.mu.Lock()
@@ -96,7 +96,7 @@ func (k *Keeper) SetFacts(f host.Facts, err error) {
 func (k *Keeper) SetConfig(n backend.Network) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.change(func(t *subnet.Terms) { t.Pool, t.TTL = n.Pool(), n.LeaseTTL })
+	return k.change(func(t *subnet.Terms) { t.Pool, t.TTL = n.V4, n.LeaseTTL })
 }
 
 // SetRivals says which peers are left out because they claim what is this host's: its MAC.

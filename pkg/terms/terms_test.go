@@ -98,7 +98,7 @@ func TestLatestTermsCount(t *testing.T) {
 	}
 	k.SetFacts(factsOf("198.51.100.8"), nil)
 	got, changed := next(k)
-	if !changed || got.Pool != later.Pool() || got.Attrs.PublicIP.String() != "198.51.100.8" {
+	if !changed || got.Pool != later.V4 || got.Attrs.PublicIP.String() != "198.51.100.8" {
 		t.Errorf("terms %+v", got)
 	}
 	if _, again := next(k); again {

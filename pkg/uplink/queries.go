@@ -62,13 +62,13 @@ func (w *Watcher) CheckNetwork(n backend.Network) error {
 	if err != nil {
 		return fmt.Errorf("failed to check whether the network conflicts with addresses this host needs: %w", err)
 	}
-	f, err := w.Uplink().Facts(inv, w.PublicIP(), n.Network)
+	f, err := w.Uplink().Facts(inv, w.PublicIP(), n.V4.Network)
 	if err != nil {
 		return nil // there is nothing to be in the way of
 	}
-	f.Needs, f.Leased = inv.Needs(n.Network, w.Needs()), n.Pool().Cover()
+	f.Needs, f.Leased = inv.Needs(n.V4.Network, w.Needs()), n.V4.Cover()
 	if err := backend.Check(n.Backend, f); err != nil {
-		return fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must leave out addresses that the hosts need: %w", n.SubnetMin, n.SubnetMax, err)
+		return fmt.Errorf("network config: SubnetMin, SubnetMax: %s, %s: must leave out addresses that the hosts need: %w", n.V4.Min, n.V4.Max, err)
 	}
 	return nil
 }

@@ -123,7 +123,7 @@ func (w *Watcher) SetNeeds(etcd func() []host.Need, inv host.Inventory) {
 // SetNetwork says which network the facts are for, and reads them. It is called before each Run.
 func (w *Watcher) SetNetwork(n backend.Network) {
 	w.mu.Lock()
-	w.inputs.network, w.inputs.device, w.inputs.leased = n.Network, n.FixedDevice(), n.Pool().Cover()
+	w.inputs.network, w.inputs.device, w.inputs.leased = n.V4.Network, n.FixedDevice(), n.V4.Cover()
 	w.mu.Unlock()
 	w.refresh(context.Background())
 }
