@@ -6,22 +6,21 @@ SHELL := /bin/bash
 .SECONDARY:
 .DEFAULT_GOAL := help
 
-# sudo has a PATH of its own, often without go.
+# The PATH of sudo often has no go.
 GO ?= $(shell command -v go || ls -d /usr/local/go/bin/go /usr/lib/go/bin/go /snap/bin/go 2>/dev/null | head -n 1)
 GO := $(GO)
 ifneq ($(filter /%,$(GO)),)
 export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
 endif
 
-# One kind of build for all that is built and tested, the race detector's excepted, so
-# that nothing is compiled twice. Without its tracing, gRPC brings no HTML templates along,
-# which keep 0.7 MB alive.
+# The same flags for builds and tests, except with the race detector, so that nothing is
+# compiled twice. grpcnotrace leaves out HTML templates, which need 0.7 MB of memory.
 FLAGS := -trimpath -buildvcs=false -tags=grpcnotrace
 export CGO_ENABLED := 0
 export GOFLAGS := $(strip $(filter-out $(FLAGS),$(if $(GO),$(shell $(GO) env GOFLAGS))) $(FLAGS))
 
-# Under sudo the checkout belongs to somebody else, which git would refuse; and
-# a plain copy that happens to lie inside another checkout is not described by it.
+# Under sudo, the checkout has another owner, which git refuses without safe.directory. A
+# plain copy inside another checkout must not be described by that one.
 git = $(shell test -e .git && GIT_OPTIONAL_LOCKS=0 git -c safe.directory='*' $(1) 2>/dev/null)
 
 ifeq ($(strip $(TAG)),)
@@ -35,13 +34,13 @@ REGISTRY ?= quay.io/coreos/flannel
 DOCKER   ?= docker
 PREFIX   ?= /usr/local
 GOARM    ?= 7
-# A number of inputs, or a time: then Go sometimes takes its own end for a failure.
+# A number of inputs. With a time instead, Go sometimes reports its own end as a failure.
 FUZZTIME ?= 200000x
 
 ARCHES    = amd64 arm64 ppc64le s390x arm riscv64
 HOST_ARCH = $(shell $(GO) env GOHOSTARCH)
 
-# What "make artifacts" makes: for one architecture if ARCH is given, else for all.
+# The files of "make artifacts": for ARCH if it is set, else for all architectures.
 RELEASE_ARCHES = $(or $(ARCH),$(ARCHES))
 PACKAGE_ARCHES = $(filter $(RELEASE_ARCHES),amd64 arm64 ppc64le s390x)
 TARBALLS = $(RELEASE_ARCHES:%=dist/flannel-$(TAG)-linux-%.tar.gz)
@@ -50,7 +49,7 @@ IMAGES   = dist/flanneld-$(TAG)-oci.tar $(RELEASE_ARCHES:%=dist/flanneld-$(TAG)-
 PACKAGES = $(foreach arch,$(PACKAGE_ARCHES),$(call deb,$(arch)) $(call rpm,$(arch)))
 RELEASE  = $(TARBALLS) $(PACKAGES) $(IMAGES) $(SBOMS)
 
-# The version and the architectures in the words of dpkg and rpm.
+# Version and architectures in the notation of dpkg and rpm.
 VERSION = $(eval VERSION := $$(shell dist/package/version '$$(TAG)' $$(SOURCE_DATE_EPOCH)))$(VERSION)
 deb = dist/flanneld_$(VERSION)_$(patsubst ppc64le,ppc64el,$(1)).deb
 rpm = dist/flanneld-$(VERSION)-1.$(patsubst arm64,aarch64,$(patsubst amd64,x86_64,$(1))).rpm
@@ -60,21 +59,21 @@ DOCKER_ARCH = $(or $(ARCH),$(HOST_ARCH))
 LDFLAGS = -s -w -X main.version=$(TAG)
 BUILD   = GOOS=linux GOARM=$(GOARM) $(GO) build -ldflags '$(LDFLAGS)'
 
-# What packs and checks, but is no part of the daemon, has a go.mod of its own.
+# Tools for packages and checks have their own go.mod.
 TOOL     = $(GO) tool -modfile=dist/tools/go.mod
 TOOL_RUN = $(GO) run -C dist/tools
 
-# Packages without I/O, or what of them needs none: they must work on the big-endian machines too.
+# Packages whose tests need no I/O. They must work on big-endian machines too.
 PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/condition ./pkg/pace ./pkg/filter ./pkg/netlink ./pkg/tunnel)
-# Packages with goroutines that share something, worth the race detector's time: not those without I/O
-# but tunnel, and no test beds. etcdv2 is raced by subnet's tests: in its own, etcd checks passwords
-# with bcrypt, which under the detector takes longer than a request may.
+# Packages that are not tested with the race detector: those without shared state, and test beds.
+# etcdv2 is covered by subnet's tests; in its own tests, etcd checks passwords with bcrypt, which
+# takes longer than the limit of a request under the detector.
 UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|registry/etcdv2
-# Whole clusters of daemons, with times that are measured: no other package's tests run beside these.
+# Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
 CLUSTERS = ./cmd/flanneld
-# How many tests of clusters run side by side: most of the time they wait.
+# Number of cluster tests that run in parallel: most of the time they wait.
 PARALLEL ?= 8
-# Further arguments of "go test", e.g. TESTFLAGS='-run Lease -short'.
+# Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 
 # Tests and the demo find the built daemon here.
@@ -84,39 +83,39 @@ export FLANNELD := $(CURDIR)/dist/flanneld
 help:
 	@echo 'Build'
 	@echo '  make dist/flanneld         the daemon, for this machine'
-	@echo '  make dist/flanneld-arm64   the daemon, for another one ($(ARCHES))'
-	@echo '  make dist/flannel-lab      the lab: many hosts on one machine'
-	@echo '  make tar.gz                release tarballs, all of them or that of ARCH'
+	@echo '  make dist/flanneld-arm64   the daemon, for another architecture ($(ARCHES))'
+	@echo '  make dist/flannel-lab      the lab: many hosts on one machine, for demo and bench'
+	@echo '  make tar.gz                release tarballs for all architectures, or for ARCH'
 	@echo '  make deb rpm               packages'
 	@echo '  make image                 OCI archive of all architectures, and archives for "docker load"'
 	@echo '  make docker-image          image on alpine, with iptables and a shell, for ARCH (needs docker)'
-	@echo '  make artifacts             all of it, with SBOMs and SHA256SUMS (docker-image excepted)'
-	@echo '  make release               the same, and then test-fresh (root)'
-	@echo '  make install               flanneld and mk-docker-opts.sh below PREFIX'
+	@echo '  make artifacts             all of these except docker-image, with SBOMs and SHA256SUMS'
+	@echo '  make release               artifacts, then test-fresh (root)'
+	@echo '  make install               install flanneld and mk-docker-opts.sh below PREFIX'
 	@echo '  make clean                 remove what was built'
 	@echo
 	@echo 'Try it (root)'
-	@echo '  make demo                  a network of hosts in namespaces;'
+	@echo '  make demo                  run a network of hosts in namespaces;'
 	@echo '                             HOSTS=12 BACKEND=host-gw KEEP=1 or DEMO_ARGS=... to change it'
-	@echo '  make bench                 throughput, convergence, one host among 20,000;'
-	@echo "                             BENCH_ARGS='--only scale' for a part"
+	@echo '  make bench                 measure throughput, convergence, one host with 20,000 peers;'
+	@echo "                             BENCH_ARGS='--only scale' for one section"
 	@echo
 	@echo 'Check'
-	@echo '  make test                  everything; as root it first installs what the tests need, unless'
-	@echo '                             NO_INSTALL=1; without root, what needs none'
-	@echo '  make test-fresh            the demo and the tests on an untouched Debian 12 (root)'
-	@echo '  make test-arch             the pure packages on arm64, s390x and ppc64le, through qemu'
-	@echo '  make test-dist             the release: contents, static, reproducible'
+	@echo '  make test                  all tests; as root it first installs the packages that they need,'
+	@echo '                             unless NO_INSTALL=1; without root, the tests that need none'
+	@echo '  make test-fresh            demo and tests on a fresh Debian 12 (root)'
+	@echo '  make test-arch             the packages without I/O on arm64, s390x and ppc64le, with qemu'
+	@echo '  make test-dist             the release: content, static binaries, the same bytes twice'
 	@echo '  make test-system           two hosts with systemd and docker, from boot to upgrade (root)'
 	@echo '  make test-vm               the tests on other kernels, emulated: VM_KERNELS, VM_SHORT=yes'
-	@echo '  make caches                what these two keep, made before (root)'
-	@echo '  make zoo                   hosts of every shape, with every backend (root)'
-	@echo '  make fuzz                  every fuzz target, FUZZTIME inputs each'
-	@echo '  make chaos                 trouble at random in a cluster, for CHAOS_TIME (root);'
+	@echo '  make caches                create what these two keep in the cache (root)'
+	@echo '  make zoo                   hosts of all shapes, with every backend (root)'
+	@echo '  make fuzz                  every fuzz target, with FUZZTIME inputs each'
+	@echo '  make chaos                 random faults in a cluster, for CHAOS_TIME (root);'
 	@echo '                             CHAOS_SEED=..., CHAOS_BACKEND=... and CHAOS_API=v2 or v3 repeat a run'
-	@echo '  make siege                 attacks on a cluster, all together, for SIEGE_TIME (root);'
-	@echo '                             SIEGE_BACKEND=... and SIEGE_API=... for one of each'
-	@echo '  make soak                  changes all the time among 20,000 peers, for SOAK_TIME (root)'
+	@echo '  make siege                 all attacks on a cluster together, for SIEGE_TIME (root);'
+	@echo '                             SIEGE_BACKEND=... and SIEGE_API=... select one of each'
+	@echo '  make soak                  continuous changes with 20,000 peers, for SOAK_TIME (root)'
 	@echo '  make vet gofmt staticcheck static checks'
 	@echo
 	@echo 'Variables, from the environment or the command line'
@@ -127,7 +126,7 @@ help:
 
 # Build ----------------------------------------------------------------------
 
-# Always run: go itself knows best what is up to date.
+# Always run: go itself checks what is up to date.
 .PHONY: FORCE
 FORCE:
 
@@ -147,7 +146,7 @@ dist/flannel-lab: FORCE | need-go
 .PHONY: tar.gz
 tar.gz: $(TARBALLS)
 
-# The same input gives the same bytes, whoever builds where and when.
+# The same input gives the same bytes, independent of user, place and time.
 dist/flannel-$(TAG)-linux-%.tar.gz: dist/flanneld-% mk-docker-opts.sh README.md FORCE
 	@stage=$$(mktemp -d); trap 'rm -rf "$$stage"' EXIT; \
 	install -m 0755 dist/flanneld-$* "$$stage/flanneld"; \
@@ -157,7 +156,7 @@ dist/flannel-$(TAG)-linux-%.tar.gz: dist/flanneld-% mk-docker-opts.sh README.md 
 	    -cf - README.md flanneld mk-docker-opts.sh | gzip -n >$@
 	@echo $@
 
-# Both at a time would build it twice.
+# Built before deb and rpm, which would else build it twice in parallel.
 .PHONY: nfpm
 nfpm: | need-go
 	@$(TOOL) nfpm --version >/dev/null
@@ -189,13 +188,13 @@ artifacts: tar.gz deb rpm image $(SBOMS)
 	@cd dist; sha256sum -- $(sort $(notdir $(RELEASE))) >SHA256SUMS
 	@echo dist/SHA256SUMS
 
-# What is released has passed the README's commands where nothing is installed.
+# A release has passed the README's commands on a fresh system.
 .PHONY: release
 release: need-root
 	@$(MAKE) --no-print-directory artifacts
 	@$(MAKE) --no-print-directory test-fresh
 
-# Does not build again what is there: "make dist/flanneld && sudo make install".
+# Does not build an existing binary again: "make dist/flanneld && sudo make install".
 .PHONY: install
 install:
 	@[ -x dist/flanneld ] || $(MAKE) dist/flanneld
@@ -233,13 +232,13 @@ gofmt: | need-go
 	@bad=$$("$$($(GO) env GOROOT)/bin/gofmt" -l $(wildcard cmd pkg dist)); \
 	[ -z "$$bad" ] || { printf 'not formatted, run gofmt -w on:\n%s\n' "$$bad" >&2; exit 1; }
 
-# Test files and those behind a build tag too.
+# Includes test files and files with build tags.
 .PHONY: staticcheck
 staticcheck: | need-go
 	$(TOOL) staticcheck -tags grpcnotrace,system,vm ./...
 	cd dist/tools; $(GO) vet ./... && $(GO) tool staticcheck ./...
 
-# What the tests need beside Go and make. NO_INSTALL=1 leaves the machine as it is.
+# Packages that the tests need besides Go and make. NO_INSTALL=1 installs nothing.
 .PHONY: packages
 packages:
 	@if [ "$$(id -u)" != 0 ]; then \
@@ -249,10 +248,9 @@ packages:
 	fi; \
 	.ci/packages missing test
 
-# Packages side by side, then those of clusters alone. Everything is run, even when something fails.
-# The emulators of test-arch need no quiet and get what nobody else wants of the processors. The
-# filter prints what "go test" prints, and at the end the slowest tests, and those that did not run,
-# each with its reason.
+# Packages in parallel, then the cluster tests alone. All tests run, even after a failure. test-arch
+# runs in the background with idle priority. The filter prints what "go test" prints, and at the end
+# the slowest tests, and the skipped ones with the reason.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
@@ -276,7 +274,7 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	cat "$$arch"; \
 	[ $$status = 0 ] || { echo 'make test: FAILED, see above' >&2; exit 1; }
 
-# Alone, a missing qemu is an error; as a part of "make test" it is only said.
+# A missing qemu is an error, but only a message as a part of "make test".
 .PHONY: test-arch
 test-arch: | need-go
 	@for arch in arm64 s390x ppc64le; do \
@@ -290,14 +288,14 @@ test-arch: | need-go
 	    GOARCH=$$arch $(GO) test -short -count=1 -vet=off -exec $$qemu $(PURE); \
 	done
 
-# What a stranger types first, where nothing is installed.
+# The first commands of the README, on a system without anything installed.
 .PHONY: test-fresh
 test-fresh: need-root | need-go
 	@command -v mmdebstrap >/dev/null || .ci/packages install
 	@GO='$(GO)' .ci/fresh
 
-# Two hosts with systemd, docker and what is released. The older release is the same
-# tree under another name.
+# Two hosts with systemd, docker and the release. The older release is the same tree under
+# another name.
 SYSTEM_RUN ?= ^TestSystem
 OLDER = TAG=older SOURCE_DATE_EPOCH=0
 .PHONY: test-system
@@ -309,20 +307,20 @@ test-system: need-root
 	export OLD_TARBALL OLD_DEB TARBALL DEB IMAGE; \
 	$(GO) test -v -vet=off -p 1 -tags grpcnotrace,system -count=1 -timeout 15m -run '$(SYSTEM_RUN)' ./pkg/lab/machine ./dist
 
-# Debian's kernels, emulated. They are kept in the user's cache directory; VM_MIRROR
-# names another Debian mirror, VM_SHORT=yes runs a few tests of each package only.
+# Debian's kernels, emulated, and kept in the user's cache directory. VM_MIRROR sets another
+# Debian mirror. VM_SHORT=yes runs only a few tests of each package.
 VM_KERNELS ?= 6.1 5.10
 .PHONY: test-vm
 test-vm: | need-go
 	VM_KERNELS='$(VM_KERNELS)' VM_SHORT='$(VM_SHORT)' VM_MIRROR='$(VM_MIRROR)' \
 	    $(GO) test -v -vet=off -tags grpcnotrace,vm -count=1 -timeout 0 -run '^TestKernels$$' ./pkg/lab/vm
 
-# The root file systems and kernels that these two keep are made by whoever comes first.
+# Creates the root file systems and kernels that test-system and test-vm keep.
 .PHONY: caches
 caches: need-root
 	VM_KERNELS='$(VM_KERNELS)' VM_MIRROR='$(VM_MIRROR)' $(GO) test -v -vet=off -tags grpcnotrace,system,vm -count=1 -run '^TestRoot$$|^TestImages$$' ./pkg/lab/machine ./pkg/lab/vm
 
-# "make test" runs each shape of host with one backend, and a few with every one.
+# "make test" runs each shape of host with one backend, and a few shapes with every backend.
 .PHONY: zoo
 zoo: need-root dist/flanneld
 	ZOO=all $(GO) test -v -vet=off -count=1 -timeout 30m -parallel 6 -run '^TestZoo$$' ./cmd/flanneld
@@ -338,29 +336,29 @@ fuzz: | need-go
 	    $(GO) test -vet=off -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s "./$$(dirname "$$file")" </dev/null; \
 	done
 
-# "make test" has a short one of these. The go command's own limit is 10 minutes.
+# "make test" has a short run. The default time limit of go test is 10 minutes.
 CHAOS_TIME ?= 10m
 .PHONY: chaos
 chaos: need-root dist/flanneld
 	FLANNELD=$(CURDIR)/dist/flanneld CHAOS_TIME='$(CHAOS_TIME)' CHAOS_SEED='$(CHAOS_SEED)' CHAOS_API='$(CHAOS_API)' CHAOS_BACKEND='$(CHAOS_BACKEND)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestChaos$$' ./cmd/flanneld
 
-# "make test" has a short one of these, too.
+# "make test" has a short run.
 SIEGE_TIME ?= 10m
 .PHONY: siege
 siege: need-root dist/flanneld
 	FLANNELD=$(CURDIR)/dist/flanneld SIEGE_TIME='$(SIEGE_TIME)' SIEGE_BACKEND='$(SIEGE_BACKEND)' SIEGE_API='$(SIEGE_API)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestSiege$$' ./cmd/flanneld
 
-# "make test" has a short one of these, too.
+# "make test" has a short run.
 SOAK_TIME ?= 10m
 .PHONY: soak
 soak: need-root dist/flanneld
 	FLANNELD=$(CURDIR)/dist/flanneld SOAK_TIME='$(SOAK_TIME)' SOAK_SEED='$(SOAK_SEED)' \
 	    $(GO) test -v -count=1 -timeout 0 -run '^TestSoak$$' ./cmd/flanneld
 
-# The whole release, twice: the second time in another place, with another umask
-# and time zone. What differs or is not as promised is an error.
+# Builds the release twice, the second time in another directory, with another umask and time
+# zone. Any difference is an error.
 .PHONY: test-dist
 test-dist:
 	@release() { $(MAKE) --no-print-directory -j "$$(nproc)" "$$@" artifacts TAG='$(TAG)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(if $(ARCH),ARCH=$(ARCH)); }; \

@@ -1,7 +1,6 @@
-# Reads "go test -v" and prints what "go test" would: one line for a package that
-# passed, everything for one that failed. After that, the slowest tests, and those
-# that were skipped and why, because a run that skips half of the tests looks just
-# as green.
+# Reads the output of "go test -v" and prints that of "go test": one line for a package
+# that passed, everything for one that failed. At the end it prints the slowest tests, and
+# the skipped ones with the reason, because a run that skips tests also passes.
 
 function flush_package() {
 	for (i = 1; i <= lines; i++)
@@ -72,7 +71,7 @@ function note_slow(pkg,    t, i) {
 }
 
 END {
-	# What belongs to no package; the last "FAIL" is said by the lines above.
+	# Output of no package; the last "FAIL" repeats the lines above.
 	if (lines > 1 || (lines == 1 && line[1] != "FAIL"))
 		flush_package()
 	if (slowest)
