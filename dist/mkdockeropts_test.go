@@ -1,5 +1,5 @@
-// Package dist_test checks what is shipped beside the daemon: mk-docker-opts.sh,
-// the systemd units and the sample configurations.
+// Package dist_test checks the files that are shipped with the daemon: mk-docker-opts.sh, the
+// systemd units and the sample configs.
 package dist_test
 
 import (
@@ -18,16 +18,16 @@ FLANNEL_MTU=1450
 FLANNEL_IPMASQ=false
 `
 
-// bip, masq and mtu are the lines, and combined the value, for subnetEnv.
+// bip, masq and mtu are the lines for subnetEnv, combined is the value with all options.
 const (
 	bip      = "DOCKER_OPT_BIP=\"--bip=10.42.7.1/24\"\n"
 	masq     = "DOCKER_OPT_IPMASQ=\"--ip-masq=true\"\n"
 	mtu      = "DOCKER_OPT_MTU=\"--mtu=1450\"\n"
-	nothing  = "FLANNEL_NETWORK=10.42.0.0/16\n" // a file that says nothing of docker's options
+	nothing  = "FLANNEL_NETWORK=10.42.0.0/16\n" // a file without options for docker
 	combined = " --bip=10.42.7.1/24 --ip-masq=true --mtu=1450"
 )
 
-// run is one run of the script in a directory of its own.
+// run is one run of the script in its own directory.
 type run struct {
 	input  string   // content of in.env; "-" for no such file
 	before string   // content of out.env before the run; "" for no such file
@@ -41,7 +41,7 @@ type result struct {
 	code   int
 }
 
-// do runs the script under one shell and says what came of it.
+// do runs the script with one shell and returns the result.
 func (r run) do(t *testing.T, shell string) result {
 	t.Helper()
 	script, err := filepath.Abs("../mk-docker-opts.sh")
@@ -58,7 +58,7 @@ func (r run) do(t *testing.T, shell string) result {
 
 	cmd := exec.Command(shell, append([]string{script}, r.args...)...)
 	cmd.Dir = dir
-	// Hosts have routes; those of the test are in its own "ip", if any.
+	// The routes are those of the test's own "ip".
 	cmd.Env = append([]string{"PATH=" + path(t, dir)}, r.env...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -78,8 +78,8 @@ func (r run) do(t *testing.T, shell string) result {
 	return result{string(output), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// path makes a directory with only the commands that the script may rely on, touch
-// for what it must not run, and an "ip" that prints $ROUTES.
+// path creates a directory for PATH with the commands that the script may use, touch to detect that
+// input is executed, and an "ip" that prints $ROUTES.
 func path(t *testing.T, dir string) string {
 	t.Helper()
 	bin := filepath.Join(dir, "bin")
@@ -109,7 +109,7 @@ func write(t *testing.T, name, content string) {
 	}
 }
 
-// shells runs a test under every shell that people run the script with.
+// shells runs a test with every supported shell.
 func shells(t *testing.T, test func(t *testing.T, shell string)) {
 	for _, shell := range []string{"dash", "bash"} {
 		t.Run(shell, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestMkDockerOpts(t *testing.T) {
 		{"nothing for docker, individual", run{input: nothing, args: with("-i")}, ""},
 		{"only some", run{input: "FLANNEL_MTU=1450\n"}, mtu + "DOCKER_OPTS=\" --mtu=1450\"\n"},
 
-		// The ways in which a shell would have read the file.
+		// All forms in which a shell would read the file.
 		{"no newline at the end", run{input: "FLANNEL_MTU=1450", args: with("-i")}, mtu},
 		{"double quotes", run{input: "FLANNEL_MTU=\"1450\"\n", args: with("-i")}, mtu},
 		{"single quotes", run{input: "FLANNEL_MTU='1450'\n", args: with("-i")}, mtu},
@@ -162,7 +162,7 @@ func TestMkDockerOpts(t *testing.T) {
 		{"last one wins", run{input: "FLANNEL_MTU=1400\nFLANNEL_MTU=1450\n", args: with("-i")}, mtu},
 		{"empty value", run{input: "FLANNEL_SUBNET=\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=\n", args: with("-i")}, mtu},
 
-		// What is set before is taken over.
+		// Variables that are set before are included.
 		{"preset combined", run{env: []string{"DOCKER_OPTS=-H x"}, args: with("-c")}, "DOCKER_OPTS=\"-H x " + combined + "\"\n"},
 		{"preset combined, nothing to add", run{input: nothing, env: []string{"DOCKER_OPTS=-H x"}}, "DOCKER_OPTS=\"-H x\"\n"},
 		{"preset combined, other key", run{env: []string{"DOCKER_OPTS=-H x"}, args: with("-c", "-k", "K")}, "K=\"" + combined + "\"\n"},
@@ -204,7 +204,7 @@ func TestMkDockerOpts(t *testing.T) {
 	}
 }
 
-// What the script writes, a shell reads back as it was.
+// A shell must read the same values from the output.
 func TestMkDockerOptsRoundTrip(t *testing.T) {
 	value := "--a \"b\" 'c' $d ${e} `f` $(g) \\ \\\\ * ? ~ # ! ; & | < > ä\nnext"
 	shells(t, func(t *testing.T, shell string) {
@@ -227,7 +227,7 @@ func TestMkDockerOptsErrors(t *testing.T) {
 		name string
 		run
 		code   int
-		stderr string // a part of it
+		stderr string // part of standard error
 	}{
 		{"help", run{args: []string{"-h"}}, 1, usage},
 		{"question mark", run{args: []string{"-?"}}, 1, usage},
@@ -255,7 +255,7 @@ func TestMkDockerOptsErrors(t *testing.T) {
 			if c.args == nil {
 				c.args = []string{"-f", "in.env", "-d", "out.env"}
 			}
-			// Whatever is wrong, what dockerd reads stays as it is.
+			// After an error, the output file is unchanged.
 			c.before = "precious\n"
 			shells(t, func(t *testing.T, shell string) {
 				got := c.run.do(t, shell)
@@ -273,7 +273,7 @@ func TestMkDockerOptsErrors(t *testing.T) {
 	}
 }
 
-// Output files that cannot be written are the shell's error, exit code 2.
+// An output file that cannot be written is exit code 2 and the shell's error message.
 func TestMkDockerOptsUnwritable(t *testing.T) {
 	shells(t, func(t *testing.T, shell string) {
 		got := run{input: subnetEnv, args: []string{"-f", "in.env", "-d", "nowhere/out.env"}}.do(t, shell)
@@ -283,7 +283,7 @@ func TestMkDockerOptsUnwritable(t *testing.T) {
 	})
 }
 
-// Nothing in the file is a command, whether the rest of it is good or not.
+// Nothing in the file is executed, whether the rest of it is valid or not.
 func TestMkDockerOptsHostileInput(t *testing.T) {
 	hostile := "touch pwned\n`touch pwned`\n$(touch pwned)\nPATH=/nonexistent\nDOCKER_OPT_X=$(touch pwned)\n" +
 		"FLANNEL_X=$(touch pwned)\nFLANNEL_SUBNET_=;touch pwned\nDOCKER_OPTS=--privileged\nIFS=/\noutput=pwned\nkey=pwned\n"
@@ -296,8 +296,8 @@ func TestMkDockerOptsHostileInput(t *testing.T) {
 	})
 }
 
-// Some people run it with -d /run/flannel/subnet.env. The second run then finds the
-// output of the first.
+// Some users run it with -d /run/flannel/subnet.env. The second run then reads the output of the
+// first one.
 func TestMkDockerOptsOwnOutput(t *testing.T) {
 	own := bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"
 	shells(t, func(t *testing.T, shell string) {
@@ -329,7 +329,7 @@ func TestMkDockerOptsArguments(t *testing.T) {
 	})
 }
 
-// A foreign route to our own subnet is worth a warning, and no more than that.
+// A route of others to the host's own subnet is only a warning.
 func TestMkDockerOptsRoute(t *testing.T) {
 	const warning = "Your routing table already contains the subnet: "
 	for _, c := range []struct {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// A package's version must be one that dpkg and rpm take, and sort as the tags do.
+// The version of a package must be valid for dpkg and rpm, and in the order of the tags.
 func TestPackageVersion(t *testing.T) {
 	type version struct{ tag, want string }
 	check := func(t *testing.T, v version) {
@@ -53,8 +53,7 @@ func TestPackageVersion(t *testing.T) {
 	}
 }
 
-// sorts asks the package managers that there are whether one version is before
-// another.
+// sorts checks with dpkg and rpm, if they are installed, that one version is before another.
 func sorts(t *testing.T, before, after string) {
 	t.Helper()
 	if dpkg, err := exec.LookPath("dpkg"); err == nil {
@@ -85,8 +84,8 @@ func daemon(t *testing.T) string {
 	return path
 }
 
-// The manual has the flags of "flanneld --help" and "flanneld cleanup --help", in their
-// order, with their words for the values and their defaults.
+// TestManualFlags checks that the manual has the flags of "flanneld --help" and "flanneld cleanup
+// --help", in the same order, with the same names of values and the same defaults.
 func TestManualFlags(t *testing.T) {
 	program := daemon(t)
 	help, err := exec.Command(program, "--help").Output()
@@ -98,7 +97,7 @@ func TestManualFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	help = append(help, cleanup...)
-	// A flag's text can go on in lines that are further to the right.
+	// The text of a flag continues in lines that are indented further.
 	text := regexp.MustCompile(`\n {8,}`).ReplaceAllString(string(help), " ")
 	quoted := regexp.MustCompile(`\(default "?([^")]*)"?\)`)
 	var want []string
@@ -154,7 +153,7 @@ func TestManualFormat(t *testing.T) {
 	}
 }
 
-// What the packages' scripts do, for the arguments that dpkg and rpm give them.
+// TestMaintainerScripts checks what the packages' scripts do with the arguments of dpkg and rpm.
 func TestMaintainerScripts(t *testing.T) {
 	const (
 		reload  = "daemon-reload"
@@ -164,7 +163,7 @@ func TestMaintainerScripts(t *testing.T) {
 	)
 	for _, c := range []struct {
 		script, args string
-		booted       []string // systemctl's arguments on a host
+		booted       []string // arguments of systemctl on a host
 		chroot       []string // and where systemd does not run
 	}{
 		{"postinstall", "configure", []string{reload}, nil},
@@ -196,8 +195,8 @@ func TestMaintainerScripts(t *testing.T) {
 	}
 }
 
-// maintain runs a script with systemctl as the place has it, and returns how that
-// was called and whether /run/flannel is gone.
+// maintain runs a script in a place. It returns the calls of systemctl and whether /run/flannel was
+// removed.
 func maintain(t *testing.T, script, args, place string) (calls []string, purged bool) {
 	t.Helper()
 	root := t.TempDir()
@@ -219,7 +218,7 @@ func maintain(t *testing.T, script, args, place string) (calls []string, purged 
 			t.Fatal(err)
 		}
 	}
-	// Nothing but these, so that this machine's systemctl is out of reach.
+	// Only these commands, so that this machine's systemctl is not in the PATH.
 	for _, name := range []string{"sh", "rm"} {
 		path, err := exec.LookPath(name)
 		if err != nil {
@@ -242,7 +241,8 @@ func maintain(t *testing.T, script, args, place string) (calls []string, purged 
 	return calls, os.IsNotExist(err)
 }
 
-// RHEL's way to start the daemon, from either of its generations of names.
+// TestFlanneldStart checks the start script of RHEL's package with the variables of both of its
+// versions.
 func TestFlanneldStart(t *testing.T) {
 	fake := filepath.Join(t.TempDir(), "flanneld")
 	write(t, fake, "#!/bin/sh\nfor a; do echo \"$a\"; done\n")

@@ -4,12 +4,13 @@ package dist_test
 
 import "strings"
 
-// said is a script that finds a line of flanneld's present run.
+// said is a script that finds a line in the log of the present run of flanneld.
 func said(words string) string {
 	return "journalctl -q -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID flanneld) | grep '" + words + "'"
 }
 
-// takenPort has another user's process on the tunnel's port: the unit hides the process, and what is left is named.
+// takenPort makes another user's process listen on the tunnel's port. The unit hides the process,
+// so the log must have the user.
 func (s *system) takenPort() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -26,8 +27,8 @@ func (s *system) takenPort() string {
 	return suggested(line)
 }
 
-// dockerCameFirst shows what was said of docker, which ran before flanneld was installed, and that
-// it was over with the restart that was suggested.
+// dockerCameFirst checks what was logged about docker, which was started before flanneld, and that
+// it is over after the suggested restart.
 func (s *system) dockerCameFirst() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -36,7 +37,7 @@ func (s *system) dockerCameFirst() string {
 	return suggested(line)
 }
 
-// suggested is the command in a line of the log.
+// suggested returns the command in a line of the log.
 func suggested(line string) string {
 	_, command, _ := strings.Cut(line, `command="`)
 	command, _, _ = strings.Cut(command, `"`)

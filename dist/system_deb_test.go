@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestSystemDeb: what becomes of configuration and network when the package is installed, upgraded and removed. The
-// environment names an older package and the present one.
+// TestSystemDeb checks configuration and network after installation, upgrade and removal of the
+// package. The environment names an older package and the present one.
 func TestSystemDeb(t *testing.T) {
 	s := newSystem(t, "deb", network("vxlan"))
 	const conf = "/etc/default/flanneld"
@@ -60,13 +60,13 @@ func TestSystemDeb(t *testing.T) {
 	})
 }
 
-// install installs a package that the environment names.
+// install installs a package whose file is in an environment variable.
 func (h *host) install(variable string) {
 	h.system.Helper()
 	h.feed(variable, "cat >/tmp/flanneld.deb; dpkg --install /tmp/flanneld.deb 2>&1")
 }
 
-// left checks that configuration and network are there.
+// left checks that configuration and network exist.
 func (s *system) left(conf, config string) {
 	s.Helper()
 	s.both(func(h *host) {
@@ -79,7 +79,7 @@ func (s *system) left(conf, config string) {
 	s.ping()
 }
 
-// network checks for what flanneld made in the kernel.
+// network checks flanneld's objects in the kernel.
 func (h *host) network() {
 	h.system.Helper()
 	h.must("ip link show flannel.1; ip route show dev flannel.1 | grep -q onlink; iptables -S FLANNEL-FWD; iptables -t nat -S FLANNEL-POSTRTG")

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// events is what happens to hosts.
+// events are the events in the life of hosts.
 func (s *system) events() {
 	s.scenario("dockerd restart", s.restartDocker)
 	s.scenario("flanneld restart in a transfer", func() string {
@@ -30,7 +30,7 @@ func (s *system) restartDocker() string {
 	return s.published()
 }
 
-// replace has another flanneld take over on both hosts while a transfer of n bytes is running.
+// replace makes another flanneld take over on both hosts during a transfer of n bytes.
 func (s *system) replace(n int64, do func(*host)) string {
 	s.Helper()
 	t := s.transfer(n)
@@ -49,7 +49,7 @@ func (s *system) replace(n int64, do func(*host)) string {
 	return t.wait()
 }
 
-// upgrade puts the release in the place of the older one.
+// upgrade replaces the older release with the new one.
 func (s *system) upgrade() string {
 	s.Helper()
 	before := s.version()
@@ -64,7 +64,7 @@ func (s *system) upgrade() string {
 	return fmt.Sprintf("%s to %s, %s", before, after, note)
 }
 
-// reboot boots the second host again. Docker must wait for flanneld, which must find its subnet again.
+// reboot reboots the second host. Docker must wait for flanneld, which must keep its subnet.
 func (s *system) reboot() string {
 	s.Helper()
 	h := s.hosts[1]
@@ -86,7 +86,7 @@ func (s *system) reboot() string {
 	return fmt.Sprintf("subnet %s kept, docker %d ms after READY", before, (start-ready)/1000)
 }
 
-// stamp is when something happened to a service, in microseconds.
+// stamp returns a time in the state of a service, in microseconds.
 func (h *host) stamp(service, property string) int {
 	h.system.Helper()
 	n, err := strconv.Atoi(strings.TrimSpace(h.must("systemctl show -P " + property + " " + service)))

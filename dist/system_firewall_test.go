@@ -11,8 +11,8 @@ import (
 	"flanneld/pkg/lab/machine"
 )
 
-// TestSystemFirewalls: the firewalls of Debian 12 and 13, one host each, before and after flanneld, which runs under
-// its own unit. What opens the tunnel's port is what the log suggests.
+// TestSystemFirewalls tests the firewalls of Debian 12 and 13, on one host each, started before and
+// after flanneld, which runs in its unit. The tunnel's port is opened with the command in the log.
 func TestSystemFirewalls(t *testing.T) {
 	s := newSystemOn(t, "firewalls", network("vxlan"),
 		machine.Kind{Suite: machine.Bookworm, Firewalls: true}, machine.Kind{Suite: machine.Trixie, Firewalls: true})
@@ -52,7 +52,7 @@ func TestSystemFirewalls(t *testing.T) {
 
 const trusts = "firewall-cmd -q --zone=trusted --query-source=10.42.0.0/16"
 
-// trusted shows what Debian 13's firewalld was asked for, and that cleanup undoes it.
+// trusted checks what the firewalld of Debian 13 was asked for, and that cleanup removes it.
 func (s *system) trusted() string {
 	s.Helper()
 	h := s.hosts[1]
@@ -68,7 +68,7 @@ func (s *system) trusted() string {
 	return "trusted over D-Bus, undone by cleanup"
 }
 
-// imageBesideFirewalld runs flanneld where it has no D-Bus, then with the one of its host.
+// imageBesideFirewalld runs the image without D-Bus, then with the D-Bus of the host.
 func (s *system) imageBesideFirewalld() string {
 	s.Helper()
 	h := s.hosts[1]
@@ -106,8 +106,8 @@ func (s *system) reachable() string {
 	return fmt.Sprintf("reachable after %.1f s", time.Since(begun).Seconds())
 }
 
-// openPort runs the command that each host's log suggests for a closed port, and waits until the log says that it has
-// helped.
+// openPort runs the command that each host's log suggests for a closed port, and waits for the line
+// that the condition is over.
 func (s *system) openPort() string {
 	s.Helper()
 	commands := make([]string, len(s.hosts))

@@ -20,13 +20,13 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// soon is as long as anything on these hosts may take, a reboot included.
+// soon is the time limit for everything on these hosts, including a reboot.
 const soon = time.Minute
 
-// configKey is where flanneld looks without being told.
+// configKey is the key of the network config with the default prefix.
 const configKey = "/coreos.com/network/config"
 
-// system is two hosts with docker, and an etcd and an outsider on the same fabric.
+// system is two hosts with docker, an etcd, and another host on the same fabric.
 type system struct {
 	*testing.T
 	name    string
@@ -35,14 +35,15 @@ type system struct {
 	hosts   []*host
 }
 
-// host is one of the two.
+// host is one of the two hosts.
 type host struct {
 	*machine.Machine
 	system *system
-	docker container // the latest
+	docker container // the container that was started last
 }
 
-// container is one as its host sees it. Commands are run in it without docker, which may be away.
+// container is a container as seen by its host. Commands are run in it without docker, which may be
+// stopped.
 type container struct {
 	host *host
 	pid  string
@@ -54,7 +55,7 @@ func newSystem(t *testing.T, name, config string) *system {
 	return newSystemOn(t, name, config, machine.Kind{Suite: machine.Bookworm}, machine.Kind{Suite: machine.Bookworm})
 }
 
-// newSystemOn has a host of each kind.
+// newSystemOn creates a system with a host of each kind.
 func newSystemOn(t *testing.T, name, config string, kinds ...machine.Kind) *system {
 	t.Helper()
 	if err := machine.Missing(); err != nil {
@@ -95,7 +96,7 @@ func newSystemOn(t *testing.T, name, config string, kinds ...machine.Kind) *syst
 	return s
 }
 
-// makeImage makes a container image of busybox and of this program, which is linked statically.
+// makeImage creates a container image of busybox and this program, which is linked statically.
 func (h *host) makeImage() {
 	h.system.Helper()
 	self, err := os.Open("/proc/self/exe")
@@ -116,7 +117,7 @@ func (h *host) makeImage() {
 	}
 }
 
-// end shows what a failure may have come from, and takes the host away.
+// end prints logs after a failure and removes the host.
 func (s *system) end(h *host) {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
@@ -129,11 +130,11 @@ func (s *system) end(h *host) {
 	}
 }
 
-// scenario runs one and prints its line.
+// scenario runs a scenario and prints its line.
 func (s *system) scenario(what string, run func() string) {
 	s.Helper()
 	begun, result := time.Now(), "FAILED"
-	defer func() { s.say(what, result, begun) }() // also when run ends the test
+	defer func() { s.say(what, result, begun) }() // also if run ends the test
 	note := run()
 	if result = "ok"; note != "" {
 		result += " (" + note + ")"
@@ -144,7 +145,7 @@ func (s *system) say(what, result string, begun time.Time) {
 	fmt.Printf("system %s: %s: %s, %.1f s\n", s.name, what, result, time.Since(begun).Seconds())
 }
 
-// both does something on both hosts at the same time.
+// both does something on both hosts in parallel.
 func (s *system) both(do func(*host)) {
 	s.Helper()
 	var group sync.WaitGroup
@@ -164,7 +165,7 @@ func (s *system) configure(key, config string) {
 	}
 }
 
-// must runs a script that has to succeed, soon.
+// must runs a script that must succeed within the time limit.
 func (h *host) must(script string) string {
 	h.system.Helper()
 	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
@@ -176,7 +177,7 @@ func (h *host) must(script string) string {
 	return out
 }
 
-// eventually runs a script until it succeeds, soon.
+// eventually runs a script until it succeeds, within the time limit.
 func (h *host) eventually(script string) string {
 	h.system.Helper()
 	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
@@ -192,7 +193,7 @@ func (h *host) eventually(script string) string {
 	return out
 }
 
-// write makes a file.
+// write creates a file.
 func (h *host) write(path, text string) {
 	h.system.Helper()
 	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
@@ -202,13 +203,13 @@ func (h *host) write(path, text string) {
 	}
 }
 
-// copy makes a file that is one of this directory.
+// copy copies a file of this directory to the host.
 func (h *host) copy(name, path string) {
 	h.system.Helper()
 	h.write(path, read(h.system.T, name))
 }
 
-// feed runs a script with a file that the environment names.
+// feed runs a script with a file as its input. The path of the file is in an environment variable.
 func (h *host) feed(variable, script string) {
 	h.system.Helper()
 	file, err := os.Open(os.Getenv(variable))
@@ -227,7 +228,7 @@ func (h *host) unpack(variable string) {
 	h.feed(variable, "tar -xzf - -C /usr/local/bin flanneld mk-docker-opts.sh")
 }
 
-// readme does what the README says.
+// readme installs flanneld and docker as the README says.
 func (h *host) readme() {
 	h.system.Helper()
 	h.copy("flanneld.service", "/etc/systemd/system/flanneld.service")
@@ -240,8 +241,8 @@ func (h *host) readme() {
 
 const dockerDropIn = "/etc/systemd/system/docker.service.d/10-flannel.conf"
 
-// guide does what guides from the time of the original say. There, docker goes down whenever flanneld does, so whoever
-// minds his containers has docker leave them alone.
+// guide installs flanneld and docker as guides for the original say. With their unit, docker is
+// stopped whenever flanneld is, so docker's live-restore is on.
 func (h *host) guide() {
 	h.system.Helper()
 	h.write("/etc/systemd/system/flanneld.service", guideUnit)
@@ -277,14 +278,14 @@ ExecStart=
 ExecStart=/usr/sbin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock --bip=${FLANNEL_SUBNET} --mtu=${FLANNEL_MTU}
 `
 
-// restartDocker restarts dockerd, more often than its unit thinks anybody would.
+// restartDocker restarts dockerd, also if its unit has reached the limit of starts.
 func (h *host) restartDocker() {
 	h.system.Helper()
 	h.must("systemctl daemon-reload; systemctl reset-failed docker; systemctl restart docker")
 }
 
-// run starts a container that comes back by itself, with a port that the host publishes. It ends when systemd, at a
-// reboot, tells it to.
+// run starts a container that docker restarts, with a published port. It ends on SIGTERM, so that a
+// reboot is fast.
 func (h *host) run() {
 	h.system.Helper()
 	h.must("docker run -d --name box --restart=always -p 8080:80 box " +
@@ -292,7 +293,7 @@ func (h *host) run() {
 	h.find()
 }
 
-// find looks up the container, which is another one after a restart of docker.
+// find looks up the container's PID and address, which change when docker restarts.
 func (h *host) find() {
 	h.system.Helper()
 	out := h.eventually(`
@@ -311,7 +312,7 @@ func (c container) exec(ctx context.Context, script string) (string, error) {
 	return c.host.Run(ctx, "nsenter --all --target "+c.pid+" env -i PATH=/bin sh -euc "+quoted)
 }
 
-// subnet is what flanneld tells docker.
+// subnet returns the subnet in the subnet file.
 func (h *host) subnet() netip.Prefix {
 	h.system.Helper()
 	subnet, err := netip.ParsePrefix(h.must(". /run/flannel/subnet.env; echo $FLANNEL_SUBNET"))
@@ -321,7 +322,7 @@ func (h *host) subnet() netip.Prefix {
 	return subnet.Masked()
 }
 
-// pid is flanneld's, once it is READY.
+// pid returns the PID of flanneld after READY.
 func (h *host) pid() int {
 	h.system.Helper()
 	out := h.eventually("systemctl is-active -q flanneld && systemctl show -P MainPID flanneld")
@@ -332,7 +333,7 @@ func (h *host) pid() int {
 	return pid
 }
 
-// replaced waits until systemd has another flanneld READY.
+// replaced waits until systemd reports another flanneld as READY.
 func (h *host) replaced(before int) {
 	h.system.Helper()
 	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
@@ -348,7 +349,7 @@ func (h *host) replaced(before int) {
 	}
 }
 
-// version is that of the running flanneld, on both hosts.
+// version returns the version of the running flanneld, which must be the same on both hosts.
 func (s *system) version() string {
 	s.Helper()
 	var versions []string

@@ -20,9 +20,9 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestSystemRollback: with udp, the original takes the daemon's place and gives it back, under our unit and under one
-// from the time of the original, in each way that people do it. The original is a program that does the same to the
-// kernel and on the wire, which the unit starts by its usual path.
+// TestSystemRollback replaces flanneld with the original and back, with udp, under our unit and
+// under one for the original, in each way that operators use. The original is a program with the
+// same behaviour in the kernel and on the wire, at the path in the unit.
 func TestSystemRollback(t *testing.T) {
 	s := newSystem(t, "rollback", network("udp"))
 	h := s.hosts[0]
@@ -93,12 +93,13 @@ func TestSystemRollback(t *testing.T) {
 		if now := h.must(others); now != before {
 			t.Errorf("rules of others were\n%s\nand are\n%s", before, now)
 		}
-		h.must("systemctl start flanneld; ip link show flannel0") // as on a host that is new
+		h.must("systemctl start flanneld; ip link show flannel0") // as on a new host
 		return fmt.Sprint(strings.Count(commands, "\n")+1, " commands")
 	})
 }
 
-// lossOf is how long containers did not reach each other while something was done, by pings each 10 ms.
+// lossOf returns how long containers did not reach each other during an action, by pings every 10
+// ms.
 func (s *system) lossOf(do func()) time.Duration {
 	s.Helper()
 	const each = 10 * time.Millisecond
@@ -124,7 +125,7 @@ func (s *system) lossOf(do func()) time.Duration {
 	return time.Duration(sent-received) * each
 }
 
-// original is the original's udp backend, for peers given as SUBNET=PUBLICIP. It ends at SIGTERM.
+// original is the original's udp backend for peers given as SUBNET=PUBLICIP. It ends at SIGTERM.
 func original(args []string) error {
 	env, err := os.ReadFile("/run/flannel/subnet.env")
 	if err != nil {

@@ -16,10 +16,12 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(m.Run))
 }
 
-// The system test installs what is released, as the README and the guides say, on two hosts with a real systemd and
-// docker, and does to them what happens to hosts. Each scenario prints one line. "make test-system" runs it.
+// The system test installs the release, as the README and guides say, on two hosts with a real
+// systemd and docker, and runs scenarios on them. Each scenario prints one line. "make test-system"
+// runs it.
 
-// TestSystemVXLAN: an older release by the README, upgraded; then every other way to start under the shipped unit.
+// TestSystemVXLAN installs an older release by the README and upgrades it; then it tests every
+// other way to start with the shipped unit.
 func TestSystemVXLAN(t *testing.T) {
 	s := newSystem(t, "vxlan", network("vxlan"))
 	s.scenario("installed by the README, older release", func() string {
@@ -44,7 +46,7 @@ func TestSystemVXLAN(t *testing.T) {
 	s.scenario("sysconfig and ExecStartPost", s.sysconfig)
 }
 
-// TestSystemUDP: the unit of the guides, with the default backend.
+// TestSystemUDP tests the unit of guides with the default backend.
 func TestSystemUDP(t *testing.T) {
 	s := newSystem(t, "udp", `{"Network": "10.42.0.0/16"}`)
 	s.scenario("installed by the guides", func() string {

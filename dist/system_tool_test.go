@@ -13,14 +13,16 @@ import (
 	"time"
 )
 
-// toolArg makes this program what containers transfer with: busybox would spend its time on copying and hashing.
+// toolArg makes this program the tool that containers transfer data with. busybox would be too slow
+// at copying and hashing.
 const toolArg = "transfer"
 
-// pace bounds a transfer, in bytes a second, so that there is time to do something meanwhile.
+// pace is the rate of a transfer in bytes per second, so that there is time for an action
+// meanwhile.
 const pace = 160 << 20
 
-// tool carries out "send ADDRESS BYTES" or "receive ADDRESS" and prints the SHA-256 of what went through, or is the
-// original's udp backend.
+// tool executes "send ADDRESS BYTES" or "receive ADDRESS" and prints the SHA-256 of the data, or
+// runs the original's udp backend.
 func tool(args []string) int {
 	sum, err := []byte(nil), error(nil)
 	switch {

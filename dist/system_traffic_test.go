@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// gigabyte is what a transfer through trouble carries.
+// gigabyte is the size of a transfer during an event.
 const gigabyte = 1 << 30
 
-// traffic is what containers do on a quiet day.
+// traffic is the traffic of containers without events.
 func (s *system) traffic() {
 	s.scenario("ping across hosts", s.ping)
 	s.scenario("TCP across hosts", func() string { return s.transfer(100 << 20).wait() })
@@ -21,7 +21,7 @@ func (s *system) traffic() {
 	s.scenario("container to the outside", s.toOutside)
 }
 
-// ping lets each container reach the other.
+// ping checks that each container reaches the other.
 func (s *system) ping() string {
 	s.Helper()
 	for i, h := range s.hosts {
@@ -35,15 +35,15 @@ func (s *system) ping() string {
 	return ""
 }
 
-// A transfer of random bytes from a container to one on the other host is running.
+// A transfer is a running transfer of random bytes from a container to one on the other host.
 type transfer struct {
 	s      *system
 	n      int64
 	begun  time.Time
-	result chan []string // what was sent and what was received, by SHA-256; then the first error
+	result chan []string // SHA-256 of the data sent and received; then errors
 }
 
-// transfer begins one.
+// transfer starts a transfer.
 func (s *system) transfer(n int64) *transfer {
 	s.Helper()
 	from, to := s.hosts[0].docker, s.hosts[1].docker
@@ -64,7 +64,7 @@ func (s *system) transfer(n int64) *transfer {
 		defer cancel()
 		a := <-sent
 		if len(a) > 1 {
-			cancel() // or the receiver waits for ever
+			cancel() // else the receiver would wait forever
 		}
 		b := <-received
 		t.result <- append([]string{a[0], b[0]}, append(a[1:], b[1:]...)...)
@@ -72,7 +72,7 @@ func (s *system) transfer(n int64) *transfer {
 	return t
 }
 
-// running fails unless the transfer still is.
+// running fails the test unless the transfer is still running.
 func (t *transfer) running() {
 	t.s.Helper()
 	select {
@@ -82,7 +82,7 @@ func (t *transfer) running() {
 	}
 }
 
-// wait waits for the end and fails unless what came is what was sent.
+// wait waits for the end and fails the test unless the data are the same on both sides.
 func (t *transfer) wait() string {
 	t.s.Helper()
 	r := <-t.result
@@ -92,7 +92,7 @@ func (t *transfer) wait() string {
 	return fmt.Sprintf("%d MB, %.0f MB/s, SHA-256 equal", t.n>>20, float64(t.n)/1e6/time.Since(t.begun).Seconds())
 }
 
-// published reaches a container by way of its host's address.
+// published checks that a container is reached at its host's address.
 func (s *system) published() string {
 	s.Helper()
 	for i, h := range s.hosts {
@@ -104,7 +104,7 @@ func (s *system) published() string {
 	return ""
 }
 
-// toOutside has somebody outside say who reaches him.
+// toOutside checks the address with which a container reaches the outside.
 func (s *system) toOutside() string {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(s.Context(), soon)

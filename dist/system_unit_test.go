@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// hardened shows what the unit leaves flanneld, and that it is enough.
+// hardened checks what the unit permits flanneld, and that it is enough.
 func (s *system) hardened() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -42,8 +42,9 @@ func (s *system) hardened() string {
 	return "exposure " + figure
 }
 
-// repairs shows that what others undo is back at once, and not with the next regular look: the
-// unit leaves flanneld enough to be told. /run/flannel itself only systemd can make again.
+// repairs checks that changes by others are repaired at once and not by the next regular check, so
+// the unit permits flanneld to receive notifications. Only systemd can create /run/flannel itself
+// again.
 func (s *system) repairs() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -54,7 +55,7 @@ func (s *system) repairs() string {
 		{"rm /run/flannel/subnet.env", "test -s /run/flannel/subnet.env"},
 		{"rm /run/flannel/subnet.env.lease", "test -s /run/flannel/subnet.env.lease"},
 	} {
-		for range 2 { // a look that was due anyway may see the first
+		for range 2 { // a regular check may repair the first one
 			h.must(d.do)
 			h.must(fmt.Sprintf(within, d.back) + " >/dev/null 2>&1")
 		}
@@ -67,7 +68,8 @@ func (s *system) repairs() string {
 	return command
 }
 
-// capabilities shows that each one the unit has is needed, and that the other iptables works too.
+// capabilities checks that each capability of the unit is needed, and that the other iptables works
+// too.
 func (s *system) capabilities() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -94,7 +96,8 @@ func (s *system) capabilities() string {
 	return "NET_ADMIN, NET_RAW, DAC_READ_SEARCH are needed"
 }
 
-// watchdog shortens systemd's patience: an etcd that is away does not try it, a flanneld that hangs does.
+// watchdog shortens the watchdog's time limit and checks that an etcd that is away does not trigger
+// it, and that a flanneld that hangs does.
 func (s *system) watchdog() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -119,7 +122,8 @@ func (s *system) watchdog() string {
 	return "fed without etcd, a stopped process was replaced"
 }
 
-// image runs flanneld as the README says of the image, in the place of the unit and back.
+// image runs flanneld from the image as the README says, instead of the unit, and goes back to the
+// unit.
 func (s *system) image() string {
 	s.Helper()
 	h := s.hosts[0]
@@ -139,7 +143,7 @@ func (s *system) image() string {
 	return "loaded by docker"
 }
 
-// otherBackends has the shipped unit run the backends that are left, with the other variant of docker's drop-in and
+// otherBackends runs the other backends with the shipped unit, with the other docker drop-in and
 // the other packet filter.
 func (s *system) otherBackends() {
 	s.both(func(h *host) { h.copy("docker-opts/10-flannel.conf", dockerDropIn) })
@@ -172,7 +176,7 @@ func (s *system) otherBackends() {
 	})
 }
 
-// another writes the config of another network, and removes what tells flanneld of the first one.
+// another writes the config of another network and removes the settings for the first one.
 func (s *system) another(prefix, net string) *host {
 	s.Helper()
 	s.configure(prefix+"/config", `{"Network": "`+net+`", "Backend": {"Type": "vxlan"}}`)
@@ -181,7 +185,7 @@ func (s *system) another(prefix, net string) *host {
 	return h
 }
 
-// joined tells what flanneld and docker have become members of.
+// joined checks that flanneld and docker are in a network.
 func (h *host) joined(net string) string {
 	h.system.Helper()
 	h.find()
@@ -202,7 +206,8 @@ func (s *system) optionsEnv() string {
 	return h.joined("10.43.0.0/16")
 }
 
-// sysconfig starts flanneld with the names of RHEL's package, and docker with what mk-docker-opts.sh writes there.
+// sysconfig starts flanneld with the variables of RHEL's package, and docker with the output of
+// mk-docker-opts.sh there.
 func (s *system) sysconfig() string {
 	s.Helper()
 	h := s.another("/atomic.io/network", "10.44.0.0/16")

@@ -18,8 +18,8 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-// A unit is the part of a unit file that these tests look at: the assignments of
-// its [Service] section, in order.
+// A unit is the part of a unit file that these tests check: the assignments of its [Service]
+// section, in order.
 type unit []struct{ key, value string }
 
 func (u unit) all(key string) (values []string) {
@@ -45,7 +45,7 @@ func (u unit) one(t *testing.T, key string) string {
 	return values[0]
 }
 
-// parseUnit reads text as systemd.syntax(7) says.
+// parseUnit parses a unit file (systemd.syntax(7)).
 func parseUnit(text string) (u unit) {
 	section := ""
 	for line := range strings.SplitSeq(strings.ReplaceAll(text, "\\\n", " "), "\n") {
@@ -61,8 +61,8 @@ func parseUnit(text string) (u unit) {
 	return u
 }
 
-// words splits at blanks and removes quotes, as systemd does with a command line
-// and with the value of a variable that stands alone as $VARIABLE.
+// words splits at blanks and removes quotes, as systemd does with a command line and with the value
+// of a variable that is a word of its own ($VARIABLE).
 func words(s string) (words []string) {
 	var word strings.Builder
 	quote, inside := rune(0), false
@@ -88,8 +88,8 @@ func words(s string) (words []string) {
 	return words
 }
 
-// argv expands a command line as systemd.service(5) says: $FOO alone becomes any
-// number of words, ${FOO} a part of one, $$ a dollar sign.
+// argv expands a command line (systemd.service(5)): $FOO alone becomes any number of words, ${FOO}
+// a part of one, $$ a dollar sign.
 func argv(command string, env map[string]string) (argv []string) {
 	variable := regexp.MustCompile(`\$\$|\$\{[A-Za-z0-9_]+\}`)
 	alone := regexp.MustCompile(`^\$[A-Za-z0-9_]+$`)
@@ -127,8 +127,8 @@ func read(t *testing.T, name string) string {
 	return string(text)
 }
 
-// execute runs a unit's command as systemd would, with nothing in its environment
-// but env, and returns the lines it prints.
+// execute runs a unit's command as systemd does, with the environment env only, and returns its
+// output lines.
 func execute(t *testing.T, command string, env map[string]string) []string {
 	t.Helper()
 	args := argv(command, env)
@@ -146,8 +146,8 @@ func execute(t *testing.T, command string, env map[string]string) []string {
 	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
 }
 
-// The unit must start the daemon right with the files that people have from the
-// packages of other times and places.
+// The unit must start the daemon correctly with the settings files of the packages of other
+// versions and distributions.
 func TestUnitEnvironments(t *testing.T) {
 	type files struct{ sysconfig, defaults, options string }
 	endpoints := "FLANNELD_ETCD_ENDPOINTS="
@@ -236,7 +236,7 @@ func TestUnitEnvironments(t *testing.T) {
 				environ(text, env)
 			}
 
-			want := []string{fmt.Sprint(os.Getpid())} // no shell in between: it became the daemon
+			want := []string{fmt.Sprint(os.Getpid())} // the same PID: the shell has executed the daemon
 			for _, arg := range c.args {
 				want = append(want, "arg "+arg)
 			}
@@ -254,9 +254,9 @@ func TestUnitService(t *testing.T) {
 	for key, want := range map[string]string{
 		"Type":            "notify",
 		"Restart":         "always",
-		"TimeoutStartSec": "0", // the daemon waits for etcd as long as it takes
+		"TimeoutStartSec": "0", // the daemon waits for etcd without a time limit
 
-		// Without these the udp backend loses packets at a restart, and docker its subnet.
+		// Without these, the udp backend would lose packets at a restart, and docker its subnet.
 		"FileDescriptorStoreMax":   "16",
 		"RuntimeDirectory":         "flannel",
 		"RuntimeDirectoryPreserve": "yes",
@@ -267,7 +267,7 @@ func TestUnitService(t *testing.T) {
 	}
 }
 
-// Both drop-ins for docker must lead to the same options.
+// Both drop-ins for docker must have the same options as the result.
 func TestDockerDropIns(t *testing.T) {
 	for _, c := range []struct {
 		dir  string
@@ -281,7 +281,7 @@ func TestDockerDropIns(t *testing.T) {
 			u := parseUnit(text)
 			write(t, filepath.Join(run, "subnet.env"), subnetEnv)
 
-			// Twice: what the first start leaves behind must not add up.
+			// Twice: the output of the first start must not change the second one.
 			for range 2 {
 				env := map[string]string{}
 				load := func() {
@@ -307,9 +307,8 @@ func TestDockerDropIns(t *testing.T) {
 	}
 }
 
-// relocate returns a unit's text with the paths outside of this tree replaced:
-// /run/flannel by a directory of the test, dockerd by a program that prints its
-// arguments, and so on.
+// relocate returns a unit's text with other paths outside of this tree: a directory of the test for
+// /run/flannel, a program that prints its arguments for dockerd, and so on.
 func relocate(t *testing.T, name string) (run, text string) {
 	t.Helper()
 	run = t.TempDir()
@@ -357,7 +356,7 @@ func TestUnitsVerify(t *testing.T) {
 	}
 }
 
-// The sample network configs, and the one in the cloud-config, are good ones.
+// The sample network configs, and the one in the cloud-config, must be valid.
 func TestSampleConfigs(t *testing.T) {
 	parse := func(t *testing.T, raw string) {
 		config, err := netconf.Parse([]byte(raw))
@@ -387,8 +386,7 @@ func TestSampleConfigs(t *testing.T) {
 	})
 }
 
-// Only these keys of "flannel:" become lines of options.env; others are ignored
-// without a word.
+// Only these keys of "flannel:" become lines of options.env. Others are ignored silently.
 func TestCloudConfigKeys(t *testing.T) {
 	known := []string{"etcd_endpoints", "etcd_cafile", "etcd_certfile", "etcd_keyfile", "etcd_prefix",
 		"etcd_username", "etcd_password", "ip_masq", "subnet_file", "interface", "public_ip"}
@@ -411,7 +409,7 @@ func TestCloudConfigKeys(t *testing.T) {
 	}
 }
 
-// The readers above are as good as what they rest on.
+// Tests of the parsers above.
 func TestArgv(t *testing.T) {
 	env := map[string]string{"A": "x  'y z'", "E": ""}
 	got := argv(`/bin/sh -c 'a "$$0" $${B}' $A "$A" ${A} p${A}q $E $U ${E} k='v w'`, env)

@@ -14,12 +14,12 @@ import (
 	"testing"
 )
 
-// pure rooms turn values into values: no files, processes, network, logging,
-// clock or chance. That is what makes them testable as data.
+// pure are the rooms that compute values from values: no files, processes, network, logging, clock
+// or random numbers. So they can be tested with data only.
 var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend"}
 
-// forbidden in pure rooms, with what may be used of a package that has both
-// sides.
+// forbidden are the packages that pure rooms must not import, or with a list, of which they may use
+// only the names in it.
 var forbidden = map[string][]string{
 	"os": nil, "os/exec": nil, "log": nil, "log/slog": nil, "math/rand": nil, "math/rand/v2": nil,
 	"crypto/rand": nil, "syscall": nil, "net/http": nil,
@@ -27,7 +27,7 @@ var forbidden = map[string][]string{
 	"time": {"Time", "Duration", "Second", "Minute", "Hour", "Millisecond"},
 }
 
-// mayImport lists what each room may import of the others.
+// mayImport are the rooms that each room may import.
 var mayImport = map[string][]string{
 	"lease":                 {},
 	"netconf":               {"lease"},
@@ -79,11 +79,12 @@ var mayImport = map[string][]string{
 	"tunnel":                {"driver", "dataplane", "host", "pace"},
 }
 
-// commands are what the binary flanneld can run, and the log that it opens for them.
+// commands are the rooms that the command flanneld may import: those that it runs, and the log that
+// it opens.
 var commands = []string{"daemon", "cleanup", "logsink"}
 
-// homes of foreign libraries: one each, so that replacing one is one package's
-// business. The test beds, below lab, build worlds of their own.
+// homes are the rooms that may import a library. One home each, so that replacing a library changes
+// one package. The test beds below lab are excepted.
 var homes = map[string][]string{
 	"github.com/vishvananda/netlink":   {"kernel", "lab"},
 	"go.etcd.io/etcd/client/v2":        {"registry/etcdv2", "lab"},
@@ -158,8 +159,8 @@ func TestRoomsImportWhatTheyMay(t *testing.T) {
 	}
 }
 
-// TestMapIsInOrder: the map in doc.go names every room, and each imports only those above it, so
-// that data flows one way.
+// TestMapIsInOrder checks that the map in doc.go has every room, and that each imports only rooms
+// above it, so that data flows one way.
 func TestMapIsInOrder(t *testing.T) {
 	text, err := os.ReadFile("doc.go")
 	if err != nil {
@@ -201,11 +202,12 @@ func TestForeignLibrariesHaveOneHome(t *testing.T) {
 	}
 }
 
-// TestNetlinkHasOneHome: one room knows how messages are framed and when the kernel has answered.
+// TestNetlinkHasOneHome checks that one room knows how messages are framed and when the kernel has
+// answered.
 func TestNetlinkHasOneHome(t *testing.T) {
 	parts := []string{"SockaddrNetlink", "SockFprog", "RtAttr"}
 	for _, s := range sources(t) {
-		if s.room == "netlink" || strings.HasPrefix(s.room, "lab") { // whose filters are of system calls
+		if s.room == "netlink" || strings.HasPrefix(s.room, "lab") { // its filters are for system calls
 			continue
 		}
 		ast.Inspect(s.file, func(n ast.Node) bool {
@@ -244,7 +246,7 @@ func TestPureRoomsArePure(t *testing.T) {
 
 func TestNoSleepPanicExitOrState(t *testing.T) {
 	for _, s := range sources(t) {
-		if strings.HasPrefix(s.room, "cmd/") || s.room == "lab/golden" { // whose flag is that of tests
+		if strings.HasPrefix(s.room, "cmd/") || s.room == "lab/golden" { // its flag is one of go test
 			continue
 		}
 		for _, d := range s.file.Decls {
@@ -272,8 +274,9 @@ func TestNoSleepPanicExitOrState(t *testing.T) {
 	}
 }
 
-// TestTimesAreMonotonic: what is compared is what time.Now returned, which has a reading of a clock that nobody sets.
-// Numbers and times of other origin have none, so that a clock set by a year would count.
+// TestTimesAreMonotonic checks that times that are compared come from time.Now, which includes a
+// monotonic clock reading. Times from other sources have none, so a change of the clock would
+// affect them.
 func TestTimesAreMonotonic(t *testing.T) {
 	wall := []string{"Unix", "UnixNano", "UnixMicro", "UnixMilli", "UTC", "Local", "In", "AddDate"}
 	for _, s := range sources(t) {
@@ -293,7 +296,7 @@ func TestTimesAreMonotonic(t *testing.T) {
 	}
 }
 
-// repeats are the debug lines about a failure that a warning or a condition has told of.
+// repeats are debug lines about failures that a warning or a condition reports already.
 var repeats = map[string]string{
 	"operation failed":                                  "reconcile: the report counts them",
 	"registry refuses to be read, trying again":         "daemon: etcd-access",
@@ -302,8 +305,8 @@ var repeats = map[string]string{
 	"registry still does not answer":                    "subnet: outage",
 }
 
-// TestNoFailureIsHiddenAtDebug: a failure means that something is not kept or not seen, which
-// whoever looks at the log has to find there. It is a warning or a condition.
+// TestNoFailureIsHiddenAtDebug checks that failures are not only logged at debug level: an operator
+// must find them in the log. A failure is a warning or a condition.
 func TestNoFailureIsHiddenAtDebug(t *testing.T) {
 	for _, s := range sources(t) {
 		ast.Inspect(s.file, func(n ast.Node) bool {
@@ -323,7 +326,7 @@ func TestNoFailureIsHiddenAtDebug(t *testing.T) {
 	}
 }
 
-// literal is the value of a string literal.
+// literal returns the value of a string literal, else an empty string.
 func literal(e ast.Expr) string {
 	l, ok := e.(*ast.BasicLit)
 	if !ok || l.Kind != token.STRING {
@@ -333,8 +336,8 @@ func literal(e ast.Expr) string {
 	return v
 }
 
-// constantLike accepts variables that are never assigned: errors, interface
-// assertions, compiled patterns, the register of backends, the table of kinds, that of their handlers.
+// constantLike reports whether a variable is never assigned: errors, interface assertions, compiled
+// patterns, the register of backends, the table of kinds, and that of their handlers.
 func constantLike(s source, v *ast.ValueSpec) bool {
 	name := v.Names[0].Name
 	if name == "_" || s.room == "backend" && name == "backends" || strings.HasSuffix(s.path, "dataplane/kinds.go") || strings.HasSuffix(s.path, "kernel/handler.go") {
@@ -351,7 +354,7 @@ func constantLike(s source, v *ast.ValueSpec) bool {
 	return ok && slices.Contains([]string{"errors.New", "fmt.Errorf", "regexp.MustCompile", "netip.MustParseAddr", "netip.MustParsePrefix", "netip.AddrFrom4"}, pkg+"."+fn)
 }
 
-// selector reads an expression pkg.Name.
+// selector returns the parts of an expression pkg.Name.
 func selector(n ast.Node) (pkg, name string, ok bool) {
 	sel, ok := n.(*ast.SelectorExpr)
 	if !ok {

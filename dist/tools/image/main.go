@@ -1,11 +1,10 @@
-// Command image packs built daemons into container images without a container
-// engine: one OCI archive with an index of all architectures, and one archive
-// for "docker load" for each.
+// Command image packs built daemons into container images without a container engine: one OCI
+// archive with an index of all architectures, and one archive for "docker load" for each
+// architecture.
 //
-// It is not a way to build images in general: there is no base image and
-// nothing is executed, so the images hold the static daemon, the script for
-// docker's options, the public CA certificates, and no shell or iptables. The
-// same input gives the same bytes.
+// It is not a general tool for images: there is no base image, and nothing is executed. The images
+// contain the static daemon, the script for docker's options and public CA certificates, and no
+// shell or iptables. The same input gives the same bytes.
 package main
 
 import (
@@ -52,14 +51,14 @@ func main() {
 	}
 }
 
-// build is what the images of all architectures have in common.
+// build is the data that the images of all architectures share.
 type build struct {
 	dir, repository, tag, goarm string
 	time                        time.Time
 }
 
-// run writes dist/flanneld-TAG-oci.tar, and dist/flanneld-TAG-ARCH.docker for
-// each of the architectures, which are named as Go does.
+// run writes dist/flanneld-TAG-oci.tar, and dist/flanneld-TAG-ARCH.docker for each architecture, in
+// Go's notation.
 func (b *build) run(arches []string) error {
 	if len(arches) == 0 {
 		return fmt.Errorf("no architecture given")
@@ -87,7 +86,7 @@ func (b *build) platform(arch string) v1.Platform {
 	return p
 }
 
-// image is one layer and how to start what is in it.
+// image is one layer and the command to start.
 func (b *build) image(arch string) (v1.Image, error) {
 	files, err := b.layer(arch)
 	if err != nil {
@@ -127,7 +126,7 @@ func (b *build) image(arch string) (v1.Image, error) {
 	return mutate.ConfigFile(img, file)
 }
 
-// layer is a tar of the image's files.
+// layer returns a tar of the image's files.
 func (b *build) layer(arch string) ([]byte, error) {
 	daemon, err := os.ReadFile(filepath.Join(b.dir, "dist", "flanneld-"+arch))
 	if err != nil {
@@ -174,23 +173,21 @@ func (b *build) add(w *tar.Writer, name string, mode int64, data []byte) error {
 	return err
 }
 
-// certificates are Mozilla's, for an etcd whose certificate a public CA has
-// signed. Those that are trusted only under a condition are left out, because a
-// file of certificates cannot say so.
+// certificates returns Mozilla's CA certificates, for an etcd with a certificate of a public CA.
+// Those with constraints are left out, because a file of certificates cannot express constraints.
 func certificates() []byte {
 	var buf bytes.Buffer
 	for root := range bundle.Roots() {
 		if root.Constraint == nil {
-			_ = pem.Encode(&buf, &pem.Block{Type: "CERTIFICATE", Bytes: root.Certificate}) // a Buffer takes everything
+			_ = pem.Encode(&buf, &pem.Block{Type: "CERTIFICATE", Bytes: root.Certificate}) // a Buffer does not fail
 		}
 	}
 	return buf.Bytes()
 }
 
-// dockerArchive writes the form that every docker loads: configuration, layers,
-// and manifest.json, which names them and the image. The tag without an
-// architecture is amd64's, as ever. The library's own writer is not used, because
-// the order of the tags is left to chance in it.
+// dockerArchive writes the form that every docker loads: configuration, layers, and manifest.json,
+// which names them and the image. The tag without an architecture is amd64's, as in the original.
+// The library's own writer is not used, because its order of the tags is random.
 func (b *build) dockerArchive(arch string, img v1.Image) error {
 	about := tarball.Descriptor{RepoTags: []string{b.repository + ":" + b.tag + "-" + arch}}
 	if arch == "amd64" {
@@ -239,7 +236,7 @@ func (b *build) dockerArchive(arch string, img v1.Image) error {
 	return b.write(arch+".docker", w, &buf)
 }
 
-// blob gives a layer's name in an archive for docker, and its bytes.
+// blob returns a layer's name in an archive for docker, and its bytes.
 func blob(l v1.Layer) (file string, data []byte, err error) {
 	digest, err := l.Digest()
 	if err != nil {
@@ -254,9 +251,9 @@ func blob(l v1.Layer) (file string, data []byte, err error) {
 	return digest.Hex + ".tar.gz", data, err
 }
 
-// ociArchive writes the image layout of the OCI as one file, the blobs by their
-// names' order. The annotations give the image its name: the first for podman and
-// skopeo, the second for docker and containerd.
+// ociArchive writes the image layout of the OCI as one file, with the blobs in the order of their
+// names. The annotations are the name of the image: the first for podman and skopeo, the second for
+// docker and containerd.
 func (b *build) ociArchive(index v1.ImageIndex) error {
 	dir, err := os.MkdirTemp("", "image-")
 	if err != nil {
@@ -295,7 +292,7 @@ func (b *build) ociArchive(index v1.ImageIndex) error {
 	return b.write("oci.tar", w, &buf)
 }
 
-// write ends an archive, writes it to a file, and names that.
+// write closes an archive, writes it to a file and prints its name.
 func (b *build) write(suffix string, w *tar.Writer, buf *bytes.Buffer) error {
 	if err := w.Close(); err != nil {
 		return err

@@ -21,13 +21,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
-// platforms are the architectures in the words of OCI.
+// platforms are the architectures in OCI's notation.
 var platforms = map[string]string{
 	"amd64": "linux/amd64", "arm64": "linux/arm64", "ppc64le": "linux/ppc64le",
 	"s390x": "linux/s390x", "arm": "linux/arm/v7", "riscv64": "linux/riscv64",
 }
 
-// checkImage looks at an image as those do who run it.
+// checkImage checks an image as a user sees it.
 func checkImage(t *testing.T, img v1.Image, arch string) {
 	t.Helper()
 	if err := validate.Image(img); err != nil {
@@ -64,7 +64,7 @@ func checkImage(t *testing.T, img v1.Image, arch string) {
 	})
 }
 
-// certificates must be ones that a client can use.
+// The certificates must be usable by a client.
 func certificates(t *testing.T, text []byte) {
 	t.Helper()
 	good, now := 0, time.Now()
@@ -86,7 +86,7 @@ func certificates(t *testing.T, text []byte) {
 	}
 }
 
-// The OCI archive has one image, by name, and that has one for each architecture.
+// The OCI archive has one image with a name, which has one image for each architecture.
 func TestOCIArchive(t *testing.T) {
 	tag := made(t, "TAG")
 	dir := t.TempDir()

@@ -12,13 +12,13 @@ import (
 	"testing"
 )
 
-// packages are the architectures that have packages, in the words of dpkg and rpm.
+// packages are the architectures that have packages, in the notation of dpkg and rpm.
 var packages = map[string]struct{ deb, rpm string }{
 	"amd64": {"amd64", "x86_64"}, "arm64": {"arm64", "aarch64"},
 	"ppc64le": {"ppc64el", "ppc64le"}, "s390x": {"s390x", "s390x"},
 }
 
-// contents is what both kinds of package have.
+// contents returns the content of both kinds of package.
 func contents(t *testing.T, arch string) map[string]entry {
 	t.Helper()
 	const doc = "usr/share/doc/flanneld/"
@@ -41,8 +41,8 @@ func contents(t *testing.T, arch string) map[string]entry {
 	return want
 }
 
-// changed checks what is not packed as it is in the source: the paths of packages
-// are not those of "make install".
+// changed checks the files that differ from the source: their paths are not those of "make
+// install".
 func changed(t *testing.T, got map[string]entry) {
 	t.Helper()
 	service := string(got["usr/lib/systemd/system/flanneld.service"].data)
@@ -75,7 +75,7 @@ func settings(unit string) string {
 	return strings.Join(lines, "\n")
 }
 
-// output runs a tool that the package must be good for.
+// output runs a tool that must be able to read the package.
 func output(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {

@@ -1,8 +1,8 @@
-// Package release has the tests of a release that is made: of the archives'
-// contents, as those see them who unpack, install or load them.
+// Package release tests a finished release: the content of the archives, as seen by those who
+// unpack, install or load them.
 //
-// Nothing is built here; "make test-dist" builds, runs this with what to expect in
-// the environment, builds again elsewhere and compares.
+// It builds nothing. "make test-dist" builds the release, runs these tests with the expected values
+// in the environment, builds the release in another place and compares.
 package release
 
 import (
@@ -26,11 +26,11 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 )
 
-// dist is where the release is.
+// dist is the directory of the release.
 const dist = "../.."
 
-// made skips the test unless a release is there, and returns the value of a
-// variable that describes it.
+// made skips the test if there is no release, and returns the value of a variable that describes
+// it.
 func made(t *testing.T, variable string) string {
 	t.Helper()
 	value := os.Getenv(variable)
@@ -40,7 +40,7 @@ func made(t *testing.T, variable string) string {
 	return value
 }
 
-// file reads one of the release's files, or one beside it.
+// file reads a file of the release or of the source tree.
 func file(t *testing.T, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(dist, name))
@@ -50,14 +50,14 @@ func file(t *testing.T, name string) []byte {
 	return data
 }
 
-// An entry is what an archive says of a file.
+// An entry is the metadata of a file in an archive.
 type entry struct {
 	mode os.FileMode
 	data []byte
 }
 
-// untar reads a tar, gzip'd or not. Everything in it must be root's and of the
-// release's time.
+// untar reads a tar, compressed or not. All files must belong to root and have the time of the
+// release.
 func untar(t *testing.T, r io.Reader) map[string]entry {
 	t.Helper()
 	raw, err := io.ReadAll(r)
@@ -93,8 +93,8 @@ func untar(t *testing.T, r io.Reader) map[string]entry {
 	}
 }
 
-// check compares the entries that are no directories with what is expected: mode
-// and content, where that is not nil.
+// check compares the entries that are not directories with the expected ones: mode, and content if
+// that is not nil.
 func check(t *testing.T, got, want map[string]entry) {
 	t.Helper()
 	maps.DeleteFunc(got, func(_ string, e entry) bool { return e.mode.IsDir() })
@@ -129,7 +129,7 @@ func TestTarball(t *testing.T) {
 	})
 }
 
-// Static, stripped, for the right machine, and with the version in it.
+// The binary must be static, stripped, for the right architecture, and have the version.
 func TestBinary(t *testing.T) {
 	machines := map[string]string{
 		"amd64": "EM_X86_64 ELFCLASS64 ELFDATA2LSB", "arm64": "EM_AARCH64 ELFCLASS64 ELFDATA2LSB",
@@ -157,7 +157,7 @@ func TestBinary(t *testing.T) {
 	})
 }
 
-// version runs a daemon, through qemu if it is for another machine.
+// version runs a daemon, with qemu if it is for another architecture.
 func version(t *testing.T, binary, arch string) {
 	t.Helper()
 	command := []string{binary, "-version"}
@@ -177,7 +177,7 @@ func version(t *testing.T, binary, arch string) {
 	}
 }
 
-// The SBOM names the binary by its sum, and exactly the modules that are in it.
+// The SBOM has the checksum of the binary and exactly the modules that are linked in it.
 func TestSBOM(t *testing.T) {
 	eachArch(t, func(t *testing.T, arch string) {
 		var bom cdx.BOM
@@ -209,7 +209,7 @@ func TestSBOM(t *testing.T) {
 	})
 }
 
-// Every file of the release is in SHA256SUMS, and nothing else.
+// SHA256SUMS has every file of the release, and nothing else.
 func TestSums(t *testing.T) {
 	tag, version := made(t, "TAG"), made(t, "VERSION")
 	listed := map[string]bool{}

@@ -1,9 +1,8 @@
-// Command sbom prints the software bill of materials of a built Go program, as
-// CycloneDX JSON: the modules that the linker says are in it, with their sums,
-// and the Go release whose standard library is.
+// Command sbom prints the software bill of materials of a Go binary as CycloneDX JSON: the modules
+// that the linker has recorded, with their checksums, and the Go release with its standard library.
 //
-// It reads the binary alone, so it cannot list what is not in there; it knows
-// nothing of licences. The same binary gives the same bytes.
+// It reads only the binary, so it cannot list anything else, and it has no licences. The same
+// binary gives the same bytes.
 package main
 
 import (
@@ -79,8 +78,8 @@ func write(w io.Writer, binary []byte, version string, at time.Time) error {
 	return cdx.NewBOMEncoder(w, cdx.BOMFileFormatJSON).SetPretty(true).EncodeVersion(bom, cdx.SpecVersion1_6)
 }
 
-// modules lists what is linked, the standard library first, then in the
-// linker's order, which is that of the paths.
+// modules returns the linked modules, the standard library first, then the others in the order of
+// their paths.
 func modules(info *debug.BuildInfo) ([]cdx.Component, error) {
 	list := []cdx.Component{library("std", strings.TrimPrefix(info.GoVersion, "go"))}
 	for _, m := range info.Deps {
@@ -88,7 +87,8 @@ func modules(info *debug.BuildInfo) ([]cdx.Component, error) {
 			m = m.Replace
 		}
 		c := library(m.Path, m.Version)
-		// go.sum's h1 is a SHA-256 too, of the list of the module's files with theirs.
+		// An h1 of go.sum is also a SHA-256, of the list of the module's files with their
+		// checksums.
 		h1, ok := strings.CutPrefix(m.Sum, "h1:")
 		sum, err := base64.StdEncoding.DecodeString(h1)
 		if !ok || err != nil || len(sum) != sha256.Size {
