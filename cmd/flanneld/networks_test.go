@@ -142,7 +142,7 @@ func (c *cluster) pingIP(h *lab.Host, to net.IP) error {
 func TestDeviceOfAnotherNetwork(t *testing.T) {
 	t.Parallel()
 	for _, s := range []struct{ name, config, said string }{
-		{"same VNI", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `set another VNI in one of the networks" network=10.43.0.0/16 reason="device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID `},
+		{"same VNI", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan"}}`, `set another VNI in one of the networks" network=10.43.0.0/16 reason="device flannel.1 is used by the flanneld of network 10.42.0.0/16 (PID `},
 		{"overlapping", `{"Network":"10.0.0.0/8","SubnetMin":"10.99.0.0","Backend":{"Type":"vxlan","VNI":2}}`, `set another Network in one of them" network=10.0.0.0/8 reason="there is the flanneld of network 10.42.0.0/16 (PID `},
 		{"same network", `{"Network":"10.42.0.0/16","SubnetMin":"10.42.99.0","Backend":{"Type":"host-gw"}}`, `serves the same network, waiting for it to stop" network=10.42.0.0/16`},
 	} {

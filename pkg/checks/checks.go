@@ -1,9 +1,9 @@
-// Package checks looks for what of this host keeps the overlay from working: what the reconciler
-// could not put, as conditions base/..., and, once the network is ready, what others have set up,
-// as conditions host/....
+// Package checks finds problems of this host that keep the overlay from working: objects that the
+// reconciler could not create, as conditions base/..., and, once the network is ready, the
+// configuration of other programs, as conditions host/....
 //
-// What is wrong is for package host to say; this one reads, and knows the remedies that take more
-// than the host. Invariant: it changes nothing, and nothing waits for it.
+// Package host defines what is a problem; this package reads the state, and adds remedies that
+// depend on more than the host. Invariant: it changes nothing, and nothing waits for it.
 package checks
 
 import (
@@ -25,20 +25,20 @@ import (
 )
 
 const (
-	// idle is the time between looks for what no event tells of, such as sysctls.
+	// idle is the time between checks without an event, for example of sysctls.
 	idle = time.Minute
-	// minPause lets a burst of changes end, such as a restart of docker.
+	// minPause is the delay after an event, so that a burst such as a restart of docker can end.
 	minPause = 200 * time.Millisecond
 )
 
-// checkShare bounds what looks cost on a host where much changes, and what that delays them if the
+// checkShare limits the share of time of checks on a host with many changes, and their delay if the
 // processor is busy.
 func checkShare() pace.Share { return pace.Share{OneIn: 50, Min: minPause, Max: 3 * time.Second} }
 
-// checksCondition is the ID of the condition that this host cannot be looked at.
+// checksCondition is the ID of the condition that the checks fail.
 const checksCondition = "checks"
 
-// Kernel is what is asked.
+// Kernel reads the state of the kernel.
 type Kernel interface {
 	Sysctls(paths []string) (map[string]string, error)
 	Surroundings(wanted func(dst netip.Prefix) bool, ours []string) (host.Surroundings, error)
@@ -49,45 +49,45 @@ type Kernel interface {
 	Close() error
 }
 
-// Config of Checks.
+// Config configures Checks.
 type Config struct {
 	Open       func() (Kernel, error)
 	Network    backend.Network
 	Masquerade bool
 	Conditions *condition.List
-	// Move returns the commands that have this host lease other subnets than some.
+	// Move returns commands that make this host lease other subnets than the given ones.
 	Move func(lease.Subnets) string
 }
 
-// Checks looks when told, and now and then. It has a goroutine and a socket of its own, so that
-// nothing waits for it. Make one with New.
+// Checks runs the checks when triggered, and periodically. It has its own goroutine and socket.
+// Make one with New.
 type Checks struct {
 	Config
 	wake chan struct{}
 
-	mu      sync.Mutex // guards what follows, the latest of each
+	mu      sync.Mutex // guards the following, the latest values
 	facts   host.Facts
-	unknown error // why there are no facts
+	unknown error // why facts are unknown
 	view    lease.View
 	missing []reconcile.Missing
 	ready   bool // the host has its subnet
 
-	// Of Run's goroutine.
-	kernel   Kernel            // opened for the first look
-	reported []reportedMissing // by the last look
+	// The following belong to Run's goroutine.
+	kernel   Kernel            // opened by the first check
+	reported []reportedMissing // by the last check
 }
 
-// reportedMissing is a condition with what it is about.
+// reportedMissing is a missing object with its condition.
 type reportedMissing struct {
 	reconcile.Missing
 	condition.Condition
 }
 
-// New returns checks that have found nothing yet.
+// New returns Checks that have not run yet.
 func New(c Config) *Checks { return &Checks{Config: c, wake: make(chan struct{}, 1)} }
 
-// Trigger asks for a look soon, because something of others may have changed. It never blocks, nor
-// does what follows.
+// Trigger requests a check, because the configuration of other programs may have changed. Like the
+// methods that follow, it never blocks.
 func (c *Checks) Trigger() {
 	select {
 	case c.wake <- struct{}{}:
@@ -95,17 +95,17 @@ func (c *Checks) Trigger() {
 	}
 }
 
-// Ready says that the host has its subnet.
+// Ready reports that the host has its subnet.
 func (c *Checks) Ready() {
 	c.set(func() bool { c.ready = true; return true })
 }
 
-// SetFacts says what is true of this host now, or why that is not known.
+// SetFacts sets the facts about this host, or why they are unknown.
 func (c *Checks) SetFacts(f host.Facts, err error) {
 	c.set(func() bool { c.facts, c.unknown = f, err; return true })
 }
 
-// SetView says which hosts there are now.
+// SetView sets the view of the network.
 func (c *Checks) SetView(v lease.View) {
 	c.set(func() bool {
 		moved := c.view.Own.Subnets != v.Own.Subnets
@@ -114,7 +114,7 @@ func (c *Checks) SetView(v lease.View) {
 	})
 }
 
-// SetMissing says what this host needs for itself and lacks, as the last pass left it.
+// SetMissing sets the objects that this host itself needs and that are missing after the last pass.
 func (c *Checks) SetMissing(missing []reconcile.Missing) {
 	c.set(func() bool {
 		before := c.missing
@@ -123,7 +123,7 @@ func (c *Checks) SetMissing(missing []reconcile.Missing) {
 	})
 }
 
-// set changes something, and asks for a look if change says so.
+// set changes an input, and requests a check if change returns true.
 func (c *Checks) set(change func() (look bool)) {
 	c.mu.Lock()
 	look := change()
@@ -133,7 +133,7 @@ func (c *Checks) set(change func() (look bool)) {
 	}
 }
 
-// Run looks until ctx ends: when triggered and the burst is over, and once a minute.
+// Run runs the checks until ctx ends: after a burst of triggers, and once a minute.
 func (c *Checks) Run(ctx context.Context) {
 	defer func() {
 		if c.kernel != nil {
@@ -157,7 +157,7 @@ func (c *Checks) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		select { // what the look will see
+		select { // triggers up to now are served by this check
 		case <-c.wake:
 		default:
 		}
@@ -167,7 +167,8 @@ func (c *Checks) Run(ctx context.Context) {
 	}
 }
 
-// check replaces the conditions by what is found now. What cannot be read leaves them.
+// check replaces the conditions by the present findings. If the state cannot be read, they are
+// kept.
 func (c *Checks) check() {
 	if c.kernel == nil {
 		k, err := c.Open()
@@ -206,8 +207,8 @@ func (c *Checks) failed(err error) {
 	})
 }
 
-// baseConditions returns the conditions of what this host needs for itself and lacks. Of one attempt
-// the reasons are read once: later, they may be gone before the next one.
+// baseConditions returns the conditions of missing objects that this host itself needs. The reasons
+// for one failed attempt are read once, because they may be gone before the next one.
 func (c *Checks) baseConditions() []condition.Condition {
 	var said []reportedMissing
 	var now []condition.Condition
@@ -266,7 +267,8 @@ func (c *Checks) findings() ([]host.Finding, error) {
 	return found, nil
 }
 
-// overlay is what this host is compared with. With alloc, who routes knows to where.
+// overlay returns the overlay that the host's state is compared with. With backend alloc, the
+// routes are not flanneld's.
 func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
 	network := c.Network.V4.Network
 	base := backend.Foundation(c.Network.Backend, network, f, view)

@@ -14,14 +14,15 @@ import (
 	"flanneld/pkg/reconcile"
 )
 
-// reasons are what is in the way of a link, where the kernel's error does not say.
+// reasons are conflicts with a link that the kernel's error does not contain.
 type reasons struct {
-	holders []kernel.Holder // of the port
+	holders []kernel.Holder // owners of the port
 	vxlans  []kernel.VXLAN  // with the same port, or for EEXIST with the same VNI, too
 	tun     kernel.TUN
 }
 
-// reasons reads what is in the way. What cannot be read is left out: the error remains.
+// reasons reads the conflicts with a link. Failures are ignored, because the error is reported
+// anyway.
 func (c *Checks) reasons(m reconcile.Missing) (r reasons) {
 	name, want := dataplane.KindLink.Of(m.Op)
 	if m.Op.Kind != dataplane.KindLink || m.Err == nil {
@@ -47,7 +48,7 @@ func (c *Checks) reasons(m reconcile.Missing) (r reasons) {
 	return r
 }
 
-// missingCondition is the condition of something that this host needs for itself and lacks.
+// missingCondition returns the condition of a missing object that this host itself needs.
 func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 	c := condition.Condition{
 		ID: "base/" + m.Op.Object(), Text: "failed to set up the overlay on this host, will retry", Severe: true,
@@ -78,17 +79,17 @@ func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 	return c
 }
 
-// portReason says who has a UDP port.
+// portReason returns who uses a UDP port.
 func (r reasons) portReason(port int) (reason, command string) {
 	if len(r.holders) == 0 {
-		return "", fmt.Sprintf("ss -ulpnH 'sport = :%d'", port) // gone, for the moment
+		return "", fmt.Sprintf("ss -ulpnH 'sport = :%d'", port) // not in use at the moment
 	}
 	h := r.holders[0]
 	reason = fmt.Sprintf("%s has UDP port %d at %s", h, port, h.Addr.Addr())
 	switch {
 	case h.PID != 0:
 		return reason, fmt.Sprint("kill ", h.PID)
-	case h.UID == 0 && len(r.vxlans) > 0: // which then has the port itself, and nobody else can
+	case h.UID == 0 && len(r.vxlans) > 0: // then the kernel itself uses the port for one of them
 		return fmt.Sprintf("the kernel has UDP port %d for the VXLAN device %s", port, r.vxlans[0].Name), "ip link del " + r.vxlans[0].Name
 	case h.Kernel:
 		return reason + ", for a tunnel such as FOU or WireGuard", ""
@@ -96,15 +97,15 @@ func (r reasons) portReason(port int) (reason, command string) {
 	return reason, fmt.Sprintf("ss -ulpnH 'sport = :%d'", port)
 }
 
-// vniReason says which device has a VNI.
+// vniReason returns which device uses a VNI.
 func (r reasons) vniReason(want dataplane.Link) (reason, command string) {
 	if len(r.vxlans) == 0 {
-		return fmt.Sprintf("a VXLAN device with VNI %d and port %d was made in this network namespace and moved to another", want.VNI, want.Port), ""
+		return fmt.Sprintf("a VXLAN device with VNI %d and port %d was created in this network namespace and moved to another", want.VNI, want.Port), ""
 	}
 	return fmt.Sprintf("the VXLAN device %s has VNI %d and port %d", r.vxlans[0].Name, want.VNI, want.Port), "ip link del " + r.vxlans[0].Name
 }
 
-// deviceReason says what is the matter with a device in the place of a TUN device.
+// deviceReason returns why an existing device cannot be used as a TUN device.
 func (r reasons) deviceReason(name string) (reason, command string) {
 	switch {
 	case r.tun.TAP:

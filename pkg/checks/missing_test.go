@@ -43,7 +43,7 @@ func TestMissingSaysWhoIsInTheWay(t *testing.T) {
 		{"a user's process, beside a VXLAN device that is down", vxlan, inUse, "", reasons{holders: []kernel.Holder{{Addr: any4, UID: 33}}, vxlans: v9},
 			"reason a process of uid 33, or the kernel has UDP port 8472 at 0.0.0.0|ss -ulpnH 'sport = :8472'"},
 		{"the VNI", vxlan, unix.EEXIST, "", reasons{vxlans: v9}, "reason the VXLAN device v9 has VNI 1 and port 8472|ip link del v9"},
-		{"the VNI, out of sight", vxlan, unix.EEXIST, "", reasons{}, "reason a VXLAN device with VNI 1 and port 8472 was made in this network namespace and moved to another|"},
+		{"the VNI, out of sight", vxlan, unix.EEXIST, "", reasons{}, "reason a VXLAN device with VNI 1 and port 8472 was created in this network namespace and moved to another|"},
 		{"a TAP", tun, unix.EINVAL, "", reasons{tun: kernel.TUN{TAP: true}}, "reason flannel0 is a TAP device, which carries Ethernet frames|ip link del flannel0"},
 		{"several queues", tun, unix.EINVAL, "", reasons{tun: kernel.TUN{MultiQueue: true}}, "reason flannel0 is a TUN device with several queues|ip link del flannel0"},
 		{"another kind", vxlan, nil, "a device of that name", reasons{}, "object link flannel.1 reason a device of that name|ip link del flannel.1"},

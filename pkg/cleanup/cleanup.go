@@ -1,9 +1,9 @@
-// Package cleanup removes from this host what a daemon has made for a network and left: devices,
+// Package cleanup removes from this host what a daemon has created for a network and left: devices,
 // routes, nexthops, packet filter rules and, if wanted, files.
 //
-// It needs no etcd: the network is the one that the subnet file, or the claim beside it, names.
-// Invariant: nothing is removed that is not provably that network's, and nothing while a daemon
-// of the network runs.
+// It does not need etcd: the network is read from the subnet file or the claim beside it.
+// Invariant: it removes nothing that does not provably belong to that network, and nothing while a
+// daemon of the network runs.
 package cleanup
 
 import (
@@ -26,26 +26,26 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// maxLockAttempts is how often the removal of rules waits for the lock of iptables, at least a second
-// each.
+// maxLockAttempts limits the attempts to remove rules while another program holds the lock of
+// iptables. Each takes at least a second.
 const maxLockAttempts = 10
 
-// Options say what Run is to remove.
+// Options are the options of Run.
 type Options struct {
 	SubnetFile string // names the network, with the claim beside it
-	Files      bool   // remove these files too
-	DryRun     bool   // only say what there is to do
+	Files      bool   // also remove these files
+	DryRun     bool   // only print the commands
 }
 
-// Run removes devices with all that is on them, routes, nexthops, packet filter rules of either
-// iptables and of nftables, and what firewalld was asked for. Each step is written to out as a
-// command; remarks are for people. What cannot be removed does not keep it from the rest.
+// Run removes devices with everything on them, routes, nexthops, packet filter rules of both
+// variants of iptables and of nftables, and the source in firewalld. Each step is written to out as
+// a command; remarks are for people. A failed step does not prevent the others.
 func Run(ctx context.Context, o Options, out, remarks io.Writer) error {
 	c := &cleanup{Options: o, out: out, remarks: remarks}
 	if err := c.identify(); err != nil {
 		return err
 	}
-	here, err := presence.Register(c.owner.Network, "") // so that no daemon starts meanwhile
+	here, err := presence.Register(c.owner.Network, "") // prevents the start of a daemon meanwhile
 	if errors.As(err, new(*presence.ConflictError)) {
 		return fmt.Errorf("refused: %w; stop it first", err)
 	}
@@ -70,7 +70,7 @@ type cleanup struct {
 	steps        int
 }
 
-// identify finds out which network it is about.
+// identify determines the network.
 func (c *cleanup) identify() error {
 	env, err := subnetenv.Read(c.SubnetFile)
 	if err != nil {
@@ -78,14 +78,14 @@ func (c *cleanup) identify() error {
 	}
 	claim, err := subnetenv.ReadClaim(c.SubnetFile)
 	if err != nil {
-		fmt.Fprintf(c.remarks, "going on without the claim: %v\n", err)
+		fmt.Fprintf(c.remarks, "cannot read the claim, continuing without it: %v\n", err)
 	}
 	c.owner.Network = env.Network
 	if !c.owner.Network.IsValid() {
-		c.owner.Network = claim.Subnets.V4 // at least that
+		c.owner.Network = claim.Subnets.V4 // at least the subnet
 	}
 	if !c.owner.Network.IsValid() || c.owner.Network.Bits() == 0 {
-		return fmt.Errorf("%s: no network is named in it or beside it, so that it is not known what is flanneld's", c.SubnetFile)
+		return fmt.Errorf("%s: neither it nor the claim beside it names a network, so flanneld's objects cannot be identified", c.SubnetFile)
 	}
 	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnets.V4} {
 		if v := (firewall.Overlay{Network: c.owner.Network, Subnet: subnet}); subnet.IsValid() && !slices.Contains(c.owner.Overlays, v) {
@@ -95,7 +95,7 @@ func (c *cleanup) identify() error {
 	return nil
 }
 
-// step says a command, and does it.
+// step prints a command, and executes it unless DryRun is set.
 func (c *cleanup) step(command string, do func() error) error {
 	c.steps++
 	fmt.Fprintln(c.out, command)
@@ -134,8 +134,8 @@ func (c *cleanup) kernel() error {
 	return errors.Join(errs...)
 }
 
-// removal is what removes all that is ours of what the kernel holds: whole devices, and on those of
-// others what bears our stamp.
+// removal returns the operations that remove everything of ours: whole devices, and on other
+// devices the objects with our protocol number.
 func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []dataplane.Op, left error) {
 	var links []dataplane.Op
 	gone := map[string]bool{}
@@ -151,14 +151,14 @@ func (c *cleanup) removal(have dataplane.State, scope dataplane.Scope) (ops []da
 	}
 	scope.Links = nil
 	for op := range dataplane.Diff(dataplane.NewState(), have, scope, true).Ops() {
-		if !gone[op.Device()] { // these go with the device
+		if !gone[op.Device()] { // others are removed with the device
 			ops = append(ops, op)
 		}
 	}
 	return append(ops, links...), left
 }
 
-// rules removes packet filter rules, wherever they may be kept.
+// rules removes packet filter rules from all places.
 func (c *cleanup) rules(ctx context.Context) error {
 	ipt, nft := iptables.NewTools(0), new(nftables.Keeper)
 	defer nft.Close()
@@ -184,7 +184,7 @@ func (c *cleanup) rules(ctx context.Context) error {
 	return errors.Join(append(errs, c.firewalld(ctx, tables))...)
 }
 
-// ruleset removes the rules that one keeper has. They all go at once.
+// ruleset removes the rules of one keeper, all at once.
 func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
 	none := firewall.Ruleset{Family: firewall.FamilyOf(c.owner.Network), Owner: c.owner}
 	commands, err := k.Removal(ctx, none)
@@ -204,7 +204,7 @@ func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
 	})
 }
 
-// files removes the files, if that is wanted.
+// files removes the files, if wanted.
 func (c *cleanup) files() error {
 	if !c.Files {
 		return nil

@@ -11,11 +11,11 @@ import (
 	"flanneld/pkg/nftables"
 )
 
-// firewalldTimeout bounds how long firewalld is waited for, which may be loading its configuration.
+// firewalldTimeout limits the wait for firewalld, which may be loading its configuration.
 const firewalldTimeout = 15 * time.Second
 
-// firewalld undoes what a daemon has told firewalld. It is asked only where its table is: on
-// the system bus there may be one of another network namespace.
+// firewalld removes the network from firewalld's trusted zone. It contacts firewalld only if its
+// table is in this network namespace: the system bus may be that of another one.
 func (c *cleanup) firewalld(ctx context.Context, nft *nftables.Tables) error {
 	owned, err := nft.OwnedTables()
 	if err != nil || !slices.Contains(owned, firewalld.Table) {
@@ -25,7 +25,7 @@ func (c *cleanup) firewalld(ctx context.Context, nft *nftables.Tables) error {
 	defer cancel()
 	client, err := firewalld.Dial(ctx)
 	if errors.Is(err, firewalld.ErrNoBus) {
-		fmt.Fprintf(c.remarks, "firewalld cannot be asked (%v); if it was told to trust the network: %s\n", err, firewalld.UntrustCommand(c.owner.Network))
+		fmt.Fprintf(c.remarks, "cannot connect to firewalld (%v); if it trusts the network: %s\n", err, firewalld.UntrustCommand(c.owner.Network))
 		return nil
 	}
 	if err != nil {

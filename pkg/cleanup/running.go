@@ -11,11 +11,11 @@ import (
 	"flanneld/pkg/presence"
 )
 
-// defaultSubnetFile is where every flanneld writes unless it is told otherwise.
+// defaultSubnetFile is the default of -subnet-file.
 const defaultSubnetFile = "/run/flannel/subnet.env"
 
-// refuseIfRunning refuses to clean up under a flanneld that other daemons do not know of: an original,
-// an older release, or one that still waits for the network config.
+// refuseIfRunning returns an error if a flanneld runs that is not registered: an original, an older
+// release, or one that still waits for the network config.
 func (c *cleanup) refuseIfRunning() error {
 	holders, err := presence.Daemons()
 	if err != nil {
@@ -55,8 +55,8 @@ func (c *cleanup) refuseIfRunning() error {
 	return nil
 }
 
-// subnetFileOf finds the subnet file in the arguments and the environment of a flanneld, as in
-// /proc.
+// subnetFileOf returns the subnet file in the arguments and the environment of a flanneld, in the
+// format of /proc.
 func subnetFileOf(args, env []byte) string {
 	path := defaultSubnetFile
 	for kv := range bytes.SplitSeq(env, []byte{0}) {

@@ -1,10 +1,10 @@
-// Package firewalld asks a running firewalld, over D-Bus, to let an overlay network
-// pass. Since 2.1 firewalld owns its table in nftables, so that no other program may
-// write there.
+// Package firewalld configures a running firewalld, over D-Bus, to accept packets of an overlay
+// network. Since version 2.1 firewalld owns its table in nftables, so that no other program can add
+// rules there.
 //
-// It changes the runtime configuration only, by one source of one zone. Invariant:
-// what the permanent configuration holds, and a zone that somebody else has put
-// the network into, are the operator's and stay.
+// It changes only the runtime configuration, by one source of one zone. Invariant: the permanent
+// configuration, and the zone that another program has assigned to the network, belong to the
+// operator and are not changed.
 package firewalld
 
 import (
@@ -18,10 +18,10 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// Table is firewalld's own in nftables.
+// Table is firewalld's table in nftables.
 const Table = "inet firewalld"
 
-// zone is firewalld's own, which accepts everything.
+// zone is a predefined zone that accepts all packets.
 const zone = "trusted"
 
 // Names on the bus (firewalld.dbus(5)).
@@ -38,9 +38,9 @@ const (
 )
 
 var (
-	// ErrNoBus says that there is no D-Bus to ask over.
+	// ErrNoBus reports that there is no D-Bus.
 	ErrNoBus = errors.New("no D-Bus")
-	// ErrOtherZone says that the network is in a zone that somebody has chosen.
+	// ErrOtherZone reports that the network has been assigned to another zone.
 	ErrOtherZone = errors.New("the network is in another zone of firewalld")
 )
 
@@ -50,10 +50,10 @@ type Client struct {
 	changed chan struct{}
 }
 
-// dialTimeout bounds how long a bus that accepts connections is waited for until it answers.
+// dialTimeout limits the wait for a bus that accepts connections but does not answer.
 const dialTimeout = 5 * time.Second
 
-// Dial connects to the system bus until ctx ends, whether firewalld runs or not.
+// Dial connects to the system bus until ctx ends. firewalld need not be running.
 func Dial(ctx context.Context) (*Client, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := time.AfterFunc(dialTimeout, func() { cancel(errNoReply) })
@@ -87,7 +87,7 @@ func dial(ctx context.Context) (*Client, error) {
 	return c, nil
 }
 
-// subscribe asks for the signals that firewalld's runtime configuration is a new one.
+// subscribe subscribes to signals about a new runtime configuration of firewalld.
 func (c *Client) subscribe() error {
 	signals := make(chan *dbus.Signal, 16)
 	c.conn.Signal(signals)
@@ -106,22 +106,22 @@ func (c *Client) subscribe() error {
 			}
 			select {
 			case c.changed <- struct{}{}:
-			default: // one is there that was not read yet
+			default: // a signal is pending
 			}
 		}
 	}()
 	return nil
 }
 
-// Changed signals that firewalld was reloaded, started or stopped. The channel is
-// closed with the connection.
+// Changed signals that firewalld was reloaded, started or stopped. The channel is closed with the
+// connection.
 func (c *Client) Changed() <-chan struct{} { return c.changed }
 
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Trust puts a network into the zone trusted, unless it is there. The error is
-// ErrOtherZone where it is in another one.
+// Trust adds a network to the zone trusted, unless it is there already. The error is ErrOtherZone
+// if it is in another one.
 func (c *Client) Trust(ctx context.Context, network netip.Prefix) (added bool, err error) {
 	now, err := c.zoneOf(ctx, network)
 	if err != nil || now == zone {
@@ -137,8 +137,8 @@ func (c *Client) Trust(ctx context.Context, network netip.Prefix) (added bool, e
 	return err == nil, nil
 }
 
-// Trusted reports whether the runtime configuration, and not the permanent one, has
-// the network in the zone trusted, as Trust leaves it.
+// Trusted reports whether the network is in the zone trusted in the runtime configuration but not
+// in the permanent one, as after Trust.
 func (c *Client) Trusted(ctx context.Context, network netip.Prefix) (bool, error) {
 	now, err := c.zoneOf(ctx, network)
 	if err != nil || now != zone {
@@ -155,7 +155,7 @@ func (c *Client) Trusted(ctx context.Context, network netip.Prefix) (bool, error
 	return !permanent, nil
 }
 
-// Untrust takes a network that is Trusted out of the zone.
+// Untrust removes a network that is Trusted from the zone.
 func (c *Client) Untrust(ctx context.Context, network netip.Prefix) error {
 	if err := c.call(ctx, object, zoneInterface, "removeSource", zone, network.String()).Err; err != nil {
 		return fmt.Errorf("remove source %s from zone %s of firewalld: %w", network, zone, err)
@@ -163,22 +163,22 @@ func (c *Client) Untrust(ctx context.Context, network netip.Prefix) error {
 	return nil
 }
 
-// TrustCommand is Trust for a person to type.
+// TrustCommand returns the command that does the same as Trust.
 func TrustCommand(network netip.Prefix) string {
 	return fmt.Sprintf("firewall-cmd --zone=%s --add-source=%s", zone, network)
 }
 
-// MoveCommand is TrustCommand for a network that is in another zone.
+// MoveCommand returns the command for a network that is in another zone.
 func MoveCommand(network netip.Prefix) string {
 	return fmt.Sprintf("firewall-cmd --zone=%s --change-source=%s", zone, network)
 }
 
-// UntrustCommand is Untrust for a person to type.
+// UntrustCommand returns the command that does the same as Untrust.
 func UntrustCommand(network netip.Prefix) string {
 	return fmt.Sprintf("firewall-cmd --zone=%s --remove-source=%s", zone, network)
 }
 
-// zoneOf returns the zone of a source, or nothing.
+// zoneOf returns the zone of a source, or "".
 func (c *Client) zoneOf(ctx context.Context, network netip.Prefix) (now string, err error) {
 	if err := c.call(ctx, object, zoneInterface, "getZoneOfSource", network.String()).Store(&now); err != nil {
 		return "", fmt.Errorf("ask firewalld for the zone of %s: %w", network, err)
@@ -186,17 +186,17 @@ func (c *Client) zoneOf(ctx context.Context, network netip.Prefix) (now string, 
 	return now, nil
 }
 
-// call does not have the bus start a firewalld that does not run.
+// call calls a method. It does not start firewalld if it does not run.
 func (c *Client) call(ctx context.Context, path dbus.ObjectPath, face, method string, args ...any) *dbus.Call {
 	return c.conn.Object(service, path).CallWithContext(ctx, face+"."+method, dbus.FlagNoAutoStart, args...)
 }
 
-// isAlreadyAdded tells an answer that what is to be added is there already.
+// isAlreadyAdded reports whether an error means that the source was added already.
 func isAlreadyAdded(err error) bool {
 	return strings.Contains(err.Error(), "ZONE_ALREADY_SET") || strings.Contains(err.Error(), "ALREADY_ENABLED")
 }
 
-// NotRunning reports whether an error is that nobody is there to answer.
+// NotRunning reports whether an error means that firewalld does not run.
 func NotRunning(err error) bool {
 	var e dbus.Error
 	return errors.As(err, &e) && (e.Name == "org.freedesktop.DBus.Error.ServiceUnknown" || e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner")

@@ -1,9 +1,9 @@
-// Package health answers health checks over HTTP: /healthz says that the process lives, /readyz
+// Package health answers health checks over HTTP: /healthz reports that the process lives, /readyz
 // that the host has its subnet.
 //
-// It knows nothing by itself: whoever knows says so, by Ready, Lost and Away, and what keeps the
-// host from being ready is read from the list of conditions. Invariant: whatever comes
-// in at the port costs a bounded part of the process's memory, descriptors and processor.
+// Other rooms set its state by SetReady, SetSubnetLost and SetEtcdDown, and the reasons why the
+// host is not ready are read from the list of conditions. Invariant: requests, however many, use a
+// limited amount of the process's memory, descriptors and processor time.
 package health
 
 import (
@@ -28,38 +28,38 @@ import (
 	"flanneld/pkg/logsink"
 )
 
-// Port is where the daemon says how it is. The zero value answers nobody; all methods may be
-// called by several goroutines.
+// Port is the HTTP server. The zero value does not listen; all methods may be called by several
+// goroutines.
 type Port struct {
 	ready         atomic.Bool
 	subnetLost    atomic.Bool
 	etcdDownSince atomic.Pointer[time.Time]
-	server        *http.Server // nil: it does not answer
+	server        *http.Server // nil if it does not listen
 }
 
 const (
-	// maxConns is how many connections to the health port there may be, of the 1024
-	// descriptors that a process often has. A further one takes the place of another, the
-	// oldest of the address that has most, so that whoever holds many keeps nobody out.
+	// maxConns limits the number of connections, of the 1024 descriptors that a process often has.
+	// A further one replaces the oldest of the address that has most, so that an address with many
+	// connections does not lock out others.
 	maxConns = 128
-	// requestTimeout bounds how long a request may take to come, and an answer to be read.
+	// requestTimeout limits the time to receive a request, and to send the answer.
 	requestTimeout = 5 * time.Second
-	// Connections beyond acceptBurst at once, which is more than the kernel has waiting, are
-	// accepted at acceptRate a second: then they take a few per cent of a processor.
+	// Connections beyond acceptBurst, which is more than the kernel's queue, are accepted at
+	// acceptRate per second, so that they take a few percent of a processor.
 	acceptBurst = 16384
 	acceptRate  = 2000
 )
 
-// SetReady says that the host has had its subnet from now on.
+// SetReady sets that the host has its subnet.
 func (p *Port) SetReady() { p.ready.Store(true) }
 
-// SetSubnetLost says whether another host has it, and this one has no other yet.
+// SetSubnetLost sets whether another host has taken the subnet, and this one has no other yet.
 func (p *Port) SetSubnetLost(lost bool) { p.subnetLost.Store(lost) }
 
-// SetEtcdDown says since when etcd does not answer, the zero time if it does.
+// SetEtcdDown sets since when etcd does not answer; the zero time means that it answers.
 func (p *Port) SetEtcdDown(since time.Time) { p.etcdDownSince.Store(&since) }
 
-// Close ends the answers.
+// Close stops the server.
 func (p *Port) Close() error {
 	if p.server == nil {
 		return nil
@@ -67,9 +67,9 @@ func (p *Port) Close() error {
 	return p.server.Close()
 }
 
-// Listen answers /healthz, which says that the process lives, and /readyz, which
-// says that the host has its subnet, or what keeps it from that, and whether etcd is away: then
-// it is degraded, not broken. Everything else is 404.
+// Listen starts the server. /healthz reports that the process lives. /readyz reports that the host
+// has its subnet, or why not, and whether etcd is unreachable, which is degraded but not an error.
+// All other paths return 404.
 func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logger) error {
 	network := "tcp"
 	if a, err := netip.ParseAddr(ip); err == nil && a.Is4() {
@@ -99,7 +99,7 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 			io.WriteString(w, "flanneld is ready")
 		}
 	})
-	// Whoever reaches the port may be hostile: bound what a request costs.
+	// Clients may be hostile: limit the cost of a request.
 	p.server = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: requestTimeout,
@@ -119,9 +119,9 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 	return nil
 }
 
-// writeNotReady says that the host has no subnet, and in a line each what may keep it from one.
+// writeNotReady writes that the host has no subnet, followed by the present conditions.
 func writeNotReady(w http.ResponseWriter, what, away string, wrong *condition.List) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // whatever is in a condition
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // conditions may contain any text
 	w.WriteHeader(http.StatusServiceUnavailable)
 	io.WriteString(w, what)
 	if away != "" {
@@ -132,7 +132,7 @@ func writeNotReady(w http.ResponseWriter, what, away string, wrong *condition.Li
 	}
 }
 
-// listener bounds how many of its connections there are.
+// listener limits the number of its connections.
 type listener struct {
 	net.Listener
 	accepts *rate.Limiter
@@ -169,7 +169,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return added, nil
 }
 
-// add notes a connection, and forgets the one whose place it takes, if there are too many.
+// add adds a connection. If there are too many, it removes and returns another one.
 func (l *listener) add(c *conn) (victim *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,7 +187,7 @@ func (l *listener) add(c *conn) (victim *conn) {
 	return victim
 }
 
-// remove is called with the listener locked.
+// remove removes a connection. The caller holds the lock.
 func (l *listener) remove(c *conn) {
 	i := slices.Index(l.open, c)
 	if i < 0 {
@@ -205,7 +205,7 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
-// conn is a connection that its listener knows of.
+// conn is a connection that its listener counts.
 type conn struct {
 	net.Conn
 	listener *listener

@@ -1,9 +1,10 @@
-// Package needs knows which addresses this host must reach without the overlay, because the
-// overlay depends on them: those of etcd, and, as far as that can be told, of name servers. At the
-// start it has no route of an earlier run in the way to them.
+// Package needs determines which addresses this host must reach without the overlay, because the
+// overlay depends on them: those of etcd and, as far as known, of name servers. At the start it
+// removes stale routes to them.
 //
-// What a route would take away is for package host, and how to keep routes from that for package
-// backend. Invariant: no answer of a name server makes it remember without bound.
+// Which routes would hide an address is defined by package host, and how to avoid such routes by
+// package backend. Invariant: it remembers a limited number of addresses, whatever name servers
+// answer.
 package needs
 
 import (
@@ -23,22 +24,22 @@ import (
 )
 
 const (
-	// lookupInterval is the time between two looks at which addresses the names of etcd have.
+	// lookupInterval is the time between two lookups of etcd's names.
 	lookupInterval = time.Minute
 	lookupTimeout  = 5 * time.Second
-	// addressTTL is how long an address counts that its name no longer has: a name may have
-	// a few of many addresses in each answer, and connections outlive it.
+	// addressTTL is how long an address is kept that its name no longer has: an answer may contain
+	// a few of many addresses, and connections outlive it.
 	addressTTL = 10 * time.Minute
-	// maxAddresses bounds what name servers can make this host remember.
+	// maxAddresses limits the number of addresses that are remembered.
 	maxAddresses = 256
 )
 
-// Etcd are the addresses of etcd: all that its endpoints' names have, and those that were
-// connected to, which may be a proxy's. Its methods may be called by several goroutines.
+// Etcd tracks the addresses of etcd: those of its endpoints' names, and those of connections, which
+// may lead to a proxy. Its methods may be called by several goroutines.
 type Etcd struct {
-	what    string            // of an address that was connected to
-	names   map[string]string // host names to look up, with what is there
-	changed func()            // called when an address has come or gone
+	what    string            // description of addresses of connections
+	names   map[string]string // descriptions of host names to look up
+	changed func()            // called when addresses have changed
 
 	mu   sync.Mutex
 	seen map[netip.Addr]seen
@@ -46,16 +47,16 @@ type Etcd struct {
 
 type seen struct {
 	what string
-	last time.Time // zero: it was given as an address
+	last time.Time // zero if the endpoint is an address
 }
 
-// NewEtcd returns the addresses that are known from the options alone. changed is called, by
-// whoever brings the news, when an address has come or gone later.
+// NewEtcd returns an Etcd with the addresses in the options. changed is called when addresses have
+// changed, by the goroutine that has noticed it.
 func NewEtcd(o etcd.Options, changed func()) *Etcd {
 	n := &Etcd{what: "an address of etcd", names: map[string]string{}, changed: changed, seen: map[netip.Addr]seen{}}
 	endpoints, err := o.ParseEndpoints()
 	if err != nil {
-		return n // whoever opens the store says so
+		return n // opening the store reports the error
 	}
 	for _, e := range endpoints.All {
 		if e.Socket() != "" {
@@ -75,7 +76,7 @@ func NewEtcd(o etcd.Options, changed func()) *Etcd {
 	return n
 }
 
-// add adds a host by its name or address.
+// add adds a host by name or address.
 func (n *Etcd) add(name, what string) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		n.record(a, what, time.Time{})
@@ -84,15 +85,15 @@ func (n *Etcd) add(name, what string) {
 	}
 }
 
-// Connecting is told of an address that is about to be connected to.
+// Connecting records an address before a connection to it.
 func (n *Etcd) Connecting(a netip.Addr) {
 	if n.record(a, n.what, time.Now()) {
 		n.changed()
 	}
 }
 
-// record notes an address and reports whether it is new. This host reaches itself whatever the
-// routes say.
+// record records an address and reports whether it is new. It ignores addresses of this host
+// itself, which do not depend on routes.
 func (n *Etcd) record(a netip.Addr, what string, at time.Time) bool {
 	a = a.Unmap().WithZone("")
 	if a.IsLoopback() || a.IsUnspecified() {
@@ -111,7 +112,7 @@ func (n *Etcd) record(a netip.Addr, what string, at time.Time) bool {
 	return false
 }
 
-// Needs returns the addresses, in order.
+// Needs returns the addresses, sorted.
 func (n *Etcd) Needs() []host.Need {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -126,7 +127,7 @@ func (n *Etcd) Needs() []host.Need {
 // Named reports whether there are names to look up.
 func (n *Etcd) Named() bool { return len(n.names) > 0 }
 
-// Run looks the names up, now and then, until ctx ends.
+// Run looks up the names periodically until ctx ends.
 func (n *Etcd) Run(ctx context.Context) {
 	if !n.Named() {
 		return
@@ -138,8 +139,7 @@ func (n *Etcd) Run(ctx context.Context) {
 	}
 }
 
-// lookup takes what the names have now. As long as one of them cannot be looked up, nothing
-// is forgotten.
+// lookup looks up the names. If one of the lookups fails, no address expires.
 func (n *Etcd) lookup(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -159,8 +159,7 @@ func (n *Etcd) lookup(ctx context.Context) {
 	}
 }
 
-// expire drops the addresses that were last seen before a time, and reports whether there were
-// any.
+// expire removes addresses that were last seen before a time, and reports whether there were any.
 func (n *Etcd) expire(before time.Time) (forgot bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -182,8 +181,8 @@ func Addrs(all []host.Need) []netip.Addr {
 	return addrs
 }
 
-// NameServers returns the name servers of this host that may be other hosts. Where
-// systemd-resolved asks them, it has a file of its own.
+// NameServers returns the name servers of this host that may be other hosts. systemd-resolved lists
+// its upstream servers in a separate file.
 func NameServers() (servers []host.Need) {
 	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
 		text, err := os.ReadFile(path)
@@ -197,7 +196,7 @@ func NameServers() (servers []host.Need) {
 	return servers
 }
 
-// parseNameServers reads a file in the form of resolv.conf(5).
+// parseNameServers parses a file in the format of resolv.conf(5).
 func parseNameServers(text string) (servers []host.Need) {
 	for line := range strings.Lines(text) {
 		w := strings.Fields(line)

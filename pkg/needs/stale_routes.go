@@ -13,36 +13,35 @@ import (
 	"flanneld/pkg/presence"
 )
 
-// StaleRoutes are routes of this host's network that an earlier run has left. Its methods may be
-// called by several goroutines.
+// StaleRoutes handles routes of this host's network that an earlier run has left. Its methods may
+// be called by several goroutines.
 type StaleRoutes struct {
 	Kernel     Kernel
-	Network    netip.Prefix // that this host was in; invalid: none
-	Subnet     netip.Prefix // that it had
+	Network    netip.Prefix // previous network of this host; invalid if there is none
+	Subnet     netip.Prefix // previous subnet
 	Conditions *condition.List
 	Log        *slog.Logger
 
-	mu      sync.Mutex // one looks at a time
-	stopped bool       // somebody else sees to it
+	mu      sync.Mutex // one call at a time
+	stopped bool       // see Stop
 }
 
-// Kernel is what is asked for routes, and removes them.
+// Kernel reads and removes routes.
 type Kernel interface {
 	Inventory(kernel.Wanted) (host.Inventory, error)
 	Snapshot(dataplane.Scope) (dataplane.State, error)
 	Apply([]dataplane.Op) []error
 }
 
-// staleRoute is a route of this host's network, left by an earlier run, that takes what this run
-// needs itself, as the operation that removes it.
+// staleRoute is a stale route to an address that this host needs, as the operation that removes it.
 type staleRoute struct {
 	dataplane.Op
 	need host.Need
 }
 
-// RemoveFor removes routes that would take what this run needs itself. Without that, an etcd that
-// such a route has cut off could never say that it is not wanted any more. So this is the one thing
-// that is removed before the view of the network is complete; from then on, the loop does it.
+// RemoveFor removes stale routes to addresses that this host needs. Without that, an etcd that such
+// a route makes unreachable could never report that the route is outdated. So this is the only
+// removal before the view of the network is complete; later the reconcile loop does it.
 func (l *StaleRoutes) RemoveFor(wanted []host.Need) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,15 +58,15 @@ func (l *StaleRoutes) RemoveFor(wanted []host.Need) {
 	}
 }
 
-// WarnAbout warns about routes that lead to name servers, which are asked for names before etcd can
-// be. They may be in containers, so nothing is removed.
+// WarnAbout warns about stale routes to name servers, which resolve the names of etcd. They may run
+// in containers, so nothing is removed.
 func (l *StaleRoutes) WarnAbout(nameServers []host.Need) {
 	for _, o := range l.find(nameServers) {
 		l.Log.Warn("stale route leads to a name server, which is unreachable unless it runs in a container", "addr", o.need.Addr, "command", o.Op.String())
 	}
 }
 
-// Stop says that the loop sees to it from now on.
+// Stop ends the removal, because the reconcile loop does it from now on.
 func (l *StaleRoutes) Stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -75,12 +74,12 @@ func (l *StaleRoutes) Stop() {
 	l.Conditions.End(routesCondition)
 }
 
-// find returns the routes that take one of the addresses.
+// find returns the stale routes to the given addresses.
 func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 	network := l.Network
 	wanted = slices.DeleteFunc(slices.Clone(wanted), func(n host.Need) bool { return !network.IsValid() || !network.Contains(n.Addr) })
 	if len(wanted) == 0 {
-		return nil // as nearly always
+		return nil // the common case
 	}
 	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: network, Targets: Addrs(wanted)})
 	if err != nil {
@@ -88,7 +87,7 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 		return nil
 	}
 	needs := slices.DeleteFunc(inv.Needs(network, wanted), func(n host.Need) bool {
-		blackhole := l.Subnet // which an inventory does not tell
+		blackhole := l.Subnet // not part of an inventory
 		return !inv.Takes(n.Addr) && !(blackhole.IsValid() && n.TakenBy(blackhole))
 	})
 	if len(needs) == 0 {
@@ -101,7 +100,7 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 		return nil
 	}
 	if slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(network) }) {
-		return nil // the routes are those of one that runs
+		return nil // the routes belong to a running daemon
 	}
 	scope := dataplane.Scope{Network: network}
 	for _, i := range inv.Ifaces {

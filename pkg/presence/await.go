@@ -14,24 +14,23 @@ import (
 // retryInterval is the time between attempts to register.
 const retryInterval = time.Second
 
-// IDs of conditions: that another daemon is in the way, and that the others do not know of
-// this one.
+// IDs of conditions: another daemon conflicts with this one; this one is not registered.
 const (
 	conflictCondition = "other-flanneld"
 	registerCondition = "unregistered"
 )
 
-// Registration is what Await has made known, or will.
+// Registration is the present or future result of Await.
 type Registration struct {
 	cancel   context.CancelFunc
 	attempts sync.WaitGroup
-	presence *Presence // for whoever has waited for attempts
+	presence *Presence // valid after attempts has ended
 }
 
-// Await makes this daemon known to the others of this host, which it waits for as long as one of
-// them serves an overlapping network or holds a device of the name that this one's must have: two
-// that share these undo each other's work. The network does not need it: where it is not possible,
-// Await returns and goes on trying until the Registration is closed. Its only error is that of ctx.
+// Await registers this daemon with the others of this host. It waits as long as one of them serves
+// an overlapping network or uses the same fixed device name: daemons that share these undo each
+// other's changes. The network does not depend on the registration: if it is not possible, Await
+// returns and retries until the Registration is closed. Its only error is that of ctx.
 func Await(ctx context.Context, network netip.Prefix, device string, conditions *condition.List) (*Registration, error) {
 	r := new(Registration)
 	for waits := false; ; {
@@ -55,7 +54,7 @@ func Await(ctx context.Context, network netip.Prefix, device string, conditions 
 	}
 }
 
-// Close ends what was made known. A nil Registration has made nothing known.
+// Close ends the registration. It may be nil.
 func (r *Registration) Close() error {
 	if r == nil {
 		return nil
@@ -67,7 +66,7 @@ func (r *Registration) Close() error {
 	return r.presence.Close()
 }
 
-// tryRegister tries once. held says that it failed because another daemon is in the way.
+// tryRegister tries once. held is set if another daemon conflicts.
 func tryRegister(network netip.Prefix, device string, conditions *condition.List) (p *Presence, held bool, err error) {
 	p, err = Register(network, device)
 	var holder *ConflictError

@@ -1,11 +1,10 @@
-// Package presence lets the daemons of one host know of each other: each says which
-// network it serves and which device it holds for it, for as long as it lives.
+// Package presence registers the daemons of one host with each other: each publishes which network
+// it serves and which device it uses, for as long as it runs.
 //
-// It says so by the name of a listening abstract socket (unix(7)). Such a name belongs to
-// the network namespace, as devices and rules do, can be seen from every container that
-// shares it, and goes with the process, however that ends. Invariants: no two daemons hold
-// overlapping networks or the same device at the same time; what users without privileges
-// say is ignored, for everybody may listen.
+// The registration is the name of a listening abstract socket (unix(7)). Such a name belongs to the
+// network namespace, as devices and rules do, is visible in every container that shares it, and
+// disappears with the process. Invariants: no two daemons register overlapping networks or the same
+// device at the same time; sockets of unprivileged users are ignored, because everybody may listen.
 package presence
 
 import (
@@ -25,21 +24,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namePrefix begins the names of sockets: flanneld/NETWORK/BITS/DEVICE/NONCE.
+// namePrefix is the prefix of socket names: flanneld/NETWORK/BITS/DEVICE/NONCE.
 const namePrefix = "@flanneld/"
 
 const (
-	// lockTimeout bounds how long a lock that anybody can take is waited for.
+	// lockTimeout limits the wait for a lock that any user can take.
 	lockTimeout = time.Second
 	lockPoll    = 5 * time.Millisecond
 	dialTimeout = time.Second
 )
 
-// Daemon is a daemon, by what it holds.
+// Daemon is a registered daemon.
 type Daemon struct {
 	Network netip.Prefix
-	Device  string // of a name that cannot be chosen; empty: there is none
-	PID     int    // 0: in another PID namespace
+	Device  string // device with a fixed name; empty if there is none
+	PID     int    // 0 if it is in another PID namespace
 }
 
 func (h Daemon) String() string {
@@ -50,24 +49,24 @@ func (h Daemon) String() string {
 	return s
 }
 
-// ConflictError says that another daemon of this host has what was asked for.
+// ConflictError reports that another daemon of this host conflicts with a registration.
 type ConflictError struct {
 	Daemon Daemon
-	Device string // that both want; empty: the networks overlap
+	Device string // device of both; empty if the networks overlap
 }
 
 func (e *ConflictError) Error() string {
 	if e.Device != "" {
-		return fmt.Sprintf("device %s is held by %s", e.Device, e.Daemon)
+		return fmt.Sprintf("device %s is used by %s", e.Device, e.Daemon)
 	}
 	return fmt.Sprintf("there is %s", e.Daemon)
 }
 
-// Presence is what Register has made known.
+// Presence is a registration.
 type Presence struct{ listener net.Listener }
 
-// Register makes known that this process serves a network by a device, in the network
-// namespace of the calling thread. It is a *HeldError if another daemon is in the way.
+// Register registers that this process serves a network with a device, in the network namespace of
+// the calling thread. The error is a *ConflictError if another daemon conflicts.
 func Register(network netip.Prefix, device string) (*Presence, error) {
 	unlock, err := lock()
 	if err != nil {
@@ -96,8 +95,8 @@ func Register(network netip.Prefix, device string) (*Presence, error) {
 	return &Presence{l}, nil
 }
 
-// accept takes connections until l is closed: they ask only who listens, which the kernel
-// tells. What keeps it from that, such as a lack of descriptors, passes.
+// accept accepts connections until l is closed. Clients only read the credentials of the listener
+// from the kernel. Errors, such as a lack of descriptors, are temporary.
 func accept(l net.Listener) {
 	for {
 		c, err := l.Accept()
@@ -112,7 +111,7 @@ func accept(l net.Listener) {
 	}
 }
 
-// Close ends what was made known. A nil Presence has made nothing known.
+// Close ends the registration. It may be nil.
 func (p *Presence) Close() error {
 	if p == nil {
 		return nil
@@ -146,13 +145,13 @@ func Daemons() ([]Daemon, error) {
 	return holders, nil
 }
 
-// Serves reports whether a daemon of this host serves a network now. Doubt means yes.
+// Serves reports whether a daemon of this host serves a network, or whether that is unknown.
 func Serves(network netip.Prefix) bool {
 	holders, err := Daemons()
 	return err != nil || slices.ContainsFunc(holders, func(h Daemon) bool { return h.Network == network })
 }
 
-// sockets reads names of ours from /proc/net/unix, each once.
+// sockets returns the names of registrations in /proc/net/unix, each once.
 func sockets(r io.Reader) ([]string, error) {
 	var names []string
 	lines := bufio.NewScanner(r)
@@ -177,8 +176,9 @@ func parse(name string) (h Daemon, ok bool) {
 	return Daemon{Network: p, Device: parts[2]}, true
 }
 
-// listener returns the PID of whoever listens at a name, if that may hold devices: root, or the
-// user of this process. An error is one of this process: it says nothing about the other.
+// listener returns the PID of the process that listens on a name. ok is false if its user may not
+// create devices, so that it is neither root nor the user of this process. An error is a local one,
+// and means that nothing is known about the listener.
 func listener(name string) (pid int, ok bool, err error) {
 	c, err := net.DialTimeout("unix", name, dialTimeout)
 	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS} {
@@ -187,7 +187,7 @@ func listener(name string) (pid int, ok bool, err error) {
 		}
 	}
 	if err != nil {
-		return 0, false, nil // it has ended meanwhile, or takes nobody
+		return 0, false, nil // it has ended, or does not accept
 	}
 	defer c.Close()
 	raw, err := c.(*net.UnixConn).SyscallConn()
@@ -203,8 +203,8 @@ func listener(name string) (pid int, ok bool, err error) {
 	return int(cred.Pid), cred.Uid == 0 || int(cred.Uid) == os.Geteuid(), nil
 }
 
-// lock keeps two daemons from looking at the same time and each not seeing the other: it is on the
-// namespace itself.
+// lock locks the network namespace, so that two daemons do not register at the same time without
+// seeing each other.
 func lock() (unlock func(), err error) {
 	f, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

@@ -31,7 +31,7 @@ func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
 		for _, c := range []struct{ network, device, refused string }{
 			{"10.43.0.0/16", "flannel.2", ""},
 			{"10.43.0.0/16", "", ""},
-			{"10.43.0.0/16", "flannel.1", "device flannel.1 is held by the flanneld of network 10.42.0.0/16 (PID "},
+			{"10.43.0.0/16", "flannel.1", "device flannel.1 is used by the flanneld of network 10.42.0.0/16 (PID "},
 			{"10.42.0.0/16", "flannel.2", "there is the flanneld of network 10.42.0.0/16 (PID "},
 			{"10.42.0.0/16", "", "there is the flanneld of network"},
 			{"10.42.128.0/17", "", "there is the flanneld of network"},

@@ -1,8 +1,8 @@
-// Package probe finds out whether somebody has an IPv4 address: by ARP (RFC 826) where
-// the address is on the link, and by ICMP echo (RFC 792) wherever it is.
+// Package probe finds out whether an IPv4 address is in use: by ARP (RFC 826) if the address is on
+// the link, and by ICMP echo (RFC 792) in any case.
 //
-// It does not know what the answer is for, nor how the kernel resolves addresses on a
-// link. Invariant: it says that nobody answers only if it could ask.
+// It does not know the purpose, nor how the kernel resolves addresses on a link. Invariant: the
+// result is "no reply" only if a request could be sent.
 package probe
 
 import (
@@ -19,25 +19,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link is what has addresses resolved on an interface.
+// Link resolves addresses on an interface.
 type Link interface {
-	// Solicit has an address asked for.
+	// Solicit sends a request for an address.
 	Solicit(iface string, ip netip.Addr) error
-	// Answered reports whether somebody has answered since.
+	// Answered reports whether there was a reply since.
 	Answered(iface string, ip netip.Addr) (bool, error)
 }
 
 const (
-	// requestInterval is the time between two requests: one that gets lost is repeated.
+	// requestInterval is the time between two requests, in case that one is lost.
 	requestInterval = 300 * time.Millisecond
-	// pollInterval is the time between two looks at what the kernel has resolved.
+	// pollInterval is the time between two checks whether the kernel has resolved the address.
 	pollInterval = 20 * time.Millisecond
 )
 
-// Probe asks for an address until somebody answers or ctx ends, and returns what was
-// answered, "ARP" or "ICMP", or "" if nothing was. iface is the interface on whose link
-// the address is; empty if it is behind a gateway. An error means that it could not ask
-// in any way. Its socket is one of the network namespace of the calling thread.
+// Probe sends requests to an address until there is a reply or ctx ends, and returns which protocol
+// was answered, "ARP" or "ICMP", or "" if there was no reply. iface is the interface on whose link
+// the address is, or "" if it is behind a gateway. An error means that no request could be sent.
+// The socket belongs to the network namespace of the calling thread.
 func Probe(ctx context.Context, addr netip.Addr, iface string, link Link) (answered string, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -75,10 +75,10 @@ func Probe(ctx context.Context, addr netip.Addr, iface string, link Link) (answe
 	return "", nil
 }
 
-// errNoReply: it was asked, and nobody answered.
-var errNoReply = errors.New("nobody answers")
+// errNoReply is the error if requests were sent without a reply.
+var errNoReply = errors.New("no reply")
 
-// resolve asks by ARP.
+// resolve sends ARP requests.
 func resolve(ctx context.Context, addr netip.Addr, iface string, link Link) error {
 	asks, looks := time.NewTicker(requestInterval), time.NewTicker(pollInterval)
 	defer asks.Stop()
@@ -102,9 +102,9 @@ func resolve(ctx context.Context, addr netip.Addr, iface string, link Link) erro
 	}
 }
 
-// echo asks by ICMP. Where no route leads to the address, nobody there is reached.
+// echo sends ICMP echo requests. An address without a route counts as one without a reply.
 func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr) error {
-	// A datagram socket has an identifier of the kernel's, so the payload tells whose a reply is.
+	// The kernel sets the identifier of a datagram socket, so replies are matched by the payload.
 	payload := fmt.Appendf(nil, "flanneld probe %016x", rand.Uint64())
 	request, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(rand.Uint32() & 0xffff), Seq: 1, Data: payload}}).Marshal(nil)
 	if err != nil {
@@ -128,8 +128,8 @@ func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr)
 	}
 }
 
-// listen opens a socket for ICMP: a raw one (CAP_NET_RAW), else one of those that
-// net.ipv4.ping_group_range allows to everybody.
+// listen opens a socket for ICMP: a raw one (CAP_NET_RAW), or else an unprivileged one, which
+// net.ipv4.ping_group_range permits.
 func listen(addr netip.Addr) (*icmp.PacketConn, net.Addr, error) {
 	c, err := icmp.ListenPacket("ip4:icmp", "0.0.0.0")
 	if err == nil {
@@ -141,7 +141,7 @@ func listen(addr netip.Addr) (*icmp.PacketConn, net.Addr, error) {
 	return nil, nil, err
 }
 
-// awaitReply reads until the reply comes.
+// awaitReply reads until the reply arrives.
 func awaitReply(c *icmp.PacketConn, addr netip.Addr, payload []byte) error {
 	b := make([]byte, 1500)
 	for {

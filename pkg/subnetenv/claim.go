@@ -7,16 +7,15 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// ClaimPath returns the path of the claim for the path of a subnet.env: two daemons with two
-// of these have two claims.
+// ClaimPath returns the path of the claim for the path of a subnet.env, so that two daemons with
+// different files have different claims.
 func ClaimPath(path string) string { return path + ".lease" }
 
-// Files returns the paths of all that a daemon keeps with the subnet.env at path, this one
-// included.
+// Files returns the paths of all files that belong to the subnet.env at path, including path.
 func Files(path string) []string { return []string{path, ClaimPath(path)} }
 
-// ReadClaim reads the claim that was written beside the subnet.env at path. A
-// missing one is the zero Claim and no error.
+// ReadClaim reads the claim beside the subnet.env at path. If it is missing, it returns the zero
+// Claim and no error.
 func ReadClaim(path string) (lease.Claim, error) {
 	path = ClaimPath(path)
 	b, err := read(path)
@@ -33,8 +32,8 @@ func ReadClaim(path string) (lease.Claim, error) {
 	return c, nil
 }
 
-// WriteClaim makes the claim beside the subnet.env at path c, and reports whether it had to
-// change it. Missing directories are made.
+// WriteClaim writes the claim beside the subnet.env at path if it differs, and reports whether it
+// has changed it. It creates missing directories.
 func WriteClaim(path string, c lease.Claim) (changed bool, err error) {
 	path = ClaimPath(path)
 	want, err := c.Encode()

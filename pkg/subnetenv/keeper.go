@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	// resync is the safety net under inotify, retryAfter the time between attempts that
-	// fail, and between looks where inotify cannot be had.
+	// resync is the time between two checks in case that inotify misses a change. retryInterval is
+	// the time between failed attempts, and between checks without inotify.
 	resync        = time.Minute
 	retryInterval = time.Second
-	// burst lets a program that changes a file finish.
+	// burst is the delay after a change, so that a program can finish writing.
 	burst = 100 * time.Millisecond
 )
 
@@ -34,11 +34,11 @@ const (
 	fightCondition = "file/fight"
 )
 
-// Keeper keeps subnet.env and the claim beside it as they are wanted, whatever happens to
-// them. What is wanted is pushed, by Update and Remember.
+// Keeper keeps subnet.env and the claim beside it in the wanted state, which Update and Remember
+// set.
 //
-// Invariant: while it can be helped, subnet.env names no subnet that this host knows not to
-// be its own: one that cannot be replaced is removed.
+// Invariant: as far as possible, subnet.env does not name a subnet that is not this host's: a file
+// that cannot be replaced is removed.
 type Keeper struct {
 	path       string
 	conditions *condition.List
@@ -46,19 +46,19 @@ type Keeper struct {
 	wake       chan struct{}
 	onChange   func(first, changed bool) // see Run
 
-	wanted struct { // of subnet.env; not locked while a file is written
+	wanted struct { // wanted content of subnet.env; not locked while a file is written
 		sync.Mutex
 		Env
 	}
 
-	mu           sync.Mutex  // one writer at a time; guards what follows
-	writtenEnv   Env         // as it was when it was right last
-	claim        lease.Claim // wanted; zero: none yet
-	writtenClaim lease.Claim // as it was when it was right last
+	mu           sync.Mutex  // one writer at a time; guards the following
+	writtenEnv   Env         // content after the last successful write
+	claim        lease.Claim // wanted claim; zero if there is none yet
+	writtenClaim lease.Claim // content after the last successful write
 	fight        pace.Fight
 }
 
-// NewKeeper returns a keeper of the subnet.env at path, of which nothing is wanted yet.
+// NewKeeper returns a keeper of the subnet.env at path, without wanted content.
 func NewKeeper(path string, conditions *condition.List, log *slog.Logger) *Keeper {
 	return &Keeper{
 		path: path, conditions: conditions, log: log,
@@ -67,8 +67,8 @@ func NewKeeper(path string, conditions *condition.List, log *slog.Logger) *Keepe
 	}
 }
 
-// Update changes what subnet.env is to say, which is written once all of it is known. It waits
-// for no file.
+// Update changes the wanted content of subnet.env, which is written once all of it is known. It
+// does not wait for the file.
 func (k *Keeper) Update(change func(*Env)) {
 	k.wanted.Lock()
 	defer k.wanted.Unlock()
@@ -78,7 +78,7 @@ func (k *Keeper) Update(change func(*Env)) {
 	}
 }
 
-// complete returns what subnet.env is to say, and whether that is known.
+// complete returns the wanted content of subnet.env, and reports whether all of it is known.
 func (k *Keeper) complete() (Env, bool) {
 	k.wanted.Lock()
 	defer k.wanted.Unlock()
@@ -86,7 +86,7 @@ func (k *Keeper) complete() (Env, bool) {
 	return e, e.Network.IsValid() && e.Subnet.IsValid() && e.MTU > 0
 }
 
-// trigger asks for a look soon. It never blocks.
+// trigger requests a check. It never blocks.
 func (k *Keeper) trigger() {
 	select {
 	case k.wake <- struct{}{}:
@@ -94,7 +94,7 @@ func (k *Keeper) trigger() {
 	}
 }
 
-// Remember takes another claim, and writes it before it returns if that is possible.
+// Remember sets the claim, and tries to write it before it returns.
 func (k *Keeper) Remember(c lease.Claim) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -106,15 +106,16 @@ func (k *Keeper) Remember(c lease.Claim) {
 	}
 }
 
-// Claim returns the claim that was taken last, the zero one if none was.
+// Claim returns the wanted claim, the zero one if there is none.
 func (k *Keeper) Claim() lease.Claim {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.claim
 }
 
-// Run keeps the files until ctx ends. wrote is called when subnet.env says something else than
-// before in this run: for the first time, and whether the file had to be changed for it.
+// Run keeps the files in the wanted state until ctx ends. wrote is called when the content of
+// subnet.env has changed in this run; first is set for the first time, and changed if the file was
+// written.
 func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 	k.onChange = wrote
 	var watch *Watch
@@ -136,7 +137,7 @@ func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 		switch {
 		case err != nil:
 			pause = min(pause, retryInterval)
-		case fresh: // nobody has told of what happened there before
+		case fresh: // earlier changes there were not signalled
 			pause = min(pause, burst)
 			fallthrough
 		default:
@@ -165,8 +166,8 @@ func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 	}
 }
 
-// sync has the files right where that is possible. It returns the time until the next look,
-// and whether there should be none before, because somebody keeps changing them.
+// sync writes the files where necessary. It returns the time until the next check, and whether
+// there should be none before, because another program keeps changing them.
 func (k *Keeper) sync() (pause time.Duration, fight bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -186,7 +187,7 @@ func (k *Keeper) sync() (pause time.Duration, fight bool) {
 	case err != nil || failed != nil:
 		pause = retryInterval
 	case k.fight.On(now):
-		pause = k.fight.Pause // whether it has ended
+		pause = k.fight.Pause // then check whether it has ended
 	default:
 		pause = resync
 	}
@@ -196,7 +197,7 @@ func (k *Keeper) sync() (pause time.Duration, fight bool) {
 	return pause, fight
 }
 
-// syncEnv makes subnet.env say what is wanted, and reports whether it had said that before.
+// syncEnv writes subnet.env if it differs, and reports whether that is a repair.
 func (k *Keeper) syncEnv() (repaired bool, err error) {
 	env, known := k.complete()
 	if !known {
@@ -223,8 +224,8 @@ func (k *Keeper) syncEnv() (repaired bool, err error) {
 	return repaired, nil
 }
 
-// writeEnv writes subnet.env. Where that fails, and the file names another subnet, it is
-// removed, which may make room. stale is the other subnet if it stands there still.
+// writeEnv writes subnet.env. If that fails, and the file names another subnet, it is removed,
+// which may also free space. stale is the other subnet if the file could not be removed either.
 func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error) {
 	repair := env == k.writtenEnv
 	if changed, err = Write(k.path, env, repair); err == nil {
@@ -242,15 +243,15 @@ func (k *Keeper) writeEnv(env Env) (changed bool, stale netip.Prefix, err error)
 	return changed, stale, err
 }
 
-// writeCondition is the condition that subnet.env is not as it should be.
+// writeCondition returns the condition that subnet.env could not be written.
 func (k *Keeper) writeCondition(err error, stale netip.Prefix) condition.Condition {
 	c := condition.Condition{
 		ID: fileCondition, Text: "failed to write subnet file, will retry",
 		Fields: []any{"path", k.path, "err", err},
 	}
 	if _, missing := os.Stat(filepath.Dir(k.path)); errors.Is(err, unix.EROFS) && errors.Is(missing, fs.ErrNotExist) && os.Getenv("NOTIFY_SOCKET") != "" {
-		// The unit lets it write there, and nowhere else.
-		c.Fields = append(c.Fields, "reason", "somebody has removed the directory")
+		// The unit permits writing in that directory only.
+		c.Fields = append(c.Fields, "reason", "the directory was removed")
 		c.Command = "systemctl restart flanneld"
 	}
 	switch {
@@ -264,7 +265,7 @@ func (k *Keeper) writeCondition(err error, stale netip.Prefix) condition.Conditi
 	return c
 }
 
-// syncClaim writes the claim, and reports whether it had been there before.
+// syncClaim writes the claim if it differs, and reports whether that is a repair.
 func (k *Keeper) syncClaim() (repaired bool, err error) {
 	if k.claim == (lease.Claim{}) {
 		return false, nil

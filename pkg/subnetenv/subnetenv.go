@@ -1,11 +1,9 @@
-// Package subnetenv reads, writes and keeps subnet.env, the file of shell variables by
-// which docker's units and mk-docker-opts.sh learn the host's subnet, and by
-// which the daemon remembers it across a restart; and, beside it, the daemon's claim
-// on its lease, which is nobody else's business.
+// Package subnetenv reads and writes subnet.env, the file of shell variables that contains the
+// host's subnet for docker's units and mk-docker-opts.sh, and for the daemon itself after a
+// restart; and, beside it, the daemon's claim on its lease, which no other program reads.
 //
-// It does not decide what stands in the files. Invariant: a reader of a path
-// sees either the whole old content or the whole new one, and a file is not
-// touched when it says the right thing already.
+// It does not decide the content of the files. Invariant: a reader of a path sees either the whole
+// old content or the whole new one, and a file with the right content is not touched.
 package subnetenv
 
 import (
@@ -27,25 +25,24 @@ import (
 // Env is the content of subnet.env.
 type Env struct {
 	Network netip.Prefix // the whole network
-	Subnet  netip.Prefix // this host's, masked; written with its first host address
+	Subnet  netip.Prefix // this host's subnet, masked; written with its first host address
 	MTU     int          // of containers, bytes
-	IPMasq  bool         // whether the daemon was asked to masquerade, so that docker need not
+	IPMasq  bool         // the daemon masquerades, so that docker need not
 }
 
-// maxFile is the longest file, in bytes, that is read: the real one has about a
+// maxFile is the maximum length of a file that is read, in bytes. The usual length is about a
 // hundred.
 const maxFile = 64 << 10
 
-// Format gives the file's bytes.
+// Format returns the content of the file.
 func (e Env) Format() []byte {
 	return fmt.Appendf(nil, "FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s/%d\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n",
 		e.Network, e.Subnet.Addr().Next(), e.Subnet.Bits(), e.MTU, e.IPMasq)
 }
 
-// Parse reads what it can: lines of KEY=VALUE, with or without export and
-// quotes. Anything else, such as the options that mk-docker-opts.sh may have been
-// told to write over the file, is passed over; what is missing or unreadable is
-// left invalid. Only prefixes are read, for they are all that a restart needs.
+// Parse parses lines of KEY=VALUE, with or without export and quotes. Anything else is skipped,
+// such as options that mk-docker-opts.sh was told to write to the same file; missing or malformed
+// values are invalid. Only prefixes are parsed, because a restart needs nothing else.
 func Parse(b []byte) Env {
 	var e Env
 	for line := range strings.Lines(string(b)) {
@@ -58,7 +55,7 @@ func Parse(b []byte) Env {
 		case "FLANNEL_NETWORK":
 			e.Network = p.Masked()
 		case "FLANNEL_SUBNET":
-			if p.Bits() <= 30 { // a longer one was never leased
+			if p.Bits() <= 30 { // longer prefixes are never leased
 				e.Subnet = p.Masked()
 			}
 		}
@@ -66,14 +63,14 @@ func Parse(b []byte) Env {
 	return e
 }
 
-// assignment splits a line of KEY=VALUE. Of any other line the key is no name.
+// assignment splits a line of KEY=VALUE. For other lines, key is not a variable name.
 func assignment(line string) (key, value string) {
 	key, value, _ = strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
 	return strings.TrimSpace(key), strings.Trim(value, `"' `)
 }
 
-// compare reports whether b assigns each variable of e its value, where the last
-// assignment counts, and returns the lines about anything else.
+// compare reports whether b assigns each variable of e its value, where the last assignment counts,
+// and returns all lines about other variables.
 func (e Env) compare(b []byte) (same bool, others string) {
 	var rest strings.Builder
 	have, want := map[string]string{}, map[string]string{}
@@ -92,7 +89,7 @@ func (e Env) compare(b []byte) (same bool, others string) {
 	return maps.Equal(have, want), rest.String()
 }
 
-// Read parses the file. A missing file is an empty Env and no error.
+// Read reads the file. If it is missing, Read returns an empty Env and no error.
 func Read(path string) (Env, error) {
 	b, err := read(path)
 	if err != nil {
@@ -101,8 +98,8 @@ func Read(path string) (Env, error) {
 	return Parse(b), nil
 }
 
-// read gives at most maxFile bytes of a file, and none of one that is missing. It does not
-// wait for who writes to a pipe.
+// read returns at most maxFile bytes of a file, and nil if it is missing. It does not block on a
+// pipe.
 func read(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -122,11 +119,11 @@ func read(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
-// Write makes the variables of e in the file what e says, and reports whether it had to
-// change it. Lines about other variables are no reason to. If it has to, they stay in a
-// repair, when the file said e before; else they go, for they may have been made of what
-// it said. Missing directories are made; the mode of a file that exists is kept, a new one
-// is readable by all.
+// Write sets the variables of e in the file if they differ, and reports whether it has changed the
+// file. Lines about other variables do not count as a difference. If it writes the file, they are
+// kept in a repair, that is if the file had the values of e before; otherwise they are removed,
+// because they may be derived from the old values. It creates missing directories, and keeps the
+// mode of an existing file; a new one is readable by all.
 func Write(path string, e Env, repair bool) (changed bool, err error) {
 	want := e.Format()
 	mode := fs.FileMode(0o644)
@@ -149,8 +146,8 @@ func Write(path string, e Env, repair bool) (changed bool, err error) {
 
 func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
-// replace gives the file another content. Its errors do not tell of the temporary file,
-// which has another name each time.
+// replace replaces the content of a file. Its errors do not contain the path of the temporary file,
+// which differs each time.
 func replace(path string, content []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -174,7 +171,7 @@ func replace(path string, content []byte, mode fs.FileMode) (err error) {
 	return os.Rename(f.Name(), path)
 }
 
-// withoutPath is an error without the paths that it is about.
+// withoutPath returns an error without the paths that it contains.
 func withoutPath(err error) error {
 	var file *fs.PathError
 	var link *os.LinkError

@@ -13,24 +13,23 @@ import (
 )
 
 const (
-	// fileEvents is what may happen to a file in a directory that is watched.
+	// fileEvents are events of files in the watched directory.
 	fileEvents = unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO
-	// dirEvents is what may happen to the directory.
+	// dirEvents are events of the directory.
 	dirEvents = unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 )
 
-// Watch signals that somebody may have changed the files that a daemon keeps. Its own
-// changes count, too.
+// Watch signals possible changes of the daemon's files, including the daemon's own.
 type Watch struct {
-	C <-chan struct{} // several changes before a read are one
+	C <-chan struct{} // several changes before a read are one signal
 
 	dir     string
 	names   []string
 	inotify *os.File
-	wd      int // of dir as it was last
+	wd      int // watch descriptor of dir
 }
 
-// NewWatch watches the files that a daemon keeps with the subnet.env at path.
+// NewWatch watches the files that belong to the subnet.env at path.
 func NewWatch(path string) (*Watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -49,8 +48,8 @@ func NewWatch(path string) (*Watch, error) {
 	return w, nil
 }
 
-// Rewatch has the directory watched that the path leads to now, and reports whether that is
-// another one, of which nothing was signalled so far. It may be called at any time.
+// Rewatch watches the directory that the path refers to now, and reports whether that is another
+// one, whose earlier changes were not signalled. It may be called at any time.
 func (w *Watch) Rewatch() (other bool, err error) {
 	conn, err := w.inotify.SyscallConn()
 	if err != nil {
@@ -63,7 +62,7 @@ func (w *Watch) Rewatch() (other bool, err error) {
 			return
 		}
 		if other = wd != w.wd; other && w.wd >= 0 {
-			unix.InotifyRmWatch(int(fd), uint32(w.wd)) // fails if that directory is gone, and the watch with it
+			unix.InotifyRmWatch(int(fd), uint32(w.wd)) // fails if the directory was removed, and its watch with it
 		}
 		w.wd = wd
 	})
@@ -89,12 +88,12 @@ func (w *Watch) follow(signal chan<- struct{}) {
 		}
 		select {
 		case signal <- struct{}{}:
-		default: // one is waiting to be taken
+		default: // a signal is pending
 		}
 	}
 }
 
-// isRelevant reports whether one of the events is about the files (inotify(7)).
+// isRelevant reports whether one of the events concerns the files (inotify(7)).
 func (w *Watch) isRelevant(b []byte) bool {
 	for len(b) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(b[4:])

@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Descriptors keeps descriptors open, here and in systemd's descriptor store
-// (sd_pid_notify_with_fds(3)), so that what they stand for outlives the process. Without systemd
-// it goes with it.
+// Descriptors keeps descriptors open, in this process and in systemd's descriptor store
+// (sd_pid_notify_with_fds(3)), so that their objects outlive the process. Without systemd they do
+// not.
 type Descriptors struct {
 	log     *slog.Logger
 	program executable
-	files   map[string]*os.File // by name; each has duplicates in use
+	files   map[string]*os.File // by name; duplicates of them are in use
 }
 
-// NewDescriptors takes over what systemd has kept for this process.
+// NewDescriptors returns the descriptors that systemd has kept for this process.
 func NewDescriptors(log *slog.Logger) *Descriptors {
 	s := &Descriptors{log: log, program: newExecutable(), files: map[string]*os.File{}}
 	for _, f := range activation.Files(true) {
@@ -29,9 +29,9 @@ func NewDescriptors(log *slog.Logger) *Descriptors {
 	return s
 }
 
-// Close gives the descriptors up here; systemd's remain, unless what it will start next
-// is another program: that would have them without knowing, could not bind a socket's
-// address and would leave a TUN device without anybody behind it.
+// Close closes the descriptors in this process. Those of systemd remain, unless it will start
+// another program next: that would inherit them unknowingly, could not bind a socket's address, and
+// would leave a TUN device unserved.
 func (s *Descriptors) Close() {
 	if len(s.files) > 0 && s.program.replaced() {
 		s.log.Info("another program has replaced this executable, releasing the tunnel's device and socket", "path", s.program.paths[0])
@@ -42,17 +42,17 @@ func (s *Descriptors) Close() {
 	}
 }
 
-// Names returns the names of what is kept, sorted.
+// Names returns the names of the descriptors, sorted.
 func (s *Descriptors) Names() []string { return slices.Sorted(maps.Keys(s.files)) }
 
-// RemoveAll gives up all that is kept.
+// RemoveAll removes all descriptors.
 func (s *Descriptors) RemoveAll() {
 	for _, name := range s.Names() {
 		s.Remove(name)
 	}
 }
 
-// Take returns a duplicate of what is kept under a name.
+// Take returns a duplicate of a descriptor.
 func (s *Descriptors) Take(name string) (fd int, ok bool) {
 	f, ok := s.files[name]
 	if !ok {
@@ -62,7 +62,7 @@ func (s *Descriptors) Take(name string) (fd int, ok bool) {
 	return fd, err == nil
 }
 
-// Keep keeps a duplicate of fd under a name.
+// Keep stores a duplicate of fd under a name.
 func (s *Descriptors) Keep(name string, fd int) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -73,15 +73,15 @@ func (s *Descriptors) Keep(name string, fd int) {
 	s.notify("FDSTORE=1\nFDNAME="+name, dup)
 }
 
-// Remove gives up what is kept under a name.
+// Remove removes a descriptor.
 func (s *Descriptors) Remove(name string) {
 	s.files[name].Close()
 	delete(s.files, name)
 	s.notify("FDSTOREREMOVE=1\nFDNAME=" + name)
 }
 
-// notify tells systemd something, if it listens. What fails is worth no more
-// than a line: the next restart will lose a few packets.
+// notify sends a notification to systemd, if it listens. A failure is only logged, because its only
+// consequence is that the next restart loses a few packets.
 func (s *Descriptors) notify(state string, fds ...int) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

@@ -9,13 +9,13 @@ import (
 	"runtime/debug"
 )
 
-// selfExe is the running program, even after its file was replaced or removed.
+// selfExe is the running program, even if its file was replaced or removed.
 const selfExe = "/proc/self/exe"
 
 // executable is the file that this process was started from.
 type executable struct {
-	paths     []string // as it was called, and with links resolved
-	buildMark []byte   // which every build of this program contains
+	paths     []string // as called, and with links resolved
+	buildMark []byte   // contained in every build of this program
 }
 
 func newExecutable() executable {
@@ -43,8 +43,8 @@ func newExecutable() executable {
 	return e
 }
 
-// replaced reports whether another program is now where this one was started from, or none; another
-// build of this one does not count.
+// replaced reports whether the file that this process was started from is missing or another
+// program now. Another build of this program does not count.
 func (e executable) replaced() bool {
 	running, err := os.Stat(selfExe)
 	if err != nil {
@@ -62,8 +62,8 @@ func (e executable) replaced() bool {
 	return false
 }
 
-// isBuild reports whether a file is a build of this program. Package debug/buildinfo, which
-// knows where to look, would make the program 3 % larger.
+// isBuild reports whether a file is a build of this program. Package debug/buildinfo would find the
+// mark faster, but make the program 3 % larger.
 func (e executable) isBuild(path string) bool {
 	f, err := os.Open(path)
 	if err != nil || len(e.buildMark) == 0 {
@@ -79,6 +79,6 @@ func (e executable) isBuild(path string) bool {
 		if err != nil {
 			return false
 		}
-		r.Discard(len(chunk) - len(e.buildMark)) // the mark may lie across the border
+		r.Discard(len(chunk) - len(e.buildMark)) // the mark may span two chunks
 	}
 }

@@ -1,9 +1,9 @@
-// Package systemd tells the service manager how this process is: that the network is ready, and
-// that it makes progress (sd_notify(3)); and has it keep descriptors for the next process. Where
-// nobody started the process who listens, nothing happens.
+// Package systemd notifies the service manager that the network is ready and that the process makes
+// progress (sd_notify(3)), and stores descriptors in it for the next process. Without a service
+// manager that listens, it does nothing.
 //
-// It does not know what ready means, nor who has to make progress: both say so themselves.
-// Invariant: what systemd was not told is a condition until it is.
+// Its callers define what ready means and which goroutines must make progress. Invariant: a failed
+// notification is a condition until it succeeds.
 package systemd
 
 import (
@@ -14,10 +14,10 @@ import (
 	"flanneld/pkg/condition"
 )
 
-// retryInterval is the time between attempts to tell systemd that the network is ready.
+// retryInterval is the time between attempts to notify systemd that the network is ready.
 const retryInterval = time.Second
 
-// Ready tells systemd, which waits for it, that the network is ready. It does not block.
+// Ready notifies systemd, which waits for it, that the network is ready. It does not block.
 func Ready(conditions *condition.List) {
 	const id = "systemd/ready"
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -30,7 +30,7 @@ func Ready(conditions *condition.List) {
 	conditions.End(id)
 }
 
-// notifyWatchdog tells systemd's watchdog that this process makes progress.
+// notifyWatchdog notifies systemd's watchdog that this process makes progress.
 func notifyWatchdog(conditions *condition.List) {
 	const id = "systemd/watchdog"
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {

@@ -11,35 +11,36 @@ import (
 	"flanneld/pkg/condition"
 )
 
-// heartbeatTimeout is the silence after which a goroutine counts as stuck. The reconciler and the uplink's
-// watcher look at the kernel each minute, after another one if somebody keeps them busy, which
-// takes seconds, with 20,000 peers too; the lease's follower says each minute that it works.
+// heartbeatTimeout is the time without a heartbeat after which a goroutine counts as stuck. The
+// reconciler and the uplink watcher read the kernel each minute, with up to another minute of
+// pauses while events keep coming, and need seconds for it, also with 20,000 peers; the lease
+// follower has a heartbeat each minute.
 const heartbeatTimeout = 3 * time.Minute
 
-// Heartbeat is when a goroutine that the network depends on was last seen at work: by what it does,
-// not by a timer of its own, which could outlive it.
+// Heartbeat is the last time at which an essential goroutine made progress. The goroutine itself
+// records it, because a separate timer could outlive it.
 type Heartbeat struct{ at atomic.Pointer[time.Time] }
 
-// Record says that it is at work.
-func (p *Heartbeat) Record() {
+// Record records progress.
+func (h *Heartbeat) Record() {
 	now := time.Now()
-	p.at.Store(&now)
+	h.at.Store(&now)
 }
 
-func (p *Heartbeat) recent() bool { return time.Since(*p.at.Load()) < heartbeatTimeout }
+func (h *Heartbeat) recent() bool { return time.Since(*h.at.Load()) < heartbeatTimeout }
 
-// Watchdog tells systemd's watchdog until ctx ends that all is well, for as long as all pulses
-// are alive. It returns at once if systemd does not want to be told.
-func Watchdog(ctx context.Context, conditions *condition.List, pulses ...*Heartbeat) {
+// Watchdog notifies systemd's watchdog until ctx ends, as long as all heartbeats are recent. It
+// returns at once if the watchdog is not enabled.
+func Watchdog(ctx context.Context, conditions *condition.List, heartbeats ...*Heartbeat) {
 	if every := watchdogInterval(); every > 0 {
-		runWatchdog(ctx, every, pulses, func() { notifyWatchdog(conditions) })
+		runWatchdog(ctx, every, heartbeats, func() { notifyWatchdog(conditions) })
 	}
 }
 
-// runWatchdog tells that all is well as long as it is, and often enough: every is a part of WatchdogSec=.
-func runWatchdog(ctx context.Context, every time.Duration, pulses []*Heartbeat, tell func()) {
-	for _, p := range pulses {
-		p.Record()
+// runWatchdog calls notify in intervals of every, as long as all heartbeats are recent.
+func runWatchdog(ctx context.Context, every time.Duration, heartbeats []*Heartbeat, notify func()) {
+	for _, h := range heartbeats {
+		h.Record()
 	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
@@ -48,18 +49,18 @@ func runWatchdog(ctx context.Context, every time.Duration, pulses []*Heartbeat, 
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if !slices.ContainsFunc(pulses, func(p *Heartbeat) bool { return !p.recent() }) {
-				tell()
+			if !slices.ContainsFunc(heartbeats, func(h *Heartbeat) bool { return !h.recent() }) {
+				notify()
 			}
 		}
 	}
 }
 
-// watchdogInterval is how often systemd is to be told, 0 if it does not want to be.
+// watchdogInterval returns the time between notifications, 0 if the watchdog is not enabled.
 func watchdogInterval() time.Duration {
 	limit, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		return 0 // whoever set that is not systemd
+		return 0 // the variable was not set by systemd
 	}
 	return limit / 4
 }

@@ -1,10 +1,10 @@
-// Package terms decides on what terms this host holds its lease: what the lease publishes, out of
-// which pool it is, and for how long. They follow from the facts about this host, from the network
-// config, and from peers that publish what this host does.
+// Package terms determines the terms of this host's lease: what it publishes, from which pool, and
+// for how long. They follow from the facts about this host, the network config, and peers that
+// publish the same MAC.
 //
-// It neither reads nor writes leases; whoever follows them takes the terms. Invariant: what peers
-// know of this host changes only when it must: when it has another address, or when no packet could
-// pass between it and another host.
+// It does not read or write leases; the follower does that with the terms. Invariant: what this
+// host publishes changes only if necessary: when it has another address, or when it cannot exchange
+// packets with another host.
 package terms
 
 import (
@@ -21,33 +21,33 @@ import (
 )
 
 const (
-	// rivalTimeout is how long the host with the older of two leases with one MAC
-	// waits for the other one to take another: that may run a flanneld which never does.
+	// rivalTimeout is how long the host with the older of two leases with one MAC waits for the
+	// other one to change its MAC. Other implementations may never do so.
 	rivalTimeout = 30 * time.Second
-	// minMACInterval is the least time between two changes of the MAC.
+	// minMACInterval is the minimum time between two changes of the MAC.
 	minMACInterval = 10 * time.Second
 )
 
-// Keeper keeps the terms. Its methods may be called by several goroutines, and never block.
+// Keeper computes the terms. Its methods may be called by several goroutines, and never block.
 type Keeper struct {
 	backend    backend.Backend
 	conditions *condition.List
 	log        *slog.Logger
-	out        chan subnet.Terms // the latest
+	out        chan subnet.Terms // the latest terms
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the following
 	terms   subnet.Terms
-	own     lease.Lease // as it is held; zero: there is none yet
+	own     lease.Lease // present lease; zero if there is none yet
 	facts   host.Facts
-	known   bool          // the facts are
-	rivals  []lease.Lease // that have this host's MAC
-	since   time.Time     // when there were none before
-	changed time.Time     // when the MAC was changed last
-	timer   *time.Timer   // look at the rivals again
+	known   bool          // facts are known
+	rivals  []lease.Lease // peers with this host's MAC
+	since   time.Time     // since when there are rivals
+	changed time.Time     // last change of the MAC
+	timer   *time.Timer   // calls resolveConflict
 }
 
-// New returns a keeper of the terms that a network config gives, without attributes: these are
-// those of the first lease.
+// New returns a Keeper with the terms of a network config. The attributes are set by the first
+// lease.
 func New(n backend.Network, conditions *condition.List, log *slog.Logger) *Keeper {
 	k := &Keeper{
 		backend: n.Backend, conditions: conditions, log: log, out: make(chan subnet.Terms, 1),
@@ -62,13 +62,13 @@ func New(n backend.Network, conditions *condition.List, log *slog.Logger) *Keepe
 	return k
 }
 
-// Close ends what the keeper does by itself.
+// Close stops the timer.
 func (k *Keeper) Close() { k.timer.Stop() }
 
-// Changes is where the terms arrive when they have changed: the latest ones.
+// Changes returns a channel that receives the latest terms when they have changed.
 func (k *Keeper) Changes() <-chan subnet.Terms { return k.out }
 
-// SetOwn says what this host's lease is now.
+// SetOwn sets this host's lease.
 func (k *Keeper) SetOwn(l lease.Lease) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -82,8 +82,8 @@ func (k *Keeper) SetOwn(l lease.Lease) {
 	k.updateAddress()
 }
 
-// SetFacts says what is true of this host now, or why that is not known. What the lease publishes
-// follows the address of the uplink.
+// SetFacts sets the facts about this host, or why they are unknown. The lease follows the address
+// of the uplink.
 func (k *Keeper) SetFacts(f host.Facts, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -92,14 +92,14 @@ func (k *Keeper) SetFacts(f host.Facts, err error) {
 	k.resolveConflict()
 }
 
-// SetConfig says what a later network config gives, and reports whether that is something else.
+// SetConfig sets a later network config, and reports whether the terms have changed.
 func (k *Keeper) SetConfig(n backend.Network) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.change(func(t *subnet.Terms) { t.Pool, t.TTL = n.V4, n.LeaseTTL })
 }
 
-// SetRivals says which peers are left out because they claim what is this host's: its MAC.
+// SetRivals sets the peers that are skipped because they have this host's MAC.
 func (k *Keeper) SetRivals(rivals []lease.Lease) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -107,11 +107,11 @@ func (k *Keeper) SetRivals(rivals []lease.Lease) {
 	k.resolveConflict()
 }
 
-// addressCondition is there while the lease cannot publish the uplink's address.
+// addressCondition is the ID of the condition that the lease cannot publish the uplink's address.
 const addressCondition = "lease/address"
 
-// updateAddress has the lease publish the address of the uplink. What else it publishes, as the MAC of a
-// device, stays: peers know it.
+// updateAddress makes the lease publish the address of the uplink. Other attributes, such as the
+// MAC of a device, are kept, because peers use them.
 func (k *Keeper) updateAddress() {
 	if !k.known || !k.own.Subnets.IsValid() {
 		return
@@ -134,9 +134,9 @@ func (k *Keeper) updateAddress() {
 	k.change(func(t *subnet.Terms) { t.Attrs = a })
 }
 
-// resolveConflict ends a rivalry over the MAC of this host, which no packet between the rivals
-// survives. The newer of two leases takes another MAC at once, the older one when the
-// other has not done so in time.
+// resolveConflict changes this host's MAC if a peer has the same one, because the two hosts cannot
+// exchange packets. The host with the newer lease changes its MAC at once, the other one after
+// rivalTimeout.
 func (k *Keeper) resolveConflict() {
 	k.timer.Stop()
 	if len(k.rivals) == 0 || !k.own.Subnets.IsValid() {
@@ -171,13 +171,13 @@ func (k *Keeper) resolveConflict() {
 	}
 }
 
-// change changes the terms, and reports whether they are others now.
+// change changes the terms, and reports whether they differ from before.
 func (k *Keeper) change(change func(*subnet.Terms)) bool {
 	before := k.terms
 	if change(&k.terms); k.terms == before {
 		return false
 	}
-	select { // the latest counts
+	select { // replace a pending value
 	case <-k.out:
 	default:
 	}

@@ -13,16 +13,17 @@ import (
 	"flanneld/pkg/probe"
 )
 
-// What is in this file asks the kernel something now, and changes nothing. It may be called from
-// any goroutine.
+// The methods in this file query the kernel and change nothing. They may be called from any
+// goroutine.
 
-// Inventory reads what an uplink can be chosen from, with the links whose names matter: those
-// that were asked for, the present uplink, and the overlay's device; and, if routes, how peers and
-// what this host needs are reached, which may take a while where a routing daemon has made many.
+// Inventory reads the candidates for the uplink, with the links whose names matter: the selected
+// ones, the present uplink, and the overlay's device. If routes is set, it also reads the routes to
+// peers and to addresses that this host needs, which may take a while if a routing daemon has added
+// many.
 func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
 	names := slices.Clone(w.Selectors.Ifaces)
 	if to := w.Selectors.CanReach; to.IsValid() {
-		if iface, _, err := w.Kernel.RouteTo(to); err == nil { // else the choice says so
+		if iface, _, err := w.Kernel.RouteTo(to); err == nil { // the choice reports the error
 			names = append(names, iface)
 		}
 	}
@@ -40,20 +41,20 @@ func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
 	})
 }
 
-// Needs returns the addresses that this host needs, wherever they lie.
+// Needs returns the addresses that this host needs, inside the network or not.
 func (w *Watcher) Needs() []host.Need {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.needs()
 }
 
-// needs is Wanted, of whoever has locked mu.
+// needs is Needs with mu locked by the caller.
 func (w *Watcher) needs() []host.Need {
 	return append(w.inputs.etcd(), host.Need{Addr: w.publicIP(), What: "this host's public IP"})
 }
 
-// CheckNetwork returns why the routes of a network would take from this host what it needs itself, nil if
-// they would not.
+// CheckNetwork returns an error if the routes of a network would hide addresses that this host
+// needs.
 func (w *Watcher) CheckNetwork(n backend.Network) error {
 	if !n.RoutesToAll() {
 		return nil
@@ -64,7 +65,7 @@ func (w *Watcher) CheckNetwork(n backend.Network) error {
 	}
 	f, err := w.Uplink().Facts(inv, w.PublicIP(), n.V4.Network)
 	if err != nil {
-		return nil // there is nothing to be in the way of
+		return nil // without facts there are no conflicts
 	}
 	f.Needs, f.Leased = inv.Needs(n.V4.Network, w.Needs()), n.V4.Cover()
 	if err := backend.Check(n.Backend, f); err != nil {
@@ -73,19 +74,19 @@ func (w *Watcher) CheckNetwork(n backend.Network) error {
 	return nil
 }
 
-// Needed says what this host needs itself at an address of a subnet and reaches in another way than
-// by the overlay, "" if there is nothing. It is a subnet.Options.Needed.
+// Needed returns a description of an address in a subnet that this host needs and reaches without
+// the overlay, or "" if there is none. It is a subnet.Options.Needed.
 func (w *Watcher) Needed(subnet netip.Prefix) string {
 	contains := func(n host.Need) bool { return subnet.Contains(n.Addr) }
 	w.mu.Lock()
 	network, wanted, atStart := w.inputs.network, w.needs(), w.inputs.atStart
 	w.mu.Unlock()
 	if !slices.ContainsFunc(atStart, contains) && !slices.ContainsFunc(wanted, contains) {
-		return "" // which spares nearly everybody asking the kernel
+		return "" // the common case, without a query of the kernel
 	}
 	inv, err := w.Inventory(true)
 	if err != nil {
-		return "" // whoever reads the facts says so
+		return "" // refresh reports the error
 	}
 	for _, n := range inv.Needs(network, wanted) {
 		if n.TakenBy(subnet) {
@@ -95,8 +96,8 @@ func (w *Watcher) Needed(subnet netip.Prefix) string {
 	return ""
 }
 
-// Avoid returns what a subnet that is chosen anew must not overlap: what this host reaches in
-// another way, its own addresses, and what it needs. It is a subnet.Options.Avoid.
+// Avoid returns prefixes that a new subnet must not overlap: networks that this host reaches in
+// another way, its own addresses, and addresses that it needs. It is a subnet.Options.Avoid.
 func (w *Watcher) Avoid() ([]netip.Prefix, error) {
 	w.mu.Lock()
 	network, leased, needed := w.inputs.network, w.inputs.leased, slices.Concat(w.needs(), w.inputs.atStart)
@@ -112,8 +113,8 @@ func (w *Watcher) Avoid() ([]netip.Prefix, error) {
 	return avoid, nil
 }
 
-// Probe returns what shows that another host has an address, or why that cannot be found out; it is
-// empty when nobody answers there. It is a subnet.Options.Probe.
+// Probe returns evidence that another host has an address, or why that could not be determined; it
+// is empty if there is no reply. It is a subnet.Options.Probe.
 func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
 	if !addr.IsValid() || addr.IsUnspecified() {
 		return ""
@@ -124,7 +125,7 @@ func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
 	}
 	has := func(a host.Addr) bool { return a.Prefix.Addr() == addr }
 	if slices.ContainsFunc(inv.Ifaces, func(i host.Iface) bool { return slices.ContainsFunc(i.Addrs, has) }) {
-		return "" // it is this host's, still or again
+		return "" // this host has the address
 	}
 	iface, _ := host.OnLink(inv.Routes, addr)
 	answered, err := probe.Probe(ctx, addr, iface, w.Kernel)

@@ -1,10 +1,10 @@
-// Package uplink watches the interface that carries the overlay, and what else is true of this
-// host. It chooses the uplink, reads the facts, and pushes them to whoever wants them when they
-// change, before it passes on the event of the kernel's that said so.
+// Package uplink watches the interface that carries the overlay, and other facts about this host.
+// It chooses the uplink, reads the facts, and pushes changed facts to its subscribers, before it
+// forwards the kernel event that has announced them.
 //
-// What to do about them is for others. Invariants: facts that are pushed are those of the uplink
-// that is in use, and the reading of them is at most a minute old; while it cannot be used, that is
-// pushed, and a condition says why. To get the latest facts does nothing else.
+// The subscribers decide what to do. Invariants: pushed facts are those of the uplink in use, and
+// at most a minute old; while the uplink is unusable, an error is pushed, and a condition is set.
+// Reading the latest facts has no side effects.
 package uplink
 
 import (
@@ -29,23 +29,23 @@ import (
 const (
 	// retry is the time between attempts while there are no facts.
 	retry = time.Second
-	// resync bounds the age of a reading, for what no event tells of, such as a route between two
+	// resync limits the age of the facts, for changes without an event, such as a route between two
 	// underlay networks.
 	resync = time.Minute
-	// burst is the least time between two readings: it lets what others do at once end.
+	// burst is the minimum time between two readings, so that a burst of changes can end.
 	burst = 20 * time.Millisecond
 )
 
-// readShare are those that others cause, and may cause all the time: there may be many routes to
+// readShare limits the share of time of readings that events cause: there may be many routes to
 // read.
 func readShare() pace.Share {
 	return pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}
 }
 
-// unusableCondition is the ID of the condition that the uplink cannot be used.
+// unusableCondition is the ID of the condition that the uplink is unusable.
 const unusableCondition = "uplink"
 
-// Kernel is what the watcher asks.
+// Kernel is the part of the kernel that the watcher reads.
 type Kernel interface {
 	Inventory(kernel.Wanted) (host.Inventory, error)
 	RouteTo(netip.Addr) (iface string, src netip.Addr, err error)
@@ -53,32 +53,32 @@ type Kernel interface {
 	probe.Link
 }
 
-// Config of a Watcher.
+// Config configures a Watcher.
 type Config struct {
 	Kernel     Kernel
 	Selectors  host.Selectors
 	Had        []netip.Prefix // subnets of this host in earlier runs
 	Conditions *condition.List
 	Log        *slog.Logger
-	Heartbeat  func() // called whenever the watcher is at work, at least once a minute
+	Heartbeat  func() // called while the watcher makes progress, at least once a minute
 }
 
-// Watcher watches the uplink. Make one with New, have it choose with Choose, and then Run it.
+// Watcher watches the uplink. Make one with New, call Choose, and then Run.
 type Watcher struct {
 	Config
 	wake chan struct{}
 
-	// Of Run's goroutine, and of Choose's caller before that.
+	// The following belong to Run's goroutine, and before that to the caller of Choose.
 	tracker  host.Tracker
-	due      time.Time     // when to read next
-	readAt   time.Time     // when the last reading ended
-	minPause time.Duration // from then to one that others cause
+	due      time.Time     // time of the next reading
+	readAt   time.Time     // end of the last reading
+	minPause time.Duration // from readAt to a reading that an event causes
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the following
 	uplink host.Uplink
 	inputs inputs
-	facts  host.Facts // the latest that there were
-	err    error      // why there are none now
+	facts  host.Facts // the latest known facts
+	err    error      // why facts are not current
 
 	calls   sync.Mutex // guards the following, and is held for a call of the first two
 	onFacts []func(host.Facts, error)
@@ -86,18 +86,18 @@ type Watcher struct {
 	onEvent []func(driver.Event)
 }
 
-// inputs is what others know and the facts depend on.
+// inputs are values that other rooms set and that facts depend on.
 type inputs struct {
 	network netip.Prefix
-	device  string         // of the network, where its name cannot be chosen
-	subnet  netip.Prefix   // this host's
-	leased  []netip.Prefix // the fewest that hold all subnets that are leased
-	tun     string         // the TUN device, where there is one
+	device  string         // the network's device, if its name is fixed
+	subnet  netip.Prefix   // this host's subnet
+	leased  []netip.Prefix // smallest set of prefixes that contain all leasable subnets
+	tun     string         // TUN device, if there is one
 	etcd    func() []host.Need
-	atStart []host.Need // what this host needed then, wherever it lies
+	atStart []host.Need // addresses needed at the start, inside the network or not
 }
 
-// New returns a Watcher that has chosen nothing yet.
+// New returns a Watcher without an uplink.
 func New(c Config) *Watcher {
 	return &Watcher{
 		Config: c, wake: make(chan struct{}, 1),
@@ -107,12 +107,11 @@ func New(c Config) *Watcher {
 	}
 }
 
-// Choose chooses the uplink for the first time, by what Inventory returned. Its error says why
-// there is none.
+// Choose chooses the first uplink from an Inventory. It returns an error if there is none.
 func (w *Watcher) Choose(inv host.Inventory) error { return w.choose(inv) }
 
-// SetNeeds says which addresses of etcd there are, by a function that knows them now. What the host
-// needs besides, and how it reached all that at the start, is in inv.
+// SetNeeds sets the function that returns the addresses of etcd. inv is an Inventory at the start,
+// which determines how other needed addresses were reached then.
 func (w *Watcher) SetNeeds(etcd func() []host.Need, inv host.Inventory) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,7 +119,7 @@ func (w *Watcher) SetNeeds(etcd func() []host.Need, inv host.Inventory) {
 	w.inputs.atStart = inv.Needs(netip.PrefixFrom(netip.IPv4Unspecified(), 0), w.needs())
 }
 
-// SetNetwork says which network the facts are for, and reads them. It is called before each Run.
+// SetNetwork sets the network, and reads the facts for it. It is called before each Run.
 func (w *Watcher) SetNetwork(n backend.Network) {
 	w.mu.Lock()
 	w.inputs.network, w.inputs.device, w.inputs.leased = n.V4.Network, n.FixedDevice(), n.V4.Cover()
@@ -128,28 +127,28 @@ func (w *Watcher) SetNetwork(n backend.Network) {
 	w.refresh(context.Background())
 }
 
-// SetSubnet says which subnet this host has.
+// SetSubnet sets this host's subnet.
 func (w *Watcher) SetSubnet(subnet netip.Prefix) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.inputs.subnet = subnet
 }
 
-// SetLeased says which are the fewest prefixes that hold all subnets that are leased, and pushes
-// facts that say so.
+// SetLeased sets the smallest set of prefixes that contain all leasable subnets, and pushes the
+// facts.
 func (w *Watcher) SetLeased(leased []netip.Prefix) {
 	w.update(func(a *inputs) { a.leased = leased })
 }
 
-// SetTUN says what the TUN device is called, and pushes facts that say so. It reports whether that
-// is another one than before.
+// SetTUN sets the name of the TUN device, and pushes the facts. It reports whether the name has
+// changed.
 func (w *Watcher) SetTUN(name string) (changed bool) {
 	w.update(func(a *inputs) { changed, a.tun = a.tun != name, name })
 	return changed
 }
 
-// update changes what others know, and pushes it with the facts that were read last. A reading that
-// is under way is pushed after it, with what others know by then.
+// update changes inputs, and pushes them with the last facts. A reading in progress is pushed after
+// that, with the inputs at that time.
 func (w *Watcher) update(change func(*inputs)) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
@@ -165,9 +164,8 @@ func (a inputs) complete(f host.Facts) host.Facts {
 	return f
 }
 
-// OnFacts has f called with the facts, now and whenever there are others, or with the error why
-// there are none; in the order of the calls of OnFacts. f must not block, nor say anything to the
-// watcher.
+// OnFacts subscribes f to the facts: it is called now and whenever they change, or with the error
+// if they are unknown; in the order of the calls of OnFacts. f must not block or call the watcher.
 func (w *Watcher) OnFacts(f func(host.Facts, error)) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
@@ -175,31 +173,30 @@ func (w *Watcher) OnFacts(f func(host.Facts, error)) {
 	f(w.Facts())
 }
 
-// OnMove has f called when the uplink has another address: what was sent from the old one gets no
-// answer. f must not block, nor say anything to the watcher.
+// OnMove subscribes f to changes of the uplink's address, after which packets from the old one get
+// no answer. f must not block or call the watcher.
 func (w *Watcher) OnMove(f func()) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
 	w.onMove = append(w.onMove, f)
 }
 
-// OnEvent has f called with the drivers' events from now on, each once the facts that follow from
-// it were pushed; by Run's goroutine.
+// OnEvent subscribes f to the drivers' events from now on. It is called by Run's goroutine, after
+// facts that follow from the event were pushed.
 func (w *Watcher) OnEvent(f func(driver.Event)) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
 	w.onEvent = append(w.onEvent, f)
 }
 
-// Facts returns the latest facts, and why there are none now; then the facts are those that there
-// were last.
+// Facts returns the latest facts. If they are not current, it also returns the reason.
 func (w *Watcher) Facts() (host.Facts, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.facts, w.err
 }
 
-// Uplink returns the uplink that is in use.
+// Uplink returns the uplink in use.
 func (w *Watcher) Uplink() host.Uplink {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -220,7 +217,7 @@ func (w *Watcher) publicIP() netip.Addr {
 	return w.uplink.Addr
 }
 
-// Refresh asks for a reading soon, for the host may need other addresses. It never blocks.
+// Refresh requests a reading, because the needed addresses may have changed. It never blocks.
 func (w *Watcher) Refresh() {
 	select {
 	case w.wake <- struct{}{}:
@@ -228,7 +225,7 @@ func (w *Watcher) Refresh() {
 	}
 }
 
-// Run watches until ctx ends or there are no more events. After it, nobody is called any more.
+// Run watches until ctx ends or events is closed. After it, subscribers are not called any more.
 func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 	defer func() {
 		w.calls.Lock()
@@ -256,43 +253,43 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 	}
 }
 
-// handleEvent takes an event, looks if it is about the uplink, and passes it on.
+// handleEvent reads the facts if an event concerns them, and forwards it.
 func (w *Watcher) handleEvent(ctx context.Context, e driver.Event) {
 	w.Log.Debug("kernel events", "events", e)
 	switch {
 	case e&(driver.Uplink|driver.Overflow) != 0:
 		w.refresh(ctx)
 	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.hasNeeds():
-		w.schedule(w.minPause) // another uplink may be better, or what is needed be reached in another way
+		w.schedule(w.minPause) // another uplink may be better, or a needed address may have another route
 	}
 	w.calls.Lock()
 	onEvent := w.onEvent
 	w.calls.Unlock()
-	for _, f := range onEvent { // which may have something to say to the watcher
+	for _, f := range onEvent { // without a lock, because they may call the watcher
 		f(e)
 	}
 }
 
-// hasNeeds reports whether the host needs an address that a route of the overlay could take.
+// hasNeeds reports whether the host needs an address that a route of the overlay could hide.
 func (w *Watcher) hasNeeds() bool {
 	f, _ := w.Facts()
 	return len(f.Needs)+len(f.NameServers) > 0
 }
 
-// schedule has a reading made after d, if not before.
+// schedule schedules a reading after d at the latest.
 func (w *Watcher) schedule(d time.Duration) {
 	if at := time.Now().Add(d); at.Before(w.due) {
 		w.due = at
 	}
 }
 
-// refresh reads the facts, with the choice of the uplink that follows from them, and pushes them.
+// refresh chooses the uplink, reads the facts, and pushes them.
 func (w *Watcher) refresh(ctx context.Context) {
 	w.Heartbeat()
 	if pace.Sleep(ctx, time.Until(w.readAt.Add(burst))) != nil {
 		return
 	}
-	select { // what this reading sees
+	select { // requests up to now are served by this reading
 	case <-w.wake:
 	default:
 	}
@@ -309,7 +306,7 @@ func (w *Watcher) refresh(ctx context.Context) {
 	w.push(facts, err)
 }
 
-// read reads the facts.
+// read chooses the uplink and reads the facts.
 func (w *Watcher) read() (host.Facts, error) {
 	inv, err := w.Inventory(true)
 	if err != nil {
@@ -326,8 +323,7 @@ func (w *Watcher) read() (host.Facts, error) {
 	return f, err
 }
 
-// push takes what was read and, if that is something else than before, has it pushed. w.calls is
-// locked.
+// push stores the facts and pushes them if they have changed. The caller holds w.calls.
 func (w *Watcher) push(facts host.Facts, err error) {
 	w.mu.Lock()
 	same := err == nil && w.err == nil && w.inputs.complete(facts).Equal(w.facts) || err != nil && w.err != nil && err.Error() == w.err.Error()
@@ -344,8 +340,8 @@ func (w *Watcher) push(facts host.Facts, err error) {
 	}
 }
 
-// choose finds the interface that carries the overlay, or keeps it. It returns why that cannot be
-// used now, which is a condition if there was one before.
+// choose chooses the uplink or keeps it. It returns why the uplink is unusable, which is a
+// condition unless there was no uplink before.
 func (w *Watcher) choose(inv host.Inventory) error {
 	w.mu.Lock()
 	before, own := w.uplink, slices.Clone(w.Had)
@@ -381,7 +377,7 @@ func (w *Watcher) choose(inv host.Inventory) error {
 		return nil
 	case before.Iface == "":
 		return choice.Err
-	case !w.Conditions.Has(unusableCondition): // why it began, not all that happens meanwhile
+	case !w.Conditions.Has(unusableCondition): // keep the first reason
 		w.Conditions.Set(condition.Condition{
 			ID: unusableCondition, Text: "uplink is unusable, leaving the kernel as it is until it returns",
 			Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
