@@ -37,6 +37,58 @@ func TestLogFieldsAreInTheTable(t *testing.T) {
 	}
 }
 
+// TestLogMessagesAreConstant checks that messages can be searched for: what varies is in fields. A
+// message starts with a lower-case word or an acronym, and has no full stop.
+func TestLogMessagesAreConstant(t *testing.T) {
+	for _, s := range sources(t) {
+		if !isDaemon(s.room) {
+			continue
+		}
+		for _, e := range logMessages(s.file) {
+			text := literal(e)
+			first, _, _ := strings.Cut(text, " ")
+			switch e.(type) {
+			case *ast.BasicLit:
+				if first != strings.ToLower(first) && first != strings.ToUpper(first) || strings.HasSuffix(text, ".") {
+					t.Errorf("%s: message %q: must be a sentence in lower case without a full stop", s.fset.Position(e.Pos()), text)
+				}
+			case *ast.BinaryExpr:
+				t.Errorf("%s: a message must be constant: what varies belongs into a field", s.fset.Position(e.Pos()))
+			case *ast.CallExpr:
+				if pkg, _, _ := selector(e.(*ast.CallExpr).Fun); pkg == "fmt" {
+					t.Errorf("%s: a message must be constant: what varies belongs into a field", s.fset.Position(e.Pos()))
+				}
+			}
+		}
+	}
+}
+
+// logMessages returns the messages in calls of a logger, and the texts in literals of conditions and
+// findings, which have fields of these names.
+func logMessages(file *ast.File) (all []ast.Expr) {
+	before := fieldsBefore(nil)
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.CallExpr:
+			sel, ok := n.Fun.(*ast.SelectorExpr)
+			if !ok || !strings.EqualFold(lastName(sel.X), "log") && lastName(sel.X) != "l" {
+				return true
+			}
+			if i := before[sel.Sel.Name] - 1; i >= 0 && i < len(n.Args) {
+				all = append(all, n.Args[i])
+			}
+		case *ast.CompositeLit:
+			for _, e := range n.Elts {
+				if kv, ok := e.(*ast.KeyValueExpr); ok && (isIdent(kv.Key, "Text") || isIdent(kv.Key, "Ended")) {
+					all = append(all, kv.Value)
+				}
+			}
+		}
+		return true
+	})
+	return all
+}
+
 // isDaemon reports whether a room is part of the daemon's binary.
 func isDaemon(room string) bool {
 	return !isBed(room) && room != "cmd/flannel-lab" && room != "registry/registrytest"

@@ -11,13 +11,12 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// retry tries f until it succeeds, fails in a way that does not pass, or ctx ends; it returns
-// f's last error.
-func (d *daemon) retry(ctx context.Context, cannot string, passes func(error) bool, f func() error) error {
-	defer d.conditions.End(startCondition(cannot))
-	// What fails and may pass is tried again soon, and ever later.
+// retry calls f until it succeeds, fails in a way that does not pass, or ctx ends. It returns f's
+// last error.
+func (d *daemon) retry(ctx context.Context, operation string, passes func(error) bool, f func() error) error {
+	defer d.conditions.End(startCondition(operation))
 	for backoff := (pace.Backoff{Initial: 20 * time.Millisecond, Max: time.Second}); ; {
-		err := d.tryOnce(cannot, passes, f)
+		err := d.tryOnce(operation, passes, f)
 		if !errors.Is(err, subnet.ErrTryAgain) {
 			return err
 		}
@@ -27,21 +26,21 @@ func (d *daemon) retry(ctx context.Context, cannot string, passes func(error) bo
 	}
 }
 
-// tryOnce calls f. That it failed in a way that may pass is a condition, named by what cannot be done,
-// until it is called again; then the error is a subnet.ErrTryAgain, too.
-func (d *daemon) tryOnce(cannot string, passes func(error) bool, f func() error) error {
+// tryOnce calls f. A failure that may pass is a condition until the next call; the error is then a
+// subnet.ErrTryAgain too.
+func (d *daemon) tryOnce(operation string, passes func(error) bool, f func() error) error {
 	err := f()
 	switch {
 	case err == nil || !passes(err):
-		d.conditions.End(startCondition(cannot))
+		d.conditions.End(startCondition(operation))
 		return err
 	case !errors.As(err, &condition.Reported{}):
 		d.conditions.Set(condition.Condition{
-			ID: startCondition(cannot), Severe: true, Text: "cannot " + cannot + ", trying again", Fields: []any{"err", err},
+			ID: startCondition(operation), Severe: true, Text: "operation failed, will retry", Fields: []any{"operation", operation, "err", err},
 		})
 	}
 	return fmt.Errorf("%w: %w", subnet.ErrTryAgain, err)
 }
 
-// startCondition is the ID of a condition.
-func startCondition(to string) string { return "start/" + to }
+// startCondition returns the ID of the condition that an operation fails.
+func startCondition(operation string) string { return "start/" + operation }
