@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// cleanup is "flanneld cleanup": it removes what a daemon has left on this host. Its exit code is 0 when nothing is left,
-// 1 when something is, or a daemon runs, 2 for a command line that it does not accept.
+// runCleanup is "flanneld cleanup": it removes what a daemon has left on this host. Its exit code
+// is 0 if nothing is left, 1 if something is or a daemon runs, 2 for an invalid command line.
 func runCleanup(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	o, help, err := parseCleanup(args, env)
 	switch {

@@ -16,10 +16,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// errHelp says that the user asked for help.
+// errHelp reports that the user asked for help.
 var errHelp = errors.New("help asked for")
 
-// commandLine is what the command line and the environment say.
+// commandLine is the parsed command line and environment.
 type commandLine struct {
 	flags       *pflag.FlagSet
 	options     daemon.Options
@@ -38,8 +38,8 @@ type warning struct {
 	fields []any
 }
 
-// parse reads flags and FLANNELD_* variables; the command line wins. Long flags
-// take one dash or two.
+// parse parses flags and FLANNELD_* variables; flags take precedence. Long flags have one dash or
+// two.
 func parse(args, env []string) (*commandLine, error) {
 	cl := &commandLine{flags: pflag.NewFlagSet("flanneld", pflag.ContinueOnError)}
 	cl.flags.SortFlags = false
@@ -49,7 +49,7 @@ func parse(args, env []string) (*commandLine, error) {
 		g.define(cl)
 	}
 	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
-		// The habit of images without an entrypoint.
+		// Commands for images without an entrypoint begin with the path.
 		cl.warnings = append(cl.warnings, warning{"ignored leading argument", []any{"argument", args[0]}})
 		args = args[1:]
 	}
@@ -76,8 +76,8 @@ func parse(args, env []string) (*commandLine, error) {
 	return cl, cl.check()
 }
 
-// twoDashes writes -name as --name. It follows the flags' arity, for a value
-// may begin with a dash too.
+// twoDashes replaces -name by --name. It skips the values of flags, which may begin with a dash
+// too.
 func (cl *commandLine) twoDashes(args []string) ([]string, error) {
 	out := slices.Clone(args)
 	for i := 0; i < len(out); i++ {
@@ -97,15 +97,14 @@ func (cl *commandLine) twoDashes(args []string) ([]string, error) {
 			out[i] = "-" + a
 		}
 		if !hasValue && f.NoOptDefVal == "" {
-			i++ // its value
+			i++ // skip its value
 		}
 	}
 	return out, nil
 }
 
-// environment sets the flags that the command line leaves alone from their
-// FLANNELD_ variables. A value that is not accepted is reported and changes
-// nothing, for such a variable never kept a host from starting.
+// environment sets flags that are not on the command line from their FLANNELD_ variables. An
+// invalid value is only logged, because in the original such a variable does not prevent the start.
 func (cl *commandLine) environment(env []string) {
 	names := map[string]string{}
 	cl.flags.VisitAll(func(f *pflag.Flag) {
@@ -130,8 +129,8 @@ func (cl *commandLine) environment(env []string) {
 	}
 }
 
-// checkObsolete warns of flags without effect, and refuses those that ask for a
-// mode that does not exist.
+// checkObsolete warns about flags without effect, and refuses those that request an unsupported
+// mode.
 func (cl *commandLine) checkObsolete() error {
 	var idle []string
 	var refused error
@@ -151,8 +150,8 @@ func (cl *commandLine) checkObsolete() error {
 	return refused
 }
 
-// withoutEffect tells whether a flag does nothing, and, if it asks for
-// something that must not be ignored, why that is refused.
+// withoutEffect reports whether a flag has no effect, and, if it requests an unsupported mode, why
+// it is refused.
 func (cl *commandLine) withoutEffect(f *pflag.Flag) (why string, old bool) {
 	v, ok := f.Annotations[noEffect]
 	if !ok {
@@ -161,7 +160,7 @@ func (cl *commandLine) withoutEffect(f *pflag.Flag) (why string, old bool) {
 	return v[0], true
 }
 
-// check turns the texts of flags into options, naming what is not accepted.
+// check converts the flags into options. Its error says which value is invalid.
 func (cl *commandLine) check() (err error) {
 	o := &cl.options
 	for e := range strings.SplitSeq(cl.endpoints, ",") {
@@ -172,7 +171,7 @@ func (cl *commandLine) check() (err error) {
 	if len(o.Etcd.Endpoints) == 0 {
 		return bad("etcd-endpoints", cl.endpoints, "a comma separated list of URLs")
 	}
-	o.Etcd.Prefix = path.Join(o.Etcd.Prefix) // one form of it, for the keys, the log and suggested commands
+	o.Etcd.Prefix = path.Join(o.Etcd.Prefix) // normalised for keys, log and suggested commands
 	switch o.EtcdAPI {
 	case "auto", "v2", "v3":
 	default:

@@ -7,15 +7,14 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// group is a paragraph of the help: flags that belong together.
+// group is a group of related flags in the help.
 type group struct {
 	title string
 	flags func(*commandLine, *pflag.FlagSet)
 }
 
-// noEffect annotates flags that are accepted only so that existing command
-// lines work. Its value says why the flag is refused when it asks for more than
-// its default, or is empty where it can be ignored.
+// noEffect annotates flags that are accepted only for compatibility. Its value says why the flag is
+// refused if it differs from its default, or is empty if it can be ignored.
 const noEffect = "flanneld-no-effect"
 
 var groups = []group{
@@ -69,7 +68,7 @@ var groups = []group{
 	{"", obsoleteFlags},
 }
 
-// subnetFile is where docker's units look.
+// subnetFile is the path that docker's units read.
 const subnetFile = "/run/flannel/subnet.env"
 
 const (
@@ -103,7 +102,7 @@ func obsoleteFlags(_ *commandLine, f *pflag.FlagSet) {
 	noEffectFlag(f, "stderrthreshold", "", "", "")
 }
 
-// noEffectFlag defines a flag without effect; its value is never read.
+// noEffectFlag defines a flag without effect.
 func noEffectFlag(f *pflag.FlagSet, name string, def any, usage, refusal string) {
 	switch def := def.(type) {
 	case string:
@@ -118,7 +117,7 @@ func noEffectFlag(f *pflag.FlagSet, name string, def any, usage, refusal string)
 
 func (g group) define(cl *commandLine) { g.flags(cl, cl.flags) }
 
-// help prints the groups that have a title.
+// help returns the help text with all groups that have a title.
 func (cl *commandLine) help() string {
 	var b strings.Builder
 	b.WriteString(`flanneld leases this host a subnet of an overlay network, and connects its containers to those of

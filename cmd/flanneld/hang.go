@@ -8,14 +8,15 @@ import (
 	"strings"
 )
 
-// goroutines returns the functions of flanneld's packages that goroutines are in, with how many
-// are, as "kernel.(*Watch).run" or "subnet.Follow x2": what a shutdown that hangs waits for.
+// goroutines returns the functions of flanneld's packages that goroutines execute, with their
+// number if there are several, as "kernel.(*Watch).run" or "subnet.Follow x2". It shows why a
+// shutdown hangs.
 func goroutines() string {
 	stacks := make([]byte, 1<<20)
 	return functions(string(stacks[:runtime.Stack(stacks, true)]))
 }
 
-// functions reads stacks as runtime.Stack writes them, the innermost call first.
+// functions parses stacks in the format of runtime.Stack, with the innermost call first.
 func functions(stacks string) string {
 	found := map[string]int{}
 	for goroutine := range strings.SplitSeq(stacks, "\n\n") {

@@ -1,8 +1,7 @@
-// Command flanneld gives a host its subnet of an overlay network and keeps the
-// kernel's entries for its peers right. It turns the command line and the
-// environment into daemon.Options, and daemon.Run's result into an exit code:
-// 0 after SIGTERM or SIGINT, 1 when it cannot do its work or hangs, 2 for a command line
-// it does not accept. "flanneld cleanup" removes what a daemon has left instead.
+// Command flanneld leases a subnet of an overlay network for a host and keeps the kernel's entries
+// for its peers in sync. It turns the command line and the environment into daemon.Options, and the
+// result of daemon.Run into an exit code: 0 after SIGTERM or SIGINT, 1 if it cannot work or hangs,
+// 2 for an invalid command line. "flanneld cleanup" removes what a daemon has left instead.
 package main
 
 import (
@@ -25,21 +24,20 @@ import (
 // version is set at link time.
 var version = "dev"
 
-// stopTimeout bounds the time from a signal to the exit. Nothing has to be cleaned up, so a shutdown
-// takes a moment, or as long as what the kernel was just told to do.
+// stopTimeout limits the time from a signal to the exit. Nothing has to be cleaned up, so a
+// shutdown takes a moment, or as long as the present operations of the kernel.
 const stopTimeout = 5 * time.Second
 
-// gcPercent is for hosts with very many peers: a pass makes much anew and keeps little, and a
-// smaller heap costs no time that can be measured. BenchmarkGCPercent shows a fifth less memory
-// among 20,000 peers.
+// gcPercent suits hosts with very many peers: a pass allocates much and keeps little, and a smaller
+// heap costs no measurable time. BenchmarkGCPercent shows a fifth less memory with 20,000 peers.
 const gcPercent = 40
 
-// flushTimeout bounds how long the exit waits for a reader of the log that has stopped.
+// flushTimeout limits how long the exit waits for a reader of the log that has stopped.
 const flushTimeout = 200 * time.Millisecond
 
 func main() {
-	// Whoever reads what is printed may end before the work does. With somebody to take the
-	// signal, it does not end the process, and programs that it starts do not ignore it.
+	// The reader of the output may end first. With a handler, SIGPIPE does not end the process, and
+	// programs that it starts do not ignore the signal.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	os.Exit(run(ctx, stop, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
@@ -93,8 +91,7 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	return 0
 }
 
-// daemonLog is the log of the daemon. Nothing else of the process writes to standard error but
-// a crash.
+// daemonLog is the log of the daemon. Only a crash writes to standard error without it.
 type daemonLog struct {
 	*slog.Logger
 	handler *logsink.Handler
@@ -114,7 +111,7 @@ func openLog(stderr io.Writer, level slog.Level) *daemonLog {
 	return l
 }
 
-// close has all come out that was logged, and what was left out be said.
+// close flushes the log, including the numbers of omitted lines.
 func (l *daemonLog) close() {
 	l.handler.Flush()
 	l.sink.Flush(flushTimeout)

@@ -7,8 +7,8 @@ import (
 	"flanneld/pkg/condition"
 )
 
-// parseConfig reads a network config, and refuses one whose own routes would take what this host
-// needs itself. What it has it keeps.
+// parseConfig parses a network config. A new one is rejected if its routes would hide addresses
+// that this host needs.
 func (d *daemon) parseConfig(raw []byte) (backend.Network, error) {
 	n, err := backend.ParseNetwork(raw)
 	if err == nil && !n.Equal(d.net) {
@@ -17,10 +17,9 @@ func (d *daemon) parseConfig(raw []byte) (backend.Network, error) {
 	return n, err
 }
 
-// applyConfig takes over what a later network config may change while the
-// network runs: which subnets are leased from now on, for how long, and who keeps
-// the packet filter's rules. Anything else would cut this host off from those
-// that have not noticed yet; it waits for a restart.
+// applyConfig applies the parts of a later network config that may change at runtime: which subnets
+// are leased from now on, for how long, and which packet filter is preferred. Other changes would
+// cut this host off from hosts that have not applied them yet; they need a restart.
 func (d *daemon) applyConfig(n backend.Network) {
 	const id = "network-config/restart"
 	if late := d.net.NeedsRestart(n); len(late) > 0 {

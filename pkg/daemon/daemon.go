@@ -1,10 +1,10 @@
-// Package daemon wires the rooms together and gives them their order: choose
-// the uplink, wait for the network config, lease a subnet, program the kernel,
-// write subnet.env, say READY, follow the network.
+// Package daemon connects the rooms and defines their order: choose the uplink, wait for the
+// network config, lease a subnet, program the kernel, write subnet.env, notify READY, follow the
+// network.
 //
-// It decides nothing itself. What a part knows it pushes to those that need it, and the wires are
-// in serve. Invariant: waiting for etcd never makes Run return, and after READY nothing does but
-// the end of its context.
+// It makes no decisions. Each room pushes its values to those that need them, and serve connects
+// them. Invariant: Run never returns because etcd is unreachable, and after READY only when its
+// context ends.
 package daemon
 
 import (
@@ -41,43 +41,43 @@ import (
 	"flanneld/pkg/uplink"
 )
 
-// Options are what the command line says.
+// Options are the settings of the command line.
 type Options struct {
 	Etcd        etcd.Options
 	EtcdAPI     store.API
-	EtcdDomain  string // where Etcd.Endpoints come from, by SRV records; empty: they are given
+	EtcdDomain  string // domain whose SRV records name Etcd.Endpoints; empty if they are set
 	Uplink      host.Selectors
-	SubnetFile  string        // subnet.env
+	SubnetFile  string        // path of subnet.env
 	RenewMargin time.Duration // a lease is renewed this long before its end
 	Rules       filter.Options
-	Release     bool // give up the lease at exit
-	Blackhole   bool // drop what is for our subnet while nobody takes it
+	Release     bool // release the lease at exit
+	Blackhole   bool // drop packets to our subnet while no bridge has it
 	HealthzIP   string
-	HealthzPort int // 0: off
+	HealthzPort int // 0 means off
 }
 
-// daemon is a running flanneld. Fields are set by Run and serve, before anything reads them that
-// runs beside these, but for the two at the end.
+// daemon is a running flanneld. Run and serve set its fields before they start goroutines that read
+// them, except for the last one.
 type daemon struct {
-	// Of the process, from the start of Run.
+	// Process, set at the start of Run.
 	options    Options
 	log        *slog.Logger
-	conditions *condition.List // what is wrong now
+	conditions *condition.List
 	kernel     *kernel.Kernel
 	health     health.Port
 	files      *subnetenv.Keeper
 	fds        *systemd.Descriptors
-	previous   subnetenv.Env // of the run before
-	claim      lease.Claim   // of the run before
+	previous   subnetenv.Env // of the previous run
+	claim      lease.Claim   // of the previous run
 	heartbeats struct{ loop, follower, uplink systemd.Heartbeat }
 
-	// Of this host and its way to etcd.
+	// This host and its connection to etcd.
 	uplink      *uplink.Watcher
 	needs       *needs.Etcd
 	staleRoutes *needs.StaleRoutes
 	registry    store.Registry
 
-	// Of the network that is served.
+	// The network that is served.
 	net          backend.Network
 	registration *presence.Registration
 	terms        *terms.Keeper
@@ -86,13 +86,12 @@ type daemon struct {
 	loop         *reconcile.Loop
 	rules        *filter.Filter
 	lock         *filter.Lock
-	feed         *filter.Feed // of rules and lock
+	feed         *filter.Feed // feeds rules and lock
 
-	view atomic.Pointer[lease.View] // follow's: the latest
+	view atomic.Pointer[lease.View] // the latest view, set by followViews
 }
 
-// Run is flanneld from its options to its end. It returns an error when it
-// cannot do its work, and ctx's when that has ended.
+// Run runs flanneld. It returns an error if it cannot work, and ctx's error when that ends.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	etcdv3.DiscardLog()
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: systemd.NewDescriptors(log)}
@@ -146,8 +145,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 }
 
-// readPrevious reads what the run before has left. An error is one for want of descriptors or
-// memory: what cannot be read otherwise, this run goes on without.
+// readPrevious reads the files of the previous run. It returns an error only for lack of
+// descriptors or memory; other errors are logged, and the run continues without the files.
 func (d *daemon) readPrevious() error {
 	var unread, unclaimed error
 	if d.previous, unread = subnetenv.Read(d.options.SubnetFile); pace.IsResourceError(unread) {
@@ -165,8 +164,7 @@ func (d *daemon) readPrevious() error {
 	return nil
 }
 
-// findEtcd chooses the uplink, finds out where etcd is, and has nothing of an earlier run in the
-// way to it.
+// findEtcd chooses the uplink, finds the addresses of etcd, and removes stale routes to them.
 func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink = uplink.New(uplink.Config{
 		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4},
@@ -207,14 +205,14 @@ func (d *daemon) findEtcd(ctx context.Context) error {
 	return nil
 }
 
-// identity is by what this host finds its lease, and so its store.
+// identity returns how to recognise this host's lease, and with it the store to use.
 func (d *daemon) identity() store.Identity {
 	return store.Identity{Last: store.API(d.claim.Store), Owns: func(l lease.Lease) bool {
 		return l.PublicIP == d.uplink.PublicIP() || d.claim.Matches(l)
 	}}
 }
 
-// withPortHolder adds to an error of listening for health checks who has the port.
+// withPortHolder adds the owner of the health check port to an error of listening.
 func withPortHolder(k *kernel.Kernel, ip string, port int, err error) error {
 	addr, parseErr := netip.ParseAddr(ip)
 	if !errors.Is(err, unix.EADDRINUSE) || parseErr != nil {

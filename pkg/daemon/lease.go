@@ -16,12 +16,12 @@ import (
 	"flanneld/pkg/subnetenv"
 )
 
-// releaseTimeout bounds what giving up the lease may add to the exit.
+// releaseTimeout limits the time that releasing the lease may add to the exit.
 const releaseTimeout = 500 * time.Millisecond
 
-// join has a subnet leased and kept until ctx ends, and returns the first view of the network; the
-// latest of the next is in views. As long as there is no lease, nothing on this host depends on
-// the network config, so any change of it is taken over: join ends with a subnet.Changed.
+// join leases a subnet and renews the lease until ctx ends. It returns the first view of the
+// network; views receives the latest of the following ones. Without a lease nothing on this host
+// depends on the network config yet, so on any change of it join ends with a subnet.Changed.
 func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.View, views <-chan lease.View, err error) {
 	joining, settle := subnet.WhileConfig(ctx, d.registry, d.conditions, d.parseConfig, func(n backend.Network) bool {
 		return n.Equal(d.net)
@@ -46,7 +46,7 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	return first, emitted, nil
 }
 
-// sendLatest puts the latest value into a channel for one, for which there is one sender. It never
+// sendLatest replaces the value in a channel of capacity 1 that has no other sender. It never
 // blocks.
 func sendLatest[T any](latest chan T, value T) {
 	select {
@@ -56,12 +56,12 @@ func sendLatest[T any](latest chan T, value T) {
 	latest <- value
 }
 
-// followViews takes the views of the network until ctx ends, the latest of those that have come.
+// followViews forwards the latest views of the network until ctx ends.
 func (d *daemon) followViews(ctx context.Context, v lease.View, next <-chan lease.View) {
 	for {
-		now := v // the next one must not be written over it
+		now := v // a copy, because v is reused
 		before := d.view.Swap(&now)
-		d.feed.SetView(v) // before the loop gives a new peer its entries
+		d.feed.SetView(v) // before the loop adds the entries of new peers
 		d.loop.SetView(v)
 		d.checks.SetView(v)
 		if before.Own.Subnets != v.Own.Subnets {
@@ -80,7 +80,7 @@ func (d *daemon) followViews(ctx context.Context, v lease.View, next <-chan leas
 func (d *daemon) leaseOptions() subnet.Options {
 	claim := d.claim
 	if claim.Store != string(d.registry.API) {
-		claim.Revision = 0 // of another store: says nothing here
+		claim.Revision = 0 // a revision of another store is meaningless
 	}
 	return subnet.Options{
 		Registry:   d.registry,
@@ -116,7 +116,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 	}
 }
 
-// attrs returns what the first lease says of this host.
+// attrs returns the attributes of the first lease.
 func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	var f host.Facts
 	err := d.tryOnce("read the state of this host", pace.IsTemporary, func() (err error) {
@@ -129,8 +129,8 @@ func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs,
 	return d.net.Attrs(f, previous, others)
 }
 
-// release gives up what this run has leased, so that another host may have the subnet at once.
-// What the kernel holds stays. A reservation is the operator's.
+// release releases the lease of this run, so that another host may have the subnet at once. The
+// kernel is not changed. A reservation belongs to the operator and is kept.
 func (d *daemon) release() {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()

@@ -27,15 +27,15 @@ import (
 	"flanneld/pkg/tunnel"
 )
 
-// rulesTimeout bounds what the first look at the packet filter may add to the start.
+// rulesTimeout limits the time that the first sync of the packet filter may add to the start.
 const rulesTimeout = 5 * time.Second
 
-// serve joins the network and follows it until ctx ends. What flows where:
+// serve joins the network and follows it until ctx ends. Data flows:
 //
 //	drivers' events -> uplink -> facts  -> terms, files, feed, loop, checks
-//	                          -> events -> checks, loop (see heard)
-//	follower        -> views            -> feed, loop, checks, uplink, files (see follow)
-//	config          -> pool, choice     -> terms, uplink, rules (see reconfigure)
+//	                          -> events -> checks, loop (see handleEvent)
+//	follower        -> views            -> feed, loop, checks, uplink, files (see followViews)
+//	config          -> pool, choice     -> terms, uplink, rules (see applyConfig)
 //	loop            -> rivals, missing  -> terms, checks
 //	terms           -> changes          -> follower
 func (d *daemon) serve(until context.Context) error {
@@ -46,7 +46,7 @@ func (d *daemon) serve(until context.Context) error {
 		d.registration = nil
 	}()
 	defer func() {
-		if d.options.Release && until.Err() != nil { // no follower is left that would make it again
+		if d.options.Release && until.Err() != nil { // the follower, which would renew it, has ended
 			d.release()
 		}
 	}()
@@ -80,7 +80,7 @@ func (d *daemon) serve(until context.Context) error {
 	}
 	late, cancelled := context.WithTimeout(ctx, rulesTimeout)
 	for _, tried := range []<-chan struct{}{d.rules.Tried(), d.lock.Tried()} {
-		select { // neither success nor a command that hangs is waited for
+		select { // one attempt, successful or not, but no longer than the timeout
 		case <-tried:
 		case <-late.Done():
 		}
@@ -96,8 +96,8 @@ func (d *daemon) serve(until context.Context) error {
 	return nil
 }
 
-// watchHost makes the drivers and has the facts about this host pushed, from before there is a
-// lease: that follows from them, too.
+// watchHost creates the drivers and subscribes to the facts about this host. It is called before
+// join, because the lease depends on the facts.
 func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.Driver, error) {
 	d.uplink.OnMove(d.registry.Reconnect)
 	d.uplink.SetNetwork(d.net)
@@ -127,8 +127,8 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 	return drivers, nil
 }
 
-// wire makes what acts on this host, and connects it. From here on the loop sees to it that no
-// route takes what this host needs.
+// wire creates and connects the rooms that change this host. From here on the loop ensures that no
+// route hides an address that this host needs.
 func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.View) {
 	d.rules, d.lock = d.newFilter(nft)
 	d.feed = &filter.Feed{Network: d.net, Rules: d.rules, Lock: d.lock}
@@ -158,7 +158,7 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 	d.staleRoutes.Stop()
 }
 
-// newFilter makes what keeps the packet filter's rules, and the underlay's lock.
+// newFilter returns the packet filter and the underlay lock.
 func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) {
 	ipt := iptables.NewTools(d.options.Rules.Resync)
 	taken := func(o firewall.Overlay) bool { return presence.Serves(o.Network) }
@@ -178,7 +178,8 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 	return rules, lock
 }
 
-// prepareTUN has a TUN device, if the backend needs one, and nothing kept for one if it does not.
+// prepareTUN chooses a TUN device if the backend needs one, and otherwise removes stored
+// descriptors.
 func (d *daemon) prepareTUN(ctx context.Context) error {
 	if !d.net.UsesTUN() {
 		d.fds.RemoveAll()
@@ -190,8 +191,7 @@ func (d *daemon) prepareTUN(ctx context.Context) error {
 	})
 }
 
-// chooseTUN takes the TUN device for this host's overlay, and reports whether that is another one
-// than before.
+// chooseTUN chooses the TUN device of this host's overlay, and reports whether it has changed.
 func (d *daemon) chooseTUN() (changed bool, err error) {
 	inv, err := d.uplink.Inventory(false)
 	if err != nil {
@@ -200,9 +200,9 @@ func (d *daemon) chooseTUN() (changed bool, err error) {
 	return d.uplink.SetTUN(d.tunnels.Choose(inv, d.previous.Network)), nil
 }
 
-// handleEvent has those look for whom an event may matter.
+// handleEvent triggers the rooms that an event may concern.
 func (d *daemon) handleEvent(e driver.Event) {
-	retry := e&driver.Uplink != 0 // not for links of our own: what we try on them is an event, too
+	retry := e&driver.Uplink != 0 // not for our own links, because retries cause events on them
 	if e&driver.DeviceTaken != 0 {
 		changed, err := d.chooseTUN()
 		retry = retry || err == nil && changed
@@ -218,8 +218,8 @@ func (d *daemon) handleEvent(e driver.Event) {
 	}
 }
 
-// onSubnetFile is called when the subnet file says something else than before in this
-// run. Docker reads it at its start only.
+// onSubnetFile is called when the content of the subnet file has changed in this run. Docker reads
+// it only at its start.
 func (d *daemon) onSubnetFile(first, changed bool) {
 	if changed && (!first || d.previous.Subnet.IsValid()) {
 		d.log.Warn("subnet file changed, restart docker to apply it", "path", d.options.SubnetFile)
@@ -229,7 +229,7 @@ func (d *daemon) onSubnetFile(first, changed bool) {
 	}
 }
 
-// announceReady tells that the network is there.
+// announceReady reports that the network is ready.
 func (d *daemon) announceReady() {
 	d.health.SetReady()
 	systemd.Ready(d.conditions)

@@ -11,12 +11,12 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// retry calls f until it succeeds, fails in a way that does not pass, or ctx ends. It returns f's
+// retry calls f until it succeeds, fails with a permanent error, or ctx ends. It returns f's
 // last error.
-func (d *daemon) retry(ctx context.Context, operation string, passes func(error) bool, f func() error) error {
+func (d *daemon) retry(ctx context.Context, operation string, temporary func(error) bool, f func() error) error {
 	defer d.conditions.End(startCondition(operation))
 	for backoff := (pace.Backoff{Initial: 20 * time.Millisecond, Max: time.Second}); ; {
-		err := d.tryOnce(operation, passes, f)
+		err := d.tryOnce(operation, temporary, f)
 		if !errors.Is(err, subnet.ErrTryAgain) {
 			return err
 		}
@@ -26,12 +26,12 @@ func (d *daemon) retry(ctx context.Context, operation string, passes func(error)
 	}
 }
 
-// tryOnce calls f. A failure that may pass is a condition until the next call; the error is then a
-// subnet.ErrTryAgain too.
-func (d *daemon) tryOnce(operation string, passes func(error) bool, f func() error) error {
+// tryOnce calls f. A temporary error is a condition until the next call, and is returned as a
+// subnet.ErrTryAgain.
+func (d *daemon) tryOnce(operation string, temporary func(error) bool, f func() error) error {
 	err := f()
 	switch {
-	case err == nil || !passes(err):
+	case err == nil || !temporary(err):
 		d.conditions.End(startCondition(operation))
 		return err
 	case !errors.As(err, &condition.Reported{}):
