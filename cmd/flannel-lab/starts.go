@@ -55,7 +55,8 @@ func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c watchedHo
 		return c, l, err
 	}
 	l.leased, l.complete, l.ready = leased.Sub(c.begun), at.Sub(c.begun), c.process.ReadyAfter()
-	if err := window(ctx, s.plan.background/2); err != nil { // include what it does right after the start
+	// Include what it does right after the start.
+	if err := window(ctx, s.plan.background/2); err != nil {
 		return c, l, err
 	}
 	if l.Usage, err = c.process.Usage(); err != nil {

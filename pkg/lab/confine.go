@@ -153,7 +153,8 @@ func (u *Unit) filters() [][]unix.SockFilter {
 			flags = 1
 		}
 		all = append(all, append(begin(), equal(unix.SYS_SETNS, 0, 1), refuse(unix.EPERM), equal(unix.SYS_UNSHARE, 0, 1), refuse(unix.EPERM),
-			equal(unix.SYS_CLONE3, 0, 1), refuse(unix.ENOSYS), // its flags are in memory, where seccomp cannot read them
+			// clone3 has its flags in memory, where seccomp cannot read them.
+			equal(unix.SYS_CLONE3, 0, 1), refuse(unix.ENOSYS),
 			equal(unix.SYS_CLONE, 1, 0), allow(), argument(flags), anyOf(namespaces, 0, 1), refuse(unix.EPERM), allow()))
 	}
 	if u.Mmap != 0 && runtime.GOARCH != "s390x" { // mmap has its arguments in memory there

@@ -108,7 +108,8 @@ func sendFlood(conn *net.UDPConn, size int, end time.Time) (sent int64, err erro
 	for time.Now().Before(end) {
 		n, err := c.WriteBatch(batch, 0)
 		sent += int64(max(n, 0))
-		if err != nil && !errors.Is(err, syscall.ENOBUFS) { // the queue of a device is full: count it as a loss
+		// The queue of a device is full: count it as a loss.
+		if err != nil && !errors.Is(err, syscall.ENOBUFS) {
 			return sent, err
 		}
 	}
@@ -126,7 +127,8 @@ func receiveFlood(conn *net.UDPConn, size int, end time.Time) (received int64, e
 	}
 	batch := make([]ipv4.Message, floodBatch)
 	for i := range batch {
-		batch[i].Buffers = [][]byte{make([]byte, size+1)} // one more byte, to recognise longer datagrams, which are not counted
+		// One more byte, to recognise longer datagrams, which are not counted.
+		batch[i].Buffers = [][]byte{make([]byte, size+1)}
 	}
 	c := ipv4.NewPacketConn(conn)
 	for time.Now().Before(end) {

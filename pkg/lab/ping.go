@@ -119,7 +119,8 @@ func (s *echoSocket) receive() (uint64, error) {
 			return 0, err
 		}
 		packet := buf[:n]
-		if n > 0 && packet[0]>>4 == ipv4.Version { // a raw socket returns the IP header too; an ICMP echo reply starts with 0
+		// A raw socket returns the IP header too; an ICMP echo reply starts with 0.
+		if n > 0 && packet[0]>>4 == ipv4.Version {
 			packet = packet[min(n, int(packet[0]&15)*4):]
 		}
 		if len(packet) < icmpHeader+echoToken || packet[0] != byte(ipv4.ICMPTypeEchoReply) {

@@ -25,7 +25,7 @@ const firstNumber = 2
 // A NIC is a network card of a host of a Site.
 type NIC struct {
 	Name string // name of the device on the host
-	LAN  string // bridge of the router at the other end of the cable; empty: a line to the router, with a TUN device at both ends
+	LAN  string // bridge of the router that its cable leads to; empty: a line, with TUN devices
 }
 
 // A Site is a part of the lab with its own addresses: a router, and hosts that are connected to it
