@@ -124,7 +124,7 @@ func (b *bench) repairs(ctx context.Context, kind dataplane.Kind) ([]time.Durati
 }
 
 func (b *bench) vxlanScope() dataplane.Scope {
-	return dataplane.Scope{Network: b.vxlan.network, Links: []string{vxlanLink}}
+	return dataplane.Scope{Networks: []netip.Prefix{b.vxlan.network}, Links: []string{vxlanLink}}
 }
 
 func (b *bench) awaitState(ctx context.Context, k *kernel.Kernel, what string, check func(dataplane.State) bool) error {

@@ -50,7 +50,7 @@ func overlayOf(h *lab.Host, network netip.Prefix) (dataplane.State, error) {
 		return dataplane.State{}, err
 	}
 	defer k.Close()
-	return k.Snapshot(dataplane.Scope{Network: network, Links: links})
+	return k.Snapshot(dataplane.Scope{Networks: []netip.Prefix{network}, Links: links})
 }
 
 // deletions returns the operations that remove all objects of one kind from a link, or the link

@@ -72,7 +72,7 @@ func deviceOf(o overlay, h *lab.Host) string {
 
 // listObjects returns the objects of an overlay on a link in a kernel, to check a monitor with.
 func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, error) {
-	scope := dataplane.Scope{Network: network, Links: []string{link}}
+	scope := dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{link}}
 	s, err := k.Snapshot(scope)
 	all := objects{}
 	for r, route := range s.Routes {

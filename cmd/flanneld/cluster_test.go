@@ -296,7 +296,7 @@ func (c *cluster) snapshot(h *lab.Host, network string, links ...string) datapla
 			return err
 		}
 		defer k.Close()
-		s, err = k.Snapshot(dataplane.Scope{Network: netip.MustParsePrefix(network), Links: links})
+		s, err = k.Snapshot(dataplane.Scope{Networks: []netip.Prefix{netip.MustParsePrefix(network)}, Links: links})
 		return err
 	}))
 	return s

@@ -16,7 +16,7 @@ import (
 // in memory, with it and with Go's own percentage. What is wanted stays, what is read is made anew.
 func BenchmarkGCPercent(b *testing.B) {
 	want := statePeers(20_000)
-	scope := want.ScopeOf(netip.MustParsePrefix("10.0.0.0/8"))
+	scope := want.ScopeOf([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
 	for _, percent := range []int{100, gcPercent} {
 		b.Run(strconv.Itoa(percent), func(b *testing.B) {
 			before := debug.SetGCPercent(percent)

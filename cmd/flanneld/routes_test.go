@@ -85,7 +85,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 	network := netip.MustParsePrefix("10.0.0.0/9")
 	c.manyLeases(`{"Network":"10.0.0.0/9","SubnetLen":28,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.255.0","Backend":{"Type":"vxlan"}}`, bgpPeers)
 	k := c.openKernel(h)
-	scope := dataplane.Scope{Network: network, Links: []string{"flannel.1"}}
+	scope := dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{"flannel.1"}}
 	type run struct {
 		took time.Duration
 		lab.Usage

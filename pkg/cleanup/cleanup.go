@@ -116,7 +116,7 @@ func (c *cleanup) kernel() error {
 	if err != nil {
 		return err
 	}
-	scope := dataplane.Scope{Network: c.owner.Network, NextHops: true}
+	scope := dataplane.Scope{Networks: []netip.Prefix{c.owner.Network}, NextHops: true}
 	for _, name := range names {
 		if dataplane.IsDeviceName(name) {
 			scope.Links = append(scope.Links, name)

@@ -73,7 +73,7 @@ func TestCleanupRemovesOnlyWhatIsProvablyOurs(t *testing.T) {
 			have.Addrs[a] = struct{}{}
 		}
 		clean := &cleanup{owner: firewall.Owner{Network: prefix("10.42.0.0/16")}}
-		ops, left := clean.removal(have, dataplane.Scope{Network: clean.owner.Network, NextHops: true})
+		ops, left := clean.removal(have, dataplane.Scope{Networks: []netip.Prefix{clean.owner.Network}, NextHops: true})
 		var commands []string
 		for _, op := range ops {
 			commands = append(commands, op.String())

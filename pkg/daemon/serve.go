@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -102,7 +103,7 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 	d.uplink.OnMove(d.registry.Reconnect)
 	d.uplink.SetNetwork(d.net)
 	interest := kernel.Interest{
-		Scope: dataplane.Scope{Network: d.net.V4.Network}, Uplinks: []string{d.uplink.Uplink().Iface},
+		Scope: dataplane.Scope{Networks: []netip.Prefix{d.net.V4.Network}}, Uplinks: []string{d.uplink.Uplink().Iface},
 	}
 	var objects *kernel.Driver
 	err := d.retry(ctx, "watch the kernel", pace.IsTemporary, func() (err error) {

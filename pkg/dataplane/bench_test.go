@@ -33,7 +33,7 @@ func (s State) addPeer(i int) {
 func BenchmarkDiff(b *testing.B) {
 	none, all := NewState(), benchState(benchPeers)
 	alone := benchState(0)
-	scope := all.ScopeOf(netip.MustParsePrefix("10.0.0.0/8"))
+	scope := all.ScopeOf([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
 	hops := scope
 	hops.NextHops = true
 	for _, c := range []struct {
@@ -68,7 +68,7 @@ func BenchmarkDiff(b *testing.B) {
 func BenchmarkPart(b *testing.B) {
 	all, was, now := benchState(benchPeers), NewState(), NewState()
 	now.addPeer(benchPeers)
-	scope := all.ScopeOf(netip.MustParsePrefix("10.0.0.0/8"))
+	scope := all.ScopeOf([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
 	b.ReportAllocs()
 	for b.Loop() {
 		n := 0

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -177,7 +178,7 @@ ip route replace 10.5.2.0/24 nhid 168100352
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			want, have := parse(t, c.want), parse(t, c.have)
-			scope := want.ScopeOf(network)
+			scope := want.ScopeOf([]netip.Prefix{network})
 			scope.NextHops = c.nextHops
 			delta := Diff(want, have, scope, !c.keep)
 			if got := commands(slices.Collect(delta.Ops())); got != c.ops || delta.Len() != strings.Count(got, "\n") {

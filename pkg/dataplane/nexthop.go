@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
@@ -63,7 +64,7 @@ func (s State) SpreadPays(have State) bool {
 // another, each scope has as many of them.
 func (r Route) spread(k RouteKey) Route {
 	if r.Via.IsValid() && k.Dst.Addr().Is4() && k.Dst.Bits() > 0 {
-		r.Scope = uint8(1 + number(k.Dst.Addr())>>(32-k.Dst.Bits())%scopes)
+		r.Scope = uint8(1 + NextHopID(k.Dst)>>(32-k.Dst.Bits())%scopes)
 	}
 	return r
 }
@@ -71,23 +72,27 @@ func (r Route) spread(k RouteKey) Route {
 // nextHop returns a route by way of a nexthop object, and that object. IPv6
 // routes stay as they are: the kernel does not look for their gateways.
 func (r Route) nextHop(k RouteKey) (Route, NextHop, bool) {
-	if !r.Via.IsValid() || !k.Dst.Addr().Is4() || k.Metric != 0 {
+	id := NextHopID(k.Dst)
+	if !r.Via.IsValid() || id == 0 || k.Metric != 0 {
 		return r, NextHop{}, false
 	}
-	if r.NextHop = number(k.Dst.Addr()); r.NextHop == 0 {
-		return r, NextHop{}, false
-	}
+	r.NextHop = id
 	return r, NextHop{Link: k.Link, Via: r.Via, OnLink: r.OnLink, Proto: ProtoFlannel}, true
 }
 
-// InRange reports whether a nexthop's id is one of the network's addresses.
+// InRange reports whether a nexthop's id is one of the networks' addresses.
 func (s Scope) InRange(id uint32) bool {
-	return s.Network.IsValid() && s.Network.Addr().Is4() && s.Network.Contains(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, id))))
+	addr := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, id)))
+	return slices.ContainsFunc(s.Networks, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
 
-func number(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
+// NextHopID returns the id of the nexthop of a route to dst; 0: it has none.
+func NextHopID(dst netip.Prefix) uint32 {
+	if !dst.Addr().Is4() {
+		return 0
+	}
+	addr := dst.Addr().As4()
+	return binary.BigEndian.Uint32(addr[:])
 }
 
 // diffNextHops finds out which nexthop objects the wanted routes need, if they are to be by

@@ -90,7 +90,7 @@ func TestNextHopOfARoute(t *testing.T) {
 	if !ok || r.NextHop != 0x0a2a0900 || h != (NextHop{"flannel.1", via, true, ProtoFlannel}) {
 		t.Errorf("%+v, %+v, %v", r, h, ok)
 	}
-	scope := Scope{Network: netip.MustParsePrefix("10.42.0.0/16")}
+	scope := Scope{Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 	if !scope.InRange(0x0a2a0000) || !scope.InRange(0x0a2affff) || scope.InRange(0x0a290000) || scope.InRange(7) || (Scope{}).InRange(7) {
 		t.Error("the range of ids is not the network")
 	}

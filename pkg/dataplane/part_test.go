@@ -3,6 +3,7 @@ package dataplane
 import (
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 )
@@ -17,7 +18,7 @@ func TestPartDiff(t *testing.T) {
 		want := c.want()
 		maps.DeleteFunc(want.Routes, func(_ RouteKey, r Route) bool { return r.Blackhole })
 		m := c.have(want)
-		scope := want.ScopeOf(network)
+		scope := want.ScopeOf([]netip.Prefix{network})
 		scope.NextHops, scope.Spread = c.one(50), c.one(50)
 		delta := Diff(want, m.State, scope, true)
 		for o := range delta.Ops() {

@@ -131,7 +131,7 @@ func (c chance) have(want State) *model {
 	}
 	for k, r := range want.Routes {
 		if c.one(20) {
-			_ = m.apply(KindNextHop.Put(number(k.Dst.Addr()), NextHop{Link: some(), Via: r.Via, Proto: 4}))
+			_ = m.apply(KindNextHop.Put(NextHopID(k.Dst), NextHop{Link: some(), Via: r.Via, Proto: 4}))
 		}
 		if through, hop, ok := r.nextHop(k); ok && c.one(30) {
 			hop.OnLink = hop.OnLink && c.one(80)
@@ -195,7 +195,7 @@ func TestDiffProperties(t *testing.T) {
 		want := c.want()
 		m := c.have(want)
 		before := newModel(m.State).State
-		scope := want.ScopeOf(network)
+		scope := want.ScopeOf([]netip.Prefix{network})
 		scope.NextHops, scope.Spread = c.one(50), c.one(50)
 		if problem := check(want, m, scope, c.one(80)); problem != "" {
 			t.Fatalf("%s\nwant:\n%s\nhave:\n%s", problem, want.Text(), before.Text())

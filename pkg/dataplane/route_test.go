@@ -10,7 +10,7 @@ import (
 // TestUncover: to lead packets for an address past the overlay, all routes of ours go that
 // win, in turn, and none that is not provably ours.
 func TestUncover(t *testing.T) {
-	scope := Scope{Network: netip.MustParsePrefix("10.0.0.0/8"), Links: []string{"flannel.1", "flannel0"}}
+	scope := Scope{Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Links: []string{"flannel.1", "flannel0"}}
 	for _, c := range []struct {
 		name   string
 		routes string // destination, device, protocol and metric, each

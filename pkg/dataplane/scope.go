@@ -9,9 +9,9 @@ import (
 // Scope is what a reading of the kernel looks at and what may be changed:
 // ownership, which every deletion needs.
 type Scope struct {
-	Network netip.Prefix // only routes and addresses inside it concern us
-	Links   []string     // names of links that are ours, sorted
-	Sysctls []string     // paths to read, sorted
+	Networks []netip.Prefix // only routes and addresses inside one of them concern us
+	Links    []string       // names of links that are ours, sorted
+	Sysctls  []string       // paths to read, sorted
 	// Carriers are links that are not ours and that something of ours depends on: the uplink, and
 	// those that routes of ours leave by, sorted. When one goes down, or loses an address or its
 	// carrier, the kernel takes routes away and tells of the cause only.
@@ -21,9 +21,9 @@ type Scope struct {
 	NextHops, Spread bool
 }
 
-// ScopeOf returns the scope for wanting s in a network: the links it names are
+// ScopeOf returns the scope for wanting s in networks: the links it names are
 // ours. carriers are links that it depends on besides those that its routes leave by.
-func (s State) ScopeOf(network netip.Prefix, carriers ...string) Scope {
+func (s State) ScopeOf(networks []netip.Prefix, carriers ...string) Scope {
 	others := map[string]bool{}
 	for _, link := range carriers {
 		others[link] = true
@@ -35,7 +35,7 @@ func (s State) ScopeOf(network netip.Prefix, carriers ...string) Scope {
 	}
 	delete(others, "") // a blackhole is on none
 	return Scope{
-		Network:  network,
+		Networks: networks,
 		Links:    slices.Sorted(maps.Keys(s.Links)),
 		Sysctls:  slices.Sorted(maps.Keys(s.Sysctls)),
 		Carriers: slices.Sorted(maps.Keys(others)),
@@ -45,16 +45,26 @@ func (s State) ScopeOf(network netip.Prefix, carriers ...string) Scope {
 // OwnsLink reports whether the named link is ours.
 func (s Scope) OwnsLink(name string) bool { return slices.Contains(s.Links, name) }
 
-// Inside reports whether p lies in the network or is the whole of it.
+// Inside reports whether p lies in one of the networks or is the whole of it.
 func (s Scope) Inside(p netip.Prefix) bool {
-	return p.Bits() >= s.Network.Bits() && s.Network.Contains(p.Addr())
+	for _, network := range s.Networks {
+		if Inside(network, p) {
+			return true
+		}
+	}
+	return false
 }
 
-// OwnsAddr reports whether an address is ours: inside the network and on a link of ours. Others
+// Inside reports whether p lies in a network or is the whole of it.
+func Inside(network, p netip.Prefix) bool {
+	return p.Bits() >= network.Bits() && network.Contains(p.Addr())
+}
+
+// OwnsAddr reports whether an address is ours: inside a network and on a link of ours. Others
 // there, such as IPv6 link-local ones, belong to the kernel or to the operator.
 func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.Prefix) }
 
-// OwnsRoute reports whether a route is ours: inside the network, and by a link of ours or with our
+// OwnsRoute reports whether a route is ours: inside a network, and by a link of ours or with our
 // stamp.
 func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
 	return s.Inside(k.Dst) && (k.Link != "" || r.Blackhole) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)

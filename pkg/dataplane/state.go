@@ -77,11 +77,9 @@ func (s State) Part(others ...State) State {
 		}
 		for k := range o.Routes {
 			destinations[k.Dst] = true
-			if k.Dst.Addr().Is4() {
-				id := number(k.Dst.Addr())
-				if h, ok := s.NextHops[id]; ok {
-					p.NextHops[id] = h
-				}
+			id := NextHopID(k.Dst)
+			if h, ok := s.NextHops[id]; ok {
+				p.NextHops[id] = h
 			}
 		}
 	}

@@ -178,7 +178,7 @@ func TestParseMAC(t *testing.T) {
 }
 
 func TestScope(t *testing.T) {
-	s := Scope{Network: netip.MustParsePrefix("10.5.0.0/16"), Links: []string{"flannel.1"}}
+	s := Scope{Networks: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")}, Links: []string{"flannel.1"}}
 	for p, want := range map[string]bool{"10.5.0.0/16": true, "10.5.2.0/24": true, "10.0.0.0/8": false, "10.6.0.0/24": false, "0.0.0.0/0": false, "::/0": false} {
 		if got := s.Inside(netip.MustParsePrefix(p)); got != want {
 			t.Errorf("%s inside: %v", p, got)

@@ -62,7 +62,7 @@ func TestApplyWithASmallReceiveBuffer(t *testing.T) {
 			failures++
 		}
 	}
-	have := b.snapshot(want.ScopeOf(network))
+	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
 	for _, op := range ops {
 		if k, mac := dataplane.KindNeigh.Of(op); op.Kind == dataplane.KindNeigh && have.Neighs[k] != mac {
 			t.Fatalf("%s is reported as done and is not", op)
@@ -122,7 +122,7 @@ func TestOneFailureHarmsNoOther(t *testing.T) {
 			t.Errorf("%s: got %v, want %s…", o.op, err, o.text)
 		}
 	}
-	have := b.snapshot(dataplane.Scope{Network: network, Links: []string{overlay, "flannel.3"}})
+	have := b.snapshot(dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{overlay, "flannel.3"}})
 	if have.Neighs[neigh(overlay, "10.5.2.0")] != mac || have.Routes[dataplane.RouteKey{Dst: prefix("10.5.2.0/24"), Link: overlay}] != good {
 		t.Errorf("what was done is not there:\n%s", have.Text())
 	}
@@ -165,16 +165,18 @@ func TestEqualDeviceIsAdopted(t *testing.T) {
 	b.settled(want)
 }
 
+// TestIPv6Objects: IPv6 objects are kept like those of IPv4, which are on the same link.
 func TestIPv6Objects(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
-	network := netip.MustParsePrefix("fd00:5::/48")
 	want := dataplane.NewState()
 	link := vxlanLink(r)
 	link.MTU = 1430
 	link.Local = netip.MustParseAddr("2001:db8::1")
 	want.Links["flannel-v6.1"] = link
 	want.Addrs[dataplane.Addr{Link: "flannel-v6.1", Prefix: netip.MustParsePrefix("fd00:5:0:1::/128")}] = struct{}{}
+	want.Addrs[dataplane.Addr{Link: "flannel-v6.1", Prefix: netip.MustParsePrefix("10.5.1.0/32")}] = struct{}{}
+	want.Routes[dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.9.0/24"), Link: "flannel-v6.1"}] = dataplane.Route{Proto: dataplane.ProtoBoot}
 	for i := range 20 {
 		gw := netip.AddrFrom16([16]byte{0xfd, 0, 0, 5, 0, 0, 0, byte(2 + i)})
 		mac := randomMAC(r)
@@ -183,7 +185,7 @@ func TestIPv6Objects(t *testing.T) {
 		want.Routes[dataplane.RouteKey{Dst: netip.PrefixFrom(gw, 64), Link: "flannel-v6.1"}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 	}
 	for _, w := range []dataplane.State{want, {Links: want.Links}} {
-		scope := w.ScopeOf(network)
+		scope := w.ScopeOf([]netip.Prefix{network, netip.MustParsePrefix("fd00:5::/48")})
 		ops := slices.Collect(dataplane.Diff(w, b.snapshot(scope), scope, true).Ops())
 		for i, err := range b.k.Apply(ops) {
 			if err != nil {

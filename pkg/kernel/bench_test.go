@@ -52,7 +52,7 @@ func BenchmarkApply(b *testing.B) {
 	b.Run("snapshot", func(b *testing.B) {
 		b.ReportAllocs()
 		for range b.N {
-			s := bed.snapshot(dataplane.Scope{Network: netip.MustParsePrefix("10.0.0.0/8"), Links: []string{overlay}})
+			s := bed.snapshot(dataplane.Scope{Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Links: []string{overlay}})
 			if len(s.FDB) != peers || len(s.Neighs) != peers || len(s.NextHops) != peers || len(s.Routes) < peers {
 				b.Fatalf("%d fdb, %d neighbours, %d nexthops, %d routes", len(s.FDB), len(s.Neighs), len(s.NextHops), len(s.Routes))
 			}

@@ -74,7 +74,7 @@ func TestSnapshotWhileOthersAreBusy(t *testing.T) {
 	b.strangers()
 	want := wantPeers(chance(t), vxlanLink(chance(t)), 200)
 	b.pass(want)
-	scope := want.ScopeOf(network)
+	scope := want.ScopeOf([]netip.Prefix{network})
 	l, done := b.link(foreign), make(chan struct{})
 	index := l.Attrs().Index
 	go func() {

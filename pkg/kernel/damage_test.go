@@ -56,7 +56,7 @@ func damageIsSeenAndRepaired(t *testing.T, nextHops bool) {
 	// By chance, none of them may be reached directly, and lose something with the uplink.
 	want.Routes[dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.240.0/28"), Link: uplink}] =
 		dataplane.Route{Via: netip.MustParseAddr("192.0.2.7"), Proto: dataplane.ProtoFlannel}
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network}), Uplinks: []string{uplink}})
 	b.must(err)
 	b.pass(want)
 	b.settled(want)

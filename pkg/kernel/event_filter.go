@@ -24,20 +24,20 @@ func (w *Watch) setFilter() {
 		}
 	}
 	slices.Sort(indexes)
-	network := w.interest.Scope.Network
-	if w.filterLinks != nil && slices.Equal(indexes, w.filterLinks) && network == w.filterNetwork {
+	networks := w.interest.Scope.Networks
+	if w.filterLinks != nil && slices.Equal(indexes, w.filterLinks) && slices.Equal(networks, w.filterNetworks) {
 		return
 	}
-	w.filterLinks, w.filterNetwork = append([]int{}, indexes...), network
+	w.filterLinks, w.filterNetworks = append([]int{}, indexes...), networks
 	// Without a filter all notifications pass.
-	_ = w.conn.SetFilter(eventFilter(w.k.conn.Port(), indexes, network))
+	_ = w.conn.SetFilter(eventFilter(w.k.conn.Port(), indexes, networks))
 }
 
 // eventFilter returns a filter for struct nlmsghdr followed by struct ndmsg or rtmsg. Of the
 // changes that the socket at port requested, it passes link events only. Of all others, it drops
-// neighbour events of links that are not given, and, if the network is IPv4, routes of the main
-// table other than default routes and those inside the network.
-func eventFilter(port uint32, links []int, network netip.Prefix) *netlink.Filter {
+// neighbour events of links that are not given, and, if there is one network and it is IPv4,
+// routes of the main table other than default routes and those inside the network.
+func eventFilter(port uint32, links []int, networks []netip.Prefix) *netlink.Filter {
 	const (
 		header   = unix.SizeofNlMsghdr
 		familyAt = header + uint32(unsafe.Offsetof(unix.RtMsg{}.Family))
@@ -62,7 +62,8 @@ func eventFilter(port uint32, links []int, network netip.Prefix) *netlink.Filter
 	f.Equal16(unix.RTM_DELROUTE, "route", netlink.Pass)
 	f.Label("route")
 	f.Load(tableAt, 1)
-	if network.IsValid() && network.Addr().Is4() {
+	if len(networks) == 1 && networks[0].Addr().Is4() {
+		network := networks[0]
 		f.JumpIf(bpf.JumpEqual, unix.RT_TABLE_MAIN, "", netlink.Drop)
 		f.Load(familyAt, 1)
 		f.JumpIf(bpf.JumpEqual, unix.AF_INET, "", netlink.Drop)

@@ -45,8 +45,8 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 // objects as routing daemons make them; no event of them reaches the watch, and none is lost.
 func TestRoutingDaemonWakesNobody(t *testing.T) {
 	b, _, want := watched(t)
-	b.snapshot(want.ScopeOf(network)) // knows that no route of the network is by a nexthop of others
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf(network)}, buffer: watchBuffer, out: driver.NewMailbox()}
+	b.snapshot(want.ScopeOf([]netip.Prefix{network})) // knows that no route of the network is by a nexthop of others
+	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf([]netip.Prefix{network})}, buffer: watchBuffer, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	defer w.conn.Close()
 	daemon := b.another()

@@ -15,7 +15,7 @@ import (
 // Every change of the FDB by somebody else is told, none of our own.
 func TestForeignFDBChangesAreTold(t *testing.T) {
 	b, _, want := watched(t)
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
 	b.must(err)
 	f := someFDB(want)
 	elsewhere, unknown := f, f
@@ -67,7 +67,7 @@ func TestFDBOfANewLinkIsKnown(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 200)
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
 	b.must(err)
 	b.pass(want)
 	b.quietBut(w, ^(driver.FDB | driver.Overflow), func() {})
@@ -81,7 +81,7 @@ func TestForwardingMissesNothing(t *testing.T) {
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 0)
 	b.pass(want)
-	scope := want.ScopeOf(network)
+	scope := want.ScopeOf([]netip.Prefix{network})
 	w, err := b.k.Watch(t.Context(), Interest{Scope: scope})
 	b.must(err)
 	entry := func(n uint64) dataplane.FDB {

@@ -94,7 +94,7 @@ func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry
 	for _, r := range routes {
 		// Routes into the overlay's network matter only for uplinks and for the targets.
 		_, known := links[r.index]
-		if !known && (!(dataplane.Scope{Network: w.Network}).Inside(r.key.Dst) || containsAny(r.key.Dst, targets)) {
+		if !known && (!dataplane.Inside(w.Network, r.key.Dst) || containsAny(r.key.Dst, targets)) {
 			wanted[r.index] = true
 		}
 	}

@@ -90,7 +90,7 @@ func (b *bed) snapshot(scope dataplane.Scope) dataplane.State {
 // diff is what a pass would do.
 func (b *bed) diff(want dataplane.State) *dataplane.Delta {
 	b.t.Helper()
-	scope := want.ScopeOf(network)
+	scope := want.ScopeOf([]netip.Prefix{network})
 	scope.NextHops, scope.Spread = b.nextHops, b.spread
 	return dataplane.Diff(want, b.snapshot(scope), scope, true)
 }

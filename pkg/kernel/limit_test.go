@@ -74,7 +74,7 @@ func TestLinkWithALimit(t *testing.T) {
 			t.Errorf("%s: %v", ops[i], err)
 		}
 	}
-	have := b.snapshot(want.ScopeOf(network))
+	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
 	if failed != 10 || len(have.FDB) != 10 || len(have.Neighs) != 20 || len(have.Routes) < 20 {
 		t.Errorf("%d failed, %d are in the FDB, with %d neighbours and %d routes", failed, len(have.FDB), len(have.Neighs), len(have.Routes))
 	}

@@ -212,13 +212,17 @@ func TestEventFilter(t *testing.T) {
 		{"a nexthop", unix.RTM_NEWNEXTHOP, other, func(r *requests) { r.nextHopHeader(unix.Nhmsg{}) }, true, true},
 	} {
 		b := notification(c.kind, c.port, c.write)
-		for network, want := range map[netip.Prefix]bool{network: c.inside, {}: c.without, netip.MustParsePrefix("fd00:5::/48"): c.without} {
-			if got := filtered(t, eventFilter(self, []int{5, 0x0506}, network))(b); got != want {
-				t.Errorf("%s, in the network %s: passes %v, want %v", c.name, network, got, want)
+		network6 := netip.MustParsePrefix("fd00:5::/48")
+		for _, in := range []struct {
+			networks []netip.Prefix
+			want     bool
+		}{{[]netip.Prefix{network}, c.inside}, {nil, c.without}, {[]netip.Prefix{network6}, c.without}, {[]netip.Prefix{network, network6}, c.without}} {
+			if got := filtered(t, eventFilter(self, []int{5, 0x0506}, in.networks))(b); got != in.want {
+				t.Errorf("%s, in the networks %v: passes %v, want %v", c.name, in.networks, got, in.want)
 			}
 		}
 	}
-	if _, err := eventFilter(self, make([]int, 200), network).Assemble(); err != nil {
+	if _, err := eventFilter(self, make([]int, 200), []netip.Prefix{network}).Assemble(); err != nil {
 		t.Errorf("two hundred links: %v", err)
 	}
 }

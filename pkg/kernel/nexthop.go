@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -21,7 +22,7 @@ const protoForeign = unix.RTPROT_UNSPEC
 func init() {
 	register(dataplane.KindNextHop, &handler{
 		read: func(g *reader) (err error) {
-			if g.scope.Network.IsValid() && g.scope.Network.Addr().Is4() {
+			if slices.Contains(families(g.scope.Networks), unix.AF_INET) {
 				g.hops, err = g.nextHops()
 				g.s.NextHops = g.hops.in
 			}

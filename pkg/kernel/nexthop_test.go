@@ -30,7 +30,7 @@ func through(t *testing.T, peers int) (*bed, dataplane.State) {
 
 func TestNextHops(t *testing.T) {
 	b, want := through(t, 100)
-	have := b.snapshot(want.ScopeOf(network))
+	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
 	if len(have.NextHops) != len(want.Routes) {
 		t.Errorf("%d nexthops for %d routes", len(have.NextHops), len(want.Routes))
 	}
@@ -56,7 +56,7 @@ func TestNextHops(t *testing.T) {
 	maps.DeleteFunc(want.Routes, func(dataplane.RouteKey, dataplane.Route) bool { n++; return n%2 == 0 })
 	b.pass(want)
 	b.settled(want)
-	if have := b.snapshot(want.ScopeOf(network)); len(have.NextHops) != len(want.Routes) {
+	if have := b.snapshot(want.ScopeOf([]netip.Prefix{network})); len(have.NextHops) != len(want.Routes) {
 		t.Errorf("%d nexthops are left for %d routes", len(have.NextHops), len(want.Routes))
 	}
 	for range 2 { // what is gone already is no error
@@ -202,14 +202,14 @@ func TestWithoutCompatMode(t *testing.T) {
 	for _, err := range theirs.conn.Batch(&q.Requests) {
 		b.must(err)
 	}
-	have := b.snapshot(want.ScopeOf(network))
+	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
 	if got, ok := have.Routes[single]; !ok || got.NextHop != 7 || got.Via != netip.MustParseAddr("192.0.2.9") {
 		t.Errorf("the route through another's nexthop reads %+v", got)
 	}
 	if got, ok := have.Routes[group]; !ok || got.Via.IsValid() {
 		t.Errorf("the route through a group reads %+v", got)
 	}
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network)})
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
 	b.must(err)
 	q.Reset()
 	q.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}, b.link(uplink).Attrs().Index)
@@ -223,12 +223,12 @@ func TestCarrierLoss(t *testing.T) {
 	if inv, err := b.k.Inventory(Wanted{}); err == nil && inv.IPv6 { // or its link-local address comes and goes
 		b.must(b.k.setSysctl("net/ipv6/conf/"+uplink+"/disable_ipv6", "1"))
 	}
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf(network), Uplinks: []string{uplink}})
+	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network}), Uplinks: []string{uplink}})
 	b.must(err)
-	before := b.snapshot(want.ScopeOf(network))
+	before := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
 	b.must(b.other.LinkSetDown(b.link("up1")))
 	await(t, w, driver.Uplink)
-	wait.True(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf(network)).Equal(before) })
+	wait.True(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf([]netip.Prefix{network})).Equal(before) })
 	drain(w)
 	b.must(b.other.LinkSetUp(b.link("up1")))
 	await(t, w, driver.Uplink)
@@ -253,10 +253,10 @@ func TestCarrierLoss(t *testing.T) {
 func TestKernelWithoutNextHops(t *testing.T) {
 	b, want := through(t, 5)
 	b.k.noNextHops.Store(true)
-	if s := b.snapshot(want.ScopeOf(network)); s.NextHops != nil {
+	if s := b.snapshot(want.ScopeOf([]netip.Prefix{network})); s.NextHops != nil {
 		t.Errorf("nexthops %v in a kernel that has none", s.NextHops)
 	}
-	if s := newBed(t).snapshot(want.ScopeOf(network)); s.NextHops == nil || len(s.NextHops) > 0 {
+	if s := newBed(t).snapshot(want.ScopeOf([]netip.Prefix{network})); s.NextHops == nil || len(s.NextHops) > 0 {
 		t.Errorf("nexthops %v in an empty kernel", s.NextHops)
 	}
 }

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -23,4 +24,14 @@ func family(a netip.Addr) uint8 {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
+}
+
+// families returns the families of networks, each once.
+func families(networks []netip.Prefix) (all []uint8) {
+	for _, n := range networks {
+		if f := family(n.Addr()); n.IsValid() && !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -203,10 +204,27 @@ func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefi
 // routes reads the routes of the scope. Nexthops must be read before: the kernel may report nothing
 // but the nexthop of a route.
 func (g *reader) routes() error {
-	s, scope := g.s, g.scope
-	if !scope.Network.IsValid() {
+	all := families(g.scope.Networks)
+	if len(all) == 0 {
 		return nil
 	}
+	ownHops := true
+	for _, f := range all {
+		own, err := g.familyRoutes(f)
+		if err != nil {
+			g.k.onlyOwnHops.Store(false)
+			return err
+		}
+		ownHops = ownHops && own
+	}
+	g.k.onlyOwnHops.Store(ownHops)
+	return nil
+}
+
+// familyRoutes reads the routes of one family, and reports whether none of them is through a
+// nexthop object outside the scope's range.
+func (g *reader) familyRoutes(f uint8) (ownHops bool, err error) {
+	s, scope := g.s, g.scope
 	put := func(e routeEntry) {
 		if e.route.NextHop != 0 && e.index == 0 {
 			e.resolveNextHop(g.hops)
@@ -220,8 +238,12 @@ func (g *reader) routes() error {
 		}
 	}
 	var unnamed []routeEntry // by links whose names cannot be read during the list
-	ownHops := true
-	reset := func() { clear(s.Routes); s.Others, unnamed, ownHops = 0, nil, true }
+	others := s.Others
+	reset := func() {
+		maps.DeleteFunc(s.Routes, func(k dataplane.RouteKey, _ dataplane.Route) bool { return family(k.Dst.Addr()) == f })
+		s.Others, unnamed, ownHops = others, nil, true
+	}
+	ownHops = true
 	inside := func(dst netip.Prefix) bool {
 		if scope.Inside(dst) {
 			return true
@@ -229,7 +251,7 @@ func (g *reader) routes() error {
 		s.Others++
 		return false
 	}
-	err := g.k.routes(family(scope.Network.Addr()), unix.RTN_UNSPEC, reset, inside, func(e routeEntry) {
+	err = g.k.routes(f, unix.RTN_UNSPEC, reset, inside, func(e routeEntry) {
 		ownHops = ownHops && (e.route.NextHop == 0 || scope.InRange(e.route.NextHop))
 		var named bool
 		e.key.Link, named = g.names.known[e.index]
@@ -239,19 +261,18 @@ func (g *reader) routes() error {
 			unnamed = append(unnamed, e)
 		}
 	})
-	g.k.onlyOwnHops.Store(ownHops && err == nil)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, e := range unnamed {
 		if e.key.Link, err = g.names.of(e.index); err != nil {
-			return err
+			return false, err
 		}
 		if e.key.Link != "" {
 			put(e)
 		}
 	}
-	return nil
+	return ownHops, nil
 }
 
 // resolveNextHop fills in link and gateway from the route's nexthop object. They stay empty if the

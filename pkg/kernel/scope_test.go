@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -14,7 +15,7 @@ func TestRouteWithoutGatewayIsOfScopeGlobal(t *testing.T) {
 	b := newBed(t)
 	key := dataplane.RouteKey{Dst: network, Link: uplink}
 	want := dataplane.NewState()
-	want.Links[uplink] = b.snapshot(dataplane.Scope{Network: network, Links: []string{uplink}}).Links[uplink]
+	want.Links[uplink] = b.snapshot(dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{uplink}}).Links[uplink]
 	want.Routes[key] = dataplane.Route{Proto: dataplane.ProtoBoot}
 	scope := func() netlink.Scope {
 		routes, err := b.other.RouteListFiltered(unix.AF_INET, &netlink.Route{Dst: ipnet(network.String())}, netlink.RT_FILTER_DST)

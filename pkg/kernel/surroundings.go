@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -119,7 +118,7 @@ func parsePath(b []byte, dst netip.Prefix) (p host.Path, index int, ok bool) {
 			p.Gateway = v.Addr()
 		case rtaNextHop:
 			// Ours. With net.ipv4.nexthop_compat_mode=0 the kernel does not report its link.
-			if id := dst.Addr().As4(); uint32(v.Number()) == binary.BigEndian.Uint32(id[:]) {
+			if id := dataplane.NextHopID(dst); id != 0 && uint32(v.Number()) == id {
 				return p, 0, false
 			}
 		}

@@ -39,7 +39,7 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.252.0/24"), LinkIndex: docker, Table: 100}))
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.253.0/24"), MultiPath: []*netlink.NexthopInfo{
 				{LinkIndex: up, Gw: gateway}, {LinkIndex: up, Gw: net.ParseIP("192.0.2.10")}}}))
-			s, err := b.k.Surroundings(dataplane.Scope{Network: network}.Inside, []string{overlay})
+			s, err := b.k.Surroundings(dataplane.Scope{Networks: []netip.Prefix{network}}.Inside, []string{overlay})
 			b.must(err)
 			var got []string
 			for _, l := range s.Links {
@@ -61,7 +61,7 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 			}
 			// What a finding suggests takes the first away.
 			b.must(b.other.RouteDel(&netlink.Route{Dst: ipnet("10.5.1.0/24"), Gw: gateway, LinkIndex: up}))
-			s, err = b.k.Surroundings(dataplane.Scope{Network: network}.Inside, []string{overlay})
+			s, err = b.k.Surroundings(dataplane.Scope{Networks: []netip.Prefix{network}}.Inside, []string{overlay})
 			b.must(err)
 			if s.Paths[0].Iface != "docker0" {
 				t.Errorf("then the first is %s", s.Paths[0])
@@ -92,7 +92,7 @@ func TestNoRouteIsThereWithoutItsAddress(t *testing.T) {
 		done <- nil
 	}()
 	for came := 0; ; {
-		s, err := b.k.Surroundings(dataplane.Scope{Network: network}.Inside, nil)
+		s, err := b.k.Surroundings(dataplane.Scope{Networks: []netip.Prefix{network}}.Inside, nil)
 		b.must(err)
 		has := slices.ContainsFunc(s.Links, func(l host.Link) bool { return l.Name == "docker0" })
 		if has {

@@ -49,7 +49,7 @@ func newUnderlay(network netip.Prefix, targets []netip.Addr) *underlay {
 // add adds the next route. Routes are added in the order of their addresses, as the kernel's trie
 // returns them (net/ipv4/fib_trie.c, fib_table_dump), even if it changes meanwhile.
 func (u *underlay) add(e routeEntry) {
-	inside := dataplane.Scope{Network: u.network}.Inside(e.key.Dst)
+	inside := dataplane.Inside(u.network, e.key.Dst)
 	if e.route.Blackhole || inside && !e.onLink() && !containsAny(e.key.Dst, u.targets) {
 		return
 	}

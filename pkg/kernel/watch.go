@@ -26,7 +26,7 @@ type Interest struct {
 }
 
 func (i Interest) equal(j Interest) bool {
-	return i.Scope.Network == j.Scope.Network && slices.Equal(i.Scope.Links, j.Scope.Links) && slices.Equal(i.Uplinks, j.Uplinks)
+	return slices.Equal(i.Scope.Networks, j.Scope.Networks) && slices.Equal(i.Scope.Links, j.Scope.Links) && slices.Equal(i.Uplinks, j.Uplinks)
 }
 
 const (
@@ -46,14 +46,14 @@ type Watch struct {
 	buffer int // bytes
 	out    *driver.Mailbox
 
-	mu            sync.Mutex
-	interest      Interest
-	conn          *netlink.Conn
-	links         map[int]device // by index: links of interest, and links with an address that had an event
-	hasAddr       map[int]bool   // links that have had an IPv4 address
-	filterLinks   []int          // indexes of links whose neighbour events pass the socket filter; nil if unknown
-	filterNetwork netip.Prefix   // network whose route events pass the socket filter
-	linksUnread   bool           // reading the links of interest has failed
+	mu             sync.Mutex
+	interest       Interest
+	conn           *netlink.Conn
+	links          map[int]device // by index: links of interest, and links with an address that had an event
+	hasAddr        map[int]bool   // links that have had an IPv4 address
+	filterLinks    []int          // indexes of links whose neighbour events pass the socket filter; nil if unknown
+	filterNetworks []netip.Prefix // networks whose route events pass the socket filter
+	linksUnread    bool           // reading the links of interest has failed
 }
 
 // Watch subscribes to link, address, route, nexthop and neighbour events, and reports those of

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"crypto/rand"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -140,11 +139,12 @@ func setDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
 	return nil
 }
 
-// offset returns the IPv4 address n after a.
+// offset returns the address n after a.
 func offset(a netip.Addr, n int) netip.Addr {
-	raw := a.As4()
-	binary.BigEndian.PutUint32(raw[:], binary.BigEndian.Uint32(raw[:])+uint32(n))
-	return netip.AddrFrom4(raw)
+	for range n {
+		a = a.Next()
+	}
+	return a
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

@@ -102,7 +102,7 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 	if slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(network) }) {
 		return nil // the routes belong to a running daemon
 	}
-	scope := dataplane.Scope{Network: network}
+	scope := dataplane.Scope{Networks: []netip.Prefix{network}}
 	for _, i := range inv.Ifaces {
 		if dataplane.IsDeviceName(i.Name) {
 			scope.Links = append(scope.Links, i.Name)

@@ -68,7 +68,7 @@ func BenchmarkPass(b *testing.B) {
 	plan.Update(facts, view)
 	none, full := dataplane.NewState(), dataplane.NewState()
 	none.NextHops = nil // so old a kernel
-	scope := plan.Want().ScopeOf(conf.V4.Network)
+	scope := plan.Want().ScopeOf([]netip.Prefix{conf.V4.Network})
 	scope.Spread = true
 	full.Add(plan.Want())
 	for op := range dataplane.Diff(plan.Want(), none, scope, true).Ops() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -147,7 +148,7 @@ func (l *Loop) passPart(ctx context.Context, v lease.View, done *pass) {
 // kernel could be read.
 func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *pass) bool {
 	want := l.plan.Want()
-	l.scope = want.ScopeOf(l.cfg.Network, f.Uplink)
+	l.scope = want.ScopeOf([]netip.Prefix{l.cfg.Network}, f.Uplink)
 	l.needsWhole = true
 	l.stale.Store(false) // later events are for the next pass
 	done.eventAt = time.Duration(l.firstEvent.Swap(0))
