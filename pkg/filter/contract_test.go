@@ -13,8 +13,8 @@ import (
 	"flanneld/pkg/nftables"
 )
 
-// TestKeepersKeepTheContract: what a filter relies on is true of each keeper there is, in a kernel.
-func TestKeepersKeepTheContract(t *testing.T) {
+// TestKeepersFulfilTheContract: what a filter relies on is true of each keeper there is, in a kernel.
+func TestKeepersFulfilTheContract(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes into a kernel")
 	}

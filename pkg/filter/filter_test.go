@@ -118,8 +118,8 @@ func (s spying) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) 
 	return s.Keeper.Sync(ctx, r)
 }
 
-// TestFamiliesAreKeptAlike: by the same looks, each with what is beside it.
-func TestFamiliesAreKeptAlike(t *testing.T) {
+// TestFamiliesAreSyncedAlike: by the same looks, each with what is beside it.
+func TestFamiliesAreSyncedAlike(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
 		h.legacy.tables = []string{"filter"}
@@ -184,8 +184,8 @@ func TestFightIsSlowedDown(t *testing.T) {
 	}
 }
 
-// TestLooksTakeAShareOfTheTime: however fast others change rules that are not ours.
-func TestLooksTakeAShareOfTheTime(t *testing.T) {
+// TestSyncsTakeAShareOfTheTime: however fast others change rules that are not ours.
+func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 	for _, took := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond, time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newHost(t, netconf.Yes)
@@ -332,8 +332,8 @@ func TestLegacyVariantIsLocked(t *testing.T) {
 	})
 }
 
-// TestNFTablesFailBeside: what iptables hold is right, but what is beside it is not.
-func TestNFTablesFailBeside(t *testing.T) {
+// TestNFTablesAcceptsFail: what iptables hold is right, but what is beside it is not.
+func TestNFTablesAcceptsFail(t *testing.T) {
 	for _, absent := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newHost(t, netconf.Open)

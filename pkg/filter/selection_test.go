@@ -46,9 +46,9 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 	}
 }
 
-// TestFailureIsNoAbsence: where the preferred keeper is busy, hangs or lacks something, the other
+// TestFallbackUntilPreferredKeeperWorks: where the preferred keeper is busy, hangs or lacks something, the other
 // one stands in, and says so; then the preferred one has its rules again.
-func TestFailureIsNoAbsence(t *testing.T) {
+func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 	for name, fails := range map[string]func(*keeper){
 		"descriptors": func(k *keeper) { k.err = fmt.Errorf("fork/exec: %w", unix.EMFILE) },
 		"permission":  func(k *keeper) { k.err = unix.EPERM },
@@ -97,8 +97,8 @@ func TestFailureIsNoAbsence(t *testing.T) {
 	}
 }
 
-// TestNobodyCanKeepTheRules is a condition, and is tried ever more rarely.
-func TestNobodyCanKeepTheRules(t *testing.T) {
+// TestNoKeeperWorks is a condition, and is tried ever more rarely.
+func TestNoKeeperWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
 		h.iptables.err, h.nft.err = unix.ENOMEM, unix.EPERM
@@ -224,8 +224,8 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 	})
 }
 
-// TestUpgradedToolIsAnotherHolder: which is said, and what it writes then is no repair.
-func TestUpgradedToolIsAnotherHolder(t *testing.T) {
+// TestUpgradedToolIsAnotherKeeper: which is said, and what it writes then is no repair.
+func TestUpgradedToolIsAnotherKeeper(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
 		h.nft.tables = []string{"nat"}

@@ -180,9 +180,9 @@ func TestWhoReachesATunnelsPort(t *testing.T) {
 	}
 }
 
-// TestFormerRules asks only that no generation is taken for another: the rules
+// TestOldRulesets asks only that no generation is taken for another: the rules
 // of a longer one are no superset, in order and without gaps, of a shorter one's.
-func TestFormerRules(t *testing.T) {
+func TestOldRulesets(t *testing.T) {
 	all := OldRulesets(four)
 	for i, a := range all {
 		for _, b := range all[i+1:] {

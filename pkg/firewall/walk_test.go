@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestFateOfAPacket: what may happen to it is the sum of all ways that are open.
-func TestFateOfAPacket(t *testing.T) {
+// TestWalk: what may happen to it is the sum of all ways that are open.
+func TestWalk(t *testing.T) {
 	const either = Passes | Drops
 	for _, c := range []struct {
 		name   string

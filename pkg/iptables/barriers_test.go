@@ -127,9 +127,9 @@ func TestLookingForLegacyTablesMakesNone(t *testing.T) {
 	look("filter")
 }
 
-// TestBesideAcceptsOnlyWhereSomebodyMayDrop: the other variant has accepts where they help,
+// TestSyncAcceptsOnlyWherePacketsMayBeDropped: the other variant has accepts where they help,
 // never masquerading, and nothing where nobody drops.
-func TestBesideAcceptsOnlyWhereSomebodyMayDrop(t *testing.T) {
+func TestSyncAcceptsOnlyWherePacketsMayBeDropped(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		beside := func(want []firewall.Chain) []string {
 			b.t.Helper()

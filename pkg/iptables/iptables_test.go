@@ -118,17 +118,17 @@ func planned(l listing, want []firewall.Chain, had ...firewall.Overlay) plan {
 	return makePlan(l, oneDaemon(had...), want, true)
 }
 
-func (b *bed) sync(want []firewall.Chain, former ...firewall.Overlay) []string {
+func (b *bed) sync(want []firewall.Chain, previous ...firewall.Overlay) []string {
 	b.t.Helper()
-	changes, err := b.Sync(b.t.Context(), oneDaemon(former...), want)
+	changes, err := b.Sync(b.t.Context(), oneDaemon(previous...), want)
 	b.must(err)
 	return changes
 }
 
 // settled fails the test when another Sync would write.
-func (b *bed) settled(want []firewall.Chain, former ...firewall.Overlay) {
+func (b *bed) settled(want []firewall.Chain, previous ...firewall.Overlay) {
 	b.t.Helper()
-	if changes := b.sync(want, former...); len(changes) > 0 {
+	if changes := b.sync(want, previous...); len(changes) > 0 {
 		b.t.Fatalf("the second pass is not empty: %q\n%s", changes, b.rules())
 	}
 }

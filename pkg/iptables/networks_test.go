@@ -28,7 +28,7 @@ func TestTwoNetworks(t *testing.T) {
 		mark   = `-m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN`
 		n1, n2 = `-s 10.42.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`, `-d 10.42.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`
 		m1, m2 = `-s 10.43.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`, `-d 10.43.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT`
-		guest  = `-s 10.43.0.0/16 -m comment --comment flanneld -j ACCEPT`
+		accept = `-s 10.43.0.0/16 -m comment --comment flanneld -j ACCEPT`
 		docker = "-j DOCKER-USER"
 		theirs = "-s 10.43.0.0/16 -p tcp -m tcp --dport 22 -j DROP"
 		drop   = "-p tcp -j DROP"
@@ -81,11 +81,11 @@ func TestTwoNetworks(t *testing.T) {
 			lines("*filter", "-I FORWARD 1 "+jump)},
 		{"the chain is left, empty", listing{"filter": {"FLANNEL-FWD": {}}}, forward,
 			lines("*filter", "-A FLANNEL-FWD "+n1, "-A FLANNEL-FWD "+n2, "-I FORWARD 1 "+jump)},
-		{"the other keeps its accepts by nftables", listing{"filter": {"FORWARD": {guest, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
-		{"the same, behind docker's", listing{"filter": {"FORWARD": {guest, docker, guest, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
-		{"the same, no jump", listing{"filter": {"FORWARD": {guest, docker}, "FLANNEL-FWD": {n1, n2}}}, forward,
+		{"the other keeps its accepts by nftables", listing{"filter": {"FORWARD": {accept, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
+		{"the same, behind docker's", listing{"filter": {"FORWARD": {accept, docker, accept, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
+		{"the same, no jump", listing{"filter": {"FORWARD": {accept, docker}, "FLANNEL-FWD": {n1, n2}}}, forward,
 			lines("*filter", "-I FORWARD 3 "+jump)},
-		{"the same, a stranger's between", listing{"filter": {"FORWARD": {guest, drop, jump}, "FLANNEL-FWD": {n1, n2}}}, forward,
+		{"the same, a stranger's between", listing{"filter": {"FORWARD": {accept, drop, jump}, "FLANNEL-FWD": {n1, n2}}}, forward,
 			lines("*filter", "-D FORWARD "+jump, "-I FORWARD 1 "+jump)},
 
 		{"masquerade: the other's are there", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m)}}, masquerade,
@@ -130,9 +130,9 @@ func TestTwoNetworks(t *testing.T) {
 	}
 }
 
-// TestFormerNetwork has the rules of 10.43.0.0/16 there, which are another daemon's unless this
+// TestPreviousNetwork has the rules of 10.43.0.0/16 there, which are another daemon's unless this
 // host has noted that it was of that network.
-func TestFormerNetwork(t *testing.T) {
+func TestPreviousNetwork(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		for _, noted := range []bool{false, true} {
 			_, err := b.Sync(t.Context(), daemonOf(other), everything(other))

@@ -134,9 +134,9 @@ func generations() map[string][]string {
 	}
 }
 
-// TestStartOverEarlierGenerations upgrades from every one, with the overlay as
+// TestUpgradeFromOldReleases upgrades from every one, with the overlay as
 // it was, with another subnet of it and with another one.
-func TestStartOverEarlierGenerations(t *testing.T) {
+func TestUpgradeFromOldReleases(t *testing.T) {
 	all := generations()
 	moved := overlay("10.42.0.0/16", "10.42.9.0/24")
 	eachVariant(t, func(b *bed) {
@@ -149,7 +149,7 @@ func TestStartOverEarlierGenerations(t *testing.T) {
 				want := everything(four)
 				b.sync(want, four, was)
 				rules := b.rules()
-				b.differ(name+": rules of others", foreign(rules), foreign(withoutFormer(before, was)))
+				b.differ(name+": rules of others", foreign(rules), foreign(withoutOldRules(before, was)))
 				for _, a := range anchors()[:2] {
 					if left := chain(rules, a.table, a.chain); strings.Count(left, "FLANNEL") != 1 || strings.Count(left, `"flannel`) != strings.Count(left, `"flanneld masquerade"`)+1 {
 						b.t.Errorf("%s: more or less than one jump is ours:\n%s", name, left)
@@ -167,26 +167,26 @@ func (b *bed) start() string {
 	return "iptables-restore <<'END'\n" + b.others("iptables-save") + "END\n"
 }
 
-// withoutFormer takes from a listing the lines that script has written. It
+// withoutOldRules takes from a listing the lines that script has written. It
 // knows them by their text, and the strangers have none of the same.
-func withoutFormer(rules string, o firewall.Overlay) string {
+func withoutOldRules(rules string, o firewall.Overlay) string {
 	var b strings.Builder
 	n, s := " "+o.Network.String(), " "+o.Subnet.String()
 	for line := range strings.Lines(rules) {
-		former := line == ":FLANNEL -\n" || strings.HasPrefix(line, "-A FLANNEL ") || strings.Contains(line, `"flannel masq"`)
+		old := line == ":FLANNEL -\n" || strings.HasPrefix(line, "-A FLANNEL ") || strings.Contains(line, `"flannel masq"`)
 		for _, l := range []string{"-s" + n + " -d" + n + " -j RETURN", "-s" + n + " ! -d 224.0.0.0/4", "! -s" + n + " -d" + s + " -j RETURN",
 			"! -s" + n + " -d" + n + " -j MASQUERADE", "-s" + n + " -j FLANNEL", "-s" + n + " -j ACCEPT", "FORWARD -d" + n + " -j ACCEPT"} {
-			former = former || strings.Contains(line, l)
+			old = old || strings.Contains(line, l)
 		}
-		if !former {
+		if !old {
 			b.WriteString(line)
 		}
 	}
 	return b.String()
 }
 
-// TestNotFormer leaves alone what only resembles an earlier generation.
-func TestNotFormer(t *testing.T) {
+// TestSimilarRulesAreKept leaves alone what only resembles an earlier generation.
+func TestSimilarRulesAreKept(t *testing.T) {
 	tests := map[string][]string{
 		"incomplete":         {"nat -A POSTROUTING -s N -d N -j RETURN", "nat -A POSTROUTING ! -s N -d N -j MASQ"},
 		"half of forward":    {"filter -A FORWARD -s N -j ACCEPT"},
@@ -221,9 +221,9 @@ func TestNotFormer(t *testing.T) {
 	})
 }
 
-// TestFormerChainInUse leaves a chain to which somebody else's rule leads, and
+// TestOldChainInUseIsKept leaves a chain to which somebody else's rule leads, and
 // what it says.
-func TestFormerChainInUse(t *testing.T) {
+func TestOldChainInUseIsKept(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		b.others(script(four, append(v05(), "nat -A POSTROUTING -o eth4 -j FLANNEL")...))
 		b.sync(nil, four)

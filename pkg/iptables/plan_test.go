@@ -219,10 +219,10 @@ func TestAnyListing(t *testing.T) {
 		}
 		before := strangers()
 		for _, want := range [][]firewall.Chain{everything(four), everything(other)[:1], nil} {
-			former := []firewall.Overlay{four, other}[:r.IntN(3)]
-			p := planned(l, want, former...)
+			previous := []firewall.Overlay{four, other}[:r.IntN(3)]
+			p := planned(l, want, previous...)
 			apply(t, l, p.input)
-			if again := planned(l, want, former...); again.input != "" || len(again.changes) > 0 {
+			if again := planned(l, want, previous...); again.input != "" || len(again.changes) > 0 {
 				t.Fatalf("a second pass has\n%s\nafter\n%s", again.input, p.input)
 			}
 			if after := strangers(); !slices.Equal(before, after) {

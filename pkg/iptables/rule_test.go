@@ -128,8 +128,8 @@ func FuzzListing(f *testing.F) {
 		if err != nil {
 			return
 		}
-		want, former := everything(four), []firewall.Overlay{four, other}
-		p := planned(l, want, former...)
+		want, previous := everything(four), []firewall.Overlay{four, other}
+		p := planned(l, want, previous...)
 		if len(p.input) > 8*len(text)+4096 {
 			t.Fatalf("%d bytes become %d", len(text), len(p.input))
 		}
@@ -137,7 +137,7 @@ func FuzzListing(f *testing.F) {
 			return // the same table twice, or rules of several lines: apply reads lines
 		}
 		apply(t, l, p.input)
-		if again := planned(l, want, former...); again.input != "" {
+		if again := planned(l, want, previous...); again.input != "" {
 			t.Fatalf("a second pass has\n%s\nafter\n%s", again.input, p.input)
 		}
 	})

@@ -228,9 +228,9 @@ func TestDocker(t *testing.T) {
 	})
 }
 
-// TestOvertaken has another program delete a rule, twice, between the listing
+// TestConcurrentDeletion has another program delete a rule, twice, between the listing
 // and the writing, so that the transaction fails.
-func TestOvertaken(t *testing.T) {
+func TestConcurrentDeletion(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		rule := "FORWARD -s 10.42.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT"
 		b.others("iptables -A " + rule)

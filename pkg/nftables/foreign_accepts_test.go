@@ -135,7 +135,7 @@ func TestPolicyDrop(t *testing.T) {
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay)
 	b.settled(IPv4, all(four))
 
-	// A chain that no longer drops needs no guests.
+	// A chain that no longer drops needs no accepts.
 	b.sh("iptables-nft -P FORWARD ACCEPT")
 	b.sync(IPv4, all(four))
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), "")
@@ -164,7 +164,7 @@ func TestOddPrefixes(t *testing.T) {
 	b.settled(IPv6, all(odd6))
 }
 
-// dockerRight fails the test unless a Sync leaves Docker's rules with guests in their places, and
+// dockerRight fails the test unless a Sync leaves Docker's rules with accepts in their places, and
 // only those.
 func (b *bed) dockerRight(what string) {
 	b.t.Helper()
@@ -178,7 +178,7 @@ func (b *bed) dockerRight(what string) {
 	b.settled(IPv4, all(four))
 }
 
-// TestDocker: guests stand behind the operator's own chain and before Docker's.
+// TestDocker: accepts stand behind the operator's own chain and before Docker's.
 func TestDocker(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -237,12 +237,12 @@ func TestDockerLeft(t *testing.T) {
 
 	b.sync(IPv4, firewall.Rules(firewall.Options{Overlay: four, Masquerade: true}))
 	if strings.Contains(b.sh("iptables-nft-save"), "flanneld") {
-		t.Error("guests are left though none are wanted")
+		t.Error("accepts are left though none are wanted")
 	}
 	b.sync(IPv4, nil)
 	equal(t, b.ruleset(), before)
 	b.run(docker, "iptables-nft-restore")
-	b.dockerRight("restored without guests")
+	b.dockerRight("restored without accepts")
 	b.nft("delete table ip filter")
 	b.settled(IPv4, all(four))
 }
@@ -275,7 +275,7 @@ func TestPlain(t *testing.T) {
 	b.sync(IPv6, nil)
 	b.settled(IPv4, all(four))
 	if strings.Contains(b.ruleset(), "fd42") {
-		t.Error("IPv6 guests are left")
+		t.Error("IPv6 accepts are left")
 	}
 	b.sync(IPv4, nil)
 	equal(t, b.ruleset(), before)

@@ -14,8 +14,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// TestWhoNeedsGuests decides by the rules that a chain has.
-func TestWhoNeedsGuests(t *testing.T) {
+// TestWhichForeignChainsNeedAccepts decides by the rules that a chain has.
+func TestWhichForeignChainsNeedAccepts(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	for name, c := range map[string]struct {
@@ -54,7 +54,7 @@ func TestWhoNeedsGuests(t *testing.T) {
 			b.sync(IPv4, forward(four))
 			after := b.sh("nft -s list table " + family + " t")
 			if want := c.want && family != "ip6"; want != (before != after) {
-				t.Errorf("%s, %s: guests are wanted: %v; got\n%s", name, family, want, after)
+				t.Errorf("%s, %s: accepts are wanted: %v; got\n%s", name, family, want, after)
 			}
 			b.settled(IPv4, forward(four))
 			b.sync(IPv4, nil)
@@ -64,15 +64,15 @@ func TestWhoNeedsGuests(t *testing.T) {
 	b.nft("flush ruleset\ntable ip t { flags dormant; chain c { type filter hook forward priority 0; policy drop; }\n}\n")
 	b.sync(IPv4, forward(four))
 	if strings.Contains(b.sh("nft list table ip t"), "flanneld") {
-		t.Error("guests in a table that sleeps")
+		t.Error("accepts in a table that sleeps")
 	}
 }
 
-// TestPlaces of guests in a chain.
+// TestPlaces of accepts in a chain.
 func TestPlaces(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	const guests = "\tip saddr 10.42.0.0/16 counter accept comment \"flanneld\"\n" +
+	const accepts = "\tip saddr 10.42.0.0/16 counter accept comment \"flanneld\"\n" +
 		"\tip daddr 10.42.0.0/16 counter accept comment \"flanneld\"\n"
 	for name, c := range map[string]struct{ before, after string }{
 		"operator's":       {"jump DOCKER-USER\n", "drop\n"},
@@ -94,7 +94,7 @@ func TestPlaces(t *testing.T) {
 			}
 			return out.String()
 		}
-		if !strings.Contains(got, "policy accept;\n"+indent(c.before)+guests+indent(c.after)) {
+		if !strings.Contains(got, "policy accept;\n"+indent(c.before)+accepts+indent(c.after)) {
 			t.Errorf("%s: got\n%s", name, got)
 		}
 		b.settled(IPv4, forward(four))
@@ -120,8 +120,8 @@ func TestBigTables(t *testing.T) {
 	has(t, b.sh("nft -s list chain ip big f"), "comment \"flanneld\"\n\t\tjump lots")
 }
 
-// TestBarred: a table with an owner cannot be changed. That is told, and all else is done.
-func TestBarred(t *testing.T) {
+// TestOwnedTableIsNotChanged: a table with an owner cannot be changed. That is told, and all else is done.
+func TestOwnedTableIsNotChanged(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	owner := b.dial()

@@ -162,9 +162,9 @@ func TestLockFollowsPeers(t *testing.T) {
 	}
 }
 
-// TestLocksAreNobodysBarrier: no guest stands in a lock, and nobody is told that it closes the
+// TestLocksAreNoBarriers: no accept stands in a lock, and nobody is told that it closes the
 // port.
-func TestLocksAreNobodysBarrier(t *testing.T) {
+func TestLocksAreNoBarriers(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	b.lock(vxlanLock, addresses4(3), true)

@@ -23,7 +23,7 @@ func daemonOf(o firewall.Overlay) firewall.Owner {
 }
 
 // words are the rules that TestTwoNetworks speaks of: n of 10.42.0.0/16, m of 10.43.0.0/16; N and M
-// are the guests of the same.
+// are the accepts of the same.
 func words() map[string]listed {
 	words := map[string]listed{
 		"jump":   {effect: effect{branches: true, jump: "FLANNEL-FWD"}},
@@ -219,7 +219,7 @@ func TestTwoNetworks(t *testing.T) {
 		{"a stranger's that names the other network", fwd, [3]string{"-", "theirs ni nn", "Ni Nn"}, [3]string{"-", "theirs ni nn", "Ni Nn"}, 0, 0},
 		{"the other masquerades, we do not any more", fwd, [3]string{"mark " + m + " " + n, "ni nn", "Ni Nn"}, [3]string{"mark " + m, "ni nn", "Ni Nn"}, 4, 1},
 		{"we masquerade, the other forwards", masq, [3]string{"-", "mi mn", "Mi Mn"}, [3]string{"mark " + n, "mi mn", "Mi Mn"}, 6, 1},
-		{"the other's guests first, and docker's", fwd, [3]string{"-", "ni nn", "Mi Mn docker Ni Nn drop"}, [3]string{"-", "ni nn", "Mi Mn docker Ni Nn drop"}, 0, 0},
+		{"the other's accepts first, and docker's", fwd, [3]string{"-", "ni nn", "Mi Mn docker Ni Nn drop"}, [3]string{"-", "ni nn", "Mi Mn docker Ni Nn drop"}, 0, 0},
 		{"the other's jump by iptables first", fwd, [3]string{"-", "ni nn", "jump Ni Nn drop"}, [3]string{"-", "ni nn", "jump Ni Nn drop"}, 0, 0},
 		{"the same behind ours", fwd, [3]string{"-", "ni nn", "Ni Nn jump drop"}, [3]string{"-", "ni nn", "Ni Nn jump drop"}, 0, 0},
 		{"a stranger's between", fwd, [3]string{"-", "ni nn", "Mi drop Ni Nn"}, [3]string{"-", "ni nn", "Ni Nn Mi drop"}, 4, 1},

@@ -8,9 +8,9 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// TestBesideKeepsAcceptsInForeignChainsOnly: where iptables keeps the rules, our table is not made,
+// TestSyncAcceptsChangesForeignChainsOnly: where iptables keeps the rules, our table is not made,
 // or goes, and only chains that iptables does not serve get accepts.
-func TestBesideKeepsAcceptsInForeignChainsOnly(t *testing.T) {
+func TestSyncAcceptsChangesForeignChainsOnly(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	beside := func(want []firewall.Chain) []string {

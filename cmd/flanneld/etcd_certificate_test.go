@@ -71,58 +71,6 @@ func (s *stage) restartEtcd() error {
 	return errors.Join(s.Etcd.Kill(s.ctx), s.Etcd.Start(s.ctx))
 }
 
-// TestLastSubnet: of two hosts that want the last subnet one gets it, and the
-// other waits for the next, saying why and what to do.
-func TestLastSubnet(t *testing.T) {
-	t.Parallel()
-	eachStore(t, func(*testing.T) lab.Options { return lab.Options{Hosts: 4} }, func(s *stage) {
-		s.set("config", `{"Network":"10.42.0.0/28","SubnetLen":30,"Backend":{"Type":"vxlan"}}`) // subnets .4, .8 and .12
-		all := s.Hosts
-		s.Hosts = all[:2]
-		s.must(s.StartAll(s.ctx, s.args...))
-		s.addContainers()
-		s.waitAllPairs()
-		tr := s.traffic(s.containers...)
-
-		contenders := all[2:]
-		for _, h := range contenders {
-			s.launch(h, s.args...)
-		}
-		var won, waits *lab.Host
-		s.within(5*time.Second, "one has it and one waits", func() error {
-			for i, h := range contenders {
-				other := contenders[1-i]
-				if logged(h, "msg=ready") == 1 && logged(other, "cannot lease a subnet") == 1 {
-					won, waits = h, other
-					return nil
-				}
-			}
-			return errors.New("not yet")
-		})
-		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", "cannot lease a subnet", "out of subnets", "10.42.0.0/28", "3 subnets of length 30", "10.42.0.4 to 10.42.0.12", "3 leases")
-		s.saysTimes(waits.Flanneld(), 1, "cannot lease a subnet", "delete", "SubnetLen")
-		s.must(won.Flanneld().WaitReady(s.ctx))
-		tr.end()
-
-		// A running owner would defend its lease.
-		s.stop(all[0].Flanneld())
-		key, _, err := s.ownLease(all[0])
-		s.must(err)
-		s.must(s.store.Delete(s.ctx, key))
-		freed := time.Now()
-		s.saysTimes(waits.Flanneld(), 1, "msg=ready")
-		took := time.Since(freed)
-		if took > 12*time.Second {
-			s.t.Errorf("it took %v to get the subnet that became free", took)
-		}
-		if _, e, err := s.ownLease(waits); err != nil || e.Key != key || !strings.Contains(e.Value, `"`+waits.Addr.String()+`"`) {
-			s.t.Errorf("the waiting host has %+v, %v, not %s", e, err, key)
-		}
-		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", "cannot lease a subnet")
-		s.t.Logf("%s won, %s got the next after %v", won.Name, waits.Name, took.Round(time.Millisecond))
-	})
-}
-
 // slowEtcd has etcd answer every other second, and then not everybody. That is not
 // away: hosts follow, and one that starts meanwhile takes its time.
 func (s *stage) slowEtcd() {
