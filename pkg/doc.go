@@ -78,8 +78,10 @@
 //
 // To follow one change: begin in subnet.Follow, which emits a View; continue with
 // reconcile.Loop.SetView and Loop.Pass, then backend.Plan.Update and dataplane.Diff, and end with
-// driver.Mux.Apply and kernel.Apply. arch_test.go beside this file checks the rules between the
-// rooms, language_test.go the words in them.
+// driver.Mux.Apply and kernel.Apply.
+//
+// The tests beside this file check the rules between the rooms (arch_test.go), the language of
+// comments and logs (language_test.go), and that the README agrees with the code (readme_test.go).
 //
 // Three extensions are planned for. Each touches few places:
 //
