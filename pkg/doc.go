@@ -92,4 +92,9 @@
 //   - A backend: its file, which registers itself; its golden file; its row in the README.
 //   - A driver: a room with the three methods of driver.Driver, and a driver.Part in daemon that
 //     lists its kinds.
+//
+// The overlay carries IPv4. What names addresses has room for IPv6 as well: lease.Subnets, which
+// identify a lease and are its key, lease.Attrs, lease.Pool, netconf.Config, host.Facts and
+// dataplane.Scope. A route, a neighbour or a tunnel entry is of one prefix or address, of
+// either family.
 package pkg

@@ -56,10 +56,12 @@ type Inventory struct {
 
 // Facts about this host that a backend may build on.
 type Facts struct {
-	Uplink   string     // interface that carries the overlay's packets
-	MTU      int        // of the uplink, bytes
-	Addr     netip.Addr // address of the uplink, source of outer packets
-	PublicIP netip.Addr // address published to peers; differs from Addr behind NAT
+	Uplink     string     // interface that carries the overlay's packets
+	MTU        int        // of the uplink, bytes
+	Addr       netip.Addr // IPv4 address of the uplink, source of outer packets
+	AddrV6     netip.Addr // IPv6 address of the uplink, likewise; invalid: none
+	PublicIP   netip.Addr // IPv4 address published to peers; differs from Addr behind NAT
+	PublicIPv6 netip.Addr // IPv6 address published to peers; invalid: none
 	// Underlay has the routes that lead to peers, to tell which of them are on
 	// the link.
 	Underlay []Route
@@ -85,7 +87,8 @@ type Facts struct {
 // Equal tells whether the same follows from both for the kernel. The MACs, which
 // come and go with containers, are for what is published only.
 func (f Facts) Equal(o Facts) bool {
-	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.Addr == o.Addr && f.PublicIP == o.PublicIP && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
+	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
+		f.Addr == o.Addr && f.AddrV6 == o.AddrV6 && f.PublicIP == o.PublicIP && f.PublicIPv6 == o.PublicIPv6 &&
 		slices.Equal(f.Underlay, o.Underlay) && slices.Equal(f.Needs, o.Needs) && slices.Equal(f.NameServers, o.NameServers) && slices.Equal(f.Leased, o.Leased)
 }
 
