@@ -240,3 +240,26 @@ func docComments(d ast.Decl) (all []docComment) {
 	}
 	return all
 }
+
+// TestDocCommentsReturnAndReport checks Go's verbs in the comments of functions: one with a result
+// returns something, or reports whether something is true. It neither gives nor tells.
+func TestDocCommentsReturnAndReport(t *testing.T) {
+	for _, s := range sources(t) {
+		for _, d := range s.file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || f.Doc == nil || !hasResult(f) {
+				continue
+			}
+			words := strings.Fields(f.Doc.Text())
+			if len(words) > 2 && slices.Contains([]string{"gives", "tells"}, words[1]) && words[2] != "up" {
+				t.Errorf("%s: %s %s: must be \"returns\" or \"reports whether\"", s.fset.Position(f.Doc.Pos()), words[0], words[1])
+			}
+		}
+	}
+}
+
+// hasResult reports whether a function has a result other than an error.
+func hasResult(f *ast.FuncDecl) bool {
+	results := f.Type.Results
+	return results != nil && (results.NumFields() > 1 || !isIdent(results.List[0].Type, "error"))
+}

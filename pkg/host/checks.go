@@ -142,8 +142,8 @@ func ofPeer(subnet netip.Prefix) []any {
 	return []any{"peer", subnet}
 }
 
-// dockerCommand gives the bridge another subnet: docker0 has that of the subnet file,
-// other networks are to be created anew.
+// dockerCommand returns the command that changes the bridge's subnet: docker0 gets that of the
+// subnet file by a restart of docker, other networks must be created anew.
 func (l Link) dockerCommand() string {
 	if l.Name == "docker0" {
 		return "systemctl restart docker"

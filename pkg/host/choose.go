@@ -293,9 +293,9 @@ func (inv Inventory) on(i Iface) (Uplink, error) {
 	return inv.sending(i, c[0].Prefix.Addr()), nil
 }
 
-// by gives an interface the source address of a default route by it: the one that the
-// route names, else the one in the network of the gateway, else the first that is not
-// secondary. That is how the kernel chooses (net/ipv4/devinet.c, inet_select_addr).
+// by returns an interface with the source address of a default route through it: the one in
+// the route, else the one in the network of the gateway, else the first that is not
+// secondary, as the kernel chooses (net/ipv4/devinet.c, inet_select_addr).
 func (inv Inventory) by(r Route, i Iface) (Uplink, error) {
 	if r.Source.IsValid() {
 		if u, err := inv.from(i, r.Source); err == nil {
@@ -322,7 +322,7 @@ func (i Iface) first() Addr {
 	return i.Addrs[at]
 }
 
-// from gives an interface a source address, which may be another one's.
+// from returns an interface with a source address, which may belong to another interface.
 func (inv Inventory) from(i Iface, src netip.Addr) (Uplink, error) {
 	if i.has(src) {
 		return Uplink{Iface: i.Name, Addr: src}, nil

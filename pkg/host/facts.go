@@ -84,7 +84,7 @@ type Facts struct {
 	index *index // of Underlay; nil: it is searched through
 }
 
-// Equal tells whether the same follows from both for the kernel. The MACs, which
+// Equal reports whether the same kernel objects follow from both. The MACs, which
 // come and go with containers, are for what is published only.
 func (f Facts) Equal(o Facts) bool {
 	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
@@ -142,7 +142,7 @@ func (f Facts) TakenBy(subnet netip.Prefix) (Route, bool) {
 	return x.taken(subnet)
 }
 
-// underlay tells whether a route leads to where peers may be: any outside the
+// underlay reports whether a route leads to where peers may be: any outside the
 // network, for inside it the routes are the overlay's own, and the uplink's own
 // link, wherever it lies. Of the uplink's family, that is: every link that comes, ours
 // among them, brings an IPv6 route of its own.

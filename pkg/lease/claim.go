@@ -49,7 +49,7 @@ type claimForm struct {
 	Former     json.RawMessage `json:",omitempty"`
 }
 
-// Encode gives the claim as JSON.
+// Encode returns the claim as JSON.
 func (c Claim) Encode() ([]byte, error) {
 	form := claimForm{Store: c.Store, Subnet: Key(c.Subnets), Revision: c.Revision}
 	var err error

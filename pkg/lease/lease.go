@@ -57,11 +57,11 @@ func (l Lease) Precedes(o Lease) bool {
 	return l.Subnets.Compare(o.Subnets) < 0
 }
 
-// Reservation tells whether the lease has no time to live, so that renewing
+// Reservation reports whether the lease has no time to live, so that renewing
 // must keep it without one.
 func (l Lease) Reservation() bool { return l.Expires.IsZero() }
 
-// SameAs tells whether two leases say the same to the data plane; expiry and
+// SameAs reports whether two leases say the same to the data plane; expiry and
 // revisions are not part of that.
 func (l Lease) SameAs(o Lease) bool { return l.Subnets == o.Subnets && l.Attrs == o.Attrs }
 
@@ -86,7 +86,7 @@ func LongValue(size int64) error {
 	return Fault{fmt.Sprintf("the value is longer than %d bytes", MaxValue), fmt.Sprint(size)}
 }
 
-// Encode gives the JSON value for the registry.
+// Encode returns the JSON value for the registry.
 func (a Attrs) Encode() ([]byte, error) {
 	ip := "0.0.0.0"
 	if a.PublicIP.IsValid() {
@@ -152,7 +152,7 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	return a, nil
 }
 
-// compact gives valid JSON without the blanks around its parts; null is empty.
+// compact returns valid JSON without blanks; null is empty.
 func compact(raw json.RawMessage) (string, error) {
 	if string(raw) == "null" {
 		return "", nil

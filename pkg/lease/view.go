@@ -28,7 +28,7 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 	return View{Own: own, Peers: peers, Complete: complete}
 }
 
-// peer tells whether a lease, nil for none, is one of own's peers.
+// peer reports whether a lease, nil for none, is one of own's peers.
 func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnets != own.Subnets && !l.Leaving }
 
 // Edit returns the view that follows v when only own and the leases of some subnets may have
@@ -133,7 +133,7 @@ func (v View) find(subnets Subnets) (int, bool) {
 	return slices.BinarySearchFunc(v.Peers, struct{}{}, func(l *Lease, _ struct{}) int { return compare(&l.Subnets, &subnets) })
 }
 
-// Since gives the peers that say something else to the data plane than in an older
+// Since returns the peers that say something else to the data plane than in an older
 // view, or are of another age, or stale in one of the two only, as they were and as they
 // are, in order of their subnets; nil: not there.
 // It takes time for each peer, but little for one that both views share.

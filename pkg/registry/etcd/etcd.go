@@ -86,7 +86,7 @@ func (o Options) ParseEndpoints() (Endpoints, error) {
 	return e, nil
 }
 
-// String gives the URL.
+// String returns the URL.
 func (e Endpoint) String() string { return e.url.String() }
 
 // Host is the name or address of the server, with the port if one is given.
@@ -95,10 +95,10 @@ func (e Endpoint) Host() string { return e.url.Host }
 // Hostname is what a server's certificate must be for.
 func (e Endpoint) Hostname() string { return e.url.Hostname() }
 
-// Secure tells whether TLS is spoken there.
+// Secure reports whether TLS is spoken there.
 func (e Endpoint) Secure() bool { return e.url.Scheme == "https" }
 
-// Socket gives the path of a unix socket, of unix:///run/etcd.sock or of
+// Socket returns the path of a unix socket, of unix:///run/etcd.sock or of
 // etcd's own unix://name for a relative path; it is empty for all others.
 func (e Endpoint) Socket() string {
 	if e.url.Scheme != "unix" {
@@ -107,7 +107,7 @@ func (e Endpoint) Socket() string {
 	return e.url.Host + e.url.Path
 }
 
-// Address gives what to dial. A URL without a port has its scheme's.
+// Address returns what to dial. A URL without a port has its scheme's.
 func (e Endpoint) Address() (network, address string) {
 	if socket := e.Socket(); socket != "" {
 		return "unix", socket

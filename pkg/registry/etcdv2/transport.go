@@ -292,7 +292,7 @@ func (s *scanned) Read(p []byte) (int, error) {
 	return s.text.Read(p)
 }
 
-// code gives the code of etcd's refusal, 0 if err is none.
+// code returns the code of etcd's refusal, 0 if err is none.
 func code(err error) int {
 	var refused client.Error
 	if errors.As(err, &refused) {
@@ -301,7 +301,7 @@ func code(err error) int {
 	return 0
 }
 
-// contains tells whether err, or what it says of one endpoint, is target.
+// contains reports whether err, or what it says of one endpoint, is target.
 func contains(err, target error) bool {
 	var all *client.ClusterError
 	if errors.As(err, &all) {

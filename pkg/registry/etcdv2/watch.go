@@ -144,7 +144,7 @@ func (r *Registry) confirmQuiet(index uint64) {
 	}
 }
 
-// quietUntil gives the index up to which nothing happened after index, 0 if unknown.
+// quietUntil returns the index up to which nothing happened after index, 0 if unknown.
 func (r *Registry) quietUntil(index uint64) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -74,7 +74,7 @@ func tokenRefused(err error) bool {
 	return refused(err, rpctypes.ErrInvalidAuthToken) || refused(err, rpctypes.ErrAuthOldRevision) || refused(err, rpctypes.ErrUserEmpty)
 }
 
-// facts gives the code and the text of what etcd or gRPC says in err.
+// facts returns the code and the text of what etcd or gRPC says in err.
 func facts(err error) (codes.Code, string) {
 	var said rpctypes.EtcdError
 	var plain interface{ GRPCStatus() *status.Status }
@@ -93,7 +93,7 @@ func facts(err error) (codes.Code, string) {
 	return codes.Unknown, err.Error()
 }
 
-// refused tells whether err is this refusal of etcd's.
+// refused reports whether err is this refusal of etcd's.
 func refused(err, refusal error) bool {
 	_, text := facts(err)
 	return err != nil && text == refusal.Error()

@@ -229,7 +229,7 @@ func parseKey(rest string) (lease.Subnets, error) {
 	return lease.ParseKey(rest)
 }
 
-// name gives what a key of etcd's has behind r.subnets, in bytes of its own.
+// name returns what a key of etcd's has behind r.subnets, in bytes of its own.
 func (r *Registry) name(key []byte) string {
 	return string(bytes.TrimPrefix(key, []byte(r.subnets)))
 }

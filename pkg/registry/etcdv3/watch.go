@@ -84,7 +84,7 @@ func (r *Registry) watch(ctx context.Context, index uint64) ([]registry.Event, u
 	return events, next, err
 }
 
-// stream gives a stream that goes on after index: the kept one, or a new one.
+// stream returns a stream that goes on after index: the kept one, or a new one.
 func (r *Registry) stream(ctx context.Context, index uint64) (*stream, error) {
 	r.mu.Lock()
 	s := r.kept

@@ -202,7 +202,7 @@ func conflict(resp *client.TxnResponse) error {
 	return registry.ErrConflict
 }
 
-// holder gives the key as it was found, if it carries the fresh g: nobody but
+// holder returns the key as it was found, if it carries the fresh g: nobody but
 // us can have put it there.
 func holder(resp *client.TxnResponse, g grant) *mvccpb.KeyValue {
 	for _, one := range resp.Responses {

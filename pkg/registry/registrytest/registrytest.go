@@ -76,12 +76,12 @@ type suite struct {
 
 const ttl = time.Hour
 
-// subnets gives subnets that differ by n.
+// subnets returns subnets that differ by n.
 func subnets(n int) lease.Subnets { return ipv4(fmt.Sprintf("10.42.%d.0/24", n)) }
 
 func ipv4(subnet string) lease.Subnets { return lease.Subnets{V4: netip.MustParsePrefix(subnet)} }
 
-// attrs gives attributes that differ by n.
+// attrs returns attributes that differ by n.
 func attrs(n int) lease.Attrs {
 	return lease.Attrs{
 		PublicIP:    netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)}),
@@ -118,7 +118,7 @@ func (s *suite) listing() registry.Listing {
 	return l
 }
 
-// only gives the one lease there is.
+// only returns the one lease there is.
 func (s *suite) only() lease.Lease {
 	s.Helper()
 	l := s.listing()
