@@ -65,7 +65,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 		permit()
 		c.must(p.WaitReady(c.ctx))
 
-		// Its key is deleted, and must not be made again.
+		// Its key is deleted, and must not be created again.
 		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
 		subnet := c.subnet(h)
 		do := map[string]string{

@@ -65,9 +65,9 @@ func (c *cluster) putBoth() {
 	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", `{"Network":"10.43.0.0/16","Backend":{"Type":"vxlan","VNI":3}}`, 0))
 }
 
-// TestUpgradeStaysInTheStoreOfItsLeases: a config was made in v3, too, by somebody who tried it once.
-// Hosts whose network lives in v2 stay there, a new one joins them, and none forgets it, even
-// when every lease is gone.
+// TestUpgradeStaysInTheStoreOfItsLeases: there is also a config in v3, from an earlier trial. Hosts
+// whose leases are in v2 stay there, a new one joins them, and all remember the store even after
+// every lease was deleted.
 func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 3})
@@ -102,8 +102,8 @@ func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 	}
 }
 
-// TestConfigIsElsewhere: without a config, the log says how to make one, and
-// where others are; then either store will do.
+// TestConfigIsElsewhere: without a config, the log contains the command to create one, and where
+// other configs are; then either store can be used.
 func TestConfigIsElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, f := range []struct {
@@ -134,8 +134,8 @@ func TestConfigIsElsewhere(t *testing.T) {
 	}
 }
 
-// TestRelease: a host that is told to gives up its lease when it ends in good
-// order, and only then; the network stays as it is.
+// TestRelease: with the flag, a host releases its lease at a regular exit, and only then; the
+// network is not changed.
 func TestRelease(t *testing.T) {
 	t.Parallel()
 	eachAPI(t, func(t *testing.T, api string) {

@@ -42,7 +42,7 @@ var actions = []action{
 	{"damage the kernel's objects", false, (*mayhem).damage}, // there are many kinds
 }
 
-// cutOff drops what goes between a host and etcd, and tells nobody.
+// cutOff silently drops packets between a host and etcd.
 const cutOff = `nft 'add table ip chaos; delete table ip chaos; table ip chaos {
 	chain out { type filter hook output priority 0; tcp dport 2379 drop; }
 	chain in  { type filter hook input priority 0; tcp sport 2379 drop; }
@@ -105,7 +105,7 @@ func (m *mayhem) healEtcd(*victim) {
 	m.etcdDown = false
 }
 
-// forget makes etcd forget what happened before.
+// forget removes etcd's history.
 func (m *mayhem) forget(*victim) {
 	m.t.Helper()
 	m.must(m.store.ForgetHistory(m.ctx))

@@ -73,7 +73,8 @@ func (m *mayhem) leaseKey(v *victim) string {
 	return fmt.Sprintf("%s/subnets/%s-%d", v.network.prefix, v.subnet.Addr(), v.subnet.Bits())
 }
 
-// soundKernels: each leads to all others of the network, and to nobody else.
+// soundKernels checks that each kernel has entries for all other hosts of the network, and no
+// others.
 func (m *mayhem) soundKernels(n chaosNetwork, all []*victim) error {
 	states := make([]dataplane.State, len(all))
 	for i, v := range all {

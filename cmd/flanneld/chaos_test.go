@@ -26,13 +26,13 @@ const (
 	chaosRun = 10 * time.Second
 )
 
-// TestChaos does bad things at random to hosts, daemons and etcd, several at a
-// time, and wants a sound network after each round in which every host has the
-// subnet that it had. The hosts are of shapes of the zoo, and some are in two networks.
+// TestChaos causes random failures of hosts, daemons and etcd, several at a time, and expects a
+// working network after each round in which every host still has its subnet. The hosts have shapes
+// of the zoo, and some are in two networks.
 //
-// CHAOS_TIME is how long (20s), CHAOS_API which stores (v2 and v3), CHAOS_BACKEND which
-// backends (all), in turns, of which a short run has as many as there is time for.
-// CHAOS_SEED repeats the choices of another run, though not its timing.
+// CHAOS_TIME is the duration (20s), CHAOS_API are the stores (v2 and v3), CHAOS_BACKEND the
+// backends (all), which are used in turns, as many as a short run has time for. CHAOS_SEED repeats
+// the choices of another run, though not its timing.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	need(t, "ip", "nft", "iptables", "iptables-nft", "iptables-legacy")
@@ -73,7 +73,7 @@ type chaosOf struct {
 	api     string
 }
 
-// mayhem is a cluster to which bad things happen.
+// mayhem is a cluster with random failures.
 type mayhem struct {
 	*cluster
 	chaosOf
@@ -99,8 +99,7 @@ type machine struct {
 	addr   netip.Addr // of the uplink
 }
 
-// A victim is a daemon on a machine, what is to be true of it whatever happens, and
-// what has happened.
+// A victim is a daemon on a machine, with its invariants and its history.
 type victim struct {
 	*machine
 	network   chaosNetwork
@@ -154,7 +153,7 @@ func startMayhem(t *testing.T, of chaosOf, seed uint64, total time.Duration) *ma
 	return m
 }
 
-// shapeHosts makes the hosts shapes of the zoo, the first one always the simplest.
+// shapeHosts gives the hosts shapes of the zoo. The first one is always the simplest.
 func (m *mayhem) shapeHosts() {
 	m.t.Helper()
 	var fit []shape
@@ -193,8 +192,7 @@ func (m *mayhem) putConfig() {
 	}
 }
 
-// tell says what was done before a failure, and what the daemons said of it
-// that are not there any more.
+// tell logs the actions before a failure, and the logs of daemons that have ended.
 func (m *mayhem) tell() {
 	if !m.t.Failed() {
 		return
@@ -214,7 +212,7 @@ func (m *mayhem) note(format string, args ...any) {
 	m.done = append(m.done, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-// play is one round: trouble, the end of it, and a look at what is left.
+// play is one round: failures, their end, and a check of the result.
 func (m *mayhem) play() {
 	m.t.Helper()
 	m.rounds++

@@ -11,9 +11,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestHostChecks: what others set up on a host in the way of the overlay is named with the
-// command that mends it, at the start and when it appears, once, and it is said when it
-// is over.
+// TestHostChecks: a configuration of other programs that breaks the overlay is logged once, with
+// the command that fixes it, at the start or when it appears, and again when it is over.
 func TestHostChecks(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")
@@ -39,7 +38,8 @@ func TestHostChecks(t *testing.T) {
 	c.sh(h, c.says(p, "WARN", route, "10.42.7.0/24 via "+gateway+" dev eth0"))
 	c.says(p, "INFO", "no longer: "+route)
 
-	// Of routing rules no event tells but another one, or the minute.
+	// There are no events about routing rules: they are checked with another event, or after a
+	// minute.
 	const event = "; ip route add 10.42.250.0/24 dev docker0; ip route del 10.42.250.0/24"
 	for _, appears := range []struct {
 		do   string
@@ -72,8 +72,8 @@ func TestHostChecks(t *testing.T) {
 	}
 }
 
-// TestTakenPlaces: what a host needs for itself and cannot have is an error that says who
-// is in the way, with the command; there is no READY before that is done, and then there is.
+// TestTakenPlaces: if an object that the host itself needs cannot be created, an error names the
+// conflicting program and the command. READY is sent only once the object exists.
 func TestTakenPlaces(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")
@@ -140,7 +140,7 @@ func TestTakenPlaces(t *testing.T) {
 	}
 }
 
-// TestTakenHealthPort: the daemon ends, and says who has the port.
+// TestTakenHealthPort: the daemon exits, and logs which program uses the port.
 func TestTakenHealthPort(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
@@ -157,9 +157,9 @@ func TestTakenHealthPort(t *testing.T) {
 	}
 }
 
-// TestNetworkAndLAN: a network whose subnets take the hosts' own link is refused with the
-// reason, without READY and with the link as it was; one that only contains the link works, and
-// one that is the link, with subnets beside the hosts.
+// TestNetworkAndLAN: a network whose subnets include the hosts' own link is rejected with the
+// reason, without READY and without a change of the link. A network that only contains the link
+// works, and so does one that equals the link, with subnets that leave out the hosts.
 func TestNetworkAndLAN(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")
@@ -199,9 +199,9 @@ func TestNetworkAndLAN(t *testing.T) {
 	}
 }
 
-// TestNetworkWithAHostsAddress: with udp, what is for a host whose address lies in the network
-// does not go into the tunnel; where the address lies among what is leased, it does, unless a
-// longer route leads there.
+// TestNetworkWithAHostsAddress: with udp, packets to a host whose address is inside the network do
+// not enter the tunnel. If the address is among the leasable subnets, they do, unless there is a
+// longer route.
 func TestNetworkWithAHostsAddress(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")

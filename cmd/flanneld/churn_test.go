@@ -45,8 +45,8 @@ func pair(name string, up bool) *netlink.Veth {
 	return v
 }
 
-// churn makes links, of which a host with many containers has that many, and then has some come
-// and go all the time, until stop is called. It returns how many changes there were.
+// churn creates as many links as a host with many containers has, and then keeps creating and
+// deleting some until stop is called. It returns the number of changes.
 func (c *cluster) churn(h *lab.Host) (stop func() int) {
 	c.t.Helper()
 	c.must(c.inNetlink(h, func(n *netlink.Handle) error {
@@ -101,8 +101,8 @@ func (c *cluster) churn(h *lab.Host) (stop func() int) {
 	return stop
 }
 
-// TestDockerChurn: on a host with thousands of links, where containers come and go all the time,
-// no list of all links is ever whole. The daemon starts, repairs and keeps its rules as ever.
+// TestDockerChurn: on a host with thousands of links, where containers start and stop constantly,
+// no list of all links is ever complete. The daemon starts, repairs and keeps its rules as usual.
 func TestDockerChurn(t *testing.T) {
 	// Alone: the links come and go under the kernel's lock.
 	need(t, "iptables", "nft")

@@ -25,7 +25,7 @@ func (c *cluster) cleanup(h *lab.Host, args ...string) (code int, said string) {
 	return code, p.Logs()
 }
 
-// traces are the lines in which a host tells of a network, by the start of its addresses.
+// traces are the lines in which a host mentions a network, by the start of its addresses.
 func (c *cluster) traces(h *lab.Host, network string) string {
 	c.t.Helper()
 	out, _ := c.try(h, `ip -d addr; ip -d route show table all; ip -d neigh; ip -d nexthop; bridge fdb; iptables-nft-save; nft list ruleset`)
@@ -44,8 +44,8 @@ func (c *cluster) legacyRules(h *lab.Host) string {
 	return c.sh(h, `for table in $(cat /proc/thread-self/net/ip_tables_names 2>/dev/null); do iptables-legacy-save -t $table; done`)
 }
 
-// TestCleanup: what a daemon of each backend has made goes, by the command or by the commands that it prints; what
-// another network on the host has stays.
+// TestCleanup: everything that a daemon of each backend has created is removed, by the command or
+// by the commands that it prints. Another network on the host is not changed.
 func TestCleanup(t *testing.T) {
 	t.Parallel()
 	for _, s := range []struct {
@@ -141,7 +141,7 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// TestCleanupRefusesUnderAnOriginal: a flanneld that tells nobody of itself.
+// TestCleanupRefusesUnderAnOriginal: such a flanneld is not registered.
 func TestCleanupRefusesUnderAnOriginal(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
@@ -202,7 +202,7 @@ func TestWayBackToMisses(t *testing.T) {
 			if code, said := c.cleanup(h, "-subnet-file="+h.SubnetFile); code != 0 {
 				t.Errorf("exit code %d: %s", code, said)
 			}
-			// The old daemon makes the device.
+			// The old daemon creates the device.
 			c.sh(h, "ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472 nolearning; ip link set flannel.1 up")
 		}, true},
 	} {

@@ -20,16 +20,15 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// Tests run side by side: each has hosts, an etcd, files and names of its own, and waits most of its time. A test that
-// does not call t.Parallel runs alone, before the others, for it measures times or takes all of the processors, or of
-// the lock under which the kernel changes networks; it says which.
+// Tests run in parallel: each has its own hosts, etcd, files and names, and waits most of its time.
+// A test that does not call t.Parallel runs alone, before the others, because it measures times or
+// needs all processors, or the lock under which the kernel changes networks; a comment says which.
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
 const (
 	defaultPrefix = "/coreos.com/network"
 	vxlanConfig   = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
-	// upperConfig leaves the subnets below 10.42.128.0 to the peers that a test
-	// makes up.
+	// upperConfig leaves the subnets below 10.42.128.0 for peers that a test invents.
 	upperConfig = `{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":"vxlan"}}`
 )
 
@@ -62,7 +61,7 @@ type cluster struct {
 	containers []*lab.Container // one a host, in order
 }
 
-// newCluster makes hosts and etcd and starts nothing yet.
+// newCluster creates hosts and etcd, and starts nothing yet.
 func newCluster(t *testing.T, o lab.Options) *cluster {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -101,7 +100,7 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 	return c
 }
 
-// oneHost makes a cluster of one host, with a config.
+// oneHost creates a cluster of one host, with a config.
 func oneHost(t *testing.T, config string) (*cluster, *lab.Host) {
 	t.Helper()
 	c := newCluster(t, lab.Options{Hosts: 1})
@@ -174,7 +173,7 @@ func (c *cluster) stop(p *lab.Process) {
 	c.must(err)
 }
 
-// given is what the environment says, or else what a short run takes.
+// given returns the value of an environment variable, or the default of a short run.
 func given[T any](t *testing.T, name, otherwise string, parse func(string) (T, error)) T {
 	t.Helper()
 	v, err := parse(cmp.Or(os.Getenv(name), otherwise))
@@ -286,7 +285,7 @@ func (c *cluster) subnet(h *lab.Host) netip.Prefix {
 	return env.Subnet.Masked()
 }
 
-// snapshot reads what the kernel of a host holds for an overlay.
+// snapshot reads the objects of an overlay in the kernel of a host.
 func (c *cluster) snapshot(h *lab.Host, network string, links ...string) dataplane.State {
 	c.t.Helper()
 	var s dataplane.State

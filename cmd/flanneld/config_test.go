@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestConfigChanges: a running host takes over what it can of a new network
-// config, and says what it can't.
+// TestConfigChanges: a running host applies the parts of a new network config that may change at
+// runtime, and logs the others.
 func TestConfigChanges(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables", "nft")

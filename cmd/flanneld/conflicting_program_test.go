@@ -13,11 +13,10 @@ import (
 	"flanneld/pkg/lab/etcdkeys"
 )
 
-// TestFight: another program takes away what is programmed, again and again. It is said
-// loudly and once, and not much time is spent on it.
+// TestFight: another program keeps deleting objects. That is logged once as an error, and takes
+// little processor time.
 //
-// FIGHT_PEERS is how many peers there are (200), and FIGHT_TIME how long it is watched
-// (10s).
+// FIGHT_PEERS is the number of peers (200), and FIGHT_TIME the duration (10s).
 func TestFight(t *testing.T) {
 	t.Parallel()
 	peers := given(t, "FIGHT_PEERS", "200", strconv.Atoi)
@@ -56,7 +55,8 @@ func TestFight(t *testing.T) {
 	}
 }
 
-// flushNeighbours deletes the permanent neighbours of flannel.1 as soon as there are any, until it is told to stop.
+// flushNeighbours deletes the permanent neighbours of flannel.1 as soon as there are any, until it
+// is stopped.
 func (c *cluster) flushNeighbours(h *lab.Host) (stop func()) {
 	ctx, cancel := context.WithCancel(c.ctx)
 	done := make(chan struct{})

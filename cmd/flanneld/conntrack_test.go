@@ -17,8 +17,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// TestFullConnectionTable: when the kernel can track no more connections, and so drops packets of new
-// ones, that is named with the command. What runs goes on.
+// TestFullConnectionTable: when the connection tracking table is full, so that packets of new
+// connections are dropped, a condition names the command. Established connections continue.
 func TestFullConnectionTable(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
@@ -63,8 +63,8 @@ func TestFullConnectionTable(t *testing.T) {
 	c.saysTimes(h.Flanneld(), 1, "no longer: ", said)
 }
 
-// fillConnectionTable adds connections that have seen packets in both directions, which the kernel
-// does not give up for new ones, until no more fit.
+// fillConnectionTable adds connections with packets in both directions, which the kernel does not
+// evict, until the table is full.
 func fillConnectionTable(most int) error {
 	var r netlink.Requests
 	for i := range most {

@@ -10,8 +10,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestPassword: an etcd that wants to know who asks. A wrong password is waited
-// out, in case it is the server's that changes, and never told to anybody.
+// TestPassword: etcd requires authentication. With a wrong password the daemon waits, because the
+// server's may change, and it never logs the password.
 func TestPassword(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})

@@ -26,7 +26,8 @@ func TestDaemonStorm(t *testing.T) {
 			start := time.Now()
 			c := newCluster(t, lab.Options{Hosts: hosts})
 			t.Logf("a lab of %d hosts built within %v", hosts, time.Since(start).Round(time.Millisecond))
-			// Each host is told of each: the work is hosts by hosts, on however few processors.
+			// Each host receives the leases of all others: the work is quadratic, however few
+			// processors there are.
 			c.must(c.Etcd.Prioritize())
 			c.must(c.Etcd.Store(api).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
 			start = time.Now()
@@ -63,8 +64,8 @@ func (c *cluster) members() (all []*member) {
 	return all
 }
 
-// sound tells what is wrong in the kernels: each leads to all others, and to
-// nobody else.
+// sound returns what is wrong in the kernels: each must have entries for all other hosts, and no
+// others.
 func (c *cluster) sound(all []*member) error {
 	states := make([]dataplane.State, len(all))
 	for i, m := range all {
@@ -92,8 +93,8 @@ func (c *cluster) sound(all []*member) error {
 	return nil
 }
 
-// leadsTo follows a packet for a subnet through what a kernel holds: route,
-// neighbour, FDB entry, and the host there. It gives the MAC of the frame.
+// leadsTo follows a packet to a subnet through a kernel's objects: route, neighbour, FDB entry, and
+// the host there. It returns the destination MAC of the frame.
 func leadsTo(s dataplane.State, link string, subnet netip.Prefix, host netip.Addr) (dataplane.MAC, error) {
 	route, ok := s.Routes[dataplane.RouteKey{Dst: subnet, Link: link}]
 	if !ok {

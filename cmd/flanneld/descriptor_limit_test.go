@@ -12,14 +12,14 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// waits reports whether a process says that it waits for descriptors. With some numbers of
-// them, it is only one of etcd's APIs that it cannot ask.
+// waits reports whether a process has logged that it waits for descriptors. With some limits, it
+// only fails to connect to one of etcd's APIs.
 func waits(p *lab.Process) bool {
 	return lines(p, "too many open files")+lines(p, "waiting for it") > 0
 }
 
-// TestNoStartEndsForWantOfDescriptors: whatever it is that they do not suffice for, it says so
-// and tries again.
+// TestNoStartEndsForWantOfDescriptors: with any limit of descriptors, the daemon logs the failure
+// and retries.
 func TestNoStartEndsForWantOfDescriptors(t *testing.T) {
 	t.Parallel()
 	const least, most = 8, 18 // enough for the Go runtime; for all of a start
@@ -45,7 +45,7 @@ func TestNoStartEndsForWantOfDescriptors(t *testing.T) {
 	}
 }
 
-// TestStartGoesOnWithDescriptors: what a start lacks them for is done once there are some.
+// TestStartGoesOnWithDescriptors: a start that lacks descriptors continues once there are some.
 func TestStartGoesOnWithDescriptors(t *testing.T) {
 	t.Parallel()
 	for _, config := range []string{vxlanConfig, `{"Network":"10.42.0.0/16","Backend":{"Type":"udp"}}`} {

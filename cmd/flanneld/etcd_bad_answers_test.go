@@ -22,8 +22,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// A nonsense is an etcd that answers at once and makes no sense in one way. Else it does as a
-// good one would for a single client, but for keeping no history.
+// A nonsense is an etcd whose answers are immediate and invalid in one way. Otherwise it behaves
+// like a correct one with a single client, except that it has no history.
 type nonsense struct {
 	what     string
 	requests atomic.Int64 // connections without one, too
@@ -362,7 +362,7 @@ func (r *nonsenseRun) measure(c *cluster) {
 	c.must(err)
 }
 
-// judge ends a window, and reports what was asked or used too much in it.
+// judge ends a measurement, and reports excessive requests or resources.
 func (r *nonsenseRun) judge(c *cluster, window time.Duration) error {
 	usage, err := r.Process.Usage()
 	c.must(err)
@@ -379,7 +379,7 @@ func (r *nonsenseRun) storms() bool {
 	return r.is("the lease is another each time") || r.is("the watch brings ever more events")
 }
 
-// most returns how many requests a second a daemon may make.
+// most returns the maximum number of requests per second of a daemon.
 func (r *nonsenseRun) most() float64 {
 	if r.storms() {
 		return 120
@@ -387,7 +387,7 @@ func (r *nonsenseRun) most() float64 {
 	return 3.5
 }
 
-// atOnce returns how many more it may make at once, such as when it starts.
+// atOnce returns the number of additional requests in a burst, such as at the start.
 func (r *nonsenseRun) atOnce() float64 {
 	if r.storms() {
 		return 2000
@@ -403,8 +403,8 @@ func (r *nonsenseRun) share() float64 {
 	return 0.03
 }
 
-// TestNonsenseFromEtcd: an etcd that answers at once, and each time so that one has to ask again,
-// is asked a few times in a row and then now and then. It costs next to nothing.
+// TestNonsenseFromEtcd: if etcd answers at once, but in ways that require another request, the
+// daemon sends a few requests in a row and then periodic ones, at almost no cost.
 func TestNonsenseFromEtcd(t *testing.T) {
 	t.Parallel()
 	all := []string{
@@ -438,7 +438,7 @@ func TestNonsenseFromEtcd(t *testing.T) {
 		return violations
 	}
 	time.Sleep(15 * time.Second) // by then pauses are as long as they get
-	// A slow machine uses up late what is allowed at once.
+	// On a slow machine, the burst may come late.
 	c.within(100*time.Second, "all of them ask seldom", func() error {
 		if violations := look(); len(violations) > 0 {
 			return errors.New(strings.Join(violations, "\n"))

@@ -14,8 +14,8 @@ import (
 	"flanneld/pkg/lab/etcdtest"
 )
 
-// TestEtcdCertificate has etcd show certificates that are not to be trusted. The
-// log is to say so, though what broke the connections was etcd's restart.
+// TestEtcdCertificate makes etcd present untrusted certificates. The log must contain the reason,
+// although the connections were broken by etcd's restart.
 func TestEtcdCertificate(t *testing.T) {
 	t.Parallel()
 	ours, others := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
@@ -64,7 +64,7 @@ func secured(by *etcdtest.Authority, name string) *lab.TLS {
 	return files
 }
 
-// ofEtcd makes a certificate that of a lab's etcd.
+// ofEtcd makes a certificate valid for a lab's etcd.
 func ofEtcd(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(172, 31, 200, 1)} }
 
 func (s *stage) restartEtcd() error {

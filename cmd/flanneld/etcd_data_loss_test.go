@@ -22,8 +22,7 @@ const (
 	stolenMAC = "0a:00:00:00:00:66"
 )
 
-// TestEtcdForgets gives etcd another memory than it had, as a whole and key by
-// key.
+// TestEtcdForgets replaces the content of etcd, as a whole and key by key.
 func TestEtcdForgets(t *testing.T) {
 	t.Parallel()
 	eachStore(t, threeHosts, func(s *stage) {
@@ -57,8 +56,7 @@ func TestEtcdRestoredSoon(t *testing.T) {
 	})
 }
 
-// beginWithBackup starts all hosts, and keeps how etcd was when the last had no
-// lease yet.
+// beginWithBackup starts all hosts, and takes a backup of etcd before the last one has a lease.
 func (s *stage) beginWithBackup(dir string) {
 	s.t.Helper()
 	s.set("config", upperConfig)
@@ -127,7 +125,7 @@ func (s *stage) losesKey() {
 	tr.end()
 }
 
-// keyExpiresSoon gives the own key, unchanged, a second to live.
+// keyExpiresSoon makes the own key expire in a second, without another change.
 func (s *stage) keyExpiresSoon() {
 	tr := s.traffic(s.containers...)
 	for i, h := range s.Hosts {
@@ -173,7 +171,7 @@ func (s *stage) keyExpired() {
 	s.t.Logf("made it again after %v", took.Round(time.Millisecond))
 }
 
-// wiped: everybody has a new lease of the old subnet, and nobody notices.
+// wiped: all hosts get new leases of their old subnets, without any effect on traffic.
 func (s *stage) wiped() {
 	s.returns(func() {
 		s.must(s.Etcd.Wipe(s.ctx))
@@ -181,8 +179,8 @@ func (s *stage) wiped() {
 	})
 }
 
-// restored: the last host's lease is not in the backup. Its daemon is slow to
-// make it again, and until then nobody else may take the host for gone.
+// restored: the last host's lease is not in the backup. Its daemon is slow to create it again, and
+// until then the other hosts must keep their entries for it.
 func (s *stage) restored(backup string) {
 	last := s.Hosts[len(s.Hosts)-1]
 	s.returns(func() {
@@ -204,8 +202,8 @@ func (s *stage) restored(backup string) {
 	})
 }
 
-// returns: whatever happens to etcd, it soon holds the same leases as before,
-// and the hosts have been as they were all the time.
+// returns: after any change of etcd's content, it soon contains the same leases as before, and the
+// hosts have not changed meanwhile.
 func (s *stage) returns(happens func()) {
 	leases := s.holdings()
 	gone, back := s.lines(awayLine), s.lines(backLine)
@@ -232,8 +230,8 @@ func (s *stage) returns(happens func()) {
 	tr.end()
 }
 
-// subnetTaken has another host create the lease anew that ours has lost: who has it now
-// keeps it, and ours is another one.
+// subnetTaken: another host creates the lease that ours has lost: the other one keeps the subnet,
+// and ours moves to another one.
 func (s *stage) subnetTaken() {
 	h := s.Hosts[0]
 	key, _, err := s.ownLease(h)
@@ -369,13 +367,13 @@ func (s *stage) missesEvents(also func()) {
 	tr.end()
 }
 
-// sortedLines is what a host's kernel holds.
+// sortedLines returns the objects of a host's kernel.
 func (s *stage) sortedLines(h *lab.Host) []string {
 	s.t.Helper()
 	return slices.Sorted(strings.SplitSeq(strings.TrimSpace(s.snapshot(h, "10.42.0.0/16", "flannel.1").Text()), "\n"))
 }
 
-// sees waits until a host's kernel holds exactly this.
+// sees waits until a host's kernel has exactly these objects.
 func (s *stage) sees(h *lab.Host, d time.Duration, want []string) {
 	s.t.Helper()
 	slices.Sort(want)

@@ -156,7 +156,7 @@ func (s *memberStorm) end() {
 	s.t.Logf("%d writes", s.wrote)
 }
 
-// killLeader kills the leader, and starts it again when the others go on.
+// killLeader kills the leader, and starts it again once the others work.
 func (s *memberStorm) killLeader() {
 	s.t.Helper()
 	leader, err := s.Etcd.Leader(s.ctx, s.others...)
@@ -195,7 +195,7 @@ func (s *memberStorm) remove(m *lab.Member) {
 	s.must(m.Kill(s.ctx)) // where it did not end by itself
 }
 
-// wanted returns the peers that etcd holds, and those given.
+// wanted returns the peers in etcd, and the given ones.
 func (s *memberStorm) wanted(hosts ...netip.Prefix) map[netip.Prefix]bool {
 	want := map[netip.Prefix]bool{}
 	for _, h := range hosts {
@@ -209,7 +209,7 @@ func (s *memberStorm) wanted(hosts ...netip.Prefix) map[netip.Prefix]bool {
 	return want
 }
 
-// knows reports what is wrong with the routes of a host.
+// knows returns what is wrong with the routes of a host.
 func (s *memberStorm) knows(h *lab.Host, want map[netip.Prefix]bool) error {
 	have := map[netip.Prefix]bool{s.subnet(h): true}
 	for key := range s.snapshot(h, "10.42.0.0/16", "flannel.1").Routes {

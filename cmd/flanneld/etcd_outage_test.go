@@ -16,8 +16,7 @@ import (
 	"flanneld/pkg/lab/etcdkeys"
 )
 
-// A stage is a cluster whose network is kept in one of etcd's APIs, and to
-// which bad things happen, one row after another.
+// A stage is a cluster whose network is in one of etcd's APIs, for a sequence of failures.
 type stage struct {
 	*cluster
 	store   etcdkeys.Store
@@ -121,7 +120,7 @@ func (s *stage) lines(words ...string) []int {
 	return n
 }
 
-// once waits until each host has said some words one time more than before.
+// once waits until each host has logged some words one time more than before.
 func (s *stage) once(d time.Duration, before []int, words ...string) time.Duration {
 	s.t.Helper()
 	return s.within(d, strings.Join(words, ", "), func() error {
@@ -134,7 +133,7 @@ func (s *stage) once(d time.Duration, before []int, words ...string) time.Durati
 	})
 }
 
-// readyz waits until each host says so.
+// readyz waits until /readyz of each host has this answer.
 func (s *stage) readyz(d time.Duration, begin string) {
 	s.t.Helper()
 	for _, h := range s.Hosts {
@@ -142,7 +141,7 @@ func (s *stage) readyz(d time.Duration, begin string) {
 	}
 }
 
-// readyzOf waits until /readyz of a host says so, by its status, its begin, and words in it.
+// readyzOf waits until /readyz of a host has this status, prefix and words.
 func (s *stage) readyzOf(h *lab.Host, d time.Duration, status int, begin string, words ...string) {
 	s.t.Helper()
 	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
@@ -199,8 +198,8 @@ func phantomValue(publicIP, mac string) string {
 
 var visits atomic.Int32
 
-// follows lets a peer come and go, which all hosts are to see. It is not the
-// same one each time: what changes again and again looks like a fight.
+// follows adds and removes a peer, which all hosts must follow. It is another one each time:
+// repeated changes of one object look like a conflict.
 func (s *stage) follows() {
 	s.t.Helper()
 	n := 121 + visits.Add(1)%6
@@ -225,7 +224,7 @@ type outage struct {
 	after      func()        // right after the end
 }
 
-// kernels is what each host's kernel holds.
+// kernels returns the objects of each host's kernel.
 func (s *stage) kernels() (all []string) {
 	s.t.Helper()
 	for _, h := range s.Hosts {
@@ -234,8 +233,8 @@ func (s *stage) kernels() (all []string) {
 	return all
 }
 
-// endures: nothing is lost, each host says once that etcd is gone and once that
-// it is back, and takes next to no CPU meanwhile.
+// endures: no packet is lost, each host logs once that etcd is unreachable and once that it is
+// back, and uses almost no processor time meanwhile.
 func (s *stage) endures(o outage) {
 	gone, back := s.lines(awayLine), s.lines(backLine)
 	cause := append([]string{"level=WARN"}, o.cause...)
@@ -277,7 +276,7 @@ func (s *stage) endures(o outage) {
 		share*100, served.Sub(ended).Round(time.Millisecond), recovered.Round(time.Millisecond))
 }
 
-// TestEtcdAway takes etcd away in all the ways there are.
+// TestEtcdAway makes etcd unreachable in all possible ways.
 func TestEtcdAway(t *testing.T) {
 	t.Parallel()
 	need(t, "nft")
@@ -322,7 +321,7 @@ func TestEtcdAway(t *testing.T) {
 			s.endures(outage{
 				begin: s.Etcd.Pause,
 				end:   s.Etcd.Resume,
-				// Its kernel answers for it, so only its silence tells.
+				// Its kernel still accepts connections, so that only timeouts reveal the failure.
 				noticed: 60 * time.Second,
 			})
 		})
@@ -330,8 +329,7 @@ func TestEtcdAway(t *testing.T) {
 	})
 }
 
-// blackHole drops what goes between the hosts and etcd, and tells nobody. The
-// test itself still reaches etcd.
+// blackHole silently drops packets between the hosts and etcd. The test itself still reaches etcd.
 func (s *stage) blackHole() error {
 	return s.inFabric(`nft 'table ip hole {
 		chain to   { type filter hook input priority 0; iifname != "lo" tcp dport 2379 drop; }

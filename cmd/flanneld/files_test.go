@@ -88,8 +88,8 @@ type smallDisk struct {
 	dir string
 }
 
-// newSmallDisk mounts one. It is to be called before newCluster, for it has to see the end
-// of the cluster.
+// newSmallDisk mounts a small file system. It must be called before newCluster, because it must
+// outlive the cluster.
 func newSmallDisk(t *testing.T) smallDisk {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -124,13 +124,13 @@ func (d smallDisk) fill() {
 	}
 }
 
-// room makes room again.
+// room frees space.
 func (d smallDisk) room() {
 	d.t.Helper()
 	d.must(os.Remove(d.filler()))
 }
 
-// unready fails if a daemon has told systemd that it is ready.
+// unready fails if a daemon has notified systemd that it is ready.
 func (c *cluster) unready(p *lab.Process) {
 	c.t.Helper()
 	for _, m := range p.Notifications() {
@@ -140,8 +140,8 @@ func (c *cluster) unready(p *lab.Process) {
 	}
 }
 
-// TestStartOnAFullDisk: docker must not start on an old subnet. A daemon that cannot write
-// subnet.env is not ready, keeps the network, and is ready when it can.
+// TestStartOnAFullDisk: docker must not start with an old subnet. A daemon that cannot write
+// subnet.env is not ready, keeps the network, and becomes ready once it can.
 func TestStartOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	disk := newSmallDisk(t)

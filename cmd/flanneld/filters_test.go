@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// keepers are where a daemon may keep its rules.
+// keepers are the ways in which a daemon may keep its rules.
 var keepers = []struct{ name, config, iptables string }{
 	{"iptables-nft", vxlanConfig, "nft"},
 	{"iptables-legacy", vxlanConfig, "legacy"},
@@ -20,8 +20,8 @@ var keepers = []struct{ name, config, iptables string }{
 	{"nftables, without iptables", vxlanConfig, ""},
 }
 
-// foreignFilters are what others do on a host that drops the overlay's packets, and how to
-// undo it.
+// foreignFilters are commands of other programs that drop the overlay's packets, and commands that
+// undo them.
 var foreignFilters = []struct {
 	name, apply, undo string
 	unreachable       string // for a daemon without iptables: the command it has to suggest
@@ -38,8 +38,8 @@ var foreignFilters = []struct {
 		"iptables-legacy -w -I FORWARD"},
 }
 
-// TestForeignPacketFilters: wherever the rules are kept, and whatever else drops forwarded
-// packets on the host, before the daemon starts or later, the overlay's pass.
+// TestForeignPacketFilters: with any keeper, and any other rules that drop forwarded packets, from
+// before or after the start of the daemon, packets of the overlay pass.
 func TestForeignPacketFilters(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
@@ -146,9 +146,8 @@ func TestClosedTunnelPortIsNamed(t *testing.T) {
 	}
 }
 
-// TestOwnedTables: a chain that only its own program may write is named as long as it drops
-// the overlay's packets, with the command where there is one. Here firewalld cannot be
-// asked.
+// TestOwnedTables: a chain that only its owner can change is reported as long as it drops the
+// overlay's packets, with the command if there is one. Here firewalld has no D-Bus.
 func TestOwnedTables(t *testing.T) {
 	t.Parallel()
 	need(t, "nft")
@@ -191,8 +190,8 @@ func TestOwnedTables(t *testing.T) {
 	}
 }
 
-// nftOwner starts a program on a host that owns the tables which it makes, and goes with
-// the test. What is returned feeds it lines of nft's language.
+// nftOwner starts a program on a host that owns the tables which it creates, and ends with the
+// test. The returned writer feeds it lines of nft's language.
 func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 	c.t.Helper()
 	cmd := exec.Command("nft", "-i")
@@ -212,8 +211,8 @@ func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 	}
 }
 
-// TestNFTablesAreWatchedWithoutPrivileges: what the unit and the image leave a daemon is enough
-// to be told of changes, which else are seen after a minute.
+// TestNFTablesAreWatchedWithoutPrivileges: the privileges in the unit and in the image suffice to
+// receive events, without which changes are noticed after a minute only.
 func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
 	t.Parallel()
 	need(t, "nft", "setpriv")
@@ -234,8 +233,8 @@ func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
 	}
 }
 
-// TestManyChainsOfOthers: where others have thousands of chains and keep changing them, looking
-// for what drops the tunnel's packets takes a small part of a processor.
+// TestManyChainsOfOthers: if other programs have thousands of chains and keep changing them,
+// evaluating the path of tunnel packets takes a small share of a processor.
 func TestManyChainsOfOthers(t *testing.T) {
 	t.Parallel()
 	need(t, "nft")

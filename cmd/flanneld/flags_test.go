@@ -216,8 +216,7 @@ func TestReadmeHasEachFlag(t *testing.T) {
 	}
 }
 
-// FuzzFlags: whatever the command line and the environment say, they are accepted, or an
-// error says what is wrong.
+// FuzzFlags: any command line and environment is accepted, or rejected with an error.
 func FuzzFlags(f *testing.F) {
 	f.Add("-ip-masq=true\n--iface=eth0\n-etcd-endpoints=http://a:2379,b", "FLANNELD_IFACE=eth1\nFLANNELD_V=x")
 	f.Add("/opt/bin/flanneld\n-iface-regex=[\n-public-ip\n1.2.3.4", "FLANNELD_=\nFLANNELD_VERSION=1")

@@ -14,7 +14,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// fragmentMemory is what the kernel of a host holds in fragments, and may hold, in bytes.
+// fragmentMemory returns the size of the fragment queues of a host's kernel, and its limit, in
+// bytes.
 func (c *cluster) fragmentMemory(h *lab.Host) (held, most int) {
 	c.t.Helper()
 	c.must(h.Do(func() error {

@@ -16,9 +16,10 @@ import (
 // configWithin is the longest time until a new network config is noticed.
 const configWithin = 65 * time.Second
 
-// TestFullPool: of three subnets all are leased, to a host, to a peer, and to whoever has taken
-// that of another host, which goes on following its peers, as does one that waits for its first
-// subnet. Both say what is missing, and have a subnet once there are more, without a restart.
+// TestFullPool: all three subnets are leased: to a host, to a peer, and to a peer that has taken
+// another host's subnet. That host still follows its peers, and so does one that waits for its
+// first subnet. Both log what is missing, and get a subnet once the pool is larger, without a
+// restart.
 func TestFullPool(t *testing.T) {
 	t.Parallel()
 	eachStore(t, threeHosts, func(s *stage) {
@@ -85,8 +86,8 @@ func TestFullPool(t *testing.T) {
 	})
 }
 
-// TestWaitingHostTakesOverAnyConfig: a host that has no subnet yet joins the network that there is
-// by then, be it another one.
+// TestWaitingHostTakesOverAnyConfig: a host without a subnet joins the network of the latest
+// config, even if it is another one.
 func TestWaitingHostTakesOverAnyConfig(t *testing.T) {
 	t.Parallel()
 	c, h := oneHost(t, `{"Network":"10.42.0.0/16","SubnetMin":"10.42.7.0","SubnetMax":"10.42.7.0","Backend":{"Type":"vxlan"}}`)

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSlowConnectionsToTheHealthPort: somebody holds thousands of connections to it, each with
-// half a request, and opens others for those that are dropped. Probes are answered, memory and
-// descriptors are bounded, and packet filter rules, whose repair needs descriptors, are repaired.
+// TestSlowConnectionsToTheHealthPort: a client holds thousands of connections, each with half a
+// request, and replaces those that are closed. Health checks are answered, memory and descriptors
+// are limited, and packet filter rules, whose repair needs descriptors, are repaired.
 func TestSlowConnectionsToTheHealthPort(t *testing.T) {
 	t.Parallel()
 	const attackers, descriptors, mostMemory = 2000, 1024, 16 << 20

@@ -2,20 +2,20 @@ package main
 
 import "flanneld/pkg/lab"
 
-// The zoo: hosts as people have them. TestZoo makes some of each shape, runs flanneld on
-// them, and expects what the row says. A report of a host that does not work
-// becomes a row: its name, the commands that make it, and what is right.
+// The zoo: host configurations of users. TestZoo builds hosts of each shape, runs flanneld on them,
+// and checks the expectations of the row. A report about a host that does not work becomes a row:
+// its name, the commands that build it, and the expected result.
 //
-// The network of a row is a router and hosts with the numbers 2, 3 and 4, which have the
-// NICs of the row, down and without addresses. Commands are lines of a shell, run one by
-// one; in them, $N is the number of the host, and, on the router, $HOSTS are all of the
-// numbers. The router's end of a host's cable is h$N.eth0, and so on. "replug eth0" takes
-// the card out and puts it in.
+// The network of a row consists of a router and hosts with the numbers 2, 3 and 4, which have the
+// NICs of the row, down and without addresses. Commands are lines of a shell, run one by one; in
+// them, $N is the number of the host, and, on the router, $HOSTS are all of the numbers. The
+// router's end of a host's cable is h$N.eth0, and so on. "replug eth0" removes the card and inserts
+// it again.
 //
-// In every row the router is reached at 10.99.0.1, and what peers send to is 10.99.0.$N.
-// Left empty: one NIC, eth0, at the router's bridge "lan"; the uplink is eth0 with that
-// address and an MTU of 1500; the overlay is 10.42.0.0/16; up again after a flap of
-// "ip link set eth0 down; ip link set eth0 up".
+// In every row the router is reached at 10.99.0.1, and peers send to 10.99.0.$N. Defaults: one NIC,
+// eth0, at the router's bridge "lan"; the uplink is eth0 with that address and an MTU of 1500; the
+// overlay is 10.42.0.0/16; it works again after a flap of "ip link set eth0 down; ip link set eth0
+// up".
 type shape struct {
 	name string
 

@@ -55,8 +55,8 @@ func TestZoo(t *testing.T) {
 	openZoo(t).runRows(func(s shape) bool { return s.needs == "" })
 }
 
-// TestZooModules runs the shapes with links that are modules of the kernel, and not of
-// every one; "make test-vm" has one that knows them all.
+// TestZooModules runs the shapes whose links need kernel modules that not every kernel has; "make
+// test-vm" uses a kernel with all of them.
 func TestZooModules(t *testing.T) {
 	t.Parallel()
 	z := openZoo(t)
@@ -114,8 +114,8 @@ func kinds() map[string]bool {
 	return all
 }
 
-// knows reports whether the kernel has a kind of link. It is asked in a namespace, for
-// asking may make one.
+// knows reports whether the kernel supports a kind of link. It runs in a namespace, because the
+// test may create a link.
 func (z *zoo) knows(kind string) bool {
 	var out []byte
 	z.must(z.Fabric.Do(func() error {
@@ -135,7 +135,7 @@ type scenario struct {
 	nodes   []*node
 }
 
-// A node is a flanneld on a host; there are two on a host of two networks.
+// A node is a flanneld on a host; a host of two networks has two.
 type node struct {
 	*scenario
 	host      *lab.Host
@@ -147,7 +147,7 @@ type node struct {
 	subnet    netip.Prefix
 }
 
-// runShape makes a shape's hosts and takes them through what happens to hosts.
+// runShape builds a shape's hosts and runs all events on them.
 func (z *zoo) runShape(t *testing.T, s shape, name string, b zooBackend) {
 	own := *z.cluster
 	own.t = t
@@ -194,7 +194,7 @@ func (s *shape) complete() {
 	s.flap = cmp.Or(s.flap, "ip link set "+s.uplink+" down\nip link set "+s.uplink+" up")
 }
 
-// build makes the router and the hosts.
+// build creates the router and the hosts.
 func (x *scenario) build(name string) {
 	site, err := x.NewSite(name)
 	x.must(err)
@@ -236,7 +236,7 @@ func (x *scenario) of(h *lab.Host, text string) string {
 	return strings.ReplaceAll(text, "$N", fmt.Sprint(h.Number))
 }
 
-// tell shows the first host and the logs of all, for a row that fails.
+// tell logs the state of the first host and the logs of all, for a row that fails.
 func (x *scenario) tell() {
 	if len(x.site.Hosts) == 0 {
 		return
@@ -271,7 +271,7 @@ func (x *scenario) commands(h *lab.Host, lines string, after func()) {
 	}
 }
 
-// run starts a flanneld, with the descriptors that systemd would have kept for it.
+// run starts a flanneld with the stored descriptors of the previous one, as systemd does.
 func (n *node) run(stored ...*os.File) {
 	n.t.Helper()
 	args := []string{
@@ -288,7 +288,7 @@ func (n *node) run(stored ...*os.File) {
 
 func (n *node) process() *lab.Process { return n.runs[len(n.runs)-1] }
 
-// alive starts flanneld again if it has ended, as the unit says.
+// alive restarts flanneld if it has ended, as the unit does.
 func (n *node) alive() {
 	if n.process().Exited() {
 		n.run()
@@ -316,8 +316,8 @@ func (x *scenario) on(h *lab.Host) (all []*node) {
 	return all
 }
 
-// boot starts flanneld on a host that has nothing yet, and then makes the host, one
-// event after another.
+// boot starts flanneld on an unconfigured host, and then configures the host, one event after
+// another.
 func (x *scenario) boot(h *lab.Host) {
 	x.t.Helper()
 	for _, n := range x.on(h) {
@@ -378,7 +378,7 @@ func (x *scenario) refuses(text string) {
 	}
 }
 
-// leased reads the subnet that a host was given.
+// leased reads the leased subnet of a host.
 func (n *node) leased() netip.Prefix {
 	n.t.Helper()
 	text, err := os.ReadFile(n.file)
@@ -407,8 +407,8 @@ func (x *scenario) connected() bool {
 	return !x.backend.local && !(x.routed && x.backend.name == "host-gw")
 }
 
-// sound expects every host to be what the row says, and all containers of a network to
-// reach each other with packets as large as they may be.
+// sound checks the expectations of the row on every host, and that all containers of a network
+// reach each other with packets of the maximum size.
 func (x *scenario) sound() {
 	x.t.Helper()
 	x.within(15*time.Second, "the hosts as the row says", func() error {
@@ -460,7 +460,7 @@ func (n *node) right() error {
 	return nil
 }
 
-// chosen is what the log says last of the uplink.
+// chosen returns the uplink in the last log line about it.
 func (n *node) chosen() (iface, addr string) {
 	for line := range strings.Lines(n.process().Logs()) {
 		if !choosesUplink(line) {
@@ -498,7 +498,7 @@ func (x *scenario) direct(n *node) {
 	}
 }
 
-// restart stops and starts flanneld on a host whose containers talk to the others.
+// restart stops and starts flanneld on a host whose containers communicate with the others.
 func (x *scenario) restart() {
 	for _, n := range x.on(x.site.Hosts[0]) {
 		var pings []*lab.Pinger
@@ -540,9 +540,8 @@ func (x *scenario) repair() {
 	x.sound()
 }
 
-// flaps takes the uplink of a host away for a moment, after which whoever manages its
-// network does again what he does at boot. It is not the host that is restarted, so that
-// there is some time to look at it.
+// flaps takes the uplink of a host down for a moment, after which the network is configured again
+// as at boot. It does so on another host than the restart, so that there is time for checks.
 func (x *scenario) flaps() {
 	h := x.site.Hosts[1]
 	x.commands(h, x.flap, func() { time.Sleep(zooPace) })

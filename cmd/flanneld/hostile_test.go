@@ -10,8 +10,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// hostile are entries under subnets/ that make no sense, with a word of the
-// line that names each.
+// hostile are invalid entries under subnets/, with a word of the log line about each.
 func hostile(c *cluster) []struct{ key, value, reason string } {
 	us, peer := c.Hosts[0], c.Hosts[1]
 	own := c.subnet(us).Addr()

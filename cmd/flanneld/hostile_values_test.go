@@ -9,9 +9,9 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestHugeValuesInEtcd: a host starts beside values that are more than it could hold, and a
-// host that runs when they are written goes on, in a few megabytes of memory; its own lease,
-// overwritten so, is put back.
+// TestHugeValuesInEtcd: a host starts, and a running one continues, in a few megabytes of memory
+// although etcd contains values of a much larger total size. Its own lease is restored after it was
+// overwritten by such a value.
 func TestHugeValuesInEtcd(t *testing.T) {
 	t.Parallel()
 	eachAPI(t, func(t *testing.T, api string) {

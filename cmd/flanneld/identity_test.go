@@ -47,7 +47,7 @@ func (n *keyedCluster) mac(h *lab.Host) string {
 	return n.vtepMAC(h).String()
 }
 
-// copyFiles copies to a host what another one keeps in files.
+// copyFiles copies flanneld's files from one host to another.
 func (n *keyedCluster) copyFiles(from, to *lab.Host) {
 	n.t.Helper()
 	n.must(os.MkdirAll(filepath.Dir(to.SubnetFile), 0o755))
@@ -58,14 +58,14 @@ func (n *keyedCluster) copyFiles(from, to *lab.Host) {
 	}
 }
 
-// addDevice makes the device that flanneld would make, with a MAC.
+// addDevice creates flanneld's device with a given MAC.
 func (n *keyedCluster) addDevice(h *lab.Host, mac string) {
 	n.t.Helper()
 	n.sh(h, fmt.Sprintf("ip link add flannel.1 address %s type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", mac, h.Addr))
 }
 
-// TestClonedHost: a host that comes with the files of one that lives, and with a device
-// of its MAC, gets a subnet and a MAC of its own; the other keeps both.
+// TestClonedHost: a host with a copy of another running host's files, and with a device of the same
+// MAC, gets its own subnet and MAC; the other host keeps both.
 func TestClonedHost(t *testing.T) {
 	t.Parallel()
 	const down = "files, while the first one's flanneld is down"
@@ -104,7 +104,7 @@ func TestClonedHost(t *testing.T) {
 	}
 }
 
-// TestMovedHost: the files of a host that is gone give the next one its subnet.
+// TestMovedHost: with the files of a host that no longer exists, the next host gets its subnet.
 func TestMovedHost(t *testing.T) {
 	t.Parallel()
 	eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
@@ -131,8 +131,8 @@ func TestMovedHost(t *testing.T) {
 	})
 }
 
-// TestFirstOwnerReturns: a host that was away while another one took its subnet by a copy
-// of its files sets its lease back, and the other one gives way.
+// TestFirstOwnerReturns: while a host is down, another one takes its subnet with a copy of its
+// files. When it starts again, it restores its lease, and the other one moves.
 func TestFirstOwnerReturns(t *testing.T) {
 	t.Parallel()
 	eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
@@ -164,8 +164,8 @@ func TestFirstOwnerReturns(t *testing.T) {
 	})
 }
 
-// TestOneMACOnTwoHosts: hosts whose devices have one MAC at their start do not stay cut
-// off from each other, even if they start in the same instant.
+// TestOneMACOnTwoHosts: hosts whose devices have the same MAC at the start resolve the conflict,
+// even if they start at the same time.
 func TestOneMACOnTwoHosts(t *testing.T) {
 	t.Parallel()
 	eachKeyed(t, 3, func(t *testing.T, n *keyedCluster) {
@@ -221,8 +221,8 @@ func TestOlderLeaseKeepsMAC(t *testing.T) {
 	}
 }
 
-// TestOnePublicIPOnTwoHosts: of two hosts with one public IP the older lease works, and
-// the first one's log says what to do.
+// TestOnePublicIPOnTwoHosts: of two hosts with the same public IP the one with the older lease
+// works, and its log says what to do.
 func TestOnePublicIPOnTwoHosts(t *testing.T) {
 	t.Parallel()
 	for name, mac := range map[string]string{"same MAC": "", "another MAC": "02:00:00:00:00:42"} {
@@ -255,8 +255,8 @@ func TestOnePublicIPOnTwoHosts(t *testing.T) {
 	}
 }
 
-// TestOverwrittenByAnotherHost: what is written over the key of a host that runs is put
-// back while the key is the one that it made; in v2 a plain write makes a new one.
+// TestOverwrittenByAnotherHost: the lease of a running host is restored after it was overwritten,
+// as long as it is the key that the host has created; in v2 a plain write creates a new one.
 func TestOverwrittenByAnotherHost(t *testing.T) {
 	t.Parallel()
 	eachKeyed(t, 1, func(t *testing.T, n *keyedCluster) {

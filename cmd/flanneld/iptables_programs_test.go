@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// linkIPTables makes links in a directory to the commands of a variant of iptables, under names that begin with as. One
-// that is there is replaced in one step, as by package managers.
+// linkIPTables creates links in a directory to the commands of a variant of iptables, under names
+// that begin with as. An existing link is replaced atomically, as by package managers.
 func linkIPTables(t *testing.T, dir, variant, as string) {
 	t.Helper()
 	for _, does := range []string{"", "-save", "-restore"} {
@@ -26,8 +26,8 @@ func linkIPTables(t *testing.T, dir, variant, as string) {
 	}
 }
 
-// variantPath is a PATH with nothing but the programs of iptables, of which those without a variant in their names are
-// of this one; or with none at all.
+// variantPath returns a PATH with only the programs of iptables; those without a variant in their
+// names are of this variant, or absent.
 func variantPath(t *testing.T, variant string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -47,7 +47,7 @@ func pathWith(t *testing.T, variant string) string {
 	return dir + ":" + os.Getenv("PATH")
 }
 
-// faultyIPTables is a PATH with commands of iptables that fail as they are told.
+// faultyIPTables is a PATH with iptables commands that fail on demand.
 type faultyIPTables struct {
 	t        *testing.T
 	dir, how string
@@ -61,7 +61,7 @@ func newFaultyIPTables(t *testing.T) *faultyIPTables {
 
 var iptablesCommands = []string{"iptables", "iptables-save", "iptables-restore"}
 
-// be makes the commands healthy, or as a fault is called.
+// be makes the commands healthy, or sets a fault by name.
 func (f *faultyIPTables) be(how string) {
 	f.t.Helper()
 	must := func(err error) {

@@ -175,8 +175,7 @@ func TestSixteenAtOnce(t *testing.T) {
 	c.waitAllPairs()
 }
 
-// TestPublicIP: behind NAT, peers are told another address than the device
-// uses.
+// TestPublicIP: behind NAT, the published address differs from the one of the device.
 func TestPublicIP(t *testing.T) {
 	t.Parallel()
 	c, h := oneHost(t, vxlanConfig)
@@ -191,8 +190,8 @@ func TestPublicIP(t *testing.T) {
 	}
 }
 
-// TestReservations: a key that an operator made for a host is adopted and stays
-// without a TTL; a subnet reserved for somebody else is not touched.
+// TestReservations: a key that an operator has created for a host is adopted and keeps no TTL; a
+// subnet reserved for another host is not used.
 func TestReservations(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})

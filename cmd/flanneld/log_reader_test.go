@@ -38,8 +38,8 @@ var outputs = map[string]func() (theirs, ours *os.File, err error){
 	},
 }
 
-// startInto starts flanneld with what it prints going to somebody who can stop reading, or end.
-// Only this process reads.
+// startInto starts flanneld with its output connected to a pipe, whose reader can stop or end. Only
+// this process reads it.
 func (c *cluster) startInto(h *lab.Host, output string, args ...string) (*lab.Process, *os.File) {
 	c.t.Helper()
 	theirs, ours, err := outputs[output]()
@@ -57,9 +57,8 @@ func (c *cluster) startInto(h *lab.Host, output string, args ...string) (*lab.Pr
 	return p, ours
 }
 
-// TestLogReaderEndsOrStops: whoever reads the log ends, or stops reading while ever more is
-// logged. The network goes on, damage is repaired, etcd is followed, and the daemon ends when it
-// is told to, in time.
+// TestLogReaderEndsOrStops: the reader of the log ends, or stops reading while more is logged. The
+// network keeps working, damage is repaired, etcd is followed, and the daemon exits in time.
 func TestLogReaderEndsOrStops(t *testing.T) {
 	t.Parallel()
 	for _, f := range []struct{ output, what, backend string }{
@@ -112,7 +111,7 @@ func TestLogReaderEndsOrStops(t *testing.T) {
 	}
 }
 
-// TestDroppedLogLinesAreCounted: the reader stops, and goes on later.
+// TestDroppedLogLinesAreCounted: the reader stops, and continues later.
 func TestDroppedLogLinesAreCounted(t *testing.T) {
 	t.Parallel()
 	c, h := oneHost(t, upperConfig)
@@ -125,7 +124,7 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 		leases = append(leases, etcdkeys.Entry{Key: fmt.Sprintf("%s/subnets/10.42.%d.%d-29", c.prefix, i/32, i%32*8),
 			Value: phantomValue(fmt.Sprintf("203.%d.113.%d", i/250, 1+i%250), fmt.Sprintf("0e:00:00:00:%02x:%02x", i/256, i%256))})
 	}
-	// In turns: the first ones are kept, the others are more than there is room for.
+	// The first lines are buffered, the following ones exceed the buffer.
 	for range 2 {
 		c.must(c.Etcd.PutAll(c.ctx, leases))
 		c.within(20*time.Second, "the peers", func() error {
@@ -192,8 +191,8 @@ func TestCrashEndsThoughNobodyReads(t *testing.T) {
 	}
 }
 
-// TestLastLineOfFailingStart: an error at the start is the last thing that can be read, and a
-// reader that has stopped does not hold up the exit.
+// TestLastLineOfFailingStart: an error at the start is the last line, and a reader that has stopped
+// does not delay the exit.
 func TestLastLineOfFailingStart(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})

@@ -14,13 +14,13 @@ func logged(h *lab.Host, words ...string) int { return lines(h.Flanneld(), words
 // lines counts the lines of a daemon's log that contain all of the words.
 func lines(p *lab.Process, words ...string) int { return len(logs.Find(p.Logs(), words...)) }
 
-// says waits for a line of a daemon's log with all the words, and returns the command in the last of them.
+// says waits for a log line with all the words, and returns the command in the last of them.
 func (c *cluster) says(p *lab.Process, words ...string) (command string) {
 	c.t.Helper()
 	return c.saysAfter(p, 0, words...)
 }
 
-// saysAfter does not look at what was logged before.
+// saysAfter ignores earlier lines.
 func (c *cluster) saysAfter(p *lab.Process, before int, words ...string) (command string) {
 	c.t.Helper()
 	var found []string

@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// BenchmarkGCPercent shows what gcPercent is for: what a pass among 20,000 peers needs, in time and
-// in memory, with it and with Go's own percentage. What is wanted stays, what is read is made anew.
+// BenchmarkGCPercent measures the time and the memory of passes with 20,000 peers, with gcPercent
+// and with Go's default. The wanted state is kept, the present one is allocated for each pass.
 func BenchmarkGCPercent(b *testing.B) {
 	want := statePeers(20_000)
 	scope := want.ScopeOf([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})

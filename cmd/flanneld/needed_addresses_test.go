@@ -15,7 +15,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// behindGateway is a cluster whose hosts reach etcd by their default gateway only, at an
+// behindGateway is a cluster whose hosts reach etcd only through their default gateway, at an
 // address inside the overlay's network.
 type behindGateway struct {
 	*cluster
@@ -85,16 +85,16 @@ func (b *behindGateway) leads(h *lab.Host, addr, device string) {
 	})
 }
 
-// follows has a peer come, which takes an etcd that is reached.
+// follows adds a peer, whose lease is received only if etcd is reachable.
 func (b *behindGateway) follows(h *lab.Host, n int) {
 	b.t.Helper()
 	b.put(fmt.Sprintf("subnets/10.42.%d.0-24", n), phantomValue(fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("0a:00:00:00:00:%02x", n)))
 	b.leads(h, fmt.Sprintf("10.42.%d.9", n), "flannel.1")
 }
 
-// TestLeaseOverEtcd: a lease whose subnet contains etcd's address cuts nobody off, running or
-// starting, and not with the route that an earlier run has left. Where somebody leads to the
-// address by a longer route, there is nothing to refuse.
+// TestLeaseOverEtcd: a lease whose subnet contains etcd's address makes etcd unreachable for no
+// host, whether running or starting, not even with a stale route of an earlier run. If another
+// program has a longer route to the address, the lease is accepted.
 func TestLeaseOverEtcd(t *testing.T) {
 	t.Parallel()
 	b := newBehindGateway(t, "vxlan")
@@ -154,8 +154,8 @@ func TestOthersRoutesOverEtcd(t *testing.T) {
 	}
 }
 
-// TestOwnSubnetBesideEtcd: no host has a subnet that contains etcd's address, though there are
-// few others, and though one is reserved for it.
+// TestOwnSubnetBesideEtcd: no host leases a subnet that contains etcd's address, even if there are
+// few others, or one is reserved for it.
 func TestOwnSubnetBesideEtcd(t *testing.T) {
 	t.Parallel()
 	b := newBehindGateway(t, "vxlan")
@@ -212,14 +212,14 @@ func TestEtcdMovesUnderALease(t *testing.T) {
 	})
 }
 
-// TestUDPNetworkOverEtcd: with udp, only what is leased is led into the tunnel where all of the
-// network would take etcd's address. A config that takes it in any case is refused until there
-// is a better one.
+// TestUDPNetworkOverEtcd: with udp, only the leasable subnets are routed into the tunnel if a route
+// to the whole network would hide etcd's address. A config that hides it in any case is rejected
+// until there is a better one.
 func TestUDPNetworkOverEtcd(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")
 	b := newBehindGateway(t, "udp")
-	// Left by a config before, outside of what is leased now.
+	// Left by an earlier config, outside the leasable subnets.
 	b.put("subnets/10.77.3.0-24", `{"PublicIP":"203.0.113.77"}`)
 	b.put("config", `{"Network":"10.0.0.0/8","SubnetMin":"10.200.0.0","SubnetMax":"10.200.255.0","Backend":{"Type":"udp"}}`)
 	p := b.run(b.Hosts[0])

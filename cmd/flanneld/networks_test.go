@@ -66,7 +66,8 @@ func (c *cluster) device(h *lab.Host, second byte) (name string, addr net.IP) {
 	return name, addr
 }
 
-// TestTwoUDPNetworks: each has a device and a port of its own on two hosts, whoever comes first, and keeps them.
+// TestTwoUDPNetworks: on two hosts, each network has its own device and port, in any order of
+// starts, and keeps them.
 func TestTwoUDPNetworks(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2})
@@ -127,7 +128,7 @@ func TestTwoUDPNetworks(t *testing.T) {
 			}
 		}
 	}
-	// One ends while the other lives, whose name comes after.
+	// The daemon of the first device ends while the other one runs.
 	c.stop(daemons[0])
 	_, to := c.device(c.Hosts[1], 43)
 	c.must(c.pingIP(h, to))
@@ -138,7 +139,8 @@ func (c *cluster) pingIP(h *lab.Host, to net.IP) error {
 	return err
 }
 
-// TestDeviceOfAnotherNetwork: a second daemon on the host whose network or device the first one has says so and waits.
+// TestDeviceOfAnotherNetwork: a second daemon whose network or device conflicts with the first
+// one's logs that and waits.
 func TestDeviceOfAnotherNetwork(t *testing.T) {
 	t.Parallel()
 	for _, s := range []struct{ name, config, said string }{

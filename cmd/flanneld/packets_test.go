@@ -11,7 +11,7 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// inner makes an IPv4 packet with a UDP datagram from and to a port.
+// inner returns an IPv4 packet with a UDP datagram from and to a port.
 func inner(src, dst netip.Addr, port uint16, payload string) []byte {
 	b := ipv4Header(src, dst, 8+len(payload))
 	sum := uint32(0)
@@ -25,7 +25,7 @@ func inner(src, dst netip.Addr, port uint16, payload string) []byte {
 	return append(b, inUDP(port, port, []byte(payload))...)
 }
 
-// ipv4Header makes the header of a packet with so many bytes of UDP, without a checksum.
+// ipv4Header returns the header of a packet with a UDP length, without a checksum.
 func ipv4Header(src, dst netip.Addr, size int) []byte {
 	b := make([]byte, 20, 20+size)
 	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
@@ -44,7 +44,8 @@ func inUDP(from, to uint16, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// inVXLAN makes the payload of a VXLAN packet (RFC 7348) of an IPv4 packet, for the VTEP with a MAC.
+// inVXLAN returns the payload of a VXLAN packet (RFC 7348) with an IPv4 packet, for the VTEP with a
+// MAC.
 func inVXLAN(vni uint32, mac net.HardwareAddr, packet []byte) []byte {
 	b := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8)
 	b = append(append(b, mac...), 2, 0, 0, 0, 0, 9, 8, 0)
@@ -98,7 +99,7 @@ func (c *cluster) dialFrom(e *lab.Endpoint, port int, to netip.AddrPort) net.Con
 	return conn
 }
 
-// listener receives on a port of a container and gives what came.
+// listener returns the datagrams that a port of a container receives.
 func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) string {
 	c.t.Helper()
 	return c.listenerAt(&k.Endpoint, port)

@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestPeerMovesToAnotherSubnet: a peer whose lease is deleted and made anew for another
-// subnet is reached there at once, although the old lease stays in force for a second.
+// TestPeerMovesToAnotherSubnet: a peer whose lease is deleted and created again for another subnet
+// is reached there at once, although the old lease stays in effect for a second.
 func TestPeerMovesToAnotherSubnet(t *testing.T) {
 	// Alone: it measures times.
 	eachAPI(t, func(t *testing.T, api string) {

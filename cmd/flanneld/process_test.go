@@ -98,9 +98,8 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// TestTLS joins through an etcd that asks for a client certificate, with the
-// settings in the environment, and keeps the password to itself. What is wrong with
-// them names the flag to set.
+// TestTLS joins with an etcd that requires a client certificate, with the settings in the
+// environment, and does not log the password. Errors in the settings name the flag to set.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	tls := secured(etcdtest.NewAuthority(t), "etcd")

@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/lab/etcdkeys"
 )
 
-// TestRenewals: the leases of others are renewed all day, 5,000 of them each 17
-// seconds; that changes nothing, makes no pass, and costs next to nothing.
+// TestRenewals: the leases of 5,000 peers are renewed each 17 seconds; that changes nothing, causes
+// no pass, and costs almost nothing.
 func TestRenewals(t *testing.T) {
 	t.Parallel()
 	const hosts, renewals, known = 5000, 2000, 200
@@ -39,7 +39,7 @@ func TestRenewals(t *testing.T) {
 		before, err := h.Flanneld().Usage()
 		c.must(err)
 		c.must(keys.PutAll(c.ctx, leases))
-		// What comes after them all shows that they were heard.
+		// A later change shows that all were received.
 		c.must(keys.Put(c.ctx, c.prefix+"/subnets/10.42.100.0-24", phantomValue("203.0.113.250", "0a:00:00:00:01:00"), 0))
 		c.within(10*time.Second, "one more peer", func() error {
 			if n := len(c.snapshot(h, "10.42.0.0/16", "flannel.1").FDB); n != known+1 {

@@ -111,7 +111,7 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// TestForeignObjects: what is not ours stays, on our device and elsewhere.
+// TestForeignObjects: objects that are not ours stay, on our device and elsewhere.
 func TestForeignObjects(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, vxlanConfig)
@@ -155,7 +155,7 @@ func TestForeignObjects(t *testing.T) {
 			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix("192.0.2.128/25"), Scope: netlink.SCOPE_LINK}),
 			netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Dst: prefix("10.42.250.0/24"), Scope: netlink.SCOPE_LINK}),             // inside the network, without our stamp
 			netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Dst: prefix("10.99.0.0/24"), Scope: netlink.SCOPE_LINK, Protocol: 70}), // our stamp, outside the network
-			// Not ours to keep, for it is inside the network and on our device.
+			// Removed, because it is inside the network and on our device.
 			netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: prefix("10.42.251.0/24"), Scope: netlink.SCOPE_LINK}),
 		)
 	}))
@@ -199,8 +199,7 @@ func (c *cluster) phantom(subnet, publicIP, mac string) {
 	c.put("subnets/"+subnet, phantomValue(publicIP, mac))
 }
 
-// holds waits until a host has exactly this for a subnet; an empty publicIP
-// stands for nothing at all.
+// holds waits until a host has exactly these objects for a subnet; an empty publicIP means none.
 func (c *cluster) holds(h *lab.Host, d time.Duration, subnet, publicIP, mac string) {
 	c.t.Helper()
 	p := netip.MustParsePrefix(subnet)
@@ -253,7 +252,7 @@ func TestPeerChanges(t *testing.T) {
 	c.start(h)
 	c.holds(h, 0, subnet, "203.0.113.3", "0a:00:00:00:00:03") // at READY already
 
-	// While it hears nothing, and more happens than etcd remembers.
+	// While it receives nothing, and there are more events than etcd's history holds.
 	c.must(h.Flanneld().Signal(syscall.SIGSTOP))
 	c.phantom("10.42.77.0-24", "203.0.113.4", "0a:00:00:00:00:04")
 	for i := range 1100 {

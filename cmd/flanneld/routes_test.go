@@ -75,11 +75,11 @@ func (c *cluster) manyLeases(config string, n int) {
 	c.must(s.PutAll(c.ctx, entries))
 }
 
-// TestManyRoutesOfOthers: beside a full table of the internet, which a routing daemon has made,
-// thousands of peers take as much memory as without, and hardly more time than it takes to
-// read the table. Its changes are nobody's.
+// TestManyRoutesOfOthers: with a full internet routing table of a routing daemon, thousands of
+// peers take as much memory as without it, and hardly more time than it takes to read the table.
+// Changes of the table have no effect.
 func TestManyRoutesOfOthers(t *testing.T) {
-	// Alone: so many routes are made and removed under the kernel's lock.
+	// Alone: so many routes are added and deleted under the kernel's lock.
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	network := netip.MustParsePrefix("10.0.0.0/9")
@@ -138,14 +138,14 @@ func TestManyRoutesOfOthers(t *testing.T) {
 		t.Errorf("%d MB of memory, %d MB without routes of others", with.HWM>>20, without.HWM>>20)
 	}
 
-	// A neighbour of the routing daemon goes and comes back.
+	// A neighbour of the routing daemon goes down and comes back.
 	c.start(h, "-v=1", "-iptables-forward-rules=false")
 	before, err := h.Flanneld().Usage()
 	c.must(err)
 	const flap = 100_000
 	c.announce(k, h, flap, dataplane.Del)
 	c.announce(k, h, flap, dataplane.Put)
-	// What is heard after it all shows that nothing was lost.
+	// A later event shows that none was lost.
 	c.onLink(h, "flannel.1", func(l netlink.Link) error { return flushNeighbours(l, netlink.FAMILY_V4) })
 	c.within(20*time.Second, "the neighbours", func() error {
 		if s, err := k.Snapshot(scope); err != nil || len(s.Neighs) != bgpPeers {

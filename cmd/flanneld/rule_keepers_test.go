@@ -36,7 +36,7 @@ func (c *cluster) startWithPath(path string, hosts ...*lab.Host) (all []*lab.Pro
 	return all
 }
 
-// startIPTablesNFT starts a daemon with a PATH, whose rules iptables-nft keeps.
+// startIPTablesNFT starts a daemon with a PATH that makes iptables-nft the keeper of its rules.
 func startIPTablesNFT(t *testing.T, path string) (*cluster, *lab.Host, *lab.Process) {
 	t.Helper()
 	c, h := oneHost(t, vxlanConfig)
@@ -61,8 +61,8 @@ func (c *cluster) keptBy(h *lab.Host, keeper string) error {
 	return nil
 }
 
-// holdLock holds the lock of a host's iptables. unlock lets go of it and keeps the file open;
-// release closes that, too.
+// holdLock holds the lock of a host's iptables. unlock releases it and keeps the file open; release
+// closes that, too.
 func (c *cluster) holdLock(h *lab.Host) (unlock, release func()) {
 	c.t.Helper()
 	f, err := os.OpenFile(filepath.Join(c.Dir, h.Name, "xtables.lock"), os.O_CREATE|os.O_RDONLY, 0o600)
@@ -73,8 +73,8 @@ func (c *cluster) holdLock(h *lab.Host) (unlock, release func()) {
 }
 
 // TestLockOfIPTablesHeldForLong: while another program holds the lock of iptables-legacy, at the
-// start or later, nftables keeps the rules; what no rule of nftables helps against is said. Both
-// are over as soon as the lock is free.
+// start or later, nftables is the fallback; what it cannot override is logged. Both end as soon as
+// the lock is free.
 func TestLockOfIPTablesHeldForLong(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")
@@ -107,7 +107,7 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 	c.says(p, "no longer: "+noAccept)
 	c.within(5*time.Second, "the rules are where they belong", func() error { return c.keptBy(h, "iptables-legacy") })
 
-	// Somebody who minds no lock takes the rules away.
+	// A program that ignores the lock deletes the rules.
 	_, release := c.holdLock(h)
 	c.sh(h, "export XTABLES_LOCKFILE="+filepath.Join(c.Dir, "another.lock")+"; iptables-legacy -P FORWARD ACCEPT; "+
 		"for t in nat filter; do iptables-legacy -t $t -F; iptables-legacy -t $t -X; done")
@@ -137,8 +137,8 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 	}
 }
 
-// TestRuleThatIPTablesCannotRead: where a rule of nftables keeps iptables from listing its
-// tables, nftables keeps the rules, and iptables once more when it is gone.
+// TestRuleThatIPTablesCannotRead: while a rule of nftables prevents iptables from listing its
+// tables, nftables is the fallback, and iptables is used again when the rule is gone.
 func TestRuleThatIPTablesCannotRead(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
@@ -166,8 +166,8 @@ func TestRuleThatIPTablesCannotRead(t *testing.T) {
 	}
 }
 
-// TestIPTablesThatCannotBeUsed: whatever keeps iptables from working, at the start or later,
-// nftables keeps the rules as long as that lasts; the start does not wait for it.
+// TestIPTablesThatCannotBeUsed: while iptables fails for any reason, at the start or later,
+// nftables is the fallback; the start does not wait for iptables.
 func TestIPTablesThatCannotBeUsed(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
@@ -235,7 +235,8 @@ func TestIPTablesThatHangs(t *testing.T) {
 	}
 }
 
-// TestLongFirstLook: the start does not wait for the first look at the rules to end, which goes on.
+// TestLongFirstLook: the start does not wait for the end of the first sync of the rules, which
+// continues.
 func TestLongFirstLook(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
@@ -279,8 +280,8 @@ func TestIPTablesOfAnotherVariant(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorsForIPTables: a daemon that has used up its file descriptors keeps its rules by
-// those that it has, and hears of changes as before when there are some again.
+// TestNoDescriptorsForIPTables: a daemon that has used up its file descriptors keeps its rules with
+// the ones that it has, and receives events as before when there are some again.
 func TestNoDescriptorsForIPTables(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
@@ -305,8 +306,8 @@ func TestNoDescriptorsForIPTables(t *testing.T) {
 	c.within(5*time.Second, "a repair", func() error { return c.keptBy(h, "iptables-nft") })
 }
 
-// TestNFTablesThatCannotBeWritten is the other way round: somebody owns the table that the config
-// wants the rules in.
+// TestNFTablesThatCannotBeWritten is the reverse: another program owns the table that the config
+// selects for the rules.
 func TestNFTablesThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")
@@ -348,8 +349,8 @@ func TestLegacyIPTablesInstalledLater(t *testing.T) {
 	c.must(c.keptBy(h, "nftables"))
 }
 
-// TestRulesThatCannotBeRemovedAtFirst: what iptables holds from an earlier choice goes as soon as
-// iptables can be used, and until then nothing else waits for it.
+// TestRulesThatCannotBeRemovedAtFirst: rules that iptables holds from an earlier choice are removed
+// as soon as iptables works, and nothing else waits for that.
 func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")

@@ -30,8 +30,8 @@ var filters = []struct {
 	{"nftables", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"},"EnableNFTables":true}`, `iptables -S FORWARD | sed -n 2,3p; nft -s list table ip flannel-ipv4 || true`, time.Second},
 }
 
-// startFiltered starts hosts, the last of which is outside the overlay, with a
-// forward policy of DROP as docker leaves it.
+// startFiltered starts hosts, the last of which is outside the overlay, with docker's forward
+// policy of DROP.
 func startFiltered(t *testing.T, hosts int, config string, args ...string) (c *cluster, outside *lab.Host) {
 	t.Helper()
 	need(t, "iptables", "nft")
@@ -101,8 +101,8 @@ func TestMasquerade(t *testing.T) {
 	}
 }
 
-// multicastSource sends to a group, with the address of the host's docker
-// bridge, and gives the address that arrives.
+// multicastSource sends to a group, with the address of the host's docker bridge, and returns the
+// source address that arrives.
 func (c *cluster) multicastSource(h, at *lab.Host) netip.Addr {
 	c.t.Helper()
 	const group = "239.1.2.3"
@@ -141,8 +141,7 @@ func (c *cluster) multicastSource(h, at *lab.Host) netip.Addr {
 	return from.Addr().Unmap()
 }
 
-// TestRulesRepair: whatever is done to the rules is undone, and a transfer goes
-// on meanwhile.
+// TestRulesRepair: any damage of the rules is repaired, and a transfer continues meanwhile.
 func TestRulesRepair(t *testing.T) {
 	// Alone: the transfer takes all of the processors.
 	for _, f := range filters {
@@ -298,8 +297,8 @@ func TestRulesLeftBehind(t *testing.T) {
 	}
 }
 
-// TestFormerRules starts over what an original has left for the same network,
-// and for the one that subnet.env tells of.
+// TestFormerRules starts with the rules that an original has left for the same network, and for the
+// one in subnet.env.
 func TestFormerRules(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables")
@@ -332,7 +331,7 @@ func TestFormerRules(t *testing.T) {
 		t.Errorf("%d rules are ours:\n%s", n, ours)
 	}
 
-	// The other keeper, without masquerading: what is kept here must go.
+	// The other keeper, without masquerading: the rules of the first one must be removed.
 	c.stop(h.Flanneld())
 	c.put("config", filters[1].config)
 	c.must(c.StartAll(c.ctx))
@@ -382,7 +381,7 @@ func TestIdleRules(t *testing.T) {
 			c.must(err)
 			return strings.Count(string(b), "iptables-save\n")
 		}
-		// The echo of what was just written may cause one more.
+		// The event of our own write may cause another one.
 		settled, start := listings()+2, time.Now()
 		c.within(10*time.Second, "listings", func() error {
 			if n := listings(); n < settled+4 {
@@ -443,7 +442,7 @@ func TestObstacles(t *testing.T) {
 	}
 }
 
-// TestBlackhole: without a bridge, what is for the subnet is dropped.
+// TestBlackhole: without a bridge, packets to the subnet are dropped.
 func TestBlackhole(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")

@@ -16,8 +16,8 @@ import (
 // secondPrefix is where a second network of the same hosts is.
 const secondPrefix = "/second/network"
 
-// twoNetworks is a cluster whose hosts are each in two networks, by two daemons with a prefix,
-// a subnet file and a VNI each, as README says.
+// twoNetworks is a cluster whose hosts are in two networks, with two daemons that have different
+// prefixes, subnet files and VNIs, as described in the README.
 type twoNetworks struct {
 	*cluster
 	keeper   string             // of the rules: "iptables", "nftables", "one of each"
@@ -45,7 +45,7 @@ func (c *twoNetworks) startSecond(i int) {
 	c.second[i] = p
 }
 
-// newTwoNetworks makes the hosts, with a forward policy of DROP.
+// newTwoNetworks creates the hosts, with a forward policy of DROP.
 func newTwoNetworks(t *testing.T, keeper string) *twoNetworks {
 	t.Helper()
 	need(t, "iptables", "nft")
@@ -158,13 +158,13 @@ func (c *twoNetworks) pings(what string, meanwhile func()) {
 	}
 }
 
-// rules is all that a host's packet filter holds.
+// rules returns all packet filter rules of a host.
 func (c *twoNetworks) rules(h *lab.Host) string {
 	c.t.Helper()
 	return c.sh(h, "iptables-save | sed 's/\\[.*//' | grep -v '^#'; nft -s list table ip flannel-ipv4 2>/dev/null || true")
 }
 
-// quiet wants no repair to have been made: nobody has damaged anything.
+// quiet checks that there was no repair, because there was no damage.
 func (c *twoNetworks) quiet(what string) {
 	c.t.Helper()
 	for _, p := range c.daemons() {
@@ -174,8 +174,8 @@ func (c *twoNetworks) quiet(what string) {
 	}
 }
 
-// TestTwoNetworksOnOneHost: two daemons with a network each live side by side, whoever keeps their
-// rules, from a start at the same instant on, and none of them takes the other's rules for its own.
+// TestTwoNetworksOnOneHost: two daemons with different networks coexist with any keeper, even after
+// a start at the same time, and neither changes the other's rules.
 func TestTwoNetworksOnOneHost(t *testing.T) {
 	t.Parallel()
 	for _, keeper := range []string{"iptables", "iptables-legacy", "nftables", "one of each"} {
@@ -250,8 +250,8 @@ func (c *twoNetworks) idle() {
 	}
 }
 
-// TestNetworksThatChangePlaces: each of two daemons finds in its subnet file the network that the
-// other serves by now, whose rules are not its own any more.
+// TestNetworksThatChangePlaces: the subnet file of each of two daemons names the network that the
+// other one serves by now, whose rules are no longer its own.
 func TestNetworksThatChangePlaces(t *testing.T) {
 	t.Parallel()
 	for _, keeper := range []string{"iptables", "nftables"} {
@@ -290,7 +290,7 @@ func TestNetworksThatChangePlaces(t *testing.T) {
 	}
 }
 
-// same compares how often each network is named, for the order of two is nobody's business.
+// same compares how often each network is named, because the order of the two does not matter.
 func (c *twoNetworks) same(h *lab.Host, before string) error {
 	now := c.rules(h)
 	for _, network := range []string{"10.42.0.0/16", "10.43.0.0/16"} {

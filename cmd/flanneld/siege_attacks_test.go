@@ -18,8 +18,8 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// siegeAttacks are what is done to a cluster at the same time. Each goes on until ctx
-// ends and counts what it has done.
+// siegeAttacks are attacks on a cluster that run at the same time. Each runs until ctx ends and
+// counts its actions.
 var siegeAttacks = []struct {
 	name string
 	run  func(*siege, context.Context, *atomic.Int64) error
@@ -57,7 +57,7 @@ func paced(ctx context.Context, perSecond int, f func() error) error {
 	}
 }
 
-// openPipe has a daemon's log go into a small pipe that is read here.
+// openPipe connects a daemon's log to a small pipe that is read here.
 func (s *siege) openPipe(b *besieged) {
 	s.t.Helper()
 	s.must(os.MkdirAll(s.Dir+"/"+b.Name, 0o755))
@@ -94,9 +94,9 @@ func (s *siege) stopReaders(ctx context.Context, n *atomic.Int64) error {
 	return errors.Join(errs...)
 }
 
-// badValues writes what makes no sense below the prefix, a thousand times a second. Nobody
-// claims what the host has whose own lease is overwritten: with v2 that makes it the newer
-// lease, and who may write both is believed.
+// badValues writes invalid values below the prefix, a thousand per second. It does not claim the
+// subnet of the host whose own lease is overwritten: with v2 that makes it the newer lease, and any
+// client with write access is trusted.
 func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 	own, peer, third := s.daemons[0], s.daemons[1], s.daemons[2]
 	good := fmt.Sprintf(`{"PublicIP":"203.0.113.1","BackendType":%q,"BackendData":{"VtepMAC":"0a:00:00:00:00:01"}}`, s.backend)
@@ -169,8 +169,8 @@ func (s *siege) hugeValues(ctx context.Context, n *atomic.Int64) error {
 	}
 }
 
-// slowConnections keeps as many connections to the health port of the third host as
-// that leaves, each of which says a little now and then and never ends its request.
+// slowConnections keeps as many connections to the health port of the third host as are allowed,
+// each of which sends a little at times and never completes its request.
 func (s *siege) slowConnections(ctx context.Context, n *atomic.Int64) error {
 	const most, perSecond = 3000, 300
 	var open sync.WaitGroup
@@ -206,10 +206,9 @@ func (s *siege) slowConnections(ctx context.Context, n *atomic.Int64) error {
 	})
 }
 
-// restart ends the daemon of the fourth host without a warning, again and again, as
-// systemd would see it. It begins when all hosts have put back their own leases, which who
-// has lost one often does after a while only: a daemon that starts knows nothing
-// of a peer but what the registry says.
+// restart kills the daemon of the fourth host again and again, and starts it like systemd. It
+// begins when all hosts have restored their own leases, which may take a while after a loss: a
+// daemon that starts knows its peers only from the registry.
 func (s *siege) restart(ctx context.Context, n *atomic.Int64) error {
 	b := s.daemons[3]
 	if pauseFor(ctx, s.total/2) {

@@ -23,8 +23,8 @@ const (
 	evilPerSecond = 20
 )
 
-// An answer is given to all requests of a time, or to watches only, where the config
-// can be read, there are no leases, and all else is refused.
+// An answer is sent for all requests during a period, or for watches only, while the config can be
+// read, there are no leases, and everything else is refused.
 type answer struct {
 	status      int
 	media, body string
@@ -37,8 +37,8 @@ const (
 	asGRPC = "application/grpc"
 )
 
-// falseAnswers are what may be answered in etcd's place, one kind at a time. The first ones
-// look most like etcd's.
+// falseAnswers are answers of another server in etcd's place, one kind at a time. The first ones
+// are the most similar to etcd's.
 var falseAnswers = []answer{
 	{200, asJSON, `{"action":"set","node":{"key":"/coreos.com/network/subnets/10.42.99.0-24","value":"x","modifiedIndex":9000000,"createdIndex":9}}`, true, ""},
 	{200, asGRPC, "\x00\x00\x00\x00\x00", false, "0"},

@@ -60,7 +60,7 @@ func (s *siege) setTrap(k *lab.Container) *trap {
 	return t
 }
 
-// caught is what has arrived, by what it says; nil if nothing has.
+// caught returns the forged datagrams that have arrived, or nil.
 func (t *trap) caught() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,8 +86,8 @@ func (s *siege) injectFromStranger(ctx context.Context, n *atomic.Int64) error {
 	return s.inject(ctx, n, &s.stranger.Endpoint, "from a stranger", s.port)
 }
 
-// injectFromPeer is any program on a peer, which says that it is any container. By
-// VXLAN it may be the peer itself, whose kernel sends from any port.
+// injectFromPeer is a program on a peer that forges packets of any container. With VXLAN it may be
+// the peer itself, whose kernel sends from any port.
 func (s *siege) injectFromPeer(ctx context.Context, n *atomic.Int64) error {
 	if s.backend != "udp" {
 		return nil
@@ -95,8 +95,8 @@ func (s *siege) injectFromPeer(ctx context.Context, n *atomic.Int64) error {
 	return s.inject(ctx, n, &s.daemons[4].Endpoint, "from a peer's other port", 0)
 }
 
-// injectFromContainer sends from a container. After masquerading the packets come from the host's
-// address and may keep their port, which is the tunnel's here.
+// injectFromContainer sends from a container. After masquerading the packets have the host's
+// address and may keep their source port, which is the tunnel's here.
 func (s *siege) injectFromContainer(ctx context.Context, n *atomic.Int64) error {
 	if s.port == 0 {
 		return nil
@@ -139,8 +139,8 @@ func (s *siege) inject(ctx context.Context, n *atomic.Int64, from *lab.Endpoint,
 	})
 }
 
-// garbage is what a stranger sends to the tunnels: of the kinds of testFlood, as fast as
-// the sockets' buffers, which pings share, take it beside them.
+// garbage sends the kinds of packets of testFlood from an outside host to the tunnels, as fast as
+// the sockets' buffers, which pings share, permit.
 func (s *siege) garbage(ctx context.Context, n *atomic.Int64) error {
 	if s.port == 0 {
 		return nil
@@ -184,8 +184,8 @@ func randomBytes(r *rand.Rand, n int) []byte {
 	return b
 }
 
-// fragments are outer ones: some never end, some make a datagram together, and some lie
-// about their place.
+// fragments sends outer fragments: some are incomplete, some form a datagram, and some have wrong
+// offsets.
 func (s *siege) fragments(ctx context.Context, n *atomic.Int64) error {
 	if s.port == 0 {
 		return nil

@@ -27,22 +27,21 @@ const (
 	// siegeFiles is the limit of open files that the daemons run with.
 	siegeFiles = 1024
 
-	// What a daemon under attack may come to. Of the memory, most are the messages of etcd's v3
-	// API with values of 1.4 MB, several of which wait for garbage collection (17 MB measured,
-	// 6 by v2); of the descriptors, the connections that the health port takes (170).
+	// Limits of a daemon under attack. Most of the memory are messages of etcd's v3 API with values
+	// of 1.4 MB, several of which wait for garbage collection (17 MB measured, 6 with v2); most of
+	// the descriptors are connections to the health port (170).
 	siegeGrowth = 24 << 20 // bytes of resident memory more than before, at the most
 	siegeOpen   = 200      // descriptors
 	siegeLines  = 10       // lines of log a second, on average (5, with those of starts)
 )
 
-// TestSiege attacks a cluster of five in all the ways of siegeAttacks together, for all
-// the time, while containers ping each other: no ping is lost, nothing that was sent by
-// somebody else arrives, and memory, descriptors and logs stay within bounds.
+// TestSiege runs all siegeAttacks on a cluster of five at the same time, while containers ping each
+// other: no ping is lost, no forged packet arrives, and memory, descriptors and logs stay within
+// limits.
 //
-// SIEGE_TIME is how long (36s), SIEGE_BACKEND with which backends and SIEGE_API with
-// which store, in turns: "vxlan udp" and "v2 v3" are vxlan with v2 and udp with v3, half
-// the time each. SIEGE_ATTACKS names the attacks if not all of them are wanted,
-// separated by commas.
+// SIEGE_TIME is the duration (36s), SIEGE_BACKEND are the backends and SIEGE_API the stores, which
+// are used in turns: "vxlan udp" and "v2 v3" are vxlan with v2 and udp with v3, half the time each.
+// SIEGE_ATTACKS selects attacks by name, separated by commas; default are all.
 func TestSiege(t *testing.T) {
 	// Alone: the attacks take all of the processors.
 	need(t, "ip", "nft", "iptables")
@@ -65,7 +64,7 @@ func wanted(attack string) bool {
 	return all == "" || slices.Contains(strings.Split(all, ","), attack)
 }
 
-// siege is a cluster with a stranger beside it.
+// siege is a cluster with an attacker beside it.
 type siege struct {
 	*cluster
 	backend, api string
@@ -119,7 +118,7 @@ func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 		if i < hosts-1 {
 			b.endpoints += "," + s.Etcd.Endpoint()
 		}
-		// The logs of the first two go through a pipe, whose reader will stop or end.
+		// The logs of the first two are read from a pipe, whose reader will stop or end.
 		b.log = filepath.Join(s.Dir, h.Name, "siege.log")
 		if i < 2 && wanted("stop and end the log's reader") {
 			s.openPipe(b)
@@ -168,7 +167,7 @@ func (s *siege) start(b *besieged, stored []*os.File) error {
 	return nil
 }
 
-// tell shows what the daemons have said, as much as can be read of it.
+// tell logs the output of the daemons, as far as it can be read.
 func (s *siege) tell() {
 	if !s.t.Failed() {
 		return
@@ -185,7 +184,7 @@ func (s *siege) tell() {
 	}
 }
 
-// run lets the attacks begin, and says what came of them.
+// run starts the attacks, and reports their results.
 func (s *siege) run() {
 	s.t.Helper()
 	pings := s.startPings()
@@ -248,7 +247,7 @@ func (s *siege) judgePings(pings []*lab.Pinger) {
 	}
 }
 
-// measure looks at each daemon that runs.
+// measure measures each running daemon.
 func (s *siege) measure(note func(*besieged, lab.Usage)) {
 	for _, b := range s.daemons {
 		b.mu.Lock()
@@ -260,7 +259,7 @@ func (s *siege) measure(note func(*besieged, lab.Usage)) {
 	}
 }
 
-// judge looks at what is left.
+// judge checks the state after the attacks.
 func (s *siege) judge() {
 	s.t.Helper()
 	for _, b := range s.daemons {
@@ -352,7 +351,7 @@ func (s *siege) healthy(h *lab.Host) error {
 
 func second(_ int, err error) error { return err }
 
-// joins has a newcomer find its place among all that is left in etcd.
+// joins starts a new host, with everything that the attacks have left in etcd.
 func (s *siege) joins() {
 	s.t.Helper()
 	p := s.launch(s.stranger, "-etcd-api="+s.api, "-ip-masq=true")

@@ -20,13 +20,12 @@ import (
 
 const soakRate = 100 // events a second
 
-// TestSoak: a daemon among very many peers, of which some come, go, move or are
-// renewed all the time, stays as small as it was, leaks nothing, and has exactly
-// the right kernel in the end. In less than a minute "as small" is no more than
-// what its start took.
+// TestSoak: with very many peers, some of which are added, removed, moved or renewed all the time,
+// a daemon does not grow, leaks nothing, and has exactly the right kernel state at the end. In a
+// run of less than a minute, "does not grow" means no more memory than at the start.
 //
-// SOAK_TIME is how long (15s), SOAK_PEERS among how many (20000), and SOAK_SEED
-// repeats the choices of another run.
+// SOAK_TIME is the duration (15s), SOAK_PEERS the number of peers (20000), and SOAK_SEED repeats
+// the choices of another run.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	total := given(t, "SOAK_TIME", "15s", time.ParseDuration)
@@ -44,7 +43,7 @@ func TestSoak(t *testing.T) {
 	t.Logf("%d events in %v among %d peers: exact %v after the last; %.1f %% of a processor, %v an event; %.1f MB at the most, %.1f in the middle third, %.1f in the last",
 		s.events, total, peers, took.Round(time.Millisecond), 100*(ended.CPU-begun.CPU).Seconds()/total.Seconds(),
 		((ended.CPU - begun.CPU) / time.Duration(s.events)).Round(time.Microsecond), float64(ended.HWM)/1e6, middle/1e6, last/1e6)
-	// The thirds of a short run are a few samples of what garbage collection makes swing.
+	// In a short run, garbage collection makes the few samples vary.
 	if total >= time.Minute && last > middle*1.03 {
 		t.Errorf("memory grows by %.1f %%", 100*(last/middle-1))
 	}
@@ -75,8 +74,7 @@ type soak struct {
 	events int
 }
 
-// soakPeer has numbers from which its address and its MAC are made; 0 if there is
-// none.
+// soakPeer has numbers from which its address and its MAC are derived; 0 if there is none.
 type soakPeer struct{ ip, mac uint32 }
 
 func startSoak(t *testing.T, peers int, seed uint64, total time.Duration) *soak {
@@ -145,7 +143,7 @@ func (s *soak) value(i int) string {
 	return phantomValue(s.peers[i].addr().String(), s.peers[i].vtep().String())
 }
 
-// stir makes events, evenly spread, and gives the daemon's size each second.
+// stir generates events at a constant rate, and returns the daemon's size each second.
 func (s *soak) stir(total time.Duration) (sizes []float64) {
 	s.t.Helper()
 	begun := time.Now()
@@ -191,7 +189,7 @@ func (s *soak) event(i int) error {
 	return s.etcd.Put(s.ctx, s.key(i), s.value(i))
 }
 
-// exact tells what the kernel holds that it should not, or lacks.
+// exact returns the surplus and the missing objects of the kernel.
 func (s *soak) exact() error {
 	have := s.snapshot(s.Hosts[0], "10.0.0.0/8", "flannel.1")
 	want := dataplane.NewState()

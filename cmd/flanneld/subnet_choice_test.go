@@ -9,9 +9,9 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestSubnetAvoidsTheLAN: a network that contains the LAN leases subnets beside it, to a host that
-// has none; where there is no other, that is said. One that a host has it keeps, and is told how to
-// leave it.
+// TestSubnetAvoidsTheLAN: in a network that contains the LAN, a new host leases a subnet outside
+// the LAN; if there is none, that is logged. A host keeps the subnet that it has, and the log says
+// how to change it.
 func TestSubnetAvoidsTheLAN(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 4, Underlay: netip.MustParsePrefix("10.99.0.0/16")})
@@ -33,7 +33,7 @@ func TestSubnetAvoidsTheLAN(t *testing.T) {
 	const words = "this host's subnet is a part of a network"
 	c.saysTimes(held.Flanneld(), 1, "level=WARN", words, "10.99.0.0/16 dev eth0")
 
-	// The third of the subnets beside the LAN is left for it; systemd is not here.
+	// The third of the subnets outside the LAN is left for it; systemd is not available here.
 	command := c.says(held.Flanneld(), words)
 	c.stop(held.Flanneld())
 	between, stop := strings.CutPrefix(command, "systemctl stop flanneld; ")

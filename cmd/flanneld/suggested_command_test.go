@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// TestSuggestedCommandIsPasted: with a prefix that ends in a slash, the command in the log makes the
-// config that is waited for, and the lease is under the same prefix.
+// TestSuggestedCommandIsPasted: with a prefix that ends in a slash, the command in the log creates
+// the missing config, and the lease is created under the same prefix.
 func TestSuggestedCommandIsPasted(t *testing.T) {
 	t.Parallel()
 	for api, verb := range map[string]string{"v3": "ETCDCTL_API=3", "v2": "ETCDCTL_API=2"} {

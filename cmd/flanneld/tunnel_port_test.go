@@ -25,9 +25,8 @@ func (c *cluster) vtepMAC(h *lab.Host) (mac net.HardwareAddr) {
 	return mac
 }
 
-// TestContainersReachNoTunnelPort: what a container sends to the VXLAN port of any host, at
-// whatever address, injects nothing, wherever the rules are kept. What stays between
-// containers passes.
+// TestContainersReachNoTunnelPort: packets of a container to the VXLAN port of any host, at any
+// address, inject nothing, with any keeper of the rules. Packets between containers pass.
 func TestContainersReachNoTunnelPort(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "iptables-legacy", "nft")

@@ -115,7 +115,7 @@ func TestUDPLetsNoOneIn(t *testing.T) {
 	}
 }
 
-// testFlood sends garbage to the port of the first host, and nobody notices.
+// testFlood sends garbage to the port of the first host, without any effect.
 func testFlood(c *cluster, garbage net.Conn) {
 	c.t.Helper()
 	daemon := c.Hosts[0].Flanneld()

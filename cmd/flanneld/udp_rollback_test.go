@@ -160,7 +160,8 @@ func TestUDPUpgradeKeepsTunnel(t *testing.T) {
 	}
 }
 
-// TestUDPScopeOfRoute: an earlier release, or ip(8), has made the route of another scope than the original.
+// TestUDPScopeOfRoute: an earlier release, or ip(8), has added the route with another scope than
+// the original.
 func TestUDPScopeOfRoute(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 1, udpConfig)

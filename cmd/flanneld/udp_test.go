@@ -132,7 +132,7 @@ func TestUDPRepair(t *testing.T) {
 	}
 }
 
-// TestUDPPeerLeaves: what is for a subnet that nobody has is answered.
+// TestUDPPeerLeaves: packets to a subnet without a lease are answered by ICMP.
 func TestUDPPeerLeaves(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, udpConfig)

@@ -43,9 +43,9 @@ func (c *cluster) lockDropped(h *lab.Host) (n int) {
 	return n
 }
 
-// TestUnderlayLock: only hosts with a lease reach the tunnel's port, whoever keeps the other
-// rules. Who joins is let in before its route is there, who leaves is not any more, and what is
-// damaged is put right.
+// TestUnderlayLock: only hosts with a lease reach the tunnel port, with any keeper of the other
+// rules. A new host is admitted before its route exists, a removed one is not any more, and damage
+// is repaired.
 func TestUnderlayLock(t *testing.T) {
 	t.Parallel()
 	need(t, "nft", "iptables-nft", "iptables-legacy")

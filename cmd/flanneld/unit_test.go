@@ -47,8 +47,8 @@ func TestUnderTheUnit(t *testing.T) {
 	}
 }
 
-// testRemovedRuntimeDirectory removes /run/flannel, which only systemd can make again so that
-// flanneld may write there.
+// testRemovedRuntimeDirectory removes /run/flannel, which only systemd can create again with write
+// access for flanneld.
 func testRemovedRuntimeDirectory(t *testing.T) {
 	c, h := oneHost(t, vxlanConfig)
 	start := func() *lab.Process {

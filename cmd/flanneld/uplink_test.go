@@ -19,9 +19,9 @@ func TestNewUplinkAddress(t *testing.T) {
 	eachNewAddress(t, func(c *cluster, change string) { c.sh(c.Hosts[0], change) })
 }
 
-// TestNewUplinkAddressWhileAway: the same for a host whose flanneld is killed before
-// it can follow, with its device deleted and not made again yet: the next one finds
-// its lease at an address, and with a MAC, that are not the host's.
+// TestNewUplinkAddressWhileAway is the same for a host whose flanneld is killed before it can
+// follow, with its device deleted: the next one finds its lease with an address and a MAC that are
+// no longer the host's.
 func TestNewUplinkAddressWhileAway(t *testing.T) {
 	t.Parallel()
 	eachNewAddress(t, func(c *cluster, change string) {
@@ -73,14 +73,14 @@ func eachNewAddress(t *testing.T, change func(c *cluster, command string)) {
 	}
 }
 
-// data is what a lease says beside its address.
+// data returns the backend data of a lease.
 func data(value string) string {
 	_, rest, _ := strings.Cut(value, ",")
 	return rest
 }
 
-// absences are ways in which an uplink goes and comes again as it was: commands on the host,
-// or on the fabric where they begin with "fabric: ". $ADDR, $GW and $NS are the host's.
+// absences are ways in which an uplink disappears and comes back unchanged: commands on the host,
+// or on the fabric if they begin with "fabric: ". $ADDR, $GW and $NS are the host's.
 var absences = []struct {
 	name, goes, comes string
 	long              bool // tried for more than 3 s, too
@@ -93,9 +93,9 @@ var absences = []struct {
 		"ip -n $NS link set eth0 up && ip -n $NS addr add $ADDR/22 dev eth0 && ip -n $NS route replace default via $GW dev eth0", true},
 }
 
-// TestUplinkComesBack: an uplink that is away for less than 3 s stays the uplink, though there
-// is another default route; one that is away for longer is taken back when it is whole again,
-// and so it is where nothing else could be taken.
+// TestUplinkComesBack: an uplink that is down for less than 3 s stays the uplink, though there is
+// another default route. After a longer time it becomes the uplink again once it is complete, also
+// if there was no alternative.
 func TestUplinkComesBack(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	for _, alone := range []bool{false, true} {
