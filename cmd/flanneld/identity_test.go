@@ -94,7 +94,7 @@ func TestClonedHost(t *testing.T) {
 				if again, now := n.held(first); again != key || now != before {
 					t.Errorf("the first one's lease was %s %+v, is %s %+v", key, before, again, now)
 				}
-				if logged(clone, "level=ERROR") != 1 || logged(clone, "level=ERROR", "former="+first.Addr.String(), "public_ip="+clone.Addr.String(), "answers") != 1 {
+				if logged(clone, "level=ERROR") != 1 || logged(clone, "level=ERROR", "before="+first.Addr.String(), "public_ip="+clone.Addr.String(), "answers") != 1 {
 					t.Errorf("log:\n%s", clone.Flanneld().Logs())
 				}
 				n.addContainers()

@@ -25,10 +25,10 @@ type acquisition struct {
 func newAcquisition(o Options) *acquisition { return &acquisition{Options: o, said: map[string]bool{}} }
 
 // once says something the first time that it is so, by a method of a Logger.
-func (q *acquisition) once(say func(msg string, args ...any), msg string, args ...any) {
+func (q *acquisition) once(say func(msg string, fields ...any), msg string, fields ...any) {
 	if !q.said[msg] {
 		q.said[msg] = true
-		say(msg, args...)
+		say(msg, fields...)
 	}
 }
 
@@ -112,7 +112,7 @@ func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs)
 	case has.PublicIP == q.PublicIP:
 		q.Log.Info("found lease for current IP, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "reservation", l.Reservation())
 	default:
-		q.Log.Info("found lease of this host at a former address, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "former", has.PublicIP, "reservation", l.Reservation())
+		q.Log.Info("found lease of this host at a former address, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "before", has.PublicIP, "reservation", l.Reservation())
 	}
 	return l, err
 }

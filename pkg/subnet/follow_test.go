@@ -184,7 +184,7 @@ func TestFollowRegistryAway(t *testing.T) {
 		w.reg.Fail(nil)
 		elapse(6 * time.Second)
 		w.says("answers again", 1)
-		w.says("outage=1h0m", 1)
+		w.says("duration=1h0m", 1)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
 		if !w.stats().AwaySince.IsZero() {
 			t.Error("stats say that the registry is away")

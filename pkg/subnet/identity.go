@@ -43,7 +43,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 			q.Previous = netip.Prefix{} // and that is all there is to say of it
 		}
 		q.once(q.Log.Error, "the lease of this host's former address belongs to another host, which this one may be a copy of: leasing a new subnet",
-			"subnet", l.Subnets, "former", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
+			"subnet", l.Subnets, "before", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
 	}
 	return evidence == ""
 }

@@ -87,7 +87,7 @@ func TestIdentityAtStart(t *testing.T) {
 				errors := 0
 				if c.reason != "" {
 					errors = 1
-					f.says("former=198.51.100.8 public_ip=198.51.100.7 reason=", 1)
+					f.says("before=198.51.100.8 public_ip=198.51.100.7 reason=", 1)
 					f.says(c.reason, 1)
 				}
 				if !c.keeps && c.reason == "" {

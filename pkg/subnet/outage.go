@@ -67,7 +67,7 @@ func cause(err error) string {
 
 func (o *outage) end() {
 	if o.active() && len(o.causes) > 0 {
-		o.log.Info("registry answers again", "outage", time.Since(o.since).Round(time.Millisecond))
+		o.log.Info("registry answers again", "duration", time.Since(o.since).Round(time.Millisecond))
 	}
 	o.since = time.Time{}
 }

@@ -206,7 +206,7 @@ func answered(err error) bool {
 func (f *follower) conflictDelay(err error) time.Duration {
 	f.tries++
 	if f.acquiring() && f.tries == manyConflicts {
-		f.mine.acquiring.once(f.Log.Warn, "other hosts keep being faster, still trying to lease a subnet", "attempts", f.tries, "err", err)
+		f.mine.acquiring.once(f.Log.Warn, "other hosts keep being faster, still trying to lease a subnet", "attempt", f.tries, "err", err)
 	}
 	most := time.Duration(min(f.tries, fewConflicts)) * conflictPause
 	for range min(f.tries-fewConflicts, 20) {
