@@ -56,14 +56,16 @@ type Registry interface {
 	// Watch need only tell whether it does; Get and the writes say when.
 	List(ctx context.Context) (Listing, error)
 	// Get returns what one lease's key holds now, in the form of the event
-	// that made it so: a lease, Deleted, or Bad.
+	// that made it so: a lease, Deleted, or Bad. In place of Deleted it may return
+	// another lease with the same IPv4 subnet, which keeps Create from making this one.
 	Get(ctx context.Context, subnets lease.Subnets) (Event, error)
 	// Watch blocks until something happened after index and returns it, in
 	// order, with the index to go on from. Renewals that change nothing are
 	// events too. After a long silence it returns no events and no error.
 	Watch(ctx context.Context, index uint64) ([]Event, uint64, error)
-	// Create makes the lease if its key does not exist. ttl is rounded up to
-	// whole seconds; 0 makes a reservation.
+	// Create makes the lease if its key does not exist and, where the store can tell, no
+	// other lease has the same IPv4 subnet. ttl is rounded up to whole seconds; 0 makes
+	// a reservation.
 	Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
 	// Update rewrites the lease if its revision is still that of prev, and
 	// gives it a new ttl (0: a reservation).

@@ -202,6 +202,47 @@ func TestOwnKeyFight(t *testing.T) {
 	})
 }
 
+// What else has the own IPv4 subnet, under a key with an IPv6 subnet, when the own key is deleted:
+// another host, whose it is then; this host itself, as another daemon has it; or nobody.
+func TestOwnSubnetUnderAnotherKey(t *testing.T) {
+	const key = "10.42.7.0-24&fd42:0:0:7::-64"
+	both := lease.Subnets{V4: prefix("10.42.7.0/24"), V6: prefix("fd42:0:0:7::/64")}
+	for name, c := range map[string]struct {
+		value       string
+		keeps, mine bool // the IPv4 subnet; the other key as well
+	}{
+		"another host": {value(them, 70), false, false},
+		"this host":    {value(me, 99), true, true},
+		"nobody":       {"nonsense", true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			following1(t, func(w *following) {
+				w.reg.Remove("10.42.7.0-24")
+				w.reg.Put(key, c.value, ttl)
+				elapse(3 * time.Second)
+				own := w.stats().Own
+				if own.Subnets.V4 == both.V4 != c.keeps || own.Subnets == both != c.mine {
+					t.Errorf("own lease is %+v", own)
+				}
+				if held := w.held(own.Subnets); !held.SameAs(own) || held.PublicIP != me {
+					t.Errorf("registry holds %+v, own is %+v", held, own)
+				}
+				if theirs := w.held(both); c.keeps == (theirs.PublicIP == them) {
+					t.Errorf("under the other key there is %+v", theirs)
+				}
+				views := w.take()
+				for _, v := range views {
+					for _, p := range v.Peers {
+						if !p.Subnets.IsValid() || p.PublicIP == me {
+							t.Errorf("peer %+v", p)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
 // Another host gets the subnet of one that runs by deleting its key and making it anew,
 // which in etcd's v2 API every unconditional write does; see TestIdentityWhileRunning.
 func TestOwnKeyTaken(t *testing.T) {

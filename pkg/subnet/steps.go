@@ -87,7 +87,7 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 		f.begin(ctx, f.mine.listing)
 		f.mine.listing = registry.Listing{}
 	case f.own.Subnets != was.Subnets:
-		f.moved()
+		f.moved(was.Subnets)
 	case !f.own.SameAs(was):
 		f.changed()
 	}
@@ -110,12 +110,12 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	f.stepSoon()
 }
 
-// moved is for another subnet than before.
-func (f *follower) moved() {
-	// The watch never stopped, so the listing is not needed. Who has the subnet now is known,
-	// perhaps by what came after what the step has seen. Of events of the new one it is not known
+// moved is for other subnets than before.
+func (f *follower) moved(from lease.Subnets) {
+	// The watch never stopped, so the listing is not needed. Who has the subnets now is known,
+	// perhaps by what came after what the step has seen. Of events of the new ones it is not known
 	// whether there were any.
-	if !f.news.touched {
+	if !f.news.touched && f.mine.holder.Subnets == from {
 		f.learn(f.mine.holder)
 	}
 	f.news.doubt()

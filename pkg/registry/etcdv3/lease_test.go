@@ -157,6 +157,11 @@ func TestDualStackHost(t *testing.T) {
 	if _, err := r.Create(registrytest.Timeout(t), other, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create with another IPv6 subnet: %v", err)
 	}
+	for _, s := range []lease.Subnets{subnet7, other} {
+		if ev, err := r.Get(registrytest.Timeout(t), s); err != nil || ev.Lease.Subnets != both {
+			t.Errorf("read %+v, %v, which keeps %s from being created", ev, err, s)
+		}
+	}
 	ev, err := r.Get(registrytest.Timeout(t), both)
 	if err != nil || ev.Lease.PublicIP != attrs7.PublicIP || ev.Lease.Reservation() {
 		t.Fatalf("read %+v, %v", ev, err)
@@ -173,6 +178,10 @@ func TestDualStackHost(t *testing.T) {
 	}
 	if ev, err := r.Get(registrytest.Timeout(t), both); err != nil || !ev.Deleted {
 		t.Errorf("read %+v, %v", ev, err)
+	}
+	b.Put(name, `{"PublicIP":7}`, time.Hour) // no lease
+	if _, err := r.Create(registrytest.Timeout(t), both, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("create over what is no lease: %v", err)
 	}
 	if _, err := r.Create(registrytest.Timeout(t), other, attrs7, time.Hour); err != nil {
 		t.Error(err)

@@ -184,7 +184,7 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	now := time.Now()
-	found, revision, err := r.entry(ctx, r.key(subnets))
+	found, revision, err := r.holder(ctx, subnets)
 	if err != nil {
 		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, err)
 	}
@@ -203,11 +203,19 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 	return r.decode(found, expires), nil
 }
 
-// entry returns what a key holds, with the revision of the store. There may be nothing.
-func (r *Registry) entry(ctx context.Context, key string) (found entry, revision uint64, err error) {
-	revision, err = r.walk(ctx, key, key+"\x00", 1, func(kv entry, _ int64) bool {
-		found = kv
-		return false
+// holder returns what the key of subnets holds or, if there is no such key, another lease with
+// the same IPv4 subnet, and the revision of the store. There may be neither.
+func (r *Registry) holder(ctx context.Context, subnets lease.Subnets) (found entry, revision uint64, err error) {
+	key, plain := r.key(subnets), r.key(lease.Subnets{V4: subnets.V4})
+	revision, err = r.walk(ctx, plain, tailsEnd(plain), tailPage, func(kv entry, _ int64) bool {
+		if string(kv.Key) == key {
+			found = kv
+			return false
+		}
+		if ev := r.decode(kv, time.Time{}); found.KeyValue == nil && ev.Bad == nil && ev.Lease.Subnets.V4 == subnets.V4 {
+			found = kv
+		}
+		return true
 	})
 	return found, revision, err
 }

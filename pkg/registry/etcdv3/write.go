@@ -32,16 +32,11 @@ func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.At
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	plain, taken := r.key(lease.Subnets{V4: subnets.V4}), false
-	revision, err := r.walk(ctx, plain, tailsEnd(plain), tailPage, func(kv entry, _ int64) bool {
-		got, err := parseKey(r.name(kv.Key))
-		taken = err == nil && got.V4 == subnets.V4
-		return !taken
-	})
+	found, revision, err := r.holder(ctx, subnets)
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	if taken {
+	if found.KeyValue != nil {
 		return lease.Lease{}, registry.ErrConflict
 	}
 	g, err := r.grant(ctx, ttl)
@@ -49,6 +44,7 @@ func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.At
 		return lease.Lease{}, err
 	}
 	// There may be tails that are nobody's lease. None may be new.
+	plain := r.key(lease.Subnets{V4: subnets.V4})
 	return r.put(ctx, &mvccpb.KeyValue{Key: []byte(r.key(subnets)), Value: value}, g,
 		client.Compare(client.CreateRevision(plain), "=", 0),
 		client.Compare(client.ModRevision(tails(plain)), "<", int64(revision)+1).WithRange(tailsEnd(plain)))
@@ -132,11 +128,11 @@ func (r *Registry) find(ctx context.Context, prev lease.Lease) (*mvccpb.KeyValue
 	if prev.Revision == 0 {
 		return nil, fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
 	}
-	found, _, err := r.entry(ctx, r.key(prev.Subnets))
+	found, _, err := r.holder(ctx, prev.Subnets)
 	switch {
 	case err != nil:
 		return nil, err
-	case found.KeyValue == nil:
+	case found.KeyValue == nil || string(found.Key) != r.key(prev.Subnets):
 		return nil, errGone
 	case uint64(found.ModRevision) != prev.Revision:
 		return nil, registry.ErrConflict

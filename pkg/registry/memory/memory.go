@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -168,8 +169,8 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	var ev registry.Event
 	err := r.call(ctx, "get", subnets, func() error {
-		if e, ok := r.entries[lease.Key(subnets)]; ok {
-			ev = e.event(lease.Key(subnets))
+		if key, e := r.holder(subnets); e != nil {
+			ev = e.event(key)
 		} else {
 			ev = registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: r.index}, Deleted: true}
 		}
@@ -229,7 +230,7 @@ func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	var l lease.Lease
 	err := r.call(ctx, "create", subnets, func() (err error) {
-		if _, ok := r.entries[lease.Key(subnets)]; ok {
+		if _, e := r.holder(subnets); e != nil {
 			return registry.ErrConflict
 		}
 		l, err = r.write(lease.Key(subnets), a, ttl, 0)
@@ -264,6 +265,24 @@ func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 		_, err := r.write(key, a, time.Second, e.created)
 		return err
 	})
+}
+
+// holder returns the entry of subnets, else of another lease with the same IPv4 subnet, or nil.
+func (r *Registry) holder(subnets lease.Subnets) (string, *entry) {
+	key := lease.Key(subnets)
+	if e := r.entries[key]; e != nil {
+		return key, e
+	}
+	plain := lease.Key(lease.Subnets{V4: subnets.V4})
+	for key, e := range r.entries {
+		if key != plain && !strings.HasPrefix(key, plain+"&") {
+			continue
+		}
+		if e.event(key).Bad == nil {
+			return key, e
+		}
+	}
+	return "", nil
 }
 
 // find returns the entry of a lease, nil if it is not at the revision of prev.

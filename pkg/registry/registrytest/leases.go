@@ -150,9 +150,6 @@ func (s *suite) dualStack() {
 	if got := s.only(); got.Attrs != attrs(2) || got.Revision != l.Revision || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
 		s.Errorf("lease %+v, read %+v, want %+v", got, ev, l)
 	}
-	if ev, err = s.Registry.Get(s.ctx, subnets(7)); err != nil || !ev.Deleted {
-		s.Errorf("read %+v, %v under the key of the IPv4 subnet alone", ev, err)
-	}
 	stale := l
 	stale.Revision--
 	s.want(s.Registry.Release(s.ctx, stale), registry.ErrConflict)
@@ -169,6 +166,12 @@ func (s *suite) dualStack() {
 	// It comes back, beside one of the IPv4 subnet alone, which goes.
 	l, err = s.Registry.Create(s.ctx, both, attrs(1), ttl)
 	s.must(err)
+	ev, err = s.Registry.Get(s.ctx, subnets(7))
+	s.must(err)
+	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(3), ttl)
+	if refused := errors.Is(err, registry.ErrConflict); err != nil && !refused || refused == ev.Deleted || refused != ev.Lease.SameAs(l) {
+		s.Errorf("there is %+v, and creating is refused: %v", ev, err)
+	}
 	s.Put(lease.Key(subnets(7)), s.value(3), ttl)
 	if n := len(s.listing().Leases); n != 2 {
 		s.Errorf("%d leases, want 2", n)
