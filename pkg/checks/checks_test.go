@@ -42,7 +42,7 @@ func (f *fake) change(c func()) {
 	c()
 }
 
-// looks returns how often the host was looked at.
+// looks returns the number of checks.
 func (f *fake) looks() (n int) {
 	f.change(func() { n = f.asked })
 	return n
@@ -108,7 +108,7 @@ func start(t *testing.T, f *fake, opens error) (*Checks, *condition.List) {
 	return c, conditions
 }
 
-// ids returns the IDs of the conditions that there are, sorted.
+// ids returns the IDs of the present conditions, sorted.
 func ids(l *condition.List) string {
 	var all []string
 	for _, c := range l.Current() {
@@ -118,8 +118,8 @@ func ids(l *condition.List) string {
 	return strings.Join(all, " ")
 }
 
-// TestHostIsCheckedFromReadyOn: what others have set up is looked at once the host has its subnet,
-// after a burst of changes, and each minute; what cannot be read leaves what was found.
+// TestHostIsCheckedFromReadyOn: the configuration of other programs is checked once the host has
+// its subnet, after a burst of changes, and each minute; if it cannot be read, the conditions stay.
 func TestHostIsCheckedFromReadyOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{sysctls: map[string]string{"net/ipv4/ip_forward": "0", "net/bridge/bridge-nf-call-iptables": "1"}}
@@ -183,8 +183,8 @@ func TestSubnetInTheWayOfAnotherNetwork(t *testing.T) {
 	})
 }
 
-// TestWhatIsMissingIsACondition as soon as the loop says so, and until it says something else. Of
-// one attempt the reason is read once.
+// TestWhatIsMissingIsACondition: from the loop's report until its next one. The reason of one
+// attempt is read once.
 func TestWhatIsMissingIsACondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{holders: []kernel.Holder{{Addr: netip.MustParseAddrPort("0.0.0.0:8472"), PID: 7, Program: "nc"}}}

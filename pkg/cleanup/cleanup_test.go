@@ -10,7 +10,7 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// TestCleanupRemovesOnlyWhatIsProvablyOurs: each row is what a kernel holds, and the commands for
+// TestCleanupRemovesOnlyWhatIsProvablyOurs: each row is a state of the kernel, and the commands for
 // network 10.42.0.0/16.
 func TestCleanupRemovesOnlyWhatIsProvablyOurs(t *testing.T) {
 	vxlan := dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 1}

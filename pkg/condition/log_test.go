@@ -12,9 +12,9 @@ import (
 	"flanneld/pkg/logsink"
 )
 
-// TestFlappingConditionsMeetNoOtherLimit: the log's own limit of lines of one kind leaves out none
-// of those that a few flapping conditions are allowed, so that the last one says what is so; of
-// hundreds it leaves out most, with their number.
+// TestFlappingConditionsMeetNoOtherLimit: the log's own limit of lines of one kind omits none of
+// the lines of a few flapping conditions, so that the last line shows the present state; of
+// hundreds it omits most, with their number.
 func TestFlappingConditionsMeetNoOtherLimit(t *testing.T) {
 	for _, f := range []struct{ conditions, lines, leftOut int }{{4, 40, 0}, {300, 60, 1}} {
 		synctest.Test(t, func(t *testing.T) {

@@ -1,6 +1,6 @@
 package condition
 
-// Reported is an error that is a condition already: whoever gets it need not log it.
+// Reported is an error for which a condition was set already, so that callers need not log it.
 type Reported struct{ Err error }
 
 // Error implements error.

@@ -139,7 +139,7 @@ func TestSnapshotOfAll(t *testing.T) {
 	}
 }
 
-// TestEventsAreOneSet: whoever reports, and however late they are fetched; and they end.
+// TestEventsAreOneSet: from all sources, however late they are received; and they end.
 func TestEventsAreOneSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

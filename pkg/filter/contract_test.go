@@ -13,7 +13,8 @@ import (
 	"flanneld/pkg/nftables"
 )
 
-// TestKeepersFulfilTheContract: what a filter relies on is true of each keeper there is, in a kernel.
+// TestKeepersFulfilTheContract checks the assumptions of a filter for each keeper, in a real
+// kernel.
 func TestKeepersFulfilTheContract(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes into a kernel")
@@ -41,7 +42,7 @@ func TestKeepersFulfilTheContract(t *testing.T) {
 	}
 }
 
-// install has the host's iptables be a command and its likes for the rest of a test.
+// install makes the iptables commands of one variant the installed ones for the rest of a test.
 func install(t *testing.T, command string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -64,7 +65,7 @@ func install(t *testing.T, command string) {
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 }
 
-// keep has keepers of two networks keep their rules in one place.
+// keep syncs the rules of two networks in one place.
 func keep(t *testing.T, o firewall.Overlay, make func() firewall.Keeper, place firewall.Place) {
 	t.Helper()
 	theirs := firewall.Overlay{Network: old.Network, Subnet: old.Subnet}

@@ -14,8 +14,8 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// TestFeed: what the filter and the lock are told of a host at 192.0.2.7, as its facts and the view
-// come to be known.
+// TestFeed checks the inputs of the filter and the lock for a host at 192.0.2.7, as facts and view
+// become known.
 func TestFeed(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	facts := host.Facts{

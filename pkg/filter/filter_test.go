@@ -13,7 +13,7 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-// TestNothingBeforeTheNetworkIsKnown: not even a look, and the end is heard.
+// TestNothingBeforeTheNetworkIsKnown: there is no sync, and the end of the context is noticed.
 func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
@@ -25,7 +25,7 @@ func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 	})
 }
 
-// TestRulesStayAtTheEnd: whoever held them.
+// TestRulesStayAtTheEnd: with any keeper.
 func TestRulesStayAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
@@ -43,7 +43,7 @@ func TestRulesStayAtTheEnd(t *testing.T) {
 	})
 }
 
-// TestDamageIsRepairedAtOnce: when it is signalled, and else at the next look.
+// TestDamageIsRepairedAtOnce: after a signal, and otherwise at the next sync.
 func TestDamageIsRepairedAtOnce(t *testing.T) {
 	for signalled, within := range map[bool]time.Duration{true: 500 * time.Millisecond, false: 5 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -62,8 +62,8 @@ func TestDamageIsRepairedAtOnce(t *testing.T) {
 	}
 }
 
-// TestNetworkMayChange: another subnet or tunnel means other rules, soon; what a former network
-// has left goes once, unless that is another daemon's by now.
+// TestNetworkMayChange: with another subnet or tunnel the rules change soon; rules of a previous
+// network are removed once, unless they belong to another daemon by now.
 func TestNetworkMayChange(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestNetworkMayChange(t *testing.T) {
 	}
 }
 
-// spying is a keeper of which is seen what it is asked for.
+// spying is a keeper that records its calls.
 type spying struct {
 	firewall.Keeper
 	saw func(firewall.Ruleset)
@@ -118,7 +118,7 @@ func (s spying) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) 
 	return s.Keeper.Sync(ctx, r)
 }
 
-// TestFamiliesAreSyncedAlike: by the same looks, each with what is beside it.
+// TestFamiliesAreSyncedAlike: in the same syncs, each with its accepts in other places.
 func TestFamiliesAreSyncedAlike(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
@@ -141,8 +141,8 @@ func TestFamiliesAreSyncedAlike(t *testing.T) {
 	})
 }
 
-// TestFightIsSlowedDown: who undoes our rules again and again costs little, is said once, and when
-// he gives up, that is said, too.
+// TestFightIsSlowedDown: a program that keeps undoing rules costs little and is logged once when it
+// starts, and once when it stops.
 func TestFightIsSlowedDown(t *testing.T) {
 	for _, signalled := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -233,7 +233,8 @@ func TestListingsByProcessesKeepADistance(t *testing.T) {
 	})
 }
 
-// TestWatchThatFails is a condition, is tried again, and what was not told meanwhile is looked at.
+// TestWatchThatFails: it is a condition, the watch is restarted, and a sync follows because changes
+// may have been missed.
 func TestWatchThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Yes)
@@ -332,7 +333,7 @@ func TestLegacyVariantIsLocked(t *testing.T) {
 	})
 }
 
-// TestNFTablesAcceptsFail: what iptables hold is right, but what is beside it is not.
+// TestNFTablesAcceptsFail: the rules of iptables are right, but the accepts in nftables fail.
 func TestNFTablesAcceptsFail(t *testing.T) {
 	for _, absent := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {

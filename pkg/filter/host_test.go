@@ -27,7 +27,7 @@ var (
 
 const notInstalled = firewall.AbsentError("iptables is not installed")
 
-// modelHost is a model of a host: what its kernel holds, where, and how its tools behave.
+// modelHost is a model of a host: its rules in each place, and the behaviour of its tools.
 type modelHost struct {
 	t *testing.T
 	*Filter
@@ -40,7 +40,7 @@ type modelHost struct {
 	iptables, compat, legacy, nft *keeper
 }
 
-// keeper is a tool that keeps whole rulesets. Its fields are set by tests while nothing runs.
+// keeper is a tool that stores whole rulesets. Tests set its fields while nothing runs.
 type keeper struct {
 	host     *modelHost
 	traits   firewall.Traits
@@ -213,7 +213,7 @@ func (h *modelHost) after(d time.Duration) {
 	synctest.Wait()
 }
 
-// holds fails the test unless a place has the rules, accepts of them only, or nothing.
+// holds fails the test unless a place contains the rules, only accepts, or nothing.
 func (h *modelHost) holds(p firewall.Place, want string) {
 	h.t.Helper()
 	h.mu.Lock()
@@ -238,7 +238,7 @@ func (h *modelHost) wrong(id string, want bool) {
 	}
 }
 
-// said fails the test unless the log has a line with all texts, so many times.
+// said fails the test unless the log has this number of lines with all texts.
 func (h *modelHost) said(times int, texts ...string) {
 	h.t.Helper()
 	n := 0

@@ -18,7 +18,7 @@ import (
 // tunnelPacket is what peers send to the tunnel's port.
 var tunnelPacket = firewall.Packet{In: "eth0", Dst: netip.MustParseAddr("192.0.2.7"), ToHost: true, Protocol: unix.IPPROTO_UDP, DstPort: 8472}
 
-// probed sets a network of which packets are asked for.
+// probed sets a network with probes.
 func (h *modelHost) probed() {
 	a, b := four.Subnet.Addr().Next(), four.Network.Addr().Next()
 	h.Set([]Input{{Overlay: four, Probes: &Probes{
@@ -74,7 +74,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 	}
 }
 
-// TestLegacyVariantThatCannotBeReadIsNotAsked: that was said.
+// TestLegacyVariantThatCannotBeReadIsNotAsked: the failure is reported elsewhere.
 func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
@@ -174,7 +174,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h.after(trustRetry)
 		h.wrong(trustCondition, false)
 		h.said(1, "added the network to firewalld's trusted zone")
-		// It says that its rules are others, and lets the network pass by them.
+		// It signals changed rules, which accept the network.
 		h.set(func() { h.nft.barriers, h.nft.err = nil, nil })
 		b.changed <- struct{}{}
 		h.after(time.Second)

@@ -134,7 +134,7 @@ func (h *lockHost) start(peers ...*lease.Lease) {
 	synctest.Wait()
 }
 
-// has fails the test unless the lock has these addresses, or there is none.
+// has fails the test unless the lock contains these addresses, or does not exist.
 func (h *lockHost) has(want string) {
 	h.t.Helper()
 	h.mu.Lock()
@@ -223,7 +223,7 @@ func TestLockIsRepaired(t *testing.T) {
 	})
 }
 
-// TestLockFightIsSlowedDown, is said once, and ends.
+// TestLockFightIsSlowedDown: it is logged once, and ends.
 func TestLockFightIsSlowedDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newLockHost(t, true)
@@ -249,7 +249,7 @@ func TestLockFightIsSlowedDown(t *testing.T) {
 	})
 }
 
-// TestLockThatCannotBeKept is a condition, and nothing waits for it.
+// TestLockThatCannotBeKept: it is a condition, and nothing waits for it.
 func TestLockThatCannotBeKept(t *testing.T) {
 	for name, fails := range map[string]func(*lockHost){
 		"no nftables": func(h *lockHost) { h.absent = fmt.Errorf("kernel without nftables: %w", unix.EINVAL) },
@@ -285,7 +285,7 @@ func TestLockThatCannotBeKept(t *testing.T) {
 	}
 }
 
-// TestLockWithoutATunnel: there is nothing to lock, and what was locked goes.
+// TestLockWithoutATunnel: an existing lock is removed.
 func TestLockWithoutATunnel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newLockHost(t, true)

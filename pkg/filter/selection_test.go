@@ -46,8 +46,8 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 	}
 }
 
-// TestFallbackUntilPreferredKeeperWorks: where the preferred keeper is busy, hangs or lacks something, the other
-// one stands in, and says so; then the preferred one has its rules again.
+// TestFallbackUntilPreferredKeeperWorks: while the preferred keeper is busy, hangs or lacks a
+// resource, the other one is used, with a condition; then the preferred one gets its rules again.
 func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 	for name, fails := range map[string]func(*keeper){
 		"descriptors": func(k *keeper) { k.err = fmt.Errorf("fork/exec: %w", unix.EMFILE) },
@@ -118,8 +118,8 @@ func TestNoKeeperWorks(t *testing.T) {
 	})
 }
 
-// TestSlowKeeperIsWaitedFor: one that is slow, but succeeds, holds the rules, and is given more
-// time the next time.
+// TestSlowKeeperIsWaitedFor: a slow but successful keeper stays in use, and gets more time the next
+// time.
 func TestSlowKeeperIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)
@@ -129,7 +129,7 @@ func TestSlowKeeperIsWaitedFor(t *testing.T) {
 		h.set(func() { h.iptables.took = 7 * time.Second })
 		h.after(time.Minute)
 		h.said(0, "level=WARN")
-		// One that is slower goes on while the other one stands in.
+		// A slower one continues while the fallback is used.
 		h.set(func() { h.iptables.took = 20 * time.Second })
 		h.after(20 * time.Second)
 		h.wrong(syncCondition, true)
@@ -224,7 +224,7 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 	})
 }
 
-// TestUpgradedToolIsAnotherKeeper: which is said, and what it writes then is no repair.
+// TestUpgradedToolIsAnotherKeeper: that is logged, and its first changes are no repair.
 func TestUpgradedToolIsAnotherKeeper(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)

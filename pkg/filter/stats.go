@@ -5,25 +5,25 @@ import (
 	"sync"
 )
 
-// Stats is how often rules were synced, by what came of it, and who keeps them now.
+// Stats are the numbers of syncs by result, and the keeper in use.
 type Stats struct {
 	Syncs   map[Result]uint64
-	Keeper  string // empty: nobody yet, or an underlay lock, of which there is one keeper only
-	Version string // of the keeper's tool; empty if that is not known
+	Keeper  string // empty before the first sync, and for an underlay lock, which has only one keeper
+	Version string // of the keeper's tool; empty if unknown
 }
 
-// Result is what came of a sync.
+// Result is the result of a sync.
 type Result string
 
 // Results of a sync.
 const (
-	Unchanged Result = "unchanged" // all was as wanted
-	Written   Result = "written"   // something else was wanted than before, or for the first time
-	Repaired  Result = "repaired"  // somebody else had changed it
+	Unchanged Result = "unchanged" // nothing to do
+	Written   Result = "written"   // changed, because the wanted rules are new
+	Repaired  Result = "repaired"  // changed, because another program had changed the rules
 	Failed    Result = "failed"
 )
 
-// resultOf returns the result of a sync that has changed something, or nothing.
+// resultOf returns the result of a sync with the given changes.
 func resultOf(changes []string, repaired bool, err error) Result {
 	switch {
 	case err != nil:
@@ -60,9 +60,8 @@ func (s *stats) get() Stats {
 	return copied
 }
 
-// Stats returns what was counted so far. It may be called from any goroutine.
+// Stats returns the totals so far. It may be called from any goroutine.
 func (f *Filter) Stats() Stats { return f.stats.get() }
 
-// Stats returns what was counted so far, without changes of the peers, which are written by
-// themselves. It may be called from any goroutine.
+// Stats returns the totals so far, without edits of peers. It may be called from any goroutine.
 func (l *Lock) Stats() Stats { return l.stats.get() }

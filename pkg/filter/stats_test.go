@@ -21,7 +21,7 @@ func (s Stats) expect(t *testing.T, r Result, before Stats) {
 	}
 }
 
-// TestStatsCountSyncs: by what came of each, with who keeps the rules.
+// TestStatsCountSyncs: by result, with the keeper in use.
 func TestStatsCountSyncs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)

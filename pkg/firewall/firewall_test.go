@@ -128,8 +128,8 @@ func TestWhoseAddressIsSeen(t *testing.T) {
 	}
 }
 
-// TestWhoReachesATunnelsPort follows UDP packets through this host, whose uplink is 10.42.0.7 where the hosts' LAN
-// is a part of the network, else 192.0.2.7.
+// TestWhoReachesATunnelsPort follows UDP packets through this host, whose uplink is 10.42.0.7 if
+// the hosts' LAN is part of the network, else 192.0.2.7.
 func TestWhoReachesATunnelsPort(t *testing.T) {
 	vxlan := Options{Overlay: four, Forward: true, Tunnel: Tunnel{Port: 8472}}
 	udp := Options{Overlay: four, Forward: true, Tunnel: Tunnel{Port: 8472, Bound: true}}

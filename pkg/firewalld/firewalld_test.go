@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestBusThatDoesNotAnswer: a bus that accepts a connection and then says nothing is no bus,
-// after a while; whoever asks is not kept for ever, and can say so.
+// TestBusThatDoesNotAnswer: a bus that accepts a connection but does not answer counts as missing
+// after a timeout.
 func TestBusThatDoesNotAnswer(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bus")
 	l, err := net.Listen("unix", path)

@@ -104,8 +104,8 @@ func TestHealthPortBoundsRequests(t *testing.T) {
 	}
 }
 
-// Whoever holds all connections that there may be keeps nobody out, and loses the oldest, while
-// others keep theirs.
+// A client with all connections does not lock out others, and loses its oldest one, while others
+// keep theirs.
 func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 	port := startHealth(t, "127.0.0.1")
 	dial := func(from string) net.Conn {
@@ -139,8 +139,8 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 	}
 }
 
-// TestReadyzSaysWhatIsMissing: the host waits for a subnet, has one, etcd is away, another host
-// takes it, and there is a new one.
+// TestReadyzSaysWhatIsMissing: the host waits for a subnet, has one, etcd is unreachable, another
+// host takes the subnet, and there is a new one.
 func TestReadyzSaysWhatIsMissing(t *testing.T) {
 	wrong := condition.NewList(slog.New(slog.DiscardHandler))
 	p := new(Port)

@@ -76,7 +76,7 @@ func TestWhichRulesDropAPacketForCertain(t *testing.T) {
 	}
 }
 
-// TestBarriersNameTheTool: what the message says, and that the command it suggests helps.
+// TestBarriersNameTheTool checks the message, and that the suggested command helps.
 func TestBarriersNameTheTool(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		one := func(what, command string) {
@@ -106,7 +106,7 @@ func TestBarriersNameTheTool(t *testing.T) {
 	})
 }
 
-// TestLookingForLegacyTablesMakesNone: nor does anything else that is done where there are none.
+// TestLookingForLegacyTablesMakesNone: without legacy tables, no method creates them.
 func TestLookingForLegacyTablesMakesNone(t *testing.T) {
 	b := newBed(t, "nft")
 	look := func(want ...string) {
@@ -127,8 +127,8 @@ func TestLookingForLegacyTablesMakesNone(t *testing.T) {
 	look("filter")
 }
 
-// TestSyncAcceptsOnlyWherePacketsMayBeDropped: the other variant has accepts where they help,
-// never masquerading, and nothing where nobody drops.
+// TestSyncAcceptsOnlyWherePacketsMayBeDropped: the other variant gets accepts where packets may be
+// dropped, no masquerading, and nothing elsewhere.
 func TestSyncAcceptsOnlyWherePacketsMayBeDropped(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		beside := func(want []firewall.Chain) []string {
@@ -165,7 +165,7 @@ func TestSyncAcceptsOnlyWherePacketsMayBeDropped(t *testing.T) {
 			beside(nil)
 			b.differ(c.name+", removed", b.rules(), before)
 		}
-		// What was kept here before another variant was chosen goes.
+		// Rules from before another variant was chosen are removed.
 		b.others("iptables -P FORWARD DROP")
 		b.sync(everything(four), four)
 		beside(everything(four))

@@ -37,8 +37,8 @@ func normalized(rules string) string {
 	return b.String()
 }
 
-// witness lists rules as fast as it can until stop is set. Whenever it looks it
-// wants to find the one or the other whole.
+// witness lists rules as fast as it can until stop is set. Each listing must contain one of the two
+// rulesets completely.
 func (b *bed) witness(stop *atomic.Bool, wants ...[]firewall.Chain) (listings int, err error) {
 	for ; !stop.Load(); listings++ {
 		out, err := exec.Command(filepath.Join(b.bin, "iptables-save")).Output()
@@ -56,8 +56,8 @@ func (b *bed) witness(stop *atomic.Bool, wants ...[]firewall.Chain) (listings in
 	return listings, nil
 }
 
-// TestReplacement has somebody look while the rules are replaced many times, now
-// and then with a jump that has to be moved back.
+// TestReplacement lists rules while they are replaced many times, sometimes with a jump that has to
+// be moved back.
 func TestReplacement(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		rounds := 1000

@@ -41,7 +41,7 @@ type bed struct {
 	runs string // a file with a line for each command that the Tables have run
 }
 
-// eachVariant makes a namespace for each variant of iptables that is installed.
+// eachVariant creates a namespace for each installed variant of iptables.
 func eachVariant(t *testing.T, test func(b *bed)) {
 	for _, variant := range []string{"nft", "legacy"} {
 		t.Run(variant, func(t *testing.T) { test(newBed(t, variant)) })
@@ -96,8 +96,8 @@ func (b *bed) others(script string) string {
 	return string(out)
 }
 
-// load gives a file to iptables-restore. A file of rules replaces its tables,
-// one of changes does not.
+// load passes a file to iptables-restore. A file of rules replaces its tables, one of changes does
+// not.
 func (b *bed) load(file string) {
 	b.t.Helper()
 	if strings.HasSuffix(file, ".rules") {
@@ -133,7 +133,7 @@ func (b *bed) settled(want []firewall.Chain, previous ...firewall.Overlay) {
 	}
 }
 
-// ran gives the commands since the last time.
+// ran returns the commands since the last call.
 func (b *bed) ran() []string {
 	text, err := os.ReadFile(b.runs)
 	b.must(err)
@@ -150,13 +150,13 @@ func (b *bed) rules() string {
 	return strings.Join(tables, "")
 }
 
-// foreign leaves out of a listing what is ours, and tables that hold nothing.
+// foreign returns a listing without our rules and without empty tables.
 func foreign(rules string) string {
 	rules = regexp.MustCompile(`(?m)^.*(FLANNEL-|"flanneld ).*\n`).ReplaceAllString(rules, "")
 	return regexp.MustCompile(`(?m)^\*\w+\n(:\w+ ACCEPT\n)*COMMIT\n`).ReplaceAllString(rules, "")
 }
 
-// chain gives the rules of one chain of a listing.
+// chain returns the rules of one chain of a listing.
 func chain(rules, table, chain string) string {
 	_, rest, _ := strings.Cut(rules, "*"+table+"\n")
 	rest, _, _ = strings.Cut(rest, "COMMIT\n")

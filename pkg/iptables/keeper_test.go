@@ -28,7 +28,7 @@ func onPath(t *testing.T, versions map[string]string) (dir string) {
 
 const legacyVersion, nftVersion = "iptables v1.8.9 (legacy)", "iptables v1.8.9 (nf_tables)"
 
-// TestKeepersFindTheirVariant: by its own name, or as what is installed as iptables.
+// TestKeepersFindTheirVariant: by its own name, or as the installed iptables.
 func TestKeepersFindTheirVariant(t *testing.T) {
 	for _, c := range []struct {
 		have                      map[string]string
@@ -48,7 +48,7 @@ func TestKeepersFindTheirVariant(t *testing.T) {
 		for i, k := range []*Keeper{tools.Installed(), tools.Legacy(), tools.Compat()} {
 			want := []string{c.installed, c.legacy, c.compat}[i]
 			if traits := k.Traits(firewall.IPv4); traits.Version != "" || traits.Place != firewall.Nowhere {
-				// Another keeper may have found what is installed.
+				// Another keeper may have found the installed iptables.
 				if i == 0 {
 					t.Errorf("%v: known before it was looked for: %+v", c.have, traits)
 				}
@@ -71,7 +71,7 @@ func TestKeepersFindTheirVariant(t *testing.T) {
 	}
 }
 
-// TestKeeperFollowsAnUpgrade: what was found is looked for again once it is another file.
+// TestKeeperFollowsAnUpgrade: a command is searched again once its file was replaced.
 func TestKeeperFollowsAnUpgrade(t *testing.T) {
 	dir := onPath(t, map[string]string{"iptables": nftVersion})
 	k := NewTools(time.Second).Installed()

@@ -18,9 +18,9 @@ func daemonOf(o firewall.Overlay) firewall.Owner {
 	return firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}}
 }
 
-// TestTwoNetworks gives tables to the daemon of 10.42.0.0/16 that also hold what others
-// have there. N stands for a rule of its network, M for the same of 10.43.0.0/16; no
-// lines: all is right.
+// TestTwoNetworks gives tables to the daemon of 10.42.0.0/16 that also contain rules of others. N
+// stands for a rule of its network, M for the same of 10.43.0.0/16; no lines mean that everything
+// is right.
 func TestTwoNetworks(t *testing.T) {
 	const (
 		jump   = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
@@ -158,8 +158,8 @@ func TestPreviousNetwork(t *testing.T) {
 	})
 }
 
-// TestDaemonsAtOnce has four daemons write and remove their rules at the same time, beside
-// a fifth that has its own and whose rules nobody ever finds incomplete.
+// TestDaemonsAtOnce: four daemons write and remove their rules at the same time, beside a fifth
+// whose rules are complete in every listing.
 func TestDaemonsAtOnce(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		rounds := 30

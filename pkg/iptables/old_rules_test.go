@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// script writes rules as releases of the original have: N and S stand for the
-// network and the subnet, ELSE for a rule of somebody else's in between.
+// script writes the rules of releases of the original: N and S stand for the network and the
+// subnet, ELSE for another program's rule in between.
 func script(o firewall.Overlay, lines ...string) string {
 	r := strings.NewReplacer("s N", "s "+o.Network.String(), "d N", "d "+o.Network.String(), "s S", "s "+o.Subnet.String(),
 		"d S", "d "+o.Subnet.String(), "MASQ", "MASQUERADE", "ELSE", "-o eth5 -j ACCEPT", "'", `"`)
@@ -28,7 +28,7 @@ func script(o firewall.Overlay, lines ...string) string {
 	return b.String() + "END\n"
 }
 
-// commented gives the rules the comments that releases since v0.16.2 do.
+// commented adds the comments of releases since v0.16.2 to the rules.
 func commented(lines ...string) []string {
 	var out []string
 	for _, l := range lines {
@@ -97,7 +97,7 @@ func v016() []string {
 	return append(commented(without(randomly(v09()), "nat -A POSTROUTING ELSE", "filter -A FORWARD ELSE")...), "nat -A POSTROUTING ELSE", "filter -A FORWARD ELSE")
 }
 
-// chains is v0.20 and later: how the jump is made, and the rules of FLANNEL-POSTRTG.
+// chains is v0.20 and later: how the jump is added, and the rules of FLANNEL-POSTRTG.
 func chains(jump string, rules ...string) []string {
 	lines := []string{"nat -N FLANNEL-POSTRTG", "filter -N FLANNEL-FWD"}
 	for _, r := range rules {
@@ -161,14 +161,14 @@ func TestUpgradeFromOldReleases(t *testing.T) {
 	})
 }
 
-// start gives a script that brings back the rules as they are now.
+// start returns a script that restores the present rules.
 func (b *bed) start() string {
 	b.others("iptables -t nat -P OUTPUT ACCEPT; iptables -P OUTPUT ACCEPT") // the tables are there
 	return "iptables-restore <<'END'\n" + b.others("iptables-save") + "END\n"
 }
 
-// withoutOldRules takes from a listing the lines that script has written. It
-// knows them by their text, and the strangers have none of the same.
+// withoutOldRules removes the lines of a script from a listing, by their text, which foreign rules
+// do not have.
 func withoutOldRules(rules string, o firewall.Overlay) string {
 	var b strings.Builder
 	n, s := " "+o.Network.String(), " "+o.Subnet.String()
@@ -221,8 +221,7 @@ func TestSimilarRulesAreKept(t *testing.T) {
 	})
 }
 
-// TestOldChainInUseIsKept leaves a chain to which somebody else's rule leads, and
-// what it says.
+// TestOldChainInUseIsKept keeps a chain, with its rules, that a foreign rule references.
 func TestOldChainInUseIsKept(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		b.others(script(four, append(v05(), "nat -A POSTROUTING -o eth4 -j FLANNEL")...))

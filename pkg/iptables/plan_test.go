@@ -42,7 +42,7 @@ func TestInput(t *testing.T) {
 	}
 }
 
-// TestPlace says where the jump to FLANNEL-FWD has to be; no lines: it is there.
+// TestPlace checks the position of the jump to FLANNEL-FWD; no lines mean that it is right.
 func TestPlace(t *testing.T) {
 	const (
 		jump   = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`

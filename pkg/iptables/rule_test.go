@@ -69,7 +69,7 @@ func TestParseRule(t *testing.T) {
 	}
 }
 
-// TestWantedRulesAreKnown says that what we write is what we read.
+// TestWantedRulesAreKnown checks that written rules are parsed as the same.
 func TestWantedRulesAreKnown(t *testing.T) {
 	for _, o := range []firewall.Overlay{four, six, overlay("0.0.0.0/0", "10.0.0.0/8")} {
 		for _, c := range everything(o) {
@@ -117,8 +117,8 @@ func TestParseListing(t *testing.T) {
 	}
 }
 
-// FuzzListing looks for listings that upset the parser, that make a plan grow
-// beyond measure, or one that would not be the last.
+// FuzzListing searches listings that break the parser, lead to an excessive plan, or to a second
+// one.
 func FuzzListing(f *testing.F) {
 	f.Add("*nat\n:POSTROUTING ACCEPT [7:8]\n:FLANNEL - [0:0]\n-A POSTROUTING -s 10.42.0.0/16 -j FLANNEL\n-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\nCOMMIT\n")
 	f.Add("*filter\n:FORWARD DROP [7:8]\n-A FORWARD -j DOCKER-USER\n-A FORWARD -m comment --comment \"it\\'s\n\" ! -s 10.42.0.0/255.255.0.0 -j FLANNEL-FWD\nCOMMIT\n")

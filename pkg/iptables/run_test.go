@@ -16,7 +16,7 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// fakes are commands that are shell scripts; nobody needs to be root for them.
+// fakes are commands that are shell scripts, which do not need root.
 func fakes(t *testing.T, scripts map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -85,8 +85,8 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// TestFailures gets every kind of failure from the commands. None takes long,
-// and each is told with what the command said.
+// TestFailures: commands fail in every way. None takes long, and each error contains the command's
+// message.
 func TestFailures(t *testing.T) {
 	const version = "echo iptables v1.8.9"
 	for _, tt := range []struct {
@@ -141,7 +141,7 @@ func TestNotExecutable(t *testing.T) {
 	}
 }
 
-// TestNotExecutableInThePath is no absence either, though the look-up in the PATH says so.
+// TestNotExecutableInThePath: that is no absence either, though the search in PATH reports one.
 func TestNotExecutableInThePath(t *testing.T) {
 	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
 	t.Setenv("PATH", filepath.Join(dir, "no-such-directory")+":"+filepath.Join(dir, "iptables")+":"+dir)
@@ -153,7 +153,7 @@ func TestNotExecutableInThePath(t *testing.T) {
 	}
 }
 
-// TestCommandsThatAreReplacedOrRemoved: what was found is no longer there, and that is an absence.
+// TestCommandsThatAreReplacedOrRemoved: a command that was found and removed is absent.
 func TestCommandsThatAreReplacedOrRemoved(t *testing.T) {
 	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
 	t.Setenv("PATH", dir)

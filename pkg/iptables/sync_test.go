@@ -27,8 +27,7 @@ const strangers = `
 	iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
 `
 
-// twoLines is a rule that iptables-save prints so that iptables-restore cannot
-// read it.
+// twoLines is a rule that iptables-save prints in a form that iptables-restore cannot parse.
 const twoLines = `
 	iptables -A FORWARD -m comment --comment 'two
 lines' -s 192.0.2.0/24 -j DROP
@@ -88,8 +87,8 @@ func TestVersion(t *testing.T) {
 	})
 }
 
-// TestDamage has somebody else change our rules in every way. Each pass brings
-// back the very same listing.
+// TestDamage: another program changes our rules in every way. Each sync restores exactly the same
+// listing.
 func TestDamage(t *testing.T) {
 	damages := map[string]string{
 		"nat flushed":          "iptables -t nat -F",
@@ -199,7 +198,7 @@ func TestRaw(t *testing.T) {
 	})
 }
 
-// TestDocker starts on hosts where Docker has been, and has it go on.
+// TestDocker starts on hosts with rules of Docker, which continues to run.
 func TestDocker(t *testing.T) {
 	const jump = "-m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n"
 	eachVariant(t, func(b *bed) {
@@ -228,8 +227,8 @@ func TestDocker(t *testing.T) {
 	})
 }
 
-// TestConcurrentDeletion has another program delete a rule, twice, between the listing
-// and the writing, so that the transaction fails.
+// TestConcurrentDeletion: another program deletes a rule, twice, between the listing and the write,
+// so that the transaction fails.
 func TestConcurrentDeletion(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		rule := "FORWARD -s 10.42.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT"
@@ -250,8 +249,8 @@ func TestConcurrentDeletion(t *testing.T) {
 	})
 }
 
-// TestLocked has another program hold the lock for longer than we wait: no command is started that
-// would wait for it, too, and the error says who holds it.
+// TestLocked: another program holds the lock for longer than the timeout: no command is started
+// that would wait for it, too, and the error names the program.
 func TestLocked(t *testing.T) {
 	b := newBed(t, "legacy")
 	if !b.lock.free() {

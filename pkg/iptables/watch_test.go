@@ -20,8 +20,8 @@ func soon(t *testing.T, what string, signal <-chan struct{}) {
 	}
 }
 
-// calm takes a signal that is waiting, and tells whether there was none. The
-// watcher has seen all events when it has had its turn.
+// calm consumes a pending signal, and reports whether there was none. The watcher has processed all
+// events when it has had its turn.
 func (b *bed) calm(signal <-chan struct{}) bool {
 	b.lock.writing.Lock()
 	for w := range b.lock.watchers {
@@ -78,8 +78,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestWatchBeforeWriting has a pass write before the watcher has had its turn:
-// it does not take the signal of what others have done until then.
+// TestWatchBeforeWriting: a sync writes before the watcher has had its turn: the signal of changes
+// by others before that is not lost.
 func TestWatchBeforeWriting(t *testing.T) {
 	b := newBed(t, "legacy")
 	w, err := b.lock.watcher()

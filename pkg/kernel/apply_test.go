@@ -101,7 +101,7 @@ func TestOneFailureHarmsNoOther(t *testing.T) {
 		{dataplane.KindSysctl.Put("net/ipv4/conf/missing/rp_filter", "0"), unix.ENOENT, "replace sysctl net/ipv4/conf/missing/rp_filter: "},
 		{dataplane.KindLink.Set("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, MTU: 1 << 20, Up: true}, dataplane.Link{}), unix.EINVAL, "change link flannel.3: invalid argument"},
 		{dataplane.KindLink.Put("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 4, Parent: uplink}), unix.EEXIST, "replace link flannel.3: file exists"},
-		// To delete what is not there is success.
+		// Deleting a missing object is a success.
 		{dataplane.KindRoute.Del(dataplane.RouteKey{Dst: prefix("10.5.9.0/24"), Link: overlay}, dataplane.Route{}), 0, ""},
 		{dataplane.KindNeigh.Del(neigh(overlay, "10.5.9.0"), dataplane.MAC{}), 0, ""},
 		{dataplane.KindFDB.Del(dataplane.FDB{Link: overlay, MAC: mac, Dst: uplinkIP}, struct{}{}), 0, ""},
@@ -131,7 +131,7 @@ func TestOneFailureHarmsNoOther(t *testing.T) {
 	}
 }
 
-// A route by several links is seen, is nobody's, and stays.
+// A multipath route is read, has no owner, and stays.
 func TestMultipathRouteIsAConflict(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
@@ -151,7 +151,7 @@ func TestMultipathRouteIsAConflict(t *testing.T) {
 	}
 }
 
-// A device that somebody else made alike is adopted without a change.
+// A device with the same attributes that another program has created is adopted without a change.
 func TestEqualDeviceIsAdopted(t *testing.T) {
 	b := newBed(t)
 	link := vxlanLink(chance(t))
@@ -165,7 +165,7 @@ func TestEqualDeviceIsAdopted(t *testing.T) {
 	b.settled(want)
 }
 
-// TestIPv6Objects: IPv6 objects are kept like those of IPv4, which are on the same link.
+// TestIPv6Objects: IPv6 objects are kept in sync like those of IPv4 on the same link.
 func TestIPv6Objects(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)

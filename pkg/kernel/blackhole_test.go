@@ -13,9 +13,9 @@ import (
 	"flanneld/pkg/driver"
 )
 
-// A blackhole for our subnet stands beside docker's connected route of the same
-// destination and never before it, whichever came first; it is repaired, and
-// goes when it is wanted no more. Blackholes of others stay.
+// A blackhole for our subnet coexists with docker's connected route to the same destination, which
+// always takes precedence; it is repaired, and removed when no longer wanted. Other programs'
+// blackholes stay.
 func TestBlackhole(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)

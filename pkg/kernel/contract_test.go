@@ -11,8 +11,8 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// One pass reaches any wanted state from any other, in each form of routes, the
-// second pass is empty, and what is not ours stays as it was.
+// One pass reaches any wanted state from any other, in each form of routes, the second pass is
+// empty, and foreign objects are not changed.
 func TestSecondPassIsEmpty(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)

@@ -33,7 +33,7 @@ func await(t testing.TB, w *Watch, any driver.Event) {
 	}
 }
 
-// drain forgets what was reported so far.
+// drain discards the events so far.
 func drain(w *Watch) (e driver.Event) {
 	select {
 	case e = <-w.Events():
@@ -42,7 +42,7 @@ func drain(w *Watch) (e driver.Event) {
 	return e
 }
 
-// Whatever somebody else damages is seen by Watch, and one pass repairs it.
+// Any damage by another program is reported by Watch, and repaired by one pass.
 func TestDamageIsSeenAndRepaired(t *testing.T) {
 	t.Run("plain routes", func(t *testing.T) { damageIsSeenAndRepaired(t, false) })
 	t.Run("routes by way of nexthop objects", func(t *testing.T) { damageIsSeenAndRepaired(t, true) })
@@ -154,7 +154,7 @@ func routeDamages(b *bed, want dataplane.State) []damage {
 			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), Type: unix.RTN_BLACKHOLE}))
 		}},
 		{"another route before it", driver.Routes, func() {
-			// First in line, so that the kernel prefers it to ours.
+			// The first one, which the kernel prefers to ours.
 			b.must(b.other.RouteAddEcmp(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), LinkIndex: b.index(), Scope: unix.RT_SCOPE_LINK, Protocol: 4}))
 		}},
 		{"stale route of ours", driver.Routes, func() {

@@ -13,7 +13,7 @@ import (
 	"flanneld/pkg/driver"
 )
 
-// TestFilterPassesRoutesIntoTheNetwork compares what the kernel lets through with what is reported.
+// TestFilterPassesRoutesIntoTheNetwork compares what the filter passes with what is reported.
 func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 	b, w, _ := watched(t)
 	index := b.link(foreign).Attrs().Index
@@ -41,8 +41,9 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 	}
 }
 
-// TestRoutingDaemonWakesNobody: a hundred thousand routes of others come and go, with nexthop
-// objects as routing daemons make them; no event of them reaches the watch, and none is lost.
+// TestRoutingDaemonWakesNobody: a hundred thousand foreign routes are added and deleted, with
+// nexthop objects as routing daemons create them; none of their events reaches the watch, and no
+// other event is lost.
 func TestRoutingDaemonWakesNobody(t *testing.T) {
 	b, _, want := watched(t)
 	b.snapshot(want.ScopeOf([]netip.Prefix{network})) // knows that no route of the network is by a nexthop of others
@@ -70,7 +71,7 @@ func TestRoutingDaemonWakesNobody(t *testing.T) {
 		}
 	}
 	t.Logf("%d changes of routes within %v", 2*len(ops), time.Since(begun).Round(time.Millisecond))
-	// What comes after them all is heard, so nothing was lost.
+	// A later event is received, so nothing was lost.
 	b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.link(overlay).Attrs().Index, State: unix.NUD_PERMANENT,
 		IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}))
 	heard := 0

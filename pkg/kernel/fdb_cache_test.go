@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/driver"
 )
 
-// Every change of the FDB by somebody else is told, none of our own.
+// Every change of the FDB by another program is reported, and none of our own.
 func TestForeignFDBChangesAreTold(t *testing.T) {
 	b, _, want := watched(t)
 	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
@@ -62,7 +62,7 @@ func TestForeignFDBChangesAreTold(t *testing.T) {
 	}
 }
 
-// What is put on a link that was just made is known, too.
+// Entries of a link that was just created are in the cache, too.
 func TestFDBOfANewLinkIsKnown(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
@@ -73,9 +73,8 @@ func TestFDBOfANewLinkIsKnown(t *testing.T) {
 	b.quietBut(w, ^(driver.FDB | driver.Overflow), func() {})
 }
 
-// Whatever happens at the same time, there is no lasting difference between what
-// is known, from readings and from one's own operations, and what stands there,
-// without an event.
+// With any concurrent changes, every lasting difference between the cache, from readings and own
+// operations, and the kernel is reported by an event.
 func TestForwardingMissesNothing(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
@@ -113,7 +112,7 @@ func TestForwardingMissesNothing(t *testing.T) {
 	t.Logf("%d readings", readings)
 }
 
-// meddle is somebody else at work.
+// meddle makes changes as another program.
 func (b *bed) meddle(entry func(uint64) dataplane.FDB, seed uint64, done chan struct{}) {
 	defer close(done)
 	index := b.index()
@@ -132,8 +131,8 @@ func (b *bed) meddle(entry func(uint64) dataplane.FDB, seed uint64, done chan st
 	}
 }
 
-// putAlone makes e the only entry of its address, or with del none, as far as
-// have knows, and keeps have up with it.
+// putAlone makes e the only entry of its address, or deletes it with del, by the content of have,
+// and updates have.
 func (b *bed) putAlone(have dataplane.State, e dataplane.FDB, del bool) {
 	var ops []dataplane.Op
 	if !del {

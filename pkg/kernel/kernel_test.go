@@ -40,7 +40,7 @@ type bed struct {
 	spread   bool // of different scopes
 }
 
-// newBed makes a namespace that nothing but its descriptors keeps alive.
+// newBed creates a namespace that exists as long as its descriptors.
 func newBed(t testing.TB) *bed {
 	t.Helper()
 	b := &bed{t: t}
@@ -56,7 +56,7 @@ func newBed(t testing.TB) *bed {
 	return b
 }
 
-// uplink makes the interface that carries the overlay.
+// uplink creates the interface that carries the overlay.
 func (b *bed) uplink() {
 	b.t.Helper()
 	b.must(b.other.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: uplink, MTU: 1500}, PeerName: "up1"}))
@@ -185,7 +185,7 @@ func wantPeers(r *rand.Rand, link dataplane.Link, n int) dataplane.State {
 	return s
 }
 
-// strangers makes objects that no pass may touch, and gives their description.
+// strangers creates objects that no pass may change, and returns their description.
 func (b *bed) strangers() func() string {
 	b.t.Helper()
 	b.must(b.other.LinkAdd(&netlink.Vxlan{

@@ -43,8 +43,8 @@ func TestLimitsAreNamed(t *testing.T) {
 	}
 }
 
-// A link that somebody made for ten addresses takes ten, says so, and keeps
-// nothing else from being done.
+// A link that was created with a limit of ten addresses takes ten, reports that, and does not
+// affect other operations.
 func TestLinkWithALimit(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)

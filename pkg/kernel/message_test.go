@@ -128,8 +128,8 @@ func TestRequestsAsBytes(t *testing.T) {
 	}
 }
 
-// filtered returns what tells whether a filter passes a datagram. The kernel runs it, on a socket
-// for which nobody needs rights.
+// filtered returns a function that reports whether a filter passes a datagram. The kernel runs it,
+// on an unprivileged socket.
 func filtered(t *testing.T, f *netlink.Filter) func(datagram []byte) bool {
 	t.Helper()
 	program, err := f.Assemble()
@@ -157,7 +157,7 @@ func filtered(t *testing.T, f *netlink.Filter) func(datagram []byte) bool {
 	}
 }
 
-// TestEventFilter: of notifications, those pass that are of interest, whoever caused them.
+// TestEventFilter: notifications of interest pass, from any cause.
 func TestEventFilter(t *testing.T) {
 	const self, other = 0x01020304, 0x04030201
 	notification := func(kind uint16, port uint32, write func(*requests)) []byte {
@@ -227,7 +227,7 @@ func TestEventFilter(t *testing.T) {
 	}
 }
 
-// Whatever a datagram holds, reading it ends and stays within it.
+// Parsing any datagram ends and stays within its bounds.
 func FuzzMessages(f *testing.F) {
 	var r requests
 	r.route(dataplane.Put, dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}, 1)

@@ -17,7 +17,7 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// through is a bed with peers whose routes go by way of nexthop objects.
+// through is a bed with peers whose routes use nexthop objects.
 func through(t *testing.T, peers int) (*bed, dataplane.State) {
 	b := newBed(t)
 	b.nextHops = true
@@ -72,7 +72,7 @@ func TestFormsChangeWithoutGap(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 330)
-	// Behind the uplink is nobody who answers.
+	// No host answers on the uplink.
 	maps.DeleteFunc(want.Routes, func(k dataplane.RouteKey, _ dataplane.Route) bool { return k.Link == uplink })
 	b.pass(want)
 	fd := -1
@@ -113,7 +113,7 @@ func TestFormsChangeWithoutGap(t *testing.T) {
 	t.Logf("%d packets to %d subnets", <-sent, len(to))
 }
 
-// strangeHops makes nexthops that no pass may touch, and gives their description.
+// strangeHops creates nexthops that no pass may change, and returns their description.
 func (b *bed) strangeHops() func() string {
 	b.t.Helper()
 	theirs := b.another()
@@ -162,7 +162,7 @@ func TestNextHopsOfOthersStay(t *testing.T) {
 	if n := strings.Count(before, "\n") + 1; n != 7 {
 		t.Fatalf("%d nexthops of others:\n%s", n, before)
 	}
-	// A route whose number is taken does without.
+	// A route whose ID is in use has no nexthop object.
 	for _, id := range []byte{200, 201, 202, 203, 204} {
 		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, id, 0}), 24)
 		want.Routes[dataplane.RouteKey{Dst: dst, Link: overlay}] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
@@ -180,8 +180,7 @@ func TestNextHopsOfOthersStay(t *testing.T) {
 	}
 }
 
-// With net.ipv4.nexthop_compat_mode=0 the kernel tells of a route no more than its
-// nexthop.
+// With net.ipv4.nexthop_compat_mode=0 the kernel reports only the nexthop of a route.
 func TestWithoutCompatMode(t *testing.T) {
 	b := newBed(t)
 	b.must(b.k.setSysctl("net/ipv4/nexthop_compat_mode", "0"))
@@ -249,7 +248,7 @@ func TestCarrierLoss(t *testing.T) {
 	b.quiet(w)
 }
 
-// A kernel from before Linux 5.3 has none, which is told from having no objects.
+// A kernel before Linux 5.3 does not support them, which differs from having no objects.
 func TestKernelWithoutNextHops(t *testing.T) {
 	b, want := through(t, 5)
 	b.k.noNextHops.Store(true)

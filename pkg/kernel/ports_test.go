@@ -11,8 +11,8 @@ const udpTable = `   sl  local_address rem_address   st tx_queue rx_queue tr tm-
   513: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1
 `
 
-// FuzzSockets reads tables of sockets: what is read is a socket with an address, and
-// what is damaged is none.
+// FuzzSockets parses tables of sockets: each result is a socket with an address, and malformed
+// lines are skipped.
 func FuzzSockets(f *testing.F) {
 	f.Add(udpTable)
 	f.Add(strings.Replace(udpTable, "0100007F", "7F", 1))

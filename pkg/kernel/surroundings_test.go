@@ -30,7 +30,7 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 			b.must(b.other.LinkSetUp(b.link("docker0")))
 			up, docker := b.link(uplink).Attrs().Index, b.link("docker0").Attrs().Index
 			gateway := net.ParseIP("192.0.2.9")
-			// The stale route is there first, so the kernel goes on taking it.
+			// The stale route is first, so the kernel keeps using it.
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.1.0/24"), Gw: gateway, LinkIndex: up}))
 			b.must(b.other.AddrAdd(b.link("docker0"), &netlink.Addr{IPNet: ipnet("10.5.1.1/24")}))
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.250.0/24"), Type: unix.RTN_UNREACHABLE, Priority: 7}))
@@ -70,8 +70,8 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 	}
 }
 
-// TestNoRouteIsThereWithoutItsAddress: docker makes its bridge while the host is read; a route
-// that follows from the bridge's address does not lead elsewhere.
+// TestNoRouteIsThereWithoutItsAddress: docker creates its bridge while the host is read; a route
+// that depends on the bridge's address is not reported as a conflict.
 func TestNoRouteIsThereWithoutItsAddress(t *testing.T) {
 	b := newBed(t)
 	docker := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "docker0"}}

@@ -48,7 +48,7 @@ func hostRoutes(all []routeEntry) (routes []host.Route) {
 	return routes
 }
 
-// TestWhatIsLeftOutChangesNoAnswer asks both, all routes and those that are kept.
+// TestWhatIsLeftOutChangesNoAnswer compares the results for all routes and for those that are kept.
 func TestWhatIsLeftOutChangesNoAnswer(t *testing.T) {
 	r := chance(t)
 	kept, total := 0, 0

@@ -170,13 +170,13 @@ func TestWatchOverflow(t *testing.T) {
 		}
 		return drain(w)&driver.Overflow != 0
 	})
-	// It goes on working.
+	// It continues to work.
 	drain(w)
 	b.must(b.other.LinkSetMTU(b.link(overlay), 1280))
 	await(t, w, driver.Links|driver.Overflow)
 }
 
-// another is a second Kernel of the namespace: somebody else.
+// another is a second Kernel of the namespace, which stands for another program.
 func (b *bed) another() *Kernel {
 	b.t.Helper()
 	var k *Kernel
@@ -199,8 +199,7 @@ func TestWatchRecoversFromABrokenSocket(t *testing.T) {
 	await(t, w, driver.Links)
 }
 
-// With a thousand events a second on other links, the filter keeps the watch
-// asleep.
+// With a thousand events per second on other links, the filter avoids wake-ups of the watch.
 func TestFilterDropsInTheKernel(t *testing.T) {
 	b, _, want := watched(t)
 	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf([]netip.Prefix{network})}, buffer: watchBuffer, out: driver.NewMailbox()}

@@ -36,7 +36,7 @@ func TestCommandIsLoggedAsItIsTyped(t *testing.T) {
 	}
 }
 
-// said counts the lines of a log, and sums up what they say was left out.
+// said counts the lines of a log, and adds up the numbers of omitted lines.
 func said(text string) (lines, left int) {
 	for line := range strings.Lines(text) {
 		lines++

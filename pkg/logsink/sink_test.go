@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// reader is a writer that can be told to block, or to fail.
+// reader is a writer that can block or fail on demand.
 type reader struct {
 	mu   sync.Mutex
 	got  bytes.Buffer
@@ -53,7 +53,7 @@ func (r *reader) set(fail error, part int) {
 	r.fail, r.part = fail, part
 }
 
-// dropped sums up the lines that are said to have been dropped.
+// dropped adds up the numbers of dropped lines in the log.
 func dropped(text string) (sum int) {
 	for line := range strings.Lines(text) {
 		if _, n, ok := strings.Cut(line, `msg="dropped log lines, standard error is too slow" count=`); ok {

@@ -55,7 +55,8 @@ func TestNeedsOfEndpoints(t *testing.T) {
 	}
 }
 
-// TestNeedsForgetOldAddresses once the name has others for a while; those that were given stay.
+// TestNeedsForgetOldAddresses: after the name has had others for a while; addresses from the
+// options stay.
 func TestNeedsForgetOldAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewEtcd(etcd.Options{Endpoints: []string{"http://10.200.1.1:2379"}}, func() {})

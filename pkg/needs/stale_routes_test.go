@@ -15,7 +15,7 @@ import (
 	"flanneld/pkg/kernel"
 )
 
-// fake is a kernel that holds what an earlier run has left.
+// fake is a kernel with objects of an earlier run.
 type fake struct {
 	inventory       host.Inventory
 	state           dataplane.State

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel stands for the kernel: it does what is sent at once and keeps the answers.
+// kernel is a fake of the kernel: it processes requests at once and stores the answers.
 type kernel struct {
 	// do answers one request.
 	do     func(h unix.NlMsghdr, body []byte) [][]byte
@@ -77,8 +77,8 @@ func refusal(seq uint32, e unix.Errno) []byte {
 	return reply(unix.NLMSG_ERROR, 0, seq, errorBody(e))
 }
 
-// refusing answers a batch as rtnetlink does, and refuses the requests of whose number refuse
-// says so.
+// refusing answers a batch like rtnetlink, and refuses the requests for whose number refuse returns
+// true.
 func refusing(refuse func(n uint32) bool) func(unix.NlMsghdr, []byte) [][]byte {
 	return func(h unix.NlMsghdr, body []byte) [][]byte {
 		switch n := binary.NativeEndian.Uint32(body); {
@@ -140,8 +140,7 @@ func TestBatchTellsEachResult(t *testing.T) {
 	}
 }
 
-// TestBatchWithoutAnswers: a kernel that answers nothing fails every request, and makes nobody
-// wait.
+// TestBatchWithoutAnswers: if the kernel does not answer, every request fails without waiting.
 func TestBatchWithoutAnswers(t *testing.T) {
 	k := kernel{do: func(unix.NlMsghdr, []byte) [][]byte { return nil }}
 	for i, err := range k.conn(8).Batch(numbered(20)) {
@@ -164,7 +163,7 @@ func TestBatchOnABrokenSocket(t *testing.T) {
 	}
 }
 
-// TestOldAnswersAreNoAnswers: what an exchange that was cut short left behind belongs to nobody.
+// TestOldAnswersAreNoAnswers: answers of an interrupted exchange are discarded.
 func TestOldAnswersAreNoAnswers(t *testing.T) {
 	k := kernel{do: refusing(func(n uint32) bool { return n == 2 })}
 	c := k.conn(8)
@@ -331,7 +330,7 @@ func TestLists(t *testing.T) {
 		if whole || err != nil || seen != 2 {
 			t.Errorf("cut short: %d, whole %v, %v", seen, whole, err)
 		}
-		// The rest of it is nobody's answer.
+		// The rest of it answers no request.
 		_, err = c.List(numbered(1), func([]byte) bool { seen++; return true })
 		if err != nil || seen != 2+n {
 			t.Errorf("after that: %d, %v", seen, err)

@@ -50,7 +50,7 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
-// TestDatagrams: requests are sent in parts, and a part whose answers were lost in halves.
+// TestDatagrams: requests are sent in batches, and a batch whose answers were lost in halves.
 func TestDatagrams(t *testing.T) {
 	r := numbered(5)
 	for _, part := range [][2]int{{0, 5}, {0, 2}, {2, 5}, {4, 5}} {
@@ -128,7 +128,7 @@ func attr(kind uint16, value []byte) []byte {
 	return append(binary.NativeEndian.AppendUint16(b, kind), value...)
 }
 
-// TestValues: what is no such value is zero.
+// TestValues: a value of another length is zero.
 func TestValues(t *testing.T) {
 	mac := Value{2, 0, 0, 0, 0, 1}
 	if mac.MAC() != [6]byte{2, 0, 0, 0, 0, 1} || mac[1:].MAC() != [6]byte{} {
@@ -146,7 +146,7 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// FuzzMessages: whatever a datagram holds, reading it ends and stays within it.
+// FuzzMessages: parsing any datagram ends and stays within its bounds.
 func FuzzMessages(f *testing.F) {
 	f.Add(numbered(3).Datagram(0, 3, 1))
 	f.Add(reply(unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS, 1, append(errorBody(unix.EINVAL), make([]byte, 16)...)))

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialed is a socket of the test's namespace. Nobody needs to be root for it, nor to ask the
-// kernel for what there is.
+// dialed returns a socket of the test's namespace. It needs no root, nor do requests that only
+// read.
 func dialed(t testing.TB, protocol, receiveBuffer int) *Conn {
 	t.Helper()
 	if testing.Short() {
@@ -73,8 +73,8 @@ func TestSocketAsks(t *testing.T) {
 	}
 }
 
-// TestSocketLosesAnswers: few answers fit into a small receive buffer. The kernel refuses each
-// of these requests, root's too, so that there is one answer to each.
+// TestSocketLosesAnswers: few answers fit into a small receive buffer. The kernel refuses each of
+// these requests, also of root, so that there is one answer to each.
 func TestSocketLosesAnswers(t *testing.T) {
 	c := dialed(t, unix.NETLINK_ROUTE, 1)
 	c.batch = maxBatch
@@ -113,7 +113,7 @@ func TestGenericNetlink(t *testing.T) {
 	}
 }
 
-// TestFollowEndsWithItsContext, however long there is nothing to follow.
+// TestFollowEndsWithItsContext: also if there is nothing to follow.
 func TestFollowEndsWithItsContext(t *testing.T) {
 	c := dialed(t, unix.NETLINK_ROUTE, RequestBuffer)
 	if err := c.Join(unix.RTNLGRP_MPLS_ROUTE); err != nil { // nothing happens there
@@ -146,7 +146,7 @@ func TestNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// In the same namespace, f runs on this goroutine's thread, for which nobody needs rights.
+	// In the same namespace, f runs on this goroutine's thread, which needs no privileges.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	thread, failed := unix.Gettid(), errors.New("f failed")
@@ -164,7 +164,7 @@ func TestNamespace(t *testing.T) {
 	}
 }
 
-// TestOtherNamespace: a socket belongs to the namespace that it was opened in, whoever uses it.
+// TestOtherNamespace: a socket belongs to the namespace that it was opened in, for any caller.
 func TestOtherNamespace(t *testing.T) {
 	if os.Geteuid() != 0 || testing.Short() {
 		t.Skip("needs root: makes a network namespace")

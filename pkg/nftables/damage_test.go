@@ -24,8 +24,8 @@ func signal(t testing.TB, news <-chan struct{}, what string) {
 	}
 }
 
-// quiet fails the test if there are news. What the kernel had to say, it has said when the system
-// call that caused it returned; a change by somebody else after it is the mark up to which the
+// quiet fails the test if there are signals. The kernel's messages are sent when the system call
+// that has caused them returns; a later change by another program marks the point up to which the
 // Watch has read.
 func (b *bed) quiet(news <-chan struct{}, what string) {
 	b.t.Helper()
@@ -53,8 +53,8 @@ func (b *bed) handle(chain string, words string) string {
 	return ""
 }
 
-// TestDamage: whatever others do to our table, the next Sync repairs it, and there is a signal for
-// it.
+// TestDamage: any change of our table by other programs is signalled, and repaired by the next
+// Sync.
 func TestDamage(t *testing.T) {
 	const own = "ip flannel-ipv4"
 	for name, damage := range map[string]func(b *bed){
@@ -110,8 +110,8 @@ func (b *bed) rehook(to string) {
 		"add rule ip flannel-ipv4 forward ip daddr 10.42.0.0/16 counter accept comment \"flanneld forward\"")
 }
 
-// TestOriginal starts over the tables that the original makes with EnableNFTables, on a host that
-// has noted that it was of that network.
+// TestOriginal starts with the tables of the original with EnableNFTables, on a host with a record
+// of that network.
 func TestOriginal(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -199,7 +199,7 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestWatchOverflow: a Watch that cannot keep up tells of a change.
+// TestWatchOverflow: a Watch that cannot keep up signals a change.
 func TestWatchOverflow(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -221,8 +221,8 @@ func TestWatchOverflow(t *testing.T) {
 	}
 }
 
-// TestReplacements: however often the rules are replaced, nobody ever sees a chain that has neither
-// the old nor the new ones.
+// TestReplacements: however often the rules are replaced, every listing of a chain contains either
+// the old or the new ones.
 func TestReplacements(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

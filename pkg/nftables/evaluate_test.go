@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// FuzzCondition follows packets through rules of whatever expressions: nobody's rules make that
-// fail, and what is known to be met is not also known not to be.
+// FuzzCondition evaluates rules of arbitrary expressions: that never fails, and a condition that is
+// known to be met is not also known not to be.
 func FuzzCondition(f *testing.F) {
 	for _, c := range all(four) {
 		for _, r := range c.Rules {

@@ -220,14 +220,15 @@ func TestDocker(t *testing.T) {
 	}
 }
 
-// TestDockerLeft: what is not ours stays as it is, and what is ours goes when it is wanted no more.
+// TestDockerLeft: foreign rules are not changed, and ours are removed when they are no longer
+// wanted.
 func TestDockerLeft(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	b.run(docker, "iptables-nft-restore")
 	before := b.ruleset()
 	b.sync(IPv4, all(four))
-	// Other rules with our comment are somebody's.
+	// Other rules with our comment are foreign.
 	b.run("", "iptables-nft", "-A", "DOCKER-USER", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
 	b.run("", "iptables-nft", "-A", "FORWARD", "-s", "10.42.0.0/16", "-p", "tcp", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
 	b.settled(IPv4, all(four))

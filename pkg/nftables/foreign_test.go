@@ -101,7 +101,7 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestBigTables: of others' rules only those of base chains are read, however many there are.
+// TestBigTables: of foreign rules only those of base chains are read, however many there are.
 func TestBigTables(t *testing.T) {
 	// Alone: it counts allocations.
 	b := newBed(t)
@@ -120,7 +120,8 @@ func TestBigTables(t *testing.T) {
 	has(t, b.sh("nft -s list chain ip big f"), "comment \"flanneld\"\n\t\tjump lots")
 }
 
-// TestOwnedTableIsNotChanged: a table with an owner cannot be changed. That is told, and all else is done.
+// TestOwnedTableIsNotChanged: a table with an owner cannot be changed. That is reported, and
+// everything else is done.
 func TestOwnedTableIsNotChanged(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

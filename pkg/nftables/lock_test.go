@@ -121,7 +121,7 @@ func TestLockDamage(t *testing.T) {
 		b.lockSettled(vxlanLock, peers)
 	}
 	b.quiet(news, "our own writing")
-	// Before all of the network is known, nobody is left out.
+	// Before the view of the network is complete, no address is removed.
 	b.nft("add element " + table + " peers { 203.0.113.9 }")
 	if changes := b.lock(vxlanLock, peers, false); len(changes) > 0 {
 		t.Errorf("changes: %q", changes)
@@ -162,8 +162,7 @@ func TestLockFollowsPeers(t *testing.T) {
 	}
 }
 
-// TestLocksAreNoBarriers: no accept stands in a lock, and nobody is told that it closes the
-// port.
+// TestLocksAreNoBarriers: no accept is added to a lock, and it is not reported as closing the port.
 func TestLocksAreNoBarriers(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -180,8 +179,7 @@ func TestLocksAreNoBarriers(t *testing.T) {
 	b.lockSettled(vxlanLock, addresses4(3))
 }
 
-// TestOthersOfOursMakeNoNews: what is written by another socket of this process is no change by
-// somebody else.
+// TestOthersOfOursMakeNoNews: writes by another socket of this process are not signalled.
 func TestOthersOfOursMakeNoNews(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

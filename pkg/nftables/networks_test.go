@@ -52,7 +52,7 @@ func words() map[string]listed {
 	return words
 }
 
-// hand is a host's rules in a test's hand: what is listed, and what the plan makes of it.
+// hand is a host's rules in a test: the listing, and the effect of the plan on it.
 type hand struct {
 	t      *testing.T
 	words  map[string]listed
@@ -60,7 +60,7 @@ type hand struct {
 	ruleset
 }
 
-// fill makes a chain of the words.
+// fill returns a chain from the words.
 func (h *hand) fill(text string) (rules []listed) {
 	for _, word := range strings.Fields(text) {
 		l, ok := h.words[word]
@@ -187,8 +187,8 @@ func (h *hand) chain(hook firewall.Hook) string {
 	return "-"
 }
 
-// TestTwoNetworks gives rules to the daemon of 10.42.0.0/16 that are also another's, in the chains
-// postrtg and forward of our table and in a chain of somebody else.
+// TestTwoNetworks gives rules to the daemon of 10.42.0.0/16 that also belong to another one, in the
+// chains postrtg and forward of our table and in a foreign chain.
 func TestTwoNetworks(t *testing.T) {
 	const (
 		n, m  = "n1 n2 n3 n4", "m1 m2 m3 m4"
@@ -254,7 +254,7 @@ func TestTwoNetworks(t *testing.T) {
 	}
 }
 
-// TestUnsoundTable makes the table anew, with the rules of another network.
+// TestUnsoundTable creates the table again, with the rules of another network.
 func TestUnsoundTable(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -44,7 +44,7 @@ type bed struct {
 	ns     *netns.Namespace
 }
 
-// newBed makes a namespace that nothing but the descriptors of the test keep alive.
+// newBed creates a namespace that exists as long as the descriptors of the test.
 func newBed(t testing.TB) *bed {
 	t.Helper()
 	b := &bed{t: t, ns: netns.New(t)}
@@ -76,8 +76,8 @@ func (b *bed) within(f func()) {
 	}
 }
 
-// run runs a binary in the namespace and gives what it prints. A test that needs one that is
-// missing ends there.
+// run runs a binary in the namespace and returns its output. If the binary is missing, the test
+// ends.
 func (b *bed) run(input string, args ...string) string {
 	b.t.Helper()
 	if _, err := exec.LookPath(args[0]); err != nil {
@@ -112,7 +112,7 @@ func (b *bed) nft(lines string) {
 	b.run(lines, "nft", "-f", "-")
 }
 
-// ruleset is what nft says; before 1.0 it said "type" of a reject.
+// ruleset returns the output of nft; before 1.0 it printed "type" of a reject.
 func (b *bed) ruleset() string {
 	b.t.Helper()
 	return strings.NewReplacer("icmpx type ", "icmpx ", "icmpv6 type addr", "icmpv6 addr").Replace(b.sh("nft -s list ruleset"))
@@ -232,7 +232,7 @@ func TestFamilies(t *testing.T) {
 	equal(t, b.ruleset(), only4)
 }
 
-// TestSteps goes from wish to wish; chains whose rules stay are not written.
+// TestSteps syncs one wanted ruleset after another; chains whose rules stay are not written.
 func TestSteps(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -47,7 +47,7 @@ func randomRule(r *rand.Rand, f Family, hook firewall.Hook) rule {
 	return newRule(f, hook, out)
 }
 
-// TestReadBack: what is built is read back as the same, in tables of both sorts.
+// TestReadBack: built rules are parsed as the same, in both kinds of tables.
 func TestReadBack(t *testing.T) {
 	r := chance(t)
 	for range 5000 {
@@ -65,7 +65,7 @@ func TestReadBack(t *testing.T) {
 			if got, ok := parseRule(table, cut, want.userData()); ok && got == want {
 				t.Fatalf("%s in %s without %s is still the same", want, table, list[i].name)
 			}
-			// One more is somebody else's.
+			// One with more is foreign.
 			more := append([]expression{{name: "limit"}}, list...)
 			if _, ok := parseRule(table, more, want.userData()); ok {
 				t.Fatalf("%s in %s with a limit is ours", want, table)
@@ -74,8 +74,8 @@ func TestReadBack(t *testing.T) {
 	}
 }
 
-// TestKernelEcho: the kernel lists rules in a form that is read as the same, so that nothing is
-// ever written again.
+// TestKernelEcho: the kernel lists rules in a form that is parsed as the same, so that they are not
+// written again.
 func TestKernelEcho(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -160,7 +160,7 @@ func TestPrefixLength(t *testing.T) {
 	}
 }
 
-// FuzzParse: no listing makes the readers fail, and what they know they can say again.
+// FuzzParse: no listing makes the parsers fail, and parsed rules can be built again.
 func FuzzParse(f *testing.F) {
 	for _, c := range all(four) {
 		for _, r := range c.Rules {

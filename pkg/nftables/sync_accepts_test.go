@@ -8,8 +8,8 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// TestSyncAcceptsChangesForeignChainsOnly: where iptables keeps the rules, our table is not made,
-// or goes, and only chains that iptables does not serve get accepts.
+// TestSyncAcceptsChangesForeignChainsOnly: if iptables holds the rules, our table is not created,
+// or is removed, and only chains outside of iptables get accepts.
 func TestSyncAcceptsChangesForeignChainsOnly(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

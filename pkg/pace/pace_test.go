@@ -33,8 +33,7 @@ func TestTurnsInARow(t *testing.T) {
 	}
 }
 
-// Whatever the interval at which something is wanted, there are a few turns at once, and then no
-// more than the floor allows.
+// At any rate of requests, there are a few turns at once, and then no more than the limit allows.
 func TestFloor(t *testing.T) {
 	const most = time.Second
 	for _, every := range []time.Duration{0, time.Millisecond, 99 * time.Millisecond, 250 * time.Millisecond, 999 * time.Millisecond, 1999 * time.Millisecond} {

@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// TestRegistersLaterIfNotAtOnce: a lack of descriptors keeps a daemon from registering for a
-// while, which is a condition.
+// TestRegistersLaterIfNotAtOnce: while a lack of descriptors prevents the registration, there is a
+// condition.
 func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	network := netip.MustParsePrefix("192.0.2.0/24")
 	conditions := condition.NewList(slog.New(slog.DiscardHandler))
@@ -51,7 +51,7 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	}
 }
 
-// TestAwaitWaitsForTheOther that is in the way, which is a condition, until it ends.
+// TestAwaitWaitsForTheOther: while another daemon conflicts, there is a condition.
 func TestAwaitWaitsForTheOther(t *testing.T) {
 	conditions := condition.NewList(slog.New(slog.DiscardHandler))
 	network := netip.MustParsePrefix("192.0.2.128/25")

@@ -166,8 +166,7 @@ func (l *hesitant) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// TestAcceptsAfterFailures: others must go on finding a daemon that had no descriptors for a
-// while.
+// TestAcceptsAfterFailures: others must still find a daemon that lacked descriptors for a while.
 func TestAcceptsAfterFailures(t *testing.T) {
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
 	if err != nil {
@@ -215,8 +214,8 @@ func TestParseTakesNoNonsense(t *testing.T) {
 	}
 }
 
-// FuzzSockets: whatever others call their sockets, what is taken for a daemon's has a
-// network of its own and a name that begins as ours do.
+// FuzzSockets: with any socket names, each result has a network of its own and a name with our
+// prefix.
 func FuzzSockets(f *testing.F) {
 	f.Add("Num       RefCount Protocol Flags    Type St Inode Path\n0000000000000000: 00000002 00000000 00010000 0001 01 4711 @flanneld/10.42.0.0/16/flannel.1/0011\n")
 	f.Add("0: 2 0 0 1 01 1 @x\n @flanneld/0.0.0.0/0//\n @flanneld/fd00::/48/a b/1")

@@ -104,7 +104,7 @@ type brokenLink struct{ err error }
 func (l brokenLink) Solicit(string, netip.Addr) error          { return l.err }
 func (l brokenLink) Answered(string, netip.Addr) (bool, error) { return false, l.err }
 
-// testUnprivileged: without CAP_NET_RAW there is no ICMP, and ARP alone tells.
+// testUnprivileged: without CAP_NET_RAW there is no ICMP, and only ARP is used.
 func testUnprivileged(t *testing.T, h *lab.Host, addr netip.Addr) {
 	refused := errors.New("refused")
 	for _, c := range []struct {

@@ -18,7 +18,7 @@ import (
 
 const benchPeers = 20_000
 
-// idle is a kernel that holds what it is said to.
+// idle is a kernel with a given state.
 type idle struct {
 	have dataplane.State
 	then *dataplane.State // after operations

@@ -19,8 +19,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// model is a kernel that holds routes and links, counts what is done to it, and
-// misbehaves on demand.
+// model is a kernel with routes and links that counts operations and fails on demand.
 type model struct {
 	dataplane.State
 	refuse    map[string]error // by object
@@ -59,7 +58,7 @@ func (m *model) Apply(ops []dataplane.Op) []error {
 	return results
 }
 
-// wish is a backend that wants what it is told to.
+// wish is a backend with a given wanted state.
 type wish struct {
 	dataplane.State
 	version int    // of the state, in the facts: a plan asks again when they change
@@ -124,13 +123,13 @@ func (f *fixture) wantRoutes(ns ...int) {
 
 func (f *fixture) said(words string) int { return f.log.Count(words) }
 
-// tell tells the loop what is wanted now.
+// tell sets the wanted state of the loop.
 func (f *fixture) tell() {
 	f.SetFacts(host.Facts{MTU: f.want.version}, f.facts)
 	f.SetView(f.view)
 }
 
-// Pass is the loop's, of what is wanted now, and so are Settle and run.
+// Pass is the loop's Pass with the present wanted state, and so are Settle and run.
 func (f *fixture) Pass() bool {
 	f.tell()
 	return f.Loop.Pass(context.Background())
@@ -171,8 +170,8 @@ func TestPassConverges(t *testing.T) {
 	}
 }
 
-// TestStopEndsPass: a pass that is told to end does so before its next chunk of operations, and the
-// next one makes up for it, as what was wanted all along.
+// TestStopEndsPass: when the context ends, a pass ends before its next batch, and the next pass
+// treats the rest as newly wanted.
 func TestStopEndsPass(t *testing.T) {
 	f := newFixture()
 	f.wantRoutes()
@@ -224,7 +223,7 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 		}
 		before := f.kernel.snapshots
 		f.run(t, 5*time.Minute)
-		// 100 ms doubling to 30 s, and one look each time.
+		// 100 ms doubling to 30 s, and one reading each time.
 		if n := f.kernel.snapshots - before; n < 15 || n > 25 {
 			t.Errorf("%d readings in five minutes", n)
 		}
@@ -239,7 +238,7 @@ func TestFailureDelaysNothingElse(t *testing.T) {
 	})
 }
 
-// TestOvertakenReading: a link that goes down after it was read, and takes its routes with it.
+// TestOvertakenReading: a link goes down after it was read, and loses its routes.
 func TestOvertakenReading(t *testing.T) {
 	f := newFixture()
 	f.wantRoutes(1, 2)
@@ -316,7 +315,8 @@ func TestFightIsSlow(t *testing.T) {
 	})
 }
 
-// TestFlood: while events keep coming, a reading is put off; not for longer than reading again would take.
+// TestFlood: while events keep coming, a reading is delayed, but not for longer than another
+// reading would take.
 func TestFlood(t *testing.T) {
 	for _, c := range []struct{ cost, flood, from, to time.Duration }{
 		{0, 100 * time.Millisecond, debounce, debounce},
@@ -346,7 +346,7 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// A fight over so much that a pass takes long is slow, too, and said as soon.
+// A fight over so many objects that a pass takes long is slowed down, too, and reported as soon.
 func TestHeavyFightIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
@@ -419,8 +419,8 @@ func TestUnreadable(t *testing.T) {
 	})
 }
 
-// TestPassesAreFewWithoutFacts: while the facts of this host cannot be had, as while its
-// uplink is down, there are few passes; news is still followed at once.
+// TestPassesAreFewWithoutFacts: while the facts are unknown, for example because the uplink is
+// down, there are few passes; later changes are followed at once.
 func TestPassesAreFewWithoutFacts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
@@ -521,8 +521,8 @@ func TestManySkippedPeersAreOneLine(t *testing.T) {
 	})
 }
 
-// TestLinesDueOneAfterAnother: what is gathered of two reasons, due at two times, is said
-// without another pass.
+// TestLinesDueOneAfterAnother: group lines about two reasons, due at two times, are logged without
+// another pass.
 func TestLinesDueOneAfterAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()

@@ -11,8 +11,8 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// TestMissingIsTold: what this host needs for itself and lacks is told after each pass,
-// also of those that leave it for later, and only the link where the rest follows from it.
+// TestMissingIsTold: after each pass, missing objects that this host itself needs are reported,
+// including deferred ones, and only the link if the others are missing because of it.
 func TestMissingIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()

@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// TestStatsCountPasses: each pass counts by what it was made for and how it ended.
+// TestStatsCountPasses: each pass counts by trigger and result.
 func TestStatsCountPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
@@ -110,7 +110,7 @@ func TestStatsCountOperations(t *testing.T) {
 	})
 }
 
-// TestStatsAreACopy: nobody who has them sees, or causes, a change.
+// TestStatsAreACopy: later changes are independent of a returned value.
 func TestStatsAreACopy(t *testing.T) {
 	f := newFixture()
 	f.wantRoutes(1)

@@ -21,8 +21,8 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// TestFightOverTheSubnetFile: a program that keeps writing something else slows the repairs
-// down, and is a condition for as long as it does.
+// TestFightOverTheSubnetFile: if another program keeps changing the file, repairs slow down, and
+// there is a condition as long as it does.
 func TestFightOverTheSubnetFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "subnet.env")
 	env := Env{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24"), MTU: 1450}

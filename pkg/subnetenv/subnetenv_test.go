@@ -109,8 +109,8 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// TestWriteComparesValues: each row is what somebody has made of the file, and what Write
-// makes of that.
+// TestWriteComparesValues: each row is the present content of the file, and the content after
+// Write.
 func TestWriteComparesValues(t *testing.T) {
 	const user = "# mine\nDOCKER_OPTS=\"--bip=10.42.7.1/24\"\n"
 	for name, c := range map[string]struct {
@@ -172,7 +172,7 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
-// TestPipeIsReplaced: nobody waits for who might write to it.
+// TestPipeIsReplaced: reading it does not block.
 func TestPipeIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "subnet.env")
 	if err := unix.Mkfifo(path, 0o644); err != nil {

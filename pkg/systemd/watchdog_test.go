@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// TestWatchdog: systemd is told for as long as both goroutines are at work, and not
-// once one of them is not.
+// TestWatchdog: systemd is notified as long as both goroutines make progress.
 func TestWatchdog(t *testing.T) {
 	for _, c := range []struct {
 		name string

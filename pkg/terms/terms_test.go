@@ -86,7 +86,7 @@ func TestLeaseFollowsTheAddress(t *testing.T) {
 	}
 }
 
-// TestLatestTermsCount: whoever is slow finds all that has changed at once.
+// TestLatestTermsCount: a slow reader receives only the latest terms.
 func TestLatestTermsCount(t *testing.T) {
 	k := keeper(network(t, vxlan), slog.New(slog.DiscardHandler))
 	defer k.Close()
@@ -106,7 +106,7 @@ func TestLatestTermsCount(t *testing.T) {
 	}
 }
 
-// keeper returns a keeper whose conditions are in its log.
+// keeper returns a keeper that logs its conditions.
 func keeper(n backend.Network, log *slog.Logger) *Keeper { return New(n, condition.NewList(log), log) }
 
 // refusing is a backend that cannot publish anything any more.

@@ -26,7 +26,7 @@ func coalesceAll(t testing.TB, packets [][]byte, tcp, udp bool) (out [][]byte, w
 	return out, writes
 }
 
-// tcpRun makes consecutive segments of one flow; change may alter each before its checksums are
+// tcpRun returns consecutive segments of one flow; change may modify each before its checksums are
 // computed.
 func tcpRun(n, size int, change func(i int, s *tcpSpec)) (packets [][]byte) {
 	seq := uint32(1000)

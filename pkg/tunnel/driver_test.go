@@ -18,7 +18,7 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// driverBed is a Driver whose ends are fakes, with the device that a kernel would show.
+// driverBed is a Driver whose endpoints are fakes, with the device that a kernel would report.
 type driverBed struct {
 	*Driver
 	t       *testing.T
@@ -76,7 +76,7 @@ func (b *driverBed) put(entries ...string) (failed []string) {
 	return failed
 }
 
-// holds compares what a Snapshot shows, and what is in force, if anything is to be.
+// holds checks the content of a Snapshot, and the table in effect, if there should be one.
 func (b *driverBed) holds(running bool, entries ...string) {
 	b.t.Helper()
 	s := dataplane.NewState()
@@ -144,7 +144,7 @@ func TestDriverKeepsATable(t *testing.T) {
 	b.holds(true, "10.42.20.0/24 198.51.100.20:8285", "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
 	b.put("10.42.9.0/24 198.51.100.99:8285", "-10.42.20.0/24")
 	b.holds(true, "10.42.7.0/24", "10.42.9.0/24 198.51.100.99:8285")
-	// Another subnet is ours, and the former one is a peer's.
+	// Another subnet is ours, and the previous one is a peer's.
 	b.put("10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285", "-10.42.9.0/24")
 	b.holds(true, "10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285")
 	if b.opened != 1 || b.closed != 0 {
@@ -152,8 +152,8 @@ func TestDriverKeepsATable(t *testing.T) {
 	}
 }
 
-// TestFailedSwapIsTriedAgain: what no table can be made of is neither in force nor shown, and
-// has failed, so that it is found missing.
+// TestFailedSwapIsTriedAgain: entries of an invalid table are neither in effect nor in a Snapshot,
+// and have failed, so that they count as missing.
 func TestFailedSwapIsTriedAgain(t *testing.T) {
 	b := newDriverBed(t)
 	b.start()
@@ -178,7 +178,7 @@ func TestFailedSwapIsTriedAgain(t *testing.T) {
 	b.holds(true, append(was[:0:0], "10.42.20.0/24 198.51.100.20:8285", was[0], was[1])...)
 }
 
-// TestBadEntryHarmsNoOther: one peer that makes no sense fails alone.
+// TestBadEntryHarmsNoOther: an invalid peer fails alone.
 func TestBadEntryHarmsNoOther(t *testing.T) {
 	b := newDriverBed(t)
 	b.start()
@@ -189,7 +189,7 @@ func TestBadEntryHarmsNoOther(t *testing.T) {
 	b.holds(true, "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
 }
 
-// TestLinkOfATunnel: a device is shown with what is behind it, or not at all.
+// TestLinkOfATunnel: a device is reported with the attributes of its tunnel, or not at all.
 func TestLinkOfATunnel(t *testing.T) {
 	b := newDriverBed(t)
 	show := func() dataplane.State {

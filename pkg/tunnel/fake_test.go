@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// A fakeDevice reads what a test gives it and keeps what is written.
+// A fakeDevice returns packets of a test and stores written ones.
 type fakeDevice struct {
 	stop
 	tcp, udp bool
@@ -93,7 +93,7 @@ func (d *fakeDevice) packets() [][]byte {
 	return slices.Clone(d.written)
 }
 
-// A fakeSocket receives what a test gives it and keeps what is sent, a datagram each.
+// A fakeSocket returns datagrams of a test and stores sent ones.
 type fakeSocket struct {
 	stop
 	max     int

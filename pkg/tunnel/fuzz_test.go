@@ -16,7 +16,8 @@ const (
 	fuzzGRO      = 0x20 // some datagrams in one
 )
 
-// fuzzDatagrams makes datagrams of the fuzzer's bytes: a byte of bits, a byte of length, the bytes.
+// fuzzDatagrams returns datagrams from the fuzzer's bytes: a byte of bits, a byte of length, the
+// bytes.
 func fuzzDatagrams(data []byte) (ds []Datagram) {
 	var next uint32
 	var id uint16
@@ -112,8 +113,8 @@ func naiveDrop(o Overlay, host netip.Addr, p []byte) Reason {
 	return reasons
 }
 
-// FuzzReceive gives the receiving side arbitrary datagrams: it never panics, what reaches the IP
-// stack equals the oracle's, flow by flow, and so do the drops.
+// FuzzReceive passes arbitrary datagrams to the receiver: it never panics, and the packets for the
+// IP stack, flow by flow, and the drops equal the oracle's.
 func FuzzReceive(f *testing.F) {
 	long := append([]byte{fuzzTCP | fuzzContinue, 200}, fill(200, 1)...)
 	f.Add(bytes.Repeat(long, 5))

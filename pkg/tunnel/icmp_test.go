@@ -90,7 +90,7 @@ func TestNoICMPError(t *testing.T) {
 	}
 }
 
-// writes counts what is written.
+// writes counts writes.
 type writes int
 
 func (w *writes) Write(b []byte) (int, error) {
@@ -98,7 +98,7 @@ func (w *writes) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestICMPErrorsAreLimited: a burst of packets that nobody takes makes few errors.
+// TestICMPErrorsAreLimited: a burst of packets without a route causes few errors.
 func TestICMPErrorsAreLimited(t *testing.T) {
 	now := time.Duration(0)
 	tunnel := &Tunnel{clock: func() time.Duration { return now }}

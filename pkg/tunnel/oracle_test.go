@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// This file is the naive view of packets that the fast one is compared with: everything is computed
-// anew, byte by byte.
+// This file is the naive implementation that the fast one is compared with: everything is computed
+// again, byte by byte.
 
 // naiveSum is the ones' complement sum of RFC 1071, as the RFC describes it.
 func naiveSum(b []byte, s uint32) uint16 {
@@ -66,7 +66,7 @@ func fixHeader(p []byte) {
 	binary.BigEndian.PutUint16(p[10:], ^naiveSum(p[:int(p[0]&15)*4], 0))
 }
 
-// wrong tells what is wrong with a packet's lengths and checksums.
+// wrong returns errors in a packet's lengths and checksums.
 func wrong(p []byte) error {
 	ihl := int(p[0]&15) * 4
 	if n := int(binary.BigEndian.Uint16(p[2:])); n != len(p) {
@@ -127,7 +127,7 @@ func naiveSplit(p []byte, o Offload) (out [][]byte) {
 	}
 }
 
-// partial makes a packet or super-packet as the kernel gives it: with the sum of the pseudo header
+// partial returns a packet or super-packet in the kernel's form: with the sum of the pseudo header
 // in place of the transport checksum.
 func partial(p []byte, gso GSO, size int) Packet {
 	p = fix(bytes.Clone(p))
@@ -140,7 +140,8 @@ func partial(p []byte, gso GSO, size int) Packet {
 	return Packet{o, p}
 }
 
-// kernelTakes is what the kernel makes of a Write, after checking what it relies on.
+// kernelTakes returns the packets that the kernel makes of a Write, after checking its
+// requirements.
 func kernelTakes(t testing.TB, o Offload, parts [][]byte) [][]byte {
 	t.Helper()
 	p := bytes.Join(parts, nil)
@@ -173,7 +174,7 @@ func kernelTakes(t testing.TB, o Offload, parts [][]byte) [][]byte {
 	return out
 }
 
-// flowOf is what the order of packets is kept within.
+// flowOf returns the flow within which the order of packets is preserved.
 func flowOf(p []byte) string {
 	flow := string(p[9:10]) + string(p[12:20])
 	ihl := int(p[0]&15) * 4
@@ -191,7 +192,7 @@ func samePackets(t testing.TB, got, want [][]byte) {
 		m := map[string][][]byte{}
 		for _, p := range packets {
 			if q := bytes.Clone(p); q[6]&0x40 != 0 {
-				// The header checksum's distance from the right one stays, the ID goes.
+				// The error of the header checksum is preserved, the ID is ignored.
 				bad := naiveSum(q[:int(q[0]&15)*4], 0) != 0xffff
 				q[4], q[5] = 0, 0
 				if !bad {
@@ -267,7 +268,7 @@ func (s tcpSpec) packet() []byte {
 	return fix(append(p, fill(s.payload, s.seq)...))
 }
 
-// udpPacket makes a UDP packet without DF.
+// udpPacket returns a UDP packet without DF.
 func udpPacket(id uint16, payload int) []byte {
 	p := []byte{0x45, 0, 0, 0, byte(id >> 8), byte(id), 0, 0, 64, protoUDP, 0, 0}
 	p = append(append(p, hostA[:]...), hostB[:]...)
@@ -275,7 +276,7 @@ func udpPacket(id uint16, payload int) []byte {
 	return fix(append(p, fill(payload, uint32(id))...))
 }
 
-// fill makes n bytes that differ from one place and from one seed to the next.
+// fill returns n bytes that depend on position and seed.
 func fill(n int, seed uint32) []byte {
 	b, x := make([]byte, n), seed*2654435761+1
 	for i := range b {

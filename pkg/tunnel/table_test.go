@@ -13,7 +13,7 @@ func addr(w uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, w)))
 }
 
-// naiveLookup looks at every peer.
+// naiveLookup compares every peer.
 func naiveLookup(peers []Peer, a netip.Addr) (best Peer, ok bool) {
 	for _, p := range peers {
 		if p.Subnet.Contains(a) && (!ok || p.Subnet.Bits() >= best.Subnet.Bits()) {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A collector keeps the ICMP errors that are sent.
+// A collector stores the ICMP errors that are sent.
 type collector [][]byte
 
 func (c *collector) Write(p []byte) (int, error) {
@@ -13,9 +13,8 @@ func (c *collector) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// FuzzTransmit gives the sending side what a device may return, with any header before it: what is
-// sent is whole IPv4 packets, each to the peer of its destination, and each error is a well-formed
-// answer to somebody.
+// FuzzTransmit passes data of a device with any header to the transmitter: all sent packets are
+// complete IPv4 packets, each to the peer of its destination, and each error is well-formed.
 func FuzzTransmit(f *testing.F) {
 	header := func(o Offload, p []byte) []byte {
 		b := make([]byte, offloadLen, offloadLen+len(p))

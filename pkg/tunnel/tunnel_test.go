@@ -25,7 +25,7 @@ type rig struct {
 	ended  chan error
 }
 
-// packets collects what is written.
+// packets collects written packets.
 type packets struct{ ch chan []byte }
 
 func (p packets) Write(b []byte) (int, error) {
@@ -58,7 +58,7 @@ func (r *rig) dropped(why Reason) (packets uint64) {
 	return packets
 }
 
-// to makes a packet of container 10.77.1.2 for another address.
+// to returns a packet of container 10.77.1.2 to another address.
 func to(dst string, s tcpSpec) tcpSpec {
 	s.src, s.dst = hostA, netip.MustParseAddr(dst).As4()
 	return s
@@ -172,7 +172,7 @@ func TestDropsOut(t *testing.T) {
 }
 
 // TestRefusedSegmentation: a peer to which the kernel cannot segment gets packets one by one for
-// half a minute, by a clock that nobody sets.
+// half a minute, by a monotonic clock.
 func TestRefusedSegmentation(t *testing.T) {
 	r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
 	var clock atomic.Int64
@@ -227,7 +227,7 @@ func datagram(host string, packets ...[]byte) Datagram {
 	return d
 }
 
-// from makes a packet of an address for container 10.77.1.2.
+// from returns a packet of an address to container 10.77.1.2.
 func from(src string, s tcpSpec) []byte {
 	s.src, s.dst = netip.MustParseAddr(src).As4(), hostA
 	return s.packet()
@@ -361,7 +361,7 @@ func TestRunEnds(t *testing.T) {
 	if err := r.Run(t.Context(), Endpoints{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
 		t.Errorf("Run without a device: %v", err)
 	}
-	// The tunnel and its socket go on with another device, also when that one fails in Write.
+	// The tunnel and its socket continue with another device, also if that one fails in Write.
 	r.device = newFakeDevice(t)
 	r.device.fail = ErrDeviceGone
 	r.socket.batches <- []Datagram{datagram("192.0.2.2", from("10.77.2.2", tcpSpec{}))}

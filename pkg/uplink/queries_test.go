@@ -33,7 +33,7 @@ func TestInventoryHasWhatMatters(t *testing.T) {
 	})
 }
 
-// TestSubnetsThatTakeWhatIsNeeded are told apart, by how it is reached now.
+// TestSubnetsThatTakeWhatIsNeeded: that depends on how a needed address is reached now.
 func TestSubnetsThatTakeWhatIsNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
@@ -86,7 +86,7 @@ func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
 	})
 }
 
-// TestProbe asks nobody about this host's own addresses, and says that it cannot ask.
+// TestProbe sends no request about this host's own addresses, and reports that it cannot send one.
 func TestProbe(t *testing.T) {
 	x := New(Config{Kernel: newFake()})
 	for addr, want := range map[string]string{"": "", "0.0.0.0": "", "192.0.2.7": ""} {

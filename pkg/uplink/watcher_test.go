@@ -71,7 +71,7 @@ func (f *fake) count() int {
 	return len(f.readings)
 }
 
-// address gives eth0 an address.
+// address adds an address to eth0.
 func (f *fake) address(addr string) {
 	f.change(func() {
 		f.inventory.Ifaces[0].Addrs = []host.Addr{{Prefix: netip.MustParsePrefix(addr + "/24")}}
@@ -114,7 +114,7 @@ func (x *fixture) saw() (moves int, passed []string) {
 	return x.moved, slices.Clone(x.passed)
 }
 
-// note notes what was pushed.
+// note records pushed facts.
 func (x *fixture) note(change func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -186,7 +186,7 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 	return x
 }
 
-// expect tells what was pushed since the last call.
+// expect returns the facts that were pushed since the last call.
 func (x *fixture) expect(t *testing.T, what string, want ...string) {
 	t.Helper()
 	time.Sleep(burst)
@@ -251,7 +251,7 @@ func TestFactsArePushedWhenTheyChange(t *testing.T) {
 	})
 }
 
-// TestNewNeedsAreRead soon after somebody says that there are others.
+// TestNewNeedsAreRead: soon after a request to refresh.
 func TestNewNeedsAreRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := start(t, newFake(), host.Selectors{})
@@ -300,7 +300,8 @@ func TestUplinkIsAway(t *testing.T) {
 	})
 }
 
-// TestUnreadableHost: an error of the kernel's is pushed as it is, for whoever is to say it.
+// TestUnreadableHost: an error of the kernel is pushed unchanged to the subscribers, which report
+// it.
 func TestUnreadableHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
@@ -357,8 +358,8 @@ func TestAnotherUplinkAfterAWhile(t *testing.T) {
 	})
 }
 
-// TestReadingsTakeAShareOfTheTime, however fast others change what another uplink could be chosen
-// by, or how what is needed is reached; a change of the uplink itself is read at once.
+// TestReadingsTakeAShareOfTheTime: however fast the candidates for the uplink, or routes to needed
+// addresses, change; a change of the uplink itself is read at once.
 func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 	for _, c := range []struct {
 		takes, pause time.Duration
@@ -388,7 +389,7 @@ func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 	}
 }
 
-// TestNobodyIsCalledAfterRun: the next network's watch has others to tell.
+// TestNobodyIsCalledAfterRun: the subscribers of the next network are other ones.
 func TestNobodyIsCalledAfterRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
