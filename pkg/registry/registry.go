@@ -42,9 +42,9 @@ var (
 	// ErrLongConfig means that the network config is longer than a config can be. The error
 	// that wraps it says how long.
 	ErrLongConfig = errors.New("network config is too long")
-	// ErrTurnedBack is an ErrHistoryLost too: the store is at an index below the
+	// ErrRevisionRollback is an ErrHistoryLost too: the store is at an index below the
 	// one asked for, so it was wiped or restored from a backup.
-	ErrTurnedBack = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)
+	ErrRevisionRollback = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)
 )
 
 // Registry is a store of one network's config and leases. Calls may run

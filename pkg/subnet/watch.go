@@ -81,7 +81,7 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 	case errors.Is(err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", err)
 		why := HistoryLost
-		if errors.Is(err, registry.ErrTurnedBack) {
+		if errors.Is(err, registry.ErrRevisionRollback) {
 			why, f.rolledBack = RolledBack, true
 		}
 		f.relistFor(why)

@@ -1,10 +1,9 @@
-// Package etcd says how an etcd is reached: Options as a user gives them, the
-// endpoints and the TLS configuration that they come to. Both adapters use
-// it, so that a flag means the same whichever API the leases are kept in.
+// Package etcd has the options of a connection to etcd, and parses them: Options as a user sets
+// them, and the endpoints and the TLS configuration that follow. Both adapters use it, so that a
+// flag has the same meaning for both APIs.
 //
-// It reads the TLS files, and speaks to no network but for finding out why an
-// endpoint does not understand (Remedy). Invariant: no error contains a password,
-// and none of an Endpoint's texts does.
+// It reads the TLS files. It uses the network only to find out why an endpoint is not understood
+// (Remedy). Invariant: no error and no text of an Endpoint contains a password.
 package etcd
 
 import (
@@ -16,49 +15,49 @@ import (
 	"strings"
 )
 
-// Options say where etcd is and how to speak to it.
+// Options are the options of a connection to etcd.
 type Options struct {
-	// Endpoints are URLs (http, https, unix) or plain host:port, which is
-	// https where a TLS file is given and http where none is.
+	// Endpoints are URLs (http, https, unix) or host:port, which means https if a TLS file is
+	// given, else http.
 	Endpoints []string
-	// Prefix is that of the keys, like /coreos.com/network. It is read as a path: slashes
-	// that are doubled or at its end mean nothing.
+	// Prefix is the prefix of the keys, such as /coreos.com/network. Double slashes and slashes at
+	// its end are ignored.
 	Prefix string
 
-	// TLS files, PEM. CAFile alone verifies the server; CertFile and KeyFile
-	// are this client's and go together. They are read again for each
-	// connection, so they may be renewed in place: see Files.
+	// PEM files for TLS. CAFile alone verifies the server. CertFile and KeyFile are the client's
+	// and must be given together. All are read again for each connection, so they can be renewed in
+	// place; see Files.
 	CAFile, CertFile, KeyFile string
-	// OnFiles, if set, is told each time the TLS files are read again: nil, or what is wrong
-	// with them, while those that were read before are used. It must not block.
+	// OnFiles, if set, is called each time the TLS files are read again: with nil, or with the
+	// error while the files that were read before are used. It must not block.
 	OnFiles func(error)
 
-	Username, Password string // Username empty: none
+	Username, Password string // empty Username: no authentication
 
-	// Connecting, if set, is told each address before a connection to it is tried, of a
-	// proxy too. It may be called by several goroutines.
+	// Connecting, if set, is called with each address before a connection to it is tried, also that
+	// of a proxy. It may be called by several goroutines.
 	Connecting func(netip.Addr)
 }
 
-// Announce calls Connecting with an address in the form of net.Dialer's Control, except for unix
-// sockets.
+// Announce calls Connecting with an address, except for unix sockets. It has the form of
+// net.Dialer's Control.
 func (o Options) Announce(address string) {
 	if to, err := netip.ParseAddrPort(address); err == nil && o.Connecting != nil {
 		o.Connecting(to.Addr().Unmap())
 	}
 }
 
-// Endpoints is what Options.Endpoints and the credentials come to.
+// Endpoints are the parsed endpoints and credentials of Options.
 type Endpoints struct {
 	All                []Endpoint // at least one
 	Username, Password string
 }
 
-// Endpoint is one address of etcd: a URL without user, query and fragment.
+// Endpoint is a URL of etcd without user, query and fragment.
 type Endpoint struct{ url url.URL }
 
-// ParseEndpoints checks each endpoint. Credentials in a URL are taken where
-// no user name is given otherwise.
+// ParseEndpoints parses and checks the endpoints. Credentials in a URL are used if no user name is
+// given otherwise.
 func (o Options) ParseEndpoints() (Endpoints, error) {
 	e := Endpoints{Username: o.Username, Password: o.Password}
 	for _, given := range o.Endpoints {
@@ -71,7 +70,7 @@ func (o Options) ParseEndpoints() (Endpoints, error) {
 			return Endpoints{}, err
 		}
 		if u.User != nil {
-			// Kept out of the URL, which is part of error texts.
+			// Not kept in the URL, which is part of error texts.
 			if e.Username == "" {
 				e.Username = u.User.Username()
 				e.Password, _ = u.User.Password()
@@ -89,17 +88,17 @@ func (o Options) ParseEndpoints() (Endpoints, error) {
 // String returns the URL.
 func (e Endpoint) String() string { return e.url.String() }
 
-// Host is the name or address of the server, with the port if one is given.
+// Host returns the name or address of the server, with the port if one is given.
 func (e Endpoint) Host() string { return e.url.Host }
 
-// Hostname is what a server's certificate must be for.
+// Hostname returns the name that the server's certificate must be valid for.
 func (e Endpoint) Hostname() string { return e.url.Hostname() }
 
-// Secure reports whether TLS is spoken there.
+// Secure reports whether the endpoint uses TLS.
 func (e Endpoint) Secure() bool { return e.url.Scheme == "https" }
 
-// Socket returns the path of a unix socket, of unix:///run/etcd.sock or of
-// etcd's own unix://name for a relative path; it is empty for all others.
+// Socket returns the path of a unix socket: of unix:///run/etcd.sock, or of etcd's own unix://name
+// for a relative path. It is empty for other URLs.
 func (e Endpoint) Socket() string {
 	if e.url.Scheme != "unix" {
 		return ""
@@ -107,7 +106,7 @@ func (e Endpoint) Socket() string {
 	return e.url.Host + e.url.Path
 }
 
-// Address returns what to dial. A URL without a port has its scheme's.
+// Address returns the network and address to dial. A URL without a port has the port of its scheme.
 func (e Endpoint) Address() (network, address string) {
 	if socket := e.Socket(); socket != "" {
 		return "unix", socket
@@ -134,8 +133,8 @@ func parseEndpoint(given string, o Options) (*url.URL, error) {
 	}
 	u, err := url.Parse(full)
 	if err != nil {
-		// Its text repeats the URL, which may hold a password, and even the
-		// cause may quote a piece of that.
+		// The error of url.Parse repeats the URL, which may contain a password. Even its cause may
+		// quote a part of it.
 		var uerr *url.Error
 		if strings.Contains(given, "@") || !errors.As(err, &uerr) {
 			return nil, badEndpoint(given, "a URL")
@@ -150,7 +149,7 @@ func parseEndpoint(given string, o Options) (*url.URL, error) {
 	case u.Scheme != "unix" && u.Hostname() == "":
 		return nil, badEndpoint(given, "a URL with a host")
 	case u.Scheme != "unix" && strings.Contains(u.EscapedPath(), "@"):
-		// Of "http://root:12/34@etcd" the host is "root".
+		// In "http://root:12/34@etcd", the host is "root".
 		return nil, badEndpoint(given, "a URL in which a / of the password is written as %2F")
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, badEndpoint(given, "a URL without query and fragment")
@@ -162,7 +161,7 @@ func badEndpoint(given, accepted string) error {
 	return fmt.Errorf("--etcd-endpoints: %q: must be %s", redact(given), accepted)
 }
 
-// redact hides the user part of something that may be a URL.
+// redact hides the user part of a text that may be a URL.
 func redact(endpoint string) string {
 	at := strings.LastIndexByte(endpoint, '@')
 	if at < 0 {

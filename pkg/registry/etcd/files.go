@@ -9,9 +9,9 @@ import (
 	"sync"
 )
 
-// Files are the TLS files of Options, as they were when they could be read last: what is
-// renewed in place is used from the next connection on, and what is broken meanwhile, half
-// written or gone changes nothing. Methods may be called by several goroutines.
+// Files are the TLS files of Options, with the content of the last successful reading. A renewed
+// file is used from the next connection on. A file that is invalid, incomplete or missing changes
+// nothing. Methods may be called by several goroutines.
 type Files struct {
 	options Options
 
@@ -20,7 +20,7 @@ type Files struct {
 	pair *tls.Certificate // nil: none
 }
 
-// Files reads the TLS files for the first time, when all that are given must be good.
+// Files reads the TLS files for the first time. All given files must be valid.
 func (o Options) Files() (*Files, error) {
 	if (o.CertFile == "") != (o.KeyFile == "") {
 		return nil, errors.New("--etcd-certfile, --etcd-keyfile: must be given together")
@@ -32,8 +32,7 @@ func (o Options) Files() (*Files, error) {
 	return f, nil
 }
 
-// Check reads the files again, so that what is wrong with them is told before a connection
-// needs them.
+// Check reads the files again, so that errors are reported before a connection needs the files.
 func (f *Files) Check() {
 	err := f.read()
 	if f.options.OnFiles != nil {
@@ -41,8 +40,8 @@ func (f *Files) Check() {
 	}
 }
 
-// Config reads the files again, and returns the configuration of one connection, which lacks
-// the server's name. Without a CA, servers are verified by the system's roots.
+// Config reads the files again and returns the configuration of one connection, without the
+// server's name. Without a CA, servers are verified with the system's roots.
 func (f *Files) Config() *tls.Config {
 	f.Check()
 	f.mu.Lock()
@@ -50,14 +49,14 @@ func (f *Files) Config() *tls.Config {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: f.ca}
 	if f.pair != nil {
 		pair := f.pair
-		// Given whether or not it is of one of the authorities that the server names.
+		// The certificate is sent even if it is not of an authority that the server names.
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
 	}
 	return c
 }
 
-// Lasting returns a configuration of any number of connections. The certificate and its key
-// are read again for each; the CA is that of now.
+// Lasting returns a configuration for any number of connections. The certificate and its key are
+// read again for each. The CA is the present one.
 func (f *Files) Lasting() *tls.Config {
 	c := f.Config()
 	if c.GetClientCertificate != nil {
@@ -68,7 +67,7 @@ func (f *Files) Lasting() *tls.Config {
 	return c
 }
 
-// read takes each of the files that can be read. A certificate and its key are one.
+// read reads all files that can be read. A certificate and its key are read together.
 func (f *Files) read() error {
 	ca, caErr := readCA(f.options.CAFile)
 	pair, pairErr := readPair(f.options.CertFile, f.options.KeyFile)

@@ -13,12 +13,11 @@ import (
 	"time"
 )
 
-// probeTimeout bounds a look at what an endpoint speaks.
+// probeTimeout is the time limit for finding out which protocol an endpoint speaks.
 const probeTimeout = time.Second
 
-// Remedy returns what to set when speaking to an endpoint failed for a reason of TLS, and ""
-// when that is not why. It may connect to the endpoint, to find out whether that speaks TLS at
-// all, but sends no secret there.
+// Remedy returns what to set if a connection to an endpoint failed because of TLS, else an empty
+// string. It may connect to the endpoint to find out whether it speaks TLS. It sends no secrets.
 func (o Options) Remedy(ctx context.Context, e Endpoint, err error) string {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
@@ -31,7 +30,7 @@ func (o Options) Remedy(ctx context.Context, e Endpoint, err error) string {
 		return fmt.Sprintf("set -etcd-cafile to the CA of etcd's certificate, which is not that in %s", o.CAFile)
 	case errors.As(err, &name):
 		return "write the name in -etcd-endpoints that etcd's certificate is for"
-	// An alert of the server's, after which TLS has no more to say of why.
+	// An alert of the server has no further reason.
 	case e.Secure() && strings.Contains(err.Error(), "remote error: tls: ") && o.CertFile == "":
 		return "etcd wants a client certificate: set -etcd-certfile and -etcd-keyfile"
 	case e.Secure() && strings.Contains(err.Error(), "remote error: tls: "):
@@ -46,8 +45,8 @@ func (o Options) Remedy(ctx context.Context, e Endpoint, err error) string {
 	return ""
 }
 
-// brokenOff reports whether a conversation, once begun, ended as one does whose sides speak
-// different protocols.
+// brokenOff reports whether a connection ended as it does when both sides speak different
+// protocols.
 func brokenOff(err error) bool {
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
@@ -57,7 +56,7 @@ func brokenOff(err error) bool {
 	return !(errors.As(err, &timeout) && timeout.Timeout()) && !errors.Is(err, context.Canceled) && !errors.Is(err, net.ErrClosed)
 }
 
-// probe connects to an endpoint, for at most probeTimeout.
+// probe connects to an endpoint for at most probeTimeout.
 func probe(ctx context.Context, e Endpoint) (net.Conn, error) {
 	network, address := e.Address()
 	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, network, address)
@@ -73,7 +72,7 @@ func speaksTLS(ctx context.Context, e Endpoint) bool {
 		return false
 	}
 	defer conn.Close()
-	// Whose certificate it is does not matter: nothing is said but hello.
+	// The certificate is not verified: nothing is sent but the handshake.
 	err = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(ctx)
 	return err == nil || strings.Contains(err.Error(), "remote error: tls: ")
 }
@@ -88,6 +87,6 @@ func speaksHTTP(ctx context.Context, e Endpoint) bool {
 		return false
 	}
 	status, err := bufio.NewReader(io.LimitReader(conn, 1024)).ReadString('\n')
-	// Some that speak TLS say in plain HTTP that they do.
+	// Some TLS servers answer plain HTTP with status 400.
 	return err == nil && strings.HasPrefix(status, "HTTP/1.") && !strings.Contains(status, " 400 ")
 }

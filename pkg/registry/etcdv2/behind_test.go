@@ -23,7 +23,7 @@ func TestWatchOfWipedStore(t *testing.T) {
 	for err == nil && ctx.Err() == nil {
 		_, index, err = r.Watch(ctx, index)
 	}
-	if !errors.Is(err, registry.ErrTurnedBack) {
+	if !errors.Is(err, registry.ErrRevisionRollback) {
 		t.Errorf("watch ends with %v", err)
 	}
 }

@@ -6,14 +6,14 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// Options say where etcd is and how to speak to it.
+// Options are the options of a connection to etcd.
 type Options = etcd.Options
 
-// endpoints is etcd.Endpoints in the form that the client takes.
+// endpoints are etcd.Endpoints in the form for the client.
 type endpoints struct {
 	urls               []string
-	byHost             map[string]etcd.Endpoint // as in the URLs
-	sockets            map[string]string        // made-up host -> path of a unix socket
+	byHost             map[string]etcd.Endpoint // by host in the URL
+	sockets            map[string]string        // path of a unix socket by a host name that stands for it
 	username, password string
 }
 

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// What a scanner knows of JSON, whatever it says.
+// The part of a scanner that parses JSON of any content.
 
-// next returns the first byte that is no blank.
+// next returns the next byte that is not blank.
 func (s *scanner) next() (byte, error) {
 	for {
 		c, err := s.in.ReadByte()
@@ -24,7 +24,7 @@ func (s *scanner) next() (byte, error) {
 	}
 }
 
-// broken returns the error of an answer that ends too early.
+// broken returns the error for an answer that ends too early.
 func broken(err error) error {
 	if err == io.EOF {
 		return errBroken
@@ -40,8 +40,8 @@ func (s *scanner) expect(want byte) error {
 	return err
 }
 
-// object reads the members of an object, of which { was read. member is called with the name
-// of each and the first byte of its value, and reads the rest of that.
+// object reads the members of an object after its {. It calls member with the name of each and the
+// first byte of its value; member reads the rest.
 func (s *scanner) object(member func(name string, first byte) error) error {
 	for n := 0; ; n++ {
 		c, err := s.next()
@@ -73,8 +73,8 @@ func (s *scanner) object(member func(name string, first byte) error) error {
 	}
 }
 
-// array reads the elements of an array, of which [ was read. element is called with the first
-// byte of each, and reads the rest.
+// array reads the elements of an array after its [. It calls element with the first byte of each;
+// element reads the rest.
 func (s *scanner) array(element func(first byte) error) error {
 	for n := 0; ; n++ {
 		c, err := s.next()
@@ -93,7 +93,7 @@ func (s *scanner) array(element func(first byte) error) error {
 	}
 }
 
-// more reads what is between two elements, or the end.
+// more reads the separator of two elements, or the end.
 func (s *scanner) more(end byte) (bool, error) {
 	c, err := s.next()
 	if err == nil && c != ',' && c != end {
@@ -102,7 +102,7 @@ func (s *scanner) more(end byte) (bool, error) {
 	return c == ',', err
 }
 
-// skip reads the rest of whatever begins with first. It does not recurse.
+// skip reads the rest of the value that starts with first. It does not recurse.
 func (s *scanner) skip(first byte) error {
 	for depth := 0; ; {
 		switch first {
@@ -135,7 +135,7 @@ func (s *scanner) skip(first byte) error {
 	}
 }
 
-// word reads the rest of a number or a literal that does not matter.
+// word reads the rest of a number or a literal and ignores it.
 func (s *scanner) word() error {
 	for {
 		c, err := s.in.ReadByte()
@@ -168,8 +168,8 @@ func (s *scanner) number(c byte) (n uint64, err error) {
 	}
 }
 
-// string reads the rest of a string. What of it is in the first most bytes it leaves in s.text,
-// perhaps with some more. size is how long all of it is.
+// string reads the rest of a string. It stores at least the first most bytes in s.text and returns
+// the length of the whole string.
 func (s *scanner) string(most int64) (size int64, err error) {
 	s.text = append(s.text[:0], '"')
 	for {
@@ -197,7 +197,7 @@ func (s *scanner) string(most int64) (size int64, err error) {
 		if ends {
 			n++
 		}
-		s.in.Discard(n) // of what is there
+		s.in.Discard(n) // of the buffered bytes
 		switch {
 		case ends:
 			s.text = append(s.text, '"')
@@ -212,8 +212,8 @@ func (s *scanner) string(most int64) (size int64, err error) {
 	}
 }
 
-// escape reads an escape, and returns how long in bytes its character is. A half of a
-// surrogate pair counts as two, as it is four for both.
+// escape reads an escape sequence and returns the length of its character in bytes. A half of a
+// surrogate pair counts as two, because both halves have four.
 func (s *scanner) escape(keep bool) (width int64, err error) {
 	text, err := s.in.Peek(2)
 	width = 1
@@ -241,7 +241,7 @@ func (s *scanner) escape(keep bool) (width int64, err error) {
 	return width, err
 }
 
-// unquoted returns the string that s.text is.
+// unquoted returns the string in s.text.
 func (s *scanner) unquoted() (string, error) {
 	plain := s.text[1 : len(s.text)-1]
 	s.plain = s.plain[:0]

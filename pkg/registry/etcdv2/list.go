@@ -17,26 +17,26 @@ import (
 )
 
 const (
-	// listTimeout is for the whole of a listing: where there is junk, it may be many
-	// megabytes on a slow line. That it makes progress is stallTimeout's business.
+	// listTimeout is the time limit for a whole listing, which with many invalid entries may be
+	// many megabytes on a slow line. stallTimeout checks that it makes progress.
 	listTimeout = 2 * time.Minute
-	// mostPatience bounds the time in which etcd must begin its answer. It does so when it
-	// has written all of it, which of a million keys takes long.
+	// mostPatience is the longest time in which etcd must start its answer. It starts when it has
+	// built all of it, which takes long for a million keys.
 	mostPatience = time.Minute
 )
 
-// listing is a request for all keys of the directory of leases, whose nodes are given out as
-// they come. The client's own would hold all of them, with their values, as one text.
+// listing is a request for all keys in the directory of leases. Its nodes are passed on as they
+// arrive. The client itself would hold all of them with their values as one text.
 type listing struct {
 	key      string
 	patience time.Duration
-	begin    func() // an answer begins; what came before is void
+	begin    func() // called when an answer begins; nodes of earlier answers are void
 	node     func(*client.Node)
 }
 
-type listingKey struct{} // of the context of its requests
+type listingKey struct{} // key in the context of its requests
 
-// HTTPRequest is what the client makes requests by.
+// HTTPRequest returns the request for the client.
 func (l *listing) HTTPRequest(endpoint url.URL) *http.Request {
 	endpoint.Path = path.Join("/", endpoint.Path, "v2/keys", l.key)
 	endpoint.RawQuery = "quorum=true&recursive=true&sorted=false"
@@ -59,9 +59,9 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	return l, nil
 }
 
-// list reads the directory of leases. One that does not exist is empty, and etcd's refusal says
-// at which index. begin is called when an answer begins, and each with every node of it; if
-// that breaks off, another endpoint is asked.
+// list reads the directory of leases. If it does not exist, it is empty, and the error of etcd has
+// its index. begin is called when an answer begins, and each with every node. If the answer breaks
+// off, another endpoint is asked.
 func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Node)) (index uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
 	defer cancel()
@@ -93,7 +93,7 @@ func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Nod
 		return 0, fmt.Errorf("list %s: %w", r.subnets, errors.Join(errNoNode, err))
 	}
 	if !all.Node.Dir {
-		each(all.Node) // decodes to a bad entry that names it
+		each(all.Node) // is decoded to an invalid entry with its name
 	}
 	if index, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64); err != nil {
 		return 0, fmt.Errorf("list %s: the answer has no index: %w", r.subnets, err)

@@ -1,12 +1,12 @@
-// Package etcdv2 is the registry kept in etcd's v2 keys API, as flannel up to
-// 0.17 keeps it: <prefix>/config and <prefix>/subnets/10.42.7.0-24.
+// Package etcdv2 is the registry in etcd's v2 keys API, as in flannel up to 0.17: <prefix>/config
+// and <prefix>/subnets/10.42.7.0-24.
 //
-// It knows keys, indexes, TTLs and etcd's error codes; it retries nothing and
-// logs nothing, because only the caller knows what is urgent.
+// It knows keys, indexes, TTLs and etcd's error codes. It does not retry and does not log, because
+// only the caller knows what is urgent.
 //
-// Invariant: every request is bounded in time, so that an etcd which accepts
-// connections and never answers looks like one that is away; and the watch
-// index never moves past an event that was not delivered.
+// Invariant: every request has a time limit, so that an etcd which accepts connections and never
+// answers looks like one that is away; and the watch index never moves past an event that was not
+// delivered.
 package etcdv2
 
 import (
@@ -28,11 +28,11 @@ import (
 
 const (
 	dialTimeout = time.Second
-	// answerTimeout is how long one endpoint may take to begin its answer.
+	// answerTimeout is the time in which an endpoint must start its answer.
 	answerTimeout = 5 * time.Second
 )
 
-// Registry is a network's part of an etcd v2 store.
+// Registry is the part of an etcd v2 store that belongs to a network.
 type Registry struct {
 	client    client.Client
 	keys      client.KeysAPI
@@ -42,21 +42,21 @@ type Registry struct {
 	subnets   string // key of the directory of leases
 	timeout   time.Duration
 	poll      time.Duration
-	patience  atomic.Int64 // in which a listing must begin, as a Duration
+	patience  atomic.Int64 // time in which a listing must start, as a Duration
 
-	// suspect is set when the watch got no answer: before the next one it
-	// must be found out whether etcd still is there, and is the same.
+	// suspect is set when the watch got no answer. Before the next one, probe must find out whether
+	// etcd is there and has the same store.
 	suspect atomic.Bool
 	mu      sync.Mutex
-	waiting span     // of the watch that began last
-	line    net.Conn // that it is on; nil: any will do
-	quiet   span     // of the last watch that waited in vain
+	waiting span     // of the last watch
+	line    net.Conn // its connection; nil: any connection
+	quiet   span     // of the last watch without an event
 }
 
 var _ registry.Registry = (*Registry)(nil)
 
-// New makes a Registry. It does no I/O but for reading the TLS files; errors
-// name the endpoint or the flag that is wrong, and never contain a password.
+// New returns a Registry. It does no I/O except for reading the TLS files. Errors name the endpoint
+// or the flag that is wrong, and never contain a password.
 func New(o Options) (*Registry, error) {
 	endpoints, err := parseEndpoints(o)
 	if err != nil {
@@ -69,7 +69,7 @@ func New(o Options) (*Registry, error) {
 	t := newTransport(endpoints, o, files)
 	c, err := client.New(client.Config{
 		Endpoints: endpoints.urls,
-		Transport: t, // which limits the time of each request
+		Transport: t, // has a time limit for each request
 		Username:  endpoints.username,
 		Password:  endpoints.password,
 	})
@@ -84,8 +84,8 @@ func New(o Options) (*Registry, error) {
 		transport: t,
 		config:    path.Join(prefix, "config"),
 		subnets:   path.Join(prefix, "subnets"),
-		// Every endpoint gets its chance, or a dead one at the head of the
-		// list would use up the time each time.
+		// Each endpoint has its own time limit. Else one that is down, at the begin of the list,
+		// would use up the time of each request.
 		timeout: answerTimeout * time.Duration(len(endpoints.urls)+1),
 		poll:    pollTime,
 	}
@@ -94,18 +94,17 @@ func New(o Options) (*Registry, error) {
 	return r, nil
 }
 
-// Close drops idle connections. Calls in flight end with their contexts.
+// Close closes idle connections. Calls in progress end with their contexts.
 func (r *Registry) Close() { r.transport.CloseIdleConnections() }
 
-// Reconnect drops all connections, whose calls fail. To be called when the host
-// has another address.
-func (r *Registry) Reconnect() { r.transport.lines.Cut() }
+// Reconnect closes all connections; their calls fail. Call it when the host has another address.
+func (r *Registry) Reconnect() { r.transport.conns.CloseAll() }
 
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }
 
-// Config implements registry.Registry. It is called now and then, which is when the TLS files
-// are looked at.
+// Config implements registry.Registry. It is called now and then, and checks the TLS files each
+// time.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	r.transport.files.Check()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
@@ -140,7 +139,7 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 	return decode(resp.Node, time.Now()), nil
 }
 
-// get reads one key as the whole cluster knows it, not only the member asked.
+// get reads one key with a quorum, not only from the member that is asked.
 func (r *Registry) get(ctx context.Context, key string) (*client.Response, error) {
 	resp, err := r.keys.Get(ctx, key, &client.GetOptions{Quorum: true})
 	if err == nil && resp.Node == nil {

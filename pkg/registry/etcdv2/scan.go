@@ -14,20 +14,20 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// scanner reads an answer of the keys API as it comes, and keeps of each key no more than what
-// can be a lease or a network config. The client, like encoding/json, would hold all of it.
+// scanner parses an answer of the keys API as it arrives, and keeps only as much of each key as a
+// lease or a network config can have. The client, with encoding/json, would hold all of it.
 //
-// What is skipped is not checked, but for where it ends, and may be nested to any depth.
+// It finds the end of what it skips, to any depth of nesting, and does not check it otherwise.
 type scanner struct {
 	in *bufio.Reader
-	// The last string, as JSON, unless it was too long; and room for what it says.
+	// The last string as JSON, unless it was too long, and a buffer for its value.
 	text, plain []byte
 }
 
 var errBroken = errors.New("answer is not one of etcd's v2 keys API: it is broken JSON")
 
-// A value that is too long is replaced by this mark and its length in bytes. Whoever writes
-// the same into a key has written what is no lease and no config either.
+// A value that is too long is replaced by this mark and its length in bytes. The same text in a key
+// is neither a lease nor a config.
 const longMark = "\x00"
 
 // long returns the length of a value that was too long to be held.
@@ -42,9 +42,8 @@ func long(value string) (size int64, is bool) {
 
 func newScanner(r io.Reader) *scanner { return &scanner{in: bufio.NewReaderSize(r, 32<<10)} }
 
-// answer reads a whole answer. Of what it says of the node before, nothing is kept. child, if
-// not nil, is called with each node that is directly below the node; what is below those is
-// left out.
+// answer reads a whole answer. It ignores the previous node. child, if not nil, is called with each
+// node directly below the node; those below these are skipped.
 func (s *scanner) answer(child func(*client.Node)) (*client.Response, error) {
 	var resp client.Response
 	if err := s.expect('{'); err != nil {
@@ -67,7 +66,7 @@ func (s *scanner) answer(child func(*client.Node)) (*client.Response, error) {
 	switch c, err := s.next(); {
 	case err == nil:
 		return nil, fmt.Errorf("%w: %q after its end", errBroken, c)
-	case !errors.Is(err, errBroken): // at the end
+	case !errors.Is(err, errBroken): // at the end of the answer
 		return nil, err
 	}
 	if resp.Node == nil {
@@ -76,7 +75,7 @@ func (s *scanner) answer(child func(*client.Node)) (*client.Response, error) {
 	return &resp, nil
 }
 
-// node reads a node, of which { was read.
+// node reads a node after its {.
 func (s *scanner) node(child func(*client.Node)) (*client.Node, error) {
 	var n client.Node
 	err := s.object(func(name string, first byte) (err error) {
@@ -95,9 +94,9 @@ func (s *scanner) node(child func(*client.Node)) (*client.Node, error) {
 		case name == "ttl" && first != '-':
 			var ttl uint64
 			ttl, err = s.number(first)
-			n.TTL = int64(min(ttl, 1<<32)) // more is for ever, and would not be a Duration
+			n.TTL = int64(min(ttl, 1<<32)) // a longer one would overflow a Duration
 		case name == "expiration" && first == '"':
-			n.Expiration = new(time.Time) // which moment that is, TTL tells
+			n.Expiration = new(time.Time) // only tells that there is one; TTL has the time
 			err = s.skip(first)
 		case name == "nodes" && first == '[' && child != nil:
 			err = s.array(func(first byte) error {
@@ -118,7 +117,7 @@ func (s *scanner) node(child func(*client.Node)) (*client.Node, error) {
 	return &n, err
 }
 
-// name reads the rest of the name of a member, of which there are a few that matter.
+// name reads the rest of the name of a member. Only a few names matter.
 func (s *scanner) name() (string, error) {
 	if _, err := s.string(64); err != nil {
 		return "", err
@@ -131,7 +130,7 @@ func (s *scanner) name() (string, error) {
 	return s.unquoted()
 }
 
-// short reads the rest of a string that says something only if it is short.
+// short reads the rest of a string that matters only if it is short.
 func (s *scanner) short() (string, error) {
 	if _, err := s.string(64); err != nil {
 		return "", err
@@ -139,7 +138,7 @@ func (s *scanner) short() (string, error) {
 	return s.unquoted()
 }
 
-// key reads the rest of a key; of one that is too long, at least the beginning.
+// key reads the rest of a key. If it is too long, it keeps the begin.
 func (s *scanner) key() (string, error) {
 	if _, err := s.string(registry.MaxValue); err != nil {
 		return "", err
@@ -147,7 +146,7 @@ func (s *scanner) key() (string, error) {
 	return s.unquoted()
 }
 
-// value reads the rest of a value; one that is too long it marks.
+// value reads the rest of a value. If it is too long, it marks it.
 func (s *scanner) value() (string, error) {
 	size, err := s.string(registry.MaxValue)
 	switch {

@@ -25,11 +25,12 @@ import (
 )
 
 const (
-	// maxBody bounds one answer, which is read in little memory: 20,000 leases are some 6 MB.
+	// maxBody is the maximum size of an answer that is parsed as it arrives. 20,000 leases are
+	// about 6 MB.
 	maxBody = 1 << 30
-	// maxRefusal bounds an answer that is not read so.
+	// maxRefusal is the maximum size of other answers.
 	maxRefusal = 16 << 10
-	// stallTimeout is how long an answer that has begun may make no progress.
+	// stallTimeout is the time after which an answer without progress is given up.
 	stallTimeout = 10 * time.Second
 )
 
@@ -41,30 +42,29 @@ var (
 	errSlow    = errors.New("no answer in time")
 )
 
-// transport is HTTP with a look at each answer before the etcd client
-// believes it.
+// transport is an HTTP transport that checks each answer before the etcd client gets it.
 type transport struct {
 	*http.Transport
-	lines     *etcd.Lines
+	conns     *etcd.ConnTracker
 	options   Options
 	files     *etcd.Files
 	endpoints endpoints
-	// waiting is told when a watch after index from begins to wait at store
-	// index to, on a connection; an error ends it.
+	// waiting is called when a watch after index from starts to wait at store index to, with its
+	// connection. An error ends the watch.
 	waiting func(from, to uint64, on net.Conn) error
 }
 
 func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
-		// The long-poll waits on a connection without traffic.
+		// A long-poll waits on a connection without traffic.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
 		Control: func(_, address string, _ syscall.RawConn) error {
 			o.Announce(address)
 			return nil
 		},
 	}
-	lines := &etcd.Lines{}
+	conns := &etcd.ConnTracker{}
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		host, _, _ := net.SplitHostPort(addr)
 		if socket, ok := e.sockets[host]; ok {
@@ -74,9 +74,9 @@ func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 		if err != nil {
 			return nil, err
 		}
-		return lines.Add(conn), nil
+		return conns.Add(conn), nil
 	}
-	return &transport{lines: lines, options: o, files: files, endpoints: e, Transport: &http.Transport{
+	return &transport{conns: conns, options: o, files: files, endpoints: e, Transport: &http.Transport{
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			if _, ok := e.sockets[req.URL.Hostname()]; ok {
 				return nil, nil
@@ -84,7 +84,7 @@ func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 			return http.ProxyFromEnvironment(req)
 		},
 		DialContext: dial,
-		// Not through a proxy, where it is TLSClientConfig.
+		// Not used with a proxy, for which TLSClientConfig is used.
 		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := dial(ctx, network, addr)
 			if err != nil {
@@ -98,7 +98,7 @@ func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 	}}
 }
 
-// secure speaks TLS on a connection to addr.
+// secure starts TLS on a connection to addr.
 func secure(ctx context.Context, files *etcd.Files, conn net.Conn, addr string) (net.Conn, error) {
 	config := files.Config()
 	var err error
@@ -116,8 +116,8 @@ func secure(ctx context.Context, files *etcd.Files, conn net.Conn, addr string) 
 	return c, nil
 }
 
-// wanted returns a context that ends when nobody waits for a request any more. Etcd's client says so
-// in the way that was there before contexts.
+// wanted returns a context that ends when the caller no longer waits for the request. Etcd's client
+// signals that with Request.Cancel, which is older than contexts.
 func wanted(req *http.Request) (ctx context.Context, end func()) {
 	ctx, end = context.WithCancel(req.Context())
 	//lint:ignore SA1019 see above
@@ -181,7 +181,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// withRemedy adds to why a request failed what helps, if that can be told.
+// withRemedy adds to the error of a request what to set, if that is known.
 func (t *transport) withRemedy(req *http.Request, err error) error {
 	e, ok := t.endpoints.byHost[req.URL.Host]
 	if !ok {
@@ -195,10 +195,10 @@ func (t *transport) withRemedy(req *http.Request, err error) error {
 	return err
 }
 
-// checkMedia reports, as an error, an answer of something that is not etcd's v2 keys API.
+// checkMedia returns an error for an answer that is not of etcd's v2 keys API.
 func checkMedia(host string, resp *http.Response) error {
 	if resp.StatusCode/100 != 2 && resp.StatusCode/100 != 4 {
-		return nil // of whatever is in between
+		return nil // an error of etcd or of a proxy
 	}
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if media == "application/json" {
@@ -212,8 +212,8 @@ func checkMedia(host string, resp *http.Response) error {
 	return err
 }
 
-// body bounds an answer, by its length and by the time that it makes no progress. If empty is
-// set, it must not be empty: the etcd client would ask again at once, without end.
+// body limits an answer by its length and by the time without progress. If empty is set, an empty
+// answer is an error: the etcd client would repeat the request at once, forever.
 type body struct {
 	io.ReadCloser
 	left   int64
@@ -221,7 +221,7 @@ type body struct {
 	host   string // for errors
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	stall  *time.Timer // ends ctx with errSlow; nil: the answer may take its time
+	stall  *time.Timer // ends ctx with errSlow; nil: no time limit
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -247,7 +247,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// end is for an answer that is not read any more.
+// end ends the reading of an answer.
 func (b *body) end() {
 	if b.stall != nil {
 		b.stall.Stop()
@@ -261,8 +261,8 @@ func (b *body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// scanned is an answer without what a scanner leaves out, as JSON again. The nodes of a
-// listing go there instead.
+// scanned is an answer without what a scanner skips, as JSON again. For a listing, the nodes are
+// passed on to it.
 type scanned struct {
 	*body
 	list *listing
@@ -292,7 +292,7 @@ func (s *scanned) Read(p []byte) (int, error) {
 	return s.text.Read(p)
 }
 
-// code returns the code of etcd's refusal, 0 if err is none.
+// code returns the code of etcd's error, or 0 if err is no such error.
 func code(err error) int {
 	var refused client.Error
 	if errors.As(err, &refused) {
@@ -301,7 +301,7 @@ func code(err error) int {
 	return 0
 }
 
-// contains reports whether err, or what it says of one endpoint, is target.
+// contains reports whether err, or the error of one endpoint in it, is target.
 func contains(err, target error) bool {
 	var all *client.ClusterError
 	if errors.As(err, &all) {
@@ -314,7 +314,7 @@ func contains(err, target error) bool {
 	return errors.Is(err, target)
 }
 
-// failure is an error in plain words, with what it means.
+// failure is an error in plain words with its meaning.
 type failure struct {
 	text  string
 	cause error
@@ -323,8 +323,7 @@ type failure struct {
 func (f *failure) Error() string { return f.text }
 func (f *failure) Unwrap() error { return f.cause }
 
-// explain puts the client's errors into one line of plain words, with the
-// endpoints.
+// explain converts the client's errors to one line in plain words with the endpoints.
 func (r *Registry) explain(err error) error {
 	var all *client.ClusterError
 	var refused client.Error
@@ -332,7 +331,7 @@ func (r *Registry) explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &refused) && refused.Code == client.ErrorCodeUnauthorized:
-		// Of a wrong password, too: it is not told from a missing permission.
+		// Also for a wrong password, which etcd does not distinguish from a missing permission.
 		return fmt.Errorf("etcd at %s: %w: %w", r.where, registry.ErrDenied, err)
 	case errors.As(err, &refused):
 		return fmt.Errorf("etcd at %s: %w", r.where, err)

@@ -16,15 +16,14 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// pollTime is how long one long-poll waits before it is asked again, so that
-// a peer which died without a word is noticed. Some jitter is added, lest a
-// whole cluster asks in step after etcd was restarted.
+// pollTime is the time limit of a long-poll, after which it is repeated, so that a dead connection
+// is noticed. Jitter prevents that all hosts poll at the same time after a restart of etcd.
 const pollTime = 30 * time.Second
 
-// span says that nothing happened to the leases from one index up to another.
+// span is a range of indexes in which nothing has happened to the leases.
 type span struct{ from, to uint64 }
 
-// Watch implements registry.Registry. One etcd event is one request.
+// Watch implements registry.Registry. Each etcd event is one request.
 func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
 	if r.suspect.Load() {
 		if err := r.probe(ctx, index); err != nil {
@@ -34,8 +33,8 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 	}
 	resp, err := r.next(ctx, index)
 	if code(err) == client.ErrorCodeEventIndexCleared {
-		// etcd remembers the last 1000 events of all its users. Leases may
-		// have been quiet for much longer than that.
+		// etcd keeps the last 1000 events of all its users. The leases may have been quiet for much
+		// longer.
 		if to := r.quietUntil(index); to > index {
 			index = to
 			resp, err = r.next(ctx, index)
@@ -56,14 +55,15 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 	return r.events(resp)
 }
 
-// next waits for the first event after index; errSilence means that there was none for a while.
+// next waits for the first event after index. errSilence means that there was none in the given
+// time.
 func (r *Registry) next(ctx context.Context, index uint64) (resp *client.Response, err error) {
 	limit := r.poll + rand.N(r.poll/2)
 	poll, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	defer func() {
-		// The client dereferences the node of an answer without looking; a
-		// 200 from something that is not etcd must not end the daemon.
+		// The client dereferences the node of an answer without a check. An answer of another
+		// server must not end the daemon.
 		if recover() != nil {
 			resp, err = nil, errNoNode
 		}
@@ -79,20 +79,19 @@ func (r *Registry) next(ctx context.Context, index uint64) (resp *client.Respons
 		return nil, errSilence
 	}
 	if contains(err, errAnother) {
-		return nil, errSilence // whose end is looked into by everybody
+		return nil, errSilence // callers check the store after a silence
 	}
-	// A proxy may end a long-poll in its own time. At once is no such thing.
+	// A proxy may end a long-poll, but not at once.
 	if contains(err, errNoEvent) && time.Since(start) > time.Second {
 		return nil, errSilence
 	}
 	return nil, err
 }
 
-// probe finds out whether etcd is there and still the one that index is from.
-// The read needs a quorum, so a member cut off from the others does not pass;
-// and it moves the client on to an endpoint that answers. An etcd that was
-// wiped or restored counts again from below: waiting there for the old index
-// would be waiting in vain.
+// probe finds out whether etcd is there and has the store that index is from. The read needs a
+// quorum, so a member that is cut off from the others fails; and it makes the client use an
+// endpoint that answers. An etcd that was wiped or restored counts from a lower index, and waiting
+// there for the old index would never end.
 func (r *Registry) probe(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -108,15 +107,14 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
 	}
 	if now < index {
-		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrTurnedBack)
+		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrRevisionRollback)
 	}
 	return nil
 }
 
-// noteWait is told that a watch after index from began to wait when the store
-// was at index to: what happened in between, if anything, is on its way. Between
-// two watches nobody listens. If then the connection is not the one of before, or
-// the store is not even at from, it may have been wiped meanwhile.
+// noteWait is called when a watch after index from starts to wait at store index to. What happened
+// in between is still on its way. Between two watches, nobody listens: if the connection is another
+// one, or the store has not reached from, the store may have been wiped meanwhile.
 func (r *Registry) noteWait(from, to uint64, on net.Conn) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -127,15 +125,15 @@ func (r *Registry) noteWait(from, to uint64, on net.Conn) error {
 	return nil
 }
 
-// leaveLine is for a watch that ended without an event: the next one may be on
-// any connection. Whoever watches knows that he missed something.
+// leaveLine is called when a watch ends without an event: the next one may be on any connection. The
+// caller knows that it may have missed an event.
 func (r *Registry) leaveLine() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.line = nil
 }
 
-// confirmQuiet is for a watch that then got nothing for the whole time.
+// confirmQuiet is called when a watch got nothing for its whole time.
 func (r *Registry) confirmQuiet(index uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -144,7 +142,7 @@ func (r *Registry) confirmQuiet(index uint64) {
 	}
 }
 
-// quietUntil returns the index up to which nothing happened after index, 0 if unknown.
+// quietUntil returns the index up to which nothing happened after index, or 0 if that is unknown.
 func (r *Registry) quietUntil(index uint64) uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -154,7 +152,7 @@ func (r *Registry) quietUntil(index uint64) uint64 {
 	return r.quiet.to
 }
 
-// events reads one answer of the watch.
+// events converts one answer of the watch to events.
 func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, error) {
 	n := resp.Node
 	index := n.ModifiedIndex
@@ -162,14 +160,14 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 	rest, under := strings.CutPrefix(n.Key, r.subnets+"/")
 	switch {
 	case !under && gone:
-		// The directory of leases, or one above it: one event for all of them.
+		// The directory of leases or one above it: one event for all leases.
 		return nil, index, fmt.Errorf("%s was deleted: %w", n.Key, registry.ErrHistoryLost)
 	case !under:
-		return nil, index, nil // the directory was made
+		return nil, index, nil // the directory was created
 	}
 	if entry, _, nested := strings.Cut(rest, "/"); nested {
 		if gone {
-			return nil, index, nil // the directory around it still is a bad entry
+			return nil, index, nil // the directory around it is an invalid entry already
 		}
 		n = &client.Node{Key: path.Join(r.subnets, entry), Dir: true, ModifiedIndex: index}
 	}
@@ -186,7 +184,7 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 	return []registry.Event{ev}, index, nil
 }
 
-// decode reads a node as a lease written, or as a bad entry.
+// decode converts a node to a lease, or to an invalid entry.
 func decode(n *client.Node, now time.Time) registry.Event {
 	key := path.Base(n.Key)
 	subnets, err := lease.ParseKey(key)
@@ -205,7 +203,7 @@ func decode(n *client.Node, now time.Time) registry.Event {
 	if err != nil {
 		return registry.Event{Bad: &registry.Bad{Key: key, Subnets: subnets, Revision: n.ModifiedIndex, Err: err}}
 	}
-	// The time left is etcd's word, the clock is ours: so clocks need not agree.
+	// The time left is etcd's, the clock is this host's, so their clocks need not agree.
 	if n.TTL > 0 || n.Expiration != nil {
 		ev.Lease.Expires = now.Add(n.TTLDuration())
 	}

@@ -29,13 +29,13 @@ func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	return l, nil
 }
 
-// releaseTTL is how long a released key lives on.
+// releaseTTL is the time that a released key remains.
 const releaseTTL = time.Second
 
-// Release implements registry.Registry. The key is never deleted under a condition: of
-// the event of a compareAndDelete, clients up to flannel 0.11 fail to parse the empty
-// value and see no later event, and those up to 0.17 keep the peer. All of them follow
-// a compare-and-swap and an expiry, so it is written once more, with a second to live.
+// Release implements registry.Registry. The key is never deleted by compareAndDelete: clients up to
+// flannel 0.11 cannot parse the empty value of its event and see no later event, and those up to
+// 0.17 keep the peer. All of them follow a compare-and-swap and an expiry, so the key is written
+// once more with a TTL of one second.
 func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	a := prev.Attrs
 	a.Leaving = true
@@ -45,7 +45,7 @@ func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	return nil
 }
 
-// swap writes a lease if it is as it was.
+// swap writes a lease if it is unchanged.
 func (r *Registry) swap(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	if prev.Revision == 0 {
 		return lease.Lease{}, fmt.Errorf("%w: no revision to compare with", registry.ErrConflict)
@@ -53,10 +53,10 @@ func (r *Registry) swap(ctx context.Context, prev lease.Lease, a lease.Attrs, tt
 	return r.set(ctx, r.key(prev.Subnets), a, &client.SetOptions{PrevIndex: prev.Revision, TTL: seconds(ttl)})
 }
 
-// errGone is the conflict of a key that does not exist.
+// errGone is the conflict for a key that does not exist.
 var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)
 
-// set writes a lease under the conditions of opts.
+// set writes a lease under the conditions in opts.
 func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *client.SetOptions) (lease.Lease, error) {
 	value, err := a.Encode()
 	if err != nil {
@@ -64,7 +64,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	// Taken before asking: the time of the answer must not lengthen the lease.
+	// The time before the request: the time of the answer must not lengthen the lease.
 	now := time.Now()
 	resp, err := r.keys.Set(ctx, key, string(value), opts)
 	if err != nil {
@@ -80,7 +80,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	return ev.Lease, nil
 }
 
-// refusal turns etcd's answer to a conditional write into the registry's terms.
+// refusal converts etcd's answer to a conditional write to an error of the registry.
 func (r *Registry) refusal(err error) error {
 	switch code(err) {
 	case client.ErrorCodeKeyNotFound:
@@ -91,7 +91,7 @@ func (r *Registry) refusal(err error) error {
 	return r.explain(err)
 }
 
-// seconds rounds up: etcd takes whole seconds, and takes 0 for "forever".
+// seconds rounds up: etcd uses whole seconds, and 0 means no expiry.
 func seconds(ttl time.Duration) time.Duration {
 	return (ttl + time.Second - 1).Truncate(time.Second)
 }

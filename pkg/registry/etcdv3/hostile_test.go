@@ -86,7 +86,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 	// What cannot be told one by one is listed, and the watch goes on behind it.
 	events, next, err := r.Watch(registrytest.Timeout(t), index)
-	if !errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrTurnedBack) {
+	if !errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrRevisionRollback) {
 		t.Errorf("watch from before huge values: %+v, %d, %v", events, next, err)
 	}
 	b.Put("10.44.0.0-24", good, 0)

@@ -49,7 +49,7 @@ type link struct {
 	files     *etcd.Files
 	endpoints etcd.Endpoints
 	conn      *grpc.ClientConn
-	lines     etcd.Lines
+	conns     etcd.ConnTracker
 	login     pb.AuthClient
 	token     chan token // holds the one there is
 
@@ -138,7 +138,7 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 			if !e.Secure() { // else it remains to be seen
 				l.note(e, nil)
 			}
-			return &dialed{l.lines.Add(conn), e}, nil
+			return &dialed{l.conns.Add(conn), e}, nil
 		}
 	}
 	return nil, fmt.Errorf("no endpoint %s", url)

@@ -121,7 +121,7 @@ func (r *Registry) Close() {
 
 // Reconnect drops all connections, whose calls fail. To be called when the host
 // has another address.
-func (r *Registry) Reconnect() { r.link.lines.Cut() }
+func (r *Registry) Reconnect() { r.link.conns.CloseAll() }
 
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }

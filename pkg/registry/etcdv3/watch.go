@@ -286,7 +286,7 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 		return err
 	}
 	if now := uint64(resp.Header.Revision); now < index {
-		return fmt.Errorf("etcd's revision went back from %d to %d: %w", index, now, registry.ErrTurnedBack)
+		return fmt.Errorf("etcd's revision went back from %d to %d: %w", index, now, registry.ErrRevisionRollback)
 	}
 	return nil
 }

@@ -204,7 +204,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 // since returns what happened after index.
 func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 	if index > r.index {
-		return nil, index, fmt.Errorf("index went back from %d to %d: %w", index, r.index, registry.ErrTurnedBack)
+		return nil, index, fmt.Errorf("index went back from %d to %d: %w", index, r.index, registry.ErrRevisionRollback)
 	}
 	if index < r.dropped {
 		return nil, index, fmt.Errorf("events up to %d are forgotten: %w", r.dropped, registry.ErrHistoryLost)
