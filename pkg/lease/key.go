@@ -27,9 +27,9 @@ func appendKey(b []byte, p netip.Prefix) []byte {
 func ParseKey(key string) (Subnets, error) {
 	v4, v6, both := strings.Cut(key, "&")
 	var s Subnets
-	kind, detail := parsePart(&s.V4, v4, "IPv4", 32)
+	kind, detail := parsePart(&s.V4, v4, "a.b.c.d-len", "IPv4", 32)
 	if kind == "" && both {
-		kind, detail = parsePart(&s.V6, v6, "IPv6", 128)
+		kind, detail = parsePart(&s.V6, v6, "a.b.c.d-len&ipv6-len", "IPv6", 128)
 	}
 	switch {
 	case kind == "":
@@ -40,11 +40,12 @@ func ParseKey(key string) (Subnets, error) {
 	return Subnets{}, Fault{kind, strconv.Quote(Clip(key))}
 }
 
-// parsePart reads the subnet of one family, or returns what is wrong with it.
-func parsePart(p *netip.Prefix, part, family string, addrBits int) (kind, detail string) {
+// parsePart reads the part of a key that names the subnet of one family, or returns what is
+// wrong with it. form is that of the whole key.
+func parsePart(p *netip.Prefix, part, form, family string, addrBits int) (kind, detail string) {
 	ip, bits, ok := strings.Cut(part, "-")
 	if !ok {
-		return "the key is not of the form a.b.c.d-len", ""
+		return "the key is not of the form " + form, ""
 	}
 	addr, err := netip.ParseAddr(ip)
 	if err != nil || addr.BitLen() != addrBits || addr.Is4In6() || addr.Zone() != "" {

@@ -68,7 +68,7 @@ func TestParseKey(t *testing.T) {
 func TestFaultOfKey(t *testing.T) {
 	for key, want := range map[string]string{
 		"notes":                      `the key is not of the form a.b.c.d-len: "notes"`,
-		"10.42.7.0-24&notes":         `the key is not of the form a.b.c.d-len: "10.42.7.0-24&notes"`,
+		"10.42.7.0-24&notes":         `the key is not of the form a.b.c.d-len&ipv6-len: "10.42.7.0-24&notes"`,
 		"fd42::-64":                  `the key has no IPv4 address: "fd42::-64"`,
 		"10.42.7.0-24&10.42.8.0-24":  `the key has no IPv6 address: "10.42.7.0-24&10.42.8.0-24"`,
 		"10.42.7.0-32":               `the prefix length of the key is not in 1..31: "10.42.7.0-32"`,
