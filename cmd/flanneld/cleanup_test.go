@@ -177,8 +177,9 @@ func TestCleanupRefusesUnderAnOriginal(t *testing.T) {
 	}
 }
 
-// TestWayBackToMisses: up to 0.8 the daemon answers the kernel's questions for the neighbours of containers. After the
-// README's commands, and after cleanup, the kernel asks; before, what ours has left answers in its place.
+// TestWayBackToMisses: up to 0.8 the daemon answers the kernel's questions for the neighbours of
+// containers. After the README's commands, and after cleanup, the kernel asks; before, what ours
+// has left answers in its place.
 func TestWayBackToMisses(t *testing.T) {
 	t.Parallel()
 	const flush = "ip route flush dev flannel.1; ip neigh flush dev flannel.1 nud permanent"

@@ -80,8 +80,8 @@ func flushConnectionTable() error {
 	return tellConnectionTable(&r)
 }
 
-// tellConnectionTable sends requests in the namespace of the calling thread. What the kernel refuses, as
-// when the table is full, is no error.
+// tellConnectionTable sends requests in the namespace of the calling thread. What the kernel
+// refuses, as when the table is full, is no error.
 func tellConnectionTable(r *netlink.Requests) error {
 	ns, err := netlink.CurrentNamespace()
 	if err != nil {

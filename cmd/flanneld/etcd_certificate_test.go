@@ -56,7 +56,8 @@ func TestEtcdCertificate(t *testing.T) {
 	})
 }
 
-// secured are the files of an etcd with certificates of an authority, which has issued none of that name yet.
+// secured are the files of an etcd with certificates of an authority, which has issued none of that
+// name yet.
 func secured(by *etcdtest.Authority, name string) *lab.TLS {
 	files := &lab.TLS{CA: by.File}
 	files.ServerCert, files.ServerKey = by.Issue(name, ofEtcd)

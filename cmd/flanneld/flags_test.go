@@ -113,9 +113,9 @@ func TestBadCommandLines(t *testing.T) {
 	}
 }
 
-// TestBadValueOfEachFlag checks that the message about a bad value names the flag and the value, and
-// says what the value must be. A new flag needs a bad value here, or a place among those that take
-// any text.
+// TestBadValueOfEachFlag checks that the message about a bad value names the flag and the value,
+// and says what the value must be. A new flag needs a bad value here, or a place among those that
+// take any text.
 func TestBadValueOfEachFlag(t *testing.T) {
 	byType := map[string]string{"bool": "maybe", "int": "many"}
 	bad := map[string][]string{

@@ -83,7 +83,8 @@ func openZoo(t *testing.T) *zoo {
 	return &zoo{c, os.Getenv("ZOO") == "all"}
 }
 
-// runRows runs the rows that are wanted, each with its backends, side by side: most of the time is waiting.
+// runRows runs the rows that are wanted, each with its backends, side by side: most of the time is
+// waiting.
 func (z *zoo) runRows(wanted func(shape) bool) {
 	for i, s := range shapes {
 		if !wanted(s) {

@@ -39,7 +39,8 @@ func variantPath(t *testing.T, variant string) string {
 	return dir
 }
 
-// pathWith is this process's PATH, in which the iptables without a variant in its name is of this one.
+// pathWith is this process's PATH, in which the iptables without a variant in its name is of this
+// one.
 func pathWith(t *testing.T, variant string) string {
 	t.Helper()
 	dir := t.TempDir()

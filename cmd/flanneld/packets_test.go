@@ -52,7 +52,8 @@ func inVXLAN(vni uint32, mac net.HardwareAddr, packet []byte) []byte {
 	return append(b, packet...)
 }
 
-// A forger sends whole IPv4 packets of any source from a host. The kernel computes the checksum of their header.
+// A forger sends whole IPv4 packets of any source from a host. The kernel computes the checksum of
+// their header.
 type forger struct{ fd int }
 
 func (c *cluster) forger(h *lab.Host) (f forger) {
@@ -65,8 +66,8 @@ func (c *cluster) forger(h *lab.Host) (f forger) {
 	return f
 }
 
-// fragment sends a part of what follows the IP header. offset counts 8 bytes. What the kernel has no room for is lost,
-// as on any way.
+// fragment sends a part of what follows the IP header. offset counts 8 bytes. What the kernel has
+// no room for is lost, as on any way.
 func (f forger) fragment(from, to netip.Addr, id uint16, offset int, more bool, part []byte) error {
 	b := ipv4Header(from, to, len(part))
 	binary.BigEndian.PutUint16(b[4:], id)

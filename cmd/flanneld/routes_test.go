@@ -21,7 +21,8 @@ const (
 	bgpPeers  = 5000
 )
 
-// bgp is the i-th route that a routing daemon learnt: outside the overlay, by one of two neighbours.
+// bgp is the i-th route that a routing daemon learnt: outside the overlay, by one of two
+// neighbours.
 func bgp(h *lab.Host, i int) dataplane.Op {
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], 20<<24+uint32(i)<<8)

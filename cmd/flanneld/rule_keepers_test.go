@@ -216,8 +216,8 @@ func TestIPTablesThatCannotBeUsed(t *testing.T) {
 	}
 }
 
-// TestIPTablesThatHangs: a command that does not end is waited for once, for a bounded time; nothing
-// waits for the later ones.
+// TestIPTablesThatHangs: a command that does not end is waited for once, for a bounded time;
+// nothing waits for the later ones.
 func TestIPTablesThatHangs(t *testing.T) {
 	t.Parallel()
 	need(t, "iptables-nft", "nft")

@@ -53,8 +53,8 @@ func (c *cluster) oldUDP() *lab.OriginalUDP {
 	return old
 }
 
-// TestUDPRollback replaces the daemon by the original in every way that people do it: the original gets the device of
-// its name and the port, and containers reach each other again.
+// TestUDPRollback replaces the daemon by the original in every way that people do it: the original
+// gets the device of its name and the port, and containers reach each other again.
 func TestUDPRollback(t *testing.T) {
 	t.Parallel()
 	for _, r := range []struct {
@@ -126,7 +126,8 @@ func TestUDPRollback(t *testing.T) {
 	}
 }
 
-// TestUDPUpgradeKeepsTunnel: another build of this daemon in its place knows what systemd hands to it.
+// TestUDPUpgradeKeepsTunnel: another build of this daemon in its place knows what systemd hands to
+// it.
 func TestUDPUpgradeKeepsTunnel(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, udpConfig)
@@ -202,8 +203,8 @@ func TestUDPScopeOfRoute(t *testing.T) {
 	})
 }
 
-// TestAnotherBackendGivesUpTheTunnel: systemd hands over what a run with udp has left; with another backend it would
-// swallow what the network has no more specific route for.
+// TestAnotherBackendGivesUpTheTunnel: systemd hands over what a run with udp has left; with another
+// backend it would swallow what the network has no more specific route for.
 func TestAnotherBackendGivesUpTheTunnel(t *testing.T) {
 	t.Parallel()
 	c, h := oneHost(t, udpConfig)

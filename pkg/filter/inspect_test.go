@@ -89,7 +89,8 @@ func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
 	})
 }
 
-// TestUnreadableRulesAreACondition: after some failures in a row, which are not after each other at once.
+// TestUnreadableRulesAreACondition: after some failures in a row, which are not after each other at
+// once.
 func TestUnreadableRulesAreACondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Open)

@@ -58,8 +58,8 @@ func TestInventory(t *testing.T) {
 	}
 }
 
-// TestInventoryHasWhatIsWanted: of links without addresses and routes only those that were named, and
-// of the routes those that are asked for.
+// TestInventoryHasWhatIsWanted: of links without addresses and routes only those that were named,
+// and of the routes those that are asked for.
 func TestInventoryHasWhatIsWanted(t *testing.T) {
 	b := newBed(t)
 	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare"}}))

@@ -141,7 +141,8 @@ func isNoLink(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE)
 }
 
-// maxSingleReads is the number of links up to which single reads cost less than a list of all links.
+// maxSingleReads is the number of links up to which single reads cost less than a list of all
+// links.
 const maxSingleReads = 256
 
 // find adds the existing links of the wanted indexes.

@@ -10,7 +10,8 @@ import (
 	"flanneld/pkg/dataplane"
 )
 
-// TestRouteWithoutGatewayIsOfScopeGlobal: as the original's is, also where one of scope link stands.
+// TestRouteWithoutGatewayIsOfScopeGlobal: as the original's is, also where one of scope link
+// stands.
 func TestRouteWithoutGatewayIsOfScopeGlobal(t *testing.T) {
 	b := newBed(t)
 	key := dataplane.RouteKey{Dst: network, Link: uplink}

@@ -55,7 +55,8 @@ const absent = firewall.AbsentError("kernel without nftables")
 // errChanged is the error if other programs changed the rules since they were listed.
 var errChanged = errors.New("rules change faster than they can be read")
 
-// Tables accesses the nftables of one network namespace. Its methods may be called from any goroutine.
+// Tables accesses the nftables of one network namespace. Its methods may be called from any
+// goroutine.
 type Tables struct {
 	ns        *netlink.Namespace
 	isOwnPort func(port uint32) bool // netlink ports, besides its own, whose changes Watch ignores; may be nil

@@ -38,7 +38,8 @@ func (k *idle) Apply(ops []dataplane.Op) []error {
 	return make([]error, len(ops))
 }
 
-// BenchmarkPass is of a host among many peers: its first pass, one that finds nothing to do, and one after a peer has come.
+// BenchmarkPass is of a host among many peers: its first pass, one that finds nothing to do, and
+// one after a peer has come.
 func BenchmarkPass(b *testing.B) {
 	conf, err := netconf.Parse([]byte(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`))
 	if err != nil {

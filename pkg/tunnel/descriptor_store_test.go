@@ -14,8 +14,8 @@ import (
 	"flanneld/pkg/systemd"
 )
 
-// TestTUNOfOverlay: each row is what a host has, and which device the overlay of 10.42.0.0/16, before that 10.44.0.0/16,
-// gets.
+// TestTUNOfOverlay: each row is what a host has, and which device the overlay of 10.42.0.0/16,
+// before that 10.44.0.0/16, gets.
 func TestTUNOfOverlay(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")

@@ -175,7 +175,8 @@ func (x *transmitter) count(peer int32, packets, octets int) {
 	x.sent.octets += octets
 }
 
-// makeRoom sends all messages if there may be no room for the parts and the header of the next packet.
+// makeRoom sends all messages if there may be no room for the parts and the header of the next
+// packet.
 func (x *transmitter) makeRoom(header int) error {
 	if len(x.out) < cap(x.out) && len(x.parts)+2 <= cap(x.parts) &&
 		len(x.headers)+header <= cap(x.headers) {

@@ -82,7 +82,8 @@ func TestTransferWithAllOffloads(t *testing.T) {
 					}
 				}
 			}
-			// One was once missing. The last ones may still lie in the socket when b ends; none is counted twice.
+			// One was once missing. The last ones may still lie in the socket when b ends; none is
+			// counted twice.
 			if sent, received := a.Peers[0].Sent.Packets, b.Peers[0].Received.Packets; received > sent || sent-received > 10 {
 				t.Errorf("%d packets sent, %d received", sent, received)
 			}
@@ -90,7 +91,8 @@ func TestTransferWithAllOffloads(t *testing.T) {
 	}
 }
 
-// TestSmallPathMTU lets a router on the way, or the sender's own route, have a smaller MTU than the device allows for.
+// TestSmallPathMTU lets a router on the way, or the sender's own route, have a smaller MTU than the
+// device allows for.
 func TestSmallPathMTU(t *testing.T) {
 	t.Run("route", func(t *testing.T) {
 		ctx, l := newLab(t, 1, time.Minute)
@@ -197,7 +199,7 @@ func (p *pair) icmpError(to netip.Addr, ttl int) (from netip.Addr, message []byt
 	}
 }
 
-// TestStranger lets somebody who is no peer send 20,000 datagrams to the port.
+// TestStranger sends 20,000 datagrams to the port from a host that is no peer.
 func TestStranger(t *testing.T) {
 	ctx, l := newLabWith(t, lab.Options{Hosts: 3}, 2*time.Minute)
 	p := newPair(t, l, 0, 1472)

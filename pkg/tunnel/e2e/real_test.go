@@ -98,8 +98,8 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-// TestPortIsNotShared: whoever asks the kernel to share the tunnel's port gets nothing, neither at its address nor at
-// all addresses: a peer knows us by that port.
+// TestPortIsNotShared: a process that asks the kernel to share the tunnel's port cannot bind it,
+// neither at its address nor at all addresses, because peers identify this host by the port.
 func TestPortIsNotShared(t *testing.T) {
 	u := listen(t, tunnel.AllOffloads())
 	for _, at := range []netip.Addr{u.Addr().Addr(), netip.IPv4Unspecified()} {
@@ -198,7 +198,7 @@ func TestAdoptUDP(t *testing.T) {
 	}
 }
 
-// atLeast tells whether this kernel is of that version or later.
+// atLeast reports whether this kernel is of that version or later.
 func atLeast(t *testing.T, major, minor int) bool {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -260,8 +260,8 @@ func TestTUN(t *testing.T) {
 	})
 }
 
-// TestPersistentTUNIsTakenOverAndPersistentNoMore: earlier releases left theirs behind, without a descriptor or with one
-// in systemd's store.
+// TestPersistentTUNIsTakenOverAndPersistentNoMore: earlier releases left theirs behind, without a
+// descriptor or with one in systemd's store.
 func TestPersistentTUNIsTakenOverAndPersistentNoMore(t *testing.T) {
 	inNamespace(t, func() {
 		old, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())

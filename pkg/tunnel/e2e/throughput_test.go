@@ -15,9 +15,9 @@ import (
 	"flanneld/pkg/tunnel"
 )
 
-// TestThroughput logs a table: the tunnel with and without offloads, and a loop of one packet a time, beside the bare
-// link and the kernel's vxlan. It asserts nothing, since other programs may be using the machine. TUNNEL_BENCH=tcp
-// measures one stream only, TUNNEL_ONLY=udp one variant.
+// TestThroughput logs a table: the tunnel with and without offloads, and a loop of one packet a
+// time, beside the bare link and the kernel's vxlan. It asserts nothing, since other programs may
+// be using the machine. TUNNEL_BENCH=tcp measures one stream only, TUNNEL_ONLY=udp one variant.
 func TestThroughput(t *testing.T) {
 	if os.Getenv("TUNNEL_BENCH") == "" {
 		t.Skip("SKIPPED: set TUNNEL_BENCH=1 to measure")
@@ -51,7 +51,7 @@ func TestThroughput(t *testing.T) {
 		p.wait(t, ctx)
 		rows[i].pair = p
 	}
-	// Rounds over all variants, so that what else the machine does meets all of them.
+	// Rounds over all variants, so that other load of the machine affects all of them.
 	for range rounds {
 		for i := range rows {
 			rows[i].measure(t, ctx)
@@ -75,7 +75,7 @@ func TestThroughput(t *testing.T) {
 	}
 }
 
-// A row is what was measured of a variant, a number a round.
+// A row is the measurements of a variant, one number per round.
 type row struct {
 	pair                                   *pair
 	one, four, cpu, large, small, p50, p99 []float64

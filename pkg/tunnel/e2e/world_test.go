@@ -25,8 +25,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// endVariable holds the configuration of a process that is one end of a tunnel: each is a process of its own, as in
-// production, so that the two don't share a Go scheduler.
+// endVariable contains the configuration of a process that is one end of a tunnel: each end is a
+// separate process, as in production, so that the two do not share a Go scheduler.
 const endVariable = "TUNNEL_END"
 
 func TestMain(m *testing.M) {
@@ -286,7 +286,7 @@ func startEnd(t testing.TB, h *lab.Host, e end) *lab.Process {
 	return p
 }
 
-// vxlan makes the kernel's overlay between two hosts.
+// vxlan creates the kernel's overlay between two hosts.
 func (p *pair) vxlan(t testing.TB) {
 	t.Helper()
 	for _, side := range []struct {
