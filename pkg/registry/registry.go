@@ -1,10 +1,9 @@
-// Package registry says what a store of leases can do. Its children do it:
-// etcdv2, and memory for tests; one contract suite (registrytest) holds for
-// all of them.
+// Package registry is the interface of a store of leases. etcdv2, etcdv3, and memory for tests
+// implement it. One contract suite (registrytest) tests all of them.
 //
-// Invariant: every write to a lease is a compare-and-swap, so that no host can
-// overwrite what it has not seen; and one entry that cannot be decoded is
-// reported beside the good ones, never instead of them.
+// Invariant: every write to a lease is a compare-and-swap, so that no host can overwrite what it
+// has not seen; and one entry that cannot be decoded is reported beside the valid ones, never
+// instead of them.
 package registry
 
 import (
@@ -17,9 +16,8 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-// Sentinels. Everything else that a Registry returns means "no answer": the
-// store is away, or broken, and the call may be tried again. A write that got
-// no answer may have been done all the same.
+// Sentinel errors. Any other error of a Registry means that there is no answer: the store is away
+// or broken, and the call may be repeated. A write without an answer may have been done.
 var (
 	// ErrNoConfig means that the store answers, and has no network config under the prefix.
 	ErrNoConfig = errors.New("no network config")
@@ -31,10 +29,10 @@ var (
 	// for: the leases must be listed again.
 	ErrHistoryLost = errors.New("watch history lost")
 	// ErrDenied means that the store answers and refuses this user the request. Nothing was done.
-	// That lasts until a person changes it: whoever opened the store tells them, and who
-	// calls it says nothing and tries again now and then.
+	// This lasts until an operator changes it. Whoever opened the store reports it; callers do not
+	// report it and retry now and then.
 	ErrDenied = errors.New("permission denied")
-	// ErrLogin is an ErrDenied too: not even the user is accepted.
+	// ErrLogin is also an ErrDenied: the user or the password is not accepted.
 	ErrLogin = fmt.Errorf("user or password refused: %w", ErrDenied)
 	// ErrNoAPI means that a server answers that does not have this store's API at all: etcd 2
 	// has no v3, etcd 3.6 has no v2.
@@ -42,51 +40,47 @@ var (
 	// ErrLongConfig means that the network config is longer than a config can be. The error
 	// that wraps it says how long.
 	ErrLongConfig = errors.New("network config is too long")
-	// ErrRevisionRollback is an ErrHistoryLost too: the store is at an index below the
-	// one asked for, so it was wiped or restored from a backup.
+	// ErrRevisionRollback is also an ErrHistoryLost: the store is at a lower index than the one
+	// asked for, so it was wiped or restored from a backup.
 	ErrRevisionRollback = fmt.Errorf("the store was wiped or restored: %w", ErrHistoryLost)
 )
 
-// Registry is a store of one network's config and leases. Calls may run
-// concurrently and end with ctx.
+// Registry is a store of one network's config and leases. Calls may run concurrently and end with
+// ctx.
 type Registry interface {
 	// Config returns the raw network config, or ErrNoConfig or ErrLongConfig.
 	Config(ctx context.Context) ([]byte, error)
-	// List returns every lease at one moment. Of when a lease expires, it and
-	// Watch need only tell whether it does; Get and the writes say when.
+	// List returns all leases at one moment. List and Watch need only report whether a lease
+	// expires; Get and the writes report when.
 	List(ctx context.Context) (Listing, error)
-	// Get returns what one lease's key holds now, in the form of the event
-	// that made it so: a lease, Deleted, or Bad. In place of Deleted it may return
-	// another lease with the same IPv4 subnet, which keeps Create from making this one.
+	// Get returns the present content of one lease's key as an event: a lease, Deleted, or Bad.
 	Get(ctx context.Context, subnets lease.Subnets) (Event, error)
-	// Watch blocks until something happened after index and returns it, in
-	// order, with the index to go on from. Renewals that change nothing are
-	// events too. After a long silence it returns no events and no error.
+	// Watch waits until something has happened after index and returns the events in order, with
+	// the index to continue from. Renewals without a change are events too. After a long time
+	// without events, it returns no events and no error.
 	Watch(ctx context.Context, index uint64) ([]Event, uint64, error)
-	// Create makes the lease if its key does not exist and, where the store can tell, no
-	// other lease has the same IPv4 subnet. ttl is rounded up to whole seconds; 0 makes
-	// a reservation.
+	// Create creates the lease if its key does not exist. ttl is rounded up to whole seconds; 0
+	// creates a reservation.
 	Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
-	// Update rewrites the lease if its revision is still that of prev, and
-	// gives it a new ttl (0: a reservation).
+	// Update writes the lease if its revision is still that of prev, with a new ttl (0: a
+	// reservation).
 	Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error)
-	// Release ends the lease if its revision is still that of prev: it is written once
-	// more, as Leaving, and its key is gone when Release returns or within 3 s. If an
-	// error comes in between, the key expires within a minute.
+	// Release ends the lease if its revision is still that of prev: it is written once more, as
+	// Leaving, and its key is gone when Release returns or within 3 s. If an error occurs in
+	// between, the key expires within a minute.
 	Release(ctx context.Context, prev lease.Lease) error
 }
 
-// Limits of what one entry, and all that are no leases, cost whoever reads them. A store
-// may hold anything: a value of many megabytes, or a million keys that are nobody's.
+// Limits of the memory for one entry, and for all entries that are no leases. A store may contain
+// anything: a value of many megabytes, or a million keys that are no leases.
 const (
-	// MaxValue is the longest value, in bytes, that is held.
+	// MaxValue is the length of the longest value, in bytes, that is kept.
 	MaxValue = max(lease.MaxValue, netconf.MaxConfig)
-	// MaxBad is how many entries that are no leases a Listing names.
+	// MaxBad is how many entries that are no leases a Listing has.
 	MaxBad = 1000
 )
 
-// LongConfig returns the error of a network config of size bytes, which are more than
-// MaxValue.
+// LongConfig returns the error for a network config of size bytes, which is more than MaxValue.
 func LongConfig(size int64) error {
 	return fmt.Errorf("%w: must be at most %d bytes long, not %d", ErrLongConfig, netconf.MaxConfig, size)
 }
@@ -94,16 +88,16 @@ func LongConfig(size int64) error {
 // Listing is all leases at one index.
 type Listing struct {
 	Leases []lease.Lease
-	// Bad has all entries that are no leases and have the key of one, whose subnets are taken
-	// by them, and MaxBad of the others.
+	// Bad has all entries that are no leases but have the key of one, whose subnets they occupy,
+	// and up to MaxBad of the others.
 	Bad   []Bad
-	More  int    // entries that are no leases and not in Bad
-	Index uint64 // Watch from here
+	More  int    // number of entries that are no leases and not in Bad
+	Index uint64 // index to watch from
 
-	nameless int // in Bad: without subnets
+	nameless int // entries in Bad without subnets
 }
 
-// Add adds what a key holds: a lease written, or a bad entry.
+// Add adds the content of a key: a lease or an invalid entry.
 func (l *Listing) Add(ev Event) {
 	switch {
 	case ev.Bad == nil:
@@ -133,16 +127,16 @@ type Event struct {
 // Bad is an entry that is not a lease.
 type Bad struct {
 	Key      string        // last element of the key, shortened by ShortKey
-	Subnets  lease.Subnets // of the key, where only the value is bad; else none
-	Revision uint64        // of the last write, so that its owner can put it right
-	Err      error         // names the field and the value
+	Subnets  lease.Subnets // of the key, if only the value is invalid; else none
+	Revision uint64        // of the last write, so that its owner can correct it
+	Err      error         // has the field and the value
 }
 
-// mostKey is the longest key that is not shortened: longer than that of any lease.
+// mostKey is the length of the longest key that is not shortened. It is longer than that of any
+// lease.
 const mostKey = 128
 
-// ShortKey returns the last element of a key as a Bad has it: a long one is cut, and says
-// how long it was.
+// ShortKey returns the last element of a key for a Bad. A long one is cut, with its length added.
 func ShortKey(key string) string {
 	if len(key) <= mostKey {
 		return key

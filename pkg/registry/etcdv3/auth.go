@@ -15,14 +15,14 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// token is what etcd gave for the password. It expires when it is not used
-// for some minutes, when etcd is started again, and when users are changed.
+// token is the token that etcd has issued for the password. It expires after some minutes without
+// use, at a restart of etcd, and after a change of users.
 type token struct {
 	text  string
-	known bool // an empty text is known to be right: etcd asks for none
+	known bool // an empty token is known to be right: etcd requires none
 }
 
-// authenticate adds the token to a request, asking for one if there is none.
+// authenticate adds the token to a request. It requests one if there is none.
 func (l *link) authenticate(ctx context.Context) (context.Context, token, error) {
 	if l.endpoints.Username == "" {
 		return ctx, token{}, nil
@@ -51,7 +51,7 @@ func (l *link) authenticate(ctx context.Context) (context.Context, token, error)
 	return ctx, t, nil
 }
 
-// loginError: there is no token to be had.
+// loginError means that etcd issues no token.
 type loginError struct {
 	user string
 	err  error
@@ -60,7 +60,7 @@ type loginError struct {
 func (e *loginError) Error() string { return fmt.Sprintf("log in as %q: %v", e.user, e.err) }
 func (e *loginError) Unwrap() error { return e.err }
 
-// forget drops a token that was refused, unless there is another one by now.
+// forget drops a rejected token, unless there is a newer one.
 func (l *link) forget(used token) {
 	t := <-l.token
 	if t == used {
@@ -69,12 +69,12 @@ func (l *link) forget(used token) {
 	l.token <- t
 }
 
-// tokenRefused: the request was not done for want of a good token.
+// tokenRefused reports whether a request was rejected, and not done, because of its token.
 func tokenRefused(err error) bool {
 	return refused(err, rpctypes.ErrInvalidAuthToken) || refused(err, rpctypes.ErrAuthOldRevision) || refused(err, rpctypes.ErrUserEmpty)
 }
 
-// facts returns the code and the text of what etcd or gRPC says in err.
+// facts returns code and text of an error of etcd or gRPC.
 func facts(err error) (codes.Code, string) {
 	var said rpctypes.EtcdError
 	var plain interface{ GRPCStatus() *status.Status }
@@ -93,13 +93,13 @@ func facts(err error) (codes.Code, string) {
 	return codes.Unknown, err.Error()
 }
 
-// refused reports whether err is this refusal of etcd's.
+// refused reports whether err is this error of etcd.
 func refused(err, refusal error) bool {
 	_, text := facts(err)
 	return err != nil && text == refusal.Error()
 }
 
-// failure is an error in plain words, with the endpoints it is about.
+// failure is an error in plain words with its endpoints.
 type failure struct {
 	text  string
 	cause error
@@ -108,8 +108,7 @@ type failure struct {
 func (f *failure) Error() string { return f.text }
 func (f *failure) Unwrap() error { return f.cause }
 
-// explain names the endpoints, and says what is wrong with those that cannot
-// be connected to.
+// explain names the endpoints and what is wrong with those that cannot be connected to.
 func (l *link) explain(err error) error {
 	var done *failure
 	cause := err
@@ -122,7 +121,7 @@ func (l *link) explain(err error) error {
 		text = "no answer in time"
 	case code == codes.Unimplemented || strings.Contains(text, "server preface") || strings.Contains(text, "HTTP status code"):
 		text = "does not speak etcd's v3 API: " + text
-		// Of an HTTP/1 server, such as etcd 2, gRPC quotes what it found in place of HTTP/2.
+		// For an HTTP/1 server, such as etcd 2, gRPC quotes the answer.
 		if code == codes.Unimplemented || strings.Contains(text, "looked like an HTTP/1.1 header") {
 			cause = errors.Join(err, registry.ErrNoAPI)
 		}
@@ -154,8 +153,8 @@ func (l *link) explain(err error) error {
 	return &failure{strings.Join(strings.Fields(text), " "), cause}
 }
 
-// Roles returns the roles of the user that etcd knows this client as, by its name. A user may
-// ask for their own.
+// Roles returns the roles of a user, which is the one that etcd knows this client as. A user may
+// ask for its own roles.
 func (r *Registry) Roles(ctx context.Context, user string) (roles []string, err error) {
 	err = r.link.read(ctx, answerTimeout, func(ctx context.Context) error {
 		resp, err := r.link.login.UserGet(ctx, &pb.AuthUserGetRequest{Name: user})

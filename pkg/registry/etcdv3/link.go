@@ -31,19 +31,20 @@ import (
 
 const (
 	dialTimeout = time.Second
-	// A connection with a request or a watch on it is asked for a sign of life
-	// after pingAfter, the least that gRPC allows, and given up pingTimeout later.
+	// A connection with a request or a watch is pinged after pingAfter, the minimum in gRPC, and
+	// closed after pingTimeout without a reply.
 	pingAfter   = 10 * time.Second
 	pingTimeout = 5 * time.Second
-	// refusalTimeout is for finding out why a write failed; longer than etcd.Options.Remedy takes.
+	// refusalTimeout is the time for finding out why a write failed. It is longer than
+	// etcd.Options.Remedy takes.
 	refusalTimeout = 3 * time.Second
-	// Bounds of the wait between attempts to connect.
+	// Limits of the wait between attempts to connect.
 	redialLeast, redialMost = 100 * time.Millisecond, 2 * time.Second
-	// maxHeader bounds what comes beside an answer, such as etcd's text of an error.
+	// maxHeader is the maximum size of an answer's headers, such as the text of an error.
 	maxHeader = 16 << 10
 )
 
-// link is the connections to an etcd's endpoints, with the credentials.
+// link has the connections to the endpoints of an etcd, and the credentials.
 type link struct {
 	options   etcd.Options
 	files     *etcd.Files
@@ -51,11 +52,11 @@ type link struct {
 	conn      *grpc.ClientConn
 	conns     etcd.ConnTracker
 	login     pb.AuthClient
-	token     chan token // holds the one there is
+	token     chan token // holds the token
 
 	mu       sync.Mutex
 	troubles map[string]error      // why the last attempt to connect to an endpoint failed
-	dials    map[string]*pace.Pace // to each endpoint
+	dials    map[string]*pace.Pace // pace of connecting, by endpoint
 }
 
 func newLink(o etcd.Options) (*link, error) {
@@ -102,7 +103,7 @@ func newLink(o etcd.Options) (*link, error) {
 
 func (l *link) close() { l.conn.Close() }
 
-// dialed is a connection that knows where it goes.
+// dialed is a connection with its endpoint.
 type dialed struct {
 	net.Conn
 	to etcd.Endpoint
@@ -117,7 +118,7 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 				return nil
 			}
 			l.options.Announce(address)
-			// What was sent and is not acknowledged for so long never will be.
+			// Data that are not acknowledged within this time are lost.
 			cerr := c.Control(func(fd uintptr) {
 				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(pingTimeout.Milliseconds()))
 			})
@@ -135,7 +136,7 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 				l.note(e, err)
 				return nil, err
 			}
-			if !e.Secure() { // else it remains to be seen
+			if !e.Secure() { // with TLS, the handshake may still fail
 				l.note(e, nil)
 			}
 			return &dialed{l.conns.Add(conn), e}, nil
@@ -144,8 +145,8 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 	return nil, fmt.Errorf("no endpoint %s", url)
 }
 
-// pace waits until an endpoint may be connected to again: gRPC connects at once after a
-// connection that was good for a moment.
+// pace waits until an endpoint may be connected to again. gRPC itself reconnects at once after a
+// connection that worked for a moment.
 func (l *link) pace(ctx context.Context, url string) error {
 	l.mu.Lock()
 	p := l.dials[url]
@@ -158,7 +159,7 @@ func (l *link) pace(ctx context.Context, url string) error {
 	return pace.Sleep(ctx, wait)
 }
 
-// note keeps why an endpoint could not be connected to.
+// note records why an endpoint could not be connected to.
 func (l *link) note(e etcd.Endpoint, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,7 +170,7 @@ func (l *link) note(e etcd.Endpoint, err error) {
 	}
 }
 
-// remedied returns why an endpoint was not understood, with what to set if TLS is why.
+// remedied returns the error of a connection, with what to set if TLS is the reason.
 func (l *link) remedied(e etcd.Endpoint, err error) error {
 	if remedy := l.options.Remedy(context.Background(), e, err); remedy != "" {
 		return fmt.Errorf("%w: %s", err, remedy)
@@ -177,8 +178,7 @@ func (l *link) remedied(e etcd.Endpoint, err error) error {
 	return err
 }
 
-// handshaker speaks TLS with the endpoints that want it, with the files as
-// they are then.
+// handshaker starts TLS with the endpoints that use it, with the present TLS files.
 type handshaker struct{ l *link }
 
 // ClientHandshake implements credentials.TransportCredentials.
@@ -189,7 +189,7 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 	}
 	if !d.to.Secure() {
 		return insecure.NewCredentials().ClientHandshake(ctx, authority, newHeard(raw, func(err error) {
-			if remedied := h.l.remedied(d.to, err); remedied != err { // else gRPC says why
+			if remedied := h.l.remedied(d.to, err); remedied != err { // else gRPC reports the error
 				h.l.note(d.to, remedied)
 			}
 		}))
@@ -218,15 +218,15 @@ func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
 	return conn, nil
 }
 
-// heard reports once what became of a connection: at the first answer, or the end that comes
-// in its place. TLS 1.3 has a client believe in it before the server has seen the client's
-// certificate: that it was refused is told afterwards.
+// heard reports the result of a connection once: at the first answer, or at the end of the
+// connection. With TLS 1.3, the client's handshake ends before the server has checked the client's
+// certificate, so a rejection arrives later.
 type heard struct {
 	net.Conn
 	told  func(error)
 	once  sync.Once
-	known chan struct{} // closed when told has returned
-	why   error         // the end; to be read when known is closed
+	known chan struct{} // closed after told has returned
+	why   error         // error that ended the connection; valid after known is closed
 }
 
 func newHeard(c net.Conn, told func(error)) *heard {
@@ -241,7 +241,7 @@ func (c *heard) Read(p []byte) (int, error) {
 			if n == 0 {
 				c.why = err
 			}
-			if !errors.Is(c.why, net.ErrClosed) { // which we did
+			if !errors.Is(c.why, net.ErrClosed) { // closed by this side
 				c.told(c.why)
 			}
 		})
@@ -249,8 +249,8 @@ func (c *heard) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write fails on a connection that the server has ended. gRPC then closes it, although its reader,
-// which it starts first, may not have read yet why; so that gets the time for it.
+// Write fails on a connection that the server has closed. gRPC then closes it too, although its
+// reader may not have read the reason yet; so Write waits for the reader.
 func (c *heard) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {
@@ -284,13 +284,13 @@ func (h handshaker) Clone() credentials.TransportCredentials { return h }
 // OverrideServerName implements credentials.TransportCredentials.
 func (h handshaker) OverrideServerName(string) error { return errors.New("not supported") }
 
-// read does what may be done twice: at each endpoint once, if need be.
+// read does an operation that may be done twice: if need be, once at each endpoint.
 func (l *link) read(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
 	return l.try(ctx, limit, true, do)
 }
 
-// write does what must not be done twice. It is tried again only where etcd
-// said that it did nothing.
+// write does an operation that must not be done twice. It is retried only if etcd reports that it
+// did nothing.
 func (l *link) write(ctx context.Context, do func(context.Context) error) error {
 	return l.try(ctx, answerTimeout, false, do)
 }
@@ -318,8 +318,8 @@ func (l *link) try(ctx context.Context, limit time.Duration, twice bool, do func
 	}
 }
 
-// attempt does one request, with what every request has. A member that is cut
-// off from the others refuses it: what it knows may be old.
+// attempt does one request. It requires a leader: a member that is cut off from the others rejects
+// the request, because its data may be old.
 func (l *link) attempt(ctx context.Context, limit time.Duration, do func(context.Context) error) (token, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

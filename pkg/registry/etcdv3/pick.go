@@ -9,16 +9,16 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// avoidTime is how long an endpoint that accepted a request and did not serve it, as a member
-// without a leader or one that hangs, is asked only if no other is connected. gRPC's own outlier
-// detection needs a number of requests first, and belongs to its xDS packages.
+// avoidTime is how long an endpoint that accepted a request and did not serve it is used only if no
+// other is connected. Such an endpoint is a member without a leader, or one that hangs. The outlier
+// detection of gRPC needs several failed requests and belongs to its xDS packages.
 const avoidTime = 5 * time.Second
 
 const pickerName = "flanneld_turns"
 
 func init() { balancer.Register(base.NewBalancerBuilder(pickerName, turnsBuilder{}, base.Config{})) }
 
-// turnsBuilder makes pickers that use the endpoints in turn.
+// turnsBuilder creates pickers that use the endpoints in turn.
 type turnsBuilder struct{}
 
 // Build implements base.PickerBuilder.
@@ -33,8 +33,8 @@ func (turnsBuilder) Build(info base.PickerBuildInfo) balancer.Picker {
 	return p
 }
 
-// turns picks one of the connections that are ready. A change of these makes a new one, which has
-// forgotten who is to be avoided.
+// turns uses the ready connections in turn. A change of these creates a new one, which does not
+// know which endpoints to avoid.
 type turns struct {
 	mu   sync.Mutex
 	all  []*turn
@@ -63,7 +63,7 @@ func (p *turns) Pick(balancer.PickInfo) (balancer.PickResult, error) {
 	return balancer.PickResult{SubConn: picked.conn, Done: func(d balancer.DoneInfo) { p.done(picked, d.Err) }}, nil
 }
 
-// done notes how a request ended.
+// done records the result of a request.
 func (p *turns) done(t *turn, err error) {
 	if err == nil {
 		return

@@ -17,24 +17,24 @@ import (
 )
 
 const (
-	// maxMessage bounds an answer: a page of leases is below 1 MB.
+	// maxMessage is the maximum size of an answer. A page of leases is below 1 MB.
 	maxMessage = 4 << 20
-	// maxEntry bounds what a key and its value take in an answer; it is the limit of one key,
-	// and of several in proportion.
+	// maxEntry is the maximum size of a key and its value in an answer for one key, and in
+	// proportion for several.
 	maxEntry = registry.MaxValue + 4<<10
-	// maxKey bounds an answer that is one key without its value. There is no other way to
-	// what comes behind it, and none is longer than a request of etcd's may be.
+	// maxKey is the maximum size of an answer for one key without its value. Such an answer is the
+	// only way to the keys after it. No key is longer than a request of etcd may be.
 	maxKey = 64 << 20
 )
 
-// entry is a key as etcd holds it.
+// entry is a key in etcd.
 type entry struct {
 	*mvccpb.KeyValue
-	long int64 // about how many bytes the value has, if it was too long to be read; else 0
+	long int64 // approximate size of a value that was too long to be read; else 0
 }
 
-// get reads keys as the whole cluster knows them, not only the member asked. An answer for a
-// few keys is not to be longer than so many leases can be: see tooLong.
+// get reads keys with a quorum, not only from the member that is asked. The size of an answer for a
+// few keys is limited to that of so many leases; see tooLong.
 func (r *Registry) get(ctx context.Context, limit time.Duration, req *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
 	most := maxMessage
 	switch {
@@ -53,35 +53,35 @@ func (r *Registry) get(ctx context.Context, limit time.Duration, req *pb.RangeRe
 	return resp, err
 }
 
-// tooLong reports whether an error is that an answer was longer than it may be, and how long.
-// gRPC says so of one of which it reads no more than that.
+// tooLong reports whether an error means that an answer was longer than its limit, and its length.
+// gRPC does not read such an answer.
 func tooLong(err error) (size int64, is bool) {
 	code, text := facts(err)
 	what, numbers, cut := strings.Cut(text, "(")
 	if code != codes.ResourceExhausted || !cut || !strings.HasPrefix(what, "grpc: ") || !strings.Contains(what, "larger than max") {
-		return 0, false // etcd has its own reasons for this code
+		return 0, false // etcd uses this code for other errors
 	}
 	digits, _, _ := strings.Cut(numbers, " ")
 	size, err = strconv.ParseInt(digits, 10, 64)
 	return size, err == nil
 }
 
-// walk calls each with the keys from one to another, as they are at one revision, until it
-// returns false; count is how many there are in all. They are read page by page: the next page
-// is on its way while one is looked at, and no more of what etcd answers is held than those.
+// walk calls each with the keys of a range, as they are at one revision, until each returns false.
+// count is the number of keys in the range. Keys are read in pages. The next page is requested
+// while one is processed, and no more is held in memory than these two.
 //
-// Somebody may keep huge values there. Then pages become smaller, down to one key, of which
-// only the name is read if its value is too long; and larger again behind it.
+// If there are huge values, pages become smaller, down to one key. If its value is too long, only
+// the key is read. After that, pages become larger again.
 func (r *Registry) walk(ctx context.Context, from, to string, most int64, each func(kv entry, count int64) bool) (revision uint64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	req := &pb.RangeRequest{Key: []byte(from), RangeEnd: []byte(to), Limit: most}
-	var long int64 // of the next key: its value is so long
+	var long int64 // size of the next key's value, which is too long
 	for next := r.ask(ctx, req); ; {
 		p := <-next
 		if size, is := tooLong(p.err); is && !req.KeysOnly {
 			again := *req
-			if req.Revision == 0 { // what is read again must be what was too long
+			if req.Revision == 0 { // the second reading must be of the same value
 				now, err := r.get(ctx, pageTimeout, &pb.RangeRequest{Key: req.Key, CountOnly: true})
 				if err != nil {
 					return 0, err
@@ -98,7 +98,7 @@ func (r *Registry) walk(ctx context.Context, from, to string, most int64, each f
 		if p.err != nil {
 			return 0, p.err
 		}
-		if !ascend(req.Key, p.Kvs) { // there might be no end of them
+		if !ascend(req.Key, p.Kvs) { // else there might be no end
 			return 0, errDisorder
 		}
 		revision = uint64(p.Header.Revision)
@@ -127,7 +127,7 @@ func (r *Registry) walk(ctx context.Context, from, to string, most int64, each f
 	}
 }
 
-// ascend reports whether keys are in order, and none is before the one that was asked for.
+// ascend reports whether keys are in order, and none precedes the requested one.
 func ascend(from []byte, kvs []*mvccpb.KeyValue) bool {
 	for _, kv := range kvs {
 		if bytes.Compare(kv.Key, from) < 0 {
@@ -143,7 +143,7 @@ type page struct {
 	err error
 }
 
-// ask has a page come.
+// ask requests a page.
 func (r *Registry) ask(ctx context.Context, req *pb.RangeRequest) <-chan page {
 	came := make(chan page, 1)
 	go func() {

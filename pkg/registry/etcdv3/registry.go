@@ -1,18 +1,15 @@
-// Package etcdv3 is the registry kept in etcd's v3 API, as flannel since 0.18
-// keeps it: <prefix>/config and <prefix>/subnets/10.42.7.0-24, the latter
-// attached to etcd leases of 24 hours.
+// Package etcdv3 is the registry in etcd's v3 API, as in flannel since 0.18: <prefix>/config and
+// <prefix>/subnets/10.42.7.0-24, the latter attached to etcd leases of 24 hours.
 //
-// It knows keys, revisions, etcd leases and etcd's errors; it logs nothing and
-// repeats only what cannot have been done twice, because only the caller knows
-// what is urgent. It speaks to etcd by the official API and key operations, but
-// on a connection of its own: the official client asks for a password before
-// it can be had, waits without end for an etcd that is away, and mends a broken
-// watch in silence, where a store may have become another one.
+// It knows keys, revisions, etcd leases and etcd's errors. It does not log, and it repeats only
+// what cannot have been done twice, because only the caller knows what is urgent. It uses the
+// official API and key operations on its own connection: the official client requests a token
+// before it can be issued, waits forever for an etcd that is away, and repairs a broken watch
+// silently, although the store may have been replaced.
 //
-// Invariant: every request is bounded in time, so that an etcd which accepts
-// connections and never answers looks like one that is away; the watch index
-// never moves past an event that was not delivered; and only an etcd lease that
-// was granted by the very call is ever revoked.
+// Invariant: every request has a time limit, so that an etcd which accepts connections and never
+// answers looks like one that is away; the watch index never moves past an event that was not
+// delivered; and an etcd lease is revoked only by the call that was granted it.
 package etcdv3
 
 import (
@@ -39,22 +36,22 @@ import (
 )
 
 const (
-	// answerTimeout is how long one endpoint may take for its answer.
+	// answerTimeout is the time in which an endpoint must answer.
 	answerTimeout = 5 * time.Second
-	// A listing, which may be many megabytes on a slow line, is read by pages.
+	// A listing, which may be many megabytes on a slow line, is read in pages.
 	listTimeout = 2 * time.Minute
 	pageTimeout = 10 * time.Second
 	pageSize    = 2000
-	// tailPage is for the keys of one IPv4 subnet, of which there is one unless somebody does harm.
+	// tailPage is the page size for the keys of one IPv4 subnet. Normally there is one.
 	tailPage = 32
-	// mostExpected bounds the room that is made on etcd's word alone.
+	// mostExpected limits the memory that is allocated because of etcd's count.
 	mostExpected = 1 << 16
 )
 
-// Options say where etcd is and how to speak to it.
+// Options are the options of a connection to etcd.
 type Options = etcd.Options
 
-// Registry is a network's part of an etcd v3 store.
+// Registry is the part of an etcd v3 store that belongs to a network.
 type Registry struct {
 	link    *link
 	kv      client.KV // for transactions
@@ -62,30 +59,30 @@ type Registry struct {
 	leases  pb.LeaseClient
 	watches pb.WatchClient
 	config  string // key of the network config
-	subnets string // what the keys of leases begin with; ends in a slash
+	subnets string // prefix of the keys of leases; ends with a slash
 	timeout time.Duration
 	poll    time.Duration
 	page    int64
 
-	life    context.Context // of streams; ends with Close
+	life    context.Context // context of streams; ends with Close
 	end     context.CancelFunc
 	streams sync.WaitGroup
 	mu      sync.Mutex
-	kept    *stream // of the last Watch, for the next one
+	kept    *stream // stream of the last Watch, for the next one
 }
 
 var _ registry.Registry = (*Registry)(nil)
 
-// DiscardLog has gRPC print nothing to stderr: every call tells its caller anyway. Its logger is
-// the process's, and may only be set before gRPC is used, so this is for the program to call.
+// DiscardLog makes gRPC print nothing to standard error: callers get all errors anyway. gRPC's
+// logger is global and may only be set before gRPC is used, so the program must call this.
 func DiscardLog() {
 	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" {
 		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	}
 }
 
-// New makes a Registry. It does no I/O but for reading the TLS files; errors
-// name the endpoint or the flag that is wrong, and never contain a password.
+// New returns a Registry. It does no I/O except for reading the TLS files. Errors name the endpoint
+// or the flag that is wrong, and never contain a password.
 func New(o Options) (*Registry, error) {
 	l, err := newLink(o)
 	if err != nil {
@@ -97,11 +94,11 @@ func New(o Options) (*Registry, error) {
 		ranges:  pb.NewKVClient(l.conn),
 		leases:  pb.NewLeaseClient(l.conn),
 		watches: pb.NewWatchClient(l.conn),
-		// To v3 a key is any text: with and without a slash at the beginning
-		// are two networks, and the user says which one he means.
+		// In v3, a key is any text: prefixes with and without a leading slash are two networks. The
+		// user selects one.
 		config:  path.Join(o.Prefix, "config"),
 		subnets: path.Join(o.Prefix, "subnets") + "/",
-		// Every endpoint gets its chance.
+		// Each endpoint has its own time limit.
 		timeout: answerTimeout * time.Duration(len(l.endpoints.All)+1),
 		poll:    pollTime,
 		page:    pageSize,
@@ -110,24 +107,23 @@ func New(o Options) (*Registry, error) {
 	return r, nil
 }
 
-// Close ends all connections, and with them the calls in flight.
+// Close closes all connections. Calls in progress fail.
 func (r *Registry) Close() {
 	r.mu.Lock()
-	r.end() // no stream begins after this
+	r.end() // no stream is opened after this
 	r.mu.Unlock()
 	r.link.close()
 	r.streams.Wait()
 }
 
-// Reconnect drops all connections, whose calls fail. To be called when the host
-// has another address.
+// Reconnect closes all connections; their calls fail. Call it when the host has another address.
 func (r *Registry) Reconnect() { r.link.conns.CloseAll() }
 
 // ConfigKey returns the key of the network config.
 func (r *Registry) ConfigKey() string { return r.config }
 
-// Config implements registry.Registry. Of an etcd that has no v3 API it says so. It is called
-// now and then, which is when the TLS files are looked at.
+// Config implements registry.Registry. It reports an etcd without v3 API. It is called now and
+// then, and checks the TLS files each time.
 func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	r.link.files.Check()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
@@ -149,15 +145,15 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	return resp.Kvs[0].Value, nil
 }
 
-// List implements registry.Registry. It only tells whether a lease expires, not
-// when: that is one more request for each, and only the owner needs to know.
-// Expires of those that do is the time of the listing.
+// List implements registry.Registry. It reports whether a lease expires, but not when: that needs a
+// request for each lease, and only the owner needs to know. Expires of an expiring lease is the
+// time of the listing.
 func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
 	defer cancel()
 	l, err := r.list(ctx)
 	for tries := 1; tries < 3 && refused(err, rpctypes.ErrCompacted); tries++ {
-		l, err = r.list(ctx) // history was cut off between two pages
+		l, err = r.list(ctx) // history was compacted between two pages
 	}
 	if err != nil {
 		return registry.Listing{}, fmt.Errorf("list %s: %w", r.subnets, err)
@@ -191,7 +187,7 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 	if found.KeyValue == nil {
 		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: revision}, Deleted: true}, nil
 	}
-	// The time left is etcd's word, the clock is ours: so clocks need not agree.
+	// The time left is etcd's, the clock is this host's, so their clocks need not agree.
 	expires := now
 	if id := found.Lease; id != 0 {
 		left, err := r.timeToLive(ctx, id, false)
@@ -222,14 +218,13 @@ func (r *Registry) holder(ctx context.Context, subnets lease.Subnets) (found ent
 
 func (r *Registry) key(subnets lease.Subnets) string { return r.subnets + lease.Key(subnets) }
 
-// The keys of leases with the same IPv4 subnet and different IPv6 subnets are the key
-// without an IPv6 subnet and those that go on with "&": from tails to tailsEnd.
+// The keys of leases with the same IPv4 subnet and different IPv6 subnets are the key without an
+// IPv6 subnet, and those that continue with "&": from tails to tailsEnd.
 func tails(key string) string    { return key + "&" }
 func tailsEnd(key string) string { return key + "'" }
 
-// parseKey reads the subnets from what a key has behind r.subnets. A key that goes
-// deeper is none of a lease: v3 has no directories, so it says nothing of the key
-// that it extends.
+// parseKey parses the subnets in the part of a key after r.subnets. A longer path is no lease: v3
+// has no directories, so it does not affect the key that it extends.
 func parseKey(rest string) (lease.Subnets, error) {
 	if strings.Contains(rest, "/") {
 		return lease.Subnets{}, lease.Fault{Kind: "the key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
@@ -237,13 +232,13 @@ func parseKey(rest string) (lease.Subnets, error) {
 	return lease.ParseKey(rest)
 }
 
-// name returns what a key of etcd's has behind r.subnets, in bytes of its own.
+// name returns the part of a key of etcd after r.subnets, as a copy.
 func (r *Registry) name(key []byte) string {
 	return string(bytes.TrimPrefix(key, []byte(r.subnets)))
 }
 
-// decode reads a key as a lease written, or as a bad entry. expires is for a
-// key with an etcd lease; one without is a reservation.
+// decode converts a key to a lease, or to an invalid entry. expires is for a key with an etcd
+// lease; one without is a reservation.
 func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 	name, revision := r.name(kv.Key), uint64(kv.ModRevision)
 	subnets, err := parseKey(name)
@@ -266,11 +261,11 @@ func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 	return registry.Event{Lease: l}
 }
 
-// errNoHeader: something answers in etcd's place.
+// errNoHeader means that something else than etcd has answered.
 var errNoHeader = errors.New("answer is not one of etcd's: it has no header")
 
-// errDisorder: it does not know what comes next.
+// errDisorder means that keys were not in order.
 var errDisorder = errors.New("answer is not one of etcd's: its keys are not in order")
 
-// errGone is the conflict of a key that does not exist.
+// errGone is the conflict for a key that does not exist.
 var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)

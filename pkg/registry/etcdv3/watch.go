@@ -20,41 +20,40 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// pollTime is how long a watch waits in silence before etcd is asked whether
-// all is well. Some jitter is added, lest a whole cluster asks in step. A dead
-// connection is noticed much earlier, by gRPC's signs of life.
+// pollTime is the time without events after which a watch checks etcd. Jitter prevents that all
+// hosts do so at the same time. A dead connection is noticed earlier, by gRPC's pings.
 const pollTime = 30 * time.Second
 
-// mostEvents bounds what is held of events that belong together. A transaction of etcd's does
-// 128 things, unless it is told otherwise.
+// mostEvents is the maximum number of events that belong together. A transaction of etcd has 128
+// operations unless configured otherwise.
 const mostEvents = 1 << 13
 
 const (
-	// mostWaiting bounds the responses that wait to be taken, and mostGathered the events of
-	// those that are taken at a time, but for the last one.
+	// mostWaiting is the maximum number of responses that wait to be handled. mostGathered is the
+	// maximum number of events of those that are handled at once, without the last one.
 	mostWaiting  = 16
 	mostGathered = 1000
 )
 
 var errSilence = errors.New("watch was quiet")
 
-// stream is one watch of etcd's. It outlives the call of Watch that began it:
-// the next one, if it goes on from the same index, takes it up again.
+// stream is one watch of etcd. It outlives the call of Watch that opened it: the next call uses it
+// if it continues at the same index.
 type stream struct {
-	index   uint64 // what came until here was handed out
+	index   uint64 // events up to this index were delivered
 	batches chan batch
 	err     error // why batches was closed
 	cancel  context.CancelFunc
 }
 
-// batch is what happened up to an index.
+// batch is the events up to an index.
 type batch struct {
 	events []registry.Event
 	index  uint64
 }
 
-// Watch implements registry.Registry. What one etcd transaction did comes together.
-// Of a lease written it only tells whether it expires, as List does.
+// Watch implements registry.Registry. The events of one etcd transaction are returned together. As
+// with List, a lease only tells whether it expires.
 func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
 	events, next, err := r.watch(ctx, index)
 	switch {
@@ -79,12 +78,12 @@ func (r *Registry) watch(ctx context.Context, index uint64) ([]registry.Event, u
 		s.cancel()
 		return nil, index, r.link.explain(err)
 	}
-	next := s.index // read first: who takes the stream up changes it
+	next := s.index // read before keep: the next Watch changes it
 	r.keep(s)
 	return events, next, err
 }
 
-// stream returns a stream that goes on after index: the kept one, or a new one.
+// stream returns a stream that continues after index: the kept one or a new one.
 func (r *Registry) stream(ctx context.Context, index uint64) (*stream, error) {
 	r.mu.Lock()
 	s := r.kept
@@ -102,7 +101,7 @@ func (r *Registry) stream(ctx context.Context, index uint64) (*stream, error) {
 		return err
 	})
 	if err == nil && now < index {
-		// The member may be behind the others, or the store another one.
+		// The member may be behind the others, or the store may be another one.
 		if err = r.probe(ctx, index); err != nil {
 			s.cancel()
 		}
@@ -110,21 +109,21 @@ func (r *Registry) stream(ctx context.Context, index uint64) (*stream, error) {
 	return s, err
 }
 
-// keep leaves a stream to the next Watch.
+// keep keeps a stream for the next Watch.
 func (r *Registry) keep(s *stream) {
 	r.mu.Lock()
 	other := r.kept
 	r.kept = s
 	r.mu.Unlock()
-	if other != nil { // of a concurrent Watch
+	if other != nil { // kept by a concurrent Watch
 		other.cancel()
 	}
 }
 
-// open begins a stream, within the time that ctx leaves, and tells the
-// revision of the member that serves it.
+// open opens a stream within the time limit of ctx and returns the revision of the member that
+// serves it.
 func (r *Registry) open(ctx context.Context, index uint64) (*stream, uint64, error) {
-	// The stream itself has no limit, but what else ctx has.
+	// The stream itself has no time limit, but all other values of ctx.
 	md, _ := metadata.FromOutgoingContext(ctx)
 	life, cancel := context.WithCancel(metadata.NewOutgoingContext(r.life, md))
 	inTime := context.AfterFunc(ctx, cancel)
@@ -139,7 +138,7 @@ func (r *Registry) open(ctx context.Context, index uint64) (*stream, uint64, err
 	s := &stream{index: index, batches: make(chan batch, mostWaiting), cancel: cancel}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.life.Err() != nil { // closed meanwhile
+	if r.life.Err() != nil { // closed in the meantime
 		cancel()
 		return nil, 0, r.life.Err()
 	}
@@ -151,7 +150,7 @@ func (r *Registry) open(ctx context.Context, index uint64) (*stream, uint64, err
 	return s, uint64(first.GetHeader().GetRevision()), nil
 }
 
-// begin asks for the watch and waits until etcd has made it.
+// begin requests the watch and waits until etcd has created it.
 func (r *Registry) begin(ctx context.Context, index uint64) (pb.Watch_WatchClient, *pb.WatchResponse, error) {
 	wire, err := r.watches.Watch(ctx)
 	if err != nil {
@@ -161,12 +160,12 @@ func (r *Registry) begin(ctx context.Context, index uint64) (pb.Watch_WatchClien
 		Key:           []byte(r.subnets),
 		RangeEnd:      []byte(client.GetPrefixRangeEnd(r.subnets)),
 		StartRevision: int64(index) + 1,
-		// While the leases are quiet, how far etcd is: so that a watch which
-		// is made anew does not ask for history that is gone.
+		// Progress notifications tell etcd's revision while the leases are quiet, so that a new
+		// watch does not need history that is gone.
 		ProgressNotify: true,
-		Fragment:       true, // or many huge values would make one huge message
+		Fragment:       true, // else many huge values would make one huge message
 	}}})
-	if err != nil && !errors.Is(err, io.EOF) { // whose cause Recv tells
+	if err != nil && !errors.Is(err, io.EOF) { // Recv returns the cause of EOF
 		return nil, nil, err
 	}
 	first, err := wire.Recv()
@@ -179,7 +178,7 @@ func (r *Registry) begin(ctx context.Context, index uint64) (pb.Watch_WatchClien
 	return wire, first, err
 }
 
-// cancelled gives the error of a response that ends the watch.
+// cancelled returns the error of a response that ends the watch, or nil.
 func cancelled(resp *pb.WatchResponse) error {
 	switch {
 	case resp.CompactRevision != 0:
@@ -193,8 +192,8 @@ func cancelled(resp *pb.WatchResponse) error {
 	return status.Error(codes.FailedPrecondition, "etcd ended the watch: "+resp.CancelReason)
 }
 
-// receive reads what a stream brings until that ends. Fragments of one
-// response are put together, since the index must not stop between them.
+// receive reads responses until the stream ends. It joins the fragments of a response, because the
+// index must not stop between them.
 func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batches chan<- batch) error {
 	var b batch
 	for {
@@ -205,11 +204,12 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 		size, isLong := tooLong(err)
 		switch {
 		case isLong:
-			// One event may be longer than that, and would be each time. A listing does without.
+			// One event may be longer than the limit, and would be so again. A listing works in
+			// spite of that.
 			return fmt.Errorf("an event is too long to be read: %d bytes: %w", size, registry.ErrHistoryLost)
 		case err != nil:
 			return err
-		case resp.Fragment && len(resp.Events) == 0: // there might be no end of them
+		case resp.Fragment && len(resp.Events) == 0: // else there might be no end
 			return errNoHeader
 		case len(b.events) > mostEvents:
 			return fmt.Errorf("more than %d events come as one: %w", mostEvents, registry.ErrHistoryLost)
@@ -225,8 +225,8 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 			continue
 		}
 		if len(b.events) == 0 {
-			// Nothing happened until there. A response with events may be
-			// of a later revision than those, if more of them are to come.
+			// Nothing happened until this revision. A response with events may have a later
+			// revision than its events if more of them follow.
 			b.index = uint64(resp.GetHeader().GetRevision())
 		}
 		select {
@@ -238,8 +238,8 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 	}
 }
 
-// next waits for what comes next and moves the stream's index past it.
-// errSilence means that nothing came for a while.
+// next waits for the next batch and moves the stream's index past it. errSilence means that there
+// was none in the given time.
 func (r *Registry) next(ctx context.Context, s *stream) ([]registry.Event, error) {
 	silence := time.NewTimer(r.poll + rand.N(r.poll/2))
 	defer silence.Stop()
@@ -257,14 +257,13 @@ func (r *Registry) next(ctx context.Context, s *stream) ([]registry.Event, error
 	}
 }
 
-// gather adds to events those that have come, too: whoever takes them slowly takes many at a
-// time.
+// gather adds the events that have arrived already: a slow caller gets many at once.
 func (s *stream) gather(events []registry.Event) []registry.Event {
 	for len(events) < mostGathered {
 		select {
 		case b, ok := <-s.batches:
 			if !ok {
-				return events // why, the next call says
+				return events // the next call returns the error
 			}
 			s.index = max(s.index, b.index)
 			events = append(events, b.events...)
@@ -275,9 +274,9 @@ func (s *stream) gather(events []registry.Event) []registry.Event {
 	return events
 }
 
-// probe finds out whether etcd is there and still the one that index is from.
-// The read needs a quorum. An etcd that was wiped or restored counts again
-// from below: waiting there for the old index would be waiting in vain.
+// probe finds out whether etcd is there and has the store that index is from. The read needs a
+// quorum. An etcd that was wiped or restored counts from a lower index, and waiting there for the
+// old index would never end.
 func (r *Registry) probe(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -291,7 +290,7 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 	return nil
 }
 
-// event reads one event of etcd's.
+// event converts one event of etcd.
 func (r *Registry) event(ev *mvccpb.Event) registry.Event {
 	if ev.Type != mvccpb.DELETE {
 		return r.decode(entry{KeyValue: ev.Kv}, time.Now())

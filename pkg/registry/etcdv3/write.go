@@ -15,8 +15,8 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// Create implements registry.Registry. It makes the key if nobody has a lease of the IPv4
-// subnet, be it with another IPv6 subnet or without one.
+// Create implements registry.Registry. It creates the key if no host has a lease of the IPv4
+// subnet, with another IPv6 subnet or without one.
 func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -43,7 +43,7 @@ func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.At
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	// There may be tails that are nobody's lease. None may be new.
+	// There may be tails that are no leases. None may be newer.
 	plain := r.key(lease.Subnets{V4: subnets.V4})
 	return r.put(ctx, &mvccpb.KeyValue{Key: []byte(r.key(subnets)), Value: value}, g,
 		client.Compare(client.CreateRevision(plain), "=", 0),
@@ -52,11 +52,9 @@ func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.At
 
 // Update implements registry.Registry.
 //
-// The etcd lease that carries nothing but this key, with this ttl, is kept
-// alive and stays; that is so at every renewal, whoever granted it, and leaves
-// nothing behind. Any other is replaced by a fresh one and left to end by
-// itself: it may be somebody's who looks after it, or carry other keys, and
-// revoking it would delete those.
+// An etcd lease that has only this key, and this ttl, is kept and renewed, whoever granted it, so
+// that renewals leave nothing behind. Any other one is replaced by a new one and ends by itself:
+// another program may use it, or it may have other keys, which revoking it would delete.
 func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -87,11 +85,10 @@ func (r *Registry) update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	return r.put(ctx, kv, g, client.Compare(client.ModRevision(string(kv.Key)), "=", int64(prev.Revision)))
 }
 
-// releaseTTL is how long a key lives that was released and then not deleted.
+// releaseTTL is the time that a released key remains if deleting it fails.
 const releaseTTL = time.Minute
 
-// Release implements registry.Registry. The etcd lease, which may carry other
-// keys, ends by itself.
+// Release implements registry.Registry. The etcd lease, which other keys may use, ends by itself.
 func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -140,14 +137,14 @@ func (r *Registry) find(ctx context.Context, prev lease.Lease) (*mvccpb.KeyValue
 	return found.KeyValue, nil
 }
 
-// put writes kv's key and value under g if the conditions hold. kv also says
-// when the key was created, if it exists.
+// put writes kv's key and value under g if the conditions hold. If the key exists, kv has its
+// creation revision.
 func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, conditions ...client.Cmp) (lease.Lease, error) {
 	key := string(kv.Key)
 	resp, err := r.swap(ctx, key, client.OpPut(key, string(kv.Value), client.WithLease(client.LeaseID(g.id))), conditions...)
 	switch {
 	case refused(err, rpctypes.ErrLeaseNotFound):
-		err = errGone // it ended just now, and took the key along
+		err = errGone // the etcd lease has just ended, and the key with it
 	case err != nil:
 	case resp.Succeeded:
 		kv.Lease, kv.ModRevision = g.id, resp.Header.Revision
@@ -155,7 +152,7 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 			kv.CreateRevision = kv.ModRevision
 		}
 	default:
-		// A request that was sent twice on its way conflicts with itself.
+		// A request that was sent twice conflicts with itself.
 		switch is := holder(resp, g); {
 		case is != nil:
 			is.Value = kv.Value
@@ -177,8 +174,8 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 	return ev.Lease, nil
 }
 
-// swap does op if the conditions hold; if they don't it reads the key, without its value,
-// which may be of any length.
+// swap does op if the conditions hold. Else it reads the key without its value, which may have any
+// length.
 func (r *Registry) swap(ctx context.Context, key string, op client.Op, conditions ...client.Cmp) (resp *client.TxnResponse, err error) {
 	err = r.link.write(ctx, func(ctx context.Context) (err error) {
 		resp, err = r.kv.Txn(ctx).If(conditions...).Then(op).Else(client.OpGet(key, client.WithKeysOnly())).Commit()
@@ -190,7 +187,7 @@ func (r *Registry) swap(ctx context.Context, key string, op client.Op, condition
 	return resp, err
 }
 
-// conflict says why the conditions of a swap of an existing key did not hold.
+// conflict returns why the conditions of a swap of an existing key did not hold.
 func conflict(resp *client.TxnResponse) error {
 	if len(resp.Responses) > 0 && len(resp.Responses[0].GetResponseRange().GetKvs()) == 0 {
 		return errGone
@@ -198,8 +195,7 @@ func conflict(resp *client.TxnResponse) error {
 	return registry.ErrConflict
 }
 
-// holder returns the key as it was found, if it carries the fresh g: nobody but
-// us can have put it there.
+// holder returns the key if it is attached to the fresh g: only this call can have written it.
 func holder(resp *client.TxnResponse, g grant) *mvccpb.KeyValue {
 	for _, one := range resp.Responses {
 		for _, kv := range one.GetResponseRange().GetKvs() {
@@ -211,24 +207,24 @@ func holder(resp *client.TxnResponse, g grant) *mvccpb.KeyValue {
 	return nil
 }
 
-// grant is an etcd lease; the zero one is that of a reservation.
+// grant is an etcd lease; the zero value is that of a reservation.
 type grant struct {
 	id      int64
 	expires time.Time
-	fresh   bool // by this very call
+	fresh   bool // granted by this call
 }
 
-// grant asks for an etcd lease. If the answer is lost, the lease ends by itself.
+// grant requests an etcd lease. If the answer is lost, the lease ends by itself.
 func (r *Registry) grant(ctx context.Context, ttl int64) (grant, error) {
 	if ttl == 0 {
 		return grant{}, nil
 	}
-	// Taken before asking: the time of the answer must not lengthen the lease.
+	// The time before the request: the time of the answer must not lengthen the lease.
 	now := time.Now()
 	var given *pb.LeaseGrantResponse
 	err := r.link.write(ctx, func(ctx context.Context) (err error) {
 		given, err = r.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: ttl})
-		if err == nil && given.ID == 0 { // which would make a reservation
+		if err == nil && given.ID == 0 { // 0 would make a reservation
 			return errNoHeader
 		}
 		return err
@@ -239,13 +235,13 @@ func (r *Registry) grant(ctx context.Context, ttl int64) (grant, error) {
 	return grant{given.ID, now.Add(time.Duration(given.TTL) * time.Second), true}, nil
 }
 
-// prolong keeps an etcd lease alive, if it is fit to stay.
+// prolong renews an etcd lease if it may be kept.
 func (r *Registry) prolong(ctx context.Context, id, ttl int64) (g grant, kept bool, err error) {
 	if id == 0 || ttl == 0 {
 		return grant{}, false, nil
 	}
 	had, err := r.timeToLive(ctx, id, true)
-	if _, is := tooLong(err); is { // it carries any number of keys
+	if _, is := tooLong(err); is { // it has many keys
 		return grant{}, false, nil
 	}
 	if err != nil || had.GrantedTTL != ttl || len(had.Keys) != 1 {
@@ -271,7 +267,7 @@ func (r *Registry) prolong(ctx context.Context, id, ttl int64) (g grant, kept bo
 	return grant{id: id, expires: now.Add(time.Duration(left) * time.Second)}, left > 0, nil
 }
 
-// timeToLive asks for what is left of an etcd lease, and perhaps for its keys.
+// timeToLive requests the time left of an etcd lease, and optionally its keys.
 func (r *Registry) timeToLive(ctx context.Context, id int64, keys bool) (resp *pb.LeaseTimeToLiveResponse, err error) {
 	err = r.link.read(ctx, answerTimeout, func(ctx context.Context) (err error) {
 		resp, err = r.leases.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: id, Keys: keys})
@@ -280,9 +276,9 @@ func (r *Registry) timeToLive(ctx context.Context, id int64, keys bool) (resp *p
 	return resp, err
 }
 
-// drop revokes a fresh grant whose write failed. A write that got no answer
-// may have been done, and then revoking would delete the lease that its owner
-// finds when he looks again; such a grant is left to end by itself.
+// drop revokes a fresh grant whose write failed. A write without an answer may have been done, and
+// revoking would then delete the lease that its owner finds at the next look; such a grant ends by
+// itself.
 func (r *Registry) drop(ctx context.Context, g grant, why error) {
 	switch code, _ := facts(why); {
 	case !g.fresh:
@@ -292,14 +288,14 @@ func (r *Registry) drop(ctx context.Context, g grant, why error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
 	defer cancel()
-	// It ends by itself if this fails, in its own time.
+	// If this fails, it ends by itself.
 	_ = r.link.write(ctx, func(ctx context.Context) error {
 		_, err := r.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: g.id})
 		return err
 	})
 }
 
-// seconds rounds up: etcd takes whole seconds.
+// seconds rounds up: etcd uses whole seconds.
 func seconds(ttl time.Duration) int64 {
 	return int64((ttl + time.Second - 1) / time.Second)
 }

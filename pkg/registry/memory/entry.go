@@ -7,7 +7,7 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// write puts a lease and gives it as the registry holds it.
+// write stores a lease and returns it as stored.
 func (r *Registry) write(key string, a lease.Attrs, ttl time.Duration, created uint64) (lease.Lease, error) {
 	value, err := a.Encode()
 	if err != nil {
@@ -60,7 +60,7 @@ func (r *Registry) remove(key string) {
 	r.record(change{index: r.index, event: ev})
 }
 
-// event reads an entry as etcd's adapter does.
+// event converts an entry as etcd's adapters do.
 func (e *entry) event(key string) registry.Event {
 	subnets, err := lease.ParseKey(key)
 	var a lease.Attrs
@@ -79,7 +79,7 @@ func (e *entry) stop() {
 	}
 }
 
-// record remembers a change and wakes the watchers.
+// record adds a change to the history and wakes the watchers.
 func (r *Registry) record(c change) {
 	r.history = append(r.history, c)
 	r.trim()

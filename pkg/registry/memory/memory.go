@@ -1,8 +1,8 @@
-// Package memory is a registry in this process, for tests: the same promises
-// as a real one (contract suite registrytest), and ways to break it at will.
+// Package memory is a registry in this process for tests. It fulfils the contract of a real one
+// (contract suite registrytest) and can be made to fail.
 //
-// Time is time.Now and time.AfterFunc, so that testing/synctest controls
-// expiry. It is no store for a daemon: nothing outlives the process.
+// It uses time.Now and time.AfterFunc, so testing/synctest controls expiry. It is not for a daemon:
+// nothing outlives the process.
 package memory
 
 import (
@@ -26,17 +26,17 @@ type Registry struct {
 	entries map[string]*entry
 	history []change
 	keep    int           // length of history
-	batch   int           // events that one Watch brings at most; 0: all there are
-	dropped uint64        // index of the last event that is forgotten
+	batch   int           // maximum number of events that one Watch returns; 0: all
+	dropped uint64        // index of the last dropped event
 	wake    chan struct{} // closed at each change
 	fail    error
 	hook    Hook
 }
 
-// Hook may fail one call. It is told the operation ("config", "list", "get",
-// "watch", "create", "update", "release") and, for the last four but watch, the
-// subnets; before the call is done and after, with done telling which. An error
-// afterwards is an answer that was lost: the call has had its effect.
+// Hook may make a call fail. It is called with the operation ("config", "list", "get", "watch",
+// "create", "update", "release") and, for the last four except watch, the subnets: before the
+// operation is done and afterwards, with done telling which. An error afterwards is a lost answer:
+// the operation was done.
 type Hook func(op string, subnets lease.Subnets, done bool) error
 
 type entry struct {
@@ -49,12 +49,12 @@ type entry struct {
 type change struct {
 	index uint64
 	event registry.Event
-	all   bool // everything was deleted
+	all   bool // all leases were deleted
 }
 
 var _ registry.Registry = (*Registry)(nil)
 
-// New makes an empty registry that remembers the last 1000 events, as etcd v2 does.
+// New returns an empty registry that keeps the last 1000 events, as etcd v2 does.
 func New() *Registry {
 	return &Registry{entries: map[string]*entry{}, keep: 1000, wake: make(chan struct{})}
 }
@@ -67,7 +67,7 @@ func (r *Registry) SetConfig(config []byte) {
 	r.index++
 }
 
-// SetHistory bounds how many events are remembered.
+// SetHistory sets how many events are kept.
 func (r *Registry) SetHistory(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -75,21 +75,22 @@ func (r *Registry) SetHistory(n int) {
 	r.trim()
 }
 
-// SetBatch bounds how many events one Watch brings: 1, as in etcd v2; 0 is no bound.
+// SetBatch sets how many events one Watch returns at most: 1 as in etcd v2, 0 without a limit.
 func (r *Registry) SetBatch(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.batch = n
 }
 
-// SetHook has h called around each call; nil ends that.
+// SetHook sets the hook of each call; nil removes it.
 func (r *Registry) SetHook(h Hook) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.hook = h
 }
 
-// Fail makes every call, those waiting in Watch too, fail with err, until it is nil.
+// Fail makes every call fail with err, including those that wait in Watch, until it is called with
+// nil.
 func (r *Registry) Fail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,21 +98,21 @@ func (r *Registry) Fail(err error) {
 	r.stir()
 }
 
-// Put writes anything under a key below subnets/, as an operator may. ttl 0 is forever.
+// Put writes any value to a key below subnets/, as an operator may. ttl 0 is forever.
 func (r *Registry) Put(key, value string, ttl time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.put(key, value, ttl, 0)
 }
 
-// Remove deletes a key below subnets/, if it is there.
+// Remove deletes a key below subnets/ if it exists.
 func (r *Registry) Remove(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.remove(key)
 }
 
-// RemoveAll deletes all leases by one event.
+// RemoveAll deletes all leases in one event.
 func (r *Registry) RemoveAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -120,7 +121,7 @@ func (r *Registry) RemoveAll() {
 	r.record(change{index: r.index, all: true})
 }
 
-// Wipe makes the registry a new one: no config, no leases, and counting from 0.
+// Wipe empties the registry: no config, no leases, and indexes from 0.
 func (r *Registry) Wipe() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -201,7 +202,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 	}
 }
 
-// since returns what happened after index.
+// since returns the events after index.
 func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 	if index > r.index {
 		return nil, index, fmt.Errorf("index went back from %d to %d: %w", index, r.index, registry.ErrRevisionRollback)
@@ -285,7 +286,7 @@ func (r *Registry) holder(subnets lease.Subnets) (string, *entry) {
 	return "", nil
 }
 
-// find returns the entry of a lease, nil if it is not at the revision of prev.
+// find returns the entry of a lease, or nil if it is not at the revision of prev.
 func (r *Registry) find(prev lease.Lease) (string, *entry) {
 	key := lease.Key(prev.Subnets)
 	if e := r.entries[key]; e != nil && e.modified == prev.Revision {
@@ -294,7 +295,7 @@ func (r *Registry) find(prev lease.Lease) (string, *entry) {
 	return "", nil
 }
 
-// call runs do under the lock, with the failures that tests ask for around it.
+// call runs do under the lock, with the failures that a test has set.
 func (r *Registry) call(ctx context.Context, op string, subnets lease.Subnets, do func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -305,7 +306,7 @@ func (r *Registry) call(ctx context.Context, op string, subnets lease.Subnets, d
 	if fail != nil {
 		return fail
 	}
-	if hook != nil { // without the lock: it may write
+	if hook != nil { // without the lock, because it may write
 		if err := hook(op, subnets, false); err != nil {
 			return err
 		}

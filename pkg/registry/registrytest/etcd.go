@@ -20,7 +20,7 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// An API is a registry in one of etcd's.
+// An API is a registry in one of etcd's APIs.
 type API struct {
 	Name string // v2 or v3
 	New  func(etcd.Options) (Closer, error)
@@ -32,7 +32,7 @@ type Closer interface {
 	Close()
 }
 
-// Prefix is where the leases of the tests are.
+// Prefix is the prefix of the tests' leases.
 const Prefix = "/coreos.com/network"
 
 // Open opens a registry until the test ends.
@@ -46,13 +46,13 @@ func (a API) Open(t testing.TB, o etcd.Options) registry.Registry {
 	return r
 }
 
-// at opens the registry of an etcd that wants nothing.
+// at opens the registry of an etcd without TLS and users.
 func (a API) at(t testing.TB, e *etcdtest.Etcd) registry.Registry {
 	t.Helper()
 	return a.Open(t, etcd.Options{Endpoints: []string{e.URL}, Prefix: Prefix})
 }
 
-// Run runs the contract, and what holds for a registry in etcd beyond it.
+// Run runs the contract and additional tests for a registry in etcd.
 func (a API) Run(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, API){
 		"contract":             testContract,
@@ -86,14 +86,15 @@ func testContract(t *testing.T, a API) {
 	})
 }
 
-// An Operator does to an etcd what operators, other hosts and time do. Names are those of leases.
+// An Operator does to an etcd what operators, other hosts and expiry do. Leases are identified by
+// the last element of their keys.
 type Operator struct {
 	T      testing.TB
 	Store  etcdkeys.Store
 	Prefix string
 }
 
-// NewOperator returns that of an etcd through one of its APIs, at the prefix of the tests.
+// NewOperator returns the Operator of an etcd through one of its APIs, at the prefix of the tests.
 func NewOperator(t testing.TB, e *etcdtest.Etcd, api string) Operator {
 	t.Helper()
 	return Operator{t, e.Store(t, api), Prefix}
@@ -132,20 +133,20 @@ func (o Operator) RemoveAll() {
 	o.check(o.Store.Delete(context.Background(), o.Prefix+"/subnets"))
 }
 
-// ForgetHistory has etcd forget the events until now.
+// ForgetHistory makes etcd drop the history of its events.
 func (o Operator) ForgetHistory() {
 	o.T.Helper()
 	o.check(o.Store.ForgetHistory(context.Background()))
 }
 
-// Timeout returns a context for one call, however busy the machine is.
+// Timeout returns a context for one call, also on a busy machine.
 func Timeout(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// List lists, or ends the test.
+// List lists the leases. It ends the test on an error.
 func List(t testing.TB, r registry.Registry) registry.Listing {
 	t.Helper()
 	l, err := r.List(Timeout(t))
@@ -155,7 +156,7 @@ func List(t testing.TB, r registry.Registry) registry.Listing {
 	return l
 }
 
-// Calls makes each call once, and returns what came of them by name.
+// Calls calls each method once and returns the errors by name.
 func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[string]error) {
 	l7 := lease.Lease{Subnets: subnets(7), Attrs: attrs(7), Revision: 7}
 	errs := map[string]error{}
@@ -170,7 +171,7 @@ func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[stri
 	return l, errs
 }
 
-// What may be wrong with options is package etcd's business; New says it.
+// Invalid options are tested in package etcd; New must return their errors.
 func testBadOptions(t *testing.T, a API) {
 	for want, o := range map[string]etcd.Options{
 		"-etcd-endpoints": {Endpoints: []string{" "}},
@@ -184,7 +185,7 @@ func testBadOptions(t *testing.T, a API) {
 	}
 }
 
-// testFailover: of several endpoints, one that answers is enough.
+// testFailover checks that one endpoint of several is enough.
 func testFailover(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t)
 	NewOperator(t, server, a.Name).SetConfig("{}")
@@ -194,7 +195,8 @@ func testFailover(t *testing.T, a API) {
 			t.Errorf("config %q, %v", c, err)
 		}
 	}
-	// Creating may be tried at one endpoint only, since it might have been done; the next try goes on.
+	// Create is tried at one endpoint only, because it may have been done. The next call uses the
+	// next endpoint.
 	var err error
 	for range 3 {
 		if _, err = r.Create(Timeout(t), subnets(7), attrs(7), time.Hour); err == nil {
@@ -206,7 +208,7 @@ func testFailover(t *testing.T, a API) {
 	}
 }
 
-// testLongConfig: of a config that is too long it is said how long it is, about.
+// testLongConfig checks that the error for a config that is too long has its approximate length.
 func testLongConfig(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
 	r, o := a.at(t, server), NewOperator(t, server, a.Name)
@@ -227,7 +229,7 @@ func testLongConfig(t *testing.T, a API) {
 	}
 }
 
-// RunUnixSocket is a test of its own, because it changes the environment.
+// RunUnixSocket is a separate test, because it changes the environment.
 func (a API) RunUnixSocket(t *testing.T) {
 	server := etcdtest.StartEtcd(t)
 	socket := filepath.Join(t.TempDir(), "etcd.sock")
@@ -238,7 +240,7 @@ func (a API) RunUnixSocket(t *testing.T) {
 	t.Cleanup(func() { l.Close() })
 	go relay.Serve(l, func() (net.Conn, error) { return net.Dial("tcp", strings.TrimPrefix(server.URL, "http://")) })
 	NewOperator(t, server, a.Name).SetConfig("{}")
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} { // which are not for sockets
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} { // they do not apply to sockets
 		t.Setenv(name, "http://127.0.0.1:1")
 	}
 	r := a.Open(t, etcd.Options{Endpoints: []string{"unix://" + socket}, Prefix: Prefix})
@@ -247,8 +249,8 @@ func (a API) RunUnixSocket(t *testing.T) {
 	}
 }
 
-// testRestartAndWipe: of an etcd that is stopped and started a watch goes on where it was; of one that has lost its data
-// it does not.
+// testRestartAndWipe checks that a watch continues after a restart of etcd, and fails after the
+// loss of its data.
 func testRestartAndWipe(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t)
 	r := a.at(t, server)
@@ -287,7 +289,7 @@ func testRestartAndWipe(t *testing.T, a API) {
 		t.Errorf("watch after the restart: %+v", events)
 	}
 
-	// A new etcd at the old address counts from below: the old index would never come.
+	// A new etcd at the old address has lower indexes: the old index would never be reached.
 	watch()
 	server.Stop()
 	if err := <-ended; err == nil {

@@ -46,8 +46,8 @@ func (s *suite) lifecycle() {
 	}
 }
 
-// leaving: that a lease is being given up is told by all that tell of it, and is
-// taken back by writing it without that.
+// leaving checks that all methods report that a lease is being given up, and that writing it
+// without Leaving ends this.
 func (s *suite) leaving() {
 	index := s.listing().Index
 	made, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
@@ -64,7 +64,7 @@ func (s *suite) leaving() {
 		}
 	}
 	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(2), ttl)
-	s.want(err, registry.ErrConflict) // the subnet still is taken
+	s.want(err, registry.ErrConflict) // the subnet is still leased
 	back, err := s.Registry.Update(s.ctx, marked, attrs(1), ttl)
 	s.must(err)
 	if got := s.only(); !got.SameAs(made) || !back.SameAs(made) {
@@ -92,7 +92,7 @@ func (s *suite) conflicts() {
 	_, err = s.Registry.Update(s.ctx, second, attrs(2), ttl)
 	s.want(err, registry.ErrConflict)
 	s.want(s.Registry.Release(s.ctx, second), registry.ErrConflict)
-	// Without a revision nothing may be written: to etcd that would mean "whatever is there".
+	// A write without a revision must fail: for etcd it would be unconditional.
 	s.Put(lease.Key(subnets(7)), s.value(3), 0)
 	_, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7)}, attrs(2), ttl)
 	s.want(err, registry.ErrConflict)
@@ -132,8 +132,8 @@ func (s *suite) preAssigned() {
 	}
 }
 
-// dualStack: the lease of a dual-stack host is of both its subnets, and so is its key. A lease
-// of the IPv4 subnet alone is another one.
+// dualStack checks that the lease and the key of a dual-stack host have both subnets, and that a
+// lease of the IPv4 subnet alone is another one.
 func (s *suite) dualStack() {
 	const key = "10.42.7.0-24&fd42:0:0:7::-64"
 	both := lease.Subnets{V4: subnets(7).V4, V6: netip.MustParsePrefix("fd42:0:0:7::/64")}
@@ -163,7 +163,7 @@ func (s *suite) dualStack() {
 			s.Errorf("event %d is %+v", i, ev)
 		}
 	}
-	// It comes back, beside one of the IPv4 subnet alone, which goes.
+	// It is written again, beside one of the IPv4 subnet alone, which is removed.
 	l, err = s.Registry.Create(s.ctx, both, attrs(1), ttl)
 	s.must(err)
 	ev, err = s.Registry.Get(s.ctx, subnets(7))
@@ -229,7 +229,7 @@ func (s *suite) ttl() {
 	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), 24*time.Hour)
 	s.must(err)
 	near("created", l, 24*time.Hour)
-	// A listing need not tell when a lease expires, but it must tell that it does.
+	// A listing need not report when a lease expires, but that it does.
 	if listed := s.only(); listed.Reservation() || listed.Expires.After(l.Expires.Add(time.Second)) {
 		s.Errorf("listed as %+v", listed)
 	}
@@ -244,7 +244,7 @@ func (s *suite) ttl() {
 	if l.Reservation() {
 		s.Error("100 ms became forever")
 	}
-	// A subnet of its own, with an end that is near: it goes away by itself.
+	// This subnet's lease expires by itself.
 	_, err = s.Registry.Create(s.ctx, subnets(9), attrs(1), time.Second)
 	s.must(err)
 	for s.ctx.Err() == nil && len(s.listing().Leases) > 0 {

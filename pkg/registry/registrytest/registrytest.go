@@ -1,9 +1,7 @@
-// Package registrytest is the contract of registry.Registry as tests. Every
-// registry runs it; what one passes and another does not is a bug in one of
-// them, or a promise that is missing here.
+// Package registrytest tests the contract of registry.Registry. Every implementation runs it. A
+// difference between two of them is a bug in one, or a missing test here.
 //
-// It needs a way round the registry (Harness) to do what operators, other
-// hosts and time do to a store.
+// A Harness does to a store what operators, other hosts and expiry do, without the registry.
 package registrytest
 
 import (
@@ -21,18 +19,18 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// Harness is an empty registry and a back door to its store. Keys are the
-// last elements of those below subnets/.
+// Harness is an empty registry and direct access to its store. Keys are the last elements of the
+// keys below subnets/.
 type Harness struct {
 	Registry      registry.Registry
 	SetConfig     func(value string)
 	Put           func(key, value string, ttl time.Duration) // unconditional; ttl 0 is forever
 	Remove        func(key string)
 	RemoveAll     func() // all leases at once
-	ForgetHistory func() // have the store forget the events until now
+	ForgetHistory func() // drop the history of events
 }
 
-// Run runs the contract; make gives a fresh Harness for each part.
+// Run runs the contract; make returns a new Harness for each part.
 func Run(t *testing.T, make func(t *testing.T) Harness) {
 	for _, part := range []struct {
 		name string
@@ -118,7 +116,7 @@ func (s *suite) listing() registry.Listing {
 	return l
 }
 
-// only returns the one lease there is.
+// only returns the only lease.
 func (s *suite) only() lease.Lease {
 	s.Helper()
 	l := s.listing()
@@ -134,7 +132,7 @@ func (s *suite) events(index uint64, n int) ([]registry.Event, uint64) {
 	return Events(s.T, s.Registry, index, n)
 }
 
-// Events waits for n events after an index, which are all there are.
+// Events waits for n events after an index. There must be no others.
 func Events(t testing.TB, r registry.Registry, index uint64, n int) ([]registry.Event, uint64) {
 	t.Helper()
 	var all []registry.Event
@@ -197,7 +195,7 @@ func (s *suite) list() {
 	}
 }
 
-// badValues are the keys and values of entries that are no leases; true where the key alone is good.
+// badValues are keys and values of entries that are no leases; true if the key is valid.
 func badValues() map[string]struct {
 	value string
 	good  bool
@@ -278,8 +276,8 @@ func (s *suite) listMany() {
 	s.listOneMoment()
 }
 
-// listOneMoment: a listing is of one moment, however long it takes. Of two leases
-// at the ends of it the first is written first, so the other is never ahead.
+// listOneMoment checks that a listing is of one moment, however long it takes. Of two leases at its
+// ends, the first one is always written first, so the other one is never ahead.
 func (s *suite) listOneMoment() {
 	first, last := ipv4("1.0.0.0/24"), ipv4("99.0.0.0/24")
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -341,7 +339,7 @@ func (s *suite) get() {
 	if ev.Bad == nil || ev.Bad.Subnets != subnets(7) || ev.Bad.Revision <= l.Revision {
 		s.Fatalf("bad value: %+v", ev)
 	}
-	// The revision of a bad entry is good enough to put it right.
+	// The revision of an invalid entry must be usable to correct it.
 	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7), Revision: ev.Bad.Revision}, attrs(1), ttl)
 	s.must(err)
 	if got := s.only(); !got.SameAs(l) {

@@ -13,8 +13,8 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// testRenewed runs a registry over TLS while etcd's certificate is renewed by the same CA, then
-// everything by another one. Files that are broken in between change nothing.
+// testRenewed checks a registry with TLS while etcd's certificate is renewed by the same CA, and
+// then everything by another one. Invalid files in between must change nothing.
 func testRenewed(t *testing.T, a API) {
 	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("server")
@@ -46,7 +46,7 @@ func testRenewed(t *testing.T, a API) {
 		if _, err := r.Config(Timeout(r)); !errors.Is(err, registry.ErrNoConfig) || !wrong() {
 			t.Errorf("broken %s: told %v; config %v", file, told, err)
 		}
-		if file != ca.File { // which is etcd's too
+		if file != ca.File { // etcd has the same CA file
 			r.goesOn("broken " + file)
 		}
 		if err := os.WriteFile(file, good, 0o600); err != nil {
@@ -86,8 +86,8 @@ func (r *renewed) begin() {
 	r.revision, r.index = made.Revision, listing.Index
 }
 
-// goesOn restarts etcd, so that it reads its files, and wants the lease to be renewed, and that
-// to be seen.
+// goesOn restarts etcd, which then reads its files, and checks that the lease can be renewed and
+// watched.
 func (r *renewed) goesOn(when string) {
 	r.Helper()
 	r.server.Stop()

@@ -16,7 +16,8 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// testCertificates: what is wrong with the certificates of either side is said with the flag that mends it.
+// testCertificates checks that an error about the certificates of either side names the flag to
+// set.
 func testCertificates(t *testing.T, a API) {
 	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 	serverCert, serverKey := ca.Issue("server")
@@ -56,7 +57,8 @@ func testCertificates(t *testing.T, a API) {
 	}
 }
 
-// testCertificatesInTime: an etcd whose certificate is wrong is not spoken to; put right in place, it is.
+// testCertificatesInTime checks that an etcd with a wrong certificate is not used, and that it is
+// used after the file was replaced.
 func testCertificatesInTime(t *testing.T, a API) {
 	ca := etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("server")
@@ -79,7 +81,7 @@ func testCertificatesInTime(t *testing.T, a API) {
 	ca.Issue("server", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	fails("expired")
 	ca.Issue("server")
-	fails("certificate") // ours
+	fails("certificate") // the client's certificate
 	ca.Issue("client")
 	wait.True(t, "all is well", func() bool {
 		_, err := r.Config(Timeout(t))
@@ -87,7 +89,8 @@ func testCertificatesInTime(t *testing.T, a API) {
 	})
 }
 
-// testNoTLSThere: an https URL of an etcd without TLS names the remedy; one that is away has none.
+// testNoTLSThere checks that an https URL of an etcd without TLS has a remedy in its error, and
+// that an etcd that is down has none.
 func testNoTLSThere(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t)
 	ca := etcdtest.NewAuthority(t)
@@ -102,8 +105,8 @@ func testNoTLSThere(t *testing.T, a API) {
 	})
 }
 
-// testPassword: a password is sent to an etcd that asks for one, also to one that has lost its tokens or let them expire,
-// and is never told.
+// testPassword checks that the password is sent to an etcd that requires one, also to one that has
+// lost its tokens or whose tokens have expired, and that no error contains it.
 func testPassword(t *testing.T, a API) {
 	server := etcdtest.StartEtcd(t, etcdtest.ShortTokens)
 	NewOperator(t, server, a.Name).SetConfig("{}")
@@ -139,7 +142,7 @@ func testPassword(t *testing.T, a API) {
 		})
 	}
 	round("first")
-	server.Stop() // and with it its tokens
+	server.Stop() // etcd loses its tokens
 	server.Start(t)
 	wait.True(t, "etcd is back", func() bool { _, err := r.Config(Timeout(t)); return err == nil })
 	round("after a restart")

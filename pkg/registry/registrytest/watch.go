@@ -8,7 +8,7 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// watch: a watch that waits is told, by writes of the registry and of others.
+// watch checks that a waiting watch returns writes of the registry and of others.
 func (s *suite) watch() {
 	index := s.listing().Index
 	type result struct {
@@ -41,7 +41,8 @@ func (s *suite) watch() {
 	}
 }
 
-// watchFromIndex: what happened while nobody watched is told later, once and in order.
+// watchFromIndex checks that events that happened without a watch are returned later, once and in
+// order.
 func (s *suite) watchFromIndex() {
 	index := s.listing().Index
 	const n = 50
@@ -85,7 +86,7 @@ func (s *suite) watchContext() {
 	s.want(err, context.Canceled)
 }
 
-// watchBad: entries that are no leases are told, and hold nothing up.
+// watchBad checks that entries that are no leases are reported and do not stop the watch.
 func (s *suite) watchBad() {
 	index := s.listing().Index
 	for key, b := range badValues() {
@@ -147,7 +148,7 @@ func (s *suite) allDeleted() {
 	s.Put(lease.Key(subnets(8)), s.value(8), ttl)
 	index := s.listing().Index
 	s.RemoveAll()
-	// One event for all of them cannot be told by leases; one for each can.
+	// One event for all leases cannot be reported by lease; one for each can.
 	gone := map[lease.Subnets]bool{}
 	var err error
 	for err == nil && len(gone) < 2 {
@@ -171,7 +172,7 @@ func (s *suite) allDeleted() {
 	}
 	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
 	s.must(err)
-	// The directory comes to be again by the way; that is no event of a lease.
+	// The directory is created again implicitly. That is no event of a lease.
 	events, _ := s.events(l.Index, 1)
 	if events[0].Lease.Attrs != attrs(7) {
 		s.Errorf("event %+v", events[0])

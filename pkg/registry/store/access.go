@@ -14,8 +14,7 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// Registry is an API of etcd's whose refusals are conditions: that it does not know the user, or
-// does not let the user do something.
+// Registry is an API of etcd whose errors about user and permissions are conditions.
 type Registry struct {
 	Client
 	API        API
@@ -24,7 +23,8 @@ type Registry struct {
 	stats      *stats
 }
 
-// permission is to do some operations. Each may be given without the others.
+// permission is the permission to do some operations. Each permission may be granted without the
+// others.
 type permission string
 
 const (
@@ -33,7 +33,7 @@ const (
 	writing       permission = "write"
 )
 
-// takes returns the permission that an operation takes.
+// takes returns the permission that an operation needs.
 func (o Op) takes() permission {
 	switch o {
 	case OpConfig:
@@ -44,7 +44,7 @@ func (o Op) takes() permission {
 	return writing
 }
 
-// denied says that it is not given.
+// denied returns the text of the condition that it is not granted.
 func (p permission) denied() string {
 	switch p {
 	case readingConfig:
@@ -57,15 +57,14 @@ func (p permission) denied() string {
 
 func (a Registry) id(what string) string { return "etcd-access/" + string(a.API) + "/" + what }
 
-// answered reports whether an operation was carried out, by its error: there may have been nothing
-// to do it with.
+// answered reports by the error of an operation whether it was done, possibly without an effect.
 func answered(err error) bool {
 	return err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) ||
 		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
 }
 
-// note counts a call, and begins or ends the conditions that it tells of. One without an answer
-// tells of none.
+// note counts a call and begins or ends the conditions that follow from its error. A call without
+// an answer changes no condition.
 func (a Registry) note(ctx context.Context, op Op, err error) {
 	a.stats.count(ctx, op, err)
 	switch {
@@ -83,7 +82,7 @@ func (a Registry) note(ctx context.Context, op Op, err error) {
 	}
 }
 
-// forget ends all conditions, of an API that is not asked any more.
+// forget ends all conditions of an API that is no longer used.
 func (a Registry) forget() { a.conditions.Replace(a.id(""), nil) }
 
 // deny begins the condition that the user lacks a permission.
@@ -101,7 +100,7 @@ func (a Registry) deny(ctx context.Context, what permission) {
 	}
 	for _, known := range a.conditions.Current() {
 		if known.ID == c.ID {
-			c.Command = known.Command // which took a question to etcd
+			c.Command = known.Command // avoids another request to etcd
 		}
 	}
 	if c.Command == "" {
@@ -110,14 +109,14 @@ func (a Registry) deny(ctx context.Context, what permission) {
 	a.conditions.Set(c)
 }
 
-// grant returns the commands that permit this host's user to keep its network below prefix:
-// by a role that the user has, if that can be told, else by one of its own.
+// grant returns the commands that permit this host's user to keep its network below prefix: with a
+// role of the user if that is known, else with a new one.
 func (a Registry) grant(ctx context.Context, prefix string) string {
 	o, user := a.options, a.user()
 	if user == "" {
 		return ""
 	}
-	o.Username = user // who changes roles is to log in, too
+	o.Username = user // changing roles requires a login too
 	if a.API == APIv2 {
 		return strings.Join([]string{
 			etcdctl(o, APIv2, "role", "add", "flannel"),
@@ -141,8 +140,8 @@ func (a Registry) grant(ctx context.Context, prefix string) string {
 		etcdctl(o, APIv3, "user", "grant-role", user, "flannel")}, "; ")
 }
 
-// user is whom etcd knows this host as: the user that was given, else, to v3, the common name of
-// the client's certificate.
+// user returns the name by which etcd knows this host: that of the flag, else, in v3, the common
+// name of the client's certificate.
 func (a Registry) user() string {
 	if e, err := a.options.ParseEndpoints(); err == nil && e.Username != "" {
 		return e.Username
@@ -155,8 +154,8 @@ func (a Registry) user() string {
 	return ""
 }
 
-// MoveCommand returns the commands that have this host lease another subnet than one: without its
-// key and the files in which it remembers that, it chooses anew.
+// MoveCommand returns the commands that make this host lease another subnet: without its key and
+// the files with its lease, it chooses a new one.
 func (a Registry) MoveCommand(subnets lease.Subnets, files []string) string {
 	verb, remove := "del", "rm -f"
 	if a.API == APIv2 {

@@ -6,15 +6,15 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// etcdctl returns the command line of etcd's own tool that does args, on the endpoints and
-// with the TLS files of o, for a shell. Where o has a user it is done as root, who may do
-// everything and whose password the tool asks for.
+// etcdctl returns a shell command that runs etcdctl with args, on the endpoints and with the TLS
+// files of o. If o has a user, it uses root, which may do everything; etcdctl asks for the
+// password.
 func etcdctl(o etcd.Options, api API, args ...string) string {
 	version, ca, cert, key, user := "3", "--cacert=", "--cert=", "--key=", "--user="
 	if api == APIv2 {
 		version, ca, cert, key, user = "2", "--ca-file=", "--cert-file=", "--key-file=", "--username="
 	}
-	endpoints, err := o.ParseEndpoints() // which takes the password out of a URL
+	endpoints, err := o.ParseEndpoints() // removes the password from a URL
 	if err != nil {
 		return ""
 	}
@@ -45,7 +45,7 @@ func etcdctl(o etcd.Options, api API, args ...string) string {
 	return strings.Join(words, " ")
 }
 
-// shellWord returns s as one word of a shell's command line.
+// shellWord returns s as one word of a shell command.
 func shellWord(s string) string {
 	plain := func(r rune) bool {
 		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_./:=@%+,-", r)

@@ -9,8 +9,8 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// Stats is what was asked of etcd since Open, and what came of it. What was asked of an API that
-// was not chosen, and did not matter for that, does not count.
+// Stats has the number of calls since Open by operation and result. Calls of an API that was not
+// chosen are not counted if they did not matter for the choice.
 type Stats struct {
 	Calls map[Call]uint64
 }
@@ -35,15 +35,15 @@ const (
 	OpRelease Op = "release"
 )
 
-// Result is what came of an operation.
+// Result is the result of an operation.
 type Result string
 
 // Results of an operation.
 const (
-	Done     Result = "done"     // there was an answer, such as that there is no config
-	Conflict Result = "conflict" // somebody else has written what was to be written
+	Done     Result = "done"     // an answer, including that there is no config
+	Conflict Result = "conflict" // another client has changed the key
 	Denied   Result = "denied"
-	Failed   Result = "failed" // there was no answer, or one of no use
+	Failed   Result = "failed" // no answer, or an unusable one
 )
 
 // stats counts calls.
@@ -71,7 +71,7 @@ func (s *stats) count(ctx context.Context, op Op, err error) {
 	s.calls[Call{op, r}]++
 }
 
-// Stats returns what was counted so far. It may be called from any goroutine.
+// Stats returns the present counts. It may be called from any goroutine.
 func (a Registry) Stats() Stats {
 	a.stats.mu.Lock()
 	defer a.stats.mu.Unlock()

@@ -1,9 +1,9 @@
-// Package store finds the etcd, and of its two APIs the one, that the network is kept in, and says
-// what keeps this host from using it, with the command that mends it.
+// Package store finds the etcd, and the one of its two APIs, that the network is kept in. It
+// reports what keeps this host from using it, with the command that repairs it.
 //
-// It decides by what is in the stores; what leases mean is for package subnet. Invariant: a store
-// that may hold this host's network is waited for; a host does not change its store because
-// another one answered first.
+// It decides by the content of the stores; leases are interpreted by package subnet. Invariant:
+// flanneld waits for a store that may have this host's network. A host does not change its store
+// because another one answered first.
 package store
 
 import (
@@ -28,31 +28,30 @@ import (
 	"flanneld/pkg/registry/etcdv3"
 )
 
-// API is the one of etcd's that the network is kept in. On one server they are
-// two stores that know nothing of each other.
+// API is the API of etcd that the network is kept in. The two APIs of a server have separate
+// stores.
 type API string
 
-// What an API can be.
+// Values of API.
 const (
-	APIAuto API = "auto" // whichever holds the network config
+	APIAuto API = "auto" // the one with the network config
 	APIv2   API = "v2"
 	APIv3   API = "v3"
 )
 
-// prefixes are where others keep their network: the original, and the packages
-// of Fedora, CentOS and RHEL.
+// prefixes are the usual prefixes: of the original, and of the packages of Fedora, CentOS and RHEL.
 func prefixes() []string { return []string{"/coreos.com/network", "/atomic.io/network"} }
 
 // Client is a registry with connections.
 type Client interface {
 	registry.Registry
-	ConfigKey() string // of the network config, as this API has it
-	Reconnect()        // drops connections, for a local address that is gone
+	ConfigKey() string // key of the network config in this API
+	Reconnect()        // closes connections, because the local address has changed
 	Close()
 }
 
-// Store is an etcd, by the APIs that may be meant, the preferred first. As long
-// as it only reads the config, it is open which one it will be.
+// Store is an etcd with the APIs that may be used, the preferred one first. The API is chosen when
+// the config is read.
 type Store struct {
 	options    etcd.Options
 	host       Identity
@@ -62,20 +61,20 @@ type Store struct {
 	apis       []API
 	regs       []Client
 	chosen     choice
-	waited     int // how often in a row it could not be told which one that is
+	waited     int // number of readings in a row without a choice
 
-	looks pace.Pace // for a config elsewhere
-	found string    // where there is one, as of the last look
+	looks pace.Pace // pace of looking for a config elsewhere
+	found string    // where there is one, by the last look
 }
 
-// Identity is by what a host finds the store that it belongs to.
+// Identity identifies the store that a host belongs to.
 type Identity struct {
-	Last API                    // of its last run; empty if there was none
+	Last API                    // of the last run; empty if there was none
 	Owns func(lease.Lease) bool // whether a lease is this host's
 }
 
-// Resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's
-// own clients do. It waits for a name server that is away.
+// Resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's own clients do.
+// It waits for a name server that is away.
 func Resolve(ctx context.Context, domain string, log *slog.Logger, conditions *condition.List) ([]string, error) {
 	const id = "etcd-srv"
 	for {
@@ -97,7 +96,7 @@ func Resolve(ctx context.Context, domain string, log *slog.Logger, conditions *c
 // storeRetry is the time between attempts to find etcd.
 const storeRetry = 2 * time.Second
 
-// Open makes the clients. It does no I/O but for reading the TLS files.
+// Open creates the clients. It does no I/O except for reading the TLS files.
 func Open(o etcd.Options, api API, host Identity, log *slog.Logger, conditions *condition.List) (*Store, error) {
 	o.OnFiles = func(err error) { noteFiles(conditions, err) }
 	s := &Store{
@@ -138,14 +137,14 @@ func open(o etcd.Options, api API) (Client, error) {
 	return etcdv3.New(o)
 }
 
-// Close ends all connections.
+// Close closes all connections.
 func (s *Store) Close() {
 	for _, r := range s.regs {
 		r.Close()
 	}
 }
 
-// answer is what one API says of the config.
+// answer is the answer of one API to a request for the config.
 type answer struct {
 	raw []byte
 	err error
@@ -153,21 +152,20 @@ type answer struct {
 
 func (a answer) missing() bool { return errors.Is(a.err, registry.ErrNoConfig) }
 
-// there reports whether there is a config, be it one that nobody can use.
+// there reports whether there is a config, valid or not.
 func (a answer) there() bool { return a.err == nil || errors.Is(a.err, registry.ErrLongConfig) }
 
-// silent reports whether there may be a config all the same.
+// silent reports whether there may be a config although there was no answer.
 func (a answer) silent() bool {
 	return !a.there() && !a.missing() && !errors.Is(a.err, registry.ErrNoAPI)
 }
 
-// mostWaits bounds how often a store is waited for that does not say whether it has a config,
-// while the other one has.
+// mostWaits is how often a store without an answer is waited for if the other one has a config.
 const mostWaits = 2
 
-// Config asks every API for the network config. If one has it, that is the network; if both
-// have, it is the one that decide finds. An API without an answer may have one, so it is
-// waited for, without end if this host's last run was there.
+// Config reads the network config from every API. If one has it, that is the network. If both have
+// it, decide chooses. An API without an answer may have a config, so it is waited for, without a
+// limit if this host's last run used it.
 func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 	answers, last := s.ask(ctx), slices.Index(s.apis, s.host.Last)
 	var have []int
@@ -176,7 +174,7 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 			switch access := s.access(i); {
 			case err == nil && i != s.chosen.store:
 				access.forget()
-			case err == nil || len(have) == 0 || i == last: // else what it refuses does not matter
+			case err == nil || len(have) == 0 || i == last: // else its refusal does not matter
 				access.note(ctx, OpConfig, a.err)
 			}
 		}
@@ -214,25 +212,25 @@ func (s *Store) Config(ctx context.Context) (raw []byte, err error) {
 	return answers[s.chosen.store].raw, answers[s.chosen.store].err
 }
 
-// access returns an API as one whose refusals are conditions.
+// access returns an API as a Registry, whose errors are conditions.
 func (s *Store) access(i int) Registry {
 	return Registry{s.regs[i], s.apis[i], s.options, s.conditions, s.stats}
 }
 
-// wait reports whether to go on waiting for a store that gives no answer.
+// wait reports whether to continue waiting for a store without an answer.
 func (s *Store) wait() bool {
 	s.waited++
 	return s.waited <= mostWaits
 }
 
-// evidence is how many leases a store holds: for its config to be that of a living network.
-// Reservations never expire, so they may be of one that is no more.
+// evidence is the number of leases in a store, which shows whether its config is that of a network
+// in use. Reservations never expire, so they may be of a network that is no longer used.
 type evidence struct{ leases, reservations, ownLeases, ownReservations int }
 
 func (e evidence) any() bool { return e.leases+e.reservations > 0 }
 
-// evidence looks at the leases in each of two stores. One that cannot be listed has none, and
-// the error.
+// evidence counts the leases in each of two stores. One that cannot be listed has none, and the
+// error.
 func (s *Store) evidence(ctx context.Context) (found [2]evidence, failed int, err error) {
 	for i := range s.regs {
 		listing, lerr := s.access(i).List(ctx)
@@ -255,13 +253,13 @@ func (s *Store) evidence(ctx context.Context) (found [2]evidence, failed int, er
 
 // choice is the store that the network is kept in.
 type choice struct {
-	store int // its index
+	store int // index of the store
 	why   string
-	doubt bool // the other may be meant as well
+	doubt bool // the other one may be meant
 }
 
-// decide chooses between two stores that both hold a config: by the first of these that is
-// so of one of them only. last is that of the last run, -1 for none.
+// decide chooses between two stores that both have a config: by the first of these criteria that is
+// true for only one of them. last is the store of the last run, or -1.
 func decide(stores [2]evidence, last int) choice {
 	doubt := stores[0].any() && stores[1].any()
 	for _, sign := range []struct {
@@ -295,8 +293,7 @@ func (s *Store) ask(ctx context.Context) []answer {
 	return answers
 }
 
-// Registry returns the API that was chosen, says so when there was a choice, and closes the
-// other one.
+// Registry returns the chosen API, logs the choice if there was one, and closes the other one.
 func (s *Store) Registry() Registry {
 	c, i := s.chosen, s.chosen.store
 	reg, api := s.access(i), s.apis[i]
@@ -312,7 +309,7 @@ func (s *Store) Registry() Registry {
 	return reg
 }
 
-// absentError is that of a server without a network config.
+// absentError is the error of a server without a network config.
 type absentError struct {
 	error
 	commands []string
@@ -320,11 +317,11 @@ type absentError struct {
 
 func (e *absentError) Unwrap() error { return e.error }
 
-// Commands returns how to make the config, in each API that answers.
+// Commands returns the commands that create the config in each API that answers.
 func (e *absentError) Commands() []string { return e.commands }
 
-// absent says how to make the config on this server, and where else there is
-// one.
+// absent returns the error with the commands that create the config on this server, and with the
+// place of another config.
 func (s *Store) absent(ctx context.Context, answers []answer) error {
 	var e absentError
 	for i, a := range answers {
@@ -350,12 +347,11 @@ func (s *Store) absent(ctx context.Context, answers []answer) error {
 	return &e
 }
 
-// sampleConfig is the network config that is suggested.
+// sampleConfig is the suggested network config.
 const sampleConfig = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
 
-// elsewhere looks for a config under the other usual prefixes, and under ours
-// in an API that was not asked for, or with or without the leading slash, which v3
-// tells apart.
+// elsewhere looks for a config under the other usual prefixes, and under the configured one in an
+// API that is not used, or with or without the leading slash, which are different in v3.
 func (s *Store) elsewhere(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, storeRetry)
 	defer cancel()
@@ -387,7 +383,7 @@ func (s *Store) asked(api API, key string) bool {
 	return i >= 0 && s.regs[i].ConfigKey() == key
 }
 
-// otherSlash returns a prefix with the leading slash that it lacks, or without the one it has.
+// otherSlash returns a prefix with the missing leading slash, or without the present one.
 func otherSlash(prefix string) string {
 	if rest, has := strings.CutPrefix(prefix, "/"); has {
 		return rest
