@@ -31,9 +31,9 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 		}
 	}
 	good, overlapping := withoutOverlaps(accepted)
-	good, doubled := withoutDoubles(good, func(p Peer) []Claim { return p.Claims[:1] })
+	good, doubled := withoutDuplicateClaims(good, func(p Peer) []Claim { return p.Claims[:1] })
 	good, inside := withoutOverlayIPs(network, good)
-	good, shared := withoutDoubles(good, func(p Peer) []Claim { return p.Claims[1:] })
+	good, shared := withoutDuplicateClaims(good, func(p Peer) []Claim { return p.Claims[1:] })
 	bad = slices.DeleteFunc(slices.Concat(bad, overlapping, doubled, inside, shared), func(s Skipped) bool {
 		return v.Peer(s.Subnets).Stale
 	})
@@ -107,15 +107,15 @@ func (v validator) validate(l *lease.Lease) error {
 	case v.own.Subnets.V4.Contains(ip):
 		return fault("public IP lies in our own subnet", "%s", ip)
 	}
-	return v.leavesNeeded(l.Subnets.V4)
+	return v.checkUnderlay(l.Subnets.V4)
 }
 
-// leavesNeeded returns what of the underlay a subnet would take away; nil: nothing.
-func (v validator) leavesNeeded(subnet netip.Prefix) error {
+// checkUnderlay returns what of the underlay a subnet would take away; nil: nothing.
+func (v validator) checkUnderlay(subnet netip.Prefix) error {
 	if subnet.Contains(v.host.Addr) {
 		return fault("the subnet contains this host's address", "%s", v.host.Addr)
 	}
-	r, taken := v.host.TakenBy(subnet)
+	r, taken := v.host.ConflictsWith(subnet)
 	switch {
 	case taken && r.Gateway.IsValid():
 		return fault("the subnet contains the gateway of this host", "%s dev %s", r.Gateway, r.Iface)
@@ -123,7 +123,7 @@ func (v validator) leavesNeeded(subnet netip.Prefix) error {
 		return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
 	}
 	for _, n := range v.host.Needs {
-		if n.TakenBy(subnet) {
+		if n.DivertedBy(subnet) {
 			return fault("the subnet contains an address that this host needs itself", "%s, %s", n.Addr, n.What)
 		}
 	}
@@ -156,8 +156,8 @@ func overlap(l, older Peer) Skipped {
 	return skipped(l, "the subnet overlaps an older lease", "%s", older.Subnets)
 }
 
-// withoutDoubles leaves each claim to one lease, the oldest that makes it.
-func withoutDoubles(leases []Peer, claims func(Peer) []Claim) (good []Peer, bad []Skipped) {
+// withoutDuplicateClaims leaves each claim to one lease, the oldest that makes it.
+func withoutDuplicateClaims(leases []Peer, claims func(Peer) []Claim) (good []Peer, bad []Skipped) {
 	owner, all := make(map[Claim]int, len(leases)), 0
 	for i, l := range leases {
 		for _, c := range claims(l) {

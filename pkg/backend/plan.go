@@ -19,17 +19,17 @@ type Plan struct {
 	backend Backend
 	network netip.Prefix
 
-	facts   host.Facts
-	view    lease.View
-	want    dataplane.State
-	skipped []Skipped
-	refused []dataplane.Conflict
-	rivals  []lease.Lease
+	facts          host.Facts
+	view           lease.View
+	want           dataplane.State
+	skipped        []Skipped
+	unsafeRoutes   []dataplane.Conflict
+	claimConflicts []lease.Lease
 
-	begun  bool
-	claims map[Claim]int  // how many accepted leases make each
-	inside int            // accepted leases with a public IP inside the network
-	shared []netip.Prefix // what is led into the overlay for all, in place of all of the network; nil: that is
+	updated bool
+	claims  map[Claim]int  // how many accepted leases make each
+	inside  int            // accepted leases with a public IP inside the network
+	shared  []netip.Prefix // what is led into the overlay for all, in place of all of the network; nil: that is
 }
 
 // NewPlan makes a plan for a network that wants nothing yet.
@@ -44,8 +44,8 @@ type Change struct {
 	Was, Now dataplane.State
 }
 
-// Nothing reports whether the same is wanted as before.
-func (c Change) Nothing() bool { return !c.All && c.Was.Empty() && c.Now.Empty() }
+// IsEmpty reports whether the same is wanted as before.
+func (c Change) IsEmpty() bool { return !c.All && c.Was.Empty() && c.Now.Empty() }
 
 // About reports whether an operation may be due to the change.
 func (c Change) About(o dataplane.Op) bool { return c.All || c.Was.Has(o) || c.Now.Has(o) }
@@ -57,30 +57,30 @@ func (p *Plan) Want() dataplane.State { return p.want }
 // Skipped are the peers that are left out, and why.
 func (p *Plan) Skipped() []Skipped { return p.skipped }
 
-// Refused are the routes of the backend's own that are not wanted because they would
+// UnsafeRoutes are the routes of the backend's own that are not wanted because they would
 // cut this host off, and why.
-func (p *Plan) Refused() []dataplane.Conflict { return p.refused }
+func (p *Plan) UnsafeRoutes() []dataplane.Conflict { return p.unsafeRoutes }
 
-// Rivals are the leases of peers that are left out for claiming what is ours, such as our
+// ClaimConflicts are the leases of peers that are left out for claiming what is ours, such as our
 // MAC: no packet can pass until one of the two hosts has another.
-func (p *Plan) Rivals() []lease.Lease { return p.rivals }
+func (p *Plan) ClaimConflicts() []lease.Lease { return p.claimConflicts }
 
 // Update takes the latest facts and view.
 func (p *Plan) Update(h host.Facts, v lease.View) Change {
-	c, ok := p.part(h, v)
+	c, ok := p.incremental(h, v)
 	if !ok {
-		p.all(h, v)
+		p.rebuild(h, v)
 		c = Change{All: true}
 	}
-	p.facts, p.view, p.begun = h, v, true
+	p.facts, p.view, p.updated = h, v, true
 	return c
 }
 
-func (p *Plan) all(h host.Facts, v lease.View) {
+func (p *Plan) rebuild(h host.Facts, v lease.View) {
 	p.want = dataplane.State{} // not two at a time: they are large
 	good, accepted, skipped, rivals := peers(p.backend, p.network, h, v)
-	p.skipped, p.rivals = skipped, rivals
-	p.want, p.shared, p.refused = foundation(p.backend, h, v.Own, good)
+	p.skipped, p.claimConflicts = skipped, rivals
+	p.want, p.shared, p.unsafeRoutes = safeBase(p.backend, h, v.Own, good)
 	for _, peer := range good {
 		p.backend.Add(p.want, h, peer)
 	}
@@ -106,17 +106,17 @@ func (p *Plan) claim(peer Peer, n int) {
 	}
 }
 
-// part follows a new view where only single peers differ from the one before. It
+// incremental follows a new view where only single peers differ from the one before. It
 // gives up where all is to be worked out anew.
-func (p *Plan) part(h host.Facts, v lease.View) (c Change, ok bool) {
-	if !p.begun || !h.Equal(p.facts) || !v.Own.SameAs(p.view.Own) || v.Complete != p.view.Complete {
+func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
+	if !p.updated || !h.Equal(p.facts) || !v.Own.SameAs(p.view.Own) || v.Complete != p.view.Complete {
 		return c, false
 	}
 	c = Change{Was: dataplane.NewState(), Now: dataplane.NewState()}
 	valid := newValidator(p.backend, p.network, h, v.Own)
 	var came []*lease.Lease
 	changes := 0
-	for was, is := range v.Since(p.view) {
+	for was, is := range v.ChangesSince(p.view) {
 		if was != nil && is != nil && was.SameAs(*is) && was.Stale == is.Stale {
 			// Of another age, which matters only to those who claim the same.
 			if peer, err := valid.peer(is); err == nil && p.contested(peer, v, 1) {

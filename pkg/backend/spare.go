@@ -15,12 +15,12 @@ import (
 // Check refuses a network config whose own routes, whoever the peers are, would take what
 // this host needs itself.
 func Check(b Backend, h host.Facts) error {
-	for _, k := range wide(b.Base(h, lease.Lease{})) {
-		if taken(k.Dst, h) == "" {
+	for _, k := range sharedRoutes(b.Base(h, lease.Lease{})) {
+		if routeConflict(k.Dst, h) == "" {
 			continue
 		}
 		for _, p := range h.Leased {
-			if reason := taken(p, h); reason != "" {
+			if reason := routeConflict(p, h); reason != "" {
 				return errors.New(reason)
 			}
 		}
@@ -28,17 +28,17 @@ func Check(b Backend, h host.Facts) error {
 	return nil
 }
 
-// Foundation returns what the kernel should hold for no peer alone.
-func Foundation(b Backend, network netip.Prefix, h host.Facts, v lease.View) dataplane.State {
-	if s := b.Base(h, v.Own); len(wide(s)) == 0 {
+// SafeBase returns what the kernel should hold for no peer alone.
+func SafeBase(b Backend, network netip.Prefix, h host.Facts, v lease.View) dataplane.State {
+	if s := b.Base(h, v.Own); len(sharedRoutes(s)) == 0 {
 		return s
 	}
 	good, _, _, _ := peers(b, network, h, v)
-	s, _, _ := foundation(b, h, v.Own, good)
+	s, _, _ := safeBase(b, h, v.Own, good)
 	return s
 }
 
-// foundation is the backend's Base without what would take from this host what it needs
+// safeBase is the backend's Base without what would take from this host what it needs
 // itself; refused says why. What hosts need does not lie in the subnets that are leased, or
 // should not. So where the route of the whole network would take some of it, in its place
 // there are routes to what is leased: to the prefixes of shared, which is nil if there was no
@@ -46,22 +46,22 @@ func Foundation(b Backend, network netip.Prefix, h host.Facts, v lease.View) dat
 //
 // The kernel would not object to any of these routes: it has a place for one of two equal
 // routes only, and for a longer one always.
-func foundation(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base dataplane.State, shared []netip.Prefix, refused []dataplane.Conflict) {
+func safeBase(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base dataplane.State, shared []netip.Prefix, refused []dataplane.Conflict) {
 	base = b.Base(h, own)
-	for _, k := range wide(base) {
-		if taken(k.Dst, h) == "" && !takesMore(k.Dst, h, peers) {
+	for _, k := range sharedRoutes(base) {
+		if routeConflict(k.Dst, h) == "" && !divertsMore(k.Dst, h, peers) {
 			continue
 		}
 		r := base.Routes[k]
 		delete(base.Routes, k)
 		routed := []netip.Prefix{k.Dst}
 		if len(h.Leased) > 0 {
-			shared = cover(h)
-			routed = beside(shared, own, peers)
+			shared = leasedCover(h)
+			routed = addSingleSubnets(shared, own, peers)
 		}
 		for _, p := range routed {
 			k.Dst = p
-			if reason := taken(p, h); reason != "" {
+			if reason := routeConflict(p, h); reason != "" {
 				refused = append(refused, dataplane.Conflict{Op: dataplane.KindRoute.Put(k, r), Reason: reason})
 			} else {
 				base.Routes[k] = r
@@ -77,9 +77,9 @@ func foundation(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base da
 	return base, shared, refused
 }
 
-// wide lists the routes of a base that lead into a device of its own, which are for all
+// sharedRoutes lists the routes of a base that lead into a device of its own, which are for all
 // peers.
-func wide(base dataplane.State) []dataplane.RouteKey {
+func sharedRoutes(base dataplane.State) []dataplane.RouteKey {
 	keys := slices.DeleteFunc(slices.Collect(maps.Keys(base.Routes)), func(k dataplane.RouteKey) bool {
 		_, ours := base.Links[k.Link]
 		return !ours
@@ -88,9 +88,9 @@ func wide(base dataplane.State) []dataplane.RouteKey {
 	return keys
 }
 
-// cover returns the prefixes of what is leased, without those on a link of the underlay: they
+// leasedCover returns the prefixes of what is leased, without those on a link of the underlay: they
 // would take the addresses of others there. Subnets that somebody has there have a route each.
-func cover(h host.Facts) []netip.Prefix {
+func leasedCover(h host.Facts) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(h.Leased), func(p netip.Prefix) bool {
 		return slices.ContainsFunc(h.Underlay, func(r host.Route) bool {
 			onLink := !r.Gateway.IsValid() && r.Iface != "" && r.Dst.Bits() > 1
@@ -99,9 +99,9 @@ func cover(h host.Facts) []netip.Prefix {
 	})
 }
 
-// beside adds the subnets that there are beside shared prefixes, of a config before or on a
+// addSingleSubnets adds the subnets that there are beside shared prefixes, of a config before or on a
 // link of the underlay. The own subnet is that of a bridge, whose route would be equal.
-func beside(shared []netip.Prefix, own lease.Lease, peers []Peer) []netip.Prefix {
+func addSingleSubnets(shared []netip.Prefix, own lease.Lease, peers []Peer) []netip.Prefix {
 	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnets.V4}, p) })
 	for _, p := range peers {
 		if !inside(shared, p.Subnets.V4) {
@@ -117,9 +117,9 @@ func inside(others []netip.Prefix, p netip.Prefix) bool {
 	return slices.ContainsFunc(others, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
 }
 
-// taken says what this host needs and a route of the overlay to dst would take: the link of
+// routeConflict says what this host needs and a route of the overlay to dst would take: the link of
 // the uplink, where that lies in dst with this host's address, or a single address.
-func taken(dst netip.Prefix, h host.Facts) string {
+func routeConflict(dst netip.Prefix, h host.Facts) string {
 	if dst.Contains(h.Addr) {
 		link, ok := h.Lookup(h.Addr)
 		if ok && link.Iface == h.Uplink && !link.Gateway.IsValid() && link.Dst.Bits() > 0 && link.Dst.Bits() <= dst.Bits() {
@@ -128,22 +128,22 @@ func taken(dst netip.Prefix, h host.Facts) string {
 		}
 	}
 	for _, n := range h.Needs {
-		if n.TakenBy(dst) {
+		if n.DivertedBy(dst) {
 			return fmt.Sprintf("the route %s takes %s, %s, which the hosts need themselves: choose SubnetMin and SubnetMax without it, or another Network", dst, n.Addr, n.What)
 		}
 	}
 	return ""
 }
 
-// takesMore reports whether a route to dst would take what routes to what is leased would not,
+// divertsMore reports whether a route to dst would take what routes to what is leased would not,
 // and what nothing is refused for: the public IP of a peer, or a name server. Of the routes to
 // peers only those of the underlay are known; where that makes a difference, there are some
 // more routes than need be.
-func takesMore(dst netip.Prefix, h host.Facts, peers []Peer) bool {
+func divertsMore(dst netip.Prefix, h host.Facts, peers []Peer) bool {
 	beside := func(a netip.Addr) bool {
 		return len(h.Leased) > 0 && !inside(h.Leased, netip.PrefixFrom(a, a.BitLen()))
 	}
-	return slices.ContainsFunc(h.NameServers, func(n host.Need) bool { return n.TakenBy(dst) && beside(n.Addr) }) ||
+	return slices.ContainsFunc(h.NameServers, func(n host.Need) bool { return n.DivertedBy(dst) && beside(n.Addr) }) ||
 		slices.ContainsFunc(peers, func(p Peer) bool {
 			if !dst.Contains(p.PublicIP) || !beside(p.PublicIP) {
 				return false

@@ -44,8 +44,8 @@ func TestNetworkThatTakesTheUplinksLinkIsRefused(t *testing.T) {
 				if c.refused && backendType == "udp" { // the others have no route for the whole network
 					want, routes = 1, 0
 				}
-				if len(p.Refused()) != want || len(p.Want().Routes) != routes {
-					t.Errorf("%s: refused is %v, wanted\n%s", backendType, p.Refused(), p.Want().Text())
+				if len(p.UnsafeRoutes()) != want || len(p.Want().Routes) != routes {
+					t.Errorf("%s: refused is %v, wanted\n%s", backendType, p.UnsafeRoutes(), p.Want().Text())
 				}
 			}
 		})
@@ -177,15 +177,15 @@ func TestRoutesForAllPeers(t *testing.T) {
 			if got := led(p.Want()); got != c.routes {
 				t.Errorf("routes %s, want %s", got, c.routes)
 			}
-			if got := led(Foundation(b, conf.V4.Network, facts, view)); got != c.routes {
+			if got := led(SafeBase(b, conf.V4.Network, facts, view)); got != c.routes {
 				t.Errorf("the foundation has routes %s, want %s", got, c.routes)
 			}
 			err := Check(b, facts)
 			if (err != nil) != (c.check != "") || err != nil && !strings.Contains(err.Error(), c.check) {
 				t.Errorf("checked: %v, want %q", err, c.check)
 			}
-			if (len(p.Refused()) == 1) != (c.check != "") {
-				t.Errorf("refused %v", p.Refused())
+			if (len(p.UnsafeRoutes()) == 1) != (c.check != "") {
+				t.Errorf("refused %v", p.UnsafeRoutes())
 			}
 		})
 	}

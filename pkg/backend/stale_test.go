@@ -68,20 +68,20 @@ func TestRivalsHaveOurMAC(t *testing.T) {
 	all := []*lease.Lease{&rival, &ourOld, &outside, &stale}
 	p := NewPlan(b, conf.V4.Network)
 	p.Update(us(), lease.NewView(own, all, true))
-	if r := p.Rivals(); len(r) != 1 || r[0] != rival {
+	if r := p.ClaimConflicts(); len(r) != 1 || r[0] != rival {
 		t.Errorf("rivals %+v", r)
 	}
 	other := own
 	other.BackendData = `{"VtepMAC":"02:00:00:00:00:70"}`
 	p.Update(us(), lease.NewView(other, all, true))
-	if r := p.Rivals(); len(r) != 0 {
+	if r := p.ClaimConflicts(); len(r) != 0 {
 		t.Errorf("with another MAC of ours: rivals %+v", r)
 	}
 	p.Update(us(), lease.NewView(own, all, true))
 	changed := rival
 	changed.BackendData = `{"VtepMAC":"02:00:00:00:00:90"}`
 	p.Update(us(), lease.NewView(own, []*lease.Lease{&changed}, true))
-	if r := p.Rivals(); len(r) != 0 {
+	if r := p.ClaimConflicts(); len(r) != 0 {
 		t.Errorf("with another MAC of theirs: rivals %+v", r)
 	}
 }

@@ -28,10 +28,10 @@ func init() { backends["udp"] = newUDP }
 // The lease says no more than the public IP. So, like the original, any lease
 // counts as a peer, whatever backend wrote it.
 type udp struct {
-	network netip.Prefix
-	port    int
-	open    bool // let in packets from anybody
-	plain   bool // without offloads
+	network   netip.Prefix
+	port      int
+	anySource bool // let in packets from anybody
+	noOffload bool // without offloads
 }
 
 const (
@@ -44,10 +44,10 @@ const (
 func newUDP(c netconf.Config) (Backend, error) {
 	f := c.Backend
 	b := &udp{
-		network: c.V4.Network,
-		port:    f.Int("Port", udpPort, 1, 65535),
-		open:    f.Bool("AllowUnknownSources", false),
-		plain:   !f.Bool("Offload", true),
+		network:   c.V4.Network,
+		port:      f.Int("Port", udpPort, 1, 65535),
+		anySource: f.Bool("AllowUnknownSources", false),
+		noOffload: !f.Bool("Offload", true),
 	}
 	return b, f.Err()
 }
@@ -55,15 +55,15 @@ func newUDP(c netconf.Config) (Backend, error) {
 func (*udp) MTU(h host.Facts) int { return h.MTU - udpOverhead }
 
 func (b *udp) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
-	if b.MTU(h) < leastMTU {
-		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for UDP: at least %d is needed", h.MTU, h.Uplink, leastMTU+udpOverhead)
+	if b.MTU(h) < minMTU {
+		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for UDP: at least %d is needed", h.MTU, h.Uplink, minMTU+udpOverhead)
 	}
 	return lease.Attrs{PublicIP: h.PublicIP}, nil
 }
 
 func (b *udp) Base(h host.Facts, own lease.Lease) dataplane.State {
 	s, device := dataplane.NewState(), tunDevice(h)
-	s.Links[device] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, Open: b.open, Plain: b.plain, MTU: b.MTU(h), Up: true}
+	s.Links[device] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, AnySource: b.anySource, NoOffload: b.noOffload, MTU: b.MTU(h), Up: true}
 	s.Addrs[dataplane.Addr{Link: device, Prefix: netip.PrefixFrom(own.Subnets.V4.Addr(), 32)}] = struct{}{}
 	s.Tunnel[dataplane.TunnelKey{Link: device, Subnet: own.Subnets.V4}] = netip.AddrPort{}
 	s.Routes[dataplane.RouteKey{Dst: b.network, Link: device}] = dataplane.Route{Proto: dataplane.ProtoBoot}

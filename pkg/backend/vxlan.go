@@ -49,11 +49,11 @@ const (
 	// vxlanMaxVNI keeps flannel.<VNI> within the 15 characters of a device
 	// name; the protocol itself has room for 16777215.
 	vxlanMaxVNI = 9_999_999
-	// leastMTU is the least that every IPv4 link must carry (RFC 791).
-	leastMTU = 68
-	// leastMTU6 is the same for IPv6 (RFC 8200). Below it the kernel takes all of IPv6
+	// minMTU is the least that every IPv4 link must carry (RFC 791).
+	minMTU = 68
+	// minMTU6 is the same for IPv6 (RFC 8200). Below it the kernel takes all of IPv6
 	// off the device, its sysctls included (net/ipv6/addrconf.c, addrconf_notify).
-	leastMTU6 = 1280
+	minMTU6 = 1280
 )
 
 func newVXLAN(c netconf.Config) (Backend, error) {
@@ -70,7 +70,7 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 	if b.port == 0 {
 		b.port = vxlanPort
 	}
-	if least := leastMTU + vxlanOverhead; b.mtu != 0 && b.mtu < least {
+	if least := minMTU + vxlanOverhead; b.mtu != 0 && b.mtu < least {
 		f.Fail("MTU", fmt.Sprintf("0 (the uplink's) or %d to 65535", least))
 	}
 	return b, f.Err()
@@ -88,8 +88,8 @@ func (b *vxlan) MTU(h host.Facts) int {
 // device, else of our previous lease, else one derived from the public IP and
 // VNI, so that it outlives both. One that others have is replaced by the next.
 func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
-	if b.MTU(h) < leastMTU {
-		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, leastMTU+vxlanOverhead)
+	if b.MTU(h) < minMTU {
+		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, minMTU+vxlanOverhead)
 	}
 	mac, ok := existingMAC(h, b.device)
 	if !ok {
@@ -176,7 +176,7 @@ func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 		Kind: dataplane.KindVXLAN, VNI: b.vni, Parent: h.Uplink, Local: h.Addr, Port: b.port,
 		GBP: b.gbp, Learning: b.learning, MAC: mac, MTU: b.MTU(h), Up: true,
 	}
-	if h.IPv6 && b.MTU(h) >= leastMTU6 {
+	if h.IPv6 && b.MTU(h) >= minMTU6 {
 		s.Sysctls["net/ipv6/conf/"+b.device+"/accept_ra"] = "0"
 	}
 	s.Addrs[dataplane.Addr{Link: b.device, Prefix: netip.PrefixFrom(own.Subnets.V4.Addr(), 32)}] = struct{}{}

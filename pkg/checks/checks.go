@@ -249,7 +249,7 @@ func (c *Checks) findings() ([]host.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.kernel.Surroundings(o.Concerns(), o.Devices)
+	s, err := c.kernel.Surroundings(o.Relevant(), o.Devices)
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +271,7 @@ func (c *Checks) findings() ([]host.Finding, error) {
 // routes are not flanneld's.
 func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
 	network := c.Network.V4.Network
-	base := backend.Foundation(c.Network.Backend, network, f, view)
+	base := backend.SafeBase(c.Network.Backend, network, f, view)
 	o := host.Overlay{
 		Network: network, Subnet: view.Own.Subnets.V4,
 		Devices:    slices.Sorted(maps.Keys(base.Links)),

@@ -59,7 +59,7 @@ func (d *Delta) Ops() iter.Seq[Op] {
 func Diff(want, have State, scope Scope, prune bool) *Delta {
 	d := differ{
 		Delta: &Delta{}, want: want, have: have, scope: scope, prune: prune,
-		blocked: map[string]bool{}, fresh: map[string]bool{}, readdress: map[string]bool{},
+		blocked: map[string]bool{}, recreated: map[string]bool{}, newMAC: map[string]bool{},
 	}
 	for _, k := range kinds {
 		put, del := k.diff(&d)
@@ -81,15 +81,15 @@ type differ struct {
 	prune      bool
 
 	blocked   map[string]bool    // link names that somebody else's device bears
-	fresh     map[string]bool    // links made anew: what have says of them is gone
-	readdress map[string]bool    // links that get another MAC: the kernel empties their neighbour table
+	recreated map[string]bool    // links made anew: what have says of them is gone
+	newMAC    map[string]bool    // links that get another MAC: the kernel empties their neighbour table
 	taken     map[slot]string    // where a route must not be put, and why
 	hops      map[uint32]NextHop // that the wanted routes need
 }
 
 func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
-	if d.special != nil {
-		return d.special(by, d)
+	if d.diffFunc != nil {
+		return d.diffFunc(by, d)
 	}
 	want := d.in(by.want)
 	return d.list(Put, d.missing(by, want, nil)), d.list(Del, d.surplus(by, want))
@@ -104,7 +104,7 @@ func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) 
 			v = form(k, v)
 		}
 		link := d.link(k, v)
-		gone := by.fresh[link] || d.perMAC && by.readdress[link]
+		gone := by.recreated[link] || d.perMAC && by.newMAC[link]
 		if h, ok := have[k]; by.blocked[link] || ok && h == v && !gone {
 			continue
 		}
@@ -125,7 +125,7 @@ func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) (all []object[K, V]
 	have := d.in(by.have)
 	for k, v := range have {
 		link := d.link(k, v)
-		if _, ok := want[k]; ok || by.fresh[link] || by.blocked[link] || !d.owns(by.scope, k, v) {
+		if _, ok := want[k]; ok || by.recreated[link] || by.blocked[link] || !d.owns(by.scope, k, v) {
 			continue
 		}
 		if len(all) == cap(all) {

@@ -31,7 +31,7 @@ type Kind interface {
 	commandOf(Op) string
 	basicOf(op Op, own netip.Prefix) bool
 	clone(Op) Op
-	note(State, Op)
+	update(State, Op)
 	has(State, Op) bool
 }
 
@@ -61,7 +61,7 @@ type Descriptor[K, V comparable] struct {
 	change  func(k K, v, was V) string         // that sets it; nil: nothing does
 
 	// special is for a kind with rules of its own in place of those of missing and surplus.
-	special func(*differ, *Descriptor[K, V]) (put, del list)
+	diffFunc func(*differ, *Descriptor[K, V]) (put, del list)
 }
 
 // object is one object of a kind, as operations refer to it. The value comes first: it may
@@ -150,7 +150,7 @@ func (d *Descriptor[K, V]) clone(op Op) Op {
 	return op
 }
 
-func (d *Descriptor[K, V]) note(s State, op Op) {
+func (d *Descriptor[K, V]) update(s State, op Op) {
 	if k, v := d.Of(op); op.Verb == Del {
 		delete(d.in(s), k)
 	} else {

@@ -50,15 +50,15 @@ func Kinds() []Kind { return slices.Clone(kinds) }
 // KindLink is the kind of devices of ours, by name.
 var KindLink = &Descriptor[string, Link]{
 	name: "link", label: "link",
-	in:      func(s State) map[string]Link { return s.Links },
-	compare: strings.Compare,
-	link:    func(name string, _ Link) string { return name },
-	basic:   func(string, Link, netip.Prefix) bool { return true },
-	title:   func(name string, _ Link) string { return "link " + name },
-	text:    func(name string, l Link) string { return linkText(name, l) + " " + upText(l.Up) },
-	command: linkCommand,
-	change:  changeCommand,
-	special: diffLinks,
+	in:       func(s State) map[string]Link { return s.Links },
+	compare:  strings.Compare,
+	link:     func(name string, _ Link) string { return name },
+	basic:    func(string, Link, netip.Prefix) bool { return true },
+	title:    func(name string, _ Link) string { return "link " + name },
+	text:     func(name string, l Link) string { return linkText(name, l) + " " + upText(l.Up) },
+	command:  linkCommand,
+	change:   changeCommand,
+	diffFunc: diffLinks,
 }
 
 // KindSysctl is the kind of sysctls, by path.
@@ -156,7 +156,7 @@ var KindNextHop = &Descriptor[uint32, NextHop]{
 		}
 		return "ip nexthop " + verb + " " + nextHopText(id, h)
 	},
-	special: diffNextHops,
+	diffFunc: diffNextHops,
 }
 
 // KindRoute is the kind of routes of the main table.
@@ -179,9 +179,9 @@ var KindRoute = &Descriptor[RouteKey, Route]{
 		}
 		return fmt.Sprintf("route %s dev %s", k.Dst, k.Link)
 	},
-	text:    routeText,
-	command: func(verb string, k RouteKey, r Route) string { return "ip route " + verb + " " + routeCommand(k, r) },
-	special: diffRoutes,
+	text:     routeText,
+	command:  func(verb string, k RouteKey, r Route) string { return "ip route " + verb + " " + routeCommand(k, r) },
+	diffFunc: diffRoutes,
 }
 
 func comparePrefix(a, b netip.Prefix) int {

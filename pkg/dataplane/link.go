@@ -18,7 +18,7 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 		have, exists := d.have.Links[name]
 		switch {
 		case !exists:
-			d.fresh[name] = true
+			d.recreated[name] = true
 			changes = append(changes, kind.Put(name, want))
 		case have.Kind != want.Kind:
 			d.blocked[name] = true
@@ -27,10 +27,10 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 				Reason: fmt.Sprintf("a device of that name and of type %s exists; it is not ours to delete", have.Kind),
 			})
 		case !have.reusable(want):
-			d.fresh[name] = true
+			d.recreated[name] = true
 			changes = append(changes, kind.Del(name, have), kind.Put(name, want))
 		case !have.satisfies(want):
-			d.readdress[name] = want.MAC != MAC{} && want.MAC != have.MAC
+			d.newMAC[name] = want.MAC != MAC{} && want.MAC != have.MAC
 			changes = append(changes, kind.Set(name, want, have))
 		}
 	}
@@ -68,10 +68,10 @@ func linkText(name string, l Link) string {
 		if l.Local.IsValid() { // the kernel does not know what is behind it
 			s += fmt.Sprintf(" local %s port %d", l.Local, l.Port)
 		}
-		if l.Open {
+		if l.AnySource {
 			s += " open"
 		}
-		if l.Plain {
+		if l.NoOffload {
 			s += " plain"
 		}
 		return s

@@ -35,7 +35,7 @@ func (m *model) apply(o Op) error {
 		if !m.Has(o) {
 			return fmt.Errorf("%s: no such sysctl", o)
 		}
-		m.Note(o)
+		m.Update(o)
 	case KindAddr:
 		m.applyAddr(o)
 	case KindFDB:
@@ -43,13 +43,13 @@ func (m *model) apply(o Op) error {
 		if put, _ := KindFDB.Of(o); o.Verb == Put {
 			maps.DeleteFunc(m.FDB, func(f FDB, _ struct{}) bool { return f.Link == put.Link && f.MAC == put.MAC })
 		}
-		m.Note(o)
+		m.Update(o)
 	case KindNextHop:
 		return m.applyNextHop(o)
 	case KindRoute:
 		return m.applyRoute(o)
 	default:
-		m.Note(o)
+		m.Update(o)
 	}
 	return nil
 }

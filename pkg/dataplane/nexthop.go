@@ -23,34 +23,34 @@ import (
 // scope of a route with a gateway has no other meaning, as long as it is wider than that of a link.
 
 const (
-	// routesMany is how many routes it takes before either is worth it: with fewer
+	// minRoutes is how many routes it takes before either is worth it: with fewer
 	// the routes look as people know them, and take some ten milliseconds at most.
-	routesMany = 1000
-	// nextHopsMost bounds the routes in the main table, others' among them, with which nexthops
+	minRoutes = 1000
+	// maxNextHopRoutes bounds the routes in the main table, others' among them, with which nexthops
 	// are used.
-	nextHopsMost = 10_000
+	maxNextHopRoutes = 10_000
 	// scopes is how many scopes routes are spread over, from 1 on: the next one, 200, has
 	// a name (rtnetlink(7)).
 	scopes = 199
 )
 
-// NextHopsPay reports whether the routes of s should be made by way of nexthop
+// UseNextHops reports whether the routes of s should be made by way of nexthop
 // objects in a kernel that holds have. Once they are, it takes half as many to go
 // back, or twice as many.
-func (s State) NextHopsPay(have State) bool {
+func (s State) UseNextHops(have State) bool {
 	n := len(s.Routes)
-	least, most := routesMany, nextHopsMost
+	least, most := minRoutes, maxNextHopRoutes
 	if len(have.NextHops) > 0 {
-		least, most = routesMany/2, 2*nextHopsMost
+		least, most = minRoutes/2, 2*maxNextHopRoutes
 	}
 	return have.NextHops != nil && n >= least && n+have.Others <= most
 }
 
-// SpreadPays reports likewise whether they should be of different scopes.
-func (s State) SpreadPays(have State) bool {
+// UseSpread reports likewise whether they should be of different scopes.
+func (s State) UseSpread(have State) bool {
 	n := len(s.Routes)
-	if n < routesMany/2 || n >= routesMany {
-		return n >= routesMany
+	if n < minRoutes/2 || n >= minRoutes {
+		return n >= minRoutes
 	}
 	for _, r := range have.Routes {
 		if r.Scope > 0 && r.Scope <= scopes {
@@ -114,7 +114,7 @@ func (d *differ) neededHops() {
 			continue
 		}
 		have, exists := d.have.NextHops[through.NextHop]
-		if exists && !d.fresh[have.Link] && !d.scope.OwnsNextHop(through.NextHop, have) {
+		if exists && !d.recreated[have.Link] && !d.scope.OwnsNextHop(through.NextHop, have) {
 			continue
 		}
 		d.hops[through.NextHop] = hop

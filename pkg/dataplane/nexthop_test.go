@@ -25,17 +25,17 @@ func TestNextHopsPay(t *testing.T) {
 		want, have State
 		pay        bool
 	}{
-		{with(routesMany, 0), beside(with(0, 0), nextHopsMost-routesMany), true},
-		{with(routesMany, 0), beside(with(0, 0), nextHopsMost-routesMany+1), false}, // a routing daemon's
-		{with(routesMany, 0), beside(with(0, 1), 2*nextHopsMost-routesMany), true},
-		{with(routesMany, 0), beside(with(0, 1), 2*nextHopsMost-routesMany+1), false},
-		{with(routesMany-1, 0), with(0, 0), false},
-		{with(routesMany, 0), with(0, 0), true},
-		{with(routesMany/2, 0), with(0, 1), true},
-		{with(routesMany/2-1, 0), with(0, 1), false},
-		{with(routesMany, 0), State{}, false}, // a kernel without them
+		{with(minRoutes, 0), beside(with(0, 0), maxNextHopRoutes-minRoutes), true},
+		{with(minRoutes, 0), beside(with(0, 0), maxNextHopRoutes-minRoutes+1), false}, // a routing daemon's
+		{with(minRoutes, 0), beside(with(0, 1), 2*maxNextHopRoutes-minRoutes), true},
+		{with(minRoutes, 0), beside(with(0, 1), 2*maxNextHopRoutes-minRoutes+1), false},
+		{with(minRoutes-1, 0), with(0, 0), false},
+		{with(minRoutes, 0), with(0, 0), true},
+		{with(minRoutes/2, 0), with(0, 1), true},
+		{with(minRoutes/2-1, 0), with(0, 1), false},
+		{with(minRoutes, 0), State{}, false}, // a kernel without them
 	} {
-		if got := c.want.NextHopsPay(c.have); got != c.pay {
+		if got := c.want.UseNextHops(c.have); got != c.pay {
 			t.Errorf("%d routes, %d nexthops and %d other routes there: %v", len(c.want.Routes), len(c.have.NextHops), c.have.Others, got)
 		}
 	}
@@ -57,7 +57,7 @@ func TestSpread(t *testing.T) {
 		if r.Scope = 0; r != plain {
 			t.Errorf("%+v became %+v", plain, r)
 		}
-		if got := want.SpreadPays(have); got != (len(want.Routes) >= routesMany) {
+		if got := want.UseSpread(have); got != (len(want.Routes) >= minRoutes) {
 			t.Errorf("among %d routes: %v", len(want.Routes), got)
 		}
 	}
@@ -67,14 +67,14 @@ func TestSpread(t *testing.T) {
 		}
 	}
 	for k := range want.Routes {
-		if len(want.Routes) == routesMany/2 {
+		if len(want.Routes) == minRoutes/2 {
 			break
 		}
 		delete(want.Routes, k)
 	}
 	k := RouteKey{Dst: netip.MustParsePrefix("10.42.9.0/24")}
 	have.Routes[k] = Route{Via: k.Dst.Addr()}.spread(k)
-	if !want.SpreadPays(have) || want.SpreadPays(NewState()) {
+	if !want.UseSpread(have) || want.UseSpread(NewState()) {
 		t.Error("it takes as many to go back")
 	}
 	if (Route{}).spread(k) != (Route{}) {

@@ -46,18 +46,18 @@ const (
 // Link is a device of ours: a kernel VXLAN device (RFC 7348), or a TUN device
 // and the UDP socket behind it.
 type Link struct {
-	Kind     string     // KindVXLAN or KindTUN; other values only in what a kernel holds
-	VNI      int        // 0..16777215
-	Parent   string     // underlay device
-	Local    netip.Addr // outer source address
-	Port     int        // outer UDP port
-	GBP      bool       // Group Based Policy extension
-	Learning bool       // learn FDB entries from traffic
-	Open     bool       // KindTUN: take packets from whoever sends them
-	Plain    bool       // KindTUN: leave no work to the kernel's offloads
-	MAC      MAC        // zero in what is wanted: keep what is there
-	MTU      int        // bytes, inner IP packet
-	Up       bool
+	Kind      string     // KindVXLAN or KindTUN; other values only in what a kernel holds
+	VNI       int        // 0..16777215
+	Parent    string     // underlay device
+	Local     netip.Addr // outer source address
+	Port      int        // outer UDP port
+	GBP       bool       // Group Based Policy extension
+	Learning  bool       // learn FDB entries from traffic
+	AnySource bool       // KindTUN: take packets from whoever sends them
+	NoOffload bool       // KindTUN: leave no work to the kernel's offloads
+	MAC       MAC        // zero in what is wanted: keep what is there
+	MTU       int        // bytes, inner IP packet
+	Up        bool
 }
 
 // Addr is an address on a link.

@@ -44,7 +44,7 @@ func TestPartDiff(t *testing.T) {
 		}
 		compared++
 		for _, o := range part {
-			m.Note(o)
+			m.Update(o)
 		}
 		if len(whole.Conflicts) == 0 {
 			if again := slices.Collect(Diff(now, m.Part(was, now), scope, true).Ops()); len(again) > 0 {

@@ -257,7 +257,7 @@ func needless(o Op, have State, ops []Op) string {
 	}
 	after := NewState()
 	after.Add(have)
-	if after.Note(o); after.Equal(have) {
+	if after.Update(o); after.Equal(have) {
 		return o.String() + " changes nothing"
 	}
 	return ""

@@ -63,10 +63,10 @@ func (d *differ) route(k RouteKey, r Route) Route {
 	return r
 }
 
-// Uncover returns the deletions after which no route of ours leads to an address: of those
+// DelRoutesTo returns the deletions after which no route of ours leads to an address: of those
 // that the kernel would take for it, one after the other, all up to the first that is not
 // ours.
-func Uncover(have State, scope Scope, addr netip.Addr) (ops []Op) {
+func DelRoutesTo(have State, scope Scope, addr netip.Addr) (ops []Op) {
 	var leads []RouteKey
 	for k := range have.Routes {
 		if k.Dst.Contains(addr) {

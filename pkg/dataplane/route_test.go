@@ -47,7 +47,7 @@ func TestUncover(t *testing.T) {
 			have.Routes[k] = r
 		}
 		var got []string
-		for _, op := range Uncover(have, scope, netip.MustParseAddr("10.200.1.10")) {
+		for _, op := range DelRoutesTo(have, scope, netip.MustParseAddr("10.200.1.10")) {
 			k, r := KindRoute.Of(op)
 			if op.Verb != Del || have.Routes[k] != r {
 				t.Errorf("%s: %s", c.name, op)

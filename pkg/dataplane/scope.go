@@ -15,7 +15,7 @@ type Scope struct {
 	// Carriers are links that are not ours and that something of ours depends on: the uplink, and
 	// those that routes of ours leave by, sorted. When one goes down, or loses an address or its
 	// carrier, the kernel takes routes away and tells of the cause only.
-	Carriers []string
+	Underlay []string
 	// NextHops has routes made by way of nexthop objects, Spread has others made with different
 	// scopes.
 	NextHops, Spread bool
@@ -38,7 +38,7 @@ func (s State) ScopeOf(networks []netip.Prefix, carriers ...string) Scope {
 		Networks: networks,
 		Links:    slices.Sorted(maps.Keys(s.Links)),
 		Sysctls:  slices.Sorted(maps.Keys(s.Sysctls)),
-		Carriers: slices.Sorted(maps.Keys(others)),
+		Underlay: slices.Sorted(maps.Keys(others)),
 	}
 }
 

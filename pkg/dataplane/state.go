@@ -40,9 +40,9 @@ func (s State) Remove(o State) {
 	}
 }
 
-// Note keeps a reading up with an operation that was done. What goes with a link is not known from
+// Update keeps a reading up with an operation that was done. What goes with a link is not known from
 // that: another reading shows it.
-func (s State) Note(o Op) { o.Kind.note(s, o) }
+func (s State) Update(o Op) { o.Kind.update(s, o) }
 
 // Has reports whether s has something at the key of an operation's object.
 func (s State) Has(o Op) bool { return o.Kind.has(s, o) }

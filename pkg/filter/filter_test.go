@@ -16,7 +16,7 @@ import (
 // TestNothingBeforeTheNetworkIsKnown: there is no sync, and the end of the context is noticed.
 func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.run()
 		h.after(time.Hour)
 		if len(h.iptables.syncs)+len(h.nft.syncs) > 0 {
@@ -28,7 +28,7 @@ func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 // TestRulesStayAtTheEnd: with any keeper.
 func TestRulesStayAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		ctx, cancel := context.WithCancel(t.Context())
 		h.Set([]Input{{Overlay: four}})
 		go h.Run(ctx)
@@ -47,7 +47,7 @@ func TestRulesStayAtTheEnd(t *testing.T) {
 func TestDamageIsRepairedAtOnce(t *testing.T) {
 	for signalled, within := range map[bool]time.Duration{true: 500 * time.Millisecond, false: 5 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Open)
+			h := newHost(t, netconf.Unset)
 			h.start()
 			h.after(8 * time.Second)
 			h.set(func() { clear(h.places) })
@@ -68,7 +68,7 @@ func TestNetworkMayChange(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			var owners []firewall.Owner
-			h := newHost(t, netconf.Open, func(c *Config) {
+			h := newHost(t, netconf.Unset, func(c *Config) {
 				c.Previous = []firewall.Overlay{old, {}}
 				c.InUse = func(o firewall.Overlay) bool {
 					if o != old {
@@ -121,7 +121,7 @@ func (s spying) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) 
 // TestFamiliesAreSyncedAlike: in the same syncs, each with its accepts in other places.
 func TestFamiliesAreSyncedAlike(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.legacy.tables = []string{"filter"}
 		h.Set([]Input{{Overlay: four}, {Overlay: six}})
 		h.run()
@@ -146,7 +146,7 @@ func TestFamiliesAreSyncedAlike(t *testing.T) {
 func TestFightIsSlowedDown(t *testing.T) {
 	for _, signalled := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Open)
+			h := newHost(t, netconf.Unset)
 			h.iptables.traits.Resync = time.Second
 			h.start()
 			undone := 0
@@ -214,7 +214,7 @@ func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 // TestListingsByProcessesKeepADistance: of iptables, whatever is signalled.
 func TestListingsByProcessesKeepADistance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.start()
 		h.after(10 * time.Second)
 		h.set(func() { h.iptables.syncs = nil })
@@ -277,7 +277,7 @@ func TestAcceptsInLegacyTables(t *testing.T) {
 		{[]string{"filter"}, false, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Open, func(cfg *Config) { cfg.Forward = c.forward })
+			h := newHost(t, netconf.Unset, func(cfg *Config) { cfg.Forward = c.forward })
 			h.legacy.tables = c.tables
 			h.legacy.err = fmt.Errorf("%w: iptables-legacy", notInstalled)
 			h.start()
@@ -310,7 +310,7 @@ func TestAcceptsInLegacyTables(t *testing.T) {
 // TestLegacyVariantIsLocked: its accepts follow as soon as the lock is free.
 func TestLegacyVariantIsLocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.legacy.tables = []string{"filter"}
 		held := true
 		h.legacy.err = &firewall.LockedError{Lock: "iptables", Free: func() bool {
@@ -337,7 +337,7 @@ func TestLegacyVariantIsLocked(t *testing.T) {
 func TestNFTablesAcceptsFail(t *testing.T) {
 	for _, absent := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Open)
+			h := newHost(t, netconf.Unset)
 			h.nft.tables = []string{"nat"}
 			h.iptables.traits.Place = firewall.Legacy
 			h.nft.err, h.nft.unread = error(unix.EMFILE), unix.EMFILE

@@ -43,7 +43,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 		for _, legacy := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, legacy), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					h := newHost(t, netconf.Open)
+					h := newHost(t, netconf.Unset)
 					where := h.nft
 					if legacy {
 						where = h.legacy
@@ -77,7 +77,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 // TestLegacyVariantThatCannotBeReadIsNotAsked: the failure is reported elsewhere.
 func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.legacy.tables, h.legacy.err = []string{"nat"}, unix.EIO
 		h.legacy.barriers = func(firewall.Packet) ([]firewall.Barrier, error) {
 			t.Error("asked")
@@ -93,7 +93,7 @@ func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
 // once.
 func TestUnreadableRulesAreACondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		asked := 0
 		h.nft.barriers = func(firewall.Packet) ([]firewall.Barrier, error) {
 			asked++

@@ -20,7 +20,7 @@ import (
 // have the same address.
 func (l *Lock) update(v lease.View) (add, remove []netip.Addr) {
 	more := map[netip.Addr]int{}
-	for was, is := range v.Since(l.view) {
+	for was, is := range v.ChangesSince(l.view) {
 		if is != nil {
 			more[is.PublicIP]++
 		}

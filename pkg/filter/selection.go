@@ -83,7 +83,7 @@ func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 		return nil, ctx.Err()
 	}
 	changes, err = f.record(syncAll(ctx, other, f.sets))
-	if absent := h.chosen == netconf.Open && firewall.Absent(why); absent && err == nil {
+	if absent := h.chosen == netconf.Unset && firewall.Absent(why); absent && err == nil {
 		h.preferredErr = nil
 		f.setActive(other)
 		f.logSelection(other, why.Error())

@@ -20,9 +20,9 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 		native, compat, legacy string
 		says                   string
 	}{
-		{netconf.Open, firewall.Compat, "accepts", "rules", "nothing", `keeper=iptables reason="it is installed, and EnableNFTables is not set" version="iptables v1.8.9 (nf_tables)"`},
-		{netconf.Open, firewall.Legacy, "accepts", "nothing", "rules", `keeper=iptables`},
-		{netconf.Open, firewall.Nowhere, "rules", "nothing", "nothing", `keeper=nftables reason="iptables is not installed`},
+		{netconf.Unset, firewall.Compat, "accepts", "rules", "nothing", `keeper=iptables reason="it is installed, and EnableNFTables is not set" version="iptables v1.8.9 (nf_tables)"`},
+		{netconf.Unset, firewall.Legacy, "accepts", "nothing", "rules", `keeper=iptables`},
+		{netconf.Unset, firewall.Nowhere, "rules", "nothing", "nothing", `keeper=nftables reason="iptables is not installed`},
 		{netconf.No, firewall.Compat, "accepts", "rules", "nothing", `reason="EnableNFTables is false"`},
 		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `keeper=nftables reason="EnableNFTables is true"`},
 		{netconf.Yes, firewall.Nowhere, "rules", "nothing", "nothing", `keeper=nftables`},
@@ -55,7 +55,7 @@ func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 		"exit status": func(k *keeper) { k.err = fmt.Errorf("iptables-save: exit status 1") },
 		"hangs":       func(k *keeper) { k.hangs = true },
 	} {
-		for _, choice := range []netconf.Choice{netconf.Open, netconf.Yes} {
+		for _, choice := range []netconf.Choice{netconf.Unset, netconf.Yes} {
 			t.Run(fmt.Sprint(name, choice), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					h := newHost(t, choice)
@@ -100,7 +100,7 @@ func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 // TestNoKeeperWorks is a condition, and is tried ever more rarely.
 func TestNoKeeperWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.iptables.err, h.nft.err = unix.ENOMEM, unix.EPERM
 		h.start()
 		h.wrong(syncCondition, true)
@@ -122,7 +122,7 @@ func TestNoKeeperWorks(t *testing.T) {
 // time.
 func TestSlowKeeperIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.iptables.took = 2 * time.Second
 		h.start()
 		h.holds(firewall.Compat, "rules")
@@ -143,7 +143,7 @@ func TestSlowKeeperIsWaitedFor(t *testing.T) {
 // TestLockIsWaitedFor: the rules go where they belong as soon as the lock is free.
 func TestLockIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.iptables.traits.Place = firewall.Legacy
 		h.legacy.tables = []string{"filter"}
 		free := make(chan struct{})
@@ -178,10 +178,10 @@ func TestLockIsWaitedFor(t *testing.T) {
 // TestChoiceMayChange: the rules go to their new place first, and then from the old one.
 func TestChoiceMayChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.nft.tables = []string{"filter", "nat"}
 		h.start()
-		if h.SetChoice(netconf.Open) || !h.SetChoice(netconf.Yes) {
+		if h.SetChoice(netconf.Unset) || !h.SetChoice(netconf.Yes) {
 			t.Error("what is a change?")
 		}
 		h.after(time.Second)
@@ -227,7 +227,7 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 // TestUpgradedToolIsAnotherKeeper: that is logged, and its first changes are no repair.
 func TestUpgradedToolIsAnotherKeeper(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.nft.tables = []string{"nat"}
 		h.start()
 		h.set(func() {

@@ -24,7 +24,7 @@ func (s Stats) expect(t *testing.T, r Result, before Stats) {
 // TestStatsCountSyncs: by result, with the keeper in use.
 func TestStatsCountSyncs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Open)
+		h := newHost(t, netconf.Unset)
 		h.start()
 		first := h.Stats()
 		if first.expect(t, Written, Stats{}); first.Keeper != "iptables" || first.Version != h.iptables.traits.Version {

@@ -80,7 +80,7 @@ type Surroundings struct {
 
 // Check judges the surroundings.
 func (o Overlay) Check(f Facts, s Surroundings) []Finding {
-	return slices.Concat(o.dockerBridges(s), o.awayFromContainers(f, s), o.detour(s), o.awayFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s),
+	return slices.Concat(o.dockerBridges(s), o.divertedFromContainers(f, s), o.detour(s), o.divertedFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s),
 		o.needInside(f), o.nameServers(f, s))
 }
 
@@ -126,7 +126,7 @@ func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
 			}
 			found = append(found, Finding{
 				ID: "docker/" + l.Name, Text: text,
-				Fields:  append([]any{"device", l.Name, "addr", a, "subnet", o.Subnet}, ofPeer(peer)...),
+				Fields:  append([]any{"device", l.Name, "addr", a, "subnet", o.Subnet}, peerField(peer)...),
 				Command: l.dockerCommand(),
 			})
 			break
@@ -135,7 +135,7 @@ func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
 	return found
 }
 
-func ofPeer(subnet netip.Prefix) []any {
+func peerField(subnet netip.Prefix) []any {
 	if !subnet.IsValid() {
 		return nil
 	}
@@ -163,10 +163,10 @@ func (o Overlay) peerOverlapping(p netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// awayFromContainers looks for routes of others that win against that of the bridge which
+// divertedFromContainers looks for routes of others that win against that of the bridge which
 // serves the subnet, or will once it is there. Where a bridge of docker does, it is the one;
 // without a bridge, containers may have a route each.
-func (o Overlay) awayFromContainers(f Facts, s Surroundings) []Finding {
+func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 	serving := map[string]bool{}
 	for _, docker := range []bool{true, false} {
 		for _, l := range s.Links {
@@ -233,10 +233,10 @@ func (o Overlay) detour(s Surroundings) []Finding {
 // Container returns an address of this host's subnet that a container may have.
 func (o Overlay) Container() netip.Addr { return o.Subnet.Addr().Next().Next() }
 
-// awayFromPeers looks for routes of others that are longer than that to a peer. The
+// divertedFromPeers looks for routes of others that are longer than that to a peer. The
 // uplink's own link is judged with the peers, and docker's bridges are by themselves; one
 // to a single address that the host needs is there on purpose.
-func (o Overlay) awayFromPeers(f Facts, s Surroundings) []Finding {
+func (o Overlay) divertedFromPeers(f Facts, s Surroundings) []Finding {
 	docker := map[string]bool{}
 	for _, l := range s.Links {
 		docker[l.Name] = l.dockerBridge()
@@ -266,7 +266,7 @@ func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Fin
 	var names, commands []string
 	for _, p := range wrong[:min(len(wrong), examples)] {
 		names = append(names, p.String())
-		if c := p.remove(links); c != "" {
+		if c := p.removeCommand(links); c != "" {
 			commands = append(commands, c)
 		}
 	}
@@ -276,9 +276,9 @@ func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Fin
 	}}
 }
 
-// remove is the command that removes a route; one that follows from an address goes with it,
+// removeCommand is the command that removes a route; one that follows from an address goes with it,
 // and a network card keeps its own.
-func (p Path) remove(links []Link) string {
+func (p Path) removeCommand(links []Link) string {
 	for _, l := range links {
 		for _, a := range l.Addrs {
 			switch {
@@ -299,7 +299,7 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	var lost []netip.Addr
 	for _, peer := range o.Peers {
 		i := slices.IndexFunc(o.Routed, func(p netip.Prefix) bool { return p.Contains(peer.PublicIP) })
-		if i >= 0 && !s.leadsTo(peer.PublicIP, o.Routed[i].Bits()) {
+		if i >= 0 && !s.hasRouteTo(peer.PublicIP, o.Routed[i].Bits()) {
 			lost = append(lost, peer.PublicIP)
 		}
 	}
@@ -310,12 +310,12 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	return []Finding{{
 		ID: "peer-address", Text: "the network contains the address of a host, and no route of its own leads there",
 		Fields:  []any{"network", o.Network, "public_ip", lost[0], "peers", len(lost)},
-		Command: s.around(f, lost[0]),
+		Command: s.bypassCommand(f, lost[0]),
 	}}
 }
 
-// around is the command that leads to an address by the uplink, past the overlay.
-func (s Surroundings) around(f Facts, a netip.Addr) string {
+// bypassCommand is the command that leads to an address by the uplink, past the overlay.
+func (s Surroundings) bypassCommand(f Facts, a netip.Addr) string {
 	command := fmt.Sprintf("ip route add %s/%d dev %s", a, a.BitLen(), f.Uplink)
 	byUplink := slices.DeleteFunc(s.index(f).routes, func(r Route) bool { return r.Iface != f.Uplink })
 	byDefault, _ := Lookup(byUplink, a)
@@ -328,10 +328,10 @@ func (s Surroundings) around(f Facts, a netip.Addr) string {
 	return command
 }
 
-// Concerns returns what tells which routes of others the checks are about: those that overlap
+// Relevant returns what tells which routes of others the checks are about: those that overlap
 // what this host or a peer has of the network, and those that lead to a peer's public IP. A
 // routing daemon may have made a million of others.
-func (o Overlay) Concerns() func(dst netip.Prefix) bool {
+func (o Overlay) Relevant() func(dst netip.Prefix) bool {
 	addrs := make([]netip.Addr, 0, len(o.Peers))
 	for _, p := range o.Peers {
 		addrs = append(addrs, p.PublicIP)

@@ -28,12 +28,12 @@ type Uplink struct {
 	// Holder is the interface that has the address, where it is another one: the
 	// loopback interface, if the default route names an address there.
 	Holder string
-	Why    string // for the log: what decided
+	Reason string // for the log: what decided
 }
 
 // same reports whether two choices differ in nothing but what decided.
 func (u Uplink) same(o Uplink) bool {
-	u.Why = o.Why
+	u.Reason = o.Reason
 	return u == o
 }
 
@@ -41,11 +41,11 @@ func (u Uplink) same(o Uplink) bool {
 // the address.
 func (inv Inventory) Has(u Uplink) bool {
 	i, ok := inv.iface(u.Iface)
-	return ok && i.Up && inv.holds(u)
+	return ok && i.Up && inv.hasAddr(u)
 }
 
-// holds reports whether the address of an uplink is where it was.
-func (inv Inventory) holds(u Uplink) bool {
+// hasAddr reports whether the address of an uplink is where it was.
+func (inv Inventory) hasAddr(u Uplink) bool {
 	i, ok := inv.iface(cmp.Or(u.Holder, u.Iface))
 	return ok && i.has(u.Addr)
 }
@@ -65,8 +65,8 @@ func (inv Inventory) iface(name string) (Iface, bool) {
 // Reach asks the kernel which interface and source address lead to an address.
 type Reach func(netip.Addr) (iface string, src netip.Addr, err error)
 
-// errNoDefault: no selector was given, and no default route says more.
-var errNoDefault = errors.New("there is no default route")
+// errNoDefaultRoute: no selector was given, and no default route says more.
+var errNoDefaultRoute = errors.New("there is no default route")
 
 // Choose finds the uplink, among interfaces that have a carrier if one of them fits. An
 // interface of the overlay is none, nor is one with an address in own, the subnets that
@@ -112,19 +112,19 @@ func (inv Inventory) leadsOut(i Iface, own []netip.Prefix) bool {
 
 // without returns the inventory without some interfaces and the routes by them.
 func (inv Inventory) without(why string, unfit func(Iface) bool) Inventory {
-	fit := Inventory{IPv6: inv.IPv6, unfit: maps.Clone(inv.unfit)}
-	if fit.unfit == nil {
-		fit.unfit = map[string]string{}
+	fit := Inventory{IPv6: inv.IPv6, excluded: maps.Clone(inv.excluded)}
+	if fit.excluded == nil {
+		fit.excluded = map[string]string{}
 	}
 	for _, i := range inv.Ifaces {
 		if unfit(i) {
-			fit.unfit[i.Name] = why
+			fit.excluded[i.Name] = why
 		} else {
 			fit.Ifaces = append(fit.Ifaces, i)
 		}
 	}
 	for _, r := range inv.Routes {
-		if r.Dst.Bits() == 0 && fit.unfit[r.Iface] == "" { // no other is looked at
+		if r.Dst.Bits() == 0 && fit.excluded[r.Iface] == "" { // no other is looked at
 			fit.Routes = append(fit.Routes, r)
 		}
 	}
@@ -139,7 +139,7 @@ func (inv Inventory) choose(sel Selectors, reach Reach) (Uplink, error) {
 			failures = append(failures, what+": "+err.Error())
 			return Uplink{}, false
 		}
-		u.Why = what
+		u.Reason = what
 		return u, true
 	}
 	for _, v := range sel.Ifaces {
@@ -161,31 +161,31 @@ func (inv Inventory) choose(sel Selectors, reach Reach) (Uplink, error) {
 		return Uplink{}, errors.New("no interface fits: " + strings.Join(failures, "; "))
 	}
 	if sel.PublicIP.IsValid() {
-		if u, ok := try("public-ip "+sel.PublicIP.String(), func() (Uplink, error) { return inv.holding(sel.PublicIP) }); ok {
+		if u, ok := try("public-ip "+sel.PublicIP.String(), func() (Uplink, error) { return inv.withAddr(sel.PublicIP) }); ok {
 			return u, nil
 		}
 	}
 	u, err := inv.byDefault()
-	u.Why = "default route"
+	u.Reason = "default route"
 	return u, err
 }
 
 // named finds an interface by its name or by an address it has.
 func (inv Inventory) named(v string) (Uplink, error) {
 	if ip, err := netip.ParseAddr(v); err == nil {
-		return inv.holding(ip)
+		return inv.withAddr(ip)
 	}
 	if i, ok := inv.iface(v); ok {
-		return inv.on(i)
+		return inv.addrOf(i)
 	}
-	if why := inv.unfit[v]; why != "" {
+	if why := inv.excluded[v]; why != "" {
 		return Uplink{}, fmt.Errorf("interface %s %s", v, why)
 	}
 	return Uplink{}, fmt.Errorf("there is no such interface; there are %s", inv.names())
 }
 
-// holding finds the interface that sends from an address.
-func (inv Inventory) holding(ip netip.Addr) (Uplink, error) {
+// withAddr finds the interface that sends from an address.
+func (inv Inventory) withAddr(ip netip.Addr) (Uplink, error) {
 	if !ip.Is4() {
 		return Uplink{}, fmt.Errorf("%s is not an IPv4 address", ip)
 	}
@@ -193,12 +193,12 @@ func (inv Inventory) holding(ip netip.Addr) (Uplink, error) {
 	if at < 0 {
 		return Uplink{}, fmt.Errorf("no interface has the address %s", ip)
 	}
-	return inv.sending(inv.Ifaces[at], ip), nil
+	return inv.sender(inv.Ifaces[at], ip), nil
 }
 
-// sending returns the interface that sends from an address of holder: this itself, or the
+// sender returns the interface that sends from an address of holder: this itself, or the
 // one of a default route that names the address.
-func (inv Inventory) sending(holder Iface, ip netip.Addr) Uplink {
+func (inv Inventory) sender(holder Iface, ip netip.Addr) Uplink {
 	for _, r := range inv.defaults() {
 		if i, ok := inv.iface(r.Iface); ok && r.Source == ip && !i.has(ip) {
 			return Uplink{Iface: i.Name, Addr: ip, Holder: holder.Name}
@@ -213,18 +213,18 @@ func (inv Inventory) matching(expr string) (Uplink, error) {
 		return Uplink{}, err
 	}
 	for _, i := range inv.Ifaces {
-		if u, err := inv.on(i); err == nil && re.MatchString(u.Addr.String()) {
+		if u, err := inv.addrOf(i); err == nil && re.MatchString(u.Addr.String()) {
 			return u, nil
 		}
 		for _, a := range i.candidates() {
 			if ip := a.Prefix.Addr(); re.MatchString(ip.String()) {
-				return inv.sending(i, ip), nil
+				return inv.sender(i, ip), nil
 			}
 		}
 	}
 	for _, i := range inv.Ifaces {
 		if re.MatchString(i.Name) {
-			if u, err := inv.on(i); err == nil {
+			if u, err := inv.addrOf(i); err == nil {
 				return u, nil
 			}
 		}
@@ -241,7 +241,7 @@ func (inv Inventory) reaching(dst netip.Addr, reach Reach) (Uplink, error) {
 	if !ok || !src.Is4() {
 		return inv.named(name)
 	}
-	return inv.from(i, src)
+	return inv.withSource(i, src)
 }
 
 // byDefault takes the interface of the default route with the lowest metric, the first
@@ -249,7 +249,7 @@ func (inv Inventory) reaching(dst netip.Addr, reach Reach) (Uplink, error) {
 func (inv Inventory) byDefault() (Uplink, error) {
 	routes := inv.defaults()
 	if len(routes) == 0 {
-		return Uplink{}, fmt.Errorf("%w: choose an interface with -iface; there are %s", errNoDefault, inv.names())
+		return Uplink{}, fmt.Errorf("%w: choose an interface with -iface; there are %s", errNoDefaultRoute, inv.names())
 	}
 	var first error
 	for _, r := range routes {
@@ -257,7 +257,7 @@ func (inv Inventory) byDefault() (Uplink, error) {
 		if !ok {
 			continue
 		}
-		u, err := inv.by(r, i)
+		u, err := inv.viaRoute(r, i)
 		if err == nil {
 			return u, nil
 		}
@@ -278,27 +278,27 @@ func (inv Inventory) defaults() []Route {
 	return routes
 }
 
-// on finds the address of an interface: the source of its default route, which is the
+// addrOf finds the address of an interface: the source of its default route, which is the
 // host's own where there are floating ones beside it, else the best.
-func (inv Inventory) on(i Iface) (Uplink, error) {
+func (inv Inventory) addrOf(i Iface) (Uplink, error) {
 	for _, r := range inv.defaults() {
 		if r.Iface == i.Name {
-			return inv.by(r, i)
+			return inv.viaRoute(r, i)
 		}
 	}
 	c := i.candidates()
 	if len(c) == 0 {
 		return Uplink{}, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
 	}
-	return inv.sending(i, c[0].Prefix.Addr()), nil
+	return inv.sender(i, c[0].Prefix.Addr()), nil
 }
 
-// by returns an interface with the source address of a default route through it: the one in
+// viaRoute returns an interface with the source address of a default route through it: the one in
 // the route, else the one in the network of the gateway, else the first that is not
 // secondary, as the kernel chooses (net/ipv4/devinet.c, inet_select_addr).
-func (inv Inventory) by(r Route, i Iface) (Uplink, error) {
+func (inv Inventory) viaRoute(r Route, i Iface) (Uplink, error) {
 	if r.Source.IsValid() {
-		if u, err := inv.from(i, r.Source); err == nil {
+		if u, err := inv.withSource(i, r.Source); err == nil {
 			return u, nil
 		}
 	}
@@ -322,8 +322,8 @@ func (i Iface) first() Addr {
 	return i.Addrs[at]
 }
 
-// from returns an interface with a source address, which may belong to another interface.
-func (inv Inventory) from(i Iface, src netip.Addr) (Uplink, error) {
+// withSource returns an interface with a source address, which may belong to another interface.
+func (inv Inventory) withSource(i Iface, src netip.Addr) (Uplink, error) {
 	if i.has(src) {
 		return Uplink{Iface: i.Name, Addr: src}, nil
 	}

@@ -62,7 +62,7 @@ func TestChoose(t *testing.T) {
 		u, err := Choose(c.sel, vagrant, nil, reachEth1)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
-		} else if got := u.Iface + " " + u.Addr.String() + " by " + u.Why; got != c.want {
+		} else if got := u.Iface + " " + u.Addr.String() + " by " + u.Reason; got != c.want {
 			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
 		}
 	}
@@ -202,7 +202,7 @@ func TestSourceAddress(t *testing.T) {
 				got += " of " + u.Holder
 			}
 			if err != nil || got != c.want {
-				t.Errorf("%s, by %s: got %s, %v; want %s", c.name, u.Why, got, err, c.want)
+				t.Errorf("%s, by %s: got %s, %v; want %s", c.name, u.Reason, got, err, c.want)
 			}
 			if f, err := u.Facts(inv, netip.Addr{}, overlay); err != nil || f.Addr != u.Addr || f.Uplink != "eth0" || !inv.Has(u) {
 				t.Errorf("%s: facts %+v, %v", c.name, f, err)

@@ -51,7 +51,7 @@ type Inventory struct {
 	Routes []Route // in kernel order
 	IPv6   bool    // the kernel has IPv6 at all
 
-	unfit map[string]string // interfaces that were left out, and why
+	excluded map[string]string // interfaces that were left out, and why
 }
 
 // Facts about this host that a backend may build on.
@@ -105,7 +105,7 @@ func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) 
 		return Facts{}, fmt.Errorf("interface %s is gone", u.Iface)
 	case i.MTU <= 0:
 		return Facts{}, fmt.Errorf("interface %s has no MTU", u.Iface)
-	case !inv.holds(u):
+	case !inv.hasAddr(u):
 		return Facts{}, fmt.Errorf("interface %s no longer has the address %s", cmp.Or(u.Holder, u.Iface), u.Addr)
 	}
 	f := Facts{Uplink: u.Iface, MTU: i.MTU, Addr: u.Addr, PublicIP: publicIP, IPv6: inv.IPv6, MACs: map[string][6]byte{}}
@@ -132,14 +132,14 @@ func (f Facts) Lookup(addr netip.Addr) (Route, bool) {
 // OnLink finds the interface on whose link addr is, as [OnLink] does.
 func (f Facts) OnLink(addr netip.Addr) (iface string, ok bool) { return onLink(f.Lookup(addr)) }
 
-// TakenBy finds what the uplink needs and a route to a subnet would take away: a gateway in it,
+// ConflictsWith finds what the uplink needs and a route to a subnet would take away: a gateway in it,
 // or a network on the link that it covers.
-func (f Facts) TakenBy(subnet netip.Prefix) (Route, bool) {
+func (f Facts) ConflictsWith(subnet netip.Prefix) (Route, bool) {
 	x := f.index
 	if x == nil {
 		x = newIndex(f.Underlay, f.Uplink)
 	}
-	return x.taken(subnet)
+	return x.conflict(subnet)
 }
 
 // underlay reports whether a route leads to where peers may be: any outside the

@@ -81,10 +81,10 @@ func (x *index) lookup(addr netip.Addr) (Route, bool) {
 	return Route{}, false
 }
 
-// taken finds what an uplink needs and a subnet would take away: a gateway in it, or a network
+// conflict finds what an uplink needs and a subnet would take away: a gateway in it, or a network
 // on the link that it covers. The longest prefix wins in the kernel: a wider route than the
 // subnet's forbids nothing by itself.
-func (x *index) taken(subnet netip.Prefix) (Route, bool) {
+func (x *index) conflict(subnet netip.Prefix) (Route, bool) {
 	i, _ := slices.BinarySearchFunc(x.needed, subnet.Masked().Addr(), func(n needed, a netip.Addr) int { return n.dst.Addr().Compare(a) })
 	for ; i < len(x.needed) && subnet.Contains(x.needed[i].dst.Addr()); i++ {
 		if n := x.needed[i]; n.dst.Bits() >= subnet.Bits() {

@@ -50,7 +50,7 @@ func TestIndexFindsWhatLookupFinds(t *testing.T) {
 					want = want || subnet.Bits() <= r.Dst.Bits() && subnet.Contains(r.Dst.Addr())
 				}
 			}
-			if got, is := x.TakenBy(subnet); is != want {
+			if got, is := x.ConflictsWith(subnet); is != want {
 				t.Fatalf("%s takes %+v %v, want %v among %+v", subnet, got, is, want, routes)
 			}
 		}

@@ -16,10 +16,10 @@ type Need struct {
 	Firm bool
 }
 
-// TakenBy reports whether a route of the overlay to dst would take the packets to the
+// DivertedBy reports whether a route of the overlay to dst would take the packets to the
 // address. The longest prefix wins in the kernel, so where others have a longer route, as
 // to the containers on a bridge of this host, it would not.
-func (n Need) TakenBy(dst netip.Prefix) bool {
+func (n Need) DivertedBy(dst netip.Prefix) bool {
 	return dst.Contains(n.Addr) && (dst.Bits() > n.Bits || dst.Bits() == n.Bits && !n.Firm)
 }
 
@@ -33,7 +33,7 @@ func (r Route) ours() bool { return r.Stamped || overlayName.MatchString(r.Iface
 func (inv Inventory) Needs(network netip.Prefix, wanted []Need) []Need {
 	all := append(slices.Clone(wanted), inv.Gateways()...)
 	for _, n := range wanted {
-		if r, ok := inv.past(n.Addr); ok && r.Gateway.IsValid() && r.Dst.Bits() > 0 {
+		if r, ok := inv.lookupForeign(n.Addr); ok && r.Gateway.IsValid() && r.Dst.Bits() > 0 {
 			all = append(all, Need{Addr: r.Gateway, What: "the gateway to " + n.What})
 		}
 	}
@@ -49,7 +49,7 @@ func (inv Inventory) Inside(network netip.Prefix, all []Need) []Need {
 			continue
 		}
 		n.Bits, n.Firm = -1, false
-		if r, ok := inv.past(n.Addr); ok {
+		if r, ok := inv.lookupForeign(n.Addr); ok {
 			n.Bits, n.Firm = r.Dst.Bits(), r.Kernel && r.Metric == 0
 		}
 		needs = append(needs, n)
@@ -68,14 +68,14 @@ func (inv Inventory) Gateways() (all []Need) {
 	return all
 }
 
-// Takes reports whether a route that the kernel would take to an address is the overlay's.
-func (inv Inventory) Takes(a netip.Addr) bool {
+// ViaOverlay reports whether a route that the kernel would take to an address is the overlay's.
+func (inv Inventory) ViaOverlay(a netip.Addr) bool {
 	r, ok := Lookup(inv.Routes, a)
 	return ok && r.ours()
 }
 
-// past finds the route to an address as if there were no overlay.
-func (inv Inventory) past(a netip.Addr) (Route, bool) {
+// lookupForeign finds the route to an address as if there were no overlay.
+func (inv Inventory) lookupForeign(a netip.Addr) (Route, bool) {
 	var leads []Route // few of what may be very many
 	for _, r := range inv.Routes {
 		if r.Dst.Contains(a) && !r.ours() {
@@ -98,7 +98,7 @@ const NeedInside = "need-inside"
 // its subnet.
 func (o Overlay) needInside(f Facts) []Finding {
 	for _, n := range f.Needs {
-		if n.TakenBy(o.Subnet) {
+		if n.DivertedBy(o.Subnet) {
 			return []Finding{{
 				ID:     NeedInside,
 				Text:   "this host's subnet contains an address that it needs itself, which it would not reach any more",
@@ -119,21 +119,21 @@ func (o Overlay) needs(f Facts, a netip.Addr) bool {
 // a container, so nobody is kept from having its address.
 func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
 	for _, n := range f.NameServers {
-		lead, ok := o.leads(n.Addr)
-		if !ok || !n.TakenBy(lead) {
+		lead, ok := o.overlayRoute(n.Addr)
+		if !ok || !n.DivertedBy(lead) {
 			continue
 		}
 		return []Finding{{
 			ID:     "name-server",
 			Text:   "a name server of this host is reached by the overlay: if it is not in a container, it is cut off",
-			Fields: []any{"addr", n.Addr, "route", lead}, Command: s.around(f, n.Addr),
+			Fields: []any{"addr", n.Addr, "route", lead}, Command: s.bypassCommand(f, n.Addr),
 		}}
 	}
 	return nil
 }
 
-// leads returns by which route the overlay leads to an address.
-func (o Overlay) leads(a netip.Addr) (netip.Prefix, bool) {
+// overlayRoute returns by which route the overlay leads to an address.
+func (o Overlay) overlayRoute(a netip.Addr) (netip.Prefix, bool) {
 	if peer, ok := o.peerOverlapping(netip.PrefixFrom(a, a.BitLen())); ok {
 		return peer, true
 	}
@@ -144,9 +144,9 @@ func (o Overlay) leads(a netip.Addr) (netip.Prefix, bool) {
 	return o.Routed[i], true
 }
 
-// leadsTo reports whether a route of others of more than some bits leads to an address, or it
+// hasRouteTo reports whether a route of others of more than some bits leads to an address, or it
 // is one of this host's.
-func (s Surroundings) leadsTo(a netip.Addr, bits int) bool {
+func (s Surroundings) hasRouteTo(a netip.Addr, bits int) bool {
 	return slices.ContainsFunc(s.Paths, func(p Path) bool { return p.Dst.Bits() > bits && p.Dst.Contains(a) }) ||
 		slices.ContainsFunc(s.Links, func(l Link) bool {
 			return slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })

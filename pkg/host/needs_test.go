@@ -81,7 +81,7 @@ func TestNeeds(t *testing.T) {
 				t.Fatalf("needs %q, want %q", got, c.want)
 			}
 			for dst, want := range taking(c.takes, c.harmless) {
-				if got := needs[0].TakenBy(netip.MustParsePrefix(dst)); got != want {
+				if got := needs[0].DivertedBy(netip.MustParsePrefix(dst)); got != want {
 					t.Errorf("a route to %s takes it: %v", dst, got)
 				}
 			}
@@ -104,7 +104,7 @@ func taking(takes, not []string) map[string]bool {
 func TestNeedsOfIPv6(t *testing.T) {
 	inv := Inventory{Routes: []Route{{Dst: netip.MustParsePrefix("2001:db8:1::/48"), Iface: "eth0", Kernel: true}}}
 	needs := inv.Needs(netip.MustParsePrefix("2001:db8::/32"), []Need{{Addr: netip.MustParseAddr("2001:db8:1::5"), What: "etcd"}})
-	if len(needs) != 1 || !needs[0].TakenBy(netip.MustParsePrefix("2001:db8:1::/64")) || needs[0].TakenBy(netip.MustParsePrefix("2001:db8::/32")) {
+	if len(needs) != 1 || !needs[0].DivertedBy(netip.MustParsePrefix("2001:db8:1::/64")) || needs[0].DivertedBy(netip.MustParsePrefix("2001:db8::/32")) {
 		t.Errorf("needs %+v", needs)
 	}
 }

@@ -9,7 +9,7 @@ import (
 const (
 	forwarding   = "net/ipv4/ip_forward"
 	bridgeFilter = "net/bridge/bridge-nf-call-iptables"
-	strictAll    = "net/ipv4/conf/all/rp_filter"
+	rpFilterAll  = "net/ipv4/conf/all/rp_filter"
 
 	// Connections that the kernel tracks, and how many it can (nf_conntrack-sysctl.rst).
 	tracked    = "net/netfilter/nf_conntrack_count"
@@ -20,13 +20,13 @@ const (
 // there are too many.
 const trackedShare = 90
 
-func strictOf(iface string) string { return "net/ipv4/conf/" + iface + "/rp_filter" }
+func rpFilterPath(iface string) string { return "net/ipv4/conf/" + iface + "/rp_filter" }
 
 // CheckedSysctls are the paths whose values CheckSysctls wants.
 func (o Overlay) CheckedSysctls(f Facts) []string {
-	paths := []string{forwarding, bridgeFilter, strictAll, strictOf(f.Uplink), tracked, trackedMax}
+	paths := []string{forwarding, bridgeFilter, rpFilterAll, rpFilterPath(f.Uplink), tracked, trackedMax}
 	for _, d := range o.Devices {
-		paths = append(paths, strictOf(d))
+		paths = append(paths, rpFilterPath(d))
 	}
 	return paths
 }
@@ -57,7 +57,7 @@ func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string)
 		routes := s.index(f)
 		for _, p := range o.Peers {
 			if r, ok := routes.lookup(p.PublicIP); ok && r.Iface != "" && r.Iface != f.Uplink {
-				found = append(found, loosen(f.Uplink, "strict reverse path filtering drops what comes from a peer, for the route to it leaves by another interface",
+				found = append(found, looseRPFilter(f.Uplink, "strict reverse path filtering drops what comes from a peer, for the route to it leaves by another interface",
 					"public_ip", p.PublicIP, "iface", r.Iface))
 				break
 			}
@@ -65,7 +65,7 @@ func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string)
 	}
 	for _, d := range o.Devices {
 		if strict(values, d) && !o.Masquerade {
-			found = append(found, loosen(d, "strict reverse path filtering drops what comes from outside the network by way of another host"))
+			found = append(found, looseRPFilter(d, "strict reverse path filtering drops what comes from outside the network by way of another host"))
 		}
 	}
 	return found
@@ -90,14 +90,14 @@ func conntrack(values map[string]string) []Finding {
 
 // strict: the kernel takes the greater of the two values; 2 is loose.
 func strict(values map[string]string, iface string) bool {
-	all, _ := strconv.Atoi(values[strictAll])
-	own, _ := strconv.Atoi(values[strictOf(iface)])
+	all, _ := strconv.Atoi(values[rpFilterAll])
+	own, _ := strconv.Atoi(values[rpFilterPath(iface)])
 	return max(all, own) == 1
 }
 
-func loosen(device, text string, fields ...any) Finding {
+func looseRPFilter(device, text string, fields ...any) Finding {
 	return Finding{
 		ID: "rp-filter/" + device, Text: text, Fields: append([]any{"device", device}, fields...),
-		Command: "sysctl -w " + strictOf(device) + "=2", // with slashes, since names of interfaces may have dots
+		Command: "sysctl -w " + rpFilterPath(device) + "=2", // with slashes, since names of interfaces may have dots
 	}
 }

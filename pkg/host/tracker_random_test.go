@@ -45,8 +45,8 @@ func TestTrackerAfterAnything(t *testing.T) {
 			pause := func(d time.Duration) {
 				for end := now.Add(d); now.Before(end); {
 					step := end.Sub(now)
-					if choice.Again > 0 {
-						step = min(step, choice.Again)
+					if choice.RetryAfter > 0 {
+						step = min(step, choice.RetryAfter)
 					}
 					now = now.Add(step)
 					choice = tracker.Update(m.Inventory, nil, now)
@@ -89,7 +89,7 @@ func TestTrackerAfterAnything(t *testing.T) {
 				do(fmt.Sprintf("route+ %s %s %d", nic, gateways[nic], initial[n].Metric))
 			}
 			pause(20 * time.Second)
-			if !choice.Uplink.same(first) || choice.Err != nil || choice.Again != 0 {
+			if !choice.Uplink.same(first) || choice.Err != nil || choice.RetryAfter != 0 {
 				t.Fatalf("%s, seed %d: the uplink was %v, is %+v after\n%s", c.name, seed, first, choice, strings.Join(done, "\n"))
 			}
 		}

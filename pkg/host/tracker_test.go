@@ -109,8 +109,8 @@ func follow(m *machine, sel Selectors, script string) (string, error) {
 		if choice = tracker.Update(m.Inventory, nil, begun.Add(at)); !choice.Uplink.same(before) {
 			chosen = append(chosen, fmt.Sprintf("%v %s %s", at, choice.Uplink.Iface, choice.Uplink.Addr))
 		}
-		if choice.Again > 0 {
-			choice.Again += at
+		if choice.RetryAfter > 0 {
+			choice.RetryAfter += at
 		}
 	}
 	for step := range strings.SplitSeq(script+"; 1m new other", "; ") {
@@ -119,8 +119,8 @@ func follow(m *machine, sel Selectors, script string) (string, error) {
 		if err != nil {
 			panic(err)
 		}
-		for choice.Again > 0 && choice.Again < at {
-			ask(choice.Again)
+		for choice.RetryAfter > 0 && choice.RetryAfter < at {
+			ask(choice.RetryAfter)
 		}
 		for change := range strings.SplitSeq(changes, ", ") { // each is an event of its own
 			m.do(change)

@@ -28,7 +28,7 @@ func (k *Kernel) Drive(ctx context.Context, first Interest) (*Driver, error) {
 
 // Snapshot implements driver.Driver. Events are about its scope from before the reading on.
 func (d *Driver) Snapshot(scope dataplane.Scope, s *dataplane.State) error {
-	d.watch.Focus(Interest{Scope: scope, Uplinks: scope.Carriers})
+	d.watch.Focus(Interest{Scope: scope, Uplinks: scope.Underlay})
 	return d.kernel.read(scope, s)
 }
 

@@ -145,6 +145,6 @@ func (b *bed) putAlone(have dataplane.State, e dataplane.FDB, del bool) {
 	}
 	for i, err := range b.k.Apply(ops) {
 		b.must(err)
-		have.Note(ops[i])
+		have.Update(ops[i])
 	}
 }

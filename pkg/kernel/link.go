@@ -349,7 +349,7 @@ func parentName(n names, index int) (string, error) {
 
 // ourLinks reads the links of the scope, and the names of the links that they depend on.
 func (g *reader) ourLinks() error {
-	for _, name := range g.scope.Carriers {
+	for _, name := range g.scope.Underlay {
 		d, err := g.k.byName(name)
 		if err == nil {
 			g.names.known[d.index] = name

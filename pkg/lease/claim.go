@@ -19,7 +19,7 @@ type Claim struct {
 	Revision uint64
 	// Former is what the lease said when this host took it up although it did not say
 	// what this host writes. It is zero if that never was so.
-	Former Attrs
+	Adopted Attrs
 }
 
 // Matches reports whether l says what this host wrote. One that is being given up does.
@@ -59,8 +59,8 @@ func (c Claim) Encode() ([]byte, error) {
 	if form.Next, err = c.Next.Encode(); err != nil {
 		return nil, err
 	}
-	if c.Former != (Attrs{}) {
-		if form.Former, err = c.Former.Encode(); err != nil {
+	if c.Adopted != (Attrs{}) {
+		if form.Former, err = c.Adopted.Encode(); err != nil {
 			return nil, err
 		}
 	}
@@ -84,7 +84,7 @@ func DecodeClaim(b []byte) (c Claim, err error) {
 		return Claim{}, fmt.Errorf("claim: Next: %w", err)
 	}
 	if len(form.Former) > 0 {
-		if c.Former, err = DecodeAttrs(form.Former); err != nil {
+		if c.Adopted, err = DecodeAttrs(form.Former); err != nil {
 			return Claim{}, fmt.Errorf("claim: Former: %w", err)
 		}
 	}

@@ -65,7 +65,7 @@ func TestClaimJSON(t *testing.T) {
 		t.Errorf("comes back as %+v, %v", c, err)
 	}
 	full := sampleClaim()
-	full.Revision, full.Former = 1<<63+7, full.Next
+	full.Revision, full.Adopted = 1<<63+7, full.Next
 	b, err = full.Encode()
 	if c, derr := lease.DecodeClaim(b); err != nil || derr != nil || c != full {
 		t.Errorf("%s comes back as %+v, %v, %v", b, c, err, derr)

@@ -97,11 +97,11 @@ func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View
 		}
 	}
 	next.Peers = append(next.Peers, v.Peers[rest:]...)
-	return next, news || next.contests(aged)
+	return next, news || next.sharesClaims(aged)
 }
 
-// contests reports whether a peer may claim what one of some peers claims.
-func (v View) contests(some []*Lease) bool {
+// sharesClaims reports whether a peer may claim what one of some peers claims.
+func (v View) sharesClaims(some []*Lease) bool {
 	ips, data := make(map[netip.Addr]bool, len(some)), make(map[string]bool, len(some))
 	for _, l := range some {
 		if ips[l.PublicIP] || l.BackendData != "" && data[l.BackendData] || v.Overlaps(l.Subnets) {
@@ -133,11 +133,11 @@ func (v View) find(subnets Subnets) (int, bool) {
 	return slices.BinarySearchFunc(v.Peers, struct{}{}, func(l *Lease, _ struct{}) int { return compare(&l.Subnets, &subnets) })
 }
 
-// Since returns the peers that say something else to the data plane than in an older
+// ChangesSince returns the peers that say something else to the data plane than in an older
 // view, or are of another age, or stale in one of the two only, as they were and as they
 // are, in order of their subnets; nil: not there.
 // It takes time for each peer, but little for one that both views share.
-func (v View) Since(old View) iter.Seq2[*Lease, *Lease] {
+func (v View) ChangesSince(old View) iter.Seq2[*Lease, *Lease] {
 	return func(yield func(was, is *Lease) bool) {
 		was, is := old.Peers, v.Peers
 		for len(was) > 0 || len(is) > 0 {

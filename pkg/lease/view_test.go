@@ -63,7 +63,7 @@ func TestPeer(t *testing.T) {
 // since writes what Since gives: -subnet, +subnet or ~subnet.
 func since(v, old lease.View) string {
 	var out []string
-	for was, is := range v.Since(old) {
+	for was, is := range v.ChangesSince(old) {
 		switch {
 		case was == nil:
 			out = append(out, "+"+is.Subnets.String()+is.BackendType)
@@ -101,7 +101,7 @@ func TestSince(t *testing.T) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
 	}
-	for was := range (lease.View{}).Since(lease.View{Peers: []*lease.Lease{a, b}}) { // a reader may stop
+	for was := range (lease.View{}).ChangesSince(lease.View{Peers: []*lease.Lease{a, b}}) { // a reader may stop
 		if was != a {
 			t.Errorf("first is %+v", was)
 		}
@@ -178,7 +178,7 @@ func TestSinceAgainstMaps(t *testing.T) {
 				want = append(want, p)
 			}
 		}
-		for was, is := range v.Since(old) {
+		for was, is := range v.ChangesSince(old) {
 			got = append(got, pair{was, is})
 		}
 		if !slices.Equal(got, want) {

@@ -88,7 +88,7 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 	}
 	needs := slices.DeleteFunc(inv.Needs(network, wanted), func(n host.Need) bool {
 		blackhole := l.Subnet // not part of an inventory
-		return !inv.Takes(n.Addr) && !(blackhole.IsValid() && n.TakenBy(blackhole))
+		return !inv.ViaOverlay(n.Addr) && !(blackhole.IsValid() && n.DivertedBy(blackhole))
 	})
 	if len(needs) == 0 {
 		l.Conditions.End(routesCondition)
@@ -119,8 +119,8 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 		return !ours
 	})
 	for _, n := range needs {
-		for _, op := range dataplane.Uncover(have, scope, n.Addr) {
-			have.Note(op)
+		for _, op := range dataplane.DelRoutesTo(have, scope, n.Addr) {
+			have.Update(op)
 			all = append(all, staleRoute{op, n})
 		}
 	}

@@ -39,7 +39,7 @@ type Choice int
 
 // What a Choice can be.
 const (
-	Open Choice = iota
+	Unset Choice = iota
 	Yes
 	No
 )

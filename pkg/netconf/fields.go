@@ -114,7 +114,7 @@ func (f *Fields) Bool(name string, def bool) bool {
 // choice reads true or false; absent or null leaves it open.
 func (f *Fields) choice(name string) Choice {
 	if f.get(name) == nil {
-		return Open
+		return Unset
 	}
 	if f.Bool(name, false) {
 		return Yes

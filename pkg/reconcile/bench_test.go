@@ -73,7 +73,7 @@ func BenchmarkPass(b *testing.B) {
 	scope.Spread = true
 	full.Add(plan.Want())
 	for op := range dataplane.Diff(plan.Want(), none, scope, true).Ops() {
-		full.Note(op)
+		full.Update(op)
 	}
 	full.NextHops = nil
 	newLoop := func(k *idle) *Loop {

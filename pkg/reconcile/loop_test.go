@@ -53,7 +53,7 @@ func (m *model) Apply(ops []dataplane.Op) []error {
 			continue
 		}
 		m.applied = append(m.applied, op)
-		m.Note(op)
+		m.Update(op)
 	}
 	return results
 }

@@ -59,7 +59,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	done := l.newPass(facts, view)
 	stale := l.stale.Load()
 	if stale && l.budget.Rest(time.Now()) > 0 {
-		if done.change.Nothing() {
+		if done.change.IsEmpty() {
 			return l.baseReady
 		}
 		stale = false
@@ -80,7 +80,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	}
 	l.aborted = false
 	if left := len(done.failed)+done.deferred > 0; left || !done.partial {
-		l.deferred = left && (done.hadDeferred || !done.change.Nothing()) // what is left of a repair is one, too
+		l.deferred = left && (done.hadDeferred || !done.change.IsEmpty()) // what is left of a repair is one, too
 	}
 	if !done.partial && l.cfg.Missing != nil {
 		l.cfg.Missing(rootCauses(done.missing))
@@ -113,11 +113,11 @@ func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	p := pass{begun: now, readingOld: now.Sub(l.readAt) >= resync, hadDeferred: l.deferred}
 	l.own = v.Own.Subnets.V4
 	p.change = l.plan.Update(f, v)
-	p.changed = !p.change.Nothing()
+	p.changed = !p.change.IsEmpty()
 	p.change.All = p.change.All || l.aborted
 	l.report.skipped(l.plan.Skipped())
 	if l.cfg.Rivals != nil {
-		l.cfg.Rivals(l.plan.Rivals())
+		l.cfg.Rivals(l.plan.ClaimConflicts())
 	}
 	return p
 }
@@ -125,11 +125,11 @@ func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 // partial reports whether a partial pass suffices for a change.
 func (l *Loop) partial(c backend.Change) bool {
 	want := l.plan.Want()
-	if c.All || l.needsWhole || want.NextHopsPay(l.reading) != l.scope.NextHops || want.SpreadPays(l.reading) != l.scope.Spread {
+	if c.All || l.needsWhole || want.UseNextHops(l.reading) != l.scope.NextHops || want.UseSpread(l.reading) != l.scope.Spread {
 		return false
 	}
 	for k := range c.Now.Routes {
-		if k.Link != "" && !l.scope.OwnsLink(k.Link) && !slices.Contains(l.scope.Carriers, k.Link) {
+		if k.Link != "" && !l.scope.OwnsLink(k.Link) && !slices.Contains(l.scope.Underlay, k.Link) {
 			return false
 		}
 	}
@@ -163,9 +163,9 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 		}
 		l.backoffs.reset(inputObject)
 		l.reading, l.readAt = have, time.Now()
-		l.scope.NextHops, l.scope.Spread = want.NextHopsPay(have), want.SpreadPays(have)
+		l.scope.NextHops, l.scope.Spread = want.UseNextHops(have), want.UseSpread(have)
 		delta := dataplane.Diff(want, have, l.scope, v.Complete)
-		delta.Conflicts = append(delta.Conflicts, l.plan.Refused()...)
+		delta.Conflicts = append(delta.Conflicts, l.plan.UnsafeRoutes()...)
 		done.conflicts = delta.Conflicts
 		l.readCost = l.budget.Spend(time.Now())
 		l.budget.Begin()
@@ -174,10 +174,10 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 		if ctx.Err() != nil {
 			return true
 		}
-		if done.change.Nothing() {
+		if done.change.IsEmpty() {
 			l.budget.Spend(time.Now())
 		}
-		if again && done.change.Nothing() && l.budget.Rest(time.Now()) > 0 {
+		if again && done.change.IsEmpty() && l.budget.Rest(time.Now()) > 0 {
 			l.stale.Store(true) // later, because another program keeps making changes
 			break
 		}
@@ -292,7 +292,7 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 			continue
 		}
 		if done.partial { // a whole pass with changes is followed by another reading
-			l.reading.Note(op)
+			l.reading.Update(op)
 		}
 		// An object that was wanted before must have been changed by another program.
 		repair := op.Kind != dataplane.KindNextHop && !done.change.About(op)

@@ -114,7 +114,7 @@ func (r *report) applications(p pass) {
 		return
 	}
 	msg := "repaired drift"
-	if p.hadDeferred || !p.change.Nothing() {
+	if p.hadDeferred || !p.change.IsEmpty() {
 		msg = "programmed the kernel"
 	}
 	r.log.Info(msg, "ops", p.applied.String(), "example", p.applied.first.String())

@@ -104,7 +104,7 @@ func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs)
 	if has.Reservation() {
 		ttl = 0
 	}
-	claim := lease.Claim{Subnets: has.Subnets, Held: has.Attrs, Next: a, Former: q.former(has, a)}
+	claim := lease.Claim{Subnets: has.Subnets, Held: has.Attrs, Next: a, Adopted: q.former(has, a)}
 	claim.Held.Leaving = false
 	l, err := q.write(claim, func() (lease.Lease, error) { return q.Registry.Update(ctx, has, a, ttl) })
 	switch {

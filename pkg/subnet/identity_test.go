@@ -182,7 +182,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 		{name: "taken by a claim, something else is written", had: attrsOf(them, 1), claim: claim("10.42.7.0/24", attrsOf(them, 1), attrsOf(them, 1)),
 			write: swap(attrsOf(them, 2)), keeps: true, says: "own lease was overwritten"},
 		{name: "taken by a claim in the run before, the former value returns", had: attrsOf(me, 1),
-			claim: lease.Claim{Subnets: ipv4("10.42.7.0/24"), Held: attrsOf(me, 1), Next: attrsOf(me, 1), Former: attrsOf(them, 1)},
+			claim: lease.Claim{Subnets: ipv4("10.42.7.0/24"), Held: attrsOf(me, 1), Next: attrsOf(me, 1), Adopted: attrsOf(them, 1)},
 			write: swap(attrsOf(them, 1)), says: "is kept by another host"},
 		{name: "taken by the public IP, the former value returns", had: attrsOf(me, 70), write: swap(attrsOf(me, 70)), says: "is kept by another host"},
 	} {
@@ -197,7 +197,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 				if w.own.Subnets != ipv4("10.42.7.0/24") {
 					t.Fatalf("leased %+v", w.own)
 				}
-				if n := f.noted.Load(); n.Former != c.had && n.Former != c.claim.Former {
+				if n := f.noted.Load(); n.Adopted != c.had && n.Adopted != c.claim.Adopted {
 					t.Errorf("noted %+v", n)
 				}
 				elapse(time.Second)
@@ -216,7 +216,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 					t.Errorf("moved %d times", moved)
 				}
 				w.says(c.says, 1)
-				if n := f.noted.Load(); !n.Covers(now) || n.Revision != now.Revision || !c.keeps && n.Former != (lease.Attrs{}) {
+				if n := f.noted.Load(); !n.Covers(now) || n.Revision != now.Revision || !c.keeps && n.Adopted != (lease.Attrs{}) {
 					t.Errorf("has %+v, noted %+v", now, n)
 				}
 			})

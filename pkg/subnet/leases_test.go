@@ -130,7 +130,7 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 					t.Fatalf("seed %d: view %+v, want %+v", seed, h.last, want)
 				}
 				news, aged := !h.last.Own.SameAs(before.Own), false // aged: may be news, if others claim the same
-				for was, is := range h.last.Since(before) {
+				for was, is := range h.last.ChangesSince(before) {
 					same := was != nil && is != nil && was.SameAs(*is)
 					news, aged = news || !same, aged || same
 				}

@@ -136,7 +136,7 @@ func (o *ownLease) look(ctx context.Context) error {
 		o.reportDouble(found)
 		o.adopt(found)
 		return o.renew(ctx)
-	case o.claim.Former != (lease.Attrs{}) && found.Attrs == o.claim.Former && !o.restored && found.Created == o.lease.Created && found.Revision > o.lease.Revision:
+	case o.claim.Adopted != (lease.Attrs{}) && found.Attrs == o.claim.Adopted && !o.restored && found.Created == o.lease.Created && found.Revision > o.lease.Revision:
 		return o.move(ctx, found, "the lease that this host took up is kept by another host, leasing a new one")
 	case found.PublicIP == o.PublicIP || found.PublicIP == o.lease.PublicIP:
 		o.reportDouble(found)
@@ -231,7 +231,7 @@ func (o *ownLease) set(l lease.Lease) {
 // note keeps what our key may say from now on: what it says, and what is being
 // written, of which the answer may be lost; then the revision is 0.
 func (o *ownLease) note(held, next lease.Attrs, revision uint64) {
-	o.claim = lease.Claim{Subnets: o.lease.Subnets, Held: held, Next: next, Revision: revision, Former: o.claim.Former}
+	o.claim = lease.Claim{Subnets: o.lease.Subnets, Held: held, Next: next, Revision: revision, Adopted: o.claim.Adopted}
 	o.remember(o.claim)
 }
 

@@ -99,8 +99,8 @@ type Terms struct {
 func (o Options) former(was lease.Lease, a lease.Attrs) lease.Attrs {
 	was.Leaving = false
 	switch {
-	case was.PublicIP == a.PublicIP && was.Subnets == o.Claim.Subnets && o.Claim.Former != (lease.Attrs{}):
-		return o.Claim.Former
+	case was.PublicIP == a.PublicIP && was.Subnets == o.Claim.Subnets && o.Claim.Adopted != (lease.Attrs{}):
+		return o.Claim.Adopted
 	case was.Attrs != a:
 		return was.Attrs
 	}

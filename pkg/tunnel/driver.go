@@ -118,7 +118,7 @@ func (d *Driver) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
 			delete(s.Links, name)
 			continue
 		}
-		l.Local, l.Port, l.Open, l.Plain = r.link.Local, r.link.Port, r.link.Open, r.link.Plain
+		l.Local, l.Port, l.AnySource, l.NoOffload = r.link.Local, r.link.Port, r.link.AnySource, r.link.NoOffload
 		s.Links[name] = l
 		maps.Copy(s.Tunnel, r.entries)
 	}
@@ -232,7 +232,7 @@ func (d *Driver) start(name string, l dataplane.Link) error {
 // openEndpoints opens a device, its socket, and another socket for ICMP errors.
 func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, closeEndpoints func(), err error) {
 	offloads := AllOffloads()
-	if l.Plain {
+	if l.NoOffload {
 		offloads = Offloads{}
 	}
 	tun, udp, err := d.store.open(name, netip.AddrPortFrom(l.Local, uint16(l.Port)), offloads)
@@ -270,7 +270,7 @@ func (d *Driver) swap(r *runningTunnel) error {
 	if len(r.entries) == 0 || r.tunnel == nil && !r.own.IsValid() {
 		return nil
 	}
-	o := Overlay{Network: d.network, Own: r.own, MTU: r.link.MTU, AllowUnknownSources: r.link.Open, Peers: make([]Peer, 0, len(r.entries))}
+	o := Overlay{Network: d.network, Own: r.own, MTU: r.link.MTU, AllowUnknownSources: r.link.AnySource, Peers: make([]Peer, 0, len(r.entries))}
 	for k, peer := range r.entries {
 		if peer.IsValid() {
 			o.Peers = append(o.Peers, Peer{Subnet: k.Subnet, Addr: peer})

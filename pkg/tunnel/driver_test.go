@@ -212,11 +212,11 @@ func TestLinkOfATunnel(t *testing.T) {
 	}
 	b.put("10.42.7.0/24")
 	open := tunLink
-	open.Open = true
+	open.AnySource = true
 	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Set(tunDevice, open, tunLink)})[0]; err != nil {
 		t.Error(err)
 	}
-	if want.Open = true; show().Links[tunDevice] != want || !b.tunnels[tunDevice].tunnel.state.Load().table.overlay.AllowUnknownSources {
+	if want.AnySource = true; show().Links[tunDevice] != want || !b.tunnels[tunDevice].tunnel.state.Load().table.overlay.AllowUnknownSources {
 		t.Error("it does not take packets from everybody")
 	}
 	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Set("flannel9", open, tunLink)})[0]; err != nil {

@@ -89,7 +89,7 @@ func (w *Watcher) Needed(subnet netip.Prefix) string {
 		return "" // refresh reports the error
 	}
 	for _, n := range inv.Needs(network, wanted) {
-		if n.TakenBy(subnet) {
+		if n.DivertedBy(subnet) {
 			return fmt.Sprintf("%s is %s", n.Addr, n.What)
 		}
 	}

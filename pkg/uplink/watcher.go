@@ -350,16 +350,16 @@ func (w *Watcher) choose(inv host.Inventory) error {
 	}
 	w.mu.Unlock()
 	choice := w.tracker.Update(inv, own, time.Now())
-	if choice.Again > 0 {
-		w.schedule(choice.Again)
+	if choice.RetryAfter > 0 {
+		w.schedule(choice.RetryAfter)
 	}
 	u := choice.Uplink
 	switch {
 	case u.Iface == "" || before == u:
 	case before.Iface == "":
-		w.Log.Info("chose uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Why)
+		w.Log.Info("chose uplink", "iface", u.Iface, "addr", u.Addr, "reason", u.Reason)
 	default:
-		w.Log.Warn("uplink changed", "iface", u.Iface, "addr", u.Addr, "reason", u.Why, "before", before.Iface+" "+before.Addr.String())
+		w.Log.Warn("uplink changed", "iface", u.Iface, "addr", u.Addr, "reason", u.Reason, "before", before.Iface+" "+before.Addr.String())
 	}
 	w.mu.Lock()
 	w.uplink = u
