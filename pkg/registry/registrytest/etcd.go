@@ -175,7 +175,7 @@ func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[stri
 func testBadOptions(t *testing.T, a API) {
 	for want, o := range map[string]etcd.Options{
 		"-etcd-endpoints": {Endpoints: []string{" "}},
-		"names no host":   {Endpoints: []string{"http://etcd:2379", "http://"}},
+		"with a host":     {Endpoints: []string{"http://etcd:2379", "http://"}},
 		"-etcd-keyfile":   {Endpoints: []string{"etcd:2379"}, CertFile: "cert.pem"},
 		"-etcd-cafile":    {Endpoints: []string{"etcd:2379"}, CAFile: "/nonexistent"},
 	} {
