@@ -112,7 +112,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 			d.health.SetSubnetLost(s.Lost)
 			d.terms.SetOwn(s.Own)
 		},
-		Alive: d.heartbeats.follower.Record,
+		Heartbeat: d.heartbeats.follower.Record,
 	}
 }
 

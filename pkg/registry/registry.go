@@ -76,8 +76,8 @@ type Registry interface {
 const (
 	// MaxValue is the length of the longest value, in bytes, that is kept.
 	MaxValue = max(lease.MaxValue, netconf.MaxConfig)
-	// MaxBad is how many entries that are no leases a Listing has.
-	MaxBad = 1000
+	// MaxInvalid is how many entries that are no leases a Listing has.
+	MaxInvalid = 1000
 )
 
 // LongConfig returns the error for a network config of size bytes, which is more than MaxValue.
@@ -90,9 +90,9 @@ type Listing struct {
 	Leases []lease.Lease
 	// Bad has all entries that are no leases but have the key of one, whose subnets they occupy,
 	// and up to MaxBad of the others.
-	Bad   []Bad
-	More  int    // number of entries that are no leases and not in Bad
-	Index uint64 // index to watch from
+	Invalid     []InvalidEntry
+	MoreInvalid int    // number of entries that are no leases and not in Bad
+	Index       uint64 // index to watch from
 
 	nameless int // entries in Bad without subnets
 }
@@ -100,15 +100,15 @@ type Listing struct {
 // Add adds the content of a key: a lease or an invalid entry.
 func (l *Listing) Add(ev Event) {
 	switch {
-	case ev.Bad == nil:
+	case ev.Invalid == nil:
 		l.Leases = append(l.Leases, ev.Lease)
-	case ev.Bad.Subnets.IsValid():
-		l.Bad = append(l.Bad, *ev.Bad)
-	case l.nameless < MaxBad:
+	case ev.Invalid.Subnets.IsValid():
+		l.Invalid = append(l.Invalid, *ev.Invalid)
+	case l.nameless < MaxInvalid:
 		l.nameless++
-		l.Bad = append(l.Bad, *ev.Bad)
+		l.Invalid = append(l.Invalid, *ev.Invalid)
 	default:
-		l.More++
+		l.MoreInvalid++
 	}
 }
 
@@ -121,11 +121,11 @@ func (l *Listing) Add(ev Event) {
 type Event struct {
 	Lease   lease.Lease
 	Deleted bool
-	Bad     *Bad
+	Invalid *InvalidEntry
 }
 
-// Bad is an entry that is not a lease.
-type Bad struct {
+// InvalidEntry is an entry that is not a lease.
+type InvalidEntry struct {
 	Key      string        // last element of the key, shortened by ShortKey
 	Subnets  lease.Subnets // of the key, if only the value is invalid; else none
 	Revision uint64        // of the last write, so that its owner can correct it

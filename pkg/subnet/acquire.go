@@ -17,17 +17,19 @@ import (
 // was cloned from.
 type acquisition struct {
 	Options
-	yielded netip.Prefix // not to be taken: another host has it, although perhaps with our public IP
-	claimed lease.Claim  // on the lease that is written
-	said    map[string]bool
+	lostSubnet netip.Prefix // not to be taken: another host has it, although perhaps with our public IP
+	claimed    lease.Claim  // on the lease that is written
+	logged     map[string]bool
 }
 
-func newAcquisition(o Options) *acquisition { return &acquisition{Options: o, said: map[string]bool{}} }
+func newAcquisition(o Options) *acquisition {
+	return &acquisition{Options: o, logged: map[string]bool{}}
+}
 
-// once says something the first time that it is so, by a method of a Logger.
-func (q *acquisition) once(say func(msg string, fields ...any), msg string, fields ...any) {
-	if !q.said[msg] {
-		q.said[msg] = true
+// logOnce says something the first time that it is so, by a method of a Logger.
+func (q *acquisition) logOnce(say func(msg string, fields ...any), msg string, fields ...any) {
+	if !q.logged[msg] {
+		q.logged[msg] = true
 		say(msg, fields...)
 	}
 }
@@ -54,7 +56,7 @@ func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (leas
 	has, ok := q.existing(ctx, *listing)
 	if !ok {
 		var err error
-		if has, ok, err = q.original(ctx, *listing); err != nil {
+		if has, ok, err = q.originalLease(ctx, *listing); err != nil {
 			return lease.Lease{}, err
 		}
 	}
@@ -68,7 +70,7 @@ func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (leas
 	if ok {
 		return q.reuse(ctx, has, a)
 	}
-	if err := q.clear(ctx, listing); err != nil {
+	if err := q.releaseUnusable(ctx, listing); err != nil {
 		return lease.Lease{}, err
 	}
 	subnet, err := q.choose(ctx, *listing)
@@ -104,7 +106,7 @@ func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs)
 	if has.Reservation() {
 		ttl = 0
 	}
-	claim := lease.Claim{Subnets: has.Subnets, Held: has.Attrs, Next: a, Adopted: q.former(has, a)}
+	claim := lease.Claim{Subnets: has.Subnets, Held: has.Attrs, Next: a, Adopted: q.adopted(has, a)}
 	claim.Held.Leaving = false
 	l, err := q.write(claim, func() (lease.Lease, error) { return q.Registry.Update(ctx, has, a, ttl) })
 	switch {
@@ -127,14 +129,14 @@ func (q *acquisition) fits(subnet netip.Prefix) bool {
 	}
 	reason := q.Needed(subnet)
 	if reason != "" {
-		q.once(q.Log.Error, "a subnet of this host contains an address that it needs itself, leasing another", "subnet", subnet, "reason", reason)
+		q.logOnce(q.Log.Error, "a subnet of this host contains an address that it needs itself, leasing another", "subnet", subnet, "reason", reason)
 	}
 	return reason == ""
 }
 
-// clear releases the leases of this host that it cannot use, as those that do not fit the
+// releaseUnusable releases the leases of this host that it cannot use, as those that do not fit the
 // network config any more. A reservation is the operator's and stays.
-func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) error {
+func (q *acquisition) releaseUnusable(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
 		// One that fits and was not taken up is another host's.
 		if !q.ours(l) || q.fits(l.Subnets.V4) || !q.onlyOurs(ctx, l) {
@@ -144,7 +146,7 @@ func (q *acquisition) clear(ctx context.Context, listing *registry.Listing) erro
 			continue // that was said
 		}
 		if l.Reservation() {
-			q.once(q.Log.Warn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnets, "network", q.Pool.Network)
+			q.logOnce(q.Log.Warn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnets, "network", q.Pool.Network)
 			continue
 		}
 		if err := q.Registry.Release(ctx, l); err != nil {

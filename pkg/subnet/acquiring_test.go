@@ -679,7 +679,7 @@ func TestAlive(t *testing.T) {
 		s := newScarce(f)
 		var last atomic.Pointer[time.Time]
 		var longest atomic.Int64
-		f.Alive = func() {
+		f.Heartbeat = func() {
 			now := time.Now()
 			if before := last.Swap(&now); before != nil {
 				longest.Store(max(longest.Load(), int64(now.Sub(*before))))

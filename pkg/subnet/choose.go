@@ -27,21 +27,21 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 	for _, l := range listing.Leases {
 		take(l.Subnets.V4)
 	}
-	for _, b := range listing.Bad {
+	for _, b := range listing.Invalid {
 		take(b.Subnets.V4) // nobody knows whose, but somebody's
 	}
 	if q.fits(q.Previous) {
 		switch previous := q.Previous; {
 		case slices.ContainsFunc(taken, previous.Overlaps):
-			q.once(q.Log.Error, "previous subnet is leased by another host now, taking a new one", "subnet", previous)
+			q.logOnce(q.Log.Error, "previous subnet is leased by another host now, taking a new one", "subnet", previous)
 		case q.free(ctx):
 			return previous, nil
 		default:
-			q.yielded = previous
+			q.lostSubnet = previous
 		}
 	}
 	leased := len(taken)
-	take(q.yielded)
+	take(q.lostSubnet)
 	take(address(q.PublicIP))
 	for _, l := range listing.Leases {
 		take(address(l.PublicIP))

@@ -49,7 +49,7 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 		default:
 			away.begin(err)
 		}
-		if err := pace.Sleep(ctx, between(time.Second/2, time.Second)); err != nil {
+		if err := pace.Sleep(ctx, randomBetween(time.Second/2, time.Second)); err != nil {
 			var none T
 			return none, err
 		}
@@ -63,7 +63,7 @@ const configEvery = time.Minute
 // FollowConfig calls emit with the network config, again and again until ctx ends. One that
 // parse does not accept, or none, leaves everything as it is, and is a condition.
 func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), emit func(T)) {
-	for pace.Sleep(ctx, between(configEvery/2, configEvery)) == nil {
+	for pace.Sleep(ctx, randomBetween(configEvery/2, configEvery)) == nil {
 		raw, err := reg.Config(ctx)
 		switch {
 		case err == nil:

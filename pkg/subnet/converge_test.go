@@ -170,7 +170,7 @@ func TestFollowerConverges(t *testing.T) {
 				}
 				return l
 			}
-			for _, bad := range list().Bad { // or what they said before would stay
+			for _, bad := range list().Invalid { // or what they said before would stay
 				f.reg.Remove(bad.Key)
 			}
 			elapse(5 * time.Minute)

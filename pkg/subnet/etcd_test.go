@@ -130,7 +130,7 @@ func (h *host) until(what string, ok func() bool) {
 
 func (h *host) holds(want lease.Lease) bool {
 	ev, err := h.Registry.Get(context.Background(), want.Subnets)
-	return err == nil && !ev.Deleted && ev.Bad == nil && ev.Lease.SameAs(want)
+	return err == nil && !ev.Deleted && ev.Invalid == nil && ev.Lease.SameAs(want)
 }
 
 // Two hundred hosts that start at once get two hundred subnets of 255.

@@ -54,17 +54,17 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		staleLeases:  map[lease.Subnets]bool{},
 		graceEnds:    map[lease.Subnets]time.Time{},
 		mine:         &ownLease{Options: o, acquiring: newAcquisition(o), repairs: newRepairs()},
-		bad:          map[string]bool{},
+		invalidKeys:  map[string]bool{},
 		away:         outage{log: o.Log},
 		inputs:       make(chan func(), 2),
 		budget:       rate.NewLimiter(budgetRate, budgetBurst),
-		turns:        pace.Pace{Initial: 100 * time.Millisecond, Max: lastRetry},
-		relists:      pace.Pace{Initial: firstRetry, Max: 2 * lastRetry},
-		looks:        rate.NewLimiter(rate.Every(looksEvery), looksBurst),
-		attempts:     pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},
+		watchPace:    pace.Pace{Initial: 100 * time.Millisecond, Max: lastRetry},
+		listPace:     pace.Pace{Initial: firstRetry, Max: 2 * lastRetry},
+		ownReads:     rate.NewLimiter(rate.Every(readEvery), readBurst),
+		acquirePace:  pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},
 		retryTimer:   stopped(),
 		stepTimer:    stopped(),
-		settle:       stopped(),
+		publishTimer: stopped(),
 		graceTimer:   stopped(),
 		staleTimer:   stopped(),
 		invalid:      condition.NewGroup(o.Log, slog.LevelWarn, "skipped invalid entries in the registry", "no longer skipped invalid entries in the registry"),
@@ -92,52 +92,52 @@ type follower struct {
 	staleLeases  map[lease.Subnets]bool         // of these, the ones a wiped registry has forgotten
 	graceEnds    map[lease.Subnets]time.Time    // of these, the ones that were deleted, and until when they stay in force
 	deletions    []deletion                     // the same in order of time; those that came back meanwhile too
-	bad          map[string]bool                // keys of entries that are no leases
-	moreBad      int                            // at least so many beside those in bad, as of the last listing
+	invalidKeys  map[string]bool                // keys of entries that are no leases
+	moreInvalid  int                            // at least so many beside those in bad, as of the last listing
 	invalid      *condition.Group               // the same, by key, for the log
 	invalidTimer *time.Timer                    // log the rest of them
 	graceTimer   *time.Timer                    // drop what was deleted
 	staleTimer   *time.Timer                    // drop the stale leases
 
 	// Following (watch.go).
-	index      uint64        // watch from here
-	relist     bool          // the index is worth nothing
-	cause      Cause         // why
-	rolledBack bool          // the registry was wiped or restored since all was listed last
-	doubtful   bool          // the same may be, for something happened to the own key that was not heard
-	away       outage        // before there is a lease, of the steps
-	retryWait  time.Duration // between attempts, while away
-	failedAt   time.Time     // when it was lost last
-	callSince  time.Time     // when the call that is under way began; zero: none is
-	retryTimer *time.Timer   // try the registry again
-	budget     *rate.Limiter // of watches that got on, and of listings
-	held       time.Duration // how long the budget has held up watches in a row that brought one event
-	turns      pace.Pace     // of watches that did not get on
-	relists    pace.Pace     // of listings that did not help
-	listed     bool          // no watch has got on since all was listed
+	index           uint64        // watch from here
+	relist          bool          // the index is worth nothing
+	relistCause     Cause         // why
+	rolledBack      bool          // the registry was wiped or restored since all was listed last
+	maybeRolledBack bool          // the same may be, for something happened to the own key that was not heard
+	away            outage        // before there is a lease, of the steps
+	retryWait       time.Duration // between attempts, while away
+	failedAt        time.Time     // when it was lost last
+	callSince       time.Time     // when the call that is under way began; zero: none is
+	retryTimer      *time.Timer   // try the registry again
+	budget          *rate.Limiter // of watches that got on, and of listings
+	budgetWait      time.Duration // how long the budget has held up watches in a row that brought one event
+	watchPace       pace.Pace     // of watches that did not get on
+	listPace        pace.Pace     // of listings that did not help
+	listed          bool          // no watch has got on since all was listed
 
 	// The own lease (steps.go).
-	own       lease.Lease   // as of the last step; zero: there never was one
-	lost      bool          // another host has it, as of the last step
-	mine      *ownLease     // belongs to the step, while one is under way
-	stepSince time.Time     // when the step that is under way began; zero: none is
-	news      news          // for the next step
-	stepTimer *time.Timer   // begin a step
-	tries     int           // conflicts in a row
-	failed    int           // steps without an answer in a row; the first was said
-	looks     *rate.Limiter // of steps that look at the own lease
-	attempts  pace.Pace     // of those that acquire one, because of new terms
-	fatal     error         // end with it
+	own         lease.Lease   // as of the last step; zero: there never was one
+	lost        bool          // another host has it, as of the last step
+	mine        *ownLease     // belongs to the step, while one is under way
+	stepSince   time.Time     // when the step that is under way began; zero: none is
+	nextStep    stepInput     // for the next step
+	stepTimer   *time.Timer   // begin a step
+	conflictRun int           // conflicts in a row
+	failures    int           // steps without an answer in a row; the first was said
+	ownReads    *rate.Limiter // of steps that look at the own lease
+	acquirePace pace.Pace     // of those that acquire one, because of new terms
+	fatal       error         // end with it
 
 	// Views (publish.go).
-	settle  *time.Timer     // publish
-	settled bool            // nothing to publish
-	settles time.Time       // when to publish, if not settled
-	dirty   []lease.Subnets // whose leases may say something else than in last
-	last    lease.View      // as emitted
-	emitted time.Time       // when
-	stats   Stats           // what was counted so far
-	said    Stats           // as reported
+	publishTimer *time.Timer     // publish
+	published    bool            // nothing to publish
+	publishDue   time.Time       // when to publish, if not settled
+	dirty        []lease.Subnets // whose leases may say something else than in last
+	last         lease.View      // as emitted
+	emitted      time.Time       // when
+	stats        Stats           // what was counted so far
+	reported     Stats           // as reported
 
 	inputs chan func() // results of calls: what to do with them
 	calls  sync.WaitGroup
@@ -165,9 +165,9 @@ func (f *follower) run(ctx context.Context) error {
 		case <-f.stepTimer.C:
 			f.step(ctx)
 		case t := <-f.Terms:
-			f.news.terms = &t
+			f.nextStep.terms = &t
 			f.stepSoon()
-		case <-f.settle.C:
+		case <-f.publishTimer.C:
 			f.publish()
 		case <-f.graceTimer.C:
 			f.expireDeleted()
@@ -177,7 +177,7 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		f.logInvalid()
 		f.report()
-		f.sayAlive()
+		f.heartbeat()
 	}
 	return f.fatal
 }
@@ -194,14 +194,14 @@ func (f *follower) begin(ctx context.Context, listing registry.Listing) {
 // begun reports whether the network is followed: there is, or was, a lease.
 func (f *follower) begun() bool { return f.own != (lease.Lease{}) }
 
-// sayAlive says that all is well, unless a call takes suspiciously long.
-func (f *follower) sayAlive() {
+// heartbeat says that all is well, unless a call takes suspiciously long.
+func (f *follower) heartbeat() {
 	for _, since := range []time.Time{f.callSince, f.stepSince} {
 		if !since.IsZero() && time.Since(since) > longCall {
 			return
 		}
 	}
-	if f.Alive != nil {
-		f.Alive()
+	if f.Heartbeat != nil {
+		f.Heartbeat()
 	}
 }

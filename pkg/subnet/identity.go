@@ -16,7 +16,7 @@ import (
 // ours reports whether a lease is this host's: it has our address, or is the one that
 // we wrote before we had that. The latter may be another host's now: see onlyOurs.
 func (q *acquisition) ours(l lease.Lease) bool {
-	return l.Subnets.V4 != q.yielded && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
+	return l.Subnets.V4 != q.lostSubnet && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
 }
 
 // probeTime bounds the search for a host that lives at a former address of this one.
@@ -42,7 +42,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 		if l.Subnets.V4 == q.Previous {
 			q.Previous = netip.Prefix{} // and that is all there is to say of it
 		}
-		q.once(q.Log.Error, "the lease of this host's former address belongs to another host, which this one may be a copy of: leasing a new subnet",
+		q.logOnce(q.Log.Error, "the lease of this host's former address belongs to another host, which this one may be a copy of: leasing a new subnet",
 			"subnet", l.Subnets, "before", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
 	}
 	return evidence == ""
@@ -80,10 +80,10 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 	return lease.Lease{}, false
 }
 
-// original returns a lease that this host had at another address, and that no claim of
+// originalLease returns a lease that this host had at another address, and that no claim of
 // ours tells of, since the original wrote it: the one of the previous subnet, known by
 // what no other host publishes, such as the MAC of a device.
-func (q *acquisition) original(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
+func (q *acquisition) originalLease(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
 	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnets.V4 == q.Previous && q.fits(l.Subnets.V4) })
 	if at < 0 || q.ours(listing.Leases[at]) {
 		return lease.Lease{}, false, nil

@@ -32,19 +32,19 @@ type deletion struct {
 // load takes a listing in place of everything known.
 func (f *follower) load(listing registry.Listing) {
 	f.rolledBack = f.rolledBack || listing.Index < f.index
-	f.news.restored = f.news.restored || f.rolledBack
+	f.nextStep.restored = f.nextStep.restored || f.rolledBack
 	f.index = listing.Index
 	leases := make(map[lease.Subnets]*lease.Lease, len(listing.Leases))
 	for _, l := range listing.Leases {
 		delete(f.graceEnds, l.Subnets)
-		leases[l.Subnets] = f.refined(l)
+		leases[l.Subnets] = f.intern(l)
 	}
-	clear(f.bad)
+	clear(f.invalidKeys)
 	f.invalid.Replace(nil)
-	f.moreBad = listing.More
-	for _, b := range listing.Bad {
+	f.moreInvalid = listing.MoreInvalid
+	for _, b := range listing.Invalid {
 		if !f.addInvalid(b) {
-			f.moreBad++
+			f.moreInvalid++
 		}
 		old, was := f.leases[b.Subnets]
 		if _, is := leases[b.Subnets]; was && !is {
@@ -68,8 +68,8 @@ func (f *follower) load(listing registry.Listing) {
 	f.changed()
 }
 
-// refined returns a lease to keep. One that says what it said before shares the text.
-func (f *follower) refined(l lease.Lease) *lease.Lease {
+// intern returns a lease to keep. One that says what it said before shares the text.
+func (f *follower) intern(l lease.Lease) *lease.Lease {
 	if old := f.leases[l.Subnets]; old != nil && old.Attrs == l.Attrs {
 		l.Attrs = old.Attrs
 	}
@@ -82,8 +82,8 @@ func (f *follower) refined(l lease.Lease) *lease.Lease {
 // same and will make their leases again, as we do.
 func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 	ours, ok := leases[f.own.Subnets]
-	forgot := f.rolledBack || f.doubtful || !ok || ours.Revision < f.own.Revision
-	f.rolledBack, f.doubtful = false, false
+	forgot := f.rolledBack || f.maybeRolledBack || !ok || ours.Revision < f.own.Revision
+	f.rolledBack, f.maybeRolledBack = false, false
 	for subnets, l := range f.leases {
 		_, listed := leases[subnets]
 		_, deleted := f.graceEnds[subnets]
@@ -105,14 +105,14 @@ func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 // expireStale forgets who has not come back.
 func (f *follower) expireStale() {
 	for subnets := range f.staleLeases {
-		f.drop(subnets)
+		f.remove(subnets)
 	}
 	clear(f.staleLeases)
 	f.publishAt(time.Now())
 }
 
-// drop takes a lease out of what is known.
-func (f *follower) drop(subnets lease.Subnets) {
+// remove takes a lease out of what is known.
+func (f *follower) remove(subnets lease.Subnets) {
 	delete(f.leases, subnets)
 	delete(f.graceEnds, subnets)
 	f.dirty = append(f.dirty, subnets)
@@ -123,28 +123,28 @@ func (f *follower) apply(ev registry.Event) {
 	subnets, revision := ev.Lease.Subnets, ev.Lease.Revision
 	delete(f.staleLeases, subnets)
 	switch {
-	case ev.Bad != nil && ev.Deleted:
-		f.removeInvalid(ev.Bad.Key)
+	case ev.Invalid != nil && ev.Deleted:
+		f.removeInvalid(ev.Invalid.Key)
 		return
-	case ev.Bad != nil:
-		if !f.addInvalid(*ev.Bad) {
-			f.moreBad = max(f.moreBad, 1) // it may be one of them that was written again
+	case ev.Invalid != nil:
+		if !f.addInvalid(*ev.Invalid) {
+			f.moreInvalid = max(f.moreInvalid, 1) // it may be one of them that was written again
 			f.countUnnamed()
 		}
-		subnets, revision = ev.Bad.Subnets, ev.Bad.Revision
+		subnets, revision = ev.Invalid.Subnets, ev.Invalid.Revision
 	case ev.Deleted:
 		f.clearInvalid(subnets)
-		f.deleted(subnets)
+		f.applyDelete(subnets)
 	default:
 		f.clearInvalid(subnets)
-		f.learn(ev.Lease)
+		f.applyLease(ev.Lease)
 	}
 	if subnets != f.own.Subnets {
 		return
 	}
-	f.news.touched = true
+	f.nextStep.keyTouched = true
 	if revision > f.own.Revision { // events only say where to look
-		f.news.heard = max(f.news.heard, revision)
+		f.nextStep.keyRevision = max(f.nextStep.keyRevision, revision)
 		f.stepSoon()
 	}
 }
@@ -172,11 +172,11 @@ func sameInView(a, b *lease.Lease) bool {
 	return a.Attrs == b.Attrs && a.Created == b.Created && a.Stale == b.Stale
 }
 
-// learn takes a lease as it was written last. Neither a renewal nor our own is news to the
+// applyLease takes a lease as it was written last. Neither a renewal nor our own is news to the
 // data plane, nor is a lease that was made again, unless others claim the same.
-func (f *follower) learn(l lease.Lease) {
+func (f *follower) applyLease(l lease.Lease) {
 	old := f.leases[l.Subnets]
-	f.leases[l.Subnets] = f.refined(l)
+	f.leases[l.Subnets] = f.intern(l)
 	delete(f.graceEnds, l.Subnets)
 	if old != nil && sameInView(old, &l) {
 		return
@@ -187,14 +187,14 @@ func (f *follower) learn(l lease.Lease) {
 	}
 }
 
-// deleted takes it that a lease is gone from the registry. Our own is not needed to
+// applyDelete takes it that a lease is gone from the registry. Our own is not needed to
 // be known, and who left is gone from the view before.
-func (f *follower) deleted(subnets lease.Subnets) {
+func (f *follower) applyDelete(subnets lease.Subnets) {
 	l := f.leases[subnets]
 	switch {
 	case l == nil:
 	case l.Leaving || subnets == f.own.Subnets:
-		f.drop(subnets)
+		f.remove(subnets)
 	default:
 		f.leases[subnets] = stale(l)
 		f.dirty = append(f.dirty, subnets)
@@ -212,7 +212,7 @@ func (f *follower) expireDeleted() {
 	now := time.Now()
 	for len(f.deletions) > 0 && !f.deletions[0].until.After(now) {
 		if first := f.deletions[0]; f.graceEnds[first.subnets].Equal(first.until) { // else it came back
-			f.drop(first.subnets)
+			f.remove(first.subnets)
 			f.publishAt(now)
 		}
 		f.deletions = f.deletions[1:]
@@ -222,16 +222,16 @@ func (f *follower) expireDeleted() {
 	}
 }
 
-// mostNamed bounds how many bad entries are kept and named.
-const mostNamed = 2 * registry.MaxBad
+// maxNamed bounds how many bad entries are kept and named.
+const maxNamed = 2 * registry.MaxInvalid
 
 // addInvalid keeps a bad entry, which is named in the log. It reports false if there are too
 // many of them for that.
-func (f *follower) addInvalid(b registry.Bad) bool {
-	if !f.bad[b.Key] && len(f.bad) >= mostNamed {
+func (f *follower) addInvalid(b registry.InvalidEntry) bool {
+	if !f.invalidKeys[b.Key] && len(f.invalidKeys) >= maxNamed {
 		return false
 	}
-	f.bad[b.Key] = true
+	f.invalidKeys[b.Key] = true
 	wrong := lease.FaultOf(b.Err)
 	if wrong.Detail == strconv.Quote(lease.Clip(b.Key)) {
 		wrong.Detail = "" // the line has the key anyway
@@ -243,22 +243,22 @@ func (f *follower) addInvalid(b registry.Bad) bool {
 // countUnnamed says whether there are bad entries that are not named.
 func (f *follower) countUnnamed() {
 	const object = "others" // which no key is: the names of subnets have digits
-	if f.moreBad == 0 {
+	if f.moreInvalid == 0 {
 		f.invalid.End(object)
 		return
 	}
-	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.moreBad)})
+	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.moreInvalid)})
 }
 
 // clearInvalid is for subnets whose key is no invalid entry any more, if it was one.
 func (f *follower) clearInvalid(subnets lease.Subnets) {
-	if len(f.bad) > 0 {
+	if len(f.invalidKeys) > 0 {
 		f.removeInvalid(lease.Key(subnets))
 	}
 }
 
 func (f *follower) removeInvalid(key string) {
-	delete(f.bad, key)
+	delete(f.invalidKeys, key)
 	f.invalid.End(key)
 }
 

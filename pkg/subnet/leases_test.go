@@ -45,9 +45,9 @@ func (h *happenings) lease() lease.Lease {
 	return l
 }
 
-func (h *happenings) bad() registry.Bad {
+func (h *happenings) bad() registry.InvalidEntry {
 	h.revision++
-	b := registry.Bad{Key: "notes", Revision: h.revision, Err: fmt.Errorf("bad %d", h.r.IntN(3))}
+	b := registry.InvalidEntry{Key: "notes", Revision: h.revision, Err: fmt.Errorf("bad %d", h.r.IntN(3))}
 	if h.r.IntN(4) > 0 {
 		b.Subnets = h.subnets()
 		b.Key = lease.Key(b.Subnets)
@@ -59,10 +59,10 @@ func (h *happenings) event() registry.Event {
 	switch h.r.IntN(6) {
 	case 0:
 		b := h.bad()
-		return registry.Event{Bad: &b}
+		return registry.Event{Invalid: &b}
 	case 1:
-		b := registry.Bad{Key: "notes", Err: errors.New("no subnet")}
-		return registry.Event{Bad: &b, Deleted: true}
+		b := registry.InvalidEntry{Key: "notes", Err: errors.New("no subnet")}
+		return registry.Event{Invalid: &b, Deleted: true}
 	case 2:
 		h.revision++
 		return registry.Event{Deleted: true, Lease: lease.Lease{Subnets: h.subnets(), Revision: h.revision}}
@@ -85,7 +85,7 @@ func (h *happenings) listing() registry.Listing {
 	h.revision++
 	l := registry.Listing{Leases: slices.Collect(maps.Values(listed)), Index: h.revision - uint64(h.r.IntN(2))}
 	for range h.r.IntN(4) {
-		l.Bad = append(l.Bad, h.bad())
+		l.Invalid = append(l.Invalid, h.bad())
 	}
 	return l
 }
@@ -100,7 +100,7 @@ func (h *happenings) step() {
 	case 2:
 		h.expireStale()
 	case 3:
-		h.learn(lease.Lease{Subnets: h.own.Subnets, Revision: h.revision}) // as before a move
+		h.applyLease(lease.Lease{Subnets: h.own.Subnets, Revision: h.revision}) // as before a move
 	default:
 		h.apply(h.event())
 	}
@@ -153,10 +153,10 @@ func TestBadEntries(t *testing.T) {
 	seven := lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}
 	both := lease.Subnets{V4: seven.V4, V6: netip.MustParsePrefix("fd42::/64")}
 	bad := func(s lease.Subnets) registry.Event {
-		return registry.Event{Bad: &registry.Bad{Key: lease.Key(s), Subnets: s, Err: errors.New("x")}}
+		return registry.Event{Invalid: &registry.InvalidEntry{Key: lease.Key(s), Subnets: s, Err: errors.New("x")}}
 	}
-	notes := registry.Event{Bad: &registry.Bad{Key: "notes", Err: errors.New("x")}}
-	gone := registry.Event{Bad: notes.Bad, Deleted: true}
+	notes := registry.Event{Invalid: &registry.InvalidEntry{Key: "notes", Err: errors.New("x")}}
+	gone := registry.Event{Invalid: notes.Invalid, Deleted: true}
 	f := toldFollower(lease.Lease{}, func(lease.View) {})
 	for i, step := range []struct {
 		events []registry.Event
@@ -171,7 +171,7 @@ func TestBadEntries(t *testing.T) {
 		for _, ev := range step.events {
 			f.apply(ev)
 		}
-		if got := fmt.Sprint(slices.Sorted(maps.Keys(f.bad))); got != step.want {
+		if got := fmt.Sprint(slices.Sorted(maps.Keys(f.invalidKeys))); got != step.want {
 			t.Errorf("step %d: bad entries %s, want %s", i, got, step.want)
 		}
 	}

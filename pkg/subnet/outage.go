@@ -15,8 +15,8 @@ const (
 	// that began it, as when etcd comes back with a certificate that nobody
 	// trusts.
 	causePause = 3 * time.Second
-	// mostCauses bounds how many of them are said of one outage.
-	mostCauses = 4
+	// maxCauses bounds how many of them are said of one outage.
+	maxCauses = 4
 )
 
 // outage says once that the registry is away and once that it is back, and in
@@ -40,7 +40,7 @@ func (o *outage) begin(err error) {
 	case !o.active():
 		o.start(c)
 		o.log.Warn("registry does not answer, waiting for it", "err", err)
-	case time.Since(o.since) < causePause || len(o.causes) == mostCauses || slices.Contains(o.causes, c):
+	case time.Since(o.since) < causePause || len(o.causes) == maxCauses || slices.Contains(o.causes, c):
 		o.log.Debug("registry still does not answer", "err", err)
 	default:
 		o.causes = append(o.causes, c)

@@ -24,23 +24,23 @@ const (
 type ownLease struct {
 	Options // with the terms as told last
 
-	lease    lease.Lease // as last written or found; zero: there never was one
-	attrs    lease.Attrs // that it is to have
-	claim    lease.Claim // what our key may say, for all that we wrote
-	known    bool        // lease is what the registry holds, as far as this has seen
-	restored bool        // the registry was wiped or restored since lease was written: its revisions say nothing of it
-	heard    bool        // since the key was as it should be, it was heard that it may not be
-	unheard  bool        // this step found it otherwise, and that was not heard
-	wrote    time.Time   // when lease was last written or found
-	repairs  pace.Pace   // of what somebody else does to our key
-	doubled  time.Time   // when it was last reported that somebody writes it as his own
+	lease       lease.Lease // as last written or found; zero: there never was one
+	attrs       lease.Attrs // that it is to have
+	claim       lease.Claim // what our key may say, for all that we wrote
+	verified    bool        // lease is what the registry holds, as far as this has seen
+	restored    bool        // the registry was wiped or restored since lease was written: its revisions say nothing of it
+	notified    bool        // since the key was as it should be, it was heard that it may not be
+	missedEvent bool        // this step found it otherwise, and that was not heard
+	wroteAt     time.Time   // when lease was last written or found
+	repairs     pace.Pace   // of what somebody else does to our key
+	reportedAt  time.Time   // when it was last reported that somebody writes it as his own
 
-	acquiring *acquisition     // of a subnet: there is no lease, or it was lost; else nil
-	holder    lease.Lease      // that of the host that has the subnet which was lost last
-	moves     uint64           // subnets that were lost to other hosts
-	conflicts uint64           // times that the key was found to be written by others
-	disputed  uint64           // the revision then
-	listing   registry.Listing // from which the first subnet was chosen
+	acquiring        *acquisition     // of a subnet: there is no lease, or it was lost; else nil
+	newOwner         lease.Lease      // that of the host that has the subnet which was lost last
+	moves            uint64           // subnets that were lost to other hosts
+	conflicts        uint64           // times that the key was found to be written by others
+	conflictRevision uint64           // the revision then
+	listing          registry.Listing // from which the first subnet was chosen
 }
 
 // had reports whether there is, or was, a lease.
@@ -50,28 +50,28 @@ func newRepairs() pace.Pace { return pace.Pace{Initial: firstRepair, Max: lastRe
 
 // step does what the lease needs: a look at the registry, and one write there, or one attempt to
 // lease a subnet. An error says that it failed; whatever can be learned from that is learned.
-func (o *ownLease) step(ctx context.Context, told news) error {
+func (o *ownLease) step(ctx context.Context, told stepInput) error {
 	if t := told.terms; t != nil {
 		o.setTerms(*t)
 	}
-	o.restored, o.unheard = o.restored || told.restored, false
+	o.restored, o.missedEvent = o.restored || told.restored, false
 	if told.wiped {
 		o.repairs = newRepairs()
 	}
-	if told.heard > 0 {
-		o.known, o.heard = false, true
+	if told.keyRevision > 0 {
+		o.verified, o.notified = false, true
 	}
 	var err error
 	switch {
 	case !o.had():
 		err = o.acquire(ctx)
-	case !o.known:
-		err = o.look(ctx)
+	case !o.verified:
+		err = o.check(ctx)
 	default:
 		err = o.renew(ctx)
 	}
 	if err != nil {
-		o.known = false // no answer does not mean that nothing was done: look before writing again
+		o.verified = false // no answer does not mean that nothing was done: look before writing again
 	}
 	return err
 }
@@ -93,7 +93,7 @@ func (o *ownLease) renew(ctx context.Context) error {
 	if !news && (o.lease.Reservation() || time.Now().Before(o.due())) {
 		return nil
 	}
-	o.note(o.lease.Attrs, o.attrs, 0)
+	o.record(o.lease.Attrs, o.attrs, 0)
 	l, err := o.Registry.Update(ctx, o.lease, o.attrs, o.ttl(o.lease))
 	if err != nil {
 		return err
@@ -107,64 +107,64 @@ func (o *ownLease) renew(ctx context.Context) error {
 	return nil
 }
 
-// look reads the own key and puts right what is wrong with it.
-func (o *ownLease) look(ctx context.Context) error {
+// check reads the own key and puts right what is wrong with it.
+func (o *ownLease) check(ctx context.Context) error {
 	ev, err := o.Registry.Get(ctx, o.lease.Subnets)
 	if err != nil {
 		return err
 	}
 	found := ev.Lease
-	o.unheard = !o.heard && (ev.Deleted || ev.Bad != nil || found.Revision != o.lease.Revision)
+	o.missedEvent = !o.notified && (ev.Deleted || ev.Invalid != nil || found.Revision != o.lease.Revision)
 	switch {
 	case ev.Deleted:
 		return o.repair("own lease is gone, making it again", func() (lease.Lease, error) {
 			return o.Registry.Create(ctx, o.lease.Subnets, o.attrs, o.TTL)
 		})
-	case ev.Bad != nil:
-		o.dispute(ev.Bad.Revision)
-		return o.putBack(ctx, lease.Lease{Subnets: o.lease.Subnets, Revision: ev.Bad.Revision, Expires: o.lease.Expires})
+	case ev.Invalid != nil:
+		o.countConflict(ev.Invalid.Revision)
+		return o.restore(ctx, lease.Lease{Subnets: o.lease.Subnets, Revision: ev.Invalid.Revision, Expires: o.lease.Expires})
 	case found.Attrs == o.lease.Attrs && found.Revision == o.lease.Revision:
-		o.known, o.heard, o.acquiring = true, false, nil
+		o.verified, o.notified, o.acquiring = true, false, nil
 		return o.renew(ctx)
 	case !found.Leaving && o.claim.Covers(found): // ours, whose answer was lost
 		o.adopt(found)
 		return o.renew(ctx)
 	}
-	o.dispute(found.Revision)
+	o.countConflict(found.Revision)
 	switch {
 	case found.Attrs == o.attrs || found.Attrs == o.lease.Attrs:
-		o.reportDouble(found)
+		o.reportDuplicate(found)
 		o.adopt(found)
 		return o.renew(ctx)
 	case o.claim.Adopted != (lease.Attrs{}) && found.Attrs == o.claim.Adopted && !o.restored && found.Created == o.lease.Created && found.Revision > o.lease.Revision:
 		return o.move(ctx, found, "the lease that this host took up is kept by another host, leasing a new one")
 	case found.PublicIP == o.PublicIP || found.PublicIP == o.lease.PublicIP:
-		o.reportDouble(found)
+		o.reportDuplicate(found)
 	case o.restored || found.Created != o.lease.Created:
 		return o.move(ctx, found, "own subnet is held by another host now, leasing a new one")
 	}
-	return o.putBack(ctx, found)
+	return o.restore(ctx, found)
 }
 
-// dispute counts that somebody else has written our key, once.
-func (o *ownLease) dispute(revision uint64) {
-	if revision != o.disputed {
+// countConflict counts that somebody else has written our key, once.
+func (o *ownLease) countConflict(revision uint64) {
+	if revision != o.conflictRevision {
 		o.conflicts++
-		o.disputed = revision
+		o.conflictRevision = revision
 	}
 }
 
-// putBack writes our key over what was found there.
-func (o *ownLease) putBack(ctx context.Context, found lease.Lease) error {
+// restore writes our key over what was found there.
+func (o *ownLease) restore(ctx context.Context, found lease.Lease) error {
 	return o.repair("own lease was overwritten, putting it back", func() (lease.Lease, error) {
 		return o.Registry.Update(ctx, found, o.attrs, o.ttl(found))
 	})
 }
 
-// reportDouble reports that somebody else writes our lease as if it were his.
-func (o *ownLease) reportDouble(found lease.Lease) {
-	if now := time.Now(); now.Sub(o.doubled) >= lastRepair {
-		o.doubled = now
+// reportDuplicate reports that somebody else writes our lease as if it were his.
+func (o *ownLease) reportDuplicate(found lease.Lease) {
+	if now := time.Now(); now.Sub(o.reportedAt) >= lastRepair {
+		o.reportedAt = now
 		o.Log.Warn("own lease was written by somebody else: if another host has the same public IP, give one of them its own (-public-ip) or another interface (-iface)",
 			"subnet", found.Subnets, "public_ip", found.PublicIP)
 	}
@@ -177,7 +177,7 @@ func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
 	if o.repairs.Delay(now) > 0 {
 		return nil
 	}
-	o.note(o.lease.Attrs, o.attrs, 0)
+	o.record(o.lease.Attrs, o.attrs, 0)
 	l, err := write()
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func (o *ownLease) move(ctx context.Context, holder lease.Lease, why string) err
 		another.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return o.attrs, nil }
 		o.acquiring = newAcquisition(another)
 	}
-	o.holder, o.acquiring.yielded = holder, holder.Subnets.V4
+	o.newOwner, o.acquiring.lostSubnet = holder, holder.Subnets.V4
 	return o.acquire(ctx)
 }
 
@@ -221,16 +221,16 @@ func (o *ownLease) acquire(ctx context.Context) error {
 // adopt takes l as what the registry holds for us, and notes that.
 func (o *ownLease) adopt(l lease.Lease) {
 	o.set(l)
-	o.note(l.Attrs, l.Attrs, l.Revision)
+	o.record(l.Attrs, l.Attrs, l.Revision)
 }
 
 func (o *ownLease) set(l lease.Lease) {
-	o.lease, o.known, o.heard, o.restored, o.acquiring, o.wrote = l, true, false, false, nil, time.Now()
+	o.lease, o.verified, o.notified, o.restored, o.acquiring, o.wroteAt = l, true, false, false, nil, time.Now()
 }
 
-// note keeps what our key may say from now on: what it says, and what is being
+// record keeps what our key may say from now on: what it says, and what is being
 // written, of which the answer may be lost; then the revision is 0.
-func (o *ownLease) note(held, next lease.Attrs, revision uint64) {
+func (o *ownLease) record(held, next lease.Attrs, revision uint64) {
 	o.claim = lease.Claim{Subnets: o.lease.Subnets, Held: held, Next: next, Revision: revision, Adopted: o.claim.Adopted}
 	o.remember(o.claim)
 }
@@ -246,7 +246,7 @@ func (o *ownLease) ttl(l lease.Lease) time.Duration {
 // due is when to renew a lease that is no reservation. A margin longer than
 // the lease would mean always, hence the floor.
 func (o *ownLease) due() time.Time {
-	floor := o.wrote.Add(min(renewFloor, o.lease.Expires.Sub(o.wrote)/2))
+	floor := o.wroteAt.Add(min(renewFloor, o.lease.Expires.Sub(o.wroteAt)/2))
 	if due := o.lease.Expires.Add(-o.Margin); due.After(floor) {
 		return due
 	}

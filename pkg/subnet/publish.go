@@ -7,34 +7,34 @@ import (
 )
 
 const (
-	// gather is how long the first change waits for others of the same moment,
+	// publishDelay is how long the first change waits for others of the same moment,
 	// such as the rest of what etcd has to tell.
-	gather = time.Millisecond
-	// settle is the least time between two Views: in a storm of changes, each of
+	publishDelay = time.Millisecond
+	// minPublishInterval is the least time between two Views: in a storm of changes, each of
 	// which costs a copy of the list of peers, they are gathered for so long.
-	settle = 25 * time.Millisecond
+	minPublishInterval = 25 * time.Millisecond
 )
 
 // changed has a View emitted soon.
-func (f *follower) changed() { f.publishAt(time.Now().Add(gather)) }
+func (f *follower) changed() { f.publishAt(time.Now().Add(publishDelay)) }
 
 // publishAt has a View emitted at that time, or before if that was asked for; or
 // later, if there was one just now.
 func (f *follower) publishAt(at time.Time) {
-	if next := f.emitted.Add(settle); at.Before(next) {
+	if next := f.emitted.Add(minPublishInterval); at.Before(next) {
 		at = next
 	}
-	if !f.settled && !at.Before(f.settles) {
+	if !f.published && !at.Before(f.publishDue) {
 		return
 	}
-	f.settled, f.settles = false, at
-	f.settle.Reset(time.Until(at))
+	f.published, f.publishDue = false, at
+	f.publishTimer.Reset(time.Until(at))
 }
 
 // publish emits what is known, unless it is what was emitted last.
 func (f *follower) publish() {
-	f.settle.Stop()
-	f.settled = true
+	f.publishTimer.Stop()
+	f.published = true
 	v, changed := f.last.Edit(f.own, f.dirty, func(s lease.Subnets) *lease.Lease { return f.leases[s] })
 	f.dirty = nil
 	changed = changed || !f.last.Complete

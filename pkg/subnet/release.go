@@ -19,7 +19,7 @@ func Release(ctx context.Context, r registry.Registry, c lease.Claim) (lease.Lea
 	}
 	ev, err := r.Get(ctx, c.Subnets)
 	own := ev.Lease
-	if err != nil || ev.Deleted || ev.Bad != nil || !c.Covers(own) || own.Reservation() {
+	if err != nil || ev.Deleted || ev.Invalid != nil || !c.Covers(own) || own.Reservation() {
 		return lease.Lease{}, err
 	}
 	return own, r.Release(ctx, own)

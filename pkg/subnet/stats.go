@@ -45,17 +45,17 @@ func (c Cause) String() string {
 // relistFor has all leases listed again before they are watched.
 func (f *follower) relistFor(c Cause) {
 	if !f.relist {
-		f.relist, f.cause = true, c
+		f.relist, f.relistCause = true, c
 	}
 }
 
 // report tells what has changed.
 func (f *follower) report() {
 	s := &f.stats
-	s.Own, s.Lost, s.Leases, s.Invalid = f.own, f.lost, len(f.leases)-len(f.graceEnds), len(f.bad)+f.moreBad
+	s.Own, s.Lost, s.Leases, s.Invalid = f.own, f.lost, len(f.leases)-len(f.graceEnds), len(f.invalidKeys)+f.moreInvalid
 	s.AwaySince, s.Outages = f.away.since, f.away.count
-	if f.Report != nil && *s != f.said {
-		f.said = *s
+	if f.Report != nil && *s != f.reported {
+		f.reported = *s
 		f.Report(*s)
 	}
 }

@@ -18,32 +18,32 @@ const (
 	// conflictPause bounds the wait after the n-th conflict in a row: n times this. With
 	// fewConflicts, many hosts are there at once; with more, something is wrong, and the wait
 	// grows faster, up to mostConflictPause.
-	conflictPause     = 20 * time.Millisecond
-	fewConflicts      = 20
-	mostConflictPause = 10 * time.Second
-	manyConflicts     = 10 // that many in a row are said
+	conflictPause    = 20 * time.Millisecond
+	fewConflicts     = 20
+	maxConflictPause = 10 * time.Second
+	manyConflicts    = 10 // that many in a row are said
 	// startRetry bounds the wait between attempts for the first lease, fullRetry is the least
 	// while no subnet is free.
 	startRetry = time.Second
 	fullRetry  = 5 * time.Second
 	// The own lease may be looked at looksBurst times at once, and then once in looksEvery:
 	// others write our key seldom, unless it is to harm.
-	looksBurst, looksEvery = 16, 2 * time.Second
+	readBurst, readEvery = 16, 2 * time.Second
 )
 
-// news is what the follower has to tell to the next step.
-type news struct {
+// stepInput is what the follower has to tell to the next step.
+type stepInput struct {
 	terms *Terms
 	// heard is the revision of what was written last to the own key, if that may not be what a
 	// step knows of; 0: nothing was.
-	heard    uint64
-	touched  bool // the registry told something of the own key, whatever revision that has
-	restored bool // the registry was wiped or restored, so its revisions say nothing of the lease
-	wiped    bool // an etcd that was away has lost our key, and everybody's: that was no contest
+	keyRevision uint64
+	keyTouched  bool // the registry told something of the own key, whatever revision that has
+	restored    bool // the registry was wiped or restored, so its revisions say nothing of the lease
+	wiped       bool // an etcd that was away has lost our key, and everybody's: that was no contest
 }
 
-// doubt has the own key looked at, whatever its revision.
-func (n *news) doubt() { n.heard, n.touched = math.MaxUint64, true }
+// forceCheck has the own key looked at, whatever its revision.
+func (n *stepInput) forceCheck() { n.keyRevision, n.keyTouched = math.MaxUint64, true }
 
 // step begins a step for the own lease, unless one is under way. While the registry is away,
 // there is none: resume comes back here.
@@ -54,13 +54,13 @@ func (f *follower) step(ctx context.Context) {
 	}
 	f.stepSince = now
 	if f.begun() {
-		f.looks.AllowN(now, 1)
+		f.ownReads.AllowN(now, 1)
 	}
 	if f.acquiring() {
-		f.attempts.Turn(now)
+		f.acquirePace.Turn(now)
 	}
-	told := f.news
-	f.news = news{}
+	told := f.nextStep
+	f.nextStep = stepInput{}
 	f.call(func() func() {
 		err := f.mine.step(ctx, told)
 		return func() { f.stepDone(ctx, err) }
@@ -91,18 +91,18 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	case !f.own.SameAs(was):
 		f.changed()
 	}
-	if f.mine.unheard { // and as the step has left it, the key is no witness any more: see reconnect
+	if f.mine.missedEvent { // and as the step has left it, the key is no witness any more: see reconnect
 		f.relistFor(OwnLease)
-		f.doubtful = true
+		f.maybeRolledBack = true
 	}
-	if f.news.heard <= f.own.Revision { // our own write
-		f.news.heard = 0
+	if f.nextStep.keyRevision <= f.own.Revision { // our own write
+		f.nextStep.keyRevision = 0
 	}
 	if !f.acquiring() {
 		f.Conditions.End(NoSubnet)
 	}
 	if err == nil {
-		f.tries, f.failed = 0, 0
+		f.conflictRun, f.failures = 0, 0
 		f.schedule()
 	} else {
 		f.stepTimer.Reset(f.retryDelay(err))
@@ -115,10 +115,10 @@ func (f *follower) moved(from lease.Subnets) {
 	// The watch never stopped, so the listing is not needed. Who has the subnets now is known,
 	// perhaps by what came after what the step has seen. Of events of the new ones it is not known
 	// whether there were any.
-	if !f.news.touched && f.mine.holder.Subnets == from {
-		f.learn(f.mine.holder)
+	if !f.nextStep.keyTouched && f.mine.newOwner.Subnets == from {
+		f.applyLease(f.mine.newOwner)
 	}
-	f.news.doubt()
+	f.nextStep.forceCheck()
 	f.changed()
 }
 
@@ -126,25 +126,25 @@ func (f *follower) moved(from lease.Subnets) {
 func (f *follower) stepSoon() {
 	switch now := time.Now(); {
 	case !f.stepSince.IsZero(): // its end comes back here
-	case f.news.terms != nil && f.acquiring():
-		f.stepTimer.Reset(f.attempts.Delay(now))
-	case f.news.terms != nil, f.news.heard > 0:
-		f.stepTimer.Reset(f.lookDelay())
+	case f.nextStep.terms != nil && f.acquiring():
+		f.stepTimer.Reset(f.acquirePace.Delay(now))
+	case f.nextStep.terms != nil, f.nextStep.keyRevision > 0:
+		f.stepTimer.Reset(f.readDelay())
 	}
 }
 
-// lookDelay returns how long to wait until the own lease may be looked at again. It is rounded up,
+// readDelay returns how long to wait until the own lease may be looked at again. It is rounded up,
 // lest a look begin before there is something for it to take.
-func (f *follower) lookDelay() time.Duration {
-	missing := 1 - f.looks.TokensAt(time.Now())
-	return time.Duration(math.Ceil(max(0, missing) * float64(looksEvery)))
+func (f *follower) readDelay() time.Duration {
+	missing := 1 - f.ownReads.TokensAt(time.Now())
+	return time.Duration(math.Ceil(max(0, missing) * float64(readEvery)))
 }
 
 // schedule sets the time of the step that follows one that succeeded.
 func (f *follower) schedule() {
-	soon := f.lookDelay()
+	soon := f.readDelay()
 	switch {
-	case !f.mine.known: // and somebody keeps changing it
+	case !f.mine.verified: // and somebody keeps changing it
 		f.stepTimer.Reset(max(f.mine.repairs.Delay(time.Now()), soon))
 	case f.own.Reservation():
 		f.stepTimer.Stop()
@@ -161,27 +161,27 @@ func (f *follower) retryDelay(err error) time.Duration {
 	case errors.Is(err, registry.ErrConflict):
 		return f.conflictDelay(err)
 	case errors.As(err, &full):
-		f.tries = 0
+		f.conflictRun = 0
 		f.Conditions.Set(condition.Condition{
 			ID: NoSubnet, Severe: true, Text: "cannot lease a subnet, waiting for a free one", Fields: []any{"err", full},
 		})
-		return between(fullRetry, 2*fullRetry)
+		return randomBetween(fullRetry, 2*fullRetry)
 	case errors.Is(err, registry.ErrDenied): // whoever opened the registry says so
 		if f.acquiring() {
 			f.Log.Debug("registry refuses to lease a subnet, trying again", "err", err)
 		} else {
 			f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
 		}
-		return between(lastRetry/2, lastRetry)
+		return randomBetween(lastRetry/2, lastRetry)
 	case errors.As(err, &ofHost):
 		if !f.begun() && !errors.Is(err, ErrTryAgain) {
 			f.fatal = ofHost.err
 		}
-		return between(startRetry/2, startRetry)
+		return randomBetween(startRetry/2, startRetry)
 	case !f.begun():
-		return between(startRetry/2, startRetry)
+		return randomBetween(startRetry/2, startRetry)
 	}
-	if f.failed++; f.failed == 1 {
+	if f.failures++; f.failures == 1 {
 		msg := "cannot renew lease, trying again"
 		if f.lost {
 			msg = "cannot lease another subnet, trying again"
@@ -192,8 +192,8 @@ func (f *follower) retryDelay(err error) time.Duration {
 	if !f.lost && f.own.Attrs == f.mine.attrs {
 		delay = min(max(time.Until(f.own.Expires)/8, lastRetry), renewFloor)
 	}
-	delay = min(delay, firstRetry<<min(f.failed-1, 6))
-	return between(delay/2, delay)
+	delay = min(delay, firstRetry<<min(f.failures-1, 6))
+	return randomBetween(delay/2, delay)
 }
 
 // answered reports whether the registry answered, although a step failed.
@@ -204,17 +204,17 @@ func answered(err error) bool {
 }
 
 func (f *follower) conflictDelay(err error) time.Duration {
-	f.tries++
-	if f.acquiring() && f.tries == manyConflicts {
-		f.mine.acquiring.once(f.Log.Warn, "other hosts keep being faster, still trying to lease a subnet", "attempt", f.tries, "err", err)
+	f.conflictRun++
+	if f.acquiring() && f.conflictRun == manyConflicts {
+		f.mine.acquiring.logOnce(f.Log.Warn, "other hosts keep being faster, still trying to lease a subnet", "attempt", f.conflictRun, "err", err)
 	}
-	most := time.Duration(min(f.tries, fewConflicts)) * conflictPause
-	for range min(f.tries-fewConflicts, 20) {
+	most := time.Duration(min(f.conflictRun, fewConflicts)) * conflictPause
+	for range min(f.conflictRun-fewConflicts, 20) {
 		most += most / 2
 	}
-	delay := between(0, min(most, mostConflictPause))
+	delay := randomBetween(0, min(most, maxConflictPause))
 	if f.begun() {
-		delay = max(delay, f.lookDelay())
+		delay = max(delay, f.readDelay())
 	}
 	return delay
 }

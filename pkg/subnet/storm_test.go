@@ -134,8 +134,8 @@ func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
 	for _, l := range listing.Leases {
 		held[l.Subnets] = l
 	}
-	if len(held) != len(all) || len(listing.Bad) > 0 {
-		t.Errorf("etcd holds %d leases and %d bad entries for %d hosts", len(held), len(listing.Bad), len(all))
+	if len(held) != len(all) || len(listing.Invalid) > 0 {
+		t.Errorf("etcd holds %d leases and %d bad entries for %d hosts", len(held), len(listing.Invalid), len(all))
 	}
 	owners := map[lease.Subnets]netip.Addr{}
 	away := 0

@@ -77,7 +77,7 @@ type Options struct {
 
 	// Alive, if set, is called again and again, at least once a minute, as long as Follow works
 	// and no call that it made takes longer than that. It must not block.
-	Alive func()
+	Heartbeat func()
 }
 
 // ErrTryAgain is in an error of Options.Attrs and Options.Avoid that may pass.
@@ -95,8 +95,8 @@ type Terms struct {
 	TTL   time.Duration
 }
 
-// former returns the Former of the claim on a lease that is taken up and said was.
-func (o Options) former(was lease.Lease, a lease.Attrs) lease.Attrs {
+// adopted returns the Former of the claim on a lease that is taken up and said was.
+func (o Options) adopted(was lease.Lease, a lease.Attrs) lease.Attrs {
 	was.Leaving = false
 	switch {
 	case was.PublicIP == a.PublicIP && was.Subnets == o.Claim.Subnets && o.Claim.Adopted != (lease.Attrs{}):
@@ -113,6 +113,6 @@ func (o Options) remember(c lease.Claim) {
 	}
 }
 
-// between returns a random duration in [low, high), so that hosts which were
+// randomBetween returns a random duration in [low, high), so that hosts which were
 // stopped by the same event don't go on in step.
-func between(low, high time.Duration) time.Duration { return low + rand.N(high-low) }
+func randomBetween(low, high time.Duration) time.Duration { return low + rand.N(high-low) }

@@ -113,7 +113,7 @@ func (f *fixture) held(s lease.Subnets) lease.Lease {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if ev.Deleted || ev.Bad != nil {
+	if ev.Deleted || ev.Invalid != nil {
 		return lease.Lease{}
 	}
 	return ev.Lease

@@ -40,12 +40,12 @@ func (f *follower) watch(ctx context.Context, wait time.Duration) {
 	f.follow(func() func() {
 		_ = pace.Sleep(ctx, wait) // of its end the Watch tells
 		events, next, err := f.Registry.Watch(ctx, index)
-		return func() { f.heard(ctx, events, next, err) }
+		return func() { f.watchDone(ctx, events, next, err) }
 	})
 }
 
-// heard takes the result of a Watch.
-func (f *follower) heard(ctx context.Context, events []registry.Event, next uint64, err error) {
+// watchDone takes the result of a Watch.
+func (f *follower) watchDone(ctx context.Context, events []registry.Event, next uint64, err error) {
 	if err == nil {
 		f.stats.Answered = time.Now()
 	}
@@ -55,7 +55,7 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 		// A silence may be that of a store which was wiped while nobody listened. One that is
 		// over at once is no silence.
 		f.index = next
-		if wait := f.turns.Next(time.Now()); wait > 0 {
+		if wait := f.watchPace.Next(time.Now()); wait > 0 {
 			f.retryTimer.Reset(wait)
 		} else {
 			f.reconnect(ctx)
@@ -76,7 +76,7 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 		case gotOn:
 			f.watchOrList(ctx, len(events), wait)
 		default: // what is there already
-			f.watch(ctx, max(wait, f.turns.Next(time.Now())))
+			f.watch(ctx, max(wait, f.watchPace.Next(time.Now())))
 		}
 	case errors.Is(err, registry.ErrHistoryLost):
 		f.Log.Info("listing all leases again", "err", err)
@@ -97,11 +97,11 @@ func (f *follower) heard(ctx context.Context, events []registry.Event, next uint
 // behind until it loses the history. A watch that returns more has caught up.
 func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 	if n == 1 && wait > 0 {
-		f.held += wait
+		f.budgetWait += wait
 	} else {
-		f.held = wait
+		f.budgetWait = wait
 	}
-	if f.held <= time.Second*time.Duration(listCost+len(f.leases))/budgetRate {
+	if f.budgetWait <= time.Second*time.Duration(listCost+len(f.leases))/budgetRate {
 		f.watch(ctx, wait)
 		return
 	}
@@ -118,13 +118,13 @@ func (f *follower) spend(cost int) time.Duration {
 // relistDelay spreads the listings of hosts that lost their history by the
 // same event, a few seconds for ten thousand; and paces them if one does not help.
 func (f *follower) relistDelay() time.Duration {
-	f.held = 0
-	spread := f.spend(listCost+len(f.leases)) + between(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
+	f.budgetWait = 0
+	spread := f.spend(listCost+len(f.leases)) + randomBetween(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
 	if !f.listed {
 		return spread
 	}
-	if wait := f.relists.Next(time.Now()); wait > 0 {
-		spread += between(wait/2, wait)
+	if wait := f.listPace.Next(time.Now()); wait > 0 {
+		spread += randomBetween(wait/2, wait)
 	}
 	return spread
 }
@@ -145,7 +145,7 @@ func (f *follower) reconnect(ctx context.Context) {
 			case ctx.Err() != nil:
 			case err != nil:
 				f.retryLater(err)
-			case f.relist || ev.Bad != nil || ev.Deleted || ev.Lease.Subnets != f.own.Subnets || ev.Lease.Revision != f.own.Revision:
+			case f.relist || ev.Invalid != nil || ev.Deleted || ev.Lease.Subnets != f.own.Subnets || ev.Lease.Revision != f.own.Revision:
 				f.relistFor(OwnLease)
 				f.list(ctx)
 			default:
@@ -168,10 +168,10 @@ func (f *follower) list(ctx context.Context) {
 				return
 			}
 			f.relist, f.listed = false, true
-			f.stats.Relists[f.cause]++
+			f.stats.Relists[f.relistCause]++
 			f.load(listing)
-			f.news.doubt()
-			f.news.wiped = f.news.wiped || f.away.active()
+			f.nextStep.forceCheck()
+			f.nextStep.wiped = f.nextStep.wiped || f.away.active()
 			f.resume(ctx)
 		}
 	})
@@ -183,7 +183,7 @@ func (f *follower) resume(ctx context.Context) {
 	f.stats.Answered = time.Now()
 	f.watch(ctx, 0)
 	if f.stepSince.IsZero() {
-		f.stepTimer.Reset(f.lookDelay())
+		f.stepTimer.Reset(f.readDelay())
 	}
 }
 
@@ -194,6 +194,6 @@ func (f *follower) retryLater(err error) {
 	}
 	f.failedAt = time.Now()
 	f.away.begin(err)
-	f.retryTimer.Reset(between(f.retryWait/2, f.retryWait))
+	f.retryTimer.Reset(randomBetween(f.retryWait/2, f.retryWait))
 	f.retryWait = min(f.retryWait*2, lastRetry)
 }

@@ -47,18 +47,18 @@ func FuzzAnswer(f *testing.F) {
 			for _, one := range l.Leases {
 				check("list", one)
 			}
-			for _, bad := range l.Bad {
+			for _, bad := range l.Invalid {
 				_ = bad.Err.Error()
 			}
 		}
 		_, _ = r.Config(ctx)
-		if e, err := r.Get(ctx, subnet7); err == nil && e.Bad == nil {
+		if e, err := r.Get(ctx, subnet7); err == nil && e.Invalid == nil {
 			check("get", e.Lease)
 		}
 		_, _ = r.Update(ctx, lease7, attrs7, time.Hour)
 		if events, _, err := r.Watch(ctx, 7); err == nil {
 			for _, e := range events {
-				if e.Bad == nil {
+				if e.Invalid == nil {
 					check("watch", e.Lease)
 				}
 			}

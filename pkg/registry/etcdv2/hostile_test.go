@@ -49,29 +49,29 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 		l, err = r.List(registrytest.Timeout(t))
 		return err == nil
 	})
-	if len(l.Leases) != 0 || len(l.Bad) != 9 {
-		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
+	if len(l.Leases) != 0 || len(l.Invalid) != 9 {
+		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
 	}
 	want := fmt.Sprint(lease.LongValue(9 << 20))
-	for _, bad := range l.Bad {
+	for _, bad := range l.Invalid {
 		if bad.Err.Error() != want || !bad.Subnets.IsValid() {
 			t.Errorf("%s %v: %v, want %s", bad.Key, bad.Subnets, bad.Err, want)
 		}
 	}
 	events, _ := registrytest.Events(t, r, index, 11)
 	for i, ev := range events {
-		if i == 8 && ev.Bad != nil || i != 8 && (ev.Bad == nil || ev.Bad.Err.Error() != want) {
+		if i == 8 && ev.Invalid != nil || i != 8 && (ev.Invalid == nil || ev.Invalid.Err.Error() != want) {
 			t.Errorf("event %d: %+v", i, ev)
 		}
 	}
 	ev, err := r.Get(registrytest.Timeout(t), subnet7)
-	if err != nil || ev.Bad == nil {
+	if err != nil || ev.Invalid == nil {
 		t.Fatalf("%+v, %v", ev, err)
 	}
 	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("update of what was overwritten: %v", err)
 	}
-	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
+	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: ev.Invalid.Revision}, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,17 +97,17 @@ func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
 	b.Put(strings.Repeat("k", 10000), "x", 0)
 	b.Put("a\nlevel=ERROR msg=forged", "x", 0)
 	l := registrytest.List(t, r)
-	if len(l.Leases) != 1 || len(l.Bad) != 3 {
+	if len(l.Leases) != 1 || len(l.Invalid) != 3 {
 		t.Fatalf("%+v", l)
 	}
 	events, _ := registrytest.Events(t, r, index, 4)
-	for i, bad := range l.Bad {
+	for i, bad := range l.Invalid {
 		if len(bad.Key) > 200 || len(bad.Err.Error()) > 300 || strings.Contains(bad.Err.Error(), "\n") {
 			t.Errorf("key %q: %v", bad.Key, bad.Err)
 		}
 		found := false
 		for _, ev := range events[1:] {
-			found = found || ev.Bad != nil && ev.Bad.Key == bad.Key
+			found = found || ev.Invalid != nil && ev.Invalid.Key == bad.Key
 		}
 		if !found {
 			t.Errorf("listed bad entry %d %q has no event", i, bad.Key)
@@ -166,8 +166,8 @@ func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 		l, err := r.List(registrytest.Timeout(t))
 		stop()
 		server.Close()
-		if err != nil || len(l.Leases) != 1 || l.Index != 7 || len(l.Bad)+l.More != c.n-1 || l.More > 0 && len(l.Bad) != registry.MaxBad {
-			t.Errorf("%s: %d leases, %d bad and %d more, %v", name, len(l.Leases), len(l.Bad), l.More, err)
+		if err != nil || len(l.Leases) != 1 || l.Index != 7 || len(l.Invalid)+l.MoreInvalid != c.n-1 || l.MoreInvalid > 0 && len(l.Invalid) != registry.MaxInvalid {
+			t.Errorf("%s: %d leases, %d bad and %d more, %v", name, len(l.Leases), len(l.Invalid), l.MoreInvalid, err)
 		}
 		if *highest > 24<<20 {
 			t.Errorf("%s: %d MB of memory", name, *highest>>20)

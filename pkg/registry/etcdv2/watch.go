@@ -179,7 +179,7 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 	if subnets, err := lease.ParseKey(rest); err == nil {
 		ev.Lease = lease.Lease{Subnets: subnets, Revision: index}
 	} else {
-		ev.Bad = &registry.Bad{Key: registry.ShortKey(rest), Revision: index, Err: err}
+		ev.Invalid = &registry.InvalidEntry{Key: registry.ShortKey(rest), Revision: index, Err: err}
 	}
 	return []registry.Event{ev}, index, nil
 }
@@ -190,7 +190,7 @@ func decode(n *client.Node, now time.Time) registry.Event {
 	subnets, err := lease.ParseKey(key)
 	key = registry.ShortKey(key)
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: key, Revision: n.ModifiedIndex, Err: err}}
+		return registry.Event{Invalid: &registry.InvalidEntry{Key: key, Revision: n.ModifiedIndex, Err: err}}
 	}
 	ev := registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
 	if size, is := long(n.Value); is {
@@ -201,7 +201,7 @@ func decode(n *client.Node, now time.Time) registry.Event {
 		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))
 	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: key, Subnets: subnets, Revision: n.ModifiedIndex, Err: err}}
+		return registry.Event{Invalid: &registry.InvalidEntry{Key: key, Subnets: subnets, Revision: n.ModifiedIndex, Err: err}}
 	}
 	// The time left is etcd's, the clock is this host's, so their clocks need not agree.
 	if n.TTL > 0 || n.Expiration != nil {

@@ -45,7 +45,7 @@ func TestQuietAmongBusyKeys(t *testing.T) {
 		index = next
 	}
 	b.Put("10.42.7.0-24", "{}", 0)
-	if events, _, err := r.Watch(registrytest.Timeout(t), index); err != nil || len(events) != 1 || events[0].Bad == nil {
+	if events, _, err := r.Watch(registrytest.Timeout(t), index); err != nil || len(events) != 1 || events[0].Invalid == nil {
 		t.Errorf("watch: %+v, %v", events, err)
 	}
 }
@@ -72,10 +72,10 @@ func TestDirectories(t *testing.T) {
 	index := registrytest.List(t, r).Index
 	b.Put("10.42.7.0-24/nested/deep", "x", 0)
 	events, index := next(index)
-	if bad := events[0].Bad; bad == nil || bad.Key != "10.42.7.0-24" || bad.Subnets != subnet7 {
+	if bad := events[0].Invalid; bad == nil || bad.Key != "10.42.7.0-24" || bad.Subnets != subnet7 {
 		t.Errorf("event %+v", events[0])
 	}
-	if l := registrytest.List(t, r); len(l.Bad) != 1 || l.Bad[0].Key != "10.42.7.0-24" || l.Bad[0].Subnets != subnet7 {
+	if l := registrytest.List(t, r); len(l.Invalid) != 1 || l.Invalid[0].Key != "10.42.7.0-24" || l.Invalid[0].Subnets != subnet7 {
 		t.Errorf("listing %+v", l)
 	}
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
@@ -116,7 +116,7 @@ func TestDirectories(t *testing.T) {
 		t.Errorf("config that is a directory: %v", err)
 	}
 	b.set(prefix+"/subnets", "a file")
-	if l := registrytest.List(t, r); len(l.Bad) != 1 || l.Bad[0].Key != "subnets" {
+	if l := registrytest.List(t, r); len(l.Invalid) != 1 || l.Invalid[0].Key != "subnets" {
 		t.Errorf("subnets that is a file: %+v", l)
 	}
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err == nil || errors.Is(err, registry.ErrConflict) {

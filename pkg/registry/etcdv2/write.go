@@ -74,8 +74,8 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 		return lease.Lease{}, errNoNode
 	}
 	ev := decode(resp.Node, now)
-	if ev.Bad != nil {
-		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Bad.Err)
+	if ev.Invalid != nil {
+		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Invalid.Err)
 	}
 	return ev.Lease, nil
 }

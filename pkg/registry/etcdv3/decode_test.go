@@ -22,8 +22,8 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key, value []byte, session int64) {
 		r := &Registry{subnets: subnets}
 		e := r.decode(entry{KeyValue: &mvccpb.KeyValue{Key: key, Value: value, Lease: session}}, time.Unix(1, 0))
-		if e.Bad != nil {
-			if text := e.Bad.Err.Error(); text == "" || len(text) > 1000 {
+		if e.Invalid != nil {
+			if text := e.Invalid.Err.Error(); text == "" || len(text) > 1000 {
 				t.Errorf("%q: the fault is said in %d bytes", key, len(text))
 			}
 			return

@@ -63,13 +63,13 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	reads := 0
 	r.SetRead(func(*pb.RangeRequest) { reads++ })
 	l := registrytest.List(t, r)
-	if len(l.Leases) != peers || len(l.Bad) != 11 {
-		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
+	if len(l.Leases) != peers || len(l.Invalid) != 11 {
+		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
 	}
 	if reads > 60 {
 		t.Errorf("%d reads", reads)
 	}
-	for _, bad := range l.Bad {
+	for _, bad := range l.Invalid {
 		want := 9 << 20
 		switch {
 		case bad.Key == "10.43.120.0-24":
@@ -95,7 +95,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 
 	ev, err := r.Get(registrytest.Timeout(t), subnet7)
-	if err != nil || ev.Bad == nil || !sized(ev.Bad.Err, 9<<20) {
+	if err != nil || ev.Invalid == nil || !sized(ev.Invalid.Err, 9<<20) {
 		t.Fatalf("%+v, %v", ev, err)
 	}
 	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
@@ -104,7 +104,7 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create over what is there: %v", err)
 	}
-	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: ev.Bad.Revision}, attrs7, time.Hour)
+	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: ev.Invalid.Revision}, attrs7, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,8 +144,8 @@ func TestManyKeysAreNotNamed(t *testing.T) {
 	began := time.Now()
 	l := registrytest.List(t, r)
 	t.Logf("listed in %v", time.Since(began))
-	if len(l.Leases) != 2 || len(l.Bad) != registry.MaxBad || l.More != n+len(tails)-registry.MaxBad {
-		t.Errorf("%d leases, %d bad, %d more", len(l.Leases), len(l.Bad), l.More)
+	if len(l.Leases) != 2 || len(l.Invalid) != registry.MaxInvalid || l.MoreInvalid != n+len(tails)-registry.MaxInvalid {
+		t.Errorf("%d leases, %d bad, %d more", len(l.Leases), len(l.Invalid), l.MoreInvalid)
 	}
 	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) {
 		t.Errorf("%+v, %v", ev, err)

@@ -208,7 +208,7 @@ func (r *Registry) holder(ctx context.Context, subnets lease.Subnets) (found ent
 			found = kv
 			return false
 		}
-		if ev := r.decode(kv, time.Time{}); found.KeyValue == nil && ev.Bad == nil && ev.Lease.Subnets.V4 == subnets.V4 {
+		if ev := r.decode(kv, time.Time{}); found.KeyValue == nil && ev.Invalid == nil && ev.Lease.Subnets.V4 == subnets.V4 {
 			found = kv
 		}
 		return true
@@ -243,7 +243,7 @@ func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 	name, revision := r.name(kv.Key), uint64(kv.ModRevision)
 	subnets, err := parseKey(name)
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Revision: revision, Err: err}}
+		return registry.Event{Invalid: &registry.InvalidEntry{Key: registry.ShortKey(name), Revision: revision, Err: err}}
 	}
 	var attrs lease.Attrs
 	if kv.long > 0 {
@@ -252,7 +252,7 @@ func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
 		attrs, err = lease.DecodeAttrs(kv.Value)
 	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(name), Subnets: subnets, Revision: revision, Err: err}}
+		return registry.Event{Invalid: &registry.InvalidEntry{Key: registry.ShortKey(name), Subnets: subnets, Revision: revision, Err: err}}
 	}
 	l := lease.Lease{Subnets: subnets, Attrs: attrs, Revision: revision, Created: uint64(kv.CreateRevision)}
 	if kv.Lease != 0 {

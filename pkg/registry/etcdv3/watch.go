@@ -298,7 +298,7 @@ func (r *Registry) event(ev *mvccpb.Event) registry.Event {
 	name, revision := r.name(ev.Kv.Key), uint64(ev.Kv.ModRevision)
 	subnets, err := parseKey(name)
 	if err != nil {
-		return registry.Event{Deleted: true, Bad: &registry.Bad{Key: registry.ShortKey(name), Revision: revision, Err: err}}
+		return registry.Event{Deleted: true, Invalid: &registry.InvalidEntry{Key: registry.ShortKey(name), Revision: revision, Err: err}}
 	}
 	return registry.Event{Deleted: true, Lease: lease.Lease{Subnets: subnets, Revision: revision}}
 }

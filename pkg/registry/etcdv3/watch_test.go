@@ -93,7 +93,7 @@ func TestCompaction(t *testing.T) {
 		b.ForgetHistory()
 	}
 	b.Put("10.42.7.0-24", "{}", 0)
-	if events, _ := registrytest.Events(t, r, index, 1); events[0].Bad == nil {
+	if events, _ := registrytest.Events(t, r, index, 1); events[0].Invalid == nil {
 		t.Errorf("events %+v", events)
 	}
 	b.ForgetHistory()
@@ -125,12 +125,12 @@ func TestForeignKeys(t *testing.T) {
 	b.set(prefix+"/subnets2/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`)
 	b.set(prefix[1:]+"/subnets/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`)
 	l := registrytest.List(t, r)
-	if len(l.Leases) != 1 || len(l.Bad) != len(foreign) || !l.Leases[0].SameAs(made) {
+	if len(l.Leases) != 1 || len(l.Invalid) != len(foreign) || !l.Leases[0].SameAs(made) {
 		t.Errorf("listing %+v", l)
 	}
 	events, _ := registrytest.Events(t, r, index, 1+3*len(foreign))
 	for n, ev := range events {
-		if n > 0 && (ev.Bad == nil || ev.Bad.Subnets.IsValid() || ev.Deleted != (n%3 == 2)) {
+		if n > 0 && (ev.Invalid == nil || ev.Invalid.Subnets.IsValid() || ev.Deleted != (n%3 == 2)) {
 			t.Errorf("event %d %+v", n, ev)
 		}
 	}
@@ -168,12 +168,12 @@ func TestLargeAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := registrytest.List(t, r) // in one page it would be more than one answer may be
-	if len(l.Leases) != n || len(l.Bad) != n {
-		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
+	if len(l.Leases) != n || len(l.Invalid) != n {
+		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
 	}
 	r.SetPage(7)
-	if l := registrytest.List(t, r); len(l.Leases) != n || len(l.Bad) != n {
-		t.Errorf("by small pages: %d leases, %d bad", len(l.Leases), len(l.Bad))
+	if l := registrytest.List(t, r); len(l.Leases) != n || len(l.Invalid) != n {
+		t.Errorf("by small pages: %d leases, %d bad", len(l.Leases), len(l.Invalid))
 	}
 	if _, index = registrytest.Events(t, r, index, 2*n); index != l.Index {
 		t.Errorf("watched until %d, listed at %d", index, l.Index)

@@ -168,8 +168,8 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 		return lease.Lease{}, err
 	}
 	ev := r.decode(entry{KeyValue: kv}, g.expires)
-	if ev.Bad != nil {
-		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Bad.Err)
+	if ev.Invalid != nil {
+		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Invalid.Err)
 	}
 	return ev.Lease, nil
 }

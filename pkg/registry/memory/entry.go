@@ -55,7 +55,7 @@ func (r *Registry) remove(key string) {
 	if subnets, err := lease.ParseKey(key); err == nil {
 		ev.Lease = lease.Lease{Subnets: subnets, Revision: r.index}
 	} else {
-		ev.Bad = &registry.Bad{Key: registry.ShortKey(key), Revision: r.index, Err: err}
+		ev.Invalid = &registry.InvalidEntry{Key: registry.ShortKey(key), Revision: r.index, Err: err}
 	}
 	r.record(change{index: r.index, event: ev})
 }
@@ -68,7 +68,7 @@ func (e *entry) event(key string) registry.Event {
 		a, err = lease.DecodeAttrs([]byte(e.value))
 	}
 	if err != nil {
-		return registry.Event{Bad: &registry.Bad{Key: registry.ShortKey(key), Subnets: subnets, Revision: e.modified, Err: err}}
+		return registry.Event{Invalid: &registry.InvalidEntry{Key: registry.ShortKey(key), Subnets: subnets, Revision: e.modified, Err: err}}
 	}
 	return registry.Event{Lease: lease.Lease{Subnets: subnets, Attrs: a, Expires: e.expires, Revision: e.modified, Created: e.created}}
 }

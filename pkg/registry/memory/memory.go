@@ -279,7 +279,7 @@ func (r *Registry) holder(subnets lease.Subnets) (string, *entry) {
 		if key != plain && !strings.HasPrefix(key, plain+"&") {
 			continue
 		}
-		if e.event(key).Bad == nil {
+		if e.event(key).Invalid == nil {
 			return key, e
 		}
 	}

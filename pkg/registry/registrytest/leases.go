@@ -72,7 +72,7 @@ func (s *suite) leaving() {
 	}
 	events, _ := s.events(index, 3)
 	for i, ev := range events {
-		if ev.Deleted || ev.Bad != nil || ev.Lease.Leaving != (i == 1) {
+		if ev.Deleted || ev.Invalid != nil || ev.Lease.Leaving != (i == 1) {
 			s.Errorf("event %d is %+v", i, ev)
 		}
 	}

@@ -167,7 +167,7 @@ func (s *suite) config() {
 
 func (s *suite) listEmpty() {
 	l := s.listing()
-	if len(l.Leases)+len(l.Bad) != 0 {
+	if len(l.Leases)+len(l.Invalid) != 0 {
 		s.Errorf("listing %+v of an empty registry", l)
 	}
 	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
@@ -190,8 +190,8 @@ func (s *suite) list() {
 			s.Errorf("lease %d is %+v", i, got)
 		}
 	}
-	if len(l.Leases) != 20 || len(l.Bad) != 0 {
-		s.Errorf("%d leases, %d bad", len(l.Leases), len(l.Bad))
+	if len(l.Leases) != 20 || len(l.Invalid) != 0 {
+		s.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
 	}
 }
 
@@ -235,7 +235,7 @@ func (s *suite) listBad() {
 	if got := s.only(); got.Attrs != attrs(7) {
 		s.Errorf("lease %+v", got)
 	}
-	found := s.listing().Bad
+	found := s.listing().Invalid
 	if len(found) != len(badValues()) {
 		s.Errorf("%d bad entries, want %d", len(found), len(badValues()))
 	}
@@ -330,17 +330,17 @@ func (s *suite) get() {
 	s.must(err)
 	ev, err = s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
-	if ev.Deleted || ev.Bad != nil || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
+	if ev.Deleted || ev.Invalid != nil || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
 		s.Errorf("got %+v, want %+v", ev, l)
 	}
 	s.Put(lease.Key(subnets(7)), "nonsense", ttl)
 	ev, err = s.Registry.Get(s.ctx, subnets(7))
 	s.must(err)
-	if ev.Bad == nil || ev.Bad.Subnets != subnets(7) || ev.Bad.Revision <= l.Revision {
+	if ev.Invalid == nil || ev.Invalid.Subnets != subnets(7) || ev.Invalid.Revision <= l.Revision {
 		s.Fatalf("bad value: %+v", ev)
 	}
 	// The revision of an invalid entry must be usable to correct it.
-	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7), Revision: ev.Bad.Revision}, attrs(1), ttl)
+	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7), Revision: ev.Invalid.Revision}, attrs(1), ttl)
 	s.must(err)
 	if got := s.only(); !got.SameAs(l) {
 		s.Errorf("got %+v, want %+v", got, l)

@@ -95,8 +95,8 @@ func (s *suite) watchBad() {
 	s.Put(lease.Key(subnets(7)), s.value(7), ttl)
 	events, index := s.events(index, len(badValues())+1)
 	for _, ev := range events[:len(badValues())] {
-		given, ok := badValues()[ev.Bad.Key]
-		if !ok || ev.Deleted || ev.Bad.Err == nil || ev.Bad.Subnets.IsValid() != given.good {
+		given, ok := badValues()[ev.Invalid.Key]
+		if !ok || ev.Deleted || ev.Invalid.Err == nil || ev.Invalid.Subnets.IsValid() != given.good {
 			s.Errorf("event %+v", ev)
 		}
 	}
@@ -108,11 +108,11 @@ func (s *suite) watchBad() {
 	}
 	events, _ = s.events(index, len(badValues()))
 	for _, ev := range events {
-		if !ev.Deleted || (ev.Bad == nil) != ev.Lease.Subnets.IsValid() {
+		if !ev.Deleted || (ev.Invalid == nil) != ev.Lease.Subnets.IsValid() {
 			s.Errorf("event %+v", ev)
 		}
-		if ev.Bad != nil {
-			if given, ok := badValues()[ev.Bad.Key]; !ok || given.good {
+		if ev.Invalid != nil {
+			if given, ok := badValues()[ev.Invalid.Key]; !ok || given.good {
 				s.Errorf("event %+v", ev)
 			}
 		}
@@ -155,7 +155,7 @@ func (s *suite) allDeleted() {
 		var events []registry.Event
 		events, index, err = s.Registry.Watch(s.ctx, index)
 		for _, ev := range events {
-			if !ev.Deleted || ev.Bad != nil {
+			if !ev.Deleted || ev.Invalid != nil {
 				s.Errorf("event %+v", ev)
 			}
 			gone[ev.Lease.Subnets] = true
