@@ -32,8 +32,8 @@ func (s *system) takenPort() string {
 func (s *system) dockerCameFirst() string {
 	s.Helper()
 	h := s.hosts[0]
-	line := h.must("journalctl -q -o cat -u flanneld | grep 'WARN.*a bridge of docker is not on this host.s subnet.*device=docker0 addr=172.17.0.1/16'")
-	h.eventually("journalctl -q -o cat -u flanneld | grep 'no longer: a bridge of docker'")
+	line := h.must("journalctl -q -o cat -u flanneld | grep 'WARN.*docker bridge is not on this host.s subnet.*device=docker0 addr=172.17.0.1/16'")
+	h.eventually("journalctl -q -o cat -u flanneld | grep 'no longer: docker bridge'")
 	return suggested(line)
 }
 

@@ -298,11 +298,11 @@ func TestTimesAreMonotonic(t *testing.T) {
 
 // repeats are debug lines about failures that a warning or a condition reports already.
 var repeats = map[string]string{
-	"operation failed":                                  "reconcile: the report counts them",
-	"registry refuses to be read, trying again":         "daemon: etcd-access",
-	"registry refuses to lease a subnet, trying again":  "daemon: etcd-access",
-	"registry refuses to write the lease, trying again": "daemon: etcd-access",
-	"registry still does not answer":                    "subnet: outage",
+	"operation failed":                              "reconcile: the report counts them",
+	"registry denies reading, will retry":           "daemon: etcd-access",
+	"registry denies leasing a subnet, will retry":  "daemon: etcd-access",
+	"registry denies writing the lease, will retry": "daemon: etcd-access",
+	"registry is still unreachable":                 "subnet: outage",
 }
 
 // TestNoFailureIsHiddenAtDebug checks that failures are not only logged at debug level: an operator

@@ -66,7 +66,7 @@ func (s *scale) launch(ctx context.Context, o overlay, h *lab.Host) (c watchedHo
 }
 
 // leaseTexts are the beginnings of the messages with which flanneld logs its subnet.
-var leaseTexts = []string{"allocated lease", "found lease for current IP"}
+var leaseTexts = []string{"allocated lease", "reused own lease"}
 
 // start starts flanneld and waits until it is ready.
 func (c *watchedHost) start(ctx context.Context) (err error) {

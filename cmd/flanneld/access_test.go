@@ -29,9 +29,9 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 			t.Helper()
 			for words, want := range map[string]int{
 				"level=ERROR":                      times,
-				"does not answer":                  0,
-				"answers again":                    0,
-				"cannot renew lease":               0,
+				"is unreachable":                   0,
+				"is reachable again":               0,
+				"failed to renew lease":            0,
 				`msg="etcd does not permit`:        times,
 				`msg="no longer: etcd does not pe`: times - 1,
 			} {
@@ -76,7 +76,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 		refused("write the lease", 2)
 		quiet(2)
 		permit()
-		c.says(p, "own lease is gone, making it again")
+		c.says(p, "own lease was deleted, creating it again")
 
 		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
 		if code, err := p.Stop(c.ctx); err != nil || code != 0 || lines(p, "failed to release lease") != 1 {
@@ -99,12 +99,12 @@ func TestEtcdMayRefuseTheLogin(t *testing.T) {
 		})
 		c.must(err)
 		c.within(10*time.Second, "refusals", func() error {
-			if lines(p, "level=DEBUG", "registry refuses to be read") < 3 {
+			if lines(p, "level=DEBUG", "registry denies reading") < 3 {
 				return fmt.Errorf("log:\n%s", p.Logs())
 			}
 			return nil
 		})
-		if n := lines(p, "level=ERROR", "etcd refuses the user or the password", "-etcd-username and -etcd-password"); n != 1 || lines(p, "does not answer") != 0 {
+		if n := lines(p, "level=ERROR", "etcd refuses the user or the password", "-etcd-username and -etcd-password"); n != 1 || lines(p, "is unreachable") != 0 {
 			t.Errorf("%q: said %d times:\n%s", user, n, p.Logs())
 		}
 		c.must(p.Kill(context.WithoutCancel(c.ctx)))

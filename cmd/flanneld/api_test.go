@@ -47,7 +47,7 @@ func TestTwoStores(t *testing.T) {
 	}
 	c.Hosts = all
 	for _, h := range auto {
-		if a, b := logged(h, "level=INFO", "chose the store", "store=v3"), logged(h, "level=WARN", "the other store", "store=v2", "-etcd-api"); a != 1 || b != 1 {
+		if a, b := logged(h, "level=INFO", "chose store", "store=v3"), logged(h, "level=WARN", "the other store", "store=v2", "-etcd-api"); a != 1 || b != 1 {
 			t.Errorf("%s says which it took %d times, and that the other exists %d times", h.Name, a, b)
 		}
 	}
@@ -97,7 +97,7 @@ func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 	if got := c.subnet(returns); got != before {
 		t.Errorf("%s had %s, has %s", returns.Name, before, got)
 	}
-	if logged(returns, "chose the store", "store=v2") != 1 {
+	if logged(returns, "chose store", "store=v2") != 1 {
 		t.Errorf("log:\n%s", returns.Flanneld().Logs())
 	}
 }

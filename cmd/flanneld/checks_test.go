@@ -24,7 +24,7 @@ func TestHostChecks(t *testing.T) {
 	c.sh(h, "ip link add docker0 type bridge; ip link set docker0 up; ip addr add 172.17.0.1/16 dev docker0; ip route add 10.42.7.0/24 via "+gateway+" dev eth0")
 	c.must(c.StartAll(c.ctx))
 	p := h.Flanneld()
-	const docker, route, peer = "a bridge of docker", "a route of others leads packets for this host's containers", "a route of others leads packets for a peer's"
+	const docker, route, peer = "docker bridge", "foreign route diverts packets for this host's containers", "foreign route diverts packets for a peer's"
 	if command := c.says(p, "WARN", docker, "device=docker0", "addr=172.17.0.1/16", "subnet=10.42.7.0/24"); command != "systemctl restart docker" {
 		t.Errorf("command %q", command)
 	}
@@ -55,7 +55,7 @@ func TestHostChecks(t *testing.T) {
 		{"ip route add 10.42.7.64/26 nexthop via " + gateway + " dev eth0 nexthop via " + gateway + " dev eth0 weight 2", []string{route, "10.42.7.64/26"}, ""},
 		{"for i in 1 2 3; do ip route add 10.42.7.$i dev eth0; done", []string{route, "routes=3"}, ""},
 		{"ip link add dummy0 type bridge; ip link set dummy0 up; ip addr add 10.42.7.130/25 dev dummy0", []string{route, "10.42.7.128/25 dev dummy0", "ip addr del 10.42.7.130/25 dev dummy0"}, ""},
-		{"ip route add 10.0.0.0/8 dev eth0 table 52; ip rule add lookup 52 priority 5270", []string{"a routing rule leads packets", "table=52"}, ""},
+		{"ip route add 10.0.0.0/8 dev eth0 table 52; ip rule add lookup 52 priority 5270", []string{"routing rule diverts packets", "table=52"}, ""},
 		{"ip route add 10.42.9.64/26 via " + gateway + " dev eth0", []string{peer, "peer=10.42.9.0/24"}, ""},
 	} {
 		before := len(p.Logs())
@@ -212,7 +212,7 @@ func TestNetworkWithAHostsAddress(t *testing.T) {
 	c.put("subnets/10.42.130.0-24", `{"PublicIP":"`+beside+`"}`)
 	c.put("subnets/10.42.131.0-24", `{"PublicIP":"`+among+`"}`)
 	c.must(c.StartAll(c.ctx))
-	command := c.says(h.Flanneld(), "WARN", "the network contains the address of a host", "public_ip="+among, "peers=1")
+	command := c.says(h.Flanneld(), "WARN", "network contains the address of a peer", "public_ip="+among, "peers=1")
 	leads := func(to, device string) {
 		t.Helper()
 		if got := c.sh(h, "ip route get "+to); !strings.Contains(got, "dev "+device) {
@@ -223,5 +223,5 @@ func TestNetworkWithAHostsAddress(t *testing.T) {
 	leads(among, "flannel0")
 	c.sh(h, command)
 	leads(among, "eth0")
-	c.says(h.Flanneld(), "no longer: the network contains the address of a host")
+	c.says(h.Flanneld(), "no longer: network contains the address of a peer")
 }

@@ -27,7 +27,7 @@ func TestFullConnectionTable(t *testing.T) {
 	c.must(c.StartAll(c.ctx, "-ip-masq=true"))
 	c.addContainers()
 	c.waitAllPairs()
-	const said = "table of tracked connections is nearly full"
+	const said = "conntrack table is nearly full"
 	if n := logged(h, said); n > 0 {
 		t.Errorf("said %d times before:\n%s", n, h.Flanneld().Logs())
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	goneLine  = "own lease is gone, making it again"
+	goneLine  = "own lease was deleted, creating it again"
 	stolenIP  = "203.0.113.66"
 	stolenMAC = "0a:00:00:00:00:66"
 )
@@ -237,7 +237,7 @@ func (s *stage) subnetTaken() {
 	key, _, err := s.ownLease(h)
 	s.must(err)
 	old, pid := s.subnet(h), h.Flanneld().PID()
-	gone, moved, docker := "own subnet is held by another host now", "moved to another subnet", "restart docker"
+	gone, moved, docker := "lost own subnet to another host", "moved to another subnet", "restart docker"
 	said := logged(h, docker)
 	tr := s.traffic(s.containers[1:]...)
 	s.must(h.Flanneld().Pause()) // or it would make it again itself

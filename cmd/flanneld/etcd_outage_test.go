@@ -26,8 +26,8 @@ type stage struct {
 
 const (
 	readyzPort = "8080"
-	awayLine   = "registry does not answer"
-	backLine   = "registry answers again"
+	awayLine   = "registry is unreachable"
+	backLine   = "registry is reachable again"
 )
 
 // eachStore plays the same on a cluster of each API.

@@ -19,33 +19,33 @@ func hostile(c *cluster) []struct{ key, value, reason string } {
 	_, peerLease := c.lease(peer)
 	return []struct{ key, value, reason string }{
 		{"nonsense", good, "a.b.c.d-len"},
-		{"10.42.300.0-24", good, "the key has no IPv4 address"},
+		{"10.42.300.0-24", good, "key has no IPv4 address"},
 		{"10.42.100.0-33", good, "prefix length"},
 		{"10.42.100.7-24", good, "host bits"},
 		{"0.0.0.0-0", good, "prefix length"},
-		{"fd42::-64", good, "the key has no IPv4 address"},
+		{"fd42::-64", good, "key has no IPv4 address"},
 		{"10.42.101.0-24", "{", "not lease JSON"},
 		{"10.42.102.0-24", "", "not lease JSON"},
 		{"10.42.103.0-24", `"text"`, "not lease JSON"},
 		{"10.42.104.0-24", `{"PublicIP":"no address","BackendType":"vxlan"}`, "PublicIP is not an IPv4 address"},
 		{"10.42.105.0-24", `{"BackendType":"vxlan"}`, "PublicIP is missing"},
 		{"10.42.106.0-24", strings.Repeat("x", 1<<20), "longer than 16384 bytes"},
-		{"10.43.1.0-24", good, "not a part of the network"},
-		{"10.42.0.0-16", good, "not a part of the network"},
-		{"0.0.0.0-1", good, "not a part of the network"},
-		{"172.31.200.0-22", good, "not a part of the network"}, // the underlay
+		{"10.43.1.0-24", good, "not in the network"},
+		{"10.42.0.0-16", good, "not in the network"},
+		{"0.0.0.0-1", good, "not in the network"},
+		{"172.31.200.0-22", good, "not in the network"}, // the underlay
 		{own.String() + "-25", good, "overlaps our own"},
 		{"10.42.107.0-24", `{"PublicIP":"203.0.113.7","BackendType":"host-gw"}`, "backend type is not vxlan"},
 		{"10.42.108.0-24", `{"PublicIP":"203.0.113.8","BackendType":"vxlan"}`, "BackendData is missing"},
 		{"10.42.109.0-24", `{"PublicIP":"203.0.113.9","BackendType":"vxlan","BackendData":[1]}`, "BackendData has no VtepMAC"},
 		{"10.42.110.0-24", vxlan("203.0.113.10", "zz:00"), "BackendData has no VtepMAC"},
 		{"10.42.111.0-24", vxlan("203.0.113.11", "ff:ff:ff:ff:ff:ff"), "BackendData has no VtepMAC"},
-		{"10.42.112.0-24", vxlan("0.0.0.0", "0a:00:00:00:01:12"), "not an address of a host"},
-		{"10.42.113.0-24", vxlan("255.255.255.255", "0a:00:00:00:01:13"), "not an address of a host"},
+		{"10.42.112.0-24", vxlan("0.0.0.0", "0a:00:00:00:01:12"), "not a host address"},
+		{"10.42.113.0-24", vxlan("255.255.255.255", "0a:00:00:00:01:13"), "not a host address"},
 		{"10.42.114.0-24", vxlan(us.Addr.String(), "0a:00:00:00:01:14"), "public IP is our own"},
 		{"10.42.115.0-24", vxlan(peer.Addr.String(), "0a:00:00:00:01:15"), "public IP belongs to an older lease"},
 		{"10.42.116.0-24", strings.Replace(peerLease.Value, peer.Addr.String(), "203.0.113.16", 1), "VTEP MAC belongs to an older lease"},
-		{c.subnet(peer).Addr().String() + "-26", vxlan("203.0.113.17", "0a:00:00:00:01:17"), "the subnet overlaps an older lease"},
+		{c.subnet(peer).Addr().String() + "-26", vxlan("203.0.113.17", "0a:00:00:00:01:17"), "subnet overlaps an older lease"},
 	}
 }
 
@@ -92,7 +92,7 @@ func testHostile(t *testing.T, c *cluster, atStart bool) {
 	c.holds(h, 3*time.Second, "10.42.77.0/24", "203.0.113.77", "0e:00:00:00:00:77")
 	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets/10.42.77.0-24"))
 	c.holds(h, 3*time.Second, "10.42.77.0/24", "", "")
-	want := map[string]int{"the key is a directory": 1}
+	want := map[string]int{"key is a directory": 1}
 	for _, e := range bad {
 		want[e.reason]++
 	}

@@ -238,7 +238,7 @@ func TestOnePublicIPOnTwoHosts(t *testing.T) {
 					n.addDevice(second, mac)
 				}
 				n.launch(second, "-public-ip="+first.Addr.String())
-				n.says(first.Flanneld(), "own lease was written by somebody else", "-public-ip", "-iface", "public_ip="+first.Addr.String())
+				n.says(first.Flanneld(), "another program writes this host's lease", "-public-ip", "-iface", "public_ip="+first.Addr.String())
 				n.must(second.Flanneld().WaitReady(n.ctx))
 				n.within(10*time.Second, "the first one's lease is what it was", func() error {
 					if _, now := n.held(first); now != before || n.subnet(first) != subnet || mac != "" && n.subnet(second) == subnet {
@@ -276,7 +276,7 @@ func TestOverwrittenByAnotherHost(t *testing.T) {
 				}
 				return nil
 			})
-			if logged(h, "held by another host now", "public_ip="+other.PublicIP.String()) != 1 {
+			if logged(h, "lost own subnet to another host", "public_ip="+other.PublicIP.String()) != 1 {
 				t.Errorf("log:\n%s", h.Flanneld().Logs())
 			}
 			return

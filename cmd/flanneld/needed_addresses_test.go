@@ -28,7 +28,7 @@ const (
 	etcdLater       = "10.201.1.10"
 	insideConfig    = `{"Network":"10.0.0.0/8","SubnetMin":"10.42.0.0","SubnetMax":"10.42.255.0","Backend":{"Type":"%s"}}`
 	coveringSubnet  = "10.200.1.0/24"
-	needsItself     = "the subnet contains an address that this host needs itself"
+	needsItself     = "subnet contains an address this host needs"
 	removedLeftover = "removed stale route"
 )
 
@@ -145,7 +145,7 @@ func TestOthersRoutesOverEtcd(t *testing.T) {
 	b.stop(b.daemons[0])
 	b.sh(h, "ip link add other0 type bridge; ip link set other0 up; ip route add 10.200.1.0/24 dev other0 proto static; ip route add 10.200.0.0/16 via 10.200.0.0 dev flannel.1 onlink")
 	p := b.run(h)
-	b.says(p, "WARN", "registry does not answer")
+	b.says(p, "WARN", "registry is unreachable")
 	b.leads(h, etcdInside, "other0")
 	b.sh(h, "ip route del 10.200.1.0/24 dev other0") // then ours is what leads there
 	b.must(p.WaitReady(b.ctx))
@@ -166,7 +166,7 @@ func TestOwnSubnetBesideEtcd(t *testing.T) {
 		if got := b.subnet(h); got.Contains(netip.MustParseAddr(etcdInside)) {
 			t.Errorf("%s has %s", h.Name, got)
 		}
-		if n := lines(b.daemons[i], "ERROR", "a subnet of this host contains an address that it needs itself", coveringSubnet, etcdInside); n != 1-i {
+		if n := lines(b.daemons[i], "ERROR", "own subnet contains an address this host needs", coveringSubnet, etcdInside); n != 1-i {
 			t.Errorf("%s says so %d times", h.Name, n)
 		}
 	}

@@ -139,7 +139,7 @@ func TestEtcdComesLater(t *testing.T) {
 	c.must(c.Etcd.Stop(c.ctx))
 	for _, h := range c.Hosts {
 		c.launch(h)
-		c.says(h.Flanneld(), "registry does not answer")
+		c.says(h.Flanneld(), "registry is unreachable")
 	}
 	c.must(c.Etcd.Start(c.ctx))
 	for _, h := range c.Hosts {
@@ -154,7 +154,7 @@ func TestEtcdComesLater(t *testing.T) {
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%s joined after %v", h.Name, took)
 		}
-		for _, words := range []string{"registry does not answer", "registry answers again", "network config is missing"} {
+		for _, words := range []string{"registry is unreachable", "registry is reachable again", "network config is missing"} {
 			if n := logged(h, words); n != 1 {
 				t.Errorf("%s said %q %d times:\n%s", h.Name, words, n, h.Flanneld().Logs())
 			}
@@ -182,9 +182,9 @@ func TestEtcdOutage(t *testing.T) {
 		}
 	}
 	c.must(c.Etcd.Kill(c.ctx))
-	heard("registry does not answer", 1)
+	heard("registry is unreachable", 1)
 	c.must(c.Etcd.Start(c.ctx))
-	heard("registry answers again", 1)
+	heard("registry is reachable again", 1)
 	c.must(c.Etcd.Wipe(c.ctx))
 	c.put("config", vxlanConfig)
 	for i, h := range c.Hosts {

@@ -30,7 +30,7 @@ func TestSubnetAvoidsTheLAN(t *testing.T) {
 	if got := c.subnet(held); got != netip.MustParsePrefix("10.99.32.0/20") {
 		t.Errorf("%s has %s", held.Name, got)
 	}
-	const words = "this host's subnet is a part of a network"
+	const words = "own subnet is part of another network"
 	c.saysTimes(held.Flanneld(), 1, "level=WARN", words, "10.99.0.0/16 dev eth0")
 
 	// The third of the subnets outside the LAN is left for it; systemd is not available here.

@@ -66,7 +66,7 @@ func eachNewAddress(t *testing.T, change func(c *cluster, command string)) {
 				c.waitAllPairs()
 				t.Logf("followed after %v", time.Since(start).Round(time.Millisecond))
 			}
-			if n := logged(h, "another subnet") + logged(h, "taking a new one"); n != 0 || c.subnet(h).String() != strings.ReplaceAll(key[strings.LastIndex(key, "/")+1:], "-", "/") {
+			if n := logged(h, "another subnet") + logged(h, "leasing a new"); n != 0 || c.subnet(h).String() != strings.ReplaceAll(key[strings.LastIndex(key, "/")+1:], "-", "/") {
 				t.Errorf("the subnet is %s, the lease was %s", c.subnet(h), key)
 			}
 		})

@@ -97,15 +97,15 @@ func (v validator) validate(l *lease.Lease) error {
 	ip := l.PublicIP
 	switch {
 	case l.Subnets.V4.Bits() <= v.network.Bits() || !v.network.Contains(l.Subnets.V4.Addr()):
-		return fault("the subnet is not a part of the network "+v.network.String(), "")
+		return fault("subnet is not in the network "+v.network.String(), "")
 	case l.Subnets.V4.Overlaps(v.own.Subnets.V4):
-		return fault("the subnet overlaps our own, "+v.own.Subnets.V4.String(), "")
+		return fault("subnet overlaps our own, "+v.own.Subnets.V4.String(), "")
 	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fault("public IP is not an address of a host", "%s", ip)
+		return fault("public IP is not a host address", "%s", ip)
 	case ip == v.host.PublicIP || ip == v.host.Addr:
 		return fault("public IP is our own", "%s", ip)
 	case v.own.Subnets.V4.Contains(ip):
-		return fault("public IP lies in our own subnet", "%s", ip)
+		return fault("public IP is in our own subnet", "%s", ip)
 	}
 	return v.checkUnderlay(l.Subnets.V4)
 }
@@ -113,18 +113,18 @@ func (v validator) validate(l *lease.Lease) error {
 // checkUnderlay returns what of the underlay a subnet would take away; nil: nothing.
 func (v validator) checkUnderlay(subnet netip.Prefix) error {
 	if subnet.Contains(v.host.Addr) {
-		return fault("the subnet contains this host's address", "%s", v.host.Addr)
+		return fault("subnet contains this host's address", "%s", v.host.Addr)
 	}
 	r, taken := v.host.ConflictsWith(subnet)
 	switch {
 	case taken && r.Gateway.IsValid():
-		return fault("the subnet contains the gateway of this host", "%s dev %s", r.Gateway, r.Iface)
+		return fault("subnet contains this host's gateway", "%s dev %s", r.Gateway, r.Iface)
 	case taken:
-		return fault("the subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
+		return fault("subnet covers an underlay network of this host", "%s dev %s", r.Dst, r.Iface)
 	}
 	for _, n := range v.host.Needs {
 		if n.DivertedBy(subnet) {
-			return fault("the subnet contains an address that this host needs itself", "%s, %s", n.Addr, n.What)
+			return fault("subnet contains an address this host needs", "%s, %s", n.Addr, n.What)
 		}
 	}
 	return nil
@@ -153,7 +153,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 }
 
 func overlap(l, older Peer) Skipped {
-	return skipped(l, "the subnet overlaps an older lease", "%s", older.Subnets)
+	return skipped(l, "subnet overlaps an older lease", "%s", older.Subnets)
 }
 
 // withoutDuplicateClaims leaves each claim to one lease, the oldest that makes it.
@@ -182,7 +182,7 @@ func withoutDuplicateClaims(leases []Peer, claims func(Peer) []Claim) (good []Pe
 	return good, bad
 }
 
-// withoutOverlayIPs leaves no lease whose public IP lies in a leased subnet: its outer
+// withoutOverlayIPs leaves no lease whose public IP is in a leased subnet: its outer
 // packets would go into the tunnel again. Where the subnet is another lease's, the older
 // of the two stays. leases are sorted by subnet and free of overlaps.
 func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []Skipped) {
@@ -211,7 +211,7 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	for _, i := range byPrecedence {
 		l := leases[i]
 		if l.Subnets.V4.Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, l.Subnets.V4))
+			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, l.Subnets.V4))
 			continue
 		}
 		at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
@@ -220,9 +220,9 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 		}
 		older := leases[clashes[i][at]]
 		if older.Subnets.V4.Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP lies in a leased subnet", "%s in %s", l.PublicIP, older.Subnets.V4))
+			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, older.Subnets.V4))
 		} else {
-			bad = append(bad, skipped(l, "the subnet contains the public IP of an older lease", "%s of %s", older.PublicIP, older.Subnets))
+			bad = append(bad, skipped(l, "subnet contains the public IP of an older lease", "%s of %s", older.PublicIP, older.Subnets))
 		}
 	}
 	good = make([]Peer, 0, len(leases)-len(bad))

@@ -123,13 +123,13 @@ func routeConflict(dst netip.Prefix, h host.Facts) string {
 	if dst.Contains(h.Addr) {
 		link, ok := h.Lookup(h.Addr)
 		if ok && link.Iface == h.Uplink && !link.Gateway.IsValid() && link.Dst.Bits() > 0 && link.Dst.Bits() <= dst.Bits() {
-			return fmt.Sprintf("the route %s takes the addresses of %s dev %s, which the hosts need themselves: choose another Network, or SubnetMin and SubnetMax without them",
+			return fmt.Sprintf("the route %s takes the addresses of %s dev %s, which the hosts need: choose another Network, or a SubnetMin and SubnetMax that exclude them",
 				dst, link.Dst, h.Uplink)
 		}
 	}
 	for _, n := range h.Needs {
 		if n.DivertedBy(dst) {
-			return fmt.Sprintf("the route %s takes %s, %s, which the hosts need themselves: choose SubnetMin and SubnetMax without it, or another Network", dst, n.Addr, n.What)
+			return fmt.Sprintf("the route %s takes %s, %s, which the hosts need: choose a SubnetMin and SubnetMax that exclude it, or another Network", dst, n.Addr, n.What)
 		}
 	}
 	return ""

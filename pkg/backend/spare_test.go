@@ -100,7 +100,7 @@ func TestLeasesOverWhatTheHostNeeds(t *testing.T) {
 			bad, good := peer(t, 2, c.subnet, value("198.51.100.8", "02:00:00:00:00:08")), peer(t, 3, "10.42.9.0-24", value("198.51.100.9", "02:00:00:00:00:09"))
 			p := NewPlan(b, conf.V4.Network)
 			p.Update(facts, lease.NewView(own, []*lease.Lease{&bad, &good}, true))
-			refused := len(p.Skipped()) == 1 && p.Skipped()[0].Subnets == bad.Subnets && strings.Contains(p.Skipped()[0].Error(), "needs itself: "+c.need.Addr.String()+", etcd")
+			refused := len(p.Skipped()) == 1 && p.Skipped()[0].Subnets == bad.Subnets && strings.Contains(p.Skipped()[0].Error(), "needs: "+c.need.Addr.String()+", etcd")
 			wanted := c.refused && conf.BackendType != "alloc"
 			if refused != wanted || !wanted && len(p.Skipped()) != 0 {
 				t.Errorf("%s, %s: skipped %v", c.name, options, p.Skipped())
@@ -146,7 +146,7 @@ func TestRoutesForAllPeers(t *testing.T) {
 			peers: []entry{{"10.99.9.0-24", "203.0.113.9"}, {"10.98.9.0-24", "203.0.113.8"}}, routes: "10.98.9.0/24 flannel0, 10.99.9.0/24 flannel0"},
 		{name: "a peer's public IP among what is leased", pool: "10.42.0.0 10.42.255.0", peers: []entry{{"10.42.9.0-24", "10.42.99.9"}}, routes: "10.0.0.0/8 flannel0"},
 		{name: "etcd among what is leased", pool: "10.200.0.0 10.201.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, own: "10.201.7.0-24",
-			check: "the route 10.200.0.0/15 takes 10.200.1.10, etcd, which the hosts need themselves"},
+			check: "the route 10.200.0.0/15 takes 10.200.1.10, etcd, which the hosts need"},
 		{name: "etcd in one of the prefixes", pool: "10.199.0.0 10.200.255.0", needs: []host.Need{etcdAt("10.200.1.10")}, own: "10.199.7.0-24",
 			routes: "10.199.0.0/16 flannel0", check: "the route 10.200.0.0/16 takes 10.200.1.10"},
 	} {

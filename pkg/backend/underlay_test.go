@@ -33,7 +33,7 @@ func TestSubnetsAndTheUnderlay(t *testing.T) {
 		{"equal to an on-link route", "10.42.0.0/16", "10.99.0.2", []host.Route{on("10.42.9.0/24")}, "10.42.9.0/24", "covers an underlay network of this host: 10.42.9.0/24 dev eth0"},
 		{"covers an on-link route", "10.42.0.0/16", "10.99.0.2", []host.Route{on("10.42.9.128/25")}, "10.42.9.0/24", "covers an underlay network of this host: 10.42.9.128/25 dev eth0"},
 		{"contains the host's address", "10.0.0.0/8", "10.99.0.2", []host.Route{on("10.99.0.0/16")}, "10.99.0.0/20", "contains this host's address: 10.99.0.2"},
-		{"contains the gateway", "10.0.0.0/8", "10.99.0.2", []host.Route{on("10.99.0.0/16"), by("10.99.16.1", "eth0")}, "10.99.16.0/20", "contains the gateway of this host: 10.99.16.1 dev eth0"},
+		{"contains the gateway", "10.0.0.0/8", "10.99.0.2", []host.Route{on("10.99.0.0/16"), by("10.99.16.1", "eth0")}, "10.99.16.0/20", "contains this host's gateway: 10.99.16.1 dev eth0"},
 		{"contains a gateway inside the overlay", "10.0.0.0/8", "10.99.0.2", []host.Route{on("10.99.0.0/16"), by("10.42.9.7", "flannel.1")}, "10.42.9.0/24", ""},
 		{"equal to another device's route", "10.42.0.0/16", "10.99.0.2", []host.Route{{Dst: netip.MustParsePrefix("10.42.9.0/24"), Iface: "docker0"}}, "10.42.9.0/24", ""},
 	} {

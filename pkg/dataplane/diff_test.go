@@ -92,7 +92,7 @@ ip addr replace 10.5.1.0/32 dev flannel.1
 		{
 			name: "somebody else's device has our name",
 			want: device + address + sysctl0 + peer2, have: "link flannel.1 mtu 1500 type bridge up\naddr 10.5.9.0/32 dev flannel.1\n" + peer3,
-			conflicts: "link flannel.1: a device of that name and of type bridge exists; it is not ours to delete\n",
+			conflicts: "link flannel.1: another device of that name and of type bridge exists\n",
 		},
 		{
 			name: "addresses outside the network stay",
@@ -173,7 +173,7 @@ ip route replace 10.5.2.0/24 nhid 168100352
 			name:      "what must not be replaced",
 			want:      "route 10.5.2.0/24 via 192.0.2.2 dev eth0 proto 70\nroute 10.5.3.0/24 via 192.0.2.3 dev eth0 proto 70\n",
 			have:      "route 10.5.2.0/24 multipath proto 4\nroute 10.5.3.0/24 dev docker0 proto kernel\n",
-			conflicts: "route 10.5.2.0/24 dev eth0: somebody has set a route by several links there\nroute 10.5.3.0/24 dev eth0: an interface address of dev docker0 covers the same destination\n",
+			conflicts: "route 10.5.2.0/24 dev eth0: a foreign multipath route exists there\nroute 10.5.3.0/24 dev eth0: an interface address of dev docker0 covers the same destination\n",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

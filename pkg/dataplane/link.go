@@ -24,7 +24,7 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 			d.blocked[name] = true
 			d.Conflicts = append(d.Conflicts, Conflict{
 				Op:     kind.Put(name, want),
-				Reason: fmt.Sprintf("a device of that name and of type %s exists; it is not ours to delete", have.Kind),
+				Reason: fmt.Sprintf("another device of that name and of type %s exists", have.Kind),
 			})
 		case !have.reusable(want):
 			d.recreated[name] = true

@@ -24,7 +24,7 @@ func (d *differ) takenSlots() map[slot]string {
 	for k, r := range d.have.Routes {
 		switch {
 		case k.Link == "" && !r.Blackhole:
-			taken[slot{k.Dst, k.Metric}] = "somebody has set a route by several links there"
+			taken[slot{k.Dst, k.Metric}] = "a foreign multipath route exists there"
 		case r.Proto == ProtoKernel && !d.scope.OwnsRoute(k, r):
 			taken[slot{k.Dst, k.Metric}] = "an interface address of dev " + k.Link + " covers the same destination"
 		}

@@ -46,7 +46,7 @@ func (o Overlay) subnetInside(s Surroundings) []Finding {
 		}
 		return []Finding{{
 			ID:     SubnetInside,
-			Text:   "this host's subnet is a part of a network that it reaches in another way, whose hosts are not reached at these addresses",
+			Text:   "own subnet is part of another network of this host, whose hosts are unreachable at these addresses",
 			Fields: []any{"subnet", o.Subnet, "route", p.String()},
 		}}
 	}

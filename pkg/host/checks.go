@@ -115,11 +115,11 @@ func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
 			switch at, taken := o.peerOverlapping(a); {
 			case within(a, o.Subnet):
 			case within(o.Network, a):
-				text = "a bridge of docker covers the whole network, so its containers reach no other host"
+				text = "docker bridge covers the whole network, so its containers cannot reach other hosts"
 			case taken:
-				text, peer = "a bridge of docker has addresses of another host's subnet", at
+				text, peer = "docker bridge has addresses of another host's subnet", at
 			case a.Overlaps(o.Network) || l.Name == "docker0" && !served && !slices.ContainsFunc(o.Others, a.Overlaps):
-				text = "a bridge of docker is not on this host's subnet, so other hosts do not reach its containers"
+				text = "docker bridge is not on this host's subnet, so other hosts cannot reach its containers"
 			}
 			if text == "" {
 				continue
@@ -194,14 +194,14 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 		case p.Kernel && (p.Iface == f.Uplink || s.kind(p.Iface) == "device"): // a LAN, whose address is not to be given up
 			lans = []Finding{{
 				ID:     LANInside,
-				Text:   "a LAN of this host lies in its subnet, so containers with addresses of the LAN are not reached",
+				Text:   "a LAN of this host overlaps its subnet, so containers with addresses of the LAN are unreachable",
 				Fields: []any{"subnet", o.Subnet, "route", p.String()},
 			}}
 		default:
 			wrong = append(wrong, p)
 		}
 	}
-	return append(lans, findPaths("route", "a route of others leads packets for this host's containers elsewhere", wrong, s.Links, "subnet", o.Subnet)...)
+	return append(lans, findPaths("route", "foreign route diverts packets for this host's containers", wrong, s.Links, "subnet", o.Subnet)...)
 }
 
 // LANInside is the ID of the finding that a LAN lies in this host's subnet.
@@ -224,7 +224,7 @@ func (o Overlay) detour(s Surroundings) []Finding {
 		return nil
 	}
 	return []Finding{{
-		ID: "rule", Text: "a routing rule leads packets for this host's containers elsewhere, by another table than the main one",
+		ID: "rule", Text: "routing rule diverts packets for this host's containers to another table",
 		Fields:  []any{"subnet", o.Subnet, "table", s.Detour.Table, "iface", s.Detour.Iface},
 		Command: fmt.Sprintf("ip rule add to %s lookup main priority %d", o.Network, max(s.Detour.Priority-1, 0)),
 	}}
@@ -253,7 +253,7 @@ func (o Overlay) divertedFromPeers(f Facts, s Surroundings) []Finding {
 		}
 		wrong = append(wrong, p)
 	}
-	return findPaths("peer-route", "a route of others leads packets for a peer's containers elsewhere", wrong, s.Links, "peer", peer)
+	return findPaths("peer-route", "foreign route diverts packets for a peer's containers", wrong, s.Links, "peer", peer)
 }
 
 // examples is how many of many routes a finding names.
@@ -308,7 +308,7 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	}
 	slices.SortFunc(lost, netip.Addr.Compare)
 	return []Finding{{
-		ID: "peer-address", Text: "the network contains the address of a host, and no route of its own leads there",
+		ID: "peer-address", Text: "network contains the address of a peer that no underlay route reaches",
 		Fields:  []any{"network", o.Network, "public_ip", lost[0], "peers", len(lost)},
 		Command: s.bypassCommand(f, lost[0]),
 	}}

@@ -101,7 +101,7 @@ func (o Overlay) needInside(f Facts) []Finding {
 		if n.DivertedBy(o.Subnet) {
 			return []Finding{{
 				ID:     NeedInside,
-				Text:   "this host's subnet contains an address that it needs itself, which it would not reach any more",
+				Text:   "own subnet contains an address this host needs, which becomes unreachable",
 				Fields: []any{"subnet", o.Subnet, "addr", n.Addr, "reason", n.What},
 			}}
 		}
@@ -125,7 +125,7 @@ func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
 		}
 		return []Finding{{
 			ID:     "name-server",
-			Text:   "a name server of this host is reached by the overlay: if it is not in a container, it is cut off",
+			Text:   "route to a name server goes through the overlay; unless it is in a container, it is unreachable",
 			Fields: []any{"addr", n.Addr, "route", lead}, Command: s.bypassCommand(f, n.Addr),
 		}}
 	}

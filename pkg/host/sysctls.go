@@ -41,14 +41,14 @@ func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string)
 	if values[forwarding] == "0" {
 		found = append(found, Finding{
 			ID:      "ip-forward",
-			Text:    "this host forwards no packets, so containers reach nobody; docker turns it on when it starts",
+			Text:    "IP forwarding is off, so containers cannot reach other hosts; docker turns it on when it starts",
 			Command: "sysctl -w net.ipv4.ip_forward=1",
 		})
 	}
 	if _, ok := values[bridgeFilter]; !ok {
 		found = append(found, Finding{
 			ID:      "br-netfilter",
-			Text:    "br_netfilter is not loaded: rules do not see what containers of this host send each other by way of the bridge",
+			Text:    "br_netfilter is not loaded, so packet filter rules do not see traffic between containers on one bridge",
 			Command: "modprobe br_netfilter",
 		})
 	}
@@ -57,7 +57,7 @@ func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string)
 		routes := s.index(f)
 		for _, p := range o.Peers {
 			if r, ok := routes.lookup(p.PublicIP); ok && r.Iface != "" && r.Iface != f.Uplink {
-				found = append(found, looseRPFilter(f.Uplink, "strict reverse path filtering drops what comes from a peer, for the route to it leaves by another interface",
+				found = append(found, looseRPFilter(f.Uplink, "strict reverse path filtering drops packets from a peer, because the route to it uses another interface",
 					"public_ip", p.PublicIP, "iface", r.Iface))
 				break
 			}
@@ -65,7 +65,7 @@ func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string)
 	}
 	for _, d := range o.Devices {
 		if strict(values, d) && !o.Masquerade {
-			found = append(found, looseRPFilter(d, "strict reverse path filtering drops what comes from outside the network by way of another host"))
+			found = append(found, looseRPFilter(d, "strict reverse path filtering drops packets from outside the network that arrive through another host"))
 		}
 	}
 	return found
@@ -82,7 +82,7 @@ func conntrack(values map[string]string) []Finding {
 	}
 	return []Finding{{
 		ID:      "conntrack",
-		Text:    "the kernel's table of tracked connections is nearly full; when it is, packets of new connections are dropped",
+		Text:    "conntrack table is nearly full; once it is full, packets of new connections are dropped",
 		Fields:  []any{"max", most},
 		Command: fmt.Sprint("sysctl -w net.netfilter.nf_conntrack_max=", 2*most),
 	}}

@@ -45,22 +45,22 @@ func ParseKey(key string) (Subnets, error) {
 func parsePart(p *netip.Prefix, part, form, family string, addrBits int) (kind, detail string) {
 	ip, bits, ok := strings.Cut(part, "-")
 	if !ok {
-		return "the key is not of the form " + form, ""
+		return "key is not of the form " + form, ""
 	}
 	addr, err := netip.ParseAddr(ip)
 	if err != nil || addr.BitLen() != addrBits || addr.Is4In6() || addr.Zone() != "" {
-		return "the key has no " + family + " address", ""
+		return "key has no " + family + " address", ""
 	}
 	n, err := strconv.Atoi(bits)
 	if err != nil || n < 1 || n >= addrBits {
-		return fmt.Sprintf("the prefix length of the key is not in 1..%d", addrBits-1), ""
+		return fmt.Sprintf("prefix length of the key is not in 1..%d", addrBits-1), ""
 	}
 	*p = netip.PrefixFrom(addr, n)
 	if p.Masked() != *p {
-		return "the key has host bits set", "the subnet would be " + p.Masked().String()
+		return "key has host bits set", "the subnet would be " + p.Masked().String()
 	}
 	if is := appendKey(make([]byte, 0, 64), *p); string(is) != part {
-		return "the key is not in canonical form", "that would be " + string(is)
+		return "key is not in canonical form", "that would be " + string(is)
 	}
 	return "", ""
 }

@@ -83,7 +83,7 @@ const MaxValue = 16 << 10
 
 // LongValue returns the fault of a value of size bytes, which are more than MaxValue.
 func LongValue(size int64) error {
-	return Fault{fmt.Sprintf("the value is longer than %d bytes", MaxValue), fmt.Sprint(size)}
+	return Fault{fmt.Sprintf("value is longer than %d bytes", MaxValue), fmt.Sprint(size)}
 }
 
 // Encode returns the JSON value for the registry.
@@ -120,7 +120,7 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	var v value
 	b = bytes.TrimPrefix(b, []byte("\ufeff")) // of a reservation that was written with an editor
 	if err := json.Unmarshal(b, &v); err != nil {
-		return Attrs{}, Fault{"the value is not lease JSON", err.Error()}
+		return Attrs{}, Fault{"value is not lease JSON", err.Error()}
 	}
 	if v.PublicIP == nil {
 		return Attrs{}, Fault{Kind: "PublicIP is missing"}

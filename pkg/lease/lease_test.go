@@ -67,14 +67,14 @@ func TestParseKey(t *testing.T) {
 
 func TestFaultOfKey(t *testing.T) {
 	for key, want := range map[string]string{
-		"notes":                      `the key is not of the form a.b.c.d-len: "notes"`,
-		"10.42.7.0-24&notes":         `the key is not of the form a.b.c.d-len&ipv6-len: "10.42.7.0-24&notes"`,
-		"fd42::-64":                  `the key has no IPv4 address: "fd42::-64"`,
-		"10.42.7.0-24&10.42.8.0-24":  `the key has no IPv6 address: "10.42.7.0-24&10.42.8.0-24"`,
-		"10.42.7.0-32":               `the prefix length of the key is not in 1..31: "10.42.7.0-32"`,
-		"10.42.7.0-24&fd42::-128":    `the prefix length of the key is not in 1..127: "10.42.7.0-24&fd42::-128"`,
-		"10.42.7.1-24":               `the key has host bits set: "10.42.7.1-24"; the subnet would be 10.42.7.0/24`,
-		"10.42.7.0-24&fd42:0:0::-64": `the key is not in canonical form: "10.42.7.0-24&fd42:0:0::-64"; that would be fd42::-64`,
+		"notes":                      `key is not of the form a.b.c.d-len: "notes"`,
+		"10.42.7.0-24&notes":         `key is not of the form a.b.c.d-len&ipv6-len: "10.42.7.0-24&notes"`,
+		"fd42::-64":                  `key has no IPv4 address: "fd42::-64"`,
+		"10.42.7.0-24&10.42.8.0-24":  `key has no IPv6 address: "10.42.7.0-24&10.42.8.0-24"`,
+		"10.42.7.0-32":               `prefix length of the key is not in 1..31: "10.42.7.0-32"`,
+		"10.42.7.0-24&fd42::-128":    `prefix length of the key is not in 1..127: "10.42.7.0-24&fd42::-128"`,
+		"10.42.7.1-24":               `key has host bits set: "10.42.7.1-24"; the subnet would be 10.42.7.0/24`,
+		"10.42.7.0-24&fd42:0:0::-64": `key is not in canonical form: "10.42.7.0-24&fd42:0:0::-64"; that would be fd42::-64`,
 	} {
 		if _, err := lease.ParseKey(key); err == nil || err.Error() != want {
 			t.Errorf("key %q: %v, want %s", key, err, want)
@@ -181,7 +181,7 @@ func TestDecodeAttrs(t *testing.T) {
 		{value: `{"PublicIP":"fd42::1"}`, err: `PublicIP is not an IPv4 address: "fd42::1"`},
 		{value: `{"PublicIP":"198.51.100"}`, err: `PublicIP is not an IPv4 address: "198.51.100"`},
 		{value: `{"PublicIP":7}`, err: "not lease JSON"},
-		{value: strings.Repeat(" ", lease.MaxValue+1), err: "the value is longer than 16384 bytes: 16385"},
+		{value: strings.Repeat(" ", lease.MaxValue+1), err: "value is longer than 16384 bytes: 16385"},
 	} {
 		b := []byte(c.value)
 		got, err := lease.DecodeAttrs(b)

@@ -112,9 +112,9 @@ func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs)
 	switch {
 	case err != nil:
 	case has.PublicIP == q.PublicIP:
-		q.Log.Info("found lease for current IP, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "reservation", l.Reservation())
+		q.Log.Info("reused own lease", "subnet", l.Subnets, "public_ip", q.PublicIP, "reservation", l.Reservation())
 	default:
-		q.Log.Info("found lease of this host at a former address, reusing", "subnet", l.Subnets, "public_ip", q.PublicIP, "before", has.PublicIP, "reservation", l.Reservation())
+		q.Log.Info("reused lease of this host's previous address", "subnet", l.Subnets, "public_ip", q.PublicIP, "before", has.PublicIP, "reservation", l.Reservation())
 	}
 	return l, err
 }
@@ -129,7 +129,7 @@ func (q *acquisition) fits(subnet netip.Prefix) bool {
 	}
 	reason := q.Needed(subnet)
 	if reason != "" {
-		q.logOnce(q.Log.Error, "a subnet of this host contains an address that it needs itself, leasing another", "subnet", subnet, "reason", reason)
+		q.logOnce(q.Log.Error, "own subnet contains an address this host needs, leasing another one", "subnet", subnet, "reason", reason)
 	}
 	return reason == ""
 }
@@ -146,13 +146,13 @@ func (q *acquisition) releaseUnusable(ctx context.Context, listing *registry.Lis
 			continue // that was said
 		}
 		if l.Reservation() {
-			q.logOnce(q.Log.Warn, "reservation for this host does not fit the network config, ignoring it", "subnet", l.Subnets, "network", q.Pool.Network)
+			q.logOnce(q.Log.Warn, "ignored reservation that does not fit the network config", "subnet", l.Subnets, "network", q.Pool.Network)
 			continue
 		}
 		if err := q.Registry.Release(ctx, l); err != nil {
 			return err
 		}
-		q.Log.Info("released lease of this host that it cannot use", "subnet", l.Subnets, "network", q.Pool.Network)
+		q.Log.Info("released unusable lease of this host", "subnet", l.Subnets, "network", q.Pool.Network)
 		listing.Leases = slices.DeleteFunc(listing.Leases, func(x lease.Lease) bool { return x.Subnets == l.Subnets })
 	}
 	return nil

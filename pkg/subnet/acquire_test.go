@@ -26,9 +26,9 @@ func TestAcquire(t *testing.T) {
 	}{
 		{name: "empty registry", want: anywhere, mac: 1, log: "allocated lease"},
 		{name: "own lease", puts: map[string]string{"10.42.9.0-24": value(me, 5)}, previous: "10.42.3.0/24",
-			want: prefix("10.42.9.0/24"), mac: 5, log: "reusing"},
+			want: prefix("10.42.9.0/24"), mac: 5, log: "reused own lease"},
 		{name: "reservation", reserved: map[string]string{"10.42.9.0-24": value(me, 5)},
-			want: prefix("10.42.9.0/24"), mac: 5, reserve: true, log: "reusing"},
+			want: prefix("10.42.9.0/24"), mac: 5, reserve: true, log: "reused own lease"},
 		{name: "pre-assigned", reserved: map[string]string{"10.42.9.0-24": `{"PublicIP":"198.51.100.7"}`},
 			want: prefix("10.42.9.0/24"), mac: 1, reserve: true},
 		{name: "previous before reservation", puts: map[string]string{"10.42.3.0-24": value(me, 4)},
@@ -44,19 +44,19 @@ func TestAcquire(t *testing.T) {
 		{name: "own lease outside", puts: map[string]string{"10.43.9.0-24": value(me, 5)}, previous: "10.42.3.0/24",
 			want: prefix("10.42.3.0/24"), mac: 1, gone: "10.43.9.0/24"},
 		{name: "reservation does not fit", reserved: map[string]string{"10.43.9.0-24": value(me, 5)},
-			want: anywhere, mac: 1, log: "reservation for this host does not fit"},
+			want: anywhere, mac: 1, log: "ignored reservation that does not fit"},
 		{name: "previous", previous: "10.42.3.0/24", want: prefix("10.42.3.0/24"), mac: 1},
 		{name: "previous does not fit", previous: "10.42.3.0/25", want: anywhere, mac: 1, log: "previous subnet does not fit"},
 		{name: "previous held", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
 			want: anywhere, mac: 1, log: "previous subnet is leased by another"},
 		{name: "previous at a former address", puts: map[string]string{"10.42.3.0-24": value(them, 1)}, previous: "10.42.3.0/24",
-			want: prefix("10.42.3.0/24"), mac: 1, log: "at a former address"},
+			want: prefix("10.42.3.0/24"), mac: 1, log: "this host's previous address"},
 		{name: "our MAC elsewhere", puts: map[string]string{"10.42.4.0-24": value(them, 1)}, previous: "10.42.3.0/24",
 			want: prefix("10.42.3.0/24"), mac: 1, log: "allocated lease"},
 		{name: "claimed", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
-			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(me, 8)), want: prefix("10.42.3.0/24"), mac: 8, log: "at a former address"},
+			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(me, 8)), want: prefix("10.42.3.0/24"), mac: 8, log: "this host's previous address"},
 		{name: "claimed without an answer", puts: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
-			claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8, log: "at a former address"},
+			claim: claim("10.42.3.0/24", attrsOf(third, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8, log: "this host's previous address"},
 		{name: "claimed, being given up", puts: map[string]string{"10.42.3.0-24": leavingValue(8)}, previous: "10.42.3.0/24",
 			claim: claim("10.42.3.0/24", attrsOf(them, 8), attrsOf(them, 8)), want: prefix("10.42.3.0/24"), mac: 8},
 		{name: "claimed reservation", reserved: map[string]string{"10.42.3.0-24": value(them, 8)}, previous: "10.42.3.0/24",
@@ -136,8 +136,8 @@ func TestAcquireWaitsForRegistry(t *testing.T) {
 		if d := time.Since(start); d > time.Second {
 			t.Errorf("joined %v after the registry came", d)
 		}
-		f.says("does not answer", 1)
-		f.says("answers again", 1)
+		f.says("is unreachable", 1)
+		f.says("is reachable again", 1)
 	})
 }
 
@@ -191,7 +191,7 @@ func TestAcquireConflicts(t *testing.T) {
 			if d := time.Since(start); n != times || d > limit {
 				t.Errorf("%d of %d conflicts took %v", n, times, d)
 			}
-			f.says("other hosts keep being faster", warnings)
+			f.says("conflicts with other hosts", warnings)
 		})
 	}
 }

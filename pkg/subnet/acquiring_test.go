@@ -159,7 +159,7 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		w := s.lose()
-		s.says("held by another host now", 1)
+		s.says("lost own subnet to another host", 1)
 		s.says("cannot lease a subnet, waiting for a free one", 1)
 		s.says("3 subnets of length 24 (10.42.7.0 to 10.42.9.0), and 3 leases leave none of them free", 1)
 		for i := range 20 {
@@ -299,7 +299,7 @@ func TestLostSubnetComesBack(t *testing.T) {
 		s.reg.Remove("10.42.7.0-24")
 		s.leases(w, "10.42.7.0/24", 6*time.Second)
 		w.expect(0)
-		s.says("own lease is gone, making it again", 1)
+		s.says("own lease was deleted, creating it again", 1)
 	})
 }
 
@@ -311,14 +311,14 @@ func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
 		w := s.lose()
 		s.reg.Fail(errAway)
 		elapse(time.Hour)
-		s.says("does not answer", 1)
+		s.says("is unreachable", 1)
 		if !s.waits() || !w.stats().Lost || w.stats().AwaySince.IsZero() {
 			t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
 		}
 		s.reg.Remove("10.42.8.0-24")
 		s.reg.Fail(nil)
 		s.leases(w, "10.42.8.0/24", 10*time.Second)
-		s.says("answers again", 1)
+		s.says("is reachable again", 1)
 	})
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -327,14 +327,14 @@ func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
 		elapse(time.Second)
 		s.reg.Fail(errAway)
 		elapse(time.Hour)
-		s.says("does not answer", 1)
+		s.says("is unreachable", 1)
 		if w.stats().AwaySince.IsZero() {
 			t.Errorf("stats %+v", w.stats())
 		}
 		s.reg.Remove("10.42.8.0-24")
 		s.reg.Fail(nil)
 		s.leases(w, "10.42.8.0/24", time.Second)
-		s.says("answers again", 1)
+		s.says("is reachable again", 1)
 		w.expect(1, "10.42.7.0/24", "10.42.9.0/24")
 	})
 }
@@ -484,7 +484,7 @@ func TestRegistryIsWipedUnheard(t *testing.T) {
 				t.Errorf("after %v: views %+v", then.after, v)
 			}
 		}
-		s.says("own lease is gone, making it again", 1)
+		s.says("own lease was deleted, creating it again", 1)
 		if own := s.leases(w, "10.42.7.0/24", 0); own.PublicIP != elsewhere {
 			t.Errorf("the lease is %+v", own)
 		}
@@ -509,7 +509,7 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 		release := s.gate.hold("create")
 		s.reg.Fail(nil)
 		elapse(10 * time.Second)
-		s.says("held by another host now", 1)
+		s.says("lost own subnet to another host", 1)
 		s.reg.Remove("10.42.7.0-24")
 		elapse(2 * time.Second)
 		release()
@@ -645,7 +645,7 @@ func TestHostErrors(t *testing.T) {
 					}
 					failing.Store(false)
 					s.leases(w, "10.42.7.0/24", time.Second)
-					s.says("does not answer", 0)
+					s.says("is unreachable", 0)
 				})
 			}
 		})

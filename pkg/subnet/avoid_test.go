@@ -102,7 +102,7 @@ func TestLaterSubnetIsInNobodysWay(t *testing.T) {
 // A subnet that would cut this host off from what it needs is not taken up, not even where it
 // had that or an operator wrote it: it could never be given up again.
 func TestSubnetDoesNotCoverWhatTheHostNeeds(t *testing.T) {
-	const line = "a subnet of this host contains an address that it needs itself"
+	const line = "own subnet contains an address this host needs"
 	for _, c := range []struct {
 		name     string
 		puts     map[string]string

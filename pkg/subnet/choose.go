@@ -33,7 +33,7 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 	if q.fits(q.Previous) {
 		switch previous := q.Previous; {
 		case slices.ContainsFunc(taken, previous.Overlaps):
-			q.logOnce(q.Log.Error, "previous subnet is leased by another host now, taking a new one", "subnet", previous)
+			q.logOnce(q.Log.Error, "previous subnet is leased by another host, leasing a new one", "subnet", previous)
 		case q.free(ctx):
 			return previous, nil
 		default:

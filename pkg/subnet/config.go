@@ -35,17 +35,17 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 				wrong.End(configCondition)
 				return config, nil
 			}
-			wrong.Set(badConfig("network config is invalid, waiting for a better one", err))
+			wrong.Set(badConfig("network config is invalid, waiting for a valid one", err))
 		case ctx.Err() != nil:
 		case errors.Is(err, registry.ErrLongConfig):
 			away.end()
-			wrong.Set(badConfig("network config is invalid, waiting for a better one", err))
+			wrong.Set(badConfig("network config is invalid, waiting for a valid one", err))
 		case errors.Is(err, registry.ErrNoConfig):
 			away.end()
 			wrong.Set(badConfig("network config is missing, waiting for it", err))
 		case errors.Is(err, registry.ErrDenied):
 			away.end()
-			log.Debug("registry refuses to be read, trying again", "err", err)
+			log.Debug("registry denies reading, will retry", "err", err)
 		default:
 			away.begin(err)
 		}
@@ -69,15 +69,15 @@ func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition
 		case err == nil:
 			config, err := parse(raw)
 			if err != nil {
-				wrong.Set(badConfig("the new network config is invalid, going on with the old one", err))
+				wrong.Set(badConfig("new network config is invalid, keeping the old one", err))
 				continue
 			}
 			wrong.End(configCondition)
 			emit(config)
 		case errors.Is(err, registry.ErrLongConfig):
-			wrong.Set(badConfig("the new network config is invalid, going on with the old one", err))
+			wrong.Set(badConfig("new network config is invalid, keeping the old one", err))
 		case errors.Is(err, registry.ErrNoConfig):
-			wrong.Set(badConfig("the network config is gone, going on with the old one", err))
+			wrong.Set(badConfig("network config was deleted, keeping the old one", err))
 		}
 	}
 }
@@ -116,5 +116,5 @@ func badConfig(text string, err error) condition.Condition {
 			fields = append(fields, "command", command)
 		}
 	}
-	return condition.Condition{ID: configCondition, Text: text, Ended: "network config is accepted", Fields: fields}
+	return condition.Condition{ID: configCondition, Text: text, Ended: "network config is valid", Fields: fields}
 }

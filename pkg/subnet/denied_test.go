@@ -22,7 +22,7 @@ func TestRefusalIsNoOutage(t *testing.T) {
 			elapse(10 * time.Minute)
 			f.says("level=WARN", 0)
 			f.says("level=ERROR", 0)
-			f.says("answers again", 0)
+			f.says("is reachable again", 0)
 		}
 		done := make(chan bool, 1)
 		f.reg.Fail(refused)

@@ -181,7 +181,7 @@ func TestEtcdComesLate(t *testing.T) {
 		}
 		done <- result{c, h.acquire(), time.Now()}
 	}()
-	h.until("etcd is missed", func() bool { return h.log.Count("does not answer") == 1 })
+	h.until("etcd is missed", func() bool { return h.log.Count("is unreachable") == 1 })
 	etcd.Start(t)
 	h.until("config is missed", func() bool { return h.log.Count("config is missing") == 1 })
 	others.SetConfig("broken")
@@ -195,7 +195,7 @@ func TestEtcdComesLate(t *testing.T) {
 	if !h.holds(r.lease) {
 		t.Errorf("etcd does not hold %+v", r.lease)
 	}
-	if n := h.log.Count("answers again"); n != 1 {
+	if n := h.log.Count("is reachable again"); n != 1 {
 		t.Errorf("says %d times that etcd is back", n)
 	}
 }
@@ -240,12 +240,12 @@ func TestFollowEtcdOutage(t *testing.T) {
 	before := a.view()
 
 	etcd.Stop()
-	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 1 })
+	a.until("outage is noticed", func() bool { return a.log.Count("is unreachable") == 1 })
 	etcd.Start(t)
-	a.until("end is noticed", func() bool { return a.log.Count("answers again") == 1 })
+	a.until("end is noticed", func() bool { return a.log.Count("is reachable again") == 1 })
 
 	etcd.Stop()
-	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 2 })
+	a.until("outage is noticed", func() bool { return a.log.Count("is unreachable") == 2 })
 	etcd.Start(t)
 	others.ForgetHistory()
 	others.Put(lease.Key(lb.Subnets), value(b.PublicIP, 99), 0)
@@ -259,7 +259,7 @@ func TestFollowEtcdOutage(t *testing.T) {
 
 	etcd.Stop()
 	etcd.Wipe(t)
-	a.until("outage is noticed", func() bool { return a.log.Count("does not answer") == 3 })
+	a.until("outage is noticed", func() bool { return a.log.Count("is unreachable") == 3 })
 	etcd.Start(t)
 	a.until("own lease is in the new etcd", func() bool { return a.holds(la) })
 	if n := len(a.view().Peers); n != 1 {

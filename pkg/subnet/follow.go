@@ -67,7 +67,7 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		publishTimer: stopped(),
 		graceTimer:   stopped(),
 		staleTimer:   stopped(),
-		invalid:      condition.NewGroup(o.Log, slog.LevelWarn, "skipped invalid entries in the registry", "no longer skipped invalid entries in the registry"),
+		invalid:      condition.NewGroup(o.Log, slog.LevelWarn, "skipped invalid entries in the registry", "no longer skipping invalid entries in the registry"),
 		invalidTimer: stopped(),
 	}
 }

@@ -176,14 +176,14 @@ func TestFollowRegistryAway(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Fail(errAway)
 		elapse(time.Hour)
-		w.says("does not answer", 1)
+		w.says("is unreachable", 1)
 		if w.stats().AwaySince.IsZero() {
 			t.Error("status does not say that the registry is away")
 		}
 		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
 		w.reg.Fail(nil)
 		elapse(6 * time.Second)
-		w.says("answers again", 1)
+		w.says("is reachable again", 1)
 		w.says("duration=1h0m", 1)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
 		if !w.stats().AwaySince.IsZero() {
@@ -233,7 +233,7 @@ func TestFollowAllDeleted(t *testing.T) {
 		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
 		}
-		w.says("own lease is gone", 1)
+		w.says("own lease was deleted", 1)
 		w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		elapse(10 * time.Minute)
 		w.expect(0)
@@ -275,7 +275,7 @@ func TestFollowBadEntries(t *testing.T) {
 		elapse(time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.10.0/24")
 		w.says("skipped invalid entries in the registry", 2) // for two reasons
-		w.says(`reason="the value is not lease JSON" examples="10.42.8.0-24`, 1)
+		w.says(`reason="value is not lease JSON" examples="10.42.8.0-24`, 1)
 		if w.stats().Invalid != 3 {
 			t.Errorf("stats count %d invalid entries", w.stats().Invalid)
 		}

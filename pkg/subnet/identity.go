@@ -42,7 +42,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 		if l.Subnets.V4 == q.Previous {
 			q.Previous = netip.Prefix{} // and that is all there is to say of it
 		}
-		q.logOnce(q.Log.Error, "the lease of this host's former address belongs to another host, which this one may be a copy of: leasing a new subnet",
+		q.logOnce(q.Log.Error, "lease of this host's previous address belongs to another host, leasing a new subnet",
 			"subnet", l.Subnets, "before", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
 	}
 	return evidence == ""

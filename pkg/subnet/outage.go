@@ -36,15 +36,15 @@ func (o *outage) begin(err error) {
 		if !o.active() {
 			o.start()
 		}
-		o.log.Debug("registry refuses to be read, trying again", "err", err)
+		o.log.Debug("registry denies reading, will retry", "err", err)
 	case !o.active():
 		o.start(c)
-		o.log.Warn("registry does not answer, waiting for it", "err", err)
+		o.log.Warn("registry is unreachable, waiting for it", "err", err)
 	case time.Since(o.since) < causePause || len(o.causes) == maxCauses || slices.Contains(o.causes, c):
-		o.log.Debug("registry still does not answer", "err", err)
+		o.log.Debug("registry is still unreachable", "err", err)
 	default:
 		o.causes = append(o.causes, c)
-		o.log.Warn("registry still does not answer, now for another reason", "err", err)
+		o.log.Warn("registry is still unreachable, for another reason", "err", err)
 	}
 }
 
@@ -67,7 +67,7 @@ func cause(err error) string {
 
 func (o *outage) end() {
 	if o.active() && len(o.causes) > 0 {
-		o.log.Info("registry answers again", "duration", time.Since(o.since).Round(time.Millisecond))
+		o.log.Info("registry is reachable again", "duration", time.Since(o.since).Round(time.Millisecond))
 	}
 	o.since = time.Time{}
 }

@@ -100,7 +100,7 @@ func (o *ownLease) renew(ctx context.Context) error {
 	}
 	o.adopt(l)
 	if news {
-		o.Log.Info("lease has the new address", "subnet", l.Subnets, "public_ip", l.PublicIP)
+		o.Log.Info("updated lease to the new address", "subnet", l.Subnets, "public_ip", l.PublicIP)
 	} else {
 		o.Log.Info("lease renewed", "subnet", l.Subnets, "expires", l.Expires)
 	}
@@ -117,7 +117,7 @@ func (o *ownLease) check(ctx context.Context) error {
 	o.missedEvent = !o.notified && (ev.Deleted || ev.Invalid != nil || found.Revision != o.lease.Revision)
 	switch {
 	case ev.Deleted:
-		return o.repair("own lease is gone, making it again", func() (lease.Lease, error) {
+		return o.repair("own lease was deleted, creating it again", func() (lease.Lease, error) {
 			return o.Registry.Create(ctx, o.lease.Subnets, o.attrs, o.TTL)
 		})
 	case ev.Invalid != nil:
@@ -137,11 +137,11 @@ func (o *ownLease) check(ctx context.Context) error {
 		o.adopt(found)
 		return o.renew(ctx)
 	case o.claim.Adopted != (lease.Attrs{}) && found.Attrs == o.claim.Adopted && !o.restored && found.Created == o.lease.Created && found.Revision > o.lease.Revision:
-		return o.move(ctx, found, "the lease that this host took up is kept by another host, leasing a new one")
+		return o.move(ctx, found, "reused lease belongs to another host, leasing a new one")
 	case found.PublicIP == o.PublicIP || found.PublicIP == o.lease.PublicIP:
 		o.reportDuplicate(found)
 	case o.restored || found.Created != o.lease.Created:
-		return o.move(ctx, found, "own subnet is held by another host now, leasing a new one")
+		return o.move(ctx, found, "lost own subnet to another host, leasing a new one")
 	}
 	return o.restore(ctx, found)
 }
@@ -156,7 +156,7 @@ func (o *ownLease) countConflict(revision uint64) {
 
 // restore writes our key over what was found there.
 func (o *ownLease) restore(ctx context.Context, found lease.Lease) error {
-	return o.repair("own lease was overwritten, putting it back", func() (lease.Lease, error) {
+	return o.repair("own lease was overwritten, restoring it", func() (lease.Lease, error) {
 		return o.Registry.Update(ctx, found, o.attrs, o.ttl(found))
 	})
 }
@@ -165,7 +165,7 @@ func (o *ownLease) restore(ctx context.Context, found lease.Lease) error {
 func (o *ownLease) reportDuplicate(found lease.Lease) {
 	if now := time.Now(); now.Sub(o.reportedAt) >= lastRepair {
 		o.reportedAt = now
-		o.Log.Warn("own lease was written by somebody else: if another host has the same public IP, give one of them its own (-public-ip) or another interface (-iface)",
+		o.Log.Warn("another program writes this host's lease; if another host has the same public IP, set -public-ip or -iface on one of them",
 			"subnet", found.Subnets, "public_ip", found.PublicIP)
 	}
 }

@@ -83,7 +83,7 @@ func TestRenewalRetries(t *testing.T) {
 		elapse(ttl - 2*time.Minute)
 		fail.Store(false)
 		elapse(time.Minute)
-		w.says("cannot renew lease", 1)
+		w.says("failed to renew lease", 1)
 		w.says("lease renewed", 1)
 		if held := w.held(w.own.Subnets); held.Created != w.own.Created {
 			t.Errorf("lease was lost: %+v", held)
@@ -124,7 +124,7 @@ func TestOwnKeyDeleted(t *testing.T) {
 		w.expect(0)
 		elapse(2 * ttl)
 		w.says("lease renewed", 2)
-		w.says("own lease is gone", 1)
+		w.says("own lease was deleted", 1)
 	})
 }
 
@@ -150,7 +150,7 @@ func TestOwnKeyAboutToExpire(t *testing.T) {
 			if held := w.held(w.own.Subnets); held.Created != before.Created || time.Until(held.Expires) < ttl/2 {
 				t.Errorf("a write fails: %v; the lease became %+v", fail, held)
 			}
-			w.says("own lease is gone", 0)
+			w.says("own lease was deleted", 0)
 		})
 	}
 }
@@ -250,7 +250,7 @@ func TestOwnKeyTaken(t *testing.T) {
 		w.reg.Remove("10.42.7.0-24")
 		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
 		elapse(time.Second)
-		w.says("held by another host now", 1)
+		w.says("lost own subnet to another host", 1)
 		w.says("times=1", 1)
 		if n := w.stats().Moves; n != 1 {
 			t.Errorf("%d moves are reported", n)
@@ -291,7 +291,7 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
 		w.reg.Fail(nil)
 		elapse(7 * time.Second)
-		w.says("held by another host now", 1)
+		w.says("lost own subnet to another host", 1)
 		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnets == w.own.Subnets {
 			t.Errorf("views %+v\n%s", views, w.log)
 		}
@@ -337,7 +337,7 @@ func TestNewAddress(t *testing.T) {
 			if held := w.held(w.own.Subnets); held.PublicIP != third || held.Created != w.own.Created {
 				t.Errorf("the lease is %+v, was %+v", held, w.own)
 			}
-			w.says("held by another host", 0)
+			w.says("lost own subnet", 0)
 			w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
 			elapse(2 * ttl)
 			if held := w.held(w.own.Subnets); held.PublicIP != third {
@@ -441,6 +441,6 @@ func TestNewAddressBeforeTheAnswer(t *testing.T) {
 		if held := w.held(w.own.Subnets); held.PublicIP != elsewhere || held.Created != w.own.Created {
 			t.Errorf("the lease is %+v, was %+v\n%s", held, w.own, w.log)
 		}
-		w.says("held by another host", 0)
+		w.says("lost own subnet", 0)
 	})
 }

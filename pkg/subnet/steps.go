@@ -168,9 +168,9 @@ func (f *follower) retryDelay(err error) time.Duration {
 		return randomBetween(fullRetry, 2*fullRetry)
 	case errors.Is(err, registry.ErrDenied): // whoever opened the registry says so
 		if f.acquiring() {
-			f.Log.Debug("registry refuses to lease a subnet, trying again", "err", err)
+			f.Log.Debug("registry denies leasing a subnet, will retry", "err", err)
 		} else {
-			f.Log.Debug("registry refuses to write the lease, trying again", "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
+			f.Log.Debug("registry denies writing the lease, will retry", "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
 		}
 		return randomBetween(lastRetry/2, lastRetry)
 	case errors.As(err, &ofHost):
@@ -182,9 +182,9 @@ func (f *follower) retryDelay(err error) time.Duration {
 		return randomBetween(startRetry/2, startRetry)
 	}
 	if f.failures++; f.failures == 1 {
-		msg := "cannot renew lease, trying again"
+		msg := "failed to renew lease, will retry"
 		if f.lost {
-			msg = "cannot lease another subnet, trying again"
+			msg = "failed to lease another subnet, will retry"
 		}
 		f.Log.Warn(msg, "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
 	}
@@ -206,7 +206,7 @@ func answered(err error) bool {
 func (f *follower) conflictDelay(err error) time.Duration {
 	f.conflictRun++
 	if f.acquiring() && f.conflictRun == manyConflicts {
-		f.mine.acquiring.logOnce(f.Log.Warn, "other hosts keep being faster, still trying to lease a subnet", "attempt", f.conflictRun, "err", err)
+		f.mine.acquiring.logOnce(f.Log.Warn, "conflicts with other hosts, still trying to lease a subnet", "attempt", f.conflictRun, "err", err)
 	}
 	most := time.Duration(min(f.conflictRun, fewConflicts)) * conflictPause
 	for range min(f.conflictRun-fewConflicts, 20) {

@@ -150,7 +150,7 @@ func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
 		if !held[j.lease.Subnets].SameAs(j.lease) {
 			t.Errorf("a host has %+v, etcd holds %+v", j.lease, held[j.lease.Subnets])
 		}
-		away += j.log.Count("does not answer")
+		away += j.log.Count("is unreachable")
 	}
 	t.Logf("etcd seemed away %d times", away)
 }

@@ -72,7 +72,7 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 					t.Errorf("%s is not held as it was", own.Subnets)
 				}
 				// That etcd is not there for a moment may be said.
-				for _, word := range []string{"level=ERROR", "token", "refuses"} {
+				for _, word := range []string{"level=ERROR", "token", "denies"} {
 					if strings.Contains(h.log.String(), word) {
 						t.Errorf("%q is in the log:\n%s", word, h.log)
 					}

@@ -105,7 +105,7 @@ func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 		f.watch(ctx, wait)
 		return
 	}
-	f.Log.Debug("listing all leases again: they change faster than they are watched", "leases", len(f.leases))
+	f.Log.Debug("listing all leases again, they change faster than they are watched", "leases", len(f.leases))
 	f.relistFor(Behind)
 	f.retryTimer.Reset(f.relistDelay())
 }

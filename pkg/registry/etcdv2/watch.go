@@ -196,7 +196,7 @@ func decode(n *client.Node, now time.Time) registry.Event {
 	if size, is := long(n.Value); is {
 		err = lease.LongValue(size)
 	} else if n.Dir {
-		err = lease.Fault{Kind: "the key is a directory"}
+		err = lease.Fault{Kind: "key is a directory"}
 	} else {
 		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))
 	}

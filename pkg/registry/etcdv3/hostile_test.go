@@ -30,7 +30,7 @@ func startGenerous(t *testing.T) (*etcdtest.Etcd, *operator) {
 // sized reports whether the fault is that a value is about so long.
 func sized(err error, size int) bool {
 	var f lease.Fault
-	if !errors.As(err, &f) || f.Kind != "the value is longer than 16384 bytes" {
+	if !errors.As(err, &f) || f.Kind != "value is longer than 16384 bytes" {
 		return false
 	}
 	n, err := strconv.Atoi(f.Detail)

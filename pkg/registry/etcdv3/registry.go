@@ -227,7 +227,7 @@ func tailsEnd(key string) string { return key + "'" }
 // has no directories, so it does not affect the key that it extends.
 func parseKey(rest string) (lease.Subnets, error) {
 	if strings.Contains(rest, "/") {
-		return lease.Subnets{}, lease.Fault{Kind: "the key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
+		return lease.Subnets{}, lease.Fault{Kind: "key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
 	}
 	return lease.ParseKey(rest)
 }

@@ -85,7 +85,7 @@ func Resolve(ctx context.Context, domain string, log *slog.Logger, conditions *c
 			return found.Endpoints, nil
 		}
 		conditions.Set(condition.Condition{
-			ID: id, Text: "cannot find etcd by SRV records, trying again", Fields: []any{"domain", domain, "err", err},
+			ID: id, Text: "cannot find etcd by SRV records, will retry", Fields: []any{"domain", domain, "err", err},
 		})
 		if err := pace.Sleep(ctx, storeRetry); err != nil {
 			return nil, err
@@ -298,7 +298,7 @@ func (s *Store) Registry() Registry {
 	c, i := s.chosen, s.chosen.store
 	reg, api := s.access(i), s.apis[i]
 	if len(s.regs) > 1 {
-		s.log.Info("chose the store that the network is kept in", "store", api, "key", reg.ConfigKey(), "reason", c.why)
+		s.log.Info("chose store", "store", api, "key", reg.ConfigKey(), "reason", c.why)
 		if c.doubt {
 			s.log.Warn("the other store has a network under this prefix too: delete its config, or set -etcd-api on all hosts",
 				"store", s.apis[1-i], "key", s.regs[1-i].ConfigKey(), "reason", c.why)
