@@ -7,15 +7,16 @@ import (
 	"strings"
 )
 
-// deviceName matches what devices of ours are called.
+// deviceName matches the names of our devices.
 var deviceName = regexp.MustCompile(`^flannel(\.?)[0-9]+$`)
 
-// IsDeviceName reports whether a link is called as a daemon calls its own.
+// IsDeviceName reports whether a name is one that flanneld uses for its devices.
 func IsDeviceName(name string) bool { return deviceName.MatchString(name) }
 
-// DeviceOf reports whether a link is a network's: of a name and kind as its daemon makes, and with
-// an address or a route inside the network; s has the routes inside it only. foreign is an address
-// that another network may have on the link.
+// DeviceOf reports whether a link is the device of a network: its name and kind are those that
+// flanneld uses, and it has an address or a route inside the network. s must have no routes outside
+// the network. foreign is an address on the link outside the network, which may belong to another
+// network.
 func (s State) DeviceOf(network netip.Prefix, name string) (is bool, foreign netip.Prefix) {
 	switch l := s.Links[name]; l.Kind {
 	case KindVXLAN:

@@ -5,25 +5,24 @@ import (
 	"slices"
 )
 
-// Conflict is something wanted that is left undone because it would destroy
-// what is not ours.
+// Conflict is a wanted object that is not created, because it would replace something that is not
+// ours.
 type Conflict struct {
 	Op     Op
 	Reason string
 }
 
-// Delta is what Diff finds: operations in an order that leaves no gap, and what
-// must be left undone.
+// Delta is the result of Diff: operations in an order that avoids interruptions, and conflicts.
 type Delta struct {
 	Conflicts []Conflict
 
-	put, del []list // of the kinds that have any, in the order of writing
+	put, del []list // of the kinds that have any, in order of creation
 }
 
 // list is operations on objects of one kind, in order.
 type list interface {
 	size() int
-	each(yield func(Op) bool) bool // reports whether yield wants more
+	each(yield func(Op) bool) bool // reports whether yield returned true for all
 }
 
 // Len returns the number of operations.
@@ -36,9 +35,9 @@ func (d *Delta) Len() (n int) {
 	return n
 }
 
-// Ops returns the operations in order: links, sysctls and addresses, FDB entries,
-// neighbours, routes; then deletions in reverse order, so that what replaces
-// them stands before they go.
+// Ops returns the operations in order: links, sysctls and addresses, FDB entries, neighbours and
+// routes; then deletions in reverse order, so that replacements exist before the old objects are
+// deleted.
 func (d *Delta) Ops() iter.Seq[Op] {
 	return func(yield func(Op) bool) {
 		for _, l := range d.put {
@@ -54,8 +53,8 @@ func (d *Delta) Ops() iter.Seq[Op] {
 	}
 }
 
-// Diff returns the operations that turn have into want. Nothing outside scope is
-// changed, and nothing is deleted unless prune is set.
+// Diff returns the operations that change have into want. Nothing outside scope is changed, and
+// nothing is deleted unless prune is set.
 func Diff(want, have State, scope Scope, prune bool) *Delta {
 	d := differ{
 		Delta: &Delta{}, want: want, have: have, scope: scope, prune: prune,
@@ -73,18 +72,18 @@ func Diff(want, have State, scope Scope, prune bool) *Delta {
 	return d.Delta
 }
 
-// differ is what the kinds leave for those after them.
+// differ is the state that the kinds share during a Diff.
 type differ struct {
 	*Delta
 	want, have State
 	scope      Scope
 	prune      bool
 
-	blocked   map[string]bool    // link names that somebody else's device bears
-	recreated map[string]bool    // links made anew: what have says of them is gone
-	newMAC    map[string]bool    // links that get another MAC: the kernel empties their neighbour table
-	taken     map[slot]string    // where a route must not be put, and why
-	hops      map[uint32]NextHop // that the wanted routes need
+	blocked   map[string]bool    // names of links that a foreign device has
+	recreated map[string]bool    // links that are recreated, without the objects that they had
+	newMAC    map[string]bool    // links whose MAC changes: the kernel flushes their neighbours
+	taken     map[slot]string    // where no route may be created, with the reason
+	hops      map[uint32]NextHop // needed by the wanted routes
 }
 
 func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
@@ -95,8 +94,8 @@ func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
 	return d.list(Put, d.missing(by, want, nil)), d.list(Del, d.surplus(by, want))
 }
 
-// missing lists, in order, what is wanted on links that are ours to fill and does not stand
-// there. form returns the form that an object is to have; nil: as it is wanted.
+// missing returns, sorted, the objects of want that do not exist on links that are not blocked.
+// form returns the form in which an object is created; if it is nil, objects are created as wanted.
 func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) (all []object[K, V]) {
 	have := d.in(by.have)
 	for k, v := range want {
@@ -109,7 +108,7 @@ func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) 
 			continue
 		}
 		if all == nil {
-			all = make([]object[K, V], 0, max(1, len(want)-len(have))) // as many at least, if none is blocked
+			all = make([]object[K, V], 0, max(1, len(want)-len(have))) // at least as many, if none is blocked
 		}
 		all = append(all, object[K, V]{v, k})
 	}
@@ -117,7 +116,7 @@ func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) 
 	return all
 }
 
-// surplus lists, in order, what stands there, is ours, and is not wanted.
+// surplus returns, sorted, the existing objects that are ours and not wanted.
 func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) (all []object[K, V]) {
 	if !by.prune || d.owns == nil {
 		return nil
@@ -129,7 +128,7 @@ func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) (all []object[K, V]
 			continue
 		}
 		if len(all) == cap(all) {
-			all = slices.Grow(all, max(8, len(all))) // twice as many: append takes smaller steps
+			all = slices.Grow(all, max(8, len(all))) // double the size: append grows more slowly
 		}
 		all = append(all, object[K, V]{v, k})
 	}
@@ -148,7 +147,7 @@ func (d *Descriptor[K, V]) list(v Verb, all []object[K, V]) list {
 	return &objects[K, V]{d, v, all}
 }
 
-// objects is a list whose operations take no room before they are asked for.
+// objects is a list whose operations are allocated only during iteration.
 type objects[K, V comparable] struct {
 	kind *Descriptor[K, V]
 	verb Verb
@@ -166,7 +165,7 @@ func (l *objects[K, V]) each(yield func(Op) bool) bool {
 	return true
 }
 
-// ops is a list of whatever operations.
+// ops is a list of arbitrary operations.
 type ops []Op
 
 func (l ops) size() int { return len(l) }

@@ -1,14 +1,13 @@
-// Package dataplane describes, as comparable values, what a kernel should hold
-// and what it holds: links, addresses, FDB entries, neighbours, nexthops, routes, sysctls.
-// Diff turns the difference into ordered operations, and Text prints a State in
-// the notation of ip(8).
+// Package dataplane describes kernel state, desired and actual, as comparable values: links,
+// addresses, FDB entries, neighbours, nexthops, routes and sysctls. Diff returns the difference as
+// ordered operations, and Text prints a State in the notation of ip(8).
 //
-// All that differs between the kinds of objects is in one table, kinds.go; what concerns
-// all of them walks it. To add a kind: its types, its map in State and its Descriptor
-// there, a driver that reads and writes it, a test. Links, nexthops and routes, which
-// depend on one another, have rules of their own in files of their own.
+// All differences between the kinds of objects are in one table in kinds.go. Code that handles
+// every kind iterates over that table. To add a kind, add its types, its map in State, its
+// Descriptor, a driver that reads and writes it, and a test. Links, nexthops and routes depend on
+// one another and have their own rules in separate files.
 //
-// It does no I/O and knows no backend. Objects name devices by name; indexes are
-// resolved where operations are applied. Invariant: applying Diff(want, have)
-// makes a second Diff empty, and touches nothing outside the Scope.
+// The package does no I/O and does not know the backends. Objects refer to devices by name; indexes
+// are resolved when operations are applied. Invariant: after Diff(want, have) is applied, a second
+// Diff is empty, and nothing outside the Scope is changed.
 package dataplane

@@ -7,13 +7,14 @@ import (
 	"strings"
 )
 
-// Kind is a kind of object as those see it who do not care which one it is. Every Kind is
-// a *Descriptor; the table of all is in kinds.go.
+// Kind is a type-independent view of a kind of objects. Every Kind is a *Descriptor; kinds.go has
+// the table of all.
 type Kind interface {
-	// String returns the name of one object of the kind, as in a report: "route".
+	// String returns the name of one object of the kind for reports, such as "route".
 	String() string
 
-	// Of states: each does for the map of the kind what a method of State does for all.
+	// These methods operate on states. Each implements the State method of a similar name for one
+	// kind.
 	count(State) int
 	objects(s State, yield func(Op) bool)
 	equal(a, b State) bool
@@ -22,10 +23,11 @@ type Kind interface {
 	pickTo(to, from, keys State)
 	printTo(*strings.Builder, State)
 
-	// diff finds what is to be put and what is to be deleted; nil: nothing.
+	// diff returns the objects to create and to delete, or nil if there are none.
 	diff(*differ) (put, del list)
 
-	// Of an operation on an object of the kind: each is a method of Op or of State.
+	// These methods implement the methods of Op and State that take an operation on an object of
+	// the kind.
 	objectOf(Op) string
 	deviceOf(Op) string
 	commandOf(Op) string
@@ -35,56 +37,58 @@ type Kind interface {
 	has(State, Op) bool
 }
 
-// Descriptor is all that there is to know of a kind whose objects have keys K and values V.
-// Diff, State, Op, reports and the loop that has operations applied walk the table of
-// descriptors and name no kind. How objects are read and written is known by a driver.
+// Descriptor defines a kind whose objects have keys of type K and values of type V. Diff, State,
+// Op, reports and the reconcile loop iterate over the table of descriptors and depend on no
+// particular kind. A driver implements reading and writing the objects.
 type Descriptor[K, V comparable] struct {
-	name  string // of one object in reports: "address"
-	label string // that its text begins with: "addr"
+	name  string // of one object in reports, such as "address"
+	label string // first word of its text, such as "addr"
 
-	in      func(State) map[K]V // where a State has the objects
-	compare func(a, b K) int    // the order of writing among objects of the kind
+	in      func(State) map[K]V // returns the map of a State that has the objects
+	compare func(a, b K) int    // order of creation within the kind
 
-	// link is the link that an object is on, and goes with; "" if it is on none.
+	// link returns the link that an object is on and is removed with, or "" if it is on none.
 	link func(K, V) string
-	// perMAC says that the kernel removes the objects of a link that gets another MAC.
+	// perMAC is set if the kernel removes the objects of a link when its MAC changes.
 	perMAC bool
-	// owns reports whether an object is ours to delete, which takes a proof; nil: none is.
+	// owns reports whether an object is ours and may be deleted. If it is nil, objects are never
+	// deleted.
 	owns func(Scope, K, V) bool
-	// basic reports whether a host with the subnet own needs an object for itself, whoever
-	// the peers are; nil: none.
+	// basic reports whether a host with the subnet own needs an object independently of its peers.
+	// If it is nil, none is needed.
 	basic func(k K, v V, own netip.Prefix) bool
 
-	title   func(K, V) string                  // what the object is called, the same for every attempt
-	text    func(K, V) string                  // in the notation of ip(8), behind the label
-	command func(verb string, k K, v V) string // that puts ("replace") or deletes ("del") it
-	change  func(k K, v, was V) string         // that sets it; nil: nothing does
+	title   func(K, V) string                  // name of the object, the same for every attempt
+	text    func(K, V) string                  // notation of ip(8), after the label
+	command func(verb string, k K, v V) string // command that creates ("replace") or deletes ("del") the object
+	change  func(k K, v, was V) string         // command that changes the object in place; nil if there is none
 
-	// special is for a kind with rules of its own in place of those of missing and surplus.
+	// diffFunc replaces the comparison by missing and surplus for kinds with their own rules.
 	diffFunc func(*differ, *Descriptor[K, V]) (put, del list)
 }
 
-// object is one object of a kind, as operations refer to it. The value comes first: it may
-// have no size.
+// object is one object of a kind, as operations refer to it. The value comes first, because a
+// zero-size field at the end of a struct is padded.
 type object[K, V comparable] struct {
 	value V
 	key   K
 }
 
-// String returns the name of an object of the kind.
+// String returns the name of one object of the kind.
 func (d *Descriptor[K, V]) String() string { return d.name }
 
-// Put returns the operation that makes an object be so.
+// Put returns the operation that creates or replaces an object.
 func (d *Descriptor[K, V]) Put(k K, v V) Op { return Op{Put, d, &object[K, V]{v, k}, nil} }
 
-// Del returns the operation that removes an object, of which as much is said as is known.
+// Del returns the operation that deletes an object. The value is for reports only, as far as it is
+// known.
 func (d *Descriptor[K, V]) Del(k K, v V) Op { return Op{Del, d, &object[K, V]{v, k}, nil} }
 
-// Set returns the operation that turns an object that is there, and is as was, into what is
-// wanted. Only links have it.
+// Set returns the operation that changes an existing object from was to v in place. Only links
+// support it.
 func (d *Descriptor[K, V]) Set(k K, v, was V) Op { return Op{Set, d, &object[K, V]{v, k}, &was} }
 
-// Of returns key and value of an operation's object; nothing if that is of another kind.
+// Of returns the key and value of an operation's object, or zero values if it is of another kind.
 func (d *Descriptor[K, V]) Of(op Op) (k K, v V) {
 	if o, ok := op.object.(*object[K, V]); ok && op.Kind == Kind(d) {
 		return o.key, o.value

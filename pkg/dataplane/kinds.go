@@ -8,24 +8,24 @@ import (
 	"strings"
 )
 
-// State is a set of kernel objects, of each kind a map.
+// State is a set of kernel objects, with one map per kind.
 type State struct {
 	Links   map[string]Link
-	Sysctls map[string]string // dotless path below /proc/sys to value
+	Sysctls map[string]string // path below /proc/sys, with slashes, to value
 	Addrs   map[Addr]struct{}
 	FDB     map[FDB]struct{}
 	Neighs  map[NeighKey]MAC
 	Tunnel  map[TunnelKey]netip.AddrPort
-	// NextHops are by id. Nobody wants any for their own sake: Diff adds those
-	// that the wanted routes need. nil in a reading: the kernel has no such objects.
+	// NextHops are keyed by ID. Backends do not put any here: Diff adds the ones that the wanted
+	// routes need. It is nil in a state read from a kernel without nexthop objects.
 	NextHops map[uint32]NextHop
 	Routes   map[RouteKey]Route
 
-	// Others is how many more routes there are in the main table of what was read.
+	// Others is the number of other routes in the main table when the state was read.
 	Others int
 }
 
-// NewState returns a State with nothing in it, ready to be filled.
+// NewState returns an empty State.
 func NewState() State {
 	return State{
 		Links:    map[string]Link{},
@@ -39,15 +39,15 @@ func NewState() State {
 	}
 }
 
-// kinds are all kinds in the order of writing, which is that of dependency: a route comes
-// last, or the kernel would ask for the neighbour that is still missing. Deletions are in
-// reverse order.
+// kinds has all kinds in order of creation, which is the order of dependency. Routes come last,
+// because the kernel would otherwise send packets to neighbours that do not exist yet. Deletions
+// use the reverse order.
 var kinds = []Kind{KindLink, KindSysctl, KindAddr, KindFDB, KindNeigh, KindTunnel, KindNextHop, KindRoute}
 
-// Kinds returns all kinds in the order of writing.
+// Kinds returns all kinds in order of creation.
 func Kinds() []Kind { return slices.Clone(kinds) }
 
-// KindLink is the kind of devices of ours, by name.
+// KindLink is the kind of our devices, keyed by name.
 var KindLink = &Descriptor[string, Link]{
 	name: "link", label: "link",
 	in:       func(s State) map[string]Link { return s.Links },
@@ -61,7 +61,7 @@ var KindLink = &Descriptor[string, Link]{
 	diffFunc: diffLinks,
 }
 
-// KindSysctl is the kind of sysctls, by path.
+// KindSysctl is the kind of sysctls, keyed by path.
 var KindSysctl = &Descriptor[string, string]{
 	name: "sysctl", label: "sysctl",
 	in:      func(s State) map[string]string { return s.Sysctls },
@@ -101,7 +101,7 @@ var KindFDB = &Descriptor[FDB, struct{}]{
 	command: func(verb string, f FDB, _ struct{}) string { return "bridge fdb " + verb + " " + fdbText(f) },
 }
 
-// KindNeigh is the kind of neighbours.
+// KindNeigh is the kind of neighbour entries.
 var KindNeigh = &Descriptor[NeighKey, MAC]{
 	name: "neighbour", label: "neigh",
 	in: func(s State) map[NeighKey]MAC { return s.Neighs },
@@ -121,8 +121,8 @@ var KindNeigh = &Descriptor[NeighKey, MAC]{
 	},
 }
 
-// KindTunnel is the kind of entries of the tables behind TUN links. There is no command for
-// them: a table is the daemon's own.
+// KindTunnel is the kind of entries in the forwarding tables of TUN links. No command changes them,
+// because the tables are internal to the daemon.
 var KindTunnel = &Descriptor[TunnelKey, netip.AddrPort]{
 	name: "tunnel entry", label: "tunnel",
 	in: func(s State) map[TunnelKey]netip.AddrPort { return s.Tunnel },
@@ -141,7 +141,7 @@ var KindTunnel = &Descriptor[TunnelKey, netip.AddrPort]{
 	},
 }
 
-// KindNextHop is the kind of nexthop objects, by id.
+// KindNextHop is the kind of nexthop objects, keyed by ID.
 var KindNextHop = &Descriptor[uint32, NextHop]{
 	name: "nexthop", label: "nexthop",
 	in:      func(s State) map[uint32]NextHop { return s.NextHops },
@@ -167,9 +167,9 @@ var KindRoute = &Descriptor[RouteKey, Route]{
 		return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
 	},
 	link: func(k RouteKey, _ Route) string { return k.Link },
-	// The kernel's own routes come and go with the addresses they follow from.
+	// The kernel adds and removes its own routes together with their addresses.
 	owns: func(s Scope, k RouteKey, r Route) bool { return s.OwnsRoute(k, r) && r.Proto != ProtoKernel },
-	// To the network or to the own subnet, not to a peer's.
+	// Routes to the network or to the own subnet, but not to a peer's.
 	basic: func(k RouteKey, _ Route, own netip.Prefix) bool {
 		return own.IsValid() && k.Dst.Bits() <= own.Bits() && k.Dst.Contains(own.Addr())
 	},
@@ -188,8 +188,8 @@ func comparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// linkOfSysctl returns the link that a sysctl such as net/ipv6/conf/flannel.1/accept_ra
-// belongs to, "" if it belongs to none.
+// linkOfSysctl returns the link of a sysctl such as net/ipv6/conf/flannel.1/accept_ra, or "" if it
+// has none.
 func linkOfSysctl(path string) string {
 	parts := strings.Split(path, "/")
 	if len(parts) != 5 || parts[0] != "net" || parts[2] != "conf" && parts[2] != "neigh" {

@@ -7,10 +7,11 @@ import (
 	"strings"
 )
 
-// A link is changed in place, as far as that is possible, and never deleted but to be made
-// anew; what is on it goes with it.
+// Links are changed in place as far as possible and deleted only to be recreated, because all
+// objects on them are deleted with them.
 
-// diffLinks finds the operations on links, and notes for the other kinds what becomes of which link.
+// diffLinks returns the operations on links and records for the other kinds which links are
+// blocked, recreated or get a new MAC.
 func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 	var changes ops
 	for _, name := range slices.Sorted(maps.Keys(d.want.Links)) {
@@ -40,12 +41,12 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 	return changes, nil
 }
 
-// reusable reports whether the kernel can turn l into want in place.
+// reusable reports whether l can be changed into want in place.
 func (l Link) reusable(want Link) bool {
 	return l.VNI == want.VNI && l.Parent == want.Parent && l.Local == want.Local && l.Port == want.Port && l.GBP == want.GBP
 }
 
-// satisfies reports whether l is as wanted.
+// satisfies reports whether l already is as want requires.
 func (l Link) satisfies(want Link) bool {
 	if want.MAC == (MAC{}) {
 		want.MAC = l.MAC
@@ -65,7 +66,7 @@ func linkText(name string, l Link) string {
 	case KindVXLAN:
 	case KindTUN:
 		s += " type tun"
-		if l.Local.IsValid() { // the kernel does not know what is behind it
+		if l.Local.IsValid() { // the kernel does not know the socket of a TUN device
 			s += fmt.Sprintf(" local %s port %d", l.Local, l.Port)
 		}
 		if l.AnySource {
@@ -110,7 +111,7 @@ func linkCommand(verb string, name string, l Link) string {
 	return s
 }
 
-// changeCommand is the command that turns a link that is as was into l.
+// changeCommand returns the command that changes a link from was to l.
 func changeCommand(name string, l, was Link) string {
 	set := "ip link set " + name
 	var parts []string
@@ -127,7 +128,7 @@ func changeCommand(name string, l, was Link) string {
 	if general != "" {
 		parts = append(parts, set+general)
 	}
-	if l.Learning != was.Learning { // ip(8) takes nothing behind the type
+	if l.Learning != was.Learning { // ip(8) accepts no general options after the type
 		parts = append(parts, set+" type vxlan "+learningText(l.Learning))
 	}
 	return strings.Join(parts, " && ")

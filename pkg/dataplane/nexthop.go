@@ -8,35 +8,34 @@ import (
 	"strconv"
 )
 
-// Linux finds a route's gateway among all those of its link by walking through
-// them, so that to add n routes by one link takes time in n². There are two ways around.
+// Linux finds the gateway of a route by a linear search through all gateways of the link, so adding
+// n routes on one link takes O(n²) time. There are two ways to avoid that.
 //
-// Nexthop objects (RTM_NEWNEXTHOP) are found by their id; they cost one object more a route.
-// A route to 10.42.9.0/24 has the nexthop with the number of that address, 0x0a2a0900.
-// Subnets do not overlap and so have ids of their own, as have networks; and the
-// ids that other programs give, which begin at 1, are far away. But when their link goes
-// down, the kernel looks through all routes of everybody for those of each nexthop
-// (net/ipv4/nexthop.c, __remove_nexthop_fib), and nobody can do anything to any link meanwhile:
-// 5,000 nexthops among 400,000 routes take it 45 seconds.
+// Nexthop objects (RTM_NEWNEXTHOP) are looked up by ID. They cost one more object per route. The
+// route to 10.42.9.0/24 has the nexthop with the number of that address as its ID, 0x0a2a0900. IDs
+// are unique, because subnets and networks do not overlap, and they are far from those that other
+// programs use, which start at 1. However, when the link goes down, the kernel scans all routes of
+// the host once for each nexthop (net/ipv4/nexthop.c, __remove_nexthop_fib) and blocks all changes
+// of links meanwhile: 5,000 nexthops among 400,000 routes take 45 seconds.
 //
-// Routes of different scopes are found apart (net/ipv4/fib_semantics.c, fib_info_hashfn). The
-// scope of a route with a gateway has no other meaning, as long as it is wider than that of a link.
+// Routes with different scopes are in different hash buckets (net/ipv4/fib_semantics.c,
+// fib_info_hashfn). The scope of a route with a gateway has no other effect, as long as it is wider
+// than link scope.
 
 const (
-	// minRoutes is how many routes it takes before either is worth it: with fewer
-	// the routes look as people know them, and take some ten milliseconds at most.
+	// minRoutes is the number of routes from which on either way is used. Below it, adding them
+	// takes ten milliseconds at most, and routes keep their usual form.
 	minRoutes = 1000
-	// maxNextHopRoutes bounds the routes in the main table, others' among them, with which nexthops
-	// are used.
+	// maxNextHopRoutes is the maximum number of routes in the main table, including foreign ones,
+	// with which nexthop objects are used.
 	maxNextHopRoutes = 10_000
-	// scopes is how many scopes routes are spread over, from 1 on: the next one, 200, has
-	// a name (rtnetlink(7)).
+	// scopes is the number of scopes that routes are spread over, starting with 1. The next one,
+	// 200, has a name (rtnetlink(7)).
 	scopes = 199
 )
 
-// UseNextHops reports whether the routes of s should be made by way of nexthop
-// objects in a kernel that holds have. Once they are, it takes half as many to go
-// back, or twice as many.
+// UseNextHops reports whether the routes of s should use nexthop objects in a kernel with the state
+// have. For hysteresis, the limits change by a factor of two once they are used.
 func (s State) UseNextHops(have State) bool {
 	n := len(s.Routes)
 	least, most := minRoutes, maxNextHopRoutes
@@ -46,7 +45,8 @@ func (s State) UseNextHops(have State) bool {
 	return have.NextHops != nil && n >= least && n+have.Others <= most
 }
 
-// UseSpread reports likewise whether they should be of different scopes.
+// UseSpread reports whether the routes of s should be spread over different scopes, with the same
+// hysteresis.
 func (s State) UseSpread(have State) bool {
 	n := len(s.Routes)
 	if n < minRoutes/2 || n >= minRoutes {
@@ -60,8 +60,8 @@ func (s State) UseSpread(have State) bool {
 	return false
 }
 
-// spread returns a route with the scope that its destination tells. Where n subnets follow one
-// another, each scope has as many of them.
+// spread returns a route with the scope that follows from its destination. Consecutive subnets are
+// distributed evenly.
 func (r Route) spread(k RouteKey) Route {
 	if r.Via.IsValid() && k.Dst.Addr().Is4() && k.Dst.Bits() > 0 {
 		r.Scope = uint8(1 + NextHopID(k.Dst)>>(32-k.Dst.Bits())%scopes)
@@ -69,8 +69,8 @@ func (r Route) spread(k RouteKey) Route {
 	return r
 }
 
-// nextHop returns a route by way of a nexthop object, and that object. IPv6
-// routes stay as they are: the kernel does not look for their gateways.
+// nextHop returns a route that uses a nexthop object, and that object. IPv6 routes are unchanged:
+// the kernel does no search for their gateways.
 func (r Route) nextHop(k RouteKey) (Route, NextHop, bool) {
 	id := NextHopID(k.Dst)
 	if !r.Via.IsValid() || id == 0 || k.Metric != 0 {
@@ -80,13 +80,13 @@ func (r Route) nextHop(k RouteKey) (Route, NextHop, bool) {
 	return r, NextHop{Link: k.Link, Via: r.Via, OnLink: r.OnLink, Proto: ProtoFlannel}, true
 }
 
-// InRange reports whether a nexthop's id is one of the networks' addresses.
+// InRange reports whether a nexthop ID is the number of an address in one of the networks.
 func (s Scope) InRange(id uint32) bool {
 	addr := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, id)))
 	return slices.ContainsFunc(s.Networks, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
 
-// NextHopID returns the id of the nexthop of a route to dst; 0: it has none.
+// NextHopID returns the nexthop ID of a route to dst, or 0 if it has none.
 func NextHopID(dst netip.Prefix) uint32 {
 	if !dst.Addr().Is4() {
 		return 0
@@ -95,8 +95,8 @@ func NextHopID(dst netip.Prefix) uint32 {
 	return binary.BigEndian.Uint32(addr[:])
 }
 
-// diffNextHops finds out which nexthop objects the wanted routes need, if they are to be by
-// such, and compares these.
+// diffNextHops compares the nexthop objects that the wanted routes need, if they use any, with the
+// existing ones.
 func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 	d.taken, d.hops = d.takenSlots(), map[uint32]NextHop{}
 	if d.scope.NextHops {
@@ -105,8 +105,8 @@ func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 	return kind.list(Put, kind.missing(d, d.hops, nil)), kind.list(Del, kind.surplus(d, d.hops))
 }
 
-// neededHops notes the nexthops that the wanted routes need. Where somebody else's has the id, the
-// route does without.
+// neededHops records the nexthops that the wanted routes need. If the ID is in use by another
+// program, the route uses none.
 func (d *differ) neededHops() {
 	for k, r := range d.want.Routes {
 		through, hop, ok := r.nextHop(k)

@@ -6,10 +6,10 @@ import (
 	"net/netip"
 )
 
-// MAC is an Ethernet address as a comparable value; zero means "any".
+// MAC is an Ethernet address as a comparable value. The zero value means any.
 type MAC [6]byte
 
-// ParseMAC reads a 48-bit Ethernet address that a unicast frame can carry.
+// ParseMAC parses a 48-bit unicast Ethernet address.
 func ParseMAC(s string) (MAC, error) {
 	hw, err := net.ParseMAC(s)
 	if err != nil || len(hw) != 6 {
@@ -40,23 +40,23 @@ func clip(s string) string {
 // Kinds of link.
 const (
 	KindVXLAN = "vxlan"
-	KindTUN   = "tun" // packets are carried in user space
+	KindTUN   = "tun" // packets are forwarded in user space
 )
 
-// Link is a device of ours: a kernel VXLAN device (RFC 7348), or a TUN device
-// and the UDP socket behind it.
+// Link is one of our devices: a kernel VXLAN device (RFC 7348), or a TUN device with its UDP
+// socket.
 type Link struct {
-	Kind      string     // KindVXLAN or KindTUN; other values only in what a kernel holds
+	Kind      string     // KindVXLAN or KindTUN; other values only in states read from a kernel
 	VNI       int        // 0..16777215
 	Parent    string     // underlay device
 	Local     netip.Addr // outer source address
 	Port      int        // outer UDP port
 	GBP       bool       // Group Based Policy extension
 	Learning  bool       // learn FDB entries from traffic
-	AnySource bool       // KindTUN: take packets from whoever sends them
-	NoOffload bool       // KindTUN: leave no work to the kernel's offloads
-	MAC       MAC        // zero in what is wanted: keep what is there
-	MTU       int        // bytes, inner IP packet
+	AnySource bool       // KindTUN: accept packets from any source
+	NoOffload bool       // KindTUN: do not use the kernel's offloads
+	MAC       MAC        // zero in desired state: keep the present one
+	MTU       int        // of inner IP packets, in bytes
 	Up        bool
 }
 
@@ -66,61 +66,61 @@ type Addr struct {
 	Prefix netip.Prefix
 }
 
-// FDB is a permanent forwarding entry of a VXLAN link: frames to MAC go to the
-// VTEP at Dst. It is all key: one MAC may have several remotes in a kernel that
-// somebody else has touched.
+// FDB is a permanent forwarding entry of a VXLAN link: frames to MAC are sent to the VTEP at Dst.
+// All fields are part of the key, because a MAC may have several remotes in a kernel that another
+// program has changed.
 type FDB struct {
 	Link string
 	MAC  MAC
 	Dst  netip.Addr
 }
 
-// NeighKey names a permanent neighbour (ARP or ND entry); its value is a MAC.
+// NeighKey is the key of a permanent neighbour (ARP or ND entry), whose value is a MAC.
 type NeighKey struct {
 	Link string
 	IP   netip.Addr
 }
 
-// TunnelKey names an entry of the forwarding table behind a TUN link; its value
-// is the UDP address of the host that has the subnet, or invalid for our own.
+// TunnelKey is the key of an entry in the forwarding table of a TUN link. Its value is the UDP
+// address of the host with the subnet, or invalid for the own subnet.
 type TunnelKey struct {
 	Link   string
 	Subnet netip.Prefix
 }
 
-// RouteKey names a route of the main table. A blackhole has no Link, nor has one
-// by several links (multipath), which is never ours.
+// RouteKey is the key of a route in the main table. A blackhole has no Link, nor has a multipath
+// route, which is never ours.
 type RouteKey struct {
 	Dst    netip.Prefix
 	Link   string
 	Metric uint32
 }
 
-// NextHop is a nexthop object (ip-nexthop(8), kernel 5.3): a gateway with an id,
-// by which routes name it.
+// NextHop is a nexthop object (ip-nexthop(8), kernel 5.3): a gateway with an ID that routes refer
+// to.
 type NextHop struct {
 	Link   string
 	Via    netip.Addr
-	OnLink bool // take Via as reachable on the link without asking
-	Proto  int  // who made it, as in a Route
+	OnLink bool // treat Via as directly reachable on the link
+	Proto  int  // the program that created it, as in a Route
 }
 
-// Route is what a route of the main table says beside its key.
+// Route is the value of a route in the main table.
 type Route struct {
-	Via       netip.Addr // invalid: directly on the link
-	OnLink    bool       // take Via as reachable on the link without asking
-	Blackhole bool       // drop the packets; there is no link
-	LinkScope bool       // IPv4 without Via: only of scope link (rtnetlink(7)); nobody wants that
-	Scope     uint8      // IPv4 with Via: rtm_scope of rtnetlink(7), which means nothing then
-	Proto     int        // rtm_protocol of rtnetlink(7): who made it
-	NextHop   uint32     // id of the object that says link and gateway; 0: the route itself does
+	Via       netip.Addr // invalid if the destination is directly on the link
+	OnLink    bool       // treat Via as directly reachable on the link
+	Blackhole bool       // drop packets; there is no link
+	LinkScope bool       // IPv4 without Via: scope link (rtnetlink(7)); never in desired state
+	Scope     uint8      // IPv4 with Via: rtm_scope of rtnetlink(7), which has no effect there
+	Proto     int        // rtm_protocol of rtnetlink(7): the program that created it
+	NextHop   uint32     // ID of the object with link and gateway; 0 if the route has its own
 }
 
 // Route protocols.
 const (
 	ProtoKernel = 2
-	ProtoBoot   = 3 // what the original stamps on every route
-	// ProtoFlannel marks routes of ours on links that are not ours. It
-	// is the proof of ownership without which such a route is never deleted.
+	ProtoBoot   = 3 // what upstream flannel sets on every route
+	// ProtoFlannel marks our routes on foreign links. It is the proof of ownership without which
+	// such a route is never deleted.
 	ProtoFlannel = 70
 )

@@ -5,8 +5,7 @@ import "net/netip"
 // Verb is what an operation does to its object.
 type Verb int
 
-// Put makes the object be as given, whether or not something stands under its
-// key; Del removes it. Set changes a link in place.
+// Put creates or replaces an object, Del deletes it, and Set changes a link in place.
 const (
 	Put Verb = iota
 	Set
@@ -23,31 +22,31 @@ func (v Verb) String() string {
 	return "replace"
 }
 
-// Op is one change of one object: a verb, a kind, a key and a value. The methods of its
-// Kind make it and tell key and value. It is as large as a few words, since it points to
-// its object, which is immutable.
+// Op is one change of one object: a verb, a kind, a key and a value. The methods of its Kind
+// construct it and return its key and value. It is only a few words long, because it points to its
+// object, which is immutable.
 type Op struct {
 	Verb Verb
 	Kind Kind
 
 	object any // *object[K, V] of the kind
-	was    any // *V with Set: as the object is
+	was    any // *V with Set: the present value
 }
 
-// Object names what the operation is about, the same for every attempt: the
-// key for back-off.
+// Object returns the name of the object, which is the same for every attempt. It is the key for the
+// backoff.
 func (o Op) Object() string { return o.Kind.objectOf(o) }
 
-// Device returns the link that the operation is on; empty for what is on none, as a
-// blackhole.
+// Device returns the link of the object, or "" if it has none, such as a blackhole route.
 func (o Op) Device() string { return o.Kind.deviceOf(o) }
 
-// Basic reports whether the operation makes what a host with the subnet own needs for
-// itself, whoever the peers are, and without which it reaches none.
+// Basic reports whether the operation creates something that a host with the subnet own needs
+// independently of its peers, and without which it reaches none of them.
 func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basicOf(o, own) }
 
-// Clone returns an operation to keep: one of a Delta keeps all of that.
+// Clone returns a copy that can be retained. An operation of a Delta keeps the whole Delta in
+// memory.
 func (o Op) Clone() Op { return o.Kind.clone(o) }
 
-// String returns the operation as a command that a person can paste.
+// String returns the operation as a command that can be pasted into a shell.
 func (o Op) String() string { return o.Kind.commandOf(o) }

@@ -8,17 +8,18 @@ import (
 	"strconv"
 )
 
-// Routes are by a link and a gateway, by a nexthop object that says both, or, if there are
-// many, of different scopes; and a route must not take the place of what is not ours.
+// A route specifies a link and a gateway, or refers to a nexthop object that does. Large numbers of
+// routes are spread over different scopes. A route must not replace one that is not ours.
 
-// slot is what only one route can have: a replace takes the place of whatever
-// has the same destination and metric, on any link.
+// slot identifies what a replace operation replaces: the kernel has one route per destination and
+// metric, on whatever link.
 type slot struct {
 	dst    netip.Prefix
 	metric uint32
 }
 
-// takenSlots looks for what a wanted route must not take the place of, and says why.
+// takenSlots returns the slots of foreign routes that a wanted route must not replace, with the
+// reason.
 func (d *differ) takenSlots() map[slot]string {
 	taken := map[slot]string{}
 	for k, r := range d.have.Routes {
@@ -32,7 +33,7 @@ func (d *differ) takenSlots() map[slot]string {
 	return taken
 }
 
-// diffRoutes comes after diffNextHops.
+// diffRoutes requires that diffNextHops was called before.
 func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
 	put := kind.missing(d, d.want.Routes, d.route)
 	put = slices.DeleteFunc(put, func(o object[RouteKey, Route]) bool {
@@ -44,15 +45,15 @@ func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
 	})
 	del := kind.surplus(d, d.want.Routes)
 	del = slices.DeleteFunc(del, func(o object[RouteKey, Route]) bool {
-		// The wanted route through the same nexthop has taken its place, and would
-		// be hit: the deletion of such a route cannot name the link.
+		// The wanted route with the same nexthop has replaced this one. The deletion would remove
+		// the new route, because it cannot specify the link.
 		_, replaced := d.hops[o.value.NextHop]
 		return replaced && o.key.Metric == 0
 	})
 	return kind.list(Put, put), kind.list(Del, del)
 }
 
-// route returns a wanted route in the form that it is to have.
+// route returns a wanted route in the form in which it is created.
 func (d *differ) route(k RouteKey, r Route) Route {
 	if through, hop, ok := r.nextHop(k); ok && d.hops[through.NextHop] == hop {
 		return through
@@ -63,9 +64,8 @@ func (d *differ) route(k RouteKey, r Route) Route {
 	return r
 }
 
-// DelRoutesTo returns the deletions after which no route of ours leads to an address: of those
-// that the kernel would take for it, one after the other, all up to the first that is not
-// ours.
+// DelRoutesTo returns the deletions of our routes that the kernel would use for an address: in
+// order of preference, up to the first route that is not ours.
 func DelRoutesTo(have State, scope Scope, addr netip.Addr) (ops []Op) {
 	var leads []RouteKey
 	for k := range have.Routes {
@@ -86,8 +86,8 @@ func DelRoutesTo(have State, scope Scope, addr netip.Addr) (ops []Op) {
 	return ops
 }
 
-// routeCommand is a route as ip(8) takes it: by way of a nexthop object, or
-// with a gateway and a link of its own.
+// routeCommand returns a route as arguments for ip(8), with a nexthop object or with its own
+// gateway and link.
 func routeCommand(k RouteKey, r Route) string {
 	if r.NextHop == 0 {
 		return routeText(k, r)
@@ -126,7 +126,7 @@ func routeText(k RouteKey, r Route) string {
 		s += " metric " + strconv.FormatUint(uint64(k.Metric), 10)
 	}
 	if k.Dst.Addr().Is4() && k.Link != "" && !r.Via.IsValid() && !r.LinkScope && r.Proto != ProtoKernel {
-		s += " scope global" // ip(8) would make it of scope link
+		s += " scope global" // the default of ip(8) would be scope link
 	}
 	if r.Scope != 0 {
 		s += " scope " + strconv.Itoa(int(r.Scope))

@@ -6,23 +6,23 @@ import (
 	"slices"
 )
 
-// Scope is what a reading of the kernel looks at and what may be changed:
-// ownership, which every deletion needs.
+// Scope is what is read from the kernel and what may be changed there. Every deletion requires
+// ownership by its rules.
 type Scope struct {
-	Networks []netip.Prefix // only routes and addresses inside one of them concern us
-	Links    []string       // names of links that are ours, sorted
+	Networks []netip.Prefix // only routes and addresses inside one of them are considered
+	Links    []string       // names of our links, sorted
 	Sysctls  []string       // paths to read, sorted
-	// Carriers are links that are not ours and that something of ours depends on: the uplink, and
-	// those that routes of ours leave by, sorted. When one goes down, or loses an address or its
-	// carrier, the kernel takes routes away and tells of the cause only.
+	// Underlay has foreign links that our objects depend on, sorted: the uplink and the links that
+	// our routes use. When one goes down or loses an address or its carrier, the kernel removes
+	// routes and sends an event for the link only.
 	Underlay []string
-	// NextHops has routes made by way of nexthop objects, Spread has others made with different
-	// scopes.
+	// NextHops selects routes that use nexthop objects. Spread selects different scopes for other
+	// routes.
 	NextHops, Spread bool
 }
 
-// ScopeOf returns the scope for wanting s in networks: the links it names are
-// ours. carriers are links that it depends on besides those that its routes leave by.
+// ScopeOf returns the scope of s as desired state in networks. The links of s are ours. underlay
+// are further links that s depends on besides those that its routes use.
 func (s State) ScopeOf(networks []netip.Prefix, carriers ...string) Scope {
 	others := map[string]bool{}
 	for _, link := range carriers {
@@ -33,7 +33,7 @@ func (s State) ScopeOf(networks []netip.Prefix, carriers ...string) Scope {
 			others[k.Link] = true
 		}
 	}
-	delete(others, "") // a blackhole is on none
+	delete(others, "") // blackhole routes have no link
 	return Scope{
 		Networks: networks,
 		Links:    slices.Sorted(maps.Keys(s.Links)),
@@ -45,7 +45,7 @@ func (s State) ScopeOf(networks []netip.Prefix, carriers ...string) Scope {
 // OwnsLink reports whether the named link is ours.
 func (s Scope) OwnsLink(name string) bool { return slices.Contains(s.Links, name) }
 
-// Inside reports whether p lies in one of the networks or is the whole of it.
+// Inside reports whether p is equal to or inside one of the networks.
 func (s Scope) Inside(p netip.Prefix) bool {
 	for _, network := range s.Networks {
 		if Inside(network, p) {
@@ -55,23 +55,23 @@ func (s Scope) Inside(p netip.Prefix) bool {
 	return false
 }
 
-// Inside reports whether p lies in a network or is the whole of it.
+// Inside reports whether p is equal to or inside network.
 func Inside(network, p netip.Prefix) bool {
 	return p.Bits() >= network.Bits() && network.Contains(p.Addr())
 }
 
-// OwnsAddr reports whether an address is ours: inside a network and on a link of ours. Others
-// there, such as IPv6 link-local ones, belong to the kernel or to the operator.
+// OwnsAddr reports whether an address is ours, that is, inside a network and on one of our links.
+// Other addresses on the link, such as IPv6 link-local ones, belong to the kernel or the operator.
 func (s Scope) OwnsAddr(a Addr) bool { return s.OwnsLink(a.Link) && s.Inside(a.Prefix) }
 
-// OwnsRoute reports whether a route is ours: inside a network, and by a link of ours or with our
-// stamp.
+// OwnsRoute reports whether a route is ours, that is, inside a network and either on one of our
+// links or marked with our protocol number.
 func (s Scope) OwnsRoute(k RouteKey, r Route) bool {
 	return s.Inside(k.Dst) && (k.Link != "" || r.Blackhole) && (s.OwnsLink(k.Link) || r.Proto == ProtoFlannel)
 }
 
-// OwnsNextHop reports whether a nexthop is ours: with our stamp, and an id out of the network's own
-// numbers.
+// OwnsNextHop reports whether a nexthop is ours, that is, marked with our protocol number and with
+// an ID from the range of a network.
 func (s Scope) OwnsNextHop(id uint32, h NextHop) bool {
 	return s.InRange(id) && h.Proto == ProtoFlannel
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Empty reports whether there is nothing in s.
+// Empty reports whether s has no objects.
 func (s State) Empty() bool {
 	for _, k := range kinds {
 		if k.count(s) > 0 {
@@ -16,7 +16,7 @@ func (s State) Empty() bool {
 	return true
 }
 
-// Equal reports whether two states hold the same objects.
+// Equal reports whether both states have the same objects.
 func (s State) Equal(o State) bool {
 	for _, k := range kinds {
 		if !k.equal(s, o) {
@@ -26,34 +26,34 @@ func (s State) Equal(o State) bool {
 	return true
 }
 
-// Add puts the objects of o into s.
+// Add adds the objects of o to s.
 func (s State) Add(o State) {
 	for _, k := range kinds {
 		k.copyTo(s, o)
 	}
 }
 
-// Remove takes the objects at the keys of o out of s.
+// Remove removes the objects with the keys of o from s.
 func (s State) Remove(o State) {
 	for _, k := range kinds {
 		k.removeFrom(s, o)
 	}
 }
 
-// Update keeps a reading up with an operation that was done. What goes with a link is not known from
-// that: another reading shows it.
+// Update applies a completed operation to s. It does not account for objects that the kernel
+// removes together with a link; the next read of the kernel shows those.
 func (s State) Update(o Op) { o.Kind.update(s, o) }
 
-// Has reports whether s has something at the key of an operation's object.
+// Has reports whether s has an object with the key of o's object.
 func (s State) Has(o Op) bool { return o.Kind.has(s, o) }
 
-// Objects returns the objects of a kind, in no order, as the operations that put them.
+// Objects returns the objects of a kind in no particular order, as operations that create them.
 func (s State) Objects(k Kind) iter.Seq[Op] {
 	return func(yield func(Op) bool) { k.objects(s, yield) }
 }
 
-// Text prints the state in the notation of ip(8), bridge(8) and sysctl(8), one
-// object a line, in order of creation.
+// Text returns the state in the notation of ip(8), bridge(8) and sysctl(8), one object per line, in
+// order of creation.
 func (s State) Text() string {
 	var b strings.Builder
 	for _, k := range kinds {
@@ -62,12 +62,12 @@ func (s State) Text() string {
 	return b.String()
 }
 
-// What belongs to a few peers among many is compared by itself: the parts of two
-// states at the same keys have the same difference there as the whole. What is wanted
-// at one destination must be in one part.
+// The objects of a few peers can be compared separately: the parts of two states with the same keys
+// have the same difference as the whole states have there. All wanted routes to one destination
+// must be in the same part.
 
-// Part returns what s holds at the keys of others, and, since they stand in the way, all
-// routes to the same destinations, with the nexthops that go with these.
+// Part returns the objects of s with the keys of others, and all routes to the same destinations
+// with their nexthops, because these conflict with the routes of others.
 func (s State) Part(others ...State) State {
 	p := NewState()
 	destinations := map[netip.Prefix]bool{}

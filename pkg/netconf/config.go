@@ -1,10 +1,9 @@
-// Package netconf reads the network config, the JSON document that says which
-// network the hosts share, how it is cut into subnets and which backend carries
-// it.
+// Package netconf reads the network config: the JSON document that defines the network all hosts
+// share, the subnets it is divided into and the backend that carries packets.
 //
-// It does not know what the backends' options mean: they are handed on as
-// Fields. Invariant: a Config that Parse returns is consistent (its pool of
-// IPv4 subnets is not empty and lies inside its network), with every default filled in.
+// It does not interpret the backend's options and passes them on as Fields. Invariant: a Config
+// returned by Parse is consistent (its pool of IPv4 subnets is not empty and lies inside its
+// network), and every default is filled in.
 package netconf
 
 import (
@@ -18,34 +17,34 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// DefaultBackend is the backend of a config that names none.
+// DefaultBackend is the backend of a config without Backend.
 const DefaultBackend = "udp"
 
-// MaxConfig is the longest network config, in bytes, that is accepted.
+// MaxConfig is the maximum size of a network config in bytes.
 const MaxConfig = 64 << 10
 
 // Config is the network config with its defaults.
 type Config struct {
-	V4          lease.Pool    // the IPv4 network, and what of it hosts may lease
-	V6          lease.Pool    // the same for IPv6; zero, since the overlay carries IPv4 only
+	V4          lease.Pool    // the IPv4 network and the subnets that hosts may lease
+	V6          lease.Pool    // the same for IPv6; always zero, because the overlay carries IPv4 only
 	BackendType string        // lower case; empty when Backend lacks Type
 	Backend     *Fields       // the backend's options
-	LeaseTTL    time.Duration // of a host's lease
-	NFTables    Choice        // keep packet filter rules in nftables rather than iptables
+	LeaseTTL    time.Duration // time to live of a lease
+	NFTables    Choice        // use nftables instead of iptables for packet filter rules
 }
 
-// Choice is an option that may be left open.
+// Choice is a boolean option that may be unset.
 type Choice int
 
-// What a Choice can be.
+// Values of a Choice.
 const (
 	Unset Choice = iota
 	Yes
 	No
 )
 
-// Parse reads and checks a network config. An error names the field, its value
-// and what it must be.
+// Parse parses and validates a network config. An error names the field, its value and what it must
+// be.
 func Parse(raw []byte) (Config, error) {
 	c, err := parse(raw)
 	if err != nil {
@@ -58,7 +57,7 @@ func parse(raw []byte) (c Config, err error) {
 	if len(raw) > MaxConfig {
 		return c, fmt.Errorf("must be at most %d bytes long, not %d", MaxConfig, len(raw))
 	}
-	// Editors and shells of Windows put a byte order mark at the beginning of a file.
+	// Windows editors and shells write a byte order mark at the beginning of a file.
 	if bytes.HasPrefix(raw, []byte("\xff\xfe")) || bytes.HasPrefix(raw, []byte("\xfe\xff")) {
 		return c, errors.New("must be UTF-8, not UTF-16")
 	}
@@ -77,7 +76,7 @@ func parse(raw []byte) (c Config, err error) {
 		f.Fail("EnableIPv4", "true: the overlay carries IPv4 only")
 	}
 	c.NFTables = f.choice("EnableNFTables")
-	// Below a minute an etcd that elects a leader could cost leases.
+	// With less than a minute, leases could expire during a leader election of etcd.
 	c.LeaseTTL = time.Duration(f.Int("SubnetLeaseTTL", 86400, 60, 366*86400)) * time.Second
 	c.BackendType = DefaultBackend
 	c.Backend = &Fields{path: "Backend."}
@@ -91,8 +90,8 @@ func parse(raw []byte) (c Config, err error) {
 	return c, f.Err()
 }
 
-// network reads Network. The limits of its length follow from its use: above
-// /28 there is no room for four subnets of four addresses.
+// network reads Network. The bounds of the prefix length follow from its use: a network longer than
+// /28 has no room for four subnets of four addresses.
 func (c *Config) network(f *Fields) {
 	const accepted = `an IPv4 network from /1 to /28 such as "10.42.0.0/16"`
 	s, ok := f.text("Network", accepted)
@@ -118,7 +117,7 @@ func (c *Config) subnets(f *Fields) {
 	if bits <= 22 {
 		def = 24
 	}
-	// At least four subnets, each with room for two containers and a bridge.
+	// There must be at least four subnets, each with room for a bridge and two containers.
 	length := f.Int("SubnetLen", def, bits+2, 30)
 	if f.Err() != nil {
 		return

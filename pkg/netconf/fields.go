@@ -11,17 +11,17 @@ import (
 	"strings"
 )
 
-// Fields is a JSON object whose values are read one at a time, so that an error
-// can name the field, its value and what it must be. Keys match in any case
-// and the last of several wins, as in every generation of the original; keys
-// nobody asks for are ignored. The first error sticks and is returned by Err.
+// Fields is a JSON object whose values are read one at a time, so that an error can name the field,
+// its value and what it must be. Keys match case-insensitively and the last duplicate wins, as in
+// every generation of upstream flannel. Keys that are never read are ignored. The first error is
+// kept and returned by Err.
 type Fields struct {
-	path   string // prefix for names in messages: "Backend."
+	path   string // prefix of names in errors, such as "Backend."
 	values map[string]json.RawMessage
 	err    error
 }
 
-// ParseFields reads one JSON object and nothing after it.
+// ParseFields parses exactly one JSON object.
 func ParseFields(raw []byte, path string) (*Fields, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	open, err := dec.Token()
@@ -59,17 +59,17 @@ func jsonError(err error) error {
 	return fmt.Errorf("must be JSON: %w", err)
 }
 
-// Err returns the first error of the readings so far.
+// Err returns the first error so far.
 func (f *Fields) Err() error { return f.err }
 
-// Fail records that a field's value is not accepted, and what it must be.
+// Fail records that the value of a field is invalid and what it must be.
 func (f *Fields) Fail(name, accepted string) {
 	if f.err == nil {
 		f.err = fmt.Errorf("%s%s: %s: must be %s", f.path, name, show(f.values[strings.ToLower(name)]), accepted)
 	}
 }
 
-// get returns the value, or nil when it is absent or null.
+// get returns the value, or nil if it is absent or null.
 func (f *Fields) get(name string) json.RawMessage {
 	v := f.values[strings.ToLower(name)]
 	if f.isNull(name) {
@@ -82,7 +82,7 @@ func (f *Fields) isNull(name string) bool {
 	return string(f.values[strings.ToLower(name)]) == "null"
 }
 
-// Int reads a whole number between least and most; absent or null gives def.
+// Int reads an integer from least to most. It returns def if the value is absent or null.
 func (f *Fields) Int(name string, def, least, most int) int {
 	v := f.get(name)
 	if v == nil {
@@ -96,7 +96,7 @@ func (f *Fields) Int(name string, def, least, most int) int {
 	return n
 }
 
-// Bool reads true or false; absent or null gives def.
+// Bool reads a boolean. It returns def if the value is absent or null.
 func (f *Fields) Bool(name string, def bool) bool {
 	v := f.get(name)
 	switch string(v) {
@@ -111,7 +111,7 @@ func (f *Fields) Bool(name string, def bool) bool {
 	return def
 }
 
-// choice reads true or false; absent or null leaves it open.
+// choice reads a boolean. It returns Unset if the value is absent or null.
 func (f *Fields) choice(name string) Choice {
 	if f.get(name) == nil {
 		return Unset
@@ -122,7 +122,7 @@ func (f *Fields) choice(name string) Choice {
 	return No
 }
 
-// String reads a string; absent or null gives def.
+// String reads a string. It returns def if the value is absent or null.
 func (f *Fields) String(name, def string) string {
 	v := f.get(name)
 	if v == nil {
@@ -145,7 +145,7 @@ func (f *Fields) text(name, accepted string) (s string, present bool) {
 	return s, s != ""
 }
 
-// Addr reads an IPv4 address; absent, or 0.0.0.0, gives an invalid one.
+// Addr reads an IPv4 address. It returns an invalid address if the value is absent or 0.0.0.0.
 func (f *Fields) Addr(name string) netip.Addr {
 	const accepted = `an IPv4 address such as "10.42.16.0"`
 	s, ok := f.text(name, accepted)
@@ -163,7 +163,7 @@ func (f *Fields) Addr(name string) netip.Addr {
 	return a
 }
 
-// Object reads a nested object; absent or null gives nil.
+// Object reads a nested object. It returns nil if the value is absent or null.
 func (f *Fields) Object(name string) *Fields {
 	v := f.get(name)
 	if v == nil {
@@ -177,7 +177,7 @@ func (f *Fields) Object(name string) *Fields {
 	return o
 }
 
-// show prints a raw value for a message, shortened.
+// show returns a raw value for an error message, truncated if it is long.
 func show(raw []byte) string {
 	const most = 64
 	if len(raw) == 0 {
