@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// Avoid returns what a subnet that is chosen for this host must not overlap: what the host
-// reaches inside the network in another way than by the overlay, and its own addresses
-// there. What covers all of the network leaves nothing to choose and does not count, nor do
-// devices of overlays.
+// Avoid returns prefixes that a new subnet of this host must not overlap: those that the host
+// reaches inside the network without the overlay, and its own addresses there. Prefixes that cover
+// the whole network are ignored, because they would leave no subnet, and so are devices of
+// overlays.
 func (s Surroundings) Avoid(network netip.Prefix) []netip.Prefix {
 	var avoid []netip.Prefix
 	for _, p := range s.Paths {
@@ -29,13 +29,13 @@ func (s Surroundings) Avoid(network netip.Prefix) []netip.Prefix {
 	return avoid
 }
 
-// SubnetInside is the ID of the finding that this host's subnet is a part of a network that
-// is reached in another way.
+// SubnetInside is the ID of the finding that this host's subnet is part of another network of this
+// host.
 const SubnetInside = "subnet-inside"
 
-// subnetInside looks for networks that this host reaches and that its subnet is a part of:
-// whoever has an address there is not reached any more, by this host or its peers. A bridge
-// of docker that is too wide is judged by itself.
+// subnetInside returns a finding if this host's subnet is part of a wider network that the host
+// reaches without the overlay: hosts there with addresses of the subnet are unreachable from this
+// host and its peers. Docker bridges have findings of their own.
 func (o Overlay) subnetInside(s Surroundings) []Finding {
 	for _, p := range s.Paths {
 		if p.Type != "" || p.Dst.Bits() <= o.Network.Bits() || p.Dst.Bits() >= o.Subnet.Bits() || !within(o.Subnet, p.Dst) {

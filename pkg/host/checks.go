@@ -7,42 +7,42 @@ import (
 	"strings"
 )
 
-// Finding is something of this host by which traffic of the overlay is lost, and the
-// command that mends it. Nobody but the operator does.
+// Finding is a problem on this host that breaks traffic of the overlay, with the command that
+// repairs it. flanneld does not run the command.
 type Finding struct {
-	ID      string // what it is about, the same as long as it lasts
+	ID      string // identifies the problem while it lasts
 	Text    string // constant sentence in lower case
-	Fields  []any  // what varies: keys and values as for slog
+	Fields  []any  // alternating keys and values as for slog
 	Command string
 }
 
-// Peer is what the checks know of another host.
+// Peer is another host as the checks need it.
 type Peer struct {
 	Subnet   netip.Prefix
 	PublicIP netip.Addr
 }
 
-// Overlay is what the checks compare this host with.
+// Overlay is the overlay network that the checks compare this host with.
 type Overlay struct {
 	Network netip.Prefix
 	Subnet  netip.Prefix   // this host's
 	Peers   []Peer         // sorted by subnet, none overlaps another
-	Devices []string       // the overlay's own
-	Others  []netip.Prefix // networks of other daemons of this host
-	// Routed are the prefixes that are led into a device of the overlay for all peers,
-	// not one for each.
+	Devices []string       // devices of the overlay
+	Others  []netip.Prefix // networks of other flanneld processes on this host
+	// Routed are the destinations of routes into a device of the overlay that are shared by all
+	// peers.
 	Routed []netip.Prefix
-	// Masquerade: hosts masquerade what leaves the overlay.
+	// Masquerade is set if hosts masquerade packets that leave the overlay.
 	Masquerade bool
 }
 
-// Link is an interface with the IPv4 addresses that it has.
+// Link is an interface with its IPv4 addresses.
 type Link struct {
 	Name, Kind string // Kind as in ip-link(8), "device" for hardware
 	Addrs      []netip.Prefix
 }
 
-// Path is a route of the main table, of whatever type, that the overlay did not set.
+// Path is a route of any type in the main table that does not belong to the overlay.
 type Path struct {
 	Route
 	Type string // as in ip-route(8): "" for unicast, "blackhole", "unreachable", ...
@@ -62,48 +62,48 @@ func (p Path) String() string {
 	return strings.TrimSpace(strings.Join(words, " "))
 }
 
-// Detour is a table that a routing rule names ahead of the main table, with what it does to
-// packets for an address of this host's subnet.
+// Detour is a routing table that a rule with precedence over the main table selects, and the route
+// in it for an address of this host's subnet.
 type Detour struct {
 	Table    int
-	Iface    string // by which they leave
+	Iface    string // output interface
 	Priority int    // of the rule
 }
 
-// Surroundings are what others have set up on this host where the overlay is.
+// Surroundings are the foreign links, routes and rules that affect the overlay.
 type Surroundings struct {
-	Links []Link // that have IPv4 addresses
-	Paths []Path // that concern the overlay, in kernel order
-	// Detour is about a container of this host; none if the main table decides.
+	Links []Link // with IPv4 addresses
+	Paths []Path // that affect the overlay, in kernel order
+	// Detour is for a container of this host; nil if the main table is used.
 	Detour *Detour
 }
 
-// Check judges the surroundings.
+// Check returns the problems in the surroundings.
 func (o Overlay) Check(f Facts, s Surroundings) []Finding {
 	return slices.Concat(o.dockerBridges(s), o.divertedFromContainers(f, s), o.detour(s), o.divertedFromPeers(f, s), o.subnetInside(s), o.unreachable(f, s),
 		o.needInside(f), o.nameServers(f, s))
 }
 
-// dockerBridge reports whether a link plainly is docker's: by the name of its default
-// bridge, of swarm's, or of one made for a network, which has the first 12 digits of the
-// network's ID.
+// dockerBridge reports whether a link is a bridge of Docker, by its name: the default bridge, the
+// one of swarm mode, or the bridge of a network, which has the first 12 digits of the network's ID.
 func (l Link) dockerBridge() bool {
 	id, made := strings.CutPrefix(l.Name, "br-")
 	made = made && len(id) == 12 && strings.Trim(id, "0123456789abcdef") == ""
 	return l.Kind == "bridge" && (l.Name == "docker0" || l.Name == "docker_gwbridge" || made)
 }
 
-// serves reports whether the link gives containers addresses of the subnet.
+// serves reports whether the link has an address of the subnet, as the bridge of this host's
+// containers has.
 func (l Link) serves(subnet netip.Prefix) bool {
 	return slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return within(a, subnet) })
 }
 
-// within reports whether a lies in b or is the whole of it.
+// within reports whether a is equal to or inside b.
 func within(a, b netip.Prefix) bool { return a.Bits() >= b.Bits() && b.Contains(a.Addr()) }
 
-// dockerBridges looks for bridges of docker that are not where the lease says. Other
-// networks of docker may be anywhere outside the overlay's network, and so may docker0 where
-// something else serves the subnet, or in the network of another daemon.
+// dockerBridges returns findings for Docker bridges whose addresses conflict with the leases. Other
+// Docker networks may be anywhere outside the overlay's network. So may docker0, if another bridge
+// serves the subnet or docker0 is in the network of another flanneld process.
 func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
 	served := slices.ContainsFunc(s.Links, func(l Link) bool { return !slices.Contains(o.Devices, l.Name) && l.serves(o.Subnet) })
 	for _, l := range s.Links {
@@ -142,8 +142,8 @@ func peerField(subnet netip.Prefix) []any {
 	return []any{"peer", subnet}
 }
 
-// dockerCommand returns the command that changes the bridge's subnet: docker0 gets that of the
-// subnet file by a restart of docker, other networks must be created anew.
+// dockerCommand returns the command that changes the subnet of a bridge: restarting Docker gives
+// docker0 the subnet of the subnet file; other networks have to be recreated.
 func (l Link) dockerCommand() string {
 	if l.Name == "docker0" {
 		return "systemctl restart docker"
@@ -151,11 +151,11 @@ func (l Link) dockerCommand() string {
 	return "docker network rm " + strings.TrimPrefix(l.Name, "br-")
 }
 
-// peerOverlapping finds a peer's subnet that has an address in common with p.
+// peerOverlapping returns a peer's subnet that overlaps p.
 func (o Overlay) peerOverlapping(p netip.Prefix) (netip.Prefix, bool) {
 	p = p.Masked()
 	i, _ := slices.BinarySearchFunc(o.Peers, p.Addr(), func(q Peer, a netip.Addr) int { return q.Subnet.Addr().Compare(a) })
-	for _, j := range []int{i - 1, i} { // the one that begins before p, and the first inside
+	for _, j := range []int{i - 1, i} { // the last that starts before p, and the first after that
 		if j >= 0 && j < len(o.Peers) && o.Peers[j].Subnet.Overlaps(p) {
 			return o.Peers[j].Subnet, true
 		}
@@ -163,9 +163,9 @@ func (o Overlay) peerOverlapping(p netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// divertedFromContainers looks for routes of others that win against that of the bridge which
-// serves the subnet, or will once it is there. Where a bridge of docker does, it is the one;
-// without a bridge, containers may have a route each.
+// divertedFromContainers returns findings for foreign routes with precedence over the route of the
+// bridge that serves the subnet, or that will once the bridge exists. If a Docker bridge serves the
+// subnet, only that one counts. Without a bridge, containers may have a route each.
 func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 	serving := map[string]bool{}
 	for _, docker := range []bool{true, false} {
@@ -178,7 +178,7 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 			break
 		}
 	}
-	first := map[netip.Prefix]Path{} // that the kernel takes, of those to one destination
+	first := map[netip.Prefix]Path{} // the preferred route to each destination
 	for _, p := range s.Paths {
 		if q, there := first[p.Dst]; within(p.Dst, o.Subnet) && (!there || p.Metric < q.Metric) {
 			first[p.Dst] = p
@@ -190,8 +190,8 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 		local := p.Type == "" && !p.Gateway.IsValid() && p.Iface != "" && p.Iface != f.Uplink
 		switch {
 		case first[p.Dst] != p || serving[p.Iface]:
-		case len(serving) == 0 && (local || p.Dst == o.Subnet && p.Metric > 0): // nobody's, or docker0's will win
-		case p.Kernel && (p.Iface == f.Uplink || s.kind(p.Iface) == "device"): // a LAN, whose address is not to be given up
+		case len(serving) == 0 && (local || p.Dst == o.Subnet && p.Metric > 0): // unused, or with a higher metric than docker0's route will have
+		case p.Kernel && (p.Iface == f.Uplink || s.kind(p.Iface) == "device"): // a LAN, whose address must not be deleted
 			lans = []Finding{{
 				ID:     LANInside,
 				Text:   "a LAN of this host overlaps its subnet, so containers with addresses of the LAN are unreachable",
@@ -204,7 +204,7 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 	return append(lans, findPaths("route", "foreign route diverts packets for this host's containers", wrong, s.Links, "subnet", o.Subnet)...)
 }
 
-// LANInside is the ID of the finding that a LAN lies in this host's subnet.
+// LANInside is the ID of the finding that a LAN overlaps this host's subnet.
 const LANInside = "lan-inside"
 
 func (s Surroundings) kind(link string) string {
@@ -216,8 +216,8 @@ func (s Surroundings) kind(link string) string {
 	return ""
 }
 
-// detour is there when another table wins against the bridge that serves the subnet; before
-// that is there, the default route may be anywhere.
+// detour returns a finding if another table has precedence over the bridge that serves the subnet.
+// Before the bridge exists, packets follow the default route, which may be in any table.
 func (o Overlay) detour(s Surroundings) []Finding {
 	served := func(l Link) bool { return l.serves(o.Subnet) && !slices.Contains(o.Devices, l.Name) }
 	if s.Detour == nil || !slices.ContainsFunc(s.Links, served) || slices.ContainsFunc(s.Links, func(l Link) bool { return served(l) && l.Name == s.Detour.Iface }) {
@@ -233,9 +233,9 @@ func (o Overlay) detour(s Surroundings) []Finding {
 // Container returns an address of this host's subnet that a container may have.
 func (o Overlay) Container() netip.Addr { return o.Subnet.Addr().Next().Next() }
 
-// divertedFromPeers looks for routes of others that are longer than that to a peer. The
-// uplink's own link is judged with the peers, and docker's bridges are by themselves; one
-// to a single address that the host needs is there on purpose.
+// divertedFromPeers returns a finding if foreign routes are more specific than the route to a peer.
+// Exceptions are the uplink's own link and Docker bridges, which have findings of their own, and
+// routes to single addresses that the host needs, which are intended.
 func (o Overlay) divertedFromPeers(f Facts, s Surroundings) []Finding {
 	docker := map[string]bool{}
 	for _, l := range s.Links {
@@ -256,7 +256,7 @@ func (o Overlay) divertedFromPeers(f Facts, s Surroundings) []Finding {
 	return findPaths("peer-route", "foreign route diverts packets for a peer's containers", wrong, s.Links, "peer", peer)
 }
 
-// examples is how many of many routes a finding names.
+// examples is the maximum number of routes that a finding names.
 const examples = 3
 
 func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Finding {
@@ -276,8 +276,8 @@ func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Fin
 	}}
 }
 
-// removeCommand is the command that removes a route; one that follows from an address goes with it,
-// and a network card keeps its own.
+// removeCommand returns the command that removes a route. The route of an address is removed by
+// deleting the address, unless it is a hardware interface's, which must keep it.
 func (p Path) removeCommand(links []Link) string {
 	for _, l := range links {
 		for _, a := range l.Addrs {
@@ -293,8 +293,8 @@ func (p Path) removeCommand(links []Link) string {
 	return "ip route del " + p.String()
 }
 
-// unreachable looks for peers to whose address nothing leads but the overlay's route for all
-// peers: what is sent to them would come back to be sent again.
+// unreachable returns a finding if the address of a peer is reached only by the overlay's shared
+// route: packets to it would loop through the overlay.
 func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	var lost []netip.Addr
 	for _, peer := range o.Peers {
@@ -314,7 +314,8 @@ func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	}}
 }
 
-// bypassCommand is the command that leads to an address by the uplink, past the overlay.
+// bypassCommand returns the command that adds a route to an address through the uplink, bypassing
+// the overlay.
 func (s Surroundings) bypassCommand(f Facts, a netip.Addr) string {
 	command := fmt.Sprintf("ip route add %s/%d dev %s", a, a.BitLen(), f.Uplink)
 	byUplink := slices.DeleteFunc(s.index(f).routes, func(r Route) bool { return r.Iface != f.Uplink })
@@ -328,9 +329,9 @@ func (s Surroundings) bypassCommand(f Facts, a netip.Addr) string {
 	return command
 }
 
-// Relevant returns what tells which routes of others the checks are about: those that overlap
-// what this host or a peer has of the network, and those that lead to a peer's public IP. A
-// routing daemon may have made a million of others.
+// Relevant returns a filter for the foreign routes that the checks need: those that overlap the
+// subnet of this host or a peer, and those to a peer's public IP. A routing daemon may have added a
+// million others.
 func (o Overlay) Relevant() func(dst netip.Prefix) bool {
 	addrs := make([]netip.Addr, 0, len(o.Peers))
 	for _, p := range o.Peers {

@@ -11,40 +11,39 @@ import (
 	"strings"
 )
 
-// Selectors say how the user wants the uplink to be chosen. They are tried in
-// the order of the fields; with none of the first three, the interface that has
-// PublicIP and then the default route decide.
+// Selectors are the user's rules for choosing the uplink. They are tried in the order of the
+// fields. Without any of the first three, the interface with PublicIP is chosen, or else the one of
+// the default route.
 type Selectors struct {
-	Ifaces   []string   // names or IPv4 addresses
-	Regexes  []string   // RE2, unanchored, on addresses first, then on names
+	Ifaces   []string   // interface names or IPv4 addresses
+	Regexes  []string   // RE2, unanchored, matched against addresses first, then names
 	CanReach netip.Addr // the interface of the route to it
-	PublicIP netip.Addr // address to publish; invalid: the uplink's own
+	PublicIP netip.Addr // address to publish; invalid for the uplink's own
 }
 
-// Uplink is the chosen interface and the address of this host that it sends from.
+// Uplink is the chosen interface and the source address of outer packets.
 type Uplink struct {
 	Iface string
 	Addr  netip.Addr
-	// Holder is the interface that has the address, where it is another one: the
-	// loopback interface, if the default route names an address there.
+	// Holder is the interface that has the address, if it is another one: the loopback interface,
+	// if the default route has an address of it as its source.
 	Holder string
-	Reason string // for the log: what decided
+	Reason string // for the log: the rule that selected it
 }
 
-// same reports whether two choices differ in nothing but what decided.
+// same reports whether two choices are equal apart from Reason.
 func (u Uplink) same(o Uplink) bool {
 	u.Reason = o.Reason
 	return u == o
 }
 
-// Has reports whether an uplink still is what it was: an interface that is up, and
-// the address.
+// Has reports whether the interface of an uplink is up and the address still exists.
 func (inv Inventory) Has(u Uplink) bool {
 	i, ok := inv.iface(u.Iface)
 	return ok && i.Up && inv.hasAddr(u)
 }
 
-// hasAddr reports whether the address of an uplink is where it was.
+// hasAddr reports whether an interface still has the address of an uplink.
 func (inv Inventory) hasAddr(u Uplink) bool {
 	i, ok := inv.iface(cmp.Or(u.Holder, u.Iface))
 	return ok && i.has(u.Addr)
@@ -62,17 +61,17 @@ func (inv Inventory) iface(name string) (Iface, bool) {
 	return inv.Ifaces[at], true
 }
 
-// Reach asks the kernel which interface and source address lead to an address.
+// Reach queries the kernel for the interface and source address of the route to an address.
 type Reach func(netip.Addr) (iface string, src netip.Addr, err error)
 
-// errNoDefaultRoute: no selector was given, and no default route says more.
+// errNoDefaultRoute is returned if there are no selectors and no default route.
 var errNoDefaultRoute = errors.New("there is no default route")
 
-// Choose finds the uplink, among interfaces that have a carrier if one of them fits. An
-// interface of the overlay is none, nor is one with an address in own, the subnets that
-// this host has or had, unless it leads out of them. Of several that are as good, the first
-// in prefer is taken, else the first in kernel order. The error says what each selector
-// failed on.
+// Choose returns the uplink. Interfaces with a carrier are preferred. Interfaces of the overlay are
+// excluded, and so is an interface with an address in own, the subnets that this host has or had,
+// unless it has a default route with a gateway outside them. Among equal interfaces, the first in
+// prefer is chosen, or else the first in kernel order. The error has the reason why each selector
+// failed.
 func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefer ...string) (Uplink, error) {
 	inv = inv.without("belongs to the overlay", func(i Iface) bool { return i.overlay(own) && !inv.leadsOut(i, own) })
 	rank := func(iface string) int {
@@ -90,27 +89,29 @@ func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefe
 	return inv.choose(sel, reach)
 }
 
-// overlayName matches the names of overlay devices, ours and those of other backends
-// that the original has.
+// overlayName matches the names of overlay devices, both ours and those of upstream's other
+// backends.
 var overlayName = regexp.MustCompile(`^flannel(\.|-v6|-wg|[0-9])`)
 
-// overlay reports whether an interface carries or holds what the overlay carries: one of
-// its devices, or a bridge of containers.
+// overlay reports whether an interface belongs to the overlay, as one of its devices or as a bridge
+// of containers.
 func (i Iface) overlay(own []netip.Prefix) bool {
 	return overlayName.MatchString(i.Name) || slices.ContainsFunc(i.Addrs, func(a Addr) bool {
 		return slices.ContainsFunc(own, func(s netip.Prefix) bool { return s.Contains(a.Prefix.Addr()) })
 	})
 }
 
-// leadsOut reports whether a default route by an interface has a gateway outside own, as an
-// uplink's has, whatever its address: the subnet may lie in its network.
+// leadsOut reports whether an interface has a default route with a gateway outside own. Such an
+// interface is an uplink even if its address is in own, because the subnet may be a part of the
+// uplink's network.
 func (inv Inventory) leadsOut(i Iface, own []netip.Prefix) bool {
 	return !overlayName.MatchString(i.Name) && slices.ContainsFunc(inv.defaults(), func(r Route) bool {
 		return r.Iface == i.Name && r.Gateway.IsValid() && !slices.ContainsFunc(own, func(s netip.Prefix) bool { return s.Contains(r.Gateway) })
 	})
 }
 
-// without returns the inventory without some interfaces and the routes by them.
+// without returns the inventory without the interfaces for which unfit returns true, and without
+// their routes.
 func (inv Inventory) without(why string, unfit func(Iface) bool) Inventory {
 	fit := Inventory{IPv6: inv.IPv6, excluded: maps.Clone(inv.excluded)}
 	if fit.excluded == nil {
@@ -124,7 +125,7 @@ func (inv Inventory) without(why string, unfit func(Iface) bool) Inventory {
 		}
 	}
 	for _, r := range inv.Routes {
-		if r.Dst.Bits() == 0 && fit.excluded[r.Iface] == "" { // no other is looked at
+		if r.Dst.Bits() == 0 && fit.excluded[r.Iface] == "" { // only default routes are needed
 			fit.Routes = append(fit.Routes, r)
 		}
 	}
@@ -170,7 +171,7 @@ func (inv Inventory) choose(sel Selectors, reach Reach) (Uplink, error) {
 	return u, err
 }
 
-// named finds an interface by its name or by an address it has.
+// named returns the interface with a name or an address.
 func (inv Inventory) named(v string) (Uplink, error) {
 	if ip, err := netip.ParseAddr(v); err == nil {
 		return inv.withAddr(ip)
@@ -184,7 +185,7 @@ func (inv Inventory) named(v string) (Uplink, error) {
 	return Uplink{}, fmt.Errorf("there is no such interface; there are %s", inv.names())
 }
 
-// withAddr finds the interface that sends from an address.
+// withAddr returns the interface that sends from an address.
 func (inv Inventory) withAddr(ip netip.Addr) (Uplink, error) {
 	if !ip.Is4() {
 		return Uplink{}, fmt.Errorf("%s is not an IPv4 address", ip)
@@ -196,8 +197,8 @@ func (inv Inventory) withAddr(ip netip.Addr) (Uplink, error) {
 	return inv.sender(inv.Ifaces[at], ip), nil
 }
 
-// sender returns the interface that sends from an address of holder: this itself, or the
-// one of a default route that names the address.
+// sender returns the interface that sends from an address of holder: holder itself, or the
+// interface of a default route that has the address as its source.
 func (inv Inventory) sender(holder Iface, ip netip.Addr) Uplink {
 	for _, r := range inv.defaults() {
 		if i, ok := inv.iface(r.Iface); ok && r.Source == ip && !i.has(ip) {
@@ -266,7 +267,7 @@ func (inv Inventory) byDefault() (Uplink, error) {
 	return Uplink{}, cmp.Or(first, errors.New("the default route names no single interface: choose one with -iface"))
 }
 
-// defaults lists the IPv4 default routes, the lowest metric first.
+// defaults returns the IPv4 default routes, sorted by metric.
 func (inv Inventory) defaults() []Route {
 	var routes []Route
 	for _, r := range inv.Routes {
@@ -278,8 +279,8 @@ func (inv Inventory) defaults() []Route {
 	return routes
 }
 
-// addrOf finds the address of an interface: the source of its default route, which is the
-// host's own where there are floating ones beside it, else the best.
+// addrOf returns the address of an interface: the source of its default route, which is the host's
+// own address if there are floating ones too, or else the best candidate.
 func (inv Inventory) addrOf(i Iface) (Uplink, error) {
 	for _, r := range inv.defaults() {
 		if r.Iface == i.Name {
@@ -294,8 +295,8 @@ func (inv Inventory) addrOf(i Iface) (Uplink, error) {
 }
 
 // viaRoute returns an interface with the source address of a default route through it: the one in
-// the route, else the one in the network of the gateway, else the first that is not
-// secondary, as the kernel chooses (net/ipv4/devinet.c, inet_select_addr).
+// the route, else the one in the network of the gateway, else the first that is not secondary, as
+// the kernel chooses (net/ipv4/devinet.c, inet_select_addr).
 func (inv Inventory) viaRoute(r Route, i Iface) (Uplink, error) {
 	if r.Source.IsValid() {
 		if u, err := inv.withSource(i, r.Source); err == nil {
@@ -322,7 +323,7 @@ func (i Iface) first() Addr {
 	return i.Addrs[at]
 }
 
-// withSource returns an interface with a source address, which may belong to another interface.
+// withSource returns an interface with a source address, which another interface may have.
 func (inv Inventory) withSource(i Iface, src netip.Addr) (Uplink, error) {
 	if i.has(src) {
 		return Uplink{Iface: i.Name, Addr: src}, nil
@@ -342,15 +343,15 @@ func (inv Inventory) names() string {
 	return strings.Join(names, ", ")
 }
 
-// usable reports whether packets between hosts can come from an address.
+// usable reports whether an address can be the source of packets to other hosts.
 func (a Addr) usable() bool {
 	ip := a.Prefix.Addr()
 	return ip.Is4() && !a.Deprecated && (ip.IsGlobalUnicast() || ip.IsLinkLocalUnicast())
 }
 
-// candidates lists the usable IPv4 addresses, best first: global before link-local, the
-// first of a network before others of it, those of a network before floating ones (/32),
-// permanent before leased, else in kernel order.
+// candidates returns the usable IPv4 addresses, best first: global before link-local, the first of
+// a network before others of it, addresses of a network before floating ones (/32), permanent
+// before dynamic, else in kernel order.
 func (i Iface) candidates() []Addr {
 	rank := func(a Addr) int {
 		n := 0

@@ -1,9 +1,9 @@
-// Package host holds what is true of this host beside flanneld: its interfaces
-// and routes, as an Inventory that somebody else reads from the kernel, the
-// choice of the uplink among them, and the Facts that backends build on.
+// Package host describes this host apart from flanneld: its interfaces and routes, as an Inventory
+// that another package reads from the kernel; the choice of the uplink among the interfaces; the
+// Facts that backends use; and the checks for problems on the host.
 //
-// It does no I/O: the same inventory gives the same choice. Invariant: Facts
-// that were chosen name an existing interface with an IPv4 address and an MTU.
+// It does no I/O: the same inventory results in the same choice. Invariant: Facts name an existing
+// interface with an IPv4 address and an MTU.
 package host
 
 import (
@@ -19,7 +19,7 @@ type Iface struct {
 	Index int
 	MTU   int // bytes; 0 when unknown
 	Up    bool
-	// Running says that it is up and has a carrier, as far as the kernel knows
+	// Running is set if the interface is up and has a carrier as far as the kernel knows
 	// (IFF_RUNNING of netdevice(7)).
 	Running bool
 	MAC     [6]byte
@@ -28,73 +28,70 @@ type Iface struct {
 
 // Addr is an address of an interface.
 type Addr struct {
-	Prefix     netip.Prefix // address with the length of its network, not masked
+	Prefix     netip.Prefix // address with the prefix length of its network, not masked
 	Deprecated bool
-	Dynamic    bool // has a lifetime, as DHCP gives
-	Secondary  bool // another one of its network came first
+	Dynamic    bool // has a lifetime, for example from DHCP
+	Secondary  bool // not the first address of its network
 }
 
 // Route is a unicast route of the main table.
 type Route struct {
 	Dst     netip.Prefix
-	Iface   string     // empty for a multipath route without one interface
-	Gateway netip.Addr // invalid: the destination is on the link
-	Source  netip.Addr // address of this host that packets come from; invalid: the kernel looks for one
+	Iface   string     // empty for a multipath route
+	Gateway netip.Addr // invalid if the destination is on the link
+	Source  netip.Addr // preferred source address; invalid if the kernel chooses one
 	Metric  uint32
-	Kernel  bool // follows from an address of Iface
-	Stamped bool // flanneld's, as its protocol says
+	Kernel  bool // created by the kernel for an address of Iface
+	Stamped bool // has flanneld's protocol number
 }
 
-// Inventory is what the kernel knows, read at one moment.
+// Inventory is the kernel's interfaces and routes at one point in time.
 type Inventory struct {
 	Ifaces []Iface
 	Routes []Route // in kernel order
-	IPv6   bool    // the kernel has IPv6 at all
+	IPv6   bool    // the kernel supports IPv6
 
-	excluded map[string]string // interfaces that were left out, and why
+	excluded map[string]string // interfaces that were left out, with the reason
 }
 
-// Facts about this host that a backend may build on.
+// Facts are what a backend needs to know about this host.
 type Facts struct {
-	Uplink     string     // interface that carries the overlay's packets
-	MTU        int        // of the uplink, bytes
+	Uplink     string     // interface that sends and receives the outer packets
+	MTU        int        // of the uplink, in bytes
 	Addr       netip.Addr // IPv4 address of the uplink, source of outer packets
-	AddrV6     netip.Addr // IPv6 address of the uplink, likewise; invalid: none
+	AddrV6     netip.Addr // IPv6 address of the uplink, likewise; invalid if it has none
 	PublicIP   netip.Addr // IPv4 address published to peers; differs from Addr behind NAT
-	PublicIPv6 netip.Addr // IPv6 address published to peers; invalid: none
-	// Underlay has the routes that lead to peers, to tell which of them are on
-	// the link.
+	PublicIPv6 netip.Addr // IPv6 address published to peers; invalid if there is none
+	// Underlay has the routes to peers, which determine which peers are on the link.
 	Underlay []Route
-	// MACs has the hardware addresses of the links that exist already, so that
-	// a restart publishes what peers know.
+	// MACs has the hardware addresses of existing links, so that a restart publishes the MAC that
+	// peers already know.
 	MACs map[string][6]byte
-	// IPv6 tells whether the kernel has IPv6 at all.
+	// IPv6 is set if the kernel supports IPv6.
 	IPv6 bool
-	// TUN is the TUN device of this host's overlay, where it has one: another
-	// network's may have the first name.
+	// TUN is the TUN device of this host's overlay, if it has one. Another network may use the
+	// default name.
 	TUN string
-	// Needs are the addresses inside the network that the host must reach without the
-	// overlay.
+	// Needs are the addresses inside the network that the host must reach outside the overlay.
 	Needs []Need
-	// NameServers are those inside the network. They may be in containers.
+	// NameServers are the name servers inside the network. They may run in containers.
 	NameServers []Need
-	// Leased are the fewest prefixes that hold all subnets that are leased now.
+	// Leased is the smallest set of prefixes that covers all subnets that are leased now.
 	Leased []netip.Prefix
 
-	index *index // of Underlay; nil: it is searched through
+	index *index // of Underlay; nil for a linear search
 }
 
-// Equal reports whether the same kernel objects follow from both. The MACs, which
-// come and go with containers, are for what is published only.
+// Equal reports whether both facts result in the same kernel objects. MACs, which change with every
+// container, are ignored, because they are used for the lease only.
 func (f Facts) Equal(o Facts) bool {
 	return f.Uplink == o.Uplink && f.MTU == o.MTU && f.IPv6 == o.IPv6 && f.TUN == o.TUN &&
 		f.Addr == o.Addr && f.AddrV6 == o.AddrV6 && f.PublicIP == o.PublicIP && f.PublicIPv6 == o.PublicIPv6 &&
 		slices.Equal(f.Underlay, o.Underlay) && slices.Equal(f.Needs, o.Needs) && slices.Equal(f.NameServers, o.NameServers) && slices.Equal(f.Leased, o.Leased)
 }
 
-// Facts returns what is now true of the chosen uplink, for an overlay with the
-// given network. It fails when the uplink is gone or has lost its address or its
-// MTU.
+// Facts returns the current facts about the uplink, for an overlay with the given network. It
+// returns an error if the uplink is gone or has lost its address or its MTU.
 func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) (Facts, error) {
 	if !publicIP.IsValid() {
 		publicIP = u.Addr
@@ -121,7 +118,7 @@ func (u Uplink) Facts(inv Inventory, publicIP netip.Addr, network netip.Prefix) 
 	return f, nil
 }
 
-// Lookup finds the route of the underlay to addr, as [Lookup] does.
+// Lookup returns the route of the underlay to addr, as [Lookup] does.
 func (f Facts) Lookup(addr netip.Addr) (Route, bool) {
 	if f.index == nil {
 		return Lookup(f.Underlay, addr)
@@ -129,11 +126,11 @@ func (f Facts) Lookup(addr netip.Addr) (Route, bool) {
 	return f.index.lookup(addr)
 }
 
-// OnLink finds the interface on whose link addr is, as [OnLink] does.
+// OnLink returns the interface on whose link addr is, as [OnLink] does.
 func (f Facts) OnLink(addr netip.Addr) (iface string, ok bool) { return onLink(f.Lookup(addr)) }
 
-// ConflictsWith finds what the uplink needs and a route to a subnet would take away: a gateway in it,
-// or a network on the link that it covers.
+// ConflictsWith returns a route of the uplink that a route to subnet would break: one whose gateway
+// is in subnet, or whose network on the link is covered by it.
 func (f Facts) ConflictsWith(subnet netip.Prefix) (Route, bool) {
 	x := f.index
 	if x == nil {
@@ -142,10 +139,10 @@ func (f Facts) ConflictsWith(subnet netip.Prefix) (Route, bool) {
 	return x.conflict(subnet)
 }
 
-// underlay reports whether a route leads to where peers may be: any outside the
-// network, for inside it the routes are the overlay's own, and the uplink's own
-// link, wherever it lies. Of the uplink's family, that is: every link that comes, ours
-// among them, brings an IPv6 route of its own.
+// underlay reports whether a route may lead to peers. These are all routes to outside the network,
+// because routes inside it belong to the overlay, and the route of the uplink's own link. The route
+// must have the address family of the uplink: every new link, including our own, adds an IPv6
+// route.
 func (u Uplink) underlay(r Route, network netip.Prefix) bool {
 	if r.Dst.Addr().Is4() != u.Addr.Is4() {
 		return false
@@ -154,9 +151,9 @@ func (u Uplink) underlay(r Route, network netip.Prefix) bool {
 	return !inside || r.Iface == u.Iface && !r.Gateway.IsValid()
 }
 
-// OnLink finds the interface on whose link addr is. A route to everywhere that has no
-// gateway, as on a point-to-point link, makes nobody a neighbour; nor does half of one,
-// of which VPNs make two to come before another default route.
+// OnLink returns the interface on whose link addr is. A default route without a gateway, as on a
+// point-to-point link, makes no address on-link, and neither does a route to half of all addresses,
+// of which VPNs use two to override the default route.
 func OnLink(routes []Route, addr netip.Addr) (iface string, ok bool) {
 	return onLink(Lookup(routes, addr))
 }
@@ -168,8 +165,8 @@ func onLink(r Route, ok bool) (iface string, is bool) {
 	return r.Iface, true
 }
 
-// Lookup finds the route to addr: the longest prefix, then the lowest metric,
-// then the first.
+// Lookup returns the route to addr: the one with the longest prefix, then the lowest metric, then
+// the first.
 func Lookup(routes []Route, addr netip.Addr) (best Route, ok bool) {
 	for _, r := range routes {
 		if !r.Dst.Contains(addr) {

@@ -6,22 +6,22 @@ import (
 	"slices"
 )
 
-// index finds the route to an address among many, as [Lookup] does. There may be thousands of
-// routes on links, as to containers, and thousands of peers to be looked up.
+// index looks up the route to an address as [Lookup] does, but in logarithmic time: there may be
+// thousands of routes, for example to containers, and thousands of peers.
 type index struct {
-	routes []Route // by destination, the wider one first; of several the one that counts
-	parent []int   // the next wider one that contains it; -1: there is none
+	routes []Route // sorted by destination, wider ones first; one per destination
+	parent []int   // index of the next wider route that contains it, or -1
 
-	// What an uplink needs, by address: its gateways, and the networks on its link.
+	// needed has the gateways of an uplink and the networks on its link, sorted by address.
 	needed []needed
 }
 
 type needed struct {
-	dst netip.Prefix // a gateway's is a single address
+	dst netip.Prefix // a single address for a gateway
 	Route
 }
 
-// newIndex indexes routes for an uplink.
+// newIndex returns an index of routes for an uplink.
 func newIndex(routes []Route, uplink string) *index {
 	x := &index{routes: slices.Clone(routes)}
 	slices.SortStableFunc(x.routes, func(a, b Route) int { return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Metric, b.Metric)) })
@@ -48,8 +48,8 @@ func newIndex(routes []Route, uplink string) *index {
 	return x
 }
 
-// index indexes the routes by which this host reaches others: those of others that are not a
-// part of the facts, and those that are.
+// index returns an index of the routes that this host uses to reach others: foreign routes and
+// those of the facts.
 func (s Surroundings) index(f Facts) *index {
 	var routes []Route
 	for _, p := range s.Paths {
@@ -64,8 +64,8 @@ func comparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// lookup is Lookup. Whatever contains addr and begins at or before the last route that
-// does so contains that, too, or is it.
+// lookup returns the route to addr. Every route that contains addr and starts at or before the last
+// such route contains that route too, or is identical to it.
 func (x *index) lookup(addr netip.Addr) (Route, bool) {
 	i, _ := slices.BinarySearchFunc(x.routes, addr, func(r Route, a netip.Addr) int {
 		if r.Dst.Addr().Compare(a) <= 0 {
@@ -81,9 +81,9 @@ func (x *index) lookup(addr netip.Addr) (Route, bool) {
 	return Route{}, false
 }
 
-// conflict finds what an uplink needs and a subnet would take away: a gateway in it, or a network
-// on the link that it covers. The longest prefix wins in the kernel: a wider route than the
-// subnet's forbids nothing by itself.
+// conflict returns a route of the uplink that a route to subnet would break: one whose gateway is
+// in subnet, or whose network on the link is covered by it. A wider network is unaffected, because
+// the kernel prefers the longest prefix.
 func (x *index) conflict(subnet netip.Prefix) (Route, bool) {
 	i, _ := slices.BinarySearchFunc(x.needed, subnet.Masked().Addr(), func(n needed, a netip.Addr) int { return n.dst.Addr().Compare(a) })
 	for ; i < len(x.needed) && subnet.Contains(x.needed[i].dst.Addr()); i++ {

@@ -5,31 +5,31 @@ import (
 	"slices"
 )
 
-// Need is an address that this host must reach without the overlay, because the overlay
-// depends on it: etcd, a gateway, an address by which hosts know each other.
+// Need is an address that this host must reach outside the overlay, because the overlay depends on
+// it: an etcd endpoint, a gateway, a public IP.
 type Need struct {
 	Addr netip.Addr
-	What string // what is there, for people
-	// Bits is the length of the longest route of others that leads there, -1 if there is
-	// none. Firm: a route of the overlay with the same destination does not take its place.
+	What string // description for messages
+	// Bits is the prefix length of the most specific foreign route to the address, or -1 if there
+	// is none. Firm is set if a route of the overlay with the same destination does not replace
+	// that route.
 	Bits int
 	Firm bool
 }
 
-// DivertedBy reports whether a route of the overlay to dst would take the packets to the
-// address. The longest prefix wins in the kernel, so where others have a longer route, as
-// to the containers on a bridge of this host, it would not.
+// DivertedBy reports whether a route of the overlay to dst would divert packets to the address. The
+// kernel prefers the longest prefix, so a more specific foreign route, such as one to a local
+// container, prevents that.
 func (n Need) DivertedBy(dst netip.Prefix) bool {
 	return dst.Contains(n.Addr) && (dst.Bits() > n.Bits || dst.Bits() == n.Bits && !n.Firm)
 }
 
-// ours reports whether a route is the overlay's: by one of its devices, or with its stamp.
+// ours reports whether a route belongs to the overlay, by its device or its protocol number.
 func (r Route) ours() bool { return r.Stamped || overlayName.MatchString(r.Iface) }
 
-// Needs returns which of the addresses of wanted a route inside network could take, with how
-// they are reached now, and likewise the gateways by which they are. Of wanted only Addr and
-// What are read. An address of this host is reached whatever the routes say: the kernel asks
-// its local table first.
+// Needs returns the addresses of wanted that a route inside network could divert, and the gateways
+// to them, with the routes that reach them now. Only Addr and What of wanted are used. Local
+// addresses are left out, because the kernel looks them up in its local table first.
 func (inv Inventory) Needs(network netip.Prefix, wanted []Need) []Need {
 	all := append(slices.Clone(wanted), inv.Gateways()...)
 	for _, n := range wanted {
@@ -40,8 +40,8 @@ func (inv Inventory) Needs(network netip.Prefix, wanted []Need) []Need {
 	return inv.Inside(network, all)
 }
 
-// Inside returns which of some addresses a route inside network could take, with how they are
-// reached now.
+// Inside returns the addresses of all that a route inside network could divert, with the routes
+// that reach them now.
 func (inv Inventory) Inside(network netip.Prefix, all []Need) []Need {
 	needs := make([]Need, 0, len(all))
 	for _, n := range all {
@@ -68,15 +68,15 @@ func (inv Inventory) Gateways() (all []Need) {
 	return all
 }
 
-// ViaOverlay reports whether a route that the kernel would take to an address is the overlay's.
+// ViaOverlay reports whether the route that the kernel uses for an address belongs to the overlay.
 func (inv Inventory) ViaOverlay(a netip.Addr) bool {
 	r, ok := Lookup(inv.Routes, a)
 	return ok && r.ours()
 }
 
-// lookupForeign finds the route to an address as if there were no overlay.
+// lookupForeign returns the route to an address without regard to the overlay's routes.
 func (inv Inventory) lookupForeign(a netip.Addr) (Route, bool) {
-	var leads []Route // few of what may be very many
+	var leads []Route // few out of possibly very many
 	for _, r := range inv.Routes {
 		if r.Dst.Contains(a) && !r.ours() {
 			leads = append(leads, r)
@@ -85,17 +85,16 @@ func (inv Inventory) lookupForeign(a netip.Addr) (Route, bool) {
 	return Lookup(leads, a)
 }
 
-// has reports whether an address is this host's.
+// has reports whether this host has an address.
 func (inv Inventory) has(ip netip.Addr) bool {
 	return slices.ContainsFunc(inv.Ifaces, func(i Iface) bool { return i.has(ip) })
 }
 
-// NeedInside is the ID of the finding that this host's subnet has an address that the host
-// needs elsewhere.
+// NeedInside is the ID of the finding that this host's subnet contains an address this host needs.
 const NeedInside = "need-inside"
 
-// needInside looks for what the host needs and could not reach any more once a bridge has
-// its subnet.
+// needInside returns a finding if an address that the host needs becomes unreachable once a bridge
+// has its subnet.
 func (o Overlay) needInside(f Facts) []Finding {
 	for _, n := range f.Needs {
 		if n.DivertedBy(o.Subnet) {
@@ -109,14 +108,14 @@ func (o Overlay) needInside(f Facts) []Finding {
 	return nil
 }
 
-// needs reports whether the host needs an address, if only to resolve names.
+// needs reports whether the host needs an address, including name servers.
 func (o Overlay) needs(f Facts, a netip.Addr) bool {
 	is := func(n Need) bool { return n.Addr == a }
 	return slices.ContainsFunc(f.Needs, is) || slices.ContainsFunc(f.NameServers, is)
 }
 
-// nameServers looks for name servers that nothing leads to but the overlay. One may live in
-// a container, so nobody is kept from having its address.
+// nameServers returns a finding for a name server that is reached only through the overlay. It may
+// run in a container, so this is not prevented.
 func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
 	for _, n := range f.NameServers {
 		lead, ok := o.overlayRoute(n.Addr)
@@ -132,7 +131,7 @@ func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
 	return nil
 }
 
-// overlayRoute returns by which route the overlay leads to an address.
+// overlayRoute returns the destination of the overlay's route to an address.
 func (o Overlay) overlayRoute(a netip.Addr) (netip.Prefix, bool) {
 	if peer, ok := o.peerOverlapping(netip.PrefixFrom(a, a.BitLen())); ok {
 		return peer, true
@@ -144,8 +143,8 @@ func (o Overlay) overlayRoute(a netip.Addr) (netip.Prefix, bool) {
 	return o.Routed[i], true
 }
 
-// hasRouteTo reports whether a route of others of more than some bits leads to an address, or it
-// is one of this host's.
+// hasRouteTo reports whether a foreign route to an address is longer than bits, or the address is
+// local.
 func (s Surroundings) hasRouteTo(a netip.Addr, bits int) bool {
 	return slices.ContainsFunc(s.Paths, func(p Path) bool { return p.Dst.Bits() > bits && p.Dst.Contains(a) }) ||
 		slices.ContainsFunc(s.Links, func(l Link) bool {

@@ -5,24 +5,25 @@ import (
 	"strconv"
 )
 
-// Settings of the kernel that others are in charge of, as paths below /proc/sys.
+// These are settings of the kernel that flanneld does not change, as paths below /proc/sys.
 const (
 	forwarding   = "net/ipv4/ip_forward"
 	bridgeFilter = "net/bridge/bridge-nf-call-iptables"
 	rpFilterAll  = "net/ipv4/conf/all/rp_filter"
 
-	// Connections that the kernel tracks, and how many it can (nf_conntrack-sysctl.rst).
+	// These are the present and the maximum number of tracked connections
+	// (nf_conntrack-sysctl.rst).
 	tracked    = "net/netfilter/nf_conntrack_count"
 	trackedMax = "net/netfilter/nf_conntrack_max"
 )
 
-// trackedShare is the part of the connections that can be tracked, in percent, from which on
-// there are too many.
+// trackedShare is the percentage of the maximum number of tracked connections from which on there
+// is a finding.
 const trackedShare = 90
 
 func rpFilterPath(iface string) string { return "net/ipv4/conf/" + iface + "/rp_filter" }
 
-// CheckedSysctls are the paths whose values CheckSysctls wants.
+// CheckedSysctls returns the paths of the sysctls that CheckSysctls needs.
 func (o Overlay) CheckedSysctls(f Facts) []string {
 	paths := []string{forwarding, bridgeFilter, rpFilterAll, rpFilterPath(f.Uplink), tracked, trackedMax}
 	for _, d := range o.Devices {
@@ -31,11 +32,11 @@ func (o Overlay) CheckedSysctls(f Facts) []string {
 	return paths
 }
 
-// CheckSysctls judges the values of sysctls, of which those that do not exist are
-// absent. Strict reverse path filtering (RFC 3704; rp_filter in the kernel's
-// ip-sysctl.rst) is in order as long as routes are symmetric: so the uplink is asked
-// about the peers, and the overlay's devices about packets of the outside that reach us
-// by way of another host, which that host masquerades if hosts masquerade.
+// CheckSysctls returns problems in the values of sysctls. Sysctls that do not exist must be absent
+// from values. Strict reverse path filtering (RFC 3704; rp_filter in the kernel's ip-sysctl.rst)
+// works as long as routes are symmetric. So the uplink is checked for the routes to peers, and the
+// overlay's devices for packets from outside that arrive through another host, unless hosts
+// masquerade them.
 func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string) []Finding {
 	var found []Finding
 	if values[forwarding] == "0" {
@@ -71,13 +72,13 @@ func (o Overlay) CheckSysctls(f Facts, s Surroundings, values map[string]string)
 	return found
 }
 
-// conntrack judges the table of tracked connections. Each connection of a container has an entry, and
-// where tunnels are tracked another one for its outer packets. When no more fit, the kernel drops the
-// first packet of each new connection; those that are in the table go on.
+// conntrack returns a finding if the conntrack table is nearly full. Each connection of a container
+// has an entry, and where tunnels are tracked another one for its outer packets. If the table is
+// full, the kernel drops the first packet of each new connection. Existing connections continue.
 func conntrack(values map[string]string) []Finding {
 	now, err := strconv.ParseUint(values[tracked], 10, 32)
 	most, err2 := strconv.ParseUint(values[trackedMax], 10, 32)
-	if err != nil || err2 != nil || most == 0 || 100*now < trackedShare*most { // 0: no limit
+	if err != nil || err2 != nil || most == 0 || 100*now < trackedShare*most { // 0 means no limit
 		return nil
 	}
 	return []Finding{{
@@ -88,7 +89,8 @@ func conntrack(values map[string]string) []Finding {
 	}}
 }
 
-// strict: the kernel takes the greater of the two values; 2 is loose.
+// strict reports whether reverse path filtering is strict. The kernel uses the greater of both
+// values, and 2 is loose.
 func strict(values map[string]string, iface string) bool {
 	all, _ := strconv.Atoi(values[rpFilterAll])
 	own, _ := strconv.Atoi(values[rpFilterPath(iface)])
@@ -98,6 +100,6 @@ func strict(values map[string]string, iface string) bool {
 func looseRPFilter(device, text string, fields ...any) Finding {
 	return Finding{
 		ID: "rp-filter/" + device, Text: text, Fields: append([]any{"device", device}, fields...),
-		Command: "sysctl -w " + rpFilterPath(device) + "=2", // with slashes, since names of interfaces may have dots
+		Command: "sysctl -w " + rpFilterPath(device) + "=2", // with slashes, because interface names may contain dots
 	}
 }

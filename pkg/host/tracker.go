@@ -9,42 +9,43 @@ import (
 )
 
 const (
-	// uplinkGrace is how long an uplink may be away before another one is taken, and
-	// how long a better one must have been whole.
+	// uplinkGrace is how long an uplink may be unusable before another one is chosen, and how long
+	// a better uplink must have been usable before it is chosen.
 	uplinkGrace = 3 * time.Second
-	// addressMemory is how long an address counts as new after it came, and as known after
-	// it went: one that was there beside the uplink's own is not its successor.
+	// addressMemory is how long an address counts as new after it was added, and as known after it
+	// was removed. An address that existed together with the uplink's own does not replace it.
 	addressMemory = 10 * time.Second
 )
 
-// Tracker keeps the choice of the uplink over time. The best one by the selectors is used
-// in the end, whatever happened; but a change interrupts traffic, so an uplink that comes
-// back in time is kept. The zero value has chosen nothing yet.
+// Tracker keeps the choice of the uplink over time. It converges to the best uplink by the
+// selectors. Because a change interrupts traffic, an uplink that returns within uplinkGrace is
+// kept. The zero value has not chosen an uplink yet.
 type Tracker struct {
 	Selectors Selectors
 	Reach     Reach
 
 	current        Uplink
-	preferred      string                  // the interface that is taken again, if no other is better
-	index          int                     // of the current interface, which may be renamed
-	seen           map[netip.Addr]sighting // addresses that are, or lately were, there
-	wasUp          bool                    // it was up since it was chosen
-	downSince      time.Time               // since when it is not; zero: it is
-	candidate      Uplink                  // the best one, if that is another; zero: it is not
-	candidateSince time.Time               // when that became the best
+	preferred      string                  // the interface to return to, unless another is better
+	index          int                     // ifindex of the current interface, which may be renamed
+	seen           map[netip.Addr]sighting // addresses that exist or existed recently
+	wasUp          bool                    // the uplink has been up since it was chosen
+	downSince      time.Time               // since when the uplink is down; zero if it is up
+	candidate      Uplink                  // the best uplink, if it is not the current one
+	candidateSince time.Time               // since when it is the best
 }
 
-// sighting is when an address came, zero if it was there before, and was last there.
+// sighting records when an address was added, zero if it existed before, and when it was last seen.
 type sighting struct{ came, last time.Time }
 
-// Choice is what a Tracker has decided.
+// Choice is the decision of a Tracker.
 type Choice struct {
-	Uplink     Uplink        // zero: there never was one
-	Err        error         // why it cannot be used now
-	RetryAfter time.Duration // decide again after that time, if nothing changes before; 0: no need
+	Uplink     Uplink        // zero if none was chosen yet
+	Err        error         // why the uplink is unusable now
+	RetryAfter time.Duration // call Update again after this time, unless something changes before; 0 if not needed
 }
 
-// Update takes what the kernel holds now. own are the subnets that this host has or had.
+// Update returns the choice for the current inventory. own are the subnets that this host has or
+// had.
 func (t *Tracker) Update(inv Inventory, own []netip.Prefix, now time.Time) Choice {
 	best, err := Choose(t.Selectors, inv, own, t.Reach, t.preferred, t.current.Iface)
 	if t.current.Iface == "" {
@@ -77,8 +78,8 @@ func (t *Tracker) Update(inv Inventory, own []netip.Prefix, now time.Time) Choic
 	return Choice{t.current, t.usable(inv, err), again}
 }
 
-// onCurrent finds an address of the current interface, for when there is no default route at all:
-// then there is no reason to leave it.
+// onCurrent returns an address of the current interface, if there is no default route at all. Then
+// there is no reason to leave the interface.
 func (t *Tracker) onCurrent(inv Inventory, own []netip.Prefix) (Uplink, error) {
 	i, ok := t.iface(inv)
 	switch {
@@ -91,12 +92,12 @@ func (t *Tracker) onCurrent(inv Inventory, own []netip.Prefix) (Uplink, error) {
 	}
 	u, err := inv.addrOf(i)
 	if err == nil && u.Addr.IsLinkLocalUnicast() && !t.current.Addr.IsLinkLocalUnicast() {
-		err = fmt.Errorf("interface %s has no address but %s", i.Name, u.Addr) // it gave itself that for want of another
+		err = fmt.Errorf("interface %s has no address but %s", i.Name, u.Addr) // it was assigned because the interface had no other
 	}
 	return u, err
 }
 
-// iface finds the current interface by its name, or renamed.
+// iface returns the current interface by its name, or by its index if it was renamed.
 func (t *Tracker) iface(inv Inventory) (Iface, bool) {
 	if i, ok := inv.iface(t.current.Iface); ok {
 		return i, true
@@ -109,7 +110,7 @@ func (t *Tracker) iface(inv Inventory) (Iface, bool) {
 	return Iface{}, false
 }
 
-// observe notes what has become of the current uplink.
+// observe records the state of the current uplink.
 func (t *Tracker) observe(inv Inventory, now time.Time) {
 	i, ok := t.iface(inv)
 	if ok && inv.Has(t.current) {
@@ -131,9 +132,9 @@ func (t *Tracker) observe(inv Inventory, now time.Time) {
 	maps.DeleteFunc(t.seen, func(_ netip.Addr, s sighting) bool { return now.Sub(s.last) > addressMemory })
 }
 
-// isSuccessor reports whether the rival is the current uplink in another form, for which
-// nothing is to be waited: with a new address in place of the old one, or with the old one
-// on another interface.
+// isSuccessor reports whether the candidate is the current uplink in another form, which is chosen
+// without waiting: a new address replaced the old one on the same interface, or the old address
+// moved to another interface.
 func (t *Tracker) isSuccessor(inv Inventory, now time.Time) bool {
 	if inv.hasAddr(t.current) {
 		return false
@@ -146,8 +147,9 @@ func (t *Tracker) isSuccessor(inv Inventory, now time.Time) bool {
 	return t.candidate.Iface == i.Name && !came.IsZero() && now.Sub(came) < addressMemory && !t.candidate.Addr.IsLinkLocalUnicast()
 }
 
-// preferredAfter returns what home is after the rival was taken: that, if it is a better one
-// than the current one is, or this in another form; else it only stands in for home.
+// preferredAfter returns the preferred interface after the switch to the candidate. It is the
+// candidate's interface, if that is better than the current one or is the current uplink in another
+// form. Otherwise the candidate is temporary and the preferred interface is unchanged.
 func (t *Tracker) preferredAfter(inv Inventory, own []netip.Prefix) string {
 	if t.candidate.Addr == t.current.Addr {
 		return t.candidate.Iface
@@ -170,8 +172,8 @@ func (t *Tracker) switchTo(u Uplink, home string, inv Inventory, now time.Time) 
 	}
 }
 
-// usable returns why the current uplink cannot be used, nil if it can. One that was
-// never up can, as far as that is possible, for nobody says that it should be up.
+// usable returns why the current uplink cannot be used, or nil if it can. An interface that was
+// never up counts as usable, because it may be down on purpose.
 func (t *Tracker) usable(inv Inventory, choose error) error {
 	switch i, ok := inv.iface(t.current.Iface); {
 	case !ok || !inv.hasAddr(t.current):
