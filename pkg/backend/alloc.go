@@ -9,7 +9,7 @@ import (
 
 func init() { backends["alloc"] = func(netconf.Config) (Backend, error) { return alloc{}, nil } }
 
-// alloc leases a subnet and programs nothing: somebody else routes.
+// alloc leases a subnet but programs nothing, because another program does the routing.
 type alloc struct{}
 
 func (alloc) MTU(h host.Facts) int { return h.MTU }

@@ -1,10 +1,10 @@
-// Package backend turns what a host knows (network config, facts about the
-// host, the view of all leases) into the kernel state it should have. There is
-// one file a backend; each registers itself under its type.
+// Package backend computes the desired kernel state of a host from its network config, the facts
+// about the host and the view of all leases. Each backend has one file and registers itself under
+// its type.
 //
-// Backends are pure: no clock, no I/O, no logging, no state of their own beside
-// their options. Invariant: a peer whose lease makes no sense is left out and
-// reported as Skipped, and changes nothing for any other peer.
+// Backends are pure: they have no clock, I/O, logging or state apart from their options. Invariant:
+// a peer with an invalid lease is left out and reported as Skipped, and does not affect any other
+// peer.
 package backend
 
 import (
@@ -23,49 +23,49 @@ import (
 
 // Backend is a way to carry packets between hosts.
 type Backend interface {
-	// MTU returns the MTU of the containers, bytes.
+	// MTU returns the MTU of containers in bytes.
 	MTU(h host.Facts) int
-	// Attrs returns what this host publishes in its lease. previous are the
-	// attributes of the lease that is being taken up again, or zero; others are
-	// leases whose claims are not to be this host's as well.
+	// Attrs returns the attributes that this host publishes in its lease. previous are the
+	// attributes of the lease that is reused, or zero. others are leases whose claims this host
+	// must not duplicate.
 	Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error)
-	// Base returns what the kernel should hold whoever the peers are.
+	// Base returns the desired state that does not depend on the peers.
 	Base(h host.Facts, own lease.Lease) dataplane.State
-	// Accept reads a lease as that of a peer (newPeer), or says what is wrong with it;
-	// errNoPeer: nobody needs to know.
+	// Accept returns the peer of a lease (newPeer) or what is wrong with the lease. errNoPeer means
+	// that this need not be reported.
 	Accept(h host.Facts, l *lease.Lease) (Peer, error)
-	// Add puts what a peer needs into s. No two peers need the same object.
+	// Add adds the objects for a peer to s. No two peers need the same object.
 	Add(s dataplane.State, h host.Facts, p Peer)
 }
 
-// Peer is a lease that was accepted, that of the view.
+// Peer is an accepted lease of the view.
 type Peer struct {
 	*lease.Lease
-	Claims []Claim // the public IP, and then those of the backend
+	Claims []Claim // the public IP first, then those of the backend
 }
 
-// newPeer makes a peer of a lease, with what it claims in its backend.
+// newPeer returns the peer of a lease with its claims in the backend.
 func newPeer(l *lease.Lease, claims ...Claim) Peer {
 	all := make([]Claim, 0, 1+len(claims))
 	return Peer{l, append(append(all, publicIP{l.PublicIP}), claims...)}
 }
 
-// Claim is something that no two hosts of a network can have at the same time: an address, a
-// MAC, a public key. Claims are the same if they are equal, so their types are comparable.
+// Claim is a value that no two hosts of a network may have at the same time, such as an address, a
+// MAC or a public key. Claims are compared by ==, so their types must be comparable.
 type Claim interface {
-	Kind() string   // what it is, for people
-	String() string // its value
+	Kind() string   // description for messages
+	String() string // value
 }
 
-// publicIP is the claim that every peer makes.
+// publicIP is the claim that every peer has.
 type publicIP struct{ netip.Addr }
 
 func (publicIP) Kind() string { return "public IP" }
 
-// errNoPeer is about a lease that is none of the backend's business.
+// errNoPeer is returned for a lease that does not concern the backend.
 var errNoPeer = errors.New("not a peer")
 
-// Skipped is a peer that gets no entries, and why.
+// Skipped is a peer that is left out, and the reason.
 type Skipped struct {
 	Subnets lease.Subnets
 	lease.Fault
@@ -75,18 +75,18 @@ func skipped(l Peer, kind, detail string, args ...any) Skipped {
 	return Skipped{l.Subnets, fault(kind, detail, args...)}
 }
 
-// fault makes a fault with a formatted detail.
+// fault returns a fault with a formatted detail.
 func fault(kind, detail string, args ...any) lease.Fault {
 	return lease.Fault{Kind: kind, Detail: fmt.Sprintf(detail, args...)}
 }
 
-// constructor reads a backend's options from the network config.
+// constructor returns a backend with the options of the network config.
 type constructor func(netconf.Config) (Backend, error)
 
-// backends is filled by the init function of each backend's file.
+// backends is filled by init functions, one per backend.
 var backends = map[string]constructor{}
 
-// New makes the backend that the config names, with its options.
+// New returns the backend of the config with its options.
 func New(c netconf.Config) (Backend, error) {
 	make, ok := backends[c.BackendType]
 	if !ok {
@@ -99,5 +99,5 @@ func New(c netconf.Config) (Backend, error) {
 	return b, nil
 }
 
-// Types lists the backend types there are, sorted.
+// Types returns the backend types, sorted.
 func Types() []string { return slices.Sorted(maps.Keys(backends)) }

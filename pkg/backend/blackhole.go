@@ -8,15 +8,14 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// WithBlackhole adds a route that drops what is for this host's subnet while
-// nobody there takes it. Otherwise packets for containers that are gone would
-// follow the default route, or, with a route for the whole network, return into
-// the overlay. In a command:
+// WithBlackhole returns a backend that adds a route to drop packets for this host's subnet that no
+// container receives. Without it, packets for containers that are gone would follow the default
+// route, or loop through the overlay if there is a route for the whole network. As a command:
 //
 //	ip route replace blackhole 10.42.7.0/24 proto 70 metric 4294967295
 //
-// The metric makes it the last choice: docker's bridge has the same destination,
-// and whichever of two routes with one metric came first would win.
+// The metric gives it the lowest precedence: Docker's bridge has a route to the same destination,
+// and of two routes with the same metric the kernel would use the older one.
 func WithBlackhole(b Backend) Backend { return blackhole{b} }
 
 type blackhole struct{ Backend }

@@ -11,12 +11,12 @@ import (
 
 func init() { backends["host-gw"] = func(netconf.Config) (Backend, error) { return hostGW{}, nil } }
 
-// hostGW makes every host the gateway to its subnet. All hosts must be on one
-// link. In commands, for a peer 10.42.9.0/24 at 198.51.100.9:
+// hostGW makes every host the gateway to its subnet. All hosts must be on one link. As a command,
+// for a peer 10.42.9.0/24 at 198.51.100.9:
 //
 //	ip route replace 10.42.9.0/24 via 198.51.100.9 dev eth0 proto 70
 //
-// The protocol number is the proof that the route is ours, for the uplink is not.
+// The protocol number is the proof of ownership, because the uplink is a foreign link.
 type hostGW struct{}
 
 func (hostGW) MTU(h host.Facts) int { return h.MTU }

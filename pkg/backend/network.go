@@ -10,13 +10,13 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-// Network is what a network config says: its values, and the backend that it names.
+// Network is a network config with the backend that it specifies.
 type Network struct {
 	netconf.Config
 	Backend
 }
 
-// ParseNetwork reads a network config with its backend's options.
+// ParseNetwork parses a network config including the backend's options.
 func ParseNetwork(raw []byte) (Network, error) {
 	c, err := netconf.Parse(raw)
 	if err != nil {
@@ -26,16 +26,16 @@ func ParseNetwork(raw []byte) (Network, error) {
 	return Network{c, b}, err
 }
 
-// Equal reports whether two configs say the same.
+// Equal reports whether two configs are equivalent.
 func (n Network) Equal(o Network) bool { return reflect.DeepEqual(n, o) }
 
-// RoutesToAll reports whether the backend has routes for all peers together.
+// RoutesToAll reports whether the backend has routes that all peers share.
 func (n Network) RoutesToAll() bool {
 	return len(n.Base(host.Facts{}, lease.Lease{}).Routes) > 0
 }
 
-// FixedDevice returns the link that the backend needs and that can have no other name, "" if there
-// is none. Names do not depend on facts or leases.
+// FixedDevice returns the link of the backend if its name is fixed, or "". Names do not depend on
+// facts or leases.
 func (n Network) FixedDevice() string {
 	for name, l := range n.Base(host.Facts{}, lease.Lease{}).Links {
 		if l.Kind != dataplane.KindTUN {
@@ -45,7 +45,7 @@ func (n Network) FixedDevice() string {
 	return ""
 }
 
-// UsesTUN reports whether the backend needs a TUN device, whose name can be any.
+// UsesTUN reports whether the backend needs a TUN device, which can have any name.
 func (n Network) UsesTUN() bool {
 	for _, l := range n.Base(host.Facts{}, lease.Lease{}).Links {
 		if l.Kind == dataplane.KindTUN {
@@ -55,8 +55,8 @@ func (n Network) UsesTUN() bool {
 	return false
 }
 
-// NeedsRestart returns in what a later config differs that cannot be taken over while the network
-// runs, for people: it would cut this host off from those that have not noticed yet.
+// NeedsRestart returns, as text, the differences of a later config that cannot be applied while the
+// network is running: they would separate this host from those that have not read the config yet.
 func (n Network) NeedsRestart(later Network) (differences []string) {
 	differ := func(what string, before, now any) {
 		if before != now {

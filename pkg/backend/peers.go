@@ -10,11 +10,10 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// peers returns the leases of a view that can be programmed, in order of their
-// subnets, and why the others can't. Where two leases claim the same thing, the
-// older one keeps it; a stale one gives way to all others, which is nothing to report.
-// accepted is everything that nothing is wrong with by itself; rivals are those that
-// nothing is wrong with but that they claim what is ours.
+// peers returns the leases of a view that can be programmed, sorted by subnet, and the reasons why
+// others cannot. Of two leases with the same claim, the older one wins. A stale lease loses to all
+// others, which is not reported. accepted has all leases that are valid by themselves. rivals has
+// those that are valid except for a claim of our own.
 func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, accepted []Peer, bad []Skipped, rivals []lease.Lease) {
 	valid := newValidator(b, network, h, v.Own)
 	accepted = make([]Peer, 0, len(v.Peers))
@@ -40,12 +39,12 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 	return good, accepted, bad, rivals
 }
 
-// ownClaim is the fault of a lease that claims what is this host's.
+// ownClaim is the fault of a lease that has one of this host's claims.
 type ownClaim struct{ lease.Fault }
 
 func (o ownClaim) Unwrap() error { return o.Fault }
 
-// sameType refuses leases of another backend.
+// sameType returns a fault for leases of another backend.
 func sameType(l *lease.Lease, backendType string) error {
 	if l.BackendType != backendType {
 		return fault("backend type is not "+backendType, "%q", lease.Clip(l.BackendType))
@@ -53,26 +52,25 @@ func sameType(l *lease.Lease, backendType string) error {
 	return nil
 }
 
-// validator tells which leases can be those of peers.
+// validator checks which leases can be those of peers.
 type validator struct {
 	backend Backend
 	network netip.Prefix
 	host    host.Facts
 	own     lease.Lease
-	claims  []Claim // of the own lease in the backend
+	claims  []Claim // of the own lease, without the public IP
 }
 
 func newValidator(b Backend, network netip.Prefix, h host.Facts, own lease.Lease) validator {
 	v := validator{backend: b, network: network, host: h, own: own}
-	// An own lease that was damaged claims nothing.
+	// A damaged own lease has no claims.
 	if p, err := b.Accept(h, &own); err == nil {
 		v.claims = p.Claims[1:]
 	}
 	return v
 }
 
-// peer returns the peer that a lease is of, or what is wrong with it regardless of the other
-// peers.
+// peer returns the peer of a lease, or what is wrong with the lease independently of other peers.
 func (v validator) peer(l *lease.Lease) (Peer, error) {
 	p, err := v.backend.Accept(v.host, l)
 	if err == errNoPeer {
@@ -92,7 +90,7 @@ func (v validator) peer(l *lease.Lease) (Peer, error) {
 	return p, nil
 }
 
-// validate returns what is wrong with a lease in any backend.
+// validate returns what is wrong with a lease in any backend, or nil.
 func (v validator) validate(l *lease.Lease) error {
 	ip := l.PublicIP
 	switch {
@@ -110,7 +108,7 @@ func (v validator) validate(l *lease.Lease) error {
 	return v.checkUnderlay(l.Subnets.V4)
 }
 
-// checkUnderlay returns what of the underlay a subnet would take away; nil: nothing.
+// checkUnderlay returns a fault if a route to the subnet would break the underlay, or nil.
 func (v validator) checkUnderlay(subnet netip.Prefix) error {
 	if subnet.Contains(v.host.Addr) {
 		return fault("subnet contains this host's address", "%s", v.host.Addr)
@@ -130,8 +128,8 @@ func (v validator) checkUnderlay(subnet netip.Prefix) error {
 	return nil
 }
 
-// withoutOverlaps expects leases sorted by subnet, so that whatever lies inside
-// a prefix follows it directly.
+// withoutOverlaps requires that leases are sorted by subnet, so that prefixes inside another prefix
+// follow it directly.
 func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 	good = make([]Peer, 0, len(leases))
 	for _, l := range leases {
@@ -156,7 +154,8 @@ func overlap(l, older Peer) Skipped {
 	return skipped(l, "subnet overlaps an older lease", "%s", older.Subnets)
 }
 
-// withoutDuplicateClaims leaves each claim to one lease, the oldest that makes it.
+// withoutDuplicateClaims assigns each claim to the oldest lease that has it, and returns the leases
+// with all their claims.
 func withoutDuplicateClaims(leases []Peer, claims func(Peer) []Claim) (good []Peer, bad []Skipped) {
 	owner, all := make(map[Claim]int, len(leases)), 0
 	for i, l := range leases {
@@ -182,11 +181,11 @@ func withoutDuplicateClaims(leases []Peer, claims func(Peer) []Claim) (good []Pe
 	return good, bad
 }
 
-// withoutOverlayIPs leaves no lease whose public IP is in a leased subnet: its outer
-// packets would go into the tunnel again. Where the subnet is another lease's, the older
-// of the two stays. leases are sorted by subnet and free of overlaps.
+// withoutOverlayIPs removes leases whose public IP is in a leased subnet: their outer packets would
+// be routed into the tunnel again. If the subnet is another lease's, the older of the two is kept.
+// leases must be sorted by subnet and must not overlap.
 func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []Skipped) {
-	clashes := map[int][]int{} // by index: with which leases each clashes, itself included
+	clashes := map[int][]int{} // indexes of the leases that each lease conflicts with, which may be itself
 	for i, l := range leases {
 		if !network.Contains(l.PublicIP) {
 			continue
@@ -234,12 +233,12 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	return good, bad
 }
 
-// covering finds the lease whose subnet contains ip among leases sorted by subnet and
-// free of overlaps.
+// covering returns the index of the lease whose subnet contains ip. leases must be sorted by subnet
+// and must not overlap.
 func covering(leases []Peer, ip netip.Addr) (int, bool) {
 	i, _ := slices.BinarySearchFunc(leases, ip, func(l Peer, ip netip.Addr) int {
 		if l.Subnets.V4.Contains(ip) {
-			return -1 // go on to the one after it
+			return -1 // continue after it
 		}
 		return l.Subnets.V4.Addr().Compare(ip)
 	})

@@ -9,12 +9,12 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// Plan is what a backend wants, kept up with facts and views at the cost of what
-// changes in them. It is a memory of a pure function: whatever came before,
-// Want and Skipped follow from the last Update alone.
+// Plan is the desired state of a backend, updated incrementally with facts and views. It caches a
+// pure function: Want and Skipped depend on the last Update only.
 //
-// A peer that claims nothing that another one claims, addresses included, can come, go or change by itself. Where claims meet, all is worked
-// out anew, since the older lease wins and the loser may be any of the others.
+// A peer whose claims, including its addresses, do not conflict with any other peer's can be added,
+// removed or changed separately. Otherwise everything is recomputed, because the older lease wins
+// and any peer may be affected.
 type Plan struct {
 	backend Backend
 	network netip.Prefix
@@ -27,45 +27,44 @@ type Plan struct {
 	claimConflicts []lease.Lease
 
 	updated bool
-	claims  map[Claim]int  // how many accepted leases make each
-	inside  int            // accepted leases with a public IP inside the network
-	shared  []netip.Prefix // what is led into the overlay for all, in place of all of the network; nil: that is
+	claims  map[Claim]int  // number of accepted leases with each claim
+	inside  int            // number of accepted leases with a public IP inside the network
+	shared  []netip.Prefix // destinations of shared routes; nil if there is one route to the whole network
 }
 
-// NewPlan makes a plan for a network that wants nothing yet.
+// NewPlan returns an empty plan for a network.
 func NewPlan(b Backend, network netip.Prefix) *Plan {
 	return &Plan{backend: b, network: network, want: dataplane.NewState()}
 }
 
-// Change is what an Update changed in what is wanted: everything, or the objects of
-// some peers, as they were wanted and as they are.
+// Change is how an Update changed the desired state: everything, or only the objects of some peers,
+// before and after.
 type Change struct {
 	All      bool
 	Was, Now dataplane.State
 }
 
-// IsEmpty reports whether the same is wanted as before.
+// IsEmpty reports whether nothing changed.
 func (c Change) IsEmpty() bool { return !c.All && c.Was.Empty() && c.Now.Empty() }
 
-// About reports whether an operation may be due to the change.
+// About reports whether an operation may be caused by the change.
 func (c Change) About(o dataplane.Op) bool { return c.All || c.Was.Has(o) || c.Now.Has(o) }
 
-// Want is what the kernel should hold. It is valid, and must not be changed,
-// until the next Update.
+// Want returns the desired state. It must not be modified and is valid until the next Update.
 func (p *Plan) Want() dataplane.State { return p.want }
 
-// Skipped are the peers that are left out, and why.
+// Skipped returns the peers that are left out, with the reasons.
 func (p *Plan) Skipped() []Skipped { return p.skipped }
 
-// UnsafeRoutes are the routes of the backend's own that are not wanted because they would
-// cut this host off, and why.
+// UnsafeRoutes returns the routes of the backend that are left out because they would isolate this
+// host, with the reasons.
 func (p *Plan) UnsafeRoutes() []dataplane.Conflict { return p.unsafeRoutes }
 
-// ClaimConflicts are the leases of peers that are left out for claiming what is ours, such as our
-// MAC: no packet can pass until one of the two hosts has another.
+// ClaimConflicts returns the leases of peers that are left out because they have one of our claims,
+// such as our MAC. No packets can pass until one of the two hosts changes it.
 func (p *Plan) ClaimConflicts() []lease.Lease { return p.claimConflicts }
 
-// Update takes the latest facts and view.
+// Update recomputes the desired state for the latest facts and view.
 func (p *Plan) Update(h host.Facts, v lease.View) Change {
 	c, ok := p.incremental(h, v)
 	if !ok {
@@ -77,7 +76,7 @@ func (p *Plan) Update(h host.Facts, v lease.View) Change {
 }
 
 func (p *Plan) rebuild(h host.Facts, v lease.View) {
-	p.want = dataplane.State{} // not two at a time: they are large
+	p.want = dataplane.State{} // release it first, because it is large
 	good, accepted, skipped, rivals := peers(p.backend, p.network, h, v)
 	p.skipped, p.claimConflicts = skipped, rivals
 	p.want, p.shared, p.unsafeRoutes = safeBase(p.backend, h, v.Own, good)
@@ -94,7 +93,7 @@ func (p *Plan) rebuild(h host.Facts, v lease.View) {
 	}
 }
 
-// claim counts what a lease claims, or, with n of -1, no longer claims.
+// claim adds n to the number of leases with each of the peer's claims.
 func (p *Plan) claim(peer Peer, n int) {
 	for _, c := range peer.Claims {
 		if p.claims[c] += n; p.claims[c] == 0 {
@@ -106,8 +105,8 @@ func (p *Plan) claim(peer Peer, n int) {
 	}
 }
 
-// incremental follows a new view where only single peers differ from the one before. It
-// gives up where all is to be worked out anew.
+// incremental applies a new view of which only single peers changed. It returns false if everything
+// has to be recomputed.
 func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
 	if !p.updated || !h.Equal(p.facts) || !v.Own.SameAs(p.view.Own) || v.Complete != p.view.Complete {
 		return c, false
@@ -118,14 +117,14 @@ func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
 	changes := 0
 	for was, is := range v.ChangesSince(p.view) {
 		if was != nil && is != nil && was.SameAs(*is) && was.Stale == is.Stale {
-			// Of another age, which matters only to those who claim the same.
+			// Only its age changed, which matters only if claims conflict.
 			if peer, err := valid.peer(is); err == nil && p.contested(peer, v, 1) {
 				return c, false
 			}
 			continue
 		}
 		if changes++; changes > 64+len(v.Peers)/8 {
-			return c, false // no cheaper one by one
+			return c, false // not cheaper than recomputing all
 		}
 		if was != nil && !p.remove(valid, c.Was, was) {
 			return c, false
@@ -144,7 +143,7 @@ func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
 	return c, true
 }
 
-// remove has a peer of the view before claim nothing any more.
+// remove removes the claims of a peer of the previous view.
 func (p *Plan) remove(valid validator, was dataplane.State, l *lease.Lease) bool {
 	peer, err := valid.peer(l)
 	if err == errNoPeer {
@@ -158,7 +157,7 @@ func (p *Plan) remove(valid validator, was dataplane.State, l *lease.Lease) bool
 	return true
 }
 
-// add lets a peer of the new view have what nobody else claims.
+// add adds the claims of a peer of the new view, unless they conflict.
 func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l *lease.Lease) bool {
 	peer, err := valid.peer(l)
 	if err == errNoPeer {
@@ -172,8 +171,8 @@ func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l *lease.
 	return true
 }
 
-// contested reports whether somebody else may claim something that a peer of a view does.
-// claims is how often it is counted itself.
+// contested reports whether claims of a peer may conflict with those of others. claims is how often
+// the peer itself is counted.
 func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 	if p.inside > 0 || p.network.Contains(peer.PublicIP) {
 		return true
@@ -182,7 +181,7 @@ func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 		return true
 	}
 	if p.shared != nil && !inside(p.shared, peer.Subnets.V4) {
-		return true // it has a route that is not the backend's to add
+		return true // it has a route that is part of the base
 	}
 	return v.Overlaps(peer.Subnets)
 }

@@ -13,31 +13,31 @@ import (
 
 func init() { backends["udp"] = newUDP }
 
-// udp carries each packet in a UDP datagram, in user space (package tunnel),
-// where VXLAN is blocked or absent. In commands, with our subnet 10.42.7.0/24:
+// udp carries each packet in a UDP datagram. It works in user space (package tunnel) and is for
+// environments where VXLAN is blocked or unavailable. As commands, with our subnet 10.42.7.0/24:
 //
 //	ip tuntap add flannel0 mode tun
 //	ip link set flannel0 mtu 1472 up
 //	ip addr add 10.42.7.0/32 dev flannel0
 //	ip route replace 10.42.0.0/16 dev flannel0 scope global
 //
-// One route leads all of the network into the device, unless that would take what hosts need
-// themselves (foundation); which host a packet goes to is decided behind it, by a table with
-// an entry for each peer.
+// One route sends the whole network to the device, unless that would divert packets that the host
+// needs (safeBase). A forwarding table in user space with an entry for each peer selects the
+// destination host.
 //
-// The lease says no more than the public IP. So, like the original, any lease
-// counts as a peer, whatever backend wrote it.
+// The lease has only the public IP. So, as in the original, any lease counts as a peer, whatever
+// its backend.
 type udp struct {
 	network   netip.Prefix
 	port      int
-	anySource bool // let in packets from anybody
-	noOffload bool // without offloads
+	anySource bool // accept packets from any source
+	noOffload bool // do not use the kernel's offloads
 }
 
 const (
 	udpDevice = "flannel0"
 	udpPort   = 8285
-	// udpOverhead is the outer IPv4 and UDP headers.
+	// udpOverhead is the size of the outer IPv4 and UDP headers.
 	udpOverhead = 20 + 8
 )
 
@@ -70,7 +70,7 @@ func (b *udp) Base(h host.Facts, own lease.Lease) dataplane.State {
 	return s
 }
 
-// tunDevice is the device to use: the first, unless another network has that.
+// tunDevice returns the device: the default one, unless another network uses it.
 func tunDevice(h host.Facts) string { return cmp.Or(h.TUN, udpDevice) }
 
 func (*udp) Accept(_ host.Facts, l *lease.Lease) (Peer, error) { return newPeer(l), nil }

@@ -16,8 +16,8 @@ import (
 
 func init() { backends["vxlan"] = newVXLAN }
 
-// vxlan carries packets in kernel VXLAN (RFC 7348). In commands, with VNI 1,
-// our subnet 10.42.7.0/24 and a peer 10.42.9.0/24 at 198.51.100.9 with VTEP MAC M:
+// vxlan carries packets in kernel VXLAN (RFC 7348). As commands, with VNI 1, our subnet
+// 10.42.7.0/24 and a peer 10.42.9.0/24 at 198.51.100.9 with VTEP MAC M:
 //
 //	ip link add flannel.1 type vxlan id 1 dev eth0 local 198.51.100.7 dstport 8472 nolearning
 //	ip link set flannel.1 mtu 1450 up
@@ -27,10 +27,10 @@ func init() { backends["vxlan"] = newVXLAN }
 //	ip neigh replace 10.42.9.0 lladdr M dev flannel.1 nud permanent
 //	ip route replace 10.42.9.0/24 via 10.42.9.0 dev flannel.1 onlink
 //
-// Follow a packet to 10.42.9.5: the route sends it to the gateway 10.42.9.0, the
-// neighbour entry turns that into M, the FDB entry sends frames for M to
-// 198.51.100.9. All of it is permanent, so traffic does not need the daemon. With
-// DirectRouting, a peer on the uplink's own link gets a plain route instead.
+// Follow a packet to 10.42.9.5: the route sends it to the gateway 10.42.9.0, the neighbour entry
+// resolves the gateway to M, and the FDB entry sends frames for M to 198.51.100.9. All entries are
+// permanent, so traffic does not depend on the daemon. With DirectRouting, a peer on the uplink's
+// link gets a plain route instead.
 type vxlan struct {
 	device        string
 	vni           int
@@ -38,21 +38,21 @@ type vxlan struct {
 	gbp           bool
 	learning      bool
 	directRouting bool
-	mtu           int // of the underlay, if it is below the uplink's; 0: the uplink's
+	mtu           int // of the underlay, if less than the uplink's; 0 for the uplink's
 }
 
 const (
-	// vxlanOverhead is the outer IPv4, UDP, VXLAN and inner Ethernet headers.
+	// vxlanOverhead is the size of the outer IPv4, UDP, VXLAN and inner Ethernet headers.
 	vxlanOverhead = 20 + 8 + 8 + 14
-	// vxlanPort is the Linux kernel's default, older than IANA's 4789.
+	// vxlanPort is the Linux kernel's default, which is older than IANA's 4789.
 	vxlanPort = 8472
-	// vxlanMaxVNI keeps flannel.<VNI> within the 15 characters of a device
-	// name; the protocol itself has room for 16777215.
+	// vxlanMaxVNI limits flannel.<VNI> to the 15 characters of a device name. The protocol allows
+	// up to 16777215.
 	vxlanMaxVNI = 9_999_999
-	// minMTU is the least that every IPv4 link must carry (RFC 791).
+	// minMTU is the minimum MTU of an IPv4 link (RFC 791).
 	minMTU = 68
-	// minMTU6 is the same for IPv6 (RFC 8200). Below it the kernel takes all of IPv6
-	// off the device, its sysctls included (net/ipv6/addrconf.c, addrconf_notify).
+	// minMTU6 is the minimum MTU of an IPv6 link (RFC 8200). Below it the kernel removes IPv6 from
+	// the device, including its sysctls (net/ipv6/addrconf.c, addrconf_notify).
 	minMTU6 = 1280
 )
 
@@ -76,7 +76,7 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 	return b, f.Err()
 }
 
-// MTU is never above what the uplink carries: the kernel would not take it.
+// MTU returns at most what the uplink can carry, because the kernel rejects more.
 func (b *vxlan) MTU(h host.Facts) int {
 	if b.mtu != 0 {
 		return min(b.mtu, h.MTU) - vxlanOverhead
@@ -84,9 +84,9 @@ func (b *vxlan) MTU(h host.Facts) int {
 	return h.MTU - vxlanOverhead
 }
 
-// Attrs publishes the MAC that peers may know already: that of the existing
-// device, else of our previous lease, else one derived from the public IP and
-// VNI, so that it outlives both. One that others have is replaced by the next.
+// Attrs publishes the MAC that peers may already know: that of the existing device, else that of
+// the previous lease, else one derived from the public IP and the VNI, so that it survives the loss
+// of both. If another host has it, the next MAC is used.
 func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
 	if b.MTU(h) < minMTU {
 		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, minMTU+vxlanOverhead)
@@ -98,7 +98,7 @@ func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) 
 			mac = derivedMAC(h.PublicIP, b.vni)
 		}
 	}
-	for range others { // each can be in the way of one
+	for range others { // each can occupy one MAC
 		if !slices.ContainsFunc(others, func(l lease.Lease) bool { return hasMAC(l, mac) }) {
 			break
 		}
@@ -120,12 +120,12 @@ func derivedMAC(ip netip.Addr, vni int) dataplane.MAC {
 	return localMAC(fmt.Appendf(nil, "flannel vxlan %d %s", vni, ip))
 }
 
-// nextMAC assigns a host another MAC than the one that another host has, too.
+// nextMAC returns the MAC to use when another host has mac.
 func nextMAC(mac dataplane.MAC, ip netip.Addr, vni int) dataplane.MAC {
 	return localMAC(fmt.Appendf(nil, "flannel vxlan %d %s not %s", vni, ip, mac))
 }
 
-// hasMAC reports whether a lease publishes a MAC. Most are told by a glance.
+// hasMAC reports whether a lease publishes a MAC. A text search rules out most leases quickly.
 func hasMAC(l lease.Lease, mac dataplane.MAC) bool {
 	text := mac.String()
 	if !strings.Contains(l.BackendData, text) && !strings.Contains(l.BackendData, strings.ToUpper(text)) {
@@ -142,12 +142,12 @@ func localMAC(seed []byte) dataplane.MAC {
 	return mac
 }
 
-// vtepMAC reads the MAC from a lease's BackendData.
+// vtepMAC returns the MAC in a lease's BackendData.
 func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 	if a.BackendData == "" {
 		return dataplane.MAC{}, fault("BackendData is missing", "")
 	}
-	// Nearly all are right, and this takes a fraction of the time; what is wrong with the others is told below.
+	// This fast path suffices for nearly all leases. Errors are determined below.
 	var quick struct{ VtepMAC dataplane.MAC }
 	if json.Unmarshal([]byte(a.BackendData), &quick) == nil && quick.VtepMAC != (dataplane.MAC{}) {
 		return quick.VtepMAC, nil
@@ -169,8 +169,7 @@ func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 
 func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 	s := dataplane.NewState()
-	// Our own lease was written by Attrs; were it damaged since, the device
-	// keeps the MAC it has.
+	// Our own lease was written by Attrs. If it was damaged since, the device keeps its MAC.
 	mac, _ := vtepMAC(own.Attrs)
 	s.Links[b.device] = dataplane.Link{
 		Kind: dataplane.KindVXLAN, VNI: b.vni, Parent: h.Uplink, Local: h.Addr, Port: b.port,
@@ -183,7 +182,7 @@ func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 	return s
 }
 
-// vtep is the claim on the MAC of a VXLAN device: frames to it go to one host only.
+// vtep is the claim for the MAC of a VXLAN device: frames to a MAC go to one host only.
 type vtep struct{ dataplane.MAC }
 
 func (vtep) Kind() string { return "VTEP MAC" }

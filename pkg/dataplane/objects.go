@@ -119,7 +119,7 @@ type Route struct {
 // Route protocols.
 const (
 	ProtoKernel = 2
-	ProtoBoot   = 3 // what upstream flannel sets on every route
+	ProtoBoot   = 3 // what the original sets on every route
 	// ProtoFlannel marks our routes on foreign links. It is the proof of ownership without which
 	// such a route is never deleted.
 	ProtoFlannel = 70

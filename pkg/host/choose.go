@@ -89,8 +89,8 @@ func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefe
 	return inv.choose(sel, reach)
 }
 
-// overlayName matches the names of overlay devices, both ours and those of upstream's other
-// backends.
+// overlayName matches the names of overlay devices, both ours and those of the original's
+// other backends.
 var overlayName = regexp.MustCompile(`^flannel(\.|-v6|-wg|[0-9])`)
 
 // overlay reports whether an interface belongs to the overlay, as one of its devices or as a bridge
@@ -245,8 +245,8 @@ func (inv Inventory) reaching(dst netip.Addr, reach Reach) (Uplink, error) {
 	return inv.withSource(i, src)
 }
 
-// byDefault takes the interface of the default route with the lowest metric, the first
-// of equals, of those whose interface has an address.
+// byDefault returns the interface of the default route with the lowest metric, or the first of
+// several. Interfaces without an address are ignored.
 func (inv Inventory) byDefault() (Uplink, error) {
 	routes := inv.defaults()
 	if len(routes) == 0 {

@@ -164,9 +164,9 @@ func (t *Tracker) preferredAfter(inv Inventory, own []netip.Prefix) string {
 	return t.preferred
 }
 
-func (t *Tracker) switchTo(u Uplink, home string, inv Inventory, now time.Time) {
+func (t *Tracker) switchTo(u Uplink, preferred string, inv Inventory, now time.Time) {
 	i, _ := inv.iface(u.Iface)
-	*t = Tracker{Selectors: t.Selectors, Reach: t.Reach, current: u, preferred: home, index: i.Index, wasUp: inv.Has(u), seen: map[netip.Addr]sighting{}}
+	*t = Tracker{Selectors: t.Selectors, Reach: t.Reach, current: u, preferred: preferred, index: i.Index, wasUp: inv.Has(u), seen: map[netip.Addr]sighting{}}
 	for _, a := range i.Addrs {
 		t.seen[a.Prefix.Addr()] = sighting{last: now}
 	}

@@ -5,41 +5,42 @@ import (
 	"fmt"
 )
 
-// Claim is what a host knows of the lease that it holds: enough to know it again
-// when the address it was published with is no longer the host's. Nobody else writes
-// the same, for the same subnet, unless he has a copy of the claim.
+// Claim is what a host remembers of its lease, so that it recognizes the lease after its public IP
+// has changed. Another host writes an identical lease for the same subnet only if it has a copy of
+// the claim.
 type Claim struct {
-	Store   string // which of several stores the lease is in; empty: not known
+	Store   string // the store that has the lease, if there are several; empty if unknown
 	Subnets Subnets
-	Held    Attrs // as last written or found
-	Next    Attrs // as about to be written: who dies without an answer does not know which
+	Held    Attrs // attributes as last written or found
+	Next    Attrs // attributes of the write in progress, whose result a crash leaves unknown
 
-	// Revision is that of the last write of this host, in Store. It is 0 while a write
-	// has no answer yet, and in claims written by older versions.
+	// Revision is the revision of this host's last write in Store. It is 0 while a write is in
+	// progress and in claims of older versions.
 	Revision uint64
-	// Former is what the lease said when this host took it up although it did not say
-	// what this host writes. It is zero if that never was so.
+	// Adopted has the attributes of the lease when this host reused it, if they differed from its
+	// own. Otherwise it is zero.
 	Adopted Attrs
 }
 
-// Matches reports whether l says what this host wrote. One that is being given up does.
+// Matches reports whether l has attributes that this host wrote. A lease that is being released
+// matches, too.
 func (c Claim) Matches(l Lease) bool {
 	a := l.Attrs
 	a.Leaving = false
 	return c.Subnets.IsValid() && l.Subnets == c.Subnets && (a == c.Held || a == c.Next)
 }
 
-// Covers reports whether l is the lease of this claim as this host left it: nobody has
-// written it since, but for giving it up.
+// Covers reports whether l is the lease of this claim and has not been written by others since,
+// except to release it.
 func (c Claim) Covers(l Lease) bool { return c.Matches(l) && !c.WrittenSince(l) }
 
-// WrittenSince reports whether the lease of this claim is known to have been written
-// after this host's last write.
+// WrittenSince reports whether the lease of this claim is known to have been written after this
+// host's last write.
 func (c Claim) WrittenSince(l Lease) bool {
 	return l.Subnets == c.Subnets && c.Revision != 0 && l.Revision > c.Revision && !l.Leaving
 }
 
-// claimForm is the JSON form of a Claim; Held, Next and Former are values as in the
+// claimForm is the JSON form of a Claim. Held, Next and Former (Claim.Adopted) are values as in the
 // registry.
 type claimForm struct {
 	Store      string `json:",omitempty"`
@@ -67,7 +68,7 @@ func (c Claim) Encode() ([]byte, error) {
 	return json.Marshal(form)
 }
 
-// DecodeClaim reads what Encode wrote, or an older version's Encode.
+// DecodeClaim parses a claim encoded by this or an older version.
 func DecodeClaim(b []byte) (c Claim, err error) {
 	var form claimForm
 	if err := json.Unmarshal(b, &form); err != nil {

@@ -2,10 +2,10 @@ package lease
 
 import "errors"
 
-// Fault is what is wrong with a lease, or with an entry that should be one.
+// Fault is what is wrong with a lease or with an invalid entry.
 type Fault struct {
-	Kind   string // constant sentence: the same for all that have the fault
-	Detail string // what of it is this one's own, such as the value; may be empty
+	Kind   string // constant sentence, which groups equal faults
+	Detail string // specific part, such as the value; may be empty
 }
 
 func (f Fault) Error() string {
@@ -15,7 +15,7 @@ func (f Fault) Error() string {
 	return f.Kind + ": " + f.Detail
 }
 
-// FaultOf returns the fault that an error is about, or one of its own kind.
+// FaultOf returns the fault in an error, or a fault with the error's text.
 func FaultOf(err error) Fault {
 	var f Fault
 	if !errors.As(err, &f) {

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Key returns the last element of a lease's key: 10.42.7.0-24, or
-// 10.42.7.0-24&fd42:0:0:7::-64 with an IPv6 subnet. There must be one of IPv4.
+// Key returns the last element of a lease's key: 10.42.7.0-24, or 10.42.7.0-24&fd42:0:0:7::-64 with
+// an IPv6 subnet. The IPv4 subnet is required.
 func Key(s Subnets) string {
 	key := appendKey(nil, s.V4)
 	if s.V6.IsValid() {
@@ -21,9 +21,9 @@ func appendKey(b []byte, p netip.Prefix) []byte {
 	return strconv.AppendInt(append(p.Addr().AppendTo(b), '-'), int64(p.Bits()), 10)
 }
 
-// ParseKey reads the last element of a lease's key: what Key returns and nothing else, so
-// that no two keys are of the same lease. The subnets must be without host bits, and 1 to 31
-// bits long, or 1 to 127 for IPv6.
+// ParseKey parses the last element of a lease's key. It accepts only what Key returns, so that no
+// two keys have the same subnets. The subnets must have no host bits and a length of 1 to 31 bits,
+// or 1 to 127 for IPv6.
 func ParseKey(key string) (Subnets, error) {
 	v4, v6, both := strings.Cut(key, "&")
 	var s Subnets
@@ -40,8 +40,8 @@ func ParseKey(key string) (Subnets, error) {
 	return Subnets{}, Fault{kind, strconv.Quote(Clip(key))}
 }
 
-// parsePart reads the part of a key that names the subnet of one family, or returns what is
-// wrong with it. form is that of the whole key.
+// parsePart parses the part of a key with the subnet of one family, or returns what is wrong with
+// it. form is the form of the whole key.
 func parsePart(p *netip.Prefix, part, form, family string, addrBits int) (kind, detail string) {
 	ip, bits, ok := strings.Cut(part, "-")
 	if !ok {

@@ -1,13 +1,11 @@
-// Package lease holds what hosts tell each other through the registry: a
-// leased subnet with the attributes of its owner, the keys and JSON values that
-// carry them, the View a host has of the whole network, the Claim by which it knows
-// its own lease again, and the choice of a free subnet.
+// Package lease has the data that hosts exchange through the registry: leased subnets with the
+// attributes of their owners, and their encoding as keys and JSON values. It also has the View of
+// the whole network, the Claim by which a host recognizes its own lease, and the choice of a free
+// subnet.
 //
-// It knows no registry and no clock; it only turns bytes into values and
-// values into bytes. Invariant: a decoded Lease is well formed (its subnets are
-// masked prefixes, of which there is one of IPv4; its public IP is an IPv4 address),
-// but nothing is said about whether it makes sense in this network: that is for
-// package backend.
+// It has no registry and no clock and only converts bytes to values and back. Invariant: a decoded
+// Lease is well formed (its subnets are masked prefixes including one of IPv4; its public IP is an
+// IPv4 address). Whether it is valid in this network is for package backend to decide.
 package lease
 
 import (
@@ -20,33 +18,33 @@ import (
 	"unique"
 )
 
-// Attrs are what a host publishes beside its subnets. They are comparable:
-// backend data are compact JSON kept as text.
+// Attrs are the attributes that a host publishes with its subnets. They are comparable, because
+// backend data are kept as compact JSON text.
 type Attrs struct {
-	PublicIP      netip.Addr // IPv4 address in the underlay, invalid when the value has none
-	PublicIPv6    netip.Addr // IPv6 address there, likewise
+	PublicIP      netip.Addr // IPv4 address in the underlay; invalid if the value has none
+	PublicIPv6    netip.Addr // IPv6 address in the underlay, likewise
 	BackendType   string     // empty for udp and alloc
-	BackendData   string     // JSON, meaning is the backend's; empty when absent
+	BackendData   string     // JSON, defined by the backend; empty if absent
 	BackendV6Data string     // the same for IPv6
-	// Leaving: the owner is giving the lease up for good, and it ends soon. Until
-	// then the subnet is taken, but nobody is reached there.
+	// Leaving is set while the owner releases the lease, which then expires soon. Until then the
+	// subnet remains leased, but it has no host.
 	Leaving bool
 }
 
-// Lease is one host's claim on its subnets.
+// Lease is the lease of a host on its subnets.
 type Lease struct {
 	Subnets Subnets
 	Attrs
-	Expires  time.Time // on this host's clock; zero for a reservation, which never expires
-	Revision uint64    // of the last write; what a compare-and-swap compares
-	Created  uint64    // revision that created the key; the lower, the older
-	// Stale: the registry has the lease no longer, and it stays in force for a moment
-	// only because its owner may make it again. A stale lease contests no other.
+	Expires  time.Time // by this host's clock; zero for a reservation, which never expires
+	Revision uint64    // revision of the last write, used for compare-and-swap
+	Created  uint64    // revision that created the key; lower is older
+	// Stale is set if the registry no longer has the lease, and it is retained for a short time
+	// because its owner may create it again. A stale lease conflicts with no other.
 	Stale bool
 }
 
-// Precedes reports whether l keeps what both it and o claim and only one can have: the
-// one that is not stale, else the older, else the one whose subnets come first.
+// Precedes reports whether l wins a conflict of claims with o: the one that is not stale wins, else
+// the older one, else the one whose subnets sort first.
 func (l Lease) Precedes(o Lease) bool {
 	switch {
 	case l.Stale != o.Stale:
@@ -57,31 +55,30 @@ func (l Lease) Precedes(o Lease) bool {
 	return l.Subnets.Compare(o.Subnets) < 0
 }
 
-// Reservation reports whether the lease has no time to live, so that renewing
-// must keep it without one.
+// Reservation reports whether the lease has no time to live. Renewals must preserve that.
 func (l Lease) Reservation() bool { return l.Expires.IsZero() }
 
-// SameAs reports whether two leases say the same to the data plane; expiry and
-// revisions are not part of that.
+// SameAs reports whether two leases are the same for the data plane, regardless of expiry and
+// revisions.
 func (l Lease) SameAs(o Lease) bool { return l.Subnets == o.Subnets && l.Attrs == o.Attrs }
 
-// value is the JSON form of Attrs. Field order and the null PublicIPv6 are
-// those of the original's newest generation; its older readers ignore what they
-// don't know, and none of them knows Leaving.
+// value is the JSON form of Attrs. The field order and the null PublicIPv6 are those of the
+// original's newest generation. Its older readers ignore unknown fields, and none of them knows
+// Leaving.
 type value struct {
 	PublicIP      *string         `json:"PublicIP"`
 	PublicIPv6    *string         `json:"PublicIPv6"`
 	BackendType   string          `json:"BackendType,omitempty"`
 	BackendData   json.RawMessage `json:"BackendData,omitempty"`
 	BackendV6Data json.RawMessage `json:"BackendV6Data,omitempty"`
-	Leaving       json.RawMessage `json:"Leaving,omitempty"` // raw, so that an error can tell the value
+	Leaving       json.RawMessage `json:"Leaving,omitempty"` // raw, so that an error can contain the value
 }
 
-// MaxValue is the longest value, in bytes, that is decoded. Real values are
-// below 1 KiB; the limit keeps absurd keys from costing memory in every host.
+// MaxValue is the maximum size of a value in bytes. Real values are below 1 KiB. The limit bounds
+// the memory that a malicious key costs on every host.
 const MaxValue = 16 << 10
 
-// LongValue returns the fault of a value of size bytes, which are more than MaxValue.
+// LongValue returns the fault of a value whose size in bytes exceeds MaxValue.
 func LongValue(size int64) error {
 	return Fault{fmt.Sprintf("value is longer than %d bytes", MaxValue), fmt.Sprint(size)}
 }
@@ -110,15 +107,15 @@ func (a Attrs) Encode() ([]byte, error) {
 	return b, nil
 }
 
-// DecodeAttrs reads a registry value. Unknown fields are ignored and field
-// names match in any case, as every generation of the original does. A PublicIPv6
-// that is no IPv6 address counts as none, since a host may do without.
+// DecodeAttrs parses a registry value. As in every generation of the original, unknown fields are
+// ignored and field names match case-insensitively. An invalid PublicIPv6 is ignored, because it is
+// optional.
 func DecodeAttrs(b []byte) (Attrs, error) {
 	if len(b) > MaxValue {
 		return Attrs{}, LongValue(int64(len(b)))
 	}
 	var v value
-	b = bytes.TrimPrefix(b, []byte("\ufeff")) // of a reservation that was written with an editor
+	b = bytes.TrimPrefix(b, []byte("\ufeff")) // some editors write a byte order mark
 	if err := json.Unmarshal(b, &v); err != nil {
 		return Attrs{}, Fault{"value is not lease JSON", err.Error()}
 	}
@@ -129,7 +126,7 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	if err != nil || !ip.Is4() {
 		return Attrs{}, Fault{"PublicIP is not an IPv4 address", strconv.Quote(Clip(*v.PublicIP))}
 	}
-	// All hosts of a network have the same type; one copy of its name is enough.
+	// All hosts of a network have the same type, so share one copy of the string.
 	a := Attrs{PublicIP: ip, BackendType: unique.Make(v.BackendType).Value()}
 	if v.PublicIPv6 != nil {
 		if ip, err := netip.ParseAddr(*v.PublicIPv6); err == nil && ip.Is6() && !ip.Is4In6() {
@@ -152,12 +149,12 @@ func DecodeAttrs(b []byte) (Attrs, error) {
 	return a, nil
 }
 
-// compact returns valid JSON without blanks; null is empty.
+// compact returns valid JSON without whitespace, or "" for null.
 func compact(raw json.RawMessage) (string, error) {
 	if string(raw) == "null" {
 		return "", nil
 	}
-	// Nearly all that is written is compact, and is not walked through again.
+	// Nearly all values are already compact.
 	if !bytes.ContainsAny(raw, " \t\r\n") {
 		return string(raw), nil
 	}
@@ -168,7 +165,7 @@ func compact(raw json.RawMessage) (string, error) {
 	return c.String(), nil
 }
 
-// Clip shortens hostile text for a message.
+// Clip truncates untrusted text for a message.
 func Clip(s string) string {
 	const most = 64
 	if len(s) > most {

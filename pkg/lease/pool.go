@@ -7,15 +7,15 @@ import (
 	"slices"
 )
 
-// Pool is the set of subnets of one family that hosts may lease: those of SubnetLen bits
-// from Min to Max, at most 2⁶⁴-1. The zero Pool is empty, and so is one of more.
+// Pool is the set of subnets of one family that hosts may lease: those of SubnetLen bits from Min
+// to Max, at most 2⁶⁴-1 subnets. The zero Pool is empty, and so is a larger one.
 type Pool struct {
-	Network   netip.Prefix // the whole; only named, Min and Max say what is used
+	Network   netip.Prefix // the whole network, for information; Min and Max define the pool
 	SubnetLen int          // bits, 1 to 31, or 127 for IPv6
-	Min, Max  netip.Addr   // network addresses of the first and the last subnet, inclusive
+	Min, Max  netip.Addr   // addresses of the first and the last subnet, inclusive
 }
 
-// NewPool returns the pool of all subnets of a network but the first.
+// NewPool returns the pool of all subnets of a network except the first.
 func NewPool(network netip.Prefix, subnetLen int) Pool {
 	p := Pool{network, subnetLen, network.Masked().Addr(), lastAddr(network)}
 	first, n := p.slots()
@@ -29,11 +29,11 @@ func (p Pool) Size() uint64 {
 	return n
 }
 
-// Cover returns the fewest prefixes that hold all subnets of the pool and nothing else.
+// Cover returns the smallest set of prefixes that covers exactly the subnets of the pool.
 func (p Pool) Cover() []netip.Prefix {
 	var cover []netip.Prefix
 	for start, n := p.slots(); n > 0; {
-		bits := p.SubnetLen // of the prefix that begins at start
+		bits := p.SubnetLen // of the prefix that starts at start
 		size := uint64(1)
 		for bits > 0 && size <= n/2 && start%(2*size) == 0 {
 			bits, size = bits-1, 2*size
@@ -44,18 +44,17 @@ func (p Pool) Cover() []netip.Prefix {
 	return cover
 }
 
-// Fits reports whether subnet is one of the pool's.
+// Fits reports whether subnet is in the pool.
 func (p Pool) Fits(subnet netip.Prefix) bool {
 	first, n := p.slots()
 	return n > 0 && subnet.IsValid() && subnet.Bits() == p.SubnetLen && subnet.Masked() == subnet &&
 		p.address(first).Compare(subnet.Addr()) <= 0 && subnet.Addr().Compare(p.address(first+n-1)) <= 0
 }
 
-// Pick chooses a subnet that overlaps none of taken, each free one with the
-// same chance; false means that there is none. taken may hold anything: other
-// lengths, duplicates, prefixes outside the pool or of the other family. random(n)
-// must return a number below n. The cost is that of sorting taken, whatever the
-// size of the pool.
+// Pick returns a subnet that overlaps none of taken, each free one with the same probability, or
+// false if there is none. taken may have any prefixes: of other lengths, duplicates, outside the
+// pool or of the other family. random(n) must return a number below n. The cost is that of sorting
+// taken and does not depend on the size of the pool.
 func (p Pool) Pick(taken []netip.Prefix, random func(n uint64) uint64) (netip.Prefix, bool) {
 	first, n := p.slots()
 	blocked := p.blocked(taken)
@@ -67,7 +66,7 @@ func (p Pool) Pick(taken []netip.Prefix, random func(n uint64) uint64) (netip.Pr
 		return netip.Prefix{}, false
 	}
 	slot := random(free)
-	// slot counts free subnets only; every blocked run at or before it pushes it on.
+	// slot counts free subnets only, so each blocked run at or before it shifts it.
 	for _, b := range blocked {
 		if b.start > slot {
 			break
@@ -77,11 +76,10 @@ func (p Pool) Pick(taken []netip.Prefix, random func(n uint64) uint64) (netip.Pr
 	return netip.PrefixFrom(p.address(first+slot), p.SubnetLen), true
 }
 
-// run is a half-open range of subnets, counted from the first of the pool.
+// run is a half-open range of subnets, counted from the first one in the pool.
 type run struct{ start, end uint64 }
 
-// blocked returns the runs of the pool's subnets that taken overlaps: sorted,
-// disjoint and within the pool.
+// blocked returns the runs of subnets that overlap taken: sorted, disjoint and within the pool.
 func (p Pool) blocked(taken []netip.Prefix) []run {
 	first, n := p.slots()
 	if n == 0 {
@@ -119,11 +117,11 @@ func (p Pool) blocked(taken []netip.Prefix) []run {
 	return merged
 }
 
-// A slot is a subnet's number: the bits of its address down to its length. Of longer
-// ones it has the last 64 bits; those before are the same in all of a pool.
+// A slot is the number of a subnet: its address without the host bits. If that is longer than 64
+// bits, the slot has the last 64. The others are the same in the whole pool.
 
-// slots returns the number of the pool's first slot and how many there are.
-// Bounds off the SubnetLen grid are moved inwards.
+// slots returns the first slot of the pool and the number of slots. Bounds that are not the start
+// of a subnet are moved inwards.
 func (p Pool) slots() (first, n uint64) {
 	if p.SubnetLen < 1 || p.SubnetLen >= p.Min.BitLen() || p.Max.BitLen() != p.Min.BitLen() {
 		return 0, 0
@@ -159,7 +157,7 @@ func (p Pool) address(slot uint64) netip.Addr {
 	return fromWords(hi>>host<<host|slot>>(64-host), slot<<host)
 }
 
-// hostBits is how many bits of an address a subnet leaves to hosts.
+// hostBits returns the number of host bits in a subnet.
 func (p Pool) hostBits() int { return p.Min.BitLen() - p.SubnetLen }
 
 // lastAddr returns the last address of a prefix.
@@ -173,14 +171,14 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return fromWords(hi, lo)
 }
 
-// words returns an address as the two halves of a number; that of IPv4 is mapped to
-// IPv6 (RFC 4291, section 2.5.5.2), so that its own bits are the last.
+// words returns an address as two 64-bit words. An IPv4 address is mapped to IPv6 (RFC 4291,
+// section 2.5.5.2), so that its bits are the last.
 func words(a netip.Addr) (hi, lo uint64) {
 	b := a.As16()
 	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 }
 
-// fromWords is the reverse of words.
+// fromWords is the inverse of words.
 func fromWords(hi, lo uint64) netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], hi)

@@ -2,18 +2,18 @@ package lease
 
 import "net/netip"
 
-// Subnets are what a lease is of: a subnet of each family, where an invalid prefix stands for
-// none. They identify the lease, in the registry and on every host: two leases that differ in
-// one of the two are two, even if the other is the same.
+// Subnets are the subnets of a lease, one per family. An invalid prefix means none. They identify a
+// lease, both in the registry and on every host: leases that differ in the subnet of either family
+// are different.
 type Subnets struct{ V4, V6 netip.Prefix }
 
-// IsValid reports whether there is a subnet of any family.
+// IsValid reports whether there is a subnet of either family.
 func (s Subnets) IsValid() bool { return s != Subnets{} }
 
-// Compare orders by the IPv4 subnet, then by that of IPv6; none comes first.
+// Compare orders by the IPv4 subnet, then by the IPv6 subnet. No subnet sorts first.
 func (s Subnets) Compare(o Subnets) int { return compare(&s, &o) }
 
-// compare takes pointers, since views have many to compare.
+// compare takes pointers for speed, because views have many subnets to compare.
 func compare(a, b *Subnets) int {
 	if c := ComparePrefix(a.V4, b.V4); c != 0 {
 		return c
@@ -21,7 +21,7 @@ func compare(a, b *Subnets) int {
 	return ComparePrefix(a.V6, b.V6)
 }
 
-// String returns the subnets as in 10.42.7.0/24 or 10.42.7.0/24,fd42:0:0:7::/64.
+// String returns the subnets in the form 10.42.7.0/24 or 10.42.7.0/24,fd42:0:0:7::/64.
 func (s Subnets) String() string {
 	switch {
 	case !s.V6.IsValid():

@@ -6,17 +6,17 @@ import (
 	"slices"
 )
 
-// View is what a host knows of the network at one moment. It is immutable, and so
-// are the leases in it, which the views before and after it share.
+// View is what a host knows of the network at one point in time. It is immutable, and so are the
+// leases in it, which consecutive views share.
 type View struct {
 	Own   Lease
-	Peers []*Lease // every other lease whose owner is not leaving, sorted by subnets
-	// Complete is false until a whole listing was seen. Nothing may be
-	// pruned on the word of an incomplete view.
+	Peers []*Lease // all other leases except those being released, sorted by subnets
+	// Complete is set once the registry has been listed. Nothing may be deleted because of an
+	// incomplete view.
 	Complete bool
 }
 
-// NewView sorts leases into own and peers. No two of them may be of the same subnets.
+// NewView returns the view of all leases. No two of them may have the same subnets.
 func NewView(own Lease, all []*Lease, complete bool) View {
 	peers := make([]*Lease, 0, len(all))
 	for _, l := range all {
@@ -28,20 +28,20 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 	return View{Own: own, Peers: peers, Complete: complete}
 }
 
-// peer reports whether a lease, nil for none, is one of own's peers.
+// peer reports whether a lease, which may be nil, is a peer of own.
 func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnets != own.Subnets && !l.Leaving }
 
-// Edit returns the view that follows v when only own and the leases of some subnets may have
-// changed, and reports whether it differs from v. now returns the lease of subnets, or nil. The
-// result is that of NewView for all leases, at the cost of copying the pointers; an unchanged
-// peer stays the same pointer.
+// Edit returns the view that follows v if only own and the leases of the changed subnets may have
+// changed, and reports whether it differs from v. now returns the current lease of subnets, or nil.
+// The result is that of NewView for all leases, at the cost of copying the pointers. Unchanged
+// peers keep their pointers.
 //
-// A lease that was created again, or became stale or valid, is a difference only where another
-// one may claim the same values, because the older one keeps them.
+// A lease that was recreated, or became stale or valid, is a difference only if another one may
+// have the same claims, because the older lease wins.
 func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View, bool) {
-	// What was our own may be a peer's now, and the other way round.
+	// The previous own lease may be a peer's now, and vice versa.
 	owns := [2]Subnets{v.Own.Subnets, own.Subnets}
-	dirty := make([]*Subnets, 0, len(changed)+len(owns)) // pointers, as all may have changed
+	dirty := make([]*Subnets, 0, len(changed)+len(owns)) // pointers, because all may have changed
 	for _, some := range [][]Subnets{changed, owns[:]} {
 		for i := range some {
 			dirty = append(dirty, &some[i])
@@ -50,9 +50,9 @@ func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View
 	slices.SortFunc(dirty, compare)
 	dirty = slices.CompactFunc(dirty, func(a, b *Subnets) bool { return *a == *b })
 	type edit struct {
-		at    int    // where in v.Peers
-		was   bool   // there is one, to be replaced or, without lease, removed
-		lease *Lease // to be there
+		at    int    // index in v.Peers
+		was   bool   // v.Peers[at] exists and is replaced, or removed if lease is nil
+		lease *Lease // new value
 	}
 	var edits []edit
 	var aged []*Lease
@@ -100,7 +100,7 @@ func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View
 	return next, news || next.sharesClaims(aged)
 }
 
-// sharesClaims reports whether a peer may claim what one of some peers claims.
+// sharesClaims reports whether a lease of some may have the same claims as another peer.
 func (v View) sharesClaims(some []*Lease) bool {
 	ips, data := make(map[netip.Addr]bool, len(some)), make(map[string]bool, len(some))
 	for _, l := range some {
@@ -112,7 +112,7 @@ func (v View) sharesClaims(some []*Lease) bool {
 	if len(some) == 0 {
 		return false
 	}
-	seen := 0 // some are peers themselves
+	seen := 0 // includes some, which are peers themselves
 	for _, l := range v.Peers {
 		if ips[l.PublicIP] || l.BackendData != "" && data[l.BackendData] {
 			seen++
@@ -121,7 +121,7 @@ func (v View) sharesClaims(some []*Lease) bool {
 	return seen > len(some)
 }
 
-// Peer returns the lease of subnets, or nil.
+// Peer returns the peer's lease with the given subnets, or nil.
 func (v View) Peer(subnets Subnets) *Lease {
 	if i, ok := v.find(subnets); ok {
 		return v.Peers[i]
@@ -133,10 +133,10 @@ func (v View) find(subnets Subnets) (int, bool) {
 	return slices.BinarySearchFunc(v.Peers, struct{}{}, func(l *Lease, _ struct{}) int { return compare(&l.Subnets, &subnets) })
 }
 
-// ChangesSince returns the peers that say something else to the data plane than in an older
-// view, or are of another age, or stale in one of the two only, as they were and as they
-// are, in order of their subnets; nil: not there.
-// It takes time for each peer, but little for one that both views share.
+// ChangesSince returns, sorted by subnets, the old and the new lease of each peer that changed for
+// the data plane, was recreated, or became stale or valid since an older view. A nil lease means
+// that the peer does not exist in that view. The cost is linear in the number of peers, but low for
+// those that both views share.
 func (v View) ChangesSince(old View) iter.Seq2[*Lease, *Lease] {
 	return func(yield func(was, is *Lease) bool) {
 		was, is := old.Peers, v.Peers
@@ -166,10 +166,11 @@ func (v View) ChangesSince(old View) iter.Seq2[*Lease, *Lease] {
 	}
 }
 
-// Overlaps reports whether the IPv4 subnet of subnets overlaps that of a peer with others.
+// Overlaps reports whether the IPv4 subnet of subnets overlaps that of a peer with different
+// subnets.
 func (v View) Overlaps(subnets Subnets) bool {
 	subnet := subnets.V4
-	// Peers with the same one and those inside follow each other.
+	// Peers with the same subnet and those inside it are adjacent.
 	for i, _ := v.find(Subnets{V4: subnet}); i < len(v.Peers) && subnet.Contains(v.Peers[i].Subnets.V4.Addr()); i++ {
 		if v.Peers[i].Subnets != subnets {
 			return true

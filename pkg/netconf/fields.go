@@ -13,7 +13,7 @@ import (
 
 // Fields is a JSON object whose values are read one at a time, so that an error can name the field,
 // its value and what it must be. Keys match case-insensitively and the last duplicate wins, as in
-// every generation of upstream flannel. Keys that are never read are ignored. The first error is
+// every generation of the original. Keys that are never read are ignored. The first error is
 // kept and returned by Err.
 type Fields struct {
 	path   string // prefix of names in errors, such as "Backend."

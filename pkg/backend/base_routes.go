@@ -12,8 +12,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// Check refuses a network config whose own routes, whoever the peers are, would take what
-// this host needs itself.
+// Check returns an error if the backend's shared routes would break what this host itself needs.
 func Check(b Backend, h host.Facts) error {
 	for _, k := range sharedRoutes(b.Base(h, lease.Lease{})) {
 		if routeConflict(k.Dst, h) == "" {
@@ -28,7 +27,7 @@ func Check(b Backend, h host.Facts) error {
 	return nil
 }
 
-// SafeBase returns what the kernel should hold for no peer alone.
+// SafeBase returns the desired state that belongs to no single peer.
 func SafeBase(b Backend, network netip.Prefix, h host.Facts, v lease.View) dataplane.State {
 	if s := b.Base(h, v.Own); len(sharedRoutes(s)) == 0 {
 		return s
@@ -38,15 +37,15 @@ func SafeBase(b Backend, network netip.Prefix, h host.Facts, v lease.View) datap
 	return s
 }
 
-// safeBase is the backend's Base without what would take from this host what it needs
-// itself; refused says why. What hosts need does not lie in the subnets that are leased, or
-// should not. So where the route of the whole network would take some of it, in its place
-// there are routes to what is leased: to the prefixes of shared, which is nil if there was no
-// need to, and to the subnets beside them.
+// safeBase returns the backend's Base without routes that would break what this host needs. unsafeRoutes
+// has the routes left out with the reasons. Addresses that hosts need should not be in leased
+// subnets. So if the route of the whole network would divert packets to such an address, it is
+// replaced by routes to the leased prefixes (shared; nil if no replacement was necessary) and to
+// single subnets outside them.
 //
-// The kernel would not object to any of these routes: it has a place for one of two equal
-// routes only, and for a longer one always.
-func safeBase(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base dataplane.State, shared []netip.Prefix, refused []dataplane.Conflict) {
+// The kernel accepts all these routes without an error: an equal route replaces another, and a
+// longer one is always possible.
+func safeBase(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base dataplane.State, shared []netip.Prefix, unsafeRoutes []dataplane.Conflict) {
 	base = b.Base(h, own)
 	for _, k := range sharedRoutes(base) {
 		if routeConflict(k.Dst, h) == "" && !divertsMore(k.Dst, h, peers) {
@@ -62,22 +61,23 @@ func safeBase(b Backend, h host.Facts, own lease.Lease, peers []Peer) (base data
 		for _, p := range routed {
 			k.Dst = p
 			if reason := routeConflict(p, h); reason != "" {
-				refused = append(refused, dataplane.Conflict{Op: dataplane.KindRoute.Put(k, r), Reason: reason})
+				unsafeRoutes = append(unsafeRoutes, dataplane.Conflict{Op: dataplane.KindRoute.Put(k, r), Reason: reason})
 			} else {
 				base.Routes[k] = r
 			}
 		}
 	}
 	for k, r := range base.Routes {
-		// The last of all routes with its destination: it takes nothing from an equal one.
+		// The blackhole has the lowest precedence of all routes with its destination, so equal
+		// routes are unaffected.
 		if r.Blackhole && slices.ContainsFunc(h.Needs, func(n host.Need) bool { return k.Dst.Contains(n.Addr) && k.Dst.Bits() > n.Bits }) {
 			delete(base.Routes, k)
 		}
 	}
-	return base, shared, refused
+	return base, shared, unsafeRoutes
 }
 
-// sharedRoutes lists the routes of a base that lead into a device of its own, which are for all
+// sharedRoutes returns the routes of a base into the base's own devices. They are shared by all
 // peers.
 func sharedRoutes(base dataplane.State) []dataplane.RouteKey {
 	keys := slices.DeleteFunc(slices.Collect(maps.Keys(base.Routes)), func(k dataplane.RouteKey) bool {
@@ -88,8 +88,8 @@ func sharedRoutes(base dataplane.State) []dataplane.RouteKey {
 	return keys
 }
 
-// leasedCover returns the prefixes of what is leased, without those on a link of the underlay: they
-// would take the addresses of others there. Subnets that somebody has there have a route each.
+// leasedCover returns the prefixes that cover all leases, without those on a link of the underlay,
+// where they would divert packets for other hosts. Leased subnets there have a route each.
 func leasedCover(h host.Facts) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(h.Leased), func(p netip.Prefix) bool {
 		return slices.ContainsFunc(h.Underlay, func(r host.Route) bool {
@@ -99,8 +99,9 @@ func leasedCover(h host.Facts) []netip.Prefix {
 	})
 }
 
-// addSingleSubnets adds the subnets that there are beside shared prefixes, of a config before or on a
-// link of the underlay. The own subnet is that of a bridge, whose route would be equal.
+// addSingleSubnets adds the subnets outside the shared prefixes: those of an earlier config and
+// those on a link of the underlay. The own subnet is left out, because it would be equal to the
+// route of the local bridge.
 func addSingleSubnets(shared []netip.Prefix, own lease.Lease, peers []Peer) []netip.Prefix {
 	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnets.V4}, p) })
 	for _, p := range peers {
@@ -112,13 +113,14 @@ func addSingleSubnets(shared []netip.Prefix, own lease.Lease, peers []Peer) []ne
 	return all
 }
 
-// inside reports whether a prefix lies in one of others.
+// inside reports whether a prefix is equal to or inside one of others.
 func inside(others []netip.Prefix, p netip.Prefix) bool {
 	return slices.ContainsFunc(others, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
 }
 
-// routeConflict says what this host needs and a route of the overlay to dst would take: the link of
-// the uplink, where that lies in dst with this host's address, or a single address.
+// routeConflict returns a text if a route of the overlay to dst would divert packets that this host
+// needs: those on the link of the uplink, if the link's network is in dst together with this host's
+// address, or those to a single address. It returns "" if there is none.
 func routeConflict(dst netip.Prefix, h host.Facts) string {
 	if dst.Contains(h.Addr) {
 		link, ok := h.Lookup(h.Addr)
@@ -135,10 +137,10 @@ func routeConflict(dst netip.Prefix, h host.Facts) string {
 	return ""
 }
 
-// divertsMore reports whether a route to dst would take what routes to what is leased would not,
-// and what nothing is refused for: the public IP of a peer, or a name server. Of the routes to
-// peers only those of the underlay are known; where that makes a difference, there are some
-// more routes than need be.
+// divertsMore reports whether a route to dst, in contrast to routes to the leased prefixes, would
+// divert packets to an address that does not make it unsafe: the public IP of a peer or a name
+// server. Only the underlay's routes to peers are known. If others exist, there are some more
+// routes than necessary.
 func divertsMore(dst netip.Prefix, h host.Facts, peers []Peer) bool {
 	beside := func(a netip.Addr) bool {
 		return len(h.Leased) > 0 && !inside(h.Leased, netip.PrefixFrom(a, a.BitLen()))
