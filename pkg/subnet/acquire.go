@@ -9,16 +9,16 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// acquisition is the search for a subnet: the one that this host has, claims or is reserved, else
-// the previous one, else a random free one. It goes on from attempt to attempt.
+// acquisition is the search for a subnet: the one of a lease that this host has, of its claim or of
+// a reservation, else the previous subnet, else a random free one. Its state spans several
+// attempts.
 //
-// A lease of this host at a former address is left to whoever lives at that address
-// now, or has written it since: a machine cloned with its files is not the one that it
-// was cloned from.
+// A lease with a previous address of this host is not used if another host has the address now or
+// has written the lease since: a machine cloned with its files is a different host.
 type acquisition struct {
 	Options
-	lostSubnet netip.Prefix // not to be taken: another host has it, although perhaps with our public IP
-	claimed    lease.Claim  // on the lease that is written
+	lostSubnet netip.Prefix // not to be used, because another host has it, perhaps with our public IP
+	claimed    lease.Claim  // for the lease that is written
 	logged     map[string]bool
 }
 
@@ -26,23 +26,23 @@ func newAcquisition(o Options) *acquisition {
 	return &acquisition{Options: o, logged: map[string]bool{}}
 }
 
-// logOnce says something the first time that it is so, by a method of a Logger.
-func (q *acquisition) logOnce(say func(msg string, fields ...any), msg string, fields ...any) {
+// logOnce logs a message only once per acquisition. log is a method of a Logger.
+func (q *acquisition) logOnce(log func(msg string, fields ...any), msg string, fields ...any) {
 	if !q.logged[msg] {
 		q.logged[msg] = true
-		say(msg, fields...)
+		log(msg, fields...)
 	}
 }
 
-// hostError is one of the host's own: of Attrs or Avoid.
+// hostError is an error of Attrs or Avoid.
 type hostError struct{ err error }
 
 func (e *hostError) Error() string { return e.err.Error() }
 
 func (e *hostError) Unwrap() error { return e.err }
 
-// attempt lists, chooses and writes once. The listing is the one the choice was made from; it is
-// older than the lease.
+// attempt lists the leases, chooses a subnet and writes a lease once. The returned listing is the
+// one that the choice was based on and is older than the lease.
 func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listing, error) {
 	listing, err := q.Registry.List(ctx)
 	if err != nil {
@@ -61,7 +61,7 @@ func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (leas
 		}
 	}
 	previous := has.Attrs
-	previous.Leaving = false // who gave it up did not get to the end, and is here again
+	previous.Leaving = false // a previous run of this host did not finish releasing it
 	a, err := q.Attrs(previous, q.others(*listing, has, ok))
 	if err != nil {
 		return lease.Lease{}, &hostError{err}
@@ -87,8 +87,7 @@ func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (leas
 	return l, err
 }
 
-// write writes a lease. What the next run is to know of it is remembered before, for the answer
-// may be lost, and after.
+// write writes a lease. It remembers the claim before, because the answer may be lost, and after.
 func (q *acquisition) write(c lease.Claim, write func() (lease.Lease, error)) (lease.Lease, error) {
 	q.remember(c)
 	l, err := write()
@@ -100,7 +99,7 @@ func (q *acquisition) write(c lease.Claim, write func() (lease.Lease, error)) (l
 	return l, err
 }
 
-// reuse renews a lease that this host already has; a reservation stays one.
+// reuse renews a lease that this host already has. A reservation stays a reservation.
 func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs) (lease.Lease, error) {
 	ttl := q.TTL
 	if has.Reservation() {
@@ -119,7 +118,7 @@ func (q *acquisition) reuse(ctx context.Context, has lease.Lease, a lease.Attrs)
 	return l, err
 }
 
-// fits reports whether a subnet can be this host's.
+// fits reports whether this host can use a subnet.
 func (q *acquisition) fits(subnet netip.Prefix) bool {
 	if !q.Pool.Fits(subnet) {
 		return false
@@ -134,16 +133,16 @@ func (q *acquisition) fits(subnet netip.Prefix) bool {
 	return reason == ""
 }
 
-// releaseUnusable releases the leases of this host that it cannot use, as those that do not fit the
-// network config any more. A reservation is the operator's and stays.
+// releaseUnusable releases leases of this host that it cannot use, such as those that no longer fit
+// the network config. A reservation belongs to the operator and is kept.
 func (q *acquisition) releaseUnusable(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
-		// One that fits and was not taken up is another host's.
+		// A lease that fits and was not reused is another host's.
 		if !q.ours(l) || q.fits(l.Subnets.V4) || !q.onlyOurs(ctx, l) {
 			continue
 		}
 		if l.Reservation() && q.Pool.Fits(l.Subnets.V4) {
-			continue // that was said
+			continue // already logged by fits
 		}
 		if l.Reservation() {
 			q.logOnce(q.Log.Warn, "ignored reservation that does not fit the network config", "subnet", l.Subnets, "network", q.Pool.Network)

@@ -673,8 +673,8 @@ func TestHostErrors(t *testing.T) {
 	})
 }
 
-// TestAlive: as long as calls return, each minute; of one that does not, it is silent.
-func TestAlive(t *testing.T) {
+// TestHeartbeat: as long as calls return, each minute; not while one hangs.
+func TestHeartbeat(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		var last atomic.Pointer[time.Time]

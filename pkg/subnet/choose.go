@@ -13,13 +13,13 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// choose returns the previous subnet if it is free, else a random free one that is in nobody's
-// way: neither this host's nor that of a peer, whose address would not be reached any more.
+// choose returns the previous subnet if it is free, or else a random free one that overlaps no
+// address that this host or a peer needs.
 func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (netip.Prefix, error) {
 	taken := make([]netip.Prefix, 0, 2*len(listing.Leases))
 	take := func(subnet netip.Prefix) {
-		// Whatever is not a part of the network is no host's, and must not
-		// keep hosts out of it.
+		// Prefixes that are not inside the network belong to no host and must not prevent hosts
+		// from using it.
 		if q.Pool.Network.Contains(subnet.Addr()) && subnet.Bits() > q.Pool.Network.Bits() {
 			taken = append(taken, subnet)
 		}
@@ -28,7 +28,7 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 		take(l.Subnets.V4)
 	}
 	for _, b := range listing.Invalid {
-		take(b.Subnets.V4) // nobody knows whose, but somebody's
+		take(b.Subnets.V4) // may be in use by an unknown host
 	}
 	if q.fits(q.Previous) {
 		switch previous := q.Previous; {
@@ -66,9 +66,9 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 	return netip.Prefix{}, &e
 }
 
-// free reports whether the previous subnet, which nobody leases, is left to this host. It is
-// not where whoever lives at this host's former address still uses it, although etcd has lost
-// the lease or it has expired.
+// free reports whether this host can use its previous subnet, for which there is no lease. It
+// cannot if another host has this host's previous address and still uses the subnet, although etcd
+// has lost the lease or it has expired.
 func (q *acquisition) free(ctx context.Context) bool {
 	if q.Claim.Subnets.V4 != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
 		return true
@@ -76,28 +76,29 @@ func (q *acquisition) free(ctx context.Context) bool {
 	return q.onlyOurs(ctx, lease.Lease{Subnets: q.Claim.Subnets, Attrs: q.Claim.Held})
 }
 
-// address is the prefix of one address; that of none is invalid and in no network.
+// address returns the prefix of a single address. That of the zero address is invalid and in no
+// network.
 func address(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// exhaustedError: no subnet is free.
+// exhaustedError is returned if no subnet is free.
 type exhaustedError struct {
 	pool    lease.Pool
 	leased  int
-	avoided []netip.Prefix // what keeps this host from the free ones, if there are any
+	avoided []netip.Prefix // prefixes that make free subnets unusable; empty if none are free
 }
 
 func (e *exhaustedError) Error() string {
 	if len(e.avoided) > 0 {
 		return fmt.Sprintf("no subnet can be used: network %s has %d subnets of length %d (%s to %s), %d are leased, and each of the others overlaps "+
-			"a network or an address that this host or a peer has, such as %s; set SubnetMin and SubnetMax in the network config to where nobody is",
+			"a network or an address that this host or a peer has, such as %s; set SubnetMin and SubnetMax in the network config to an unused range",
 			e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased, examples(e.avoided))
 	}
 	return fmt.Sprintf("out of subnets: network %s has %d subnets of length %d (%s to %s), and %d leases leave none of them free; "+
-		"delete the leases of hosts that are gone, or make room in the network config (SubnetLen, SubnetMin, SubnetMax)",
+		"delete leases of hosts that no longer exist, or enlarge the pool in the network config (SubnetLen, SubnetMin, SubnetMax)",
 		e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased)
 }
 
-// examples names the widest few of prefixes.
+// examples returns the widest few of prefixes.
 func examples(prefixes []netip.Prefix) string {
 	sorted := slices.Clone(prefixes)
 	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), lease.ComparePrefix(a, b)) })

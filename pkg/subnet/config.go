@@ -12,17 +12,16 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// ConfigReader is the part of a registry that has the network config.
+// ConfigReader is the part of a registry that reads the network config.
 type ConfigReader interface {
 	Config(ctx context.Context) ([]byte, error)
 }
 
-// configCondition is the ID of the condition that the network config is not as it should be.
+// configCondition is the ID of the condition that the network config is missing or invalid.
 const configCondition = "network-config"
 
-// WaitConfig waits until the registry holds a network config that parse
-// accepts, and returns what parse made of it. What stands in the way is a condition. The only
-// error is that of ctx.
+// WaitConfig waits until the registry has a network config that parse accepts, and returns the
+// result of parse. Problems are reported as conditions. It returns an error only if ctx ends.
 func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, wrong *condition.List, parse func([]byte) (T, error)) (T, error) {
 	away := outage{log: log}
 	for {
@@ -56,12 +55,12 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 	}
 }
 
-// configEvery bounds the time between two looks at the network config. It
-// changes once in years, so that a look now and then costs less than a watch.
+// configEvery is the maximum time between two reads of the network config. Because it changes so
+// rarely, polling is cheaper than a watch.
 const configEvery = time.Minute
 
-// FollowConfig calls emit with the network config, again and again until ctx ends. One that
-// parse does not accept, or none, leaves everything as it is, and is a condition.
+// FollowConfig calls emit with the network config periodically until ctx ends. If the config is
+// missing or parse does not accept it, nothing is emitted and a condition is set.
 func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), emit func(T)) {
 	for pace.Sleep(ctx, randomBetween(configEvery/2, configEvery)) == nil {
 		raw, err := reg.Config(ctx)
@@ -82,13 +81,15 @@ func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition
 	}
 }
 
-// Changed is why a context of WhileConfig has ended: there is another network config.
+// Changed is the cause for the end of a context of WhileConfig: there is a different network
+// config.
 type Changed[T any] struct{ Config T }
 
 func (Changed[T]) Error() string { return "the network config has changed" }
 
 // WhileConfig returns a context that ends when the network config is no longer the same. settle
-// ends it, too, and returns why it had ended before: a Changed, or the error of ctx, or nil.
+// also ends it, and returns the cause if it had ended before: a Changed or the error of ctx, or
+// else nil.
 func WhileConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), same func(T) bool) (while context.Context, settle func() error) {
 	while, end := context.WithCancelCause(ctx)
 	var following sync.WaitGroup
@@ -107,10 +108,10 @@ func WhileConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.
 	}
 }
 
-// badConfig is the condition that the network config is not as it should be.
+// badConfig returns the condition that the network config is missing or invalid.
 func badConfig(text string, err error) condition.Condition {
 	fields := []any{"err", err}
-	var remedy interface{ Commands() []string } // one for each API
+	var remedy interface{ Commands() []string } // one command per API
 	if errors.As(err, &remedy) {
 		for _, command := range remedy.Commands() {
 			fields = append(fields, "command", command)

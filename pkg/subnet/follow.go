@@ -14,24 +14,23 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// longCall is how long a call, or a step of several, may be under way before it counts as one
-// that may never return; see Options.Alive. A Watch that hears nothing takes 45 s.
+// longCall is how long a call or a step may take before it counts as hung; see Options.Heartbeat. A
+// Watch without events takes 45 s.
 const longCall = time.Minute
 
-// Follow leases a subnet, keeps that lease, and emits a View as soon as there is one and whenever
-// a lease changed in something that matters; renewals don't. A change after a quiet time is told
-// at once, more of them at intervals. It returns when ctx ends, with its error, or, as long as
-// there never was a lease, with one of Attrs and Avoid.
+// Follow leases a subnet, maintains that lease, and emits a View as soon as it has one and whenever
+// a lease changes, except for renewals. A change after a quiet period is emitted at once, further
+// ones at intervals. It returns the error of ctx when that ends or, if there was no lease yet, an
+// error of Attrs or Avoid.
 //
-// While no subnet is free, or the registry is away, it goes on trying: see Options.Conditions.
+// While no subnet is free or the registry is unreachable, it keeps trying: see Options.Conditions.
 //
-// Fail-static: while the registry is away nothing is emitted. The own lease is
-// renewed Margin before it expires; put back when it was deleted, expired or
-// overwritten; and given up for a new subnet, in a View with another Own, only when its
-// key was deleted and made anew with another host's public IP, which in etcd's v2 API
-// every unconditional write does, or when this host took it up from a former state to
-// which another host has set it back. Until there is another subnet to be had, views
-// still have the lost one as Own, and the peers as they are.
+// Fail-static: nothing is emitted while the registry is unreachable. The own lease is renewed
+// Margin before it expires. It is restored if it was deleted, expired or was overwritten. It is
+// given up for a new subnet, in a View with another Own, in two cases only: its key was recreated
+// with another host's public IP, which in etcd's v2 API every unconditional write does; or this
+// host reused a lease and another host has restored the previous value. Until another subnet is
+// available, views still have the lost one as Own and the peers as they are.
 //
 // emit is called from Follow's own goroutine and must not block.
 func Follow(ctx context.Context, o Options, emit func(lease.View)) error {
@@ -72,9 +71,9 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 	}
 }
 
-// follower is the state of Follow; all of it belongs to one goroutine, but for what is said to
-// belong to a step. It does two things side by side, and a state of each has one thing that ends
-// it, a call under way or a timer:
+// follower is the state of Follow. It belongs to one goroutine, except for what belongs to a step.
+// It runs two state machines side by side. Each state has one thing that ends it, a pending call or
+// a timer:
 //
 //	following (watch.go), once there was a lease:
 //	    watching --> checking, after a silence --> watching
@@ -84,62 +83,62 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 //	    acquiring --> held --> a step, when due or in doubt --> held
 //	    held --> acquiring, when another host has it
 type follower struct {
-	Options // as given: the terms that hold now are those of mine
+	Options // initial options; mine has the current terms
 	emit    func(lease.View)
 
-	// What is known of the leases (leases.go).
-	leases       map[lease.Subnets]*lease.Lease // the registry's, ours included; last good values, never changed in place
-	staleLeases  map[lease.Subnets]bool         // of these, the ones a wiped registry has forgotten
-	graceEnds    map[lease.Subnets]time.Time    // of these, the ones that were deleted, and until when they stay in force
-	deletions    []deletion                     // the same in order of time; those that came back meanwhile too
-	invalidKeys  map[string]bool                // keys of entries that are no leases
-	moreInvalid  int                            // at least so many beside those in bad, as of the last listing
-	invalid      *condition.Group               // the same, by key, for the log
-	invalidTimer *time.Timer                    // log the rest of them
-	graceTimer   *time.Timer                    // drop what was deleted
-	staleTimer   *time.Timer                    // drop the stale leases
+	// All known leases (leases.go).
+	leases       map[lease.Subnets]*lease.Lease // of the registry, including ours; last valid values, never modified in place
+	staleLeases  map[lease.Subnets]bool         // those that a wiped registry no longer has
+	graceEnds    map[lease.Subnets]time.Time    // those that were deleted, and when their grace period ends
+	deletions    []deletion                     // the same in order of time, including those that were recreated since
+	invalidKeys  map[string]bool                // keys of invalid entries
+	moreInvalid  int                            // minimum number of further invalid entries, as of the last listing
+	invalid      *condition.Group               // invalid entries by key, for the log
+	invalidTimer *time.Timer                    // logs deferred invalid entries
+	graceTimer   *time.Timer                    // removes deleted leases
+	staleTimer   *time.Timer                    // removes stale leases
 
 	// Following (watch.go).
-	index           uint64        // watch from here
-	relist          bool          // the index is worth nothing
+	index           uint64        // index to watch from
+	relist          bool          // the index is unusable, list again
 	relistCause     Cause         // why
-	rolledBack      bool          // the registry was wiped or restored since all was listed last
-	maybeRolledBack bool          // the same may be, for something happened to the own key that was not heard
-	away            outage        // before there is a lease, of the steps
-	retryWait       time.Duration // between attempts, while away
-	failedAt        time.Time     // when it was lost last
-	callSince       time.Time     // when the call that is under way began; zero: none is
-	retryTimer      *time.Timer   // try the registry again
-	budget          *rate.Limiter // of watches that got on, and of listings
-	budgetWait      time.Duration // how long the budget has held up watches in a row that brought one event
-	watchPace       pace.Pace     // of watches that did not get on
-	listPace        pace.Pace     // of listings that did not help
-	listed          bool          // no watch has got on since all was listed
+	rolledBack      bool          // the registry was wiped or restored since the last listing
+	maybeRolledBack bool          // it may have been, because the own key changed without an event
+	away            outage        // before there is a lease, outages seen by steps
+	retryWait       time.Duration // between attempts during an outage
+	failedAt        time.Time     // time of the last failure
+	callSince       time.Time     // start of the pending call; zero if there is none
+	retryTimer      *time.Timer   // tries the registry again
+	budget          *rate.Limiter // for watches that made progress and for listings
+	budgetWait      time.Duration // total delay by the budget of consecutive watches with one event each
+	watchPace       pace.Pace     // for watches without progress
+	listPace        pace.Pace     // for consecutive listings without progress
+	listed          bool          // no watch has made progress since the last listing
 
 	// The own lease (steps.go).
-	own         lease.Lease   // as of the last step; zero: there never was one
-	lost        bool          // another host has it, as of the last step
-	mine        *ownLease     // belongs to the step, while one is under way
-	stepSince   time.Time     // when the step that is under way began; zero: none is
-	nextStep    stepInput     // for the next step
-	stepTimer   *time.Timer   // begin a step
-	conflictRun int           // conflicts in a row
-	failures    int           // steps without an answer in a row; the first was said
-	ownReads    *rate.Limiter // of steps that look at the own lease
-	acquirePace pace.Pace     // of those that acquire one, because of new terms
-	fatal       error         // end with it
+	own         lease.Lease   // as of the last step; zero if there was none yet
+	lost        bool          // another host has the subnet, as of the last step
+	mine        *ownLease     // belongs to the pending step, if there is one
+	stepSince   time.Time     // start of the pending step; zero if there is none
+	nextStep    stepInput     // input of the next step
+	stepTimer   *time.Timer   // starts a step
+	conflictRun int           // number of consecutive conflicts
+	failures    int           // number of consecutive steps without an answer; the first is logged
+	ownReads    *rate.Limiter // limits steps that read the own lease
+	acquirePace pace.Pace     // for steps that acquire a lease because of new terms
+	fatal       error         // error to return
 
 	// Views (publish.go).
-	publishTimer *time.Timer     // publish
-	published    bool            // nothing to publish
-	publishDue   time.Time       // when to publish, if not settled
-	dirty        []lease.Subnets // whose leases may say something else than in last
-	last         lease.View      // as emitted
+	publishTimer *time.Timer     // publishes a view
+	published    bool            // there is nothing to publish
+	publishDue   time.Time       // when to publish, unless published
+	dirty        []lease.Subnets // subnets whose leases may differ from those in last
+	last         lease.View      // last emitted view
 	emitted      time.Time       // when
-	stats        Stats           // what was counted so far
-	reported     Stats           // as reported
+	stats        Stats           // current counts
+	reported     Stats           // last reported
 
-	inputs chan func() // results of calls: what to do with them
+	inputs chan func() // handlers of the results of calls
 	calls  sync.WaitGroup
 }
 
@@ -149,8 +148,8 @@ func stopped() *time.Timer {
 	return t
 }
 
-// call makes a call in a goroutine of its own. What it returns is done in Follow's, as an input.
-// There are at most as many under way as inputs has room for, so none of them waits.
+// call runs do in a new goroutine. The returned function is an input, so it runs in Follow's
+// goroutine. There are no more pending calls than inputs has room for, so none of them blocks.
 func (f *follower) call(do func() (then func())) { f.calls.Go(func() { f.inputs <- do() }) }
 
 func (f *follower) run(ctx context.Context) error {
@@ -182,7 +181,7 @@ func (f *follower) run(ctx context.Context) error {
 	return f.fatal
 }
 
-// begin follows the network, from the listing on from which the first subnet was chosen.
+// begin starts following the network from the listing that the first subnet was chosen from.
 func (f *follower) begin(ctx context.Context, listing registry.Listing) {
 	f.away.end()
 	f.stats.Answered = time.Now()
@@ -191,10 +190,10 @@ func (f *follower) begin(ctx context.Context, listing registry.Listing) {
 	f.watch(ctx, 0)
 }
 
-// begun reports whether the network is followed: there is, or was, a lease.
+// begun reports whether the network is being followed, that is, whether there was a lease.
 func (f *follower) begun() bool { return f.own != (lease.Lease{}) }
 
-// heartbeat says that all is well, unless a call takes suspiciously long.
+// heartbeat calls Options.Heartbeat, unless a pending call takes too long.
 func (f *follower) heartbeat() {
 	for _, since := range []time.Time{f.callSince, f.stepSince} {
 		if !since.IsZero() && time.Since(since) > longCall {

@@ -11,20 +11,20 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// Which of the leases are this host's.
+// This file determines which of the leases are this host's.
 
-// ours reports whether a lease is this host's: it has our address, or is the one that
-// we wrote before we had that. The latter may be another host's now: see onlyOurs.
+// ours reports whether a lease is this host's: it has our address, or this host wrote it before it
+// had that address. The latter may be another host's now: see onlyOurs.
 func (q *acquisition) ours(l lease.Lease) bool {
 	return l.Subnets.V4 != q.lostSubnet && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
 }
 
-// probeTime bounds the search for a host that lives at a former address of this one.
+// probeTime is the timeout of the probe for a previous address of this host.
 const probeTime = time.Second
 
-// onlyOurs reports whether nobody but this host can have a lease that it wrote. One
-// with another address is somebody else's if it was written since, or if the address
-// answers; when in doubt it is, for a new subnet costs less than one that two have.
+// onlyOurs reports whether a lease that this host wrote cannot be another host's. A lease with
+// another address is another host's if it was written since or if the address answers. In doubt the
+// result is false, because a new subnet is cheaper than a duplicate one.
 func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	if l.PublicIP == q.PublicIP {
 		return true
@@ -32,7 +32,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	evidence := ""
 	switch {
 	case q.Claim.WrittenSince(l):
-		evidence = "the lease was written since"
+		evidence = "the lease was written by another host since"
 	case q.Probe != nil:
 		ctx, cancel := context.WithTimeout(ctx, probeTime)
 		evidence = q.Probe(ctx, l.PublicIP)
@@ -40,7 +40,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	}
 	if evidence != "" && ctx.Err() == nil {
 		if l.Subnets.V4 == q.Previous {
-			q.Previous = netip.Prefix{} // and that is all there is to say of it
+			q.Previous = netip.Prefix{} // prevents a second message
 		}
 		q.logOnce(q.Log.Error, "lease of this host's previous address belongs to another host, leasing a new subnet",
 			"subnet", l.Subnets, "before", l.PublicIP, "public_ip", q.PublicIP, "reason", evidence)
@@ -48,9 +48,9 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	return evidence == ""
 }
 
-// existing returns the lease to take up again. Of several, the one where this host's
-// containers are goes first, which subnet.env tells, or else the claim; then what an
-// operator reserved, then the oldest.
+// existing returns the lease to reuse. Of several, the one of the previous subnet comes first,
+// because this host's containers are there, then the one of the claim, then a reservation, then the
+// oldest.
 func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
@@ -80,9 +80,9 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 	return lease.Lease{}, false
 }
 
-// originalLease returns a lease that this host had at another address, and that no claim of
-// ours tells of, since the original wrote it: the one of the previous subnet, known by
-// what no other host publishes, such as the MAC of a device.
+// originalLease returns a lease that the original wrote for this host at another address, so there
+// is no claim for it: the lease of the previous subnet, if it has values that no other host
+// publishes, such as the MAC of a device.
 func (q *acquisition) originalLease(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
 	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnets.V4 == q.Previous && q.fits(l.Subnets.V4) })
 	if at < 0 || q.ours(listing.Leases[at]) {
@@ -100,8 +100,8 @@ func (q *acquisition) originalLease(ctx context.Context, listing registry.Listin
 	return l, true, nil
 }
 
-// others returns the leases of other hosts that keep what both they and this host claim:
-// all of them, or those older than the lease that is taken up.
+// others returns the leases of other hosts that win conflicts of claims with this host: all of
+// them, or those older than the lease that is reused.
 func (q *acquisition) others(listing registry.Listing, mine lease.Lease, reuse bool) []lease.Lease {
 	return slices.DeleteFunc(slices.Clone(listing.Leases), func(l lease.Lease) bool {
 		return l.PublicIP == q.PublicIP || l.Subnets == mine.Subnets || reuse && mine.Precedes(l)

@@ -11,25 +11,25 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// What is known of the leases: taken from listings and events, which cost no more
-// in a large network than in a small one.
+// This file maintains the known leases from listings and events. An event costs no more in a large
+// network than in a small one.
 
 const (
-	// grace is how long a lease that was deleted stays in force: a host that is
-	// there makes its own again in less, and one that leaves says so before (Release).
+	// grace is how long a deleted lease is retained. A host that is alive recreates its lease in
+	// less time, and one that leaves announces it before (Release).
 	grace = time.Second
-	// staleTime is how long peers are believed in that a wiped registry does not
-	// know: longer than any of them needs to notice.
+	// staleTime is how long peers are retained that a wiped registry does not have. It is longer
+	// than any of them needs to notice.
 	staleTime = 2 * time.Minute
 )
 
-// deletion is a lease that was deleted and how long it stays in force all the same.
+// deletion is a deleted lease with the end of its grace period.
 type deletion struct {
 	subnets lease.Subnets
 	until   time.Time
 }
 
-// load takes a listing in place of everything known.
+// load replaces all known leases by a listing.
 func (f *follower) load(listing registry.Listing) {
 	f.rolledBack = f.rolledBack || listing.Index < f.index
 	f.nextStep.restored = f.nextStep.restored || f.rolledBack
@@ -48,7 +48,7 @@ func (f *follower) load(listing registry.Listing) {
 		}
 		old, was := f.leases[b.Subnets]
 		if _, is := leases[b.Subnets]; was && !is {
-			leases[b.Subnets] = notStale(old) // what the key said last stays in force
+			leases[b.Subnets] = notStale(old) // the last valid value is retained
 		}
 	}
 	f.countUnnamed()
@@ -68,7 +68,8 @@ func (f *follower) load(listing registry.Listing) {
 	f.changed()
 }
 
-// intern returns a lease to keep. One that says what it said before shares the text.
+// intern returns a lease for storage. It shares the strings of the stored lease if the attributes
+// are equal.
 func (f *follower) intern(l lease.Lease) *lease.Lease {
 	if old := f.leases[l.Subnets]; old != nil && old.Attrs == l.Attrs {
 		l.Attrs = old.Attrs
@@ -76,10 +77,10 @@ func (f *follower) intern(l lease.Lease) *lease.Lease {
 	return &l
 }
 
-// retainStale keeps peers that a listing should have. One without our own lease, or
-// with it as it once was, is from a registry that was wiped or restored, and so
-// is one of a lower index: it has forgotten others as well, who are there all the
-// same and will make their leases again, as we do.
+// retainStale keeps peers that are missing in a listing of a registry that was wiped or restored.
+// This is the case if the listing has a lower index, or lacks our own lease or has an older
+// revision of it. Then it has lost leases of other hosts too, which are still there and will
+// recreate them as we do.
 func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 	ours, ok := leases[f.own.Subnets]
 	forgot := f.rolledBack || f.maybeRolledBack || !ok || ours.Revision < f.own.Revision
@@ -90,7 +91,7 @@ func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 		switch {
 		case listed || subnets == f.own.Subnets:
 			delete(f.staleLeases, subnets)
-		case deleted: // was deleted before that
+		case deleted: // deleted before the listing
 			leases[subnets] = l
 		case forgot || f.staleLeases[subnets]:
 			leases[subnets] = stale(l)
@@ -102,7 +103,7 @@ func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 	}
 }
 
-// expireStale forgets who has not come back.
+// expireStale removes the stale leases that were not recreated.
 func (f *follower) expireStale() {
 	for subnets := range f.staleLeases {
 		f.remove(subnets)
@@ -111,14 +112,14 @@ func (f *follower) expireStale() {
 	f.publishAt(time.Now())
 }
 
-// remove takes a lease out of what is known.
+// remove removes a lease.
 func (f *follower) remove(subnets lease.Subnets) {
 	delete(f.leases, subnets)
 	delete(f.graceEnds, subnets)
 	f.dirty = append(f.dirty, subnets)
 }
 
-// apply takes one event.
+// apply applies one event.
 func (f *follower) apply(ev registry.Event) {
 	subnets, revision := ev.Lease.Subnets, ev.Lease.Revision
 	delete(f.staleLeases, subnets)
@@ -128,7 +129,7 @@ func (f *follower) apply(ev registry.Event) {
 		return
 	case ev.Invalid != nil:
 		if !f.addInvalid(*ev.Invalid) {
-			f.moreInvalid = max(f.moreInvalid, 1) // it may be one of them that was written again
+			f.moreInvalid = max(f.moreInvalid, 1) // this may be one of those already counted
 			f.countUnnamed()
 		}
 		subnets, revision = ev.Invalid.Subnets, ev.Invalid.Revision
@@ -143,13 +144,13 @@ func (f *follower) apply(ev registry.Event) {
 		return
 	}
 	f.nextStep.keyTouched = true
-	if revision > f.own.Revision { // events only say where to look
+	if revision > f.own.Revision { // events only indicate that the key has to be read
 		f.nextStep.keyRevision = max(f.nextStep.keyRevision, revision)
 		f.stepSoon()
 	}
 }
 
-// notStale returns a lease that the registry has again, whatever its key says now.
+// notStale returns a lease, without Stale, that the registry has again.
 func notStale(l *lease.Lease) *lease.Lease {
 	if !l.Stale {
 		return l
@@ -159,21 +160,20 @@ func notStale(l *lease.Lease) *lease.Lease {
 	return &again
 }
 
-// stale returns a copy of a lease that the registry has no longer.
+// stale returns a copy of a lease that the registry no longer has.
 func stale(l *lease.Lease) *lease.Lease {
 	s := *l
 	s.Stale = true
 	return &s
 }
 
-// sameInView reports whether it makes no difference to a View which of two leases of the
-// same subnets it has.
+// sameInView reports whether two leases of the same subnets are equivalent in a View.
 func sameInView(a, b *lease.Lease) bool {
 	return a.Attrs == b.Attrs && a.Created == b.Created && a.Stale == b.Stale
 }
 
-// applyLease takes a lease as it was written last. Neither a renewal nor our own is news to the
-// data plane, nor is a lease that was made again, unless others claim the same.
+// applyLease stores a lease that was written. Renewals and changes of the own lease cause no new
+// view, and neither does a recreated lease, unless others have the same claims.
 func (f *follower) applyLease(l lease.Lease) {
 	old := f.leases[l.Subnets]
 	f.leases[l.Subnets] = f.intern(l)
@@ -187,8 +187,8 @@ func (f *follower) applyLease(l lease.Lease) {
 	}
 }
 
-// applyDelete takes it that a lease is gone from the registry. Our own is not needed to
-// be known, and who left is gone from the view before.
+// applyDelete applies the deletion of a lease. Our own is removed at once, and so is one that was
+// being released, which is in no view anyway.
 func (f *follower) applyDelete(subnets lease.Subnets) {
 	l := f.leases[subnets]
 	switch {
@@ -207,11 +207,11 @@ func (f *follower) applyDelete(subnets lease.Subnets) {
 	}
 }
 
-// expireDeleted forgets the leases that were deleted, and not made again, in time.
+// expireDeleted removes the deleted leases whose grace period has ended.
 func (f *follower) expireDeleted() {
 	now := time.Now()
 	for len(f.deletions) > 0 && !f.deletions[0].until.After(now) {
-		if first := f.deletions[0]; f.graceEnds[first.subnets].Equal(first.until) { // else it came back
+		if first := f.deletions[0]; f.graceEnds[first.subnets].Equal(first.until) { // otherwise it was recreated
 			f.remove(first.subnets)
 			f.publishAt(now)
 		}
@@ -222,11 +222,11 @@ func (f *follower) expireDeleted() {
 	}
 }
 
-// maxNamed bounds how many bad entries are kept and named.
+// maxNamed is the maximum number of invalid entries that are stored and logged by key.
 const maxNamed = 2 * registry.MaxInvalid
 
-// addInvalid keeps a bad entry, which is named in the log. It reports false if there are too
-// many of them for that.
+// addInvalid stores an invalid entry, which is logged by key. It returns false if there are too
+// many.
 func (f *follower) addInvalid(b registry.InvalidEntry) bool {
 	if !f.invalidKeys[b.Key] && len(f.invalidKeys) >= maxNamed {
 		return false
@@ -234,15 +234,15 @@ func (f *follower) addInvalid(b registry.InvalidEntry) bool {
 	f.invalidKeys[b.Key] = true
 	wrong := lease.FaultOf(b.Err)
 	if wrong.Detail == strconv.Quote(lease.Clip(b.Key)) {
-		wrong.Detail = "" // the line has the key anyway
+		wrong.Detail = "" // the log line has the key already
 	}
 	f.invalid.Set(b.Key, condition.Reason{Kind: wrong.Kind, Detail: wrong.Detail})
 	return true
 }
 
-// countUnnamed says whether there are bad entries that are not named.
+// countUnnamed updates the log entry for invalid entries that are not logged by key.
 func (f *follower) countUnnamed() {
-	const object = "others" // which no key is: the names of subnets have digits
+	const object = "others" // not a possible key, because those have digits
 	if f.moreInvalid == 0 {
 		f.invalid.End(object)
 		return
@@ -250,7 +250,7 @@ func (f *follower) countUnnamed() {
 	f.invalid.Set(object, condition.Reason{Kind: "there are too many to name them all", Detail: fmt.Sprintf("at least %d more", f.moreInvalid)})
 }
 
-// clearInvalid is for subnets whose key is no invalid entry any more, if it was one.
+// clearInvalid removes the invalid entry with the key of subnets, if there is one.
 func (f *follower) clearInvalid(subnets lease.Subnets) {
 	if len(f.invalidKeys) > 0 {
 		f.removeInvalid(lease.Key(subnets))
@@ -262,7 +262,7 @@ func (f *follower) removeInvalid(key string) {
 	f.invalid.End(key)
 }
 
-// logInvalid logs which entries have become bad, or good again, and comes back for the rest.
+// logInvalid logs changes of the invalid entries and sets a timer for those that are deferred.
 func (f *follower) logInvalid() {
 	if again := f.invalid.Flush(time.Now()); again > 0 {
 		f.invalidTimer.Reset(again)

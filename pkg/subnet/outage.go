@@ -11,21 +11,20 @@ import (
 )
 
 const (
-	// An outage that lasts for causePause may be of another cause than the one
-	// that began it, as when etcd comes back with a certificate that nobody
-	// trusts.
+	// After causePause, an outage may have another cause than at its beginning, for example because
+	// etcd returns with an untrusted certificate.
 	causePause = 3 * time.Second
-	// maxCauses bounds how many of them are said of one outage.
+	// maxCauses is the maximum number of causes logged per outage.
 	maxCauses = 4
 )
 
-// outage says once that the registry is away and once that it is back, and in
-// between whatever else it is away for.
+// outage logs the beginning and the end of an outage of the registry, and further causes in
+// between.
 type outage struct {
 	log    *slog.Logger
 	since  time.Time
 	count  uint64   // of outages
-	causes []string // that were said
+	causes []string // already logged
 }
 
 func (o *outage) active() bool { return !o.since.IsZero() }
@@ -53,8 +52,7 @@ func (o *outage) start(causes ...string) {
 	o.count++
 }
 
-// cause returns the innermost reason that is in an error, without numbers: ports and
-// times are others each time.
+// cause returns the innermost reason in an error without digits, because ports and times vary.
 func cause(err error) string {
 	text := err.Error()
 	return strings.Map(func(r rune) rune {

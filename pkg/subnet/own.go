@@ -11,45 +11,45 @@ import (
 )
 
 const (
-	// renewFloor is the least time between two renewals, whatever the
-	// margin, and the time between attempts that fail.
+	// renewFloor is the minimum time between two renewals, whatever the margin, and the time
+	// between failed attempts.
 	renewFloor = time.Minute
-	// Bounds of the wait between two repairs of our key; the latter also bounds how
-	// often somebody else's writes are reported.
+	// These are the bounds of the wait between two repairs of our key. lastRepair is also the
+	// minimum time between two reports of foreign writes.
 	firstRepair, lastRepair = time.Second, time.Minute
 )
 
-// ownLease is the lease of this host, and what it takes to have a right one. All of it belongs to
-// the step that is under way, and to the follower between two of them.
+// ownLease is the lease of this host and the state needed to maintain it. It belongs to the pending
+// step, and to the follower between steps.
 type ownLease struct {
-	Options // with the terms as told last
+	Options // with the latest terms
 
-	lease       lease.Lease // as last written or found; zero: there never was one
-	attrs       lease.Attrs // that it is to have
-	claim       lease.Claim // what our key may say, for all that we wrote
-	verified    bool        // lease is what the registry holds, as far as this has seen
-	restored    bool        // the registry was wiped or restored since lease was written: its revisions say nothing of it
-	notified    bool        // since the key was as it should be, it was heard that it may not be
-	missedEvent bool        // this step found it otherwise, and that was not heard
+	lease       lease.Lease // as last written or found; zero if there was none yet
+	attrs       lease.Attrs // desired attributes
+	claim       lease.Claim // possible values of our key from our own writes
+	verified    bool        // lease is what the registry has, as far as known
+	restored    bool        // the registry was wiped or restored since lease was written, so revisions cannot be compared
+	notified    bool        // an event for the key arrived since it was last verified
+	missedEvent bool        // this step found a change for which there was no event
 	wroteAt     time.Time   // when lease was last written or found
-	repairs     pace.Pace   // of what somebody else does to our key
-	reportedAt  time.Time   // when it was last reported that somebody writes it as his own
+	repairs     pace.Pace   // for repairs of foreign changes to our key
+	reportedAt  time.Time   // when a duplicate was last reported
 
-	acquiring        *acquisition     // of a subnet: there is no lease, or it was lost; else nil
-	newOwner         lease.Lease      // that of the host that has the subnet which was lost last
-	moves            uint64           // subnets that were lost to other hosts
-	conflicts        uint64           // times that the key was found to be written by others
-	conflictRevision uint64           // the revision then
-	listing          registry.Listing // from which the first subnet was chosen
+	acquiring        *acquisition     // set while there is no lease or it was lost
+	newOwner         lease.Lease      // lease of the host that has the subnet lost last
+	moves            uint64           // number of subnets lost to other hosts
+	conflicts        uint64           // number of times that another program wrote the key
+	conflictRevision uint64           // revision of the last conflict
+	listing          registry.Listing // listing that the first subnet was chosen from
 }
 
-// had reports whether there is, or was, a lease.
+// had reports whether there is or was a lease.
 func (o *ownLease) had() bool { return o.lease != (lease.Lease{}) }
 
 func newRepairs() pace.Pace { return pace.Pace{Initial: firstRepair, Max: lastRepair} }
 
-// step does what the lease needs: a look at the registry, and one write there, or one attempt to
-// lease a subnet. An error says that it failed; whatever can be learned from that is learned.
+// step does what the lease needs now: a read and at most one write, or one attempt to lease a
+// subnet. Even if it returns an error, it keeps what it has learned.
 func (o *ownLease) step(ctx context.Context, told stepInput) error {
 	if t := told.terms; t != nil {
 		o.setTerms(*t)
@@ -71,12 +71,12 @@ func (o *ownLease) step(ctx context.Context, told stepInput) error {
 		err = o.renew(ctx)
 	}
 	if err != nil {
-		o.verified = false // no answer does not mean that nothing was done: look before writing again
+		o.verified = false // a write without an answer may have succeeded, so read before writing again
 	}
 	return err
 }
 
-// setTerms takes over new terms.
+// setTerms applies new terms.
 func (o *ownLease) setTerms(t Terms) {
 	o.Pool, o.TTL = t.Pool, t.TTL
 	if o.had() {
@@ -87,7 +87,7 @@ func (o *ownLease) setTerms(t Terms) {
 	}
 }
 
-// renew writes the lease if it is due, or is to say something else.
+// renew writes the lease if it is due or its attributes have changed.
 func (o *ownLease) renew(ctx context.Context) error {
 	news := o.lease.Attrs != o.attrs
 	if !news && (o.lease.Reservation() || time.Now().Before(o.due())) {
@@ -107,7 +107,7 @@ func (o *ownLease) renew(ctx context.Context) error {
 	return nil
 }
 
-// check reads the own key and puts right what is wrong with it.
+// check reads the own key and repairs it.
 func (o *ownLease) check(ctx context.Context) error {
 	ev, err := o.Registry.Get(ctx, o.lease.Subnets)
 	if err != nil {
@@ -126,7 +126,7 @@ func (o *ownLease) check(ctx context.Context) error {
 	case found.Attrs == o.lease.Attrs && found.Revision == o.lease.Revision:
 		o.verified, o.notified, o.acquiring = true, false, nil
 		return o.renew(ctx)
-	case !found.Leaving && o.claim.Covers(found): // ours, whose answer was lost
+	case !found.Leaving && o.claim.Covers(found): // our own write, whose answer was lost
 		o.adopt(found)
 		return o.renew(ctx)
 	}
@@ -146,7 +146,7 @@ func (o *ownLease) check(ctx context.Context) error {
 	return o.restore(ctx, found)
 }
 
-// countConflict counts that somebody else has written our key, once.
+// countConflict counts a write of our key by another program, once per revision.
 func (o *ownLease) countConflict(revision uint64) {
 	if revision != o.conflictRevision {
 		o.conflicts++
@@ -154,14 +154,14 @@ func (o *ownLease) countConflict(revision uint64) {
 	}
 }
 
-// restore writes our key over what was found there.
+// restore overwrites our key.
 func (o *ownLease) restore(ctx context.Context, found lease.Lease) error {
 	return o.repair("own lease was overwritten, restoring it", func() (lease.Lease, error) {
 		return o.Registry.Update(ctx, found, o.attrs, o.ttl(found))
 	})
 }
 
-// reportDuplicate reports that somebody else writes our lease as if it were his.
+// reportDuplicate logs that another program writes our lease as its own.
 func (o *ownLease) reportDuplicate(found lease.Lease) {
 	if now := time.Now(); now.Sub(o.reportedAt) >= lastRepair {
 		o.reportedAt = now
@@ -170,8 +170,8 @@ func (o *ownLease) reportDuplicate(found lease.Lease) {
 	}
 }
 
-// repair writes our key against somebody's change, at once the first time
-// and ever more slowly if the change keeps coming back.
+// repair writes our key after a foreign change: at once the first time, and with increasing delay
+// if the change recurs.
 func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
 	now := time.Now()
 	if o.repairs.Delay(now) > 0 {
@@ -188,8 +188,8 @@ func (o *ownLease) repair(msg string, write func() (lease.Lease, error)) error {
 	return nil
 }
 
-// move gives the subnet up to the host that has it now, if another one can be had: by one attempt
-// in this step, and one in each of the next, unless the subnet is this host's again by then.
+// move gives up the subnet to the host that has it now, once another one is available. It makes one
+// attempt in this step and in each following step, unless the subnet is this host's again by then.
 func (o *ownLease) move(ctx context.Context, holder lease.Lease, why string) error {
 	if o.acquiring == nil {
 		o.moves++
@@ -218,7 +218,7 @@ func (o *ownLease) acquire(ctx context.Context) error {
 	return nil
 }
 
-// adopt takes l as what the registry holds for us, and notes that.
+// adopt sets the lease to l, which the registry has, and records that.
 func (o *ownLease) adopt(l lease.Lease) {
 	o.set(l)
 	o.record(l.Attrs, l.Attrs, l.Revision)
@@ -228,14 +228,14 @@ func (o *ownLease) set(l lease.Lease) {
 	o.lease, o.verified, o.notified, o.restored, o.acquiring, o.wroteAt = l, true, false, false, nil, time.Now()
 }
 
-// record keeps what our key may say from now on: what it says, and what is being
-// written, of which the answer may be lost; then the revision is 0.
+// record updates the claim with the possible values of our key: the present one and the one being
+// written, whose answer may be lost. In that case revision is 0.
 func (o *ownLease) record(held, next lease.Attrs, revision uint64) {
 	o.claim = lease.Claim{Subnets: o.lease.Subnets, Held: held, Next: next, Revision: revision, Adopted: o.claim.Adopted}
 	o.remember(o.claim)
 }
 
-// ttl is that of the next write: a reservation stays one.
+// ttl returns the TTL of the next write, which is 0 for a reservation.
 func (o *ownLease) ttl(l lease.Lease) time.Duration {
 	if l.Reservation() {
 		return 0
@@ -243,8 +243,8 @@ func (o *ownLease) ttl(l lease.Lease) time.Duration {
 	return o.TTL
 }
 
-// due is when to renew a lease that is no reservation. A margin longer than
-// the lease would mean always, hence the floor.
+// due returns when to renew a lease that is not a reservation. The minimum prevents constant
+// renewals if the margin is longer than the TTL.
 func (o *ownLease) due() time.Time {
 	floor := o.wroteAt.Add(min(renewFloor, o.lease.Expires.Sub(o.wroteAt)/2))
 	if due := o.lease.Expires.Add(-o.Margin); due.After(floor) {

@@ -7,19 +7,19 @@ import (
 )
 
 const (
-	// publishDelay is how long the first change waits for others of the same moment,
-	// such as the rest of what etcd has to tell.
+	// publishDelay is how long the first change waits for others that occur at the same time, such
+	// as the rest of etcd's events.
 	publishDelay = time.Millisecond
-	// minPublishInterval is the least time between two Views: in a storm of changes, each of
-	// which costs a copy of the list of peers, they are gathered for so long.
+	// minPublishInterval is the minimum time between two Views. Each costs a copy of the list of
+	// peers, so a burst of changes is combined.
 	minPublishInterval = 25 * time.Millisecond
 )
 
-// changed has a View emitted soon.
+// changed schedules a View.
 func (f *follower) changed() { f.publishAt(time.Now().Add(publishDelay)) }
 
-// publishAt has a View emitted at that time, or before if that was asked for; or
-// later, if there was one just now.
+// publishAt schedules a View for a time: earlier if one is already scheduled, later if one was just
+// emitted.
 func (f *follower) publishAt(at time.Time) {
 	if next := f.emitted.Add(minPublishInterval); at.Before(next) {
 		at = next
@@ -31,7 +31,7 @@ func (f *follower) publishAt(at time.Time) {
 	f.publishTimer.Reset(time.Until(at))
 }
 
-// publish emits what is known, unless it is what was emitted last.
+// publish emits a View, unless nothing changed since the last one.
 func (f *follower) publish() {
 	f.publishTimer.Stop()
 	f.published = true

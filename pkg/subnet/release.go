@@ -7,12 +7,12 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// Release gives up for good what this host has leased, after Follow has ended, and returns what
-// that was: the lease of the claim that was remembered last, or the zero one if that is another
-// host's or never came to be. A reservation is the operator's and stays.
+// Release releases the lease of this host permanently, after Follow has ended. It returns the lease
+// of the last remembered claim, or zero if that is another host's or was never written. A
+// reservation belongs to the operator and is kept.
 //
-// A deleted lease may be a mistake that its owner corrects, so peers keep it for a moment; one that
-// says that its owner is leaving they drop at once.
+// Peers retain a deleted lease for a moment, because the deletion may be an error that its owner
+// corrects. They remove a lease with Leaving at once.
 func Release(ctx context.Context, r registry.Registry, c lease.Claim) (lease.Lease, error) {
 	if c == (lease.Claim{}) {
 		return lease.Lease{}, nil

@@ -6,31 +6,31 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// Stats is how Follow fares: a copy, of what is so now and of what was counted since it began.
+// Stats is a snapshot of the state of Follow and of its counters.
 type Stats struct {
-	Own       lease.Lease // as last written or read, with its present expiry; zero while there was none yet
-	Lost      bool        // another host has the subnet of Own, and there is no other one yet
-	Leases    int         // in the registry, ours included
+	Own       lease.Lease // as last written or read, with its present expiry; zero if there was none yet
+	Lost      bool        // another host has the subnet of Own and there is no new one yet
+	Leases    int         // in the registry, including ours
 	Invalid   int         // entries that cannot be decoded
-	AwaySince time.Time   // since when the registry has not answered; zero while it does
-	Answered  time.Time   // when it last answered what follows it, be it that nothing has happened
-	Event     time.Time   // when a watch brought events last; zero: none did
+	AwaySince time.Time   // start of the present outage; zero if there is none
+	Answered  time.Time   // when the registry last answered, with or without events
+	Event     time.Time   // when a watch last returned events; zero if none did
 
-	Outages   uint64         // that began
-	Relists   [causes]uint64 // listings of all leases but the first, by Cause
-	Conflicts uint64         // times that the own key was found to be written by somebody else
-	Moves     uint64         // subnets lost to other hosts
+	Outages   uint64         // number of outages that began
+	Relists   [causes]uint64 // number of listings except the first, by Cause
+	Conflicts uint64         // number of times that another program wrote the own key
+	Moves     uint64         // number of subnets lost to other hosts
 }
 
-// Cause is why all leases were listed again.
+// Cause is the reason for listing all leases again.
 type Cause uint8
 
 // Causes of a listing.
 const (
-	HistoryLost Cause = iota // the registry had forgotten some events
-	RolledBack               // it was wiped or restored
-	Behind                   // leases change faster than they are watched
-	OwnLease                 // the own lease was not as left, without an event that said so
+	HistoryLost Cause = iota // events were no longer available
+	RolledBack               // the registry was wiped or restored
+	Behind                   // leases changed faster than events were received
+	OwnLease                 // the own lease changed without an event
 	causes
 )
 
@@ -42,14 +42,14 @@ func (c Cause) String() string {
 	return [causes]string{"history_lost", "rolled_back", "behind", "own_lease"}[c]
 }
 
-// relistFor has all leases listed again before they are watched.
+// relistFor requests a listing before the next watch.
 func (f *follower) relistFor(c Cause) {
 	if !f.relist {
 		f.relist, f.relistCause = true, c
 	}
 }
 
-// report tells what has changed.
+// report calls Options.Report if Stats have changed.
 func (f *follower) report() {
 	s := &f.stats
 	s.Own, s.Lost, s.Leases, s.Invalid = f.own, f.lost, len(f.leases)-len(f.graceEnds), len(f.invalidKeys)+f.moreInvalid

@@ -11,42 +11,42 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// When the own lease is looked after: by one step after the other, each begun by a timer that is
-// set when the one before has ended.
+// Steps maintain the own lease. They run one at a time. When one ends, it sets the timer for the
+// next.
 
 const (
-	// conflictPause bounds the wait after the n-th conflict in a row: n times this. With
-	// fewConflicts, many hosts are there at once; with more, something is wrong, and the wait
-	// grows faster, up to mostConflictPause.
+	// conflictPause is the maximum wait after one conflict. It grows linearly for up to
+	// fewConflicts consecutive conflicts, when many hosts start at once. More indicate a problem,
+	// and the wait grows exponentially up to maxConflictPause.
 	conflictPause    = 20 * time.Millisecond
 	fewConflicts     = 20
 	maxConflictPause = 10 * time.Second
-	manyConflicts    = 10 // that many in a row are said
-	// startRetry bounds the wait between attempts for the first lease, fullRetry is the least
+	manyConflicts    = 10 // number of consecutive conflicts that is logged
+	// startRetry is the maximum wait between attempts for the first lease. fullRetry is the minimum
 	// while no subnet is free.
 	startRetry = time.Second
 	fullRetry  = 5 * time.Second
-	// The own lease may be looked at looksBurst times at once, and then once in looksEvery:
-	// others write our key seldom, unless it is to harm.
+	// The own lease may be read readBurst times at once, and then once per readEvery. Other
+	// programs rarely write our key, unless they are malicious.
 	readBurst, readEvery = 16, 2 * time.Second
 )
 
-// stepInput is what the follower has to tell to the next step.
+// stepInput is the input of the next step from the follower.
 type stepInput struct {
 	terms *Terms
-	// heard is the revision of what was written last to the own key, if that may not be what a
-	// step knows of; 0: nothing was.
+	// keyRevision is the revision of the last write of the own key, if a step may not know of it,
+	// or 0.
 	keyRevision uint64
-	keyTouched  bool // the registry told something of the own key, whatever revision that has
-	restored    bool // the registry was wiped or restored, so its revisions say nothing of the lease
-	wiped       bool // an etcd that was away has lost our key, and everybody's: that was no contest
+	keyTouched  bool // there was an event for the own key, of any revision
+	restored    bool // the registry was wiped or restored, so revisions cannot be compared
+	wiped       bool // etcd lost all keys during an outage, so a missing key is not a conflict
 }
 
-// forceCheck has the own key looked at, whatever its revision.
+// forceCheck requests a read of the own key regardless of its revision.
 func (n *stepInput) forceCheck() { n.keyRevision, n.keyTouched = math.MaxUint64, true }
 
-// step begins a step for the own lease, unless one is under way. While the registry is away,
-// there is none: resume comes back here.
+// step starts a step for the own lease, unless one is pending. There are none during an outage of
+// the registry. When that ends, resume schedules the next.
 func (f *follower) step(ctx context.Context) {
 	now := time.Now()
 	if !f.stepSince.IsZero() || f.begun() && f.away.active() {
@@ -70,7 +70,7 @@ func (f *follower) step(ctx context.Context) {
 // acquiring reports whether there is no lease, as of the last step.
 func (f *follower) acquiring() bool { return f.lost || !f.begun() }
 
-// stepDone takes over what a step has come to, and sets the time of the next.
+// stepDone handles the result of a step and schedules the next.
 func (f *follower) stepDone(ctx context.Context, err error) {
 	f.stepSince = time.Time{}
 	was := f.own
@@ -79,7 +79,7 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil:
 		return
-	case !f.begun() && !answered(err): // else following it tells
+	case !f.begun() && !answered(err): // later outages are detected by watches
 		f.away.begin(err)
 	case !f.begun():
 		f.away.end()
@@ -91,7 +91,7 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	case !f.own.SameAs(was):
 		f.changed()
 	}
-	if f.mine.missedEvent { // and as the step has left it, the key is no witness any more: see reconnect
+	if f.mine.missedEvent { // after the repair, reconnect can no longer detect the change
 		f.relistFor(OwnLease)
 		f.maybeRolledBack = true
 	}
@@ -110,11 +110,11 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 	f.stepSoon()
 }
 
-// moved is for other subnets than before.
+// moved handles a change of the own subnets.
 func (f *follower) moved(from lease.Subnets) {
-	// The watch never stopped, so the listing is not needed. Who has the subnets now is known,
-	// perhaps by what came after what the step has seen. Of events of the new ones it is not known
-	// whether there were any.
+	// The watch was not interrupted, so no listing is needed. The new owner of the old subnets is
+	// known from the step, unless there were later events. Events for the new subnets may have been
+	// missed.
 	if !f.nextStep.keyTouched && f.mine.newOwner.Subnets == from {
 		f.applyLease(f.mine.newOwner)
 	}
@@ -122,10 +122,10 @@ func (f *follower) moved(from lease.Subnets) {
 	f.changed()
 }
 
-// stepSoon has the next step begin soon, if there is something to tell it.
+// stepSoon schedules the next step soon if there is input for it.
 func (f *follower) stepSoon() {
 	switch now := time.Now(); {
-	case !f.stepSince.IsZero(): // its end comes back here
+	case !f.stepSince.IsZero(): // stepDone calls stepSoon again
 	case f.nextStep.terms != nil && f.acquiring():
 		f.stepTimer.Reset(f.acquirePace.Delay(now))
 	case f.nextStep.terms != nil, f.nextStep.keyRevision > 0:
@@ -133,18 +133,18 @@ func (f *follower) stepSoon() {
 	}
 }
 
-// readDelay returns how long to wait until the own lease may be looked at again. It is rounded up,
-// lest a look begin before there is something for it to take.
+// readDelay returns how long to wait until the own lease may be read again. It is rounded up, so
+// that a read does not start before a token is available.
 func (f *follower) readDelay() time.Duration {
 	missing := 1 - f.ownReads.TokensAt(time.Now())
 	return time.Duration(math.Ceil(max(0, missing) * float64(readEvery)))
 }
 
-// schedule sets the time of the step that follows one that succeeded.
+// schedule schedules the next step after one that succeeded.
 func (f *follower) schedule() {
 	soon := f.readDelay()
 	switch {
-	case !f.mine.verified: // and somebody keeps changing it
+	case !f.mine.verified: // another program keeps changing it
 		f.stepTimer.Reset(max(f.mine.repairs.Delay(time.Now()), soon))
 	case f.own.Reservation():
 		f.stepTimer.Stop()
@@ -153,7 +153,7 @@ func (f *follower) schedule() {
 	}
 }
 
-// retryDelay returns the time until the step that follows one that failed, and says why it did.
+// retryDelay returns the time until the next step after one that failed, and logs the failure.
 func (f *follower) retryDelay(err error) time.Duration {
 	var full *exhaustedError
 	var ofHost *hostError
@@ -166,7 +166,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 			ID: NoSubnet, Severe: true, Text: "cannot lease a subnet, waiting for a free one", Fields: []any{"err", full},
 		})
 		return randomBetween(fullRetry, 2*fullRetry)
-	case errors.Is(err, registry.ErrDenied): // whoever opened the registry says so
+	case errors.Is(err, registry.ErrDenied): // reported by the code that opened the registry
 		if f.acquiring() {
 			f.Log.Debug("registry denies leasing a subnet, will retry", "err", err)
 		} else {
@@ -188,7 +188,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 		}
 		f.Log.Warn(msg, "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
 	}
-	delay := lastRetry // the lease is lost, or misleads peers
+	delay := lastRetry // the lease is lost or has outdated attributes
 	if !f.lost && f.own.Attrs == f.mine.attrs {
 		delay = min(max(time.Until(f.own.Expires)/8, lastRetry), renewFloor)
 	}
@@ -196,7 +196,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 	return randomBetween(delay/2, delay)
 }
 
-// answered reports whether the registry answered, although a step failed.
+// answered reports whether a failed step got an answer from the registry.
 func answered(err error) bool {
 	var full *exhaustedError
 	var ofHost *hostError

@@ -9,20 +9,20 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// How the network is followed: by one call after the other, each of which begins when the result
-// of the one before was taken, or by a timer.
+// The network is followed by one call at a time. The next one starts when the result of the last
+// was handled, or by a timer.
 
 const (
-	// Bounds of the wait between attempts while the registry is away.
+	// Bounds of the wait between attempts during an outage.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
-	// What a watch or a listing brings costs one an event or lease, and watchCost or listCost
-	// beside: a request of etcd's v2 API, or what begins anew with a listing, such as the
-	// stream of a v3 watch. Each second there is budgetRate, a few per cent of a processor, and
-	// budgetBurst at once, as thousands of hosts cost that join within seconds.
+	// Each event or lease costs 1, plus watchCost or listCost per call: a request in etcd's v2 API,
+	// or whatever a listing restarts, such as the stream of a v3 watch. The budget grows by
+	// budgetRate per second, which takes a few per cent of a CPU, up to budgetBurst, which suffices
+	// for thousands of hosts that join within seconds.
 	watchCost, listCost, budgetRate, budgetBurst = 20, 200, 2000, 40_000
 )
 
-// follow makes a call that follows the network.
+// follow runs a call that follows the network.
 func (f *follower) follow(do func() (then func())) {
 	f.callSince = time.Now()
 	f.call(func() func() {
@@ -34,17 +34,17 @@ func (f *follower) follow(do func() (then func())) {
 	})
 }
 
-// watch begins one Watch after a wait.
+// watch starts one Watch after a wait.
 func (f *follower) watch(ctx context.Context, wait time.Duration) {
 	index := f.index
 	f.follow(func() func() {
-		_ = pace.Sleep(ctx, wait) // of its end the Watch tells
+		_ = pace.Sleep(ctx, wait) // the Watch returns an error if ctx ends
 		events, next, err := f.Registry.Watch(ctx, index)
 		return func() { f.watchDone(ctx, events, next, err) }
 	})
 }
 
-// watchDone takes the result of a Watch.
+// watchDone handles the result of a Watch.
 func (f *follower) watchDone(ctx context.Context, events []registry.Event, next uint64, err error) {
 	if err == nil {
 		f.stats.Answered = time.Now()
@@ -52,8 +52,8 @@ func (f *follower) watchDone(ctx context.Context, events []registry.Event, next 
 	switch {
 	case ctx.Err() != nil:
 	case err == nil && len(events) == 0:
-		// A silence may be that of a store which was wiped while nobody listened. One that is
-		// over at once is no silence.
+		// A registry that was wiped between two watches is silent too, so check the own lease. A
+		// Watch that returns immediately needs pacing.
 		f.index = next
 		if wait := f.watchPace.Next(time.Now()); wait > 0 {
 			f.retryTimer.Reset(wait)
@@ -75,7 +75,7 @@ func (f *follower) watchDone(ctx context.Context, events []registry.Event, next 
 			f.retryTimer.Reset(f.relistDelay())
 		case gotOn:
 			f.watchOrList(ctx, len(events), wait)
-		default: // what is there already
+		default: // no progress: the events were already known
 			f.watch(ctx, max(wait, f.watchPace.Next(time.Now())))
 		}
 	case errors.Is(err, registry.ErrHistoryLost):
@@ -91,10 +91,10 @@ func (f *follower) watchDone(ctx context.Context, events []registry.Event, next 
 	}
 }
 
-// watchOrList watches again, after the wait that the budget requires, when a watch has returned n
-// events; or lists all leases, if such waits have taken as long as a listing would. A watch of
-// etcd's v2 API returns one event: in a storm of changes the host would be further and further
-// behind until it loses the history. A watch that returns more has caught up.
+// watchOrList starts the next watch, after the wait required by the budget, when a watch has
+// returned n events. If such waits have taken as long as a listing would, it lists all leases
+// instead. A watch in etcd's v2 API returns one event, so in a burst of changes the host would fall
+// behind until it loses the history. A watch that returns several events has caught up.
 func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 	if n == 1 && wait > 0 {
 		f.budgetWait += wait
@@ -110,13 +110,14 @@ func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 	f.retryTimer.Reset(f.relistDelay())
 }
 
-// spend takes a cost from the budget, and returns how long to wait until the next request.
+// spend takes a cost from the budget and returns how long to wait until the next request.
 func (f *follower) spend(cost int) time.Duration {
 	return f.budget.ReserveN(time.Now(), min(cost, budgetBurst)).Delay()
 }
 
-// relistDelay spreads the listings of hosts that lost their history by the
-// same event, a few seconds for ten thousand; and paces them if one does not help.
+// relistDelay returns the wait before a listing. It spreads the listings of hosts that lost their
+// history by the same event, over a few seconds for ten thousand leases, and backs off if a listing
+// makes no progress.
 func (f *follower) relistDelay() time.Duration {
 	f.budgetWait = 0
 	spread := f.spend(listCost+len(f.leases)) + randomBetween(0, time.Millisecond+time.Duration(len(f.leases))*200*time.Microsecond)
@@ -129,9 +130,8 @@ func (f *follower) relistDelay() time.Duration {
 	return spread
 }
 
-// reconnect goes on watching. After an outage our own lease is the witness
-// that this still is the registry we knew: if it is not as we left it, nothing
-// else may be, and all is listed again.
+// reconnect continues watching. After an outage our own lease indicates whether the registry is
+// still the same: if the lease has changed, all leases are listed again.
 func (f *follower) reconnect(ctx context.Context) {
 	if f.relist {
 		f.list(ctx)
@@ -155,7 +155,7 @@ func (f *follower) reconnect(ctx context.Context) {
 	})
 }
 
-// list takes a listing in place of everything known, and goes on watching from there.
+// list replaces all known leases by a listing and continues watching from there.
 func (f *follower) list(ctx context.Context) {
 	f.follow(func() func() {
 		listing, err := f.Registry.List(ctx)
@@ -177,7 +177,7 @@ func (f *follower) list(ctx context.Context) {
 	})
 }
 
-// resume watches again, and has the own lease looked after.
+// resume starts the next watch and schedules a step for the own lease.
 func (f *follower) resume(ctx context.Context) {
 	f.away.end()
 	f.stats.Answered = time.Now()
@@ -187,9 +187,9 @@ func (f *follower) resume(ctx context.Context) {
 	}
 }
 
-// retryLater waits for a registry that does not answer.
+// retryLater schedules a retry for a registry that does not answer.
 func (f *follower) retryLater(err error) {
-	if now := time.Now(); now.Sub(f.failedAt) > 2*lastRetry { // else it answers, and does not help
+	if now := time.Now(); now.Sub(f.failedAt) > 2*lastRetry { // otherwise it answers but fails repeatedly
 		f.retryWait = firstRetry
 	}
 	f.failedAt = time.Now()
