@@ -32,7 +32,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	evidence := ""
 	switch {
 	case q.Claim.WrittenSince(l):
-		evidence = "the lease was written by another host since"
+		evidence = "another host has written the lease"
 	case q.Probe != nil:
 		ctx, cancel := context.WithTimeout(ctx, probeTime)
 		evidence = q.Probe(ctx, l.PublicIP)

@@ -13,7 +13,7 @@ import (
 // TestIdentityAtStart is about a host that starts at the address me, with what a run at
 // the address them left in files: itself, moved; or a copy of a host that lives there.
 func TestIdentityAtStart(t *testing.T) {
-	const nobody, since, doubt = "", "written since", "cannot tell"
+	const nobody, since, doubt = "", "another host has written the lease", "cannot tell"
 	key, kept := "10.42.3.0-24", prefix("10.42.3.0/24")
 	for _, c := range []struct {
 		name   string
