@@ -19,7 +19,7 @@ import (
 func await(t testing.TB, w *Watch, any driver.Event) {
 	t.Helper()
 	var seen driver.Event
-	deadline := time.After(patience)
+	deadline := time.After(timeout)
 	for seen&any == 0 {
 		select {
 		case e, open := <-w.Events():

@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	uplink   = "up0"
-	overlay  = "flannel.1"
-	foreign  = "other.9" // a VXLAN device of somebody else
-	patience = 10 * time.Second
+	uplink  = "up0"
+	overlay = "flannel.1"
+	foreign = "other.9" // a VXLAN device of somebody else
+	timeout = 10 * time.Second
 )
 
 var (

@@ -134,7 +134,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 		if open {
 			t.Errorf("event %s; want the channel closed", e)
 		}
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		t.Error("the channel stays open")
 	}
 }

@@ -19,8 +19,8 @@ func signal(t testing.TB, news <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-news:
-	case <-time.After(patience):
-		t.Errorf("no signal within %v: %s", patience, what)
+	case <-time.After(timeout):
+		t.Errorf("no signal within %v: %s", timeout, what)
 	}
 }
 
@@ -194,7 +194,7 @@ func TestWatchEnds(t *testing.T) {
 		if open {
 			t.Error("a signal at the end")
 		}
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		t.Error("the channel is not closed")
 	}
 }
@@ -211,7 +211,7 @@ func TestWatchOverflow(t *testing.T) {
 	for i := range 20 {
 		b.sync(IPv4, [][]firewall.Chain{all(four), nil}[i%2])
 	}
-	ctx, stop := context.WithTimeout(context.Background(), patience)
+	ctx, stop := context.WithTimeout(context.Background(), timeout)
 	defer stop()
 	signals := 0
 	// The Syncs themselves are no news; that some of them were lost is.

@@ -123,9 +123,9 @@ func (c *conn) list(family Family) (w ruleset, err error) {
 			return w, errChanged
 		}
 		own := tables[i].family == family && tables[i].name == family.tableName()
-		hook, guests := ch.acceptsHook()
-		guests = guests && !ownTable(ch.family, ch.table)
-		if own || guests {
+		hook, isForeign := ch.acceptsHook()
+		isForeign = isForeign && !ownTable(ch.family, ch.table)
+		if own || isForeign {
 			if ch.rules, err = c.rules(ch.chainName); err != nil {
 				return w, err
 			}
@@ -133,7 +133,7 @@ func (c *conn) list(family Family) (w ruleset, err error) {
 		switch {
 		case own:
 			w.chains = append(w.chains, ch)
-		case guests:
+		case isForeign:
 			w.foreign = append(w.foreign, foreign{ch, hook, tables[i].flags})
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-const patience = 10 * time.Second
+const timeout = 10 * time.Second
 
 var (
 	four = firewall.Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24")}

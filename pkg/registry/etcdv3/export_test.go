@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// SetPoll shortens the wait of a quiet watch, which is above the patience of a test.
+// SetPoll shortens the wait of a quiet watch, which is longer than a test should take.
 func (r *Registry) SetPoll(d time.Duration) { r.poll = d }
 
 // SetPage makes listings be read by fewer keys at once.
