@@ -17,7 +17,7 @@ func TestAcquire(t *testing.T) {
 		puts     map[string]string // with a TTL
 		reserved map[string]string // without
 		previous string
-		claim    lease.Claim // of the run before
+		claim    lease.Claim // of the previous run
 		want     netip.Prefix
 		mac      int // in the lease afterwards
 		reserve  bool
@@ -141,7 +141,7 @@ func TestAcquireWaitsForRegistry(t *testing.T) {
 	})
 }
 
-// An answer that was lost makes our own write look like somebody else's.
+// A write without an answer looks like another host's write.
 func TestAcquireLostAnswer(t *testing.T) {
 	for _, op := range []string{"create", "update", "release"} {
 		t.Run(op, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestAcquireConflicts(t *testing.T) {
 			start := time.Now()
 			f.mustAcquire()
 			limit := 10 * time.Second
-			if times > 20 { // that is no crowd any more
+			if times > 20 { // too few hosts for conflicts
 				limit = time.Minute
 			}
 			if d := time.Since(start); n != times || d > limit {

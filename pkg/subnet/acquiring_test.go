@@ -20,14 +20,14 @@ import (
 // elsewhere is another address of this host.
 var elsewhere = netip.MustParseAddr("198.51.100.77")
 
-// gate is a registry of which some calls wait until they are let through, or their contexts end.
+// gate is a registry that can block calls until they are released or their contexts end.
 type gate struct {
 	registry.Registry
 	mu     sync.Mutex
 	closed map[string]chan struct{}
 }
 
-// hold has the calls of a kind wait; the returned function lets them through.
+// hold blocks the calls of a kind. The returned function releases them.
 func (g *gate) hold(op string) (release func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -41,7 +41,7 @@ func (g *gate) hold(op string) (release func()) {
 	}
 }
 
-// admit lets through those calls of a kind that come from now on.
+// admit stops blocking new calls of a kind.
 func (g *gate) admit(op string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -81,7 +81,7 @@ func (g *gate) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, 
 	return ev, err
 }
 
-// Create waits after it has been done.
+// Create blocks after the write.
 func (g *gate) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := g.Registry.Create(ctx, subnets, a, ttl)
 	if err := g.pass(ctx, "create"); err != nil {
@@ -90,7 +90,7 @@ func (g *gate) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs,
 	return l, err
 }
 
-// Update waits after it has been done, too.
+// Update blocks after the write, too.
 func (g *gate) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := g.Registry.Update(ctx, prev, a, ttl)
 	if err := g.pass(ctx, "update"); err != nil {
@@ -99,8 +99,8 @@ func (g *gate) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl 
 	return l, err
 }
 
-// scarce is a host in a network of three subnets, of which two are leased: 10.42.8.0/24 and
-// 10.42.9.0/24. It may be told other terms.
+// scarce is a host in a network of three subnets, two of which are leased: 10.42.8.0/24 and
+// 10.42.9.0/24. Its terms can be changed.
 type scarce struct {
 	*fixture
 	gate  *gate
@@ -118,12 +118,12 @@ func newScarce(f *fixture) *scarce {
 	return s
 }
 
-// full has somebody lease the third subnet, too.
+// full leases the third subnet to another host.
 func (s *scarce) full() {
 	s.reg.Put("10.42.7.0-24", value(netip.MustParseAddr("198.51.100.70"), 70), 0)
 }
 
-// lose follows, and then somebody else takes the subnet of this host.
+// lose starts Follow and then gives the subnet of this host to another host.
 func (s *scarce) lose() *following {
 	s.Helper()
 	w := s.follow()
@@ -139,7 +139,7 @@ func (s *scarce) lose() *following {
 
 func (s *scarce) waits() bool { return s.Conditions.Has(subnet.NoSubnet) }
 
-// leases checks that w has, within d, a subnet, and holds it.
+// leases checks that w holds a subnet within d.
 func (s *scarce) leases(w *following, want string, d time.Duration) lease.Lease {
 	s.Helper()
 	elapse(d)
@@ -153,8 +153,9 @@ func (s *scarce) leases(w *following, want string, d time.Duration) lease.Lease 
 	return own
 }
 
-// TestPeersAreFollowedWhileThePoolIsFull: the own subnet is lost and there is no other. Peers
-// come, change, renew and go, and are followed as ever; what the registry holds of others stays.
+// TestPeersAreFollowedWhileThePoolIsFull: the own subnet is lost and no other is free. Peers join,
+// change, renew and leave, and the views follow. Leases of other hosts in the registry are
+// unchanged.
 func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -163,7 +164,8 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 		s.says("cannot lease a subnet, waiting for a free one", 1)
 		s.says("3 subnets of length 24 (10.42.7.0 to 10.42.9.0), and 3 leases leave none of them free", 1)
 		for i := range 20 {
-			// Each at another time of the attempts to lease a subnet, which go on.
+			// Each change comes at a different point of the attempts to lease a subnet, which
+			// continue.
 			elapse(1700 * time.Millisecond)
 			s.reg.Put("10.42.8.0-24", value(them, 100+i), 0) // another MAC
 			elapse(soon)
@@ -172,7 +174,7 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 		s.reg.Put("10.42.8.0-24", value(them, 119), 0) // a renewal
 		elapse(time.Minute)
 		w.expect(0)
-		s.reg.Put("10.42.200.0-24", value(them, 20), 0) // one that the pool does not have
+		s.reg.Put("10.42.200.0-24", value(them, 20), 0) // a subnet outside the pool
 		elapse(soon)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24", "10.42.200.0/24")
 		s.reg.Remove("10.42.200.0-24")
@@ -185,8 +187,8 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 	})
 }
 
-// TestEnlargedPool: a host without a subnet, at its start or later, has one within a second of
-// being told of more, whatever it waited for just before.
+// TestEnlargedPool: a host without a subnet, at its start or later, has one within a second of an
+// enlargement of the pool, whatever it was waiting for.
 func TestEnlargedPool(t *testing.T) {
 	for _, waited := range []time.Duration{0, time.Second, 4 * time.Second, 7 * time.Second, time.Hour} {
 		in(t, func(f *fixture) {
@@ -223,7 +225,8 @@ func TestEnlargedPool(t *testing.T) {
 	}
 }
 
-// TestNewTermsComeDuringAnAttempt: the attempt fails on the old ones, and is made again.
+// TestNewTermsComeDuringAnAttempt: an attempt with the old terms fails and is repeated with the new
+// ones.
 func TestNewTermsComeDuringAnAttempt(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -239,7 +242,7 @@ func TestNewTermsComeDuringAnAttempt(t *testing.T) {
 	})
 }
 
-// TestTermsThatChangeAgainAndAgain make no more than an attempt a second.
+// TestTermsThatChangeAgainAndAgain checks that changing terms cause at most one attempt per second.
 func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -259,7 +262,7 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 			t.Errorf("%d attempts in a minute", n)
 		}
 		w.expect(0)
-		// They are not paid for later, by the lease that is held then.
+		// They do not delay later writes of the lease.
 		s.terms <- subnet.Terms{Attrs: attrsOf(me, 600), Pool: s.wider, TTL: ttl}
 		own := s.leases(w, "10.42.10.0/24", 2*time.Second)
 		s.reg.Remove(lease.Key(own.Subnets))
@@ -270,8 +273,8 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 	})
 }
 
-// TestMovedNetwork: the network config has other subnets altogether, and the uplink another
-// address, while this host waits.
+// TestMovedNetwork: while this host waits, the network config gets entirely different subnets and
+// the uplink gets another address.
 func TestMovedNetwork(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -291,7 +294,7 @@ func TestMovedNetwork(t *testing.T) {
 	})
 }
 
-// TestLostSubnetComesBack: who had it has gone, and no other is free.
+// TestLostSubnetComesBack: the new owner of the subnet has left, and no other is free.
 func TestLostSubnetComesBack(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -303,8 +306,8 @@ func TestLostSubnetComesBack(t *testing.T) {
 	})
 }
 
-// TestRegistryIsAwayWhileAcquiring: that is said once, and its end; then the lease is had as soon
-// as there is a subnet.
+// TestRegistryIsAwayWhileAcquiring: the outage and its end are each logged once, and then a lease
+// is acquired as soon as a subnet is free.
 func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -339,8 +342,9 @@ func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
 	})
 }
 
-// TestCallsThatHang: whatever call of the registry takes long, all that does not need its answer
-// goes on: peers are followed, the grace of a deleted one ends, new terms and reports are taken.
+// TestCallsThatHang: while a call of the registry hangs, everything that does not need its answer
+// continues: peers are followed, the grace period of a deleted lease ends, and new terms and
+// reports are handled.
 func TestCallsThatHang(t *testing.T) {
 	goesOn := func(t *testing.T, s *scarce, w *following) {
 		t.Helper()
@@ -411,8 +415,8 @@ func TestCallsThatHang(t *testing.T) {
 	})
 }
 
-// TestOwnKeyIsWrittenWhileAStepIsUnderWay: what others write to it after what the step wrote, and
-// before its answer, is seen.
+// TestOwnKeyIsWrittenWhileAStepIsUnderWay: a write by another host between the write of a step and
+// its answer is detected.
 func TestOwnKeyIsWrittenWhileAStepIsUnderWay(t *testing.T) {
 	for name, change := range map[string]func(s *scarce){
 		"overwritten": func(s *scarce) { s.reg.Put("10.42.7.0-24", value(elsewhere, 99), ttl) },
@@ -438,8 +442,8 @@ func TestOwnKeyIsWrittenWhileAStepIsUnderWay(t *testing.T) {
 	}
 }
 
-// TestNewSubnetIsWrittenBeforeTheAnswer: the subnet that was chosen in place of a lost one
-// is written by others before the answer has come.
+// TestNewSubnetIsWrittenBeforeTheAnswer: another host writes the key of the new subnet that
+// replaces a lost one before the answer arrives.
 func TestNewSubnetIsWrittenBeforeTheAnswer(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -454,9 +458,9 @@ func TestNewSubnetIsWrittenBeforeTheAnswer(t *testing.T) {
 	})
 }
 
-// TestRegistryIsWipedUnheard: it is another one, of a higher index, when the watch goes on, and a
-// step has made the own key again before anybody could notice by it. All is listed again, and who
-// has not come back is kept for a while.
+// TestRegistryIsWipedUnheard: when the watch continues, the registry is a different one with a
+// higher index, and a step has already recreated the own key, which hides the change. All leases
+// are listed again, and missing peers are retained for a while.
 func TestRegistryIsWipedUnheard(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
@@ -491,13 +495,13 @@ func TestRegistryIsWipedUnheard(t *testing.T) {
 	})
 }
 
-// TestHolderIsGoneBeforeAnotherSubnetIsLeased: a store was wiped, another host has the subnet, and
-// has given it up again when this host has another one: it is no peer.
+// TestHolderIsGoneBeforeAnotherSubnetIsLeased: a store was wiped and another host has this host's
+// subnet. When this host has a new one, the other host has released the subnet. It is not a peer.
 func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		f.Pool = s.wider
-		for range 1000 { // so that the index of the new store is lower
+		for range 1000 { // makes the index of the new store lower
 			s.reg.SetConfig(nil)
 		}
 		w := s.follow()
@@ -513,7 +517,7 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 		s.reg.Remove("10.42.7.0-24")
 		elapse(2 * time.Second)
 		release()
-		elapse(3 * time.Minute) // nor are those that the new store does not know
+		elapse(3 * time.Minute) // nor are the peers that the new store does not have
 		own, views := w.stats().Own, w.take()
 		if own.Subnets == w.own.Subnets || s.held(own.Subnets) != own || len(views) == 0 || len(views[len(views)-1].Peers) > 0 {
 			t.Errorf("has %+v, views %+v\n%s", own, views, s.log)
@@ -521,8 +525,8 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 	})
 }
 
-// TestEndWhileAcquiring: Follow ends at once, whatever it waits for, and what it has leased, be it
-// without an answer, can be given up; what is another host's cannot.
+// TestEndWhileAcquiring: Follow ends at once, whatever it is waiting for. A lease that it wrote,
+// even without an answer, can be released. Another host's lease cannot.
 func TestEndWhileAcquiring(t *testing.T) {
 	end := func(t *testing.T, s *scarce, w *following, released string) {
 		t.Helper()
@@ -607,8 +611,8 @@ func TestEndWhileAcquiring(t *testing.T) {
 	})
 }
 
-// TestHostErrors: what keeps this host from saying what it publishes, or which subnets it is
-// to avoid, is waited out, or ends the start; later it is always waited out.
+// TestHostErrors: errors of Attrs and Avoid are retried or end the start. Later they are always
+// retried.
 func TestHostErrors(t *testing.T) {
 	broken := errors.New("no uplink")
 	passing := fmt.Errorf("%w: %w", subnet.ErrTryAgain, broken)
@@ -714,7 +718,7 @@ func TestHeartbeat(t *testing.T) {
 	})
 }
 
-// restless is a registry whose watch returns after 45 s, as those of etcd do.
+// restless is a registry whose watches return after 45 s, like those of etcd.
 type restless struct{ registry.Registry }
 
 func (r restless) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {

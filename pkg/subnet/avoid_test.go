@@ -35,14 +35,14 @@ func TestNewSubnetIsInNobodysWay(t *testing.T) {
 		{name: "a peer's public IP", avoid: []string{"10.42.0.0/23"}, puts: map[string]string{"10.43.9.0-24": value(netip.MustParseAddr("10.42.3.9"), 9)}, want: "10.42.2.0/24"},
 		{name: "leases, too", avoid: []string{"10.42.0.0/23"}, puts: map[string]string{"10.42.2.0-24": value(them, 9)}, want: "10.42.3.0/24"},
 		{name: "what covers the network leaves the choice", avoid: []string{"10.0.0.0/8", "10.42.0.0/16", "10.42.0.0/23", "10.42.3.0/24"}, want: "10.42.2.0/24"},
-		// What a host has it keeps: its containers are there.
+		// A host keeps an existing subnet, because its containers are there.
 		{name: "the own lease", avoid: []string{"10.42.0.0/17"}, puts: map[string]string{"10.42.1.0-24": value(me, 5)}, want: "10.42.1.0/24"},
 		{name: "the previous subnet", avoid: []string{"10.42.0.0/17"}, previous: "10.42.1.0/24", want: "10.42.1.0/24"},
 		{name: "the previous subnet, taken", avoid: []string{"10.42.0.0/24", "10.42.2.0/24"}, previous: "10.42.1.0/24",
 			puts: map[string]string{"10.42.1.0-24": value(them, 9)}, want: "10.42.3.0/24"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for range 8 { // or chance would pass it
+			for range 8 { // without it, the random choice could pass
 				in(t, func(f *fixture) {
 					f.avoiding(c.avoid...)
 					for k, v := range c.puts {
@@ -63,7 +63,7 @@ func TestNewSubnetIsInNobodysWay(t *testing.T) {
 	}
 }
 
-// Where every free subnet is in the way of something, that is said, and waited out.
+// If every free subnet overlaps something, that is logged, and the host waits.
 func TestNoSubnetThatIsInNobodysWay(t *testing.T) {
 	in(t, func(f *fixture) {
 		f.avoiding("10.42.0.0/23", "10.42.2.7/32")
@@ -80,7 +80,7 @@ func TestNoSubnetThatIsInNobodysWay(t *testing.T) {
 	})
 }
 
-// A host that has lost its subnet chooses the next one as carefully.
+// A host that has lost its subnet applies the same rules to the next one.
 func TestLaterSubnetIsInNobodysWay(t *testing.T) {
 	for range 4 {
 		in(t, func(f *fixture) {
@@ -99,8 +99,8 @@ func TestLaterSubnetIsInNobodysWay(t *testing.T) {
 	}
 }
 
-// A subnet that would cut this host off from what it needs is not taken up, not even where it
-// had that or an operator wrote it: it could never be given up again.
+// A subnet that contains an address this host needs is not used, even if the host had it before or
+// an operator reserved it.
 func TestSubnetDoesNotCoverWhatTheHostNeeds(t *testing.T) {
 	const line = "own subnet contains an address this host needs"
 	for _, c := range []struct {

@@ -113,8 +113,8 @@ func TestFollowConfig(t *testing.T) {
 	})
 }
 
-// TestConfigChangesWhileAcquiring: a host that waits for its first subnet starts again with the
-// config that there is by then.
+// TestConfigChangesWhileAcquiring: a host that waits for its first subnet restarts with the current
+// config.
 func TestConfigChangesWhileAcquiring(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)

@@ -16,17 +16,17 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// erratic is a registry whose calls take time, before they have an effect and after, and whose
+// erratic is a registry whose calls are delayed before and after they take effect, and whose
 // answers may be lost.
 type erratic struct {
 	registry.Registry
 	mu    sync.Mutex
 	r     *rand.Rand
 	sound bool // no longer
-	store int  // calls that have begun in another one get no answer
+	store int  // calls started in another store get no answer
 }
 
-// which returns which store there is.
+// which returns the number of the current store.
 func (e *erratic) which() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -37,12 +37,12 @@ func (e *erratic) number(n int) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.sound {
-		return 1 // is no failure
+		return 1 // not a failure
 	}
 	return e.r.IntN(n)
 }
 
-// delay waits, mostly for a few milliseconds, sometimes for seconds.
+// delay waits for a few milliseconds, or occasionally for seconds.
 func (e *erratic) delay(ctx context.Context) error {
 	d := time.Duration(e.number(5)) * time.Millisecond
 	if e.number(5) == 0 {
@@ -91,9 +91,9 @@ func (e *erratic) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, t
 	return call(ctx, e, func() (lease.Lease, error) { return e.Registry.Update(ctx, prev, a, ttl) })
 }
 
-// TestFollowerConverges: whatever happens to the registry, to the own key and to the terms while
-// calls are under way, some time after it the own lease is in the registry, on the terms that
-// were told last, and the view is what the registry holds.
+// TestFollowerConverges checks that, some time after arbitrary changes to the registry, the own key
+// and the terms during calls, the own lease is in the registry with the latest terms, and the view
+// has all leases of the registry.
 func TestFollowerConverges(t *testing.T) {
 	moves := uint64(0)
 	for seed := range uint64(60) {
@@ -117,7 +117,7 @@ func TestFollowerConverges(t *testing.T) {
 					f.reg.Fail(errAway)
 					elapse(time.Duration(r.IntN(20_000)) * time.Millisecond)
 					f.reg.Wipe()
-					// Its index is lower or higher than before, and never one that there was.
+					// The index is lower or higher than before, and never equal to an earlier one.
 					index := 2000 * (1 + wipes/2)
 					if wipes++; wipes%2 == 1 {
 						index = 2000 * (100 - wipes)
@@ -138,7 +138,7 @@ func TestFollowerConverges(t *testing.T) {
 					f.reg.Fail(errAway)
 				case 4, 5:
 					f.reg.Fail(nil)
-				case 6: // another host takes this one's
+				case 6: // another host takes this host's subnet
 					own := lease.Key(w.stats().Own.Subnets)
 					f.reg.Remove(own)
 					f.reg.Put(own, value(them, r.IntN(9)), time.Duration(r.IntN(3))*time.Minute)
@@ -160,7 +160,7 @@ func TestFollowerConverges(t *testing.T) {
 			e.sound = true
 			e.mu.Unlock()
 			f.reg.Fail(nil)
-			for i := 1; i <= 4; i++ { // or it could wait for ever
+			for i := 1; i <= 4; i++ { // otherwise it could wait forever
 				f.reg.Remove(fmt.Sprintf("10.42.%d.0-24", i))
 			}
 			list := func() registry.Listing {
@@ -170,7 +170,7 @@ func TestFollowerConverges(t *testing.T) {
 				}
 				return l
 			}
-			for _, bad := range list().Invalid { // or what they said before would stay
+			for _, bad := range list().Invalid { // otherwise their previous values would be retained
 				f.reg.Remove(bad.Key)
 			}
 			elapse(5 * time.Minute)

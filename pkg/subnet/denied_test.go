@@ -11,8 +11,8 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// What a registry refuses is said by whoever opened it: it is neither away nor back, however
-// often it is asked.
+// Denied requests are reported by the code that opened the registry. They do not begin or end an
+// outage, however often they are repeated.
 func TestRefusalIsNoOutage(t *testing.T) {
 	refused := fmt.Errorf("list: %w", registry.ErrDenied)
 	in(t, func(f *fixture) {

@@ -22,11 +22,11 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// The same with a real etcd and real time.
+// These tests use a real etcd and real time.
 
 const etcdPrefix = registrytest.Prefix
 
-// host is one host of a network kept in etcd.
+// host is a host of a network in etcd.
 type host struct {
 	*testing.T
 	etcd *etcdtest.Etcd
@@ -36,7 +36,7 @@ type host struct {
 
 	mu      sync.Mutex
 	last    lease.View
-	changed time.Time // when last came
+	changed time.Time // time of last
 }
 
 func newHost(t *testing.T, etcd *etcdtest.Etcd, n int) *host {
@@ -44,7 +44,7 @@ func newHost(t *testing.T, etcd *etcdtest.Etcd, n int) *host {
 	return newHostOf(t, etcd, n, apis[0])
 }
 
-// newHostOf keeps its lease in one of etcd's two stores.
+// newHostOf returns a host whose lease is in one of etcd's two stores.
 func newHostOf(t *testing.T, etcd *etcdtest.Etcd, n int, a api) *host {
 	t.Helper()
 	r, err := a.open(etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix})
@@ -89,11 +89,11 @@ func (h *host) follow() lease.Lease {
 	return l
 }
 
-// followUntil follows until end is called, and returns the lease from which on it does.
+// followUntil follows until end is called and returns the first lease.
 func (h *host) followUntil() (l lease.Lease, end func()) {
 	h.Helper()
 	h.mu.Lock()
-	h.last = lease.View{} // of the time before
+	h.last = lease.View{} // before that
 	h.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -117,7 +117,7 @@ func (h *host) view() lease.View {
 	return h.last
 }
 
-// until waits for something to become true.
+// until waits until a condition is true.
 func (h *host) until(what string, ok func() bool) {
 	h.Helper()
 	wait.For(h.T, 30*time.Second, what, func() error {
@@ -228,7 +228,7 @@ func TestFollowEtcd(t *testing.T) {
 	b.until("b sees both", func() bool { return len(b.view().Peers) == 2 })
 }
 
-// etcd is away for a while, and when it is back nobody remembers what happened.
+// After an outage etcd has lost all data.
 func TestFollowEtcdOutage(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -267,11 +267,10 @@ func TestFollowEtcdOutage(t *testing.T) {
 	}
 }
 
-// A host that releases its lease is gone from its peers' views before anybody
-// could have thought that the deletion was a mistake; any other deletion is
-// waited out.
+// When a host releases its lease, peers remove it at once. After any other deletion they wait for
+// the grace period.
 func TestReleaseEtcd(t *testing.T) {
-	// Alone: it measures times.
+	// It does not run in parallel, because it measures times.
 	for _, a := range apis {
 		t.Run(a.name, func(t *testing.T) {
 			etcd := etcdtest.StartEtcd(t)

@@ -48,7 +48,7 @@ func (w *following) report(s subnet.Stats) {
 	w.last = s
 }
 
-// take gives the views emitted since the last call.
+// take returns the views emitted since the last call.
 func (w *following) take() []lease.View {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -63,8 +63,8 @@ func (w *following) stats() subnet.Stats {
 	return w.last
 }
 
-// follow acquires and follows until the test ends. The subnet is 10.42.7.0/24, unless
-// the test has another: one at random may be that of a peer, once in 255 times.
+// follow acquires and follows until the test ends. The subnet is 10.42.7.0/24, unless the test
+// specifies another. A random one would be a peer's with a probability of 1 in 255.
 func (f *fixture) follow() *following {
 	f.Helper()
 	if !f.Previous.IsValid() {
@@ -77,7 +77,7 @@ func (f *fixture) follow() *following {
 	return w
 }
 
-// begin follows until the test ends, and waits for nothing.
+// begin follows until the test ends and does not wait for a lease.
 func (f *fixture) begin() *following {
 	f.Helper()
 	w := &following{fixture: f, joined: make(chan struct{}), done: make(chan error, 1)}
@@ -162,8 +162,7 @@ func TestFollowPeers(t *testing.T) {
 	})
 }
 
-// A lease that this host left behind is a peer like others; package backend
-// says that it is skipped, and why.
+// A previous lease of this host is a peer like any other. Package backend skips it with a reason.
 func TestFollowShowsOwnOldLeases(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Put("10.42.9.0-24", value(me, 9), ttl)
@@ -209,8 +208,8 @@ func TestFollowHistoryLost(t *testing.T) {
 	})
 }
 
-// Of two peers that claim one public IP the older one has it, and which that is may change
-// while both say what they said before.
+// Of two peers with the same public IP the older one wins. Which one is older may change while
+// their attributes stay the same.
 func TestFollowTellsWhoIsOlder(t *testing.T) {
 	following1(t, func(w *following) { // 10.42.8.0/24 is there
 		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
@@ -223,8 +222,7 @@ func TestFollowTellsWhoIsOlder(t *testing.T) {
 	})
 }
 
-// All keys deleted by somebody: every host's own key comes back, and until then
-// nobody is given up.
+// All keys are deleted: every host recreates its own key, and until then no peer is removed.
 func TestFollowAllDeleted(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.RemoveAll()
@@ -240,7 +238,7 @@ func TestFollowAllDeleted(t *testing.T) {
 	})
 }
 
-// A new registry in the place of the old one counts from 0 again.
+// A new registry restarts its index at 0.
 func TestFollowWiped(t *testing.T) {
 	following1(t, func(w *following) {
 		for range 50 {
@@ -259,15 +257,15 @@ func TestFollowWiped(t *testing.T) {
 		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
 		elapse(time.Second)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
-		elapse(2 * time.Minute) // who has not come back by then is gone
+		elapse(2 * time.Minute) // peers that have not returned by then are removed
 		w.expect(1, "10.42.9.0/24")
 	})
 }
 
 func TestFollowBadEntries(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Put("10.42.8.0-24", "nonsense", 0) // was good
-		w.reg.Put("10.42.9.0-24", "nonsense", 0) // never was
+		w.reg.Put("10.42.8.0-24", "nonsense", 0) // was valid
+		w.reg.Put("10.42.9.0-24", "nonsense", 0) // never existed
 		w.reg.Put("notes", "call me", 0)
 		elapse(time.Second)
 		w.reg.Put("10.42.9.0-24", "nonsense", 0)
@@ -288,19 +286,19 @@ func TestFollowBadEntries(t *testing.T) {
 		w.reg.Remove("10.42.8.0-24")
 		w.reg.Put("10.42.10.0-24", value(them, 11), 0)
 		elapse(time.Second)
-		w.expect(2, "10.42.10.0/24") // with the new data of one, and without the other
+		w.expect(2, "10.42.10.0/24") // with the new attributes of one and without the other
 		if w.stats().Invalid != 0 {
 			t.Errorf("stats count %d invalid entries", w.stats().Invalid)
 		}
 	})
 }
 
-// TestFollowJunk: of keys that are nobody's, whatever their number and their names, a few are
-// named, in lines of their own, and the peers are followed as ever.
+// TestFollowJunk: a few invalid keys, whatever their number and names, are logged by key, and peers
+// are followed as usual.
 func TestFollowJunk(t *testing.T) {
 	following1(t, func(w *following) {
 		const n = 5000
-		w.reg.SetHistory(2 * n) // so that all come as events, whoever runs first
+		w.reg.SetHistory(2 * n) // so that all arrive as events in any schedule
 		junk := func(i int) string { return fmt.Sprintf("junk\nlevel=ERROR msg=forged %d", i) }
 		for i := range n {
 			w.reg.Put(junk(i), "x", 0)
@@ -336,7 +334,8 @@ func TestFollowJunk(t *testing.T) {
 	})
 }
 
-// A host that has more to hear than it can afford, one event a request, lists instead.
+// A host that receives more events, at one per request, than its budget allows lists all leases
+// instead.
 func TestFollowCatchesUp(t *testing.T) {
 	for _, batch := range []int{1, 0} {
 		following1(t, func(w *following) {
@@ -371,8 +370,8 @@ func TestFollowCatchesUp(t *testing.T) {
 	}
 }
 
-// A storm that does not end costs a bounded number of requests, and is followed all the same:
-// not far behind, whether or not the registry remembers much.
+// An endless storm of changes causes a bounded number of requests, and the view lags only slightly,
+// whether or not the registry keeps much history.
 func TestFollowStormWithoutEnd(t *testing.T) {
 	const peers, seconds, behind = 200, 20, 500
 	for _, row := range []struct{ history, batch int }{{1000, 1}, {1_000_000, 1}, {1_000_000, 0}} {
@@ -392,7 +391,8 @@ func TestFollowStormWithoutEnd(t *testing.T) {
 					t.Fatalf("%+v: more than %d changes behind after %d", row, behind, i)
 				}
 			}
-			// At first 1,900 at once; a Watch that has to wait for its event counts twice.
+			// The first burst is 1,900 requests. A Watch that has to wait for its event counts
+			// twice.
 			if n := asked.Load(); n > 100*seconds+2*1900 {
 				t.Errorf("%+v: %d requests in %d s", row, n, seconds)
 			}
@@ -415,7 +415,7 @@ func recent(known []*lease.Lease, last, n int) bool {
 	})
 }
 
-// asked counts the calls that follow the registry, and of these the listings.
+// asked returns the number of calls that follow the registry, and how many of these are listings.
 func (w *following) asked() (all, lists *atomic.Int32) {
 	all, lists = new(atomic.Int32), new(atomic.Int32)
 	w.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
@@ -433,7 +433,7 @@ func (w *following) asked() (all, lists *atomic.Int32) {
 	return all, lists
 }
 
-// However often history is lost, a host that hears something in between is not made to wait.
+// A host that receives events between losses of history is not delayed, however often they occur.
 func TestFollowListsAtOnceIfThatHelps(t *testing.T) {
 	following1(t, func(w *following) {
 		for i := range 20 {
@@ -451,7 +451,7 @@ func TestFollowListsAtOnceIfThatHelps(t *testing.T) {
 	})
 }
 
-// However often the registry has no history, it is not asked in a tight loop.
+// If the registry repeatedly has no history, it is not called in a tight loop.
 func TestFollowPacesListings(t *testing.T) {
 	following1(t, func(w *following) {
 		var lists atomic.Int32
@@ -495,9 +495,8 @@ func TestFollowEndsWithContext(t *testing.T) {
 	}
 }
 
-// A peer that is deleted and there again with another subnet, or that a wiped registry
-// has forgotten, is stale in what it was: package backend lets the other one have its
-// address.
+// If a peer is deleted or forgotten by a wiped registry, and then has another subnet, its old lease
+// is stale. Package backend assigns its address to the new lease.
 func TestFollowMarksStaleLeases(t *testing.T) {
 	for name, forget := range map[string]func(w *following){
 		"deleted": func(w *following) { w.reg.Remove("10.42.8.0-24") },
@@ -532,8 +531,8 @@ func TestFollowMarksStaleLeases(t *testing.T) {
 	}
 }
 
-// A peer that was forgotten, and whose key is there again and says nothing that can be
-// read, is not stale any more: nobody else gets its address.
+// A stale peer whose key exists again with an invalid value is no longer stale, so no other lease
+// gets its address.
 func TestFollowBadEntryIsNotStale(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Fail(errAway)

@@ -10,15 +10,15 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// TestIdentityAtStart is about a host that starts at the address me, with what a run at
-// the address them left in files: itself, moved; or a copy of a host that lives there.
+// TestIdentityAtStart starts a host with the address me and with files of a run with the address
+// them. It is either the same host after a move, or a copy of a host that still exists.
 func TestIdentityAtStart(t *testing.T) {
 	const nobody, since, doubt = "", "another host has written the lease", "cannot tell"
 	key, kept := "10.42.3.0-24", prefix("10.42.3.0/24")
 	for _, c := range []struct {
 		name   string
 		claim  lease.Claim
-		now    bool // the claim has the revision of what is there
+		now    bool // the claim has the revision of the key
 		later  bool // its owner has written the lease since
 		former bool // subnet.env names the subnet
 		answer string
@@ -102,14 +102,13 @@ func TestIdentityAtStart(t *testing.T) {
 	}
 }
 
-// TestIdentityWithoutLease: the store has been wiped, or the lease has expired while its owner
-// could not reach it. A copy of the owner does not take the subnet; the owner itself does,
-// moved or not.
+// TestIdentityWithoutLease: the store was wiped, or the lease expired while its owner could not
+// reach the store. A copy of the owner does not use the subnet. The owner does, moved or not.
 func TestIdentityWithoutLease(t *testing.T) {
 	kept := prefix("10.42.3.0/24")
 	for _, c := range []struct {
 		name   string
-		was    netip.Addr // the address that the claim tells of
+		was    netip.Addr // the address in the claim
 		answer string
 		keeps  bool
 	}{
@@ -151,10 +150,10 @@ func TestIdentityOfLeaseThatDoesNotFit(t *testing.T) {
 	}
 }
 
-// TestIdentityWhileRunning is about what others write over the lease of a host that runs.
+// TestIdentityWhileRunning overwrites the lease of a running host.
 func TestIdentityWhileRunning(t *testing.T) {
 	const own = "10.42.7.0-24"
-	swap := func(a lease.Attrs) func(*following) { // as a plain put in v3, too
+	swap := func(a lease.Attrs) func(*following) { // like a plain put in v3
 		return func(w *following) {
 			if _, err := w.reg.Update(w.Context(), w.held(w.own.Subnets), a, ttl); err != nil {
 				w.Error(err)
@@ -163,7 +162,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name  string
-		had   lease.Attrs // the lease that it took up at its start
+		had   lease.Attrs // the lease reused at the start
 		claim lease.Claim
 		write func(w *following)
 		keeps bool
@@ -224,7 +223,7 @@ func TestIdentityWhileRunning(t *testing.T) {
 	}
 }
 
-// Two hosts that write one lease as their own are reported, but not at every write.
+// Two hosts that write one lease as their own are reported, but not for every write.
 func TestDoublesAreReportedAtIntervals(t *testing.T) {
 	following1(t, func(w *following) {
 		for range 100 {
@@ -238,11 +237,11 @@ func TestDoublesAreReportedAtIntervals(t *testing.T) {
 	})
 }
 
-// What another host has created in a store that was wiped is his, even if he did it at
-// the revision at which we had created ours in the old one.
+// A lease that another host created in a wiped store belongs to that host, even if it has the
+// revision at which we created ours in the old store.
 func TestIdentityInWipedStore(t *testing.T) {
 	following1(t, func(w *following) {
-		for range 9 { // so that the index of the new store is below
+		for range 9 { // makes the index of the new store lower
 			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		}
 		elapse(time.Second)
@@ -266,8 +265,8 @@ func TestIdentityInWipedStore(t *testing.T) {
 	})
 }
 
-// TestPeersAreFollowedWithoutSubnet: a host whose subnet was lost, and to which no other is
-// left, hears of its peers all the same, says once that it waits, and takes what becomes free.
+// TestPeersAreFollowedWithoutSubnet: a host that has lost its subnet, with no other free, still
+// follows its peers, logs once that it is waiting, and leases a subnet when one becomes free.
 func TestPeersAreFollowedWithoutSubnet(t *testing.T) {
 	in(t, func(f *fixture) {
 		f.Pool.Min, f.Pool.Max = netip.MustParseAddr("10.42.7.0"), netip.MustParseAddr("10.42.8.0")

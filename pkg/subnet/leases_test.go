@@ -16,14 +16,14 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// toldFollower makes one that is told by hand what happens.
+// toldFollower returns a follower whose inputs the test provides.
 func toldFollower(own lease.Lease, emit func(lease.View)) *follower {
 	f := newFollower(Options{Log: slog.New(slog.DiscardHandler)}, emit)
 	f.own = own
 	return f
 }
 
-// happenings are what may happen to a follower, at random among few subnets.
+// happenings are random inputs of a follower, for a small set of subnets.
 type happenings struct {
 	*follower
 	r        *rand.Rand
@@ -70,7 +70,7 @@ func (h *happenings) event() registry.Event {
 	return registry.Event{Lease: h.lease()}
 }
 
-// listing has some of the leases, as they were, and others.
+// listing returns some of the leases unchanged, and others.
 func (h *happenings) listing() registry.Listing {
 	listed := map[lease.Subnets]lease.Lease{}
 	for subnets, l := range h.leases {
@@ -106,8 +106,7 @@ func (h *happenings) step() {
 	}
 }
 
-// TestViewsAreWhatIsKnown compares each view with one made from all leases, after
-// whatever happened.
+// TestViewsAreWhatIsKnown compares each view after random inputs with one built from all leases.
 func TestViewsAreWhatIsKnown(t *testing.T) {
 	for seed := range uint64(40) {
 		synctest.Test(t, func(t *testing.T) {
@@ -129,7 +128,7 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 				if !h.last.Own.SameAs(want.Own) || !h.last.Complete || !slices.EqualFunc(h.last.Peers, want.Peers, func(a, b *lease.Lease) bool { return a.SameAs(*b) && a.Stale == b.Stale }) {
 					t.Fatalf("seed %d: view %+v, want %+v", seed, h.last, want)
 				}
-				news, aged := !h.last.Own.SameAs(before.Own), false // aged: may be news, if others claim the same
+				news, aged := !h.last.Own.SameAs(before.Own), false // aged: may be a difference if others have the same claims
 				for was, is := range h.last.ChangesSince(before) {
 					same := was != nil && is != nil && was.SameAs(*is)
 					news, aged = news || !same, aged || same
@@ -177,8 +176,8 @@ func TestBadEntries(t *testing.T) {
 	}
 }
 
-// TestPeerChangesItsKey: a host that adds an IPv6 subnet to its lease, or gives it up, has
-// another key from then on, and is a peer all the time.
+// TestPeerChangesItsKey: a host that adds an IPv6 subnet to its lease, or removes it, changes its
+// key and stays a peer throughout.
 func TestPeerChangesItsKey(t *testing.T) {
 	plain := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.9.0/24")}, Attrs: lease.Attrs{BackendType: "x"}}
 	both := plain
@@ -199,7 +198,7 @@ func TestPeerChangesItsKey(t *testing.T) {
 	}
 }
 
-// BenchmarkChange is the work for one event in a network of 20,000 leases.
+// BenchmarkChange measures one event in a network of 20,000 leases.
 func BenchmarkChange(b *testing.B) {
 	var listing registry.Listing
 	for i := range 20000 {

@@ -30,7 +30,7 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
-// The margin may be longer than the lease lives; renewals still keep a distance.
+// Even if the margin is longer than the TTL, renewals keep a minimum distance.
 func TestRenewalFloor(t *testing.T) {
 	in(t, func(f *fixture) {
 		f.TTL, f.Margin = time.Hour, 2*time.Hour
@@ -59,7 +59,7 @@ func TestReservationIsNotRenewed(t *testing.T) {
 		if held := w.held(w.own.Subnets); held.Revision != w.own.Revision || !held.Reservation() {
 			t.Errorf("reservation %+v was touched: %+v", w.own, held)
 		}
-		// The operator makes it an ordinary lease, and back.
+		// The operator changes it into an ordinary lease, and back.
 		w.reg.Put("10.42.9.0-24", value(me, 1), ttl)
 		elapse(2 * ttl)
 		w.says("lease renewed", 2)
@@ -91,7 +91,7 @@ func TestRenewalRetries(t *testing.T) {
 	})
 }
 
-// A renewal whose answer was lost was one.
+// A renewal without an answer counts as one.
 func TestRenewalLostAnswer(t *testing.T) {
 	following1(t, func(w *following) {
 		var lost atomic.Int32
@@ -128,8 +128,7 @@ func TestOwnKeyDeleted(t *testing.T) {
 	})
 }
 
-// However much was done to the own key in the last minute, by people or by a busy registry, it is
-// renewed before it expires.
+// The lease is renewed before it expires, however often the own key changed in the last minute.
 func TestOwnKeyAboutToExpire(t *testing.T) {
 	for _, fail := range []bool{false, true} {
 		following1(t, func(w *following) {
@@ -202,8 +201,8 @@ func TestOwnKeyFight(t *testing.T) {
 	})
 }
 
-// What else has the own IPv4 subnet, under a key with an IPv6 subnet, when the own key is deleted:
-// another host, whose it is then; this host itself, as another daemon has it; or nobody.
+// When the own key is deleted, another key with an IPv6 subnet may have the own IPv4 subnet: that
+// of another host, which then owns it; that of another daemon on this host; or a stale one.
 func TestOwnSubnetUnderAnotherKey(t *testing.T) {
 	const key = "10.42.7.0-24&fd42:0:0:7::-64"
 	both := lease.Subnets{V4: prefix("10.42.7.0/24"), V6: prefix("fd42:0:0:7::/64")}
@@ -243,8 +242,8 @@ func TestOwnSubnetUnderAnotherKey(t *testing.T) {
 	}
 }
 
-// Another host gets the subnet of one that runs by deleting its key and making it anew,
-// which in etcd's v2 API every unconditional write does; see TestIdentityWhileRunning.
+// Another host takes the subnet of a running host by deleting and recreating its key, as every
+// unconditional write in etcd's v2 API does; see TestIdentityWhileRunning.
 func TestOwnKeyTaken(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Remove("10.42.7.0-24")
@@ -273,7 +272,7 @@ func TestOwnKeyTaken(t *testing.T) {
 			t.Errorf("registry holds %+v, own is %+v", held, v.Own)
 		}
 		w.own = v.Own
-		elapse(2 * ttl) // the new one is kept as the old one was; the other's expires
+		elapse(2 * ttl) // the new one is renewed like the old one; the other's expires
 		w.expect(1, "10.42.8.0/24")
 		w.reg.Remove(lease.Key(w.own.Subnets))
 		elapse(time.Second)
@@ -283,7 +282,7 @@ func TestOwnKeyTaken(t *testing.T) {
 	})
 }
 
-// Somebody else takes the subnet between the end of our lease and our return.
+// Another host takes the subnet between the expiry of our lease and our return.
 func TestOwnKeyTakenWhileAway(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Fail(errAway)
@@ -298,8 +297,8 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 	})
 }
 
-// Another address of the uplink is published at once under the same subnet,
-// also by a reservation; while the registry is away, when it is back.
+// A new address of the uplink is published at once under the same subnet, also for a reservation.
+// During an outage it is published when that ends.
 func TestNewAddress(t *testing.T) {
 	elsewhere := netip.MustParseAddr("198.51.100.77")
 	for _, reserved := range []bool{false, true} {
@@ -347,8 +346,7 @@ func TestNewAddress(t *testing.T) {
 	}
 }
 
-// A new config's pool is for the next subnet, its time to live for the next
-// renewal.
+// The pool of a new config applies to the next subnet, and its TTL to the next renewal.
 func TestNewTerms(t *testing.T) {
 	in(t, func(f *fixture) {
 		terms := make(chan subnet.Terms, 1)
@@ -369,7 +367,7 @@ func TestNewTerms(t *testing.T) {
 	})
 }
 
-// Whatever of what we write arrives without an answer, the next run would know it.
+// The claim covers all writes whose answers may be lost, so the next run recognizes them.
 func TestClaimIsNotedBeforeWriting(t *testing.T) {
 	in(t, func(f *fixture) {
 		lost, taken := 0, "10.42.7.0/24"
@@ -413,8 +411,8 @@ func TestClaimIsNotedBeforeWriting(t *testing.T) {
 	})
 }
 
-// A second new address, before there was an answer to the first, finds the first in
-// the registry: that is ours, too.
+// A second new address, before the answer for the first, finds the first in the registry, which is
+// our own write too.
 func TestNewAddressBeforeTheAnswer(t *testing.T) {
 	in(t, func(f *fixture) {
 		elsewhere := netip.MustParseAddr("198.51.100.77")
@@ -424,7 +422,7 @@ func TestNewAddressBeforeTheAnswer(t *testing.T) {
 		f.reg.SetHook(func(o string, _ lease.Subnets, done bool) error {
 			if o == "update" && done {
 				f.reg.SetHook(nil)
-				f.reg.Fail(errAway) // cut off, with the answer under way
+				f.reg.Fail(errAway) // cut off before the answer arrives
 				return errAway
 			}
 			return nil

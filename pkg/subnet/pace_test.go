@@ -8,10 +8,9 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// How soon changes are told, in the time of the test, in which nothing else
-// takes any.
+// These tests measure delays of views in the fake time of synctest.
 
-// soon is when a change after a quiet time is to be told.
+// soon is when a change after a quiet period must be emitted.
 const soon = 2 * time.Millisecond
 
 func leavingValue(mac int) string {
@@ -30,7 +29,7 @@ func TestChangeIsToldAtOnce(t *testing.T) {
 		w.reg.Put("10.42.9.0-24", value(them, 10), ttl)
 		elapse(soon)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
-		// What comes right after it has to wait, and comes together.
+		// Changes right after it are delayed and combined.
 		w.reg.Put("10.42.10.0-24", value(them, 10), ttl)
 		elapse(soon)
 		w.reg.Put("10.42.11.0-24", value(them, 11), ttl)
@@ -41,7 +40,7 @@ func TestChangeIsToldAtOnce(t *testing.T) {
 	})
 }
 
-// A storm of changes makes no storm of views.
+// A storm of changes does not cause a storm of views.
 func TestChangesAreGathered(t *testing.T) {
 	following1(t, func(w *following) {
 		const each, changes = time.Millisecond, 200
@@ -61,7 +60,7 @@ func TestChangesAreGathered(t *testing.T) {
 	})
 }
 
-// What did not change is not copied.
+// Unchanged leases are not copied.
 func TestViewsShareLeases(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
@@ -88,8 +87,8 @@ func TestViewsShareLeases(t *testing.T) {
 	})
 }
 
-// A peer whose lease is gone, and who makes it again within a second, was never
-// missed; one who does not is.
+// A peer whose lease was deleted and is recreated within a second stays in the view. Otherwise it
+// is removed.
 func TestGrace(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Put("10.42.20.0-24", value(third, 2), ttl)
@@ -108,7 +107,7 @@ func TestGrace(t *testing.T) {
 	})
 }
 
-// Whatever else happens in that second.
+// It does not matter what else happens in that second.
 func TestGraceAmongChanges(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Put("10.42.20.0-24", value(them, 2), ttl)
@@ -135,7 +134,7 @@ func TestGraceAmongChanges(t *testing.T) {
 	})
 }
 
-// Who says that he leaves is gone at once, and there again at once if he is back.
+// A peer with Leaving is removed at once, and added again at once if it returns.
 func TestLeaving(t *testing.T) {
 	following1(t, func(w *following) {
 		w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
@@ -163,7 +162,7 @@ func TestLeaving(t *testing.T) {
 	})
 }
 
-// A host that comes while another leaves sees no peer, and takes another subnet.
+// A host that joins while another one leaves sees no peer and chooses another subnet.
 func TestLeavingInListing(t *testing.T) {
 	in(t, func(f *fixture) {
 		f.Pool = pool("10.42.0.0/16", 24, "10.42.9.0", "10.42.10.0")
@@ -180,7 +179,7 @@ func TestLeavingInListing(t *testing.T) {
 	})
 }
 
-// A host that starts again before its released lease has ended has its subnet again.
+// A host that restarts before its released lease has expired gets its subnet again.
 func TestOwnLeavingIsTakenUp(t *testing.T) {
 	in(t, func(f *fixture) {
 		l := f.mustAcquire()
@@ -198,10 +197,10 @@ func TestOwnLeavingIsTakenUp(t *testing.T) {
 	})
 }
 
-// Nobody else says that we are leaving.
+// If another program marks our lease as Leaving, that is repaired.
 func TestOwnMarkedByAnother(t *testing.T) {
 	following1(t, func(w *following) {
-		for _, ttl := range []time.Duration{ttl, 0} { // the mark of a reservation is put right as one
+		for _, ttl := range []time.Duration{ttl, 0} { // for a reservation, the mark is repaired as one
 			marked := w.own.Attrs
 			marked.Leaving = true
 			b, err := marked.Encode()

@@ -17,7 +17,7 @@ func TestRelease(t *testing.T) {
 		if held := f.held(l.Subnets); held.Subnets.IsValid() {
 			t.Errorf("registry holds %+v", held)
 		}
-		// Somebody else's since then.
+		// It has become another host's.
 		f.reg.Put(lease.Key(l.Subnets), value(them, 9), ttl)
 		if released, err := f.release(); err != nil || released.Subnets.IsValid() {
 			t.Errorf("released another host's lease %+v, %v", released, err)

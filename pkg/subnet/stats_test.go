@@ -7,7 +7,7 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// TestStatsOfLeasesAndAnswers: what there is, and when that was last heard.
+// TestStatsOfLeasesAndAnswers checks the state and the time of the last answer.
 func TestStatsOfLeasesAndAnswers(t *testing.T) {
 	following1(t, func(w *following) {
 		s := w.stats()
@@ -24,7 +24,7 @@ func TestStatsOfLeasesAndAnswers(t *testing.T) {
 	})
 }
 
-// TestStatsOfOutages: each counts once, however often it is tried again.
+// TestStatsOfOutages: each outage counts once, however many retries it has.
 func TestStatsOfOutages(t *testing.T) {
 	following1(t, func(w *following) {
 		for n := range uint64(3) {
@@ -42,7 +42,7 @@ func TestStatsOfOutages(t *testing.T) {
 	})
 }
 
-// TestStatsOfRelists: by what made them necessary.
+// TestStatsOfRelists: listings are counted by cause.
 func TestStatsOfRelists(t *testing.T) {
 	names := map[string]bool{}
 	for c := range (subnet.Stats{}).Relists {
@@ -94,8 +94,7 @@ func TestStatsOfRelists(t *testing.T) {
 	}
 }
 
-// TestStatsOfConflicts: whatever somebody writes into the own key counts, once; what this host
-// writes itself does not.
+// TestStatsOfConflicts: each foreign write of the own key counts once. Our own writes do not.
 func TestStatsOfConflicts(t *testing.T) {
 	following1(t, func(w *following) {
 		elapse(2 * ttl) // renewals

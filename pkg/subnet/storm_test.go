@@ -23,12 +23,12 @@ import (
 	"flanneld/pkg/subnet"
 )
 
-// hostsPerClient share one client, lest the machine's descriptors be what is
-// tested: each v2 request in flight has a connection of its own.
+// hostsPerClient is the number of hosts that share a client, so that the test is not limited by the
+// machine's descriptors: each pending v2 request has its own connection.
 const hostsPerClient = 50
 
-// TestGreatJoinStorm starts two thousand hosts at once in a network of 8,192
-// subnets: each gets its own, and hardly any has to look twice.
+// TestGreatJoinStorm starts two thousand hosts at once in a network of 8,192 subnets. Each gets its
+// own subnet, and almost none needs a second listing.
 func TestGreatJoinStorm(t *testing.T) {
 	hosts := 2000
 	if testing.Short() || raceDetector() {
@@ -69,7 +69,7 @@ func TestGreatJoinStorm(t *testing.T) {
 type api struct {
 	name    string
 	open    func(etcdv2.Options) (closer, error)
-	request string // metric of etcd's that counts what it is asked
+	request string // etcd's metric that counts requests
 }
 
 var apis = []api{
@@ -82,7 +82,7 @@ type closer interface {
 	Close()
 }
 
-// joiner is one host of a storm: its registry counts listings.
+// joiner is a host of the storm whose registry counts listings.
 type joiner struct {
 	registry.Registry
 	lists int
@@ -96,7 +96,7 @@ func (j *joiner) List(ctx context.Context) (registry.Listing, error) {
 	return j.Registry.List(ctx)
 }
 
-// join has all hosts lease a subnet at the same time.
+// join starts an acquisition on all hosts at the same time.
 func join(t *testing.T, clients []closer, hosts int) []*joiner {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -123,7 +123,7 @@ func join(t *testing.T, clients []closer, hosts int) []*joiner {
 	return all
 }
 
-// checkJoined: every host has a subnet, nobody shares one, and etcd says the same.
+// checkJoined checks that every host has a subnet of its own and that etcd has the same leases.
 func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
 	t.Helper()
 	listing, err := reg.List(t.Context())
@@ -155,7 +155,7 @@ func checkJoined(t *testing.T, all []*joiner, reg registry.Registry) {
 	t.Logf("etcd seemed away %d times", away)
 }
 
-// requests adds up a counter of etcd's.
+// requests returns the sum of one of etcd's counters.
 func requests(t *testing.T, url, metric string) (n int) {
 	t.Helper()
 	resp, err := http.Get(url + "/metrics")
@@ -180,7 +180,7 @@ func requests(t *testing.T, url, metric string) (n int) {
 	return n
 }
 
-// raceDetector tells whether the test is slowed down by it.
+// raceDetector reports whether the test is slowed down by the race detector.
 func raceDetector() bool {
 	info, ok := debug.ReadBuildInfo()
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})

@@ -67,7 +67,7 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// keepMAC has a lease say MAC 1, unless there is one to keep.
+// keepMAC returns attributes with the previous MAC, or MAC 1 if there is none.
 func keepMAC(previous lease.Attrs, _ []lease.Lease) (lease.Attrs, error) {
 	if previous.BackendData != "" {
 		return previous, nil
@@ -92,7 +92,7 @@ func acquire(ctx context.Context, o subnet.Options) (own lease.Lease, err error)
 
 func (f *fixture) acquire(ctx context.Context) (lease.Lease, error) { return acquire(ctx, f.Options) }
 
-// release gives up what was acquired.
+// release releases the acquired lease.
 func (f *fixture) release() (lease.Lease, error) {
 	return subnet.Release(f.Context(), f.reg, *f.noted.Load())
 }
@@ -106,7 +106,7 @@ func (f *fixture) mustAcquire() lease.Lease {
 	return l
 }
 
-// held gives what the registry holds under a subnet.
+// held returns the registry's lease of a subnet.
 func (f *fixture) held(s lease.Subnets) lease.Lease {
 	f.Helper()
 	ev, err := f.reg.Get(f.Context(), s)
@@ -126,13 +126,13 @@ func (f *fixture) says(text string, n int) {
 	}
 }
 
-// in runs test with its own time.
+// in runs test in a bubble with fake time.
 func in(t *testing.T, test func(f *fixture)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { test(newFixture(t)) })
 }
 
-// elapse lets time go by, in a bubble of synctest.
+// elapse advances the time in a synctest bubble.
 func elapse(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()

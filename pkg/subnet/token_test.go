@@ -18,9 +18,8 @@ import (
 	"flanneld/pkg/registry/etcdv3"
 )
 
-// TestFollowWhileTokensExpire: what etcd gives for a password is good for a second, and is lost
-// when etcd is started again if it is not signed. Leases are renewed and peers followed all the
-// same, and nobody is told of it.
+// TestFollowWhileTokensExpire: etcd's tokens are valid for a second and, unless signed, are lost
+// when etcd restarts. Leases are renewed and peers followed nevertheless, and nothing is logged.
 func TestFollowWhileTokensExpire(t *testing.T) {
 	t.Parallel()
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -47,7 +46,7 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 			one, two, peers := join(1), join(2), join(3).Registry
 			first, second := one.follow(), two.follow()
 			for i := range 3 {
-				// Longer than a token lives, and not used in between but for renewals.
+				// This is longer than a token is valid, without requests except renewals.
 				<-time.After(1500 * time.Millisecond)
 				if i == 2 {
 					etcd.Stop()
@@ -71,7 +70,7 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 				if !h.holds(own) {
 					t.Errorf("%s is not held as it was", own.Subnets)
 				}
-				// That etcd is not there for a moment may be said.
+				// A short outage of etcd may be logged.
 				for _, word := range []string{"level=ERROR", "token", "denies"} {
 					if strings.Contains(h.log.String(), word) {
 						t.Errorf("%q is in the log:\n%s", word, h.log)
