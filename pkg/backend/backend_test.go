@@ -40,7 +40,7 @@ func mustNew(t testing.TB, config string) (Backend, netconf.Config) {
 	return b, c
 }
 
-// peer reads a lease from its registry form. The older ones come first.
+// peer parses a lease in its registry form. Earlier ones are older.
 func peer(t testing.TB, created uint64, key, value string) lease.Lease {
 	t.Helper()
 	subnets, err := lease.ParseKey(key)
@@ -69,7 +69,7 @@ var vxlanPeers = []entry{
 var hostile = []entry{
 	{"10.43.1.0-24", vxlanAt("203.0.113.1", "02:00:00:00:01:01")}, // outside the network
 	{"10.42.0.0-16", vxlanAt("203.0.113.2", "02:00:00:00:01:02")}, // all of it
-	{"10.0.0.0-8", vxlanAt("203.0.113.3", "02:00:00:00:01:03")},   // more than it
+	{"10.0.0.0-8", vxlanAt("203.0.113.3", "02:00:00:00:01:03")},   // a wider prefix
 	{"10.42.7.128-25", vxlanAt("203.0.113.4", "02:00:00:00:01:04")},
 	{"10.42.30.0-24", `{"PublicIP":"203.0.113.30","BackendType":"host-gw"}`},
 	{"10.42.31.0-24", `{"PublicIP":"203.0.113.31","BackendType":"vxlan"}`},
@@ -143,7 +143,7 @@ func TestDesired(t *testing.T) {
 			golden.Equal(t, filepath.Join("testdata", c.name+".txt"), out.String())
 			for k := range state.Routes {
 				if k == (dataplane.RouteKey{Dst: conf.V4.Network, Link: "flannel0"}) {
-					continue // udp's one route for all
+					continue // udp's shared route
 				}
 				if !conf.V4.Network.Contains(k.Dst.Addr()) || k.Dst.Bits() <= conf.V4.Network.Bits() {
 					t.Errorf("route %s is outside the network", k.Dst)

@@ -52,10 +52,10 @@ func TestNetworkThatTakesTheUplinksLinkIsRefused(t *testing.T) {
 	}
 }
 
-// etcdAt is what a host needs at an address that it reaches by its default route.
+// etcdAt is an etcd endpoint that the host reaches by its default route.
 func etcdAt(addr string) host.Need { return host.Need{Addr: netip.MustParseAddr(addr), What: "etcd"} }
 
-// led lists the routes that are wanted, by destination, with what they go by.
+// led returns the wanted routes, sorted by destination, with their gateways or devices.
 func led(s dataplane.State) string {
 	var all []string
 	for k, r := range s.Routes {
@@ -69,8 +69,8 @@ func led(s dataplane.State) string {
 	return strings.Join(all, ", ")
 }
 
-// TestLeasesOverWhatTheHostNeeds are refused by every backend that has routes, with the
-// reason, and nobody else is.
+// TestLeasesOverWhatTheHostNeeds: leases with addresses that the host needs are skipped with the
+// reason by every backend that has routes, and no other lease is.
 func TestLeasesOverWhatTheHostNeeds(t *testing.T) {
 	onLAN, inContainer := etcdAt("10.99.0.5"), etcdAt("10.200.1.10")
 	onLAN.Bits, onLAN.Firm = 16, true
@@ -112,9 +112,9 @@ func TestLeasesOverWhatTheHostNeeds(t *testing.T) {
 	}
 }
 
-// TestRoutesForAllPeers: udp leads all of the network into its device, unless that would take
-// what hosts need; then what is leased, and what was before. What takes it in any case is
-// refused, at the start as a config.
+// TestRoutesForAllPeers: udp routes the whole network into its device, unless that would divert
+// packets that hosts need. Then it routes the leased prefixes and the earlier subnets. Routes that
+// divert such packets in any case are left out, and at the start the config is rejected.
 func TestRoutesForAllPeers(t *testing.T) {
 	onLAN := etcdAt("10.99.0.5")
 	onLAN.Bits, onLAN.Firm = 16, true
@@ -127,7 +127,7 @@ func TestRoutesForAllPeers(t *testing.T) {
 		own    string
 		peers  []entry
 		routes string
-		check  string // why the config is refused
+		check  string // why the config is rejected
 	}{
 		{name: "nothing inside", pool: "10.42.0.0 10.42.255.0", routes: "10.0.0.0/8 flannel0"},
 		{name: "what has a longer route", pool: "10.42.0.0 10.42.255.0", needs: []host.Need{onLAN}, routes: "10.0.0.0/8 flannel0"},
@@ -191,8 +191,8 @@ func TestRoutesForAllPeers(t *testing.T) {
 	}
 }
 
-// TestBlackholeOverWhatTheHostNeeds: the route that drops what nobody takes drops nothing that
-// is not for this host's subnet; one of the same length comes before it.
+// TestBlackholeOverWhatTheHostNeeds: the blackhole drops only packets for this host's subnet, and
+// another route of the same length has precedence.
 func TestBlackholeOverWhatTheHostNeeds(t *testing.T) {
 	for bits, wanted := range map[int]bool{-1: false, 0: false, 23: false, 24: true, 32: true} {
 		b, conf := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"alloc"}}`)

@@ -24,7 +24,7 @@ func benchLease(i int) *lease.Lease {
 	}
 }
 
-// BenchmarkPlan is of many peers, and of one that comes and goes among them.
+// BenchmarkPlan measures a plan of many peers, and the addition and removal of one of them.
 func BenchmarkPlan(b *testing.B) {
 	vxlan, conf := mustNew(b, `{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`)
 	own := *benchLease(60_000)

@@ -8,8 +8,8 @@ import (
 	"flanneld/pkg/netconf"
 )
 
-// FuzzConfig reads network configs with whatever options for a backend: they are
-// accepted, or an error says in few words what is wrong.
+// FuzzConfig parses network configs with arbitrary backend options: they are accepted or result in
+// a short error.
 func FuzzConfig(f *testing.F) {
 	for _, c := range []string{
 		`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":172,"Port":8889,"GBP":true,"Learning":true,"MTU":1400,"DirectRouting":true}}`,
@@ -41,8 +41,8 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// FuzzPeers plans each backend with two peers of arbitrary values: every object that is wanted
-// lies within the network and leads to a peer, and a peer that is left out is named.
+// FuzzPeers plans each backend with two peers of arbitrary values: every wanted object is within
+// the network and belongs to a peer, and a peer that is left out is reported.
 func FuzzPeers(f *testing.F) {
 	for i, e := range hostile {
 		f.Add(e.key, e.value, vxlanPeers[i%3].key, vxlanPeers[i%3].value)

@@ -14,8 +14,8 @@ func mustParse(t *testing.T, raw string) Network {
 	return n
 }
 
-// TestDevicesOfNetworks: which backends need a device of a fixed name, a TUN device, and routes for
-// all peers together.
+// TestDevicesOfNetworks checks which backends need a device with a fixed name, a TUN device or
+// shared routes.
 func TestDevicesOfNetworks(t *testing.T) {
 	for _, c := range []struct {
 		backend, device string
@@ -33,8 +33,8 @@ func TestDevicesOfNetworks(t *testing.T) {
 	}
 }
 
-// TestWhatALaterConfigMayChange: the pool, the time of leases and who keeps the packet filter's
-// rules; anything else needs a restart.
+// TestWhatALaterConfigMayChange: the pool, the TTL of leases and the packet filter may change at
+// run time. Anything else needs a restart.
 func TestWhatALaterConfigMayChange(t *testing.T) {
 	before := mustParse(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
 	for later, want := range map[string]string{

@@ -12,8 +12,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// Whatever came before, a plan wants what a new one would, and says what is
-// different.
+// After any sequence of updates, a plan wants the same as a new plan and reports what changed.
 func TestPlanFollows(t *testing.T) {
 	for _, config := range []string{
 		`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`,
@@ -77,8 +76,7 @@ func TestPlanFollows(t *testing.T) {
 	}
 }
 
-// churn makes, changes or removes a lease. It takes from few values, so that
-// claims meet now and then.
+// churn adds, changes or removes a lease. It uses few values, so that claims conflict now and then.
 func churn(r *rand.Rand, backendType string, leases map[netip.Prefix]*lease.Lease) {
 	subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(8 + r.IntN(60)), 0}), 24)
 	if r.IntN(20) == 0 {
@@ -88,7 +86,7 @@ func churn(r *rand.Rand, backendType string, leases map[netip.Prefix]*lease.Leas
 		delete(leases, subnet)
 		return
 	}
-	if old := leases[subnet]; old != nil && r.IntN(3) == 0 { // made again, the same
+	if old := leases[subnet]; old != nil && r.IntN(3) == 0 { // recreated unchanged
 		again := *old
 		again.Created = r.Uint64N(50)
 		leases[subnet] = &again

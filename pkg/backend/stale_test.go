@@ -7,8 +7,8 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// TestStaleLeaseContestsNoOther: what a lease that the registry has no longer claims, a
-// living one has, however young it is, and nobody is warned.
+// TestStaleLeaseContestsNoOther: a valid lease wins a claim of a stale one even if it is younger,
+// and nothing is reported.
 func TestStaleLeaseContestsNoOther(t *testing.T) {
 	b, conf := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
 	own := peer(t, 1, "10.42.7.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07"))
@@ -44,7 +44,7 @@ func TestStaleLeaseContestsNoOther(t *testing.T) {
 			if !routed[there.Subnets.V4] || routed[gone.Subnets.V4] != c.keeps {
 				t.Errorf("routes to %v", routed)
 			}
-			// Without the mark the older one has it.
+			// Without Stale the older one wins.
 			back := gone
 			back.Stale = false
 			p.Update(us(), lease.NewView(own, []*lease.Lease{&back, &there}, true))
@@ -55,8 +55,8 @@ func TestStaleLeaseContestsNoOther(t *testing.T) {
 	}
 }
 
-// TestRivalsHaveOurMAC: who is left out for having our MAC alone is a rival, and no
-// longer when one of the two has another.
+// TestRivalsHaveOurMAC: a peer that is left out only because it has our MAC is returned by
+// ClaimConflicts until one of the two changes its MAC.
 func TestRivalsHaveOurMAC(t *testing.T) {
 	b, conf := mustNew(t, `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
 	own := peer(t, 1, "10.42.7.0-24", vxlanAt("198.51.100.7", "02:00:00:00:00:07"))

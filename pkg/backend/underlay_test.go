@@ -10,8 +10,8 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// TestSubnetsAndTheUnderlay: a subnet is refused where it covers or equals what this host
-// needs of its underlay, not where a wider route contains it.
+// TestSubnetsAndTheUnderlay: a subnet is rejected if it covers or equals a part of the underlay
+// that this host needs, but not if a wider route contains it.
 func TestSubnetsAndTheUnderlay(t *testing.T) {
 	on := func(dst string) host.Route { return host.Route{Dst: netip.MustParsePrefix(dst), Iface: "eth0"} }
 	by := func(gateway, iface string) host.Route {
@@ -53,8 +53,8 @@ func TestSubnetsAndTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestPublicIPsInsideSubnets: of a lease whose subnet contains another's public IP, and that
-// one, the older is kept, and nobody else is concerned.
+// TestPublicIPsInsideSubnets: if the subnet of a lease contains another lease's public IP, the
+// older of the two is kept. No other lease is affected.
 func TestPublicIPsInsideSubnets(t *testing.T) {
 	b, conf := mustNew(t, `{"Network":"10.0.0.0/8","Backend":{"Type":"udp"}}`)
 	facts := us()
@@ -90,7 +90,8 @@ func TestPublicIPsInsideSubnets(t *testing.T) {
 	}
 }
 
-// TestNobodyIsANeighbourByADefaultRoute: a default route without a gateway.
+// TestNobodyIsANeighbourByADefaultRoute: a default route without a gateway makes no address
+// on-link.
 func TestNobodyIsANeighbourByADefaultRoute(t *testing.T) {
 	for _, everywhere := range [][]string{{"0.0.0.0/0"}, {"0.0.0.0/1", "128.0.0.0/1"}} {
 		for _, config := range []string{`{"Type":"vxlan","DirectRouting":true}`, `{"Type":"host-gw"}`} {
@@ -116,8 +117,8 @@ func TestNobodyIsANeighbourByADefaultRoute(t *testing.T) {
 	}
 }
 
-// TestIPv6SettingsOfSmallDevices: the kernel has no IPv6 on a device below 1280 bytes, and so
-// none of its sysctls.
+// TestIPv6SettingsOfSmallDevices: the kernel has no IPv6 and no IPv6 sysctls on a device with an
+// MTU below 1280.
 func TestIPv6SettingsOfSmallDevices(t *testing.T) {
 	for _, c := range []struct {
 		config string

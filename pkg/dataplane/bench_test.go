@@ -8,7 +8,7 @@ import (
 
 const benchPeers = 20_000
 
-// benchState is what a host holds in a VXLAN of many peers.
+// benchState returns the state of a host in a VXLAN with many peers.
 func benchState(peers int) State {
 	s := NewState()
 	s.Links["flannel.1"] = Link{Kind: KindVXLAN, VNI: 1, Parent: "eth0", Port: 8472, MTU: 1450, Up: true}
@@ -64,7 +64,7 @@ func BenchmarkDiff(b *testing.B) {
 	}
 }
 
-// One peer among many comes.
+// One peer is added to many.
 func BenchmarkPart(b *testing.B) {
 	all, was, now := benchState(benchPeers), NewState(), NewState()
 	now.addPeer(benchPeers)

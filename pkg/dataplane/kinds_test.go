@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// TestEveryMapHasAKind: a State has a map for each kind, which is made, and the name of each
-// kind is its own.
+// TestEveryMapHasAKind: NewState allocates a map for each kind, and the names of kinds are unique.
 func TestEveryMapHasAKind(t *testing.T) {
 	maps, v := 0, reflect.ValueOf(NewState())
 	for i := range v.NumField() {

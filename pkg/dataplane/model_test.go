@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// model is a kernel in memory, with the habits of the real one that matter
-// here: what goes when a link or its last address goes, what replaces what.
+// model is a kernel in memory that behaves like the real one in what matters here: which objects
+// are removed together with a link or its last address, and which objects replace others.
 type model struct {
 	State
 }
@@ -20,8 +20,8 @@ func newModel(s State) *model {
 	}}
 }
 
-// apply carries out one operation as Linux does. An error is something that no
-// well-ordered batch runs into.
+// apply performs one operation as Linux does. It returns an error that no well-ordered batch
+// causes.
 func (m *model) apply(o Op) error {
 	if link := o.Device(); link != "" && o.Kind != KindLink && o.Verb != Del {
 		if _, ok := m.Links[link]; !ok {
@@ -39,7 +39,7 @@ func (m *model) apply(o Op) error {
 	case KindAddr:
 		m.applyAddr(o)
 	case KindFDB:
-		// A unicast MAC has one remote: a replacement takes its place.
+		// A unicast MAC has one remote, which a replace operation replaces.
 		if put, _ := KindFDB.Of(o); o.Verb == Put {
 			maps.DeleteFunc(m.FDB, func(f FDB, _ struct{}) bool { return f.Link == put.Link && f.MAC == put.MAC })
 		}
@@ -100,8 +100,7 @@ func (m *model) flushRoutes(link string) {
 	maps.DeleteFunc(m.NextHops, func(_ uint32, h NextHop) bool { return h.Link == link })
 }
 
-// applyNextHop: what routes say of a gateway follows the object; without it
-// they are gone.
+// applyNextHop changes or removes an object together with the routes that refer to it.
 func (m *model) applyNextHop(o Op) error {
 	id, hop := KindNextHop.Of(o)
 	if have, ok := m.NextHops[id]; ok && have.Proto != ProtoFlannel {
@@ -123,7 +122,7 @@ func (m *model) applyNextHop(o Op) error {
 	return nil
 }
 
-// connected is the route that the kernel makes of an address.
+// connected returns the route that the kernel adds for an address.
 func connected(a Addr) (RouteKey, bool) {
 	return RouteKey{Dst: a.Prefix.Masked(), Link: a.Link}, a.Prefix.Bits() < a.Prefix.Addr().BitLen()
 }
@@ -182,9 +181,8 @@ func (m *model) applyRoute(o Op) error {
 	return nil
 }
 
-// ordered returns an error if o comes too early, or too late, for traffic: no route
-// before its neighbour and no neighbour before its FDB entry; the other way round
-// when they go.
+// ordered returns an error if o comes too early or too late for traffic: no route may be added
+// before its neighbour, and no neighbour before its FDB entry. Removals use the reverse order.
 func (m *model) ordered(o Op, want State, scope Scope) error {
 	key, route := KindRoute.Of(o)
 	neigh, to := KindNeigh.Of(o)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Few routes are plain, many are not, and it takes fewer than that to go back.
+// Few routes use no nexthop objects and many do. The number at which they stop is lower.
 func TestNextHopsPay(t *testing.T) {
 	with := func(routes, hops int) State {
 		s := NewState()
@@ -41,7 +41,7 @@ func TestNextHopsPay(t *testing.T) {
 	}
 }
 
-// Many routes are of different scopes, each as often as any other, where they have a gateway.
+// Many routes with a gateway are distributed evenly over the scopes.
 func TestSpread(t *testing.T) {
 	want, have := NewState(), NewState()
 	counts := map[uint8]int{}

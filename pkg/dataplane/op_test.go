@@ -50,8 +50,7 @@ func TestOpText(t *testing.T) {
 	}
 }
 
-// TestCloneKeepsNothingElse: an operation that is kept for long does not keep all others of its
-// Delta.
+// TestCloneKeepsNothingElse: a cloned operation does not retain the others of its Delta.
 func TestCloneKeepsNothingElse(t *testing.T) {
 	want := NewState()
 	for i := range byte(100) {

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// What changes among peers takes the same operations by itself as within the whole.
+// A change of some peers results in the same operations whether only their parts are compared or
+// the whole states.
 func TestPartDiff(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -57,8 +58,7 @@ func TestPartDiff(t *testing.T) {
 	}
 }
 
-// change takes some peers' objects out of a state, and makes others, of which some
-// have the places of those.
+// change removes some peers' objects from a state and adds others, some of them with the same keys.
 func (c chance) change(s State) (was, now State) {
 	was, now = NewState(), NewState()
 	for k, r := range s.Routes {

@@ -11,7 +11,7 @@ import (
 
 var network = netip.MustParsePrefix("10.5.0.0/16")
 
-// chance makes states from few values, so that they meet often.
+// chance generates states from few values, so that objects often have equal keys.
 type chance struct{ *rand.Rand }
 
 func (c chance) one(percent int) bool { return c.IntN(100) < percent }
@@ -25,7 +25,7 @@ func (c chance) link() Link {
 	}
 }
 
-// subnet is one of few, in the network or just beside it.
+// subnet returns one of few prefixes, inside the network or just outside.
 func (c chance) subnet() netip.Prefix {
 	second := byte(5)
 	if c.one(10) {
@@ -81,8 +81,8 @@ func (c chance) usedSlot(s State, dst netip.Prefix, metric uint32) bool {
 	return false
 }
 
-// have is a kernel that others have had their hands on: partly as wanted,
-// partly damaged, with things of theirs.
+// have returns the state of a kernel that other programs have changed: partly as wanted, partly
+// damaged, and with foreign objects.
 func (c chance) have(want State) *model {
 	m := newModel(NewState())
 	m.Links["eth0"] = Link{Kind: "device", MTU: 1500, Up: true}
@@ -151,7 +151,7 @@ func (c chance) have(want State) *model {
 	return m
 }
 
-// routes of others, in places that are free.
+// These are foreign routes with unused keys.
 func (c chance) routes(m *model, some func() string) {
 	for range c.IntN(6) {
 		k := RouteKey{Dst: c.subnet(), Link: some(), Metric: c.Uint32N(2)}
@@ -171,15 +171,14 @@ func (c chance) routes(m *model, some func() string) {
 	}
 }
 
-// put makes an object where it can be.
+// put adds an object if that is possible.
 func (c chance) put(m *model, o Op) {
 	if l, ok := m.Links[o.Device()]; ok && l.Up {
 		_ = m.apply(o)
 	}
 }
 
-// trials is how many random cases a property is tried on: fewer where the processor
-// is emulated.
+// trials returns the number of random cases per property, which is lower on an emulated processor.
 func trials() int {
 	if testing.Short() {
 		return 4000
@@ -244,8 +243,8 @@ func commands(ops []Op) string {
 	return b.String()
 }
 
-// needless tells of a Put of what stands already, unless its link is made anew
-// or loses its neighbours.
+// needless returns a Put of an existing object, unless its link is recreated or loses its
+// neighbours.
 func needless(o Op, have State, ops []Op) string {
 	for _, other := range ops {
 		if other.Kind == KindLink && other.Device() == o.Device() {
@@ -263,8 +262,7 @@ func needless(o Op, have State, ops []Op) string {
 	return ""
 }
 
-// missing names something wanted that is not there, though nobody else's
-// object stands in the way.
+// missing returns a wanted object that does not exist although no foreign object blocks it.
 func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	excused := map[string]bool{}
 	for _, c := range conflicts {
@@ -319,21 +317,21 @@ func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	return ""
 }
 
-// blocked reports whether somebody else's device has the name of a wanted link.
+// blocked reports whether a foreign device has the name of a wanted link.
 func blocked(want, have State, link string) bool {
 	l, ok := have.Links[link]
 	w, wanted := want.Links[link]
 	return ok && wanted && l.Kind != w.Kind
 }
 
-// remade reports whether a link cannot become what is wanted in place.
+// remade reports whether a link cannot be changed in place to what is wanted.
 func remade(want, have State, link string) bool {
 	l, ok := have.Links[link]
 	w, wanted := want.Links[link]
 	return ok && wanted && l.Kind == w.Kind && !l.reusable(w)
 }
 
-// left names something ours that is there though not wanted.
+// left returns an object of ours that still exists although it is not wanted.
 func left(want, got, have State, scope Scope) string {
 	ours := func(link string) bool { return scope.OwnsLink(link) && !blocked(want, have, link) }
 	for k, r := range got.Routes {
@@ -368,9 +366,8 @@ func left(want, got, have State, scope Scope) string {
 	return ""
 }
 
-// touched names something not ours that has changed, or anything that is gone
-// without prune. A wanted route may take the place of another for the same
-// destination and metric.
+// touched returns a foreign object that has changed, or any object that was deleted without prune.
+// A wanted route may replace another with the same destination and metric.
 func touched(want, before, after State, scope Scope, prune bool) string {
 	ours := func(link string) bool { return scope.OwnsLink(link) && !blocked(want, before, link) }
 	for name, l := range before.Links {
@@ -400,7 +397,7 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 		}
 	}
 	for id, h := range before.NextHops {
-		mine := scope.OwnsNextHop(id, h) && (prune || scope.NextHops) // by its id, on whatever link
+		mine := scope.OwnsNextHop(id, h) && (prune || scope.NextHops) // by its ID, on any link
 		if after.NextHops[id] != h && !mine && !remade(want, before, h.Link) {
 			return "nexthop " + nextHopText(id, h)
 		}

@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-// TestUncover: to lead packets for an address past the overlay, all routes of ours go that
-// win, in turn, and none that is not provably ours.
-func TestUncover(t *testing.T) {
+// TestDelRoutesTo: to route packets for an address outside the overlay, our routes to it are
+// deleted in order of preference, and none that is not provably ours.
+func TestDelRoutesTo(t *testing.T) {
 	scope := Scope{Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Links: []string{"flannel.1", "flannel0"}}
 	for _, c := range []struct {
 		name   string
-		routes string // destination, device, protocol and metric, each
+		routes string // each with destination, device, protocol and metric
 		want   string
 	}{
 		{"none", "10.42.9.0/24 flannel.1 3 0", ""},

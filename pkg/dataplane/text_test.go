@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// parse reads a State as Text prints it; so that tests are data.
+// parse parses the output of Text, so that tests can have states as text.
 func parse(t testing.TB, text string) State {
 	t.Helper()
 	s := NewState()
@@ -65,7 +65,7 @@ func (w *words) next() string {
 	return s
 }
 
-// after returns the word behind a keyword, "" without it.
+// after returns the word after a keyword, or "".
 func (w *words) after(keyword string) string {
 	for i, s := range w.all[:max(len(w.all)-1, 0)] {
 		if s == keyword {

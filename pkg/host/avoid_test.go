@@ -41,11 +41,11 @@ func TestSubnetInsideAnotherNetworkIsFound(t *testing.T) {
 		"10.99.0.0/16 dev eth0 proto kernel": true,
 		"10.99.0.0/16 via 192.0.2.1":         true,
 		"10.0.0.0/8 dev eth0 proto kernel":   false, // the LAN is the network
-		"10.99.16.0/20 dev docker0":          false, // judged with what leads elsewhere
+		"10.99.16.0/20 dev docker0":          false, // has a finding of its own
 		"10.99.17.0/24 dev eth1":             false, // likewise
 		"10.98.0.0/16 dev eth1":              false,
-		"10.99.0.0/16 dev docker0":           false, // judged with docker's bridges
-		"unreachable 10.99.0.0/16":           false, // nobody is there
+		"10.99.0.0/16 dev docker0":           false, // has a finding of its own
+		"unreachable 10.99.0.0/16":           false, // unused
 	} {
 		found := o.Check(Facts{Uplink: "eth0"}, surroundings(t, []string{"docker0 bridge 10.99.16.1/20"}, []string{route}))
 		if got := slices.ContainsFunc(found, func(f Finding) bool { return f.ID == SubnetInside }); got != want {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// The words of the tables below: links are "name kind addr...", routes are as in ip-route(8),
-// with "proto kernel" for those that follow from an address.
+// The tables below have links as "name kind addr..." and routes as in ip-route(8), with "proto
+// kernel" for those of addresses.
 func surroundings(t *testing.T, links, routes []string) (s Surroundings) {
 	t.Helper()
 	for _, l := range links {
@@ -61,7 +61,7 @@ func TestCheck(t *testing.T) {
 		name          string
 		whole         bool
 		links, routes []string
-		want          []string // id, command, and words of the fields
+		want          []string // ID, command and parts of the fields
 	}{
 		{"nothing", false, nil, nil, nil},
 		{"docker as it should be", false, []string{"eth0 device 192.0.2.7/24", docker, "flannel.1 vxlan 10.42.7.0/32"}, []string{dockerRoute}, nil},
@@ -146,7 +146,7 @@ func TestCheckOfADetour(t *testing.T) {
 	o := Overlay{Network: netip.MustParsePrefix("10.42.0.0/16"), Subnet: netip.MustParsePrefix("10.42.7.0/24"), Devices: []string{"flannel.1"}}
 	for _, c := range []struct{ bridge, iface, want string }{
 		{"docker0 bridge 10.42.7.1/24", "wg0", "ip rule add to 10.42.0.0/16 lookup main priority 51"},
-		{"docker0 bridge 10.42.7.1/24", "docker0", ""}, // where it would have gone anyway
+		{"docker0 bridge 10.42.7.1/24", "docker0", ""}, // the same gateway as without it
 		{"flannel.1 vxlan 10.42.7.0/32", "wg0", ""},    // the default route, as long as docker is not there
 	} {
 		s := surroundings(t, []string{c.bridge}, nil)

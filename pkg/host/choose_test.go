@@ -9,7 +9,7 @@ import (
 
 func addr(s string) Addr { return Addr{Prefix: netip.MustParsePrefix(s)} }
 
-// vagrant is a machine whose default route leads through the wrong interface.
+// vagrant is a machine whose default route uses the wrong interface.
 var vagrant = Inventory{
 	Ifaces: []Iface{
 		{Name: "lo", Index: 1, MTU: 65536, Up: true, Addrs: []Addr{addr("127.0.0.1/8")}},
@@ -94,8 +94,8 @@ func TestChooseFails(t *testing.T) {
 	}
 }
 
-// TestChooseNeverTheOverlay: its devices, bridges of containers and routes by them are no
-// candidates; an uplink whose network lies inside the overlay's is.
+// TestChooseNeverTheOverlay: devices of the overlay, bridges of containers and their routes are not
+// candidates. An uplink whose network is inside the overlay's network is one.
 func TestChooseNeverTheOverlay(t *testing.T) {
 	p := netip.MustParsePrefix
 	up := func(name string, addrs ...string) Iface {
@@ -149,8 +149,7 @@ func TestChooseNeverTheOverlay(t *testing.T) {
 	}
 }
 
-// TestSourceAddress: of several addresses, the one that the host sends from by its default
-// route.
+// TestSourceAddress: of several addresses, the source address of the default route is chosen.
 func TestSourceAddress(t *testing.T) {
 	p, ip := netip.MustParsePrefix, netip.MustParseAddr
 	leased := func(s string) Addr { return Addr{Prefix: p(s), Dynamic: true} }

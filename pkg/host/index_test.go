@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestIndexFindsWhatLookupFinds compares it with a search through all routes.
+// TestIndexFindsWhatLookupFinds compares the index with a linear search.
 func TestIndexFindsWhatLookupFinds(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

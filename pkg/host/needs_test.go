@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// routesOf reads routes such as "10.0.0.0/8 via 192.0.2.1 dev eth0 proto kernel metric 100",
-// where the protocol is kernel, or 70, which is flanneld's stamp.
+// routesOf parses routes such as "10.0.0.0/8 via 192.0.2.1 dev eth0 proto kernel metric 100". The
+// protocol is kernel or 70, which is flanneld's.
 func routesOf(t *testing.T, texts ...string) (all []Route) {
 	t.Helper()
 	for _, text := range texts {
@@ -21,8 +21,8 @@ func routesOf(t *testing.T, texts ...string) (all []Route) {
 	return all
 }
 
-// TestNeeds: what a host needs inside the network, how it is reached, and which routes would
-// take it.
+// TestNeeds checks the addresses that a host needs inside the network, how they are reached and
+// which routes would divert packets to them.
 func TestNeeds(t *testing.T) {
 	const byDefault, etcd = "0.0.0.0/0 via 192.0.2.1 dev eth0", "10.200.1.10"
 	for _, c := range []struct {
@@ -30,7 +30,7 @@ func TestNeeds(t *testing.T) {
 		addrs    string // of the host
 		wanted   string
 		routes   []string
-		want     string // each with the length of the longest route of others
+		want     string // each with the prefix length of the longest foreign route
 		takes    []string
 		harmless []string
 	}{
@@ -100,7 +100,7 @@ func taking(takes, not []string) map[string]bool {
 	return all
 }
 
-// TestNeedsOfIPv6 has the same rules for the other family.
+// TestNeedsOfIPv6 checks the same rules for IPv6.
 func TestNeedsOfIPv6(t *testing.T) {
 	inv := Inventory{Routes: []Route{{Dst: netip.MustParsePrefix("2001:db8:1::/48"), Iface: "eth0", Kernel: true}}}
 	needs := inv.Needs(netip.MustParsePrefix("2001:db8::/32"), []Need{{Addr: netip.MustParseAddr("2001:db8:1::5"), What: "etcd"}})

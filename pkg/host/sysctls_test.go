@@ -12,7 +12,7 @@ func TestCheckSysctls(t *testing.T) {
 		{Dst: netip.MustParsePrefix("198.51.100.0/24"), Iface: "eth1"},
 	}}
 	near, far, there := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("198.51.100.200")
-	// Facts have no more routes by a gateway than one.
+	// The facts have at most one route with a gateway.
 	s := surroundings(t, nil, []string{"198.51.100.192/26 via 192.0.2.7 dev eth0", "blackhole 198.51.100.0/25"})
 	devices := []string{"flannel.1"}
 	good := map[string]string{"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1", "net/ipv4/conf/all/rp_filter": "0"}

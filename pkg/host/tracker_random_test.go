@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestTrackerAfterAnything: whatever has happened to a host, in whatever order, once it is as it
-// was before, the uplink is what it was before, can be used, and stays.
+// TestTrackerAfterAnything: after any sequence of changes, once the host is in its initial state
+// again, the initial uplink is chosen, usable and stable.
 func TestTrackerAfterAnything(t *testing.T) {
 	addrs := map[string][]string{
 		"eth0": {"10.99.0.2/16", "10.99.0.7/16", "169.254.3.3/16", "10.99.0.9/32"},

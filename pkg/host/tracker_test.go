@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// machine is a host whose interfaces come and go as those of a real one: a link that goes
-// down takes its routes along, and so does the last address.
+// machine is a host whose interfaces behave like real ones: a link that goes down loses its routes,
+// and so does one that loses its last address.
 type machine struct {
 	Inventory
 	indexes int
@@ -22,8 +22,8 @@ const (
 	viaLAN = "10.99.0.1"
 )
 
-// oneNIC is a host on a LAN; twoNICs has a management network as well, whose default route
-// is the second choice.
+// oneNIC is a host on a LAN. twoNICs also has a management network with a less preferred default
+// route.
 func oneNIC() *machine {
 	m := &machine{}
 	m.do("new eth0, addr+ eth0 10.99.0.2/16, route+ eth0 10.99.0.1 0")
@@ -36,7 +36,7 @@ func twoNICs() *machine {
 	return m
 }
 
-// twins has two default routes, one as good as the other.
+// twins has two equal default routes.
 func twins() *machine {
 	m := oneNIC()
 	m.do("new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 0")
@@ -55,7 +55,7 @@ func (m *machine) unroute(iface string) {
 	m.Routes = slices.DeleteFunc(m.Routes, func(r Route) bool { return r.Iface == iface })
 }
 
-// do changes things: "verb iface argument...", several with commas between.
+// do applies changes of the form "verb iface argument...", separated by commas.
 func (m *machine) do(changes string) {
 	for change := range strings.SplitSeq(changes, ", ") {
 		f := strings.Fields(change)
@@ -96,9 +96,9 @@ func (m *machine) do(changes string) {
 	}
 }
 
-// follow runs a script, "1s change, change; 2.5s change", for a minute: the tracker is asked
-// after each change and when it wants to be. It gives what was chosen after the begin, and
-// why the uplink cannot be used at the end.
+// follow runs a script such as "1s change, change; 2.5s change" for a minute. The tracker is
+// updated after each change and when it requests that. It returns the choices after the start, and
+// why the uplink is unusable at the end.
 func follow(m *machine, sel Selectors, script string) (string, error) {
 	begun := time.Unix(1000, 0)
 	tracker := Tracker{Selectors: sel, Reach: func(netip.Addr) (string, netip.Addr, error) { return "", netip.Addr{}, errors.New("no route") }}
@@ -122,7 +122,7 @@ func follow(m *machine, sel Selectors, script string) (string, error) {
 		for choice.RetryAfter > 0 && choice.RetryAfter < at {
 			ask(choice.RetryAfter)
 		}
-		for change := range strings.SplitSeq(changes, ", ") { // each is an event of its own
+		for change := range strings.SplitSeq(changes, ", ") { // each one is a separate event
 			m.do(change)
 			ask(at)
 		}
@@ -130,7 +130,7 @@ func follow(m *machine, sel Selectors, script string) (string, error) {
 	return strings.Join(chosen, "; "), choice.Err
 }
 
-// TestTracker has the ways in which an uplink goes and comes.
+// TestTracker covers how an uplink goes away and returns.
 func TestTracker(t *testing.T) {
 	eth0 := Selectors{Ifaces: []string{"eth0"}}
 	either := Selectors{Ifaces: []string{"eth0", "mgmt"}}
@@ -140,8 +140,8 @@ func TestTracker(t *testing.T) {
 		host   func() *machine
 		sel    Selectors
 		script string
-		want   string // what is chosen, and when
-		fails  string // why it cannot be used at the end; empty: it can
+		want   string // the choices and their times
+		fails  string // why it is unusable at the end; empty if it is usable
 	}{
 		{"nothing happens", twoNICs, Selectors{}, "1s new veth1", "", ""},
 		{"link down and up in 0.1 s", twoNICs, Selectors{}, "1s down eth0; 1.1s up eth0, route+ eth0 10.99.0.1 0", "", ""},
@@ -213,8 +213,8 @@ func TestTracker(t *testing.T) {
 	}
 }
 
-// TestTrackerInAnyOrder: link, carrier, address and route go and come in each order. For less
-// than 3 s that moves nothing; else the other one is taken, and the former one again.
+// TestTrackerInAnyOrder: link, carrier, address and route are lost and return in each order. For
+// less than 3 s the uplink is kept. Otherwise another one is chosen, and later the first again.
 func TestTrackerInAnyOrder(t *testing.T) {
 	ways := []struct{ goes, comes string }{
 		{"carrier- eth0", "carrier+ eth0"}, {"down eth0", "up eth0"}, {"addr- eth0 " + ours, "addr+ eth0 " + ours}, {"route- eth0", ""},
@@ -231,7 +231,7 @@ func TestTrackerInAnyOrder(t *testing.T) {
 							in = append(in, c)
 						}
 					}
-					in = append(in, "route+ eth0 "+viaLAN+" 0") // it needs the others
+					in = append(in, "route+ eth0 "+viaLAN+" 0") // it requires the others
 					m := host()
 					want := ""
 					if len(m.Ifaces) > 1 && away > 3*time.Second {

@@ -42,7 +42,7 @@ func TestClaimCovers(t *testing.T) {
 			t.Errorf("%s: %+v is covered: %v", name, l, !row.want)
 		}
 	}
-	// An older version's claim, and one whose write has no answer yet, have no revision.
+	// Claims of older versions and claims during a write have no revision.
 	unknown := c
 	unknown.Revision = 0
 	if !unknown.Covers(lease.Lease{Subnets: c.Subnets, Attrs: c.Held, Revision: 1000}) {
@@ -103,7 +103,7 @@ func FuzzDecodeClaim(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		back, err := lease.DecodeClaim(again) // JSON may be escaped in other ways now
+		back, err := lease.DecodeClaim(again) // the JSON may be escaped differently
 		if err != nil {
 			t.Fatalf("%q: %+v does not come back: %v", b, c, err)
 		}

@@ -185,7 +185,7 @@ func TestDecodeAttrs(t *testing.T) {
 	} {
 		b := []byte(c.value)
 		got, err := lease.DecodeAttrs(b)
-		clear(b) // nothing of it is kept
+		clear(b) // it is discarded completely
 		if c.err == "" {
 			if err != nil || got != c.want {
 				t.Errorf("%s gives %+v, %v, want %+v", c.value, got, err, c.want)
@@ -224,7 +224,8 @@ func FuzzDecodeAttrs(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q gives %+v, in JSON %s: %v", value, a, b, err)
 		}
-		// json.Marshal may escape what came unescaped; once is enough.
+		// json.Marshal may escape characters that were unescaped in the input. A second encoding
+		// must be stable.
 		c, err := again.Encode()
 		if err != nil || string(c) != string(b) {
 			t.Fatalf("%q: %s becomes %s, %v", value, b, c, err)

@@ -44,7 +44,7 @@ func TestPoolSizeAndFits(t *testing.T) {
 			prefixes("fd42::/64", "fd42:0:1::/64", "fd42:0:0:1::/65", "fd42:0:0:2::/63", "fd42:0:0:2::1/64", "10.42.1.0/24")},
 		{pool(126, "fd42::4", "fd42::ffff:ffff:ffff:fffc"), 1<<62 - 1, prefixes("fd42::4/126", "fd42::8000:0:0:0/126"), prefixes("fd42::/126", "fd42:0:0:1::/126")},
 		{pool(127, "fd42::ffff:0:0:0", "fd42:0:0:1::"), 1<<47 + 1, prefixes("fd42::ffff:0:0:0/127", "fd42:0:0:1::/127"), prefixes("fd42:0:0:1::2/127")},
-		{pool(127, "fd42::", "fd43::"), 0, nil, prefixes("fd42::/127")}, // more than there are numbers for
+		{pool(127, "fd42::", "fd43::"), 0, nil, prefixes("fd42::/127")}, // more than a uint64 can count
 		{pool(128, "fd42::", "fd42::1"), 0, nil, prefixes("fd42::/128")},
 		{pool(24, "10.42.1.0", "fd42::"), 0, nil, prefixes("10.42.1.0/24")},
 		{lease.Pool{}, 0, nil, prefixes("10.42.1.0/24")},
@@ -123,11 +123,12 @@ func TestPick(t *testing.T) {
 	}
 }
 
-// TestPickAgainstWalk compares with walking over all candidates.
+// TestPickAgainstWalk compares Pick with an iteration over all candidates.
 func TestPickAgainstWalk(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 4000 {
-		// Between 16 bits that are the same in all and at least two for hosts; of IPv6 anywhere.
+		// The length leaves at least 16 common bits and at least two host bits; for IPv6 it is
+		// arbitrary.
 		block := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(r.IntN(256)), 0, 0}), 16)
 		if r.IntN(2) == 0 {
 			bits := 16 + 8*r.IntN(12)
@@ -188,7 +189,7 @@ func nextSubnet(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// A pool of millions costs no more than the leases in it.
+// The cost for a pool of millions is that of the leases in it.
 func TestPickInHugePool(t *testing.T) {
 	p := pool(30, "10.0.0.4", "10.255.255.252")
 	r := rand.New(rand.NewPCG(3, 4))
@@ -252,7 +253,7 @@ func rest64() (all []netip.Prefix) {
 	return all
 }
 
-// A cover has every subnet of the pool and no other, and no two of its prefixes make one.
+// A cover has exactly the subnets of the pool, and no two of its prefixes can be merged.
 func TestCoverIsExactAndSmallest(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 1))

@@ -12,7 +12,7 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// at gives a lease of an IPv4 subnet that says something.
+// at returns a lease of an IPv4 subnet with some value.
 func at(subnet, says string) *lease.Lease { return of(ipv4(subnet), says) }
 
 func of(subnets lease.Subnets, says string) *lease.Lease {
@@ -33,7 +33,7 @@ func TestNewView(t *testing.T) {
 	if v := lease.NewView(*all[1], nil, false); len(v.Peers) != 0 || v.Complete {
 		t.Errorf("view of nothing: %+v", v)
 	}
-	// Another view of the same leases changes nothing in the first.
+	// A second view of the same leases does not change the first.
 	before := slices.Clone(v.Peers)
 	lease.NewView(*all[0], all, true)
 	if !slices.Equal(v.Peers, before) {
@@ -60,7 +60,7 @@ func TestPeer(t *testing.T) {
 	}
 }
 
-// since writes what Since gives: -subnet, +subnet or ~subnet.
+// since returns the result of ChangesSince as text: -subnet, +subnet or ~subnet.
 func since(v, old lease.View) string {
 	var out []string
 	for was, is := range v.ChangesSince(old) {
@@ -109,7 +109,7 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// network is a set of leases that changes at random.
+// network is a set of leases with random changes.
 type network struct {
 	r      *rand.Rand
 	leases map[lease.Subnets]*lease.Lease
@@ -119,7 +119,7 @@ func newNetwork(seed uint64) *network {
 	return &network{rand.New(rand.NewPCG(seed, 0)), map[lease.Subnets]*lease.Lease{}}
 }
 
-// subnets gives some of few, so that they meet.
+// subnets returns random subnets out of few, so that they overlap.
 func (n *network) subnets() lease.Subnets {
 	s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n.r.IntN(40)), 0}), 23+n.r.IntN(3)).Masked()}
 	if n.r.IntN(4) == 0 {
@@ -128,7 +128,7 @@ func (n *network) subnets() lease.Subnets {
 	return s
 }
 
-// change changes one lease, or none, and gives its subnets.
+// change changes one lease or none and returns its subnets.
 func (n *network) change() lease.Subnets {
 	s := n.subnets()
 	old := n.leases[s]
@@ -150,7 +150,7 @@ func (n *network) all() []*lease.Lease { return slices.Collect(maps.Values(n.lea
 
 func (n *network) own() lease.Lease { return *of(n.subnets(), fmt.Sprint(n.r.IntN(2))) }
 
-// TestSinceAgainstMaps compares with looking up all subnets in both views.
+// TestSinceAgainstMaps compares ChangesSince with lookups of all subnets in both views.
 func TestSinceAgainstMaps(t *testing.T) {
 	for seed := range uint64(300) {
 		n := newNetwork(seed)
@@ -187,7 +187,7 @@ func TestSinceAgainstMaps(t *testing.T) {
 	}
 }
 
-// TestEditAgainstNewView compares each edited view with one made of all leases.
+// TestEditAgainstNewView compares each edited view with a new view of all leases.
 func TestEditAgainstNewView(t *testing.T) {
 	for seed := range uint64(200) {
 		n := newNetwork(seed)
@@ -224,7 +224,7 @@ func TestEditAgainstNewView(t *testing.T) {
 	}
 }
 
-// TestOverlaps compares with looking at each peer.
+// TestOverlaps compares Overlaps with a linear search.
 func TestOverlaps(t *testing.T) {
 	for seed := range uint64(200) {
 		n := newNetwork(seed)

@@ -8,12 +8,13 @@ import (
 
 func TestParse(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
-		// Configs as they are found in the field.
+		// These are configs as used in the field.
 		{`{"Network":"10.42.0.0/16"}`, "10.42.0.0/16 /24 10.42.1.0 10.42.255.0 udp"},
 		{`{"Network":"10.172.29.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1}}`, "10.172.0.0/16 /24 10.172.1.0 10.172.255.0 vxlan"},
 		{`{"Network":"192.0.0.0/16","SubnetLen":22,"Backend":{"Type":"vxlan"}}`, "192.0.0.0/16 /22 192.0.4.0 192.0.252.0 vxlan"},
 		{`{"Network":"172.16.0.0/12","SubnetLen":24,"SubnetMin":"172.16.16.0","SubnetMax":"172.31.247.0","Backend":{"Type":"vxlan","VNI":172,"Port":8889}}`, "172.16.0.0/12 /24 172.16.16.0 172.31.247.0 vxlan"},
-		// Keys and the type match in any case; unknown keys are ignored; the last wins.
+		// Keys and the type match case-insensitively, unknown keys are ignored, and the last
+		// duplicate wins.
 		{`{"NetWork":"10.1.0.0/16","what":[1],"subnetlen":25,"SUBNETLEN":26,"backend":{"TYPE":"Host-GW"}}`, "10.1.0.0/16 /26 10.1.0.64 10.1.255.192 host-gw"},
 		// Defaults of SubnetLen by the size of the network.
 		{`{"Network":"10.0.0.0/8"}`, "10.0.0.0/8 /24 10.0.1.0 10.255.255.0 udp"},
@@ -21,7 +22,7 @@ func TestParse(t *testing.T) {
 		{`{"Network":"10.1.0.0/23"}`, "10.1.0.0/23 /25 10.1.0.128 10.1.1.128 udp"},
 		{`{"Network":"10.1.0.0/24"}`, "10.1.0.0/24 /26 10.1.0.64 10.1.0.192 udp"},
 		{`{"Network":"10.1.0.0/28"}`, "10.1.0.0/28 /30 10.1.0.4 10.1.0.12 udp"},
-		// null and 0.0.0.0 are as good as absent where a default exists.
+		// null and 0.0.0.0 are treated as absent if there is a default.
 		{`{"Network":"10.1.0.0/16","SubnetLen":null,"Backend":null,"EnableIPv6":null,"SubnetMin":"0.0.0.0"}`, "10.1.0.0/16 /24 10.1.1.0 10.1.255.0 udp"},
 		{`{"Network":"10.1.0.0/16","SubnetMin":"10.1.0.0","SubnetMax":"10.1.0.0","Backend":{}}`, "10.1.0.0/16 /24 10.1.0.0 10.1.0.0 "},
 		// With a byte order mark.
