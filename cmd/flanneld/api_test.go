@@ -27,7 +27,7 @@ func TestTwoStores(t *testing.T) {
 			c.must(h.Flanneld().WaitReady(c.ctx))
 		}
 	}
-	start(auto[:1]) // nothing tells which is meant: v3
+	start(auto[:1]) // nothing indicates which one: v3
 	start(old, "-etcd-api=v2")
 	start(auto[1:]) // both have leases: v3
 	all := c.Hosts

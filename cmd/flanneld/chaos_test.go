@@ -153,7 +153,7 @@ func startMayhem(t *testing.T, of chaosOf, seed uint64, total time.Duration) *ma
 	return m
 }
 
-// shapeHosts gives the hosts shapes of the zoo. The first one is always the simplest.
+// shapeHosts assigns shapes of the zoo to the hosts. The first one is always the simplest.
 func (m *mayhem) shapeHosts() {
 	m.t.Helper()
 	var fit []shape

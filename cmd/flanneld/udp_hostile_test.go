@@ -98,7 +98,7 @@ func TestUDPLetsNoOneIn(t *testing.T) {
 					{"as a routed client", netip.MustParseAddr("203.0.113.9")},
 				} {
 					_, err := attacker.conn.Write(inner(p.from, victim.Addr, 7777, p.what))
-					if !attacker.never { // an answer to the one before may say that nobody is there
+					if !attacker.never { // the answer to the previous one may be an ICMP error
 						c.must(err)
 					}
 					want := ""

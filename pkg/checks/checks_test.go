@@ -137,7 +137,7 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 			t.Errorf("asked %d times, conditions %s", n, ids(conditions))
 		}
 
-		for range 100 { // somebody changes much
+		for range 100 { // another program makes many changes
 			c.Trigger()
 			time.Sleep(time.Millisecond)
 		}

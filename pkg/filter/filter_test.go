@@ -211,7 +211,8 @@ func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 	}
 }
 
-// TestListingsByProcessesKeepADistance: of iptables, whatever is signalled.
+// TestListingsByProcessesKeepADistance: listings by iptables processes keep a minimum distance,
+// however many changes are signalled.
 func TestListingsByProcessesKeepADistance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Unset)

@@ -159,7 +159,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h.probed()
 		h.run()
 		h.after(time.Second)
-		h.wrong(ownedCondition+owned.String(), false) // nobody was kept from writing
+		h.wrong(ownedCondition+owned.String(), false) // no writer was blocked
 		h.set(func() { h.nft.err = fmt.Errorf("%w: inet theirs", firewall.ErrOwnerLocked) })
 		h.after(idle)
 		h.wrong(ownedCondition+owned.String(), true)
@@ -180,7 +180,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		b.changed <- struct{}{}
 		h.after(time.Second)
 		h.wrong(ownedCondition+owned.String(), false)
-		close(b.changed) // it ends, and is connected to anew when it is needed
+		close(b.changed) // it ends, and is reconnected when needed
 		h.after(time.Second)
 		h.wrong(trustCondition, false)
 	})

@@ -30,7 +30,7 @@ type lockHost struct {
 
 	mu      sync.Mutex
 	absent  error // why it cannot be opened
-	err     error // of whatever changes something
+	err     error // for changes by any program
 	unseen  error // why changes cannot be watched
 	watched chan struct{}
 	locks   map[netip.Prefix]map[netip.Addr]struct{}
@@ -276,7 +276,7 @@ func TestLockThatCannotBeKept(t *testing.T) {
 				h.set(func() { h.unseen = nil })
 				time.Sleep(idle)
 				h.wrong(watchCondition+"lock", false)
-				close(h.watched) // it is watched anew
+				close(h.watched) // it is watched again
 				h.set(func() { h.watched = make(chan struct{}) })
 				time.Sleep(idle)
 				h.wrong(watchCondition+"lock", false)

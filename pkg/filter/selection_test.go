@@ -79,7 +79,7 @@ func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 					h.after(time.Minute)
 					h.said(1, text)
 					h.set(func() { preferred.err, preferred.hangs = nil, false })
-					if name == "hangs" { // the attempt that hangs is not given up by itself
+					if name == "hangs" { // the attempt that hangs does not time out by itself
 						h.set(func() { h.selection.attempt.cancel() })
 					}
 					h.after(31 * time.Second)

@@ -175,8 +175,8 @@ func TestSyncAcceptsOnlyWherePacketsMayBeDropped(t *testing.T) {
 	})
 }
 
-// FuzzBarriers follows a packet through whatever listings: that ends, and a chain that
-// drops for certain is not beside one that never does.
+// FuzzBarriers follows a packet through arbitrary listings: that terminates, and no chain both
+// drops for certain and never drops.
 func FuzzBarriers(f *testing.F) {
 	f.Add("*filter\n:INPUT DROP [0:0]\n:MINE - [0:0]\n-A INPUT -p udp -m multiport --dports 53,8000:8400 -j MINE\n-A MINE -g MINE\nCOMMIT\n")
 	f.Add("*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING ! -s 10.99.0.0/16 -i eth+ -m comment --comment \"a \\\"b\" -j DROP\nCOMMIT\n*filter\n:FORWARD DROP\nCOMMIT\n")

@@ -49,7 +49,7 @@ func TestForeignFDBChangesAreTold(t *testing.T) {
 				t.Error("the pass found no damage")
 			}
 			b.settled(want)
-			b.quietBut(w, driver.FDB, func() {}) // of several remotes of an address, all is told
+			b.quietBut(w, driver.FDB, func() {}) // if a MAC has several remotes, every change is reported
 			// What was read and repaired is known again.
 			less := maps.Clone(want.FDB)
 			delete(less, f)

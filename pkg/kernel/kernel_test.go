@@ -20,7 +20,7 @@ import (
 const (
 	uplink  = "up0"
 	overlay = "flannel.1"
-	foreign = "other.9" // a VXLAN device of somebody else
+	foreign = "other.9" // a foreign VXLAN device
 	timeout = 10 * time.Second
 )
 

@@ -36,8 +36,8 @@ func (f *fake) Apply(ops []dataplane.Op) []error {
 	return []error{f.refuses}
 }
 
-// TestUncover removes a route of an earlier run's device that takes etcd, and nothing else.
-func TestUncover(t *testing.T) {
+// TestStaleRoutes removes the route of an earlier run's device to etcd, and nothing else.
+func TestStaleRoutes(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	network := prefix("192.0.2.0/24")
 	etcd, beside := host.Need{Addr: addr("192.0.2.10"), What: "etcd"}, host.Need{Addr: addr("198.51.100.10"), What: "etcd"}

@@ -101,7 +101,7 @@ func numbered(n int) *Requests {
 	return &r
 }
 
-// TestBatchTellsEachResult: whatever of the answers is lost, each request has its own result.
+// TestBatchTellsEachResult: whichever answers are lost, each request has its own result.
 func TestBatchTellsEachResult(t *testing.T) {
 	const n = 100
 	third := func(n uint32) bool { return n%3 == 0 }

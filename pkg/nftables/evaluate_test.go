@@ -55,7 +55,7 @@ func FuzzCondition(f *testing.F) {
 	})
 }
 
-// FuzzElements asks sets of whatever elements.
+// FuzzElements evaluates sets with arbitrary elements.
 func FuzzElements(f *testing.F) {
 	of := func(key []byte, flags uint32, code uint32) []byte {
 		verdict := netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, code).Text(unix.NFTA_VERDICT_CHAIN, "c")

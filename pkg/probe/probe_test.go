@@ -38,7 +38,7 @@ func TestProbe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	next := func(h *lab.Host) netip.Addr { return h.Addr.Next().Next().Next() } // nobody's
+	next := func(h *lab.Host) netip.Addr { return h.Addr.Next().Next().Next() } // unused
 	for _, c := range []struct {
 		name string
 		addr netip.Addr

@@ -62,7 +62,7 @@ func (m *model) Apply(ops []dataplane.Op) []error {
 type wish struct {
 	dataplane.State
 	version int    // of the state, in the facts: a plan asks again when they change
-	reason  string // why everybody is refused; empty: each for a reason of his own
+	reason  string // why all peers are skipped; empty: each for a different reason
 }
 
 func (w *wish) MTU(host.Facts) int { return 0 }
@@ -282,7 +282,7 @@ func TestFightIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		f.wantRoutes(1, 2)
-		f.kernel.after = func() { // somebody deletes it at once, and the event wakes us
+		f.kernel.after = func() { // another program deletes it at once, and the event wakes the loop
 			delete(f.kernel.Routes, key(1))
 			f.Reread()
 		}

@@ -72,7 +72,7 @@ func TestSubnetFileIsWrittenOnceAllIsKnown(t *testing.T) {
 		{func(e *Env) { e.Network, e.IPMasq = sample.Network, true }, "", nil},
 		{func(e *Env) { e.Subnet = sample.Subnet }, "", nil},
 		{func(e *Env) { e.MTU = 1450 }, "1450 10.42.7.1/24", []string{"true true"}},
-		{func(e *Env) {}, "1450 10.42.7.1/24", nil}, // somebody has removed it
+		{func(e *Env) {}, "1450 10.42.7.1/24", nil}, // another program removed it
 		{func(e *Env) { e.MTU = 1400 }, "1400 10.42.7.1/24", []string{"false true"}},
 		{func(e *Env) { e.Subnet = netip.MustParsePrefix("10.42.8.0/24") }, "1400 10.42.8.1/24", []string{"false true"}},
 	} {

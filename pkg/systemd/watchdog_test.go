@@ -13,7 +13,7 @@ func TestWatchdog(t *testing.T) {
 		name string
 		// how long each is at work
 		loop, follower time.Duration
-		last           time.Duration // when systemd is told last
+		last           time.Duration // time of the last notification
 	}{
 		{"both work", time.Hour, time.Hour, time.Hour},
 		{"the reconciler hangs", 10 * time.Minute, time.Hour, 13 * time.Minute},
