@@ -99,7 +99,7 @@ func TestAddress(t *testing.T) {
 			t.Errorf("%q: %s, want %s", given, got, want)
 		}
 	}
-	// Credentials in a URL are taken, unless there are others; and never shown.
+	// Credentials in a URL are used unless there are others, and are never shown.
 	o := etcd.Options{Endpoints: []string{"etcd:1", "http://a:secret@etcd:2"}}
 	e, err := o.ParseEndpoints()
 	if err != nil || e.Username != "a" || e.Password != "secret" || strings.Contains(fmt.Sprint(e.All), "secret") {
@@ -111,8 +111,8 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// FuzzParseEndpoints: whatever an endpoint is written like, neither an error nor the URL
-// that it comes to shows the password, and the URL is an endpoint again.
+// FuzzParseEndpoints: for any text as an endpoint, neither an error nor the resulting URL contains
+// the password, and the URL is a valid endpoint.
 func FuzzParseEndpoints(f *testing.F) {
 	for _, e := range []string{"http://|127.0.0.1:2379", "|etcd:2379", "unix://|/run/etcd.sock", "https://|[fd42::1%25eth0]:2379/#x", "http://|%zz@:2379?a=b"} {
 		before, after, _ := strings.Cut(e, "|")
@@ -130,7 +130,7 @@ func FuzzParseEndpoints(f *testing.F) {
 		}
 		for _, e := range found.All {
 			if e.Socket() != "" {
-				continue // a path, which is nobody's password
+				continue // a path, which is not a password
 			}
 			if strings.Contains(e.String()+e.Host()+e.Socket(), secret) && !strings.Contains(before+after, secret) {
 				t.Errorf("%q comes to %q", given, e)

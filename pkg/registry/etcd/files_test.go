@@ -12,8 +12,8 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// TestFilesKeepWhatWasGood: a file that is renewed is used, and one that is broken is not. The
-// CA is one thing, the certificate with its key another.
+// TestFilesKeepWhatWasGood: a renewed file is used and a broken one is not. The CA is independent
+// of the certificate and its key.
 func TestFilesKeepWhatWasGood(t *testing.T) {
 	type set struct {
 		ca, cert, key string // files
@@ -52,7 +52,7 @@ func TestFilesKeepWhatWasGood(t *testing.T) {
 		name     string
 		do       func()
 		ca, pair set
-		told     string // empty: that all is well
+		told     string // empty if there is no problem
 	}{
 		{"unchanged", func() {}, first, first, ""},
 		{"the CA is empty", func() { os.Truncate(ca, 0) }, first, first, "-etcd-cafile"},

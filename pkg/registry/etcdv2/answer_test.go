@@ -13,8 +13,8 @@ import (
 	"flanneld/pkg/registry/etcdv2"
 )
 
-// FuzzAnswer has something give any answers in etcd's place: each call comes back, and what
-// it returns are leases of subnets, or why not.
+// FuzzAnswer replaces etcd by a server with arbitrary answers: each call returns, with leases of
+// subnets or with an error.
 func FuzzAnswer(f *testing.F) {
 	const node = `{"key":"/coreos.com/network/subnets/10.42.7.0-24","value":"{\"PublicIP\":\"198.51.100.7\"}","ttl":86400,"modifiedIndex":7,"createdIndex":7}`
 	f.Add(200, "application/json", "7", `{"action":"get","node":{"key":"/coreos.com/network/subnets","dir":true,"nodes":[`+node+`,null,{"dir":true,"nodes":[`+node+`]}]}}`)
@@ -24,12 +24,12 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(400, "application/json", "9", `{"errorCode":401,"message":"The event in requested index is outdated and cleared","index":5000}`)
 	f.Add(307, "text/html", "", "<html>")
 	r := open(f, etcdv2.Options{Endpoints: []string{"http://etcd.invalid:2379"}, Prefix: prefix})
-	r.SetPoll(20 * time.Millisecond) // the wait of a watch whose answer is none
+	r.SetPoll(20 * time.Millisecond) // the wait of a watch without an answer
 	var answer atomic.Pointer[func() *http.Response]
 	r.SetServer(func() *http.Response { return (*answer.Load())() })
 	f.Fuzz(func(t *testing.T, s int, m, i, b string) {
 		if s < 200 || s > 599 || strings.ContainsAny(m+i, "\r\n\x00") {
-			return // no answer of HTTP
+			return // not an HTTP response
 		}
 		respond := func() *http.Response {
 			header := http.Header{"Content-Type": {m}, "X-Etcd-Index": {i}}

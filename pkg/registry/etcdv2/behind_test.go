@@ -10,15 +10,15 @@ import (
 	"flanneld/pkg/registry"
 )
 
-// TestWatchOfWipedStore: an etcd that was wiped while nothing waited at it is
-// found out by the next watch, not after a silence.
+// TestWatchOfWipedStore: if etcd was wiped while no request was waiting there, the next watch
+// detects it, without a silence.
 func TestWatchOfWipedStore(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	r := at(t, etcd)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	index := uint64(1000) // of the store that was
+	index := uint64(1000) // of the old store
 	var err error
 	for err == nil && ctx.Err() == nil {
 		_, index, err = r.Watch(ctx, index)
@@ -28,9 +28,8 @@ func TestWatchOfWipedStore(t *testing.T) {
 	}
 }
 
-// TestWatchOnAnotherConnection: between two watches an etcd was wiped, and then
-// counted on past where the old one was. The next watch does not go on as if
-// nothing had happened.
+// TestWatchOnAnotherConnection: between two watches, etcd was wiped and its index has passed that
+// of the old store. The next watch detects it.
 func TestWatchOnAnotherConnection(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -55,7 +54,7 @@ func TestWatchOnAnotherConnection(t *testing.T) {
 	if events, _, err := r.Watch(ctx, index); err != nil || len(events) > 0 {
 		t.Errorf("the watch goes on with %+v, %v", events, err)
 	}
-	if events, _, err := r.Watch(ctx, index); err != nil || len(events) != 1 { // nobody said that he doubts it
+	if events, _, err := r.Watch(ctx, index); err != nil || len(events) != 1 { // the watch was not asked to verify it
 		t.Errorf("the watch then tells of %+v, %v", events, err)
 	}
 }

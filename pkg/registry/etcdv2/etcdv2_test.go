@@ -13,7 +13,7 @@ import (
 
 var api = registrytest.API{Name: "v2", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv2.New(o) }}
 
-// operator does to an etcd what others do.
+// operator changes an etcd as other programs do.
 type operator struct {
 	registrytest.Operator
 	keys client.KeysAPI
@@ -33,7 +33,7 @@ func (o operator) set(key, value string) {
 	}
 }
 
-// delete removes a key, and a directory only if that is said.
+// delete deletes a key, and a directory only if dir is set.
 func (o operator) delete(key string, dir bool) {
 	o.T.Helper()
 	if _, err := o.keys.Delete(context.Background(), key, &client.DeleteOptions{Recursive: dir, Dir: dir}); err != nil {
@@ -51,7 +51,7 @@ func open(t testing.TB, o etcdv2.Options) *etcdv2.Registry {
 	return r
 }
 
-// at opens the registry of an etcd that wants nothing.
+// at opens the registry of an etcd without credentials.
 func at(t testing.TB, e *etcdtest.Etcd) *etcdv2.Registry {
 	t.Helper()
 	return open(t, etcdv2.Options{Endpoints: []string{e.URL}, Prefix: prefix})

@@ -8,10 +8,10 @@ import (
 	client "go.etcd.io/etcd/client/v2"
 )
 
-// SetPoll shortens the long-poll, whose time is above the patience of a test.
+// SetPoll shortens the long-poll, which is longer than a test should take.
 func (r *Registry) SetPoll(d time.Duration) { r.poll = d }
 
-// Scan reads an answer as the transport does, with the nodes right below its node.
+// Scan scans an answer as the transport does, including the direct children of its node.
 func Scan(in io.Reader) (*client.Response, error) {
 	var children client.Nodes
 	resp, err := newScanner(in).answer(func(n *client.Node) { children = append(children, n) })
@@ -21,10 +21,10 @@ func Scan(in io.Reader) (*client.Response, error) {
 	return resp, err
 }
 
-// Long returns the length of a value that Scan left out.
+// Long returns the length of a value that Scan omitted.
 func Long(value string) (size int64, is bool) { return long(value) }
 
-// SetServer has all requests answered by f, without a network.
+// SetServer makes f answer all requests, without a network.
 func (r *Registry) SetServer(f func() *http.Response) {
 	r.transport.RegisterProtocol("http", answers(f))
 }

@@ -24,8 +24,8 @@ import (
 
 const good = `{"PublicIP":"198.51.100.9"}`
 
-// TestHugeValuesAreSkippedAlone: 8 keys of 9 MB, in a listing and in a watch, do no harm to
-// the leases beside them, nor to one that is overwritten by such a value.
+// TestHugeValuesAreSkippedAlone: 8 keys of 9 MB, in a listing and in a watch, do not affect the
+// leases next to them or a lease that is overwritten by such a value.
 func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -40,12 +40,12 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	for i := range 8 {
 		b.Put(fmt.Sprintf("10.43.%d.0-24", i), huge, 0)
 	}
-	b.Put("10.43.0.0-24", good, 0) // whose event repeats the value before
+	b.Put("10.43.0.0-24", good, 0) // whose event contains the previous value
 	b.Put("10.43.0.0-24", huge, 0)
 	b.Put("10.42.7.0-24", huge, 0)
 
 	var l registry.Listing
-	wait.True(t, "all is listed", func() bool { // etcd takes its time for so much, and gets it
+	wait.True(t, "all is listed", func() bool { // etcd is slow with this much data
 		l, err = r.List(registrytest.Timeout(t))
 		return err == nil
 	})
@@ -84,8 +84,8 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 }
 
-// TestStrangeKeysAreNamedInOneLine: of a directory that is nested deeply and of a key that is
-// very long or has line ends in it, a listing and a watch have one short name.
+// TestStrangeKeysAreNamedInOneLine: a deeply nested directory, and a key that is very long or
+// contains line breaks, have one short name in a listing and a watch.
 func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -115,7 +115,7 @@ func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
 	}
 }
 
-// wanted is an answer that is made while it is sent.
+// wanted is an answer that is generated while it is sent.
 type wanted struct {
 	n    int
 	node func(i int) io.Reader
@@ -136,8 +136,8 @@ func (a wanted) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	io.WriteString(w, `],"modifiedIndex":7,"createdIndex":7}}`+"\n")
 }
 
-// TestListingOfJunkTakesLittleMemory: what is no lease is not held, whether a few keys are
-// huge or there are a million of them.
+// TestListingOfJunkTakesLittleMemory: invalid entries are not stored, whether there are a few huge
+// ones or a million.
 func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 	huge := []byte(`{"key":"` + prefix + `/subnets/10.43.1.0-24","value":"` + strings.Repeat("\\\"", 9<<20) + `","modifiedIndex":7,"createdIndex":7}`)
 	deep := []byte(`{"key":"` + prefix + `/subnets/deep","dir":true,"nodes":` + strings.Repeat(`[{"nodes":`, 1<<20) + "0" + strings.Repeat(`}]`, 1<<20) + `,"modifiedIndex":7,"createdIndex":7}`)
@@ -176,9 +176,9 @@ func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 	}
 }
 
-// peak follows by how much the heap grows until stop is called.
+// peak measures the growth of the heap until stop is called.
 func peak() (highest *int64, stop func()) {
-	percent := debug.SetGCPercent(10) // garbage is no memory that is needed
+	percent := debug.SetGCPercent(10) // do not count garbage
 	runtime.GC()
 	var before runtime.MemStats
 	runtime.ReadMemStats(&before)

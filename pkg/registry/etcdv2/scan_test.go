@@ -71,7 +71,7 @@ func TestScanRefusesWhatIsNoAnswer(t *testing.T) {
 	}
 }
 
-// TestScanMarksLongValues: whatever they consist of, their length is that of the text.
+// TestScanMarksLongValues: the length of a value is that of its text, whatever its characters.
 func TestScanMarksLongValues(t *testing.T) {
 	for _, text := range []string{"x", `"`, "\n", "\x01", "ü", "€", "😀", "<"} {
 		value := strings.Repeat(text, registry.MaxValue/len(text)+1)
@@ -93,8 +93,8 @@ func TestScanMarksLongValues(t *testing.T) {
 	}
 }
 
-// FuzzScan: what encoding/json accepts, the scanner reads alike; what it does not, the scanner
-// may accept in what it skips.
+// FuzzScan: if encoding/json accepts an input, the scanner returns the same values. If it does not,
+// the scanner may accept errors in what it skips.
 func FuzzScan(f *testing.F) {
 	f.Add(`{"action":"get","node":{"key":"/a","dir":true,"nodes":[{"key":"/a/b","value":"\"\u00fc\ud83d","ttl":5,"modifiedIndex":7}]},"prevNode":{"value":[{}]}}`)
 	f.Add(`{"node":{"value":"x"},"x":[[],{"y":-1e5}]}`)
@@ -109,7 +109,7 @@ func FuzzScan(f *testing.F) {
 		if json.Unmarshal([]byte(in), &want) != nil || err != nil || want.Node == nil {
 			return
 		}
-		// encoding/json takes names in any case, and all of several.
+		// encoding/json matches names case-insensitively and uses all duplicates.
 		once := func(name string) bool {
 			return strings.Count(strings.ToLower(in), name) == 1 && strings.Contains(in, `"`+name+`":`)
 		}

@@ -20,7 +20,7 @@ import (
 
 const prefix = registrytest.Prefix
 
-// Whatever answers in etcd's place, the daemon gets an error that helps.
+// Any other server in place of etcd results in a helpful error.
 func TestNotEtcd(t *testing.T) {
 	for name, c := range map[string]struct {
 		serve http.HandlerFunc
@@ -70,7 +70,7 @@ func TestNotEtcd(t *testing.T) {
 	}
 }
 
-// endless answers with junk that does not end.
+// endless sends an infinite invalid answer.
 func endless(status int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -83,7 +83,7 @@ func endless(status int) http.HandlerFunc {
 	}
 }
 
-// An etcd that accepts connections and says nothing looks like one that is away.
+// An etcd that accepts connections but does not answer counts as unreachable.
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	hole, err := net.Listen("tcp", "127.0.0.1:0")
@@ -99,16 +99,16 @@ func TestBlackHole(t *testing.T) {
 	if d := time.Since(start); d > 8*time.Second {
 		t.Errorf("noticed after %v", d)
 	}
-	// A watch may be silent for long; but then somebody is asked whether all is well.
+	// A watch may be silent for a long time, but then a separate request checks the server.
 	r.SetPoll(100 * time.Millisecond)
 	_, _, first := r.Watch(context.Background(), 7)
 	if _, _, second := r.Watch(context.Background(), 7); first == nil && second == nil {
 		t.Error("watch of a black hole is content")
 	}
-	// With a good endpoint beside it all goes well, and the watch moves there.
+	// With a second endpoint that works, calls succeed and the watch moves there.
 	etcd := etcdtest.StartEtcd(t)
 	newOperator(t, etcd).SetConfig("{}")
-	for range 2 { // the client shuffles
+	for range 2 { // the client shuffles endpoints
 		r = open(t, etcdv2.Options{Endpoints: []string{hole.Addr().String(), etcd.URL}, Prefix: prefix})
 		if _, err := r.Config(context.Background()); err != nil {
 			t.Error(err)
@@ -126,7 +126,7 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
-// A call that is given up does not look for what to set first, which takes a second.
+// A cancelled call does not look for the setting to suggest, which takes a second.
 func TestGivenUpAtOnce(t *testing.T) {
 	t.Parallel()
 	hole, err := net.Listen("tcp", "127.0.0.1:0")
@@ -143,7 +143,7 @@ func TestGivenUpAtOnce(t *testing.T) {
 			return
 		}
 		defer conn.Close()
-		_, _ = conn.Read(make([]byte, 1)) // the request is under way
+		_, _ = conn.Read(make([]byte, 1)) // the request is pending
 		given <- time.Now()
 		cancel()
 		<-t.Context().Done()
@@ -157,7 +157,7 @@ func TestGivenUpAtOnce(t *testing.T) {
 	}
 }
 
-// Nothing is left behind by calls that ended, one way or the other.
+// Calls leave no goroutines behind, whether they succeed or fail.
 func TestNoLeaks(t *testing.T) {
 	etcd := etcdtest.StartEtcd(t)
 	r := at(t, etcd)
@@ -178,7 +178,7 @@ func TestNoLeaks(t *testing.T) {
 		registrytest.Calls(context.Background(), r)
 	}
 	r.Close()
-	// etcd lives in this process too; its goroutines don't count.
+	// etcd runs in this process too, so its goroutines are not counted.
 	ours := func() (n int) {
 		buf := make([]byte, 1<<20)
 		buf = buf[:runtime.Stack(buf, true)]

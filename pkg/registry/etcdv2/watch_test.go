@@ -24,9 +24,9 @@ var (
 	lease7  = lease.Lease{Subnets: subnet7, Attrs: attrs7, Revision: 7}
 )
 
-// etcd forgets events by their number, whoever's they are. That the leases
-// were quiet is known from the watch itself, so a store that is busy with
-// something else does not make every host list everything.
+// etcd drops events by their number, including those of other keys. The watch itself shows that the
+// leases did not change, so a store that is busy with other keys does not cause every host to list
+// all leases.
 func TestQuietAmongBusyKeys(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -50,7 +50,7 @@ func TestQuietAmongBusyKeys(t *testing.T) {
 	}
 }
 
-// Directories where leases should be, and deletions of whole trees.
+// There are directories in place of leases, and deletions of whole trees.
 func TestDirectories(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -92,7 +92,7 @@ func TestDirectories(t *testing.T) {
 	}
 	_, index = next(index)
 
-	// Also from above, and also while a watch waits for it.
+	// Parent directories may be deleted too, also during a watch.
 	b.delete("/coreos.com", true)
 	if _, _, err := r.Watch(registrytest.Timeout(t), index); !errors.Is(err, registry.ErrHistoryLost) {
 		t.Errorf("watch after all was deleted: %v", err)
@@ -124,7 +124,7 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
-// The conditional deletion of other programs ends a lease like any other.
+// A conditional deletion by another program ends a lease like any other.
 func TestCompareAndDelete(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -141,8 +141,8 @@ func TestCompareAndDelete(t *testing.T) {
 	}
 }
 
-// oldWatcher follows leases as the v2 clients of flannel 0.5 to 0.17 do: an expiry or a
-// deletion ends a lease, every other event must have a value that is JSON.
+// oldWatcher follows leases as the v2 clients of flannel 0.5 to 0.17 do: an expiry or a deletion
+// ends a lease, and every other event must have a JSON value.
 func oldWatcher(ctx context.Context, b operator, after uint64) (actions []string, err error) {
 	w := b.keys.Watcher(prefix+"/subnets", &client.WatcherOptions{AfterIndex: after, Recursive: true})
 	for {
@@ -161,10 +161,10 @@ func oldWatcher(ctx context.Context, b operator, after uint64) (actions []string
 	}
 }
 
-// TestOldClientsFollowEveryWrite: from a lease's creation to its end nothing is written
-// that an old client cannot read, and its end comes within 2 s.
+// TestOldClientsFollowEveryWrite: an old client can read every write from a lease's creation to its
+// end, and sees the end within 2 s.
 func TestOldClientsFollowEveryWrite(t *testing.T) {
-	// Alone: it measures times.
+	// It does not run in parallel, because it measures times.
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
 	r := at(t, etcd)

@@ -17,14 +17,14 @@ import (
 	"flanneld/pkg/registry/registrytest"
 )
 
-// startCluster starts three members that are one etcd.
+// startCluster starts an etcd cluster with three members.
 func startCluster(t *testing.T, change ...func(*embed.Config)) []*etcdtest.Etcd {
 	t.Helper()
 	members, peers := make([]*etcdtest.Etcd, 3), make([]string, 3)
 	for i := range members {
 		members[i] = etcdtest.NewEtcd(t, func(c *embed.Config) {
 			c.Name = fmt.Sprint("m", i)
-			c.TickMs, c.ElectionMs = 50, 500 // two cores for all of them
+			c.TickMs, c.ElectionMs = 50, 500 // two CPUs for all members
 			if peers[i] == "" {
 				peers[i] = c.Name + "=" + c.ListenPeerUrls[0].String()
 			}
@@ -42,8 +42,8 @@ func startCluster(t *testing.T, change ...func(*embed.Config)) []*etcdtest.Etcd 
 	return members
 }
 
-// A member that has lost the others still accepts everything. What it knows
-// may be old, so it counts as away; and where there are others, they are asked.
+// A member that has lost the others still accepts connections. Its data may be outdated, so it
+// counts as unreachable, and other members are used if there are any.
 func TestMemberWithoutLeader(t *testing.T) {
 	t.Parallel()
 	members := startCluster(t)
@@ -55,12 +55,12 @@ func TestMemberWithoutLeader(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// One member less changes nothing but for the watch that was there.
+	// The failure of one member affects only the watch that used it.
 	index := registrytest.List(t, all).Index
 	members[2].Stop()
 	wait.True(t, "a lease is renewed by two members", func() bool {
 		l, err := all.Update(registrytest.Timeout(t), made, attrs7, time.Hour)
-		if errors.Is(err, registry.ErrConflict) { // done, and the answer lost
+		if errors.Is(err, registry.ErrConflict) { // done, but the answer was lost
 			ev, gerr := all.Get(registrytest.Timeout(t), subnet7)
 			l, err = ev.Lease, gerr
 		}
@@ -90,8 +90,8 @@ func TestMemberWithoutLeader(t *testing.T) {
 	wait.True(t, "two members answer", func() bool { _, err := one.Config(registrytest.Timeout(t)); return err == nil })
 }
 
-// TestTokenIsGoodAtEveryMember: each of them learns of a token in its own time, and one that is
-// started again has forgotten all. A request that comes too early is no failure.
+// TestTokenIsGoodAtEveryMember: members learn of a new token with different delays, and a restarted
+// member has lost all tokens. A request that is too early does not fail.
 func TestTokenIsGoodAtEveryMember(t *testing.T) {
 	t.Parallel()
 	members := startCluster(t, func(c *embed.Config) { c.AuthTokenTTL, c.BcryptCost = 1, 4 })

@@ -10,8 +10,8 @@ import (
 	"flanneld/pkg/lease"
 )
 
-// FuzzDecode reads whatever stands below the prefix: a lease under its own key, or a bad
-// entry whose fault is said in few words.
+// FuzzDecode decodes arbitrary keys and values below the prefix: the result is a lease under its
+// own key, or an invalid entry with a short fault.
 func FuzzDecode(f *testing.F) {
 	const subnets = "/coreos.com/network/subnets/"
 	f.Add([]byte(subnets+"10.42.7.0-24"), []byte(`{"PublicIP":"198.51.100.7","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:07"}}`), int64(7))

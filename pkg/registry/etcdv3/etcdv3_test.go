@@ -26,7 +26,7 @@ var (
 
 var api = registrytest.API{Name: "v3", New: func(o etcdv3.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}
 
-// operator does to an etcd what others do.
+// operator changes an etcd as other programs do.
 type operator struct {
 	registrytest.Operator
 	*client.Client
@@ -58,7 +58,7 @@ func (o *operator) set(key, value string) {
 	o.must(o.Store.Put(context.Background(), key, value, 0))
 }
 
-// leases counts the etcd leases.
+// leases returns the number of etcd leases.
 func (o *operator) leases() int {
 	o.T.Helper()
 	resp, err := o.Leases(context.Background())
@@ -66,7 +66,7 @@ func (o *operator) leases() int {
 	return len(resp.Leases)
 }
 
-// at gives what a lease's key holds.
+// at returns the value of a lease's key.
 func (o *operator) at(name string) (value string, id client.LeaseID) {
 	o.T.Helper()
 	resp, err := o.Client.Get(context.Background(), o.key(name))
@@ -87,7 +87,7 @@ func open(t testing.TB, o etcdv3.Options) *etcdv3.Registry {
 	return r
 }
 
-// at opens the registry of an etcd that wants nothing.
+// at opens the registry of an etcd without credentials.
 func at(t testing.TB, e *etcdtest.Etcd) *etcdv3.Registry {
 	t.Helper()
 	return open(t, etcdv3.Options{Endpoints: []string{e.URL}, Prefix: prefix})
@@ -100,7 +100,7 @@ func TestRegistry(t *testing.T) {
 
 func TestUnixSocket(t *testing.T) { api.RunUnixSocket(t) }
 
-// A compaction between two pages makes the listing begin again, but not for ever.
+// A compaction between two pages restarts the listing, but not infinitely often.
 func TestListDuringCompaction(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)

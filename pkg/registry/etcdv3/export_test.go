@@ -11,13 +11,13 @@ import (
 // SetPoll shortens the wait of a quiet watch, which is longer than a test should take.
 func (r *Registry) SetPoll(d time.Duration) { r.poll = d }
 
-// SetPage makes listings be read by fewer keys at once.
+// SetPage sets the number of keys per page of a listing.
 func (r *Registry) SetPage(n int64) { r.page = n }
 
-// AvoidTime is for how long a sick endpoint is not asked.
+// AvoidTime is how long a failed endpoint is not used.
 const AvoidTime = avoidTime
 
-// SetRead has f called before each read.
+// SetRead makes the registry call f before each read.
 func (r *Registry) SetRead(f func(*pb.RangeRequest)) { r.ranges = reads{r.ranges, f} }
 
 type reads struct {
@@ -30,7 +30,7 @@ func (r reads) Range(ctx context.Context, req *pb.RangeRequest, opts ...grpc.Cal
 	return r.KVClient.Range(ctx, req, opts...)
 }
 
-// DropToken has the next request ask for a new one.
+// DropToken makes the next request get a new token.
 func (r *Registry) DropToken() {
 	<-r.link.token
 	r.link.token <- token{}

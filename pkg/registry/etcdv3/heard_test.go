@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ended is a connection that the server has ended: a write fails at once, and what it said can
-// still be read, later.
+// ended is a connection that the server has closed: a write fails at once, and the server's last
+// message can still be read later.
 type ended struct {
 	net.Conn
 	said  error
@@ -27,8 +27,9 @@ func (c ended) Read([]byte) (int, error) {
 	return c.bytes, c.said
 }
 
-// TestWriteFailsForWhatTheServerSaid: a write to a connection that the server has ended fails with
-// what the reader of the connection hears, and not before that was noted.
+// TestWriteFailsForWhatTheServerSaid: a write to a connection that the server has closed returns
+// the error from the server's last message, and not before the reader of the connection has
+// received it.
 func TestWriteFailsForWhatTheServerSaid(t *testing.T) {
 	refused := errors.New("remote error: tls: bad certificate")
 	for name, c := range map[string]struct {

@@ -20,14 +20,14 @@ import (
 
 const good = `{"PublicIP":"198.51.100.9"}`
 
-// startGenerous starts an etcd that takes huge values and transactions.
+// startGenerous starts an etcd that accepts huge values and transactions.
 func startGenerous(t *testing.T) (*etcdtest.Etcd, *operator) {
 	t.Helper()
 	etcd := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
 	return etcd, newOperator(t, etcd)
 }
 
-// sized reports whether the fault is that a value is about so long.
+// sized reports whether the fault is a value of about a size.
 func sized(err error, size int) bool {
 	var f lease.Fault
 	if !errors.As(err, &f) || f.Kind != "value is longer than 16384 bytes" {
@@ -37,8 +37,8 @@ func sized(err error, size int) bool {
 	return err == nil && n >= size && n < size+1000
 }
 
-// TestHugeValuesAreSkippedAlone: values of 9 MB, alone and many in a row, and a huge key, do
-// no harm to the leases around them, nor to one that is overwritten so.
+// TestHugeValuesAreSkippedAlone: values of 9 MB, alone and consecutive, and a huge key do not
+// affect the leases next to them or a lease that is overwritten by one.
 func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	t.Parallel()
 	etcd, b := startGenerous(t)
@@ -84,7 +84,8 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 			t.Errorf("%s: %v", bad.Key, bad.Err)
 		}
 	}
-	// What cannot be told one by one is listed, and the watch goes on behind it.
+	// Events that are too large to receive one by one cause a listing, and the watch continues
+	// after them.
 	events, next, err := r.Watch(registrytest.Timeout(t), index)
 	if !errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrRevisionRollback) {
 		t.Errorf("watch from before huge values: %+v, %d, %v", events, next, err)
@@ -113,8 +114,9 @@ func TestHugeValuesAreSkippedAlone(t *testing.T) {
 	}
 }
 
-// TestManyKeysAreNotNamed: of so many that are nobody's, a few are named; and a subnet
-// that has as many keys still has its lease. (It is a tenth, as etcd is slow to take them.)
+// TestManyKeysAreNotNamed: of very many invalid keys a few are reported by name, and a subnet with
+// as many keys below it still has its lease. (The number is a tenth, because etcd writes them
+// slowly.)
 func TestManyKeysAreNotNamed(t *testing.T) {
 	t.Parallel()
 	etcd, b := startGenerous(t)
@@ -155,8 +157,8 @@ func TestManyKeysAreNotNamed(t *testing.T) {
 	}
 }
 
-// TestLeaseOfManyKeysIsLeft: an etcd lease to which somebody attaches keys without number does
-// not keep its key from being renewed.
+// TestLeaseOfManyKeysIsLeft: an etcd lease to which another program attaches a large number of keys
+// does not prevent the renewal of the key.
 func TestLeaseOfManyKeysIsLeft(t *testing.T) {
 	t.Parallel()
 	etcd, b := startGenerous(t)

@@ -16,7 +16,7 @@ import (
 	"flanneld/pkg/registry/registrytest"
 )
 
-// left gives the time to live of an etcd lease, as etcd has it.
+// left returns the remaining TTL of an etcd lease.
 func (o *operator) left(id client.LeaseID) (left, granted int64, keys int) {
 	o.T.Helper()
 	resp, err := o.TimeToLive(context.Background(), id, client.WithAttachedKeys())
@@ -43,7 +43,7 @@ func TestEtcdLeases(t *testing.T) {
 		t.Errorf("%d of %d s left, %d keys", left, granted, keys)
 	}
 
-	// Who is not the first leaves nothing behind, nor does who comes too late.
+	// A creator that loses leaves no etcd lease behind, and neither does one that is too late.
 	for range 3 {
 		if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, day); !errors.Is(err, registry.ErrConflict) {
 			t.Error(err)
@@ -57,7 +57,7 @@ func TestEtcdLeases(t *testing.T) {
 		t.Errorf("%d etcd leases, want 2", n)
 	}
 
-	// A renewal keeps the etcd lease, also with another value and in another process.
+	// A renewal keeps the etcd lease, also with another value and from another process.
 	old := made.Expires
 	for _, a := range []string{attrs7.BackendData, `{"VtepMAC":"02:00:00:00:00:08"}`} {
 		attrs := attrs7
@@ -71,7 +71,7 @@ func TestEtcdLeases(t *testing.T) {
 		}
 	}
 
-	// To a reservation and back.
+	// The lease becomes a reservation and back.
 	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, 0); err != nil || !made.Reservation() {
 		t.Fatal(made, err)
 	}
@@ -86,7 +86,7 @@ func TestEtcdLeases(t *testing.T) {
 	}
 }
 
-// race has many creators at once; all but one of them lose after their grant.
+// race runs many creators at once. All but one of them lose after their grant.
 func race(t *testing.T, r *etcdv3.Registry) {
 	t.Helper()
 	errs := make(chan error)
@@ -110,7 +110,7 @@ func race(t *testing.T, r *etcdv3.Registry) {
 	}
 }
 
-// What an operator's etcd lease carries beside the key is no business of ours.
+// Other keys of an operator's etcd lease are left alone.
 func TestSharedEtcdLease(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -179,7 +179,7 @@ func TestDualStackHost(t *testing.T) {
 	if ev, err := r.Get(registrytest.Timeout(t), both); err != nil || !ev.Deleted {
 		t.Errorf("read %+v, %v", ev, err)
 	}
-	b.Put(name, `{"PublicIP":7}`, time.Hour) // no lease
+	b.Put(name, `{"PublicIP":7}`, time.Hour) // none
 	if _, err := r.Create(registrytest.Timeout(t), both, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create over what is no lease: %v", err)
 	}

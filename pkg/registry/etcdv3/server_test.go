@@ -18,9 +18,9 @@ import (
 	"flanneld/pkg/registry/registrytest"
 )
 
-// Whatever answers in etcd's place, an etcd 2 above all, the daemon gets an error that helps, and soon.
+// Any other server in place of etcd, in particular etcd 2, soon results in a helpful error.
 func TestNotEtcd(t *testing.T) {
-	// Alone: it measures times.
+	// It does not run in parallel, because it measures times.
 	h2c := new(http.Protocols)
 	h2c.SetUnencryptedHTTP2(true)
 	for name, c := range map[string]struct {
@@ -72,7 +72,7 @@ func TestNotEtcd(t *testing.T) {
 	}
 }
 
-// TestPrefixWithoutASlash: to v3 it is another one.
+// TestPrefixWithoutASlash: in v3 it is a different prefix.
 func TestPrefixWithoutASlash(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -83,7 +83,8 @@ func TestPrefixWithoutASlash(t *testing.T) {
 	}
 }
 
-// An endpoint that takes requests and does not serve them is asked now and then, if there is another.
+// An endpoint that accepts requests but does not answer is tried only occasionally if there is
+// another.
 func TestSickEndpoint(t *testing.T) {
 	t.Parallel()
 	for name, hangs := range map[string]bool{"refuses": false, "hangs": true} {
@@ -125,9 +126,9 @@ func TestSickEndpoint(t *testing.T) {
 	}
 }
 
-// An etcd that is away is known to be at once, and why.
+// An unreachable etcd is detected at once, with the reason.
 func TestAway(t *testing.T) {
-	// Alone: it measures times.
+	// It does not run in parallel, because it measures times.
 	etcd := etcdtest.NewEtcd(t)
 	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
 	start := time.Now()
@@ -153,7 +154,7 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// Nothing is left behind by a registry that was closed, and Close ends what waits.
+// A closed registry leaves no goroutines behind, and Close ends waiting calls.
 func TestNoLeaks(t *testing.T) {
 	etcd := etcdtest.StartEtcd(t)
 	r := at(t, etcd)
@@ -170,7 +171,7 @@ func TestNoLeaks(t *testing.T) {
 	}
 	r.SetPoll(10 * time.Second)
 	got := watching(t, r, registrytest.List(t, r).Index)
-	// etcd lives in this process too; its goroutines don't count.
+	// etcd runs in this process too, so its goroutines are not counted.
 	ours := func() (n int) {
 		buf := make([]byte, 1<<22)
 		for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
@@ -180,7 +181,7 @@ func TestNoLeaks(t *testing.T) {
 		}
 		return n
 	}
-	// The connections of etcd's own gateway to itself stay, in whatever number.
+	// The connections of etcd's own gateway to itself remain, whatever their number.
 	own := func() int { return strings.Count(stacks(), "registry/etcdv3.(*Registry).receive") }
 	wait.True(t, "a watch waits", func() bool { return own() == 1 })
 	before := ours()

@@ -22,7 +22,7 @@ type result struct {
 	err    error
 }
 
-// watching begins a Watch.
+// watching starts a Watch.
 func watching(t *testing.T, r *etcdv3.Registry, index uint64) <-chan result {
 	t.Helper()
 	got := make(chan result, 1)
@@ -33,7 +33,7 @@ func watching(t *testing.T, r *etcdv3.Registry, index uint64) <-chan result {
 	return got
 }
 
-// An etcd that takes everything and says nothing more looks like one that is away.
+// An etcd that accepts everything but does not answer counts as unreachable.
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	hole, etcd := etcdtest.StartEtcd(t), etcdtest.StartEtcd(t)
@@ -54,7 +54,7 @@ func TestBlackHole(t *testing.T) {
 	if res := <-got; res.err == nil || time.Since(start) > 25*time.Second {
 		t.Errorf("watch ended after %v: %+v", time.Since(start), res)
 	}
-	// It stays so with new connections, and with a good endpoint beside it all goes well.
+	// This does not change with new connections. With a second endpoint that works, calls succeed.
 	r = open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
 	start = time.Now()
 	if _, _, err := r.Watch(registrytest.Timeout(t), index); err == nil || time.Since(start) > 12*time.Second {
@@ -73,7 +73,7 @@ func TestBlackHole(t *testing.T) {
 	registrytest.Events(t, r, l.Index, 1)
 }
 
-// Compaction does no harm to a watch that waits, and is told to one that begins too late.
+// Compaction does not affect a pending watch, and is reported to one that starts too late.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -103,7 +103,7 @@ func TestCompaction(t *testing.T) {
 	}
 }
 
-// Keys that go deeper are nobody's lease, and say nothing of the key they extend.
+// Keys with more elements are not leases and do not affect the key that they extend.
 func TestForeignKeys(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -148,7 +148,7 @@ func TestForeignKeys(t *testing.T) {
 	}
 }
 
-// One transaction of others on many leases comes whole, however large it is.
+// A transaction of another program on many leases arrives completely, however large it is.
 func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
@@ -167,7 +167,7 @@ func TestLargeAnswers(t *testing.T) {
 	if _, err := b.Txn(context.Background()).Then(ops...).Commit(); err != nil {
 		t.Fatal(err)
 	}
-	l := registrytest.List(t, r) // in one page it would be more than one answer may be
+	l := registrytest.List(t, r) // as one page it would exceed the maximum size of an answer
 	if len(l.Leases) != n || len(l.Invalid) != n {
 		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
 	}
@@ -180,7 +180,7 @@ func TestLargeAnswers(t *testing.T) {
 	}
 }
 
-// Watches that run at the same time don't take each other's events.
+// Concurrent watches do not receive each other's events.
 func TestConcurrentWatches(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)

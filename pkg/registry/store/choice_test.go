@@ -14,7 +14,7 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// What two stores with a config each hold, and which one is the network.
+// These are the contents of two stores that both have a config, and the one that has the network.
 func TestStoreWithTheLeasesIsTheNetwork(t *testing.T) {
 	const none, v3, v2 = -1, 0, 1
 	empty, peers, reserved := evidence{}, evidence{leases: 3}, evidence{reservations: 3}
@@ -39,7 +39,7 @@ func TestStoreWithTheLeasesIsTheNetwork(t *testing.T) {
 		{"hosts in both, was in v2", peers, peers, v2, v2, true},
 		{"hosts in both, ours in v2", peers, ours, none, v2, true},
 		{"hosts in both, ours in v3", ours, peers, none, v3, true},
-		{"hosts in both, ours in v2, was in v3", peers, ours, v3, v2, true}, // the original ran here meanwhile
+		{"hosts in both, ours in v2, was in v3", peers, ours, v3, v2, true}, // the original ran here in the meantime
 		{"ours in both", ours, ours, none, v3, true},
 		{"ours in both, was in v2", ours, ours, v2, v2, true},
 		{"only ours in v2, others in v3", peers, alone, none, v2, true},
@@ -58,7 +58,7 @@ func TestStoreWithTheLeasesIsTheNetwork(t *testing.T) {
 	}
 }
 
-// The same on a real etcd, with the leases as daemons write them.
+// The same with a real etcd and leases as daemons write them.
 func TestStoreIsChosenByItsLeases(t *testing.T) {
 	t.Parallel()
 	here, there := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("192.0.2.12")
@@ -111,8 +111,8 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 	}
 }
 
-// A store without an answer is waited for, if this host was there before without end; one
-// that etcd does not have is not.
+// A store that does not answer is awaited without limit if this host used it before. One that etcd
+// does not have is not.
 func TestSilentStoreIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/p"}
@@ -120,7 +120,7 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 	paste(t, etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
 	for _, c := range []struct {
 		last  API
-		tries int // until the one that answers is taken; 0: never
+		tries int // time until the store that answers is chosen; 0 for never
 	}{{"", 3}, {APIv3, 1}, {APIv2, 0}} {
 		s, err := Open(o, APIAuto, Identity{Last: c.last}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
 		if err != nil {

@@ -10,8 +10,8 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// TestBrokenTLSFilesAreACondition: while they are wrong, whether or not a connection needs
-// them; those read before are used.
+// TestBrokenTLSFilesAreACondition: the condition is set while files are invalid, whether or not a
+// connection needs them. The previous contents are used.
 func TestBrokenTLSFilesAreACondition(t *testing.T) {
 	ca := etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("client")

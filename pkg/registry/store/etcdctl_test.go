@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 
-// paste runs a command line as it stands.
+// paste runs a command line unchanged.
 func paste(t *testing.T, command string, env ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -34,7 +34,7 @@ func paste(t *testing.T, command string, env ...string) {
 	}
 }
 
-// suggested returns the commands of the error that a server without a config gives.
+// suggested returns the commands in the error of a server without a config.
 func suggested(t *testing.T, s *Store) []string {
 	t.Helper()
 	_, err := s.Config(t.Context())
@@ -45,7 +45,7 @@ func suggested(t *testing.T, s *Store) []string {
 	return remedy.Commands()
 }
 
-// Whatever form a prefix has, the suggested command writes the key that is read.
+// For each form of a prefix, the suggested command writes the key that is read.
 func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 	t.Parallel()
 	server := etcdtest.StartEtcd(t)
@@ -88,8 +88,8 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 	}
 }
 
-// The suggested command reaches an etcd that wants certificates and a user, by whichever of
-// its endpoints is there, and tells nobody the password.
+// The suggested command reaches an etcd that requires certificates and a user, by whichever of its
+// endpoints is available, and does not contain the password.
 func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 	t.Parallel()
 	ca := etcdtest.NewAuthority(t)
@@ -110,7 +110,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 		if strings.Contains(command, "hush") || !strings.Contains(command, "=root ") {
 			t.Errorf("suggested %s", command)
 		}
-		// There is no user in this etcd; that of the command is asked for one in vain.
+		// This etcd has no users, so the credentials of the command are ignored.
 		paste(t, strings.Replace(strings.Replace(command, "--user=root ", "", 1), "--username=root ", "", 1))
 		o.Endpoints = []string{server.URL}
 		reg, err := open(o, api)
@@ -125,7 +125,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 	}
 }
 
-// The commands that have a host lease another subnet delete its key and what it remembers.
+// The commands that make a host lease another subnet delete its key and its claim.
 func TestMoveCommand(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for api, do := range map[API]string{APIv3: "ETCDCTL_API=3 etcdctl --endpoints=http://127.0.0.1:1 del", APIv2: "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:1 rm"} {
@@ -142,8 +142,8 @@ func TestMoveCommand(t *testing.T) {
 	}
 }
 
-// Where a config is under the same path with or without its leading slash, which are two
-// keys of v3, it is found.
+// A config is found under the same path with or without its leading slash, which are two keys in
+// v3.
 func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	t.Parallel()
 	server := etcdtest.StartEtcd(t)

@@ -12,7 +12,8 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
-// TestLongConfigIsNotAMissingOne: it is said how long it is, not how to make one.
+// TestLongConfigIsNotAMissingOne: the error has the size of the config and does not suggest
+// creating one.
 func TestLongConfigIsNotAMissingOne(t *testing.T) {
 	t.Parallel()
 	server := etcdtest.StartEtcd(t)

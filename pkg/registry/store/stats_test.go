@@ -15,7 +15,7 @@ import (
 	"flanneld/pkg/registry/memory"
 )
 
-// client is a Client that answers from memory, or with an error.
+// client is a Client that answers from memory or returns an error.
 type client struct {
 	*memory.Registry
 	err error
@@ -32,8 +32,8 @@ func (c *client) Get(ctx context.Context, subnets lease.Subnets) (registry.Event
 	return c.Registry.Get(ctx, subnets)
 }
 
-// TestStatsCountCalls: by what was asked, and what came of it. A caller that has gone counts for
-// nothing.
+// TestStatsCountCalls: calls are counted by method and result. A call whose caller has gone is not
+// counted.
 func TestStatsCountCalls(t *testing.T) {
 	c := &client{Registry: memory.New()}
 	log := slog.New(slog.DiscardHandler)
@@ -49,7 +49,7 @@ func TestStatsCountCalls(t *testing.T) {
 	ctx, subnet := t.Context(), lease.Subnets{V4: netip.MustParsePrefix("10.42.1.0/24")}
 	attrs := lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), BackendType: "vxlan"}
 	r.Config(ctx)
-	counted(OpConfig, Done) // that there is none
+	counted(OpConfig, Done) // not found
 	r.List(ctx)
 	counted(OpList, Done)
 	first, _ := r.Create(ctx, subnet, attrs, time.Hour)

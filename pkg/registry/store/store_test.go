@@ -14,7 +14,7 @@ import (
 	"flanneld/pkg/condition"
 )
 
-// TestResolve asks a name server for etcd's members, with and without TLS.
+// TestResolve queries a name server for etcd's members, with and without TLS.
 func TestResolve(t *testing.T) {
 	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
@@ -40,7 +40,7 @@ func TestResolve(t *testing.T) {
 		t.Errorf("found %q, %v, want %q; log:\n%s", got, err, want, &log)
 	}
 
-	// Nothing there is no reason to end, but its context's end is.
+	// Missing records do not end the call, but the end of its context does.
 	ctx, cancel := context.WithCancel(t.Context())
 	log.Reset()
 	if got, err := resolve(ctx, "example.net", ender{&log, cancel}); err == nil {
@@ -51,7 +51,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// ender ends a context once something was written.
+// ender cancels a context after the first write.
 type ender struct {
 	*strings.Builder
 	cancel context.CancelFunc
@@ -62,7 +62,7 @@ func (e ender) Write(b []byte) (int, error) {
 	return e.Builder.Write(b)
 }
 
-// serveNames answers questions for SRV records.
+// serveNames answers queries for SRV records.
 func serveNames(server net.PacketConn, records map[string]dnsmessage.SRVResource) {
 	buf := make([]byte, 1500)
 	for {
