@@ -53,7 +53,7 @@ type Registry interface {
 	// List returns all leases at one moment. List and Watch need only report whether a lease
 	// expires; Get and the writes report when.
 	List(ctx context.Context) (Listing, error)
-	// Get returns the present content of one lease's key as an event: a lease, Deleted, or Bad.
+	// Get returns the present content of one lease's key as an event: a lease, Deleted, or Invalid.
 	Get(ctx context.Context, subnets lease.Subnets) (Event, error)
 	// Watch waits until something has happened after index and returns the events in order, with
 	// the index to continue from. Renewals without a change are events too. After a long time
@@ -88,13 +88,13 @@ func LongConfig(size int64) error {
 // Listing is all leases at one index.
 type Listing struct {
 	Leases []lease.Lease
-	// Bad has all entries that are no leases but have the key of one, whose subnets they occupy,
-	// and up to MaxBad of the others.
+	// Invalid has all invalid entries with the key of a lease, whose subnets they occupy, and up
+	// to MaxInvalid of the others.
 	Invalid     []InvalidEntry
-	MoreInvalid int    // number of entries that are no leases and not in Bad
+	MoreInvalid int    // number of further invalid entries
 	Index       uint64 // index to watch from
 
-	nameless int // entries in Bad without subnets
+	nameless int // number of entries in Invalid without subnets
 }
 
 // Add adds the content of a key: a lease or an invalid entry.
@@ -115,9 +115,9 @@ func (l *Listing) Add(ev Event) {
 // Event is a change of one key:
 //
 //   - Lease alone: it was written;
-//   - Deleted, with Lease.Subnets: the lease is gone, Lease.Revision tells since when;
-//   - Bad: the entry cannot be decoded;
-//   - Deleted, with Bad.Key: an entry that never was a lease is gone.
+//   - Deleted, with Lease.Subnets: the lease was deleted at Lease.Revision;
+//   - Invalid: the entry cannot be decoded;
+//   - Deleted, with Invalid.Key: an entry that was never a lease was deleted.
 type Event struct {
 	Lease   lease.Lease
 	Deleted bool
@@ -132,13 +132,14 @@ type InvalidEntry struct {
 	Err      error         // has the field and the value
 }
 
-// mostKey is the length of the longest key that is not shortened. It is longer than that of any
+// maxKey is the length of the longest key that is not shortened. It is longer than that of any
 // lease.
-const mostKey = 128
+const maxKey = 128
 
-// ShortKey returns the last element of a key for a Bad. A long one is cut, with its length added.
+// ShortKey returns the last element of a key for an InvalidEntry. A long one is truncated, with
+// its length added.
 func ShortKey(key string) string {
-	if len(key) <= mostKey {
+	if len(key) <= maxKey {
 		return key
 	}
 	return fmt.Sprintf("%s (%d bytes)", lease.Clip(key), len(key))

@@ -20,18 +20,18 @@ const (
 	// listTimeout is the time limit for a whole listing, which with many invalid entries may be
 	// many megabytes on a slow line. stallTimeout checks that it makes progress.
 	listTimeout = 2 * time.Minute
-	// mostPatience is the longest time in which etcd must start its answer. It starts when it has
+	// maxStartTime is the longest time in which etcd must start its answer. It starts when it has
 	// built all of it, which takes long for a million keys.
-	mostPatience = time.Minute
+	maxStartTime = time.Minute
 )
 
 // listing is a request for all keys in the directory of leases. Its nodes are passed on as they
 // arrive. The client itself would hold all of them with their values as one text.
 type listing struct {
-	key      string
-	patience time.Duration
-	begin    func() // called when an answer begins; nodes of earlier answers are void
-	node     func(*client.Node)
+	key   string
+	limit time.Duration
+	begin func() // called when an answer begins; nodes of earlier answers are void
+	node  func(*client.Node)
 }
 
 type listingKey struct{} // key in the context of its requests
@@ -65,14 +65,14 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Node)) (index uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
 	defer cancel()
-	patience := time.Duration(r.patience.Load())
+	limit := time.Duration(r.startTime.Load())
 	began := time.Now()
-	resp, body, err := r.client.Do(ctx, &listing{r.subnets, patience, begin, each})
+	resp, body, err := r.client.Do(ctx, &listing{r.subnets, limit, begin, each})
 	switch {
 	case contains(err, errSlow):
-		r.patience.Store(int64(min(2*patience, mostPatience)))
+		r.startTime.Store(int64(min(2*limit, maxStartTime)))
 	case err == nil && time.Since(began) < answerTimeout:
-		r.patience.Store(int64(answerTimeout))
+		r.startTime.Store(int64(answerTimeout))
 	}
 	if err != nil {
 		return 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(err))

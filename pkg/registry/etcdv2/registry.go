@@ -42,7 +42,7 @@ type Registry struct {
 	subnets   string // key of the directory of leases
 	timeout   time.Duration
 	poll      time.Duration
-	patience  atomic.Int64 // time in which a listing must start, as a Duration
+	startTime atomic.Int64 // time in which a listing must start, as a Duration
 
 	// suspect is set when the watch got no answer. Before the next one, probe must find out whether
 	// etcd is there and has the same store.
@@ -89,7 +89,7 @@ func New(o Options) (*Registry, error) {
 		timeout: answerTimeout * time.Duration(len(endpoints.urls)+1),
 		poll:    pollTime,
 	}
-	r.patience.Store(int64(answerTimeout))
+	r.startTime.Store(int64(answerTimeout))
 	t.waiting = r.noteWait
 	return r, nil
 }

@@ -145,7 +145,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	} else {
 		limit := answerTimeout
 		if list != nil {
-			limit = list.patience
+			limit = list.limit
 		}
 		b.stall = time.AfterFunc(limit, func() { cancel(errSlow) })
 	}

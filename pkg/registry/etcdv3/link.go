@@ -39,7 +39,7 @@ const (
 	// etcd.Options.Remedy takes.
 	refusalTimeout = 3 * time.Second
 	// Limits of the wait between attempts to connect.
-	redialLeast, redialMost = 100 * time.Millisecond, 2 * time.Second
+	minRedial, maxRedial = 100 * time.Millisecond, 2 * time.Second
 	// maxHeader is the maximum size of an answer's headers, such as the text of an error.
 	maxHeader = 16 << 10
 )
@@ -88,7 +88,7 @@ func newLink(o etcd.Options) (*link, error) {
 		grpc.WithTransportCredentials(handshaker{l}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: redialLeast, Multiplier: 1.6, Jitter: 0.2, MaxDelay: redialMost},
+			Backoff:           backoff.Config{BaseDelay: minRedial, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRedial},
 			MinConnectTimeout: answerTimeout,
 		}),
 		grpc.WithMaxHeaderListSize(maxHeader),
@@ -151,7 +151,7 @@ func (l *link) pace(ctx context.Context, url string) error {
 	l.mu.Lock()
 	p := l.dials[url]
 	if p == nil {
-		p = &pace.Pace{Initial: redialLeast, Max: redialMost}
+		p = &pace.Pace{Initial: minRedial, Max: maxRedial}
 		l.dials[url] = p
 	}
 	wait := p.Next(time.Now())

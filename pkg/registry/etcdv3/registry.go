@@ -44,8 +44,8 @@ const (
 	pageSize    = 2000
 	// tailPage is the page size for the keys of one IPv4 subnet. Normally there is one.
 	tailPage = 32
-	// mostExpected limits the memory that is allocated because of etcd's count.
-	mostExpected = 1 << 16
+	// maxPrealloc limits the memory that is allocated because of etcd's count.
+	maxPrealloc = 1 << 16
 )
 
 // Options are the options of a connection to etcd.
@@ -166,7 +166,7 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 	var l registry.Listing
 	index, err := r.walk(ctx, r.subnets, client.GetPrefixRangeEnd(r.subnets), r.page, func(kv entry, count int64) bool {
 		if l.Leases == nil {
-			l.Leases = make([]lease.Lease, 0, max(0, min(count, mostExpected)))
+			l.Leases = make([]lease.Lease, 0, max(0, min(count, maxPrealloc)))
 		}
 		l.Add(r.decode(kv, now))
 		return true

@@ -24,15 +24,15 @@ import (
 // hosts do so at the same time. A dead connection is noticed earlier, by gRPC's pings.
 const pollTime = 30 * time.Second
 
-// mostEvents is the maximum number of events that belong together. A transaction of etcd has 128
+// maxEvents is the maximum number of events that belong together. A transaction of etcd has 128
 // operations unless configured otherwise.
-const mostEvents = 1 << 13
+const maxEvents = 1 << 13
 
 const (
-	// mostWaiting is the maximum number of responses that wait to be handled. mostGathered is the
+	// maxBatches is the maximum number of responses that wait to be handled. maxCollected is the
 	// maximum number of events of those that are handled at once, without the last one.
-	mostWaiting  = 16
-	mostGathered = 1000
+	maxBatches   = 16
+	maxCollected = 1000
 )
 
 var errSilence = errors.New("watch was quiet")
@@ -135,7 +135,7 @@ func (r *Registry) open(ctx context.Context, index uint64) (*stream, uint64, err
 		cancel()
 		return nil, 0, err
 	}
-	s := &stream{index: index, batches: make(chan batch, mostWaiting), cancel: cancel}
+	s := &stream{index: index, batches: make(chan batch, maxBatches), cancel: cancel}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.life.Err() != nil { // closed in the meantime
@@ -211,8 +211,8 @@ func (r *Registry) receive(life context.Context, wire pb.Watch_WatchClient, batc
 			return err
 		case resp.Fragment && len(resp.Events) == 0: // else there might be no end
 			return errNoHeader
-		case len(b.events) > mostEvents:
-			return fmt.Errorf("more than %d events come as one: %w", mostEvents, registry.ErrHistoryLost)
+		case len(b.events) > maxEvents:
+			return fmt.Errorf("more than %d events come as one: %w", maxEvents, registry.ErrHistoryLost)
 		}
 		for _, ev := range resp.Events {
 			if ev.Kv == nil {
@@ -259,7 +259,7 @@ func (r *Registry) next(ctx context.Context, s *stream) ([]registry.Event, error
 
 // gather adds the events that have arrived already: a slow caller gets many at once.
 func (s *stream) gather(events []registry.Event) []registry.Event {
-	for len(events) < mostGathered {
+	for len(events) < maxCollected {
 		select {
 		case b, ok := <-s.batches:
 			if !ok {

@@ -160,8 +160,8 @@ func (a answer) silent() bool {
 	return !a.there() && !a.missing() && !errors.Is(a.err, registry.ErrNoAPI)
 }
 
-// mostWaits is how often a store without an answer is waited for if the other one has a config.
-const mostWaits = 2
+// maxWaits is how often a store without an answer is waited for if the other one has a config.
+const maxWaits = 2
 
 // Config reads the network config from every API. If one has it, that is the network. If both have
 // it, decide chooses. An API without an answer may have a config, so it is waited for, without a
@@ -220,7 +220,7 @@ func (s *Store) access(i int) Registry {
 // wait reports whether to continue waiting for a store without an answer.
 func (s *Store) wait() bool {
 	s.waited++
-	return s.waited <= mostWaits
+	return s.waited <= maxWaits
 }
 
 // evidence is the number of leases in a store, which shows whether its config is that of a network
