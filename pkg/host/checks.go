@@ -194,7 +194,7 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 		case p.Kernel && (p.Iface == f.Uplink || s.kind(p.Iface) == "device"): // a LAN, whose address must not be deleted
 			lans = []Finding{{
 				ID:     LANInside,
-				Text:   "a LAN of this host overlaps its subnet, so containers with addresses of the LAN are unreachable",
+				Text:   "LAN of this host overlaps its subnet, so containers with addresses of the LAN are unreachable",
 				Fields: []any{"subnet", o.Subnet, "route", p.String()},
 			}}
 		default:

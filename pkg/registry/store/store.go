@@ -300,7 +300,7 @@ func (s *Store) Registry() Registry {
 	if len(s.regs) > 1 {
 		s.log.Info("chose store", "store", api, "key", reg.ConfigKey(), "reason", c.why)
 		if c.doubt {
-			s.log.Warn("the other store has a network under this prefix too: delete its config, or set -etcd-api on all hosts",
+			s.log.Warn("the other store has a network under this prefix too, delete its config or set -etcd-api on all hosts",
 				"store", s.apis[1-i], "key", s.regs[1-i].ConfigKey(), "reason", c.why)
 		}
 		s.regs[1-i].Close()
