@@ -46,7 +46,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 		refused := func(what string, times int) {
 			t.Helper()
 			c.within(20*time.Second, "refusals", func() error {
-				if n := lines(p, "level=DEBUG", "registry refuses to "+what); n < times {
+				if n := lines(p, "level=DEBUG", "registry denies "+what); n < times {
 					return fmt.Errorf("%d of %d:\n%s", n, times, p.Logs())
 				}
 				return nil
@@ -60,7 +60,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 			}
 			c.paste(h, command, "ETCDCTL_PASSWORD="+password)
 		}
-		refused("lease a subnet", 2)
+		refused("leasing a subnet", 2)
 		quiet(1)
 		permit()
 		c.must(p.WaitReady(c.ctx))
@@ -73,7 +73,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 			"v2": "ETCDCTL_API=2 etcdctl --endpoints=%s --username=root rm %s/subnets/%s-%d",
 		}[api]
 		c.paste(h, fmt.Sprintf(do, c.Etcd.Endpoint(), c.prefix, subnet.Addr(), subnet.Bits()), "ETCDCTL_PASSWORD="+password)
-		refused("write the lease", 2)
+		refused("writing the lease", 2)
 		quiet(2)
 		permit()
 		c.says(p, "own lease was deleted, creating it again")

@@ -286,7 +286,7 @@ func (s *stage) subnetTakenWhileStopped() {
 	s.stop(h.Flanneld())
 	s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
 	s.start(h, s.args...)
-	s.saysTimes(h.Flanneld(), 1, "level=ERROR", "previous subnet is leased by another host now", old.String())
+	s.saysTimes(h.Flanneld(), 1, "level=ERROR", "previous subnet is leased by another host", old.String())
 	s.saysTimes(h.Flanneld(), 1, "level=WARN", "restart docker", h.SubnetFile)
 	if now := s.subnet(h); now == old {
 		s.t.Errorf("the subnet file still tells of %s", now)

@@ -61,10 +61,10 @@ func TestHugeValuesInEtcd(t *testing.T) {
 			if u.HWM > 64<<20 {
 				t.Errorf("%s had %d MB of memory", h.Name, u.HWM>>20)
 			}
-			if n := logged(h, "skipped invalid entries", fmt.Sprintf("(%d)", size), "the value is longer than"); api == "v2" && n == 0 {
+			if n := logged(h, "skipped invalid entries", fmt.Sprintf("(%d)", size), "value is longer than"); api == "v2" && n == 0 {
 				t.Errorf("%s does not name what is too long", h.Name)
 			}
-			if n := logged(h, "the value is longer than"); n == 0 || n > 10 {
+			if n := logged(h, "value is longer than"); n == 0 || n > 10 {
 				t.Errorf("%s says %d times what is too long", h.Name, n)
 			}
 		}

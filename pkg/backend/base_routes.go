@@ -37,10 +37,10 @@ func SafeBase(b Backend, network netip.Prefix, h host.Facts, v lease.View) datap
 	return s
 }
 
-// safeBase returns the backend's Base without routes that would break what this host needs. unsafeRoutes
-// has the routes left out with the reasons. Addresses that hosts need should not be in leased
-// subnets. So if the route of the whole network would divert packets to such an address, it is
-// replaced by routes to the leased prefixes (shared; nil if no replacement was necessary) and to
+// safeBase returns the backend's Base without routes that would break what this host needs.
+// unsafeRoutes has the routes left out with the reasons. Addresses that hosts need should not be in
+// leased subnets. So if the route of the whole network would divert packets to such an address, it
+// is replaced by routes to the leased prefixes (shared; nil if no replacement was necessary) and to
 // single subnets outside them.
 //
 // The kernel accepts all these routes without an error: an equal route replaces another, and a
