@@ -104,7 +104,7 @@ func (c *cluster) churn(h *lab.Host) (stop func() int) {
 // TestDockerChurn: on a host with thousands of links, where containers start and stop constantly,
 // no list of all links is ever complete. The daemon starts, repairs and keeps its rules as usual.
 func TestDockerChurn(t *testing.T) {
-	// Alone: the links come and go under the kernel's lock.
+	// Not parallel: the links come and go under the kernel's lock.
 	need(t, "iptables", "nft")
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]

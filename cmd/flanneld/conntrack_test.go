@@ -81,7 +81,7 @@ func flushConnectionTable() error {
 }
 
 // tellConnectionTable sends requests in the namespace of the calling thread. What the kernel
-// refuses, as when the table is full, is no error.
+// rejects, for example when the table is full, is not an error.
 func tellConnectionTable(r *netlink.Requests) error {
 	ns, err := netlink.CurrentNamespace()
 	if err != nil {

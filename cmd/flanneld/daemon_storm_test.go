@@ -16,7 +16,7 @@ import (
 // TestDaemonStorm starts two hundred daemons at once, as after a power cut: all
 // become ready, with distinct subnets, and know each other.
 func TestDaemonStorm(t *testing.T) {
-	// Alone, and one after the other: two hundred daemons that start leave no processor for others.
+	// Not parallel: two hundred starting daemons leave no CPU for others.
 	for _, api := range []string{"v2", "v3"} {
 		t.Run(api, func(t *testing.T) {
 			hosts := 200

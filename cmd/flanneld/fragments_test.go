@@ -40,7 +40,7 @@ func (c *cluster) fragmentMemory(h *lab.Host) (held, most int) {
 // never become whole, overlap or claim too much cost the kernel no more than its limit, and the
 // daemon and the network nothing.
 func TestOuterFragments(t *testing.T) {
-	// Alone: the flood takes all of the processors.
+	// Not parallel: the flood uses all CPUs.
 	for _, backend := range []struct {
 		config string
 		port   uint16

@@ -12,7 +12,7 @@ import (
 // TestPeerMovesToAnotherSubnet: a peer whose lease is deleted and created again for another subnet
 // is reached there at once, although the old lease stays in effect for a second.
 func TestPeerMovesToAnotherSubnet(t *testing.T) {
-	// Alone: it measures times.
+	// Not parallel: it measures times.
 	eachAPI(t, func(t *testing.T, api string) {
 		c := newCluster(t, lab.Options{Hosts: 1})
 		keys := c.Etcd.Store(api)

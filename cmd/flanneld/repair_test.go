@@ -79,7 +79,7 @@ func flushNeighbours(l netlink.Link, family int) error {
 }
 
 func TestRepair(t *testing.T) {
-	// Alone: it measures times.
+	// Not parallel: it measures times.
 	c := startCluster(t, 3, vxlanConfig)
 	h, a := c.Hosts[0], c.containers[0]
 	before := c.snapshot(h, "10.42.0.0/16", "flannel.1")

@@ -84,7 +84,7 @@ func (c *cluster) ifindex(h *lab.Host, name string) (index int) {
 // TestSignals stops the daemon at every stage of its start: it exits 0 within a
 // second.
 func TestSignals(t *testing.T) {
-	// Alone: it measures times.
+	// Not parallel: it measures times.
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	stop := func(stage string, sig syscall.Signal) {

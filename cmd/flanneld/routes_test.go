@@ -80,7 +80,7 @@ func (c *cluster) manyLeases(config string, n int) {
 // peers take as much memory as without it, and hardly more time than it takes to read the table.
 // Changes of the table have no effect.
 func TestManyRoutesOfOthers(t *testing.T) {
-	// Alone: so many routes are added and deleted under the kernel's lock.
+	// Not parallel: so many routes are added and deleted under the kernel's lock.
 	c := newCluster(t, lab.Options{Hosts: 1})
 	h := c.Hosts[0]
 	network := netip.MustParsePrefix("10.0.0.0/9")

@@ -143,7 +143,7 @@ func (c *cluster) multicastSource(h, at *lab.Host) netip.Addr {
 
 // TestRulesRepair: any damage of the rules is repaired, and a transfer continues meanwhile.
 func TestRulesRepair(t *testing.T) {
-	// Alone: the transfer takes all of the processors.
+	// Not parallel: the transfer uses all CPUs.
 	for _, f := range filters {
 		t.Run(f.name, func(t *testing.T) {
 			c, _ := startFiltered(t, 2, f.config, "-ip-masq=true")
@@ -246,7 +246,7 @@ func TestDockerRules(t *testing.T) {
 
 // TestRulesLeftBehind: the way back to v0.8 to v0.19, which do not know our chains, with another
 // subnet afterwards. Our rules of the subnet before stand ahead of theirs, and containers of two
-// hosts reach each other by their own addresses all the same.
+// hosts still reach each other by their own addresses.
 func TestRulesLeftBehind(t *testing.T) {
 	t.Parallel()
 	for _, f := range filters {

@@ -43,7 +43,7 @@ const (
 // are used in turns: "vxlan udp" and "v2 v3" are vxlan with v2 and udp with v3, half the time each.
 // SIEGE_ATTACKS selects attacks by name, separated by commas; default are all.
 func TestSiege(t *testing.T) {
-	// Alone: the attacks take all of the processors.
+	// Not parallel: the attacks use all CPUs.
 	need(t, "ip", "nft", "iptables")
 	total := given(t, "SIEGE_TIME", "36s", time.ParseDuration)
 	backends := strings.Fields(cmp.Or(os.Getenv("SIEGE_BACKEND"), "vxlan udp"))

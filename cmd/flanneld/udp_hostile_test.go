@@ -18,7 +18,7 @@ import (
 
 // TestUDPIntegrity moves a lot both ways at once.
 func TestUDPIntegrity(t *testing.T) {
-	// Alone: it takes all of the processors.
+	// Not parallel: it uses all CPUs.
 	c := startCluster(t, 2, udpConfig)
 	c.bothWays(1 << 30)
 }
@@ -66,7 +66,7 @@ func TestUDPSmallPath(t *testing.T) {
 // TestUDPLetsNoOneIn: a host that is no peer, a local user of a peer, and a container there
 // that is masqueraded reach no container; with AllowUnknownSources the first two do.
 func TestUDPLetsNoOneIn(t *testing.T) {
-	// Alone: the flood takes all of the processors.
+	// Not parallel: the flood uses all CPUs.
 	for _, open := range []bool{false, true} {
 		t.Run(fmt.Sprintf("AllowUnknownSources=%t", open), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 3})

@@ -38,7 +38,7 @@ func TestUDP(t *testing.T) {
 // TestUDPRestart: by hand, device and socket go with the daemon; by systemd, they
 // outlive it, and packets wait in both.
 func TestUDPRestart(t *testing.T) {
-	// Alone: it measures times.
+	// Not parallel: it measures times.
 	for _, r := range []struct {
 		name    string
 		signal  syscall.Signal

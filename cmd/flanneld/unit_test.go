@@ -22,7 +22,7 @@ const underTheUnit = "TestUnderTheUnit"
 // the capabilities, system calls and places to write that dist/flanneld.service leaves a
 // flanneld.
 func TestUnderTheUnit(t *testing.T) {
-	// Alone, as some of the tests; then the others run side by side.
+	// Not parallel, as some of the tests; then the others run side by side.
 	need(t, "systemd-analyze")
 	for _, test := range []struct {
 		name string

@@ -105,7 +105,7 @@ func TestOldIPTablesChooseNoRandomPorts(t *testing.T) {
 		dir := onPath(t, map[string]string{"iptables": version})
 		rules := firewall.Rules(firewall.Options{Overlay: four, Masquerade: true, RandomPorts: true})
 		want := firewall.Ruleset{Owner: oneDaemon(), Chains: rules}
-		// It writes in vain, for the listing stays empty.
+		// Its writes have no effect, because the listing stays empty.
 		if _, err := NewTools(time.Second).Installed().Sync(t.Context(), want); err == nil {
 			t.Error("no error")
 		}

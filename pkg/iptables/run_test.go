@@ -141,7 +141,8 @@ func TestNotExecutable(t *testing.T) {
 	}
 }
 
-// TestNotExecutableInThePath: that is no absence either, though the search in PATH reports one.
+// TestNotExecutableInThePath: this does not count as missing, although the search in PATH reports
+// the command as missing.
 func TestNotExecutableInThePath(t *testing.T) {
 	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
 	t.Setenv("PATH", filepath.Join(dir, "no-such-directory")+":"+filepath.Join(dir, "iptables")+":"+dir)

@@ -59,7 +59,7 @@ func TestNextHops(t *testing.T) {
 	if have := b.snapshot(want.ScopeOf([]netip.Prefix{network})); len(have.NextHops) != len(want.Routes) {
 		t.Errorf("%d nexthops are left for %d routes", len(have.NextHops), len(want.Routes))
 	}
-	for range 2 { // what is gone already is no error
+	for range 2 { // deleting a missing object is not an error
 		for _, err := range b.k.Apply([]dataplane.Op{dataplane.KindNextHop.Del(0x0a05fefe, dataplane.NextHop{Link: overlay})}) {
 			b.must(err)
 		}

@@ -71,7 +71,7 @@ func TestFilterOfBadJumps(t *testing.T) {
 	}
 }
 
-// TestFilterOfASocket: one that the kernel does not take is none, instead of the one before.
+// TestFilterOfASocket: if a filter is rejected, the previous one is removed.
 func TestFilterOfASocket(t *testing.T) {
 	c := dialed(t, unix.NETLINK_ROUTE, RequestBuffer)
 	var nothing, far Filter

@@ -103,7 +103,7 @@ func TestPlaces(t *testing.T) {
 
 // TestBigTables: of foreign rules only those of base chains are read, however many there are.
 func TestBigTables(t *testing.T) {
-	// Alone: it counts allocations.
+	// Not parallel: it counts allocations.
 	b := newBed(t)
 	var lines strings.Builder
 	lines.WriteString("table ip big {\nchain lots {\n")

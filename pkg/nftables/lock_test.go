@@ -131,7 +131,7 @@ func TestLockDamage(t *testing.T) {
 
 // TestLockFollowsPeers: one that joins or leaves costs as little among thousands.
 func TestLockFollowsPeers(t *testing.T) {
-	// Alone: it compares times.
+	// Not parallel: it compares times.
 	b := newBed(t)
 	peers := addresses4(20000)
 	began := time.Now()

@@ -17,7 +17,8 @@ func TestTurnsInARow(t *testing.T) {
 		}
 		now = now.Add(want * time.Millisecond)
 	}
-	// What comes later than it need wait for does not wait, and is no quiet time yet.
+	// An event later than its earliest time does not wait, but does not count as a quiet period
+	// yet.
 	now = now.Add(1500 * time.Millisecond)
 	if d := p.Delay(now); d != 0 {
 		t.Errorf("a late turn waits for %v", d)
@@ -82,7 +83,7 @@ func TestRestsLeaveAShareOfTheTime(t *testing.T) {
 func TestFightBeginsAndEnds(t *testing.T) {
 	f := Fight{Limits: &Limits{Burst: 3, Leak: time.Second, Pause: 5 * time.Second}}
 	now := time.Now()
-	for range 100 { // one a second is no fight
+	for range 100 { // one per second is not a conflict
 		if d := f.Repaired(now); d != 0 {
 			t.Fatalf("a repair each second is a fight: %v", d)
 		}
