@@ -73,7 +73,7 @@ func (r *Registry) next(ctx context.Context, index uint64) (resp *client.Respons
 	if err == nil {
 		return resp, nil
 	}
-	r.leaveLine()
+	r.clearWait()
 	if poll.Err() != nil {
 		r.confirmQuiet(index)
 		return nil, errSilence
@@ -125,9 +125,9 @@ func (r *Registry) noteWait(from, to uint64, on net.Conn) error {
 	return nil
 }
 
-// leaveLine is called when a watch ends without an event: the next one may be on any connection. The
-// caller knows that it may have missed an event.
-func (r *Registry) leaveLine() {
+// clearWait is called when a watch ends without an event: the next one may be on any connection.
+// The caller knows that it may have missed an event.
+func (r *Registry) clearWait() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.line = nil

@@ -188,7 +188,7 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 		return insecure.NewCredentials().ClientHandshake(ctx, authority, raw)
 	}
 	if !d.to.Secure() {
-		return insecure.NewCredentials().ClientHandshake(ctx, authority, newHeard(raw, func(err error) {
+		return insecure.NewCredentials().ClientHandshake(ctx, authority, newResultConn(raw, func(err error) {
 			if remedied := h.l.remedied(d.to, err); remedied != err { // else gRPC reports the error
 				h.l.note(d.to, remedied)
 			}
@@ -201,7 +201,7 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 	}
 	info := credentials.TLSInfo{State: conn.ConnectionState()}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return newHeard(conn, func(err error) { h.l.note(d.to, h.l.remedied(d.to, err)) }), info, nil
+	return newResultConn(conn, func(err error) { h.l.note(d.to, h.l.remedied(d.to, err)) }), info, nil
 }
 
 func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
@@ -218,22 +218,22 @@ func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
 	return conn, nil
 }
 
-// heard reports the result of a connection once: at the first answer, or at the end of the
+// resultConn reports the result of a connection once: at the first answer, or at the end of the
 // connection. With TLS 1.3, the client's handshake ends before the server has checked the client's
 // certificate, so a rejection arrives later.
-type heard struct {
+type resultConn struct {
 	net.Conn
-	told  func(error)
-	once  sync.Once
-	known chan struct{} // closed after told has returned
-	why   error         // error that ended the connection; valid after known is closed
+	report func(error)
+	once   sync.Once
+	known  chan struct{} // closed after report has returned
+	why    error         // error that ended the connection; valid after known is closed
 }
 
-func newHeard(c net.Conn, told func(error)) *heard {
-	return &heard{Conn: c, told: told, known: make(chan struct{})}
+func newResultConn(c net.Conn, report func(error)) *resultConn {
+	return &resultConn{Conn: c, report: report, known: make(chan struct{})}
 }
 
-func (c *heard) Read(p []byte) (int, error) {
+func (c *resultConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 || err != nil {
 		c.once.Do(func() {
@@ -242,7 +242,7 @@ func (c *heard) Read(p []byte) (int, error) {
 				c.why = err
 			}
 			if !errors.Is(c.why, net.ErrClosed) { // closed by this side
-				c.told(c.why)
+				c.report(c.why)
 			}
 		})
 	}
@@ -251,7 +251,7 @@ func (c *heard) Read(p []byte) (int, error) {
 
 // Write fails on a connection that the server has closed. gRPC then closes it too, although its
 // reader may not have read the reason yet; so Write waits for the reader.
-func (c *heard) Write(p []byte) (int, error) {
+func (c *resultConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {
 		select {

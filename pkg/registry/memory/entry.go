@@ -83,7 +83,7 @@ func (e *entry) stop() {
 func (r *Registry) record(c change) {
 	r.history = append(r.history, c)
 	r.trim()
-	r.stir()
+	r.wakeAll()
 }
 
 func (r *Registry) trim() {
@@ -93,7 +93,7 @@ func (r *Registry) trim() {
 	}
 }
 
-func (r *Registry) stir() {
+func (r *Registry) wakeAll() {
 	close(r.wake)
 	r.wake = make(chan struct{})
 }

@@ -95,7 +95,7 @@ func (r *Registry) Fail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fail = err
-	r.stir()
+	r.wakeAll()
 }
 
 // Put writes any value to a key below subnets/, as an operator may. ttl 0 is forever.
@@ -127,7 +127,7 @@ func (r *Registry) Wipe() {
 	defer r.mu.Unlock()
 	r.clear()
 	r.config, r.history, r.index, r.dropped = nil, nil, 0, 0
-	r.stir()
+	r.wakeAll()
 }
 
 func (r *Registry) clear() {

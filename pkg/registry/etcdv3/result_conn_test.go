@@ -47,7 +47,7 @@ func TestWriteFailsForWhatTheServerSaid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var told []error
-				h := newHeard(c.conn, func(err error) { told = append(told, err) })
+				h := newResultConn(c.conn, func(err error) { told = append(told, err) })
 				read := make(chan error)
 				go func() {
 					_, err := h.Read(make([]byte, 9))
