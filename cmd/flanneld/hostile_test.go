@@ -145,7 +145,7 @@ func TestHostileConfigs(t *testing.T) {
 		{`{`, "must be complete JSON"},
 		{`{"Network":"10.42.0.0/16","Backend":{"Type":"pigeon"}}`, "must be one of alloc, host-gw, udp, vxlan"},
 		{`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":-1}}`, "Backend.VNI: -1: must be a whole number from 0 to 9999999"},
-		{strings.Repeat("x", 1<<20), "is 1048576 bytes long"},
+		{strings.Repeat("x", 1<<20), "not 1048576"},
 	} {
 		c.put("config", f.config)
 		c.saysTimes(h.Flanneld(), 1, f.want)

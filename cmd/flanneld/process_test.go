@@ -33,7 +33,7 @@ func TestUplinkSelectors(t *testing.T) {
 		{"-iface=bond7", "there is no such interface; there are lo, eth0", 1},
 		{"-iface=lo", "interface lo has no usable IPv4 address", 1},
 		{"-etcd-cafile=/nonexistent", "/nonexistent", 1},
-		{"-etcd-endpoints=ftp://x", "is not http, https or unix", 1},
+		{"-etcd-endpoints=ftp://x", "must be a URL with the scheme http, https or unix", 1},
 	} {
 		p := c.launch(h, strings.Fields(f.args)...)
 		if f.code != 0 {
