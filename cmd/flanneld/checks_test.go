@@ -109,8 +109,8 @@ func TestTakenPlaces(t *testing.T) {
 		{"vxlan port, by another vxlan device", vxlan, run("ip link add v9 up type vxlan id 9 dstport 8472 gbp dev eth0"),
 			[]string{"address already in use", "port=8472", "the kernel has UDP port 8472 for the VXLAN device v9"}, ""},
 		{"VNI", vxlan, run("ip link add v9 up type vxlan id 1 dstport 8472 dev eth0"), []string{"the VXLAN device v9 has VNI 1 and port 8472"}, ""},
-		{"flannel.1 of another kind", vxlan, run("ip link add flannel.1 type bridge"), []string{"a device of that name and of type bridge exists"}, ""},
-		{"flannel0 of another kind", udp, run("ip link add flannel0 type bridge"), []string{"a device of that name and of type bridge exists"}, ""},
+		{"flannel.1 of another kind", vxlan, run("ip link add flannel.1 type bridge"), []string{"another device of that name and of type bridge exists"}, ""},
+		{"flannel0 of another kind", udp, run("ip link add flannel0 type bridge"), []string{"another device of that name and of type bridge exists"}, ""},
 		{"TAP", udp, run("ip tuntap add flannel0 mode tap"), []string{"flannel0 is a TAP device"}, ""},
 		{"multi-queue", udp, run("ip tuntap add flannel0 mode tun multi_queue"), []string{"flannel0 is a TUN device with several queues"}, ""},
 	} {
