@@ -46,8 +46,8 @@ func TestWriteFailsForWhatTheServerSaid(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var told []error
-				h := newResultConn(c.conn, func(err error) { told = append(told, err) })
+				tells := make(chan error, 2) // the second would be one too many
+				h := newResultConn(c.conn, func(err error) { tells <- err })
 				read := make(chan error)
 				go func() {
 					_, err := h.Read(make([]byte, 9))
@@ -57,6 +57,10 @@ func TestWriteFailsForWhatTheServerSaid(t *testing.T) {
 				_, err := h.Write([]byte("preface"))
 				if !errors.Is(err, c.want) || time.Since(begin) != c.took {
 					t.Errorf("%v after %v, want %v after %v", err, time.Since(begin), c.want, c.took)
+				}
+				var told []error // by now
+				for range len(tells) {
+					told = append(told, <-tells)
 				}
 				if len(told) != len(c.told) || len(told) == 1 && told[0] != c.told[0] {
 					t.Errorf("told %v, want %v", told, c.told)
