@@ -3,6 +3,7 @@ package filter
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +20,7 @@ func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 		h := newHost(t, netconf.Unset)
 		h.run()
 		h.after(time.Hour)
-		if len(h.iptables.syncs)+len(h.nft.syncs) > 0 {
+		if len(h.iptables.begun())+len(h.nft.begun()) > 0 {
 			t.Error("looked at")
 		}
 	})
@@ -67,7 +68,7 @@ func TestDamageIsRepairedAtOnce(t *testing.T) {
 func TestNetworkMayChange(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			var owners []firewall.Owner
+			var owners []firewall.Owner // of each Sync; guarded by h.mu
 			h := newHost(t, netconf.Unset, func(c *Config) {
 				c.Previous = []firewall.Overlay{old, {}}
 				c.InUse = func(o firewall.Overlay) bool {
@@ -77,16 +78,25 @@ func TestNetworkMayChange(t *testing.T) {
 					return taken
 				}
 			})
-			h.cfg.Keepers.IPTables = spying{h.iptables, func(r firewall.Ruleset) { owners = append(owners, r.Owner) }}
+			h.cfg.Keepers.IPTables = spying{h.iptables, func(r firewall.Ruleset) {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				owners = append(owners, r.Owner)
+			}}
+			seen := func() []firewall.Owner {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				return slices.Clone(owners)
+			}
 			h.start()
-			if had := owners[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
+			if had := seen()[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
 				t.Errorf("owned at first: %v", had)
 			}
-			if had := owners[1].Overlays; len(had) != 1 || had[0] != four {
+			if had := seen()[1].Overlays; len(had) != 1 || had[0] != four {
 				t.Errorf("owned then: %v", had)
 			}
 			h.after(10 * time.Second)
-			looks := len(owners)
+			looks := len(seen())
 			next := Input{Overlay: four, Probes: &Probes{}}
 			h.Set([]Input{next}) // nothing of the rules
 			h.after(time.Second)
@@ -96,7 +106,7 @@ func TestNetworkMayChange(t *testing.T) {
 			next.Subnet = four.Network
 			h.Set([]Input{next})
 			h.after(time.Second)
-			if n := len(owners) - looks; n != 2 {
+			if n := len(seen()) - looks; n != 2 {
 				t.Errorf("%d looks for two changes", n)
 			}
 			h.said(0, "repaired")
@@ -192,7 +202,7 @@ func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 			h.nft.took = took
 			h.start()
 			h.after(10 * time.Second)
-			before := len(h.nft.syncs)
+			before := len(h.nft.begun())
 			for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 				select {
 				case h.nft.watch <- struct{}{}:
@@ -200,7 +210,7 @@ func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 				}
 				time.Sleep(time.Millisecond)
 			}
-			looks := len(h.nft.syncs) - before
+			looks := len(h.nft.begun()) - before
 			if spent := time.Duration(looks) * took; spent > time.Minute/3 || looks > int(time.Minute/burst) {
 				t.Errorf("looks that take %v: %d in a minute", took, looks)
 			}
@@ -322,9 +332,9 @@ func TestLegacyVariantIsLocked(t *testing.T) {
 		h.start()
 		h.wrong(legacyCondition, true)
 		h.after(10 * time.Second)
-		n := len(h.legacy.syncs)
+		n := len(h.legacy.begun())
 		h.after(time.Minute)
-		if len(h.legacy.syncs) != n {
+		if len(h.legacy.begun()) != n {
 			t.Error("it is tried while the lock is held")
 		}
 		h.set(func() { h.legacy.err, held = nil, false })

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,7 +41,8 @@ type modelHost struct {
 	iptables, compat, legacy, nft *keeper
 }
 
-// keeper is a tool that stores whole rulesets. Tests set its fields while nothing runs.
+// keeper is a tool that stores whole rulesets. Tests set its fields before the filter runs, or by
+// set.
 type keeper struct {
 	host     *modelHost
 	traits   firewall.Traits
@@ -198,7 +200,8 @@ func (h *modelHost) start() {
 	synctest.Wait()
 }
 
-// set changes the host while nothing runs.
+// set changes the host while nothing runs. It locks, because a goroutine that a timer wakes later is
+// not synchronized with this one.
 func (h *modelHost) set(change func()) {
 	h.t.Helper()
 	synctest.Wait()
@@ -256,12 +259,18 @@ lines:
 	}
 }
 
-// intervals returns the times between the Syncs of a keeper.
-func (k *keeper) intervals() (all []time.Duration) {
+// begun returns when each Sync of a keeper began.
+func (k *keeper) begun() []time.Time {
 	k.host.mu.Lock()
 	defer k.host.mu.Unlock()
-	for i := 1; i < len(k.syncs); i++ {
-		all = append(all, k.syncs[i].Sub(k.syncs[i-1]))
+	return slices.Clone(k.syncs)
+}
+
+// intervals returns the times between the Syncs of a keeper.
+func (k *keeper) intervals() (all []time.Duration) {
+	times := k.begun()
+	for i := 1; i < len(times); i++ {
+		all = append(all, times[i].Sub(times[i-1]))
 	}
 	return all
 }

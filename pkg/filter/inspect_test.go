@@ -115,14 +115,27 @@ func TestUnreadableRulesAreACondition(t *testing.T) {
 	})
 }
 
-// bus is a firewalld.
+// bus is a firewalld on a host.
 type bus struct {
+	host    *modelHost
+	refuses error // of each dial
+	err     error // of each Trust
 	trusted int
-	err     error
 	changed chan struct{}
 }
 
+func (b *bus) dial(context.Context) (Firewalld, error) {
+	b.host.mu.Lock()
+	defer b.host.mu.Unlock()
+	if b.refuses != nil {
+		return (*bus)(nil), b.refuses // as a function does that returns a client of its own
+	}
+	return b, nil
+}
+
 func (b *bus) Trust(context.Context, netip.Prefix) (bool, error) {
+	b.host.mu.Lock()
+	defer b.host.mu.Unlock()
 	if b.err != nil {
 		return false, b.err
 	}
@@ -136,16 +149,9 @@ func (b *bus) Changed() <-chan struct{} { return b.changed }
 // is a condition, as long as nftables say that they cannot be written.
 func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &bus{changed: make(chan struct{})}
-		fails := error(unix.ECONNREFUSED)
-		h := newHost(t, netconf.Yes, func(c *Config) {
-			c.Firewalld = func(context.Context) (Firewalld, error) {
-				if fails != nil {
-					return (*bus)(nil), fails // as a function does that returns a client of its own
-				}
-				return b, nil
-			}
-		})
+		b := &bus{refuses: unix.ECONNREFUSED, changed: make(chan struct{})}
+		h := newHost(t, netconf.Yes, func(c *Config) { c.Firewalld = b.dial })
+		b.host = h
 		owned := firewall.Barrier{Kind: "nftables", Table: "inet theirs", Chain: "forward", Certain: true, Owned: true}
 		h.nft.barriers = func(p firewall.Packet) ([]firewall.Barrier, error) {
 			ours, perhaps := owned, owned
@@ -168,7 +174,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 		h.wrong(trustCondition, true)
 		h.said(1, "failed to make it trust the network", "connection refused", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16`)
 		h.after(trustRetry)
-		h.set(func() { fails, b.err = nil, firewalld.ErrOtherZone })
+		h.set(func() { b.refuses, b.err = nil, firewalld.ErrOtherZone })
 		h.after(trustRetry)
 		h.said(1, "failed to make it trust the network", firewalld.MoveCommand(four.Network))
 		h.set(func() { b.err = nil })

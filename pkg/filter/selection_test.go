@@ -161,9 +161,9 @@ func TestLockIsWaitedFor(t *testing.T) {
 		h.said(1, "another program holds the lock of iptables: sleep (PID 4711)", `command="ps -fp 4711"`, "using nftables for packet filter rules meanwhile")
 		// The legacy variant is the one that cannot write, and its policy may be DROP.
 		h.wrong(legacyCondition, true)
-		tried := len(h.iptables.syncs)
+		tried := len(h.iptables.begun())
 		h.after(time.Minute)
-		if n := len(h.iptables.syncs); n != tried {
+		if n := len(h.iptables.begun()); n != tried {
 			t.Errorf("%d attempts while the lock is held", n-tried)
 		}
 		h.set(func() { h.iptables.err = nil; close(free) })
@@ -187,7 +187,7 @@ func TestChoiceMayChange(t *testing.T) {
 		h.after(time.Second)
 		h.holds(firewall.Native, "rules")
 		h.holds(firewall.Compat, "nothing")
-		if emptied, put := h.compat.syncs[0], h.nft.syncs[1]; emptied.Before(put) {
+		if emptied, put := h.compat.begun()[0], h.nft.begun()[1]; emptied.Before(put) {
 			t.Error("the old rules went first")
 		}
 		h.said(1, `keeper=nftables reason="EnableNFTables is true"`)
@@ -216,9 +216,9 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 		h.after(31 * time.Second)
 		h.wrong(removeCondition, false)
 		h.holds(firewall.Compat, "nothing")
-		n := len(h.compat.syncs)
+		n := len(h.compat.begun())
 		h.after(time.Hour)
-		if len(h.compat.syncs) != n {
+		if len(h.compat.begun()) != n {
 			t.Error("it is cleared again and again")
 		}
 	})
