@@ -35,8 +35,16 @@ func TestKeepersFulfilTheContract(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			install(t, c.command)
 			netns.Enter(t)
+			// As in daemons, both families have the same keepers. An abandoned one would close its lock
+			// file whenever it is collected, which looks like a change by others.
+			k, neighbour := c.make(), c.make()
+			for _, k := range []firewall.Keeper{k, neighbour} {
+				if k, ok := k.(*nftables.Keeper); ok {
+					defer k.Close()
+				}
+			}
 			for _, o := range []firewall.Overlay{four, six} {
-				keep(t, o, c.make, c.place)
+				keep(t, o, k, neighbour, c.place)
 			}
 		})
 	}
@@ -65,8 +73,8 @@ func install(t *testing.T, command string) {
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 }
 
-// keep syncs the rules of two networks in one place.
-func keep(t *testing.T, o firewall.Overlay, make func() firewall.Keeper, place firewall.Place) {
+// keep syncs the rules of two networks in one place, each with its keeper.
+func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place firewall.Place) {
 	t.Helper()
 	theirs := firewall.Overlay{Network: old.Network, Subnet: old.Subnet}
 	if firewall.FamilyOf(o.Network) == firewall.IPv6 {
@@ -81,12 +89,6 @@ func keep(t *testing.T, o firewall.Overlay, make func() firewall.Keeper, place f
 	ours, others := ruleset(o), ruleset(theirs)
 	none := ours
 	none.Chains = nil
-	k, neighbour := make(), make()
-	for _, k := range []firewall.Keeper{k, neighbour} {
-		if k, ok := k.(*nftables.Keeper); ok {
-			defer k.Close()
-		}
-	}
 	sync := func(k firewall.Keeper, r firewall.Ruleset, writes bool) {
 		t.Helper()
 		changes, err := k.Sync(t.Context(), r)
