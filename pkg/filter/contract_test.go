@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,9 +116,18 @@ func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place 
 	sync(k, ours, false)
 	removal(true)
 	sync(k, ours, false) // nothing was removed
-	signals, err := k.Watch(t.Context())
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	signals, err := k.Watch(ctx)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if signals != nil {
+		defer func() {
+			stop()
+			for range signals { // until it has ended, for it recreates a lock file that is removed
+			}
+		}()
 	}
 	sync(k, none, true)
 	sync(k, none, false)
