@@ -3,16 +3,19 @@ package nftables
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/lab/golden"
+	"flanneld/pkg/lab/wait"
 )
 
 var (
@@ -44,6 +47,26 @@ func (b *bed) lockSettled(l firewall.Lock, peers map[netip.Addr]struct{}) {
 	if changes := b.lock(l, peers, true); len(changes) > 0 || b.generation() != before {
 		b.t.Errorf("a second SyncLock changed: %q", changes)
 	}
+}
+
+// lockRuleset returns the output of nft, once that is complete: while the kernel resizes a set that
+// has grown, shortly after the write, a list omits some elements and has others twice.
+func (b *bed) lockRuleset(peers map[netip.Addr]struct{}) (text string) {
+	b.t.Helper()
+	wait.For(b.t, timeout, "each peer is listed once", func() error {
+		text = b.ruleset()
+		listed := slices.DeleteFunc(strings.FieldsFunc(text, func(c rune) bool { return unicode.IsSpace(c) || c == ',' }), func(word string) bool {
+			a, err := netip.ParseAddr(word)
+			_, ok := peers[a]
+			return err != nil || !ok
+		})
+		slices.Sort(listed)
+		if all, distinct := len(listed), len(slices.Compact(listed)); all != len(peers) || distinct != len(peers) {
+			return fmt.Errorf("%d elements are listed, %d of them distinct, of %d", all, distinct, len(peers))
+		}
+		return nil
+	})
+	return text
 }
 
 // TestLocks shows what nft(8) sees of the locks of two networks, and that each is by itself.
@@ -85,7 +108,7 @@ func TestLockDamage(t *testing.T) {
 	peers := addresses4(3000)
 	const table = "ip flannel-lock-10.42.0.0/16"
 	b.lock(vxlanLock, peers, true)
-	want := b.ruleset()
+	want := b.lockRuleset(peers)
 	news := b.watch()
 	for _, damage := range []string{
 		"delete table " + table,
@@ -115,7 +138,7 @@ func TestLockDamage(t *testing.T) {
 		}
 		signal(t, news, damage)
 		b.lock(vxlanLock, peers, true)
-		if got := b.ruleset(); got != want {
+		if got := b.lockRuleset(peers); got != want {
 			t.Errorf("%s: there is\n%.2000s", damage, got)
 		}
 		b.lockSettled(vxlanLock, peers)
