@@ -40,7 +40,7 @@ func TestLogMessagesAreConstant(t *testing.T) {
 		for _, e := range logMessages(s.file) {
 			text := literal(e)
 			first, _, _ := strings.Cut(text, " ")
-			switch e.(type) {
+			switch e := e.(type) {
 			case *ast.BasicLit:
 				if first != strings.ToLower(first) && first != strings.ToUpper(first) || strings.HasSuffix(text, ".") {
 					t.Errorf("%s: message %q: must be a sentence in lower case without a full stop", s.fset.Position(e.Pos()), text)
@@ -48,7 +48,7 @@ func TestLogMessagesAreConstant(t *testing.T) {
 			case *ast.BinaryExpr:
 				t.Errorf("%s: a message must be constant: what varies belongs into a field", s.fset.Position(e.Pos()))
 			case *ast.CallExpr:
-				if pkg, _, _ := selector(e.(*ast.CallExpr).Fun); pkg == "fmt" {
+				if pkg, _, _ := selector(e.Fun); pkg == "fmt" {
 					t.Errorf("%s: a message must be constant: what varies belongs into a field", s.fset.Position(e.Pos()))
 				}
 			}

@@ -119,7 +119,7 @@ func TestUDPRollback(t *testing.T) {
 
 			// And forwards again.
 			c.must(old.Close())
-			daemon = c.start(h)
+			c.start(h)
 			c.waitAllPairs()
 			c.ifindex(h, "flannel0")
 		})
@@ -216,7 +216,7 @@ func TestAnotherBackendGivesUpTheTunnel(t *testing.T) {
 		t.Fatalf("%d descriptors are stored", len(kept))
 	}
 	c.put("config", vxlanConfig)
-	p = c.startCommand(h, lab.Command{Stored: kept})
+	c.startCommand(h, lab.Command{Stored: kept})
 	c.within(5*time.Second, "gone", func() error {
 		return h.Do(func() error {
 			if _, err := net.InterfaceByName("flannel0"); err == nil {
