@@ -3,6 +3,7 @@ package dataplane
 import (
 	"iter"
 	"slices"
+	"sort"
 )
 
 // Conflict is a wanted object that is not created, because it would replace something that is not
@@ -58,14 +59,14 @@ func (d *Delta) Ops() iter.Seq[Op] {
 func Diff(want, have State, scope Scope, prune bool) *Delta {
 	d := differ{
 		Delta: &Delta{}, want: want, have: have, scope: scope, prune: prune,
-		blocked: map[string]bool{}, recreated: map[string]bool{}, newMAC: map[string]bool{},
+		links: map[string]linkDiff{},
 	}
 	for _, k := range kinds {
 		put, del := k.diff(&d)
-		if put != nil {
+		if put.size() > 0 {
 			d.put = append(d.put, put)
 		}
-		if del != nil {
+		if del.size() > 0 {
 			d.del = append(d.del, del)
 		}
 	}
@@ -79,11 +80,16 @@ type differ struct {
 	scope      Scope
 	prune      bool
 
-	blocked   map[string]bool    // names of links that a foreign device has
-	recreated map[string]bool    // links that are recreated, without the objects that they had
-	newMAC    map[string]bool    // links whose MAC changes: the kernel flushes their neighbours
-	taken     map[slot]string    // where no route may be created, with the reason
-	hops      map[uint32]NextHop // needed by the wanted routes
+	links map[string]linkDiff // that do not stay as they are, by name
+	taken map[slot]string     // where no route may be created, with the reason
+	hops  map[uint32]NextHop  // needed by the wanted routes
+}
+
+// linkDiff is what a change of a link means for the objects on it.
+type linkDiff struct {
+	blocked   bool // a foreign device has the name: objects are neither created nor deleted
+	recreated bool // the link is recreated, without the objects that it had
+	newMAC    bool // the MAC changes: the kernel flushes the neighbours
 }
 
 func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
@@ -91,74 +97,101 @@ func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
 		return d.diffFunc(by, d)
 	}
 	want := d.in(by.want)
-	return d.list(Put, d.missing(by, want, nil)), d.list(Del, d.surplus(by, want))
+	return d.missing(by, want, nil), d.surplus(by, want)
 }
 
-// missing returns, sorted, the objects of want that do not exist on links that are not blocked.
-// form returns the form in which an object is created; if it is nil, objects are created as wanted.
-func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) (all []object[K, V]) {
+// missing returns the objects of want that do not exist on links that are not blocked. form returns
+// the form in which an object is created; if it is nil, objects are created as wanted.
+func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) *objects[K, V] {
 	have := d.in(by.have)
-	for k, v := range want {
+	atLeast := len(want) - len(have) // if no link is blocked
+	return d.list(Put, want, atLeast, func(k K, v V) (V, bool) {
 		if form != nil {
 			v = form(k, v)
 		}
-		link := d.link(k, v)
-		gone := by.recreated[link] || d.perMAC && by.newMAC[link]
-		if h, ok := have[k]; by.blocked[link] || ok && h == v && !gone {
-			continue
-		}
-		if all == nil {
-			all = make([]object[K, V], 0, max(1, len(want)-len(have))) // at least as many, if none is blocked
-		}
-		all = append(all, object[K, V]{v, k})
-	}
-	d.sort(all)
-	return all
+		h, ok := have[k]
+		return v, by.creates(d.linkOf(k, v), ok && h == v, d.perMAC)
+	})
 }
 
-// surplus returns, sorted, the existing objects that are ours and not wanted.
-func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) (all []object[K, V]) {
+// creates reports whether an object on a link has to be created. exists is whether it exists as
+// wanted.
+func (d *differ) creates(link string, exists, perMAC bool) bool {
+	l := d.links[link]
+	return !l.blocked && (!exists || l.recreated || perMAC && l.newMAC)
+}
+
+// surplus returns the existing objects that are ours and not wanted.
+func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) *objects[K, V] {
 	if !by.prune || d.owns == nil {
 		return nil
 	}
 	have := d.in(by.have)
-	for k, v := range have {
-		link := d.link(k, v)
-		if _, ok := want[k]; ok || by.recreated[link] || by.blocked[link] || !d.owns(by.scope, k, v) {
-			continue
-		}
-		if len(all) == cap(all) {
-			all = slices.Grow(all, max(8, len(all))) // double the size: append grows more slowly
-		}
-		all = append(all, object[K, V]{v, k})
-	}
-	d.sort(all)
-	return all
+	atLeast := len(have) - len(want) // if all are ours
+	return d.list(Del, have, atLeast, func(k K, v V) (V, bool) {
+		_, ok := want[k]
+		return v, !ok && by.deletes(d.linkOf(k, v)) && d.owns(by.scope, k, v)
+	})
 }
 
-func (d *Descriptor[K, V]) sort(all []object[K, V]) {
-	slices.SortFunc(all, func(a, b object[K, V]) int { return d.compare(a.key, b.key) })
+// deletes reports whether objects on a link have to be deleted one by one.
+func (d *differ) deletes(link string) bool {
+	l := d.links[link]
+	return !l.blocked && !l.recreated
 }
 
-func (d *Descriptor[K, V]) list(v Verb, all []object[K, V]) list {
-	if len(all) == 0 {
-		return nil
-	}
-	return &objects[K, V]{d, v, all}
-}
-
-// objects is a list whose operations are allocated only during iteration.
+// objects is a list whose operations are allocated only during iteration. It implements
+// sort.Interface, for which package sort has one compiled function, while package slices has one
+// per type. A nil list is empty.
 type objects[K, V comparable] struct {
 	kind *Descriptor[K, V]
 	verb Verb
-	all  []object[K, V]
+	list []object[K, V]
 }
 
-func (l *objects[K, V]) size() int { return len(l.all) }
+// list returns, in order, the objects of a map that are selected, with the values that selected
+// returns. The first one allocates room for atLeast objects.
+func (d *Descriptor[K, V]) list(verb Verb, from map[K]V, atLeast int, selected func(K, V) (V, bool)) (l *objects[K, V]) {
+	for k, v := range from {
+		v, ok := selected(k, v)
+		if !ok {
+			continue
+		}
+		if l == nil {
+			l = &objects[K, V]{d, verb, make([]object[K, V], 0, max(1, atLeast))}
+		}
+		if len(l.list) == cap(l.list) {
+			l.list = slices.Grow(l.list, max(8, len(l.list))) // double the size: append grows more slowly
+		}
+		l.list = append(l.list, object[K, V]{v, k})
+	}
+	if l != nil {
+		sort.Sort(l)
+	}
+	return l
+}
+
+// remove removes the objects of which is reports so.
+func (l *objects[K, V]) remove(is func(object[K, V]) bool) {
+	if l != nil {
+		l.list = slices.DeleteFunc(l.list, is)
+	}
+}
+
+func (l *objects[K, V]) Len() int           { return len(l.list) }
+func (l *objects[K, V]) Less(i, j int) bool { return l.kind.compare(l.list[i].key, l.list[j].key) < 0 }
+func (l *objects[K, V]) Swap(i, j int)      { l.list[i], l.list[j] = l.list[j], l.list[i] }
+
+func (l *objects[K, V]) size() int {
+	if l == nil {
+		return 0
+	}
+	return len(l.list)
+}
 
 func (l *objects[K, V]) each(yield func(Op) bool) bool {
-	for i := range l.all {
-		if !yield(Op{l.verb, l.kind, &l.all[i], nil}) {
+	for i := range l.size() {
+		if !yield(Op{l.verb, l.kind, &l.list[i], nil}) {
 			return false
 		}
 	}

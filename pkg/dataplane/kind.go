@@ -1,40 +1,27 @@
 package dataplane
 
 import (
-	"maps"
 	"net/netip"
-	"slices"
-	"strings"
 )
 
 // Kind is a type-independent view of a kind of objects. Every Kind is a *Descriptor; kinds.go has
-// the table of all.
+// the table of all. What can be done without the types of an object is done by the callers, because
+// every method of a Descriptor is compiled once per kind.
 type Kind interface {
 	// String returns the name of one object of the kind for reports, such as "route".
 	String() string
 
-	// These methods operate on states. Each implements the State method of a similar name for one
-	// kind.
-	count(State) int
-	objects(s State, yield func(Op) bool)
-	equal(a, b State) bool
-	copyTo(to, from State)
-	removeFrom(s, keys State)
-	pickTo(to, from, keys State)
-	printTo(*strings.Builder, State)
-
-	// diff returns the objects to create and to delete, or nil if there are none.
+	table(State) table // the objects of the kind in a state
+	all(State) list    // operations that create them, in order
 	diff(*differ) (put, del list)
 
-	// These methods implement the methods of Op and State that take an operation on an object of
-	// the kind.
-	objectOf(Op) string
-	deviceOf(Op) string
-	commandOf(Op) string
-	basicOf(op Op, own netip.Prefix) bool
-	clone(Op) Op
-	update(State, Op)
-	has(State, Op) bool
+	// These methods take the object of an operation of the kind.
+	title(object any) string
+	link(object any) string
+	text(object any) string
+	command(verb string, object any) string
+	basic(object any, own netip.Prefix) bool
+	clone(object any) any
 }
 
 // Descriptor defines a kind whose objects have keys of type K and values of type V. Diff, State,
@@ -47,21 +34,20 @@ type Descriptor[K, V comparable] struct {
 	in      func(State) map[K]V // returns the map of a State that has the objects
 	compare func(a, b K) int    // order of creation within the kind
 
-	// link returns the link that an object is on and is removed with, or "" if it is on none.
-	link func(K, V) string
+	// linkOf returns the link that an object is on and is removed with, or "" if it is on none.
+	linkOf func(K, V) string
 	// perMAC is set if the kernel removes the objects of a link when its MAC changes.
 	perMAC bool
 	// owns reports whether an object is ours and may be deleted. If it is nil, objects are never
 	// deleted.
 	owns func(Scope, K, V) bool
-	// basic reports whether a host with the subnet own needs an object independently of its peers.
-	// If it is nil, none is needed.
-	basic func(k K, v V, own netip.Prefix) bool
+	// isBasic reports whether a host with the subnet own needs an object independently of its
+	// peers. If it is nil, none is needed.
+	isBasic func(k K, v V, own netip.Prefix) bool
 
-	title   func(K, V) string                  // name of the object, the same for every attempt
-	text    func(K, V) string                  // notation of ip(8), after the label
-	command func(verb string, k K, v V) string // command that creates ("replace") or deletes ("del") the object
-	change  func(k K, v, was V) string         // command that changes the object in place; nil if there is none
+	titleOf   func(K, V) string                  // name of the object, the same for every attempt
+	textOf    func(K, V) string                  // notation of ip(8), after the label
+	commandOf func(verb string, k K, v V) string // command that creates ("replace") or deletes ("del") the object
 
 	// diffFunc replaces the comparison by missing and surplus for kinds with their own rules.
 	diffFunc func(*differ, *Descriptor[K, V]) (put, del list)
@@ -84,10 +70,6 @@ func (d *Descriptor[K, V]) Put(k K, v V) Op { return Op{Put, d, &object[K, V]{v,
 // known.
 func (d *Descriptor[K, V]) Del(k K, v V) Op { return Op{Del, d, &object[K, V]{v, k}, nil} }
 
-// Set returns the operation that changes an existing object from was to v in place. Only links
-// support it.
-func (d *Descriptor[K, V]) Set(k K, v, was V) Op { return Op{Set, d, &object[K, V]{v, k}, &was} }
-
 // Of returns the key and value of an operation's object, or zero values if it is of another kind.
 func (d *Descriptor[K, V]) Of(op Op) (k K, v V) {
 	if o, ok := op.object.(*object[K, V]); ok && op.Kind == Kind(d) {
@@ -96,74 +78,82 @@ func (d *Descriptor[K, V]) Of(op Op) (k K, v V) {
 	return k, v
 }
 
-func (d *Descriptor[K, V]) objects(s State, yield func(Op) bool) {
-	for k, v := range d.in(s) {
-		if !yield(d.Put(k, v)) {
-			return
+func (d *Descriptor[K, V]) title(of any) string {
+	o := of.(*object[K, V])
+	return d.titleOf(o.key, o.value)
+}
+
+func (d *Descriptor[K, V]) link(of any) string {
+	o := of.(*object[K, V])
+	return d.linkOf(o.key, o.value)
+}
+
+func (d *Descriptor[K, V]) text(of any) string {
+	o := of.(*object[K, V])
+	return d.label + " " + d.textOf(o.key, o.value)
+}
+
+func (d *Descriptor[K, V]) command(verb string, of any) string {
+	o := of.(*object[K, V])
+	return d.commandOf(verb, o.key, o.value)
+}
+
+func (d *Descriptor[K, V]) basic(of any, own netip.Prefix) bool {
+	o := of.(*object[K, V])
+	return d.isBasic != nil && d.isBasic(o.key, o.value, own)
+}
+
+func (d *Descriptor[K, V]) clone(of any) any {
+	o := *of.(*object[K, V])
+	return &o
+}
+
+func (d *Descriptor[K, V]) table(s State) table { return tableOf[K, V](d.in(s)) }
+
+func (d *Descriptor[K, V]) all(s State) list {
+	objects := d.in(s)
+	return d.list(Put, objects, len(objects), func(_ K, v V) (V, bool) { return v, true })
+}
+
+// table is the objects of one kind in a State.
+type table interface {
+	size() int
+	has(object any) (key, value bool) // reports whether an object has the key, and whether it has the value too
+	put(object any)
+	del(object any)
+	copy(from, keys table) // copies the objects of from with the keys of keys
+	delAll(keys table)     // deletes the objects with the keys of keys
+}
+
+// tableOf is a map of a State.
+type tableOf[K, V comparable] map[K]V
+
+func (t tableOf[K, V]) size() int { return len(t) }
+
+func (t tableOf[K, V]) has(of any) (key, value bool) {
+	o := of.(*object[K, V])
+	v, key := t[o.key]
+	return key, key && v == o.value
+}
+
+func (t tableOf[K, V]) put(of any) {
+	o := of.(*object[K, V])
+	t[o.key] = o.value
+}
+
+func (t tableOf[K, V]) del(of any) { delete(t, of.(*object[K, V]).key) }
+
+func (t tableOf[K, V]) copy(from, keys table) {
+	all := from.(tableOf[K, V])
+	for k := range keys.(tableOf[K, V]) {
+		if v, ok := all[k]; ok {
+			t[k] = v
 		}
 	}
 }
 
-func (d *Descriptor[K, V]) count(s State) int     { return len(d.in(s)) }
-func (d *Descriptor[K, V]) equal(a, b State) bool { return maps.Equal(d.in(a), d.in(b)) }
-func (d *Descriptor[K, V]) copyTo(to, from State) { maps.Copy(d.in(to), d.in(from)) }
-
-func (d *Descriptor[K, V]) removeFrom(s, keys State) {
-	for k := range d.in(keys) {
-		delete(d.in(s), k)
+func (t tableOf[K, V]) delAll(keys table) {
+	for k := range keys.(tableOf[K, V]) {
+		delete(t, k)
 	}
-}
-
-func (d *Descriptor[K, V]) pickTo(to, from, keys State) {
-	for k := range d.in(keys) {
-		if v, ok := d.in(from)[k]; ok {
-			d.in(to)[k] = v
-		}
-	}
-}
-
-func (d *Descriptor[K, V]) printTo(b *strings.Builder, s State) {
-	all := d.in(s)
-	for _, k := range slices.SortedFunc(maps.Keys(all), d.compare) {
-		b.WriteString(d.label + " " + d.text(k, all[k]) + "\n")
-	}
-}
-
-func (d *Descriptor[K, V]) objectOf(op Op) string { return d.title(d.Of(op)) }
-func (d *Descriptor[K, V]) deviceOf(op Op) string { return d.link(d.Of(op)) }
-
-func (d *Descriptor[K, V]) commandOf(op Op) string {
-	k, v := d.Of(op)
-	if was, ok := op.was.(*V); ok && op.Verb == Set {
-		return d.change(k, v, *was)
-	}
-	if op.Verb == Del {
-		return d.command("del", k, v)
-	}
-	return d.command("replace", k, v)
-}
-
-func (d *Descriptor[K, V]) basicOf(op Op, own netip.Prefix) bool {
-	k, v := d.Of(op)
-	return d.basic != nil && d.basic(k, v, own)
-}
-
-func (d *Descriptor[K, V]) clone(op Op) Op {
-	k, v := d.Of(op)
-	op.object = &object[K, V]{v, k}
-	return op
-}
-
-func (d *Descriptor[K, V]) update(s State, op Op) {
-	if k, v := d.Of(op); op.Verb == Del {
-		delete(d.in(s), k)
-	} else {
-		d.in(s)[k] = v
-	}
-}
-
-func (d *Descriptor[K, V]) has(s State, op Op) bool {
-	k, _ := d.Of(op)
-	_, ok := d.in(s)[k]
-	return ok
 }

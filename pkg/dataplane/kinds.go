@@ -50,26 +50,25 @@ func Kinds() []Kind { return slices.Clone(kinds) }
 // KindLink is the kind of our devices, keyed by name.
 var KindLink = &Descriptor[string, Link]{
 	name: "link", label: "link",
-	in:       func(s State) map[string]Link { return s.Links },
-	compare:  strings.Compare,
-	link:     func(name string, _ Link) string { return name },
-	basic:    func(string, Link, netip.Prefix) bool { return true },
-	title:    func(name string, _ Link) string { return "link " + name },
-	text:     func(name string, l Link) string { return linkText(name, l) + " " + upText(l.Up) },
-	command:  linkCommand,
-	change:   changeCommand,
-	diffFunc: diffLinks,
+	in:        func(s State) map[string]Link { return s.Links },
+	compare:   strings.Compare,
+	linkOf:    func(name string, _ Link) string { return name },
+	isBasic:   func(string, Link, netip.Prefix) bool { return true },
+	titleOf:   func(name string, _ Link) string { return "link " + name },
+	textOf:    func(name string, l Link) string { return linkText(name, l) + " " + upText(l.Up) },
+	commandOf: linkCommand,
+	diffFunc:  diffLinks,
 }
 
 // KindSysctl is the kind of sysctls, keyed by path.
 var KindSysctl = &Descriptor[string, string]{
 	name: "sysctl", label: "sysctl",
-	in:      func(s State) map[string]string { return s.Sysctls },
-	compare: strings.Compare,
-	link:    func(path, _ string) string { return linkOfSysctl(path) },
-	title:   func(path, _ string) string { return "sysctl " + path },
-	text:    func(path, value string) string { return path + " = " + value },
-	command: func(_, path, value string) string { return "sysctl -w " + path + "=" + value },
+	in:        func(s State) map[string]string { return s.Sysctls },
+	compare:   strings.Compare,
+	linkOf:    func(path, _ string) string { return linkOfSysctl(path) },
+	titleOf:   func(path, _ string) string { return "sysctl " + path },
+	textOf:    func(path, value string) string { return path + " = " + value },
+	commandOf: func(_, path, value string) string { return "sysctl -w " + path + "=" + value },
 }
 
 // KindAddr is the kind of addresses on links.
@@ -79,12 +78,12 @@ var KindAddr = &Descriptor[Addr, struct{}]{
 	compare: func(a, b Addr) int {
 		return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Prefix, b.Prefix))
 	},
-	link:    func(a Addr, _ struct{}) string { return a.Link },
-	owns:    func(s Scope, a Addr, _ struct{}) bool { return s.OwnsAddr(a) },
-	basic:   func(Addr, struct{}, netip.Prefix) bool { return true },
-	title:   func(a Addr, _ struct{}) string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) },
-	text:    func(a Addr, _ struct{}) string { return addrText(a) },
-	command: func(verb string, a Addr, _ struct{}) string { return "ip addr " + verb + " " + addrText(a) },
+	linkOf:    func(a Addr, _ struct{}) string { return a.Link },
+	owns:      func(s Scope, a Addr, _ struct{}) bool { return s.OwnsAddr(a) },
+	isBasic:   func(Addr, struct{}, netip.Prefix) bool { return true },
+	titleOf:   func(a Addr, _ struct{}) string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) },
+	textOf:    func(a Addr, _ struct{}) string { return addrText(a) },
+	commandOf: func(verb string, a Addr, _ struct{}) string { return "ip addr " + verb + " " + addrText(a) },
 }
 
 // KindFDB is the kind of forwarding entries.
@@ -94,11 +93,11 @@ var KindFDB = &Descriptor[FDB, struct{}]{
 	compare: func(a, b FDB) int {
 		return cmp.Or(cmp.Compare(a.Link, b.Link), slices.Compare(a.MAC[:], b.MAC[:]), a.Dst.Compare(b.Dst))
 	},
-	link:    func(f FDB, _ struct{}) string { return f.Link },
-	owns:    func(s Scope, f FDB, _ struct{}) bool { return s.OwnsLink(f.Link) },
-	title:   func(f FDB, _ struct{}) string { return fmt.Sprintf("fdb %s dst %s dev %s", f.MAC, f.Dst, f.Link) },
-	text:    func(f FDB, _ struct{}) string { return fdbText(f) },
-	command: func(verb string, f FDB, _ struct{}) string { return "bridge fdb " + verb + " " + fdbText(f) },
+	linkOf:    func(f FDB, _ struct{}) string { return f.Link },
+	owns:      func(s Scope, f FDB, _ struct{}) bool { return s.OwnsLink(f.Link) },
+	titleOf:   func(f FDB, _ struct{}) string { return fmt.Sprintf("fdb %s dst %s dev %s", f.MAC, f.Dst, f.Link) },
+	textOf:    func(f FDB, _ struct{}) string { return fdbText(f) },
+	commandOf: func(verb string, f FDB, _ struct{}) string { return "bridge fdb " + verb + " " + fdbText(f) },
 }
 
 // KindNeigh is the kind of neighbour entries.
@@ -108,12 +107,12 @@ var KindNeigh = &Descriptor[NeighKey, MAC]{
 	compare: func(a, b NeighKey) int {
 		return cmp.Or(cmp.Compare(a.Link, b.Link), a.IP.Compare(b.IP))
 	},
-	link:   func(k NeighKey, _ MAC) string { return k.Link },
-	perMAC: true,
-	owns:   func(s Scope, k NeighKey, _ MAC) bool { return s.OwnsLink(k.Link) },
-	title:  func(k NeighKey, _ MAC) string { return fmt.Sprintf("neighbour %s dev %s", k.IP, k.Link) },
-	text:   neighText,
-	command: func(verb string, k NeighKey, m MAC) string {
+	linkOf:  func(k NeighKey, _ MAC) string { return k.Link },
+	perMAC:  true,
+	owns:    func(s Scope, k NeighKey, _ MAC) bool { return s.OwnsLink(k.Link) },
+	titleOf: func(k NeighKey, _ MAC) string { return fmt.Sprintf("neighbour %s dev %s", k.IP, k.Link) },
+	textOf:  neighText,
+	commandOf: func(verb string, k NeighKey, m MAC) string {
 		if verb == "del" {
 			return fmt.Sprintf("ip neigh del %s dev %s", k.IP, k.Link)
 		}
@@ -129,14 +128,14 @@ var KindTunnel = &Descriptor[TunnelKey, netip.AddrPort]{
 	compare: func(a, b TunnelKey) int {
 		return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Subnet, b.Subnet))
 	},
-	link:  func(k TunnelKey, _ netip.AddrPort) string { return k.Link },
-	owns:  func(s Scope, k TunnelKey, _ netip.AddrPort) bool { return s.OwnsLink(k.Link) },
-	basic: func(k TunnelKey, _ netip.AddrPort, own netip.Prefix) bool { return k.Subnet == own },
-	title: func(k TunnelKey, _ netip.AddrPort) string {
+	linkOf:  func(k TunnelKey, _ netip.AddrPort) string { return k.Link },
+	owns:    func(s Scope, k TunnelKey, _ netip.AddrPort) bool { return s.OwnsLink(k.Link) },
+	isBasic: func(k TunnelKey, _ netip.AddrPort, own netip.Prefix) bool { return k.Subnet == own },
+	titleOf: func(k TunnelKey, _ netip.AddrPort) string {
 		return fmt.Sprintf("tunnel entry %s dev %s", k.Subnet, k.Link)
 	},
-	text: tunnelText,
-	command: func(verb string, k TunnelKey, peer netip.AddrPort) string {
+	textOf: tunnelText,
+	commandOf: func(verb string, k TunnelKey, peer netip.AddrPort) string {
 		return "tunnel " + verb + " " + tunnelText(k, peer)
 	},
 }
@@ -146,11 +145,11 @@ var KindNextHop = &Descriptor[uint32, NextHop]{
 	name: "nexthop", label: "nexthop",
 	in:      func(s State) map[uint32]NextHop { return s.NextHops },
 	compare: cmp.Compare[uint32],
-	link:    func(_ uint32, h NextHop) string { return h.Link },
+	linkOf:  func(_ uint32, h NextHop) string { return h.Link },
 	owns:    Scope.OwnsNextHop,
-	title:   func(id uint32, h NextHop) string { return fmt.Sprintf("nexthop %d dev %s", id, h.Link) },
-	text:    nextHopText,
-	command: func(verb string, id uint32, h NextHop) string {
+	titleOf: func(id uint32, h NextHop) string { return fmt.Sprintf("nexthop %d dev %s", id, h.Link) },
+	textOf:  nextHopText,
+	commandOf: func(verb string, id uint32, h NextHop) string {
 		if verb == "del" {
 			return fmt.Sprintf("ip nexthop del id %d", id)
 		}
@@ -166,22 +165,22 @@ var KindRoute = &Descriptor[RouteKey, Route]{
 	compare: func(a, b RouteKey) int {
 		return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
 	},
-	link: func(k RouteKey, _ Route) string { return k.Link },
+	linkOf: func(k RouteKey, _ Route) string { return k.Link },
 	// The kernel adds and removes its own routes together with their addresses.
 	owns: func(s Scope, k RouteKey, r Route) bool { return s.OwnsRoute(k, r) && r.Proto != ProtoKernel },
 	// Routes to the network or to the own subnet, but not to a peer's.
-	basic: func(k RouteKey, _ Route, own netip.Prefix) bool {
+	isBasic: func(k RouteKey, _ Route, own netip.Prefix) bool {
 		return own.IsValid() && k.Dst.Bits() <= own.Bits() && k.Dst.Contains(own.Addr())
 	},
-	title: func(k RouteKey, r Route) string {
+	titleOf: func(k RouteKey, r Route) string {
 		if r.Blackhole {
 			return fmt.Sprintf("blackhole route %s", k.Dst)
 		}
 		return fmt.Sprintf("route %s dev %s", k.Dst, k.Link)
 	},
-	text:     routeText,
-	command:  func(verb string, k RouteKey, r Route) string { return "ip route " + verb + " " + routeCommand(k, r) },
-	diffFunc: diffRoutes,
+	textOf:    routeText,
+	commandOf: func(verb string, k RouteKey, r Route) string { return "ip route " + verb + " " + routeCommand(k, r) },
+	diffFunc:  diffRoutes,
 }
 
 func comparePrefix(a, b netip.Prefix) int {

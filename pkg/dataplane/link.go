@@ -19,26 +19,23 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 		have, exists := d.have.Links[name]
 		switch {
 		case !exists:
-			d.recreated[name] = true
+			d.links[name] = linkDiff{recreated: true}
 			changes = append(changes, kind.Put(name, want))
 		case have.Kind != want.Kind:
-			d.blocked[name] = true
+			d.links[name] = linkDiff{blocked: true}
 			d.Conflicts = append(d.Conflicts, Conflict{
 				Op:     kind.Put(name, want),
 				Reason: fmt.Sprintf("another device of that name and of type %s exists", have.Kind),
 			})
 		case !have.reusable(want):
-			d.recreated[name] = true
+			d.links[name] = linkDiff{recreated: true}
 			changes = append(changes, kind.Del(name, have), kind.Put(name, want))
 		case !have.satisfies(want):
-			d.newMAC[name] = want.MAC != MAC{} && want.MAC != have.MAC
-			changes = append(changes, kind.Set(name, want, have))
+			d.links[name] = linkDiff{newMAC: want.MAC != MAC{} && want.MAC != have.MAC}
+			changes = append(changes, kind.Put(name, want).instead(have))
 		}
 	}
-	if len(changes) == 0 {
-		return nil, nil
-	}
-	return changes, nil
+	return changes, ops(nil)
 }
 
 // reusable reports whether l can be changed into want in place.

@@ -102,7 +102,7 @@ func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 	if d.scope.NextHops {
 		d.neededHops()
 	}
-	return kind.list(Put, kind.missing(d, d.hops, nil)), kind.list(Del, kind.surplus(d, d.hops))
+	return kind.missing(d, d.hops, nil), kind.surplus(d, d.hops)
 }
 
 // neededHops records the nexthops that the wanted routes need. If the ID is in use by another
@@ -110,11 +110,11 @@ func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 func (d *differ) neededHops() {
 	for k, r := range d.want.Routes {
 		through, hop, ok := r.nextHop(k)
-		if _, taken := d.taken[slot{k.Dst, k.Metric}]; !ok || taken || d.blocked[k.Link] {
+		if _, taken := d.taken[slot{k.Dst, k.Metric}]; !ok || taken || d.links[k.Link].blocked {
 			continue
 		}
 		have, exists := d.have.NextHops[through.NextHop]
-		if exists && !d.recreated[have.Link] && !d.scope.OwnsNextHop(through.NextHop, have) {
+		if exists && !d.links[have.Link].recreated && !d.scope.OwnsNextHop(through.NextHop, have) {
 			continue
 		}
 		d.hops[through.NextHop] = hop

@@ -29,24 +29,47 @@ type Op struct {
 	Verb Verb
 	Kind Kind
 
-	object any // *object[K, V] of the kind
-	was    any // *V with Set: the present value
+	object any   // *object[K, V] of the kind
+	was    *Link // the present value with Set
+}
+
+// SetLink returns the operation that changes an existing link from was to l in place.
+func SetLink(name string, l, was Link) Op {
+	return KindLink.Put(name, l).instead(was)
+}
+
+// instead turns the creation of a link into a change of the existing one.
+func (o Op) instead(was Link) Op {
+	o.Verb, o.was = Set, &was
+	return o
 }
 
 // Object returns the name of the object, which is the same for every attempt. It is the key for the
 // backoff.
-func (o Op) Object() string { return o.Kind.objectOf(o) }
+func (o Op) Object() string { return o.Kind.title(o.object) }
 
 // Device returns the link of the object, or "" if it has none, such as a blackhole route.
-func (o Op) Device() string { return o.Kind.deviceOf(o) }
+func (o Op) Device() string { return o.Kind.link(o.object) }
 
 // Basic reports whether the operation creates something that a host with the subnet own needs
 // independently of its peers, and without which it reaches none of them.
-func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basicOf(o, own) }
+func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basic(o.object, own) }
 
 // Clone returns a copy that can be retained. An operation of a Delta keeps the whole Delta in
 // memory.
-func (o Op) Clone() Op { return o.Kind.clone(o) }
+func (o Op) Clone() Op {
+	o.object = o.Kind.clone(o.object)
+	return o
+}
 
 // String returns the operation as a command that can be pasted into a shell.
-func (o Op) String() string { return o.Kind.commandOf(o) }
+func (o Op) String() string {
+	switch o.Verb {
+	case Del:
+		return o.Kind.command("del", o.object)
+	case Set:
+		name, l := KindLink.Of(o)
+		return changeCommand(name, l, *o.was)
+	}
+	return o.Kind.command("replace", o.object)
+}

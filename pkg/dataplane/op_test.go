@@ -22,9 +22,9 @@ func TestOpText(t *testing.T) {
 	}{
 		{KindLink.Put("flannel.1", link),
 			"ip link add flannel.1 mtu 1450 address 02:00:00:00:00:01 type vxlan id 1 local 192.0.2.1 dev eth0 dstport 8472 nolearning && ip link set flannel.1 up", "link flannel.1"},
-		{KindLink.Set("flannel.1", link, other),
+		{SetLink("flannel.1", link, other),
 			"ip link set flannel.1 address 02:00:00:00:00:01 mtu 1450 up && ip link set flannel.1 type vxlan nolearning", "link flannel.1"},
-		{KindLink.Set("flannel.1", other, link),
+		{SetLink("flannel.1", other, link),
 			"ip link set flannel.1 address 02:00:00:00:00:09 mtu 1400 down && ip link set flannel.1 type vxlan learning", "link flannel.1"},
 		{KindLink.Del("flannel.1", link), "ip link del flannel.1", "link flannel.1"},
 		{KindSysctl.Put("net/ipv6/conf/flannel.1/accept_ra", "0"),

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
+	"sort"
 	"strconv"
 )
 
@@ -36,7 +36,7 @@ func (d *differ) takenSlots() map[slot]string {
 // diffRoutes requires that diffNextHops was called before.
 func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
 	put := kind.missing(d, d.want.Routes, d.route)
-	put = slices.DeleteFunc(put, func(o object[RouteKey, Route]) bool {
+	put.remove(func(o object[RouteKey, Route]) bool {
 		reason, ok := d.taken[slot{o.key.Dst, o.key.Metric}]
 		if ok {
 			d.Conflicts = append(d.Conflicts, Conflict{kind.Put(o.key, o.value), reason})
@@ -44,13 +44,13 @@ func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
 		return ok
 	})
 	del := kind.surplus(d, d.want.Routes)
-	del = slices.DeleteFunc(del, func(o object[RouteKey, Route]) bool {
+	del.remove(func(o object[RouteKey, Route]) bool {
 		// The wanted route with the same nexthop has replaced this one. The deletion would remove
 		// the new route, because it cannot specify the link.
 		_, replaced := d.hops[o.value.NextHop]
 		return replaced && o.key.Metric == 0
 	})
-	return kind.list(Put, put), kind.list(Del, del)
+	return put, del
 }
 
 // route returns a wanted route in the form in which it is created.
@@ -73,8 +73,9 @@ func DelRoutesTo(have State, scope Scope, addr netip.Addr) (ops []Op) {
 			leads = append(leads, k)
 		}
 	}
-	slices.SortFunc(leads, func(a, b RouteKey) int {
-		return cmp.Or(b.Dst.Bits()-a.Dst.Bits(), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Link, b.Link))
+	sort.Slice(leads, func(i, j int) bool {
+		a, b := leads[i], leads[j]
+		return cmp.Or(b.Dst.Bits()-a.Dst.Bits(), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Link, b.Link)) < 0
 	})
 	for _, k := range leads {
 		r := have.Routes[k]

@@ -9,7 +9,7 @@ import (
 // Empty reports whether s has no objects.
 func (s State) Empty() bool {
 	for _, k := range kinds {
-		if k.count(s) > 0 {
+		if k.table(s).size() > 0 {
 			return false
 		}
 	}
@@ -19,7 +19,12 @@ func (s State) Empty() bool {
 // Equal reports whether both states have the same objects.
 func (s State) Equal(o State) bool {
 	for _, k := range kinds {
-		if !k.equal(s, o) {
+		others := k.table(o)
+		same := func(op Op) bool {
+			_, same := others.has(op.object)
+			return same
+		}
+		if k.table(s).size() != others.size() || !k.all(s).each(same) {
 			return false
 		}
 	}
@@ -29,27 +34,37 @@ func (s State) Equal(o State) bool {
 // Add adds the objects of o to s.
 func (s State) Add(o State) {
 	for _, k := range kinds {
-		k.copyTo(s, o)
+		added := k.table(o)
+		k.table(s).copy(added, added)
 	}
 }
 
 // Remove removes the objects with the keys of o from s.
 func (s State) Remove(o State) {
 	for _, k := range kinds {
-		k.removeFrom(s, o)
+		k.table(s).delAll(k.table(o))
 	}
 }
 
 // Update applies a completed operation to s. It does not account for objects that the kernel
 // removes together with a link; the next read of the kernel shows those.
-func (s State) Update(o Op) { o.Kind.update(s, o) }
+func (s State) Update(o Op) {
+	if t := o.Kind.table(s); o.Verb == Del {
+		t.del(o.object)
+	} else {
+		t.put(o.object)
+	}
+}
 
 // Has reports whether s has an object with the key of o's object.
-func (s State) Has(o Op) bool { return o.Kind.has(s, o) }
+func (s State) Has(o Op) bool {
+	key, _ := o.Kind.table(s).has(o.object)
+	return key
+}
 
-// Objects returns the objects of a kind in no particular order, as operations that create them.
+// Objects returns the objects of a kind in order, as operations that create them.
 func (s State) Objects(k Kind) iter.Seq[Op] {
-	return func(yield func(Op) bool) { k.objects(s, yield) }
+	return func(yield func(Op) bool) { k.all(s).each(yield) }
 }
 
 // Text returns the state in the notation of ip(8), bridge(8) and sysctl(8), one object per line, in
@@ -57,7 +72,9 @@ func (s State) Objects(k Kind) iter.Seq[Op] {
 func (s State) Text() string {
 	var b strings.Builder
 	for _, k := range kinds {
-		k.printTo(&b, s)
+		for op := range s.Objects(k) {
+			b.WriteString(k.text(op.object) + "\n")
+		}
 	}
 	return b.String()
 }
@@ -73,7 +90,7 @@ func (s State) Part(others ...State) State {
 	destinations := map[netip.Prefix]bool{}
 	for _, o := range others {
 		for _, k := range kinds {
-			k.pickTo(p, s, o)
+			k.table(p).copy(k.table(s), k.table(o))
 		}
 		for k := range o.Routes {
 			destinations[k.Dst] = true

@@ -99,7 +99,7 @@ func TestOneFailureHarmsNoOther(t *testing.T) {
 		{dataplane.KindAddr.Put(dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}, struct{}{}), 0, ""},
 		{dataplane.KindAddr.Put(dataplane.Addr{Link: "flannel.3", Prefix: prefix("10.5.5.0/32")}, struct{}{}), 0, ""},
 		{dataplane.KindSysctl.Put("net/ipv4/conf/missing/rp_filter", "0"), unix.ENOENT, "replace sysctl net/ipv4/conf/missing/rp_filter: "},
-		{dataplane.KindLink.Set("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, MTU: 1 << 20, Up: true}, dataplane.Link{}), unix.EINVAL, "change link flannel.3: invalid argument"},
+		{dataplane.SetLink("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, MTU: 1 << 20, Up: true}, dataplane.Link{}), unix.EINVAL, "change link flannel.3: invalid argument"},
 		{dataplane.KindLink.Put("flannel.3", dataplane.Link{Kind: dataplane.KindVXLAN, VNI: 4, Parent: uplink}), unix.EEXIST, "replace link flannel.3: file exists"},
 		// Deleting a missing object is a success.
 		{dataplane.KindRoute.Del(dataplane.RouteKey{Dst: prefix("10.5.9.0/24"), Link: overlay}, dataplane.Route{}), 0, ""},

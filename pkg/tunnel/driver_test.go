@@ -168,7 +168,7 @@ func TestFailedSwapIsTriedAgain(t *testing.T) {
 
 	low := tunLink
 	low.MTU = 20
-	err := b.Apply([]dataplane.Op{dataplane.KindLink.Set(tunDevice, low, tunLink)})[0]
+	err := b.Apply([]dataplane.Op{dataplane.SetLink(tunDevice, low, tunLink)})[0]
 	if err == nil || !strings.HasPrefix(err.Error(), "change link flannel0: make table: MTU 20") {
 		t.Errorf("an MTU of 20: %v", err)
 	}
@@ -213,13 +213,13 @@ func TestLinkOfATunnel(t *testing.T) {
 	b.put("10.42.7.0/24")
 	open := tunLink
 	open.AnySource = true
-	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Set(tunDevice, open, tunLink)})[0]; err != nil {
+	if err := b.Apply([]dataplane.Op{dataplane.SetLink(tunDevice, open, tunLink)})[0]; err != nil {
 		t.Error(err)
 	}
 	if want.AnySource = true; show().Links[tunDevice] != want || !b.tunnels[tunDevice].tunnel.state.Load().table.overlay.AllowUnknownSources {
 		t.Error("it does not take packets from everybody")
 	}
-	if err := b.Apply([]dataplane.Op{dataplane.KindLink.Set("flannel9", open, tunLink)})[0]; err != nil {
+	if err := b.Apply([]dataplane.Op{dataplane.SetLink("flannel9", open, tunLink)})[0]; err != nil {
 		t.Errorf("a change of what has ended meanwhile: %v", err)
 	}
 }
