@@ -10,10 +10,15 @@ import (
 // passes runs a filter on a notification.
 func passes(t *testing.T, f *Filter, datagram []byte) bool {
 	t.Helper()
-	if _, err := f.Assemble(); err != nil {
+	program, err := f.Assemble()
+	if err != nil {
 		t.Fatal(err)
 	}
-	vm, err := bpf.NewVM(f.code)
+	var code []bpf.Instruction
+	for _, i := range program {
+		code = append(code, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K}.Disassemble())
+	}
+	vm, err := bpf.NewVM(code)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +47,8 @@ func TestFilter(t *testing.T) {
 		f.Label("more")
 		f.LoadPort()
 		f.Equal32(port, Pass, "")
-		f.Load(unix.SizeofNlMsghdr, 1)
-		f.JumpIf(bpf.JumpGreaterOrEqual, 9, Pass, "")
+		f.Load(unix.SizeofNlMsghdr, unix.BPF_B)
+		f.JumpIf(unix.BPF_JGE, 9, Pass, "")
 		var r Requests
 		r.Begin(c.kind, 0)
 		r.Put8(c.body)

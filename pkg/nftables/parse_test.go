@@ -114,7 +114,10 @@ func TestOnlyGenerations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, _ := bpf.Disassemble(program)
+	var code []bpf.Instruction
+	for _, i := range program {
+		code = append(code, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K}.Disassemble())
+	}
 	vm, err := bpf.NewVM(code)
 	if err != nil {
 		t.Fatal(err)

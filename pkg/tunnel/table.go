@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -84,12 +83,11 @@ func (t *Table) index() error {
 			t.hosts[host] = int32(i)
 		}
 	}
-	for length, n := range count {
+	for length, n := range slices.Backward(count[:]) {
 		if n > 0 {
 			t.lengths = append(t.lengths, newPrefixSet(length, n))
 		}
 	}
-	slices.SortFunc(t.lengths, func(a, b prefixSet) int { return cmp.Compare(b.mask, a.mask) })
 	for i, p := range t.overlay.Peers {
 		for j := range t.lengths {
 			if s := &t.lengths[j]; s.mask == mask(p.Subnet.Bits()) {
