@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
@@ -84,7 +85,7 @@ func sharedRoutes(base dataplane.State) []dataplane.RouteKey {
 		_, ours := base.Links[k.Link]
 		return !ours
 	})
-	slices.SortFunc(keys, func(a, b dataplane.RouteKey) int { return lease.ComparePrefix(a.Dst, b.Dst) })
+	sort.Slice(keys, func(i, j int) bool { return lease.ComparePrefix(keys[i].Dst, keys[j].Dst) < 0 })
 	return keys
 }
 

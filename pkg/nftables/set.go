@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -69,7 +70,7 @@ func (v *evaluator) readSet(name string) (e elements, err error) {
 	if err != nil {
 		return e, fmt.Errorf("list set %s of %s %s: %w", name, v.family, v.table, err)
 	}
-	slices.SortStableFunc(e.all, func(a, b element) int { return bytes.Compare(a.key, b.key) })
+	sort.SliceStable(e.all, func(i, j int) bool { return bytes.Compare(e.all[i].key, e.all[j].key) < 0 })
 	return e, nil
 }
 
