@@ -10,7 +10,9 @@ import (
 )
 
 // Attrs is a sequence of attributes, as in messages and in the values of nested attributes. The
-// methods that write append one attribute and return the extended slice, like append.
+// methods that write append one attribute and return the extended slice, like append. The common
+// ones are not inlined: the compiler takes append for cheap, but it is a hundred bytes of code, and
+// the callers are many.
 //
 // Numbers are in host byte order, as nearly everywhere in netlink, or, with BE in the name of the
 // method, in network byte order, as everywhere in nfnetlink.
@@ -117,11 +119,15 @@ func (v Value) MAC() (mac [6]byte) {
 
 // Open starts an attribute whose value is appended next. It ends with Close of the returned
 // position.
+//
+//go:noinline
 func (a Attrs) Open(kind uint16) (_ Attrs, at int) {
 	return binary.NativeEndian.AppendUint16(append(a, 0, 0), kind), len(a)
 }
 
 // Close ends an attribute, and pads it for the next one.
+//
+//go:noinline
 func (a Attrs) Close(at int) Attrs {
 	binary.NativeEndian.PutUint16(a[at:], uint16(len(a)-at))
 	return pad(a)
@@ -135,6 +141,8 @@ func pad(b []byte) []byte {
 }
 
 // Bytes adds an attribute with any value.
+//
+//go:noinline
 func (a Attrs) Bytes(kind uint16, value []byte) Attrs {
 	a, at := a.Open(kind)
 	return append(a, value...).Close(at)
@@ -146,6 +154,8 @@ func (a Attrs) Nest(kind uint16, inner Attrs) Attrs {
 }
 
 // Text adds a NUL-terminated string.
+//
+//go:noinline
 func (a Attrs) Text(kind uint16, s string) Attrs {
 	a, at := a.Open(kind)
 	return append(append(a, s...), 0).Close(at)
@@ -167,12 +177,16 @@ func appendAddr(a Attrs, ip netip.Addr) Attrs {
 }
 
 // Uint32 adds a number in host byte order.
+//
+//go:noinline
 func (a Attrs) Uint32(kind uint16, v uint32) Attrs {
 	a, at := a.Open(kind)
 	return Attrs(binary.NativeEndian.AppendUint32(a, v)).Close(at)
 }
 
 // Uint32BE adds a number in network byte order.
+//
+//go:noinline
 func (a Attrs) Uint32BE(kind uint16, v uint32) Attrs {
 	a, at := a.Open(kind)
 	return Attrs(binary.BigEndian.AppendUint32(a, v)).Close(at)

@@ -16,7 +16,7 @@ const (
 
 // Filter is a classic BPF program for one notification (kernel documentation, "Linux Socket
 // Filtering aka Berkeley Packet Filter"), with labels to jump to. Jumps are forward only; the empty
-// label is the next instruction. The default is to drop.
+// label is the next instruction. The default is to drop. As with Attrs, what appends is not inlined.
 type Filter struct {
 	code   []unix.SockFilter
 	labels map[string]int
@@ -29,6 +29,8 @@ type jump struct {
 }
 
 // Add appends an instruction with an operand.
+//
+//go:noinline
 func (f *Filter) Add(code uint16, k uint32) {
 	f.code = append(f.code, unix.SockFilter{Code: code, K: k})
 }
@@ -43,6 +45,8 @@ func (f *Filter) LoadType() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Type
 func (f *Filter) LoadPort() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Pid)), unix.BPF_W) }
 
 // Label sets a label at the next instruction.
+//
+//go:noinline
 func (f *Filter) Label(name string) {
 	if f.labels == nil {
 		f.labels = map[string]int{}
@@ -51,6 +55,8 @@ func (f *Filter) Label(name string) {
 }
 
 // JumpIf compares the loaded value by a test such as unix.BPF_JEQ.
+//
+//go:noinline
 func (f *Filter) JumpIf(test uint16, value uint32, ifTrue, ifFalse string) {
 	f.jumps = append(f.jumps, jump{len(f.code), ifTrue, ifFalse})
 	f.Add(unix.BPF_JMP|test, value)
