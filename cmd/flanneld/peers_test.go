@@ -48,3 +48,32 @@ func TestPeerMovesToAnotherSubnet(t *testing.T) {
 		}
 	})
 }
+
+// TestPeerChangesItsKey: a peer that adds an IPv6 subnet to its lease, or gives it up, has another
+// key from then on. It is reached all the time.
+func TestPeerChangesItsKey(t *testing.T) {
+	t.Parallel()
+	eachAPI(t, func(t *testing.T, api string) {
+		c := newCluster(t, lab.Options{Hosts: 1})
+		keys := c.Etcd.Store(api)
+		c.must(keys.Put(c.ctx, c.prefix+"/config", upperConfig, 0))
+		c.must(c.StartAll(c.ctx))
+		h := c.Hosts[0]
+		const subnet, publicIP, mac = "10.42.77.0/24", "203.0.113.77", "0a:00:00:00:00:77"
+		plain, both, marker := c.prefix+"/subnets/10.42.77.0-24", c.prefix+"/subnets/10.42.77.0-24&fd42:0:0:77::-64", c.prefix+"/subnets/10.42.78.0-24"
+		dual := `{"PublicIP":"` + publicIP + `","PublicIPv6":"2001:db8::77","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"` + mac + `"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:00:00:00:06:77"}}`
+		c.must(keys.Put(c.ctx, plain, phantomValue(publicIP, mac), 0))
+		c.holds(h, 5*time.Second, subnet, publicIP, mac)
+		for n, change := range []struct{ from, to, value string }{{plain, both, dual}, {both, plain, phantomValue(publicIP, mac)}} {
+			// The marker is deleted after the old key, and goes when that would.
+			c.must(keys.Put(c.ctx, marker, phantomValue("203.0.113.78", "0a:00:00:00:00:78"), 0))
+			c.holdsOne(h, "10.42.78.0/24")
+			c.must(keys.Put(c.ctx, change.to, change.value, 0))
+			c.must(keys.Delete(c.ctx, change.from))
+			c.must(keys.Delete(c.ctx, marker))
+			c.holds(h, 5*time.Second, "10.42.78.0/24", "", "")
+			c.holds(h, 5*time.Second, subnet, publicIP, mac)
+			c.saysTimes(h.Flanneld(), n+1, "-1 route") // those of the markers
+		}
+	})
+}
