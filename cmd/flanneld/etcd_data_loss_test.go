@@ -167,6 +167,7 @@ func (s *stage) keyExpired() {
 	took := s.leasedAgain(3*time.Second, key, before.Value)
 	s.waitAllPairs()
 	s.saysTimes(h.Flanneld(), said+1, goneLine)
+	s.follows() // and so watches, when something happens to etcd next
 	tr.end()
 	s.t.Logf("made it again after %v", took.Round(time.Millisecond))
 }
