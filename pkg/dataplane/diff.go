@@ -126,9 +126,8 @@ func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) *objects[K, V] {
 	if !by.prune || d.owns == nil {
 		return nil
 	}
-	have := d.in(by.have)
-	atLeast := len(have) - len(want) // if all are ours
-	return d.list(Del, have, atLeast, func(k K, v V) (V, bool) {
+	const atLeast = 8
+	return d.list(Del, d.in(by.have), atLeast, func(k K, v V) (V, bool) {
 		_, ok := want[k]
 		return v, !ok && by.deletes(d.linkOf(k, v)) && d.owns(by.scope, k, v)
 	})
@@ -171,10 +170,10 @@ func (d *Descriptor[K, V]) list(verb Verb, from map[K]V, atLeast int, selected f
 	return l
 }
 
-// remove removes the objects of which is reports so.
-func (l *objects[K, V]) remove(is func(object[K, V]) bool) {
+// remove removes the objects that match.
+func (l *objects[K, V]) remove(match func(object[K, V]) bool) {
 	if l != nil {
-		l.list = slices.DeleteFunc(l.list, is)
+		l.list = slices.DeleteFunc(l.list, match)
 	}
 }
 

@@ -1,8 +1,6 @@
 package dataplane
 
-import (
-	"net/netip"
-)
+import "net/netip"
 
 // Kind is a type-independent view of a kind of objects. Every Kind is a *Descriptor; kinds.go has
 // the table of all. What can be done without the types of an object is done by the callers, because

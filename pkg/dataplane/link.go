@@ -32,7 +32,7 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
 			changes = append(changes, kind.Del(name, have), kind.Put(name, want))
 		case !have.satisfies(want):
 			d.links[name] = linkDiff{newMAC: want.MAC != MAC{} && want.MAC != have.MAC}
-			changes = append(changes, kind.Put(name, want).instead(have))
+			changes = append(changes, kind.Put(name, want).changing(have))
 		}
 	}
 	return changes, ops(nil)

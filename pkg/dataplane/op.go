@@ -35,11 +35,11 @@ type Op struct {
 
 // SetLink returns the operation that changes an existing link from was to l in place.
 func SetLink(name string, l, was Link) Op {
-	return KindLink.Put(name, l).instead(was)
+	return KindLink.Put(name, l).changing(was)
 }
 
-// instead turns the creation of a link into a change of the existing one.
-func (o Op) instead(was Link) Op {
+// changing turns the creation of a link into a change of the existing one.
+func (o Op) changing(was Link) Op {
 	o.Verb, o.was = Set, &was
 	return o
 }

@@ -82,7 +82,7 @@ func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefe
 		return len(prefer)
 	}
 	sort.SliceStable(inv.Ifaces, func(i, j int) bool { return rank(inv.Ifaces[i].Name) < rank(inv.Ifaces[j].Name) })
-	sort.SliceStable(inv.Routes, func(i, j int) bool { return rank(inv.Routes[i].Iface) < rank(inv.Routes[j].Iface) })
+	slices.SortStableFunc(inv.Routes, func(a, b Route) int { return rank(a.Iface) - rank(b.Iface) })
 	running := inv.without("has no carrier", func(i Iface) bool { return !i.Up || !i.Running })
 	if u, err := running.choose(sel, reach); err == nil {
 		return u, nil
@@ -276,7 +276,7 @@ func (inv Inventory) defaults() []Route {
 			routes = append(routes, r)
 		}
 	}
-	sort.SliceStable(routes, func(i, j int) bool { return routes[i].Metric < routes[j].Metric })
+	slices.SortStableFunc(routes, func(a, b Route) int { return cmp.Compare(a.Metric, b.Metric) })
 	return routes
 }
 

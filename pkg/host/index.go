@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"sort"
 )
 
 // index looks up the route to an address as [Lookup] does, but in logarithmic time: there may be
@@ -25,10 +24,7 @@ type needed struct {
 // newIndex returns an index of routes for an uplink.
 func newIndex(routes []Route, uplink string) *index {
 	x := &index{routes: slices.Clone(routes)}
-	sort.SliceStable(x.routes, func(i, j int) bool {
-		a, b := &x.routes[i], &x.routes[j]
-		return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Metric, b.Metric)) < 0
-	})
+	slices.SortStableFunc(x.routes, func(a, b Route) int { return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Metric, b.Metric)) })
 	x.routes = slices.CompactFunc(x.routes, func(a, b Route) bool { return a.Dst == b.Dst })
 	x.parent = make([]int, len(x.routes))
 	for i, r := range x.routes {
@@ -48,7 +44,7 @@ func newIndex(routes []Route, uplink string) *index {
 		}
 		x.needed = append(x.needed, n)
 	}
-	sort.SliceStable(x.needed, func(i, j int) bool { return comparePrefix(x.needed[i].dst, x.needed[j].dst) < 0 })
+	slices.SortStableFunc(x.needed, func(a, b needed) int { return comparePrefix(a.dst, b.dst) })
 	return x
 }
 
