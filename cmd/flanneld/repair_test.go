@@ -208,16 +208,19 @@ func (c *cluster) holds(h *lab.Host, d time.Duration, subnet, publicIP, mac stri
 		want = fmt.Sprintf("fdb %[1]s dev flannel.1 dst %[2]s self permanent\nneigh %[3]s lladdr %[1]s dev flannel.1 nud permanent\nroute %[4]s via %[3]s dev flannel.1 onlink\n", mac, publicIP, p.Addr(), p)
 	}
 	c.within(d, fmt.Sprintf("%s at %s %s", subnet, publicIP, mac), func() error {
-		// What the real hosts do not account for is this peer's.
+		// FDB entries that neither real hosts nor other subnets account for are this peer's.
 		all, peer := c.snapshot(h, "10.42.0.0/16", "flannel.1"), dataplane.NewState()
-		for f := range all.FDB {
-			if !slices.ContainsFunc(c.Hosts, func(h *lab.Host) bool { return h.Addr == f.Dst }) {
-				peer.FDB[f] = struct{}{}
-			}
-		}
+		others := map[dataplane.MAC]bool{}
 		for k, m := range all.Neighs {
 			if p.Contains(k.IP) {
 				peer.Neighs[k] = m
+			} else {
+				others[m] = true
+			}
+		}
+		for f := range all.FDB {
+			if !others[f.MAC] && !slices.ContainsFunc(c.Hosts, func(h *lab.Host) bool { return h.Addr == f.Dst }) {
+				peer.FDB[f] = struct{}{}
 			}
 		}
 		for k, r := range all.Routes {
