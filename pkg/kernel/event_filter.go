@@ -6,6 +6,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/netlink"
@@ -44,8 +45,6 @@ func eventFilter(port uint32, links []int, networks []netip.Prefix) *netlink.Fil
 		tableAt  = header + uint32(unsafe.Offsetof(unix.RtMsg{}.Table))
 		attrsAt  = header + unix.SizeofRtMsg
 		indexAt  = header + uint32(unsafe.Offsetof(unix.NdMsg{}.Ifindex))
-		// SKF_AD_OFF + SKF_AD_NLATTR, the offset of an extension (linux/filter.h).
-		netlinkAttr = 1<<32 - 0x1000 + 12
 	)
 	var f netlink.Filter
 	f.LoadPort()
@@ -62,31 +61,31 @@ func eventFilter(port uint32, links []int, networks []netip.Prefix) *netlink.Fil
 	f.Equal16(unix.RTM_NEWROUTE, "route", "")
 	f.Equal16(unix.RTM_DELROUTE, "route", netlink.Pass)
 	f.Label("route")
-	f.Load(tableAt, unix.BPF_B)
+	f.Load(tableAt, 1)
 	if len(networks) == 1 && networks[0].Addr().Is4() {
 		network := networks[0]
-		f.JumpIf(unix.BPF_JEQ, unix.RT_TABLE_MAIN, "", netlink.Drop)
-		f.Load(familyAt, unix.BPF_B)
-		f.JumpIf(unix.BPF_JEQ, unix.AF_INET, "", netlink.Drop)
-		f.Load(lengthAt, unix.BPF_B)
-		f.JumpIf(unix.BPF_JEQ, 0, netlink.Pass, "")
-		f.JumpIf(unix.BPF_JGE, uint32(network.Bits()), "", netlink.Drop)
+		f.JumpIf(bpf.JumpEqual, unix.RT_TABLE_MAIN, "", netlink.Drop)
+		f.Load(familyAt, 1)
+		f.JumpIf(bpf.JumpEqual, unix.AF_INET, "", netlink.Drop)
+		f.Load(lengthAt, 1)
+		f.JumpIf(bpf.JumpEqual, 0, netlink.Pass, "")
+		f.JumpIf(bpf.JumpGreaterOrEqual, uint32(network.Bits()), "", netlink.Drop)
 		// The destination: the extension returns the offset of the attribute whose kind is in X,
 		// searching from the offset in A.
-		f.Add(unix.BPF_LD|unix.BPF_IMM, attrsAt)
-		f.Add(unix.BPF_LDX|unix.BPF_IMM, unix.RTA_DST)
-		f.Load(netlinkAttr, unix.BPF_W)
-		f.JumpIf(unix.BPF_JEQ, 0, netlink.Pass, "") // there is none
-		f.Add(unix.BPF_MISC|unix.BPF_TAX, 0)
-		f.Add(unix.BPF_LD|unix.BPF_IND|unix.BPF_W, unix.SizeofRtAttr)
-		f.Add(unix.BPF_ALU|unix.BPF_AND, uint32(^uint64(0)<<(32-network.Bits())))
+		f.Add(bpf.LoadConstant{Dst: bpf.RegA, Val: attrsAt})
+		f.Add(bpf.LoadConstant{Dst: bpf.RegX, Val: unix.RTA_DST})
+		f.Add(bpf.LoadExtension{Num: bpf.ExtNetlinkAttr})
+		f.JumpIf(bpf.JumpEqual, 0, netlink.Pass, "") // there is none
+		f.Add(bpf.TAX{})
+		f.Add(bpf.LoadIndirect{Off: unix.SizeofRtAttr, Size: 4})
+		f.Add(bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: uint32(^uint64(0) << (32 - network.Bits()))})
 		first := network.Masked().Addr().As4()
-		f.JumpIf(unix.BPF_JEQ, binary.BigEndian.Uint32(first[:]), netlink.Pass, netlink.Drop)
+		f.JumpIf(bpf.JumpEqual, binary.BigEndian.Uint32(first[:]), netlink.Pass, netlink.Drop)
 	} else {
-		f.JumpIf(unix.BPF_JEQ, unix.RT_TABLE_MAIN, netlink.Pass, netlink.Drop)
+		f.JumpIf(bpf.JumpEqual, unix.RT_TABLE_MAIN, netlink.Pass, netlink.Drop)
 	}
 	f.Label("neigh")
-	f.Load(indexAt, unix.BPF_W)
+	f.Load(indexAt, 4)
 	for _, index := range links {
 		f.Equal32(uint32(index), netlink.Pass, "")
 	}

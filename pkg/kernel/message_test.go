@@ -132,9 +132,13 @@ func TestRequestsAsBytes(t *testing.T) {
 // on an unprivileged socket.
 func filtered(t *testing.T, f *netlink.Filter) func(datagram []byte) bool {
 	t.Helper()
-	code, err := f.Assemble()
+	program, err := f.Assemble()
 	if err != nil {
 		t.Fatal(err)
+	}
+	var code []unix.SockFilter
+	for _, i := range program {
+		code = append(code, unix.SockFilter{Code: i.Op, Jt: i.Jt, Jf: i.Jf, K: i.K})
 	}
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,7 +19,7 @@ const (
 // Filtering aka Berkeley Packet Filter"), with labels to jump to. Jumps are forward only; the empty
 // label is the next instruction. The default is to drop. As with Attrs, what appends is not inlined.
 type Filter struct {
-	code   []unix.SockFilter
+	code   []bpf.Instruction
 	labels map[string]int
 	jumps  []jump
 }
@@ -28,21 +29,19 @@ type jump struct {
 	ifTrue, ifFalse string
 }
 
-// Add appends an instruction with an operand.
+// Add appends an instruction.
 //
 //go:noinline
-func (f *Filter) Add(code uint16, k uint32) {
-	f.code = append(f.code, unix.SockFilter{Code: code, K: k})
-}
+func (f *Filter) Add(i bpf.Instruction) { f.code = append(f.code, i) }
 
-// Load loads a number whose size is unix.BPF_B, unix.BPF_H or unix.BPF_W: 1, 2 or 4 bytes.
-func (f *Filter) Load(offset uint32, size uint16) { f.Add(unix.BPF_LD|unix.BPF_ABS|size, offset) }
+// Load loads a number of 1, 2 or 4 bytes.
+func (f *Filter) Load(offset uint32, size int) { f.Add(bpf.LoadAbsolute{Off: offset, Size: size}) }
 
 // LoadType loads the type of the message, for Equal16.
-func (f *Filter) LoadType() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Type)), unix.BPF_H) }
+func (f *Filter) LoadType() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Type)), 2) }
 
 // LoadPort loads the port of the socket that caused the notification, for Equal32.
-func (f *Filter) LoadPort() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Pid)), unix.BPF_W) }
+func (f *Filter) LoadPort() { f.Load(uint32(unsafe.Offsetof(unix.NlMsghdr{}.Pid)), 4) }
 
 // Label sets a label at the next instruction.
 //
@@ -54,39 +53,39 @@ func (f *Filter) Label(name string) {
 	f.labels[name] = len(f.code)
 }
 
-// JumpIf compares the loaded value by a test such as unix.BPF_JEQ.
+// JumpIf compares the loaded value.
 //
 //go:noinline
-func (f *Filter) JumpIf(test uint16, value uint32, ifTrue, ifFalse string) {
+func (f *Filter) JumpIf(test bpf.JumpTest, value uint32, ifTrue, ifFalse string) {
 	f.jumps = append(f.jumps, jump{len(f.code), ifTrue, ifFalse})
-	f.Add(unix.BPF_JMP|test, value)
+	f.Add(bpf.JumpIf{Cond: test, Val: value})
 }
 
 // Equal16 compares the two loaded bytes with a number in host byte order; BPF loads them in network
 // byte order.
 func (f *Filter) Equal16(v uint16, ifTrue, ifFalse string) {
 	order := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
-	f.JumpIf(unix.BPF_JEQ, uint32(order), ifTrue, ifFalse)
+	f.JumpIf(bpf.JumpEqual, uint32(order), ifTrue, ifFalse)
 }
 
 // Equal32 is Equal16 for four bytes.
 func (f *Filter) Equal32(v uint32, ifTrue, ifFalse string) {
 	order := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, v))
-	f.JumpIf(unix.BPF_JEQ, order, ifTrue, ifFalse)
+	f.JumpIf(bpf.JumpEqual, order, ifTrue, ifFalse)
 }
 
 // Assemble returns the program. It fails if a label is undefined, or too far from a jump.
-func (f *Filter) Assemble() ([]unix.SockFilter, error) {
+func (f *Filter) Assemble() ([]bpf.RawInstruction, error) {
 	f.Label(Drop)
-	f.Add(unix.BPF_RET, 0)
+	f.Add(bpf.RetConstant{Val: 0})
 	f.Label(Pass)
-	f.Add(unix.BPF_RET, 1<<30)
+	f.Add(bpf.RetConstant{Val: 1 << 30})
 	for _, j := range f.jumps {
-		i := &f.code[j.at]
+		i := f.code[j.at].(bpf.JumpIf)
 		for _, to := range []struct {
 			label string
 			skip  *uint8
-		}{{j.ifTrue, &i.Jt}, {j.ifFalse, &i.Jf}} {
+		}{{j.ifTrue, &i.SkipTrue}, {j.ifFalse, &i.SkipFalse}} {
 			if to.label == "" {
 				continue
 			}
@@ -96,6 +95,7 @@ func (f *Filter) Assemble() ([]unix.SockFilter, error) {
 			}
 			*to.skip = uint8(skip)
 		}
+		f.code[j.at] = i
 	}
-	return f.code, nil
+	return bpf.Assemble(f.code)
 }

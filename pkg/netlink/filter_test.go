@@ -10,15 +10,10 @@ import (
 // passes runs a filter on a notification.
 func passes(t *testing.T, f *Filter, datagram []byte) bool {
 	t.Helper()
-	program, err := f.Assemble()
-	if err != nil {
+	if _, err := f.Assemble(); err != nil {
 		t.Fatal(err)
 	}
-	var code []bpf.Instruction
-	for _, i := range program {
-		code = append(code, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K}.Disassemble())
-	}
-	vm, err := bpf.NewVM(code)
+	vm, err := bpf.NewVM(f.code)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,8 +42,8 @@ func TestFilter(t *testing.T) {
 		f.Label("more")
 		f.LoadPort()
 		f.Equal32(port, Pass, "")
-		f.Load(unix.SizeofNlMsghdr, unix.BPF_B)
-		f.JumpIf(unix.BPF_JGE, 9, Pass, "")
+		f.Load(unix.SizeofNlMsghdr, 1)
+		f.JumpIf(bpf.JumpGreaterOrEqual, 9, Pass, "")
 		var r Requests
 		r.Begin(c.kind, 0)
 		r.Put8(c.body)

@@ -89,8 +89,12 @@ func (s *socket) setOption(level, option, value int) (err error) {
 }
 
 func (s *socket) setFilter(f *Filter) error {
-	code, err := f.Assemble()
+	program, err := f.Assemble()
 	if err == nil {
+		code := make([]unix.SockFilter, len(program))
+		for i, r := range program {
+			code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+		}
 		p := &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 		closed := s.raw.Control(func(fd uintptr) {
 			err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, p)

@@ -114,10 +114,7 @@ func TestOnlyGenerations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var code []bpf.Instruction
-	for _, i := range program {
-		code = append(code, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K}.Disassemble())
-	}
+	code, _ := bpf.Disassemble(program)
 	vm, err := bpf.NewVM(code)
 	if err != nil {
 		t.Fatal(err)

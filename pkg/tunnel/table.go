@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -83,11 +84,12 @@ func (t *Table) index() error {
 			t.hosts[host] = int32(i)
 		}
 	}
-	for length, n := range slices.Backward(count[:]) {
+	for length, n := range count {
 		if n > 0 {
 			t.lengths = append(t.lengths, newPrefixSet(length, n))
 		}
 	}
+	slices.SortFunc(t.lengths, func(a, b prefixSet) int { return cmp.Compare(b.mask, a.mask) })
 	for i, p := range t.overlay.Peers {
 		for j := range t.lengths {
 			if s := &t.lengths[j]; s.mask == mask(p.Subnet.Bits()) {
