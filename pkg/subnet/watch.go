@@ -94,7 +94,8 @@ func (f *follower) watchDone(ctx context.Context, events []registry.Event, next 
 // watchOrList starts the next watch, after the wait required by the budget, when a watch has
 // returned n events. If such waits have taken as long as a listing would, it lists all leases
 // instead. A watch in etcd's v2 API returns one event, so in a burst of changes the host would fall
-// behind until it loses the history. A watch that returns several events has caught up.
+// behind until it loses the history. A watch that returns several events has
+// gathered what came while it waited.
 func (f *follower) watchOrList(ctx context.Context, n int, wait time.Duration) {
 	if n == 1 && wait > 0 {
 		f.budgetWait += wait
