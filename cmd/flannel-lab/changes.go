@@ -148,7 +148,7 @@ type store struct {
 func (st *store) put(ctx context.Context, a lease.Attrs, subnet netip.Prefix) error {
 	value, err := a.Encode()
 	if err == nil {
-		err = st.session.Put(ctx, st.dir+lease.Key(lease.Subnets{V4: subnet}), string(value))
+		err = st.session.Put(ctx, st.dir+lease.Key(lease.SubnetsOf(subnet)), string(value))
 	}
 	st.markWritten()
 	return err
@@ -170,7 +170,7 @@ func (st *store) release(ctx context.Context, a lease.Attrs, subnet netip.Prefix
 }
 
 func (st *store) delete(ctx context.Context, subnet netip.Prefix) error {
-	err := st.session.Delete(ctx, st.dir+lease.Key(lease.Subnets{V4: subnet}))
+	err := st.session.Delete(ctx, st.dir+lease.Key(lease.SubnetsOf(subnet)))
 	st.markWritten()
 	return err
 }

@@ -165,7 +165,7 @@ func (c *watchedHost) leave(ctx context.Context, s *scale) error {
 	if err != nil {
 		return err
 	}
-	key := c.prefix + "/subnets/" + lease.Key(lease.Subnets{V4: env.Subnet.Masked()})
+	key := c.prefix + "/subnets/" + lease.Key(lease.SubnetsOf(env.Subnet.Masked()))
 	return errors.Join(s.etcd.Delete(ctx, key), s.clear(ctx, c.overlay, c.host))
 }
 

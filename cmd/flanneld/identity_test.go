@@ -33,7 +33,7 @@ func eachKeyed(t *testing.T, hosts int, test func(t *testing.T, n *keyedCluster)
 // held reads a host's lease in etcd.
 func (n *keyedCluster) held(h *lab.Host) (key string, a lease.Attrs) {
 	n.t.Helper()
-	key = n.prefix + "/subnets/" + lease.Key(lease.Subnets{V4: n.subnet(h)})
+	key = n.prefix + "/subnets/" + lease.Key(lease.SubnetsOf(n.subnet(h)))
 	e, err := n.keys.Get(n.ctx, key)
 	n.must(err)
 	a, err = lease.DecodeAttrs([]byte(e.Value))

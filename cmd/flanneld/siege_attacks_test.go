@@ -112,7 +112,7 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 		{Key: peer.subnet.Addr().String() + "-26", Value: good},
 		{Key: "10.42.110.0-24", Value: strings.Replace(good, "203.0.113.1", "255.255.255.255", 1)},
 		{Key: "10.42.111.0-24", Value: good}, {Key: "10.42.111.0-24", Value: "{"}, // good and bad in turn
-		{Key: lease.Key(lease.Subnets{V4: own.subnet}), Value: "{"}, // a host's own, at first
+		{Key: lease.Key(lease.SubnetsOf(own.subnet)), Value: "{"}, // a host's own, at first
 	}
 	begun := time.Now()
 	put := func(e etcdkeys.Entry) error { return s.Etcd.Put(ctx, e.Key, e.Value, 0) }
@@ -132,7 +132,7 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 			i := w
 			errs[w] = paced(ctx, 1000/writers, func() error {
 				e := bad[i%len(bad)]
-				if e.Key == lease.Key(lease.Subnets{V4: own.subnet}) && time.Since(begun) > s.total/6 {
+				if e.Key == lease.Key(lease.SubnetsOf(own.subnet)) && time.Since(begun) > s.total/6 {
 					e = bad[0]
 				}
 				e.Key = s.prefix + "/subnets/" + e.Key

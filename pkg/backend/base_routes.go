@@ -85,7 +85,7 @@ func sharedRoutes(base dataplane.State) []dataplane.RouteKey {
 		_, ours := base.Links[k.Link]
 		return !ours
 	})
-	sort.Slice(keys, func(i, j int) bool { return lease.ComparePrefix(keys[i].Dst, keys[j].Dst) < 0 })
+	sort.Slice(keys, func(i, j int) bool { return keys[i].Dst.Compare(keys[j].Dst) < 0 })
 	return keys
 }
 
@@ -104,13 +104,13 @@ func leasedCover(h host.Facts) []netip.Prefix {
 // those on a link of the underlay. The own subnet is left out, because it would be equal to the
 // route of the local bridge.
 func addSingleSubnets(shared []netip.Prefix, own lease.Lease, peers []Peer) []netip.Prefix {
-	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnets.V4}, p) })
+	all := slices.DeleteFunc(slices.Clone(shared), func(p netip.Prefix) bool { return inside([]netip.Prefix{own.Subnets.V4()}, p) })
 	for _, p := range peers {
-		if !inside(shared, p.Subnets.V4) {
-			all = append(all, p.Subnets.V4)
+		if !inside(shared, p.Subnets.V4()) {
+			all = append(all, p.Subnets.V4())
 		}
 	}
-	slices.SortFunc(all, lease.ComparePrefix)
+	slices.SortFunc(all, netip.Prefix.Compare)
 	return all
 }
 

@@ -34,7 +34,7 @@ func TestNetworkThatTakesTheUplinksLinkIsRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for _, backendType := range []string{"udp", "vxlan", "host-gw"} {
 				b, config := mustNew(t, `{"Network":"`+c.network+`","Backend":{"Type":"`+backendType+`"}}`)
-				own := lease.Lease{Subnets: lease.Subnets{V4: netip.PrefixFrom(config.V4.Network.Addr(), 24)}, Attrs: lease.Attrs{PublicIP: addr}}
+				own := lease.Lease{Subnets: lease.SubnetsOf(netip.PrefixFrom(config.V4.Network.Addr(), 24)), Attrs: lease.Attrs{PublicIP: addr}}
 				p := NewPlan(b, config.V4.Network)
 				p.Update(host.Facts{Uplink: "eth0", Addr: addr, PublicIP: addr, MTU: 1500, Underlay: c.underlay}, lease.View{Own: own})
 				want, routes := 0, 0
@@ -105,7 +105,7 @@ func TestLeasesOverWhatTheHostNeeds(t *testing.T) {
 			if refused != wanted || !wanted && len(p.Skipped()) != 0 {
 				t.Errorf("%s, %s: skipped %v", c.name, options, p.Skipped())
 			}
-			if routes := led(p.Want()); wanted && strings.Contains(routes, bad.Subnets.V4.String()) || conf.BackendType != "alloc" && !strings.Contains(routes, "10.42.") && !strings.Contains(routes, "10.0.0.0/8") {
+			if routes := led(p.Want()); wanted && strings.Contains(routes, bad.Subnets.V4().String()) || conf.BackendType != "alloc" && !strings.Contains(routes, "10.42.") && !strings.Contains(routes, "10.0.0.0/8") {
 				t.Errorf("%s, %s: routes %s", c.name, options, routes)
 			}
 		}

@@ -16,7 +16,7 @@ func benchLease(i int) *lease.Lease {
 	binary.BigEndian.PutUint32(subnet[:], 10<<24+uint32(i+1)<<8)
 	binary.BigEndian.PutUint32(host[:], 100<<24+uint32(i+1))
 	return &lease.Lease{
-		Subnets: lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4(subnet), 24)}, Created: uint64(i + 1),
+		Subnets: lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4(subnet), 24)), Created: uint64(i + 1),
 		Attrs: lease.Attrs{
 			PublicIP: netip.AddrFrom4(host), BackendType: "vxlan",
 			BackendData: fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:%02x:%02x:%02x"}`, host[1], host[2], host[3]),

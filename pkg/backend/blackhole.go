@@ -22,7 +22,7 @@ type blackhole struct{ Backend }
 
 func (b blackhole) Base(h host.Facts, own lease.Lease) dataplane.State {
 	s := b.Backend.Base(h, own)
-	k := dataplane.RouteKey{Dst: own.Subnets.V4, Metric: math.MaxUint32}
+	k := dataplane.RouteKey{Dst: own.Subnets.V4(), Metric: math.MaxUint32}
 	s.Routes[k] = dataplane.Route{Blackhole: true, Proto: dataplane.ProtoFlannel}
 	return s
 }

@@ -41,5 +41,5 @@ func (hostGW) Accept(h host.Facts, l *lease.Lease) (Peer, error) {
 }
 
 func (hostGW) Add(s dataplane.State, h host.Facts, p Peer) {
-	s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4, Link: h.Uplink}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
+	s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4(), Link: h.Uplink}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
 }

@@ -94,18 +94,18 @@ func (v validator) peer(l *lease.Lease) (Peer, error) {
 func (v validator) validate(l *lease.Lease) error {
 	ip := l.PublicIP
 	switch {
-	case l.Subnets.V4.Bits() <= v.network.Bits() || !v.network.Contains(l.Subnets.V4.Addr()):
+	case l.Subnets.V4().Bits() <= v.network.Bits() || !v.network.Contains(l.Subnets.V4().Addr()):
 		return fault("subnet is not in the network "+v.network.String(), "")
-	case l.Subnets.V4.Overlaps(v.own.Subnets.V4):
-		return fault("subnet overlaps our own, "+v.own.Subnets.V4.String(), "")
+	case l.Subnets.V4().Overlaps(v.own.Subnets.V4()):
+		return fault("subnet overlaps our own, "+v.own.Subnets.V4().String(), "")
 	case !ip.IsValid() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fault("public IP is not a host address", "%s", ip)
 	case ip == v.host.PublicIP || ip == v.host.Addr:
 		return fault("public IP is our own", "%s", ip)
-	case v.own.Subnets.V4.Contains(ip):
+	case v.own.Subnets.V4().Contains(ip):
 		return fault("public IP is in our own subnet", "%s", ip)
 	}
-	return v.checkUnderlay(l.Subnets.V4)
+	return v.checkUnderlay(l.Subnets.V4())
 }
 
 // checkUnderlay returns a fault if a route to the subnet would break the underlay, or nil.
@@ -134,7 +134,7 @@ func withoutOverlaps(leases []Peer) (good []Peer, bad []Skipped) {
 	good = make([]Peer, 0, len(leases))
 	for _, l := range leases {
 		keep := true
-		for n := len(good) - 1; n >= 0 && good[n].Subnets.V4.Overlaps(l.Subnets.V4); n-- {
+		for n := len(good) - 1; n >= 0 && good[n].Subnets.V4().Overlaps(l.Subnets.V4()); n-- {
 			if good[n].Precedes(*l.Lease) {
 				bad = append(bad, overlap(l, good[n]))
 				keep = false
@@ -209,8 +209,8 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	stays := map[int]bool{}
 	for _, i := range byPrecedence {
 		l := leases[i]
-		if l.Subnets.V4.Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, l.Subnets.V4))
+		if l.Subnets.V4().Contains(l.PublicIP) {
+			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, l.Subnets.V4()))
 			continue
 		}
 		at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
@@ -218,8 +218,8 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 			continue
 		}
 		older := leases[clashes[i][at]]
-		if older.Subnets.V4.Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, older.Subnets.V4))
+		if older.Subnets.V4().Contains(l.PublicIP) {
+			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, older.Subnets.V4()))
 		} else {
 			bad = append(bad, skipped(l, "subnet contains the public IP of an older lease", "%s of %s", older.PublicIP, older.Subnets))
 		}
@@ -237,10 +237,10 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 // and must not overlap.
 func covering(leases []Peer, ip netip.Addr) (int, bool) {
 	i, _ := slices.BinarySearchFunc(leases, ip, func(l Peer, ip netip.Addr) int {
-		if l.Subnets.V4.Contains(ip) {
+		if l.Subnets.V4().Contains(ip) {
 			return -1 // continue after it
 		}
-		return l.Subnets.V4.Addr().Compare(ip)
+		return l.Subnets.V4().Addr().Compare(ip)
 	})
-	return i - 1, i > 0 && leases[i-1].Subnets.V4.Contains(ip)
+	return i - 1, i > 0 && leases[i-1].Subnets.V4().Contains(ip)
 }

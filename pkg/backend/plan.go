@@ -180,7 +180,7 @@ func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 	if slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[c] > claims }) {
 		return true
 	}
-	if p.shared != nil && !inside(p.shared, peer.Subnets.V4) {
+	if p.shared != nil && !inside(p.shared, peer.Subnets.V4()) {
 		return true // it has a route that is part of the base
 	}
 	return v.Overlaps(peer.Subnets)

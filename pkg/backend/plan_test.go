@@ -26,7 +26,7 @@ func TestPlanFollows(t *testing.T) {
 		facts, plan := us(), NewPlan(b, conf.V4.Network)
 		facts.Leased = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/20"), netip.MustParsePrefix("10.42.16.0/20")}
 		facts.Underlay = append(facts.Underlay, host.Route{Dst: netip.MustParsePrefix("10.42.16.0/20"), Iface: "eth1"})
-		own := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: lease.Attrs{PublicIP: facts.PublicIP, BackendType: conf.BackendType}}
+		own := lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Attrs: lease.Attrs{PublicIP: facts.PublicIP, BackendType: conf.BackendType}}
 		leases := map[netip.Prefix]*lease.Lease{}
 		parts := 0
 		for step := range 3000 {
@@ -92,7 +92,7 @@ func churn(r *rand.Rand, backendType string, leases map[netip.Prefix]*lease.Leas
 		leases[subnet] = &again
 		return
 	}
-	l := &lease.Lease{Subnets: lease.Subnets{V4: subnet}, Created: r.Uint64N(50), Stale: r.IntN(20) == 0, Attrs: lease.Attrs{
+	l := &lease.Lease{Subnets: lease.SubnetsOf(subnet), Created: r.Uint64N(50), Stale: r.IntN(20) == 0, Attrs: lease.Attrs{
 		PublicIP:    netip.AddrFrom4([4]byte{198, 51, 100, byte(10 + r.IntN(240))}),
 		BackendType: backendType,
 		BackendData: fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}`, r.IntN(250)),

@@ -41,7 +41,7 @@ func TestStaleLeaseContestsNoOther(t *testing.T) {
 			for r := range p.Want().Routes {
 				routed[r.Dst] = true
 			}
-			if !routed[there.Subnets.V4] || routed[gone.Subnets.V4] != c.keeps {
+			if !routed[there.Subnets.V4()] || routed[gone.Subnets.V4()] != c.keeps {
 				t.Errorf("routes to %v", routed)
 			}
 			// Without Stale the older one wins.

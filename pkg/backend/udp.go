@@ -64,8 +64,8 @@ func (b *udp) Attrs(h host.Facts, _ lease.Attrs, _ []lease.Lease) (lease.Attrs, 
 func (b *udp) Base(h host.Facts, own lease.Lease) dataplane.State {
 	s, device := dataplane.NewState(), tunDevice(h)
 	s.Links[device] = dataplane.Link{Kind: dataplane.KindTUN, Local: h.Addr, Port: b.port, AnySource: b.anySource, NoOffload: b.noOffload, MTU: b.MTU(h), Up: true}
-	s.Addrs[dataplane.Addr{Link: device, Prefix: netip.PrefixFrom(own.Subnets.V4.Addr(), 32)}] = struct{}{}
-	s.Tunnel[dataplane.TunnelKey{Link: device, Subnet: own.Subnets.V4}] = netip.AddrPort{}
+	s.Addrs[dataplane.Addr{Link: device, Prefix: netip.PrefixFrom(own.Subnets.V4().Addr(), 32)}] = struct{}{}
+	s.Tunnel[dataplane.TunnelKey{Link: device, Subnet: own.Subnets.V4()}] = netip.AddrPort{}
 	s.Routes[dataplane.RouteKey{Dst: b.network, Link: device}] = dataplane.Route{Proto: dataplane.ProtoBoot}
 	return s
 }
@@ -76,5 +76,5 @@ func tunDevice(h host.Facts) string { return cmp.Or(h.TUN, udpDevice) }
 func (*udp) Accept(_ host.Facts, l *lease.Lease) (Peer, error) { return newPeer(l), nil }
 
 func (b *udp) Add(s dataplane.State, h host.Facts, p Peer) {
-	s.Tunnel[dataplane.TunnelKey{Link: tunDevice(h), Subnet: p.Subnets.V4}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))
+	s.Tunnel[dataplane.TunnelKey{Link: tunDevice(h), Subnet: p.Subnets.V4()}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))
 }

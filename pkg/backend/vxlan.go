@@ -178,7 +178,7 @@ func (b *vxlan) Base(h host.Facts, own lease.Lease) dataplane.State {
 	if h.IPv6 && b.MTU(h) >= minMTU6 {
 		s.Sysctls["net/ipv6/conf/"+b.device+"/accept_ra"] = "0"
 	}
-	s.Addrs[dataplane.Addr{Link: b.device, Prefix: netip.PrefixFrom(own.Subnets.V4.Addr(), 32)}] = struct{}{}
+	s.Addrs[dataplane.Addr{Link: b.device, Prefix: netip.PrefixFrom(own.Subnets.V4().Addr(), 32)}] = struct{}{}
 	return s
 }
 
@@ -201,13 +201,13 @@ func (b *vxlan) Accept(_ host.Facts, l *lease.Lease) (Peer, error) {
 func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
 	if b.directRouting {
 		if iface, ok := h.OnLink(p.PublicIP); ok {
-			s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4, Link: iface}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
+			s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4(), Link: iface}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
 			return
 		}
 	}
-	gw := p.Subnets.V4.Addr()
+	gw := p.Subnets.V4().Addr()
 	its, _ := p.Claims[1].(vtep)
 	s.FDB[dataplane.FDB{Link: b.device, MAC: its.MAC, Dst: p.PublicIP}] = struct{}{}
 	s.Neighs[dataplane.NeighKey{Link: b.device, IP: gw}] = its.MAC
-	s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4, Link: b.device}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
+	s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4(), Link: b.device}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 }

@@ -273,7 +273,7 @@ func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
 	network := c.Network.V4.Network
 	base := backend.SafeBase(c.Network.Backend, network, f, view)
 	o := host.Overlay{
-		Network: network, Subnet: view.Own.Subnets.V4,
+		Network: network, Subnet: view.Own.Subnets.V4(),
 		Devices:    slices.Sorted(maps.Keys(base.Links)),
 		Masquerade: c.Masquerade,
 	}
@@ -287,8 +287,8 @@ func (c *Checks) overlay(f host.Facts, view lease.View) host.Overlay {
 	}
 	o.Peers = make([]host.Peer, 0, len(view.Peers))
 	for _, p := range view.Peers {
-		if network.Contains(p.Subnets.V4.Addr()) && !p.Subnets.V4.Overlaps(o.Subnet) {
-			o.Peers = append(o.Peers, host.Peer{Subnet: p.Subnets.V4, PublicIP: p.PublicIP})
+		if network.Contains(p.Subnets.V4().Addr()) && !p.Subnets.V4().Overlaps(o.Subnet) {
+			o.Peers = append(o.Peers, host.Peer{Subnet: p.Subnets.V4(), PublicIP: p.PublicIP})
 		}
 	}
 	return o

@@ -126,7 +126,7 @@ func TestHostIsCheckedFromReadyOn(t *testing.T) {
 		c, conditions := start(t, f, nil)
 		addr := netip.MustParseAddr("192.0.2.7")
 		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
-		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, Complete: true})
+		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))}, Complete: true})
 		time.Sleep(time.Second)
 		if n := f.looks(); n > 0 || ids(conditions) != "" {
 			t.Errorf("asked %d times before it is ready, conditions %s", n, ids(conditions))
@@ -173,7 +173,7 @@ func TestSubnetInTheWayOfAnotherNetwork(t *testing.T) {
 		c, conditions := start(t, f, nil)
 		addr := netip.MustParseAddr("192.0.2.7")
 		c.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500, Addr: addr, PublicIP: addr}, nil)
-		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, Complete: true})
+		c.SetView(lease.View{Own: lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))}, Complete: true})
 		c.Ready()
 		time.Sleep(2 * minPause)
 		i := slices.IndexFunc(conditions.Current(), func(c condition.Condition) bool { return c.ID == "host/"+host.SubnetInside })

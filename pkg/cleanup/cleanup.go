@@ -82,12 +82,12 @@ func (c *cleanup) identify() error {
 	}
 	c.owner.Network = env.Network
 	if !c.owner.Network.IsValid() {
-		c.owner.Network = claim.Subnets.V4 // at least the subnet
+		c.owner.Network = claim.Subnets.V4() // at least the subnet
 	}
 	if !c.owner.Network.IsValid() || c.owner.Network.Bits() == 0 {
 		return fmt.Errorf("%s: neither it nor the claim beside it names a network, so flanneld's objects cannot be identified", c.SubnetFile)
 	}
-	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnets.V4} {
+	for _, subnet := range []netip.Prefix{env.Subnet, claim.Subnets.V4()} {
 		if v := (firewall.Overlay{Network: c.owner.Network, Subnet: subnet}); subnet.IsValid() && !slices.Contains(c.owner.Overlays, v) {
 			c.owner.Overlays = append(c.owner.Overlays, v)
 		}

@@ -17,7 +17,7 @@ import (
 func TestNetworkIsThatOfTheFiles(t *testing.T) {
 	prefix := netip.MustParsePrefix
 	env := subnetenv.Env{Network: prefix("10.42.0.0/16"), Subnet: prefix("10.42.7.0/24"), MTU: 1450}
-	moved := lease.Claim{Subnets: lease.Subnets{V4: prefix("10.42.8.0/24")}}
+	moved := lease.Claim{Subnets: lease.SubnetsOf(prefix("10.42.8.0/24"))}
 	for _, c := range []struct {
 		name  string
 		env   subnetenv.Env
@@ -25,7 +25,7 @@ func TestNetworkIsThatOfTheFiles(t *testing.T) {
 		want  string // network and overlays; empty: an error
 	}{
 		{"a subnet file", env, lease.Claim{}, "10.42.0.0/16 [{10.42.0.0/16 10.42.7.0/24}]"},
-		{"the same in the claim", env, lease.Claim{Subnets: lease.Subnets{V4: env.Subnet}}, "10.42.0.0/16 [{10.42.0.0/16 10.42.7.0/24}]"},
+		{"the same in the claim", env, lease.Claim{Subnets: lease.SubnetsOf(env.Subnet)}, "10.42.0.0/16 [{10.42.0.0/16 10.42.7.0/24}]"},
 		{"another subnet in the claim", env, moved, "10.42.0.0/16 [{10.42.0.0/16 10.42.7.0/24} {10.42.0.0/16 10.42.8.0/24}]"},
 		{"a claim alone", subnetenv.Env{}, moved, "10.42.8.0/24 [{10.42.8.0/24 10.42.8.0/24}]"},
 		{"neither", subnetenv.Env{}, lease.Claim{}, ""},

@@ -167,7 +167,7 @@ func (d *daemon) readPrevious() error {
 // findEtcd chooses the uplink, finds the addresses of etcd, and removes stale routes to them.
 func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink = uplink.New(uplink.Config{
-		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4},
+		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4()},
 		Conditions: d.conditions, Log: d.log, Heartbeat: d.heartbeats.uplink.Record,
 	})
 	var inv host.Inventory

@@ -39,9 +39,9 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		return first, nil, err
 	}
 	d.view.Store(&first)
-	d.uplink.SetSubnet(first.Own.Subnets.V4)
+	d.uplink.SetSubnet(first.Own.Subnets.V4())
 	d.files.Update(func(e *subnetenv.Env) {
-		e.Network, e.Subnet, e.IPMasq = d.net.V4.Network, first.Own.Subnets.V4, d.options.Rules.Masquerade
+		e.Network, e.Subnet, e.IPMasq = d.net.V4.Network, first.Own.Subnets.V4(), d.options.Rules.Masquerade
 	})
 	return first, emitted, nil
 }
@@ -66,8 +66,8 @@ func (d *daemon) followViews(ctx context.Context, v lease.View, next <-chan leas
 		d.checks.SetView(v)
 		if before.Own.Subnets != v.Own.Subnets {
 			d.log.Error("moved to another subnet", "subnet", v.Own.Subnets, "before", before.Own.Subnets)
-			d.uplink.SetSubnet(v.Own.Subnets.V4)
-			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnets.V4 })
+			d.uplink.SetSubnet(v.Own.Subnets.V4())
+			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnets.V4() })
 		}
 		select {
 		case <-ctx.Done():

@@ -52,7 +52,7 @@ func (f *Feed) push() {
 		return
 	}
 	link, ok := tunnelLink(f.Network.Base(*f.facts, f.view.Own))
-	in := Input{Overlay: firewall.Overlay{Network: f.Network.V4.Network, Subnet: f.view.Own.Subnets.V4}}
+	in := Input{Overlay: firewall.Overlay{Network: f.Network.V4.Network, Subnet: f.view.Own.Subnets.V4()}}
 	if ok {
 		in.Tunnel = tunnelOf(f.Network.V4.Network, *f.facts, link)
 	}
@@ -112,8 +112,8 @@ func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.L
 			p.Tunnel.SrcPort = vxlanSourcePort
 		}
 	}
-	here, there := v.Own.Subnets.V4.Addr().Next(), network.Addr().Next()
-	if v.Own.Subnets.V4.Contains(there) {
+	here, there := v.Own.Subnets.V4().Addr().Next(), network.Addr().Next()
+	if v.Own.Subnets.V4().Contains(there) {
 		there = lastOf(network)
 	}
 	p.Inner = []firewall.Packet{{Src: here, Dst: there}, {Src: there, Dst: here}}

@@ -28,7 +28,7 @@ func TestFeed(t *testing.T) {
 	alone := inside // with an address of no LAN
 	alone.Underlay = nil
 	view := func(own string) lease.View {
-		return lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: prefix(own)}}, Peers: []*lease.Lease{leaseOf("10.42.9.0/24", "192.0.2.9")}, Complete: true}
+		return lease.View{Own: lease.Lease{Subnets: lease.SubnetsOf(prefix(own))}, Peers: []*lease.Lease{leaseOf("10.42.9.0/24", "192.0.2.9")}, Complete: true}
 	}
 	const pings, udp = "10.42.7.1>10.42.0.1 10.42.0.1>10.42.7.1", "192.0.2.7:8285 from 8285 by eth0"
 	for _, c := range []struct {
@@ -64,7 +64,7 @@ func TestFeed(t *testing.T) {
 		}
 		f.SetFacts(c.facts, nil)
 		in, spec := (*f.Rules.input.Load())[0], f.Lock.spec.Load()
-		if in.Overlay != (firewall.Overlay{Network: n.V4.Network, Subnet: c.view.Own.Subnets.V4}) {
+		if in.Overlay != (firewall.Overlay{Network: n.V4.Network, Subnet: c.view.Own.Subnets.V4()}) {
 			t.Errorf("%s: overlay %v", c.name, in.Overlay)
 		}
 		if got := fmt.Sprint(in.Tunnel.Port, in.Tunnel.Bound, in.Tunnel.Hosts); got != c.tunnel {

@@ -163,7 +163,7 @@ func (h *lockHost) wrong(id string, want bool) {
 }
 
 func leaseOf(subnet, publicIP string) *lease.Lease {
-	return &lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix(subnet)}, Attrs: lease.Attrs{PublicIP: netip.MustParseAddr(publicIP)}}
+	return &lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix(subnet)), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr(publicIP)}}
 }
 
 // TestNewPeersAreAdmitted before anything is sent to them; those that are gone are not, once the

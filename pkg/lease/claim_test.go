@@ -13,7 +13,7 @@ func sampleClaim() lease.Claim {
 	held := lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}`}
 	next := held
 	next.PublicIP = netip.MustParseAddr("198.51.100.8")
-	return lease.Claim{Store: "v3", Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Held: held, Next: next}
+	return lease.Claim{Store: "v3", Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Held: held, Next: next}
 }
 
 func TestClaimCovers(t *testing.T) {
@@ -30,8 +30,8 @@ func TestClaimCovers(t *testing.T) {
 		"restored":       {func(l *lease.Lease) { l.Revision = 6 }, true},
 		"written since":  {func(l *lease.Lease) { l.Revision = 8 }, false},
 		"released since": {func(l *lease.Lease) { l.Revision, l.Leaving = 8, true }, true},
-		"another subnet": {func(l *lease.Lease) { l.Subnets.V4 = netip.MustParsePrefix("10.42.8.0/24") }, false},
-		"longer subnet":  {func(l *lease.Lease) { l.Subnets.V4 = netip.MustParsePrefix("10.42.7.0/25") }, false},
+		"another subnet": {func(l *lease.Lease) { l.Subnets = lease.SubnetsOf(netip.MustParsePrefix("10.42.8.0/24")) }, false},
+		"longer subnet":  {func(l *lease.Lease) { l.Subnets = lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/25")) }, false},
 		"public IP":      {func(l *lease.Lease) { l.PublicIP = netip.MustParseAddr("198.51.100.9") }, false},
 		"backend":        {func(l *lease.Lease) { l.BackendType = "" }, false},
 		"data":           {func(l *lease.Lease) { l.BackendData = "" }, false},

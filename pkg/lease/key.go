@@ -10,9 +10,9 @@ import (
 // Key returns the last element of a lease's key: 10.42.7.0-24, or 10.42.7.0-24&fd42:0:0:7::-64 with
 // an IPv6 subnet. The IPv4 subnet is required.
 func Key(s Subnets) string {
-	key := appendKey(nil, s.V4)
-	if s.V6.IsValid() {
-		key = appendKey(append(key, '&'), s.V6)
+	key := appendKey(nil, s.V4())
+	if v6 := s.V6(); v6.IsValid() {
+		key = appendKey(append(key, '&'), v6)
 	}
 	return string(key)
 }
@@ -25,15 +25,15 @@ func appendKey(b []byte, p netip.Prefix) []byte {
 // two keys have the same subnets. The subnets must have no host bits and a length of 1 to 31 bits,
 // or 1 to 127 for IPv6.
 func ParseKey(key string) (Subnets, error) {
-	v4, v6, both := strings.Cut(key, "&")
-	var s Subnets
-	kind, detail := parsePart(&s.V4, v4, "a.b.c.d-len", "IPv4", 32)
+	part4, part6, both := strings.Cut(key, "&")
+	var v4, v6 netip.Prefix
+	kind, detail := parsePart(&v4, part4, "a.b.c.d-len", "IPv4", 32)
 	if kind == "" && both {
-		kind, detail = parsePart(&s.V6, v6, "a.b.c.d-len&ipv6-len", "IPv6", 128)
+		kind, detail = parsePart(&v6, part6, "a.b.c.d-len&ipv6-len", "IPv6", 128)
 	}
 	switch {
 	case kind == "":
-		return s, nil
+		return SubnetsOf(v4, v6), nil
 	case detail != "":
 		return Subnets{}, Fault{kind, strconv.Quote(Clip(key)) + "; " + detail}
 	}

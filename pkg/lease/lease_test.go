@@ -91,10 +91,10 @@ func FuzzParseKey(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if p := s.V4; !p.Addr().Is4() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 31 {
+		if p := s.V4(); !p.Addr().Is4() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 31 {
 			t.Fatalf("key %q gives %s", key, s)
 		}
-		if p := s.V6; p.IsValid() && (!p.Addr().Is6() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 127) {
+		if p := s.V6(); p.IsValid() && (!p.Addr().Is6() || p.Masked() != p || p.Bits() < 1 || p.Bits() > 127) {
 			t.Fatalf("key %q gives %s", key, s)
 		}
 		if again := lease.Key(s); again != key {
@@ -105,11 +105,11 @@ func FuzzParseKey(f *testing.F) {
 
 func TestSubnets(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("10.42.7.0/24"), netip.MustParsePrefix("fd42:0:0:7::/64")
-	sorted := []lease.Subnets{{}, {V6: v6}, {V4: v4}, {V4: v4, V6: v6}, {V4: netip.MustParsePrefix("10.42.7.0/25")}}
+	sorted := []lease.Subnets{{}, lease.SubnetsOf(v6), lease.SubnetsOf(v4), lease.SubnetsOf(v4, v6), lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/25"))}
 	texts := []string{"invalid Prefix", "fd42:0:0:7::/64", "10.42.7.0/24", "10.42.7.0/24,fd42:0:0:7::/64", "10.42.7.0/25"}
 	for i, a := range sorted {
 		if a.String() != texts[i] || a.IsValid() != (i > 0) {
-			t.Errorf("%+v is written %s and valid: %v", a, a, a.IsValid())
+			t.Errorf("%x is written %s and valid: %v", a, a, a.IsValid())
 		}
 		for j, b := range sorted {
 			if got := a.Compare(b); got < 0 != (i < j) || got > 0 != (i > j) {
@@ -237,7 +237,7 @@ func FuzzDecodeAttrs(f *testing.F) {
 }
 
 func TestLease(t *testing.T) {
-	l := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: lease.Attrs{BackendType: "vxlan"}}
+	l := lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Attrs: lease.Attrs{BackendType: "vxlan"}}
 	if !l.Reservation() {
 		t.Error("a lease without an end is no reservation")
 	}

@@ -24,7 +24,7 @@ func NewView(own Lease, all []*Lease, complete bool) View {
 			peers = append(peers, l)
 		}
 	}
-	slices.SortFunc(peers, func(a, b *Lease) int { return compare(&a.Subnets, &b.Subnets) })
+	slices.SortFunc(peers, func(a, b *Lease) int { return a.Subnets.Compare(b.Subnets) })
 	return View{Own: own, Peers: peers, Complete: complete}
 }
 
@@ -40,15 +40,9 @@ func (own Lease) peer(l *Lease) bool { return l != nil && l.Subnets != own.Subne
 // have the same claims, because the older lease wins.
 func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View, bool) {
 	// The previous own lease may be a peer's now, and vice versa.
-	owns := [2]Subnets{v.Own.Subnets, own.Subnets}
-	dirty := make([]*Subnets, 0, len(changed)+len(owns)) // pointers, because all may have changed
-	for _, some := range [][]Subnets{changed, owns[:]} {
-		for i := range some {
-			dirty = append(dirty, &some[i])
-		}
-	}
-	slices.SortFunc(dirty, compare)
-	dirty = slices.CompactFunc(dirty, func(a, b *Subnets) bool { return *a == *b })
+	dirty := slices.Concat(changed, []Subnets{v.Own.Subnets, own.Subnets})
+	slices.SortFunc(dirty, Subnets.Compare)
+	dirty = slices.Compact(dirty)
 	type edit struct {
 		at    int    // index in v.Peers
 		was   bool   // v.Peers[at] exists and is replaced, or removed if lease is nil
@@ -59,11 +53,11 @@ func (v View) Edit(own Lease, changed []Subnets, now func(Subnets) *Lease) (View
 	news := !own.SameAs(v.Own)
 	size := len(v.Peers)
 	for _, subnets := range dirty {
-		e := edit{lease: now(*subnets)}
+		e := edit{lease: now(subnets)}
 		if !own.peer(e.lease) {
 			e.lease = nil
 		}
-		e.at, e.was = v.find(*subnets)
+		e.at, e.was = v.find(subnets)
 		switch {
 		case e.was && e.lease == nil:
 			size--
@@ -130,7 +124,7 @@ func (v View) Peer(subnets Subnets) *Lease {
 }
 
 func (v View) find(subnets Subnets) (int, bool) {
-	return slices.BinarySearchFunc(v.Peers, struct{}{}, func(l *Lease, _ struct{}) int { return compare(&l.Subnets, &subnets) })
+	return slices.BinarySearchFunc(v.Peers, subnets, func(l *Lease, s Subnets) int { return l.Subnets.Compare(s) })
 }
 
 // ChangesSince returns, sorted by subnets, the old and the new lease of each peer that changed for
@@ -145,12 +139,12 @@ func (v View) ChangesSince(old View) iter.Seq2[*Lease, *Lease] {
 			case len(was) > 0 && len(is) > 0 && was[0] == is[0]:
 				was, is = was[1:], is[1:]
 				continue
-			case len(was) == 0 || len(is) > 0 && compare(&is[0].Subnets, &was[0].Subnets) < 0:
+			case len(was) == 0 || len(is) > 0 && is[0].Subnets.Compare(was[0].Subnets) < 0:
 				if !yield(nil, is[0]) {
 					return
 				}
 				is = is[1:]
-			case len(is) == 0 || compare(&was[0].Subnets, &is[0].Subnets) < 0:
+			case len(is) == 0 || was[0].Subnets.Compare(is[0].Subnets) < 0:
 				if !yield(was[0], nil) {
 					return
 				}
@@ -169,9 +163,9 @@ func (v View) ChangesSince(old View) iter.Seq2[*Lease, *Lease] {
 // Overlaps reports whether the IPv4 subnet of subnets overlaps that of a peer with different
 // subnets.
 func (v View) Overlaps(subnets Subnets) bool {
-	subnet := subnets.V4
+	subnet := subnets.V4()
 	// Peers with the same subnet and those inside it are adjacent.
-	for i, _ := v.find(Subnets{V4: subnet}); i < len(v.Peers) && subnet.Contains(v.Peers[i].Subnets.V4.Addr()); i++ {
+	for i, _ := v.find(SubnetsOf(subnet)); i < len(v.Peers) && subnet.Contains(v.Peers[i].Subnets.V4().Addr()); i++ {
 		if v.Peers[i].Subnets != subnets {
 			return true
 		}
@@ -181,7 +175,7 @@ func (v View) Overlaps(subnets Subnets) bool {
 		if err != nil {
 			continue
 		}
-		if i, _ := v.find(Subnets{V4: wider}); i < len(v.Peers) && v.Peers[i].Subnets.V4 == wider {
+		if i, _ := v.find(SubnetsOf(wider)); i < len(v.Peers) && v.Peers[i].Subnets.V4() == wider {
 			return true
 		}
 	}

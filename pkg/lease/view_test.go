@@ -21,7 +21,7 @@ func of(subnets lease.Subnets, says string) *lease.Lease {
 
 var ipv6 = netip.MustParsePrefix("fd42:0:0:7::/64")
 
-func ipv4(subnet string) lease.Subnets { return lease.Subnets{V4: netip.MustParsePrefix(subnet)} }
+func ipv4(subnet string) lease.Subnets { return lease.SubnetsOf(netip.MustParsePrefix(subnet)) }
 
 func TestNewView(t *testing.T) {
 	all := []*lease.Lease{at("10.42.9.0/24", ""), at("10.42.7.0/24", ""), at("10.42.8.0/25", ""), at("10.42.8.0/24", ""), at("10.42.5.0/24", "")}
@@ -50,7 +50,7 @@ func TestPeer(t *testing.T) {
 			t.Errorf("peer %s is %+v", l.Subnets, got)
 		}
 	}
-	for _, s := range []lease.Subnets{all[1].Subnets, all[4].Subnets, ipv4("10.42.8.128/25"), ipv4("255.0.0.0/8"), {V4: all[0].Subnets.V4, V6: ipv6}, {}} {
+	for _, s := range []lease.Subnets{all[1].Subnets, all[4].Subnets, ipv4("10.42.8.128/25"), ipv4("255.0.0.0/8"), lease.SubnetsOf(all[0].Subnets.V4(), ipv6), {}} {
 		if got := v.Peer(s); got != nil {
 			t.Errorf("peer %s is %+v", s, got)
 		}
@@ -121,9 +121,9 @@ func newNetwork(seed uint64) *network {
 
 // subnets returns random subnets out of few, so that they overlap.
 func (n *network) subnets() lease.Subnets {
-	s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n.r.IntN(40)), 0}), 23+n.r.IntN(3)).Masked()}
+	s := lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n.r.IntN(40)), 0}), 23+n.r.IntN(3)).Masked())
 	if n.r.IntN(4) == 0 {
-		s.V6 = ipv6
+		s = lease.SubnetsOf(s.V4(), ipv6)
 	}
 	return s
 }
@@ -234,7 +234,7 @@ func TestOverlaps(t *testing.T) {
 		v := lease.NewView(n.own(), n.all(), true)
 		for range 50 {
 			s := n.subnets()
-			want := slices.ContainsFunc(v.Peers, func(l *lease.Lease) bool { return l.Subnets != s && l.Subnets.V4.Overlaps(s.V4) })
+			want := slices.ContainsFunc(v.Peers, func(l *lease.Lease) bool { return l.Subnets != s && l.Subnets.V4().Overlaps(s.V4()) })
 			if got := v.Overlaps(s); got != want {
 				t.Fatalf("seed %d: %s overlaps a peer: %v, want %v", seed, s, got, want)
 			}
@@ -247,7 +247,7 @@ func BenchmarkEdit(b *testing.B) {
 	leases := map[lease.Subnets]*lease.Lease{}
 	var subnets []lease.Subnets
 	for i := range size {
-		s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
+		s := lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
 		subnets, leases[s] = append(subnets, s), of(s, "vxlan")
 	}
 	v := lease.NewView(lease.Lease{}, slices.Collect(maps.Values(leases)), true)
@@ -272,7 +272,7 @@ func BenchmarkEdit(b *testing.B) {
 func BenchmarkNewView(b *testing.B) {
 	n := newNetwork(1)
 	for i := range 20000 {
-		s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
+		s := lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
 		n.leases[s] = of(s, "vxlan")
 	}
 	for b.Loop() {

@@ -53,7 +53,7 @@ func BenchmarkPass(b *testing.B) {
 		var subnet, host [4]byte
 		binary.BigEndian.PutUint32(subnet[:], 10<<24+uint32(i+1)<<8)
 		binary.BigEndian.PutUint32(host[:], 100<<24+uint32(i+1))
-		return &lease.Lease{Subnets: lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4(subnet), 24)}, Attrs: lease.Attrs{
+		return &lease.Lease{Subnets: lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4(subnet), 24)), Attrs: lease.Attrs{
 			PublicIP: netip.AddrFrom4(host), BackendType: "vxlan",
 			BackendData: fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:%02x:%02x:%02x"}`, host[1], host[2], host[3]),
 		}}

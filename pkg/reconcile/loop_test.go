@@ -81,7 +81,7 @@ func (w *wish) Accept(_ host.Facts, l *lease.Lease) (backend.Peer, error) {
 	if w.reason != "" {
 		return backend.Peer{}, errors.New(w.reason)
 	}
-	return backend.Peer{}, fmt.Errorf("reason %d", l.Subnets.V4.Addr().As4()[2])
+	return backend.Peer{}, fmt.Errorf("reason %d", l.Subnets.V4().Addr().As4()[2])
 }
 
 type fixture struct {
@@ -95,7 +95,7 @@ type fixture struct {
 }
 
 func newFixture() *fixture {
-	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Own: lease.Lease{Subnets: lease.Subnets{V4: key(200).Dst}}, Complete: true}}
+	f := &fixture{kernel: newModel(), want: &wish{State: dataplane.NewState()}, view: lease.View{Own: lease.Lease{Subnets: lease.SubnetsOf(key(200).Dst)}, Complete: true}}
 	f.want.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN, Up: true}
 	log := slog.New(slog.NewTextHandler(&f.log, nil))
 	f.Loop = New(Config{
@@ -488,7 +488,7 @@ func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 
 // peer is one that the backend skips.
 func peer(n int) *lease.Lease {
-	return &lease.Lease{Subnets: lease.Subnets{V4: key(n).Dst}, Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}
+	return &lease.Lease{Subnets: lease.SubnetsOf(key(n).Dst), Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}
 }
 
 // TestManySkippedPeersAreOneLine: seventeen with one reason are one line at once, and one

@@ -111,7 +111,7 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	now := time.Now()
 	p := pass{begun: now, readingOld: now.Sub(l.readAt) >= resync, hadDeferred: l.deferred}
-	l.own = v.Own.Subnets.V4
+	l.own = v.Own.Subnets.V4()
 	p.change = l.plan.Update(f, v)
 	p.changed = !p.change.IsEmpty()
 	p.change.All = p.change.All || l.aborted

@@ -47,7 +47,7 @@ func TestStatsCountPasses(t *testing.T) {
 		f.stale.Store(true)
 		pass(OnResync, Unchanged)
 
-		f.view.Peers = []*lease.Lease{{Subnets: lease.Subnets{V4: key(1).Dst}, Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1")}}}
+		f.view.Peers = []*lease.Lease{{Subnets: lease.SubnetsOf(key(1).Dst), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1")}}}
 		f.want.reason = "not welcome"
 		pass(OnChange, Unchanged)
 		if got := f.Stats().Skipped; len(got) != 1 || got["not welcome"] != 1 {

@@ -77,7 +77,7 @@ func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (leas
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	subnets := lease.Subnets{V4: subnet}
+	subnets := lease.SubnetsOf(subnet)
 	l, err := q.write(lease.Claim{Subnets: subnets, Held: a, Next: a}, func() (lease.Lease, error) {
 		return q.Registry.Create(ctx, subnets, a, q.TTL)
 	})
@@ -138,10 +138,10 @@ func (q *acquisition) fits(subnet netip.Prefix) bool {
 func (q *acquisition) releaseUnusable(ctx context.Context, listing *registry.Listing) error {
 	for _, l := range slices.Clone(listing.Leases) {
 		// A lease that fits and was not reused is another host's.
-		if !q.ours(l) || q.fits(l.Subnets.V4) || !q.onlyOurs(ctx, l) {
+		if !q.ours(l) || q.fits(l.Subnets.V4()) || !q.onlyOurs(ctx, l) {
 			continue
 		}
-		if l.Reservation() && q.Pool.Fits(l.Subnets.V4) {
+		if l.Reservation() && q.Pool.Fits(l.Subnets.V4()) {
 			continue // already logged by fits
 		}
 		if l.Reservation() {

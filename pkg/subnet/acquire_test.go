@@ -87,7 +87,7 @@ func TestAcquire(t *testing.T) {
 				}
 				f.Claim = c.claim
 				l := f.mustAcquire()
-				if !f.Pool.Fits(l.Subnets.V4) || (c.want.IsValid() && l.Subnets.V4 != c.want) || (!c.want.IsValid() && c.previous == l.Subnets.V4.String()) {
+				if !f.Pool.Fits(l.Subnets.V4()) || (c.want.IsValid() && l.Subnets.V4() != c.want) || (!c.want.IsValid() && c.previous == l.Subnets.V4().String()) {
 					t.Errorf("leased %s, want %s", l.Subnets, c.want)
 				}
 				if l.Attrs != attrsOf(me, c.mac) || l.Reservation() != c.reserve {

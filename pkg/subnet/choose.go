@@ -25,10 +25,10 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 		}
 	}
 	for _, l := range listing.Leases {
-		take(l.Subnets.V4)
+		take(l.Subnets.V4())
 	}
 	for _, b := range listing.Invalid {
-		take(b.Subnets.V4) // may be in use by an unknown host
+		take(b.Subnets.V4()) // may be in use by an unknown host
 	}
 	if q.fits(q.Previous) {
 		switch previous := q.Previous; {
@@ -70,7 +70,7 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 // cannot if another host has this host's previous address and still uses the subnet, although etcd
 // has lost the lease or it has expired.
 func (q *acquisition) free(ctx context.Context) bool {
-	if q.Claim.Subnets.V4 != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
+	if q.Claim.Subnets.V4() != q.Previous || !q.Claim.Held.PublicIP.IsValid() {
 		return true
 	}
 	return q.onlyOurs(ctx, lease.Lease{Subnets: q.Claim.Subnets, Attrs: q.Claim.Held})
@@ -101,7 +101,7 @@ func (e *exhaustedError) Error() string {
 // examples returns the widest few of prefixes.
 func examples(prefixes []netip.Prefix) string {
 	sorted := slices.Clone(prefixes)
-	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), lease.ComparePrefix(a, b)) })
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Bits()-b.Bits(), a.Compare(b)) })
 	sorted = slices.Compact(sorted)
 	var names []string
 	for _, p := range sorted[:min(len(sorted), 3)] {

@@ -17,7 +17,7 @@ import (
 // ours reports whether a lease is this host's: it has our address, or this host wrote it before it
 // had that address. The latter may be another host's now: see onlyOurs.
 func (q *acquisition) ours(l lease.Lease) bool {
-	return l.Subnets.V4 != q.lostSubnet && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
+	return l.Subnets.V4() != q.lostSubnet && (l.PublicIP == q.PublicIP || q.Claim.Matches(l))
 }
 
 // probeTime is the timeout of the probe for a previous address of this host.
@@ -40,7 +40,7 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 		cancel()
 	}
 	if evidence != "" && ctx.Err() == nil {
-		if l.Subnets.V4 == q.Previous {
+		if l.Subnets.V4() == q.Previous {
 			q.Previous = netip.Prefix{} // prevents a second message
 		}
 		q.logOnce(q.Log.Error, "lease of this host's previous address belongs to another host, leasing a new subnet",
@@ -55,13 +55,13 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (lease.Lease, bool) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
-		if q.ours(l) && q.fits(l.Subnets.V4) {
+		if q.ours(l) && q.fits(l.Subnets.V4()) {
 			fit = append(fit, l)
 		}
 	}
 	rank := func(l lease.Lease) int {
 		switch {
-		case l.Subnets.V4 == q.Previous:
+		case l.Subnets.V4() == q.Previous:
 			return 0
 		case q.Claim.Matches(l):
 			return 1
@@ -86,7 +86,7 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 // is no claim for it: the lease of the previous subnet, if it has values that no other host
 // publishes, such as the MAC of a device.
 func (q *acquisition) originalLease(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
-	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnets.V4 == q.Previous && q.fits(l.Subnets.V4) })
+	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnets.V4() == q.Previous && q.fits(l.Subnets.V4()) })
 	if at < 0 || q.ours(listing.Leases[at]) {
 		return lease.Lease{}, false, nil
 	}

@@ -43,7 +43,7 @@ func TestIdentityAtStart(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			in(t, func(f *fixture) {
 				f.reg.Put(key, value(them, 8), ttl)
-				theirs := f.held(lease.Subnets{V4: kept})
+				theirs := f.held(lease.SubnetsOf(kept))
 				if f.Claim = c.claim; c.now || c.later {
 					f.Claim.Revision = theirs.Revision
 				}
@@ -72,10 +72,10 @@ func TestIdentityAtStart(t *testing.T) {
 					return attrsOf(me, 8), nil
 				}
 				l := f.mustAcquire()
-				if (l.Subnets.V4 == kept) != c.keeps || l.PublicIP != me || f.held(l.Subnets) != l {
+				if (l.Subnets.V4() == kept) != c.keeps || l.PublicIP != me || f.held(l.Subnets) != l {
 					t.Errorf("leased %+v", l)
 				}
-				if held := f.held(lease.Subnets{V4: kept}); !c.keeps && held != theirs {
+				if held := f.held(lease.SubnetsOf(kept)); !c.keeps && held != theirs {
 					t.Errorf("the other's lease was %+v, is %+v", theirs, held)
 				}
 				if c.probed != slices.Equal(probed, []netip.Addr{them}) {
@@ -122,7 +122,7 @@ func TestIdentityWithoutLease(t *testing.T) {
 				f.Pool.Min, f.Pool.Max = kept.Addr(), netip.MustParseAddr("10.42.4.0")
 				f.Probe = func(context.Context, netip.Addr) string { return c.answer }
 				l := f.mustAcquire()
-				if (l.Subnets.V4 == kept) != c.keeps {
+				if (l.Subnets.V4() == kept) != c.keeps {
 					t.Errorf("leased %s", l.Subnets)
 				}
 				errors := 1

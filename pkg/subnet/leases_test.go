@@ -31,9 +31,9 @@ type happenings struct {
 }
 
 func (h *happenings) subnets() lease.Subnets {
-	s := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(h.r.IntN(25)), 0}), 24)}
+	s := lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(h.r.IntN(25)), 0}), 24))
 	if h.r.IntN(5) == 0 {
-		s.V6 = netip.MustParsePrefix("fd42::/64")
+		s = lease.SubnetsOf(s.V4(), netip.MustParsePrefix("fd42::/64"))
 	}
 	return s
 }
@@ -149,8 +149,8 @@ func TestViewsAreWhatIsKnown(t *testing.T) {
 }
 
 func TestBadEntries(t *testing.T) {
-	seven := lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}
-	both := lease.Subnets{V4: seven.V4, V6: netip.MustParsePrefix("fd42::/64")}
+	seven := lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))
+	both := lease.SubnetsOf(seven.V4(), netip.MustParsePrefix("fd42::/64"))
 	bad := func(s lease.Subnets) registry.Event {
 		return registry.Event{Invalid: &registry.InvalidEntry{Key: lease.Key(s), Subnets: s, Err: errors.New("x")}}
 	}
@@ -179,12 +179,12 @@ func TestBadEntries(t *testing.T) {
 // TestPeerChangesItsKey: a host that adds an IPv6 subnet to its lease, or removes it, changes its
 // key and stays a peer throughout.
 func TestPeerChangesItsKey(t *testing.T) {
-	plain := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.9.0/24")}, Attrs: lease.Attrs{BackendType: "x"}}
+	plain := lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.9.0/24")), Attrs: lease.Attrs{BackendType: "x"}}
 	both := plain
-	both.Subnets.V6 = netip.MustParsePrefix("fd42:0:0:9::/64")
+	both.Subnets = lease.SubnetsOf(plain.Subnets.V4(), netip.MustParsePrefix("fd42:0:0:9::/64"))
 	for _, c := range []struct{ before, after lease.Lease }{{plain, both}, {both, plain}} {
 		synctest.Test(t, func(t *testing.T) {
-			f := toldFollower(lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}}, func(lease.View) {})
+			f := toldFollower(lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))}, func(lease.View) {})
 			f.load(registry.Listing{Leases: []lease.Lease{c.before}})
 			f.apply(registry.Event{Lease: c.after})
 			f.apply(registry.Event{Lease: lease.Lease{Subnets: c.before.Subnets}, Deleted: true})
@@ -203,7 +203,7 @@ func BenchmarkChange(b *testing.B) {
 	var listing registry.Listing
 	for i := range 20000 {
 		listing.Leases = append(listing.Leases, lease.Lease{
-			Subnets: lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)},
+			Subnets: lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)),
 			Attrs:   lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), BackendType: "vxlan"},
 		})
 	}

@@ -199,7 +199,7 @@ func (o *ownLease) move(ctx context.Context, holder lease.Lease, why string) err
 		another.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return o.attrs, nil }
 		o.acquiring = newAcquisition(another)
 	}
-	o.newOwner, o.acquiring.lostSubnet = holder, holder.Subnets.V4
+	o.newOwner, o.acquiring.lostSubnet = holder, holder.Subnets.V4()
 	return o.acquire(ctx)
 }
 

@@ -205,7 +205,7 @@ func TestOwnKeyFight(t *testing.T) {
 // of another host, which then owns it; that of another daemon on this host; or a stale one.
 func TestOwnSubnetUnderAnotherKey(t *testing.T) {
 	const key = "10.42.7.0-24&fd42:0:0:7::-64"
-	both := lease.Subnets{V4: prefix("10.42.7.0/24"), V6: prefix("fd42:0:0:7::/64")}
+	both := lease.SubnetsOf(prefix("10.42.7.0/24"), prefix("fd42:0:0:7::/64"))
 	for name, c := range map[string]struct {
 		value       string
 		keeps, mine bool // the IPv4 subnet; the other key as well
@@ -220,7 +220,7 @@ func TestOwnSubnetUnderAnotherKey(t *testing.T) {
 				w.reg.Put(key, c.value, ttl)
 				elapse(3 * time.Second)
 				own := w.stats().Own
-				if own.Subnets.V4 == both.V4 != c.keeps || own.Subnets == both != c.mine {
+				if own.Subnets.V4() == both.V4() != c.keeps || own.Subnets == both != c.mine {
 					t.Errorf("own lease is %+v", own)
 				}
 				if held := w.held(own.Subnets); !held.SameAs(own) || held.PublicIP != me {

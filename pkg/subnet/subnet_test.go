@@ -140,4 +140,4 @@ func elapse(d time.Duration) {
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
-func ipv4(s string) lease.Subnets { return lease.Subnets{V4: prefix(s)} }
+func ipv4(s string) lease.Subnets { return lease.SubnetsOf(prefix(s)) }

@@ -56,12 +56,12 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 				one.until("a peer is made", func() bool {
 					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 					defer cancel()
-					_, err := peers.Create(ctx, lease.Subnets{V4: subnet}, attrsOf(them, i), time.Hour)
+					_, err := peers.Create(ctx, lease.SubnetsOf(subnet), attrsOf(them, i), time.Hour)
 					return err == nil || errors.Is(err, registry.ErrConflict)
 				})
 				for _, h := range []*host{one, two} {
 					h.until("the peer is known", func() bool {
-						return h.view().Peer(lease.Subnets{V4: subnet}) != nil
+						return h.view().Peer(lease.SubnetsOf(subnet)) != nil
 					})
 				}
 			}

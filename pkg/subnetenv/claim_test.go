@@ -17,8 +17,8 @@ func TestClaim(t *testing.T) {
 	}
 	here, there := lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}, lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.8")}
 	subnet := netip.MustParsePrefix("10.42.7.0/24")
-	c := lease.Claim{Subnets: lease.Subnets{V4: subnet}, Held: here, Next: there}
-	for _, c := range []lease.Claim{{Subnets: lease.Subnets{V4: subnet}, Held: here, Next: here}, c} {
+	c := lease.Claim{Subnets: lease.SubnetsOf(subnet), Held: here, Next: there}
+	for _, c := range []lease.Claim{{Subnets: lease.SubnetsOf(subnet), Held: here, Next: here}, c} {
 		for _, want := range []bool{true, false} { // the second time it is there
 			if changed, err := WriteClaim(path, c); err != nil || changed != want {
 				t.Fatal(changed, err)

@@ -116,7 +116,7 @@ func TestSubnetFileThatCannotBeWritten(t *testing.T) {
 	if err := os.Mkdir(ClaimPath(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	k.Remember(lease.Claim{Subnets: lease.Subnets{V4: sample.Subnet}})
+	k.Remember(lease.Claim{Subnets: lease.SubnetsOf(sample.Subnet)})
 	if !conditions.Has(claimCondition) {
 		t.Errorf("conditions %v", conditions.Current())
 	}
@@ -126,7 +126,7 @@ func TestSubnetFileThatCannotBeWritten(t *testing.T) {
 	if pause, _ := k.sync(); pause != resync || len(conditions.Current()) > 0 {
 		t.Errorf("again after %v, conditions %v", pause, conditions.Current())
 	}
-	if c, err := ReadClaim(path); err != nil || c.Subnets.V4 != sample.Subnet {
+	if c, err := ReadClaim(path); err != nil || c.Subnets.V4() != sample.Subnet {
 		t.Errorf("claim %+v, %v", c, err)
 	}
 }

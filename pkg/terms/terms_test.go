@@ -59,7 +59,7 @@ func TestLeaseFollowsTheAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: attrs}
+	own := lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Attrs: attrs}
 	k.SetOwn(own) // which was written when the address was another one
 	for _, step := range []struct {
 		facts string
@@ -91,7 +91,7 @@ func TestLatestTermsCount(t *testing.T) {
 	k := keeper(network(t, vxlan), slog.New(slog.DiscardHandler))
 	defer k.Close()
 	k.SetFacts(factsOf("198.51.100.7"), nil)
-	k.SetOwn(lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}})
+	k.SetOwn(lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}})
 	later := network(t, `{"Network":"10.42.0.0/16","SubnetMax":"10.42.99.0","Backend":{"Type":"vxlan"}}`)
 	if k.SetConfig(network(t, vxlan)) || !k.SetConfig(later) || k.SetConfig(later) {
 		t.Error("changes of the config are not told apart")
@@ -122,7 +122,7 @@ func TestLeaseThatCannotFollowIsSaidOnce(t *testing.T) {
 	var lines bytes.Buffer
 	k := keeper(n, slog.New(slog.NewTextHandler(&lines, nil)))
 	defer k.Close()
-	k.SetOwn(lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}})
+	k.SetOwn(lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7")}})
 	for range 3 {
 		k.SetFacts(factsOf("198.51.100.8"), nil)
 	}
@@ -174,7 +174,7 @@ func TestOlderLeaseWaitsForAnotherMAC(t *testing.T) {
 					k := keeper(network(t, vxlan), slog.New(slog.DiscardHandler))
 					defer k.Close()
 					facts := factsOf("198.51.100.7")
-					own := lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, Created: created}
+					own := lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), Created: created}
 					var err error
 					if own.Attrs, err = k.backend.Attrs(facts, lease.Attrs{}, nil); err != nil {
 						t.Fatal(err)
@@ -199,7 +199,7 @@ func TestOlderLeaseWaitsForAnotherMAC(t *testing.T) {
 						last = now
 						var rivals []lease.Lease
 						for _, at := range now {
-							rivals = append(rivals, lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.9.0/24")}, Attrs: own.Attrs, Created: at})
+							rivals = append(rivals, lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.9.0/24")), Attrs: own.Attrs, Created: at})
 						}
 						k.SetRivals(rivals)
 						if terms, changed := next(k); changed {

@@ -39,7 +39,7 @@ func FuzzAnswer(f *testing.F) {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		check := func(call string, l lease.Lease) {
-			if s := l.Subnets; s.V4 != s.V4.Masked() || !s.V4.Addr().Is4() || s.V6 != s.V6.Masked() {
+			if v4, v6 := l.Subnets.V4(), l.Subnets.V6(); v4 != v4.Masked() || !v4.Addr().Is4() || v6 != v6.Masked() {
 				t.Errorf("%s returns %+v", call, l)
 			}
 		}

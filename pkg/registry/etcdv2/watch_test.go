@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	subnet7 = lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}
+	subnet7 = lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))
 	attrs7  = lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VtepMAC":"02:00:00:00:00:07"}`}
 	lease7  = lease.Lease{Subnets: subnet7, Attrs: attrs7, Revision: 7}
 )

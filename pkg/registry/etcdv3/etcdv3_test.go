@@ -18,9 +18,9 @@ import (
 const prefix = registrytest.Prefix
 
 var (
-	subnet7 = lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}
+	subnet7 = lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))
 	attrs7  = lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VtepMAC":"02:00:00:00:00:07"}`}
-	lease8  = lease.Lease{Subnets: lease.Subnets{V4: netip.MustParsePrefix("10.42.8.0/24")}}
+	lease8  = lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.8.0/24"))}
 )
 
 var api = registrytest.API{Name: "v3", New: func(o etcdv3.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}

@@ -152,8 +152,8 @@ func TestDualStackHost(t *testing.T) {
 	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create: %v", err)
 	}
-	both := lease.Subnets{V4: subnet7.V4, V6: netip.MustParsePrefix("fd42:0:0:7::/64")}
-	other := lease.Subnets{V4: subnet7.V4, V6: netip.MustParsePrefix("fd42:0:0:8::/64")}
+	both := lease.SubnetsOf(subnet7.V4(), netip.MustParsePrefix("fd42:0:0:7::/64"))
+	other := lease.SubnetsOf(subnet7.V4(), netip.MustParsePrefix("fd42:0:0:8::/64"))
 	if _, err := r.Create(registrytest.Timeout(t), other, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("create with another IPv6 subnet: %v", err)
 	}

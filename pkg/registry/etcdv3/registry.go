@@ -202,13 +202,13 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 // holder returns what the key of subnets holds or, if there is no such key, another lease with
 // the same IPv4 subnet, and the revision of the store. There may be neither.
 func (r *Registry) holder(ctx context.Context, subnets lease.Subnets) (found entry, revision uint64, err error) {
-	key, plain := r.key(subnets), r.key(lease.Subnets{V4: subnets.V4})
+	key, plain := r.key(subnets), r.key(lease.SubnetsOf(subnets.V4()))
 	revision, err = r.walk(ctx, plain, tailsEnd(plain), tailPage, func(kv entry, _ int64) bool {
 		if string(kv.Key) == key {
 			found = kv
 			return false
 		}
-		if ev := r.decode(kv, time.Time{}); found.KeyValue == nil && ev.Invalid == nil && ev.Lease.Subnets.V4 == subnets.V4 {
+		if ev := r.decode(kv, time.Time{}); found.KeyValue == nil && ev.Invalid == nil && ev.Lease.Subnets.V4() == subnets.V4() {
 			found = kv
 		}
 		return true

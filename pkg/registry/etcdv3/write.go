@@ -44,7 +44,7 @@ func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.At
 		return lease.Lease{}, err
 	}
 	// There may be tails that are no leases. None may be newer.
-	plain := r.key(lease.Subnets{V4: subnets.V4})
+	plain := r.key(lease.SubnetsOf(subnets.V4()))
 	return r.put(ctx, &mvccpb.KeyValue{Key: []byte(r.key(subnets)), Value: value}, g,
 		client.Compare(client.CreateRevision(plain), "=", 0),
 		client.Compare(client.ModRevision(tails(plain)), "<", int64(revision)+1).WithRange(tailsEnd(plain)))

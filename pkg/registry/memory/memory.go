@@ -274,7 +274,7 @@ func (r *Registry) holder(subnets lease.Subnets) (string, *entry) {
 	if e := r.entries[key]; e != nil {
 		return key, e
 	}
-	plain := lease.Key(lease.Subnets{V4: subnets.V4})
+	plain := lease.Key(lease.SubnetsOf(subnets.V4()))
 	for key, e := range r.entries {
 		if key != plain && !strings.HasPrefix(key, plain+"&") {
 			continue

@@ -136,7 +136,7 @@ func (s *suite) preAssigned() {
 // lease of the IPv4 subnet alone is another one.
 func (s *suite) dualStack() {
 	const key = "10.42.7.0-24&fd42:0:0:7::-64"
-	both := lease.Subnets{V4: subnets(7).V4, V6: netip.MustParsePrefix("fd42:0:0:7::/64")}
+	both := lease.SubnetsOf(subnets(7).V4(), netip.MustParsePrefix("fd42:0:0:7::/64"))
 	index := s.listing().Index
 	s.Put(key, s.value(1), ttl)
 	l := s.only()

@@ -77,7 +77,7 @@ const ttl = time.Hour
 // subnets returns subnets that differ by n.
 func subnets(n int) lease.Subnets { return ipv4(fmt.Sprintf("10.42.%d.0/24", n)) }
 
-func ipv4(subnet string) lease.Subnets { return lease.Subnets{V4: netip.MustParsePrefix(subnet)} }
+func ipv4(subnet string) lease.Subnets { return lease.SubnetsOf(netip.MustParsePrefix(subnet)) }
 
 // attrs returns attributes that differ by n.
 func attrs(n int) lease.Attrs {
@@ -259,7 +259,7 @@ func (s *suite) listMany() {
 	for w := range 16 {
 		wg.Go(func() {
 			for i := w; i < n; i += 16 {
-				p := lease.Subnets{V4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
+				p := lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
 				if i%10 != 0 {
 					s.Put(lease.Key(p), s.value(i), 0)
 				} else if _, err := s.Registry.Create(s.ctx, p, attrs(i), ttl); err != nil {

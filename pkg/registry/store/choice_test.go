@@ -88,7 +88,7 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer reg.Close()
-					if _, err := reg.Create(t.Context(), lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, lease.Attrs{PublicIP: ip}, time.Hour); err != nil {
+					if _, err := reg.Create(t.Context(), lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), lease.Attrs{PublicIP: ip}, time.Hour); err != nil {
 						t.Fatal(err)
 					}
 				}

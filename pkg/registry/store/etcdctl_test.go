@@ -133,7 +133,7 @@ func TestMoveCommand(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := s.Registry().MoveCommand(lease.Subnets{V4: netip.MustParsePrefix("10.42.7.0/24")}, []string{"/run/subnet.env", "/run/a b"})
+		got := s.Registry().MoveCommand(lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), []string{"/run/subnet.env", "/run/a b"})
 		want := "systemctl stop flanneld; " + do + " /net/subnets/10.42.7.0-24; rm -f /run/subnet.env '/run/a b'; systemctl start flanneld"
 		if got != want {
 			t.Errorf("%s:\n%s\nwant\n%s", api, got, want)

@@ -46,7 +46,7 @@ func TestStatsCountCalls(t *testing.T) {
 			t.Errorf("calls are %v, want %v", got, want)
 		}
 	}
-	ctx, subnet := t.Context(), lease.Subnets{V4: netip.MustParsePrefix("10.42.1.0/24")}
+	ctx, subnet := t.Context(), lease.SubnetsOf(netip.MustParsePrefix("10.42.1.0/24"))
 	attrs := lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), BackendType: "vxlan"}
 	r.Config(ctx)
 	counted(OpConfig, Done) // not found
