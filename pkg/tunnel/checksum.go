@@ -49,12 +49,8 @@ func fold(s uint32) uint16 {
 // section 3.1): both addresses, the protocol and the length of the transport header and its
 // payload.
 func pseudoHeader(packet []byte, length int) uint32 {
-	return addressSum(packet) + uint32(packet[offProtocol]) + uint32(length)
-}
-
-func addressSum(packet []byte) uint32 {
 	src, dst := source(packet), destination(packet)
-	return src>>16 + src&0xffff + dst>>16 + dst&0xffff
+	return src>>16 + src&0xffff + dst>>16 + dst&0xffff + uint32(packet[offProtocol]) + uint32(length)
 }
 
 // finishChecksum completes a checksum as VIRTIO_NET_HDR_F_NEEDS_CSUM requests: the checksum field

@@ -103,64 +103,50 @@ func (s descriptorStore) tryTUN(device string) error {
 	return tun.Close() // the kept descriptor remains open
 }
 
-// open returns the device and the socket of a tunnel: the kept ones if they still match, else new
-// ones.
+// open returns the device and the socket of a tunnel.
 func (s descriptorStore) open(device string, local netip.AddrPort, o Offloads) (*TUN, *UDP, error) {
 	tun, err := s.openTUN(device, o)
 	if err != nil {
 		return nil, nil, err
 	}
-	udp, err := s.openUDP(local, o)
+	udp, err := keptOrNew(s, "udp-tunnel",
+		func(fd int) (*UDP, error) { return AdoptUDP(fd, o) },
+		func(u *UDP) bool { return u.Addr() == local },
+		func() (*UDP, error) { return ListenUDP(local, o) })
 	if err != nil {
 		tun.Close()
-		return nil, nil, err
 	}
-	return tun, udp, nil
+	return tun, udp, err
 }
 
 func (s descriptorStore) openTUN(device string, o Offloads) (*TUN, error) {
-	name := tunPrefix + device
+	return keptOrNew(s, tunPrefix+device,
+		func(fd int) (*TUN, error) { return AdoptTUN(fd, o) },
+		func(t *TUN) bool { return t.Name() == device },
+		func() (*TUN, error) { return OpenTUN(device, o) })
+}
+
+// keptOrNew adopts the descriptor that is kept under a name, if it still fits. Otherwise it opens
+// and keeps a new one.
+func keptOrNew[E interface {
+	FD() int
+	Close() error
+}](s descriptorStore, name string, adopt func(fd int) (E, error), fits func(E) bool, open func() (E, error)) (E, error) {
 	if fd, ok := s.Take(name); ok {
-		tun, err := AdoptTUN(fd, o)
-		if err == nil && tun.Name() == device {
-			return tun, nil
-		}
-		if err == nil {
-			tun.Close()
-		} else {
+		e, err := adopt(fd)
+		switch {
+		case err != nil:
 			unix.Close(fd) // the device was deleted meanwhile
+		case fits(e):
+			return e, nil
+		default:
+			e.Close()
 		}
 		s.Remove(name)
 	}
-	tun, err := OpenTUN(device, o)
+	e, err := open()
 	if err == nil {
-		s.Keep(name, tun.FD())
+		s.Keep(name, e.FD())
 	}
-	return tun, err
-}
-
-func (s descriptorStore) openUDP(local netip.AddrPort, o Offloads) (*UDP, error) {
-	const name = "udp-tunnel"
-	if fd, ok := s.Take(name); ok {
-		if bound(fd) == local {
-			if udp, err := AdoptUDP(fd, o); err == nil {
-				return udp, nil
-			}
-		}
-		unix.Close(fd)
-		s.Remove(name)
-	}
-	udp, err := ListenUDP(local, o)
-	if err == nil {
-		s.Keep(name, udp.FD())
-	}
-	return udp, err
-}
-
-func bound(fd int) netip.AddrPort {
-	sa, err := unix.Getsockname(fd)
-	if in, ok := sa.(*unix.SockaddrInet4); err == nil && ok {
-		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
-	}
-	return netip.AddrPort{}
+	return e, err
 }

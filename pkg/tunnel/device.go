@@ -6,7 +6,7 @@ import (
 )
 
 // ErrDeviceGone is returned by a Device that was deleted, and then by Run. The owner may open
-// another device and call Run again.
+// another device and call Run again with other endpoints.
 var ErrDeviceGone = errors.New("network device is gone")
 
 // ErrInterrupted is returned by calls that are ended by Interrupt.
@@ -37,9 +37,12 @@ type Device interface {
 	// SuperPackets reports for which protocols Write accepts packets with a GSOSize.
 	SuperPackets() (tcp, udp bool)
 
-	// Interrupt(true) makes a waiting Read and all later ones return ErrInterrupted, until
-	// Interrupt(false).
-	Interrupt(on bool)
+	// Interrupt makes a waiting Read and all later ones return ErrInterrupted.
+	Interrupt()
+
+	// Close closes the device. A TUN is deleted unless another descriptor of it is open. No other
+	// method may be running.
+	Close() error
 }
 
 // A Packet is an IPv4 packet, or a super-packet that stands for several (segmentation-offloads.rst

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +29,7 @@ type Driver struct {
 	network netip.Prefix
 	log     *slog.Logger
 	events  *driver.Mailbox
-	open    func(name string, l dataplane.Link) (e Endpoints, close func(), err error)
+	open    func(name string, l dataplane.Link) (Endpoints, error)
 
 	mu         sync.Mutex
 	store      descriptorStore
@@ -51,7 +50,6 @@ type runningTunnel struct {
 	own       netip.Prefix // this host's subnet, from the entries; invalid if not known yet
 	tunnel    *Tunnel      // nil until own is known
 	endpoints Endpoints
-	close     func()
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -62,7 +60,8 @@ type runningTunnel struct {
 // descriptors of devices and sockets.
 func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
 	d := &Driver{
-		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), store: descriptorStore{fds}, tunnels: map[string]*runningTunnel{}, endedStats: new(counters).stats(),
+		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), store: descriptorStore{fds},
+		tunnels: map[string]*runningTunnel{}, endedStats: new(counters).stats(),
 		failures: pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},
 	}
 	d.open = d.openEndpoints
@@ -125,150 +124,122 @@ func (d *Driver) Snapshot(_ dataplane.Scope, s *dataplane.State) error {
 	return nil
 }
 
-// edit is a change of a tunnel by an operation.
-type edit struct {
-	op   int // index of the operation
-	undo func()
-}
-
-// Apply implements driver.Driver. Changes of a table are in effect when it returns. If the new
-// table is invalid, the previous one stays, and all operations on it fail.
+// Apply implements driver.Driver. Changes of a table are in effect when it returns, if this host's
+// subnet is known.
 func (d *Driver) Apply(ops []dataplane.Op) []error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	errs := make([]error, len(ops))
-	edits := map[*runningTunnel][]edit{}
+	changed := map[*runningTunnel]bool{}
 	for i, op := range ops {
 		apply := d.applyEntry
 		if op.Kind == dataplane.KindLink {
 			apply = d.applyLink
 		}
-		r, undo, err := apply(op)
+		r, err := apply(op)
 		if err != nil {
 			errs[i] = fmt.Errorf("%s %s: %w", op.Verb, op.Object(), err)
-		} else if r != nil {
-			edits[r] = append(edits[r], edit{i, undo})
 		}
+		changed[r] = true
 	}
-	for r, all := range edits {
-		err := d.swap(r)
-		if err == nil {
-			continue
-		}
-		for _, e := range slices.Backward(all) {
-			e.undo()
-			errs[e.op] = fmt.Errorf("%s %s: %w", ops[e.op].Verb, ops[e.op].Object(), err)
-		}
+	delete(changed, nil)
+	for r := range changed {
+		d.swap(r)
 	}
 	return errs
 }
 
-// applyLink opens a tunnel or changes it.
-func (d *Driver) applyLink(op dataplane.Op) (*runningTunnel, func(), error) {
+// applyLink opens a tunnel, or changes it and returns it.
+func (d *Driver) applyLink(op dataplane.Op) (*runningTunnel, error) {
 	name, link := dataplane.KindLink.Of(op)
+	if link.MTU < minMTU || link.MTU > maxPacket {
+		return nil, fmt.Errorf("MTU: %d: must be %d to %d", link.MTU, minMTU, maxPacket)
+	}
 	if op.Verb == dataplane.Put {
-		return nil, nil, d.start(name, link)
+		return nil, d.start(name, link)
 	}
-	r, ok := d.tunnels[name]
-	if !ok {
-		return nil, nil, nil
+	r := d.tunnels[name]
+	if r != nil {
+		r.link = link
 	}
-	before := r.link
-	r.link = link
-	return r, func() { r.link = before }, nil
+	return r, nil
 }
 
-// applyEntry changes an entry. The change takes effect with the next swap.
-func (d *Driver) applyEntry(op dataplane.Op) (*runningTunnel, func(), error) {
+// applyEntry changes an entry of a tunnel, which it returns. The change takes effect with the next
+// swap.
+func (d *Driver) applyEntry(op dataplane.Op) (*runningTunnel, error) {
 	k, peer := dataplane.KindTunnel.Of(op)
-	r, ok := d.tunnels[k.Link]
-	if !ok && op.Verb == dataplane.Del {
-		return nil, nil, nil
-	}
-	if !ok {
-		return nil, nil, errors.New("the tunnel is not open")
-	}
-	if err := (Peer{k.Subnet, peer}).validate(); err != nil && op.Verb != dataplane.Del && peer.IsValid() {
-		return nil, nil, err
-	}
-	before, had := r.entries[k]
-	own := r.own
-	undo := func() {
-		if r.own = own; had {
-			r.entries[k] = before
-		} else {
-			delete(r.entries, k)
+	r, own := d.tunnels[k.Link], !peer.IsValid()
+	switch {
+	case op.Verb == dataplane.Del:
+		if r == nil {
+			return nil, nil
 		}
+		delete(r.entries, k)
+	case r == nil:
+		return nil, errors.New("the tunnel is not open")
+	case !k.Subnet.Addr().Is4() || !own && (!peer.Addr().Is4() || peer.Port() == 0):
+		return nil, fmt.Errorf("peer %s at %s must have IPv4 addresses and a port", k.Subnet, peer)
+	default:
+		r.entries[k] = peer
 	}
-	if k.Subnet == r.own {
+	switch {
+	case op.Verb != dataplane.Del && own:
+		r.own = k.Subnet
+	case k.Subnet == r.own:
 		r.own = netip.Prefix{}
 	}
-	if op.Verb == dataplane.Del {
-		delete(r.entries, k)
-		return r, undo, nil
-	}
-	if r.entries[k] = peer; !peer.IsValid() {
-		r.own = k.Subnet
-	}
-	return r, undo, nil
+	return r, nil
 }
 
 // start opens or creates a TUN device, and its socket.
 func (d *Driver) start(name string, l dataplane.Link) error {
 	d.drop(name) // the device is gone, even if the tunnel has not noticed yet
-	ends, closeEndpoints, err := d.open(name, l)
+	endpoints, err := d.open(name, l)
 	if errors.Is(err, unix.EBUSY) {
 		d.events.Report(driver.DeviceTaken)
 	}
 	if err != nil {
 		return err
 	}
-	r := &runningTunnel{name: name, link: l, entries: map[dataplane.TunnelKey]netip.AddrPort{}, endpoints: ends, close: closeEndpoints}
+	r := &runningTunnel{name: name, link: l, entries: map[dataplane.TunnelKey]netip.AddrPort{}, endpoints: endpoints}
 	r.ctx, r.cancel = context.WithCancel(d.ctx)
 	d.tunnels[name] = r
 	return nil
 }
 
 // openEndpoints opens a device, its socket, and another socket for ICMP errors.
-func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, closeEndpoints func(), err error) {
+func (d *Driver) openEndpoints(name string, l dataplane.Link) (e Endpoints, err error) {
 	offloads := AllOffloads()
 	if l.NoOffload {
 		offloads = Offloads{}
 	}
 	tun, udp, err := d.store.open(name, netip.AddrPortFrom(l.Local, uint16(l.Port)), offloads)
 	if err != nil {
-		return e, nil, err
-	}
-	closeEndpoints = func() {
-		tun.Close()
-		udp.Close()
+		return e, err
 	}
 	e = Endpoints{Device: tun, Socket: udp}
 	icmp, err := OpenICMP()
 	switch {
 	case pace.IsResourceError(err): // retry
-		closeEndpoints()
-		return e, nil, err
+		e.Close()
+		return e, err
 	case err != nil:
 		d.log.Warn("tunnel cannot send ICMP errors", "err", err)
 	default:
 		e.ICMP = icmp
-		both := closeEndpoints
-		closeEndpoints = func() {
-			both()
-			icmp.Close()
-		}
 	}
 	tcp, uso := tun.SuperPackets()
 	d.log.Info("opened tunnel", "device", name, "addr", l.Local, "port", l.Port,
 		"tso", tcp, "uso", uso, "udp_segment", udp.MaxSegments() > 1, "udp_gro", udp.GRO())
-	return e, closeEndpoints, nil
+	return e, nil
 }
 
-// swap builds a table from the entries, and starts the tunnel with the first table.
-func (d *Driver) swap(r *runningTunnel) error {
-	if len(r.entries) == 0 || r.tunnel == nil && !r.own.IsValid() {
-		return nil
+// swap builds a table from the entries, and starts the tunnel with the first table. While this
+// host's subnet is unknown, the tunnel keeps its table.
+func (d *Driver) swap(r *runningTunnel) {
+	if !r.own.IsValid() {
+		return
 	}
 	o := Overlay{Network: d.network, Own: r.own, MTU: r.link.MTU, AllowUnknownSources: r.link.AnySource, Peers: make([]Peer, 0, len(r.entries))}
 	for k, peer := range r.entries {
@@ -276,17 +247,12 @@ func (d *Driver) swap(r *runningTunnel) error {
 			o.Peers = append(o.Peers, Peer{Subnet: k.Subnet, Addr: peer})
 		}
 	}
-	table, err := NewTable(o)
-	if err != nil {
-		return err
-	}
 	if r.tunnel != nil {
-		r.tunnel.Swap(table)
-		return nil
+		r.tunnel.Swap(NewTable(o))
+		return
 	}
-	r.tunnel = New(table)
+	r.tunnel = New(NewTable(o))
 	r.done.Go(func() { d.run(r) })
-	return nil
 }
 
 // run forwards packets until the tunnel is dropped or an endpoint fails. In that case, the next
@@ -316,5 +282,5 @@ func (d *Driver) drop(name string) {
 	if r.tunnel != nil {
 		d.endedStats.add(r.tunnel.counters.stats())
 	}
-	r.close()
+	r.endpoints.Close()
 }

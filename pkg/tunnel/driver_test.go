@@ -22,27 +22,39 @@ import (
 type driverBed struct {
 	*Driver
 	t       *testing.T
-	device  *fakeDevice // the one that was opened last
-	opened  int
-	closed  int
-	refuse  error // of open
-	devices map[string]bool
+	devices []*fakeDevice // that were opened
+	refuse  error         // of open
 }
 
 func newDriverBed(t *testing.T) *driverBed {
-	b := &driverBed{t: t, devices: map[string]bool{}}
+	b := &driverBed{t: t}
 	b.Driver = NewDriver(t.Context(), netip.MustParsePrefix("10.42.0.0/16"), nil, slog.New(slog.DiscardHandler))
-	b.open = func(name string, _ dataplane.Link) (Endpoints, func(), error) {
+	b.open = func(string, dataplane.Link) (Endpoints, error) {
 		if b.refuse != nil {
-			return Endpoints{}, nil, b.refuse
+			return Endpoints{}, b.refuse
 		}
-		b.opened++
-		b.devices[name] = true
-		b.device = newFakeDevice(t)
-		return Endpoints{Device: b.device, Socket: newFakeSocket()}, func() { b.closed++ }, nil
+		b.devices = append(b.devices, newFakeDevice(t))
+		return Endpoints{Device: b.last(), Socket: newFakeSocket()}, nil
 	}
 	t.Cleanup(b.Close)
 	return b
+}
+
+// last returns the device that was opened last.
+func (b *driverBed) last() *fakeDevice { return b.devices[len(b.devices)-1] }
+
+// counts checks how many devices were opened, and how many of them closed.
+func (b *driverBed) counts(opened, closed int) {
+	b.t.Helper()
+	n := 0
+	for _, d := range b.devices {
+		if d.closed {
+			n++
+		}
+	}
+	if len(b.devices) != opened || n != closed {
+		b.t.Errorf("%d devices opened, %d closed; want %d, %d", len(b.devices), n, opened, closed)
+	}
 }
 
 const tunDevice = "flannel0"
@@ -76,49 +88,55 @@ func (b *driverBed) put(entries ...string) (failed []string) {
 	return failed
 }
 
-// holds checks the content of a Snapshot, and the table in effect, if there should be one.
-func (b *driverBed) holds(running bool, entries ...string) {
+// text returns an entry in the form of put.
+func text(subnet netip.Prefix, host netip.AddrPort) string {
+	if !host.IsValid() {
+		return subnet.String()
+	}
+	return subnet.String() + " " + host.String()
+}
+
+// shows checks the content of a Snapshot.
+func (b *driverBed) shows(entries ...string) {
+	b.t.Helper()
+	var got []string
+	for k, peer := range b.snapshot().Tunnel {
+		got = append(got, text(k.Subnet, peer))
+	}
+	if slices.Sort(got); !slices.Equal(got, entries) {
+		b.t.Errorf("a snapshot has %q, want %q", got, entries)
+	}
+}
+
+// holds checks the content of a Snapshot, and that it is in effect.
+func (b *driverBed) holds(entries ...string) {
+	b.t.Helper()
+	b.shows(entries...)
+	b.runs(entries...)
+}
+
+// runs checks the table in effect.
+func (b *driverBed) runs(entries ...string) {
+	b.t.Helper()
+	o := b.tunnels[tunDevice].tunnel.state.Load().table.overlay
+	got := []string{text(o.Own, netip.AddrPort{})}
+	for _, p := range o.Peers {
+		got = append(got, text(p.Subnet, p.Addr))
+	}
+	if slices.Sort(got); !slices.Equal(got, entries) {
+		b.t.Errorf("in effect is %q, want %q", got, entries)
+	}
+}
+
+func (b *driverBed) snapshot() dataplane.State {
 	b.t.Helper()
 	s := dataplane.NewState()
-	for name := range b.devices {
-		s.Links[name] = dataplane.Link{Kind: dataplane.KindTUN, MTU: 1472, Up: true}
+	s.Links[tunDevice] = dataplane.Link{Kind: dataplane.KindTUN, MTU: 1400}
+	s.Links["eth0"] = dataplane.Link{Kind: "device"}
+	if err := b.Snapshot(dataplane.Scope{}, &s); err != nil || s.Links["eth0"].Kind != "device" {
+		b.t.Errorf("%v, read\n%s", err, s.Text())
 	}
-	if err := b.Snapshot(dataplane.Scope{}, &s); err != nil {
-		b.t.Fatal(err)
-	}
-	var got, inForce []string
-	peers := 0
-	for k, peer := range s.Tunnel {
-		text := k.Subnet.String()
-		if peer.IsValid() {
-			text += " " + peer.String()
-			peers++
-		}
-		got = append(got, text)
-	}
-	slices.Sort(got)
-	if !slices.Equal(got, entries) {
-		b.t.Errorf("holds %q, want %q", got, entries)
-	}
-	r := b.tunnels[tunDevice]
-	if r == nil || r.tunnel == nil {
-		if running {
-			b.t.Error("there is no tunnel")
-		}
-		return
-	}
-	o := r.tunnel.state.Load().table.overlay
-	for _, p := range o.Peers {
-		inForce = append(inForce, fmt.Sprintf("%s %s", p.Subnet, p.Addr))
-	}
-	if len(inForce) != peers || o.Own != r.own {
-		b.t.Errorf("in force are %q and our own %s, shown %q", inForce, o.Own, got)
-	}
-	for _, text := range inForce {
-		if !slices.Contains(got, text) {
-			b.t.Errorf("%s is in force, and not shown", text)
-		}
-	}
+	return s
 }
 
 func (b *driverBed) start() {
@@ -133,94 +151,73 @@ func TestDriverKeepsATable(t *testing.T) {
 	if failed := b.put("10.42.9.0/24 198.51.100.9:8285", "-10.42.8.0/24"); len(failed) != 1 {
 		t.Errorf("without a tunnel %q failed", failed)
 	}
-	b.holds(false)
+	b.shows()
 	b.start()
 	// Until it is known which subnet is ours, entries wait.
 	if failed := b.put("10.42.9.0/24 198.51.100.9:8285"); failed != nil {
 		t.Errorf("%q failed", failed)
 	}
-	b.holds(false, "10.42.9.0/24 198.51.100.9:8285")
+	b.shows("10.42.9.0/24 198.51.100.9:8285")
+	if b.tunnels[tunDevice].tunnel != nil {
+		t.Error("there is a tunnel without a subnet of ours")
+	}
 	b.put("10.42.7.0/24", "10.42.20.0/24 198.51.100.20:8285")
-	b.holds(true, "10.42.20.0/24 198.51.100.20:8285", "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
+	b.holds("10.42.20.0/24 198.51.100.20:8285", "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
 	b.put("10.42.9.0/24 198.51.100.99:8285", "-10.42.20.0/24")
-	b.holds(true, "10.42.7.0/24", "10.42.9.0/24 198.51.100.99:8285")
+	b.holds("10.42.7.0/24", "10.42.9.0/24 198.51.100.99:8285")
 	// Another subnet is ours, and the previous one is a peer's.
 	b.put("10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285", "-10.42.9.0/24")
-	b.holds(true, "10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285")
-	if b.opened != 1 || b.closed != 0 {
-		t.Errorf("%d opened, %d closed", b.opened, b.closed)
-	}
+	b.holds("10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285")
+	// No subnet is ours any more: until there is one again, the table stays.
+	b.put("-10.42.6.0/24", "10.42.9.0/24 198.51.100.9:8285")
+	b.shows("10.42.7.0/24 198.51.100.9:8285", "10.42.9.0/24 198.51.100.9:8285")
+	b.runs("10.42.6.0/24", "10.42.7.0/24 198.51.100.9:8285")
+	b.put("10.42.8.0/24")
+	b.holds("10.42.7.0/24 198.51.100.9:8285", "10.42.8.0/24", "10.42.9.0/24 198.51.100.9:8285")
+	b.counts(1, 0)
 }
 
-// TestFailedSwapIsTriedAgain: entries of an invalid table are neither in effect nor in a Snapshot,
-// and have failed, so that they count as missing.
-func TestFailedSwapIsTriedAgain(t *testing.T) {
+// TestInvalidEntriesFailAlone: they are neither in effect nor in a Snapshot, so that they count as
+// missing.
+func TestInvalidEntriesFailAlone(t *testing.T) {
 	b := newDriverBed(t)
 	b.start()
-	b.put("10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
-	was := []string{"10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285"}
-
-	changes := []string{"10.42.20.0/24 198.51.100.20:8285", "10.42.9.0/24 198.51.100.99:8285", "10.42.9.0/24 198.51.100.98:8285", "-10.42.7.0/24"}
-	if failed := b.put(changes...); !slices.Equal(failed, changes) {
-		t.Errorf("without a subnet of ours only %q failed", failed)
-	}
-	b.holds(true, was...)
-
-	low := tunLink
-	low.MTU = 20
-	err := b.Apply([]dataplane.Op{dataplane.SetLink(tunDevice, low, tunLink)})[0]
-	if err == nil || !strings.HasPrefix(err.Error(), "change link flannel0: make table: MTU 20") {
-		t.Errorf("an MTU of 20: %v", err)
-	}
-	if failed := b.put("10.42.20.0/24 198.51.100.20:8285"); failed != nil {
-		t.Errorf("after that %q failed", failed)
-	}
-	b.holds(true, append(was[:0:0], "10.42.20.0/24 198.51.100.20:8285", was[0], was[1])...)
-}
-
-// TestBadEntryHarmsNoOther: an invalid peer fails alone.
-func TestBadEntryHarmsNoOther(t *testing.T) {
-	b := newDriverBed(t)
-	b.start()
-	bad := "10.42.20.0/24 198.51.100.20:0"
-	if failed := b.put("10.42.7.0/24", bad, "10.42.9.0/24 198.51.100.9:8285"); !slices.Equal(failed, []string{bad}) {
+	bad := []string{"10.42.20.0/24 198.51.100.20:0", "10.42.20.0/24 [::1]:8285", "fd00::/64 198.51.100.20:8285", "fd00::/64"}
+	if failed := b.put(append(bad, "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")...); !slices.Equal(failed, bad) {
 		t.Errorf("%q failed", failed)
 	}
-	b.holds(true, "10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
+	for mtu, want := range map[int]string{67: "change link flannel0: MTU: 67: must be 68 to 65535", 65536: "change link flannel0: MTU: 65536: must be 68 to 65535"} {
+		link := tunLink
+		link.MTU = mtu
+		if err := b.Apply([]dataplane.Op{dataplane.SetLink(tunDevice, link, tunLink)})[0]; err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+	b.holds("10.42.7.0/24", "10.42.9.0/24 198.51.100.9:8285")
 }
 
 // TestLinkOfATunnel: a device is reported with the attributes of its tunnel, or not at all.
 func TestLinkOfATunnel(t *testing.T) {
 	b := newDriverBed(t)
-	show := func() dataplane.State {
-		s := dataplane.NewState()
-		s.Links[tunDevice] = dataplane.Link{Kind: dataplane.KindTUN, MTU: 1400}
-		s.Links["eth0"] = dataplane.Link{Kind: "device"}
-		if err := b.Snapshot(dataplane.Scope{}, &s); err != nil || s.Links["eth0"].Kind != "device" {
-			t.Errorf("%v, read\n%s", err, s.Text())
-		}
-		return s
-	}
-	if l, ok := show().Links[tunDevice]; ok {
+	if l, ok := b.snapshot().Links[tunDevice]; ok {
 		t.Errorf("nobody is behind %+v", l)
 	}
 	b.start()
 	want := tunLink
 	want.MTU, want.Up = 1400, false // as the kernel has it
-	if l := show().Links[tunDevice]; l != want {
+	if l := b.snapshot().Links[tunDevice]; l != want {
 		t.Errorf("got %+v, want %+v", l, want)
 	}
 	b.put("10.42.7.0/24")
 	open := tunLink
 	open.AnySource = true
-	if err := b.Apply([]dataplane.Op{dataplane.SetLink(tunDevice, open, tunLink)})[0]; err != nil {
-		t.Error(err)
+	for _, link := range []string{tunDevice, "flannel9"} { // one that has ended meanwhile
+		if err := b.Apply([]dataplane.Op{dataplane.SetLink(link, open, tunLink)})[0]; err != nil {
+			t.Error(err)
+		}
 	}
-	if want.AnySource = true; show().Links[tunDevice] != want || !b.tunnels[tunDevice].tunnel.state.Load().table.overlay.AllowUnknownSources {
+	if want.AnySource = true; b.snapshot().Links[tunDevice] != want || !b.tunnels[tunDevice].tunnel.state.Load().table.overlay.AllowUnknownSources {
 		t.Error("it does not take packets from everybody")
-	}
-	if err := b.Apply([]dataplane.Op{dataplane.SetLink("flannel9", open, tunLink)})[0]; err != nil {
-		t.Errorf("a change of what has ended meanwhile: %v", err)
 	}
 }
 
@@ -255,7 +252,7 @@ func TestDriverStats(t *testing.T) {
 			t.Errorf("after %d tunnels: %+v", n, got)
 		}
 		b.put("10.42.7.0/24", "10.42.1.0/24 192.0.2.1:8285")
-		b.device.batches <- []Packet{{Data: to("10.42.1.2", tcpSpec{}).packet()}, {Data: to("10.42.99.2", tcpSpec{}).packet()}}
+		b.last().batches <- []Packet{{Data: to("10.42.1.2", tcpSpec{}).packet()}, {Data: to("10.42.99.2", tcpSpec{}).packet()}}
 		wait.True(t, "a packet that is sent and one that is not", func() bool {
 			s := b.Stats()
 			return len(s.Peers) == 1 && s.Peers[0].Sent.Packets == 1 && s.Sent.Packets == n+1 && drops() == n+1
@@ -275,16 +272,14 @@ func TestEndedTunnelIsOpenedAgain(t *testing.T) {
 			b.start()
 			b.put("10.42.7.0/24")
 			begun := time.Now()
-			b.device.readErr = ErrDeviceGone
-			close(b.device.batches)
+			b.last().readErr = ErrDeviceGone
+			close(b.last().batches)
 			if e := <-b.Events(); e != driver.Links || time.Since(begun) != want {
 				t.Errorf("end %d: event %s after %v, want %v", n+1, e, time.Since(begun), want)
 			}
-			b.holds(false)
+			b.shows()
 		}
 		b.Close()
-		if b.opened != 3 || b.closed != 3 {
-			t.Errorf("%d opened, %d closed", b.opened, b.closed)
-		}
+		b.counts(3, 3)
 	})
 }

@@ -2,7 +2,9 @@ package tunnel
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -23,36 +25,27 @@ type fakeDevice struct {
 	readErr error // after the last batch, instead of waiting
 }
 
-// A stop is the Interrupt of both fakes.
+// A stop is the Interrupt and Close of both fakes.
 type stop struct {
-	mu sync.Mutex
-	on bool
-	ch chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
+	closed bool
 }
 
-func (s *stop) Interrupt(on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ch == nil || s.on && !on {
-		s.ch = make(chan struct{})
-	}
-	if on && !s.on {
-		close(s.ch)
-	}
-	s.on = on
+func newStop() stop {
+	ctx, cancel := context.WithCancel(context.Background())
+	return stop{ctx: ctx, cancel: cancel}
 }
 
-func (s *stop) done() chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ch == nil {
-		s.ch = make(chan struct{})
-	}
-	return s.ch
+func (s *stop) Interrupt() { s.cancel() }
+
+func (s *stop) Close() error {
+	s.closed = true
+	return nil
 }
 
 func newFakeDevice(t testing.TB) *fakeDevice {
-	return &fakeDevice{t: t, tcp: true, udp: true, batches: make(chan []Packet, 100)}
+	return &fakeDevice{stop: newStop(), t: t, tcp: true, udp: true, batches: make(chan []Packet, 100)}
 }
 
 func (d *fakeDevice) SuperPackets() (tcp, udp bool) { return d.tcp, d.udp }
@@ -69,7 +62,7 @@ func (d *fakeDevice) Read(packets []Packet, buf []byte) (n int, err error) {
 			buf = buf[size:]
 		}
 		return len(batch), nil
-	case <-d.done():
+	case <-d.ctx.Done():
 		return 0, ErrInterrupted
 	}
 }
@@ -107,7 +100,7 @@ type fakeSocket struct {
 }
 
 func newFakeSocket() *fakeSocket {
-	return &fakeSocket{max: 64, batches: make(chan []Datagram, 100), sent: map[netip.AddrPort][][]byte{}}
+	return &fakeSocket{stop: newStop(), max: 64, batches: make(chan []Datagram, 100), sent: map[netip.AddrPort][][]byte{}}
 }
 
 func (s *fakeSocket) MaxSegments() int { return s.max }
@@ -116,7 +109,7 @@ func (s *fakeSocket) Receive(ds []Datagram) (int, error) {
 	select {
 	case batch := <-s.batches:
 		return copy(ds, batch), nil
-	case <-s.done():
+	case <-s.ctx.Done():
 		return 0, ErrInterrupted
 	}
 }
@@ -129,19 +122,23 @@ func (s *fakeSocket) Send(ms []Message) (int, error) {
 		switch {
 		case s.fail[m.To.Addr()]:
 			return i, errors.New("no route to host")
-		case m.SegmentSize > 0 && s.refuse != nil:
+		case m.Segments > 1 && s.refuse != nil:
 			return i, s.refuse
 		case len(payload) > maxPayload || len(m.Parts) > 1024:
 			return i, errors.New("message too long")
-		case m.SegmentSize > 0 && (len(payload)+m.SegmentSize-1)/m.SegmentSize > s.max:
+		case m.Segments > s.max:
 			return i, errors.New("too many segments")
 		}
 		s.messages++
-		size := m.SegmentSize
-		if size == 0 {
-			size = len(payload)
+		size := len(payload)
+		if m.Segments > 1 {
+			size = m.SegmentSize
 		}
-		s.sent[m.To] = append(s.sent[m.To], slices.Collect(slices.Chunk(payload, size))...)
+		segments := slices.Collect(slices.Chunk(payload, size))
+		if len(segments) != m.Segments {
+			return i, fmt.Errorf("%d segments, said to be %d", len(segments), m.Segments)
+		}
+		s.sent[m.To] = append(s.sent[m.To], segments...)
 	}
 	return len(ms), nil
 }

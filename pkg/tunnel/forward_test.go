@@ -18,7 +18,7 @@ func BenchmarkForward(b *testing.B) {
 			return fresh, work
 		}
 		b.Run("out/"+name, func(b *testing.B) {
-			tunnel := New(mustTable(b, testOverlay()))
+			tunnel := New(NewTable(testOverlay()))
 			x := newTransmitter(tunnel, newFakeDevice(b), &silentSocket{}, nil)
 			x.state = tunnel.state.Load()
 			fresh, work := work(func(peer [4]byte, s *tcpSpec) { s.src, s.dst = hostA, peer })
@@ -36,7 +36,7 @@ func BenchmarkForward(b *testing.B) {
 			}
 		})
 		b.Run("in/"+name, func(b *testing.B) {
-			tunnel := New(mustTable(b, testOverlay()))
+			tunnel := New(NewTable(testOverlay()))
 			r := newReceiver(tunnel, &silentDevice{newFakeDevice(b)}, &silentSocket{}, nil)
 			r.state, r.batch.peer = tunnel.state.Load(), none
 			fresh, work := work(func(peer [4]byte, s *tcpSpec) { s.src, s.dst = peer, hostA })

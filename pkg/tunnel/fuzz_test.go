@@ -126,7 +126,7 @@ func FuzzReceive(f *testing.F) {
 		ds := fuzzDatagrams(data)
 		want, drops := naiveReceive(testOverlay(), ds)
 		device := newFakeDevice(t)
-		r := newReceiver(New(mustTable(t, testOverlay())), device, newFakeSocket(), nil)
+		r := newReceiver(New(NewTable(testOverlay())), device, newFakeSocket(), nil)
 		r.state = r.tunnel.state.Load()
 		r.batch.peer = none
 		for i := range ds {

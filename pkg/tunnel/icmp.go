@@ -35,7 +35,7 @@ func appendICMP(b []byte, e icmpError, t *Table, about []byte) []byte {
 	b = append(b, 0x45, 0xc0) // precedence "internetwork control" (RFC 1812, section 4.3.2.5)
 	b = binary.BigEndian.AppendUint16(b, uint16(total))
 	b = append(b, 0, 0, flagDF>>8, 0, 64, protoICMP, 0, 0)
-	b = binary.BigEndian.AppendUint32(b, t.addr)
+	b = binary.BigEndian.AppendUint32(b, t.own)
 	b = binary.BigEndian.AppendUint32(b, source(about))
 	b = append(b, e.kind, e.code, 0, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, e.mtu)

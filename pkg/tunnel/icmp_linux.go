@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -24,9 +23,6 @@ func OpenICMP() (*ICMP, error) {
 
 // Write sends a packet to its destination.
 func (c *ICMP) Write(packet []byte) (int, error) {
-	if headerLen(packet) == 0 {
-		return 0, errors.New("send icmp error: not an IPv4 packet")
-	}
 	to := unix.SockaddrInet4{Addr: [4]byte(packet[offDestination:])}
 	if err := unix.Sendto(c.fd, packet, unix.MSG_DONTWAIT, &to); err != nil {
 		return 0, fmt.Errorf("send icmp error: %w", err)
@@ -35,9 +31,4 @@ func (c *ICMP) Write(packet []byte) (int, error) {
 }
 
 // Close closes the socket. No Write may be running.
-func (c *ICMP) Close() error {
-	if err := unix.Close(c.fd); err != nil {
-		return fmt.Errorf("close raw socket: %w", err)
-	}
-	return nil
-}
+func (c *ICMP) Close() error { return unix.Close(c.fd) }

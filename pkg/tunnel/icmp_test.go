@@ -10,7 +10,7 @@ import (
 )
 
 func TestICMPError(t *testing.T) {
-	table := mustTable(t, testOverlay())
+	table := NewTable(testOverlay())
 	about := tcpSpec{payload: 100, ipExtra: make([]byte, 8)}.packet()
 	for _, test := range []struct {
 		e    icmpError
@@ -44,7 +44,7 @@ func TestICMPError(t *testing.T) {
 }
 
 func TestNoICMPError(t *testing.T) {
-	table := mustTable(t, testOverlay())
+	table := NewTable(testOverlay())
 	with := func(at int, b ...byte) []byte {
 		p := tcpSpec{payload: 9}.packet()
 		copy(p[at:], b)
@@ -104,7 +104,7 @@ func TestICMPErrorsAreLimited(t *testing.T) {
 	tunnel := &Tunnel{clock: func() time.Duration { return now }}
 	sent := writes(0)
 	sender := newICMPSender(tunnel, &sent)
-	st, about := &state{table: mustTable(t, testOverlay())}, tcpSpec{payload: 100}.packet()
+	st, about := &state{table: NewTable(testOverlay())}, tcpSpec{payload: 100}.packet()
 	count := func() writes {
 		sent = 0
 		for range 10000 {

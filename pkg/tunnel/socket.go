@@ -26,9 +26,11 @@ type Socket interface {
 	// segment.
 	MaxSegments() int
 
-	// Interrupt(true) makes a waiting Receive or Send, and all later ones, return ErrInterrupted,
-	// until Interrupt(false).
-	Interrupt(on bool)
+	// Interrupt makes a waiting Receive or Send, and all later ones, return ErrInterrupted.
+	Interrupt()
+
+	// Close closes the socket. No other method may be running.
+	Close() error
 }
 
 // A Datagram is a received datagram, or several of one sender that the kernel has merged.
@@ -45,7 +47,11 @@ type Datagram struct {
 type Message struct {
 	To          netip.AddrPort
 	Parts       [][]byte // the payload is their concatenation
-	SegmentSize int      // as in Datagram
+	Segments    int      // number of datagrams
+	SegmentSize int      // of each datagram, in bytes; the last may be shorter
+
+	peer int32
+	size int // of the payload
 }
 
 // maxPayload is the maximum payload of one message, in bytes: a UDP datagram in an IPv4 packet

@@ -51,7 +51,7 @@ func (s *splitter) init(packet []byte, ihl int, o Offload) bool {
 		binary.BigEndian.PutUint32(l4[udpLength:], 0) // and the checksum
 	}
 	s.ipSum = uint32(sum(s.header[:ihl]))
-	s.l4Sum = addressSum(packet) + uint32(packet[offProtocol]) + uint32(sum(l4))
+	s.l4Sum = pseudoHeader(packet, 0) + uint32(sum(l4)) // without the length
 	return true
 }
 

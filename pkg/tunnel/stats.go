@@ -41,9 +41,6 @@ const (
 
 // String returns the reason as a metric's label.
 func (r Reason) String() string {
-	if r >= reasons {
-		return "unknown"
-	}
 	return [reasons]string{
 		"not_ipv4", "malformed", "bad_checksum", "ttl_exceeded", "no_route", "send_failed",
 		"unknown_source", "source_port", "spoofed_source", "foreign_destination", "oversize",

@@ -1,9 +1,7 @@
 package tunnel
 
 import (
-	"cmp"
 	"encoding/binary"
-	"fmt"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -15,18 +13,10 @@ type Peer struct {
 	Addr   netip.AddrPort
 }
 
-func (p Peer) validate() error {
-	if !p.Subnet.Addr().Is4() || !p.Addr.Addr().Is4() || p.Addr.Port() == 0 {
-		return fmt.Errorf("peer %s at %s must have IPv4 addresses and a port", p.Subnet, p.Addr)
-	}
-	return nil
-}
-
 // An Overlay describes this host's place in the overlay. All addresses are IPv4.
 type Overlay struct {
 	Network netip.Prefix // of the whole overlay
-	Own     netip.Prefix // this host's subnet
-	Addr    netip.Addr   // of the device, the source of ICMP errors; by default the first of Own
+	Own     netip.Prefix // this host's subnet; the device has its first address
 	MTU     int          // of the device, in bytes
 	Peers   []Peer       // of two with the same subnet the later one is used
 
@@ -41,7 +31,6 @@ type Table struct {
 	ownMask uint32
 	network uint32
 	netMask uint32
-	addr    uint32
 
 	lengths []prefixSet      // the prefix lengths in use, longest first
 	hosts   map[uint32]int32 // from a peer's address to the index of the first peer there
@@ -50,68 +39,40 @@ type Table struct {
 // none is the index if there is no peer.
 const none = int32(-1)
 
-// NewTable returns the table of an overlay, whose slices are copied.
-func NewTable(o Overlay) (*Table, error) {
-	if !o.Network.Addr().Is4() || !o.Own.Addr().Is4() {
-		return nil, fmt.Errorf("make table: network %s and own subnet %s must be IPv4 prefixes",
-			o.Network, o.Own)
-	}
-	if o.MTU < 68 || o.MTU > maxPacket { // RFC 791: every module must be able to forward 68 bytes
-		return nil, fmt.Errorf("make table: MTU %d is not in 68..%d", o.MTU, maxPacket)
-	}
-	if !o.Addr.IsValid() {
-		o.Addr = o.Own.Masked().Addr()
-	}
-	if !o.Addr.Is4() {
-		return nil, fmt.Errorf("make table: device address %s is not IPv4", o.Addr)
-	}
-	t := &Table{overlay: o, hosts: make(map[uint32]int32, len(o.Peers)), addr: word(o.Addr)}
+// minMTU is the minimum MTU of a link: every module must be able to forward 68 bytes (RFC 791).
+const minMTU = 68
+
+// NewTable returns the table of an overlay, whose addresses must be valid. It copies the peers.
+func NewTable(o Overlay) *Table {
+	o.Peers = slices.Clone(o.Peers)
+	t := &Table{overlay: o, hosts: make(map[uint32]int32, len(o.Peers))}
 	t.own, t.ownMask = word(o.Own.Masked().Addr()), mask(o.Own.Bits())
 	t.network, t.netMask = word(o.Network.Masked().Addr()), mask(o.Network.Bits())
-	t.overlay.Peers = slices.Clone(o.Peers)
-	return t, t.index()
-}
-
-func (t *Table) index() error {
 	var count [33]int
-	for i, p := range t.overlay.Peers {
-		if err := p.validate(); err != nil {
-			return fmt.Errorf("make table: %w", err)
-		}
-		t.overlay.Peers[i].Subnet = p.Subnet.Masked()
+	for i, p := range o.Peers {
+		o.Peers[i].Subnet = p.Subnet.Masked()
 		count[p.Subnet.Bits()]++
-		if host := word(p.Addr.Addr()); !contains(t.hosts, host) {
+		host := word(p.Addr.Addr())
+		if _, known := t.hosts[host]; !known {
 			t.hosts[host] = int32(i)
 		}
 	}
-	for length, n := range count {
-		if n > 0 {
-			t.lengths = append(t.lengths, newPrefixSet(length, n))
+	for length, n := range slices.Backward(count[:]) {
+		if n == 0 {
+			continue
 		}
-	}
-	slices.SortFunc(t.lengths, func(a, b prefixSet) int { return cmp.Compare(b.mask, a.mask) })
-	for i, p := range t.overlay.Peers {
-		for j := range t.lengths {
-			if s := &t.lengths[j]; s.mask == mask(p.Subnet.Bits()) {
+		s := newPrefixSet(length, n)
+		for i, p := range o.Peers {
+			if p.Subnet.Bits() == length {
 				s.insert(word(p.Subnet.Addr()), int32(i))
 			}
 		}
+		t.lengths = append(t.lengths, s)
 	}
-	return nil
+	return t
 }
 
-// Lookup returns the peer with the longest subnet that contains an address.
-func (t *Table) Lookup(a netip.Addr) (Peer, bool) {
-	if !a.Is4() {
-		return Peer{}, false
-	}
-	i := t.lookup(word(a))
-	if i == none {
-		return Peer{}, false
-	}
-	return t.overlay.Peers[i], true
-}
-
+// lookup returns the peer with the longest subnet that contains an address.
 func (t *Table) lookup(a uint32) int32 {
 	for i := range t.lengths {
 		if peer := t.lengths[i].find(a); peer != none {
@@ -203,8 +164,3 @@ func word(a netip.Addr) uint32 {
 }
 
 func mask(length int) uint32 { return ^(1<<(32-length) - 1) }
-
-func contains(m map[uint32]int32, k uint32) bool {
-	_, ok := m[k]
-	return ok
-}

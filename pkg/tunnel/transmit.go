@@ -33,14 +33,13 @@ type transmitter struct {
 	socket Socket
 	icmp   icmpSender
 
-	packets         []Packet
-	buf             []byte
-	split           splitter
-	headers         []byte   // of split packets, until they are sent
-	parts           [][]byte // of all messages
-	out             []outgoing
-	ms              []Message // built from out by flush
-	segmentMessages []Message // segments of a message that was refused
+	packets  []Packet
+	buf      []byte
+	split    splitter
+	headers  []byte   // of split packets, until they are sent
+	parts    [][]byte // of all messages
+	messages []Message
+	single   []Message // segments of a message that was refused
 
 	sent struct{ packets, octets int } // not yet added to the totals
 
@@ -52,26 +51,15 @@ type transmitter struct {
 	}
 }
 
-// An outgoing message under construction.
-type outgoing struct {
-	peer     int32
-	first    int // its parts are parts[first:], up to those of the next message
-	size     int // of each segment but the last
-	total    int
-	segments int
-	closed   bool // the last segment is shorter
-}
-
 func newTransmitter(t *Tunnel, d Device, s Socket, w io.Writer) *transmitter {
 	return &transmitter{
 		tunnel: t, device: d, socket: s, icmp: newICMPSender(t, w),
-		packets:         make([]Packet, readPackets),
-		buf:             make([]byte, readBytes),
-		headers:         make([]byte, 0, sendHeaders*maxHeader),
-		parts:           make([][]byte, 0, sendParts),
-		out:             make([]outgoing, 0, sendMessages),
-		ms:              make([]Message, 0, sendMessages),
-		segmentMessages: make([]Message, 0, s.MaxSegments()),
+		packets:  make([]Packet, readPackets),
+		buf:      make([]byte, readBytes),
+		headers:  make([]byte, 0, sendHeaders*maxHeader),
+		parts:    make([][]byte, 0, sendParts),
+		messages: make([]Message, 0, sendMessages),
+		single:   make([]Message, 0, s.MaxSegments()),
 	}
 }
 
@@ -178,7 +166,7 @@ func (x *transmitter) count(peer int32, packets, octets int) {
 // makeRoom sends all messages if there may be no room for the parts and the header of the next
 // packet.
 func (x *transmitter) makeRoom(header int) error {
-	if len(x.out) < cap(x.out) && len(x.parts)+2 <= cap(x.parts) &&
+	if len(x.messages) < cap(x.messages) && len(x.parts)+2 <= cap(x.parts) &&
 		len(x.headers)+header <= cap(x.headers) {
 		return nil
 	}
@@ -188,25 +176,30 @@ func (x *transmitter) makeRoom(header int) error {
 // append adds one packet, the concatenation of a and b, to the last message or to a new one. It
 // keeps both slices until flush.
 func (x *transmitter) append(peer int32, a, b []byte) {
-	size := len(a) + len(b)
-	n := len(x.out)
-	if n > 0 && x.out[n-1].fits(peer, size) && x.out[n-1].segments < x.maxSegments(peer) {
-		m := &x.out[n-1]
-		m.closed = size < m.size
-		m.total += size
-		m.segments++
-	} else {
-		x.out = append(x.out,
-			outgoing{peer: peer, first: len(x.parts), size: size, total: size, segments: 1})
-	}
+	first, size := len(x.parts), len(a)+len(b)
 	x.parts = append(x.parts, a)
 	if len(b) > 0 {
 		x.parts = append(x.parts, b)
 	}
+	if n := len(x.messages); n > 0 {
+		m := &x.messages[n-1]
+		if m.fits(peer, size) && m.Segments < x.maxSegments(peer) {
+			m.Parts = x.parts[first-len(m.Parts):]
+			m.Segments++
+			m.size += size
+			return
+		}
+	}
+	x.messages = append(x.messages, Message{
+		To: x.state.table.overlay.Peers[peer].Addr, Parts: x.parts[first:],
+		Segments: 1, SegmentSize: size, peer: peer, size: size,
+	})
 }
 
-func (m *outgoing) fits(peer int32, size int) bool {
-	return m.peer == peer && !m.closed && size <= m.size && m.total+size <= maxPayload
+// fits reports whether a segment can be added to a message. Only the last one may be shorter.
+func (m *Message) fits(peer int32, size int) bool {
+	return m.peer == peer && m.size == m.Segments*m.SegmentSize && size <= m.SegmentSize &&
+		m.size+size <= maxPayload
 }
 
 // maxSegments returns the maximum number of segments of a message to a peer.
@@ -221,67 +214,51 @@ func (x *transmitter) maxSegments(peer int32) int {
 	return x.socket.MaxSegments()
 }
 
-// flush sends all messages. Only errors for which isFatal is true end the transmitter; others drop
-// the message.
+// flush sends all messages.
 func (x *transmitter) flush() error {
 	x.tunnel.counters.out.all.add(x.sent.packets, x.sent.octets)
 	x.sent.packets, x.sent.octets = 0, 0
-	x.ms = x.ms[:0]
-	for i, m := range x.out {
-		end := len(x.parts)
-		if i+1 < len(x.out) {
-			end = x.out[i+1].first
+	err := x.send(x.messages)
+	x.messages, x.parts, x.headers = x.messages[:0], x.parts[:0], x.headers[:0]
+	return err
+}
+
+// send sends messages. Only errors for which isFatal is true end the transmitter; others drop the
+// message.
+func (x *transmitter) send(ms []Message) error {
+	for len(ms) > 0 {
+		n, err := x.socket.Send(ms)
+		if ms = ms[n:]; err == nil {
+			continue
 		}
-		message := Message{To: x.state.table.overlay.Peers[m.peer].Addr, Parts: x.parts[m.first:end]}
-		if m.segments > 1 {
-			message.SegmentSize = m.size
-		}
-		x.ms = append(x.ms, message)
-	}
-	for i := 0; i < len(x.ms); {
-		n, err := x.socket.Send(x.ms[i:])
-		i += n
+		refused := &ms[0]
+		ms = ms[1:]
 		switch {
-		case err == nil:
 		case isFatal(err):
 			return err
 		case errors.Is(err, ErrNoSegmentation):
-			x.state.peers[x.out[i].peer].unsegmentedUntil.Store(int64(x.tunnel.clock() + unsegmentedFor))
-			if err := x.sendSegments(&x.ms[i]); err != nil {
+			x.state.peers[refused.peer].unsegmentedUntil.Store(int64(x.tunnel.clock() + unsegmentedFor))
+			if err := x.send(x.segments(refused)); err != nil {
 				return err
 			}
-			i++
 		default:
-			x.tunnel.counters.out.drop(SendFailed, x.out[i].segments)
-			i++
+			x.tunnel.counters.out.drop(SendFailed, refused.Segments)
 		}
 	}
-	x.out, x.parts, x.headers = x.out[:0], x.parts[:0], x.headers[:0]
 	return nil
 }
 
-// sendSegments sends the segments of a message one by one.
-func (x *transmitter) sendSegments(m *Message) error {
-	x.segmentMessages = x.segmentMessages[:0]
+// segments returns the segments of a message as messages, until the next call.
+func (x *transmitter) segments(m *Message) []Message {
+	x.single = x.single[:0]
 	first, size := 0, 0
 	for i, p := range m.Parts {
 		if size += len(p); size == m.SegmentSize || i == len(m.Parts)-1 {
-			x.segmentMessages = append(x.segmentMessages, Message{To: m.To, Parts: m.Parts[first : i+1]})
+			x.single = append(x.single, Message{To: m.To, Parts: m.Parts[first : i+1], Segments: 1})
 			first, size = i+1, 0
 		}
 	}
-	for i := 0; i < len(x.segmentMessages); {
-		n, err := x.socket.Send(x.segmentMessages[i:])
-		i += n
-		if isFatal(err) {
-			return err
-		}
-		if err != nil {
-			x.tunnel.counters.out.drop(SendFailed, 1)
-			i++
-		}
-	}
-	return nil
+	return x.single
 }
 
 // isFatal reports whether an error concerns more than one packet.

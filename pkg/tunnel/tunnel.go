@@ -18,7 +18,6 @@ type Tunnel struct {
 	state    atomic.Pointer[state]
 	counters counters
 	swapping sync.Mutex
-	running  atomic.Bool
 
 	// clock returns the monotonic time since New.
 	clock func() time.Duration
@@ -80,23 +79,25 @@ type Endpoints struct {
 
 	// ICMP receives the tunnel's ICMP errors, one complete IPv4 packet per Write; in production an
 	// *ICMP. If it is nil, no errors are sent. It is used by two goroutines.
-	ICMP io.Writer
+	ICMP io.WriteCloser
+}
+
+// Close closes the endpoints, which must not be in use.
+func (e Endpoints) Close() {
+	e.Device.Close()
+	e.Socket.Close()
+	if e.ICMP != nil {
+		e.ICMP.Close()
+	}
 }
 
 // Run forwards packets until the context ends, when it returns nil, or an endpoint fails: then it
-// returns the reason, which is ErrDeviceGone if the device was deleted. The endpoints stay open and
-// may be used for another Run, of this tunnel or another one. A tunnel must not run twice at the
-// same time.
+// returns the reason, which is ErrDeviceGone if the device was deleted. The endpoints stay open, but
+// cannot be used again. A tunnel must not run twice at the same time.
 func (t *Tunnel) Run(ctx context.Context, e Endpoints) error {
-	if !t.running.CompareAndSwap(false, true) {
-		return errors.New("run tunnel: it is running already")
-	}
-	defer t.running.Store(false)
-	e.Device.Interrupt(false)
-	e.Socket.Interrupt(false)
 	interrupt := sync.OnceFunc(func() {
-		e.Device.Interrupt(true)
-		e.Socket.Interrupt(true)
+		e.Device.Interrupt()
+		e.Socket.Interrupt()
 	})
 	defer context.AfterFunc(ctx, interrupt)()
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,9 +35,14 @@ func (p packets) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func startRig(t *testing.T, o Overlay) *rig {
-	t.Helper()
-	r := &rig{New(mustTable(t, o)), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
+func (packets) Close() error { return nil }
+
+func newRig(t *testing.T) *rig {
+	return &rig{New(NewTable(testOverlay())), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
+}
+
+func startRig(t *testing.T) *rig {
+	r := newRig(t)
 	r.start(t)
 	return r
 }
@@ -103,7 +107,7 @@ func TestForwardsOut(t *testing.T) {
 		want[peer] = append(want[peer], forwarded(p)...)
 	}
 	for _, max := range []int{1, 64} {
-		r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
+		r := newRig(t)
 		r.socket.max = max
 		r.device.batches <- batch
 		r.start(t)
@@ -139,7 +143,7 @@ func TestForwardsOut(t *testing.T) {
 }
 
 func TestDropsOut(t *testing.T) {
-	r := startRig(t, testOverlay())
+	r := startRig(t)
 	bad := tcpSpec{payload: 9}.packet()
 	bad[3]++
 	r.device.batches <- []Packet{
@@ -174,7 +178,7 @@ func TestDropsOut(t *testing.T) {
 // TestRefusedSegmentation: a peer to which the kernel cannot segment gets packets one by one for
 // half a minute, by a monotonic clock.
 func TestRefusedSegmentation(t *testing.T) {
-	r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{make(chan []byte, 100)}, make(chan error, 1)}
+	r := newRig(t)
 	var clock atomic.Int64
 	r.clock = func() time.Duration { return time.Duration(clock.Load()) }
 	r.start(t)
@@ -234,7 +238,7 @@ func from(src string, s tcpSpec) []byte {
 }
 
 func TestForwardsIn(t *testing.T) {
-	r := startRig(t, testOverlay())
+	r := startRig(t)
 	incoming := func(_ int, s *tcpSpec) { s.src, s.dst = [4]byte{10, 77, 2, 2}, hostA }
 	run := tcpRun(40, 1420, incoming)
 	other := from("10.77.3.2", tcpSpec{payload: 100})
@@ -271,7 +275,7 @@ func broadcast(p []byte) []byte {
 }
 
 func TestDropsIn(t *testing.T) {
-	r := startRig(t, testOverlay())
+	r := startRig(t)
 	good := from("10.77.2.2", tcpSpec{payload: 100})
 	longer := append(bytes.Clone(good), 0)
 	r.socket.batches <- []Datagram{
@@ -321,13 +325,13 @@ func TestDropsIn(t *testing.T) {
 }
 
 func TestSwapKeepsCounters(t *testing.T) {
-	r := startRig(t, testOverlay())
+	r := startRig(t)
 	send := func() { r.device.batches <- []Packet{{Data: to("10.77.3.2", tcpSpec{}).packet()}} }
 	send()
 	wait.True(t, "the packet", func() bool { return r.Stats().Peers[1].Sent.Packets == 1 })
 	o := testOverlay()
 	o.Peers = append([]Peer{{netip.MustParsePrefix("10.77.8.0/24"), netip.MustParseAddrPort("192.0.2.8:8285")}}, o.Peers[1:]...)
-	r.Swap(mustTable(t, o))
+	r.Swap(NewTable(o))
 	s := r.Stats()
 	if len(s.Peers) != 3 || s.Peers[0].Sent.Packets != 0 || s.Peers[1].Peer != o.Peers[1] || s.Peers[1].Sent.Packets != 1 {
 		t.Errorf("after the swap: %+v", s.Peers)
@@ -343,37 +347,32 @@ func TestSwapKeepsCounters(t *testing.T) {
 }
 
 func TestRunEnds(t *testing.T) {
-	r := &rig{New(mustTable(t, testOverlay())), newFakeDevice(t), newFakeSocket(), packets{}, make(chan error, 1)}
-	for range 3 {
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() { r.ended <- r.Run(ctx, Endpoints{Device: r.device, Socket: r.socket}) }()
-		wait.True(t, "that it runs", r.running.Load)
-		if err := r.Run(ctx, Endpoints{Device: r.device, Socket: r.socket}); err == nil || !strings.Contains(err.Error(), "running already") {
-			t.Errorf("second Run: %v", err)
-		}
-		cancel()
-		if err := <-r.ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	}
+	r := newRig(t)
+	run := func() error { return r.Run(t.Context(), Endpoints{Device: r.device, Socket: r.socket}) }
 	r.device.readErr = ErrDeviceGone
 	close(r.device.batches)
-	if err := r.Run(t.Context(), Endpoints{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
+	if err := run(); !errors.Is(err, ErrDeviceGone) {
 		t.Errorf("Run without a device: %v", err)
 	}
-	// The tunnel and its socket continue with another device, also if that one fails in Write.
-	r.device = newFakeDevice(t)
+	// The tunnel continues with another device, also if that one fails in Write.
+	r.device, r.socket = newFakeDevice(t), newFakeSocket()
 	r.device.fail = ErrDeviceGone
 	r.socket.batches <- []Datagram{datagram("192.0.2.2", from("10.77.2.2", tcpSpec{}))}
-	if err := r.Run(t.Context(), Endpoints{Device: r.device, Socket: r.socket}); !errors.Is(err, ErrDeviceGone) {
+	if err := run(); !errors.Is(err, ErrDeviceGone) {
 		t.Errorf("Run with a device that goes: %v", err)
+	}
+	r.device, r.socket = newFakeDevice(t), newFakeSocket()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(time.Millisecond, cancel)
+	if err := r.Run(ctx, Endpoints{Device: r.device, Socket: r.socket}); err != nil {
+		t.Errorf("Run until the context ends: %v", err)
 	}
 }
 
 // TestStatsHaveAllDrops: those that can occur, each once.
 func TestStatsHaveAllDrops(t *testing.T) {
 	var names []string
-	for _, d := range New(mustTable(t, testOverlay())).Stats().Drops {
+	for _, d := range New(NewTable(testOverlay())).Stats().Drops {
 		names = append(names, d.Direction.String()+" "+d.Reason.String())
 	}
 	want := []string{
@@ -386,19 +385,9 @@ func TestStatsHaveAllDrops(t *testing.T) {
 	}
 }
 
-func TestReasonsHaveNames(t *testing.T) {
-	seen := map[string]bool{}
-	for r := range reasons + 1 {
-		if seen[r.String()] || r.String() == "" {
-			t.Errorf("reason %d is named %q", r, r)
-		}
-		seen[r.String()] = true
-	}
-}
-
 func TestNoAllocations(t *testing.T) {
 	device, socket := newFakeDevice(t), &silentSocket{}
-	tunnel := New(mustTable(t, testOverlay()))
+	tunnel := New(NewTable(testOverlay()))
 	x := newTransmitter(tunnel, device, socket, nil)
 	x.state = tunnel.state.Load()
 	super := partial(to("10.77.2.2", tcpSpec{payload: 65000}).packet(), GSOTCP4, 1420)

@@ -3,11 +3,9 @@ package tunnel
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,21 +28,18 @@ const (
 // A UDP is a UDP socket (udp(7)) whose datagrams may be fragmented on the path, so that no packet
 // is lost because a path has a smaller MTU than our device assumes.
 type UDP struct {
-	*interrupter
-	fd           int
-	addr         netip.AddrPort
-	segment, gro bool
-	close        func() error
+	descriptor
+	addr        netip.AddrPort
+	maxSegments int
+	gro         bool
 
 	sending struct {
-		waiter
 		headers  []mmsghdr
 		names    []unix.RawSockaddrInet4
 		controls []segmentControl
 		iovecs   []unix.Iovec
 	}
 	receiving struct {
-		waiter
 		drained  bool // the last call has emptied the receive queue
 		headers  []mmsghdr
 		names    []unix.RawSockaddrInet4
@@ -114,25 +109,19 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	if !ok {
 		return nil, fmt.Errorf("adopt udp descriptor %d: it is not IPv4: %w", fd, unix.EAFNOSUPPORT)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
-	}
 	// Do not set DF. The path MTU is only used for fragmentation by the kernel.
 	err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 	if err != nil {
 		return nil, fmt.Errorf("allow fragments on udp descriptor %d: %w", fd, err)
 	}
-	stop, err := newInterrupter()
-	if err != nil {
+	addr := netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port))
+	u := &UDP{addr: addr, maxSegments: 1}
+	if err := u.open(fd); err != nil {
 		return nil, err
 	}
-	addr := netip.AddrPortFrom(netip.AddrFrom4(local.Addr), uint16(local.Port))
-	u := &UDP{interrupter: stop, fd: fd, addr: addr}
-	u.close = sync.OnceValue(func() error { return errors.Join(unix.Close(fd), unix.Close(stop.fd)) })
-	u.sending.stop, u.receiving.stop = stop, stop
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
-	u.probe(o)
+	u.setOffloads(o)
 	u.allocate()
 	return u, nil
 }
@@ -144,21 +133,20 @@ func setBuffer(fd, force, option int) {
 	}
 }
 
-// probe determines the kernel's offloads. Before Linux 5.12, UDP_GRO has bugs; there it can be set
-// but not read.
-func (u *UDP) probe(o Offloads) {
+// setOffloads uses what the kernel supports. Before Linux 5.12, UDP_GRO has bugs; there it can be
+// set but not read.
+func (u *UDP) setOffloads(o Offloads) {
 	_, err := unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-	u.segment = o.UDPSegment && err == nil
-	want := 0
-	if o.UDPGRO {
-		want = 1
+	if o.UDPSegment && err == nil {
+		u.maxSegments = maxSegments
 	}
-	err = unix.SetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO, want)
-	have, unreadable := unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO)
-	u.gro = err == nil && unreadable == nil && have == 1
-	if !u.gro && want == 1 {
-		unix.SetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+	_, err = unix.GetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+	u.gro = o.UDPGRO && err == nil
+	on := 0
+	if u.gro {
+		on = 1
 	}
+	unix.SetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO, on)
 }
 
 func (u *UDP) allocate() {
@@ -191,43 +179,22 @@ func (u *UDP) allocate() {
 // Addr returns the address that the socket is bound to.
 func (u *UDP) Addr() netip.AddrPort { return u.addr }
 
-// FD returns the descriptor, which is valid until Close.
-func (u *UDP) FD() int { return u.fd }
-
 // MaxSegments implements Socket.
-func (u *UDP) MaxSegments() int {
-	if u.segment {
-		return maxSegments
-	}
-	return 1
-}
+func (u *UDP) MaxSegments() int { return u.maxSegments }
 
 // GRO reports whether the kernel merges received datagrams.
 func (u *UDP) GRO() bool { return u.gro }
-
-// Buffers returns the sizes of the socket's buffers in bytes, as the kernel accounts them.
-func (u *UDP) Buffers() (receive, send int) {
-	receive, _ = unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-	send, _ = unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	return receive, send
-}
-
-// Close closes the socket. No other method may be running.
-func (u *UDP) Close() error { return u.close() }
 
 // Receive implements Socket.
 func (u *UDP) Receive(ds []Datagram) (int, error) {
 	r := &u.receiving
 	batch := min(len(ds), len(r.headers))
-	if batch == 0 {
-		return 0, errors.New("receive from udp socket: no room")
-	}
 	for {
 		if err := u.check(); err != nil {
 			return 0, err
 		}
 		if r.drained {
-			if err := r.wait(u.fd, unix.POLLIN); err != nil {
+			if err := u.wait(unix.POLLIN); err != nil {
 				return 0, err
 			}
 		}
@@ -295,12 +262,12 @@ func (u *UDP) Send(ms []Message) (n int, err error) {
 			n += int(sent)
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
-			if err := u.sending.wait(u.fd, unix.POLLOUT); err != nil {
+			if err := u.wait(unix.POLLOUT); err != nil {
 				return n, err
 			}
 		case errno == unix.EBADF:
 			return n, net.ErrClosed
-		case ms[n].SegmentSize > 0 &&
+		case ms[n].Segments > 1 &&
 			(errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE):
 			return n, fmt.Errorf("%w: %w", ErrNoSegmentation, errno)
 		default:
@@ -337,7 +304,7 @@ func (u *UDP) prepare(ms []Message) int {
 		h.SetIovlen(len(s.iovecs) - first)
 		h.Control = nil
 		h.SetControllen(0)
-		if m.SegmentSize > 0 {
+		if m.Segments > 1 {
 			s.controls[i].size = uint16(m.SegmentSize)
 			h.Control = (*byte)(unsafe.Pointer(&s.controls[i]))
 			h.SetControllen(unix.CmsgSpace(2))

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -9,64 +10,61 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An interrupter ends waits. It consists of an eventfd that is readable while interrupted, and a
-// flag for calls that do not wait.
-type interrupter struct {
-	fd int
-	on atomic.Bool
+// A descriptor is a non-blocking descriptor with an end to all waiting for it.
+type descriptor struct {
+	fd          int
+	stop        int // an eventfd that is readable once interrupted
+	interrupted atomic.Bool
 }
 
-func newInterrupter() (*interrupter, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("make eventfd: %w", err)
+// open takes over a descriptor, unless there is an error.
+func (d *descriptor) open(fd int) (err error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return fmt.Errorf("adopt descriptor %d: %w", fd, err)
 	}
-	return &interrupter{fd: fd}, nil
+	if d.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("make eventfd: %w", err)
+	}
+	d.fd = fd
+	return nil
 }
+
+// FD returns the descriptor, which is valid until Close.
+func (d *descriptor) FD() int { return d.fd }
+
+// Close implements Device and Socket.
+func (d *descriptor) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(d.stop)) }
 
 // Interrupt implements Device and Socket.
-func (i *interrupter) Interrupt(on bool) {
-	if i.on.Swap(on) == on {
-		return
-	}
-	var one [8]byte
-	if on {
-		binary.NativeEndian.PutUint64(one[:], 1)
-		unix.Write(i.fd, one[:])
-	} else {
-		unix.Read(i.fd, one[:])
-	}
+func (d *descriptor) Interrupt() {
+	d.interrupted.Store(true)
+	unix.Write(d.stop, binary.NativeEndian.AppendUint64(nil, 1))
 }
 
-func (i *interrupter) check() error {
-	if i.on.Load() {
+// check is for calls that do not wait.
+func (d *descriptor) check() error {
+	if d.interrupted.Load() {
 		return ErrInterrupted
 	}
 	return nil
 }
 
-// A waiter waits for a descriptor on behalf of one goroutine. It uses poll(2) instead of the
+// wait waits until the descriptor has one of the events or an error. It uses poll(2) instead of the
 // runtime's poller, so that a packet wakes up the thread that handles it.
-type waiter struct {
-	fds  [2]unix.PollFd
-	stop *interrupter
-}
-
-// wait waits until the descriptor has one of the events or an error.
-func (w *waiter) wait(fd int, events int16) error {
-	w.fds = [2]unix.PollFd{
-		{Fd: int32(fd), Events: events}, {Fd: int32(w.stop.fd), Events: unix.POLLIN},
+func (d *descriptor) wait(events int16) error {
+	fds := [...]unix.PollFd{
+		{Fd: int32(d.fd), Events: events}, {Fd: int32(d.stop), Events: unix.POLLIN},
 	}
 	for {
-		_, err := unix.Poll(w.fds[:], -1)
+		_, err := unix.Poll(fds[:], -1)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return fmt.Errorf("poll: %w", err)
-		case w.fds[1].Revents != 0:
+		case fds[1].Revents != 0:
 			return ErrInterrupted
-		case w.fds[0].Revents&unix.POLLNVAL != 0:
+		case fds[0].Revents&unix.POLLNVAL != 0:
 			return net.ErrClosed
 		}
 		return nil

@@ -56,16 +56,11 @@ type end struct {
 	Listen   netip.AddrPort
 	Overlay  tunnel.Overlay
 	Offloads tunnel.Offloads
-	OneByOne bool // a loop without batches, to compare with
 }
 
 func runEnd(config string) error {
 	var e end
 	if err := json.Unmarshal([]byte(config), &e); err != nil {
-		return err
-	}
-	table, err := tunnel.NewTable(e.Overlay)
-	if err != nil {
 		return err
 	}
 	device, err := tunnel.OpenTUN("flannel0", e.Offloads)
@@ -84,14 +79,10 @@ func runEnd(config string) error {
 		return err
 	}
 	tcp, udp := device.SuperPackets()
-	receive, send := socket.Buffers()
-	fmt.Printf("tcp %v udp %v segments %d gro %v buffers %d %d\n", tcp, udp, socket.MaxSegments(), socket.GRO(), receive, send)
+	fmt.Printf("tcp %v udp %v segments %d gro %v\n", tcp, udp, socket.MaxSegments(), socket.GRO())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	if e.OneByOne {
-		return oneByOne(ctx, table, device, socket)
-	}
-	tun := tunnel.New(table)
+	tun := tunnel.New(tunnel.NewTable(e.Overlay))
 	d, so := &countedDevice{Device: device}, &countedSocket{Socket: socket}
 	if err := tun.Run(ctx, tunnel.Endpoints{Device: d, Socket: so, ICMP: icmp}); err != nil {
 		return err
@@ -132,7 +123,7 @@ type countedSocket struct {
 func (s *countedSocket) Send(ms []tunnel.Message) (int, error) {
 	s.sends, s.messages = s.sends+1, s.messages+float64(len(ms))
 	for _, m := range ms {
-		s.segments += float64(max(1, len(m.Parts)/2))
+		s.segments += float64(m.Segments)
 	}
 	return s.Socket.Send(ms)
 }
@@ -164,42 +155,6 @@ func configure(name string, o tunnel.Overlay) error {
 	}
 	network := &net.IPNet{IP: o.Network.Addr().AsSlice(), Mask: net.CIDRMask(o.Network.Bits(), 32)}
 	return netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: network})
-}
-
-// oneByOne is a forwarder that does nothing but what a packet needs, one packet a time.
-func oneByOne(ctx context.Context, table *tunnel.Table, d tunnel.Device, s tunnel.Socket) error {
-	stop := context.AfterFunc(ctx, func() {
-		d.Interrupt(true)
-		s.Interrupt(true)
-	})
-	defer stop()
-	ended := make(chan error, 2)
-	go func() {
-		packets, buf := make([]tunnel.Packet, 1), make([]byte, tunnel.ReadRoom)
-		for {
-			if _, err := d.Read(packets, buf); err != nil {
-				ended <- err
-				return
-			}
-			data := packets[0].Data
-			peer, ok := table.Lookup(netip.AddrFrom4([4]byte(data[16:20])))
-			if ok {
-				s.Send([]tunnel.Message{{To: peer.Addr, Parts: [][]byte{data}}})
-			}
-		}
-	}()
-	go func() {
-		datagrams := make([]tunnel.Datagram, 1)
-		for {
-			if _, err := s.Receive(datagrams); err != nil {
-				ended <- err
-				return
-			}
-			d.Write(tunnel.Offload{}, [][]byte{datagrams[0].Data})
-		}
-	}()
-	<-ended
-	return nil
 }
 
 var network = netip.MustParsePrefix("10.77.0.0/16")
@@ -237,26 +192,11 @@ func addContainer(t testing.TB, h *lab.Host, own netip.Prefix, mtu int) *lab.Con
 	return c
 }
 
-// overlays returns the two hosts' view of their overlay.
-func (p *pair) overlays(mtu int) (a, b tunnel.Overlay) {
-	a = tunnel.Overlay{Network: network, Own: p.ownA, MTU: mtu,
-		Peers: []tunnel.Peer{{Subnet: p.ownB, Addr: netip.AddrPortFrom(p.b.Addr, 8285)}}}
-	b = tunnel.Overlay{Network: network, Own: p.ownB, MTU: mtu,
-		Peers: []tunnel.Peer{{Subnet: p.ownA, Addr: netip.AddrPortFrom(p.a.Addr, 8285)}}}
-	return a, b
-}
-
 // start starts both ends as processes.
 func (p *pair) start(t testing.TB, offloadsA, offloadsB tunnel.Offloads) {
 	t.Helper()
-	p.startAs(t, end{Offloads: offloadsA}, end{Offloads: offloadsB})
-}
-
-func (p *pair) startAs(t testing.TB, a, b end) {
-	t.Helper()
-	a.Overlay, b.Overlay = p.overlays(1472)
-	a.Listen, b.Listen = netip.AddrPortFrom(p.a.Addr, 8285), netip.AddrPortFrom(p.b.Addr, 8285)
-	p.procA, p.procB = startEnd(t, p.a, a), startEnd(t, p.b, b)
+	p.procA = startEnd(t, p.a, p.b, p.ownA, p.ownB, offloadsA)
+	p.procB = startEnd(t, p.b, p.a, p.ownB, p.ownA, offloadsB)
 }
 
 func (p *pair) wait(t testing.TB, ctx context.Context) {
@@ -269,8 +209,11 @@ func (p *pair) wait(t testing.TB, ctx context.Context) {
 	}
 }
 
-func startEnd(t testing.TB, h *lab.Host, e end) *lab.Process {
+func startEnd(t testing.TB, h, peer *lab.Host, own, other netip.Prefix, o tunnel.Offloads) *lab.Process {
 	t.Helper()
+	e := end{Listen: netip.AddrPortFrom(h.Addr, 8285), Offloads: o, Overlay: tunnel.Overlay{
+		Network: network, Own: own, MTU: 1472, Peers: []tunnel.Peer{{Subnet: other, Addr: netip.AddrPortFrom(peer.Addr, 8285)}},
+	}}
 	config, err := json.Marshal(e)
 	if err != nil {
 		t.Fatal(err)
