@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,6 +111,17 @@ func (l *List) set(c Condition) {
 	l.onChange(e)
 }
 
+// SetError sets a condition because of an error, which becomes its last field, or ends it if there
+// is none.
+func (l *List) SetError(c Condition, err error) {
+	if err == nil {
+		l.End(c.ID)
+		return
+	}
+	c.Fields = append(c.Fields, "err", err)
+	l.Set(c)
+}
+
 // Begin begins a condition unless it exists already: it then keeps the first reason.
 func (l *List) Begin(c Condition) {
 	l.mu.Lock()
@@ -169,13 +179,16 @@ func (l *List) logChange(e *entry) {
 	if e.suppressed > 0 {
 		fields = append(fields, "times", e.suppressed)
 	}
+	if e.active && e.Command != "" {
+		fields = append(fields, "command", e.Command)
+	}
 	switch {
 	case !e.active:
 		l.log.Info(cmp.Or(e.Ended, "no longer: "+e.Text), append(fields, "duration", e.ended.Sub(e.Since).Round(time.Millisecond))...)
 	case e.Severe:
-		l.log.Error(e.Text, e.withCommand(fields)...)
+		l.log.Error(e.Text, fields...)
 	default:
-		l.log.Warn(e.Text, e.withCommand(fields)...)
+		l.log.Warn(e.Text, fields...)
 	}
 	e.logged, e.suppressed = now, 0
 	maps.DeleteFunc(l.byID, func(_ string, e *entry) bool {
@@ -186,13 +199,11 @@ func (l *List) logChange(e *entry) {
 // allow reports whether a line may be logged now, and counts it.
 func (e *entry) allow() bool {
 	said := e.logKey()
+	if e.limiters[said] == nil && len(e.limiters) >= flapVariants {
+		said = ""
+	}
 	if e.limiters[said] == nil {
-		if len(e.limiters) >= flapVariants {
-			said = ""
-		}
-		if e.limiters[said] == nil {
-			e.limiters[said] = rate.NewLimiter(rate.Every(flapWindow), flapLines)
-		}
+		e.limiters[said] = rate.NewLimiter(rate.Every(flapWindow), flapLines)
 	}
 	return e.limiters[said].Allow()
 }
@@ -205,13 +216,6 @@ func (e *entry) idle() bool {
 		}
 	}
 	return true
-}
-
-func (c Condition) withCommand(fields []any) []any {
-	if c.Command != "" {
-		fields = append(fields, "command", c.Command)
-	}
-	return fields
 }
 
 // Has reports whether a condition exists.
@@ -247,8 +251,6 @@ func (l *List) Current() []Condition {
 			all = append(all, e.Condition)
 		}
 	}
-	sort.Slice(all, func(i, j int) bool {
-		return cmp.Or(all[i].Since.Compare(all[j].Since), cmp.Compare(all[i].ID, all[j].ID)) < 0
-	})
+	slices.SortFunc(all, func(a, b Condition) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) })
 	return all
 }

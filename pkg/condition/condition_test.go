@@ -2,6 +2,8 @@ package condition
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -10,15 +12,20 @@ import (
 	"time"
 )
 
+// timeless returns a log without times.
+func timeless(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
 func TestConditionIsLoggedWhenItBeginsChangesAndEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		l := NewList(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}})))
+		l := NewList(timeless(&out))
 		c := Condition{ID: "docker-subnet", Text: "docker0 is not on the leased subnet", Fields: []any{"device", "docker0"}, Command: "systemctl restart docker"}
 		l.Set(c)
 		l.Set(c)
@@ -31,9 +38,9 @@ func TestConditionIsLoggedWhenItBeginsChangesAndEnds(t *testing.T) {
 		}
 		l.End("docker-subnet")
 		l.End("docker-subnet")
-		l.Begin(Condition{ID: "unread", Text: "cannot be read", Ended: "can be read", Fields: []any{"err", "no"}})
+		l.SetError(Condition{ID: "unread", Text: "cannot be read", Ended: "can be read"}, errors.New("no"))
 		l.Begin(Condition{ID: "unread", Text: "cannot be read", Ended: "can be read", Fields: []any{"err", "neither"}})
-		l.End("unread")
+		l.SetError(Condition{ID: "unread"}, nil)
 		want := `level=WARN msg="docker0 is not on the leased subnet" device=docker0 command="systemctl restart docker"
 level=ERROR msg="docker0 is not on the leased subnet" device=docker0 command="systemctl restart docker"
 level=INFO msg="no longer: docker0 is not on the leased subnet" device=docker0 duration=1m0s

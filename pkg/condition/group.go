@@ -24,13 +24,6 @@ type Reason struct {
 	Detail string // specific to the object, such as a value; may be empty
 }
 
-func (r Reason) String() string {
-	if r.Detail == "" {
-		return r.Kind
-	}
-	return r.Kind + ": " + r.Detail
-}
-
 // Group tracks problems of many objects of one sort. Objects whose problem begins for the same
 // reason are logged in one line with their number and some examples, and so are those whose problem
 // ends. Its methods are for one goroutine. Make one with NewGroup.
@@ -75,12 +68,18 @@ func (g *Group) End(object string) {
 // mark marks an object as dirty; kind is that of its next line.
 func (g *Group) mark(object, kind string) {
 	g.dirty[object] = true
-	switch until, quiet := g.quietUntil[kind]; {
-	case !quiet:
+	if !g.quiet(kind) {
 		g.ready = true
-	case g.due.IsZero() || until.Before(g.due):
+	}
+}
+
+// quiet reports whether a line about a kind has to wait, and if so, sets due.
+func (g *Group) quiet(kind string) bool {
+	until, quiet := g.quietUntil[kind]
+	if quiet && (g.due.IsZero() || until.Before(g.due)) {
 		g.due = until
 	}
+	return quiet
 }
 
 // Replace sets the problems of all objects.
@@ -104,11 +103,7 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 	case !g.ready && now.Before(g.due): // avoids a scan of thousands of objects on every call
 		return g.due.Sub(now)
 	}
-	defer func() {
-		if g.ready, g.due = false, (time.Time{}); again > 0 {
-			g.due = now.Add(again)
-		}
-	}()
+	g.ready, g.due = false, time.Time{}
 	maps.DeleteFunc(g.quietUntil, func(_ string, until time.Time) bool { return !until.After(now) })
 	begun, ended := map[string][]string{}, map[string][]string{} // objects by kind
 	for object := range g.dirty {
@@ -122,34 +117,28 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 		if !is {
 			kind = before.Kind
 		}
-		if until, wait := g.quietUntil[kind]; wait {
-			if left := until.Sub(now); again == 0 || left < again {
-				again = left
-			}
+		if g.quiet(kind) {
 			continue
 		}
 		delete(g.dirty, object)
 		if is {
 			g.logged[object] = r
-			begun[kind] = append(begun[kind], object)
+			begun[kind] = append(begun[kind], object+detail(r))
 		} else {
 			ended[kind] = append(ended[kind], object+detail(before))
 			delete(g.logged, object)
 		}
 	}
 	for _, kind := range slices.Sorted(maps.Keys(begun)) {
-		objects := begun[kind]
-		for i, o := range objects {
-			objects[i] += detail(g.current[o])
-		}
-		g.line(g.level, g.begun, kind, objects)
-		g.quietUntil[kind] = now.Add(groupPause)
+		g.line(now, g.level, g.begun, kind, begun[kind])
 	}
 	for _, kind := range slices.Sorted(maps.Keys(ended)) {
-		g.line(slog.LevelInfo, g.ended, kind, ended[kind])
-		g.quietUntil[kind] = now.Add(groupPause)
+		g.line(now, slog.LevelInfo, g.ended, kind, ended[kind])
 	}
-	return again
+	if g.due.IsZero() {
+		return 0
+	}
+	return g.due.Sub(now)
 }
 
 func detail(r Reason) string {
@@ -159,7 +148,9 @@ func detail(r Reason) string {
 	return " (" + r.Detail + ")"
 }
 
-func (g *Group) line(level slog.Level, msg, kind string, objects []string) {
+// line logs objects whose problem begins or ends.
+func (g *Group) line(now time.Time, level slog.Level, msg, kind string, objects []string) {
+	g.quietUntil[kind] = now.Add(groupPause)
 	total := 0
 	for _, r := range g.logged {
 		if r.Kind == kind {

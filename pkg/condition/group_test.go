@@ -51,12 +51,7 @@ func TestGroupOfThousands(t *testing.T) {
 // one reason is one line, whatever their details.
 func TestGroupOfManyIsOneLine(t *testing.T) {
 	var log strings.Builder
-	g := NewGroup(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}})), slog.LevelWarn, "skipped peers", "no longer skipping peers")
+	g := NewGroup(timeless(&log), slog.LevelWarn, "skipped peers", "no longer skipping peers")
 	start := time.Unix(1000, 0)
 	object := func(n int) string { return fmt.Sprintf("10.42.%d.0/24", n) }
 	own := func(n int) Reason { return Reason{"public IP is our own", fmt.Sprintf("198.51.100.%d", n)} }

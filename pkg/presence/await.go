@@ -3,6 +3,7 @@ package presence
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ const (
 type Registration struct {
 	cancel   context.CancelFunc
 	attempts sync.WaitGroup
-	presence *Presence // valid after attempts has ended
+	presence io.Closer // valid after attempts has ended; nil if not registered
 }
 
 // Await registers this daemon with the others of this host. It waits as long as one of them serves
@@ -62,28 +63,27 @@ func (r *Registration) Close() error {
 	if r.cancel != nil {
 		r.cancel()
 	}
-	r.attempts.Wait()
+	if r.attempts.Wait(); r.presence == nil {
+		return nil
+	}
 	return r.presence.Close()
 }
 
 // tryRegister tries once. held is set if another daemon conflicts.
-func tryRegister(network netip.Prefix, device string, conditions *condition.List) (p *Presence, held bool, err error) {
+func tryRegister(network netip.Prefix, device string, conditions *condition.List) (p io.Closer, held bool, err error) {
 	p, err = Register(network, device)
+	failure := err
 	var holder *ConflictError
-	switch {
-	case err == nil:
-		conditions.End(conflictCondition)
-		conditions.End(registerCondition)
-		return p, false, nil
-	case errors.As(err, &holder):
+	if held = errors.As(err, &holder); held {
 		conditions.Set(conflict(network, holder))
-		conditions.End(registerCondition)
-		return nil, true, err
+		failure = nil
+	} else if err == nil {
+		conditions.End(conflictCondition)
 	}
-	conditions.Set(condition.Condition{
-		ID: registerCondition, Text: "failed to register with other flannelds on this host, will retry", Fields: []any{"err", err},
-	})
-	return nil, false, err
+	conditions.SetError(condition.Condition{
+		ID: registerCondition, Text: "failed to register with other flannelds on this host, will retry",
+	}, failure)
+	return p, held, err
 }
 
 func conflict(network netip.Prefix, held *ConflictError) condition.Condition {

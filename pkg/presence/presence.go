@@ -8,7 +8,6 @@
 package presence
 
 import (
-	"bufio"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -22,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/pace"
 )
 
 // namePrefix is the prefix of socket names: flanneld/NETWORK/BITS/DEVICE/NONCE.
@@ -62,12 +63,10 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("there is %s", e.Daemon)
 }
 
-// Presence is a registration.
-type Presence struct{ listener net.Listener }
-
 // Register registers that this process serves a network with a device, in the network namespace of
-// the calling thread. The error is a *ConflictError if another daemon conflicts.
-func Register(network netip.Prefix, device string) (*Presence, error) {
+// the calling thread, until the result is closed. The error is a *ConflictError if another daemon
+// conflicts.
+func Register(network netip.Prefix, device string) (io.Closer, error) {
 	unlock, err := lock()
 	if err != nil {
 		return nil, fmt.Errorf("register with other daemons: %w", err)
@@ -92,7 +91,7 @@ func Register(network netip.Prefix, device string) (*Presence, error) {
 		return nil, fmt.Errorf("register with other daemons: %w", err)
 	}
 	go accept(l)
-	return &Presence{l}, nil
+	return l, nil
 }
 
 // accept accepts connections until l is closed. Clients only read the credentials of the listener
@@ -111,27 +110,14 @@ func accept(l net.Listener) {
 	}
 }
 
-// Close ends the registration. It may be nil.
-func (p *Presence) Close() error {
-	if p == nil {
-		return nil
-	}
-	return p.listener.Close()
-}
-
 // Daemons returns the daemons in the network namespace of the calling thread.
 func Daemons() ([]Daemon, error) {
-	f, err := os.Open("/proc/thread-self/net/unix")
-	if err != nil {
-		return nil, fmt.Errorf("look for other daemons: %w", err)
-	}
-	defer f.Close()
-	names, err := sockets(f)
+	text, err := os.ReadFile("/proc/thread-self/net/unix")
 	if err != nil {
 		return nil, fmt.Errorf("look for other daemons: %w", err)
 	}
 	var holders []Daemon
-	for _, name := range names {
+	for _, name := range sockets(string(text)) {
 		h, ok := parse(name)
 		if !ok {
 			continue
@@ -152,16 +138,14 @@ func Serves(network netip.Prefix) bool {
 }
 
 // sockets returns the names of registrations in /proc/net/unix, each once.
-func sockets(r io.Reader) ([]string, error) {
-	var names []string
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		if i := strings.Index(lines.Text(), " "+namePrefix); i >= 0 {
-			names = append(names, lines.Text()[i+1:])
+func sockets(text string) (names []string) {
+	for line := range strings.Lines(text) {
+		if i := strings.Index(line, " "+namePrefix); i >= 0 {
+			names = append(names, strings.TrimSuffix(line[i+1:], "\n"))
 		}
 	}
 	slices.Sort(names) // a connection has the name of its listener
-	return slices.Compact(names), lines.Err()
+	return slices.Compact(names)
 }
 
 func parse(name string) (h Daemon, ok bool) {
@@ -181,12 +165,10 @@ func parse(name string) (h Daemon, ok bool) {
 // and means that nothing is known about the listener.
 func listener(name string) (pid int, ok bool, err error) {
 	c, err := net.DialTimeout("unix", name, dialTimeout)
-	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS} {
-		if errors.Is(err, ours) {
-			return 0, false, err
-		}
-	}
-	if err != nil {
+	switch {
+	case pace.IsAny(err, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS):
+		return 0, false, err
+	case err != nil:
 		return 0, false, nil // it has ended, or does not accept
 	}
 	defer c.Close()
