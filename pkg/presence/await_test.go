@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/wait"
 )
@@ -17,14 +15,7 @@ import (
 func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	network := netip.MustParsePrefix("192.0.2.0/24")
 	conditions := condition.NewList(slog.New(slog.DiscardHandler))
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) })
+	lift := limitFiles(t, 3)
 	type result struct {
 		*Registration
 		error
@@ -38,9 +29,7 @@ func TestRegistersLaterIfNotAtOnce(t *testing.T) {
 	if len(registered) > 0 {
 		t.Error("registered")
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
+	lift()
 	r := <-registered
 	if r.error != nil {
 		t.Fatal(r.error)

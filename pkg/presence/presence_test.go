@@ -19,38 +19,44 @@ import (
 	"flanneld/pkg/lab/netns"
 )
 
+// register registers until the test ends.
+func register(t *testing.T, network, device string) io.Closer {
+	t.Helper()
+	p, err := Register(netip.MustParsePrefix(network), device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 // TestTwoDaemonsNeverHoldTheSame registers a second daemon beside that of 10.42.0.0/16 with
 // flannel.1.
 func TestTwoDaemonsNeverHoldTheSame(t *testing.T) {
-	netns.Run(t, func() {
-		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
-		if err != nil {
-			t.Error(err)
-			return
+	netns.Enter(t)
+	first := register(t, "10.42.0.0/16", "flannel.1")
+	for _, c := range []struct{ network, device, refused string }{
+		{"10.43.0.0/16", "flannel.2", ""},
+		{"10.43.0.0/16", "", ""},
+		{"10.43.0.0/16", "flannel.1", "device flannel.1 is used by the flanneld of network 10.42.0.0/16 (PID "},
+		{"10.42.0.0/16", "flannel.2", "there is the flanneld of network 10.42.0.0/16 (PID "},
+		{"10.42.0.0/16", "", "there is the flanneld of network"},
+		{"10.42.128.0/17", "", "there is the flanneld of network"},
+		{"10.0.0.0/8", "flannel.2", "there is the flanneld of network"},
+	} {
+		p, err := Register(netip.MustParsePrefix(c.network), c.device)
+		var held *ConflictError
+		if c.refused == "" && err != nil || c.refused != "" && (!errors.As(err, &held) || !strings.HasPrefix(err.Error(), c.refused)) {
+			t.Errorf("%s %s: %v, want %q", c.network, c.device, err, c.refused)
 		}
-		for _, c := range []struct{ network, device, refused string }{
-			{"10.43.0.0/16", "flannel.2", ""},
-			{"10.43.0.0/16", "", ""},
-			{"10.43.0.0/16", "flannel.1", "device flannel.1 is used by the flanneld of network 10.42.0.0/16 (PID "},
-			{"10.42.0.0/16", "flannel.2", "there is the flanneld of network 10.42.0.0/16 (PID "},
-			{"10.42.0.0/16", "", "there is the flanneld of network"},
-			{"10.42.128.0/17", "", "there is the flanneld of network"},
-			{"10.0.0.0/8", "flannel.2", "there is the flanneld of network"},
-		} {
-			p, err := Register(netip.MustParsePrefix(c.network), c.device)
-			var held *ConflictError
-			if c.refused == "" && err != nil || c.refused != "" && (!errors.As(err, &held) || !strings.HasPrefix(err.Error(), c.refused)) {
-				t.Errorf("%s %s: %v, want %q", c.network, c.device, err, c.refused)
-			}
-			if p != nil {
-				p.Close()
-			}
+		if p != nil {
+			p.Close()
 		}
-		first.Close()
-		if h, err := Daemons(); len(h) > 0 || err != nil {
-			t.Errorf("after the end: %v, %v", h, err)
-		}
-	})
+	}
+	first.Close()
+	if h, err := Daemons(); len(h) > 0 || err != nil {
+		t.Errorf("after the end: %v, %v", h, err)
+	}
 }
 
 func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
@@ -83,73 +89,59 @@ func TestOfManyAtTheSameInstantOneGetsIt(t *testing.T) {
 // TestOtherNamespacesAndUsersDoNotCount: hosts in namespaces share a file system, and anybody can
 // listen.
 func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
-	network := netip.MustParsePrefix("10.42.0.0/16")
-	netns.Run(t, func() {
-		p, err := Register(network, "flannel.1")
-		if err != nil {
+	netns.Enter(t)
+	register(t, "10.42.0.0/16", "flannel.1")
+	netns.Enter(t)
+	// SO_PEERCRED has the effective user of the thread that listened.
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
+		t.Fatal(errno)
+	}
+	l, err := net.Listen("unix", namePrefix+"10.42.0.0/16/flannel.1/0")
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 0, ^uintptr(0)); errno != 0 || err != nil {
+		t.Fatal(errno, err)
+	}
+	defer l.Close()
+	register(t, "10.42.0.0/16", "flannel.1") // neither the other host nor the user is in the way
+}
+
+// limitFiles limits the descriptors of this process until lift is called or the test ends.
+func limitFiles(t *testing.T, n uint64) (lift func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	lift = func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 			t.Error(err)
-			return
 		}
-		defer p.Close()
-		netns.Run(t, func() {
-			// SO_PEERCRED has the effective user of the thread that listened.
-			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0)); errno != 0 {
-				t.Error(errno)
-				return
-			}
-			l, err := net.Listen("unix", namePrefix+"10.42.0.0/16/flannel.1/0")
-			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), 0, ^uintptr(0)); errno != 0 || err != nil {
-				t.Error(errno, err)
-				return
-			}
-			defer l.Close()
-			p, err := Register(network, "flannel.1")
-			if err != nil {
-				t.Errorf("a user without privileges, or another host, is in the way: %v", err)
-				return
-			}
-			p.Close()
-		})
-	})
+	}
+	t.Cleanup(lift)
+	return lift
 }
 
 // TestLackOfDescriptorsIsNotAbsence: a daemon that cannot ask who listens does not take the
 // other one for gone.
 func TestLackOfDescriptorsIsNotAbsence(t *testing.T) {
-	netns.Run(t, func() {
-		first, err := Register(netip.MustParsePrefix("10.42.0.0/16"), "flannel.1")
-		if err != nil {
-			t.Error(err)
-			return
+	netns.Enter(t)
+	register(t, "10.42.0.0/16", "flannel.1")
+	f, err := os.Open("/dev/null") // the lowest descriptors that are free, as far as one list needs them
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := uint64(f.Fd())
+	f.Close()
+	for room := range uint64(4) {
+		lift := limitFiles(t, next+room)
+		holders, err := Daemons()
+		lift()
+		if err == nil && len(holders) == 0 {
+			t.Errorf("with %d descriptors, the other daemon is taken for gone", room)
 		}
-		defer first.Close()
-		var limit unix.Rlimit
-		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-			t.Error(err)
-			return
-		}
-		f, err := os.Open("/dev/null") // the lowest descriptors that are free, as far as one list needs them
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		next := uint64(f.Fd())
-		f.Close()
-		for room := range uint64(4) {
-			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: next + room, Max: limit.Max}); err != nil {
-				t.Error(err)
-				return
-			}
-			holders, err := Daemons()
-			if restored := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); restored != nil {
-				t.Error(restored)
-				return
-			}
-			if err == nil && len(holders) == 0 {
-				t.Errorf("with %d descriptors, the other daemon is taken for gone", room)
-			}
-		}
-	})
+	}
 }
 
 // hesitant is a listener that fails a few times before it accepts.
