@@ -162,17 +162,16 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 // newFilter returns the packet filter and the underlay lock.
 func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) {
 	ipt := iptables.NewTools(d.options.Rules.Resync)
-	taken := func(o firewall.Overlay) bool { return presence.Serves(o.Network) }
 	rules := filter.New(filter.Config{
 		Options: d.options.Rules, Choice: d.net.NFTables,
 		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},
 		Previous:   []firewall.Overlay{{Network: d.previous.Network, Subnet: d.previous.Subnet}},
-		InUse:      taken,
+		InUse:      presence.Serves,
 		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
 		Conditions: d.conditions, Log: d.log,
 	})
 	lock := filter.NewLock(filter.LockConfig{
-		Wanted: d.options.Rules.Lock, Network: d.net.V4.Network, Previous: d.previous.Network, InUse: taken,
+		Wanted: d.options.Rules.Lock, Network: d.net.V4.Network, Previous: d.previous.Network, InUse: presence.Serves,
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
 		Table: nftables.LockTable(d.net.V4.Network), Conditions: d.conditions, Log: d.log,
 	})

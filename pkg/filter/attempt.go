@@ -57,12 +57,10 @@ func startAttempt(ctx context.Context, k firewall.Keeper, sets []firewall.Rulese
 // wait waits until the attempt is done, ctx ends or the time is over, and reports whether the
 // attempt is done. An attempt that is done counts even if ctx has ended.
 func (a *attempt) wait(ctx context.Context, within time.Duration) bool {
-	timer := time.NewTimer(within)
-	defer timer.Stop()
 	select {
 	case <-a.done:
 	case <-ctx.Done():
-	case <-timer.C:
+	case <-time.After(within):
 	}
 	select {
 	case <-a.done:

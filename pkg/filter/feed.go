@@ -51,28 +51,28 @@ func (f *Feed) push() {
 	if f.facts == nil || f.view == nil {
 		return
 	}
-	link, ok := tunnelLink(f.Network.Base(*f.facts, f.view.Own))
-	in := Input{Overlay: firewall.Overlay{Network: f.Network.V4.Network, Subnet: f.view.Own.Subnets.V4()}}
-	if ok {
-		in.Tunnel = tunnelOf(f.Network.V4.Network, *f.facts, link)
+	network, link := f.Network.V4.Network, tunnelLink(f.Network.Base(*f.facts, f.view.Own))
+	in := Input{Overlay: firewall.Overlay{Network: network, Subnet: f.view.Own.Subnets.V4()}}
+	if link.Port != 0 {
+		in.Tunnel = tunnelOf(network, *f.facts, link)
 	}
 	if f.known {
-		in.Probes = probesOf(f.Network.V4.Network, *f.facts, *f.view, link, ok)
+		in.Probes = probesOf(network, *f.facts, *f.view, link)
 	}
 	f.Rules.Set([]Input{in})
 	f.Lock.SetTunnel(firewall.Lock{
-		Network: f.Network.V4.Network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
-	}, ok)
+		Network: network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
+	})
 }
 
-// tunnelLink returns the link that receives tunnel packets, if there is one.
-func tunnelLink(s dataplane.State) (link dataplane.Link, ok bool) {
+// tunnelLink returns the link that receives tunnel packets. Its port is 0 if there is none.
+func tunnelLink(s dataplane.State) dataplane.Link {
 	for _, l := range s.Links {
 		if l.Port != 0 {
-			return l, true
+			return l
 		}
 	}
-	return link, false
+	return dataplane.Link{}
 }
 
 // bindsPort reports whether the link receives on one address only and sends from its port.
@@ -98,12 +98,12 @@ func tunnelOf(network netip.Prefix, f host.Facts, link dataplane.Link) firewall.
 const vxlanSourcePort = 40000
 
 // probesOf returns packets that other programs' rules might drop.
-func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.Link, tunnel bool) *Probes {
+func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.Link) *Probes {
 	var p Probes
 	for _, peer := range v.Peers[:min(len(v.Peers), MostPeers)] {
 		p.Peers = append(p.Peers, peer.PublicIP)
 	}
-	if tunnel {
+	if link.Port != 0 {
 		p.Tunnel = &firewall.Packet{
 			In: f.Uplink, Dst: f.Addr, ToHost: true,
 			Protocol: unix.IPPROTO_UDP, SrcPort: uint16(link.Port), DstPort: uint16(link.Port),

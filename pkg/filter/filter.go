@@ -14,6 +14,7 @@
 package filter
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -47,7 +48,7 @@ type Config struct {
 	Previous []firewall.Overlay // previous overlays, by this host's own records
 	// InUse reports whether another daemon of this host serves the network of a previous overlay by
 	// now. Then the rules belong to that daemon.
-	InUse      func(firewall.Overlay) bool
+	InUse      func(network netip.Prefix) bool
 	Firewalld  func(context.Context) (Firewalld, error) // connects to firewalld
 	Conditions *condition.List
 	Log        *slog.Logger
@@ -97,11 +98,6 @@ const (
 // syncShare limits the share of time spent on syncing while rules change constantly.
 func syncShare() pace.Share { return pace.Share{OneIn: 10, Max: 2 * time.Second} }
 
-// newFight returns the detector of another program that keeps undoing changes.
-func newFight() pace.Fight {
-	return pace.Fight{Limits: &pace.Limits{Burst: 10, Leak: 5 * time.Second, Pause: 5 * time.Second}}
-}
-
 // IDs of conditions.
 const (
 	syncCondition  = "packet-filter"
@@ -117,9 +113,7 @@ type Filter struct {
 	input  atomic.Pointer[[]Input] // one per family; nil before the first Set
 	choice atomic.Int32            // a netconf.Choice
 	wake   chan struct{}
-	known  chan struct{} // closed by the first Set
 	tried  chan struct{} // closed after the first attempt
-	begin  sync.Once     // closes known
 	stats  stats
 
 	// The following fields belong to Run's goroutine.
@@ -131,7 +125,7 @@ type Filter struct {
 	secondary secondary
 	written   bool // the rules were complete once, so later changes are repairs
 	retry     pace.Backoff
-	fight     pace.Fight
+	fight     fight
 	syncedAt  time.Time
 	minPause  time.Duration // from syncedAt to the next sync after a signal
 }
@@ -139,10 +133,11 @@ type Filter struct {
 // New returns a Filter that does nothing before Run.
 func New(cfg Config) *Filter {
 	f := &Filter{
-		cfg: cfg, wake: make(chan struct{}, 1), known: make(chan struct{}), tried: make(chan struct{}),
-		retry: pace.Backoff{Initial: firstRetry, Max: lastRetry}, fight: newFight(),
+		cfg: cfg, wake: make(chan struct{}, 1), tried: make(chan struct{}),
+		retry: pace.Backoff{Initial: firstRetry, Max: lastRetry},
+		fight: newFight(cfg.Conditions, fightCondition, "another program keeps undoing packet filter rules, backing off"),
 	}
-	f.trust = newTrust(cfg, f.trigger)
+	f.trust = &trust{cfg: cfg, changed: f.trigger, wants: make(chan []netip.Prefix, 1)}
 	f.choice.Store(int32(cfg.Choice))
 	for _, o := range cfg.Previous {
 		if o.Network.IsValid() && o.Subnet.IsValid() {
@@ -155,9 +150,7 @@ func New(cfg Config) *Filter {
 // Set sets the inputs, one per family and at least one. If the wanted rules change, they are synced
 // soon.
 func (f *Filter) Set(in []Input) {
-	before := f.input.Swap(&in)
-	f.begin.Do(func() { close(f.known) })
-	if before != nil && !sameRules(*before, in) {
+	if before := f.input.Swap(&in); before == nil || !sameRules(*before, in) {
 		f.trigger()
 	}
 }
@@ -192,10 +185,12 @@ func (f *Filter) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	tasks.Go(func() { f.trust.run(ctx) })
-	select {
-	case <-ctx.Done():
-		return
-	case <-f.known:
+	for known := false; !known; known = f.input.Load() != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.wake:
+		}
 	}
 	f.syncAndReport(ctx)
 	close(f.tried)
@@ -216,11 +211,9 @@ func (f *Filter) runWithKeeper(ctx context.Context) {
 			return
 		}
 		begun := time.Now()
-		calm, fights := f.syncAndReport(ctx)
-		pause = min(calm, f.inspect(ctx))
-		if f.minPause = syncShare().Rest(time.Since(begun)); fights {
-			pause, f.minPause = calm, calm
-		}
+		next, calm := f.syncAndReport(ctx)
+		pause = max(min(next, f.inspect(ctx)), calm)
+		f.minPause = max(syncShare().Rest(time.Since(begun)), calm)
 	}
 }
 
@@ -237,10 +230,9 @@ func (f *Filter) wait(ctx context.Context, pause time.Duration, signals <-chan s
 		if f.selection.locked != nil {
 			pause = min(pause, lockPoll)
 		}
-		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(pause):
 			if f.selection.locked != nil && time.Now().Before(due) && !f.selection.locked.Free() {
 				continue
 			}
@@ -250,7 +242,6 @@ func (f *Filter) wait(ctx context.Context, pause time.Duration, signals <-chan s
 		case <-signals:
 			f.settle(ctx, burst, signals)
 		}
-		timer.Stop()
 		return
 	}
 }
@@ -268,30 +259,27 @@ func (f *Filter) settle(ctx context.Context, wait time.Duration, signals <-chan 
 
 // gap returns the minimum time between two syncs, by the tools in use.
 func (f *Filter) gap() time.Duration {
-	gap := max(f.selection.active.traits.Gap, f.secondary.legacyGap)
+	gap := max(f.selection.active.Gap, f.secondary.legacyGap)
 	if f.selection.preferredErr != nil {
-		gap = max(gap, f.selection.gap)
+		gap = max(gap, f.selection.preferred.Traits(f.sets[0].Family).Gap)
 	}
 	return gap
 }
 
 // syncAndReport syncs the rules and reports the result. It returns the time until the next sync,
-// and whether another program keeps undoing changes, so that there should be no earlier one.
-func (f *Filter) syncAndReport(ctx context.Context) (pause time.Duration, fights bool) {
+// and the time until the earliest one, if another program keeps undoing changes.
+func (f *Filter) syncAndReport(ctx context.Context) (pause, calm time.Duration) {
 	holder, wanted := f.selection.active, f.now
 	f.now = *f.input.Load()
 	changes, err := f.sync(ctx)
 	f.syncedAt = time.Now()
 	if ctx.Err() != nil {
-		return firstRetry, false
+		return firstRetry, 0
 	}
 	repaired := len(changes) > 0 && f.written && f.selection.active == holder && sameRules(wanted, f.now)
 	f.stats.count(resultOf(changes, repaired, err), f.selection.active)
 	f.report(changes, repaired, err)
-	pause = idle
-	if every := f.selection.active.traits.Resync; every > 0 {
-		pause = every
-	}
+	pause = cmp.Or(f.selection.active.Resync, idle)
 	if err != nil || f.selection.preferredErr != nil || f.secondary.legacyErr != nil || !f.secondary.unusedRemoved {
 		pause = min(pause, f.retry.Failed())
 		if f.selection.tooEarly {
@@ -300,28 +288,20 @@ func (f *Filter) syncAndReport(ctx context.Context) (pause time.Duration, fights
 	} else {
 		f.retry.Reset()
 	}
-	if err != nil {
-		return pause, false
+	if err == nil {
+		f.written = true
+		calm = f.fight.synced(repaired, changes)
 	}
-	if f.written = true; repaired {
-		if calm := f.fight.Repaired(f.syncedAt); calm > 0 {
-			f.cfg.Conditions.Begin(condition.Condition{
-				ID: fightCondition, Severe: true, Text: "another program keeps undoing packet filter rules, backing off",
-				Fields: []any{"changes", strings.Join(changes, "; ")},
-			})
-			return calm, true
-		}
+	if calm > 0 {
+		return calm, calm
 	}
-	if !f.fight.On(f.syncedAt) {
-		f.cfg.Conditions.End(fightCondition)
-	}
-	return pause, false
+	return pause, 0
 }
 
 // sync updates the rules in the place that holds them, then the accepts in other places, and then
 // removes rules from places that held them before.
 func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
-	f.overlays = slices.DeleteFunc(f.overlays, func(o firewall.Overlay) bool { return f.isPrevious(o) && f.cfg.InUse(o) })
+	f.overlays = slices.DeleteFunc(f.overlays, func(o firewall.Overlay) bool { return f.isPrevious(o) && f.cfg.InUse(o.Network) })
 	for _, in := range f.now {
 		if !slices.Contains(f.overlays, in.Overlay) {
 			f.overlays = append(f.overlays, in.Overlay)
@@ -374,17 +354,10 @@ func (f *Filter) report(changes []string, repaired bool, err error) {
 		}
 		f.cfg.Log.Info(msg, "changes", strings.Join(changes, "; "))
 	}
-	switch why := f.selection.preferredErr; {
-	case err != nil:
-		f.cfg.Conditions.Set(condition.Condition{
-			ID: syncCondition, Text: "failed to sync packet filter rules, will retry",
-			Fields: []any{"err", err}, Command: findHolder(why),
-		})
-	case why != nil:
-		f.cfg.Conditions.Set(condition.Condition{
-			ID: syncCondition, Text: f.selection.conditionText, Fields: []any{"err", why}, Command: findHolder(why),
-		})
-	default:
-		f.cfg.Conditions.End(syncCondition)
+	why := f.selection.preferredErr
+	c := condition.Condition{ID: syncCondition, Text: f.selection.conditionText, Command: findHolder(why)}
+	if err != nil {
+		c.Text = "failed to sync packet filter rules, will retry"
 	}
+	f.cfg.Conditions.SetError(c, cmp.Or(err, why))
 }

@@ -3,6 +3,7 @@ package filter
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -18,7 +19,7 @@ import (
 func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, netconf.Unset)
-		h.run()
+		h.begin(h.Run)
 		h.after(time.Hour)
 		if len(h.iptables.begun())+len(h.nft.begun()) > 0 {
 			t.Error("looked at")
@@ -71,9 +72,9 @@ func TestNetworkMayChange(t *testing.T) {
 			var owners []firewall.Owner // of each Sync; guarded by h.mu
 			h := newHost(t, netconf.Unset, func(c *Config) {
 				c.Previous = []firewall.Overlay{old, {}}
-				c.InUse = func(o firewall.Overlay) bool {
-					if o != old {
-						t.Errorf("asked for %v", o)
+				c.InUse = func(network netip.Prefix) bool {
+					if network != old.Network {
+						t.Errorf("asked for %v", network)
 					}
 					return taken
 				}
@@ -134,7 +135,7 @@ func TestFamiliesAreSyncedAlike(t *testing.T) {
 		h := newHost(t, netconf.Unset)
 		h.legacy.tables = []string{"filter"}
 		h.Set([]Input{{Overlay: four}, {Overlay: six}})
-		h.run()
+		h.begin(h.Run)
 		<-h.Tried()
 		h.after(time.Second)
 		for place, rulesets := range h.places {

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -28,14 +27,71 @@ var (
 
 const notInstalled = firewall.AbsentError("iptables is not installed")
 
-// modelHost is a model of a host: its rules in each place, and the behaviour of its tools.
-type modelHost struct {
-	t *testing.T
-	*Filter
+// bed is what the models of hosts have in common. Its mutex guards the rest of a model.
+type bed struct {
+	t    *testing.T
 	log  *logs.Buffer
 	list *condition.List
+	mu   sync.Mutex
+}
 
-	mu     sync.Mutex
+func newBed(t *testing.T) bed {
+	log := new(logs.Buffer)
+	return bed{t: t, log: log, list: condition.NewList(logTo(log))}
+}
+
+func logTo(b *logs.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
+
+// begin runs a function within a test's bubble until the test ends.
+func (b *bed) begin(run func(context.Context)) {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		run(ctx)
+		close(ended)
+	}()
+	b.t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+}
+
+// set changes the host while nothing runs. It locks, because a goroutine that a timer wakes later is
+// not synchronized with this one.
+func (b *bed) set(change func()) {
+	b.t.Helper()
+	synctest.Wait()
+	b.mu.Lock()
+	change()
+	b.mu.Unlock()
+}
+
+// after lets time pass.
+func (b *bed) after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// wrong fails the test unless a condition is there, or is not.
+func (b *bed) wrong(id string, want bool) {
+	b.t.Helper()
+	if synctest.Wait(); b.list.Has(id) != want {
+		b.t.Errorf("condition %s: %t, want %t\n%s", id, !want, want, b.log)
+	}
+}
+
+// said fails the test unless the log has this number of lines with all texts.
+func (b *bed) said(times int, texts ...string) {
+	b.t.Helper()
+	if n := len(logs.Find(b.log.String(), texts...)); n != times {
+		b.t.Errorf("said %q %d times, want %d:\n%s", texts, n, times, b.log)
+	}
+}
+
+// modelHost is a model of a host: its rules in each place, and the behaviour of its tools.
+type modelHost struct {
+	bed
+	*Filter
 	places map[firewall.Place]map[firewall.Family]firewall.Ruleset
 
 	iptables, compat, legacy, nft *keeper
@@ -122,11 +178,10 @@ func (k *keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 				if !open {
 					return
 				}
-				select {
-				case <-ctx.Done():
-					return
-				case out <- struct{}{}:
-				}
+			}
+			select {
+			case <-ctx.Done():
+			case out <- struct{}{}:
 			}
 		}
 	}()
@@ -152,8 +207,7 @@ func (k *keeper) Barriers(_ context.Context, p firewall.Packet) ([]firewall.Barr
 // newHost returns a host with iptables of the nft variant and nftables, both well.
 func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost {
 	t.Helper()
-	h := &modelHost{t: t, log: new(logs.Buffer), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
-	h.list = condition.NewList(slog.New(slog.NewTextHandler(h.log, nil)))
+	h := &modelHost{bed: newBed(t), places: map[firewall.Place]map[firewall.Family]firewall.Ruleset{}}
 	tool := func(name string, p firewall.Place, gap, resync time.Duration) *keeper {
 		return &keeper{host: h, traits: firewall.Traits{Name: name, Place: p, Gap: gap, Resync: resync}, watch: make(chan struct{})}
 	}
@@ -166,10 +220,10 @@ func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost
 		Options:    Options{Masquerade: true, Forward: true},
 		Keepers:    Keepers{IPTables: h.iptables, Compat: h.compat, Legacy: h.legacy, NFTables: h.nft},
 		Choice:     c,
-		InUse:      func(firewall.Overlay) bool { return false },
+		InUse:      func(netip.Prefix) bool { return false },
 		Firewalld:  func(context.Context) (Firewalld, error) { return nil, fmt.Errorf("no bus") },
 		Conditions: h.list,
-		Log:        slog.New(slog.NewTextHandler(h.log, nil)),
+		Log:        logTo(h.log),
 	}
 	for _, f := range change {
 		f(&cfg)
@@ -178,41 +232,11 @@ func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost
 	return h
 }
 
-// run runs the filter within a test's bubble until the test ends.
-func (h *modelHost) run() {
-	ctx, cancel := context.WithCancel(h.t.Context())
-	ended := make(chan struct{})
-	go func() {
-		h.Run(ctx)
-		close(ended)
-	}()
-	h.t.Cleanup(func() {
-		cancel()
-		<-ended
-	})
-}
-
 // start sets the network and runs the filter until nothing more is to be done now.
 func (h *modelHost) start() {
 	h.Set([]Input{{Overlay: four}})
-	h.run()
+	h.begin(h.Run)
 	<-h.Tried()
-	synctest.Wait()
-}
-
-// set changes the host while nothing runs. It locks, because a goroutine that a timer wakes later is
-// not synchronized with this one.
-func (h *modelHost) set(change func()) {
-	h.t.Helper()
-	synctest.Wait()
-	h.mu.Lock()
-	change()
-	h.mu.Unlock()
-}
-
-// after lets time pass.
-func (h *modelHost) after(d time.Duration) {
-	time.Sleep(d)
 	synctest.Wait()
 }
 
@@ -230,32 +254,6 @@ func (h *modelHost) holds(p firewall.Place, want string) {
 	}
 	if got != want {
 		h.t.Errorf("place %d has %s, want %s\n%s", p, got, want, h.log)
-	}
-}
-
-// wrong fails the test unless a condition is there, or is not.
-func (h *modelHost) wrong(id string, want bool) {
-	h.t.Helper()
-	if h.list.Has(id) != want {
-		h.t.Errorf("condition %s: %t, want %t\n%s", id, !want, want, h.log)
-	}
-}
-
-// said fails the test unless the log has this number of lines with all texts.
-func (h *modelHost) said(times int, texts ...string) {
-	h.t.Helper()
-	n := 0
-lines:
-	for line := range strings.Lines(h.log.String()) {
-		for _, text := range texts {
-			if !strings.Contains(line, text) {
-				continue lines
-			}
-		}
-		n++
-	}
-	if n != times {
-		h.t.Errorf("said %q %d times, want %d:\n%s", texts, n, times, h.log)
 	}
 }
 

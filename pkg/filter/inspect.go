@@ -37,12 +37,7 @@ const (
 // inspect finds chains of other programs that drop the network's packets and that are not changed
 // here. It returns the time until the next inspection.
 func (f *Filter) inspect(ctx context.Context) time.Duration {
-	var known []Input
-	for _, in := range f.now {
-		if in.Probes != nil {
-			known = append(known, in)
-		}
-	}
+	known := slices.DeleteFunc(slices.Clone(f.now), func(in Input) bool { return in.Probes == nil })
 	if len(known) == 0 || ctx.Err() != nil {
 		return idle
 	}

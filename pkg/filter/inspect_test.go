@@ -57,7 +57,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 						return []firewall.Barrier{b}, nil
 					}
 					h.probed()
-					h.run()
+					h.begin(h.Run)
 					h.after(2 * time.Second)
 					h.wrong(portCondition+chain.String(), c.wrong)
 					if c.wrong {
@@ -84,7 +84,7 @@ func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
 			return nil, nil
 		}
 		h.probed()
-		h.run()
+		h.begin(h.Run)
 		h.after(time.Minute)
 	})
 }
@@ -100,7 +100,7 @@ func TestUnreadableRulesAreACondition(t *testing.T) {
 			return nil, fmt.Errorf("too much")
 		}
 		h.probed()
-		h.run()
+		h.begin(h.Run)
 		h.after(burst)
 		h.wrong(inspectCondition, false)
 		h.after(10 * time.Second)
@@ -163,7 +163,7 @@ func TestChainsThatOnlyTheirProgramMayWrite(t *testing.T) {
 			return []firewall.Barrier{owned, ours, perhaps, {Table: firewalld.Table, Owned: true}}, nil
 		}
 		h.probed()
-		h.run()
+		h.begin(h.Run)
 		h.after(time.Second)
 		h.wrong(ownedCondition+owned.String(), false) // no writer was blocked
 		h.set(func() { h.nft.err = fmt.Errorf("%w: inet theirs", firewall.ErrOwnerLocked) })

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +34,7 @@ type Locker interface {
 	EditLock(network netip.Prefix, add, remove []netip.Addr) error
 	// Unlock removes the lock of a network, if there is one.
 	Unlock(network netip.Prefix) (removed bool, err error)
-	// Watch signals changes by other programs until ctx ends.
+	// Watch signals changes by other programs until ctx ends. The channel is nil with an error.
 	Watch(ctx context.Context) (<-chan struct{}, error)
 	Close() error
 }
@@ -46,8 +45,8 @@ type LockConfig struct {
 	Network    netip.Prefix
 	Previous   netip.Prefix // network of the previous run, if it was another one
 	Open       func() (Locker, error)
-	InUse      func(firewall.Overlay) bool // see Config
-	Table      string                      // nftables' name of the table that holds the lock, for the log
+	InUse      func(network netip.Prefix) bool // see Config
+	Table      string                          // nftables' name of the table that holds the lock, for the log
 	Conditions *condition.List
 	Log        *slog.Logger
 }
@@ -61,14 +60,12 @@ type LockConfig struct {
 type Lock struct {
 	cfg LockConfig
 
-	spec      atomic.Pointer[lockSpec]
-	views     chan lease.View // the latest one
+	spec      atomic.Pointer[firewall.Lock] // as of the last SetTunnel; nil before the first
+	views     chan lease.View               // the latest one
 	admits    chan chan struct{}
-	syncAlarm *pace.Alarm   // rings when a full sync is due
-	known     chan struct{} // closed when spec is set
+	syncAlarm *pace.Alarm   // rings when a full sync is due, the first time when spec is set
 	tried     chan struct{} // closed after the first attempt
 	ready     chan struct{} // closed when the daemon is ready
-	begin     sync.Once     // closes known
 	stats     stats
 
 	// The following fields belong to Run's goroutine.
@@ -78,27 +75,17 @@ type Lock struct {
 	peers       map[netip.Addr]int
 	intact      bool // the lock was complete at the last sync, and all later edits succeeded
 	synced      bool // the lock was complete once, so later changes are repairs
-	fight       pace.Fight
+	fight       fight
 	pausedUntil time.Time // no sync before this time
-}
-
-// lockSpec is the wanted lock.
-type lockSpec struct {
-	lock   firewall.Lock
-	tunnel bool // there is a tunnel
 }
 
 // NewLock returns a Lock that does nothing before Run.
 func NewLock(cfg LockConfig) *Lock {
-	l := &Lock{
+	return &Lock{
 		cfg: cfg, views: make(chan lease.View, 1), admits: make(chan chan struct{}), syncAlarm: pace.NewAlarm(),
-		known: make(chan struct{}), tried: make(chan struct{}), ready: make(chan struct{}),
-		peers: map[netip.Addr]int{}, fight: newFight(),
+		tried: make(chan struct{}), ready: make(chan struct{}), peers: map[netip.Addr]int{},
+		fight: newFight(cfg.Conditions, lockFightCondition, "another program keeps undoing the underlay lock, backing off"),
 	}
-	if cfg.Previous == cfg.Network {
-		l.cfg.Previous = netip.Prefix{}
-	}
-	return l
 }
 
 // SetView sets the view of the network. It never blocks, and is for one goroutine.
@@ -110,13 +97,11 @@ func (l *Lock) SetView(v lease.View) {
 	l.views <- v
 }
 
-// SetTunnel sets the wanted lock; tunnel is false if there is no tunnel. It never blocks.
-func (l *Lock) SetTunnel(lock firewall.Lock, tunnel bool) {
-	now := lockSpec{lock, tunnel}
-	if before := l.spec.Swap(&now); before != nil && *before != now {
+// SetTunnel sets the wanted lock; its port is 0 if there is no tunnel. It never blocks.
+func (l *Lock) SetTunnel(now firewall.Lock) {
+	if before := l.spec.Swap(&now); before == nil || *before != now {
 		l.syncAlarm.SetWithin(0)
 	}
-	l.begin.Do(func() { close(l.known) })
 }
 
 // Ready reports that the network is ready, so that a stale lock may be removed.
@@ -130,17 +115,15 @@ func (l *Lock) Admit() {
 	if !l.cfg.Wanted {
 		return
 	}
-	timer := time.NewTimer(admitWithin)
-	defer timer.Stop()
-	done := make(chan struct{})
+	late, done := time.After(admitWithin), make(chan struct{})
 	select {
 	case l.admits <- done:
-	case <-timer.C:
+	case <-late:
 		return
 	}
 	select {
 	case <-done:
-	case <-timer.C:
+	case <-late:
 	}
 }
 
@@ -165,7 +148,8 @@ func (l *Lock) Run(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 		return
-	case <-l.known:
+	case <-l.syncAlarm.C:
+		l.syncAlarm.Received()
 	}
 	signals := l.watch(ctx, nil)
 	l.syncAlarm.SetWithin(l.sync(ctx))
@@ -212,10 +196,6 @@ func (l *Lock) watch(ctx context.Context, signals <-chan struct{}) <-chan struct
 		return signals
 	}
 	signals, err := l.locker.Watch(ctx)
-	if err != nil {
-		l.cfg.Conditions.Set(condition.Condition{ID: id, Text: "cannot watch the underlay lock, checking it periodically", Fields: []any{"err", err}})
-		return nil
-	}
-	l.cfg.Conditions.End(id)
+	l.cfg.Conditions.SetError(condition.Condition{ID: id, Text: "cannot watch the underlay lock, checking it periodically"}, err)
 	return signals
 }

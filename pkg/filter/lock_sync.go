@@ -2,8 +2,6 @@ package filter
 
 import (
 	"context"
-	"errors"
-	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -66,19 +64,20 @@ func (l *Lock) editPeers(v lease.View) {
 // sync makes the whole lock match, and returns the time until the next sync.
 func (l *Lock) sync(ctx context.Context) time.Duration {
 	spec := *l.spec.Load()
-	if spec.tunnel && !spec.lock.Local.IsValid() {
+	tunnel := spec.Port != 0
+	if tunnel && !spec.Local.IsValid() {
 		return firstRetry // the uplink is unknown, which is reported elsewhere
 	}
 	var changes []string
 	err := l.open()
 	switch {
 	case err != nil:
-	case spec.tunnel:
+	case tunnel:
 		want := make(map[netip.Addr]struct{}, len(l.peers))
-		for a := range maps.Keys(l.peers) {
+		for a := range l.peers {
 			want[a] = struct{}{}
 		}
-		changes, err = l.locker.SyncLock(ctx, spec.lock, want, l.view.Complete)
+		changes, err = l.locker.SyncLock(ctx, spec, want, l.view.Complete)
 	default:
 		_, err = l.locker.Unlock(l.cfg.Network)
 	}
@@ -88,46 +87,37 @@ func (l *Lock) sync(ctx context.Context) time.Duration {
 	if ctx.Err() != nil {
 		return idle
 	}
-	l.intact = err == nil && spec.tunnel
+	l.intact = err == nil && tunnel
 	if err != nil {
-		l.stats.count(Failed, activeKeeper{})
+		l.stats.count(Failed, firewall.Traits{})
 		l.cfg.Conditions.Set(lockFailure("failed to sync underlay lock, the tunnel accepts packets from any host", err))
 		return firstRetry
 	}
-	if !spec.tunnel {
+	if !tunnel {
 		l.cfg.Conditions.Set(condition.Condition{ID: lockCondition, Text: "underlay lock has no effect, the backend has no tunnel port"})
 		return idle
 	}
 	l.cfg.Conditions.End(lockCondition)
-	return l.report(spec.lock, changes)
+	return l.report(spec, changes)
 }
 
 // report logs changes, and backs off while another program keeps undoing them. It returns the time
 // until the next sync.
 func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 	repair := l.synced && len(changes) > 0
-	l.stats.count(resultOf(changes, repair, nil), activeKeeper{})
+	l.stats.count(resultOf(changes, repair, nil), firewall.Traits{})
 	if !l.synced {
 		l.cfg.Log.Info("enabled underlay lock", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
 	} else if repair {
 		l.cfg.Log.Info("repaired underlay lock", "changes", strings.Join(changes, "; "))
 	}
 	l.synced = true
-	now := time.Now()
-	if repair {
-		if pause := l.fight.Repaired(now); pause > 0 {
-			l.cfg.Conditions.Begin(condition.Condition{
-				ID: lockFightCondition, Severe: true, Text: "another program keeps undoing the underlay lock, backing off",
-				Fields: []any{"changes", strings.Join(changes, "; ")},
-			})
-			l.pausedUntil = now.Add(pause)
-			return pause
-		}
+	pause := l.fight.synced(repair, changes)
+	if pause == 0 {
+		return idle
 	}
-	if !l.fight.On(now) {
-		l.cfg.Conditions.End(lockFightCondition)
-	}
-	return idle
+	l.pausedUntil = time.Now().Add(pause)
+	return pause
 }
 
 // open opens the locker if it is not open yet.
@@ -177,8 +167,8 @@ func (l *Lock) removeStale(ctx context.Context) {
 
 // removePrevious removes the lock of the previous network, unless another daemon serves that now.
 func (l *Lock) removePrevious() error {
-	if l.cfg.Previous.IsValid() && !l.cfg.InUse(firewall.Overlay{Network: l.cfg.Previous}) {
-		if _, err := l.locker.Unlock(l.cfg.Previous); err != nil {
+	if p := l.cfg.Previous; p.IsValid() && p != l.cfg.Network && !l.cfg.InUse(p) {
+		if _, err := l.locker.Unlock(p); err != nil {
 			return err
 		}
 	}
@@ -196,10 +186,5 @@ func lockFailure(text string, err error) condition.Condition {
 
 // withoutNFTables reports whether an error means that the kernel lacks nftables or a part of it.
 func withoutNFTables(err error) bool {
-	for _, e := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return pace.IsAny(err, unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT)
 }

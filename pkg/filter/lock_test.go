@@ -3,32 +3,24 @@ package filter
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"flanneld/pkg/condition"
 	"flanneld/pkg/firewall"
-	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lease"
 )
 
 // lockHost is a model of a host that has locks.
 type lockHost struct {
+	bed
 	*Lock
-	t    *testing.T
-	log  *logs.Buffer
-	list *condition.List
-
-	mu      sync.Mutex
 	absent  error // why it cannot be opened
 	err     error // for changes by any program
 	unseen  error // why changes cannot be watched
@@ -88,7 +80,10 @@ func (h *lockHost) Unlock(network netip.Prefix) (removed bool, err error) {
 func (h *lockHost) Watch(ctx context.Context) (<-chan struct{}, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.watched, h.unseen
+	if h.unseen != nil {
+		return nil, h.unseen
+	}
+	return h.watched, nil
 }
 
 func (h *lockHost) Close() error {
@@ -101,17 +96,15 @@ func (h *lockHost) Close() error {
 var spec = firewall.Lock{Network: four.Network, Port: 8472, Local: netip.MustParseAddr("192.0.2.7"), VNI: 1}
 
 func newLockHost(t *testing.T, wanted bool) *lockHost {
-	h := &lockHost{t: t, log: new(logs.Buffer), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
-	log := slog.New(slog.NewTextHandler(h.log, nil))
-	h.list = condition.NewList(log)
+	h := &lockHost{bed: newBed(t), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
 	h.Lock = NewLock(LockConfig{
-		Wanted: wanted, Network: four.Network, Previous: old.Network, InUse: func(firewall.Overlay) bool { return false },
+		Wanted: wanted, Network: four.Network, Previous: old.Network, InUse: func(netip.Prefix) bool { return false },
 		Open: func() (Locker, error) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			return h, h.absent
 		},
-		Table: "ip lock", Conditions: h.list, Log: log,
+		Table: "ip lock", Conditions: h.list, Log: logTo(h.log),
 	})
 	return h
 }
@@ -119,17 +112,8 @@ func newLockHost(t *testing.T, wanted bool) *lockHost {
 // start runs the lock with some peers until the test ends.
 func (h *lockHost) start(peers ...*lease.Lease) {
 	h.SetView(lease.View{Peers: peers, Complete: true})
-	h.SetTunnel(spec, true)
-	ctx, cancel := context.WithCancel(h.t.Context())
-	ended := make(chan struct{})
-	go func() {
-		h.Run(ctx)
-		close(ended)
-	}()
-	h.t.Cleanup(func() {
-		cancel()
-		<-ended
-	})
+	h.SetTunnel(spec)
+	h.begin(h.Run)
 	<-h.Tried()
 	synctest.Wait()
 }
@@ -145,20 +129,6 @@ func (h *lockHost) has(want string) {
 	}
 	if got != want {
 		h.t.Errorf("the lock has %s, want %s", got, want)
-	}
-}
-
-func (h *lockHost) set(change func()) {
-	synctest.Wait()
-	h.mu.Lock()
-	change()
-	h.mu.Unlock()
-}
-
-func (h *lockHost) wrong(id string, want bool) {
-	h.t.Helper()
-	if synctest.Wait(); h.list.Has(id) != want {
-		h.t.Errorf("condition %s: %t, want %t\n%s", id, !want, want, h.log)
 	}
 }
 
@@ -203,21 +173,18 @@ func TestLockIsRepaired(t *testing.T) {
 		h := newLockHost(t, true)
 		h.start(leaseOf("10.42.1.0/24", "192.0.2.1"))
 		h.set(func() { clear(h.locks); h.watched <- struct{}{} })
-		time.Sleep(burst)
-		synctest.Wait()
+		h.after(burst)
 		h.has("[192.0.2.1]")
 		h.set(func() { clear(h.locks) })
 		h.SetView(lease.View{Peers: []*lease.Lease{leaseOf("10.42.2.0/24", "192.0.2.2")}, Complete: true})
 		h.Admit()
 		synctest.Wait()
 		h.has("[192.0.2.2]")
-		if n := strings.Count(h.log.String(), "repaired underlay lock"); n != 2 {
-			t.Errorf("said %d times\n%s", n, h.log)
-		}
+		h.said(2, "repaired underlay lock")
 		h.set(func() { clear(h.locks) })
 		moved := spec
 		moved.Local = netip.MustParseAddr("192.0.2.17")
-		h.SetTunnel(moved, true)
+		h.SetTunnel(moved)
 		synctest.Wait()
 		h.has("[192.0.2.2]")
 	})
@@ -245,9 +212,7 @@ func TestLockFightIsSlowedDown(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		h.wrong(lockFightCondition, false)
 		h.has("[]")
-		if n := strings.Count(h.log.String(), "keeps undoing the underlay lock, backing off"); n != 2 {
-			t.Errorf("said %d times\n%s", n, h.log)
-		}
+		h.said(2, "keeps undoing the underlay lock, backing off")
 	})
 }
 
@@ -292,16 +257,16 @@ func TestLockWithoutATunnel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newLockHost(t, true)
 		h.start()
-		h.SetTunnel(firewall.Lock{Network: four.Network}, false)
+		h.SetTunnel(firewall.Lock{Network: four.Network})
 		synctest.Wait()
 		h.has("no lock")
 		h.wrong(lockCondition, true)
 		away := spec
 		away.Local = netip.Addr{} // the uplink is not known
-		h.SetTunnel(away, true)
+		h.SetTunnel(away)
 		time.Sleep(time.Minute)
 		h.has("no lock")
-		h.SetTunnel(spec, true)
+		h.SetTunnel(spec)
 		synctest.Wait()
 		h.has("[]")
 		h.wrong(lockCondition, false)
@@ -325,8 +290,7 @@ func TestLockOfAnEarlierRunIsRemoved(t *testing.T) {
 			h.Ready()
 			h.wrong(lockCondition, !without)
 			h.set(func() { h.err = nil })
-			time.Sleep(lastRetry)
-			synctest.Wait()
+			h.after(lastRetry)
 			h.wrong(lockCondition, false)
 			if said := strings.Contains(h.log.String(), "removed underlay lock of an earlier run"); said == without || len(h.locks) > 0 == !without {
 				t.Errorf("left: %v\n%s", h.locks, h.log)

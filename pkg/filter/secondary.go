@@ -82,20 +82,15 @@ func (f *Filter) syncLegacyAccepts(ctx context.Context, sets []firewall.Ruleset)
 	if ctx.Err() != nil {
 		return changes
 	}
-	if unread != nil {
-		f.cfg.Conditions.Set(condition.Condition{
-			ID: unreadCondition, Text: "failed to check for iptables-legacy rules, will retry", Fields: []any{"err", unread},
-		})
-	} else {
-		f.cfg.Conditions.End(unreadCondition)
-	}
+	f.cfg.Conditions.SetError(condition.Condition{
+		ID: unreadCondition, Text: "failed to check for iptables-legacy rules, will retry",
+	}, unread)
 	if b.legacyErr = errors.Join(unread, failed); danger != nil {
-		f.cfg.Conditions.Set(condition.Condition{
+		f.cfg.Conditions.SetError(condition.Condition{
 			ID: legacyCondition, Text: "iptables-legacy may drop overlay packets, failed to add accept rules to it",
-			Fields: []any{"err", failed},
 			Command: fmt.Sprintf("%[1]s -w -I FORWARD -s %[2]s -j ACCEPT; %[1]s -w -I FORWARD -d %[2]s -j ACCEPT",
 				f.cfg.Keepers.Legacy.Traits(danger.Family).Name, danger.Owner.Network),
-		})
+		}, failed)
 	} else if unread == nil {
 		f.cfg.Conditions.End(legacyCondition)
 	}
@@ -138,13 +133,10 @@ func (f *Filter) removeUnused(ctx context.Context) (changes []string) {
 	if ctx.Err() != nil {
 		return changes
 	}
-	if f.secondary.unusedRemoved = failed == nil; f.secondary.unusedRemoved {
-		f.cfg.Conditions.End(removeCondition)
-		return changes
-	}
-	f.cfg.Conditions.Set(condition.Condition{
-		ID: removeCondition, Text: "failed to remove earlier iptables rules, will retry", Fields: []any{"err", failed},
-	})
+	f.secondary.unusedRemoved = failed == nil
+	f.cfg.Conditions.SetError(condition.Condition{
+		ID: removeCondition, Text: "failed to remove earlier iptables rules, will retry",
+	}, failed)
 	return changes
 }
 

@@ -25,10 +25,11 @@ func retryShare() pace.Share {
 
 // selection is which keeper is in use, and why.
 type selection struct {
-	active        activeKeeper
-	keeper        firewall.Keeper // the active one
+	// active is what was known about the tool of the keeper in use. Another version counts as
+	// another keeper. The zero value means that no keeper has synced the rules yet.
+	active        firewall.Traits
+	keeper        firewall.Keeper // the one in use
 	preferred     firewall.Keeper // as of the last sync
-	gap           time.Duration   // minimum time between two of its Syncs
 	chosen        netconf.Choice  // that preferred follows from
 	attempt       *attempt        // of the preferred keeper; nil if none is running
 	preferredErr  error           // why the preferred keeper is not in use; nil if it is
@@ -41,34 +42,19 @@ type selection struct {
 	ownerLocked   bool   // a chain in nftables cannot be changed because its table has an owner
 }
 
-// activeKeeper identifies the keeper in use. Another version of its tool counts as another keeper.
-// The zero value means that no keeper has synced the rules yet.
-type activeKeeper struct {
-	name   string // name of the candidate
-	traits firewall.Traits
-}
-
-// candidate is a keeper that may be selected.
-type candidate struct {
-	firewall.Keeper
-	name         string
-	fallbackText string // text of the condition while it is the fallback
-}
-
-// candidates returns the preferred keeper by the network config, and the fallback.
-func (k Keepers) candidates(c netconf.Choice) (preferred, other candidate) {
-	preferred = candidate{k.IPTables, "iptables", "nftables failed, using iptables for packet filter rules meanwhile"}
-	other = candidate{k.NFTables, "nftables", "iptables failed, using nftables for packet filter rules meanwhile"}
+// candidates returns the preferred keeper by the network config, the fallback, and the text of the
+// condition while that is in use.
+func (k Keepers) candidates(c netconf.Choice) (preferred, fallback firewall.Keeper, text string) {
 	if c == netconf.Yes {
-		return other, preferred
+		return k.NFTables, k.IPTables, "nftables failed, using iptables for packet filter rules meanwhile"
 	}
-	return preferred, other
+	return k.IPTables, k.NFTables, "iptables failed, using nftables for packet filter rules meanwhile"
 }
 
 // syncRules syncs the rules with the preferred keeper, or else with the fallback.
 func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 	h := &f.selection
-	preferred, other := f.cfg.Keepers.candidates(f.currentChoice())
+	preferred, fallback, text := f.cfg.Keepers.candidates(f.currentChoice())
 	if h.locked != nil && h.locked.Free() {
 		h.locked = nil
 	}
@@ -76,17 +62,17 @@ func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 	if a != nil && why == nil {
 		h.preferredErr, h.syncTime = nil, a.took
 		f.setActive(preferred)
-		f.logSelection(preferred, reason(h.chosen))
+		f.logSelection(reason(h.chosen))
 		return a.changes, nil
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	changes, err = f.record(syncAll(ctx, other, f.sets))
+	changes, err = f.record(syncAll(ctx, fallback, f.sets))
 	if absent := h.chosen == netconf.Unset && firewall.Absent(why); absent && err == nil {
 		h.preferredErr = nil
-		f.setActive(other)
-		f.logSelection(other, why.Error())
+		f.setActive(fallback)
+		f.logSelection(why.Error())
 		return changes, nil
 	}
 	if firewall.Locked(h.preferredErr) == nil || firewall.Locked(why) == nil {
@@ -95,8 +81,8 @@ func (f *Filter) syncRules(ctx context.Context) (changes []string, err error) {
 	if err != nil {
 		return changes, errors.Join(why, err)
 	}
-	h.conditionText = other.fallbackText
-	f.setActive(other)
+	h.conditionText = text
+	f.setActive(fallback)
 	return changes, nil
 }
 
@@ -116,9 +102,9 @@ func (f *Filter) currentChoice() netconf.Choice {
 // tryPreferred starts an attempt of the preferred keeper, unless it is too early, and waits for it,
 // but only briefly while the fallback is in use. It returns the attempt if it is done, and why the
 // preferred keeper is not in use, nil if it is.
-func (f *Filter) tryPreferred(ctx context.Context, k candidate) (a *attempt, why error) {
+func (f *Filter) tryPreferred(ctx context.Context, k firewall.Keeper) (a *attempt, why error) {
 	h := &f.selection
-	h.preferred, h.gap = k.Keeper, k.Traits(f.sets[0].Family).Gap
+	h.preferred = k
 	within := preferredTimeout().Rest(h.syncTime)
 	if h.preferredErr != nil {
 		within = burst
@@ -152,23 +138,23 @@ func (f *Filter) record(o outcome) (changes []string, err error) {
 }
 
 // setActive sets the keeper in use.
-func (f *Filter) setActive(k candidate) {
-	f.selection.keeper = k.Keeper
-	if now := (activeKeeper{k.name, k.Traits(f.sets[0].Family)}); f.selection.active != now {
+func (f *Filter) setActive(k firewall.Keeper) {
+	f.selection.keeper = k
+	if now := k.Traits(f.sets[0].Family); f.selection.active != now {
 		f.selection.active, f.secondary.unusedRemoved = now, false
 	}
 }
 
 // logSelection logs which keeper is in use by choice, if that has changed. If the tool was replaced
 // during the sync, its version is unknown; the next sync follows at once and logs it.
-func (f *Filter) logSelection(k candidate, why string) {
-	traits := f.selection.active.traits
-	if traits.Place == firewall.Nowhere {
+func (f *Filter) logSelection(why string) {
+	active := f.selection.active
+	if active.Place == firewall.Nowhere {
 		return
 	}
-	fields := []any{"keeper", k.name, "reason", why}
-	if traits.Version != "" {
-		fields = append(fields, "version", traits.Version)
+	fields := []any{"keeper", active.Name, "reason", why}
+	if active.Version != "" {
+		fields = append(fields, "version", active.Version)
 	}
 	if said := fmt.Sprint(fields); said != f.selection.logged {
 		f.selection.logged = said

@@ -3,6 +3,8 @@ package filter
 import (
 	"maps"
 	"sync"
+
+	"flanneld/pkg/firewall"
 )
 
 // Stats are the numbers of syncs by result, and the keeper in use.
@@ -42,14 +44,14 @@ type stats struct {
 	Stats
 }
 
-func (s *stats) count(r Result, by activeKeeper) {
+func (s *stats) count(r Result, by firewall.Traits) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.Syncs == nil {
 		s.Syncs = map[Result]uint64{}
 	}
 	s.Syncs[r]++
-	s.Keeper, s.Version = by.name, by.traits.Version
+	s.Keeper, s.Version = by.Name, by.Version
 }
 
 func (s *stats) get() Stats {

@@ -3,7 +3,6 @@ package filter
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
 	"time"
 
@@ -28,19 +27,14 @@ const (
 // trust adds networks to firewalld's trusted zone while its rules drop their packets. It has its
 // own goroutine, because firewalld may answer late while it loads its configuration.
 type trust struct {
-	dial       func(context.Context) (Firewalld, error)
-	changed    func() // called when firewalld's rules may have changed
-	conditions *condition.List
-	log        *slog.Logger
+	cfg     Config
+	changed func()              // called when firewalld's rules may have changed
+	wants   chan []netip.Prefix // the latest ones
 
-	wants chan []netip.Prefix // the latest ones
-}
+	// The following fields belong to run's goroutine.
 
-func newTrust(cfg Config, changed func()) *trust {
-	return &trust{
-		dial: cfg.Firewalld, changed: changed, conditions: cfg.Conditions, log: cfg.Log,
-		wants: make(chan []netip.Prefix, 1),
-	}
+	client  Firewalld       // nil if there is no connection
+	signals <-chan struct{} // of the client
 }
 
 // set sets the networks whose packets firewalld may drop. It never blocks, and is for one
@@ -55,8 +49,6 @@ func (t *trust) set(networks []netip.Prefix) {
 
 // run handles set until ctx ends.
 func (t *trust) run(ctx context.Context) {
-	var client Firewalld
-	var changed <-chan struct{}
 	var wanted []netip.Prefix
 	retry := time.NewTimer(0)
 	retry.Stop()
@@ -66,46 +58,40 @@ func (t *trust) run(ctx context.Context) {
 			return
 		case wanted = <-t.wants:
 		case <-retry.C:
-		case _, open := <-changed:
+		case _, open := <-t.signals:
 			if !open {
-				client, changed = nil, nil
+				t.client, t.signals = nil, nil
 			}
 			t.changed() // its rules must be evaluated again
 			continue
 		}
-		if len(wanted) == 0 {
-			t.conditions.End(trustCondition)
-			continue
-		}
 		var err error
-		if client == nil {
-			var dialed Firewalld
-			if dialed, err = t.dial(ctx); err == nil {
-				client, changed = dialed, dialed.Changed()
-			}
-		}
-		for _, network := range wanted {
-			if err == nil {
-				err = t.ask(ctx, client, network)
-			}
-			if err != nil && ctx.Err() == nil {
-				t.failed(network, err)
+		for i := 0; i < len(wanted) && err == nil; i++ {
+			if err = t.ask(ctx, wanted[i]); err != nil && ctx.Err() == nil {
+				t.failed(wanted[i], err)
 				retry.Reset(trustRetry)
-				break
 			}
 		}
 		if err == nil {
-			t.conditions.End(trustCondition)
+			t.cfg.Conditions.End(trustCondition)
 		}
 	}
 }
 
-func (t *trust) ask(ctx context.Context, client Firewalld, network netip.Prefix) error {
+// ask makes firewalld accept packets of a network.
+func (t *trust) ask(ctx context.Context, network netip.Prefix) error {
+	if t.client == nil {
+		client, err := t.cfg.Firewalld(ctx)
+		if err != nil {
+			return err
+		}
+		t.client, t.signals = client, client.Changed()
+	}
 	ctx, cancel := context.WithTimeout(ctx, trustWithin)
 	defer cancel()
-	added, err := client.Trust(ctx, network)
+	added, err := t.client.Trust(ctx, network)
 	if added {
-		t.log.Info("added the network to firewalld's trusted zone", "command", firewalld.TrustCommand(network))
+		t.cfg.Log.Info("added the network to firewalld's trusted zone", "command", firewalld.TrustCommand(network))
 	}
 	return err
 }
@@ -113,10 +99,10 @@ func (t *trust) ask(ctx context.Context, client Firewalld, network netip.Prefix)
 func (t *trust) failed(network netip.Prefix, err error) {
 	c := condition.Condition{
 		ID: trustCondition, Text: "firewalld may drop overlay packets, failed to make it trust the network",
-		Fields: []any{"err", err}, Command: firewalld.TrustCommand(network),
+		Command: firewalld.TrustCommand(network),
 	}
 	if errors.Is(err, firewalld.ErrOtherZone) {
 		c.Command = firewalld.MoveCommand(network)
 	}
-	t.conditions.Set(c)
+	t.cfg.Conditions.SetError(c, err)
 }

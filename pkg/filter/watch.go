@@ -34,14 +34,9 @@ func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			f.cfg.Conditions.Set(condition.Condition{
-				ID: watchCondition + name, Text: "cannot watch packet filter rules, checking them periodically",
-				Fields: []any{"keeper", name, "err", err},
-			})
-		} else {
-			f.cfg.Conditions.End(watchCondition + name)
-		}
+		f.cfg.Conditions.SetError(condition.Condition{
+			ID: watchCondition + name, Text: "cannot watch packet filter rules, checking them periodically", Fields: []any{"keeper", name},
+		}, err)
 		wait := firstRetry
 		switch {
 		case in != nil:
