@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -25,6 +27,8 @@ var (
 	// (Create), or is gone or was changed (Update, Release), perhaps by an
 	// earlier write of our own whose answer was lost.
 	ErrConflict = errors.New("lease was changed by somebody else")
+	// ErrGone is also an ErrConflict: the key does not exist.
+	ErrGone = fmt.Errorf("%w: its key is gone", ErrConflict)
 	// ErrHistoryLost means that the store no longer has the events after the index asked
 	// for: the leases must be listed again.
 	ErrHistoryLost = errors.New("watch history lost")
@@ -69,6 +73,14 @@ type Registry interface {
 	// Leaving, and its key is gone when Release returns or within 3 s. If an error occurs in
 	// between, the key expires within a minute.
 	Release(ctx context.Context, prev lease.Lease) error
+}
+
+// Failed returns the error of an operation on a lease, or nil if err is nil.
+func Failed(operation string, subnets lease.Subnets, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s lease %s: %w", operation, subnets, err)
 }
 
 // Limits of the memory for one entry, and for all entries that are no leases. A store may contain
@@ -124,9 +136,51 @@ type Event struct {
 	Invalid *InvalidEntry
 }
 
+// Entry is a key below subnets/ with its content, in a form that is the same for all stores.
+type Entry struct {
+	Key               string    // after subnets/
+	Value             []byte    // nil if there is an Err
+	Err               error     // why there is no value: it is too long, or the key is a directory
+	Revision, Created uint64    // of the last write and the first
+	Expires           time.Time // zero: never
+}
+
+// parseKey parses the subnets in a key. A key with more elements is no lease: v3 has no
+// directories, so it does not affect the key that it extends.
+func (e Entry) parseKey() (lease.Subnets, error) {
+	if strings.Contains(e.Key, "/") {
+		return lease.Subnets{}, lease.Fault{Kind: "key has more than one element", Detail: strconv.Quote(lease.Clip(e.Key))}
+	}
+	return lease.ParseKey(e.Key)
+}
+
+// Event returns the content as an event: a lease or an invalid entry.
+func (e Entry) Event() Event {
+	subnets, err := e.parseKey()
+	var attrs lease.Attrs
+	if err == nil {
+		if err = e.Err; err == nil {
+			attrs, err = lease.DecodeAttrs(e.Value)
+		}
+	}
+	if err != nil {
+		return Event{Invalid: &InvalidEntry{Key: shortKey(e.Key), Subnets: subnets, Revision: e.Revision, Err: err}}
+	}
+	return Event{Lease: lease.Lease{Subnets: subnets, Attrs: attrs, Expires: e.Expires, Revision: e.Revision, Created: e.Created}}
+}
+
+// Deletion returns the event that the key was deleted at e.Revision.
+func (e Entry) Deletion() Event {
+	subnets, err := e.parseKey()
+	if err != nil {
+		return Event{Deleted: true, Invalid: &InvalidEntry{Key: shortKey(e.Key), Revision: e.Revision, Err: err}}
+	}
+	return Event{Deleted: true, Lease: lease.Lease{Subnets: subnets, Revision: e.Revision}}
+}
+
 // InvalidEntry is an entry that is not a lease.
 type InvalidEntry struct {
-	Key      string        // last element of the key, shortened by ShortKey
+	Key      string        // last element of the key, shortened if it is long
 	Subnets  lease.Subnets // of the key, if only the value is invalid; else none
 	Revision uint64        // of the last write, so that its owner can correct it
 	Err      error         // has the field and the value
@@ -136,9 +190,8 @@ type InvalidEntry struct {
 // lease.
 const maxKey = 128
 
-// ShortKey returns the last element of a key for an InvalidEntry. A long one is truncated, with
-// its length added.
-func ShortKey(key string) string {
+// shortKey returns a key for an InvalidEntry. A long one is truncated, with its length added.
+func shortKey(key string) string {
 	if len(key) <= maxKey {
 		return key
 	}

@@ -49,25 +49,21 @@ func (l *listing) HTTPRequest(endpoint url.URL) *http.Request {
 
 // List implements registry.Registry.
 func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
-	var l registry.Listing
-	now := time.Now()
-	index, err := r.list(ctx, func() { l = registry.Listing{} }, func(n *client.Node) { l.Add(decode(n, now)) })
+	l, err := r.list(ctx)
 	if err != nil {
-		return registry.Listing{}, err
+		return registry.Listing{}, fmt.Errorf("list %s: %w", r.subnets, err)
 	}
-	l.Index = index
 	return l, nil
 }
 
 // list reads the directory of leases. If it does not exist, it is empty, and the error of etcd has
-// its index. begin is called when an answer begins, and each with every node. If the answer breaks
-// off, another endpoint is asked.
-func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Node)) (index uint64, err error) {
+// its index. If an answer breaks off, another endpoint is asked.
+func (r *Registry) list(ctx context.Context) (l registry.Listing, err error) {
 	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
 	defer cancel()
-	limit := time.Duration(r.startTime.Load())
-	began := time.Now()
-	resp, body, err := r.client.Do(ctx, &listing{r.subnets, limit, begin, each})
+	limit, began := time.Duration(r.startTime.Load()), time.Now()
+	begin, add := func() { l = registry.Listing{} }, func(n *client.Node) { l.Add(content(n, began).Event()) }
+	resp, body, err := r.client.Do(ctx, &listing{r.subnets, limit, begin, add})
 	switch {
 	case contains(err, errSlow):
 		r.startTime.Store(int64(min(2*limit, maxStartTime)))
@@ -75,28 +71,27 @@ func (r *Registry) list(ctx context.Context, begin func(), each func(*client.Nod
 		r.startTime.Store(int64(answerTimeout))
 	}
 	if err != nil {
-		return 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(err))
+		return l, r.explain(err)
 	}
 	if resp.StatusCode/100 != 2 {
 		var refused client.Error
 		if json.Unmarshal(body, &refused) != nil {
-			return 0, fmt.Errorf("list %s: %w", r.subnets, errBroken)
+			return l, errBroken
 		}
-		if refused.Code == client.ErrorCodeKeyNotFound {
-			begin()
-			return refused.Index, nil
+		if index, is := missing(refused); is {
+			return registry.Listing{Index: index}, nil
 		}
-		return 0, fmt.Errorf("list %s: %w", r.subnets, r.explain(refused))
+		return l, r.explain(refused)
 	}
 	var all client.Response
 	if err := json.Unmarshal(body, &all); err != nil || all.Node == nil {
-		return 0, fmt.Errorf("list %s: %w", r.subnets, errors.Join(errNoNode, err))
+		return l, errors.Join(errNoNode, err)
 	}
 	if !all.Node.Dir {
-		each(all.Node) // is decoded to an invalid entry with its name
+		add(all.Node) // is decoded to an invalid entry with its name
 	}
-	if index, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64); err != nil {
-		return 0, fmt.Errorf("list %s: the answer has no index: %w", r.subnets, err)
+	if l.Index, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64); err != nil {
+		return l, fmt.Errorf("the answer has no index: %w", err)
 	}
-	return index, nil
+	return l, nil
 }

@@ -11,7 +11,6 @@ package etcdv2
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"path"
@@ -110,8 +109,9 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.config)
+	_, absent := missing(err)
 	switch {
-	case code(err) == client.ErrorCodeKeyNotFound:
+	case absent:
 		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
 	case err != nil:
 		return nil, fmt.Errorf("read %s: %w", r.config, r.explain(err))
@@ -129,14 +129,13 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.key(subnets))
-	var refused client.Error
-	if errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound {
-		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: refused.Index}, Deleted: true}, nil
+	if index, is := missing(err); is {
+		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: index}, Deleted: true}, nil
 	}
 	if err != nil {
 		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, r.explain(err))
 	}
-	return decode(resp.Node, time.Now()), nil
+	return content(resp.Node, time.Now()).Event(), nil
 }
 
 // get reads one key with a quorum, not only from the member that is asked.

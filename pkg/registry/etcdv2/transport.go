@@ -292,6 +292,13 @@ func (s *scanned) Read(p []byte) (int, error) {
 	return s.text.Read(p)
 }
 
+// missing reports whether err means that a key does not exist, and the index of the store.
+func missing(err error) (index uint64, is bool) {
+	var refused client.Error
+	is = errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound
+	return refused.Index, is
+}
+
 // code returns the code of etcd's error, or 0 if err is no such error.
 func code(err error) int {
 	var refused client.Error
@@ -336,7 +343,7 @@ func (r *Registry) explain(err error) error {
 	case errors.As(err, &refused):
 		return fmt.Errorf("etcd at %s: %w", r.where, err)
 	case errors.Is(err, client.ErrInvalidJSON):
-		return errors.New("answer is not one of etcd's v2 keys API: it is broken JSON")
+		return errBroken
 	case errors.As(err, &all):
 		texts := make([]string, 0, len(all.Errors))
 		for _, e := range all.Errors {

@@ -96,14 +96,11 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.config)
-	var now uint64
-	var refused client.Error
+	now, absent := missing(err)
 	switch {
 	case err == nil:
 		now = resp.Index
-	case errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound:
-		now = refused.Index
-	default:
+	case !absent:
 		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
 	}
 	if now < index {
@@ -171,41 +168,26 @@ func (r *Registry) events(resp *client.Response) ([]registry.Event, uint64, erro
 		}
 		n = &client.Node{Key: path.Join(r.subnets, entry), Dir: true, ModifiedIndex: index}
 	}
-	ev := decode(n, time.Now())
-	if !gone {
-		return []registry.Event{ev}, index, nil
+	e := content(n, time.Now())
+	if gone {
+		return []registry.Event{e.Deletion()}, index, nil
 	}
-	ev = registry.Event{Deleted: true}
-	if subnets, err := lease.ParseKey(rest); err == nil {
-		ev.Lease = lease.Lease{Subnets: subnets, Revision: index}
-	} else {
-		ev.Invalid = &registry.InvalidEntry{Key: registry.ShortKey(rest), Revision: index, Err: err}
-	}
-	return []registry.Event{ev}, index, nil
+	return []registry.Event{e.Event()}, index, nil
 }
 
-// decode converts a node to a lease, or to an invalid entry.
-func decode(n *client.Node, now time.Time) registry.Event {
-	key := path.Base(n.Key)
-	subnets, err := lease.ParseKey(key)
-	key = registry.ShortKey(key)
-	if err != nil {
-		return registry.Event{Invalid: &registry.InvalidEntry{Key: key, Revision: n.ModifiedIndex, Err: err}}
-	}
-	ev := registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: n.ModifiedIndex, Created: n.CreatedIndex}}
+// content converts a node.
+func content(n *client.Node, now time.Time) registry.Entry {
+	e := registry.Entry{Key: path.Base(n.Key), Revision: n.ModifiedIndex, Created: n.CreatedIndex}
 	if size, is := long(n.Value); is {
-		err = lease.LongValue(size)
+		e.Err = lease.LongValue(size)
 	} else if n.Dir {
-		err = lease.Fault{Kind: "key is a directory"}
+		e.Err = lease.Fault{Kind: "key is a directory"}
 	} else {
-		ev.Lease.Attrs, err = lease.DecodeAttrs([]byte(n.Value))
-	}
-	if err != nil {
-		return registry.Event{Invalid: &registry.InvalidEntry{Key: key, Subnets: subnets, Revision: n.ModifiedIndex, Err: err}}
+		e.Value = []byte(n.Value)
 	}
 	// The time left is etcd's, the clock is this host's, so their clocks need not agree.
 	if n.TTL > 0 || n.Expiration != nil {
-		ev.Lease.Expires = now.Add(n.TTLDuration())
+		e.Expires = now.Add(n.TTLDuration())
 	}
-	return ev
+	return e
 }

@@ -14,19 +14,13 @@ import (
 // Create implements registry.Registry.
 func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := r.set(ctx, r.key(subnets), a, &client.SetOptions{PrevExist: client.PrevNoExist, TTL: seconds(ttl)})
-	if err != nil {
-		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnets, err)
-	}
-	return l, nil
+	return l, registry.Failed("create", subnets, err)
 }
 
 // Update implements registry.Registry.
 func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := r.swap(ctx, prev, a, ttl)
-	if err != nil {
-		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnets, err)
-	}
-	return l, nil
+	return l, registry.Failed("update", prev.Subnets, err)
 }
 
 // releaseTTL is the time that a released key remains.
@@ -39,10 +33,8 @@ const releaseTTL = time.Second
 func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	a := prev.Attrs
 	a.Leaving = true
-	if _, err := r.swap(ctx, prev, a, releaseTTL); err != nil {
-		return fmt.Errorf("release lease %s: %w", prev.Subnets, err)
-	}
-	return nil
+	_, err := r.swap(ctx, prev, a, releaseTTL)
+	return registry.Failed("release", prev.Subnets, err)
 }
 
 // swap writes a lease if it is unchanged.
@@ -52,9 +44,6 @@ func (r *Registry) swap(ctx context.Context, prev lease.Lease, a lease.Attrs, tt
 	}
 	return r.set(ctx, r.key(prev.Subnets), a, &client.SetOptions{PrevIndex: prev.Revision, TTL: seconds(ttl)})
 }
-
-// errGone is the conflict for a key that does not exist.
-var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)
 
 // set writes a lease under the conditions in opts.
 func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *client.SetOptions) (lease.Lease, error) {
@@ -73,7 +62,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	if resp.Node == nil {
 		return lease.Lease{}, errNoNode
 	}
-	ev := decode(resp.Node, now)
+	ev := content(resp.Node, now).Event()
 	if ev.Invalid != nil {
 		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Invalid.Err)
 	}
@@ -84,7 +73,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 func (r *Registry) refusal(err error) error {
 	switch code(err) {
 	case client.ErrorCodeKeyNotFound:
-		return errGone
+		return registry.ErrGone
 	case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist, client.ErrorCodeNotFile:
 		return registry.ErrConflict
 	}

@@ -21,7 +21,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("elsewhere"), []byte(nil), int64(1))
 	f.Fuzz(func(t *testing.T, key, value []byte, session int64) {
 		r := &Registry{subnets: subnets}
-		e := r.decode(entry{KeyValue: &mvccpb.KeyValue{Key: key, Value: value, Lease: session}}, time.Unix(1, 0))
+		e := r.content(entry{KeyValue: &mvccpb.KeyValue{Key: key, Value: value, Lease: session}}, time.Unix(1, 0)).Event()
 		if e.Invalid != nil {
 			if text := e.Invalid.Err.Error(); text == "" || len(text) > 1000 {
 				t.Errorf("%q: the fault is said in %d bytes", key, len(text))

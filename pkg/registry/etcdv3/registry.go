@@ -20,8 +20,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -168,7 +166,7 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 		if l.Leases == nil {
 			l.Leases = make([]lease.Lease, 0, max(0, min(count, maxPrealloc)))
 		}
-		l.Add(r.decode(kv, now))
+		l.Add(r.content(kv, now).Event())
 		return true
 	})
 	l.Index = index
@@ -196,7 +194,7 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 		}
 		expires = now.Add(time.Duration(max(0, left.TTL)) * time.Second)
 	}
-	return r.decode(found, expires), nil
+	return r.content(found, expires).Event(), nil
 }
 
 // holder returns what the key of subnets holds or, if there is no such key, another lease with
@@ -208,7 +206,7 @@ func (r *Registry) holder(ctx context.Context, subnets lease.Subnets) (found ent
 			found = kv
 			return false
 		}
-		if ev := r.decode(kv, time.Time{}); found.KeyValue == nil && ev.Invalid == nil && ev.Lease.Subnets.V4() == subnets.V4() {
+		if ev := r.content(kv, time.Time{}).Event(); found.KeyValue == nil && ev.Invalid == nil && ev.Lease.Subnets.V4() == subnets.V4() {
 			found = kv
 		}
 		return true
@@ -223,42 +221,19 @@ func (r *Registry) key(subnets lease.Subnets) string { return r.subnets + lease.
 func tails(key string) string    { return key + "&" }
 func tailsEnd(key string) string { return key + "'" }
 
-// parseKey parses the subnets in the part of a key after r.subnets. A longer path is no lease: v3
-// has no directories, so it does not affect the key that it extends.
-func parseKey(rest string) (lease.Subnets, error) {
-	if strings.Contains(rest, "/") {
-		return lease.Subnets{}, lease.Fault{Kind: "key has more than one element", Detail: strconv.Quote(lease.Clip(rest))}
+// content converts a key. expires is for one with an etcd lease; one without is a reservation.
+func (r *Registry) content(kv entry, expires time.Time) registry.Entry {
+	e := registry.Entry{
+		Key: string(bytes.TrimPrefix(kv.Key, []byte(r.subnets))), Value: kv.Value,
+		Revision: uint64(kv.ModRevision), Created: uint64(kv.CreateRevision),
 	}
-	return lease.ParseKey(rest)
-}
-
-// name returns the part of a key of etcd after r.subnets, as a copy.
-func (r *Registry) name(key []byte) string {
-	return string(bytes.TrimPrefix(key, []byte(r.subnets)))
-}
-
-// decode converts a key to a lease, or to an invalid entry. expires is for a key with an etcd
-// lease; one without is a reservation.
-func (r *Registry) decode(kv entry, expires time.Time) registry.Event {
-	name, revision := r.name(kv.Key), uint64(kv.ModRevision)
-	subnets, err := parseKey(name)
-	if err != nil {
-		return registry.Event{Invalid: &registry.InvalidEntry{Key: registry.ShortKey(name), Revision: revision, Err: err}}
-	}
-	var attrs lease.Attrs
 	if kv.long > 0 {
-		err = lease.LongValue(kv.long)
-	} else {
-		attrs, err = lease.DecodeAttrs(kv.Value)
+		e.Err = lease.LongValue(kv.long)
 	}
-	if err != nil {
-		return registry.Event{Invalid: &registry.InvalidEntry{Key: registry.ShortKey(name), Subnets: subnets, Revision: revision, Err: err}}
-	}
-	l := lease.Lease{Subnets: subnets, Attrs: attrs, Revision: revision, Created: uint64(kv.CreateRevision)}
 	if kv.Lease != 0 {
-		l.Expires = expires
+		e.Expires = expires
 	}
-	return registry.Event{Lease: l}
+	return e
 }
 
 // errNoHeader means that something else than etcd has answered.
@@ -266,6 +241,3 @@ var errNoHeader = errors.New("answer is not one of etcd's: it has no header")
 
 // errDisorder means that keys were not in order.
 var errDisorder = errors.New("answer is not one of etcd's: its keys are not in order")
-
-// errGone is the conflict for a key that does not exist.
-var errGone = fmt.Errorf("%w: its key is gone", registry.ErrConflict)

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 )
 
@@ -292,13 +291,9 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 
 // event converts one event of etcd.
 func (r *Registry) event(ev *mvccpb.Event) registry.Event {
-	if ev.Type != mvccpb.DELETE {
-		return r.decode(entry{KeyValue: ev.Kv}, time.Now())
+	e := r.content(entry{KeyValue: ev.Kv}, time.Now())
+	if ev.Type == mvccpb.DELETE {
+		return e.Deletion()
 	}
-	name, revision := r.name(ev.Kv.Key), uint64(ev.Kv.ModRevision)
-	subnets, err := parseKey(name)
-	if err != nil {
-		return registry.Event{Deleted: true, Invalid: &registry.InvalidEntry{Key: registry.ShortKey(name), Revision: revision, Err: err}}
-	}
-	return registry.Event{Deleted: true, Lease: lease.Lease{Subnets: subnets, Revision: revision}}
+	return e.Event()
 }

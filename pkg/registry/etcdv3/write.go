@@ -21,10 +21,7 @@ func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.At
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	l, err := r.create(ctx, subnets, a, seconds(ttl))
-	if err != nil {
-		return lease.Lease{}, fmt.Errorf("create lease %s: %w", subnets, err)
-	}
-	return l, nil
+	return l, registry.Failed("create", subnets, err)
 }
 
 func (r *Registry) create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl int64) (lease.Lease, error) {
@@ -59,10 +56,7 @@ func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, 
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	l, err := r.update(ctx, prev, a, seconds(ttl))
-	if err != nil {
-		return lease.Lease{}, fmt.Errorf("update lease %s: %w", prev.Subnets, err)
-	}
-	return l, nil
+	return l, registry.Failed("update", prev.Subnets, err)
 }
 
 func (r *Registry) update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl int64) (lease.Lease, error) {
@@ -98,10 +92,7 @@ func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	if err == nil {
 		err = r.delete(ctx, marked)
 	}
-	if err != nil {
-		return fmt.Errorf("release lease %s: %w", prev.Subnets, err)
-	}
-	return nil
+	return registry.Failed("release", prev.Subnets, err)
 }
 
 func (r *Registry) delete(ctx context.Context, prev lease.Lease) error {
@@ -130,7 +121,7 @@ func (r *Registry) find(ctx context.Context, prev lease.Lease) (*mvccpb.KeyValue
 	case err != nil:
 		return nil, err
 	case found.KeyValue == nil || string(found.Key) != r.key(prev.Subnets):
-		return nil, errGone
+		return nil, registry.ErrGone
 	case uint64(found.ModRevision) != prev.Revision:
 		return nil, registry.ErrConflict
 	}
@@ -144,7 +135,7 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 	resp, err := r.swap(ctx, key, client.OpPut(key, string(kv.Value), client.WithLease(client.LeaseID(g.id))), conditions...)
 	switch {
 	case refused(err, rpctypes.ErrLeaseNotFound):
-		err = errGone // the etcd lease has just ended, and the key with it
+		err = registry.ErrGone // the etcd lease has just ended, and the key with it
 	case err != nil:
 	case resp.Succeeded:
 		kv.Lease, kv.ModRevision = g.id, resp.Header.Revision
@@ -167,7 +158,7 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 		r.drop(ctx, g, err)
 		return lease.Lease{}, err
 	}
-	ev := r.decode(entry{KeyValue: kv}, g.expires)
+	ev := r.content(entry{KeyValue: kv}, g.expires).Event()
 	if ev.Invalid != nil {
 		return lease.Lease{}, fmt.Errorf("read back what was written: %w", ev.Invalid.Err)
 	}
@@ -190,7 +181,7 @@ func (r *Registry) swap(ctx context.Context, key string, op client.Op, condition
 // conflict returns why the conditions of a swap of an existing key did not hold.
 func conflict(resp *client.TxnResponse) error {
 	if len(resp.Responses) > 0 && len(resp.Responses[0].GetResponseRange().GetKvs()) == 0 {
-		return errGone
+		return registry.ErrGone
 	}
 	return registry.ErrConflict
 }

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -13,7 +14,7 @@ func (r *Registry) write(key string, a lease.Attrs, ttl time.Duration, created u
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	return r.put(key, string(value), ttl, created).event(key).Lease, nil
+	return r.put(key, string(value), ttl, created).Event().Lease, nil
 }
 
 func (r *Registry) put(key, value string, ttl time.Duration, created uint64) *entry {
@@ -21,17 +22,14 @@ func (r *Registry) put(key, value string, ttl time.Duration, created uint64) *en
 		old.stop()
 	}
 	r.index++
-	e := &entry{value: value, created: created, modified: r.index}
-	if created == 0 {
-		e.created = r.index
-	}
+	e := &entry{Entry: registry.Entry{Key: key, Value: []byte(value), Created: cmp.Or(created, r.index), Revision: r.index}}
 	if ttl > 0 {
 		ttl = (ttl + time.Second - 1).Truncate(time.Second)
-		e.expires = time.Now().Add(ttl)
+		e.Expires = time.Now().Add(ttl)
 		e.timer = time.AfterFunc(ttl, func() { r.expire(key, e) })
 	}
 	r.entries[key] = e
-	r.record(change{index: r.index, event: e.event(key)})
+	r.record(change{index: r.index, event: e.Event()})
 	return e
 }
 
@@ -51,26 +49,7 @@ func (r *Registry) remove(key string) {
 	e.stop()
 	delete(r.entries, key)
 	r.index++
-	ev := registry.Event{Deleted: true}
-	if subnets, err := lease.ParseKey(key); err == nil {
-		ev.Lease = lease.Lease{Subnets: subnets, Revision: r.index}
-	} else {
-		ev.Invalid = &registry.InvalidEntry{Key: registry.ShortKey(key), Revision: r.index, Err: err}
-	}
-	r.record(change{index: r.index, event: ev})
-}
-
-// event converts an entry as etcd's adapters do.
-func (e *entry) event(key string) registry.Event {
-	subnets, err := lease.ParseKey(key)
-	var a lease.Attrs
-	if err == nil {
-		a, err = lease.DecodeAttrs([]byte(e.value))
-	}
-	if err != nil {
-		return registry.Event{Invalid: &registry.InvalidEntry{Key: registry.ShortKey(key), Subnets: subnets, Revision: e.modified, Err: err}}
-	}
-	return registry.Event{Lease: lease.Lease{Subnets: subnets, Attrs: a, Expires: e.expires, Revision: e.modified, Created: e.created}}
+	r.record(change{index: r.index, event: registry.Entry{Key: key, Revision: r.index}.Deletion()})
 }
 
 func (e *entry) stop() {

@@ -40,10 +40,8 @@ type Registry struct {
 type Hook func(op string, subnets lease.Subnets, done bool) error
 
 type entry struct {
-	value             string
-	created, modified uint64
-	expires           time.Time // zero: never
-	timer             *time.Timer
+	registry.Entry
+	timer *time.Timer // ends it; nil: never
 }
 
 type change struct {
@@ -159,7 +157,7 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 	err := r.call(ctx, "list", lease.Subnets{}, func() error {
 		l.Index = r.index
 		for _, key := range slices.Sorted(maps.Keys(r.entries)) {
-			l.Add(r.entries[key].event(key))
+			l.Add(r.entries[key].Event())
 		}
 		return nil
 	})
@@ -170,8 +168,8 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	var ev registry.Event
 	err := r.call(ctx, "get", subnets, func() error {
-		if key, e := r.holder(subnets); e != nil {
-			ev = e.event(key)
+		if e := r.holder(subnets); e != nil {
+			ev = e.Event()
 		} else {
 			ev = registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: r.index}, Deleted: true}
 		}
@@ -231,7 +229,7 @@ func (r *Registry) since(index uint64) ([]registry.Event, uint64, error) {
 func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	var l lease.Lease
 	err := r.call(ctx, "create", subnets, func() (err error) {
-		if _, e := r.holder(subnets); e != nil {
+		if r.holder(subnets) != nil {
 			return registry.ErrConflict
 		}
 		l, err = r.write(lease.Key(subnets), a, ttl, 0)
@@ -244,11 +242,7 @@ func (r *Registry) Create(ctx context.Context, subnets lease.Subnets, a lease.At
 func (r *Registry) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	var l lease.Lease
 	err := r.call(ctx, "update", prev.Subnets, func() (err error) {
-		key, e := r.find(prev)
-		if e == nil {
-			return registry.ErrConflict
-		}
-		l, err = r.write(key, a, ttl, e.created)
+		l, err = r.rewrite(prev, a, ttl)
 		return err
 	})
 	return l, err
@@ -259,40 +253,33 @@ func (r *Registry) Release(ctx context.Context, prev lease.Lease) error {
 	a := prev.Attrs
 	a.Leaving = true
 	return r.call(ctx, "release", prev.Subnets, func() error {
-		key, e := r.find(prev)
-		if e == nil {
-			return registry.ErrConflict
-		}
-		_, err := r.write(key, a, time.Second, e.created)
+		_, err := r.rewrite(prev, a, time.Second)
 		return err
 	})
 }
 
 // holder returns the entry of subnets, else of another lease with the same IPv4 subnet, or nil.
-func (r *Registry) holder(subnets lease.Subnets) (string, *entry) {
+func (r *Registry) holder(subnets lease.Subnets) *entry {
 	key := lease.Key(subnets)
 	if e := r.entries[key]; e != nil {
-		return key, e
+		return e
 	}
 	plain := lease.Key(lease.SubnetsOf(subnets.V4()))
 	for key, e := range r.entries {
-		if key != plain && !strings.HasPrefix(key, plain+"&") {
-			continue
-		}
-		if e.event(key).Invalid == nil {
-			return key, e
+		if (key == plain || strings.HasPrefix(key, plain+"&")) && e.Event().Invalid == nil {
+			return e
 		}
 	}
-	return "", nil
+	return nil
 }
 
-// find returns the entry of a lease, or nil if it is not at the revision of prev.
-func (r *Registry) find(prev lease.Lease) (string, *entry) {
-	key := lease.Key(prev.Subnets)
-	if e := r.entries[key]; e != nil && e.modified == prev.Revision {
-		return key, e
+// rewrite writes a lease if it is at the revision of prev.
+func (r *Registry) rewrite(prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
+	e := r.entries[lease.Key(prev.Subnets)]
+	if e == nil || e.Revision != prev.Revision {
+		return lease.Lease{}, registry.ErrConflict
 	}
-	return "", nil
+	return r.write(e.Key, a, ttl, e.Created)
 }
 
 // call runs do under the lock, with the failures that a test has set.
