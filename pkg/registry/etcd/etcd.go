@@ -3,7 +3,7 @@
 // flag has the same meaning for both APIs.
 //
 // It reads the TLS files. It uses the network only to find out why an endpoint is not understood
-// (Remedy). Invariant: no error and no text of an Endpoint contains a password.
+// (WithRemedy). Invariant: no error and no text of an Endpoint contains a password.
 package etcd
 
 import (

@@ -16,9 +16,27 @@ import (
 // probeTimeout is the time limit for finding out which protocol an endpoint speaks.
 const probeTimeout = time.Second
 
-// Remedy returns what to set if a connection to an endpoint failed because of TLS, else an empty
-// string. It may connect to the endpoint to find out whether it speaks TLS. It sends no secrets.
-func (o Options) Remedy(ctx context.Context, e Endpoint, err error) string {
+// Failure is an error in plain words with its cause.
+type Failure struct {
+	Text  string
+	Cause error
+}
+
+func (f *Failure) Error() string { return f.Text }
+
+// Unwrap returns the cause.
+func (f *Failure) Unwrap() error { return f.Cause }
+
+// WithRemedy adds what to set to the error of a connection to an endpoint, if it failed because of
+// TLS. It may connect to the endpoint to find out whether it speaks TLS. It sends no secrets.
+func (o Options) WithRemedy(ctx context.Context, e Endpoint, err error) error {
+	if remedy := o.remedy(ctx, e, err); remedy != "" {
+		return fmt.Errorf("%w: %s", err, remedy)
+	}
+	return err
+}
+
+func (o Options) remedy(ctx context.Context, e Endpoint, err error) string {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
 	switch {

@@ -9,29 +9,28 @@ import (
 // Options are the options of a connection to etcd.
 type Options = etcd.Options
 
-// endpoints are etcd.Endpoints in the form for the client.
+// endpoints are etcd.Endpoints in the form for the client. A host name stands for a unix socket.
 type endpoints struct {
-	urls               []string
-	byHost             map[string]etcd.Endpoint // by host in the URL
-	sockets            map[string]string        // path of a unix socket by a host name that stands for it
-	username, password string
+	urls   []string
+	byHost map[string]etcd.Endpoint // by host in the URL
 }
 
-func parseEndpoints(o Options) (endpoints, error) {
-	given, err := o.ParseEndpoints()
-	if err != nil {
-		return endpoints{}, err
-	}
-	e := endpoints{byHost: map[string]etcd.Endpoint{}, sockets: map[string]string{}, username: given.Username, password: given.Password}
-	for _, one := range given.All {
-		url := one.String()
-		if socket := one.Socket(); socket != "" {
-			host := fmt.Sprintf("unix-%d.invalid", len(e.sockets))
-			e.sockets[host] = socket
+func newEndpoints(all []etcd.Endpoint) endpoints {
+	e := endpoints{byHost: map[string]etcd.Endpoint{}}
+	for i, one := range all {
+		url, host := one.String(), one.Host()
+		if one.Socket() != "" {
+			host = fmt.Sprintf("unix-%d.invalid", i)
 			url = "http://" + host
 		}
 		e.urls = append(e.urls, url)
-		e.byHost[one.Host()] = one
+		e.byHost[host] = one
 	}
-	return e, nil
+	return e
+}
+
+// socket returns the endpoint with a unix socket that a host name stands for.
+func (e endpoints) socket(host string) (one etcd.Endpoint, is bool) {
+	one = e.byHost[host]
+	return one, one.Socket() != ""
 }

@@ -9,172 +9,144 @@ import (
 	"strings"
 )
 
-// The part of a scanner that parses JSON of any content.
+// The part of a scanner that parses JSON of any content. After an error, all methods return at
+// once, with any value.
+
+// fail records the first error. An answer that ends too early is broken.
+func (s *scanner) fail(err error) {
+	if err == io.EOF {
+		err = errBroken
+	}
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// misplaced fails because of a byte in place of something.
+func (s *scanner) misplaced(c byte, wanted string) {
+	s.fail(fmt.Errorf("%w: %q in place of %s", errBroken, c, wanted))
+}
 
 // next returns the next byte that is not blank.
-func (s *scanner) next() (byte, error) {
-	for {
+func (s *scanner) next() byte {
+	for s.err == nil {
 		c, err := s.in.ReadByte()
 		switch {
 		case err != nil:
-			return 0, broken(err)
+			s.fail(err)
 		case c != ' ' && c != '\t' && c != '\n' && c != '\r':
-			return c, nil
+			return c
 		}
 	}
+	return 0
 }
 
-// broken returns the error for an answer that ends too early.
-func broken(err error) error {
-	if err == io.EOF {
-		return errBroken
+func (s *scanner) expect(want byte) {
+	if c := s.next(); c != want {
+		s.misplaced(c, strconv.QuoteRune(rune(want)))
 	}
-	return err
-}
-
-func (s *scanner) expect(want byte) error {
-	c, err := s.next()
-	if err == nil && c != want {
-		err = fmt.Errorf("%w: %q in place of %q", errBroken, c, want)
-	}
-	return err
 }
 
 // object reads the members of an object after its {. It calls member with the name of each and the
 // first byte of its value; member reads the rest.
-func (s *scanner) object(member func(name string, first byte) error) error {
-	for n := 0; ; n++ {
-		c, err := s.next()
-		if err == nil && c == '}' && n == 0 {
-			return nil
+func (s *scanner) object(member func(name string, first byte)) {
+	s.elements('}', func(first byte) {
+		if first != '"' {
+			s.misplaced(first, "a name")
 		}
-		if err == nil && c != '"' {
-			err = fmt.Errorf("%w: %q in place of a name", errBroken, c)
-		}
-		var name string
-		if err == nil {
-			name, err = s.name()
-		}
-		if err == nil {
-			err = s.expect(':')
-		}
-		if err == nil {
-			c, err = s.next()
-		}
-		if err == nil {
-			err = member(name, c)
-		}
-		if err != nil {
-			return err
-		}
-		if more, err := s.more('}'); err != nil || !more {
-			return err
-		}
-	}
+		name := s.name()
+		s.expect(':')
+		member(name, s.next())
+	})
 }
 
-// array reads the elements of an array after its [. It calls element with the first byte of each;
-// element reads the rest.
-func (s *scanner) array(element func(first byte) error) error {
-	for n := 0; ; n++ {
-		c, err := s.next()
-		if err == nil && c == ']' && n == 0 {
-			return nil
-		}
-		if err == nil {
-			err = element(c)
-		}
-		if err != nil {
-			return err
-		}
-		if more, err := s.more(']'); err != nil || !more {
-			return err
+// elements reads the elements of an array or an object after its opening bracket. It calls element
+// with the first byte of each; element reads the rest.
+func (s *scanner) elements(end byte, element func(first byte)) {
+	c := s.next()
+	if c == end {
+		return
+	}
+	for s.err == nil {
+		element(c)
+		switch c = s.next(); c {
+		case end:
+			return
+		case ',':
+			c = s.next()
+		default:
+			s.misplaced(c, strconv.QuoteRune(rune(end)))
 		}
 	}
-}
-
-// more reads the separator of two elements, or the end.
-func (s *scanner) more(end byte) (bool, error) {
-	c, err := s.next()
-	if err == nil && c != ',' && c != end {
-		err = fmt.Errorf("%w: %q in place of %q", errBroken, c, end)
-	}
-	return c == ',', err
 }
 
 // skip reads the rest of the value that starts with first. It does not recurse.
-func (s *scanner) skip(first byte) error {
-	for depth := 0; ; {
+func (s *scanner) skip(first byte) {
+	for depth := 0; s.err == nil; first = s.next() {
 		switch first {
 		case '{', '[':
 			depth++
 		case '}', ']':
-			if depth--; depth < 0 {
-				return fmt.Errorf("%w: %q in place of a value", errBroken, first)
-			}
+			depth--
 		case '"':
-			if _, err := s.string(0); err != nil {
-				return err
-			}
+			s.string(0)
 		case ',', ':':
-			if depth == 0 {
-				return fmt.Errorf("%w: %q in place of a value", errBroken, first)
-			}
 		default:
-			if err := s.word(); err != nil {
-				return err
-			}
+			s.word()
 		}
-		if depth == 0 {
-			return nil
-		}
-		var err error
-		if first, err = s.next(); err != nil {
-			return err
+		switch {
+		case depth < 0 || depth == 0 && (first == ',' || first == ':'):
+			s.misplaced(first, "a value")
+		case depth == 0:
+			return
 		}
 	}
 }
 
 // word reads the rest of a number or a literal and ignores it.
-func (s *scanner) word() error {
-	for {
+func (s *scanner) word() {
+	for s.err == nil {
 		c, err := s.in.ReadByte()
-		if err != nil {
-			return broken(err)
-		}
-		if strings.IndexByte(" \t\r\n,:]}[{\"", c) >= 0 {
-			return s.in.UnreadByte()
+		switch {
+		case err != nil:
+			s.fail(err)
+		case strings.IndexByte(" \t\r\n,:]}[{\"", c) >= 0:
+			_ = s.in.UnreadByte() // cannot fail after ReadByte
+			return
 		}
 	}
 }
 
 // number reads the rest of a whole number.
-func (s *scanner) number(c byte) (n uint64, err error) {
-	for digits := 0; ; digits++ {
+func (s *scanner) number(c byte) (n uint64) {
+	for digits := 0; s.err == nil; digits++ {
 		digit := uint64(c - '0')
 		switch {
 		case c < '0' || c > '9':
 			if digits == 0 || c == '.' || c == 'e' || c == 'E' {
-				return 0, fmt.Errorf("%w: %q in place of a number", errBroken, c)
+				s.misplaced(c, "a number")
 			}
-			return n, s.in.UnreadByte()
+			_ = s.in.UnreadByte() // cannot fail after ReadByte
+			return n
 		case n > (math.MaxUint64-digit)/10:
-			return 0, fmt.Errorf("%w: a number is too large", errBroken)
+			s.fail(fmt.Errorf("%w: a number is too large", errBroken))
 		}
 		n = n*10 + digit
+		var err error
 		if c, err = s.in.ReadByte(); err != nil {
-			return 0, broken(err)
+			s.fail(err)
 		}
 	}
+	return 0
 }
 
 // string reads the rest of a string. It stores at least the first most bytes in s.text and returns
 // the length of the whole string.
-func (s *scanner) string(most int64) (size int64, err error) {
+func (s *scanner) string(most int64) (size int64) {
 	s.text = append(s.text[:0], '"')
-	for {
+	for s.err == nil {
 		if _, err := s.in.Peek(1); err != nil {
-			return size, broken(err)
+			s.fail(err)
 		}
 		chunk, _ := s.in.Peek(s.in.Buffered())
 		n, escaped := 0, 0
@@ -188,33 +160,28 @@ func (s *scanner) string(most int64) (size int64, err error) {
 			}
 			n++
 		}
-		if size < most {
+		keep := size < most
+		if keep {
 			s.text = append(s.text, chunk[:n]...)
 		}
 		size += int64(n - escaped)
-		ends := n < len(chunk) && chunk[n] == '"'
-		escape := n < len(chunk) && !ends
-		if ends {
-			n++
-		}
 		s.in.Discard(n) // of the buffered bytes
 		switch {
-		case ends:
+		case n == len(chunk):
+		case chunk[n] == '"':
+			s.in.Discard(1)
 			s.text = append(s.text, '"')
-			return size, nil
-		case escape:
-			width, err := s.escape(size < most)
-			if err != nil {
-				return size, err
-			}
-			size += width
+			return size
+		default:
+			size += s.escape(keep)
 		}
 	}
+	return 0
 }
 
 // escape reads an escape sequence and returns the length of its character in bytes. A half of a
 // surrogate pair counts as two, because both halves have four.
-func (s *scanner) escape(keep bool) (width int64, err error) {
+func (s *scanner) escape(keep bool) (width int64) {
 	text, err := s.in.Peek(2)
 	width = 1
 	if err == nil && text[1] == 'u' {
@@ -223,7 +190,7 @@ func (s *scanner) escape(keep bool) (width int64, err error) {
 			r, perr := strconv.ParseUint(string(text[2:]), 16, 16)
 			switch {
 			case perr != nil:
-				return 0, fmt.Errorf("%w: %q in a string", errBroken, text)
+				err = fmt.Errorf("%w: %q in a string", errBroken, text)
 			case r >= 0xd800 && r < 0xe000 || r >= 0x80 && r < 0x800:
 				width = 2
 			case r >= 0x800:
@@ -232,17 +199,21 @@ func (s *scanner) escape(keep bool) (width int64, err error) {
 		}
 	}
 	if err != nil {
-		return 0, broken(err)
+		s.fail(err)
+		return 0
 	}
 	if keep {
 		s.text = append(s.text, text...)
 	}
-	_, err = s.in.Discard(len(text))
-	return width, err
+	s.in.Discard(len(text)) // of the buffered bytes
+	return width
 }
 
 // unquoted returns the string in s.text.
-func (s *scanner) unquoted() (string, error) {
+func (s *scanner) unquoted() string {
+	if s.err != nil {
+		return ""
+	}
 	plain := s.text[1 : len(s.text)-1]
 	s.plain = s.plain[:0]
 	for i := 0; i < len(plain); i++ {
@@ -253,11 +224,11 @@ func (s *scanner) unquoted() (string, error) {
 		} else if c < ' ' || c >= 0x80 || c == '\\' {
 			var text string
 			if err := json.Unmarshal(s.text, &text); err != nil {
-				return "", fmt.Errorf("%w: %w", errBroken, err)
+				s.fail(fmt.Errorf("%w: %w", errBroken, err))
 			}
-			return text, nil
+			return text
 		}
 		s.plain = append(s.plain, c)
 	}
-	return string(s.plain), nil
+	return string(s.plain)
 }

@@ -30,9 +30,11 @@ const (
 type listing struct {
 	key   string
 	limit time.Duration
-	begin func() // called when an answer begins; nodes of earlier answers are void
-	node  func(*client.Node)
+	began time.Time
+	found registry.Listing // begins again with each answer
 }
+
+func (l *listing) add(n *client.Node) { l.found.Add(content(n, l.began).Event()) }
 
 type listingKey struct{} // key in the context of its requests
 
@@ -58,40 +60,39 @@ func (r *Registry) List(ctx context.Context) (registry.Listing, error) {
 
 // list reads the directory of leases. If it does not exist, it is empty, and the error of etcd has
 // its index. If an answer breaks off, another endpoint is asked.
-func (r *Registry) list(ctx context.Context) (l registry.Listing, err error) {
+func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(listTimeout, r.timeout))
 	defer cancel()
-	limit, began := time.Duration(r.startTime.Load()), time.Now()
-	begin, add := func() { l = registry.Listing{} }, func(n *client.Node) { l.Add(content(n, began).Event()) }
-	resp, body, err := r.client.Do(ctx, &listing{r.subnets, limit, begin, add})
+	l := &listing{key: r.subnets, limit: time.Duration(r.startTime.Load()), began: time.Now()}
+	resp, body, err := r.client.Do(ctx, l)
 	switch {
 	case contains(err, errSlow):
-		r.startTime.Store(int64(min(2*limit, maxStartTime)))
-	case err == nil && time.Since(began) < answerTimeout:
+		r.startTime.Store(int64(min(2*l.limit, maxStartTime)))
+	case err == nil && time.Since(l.began) < answerTimeout:
 		r.startTime.Store(int64(answerTimeout))
 	}
 	if err != nil {
-		return l, r.explain(err)
+		return registry.Listing{}, r.explain(err)
 	}
 	if resp.StatusCode/100 != 2 {
 		var refused client.Error
 		if json.Unmarshal(body, &refused) != nil {
-			return l, errBroken
+			return registry.Listing{}, errBroken
 		}
 		if index, is := missing(refused); is {
 			return registry.Listing{Index: index}, nil
 		}
-		return l, r.explain(refused)
+		return registry.Listing{}, r.explain(refused)
 	}
 	var all client.Response
 	if err := json.Unmarshal(body, &all); err != nil || all.Node == nil {
-		return l, errors.Join(errNoNode, err)
+		return registry.Listing{}, errors.Join(errNoNode, err)
 	}
 	if !all.Node.Dir {
-		add(all.Node) // is decoded to an invalid entry with its name
+		l.add(all.Node) // is decoded to an invalid entry with its name
 	}
-	if l.Index, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64); err != nil {
-		return l, fmt.Errorf("the answer has no index: %w", err)
+	if l.found.Index, err = strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64); err != nil {
+		return registry.Listing{}, fmt.Errorf("the answer has no index: %w", err)
 	}
-	return l, nil
+	return l.found, nil
 }

@@ -57,7 +57,7 @@ var _ registry.Registry = (*Registry)(nil)
 // New returns a Registry. It does no I/O except for reading the TLS files. Errors name the endpoint
 // or the flag that is wrong, and never contain a password.
 func New(o Options) (*Registry, error) {
-	endpoints, err := parseEndpoints(o)
+	given, err := o.ParseEndpoints()
 	if err != nil {
 		return nil, err
 	}
@@ -65,12 +65,13 @@ func New(o Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
+	endpoints := newEndpoints(given.All)
 	t := newTransport(endpoints, o, files)
 	c, err := client.New(client.Config{
 		Endpoints: endpoints.urls,
 		Transport: t, // has a time limit for each request
-		Username:  endpoints.username,
-		Password:  endpoints.password,
+		Username:  given.Username,
+		Password:  given.Password,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make etcd client: %w", err)

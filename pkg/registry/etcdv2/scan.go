@@ -19,7 +19,8 @@ import (
 //
 // It finds the end of what it skips, to any depth of nesting, and does not check it otherwise.
 type scanner struct {
-	in *bufio.Reader
+	in  *bufio.Reader
+	err error
 	// The last string as JSON, unless it was too long, and a buffer for its value.
 	text, plain []byte
 }
@@ -46,114 +47,85 @@ func newScanner(r io.Reader) *scanner { return &scanner{in: bufio.NewReaderSize(
 // node directly below the node; those below these are skipped.
 func (s *scanner) answer(child func(*client.Node)) (*client.Response, error) {
 	var resp client.Response
-	if err := s.expect('{'); err != nil {
-		return nil, err
-	}
-	err := s.object(func(name string, first byte) (err error) {
+	s.expect('{')
+	s.object(func(name string, first byte) {
 		switch {
 		case name == "action" && first == '"':
-			resp.Action, err = s.short()
-			return err
+			resp.Action = s.short()
 		case name == "node" && first == '{':
-			resp.Node, err = s.node(child)
-			return err
+			resp.Node = s.node(child)
+		default:
+			s.skip(first)
 		}
-		return s.skip(first)
 	})
-	if err != nil {
-		return nil, err
+	if s.err != nil {
+		return nil, s.err
 	}
-	switch c, err := s.next(); {
-	case err == nil:
+	switch c := s.next(); {
+	case s.err == nil:
 		return nil, fmt.Errorf("%w: %q after its end", errBroken, c)
-	case !errors.Is(err, errBroken): // at the end of the answer
-		return nil, err
-	}
-	if resp.Node == nil {
+	case !errors.Is(s.err, errBroken): // at the end of the answer
+		return nil, s.err
+	case resp.Node == nil:
 		return nil, errNoNode
 	}
 	return &resp, nil
 }
 
 // node reads a node after its {.
-func (s *scanner) node(child func(*client.Node)) (*client.Node, error) {
+func (s *scanner) node(child func(*client.Node)) *client.Node {
 	var n client.Node
-	err := s.object(func(name string, first byte) (err error) {
+	s.object(func(name string, first byte) {
 		switch {
 		case name == "key" && first == '"':
-			n.Key, err = s.key()
+			s.string(registry.MaxValue) // of a longer one, the begin
+			n.Key = s.unquoted()
 		case name == "value" && first == '"':
-			n.Value, err = s.value()
+			if size := s.string(registry.MaxValue); size > registry.MaxValue {
+				n.Value = longMark + strconv.FormatInt(size, 10)
+			} else {
+				n.Value = s.unquoted()
+			}
 		case name == "dir":
 			n.Dir = first == 't'
-			err = s.skip(first)
+			s.skip(first)
 		case name == "modifiedIndex":
-			n.ModifiedIndex, err = s.number(first)
+			n.ModifiedIndex = s.number(first)
 		case name == "createdIndex":
-			n.CreatedIndex, err = s.number(first)
+			n.CreatedIndex = s.number(first)
 		case name == "ttl" && first != '-':
-			var ttl uint64
-			ttl, err = s.number(first)
-			n.TTL = int64(min(ttl, 1<<32)) // a longer one would overflow a Duration
+			n.TTL = int64(min(s.number(first), 1<<32)) // a longer one would overflow a Duration
 		case name == "expiration" && first == '"':
 			n.Expiration = new(time.Time) // only tells that there is one; TTL has the time
-			err = s.skip(first)
+			s.skip(first)
 		case name == "nodes" && first == '[' && child != nil:
-			err = s.array(func(first byte) error {
+			s.elements(']', func(first byte) {
 				if first != '{' {
-					return s.skip(first)
-				}
-				n, err := s.node(nil)
-				if err == nil {
+					s.skip(first)
+				} else if n := s.node(nil); s.err == nil {
 					child(n)
 				}
-				return err
 			})
 		default:
-			err = s.skip(first)
+			s.skip(first)
 		}
-		return err
 	})
-	return &n, err
+	return &n
 }
 
 // name reads the rest of the name of a member. Only a few names matter.
-func (s *scanner) name() (string, error) {
-	if _, err := s.string(64); err != nil {
-		return "", err
-	}
+func (s *scanner) name() string {
+	s.string(64)
 	for _, known := range []string{"action", "node", "key", "value", "dir", "modifiedIndex", "createdIndex", "ttl", "expiration", "nodes"} {
-		if string(s.text[1:len(s.text)-1]) == known {
-			return known, nil
+		if s.err == nil && string(s.text[1:len(s.text)-1]) == known {
+			return known
 		}
 	}
 	return s.unquoted()
 }
 
 // short reads the rest of a string that matters only if it is short.
-func (s *scanner) short() (string, error) {
-	if _, err := s.string(64); err != nil {
-		return "", err
-	}
-	return s.unquoted()
-}
-
-// key reads the rest of a key. If it is too long, it keeps the begin.
-func (s *scanner) key() (string, error) {
-	if _, err := s.string(registry.MaxValue); err != nil {
-		return "", err
-	}
-	return s.unquoted()
-}
-
-// value reads the rest of a value. If it is too long, it marks it.
-func (s *scanner) value() (string, error) {
-	size, err := s.string(registry.MaxValue)
-	switch {
-	case err != nil:
-		return "", err
-	case size > registry.MaxValue:
-		return longMark + strconv.FormatInt(size, 10), nil
-	}
+func (s *scanner) short() string {
+	s.string(64)
 	return s.unquoted()
 }

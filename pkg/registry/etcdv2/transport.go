@@ -67,8 +67,8 @@ func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 	conns := &etcd.ConnTracker{}
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		host, _, _ := net.SplitHostPort(addr)
-		if socket, ok := e.sockets[host]; ok {
-			network, addr = "unix", socket
+		if one, is := e.socket(host); is {
+			network, addr = one.Address()
 		}
 		conn, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
@@ -78,7 +78,7 @@ func newTransport(e endpoints, o Options, files *etcd.Files) *transport {
 	}
 	return &transport{conns: conns, options: o, files: files, endpoints: e, Transport: &http.Transport{
 		Proxy: func(req *http.Request) (*url.URL, error) {
-			if _, ok := e.sockets[req.URL.Hostname()]; ok {
+			if _, is := e.socket(req.URL.Hostname()); is {
 				return nil, nil
 			}
 			return http.ProxyFromEnvironment(req)
@@ -189,10 +189,7 @@ func (t *transport) withRemedy(req *http.Request, err error) error {
 	}
 	asked, end := wanted(req)
 	defer end()
-	if remedy := t.options.Remedy(asked, e, err); remedy != "" {
-		return fmt.Errorf("%w: %s", err, remedy)
-	}
-	return err
+	return t.options.WithRemedy(asked, e, err)
 }
 
 // checkMedia returns an error for an answer that is not of etcd's v2 keys API.
@@ -207,7 +204,7 @@ func checkMedia(host string, resp *http.Response) error {
 	err := fmt.Errorf("%s answers %q in %s, not as etcd's v2 keys API does (etcd 3.4 and 3.5 need --enable-v2)",
 		host, resp.Status, strconv.Quote(media))
 	if resp.StatusCode == http.StatusNotFound {
-		return &failure{err.Error(), registry.ErrNoAPI}
+		return &etcd.Failure{Text: err.Error(), Cause: registry.ErrNoAPI}
 	}
 	return err
 }
@@ -273,8 +270,8 @@ func (s *scanned) Read(p []byte) (int, error) {
 	if s.text == nil {
 		var child func(*client.Node)
 		if s.list != nil {
-			s.list.begin()
-			child = s.list.node
+			s.list.found = registry.Listing{}
+			child = s.list.add
 		}
 		resp, err := newScanner(s.body).answer(child)
 		var text []byte
@@ -321,15 +318,6 @@ func contains(err, target error) bool {
 	return errors.Is(err, target)
 }
 
-// failure is an error in plain words with its meaning.
-type failure struct {
-	text  string
-	cause error
-}
-
-func (f *failure) Error() string { return f.text }
-func (f *failure) Unwrap() error { return f.cause }
-
 // explain converts the client's errors to one line in plain words with the endpoints.
 func (r *Registry) explain(err error) error {
 	var all *client.ClusterError
@@ -351,7 +339,7 @@ func (r *Registry) explain(err error) error {
 		}
 		text := "no etcd endpoint answers: " + strings.Join(texts, "; ")
 		if contains(err, registry.ErrNoAPI) {
-			return &failure{text, registry.ErrNoAPI}
+			return &etcd.Failure{Text: text, Cause: registry.ErrNoAPI}
 		}
 		return errors.New(text)
 	case errors.Is(err, context.DeadlineExceeded):

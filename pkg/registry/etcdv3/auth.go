@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcd"
 )
 
 // token is the token that etcd has issued for the password. It expires after some minutes without
@@ -99,18 +100,9 @@ func refused(err, refusal error) bool {
 	return err != nil && text == refusal.Error()
 }
 
-// failure is an error in plain words with its endpoints.
-type failure struct {
-	text  string
-	cause error
-}
-
-func (f *failure) Error() string { return f.text }
-func (f *failure) Unwrap() error { return f.cause }
-
 // explain names the endpoints and what is wrong with those that cannot be connected to.
 func (l *link) explain(err error) error {
-	var done *failure
+	var done *etcd.Failure
 	cause := err
 	if err == nil || errors.As(err, &done) || errors.Is(err, context.Canceled) {
 		return err
@@ -150,7 +142,7 @@ func (l *link) explain(err error) error {
 	} else {
 		text = strings.Join(append([]string{"etcd at " + strings.Join(all, ", ") + ": " + text}, bad...), "; ")
 	}
-	return &failure{strings.Join(strings.Fields(text), " "), cause}
+	return &etcd.Failure{Text: strings.Join(strings.Fields(text), " "), Cause: cause}
 }
 
 // Roles returns the roles of a user, which is the one that etcd knows this client as. A user may

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,7 +37,7 @@ const (
 	pingAfter   = 10 * time.Second
 	pingTimeout = 5 * time.Second
 	// refusalTimeout is the time for finding out why a write failed. It is longer than
-	// etcd.Options.Remedy takes.
+	// etcd.Options.WithRemedy takes.
 	refusalTimeout = 3 * time.Second
 	// Limits of the wait between attempts to connect.
 	minRedial, maxRedial = 100 * time.Millisecond, 2 * time.Second
@@ -77,6 +78,7 @@ func newLink(o etcd.Options) (*link, error) {
 		if e.Socket() != "" {
 			host = "localhost"
 		}
+		l.dials[e.String()] = &pace.Pace{Initial: minRedial, Max: maxRedial}
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: e.String(), ServerName: host})
 	}
 	names.InitialState(state)
@@ -149,12 +151,7 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 // connection that worked for a moment.
 func (l *link) pace(ctx context.Context, url string) error {
 	l.mu.Lock()
-	p := l.dials[url]
-	if p == nil {
-		p = &pace.Pace{Initial: minRedial, Max: maxRedial}
-		l.dials[url] = p
-	}
-	wait := p.Next(time.Now())
+	wait := l.dials[url].Next(time.Now())
 	l.mu.Unlock()
 	return pace.Sleep(ctx, wait)
 }
@@ -170,12 +167,9 @@ func (l *link) note(e etcd.Endpoint, err error) {
 	}
 }
 
-// remedied returns the error of a connection, with what to set if TLS is the reason.
-func (l *link) remedied(e etcd.Endpoint, err error) error {
-	if remedy := l.options.Remedy(context.Background(), e, err); remedy != "" {
-		return fmt.Errorf("%w: %s", err, remedy)
-	}
-	return err
+// noteTLS records why a connection failed, with what to set if TLS is the reason.
+func (l *link) noteTLS(e etcd.Endpoint, err error) {
+	l.note(e, l.options.WithRemedy(context.Background(), e, err))
 }
 
 // handshaker starts TLS with the endpoints that use it, with the present TLS files.
@@ -189,19 +183,19 @@ func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw n
 	}
 	if !d.to.Secure() {
 		return insecure.NewCredentials().ClientHandshake(ctx, authority, newResultConn(raw, func(err error) {
-			if remedied := h.l.remedied(d.to, err); remedied != err { // else gRPC reports the error
+			if remedied := h.l.options.WithRemedy(context.Background(), d.to, err); remedied != err { // else gRPC reports the error
 				h.l.note(d.to, remedied)
 			}
 		}))
 	}
 	conn, err := h.secure(ctx, d)
 	if err != nil {
-		h.l.note(d.to, h.l.remedied(d.to, err))
+		h.l.noteTLS(d.to, err)
 		return nil, nil, err
 	}
 	info := credentials.TLSInfo{State: conn.ConnectionState()}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return newResultConn(conn, func(err error) { h.l.note(d.to, h.l.remedied(d.to, err)) }), info, nil
+	return newResultConn(conn, func(err error) { h.l.noteTLS(d.to, err) }), info, nil
 }
 
 func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
@@ -270,10 +264,8 @@ func (h handshaker) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, e
 
 // Info implements credentials.TransportCredentials.
 func (h handshaker) Info() credentials.ProtocolInfo {
-	for _, e := range h.l.endpoints.All {
-		if e.Secure() {
-			return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-		}
+	if slices.ContainsFunc(h.l.endpoints.All, etcd.Endpoint.Secure) {
+		return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 	}
 	return credentials.ProtocolInfo{SecurityProtocol: "insecure"}
 }
