@@ -300,7 +300,6 @@ func TestTimesAreMonotonic(t *testing.T) {
 var repeats = map[string]string{
 	"operation failed":                              "reconcile: the report counts them",
 	"registry denies reading, will retry":           "daemon: etcd-access",
-	"registry denies leasing a subnet, will retry":  "daemon: etcd-access",
 	"registry denies writing the lease, will retry": "daemon: etcd-access",
 	"registry is still unreachable":                 "subnet: outage",
 }

@@ -94,11 +94,7 @@ func parse(raw []byte) (c Config, err error) {
 // /28 has no room for four subnets of four addresses.
 func (c *Config) network(f *Fields) {
 	const accepted = `an IPv4 network from /1 to /28 such as "10.42.0.0/16"`
-	s, ok := f.text("Network", accepted)
-	if !ok {
-		f.Fail("Network", accepted)
-		return
-	}
+	s, _ := f.text("Network", accepted)
 	p, err := netip.ParsePrefix(s)
 	if err != nil || !p.Addr().Is4() || p.Bits() < 1 || p.Bits() > 28 {
 		f.Fail("Network", accepted)

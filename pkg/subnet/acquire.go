@@ -35,39 +35,25 @@ func (q *acquisition) logOnce(log func(msg string, fields ...any), msg string, f
 }
 
 // hostError is an error of Attrs or Avoid.
-type hostError struct{ err error }
+type hostError struct{ error }
 
-func (e *hostError) Error() string { return e.err.Error() }
+func (e hostError) Unwrap() error { return e.error }
 
-func (e *hostError) Unwrap() error { return e.err }
-
-// attempt lists the leases, chooses a subnet and writes a lease once. The returned listing is the
-// one that the choice was based on and is older than the lease.
-func (q *acquisition) attempt(ctx context.Context) (lease.Lease, registry.Listing, error) {
-	listing, err := q.Registry.List(ctx)
+// attempt chooses a subnet on the basis of a listing and writes a lease once. It removes leases that
+// it released from the listing.
+func (q *acquisition) attempt(ctx context.Context, listing *registry.Listing) (lease.Lease, error) {
+	has, err := q.existing(ctx, *listing)
 	if err != nil {
-		return lease.Lease{}, listing, err
-	}
-	l, err := q.pick(ctx, &listing)
-	return l, listing, err
-}
-
-func (q *acquisition) pick(ctx context.Context, listing *registry.Listing) (lease.Lease, error) {
-	has, ok := q.existing(ctx, *listing)
-	if !ok {
-		var err error
-		if has, ok, err = q.originalLease(ctx, *listing); err != nil {
-			return lease.Lease{}, err
-		}
+		return lease.Lease{}, err
 	}
 	previous := has.Attrs
 	previous.Leaving = false // a previous run of this host did not finish releasing it
-	a, err := q.Attrs(previous, q.others(*listing, has, ok))
+	a, err := q.Attrs(previous, q.others(*listing, has))
 	if err != nil {
-		return lease.Lease{}, &hostError{err}
+		return lease.Lease{}, hostError{err}
 	}
 	a.PublicIP = q.PublicIP
-	if ok {
+	if has.Subnets.IsValid() {
 		return q.reuse(ctx, has, a)
 	}
 	if err := q.releaseUnusable(ctx, listing); err != nil {

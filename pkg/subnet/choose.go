@@ -49,7 +49,7 @@ func (q *acquisition) choose(ctx context.Context, listing registry.Listing) (net
 	if q.Avoid != nil {
 		avoid, err := q.Avoid()
 		if err != nil {
-			return netip.Prefix{}, &hostError{err}
+			return netip.Prefix{}, hostError{err}
 		}
 		for _, p := range avoid {
 			take(p)

@@ -20,28 +20,43 @@ type ConfigReader interface {
 // configCondition is the ID of the condition that the network config is missing or invalid.
 const configCondition = "network-config"
 
+// errUnusable is the error of readConfig for a config that is missing or invalid.
+var errUnusable = errors.New("no valid network config")
+
+// readConfig reads the network config once. If the registry has no valid one, it sets a condition
+// with the text invalid or missing.
+func readConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), invalid, missing string) (config T, err error) {
+	raw, err := reg.Config(ctx)
+	text := invalid
+	switch {
+	case err == nil:
+		if config, err = parse(raw); err == nil {
+			wrong.End(configCondition)
+			return config, nil
+		}
+	case errors.Is(err, registry.ErrLongConfig):
+	case errors.Is(err, registry.ErrNoConfig):
+		text = missing
+	default:
+		return config, err
+	}
+	wrong.Set(badConfig(text, err))
+	return config, errUnusable
+}
+
 // WaitConfig waits until the registry has a network config that parse accepts, and returns the
 // result of parse. Problems are reported as conditions. It returns an error only if ctx ends.
 func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, wrong *condition.List, parse func([]byte) (T, error)) (T, error) {
 	away := outage{log: log}
 	for {
-		raw, err := reg.Config(ctx)
+		config, err := readConfig(ctx, reg, wrong, parse, "network config is invalid, waiting for a valid one", "network config is missing, waiting for it")
 		switch {
 		case err == nil:
 			away.end()
-			config, err := parse(raw)
-			if err == nil {
-				wrong.End(configCondition)
-				return config, nil
-			}
-			wrong.Set(badConfig("network config is invalid, waiting for a valid one", err))
+			return config, nil
+		case err == errUnusable:
+			away.end()
 		case ctx.Err() != nil:
-		case errors.Is(err, registry.ErrLongConfig):
-			away.end()
-			wrong.Set(badConfig("network config is invalid, waiting for a valid one", err))
-		case errors.Is(err, registry.ErrNoConfig):
-			away.end()
-			wrong.Set(badConfig("network config is missing, waiting for it", err))
 		case errors.Is(err, registry.ErrDenied):
 			away.end()
 			log.Debug("registry denies reading, will retry", "err", err)
@@ -49,8 +64,7 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 			away.begin(err)
 		}
 		if err := pace.Sleep(ctx, randomBetween(time.Second/2, time.Second)); err != nil {
-			var none T
-			return none, err
+			return config, err
 		}
 	}
 }
@@ -63,20 +77,9 @@ const configEvery = time.Minute
 // missing or parse does not accept it, nothing is emitted and a condition is set.
 func FollowConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.List, parse func([]byte) (T, error), emit func(T)) {
 	for pace.Sleep(ctx, randomBetween(configEvery/2, configEvery)) == nil {
-		raw, err := reg.Config(ctx)
-		switch {
-		case err == nil:
-			config, err := parse(raw)
-			if err != nil {
-				wrong.Set(badConfig("new network config is invalid, keeping the old one", err))
-				continue
-			}
-			wrong.End(configCondition)
+		config, err := readConfig(ctx, reg, wrong, parse, "new network config is invalid, keeping the old one", "network config was deleted, keeping the old one")
+		if err == nil {
 			emit(config)
-		case errors.Is(err, registry.ErrLongConfig):
-			wrong.Set(badConfig("new network config is invalid, keeping the old one", err))
-		case errors.Is(err, registry.ErrNoConfig):
-			wrong.Set(badConfig("network config was deleted, keeping the old one", err))
 		}
 	}
 }

@@ -57,6 +57,7 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		away:         outage{log: o.Log},
 		inputs:       make(chan func(), 2),
 		budget:       rate.NewLimiter(budgetRate, budgetBurst),
+		retryPace:    pace.Pace{Initial: firstRetry, Max: lastRetry},
 		watchPace:    pace.Pace{Initial: 100 * time.Millisecond, Max: lastRetry},
 		listPace:     pace.Pace{Initial: firstRetry, Max: 2 * lastRetry},
 		ownReads:     rate.NewLimiter(rate.Every(readEvery), readBurst),
@@ -105,8 +106,7 @@ type follower struct {
 	rolledBack      bool          // the registry was wiped or restored since the last listing
 	maybeRolledBack bool          // it may have been, because the own key changed without an event
 	away            outage        // before there is a lease, outages seen by steps
-	retryWait       time.Duration // between attempts during an outage
-	failedAt        time.Time     // time of the last failure
+	retryPace       pace.Pace     // for attempts during an outage, or to a registry that answers but fails repeatedly
 	callSince       time.Time     // start of the pending call; zero if there is none
 	retryTimer      *time.Timer   // tries the registry again
 	budget          *rate.Limiter // for watches that made progress and for listings

@@ -5,7 +5,6 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"sort"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -49,10 +48,10 @@ func (q *acquisition) onlyOurs(ctx context.Context, l lease.Lease) bool {
 	return evidence == ""
 }
 
-// existing returns the lease to reuse. Of several, the one of the previous subnet comes first,
-// because this host's containers are there, then the one of the claim, then a reservation, then the
-// oldest.
-func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (lease.Lease, bool) {
+// existing returns the lease to reuse, or zero if there is none. Of several, the one of the previous
+// subnet comes first, because this host's containers are there, then the one of the claim, then a
+// reservation, then the oldest.
+func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (lease.Lease, error) {
 	var fit []lease.Lease
 	for _, l := range listing.Leases {
 		if q.ours(l) && q.fits(l.Subnets.V4()) {
@@ -70,42 +69,41 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 		}
 		return 3
 	}
-	sort.Slice(fit, func(i, j int) bool {
-		a, b := fit[i], fit[j]
-		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), a.Subnets.Compare(b.Subnets)) < 0
+	slices.SortFunc(fit, func(a, b lease.Lease) int {
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), a.Subnets.Compare(b.Subnets))
 	})
 	for _, l := range fit {
 		if q.onlyOurs(ctx, l) {
-			return l, true
+			return l, nil
 		}
 	}
-	return lease.Lease{}, false
+	return q.originalLease(ctx, listing)
 }
 
 // originalLease returns a lease that the original wrote for this host at another address, so there
 // is no claim for it: the lease of the previous subnet, if it has values that no other host
 // publishes, such as the MAC of a device.
-func (q *acquisition) originalLease(ctx context.Context, listing registry.Listing) (lease.Lease, bool, error) {
+func (q *acquisition) originalLease(ctx context.Context, listing registry.Listing) (lease.Lease, error) {
 	at := slices.IndexFunc(listing.Leases, func(l lease.Lease) bool { return l.Subnets.V4() == q.Previous && q.fits(l.Subnets.V4()) })
 	if at < 0 || q.ours(listing.Leases[at]) {
-		return lease.Lease{}, false, nil
+		return lease.Lease{}, nil
 	}
 	l := listing.Leases[at]
 	a, err := q.Attrs(lease.Attrs{}, nil)
 	if err != nil {
-		return lease.Lease{}, false, &hostError{err}
+		return lease.Lease{}, hostError{err}
 	}
 	same := l.BackendType == a.BackendType && l.BackendData == a.BackendData && a.BackendData != ""
 	if !same || !q.onlyOurs(ctx, l) {
-		return lease.Lease{}, false, nil
+		return lease.Lease{}, nil
 	}
-	return l, true, nil
+	return l, nil
 }
 
 // others returns the leases of other hosts that win conflicts of claims with this host: all of
-// them, or those older than the lease that is reused.
-func (q *acquisition) others(listing registry.Listing, mine lease.Lease, reuse bool) []lease.Lease {
+// them, or those older than mine, the lease that is reused, if there is one.
+func (q *acquisition) others(listing registry.Listing, mine lease.Lease) []lease.Lease {
 	return slices.DeleteFunc(slices.Clone(listing.Leases), func(l lease.Lease) bool {
-		return l.PublicIP == q.PublicIP || l.Subnets == mine.Subnets || reuse && mine.Precedes(l)
+		return l.PublicIP == q.PublicIP || l.Subnets == mine.Subnets || mine.Subnets.IsValid() && mine.Precedes(l)
 	})
 }

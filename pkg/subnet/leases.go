@@ -48,7 +48,7 @@ func (f *follower) load(listing registry.Listing) {
 		}
 		old, was := f.leases[b.Subnets]
 		if _, is := leases[b.Subnets]; was && !is {
-			leases[b.Subnets] = notStale(old) // the last valid value is retained
+			leases[b.Subnets] = withStale(*old, false) // the last valid value is retained
 		}
 	}
 	f.countUnnamed()
@@ -94,7 +94,7 @@ func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 		case deleted: // deleted before the listing
 			leases[subnets] = l
 		case forgot || f.staleLeases[subnets]:
-			leases[subnets] = stale(l)
+			leases[subnets] = withStale(*l, true)
 			f.staleLeases[subnets] = true
 		}
 	}
@@ -150,21 +150,10 @@ func (f *follower) apply(ev registry.Event) {
 	}
 }
 
-// notStale returns a lease, without Stale, that the registry has again.
-func notStale(l *lease.Lease) *lease.Lease {
-	if !l.Stale {
-		return l
-	}
-	again := *l
-	again.Stale = false
-	return &again
-}
-
-// stale returns a copy of a lease that the registry no longer has.
-func stale(l *lease.Lease) *lease.Lease {
-	s := *l
-	s.Stale = true
-	return &s
+// withStale returns a copy of a lease with Stale, or without it if the registry has it again.
+func withStale(l lease.Lease, stale bool) *lease.Lease {
+	l.Stale = stale
+	return &l
 }
 
 // sameInView reports whether two leases of the same subnets are equivalent in a View.
@@ -196,7 +185,7 @@ func (f *follower) applyDelete(subnets lease.Subnets) {
 	case l.Leaving || subnets == f.own.Subnets:
 		f.remove(subnets)
 	default:
-		f.leases[subnets] = stale(l)
+		f.leases[subnets] = withStale(*l, true)
 		f.dirty = append(f.dirty, subnets)
 		until := time.Now().Add(grace)
 		f.graceEnds[subnets] = until

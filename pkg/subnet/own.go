@@ -205,15 +205,18 @@ func (o *ownLease) move(ctx context.Context, holder lease.Lease, why string) err
 
 // acquire makes one attempt to lease a subnet.
 func (o *ownLease) acquire(ctx context.Context) error {
-	q := o.acquiring
-	l, listing, err := q.attempt(ctx)
+	listing, err := o.Registry.List(ctx)
+	if err != nil {
+		return err
+	}
+	l, err := o.acquiring.attempt(ctx, &listing)
 	if err != nil {
 		return err
 	}
 	if !o.had() {
 		o.attrs, o.listing = l.Attrs, listing
 	}
-	o.claim = q.claimed
+	o.claim = o.acquiring.claimed
 	o.set(l)
 	return nil
 }

@@ -156,7 +156,7 @@ func (f *follower) schedule() {
 // retryDelay returns the time until the next step after one that failed, and logs the failure.
 func (f *follower) retryDelay(err error) time.Duration {
 	var full *exhaustedError
-	var ofHost *hostError
+	var ofHost hostError
 	switch {
 	case errors.Is(err, registry.ErrConflict):
 		return f.conflictDelay(err)
@@ -167,15 +167,11 @@ func (f *follower) retryDelay(err error) time.Duration {
 		})
 		return randomBetween(fullRetry, 2*fullRetry)
 	case errors.Is(err, registry.ErrDenied): // reported by the code that opened the registry
-		if f.acquiring() {
-			f.Log.Debug("registry denies leasing a subnet, will retry", "err", err)
-		} else {
-			f.Log.Debug("registry denies writing the lease, will retry", "subnet", f.own.Subnets, "expires", f.own.Expires, "err", err)
-		}
+		f.Log.Debug("registry denies writing the lease, will retry", "err", err)
 		return randomBetween(lastRetry/2, lastRetry)
 	case errors.As(err, &ofHost):
 		if !f.begun() && !errors.Is(err, ErrTryAgain) {
-			f.fatal = ofHost.err
+			f.fatal = ofHost.error
 		}
 		return randomBetween(startRetry/2, startRetry)
 	case !f.begun():
@@ -199,7 +195,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 // answered reports whether a failed step got an answer from the registry.
 func answered(err error) bool {
 	var full *exhaustedError
-	var ofHost *hostError
+	var ofHost hostError
 	return errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrDenied) || errors.As(err, &full) || errors.As(err, &ofHost)
 }
 

@@ -190,11 +190,9 @@ func (f *follower) resume(ctx context.Context) {
 
 // retryLater schedules a retry for a registry that does not answer.
 func (f *follower) retryLater(err error) {
-	if now := time.Now(); now.Sub(f.failedAt) > 2*lastRetry { // otherwise it answers but fails repeatedly
-		f.retryWait = firstRetry
-	}
-	f.failedAt = time.Now()
 	f.away.begin(err)
-	f.retryTimer.Reset(randomBetween(f.retryWait/2, f.retryWait))
-	f.retryWait = min(f.retryWait*2, lastRetry)
+	now := time.Now()
+	f.retryPace.Turn(now)
+	wait := f.retryPace.Delay(now)
+	f.retryTimer.Reset(randomBetween(wait/2, wait))
 }
