@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"flanneld/pkg/cleanup"
-
-	"github.com/spf13/pflag"
 )
 
 // runCleanup is "flanneld cleanup": it removes what a daemon has left on this host. Its exit code
@@ -32,31 +30,20 @@ func runCleanup(ctx context.Context, args, env []string, stdout, stderr io.Write
 }
 
 func parseCleanup(args, env []string) (o cleanup.Options, help string, err error) {
-	cl := &commandLine{flags: pflag.NewFlagSet("flanneld cleanup", pflag.ContinueOnError)}
-	cl.flags.SortFlags = false
-	cl.flags.Usage = func() {}
-	cl.flags.StringVar(&o.SubnetFile, "subnet-file", subnetFile, "subnet `file` of the daemon; it names the network")
-	cl.flags.BoolVar(&o.DryRun, "dry-run", false, "print the commands, and run none")
-	cl.flags.BoolVar(&o.Files, "files", false, "also remove the subnet file and the files beside it")
+	f := newFlags("flanneld cleanup")
+	f.StringVar(&o.SubnetFile, "subnet-file", cleanup.DefaultSubnetFile, "subnet `file` of the daemon; it names the network")
+	f.BoolVar(&o.DryRun, "dry-run", false, "print the commands, and run none")
+	f.BoolVar(&o.Files, "files", false, "also remove the subnet file and the files beside it")
 	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
 			o.SubnetFile = v
 		}
 	}
-	help = cleanupHelp + cl.flags.FlagUsagesWrapped(100)
-	if args, err = cl.twoDashes(args); err != nil {
-		return o, help, err
+	help = cleanupHelp + f.FlagUsagesWrapped(100)
+	if err = parseFlags(f, args); err == nil && o.SubnetFile == "" {
+		err = bad("subnet-file", "", "a path")
 	}
-	if err := cl.flags.Parse(args); err != nil {
-		return o, help, plain(err)
-	}
-	if stray := cl.flags.Args(); len(stray) > 0 {
-		return o, help, fmt.Errorf("unexpected argument %q: must be a flag", stray[0])
-	}
-	if o.SubnetFile == "" {
-		return o, help, bad("subnet-file", "", "a path")
-	}
-	return o, help, nil
+	return o, help, err
 }
 
 const cleanupHelp = `flanneld cleanup removes from this host what flanneld has made for a network: devices, routes,

@@ -27,9 +27,8 @@ type commandLine struct {
 	verbosity   int
 	warnings    []warning
 
-	endpoints, publicIP, canReach string
-	margin, resync                int
-	ifaces, regexes               []string
+	endpoints, publicIP, canReach, healthzIP string
+	margin, resync, healthzPort              int
 }
 
 // warning is a log line about the command line, which is parsed before there is a log.
@@ -41,33 +40,17 @@ type warning struct {
 // parse parses flags and FLANNELD_* variables; flags take precedence. Long flags have one dash or
 // two.
 func parse(args, env []string) (*commandLine, error) {
-	cl := &commandLine{flags: pflag.NewFlagSet("flanneld", pflag.ContinueOnError)}
-	cl.flags.SortFlags = false
-	cl.flags.SetInterspersed(false)
-	cl.flags.Usage = func() {}
+	cl := &commandLine{flags: newFlags("flanneld")}
 	for _, g := range groups {
-		g.define(cl)
+		g.flags(cl, cl.flags)
 	}
 	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
 		// Commands for images without an entrypoint begin with the path.
 		cl.warnings = append(cl.warnings, warning{"ignored leading argument", []any{"argument", args[0]}})
 		args = args[1:]
 	}
-	args, err := cl.twoDashes(args)
-	if err != nil {
+	if err := parseFlags(cl.flags, args); err != nil || cl.showVersion {
 		return cl, err
-	}
-	if err := cl.flags.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			return cl, errHelp
-		}
-		return cl, plain(err)
-	}
-	if stray := cl.flags.Args(); len(stray) > 0 {
-		return cl, fmt.Errorf("unexpected argument %q: must be a flag; a boolean flag takes its value after an equals sign: --ip-masq=true", stray[0])
-	}
-	if cl.showVersion {
-		return cl, nil
 	}
 	cl.environment(env)
 	if err := cl.checkObsolete(); err != nil {
@@ -76,9 +59,33 @@ func parse(args, env []string) (*commandLine, error) {
 	return cl, cl.check()
 }
 
+// newFlags returns a set without flags, for parseFlags.
+func newFlags(name string) *pflag.FlagSet {
+	f := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	f.SortFlags = false
+	f.SetInterspersed(false)
+	f.Usage = func() {}
+	return f
+}
+
+// parseFlags parses arguments that must all be flags.
+func parseFlags(flags *pflag.FlagSet, args []string) error {
+	args, err := twoDashes(flags, args)
+	if err != nil {
+		return err
+	}
+	if err := flags.Parse(args); err != nil {
+		return plain(err)
+	}
+	if stray := flags.Args(); len(stray) > 0 {
+		return fmt.Errorf("unexpected argument %q: must be a flag; a boolean flag takes its value after an equals sign: --flag=true", stray[0])
+	}
+	return nil
+}
+
 // twoDashes replaces -name by --name. It skips the values of flags, which may begin with a dash
 // too.
-func (cl *commandLine) twoDashes(args []string) ([]string, error) {
+func twoDashes(flags *pflag.FlagSet, args []string) ([]string, error) {
 	out := slices.Clone(args)
 	for i := 0; i < len(out); i++ {
 		a := out[i]
@@ -89,7 +96,7 @@ func (cl *commandLine) twoDashes(args []string) ([]string, error) {
 		if name == "h" || name == "help" {
 			return nil, errHelp
 		}
-		f := cl.flags.Lookup(name)
+		f := flags.Lookup(name)
 		if f == nil || strings.HasPrefix(a, "---") {
 			return nil, fmt.Errorf("unknown flag %s", a)
 		}
@@ -135,11 +142,10 @@ func (cl *commandLine) checkObsolete() error {
 	var idle []string
 	var refused error
 	cl.flags.Visit(func(f *pflag.Flag) {
-		why, old := cl.withoutEffect(f)
-		switch {
-		case !old:
-		case why != "" && f.Value.String() != f.DefValue && refused == nil:
-			refused = fmt.Errorf("--%s is not supported: %s", f.Name, why)
+		switch why, idles := f.Annotations[noEffect]; {
+		case !idles:
+		case why[0] != "" && f.Value.String() != f.DefValue && refused == nil:
+			refused = fmt.Errorf("--%s is not supported: %s", f.Name, why[0])
 		default:
 			idle = append(idle, "--"+f.Name)
 		}
@@ -148,16 +154,6 @@ func (cl *commandLine) checkObsolete() error {
 		cl.warnings = append(cl.warnings, warning{"ignored flags that have no effect", []any{"flags", strings.Join(idle, ", ")}})
 	}
 	return refused
-}
-
-// withoutEffect reports whether a flag has no effect, and, if it requests an unsupported mode, why
-// it is refused.
-func (cl *commandLine) withoutEffect(f *pflag.Flag) (why string, old bool) {
-	v, ok := f.Annotations[noEffect]
-	if !ok {
-		return "", false
-	}
-	return v[0], true
 }
 
 // check converts the flags into options. Its error says which value is invalid.
@@ -188,21 +184,22 @@ func (cl *commandLine) check() (err error) {
 		return bad("iptables-resync", fmt.Sprint(cl.resync), "1 to 3600")
 	}
 	o.Rules.Resync = time.Duration(cl.resync) * time.Second
-	if o.HealthzPort < 0 || o.HealthzPort > 65535 {
-		return bad("healthz-port", fmt.Sprint(o.HealthzPort), "0 (off) to 65535")
+	if cl.healthzPort < 0 || cl.healthzPort > 65535 {
+		return bad("healthz-port", fmt.Sprint(cl.healthzPort), "0 (off) to 65535")
 	}
-	if _, err := netip.ParseAddr(o.HealthzIP); err != nil {
-		return bad("healthz-ip", o.HealthzIP, "an IP address")
+	healthzIP, err := netip.ParseAddr(cl.healthzIP)
+	if err != nil {
+		return bad("healthz-ip", cl.healthzIP, "an IP address")
 	}
+	o.Healthz = netip.AddrPortFrom(healthzIP, uint16(cl.healthzPort))
 	if o.SubnetFile == "" {
 		return bad("subnet-file", "", "a path")
 	}
-	for _, r := range cl.regexes {
+	for _, r := range o.Uplink.Regexes {
 		if _, err := regexp.Compile(r); err != nil {
 			return bad("iface-regex", r, "a regular expression: "+err.Error())
 		}
 	}
-	o.Uplink.Ifaces, o.Uplink.Regexes = cl.ifaces, cl.regexes
 	if o.Uplink.PublicIP, err = ipv4("public-ip", cl.publicIP); err != nil {
 		return err
 	}

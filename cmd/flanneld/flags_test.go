@@ -29,7 +29,7 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("endpoints %s", got)
 	}
 	if o.Etcd.Prefix != "/coreos.com/network" || o.SubnetFile != "/run/flannel/subnet.env" || o.RenewMargin != time.Hour ||
-		o.Rules.Masquerade || o.HealthzIP != "0.0.0.0" || o.HealthzPort != 0 {
+		o.Rules.Masquerade || o.Healthz.String() != "0.0.0.0:0" {
 		t.Errorf("got %+v", o)
 	}
 }
@@ -60,7 +60,7 @@ func TestEnvironment(t *testing.T) {
 		"FLANNELD_V=x", "FLANNELD_ETCD_ENDPOINT=http://a", "FLANNELD_VERSION=true", "FLANNEL_OPTIONS=-x", "FLANNELD_HEALTHZ_PORT=99"}
 	cl := mustParse(t, []string{"-healthz-port=1"}, env)
 	o := cl.options
-	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.Rules.Masquerade || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.HealthzPort != 1 {
+	if o.Etcd.Prefix != "/env" || len(o.Uplink.Ifaces) != 1 || o.Uplink.Ifaces[0] != "a,b" || !o.Rules.Masquerade || o.SubnetFile != "/run/flannel/subnet.env" || cl.showVersion || o.Healthz.Port() != 1 {
 		t.Errorf("got %+v", o)
 	}
 	warnings := ""
@@ -79,7 +79,7 @@ func TestBadCommandLines(t *testing.T) {
 		args string
 		want string
 	}{
-		{"-ip-masq true -iface=eth0", `unexpected argument "true": must be a flag; a boolean flag takes its value after an equals sign: --ip-masq=true`},
+		{"-ip-masq true -iface=eth0", `unexpected argument "true": must be a flag; a boolean flag takes its value after an equals sign: --flag=true`},
 		{"stray", `unexpected argument "stray"`},
 		{"- -iface=a", `unexpected argument "-"`},
 		{"-- -iface=a", `unexpected argument "-iface=a"`},

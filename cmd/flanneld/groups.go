@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"flanneld/pkg/cleanup"
+
 	"github.com/spf13/pflag"
 )
 
@@ -31,14 +33,14 @@ var groups = []group{
 		f.StringVar(&e.Password, "etcd-password", "", "`password` of the etcd user; FLANNELD_ETCD_PASSWORD keeps it out of the process list")
 	}},
 	{"uplink, the interface to the other hosts (default: the interface of the default route)", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringArrayVar(&cl.ifaces, "iface", nil, "`name` or IPv4 address of the interface; may be repeated: the first usable one is taken")
-		f.StringArrayVar(&cl.regexes, "iface-regex", nil, "regular `expression` for its address or name; tried after --iface; may be repeated")
+		f.StringArrayVar(&cl.options.Uplink.Ifaces, "iface", nil, "`name` or IPv4 address of the interface; may be repeated: the first usable one is taken")
+		f.StringArrayVar(&cl.options.Uplink.Regexes, "iface-regex", nil, "regular `expression` for its address or name; tried after --iface; may be repeated")
 		f.StringVar(&cl.canReach, "iface-can-reach", "", "`IPv4` address: take the interface of the route to it; tried last")
 		f.StringVar(&cl.publicIP, "public-ip", "", "`IPv4` address that other hosts send to, if it is not the interface's own (NAT)")
 		noEffectFlag(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
 	}},
 	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringVar(&cl.options.SubnetFile, "subnet-file", subnetFile, "`file` to write the subnet and the MTU to, for docker")
+		f.StringVar(&cl.options.SubnetFile, "subnet-file", cleanup.DefaultSubnetFile, "`file` to write the subnet and the MTU to, for docker")
 		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before the end of the lease at which it is renewed, 1 to 1439")
 		f.BoolVar(&cl.options.Release, "release-lease-on-exit", false, "give up the lease on SIGTERM; for hosts that do not come back")
 	}},
@@ -52,8 +54,8 @@ var groups = []group{
 		f.BoolVar(&cl.options.Blackhole, "ip-blackhole-route", false, "drop packets to this host's subnet while no bridge has the subnet")
 	}},
 	{"health", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringVar(&cl.options.HealthzIP, "healthz-ip", "0.0.0.0", "`address` to serve /healthz and /readyz on")
-		f.IntVar(&cl.options.HealthzPort, "healthz-port", 0, "`port` to serve them on, 0 to 65535; 0 turns them off")
+		f.StringVar(&cl.healthzIP, "healthz-ip", "0.0.0.0", "`address` to serve /healthz and /readyz on")
+		f.IntVar(&cl.healthzPort, "healthz-port", 0, "`port` to serve them on, 0 to 65535; 0 turns them off")
 	}},
 	{"logging (to standard error)", func(cl *commandLine, f *pflag.FlagSet) {
 		f.IntVar(&cl.verbosity, "v", 0, "log `level`: 0 for changes of state, 1 for every operation as a command")
@@ -64,12 +66,8 @@ var groups = []group{
 		f.BoolVar(&cl.showVersion, "version", false, "print the version and exit")
 		f.Bool("help", false, "print this help and exit")
 	}},
-	{"", kubernetesFlags},
-	{"", obsoleteFlags},
+	{"", flagsWithoutEffect},
 }
-
-// subnetFile is the path that docker's units read.
-const subnetFile = "/run/flannel/subnet.env"
 
 const (
 	noKubernetes = "this flanneld keeps its leases in etcd; there is no Kubernetes mode"
@@ -77,7 +75,7 @@ const (
 	noNetworks   = "one daemon serves one network: start one for each, with its own -etcd-prefix and -subnet-file"
 )
 
-func kubernetesFlags(_ *commandLine, f *pflag.FlagSet) {
+func flagsWithoutEffect(_ *commandLine, f *pflag.FlagSet) {
 	noEffectFlag(f, "kube-subnet-mgr", false, "", noKubernetes)
 	noEffectFlag(f, "kube-api-url", "", "", "")
 	noEffectFlag(f, "kubeconfig-file", "", "", "")
@@ -85,9 +83,6 @@ func kubernetesFlags(_ *commandLine, f *pflag.FlagSet) {
 	noEffectFlag(f, "net-config-path", "/etc/kube-flannel/net-conf.json", "", "")
 	noEffectFlag(f, "set-node-network-unavailable", true, "", "")
 	noEffectFlag(f, "use-multi-cluster-cidr", false, "", "")
-}
-
-func obsoleteFlags(_ *commandLine, f *pflag.FlagSet) {
 	for _, name := range []string{"listen", "remote"} {
 		noEffectFlag(f, name, "", "", noServer)
 	}
@@ -109,13 +104,9 @@ func noEffectFlag(f *pflag.FlagSet, name string, def any, usage, refusal string)
 		f.String(name, def, usage)
 	case bool:
 		f.Bool(name, def, usage)
-	case int:
-		f.Int(name, def, usage)
 	}
 	f.Lookup(name).Annotations = map[string][]string{noEffect: {refusal}}
 }
-
-func (g group) define(cl *commandLine) { g.flags(cl, cl.flags) }
 
 // help returns the help text with all groups that have a title.
 func (cl *commandLine) help() string {
@@ -136,8 +127,7 @@ Exit code: 0 after SIGTERM or SIGINT, 1 for a failure, 2 for a bad command line.
 		if g.title == "" {
 			continue
 		}
-		scratch := pflag.NewFlagSet(g.title, pflag.ContinueOnError)
-		scratch.SortFlags = false
+		scratch := newFlags(g.title)
 		g.flags(&commandLine{}, scratch)
 		fmt.Fprintf(&b, "\n%s:\n%s", g.title, scratch.FlagUsagesWrapped(100))
 	}

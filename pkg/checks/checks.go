@@ -31,10 +31,6 @@ const (
 	minPause = 200 * time.Millisecond
 )
 
-// checkShare limits the share of time of checks on a host with many changes, and their delay if the
-// processor is busy.
-func checkShare() pace.Share { return pace.Share{OneIn: 50, Min: minPause, Max: 3 * time.Second} }
-
 // checksCondition is the ID of the condition that the checks fail.
 const checksCondition = "checks"
 
@@ -65,16 +61,21 @@ type Checks struct {
 	Config
 	wake chan struct{}
 
-	mu      sync.Mutex // guards the following, the latest values
+	mu sync.Mutex // guards the following
+	in inputs
+
+	// The following belong to Run's goroutine.
+	kernel   Kernel            // opened by the first check
+	reported []reportedMissing // by the last check
+}
+
+// inputs are the latest values that other rooms have set.
+type inputs struct {
 	facts   host.Facts
 	unknown error // why facts are unknown
 	view    lease.View
 	missing []reconcile.Missing
 	ready   bool // the host has its subnet
-
-	// The following belong to Run's goroutine.
-	kernel   Kernel            // opened by the first check
-	reported []reportedMissing // by the last check
 }
 
 // reportedMissing is a missing object with its condition.
@@ -97,38 +98,35 @@ func (c *Checks) Trigger() {
 
 // Ready reports that the host has its subnet.
 func (c *Checks) Ready() {
-	c.set(func() bool { c.ready = true; return true })
+	c.set(func(in *inputs) bool { in.ready = true; return true })
 }
 
 // SetFacts sets the facts about this host, or why they are unknown.
 func (c *Checks) SetFacts(f host.Facts, err error) {
-	c.set(func() bool { c.facts, c.unknown = f, err; return true })
+	c.set(func(in *inputs) bool { in.facts, in.unknown = f, err; return true })
 }
 
 // SetView sets the view of the network.
 func (c *Checks) SetView(v lease.View) {
-	c.set(func() bool {
-		moved := c.view.Own.Subnets != v.Own.Subnets
-		c.view = v
+	c.set(func(in *inputs) (moved bool) {
+		moved, in.view = in.view.Own.Subnets != v.Own.Subnets, v
 		return moved
 	})
 }
 
 // SetMissing sets the objects that this host itself needs and that are missing after the last pass.
 func (c *Checks) SetMissing(missing []reconcile.Missing) {
-	c.set(func() bool {
-		before := c.missing
-		c.missing = missing
-		return len(before)+len(missing) > 0
+	c.set(func(in *inputs) (changed bool) {
+		changed, in.missing = len(in.missing)+len(missing) > 0, missing
+		return changed
 	})
 }
 
-// set changes an input, and requests a check if change returns true.
-func (c *Checks) set(change func() (look bool)) {
+// set changes inputs, and requests a check if change returns true.
+func (c *Checks) set(change func(*inputs) (look bool)) {
 	c.mu.Lock()
-	look := change()
-	c.mu.Unlock()
-	if look {
+	defer c.mu.Unlock()
+	if change(&c.in) {
 		c.Trigger()
 	}
 }
@@ -140,22 +138,18 @@ func (c *Checks) Run(ctx context.Context) {
 			c.kernel.Close()
 		}
 	}()
-	rest := minPause
+	// The share of time of checks is limited on a host with many changes, and so is their delay if
+	// the processor is busy.
+	share, rest := pace.Share{OneIn: 50, Min: minPause, Max: 3 * time.Second}, minPause
 	for {
-		timer := time.NewTimer(idle)
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
-		case <-c.wake:
-			timer.Reset(rest)
-			select {
-			case <-ctx.Done():
-			case <-timer.C:
-			}
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
 			return
+		case <-time.After(idle):
+		case <-c.wake:
+			if pace.Sleep(ctx, rest) != nil {
+				return
+			}
 		}
 		select { // triggers up to now are served by this check
 		case <-c.wake:
@@ -163,7 +157,7 @@ func (c *Checks) Run(ctx context.Context) {
 		}
 		begun := time.Now()
 		c.check()
-		rest = checkShare().Rest(time.Since(begun))
+		rest = share.Rest(time.Since(begun))
 	}
 }
 
@@ -178,14 +172,14 @@ func (c *Checks) check() {
 		}
 		c.kernel = k
 	}
-	c.Conditions.Replace("base/", c.baseConditions())
 	c.mu.Lock()
-	ready := c.ready
+	in := c.in
 	c.mu.Unlock()
-	if !ready {
+	c.Conditions.Replace("base/", c.baseConditions(in.missing))
+	if !in.ready {
 		return
 	}
-	found, err := c.findings()
+	found, err := c.findings(in)
 	if err != nil {
 		c.failed(err)
 		return
@@ -209,12 +203,8 @@ func (c *Checks) failed(err error) {
 
 // baseConditions returns the conditions of missing objects that this host itself needs. The reasons
 // for one failed attempt are read once, because they may be gone before the next one.
-func (c *Checks) baseConditions() []condition.Condition {
+func (c *Checks) baseConditions(missing []reconcile.Missing) (now []condition.Condition) {
 	var said []reportedMissing
-	var now []condition.Condition
-	c.mu.Lock()
-	missing := c.missing
-	c.mu.Unlock()
 	for _, m := range missing {
 		i := slices.IndexFunc(c.reported, func(l reportedMissing) bool { return l.Same(m) })
 		if i >= 0 {
@@ -228,14 +218,12 @@ func (c *Checks) baseConditions() []condition.Condition {
 	return now
 }
 
-func (c *Checks) findings() ([]host.Finding, error) {
-	c.mu.Lock()
-	f, view, err := c.facts, c.view, c.unknown
-	c.mu.Unlock()
-	if err != nil {
-		return nil, err
+func (c *Checks) findings(in inputs) ([]host.Finding, error) {
+	if in.unknown != nil {
+		return nil, in.unknown
 	}
-	o := c.overlay(f, view)
+	f := in.facts
+	o := c.overlay(f, in.view)
 	daemons, err := presence.Daemons()
 	if err != nil {
 		return nil, err
@@ -261,7 +249,7 @@ func (c *Checks) findings() ([]host.Finding, error) {
 	found := append(o.CheckSysctls(f, s, values), o.Check(f, s)...)
 	for i := range found {
 		if id := found[i].ID; id == host.SubnetInside || id == host.LANInside || id == host.NeedInside {
-			found[i].Command = c.Move(view.Own.Subnets)
+			found[i].Command = c.Move(in.view.Own.Subnets)
 		}
 	}
 	return found, nil

@@ -116,11 +116,9 @@ func (c *cleanup) kernel() error {
 	if err != nil {
 		return err
 	}
-	scope := dataplane.Scope{Networks: []netip.Prefix{c.owner.Network}, NextHops: true}
-	for _, name := range names {
-		if dataplane.IsDeviceName(name) {
-			scope.Links = append(scope.Links, name)
-		}
+	scope := dataplane.Scope{
+		Networks: []netip.Prefix{c.owner.Network}, NextHops: true,
+		Links: slices.DeleteFunc(names, func(name string) bool { return !dataplane.IsDeviceName(name) }),
 	}
 	have, err := k.Snapshot(scope)
 	if err != nil {

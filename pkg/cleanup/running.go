@@ -11,8 +11,8 @@ import (
 	"flanneld/pkg/presence"
 )
 
-// defaultSubnetFile is the default of -subnet-file.
-const defaultSubnetFile = "/run/flannel/subnet.env"
+// DefaultSubnetFile is the default of -subnet-file, the path that docker's units read.
+const DefaultSubnetFile = "/run/flannel/subnet.env"
 
 // refuseIfRunning returns an error if a flanneld runs that is not registered: an original, an older
 // release, or one that still waits for the network config.
@@ -29,10 +29,7 @@ func (c *cleanup) refuseIfRunning() error {
 	if err != nil {
 		return err
 	}
-	names, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		return err
-	}
+	names, _ := filepath.Glob("/proc/[0-9]*/comm") // its only error is that of a bad pattern
 	for _, name := range names {
 		dir := filepath.Dir(name)
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -58,7 +55,7 @@ func (c *cleanup) refuseIfRunning() error {
 // subnetFileOf returns the subnet file in the arguments and the environment of a flanneld, in the
 // format of /proc.
 func subnetFileOf(args, env []byte) string {
-	path := defaultSubnetFile
+	path := DefaultSubnetFile
 	for kv := range bytes.SplitSeq(env, []byte{0}) {
 		if v, ok := bytes.CutPrefix(kv, []byte("FLANNELD_SUBNET_FILE=")); ok && len(v) > 0 {
 			path = string(v)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -50,10 +51,9 @@ type Options struct {
 	SubnetFile  string        // path of subnet.env
 	RenewMargin time.Duration // a lease is renewed this long before its end
 	Rules       filter.Options
-	Release     bool // release the lease at exit
-	Blackhole   bool // drop packets to our subnet while no bridge has it
-	HealthzIP   string
-	HealthzPort int // 0 means off
+	Release     bool           // release the lease at exit
+	Blackhole   bool           // drop packets to our subnet while no bridge has it
+	Healthz     netip.AddrPort // where health checks are answered; port 0 means nowhere
 }
 
 // daemon is a running flanneld. Run and serve set its fields before they start goroutines that read
@@ -97,35 +97,32 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: systemd.NewDescriptors(log)}
 	defer d.fds.Close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
-	var k *kernel.Kernel
-	err := d.retry(ctx, "use the kernel's network objects", pace.IsTemporary, func() (err error) {
-		k, err = kernel.New()
-		return err
-	})
+	k, err := retry(ctx, d, "use the kernel's network objects", pace.IsTemporary, kernel.New)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 	d.kernel = k
-	if o.HealthzPort != 0 {
-		err := d.retry(ctx, "answer health checks", pace.IsResourceError, func() error {
-			return d.health.Listen(o.HealthzIP, o.HealthzPort, d.conditions, log)
+	if o.Healthz.Port() != 0 {
+		server, err := retry(ctx, d, "answer health checks", pace.IsResourceError, func() (*http.Server, error) {
+			return d.health.Listen(o.Healthz, d.conditions, log)
 		})
 		if err != nil {
-			return withPortHolder(k, o.HealthzIP, o.HealthzPort, err)
+			return withPortHolder(k, o.Healthz, err)
 		}
-		defer d.health.Close()
+		defer server.Close()
 	}
-	if err := d.retry(ctx, "read what the last run has left", pace.IsResourceError, d.readPrevious); err != nil {
+	if d.previous, err = readPrevious(ctx, d, subnetenv.Read); err != nil {
+		return err
+	}
+	if d.claim, err = readPrevious(ctx, d, subnetenv.ReadClaim); err != nil {
 		return err
 	}
 	if err := d.findEtcd(ctx); err != nil {
 		return err
 	}
-	var s *store.Store
-	err = d.retry(ctx, "read the files for TLS", pace.IsResourceError, func() (err error) {
-		s, err = store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
-		return err
+	s, err := retry(ctx, d, "read the files for TLS", pace.IsResourceError, func() (*store.Store, error) {
+		return store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 	})
 	if err != nil {
 		return err
@@ -145,23 +142,16 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 }
 
-// readPrevious reads the files of the previous run. It returns an error only for lack of
-// descriptors or memory; other errors are logged, and the run continues without the files.
-func (d *daemon) readPrevious() error {
-	var unread, unclaimed error
-	if d.previous, unread = subnetenv.Read(d.options.SubnetFile); pace.IsResourceError(unread) {
-		return unread
+// readPrevious reads a file of the previous run. It retries for lack of descriptors or memory, until
+// ctx ends; other errors are logged, and the run continues without the file.
+func readPrevious[T any](ctx context.Context, d *daemon, read func(path string) (T, error)) (T, error) {
+	v, err := retry(ctx, d, "read what the last run has left", pace.IsResourceError, func() (T, error) {
+		return read(d.options.SubnetFile)
+	})
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("cannot read a file of the previous run, continuing without it", "err", err)
 	}
-	if d.claim, unclaimed = subnetenv.ReadClaim(d.options.SubnetFile); pace.IsResourceError(unclaimed) {
-		return unclaimed
-	}
-	if unread != nil {
-		d.log.Warn("cannot read the previous subnet, continuing without it", "err", unread)
-	}
-	if unclaimed != nil {
-		d.log.Warn("cannot read the claim on the previous lease, continuing without it", "err", unclaimed)
-	}
-	return nil
+	return v, ctx.Err()
 }
 
 // findEtcd chooses the uplink, finds the addresses of etcd, and removes stale routes to them.
@@ -169,11 +159,10 @@ func (d *daemon) findEtcd(ctx context.Context) error {
 	d.uplink = uplink.New(uplink.Config{
 		Kernel: d.kernel, Selectors: d.options.Uplink, Had: []netip.Prefix{d.previous.Subnet, d.claim.Subnets.V4()},
 		Conditions: d.conditions, Log: d.log, Heartbeat: d.heartbeats.uplink.Record,
+		Moved: func() { d.registry.Reconnect() },
 	})
-	var inv host.Inventory
-	err := d.retry(ctx, "list interfaces and routes", pace.IsTemporary, func() (err error) {
-		inv, err = d.uplink.Inventory(false)
-		return err
+	inv, err := retry(ctx, d, "list interfaces and routes", pace.IsTemporary, func() (host.Inventory, error) {
+		return d.uplink.Inventory(false)
 	})
 	if err != nil {
 		return err
@@ -213,14 +202,45 @@ func (d *daemon) identity() store.Identity {
 }
 
 // withPortHolder adds the owner of the health check port to an error of listening.
-func withPortHolder(k *kernel.Kernel, ip string, port int, err error) error {
-	addr, parseErr := netip.ParseAddr(ip)
-	if !errors.Is(err, unix.EADDRINUSE) || parseErr != nil {
-		return err
+func withPortHolder(k *kernel.Kernel, addr netip.AddrPort, err error) error {
+	if errors.Is(err, unix.EADDRINUSE) {
+		if holders, _ := k.Holders("tcp", addr); len(holders) > 0 {
+			return fmt.Errorf("%w: %s has it; choose another -healthz-port", err, holders[0])
+		}
 	}
-	holders, _ := k.Holders("tcp", netip.AddrPortFrom(addr, uint16(port)))
-	if len(holders) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w: %s has it; choose another -healthz-port", err, holders[0])
+	return err
 }
+
+// retry calls f until it succeeds, fails with a permanent error, or ctx ends. It returns f's last
+// results.
+func retry[T any](ctx context.Context, d *daemon, operation string, temporary func(error) bool, f func() (T, error)) (T, error) {
+	defer d.conditions.End(startCondition(operation))
+	for backoff := (pace.Backoff{Initial: 20 * time.Millisecond, Max: time.Second}); ; {
+		v, err := tryOnce(d, operation, temporary, f)
+		if !errors.Is(err, subnet.ErrTryAgain) {
+			return v, err
+		}
+		if err := pace.Sleep(ctx, backoff.Failed()); err != nil {
+			return v, err
+		}
+	}
+}
+
+// tryOnce calls f. A temporary error is a condition until the next call, and is returned as a
+// subnet.ErrTryAgain.
+func tryOnce[T any](d *daemon, operation string, temporary func(error) bool, f func() (T, error)) (T, error) {
+	v, err := f()
+	if err == nil || !temporary(err) {
+		d.conditions.End(startCondition(operation))
+		return v, err
+	}
+	if !errors.As(err, &condition.Reported{}) {
+		d.conditions.Set(condition.Condition{
+			ID: startCondition(operation), Severe: true, Text: "operation failed, will retry", Fields: []any{"operation", operation, "err", err},
+		})
+	}
+	return v, fmt.Errorf("%w: %w", subnet.ErrTryAgain, err)
+}
+
+// startCondition returns the ID of the condition that an operation fails.
+func startCondition(operation string) string { return "start/" + operation }

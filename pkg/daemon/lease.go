@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"flanneld/pkg/backend"
-	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
@@ -93,12 +92,8 @@ func (d *daemon) leaseOptions() subnet.Options {
 		Log:        d.log,
 		Conditions: d.conditions,
 		Attrs:      d.attrs,
-		Avoid: func() (avoid []netip.Prefix, err error) {
-			err = d.tryOnce("read which subnets to avoid", pace.IsTemporary, func() (err error) {
-				avoid, err = d.uplink.Avoid()
-				return err
-			})
-			return avoid, err
+		Avoid: func() ([]netip.Prefix, error) {
+			return tryOnce(d, "read which subnets to avoid", pace.IsTemporary, d.uplink.Avoid)
 		},
 		Needed: d.uplink.Needed,
 		Probe:  d.uplink.Probe,
@@ -118,11 +113,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 
 // attrs returns the attributes of the first lease.
 func (d *daemon) attrs(previous lease.Attrs, others []lease.Lease) (lease.Attrs, error) {
-	var f host.Facts
-	err := d.tryOnce("read the state of this host", pace.IsTemporary, func() (err error) {
-		f, err = d.uplink.Facts()
-		return err
-	})
+	f, err := tryOnce(d, "read the state of this host", pace.IsTemporary, d.uplink.Facts)
 	if err != nil {
 		return lease.Attrs{}, err
 	}

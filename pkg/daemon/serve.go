@@ -64,7 +64,9 @@ func (d *daemon) serve(until context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.prepareTUN(ctx); err != nil {
+	if !d.net.UsesTUN() {
+		d.fds.RemoveAll()
+	} else if _, err := retry(ctx, d, "list interfaces for a TUN device", pace.IsTemporary, d.chooseTUN); err != nil {
 		return err
 	}
 	nft := new(nftables.Keeper)
@@ -100,15 +102,12 @@ func (d *daemon) serve(until context.Context) error {
 // watchHost creates the drivers and subscribes to the facts about this host. It is called before
 // join, because the lease depends on the facts.
 func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.Driver, error) {
-	d.uplink.OnMove(d.registry.Reconnect)
 	d.uplink.SetNetwork(d.net)
 	interest := kernel.Interest{
 		Scope: dataplane.Scope{Networks: []netip.Prefix{d.net.V4.Network}}, Uplinks: []string{d.uplink.Uplink().Iface},
 	}
-	var objects *kernel.Driver
-	err := d.retry(ctx, "watch the kernel", pace.IsTemporary, func() (err error) {
-		objects, err = d.kernel.Drive(ctx, interest)
-		return err
+	objects, err := retry(ctx, d, "watch the kernel", pace.IsTemporary, func() (*kernel.Driver, error) {
+		return d.kernel.Drive(ctx, interest)
 	})
 	if err != nil {
 		return nil, err
@@ -178,19 +177,6 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 	return rules, lock
 }
 
-// prepareTUN chooses a TUN device if the backend needs one, and otherwise removes stored
-// descriptors.
-func (d *daemon) prepareTUN(ctx context.Context) error {
-	if !d.net.UsesTUN() {
-		d.fds.RemoveAll()
-		return nil
-	}
-	return d.retry(ctx, "list interfaces for a TUN device", pace.IsTemporary, func() error {
-		_, err := d.chooseTUN()
-		return err
-	})
-}
-
 // chooseTUN chooses the TUN device of this host's overlay, and reports whether it has changed.
 func (d *daemon) chooseTUN() (changed bool, err error) {
 	inv, err := d.uplink.Inventory(false)
@@ -218,19 +204,15 @@ func (d *daemon) handleEvent(e driver.Event) {
 	}
 }
 
-// onSubnetFile is called when the content of the subnet file has changed in this run. Docker reads
-// it only at its start.
+// onSubnetFile is called when the content of the subnet file has changed in this run; the first
+// time, the network is ready. Docker reads the file only at its start.
 func (d *daemon) onSubnetFile(first, changed bool) {
 	if changed && (!first || d.previous.Subnet.IsValid()) {
 		d.log.Warn("subnet file changed, restart docker to apply it", "path", d.options.SubnetFile)
 	}
-	if first {
-		d.announceReady()
+	if !first {
+		return
 	}
-}
-
-// announceReady reports that the network is ready.
-func (d *daemon) announceReady() {
 	d.health.SetReady()
 	systemd.Ready(d.conditions)
 	view := d.view.Load()

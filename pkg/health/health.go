@@ -17,7 +17,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,13 +27,11 @@ import (
 	"flanneld/pkg/logsink"
 )
 
-// Port is the HTTP server. The zero value does not listen; all methods may be called by several
-// goroutines.
+// Port is the state that is reported. All methods may be called by several goroutines.
 type Port struct {
 	ready         atomic.Bool
 	subnetLost    atomic.Bool
 	etcdDownSince atomic.Pointer[time.Time]
-	server        *http.Server // nil if it does not listen
 }
 
 const (
@@ -59,25 +56,17 @@ func (p *Port) SetSubnetLost(lost bool) { p.subnetLost.Store(lost) }
 // SetEtcdDown sets since when etcd does not answer; the zero time means that it answers.
 func (p *Port) SetEtcdDown(since time.Time) { p.etcdDownSince.Store(&since) }
 
-// Close stops the server.
-func (p *Port) Close() error {
-	if p.server == nil {
-		return nil
-	}
-	return p.server.Close()
-}
-
-// Listen starts the server. /healthz reports that the process lives. /readyz reports that the host
+// Listen starts and returns a server. /healthz reports that the process lives. /readyz reports that the host
 // has its subnet, or why not, and whether etcd is unreachable, which is degraded but not an error.
 // All other paths return 404.
-func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logger) error {
+func (p *Port) Listen(addr netip.AddrPort, wrong *condition.List, log *slog.Logger) (*http.Server, error) {
 	network := "tcp"
-	if a, err := netip.ParseAddr(ip); err == nil && a.Is4() {
+	if addr.Addr().Is4() {
 		network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses, too
 	}
-	l, err := net.Listen(network, net.JoinHostPort(ip, strconv.Itoa(port)))
+	l, err := net.Listen(network, addr.String())
 	if err != nil {
-		return fmt.Errorf("answer health checks: %w", err)
+		return nil, fmt.Errorf("answer health checks: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -100,7 +89,7 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 		}
 	})
 	// Clients may be hostile: limit the cost of a request.
-	p.server = &http.Server{
+	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: requestTimeout,
 		ReadTimeout:       requestTimeout,
@@ -110,13 +99,13 @@ func (p *Port) Listen(ip string, port int, wrong *condition.List, log *slog.Logg
 			log.Warn("health server error", "err", line)
 		}), "", 0),
 	}
-	p.server.SetKeepAlivesEnabled(false) // one connection is one request
+	server.SetKeepAlivesEnabled(false) // one connection is one request
 	go func() {
-		if err := p.server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("health server failed, health checks are no longer answered", "err", err)
 		}
 	}()
-	return nil
+	return server, nil
 }
 
 // writeNotReady writes that the host has no subnet, followed by the present conditions.
@@ -136,8 +125,6 @@ func writeNotReady(w http.ResponseWriter, what, away string, wrong *condition.Li
 type listener struct {
 	net.Listener
 	accepts *rate.Limiter
-	ctx     context.Context // ends with the listener
-	cancel  context.CancelFunc
 
 	mu   sync.Mutex
 	open []*conn // the oldest first
@@ -145,16 +132,12 @@ type listener struct {
 }
 
 func newListener(l net.Listener) *listener {
-	h := &listener{Listener: l, accepts: rate.NewLimiter(acceptRate, acceptBurst), from: map[netip.Addr]int{}}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
-	return h
+	return &listener{Listener: l, accepts: rate.NewLimiter(acceptRate, acceptBurst), from: map[netip.Addr]int{}}
 }
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	if l.accepts.Wait(l.ctx) != nil {
-		return nil, net.ErrClosed
-	}
+	_ = l.accepts.Wait(context.Background()) // for one connection: at most 1/acceptRate
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
@@ -197,12 +180,6 @@ func (l *listener) remove(c *conn) {
 	if l.from[c.from]--; l.from[c.from] == 0 {
 		delete(l.from, c.from)
 	}
-}
-
-// Close implements net.Listener.
-func (l *listener) Close() error {
-	l.cancel()
-	return l.Listener.Close()
 }
 
 // conn is a connection that its listener counts.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -28,13 +29,14 @@ func listen(t *testing.T, p *Port, ip string, wrong *condition.List) (port strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := free.Addr().(*net.TCPAddr).Port
 	free.Close()
-	if err := p.Listen(ip, n, wrong, slog.New(slog.DiscardHandler)); err != nil {
+	addr := free.Addr().(*net.TCPAddr).AddrPort()
+	server, err := p.Listen(netip.AddrPortFrom(netip.MustParseAddr(ip), addr.Port()), wrong, slog.New(slog.DiscardHandler))
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Close() })
-	return fmt.Sprint(n)
+	t.Cleanup(func() { server.Close() })
+	return fmt.Sprint(addr.Port())
 }
 
 func TestHealthPortBindsWhereTold(t *testing.T) {

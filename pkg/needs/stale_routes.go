@@ -74,35 +74,45 @@ func (l *StaleRoutes) Stop() {
 	l.Conditions.End(routesCondition)
 }
 
+// routesCondition is the ID of the condition that the routes cannot be read.
+const routesCondition = "leftover-routes"
+
 // find returns the stale routes to the given addresses.
-func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
-	network := l.Network
-	wanted = slices.DeleteFunc(slices.Clone(wanted), func(n host.Need) bool { return !network.IsValid() || !network.Contains(n.Addr) })
+func (l *StaleRoutes) find(wanted []host.Need) []staleRoute {
+	wanted = slices.DeleteFunc(slices.Clone(wanted), func(n host.Need) bool { return !l.Network.IsValid() || !l.Network.Contains(n.Addr) })
 	if len(wanted) == 0 {
 		return nil // the common case
 	}
-	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: network, Targets: Addrs(wanted)})
-	if err != nil {
-		l.Conditions.Set(readFailure(err))
-		return nil
+	all, err := l.read(wanted)
+	if err == nil {
+		l.Conditions.End(routesCondition)
+		return all
 	}
-	needs := slices.DeleteFunc(inv.Needs(network, wanted), func(n host.Need) bool {
+	l.Conditions.Set(condition.Condition{
+		ID: routesCondition, Text: "failed to check for stale routes of an earlier run, will retry",
+		Fields: []any{"err", err},
+	})
+	return nil
+}
+
+// read reads the stale routes to addresses in the network.
+func (l *StaleRoutes) read(wanted []host.Need) (all []staleRoute, err error) {
+	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: l.Network, Targets: Addrs(wanted)})
+	if err != nil {
+		return nil, err
+	}
+	needs := slices.DeleteFunc(inv.Needs(l.Network, wanted), func(n host.Need) bool {
 		blackhole := l.Subnet // not part of an inventory
 		return !inv.ViaOverlay(n.Addr) && !(blackhole.IsValid() && n.DivertedBy(blackhole))
 	})
 	if len(needs) == 0 {
-		l.Conditions.End(routesCondition)
-		return nil
+		return nil, nil
 	}
 	daemons, err := presence.Daemons()
-	if err != nil {
-		l.Conditions.Set(readFailure(err))
-		return nil
+	if err != nil || slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(l.Network) }) {
+		return nil, err // or the routes belong to a running daemon
 	}
-	if slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(network) }) {
-		return nil // the routes belong to a running daemon
-	}
-	scope := dataplane.Scope{Networks: []netip.Prefix{network}}
+	scope := dataplane.Scope{Networks: []netip.Prefix{l.Network}}
 	for _, i := range inv.Ifaces {
 		if dataplane.IsDeviceName(i.Name) {
 			scope.Links = append(scope.Links, i.Name)
@@ -110,12 +120,10 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 	}
 	have, err := l.Kernel.Snapshot(scope)
 	if err != nil {
-		l.Conditions.Set(readFailure(err))
-		return nil
+		return nil, err
 	}
-	l.Conditions.End(routesCondition)
 	scope.Links = slices.DeleteFunc(scope.Links, func(name string) bool {
-		ours, _ := have.DeviceOf(network, name)
+		ours, _ := have.DeviceOf(l.Network, name)
 		return !ours
 	})
 	for _, n := range needs {
@@ -124,15 +132,5 @@ func (l *StaleRoutes) find(wanted []host.Need) (all []staleRoute) {
 			all = append(all, staleRoute{op, n})
 		}
 	}
-	return all
-}
-
-// routesCondition is the ID of the condition that the routes cannot be read.
-const routesCondition = "leftover-routes"
-
-func readFailure(err error) condition.Condition {
-	return condition.Condition{
-		ID: routesCondition, Text: "failed to check for stale routes of an earlier run, will retry",
-		Fields: []any{"err", err},
-	}
+	return all, nil
 }

@@ -27,30 +27,21 @@ func (w *Watcher) Inventory(routes bool) (host.Inventory, error) {
 			names = append(names, iface)
 		}
 	}
-	w.mu.Lock()
-	names = append(names, w.uplink.Iface, w.uplink.Holder, w.inputs.device)
-	network, wanted := w.inputs.network, w.needs()
-	w.mu.Unlock()
-	var leads []netip.Addr
-	if routes {
-		leads = append(needs.Addrs(wanted), needs.Addrs(needs.NameServers())...)
-	}
-	return w.Kernel.Inventory(kernel.Wanted{
+	u, in := w.Uplink(), w.now()
+	names = append(names, u.Iface, u.Holder, in.device)
+	wanted := kernel.Wanted{
 		Names:  slices.DeleteFunc(names, func(name string) bool { return name == "" }),
-		Routes: routes, Network: network, Targets: leads,
-	})
+		Routes: routes, Network: in.network,
+	}
+	if routes {
+		wanted.Targets = needs.Addrs(append(w.Needs(), needs.NameServers()...))
+	}
+	return w.Kernel.Inventory(wanted)
 }
 
 // Needs returns the addresses that this host needs, inside the network or not.
 func (w *Watcher) Needs() []host.Need {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.needs()
-}
-
-// needs is Needs with mu locked by the caller.
-func (w *Watcher) needs() []host.Need {
-	return append(w.inputs.etcd(), host.Need{Addr: w.publicIP(), What: "this host's public IP"})
+	return append(w.now().etcd(), host.Need{Addr: w.PublicIP(), What: "this host's public IP"})
 }
 
 // CheckNetwork returns an error if the routes of a network would hide addresses that this host
@@ -78,17 +69,15 @@ func (w *Watcher) CheckNetwork(n backend.Network) error {
 // the overlay, or "" if there is none. It is a subnet.Options.Needed.
 func (w *Watcher) Needed(subnet netip.Prefix) string {
 	contains := func(n host.Need) bool { return subnet.Contains(n.Addr) }
-	w.mu.Lock()
-	network, wanted, atStart := w.inputs.network, w.needs(), w.inputs.atStart
-	w.mu.Unlock()
-	if !slices.ContainsFunc(atStart, contains) && !slices.ContainsFunc(wanted, contains) {
+	in, wanted := w.now(), w.Needs()
+	if !slices.ContainsFunc(in.atStart, contains) && !slices.ContainsFunc(wanted, contains) {
 		return "" // the common case, without a query of the kernel
 	}
 	inv, err := w.Inventory(true)
 	if err != nil {
 		return "" // refresh reports the error
 	}
-	for _, n := range inv.Needs(network, wanted) {
+	for _, n := range inv.Needs(in.network, wanted) {
 		if n.DivertedBy(subnet) {
 			return fmt.Sprintf("%s is %s", n.Addr, n.What)
 		}
@@ -99,16 +88,14 @@ func (w *Watcher) Needed(subnet netip.Prefix) string {
 // Avoid returns prefixes that a new subnet must not overlap: networks that this host reaches in
 // another way, its own addresses, and addresses that it needs. It is a subnet.Options.Avoid.
 func (w *Watcher) Avoid() ([]netip.Prefix, error) {
-	w.mu.Lock()
-	network, leased, needed := w.inputs.network, w.inputs.leased, slices.Concat(w.needs(), w.inputs.atStart)
-	w.mu.Unlock()
-	s, err := w.Kernel.Surroundings(func(dst netip.Prefix) bool { return slices.ContainsFunc(leased, dst.Overlaps) }, nil)
+	in := w.now()
+	s, err := w.Kernel.Surroundings(func(dst netip.Prefix) bool { return slices.ContainsFunc(in.leased, dst.Overlaps) }, nil)
 	if err != nil {
 		return nil, err
 	}
-	avoid := s.Avoid(network)
-	for _, a := range needs.Addrs(append(needed, needs.NameServers()...)) {
-		avoid = append(avoid, netip.PrefixFrom(a, a.BitLen()))
+	avoid := s.Avoid(in.network)
+	for _, n := range slices.Concat(w.Needs(), in.atStart, needs.NameServers()) {
+		avoid = append(avoid, netip.PrefixFrom(n.Addr, n.Addr.BitLen()))
 	}
 	return avoid, nil
 }

@@ -8,6 +8,7 @@
 package uplink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -36,12 +37,6 @@ const (
 	burst = 20 * time.Millisecond
 )
 
-// readShare limits the share of time of readings that events cause: there may be many routes to
-// read.
-func readShare() pace.Share {
-	return pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}
-}
-
 // unusableCondition is the ID of the condition that the uplink is unusable.
 const unusableCondition = "uplink"
 
@@ -61,6 +56,9 @@ type Config struct {
 	Conditions *condition.List
 	Log        *slog.Logger
 	Heartbeat  func() // called while the watcher makes progress, at least once a minute
+	// Moved is called when the uplink's address has changed: packets from the old one get no answer.
+	// It must not block.
+	Moved func()
 }
 
 // Watcher watches the uplink. Make one with New, call Choose, and then Run.
@@ -80,9 +78,8 @@ type Watcher struct {
 	facts  host.Facts // the latest known facts
 	err    error      // why facts are not current
 
-	calls   sync.Mutex // guards the following, and is held for a call of the first two
+	calls   sync.Mutex // guards the following, and is held for a call of the first
 	onFacts []func(host.Facts, error)
-	onMove  []func()
 	onEvent []func(driver.Event)
 }
 
@@ -107,44 +104,41 @@ func New(c Config) *Watcher {
 	}
 }
 
-// Choose chooses the first uplink from an Inventory. It returns an error if there is none.
-func (w *Watcher) Choose(inv host.Inventory) error { return w.choose(inv) }
-
 // SetNeeds sets the function that returns the addresses of etcd. inv is an Inventory at the start,
 // which determines how other needed addresses were reached then.
 func (w *Watcher) SetNeeds(etcd func() []host.Need, inv host.Inventory) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.inputs.etcd = etcd
-	w.inputs.atStart = inv.Needs(netip.PrefixFrom(netip.IPv4Unspecified(), 0), w.needs())
+	w.set(func(in *inputs) { in.etcd = etcd })
+	atStart := inv.Needs(netip.PrefixFrom(netip.IPv4Unspecified(), 0), w.Needs())
+	w.set(func(in *inputs) { in.atStart = atStart })
 }
 
 // SetNetwork sets the network, and reads the facts for it. It is called before each Run.
 func (w *Watcher) SetNetwork(n backend.Network) {
-	w.mu.Lock()
-	w.inputs.network, w.inputs.device, w.inputs.leased = n.V4.Network, n.FixedDevice(), n.V4.Cover()
-	w.mu.Unlock()
+	w.set(func(in *inputs) { in.network, in.device, in.leased = n.V4.Network, n.FixedDevice(), n.V4.Cover() })
 	w.refresh(context.Background())
 }
 
 // SetSubnet sets this host's subnet.
-func (w *Watcher) SetSubnet(subnet netip.Prefix) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.inputs.subnet = subnet
-}
+func (w *Watcher) SetSubnet(subnet netip.Prefix) { w.set(func(in *inputs) { in.subnet = subnet }) }
 
 // SetLeased sets the smallest set of prefixes that contain all leasable subnets, and pushes the
 // facts.
 func (w *Watcher) SetLeased(leased []netip.Prefix) {
-	w.update(func(a *inputs) { a.leased = leased })
+	w.update(func(in *inputs) { in.leased = leased })
 }
 
 // SetTUN sets the name of the TUN device, and pushes the facts. It reports whether the name has
 // changed.
 func (w *Watcher) SetTUN(name string) (changed bool) {
-	w.update(func(a *inputs) { changed, a.tun = a.tun != name, name })
+	w.update(func(in *inputs) { changed, in.tun = in.tun != name, name })
 	return changed
+}
+
+// set changes inputs.
+func (w *Watcher) set(change func(*inputs)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(&w.inputs)
 }
 
 // update changes inputs, and pushes them with the last facts. A reading in progress is pushed after
@@ -152,16 +146,15 @@ func (w *Watcher) SetTUN(name string) (changed bool) {
 func (w *Watcher) update(change func(*inputs)) {
 	w.calls.Lock()
 	defer w.calls.Unlock()
-	w.mu.Lock()
-	change(&w.inputs)
-	facts, err := w.inputs.complete(w.facts), w.err
-	w.mu.Unlock()
-	w.push(facts, err)
+	w.set(change)
+	w.push(w.Facts())
 }
 
-func (a inputs) complete(f host.Facts) host.Facts {
-	f.TUN, f.Leased = a.tun, a.leased
-	return f
+// now returns the present inputs.
+func (w *Watcher) now() inputs {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inputs
 }
 
 // OnFacts subscribes f to the facts: it is called now and whenever they change, or with the error
@@ -171,14 +164,6 @@ func (w *Watcher) OnFacts(f func(host.Facts, error)) {
 	defer w.calls.Unlock()
 	w.onFacts = append(w.onFacts, f)
 	f(w.Facts())
-}
-
-// OnMove subscribes f to changes of the uplink's address, after which packets from the old one get
-// no answer. f must not block or call the watcher.
-func (w *Watcher) OnMove(f func()) {
-	w.calls.Lock()
-	defer w.calls.Unlock()
-	w.onMove = append(w.onMove, f)
 }
 
 // OnEvent subscribes f to the drivers' events from now on. It is called by Run's goroutine, after
@@ -205,16 +190,7 @@ func (w *Watcher) Uplink() host.Uplink {
 
 // PublicIP returns the address that peers send to.
 func (w *Watcher) PublicIP() netip.Addr {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.publicIP()
-}
-
-func (w *Watcher) publicIP() netip.Addr {
-	if ip := w.Selectors.PublicIP; ip.IsValid() {
-		return ip
-	}
-	return w.uplink.Addr
+	return cmp.Or(w.Selectors.PublicIP, w.Uplink().Addr)
 }
 
 // Refresh requests a reading, because the needed addresses may have changed. It never blocks.
@@ -230,24 +206,20 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 	defer func() {
 		w.calls.Lock()
 		defer w.calls.Unlock()
-		w.onFacts, w.onMove, w.onEvent = nil, nil, nil
+		w.onFacts, w.onEvent = nil, nil
 	}()
 	for {
-		timer := time.NewTimer(time.Until(w.due))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return
 		case e, ok := <-events:
-			timer.Stop()
 			if !ok {
 				return
 			}
 			w.handleEvent(ctx, e)
 		case <-w.wake:
-			timer.Stop()
 			w.refresh(ctx)
-		case <-timer.C:
+		case <-time.After(time.Until(w.due)):
 			w.refresh(ctx)
 		}
 	}
@@ -297,7 +269,7 @@ func (w *Watcher) refresh(ctx context.Context) {
 	w.due = begun.Add(resync)
 	facts, err := w.read()
 	w.readAt = time.Now()
-	w.minPause = readShare().Rest(w.readAt.Sub(begun))
+	w.minPause = pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}.Rest(w.readAt.Sub(begun)) // there may be many routes
 	if err != nil {
 		w.schedule(retry)
 	}
@@ -312,25 +284,24 @@ func (w *Watcher) read() (host.Facts, error) {
 	if err != nil {
 		return host.Facts{}, err
 	}
-	if err := w.choose(inv); err != nil {
+	if err := w.Choose(inv); err != nil {
 		return host.Facts{}, err
 	}
-	w.mu.Lock()
-	network, uplink, publicIP, wanted := w.inputs.network, w.uplink, w.publicIP(), w.needs()
-	w.mu.Unlock()
-	f, err := uplink.Facts(inv, publicIP, network)
-	f.Needs, f.NameServers = inv.Needs(network, wanted), inv.Inside(network, needs.NameServers())
+	network := w.now().network
+	f, err := w.Uplink().Facts(inv, w.PublicIP(), network)
+	f.Needs, f.NameServers = inv.Needs(network, w.Needs()), inv.Inside(network, needs.NameServers())
 	return f, err
 }
 
 // push stores the facts and pushes them if they have changed. The caller holds w.calls.
 func (w *Watcher) push(facts host.Facts, err error) {
 	w.mu.Lock()
-	same := err == nil && w.err == nil && w.inputs.complete(facts).Equal(w.facts) || err != nil && w.err != nil && err.Error() == w.err.Error()
-	if w.err = err; err == nil {
-		w.facts = w.inputs.complete(facts)
+	if err != nil {
+		facts = w.facts
 	}
-	facts = w.facts
+	facts.TUN, facts.Leased = w.inputs.tun, w.inputs.leased
+	same := err == nil && w.err == nil && facts.Equal(w.facts) || err != nil && w.err != nil && err.Error() == w.err.Error()
+	w.facts, w.err = facts, err
 	w.mu.Unlock()
 	if same {
 		return
@@ -340,16 +311,11 @@ func (w *Watcher) push(facts host.Facts, err error) {
 	}
 }
 
-// choose chooses the uplink or keeps it. It returns why the uplink is unusable, which is a
-// condition unless there was no uplink before.
-func (w *Watcher) choose(inv host.Inventory) error {
-	w.mu.Lock()
-	before, own := w.uplink, slices.Clone(w.Had)
-	if w.inputs.subnet.IsValid() {
-		own = append(own, w.inputs.subnet)
-	}
-	w.mu.Unlock()
-	choice := w.tracker.Update(inv, own, time.Now())
+// Choose chooses the uplink from an Inventory, or keeps it. It returns why the uplink is unusable,
+// which is a condition unless there was no uplink before.
+func (w *Watcher) Choose(inv host.Inventory) error {
+	before := w.Uplink()
+	choice := w.tracker.Update(inv, append(slices.Clone(w.Had), w.now().subnet), time.Now())
 	if choice.RetryAfter > 0 {
 		w.schedule(choice.RetryAfter)
 	}
@@ -365,11 +331,7 @@ func (w *Watcher) choose(inv host.Inventory) error {
 	w.uplink = u
 	w.mu.Unlock()
 	if before.Iface != "" && before.Addr != u.Addr {
-		w.calls.Lock()
-		for _, f := range w.onMove {
-			f()
-		}
-		w.calls.Unlock()
+		w.Moved()
 	}
 	switch {
 	case choice.Err == nil:
@@ -377,11 +339,10 @@ func (w *Watcher) choose(inv host.Inventory) error {
 		return nil
 	case before.Iface == "":
 		return choice.Err
-	case !w.Conditions.Has(unusableCondition): // keep the first reason
-		w.Conditions.Set(condition.Condition{
-			ID: unusableCondition, Text: "uplink is unusable, leaving the kernel as it is until it returns",
-			Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
-		})
 	}
+	w.Conditions.Begin(condition.Condition{
+		ID: unusableCondition, Text: "uplink is unusable, leaving the kernel as it is until it returns",
+		Fields: []any{"iface", u.Iface, "addr", u.Addr, "err", choice.Err},
+	})
 	return condition.Reported{Err: choice.Err}
 }
