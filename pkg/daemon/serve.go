@@ -53,13 +53,17 @@ func (d *daemon) serve(until context.Context) error {
 	}()
 	defer tasks.Wait()
 	defer cancel()
-	drivers, err := d.watchHost(ctx, &tasks)
+	nft := new(nftables.Keeper)
+	events, err := d.wire(ctx, nft)
 	if err != nil {
 		return err
 	}
 	defer d.tunnels.Close()
 	defer d.terms.Close()
 	defer cancel()
+	tasks.Go(func() {
+		d.uplink.Run(ctx, events, d.handleEvent, d.terms.SetFacts, d.setMTU, d.feed.SetFacts, d.loop.SetFacts, d.checks.SetFacts)
+	})
 	first, views, err := d.join(ctx, &tasks)
 	if err != nil {
 		return err
@@ -69,8 +73,7 @@ func (d *daemon) serve(until context.Context) error {
 	} else if _, err := retry(ctx, d, "list interfaces for a TUN device", pace.IsTemporary, d.chooseTUN); err != nil {
 		return err
 	}
-	nft := new(nftables.Keeper)
-	d.wire(drivers, nft, first)
+	d.staleRoutes.Stop() // from here on the loop ensures that no route hides an address that this host needs
 	tasks.Go(func() { d.checks.Run(ctx) })
 	tasks.Go(func() {
 		defer nft.Close()
@@ -99,9 +102,10 @@ func (d *daemon) serve(until context.Context) error {
 	return nil
 }
 
-// watchHost creates the drivers and subscribes to the facts about this host. It is called before
-// join, because the lease depends on the facts.
-func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.Driver, error) {
+// wire reads the facts about this host for the network, and creates and connects the rooms that
+// change this host. Nothing is changed before there are facts and a view. It returns the drivers'
+// events.
+func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.Event, error) {
 	d.uplink.SetNetwork(d.net)
 	interest := kernel.Interest{
 		Scope: dataplane.Scope{Networks: []netip.Prefix{d.net.V4.Network}}, Uplinks: []string{d.uplink.Uplink().Iface},
@@ -117,19 +121,6 @@ func (d *daemon) watchHost(ctx context.Context, tasks *sync.WaitGroup) (driver.D
 		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, CreatesLinks: dataplane.KindTUN,
 	})
 	d.terms = terms.New(d.net, d.conditions, d.log)
-	d.uplink.OnFacts(d.terms.SetFacts)
-	d.uplink.OnFacts(func(f host.Facts, err error) {
-		if err == nil {
-			d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
-		}
-	})
-	tasks.Go(func() { d.uplink.Run(ctx, drivers.Events()) })
-	return drivers, nil
-}
-
-// wire creates and connects the rooms that change this host. From here on the loop ensures that no
-// route hides an address that this host needs.
-func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.View) {
 	d.rules, d.lock = d.newFilter(nft)
 	d.feed = &filter.Feed{Network: d.net, Rules: d.rules, Lock: d.lock}
 	d.checks = checks.New(checks.Config{
@@ -148,14 +139,14 @@ func (d *daemon) wire(drivers driver.Driver, nft *nftables.Keeper, first lease.V
 		BeforeApply: d.lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
 	})
-	d.feed.SetView(first)
-	d.loop.SetView(first)
-	d.checks.SetView(first)
-	d.uplink.OnFacts(d.feed.SetFacts)
-	d.uplink.OnFacts(d.loop.SetFacts)
-	d.uplink.OnFacts(d.checks.SetFacts)
-	d.uplink.OnEvent(d.handleEvent)
-	d.staleRoutes.Stop()
+	return drivers.Events(), nil
+}
+
+// setMTU writes the MTU that follows from the facts.
+func (d *daemon) setMTU(f host.Facts, err error) {
+	if err == nil {
+		d.files.Update(func(e *subnetenv.Env) { e.MTU = d.net.MTU(f) })
+	}
 }
 
 // newFilter returns the packet filter and the underlay lock.

@@ -78,9 +78,8 @@ type Watcher struct {
 	facts  host.Facts // the latest known facts
 	err    error      // why facts are not current
 
-	calls   sync.Mutex // guards the following, and is held for a call of the first
+	calls   sync.Mutex // guards the following, and is held while they are called
 	onFacts []func(host.Facts, error)
-	onEvent []func(driver.Event)
 }
 
 // inputs are values that other rooms set and that facts depend on.
@@ -157,23 +156,6 @@ func (w *Watcher) now() inputs {
 	return w.inputs
 }
 
-// OnFacts subscribes f to the facts: it is called now and whenever they change, or with the error
-// if they are unknown; in the order of the calls of OnFacts. f must not block or call the watcher.
-func (w *Watcher) OnFacts(f func(host.Facts, error)) {
-	w.calls.Lock()
-	defer w.calls.Unlock()
-	w.onFacts = append(w.onFacts, f)
-	f(w.Facts())
-}
-
-// OnEvent subscribes f to the drivers' events from now on. It is called by Run's goroutine, after
-// facts that follow from the event were pushed.
-func (w *Watcher) OnEvent(f func(driver.Event)) {
-	w.calls.Lock()
-	defer w.calls.Unlock()
-	w.onEvent = append(w.onEvent, f)
-}
-
 // Facts returns the latest facts. If they are not current, it also returns the reason.
 func (w *Watcher) Facts() (host.Facts, error) {
 	w.mu.Lock()
@@ -201,13 +183,22 @@ func (w *Watcher) Refresh() {
 	}
 }
 
-// Run watches until ctx ends or events is closed. After it, subscribers are not called any more.
-func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
-	defer func() {
-		w.calls.Lock()
-		defer w.calls.Unlock()
-		w.onFacts, w.onEvent = nil, nil
-	}()
+// subscribe replaces the subscribers, and pushes the latest facts to them.
+func (w *Watcher) subscribe(all ...func(host.Facts, error)) {
+	w.calls.Lock()
+	defer w.calls.Unlock()
+	w.onFacts = all
+	for _, f := range all {
+		f(w.Facts())
+	}
+}
+
+// Run watches until ctx ends or events is closed. Meanwhile it calls onFacts in their order with the
+// facts or, if they are unknown, the error: now, and whenever these change. They must not block or
+// call the watcher. It calls onEvent with each event, after facts that follow from it were pushed.
+func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event, onEvent func(driver.Event), onFacts ...func(host.Facts, error)) {
+	w.subscribe(onFacts...)
+	defer w.subscribe()
 	for {
 		select {
 		case <-ctx.Done():
@@ -217,6 +208,7 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 				return
 			}
 			w.handleEvent(ctx, e)
+			onEvent(e)
 		case <-w.wake:
 			w.refresh(ctx)
 		case <-time.After(time.Until(w.due)):
@@ -225,7 +217,7 @@ func (w *Watcher) Run(ctx context.Context, events <-chan driver.Event) {
 	}
 }
 
-// handleEvent reads the facts if an event concerns them, and forwards it.
+// handleEvent reads the facts if an event concerns them.
 func (w *Watcher) handleEvent(ctx context.Context, e driver.Event) {
 	w.Log.Debug("kernel events", "events", e)
 	switch {
@@ -233,12 +225,6 @@ func (w *Watcher) handleEvent(ctx context.Context, e driver.Event) {
 		w.refresh(ctx)
 	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.hasNeeds():
 		w.schedule(w.minPause) // another uplink may be better, or a needed address may have another route
-	}
-	w.calls.Lock()
-	onEvent := w.onEvent
-	w.calls.Unlock()
-	for _, f := range onEvent { // without a lock, because they may call the watcher
-		f(e)
 	}
 }
 

@@ -155,26 +155,13 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 	}
 	x.SetNeeds(func() []host.Need { return []host.Need{{Addr: netip.MustParseAddr("10.42.99.1"), What: "etcd"}} }, inv)
 	x.SetNetwork(network(t, fmt.Sprintf(config, "vxlan")))
-	x.OnFacts(func(f host.Facts, err error) {
-		text := fmt.Sprintf("%s %s %d %s %v", f.Uplink, f.Addr, f.MTU, f.TUN, f.Leased)
-		if err != nil {
-			text = err.Error()
-		}
-		x.note(func() { x.pushed = append(x.pushed, text) })
-	})
-	x.OnEvent(func(e driver.Event) {
-		if e == driver.DeviceTaken {
-			x.SetTUN("flannel9")
-		}
-		f, _ := x.Facts()
-		x.note(func() { x.passed = append(x.passed, fmt.Sprint(e, " ", f.Addr)) })
-	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		x.Run(ctx, x.events)
+		x.Run(ctx, x.events, x.onEvent, x.onFacts)
 	}()
+	synctest.Wait()
 	t.Cleanup(func() {
 		cancel()
 		<-ended
@@ -183,6 +170,22 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 		}
 	})
 	return x
+}
+
+func (x *fixture) onFacts(f host.Facts, err error) {
+	text := fmt.Sprintf("%s %s %d %s %v", f.Uplink, f.Addr, f.MTU, f.TUN, f.Leased)
+	if err != nil {
+		text = err.Error()
+	}
+	x.note(func() { x.pushed = append(x.pushed, text) })
+}
+
+func (x *fixture) onEvent(e driver.Event) {
+	if e == driver.DeviceTaken {
+		x.SetTUN("flannel9")
+	}
+	f, _ := x.Facts()
+	x.note(func() { x.passed = append(x.passed, fmt.Sprint(e, " ", f.Addr)) })
 }
 
 // expect returns the facts that were pushed since the last call.
@@ -239,11 +242,6 @@ func TestFactsArePushedWhenTheyChange(t *testing.T) {
 		x.events <- driver.DeviceTaken
 		x.expect(t, "a device that another program has", "eth0 192.0.2.8 1400 flannel9 [10.42.0.0/20]")
 
-		var late []string
-		x.OnFacts(func(f host.Facts, err error) { late = append(late, fmt.Sprint(f.MTU, " ", err)) })
-		if want := []string{"1400 <nil>"}; !slices.Equal(late, want) {
-			t.Errorf("who came late was pushed %q, want %q", late, want)
-		}
 		if said := x.lines.String(); strings.Count(said, "chose uplink") != 1 || strings.Count(said, "uplink changed") != 1 {
 			t.Errorf("said\n%s", said)
 		}
@@ -399,11 +397,10 @@ func TestNobodyIsCalledAfterRun(t *testing.T) {
 		f.address("192.0.2.8")
 		x.SetNetwork(network(t, `{"Network":"10.43.0.0/16","SubnetMin":"10.43.128.0","Backend":{"Type":"host-gw"}}`))
 		x.expect(t, "after the end")
-		var pushed []string
-		x.OnFacts(func(f host.Facts, err error) { pushed = append(pushed, fmt.Sprint(f.Addr, f.Leased, err)) })
-		if want := []string{"192.0.2.8 [10.43.128.0/17] <nil>"}; !slices.Equal(pushed, want) {
-			t.Errorf("pushed %q, want %q", pushed, want)
-		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		x.Run(ctx, nil, x.onEvent, x.onFacts)
+		x.expect(t, "the next network", "eth0 192.0.2.8 1500  [10.43.128.0/17]")
 		if moves, _ := x.saw(); moves != 1 {
 			t.Errorf("%d moves, want one: connections to etcd outlive the network", moves)
 		}
