@@ -16,9 +16,11 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/firewall"
+	"flanneld/pkg/firewalld"
 	"flanneld/pkg/iptables"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/nftables"
@@ -29,6 +31,9 @@ import (
 // maxLockAttempts limits the attempts to remove rules while another program holds the lock of
 // iptables. Each takes at least a second.
 const maxLockAttempts = 10
+
+// firewalldTimeout limits the wait for firewalld, which may be loading its configuration.
+const firewalldTimeout = 15 * time.Second
 
 // Options are the options of Run.
 type Options struct {
@@ -200,6 +205,34 @@ func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
 		}
 		return err
 	})
+}
+
+// firewalld removes the network from firewalld's trusted zone. It contacts firewalld only if its
+// table is in this network namespace: the system bus may be that of another one.
+func (c *cleanup) firewalld(ctx context.Context, nft *nftables.Tables) error {
+	owned, err := nft.OwnedTables()
+	if err != nil || !slices.Contains(owned, firewalld.Table) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, firewalldTimeout)
+	defer cancel()
+	client, err := firewalld.Dial(ctx)
+	if errors.Is(err, firewalld.ErrNoBus) {
+		fmt.Fprintf(c.remarks, "cannot connect to firewalld (%v); if it trusts the network: %s\n", err, firewalld.UntrustCommand(c.owner.Network))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	trusted, err := client.Trusted(ctx, c.owner.Network)
+	if firewalld.NotRunning(err) {
+		return nil
+	}
+	if err != nil || !trusted {
+		return err
+	}
+	return c.step(firewalld.UntrustCommand(c.owner.Network), func() error { return client.Untrust(ctx, c.owner.Network) })
 }
 
 // files removes the files, if wanted.

@@ -1,7 +1,6 @@
 package cleanup
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,20 +55,20 @@ func (c *cleanup) refuseIfRunning() error {
 // format of /proc.
 func subnetFileOf(args, env []byte) string {
 	path := DefaultSubnetFile
-	for kv := range bytes.SplitSeq(env, []byte{0}) {
-		if v, ok := bytes.CutPrefix(kv, []byte("FLANNELD_SUBNET_FILE=")); ok && len(v) > 0 {
-			path = string(v)
+	for kv := range strings.SplitSeq(string(env), "\x00") {
+		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
+			path = v
 		}
 	}
-	next := false
-	for arg := range bytes.SplitSeq(args, []byte{0}) {
-		if next {
-			path = string(arg)
-		}
-		name, value, has := strings.Cut(string(bytes.TrimLeft(arg, "-")), "=")
-		named := len(arg) > 0 && arg[0] == '-' && name == "subnet-file"
-		if next = named && !has; named && has {
+	words := strings.Split(string(args), "\x00")
+	for i, word := range words {
+		name, value, has := strings.Cut(strings.TrimLeft(word, "-"), "=")
+		switch {
+		case name != "subnet-file" || !strings.HasPrefix(word, "-"):
+		case has:
 			path = value
+		case i+1 < len(words):
+			path = words[i+1]
 		}
 	}
 	return path

@@ -84,9 +84,7 @@ type daemon struct {
 	tunnels      *tunnel.Driver
 	checks       *checks.Checks
 	loop         *reconcile.Loop
-	rules        *filter.Filter
-	lock         *filter.Lock
-	feed         *filter.Feed // feeds rules and lock
+	feed         *filter.Feed // and the packet filter and the underlay lock that it feeds
 
 	view atomic.Pointer[lease.View] // the latest view, set by followViews
 }

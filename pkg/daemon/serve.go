@@ -3,11 +3,13 @@ package daemon
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
 	"flanneld/pkg/backend"
 	"flanneld/pkg/checks"
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
 	"flanneld/pkg/filter"
@@ -77,15 +79,15 @@ func (d *daemon) serve(until context.Context) error {
 	tasks.Go(func() { d.checks.Run(ctx) })
 	tasks.Go(func() {
 		defer nft.Close()
-		d.rules.Run(ctx)
+		d.feed.Rules.Run(ctx)
 	})
-	tasks.Go(func() { d.lock.Run(ctx) })
+	tasks.Go(func() { d.feed.Lock.Run(ctx) })
 	tasks.Go(func() { d.followViews(ctx, first, views) })
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
 	late, cancelled := context.WithTimeout(ctx, rulesTimeout)
-	for _, tried := range []<-chan struct{}{d.rules.Tried(), d.lock.Tried()} {
+	for _, tried := range []<-chan struct{}{d.feed.Rules.Tried(), d.feed.Lock.Tried()} {
 		select { // one attempt, successful or not, but no longer than the timeout
 		case <-tried:
 		case <-late.Done():
@@ -121,8 +123,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 		Driver: d.tunnels, Kinds: []dataplane.Kind{dataplane.KindTunnel}, CreatesLinks: dataplane.KindTUN,
 	})
 	d.terms = terms.New(d.net, d.conditions, d.log)
-	d.rules, d.lock = d.newFilter(nft)
-	d.feed = &filter.Feed{Network: d.net, Rules: d.rules, Lock: d.lock}
+	d.feed = d.newFeed(nft)
 	d.checks = checks.New(checks.Config{
 		Open:    func() (checks.Kernel, error) { return kernel.New() },
 		Network: d.net, Masquerade: d.options.Rules.Masquerade, Conditions: d.conditions,
@@ -136,7 +137,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 	}
 	d.loop = reconcile.New(reconcile.Config{
 		Driver: drivers, Backend: wanted, Network: d.net.V4.Network, Conditions: d.conditions, Log: d.log,
-		BeforeApply: d.lock.Admit, Heartbeat: d.heartbeats.loop.Record,
+		BeforeApply: d.feed.Lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
 	})
 	return drivers.Events(), nil
@@ -149,8 +150,8 @@ func (d *daemon) setMTU(f host.Facts, err error) {
 	}
 }
 
-// newFilter returns the packet filter and the underlay lock.
-func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) {
+// newFeed returns the feed of the packet filter and the underlay lock.
+func (d *daemon) newFeed(nft *nftables.Keeper) *filter.Feed {
 	ipt := iptables.NewTools(d.options.Rules.Resync)
 	rules := filter.New(filter.Config{
 		Options: d.options.Rules, Choice: d.net.NFTables,
@@ -165,7 +166,7 @@ func (d *daemon) newFilter(nft *nftables.Keeper) (*filter.Filter, *filter.Lock) 
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
 		Table: nftables.LockTable(d.net.V4.Network), Conditions: d.conditions, Log: d.log,
 	})
-	return rules, lock
+	return &filter.Feed{Network: d.net, Rules: rules, Lock: lock}
 }
 
 // chooseTUN chooses the TUN device of this host's overlay, and reports whether it has changed.
@@ -209,5 +210,37 @@ func (d *daemon) onSubnetFile(first, changed bool) {
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnets, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))
 	d.checks.Ready()
-	d.lock.Ready()
+	d.feed.Lock.Ready()
+}
+
+// parseConfig parses a network config. A new one is rejected if its routes would hide addresses
+// that this host needs.
+func (d *daemon) parseConfig(raw []byte) (backend.Network, error) {
+	n, err := backend.ParseNetwork(raw)
+	if err == nil && !n.Equal(d.net) {
+		err = d.uplink.CheckNetwork(n)
+	}
+	return n, err
+}
+
+// applyConfig applies the parts of a later network config that may change at runtime: which subnets
+// are leased from now on, for how long, and which packet filter is preferred. Other changes would
+// cut this host off from hosts that have not applied them yet; they need a restart.
+func (d *daemon) applyConfig(n backend.Network) {
+	const id = "network-config/restart"
+	if late := d.net.NeedsRestart(n); len(late) > 0 {
+		d.conditions.Set(condition.Condition{
+			ID: id, Text: "config change needs a restart of flanneld on all hosts, keeping the old config",
+			Fields: []any{"changes", strings.Join(late, "; ")},
+		})
+		return
+	}
+	d.conditions.End(id)
+	changed := d.terms.SetConfig(n)
+	if changed {
+		d.uplink.SetLeased(n.V4.Cover())
+	}
+	if d.feed.Rules.SetChoice(n.NFTables) || changed {
+		d.log.Info("applied new network config", "subnet_min", n.V4.Min, "subnet_max", n.V4.Max, "lease_ttl", n.LeaseTTL)
+	}
 }

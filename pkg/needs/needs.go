@@ -13,7 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,7 +39,7 @@ const (
 type Etcd struct {
 	what    string            // description of addresses of connections
 	names   map[string]string // descriptions of host names to look up
-	changed func()            // called when addresses have changed
+	changed func()            // called when an address is added or removed
 
 	mu   sync.Mutex
 	seen map[netip.Addr]seen
@@ -50,10 +50,11 @@ type seen struct {
 	last time.Time // zero if the endpoint is an address
 }
 
-// NewEtcd returns an Etcd with the addresses in the options. changed is called when addresses have
-// changed, by the goroutine that has noticed it.
+// NewEtcd returns an Etcd with the addresses in the options. changed is called whenever an address
+// is added or removed later. It must not block or call the Etcd.
 func NewEtcd(o etcd.Options, changed func()) *Etcd {
-	n := &Etcd{what: "an address of etcd", names: map[string]string{}, changed: changed, seen: map[netip.Addr]seen{}}
+	n := &Etcd{what: "an address of etcd", names: map[string]string{}, changed: func() {}, seen: map[netip.Addr]seen{}}
+	defer func() { n.changed = changed }()
 	endpoints, err := o.ParseEndpoints()
 	if err != nil {
 		return n // opening the store reports the error
@@ -86,18 +87,14 @@ func (n *Etcd) add(name, what string) {
 }
 
 // Connecting records an address before a connection to it.
-func (n *Etcd) Connecting(a netip.Addr) {
-	if n.record(a, n.what, time.Now()) {
-		n.changed()
-	}
-}
+func (n *Etcd) Connecting(a netip.Addr) { n.record(a, n.what, time.Now()) }
 
-// record records an address and reports whether it is new. It ignores addresses of this host
-// itself, which do not depend on routes.
-func (n *Etcd) record(a netip.Addr, what string, at time.Time) bool {
+// record records an address. It ignores addresses of this host itself, which do not depend on
+// routes.
+func (n *Etcd) record(a netip.Addr, what string, at time.Time) {
 	a = a.Unmap().WithZone("")
 	if a.IsLoopback() || a.IsUnspecified() {
-		return false
+		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -105,11 +102,10 @@ func (n *Etcd) record(a netip.Addr, what string, at time.Time) bool {
 	switch {
 	case !known && len(n.seen) < maxAddresses:
 		n.seen[a] = seen{what, at}
-		return true
+		n.changed()
 	case known && !s.last.IsZero():
 		n.seen[a] = seen{s.what, at}
 	}
-	return false
 }
 
 // Needs returns the addresses, sorted.
@@ -120,7 +116,7 @@ func (n *Etcd) Needs() []host.Need {
 	for a, s := range n.seen {
 		all = append(all, host.Need{Addr: a, What: s.what})
 	}
-	sort.Slice(all, func(i, j int) bool { return all[i].Addr.Less(all[j].Addr) })
+	slices.SortFunc(all, func(a, b host.Need) int { return a.Addr.Compare(b.Addr) })
 	return all
 }
 
@@ -143,33 +139,29 @@ func (n *Etcd) Run(ctx context.Context) {
 func (n *Etcd) lookup(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	changed, failed := false, false
+	failed := false
 	for name, what := range n.names {
 		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
 		failed = failed || err != nil
 		for _, a := range addrs {
-			changed = n.record(a, what, time.Now()) || changed
+			n.record(a, what, time.Now())
 		}
 	}
 	if !failed {
-		changed = n.expire(time.Now().Add(-addressTTL)) || changed
-	}
-	if changed {
-		n.changed()
+		n.expire(time.Now().Add(-addressTTL))
 	}
 }
 
-// expire removes addresses that were last seen before a time, and reports whether there were any.
-func (n *Etcd) expire(before time.Time) (forgot bool) {
+// expire removes addresses that were last seen before a time.
+func (n *Etcd) expire(before time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for a, s := range n.seen {
 		if !s.last.IsZero() && s.last.Before(before) {
 			delete(n.seen, a)
-			forgot = true
+			n.changed()
 		}
 	}
-	return forgot
 }
 
 // Addrs returns the addresses of needs.
@@ -185,10 +177,7 @@ func Addrs(all []host.Need) []netip.Addr {
 // its upstream servers in a separate file.
 func NameServers() (servers []host.Need) {
 	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
+		text, _ := os.ReadFile(path)
 		if servers = parseNameServers(string(text)); len(servers) > 0 {
 			break
 		}

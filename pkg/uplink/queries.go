@@ -106,16 +106,16 @@ func (w *Watcher) Probe(ctx context.Context, addr netip.Addr) string {
 	if !addr.IsValid() || addr.IsUnspecified() {
 		return ""
 	}
+	answered := ""
 	inv, err := w.Inventory(true)
-	if err != nil {
-		return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
-	}
 	has := func(a host.Addr) bool { return a.Prefix.Addr() == addr }
 	if slices.ContainsFunc(inv.Ifaces, func(i host.Iface) bool { return slices.ContainsFunc(i.Addrs, has) }) {
 		return "" // this host has the address
 	}
-	iface, _ := host.OnLink(inv.Routes, addr)
-	answered, err := probe.Probe(ctx, addr, iface, w.Kernel)
+	if err == nil {
+		iface, _ := host.OnLink(inv.Routes, addr)
+		answered, err = probe.Probe(ctx, addr, iface, w.Kernel)
+	}
 	switch {
 	case err != nil:
 		return fmt.Sprintf("failed to check whether %s is in use: %v", addr, err)
