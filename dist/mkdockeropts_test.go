@@ -25,11 +25,12 @@ const (
 	mtu      = "DOCKER_OPT_MTU=\"--mtu=1450\"\n"
 	nothing  = "FLANNEL_NETWORK=10.42.0.0/16\n" // a file without options for docker
 	combined = " --bip=10.42.7.1/24 --ip-masq=true --mtu=1450"
+	both     = bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"
 )
 
 // run is one run of the script in its own directory.
 type run struct {
-	input  string   // content of in.env; "-" for no such file
+	input  string   // content of in.env; default: subnetEnv; "-" for no such file
 	before string   // content of out.env before the run; "" for no such file
 	env    []string // beside PATH
 	args   []string // default: -f in.env -d out.env
@@ -37,7 +38,7 @@ type run struct {
 
 type result struct {
 	output string // content of out.env; "-" for no such file
-	stderr string
+	stderr string // of an expected result: a part of it
 	code   int
 }
 
@@ -95,10 +96,7 @@ func path(t *testing.T, dir string) string {
 			t.Fatal(err)
 		}
 	}
-	write(t, filepath.Join(bin, "ip"), "#!/bin/sh\nprintf '%s' \"$ROUTES\"\n")
-	if err := os.Chmod(filepath.Join(bin, "ip"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	executable(t, filepath.Join(bin, "ip"), "printf '%s' \"$ROUTES\"")
 	return bin
 }
 
@@ -107,6 +105,35 @@ func write(t *testing.T, name, content string) {
 	if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// executable creates a shell script.
+func executable(t *testing.T, name, script string) {
+	t.Helper()
+	write(t, name, "#!/bin/sh\n"+script+"\n")
+	if err := os.Chmod(name, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// with returns arguments for in.env and out.env, and more.
+func with(more ...string) []string { return append([]string{"-f", "in.env", "-d", "out.env"}, more...) }
+
+// expect runs the script with every supported shell.
+func (r run) expect(t *testing.T, want result) {
+	t.Helper()
+	if r.input == "" {
+		r.input = subnetEnv
+	}
+	if r.args == nil {
+		r.args = with()
+	}
+	shells(t, func(t *testing.T, shell string) {
+		got := r.do(t, shell)
+		if got.code != want.code || got.output != want.output || !strings.Contains(got.stderr, want.stderr) || want.stderr == "" && got.stderr != "" {
+			t.Errorf("exit %d, stderr %q, output\n%s\nwant exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output, want.code, want.stderr, want.output)
+		}
+	})
 }
 
 // shells runs a test with every supported shell.
@@ -123,16 +150,17 @@ func shells(t *testing.T, test func(t *testing.T, shell string)) {
 }
 
 func TestMkDockerOpts(t *testing.T) {
-	with := func(args ...string) []string {
-		return append([]string{"-f", "in.env", "-d", "out.env"}, args...)
-	}
+	// Nothing in the file is executed, whether the rest of it is valid or not.
+	const hostile = "touch pwned\n`touch pwned`\n$(touch pwned)\nPATH=/nonexistent\nDOCKER_OPT_X=$(touch pwned)\n" +
+		"FLANNEL_X=$(touch pwned)\nFLANNEL_SUBNET_=;touch pwned\nDOCKER_OPTS=--privileged\nIFS=/\noutput=pwned\nkey=pwned\n"
 	for _, c := range []struct {
 		name string
 		run
 		want string
 	}{
-		{"both by default", run{}, bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"},
-		{"both asked for", run{args: with("-i", "-c")}, bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"},
+		{"both by default", run{}, both},
+		{"both asked for", run{args: with("-i", "-c")}, both},
+		{"hostile input", run{input: hostile + subnetEnv + hostile}, both},
 		{"individual", run{args: with("-i")}, bip + masq + mtu},
 		{"combined", run{args: with("-c")}, "DOCKER_OPTS=\"" + combined + "\"\n"},
 		{"no masquerading", run{args: with("-m")}, bip + mtu + "DOCKER_OPTS=\" --bip=10.42.7.1/24 --mtu=1450\"\n"},
@@ -185,21 +213,7 @@ func TestMkDockerOpts(t *testing.T) {
 		{"similar names", run{input: nothing, env: []string{"DOCKER_OPTION=a", "XDOCKER_OPT_A=b", "DOCKER_OPT_A-B=c"}}, "DOCKER_OPTS=\"\"\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.input == "" {
-				c.input = subnetEnv
-			}
-			if c.args == nil {
-				c.args = with()
-			}
-			shells(t, func(t *testing.T, shell string) {
-				got := c.run.do(t, shell)
-				if got.code != 0 || got.stderr != "" {
-					t.Errorf("exit %d, stderr %q", got.code, got.stderr)
-				}
-				if got.output != c.want {
-					t.Errorf("got\n%swant\n%s", got.output, c.want)
-				}
-			})
+			c.expect(t, result{output: c.want})
 		})
 	}
 }
@@ -208,7 +222,7 @@ func TestMkDockerOpts(t *testing.T) {
 func TestMkDockerOptsRoundTrip(t *testing.T) {
 	value := "--a \"b\" 'c' $d ${e} `f` $(g) \\ \\\\ * ? ~ # ! ; & | < > ä\nnext"
 	shells(t, func(t *testing.T, shell string) {
-		got := run{input: nothing, env: []string{"DOCKER_OPT_A=" + value}, args: []string{"-d", "out.env", "-f", "in.env"}}.do(t, shell)
+		got := run{input: nothing, env: []string{"DOCKER_OPT_A=" + value}, args: with()}.do(t, shell)
 		cmd := exec.Command(shell, "-c", got.output+`printf '%s|%s' "$DOCKER_OPT_A" "$DOCKER_OPTS"`)
 		cmd.Env = []string{"PATH=/nonexistent"}
 		out, err := cmd.Output()
@@ -234,99 +248,39 @@ func TestMkDockerOptsErrors(t *testing.T) {
 		{"unknown option", run{args: []string{"-z"}}, 1, usage},
 		{"missing argument", run{args: []string{"-f"}}, 1, usage},
 		{"missing file", run{input: "-"}, 1, "in.env does not exist"},
-		{"missing file, individual", run{input: "-", args: []string{"-f", "in.env", "-d", "out.env", "-i"}}, 1, "in.env does not exist"},
+		{"missing file, individual", run{input: "-", args: with("-i")}, 1, "in.env does not exist"},
 		{"missing file, preset", run{input: "-", env: []string{"FLANNEL_MTU=1450", "DOCKER_OPTS=-H x"}}, 1, "in.env does not exist"},
 		{"missing directory", run{args: []string{"-f", "nowhere/in.env", "-d", "out.env"}}, 1, "nowhere/in.env does not exist"},
 		{"input is a directory", run{args: []string{"-f", ".", "-d", "out.env"}}, 1, ". is a directory"},
 		{"bad IPMASQ", run{input: "FLANNEL_IPMASQ=maybe\n"}, 1, "Invalid value of FLANNEL_IPMASQ: maybe\n"},
-		{"bad key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", "X;touch pwned"}}, 1, "must be the name of a variable"},
-		{"empty key", run{args: []string{"-f", "in.env", "-d", "out.env", "-k", ""}}, 1, "must be the name of a variable"},
+		{"bad key", run{args: with("-k", "X;touch pwned")}, 1, "must be the name of a variable"},
+		{"empty key", run{args: with("-k", "")}, 1, "must be the name of a variable"},
 		{"second option smuggled", run{input: "FLANNEL_MTU='1450 --privileged'\n"}, 1, "Invalid value of FLANNEL_MTU: 1450 --privileged\n"},
 		{"quote smuggled", run{input: "FLANNEL_SUBNET='1\"2'\n"}, 1, "Invalid value of FLANNEL_SUBNET: 1\"2\n"},
 		{"command after", run{input: "FLANNEL_MTU=1450;touch${IFS}pwned\n"}, 1, "Invalid value of FLANNEL_MTU: "},
 		{"command substitution", run{input: "FLANNEL_MTU=$(touch${IFS}pwned)\n"}, 1, "Invalid value of FLANNEL_MTU: $(touch"},
 		{"backticks", run{input: "FLANNEL_SUBNET=\"`touch pwned`\"\n"}, 1, "Invalid value of FLANNEL_SUBNET: `touch pwned`\n"},
 		{"backslashes", run{input: "FLANNEL_MTU='a\\nb'\n"}, 1, "Invalid value of FLANNEL_MTU: a"},
+		{"output cannot be written", run{args: []string{"-f", "in.env", "-d", "nowhere/out.env"}}, 2, "nowhere/out.env"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.input == "" {
-				c.input = subnetEnv
-			}
-			if c.args == nil {
-				c.args = []string{"-f", "in.env", "-d", "out.env"}
-			}
-			// After an error, the output file is unchanged.
-			c.before = "precious\n"
-			shells(t, func(t *testing.T, shell string) {
-				got := c.run.do(t, shell)
-				if got.code != c.code {
-					t.Errorf("exit %d, want %d", got.code, c.code)
-				}
-				if !strings.Contains(got.stderr, c.stderr) {
-					t.Errorf("stderr %q lacks %q", got.stderr, c.stderr)
-				}
-				if got.output != c.before {
-					t.Errorf("output file was touched: %q", got.output)
-				}
-			})
+			c.before = "precious\n" // unchanged after an error
+			c.expect(t, result{c.before, c.stderr, c.code})
 		})
 	}
-}
-
-// An output file that cannot be written is exit code 2 and the shell's error message.
-func TestMkDockerOptsUnwritable(t *testing.T) {
-	shells(t, func(t *testing.T, shell string) {
-		got := run{input: subnetEnv, args: []string{"-f", "in.env", "-d", "nowhere/out.env"}}.do(t, shell)
-		if got.code != 2 || !strings.Contains(got.stderr, "nowhere/out.env") {
-			t.Errorf("exit %d, stderr %q", got.code, got.stderr)
-		}
-	})
-}
-
-// Nothing in the file is executed, whether the rest of it is valid or not.
-func TestMkDockerOptsHostileInput(t *testing.T) {
-	hostile := "touch pwned\n`touch pwned`\n$(touch pwned)\nPATH=/nonexistent\nDOCKER_OPT_X=$(touch pwned)\n" +
-		"FLANNEL_X=$(touch pwned)\nFLANNEL_SUBNET_=;touch pwned\nDOCKER_OPTS=--privileged\nIFS=/\noutput=pwned\nkey=pwned\n"
-	shells(t, func(t *testing.T, shell string) {
-		r := run{input: hostile + subnetEnv + hostile, args: []string{"-f", "in.env", "-d", "out.env"}}
-		got := r.do(t, shell)
-		if want := bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"; got.code != 0 || got.stderr != "" || got.output != want {
-			t.Errorf("exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
-		}
-	})
 }
 
 // Some users run it with -d /run/flannel/subnet.env. The second run then reads the output of the
 // first one.
 func TestMkDockerOptsOwnOutput(t *testing.T) {
-	own := bip + masq + mtu + "DOCKER_OPTS=\"" + combined + "\"\n"
-	shells(t, func(t *testing.T, shell string) {
-		for _, c := range []struct {
-			name                  string
-			before, output, input string
-		}{
-			{"first run", subnetEnv, "./out.env", "out.env"},
-			{"second run", own, "./out.env", "out.env"},
-		} {
-			got := run{input: "-", before: c.before, args: []string{"-f", c.input, "-d", c.output}}.do(t, shell)
-			if got.code != 0 || got.output != own {
-				t.Errorf("%s: exit %d, output\n%s", c.name, got.code, got.output)
-			}
-		}
-		got := run{input: own, args: []string{"-f", "in.env", "-d", "out.env"}}.do(t, shell)
-		if want := "DOCKER_OPTS=\"\"\n"; got.code != 0 || got.output != want || !strings.Contains(got.stderr, "no FLANNEL_ variable in in.env") {
-			t.Errorf("other output: exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
-		}
-	})
+	for before, stderr := range map[string]string{subnetEnv: "", both: "no FLANNEL_ variable in out.env"} {
+		run{input: "-", before: before, args: []string{"-f", "out.env", "-d", "./out.env"}}.expect(t, result{output: both, stderr: stderr})
+	}
+	run{input: both}.expect(t, result{output: "DOCKER_OPTS=\"\"\n", stderr: "no FLANNEL_ variable in in.env"})
 }
 
 func TestMkDockerOptsArguments(t *testing.T) {
-	shells(t, func(t *testing.T, shell string) {
-		got := run{input: subnetEnv, args: []string{"-i", "-f", "in.env", "-d", "out.env", "x", "-c"}}.do(t, shell)
-		if got.code != 0 || got.output != bip+masq+mtu || !strings.Contains(got.stderr, "ignored arguments: x -c") {
-			t.Errorf("exit %d, stderr %q, output\n%s", got.code, got.stderr, got.output)
-		}
-	})
+	run{args: append([]string{"-i"}, with("x", "-c")...)}.expect(t, result{output: bip + masq + mtu, stderr: "ignored arguments: x -c"})
 }
 
 // A route of others to the host's own subnet is only a warning.
@@ -348,23 +302,11 @@ func TestMkDockerOptsRoute(t *testing.T) {
 		{"octal", "10.42.7.09/24", "10.42.7.8/24 via 10.0.0.2 dev eth0\n", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			shells(t, func(t *testing.T, shell string) {
-				got := run{
-					input: "FLANNEL_SUBNET=" + c.subnet + "\n",
-					env:   []string{"ROUTES=" + c.routes},
-					args:  []string{"-f", "in.env", "-d", "out.env", "-i"},
-				}.do(t, shell)
-				want := ""
-				if c.warn {
-					want = warning + c.routes
-				}
-				if got.code != 0 || got.stderr != want {
-					t.Errorf("exit %d, stderr %q, want %q", got.code, got.stderr, want)
-				}
-				if want := "DOCKER_OPT_BIP=\"--bip=" + c.subnet + "\"\n"; got.output != want {
-					t.Errorf("output %q", got.output)
-				}
-			})
+			want := result{output: "DOCKER_OPT_BIP=\"--bip=" + c.subnet + "\"\n"}
+			if c.warn {
+				want.stderr = warning + c.routes
+			}
+			run{input: "FLANNEL_SUBNET=" + c.subnet + "\n", env: []string{"ROUTES=" + c.routes}, args: with("-i")}.expect(t, want)
 		})
 	}
 }

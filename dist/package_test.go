@@ -88,15 +88,10 @@ func daemon(t *testing.T) string {
 // --help", in the same order, with the same names of values and the same defaults.
 func TestManualFlags(t *testing.T) {
 	program := daemon(t)
-	help, err := exec.Command(program, "--help").Output()
+	help, err := exec.Command("sh", "-c", `"$0" --help && "$0" cleanup --help`, program).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cleanup, err := exec.Command(program, "cleanup", "--help").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	help = append(help, cleanup...)
 	// The text of a flag continues in lines that are indented further.
 	text := regexp.MustCompile(`\n {8,}`).ReplaceAllString(string(help), " ")
 	quoted := regexp.MustCompile(`\(default "?([^")]*)"?\)`)
@@ -129,17 +124,8 @@ func TestManualFlags(t *testing.T) {
 			got[len(got)-1] += " default " + d
 		}
 	}
-	for i := range max(len(got), len(want)) {
-		g, w := "nothing", "nothing"
-		if i < len(got) {
-			g = got[i]
-		}
-		if i < len(want) {
-			w = want[i]
-		}
-		if g != w {
-			t.Fatalf("the manual has %s where the help has %s", g, w)
-		}
+	if !slices.Equal(got, want) {
+		t.Errorf("the manual has\n%s\nthe help has\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
@@ -200,23 +186,17 @@ func TestMaintainerScripts(t *testing.T) {
 func maintain(t *testing.T, script, args, place string) (calls []string, purged bool) {
 	t.Helper()
 	root := t.TempDir()
-	run := filepath.Join(root, "run/flannel")
-	for _, dir := range []string{filepath.Join(root, "bin"), run} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dirs := []string{"bin", "run/flannel"}
 	if place == "booted" {
-		if err := os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755); err != nil {
+		dirs = append(dirs, "run/systemd/system")
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if place != "without systemd" {
-		systemctl := filepath.Join(root, "bin/systemctl")
-		write(t, systemctl, "#!/bin/sh\necho \"$*\" >>"+root+"/calls\n")
-		if err := os.Chmod(systemctl, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		executable(t, filepath.Join(root, "bin/systemctl"), "echo \"$*\" >>"+root+"/calls")
 	}
 	// Only these commands, so that this machine's systemctl is not in the PATH.
 	for _, name := range []string{"sh", "rm"} {
@@ -237,7 +217,7 @@ func maintain(t *testing.T, script, args, place string) (calls []string, purged 
 	if text, err := os.ReadFile(filepath.Join(root, "calls")); err == nil {
 		calls = strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 	}
-	_, err := os.Stat(run)
+	_, err := os.Stat(filepath.Join(root, "run/flannel"))
 	return calls, os.IsNotExist(err)
 }
 
@@ -245,10 +225,7 @@ func maintain(t *testing.T, script, args, place string) (calls []string, purged 
 // versions.
 func TestFlanneldStart(t *testing.T) {
 	fake := filepath.Join(t.TempDir(), "flanneld")
-	write(t, fake, "#!/bin/sh\nfor a; do echo \"$a\"; done\n")
-	if err := os.Chmod(fake, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	executable(t, fake, printArgs)
 	script := strings.ReplaceAll(read(t, "package/flanneld-start"), "/usr/bin/flanneld ", fake+" ")
 	for _, c := range []struct{ env, want []string }{
 		{nil, []string{"-iface", "eth 0"}},

@@ -15,7 +15,6 @@ import (
 	"testing"
 
 	"flanneld/pkg/backend"
-	"flanneld/pkg/netconf"
 )
 
 // A unit is the part of a unit file that these tests check: the assignments of its [Service]
@@ -214,10 +213,7 @@ func TestUnitEnvironments(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fake := filepath.Join(t.TempDir(), "flanneld")
-			write(t, fake, "#!/bin/sh\necho $PPID; for a; do echo \"arg $a\"; done; env | grep '^FLANNELD_[A-Z_]*=.' | sort\n")
-			if err := os.Chmod(fake, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			executable(t, fake, "echo $PPID; for a; do echo \"arg $a\"; done; env | grep '^FLANNELD_[A-Z_]*=.' | sort")
 			u := parseUnit(strings.ReplaceAll(read(t, "flanneld.service"), "/usr/local/bin/flanneld", fake))
 
 			env := map[string]string{}
@@ -240,8 +236,7 @@ func TestUnitEnvironments(t *testing.T) {
 			for _, arg := range c.args {
 				want = append(want, "arg "+arg)
 			}
-			slices.Sort(c.env)
-			want = append(want, c.env...)
+			want = append(want, slices.Sorted(slices.Values(c.env))...)
 			if got := execute(t, u.one(t, "ExecStart"), env); !slices.Equal(got, want) {
 				t.Errorf("got  %q\nwant %q", got, want)
 			}
@@ -307,16 +302,16 @@ func TestDockerDropIns(t *testing.T) {
 	}
 }
 
+// printArgs is a script that prints its arguments.
+const printArgs = `for a; do echo "$a"; done`
+
 // relocate returns a unit's text with other paths outside of this tree: a directory of the test for
 // /run/flannel, a program that prints its arguments for dockerd, and so on.
 func relocate(t *testing.T, name string) (run, text string) {
 	t.Helper()
 	run = t.TempDir()
 	fake := filepath.Join(run, "fake")
-	write(t, fake, "#!/bin/sh\nfor a; do echo \"$a\"; done\n")
-	if err := os.Chmod(fake, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	executable(t, fake, printArgs)
 	script, err := filepath.Abs("../mk-docker-opts.sh")
 	if err != nil {
 		t.Fatal(err)
@@ -359,11 +354,7 @@ func TestUnitsVerify(t *testing.T) {
 // The sample network configs, and the one in the cloud-config, must be valid.
 func TestSampleConfigs(t *testing.T) {
 	parse := func(t *testing.T, raw string) {
-		config, err := netconf.Parse([]byte(raw))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := backend.New(config); err != nil {
+		if _, err := backend.ParseNetwork([]byte(raw)); err != nil {
 			t.Error(err)
 		}
 	}
