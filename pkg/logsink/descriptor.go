@@ -23,7 +23,9 @@ func (d Descriptor) Write(b []byte) (n int, err error) {
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
-			if err := d.wait(); err != nil {
+			// Wait until there is room, or until the next write would fail.
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(d), Events: unix.POLLOUT}}, -1)
+			if err != nil && !errors.Is(err, unix.EINTR) {
 				return n, err
 			}
 		case err != nil:
@@ -33,16 +35,6 @@ func (d Descriptor) Write(b []byte) (n int, err error) {
 		}
 	}
 	return n, nil
-}
-
-// wait waits until there is room, or until the next write would fail.
-func (d Descriptor) wait() error {
-	for {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(d), Events: unix.POLLOUT}}, -1)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
 
 // Unblock makes the descriptor non-blocking, for writes of this process that bypass the Sink:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -22,9 +23,6 @@ const (
 	// summaryDelay is how long to wait for the next line of a kind before the number of omitted
 	// lines is logged in a line of its own.
 	summaryDelay = time.Second
-	// maxKinds limits the number of kinds that are tracked. Messages are constants, of which there
-	// are fewer.
-	maxKinds = 512
 )
 
 // Handler is a slog handler that limits the number of lines: of each kind, which is a level and a
@@ -35,20 +33,17 @@ const (
 // A field "command" that cannot be pasted as it is, because the text form escapes quotes and
 // backslashes, is repeated on a line of its own.
 type Handler struct {
-	text   *text
+	*text
 	limits *limits
 	attrs  []slog.Attr // added to all lines
 }
 
 // NewHandler returns a Handler for lines of a level and above. Each line is one Write to out.
 func NewHandler(out io.Writer, level slog.Level) *Handler {
-	t := &text{out: out, level: level}
+	t := &text{out: out}
 	t.Handler = slog.NewTextHandler(&t.buf, &slog.HandlerOptions{Level: level})
 	return &Handler{text: t, limits: &limits{kinds: map[kind]*limit{}}}
 }
-
-// Enabled implements slog.Handler.
-func (h *Handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.text.level }
 
 // WithAttrs implements slog.Handler.
 func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -81,26 +76,36 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 
 // Flush logs the number of omitted lines of all kinds.
 func (h *Handler) Flush() {
-	for _, k := range h.limits.pending() {
-		h.summarize(k)
+	h.limits.mu.Lock()
+	all := slices.Collect(maps.Values(h.limits.kinds))
+	h.limits.mu.Unlock()
+	for _, e := range all {
+		h.summarize(e)
 	}
 }
 
-// summarize logs the number of omitted lines of a kind.
-func (h *Handler) summarize(k kind) {
-	left, latest := h.limits.takeOmitted(k)
+// summarize logs the number of omitted lines of a kind, if there are any. It counts as a line of
+// the kind.
+func (h *Handler) summarize(e *limit) {
+	h.limits.mu.Lock()
+	latest := e.latest
+	left := e.reset()
+	if left > 0 {
+		e.Allow()
+	}
+	h.limits.mu.Unlock()
 	if left == 0 {
 		return
 	}
-	r := slog.NewRecord(time.Now(), k.level, "omitted similar log lines", 0)
-	r.Add("kind", k.message, "left_out", left)
+	r := slog.NewRecord(time.Now(), latest.Level, "omitted similar log lines", 0)
+	r.Add("kind", latest.Message, "left_out", left)
 	last := []slog.Attr{slog.Time(slog.TimeKey, latest.Time)}
 	latest.Attrs(func(a slog.Attr) bool { last = append(last, a); return true })
 	r.AddAttrs(slog.GroupAttrs("latest", last...))
 	_ = h.text.write(r) // a Sink does not fail
 }
 
-// kind identifies lines that are limited together.
+// kind identifies lines that are limited together. Messages are constants, so that there are few.
 type kind struct {
 	level   slog.Level
 	message string
@@ -121,20 +126,11 @@ type limit struct {
 
 // allow reports whether a line may be logged, and how many of its kind were omitted before. If not,
 // later is called after the time when the next one may be logged.
-func (l *limits) allow(r slog.Record, later func(kind)) (left int, ok bool) {
+func (l *limits) allow(r slog.Record, later func(*limit)) (left int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := kind{r.Level, r.Message}
 	e := l.kinds[k]
-	if e == nil {
-		if len(l.kinds) >= maxKinds {
-			l.forget()
-		}
-		if len(l.kinds) >= maxKinds {
-			k.message = "others"
-			e = l.kinds[k]
-		}
-	}
 	if e == nil {
 		e = &limit{Limiter: rate.NewLimiter(rate.Every(window), burst)}
 		l.kinds[k] = e
@@ -146,7 +142,7 @@ func (l *limits) allow(r slog.Record, later func(kind)) (left int, ok bool) {
 	e.latest = r.Clone()
 	if e.due == nil {
 		next := time.Duration((1 - e.Tokens()) * float64(window))
-		e.due = time.AfterFunc(next+summaryDelay, func() { later(k) })
+		e.due = time.AfterFunc(next+summaryDelay, func() { later(e) })
 	}
 	return 0, false
 }
@@ -161,47 +157,10 @@ func (e *limit) reset() (left int) {
 	return left
 }
 
-// forget removes kinds without recent lines.
-func (l *limits) forget() {
-	for k, e := range l.kinds {
-		if e.omitted == 0 && e.Tokens() >= burst {
-			delete(l.kinds, k)
-		}
-	}
-}
-
-// takeOmitted returns the number of omitted lines of a kind for a summary, which counts as a line
-// of it.
-func (l *limits) takeOmitted(k kind) (left int, latest slog.Record) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.kinds[k]
-	if e == nil || e.omitted == 0 {
-		return 0, latest
-	}
-	e.Allow()
-	latest = e.latest
-	return e.reset(), latest
-}
-
-// pending returns the kinds with omitted lines.
-func (l *limits) pending() (all []kind) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for k, e := range l.kinds {
-		if e.omitted > 0 {
-			all = append(all, k)
-		}
-	}
-	return all
-}
-
 // text writes each record with one Write.
 type text struct {
 	slog.Handler
-	out   io.Writer
-	level slog.Level
-
+	out io.Writer
 	mu  sync.Mutex
 	buf bytes.Buffer // output of Handler
 }

@@ -129,26 +129,6 @@ func TestDebugIsNotLimited(t *testing.T) {
 	}
 }
 
-// Messages that are no constants fill no memory, and are limited together.
-func TestKindsAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := NewHandler(io.Discard, slog.LevelInfo)
-		log := slog.New(h)
-		for i := range 10 * maxKinds {
-			log.Info(fmt.Sprint("message ", i))
-		}
-		if n := len(h.limits.kinds); n > maxKinds+1 {
-			t.Errorf("%d kinds", n)
-		}
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		log.Info("another")
-		if n := len(h.limits.kinds); n > 2 {
-			t.Errorf("%d kinds after an hour", n)
-		}
-	})
-}
-
 func BenchmarkLine(b *testing.B) {
 	log := slog.New(NewHandler(New(io.Discard), slog.LevelDebug))
 	for b.Loop() {

@@ -131,11 +131,8 @@ func (s *Sink) drain() {
 		}
 		if err == nil {
 			rest, err = s.write(chunk)
-			lost = records(rest)
-		} else {
-			lost += records(rest)
 		}
-		s.finish(chunk, lost)
+		s.finish(chunk, lost+records(rest))
 		if err != nil {
 			return
 		}
@@ -165,10 +162,7 @@ func (s *Sink) write(b []byte) (rest []byte, err error) {
 		s.partial = false
 	}
 	n, err := s.out.Write(b)
-	if err == nil && n < len(b) {
-		err = io.ErrShortWrite
-	}
-	if n = min(max(n, 0), len(b)); err != nil && n > 0 {
+	if err != nil && n > 0 {
 		s.partial = b[n-1] != '\n'
 	}
 	return b[n:], err

@@ -46,7 +46,7 @@ func Probe(ctx context.Context, addr netip.Addr, iface string, link Link) (answe
 		ways["ICMP"] = func() error { return err }
 	} else {
 		defer c.Close()
-		ways["ICMP"] = func() error { return echo(ctx, c, to, addr) }
+		ways["ICMP"] = func() error { return echo(ctx, c, to) }
 	}
 	if iface != "" {
 		ways["ARP"] = func() error { return resolve(ctx, addr, iface, link) }
@@ -103,7 +103,7 @@ func resolve(ctx context.Context, addr netip.Addr, iface string, link Link) erro
 }
 
 // echo sends ICMP echo requests. An address without a route counts as one without a reply.
-func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr) error {
+func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr) error {
 	// The kernel sets the identifier of a datagram socket, so replies are matched by the payload.
 	payload := fmt.Appendf(nil, "flanneld probe %016x", rand.Uint64())
 	request, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(rand.Uint32() & 0xffff), Seq: 1, Data: payload}}).Marshal(nil)
@@ -111,7 +111,7 @@ func echo(ctx context.Context, c *icmp.PacketConn, to net.Addr, addr netip.Addr)
 		return err
 	}
 	replied := make(chan error, 1)
-	go func() { replied <- awaitReply(c, addr, payload) }()
+	go func() { replied <- awaitReply(c, to, payload) }()
 	asks := time.NewTicker(requestInterval)
 	defer asks.Stop()
 	for {
@@ -142,34 +142,19 @@ func listen(addr netip.Addr) (*icmp.PacketConn, net.Addr, error) {
 }
 
 // awaitReply reads until the reply arrives.
-func awaitReply(c *icmp.PacketConn, addr netip.Addr, payload []byte) error {
+func awaitReply(c *icmp.PacketConn, to net.Addr, payload []byte) error {
 	b := make([]byte, 1500)
 	for {
 		n, from, err := c.ReadFrom(b)
 		if err != nil {
 			return err
 		}
-		if ip, ok := address(from); !ok || ip != addr {
-			continue
-		}
 		m, err := icmp.ParseMessage(1, b[:n]) // 1: ICMP for IPv4
-		if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
+		if err != nil || m.Type != ipv4.ICMPTypeEchoReply || from.String() != to.String() {
 			continue
 		}
 		if e, ok := m.Body.(*icmp.Echo); ok && string(e.Data) == string(payload) {
 			return nil
 		}
 	}
-}
-
-func address(a net.Addr) (netip.Addr, bool) {
-	var ip net.IP
-	switch a := a.(type) {
-	case *net.IPAddr:
-		ip = a.IP
-	case *net.UDPAddr:
-		ip = a.IP
-	}
-	addr, ok := netip.AddrFromSlice(ip)
-	return addr.Unmap(), ok
 }

@@ -118,50 +118,41 @@ func (k *Keeper) Claim() lease.Claim {
 // written.
 func (k *Keeper) Run(ctx context.Context, wrote func(first, changed bool)) {
 	k.onChange = wrote
-	var watch *Watch
+	var w *watch
 	defer func() {
-		if watch != nil {
-			watch.Close()
+		if w != nil {
+			w.close()
 		}
 	}()
-	for {
+	for ctx.Err() == nil {
 		pause, fight := k.sync()
-		fresh, err := false, error(nil)
-		if watch == nil {
-			watch, err = NewWatch(k.path)
-			fresh = err == nil
-		} else {
-			fresh, err = watch.Rewatch()
+		var other bool
+		var err error
+		if w == nil {
+			w, err = newWatch(k.path)
 		}
-		var changed <-chan struct{}
+		if err == nil {
+			other, err = w.rewatch()
+		}
+		wake, changed := k.wake, (<-chan struct{})(nil)
 		switch {
 		case err != nil:
 			pause = min(pause, retryInterval)
-		case fresh: // earlier changes there were not signalled
+		case other: // earlier changes there were not signalled
 			pause = min(pause, burst)
 			fallthrough
 		default:
-			changed = watch.C
+			changed = w.c
 		}
-		wake := k.wake
 		if fight {
 			changed, wake = nil, nil
 		}
-		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(pause):
 		case <-wake:
 		case <-changed:
-			timer.Reset(burst)
-			select {
-			case <-ctx.Done():
-			case <-timer.C:
-			}
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return
+			_ = pace.Sleep(ctx, burst)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package subnetenv
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -19,64 +18,52 @@ const (
 	dirEvents = unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 )
 
-// Watch signals possible changes of the daemon's files, including the daemon's own.
-type Watch struct {
-	C <-chan struct{} // several changes before a read are one signal
+// watch signals possible changes of the daemon's files, including the daemon's own.
+type watch struct {
+	c <-chan struct{} // several changes before a read are one signal
 
 	dir     string
 	names   []string
+	fd      int // of inotify
 	inotify *os.File
 	wd      int // watch descriptor of dir
 }
 
-// NewWatch watches the files that belong to the subnet.env at path.
-func NewWatch(path string) (*Watch, error) {
+// newWatch returns a watch of the files that belong to the subnet.env at path, which begins with
+// the first rewatch.
+func newWatch(path string) (*watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", path, err)
 	}
 	c := make(chan struct{}, 1)
-	w := &Watch{C: c, dir: filepath.Dir(path), inotify: os.NewFile(uintptr(fd), "inotify"), wd: -1}
+	w := &watch{c: c, dir: filepath.Dir(path), fd: fd, inotify: os.NewFile(uintptr(fd), "inotify"), wd: -1}
 	for _, file := range Files(path) {
 		w.names = append(w.names, filepath.Base(file))
-	}
-	if _, err := w.Rewatch(); err != nil {
-		w.Close()
-		return nil, err
 	}
 	go w.follow(c)
 	return w, nil
 }
 
-// Rewatch watches the directory that the path refers to now, and reports whether that is another
-// one, whose earlier changes were not signalled. It may be called at any time.
-func (w *Watch) Rewatch() (other bool, err error) {
-	conn, err := w.inotify.SyscallConn()
+// rewatch watches the directory that the path refers to now, and reports whether that is another
+// one, whose earlier changes were not signalled. It must not be called after close.
+func (w *watch) rewatch() (other bool, err error) {
+	wd, err := unix.InotifyAddWatch(w.fd, w.dir, fileEvents|dirEvents|unix.IN_ONLYDIR)
 	if err != nil {
 		return false, fmt.Errorf("watch %s: %w", w.dir, err)
 	}
-	var failed error
-	err = conn.Control(func(fd uintptr) {
-		var wd int
-		if wd, failed = unix.InotifyAddWatch(int(fd), w.dir, fileEvents|dirEvents|unix.IN_ONLYDIR); failed != nil {
-			return
-		}
-		if other = wd != w.wd; other && w.wd >= 0 {
-			unix.InotifyRmWatch(int(fd), uint32(w.wd)) // fails if the directory was removed, and its watch with it
-		}
-		w.wd = wd
-	})
-	if err = cmp.Or(err, failed); err != nil {
-		return false, fmt.Errorf("watch %s: %w", w.dir, err)
+	if other = wd != w.wd; other && w.wd >= 0 {
+		unix.InotifyRmWatch(w.fd, uint32(w.wd)) // fails if the directory was removed, and its watch with it
 	}
+	w.wd = wd
 	return other, nil
 }
 
-// Close ends the watch.
-func (w *Watch) Close() error { return w.inotify.Close() }
+// close ends the watch.
+func (w *watch) close() error { return w.inotify.Close() }
 
 // follow turns events into signals until the watch is closed.
-func (w *Watch) follow(signal chan<- struct{}) {
+func (w *watch) follow(signal chan<- struct{}) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := w.inotify.Read(buf)
@@ -94,7 +81,7 @@ func (w *Watch) follow(signal chan<- struct{}) {
 }
 
 // isRelevant reports whether one of the events concerns the files (inotify(7)).
-func (w *Watch) isRelevant(b []byte) bool {
+func (w *watch) isRelevant(b []byte) bool {
 	for len(b) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(b[4:])
 		end := min(len(b), unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(b[12:])))

@@ -17,11 +17,14 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 	if _, err := Write(path, sample, false); err != nil {
 		t.Fatal(err)
 	}
-	w, err := NewWatch(path)
+	w, err := newWatch(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
+	defer w.close()
+	if _, err := w.rewatch(); err != nil {
+		t.Fatal(err)
+	}
 	write := func(path string) func() error {
 		return func() error { return os.WriteFile(path, nil, 0o644) }
 	}
@@ -36,14 +39,14 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 		{"move away", func() error { return os.Rename(path, path+".old") }},
 		{"remove the directory", func() error { return os.RemoveAll(dir) }},
 		{"write to another one in its place", func() error {
-			if _, err := w.Rewatch(); err == nil {
+			if _, err := w.rewatch(); err == nil {
 				t.Error("a directory that is not there is watched")
 			}
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return err
 			}
 			for _, want := range []bool{true, false} {
-				if other, err := w.Rewatch(); err != nil || other != want {
+				if other, err := w.rewatch(); err != nil || other != want {
 					t.Errorf("another directory: %t, %v", other, err)
 				}
 			}
@@ -53,7 +56,7 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 	} {
 		for quiet := false; !quiet; { // the signals of the case before
 			select {
-			case <-w.C:
+			case <-w.c:
 			case <-time.After(20 * time.Millisecond):
 				quiet = true
 			}
@@ -62,7 +65,7 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		select {
-		case <-w.C:
+		case <-w.c:
 		case <-time.After(10 * time.Second):
 			t.Errorf("%s is not signalled", c.name)
 		}
@@ -71,7 +74,7 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 
 // TestWatchPassesOverOtherFiles: events are as the kernel writes them.
 func TestWatchPassesOverOtherFiles(t *testing.T) {
-	w := &Watch{names: []string{"subnet.env", "subnet.env.lease"}}
+	w := &watch{names: []string{"subnet.env", "subnet.env.lease"}}
 	event := func(mask uint32, name string) []byte {
 		padded := append([]byte(name), make([]byte, 16-len(name)%16)...)
 		if name == "" {

@@ -1,9 +1,9 @@
 package systemd
 
 import (
-	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"slices"
 
@@ -87,23 +87,12 @@ func (s *Descriptors) notify(state string, fds ...int) {
 	if path == "" {
 		return
 	}
-	if err := send(path, state, fds); err != nil {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err == nil {
+		defer conn.Close()
+		_, _, err = conn.WriteMsgUnix([]byte(state), unix.UnixRights(fds...), nil)
+	}
+	if err != nil {
 		s.log.Warn("failed to use systemd's descriptor store", "err", err)
 	}
-}
-
-func send(path, state string, fds []int) error {
-	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	if err := unix.Sendmsg(s, []byte(state), rights, &unix.SockaddrUnix{Name: path}, 0); err != nil {
-		return fmt.Errorf("notify %s: %w", path, err)
-	}
-	return nil
 }

@@ -7,15 +7,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 )
-
-// selfExe is the running program, even if its file was replaced or removed.
-const selfExe = "/proc/self/exe"
 
 // executable is the file that this process was started from.
 type executable struct {
-	paths     []string // as called, and with links resolved
-	buildMark []byte   // contained in every build of this program
+	running   os.FileInfo // the program, even if its file was replaced or removed
+	paths     []string    // as called, and with links resolved
+	buildMark []byte      // contained in every build of this program
 }
 
 func newExecutable() executable {
@@ -23,43 +22,28 @@ func newExecutable() executable {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		e.buildMark = []byte("path\t" + info.Path + "\n") // as Go's linker writes it; see debug/buildinfo
 	}
-	running, err := os.Stat(selfExe)
-	if err != nil {
-		return e
-	}
-	called, err := exec.LookPath(os.Args[0])
-	if err == nil {
-		called, err = filepath.Abs(called)
-	}
-	if err != nil {
-		called = ""
-	}
+	e.running, _ = os.Stat("/proc/self/exe")
+	called, _ := exec.LookPath(os.Args[0])
+	called, _ = filepath.Abs(called)
 	resolved, _ := os.Executable()
 	for _, path := range []string{called, resolved} {
-		if st, err := os.Stat(path); err == nil && os.SameFile(st, running) {
+		if e.isAt(path) {
 			e.paths = append(e.paths, path)
 		}
 	}
 	return e
 }
 
+// isAt reports whether a file is the running program.
+func (e executable) isAt(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && os.SameFile(st, e.running)
+}
+
 // replaced reports whether the file that this process was started from is missing or another
 // program now. Another build of this program does not count.
 func (e executable) replaced() bool {
-	running, err := os.Stat(selfExe)
-	if err != nil {
-		return false
-	}
-	for _, path := range e.paths {
-		st, err := os.Stat(path)
-		if err == nil && os.SameFile(st, running) {
-			continue
-		}
-		if !e.isBuild(path) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(e.paths, func(path string) bool { return !e.isAt(path) && !e.isBuild(path) })
 }
 
 // isBuild reports whether a file is a build of this program. Package debug/buildinfo would find the

@@ -19,25 +19,25 @@ const retryInterval = time.Second
 
 // Ready notifies systemd, which waits for it, that the network is ready. It does not block.
 func Ready(conditions *condition.List) {
-	const id = "systemd/ready"
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		conditions.Set(condition.Condition{
-			ID: id, Severe: true, Text: "failed to notify systemd that the network is ready, will retry", Fields: []any{"err", err},
-		})
+	failure := condition.Condition{ID: "systemd/ready", Text: "failed to notify systemd that the network is ready, will retry"}
+	if !notify(conditions, daemon.SdNotifyReady, failure) {
 		time.AfterFunc(retryInterval, func() { Ready(conditions) })
-		return
 	}
-	conditions.End(id)
 }
 
 // notifyWatchdog notifies systemd's watchdog that this process makes progress.
 func notifyWatchdog(conditions *condition.List) {
-	const id = "systemd/watchdog"
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyWatchdog); err != nil {
-		conditions.Set(condition.Condition{
-			ID: id, Severe: true, Text: "failed to notify systemd's watchdog, will retry", Fields: []any{"err", err},
-		})
-		return
+	notify(conditions, daemon.SdNotifyWatchdog, condition.Condition{ID: "systemd/watchdog", Text: "failed to notify systemd's watchdog, will retry"})
+}
+
+// notify sends a notification, and reports whether that has not failed.
+func notify(conditions *condition.List, state string, failure condition.Condition) bool {
+	_, err := daemon.SdNotify(false, state)
+	if err != nil {
+		failure.Severe, failure.Fields = true, []any{"err", err}
+		conditions.Set(failure)
+	} else {
+		conditions.End(failure.ID)
 	}
-	conditions.End(id)
+	return err == nil
 }

@@ -27,8 +27,6 @@ func (h *Heartbeat) Record() {
 	h.at.Store(&now)
 }
 
-func (h *Heartbeat) recent() bool { return time.Since(*h.at.Load()) < heartbeatTimeout }
-
 // Watchdog notifies systemd's watchdog until ctx ends, as long as all heartbeats are recent. It
 // returns at once if the watchdog is not enabled.
 func Watchdog(ctx context.Context, conditions *condition.List, heartbeats ...*Heartbeat) {
@@ -49,7 +47,8 @@ func runWatchdog(ctx context.Context, every time.Duration, heartbeats []*Heartbe
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if !slices.ContainsFunc(heartbeats, func(h *Heartbeat) bool { return !h.recent() }) {
+			stuck := func(h *Heartbeat) bool { return time.Since(*h.at.Load()) >= heartbeatTimeout }
+			if !slices.ContainsFunc(heartbeats, stuck) {
 				notify()
 			}
 		}
