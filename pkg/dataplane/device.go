@@ -18,16 +18,10 @@ func IsDeviceName(name string) bool { return deviceName.MatchString(name) }
 // the network. foreign is an address on the link outside the network, which may belong to another
 // network.
 func (s State) DeviceOf(network netip.Prefix, name string) (is bool, foreign netip.Prefix) {
-	switch l := s.Links[name]; l.Kind {
-	case KindVXLAN:
-		if name != fmt.Sprintf("flannel.%d", l.VNI) {
-			return false, foreign
-		}
-	case KindTUN:
-		if strings.Contains(name, ".") {
-			return false, foreign
-		}
-	default:
+	l := s.Links[name]
+	vxlan := l.Kind == KindVXLAN && name == fmt.Sprintf("flannel.%d", l.VNI)
+	tun := l.Kind == KindTUN && !strings.Contains(name, ".")
+	if !vxlan && !tun {
 		return false, foreign
 	}
 	for a := range s.Addrs {

@@ -17,21 +17,13 @@ type Conflict struct {
 type Delta struct {
 	Conflicts []Conflict
 
-	put, del []list // of the kinds that have any, in order of creation
-}
-
-// list is operations on objects of one kind, in order.
-type list interface {
-	size() int
-	each(yield func(Op) bool) bool // reports whether yield returned true for all
+	lists []iter.Seq[Op] // in order
 }
 
 // Len returns the number of operations.
 func (d *Delta) Len() (n int) {
-	for _, lists := range [][]list{d.put, d.del} {
-		for _, l := range lists {
-			n += l.size()
-		}
+	for range d.Ops() {
+		n++
 	}
 	return n
 }
@@ -41,14 +33,11 @@ func (d *Delta) Len() (n int) {
 // deleted.
 func (d *Delta) Ops() iter.Seq[Op] {
 	return func(yield func(Op) bool) {
-		for _, l := range d.put {
-			if !l.each(yield) {
-				return
-			}
-		}
-		for _, l := range slices.Backward(d.del) {
-			if !l.each(yield) {
-				return
+		for _, l := range d.lists {
+			for op := range l {
+				if !yield(op) {
+					return
+				}
 			}
 		}
 	}
@@ -58,17 +47,12 @@ func (d *Delta) Ops() iter.Seq[Op] {
 // nothing is deleted unless prune is set.
 func Diff(want, have State, scope Scope, prune bool) *Delta {
 	d := differ{
-		Delta: &Delta{}, want: want, have: have, scope: scope, prune: prune,
-		links: map[string]linkDiff{},
+		Delta: &Delta{lists: make([]iter.Seq[Op], 0, 2*len(kinds))}, want: want, have: have, scope: scope, prune: prune,
+		links: map[string]linkChange{},
 	}
-	for _, k := range kinds {
+	for i, k := range kinds { // the first i lists create objects, the others delete some
 		put, del := k.diff(&d)
-		if put.size() > 0 {
-			d.put = append(d.put, put)
-		}
-		if del.size() > 0 {
-			d.del = append(d.del, del)
-		}
+		d.lists = slices.Insert(d.lists, i, put, del)
 	}
 	return d.Delta
 }
@@ -80,24 +64,27 @@ type differ struct {
 	scope      Scope
 	prune      bool
 
-	links map[string]linkDiff // that do not stay as they are, by name
-	taken map[slot]string     // where no route may be created, with the reason
-	hops  map[uint32]NextHop  // needed by the wanted routes
+	links map[string]linkChange // by name
+	taken map[slot]string       // where no route may be created, with the reason
+	hops  map[uint32]NextHop    // needed by the wanted routes
 }
 
-// linkDiff is what a change of a link means for the objects on it.
-type linkDiff struct {
-	blocked   bool // a foreign device has the name: objects are neither created nor deleted
-	recreated bool // the link is recreated, without the objects that it had
-	newMAC    bool // the MAC changes: the kernel flushes the neighbours
-}
+// linkChange is what a change of a link means for the objects on it.
+type linkChange int
 
-func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
+const (
+	linkKept      linkChange = iota // nothing
+	linkNewMAC                      // the kernel flushes the neighbours
+	linkRecreated                   // the link is recreated, without the objects that it had
+	linkBlocked                     // a foreign device has the name: objects are neither created nor deleted
+)
+
+func (d *Descriptor[K, V]) diff(by *differ) (put, del iter.Seq[Op]) {
 	if d.diffFunc != nil {
 		return d.diffFunc(by, d)
 	}
 	want := d.in(by.want)
-	return d.missing(by, want, nil), d.surplus(by, want)
+	return d.missing(by, want, nil).each, d.surplus(by, want).each
 }
 
 // missing returns the objects of want that do not exist on links that are not blocked. form returns
@@ -118,30 +105,31 @@ func (d *Descriptor[K, V]) missing(by *differ, want map[K]V, form func(K, V) V) 
 // wanted.
 func (d *differ) creates(link string, exists, perMAC bool) bool {
 	l := d.links[link]
-	return !l.blocked && (!exists || l.recreated || perMAC && l.newMAC)
+	return l != linkBlocked && (!exists || l == linkRecreated || perMAC && l == linkNewMAC)
 }
 
 // surplus returns the existing objects that are ours and not wanted.
 func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) *objects[K, V] {
-	if !by.prune || d.owns == nil {
+	if !by.prune {
 		return nil
 	}
 	const atLeast = 8
 	return d.list(Del, d.in(by.have), atLeast, func(k K, v V) (V, bool) {
 		_, ok := want[k]
-		return v, !ok && by.deletes(d.linkOf(k, v)) && d.owns(by.scope, k, v)
+		return v, !ok && by.links[d.linkOf(k, v)] < linkRecreated && d.isOurs(by.scope, k, v)
 	})
 }
 
-// deletes reports whether objects on a link have to be deleted one by one.
-func (d *differ) deletes(link string) bool {
-	l := d.links[link]
-	return !l.blocked && !l.recreated
+func (d *Descriptor[K, V]) isOurs(scope Scope, k K, v V) bool {
+	if d.owns == nil {
+		return scope.OwnsLink(d.linkOf(k, v))
+	}
+	return d.owns(scope, k, v)
 }
 
-// objects is a list whose operations are allocated only during iteration. It implements
-// sort.Interface, for which package sort has one compiled function, while package slices has one
-// per type. A nil list is empty.
+// objects is a list of operations on objects of one kind, which are allocated only during
+// iteration. It implements sort.Interface, for which package sort has one compiled function, while
+// package slices has one per type. A nil list is empty.
 type objects[K, V comparable] struct {
 	kind *Descriptor[K, V]
 	verb Verb
@@ -181,32 +169,13 @@ func (l *objects[K, V]) Len() int           { return len(l.list) }
 func (l *objects[K, V]) Less(i, j int) bool { return l.kind.compare(l.list[i].key, l.list[j].key) < 0 }
 func (l *objects[K, V]) Swap(i, j int)      { l.list[i], l.list[j] = l.list[j], l.list[i] }
 
-func (l *objects[K, V]) size() int {
+func (l *objects[K, V]) each(yield func(Op) bool) {
 	if l == nil {
-		return 0
+		return
 	}
-	return len(l.list)
-}
-
-func (l *objects[K, V]) each(yield func(Op) bool) bool {
-	for i := range l.size() {
+	for i := range l.list {
 		if !yield(Op{l.verb, l.kind, &l.list[i], nil}) {
-			return false
+			return
 		}
 	}
-	return true
-}
-
-// ops is a list of arbitrary operations.
-type ops []Op
-
-func (l ops) size() int { return len(l) }
-
-func (l ops) each(yield func(Op) bool) bool {
-	for _, op := range l {
-		if !yield(op) {
-			return false
-		}
-	}
-	return true
 }

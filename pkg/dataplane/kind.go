@@ -1,6 +1,12 @@
 package dataplane
 
-import "net/netip"
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+)
 
 // Kind is a type-independent view of a kind of objects. Every Kind is a *Descriptor; kinds.go has
 // the table of all. What can be done without the types of an object is done by the callers, because
@@ -9,17 +15,22 @@ type Kind interface {
 	// String returns the name of one object of the kind for reports, such as "route".
 	String() string
 
-	table(State) table // the objects of the kind in a state
-	all(State) list    // operations that create them, in order
-	diff(*differ) (put, del list)
+	// These methods are about the objects of the kind in states.
+	all(State) iter.Seq[Op] // operations that create them, in order
+	diff(*differ) (put, del iter.Seq[Op])
+	equal(a, b State) bool
+	copy(to, from, keys State) // copies the objects of from with the keys of keys
+	remove(from, keys State)   // removes the objects with the keys of keys
 
-	// These methods take the object of an operation of the kind.
-	title(object any) string
-	link(object any) string
-	text(object any) string
-	command(verb string, object any) string
-	basic(object any, own netip.Prefix) bool
-	clone(object any) any
+	// These methods take an operation of the kind.
+	has(State, Op) bool // reports whether there is an object with its key
+	update(State, Op)
+	title(Op) string
+	link(Op) string
+	text(Op) string
+	command(Op) string
+	basic(op Op, own netip.Prefix) bool
+	clone(Op) Op
 }
 
 // Descriptor defines a kind whose objects have keys of type K and values of type V. Diff, State,
@@ -27,7 +38,7 @@ type Kind interface {
 // particular kind. A driver implements reading and writing the objects.
 type Descriptor[K, V comparable] struct {
 	name  string // of one object in reports, such as "address"
-	label string // first word of its text, such as "addr"
+	label string // first word of its text, such as "addr", if it is not the name
 
 	in      func(State) map[K]V // returns the map of a State that has the objects
 	compare func(a, b K) int    // order of creation within the kind
@@ -36,19 +47,24 @@ type Descriptor[K, V comparable] struct {
 	linkOf func(K, V) string
 	// perMAC is set if the kernel removes the objects of a link when its MAC changes.
 	perMAC bool
-	// owns reports whether an object is ours and may be deleted. If it is nil, objects are never
-	// deleted.
+	// owns reports whether an object is ours and may be deleted. If it is nil, all objects on our
+	// links are.
 	owns func(Scope, K, V) bool
 	// isBasic reports whether a host with the subnet own needs an object independently of its
 	// peers. If it is nil, none is needed.
 	isBasic func(k K, v V, own netip.Prefix) bool
 
-	titleOf   func(K, V) string                  // name of the object, the same for every attempt
-	textOf    func(K, V) string                  // notation of ip(8), after the label
-	commandOf func(verb string, k K, v V) string // command that creates ("replace") or deletes ("del") the object
+	// titleOf returns the name of an object, the same for every attempt. If it is nil, the name is
+	// that of the kind, and the key.
+	titleOf func(K, V) string
+	textOf  func(K, V) string // notation of ip(8), after the label
+	// commandOf returns the command that creates ("replace") or deletes ("del") an object. If it is
+	// nil, the command is the tool, such as "ip addr", the verb, and the text.
+	commandOf func(verb string, k K, v V) string
+	tool      string
 
 	// diffFunc replaces the comparison by missing and surplus for kinds with their own rules.
-	diffFunc func(*differ, *Descriptor[K, V]) (put, del list)
+	diffFunc func(*differ, *Descriptor[K, V]) (put, del iter.Seq[Op])
 }
 
 // object is one object of a kind, as operations refer to it. The value comes first, because a
@@ -76,82 +92,74 @@ func (d *Descriptor[K, V]) Of(op Op) (k K, v V) {
 	return k, v
 }
 
-func (d *Descriptor[K, V]) title(of any) string {
-	o := of.(*object[K, V])
-	return d.titleOf(o.key, o.value)
+func (d *Descriptor[K, V]) title(op Op) string {
+	k, v := d.Of(op)
+	if d.titleOf == nil {
+		return d.name + " " + fmt.Sprint(k)
+	}
+	return d.titleOf(k, v)
 }
 
-func (d *Descriptor[K, V]) link(of any) string {
-	o := of.(*object[K, V])
-	return d.linkOf(o.key, o.value)
+func (d *Descriptor[K, V]) link(op Op) string { return d.linkOf(d.Of(op)) }
+
+func (d *Descriptor[K, V]) text(op Op) string {
+	return cmp.Or(d.label, d.name) + " " + d.textOf(d.Of(op))
 }
 
-func (d *Descriptor[K, V]) text(of any) string {
-	o := of.(*object[K, V])
-	return d.label + " " + d.textOf(o.key, o.value)
+func (d *Descriptor[K, V]) command(op Op) string {
+	verb := "replace"
+	if op.Verb == Del {
+		verb = "del"
+	}
+	k, v := d.Of(op)
+	if d.commandOf == nil {
+		return d.tool + " " + verb + " " + d.textOf(k, v)
+	}
+	return d.commandOf(verb, k, v)
 }
 
-func (d *Descriptor[K, V]) command(verb string, of any) string {
-	o := of.(*object[K, V])
-	return d.commandOf(verb, o.key, o.value)
+func (d *Descriptor[K, V]) basic(op Op, own netip.Prefix) bool {
+	k, v := d.Of(op)
+	return d.isBasic != nil && d.isBasic(k, v, own)
 }
 
-func (d *Descriptor[K, V]) basic(of any, own netip.Prefix) bool {
-	o := of.(*object[K, V])
-	return d.isBasic != nil && d.isBasic(o.key, o.value, own)
+func (d *Descriptor[K, V]) clone(op Op) Op {
+	op.object = d.Put(d.Of(op)).object
+	return op
 }
 
-func (d *Descriptor[K, V]) clone(of any) any {
-	o := *of.(*object[K, V])
-	return &o
-}
-
-func (d *Descriptor[K, V]) table(s State) table { return tableOf[K, V](d.in(s)) }
-
-func (d *Descriptor[K, V]) all(s State) list {
+func (d *Descriptor[K, V]) all(s State) iter.Seq[Op] {
 	objects := d.in(s)
-	return d.list(Put, objects, len(objects), func(_ K, v V) (V, bool) { return v, true })
+	return d.list(Put, objects, len(objects), func(_ K, v V) (V, bool) { return v, true }).each
 }
 
-// table is the objects of one kind in a State.
-type table interface {
-	size() int
-	has(object any) (key, value bool) // reports whether an object has the key, and whether it has the value too
-	put(object any)
-	del(object any)
-	copy(from, keys table) // copies the objects of from with the keys of keys
-	delAll(keys table)     // deletes the objects with the keys of keys
-}
+func (d *Descriptor[K, V]) equal(a, b State) bool { return maps.Equal(d.in(a), d.in(b)) }
 
-// tableOf is a map of a State.
-type tableOf[K, V comparable] map[K]V
-
-func (t tableOf[K, V]) size() int { return len(t) }
-
-func (t tableOf[K, V]) has(of any) (key, value bool) {
-	o := of.(*object[K, V])
-	v, key := t[o.key]
-	return key, key && v == o.value
-}
-
-func (t tableOf[K, V]) put(of any) {
-	o := of.(*object[K, V])
-	t[o.key] = o.value
-}
-
-func (t tableOf[K, V]) del(of any) { delete(t, of.(*object[K, V]).key) }
-
-func (t tableOf[K, V]) copy(from, keys table) {
-	all := from.(tableOf[K, V])
-	for k := range keys.(tableOf[K, V]) {
+func (d *Descriptor[K, V]) copy(to, from, keys State) {
+	all := d.in(from)
+	for k := range d.in(keys) {
 		if v, ok := all[k]; ok {
-			t[k] = v
+			d.in(to)[k] = v
 		}
 	}
 }
 
-func (t tableOf[K, V]) delAll(keys table) {
-	for k := range keys.(tableOf[K, V]) {
-		delete(t, k)
+func (d *Descriptor[K, V]) remove(from, keys State) {
+	for k := range d.in(keys) {
+		delete(d.in(from), k)
+	}
+}
+
+func (d *Descriptor[K, V]) has(s State, op Op) bool {
+	k, _ := d.Of(op)
+	_, ok := d.in(s)[k]
+	return ok
+}
+
+func (d *Descriptor[K, V]) update(s State, op Op) {
+	if k, v := d.Of(op); op.Verb == Del {
+		delete(d.in(s), k)
+	} else {
+		d.in(s)[k] = v
 	}
 }

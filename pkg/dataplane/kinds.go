@@ -49,12 +49,11 @@ func Kinds() []Kind { return slices.Clone(kinds) }
 
 // KindLink is the kind of our devices, keyed by name.
 var KindLink = &Descriptor[string, Link]{
-	name: "link", label: "link",
+	name:      "link",
 	in:        func(s State) map[string]Link { return s.Links },
 	compare:   strings.Compare,
 	linkOf:    func(name string, _ Link) string { return name },
 	isBasic:   func(string, Link, netip.Prefix) bool { return true },
-	titleOf:   func(name string, _ Link) string { return "link " + name },
 	textOf:    func(name string, l Link) string { return linkText(name, l) + " " + upText(l.Up) },
 	commandOf: linkCommand,
 	diffFunc:  diffLinks,
@@ -62,11 +61,11 @@ var KindLink = &Descriptor[string, Link]{
 
 // KindSysctl is the kind of sysctls, keyed by path.
 var KindSysctl = &Descriptor[string, string]{
-	name: "sysctl", label: "sysctl",
+	name:      "sysctl",
 	in:        func(s State) map[string]string { return s.Sysctls },
 	compare:   strings.Compare,
-	linkOf:    func(path, _ string) string { return linkOfSysctl(path) },
-	titleOf:   func(path, _ string) string { return "sysctl " + path },
+	linkOf:    linkOfSysctl,
+	owns:      func(Scope, string, string) bool { return false }, // they exist with their link
 	textOf:    func(path, value string) string { return path + " = " + value },
 	commandOf: func(_, path, value string) string { return "sysctl -w " + path + "=" + value },
 }
@@ -76,28 +75,25 @@ var KindAddr = &Descriptor[Addr, struct{}]{
 	name: "address", label: "addr",
 	in: func(s State) map[Addr]struct{} { return s.Addrs },
 	compare: func(a, b Addr) int {
-		return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Prefix, b.Prefix))
+		return cmp.Or(cmp.Compare(a.Link, b.Link), a.Prefix.Compare(b.Prefix))
 	},
-	linkOf:    func(a Addr, _ struct{}) string { return a.Link },
-	owns:      func(s Scope, a Addr, _ struct{}) bool { return s.OwnsAddr(a) },
-	isBasic:   func(Addr, struct{}, netip.Prefix) bool { return true },
-	titleOf:   func(a Addr, _ struct{}) string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) },
-	textOf:    func(a Addr, _ struct{}) string { return addrText(a) },
-	commandOf: func(verb string, a Addr, _ struct{}) string { return "ip addr " + verb + " " + addrText(a) },
+	linkOf:  func(a Addr, _ struct{}) string { return a.Link },
+	owns:    func(s Scope, a Addr, _ struct{}) bool { return s.OwnsAddr(a) },
+	isBasic: func(Addr, struct{}, netip.Prefix) bool { return true },
+	textOf:  func(a Addr, _ struct{}) string { return a.String() },
+	tool:    "ip addr",
 }
 
 // KindFDB is the kind of forwarding entries.
 var KindFDB = &Descriptor[FDB, struct{}]{
-	name: "fdb", label: "fdb",
-	in: func(s State) map[FDB]struct{} { return s.FDB },
+	name: "fdb",
+	in:   func(s State) map[FDB]struct{} { return s.FDB },
 	compare: func(a, b FDB) int {
 		return cmp.Or(cmp.Compare(a.Link, b.Link), slices.Compare(a.MAC[:], b.MAC[:]), a.Dst.Compare(b.Dst))
 	},
-	linkOf:    func(f FDB, _ struct{}) string { return f.Link },
-	owns:      func(s Scope, f FDB, _ struct{}) bool { return s.OwnsLink(f.Link) },
-	titleOf:   func(f FDB, _ struct{}) string { return fmt.Sprintf("fdb %s dst %s dev %s", f.MAC, f.Dst, f.Link) },
-	textOf:    func(f FDB, _ struct{}) string { return fdbText(f) },
-	commandOf: func(verb string, f FDB, _ struct{}) string { return "bridge fdb " + verb + " " + fdbText(f) },
+	linkOf: func(f FDB, _ struct{}) string { return f.Link },
+	textOf: fdbText,
+	tool:   "bridge fdb",
 }
 
 // KindNeigh is the kind of neighbour entries.
@@ -107,14 +103,12 @@ var KindNeigh = &Descriptor[NeighKey, MAC]{
 	compare: func(a, b NeighKey) int {
 		return cmp.Or(cmp.Compare(a.Link, b.Link), a.IP.Compare(b.IP))
 	},
-	linkOf:  func(k NeighKey, _ MAC) string { return k.Link },
-	perMAC:  true,
-	owns:    func(s Scope, k NeighKey, _ MAC) bool { return s.OwnsLink(k.Link) },
-	titleOf: func(k NeighKey, _ MAC) string { return fmt.Sprintf("neighbour %s dev %s", k.IP, k.Link) },
-	textOf:  neighText,
+	linkOf: func(k NeighKey, _ MAC) string { return k.Link },
+	perMAC: true,
+	textOf: neighText,
 	commandOf: func(verb string, k NeighKey, m MAC) string {
 		if verb == "del" {
-			return fmt.Sprintf("ip neigh del %s dev %s", k.IP, k.Link)
+			return "ip neigh del " + k.String()
 		}
 		return "ip neigh " + verb + " " + neighText(k, m)
 	},
@@ -126,23 +120,17 @@ var KindTunnel = &Descriptor[TunnelKey, netip.AddrPort]{
 	name: "tunnel entry", label: "tunnel",
 	in: func(s State) map[TunnelKey]netip.AddrPort { return s.Tunnel },
 	compare: func(a, b TunnelKey) int {
-		return cmp.Or(cmp.Compare(a.Link, b.Link), comparePrefix(a.Subnet, b.Subnet))
+		return cmp.Or(cmp.Compare(a.Link, b.Link), a.Subnet.Compare(b.Subnet))
 	},
 	linkOf:  func(k TunnelKey, _ netip.AddrPort) string { return k.Link },
-	owns:    func(s Scope, k TunnelKey, _ netip.AddrPort) bool { return s.OwnsLink(k.Link) },
 	isBasic: func(k TunnelKey, _ netip.AddrPort, own netip.Prefix) bool { return k.Subnet == own },
-	titleOf: func(k TunnelKey, _ netip.AddrPort) string {
-		return fmt.Sprintf("tunnel entry %s dev %s", k.Subnet, k.Link)
-	},
-	textOf: tunnelText,
-	commandOf: func(verb string, k TunnelKey, peer netip.AddrPort) string {
-		return "tunnel " + verb + " " + tunnelText(k, peer)
-	},
+	textOf:  tunnelText,
+	tool:    "tunnel",
 }
 
 // KindNextHop is the kind of nexthop objects, keyed by ID.
 var KindNextHop = &Descriptor[uint32, NextHop]{
-	name: "nexthop", label: "nexthop",
+	name:    "nexthop",
 	in:      func(s State) map[uint32]NextHop { return s.NextHops },
 	compare: cmp.Compare[uint32],
 	linkOf:  func(_ uint32, h NextHop) string { return h.Link },
@@ -160,10 +148,10 @@ var KindNextHop = &Descriptor[uint32, NextHop]{
 
 // KindRoute is the kind of routes of the main table.
 var KindRoute = &Descriptor[RouteKey, Route]{
-	name: "route", label: "route",
-	in: func(s State) map[RouteKey]Route { return s.Routes },
+	name: "route",
+	in:   func(s State) map[RouteKey]Route { return s.Routes },
 	compare: func(a, b RouteKey) int {
-		return cmp.Or(comparePrefix(a.Dst, b.Dst), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
+		return cmp.Or(a.Dst.Compare(b.Dst), cmp.Compare(a.Link, b.Link), cmp.Compare(a.Metric, b.Metric))
 	},
 	linkOf: func(k RouteKey, _ Route) string { return k.Link },
 	// The kernel adds and removes its own routes together with their addresses.
@@ -183,13 +171,9 @@ var KindRoute = &Descriptor[RouteKey, Route]{
 	diffFunc:  diffRoutes,
 }
 
-func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-}
-
 // linkOfSysctl returns the link of a sysctl such as net/ipv6/conf/flannel.1/accept_ra, or "" if it
 // has none.
-func linkOfSysctl(path string) string {
+func linkOfSysctl(path, _ string) string {
 	parts := strings.Split(path, "/")
 	if len(parts) != 5 || parts[0] != "net" || parts[2] != "conf" && parts[2] != "neigh" {
 		return ""
@@ -197,9 +181,7 @@ func linkOfSysctl(path string) string {
 	return parts[3]
 }
 
-func addrText(a Addr) string { return a.Prefix.String() + " dev " + a.Link }
-
-func fdbText(f FDB) string {
+func fdbText(f FDB, _ struct{}) string {
 	return fmt.Sprintf("%s dev %s dst %s self permanent", f.MAC, f.Link, f.Dst)
 }
 
@@ -209,7 +191,7 @@ func neighText(k NeighKey, m MAC) string {
 
 func tunnelText(k TunnelKey, peer netip.AddrPort) string {
 	if !peer.IsValid() {
-		return k.Subnet.String() + " dev " + k.Link + " local"
+		return k.String() + " local"
 	}
-	return fmt.Sprintf("%s dev %s to %s", k.Subnet, k.Link, peer)
+	return fmt.Sprintf("%s to %s", k, peer)
 }

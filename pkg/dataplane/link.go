@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -12,30 +13,32 @@ import (
 
 // diffLinks returns the operations on links and records for the other kinds which links are
 // blocked, recreated or get a new MAC.
-func diffLinks(d *differ, kind *Descriptor[string, Link]) (list, list) {
-	var changes ops
+func diffLinks(d *differ, kind *Descriptor[string, Link]) (put, del iter.Seq[Op]) {
+	var changes []Op
 	for _, name := range slices.Sorted(maps.Keys(d.want.Links)) {
 		want := d.want.Links[name]
 		have, exists := d.have.Links[name]
 		switch {
 		case !exists:
-			d.links[name] = linkDiff{recreated: true}
+			d.links[name] = linkRecreated
 			changes = append(changes, kind.Put(name, want))
 		case have.Kind != want.Kind:
-			d.links[name] = linkDiff{blocked: true}
+			d.links[name] = linkBlocked
 			d.Conflicts = append(d.Conflicts, Conflict{
 				Op:     kind.Put(name, want),
 				Reason: fmt.Sprintf("another device of that name and of type %s exists", have.Kind),
 			})
 		case !have.reusable(want):
-			d.links[name] = linkDiff{recreated: true}
+			d.links[name] = linkRecreated
 			changes = append(changes, kind.Del(name, have), kind.Put(name, want))
 		case !have.satisfies(want):
-			d.links[name] = linkDiff{newMAC: want.MAC != MAC{} && want.MAC != have.MAC}
+			if want.MAC != (MAC{}) && want.MAC != have.MAC {
+				d.links[name] = linkNewMAC
+			}
 			changes = append(changes, kind.Put(name, want).changing(have))
 		}
 	}
-	return changes, ops(nil)
+	return slices.Values(changes), slices.Values[[]Op](nil)
 }
 
 // reusable reports whether l can be changed into want in place.

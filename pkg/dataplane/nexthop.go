@@ -3,8 +3,8 @@ package dataplane
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"net/netip"
-	"slices"
 	"strconv"
 )
 
@@ -83,7 +83,7 @@ func (r Route) nextHop(k RouteKey) (Route, NextHop, bool) {
 // InRange reports whether a nexthop ID is the number of an address in one of the networks.
 func (s Scope) InRange(id uint32) bool {
 	addr := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, id)))
-	return slices.ContainsFunc(s.Networks, func(network netip.Prefix) bool { return network.Contains(addr) })
+	return s.Inside(netip.PrefixFrom(addr, addr.BitLen()))
 }
 
 // NextHopID returns the nexthop ID of a route to dst, or 0 if it has none.
@@ -97,12 +97,12 @@ func NextHopID(dst netip.Prefix) uint32 {
 
 // diffNextHops compares the nexthop objects that the wanted routes need, if they use any, with the
 // existing ones.
-func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
+func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (put, del iter.Seq[Op]) {
 	d.taken, d.hops = d.takenSlots(), map[uint32]NextHop{}
 	if d.scope.NextHops {
 		d.neededHops()
 	}
-	return kind.missing(d, d.hops, nil), kind.surplus(d, d.hops)
+	return kind.missing(d, d.hops, nil).each, kind.surplus(d, d.hops).each
 }
 
 // neededHops records the nexthops that the wanted routes need. If the ID is in use by another
@@ -110,11 +110,11 @@ func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (list, list) {
 func (d *differ) neededHops() {
 	for k, r := range d.want.Routes {
 		through, hop, ok := r.nextHop(k)
-		if _, taken := d.taken[slot{k.Dst, k.Metric}]; !ok || taken || d.links[k.Link].blocked {
+		if _, taken := d.taken[slot{k.Dst, k.Metric}]; !ok || taken || d.links[k.Link] == linkBlocked {
 			continue
 		}
 		have, exists := d.have.NextHops[through.NextHop]
-		if exists && !d.links[have.Link].recreated && !d.scope.OwnsNextHop(through.NextHop, have) {
+		if exists && d.links[have.Link] != linkRecreated && !d.scope.OwnsNextHop(through.NextHop, have) {
 			continue
 		}
 		d.hops[through.NextHop] = hop

@@ -13,7 +13,7 @@ type MAC [6]byte
 func ParseMAC(s string) (MAC, error) {
 	hw, err := net.ParseMAC(s)
 	if err != nil || len(hw) != 6 {
-		return MAC{}, fmt.Errorf("%q is not a 48-bit MAC address", clip(s))
+		return MAC{}, fmt.Errorf("%.64q is not a 48-bit MAC address", s)
 	}
 	m := MAC(hw)
 	if m == (MAC{}) || m[0]&1 == 1 {
@@ -29,13 +29,6 @@ func (m *MAC) UnmarshalText(text []byte) (err error) {
 }
 
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
-
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "…"
-	}
-	return s
-}
 
 // Kinds of link.
 const (
@@ -66,6 +59,8 @@ type Addr struct {
 	Prefix netip.Prefix
 }
 
+func (a Addr) String() string { return a.Prefix.String() + " dev " + a.Link }
+
 // FDB is a permanent forwarding entry of a VXLAN link: frames to MAC are sent to the VTEP at Dst.
 // All fields are part of the key, because a MAC may have several remotes in a kernel that another
 // program has changed.
@@ -75,11 +70,15 @@ type FDB struct {
 	Dst  netip.Addr
 }
 
+func (f FDB) String() string { return fmt.Sprintf("%s dst %s dev %s", f.MAC, f.Dst, f.Link) }
+
 // NeighKey is the key of a permanent neighbour (ARP or ND entry), whose value is a MAC.
 type NeighKey struct {
 	Link string
 	IP   netip.Addr
 }
+
+func (k NeighKey) String() string { return k.IP.String() + " dev " + k.Link }
 
 // TunnelKey is the key of an entry in the forwarding table of a TUN link. Its value is the UDP
 // address of the host with the subnet, or invalid for the own subnet.
@@ -87,6 +86,8 @@ type TunnelKey struct {
 	Link   string
 	Subnet netip.Prefix
 }
+
+func (k TunnelKey) String() string { return k.Subnet.String() + " dev " + k.Link }
 
 // RouteKey is the key of a route in the main table. A blackhole has no Link, nor has a multipath
 // route, which is never ours.

@@ -13,13 +13,7 @@ const (
 )
 
 func (v Verb) String() string {
-	switch v {
-	case Del:
-		return "delete"
-	case Set:
-		return "change"
-	}
-	return "replace"
+	return [...]string{Put: "replace", Set: "change", Del: "delete"}[v]
 }
 
 // Op is one change of one object: a verb, a kind, a key and a value. The methods of its Kind
@@ -46,30 +40,24 @@ func (o Op) changing(was Link) Op {
 
 // Object returns the name of the object, which is the same for every attempt. It is the key for the
 // backoff.
-func (o Op) Object() string { return o.Kind.title(o.object) }
+func (o Op) Object() string { return o.Kind.title(o) }
 
 // Device returns the link of the object, or "" if it has none, such as a blackhole route.
-func (o Op) Device() string { return o.Kind.link(o.object) }
+func (o Op) Device() string { return o.Kind.link(o) }
 
 // Basic reports whether the operation creates something that a host with the subnet own needs
 // independently of its peers, and without which it reaches none of them.
-func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basic(o.object, own) }
+func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basic(o, own) }
 
 // Clone returns a copy that can be retained. An operation of a Delta keeps the whole Delta in
 // memory.
-func (o Op) Clone() Op {
-	o.object = o.Kind.clone(o.object)
-	return o
-}
+func (o Op) Clone() Op { return o.Kind.clone(o) }
 
 // String returns the operation as a command that can be pasted into a shell.
 func (o Op) String() string {
-	switch o.Verb {
-	case Del:
-		return o.Kind.command("del", o.object)
-	case Set:
+	if o.Verb == Set {
 		name, l := KindLink.Of(o)
 		return changeCommand(name, l, *o.was)
 	}
-	return o.Kind.command("replace", o.object)
+	return o.Kind.command(o)
 }

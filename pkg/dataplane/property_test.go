@@ -281,12 +281,12 @@ func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	}
 	for a := range want.Addrs {
 		if _, ok := got.Addrs[a]; !ok && !on(a.Link) {
-			return "address " + addrText(a)
+			return "address " + a.String()
 		}
 	}
 	for f := range want.FDB {
 		if _, ok := got.FDB[f]; !ok && !on(f.Link) {
-			return "fdb " + fdbText(f)
+			return "fdb " + fdbText(f, struct{}{})
 		}
 	}
 	for k, mac := range want.Neighs {
@@ -355,12 +355,12 @@ func left(want, got, have State, scope Scope) string {
 	}
 	for f := range got.FDB {
 		if _, ok := want.FDB[f]; !ok && ours(f.Link) {
-			return "fdb " + fdbText(f)
+			return "fdb " + fdbText(f, struct{}{})
 		}
 	}
 	for a := range got.Addrs {
 		if _, ok := want.Addrs[a]; !ok && ours(a.Link) && scope.OwnsAddr(a) {
-			return "address " + addrText(a)
+			return "address " + a.String()
 		}
 	}
 	return ""
@@ -383,12 +383,12 @@ func touched(want, before, after State, scope Scope, prune bool) string {
 	for a := range before.Addrs {
 		mine := ours(a.Link) && scope.OwnsAddr(a) && prune
 		if _, ok := after.Addrs[a]; !ok && !mine && !remade(want, before, a.Link) {
-			return "address " + addrText(a)
+			return "address " + a.String()
 		}
 	}
 	for f := range before.FDB {
 		if _, ok := after.FDB[f]; !ok && !ours(f.Link) {
-			return "fdb " + fdbText(f)
+			return "fdb " + fdbText(f, struct{}{})
 		}
 	}
 	for k, mac := range before.Neighs {

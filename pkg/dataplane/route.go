@@ -3,8 +3,9 @@ package dataplane
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
-	"sort"
+	"slices"
 	"strconv"
 )
 
@@ -34,7 +35,7 @@ func (d *differ) takenSlots() map[slot]string {
 }
 
 // diffRoutes requires that diffNextHops was called before.
-func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
+func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (iter.Seq[Op], iter.Seq[Op]) {
 	put := kind.missing(d, d.want.Routes, d.route)
 	put.remove(func(o object[RouteKey, Route]) bool {
 		reason, ok := d.taken[slot{o.key.Dst, o.key.Metric}]
@@ -50,7 +51,7 @@ func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
 		_, replaced := d.hops[o.value.NextHop]
 		return replaced && o.key.Metric == 0
 	})
-	return put, del
+	return put.each, del.each
 }
 
 // route returns a wanted route in the form in which it is created.
@@ -73,9 +74,8 @@ func DelRoutesTo(have State, scope Scope, addr netip.Addr) (ops []Op) {
 			leads = append(leads, k)
 		}
 	}
-	sort.Slice(leads, func(i, j int) bool {
-		a, b := leads[i], leads[j]
-		return cmp.Or(b.Dst.Bits()-a.Dst.Bits(), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Link, b.Link)) < 0
+	slices.SortFunc(leads, func(a, b RouteKey) int {
+		return cmp.Or(b.Dst.Bits()-a.Dst.Bits(), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Link, b.Link))
 	})
 	for _, k := range leads {
 		r := have.Routes[k]
@@ -124,7 +124,7 @@ func routeText(k RouteKey, r Route) string {
 		s += " proto " + strconv.Itoa(r.Proto)
 	}
 	if k.Metric != 0 {
-		s += " metric " + strconv.FormatUint(uint64(k.Metric), 10)
+		s += fmt.Sprintf(" metric %d", k.Metric)
 	}
 	if k.Dst.Addr().Is4() && k.Link != "" && !r.Via.IsValid() && !r.LinkScope && r.Proto != ProtoKernel {
 		s += " scope global" // the default of ip(8) would be scope link

@@ -23,9 +23,9 @@ type Scope struct {
 
 // ScopeOf returns the scope of s as desired state in networks. The links of s are ours. underlay
 // are further links that s depends on besides those that its routes use.
-func (s State) ScopeOf(networks []netip.Prefix, carriers ...string) Scope {
+func (s State) ScopeOf(networks []netip.Prefix, underlay ...string) Scope {
 	others := map[string]bool{}
-	for _, link := range carriers {
+	for _, link := range underlay {
 		others[link] = true
 	}
 	for k := range s.Routes {
@@ -47,12 +47,7 @@ func (s Scope) OwnsLink(name string) bool { return slices.Contains(s.Links, name
 
 // Inside reports whether p is equal to or inside one of the networks.
 func (s Scope) Inside(p netip.Prefix) bool {
-	for _, network := range s.Networks {
-		if Inside(network, p) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.Networks, func(network netip.Prefix) bool { return Inside(network, p) })
 }
 
 // Inside reports whether p is equal to or inside network.

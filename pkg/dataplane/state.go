@@ -3,69 +3,41 @@ package dataplane
 import (
 	"iter"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
 // Empty reports whether s has no objects.
-func (s State) Empty() bool {
-	for _, k := range kinds {
-		if k.table(s).size() > 0 {
-			return false
-		}
-	}
-	return true
-}
+func (s State) Empty() bool { return s.Equal(State{}) }
 
 // Equal reports whether both states have the same objects.
 func (s State) Equal(o State) bool {
-	for _, k := range kinds {
-		others := k.table(o)
-		same := func(op Op) bool {
-			_, same := others.has(op.object)
-			return same
-		}
-		if k.table(s).size() != others.size() || !k.all(s).each(same) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(kinds, func(k Kind) bool { return !k.equal(s, o) })
 }
 
 // Add adds the objects of o to s.
 func (s State) Add(o State) {
 	for _, k := range kinds {
-		added := k.table(o)
-		k.table(s).copy(added, added)
+		k.copy(s, o, o)
 	}
 }
 
 // Remove removes the objects with the keys of o from s.
 func (s State) Remove(o State) {
 	for _, k := range kinds {
-		k.table(s).delAll(k.table(o))
+		k.remove(s, o)
 	}
 }
 
 // Update applies a completed operation to s. It does not account for objects that the kernel
 // removes together with a link; the next read of the kernel shows those.
-func (s State) Update(o Op) {
-	if t := o.Kind.table(s); o.Verb == Del {
-		t.del(o.object)
-	} else {
-		t.put(o.object)
-	}
-}
+func (s State) Update(o Op) { o.Kind.update(s, o) }
 
 // Has reports whether s has an object with the key of o's object.
-func (s State) Has(o Op) bool {
-	key, _ := o.Kind.table(s).has(o.object)
-	return key
-}
+func (s State) Has(o Op) bool { return o.Kind.has(s, o) }
 
 // Objects returns the objects of a kind in order, as operations that create them.
-func (s State) Objects(k Kind) iter.Seq[Op] {
-	return func(yield func(Op) bool) { k.all(s).each(yield) }
-}
+func (s State) Objects(k Kind) iter.Seq[Op] { return k.all(s) }
 
 // Text returns the state in the notation of ip(8), bridge(8) and sysctl(8), one object per line, in
 // order of creation.
@@ -73,7 +45,7 @@ func (s State) Text() string {
 	var b strings.Builder
 	for _, k := range kinds {
 		for op := range s.Objects(k) {
-			b.WriteString(k.text(op.object) + "\n")
+			b.WriteString(k.text(op) + "\n")
 		}
 	}
 	return b.String()
@@ -90,7 +62,7 @@ func (s State) Part(others ...State) State {
 	destinations := map[netip.Prefix]bool{}
 	for _, o := range others {
 		for _, k := range kinds {
-			k.table(p).copy(k.table(s), k.table(o))
+			k.copy(p, s, o)
 		}
 		for k := range o.Routes {
 			destinations[k.Dst] = true
