@@ -33,12 +33,10 @@ func (d *Delta) Len() (n int) {
 // deleted.
 func (d *Delta) Ops() iter.Seq[Op] {
 	return func(yield func(Op) bool) {
-		for _, l := range d.lists {
-			for op := range l {
-				if !yield(op) {
-					return
-				}
-			}
+		more := true
+		each := func(op Op) bool { more = yield(op); return more }
+		for i := 0; more && i < len(d.lists); i++ {
+			d.lists[i](each)
 		}
 	}
 }
