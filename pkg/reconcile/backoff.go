@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"maps"
 	"math"
 	"time"
 
@@ -20,11 +21,6 @@ type backoff struct {
 	until   time.Time
 	failing *pace.Backoff // nil if the last operation succeeded
 	fight   pace.Fight
-}
-
-// newBackoff returns the backoff of failed operations.
-func newBackoff() *pace.Backoff {
-	return &pace.Backoff{Initial: 100 * time.Millisecond, Max: 30 * time.Second}
 }
 
 // inputObject is the object for failures to read the wanted or the present state.
@@ -48,11 +44,7 @@ func (h *backoffs) get(object string) *backoff {
 
 // paused reports whether the operation's object must not be changed now.
 func (h *backoffs) paused(now time.Time, op dataplane.Op) bool {
-	if len(h.objects) == 0 {
-		return false // avoids computing the object's name
-	}
-	o, ok := h.objects[op.Object()]
-	return ok && now.Before(o.until)
+	return len(h.objects) > 0 && h.remaining(now, op.Object()) > 0 // the name is computed only if needed
 }
 
 // failing reports whether the last operation on the object has failed.
@@ -65,7 +57,7 @@ func (h *backoffs) failing(op dataplane.Op) bool {
 func (h *backoffs) failed(now time.Time, object string) (first bool) {
 	o := h.get(object)
 	if first = o.failing == nil; first {
-		o.failing = newBackoff()
+		o.failing = &pace.Backoff{Initial: 100 * time.Millisecond, Max: 30 * time.Second}
 	}
 	o.until = now.Add(o.failing.Failed())
 	return first
@@ -117,11 +109,9 @@ func (h *backoffs) sweep(now time.Time) {
 		return
 	}
 	h.lastSweep = now
-	for object, o := range h.objects {
-		if o.failing == nil && o.fight.Quiet(now) || o.failing != nil && now.Sub(o.until) > 2*resync {
-			h.reset(object)
-		}
-	}
+	maps.DeleteFunc(h.objects, func(_ string, o *backoff) bool {
+		return o.failing == nil && o.fight.Quiet(now) || o.failing != nil && now.Sub(o.until) > 2*resync
+	})
 }
 
 // remaining returns the time until an object may be changed.
@@ -136,8 +126,8 @@ func (h *backoffs) remaining(now time.Time, object string) time.Duration {
 func (h *backoffs) next(now time.Time) time.Duration {
 	least := time.Duration(math.MaxInt64)
 	for _, o := range h.objects {
-		if d := o.until.Sub(now); d > 0 && d < least {
-			least = d
+		if d := o.until.Sub(now); d > 0 {
+			least = min(least, d)
 		}
 	}
 	return least

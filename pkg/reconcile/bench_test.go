@@ -79,7 +79,8 @@ func BenchmarkPass(b *testing.B) {
 	newLoop := func(k *idle) *Loop {
 		l := New(Config{
 			Driver: k, Backend: vxlan, Network: conf.V4.Network, Log: slog.New(slog.DiscardHandler),
-			Conditions: condition.NewList(slog.New(slog.DiscardHandler)),
+			Conditions:  condition.NewList(slog.New(slog.DiscardHandler)),
+			BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Missing: func([]Missing) {}, Heartbeat: func() {},
 		})
 		l.SetFacts(facts, nil)
 		l.SetView(view)

@@ -30,17 +30,17 @@ type Config struct {
 	Driver  driver.Driver
 	Backend backend.Backend
 	Network netip.Prefix
-	// BeforeApply, if set, is called before a batch of operations, which may add new peers.
+	// BeforeApply is called before a batch of operations, which may add new peers.
 	BeforeApply func()
-	// Rivals, if set, is called in each pass with the peers that are skipped because they have this
-	// host's MAC.
+	// Rivals is called in each pass with the peers that are skipped because they have this host's
+	// MAC.
 	Rivals func([]lease.Lease)
-	// Missing, if set, is called after each whole pass with the objects that this host itself needs
-	// and that are missing, except those that are missing only because their link is. It must not
-	// block. Then these objects are not logged here.
+	// Missing is called after each whole pass with the objects that this host itself needs and that
+	// are missing, except those that are missing only because their link is. It must not block.
+	// These objects are not logged here.
 	Missing func([]Missing)
-	// Heartbeat, if set, is called while the loop makes progress: at least once a minute, and
-	// between batches of operations.
+	// Heartbeat is called while the loop makes progress: at least once a minute, and between batches
+	// of operations.
 	Heartbeat  func()
 	Conditions *condition.List
 	Log        *slog.Logger
@@ -101,9 +101,6 @@ func wholePassBudget() pace.Budget {
 
 // New returns a Loop. It makes no changes before it has facts and a view.
 func New(cfg Config) *Loop {
-	if cfg.Heartbeat == nil {
-		cfg.Heartbeat = func() {}
-	}
 	l := &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
 		backoffs: newBackoffs(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePassBudget(), created: time.Now(), aborted: true, needsWhole: true,
@@ -183,15 +180,13 @@ func (l *Loop) wait(ctx context.Context) error {
 	}
 	timer := time.NewTimer(idle)
 	defer timer.Stop()
-	report := time.NewTimer(l.report.untilDue(now))
-	defer report.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-report.C:
+		case <-l.report.due.C:
+			l.report.due.Received()
 			l.report.flush()
-			report.Reset(l.report.untilDue(time.Now())) // for the rest, if there is any
 			continue
 		case <-timer.C:
 			l.stale.Store(true)
@@ -215,15 +210,11 @@ func (l *Loop) waitForQuiet(ctx context.Context) error {
 		}
 		at = l.created.Add(time.Duration(l.lastEvent.Load()) + quietTime)
 		if !l.stale.Load() || at.After(last) || time.Until(at) <= 0 {
-			l.drain()
+			select {
+			case <-l.wake:
+			default:
+			}
 			return nil
 		}
-	}
-}
-
-func (l *Loop) drain() {
-	select {
-	case <-l.wake:
-	default:
 	}
 }

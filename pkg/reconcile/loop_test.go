@@ -99,12 +99,8 @@ func newFixture() *fixture {
 	f.want.Links["flannel.1"] = dataplane.Link{Kind: dataplane.KindVXLAN, Up: true}
 	log := slog.New(slog.NewTextHandler(&f.log, nil))
 	f.Loop = New(Config{
-		Driver:     f.kernel,
-		Backend:    f.want,
-		Network:    netip.MustParsePrefix("10.42.0.0/16"),
-		Heartbeat:  func() { f.passes++ },
-		Conditions: condition.NewList(log),
-		Log:        log,
+		Driver: f.kernel, Backend: f.want, Network: netip.MustParsePrefix("10.42.0.0/16"), Conditions: condition.NewList(log), Log: log,
+		BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Missing: func([]Missing) {}, Heartbeat: func() { f.passes++ },
 	})
 	return f
 }
@@ -474,14 +470,13 @@ func TestSettleWaitsForOurOwn(t *testing.T) {
 
 func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 	f := newFixture()
-	f.kernel.Links["flannel.1"] = dataplane.Link{Kind: "dummy"}
+	f.wantRoutes(3)
+	f.kernel.Routes[dataplane.RouteKey{Dst: key(3).Dst, Link: "eth0"}] = dataplane.Route{Proto: dataplane.ProtoKernel}
 	f.view.Peers = []*lease.Lease{peer(1), peer(2)}
 	for range 3 {
-		if f.Pass() {
-			t.Error("a pass with a foreign device in the way is not all right")
-		}
+		f.Pass()
 	}
-	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("operations blocked by a conflict") != 1 || len(f.kernel.applied) > 0 {
+	if f.said("reason 1") != 1 || f.said("reason 2") != 1 || f.said("operations blocked by a conflict") != 1 || len(f.kernel.Routes) > 1 {
 		t.Errorf("log:\n%s", &f.log)
 	}
 }

@@ -67,28 +67,31 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	if !stale && l.partial(done.change) {
 		l.passPart(ctx, view, &done)
 	} else if !l.passWhole(ctx, facts, view, &done) {
-		l.aborted, l.baseReady = true, false
-		l.count(&done, Unread)
-		return false
+		return l.abort(&done, Unread)
 	}
 	done.fighting = l.backoffs.fighting(time.Now()) || l.budget.Over()
 	if ctx.Err() != nil {
-		l.aborted, l.baseReady = true, false
-		l.count(&done, Incomplete)
 		l.report.applications(done)
-		return false
+		return l.abort(&done, Incomplete)
 	}
 	l.aborted = false
 	if left := len(done.failed)+done.deferred > 0; left || !done.partial {
 		l.deferred = left && (done.hadDeferred || !done.change.IsEmpty()) // what is left of a repair is one, too
 	}
-	if !done.partial && l.cfg.Missing != nil {
+	if !done.partial {
 		l.cfg.Missing(rootCauses(done.missing))
 	}
 	l.count(&done, done.result())
 	l.report.pass(done)
 	l.baseReady = !done.baseMissing
 	return l.baseReady
+}
+
+// abort ends a pass that was not completed.
+func (l *Loop) abort(p *pass, r Result) (ready bool) {
+	l.aborted, l.baseReady = true, false
+	l.count(p, r)
+	return false
 }
 
 // latest returns the latest facts and view. It reports false, and sets a condition, if they are not
@@ -110,15 +113,17 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 // newPass updates the plan, and returns a pass that has done nothing yet.
 func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	now := time.Now()
-	p := pass{begun: now, readingOld: now.Sub(l.readAt) >= resync, hadDeferred: l.deferred}
+	p := pass{begun: now, change: l.plan.Update(f, v), trigger: OnRetry, hadDeferred: l.deferred}
+	switch {
+	case !p.change.IsEmpty():
+		p.trigger = OnChange
+	case now.Sub(l.readAt) >= resync:
+		p.trigger = OnResync
+	}
 	l.own = v.Own.Subnets.V4()
-	p.change = l.plan.Update(f, v)
-	p.changed = !p.change.IsEmpty()
 	p.change.All = p.change.All || l.aborted
 	l.report.skipped(l.plan.Skipped())
-	if l.cfg.Rivals != nil {
-		l.cfg.Rivals(l.plan.ClaimConflicts())
-	}
+	l.cfg.Rivals(l.plan.ClaimConflicts())
 	return p
 }
 
@@ -151,7 +156,9 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 	l.scope = want.ScopeOf([]netip.Prefix{l.cfg.Network}, f.Uplink)
 	l.needsWhole = true
 	l.stale.Store(false) // later events are for the next pass
-	done.eventAt = time.Duration(l.firstEvent.Swap(0))
+	if done.eventAt = time.Duration(l.firstEvent.Swap(0)); done.eventAt > 0 && done.trigger != OnChange {
+		done.trigger = OnEvent
+	}
 	for round := range maxRounds {
 		l.budget.Begin()
 		l.reading = dataplane.State{} // release it, because states are large
@@ -190,19 +197,16 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 	maps.DeleteFunc(l.baseErrs, func(object string, _ error) bool {
 		return !slices.ContainsFunc(done.missing, func(m Missing) bool { return m.Op.Object() == object })
 	})
-	if l.cfg.Missing != nil {
-		done.conflicts = slices.DeleteFunc(slices.Clone(done.conflicts), func(c dataplane.Conflict) bool { return c.Op.Basic(l.own) })
-		done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || onMissingLink(done.missing, f.op) })
-	}
+	done.conflicts = slices.DeleteFunc(done.conflicts, func(c dataplane.Conflict) bool { return c.Op.Basic(l.own) })
+	done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || onMissingLink(done.missing, f.op) })
 	return true
 }
 
 // pass is the result of a pass, for the report.
 type pass struct {
 	begun            time.Time
-	changed          bool           // the wanted state differs from that of the previous pass
+	trigger          Trigger
 	eventAt          time.Duration  // time of the first event since the last reading, since the loop was created; 0 if there was none
-	readingOld       bool           // the last reading is older than resync
 	change           backend.Change // of the wanted state
 	partial          bool           // only changed peers were compared
 	hadDeferred      bool           // the previous pass has deferred operations
@@ -232,9 +236,7 @@ func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (a
 	now := time.Now()
 	done.deferred, done.doubtfulFailures, done.baseMissing, done.missing, done.drift = 0, 0, false, nil, map[dataplane.Kind]int{}
 	for _, c := range delta.Conflicts {
-		done.drift[c.Op.Kind]++
-		if c.Op.Basic(l.own) {
-			done.baseMissing = true
+		if l.lacks(done, c.Op) {
 			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
 		}
 	}
@@ -243,12 +245,8 @@ func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (a
 	for op := range delta.Ops() {
 		if l.backoffs.paused(now, op) {
 			done.deferred++
-			done.drift[op.Kind]++
-			if op.Basic(l.own) {
-				done.baseMissing = true
-				if err := l.baseErrs[op.Object()]; err != nil {
-					done.missing = append(done.missing, Missing{Op: op, Err: err})
-				}
+			if l.lacks(done, op) && l.baseErrs[op.Object()] != nil {
+				done.missing = append(done.missing, Missing{Op: op, Err: l.baseErrs[op.Object()]})
 			}
 		} else if due = append(due, op); len(due) == chunkSize {
 			l.execute(ctx, due, done)
@@ -268,17 +266,13 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 		return
 	}
 	l.cfg.Heartbeat()
-	if l.cfg.BeforeApply != nil {
-		l.cfg.BeforeApply()
-	}
+	l.cfg.BeforeApply()
 	now := time.Now()
 	for i, err := range l.cfg.Driver.Apply(due) {
 		op := due[i]
 		if err != nil {
 			done.refused.add(op)
-			done.drift[op.Kind]++
-			own := op.Basic(l.own)
-			done.baseMissing = done.baseMissing || own
+			own := l.lacks(done, op)
 			if done.doubtful && !l.backoffs.failing(op) {
 				done.doubtfulFailures++
 				continue
@@ -300,8 +294,16 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 		if done.applied.add(op); repair {
 			done.repaired.add(op)
 		}
-		l.report.applied(op)
+		l.report.debug("applied operation", op)
 	}
+}
+
+// lacks records an object that is not as wanted, and reports whether this host itself needs it.
+func (l *Loop) lacks(done *pass, op dataplane.Op) (basic bool) {
+	basic = op.Basic(l.own)
+	done.drift[op.Kind]++
+	done.baseMissing = done.baseMissing || basic
+	return basic
 }
 
 // onMissingLink reports whether an operation's link is missing.

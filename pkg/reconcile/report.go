@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"flanneld/pkg/backend"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
+	"flanneld/pkg/pace"
 )
 
 // IDs of conditions.
@@ -32,13 +32,13 @@ type report struct {
 
 	conditions *condition.List
 
-	due        time.Time // when the next group line is due; zero if none is
-	progressAt time.Time // time of the last progress line of the present pass
+	due        *pace.Alarm // for the next group line
+	progressAt time.Time   // time of the last progress line of the present pass
 }
 
 func newReport(log *slog.Logger, conditions *condition.List) *report {
 	return &report{
-		log: log, conditions: conditions,
+		log: log, conditions: conditions, due: pace.NewAlarm(),
 		peers:     condition.NewGroup(log, slog.LevelWarn, "skipped peers", "no longer skipping peers"),
 		conflicts: condition.NewGroup(log, slog.LevelError, "operations blocked by a conflict", "operations no longer blocked by a conflict"),
 	}
@@ -58,21 +58,11 @@ func (r *report) skipped(now []backend.Skipped) {
 
 // flush logs the group lines that are due.
 func (r *report) flush() {
-	now := time.Now()
-	r.due = time.Time{}
 	for _, g := range []*condition.Group{r.peers, r.conflicts} {
-		if again := g.Flush(now); again > 0 && (r.due.IsZero() || now.Add(again).Before(r.due)) {
-			r.due = now.Add(again)
+		if again := g.Flush(time.Now()); again > 0 {
+			r.due.SetWithin(again)
 		}
 	}
-}
-
-// untilDue returns the time until the next group line is due.
-func (r *report) untilDue(now time.Time) time.Duration {
-	if r.due.IsZero() {
-		return math.MaxInt64
-	}
-	return r.due.Sub(now)
 }
 
 // unread reports that a pass could not read the wanted or the present state.
@@ -88,18 +78,15 @@ func (r *report) pass(p pass) {
 	r.applications(p)
 	r.progressAt = time.Time{}
 	r.failures(p)
-	if p.partial && len(p.conflicts) == 0 {
-		return
-	}
 	conflicts := make(map[string]condition.Reason, len(p.conflicts))
 	for _, c := range p.conflicts {
-		command, reason := c.Op.String(), condition.Reason{Kind: c.Reason}
-		conflicts[command] = reason
-		if p.partial {
+		conflicts[c.Op.String()] = condition.Reason{Kind: c.Reason}
+	}
+	if p.partial {
+		for command, reason := range conflicts {
 			r.conflicts.Set(command, reason)
 		}
-	}
-	if !p.partial {
+	} else {
 		r.conflicts.Replace(conflicts)
 	}
 	r.flush()
@@ -117,29 +104,27 @@ func (r *report) applications(p pass) {
 	if p.hadDeferred || !p.change.IsEmpty() {
 		msg = "programmed the kernel"
 	}
-	r.log.Info(msg, "ops", p.applied.String(), "example", p.applied.first.String())
+	fields := []any{"ops", p.applied.String(), "example", p.applied.first.String()}
+	r.log.Info(msg, fields...)
 	if p.fighting {
 		r.conditions.Begin(condition.Condition{
-			ID: fightCondition, Severe: true, Text: "another program keeps undoing changes to the kernel, backing off",
-			Fields: []any{"ops", p.applied.String(), "example", p.applied.first.String()},
+			ID: fightCondition, Severe: true, Text: "another program keeps undoing changes to the kernel, backing off", Fields: fields,
 		})
 	}
 }
 
 func (r *report) failures(p pass) {
-	var fresh []failure
+	var fresh []error
 	for _, f := range p.failed {
 		if f.first {
-			fresh = append(fresh, f)
+			fresh = append(fresh, f.err)
 		}
-		if r.log.Enabled(context.Background(), slog.LevelDebug) {
-			r.log.Debug("operation failed", "command", f.op.String(), "err", f.err)
-		}
+		r.debug("operation failed", f.op, "err", f.err)
 	}
 	if r.failedObjects += len(fresh); len(fresh) > 0 {
 		r.conditions.Set(condition.Condition{
 			ID: refusedCondition, Text: "failed to apply changes to the kernel, will retry", Ended: "changes to the kernel no longer fail",
-			Fields: []any{"count", r.failedObjects, "err", fresh[0].err},
+			Fields: []any{"count", r.failedObjects, "err", fresh[0]},
 		})
 	}
 	if len(p.failed) == 0 && p.deferred == 0 && !p.partial {
@@ -148,10 +133,10 @@ func (r *report) failures(p pass) {
 	}
 }
 
-// applied logs an operation that was done.
-func (r *report) applied(op dataplane.Op) {
+// debug logs an operation; its command is composed only if it is logged.
+func (r *report) debug(msg string, op dataplane.Op, fields ...any) {
 	if r.log.Enabled(context.Background(), slog.LevelDebug) {
-		r.log.Debug("applied operation", "command", op.String())
+		r.log.Debug(msg, append([]any{"command", op.String()}, fields...)...)
 	}
 }
 
@@ -185,13 +170,10 @@ func (t *tally) add(op dataplane.Op) {
 // String returns the counts as "+2 route, +2 fdb, -1 route".
 func (t *tally) String() string {
 	var parts []string
-	for _, v := range []struct {
-		verb dataplane.Verb
-		sign string
-	}{{dataplane.Put, "+"}, {dataplane.Set, "~"}, {dataplane.Del, "-"}} {
+	for verb, sign := range []string{dataplane.Put: "+", dataplane.Set: "~", dataplane.Del: "-"} {
 		for _, kind := range dataplane.Kinds() {
-			if n := t.counts[OpClass{v.verb, kind}]; n > 0 {
-				parts = append(parts, fmt.Sprintf("%s%d %s", v.sign, n, kind))
+			if n := t.counts[OpClass{dataplane.Verb(verb), kind}]; n > 0 {
+				parts = append(parts, fmt.Sprintf("%s%d %s", sign, n, kind))
 			}
 		}
 	}

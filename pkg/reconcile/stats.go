@@ -93,17 +93,14 @@ func (l *Loop) Stats() Stats {
 // count updates the totals after a pass.
 func (l *Loop) count(p *pass, r Result) {
 	now := time.Now()
-	var skipped map[string]int
+	skipped := map[string]int{}
 	for _, peer := range l.plan.Skipped() {
-		if skipped == nil {
-			skipped = map[string]int{}
-		}
 		skipped[peer.Kind]++
 	}
 	s := &l.stats
 	s.Lock()
 	defer s.Unlock()
-	s.Passes[Outcome{p.trigger(), r}]++
+	s.Passes[Outcome{p.trigger, r}]++
 	s.PassTime.add(now.Sub(p.begun))
 	for class, n := range p.applied.counts {
 		s.Done[class] += uint64(n)
@@ -120,18 +117,6 @@ func (l *Loop) count(p *pass, r Result) {
 	if s.Skipped = skipped; !p.partial && r != Unread {
 		s.Drift = p.drift
 	}
-}
-
-func (p *pass) trigger() Trigger {
-	switch {
-	case p.changed:
-		return OnChange
-	case p.eventAt > 0:
-		return OnEvent
-	case p.readingOld:
-		return OnResync
-	}
-	return OnRetry
 }
 
 // result returns the result of a pass that could read the kernel.
