@@ -74,28 +74,23 @@ func (v Value) Number() int {
 }
 
 // Uint16BE returns a number of two bytes.
-func (v Value) Uint16BE() uint16 {
-	if len(v) != 2 {
-		return 0
-	}
-	return binary.BigEndian.Uint16(v)
-}
+func (v Value) Uint16BE() uint16 { return binary.BigEndian.Uint16(v.sized(2)) }
 
 // Uint32BE returns a number of four bytes.
-func (v Value) Uint32BE() uint32 {
-	if len(v) != 4 {
-		return 0
-	}
-	return binary.BigEndian.Uint32(v)
-}
+func (v Value) Uint32BE() uint32 { return binary.BigEndian.Uint32(v.sized(4)) }
 
 // Uint64BE returns a number of eight bytes.
-func (v Value) Uint64BE() uint64 {
-	if len(v) != 8 {
-		return 0
+func (v Value) Uint64BE() uint64 { return binary.BigEndian.Uint64(v.sized(8)) }
+
+// sized returns the value if it has n bytes, otherwise n zeros.
+func (v Value) sized(n int) []byte {
+	if len(v) == n {
+		return v
 	}
-	return binary.BigEndian.Uint64(v)
+	return zeros[:n]
 }
+
+var zeros [8]byte
 
 // Text returns a string, up to the first NUL.
 func (v Value) Text() string {

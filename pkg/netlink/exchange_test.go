@@ -142,23 +142,17 @@ func TestBatchTellsEachResult(t *testing.T) {
 
 // TestBatchWithoutAnswers: if the kernel does not answer, every request fails without waiting.
 func TestBatchWithoutAnswers(t *testing.T) {
-	k := kernel{do: func(unix.NlMsghdr, []byte) [][]byte { return nil }}
-	for i, err := range k.conn(8).Batch(numbered(20)) {
-		if !errors.Is(err, ErrNoAnswer) {
-			t.Errorf("request %d: %v", i, err)
+	for want, k := range map[error]*kernel{
+		ErrNoAnswer:   {do: func(unix.NlMsghdr, []byte) [][]byte { return nil }},
+		unix.EMSGSIZE: {most: 1}, // of a broken socket
+	} {
+		for i, err := range k.conn(8).Batch(numbered(20)) {
+			if !errors.Is(err, want) {
+				t.Errorf("request %d: %v, want %v", i, err, want)
+			}
 		}
-	}
-	if errs := k.conn(8).Batch(&Requests{}); len(errs) != 0 {
-		t.Errorf("results of nothing: %v", errs)
-	}
-}
-
-// TestBatchOnABrokenSocket: the error of the socket is that of each request.
-func TestBatchOnABrokenSocket(t *testing.T) {
-	k := kernel{most: 1}
-	for i, err := range k.conn(8).Batch(numbered(3)) {
-		if !errors.Is(err, unix.EMSGSIZE) {
-			t.Errorf("request %d: %v", i, err)
+		if errs := k.conn(8).Batch(&Requests{}); len(errs) != 0 {
+			t.Errorf("results of nothing: %v", errs)
 		}
 	}
 }
@@ -200,16 +194,11 @@ func TestSequenceNumbersWrap(t *testing.T) {
 }
 
 func TestTransaction(t *testing.T) {
-	requests := func() *Requests {
-		r := numbered(5)
-		r.setFlag(3, unix.NLM_F_ACK, true) // the last one is never answered, as with nfnetlink
-		return r
-	}
 	refuse := func(numbers ...uint32) func(unix.NlMsghdr, []byte) [][]byte {
 		return refusing(func(n uint32) bool { return slices.Contains(numbers, n) })
 	}
 	for name, c := range map[string]struct {
-		do   func(unix.NlMsghdr, []byte) [][]byte
+		do   func(unix.NlMsghdr, []byte) [][]byte // the last request is never answered, as with nfnetlink
 		want string
 	}{
 		"done":            {refuse(), "<nil>"},
@@ -221,7 +210,7 @@ func TestTransaction(t *testing.T) {
 		"not answered": {func(unix.NlMsghdr, []byte) [][]byte { return nil }, ErrNoAnswer.Error()},
 	} {
 		k := kernel{do: c.do}
-		if err := k.conn(2).Transaction(requests()); fmt.Sprint(err) != c.want {
+		if err := k.conn(2).Transaction(numbered(5)); fmt.Sprint(err) != c.want {
 			t.Errorf("%s: got %v, want %s", name, err, c.want)
 		}
 		if len(k.sent) != 1 || len(k.sent[0]) != 5 {
@@ -229,7 +218,7 @@ func TestTransaction(t *testing.T) {
 		}
 	}
 	k := kernel{do: refuse(), most: 50}
-	if err := k.conn(2).Transaction(requests()); !errors.Is(err, unix.EMSGSIZE) {
+	if err := k.conn(2).Transaction(numbered(5)); !errors.Is(err, unix.EMSGSIZE) {
 		t.Errorf("too long: %v", err)
 	}
 }

@@ -80,22 +80,24 @@ func (f *Filter) Assemble() ([]bpf.RawInstruction, error) {
 	f.Add(bpf.RetConstant{Val: 0})
 	f.Label(Pass)
 	f.Add(bpf.RetConstant{Val: 1 << 30})
+	var bad error
+	skip := func(from int, label string) uint8 {
+		if label == "" {
+			return 0
+		}
+		n := f.labels[label] - from - 1
+		if n < 0 || n > 255 {
+			bad = fmt.Errorf("jump over %d instructions to %q", n, label)
+		}
+		return uint8(n)
+	}
 	for _, j := range f.jumps {
 		i := f.code[j.at].(bpf.JumpIf)
-		for _, to := range []struct {
-			label string
-			skip  *uint8
-		}{{j.ifTrue, &i.SkipTrue}, {j.ifFalse, &i.SkipFalse}} {
-			if to.label == "" {
-				continue
-			}
-			skip := f.labels[to.label] - j.at - 1
-			if skip < 0 || skip > 255 {
-				return nil, fmt.Errorf("jump over %d instructions to %q", skip, to.label)
-			}
-			*to.skip = uint8(skip)
-		}
+		i.SkipTrue, i.SkipFalse = skip(j.at, j.ifTrue), skip(j.at, j.ifFalse)
 		f.code[j.at] = i
+	}
+	if bad != nil {
+		return nil, bad
 	}
 	return bpf.Assemble(f.code)
 }

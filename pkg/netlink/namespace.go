@@ -12,9 +12,11 @@ import (
 // Namespace is a network namespace (network_namespaces(7)). It exists at least until it is closed.
 type Namespace struct{ file *os.File }
 
+const currentNamespace = "/proc/thread-self/ns/net" // of the calling thread
+
 // CurrentNamespace opens the network namespace of the calling thread.
 func CurrentNamespace() (*Namespace, error) {
-	f, err := os.Open("/proc/thread-self/ns/net")
+	f, err := os.Open(currentNamespace)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
@@ -27,9 +29,13 @@ func (n *Namespace) Close() error { return n.file.Close() }
 // Dial opens a socket of a protocol (unix.NETLINK_ROUTE, …) in the namespace, with a receive buffer
 // of the given size in bytes.
 func (n *Namespace) Dial(protocol, receiveBuffer int) (c *Conn, err error) {
-	err = n.Do(func() (err error) {
-		c, err = dial(protocol, receiveBuffer)
-		return err
+	err = n.Do(func() error {
+		s, size, err := openSocket(protocol, receiveBuffer)
+		if err != nil {
+			return fmt.Errorf("open netlink socket: %w", err)
+		}
+		c = &Conn{socket: s, transport: s, batch: min(max(size/ackSize, 1), maxBatch)}
+		return nil
 	})
 	return c, err
 }
@@ -38,16 +44,15 @@ func (n *Namespace) Dial(protocol, receiveBuffer int) (c *Conn, err error) {
 // descriptor of /proc/sys/net does not refer to the namespace it was opened in.)
 func (n *Namespace) Do(f func() error) error {
 	runtime.LockOSThread()
-	here, err := n.isCurrent()
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
+	defer runtime.UnlockOSThread()
+	current, errA := os.Stat(currentNamespace)
+	own, errB := n.file.Stat()
+	if err := errors.Join(errA, errB); err != nil {
+		return fmt.Errorf("compare network namespaces: %w", err)
 	}
-	if here { // setns needs CAP_SYS_ADMIN, which a daemon may lack
-		defer runtime.UnlockOSThread()
+	if os.SameFile(current, own) { // setns needs CAP_SYS_ADMIN, which a daemon may lack
 		return f()
 	}
-	runtime.UnlockOSThread()
 	done := make(chan error)
 	go func() {
 		// Never unlocked: the thread ends with the goroutine, so that no other goroutine runs in
@@ -60,19 +65,4 @@ func (n *Namespace) Do(f func() error) error {
 		done <- f()
 	}()
 	return <-done
-}
-
-// isCurrent reports whether the calling thread is in the namespace.
-func (n *Namespace) isCurrent() (bool, error) {
-	current, err := CurrentNamespace()
-	if err != nil {
-		return false, err
-	}
-	defer current.Close()
-	a, errA := current.file.Stat()
-	b, errB := n.file.Stat()
-	if err := errors.Join(errA, errB); err != nil {
-		return false, fmt.Errorf("compare network namespaces: %w", err)
-	}
-	return os.SameFile(a, b), nil
 }

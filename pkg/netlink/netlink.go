@@ -29,6 +29,7 @@
 package netlink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,8 @@ const (
 	// ackSize is an upper limit of the space that an error answer with its message takes in a
 	// receive buffer, in bytes, as the kernel accounts it.
 	ackSize = 4096
+
+	receive = "receive from kernel" // for errors
 )
 
 // ErrNoAnswer reports that the answer to a request was lost.
@@ -72,15 +75,6 @@ type transport interface {
 	pending() ([]byte, error)
 }
 
-// dial opens a socket in the network namespace of the calling thread.
-func dial(protocol, receiveBuffer int) (*Conn, error) {
-	s, size, err := openSocket(protocol, receiveBuffer)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
-	return &Conn{socket: s, transport: s, batch: min(max(size/ackSize, 1), maxBatch)}, nil
-}
-
 // Close closes the socket. It ends a waiting Receive.
 func (c *Conn) Close() error { return c.socket.file.Close() }
 
@@ -93,37 +87,37 @@ func (c *Conn) BatchSize() int { return c.batch }
 
 // Join subscribes to notifications of a group.
 func (c *Conn) Join(group int) error {
-	if err := c.socket.setOption(unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
-		return fmt.Errorf("subscribe to netlink group %d: %w", group, err)
-	}
-	return nil
+	err := c.socket.setOption(unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+	return failed(fmt.Sprint("subscribe to netlink group ", group), err)
 }
 
 // SetFilter makes the kernel drop notifications that the filter does not pass, before they wake up
 // the process. If the kernel does not accept the filter, all pass.
 func (c *Conn) SetFilter(f *Filter) error {
-	if err := c.socket.setFilter(f); err != nil {
-		return fmt.Errorf("filter netlink notifications: %w", err)
+	return failed("filter netlink notifications", c.socket.setFilter(f))
+}
+
+// failed returns nil for nil, otherwise err with what has failed.
+func failed(what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // Receive waits for the next datagram of notifications. It is valid until the next call.
 func (c *Conn) Receive() ([]byte, error) {
 	b, err := c.socket.wait()
-	if err != nil {
-		return nil, fmt.Errorf("receive from kernel: %w", err)
-	}
-	return b, nil
+	return b, failed(receive, err)
 }
 
 // Pending is like Receive, but returns nil instead of waiting.
 func (c *Conn) Pending() ([]byte, error) {
 	b, err := c.socket.pending()
-	if err != nil && err != unix.EAGAIN {
-		return nil, fmt.Errorf("receive from kernel: %w", err)
+	if err == unix.EAGAIN {
+		err = nil
 	}
-	return b, nil
+	return b, failed(receive, err)
 }
 
 // Follow calls each with every datagram of notifications, until ctx ends or the socket fails, and
@@ -158,24 +152,25 @@ func (c *Conn) discardPending() error {
 	}
 }
 
-// receiveAnswer returns the next datagram of an answer.
-func (c *Conn) receiveAnswer() ([]byte, error) {
-	b, err := c.transport.pending()
-	if err == unix.EAGAIN {
-		return nil, ErrNoAnswer
+// receiveAnswers calls each with the messages of an answer, until it returns true.
+func (c *Conn) receiveAnswers(each func(h unix.NlMsghdr, body []byte) (last bool)) error {
+	for {
+		b, err := c.transport.pending()
+		if err == unix.EAGAIN {
+			return ErrNoAnswer
+		}
+		if err != nil {
+			return failed(receive, err)
+		}
+		for h, body := range Messages(b) {
+			if each(h, body) {
+				return nil
+			}
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("receive from kernel: %w", err)
-	}
-	return b, nil
 }
 
-func (c *Conn) send(b []byte) error {
-	if err := c.transport.send(b); err != nil {
-		return fmt.Errorf("send to kernel: %w", err)
-	}
-	return nil
-}
+func (c *Conn) send(b []byte) error { return failed("send to kernel", c.transport.send(b)) }
 
 // sendRequest sends the first request of r with a new sequence number.
 func (c *Conn) sendRequest(r *Requests, list bool) error {
@@ -189,27 +184,24 @@ func (c *Conn) sendRequest(r *Requests, list bool) error {
 }
 
 // Get sends a request that is answered by one message, and returns that without its header.
-func (c *Conn) Get(r *Requests) ([]byte, error) {
+func (c *Conn) Get(r *Requests) (answer []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.sendRequest(r, false); err != nil {
 		return nil, err
 	}
-	for {
-		b, err := c.receiveAnswer()
-		if err != nil {
-			return nil, err
+	lost := c.receiveAnswers(func(h unix.NlMsghdr, body []byte) bool {
+		switch {
+		case h.Seq != c.seq:
+			return false
+		case h.Type == unix.NLMSG_ERROR:
+			err = Answer(h, body)
+		default:
+			answer = slices.Clone(body)
 		}
-		for h, body := range Messages(b) {
-			switch {
-			case h.Seq != c.seq:
-			case h.Type == unix.NLMSG_ERROR:
-				return nil, Answer(h, body)
-			default:
-				return slices.Clone(body), nil
-			}
-		}
-	}
+		return true
+	})
+	return answer, cmp.Or(lost, err)
 }
 
 // Dump sends a request that is answered by a list, and calls each with the body of each message. If
@@ -238,29 +230,18 @@ func (c *Conn) List(r *Requests, each func(body []byte) (more bool)) (whole bool
 	if err := c.sendRequest(r, true); err != nil {
 		return false, err
 	}
-	whole = true
-	for {
-		b, err := c.receiveAnswer()
-		if err != nil {
-			return false, err
+	ended, changed := false, false
+	lost := c.receiveAnswers(func(h unix.NlMsghdr, body []byte) (last bool) {
+		if h.Seq != c.seq {
+			return false
 		}
-		for h, body := range Messages(b) {
-			if h.Seq != c.seq {
-				continue
-			}
-			if h.Flags&unix.NLM_F_DUMP_INTR != 0 {
-				whole = false
-			}
-			switch h.Type {
-			case unix.NLMSG_ERROR, unix.NLMSG_DONE:
-				return whole, Answer(h, body)
-			default:
-				if !each(body) {
-					return false, nil
-				}
-			}
+		changed = changed || h.Flags&unix.NLM_F_DUMP_INTR != 0
+		if ended = h.Type == unix.NLMSG_ERROR || h.Type == unix.NLMSG_DONE; ended {
+			err = Answer(h, body)
 		}
-	}
+		return ended || !each(body)
+	})
+	return ended && !changed, cmp.Or(lost, err)
 }
 
 // Do sends a single request and returns its result.
@@ -312,34 +293,24 @@ func (c *Conn) exchangeOnce(r *Requests, from, to, last int, errs []error) error
 		return err
 	}
 	clear(errs)
-	for {
-		b, err := c.receiveAnswer()
-		if err != nil {
-			return err
+	return c.receiveAnswers(func(h unix.NlMsghdr, body []byte) bool {
+		i := h.Seq - first // wraps around for older answers, which are then out of range
+		if h.Type != unix.NLMSG_ERROR || i >= uint32(len(errs)) {
+			return false
 		}
-		for h, body := range Messages(b) {
-			i := h.Seq - first // wraps around for older answers, which are then out of range
-			if h.Type != unix.NLMSG_ERROR || i >= uint32(len(errs)) {
-				continue
-			}
-			errs[i] = Answer(h, body)
-			if int(i) == last-from {
-				return nil
-			}
-		}
-	}
+		errs[i] = Answer(h, body)
+		return int(i) == last-from
+	})
 }
 
 // Transaction sends all requests in one datagram, to a subsystem that applies all of them or none,
-// and returns why none was applied. At least one request must ask for an answer (NLM_F_ACK); the
-// answer to the last such request means that the transaction is complete.
+// and returns why none was applied. The last request only ends the transaction and is not answered;
+// the answer to the one before it means that the transaction is complete.
 func (c *Conn) Transaction(r *Requests) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	last := r.Len() - 1
-	for last > 0 && !r.hasFlag(last, unix.NLM_F_ACK) {
-		last--
-	}
+	last := r.Len() - 2
+	r.setFlag(last, unix.NLM_F_ACK, true)
 	errs := make([]error, r.Len())
 	err := c.exchangeOnce(r, 0, r.Len(), last, errs)
 	for i, refused := range errs {

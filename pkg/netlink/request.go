@@ -98,7 +98,3 @@ func (r *Requests) setFlag(i int, flag uint16, on bool) {
 	}
 	binary.NativeEndian.PutUint16(m[6:], flags)
 }
-
-func (r *Requests) hasFlag(i int, flag uint16) bool {
-	return binary.NativeEndian.Uint16(r.message(i)[6:])&flag != 0
-}

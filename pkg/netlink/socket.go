@@ -81,11 +81,14 @@ func (s *socket) prepare(fd, receiveBuffer int) (size int, err error) {
 	return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
 }
 
-func (s *socket) setOption(level, option, value int) (err error) {
-	closed := s.raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), level, option, value)
-	})
+// control calls f with the descriptor.
+func (s *socket) control(f func(fd int) error) (err error) {
+	closed := s.raw.Control(func(fd uintptr) { err = f(int(fd)) })
 	return cmp.Or(closed, err)
+}
+
+func (s *socket) setOption(level, option, value int) error {
+	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, level, option, value) })
 }
 
 func (s *socket) setFilter(f *Filter) error {
@@ -96,10 +99,9 @@ func (s *socket) setFilter(f *Filter) error {
 			code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 		}
 		p := &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
-		closed := s.raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, p)
+		err = s.control(func(fd int) error {
+			return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, p)
 		})
-		err = cmp.Or(closed, err)
 	}
 	if err != nil {
 		// Remove the previous filter, which may drop too much. The only possible error is that
@@ -116,13 +118,12 @@ func (s *socket) interrupt() {
 }
 
 func (s *socket) send(datagram []byte) error {
-	var err error
-	closed := s.raw.Control(func(fd uintptr) {
+	return s.control(func(fd int) (err error) {
 		for err = unix.EINTR; err == unix.EINTR; {
-			err = unix.Sendto(int(fd), datagram, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+			err = unix.Sendto(fd, datagram, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		}
+		return err
 	})
-	return cmp.Or(closed, err)
 }
 
 // pending returns the next datagram from the kernel, valid until the next call of pending or wait,
