@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -10,7 +9,6 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/netlink"
-	"flanneld/pkg/pace"
 )
 
 // evalTimeout limits the time of one evaluation. Rulesets that take longer to read are not
@@ -21,61 +19,37 @@ const evalTimeout = 2 * time.Second
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
 	ctx, cancel := context.WithTimeout(ctx, evalTimeout)
 	defer cancel()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range maxAttempts {
-		if pace.Sleep(ctx, time.Duration(i)*backOff) != nil {
-			return nil, context.Cause(ctx)
-		}
+	err = t.retry(ctx, func() (err error) {
 		all, err = t.conn.barriers(ctx, p)
-		if !retryable(err) {
-			break
-		}
-	}
-	if err != nil {
-		err = fmt.Errorf("nftables: %w", err)
-	}
+		return err
+	})
 	return all, err
 }
 
-// hooks returns the hooks that a packet passes.
-func hooks(p firewall.Packet) []uint32 {
-	if p.ToHost {
-		return []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_LOCAL_IN}
-	}
-	return []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_FORWARD}
-}
-
 func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
-	families := []Family{IPv6, unix.NFPROTO_INET}
+	family, hook := IPv6, uint32(unix.NF_INET_FORWARD)
 	if p.Dst.Is4() {
-		families[0] = IPv4
+		family = IPv4
 	}
-	tables, err := c.tables(families...)
-	if err != nil {
-		return nil, err
+	if p.ToHost {
+		hook = unix.NF_INET_LOCAL_IN
 	}
-	chains, err := c.chains(families...)
+	_, chains, err := c.chains(family, unix.NFPROTO_INET)
 	if err != nil {
 		return nil, err
 	}
 	for _, base := range chains {
-		i := base.in(tables)
-		if i < 0 {
-			return nil, errChanged
-		}
-		if ownTable(base.family, base.table) {
-			continue // it drops no packets of peers
-		}
-		if !base.base || base.place.kind != "filter" || tables[i].flags&dormant != 0 ||
-			!slices.Contains(hooks(p), base.place.hook) {
+		// Our own tables drop no packets of peers.
+		if ownTable(base.family, base.table) || base.place.kind != "filter" || base.flags&dormant != 0 ||
+			base.place.hook != unix.NF_INET_PRE_ROUTING && base.place.hook != hook {
 			continue
 		}
 		policy := firewall.Passes
 		if base.policy == nfDrop {
 			policy = firewall.Drops
 		}
-		v := evaluator{ctx: ctx, conn: c, family: base.family, table: base.table, packet: p}
+		in := table{family: base.family, name: base.table}
+		v := evaluator{ctx: ctx, conn: c, table: in, packet: p}
 		w := firewall.Walk{Steps: v.steps}
 		fate, err := w.Base(base.name, policy)
 		if err != nil {
@@ -83,8 +57,8 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 		}
 		if fate&firewall.Drops != 0 {
 			b := firewall.Barrier{
-				Kind: "nftables", Table: base.family.String() + " " + base.table, Chain: base.name,
-				Certain: fate == firewall.Drops, Owned: tables[i].flags&owned != 0,
+				Kind: "nftables", Table: in.String(), Chain: base.name,
+				Certain: fate == firewall.Drops, Owned: base.flags&owned != 0,
 			}
 			b.DetectTool(&w)
 			all = append(all, b)
@@ -97,8 +71,7 @@ func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.
 type evaluator struct {
 	ctx    context.Context
 	conn   *conn
-	family Family
-	table  string
+	table  table
 	packet firewall.Packet
 }
 
@@ -109,16 +82,13 @@ func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
 	if chain == firewall.Input.SharedChain() {
 		return nil, nil // ours, written by iptables, which drops no packets of peers
 	}
-	in := chainName{v.family, v.table, chain}
 	var rules [][]expression
-	err = v.conn.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
-		if m[unix.NFTA_RULE_CHAIN].Text() == chain && m[unix.NFTA_RULE_TABLE].Text() == v.table {
-			// Clone, because the buffer is reused before the rules are evaluated.
-			rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
-		}
-	}, v.family)
+	err = v.conn.eachRule(chainName{v.table.family, v.table.name, chain}, func(m map[uint16]netlink.Value) {
+		// Clone, because the buffer is reused before the rules are evaluated.
+		rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
+	})
 	if err != nil {
-		return nil, fmt.Errorf("list rules of %s: %w", in, err)
+		return nil, err
 	}
 	for _, list := range rules {
 		steps, err := v.ruleSteps(list)
@@ -151,7 +121,7 @@ func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 				return []firewall.Step{s}, nil
 			}
 		case "lookup":
-			e, err := v.readSet(x.data[unix.NFTA_LOOKUP_SET].Text())
+			e, err := v.conn.readSet(v.table, x.data[unix.NFTA_LOOKUP_SET].Text())
 			if err != nil {
 				return nil, err
 			}

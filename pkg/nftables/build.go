@@ -38,89 +38,42 @@ func newRule(family Family, hook firewall.Hook, r firewall.Rule) rule {
 	return rule{Rule: r, Family: family, Comment: hook.Comment(), Counter: true}
 }
 
+// verdicts has the codes of the verdicts that are no NAT.
+var verdicts = map[firewall.Verdict]int32{
+	firewall.Accept: nfAccept, firewall.Return: unix.NFT_RETURN, firewall.Discard: nfDrop,
+}
+
 // expressions returns the rule in the form that iptables-nft writes. In a table of family inet, the
 // first expressions compare the packet's family.
 func (r rule) expressions(table Family) netlink.Attrs {
-	var list netlink.Attrs
-	add := func(name string, data netlink.Attrs) {
-		e := netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name)
-		list = list.Nest(unix.NFTA_LIST_ELEM, e.Nest(unix.NFTA_EXPR_DATA, data))
-	}
+	var x expressions
 	if table == unix.NFPROTO_INET {
-		add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_NFPROTO))
-		add("cmp", compare(unix.NFT_CMP_EQ, []byte{byte(r.Family)}))
+		x.meta(unix.NFT_META_NFPROTO)
+		x.compare(unix.NFT_CMP_EQ, []byte{byte(r.Family)})
 	}
 	if r.Mark != 0 {
 		mark := binary.NativeEndian.AppendUint32(nil, r.Mark)
-		add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_MARK))
-		add("bitwise", and(mark))
-		add("cmp", compare(unix.NFT_CMP_EQ, mark))
+		x.meta(unix.NFT_META_MARK)
+		x.and(mark)
+		x.compare(unix.NFT_CMP_EQ, mark)
 	}
-	for _, a := range []struct {
-		firewall.Match
-		offset int
-	}{{r.Src, r.Family.source()}, {r.Dst, r.Family.destination()}} {
-		if a.Prefix.IsValid() {
-			matchAddress(add, a.Match, a.offset)
-		}
-	}
+	x.address(r.Src, r.Family.source())
+	x.address(r.Dst, r.Family.destination())
 	if r.Port != 0 {
-		matchPort(add, r.Port)
+		x.port(r.Port)
 	}
 	if r.Counter {
-		add("counter", counter())
+		x.counter()
 	}
-	switch r.Verdict {
-	case firewall.Accept:
-		add("immediate", verdict(nfAccept))
-	case firewall.Return:
-		add("immediate", verdict(unix.NFT_RETURN))
-	case firewall.Masquerade:
-		add("masq", nil)
-	case firewall.MasqueradeRandom:
-		add("masq", netlink.Attrs{}.Uint32BE(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
-	case firewall.Discard:
-		add("immediate", verdict(nfDrop))
+	switch code, ok := verdicts[r.Verdict]; {
+	case ok:
+		x.verdict(code)
+	case r.Verdict == firewall.Masquerade:
+		x.add("masq", nil)
+	default:
+		x.add("masq", netlink.Attrs{}.Uint32BE(unix.NFTA_MASQ_FLAGS, unix.NF_NAT_RANGE_PROTO_RANDOM_FULLY))
 	}
-	return list
-}
-
-// udpDstPort is the offset of the destination port in a UDP header (RFC 768), in bytes.
-const udpDstPort = 2
-
-// matchPort matches UDP packets to a port.
-func matchPort(add func(string, netlink.Attrs), port uint16) {
-	add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
-	add("cmp", compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_UDP}))
-	add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, udpDstPort, 2))
-	add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, port)))
-}
-
-// payload loads bytes of a header into the register.
-func payload(base uint32, offset, length int) netlink.Attrs {
-	return load(unix.NFTA_PAYLOAD_DREG).
-		Uint32BE(unix.NFTA_PAYLOAD_BASE, base).
-		Uint32BE(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
-		Uint32BE(unix.NFTA_PAYLOAD_LEN, uint32(length))
-}
-
-// matchAddress matches an address: it compares the bytes of the prefix, or the masked address if
-// the prefix does not end at a byte.
-func matchAddress(add func(string, netlink.Attrs), m firewall.Match, offset int) {
-	address, bits := m.Prefix.Addr().AsSlice(), m.Prefix.Bits()
-	whole := bits%8 == 0
-	if whole {
-		address = address[:bits/8]
-	}
-	add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, len(address)))
-	if !whole {
-		add("bitwise", and(net.CIDRMask(bits, m.Prefix.Addr().BitLen())))
-	}
-	op := uint32(unix.NFT_CMP_EQ)
-	if m.Not {
-		op = unix.NFT_CMP_NEQ
-	}
-	add("cmp", compare(op, address))
+	return x.Attrs
 }
 
 // source returns the offset of the source address in the network header, in bytes.
@@ -133,36 +86,89 @@ func (f Family) source() int {
 
 func (f Family) destination() int { return f.source() + f.bits()/8 }
 
+// expressions is a list of expressions under construction.
+type expressions struct{ netlink.Attrs }
+
+func (x *expressions) add(name string, data netlink.Attrs) {
+	e := netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name)
+	x.Attrs = x.Nest(unix.NFTA_LIST_ELEM, e.Nest(unix.NFTA_EXPR_DATA, data))
+}
+
 func load(kind uint16) netlink.Attrs { return netlink.Attrs{}.Uint32BE(kind, register) }
 
+// meta loads a property of the packet into the register.
+func (x *expressions) meta(key uint32) {
+	x.add("meta", load(unix.NFTA_META_DREG).Uint32BE(unix.NFTA_META_KEY, key))
+}
+
+// payload loads bytes of a header into the register.
+func (x *expressions) payload(base uint32, offset, length int) {
+	x.add("payload", load(unix.NFTA_PAYLOAD_DREG).
+		Uint32BE(unix.NFTA_PAYLOAD_BASE, base).
+		Uint32BE(unix.NFTA_PAYLOAD_OFFSET, uint32(offset)).
+		Uint32BE(unix.NFTA_PAYLOAD_LEN, uint32(length)))
+}
+
 // and masks the register.
-func and(mask []byte) netlink.Attrs {
-	return netlink.Attrs{}.
-		Uint32BE(unix.NFTA_BITWISE_SREG, register).
+func (x *expressions) and(mask []byte) {
+	x.add("bitwise", load(unix.NFTA_BITWISE_SREG).
 		Uint32BE(unix.NFTA_BITWISE_DREG, register).
 		Uint32BE(unix.NFTA_BITWISE_LEN, uint32(len(mask))).
 		Nest(unix.NFTA_BITWISE_MASK, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, mask)).
-		Nest(unix.NFTA_BITWISE_XOR, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, make([]byte, len(mask))))
+		Nest(unix.NFTA_BITWISE_XOR, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, make([]byte, len(mask)))))
 }
 
-func compare(op uint32, with []byte) netlink.Attrs {
-	return netlink.Attrs{}.
-		Uint32BE(unix.NFTA_CMP_SREG, register).
+// compare compares the register.
+func (x *expressions) compare(op uint32, with []byte) {
+	x.add("cmp", load(unix.NFTA_CMP_SREG).
 		Uint32BE(unix.NFTA_CMP_OP, op).
-		Nest(unix.NFTA_CMP_DATA, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, with))
+		Nest(unix.NFTA_CMP_DATA, netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, with)))
 }
 
-func counter() netlink.Attrs {
-	return netlink.Attrs{}.
+// udpDstPort is the offset of the destination port in a UDP header (RFC 768), in bytes.
+const udpDstPort = 2
+
+// port matches UDP packets to a port.
+func (x *expressions) port(port uint16) {
+	x.meta(unix.NFT_META_L4PROTO)
+	x.compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_UDP})
+	x.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, udpDstPort, 2)
+	x.compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint16(nil, port))
+}
+
+// address matches an address at an offset of the network header: it compares the bytes of the
+// prefix, or the masked address if the prefix does not end at a byte.
+func (x *expressions) address(m firewall.Match, offset int) {
+	if !m.Prefix.IsValid() {
+		return
+	}
+	address, bits := m.Prefix.Addr().AsSlice(), m.Prefix.Bits()
+	whole := bits%8 == 0
+	if whole {
+		address = address[:bits/8]
+	}
+	x.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, len(address))
+	if !whole {
+		x.and(net.CIDRMask(bits, m.Prefix.Addr().BitLen()))
+	}
+	op := uint32(unix.NFT_CMP_EQ)
+	if m.Not {
+		op = unix.NFT_CMP_NEQ
+	}
+	x.compare(op, address)
+}
+
+func (x *expressions) counter() {
+	x.add("counter", netlink.Attrs{}.
 		Uint64BE(unix.NFTA_COUNTER_BYTES, 0).
-		Uint64BE(unix.NFTA_COUNTER_PACKETS, 0)
+		Uint64BE(unix.NFTA_COUNTER_PACKETS, 0))
 }
 
-func verdict(code int32) netlink.Attrs {
-	return netlink.Attrs{}.
+func (x *expressions) verdict(code int32) {
+	x.add("immediate", netlink.Attrs{}.
 		Uint32BE(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
 		Nest(unix.NFTA_IMMEDIATE_DATA, netlink.Attrs{}.
-			Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, uint32(code))))
+			Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, uint32(code)))))
 }
 
 // userData returns the comment as nft(8) encodes it. iptables-nft treats it like its own comment

@@ -42,17 +42,18 @@ func afterGen(body []byte) (Family, netlink.Attrs) {
 }
 
 // get sends a request that is answered by one message.
-func (c *conn) get(m message) (netlink.Attrs, error) {
+func (c *conn) get(m message) (map[uint16]netlink.Value, error) {
 	var r netlink.Requests
 	m.write(&r)
 	b, err := c.Get(&r)
 	_, attributes := afterGen(b)
-	return attributes, err
+	return attributes.Map(), err
 }
 
-// dump lists the objects of some families. The list of each family is consistent.
+// dump lists the objects of some families. The list of each family is consistent. what names them
+// in errors.
 func (c *conn) dump(
-	kind uint16, body netlink.Attrs, each func(Family, map[uint16]netlink.Value), families ...Family,
+	what string, kind uint16, body netlink.Attrs, each func(Family, map[uint16]netlink.Value), families ...Family,
 ) error {
 	for _, f := range families {
 		var r netlink.Requests
@@ -64,10 +65,10 @@ func (c *conn) dump(
 			return true
 		})
 		if errors.Is(err, unix.ENOENT) || err == nil && !whole {
-			return errChanged
+			err = errChanged
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("list %s: %w", what, err)
 		}
 	}
 	return nil
@@ -80,12 +81,15 @@ func (c *conn) generation() (uint32, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read generation: %w", err)
 	}
-	return a.Map()[unix.NFTA_GEN_ID].Uint32BE(), nil
+	return a[unix.NFTA_GEN_ID].Uint32BE(), nil
 }
 
 // commit applies all messages in one transaction, if the ruleset is still of the generation; 0
-// means any generation.
+// means any generation. Without messages it writes nothing.
 func (c *conn) commit(generation uint32, ms []message) error {
+	if len(ms) == 0 {
+		return nil
+	}
 	var r netlink.Requests
 	bound := func(kind uint16) {
 		r.Begin(kind, 0)
@@ -96,10 +100,7 @@ func (c *conn) commit(generation uint32, ms []message) error {
 	if generation != 0 {
 		r.Attrs(netlink.Attrs{}.Uint32BE(unix.NFNL_BATCH_GENID, generation))
 	}
-	for i, m := range ms {
-		if i == len(ms)-1 { // errors are always reported; request one acknowledgement of success
-			m.flags |= unix.NLM_F_ACK
-		}
+	for _, m := range ms {
 		m.write(&r)
 	}
 	bound(unix.NFNL_MSG_BATCH_END)

@@ -87,7 +87,7 @@ func TestDamage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBed(t)
-			b.sync(IPv4, all(four))
+			b.sync(firewall.IPv4, all(four))
 			right := b.ruleset()
 			news := b.watch()
 			damage(b)
@@ -95,11 +95,11 @@ func TestDamage(t *testing.T) {
 			if b.ruleset() == right {
 				t.Fatal("no damage was done")
 			}
-			if len(b.sync(IPv4, all(four))) == 0 {
+			if len(b.sync(firewall.IPv4, all(four))) == 0 {
 				t.Error("Sync changed nothing")
 			}
 			equal(t, b.ruleset(), right)
-			b.settled(IPv4, all(four))
+			b.settled(firewall.IPv4, all(four))
 		})
 	}
 }
@@ -148,17 +148,12 @@ table FAMILY TABLE {
 	was := firewall.Owner{Network: four.Network, Overlays: []firewall.Overlay{
 		{Network: netip.MustParsePrefix("10.50.0.0/16")}, {Network: netip.MustParsePrefix("fd50::/48")},
 	}}
-	_, err := b.tables.Sync(context.Background(), IPv4, was, all(four))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.syncFor(was, firewall.IPv4, all(four))
 	golden := newBed(t)
-	golden.sync(IPv4, all(four))
+	golden.sync(firewall.IPv4, all(four))
 	equal(t, b.sh("nft -s list table ip flannel-ipv4"), golden.ruleset())
 	has(t, b.ruleset(), "fd50:0:0:9::/64")
-	if _, err = b.tables.Sync(context.Background(), IPv6, was, nil); err != nil {
-		t.Fatal(err)
-	}
+	b.syncFor(was, firewall.IPv6, nil)
 	equal(t, b.ruleset(), golden.ruleset())
 }
 
@@ -168,13 +163,13 @@ func TestIdle(t *testing.T) {
 	b := newBed(t)
 	b.nft(plainTable)
 	news := b.watch()
-	b.sync(IPv4, all(four))
-	b.sync(IPv6, all(six))
+	b.sync(firewall.IPv4, all(four))
+	b.sync(firewall.IPv6, all(six))
 	for range 20 {
-		b.settled(IPv4, all(four))
-		b.settled(IPv6, all(six))
+		b.settled(firewall.IPv4, all(four))
+		b.settled(firewall.IPv6, all(six))
 	}
-	b.sync(IPv4, all(odd))
+	b.sync(firewall.IPv4, all(odd))
 	b.quiet(news, "after nothing but Syncs")
 }
 
@@ -209,13 +204,13 @@ func TestWatchOverflow(t *testing.T) {
 	}
 	defer c.Close()
 	for i := range 20 {
-		b.sync(IPv4, [][]firewall.Chain{all(four), nil}[i%2])
+		b.sync(firewall.IPv4, [][]firewall.Chain{all(four), nil}[i%2])
 	}
 	ctx, stop := context.WithTimeout(context.Background(), timeout)
 	defer stop()
 	signals := 0
 	// The Syncs themselves are no news; that some of them were lost is.
-	follow(ctx, c, func(port uint32) bool { return port == b.tables.Port() }, func() { signals++; stop() })
+	b.tables.follow(ctx, c, func() { signals++; stop() })
 	if signals == 0 {
 		t.Error("no signal")
 	}
@@ -227,9 +222,8 @@ func TestReplacements(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	wishes := [][]firewall.Chain{all(four), all(odd)}
-	b.sync(IPv4, wishes[0])
-	// The lister has sockets of its own.
-	lister := b.dial()
+	b.sync(firewall.IPv4, wishes[0])
+	lister := &b.open().conn // has a socket of its own
 	var done atomic.Bool
 	seen := make(chan map[string]int)
 	go func() {
@@ -247,7 +241,7 @@ func TestReplacements(t *testing.T) {
 		seen <- shapes
 	}()
 	for i := range 1000 {
-		if n := len(b.sync(IPv4, wishes[(i+1)%2])); n != 2 {
+		if n := len(b.sync(firewall.IPv4, wishes[(i+1)%2])); n != 2 {
 			t.Fatalf("replacement %d changed %d things", i, n)
 		}
 	}
@@ -266,8 +260,7 @@ func TestReplacements(t *testing.T) {
 
 func shape(w ruleset, wishes [][]firewall.Chain) string {
 	for i, want := range wishes {
-		want, _ := normalize(IPv4, want)
-		if p := newPlan(IPv4, oneDaemon(), wanted{own: want, accepts: want}, w); len(p.changes) == 0 {
+		if p := newPlan(firewall.Ruleset{Owner: oneDaemon(), Chains: want}, w); len(p.changes) == 0 {
 			return fmt.Sprintf("all of %d", i)
 		}
 	}
@@ -287,47 +280,43 @@ func shape(w ruleset, wishes [][]firewall.Chain) string {
 func TestConcurrentWriters(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	var other *Tables
-	b.within(func() { other, _ = New() })
-	if other == nil {
-		t.Fatal("no second connection")
-	}
-	defer other.Close()
+	other := b.open()
 	ended := make(chan error)
 	go func() {
+		var failed error
 		for i := range 200 {
-			if _, err := other.Sync(context.Background(), IPv6, oneDaemon(), [][]firewall.Chain{all(six), nil}[i%2]); err != nil {
-				ended <- err
-				return
-			}
+			_, err := other.Sync(context.Background(), firewall.Ruleset{
+				Family: firewall.IPv6, Owner: oneDaemon(), Chains: [][]firewall.Chain{all(six), nil}[i%2],
+			})
+			failed = errors.Join(failed, err)
 		}
-		ended <- nil
+		ended <- failed
 	}()
 	for i := range 200 {
-		b.sync(IPv4, [][]firewall.Chain{all(four), all(odd)}[i%2])
+		b.sync(firewall.IPv4, [][]firewall.Chain{all(four), all(odd)}[i%2])
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	b.settled(IPv4, all(odd))
-	b.settled(IPv6, nil)
+	b.settled(firewall.IPv4, all(odd))
+	b.settled(firewall.IPv6, nil)
 }
 
 // TestOutdated: a transaction for rules that are no longer is refused.
 func TestOutdated(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	w, err := b.tables.conn.list(IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPlan(IPv4, oneDaemon(), wanted{own: all(odd), accepts: all(odd)}, w)
+	p := newPlan(firewall.Ruleset{Owner: oneDaemon(), Chains: all(odd)}, w)
 	b.nft("add table ip somebody")
 	before := b.ruleset()
 	if err := b.tables.conn.commit(w.generation, p.messages); !errors.Is(err, errChanged) {
 		t.Errorf("got %v", err)
 	}
 	equal(t, b.ruleset(), before)
-	b.settled(IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 }

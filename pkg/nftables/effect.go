@@ -1,6 +1,10 @@
 package nftables
 
-import "golang.org/x/sys/unix"
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
 
 // effect is what a foreign rule may do to a packet, as far as it matters to our accepts.
 type effect struct {
@@ -80,9 +84,5 @@ func (f foreign) needsAccepts(family Family, others []listed) bool {
 // the operator's own rules, or one of a program that enforces network policies on the overlay's
 // packets.
 func goesBeforeAccepts(chain string) bool {
-	switch chain {
-	case "DOCKER-USER", "cali-FORWARD", "KUBE-ROUTER-FORWARD":
-		return true
-	}
-	return false
+	return slices.Contains([]string{"DOCKER-USER", "cali-FORWARD", "KUBE-ROUTER-FORWARD"}, chain)
 }

@@ -95,7 +95,8 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 	case "cmp":
 		with := x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.load(a(unix.NFTA_CMP_SREG), len(with))
-		return metByOrder(bytes.Compare(have, with), known, a(unix.NFTA_CMP_OP))
+		met, valid := orders[a(unix.NFTA_CMP_OP)]
+		return metIf(slices.Contains(met, bytes.Compare(have, with)), known && valid)
 	case "range":
 		low := x.data[unix.NFTA_RANGE_FROM_DATA].Map()[unix.NFTA_DATA_VALUE]
 		high := x.data[unix.NFTA_RANGE_TO_DATA].Map()[unix.NFTA_DATA_VALUE]
@@ -118,22 +119,10 @@ func metIf(met, known bool) firewall.Met {
 	return firewall.No
 }
 
-func metByOrder(order int, known bool, op uint32) firewall.Met {
-	switch op {
-	case unix.NFT_CMP_EQ:
-		return metIf(order == 0, known)
-	case unix.NFT_CMP_NEQ:
-		return metIf(order != 0, known)
-	case unix.NFT_CMP_LT:
-		return metIf(order < 0, known)
-	case unix.NFT_CMP_LTE:
-		return metIf(order <= 0, known)
-	case unix.NFT_CMP_GT:
-		return metIf(order > 0, known)
-	case unix.NFT_CMP_GTE:
-		return metIf(order >= 0, known)
-	}
-	return firewall.Maybe
+// orders has the results of bytes.Compare for which a comparison is met.
+var orders = map[uint32][]int{
+	unix.NFT_CMP_EQ: {0}, unix.NFT_CMP_LT: {-1}, unix.NFT_CMP_GT: {1},
+	unix.NFT_CMP_NEQ: {-1, 1}, unix.NFT_CMP_LTE: {-1, 0}, unix.NFT_CMP_GTE: {0, 1},
 }
 
 // metaValue returns the packet's value of a meta key, or nil if it is unknown.

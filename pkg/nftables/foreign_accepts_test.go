@@ -108,36 +108,36 @@ func TestPolicyDrop(t *testing.T) {
 	b.sh("iptables-nft -P FORWARD DROP")
 	b.sh("ip6tables-nft -P FORWARD DROP")
 	before := b.ruleset()
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay)
-	b.settled(IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 	if strings.Contains(b.sh("ip6tables-nft-save"), "flanneld") {
 		t.Error("a Sync of IPv4 wrote IPv6 rules")
 	}
-	b.sync(IPv6, all(six))
+	b.sync(firewall.IPv6, all(six))
 	has(t, b.sh("ip6tables-nft-save"), `-A FORWARD -s fd42::/48 -m comment --comment flanneld -j ACCEPT`)
-	b.settled(IPv6, all(six))
+	b.settled(firewall.IPv6, all(six))
 
-	b.sync(IPv4, nil)
-	b.sync(IPv6, nil)
+	b.sync(firewall.IPv4, nil)
+	b.sync(firewall.IPv6, nil)
 	equal(t, b.ruleset(), before)
 
 	// iptables-nft works on.
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	b.run("", "iptables-nft", "-C", "FORWARD", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld", "-j", "ACCEPT")
 	b.run("", "iptables-nft", "-D", "FORWARD", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld", "-j", "ACCEPT")
 	equal(t, rulesOf(b.sh("iptables-nft -S FORWARD"), "FORWARD"), toOverlay)
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	equal(t, rulesOf(b.sh("iptables-nft -S FORWARD"), "FORWARD"), fromOverlay+toOverlay)
 
 	// Rules saved and restored have the comment in another form; they are ours.
 	b.run(b.sh("iptables-nft-save"), "iptables-nft-restore")
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay)
-	b.settled(IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 
 	// A chain that no longer drops needs no accepts.
 	b.sh("iptables-nft -P FORWARD ACCEPT")
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), "")
 }
 
@@ -146,7 +146,7 @@ func TestOddPrefixes(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	b.run(docker, "iptables-nft-restore")
-	b.sync(IPv4, all(odd))
+	b.sync(firewall.IPv4, all(odd))
 	replace := strings.NewReplacer("10.42.0.0/16", "10.32.0.0/11", "10.42.7.0/24", "10.42.7.64/26")
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), "-j DOCKER-USER\n"+replace.Replace(fromOverlay+toOverlay)+"-j DOCKER-FORWARD\n")
 	has(t, b.saved("raw"), replace.Replace(toSubnet))
@@ -155,27 +155,27 @@ func TestOddPrefixes(t *testing.T) {
 			has(t, b.sh("nft --debug=netlink list chain "+chain), form)
 		}
 	}
-	b.settled(IPv4, all(odd))
+	b.settled(firewall.IPv4, all(odd))
 
 	b.sh("ip6tables-nft -P FORWARD DROP")
-	b.sync(IPv6, all(odd6))
+	b.sync(firewall.IPv6, all(odd6))
 	equal(t, rulesOf(b.sh("ip6tables-nft-save -t filter"), "FORWARD"),
 		strings.ReplaceAll(fromOverlay+toOverlay, "10.42.0.0/16", "fd42:8000::/19"))
-	b.settled(IPv6, all(odd6))
+	b.settled(firewall.IPv6, all(odd6))
 }
 
 // dockerRight fails the test unless a Sync leaves Docker's rules with accepts in their places, and
 // only those.
 func (b *bed) dockerRight(what string) {
 	b.t.Helper()
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	want := strings.Replace(docker, "-A FORWARD -j DOCKER-FORWARD\n",
 		"-A FORWARD "+fromOverlay+"-A FORWARD "+toOverlay+"-A FORWARD -j DOCKER-FORWARD\n", 1)
 	want = strings.Replace(want, "-A PREROUTING -d", "-A PREROUTING "+toSubnet+"-A PREROUTING -d", 1)
 	if got := b.saved("filter") + b.saved("raw"); got != want {
 		b.t.Errorf("%s: got\n%s\nwant\n%s", what, got, want)
 	}
-	b.settled(IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 }
 
 // TestDocker: accepts stand behind the operator's own chain and before Docker's.
@@ -184,7 +184,7 @@ func TestDocker(t *testing.T) {
 	b := newBed(t)
 	b.run(docker, "iptables-nft-restore")
 	news := b.watch()
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	b.dockerRight("at first")
 	b.quiet(news, "after Syncs only")
 	for what, damage := range map[string]func(){
@@ -195,7 +195,7 @@ func TestDocker(t *testing.T) {
 		},
 		"docker moves its jump down": func() {
 			b.sh("iptables-nft -D FORWARD -j DOCKER-USER")
-			b.sync(IPv4, all(four))
+			b.sync(firewall.IPv4, all(four))
 			b.sh("iptables-nft -I FORWARD -j DOCKER-USER")
 			b.sh("iptables-nft -D FORWARD -j DOCKER-FORWARD")
 			b.sh("iptables-nft -I FORWARD 2 -j DOCKER-FORWARD")
@@ -208,7 +208,7 @@ func TestDocker(t *testing.T) {
 		damage()
 		signal(t, news, what)
 		if what == "inserted above" {
-			b.sync(IPv4, all(four))
+			b.sync(firewall.IPv4, all(four))
 			equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay+"-p tcp -j DROP\n-j DOCKER-USER\n-j DOCKER-FORWARD\n")
 			b.sh("iptables-nft -D FORWARD -p tcp -j DROP")
 		}
@@ -227,25 +227,25 @@ func TestDockerLeft(t *testing.T) {
 	b := newBed(t)
 	b.run(docker, "iptables-nft-restore")
 	before := b.ruleset()
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	// Other rules with our comment are foreign.
 	b.run("", "iptables-nft", "-A", "DOCKER-USER", "-s", "10.42.0.0/16", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
 	b.run("", "iptables-nft", "-A", "FORWARD", "-s", "10.42.0.0/16", "-p", "tcp", "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
-	b.settled(IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 	b.sh("iptables-nft -F DOCKER-USER")
 	b.sh("iptables-nft -D FORWARD 5")
 	b.dockerRight("in the end")
 
-	b.sync(IPv4, firewall.Rules(firewall.Options{Overlay: four, Masquerade: true}))
+	b.sync(firewall.IPv4, firewall.Rules(firewall.Options{Overlay: four, Masquerade: true}))
 	if strings.Contains(b.sh("iptables-nft-save"), "flanneld") {
 		t.Error("accepts are left though none are wanted")
 	}
-	b.sync(IPv4, nil)
+	b.sync(firewall.IPv4, nil)
 	equal(t, b.ruleset(), before)
 	b.run(docker, "iptables-nft-restore")
 	b.dockerRight("restored without accepts")
 	b.nft("delete table ip filter")
-	b.settled(IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 }
 
 // TestPlain: tables of nft(8), for both families.
@@ -254,30 +254,28 @@ func TestPlain(t *testing.T) {
 	b := newBed(t)
 	b.nft(plainTable)
 	before := b.ruleset()
-	wants := map[Family][]firewall.Chain{IPv4: all(four), IPv6: all(six)}
-	for _, f := range []Family{IPv4, IPv6} {
-		b.sync(f, wants[f])
-	}
+	b.sync(firewall.IPv4, all(four))
+	b.sync(firewall.IPv6, all(six))
 	settled := func() {
 		t.Helper()
-		b.settled(IPv4, wants[IPv4])
-		b.settled(IPv6, wants[IPv6])
+		b.settled(firewall.IPv4, all(four))
+		b.settled(firewall.IPv6, all(six))
 	}
 	settled()
 	golden.Equal(t, "testdata/plain.golden", b.ruleset())
 
 	b.nft("insert rule inet firewalld filter_FORWARD ip saddr 10.42.1.0/24 drop")
-	b.sync(IPv6, wants[IPv6])
-	b.sync(IPv4, wants[IPv4])
+	b.sync(firewall.IPv6, all(six))
+	b.sync(firewall.IPv4, all(four))
 	settled()
 	has(t, b.ruleset(), "ip6 daddr fd42::/48 counter accept comment \"flanneld\"\n\t\tip saddr 10.42.1.0/24 drop")
 
 	b.nft("delete rule inet firewalld filter_FORWARD handle " + b.handle("inet firewalld filter_FORWARD", "10.42.1.0/24"))
-	b.sync(IPv6, nil)
-	b.settled(IPv4, all(four))
+	b.sync(firewall.IPv6, nil)
+	b.settled(firewall.IPv4, all(four))
 	if strings.Contains(b.ruleset(), "fd42") {
 		t.Error("IPv6 accepts are left")
 	}
-	b.sync(IPv4, nil)
+	b.sync(firewall.IPv4, nil)
 	equal(t, b.ruleset(), before)
 }

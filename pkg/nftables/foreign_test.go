@@ -51,18 +51,18 @@ func TestWhichForeignChainsNeedAccepts(t *testing.T) {
 			}
 			b.nft("flush ruleset\ntable " + family + " t {\nchain other { }\nchain DOCKER-USER { }\nchain c { " + c.chain + "\n}\n}\n")
 			before := b.sh("nft -s list table " + family + " t")
-			b.sync(IPv4, forward(four))
+			b.sync(firewall.IPv4, forward(four))
 			after := b.sh("nft -s list table " + family + " t")
 			if want := c.want && family != "ip6"; want != (before != after) {
 				t.Errorf("%s, %s: accepts are wanted: %v; got\n%s", name, family, want, after)
 			}
-			b.settled(IPv4, forward(four))
-			b.sync(IPv4, nil)
+			b.settled(firewall.IPv4, forward(four))
+			b.sync(firewall.IPv4, nil)
 			equal(t, b.ruleset(), before)
 		}
 	}
 	b.nft("flush ruleset\ntable ip t { flags dormant; chain c { type filter hook forward priority 0; policy drop; }\n}\n")
-	b.sync(IPv4, forward(four))
+	b.sync(firewall.IPv4, forward(four))
 	if strings.Contains(b.sh("nft list table ip t"), "flanneld") {
 		t.Error("accepts in a table that sleeps")
 	}
@@ -84,7 +84,7 @@ func TestPlaces(t *testing.T) {
 	} {
 		b.nft("flush ruleset\ntable ip t {\nchain other { }\nchain DOCKER-USER { }\nchain cali-FORWARD { }\n" +
 			"chain c {\ntype filter hook forward priority 0\n" + c.before + c.after + "}\n}\n")
-		b.sync(IPv4, forward(four))
+		b.sync(firewall.IPv4, forward(four))
 		got := strings.ReplaceAll(b.sh("nft -s list chain ip t c"), "\n\t\t", "\n\t")
 		got = strings.ReplaceAll(got, " packets 0 bytes 0", "")
 		indent := func(s string) string {
@@ -97,7 +97,7 @@ func TestPlaces(t *testing.T) {
 		if !strings.Contains(got, "policy accept;\n"+indent(c.before)+accepts+indent(c.after)) {
 			t.Errorf("%s: got\n%s", name, got)
 		}
-		b.settled(IPv4, forward(four))
+		b.settled(firewall.IPv4, forward(four))
 	}
 }
 
@@ -112,8 +112,8 @@ func TestBigTables(t *testing.T) {
 	}
 	lines.WriteString("}\nchain f {\ntype filter hook forward priority 0\njump lots\n}\n}\n")
 	b.nft(lines.String())
-	b.sync(IPv4, all(four))
-	allocations := testing.AllocsPerRun(1, func() { b.sync(IPv4, all(four)) })
+	b.sync(firewall.IPv4, all(four))
+	allocations := testing.AllocsPerRun(1, func() { b.sync(firewall.IPv4, all(four)) })
 	if allocations > 10000 { // fewer than one for each of the rules
 		t.Errorf("a Sync makes %v allocations", allocations)
 	}
@@ -125,19 +125,16 @@ func TestBigTables(t *testing.T) {
 func TestOwnedTableIsNotChanged(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	owner := b.dial()
+	owner := b.open()
 	n := chainName{unix.NFPROTO_INET, "theirs", "c"}
-	ms := []message{
-		{kind: unix.NFT_MSG_NEWTABLE, flags: unix.NLM_F_CREATE, family: n.family, body: netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, n.table).Uint32BE(unix.NFTA_TABLE_FLAGS, owned)},
-		{kind: unix.NFT_MSG_NEWCHAIN, flags: unix.NLM_F_CREATE, family: n.family, body: n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).
-			Uint32BE(unix.NFTA_CHAIN_POLICY, nfDrop).Text(unix.NFTA_CHAIN_TYPE, "filter").
-			Nest(unix.NFTA_CHAIN_HOOK, netlink.Attrs{}.Uint32BE(unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_FORWARD).Uint32BE(unix.NFTA_HOOK_PRIORITY, 0))},
-	}
-	if err := owner.commit(b.generation(), ms); err != nil {
-		owner.Close()
+	body := netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, n.table).Uint32BE(unix.NFTA_TABLE_FLAGS, owned)
+	c := n.create(place{"filter", unix.NF_INET_FORWARD, 0})
+	c.body = c.body.Uint32BE(unix.NFTA_CHAIN_POLICY, nfDrop)
+	if err := owner.write([]message{{unix.NFT_MSG_NEWTABLE, create, n.family, body}, c}); err != nil {
 		t.Skipf("SKIPPED: the kernel has no tables with owners: %v", err)
 	}
-	changes, err := b.tables.Sync(context.Background(), IPv4, oneDaemon(), all(four))
+	want := firewall.Ruleset{Owner: oneDaemon(), Chains: all(four)}
+	changes, err := b.tables.Sync(context.Background(), want)
 	if !errors.Is(err, firewall.ErrOwnerLocked) || !strings.Contains(err.Error(), "inet theirs c") {
 		t.Errorf("got %v", err)
 	}
@@ -145,14 +142,14 @@ func TestOwnedTableIsNotChanged(t *testing.T) {
 		t.Error("nothing else was done")
 	}
 	has(t, b.sh("nft list table ip flannel-ipv4"), "10.42.0.0/16")
-	if changes, err = b.tables.Sync(context.Background(), IPv4, oneDaemon(), all(four)); !errors.Is(err, firewall.ErrOwnerLocked) || len(changes) > 0 {
+	if changes, err = b.tables.Sync(context.Background(), want); !errors.Is(err, firewall.ErrOwnerLocked) || len(changes) > 0 {
 		t.Errorf("second Sync: %v, %v", changes, err)
 	}
-	b.sync(IPv4, nil)
+	b.sync(firewall.IPv4, nil)
 	owner.Close()
 	// A process that another test is just starting may have the socket, too, for as long as it has
 	// not become another program.
 	wait.True(t, "the table ends with its owner", func() bool { return !strings.Contains(b.sh("nft list tables"), "theirs") })
-	b.sync(IPv4, all(four))
-	b.settled(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 }

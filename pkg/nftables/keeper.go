@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -17,8 +16,8 @@ const resync = time.Minute
 // the calling thread.
 type Keeper struct {
 	mu       sync.Mutex
-	tables   *Tables             // nil until they are opened
-	ownPorts map[uint32]struct{} // netlink ports of our sockets, whose changes Watch ignores
+	tables   *Tables  // nil until they are opened
+	ownPorts sync.Map // netlink ports of our sockets
 }
 
 // open returns the tables, and opens them on first use.
@@ -26,30 +25,9 @@ func (k *Keeper) open() (t *Tables, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.tables == nil {
-		k.tables, err = k.dial()
+		k.tables, err = open(&k.ownPorts)
 	}
 	return k.tables, err
-}
-
-// dial opens tables with a socket whose changes Watch ignores.
-func (k *Keeper) dial() (*Tables, error) {
-	t, err := New()
-	if err != nil {
-		return nil, err
-	}
-	t.isOwnPort = k.isOwnPort
-	if k.ownPorts == nil {
-		k.ownPorts = map[uint32]struct{}{}
-	}
-	k.ownPorts[t.Port()] = struct{}{}
-	return t, nil
-}
-
-func (k *Keeper) isOwnPort(port uint32) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	_, ours := k.ownPorts[port]
-	return ours
 }
 
 // current returns the tables if they are open, or nil.
@@ -61,11 +39,7 @@ func (k *Keeper) current() *Tables {
 
 // OpenLock opens tables with a separate socket, for a lock that is written concurrently. Watches of
 // either ignore the changes of the other.
-func (k *Keeper) OpenLock() (*Tables, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.dial()
-}
+func (k *Keeper) OpenLock() (*Tables, error) { return open(&k.ownPorts) }
 
 // Close closes the socket. The rules stay.
 func (k *Keeper) Close() error {
@@ -75,31 +49,18 @@ func (k *Keeper) Close() error {
 	return nil
 }
 
-// familyOf returns nfnetlink's number of a family.
-func familyOf(f firewall.Family) Family { return [...]Family{IPv4, IPv6}[f] }
-
 // Traits implements firewall.Keeper.
 func (k *Keeper) Traits(firewall.Family) firewall.Traits {
 	return firewall.Traits{Name: "nftables", Place: firewall.Native, Resync: resync}
 }
 
-// Sync implements firewall.Keeper. The chains of iptables-nft need no accepts if it holds the
-// rules.
+// Sync implements firewall.Keeper.
 func (k *Keeper) Sync(ctx context.Context, r firewall.Ruleset) (changes []string, err error) {
 	t, err := k.open()
 	if err != nil {
 		return nil, err
 	}
-	if r.HeldIn == firewall.Nowhere {
-		return t.Sync(ctx, familyOf(r.Family), r.Owner, r.Chains)
-	}
-	var except []string
-	if r.HeldIn == firewall.Compat {
-		for _, h := range []firewall.Hook{firewall.Forward, firewall.PreRouting} {
-			except = append(except, fmt.Sprintf("%s %s %s", familyOf(r.Family), h.Table(), h.Chain()))
-		}
-	}
-	return t.SyncAccepts(ctx, familyOf(r.Family), r.Owner, r.Chains, except...)
+	return t.Sync(ctx, r)
 }
 
 // Removal implements firewall.Keeper.
@@ -108,7 +69,7 @@ func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []st
 	if err != nil {
 		return nil, err
 	}
-	return t.Removal(ctx, familyOf(r.Family), r.Owner)
+	return t.removal(ctx, r)
 }
 
 // Watch implements firewall.Keeper.
@@ -120,12 +81,16 @@ func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 }
 
 // Tables implements firewall.Inspector.
-func (k *Keeper) Tables(f firewall.Family) ([]string, error) {
+func (k *Keeper) Tables(f firewall.Family) (names []string, err error) {
 	t, err := k.open()
 	if err != nil {
 		return nil, err
 	}
-	return t.tableNames(familyOf(f))
+	all, err := t.list(familyOf(f))
+	for _, table := range all {
+		names = append(names, table.name)
+	}
+	return names, err
 }
 
 // Barriers implements firewall.Inspector.

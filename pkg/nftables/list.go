@@ -1,7 +1,7 @@
 package nftables
 
 import (
-	"fmt"
+	"context"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -28,11 +28,26 @@ func (c chainName) ruleAttrs() netlink.Attrs {
 	return c.attrs(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN)
 }
 
-// in returns the index of the chain's table, or a negative number if it is not among tables.
-func (c chainName) in(tables []table) int {
-	return slices.IndexFunc(tables, func(t table) bool {
-		return t.family == c.family && t.name == c.table
-	})
+// create returns a message that creates the chain as a base chain.
+func (c chainName) create(at place) message {
+	body := c.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).
+		Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept).
+		Nest(unix.NFTA_CHAIN_HOOK, netlink.Attrs{}.
+			Uint32BE(unix.NFTA_HOOK_HOOKNUM, at.hook).
+			Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(at.priority))).
+		Text(unix.NFTA_CHAIN_TYPE, at.kind)
+	return message{unix.NFT_MSG_NEWCHAIN, create, c.family, body}
+}
+
+// createTable returns a message that creates a table.
+func createTable(family Family, name string) message {
+	body := netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, name).Uint32BE(unix.NFTA_TABLE_FLAGS, 0)
+	return message{unix.NFT_MSG_NEWTABLE, create, family, body}
+}
+
+// deleteTable returns a message that deletes a table.
+func deleteTable(family Family, name string) message {
+	return message{unix.NFT_MSG_DELTABLE, 0, family, netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, name)}
 }
 
 // place is the position of a base chain in the kernel.
@@ -40,13 +55,6 @@ type place struct {
 	kind     string // type
 	hook     uint32
 	priority int32
-}
-
-// hookAttrs returns the attributes of a place in a request.
-func (p place) hookAttrs() netlink.Attrs {
-	return netlink.Attrs{}.
-		Uint32BE(unix.NFTA_HOOK_HOOKNUM, p.hook).
-		Uint32BE(unix.NFTA_HOOK_PRIORITY, uint32(p.priority))
 }
 
 // Flags of tables.
@@ -63,12 +71,15 @@ type table struct {
 	uses   int // chains, sets and other objects in it
 }
 
+func (t table) String() string { return t.family.String() + " " + t.name }
+
 // chain is a chain in a listing.
 type chain struct {
 	chainName
 	base   bool
 	place  place
 	policy uint32
+	flags  uint32   // of its table
 	rules  []listed // read only for chains that matter here
 }
 
@@ -91,8 +102,7 @@ type ruleset struct {
 // foreign is another program's base chain that may need our accepts.
 type foreign struct {
 	chain
-	hook  firewall.Hook
-	flags uint32 // of the table
+	hook firewall.Hook
 }
 
 // tableName returns the name of our own table, which is also the original's.
@@ -109,20 +119,12 @@ func (c *conn) list(family Family) (w ruleset, err error) {
 	if w.generation, err = c.generation(); err != nil {
 		return w, err
 	}
-	tables, err := c.tables(family, unix.NFPROTO_INET)
-	if err != nil {
-		return w, err
-	}
-	chains, err := c.chains(family, unix.NFPROTO_INET)
+	tables, chains, err := c.chains(family, unix.NFPROTO_INET)
 	if err != nil {
 		return w, err
 	}
 	for _, ch := range chains {
-		i := ch.in(tables)
-		if i < 0 {
-			return w, errChanged
-		}
-		own := tables[i].family == family && tables[i].name == family.tableName()
+		own := ch.family == family && ch.table == family.tableName()
 		hook, isForeign := ch.acceptsHook()
 		isForeign = isForeign && !ownTable(ch.family, ch.table)
 		if own || isForeign {
@@ -134,13 +136,11 @@ func (c *conn) list(family Family) (w ruleset, err error) {
 		case own:
 			w.chains = append(w.chains, ch)
 		case isForeign:
-			w.foreign = append(w.foreign, foreign{ch, hook, tables[i].flags})
+			w.foreign = append(w.foreign, foreign{ch, hook})
 		}
 	}
-	for _, t := range tables {
-		if t.family == family && t.name == family.tableName() {
-			w.table = &t
-		}
+	if i := slices.IndexFunc(tables, func(t table) bool { return t.family == family && t.name == family.tableName() }); i >= 0 {
+		w.table = &tables[i]
 	}
 	now, err := c.generation()
 	if err == nil && now != w.generation {
@@ -161,50 +161,43 @@ func (c chain) acceptsHook() (firewall.Hook, bool) {
 	return 0, false
 }
 
-// tableNames returns the names of a family's tables.
-func (t *Tables) tableNames(family Family) (names []string, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var all []table
-	err = errChanged
-	for i := 0; i < maxAttempts && retryable(err); i++ {
-		all, err = t.conn.tables(family)
-	}
-	for _, table := range all {
-		names = append(names, table.name)
-	}
-	return names, err
+// list lists the tables of some families.
+func (t *Tables) list(families ...Family) (all []table, err error) {
+	err = t.retry(context.Background(), func() (err error) {
+		all, err = t.conn.tables(families...)
+		return err
+	})
+	return all, err
 }
 
 // OwnedTables returns the tables of all families, as "inet firewalld", that only their owner can
 // change.
 func (t *Tables) OwnedTables() (names []string, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	all, err := t.conn.tables(IPv4, IPv6, unix.NFPROTO_INET)
+	all, err := t.list(IPv4, IPv6, unix.NFPROTO_INET)
 	for _, table := range all {
 		if table.flags&owned != 0 {
-			names = append(names, table.family.String()+" "+table.name)
+			names = append(names, table.String())
 		}
 	}
 	return names, err
 }
 
 func (c *conn) tables(families ...Family) (list []table, err error) {
-	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(f Family, m map[uint16]netlink.Value) {
+	err = c.dump("tables", unix.NFT_MSG_GETTABLE, nil, func(f Family, m map[uint16]netlink.Value) {
 		list = append(list, table{
 			family: f, name: m[unix.NFTA_TABLE_NAME].Text(),
 			flags: m[unix.NFTA_TABLE_FLAGS].Uint32BE(), uses: int(m[unix.NFTA_TABLE_USE].Uint32BE()),
 		})
 	}, families...)
-	if err != nil {
-		return nil, fmt.Errorf("list tables: %w", err)
-	}
-	return list, nil
+	return list, err
 }
 
-func (c *conn) chains(families ...Family) (list []chain, err error) {
-	err = c.dump(unix.NFT_MSG_GETCHAIN, nil, func(f Family, m map[uint16]netlink.Value) {
+// chains lists the tables of some families and their chains.
+func (c *conn) chains(families ...Family) (tables []table, list []chain, err error) {
+	if tables, err = c.tables(families...); err != nil {
+		return nil, nil, err
+	}
+	err = c.dump("chains", unix.NFT_MSG_GETCHAIN, nil, func(f Family, m map[uint16]netlink.Value) {
 		name := chainName{f, m[unix.NFTA_CHAIN_TABLE].Text(), m[unix.NFTA_CHAIN_NAME].Text()}
 		ch := chain{chainName: name}
 		if hook, ok := m[unix.NFTA_CHAIN_HOOK]; ok {
@@ -218,17 +211,27 @@ func (c *conn) chains(families ...Family) (list []chain, err error) {
 		}
 		list = append(list, ch)
 	}, families...)
-	if err != nil {
-		return nil, fmt.Errorf("list chains: %w", err)
+	for i, ch := range list {
+		at := slices.IndexFunc(tables, func(t table) bool { return t.family == ch.family && t.name == ch.table })
+		if at < 0 {
+			return nil, nil, errChanged
+		}
+		list[i].flags = tables[at].flags
 	}
-	return list, nil
+	return tables, list, err
+}
+
+// eachRule lists the rules of a chain.
+func (c *conn) eachRule(in chainName, each func(map[uint16]netlink.Value)) error {
+	return c.dump("rules of "+in.String(), unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
+		if m[unix.NFTA_RULE_CHAIN].Text() == in.name && m[unix.NFTA_RULE_TABLE].Text() == in.table {
+			each(m)
+		}
+	}, in.family)
 }
 
 func (c *conn) rules(in chainName) (list []listed, err error) {
-	err = c.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
-		if m[unix.NFTA_RULE_CHAIN].Text() != in.name || m[unix.NFTA_RULE_TABLE].Text() != in.table {
-			return
-		}
+	err = c.eachRule(in, func(m map[uint16]netlink.Value) {
 		expressions := parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])
 		l := listed{handle: m[unix.NFTA_RULE_HANDLE].Uint64BE(), effect: parseEffect(expressions)}
 		l.rule, l.ok = parseRule(in.family, expressions, m[unix.NFTA_RULE_USERDATA])
@@ -236,9 +239,6 @@ func (c *conn) rules(in chainName) (list []listed, err error) {
 			l.rule = addresses(in.family, expressions)
 		}
 		list = append(list, l)
-	}, in.family)
-	if err != nil {
-		return nil, fmt.Errorf("list rules of %s: %w", in, err)
-	}
-	return list, nil
+	})
+	return list, err
 }

@@ -7,12 +7,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
-	"flanneld/pkg/pace"
 )
 
 const (
@@ -23,7 +21,9 @@ const (
 )
 
 // LockTable returns the name of a network's lock table in the syntax of nft(8).
-func LockTable(network netip.Prefix) string { return "ip " + lockPrefix + network.String() }
+func LockTable(network netip.Prefix) string { return "ip " + lockTable(network) }
+
+func lockTable(network netip.Prefix) string { return lockPrefix + network.String() }
 
 // ownTable reports whether a table belongs to a flanneld.
 func ownTable(family Family, name string) bool {
@@ -36,60 +36,39 @@ func ownTable(family Family, name string) bool {
 func (t *Tables) SyncLock(
 	ctx context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool,
 ) (changes []string, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range maxAttempts {
-		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
-			return nil, err
-		}
+	err = t.retry(ctx, func() (err error) {
 		changes, err = t.conn.syncLock(l, peers, prune)
-		if !errors.Is(err, errChanged) {
-			break
-		}
-	}
-	if err != nil {
-		err = fmt.Errorf("nftables: %w", err)
-	}
+		return err
+	})
 	return changes, err
 }
 
 // EditLock adds peers to a lock and removes others, without reading the lock. It fails if the lock
 // is damaged.
 func (t *Tables) EditLock(network netip.Prefix, add, remove []netip.Addr) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	ms := lockElements(network, unix.NFT_MSG_NEWSETELEM, add)
-	ms = append(ms, lockElements(network, unix.NFT_MSG_DELSETELEM, remove)...)
-	if len(ms) == 0 {
-		return nil
-	}
-	if err := t.conn.commit(0, ms); err != nil {
-		return fmt.Errorf("nftables: %w", err)
-	}
-	return nil
+	return t.write(lockEdits(network, add, remove))
 }
 
 // Unlock removes the lock table of a network, if it exists.
 func (t *Tables) Unlock(network netip.Prefix) (removed bool, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	err = t.conn.commit(0, []message{deleteLock(network)})
+	err = t.write([]message{deleteTable(IPv4, lockTable(network))})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
-	}
-	if err != nil {
-		err = fmt.Errorf("nftables: %w", err)
 	}
 	return err == nil, err
 }
 
-// Locked reports whether a network has a lock table.
-func (t *Tables) Locked(network netip.Prefix) (bool, error) {
+// write applies messages regardless of the generation, once.
+func (t *Tables) write(ms []message) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tables, err := t.conn.tables(IPv4)
-	name := lockPrefix + network.String()
-	return slices.ContainsFunc(tables, func(t table) bool { return t.name == name }), err
+	return wrap(t.conn.commit(0, ms))
+}
+
+// Locked reports whether a network has a lock table.
+func (t *Tables) Locked(network netip.Prefix) (bool, error) {
+	tables, err := t.list(IPv4)
+	return slices.ContainsFunc(tables, func(t table) bool { return t.name == lockTable(network) }), err
 }
 
 func (c *conn) syncLock(
@@ -113,7 +92,7 @@ func (c *conn) syncLock(
 		verb := "created"
 		if there {
 			verb = "recreated"
-			ms = append(ms, deleteLock(l.Network))
+			ms = append(ms, deleteTable(IPv4, lockTable(l.Network)))
 		}
 		ms = append(ms, createLock(l)...)
 		changes = append(changes, fmt.Sprintf("%s table %s", verb, LockTable(l.Network)))
@@ -126,12 +105,7 @@ func (c *conn) syncLock(
 		changes = append(changes,
 			fmt.Sprintf("added %d peer addresses, removed %d", len(add), len(remove)))
 	}
-	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_NEWSETELEM, add)...)
-	ms = append(ms, lockElements(l.Network, unix.NFT_MSG_DELSETELEM, remove)...)
-	if len(ms) == 0 {
-		return nil, nil
-	}
-	return changes, c.commit(generation, ms)
+	return changes, c.commit(generation, append(ms, lockEdits(l.Network, add, remove)...))
 }
 
 // missing returns the addresses that are in a but not in b, sorted.

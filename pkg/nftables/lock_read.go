@@ -15,66 +15,42 @@ import (
 // checkLock reports whether a network's lock table exists, and whether it is as createLock writes
 // it, regardless of the elements of the set.
 func (c *conn) checkLock(l firewall.Lock) (there, sound bool, err error) {
-	name := lockPrefix + l.Network.String()
-	tables, err := c.tables(IPv4)
-	if err != nil {
+	tables, chains, err := c.chains(IPv4)
+	i := slices.IndexFunc(tables, func(t table) bool { return t.name == lockTable(l.Network) })
+	if err != nil || i < 0 {
 		return false, false, err
 	}
-	i := slices.IndexFunc(tables, func(t table) bool { return t.name == name })
-	if i < 0 {
-		return false, false, nil
-	}
-	if tables[i].flags != 0 || tables[i].uses != len(lockChains())+1 { // and the set
-		return true, false, nil
-	}
-	chains, err := c.chains(IPv4)
-	if err != nil {
-		return true, false, err
-	}
-	plain, err := c.checkLockSet(name)
-	if err != nil || !plain {
-		return true, false, err
-	}
-	for _, want := range lockChains() {
-		in := chainName{IPv4, name, want.name}
-		i := slices.IndexFunc(chains, func(ch chain) bool { return ch.chainName == in })
-		if i < 0 || !chains[i].base || chains[i].place != want.at || chains[i].policy != nfAccept {
-			return true, false, nil
-		}
-		rules, err := c.lockRules(in)
-		wanted := describe(parseExpressions(want.rule(l)))
-		if err != nil || len(rules) != 1 || !slices.Equal(rules[0], wanted) {
-			return true, false, err
-		}
-	}
-	return true, true, nil
+	sound, err = c.isLock(l, tables[i], chains)
+	return true, sound, err
 }
 
-// lockRules returns the rules of a chain of a lock, as describe formats them.
-func (c *conn) lockRules(in chainName) (rules [][]string, err error) {
-	err = c.dump(unix.NFT_MSG_GETRULE, in.ruleAttrs(), func(_ Family, m map[uint16]netlink.Value) {
-		if m[unix.NFTA_RULE_TABLE].Text() == in.table && m[unix.NFTA_RULE_CHAIN].Text() == in.name {
-			rules = append(rules, describe(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
-		}
-	}, IPv4)
-	if err != nil {
-		return nil, fmt.Errorf("list rules of %s: %w", in, err)
+func (c *conn) isLock(l firewall.Lock, t table, chains []chain) (bool, error) {
+	if t.flags != 0 || t.uses != len(lockChains)+1 { // and the set
+		return false, nil
 	}
-	return rules, nil
-}
-
-// checkLockSet reports whether the set is a plain set of IPv4 addresses.
-func (c *conn) checkLockSet(table string) (bool, error) {
-	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, table).Text(unix.NFTA_SET_NAME, lockSet)
-	a, err := c.get(message{kind: unix.NFT_MSG_GETSET, family: IPv4, body: body})
+	set, err := c.setAttrs(t, lockSet)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("read set %s of ip %s: %w", lockSet, table, err)
+	if err != nil || set[unix.NFTA_SET_FLAGS].Uint32BE() != 0 || set[unix.NFTA_SET_KEY_LEN].Uint32BE() != 4 {
+		return false, err
 	}
-	m := a.Map()
-	return m[unix.NFTA_SET_FLAGS].Uint32BE() == 0 && m[unix.NFTA_SET_KEY_LEN].Uint32BE() == 4, nil
+	for _, want := range lockChains {
+		in := chainName{IPv4, t.name, want.name}
+		i := slices.IndexFunc(chains, func(ch chain) bool { return ch.chainName == in })
+		if i < 0 || !chains[i].base || chains[i].place != want.at || chains[i].policy != nfAccept {
+			return false, nil
+		}
+		var rules [][]string
+		err := c.eachRule(in, func(m map[uint16]netlink.Value) {
+			rules = append(rules, describe(parseExpressions(m[unix.NFTA_RULE_EXPRESSIONS])))
+		})
+		wanted := describe(parseExpressions(want.rule(l)))
+		if err != nil || len(rules) != 1 || !slices.Equal(rules[0], wanted) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // lockPeers lists the set. While the kernel resizes a set that has grown, shortly after the write,
@@ -83,19 +59,15 @@ func (c *conn) lockPeers(
 	network netip.Prefix, peers map[netip.Addr]struct{},
 ) (map[netip.Addr]struct{}, error) {
 	all := map[netip.Addr]struct{}{}
-	body := lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).
-		Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet)
 	for range maxAttempts {
 		before := len(all)
-		err := c.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
-			for _, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
-				if a, ok := elementAddress(e); ok {
-					all[a] = struct{}{}
-				}
+		err := c.eachElement(table{family: IPv4, name: lockTable(network)}, lockSet, func(e netlink.Value) {
+			if a, ok := elementAddress(e); ok {
+				all[a] = struct{}{}
 			}
-		}, IPv4)
+		})
 		if err != nil {
-			return nil, fmt.Errorf("list set %s of %s: %w", lockSet, LockTable(network), err)
+			return nil, err
 		}
 		if len(all) == before || len(missing(peers, all)) == 0 {
 			break
@@ -119,38 +91,30 @@ func elementAddress(element netlink.Value) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// compared has the attributes of the expressions of a lock that make a difference, by name.
+var compared = map[string][]uint16{
+	"meta":    {unix.NFTA_META_KEY, unix.NFTA_META_DREG},
+	"payload": {unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_DREG},
+	"cmp":     {unix.NFTA_CMP_SREG, unix.NFTA_CMP_OP, unix.NFTA_CMP_DATA},
+	"lookup":  {unix.NFTA_LOOKUP_SET, unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_FLAGS, unix.NFTA_LOOKUP_DREG},
+	"ct":      {unix.NFTA_CT_KEY, unix.NFTA_CT_DREG, unix.NFTA_CT_DIRECTION},
+	"bitwise": {unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR},
+	"counter": {},
+}
+
 // describe returns expressions in a form in which equal expressions are equal strings. Expressions
-// that a lock does not contain are unequal to all others.
+// that a lock does not contain are unequal to all of its own.
 func describe(list []expression) (all []string) {
 	for _, x := range list {
-		u := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
-		value := func(kind uint16) []byte { return x.data[kind].Map()[unix.NFTA_DATA_VALUE] }
-		text := "unknown " + x.name
-		switch x.name {
-		case "meta":
-			text = fmt.Sprint("meta ", u(unix.NFTA_META_KEY), u(unix.NFTA_META_DREG))
-		case "payload":
-			text = fmt.Sprint("payload ", u(unix.NFTA_PAYLOAD_BASE), u(unix.NFTA_PAYLOAD_OFFSET),
-				u(unix.NFTA_PAYLOAD_LEN), u(unix.NFTA_PAYLOAD_DREG))
-		case "cmp":
-			text = fmt.Sprintf("cmp %d %d %x",
-				u(unix.NFTA_CMP_SREG), u(unix.NFTA_CMP_OP), value(unix.NFTA_CMP_DATA))
-		case "lookup":
-			text = fmt.Sprintf("lookup %s %d %d %x", x.data[unix.NFTA_LOOKUP_SET].Text(),
-				u(unix.NFTA_LOOKUP_SREG), u(unix.NFTA_LOOKUP_FLAGS), []byte(x.data[unix.NFTA_LOOKUP_DREG]))
-		case "ct":
-			text = fmt.Sprintf("ct %d %d %x",
-				u(unix.NFTA_CT_KEY), u(unix.NFTA_CT_DREG), []byte(x.data[unix.NFTA_CT_DIRECTION]))
-		case "bitwise":
-			text = fmt.Sprintf("bitwise %d %d %x %x",
-				u(unix.NFTA_BITWISE_SREG), u(unix.NFTA_BITWISE_DREG),
-				value(unix.NFTA_BITWISE_MASK), value(unix.NFTA_BITWISE_XOR))
-		case "counter":
-			text = "counter"
-		case "immediate":
-			if code, chain, ok := x.verdict(); ok {
-				text = fmt.Sprintf("verdict %d %s", code, chain)
-			}
+		kinds, known := compared[x.name]
+		text := x.name
+		if code, chain, ok := x.verdict(); ok {
+			text = fmt.Sprintf("verdict %d %s", code, chain)
+		} else if !known {
+			text = "unknown " + x.name
+		}
+		for _, kind := range kinds {
+			text += fmt.Sprintf(" %x", []byte(x.data[kind]))
 		}
 		all = append(all, text)
 	}

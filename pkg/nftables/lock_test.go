@@ -81,8 +81,8 @@ func TestLocks(t *testing.T) {
 		b.lockSettled(l, peers)
 	}
 	golden.Equal(t, "testdata/locks.golden", b.ruleset())
-	b.sync(IPv4, all(four))
-	b.settled(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
+	b.settled(firewall.IPv4, all(four))
 	b.lockSettled(vxlanLock, peers)
 	if locked, err := b.tables.Locked(udpLock.Network); !locked || err != nil {
 		t.Errorf("locked: %v, %v", locked, err)
@@ -190,7 +190,7 @@ func TestLocksAreNoBarriers(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	b.lock(vxlanLock, addresses4(3), true)
-	b.sync(IPv4, firewall.Rules(firewall.Options{Overlay: four, Forward: true, Tunnel: firewall.Tunnel{Port: 8472}}))
+	b.sync(firewall.IPv4, firewall.Rules(firewall.Options{Overlay: four, Forward: true, Tunnel: firewall.Tunnel{Port: 8472}}))
 	p := firewall.Packet{Dst: netip.MustParseAddr("192.0.2.7"), Protocol: unix.IPPROTO_UDP, SrcPort: 9, DstPort: 8472, ToHost: true}
 	if found, err := b.tables.Barriers(context.Background(), p); len(found) > 0 || err != nil {
 		t.Errorf("%v, %v", found, err)
@@ -239,7 +239,7 @@ func TestOthersOfOursMakeNoNews(t *testing.T) {
 }
 
 func TestDescribed(t *testing.T) {
-	for _, c := range lockChains() {
+	for _, c := range lockChains {
 		a, b := describe(parseExpressions(c.rule(vxlanLock))), describe(parseExpressions(c.rule(udpLock)))
 		if slices.Equal(a, b) || !slices.Equal(a, describe(parseExpressions(c.rule(vxlanLock)))) {
 			t.Errorf("%q and %q", a, b)

@@ -29,72 +29,45 @@ type lockBase struct {
 	rule func(firewall.Lock) netlink.Attrs
 }
 
-// lockChains returns the base chains of a lock. They come before all filters, which then have less
-// to do, and after source NAT.
-func lockChains() []lockBase {
-	return []lockBase{
-		{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
-		{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated},
-	}
-}
-
-// lockAttrs returns an attribute that identifies the table.
-func lockAttrs(network netip.Prefix, kind uint16) netlink.Attrs {
-	return netlink.Attrs{}.Text(kind, lockPrefix+network.String())
-}
-
-// deleteLock returns a message that deletes the table.
-func deleteLock(network netip.Prefix) message {
-	return message{unix.NFT_MSG_DELTABLE, 0, IPv4, lockAttrs(network, unix.NFTA_TABLE_NAME)}
+// lockChains are the base chains of a lock. They come before all filters, which then have less to
+// do, and after source NAT.
+var lockChains = []lockBase{
+	{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
+	{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated},
 }
 
 // createLock returns messages that create the table with an empty set.
-func createLock(l firewall.Lock) (ms []message) {
-	add := func(kind, flags uint16, body netlink.Attrs) {
-		ms = append(ms, message{kind, flags, IPv4, body})
-	}
-	add(unix.NFT_MSG_NEWTABLE, create, lockAttrs(l.Network, unix.NFTA_TABLE_NAME).
-		Uint32BE(unix.NFTA_TABLE_FLAGS, 0))
-	add(unix.NFT_MSG_NEWSET, create, lockAttrs(l.Network, unix.NFTA_SET_TABLE).
+func createLock(l firewall.Lock) []message {
+	name := lockTable(l.Network)
+	set := netlink.Attrs{}.
+		Text(unix.NFTA_SET_TABLE, name).
 		Text(unix.NFTA_SET_NAME, lockSet).
 		Uint32BE(unix.NFTA_SET_FLAGS, 0).
 		Uint32BE(unix.NFTA_SET_KEY_TYPE, addressType).
 		Uint32BE(unix.NFTA_SET_KEY_LEN, 4).
-		Uint32BE(unix.NFTA_SET_ID, 1))
-	for _, c := range lockChains() {
-		add(unix.NFT_MSG_NEWCHAIN, create, lockAttrs(l.Network, unix.NFTA_CHAIN_TABLE).
-			Text(unix.NFTA_CHAIN_NAME, c.name).
-			Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept).
-			Nest(unix.NFTA_CHAIN_HOOK, c.at.hookAttrs()).
-			Text(unix.NFTA_CHAIN_TYPE, c.at.kind))
-		rule := lockAttrs(l.Network, unix.NFTA_RULE_TABLE).
-			Text(unix.NFTA_RULE_CHAIN, c.name).
-			Nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))
-		add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, rule)
+		Uint32BE(unix.NFTA_SET_ID, 1)
+	ms := []message{createTable(IPv4, name), {unix.NFT_MSG_NEWSET, create, IPv4, set}}
+	for _, c := range lockChains {
+		in := chainName{IPv4, name, c.name}
+		rule := in.ruleAttrs().Nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))
+		ms = append(ms, in.create(c.at),
+			message{unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE | unix.NLM_F_APPEND, IPv4, rule})
 	}
 	return ms
 }
 
-// expressions is a list of expressions under construction.
-type expressions struct{ netlink.Attrs }
-
-func (x *expressions) add(name string, data netlink.Attrs) {
-	e := netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name)
-	x.Attrs = x.Nest(unix.NFTA_LIST_ELEM, e.Nest(unix.NFTA_EXPR_DATA, data))
-}
-
 // tunnel adds a match for packets that only the network's tunnel receives.
 func (x *expressions) tunnel(l firewall.Lock) {
-	matchPort(x.add, l.Port)
+	x.port(l.Port)
 	if !l.Bound {
-		x.add("payload", payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vxlanVNI, 3))
-		x.add("cmp", compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint32(nil, l.VNI)[1:]))
+		x.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, vxlanVNI, 3)
+		x.compare(unix.NFT_CMP_EQ, binary.BigEndian.AppendUint32(nil, l.VNI)[1:])
 	}
 }
 
 // peer adds a match for an address that is, or is not, in the set.
 func (x *expressions) peer(offset int, flags uint32) {
-	x.add("payload", payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 4))
+	x.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 4)
 	x.add("lookup", netlink.Attrs{}.
 		Text(unix.NFTA_LOOKUP_SET, lockSet).
 		Uint32BE(unix.NFTA_LOOKUP_SREG, register).
@@ -102,8 +75,8 @@ func (x *expressions) peer(offset int, flags uint32) {
 }
 
 func (x *expressions) drop() netlink.Attrs {
-	x.add("counter", counter())
-	x.add("immediate", verdict(nfDrop))
+	x.counter()
+	x.verdict(nfDrop)
 	return x.Attrs
 }
 
@@ -114,7 +87,7 @@ func (x *expressions) drop() netlink.Attrs {
 func lockInput(l firewall.Lock) netlink.Attrs {
 	var x expressions
 	if l.Bound {
-		matchAddress(x.add, firewall.In(netip.PrefixFrom(l.Local, l.Local.BitLen())), IPv4.destination())
+		x.address(firewall.In(netip.PrefixFrom(l.Local, l.Local.BitLen())), IPv4.destination())
 	}
 	x.tunnel(l)
 	x.peer(IPv4.source(), unix.NFT_LOOKUP_F_INV)
@@ -133,31 +106,31 @@ func lockTranslated(l firewall.Lock) netlink.Attrs {
 	x.peer(IPv4.destination(), 0)
 	x.peer(IPv4.source(), unix.NFT_LOOKUP_F_INV)
 	x.add("ct", load(unix.NFTA_CT_DREG).Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_STATUS))
-	x.add("bitwise", and(binary.NativeEndian.AppendUint32(nil, snat)))
-	x.add("cmp", compare(unix.NFT_CMP_NEQ, make([]byte, 4)))
+	x.and(binary.NativeEndian.AppendUint32(nil, snat))
+	x.compare(unix.NFT_CMP_NEQ, make([]byte, 4))
 	x.add("ct", load(unix.NFTA_CT_DREG).
 		Uint32BE(unix.NFTA_CT_KEY, unix.NFT_CT_SRC_IP).
 		Bytes(unix.NFTA_CT_DIRECTION, []byte{0}))
-	x.add("cmp", compare(unix.NFT_CMP_NEQ, l.Local.AsSlice()))
+	x.compare(unix.NFT_CMP_NEQ, l.Local.AsSlice())
 	return x.drop()
 }
 
-// lockElements returns messages that add addresses to the set or remove them.
-func lockElements(network netip.Prefix, kind uint16, peers []netip.Addr) (ms []message) {
-	m := message{kind: kind, family: IPv4}
-	if kind == unix.NFT_MSG_NEWSETELEM {
-		m.flags = unix.NLM_F_CREATE
-	}
-	for some := range slices.Chunk(peers, lockBatch) {
-		var list netlink.Attrs
-		for _, a := range some {
-			key := netlink.Attrs{}.Addr(unix.NFTA_DATA_VALUE, a)
-			list = list.Nest(unix.NFTA_LIST_ELEM, netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, key))
+// lockEdits returns messages that add addresses to the set and remove others.
+func lockEdits(network netip.Prefix, add, remove []netip.Addr) (ms []message) {
+	edit := func(kind, flags uint16, peers []netip.Addr) {
+		for some := range slices.Chunk(peers, lockBatch) {
+			var list netlink.Attrs
+			for _, a := range some {
+				key := netlink.Attrs{}.Addr(unix.NFTA_DATA_VALUE, a)
+				list = list.Nest(unix.NFTA_LIST_ELEM, netlink.Attrs{}.Nest(unix.NFTA_SET_ELEM_KEY, key))
+			}
+			ms = append(ms, message{kind, flags, IPv4, netlink.Attrs{}.
+				Text(unix.NFTA_SET_ELEM_LIST_TABLE, lockTable(network)).
+				Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
+				Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)})
 		}
-		m.body = lockAttrs(network, unix.NFTA_SET_ELEM_LIST_TABLE).
-			Text(unix.NFTA_SET_ELEM_LIST_SET, lockSet).
-			Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
-		ms = append(ms, m)
 	}
+	edit(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, add)
+	edit(unix.NFT_MSG_DELSETELEM, 0, remove)
 	return ms
 }

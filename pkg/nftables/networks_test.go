@@ -93,14 +93,13 @@ func (h *hand) text(rules []listed) string {
 // "-" is not there.
 func newHand(t *testing.T, postrtg, forward, foreignRules string) *hand {
 	h := &hand{t: t, words: words()}
-	for hook, text := range map[firewall.Hook]string{firewall.PostRouting: postrtg, firewall.Forward: forward} {
-		if text == "-" {
-			continue
+	for _, c := range ownChains[:2] {
+		text := map[firewall.Hook]string{firewall.PostRouting: postrtg, firewall.Forward: forward}[c.hook]
+		if text != "-" {
+			h.chains = append(h.chains, chain{
+				chainName: chainName{IPv4, IPv4.tableName(), c.name}, base: true, place: c.at, policy: nfAccept, rules: h.fill(text),
+			})
 		}
-		name, at, _ := ownChain(hook)
-		h.chains = append(h.chains, chain{
-			chainName: chainName{IPv4, IPv4.tableName(), name}, base: true, place: at, policy: nfAccept, rules: h.fill(text),
-		})
 	}
 	if len(h.chains) > 0 {
 		h.table = &table{family: IPv4, name: IPv4.tableName(), uses: len(h.chains)}
@@ -177,8 +176,7 @@ func (h *hand) rule(m message, a map[uint16]netlink.Value) {
 }
 
 // chain is the words of one of ours.
-func (h *hand) chain(hook firewall.Hook) string {
-	name, _, _ := ownChain(hook)
+func (h *hand) chain(name string) string {
 	for _, c := range h.chains {
 		if c.name == name {
 			return h.text(c.rules)
@@ -232,22 +230,19 @@ func TestTwoNetworks(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			h := newHand(t, tt.have[0], tt.have[1], tt.have[2])
-			want, err := normalize(IPv4, wants[tt.want])
-			if err != nil {
-				t.Fatal(err)
-			}
+			want := firewall.Ruleset{Owner: daemonOf(four), Chains: wants[tt.want]}
 			if tt.want == masq { // the foreign chain's are not wanted, but the other's stay
 				h.foreign[0].policy = nfAccept
 			}
-			p := newPlan(IPv4, daemonOf(four), wanted{own: want, accepts: want}, h.ruleset)
+			p := newPlan(want, h.ruleset)
 			h.apply(p.messages)
-			if got := [3]string{h.chain(firewall.PostRouting), h.chain(firewall.Forward), h.text(h.foreign[0].rules)}; got != tt.after {
+			if got := [3]string{h.chain("postrtg"), h.chain("forward"), h.text(h.foreign[0].rules)}; got != tt.after {
 				t.Errorf("got  %q\nwant %q\nby %q", got, tt.after, p.changes)
 			}
 			if len(p.messages) != tt.messages || len(p.changes) != tt.says {
 				t.Errorf("%d messages, %q", len(p.messages), p.changes)
 			}
-			if again := newPlan(IPv4, daemonOf(four), wanted{own: want, accepts: want}, h.ruleset); len(again.messages) > 0 {
+			if again := newPlan(want, h.ruleset); len(again.messages) > 0 {
 				t.Errorf("a second pass: %q", again.changes)
 			}
 		})
@@ -266,29 +261,22 @@ func TestUnsoundTable(t *testing.T) {
 	} {
 		for _, want := range [][]firewall.Chain{all(four), forward(four), nil} {
 			for _, o := range []firewall.Overlay{other, four} {
-				b.syncOf(o, all(o))
+				b.syncFor(daemonOf(o), firewall.IPv4, all(o))
 			}
 			b.nft(damage)
-			b.syncOf(four, want)
+			b.syncFor(daemonOf(four), firewall.IPv4, want)
 			if n := strings.Count(b.ruleset(), "10.42.0.0/16"); want == nil && n > 0 {
 				t.Errorf("%s: nothing is wanted of\n%s", damage, b.ruleset())
 			}
 			once := strings.Count(b.ruleset(), "10.43.0.0/16")
-			b.syncOf(other, all(other))
+			b.syncFor(daemonOf(other), firewall.IPv4, all(other))
 			if n := strings.Count(b.ruleset(), "10.43.0.0/16"); n != 8 || n != once && !strings.Contains(damage, "delete") {
 				t.Errorf("%s: of the other network there was %d times, and is\n%s", damage, once, b.ruleset())
 			}
-			b.syncOf(four, nil)
-			b.syncOf(other, nil)
+			b.syncFor(daemonOf(four), firewall.IPv4, nil)
+			b.syncFor(daemonOf(other), firewall.IPv4, nil)
 			equal(t, b.ruleset(), "")
 		}
-	}
-}
-
-func (b *bed) syncOf(o firewall.Overlay, want []firewall.Chain) {
-	b.t.Helper()
-	if _, err := b.tables.Sync(context.Background(), IPv4, daemonOf(o), want); err != nil {
-		b.t.Fatal(err)
 	}
 }
 
@@ -315,17 +303,15 @@ table ip flannel-ipv4 {
 }
 `
 	b.nft(original)
-	b.syncOf(four, all(four))
+	b.syncFor(daemonOf(four), firewall.IPv4, all(four))
 	if n := strings.Count(b.ruleset(), "10.43.0.0/16"); n != 8 {
 		t.Errorf("of the original's 7 rules there are\n%s", b.ruleset())
 	}
 	noted := daemonOf(four)
 	noted.Overlays = append(noted.Overlays, other)
-	if _, err := b.tables.Sync(context.Background(), IPv4, noted, all(four)); err != nil {
-		t.Fatal(err)
-	}
+	b.syncFor(noted, firewall.IPv4, all(four))
 	alone := newBed(t)
-	alone.syncOf(four, all(four))
+	alone.syncFor(daemonOf(four), firewall.IPv4, all(four))
 	equal(t, b.ruleset(), alone.ruleset())
 }
 
@@ -336,22 +322,17 @@ func TestDaemonsAtOnce(t *testing.T) {
 	b := newBed(t)
 	b.sh("iptables-nft -P FORWARD DROP")
 	before := b.ruleset()
-	b.syncOf(four, all(four))
+	b.syncFor(daemonOf(four), firewall.IPv4, all(four))
 	overlays := []firewall.Overlay{four}
 	var writers sync.WaitGroup
 	for i := range 3 {
 		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(50 + i), 0, 0}), 16)
 		o := firewall.Overlay{Network: network, Subnet: netip.PrefixFrom(network.Addr(), 24)}
 		overlays = append(overlays, o)
-		var tables *Tables
-		b.within(func() { tables, _ = New() })
-		if tables == nil {
-			t.Fatal("no connection")
-		}
-		defer tables.Close()
+		tables := b.open()
 		writers.Go(func() {
 			for round := range 101 {
-				if _, err := tables.Sync(context.Background(), IPv4, daemonOf(o), [][]firewall.Chain{all(o), nil}[round%2]); err != nil {
+				if _, err := tables.Sync(context.Background(), firewall.Ruleset{Owner: daemonOf(o), Chains: [][]firewall.Chain{all(o), nil}[round%2]}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -363,22 +344,20 @@ func TestDaemonsAtOnce(t *testing.T) {
 		b.tables.mu.Lock()
 		w, err := b.tables.conn.list(IPv4)
 		b.tables.mu.Unlock()
-		if want, _ := normalize(IPv4, all(four)); err == nil {
-			if p := newPlan(IPv4, daemonOf(four), wanted{own: want, accepts: want}, w); len(p.changes) > 0 {
-				t.Fatalf("after %d listings: %q", listings, p.changes)
-			}
+		if p := newPlan(firewall.Ruleset{Owner: daemonOf(four), Chains: all(four)}, w); err == nil && len(p.changes) > 0 {
+			t.Fatalf("after %d listings: %q", listings, p.changes)
 		}
 		select {
 		case <-ended:
 			t.Logf("%d listings", listings)
 			for _, o := range overlays {
 				was := b.generation()
-				if b.syncOf(o, all(o)); b.generation() != was {
+				if b.syncFor(daemonOf(o), firewall.IPv4, all(o)); b.generation() != was {
 					t.Errorf("%s: something was still to be done", o.Network)
 				}
 			}
 			for _, o := range overlays {
-				b.syncOf(o, nil)
+				b.syncFor(daemonOf(o), firewall.IPv4, nil)
 			}
 			equal(t, b.ruleset(), before)
 			return

@@ -20,7 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -58,20 +58,20 @@ var errChanged = errors.New("rules change faster than they can be read")
 // Tables accesses the nftables of one network namespace. Its methods may be called from any
 // goroutine.
 type Tables struct {
-	ns        *netlink.Namespace
-	isOwnPort func(port uint32) bool // netlink ports, besides its own, whose changes Watch ignores; may be nil
-	mu        sync.Mutex             // one exchange at a time
-	conn      conn
+	ns       *netlink.Namespace
+	ownPorts *sync.Map  // netlink ports whose changes Watch ignores
+	mu       sync.Mutex // one exchange at a time
+	conn     conn
 }
 
-// New opens the nftables of the calling thread's network namespace. It fails if the kernel has no
-// nftables.
-func New() (*Tables, error) {
+// open opens the nftables of the calling thread's network namespace, and adds the port of its
+// socket to ownPorts. It fails if the kernel has no nftables.
+func open(ownPorts *sync.Map) (*Tables, error) {
 	ns, err := netlink.CurrentNamespace()
 	if err != nil {
 		return nil, err
 	}
-	t := &Tables{ns: ns}
+	t := &Tables{ns: ns, ownPorts: ownPorts}
 	if t.conn.Conn, err = ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer); err != nil {
 		ns.Close()
 		if errors.Is(err, unix.EPROTONOSUPPORT) {
@@ -86,131 +86,72 @@ func New() (*Tables, error) {
 		}
 		return nil, err
 	}
+	// The port is in the kernel's notifications of changes that were made with the socket.
+	ownPorts.Store(t.conn.Port(), nil)
 	return t, nil
+}
+
+// retry calls f until it succeeds, or until another attempt does not help.
+func (t *Tables) retry(ctx context.Context, f func() error) (err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range maxAttempts {
+		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
+			return err
+		}
+		if err = f(); !retryable(err) {
+			break
+		}
+	}
+	return wrap(err)
 }
 
 // retryable reports whether an immediate retry may help: rules were changed meanwhile, or the
 // kernel could not answer.
 func retryable(err error) bool {
-	for _, e := range []error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN} {
-		if errors.Is(err, e) {
-			return true
-		}
+	return slices.ContainsFunc(
+		[]error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN},
+		func(e error) bool { return errors.Is(err, e) })
+}
+
+func wrap(err error) error {
+	if err == nil {
+		return nil
 	}
-	return false
+	return fmt.Errorf("nftables: %w", err)
 }
 
 // Close closes the socket. A Watch ends with its context.
 func (t *Tables) Close() error { return errors.Join(t.conn.Close(), t.ns.Close()) }
 
-// Port returns the socket's netlink port, by which the kernel reports who made a change.
-func (t *Tables) Port() uint32 { return t.conn.Port() }
-
 // Sync makes the tables of one family hold exactly the wanted ones of the owner's rules. With none
 // wanted, all of the owner's rules are removed, and with the last network's the table. It returns a
 // short description of each change. If it returns firewall.ErrOwnerLocked, everything else is
 // applied.
-func (t *Tables) Sync(
-	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain,
-) (changes []string, err error) {
-	return t.syncChains(ctx, family, owner, wanted{own: want, accepts: want})
-}
-
-// SyncAccepts maintains foreign accepts only, where other programs' chains may drop forwarded
-// packets of an overlay whose rules are held by iptables. except are chains that have these accepts
-// already, as "ip filter FORWARD". It removes the owner's rules from our table.
-func (t *Tables) SyncAccepts(
-	ctx context.Context, family Family, owner firewall.Owner, want []firewall.Chain, except ...string,
-) (changes []string, err error) {
-	return t.syncChains(ctx, family, owner, wanted{accepts: want, except: except})
-}
-
-// wanted is the wanted state.
-type wanted struct {
-	own     []firewall.Chain // chains of our table
-	accepts []firewall.Chain // foreign accepts
-	except  []string         // chains without foreign accepts
-}
-
-func (t *Tables) syncChains(
-	ctx context.Context, family Family, owner firewall.Owner, want wanted,
-) (changes []string, err error) {
-	want.own, err = normalize(family, want.own)
-	if err == nil {
-		want.accepts, err = normalize(family, want.accepts)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range maxAttempts {
-		if err := pace.Sleep(ctx, time.Duration(i)*backOff); err != nil {
-			return nil, err
+//
+// If another place holds the rules, only foreign accepts are maintained, and the owner's rules are
+// removed from our table.
+func (t *Tables) Sync(ctx context.Context, r firewall.Ruleset) (changes []string, err error) {
+	err = t.retry(ctx, func() error {
+		w, err := t.conn.list(familyOf(r.Family))
+		if err != nil {
+			return err
 		}
-		changes, err = t.sync(family, owner, want)
-		if !retryable(err) {
-			break
+		p := newPlan(r, w)
+		if err := t.conn.commit(w.generation, p.messages); err != nil {
+			return err
 		}
-	}
-	if err != nil {
-		err = fmt.Errorf("nftables: %w", err)
-	}
+		changes = p.changes
+		if len(p.ownerLocked) > 0 {
+			return fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.ownerLocked, ", "))
+		}
+		return nil
+	})
 	return changes, err
 }
 
-func (t *Tables) sync(family Family, owner firewall.Owner, want wanted) ([]string, error) {
-	w, err := t.conn.list(family)
-	if err != nil {
-		return nil, err
-	}
-	p := newPlan(family, owner, want, w)
-	if len(p.messages) > 0 {
-		if err := t.conn.commit(w.generation, p.messages); err != nil {
-			return nil, err
-		}
-	}
-	if len(p.ownerLocked) > 0 {
-		return p.changes, fmt.Errorf("%w: %s", firewall.ErrOwnerLocked, strings.Join(p.ownerLocked, ", "))
-	}
-	return p.changes, nil
-}
-
-// normalize converts rules to the form in which rules of the kernel are parsed: a match on all
-// addresses is no match, and a rule that no address can match is omitted.
-func normalize(family Family, want []firewall.Chain) ([]firewall.Chain, error) {
-	var out []firewall.Chain
-	for _, c := range want {
-		if c.Hook >= firewall.Hooks {
-			return nil, fmt.Errorf("unknown hook %d", c.Hook)
-		}
-		n := firewall.Chain{Hook: c.Hook}
-		for _, r := range c.Rules {
-			src, never := normalizeMatch(r.Src)
-			dst, neither := normalizeMatch(r.Dst)
-			if never || neither {
-				continue
-			}
-			r.Src, r.Dst = src, dst
-			for _, p := range []netip.Prefix{src.Prefix, dst.Prefix} {
-				if p.IsValid() && p.Addr().Is4() != (family == IPv4) {
-					return nil, fmt.Errorf("rule %q is not for family %s", r, family)
-				}
-			}
-			n.Rules = append(n.Rules, r)
-		}
-		out = append(out, n)
-	}
-	return out, nil
-}
-
-func normalizeMatch(m firewall.Match) (_ firewall.Match, never bool) {
-	if !m.Prefix.IsValid() || m.Prefix.Bits() == 0 {
-		return firewall.Match{}, m.Not
-	}
-	m.Prefix = m.Prefix.Masked()
-	return m, false
-}
+// familyOf returns nfnetlink's number of a family.
+func familyOf(f firewall.Family) Family { return [...]Family{IPv4, IPv6}[f] }
 
 func (f Family) String() string {
 	switch f {

@@ -3,7 +3,7 @@ package nftables
 import (
 	"bytes"
 	"encoding/binary"
-	"math/bits"
+	"net"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -123,25 +123,25 @@ func (r *ruleParser) parseMeta() bool {
 	}
 	switch m[unix.NFTA_META_KEY].Uint32BE() {
 	case unix.NFT_META_NFPROTO:
-		with, not, ok := r.parseCompare(from)
-		if !ok || not || len(with) != 1 || r.result.Family != 0 {
+		with, ok := r.parseEqual(from, 1)
+		if !ok || r.result.Family != 0 {
 			return false
 		}
 		r.result.Family = Family(with[0])
 		return true
 	case unix.NFT_META_L4PROTO:
-		with, not, ok := r.parseCompare(from)
+		with, ok := r.parseEqual(from, 1)
 		first := !r.udp
 		r.udp = true
-		return first && ok && !not && bytes.Equal(with, []byte{unix.IPPROTO_UDP})
+		return first && ok && with[0] == unix.IPPROTO_UDP
 	case unix.NFT_META_MARK:
-		mask, ok := r.parseMask(from)
-		if !ok || len(mask) != 4 || r.result.Mark != 0 {
+		mask, _ := r.parseMask(from)
+		with, ok := r.parseEqual(from, 4)
+		if !ok || !bytes.Equal(with, mask) || r.result.Mark != 0 {
 			return false
 		}
-		with, not, ok := r.parseCompare(from)
 		r.result.Mark = binary.NativeEndian.Uint32(mask)
-		return ok && !not && bytes.Equal(with, mask)
+		return true
 	}
 	return false
 }
@@ -153,8 +153,8 @@ func (r *ruleParser) parsePort() bool {
 		p[unix.NFTA_PAYLOAD_LEN].Uint32BE() != 2 || r.result.Port != 0 {
 		return false
 	}
-	with, not, ok := r.parseCompare(p[unix.NFTA_PAYLOAD_DREG].Uint32BE())
-	if !ok || not || len(with) != 2 {
+	with, ok := r.parseEqual(p[unix.NFTA_PAYLOAD_DREG].Uint32BE(), 2)
+	if !ok {
 		return false
 	}
 	r.result.Port = binary.BigEndian.Uint16(with)
@@ -181,9 +181,10 @@ func (r *ruleParser) parseAddress() bool {
 	length := int(p[unix.NFTA_PAYLOAD_LEN].Uint32BE())
 	ones := 8 * length
 	if mask, ok := r.parseMask(from); ok {
-		if ones = prefixLength(mask); len(mask) != length || ones < 0 {
+		if len(mask) != length {
 			return false
 		}
+		ones, _ = net.IPMask(mask).Size() // 0 if it is not contiguous
 	}
 	with, not, ok := r.parseCompare(from)
 	if !ok || len(with) != length || 8*length > family.bits() || ones == 0 || m.Prefix.IsValid() {
@@ -214,6 +215,12 @@ func (r *ruleParser) parseMask(from uint32) (mask []byte, ok bool) {
 	return mask, true
 }
 
+// parseEqual parses a comparison for equality with n bytes.
+func (r *ruleParser) parseEqual(from uint32, n int) (with []byte, ok bool) {
+	with, not, ok := r.parseCompare(from)
+	return with, ok && !not && len(with) == n
+}
+
 func (r *ruleParser) parseCompare(from uint32) (with []byte, not, ok bool) {
 	c, ok := r.next("cmp")
 	if !ok || c[unix.NFTA_CMP_SREG].Uint32BE() != from {
@@ -236,17 +243,13 @@ func (r *ruleParser) parseVerdict() bool {
 		return len(m) == 0
 	}
 	code, _, ok := r.rest[0].verdict()
-	switch {
-	case ok && code == nfAccept:
-		r.result.Verdict = firewall.Accept
-	case ok && code == unix.NFT_RETURN:
-		r.result.Verdict = firewall.Return
-	case ok && code == nfDrop:
-		r.result.Verdict = firewall.Discard
-	default:
-		return false
+	for v, c := range verdicts {
+		if ok && code == c {
+			r.result.Verdict = v
+			return true
+		}
 	}
-	return true
+	return false
 }
 
 // verdict returns the verdict of an immediate expression.
@@ -260,23 +263,4 @@ func (e expression) verdict() (code int32, chain string, ok bool) {
 		return 0, "", false
 	}
 	return int32(v[unix.NFTA_VERDICT_CODE].Uint32BE()), v[unix.NFTA_VERDICT_CHAIN].Text(), true
-}
-
-// prefixLength returns the length of a mask, or a negative number if it is not contiguous.
-func prefixLength(mask []byte) int {
-	n := 0
-	for i, b := range mask {
-		ones := bits.LeadingZeros8(^b)
-		n += ones
-		if ones < 8 {
-			if b != ^byte(0xff>>ones) || len(bytes.Trim(mask[i+1:], "\x00")) > 0 {
-				return -1
-			}
-			break
-		}
-	}
-	if n == 0 {
-		return -1
-	}
-	return n
 }

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"context"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -81,21 +80,20 @@ func TestKernelEcho(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
 	for range 20 {
-		for _, f := range []Family{IPv4, IPv6} {
+		for i, f := range []Family{IPv4, IPv6} {
 			var want []firewall.Chain
-			for _, h := range ownHooks() {
-				c := firewall.Chain{Hook: h}
+			for _, own := range ownChains {
+				c := firewall.Chain{Hook: own.hook}
 				for range r.IntN(30) {
-					if rule := randomRule(r, f, h).Rule; !rule.Shared() {
+					if rule := randomRule(r, f, own.hook).Rule; !rule.Shared() {
 						c.Rules = append(c.Rules, rule)
 					}
 				}
 				want = append(want, c)
 			}
 			for again := range 2 {
-				changes, err := b.tables.Sync(context.Background(), f, everybody(f), want)
-				if err != nil || again > 0 && len(changes) > 0 {
-					t.Fatal(changes, err)
+				if changes := b.syncFor(everybody(f), firewall.Family(i), want); again > 0 && len(changes) > 0 {
+					t.Fatal(changes)
 				}
 			}
 		}
@@ -142,20 +140,6 @@ func TestComment(t *testing.T) {
 	} {
 		if got := parseComment([]byte(in)); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
-		}
-	}
-}
-
-func TestPrefixLength(t *testing.T) {
-	for _, c := range []struct {
-		mask []byte
-		want int
-	}{
-		{[]byte{0xff, 0xff, 0, 0}, 16}, {[]byte{0xff, 0xe0, 0, 0}, 11}, {[]byte{0xff, 0xff, 0xff, 0xff}, 32},
-		{[]byte{0xff, 0xe1, 0, 0}, -1}, {[]byte{0xff, 0, 0xff, 0}, -1}, {[]byte{0, 0, 0, 0}, -1}, {nil, -1}, {[]byte{0x80}, 1},
-	} {
-		if got := prefixLength(c.mask); got != c.want {
-			t.Errorf("%x: got %d, want %d", c.mask, got, c.want)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
-	"flanneld/pkg/netlink"
 )
 
 // plan is the list of messages that turn the present ruleset into the wanted one. It is computed
@@ -20,13 +19,20 @@ type plan struct {
 	ownerLocked []string // chains that need accepts and that we may not change
 }
 
-func newPlan(family Family, owner firewall.Owner, want wanted, w ruleset) *plan {
-	p := &plan{family: family, owner: owner}
-	p.table(want.own, w)
+func newPlan(r firewall.Ruleset, w ruleset) *plan {
+	p := &plan{family: familyOf(r.Family), owner: r.Owner}
+	own := r.Chains
+	if r.HeldIn != firewall.Nowhere {
+		own = nil
+	}
+	p.table(own, w)
 	for _, f := range w.foreign {
+		// The chains of iptables-nft need no accepts if it holds the rules.
+		held := r.HeldIn == firewall.Compat &&
+			f.chainName == chainName{p.family, f.hook.Table(), f.hook.Chain()}
 		var rules []rule
-		for _, c := range firewall.Accepts(want.accepts) {
-			if c.Hook == f.hook && !slices.Contains(want.except, f.String()) {
+		for _, c := range firewall.Accepts(r.Chains) {
+			if c.Hook == f.hook && !held {
 				rules = p.rules(c)
 			}
 		}
@@ -38,6 +44,8 @@ func newPlan(family Family, owner firewall.Owner, want wanted, w ruleset) *plan 
 	return p
 }
 
+// rules returns the rules in the form in which the kernel's are parsed. Their prefixes are masked
+// and none matches all addresses, for which there is no expression: networks have 1 to 28 bits.
 func (p *plan) rules(c firewall.Chain) []rule {
 	var rules []rule
 	for _, r := range c.Rules {
@@ -52,25 +60,17 @@ func (p *plan) change(format string, args ...any) {
 	p.changes = append(p.changes, fmt.Sprintf(format, args...))
 }
 
-// ownChain returns the chain of our table for a hook. PreRouting has none: an accept in it would
-// not override another chain's drop.
-func ownChain(h firewall.Hook) (name string, at place, ok bool) {
-	switch h {
-	case firewall.PostRouting:
-		return "postrtg", place{"nat", unix.NF_INET_POST_ROUTING, 100}, true
-	case firewall.Forward:
-		return "forward", place{"filter", unix.NF_INET_FORWARD, 0}, true
-	case firewall.Input:
-		return "input", place{"filter", unix.NF_INET_LOCAL_IN, 0}, true
-	case firewall.Output:
-		return "output", place{"filter", unix.NF_INET_LOCAL_OUT, 0}, true
-	}
-	return "", place{}, false
-}
-
-// ownHooks returns the hooks that have a chain in our table.
-func ownHooks() []firewall.Hook {
-	return []firewall.Hook{firewall.PostRouting, firewall.Forward, firewall.Input, firewall.Output}
+// ownChains are the chains of our table. PreRouting has none: an accept in it would not override
+// another chain's drop.
+var ownChains = []struct {
+	hook firewall.Hook
+	name string
+	at   place
+}{
+	{firewall.PostRouting, "postrtg", place{"nat", unix.NF_INET_POST_ROUTING, 100}},
+	{firewall.Forward, "forward", place{"filter", unix.NF_INET_FORWARD, 0}},
+	{firewall.Input, "input", place{"filter", unix.NF_INET_LOCAL_IN, 0}},
+	{firewall.Output, "output", place{"filter", unix.NF_INET_LOCAL_OUT, 0}},
 }
 
 // ownership is the rules of a chain of our table by owner, in order.
@@ -97,39 +97,35 @@ func (p *plan) classify(have []listed, shared []rule) (h ownership) {
 // table plans our own table, which the networks of a host share.
 func (p *plan) table(want []firewall.Chain, w ruleset) {
 	name := p.family.tableName()
-	body := netlink.Attrs{}.Text(unix.NFTA_TABLE_NAME, name)
-	gone := message{kind: unix.NFT_MSG_DELTABLE, family: p.family, body: body}
-	var all []contents
-	needed := false
-	for _, h := range ownHooks() {
-		c := p.contents(h, want, w.chains)
-		needed = needed || c.needed()
-		all = append(all, c)
+	all := make([]contents, 0, len(ownChains))
+	for _, c := range ownChains {
+		n := chainName{p.family, name, c.name}
+		all = append(all, p.contents(contents{chainName: n, at: c.at}, c.hook, want, w.chains))
 	}
-	if !needed {
+	if !slices.ContainsFunc(all, contents.needed) {
 		if w.table != nil {
-			p.add(gone)
+			p.add(deleteTable(p.family, name))
 			p.change("removed table %s %s", p.family, name)
 		}
 		return
 	}
 	verb := "created"
 	if w.table != nil && len(want) > 0 && !repairable(w) {
-		p.add(gone)
+		p.add(deleteTable(p.family, name))
 		w.table, verb = nil, "recreated"
 		for i := range all {
 			all[i].have = nil
 		}
 	}
 	if w.table == nil {
-		p.add(message{unix.NFT_MSG_NEWTABLE, create, p.family, body.Uint32BE(unix.NFTA_TABLE_FLAGS, 0)})
+		p.add(createTable(p.family, name))
 		p.change("%s table %s %s", verb, p.family, name)
 	}
 	for _, c := range all {
 		if c.have != nil && !c.needed() {
-			p.flush(c.chainName)
-			p.add(message{kind: unix.NFT_MSG_DELCHAIN, family: p.family,
-				body: c.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)})
+			// Before Linux 4.15, a chain must be empty.
+			p.add(message{unix.NFT_MSG_DELRULE, 0, p.family, c.ruleAttrs()})
+			p.add(message{unix.NFT_MSG_DELCHAIN, 0, p.family, c.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME)})
 			p.change("removed chain %s", c.chainName)
 		}
 	}
@@ -153,9 +149,8 @@ type contents struct {
 // needed reports whether any network has rules in the chain.
 func (c contents) needed() bool { return c.wanted || len(c.others) > 0 }
 
-func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) contents {
-	name, at, _ := ownChain(h)
-	c := contents{chainName: chainName{p.family, p.family.tableName(), name}, at: at}
+// contents adds the wanted and the present rules of a hook to a chain.
+func (p *plan) contents(c contents, h firewall.Hook, want []firewall.Chain, have []chain) contents {
 	for _, w := range want {
 		if w.Hook != h {
 			continue
@@ -169,7 +164,7 @@ func (p *plan) contents(h firewall.Hook, want []firewall.Chain, have []chain) co
 			}
 		}
 	}
-	if i := slices.IndexFunc(have, func(h chain) bool { return h.name == name }); i >= 0 {
+	if i := slices.IndexFunc(have, func(h chain) bool { return h.name == c.name }); i >= 0 {
 		c.have, c.ownership = &have[i], p.classify(have[i].rules, c.shared)
 	}
 	return c
@@ -182,26 +177,19 @@ func repairable(w ruleset) bool {
 	if w.table.flags != 0 || w.table.uses != len(w.chains) {
 		return false
 	}
-	for _, c := range w.chains {
-		if !slices.ContainsFunc(ownHooks(), func(h firewall.Hook) bool {
-			name, at, _ := ownChain(h)
-			return c.base && c.name == name && c.place == at
-		}) {
-			return false
-		}
+	known := map[string]place{}
+	for _, c := range ownChains {
+		known[c.name] = c.at
 	}
-	return true
+	return !slices.ContainsFunc(w.chains, func(c chain) bool { return c.place != known[c.name] || !c.base })
 }
 
 // chain plans one chain of our table. The rules of other networks stay where they are: a packet can
 // match rules of two networks only if it goes from one network to the other.
 func (p *plan) chain(c contents) {
 	n := c.chainName
-	body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).
-		Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept)
 	if c.have == nil {
-		body = body.Nest(unix.NFTA_CHAIN_HOOK, c.at.hookAttrs()).Text(unix.NFTA_CHAIN_TYPE, c.at.kind)
-		p.add(message{unix.NFT_MSG_NEWCHAIN, create, p.family, body})
+		p.add(n.create(c.at))
 		rules := slices.Concat(c.shared, parsedRules(c.others), c.own)
 		if !c.wanted {
 			rules = parsedRules(append(c.unowned, c.others...)) // shared rules are among the unowned ones
@@ -211,7 +199,8 @@ func (p *plan) chain(c contents) {
 		return
 	}
 	if c.wanted && c.have.policy != nfAccept {
-		p.add(message{kind: unix.NFT_MSG_NEWCHAIN, family: p.family, body: body})
+		body := n.attrs(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME).Uint32BE(unix.NFTA_CHAIN_POLICY, nfAccept)
+		p.add(message{unix.NFT_MSG_NEWCHAIN, 0, p.family, body})
 		p.change("set policy of chain %s", n)
 	}
 	var gone []listed
@@ -250,10 +239,6 @@ func parsedRules(rules []listed) (known []rule) {
 
 func equalRules(have []listed, want []rule) bool {
 	return slices.EqualFunc(have, want, func(l listed, r rule) bool { return l.ok && l.rule == r })
-}
-
-func (p *plan) flush(n chainName) {
-	p.add(message{unix.NFT_MSG_DELRULE, 0, p.family, n.ruleAttrs()})
 }
 
 func (p *plan) append(n chainName, rules []rule) {
@@ -299,7 +284,8 @@ func (p *plan) foreignAccepts(f foreign, want []rule) {
 	for lead < len(others) && goesBeforeAccepts(others[lead].effect.jump) {
 		lead++
 	}
-	if len(mine) == len(want) && containsAt(here, lead, want) {
+	here = here[lead:] // has the others
+	if len(mine) == len(want) && len(here) >= len(want) && equalRules(here[:len(want)], want) {
 		return
 	}
 	if f.flags&owned != 0 {
@@ -326,12 +312,4 @@ func (p *plan) foreignAccepts(f foreign, want []rule) {
 	default:
 		p.change("replaced %d rules of chain %s by %d", len(mine), f, len(want))
 	}
-}
-
-// containsAt reports whether a chain has the wanted rules at an index.
-func containsAt(have []listed, at int, want []rule) bool {
-	if at+len(want) > len(have) {
-		return false
-	}
-	return equalRules(have[at:at+len(want)], want)
 }

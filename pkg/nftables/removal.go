@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 
@@ -10,42 +9,35 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing
+// removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing
 // itself.
-func (t *Tables) Removal(_ context.Context, family Family, owner firewall.Owner) ([]string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	w, err := t.conn.list(family)
-	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
-	}
-	var commands []string
-	for _, m := range newPlan(family, owner, wanted{}, w).messages {
-		commands = append(commands, m.command())
-	}
-	return commands, nil
+func (t *Tables) removal(ctx context.Context, r firewall.Ruleset) (commands []string, err error) {
+	r.Chains = nil
+	err = t.retry(ctx, func() error {
+		w, err := t.conn.list(familyOf(r.Family))
+		if err == nil {
+			for _, m := range newPlan(r, w).messages {
+				commands = append(commands, m.command())
+			}
+		}
+		return err
+	})
+	return commands, err
 }
 
 // command returns a deletion in the syntax of nft(8).
 func (m message) command() string {
-	text := map[uint16]string{}
-	var handle uint64
-	for kind, v := range m.body.All() {
-		if m.kind == unix.NFT_MSG_DELRULE && kind == unix.NFTA_RULE_HANDLE {
-			handle = v.Uint64BE()
-		} else {
-			text[kind] = string(bytes.TrimRight(v, "\x00"))
-		}
+	a := m.body.Map()
+	switch m.kind {
+	case unix.NFT_MSG_DELTABLE:
+		return fmt.Sprintf("nft delete table %s %s", m.family, a[unix.NFTA_TABLE_NAME].Text())
+	case unix.NFT_MSG_DELCHAIN:
+		c := chainName{m.family, a[unix.NFTA_CHAIN_TABLE].Text(), a[unix.NFTA_CHAIN_NAME].Text()}
+		return fmt.Sprint("nft delete chain ", c)
 	}
-	chain := fmt.Sprintf("%s %s %s", m.family, text[unix.NFTA_RULE_TABLE], text[unix.NFTA_RULE_CHAIN])
-	switch {
-	case m.kind == unix.NFT_MSG_DELTABLE:
-		return fmt.Sprintf("nft delete table %s %s", m.family, text[unix.NFTA_TABLE_NAME])
-	case m.kind == unix.NFT_MSG_DELCHAIN:
-		table, name := text[unix.NFTA_CHAIN_TABLE], text[unix.NFTA_CHAIN_NAME]
-		return fmt.Sprintf("nft delete chain %s %s %s", m.family, table, name)
-	case handle != 0:
-		return fmt.Sprintf("nft delete rule %s handle %d", chain, handle)
+	c := chainName{m.family, a[unix.NFTA_RULE_TABLE].Text(), a[unix.NFTA_RULE_CHAIN].Text()}
+	if handle := a[unix.NFTA_RULE_HANDLE].Uint64BE(); handle != 0 {
+		return fmt.Sprintf("nft delete rule %s handle %d", c, handle)
 	}
-	return "nft flush chain " + chain
+	return fmt.Sprint("nft flush chain ", c)
 }

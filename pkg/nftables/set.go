@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -42,40 +41,55 @@ type element struct {
 	chain string
 }
 
-// readSet lists a set or map.
-func (v *evaluator) readSet(name string) (e elements, err error) {
-	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, v.table).Text(unix.NFTA_SET_NAME, name)
-	a, err := v.conn.get(message{kind: unix.NFT_MSG_GETSET, family: v.family, body: body})
-	if errors.Is(err, unix.ENOENT) {
-		return e, errChanged
-	}
-	if err == nil {
-		m := a.Map()
-		flags := m[unix.NFTA_SET_FLAGS].Uint32BE()
-		e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].Uint32BE())
-		e.interval = flags&unix.NFT_SET_INTERVAL != 0
-		e.unknown = e.interval && flags&concatenation != 0
-		body := netlink.Attrs{}.
-			Text(unix.NFTA_SET_ELEM_LIST_TABLE, v.table).
-			Text(unix.NFTA_SET_ELEM_LIST_SET, name)
-		err = v.conn.dump(unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
-			for kind, b := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
-				if kind == unix.NFTA_LIST_ELEM && !e.unknown {
-					e.all = append(e.all, parseElement(b))
-					e.unknown = len(e.all) > maxElements
-				}
-			}
-		}, v.family)
-	}
+// setAttrs returns the attributes of a set or map.
+func (c *conn) setAttrs(in table, name string) (map[uint16]netlink.Value, error) {
+	body := netlink.Attrs{}.Text(unix.NFTA_SET_TABLE, in.name).Text(unix.NFTA_SET_NAME, name)
+	m, err := c.get(message{kind: unix.NFT_MSG_GETSET, family: in.family, body: body})
 	if err != nil {
-		return e, fmt.Errorf("list set %s of %s %s: %w", name, v.family, v.table, err)
+		err = fmt.Errorf("read set %s of %s: %w", name, in, err)
 	}
-	sort.SliceStable(e.all, func(i, j int) bool { return bytes.Compare(e.all[i].key, e.all[j].key) < 0 })
-	return e, nil
+	return m, err
 }
 
-func parseElement(b []byte) element {
-	m := netlink.Attrs(b).Map()
+// eachElement lists the elements of a set or map.
+func (c *conn) eachElement(in table, name string, each func(netlink.Value)) error {
+	body := netlink.Attrs{}.
+		Text(unix.NFTA_SET_ELEM_LIST_TABLE, in.name).
+		Text(unix.NFTA_SET_ELEM_LIST_SET, name)
+	return c.dump(fmt.Sprintf("set %s of %s", name, in), unix.NFT_MSG_GETSETELEM, body, func(_ Family, m map[uint16]netlink.Value) {
+		for kind, e := range m[unix.NFTA_SET_ELEM_LIST_ELEMENTS].All() {
+			if kind == unix.NFTA_LIST_ELEM {
+				each(e)
+			}
+		}
+	}, in.family)
+}
+
+// readSet lists a set or map.
+func (c *conn) readSet(in table, name string) (e elements, err error) {
+	m, err := c.setAttrs(in, name)
+	if errors.Is(err, unix.ENOENT) {
+		err = errChanged
+	}
+	if err != nil {
+		return e, err
+	}
+	flags := m[unix.NFTA_SET_FLAGS].Uint32BE()
+	e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].Uint32BE())
+	e.interval = flags&unix.NFT_SET_INTERVAL != 0
+	e.unknown = e.interval && flags&concatenation != 0
+	err = c.eachElement(in, name, func(b netlink.Value) {
+		if !e.unknown {
+			e.all = append(e.all, parseElement(b))
+			e.unknown = len(e.all) > maxElements
+		}
+	})
+	slices.SortStableFunc(e.all, func(a, b element) int { return bytes.Compare(a.key, b.key) })
+	return e, err
+}
+
+func parseElement(v netlink.Value) element {
+	m := v.Map()
 	x := element{
 		key:   slices.Clone(m[unix.NFTA_SET_ELEM_KEY].Map()[unix.NFTA_DATA_VALUE]),
 		flags: m[unix.NFTA_SET_ELEM_FLAGS].Uint32BE(),
@@ -88,21 +102,20 @@ func parseElement(b []byte) element {
 
 // find returns the element that matches a key.
 func (e elements) find(key []byte) (x element, found bool) {
-	for _, y := range e.all {
+	var rest *element // matches every other key
+	for i, y := range e.all {
 		order := bytes.Compare(y.key, key)
 		switch {
 		case y.flags&catchAll != 0:
+			rest = &e.all[i]
 		case order == 0 && y.flags&intervalEnd == 0:
 			return y, true
 		case e.interval && order <= 0: // the last match is the result
 			x, found = y, y.flags&intervalEnd == 0
 		}
 	}
-	if !found {
-		i := slices.IndexFunc(e.all, func(y element) bool { return y.flags&catchAll != 0 })
-		if i >= 0 {
-			return e.all[i], true
-		}
+	if !found && rest != nil {
+		return *rest, true
 	}
 	return x, found
 }

@@ -8,14 +8,14 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// TestSyncAcceptsChangesForeignChainsOnly: if iptables holds the rules, our table is not created,
+// TestWithRulesHeldByIPTablesForeignChainsOnlyAreChanged: if iptables holds the rules, our table is not created,
 // or is removed, and only chains outside of iptables get accepts.
-func TestSyncAcceptsChangesForeignChainsOnly(t *testing.T) {
+func TestWithRulesHeldByIPTablesForeignChainsOnlyAreChanged(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	beside := func(want []firewall.Chain) []string {
 		t.Helper()
-		changes, err := b.tables.SyncAccepts(context.Background(), IPv4, oneDaemon(), want, "ip filter FORWARD", "ip raw PREROUTING")
+		changes, err := b.tables.Sync(context.Background(), firewall.Ruleset{Owner: oneDaemon(), Chains: want, HeldIn: firewall.Compat})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -24,7 +24,7 @@ func TestSyncAcceptsChangesForeignChainsOnly(t *testing.T) {
 	b.run(docker, "iptables-nft-restore")
 	b.nft(plainTable)
 	before := b.ruleset()
-	b.sync(IPv4, all(four))
+	b.sync(firewall.IPv4, all(four))
 	beside(all(four))
 	if got := b.ruleset(); strings.Contains(got, "flannel-ipv4") || strings.Contains(b.saved("filter")+b.saved("raw"), "flanneld") {
 		t.Errorf("kept where iptables does it:\n%s", got)

@@ -31,8 +31,7 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	go func() {
 		defer close(out)
 		defer c.Close()
-		ours := func(port uint32) bool { return port == t.Port() || t.isOwnPort != nil && t.isOwnPort(port) }
-		follow(ctx, c, ours, func() {
+		t.follow(ctx, c, func() {
 			select {
 			case out <- struct{}{}:
 			default: // a signal is pending
@@ -56,11 +55,11 @@ func (t *Tables) subscribe(receiveBuffer int) (*netlink.Conn, error) {
 }
 
 // follow calls changed for each change by other programs until ctx ends.
-func follow(ctx context.Context, c *netlink.Conn, ours func(port uint32) bool, changed func()) {
+func (t *Tables) follow(ctx context.Context, c *netlink.Conn, changed func()) {
 	for {
 		err := c.Follow(ctx, func(datagram []byte) {
 			for h := range netlink.Messages(datagram) {
-				if h.Type == newGeneration && !ours(h.Pid) {
+				if _, own := t.ownPorts.Load(h.Pid); h.Type == newGeneration && !own {
 					changed()
 				}
 			}
