@@ -87,10 +87,8 @@ func (v Value) sized(n int) []byte {
 	if len(v) == n {
 		return v
 	}
-	return zeros[:n]
+	return make([]byte, n)
 }
-
-var zeros [8]byte
 
 // Text returns a string, up to the first NUL.
 func (v Value) Text() string {

@@ -38,9 +38,17 @@ func newRule(family Family, hook firewall.Hook, r firewall.Rule) rule {
 	return rule{Rule: r, Family: family, Comment: hook.Comment(), Counter: true}
 }
 
-// verdicts has the codes of the verdicts that are no NAT.
-var verdicts = map[firewall.Verdict]int32{
-	firewall.Accept: nfAccept, firewall.Return: unix.NFT_RETURN, firewall.Discard: nfDrop,
+// codeOf returns the code of a verdict, if it is no NAT.
+func codeOf(v firewall.Verdict) (code int32, ok bool) {
+	switch v {
+	case firewall.Accept:
+		return nfAccept, true
+	case firewall.Return:
+		return unix.NFT_RETURN, true
+	case firewall.Discard:
+		return nfDrop, true
+	}
+	return 0, false
 }
 
 // expressions returns the rule in the form that iptables-nft writes. In a table of family inet, the
@@ -65,7 +73,7 @@ func (r rule) expressions(table Family) netlink.Attrs {
 	if r.Counter {
 		x.counter()
 	}
-	switch code, ok := verdicts[r.Verdict]; {
+	switch code, ok := codeOf(r.Verdict); {
 	case ok:
 		x.verdict(code)
 	case r.Verdict == firewall.Masquerade:

@@ -95,8 +95,14 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 	case "cmp":
 		with := x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.load(a(unix.NFTA_CMP_SREG), len(with))
-		met, valid := orders[a(unix.NFTA_CMP_OP)]
-		return metIf(slices.Contains(met, bytes.Compare(have, with)), known && valid)
+		const less, same, more = 1 << 0, 1 << 1, 1 << 2
+		met := [...]int{
+			unix.NFT_CMP_EQ: same, unix.NFT_CMP_LT: less, unix.NFT_CMP_GT: more,
+			unix.NFT_CMP_NEQ: less | more, unix.NFT_CMP_LTE: less | same, unix.NFT_CMP_GTE: same | more,
+		}
+		if op := a(unix.NFTA_CMP_OP); op < uint32(len(met)) {
+			return metIf(met[op]>>(bytes.Compare(have, with)+1)&1 == 1, known)
+		}
 	case "range":
 		low := x.data[unix.NFTA_RANGE_FROM_DATA].Map()[unix.NFTA_DATA_VALUE]
 		high := x.data[unix.NFTA_RANGE_TO_DATA].Map()[unix.NFTA_DATA_VALUE]
@@ -117,12 +123,6 @@ func metIf(met, known bool) firewall.Met {
 		return firewall.Yes
 	}
 	return firewall.No
-}
-
-// orders has the results of bytes.Compare for which a comparison is met.
-var orders = map[uint32][]int{
-	unix.NFT_CMP_EQ: {0}, unix.NFT_CMP_LT: {-1}, unix.NFT_CMP_GT: {1},
-	unix.NFT_CMP_NEQ: {-1, 1}, unix.NFT_CMP_LTE: {-1, 0}, unix.NFT_CMP_GTE: {0, 1},
 }
 
 // metaValue returns the packet's value of a meta key, or nil if it is unknown.

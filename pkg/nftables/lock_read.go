@@ -25,7 +25,7 @@ func (c *conn) checkLock(l firewall.Lock) (there, sound bool, err error) {
 }
 
 func (c *conn) isLock(l firewall.Lock, t table, chains []chain) (bool, error) {
-	if t.flags != 0 || t.uses != len(lockChains)+1 { // and the set
+	if t.flags != 0 || t.uses != len(lockChains())+1 { // and the set
 		return false, nil
 	}
 	set, err := c.setAttrs(t, lockSet)
@@ -35,7 +35,7 @@ func (c *conn) isLock(l firewall.Lock, t table, chains []chain) (bool, error) {
 	if err != nil || set[unix.NFTA_SET_FLAGS].Uint32BE() != 0 || set[unix.NFTA_SET_KEY_LEN].Uint32BE() != 4 {
 		return false, err
 	}
-	for _, want := range lockChains {
+	for _, want := range lockChains() {
 		in := chainName{IPv4, t.name, want.name}
 		i := slices.IndexFunc(chains, func(ch chain) bool { return ch.chainName == in })
 		if i < 0 || !chains[i].base || chains[i].place != want.at || chains[i].policy != nfAccept {
@@ -91,20 +91,18 @@ func elementAddress(element netlink.Value) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// compared has the attributes of the expressions of a lock that make a difference, by name.
-var compared = map[string][]uint16{
-	"meta":    {unix.NFTA_META_KEY, unix.NFTA_META_DREG},
-	"payload": {unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_DREG},
-	"cmp":     {unix.NFTA_CMP_SREG, unix.NFTA_CMP_OP, unix.NFTA_CMP_DATA},
-	"lookup":  {unix.NFTA_LOOKUP_SET, unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_FLAGS, unix.NFTA_LOOKUP_DREG},
-	"ct":      {unix.NFTA_CT_KEY, unix.NFTA_CT_DREG, unix.NFTA_CT_DIRECTION},
-	"bitwise": {unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR},
-	"counter": {},
-}
-
 // describe returns expressions in a form in which equal expressions are equal strings. Expressions
 // that a lock does not contain are unequal to all of its own.
 func describe(list []expression) (all []string) {
+	compared := map[string][]uint16{ // the attributes that make a difference
+		"meta":    {unix.NFTA_META_KEY, unix.NFTA_META_DREG},
+		"payload": {unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_DREG},
+		"cmp":     {unix.NFTA_CMP_SREG, unix.NFTA_CMP_OP, unix.NFTA_CMP_DATA},
+		"lookup":  {unix.NFTA_LOOKUP_SET, unix.NFTA_LOOKUP_SREG, unix.NFTA_LOOKUP_FLAGS, unix.NFTA_LOOKUP_DREG},
+		"ct":      {unix.NFTA_CT_KEY, unix.NFTA_CT_DREG, unix.NFTA_CT_DIRECTION},
+		"bitwise": {unix.NFTA_BITWISE_SREG, unix.NFTA_BITWISE_DREG, unix.NFTA_BITWISE_MASK, unix.NFTA_BITWISE_XOR},
+		"counter": {},
+	}
 	for _, x := range list {
 		kinds, known := compared[x.name]
 		text := x.name

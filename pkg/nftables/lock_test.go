@@ -239,7 +239,7 @@ func TestOthersOfOursMakeNoNews(t *testing.T) {
 }
 
 func TestDescribed(t *testing.T) {
-	for _, c := range lockChains {
+	for _, c := range lockChains() {
 		a, b := describe(parseExpressions(c.rule(vxlanLock))), describe(parseExpressions(c.rule(udpLock)))
 		if slices.Equal(a, b) || !slices.Equal(a, describe(parseExpressions(c.rule(vxlanLock)))) {
 			t.Errorf("%q and %q", a, b)

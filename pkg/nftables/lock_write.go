@@ -29,11 +29,13 @@ type lockBase struct {
 	rule func(firewall.Lock) netlink.Attrs
 }
 
-// lockChains are the base chains of a lock. They come before all filters, which then have less to
-// do, and after source NAT.
-var lockChains = []lockBase{
-	{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
-	{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated},
+// lockChains returns the base chains of a lock. They come before all filters, which then have less
+// to do, and after source NAT.
+func lockChains() []lockBase {
+	return []lockBase{
+		{"input", place{"filter", unix.NF_INET_LOCAL_IN, -10}, lockInput},
+		{"translated", place{"filter", unix.NF_INET_POST_ROUTING, 110}, lockTranslated},
+	}
 }
 
 // createLock returns messages that create the table with an empty set.
@@ -47,7 +49,7 @@ func createLock(l firewall.Lock) []message {
 		Uint32BE(unix.NFTA_SET_KEY_LEN, 4).
 		Uint32BE(unix.NFTA_SET_ID, 1)
 	ms := []message{createTable(IPv4, name), {unix.NFT_MSG_NEWSET, create, IPv4, set}}
-	for _, c := range lockChains {
+	for _, c := range lockChains() {
 		in := chainName{IPv4, name, c.name}
 		rule := in.ruleAttrs().Nest(unix.NFTA_RULE_EXPRESSIONS, c.rule(l))
 		ms = append(ms, in.create(c.at),

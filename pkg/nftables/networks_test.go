@@ -93,7 +93,7 @@ func (h *hand) text(rules []listed) string {
 // "-" is not there.
 func newHand(t *testing.T, postrtg, forward, foreignRules string) *hand {
 	h := &hand{t: t, words: words()}
-	for _, c := range ownChains[:2] {
+	for _, c := range ownChains()[:2] {
 		text := map[firewall.Hook]string{firewall.PostRouting: postrtg, firewall.Forward: forward}[c.hook]
 		if text != "-" {
 			h.chains = append(h.chains, chain{

@@ -243,8 +243,8 @@ func (r *ruleParser) parseVerdict() bool {
 		return len(m) == 0
 	}
 	code, _, ok := r.rest[0].verdict()
-	for v, c := range verdicts {
-		if ok && code == c {
+	for _, v := range []firewall.Verdict{firewall.Accept, firewall.Return, firewall.Discard} {
+		if c, _ := codeOf(v); ok && c == code {
 			r.result.Verdict = v
 			return true
 		}

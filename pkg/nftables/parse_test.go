@@ -82,7 +82,7 @@ func TestKernelEcho(t *testing.T) {
 	for range 20 {
 		for i, f := range []Family{IPv4, IPv6} {
 			var want []firewall.Chain
-			for _, own := range ownChains {
+			for _, own := range ownChains() {
 				c := firewall.Chain{Hook: own.hook}
 				for range r.IntN(30) {
 					if rule := randomRule(r, f, own.hook).Rule; !rule.Shared() {

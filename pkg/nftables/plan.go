@@ -60,17 +60,22 @@ func (p *plan) change(format string, args ...any) {
 	p.changes = append(p.changes, fmt.Sprintf(format, args...))
 }
 
-// ownChains are the chains of our table. PreRouting has none: an accept in it would not override
-// another chain's drop.
-var ownChains = []struct {
+// ownChain is a chain of our table.
+type ownChain struct {
 	hook firewall.Hook
 	name string
 	at   place
-}{
-	{firewall.PostRouting, "postrtg", place{"nat", unix.NF_INET_POST_ROUTING, 100}},
-	{firewall.Forward, "forward", place{"filter", unix.NF_INET_FORWARD, 0}},
-	{firewall.Input, "input", place{"filter", unix.NF_INET_LOCAL_IN, 0}},
-	{firewall.Output, "output", place{"filter", unix.NF_INET_LOCAL_OUT, 0}},
+}
+
+// ownChains returns the chains of our table. PreRouting has none: an accept in it would not
+// override another chain's drop.
+func ownChains() []ownChain {
+	return []ownChain{
+		{firewall.PostRouting, "postrtg", place{"nat", unix.NF_INET_POST_ROUTING, 100}},
+		{firewall.Forward, "forward", place{"filter", unix.NF_INET_FORWARD, 0}},
+		{firewall.Input, "input", place{"filter", unix.NF_INET_LOCAL_IN, 0}},
+		{firewall.Output, "output", place{"filter", unix.NF_INET_LOCAL_OUT, 0}},
+	}
 }
 
 // ownership is the rules of a chain of our table by owner, in order.
@@ -97,10 +102,9 @@ func (p *plan) classify(have []listed, shared []rule) (h ownership) {
 // table plans our own table, which the networks of a host share.
 func (p *plan) table(want []firewall.Chain, w ruleset) {
 	name := p.family.tableName()
-	all := make([]contents, 0, len(ownChains))
-	for _, c := range ownChains {
-		n := chainName{p.family, name, c.name}
-		all = append(all, p.contents(contents{chainName: n, at: c.at}, c.hook, want, w.chains))
+	var all []contents
+	for _, own := range ownChains() {
+		all = append(all, p.contents(own, want, w.chains))
 	}
 	if !slices.ContainsFunc(all, contents.needed) {
 		if w.table != nil {
@@ -149,10 +153,10 @@ type contents struct {
 // needed reports whether any network has rules in the chain.
 func (c contents) needed() bool { return c.wanted || len(c.others) > 0 }
 
-// contents adds the wanted and the present rules of a hook to a chain.
-func (p *plan) contents(c contents, h firewall.Hook, want []firewall.Chain, have []chain) contents {
+func (p *plan) contents(own ownChain, want []firewall.Chain, have []chain) contents {
+	c := contents{chainName: chainName{p.family, p.family.tableName(), own.name}, at: own.at}
 	for _, w := range want {
-		if w.Hook != h {
+		if w.Hook != own.hook {
 			continue
 		}
 		c.wanted = true
@@ -164,7 +168,7 @@ func (p *plan) contents(c contents, h firewall.Hook, want []firewall.Chain, have
 			}
 		}
 	}
-	if i := slices.IndexFunc(have, func(h chain) bool { return h.name == c.name }); i >= 0 {
+	if i := slices.IndexFunc(have, func(h chain) bool { return h.name == own.name }); i >= 0 {
 		c.have, c.ownership = &have[i], p.classify(have[i].rules, c.shared)
 	}
 	return c
@@ -178,7 +182,7 @@ func repairable(w ruleset) bool {
 		return false
 	}
 	known := map[string]place{}
-	for _, c := range ownChains {
+	for _, c := range ownChains() {
 		known[c.name] = c.at
 	}
 	return !slices.ContainsFunc(w.chains, func(c chain) bool { return c.place != known[c.name] || !c.base })
