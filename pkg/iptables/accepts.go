@@ -29,21 +29,16 @@ func legacyTables(f firewall.Family) (names []string, err error) {
 // SyncAccepts is Sync if another keeper holds the overlay's rules: our chains hold only accepts,
 // and only where a policy or rules of others may drop forwarded packets of the overlay.
 func (t *Tables) SyncAccepts(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	return t.syncChains(ctx, owner, func(text string, l listing) (needed []firewall.Chain) {
-		for _, c := range firewall.Accepts(want) {
-			if c.Hook == firewall.PreRouting || c.Hook == firewall.Forward && forwardMayDrop(l, policies(text)) {
-				needed = append(needed, c)
-			}
-		}
-		return needed
+	return t.syncChains(ctx, owner, func(l listing, drops policies) []firewall.Chain {
+		return slices.DeleteFunc(firewall.Accepts(want), func(c firewall.Chain) bool {
+			return c.Hook != firewall.PreRouting && !(c.Hook == firewall.Forward && forwardMayDrop(l["filter"], drops))
+		})
 	})
 }
 
 // forwardMayDrop reports whether chain FORWARD may drop packets by rules that are not ours.
-func forwardMayDrop(l listing, policies map[string]string) bool {
-	const name = "FORWARD"
-	filter := l["filter"]
-	return policies["filter "+name] == "DROP" || slices.ContainsFunc(filter[name], func(rule string) bool {
+func forwardMayDrop(filter table, drops policies) bool {
+	return drops["filter FORWARD"] || slices.ContainsFunc(filter["FORWARD"], func(rule string) bool {
 		s, _ := parseRule(rule)
 		do, _, ends := actionOf("-j", s.target, filter)
 		return ends && do != firewall.Pass && do != firewall.Back && s.target != firewall.Forward.SharedChain()

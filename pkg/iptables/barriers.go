@@ -2,28 +2,23 @@ package iptables
 
 import (
 	"context"
-	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
 )
 
 // Barriers returns the base chains that drop, or may drop, a packet to this host or through it.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
-	text, err := t.run(ctx, "", t.save)
-	if err != nil {
-		return nil, err
-	}
-	l, err := parseListing(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.save, err)
-	}
-	return barriers(t.command, l, policies(text), p), nil
+	l, drops, err := t.list(ctx)
+	return barriers(t.command, l, drops, p), err
 }
 
-func barriers(command string, l listing, policies map[string]string, p firewall.Packet) (all []firewall.Barrier) {
+func barriers(command string, l listing, drops policies, p firewall.Packet) (all []firewall.Barrier) {
 	last := "FORWARD"
 	if p.ToHost {
 		last = "INPUT"
@@ -45,32 +40,13 @@ func barriers(command string, l listing, policies map[string]string, p firewall.
 			return steps, nil
 		}}
 		policy := firewall.Passes
-		if policies[table+" "+chain] == "DROP" {
+		if drops[table+" "+chain] {
 			policy = firewall.Drops
 		}
 		if fate, _ := w.Base(chain, policy); fate&firewall.Drops != 0 { // Steps cannot fail
 			b := firewall.Barrier{Kind: command, Table: table, Chain: chain, Certain: fate == firewall.Drops}
 			b.DetectTool(&w)
 			all = append(all, b)
-		}
-	}
-	return all
-}
-
-// policies returns the policies in a listing, by table and chain.
-func policies(text string) map[string]string {
-	all := map[string]string{}
-	table := ""
-	for text != "" {
-		var line string
-		line, text = nextLine(text)
-		switch {
-		case strings.HasPrefix(line, "*"):
-			table = line[1:]
-		case strings.HasPrefix(line, ":"):
-			if f := strings.Fields(line[1:]); len(f) > 1 {
-				all[table+" "+f[0]] = f[1]
-			}
 		}
 	}
 	return all
@@ -110,10 +86,10 @@ func stepOf(text string, chains table, p firewall.Packet) (s firewall.Step, ends
 }
 
 func actionOf(option, target string, chains table) (do firewall.Action, chain string, ends bool) {
-	switch {
-	case chains.has(target) && option == "-g":
-		return firewall.GoTo, target, true
-	case chains.has(target):
+	if chains.has(target) {
+		if option == "-g" {
+			return firewall.GoTo, target, true
+		}
 		return firewall.Jump, target, true
 	}
 	switch target {
@@ -132,50 +108,47 @@ func actionOf(option, target string, chains table) (do firewall.Action, chain st
 // conditionOf evaluates a condition for a packet, and reports whether it is known to be an option
 // with a value.
 func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, known bool) {
-	sure := func(met, known bool) (firewall.Met, bool) {
-		switch {
-		case !known:
-			return firewall.Maybe, true
-		case met:
-			return firewall.Yes, true
-		}
-		return firewall.No, true
-	}
-	among := func(one string) (firewall.Met, bool) {
-		return sure(slices.Contains(strings.Split(value, ","), one), true)
-	}
+	among := func(one string) bool { return slices.Contains(strings.Split(value, ","), one) }
+	var holds, certain bool
 	switch option {
 	case "-m", "--comment":
-		return firewall.Yes, true
-	case "-s", "-d":
-		address := p.Src
-		if option == "-d" {
-			address = p.Dst
-		}
-		var m firewall.Match
-		ok := readMatch(&m, value, false)
-		return sure(!m.Prefix.IsValid() || m.Prefix.Contains(address), ok && address.IsValid())
+		holds, certain = true, true
+	case "-s":
+		holds, certain = containsAddress(value, p.Src)
+	case "-d":
+		holds, certain = containsAddress(value, p.Dst)
 	case "-i":
-		return sure(matchesDevice(value, p.In), p.In != "")
+		holds, certain = matchesDevice(value, p.In), p.In != ""
 	case "-o":
-		return sure(matchesDevice(value, p.Out), p.Out != "")
+		holds, certain = matchesDevice(value, p.Out), p.Out != ""
 	case "-p":
-		return sure(value == "all" || value == "udp" || value == "17", p.Protocol == protocolUDP)
+		holds, certain = value == "all" || value == "udp" || value == "17", p.Protocol == unix.IPPROTO_UDP
 	case "--dport", "--dports", "--destination-ports":
-		return sure(inPorts(value, p.DstPort), p.DstPort != 0)
+		holds, certain = inPorts(value, p.DstPort), p.DstPort != 0
 	case "--sport", "--sports", "--source-ports":
-		return sure(inPorts(value, p.SrcPort), p.SrcPort != 0)
+		holds, certain = inPorts(value, p.SrcPort), p.SrcPort != 0
 	case "--ctstate", "--state":
-		return among("NEW")
+		holds, certain = among("NEW"), true
 	case "--dst-type":
-		met, _ := among("LOCAL")
-		return sure(met == firewall.Yes, p.ToHost)
+		holds, certain = among("LOCAL"), p.ToHost
+	default:
+		return firewall.Maybe, false
 	}
-	return firewall.Maybe, false
+	switch {
+	case !certain:
+		return firewall.Maybe, true
+	case holds:
+		return firewall.Yes, true
+	}
+	return firewall.No, true
 }
 
-// protocolUDP is the only protocol of packets that are evaluated.
-const protocolUDP = 17
+// containsAddress reports whether a prefix contains an address, and whether that is certain.
+func containsAddress(prefix string, a netip.Addr) (contains, certain bool) {
+	var m firewall.Match
+	ok := readMatch(&m, prefix, false)
+	return !m.Prefix.IsValid() || m.Prefix.Contains(a), ok && a.IsValid()
+}
 
 func matchesDevice(pattern, device string) bool {
 	if start, all := strings.CutSuffix(pattern, "+"); all {
@@ -186,16 +159,13 @@ func matchesDevice(pattern, device string) bool {
 
 // inPorts reports whether a port is among ports and ranges: 53,8000:9000.
 func inPorts(list string, port uint16) bool {
-	for _, s := range strings.Split(list, ",") {
+	return slices.ContainsFunc(strings.Split(list, ","), func(s string) bool {
 		low, high, ranged := strings.Cut(s, ":")
 		if !ranged {
 			high = low
 		}
 		from, err := strconv.ParseUint(low, 10, 16)
 		to, err2 := strconv.ParseUint(high, 10, 16)
-		if err == nil && err2 == nil && from <= uint64(port) && uint64(port) <= to {
-			return true
-		}
-	}
-	return false
+		return err == nil && err2 == nil && from <= uint64(port) && uint64(port) <= to
+	})
 }

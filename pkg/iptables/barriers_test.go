@@ -8,13 +8,15 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flanneld/pkg/firewall"
 )
 
 // toTunnel is the first packet of a peer.
 var toTunnel = firewall.Packet{
 	In: "eth0", Src: netip.MustParseAddr("10.99.0.3"), Dst: netip.MustParseAddr("10.99.0.2"),
-	Protocol: protocolUDP, SrcPort: 40000, DstPort: 8472, ToHost: true,
+	Protocol: unix.IPPROTO_UDP, SrcPort: 40000, DstPort: 8472, ToHost: true,
 }
 
 // TestWhichRulesDropAPacketForCertain follows a packet to the tunnel's port.
@@ -60,12 +62,12 @@ func TestWhichRulesDropAPacketForCertain(t *testing.T) {
 			text += "-A INPUT " + c.rules + "\n"
 		}
 		text += "-A MINE -p udp -m udp --dport 8472 -j ACCEPT\n-A LOOP -j LOOP\nCOMMIT\n"
-		l, err := parseListing(text)
+		l, drops, err := parseListing(text)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got := pass
-		for _, b := range barriers("iptables-legacy", l, policies(text), toTunnel) {
+		for _, b := range barriers("iptables-legacy", l, drops, toTunnel) {
 			if got = maybe; b.Certain {
 				got = drop
 			}
@@ -183,12 +185,12 @@ func FuzzBarriers(f *testing.F) {
 	through := toTunnel
 	through.ToHost, through.Out = false, "docker0"
 	f.Fuzz(func(t *testing.T, text string) {
-		l, err := parseListing(text)
+		l, drops, err := parseListing(text)
 		if err != nil {
 			return
 		}
 		for _, p := range []firewall.Packet{toTunnel, through, {}} {
-			if all := barriers("iptables", l, policies(text), p); len(all) > 4 {
+			if all := barriers("iptables", l, drops, p); len(all) > 4 {
 				t.Errorf("%q: %+v", text, all)
 			}
 		}

@@ -36,8 +36,6 @@ import (
 // be started, may be temporary.
 const absent = firewall.AbsentError("iptables is not installed")
 
-func commandOf(f firewall.Family) string { return [...]string{"iptables", "ip6tables"}[f] }
-
 const (
 	commandTimeout = 10 * time.Second // of one command
 	maxAttempts    = 8                // of one Sync, while other programs change the same tables
@@ -73,10 +71,10 @@ type program struct {
 }
 
 // find finds the commands of a name and their capabilities.
-func (t *Tools) find(list, save, restore string, patience time.Duration) (*Tables, error) {
-	tables := &Tables{command: list, lock: t.lock, timeout: patience}
+func (t *Tools) find(name string, patience time.Duration) (*Tables, error) {
+	tables := &Tables{command: name, lock: t.lock, timeout: patience}
 	var err error
-	if tables.programs, err = findPrograms(list, save, restore); err != nil {
+	if tables.programs, err = findPrograms(name, name+"-save", name+"-restore"); err != nil {
 		return nil, err
 	}
 	command := tables.programs[0].path
@@ -104,15 +102,13 @@ func (t *Tools) find(list, save, restore string, patience time.Duration) (*Table
 // is not started a second time.
 func (t *Tools) probe(command string, patience time.Duration) (*goiptables.IPTables, error) {
 	answer := t.probing.DoChan(command, func() (any, error) { return goiptables.New(goiptables.Path(command)) })
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case a := <-answer:
 		if a.Err != nil {
 			return nil, a.Err
 		}
 		return a.Val.(*goiptables.IPTables), nil
-	case <-timer.C:
+	case <-time.After(patience):
 		return nil, fmt.Errorf("no end after %s", patience)
 	}
 }
@@ -174,7 +170,7 @@ func (t *Tables) replaced() bool {
 // After writing, the rules are listed once more: another program may have changed them, or iptables
 // may print a rule in an unknown form, which would otherwise be written again and again.
 func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall.Chain) (changes []string, err error) {
-	return t.syncChains(ctx, owner, func(string, listing) []firewall.Chain { return t.supported(want) })
+	return t.syncChains(ctx, owner, func(listing, policies) []firewall.Chain { return t.supported(want) })
 }
 
 // supported returns the chains with rules that this version of iptables supports: it may not
@@ -196,8 +192,8 @@ func (t *Tables) supported(want []firewall.Chain) []firewall.Chain {
 	return chains
 }
 
-// syncChains is Sync with a function that returns the wanted chains for a listing and its text.
-func (t *Tables) syncChains(ctx context.Context, owner firewall.Owner, want func(text string, l listing) []firewall.Chain) (changes []string, err error) {
+// syncChains is Sync with a function that returns the wanted chains for a listing.
+func (t *Tables) syncChains(ctx context.Context, owner firewall.Owner, want func(listing, policies) []firewall.Chain) (changes []string, err error) {
 	var left error // why something was left undone
 	for try := 0; ; try++ {
 		thorough := try < maxAttempts-1
@@ -237,16 +233,23 @@ func (t *Tables) isResourceError(err error) bool {
 	return t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitResource
 }
 
-func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(string, listing) []firewall.Chain, thorough bool) (plan, error) {
-	text, err := t.run(ctx, "", t.save)
+func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(listing, policies) []firewall.Chain, thorough bool) (plan, error) {
+	l, drops, err := t.list(ctx)
 	if err != nil {
 		return plan{}, err
 	}
-	l, err := parseListing(text)
-	if err != nil {
-		return plan{}, fmt.Errorf("%s: %w", t.save, err)
+	return makePlan(l, owner, want(l, drops), thorough), nil
+}
+
+// list lists all tables.
+func (t *Tables) list(ctx context.Context) (l listing, drops policies, err error) {
+	text, err := t.run(ctx, "", t.save)
+	if err == nil {
+		if l, drops, err = parseListing(text); err != nil {
+			err = fmt.Errorf("%s: %w", t.save, err)
+		}
 	}
-	return makePlan(l, owner, want(text, l), thorough), nil
+	return l, drops, err
 }
 
 // write is the only function that changes rules. Changes of the legacy variant's rules that it

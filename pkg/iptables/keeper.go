@@ -48,6 +48,10 @@ type tool struct {
 	variant variant
 }
 
+func (w tool) command() string {
+	return [...]string{"iptables", "ip6tables"}[w.family] + [...]string{"", "-legacy", "-nft"}[w.variant]
+}
+
 // found is the result of the last search for a tool.
 type found struct {
 	tables  *Tables // nil if there was an error
@@ -72,18 +76,12 @@ func (t *Tools) Compat() *Keeper { return &Keeper{t, nft} }
 
 // get finds a tool. It searches again if the last search failed, or if the tool was replaced.
 func (t *Tools) get(w tool) (*Tables, error) {
-	if tables := t.cached(w); tables != nil {
-		return tables, nil
-	}
-	t.mu.Lock()
-	last := t.found[w]
-	t.mu.Unlock()
-	if last.err != nil && time.Until(last.retryAt) > 0 {
-		return nil, last.err
+	if last := t.last(w); last.tables != nil || time.Until(last.retryAt) > 0 {
+		return last.tables, last.err
 	}
 	begun := time.Now()
-	name := commandOf(w.family) + [...]string{"", "-legacy", "-nft"}[w.variant]
-	tables, err := t.find(name, name+"-save", name+"-restore", commandTimeout)
+	name := w.command()
+	tables, err := t.find(name, commandTimeout)
 	if err == nil && w.variant != installed && tables.legacy != (w.variant == legacy) {
 		tables, err = nil, fmt.Errorf("%w: %s is of the other variant", absent, name)
 	}
@@ -95,17 +93,18 @@ func (t *Tools) get(w tool) (*Tables, error) {
 	return tables, err
 }
 
-// cached returns the tool that was found before, or nil if it was replaced.
-func (t *Tools) cached(w tool) *Tables {
+// last returns the result of the last search, or the zero value if the tool was replaced since.
+func (t *Tools) last(w tool) found {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f := t.found[w]
-	if f.tables != nil && f.tables.replaced() {
+	if f := t.found[w]; f.tables != nil && f.tables.replaced() {
 		delete(t.found, w)
-		return nil
 	}
-	return f.tables
+	return t.found[w]
 }
+
+// cached returns what the last search has found, or nil.
+func (t *Tools) cached(w tool) *Tables { return t.last(w).tables }
 
 // Keeper keeps rules in sync with iptables commands, of one variant or of the installed one. It
 // implements firewall.Keeper and, for the legacy tables, firewall.Inspector.
@@ -156,8 +155,7 @@ func (k *Keeper) cachedTables(f firewall.Family) *Tables {
 // Traits implements firewall.Keeper.
 func (k *Keeper) Traits(f firewall.Family) firewall.Traits {
 	t := firewall.Traits{
-		Name: commandOf(f) + [...]string{"", "-legacy", "-nft"}[k.variant],
-		Gap:  listingGap, Resync: k.tools.resync,
+		Name: tool{f, k.variant}.command(), Gap: listingGap, Resync: k.tools.resync,
 	}
 	if tables := k.cachedTables(f); tables != nil {
 		t.Name, t.Version, t.Place = tables.command, tables.version, firewall.Compat
@@ -205,7 +203,7 @@ func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
 	}
 	for _, f := range []firewall.Family{firewall.IPv4, firewall.IPv6} {
 		tables := k.tools.cached(tool{f, installed})
-		_, err := exec.LookPath(commandOf(f) + "-legacy")
+		_, err := exec.LookPath(tool{f, legacy}.command())
 		if tables != nil && tables.legacy || err == nil {
 			return k.tools.lock.watch(ctx)
 		}

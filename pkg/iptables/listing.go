@@ -3,11 +3,15 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // listing is the output of iptables-save, by table.
 type listing map[string]table
+
+// policies are the chains of a listing whose policy is DROP, as TABLE CHAIN.
+type policies map[string]bool
 
 // table is a table's rules by chain. A table that the kernel has not loaded is nil, which is
 // equivalent to empty chains.
@@ -16,8 +20,9 @@ type table map[string][]string
 // parseListing parses the output of iptables-save. It is tolerant of other programs' chains and
 // rules but not of the frame: a truncated listing must not count as complete, or rules would be
 // written twice.
-func parseListing(text string) (listing, error) {
-	l := listing{}
+func parseListing(text string) (l listing, drops policies, err error) {
+	l, drops = listing{}, policies{}
+	var name string // of the current table
 	var current table
 	for text != "" {
 		var line string
@@ -27,29 +32,32 @@ func parseListing(text string) (listing, error) {
 		switch {
 		case line[0] == '#':
 			if name, ok := incompatible(line); ok {
-				return nil, fmt.Errorf("table %s holds rules that only nft can list", name)
+				return nil, nil, fmt.Errorf("table %s holds rules that only nft can list", name)
 			}
 		case line[0] == '*' && current == nil:
-			current = table{}
-			l[line[1:]] = current
+			name, current = line[1:], table{}
+			l[name] = current
 		case line == "COMMIT" && current != nil:
 			current = nil
 		case line[0] == ':' && current != nil:
-			name, _, _ := strings.Cut(line[1:], " ")
-			if _, double := current[name]; !double {
-				current[name] = nil
+			chain, policy, _ := strings.Cut(line[1:], " ")
+			if !current.has(chain) {
+				current[chain] = nil
+			}
+			if strings.HasPrefix(policy, "DROP") {
+				drops[name+" "+chain] = true
 			}
 		case strings.HasPrefix(line, "-A ") && current != nil:
-			name, rule, _ := strings.Cut(line[3:], " ")
-			current[name] = append(current[name], rule)
+			chain, rule, _ := strings.Cut(line[3:], " ")
+			current[chain] = append(current[chain], rule)
 		default:
-			return nil, fmt.Errorf("not understood: %.80q", line)
+			return nil, nil, fmt.Errorf("not understood: %.80q", line)
 		}
 	}
 	if current != nil {
-		return nil, errors.New("incomplete listing")
+		return nil, nil, errors.New("incomplete listing")
 	}
-	return l, nil
+	return l, drops, nil
 }
 
 // nextLine cuts the first line off the text, or several lines if a quoted comment contains line
@@ -77,12 +85,7 @@ func incompatible(line string) (table string, ok bool) {
 	if !ok || !strings.HasPrefix(said, " is incompatible") {
 		return "", false
 	}
-	for _, a := range anchors() {
-		if table == a.table {
-			return table, true
-		}
-	}
-	return "", false
+	return table, slices.ContainsFunc(anchors(), func(a anchor) bool { return a.table == table })
 }
 
 // has reports whether a table has a chain.

@@ -208,7 +208,7 @@ func TestDaemonsAtOnce(t *testing.T) {
 						return err
 					}
 					listings++
-					l, err := parseListing(string(out))
+					l, _, err := parseListing(string(out))
 					if err != nil {
 						return err
 					}

@@ -1,8 +1,8 @@
 package iptables
 
 import (
+	"cmp"
 	"slices"
-	"sort"
 
 	"flanneld/pkg/firewall"
 )
@@ -25,25 +25,22 @@ func (e *edit) deleteOldRules() {
 		if !known {
 			continue
 		}
-		parsed[i] = anyPorts(s)
+		s.random = false // the use depended on the version of iptables
+		parsed[i] = s
 		if isOldRule(parsed[i], all) {
 			gone[i] = true
 			e.change("removed a rule of an earlier release from chain %s", e.chain)
 		}
 	}
-	var left []string // chains of releases, one for each deleted jump
+	jumps := map[string]int{} // that are deleted, by chain of a release
 	for _, g := range all {
-		for {
-			found := g.match(parsed, gone)
-			if found == nil {
-				break
-			}
+		for found := g.match(parsed, gone); found != nil; found = g.match(parsed, gone) {
 			for _, i := range found {
 				gone[first(rules, gone, rules[i])] = true
 			}
 			e.change("removed rules of %s from chain %s", g.Releases, e.chain)
 			if g.Chain != "" {
-				left = append(left, g.Chain)
+				jumps[g.Chain]++
 			}
 		}
 	}
@@ -54,7 +51,13 @@ func (e *edit) deleteOldRules() {
 			e.rest = append(e.rest, rule)
 		}
 	}
-	e.dropChains(left)
+	for chain, n := range jumps {
+		if e.have.references(chain) == n {
+			e.line("-F %s", chain)
+			e.line("-X %s", chain)
+			e.change("removed chain %s", chain)
+		}
+	}
 }
 
 // first returns the index of the rule that a deletion by this text removes.
@@ -65,26 +68,6 @@ func first(rules []string, gone []bool, text string) int {
 		}
 	}
 	return -1
-}
-
-// dropChains removes chains that are no longer referenced.
-func (e *edit) dropChains(left []string) {
-	for i, chain := range left {
-		if slices.Index(left, chain) == i && e.have.references(chain) == count(left, chain) {
-			e.line("-F %s", chain)
-			e.line("-X %s", chain)
-			e.change("removed chain %s", chain)
-		}
-	}
-}
-
-func count(all []string, one string) (n int) {
-	for _, s := range all {
-		if s == one {
-			n++
-		}
-	}
-	return n
 }
 
 // releaseRules returns the rules of earlier releases for the hook, the longest first, because a
@@ -108,12 +91,11 @@ func (e *edit) releaseRules(former []firewall.Overlay) []releaseRules {
 			all = append(all, g)
 		}
 	}
-	sort.SliceStable(all, func(i, j int) bool { return len(all[i].rules) > len(all[j].rules) })
+	slices.SortStableFunc(all, func(a, b releaseRules) int { return cmp.Compare(len(b.rules), len(a.rules)) })
 	return all
 }
 
-func specs(rules []firewall.Rule) []spec {
-	var all []spec
+func specs(rules []firewall.Rule) (all []spec) {
 	for _, r := range rules {
 		all = append(all, specOf(r, ""))
 	}
@@ -134,20 +116,11 @@ func isOldRule(s spec, all []releaseRules) bool {
 func (g releaseRules) match(rules []spec, gone []bool) []int {
 	var found []int
 	for i, s := range rules {
-		if len(found) < len(g.rules) && !gone[i] && s == g.rules[len(found)] {
-			found = append(found, i)
+		if !gone[i] && s == g.rules[len(found)] {
+			if found = append(found, i); len(found) == len(g.rules) {
+				return found
+			}
 		}
 	}
-	if len(found) < len(g.rules) {
-		return nil
-	}
-	return found
-}
-
-// anyPorts removes random ports, whose use depended on the version of iptables.
-func anyPorts(s spec) spec {
-	if s.options == randomPorts {
-		s.options = ""
-	}
-	return s
+	return nil
 }

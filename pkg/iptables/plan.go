@@ -23,16 +23,9 @@ type anchor struct {
 	first bool
 }
 
-func anchors() []anchor {
-	all := []anchor{
-		{hook: firewall.PostRouting},
-		{hook: firewall.Forward, first: true},
-		{hook: firewall.PreRouting, first: true},
-		{hook: firewall.Input, first: true},
-		{hook: firewall.Output, first: true},
-	}
-	for i, a := range all {
-		all[i].table, all[i].chain, all[i].own = a.hook.Table(), a.hook.Chain(), a.hook.SharedChain()
+func anchors() (all []anchor) {
+	for h := range firewall.Hook(firewall.Hooks) {
+		all = append(all, anchor{h, h.Table(), h.Chain(), h.SharedChain(), h != firewall.PostRouting})
 	}
 	return all
 }

@@ -10,7 +10,7 @@ import (
 // Removal returns, as commands, what a Sync with nothing wanted would change. It changes nothing
 // itself.
 func (t *Tables) Removal(ctx context.Context, owner firewall.Owner) ([]string, error) {
-	p, err := t.plan(ctx, owner, func(string, listing) []firewall.Chain { return nil }, true)
+	p, err := t.plan(ctx, owner, func(listing, policies) []firewall.Chain { return nil }, true)
 	if err != nil {
 		return nil, err
 	}

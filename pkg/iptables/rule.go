@@ -16,7 +16,7 @@ import (
 type spec struct {
 	rule    firewall.Rule
 	target  string // a verdict or a chain
-	options string // of the target
+	random  bool   // with random source ports
 	comment string
 	// protocol is set if and only if there is a port.
 	protocol string
@@ -29,19 +29,11 @@ const (
 
 // specOf returns the normal form of a wanted rule.
 func specOf(r firewall.Rule, comment string) spec {
-	s := spec{rule: r, comment: comment}
-	switch r.Verdict {
-	case firewall.Return:
-		s.target = "RETURN"
-	case firewall.Accept:
-		s.target = "ACCEPT"
-	case firewall.Masquerade:
-		s.target = "MASQUERADE"
-	case firewall.MasqueradeRandom:
-		s.target, s.options = "MASQUERADE", randomPorts
-	case firewall.Discard:
-		s.target = "DROP"
-	}
+	s := spec{rule: r, comment: comment, random: r.Verdict == firewall.MasqueradeRandom}
+	s.target = [...]string{
+		firewall.Return: "RETURN", firewall.Accept: "ACCEPT", firewall.Discard: "DROP",
+		firewall.Masquerade: "MASQUERADE", firewall.MasqueradeRandom: "MASQUERADE",
+	}[r.Verdict]
 	if r.Port != 0 {
 		s.protocol = udp
 	}
@@ -82,8 +74,8 @@ func (s spec) String() string {
 		b.WriteString(`-m comment --comment "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s.comment) + `" `)
 	}
 	b.WriteString("-j " + s.target)
-	if s.options != "" {
-		b.WriteString(" " + s.options)
+	if s.random {
+		b.WriteString(" " + randomPorts)
 	}
 	return b.String()
 }
@@ -111,7 +103,7 @@ func (s *spec) option(words []string, not bool) (n int, ok bool) {
 		return 0, false
 	}
 	if words[0] == randomPorts && s.target == "MASQUERADE" && !not {
-		s.options = randomPorts
+		s.random = true
 		return 1, true
 	}
 	if len(words) == 1 {

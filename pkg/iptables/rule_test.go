@@ -34,7 +34,7 @@ func TestParseRule(t *testing.T) {
 		{text: `-m comment --comment "flanneld masq" -m mark --mark 0x4000/0x4000 -j RETURN`, want: spec{rule: firewall.Rule{Mark: 0x4000}, comment: "flanneld masq", target: "RETURN"}},
 		{text: `-m comment --comment "it\'s \"q\" \\ -j X" -j RETURN`, want: spec{comment: `it's "q" \ -j X`, target: "RETURN"}},
 		{text: "-m comment --comment plain -j DOCKER", want: spec{comment: "plain", target: "DOCKER"}},
-		{text: "-j MASQUERADE --random-fully", want: spec{target: "MASQUERADE", options: "--random-fully"}},
+		{text: "-j MASQUERADE --random-fully", want: spec{target: "MASQUERADE", random: true}},
 
 		{bad: true, text: ""},
 		{bad: true, text: "-s 10.42.0.0/16"},
@@ -104,7 +104,7 @@ func TestParseListing(t *testing.T) {
 		{name: "garbage", text: "\x00\xff\"\n", err: "not understood"},
 	}
 	for _, tt := range tests {
-		got, err := parseListing(tt.text)
+		got, _, err := parseListing(tt.text)
 		if tt.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("%s: error %v, want %s", tt.name, err, tt.err)
@@ -124,7 +124,7 @@ func FuzzListing(f *testing.F) {
 	f.Add("*filter\n:FORWARD DROP [7:8]\n-A FORWARD -j DOCKER-USER\n-A FORWARD -m comment --comment \"it\\'s\n\" ! -s 10.42.0.0/255.255.0.0 -j FLANNEL-FWD\nCOMMIT\n")
 	f.Add("*raw\n-A PREROUTING ! -i docker0 -j DROP\n-A PREROUTING -s ! 10.0.0.0 -m mark --mark 1/1 -j DROP\nCOMMIT\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		l, err := parseListing(text)
+		l, _, err := parseListing(text)
 		if err != nil {
 			return
 		}

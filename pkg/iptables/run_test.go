@@ -30,7 +30,7 @@ func fakes(t *testing.T, scripts map[string]string) string {
 
 func fakeTables(t *testing.T, patience time.Duration, version, save, restore string) (*Tables, error) {
 	dir := fakes(t, map[string]string{"iptables": version, "iptables-save": save, "iptables-restore": restore})
-	return NewTools(time.Second).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", patience)
+	return NewTools(time.Second).find(dir+"/iptables", patience)
 }
 
 func TestMissing(t *testing.T) {
@@ -136,7 +136,7 @@ func TestNotExecutable(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "iptables-save"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewTools(time.Second).find(dir+"/iptables", dir+"/iptables-save", dir+"/iptables-restore", time.Second); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
+	if _, err := NewTools(time.Second).find(dir+"/iptables", time.Second); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -307,7 +307,7 @@ func TestLockTakenMeanwhile(t *testing.T) {
 
 func (b *bed) listing() listing {
 	b.t.Helper()
-	l, err := parseListing(b.others("iptables-save"))
+	l, _, err := parseListing(b.others("iptables-save"))
 	b.must(err)
 	return l
 }
