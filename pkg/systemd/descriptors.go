@@ -3,7 +3,6 @@ package systemd
 import (
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"slices"
 
@@ -87,10 +86,10 @@ func (s *Descriptors) notify(state string, fds ...int) {
 	if path == "" {
 		return
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		defer conn.Close()
-		_, _, err = conn.WriteMsgUnix([]byte(state), unix.UnixRights(fds...), nil)
+		defer unix.Close(socket)
+		err = unix.Sendmsg(socket, []byte(state), unix.UnixRights(fds...), &unix.SockaddrUnix{Name: path}, 0)
 	}
 	if err != nil {
 		s.log.Warn("failed to use systemd's descriptor store", "err", err)
