@@ -10,10 +10,7 @@ package backend
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
@@ -80,24 +77,5 @@ func fault(kind, detail string, args ...any) lease.Fault {
 	return lease.Fault{Kind: kind, Detail: fmt.Sprintf(detail, args...)}
 }
 
-// constructor returns a backend with the options of the network config.
-type constructor func(netconf.Config) (Backend, error)
-
-// backends is filled by init functions, one per backend.
-var backends = map[string]constructor{}
-
-// New returns the backend of the config with its options.
-func New(c netconf.Config) (Backend, error) {
-	make, ok := backends[c.BackendType]
-	if !ok {
-		return nil, fmt.Errorf("network config: Backend.Type: %q: must be one of %s", lease.Clip(c.BackendType), strings.Join(Types(), ", "))
-	}
-	b, err := make(c)
-	if err != nil {
-		return nil, fmt.Errorf("network config: %w", err)
-	}
-	return b, nil
-}
-
-// Types returns the backend types, sorted.
-func Types() []string { return slices.Sorted(maps.Keys(backends)) }
+// backends has the constructors, which init functions add, one per backend.
+var backends = map[string]func(netconf.Config) (Backend, error){}

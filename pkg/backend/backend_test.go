@@ -29,15 +29,11 @@ func us() host.Facts {
 
 func mustNew(t testing.TB, config string) (Backend, netconf.Config) {
 	t.Helper()
-	c, err := netconf.Parse([]byte(config))
+	n, err := ParseNetwork([]byte(config))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b, c
+	return n.Backend, n.Config
 }
 
 // peer parses a lease in its registry form. Earlier ones are older.
@@ -209,7 +205,7 @@ func TestAttrs(t *testing.T) {
 	}
 }
 
-func TestNewErrors(t *testing.T) {
+func TestInvalidConfigs(t *testing.T) {
 	for _, c := range []struct{ backend, want string }{
 		{`{"Type":"carrier-pigeon"}`, `network config: Backend.Type: "carrier-pigeon": must be one of alloc, host-gw, udp, vxlan`},
 		{`{}`, `network config: Backend.Type: "": must be one of alloc, host-gw, udp, vxlan`},
@@ -221,10 +217,7 @@ func TestNewErrors(t *testing.T) {
 		{`{"Type":"vxlan","GBP":1}`, `network config: Backend.GBP: 1: must be true or false`},
 		{`{"Type":"vxlan","DirectRouting":"true"}`, `network config: Backend.DirectRouting: "true": must be true or false`},
 	} {
-		conf, err := netconf.Parse([]byte(`{"Network":"10.42.0.0/16","Backend":` + c.backend + `}`))
-		if err == nil {
-			_, err = New(conf)
-		}
+		_, err := ParseNetwork([]byte(`{"Network":"10.42.0.0/16","Backend":` + c.backend + `}`))
 		if err == nil || err.Error() != c.want {
 			t.Errorf("%s:\n got %v\nwant %s", c.backend, err, c.want)
 		}

@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"flanneld/pkg/lease"
-	"flanneld/pkg/netconf"
 )
 
 // FuzzConfig parses network configs with arbitrary backend options: they are accepted or result in
@@ -19,24 +18,20 @@ func FuzzConfig(f *testing.F) {
 		f.Add(c)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		c, err := netconf.Parse([]byte(text))
-		if err != nil {
-			return
-		}
-		b, err := New(c)
+		n, err := ParseNetwork([]byte(text))
 		if err != nil {
 			if s := err.Error(); s == "" || len(s) > 1000 {
 				t.Errorf("%q: the error has %d bytes", text, len(s))
 			}
 			return
 		}
-		if _, err := b.Attrs(us(), lease.Attrs{}, nil); err != nil {
+		if _, err := n.Attrs(us(), lease.Attrs{}, nil); err != nil {
 			return // the uplink's MTU is too small for it
 		}
-		if mtu := b.MTU(us()); mtu < 68 || mtu > us().MTU {
+		if mtu := n.MTU(us()); mtu < 68 || mtu > us().MTU {
 			t.Errorf("%q: containers have MTU %d", text, mtu)
 		}
-		p := NewPlan(b, c.V4.Network)
+		p := NewPlan(n, n.V4.Network)
 		p.Update(us(), lease.NewView(lease.Lease{}, nil, true))
 	})
 }

@@ -2,7 +2,10 @@ package backend
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
+	"strings"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
@@ -17,13 +20,19 @@ type Network struct {
 }
 
 // ParseNetwork parses a network config including the backend's options.
-func ParseNetwork(raw []byte) (Network, error) {
-	c, err := netconf.Parse(raw)
-	if err != nil {
-		return Network{}, err
+func ParseNetwork(raw []byte) (n Network, err error) {
+	if n.Config, err = netconf.Parse(raw); err != nil {
+		return n, err
 	}
-	b, err := New(c)
-	return Network{c, b}, err
+	make, ok := backends[n.BackendType]
+	if !ok {
+		types := strings.Join(slices.Sorted(maps.Keys(backends)), ", ")
+		return n, fmt.Errorf("network config: Backend.Type: %q: must be one of %s", lease.Clip(n.BackendType), types)
+	}
+	if n.Backend, err = make(n.Config); err != nil {
+		return n, fmt.Errorf("network config: %w", err)
+	}
+	return n, nil
 }
 
 // Equal reports whether two configs are equivalent.
@@ -37,22 +46,25 @@ func (n Network) RoutesToAll() bool {
 // FixedDevice returns the link of the backend if its name is fixed, or "". Names do not depend on
 // facts or leases.
 func (n Network) FixedDevice() string {
-	for name, l := range n.Base(host.Facts{}, lease.Lease{}).Links {
-		if l.Kind != dataplane.KindTUN {
-			return name
-		}
+	name, kind := n.device()
+	if kind == dataplane.KindTUN {
+		return ""
 	}
-	return ""
+	return name
 }
 
 // UsesTUN reports whether the backend needs a TUN device, which can have any name.
 func (n Network) UsesTUN() bool {
-	for _, l := range n.Base(host.Facts{}, lease.Lease{}).Links {
-		if l.Kind == dataplane.KindTUN {
-			return true
-		}
+	_, kind := n.device()
+	return kind == dataplane.KindTUN
+}
+
+// device returns the backend's link, if there is one.
+func (n Network) device() (name, kind string) {
+	for name, l := range n.Base(host.Facts{}, lease.Lease{}).Links {
+		return name, l.Kind
 	}
-	return false
+	return "", ""
 }
 
 // NeedsRestart returns, as text, the differences of a later config that cannot be applied while the

@@ -7,11 +7,8 @@ import (
 
 func mustParse(t *testing.T, raw string) Network {
 	t.Helper()
-	n, err := ParseNetwork([]byte(raw))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	b, c := mustNew(t, raw)
+	return Network{c, b}
 }
 
 // TestDevicesOfNetworks checks which backends need a device with a fixed name, a TUN device or

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
@@ -197,27 +198,21 @@ func withoutOverlayIPs(network netip.Prefix, leases []Peer) (good []Peer, bad []
 	if len(clashes) == 0 {
 		return leases, nil
 	}
-	byPrecedence := slices.SortedFunc(maps.Keys(clashes), func(i, j int) int {
-		switch {
-		case leases[i].Precedes(*leases[j].Lease):
-			return -1
-		case leases[j].Precedes(*leases[i].Lease):
-			return 1
-		}
-		return 0
+	byPrecedence := slices.Collect(maps.Keys(clashes))
+	sort.Slice(byPrecedence, func(a, b int) bool {
+		return leases[byPrecedence[a]].Precedes(*leases[byPrecedence[b]].Lease)
 	})
 	stays := map[int]bool{}
 	for _, i := range byPrecedence {
-		l := leases[i]
-		if l.Subnets.V4().Contains(l.PublicIP) {
-			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, l.Subnets.V4()))
-			continue
+		l, older := leases[i], leases[i]
+		if !l.Subnets.V4().Contains(l.PublicIP) {
+			at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
+			if at < 0 {
+				stays[i] = true
+				continue
+			}
+			older = leases[clashes[i][at]]
 		}
-		at := slices.IndexFunc(clashes[i], func(j int) bool { return stays[j] })
-		if stays[i] = at < 0; stays[i] {
-			continue
-		}
-		older := leases[clashes[i][at]]
 		if older.Subnets.V4().Contains(l.PublicIP) {
 			bad = append(bad, skipped(l, "public IP is in a leased subnet", "%s in %s", l.PublicIP, older.Subnets.V4()))
 		} else {

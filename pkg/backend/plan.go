@@ -126,7 +126,7 @@ func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
 		if changes++; changes > 64+len(v.Peers)/8 {
 			return c, false // not cheaper than recomputing all
 		}
-		if was != nil && !p.remove(valid, c.Was, was) {
+		if was != nil && !p.count(valid, c.Was, p.view, was, -1) {
 			return c, false
 		}
 		if is != nil {
@@ -134,7 +134,7 @@ func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
 		}
 	}
 	for _, l := range came {
-		if !p.add(valid, c.Now, v, l) {
+		if !p.count(valid, c.Now, v, l, 1) {
 			return c, false
 		}
 	}
@@ -143,45 +143,25 @@ func (p *Plan) incremental(h host.Facts, v lease.View) (c Change, ok bool) {
 	return c, true
 }
 
-// remove removes the claims of a peer of the previous view.
-func (p *Plan) remove(valid validator, was dataplane.State, l *lease.Lease) bool {
+// count adds n, 1 or -1, to the claims of a peer of a view, and adds the peer's objects to s. It
+// returns false if claims conflict.
+func (p *Plan) count(valid validator, s dataplane.State, v lease.View, l *lease.Lease, n int) bool {
 	peer, err := valid.peer(l)
 	if err == errNoPeer {
 		return true
 	}
-	if err != nil || p.contested(peer, p.view, 1) {
+	if err != nil || p.contested(peer, v, max(0, -n)) {
 		return false
 	}
-	p.claim(peer, -1)
-	p.backend.Add(was, valid.host, peer)
-	return true
-}
-
-// add adds the claims of a peer of the new view, unless they conflict.
-func (p *Plan) add(valid validator, now dataplane.State, v lease.View, l *lease.Lease) bool {
-	peer, err := valid.peer(l)
-	if err == errNoPeer {
-		return true
-	}
-	if err != nil || p.contested(peer, v, 0) {
-		return false
-	}
-	p.claim(peer, 1)
-	p.backend.Add(now, valid.host, peer)
+	p.claim(peer, n)
+	p.backend.Add(s, valid.host, peer)
 	return true
 }
 
 // contested reports whether claims of a peer may conflict with those of others. claims is how often
 // the peer itself is counted.
 func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
-	if p.inside > 0 || p.network.Contains(peer.PublicIP) {
-		return true
-	}
-	if slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[c] > claims }) {
-		return true
-	}
-	if p.shared != nil && !inside(p.shared, peer.Subnets.V4()) {
-		return true // it has a route that is part of the base
-	}
-	return v.Overlaps(peer.Subnets)
+	routedByBase := p.shared != nil && !inside(p.shared, peer.Subnets.V4())
+	return routedByBase || p.inside > 0 || p.network.Contains(peer.PublicIP) || v.Overlaps(peer.Subnets) ||
+		slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[c] > claims })
 }

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -60,16 +61,13 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 	f := c.Backend
 	b := &vxlan{
 		vni:           f.Int("VNI", 1, 0, vxlanMaxVNI),
-		port:          f.Int("Port", 0, 0, 65535),
+		port:          cmp.Or(f.Int("Port", 0, 0, 65535), vxlanPort),
 		gbp:           f.Bool("GBP", false),
 		learning:      f.Bool("Learning", false),
 		directRouting: f.Bool("DirectRouting", false),
 		mtu:           f.Int("MTU", 0, 0, 65535),
 	}
 	b.device = fmt.Sprintf("flannel.%d", b.vni)
-	if b.port == 0 {
-		b.port = vxlanPort
-	}
 	if least := minMTU + vxlanOverhead; b.mtu != 0 && b.mtu < least {
 		f.Fail("MTU", fmt.Sprintf("0 (the uplink's) or %d to 65535", least))
 	}
@@ -78,10 +76,7 @@ func newVXLAN(c netconf.Config) (Backend, error) {
 
 // MTU returns at most what the uplink can carry, because the kernel rejects more.
 func (b *vxlan) MTU(h host.Facts) int {
-	if b.mtu != 0 {
-		return min(b.mtu, h.MTU) - vxlanOverhead
-	}
-	return h.MTU - vxlanOverhead
+	return min(cmp.Or(b.mtu, h.MTU), h.MTU) - vxlanOverhead
 }
 
 // Attrs publishes the MAC that peers may already know: that of the existing device, else that of
@@ -91,8 +86,8 @@ func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) 
 	if b.MTU(h) < minMTU {
 		return lease.Attrs{}, fmt.Errorf("MTU %d of %s leaves no room for VXLAN: at least %d is needed", h.MTU, h.Uplink, minMTU+vxlanOverhead)
 	}
-	mac, ok := existingMAC(h, b.device)
-	if !ok {
+	mac := dataplane.MAC(h.MACs[b.device])
+	if mac == (dataplane.MAC{}) || mac[0]&1 != 0 {
 		var err error
 		if mac, err = vtepMAC(previous); err != nil || previous.BackendType != "vxlan" {
 			mac = derivedMAC(h.PublicIP, b.vni)
@@ -109,11 +104,6 @@ func (b *vxlan) Attrs(h host.Facts, previous lease.Attrs, others []lease.Lease) 
 		BackendType: "vxlan",
 		BackendData: fmt.Sprintf(`{"VNI":%d,"VtepMAC":"%s"}`, b.vni, mac),
 	}, nil
-}
-
-func existingMAC(h host.Facts, device string) (dataplane.MAC, bool) {
-	mac, ok := h.MACs[device]
-	return mac, ok && mac != [6]byte{} && mac[0]&1 == 0
 }
 
 func derivedMAC(ip netip.Addr, vni int) dataplane.MAC {
@@ -156,12 +146,8 @@ func vtepMAC(a lease.Attrs) (dataplane.MAC, error) {
 	if err != nil {
 		return dataplane.MAC{}, fault("BackendData has no VtepMAC", "BackendData %v", err)
 	}
-	s := f.String("VtepMAC", "")
-	if err := f.Err(); err != nil {
-		return dataplane.MAC{}, fault("BackendData has no VtepMAC", "%v", err)
-	}
-	mac, err := dataplane.ParseMAC(s)
-	if err != nil {
+	mac, err := dataplane.ParseMAC(f.String("VtepMAC", ""))
+	if err := cmp.Or(f.Err(), err); err != nil {
 		return dataplane.MAC{}, fault("BackendData has no VtepMAC", "%v", err)
 	}
 	return mac, nil

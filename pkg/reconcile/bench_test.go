@@ -13,7 +13,6 @@ import (
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
-	"flanneld/pkg/netconf"
 )
 
 const benchPeers = 20_000
@@ -41,11 +40,7 @@ func (k *idle) Apply(ops []dataplane.Op) []error {
 // BenchmarkPass is of a host among many peers: its first pass, one that finds nothing to do, and
 // one after a peer has come.
 func BenchmarkPass(b *testing.B) {
-	conf, err := netconf.Parse([]byte(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`))
-	if err != nil {
-		b.Fatal(err)
-	}
-	vxlan, err := backend.New(conf)
+	vxlan, err := backend.ParseNetwork([]byte(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -65,11 +60,11 @@ func BenchmarkPass(b *testing.B) {
 		leases[i] = of(i)
 	}
 	view, more := lease.NewView(own, leases, true), lease.NewView(own, append(leases, of(benchPeers)), true)
-	plan := backend.NewPlan(vxlan, conf.V4.Network)
+	plan := backend.NewPlan(vxlan, vxlan.V4.Network)
 	plan.Update(facts, view)
 	none, full := dataplane.NewState(), dataplane.NewState()
 	none.NextHops = nil // so old a kernel
-	scope := plan.Want().ScopeOf([]netip.Prefix{conf.V4.Network})
+	scope := plan.Want().ScopeOf([]netip.Prefix{vxlan.V4.Network})
 	scope.Spread = true
 	full.Add(plan.Want())
 	for op := range dataplane.Diff(plan.Want(), none, scope, true).Ops() {
@@ -78,7 +73,7 @@ func BenchmarkPass(b *testing.B) {
 	full.NextHops = nil
 	newLoop := func(k *idle) *Loop {
 		l := New(Config{
-			Driver: k, Backend: vxlan, Network: conf.V4.Network, Log: slog.New(slog.DiscardHandler),
+			Driver: k, Backend: vxlan, Network: vxlan.V4.Network, Log: slog.New(slog.DiscardHandler),
 			Conditions:  condition.NewList(slog.New(slog.DiscardHandler)),
 			BeforeApply: func() {}, Rivals: func([]lease.Lease) {}, Missing: func([]Missing) {}, Heartbeat: func() {},
 		})
