@@ -94,13 +94,17 @@ func tunnelOf(network netip.Prefix, f host.Facts, link dataplane.Link) firewall.
 	return t
 }
 
-// vxlanSourcePort is an example: the kernel chooses source ports of VXLAN packets from a range.
-const vxlanSourcePort = 40000
+const (
+	// vxlanSourcePort is an example: the kernel chooses source ports of VXLAN packets from a range.
+	vxlanSourcePort = 40000
+	// mostPeers is how many peers are examples of sources of packets.
+	mostPeers = 8
+)
 
 // probesOf returns packets that other programs' rules might drop.
 func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.Link) *Probes {
 	var p Probes
-	for _, peer := range v.Peers[:min(len(v.Peers), MostPeers)] {
+	for _, peer := range v.Peers[:min(len(v.Peers), mostPeers)] {
 		p.Peers = append(p.Peers, peer.PublicIP)
 	}
 	if link.Port != 0 {

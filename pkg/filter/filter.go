@@ -78,7 +78,7 @@ type Input struct {
 // Probes are packets whose path through other programs' rules is evaluated.
 type Probes struct {
 	Tunnel *firewall.Packet  // from any peer to the tunnel port; nil if there is no tunnel
-	Peers  []netip.Addr      // source addresses of such packets; the first MostPeers are used
+	Peers  []netip.Addr      // some source addresses of such packets
 	Inner  []firewall.Packet // between containers of this host and of another host
 }
 

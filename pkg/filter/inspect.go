@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// MostPeers is how many source addresses are evaluated if the result depends on them.
-	MostPeers = 8
 	// maxInspectFailures is the number of consecutive failures that cannot be explained by rules
 	// that change while they are read.
 	maxInspectFailures = 3
@@ -120,21 +118,18 @@ func (f *Filter) inspectPort(ctx context.Context, all []Input) error {
 
 // portBarriers returns the chains that certainly drop packets of a peer to the tunnel port.
 func (f *Filter) portBarriers(ctx context.Context, p Probes) ([]firewall.Barrier, error) {
-	certain := func(b firewall.Barrier) bool { return b.Certain }
-	all, err := f.barriers(ctx, *p.Tunnel)
-	if err == nil && len(all) > 0 && !slices.ContainsFunc(all, certain) {
-		// The result may depend on the source address.
-		for _, peer := range p.Peers[:min(len(p.Peers), MostPeers)] {
-			packet := *p.Tunnel
-			packet.Src = peer
-			some, failed := f.barriers(ctx, packet)
-			all, err = append(all, some...), errors.Join(err, failed)
-			if slices.ContainsFunc(some, certain) {
-				break
-			}
+	// From an unknown source first. If some chains may drop that, the source may matter.
+	for _, source := range append([]netip.Addr{{}}, p.Peers...) {
+		packet := *p.Tunnel
+		packet.Src = source
+		all, err := f.barriers(ctx, packet)
+		none := len(all) == 0
+		all = slices.DeleteFunc(all, func(b firewall.Barrier) bool { return !b.Certain })
+		if err != nil || len(all) > 0 || none && !source.IsValid() {
+			return all, err
 		}
 	}
-	return slices.DeleteFunc(all, func(b firewall.Barrier) bool { return !b.Certain }), err
+	return nil, nil
 }
 
 // barriers evaluates nftables, which includes the rules of iptables-nft, and iptables-legacy unless

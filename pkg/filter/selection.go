@@ -163,13 +163,11 @@ func (f *Filter) logSelection(why string) {
 }
 
 func reason(c netconf.Choice) string {
-	switch c {
-	case netconf.Yes:
-		return "EnableNFTables is true"
-	case netconf.No:
-		return "EnableNFTables is false"
-	}
-	return "it is installed, and EnableNFTables is not set"
+	return [...]string{
+		netconf.Unset: "it is installed, and EnableNFTables is not set",
+		netconf.Yes:   "EnableNFTables is true",
+		netconf.No:    "EnableNFTables is false",
+	}[c]
 }
 
 // findHolder returns the command that shows which process holds the lock, if err is a LockedError.

@@ -9,10 +9,8 @@
 package firewall
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // Overlay is a network and this host's subnet of it, of one address family.
@@ -238,32 +236,4 @@ func multicast(p netip.Prefix) netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{224}), 4)
 	}
 	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xff}), 8)
-}
-
-// String returns the rule in a notation for logs and tests.
-func (r Rule) String() string {
-	var words []string
-	if r.Mark != 0 {
-		words = append(words, fmt.Sprintf("mark %#x", r.Mark))
-	}
-	for _, m := range []struct {
-		name string
-		Match
-	}{{"from", r.Src}, {"to", r.Dst}} {
-		if !m.Prefix.IsValid() {
-			continue
-		}
-		if m.Not {
-			m.name = "not " + m.name
-		}
-		words = append(words, m.name, m.Prefix.String())
-	}
-	if r.Port != 0 {
-		words = append(words, fmt.Sprintf("by UDP to port %d", r.Port))
-	}
-	return strings.Join(append(words, r.Verdict.String()), " ")
-}
-
-func (v Verdict) String() string {
-	return [...]string{"return", "accept", "masquerade", "masquerade with random ports", "drop"}[v]
 }

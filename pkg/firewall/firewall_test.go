@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,6 +23,30 @@ func text(chains []Chain) string {
 		}
 	}
 	return b.String()
+}
+
+// String returns the rule in the notation of the tests.
+func (r Rule) String() string {
+	text := ""
+	if r.Mark != 0 {
+		text = fmt.Sprintf("mark %#x ", r.Mark)
+	}
+	for i, m := range []Match{r.Src, r.Dst} {
+		if m.Not {
+			text += "not "
+		}
+		if m.Prefix.IsValid() {
+			text += [...]string{"from ", "to "}[i] + m.Prefix.String() + " "
+		}
+	}
+	if r.Port != 0 {
+		text += fmt.Sprintf("by UDP to port %d ", r.Port)
+	}
+	return text + r.Verdict.String()
+}
+
+func (v Verdict) String() string {
+	return [...]string{"return", "accept", "masquerade", "masquerade with random ports", "drop"}[v]
 }
 
 func TestRules(t *testing.T) {

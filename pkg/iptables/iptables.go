@@ -260,7 +260,7 @@ func (t *Tables) write(ctx context.Context, input string) error {
 		return err
 	}
 	if t.waitsForLock() {
-		if err := t.lock.wait(ctx, lockTimeout); err != nil {
+		if err := t.lock.wait(ctx); err != nil {
 			return err
 		}
 	}

@@ -62,7 +62,7 @@ type found struct {
 // NewTools returns the tools of this host. It does not search for them yet. resync is the time
 // between two listings, because Watch misses some changes.
 func NewTools(resync time.Duration) *Tools {
-	return &Tools{resync: resync, lock: newLock(lockPath()), found: map[tool]found{}}
+	return &Tools{resync: resync, lock: newLock(), found: map[tool]found{}}
 }
 
 // Installed returns the keeper that uses the commands named "iptables", of either variant.

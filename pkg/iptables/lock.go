@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"fmt"
@@ -17,14 +16,6 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// lockFile is the lock of the legacy variant's commands.
-const lockFile = "/run/xtables.lock"
-
-func lockPath() string {
-	// iptables uses this variable, too.
-	return cmp.Or(os.Getenv("XTABLES_LOCKFILE"), lockFile)
-}
-
 // lockPoll is the time between two checks of a lock while waiting for it.
 const lockPoll = 10 * time.Millisecond
 
@@ -39,7 +30,10 @@ type lock struct {
 	watchers map[*watcher]struct{}
 }
 
-func newLock(path string) *lock { return &lock{path: path, watchers: map[*watcher]struct{}{}} }
+// newLock returns the lock of this host. iptables uses the same variable.
+func newLock() *lock {
+	return &lock{path: cmp.Or(os.Getenv("XTABLES_LOCKFILE"), "/run/xtables.lock"), watchers: map[*watcher]struct{}{}}
+}
 
 // free reports whether the lock is free at the moment. A file that cannot be opened counts as free.
 func (l *lock) free() bool {
@@ -86,8 +80,8 @@ func (l *lock) open() bool {
 
 // wait waits until the lock is free at some moment. It returns a LockedError if that does not
 // happen in time.
-func (l *lock) wait(ctx context.Context, patience time.Duration) error {
-	end := time.Now().Add(patience)
+func (l *lock) wait(ctx context.Context) error {
+	end := time.Now().Add(lockTimeout)
 	for !l.free() {
 		if time.Now().After(end) {
 			return l.lockedError()
@@ -106,16 +100,10 @@ func (l *lock) lockedError() error {
 	if unix.Stat(l.path, &s) != nil {
 		return e
 	}
-	f, err := os.Open("/proc/locks")
-	if err != nil {
-		return e
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if pid := flockHolder(lines.Text(), uint64(s.Dev), s.Ino); pid != 0 {
-			e.PID = pid
-			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	locks, _ := os.ReadFile("/proc/locks")
+	for line := range strings.Lines(string(locks)) {
+		if e.PID = flockHolder(line, uint64(s.Dev), s.Ino); e.PID != 0 {
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", e.PID))
 			e.Name = strings.TrimSpace(string(name))
 			break
 		}
@@ -127,11 +115,8 @@ func (l *lock) lockedError() error {
 // 08:01:279 0 EOF". Processes that wait for a lock have "->" behind the number.
 func flockHolder(line string, dev, inode uint64) (pid int) {
 	words := strings.Fields(line)
-	if len(words) < 6 || words[1] != "FLOCK" {
-		return 0
-	}
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(dev), unix.Minor(dev), inode)
-	if words[5] != file {
+	if len(words) < 6 || words[1] != "FLOCK" || words[5] != file {
 		return 0
 	}
 	pid, err := strconv.Atoi(words[4])

@@ -56,18 +56,18 @@ func TestReadBack(t *testing.T) {
 			list := parseExpressions(want.expressions(table))
 			got, ok := parseRule(table, list, want.userData())
 			if !ok || got != want {
-				t.Fatalf("%s in %s: got %+v, %v", want, table, got, ok)
+				t.Fatalf("%v in %v: got %+v, %v", want, table, got, ok)
 			}
 			// A rule without one of its expressions is another or none.
 			i := r.IntN(len(list))
 			cut := append(append([]expression{}, list[:i]...), list[i+1:]...)
 			if got, ok := parseRule(table, cut, want.userData()); ok && got == want {
-				t.Fatalf("%s in %s without %s is still the same", want, table, list[i].name)
+				t.Fatalf("%v in %v without %v is still the same", want, table, list[i].name)
 			}
 			// One with more is foreign.
 			more := append([]expression{{name: "limit"}}, list...)
 			if _, ok := parseRule(table, more, want.userData()); ok {
-				t.Fatalf("%s in %s with a limit is ours", want, table)
+				t.Fatalf("%v in %v with a limit is ours", want, table)
 			}
 		}
 	}
@@ -166,7 +166,7 @@ func FuzzParse(f *testing.F) {
 		}
 		again, ok := parseRule(table, parseExpressions(r.expressions(table)), r.userData())
 		if !ok || again != r {
-			t.Errorf("%s %+v became %s %+v, %v", r.Rule, r.Family, again.Rule, again.Family, ok)
+			t.Errorf("%v %+v became %v %+v, %v", r.Rule, r.Family, again.Rule, again.Family, ok)
 		}
 	})
 }
