@@ -79,8 +79,8 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 		if json.Unmarshal(body, &refused) != nil {
 			return registry.Listing{}, errBroken
 		}
-		if index, is := missing(refused); is {
-			return registry.Listing{Index: index}, nil
+		if refused.Code == client.ErrorCodeKeyNotFound {
+			return registry.Listing{Index: refused.Index}, nil
 		}
 		return registry.Listing{}, r.explain(refused)
 	}

@@ -110,9 +110,8 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.config)
-	_, absent := missing(err)
 	switch {
-	case absent:
+	case refusal(err).Code == client.ErrorCodeKeyNotFound:
 		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
 	case err != nil:
 		return nil, fmt.Errorf("read %s: %w", r.config, r.explain(err))
@@ -130,8 +129,8 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.key(subnets))
-	if index, is := missing(err); is {
-		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: index}, Deleted: true}, nil
+	if refused := refusal(err); refused.Code == client.ErrorCodeKeyNotFound {
+		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: refused.Index}, Deleted: true}, nil
 	}
 	if err != nil {
 		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, r.explain(err))

@@ -289,20 +289,10 @@ func (s *scanned) Read(p []byte) (int, error) {
 	return s.text.Read(p)
 }
 
-// missing reports whether err means that a key does not exist, and the index of the store.
-func missing(err error) (index uint64, is bool) {
-	var refused client.Error
-	is = errors.As(err, &refused) && refused.Code == client.ErrorCodeKeyNotFound
-	return refused.Index, is
-}
-
-// code returns the code of etcd's error, or 0 if err is no such error.
-func code(err error) int {
-	var refused client.Error
-	if errors.As(err, &refused) {
-		return refused.Code
-	}
-	return 0
+// refusal returns the error of etcd in err, or zero if there is none.
+func refusal(err error) (refused client.Error) {
+	errors.As(err, &refused)
+	return refused
 }
 
 // contains reports whether err, or the error of one endpoint in it, is target.
@@ -321,14 +311,13 @@ func contains(err, target error) bool {
 // explain converts the client's errors to one line in plain words with the endpoints.
 func (r *Registry) explain(err error) error {
 	var all *client.ClusterError
-	var refused client.Error
-	switch {
+	switch refused := refusal(err); {
 	case err == nil:
 		return nil
-	case errors.As(err, &refused) && refused.Code == client.ErrorCodeUnauthorized:
+	case refused.Code == client.ErrorCodeUnauthorized:
 		// Also for a wrong password, which etcd does not distinguish from a missing permission.
 		return fmt.Errorf("etcd at %s: %w: %w", r.where, registry.ErrDenied, err)
-	case errors.As(err, &refused):
+	case errors.As(err, new(client.Error)):
 		return fmt.Errorf("etcd at %s: %w", r.where, err)
 	case errors.Is(err, client.ErrInvalidJSON):
 		return errBroken

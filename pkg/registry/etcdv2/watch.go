@@ -32,7 +32,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 		r.suspect.Store(false)
 	}
 	resp, err := r.next(ctx, index)
-	if code(err) == client.ErrorCodeEventIndexCleared {
+	if refusal(err).Code == client.ErrorCodeEventIndexCleared {
 		// etcd keeps the last 1000 events of all its users. The leases may have been quiet for much
 		// longer.
 		if to := r.quietUntil(index); to > index {
@@ -46,7 +46,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 	case errors.Is(err, errSilence):
 		r.suspect.Store(true)
 		return nil, index, nil
-	case code(err) == client.ErrorCodeEventIndexCleared:
+	case refusal(err).Code == client.ErrorCodeEventIndexCleared:
 		return nil, index, fmt.Errorf("watch %s after index %d: %w", r.subnets, index, registry.ErrHistoryLost)
 	case err != nil:
 		r.suspect.Store(true)
@@ -73,9 +73,8 @@ func (r *Registry) next(ctx context.Context, index uint64) (resp *client.Respons
 	if err == nil {
 		return resp, nil
 	}
-	r.clearWait()
+	r.endWait(index, poll.Err() != nil)
 	if poll.Err() != nil {
-		r.confirmQuiet(index)
 		return nil, errSilence
 	}
 	if contains(err, errAnother) {
@@ -96,11 +95,12 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	resp, err := r.get(ctx, r.config)
-	now, absent := missing(err)
+	refused := refusal(err)
+	now := refused.Index
 	switch {
 	case err == nil:
 		now = resp.Index
-	case !absent:
+	case refused.Code != client.ErrorCodeKeyNotFound:
 		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
 	}
 	if now < index {
@@ -122,19 +122,13 @@ func (r *Registry) noteWait(from, to uint64, on net.Conn) error {
 	return nil
 }
 
-// clearWait is called when a watch ends without an event: the next one may be on any connection.
-// The caller knows that it may have missed an event.
-func (r *Registry) clearWait() {
+// endWait is called when a watch ends without an event, or got nothing for its whole time: quiet. The
+// next one may be on any connection. The caller knows that it may have missed an event.
+func (r *Registry) endWait(index uint64, quiet bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.line = nil
-}
-
-// confirmQuiet is called when a watch got nothing for its whole time.
-func (r *Registry) confirmQuiet(index uint64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.waiting.from == index {
+	if quiet && r.waiting.from == index {
 		r.quiet = r.waiting
 	}
 }

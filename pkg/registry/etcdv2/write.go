@@ -57,7 +57,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	now := time.Now()
 	resp, err := r.keys.Set(ctx, key, string(value), opts)
 	if err != nil {
-		return lease.Lease{}, r.refusal(err)
+		return lease.Lease{}, r.unwritten(err)
 	}
 	if resp.Node == nil {
 		return lease.Lease{}, errNoNode
@@ -69,9 +69,9 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	return ev.Lease, nil
 }
 
-// refusal converts etcd's answer to a conditional write to an error of the registry.
-func (r *Registry) refusal(err error) error {
-	switch code(err) {
+// unwritten converts etcd's answer to a conditional write to an error of the registry.
+func (r *Registry) unwritten(err error) error {
+	switch refusal(err).Code {
 	case client.ErrorCodeKeyNotFound:
 		return registry.ErrGone
 	case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist, client.ErrorCodeNotFile:

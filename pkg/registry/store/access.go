@@ -23,36 +23,16 @@ type Registry struct {
 	stats      *stats
 }
 
-// permission is the permission to do some operations. Each permission may be granted without the
-// others.
-type permission string
-
-const (
-	readingConfig permission = "config"
-	reading       permission = "read"
-	writing       permission = "write"
-)
-
-// takes returns the permission that an operation needs.
-func (o Op) takes() permission {
+// permission returns the permission that an operation needs, which may be granted without the
+// others, and what is wrong without it.
+func (o Op) permission() (id, denied string) {
 	switch o {
 	case OpConfig:
-		return readingConfig
+		return "config", "etcd does not permit this host to read the network config"
 	case OpList, OpGet, OpWatch:
-		return reading
+		return "read", "etcd does not permit this host to read leases"
 	}
-	return writing
-}
-
-// denied returns the text of the condition that it is not granted.
-func (p permission) denied() string {
-	switch p {
-	case readingConfig:
-		return "etcd does not permit this host to read the network config"
-	case reading:
-		return "etcd does not permit this host to read leases"
-	}
-	return "etcd does not permit this host to write its lease"
+	return "write", "etcd does not permit this host to write its lease"
 }
 
 func (a Registry) id(what string) string { return "etcd-access/" + string(a.API) + "/" + what }
@@ -63,10 +43,11 @@ func answered(err error) bool {
 		errors.Is(err, registry.ErrLongConfig) || errors.Is(err, registry.ErrHistoryLost)
 }
 
-// note counts a call and begins or ends the conditions that follow from its error. A call without
-// an answer changes no condition.
-func (a Registry) note(ctx context.Context, op Op, err error) {
+// note counts a call, begins or ends the conditions that follow from its error, and returns the
+// error. A call without an answer changes no condition.
+func (a Registry) note(ctx context.Context, op Op, err error) error {
 	a.stats.count(ctx, op, err)
+	permission, _ := op.permission()
 	switch {
 	case errors.Is(err, registry.ErrLogin):
 		a.conditions.Set(condition.Condition{
@@ -75,27 +56,29 @@ func (a Registry) note(ctx context.Context, op Op, err error) {
 		})
 	case errors.Is(err, registry.ErrDenied):
 		a.conditions.End(a.id("login"))
-		a.deny(ctx, op.takes())
+		a.deny(ctx, op)
 	case answered(err):
 		a.conditions.End(a.id("login"))
-		a.conditions.End(a.id(string(op.takes())))
+		a.conditions.End(a.id(permission))
 	}
+	return err
 }
 
 // forget ends all conditions of an API that is no longer used.
 func (a Registry) forget() { a.conditions.Replace(a.id(""), nil) }
 
-// deny begins the condition that the user lacks a permission.
-func (a Registry) deny(ctx context.Context, what permission) {
+// deny begins the condition that the user lacks the permission for an operation.
+func (a Registry) deny(ctx context.Context, op Op) {
+	permission, denied := op.permission()
 	prefix := strings.TrimSuffix(a.ConfigKey(), path.Base(a.ConfigKey()))
 	c := condition.Condition{
-		ID: a.id(string(what)), Severe: true, Text: what.denied(),
+		ID: a.id(permission), Severe: true, Text: denied,
 		Fields: []any{"store", a.API, "key", prefix, "user", a.user(), "permission", "readwrite"},
 	}
 	switch {
 	case a.API == APIv2 && a.user() == "":
 		c.Fields = append(c.Fields, "reason", "nobody is logged in: set -etcd-username and -etcd-password")
-	case a.API == APIv2 && what == readingConfig:
+	case a.API == APIv2 && op == OpConfig:
 		c.Fields = append(c.Fields, "reason", "the password is wrong, or the user lacks the permission")
 	}
 	for _, known := range a.conditions.Current() {
@@ -173,48 +156,40 @@ func (a Registry) MoveCommand(subnets lease.Subnets, files []string) string {
 // Config implements registry.Registry.
 func (a Registry) Config(ctx context.Context) ([]byte, error) {
 	raw, err := a.Client.Config(ctx)
-	a.note(ctx, OpConfig, err)
-	return raw, err
+	return raw, a.note(ctx, OpConfig, err)
 }
 
 // List implements registry.Registry.
 func (a Registry) List(ctx context.Context) (registry.Listing, error) {
 	l, err := a.Client.List(ctx)
-	a.note(ctx, OpList, err)
-	return l, err
+	return l, a.note(ctx, OpList, err)
 }
 
 // Get implements registry.Registry.
 func (a Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
 	ev, err := a.Client.Get(ctx, subnets)
-	a.note(ctx, OpGet, err)
-	return ev, err
+	return ev, a.note(ctx, OpGet, err)
 }
 
 // Watch implements registry.Registry.
 func (a Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, uint64, error) {
 	events, next, err := a.Client.Watch(ctx, index)
-	a.note(ctx, OpWatch, err)
-	return events, next, err
+	return events, next, a.note(ctx, OpWatch, err)
 }
 
 // Create implements registry.Registry.
 func (a Registry) Create(ctx context.Context, subnets lease.Subnets, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := a.Client.Create(ctx, subnets, attrs, ttl)
-	a.note(ctx, OpCreate, err)
-	return l, err
+	return l, a.note(ctx, OpCreate, err)
 }
 
 // Update implements registry.Registry.
 func (a Registry) Update(ctx context.Context, prev lease.Lease, attrs lease.Attrs, ttl time.Duration) (lease.Lease, error) {
 	l, err := a.Client.Update(ctx, prev, attrs, ttl)
-	a.note(ctx, OpUpdate, err)
-	return l, err
+	return l, a.note(ctx, OpUpdate, err)
 }
 
 // Release implements registry.Registry.
 func (a Registry) Release(ctx context.Context, prev lease.Lease) error {
-	err := a.Client.Release(ctx, prev)
-	a.note(ctx, OpRelease, err)
-	return err
+	return a.note(ctx, OpRelease, a.Client.Release(ctx, prev))
 }
