@@ -153,7 +153,7 @@ func TestAcquireLostAnswer(t *testing.T) {
 					f.reg.Put("10.43.9.0-24", value(me, 1), time.Hour)
 				}
 				lost := false
-				f.reg.SetHook(func(o string, _ lease.Subnets, done bool) error {
+				f.reg.SetHook(func(_ context.Context, o string, _ lease.Subnets, done bool) error {
 					if o == op && done && !lost {
 						lost = true
 						return errAway
@@ -175,7 +175,7 @@ func TestAcquireConflicts(t *testing.T) {
 	for times, warnings := range map[int]int{9: 0, 20: 1, 30: 1} {
 		in(t, func(f *fixture) {
 			n := 0
-			f.reg.SetHook(func(op string, p lease.Subnets, done bool) error {
+			f.reg.SetHook(func(_ context.Context, op string, p lease.Subnets, done bool) error {
 				if op == "create" && !done && n < times {
 					n++
 					f.reg.Put(lease.Key(p), value(them, n), time.Hour)

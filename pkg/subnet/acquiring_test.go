@@ -20,35 +20,36 @@ import (
 // elsewhere is another address of this host.
 var elsewhere = netip.MustParseAddr("198.51.100.77")
 
-// gate is a registry that can block calls until they are released or their contexts end.
+// gate is a hook of a registry that can block calls until they are released or their contexts end.
 type gate struct {
-	registry.Registry
 	mu     sync.Mutex
 	closed map[string]chan struct{}
 }
 
-// hold blocks the calls of a kind. The returned function releases them.
+// hold blocks the calls of an operation, or their answers, as in "get answer". The returned function
+// releases them.
 func (g *gate) hold(op string) (release func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	closed := make(chan struct{})
 	g.closed[op] = closed
 	return func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		delete(g.closed, op)
+		g.admit(op)
 		close(closed)
 	}
 }
 
-// admit stops blocking new calls of a kind.
+// admit stops blocking new calls.
 func (g *gate) admit(op string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.closed, op)
 }
 
-func (g *gate) pass(ctx context.Context, op string) error {
+func (g *gate) pass(ctx context.Context, op string, _ lease.Subnets, done bool) error {
+	if done {
+		op += " answer"
+	}
 	g.mu.Lock()
 	closed := g.closed[op]
 	g.mu.Unlock()
@@ -63,54 +64,17 @@ func (g *gate) pass(ctx context.Context, op string) error {
 	}
 }
 
-func (g *gate) List(ctx context.Context) (registry.Listing, error) {
-	if err := g.pass(ctx, "list"); err != nil {
-		return registry.Listing{}, err
-	}
-	return g.Registry.List(ctx)
-}
-
-func (g *gate) Get(ctx context.Context, subnets lease.Subnets) (registry.Event, error) {
-	if err := g.pass(ctx, "get"); err != nil {
-		return registry.Event{}, err
-	}
-	ev, err := g.Registry.Get(ctx, subnets)
-	if err := g.pass(ctx, "got"); err != nil {
-		return registry.Event{}, err
-	}
-	return ev, err
-}
-
-// Create blocks after the write.
-func (g *gate) Create(ctx context.Context, subnets lease.Subnets, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := g.Registry.Create(ctx, subnets, a, ttl)
-	if err := g.pass(ctx, "create"); err != nil {
-		return lease.Lease{}, err
-	}
-	return l, err
-}
-
-// Update blocks after the write, too.
-func (g *gate) Update(ctx context.Context, prev lease.Lease, a lease.Attrs, ttl time.Duration) (lease.Lease, error) {
-	l, err := g.Registry.Update(ctx, prev, a, ttl)
-	if err := g.pass(ctx, "update"); err != nil {
-		return lease.Lease{}, err
-	}
-	return l, err
-}
-
 // scarce is a host in a network of three subnets, two of which are leased: 10.42.8.0/24 and
-// 10.42.9.0/24. Its terms can be changed.
+// 10.42.9.0/24.
 type scarce struct {
 	*fixture
-	gate  *gate
-	terms chan subnet.Terms
+	gate  gate
 	wider lease.Pool // with a fourth
 }
 
 func newScarce(f *fixture) *scarce {
-	s := &scarce{fixture: f, gate: &gate{Registry: f.reg, closed: map[string]chan struct{}{}}, terms: make(chan subnet.Terms, 1)}
-	f.Registry, f.Options.Terms = s.gate, s.terms
+	s := &scarce{fixture: f, gate: gate{closed: map[string]chan struct{}{}}}
+	f.reg.SetHook(s.gate.pass)
 	f.Pool = pool("10.42.0.0/16", 24, "10.42.7.0", "10.42.9.0")
 	s.wider = pool("10.42.0.0/16", 24, "10.42.7.0", "10.42.10.0")
 	f.reg.Put("10.42.8.0-24", value(them, 8), 0)
@@ -247,13 +211,7 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		w := s.lose()
-		var lists atomic.Int32
-		s.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
-			if op == "list" && done {
-				lists.Add(1)
-			}
-			return nil
-		})
+		_, lists := w.asked()
 		for i := range 600 {
 			s.terms <- subnet.Terms{Attrs: attrsOf(me, i), Pool: f.Pool, TTL: ttl}
 			elapse(100 * time.Millisecond)
@@ -362,26 +320,22 @@ func TestCallsThatHang(t *testing.T) {
 			t.Errorf("a peer that is gone: views %+v, stats %+v", v, w.stats())
 		}
 	}
-	t.Run("the listing of an attempt", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
+	for name, test := range map[string]func(t *testing.T, s *scarce){
+		"the listing of an attempt": func(t *testing.T, s *scarce) {
 			w := s.lose()
 			release := s.gate.hold("list")
 			elapse(20 * time.Second)
 			goesOn(t, s, w)
 			release()
 			s.leases(w, "10.42.9.0/24", time.Second)
-		})
-	})
-	t.Run("a renewal", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
+		},
+		"a renewal": func(t *testing.T, s *scarce) {
 			w := s.follow()
-			release := s.gate.hold("update")
+			release := s.gate.hold("update answer")
 			elapse(ttl - time.Hour)
 			s.says("lease renewed", 0)
 			goesOn(t, s, w)
-			s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
+			s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: s.Pool, TTL: ttl}
 			elapse(time.Second)
 			release()
 			elapse(time.Second)
@@ -389,11 +343,8 @@ func TestCallsThatHang(t *testing.T) {
 			if own := s.leases(w, "10.42.7.0/24", 0); own.PublicIP != elsewhere {
 				t.Errorf("the lease is %+v", own)
 			}
-		})
-	})
-	t.Run("the look after a silence", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
+		},
+		"the look after a silence": func(t *testing.T, s *scarce) {
 			w := s.follow()
 			s.reg.Remove("10.42.8.0-24")
 			elapse(100 * time.Millisecond)
@@ -404,15 +355,19 @@ func TestCallsThatHang(t *testing.T) {
 			w.take()
 			elapse(1100 * time.Millisecond)
 			w.expect(1, "10.42.9.0/24")
-			s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
+			s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: s.Pool, TTL: ttl}
 			synctest.Wait() // is not waited for
 			release()
 			elapse(10 * time.Second)
 			if own := s.leases(w, "10.42.7.0/24", 0); own.PublicIP != elsewhere {
 				t.Errorf("the lease is %+v", own)
 			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(f *fixture) { test(t, newScarce(f)) })
 		})
-	})
+	}
 }
 
 // TestOwnKeyIsWrittenWhileAStepIsUnderWay: a write by another host between the write of a step and
@@ -428,7 +383,7 @@ func TestOwnKeyIsWrittenWhileAStepIsUnderWay(t *testing.T) {
 			in(t, func(f *fixture) {
 				s := newScarce(f)
 				w := s.follow()
-				release := s.gate.hold("update")
+				release := s.gate.hold("update answer")
 				s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: f.Pool, TTL: ttl}
 				elapse(time.Second)
 				change(s)
@@ -448,7 +403,7 @@ func TestNewSubnetIsWrittenBeforeTheAnswer(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		w := s.lose()
-		release := s.gate.hold("create")
+		release := s.gate.hold("create answer")
 		s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
 		elapse(time.Second)
 		s.reg.Remove("10.42.10.0-24")
@@ -464,14 +419,14 @@ func TestNewSubnetIsWrittenBeforeTheAnswer(t *testing.T) {
 func TestRegistryIsWipedUnheard(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
-		f.Registry = restless{s.gate}
+		f.Registry = restless{s.reg}
 		w := s.follow()
-		release := s.gate.hold("got")
+		release := s.gate.hold("get answer")
 		s.reg.Fail(errAway) // the watch ends
 		elapse(time.Millisecond)
 		s.reg.Fail(nil)
 		elapse(2 * time.Second) // the own key was looked at
-		s.gate.admit("got")
+		s.gate.admit("get answer")
 		s.reg.Wipe()
 		for range 1000 {
 			s.reg.SetConfig(nil)
@@ -510,7 +465,7 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 		elapse(time.Second)
 		s.reg.Wipe()
 		s.full()
-		release := s.gate.hold("create")
+		release := s.gate.hold("create answer")
 		s.reg.Fail(nil)
 		elapse(10 * time.Second)
 		s.says("lost own subnet to another host", 1)
@@ -528,87 +483,60 @@ func TestHolderIsGoneBeforeAnotherSubnetIsLeased(t *testing.T) {
 // TestEndWhileAcquiring: Follow ends at once, whatever it is waiting for. A lease that it wrote,
 // even without an answer, can be released. Another host's lease cannot.
 func TestEndWhileAcquiring(t *testing.T) {
-	end := func(t *testing.T, s *scarce, w *following, released string) {
-		t.Helper()
-		start := time.Now()
-		w.end()
-		if d := time.Since(start); d != 0 {
-			t.Errorf("ended after %v", d)
-		}
-		before := map[string]lease.Lease{}
-		for i := 7; i <= 10; i++ {
-			p := fmt.Sprintf("10.42.%d.0/24", i)
-			before[p] = s.held(ipv4(p))
-		}
-		s.Registry = s.reg
-		var l lease.Lease
-		var err error
-		if s.noted.Load() != nil {
-			l, err = s.release()
-		}
-		if err != nil || released == "" && l.Subnets.IsValid() || released != "" && l.Subnets != ipv4(released) {
-			t.Errorf("released %+v, %v, want %s", l, err, released)
-		}
-		for p, was := range before {
-			if is := s.held(ipv4(p)); (is != was) != (p == released) {
-				t.Errorf("%s was %+v, is %+v", p, was, is)
-			}
-		}
+	for _, c := range []struct {
+		name     string
+		begin    func(s *scarce) *following
+		released string
+	}{
+		{"lost, full", (*scarce).lose, ""},
+		{"at the start, full", func(s *scarce) *following { s.full(); return s.begin() }, ""},
+		{"at the start, listing", func(s *scarce) *following { s.gate.hold("list"); return s.begin() }, ""},
+		{"at the start, without an answer", func(s *scarce) *following { s.gate.hold("create answer"); return s.begin() }, "10.42.7.0/24"},
+		{"lost, without an answer", func(s *scarce) *following {
+			w := s.lose()
+			s.gate.hold("create answer")
+			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+			elapse(time.Second)
+			return w
+		}, "10.42.10.0/24"},
+		{"lost, has another", func(s *scarce) *following {
+			w := s.lose()
+			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
+			elapse(time.Second)
+			return w
+		}, "10.42.10.0/24"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in(t, func(f *fixture) {
+				s := newScarce(f)
+				w := c.begin(s)
+				elapse(time.Minute)
+				start := time.Now()
+				w.end()
+				if d := time.Since(start); d != 0 {
+					t.Errorf("ended after %v", d)
+				}
+				before := map[string]lease.Lease{}
+				for i := 7; i <= 10; i++ {
+					p := fmt.Sprintf("10.42.%d.0/24", i)
+					before[p] = s.held(ipv4(p))
+				}
+				var l lease.Lease
+				var err error
+				if s.noted.Load() != nil {
+					l, err = s.release()
+				}
+				if err != nil || l.Subnets.IsValid() != (c.released != "") || l.Subnets.IsValid() && l.Subnets != ipv4(c.released) {
+					t.Errorf("released %+v, %v, want %s", l, err, c.released)
+				}
+				for p, was := range before {
+					if is := s.held(ipv4(p)); (is != was) != (p == c.released) {
+						t.Errorf("%s was %+v, is %+v", p, was, is)
+					}
+				}
+			})
+		})
 	}
-	t.Run("lost, full", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
-			w := s.lose()
-			elapse(time.Minute)
-			end(t, s, w, "")
-		})
-	})
-	t.Run("at the start, full", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
-			s.full()
-			w := s.begin()
-			elapse(time.Minute)
-			end(t, s, w, "")
-		})
-	})
-	t.Run("at the start, listing", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
-			s.gate.hold("list")
-			w := s.begin()
-			elapse(time.Minute)
-			end(t, s, w, "")
-		})
-	})
-	t.Run("at the start, without an answer", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
-			s.gate.hold("create")
-			w := s.begin()
-			elapse(time.Second)
-			end(t, s, w, "10.42.7.0/24")
-		})
-	})
-	t.Run("lost, without an answer", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
-			w := s.lose()
-			s.gate.hold("create")
-			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
-			elapse(time.Second)
-			end(t, s, w, "10.42.10.0/24")
-		})
-	})
-	t.Run("lost, has another", func(t *testing.T) {
-		in(t, func(f *fixture) {
-			s := newScarce(f)
-			w := s.lose()
-			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
-			elapse(time.Second)
-			end(t, s, w, "10.42.10.0/24")
-		})
-	})
 }
 
 // TestHostErrors: errors of Attrs and Avoid are retried or end the start. Later they are always
@@ -616,28 +544,31 @@ func TestEndWhileAcquiring(t *testing.T) {
 func TestHostErrors(t *testing.T) {
 	broken := errors.New("no uplink")
 	passing := fmt.Errorf("%w: %w", subnet.ErrTryAgain, broken)
+	// fails makes Attrs or Avoid return an error as long as it is set.
+	fails := func(f *fixture, avoid bool) *atomic.Pointer[error] {
+		failing := new(atomic.Pointer[error])
+		fail := func(now bool) (err error) {
+			if e := failing.Load(); now && e != nil {
+				err = *e
+			}
+			return err
+		}
+		f.Avoid = func() ([]netip.Prefix, error) { return nil, fail(avoid) }
+		f.Attrs = func(a lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
+			if err := fail(!avoid); err != nil {
+				return lease.Attrs{}, err
+			}
+			return keepMAC(a, o)
+		}
+		return failing
+	}
 	for name, avoid := range map[string]bool{"Attrs": false, "Avoid": true} {
 		t.Run(name, func(t *testing.T) {
 			for _, err := range []error{broken, passing} {
 				in(t, func(f *fixture) {
 					s := newScarce(f)
-					var failing atomic.Bool
-					failing.Store(true)
-					if avoid {
-						f.Avoid = func() ([]netip.Prefix, error) {
-							if failing.Load() {
-								return nil, err
-							}
-							return nil, nil
-						}
-					} else {
-						f.Attrs = func(a lease.Attrs, o []lease.Lease) (lease.Attrs, error) {
-							if failing.Load() {
-								return lease.Attrs{}, err
-							}
-							return keepMAC(a, o)
-						}
-					}
+					failing := fails(f, avoid)
+					failing.Store(&err)
 					w := s.begin()
 					elapse(time.Minute)
 					if err == broken {
@@ -647,7 +578,7 @@ func TestHostErrors(t *testing.T) {
 						w.done <- context.Canceled // for the end of the test
 						return
 					}
-					failing.Store(false)
+					failing.Store(nil)
 					s.leases(w, "10.42.7.0/24", time.Second)
 					s.says("is unreachable", 0)
 				})
@@ -657,22 +588,15 @@ func TestHostErrors(t *testing.T) {
 	in(t, func(f *fixture) {
 		s := newScarce(f)
 		f.Pool, s.wider = s.wider, f.Pool
-		var failing atomic.Bool
-		f.Avoid = func() ([]netip.Prefix, error) {
-			if failing.Load() {
-				return nil, broken
-			}
-			return nil, nil
-		}
-		f.Previous = prefix("10.42.7.0/24")
+		failing := fails(f, true)
 		w := s.follow()
-		failing.Store(true)
+		failing.Store(&broken)
 		s.full()
 		elapse(time.Minute)
 		if !w.stats().Lost || s.waits() {
 			t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
 		}
-		failing.Store(false)
+		failing.Store(nil)
 		s.leases(w, "10.42.10.0/24", 6*time.Second)
 	})
 }
@@ -689,7 +613,7 @@ func TestHeartbeat(t *testing.T) {
 				longest.Store(max(longest.Load(), int64(now.Sub(*before))))
 			}
 		}
-		f.Registry = restless{s.gate}
+		f.Registry = restless{s.reg}
 		w := s.follow()
 		for what, fail := range map[string]error{"quiet": nil, "away": errAway} {
 			s.reg.Fail(fail)
@@ -701,7 +625,7 @@ func TestHeartbeat(t *testing.T) {
 		}
 		s.reg.Fail(nil)
 		elapse(time.Minute)
-		for _, op := range []string{"get", "update"} {
+		for _, op := range []string{"get", "update answer"} {
 			release := s.gate.hold(op)
 			s.terms <- subnet.Terms{Attrs: attrsOf(me, len(op)), Pool: f.Pool, TTL: ttl}
 			elapse(10 * time.Minute)

@@ -101,9 +101,7 @@ func TestFollowerConverges(t *testing.T) {
 			f := newFixture(t)
 			r := rand.New(rand.NewPCG(seed, 15))
 			e := &erratic{Registry: f.reg, r: rand.New(rand.NewPCG(seed, 16))}
-			terms := make(chan subnet.Terms, 1)
-			f.Registry, f.Options.Terms, f.TTL = restless{e}, terms, time.Hour
-			f.Margin = 50 * time.Minute
+			f.Registry, f.TTL, f.Margin = restless{e}, time.Hour, 50*time.Minute
 			f.Pool = pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.9.0")
 			now := subnet.Terms{Attrs: attrsOf(me, 1), Pool: f.Pool, TTL: f.TTL}
 			w := f.follow()
@@ -148,7 +146,7 @@ func TestFollowerConverges(t *testing.T) {
 					f.reg.Remove(lease.Key(w.stats().Own.Subnets))
 				case 9:
 					now.Attrs = attrsOf([]netip.Addr{me, elsewhere}[r.IntN(2)], r.IntN(5))
-					terms <- now
+					f.terms <- now
 				case 10, 11:
 					f.reg.Remove(key())
 				default:

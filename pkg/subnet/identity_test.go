@@ -264,32 +264,3 @@ func TestIdentityInWipedStore(t *testing.T) {
 		w.says("lost own subnet to another host", 1)
 	})
 }
-
-// TestPeersAreFollowedWithoutSubnet: a host that has lost its subnet, with no other free, still
-// follows its peers, logs once that it is waiting, and leases a subnet when one becomes free.
-func TestPeersAreFollowedWithoutSubnet(t *testing.T) {
-	in(t, func(f *fixture) {
-		f.Pool.Min, f.Pool.Max = netip.MustParseAddr("10.42.7.0"), netip.MustParseAddr("10.42.8.0")
-		f.reg.Put("10.42.8.0-24", value(third, 8), ttl)
-		w := f.follow()
-		elapse(time.Second)
-		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
-		elapse(time.Minute)
-		w.take()
-		w.reg.Put("10.42.8.0-24", value(third, 9), ttl)
-		elapse(time.Second)
-		if v := w.take(); len(v) != 1 || v[0].Peer(ipv4("10.42.8.0/24")) == nil || v[0].Peer(ipv4("10.42.8.0/24")).Attrs != attrsOf(third, 9) {
-			t.Errorf("views: %+v", v)
-		}
-		w.says("lost own subnet to another host", 1)
-		w.says("cannot lease a subnet", 1)
-		w.reg.Remove("10.42.8.0-24")
-		elapse(15 * time.Second)
-		if own := w.stats().Own; own.Subnets != ipv4("10.42.8.0/24") || w.held(own.Subnets).Attrs != own.Attrs || w.stats().Moves != 1 {
-			t.Errorf("has %+v, after %d moves", own, w.stats().Moves)
-		}
-		if v := w.take(); len(v) == 0 || v[len(v)-1].Peer(ipv4("10.42.7.0/24")) == nil {
-			t.Errorf("views: %+v", v)
-		}
-	})
-}

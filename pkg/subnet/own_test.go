@@ -1,6 +1,7 @@
 package subnet_test
 
 import (
+	"context"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -72,16 +73,14 @@ func TestReservationIsNotRenewed(t *testing.T) {
 
 func TestRenewalRetries(t *testing.T) {
 	following1(t, func(w *following) {
-		var fail atomic.Bool
-		fail.Store(true)
-		w.reg.SetHook(func(op string, _ lease.Subnets, _ bool) error {
-			if fail.Load() && op == "update" {
+		w.reg.SetHook(func(_ context.Context, op string, _ lease.Subnets, _ bool) error {
+			if op == "update" {
 				return errAway
 			}
 			return nil
 		})
 		elapse(ttl - 2*time.Minute)
-		fail.Store(false)
+		w.reg.SetHook(nil)
 		elapse(time.Minute)
 		w.says("failed to renew lease", 1)
 		w.says("lease renewed", 1)
@@ -95,7 +94,7 @@ func TestRenewalRetries(t *testing.T) {
 func TestRenewalLostAnswer(t *testing.T) {
 	following1(t, func(w *following) {
 		var lost atomic.Int32
-		w.reg.SetHook(func(op string, _ lease.Subnets, done bool) error {
+		w.reg.SetHook(func(_ context.Context, op string, _ lease.Subnets, done bool) error {
 			if op == "update" && done {
 				lost.Add(1)
 				return errAway
@@ -137,7 +136,7 @@ func TestOwnKeyAboutToExpire(t *testing.T) {
 				elapse(3 * time.Second)
 			}
 			var failed atomic.Bool
-			w.reg.SetHook(func(op string, _ lease.Subnets, _ bool) error {
+			w.reg.SetHook(func(_ context.Context, op string, _ lease.Subnets, _ bool) error {
 				if fail && op == "update" && !failed.Swap(true) {
 					return errAway
 				}
@@ -185,7 +184,7 @@ func TestOwnKeyOverwritten(t *testing.T) {
 func TestOwnKeyFight(t *testing.T) {
 	following1(t, func(w *following) {
 		var writes atomic.Int32
-		w.reg.SetHook(func(op string, p lease.Subnets, done bool) error {
+		w.reg.SetHook(func(_ context.Context, op string, p lease.Subnets, done bool) error {
 			if op == "update" && done {
 				writes.Add(1)
 				w.reg.Put(lease.Key(p), value(me, 99), ttl)
@@ -300,18 +299,15 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 // A new address of the uplink is published at once under the same subnet, also for a reservation.
 // During an outage it is published when that ends.
 func TestNewAddress(t *testing.T) {
-	elsewhere := netip.MustParseAddr("198.51.100.77")
 	for _, reserved := range []bool{false, true} {
 		in(t, func(f *fixture) {
-			terms := make(chan subnet.Terms, 1)
-			f.Options.Terms = terms
 			if reserved {
 				f.reg.Put("10.42.9.0-24", value(me, 1), 0)
 			}
 			w := f.follow()
 			w.take()
 			tell := func(ip netip.Addr) lease.Lease {
-				terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
+				f.terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
 				elapse(time.Second)
 				return w.held(w.own.Subnets)
 			}
@@ -321,17 +317,10 @@ func TestNewAddress(t *testing.T) {
 			if views := w.take(); len(views) != 1 || views[0].Own.PublicIP != elsewhere {
 				t.Errorf("views %+v", views)
 			}
-			var refused atomic.Bool
-			refused.Store(true)
-			w.reg.SetHook(func(string, lease.Subnets, bool) error {
-				if refused.Load() {
-					return errAway
-				}
-				return nil
-			})
-			terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl}
+			w.reg.Fail(errAway)
+			f.terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl}
 			elapse(time.Minute)
-			refused.Store(false)
+			w.reg.Fail(nil)
 			elapse(6 * time.Second)
 			if held := w.held(w.own.Subnets); held.PublicIP != third || held.Created != w.own.Created {
 				t.Errorf("the lease is %+v, was %+v", held, w.own)
@@ -349,11 +338,9 @@ func TestNewAddress(t *testing.T) {
 // The pool of a new config applies to the next subnet, and its TTL to the next renewal.
 func TestNewTerms(t *testing.T) {
 	in(t, func(f *fixture) {
-		terms := make(chan subnet.Terms, 1)
-		f.Options.Terms = terms
 		w := f.follow()
 		w.take()
-		terms <- subnet.Terms{Attrs: attrsOf(me, 1), Pool: pool("10.42.0.0/16", 24, "10.42.99.0", "10.42.99.0"), TTL: 2 * ttl}
+		f.terms <- subnet.Terms{Attrs: attrsOf(me, 1), Pool: pool("10.42.0.0/16", 24, "10.42.99.0", "10.42.99.0"), TTL: 2 * ttl}
 		elapse(ttl)
 		held := w.held(w.own.Subnets)
 		if left := time.Until(held.Expires); held.Created != w.own.Created || left < ttl+time.Hour {
@@ -371,7 +358,7 @@ func TestNewTerms(t *testing.T) {
 func TestClaimIsNotedBeforeWriting(t *testing.T) {
 	in(t, func(f *fixture) {
 		lost, taken := 0, "10.42.7.0/24"
-		lose := func(o string, _ lease.Subnets, done bool) error {
+		lose := func(_ context.Context, o string, _ lease.Subnets, done bool) error {
 			if done && (o == "create" || o == "update") {
 				lost++
 				f.reg.SetHook(nil)
@@ -386,15 +373,14 @@ func TestClaimIsNotedBeforeWriting(t *testing.T) {
 				t.Errorf("after %s: the lease is %+v, what was noted %+v", after, held, f.noted.Load())
 			}
 		}
-		terms := make(chan subnet.Terms, 1)
-		f.Options.Terms, f.Previous = terms, prefix(taken)
+		f.Previous = prefix(taken)
 		f.reg.SetHook(lose)
 		joined := make(chan *following)
 		go func() { joined <- f.follow() }()
 		covered("a join")
 		<-joined
 		for what, do := range map[string]func(){
-			"a new address": func() { terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl} },
+			"a new address": func() { f.terms <- subnet.Terms{Attrs: attrsOf(third, 1), Pool: f.Pool, TTL: ttl} },
 			"a deletion":    func() { f.reg.Remove(lease.Key(ipv4(taken))) },
 			"nonsense":      func() { f.reg.Put(lease.Key(ipv4(taken)), "?", ttl) },
 			"a renewal":     func() { elapse(ttl - time.Hour) },
@@ -415,11 +401,8 @@ func TestClaimIsNotedBeforeWriting(t *testing.T) {
 // our own write too.
 func TestNewAddressBeforeTheAnswer(t *testing.T) {
 	in(t, func(f *fixture) {
-		elsewhere := netip.MustParseAddr("198.51.100.77")
-		terms := make(chan subnet.Terms, 1)
-		f.Options.Terms = terms
 		w := f.follow()
-		f.reg.SetHook(func(o string, _ lease.Subnets, done bool) error {
+		f.reg.SetHook(func(_ context.Context, o string, _ lease.Subnets, done bool) error {
 			if o == "update" && done {
 				f.reg.SetHook(nil)
 				f.reg.Fail(errAway) // cut off before the answer arrives
@@ -428,7 +411,7 @@ func TestNewAddressBeforeTheAnswer(t *testing.T) {
 			return nil
 		})
 		for _, ip := range []netip.Addr{third, elsewhere} {
-			terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
+			f.terms <- subnet.Terms{Attrs: attrsOf(ip, 1), Pool: f.Pool, TTL: ttl}
 			elapse(time.Millisecond)
 		}
 		f.reg.Fail(nil)

@@ -49,11 +49,12 @@ type fixture struct {
 	reg *memory.Registry
 	log *logs.Buffer
 	subnet.Options
+	terms chan subnet.Terms           // changes of the terms
 	noted atomic.Pointer[lease.Claim] // for the next run
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{T: t, reg: memory.New(), log: &logs.Buffer{}}
+	f := &fixture{T: t, reg: memory.New(), log: &logs.Buffer{}, terms: make(chan subnet.Terms, 1)}
 	f.Options = subnet.Options{
 		Registry: f.reg,
 		Pool:     pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0"),
@@ -62,6 +63,7 @@ func newFixture(t *testing.T) *fixture {
 		Margin:   time.Hour,
 		Log:      slog.New(slog.NewTextHandler(f.log, nil)),
 		Attrs:    keepMAC,
+		Terms:    f.terms,
 		Remember: func(c lease.Claim) { f.noted.Store(&c) },
 	}
 	return f

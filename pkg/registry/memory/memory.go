@@ -37,7 +37,7 @@ type Registry struct {
 // "create", "update", "release") and, for the last four except watch, the subnets: before the
 // operation is done and afterwards, with done telling which. An error afterwards is a lost answer:
 // the operation was done.
-type Hook func(op string, subnets lease.Subnets, done bool) error
+type Hook func(ctx context.Context, op string, subnets lease.Subnets, done bool) error
 
 type entry struct {
 	registry.Entry
@@ -294,7 +294,7 @@ func (r *Registry) call(ctx context.Context, op string, subnets lease.Subnets, d
 		return fail
 	}
 	if hook != nil { // without the lock, because it may write
-		if err := hook(op, subnets, false); err != nil {
+		if err := hook(ctx, op, subnets, false); err != nil {
 			return err
 		}
 	}
@@ -302,7 +302,7 @@ func (r *Registry) call(ctx context.Context, op string, subnets lease.Subnets, d
 	err := do()
 	r.mu.Unlock()
 	if err == nil && hook != nil {
-		err = hook(op, subnets, true)
+		err = hook(ctx, op, subnets, true)
 	}
 	return err
 }
