@@ -57,6 +57,16 @@ func (w *following) take() []lease.View {
 	return views
 }
 
+// newest returns the last of the views emitted since the last call.
+func (w *following) newest() lease.View {
+	w.Helper()
+	views := w.take()
+	if len(views) == 0 {
+		w.Fatalf("no view\n%s", w.log)
+	}
+	return views[len(views)-1]
+}
+
 func (w *following) stats() subnet.Stats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -70,7 +80,7 @@ func (f *fixture) follow() *following {
 	if !f.Previous.IsValid() {
 		f.Previous = prefix("10.42.7.0/24")
 	}
-	f.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(me, 1), nil }
+	f.Attrs = options(nil, me, nil).Attrs
 	w := f.begin()
 	<-w.joined
 	synctest.Wait()
@@ -345,11 +355,7 @@ func TestFollowCatchesUp(t *testing.T) {
 				}
 				w.reg.Put("10.42.9.0-24", value(them, 9), ttl)
 				elapse(time.Second)
-				views := w.take()
-				if len(views) == 0 {
-					t.Fatal("nothing is told")
-				}
-				v := views[len(views)-1]
+				v := w.newest()
 				if n := len(v.Peers); n != peers+2 || v.Peers[n-1].Attrs != attrsOf(them, rounds-1) {
 					t.Errorf("batches of %d: %d peers after a second, the last %+v", batch, n, v.Peers[n-1])
 				}
@@ -379,8 +385,7 @@ func TestFollowStormWithoutEnd(t *testing.T) {
 				if i < 1000 || i%1000 != 0 {
 					continue
 				}
-				views := w.take()
-				known := views[len(views)-1].Peers[1:]
+				known := w.newest().Peers[1:]
 				if !recent(known, i, behind) {
 					t.Fatalf("%+v: more than %d changes behind after %d", row, behind, i)
 				}

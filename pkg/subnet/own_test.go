@@ -113,18 +113,42 @@ func TestRenewalLostAnswer(t *testing.T) {
 	})
 }
 
-func TestOwnKeyDeleted(t *testing.T) {
-	following1(t, func(w *following) {
-		w.reg.Remove("10.42.7.0-24")
-		elapse(100 * time.Millisecond)
-		if held := w.held(w.own.Subnets); !held.SameAs(w.own) || held.Reservation() {
-			t.Errorf("registry holds %+v", held)
-		}
-		w.expect(0)
-		elapse(2 * ttl)
-		w.says("lease renewed", 2)
-		w.says("own lease was deleted", 1)
-	})
+// The own key was deleted, has expired or was overwritten.
+func TestOwnKeyIsRestored(t *testing.T) {
+	deleted := "own lease was deleted"
+	put := func(v string) func(*following) {
+		return func(w *following) { w.reg.Put("10.42.7.0-24", v, ttl) }
+	}
+	for name, c := range map[string]struct {
+		change func(w *following)
+		says   string
+	}{
+		"deleted": {func(w *following) { w.reg.Remove("10.42.7.0-24") }, deleted},
+		"expired while the registry was away": {func(w *following) {
+			w.reg.Fail(errAway)
+			elapse(3 * ttl)
+			w.reg.Fail(nil)
+			elapse(6 * time.Second)
+		}, deleted},
+		"another MAC": {put(value(me, 99)), "own lease was overwritten"},
+		"no MAC":      {put(`{"PublicIP":"198.51.100.7"}`), "own lease was overwritten"},
+		"nonsense":    {put("nonsense"), "own lease was overwritten"},
+		"empty":       {put(""), "own lease was overwritten"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			following1(t, func(w *following) {
+				c.change(w)
+				elapse(100 * time.Millisecond)
+				if held := w.held(w.own.Subnets); !held.SameAs(w.own) || held.Reservation() {
+					t.Errorf("registry holds %+v", held)
+				}
+				w.expect(0)
+				elapse(2 * ttl)
+				w.says("lease renewed", 2)
+				w.says(c.says, 1)
+			})
+		})
+	}
 }
 
 // The lease is renewed before it expires, however often the own key changed in the last minute.
@@ -149,33 +173,6 @@ func TestOwnKeyAboutToExpire(t *testing.T) {
 				t.Errorf("a write fails: %v; the lease became %+v", fail, held)
 			}
 			w.says("own lease was deleted", 0)
-		})
-	}
-}
-
-func TestOwnKeyExpiredWhileAway(t *testing.T) {
-	following1(t, func(w *following) {
-		w.reg.Fail(errAway)
-		elapse(3 * ttl)
-		w.reg.Fail(nil)
-		elapse(6 * time.Second)
-		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
-			t.Errorf("registry holds %+v", held)
-		}
-		w.expect(0)
-	})
-}
-
-func TestOwnKeyOverwritten(t *testing.T) {
-	for _, v := range []string{value(me, 99), `{"PublicIP":"198.51.100.7"}`, "nonsense", ""} {
-		following1(t, func(w *following) {
-			w.reg.Put("10.42.7.0-24", v, ttl)
-			elapse(100 * time.Millisecond)
-			if held := w.held(w.own.Subnets); !held.SameAs(w.own) || held.Reservation() {
-				t.Errorf("registry holds %+v", held)
-			}
-			w.says("own lease was overwritten", 1)
-			w.expect(0)
 		})
 	}
 }
@@ -253,11 +250,7 @@ func TestOwnKeyTaken(t *testing.T) {
 		if n := w.stats().Moves; n != 1 {
 			t.Errorf("%d moves are reported", n)
 		}
-		views := w.take()
-		if len(views) == 0 {
-			t.Fatalf("no view: %s", w.log)
-		}
-		v := views[len(views)-1]
+		v := w.newest()
 		if v.Own.Subnets == w.own.Subnets || v.Own.Attrs != w.own.Attrs {
 			t.Errorf("own lease is %+v now, was %+v", v.Own, w.own)
 		}
@@ -290,8 +283,8 @@ func TestOwnKeyTakenWhileAway(t *testing.T) {
 		w.reg.Fail(nil)
 		elapse(7 * time.Second)
 		w.says("lost own subnet to another host", 1)
-		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnets == w.own.Subnets {
-			t.Errorf("views %+v\n%s", views, w.log)
+		if v := w.newest(); v.Own.Subnets == w.own.Subnets {
+			t.Errorf("view %+v\n%s", v, w.log)
 		}
 	})
 }
@@ -348,8 +341,8 @@ func TestNewTerms(t *testing.T) {
 		}
 		w.reg.Put(lease.Key(w.own.Subnets), value(them, 2), ttl)
 		elapse(time.Second)
-		if views := w.take(); len(views) == 0 || views[len(views)-1].Own.Subnets != ipv4("10.42.99.0/24") {
-			t.Errorf("views %+v", views)
+		if v := w.newest(); v.Own.Subnets != ipv4("10.42.99.0/24") {
+			t.Errorf("view %+v", v)
 		}
 	})
 }

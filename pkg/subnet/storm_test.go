@@ -3,7 +3,6 @@ package subnet_test
 import (
 	"bufio"
 	"context"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
@@ -20,7 +19,7 @@ import (
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/registry/etcdv3"
-	"flanneld/pkg/subnet"
+	"flanneld/pkg/registry/registrytest"
 )
 
 // hostsPerClient is the number of hosts that share a client, so that the test is not limited by the
@@ -35,16 +34,11 @@ func TestGreatJoinStorm(t *testing.T) {
 		hosts = 200
 	}
 	for _, api := range apis {
-		t.Run(api.name, func(t *testing.T) {
+		t.Run(api.Name, func(t *testing.T) {
 			etcd := etcdtest.StartEtcd(t)
-			var clients []closer
+			var clients []registry.Registry
 			for range (hosts + hostsPerClient - 1) / hostsPerClient {
-				r, err := api.open(etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(r.Close)
-				clients = append(clients, r)
+				clients = append(clients, api.Open(t, etcdv2.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix}))
 			}
 			before, start := requests(t, etcd.URL, api.request), time.Now()
 			all := join(t, clients, hosts)
@@ -67,19 +61,13 @@ func TestGreatJoinStorm(t *testing.T) {
 
 // api is one of etcd's two.
 type api struct {
-	name    string
-	open    func(etcdv2.Options) (closer, error)
+	registrytest.API
 	request string // etcd's metric that counts requests
 }
 
 var apis = []api{
-	{"v2", func(o etcdv2.Options) (closer, error) { return etcdv2.New(o) }, "etcd_http_received_total"},
-	{"v3", func(o etcdv2.Options) (closer, error) { return etcdv3.New(o) }, "grpc_server_started_total"},
-}
-
-type closer interface {
-	registry.Registry
-	Close()
+	{registrytest.API{Name: "v2", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv2.New(o) }}, "etcd_http_received_total"},
+	{registrytest.API{Name: "v3", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}, "grpc_server_started_total"},
 }
 
 // joiner is a host of the storm whose registry counts listings.
@@ -97,7 +85,7 @@ func (j *joiner) List(ctx context.Context) (registry.Listing, error) {
 }
 
 // join starts an acquisition on all hosts at the same time.
-func join(t *testing.T, clients []closer, hosts int) []*joiner {
+func join(t *testing.T, clients []registry.Registry, hosts int) []*joiner {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -106,18 +94,9 @@ func join(t *testing.T, clients []closer, hosts int) []*joiner {
 	for i := range all {
 		j := &joiner{Registry: clients[i/hostsPerClient]}
 		all[i] = j
-		o := subnet.Options{
-			Registry: j,
-			Pool:     pool("10.32.0.0/11", 24, "10.32.1.0", "10.63.255.0"),
-			PublicIP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}),
-			TTL:      ttl,
-			Margin:   time.Hour,
-			Log:      slog.New(slog.NewTextHandler(&j.log, nil)),
-		}
-		wg.Go(func() {
-			o.Attrs = func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(o.PublicIP, i&0xff), nil }
-			j.lease, j.err = acquire(ctx, o)
-		})
+		o := options(j, netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), &j.log)
+		o.Pool = pool("10.32.0.0/11", 24, "10.32.1.0", "10.63.255.0")
+		wg.Go(func() { j.lease, j.err = acquire(ctx, o) })
 	}
 	wg.Wait()
 	return all

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/memory"
 	"flanneld/pkg/subnet"
 )
@@ -55,18 +57,23 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	f := &fixture{T: t, reg: memory.New(), log: &logs.Buffer{}, terms: make(chan subnet.Terms, 1)}
-	f.Options = subnet.Options{
-		Registry: f.reg,
+	f.Options = options(f.reg, me, f.log)
+	f.Attrs, f.Options.Terms = keepMAC, f.terms
+	f.Remember = func(c lease.Claim) { f.noted.Store(&c) }
+	return f
+}
+
+// options returns the options of a host with MAC 1.
+func options(r registry.Registry, ip netip.Addr, log io.Writer) subnet.Options {
+	return subnet.Options{
+		Registry: r,
 		Pool:     pool("10.42.0.0/16", 24, "10.42.1.0", "10.42.255.0"),
-		PublicIP: me,
+		PublicIP: ip,
 		TTL:      ttl,
 		Margin:   time.Hour,
-		Log:      slog.New(slog.NewTextHandler(f.log, nil)),
-		Attrs:    keepMAC,
-		Terms:    f.terms,
-		Remember: func(c lease.Claim) { f.noted.Store(&c) },
+		Log:      slog.New(slog.NewTextHandler(log, nil)),
+		Attrs:    func(lease.Attrs, []lease.Lease) (lease.Attrs, error) { return attrsOf(ip, 1), nil },
 	}
-	return f
 }
 
 // keepMAC returns attributes with the previous MAC, or MAC 1 if there is none.

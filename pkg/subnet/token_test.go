@@ -34,13 +34,9 @@ func TestFollowWhileTokensExpire(t *testing.T) {
 				t.Fatal(err)
 			}
 			join := func(n int) *host {
-				h := newHostOf(t, etcd, n, apis[1])
-				r, err := etcdv3.New(etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix, Username: "root", Password: "s3cret!"})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(r.Close)
-				h.Registry, h.TTL, h.Margin = r, 10*time.Second, 8*time.Second
+				h := newHost(t, etcd, n, apis[1])
+				h.Registry = apis[1].Open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: etcdPrefix, Username: "root", Password: "s3cret!"})
+				h.TTL, h.Margin = 10*time.Second, 8*time.Second
 				return h
 			}
 			one, two, peers := join(1), join(2), join(3).Registry
