@@ -74,29 +74,22 @@ func Dial(ctx context.Context) (*Client, error) {
 
 var errNoReply = errors.New("the system bus does not answer")
 
+// dial connects, and subscribes to signals about a new runtime configuration of firewalld.
 func dial(ctx context.Context) (*Client, error) {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		return nil, err
 	}
 	c := &Client{conn: conn, changed: make(chan struct{}, 1)}
-	if err := c.subscribe(); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return c, nil
-}
-
-// subscribe subscribes to signals about a new runtime configuration of firewalld.
-func (c *Client) subscribe() error {
 	signals := make(chan *dbus.Signal, 16)
-	c.conn.Signal(signals)
-	err := c.conn.AddMatchSignal(dbus.WithMatchSender(service), dbus.WithMatchInterface(service), dbus.WithMatchMember(reloaded))
+	conn.Signal(signals)
+	err = conn.AddMatchSignal(dbus.WithMatchSender(service), dbus.WithMatchInterface(service), dbus.WithMatchMember(reloaded))
 	if err == nil {
-		err = c.conn.AddMatchSignal(dbus.WithMatchInterface(busInterface), dbus.WithMatchMember(ownerChanged), dbus.WithMatchArg(0, service))
+		err = conn.AddMatchSignal(dbus.WithMatchInterface(busInterface), dbus.WithMatchMember(ownerChanged), dbus.WithMatchArg(0, service))
 	}
 	if err != nil {
-		return err
+		conn.Close()
+		return nil, err
 	}
 	go func() { // ends with the connection, which closes signals
 		defer close(c.changed)
@@ -110,7 +103,7 @@ func (c *Client) subscribe() error {
 			}
 		}
 	}()
-	return nil
+	return c, nil
 }
 
 // Changed signals that firewalld was reloaded, started or stopped. The channel is closed with the
@@ -164,18 +157,16 @@ func (c *Client) Untrust(ctx context.Context, network netip.Prefix) error {
 }
 
 // TrustCommand returns the command that does the same as Trust.
-func TrustCommand(network netip.Prefix) string {
-	return fmt.Sprintf("firewall-cmd --zone=%s --add-source=%s", zone, network)
-}
+func TrustCommand(network netip.Prefix) string { return command("add", network) }
 
 // MoveCommand returns the command for a network that is in another zone.
-func MoveCommand(network netip.Prefix) string {
-	return fmt.Sprintf("firewall-cmd --zone=%s --change-source=%s", zone, network)
-}
+func MoveCommand(network netip.Prefix) string { return command("change", network) }
 
 // UntrustCommand returns the command that does the same as Untrust.
-func UntrustCommand(network netip.Prefix) string {
-	return fmt.Sprintf("firewall-cmd --zone=%s --remove-source=%s", zone, network)
+func UntrustCommand(network netip.Prefix) string { return command("remove", network) }
+
+func command(verb string, network netip.Prefix) string {
+	return fmt.Sprintf("firewall-cmd --zone=%s --%s-source=%s", zone, verb, network)
 }
 
 // zoneOf returns the zone of a source, or "".

@@ -2,7 +2,6 @@ package host
 
 import (
 	"net/netip"
-	"slices"
 )
 
 // Avoid returns prefixes that a new subnet of this host must not overlap: those that the host
@@ -38,10 +37,8 @@ const SubnetInside = "subnet-inside"
 // host and its peers. Docker bridges have findings of their own.
 func (o Overlay) subnetInside(s Surroundings) []Finding {
 	for _, p := range s.Paths {
-		if p.Type != "" || p.Dst.Bits() <= o.Network.Bits() || p.Dst.Bits() >= o.Subnet.Bits() || !within(o.Subnet, p.Dst) {
-			continue
-		}
-		if slices.ContainsFunc(s.Links, func(l Link) bool { return l.Name == p.Iface && l.dockerBridge() }) {
+		if p.Type != "" || p.Dst.Bits() <= o.Network.Bits() || p.Dst.Bits() >= o.Subnet.Bits() || !within(o.Subnet, p.Dst) ||
+			s.link(p.Iface).dockerBridge() {
 			continue
 		}
 		return []Finding{{

@@ -94,8 +94,9 @@ func (l Link) dockerBridge() bool {
 
 // serves reports whether the link has an address of the subnet, as the bridge of this host's
 // containers has.
-func (l Link) serves(subnet netip.Prefix) bool {
-	return slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return within(a, subnet) })
+func (o Overlay) serves(l Link) bool {
+	return !slices.Contains(o.Devices, l.Name) &&
+		slices.ContainsFunc(l.Addrs, func(a netip.Prefix) bool { return within(a, o.Subnet) })
 }
 
 // within reports whether a is equal to or inside b.
@@ -105,7 +106,7 @@ func within(a, b netip.Prefix) bool { return a.Bits() >= b.Bits() && b.Contains(
 // Docker networks may be anywhere outside the overlay's network. So may docker0, if another bridge
 // serves the subnet or docker0 is in the network of another flanneld process.
 func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
-	served := slices.ContainsFunc(s.Links, func(l Link) bool { return !slices.Contains(o.Devices, l.Name) && l.serves(o.Subnet) })
+	served := slices.ContainsFunc(s.Links, o.serves)
 	for _, l := range s.Links {
 		if !l.dockerBridge() {
 			continue
@@ -124,22 +125,15 @@ func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
 			if text == "" {
 				continue
 			}
-			found = append(found, Finding{
-				ID: "docker/" + l.Name, Text: text,
-				Fields:  append([]any{"device", l.Name, "addr", a, "subnet", o.Subnet}, peerField(peer)...),
-				Command: l.dockerCommand(),
-			})
+			fields := []any{"device", l.Name, "addr", a, "subnet", o.Subnet}
+			if peer.IsValid() {
+				fields = append(fields, "peer", peer)
+			}
+			found = append(found, Finding{ID: "docker/" + l.Name, Text: text, Fields: fields, Command: l.dockerCommand()})
 			break
 		}
 	}
 	return found
-}
-
-func peerField(subnet netip.Prefix) []any {
-	if !subnet.IsValid() {
-		return nil
-	}
-	return []any{"peer", subnet}
 }
 
 // dockerCommand returns the command that changes the subnet of a bridge: restarting Docker gives
@@ -170,7 +164,7 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 	serving := map[string]bool{}
 	for _, docker := range []bool{true, false} {
 		for _, l := range s.Links {
-			if l.serves(o.Subnet) && l.Name != f.Uplink && !slices.Contains(o.Devices, l.Name) && (l.dockerBridge() || !docker) {
+			if o.serves(l) && l.Name != f.Uplink && (l.dockerBridge() || !docker) {
 				serving[l.Name] = true
 			}
 		}
@@ -191,7 +185,7 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 		switch {
 		case first[p.Dst] != p || serving[p.Iface]:
 		case len(serving) == 0 && (local || p.Dst == o.Subnet && p.Metric > 0): // unused, or with a higher metric than docker0's route will have
-		case p.Kernel && (p.Iface == f.Uplink || s.kind(p.Iface) == "device"): // a LAN, whose address must not be deleted
+		case p.Kernel && (p.Iface == f.Uplink || s.link(p.Iface).Kind == "device"): // a LAN, whose address must not be deleted
 			lans = []Finding{{
 				ID:     LANInside,
 				Text:   "LAN of this host overlaps its subnet, so containers with addresses of the LAN are unreachable",
@@ -207,20 +201,15 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 // LANInside is the ID of the finding that a LAN overlaps this host's subnet.
 const LANInside = "lan-inside"
 
-func (s Surroundings) kind(link string) string {
-	for _, l := range s.Links {
-		if l.Name == link {
-			return l.Kind
-		}
-	}
-	return ""
+func (s Surroundings) link(name string) Link {
+	l, _ := find(s.Links, func(l Link) bool { return l.Name == name })
+	return l
 }
 
 // detour returns a finding if another table has precedence over the bridge that serves the subnet.
 // Before the bridge exists, packets follow the default route, which may be in any table.
 func (o Overlay) detour(s Surroundings) []Finding {
-	served := func(l Link) bool { return l.serves(o.Subnet) && !slices.Contains(o.Devices, l.Name) }
-	if s.Detour == nil || !slices.ContainsFunc(s.Links, served) || slices.ContainsFunc(s.Links, func(l Link) bool { return served(l) && l.Name == s.Detour.Iface }) {
+	if s.Detour == nil || !slices.ContainsFunc(s.Links, o.serves) || o.serves(s.link(s.Detour.Iface)) {
 		return nil
 	}
 	return []Finding{{
@@ -237,15 +226,11 @@ func (o Overlay) Container() netip.Addr { return o.Subnet.Addr().Next().Next() }
 // Exceptions are the uplink's own link and Docker bridges, which have findings of their own, and
 // routes to single addresses that the host needs, which are intended.
 func (o Overlay) divertedFromPeers(f Facts, s Surroundings) []Finding {
-	docker := map[string]bool{}
-	for _, l := range s.Links {
-		docker[l.Name] = l.dockerBridge()
-	}
 	var wrong []Path
 	var peer netip.Prefix
 	for _, p := range s.Paths {
 		at, taken := o.peerOverlapping(p.Dst)
-		if !taken || p.Dst.Bits() <= at.Bits() || p.Kernel && (docker[p.Iface] || p.Iface == f.Uplink) || p.Dst.IsSingleIP() && o.needs(f, p.Dst.Addr()) {
+		if !taken || p.Dst.Bits() <= at.Bits() || p.Kernel && (p.Iface == f.Uplink || s.link(p.Iface).dockerBridge()) || p.Dst.IsSingleIP() && o.needs(f, p.Dst.Addr()) {
 			continue
 		}
 		if len(wrong) == 0 {
@@ -298,8 +283,7 @@ func (p Path) removeCommand(links []Link) string {
 func (o Overlay) unreachable(f Facts, s Surroundings) []Finding {
 	var lost []netip.Addr
 	for _, peer := range o.Peers {
-		i := slices.IndexFunc(o.Routed, func(p netip.Prefix) bool { return p.Contains(peer.PublicIP) })
-		if i >= 0 && !s.hasRouteTo(peer.PublicIP, o.Routed[i].Bits()) {
+		if p, ok := o.routed(peer.PublicIP); ok && !s.hasRouteTo(peer.PublicIP, p.Bits()) {
 			lost = append(lost, peer.PublicIP)
 		}
 	}

@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
-	"sort"
 	"strings"
 )
 
@@ -55,11 +53,24 @@ func (i Iface) has(ip netip.Addr) bool {
 }
 
 func (inv Inventory) iface(name string) (Iface, bool) {
-	at := slices.IndexFunc(inv.Ifaces, func(i Iface) bool { return i.Name == name })
-	if at < 0 {
-		return Iface{}, false
+	return find(inv.Ifaces, func(i Iface) bool { return i.Name == name })
+}
+
+// holder returns the interface that has an address.
+func (inv Inventory) holder(ip netip.Addr) (Iface, error) {
+	i, ok := find(inv.Ifaces, func(i Iface) bool { return i.has(ip) })
+	if !ok {
+		return Iface{}, fmt.Errorf("no interface has the address %s", ip)
 	}
-	return inv.Ifaces[at], true
+	return i, nil
+}
+
+// find returns the first of all for which is returns true.
+func find[T any](all []T, is func(T) bool) (first T, ok bool) {
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i], true
+	}
+	return first, false
 }
 
 // Reach queries the kernel for the interface and source address of the route to an address.
@@ -81,7 +92,7 @@ func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefe
 		}
 		return len(prefer)
 	}
-	sort.SliceStable(inv.Ifaces, func(i, j int) bool { return rank(inv.Ifaces[i].Name) < rank(inv.Ifaces[j].Name) })
+	slices.SortStableFunc(inv.Ifaces, func(a, b Iface) int { return rank(a.Name) - rank(b.Name) })
 	slices.SortStableFunc(inv.Routes, func(a, b Route) int { return rank(a.Iface) - rank(b.Iface) })
 	running := inv.without("has no carrier", func(i Iface) bool { return !i.Up || !i.Running })
 	if u, err := running.choose(sel, reach); err == nil {
@@ -114,10 +125,7 @@ func (inv Inventory) leadsOut(i Iface, own []netip.Prefix) bool {
 // without returns the inventory without the interfaces for which unfit returns true, and without
 // their routes.
 func (inv Inventory) without(why string, unfit func(Iface) bool) Inventory {
-	fit := Inventory{IPv6: inv.IPv6, excluded: maps.Clone(inv.excluded)}
-	if fit.excluded == nil {
-		fit.excluded = map[string]string{}
-	}
+	fit := Inventory{excluded: map[string]string{}}
 	for _, i := range inv.Ifaces {
 		if unfit(i) {
 			fit.excluded[i.Name] = why
@@ -134,42 +142,41 @@ func (inv Inventory) without(why string, unfit func(Iface) bool) Inventory {
 }
 
 func (inv Inventory) choose(sel Selectors, reach Reach) (Uplink, error) {
-	var failures []string
-	try := func(what string, find func() (Uplink, error)) (Uplink, bool) {
-		u, err := find()
-		if err != nil {
-			failures = append(failures, what+": "+err.Error())
-			return Uplink{}, false
-		}
-		u.Reason = what
-		return u, true
+	type rule struct {
+		name string
+		find func() (Uplink, error)
 	}
+	var rules []rule
 	for _, v := range sel.Ifaces {
-		if u, ok := try("iface "+v, func() (Uplink, error) { return inv.named(v) }); ok {
-			return u, nil
-		}
+		rules = append(rules, rule{"iface " + v, func() (Uplink, error) { return inv.named(v) }})
 	}
 	for _, v := range sel.Regexes {
-		if u, ok := try("iface-regex "+v, func() (Uplink, error) { return inv.matching(v) }); ok {
+		rules = append(rules, rule{"iface-regex " + v, func() (Uplink, error) { return inv.matching(v) }})
+	}
+	if ip := sel.CanReach; ip.IsValid() {
+		rules = append(rules, rule{"iface-can-reach " + ip.String(), func() (Uplink, error) { return inv.reaching(ip, reach) }})
+	}
+	selected := len(rules) > 0
+	if ip := sel.PublicIP; ip.IsValid() && !selected {
+		rules = append(rules, rule{"public-ip " + ip.String(), func() (Uplink, error) { return inv.withAddr(ip) }})
+	}
+	if !selected {
+		rules = append(rules, rule{"default route", inv.byDefault})
+	}
+	var failures []string
+	var last error
+	for _, r := range rules {
+		u, err := r.find()
+		if err == nil {
+			u.Reason = r.name
 			return u, nil
 		}
+		failures, last = append(failures, r.name+": "+err.Error()), err
 	}
-	if sel.CanReach.IsValid() {
-		if u, ok := try("iface-can-reach "+sel.CanReach.String(), func() (Uplink, error) { return inv.reaching(sel.CanReach, reach) }); ok {
-			return u, nil
-		}
+	if selected {
+		last = errors.New("no interface fits: " + strings.Join(failures, "; "))
 	}
-	if len(failures) > 0 {
-		return Uplink{}, errors.New("no interface fits: " + strings.Join(failures, "; "))
-	}
-	if sel.PublicIP.IsValid() {
-		if u, ok := try("public-ip "+sel.PublicIP.String(), func() (Uplink, error) { return inv.withAddr(sel.PublicIP) }); ok {
-			return u, nil
-		}
-	}
-	u, err := inv.byDefault()
-	u.Reason = "default route"
-	return u, err
+	return Uplink{}, last
 }
 
 // named returns the interface with a name or an address.
@@ -191,11 +198,11 @@ func (inv Inventory) withAddr(ip netip.Addr) (Uplink, error) {
 	if !ip.Is4() {
 		return Uplink{}, fmt.Errorf("%s is not an IPv4 address", ip)
 	}
-	at := slices.IndexFunc(inv.Ifaces, func(i Iface) bool { return i.has(ip) })
-	if at < 0 {
-		return Uplink{}, fmt.Errorf("no interface has the address %s", ip)
+	holder, err := inv.holder(ip)
+	if err != nil {
+		return Uplink{}, err
 	}
-	return inv.sender(inv.Ifaces[at], ip), nil
+	return inv.sender(holder, ip), nil
 }
 
 // sender returns the interface that sends from an address of holder: holder itself, or the
@@ -218,7 +225,8 @@ func (inv Inventory) matching(expr string) (Uplink, error) {
 		if u, err := inv.addrOf(i); err == nil && re.MatchString(u.Addr.String()) {
 			return u, nil
 		}
-		for _, a := range i.candidates() {
+		candidates, _ := i.candidates()
+		for _, a := range candidates {
 			if ip := a.Prefix.Addr(); re.MatchString(ip.String()) {
 				return inv.sender(i, ip), nil
 			}
@@ -283,14 +291,12 @@ func (inv Inventory) defaults() []Route {
 // addrOf returns the address of an interface: the source of its default route, which is the host's
 // own address if there are floating ones too, or else the best candidate.
 func (inv Inventory) addrOf(i Iface) (Uplink, error) {
-	for _, r := range inv.defaults() {
-		if r.Iface == i.Name {
-			return inv.viaRoute(r, i)
-		}
+	if r, ok := find(inv.defaults(), func(r Route) bool { return r.Iface == i.Name }); ok {
+		return inv.viaRoute(r, i)
 	}
-	c := i.candidates()
-	if len(c) == 0 {
-		return Uplink{}, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
+	c, err := i.candidates()
+	if err != nil {
+		return Uplink{}, err
 	}
 	return inv.sender(i, c[0].Prefix.Addr()), nil
 }
@@ -304,24 +310,18 @@ func (inv Inventory) viaRoute(r Route, i Iface) (Uplink, error) {
 			return u, nil
 		}
 	}
-	c := i.candidates()
-	if len(c) == 0 {
-		return Uplink{}, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
+	c, err := i.candidates()
+	if err != nil {
+		return Uplink{}, err
 	}
-	at := slices.IndexFunc(c, func(a Addr) bool { return r.Gateway.IsValid() && a.Prefix.Contains(r.Gateway) })
-	if at < 0 {
-		at = slices.IndexFunc(c, func(a Addr) bool { return a == i.first() })
+	a, ok := find(c, func(a Addr) bool { return a.Prefix.Contains(r.Gateway) })
+	if !ok {
+		a, ok = find(i.Addrs, func(a Addr) bool { return a.usable() && !a.Secondary && !a.Prefix.Addr().IsLinkLocalUnicast() })
 	}
-	return Uplink{Iface: i.Name, Addr: c[max(at, 0)].Prefix.Addr()}, nil
-}
-
-// first returns the first address in kernel order that is global and not secondary.
-func (i Iface) first() Addr {
-	at := slices.IndexFunc(i.Addrs, func(a Addr) bool { return a.usable() && !a.Secondary && !a.Prefix.Addr().IsLinkLocalUnicast() })
-	if at < 0 {
-		return Addr{}
+	if !ok {
+		a = c[0]
 	}
-	return i.Addrs[at]
+	return Uplink{Iface: i.Name, Addr: a.Prefix.Addr()}, nil
 }
 
 // withSource returns an interface with a source address, which another interface may have.
@@ -329,11 +329,8 @@ func (inv Inventory) withSource(i Iface, src netip.Addr) (Uplink, error) {
 	if i.has(src) {
 		return Uplink{Iface: i.Name, Addr: src}, nil
 	}
-	at := slices.IndexFunc(inv.Ifaces, func(i Iface) bool { return i.has(src) })
-	if at < 0 {
-		return Uplink{}, fmt.Errorf("no interface has the address %s", src)
-	}
-	return Uplink{Iface: i.Name, Addr: src, Holder: inv.Ifaces[at].Name}, nil
+	holder, err := inv.holder(src)
+	return Uplink{Iface: i.Name, Addr: src, Holder: holder.Name}, err
 }
 
 func (inv Inventory) names() string {
@@ -352,8 +349,8 @@ func (a Addr) usable() bool {
 
 // candidates returns the usable IPv4 addresses, best first: global before link-local, the first of
 // a network before others of it, addresses of a network before floating ones (/32), permanent
-// before dynamic, else in kernel order.
-func (i Iface) candidates() []Addr {
+// before dynamic, else in kernel order. It fails if there are none.
+func (i Iface) candidates() ([]Addr, error) {
 	rank := func(a Addr) int {
 		n := 0
 		for worth, bad := range []bool{a.Dynamic, a.Prefix.IsSingleIP(), a.Secondary, a.Prefix.Addr().IsLinkLocalUnicast()} {
@@ -369,6 +366,9 @@ func (i Iface) candidates() []Addr {
 			good = append(good, a)
 		}
 	}
-	sort.SliceStable(good, func(i, j int) bool { return rank(good[i]) < rank(good[j]) })
-	return good
+	if len(good) == 0 {
+		return nil, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
+	}
+	slices.SortStableFunc(good, func(a, b Addr) int { return rank(a) - rank(b) })
+	return good, nil
 }

@@ -167,9 +167,14 @@ func onLink(r Route, ok bool) (iface string, is bool) {
 
 // Lookup returns the route to addr: the one with the longest prefix, then the lowest metric, then
 // the first.
-func Lookup(routes []Route, addr netip.Addr) (best Route, ok bool) {
+func Lookup(routes []Route, addr netip.Addr) (Route, bool) {
+	return lookup(routes, addr, func(Route) bool { return true })
+}
+
+// lookup is Lookup in the routes for which counts returns true.
+func lookup(routes []Route, addr netip.Addr, counts func(Route) bool) (best Route, ok bool) {
 	for _, r := range routes {
-		if !r.Dst.Contains(addr) {
+		if !r.Dst.Contains(addr) || !counts(r) {
 			continue
 		}
 		if !ok || r.Dst.Bits() > best.Dst.Bits() || r.Dst.Bits() == best.Dst.Bits() && r.Metric < best.Metric {

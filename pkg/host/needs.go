@@ -3,7 +3,6 @@ package host
 import (
 	"net/netip"
 	"slices"
-	"sort"
 )
 
 // Need is an address that this host must reach outside the overlay, because the overlay depends on
@@ -55,7 +54,7 @@ func (inv Inventory) Inside(network netip.Prefix, all []Need) []Need {
 		}
 		needs = append(needs, n)
 	}
-	sort.SliceStable(needs, func(i, j int) bool { return needs[i].Addr.Less(needs[j].Addr) })
+	slices.SortStableFunc(needs, func(a, b Need) int { return a.Addr.Compare(b.Addr) })
 	return slices.CompactFunc(needs, func(a, b Need) bool { return a.Addr == b.Addr })
 }
 
@@ -77,18 +76,13 @@ func (inv Inventory) ViaOverlay(a netip.Addr) bool {
 
 // lookupForeign returns the route to an address without regard to the overlay's routes.
 func (inv Inventory) lookupForeign(a netip.Addr) (Route, bool) {
-	var leads []Route // few out of possibly very many
-	for _, r := range inv.Routes {
-		if r.Dst.Contains(a) && !r.ours() {
-			leads = append(leads, r)
-		}
-	}
-	return Lookup(leads, a)
+	return lookup(inv.Routes, a, func(r Route) bool { return !r.ours() })
 }
 
 // has reports whether this host has an address.
 func (inv Inventory) has(ip netip.Addr) bool {
-	return slices.ContainsFunc(inv.Ifaces, func(i Iface) bool { return i.has(ip) })
+	_, err := inv.holder(ip)
+	return err == nil
 }
 
 // NeedInside is the ID of the finding that this host's subnet contains an address this host needs.
@@ -97,16 +91,15 @@ const NeedInside = "need-inside"
 // needInside returns a finding if an address that the host needs becomes unreachable once a bridge
 // has its subnet.
 func (o Overlay) needInside(f Facts) []Finding {
-	for _, n := range f.Needs {
-		if n.DivertedBy(o.Subnet) {
-			return []Finding{{
-				ID:     NeedInside,
-				Text:   "own subnet contains an address this host needs, which becomes unreachable",
-				Fields: []any{"subnet", o.Subnet, "addr", n.Addr, "reason", n.What},
-			}}
-		}
+	n, ok := find(f.Needs, func(n Need) bool { return n.DivertedBy(o.Subnet) })
+	if !ok {
+		return nil
 	}
-	return nil
+	return []Finding{{
+		ID:     NeedInside,
+		Text:   "own subnet contains an address this host needs, which becomes unreachable",
+		Fields: []any{"subnet", o.Subnet, "addr", n.Addr, "reason", n.What},
+	}}
 }
 
 // needs reports whether the host needs an address, including name servers.
@@ -120,14 +113,13 @@ func (o Overlay) needs(f Facts, a netip.Addr) bool {
 func (o Overlay) nameServers(f Facts, s Surroundings) []Finding {
 	for _, n := range f.NameServers {
 		lead, ok := o.overlayRoute(n.Addr)
-		if !ok || !n.DivertedBy(lead) {
-			continue
+		if ok && n.DivertedBy(lead) {
+			return []Finding{{
+				ID:     "name-server",
+				Text:   "route to a name server goes through the overlay; unless it is in a container, it is unreachable",
+				Fields: []any{"addr", n.Addr, "route", lead}, Command: s.bypassCommand(f, n.Addr),
+			}}
 		}
-		return []Finding{{
-			ID:     "name-server",
-			Text:   "route to a name server goes through the overlay; unless it is in a container, it is unreachable",
-			Fields: []any{"addr", n.Addr, "route", lead}, Command: s.bypassCommand(f, n.Addr),
-		}}
 	}
 	return nil
 }
@@ -137,11 +129,12 @@ func (o Overlay) overlayRoute(a netip.Addr) (netip.Prefix, bool) {
 	if peer, ok := o.peerOverlapping(netip.PrefixFrom(a, a.BitLen())); ok {
 		return peer, true
 	}
-	i := slices.IndexFunc(o.Routed, func(p netip.Prefix) bool { return p.Contains(a) })
-	if i < 0 {
-		return netip.Prefix{}, false
-	}
-	return o.Routed[i], true
+	return o.routed(a)
+}
+
+// routed returns the destination of the route to an address that all peers share.
+func (o Overlay) routed(a netip.Addr) (netip.Prefix, bool) {
+	return find(o.Routed, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // hasRouteTo reports whether a foreign route to an address is longer than bits, or the address is

@@ -102,12 +102,7 @@ func (t *Tracker) iface(inv Inventory) (Iface, bool) {
 	if i, ok := inv.iface(t.current.Iface); ok {
 		return i, true
 	}
-	for _, i := range inv.Ifaces {
-		if i.Index == t.index {
-			return i, true
-		}
-	}
-	return Iface{}, false
+	return find(inv.Ifaces, func(i Iface) bool { return i.Index == t.index })
 }
 
 // observe records the state of the current uplink.
@@ -157,7 +152,7 @@ func (t *Tracker) preferredAfter(inv Inventory, own []netip.Prefix) string {
 	if i, ok := t.iface(inv); ok && i.Name == t.candidate.Iface {
 		return t.candidate.Iface
 	}
-	others := inv.without("", func(i Iface) bool { return i.Name == t.candidate.Iface })
+	others := inv.without("is the candidate", func(i Iface) bool { return i.Name == t.candidate.Iface })
 	if second, err := Choose(t.Selectors, others, own, t.Reach, t.current.Iface); err == nil && second.same(t.current) {
 		return t.candidate.Iface
 	}

@@ -30,24 +30,15 @@ func (m message) write(r *netlink.Requests) {
 	r.Attrs(m.body)
 }
 
-// genSize is the size of struct nfgenmsg.
+// genSize is the size of struct nfgenmsg, which begins with the family.
 const genSize = 4
-
-// afterGen returns a message's family and the attributes after its struct nfgenmsg.
-func afterGen(body []byte) (Family, netlink.Attrs) {
-	if len(body) < genSize {
-		return 0, nil
-	}
-	return Family(body[0]), body[genSize:]
-}
 
 // get sends a request that is answered by one message.
 func (c *conn) get(m message) (map[uint16]netlink.Value, error) {
 	var r netlink.Requests
 	m.write(&r)
 	b, err := c.Get(&r)
-	_, attributes := afterGen(b)
-	return attributes.Map(), err
+	return netlink.After(b, genSize).Map(), err
 }
 
 // dump lists the objects of some families. The list of each family is consistent. what names them
@@ -59,8 +50,8 @@ func (c *conn) dump(
 		var r netlink.Requests
 		message{kind: kind, family: f, body: body}.write(&r)
 		whole, err := c.List(&r, func(b []byte) bool {
-			if family, a := afterGen(b); family == f { // some kernels ignore the family of the request
-				each(family, a.Map())
+			if len(b) > 0 && Family(b[0]) == f { // some kernels ignore the family of the request
+				each(f, netlink.After(b, genSize).Map())
 			}
 			return true
 		})
@@ -114,7 +105,7 @@ func (c *conn) commit(generation uint32, ms []message) error {
 // do not compare generations; there an object is missing, exists already, or is in use.
 func (c *conn) wrapError(err error, generation uint32) error {
 	changed := errors.Is(err, unix.ERESTART)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+	if isAny(err, unix.ENOENT, unix.EEXIST, unix.EBUSY) {
 		now, unknown := c.generation()
 		changed = unknown == nil && now != generation
 	}

@@ -72,16 +72,14 @@ func open(ownPorts *sync.Map) (*Tables, error) {
 		return nil, err
 	}
 	t := &Tables{ns: ns, ownPorts: ownPorts}
-	if t.conn.Conn, err = ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer); err != nil {
-		ns.Close()
-		if errors.Is(err, unix.EPROTONOSUPPORT) {
-			err = fmt.Errorf("%w: %w", absent, err)
+	if t.conn.Conn, err = ns.Dial(unix.NETLINK_NETFILTER, netlink.RequestBuffer); err == nil {
+		if _, err = t.conn.generation(); err != nil {
+			t.conn.Close()
 		}
-		return nil, err
 	}
-	if _, err := t.conn.generation(); err != nil {
-		t.Close()
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+	if err != nil {
+		ns.Close()
+		if isAny(err, unix.EPROTONOSUPPORT, unix.EINVAL, unix.EOPNOTSUPP) {
 			err = fmt.Errorf("%w: %w", absent, err)
 		}
 		return nil, err
@@ -109,9 +107,11 @@ func (t *Tables) retry(ctx context.Context, f func() error) (err error) {
 // retryable reports whether an immediate retry may help: rules were changed meanwhile, or the
 // kernel could not answer.
 func retryable(err error) bool {
-	return slices.ContainsFunc(
-		[]error{errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN},
-		func(e error) bool { return errors.Is(err, e) })
+	return isAny(err, errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN)
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(e error) bool { return errors.Is(err, e) })
 }
 
 func wrap(err error) error {
