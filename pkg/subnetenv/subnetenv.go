@@ -134,7 +134,8 @@ func Write(path string, e Env, repair bool) (changed bool, err error) {
 		if err == nil && same {
 			return false, nil
 		}
-		if err == nil && repair && len(have) < maxFile && isText(others) {
+		isText := utf8.ValidString(others) && !strings.Contains(others, "\x00")
+		if err == nil && repair && len(have) < maxFile && isText {
 			want = append(want, others...)
 		}
 	}
@@ -143,8 +144,6 @@ func Write(path string, e Env, repair bool) (changed bool, err error) {
 	}
 	return true, nil
 }
-
-func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 // replace replaces the content of a file. Its errors do not contain the path of the temporary file,
 // which differs each time.

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -73,10 +74,8 @@ func (s descriptorStore) findTUN(inv host.Inventory, network, former netip.Prefi
 			return device
 		}
 	}
-	for _, name := range names {
-		if ours[name] {
-			return name
-		}
+	if i := slices.IndexFunc(names, func(name string) bool { return ours[name] }); i >= 0 {
+		return names[i]
 	}
 	for n, name := range names {
 		if foreign[name] {

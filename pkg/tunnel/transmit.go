@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"runtime"
 	"time"
 )
@@ -223,8 +222,7 @@ func (x *transmitter) flush() error {
 	return err
 }
 
-// send sends messages. Only errors for which isFatal is true end the transmitter; others drop the
-// message.
+// send sends messages. It returns ErrInterrupted; other errors drop a message.
 func (x *transmitter) send(ms []Message) error {
 	for len(ms) > 0 {
 		n, err := x.socket.Send(ms)
@@ -234,7 +232,7 @@ func (x *transmitter) send(ms []Message) error {
 		refused := &ms[0]
 		ms = ms[1:]
 		switch {
-		case isFatal(err):
+		case errors.Is(err, ErrInterrupted):
 			return err
 		case errors.Is(err, ErrNoSegmentation):
 			x.state.peers[refused.peer].unsegmentedUntil.Store(int64(x.tunnel.clock() + unsegmentedFor))
@@ -259,10 +257,4 @@ func (x *transmitter) segments(m *Message) []Message {
 		}
 	}
 	return x.single
-}
-
-// isFatal reports whether an error concerns more than one packet.
-func isFatal(err error) bool {
-	return errors.Is(err, ErrInterrupted) || errors.Is(err, ErrDeviceGone) ||
-		errors.Is(err, net.ErrClosed)
 }

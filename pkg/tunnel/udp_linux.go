@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"unsafe"
 
@@ -73,9 +72,6 @@ type groControl struct {
 
 // ListenUDP opens a socket at an IPv4 address in the network namespace of the calling thread.
 func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
-	if !addr.Addr().Is4() {
-		return nil, fmt.Errorf("listen on udp %s: the address is not IPv4", addr)
-	}
 	const kind = unix.SOCK_DGRAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	fd, err := unix.Socket(unix.AF_INET, kind, unix.IPPROTO_UDP)
 	if err != nil {
@@ -96,18 +92,12 @@ func ListenUDP(addr netip.AddrPort, o Offloads) (*UDP, error) {
 // AdoptUDP returns a UDP for a descriptor that ListenUDP has opened, perhaps in an earlier process.
 // The UDP owns it, unless there is an error.
 func AdoptUDP(fd int, o Offloads) (*UDP, error) {
-	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil || proto != unix.IPPROTO_UDP {
-		return nil, fmt.Errorf("adopt udp descriptor %d: protocol %d: %w",
-			fd, proto, cmp.Or(err, error(unix.EPROTOTYPE)))
-	}
+	proto, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	name, err := unix.Getsockname(fd)
-	if err != nil {
-		return nil, fmt.Errorf("adopt udp descriptor %d: %w", fd, err)
-	}
 	local, ok := name.(*unix.SockaddrInet4)
-	if !ok {
-		return nil, fmt.Errorf("adopt udp descriptor %d: it is not IPv4: %w", fd, unix.EAFNOSUPPORT)
+	if !ok || proto != unix.IPPROTO_UDP {
+		return nil, fmt.Errorf("adopt descriptor %d: it is not a UDP socket of IPv4: %w",
+			fd, cmp.Or(err, error(unix.EPROTOTYPE)))
 	}
 	// Do not set DF. The path MTU is only used for fragmentation by the kernel.
 	err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
@@ -212,8 +202,6 @@ func (u *UDP) Receive(ds []Datagram) (int, error) {
 			continue
 		case unix.EINTR, unix.ENOBUFS, unix.ENOMEM:
 			continue
-		case unix.EBADF:
-			return 0, net.ErrClosed
 		default:
 			return 0, errno
 		}
@@ -265,8 +253,6 @@ func (u *UDP) Send(ms []Message) (n int, err error) {
 			if err := u.wait(unix.POLLOUT); err != nil {
 				return n, err
 			}
-		case errno == unix.EBADF:
-			return n, net.ErrClosed
 		case ms[n].Segments > 1 &&
 			(errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE):
 			return n, fmt.Errorf("%w: %w", ErrNoSegmentation, errno)

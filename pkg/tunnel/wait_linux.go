@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -55,18 +54,12 @@ func (d *descriptor) wait(events int16) error {
 	fds := [...]unix.PollFd{
 		{Fd: int32(d.fd), Events: events}, {Fd: int32(d.stop), Events: unix.POLLIN},
 	}
-	for {
-		_, err := unix.Poll(fds[:], -1)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return fmt.Errorf("poll: %w", err)
-		case fds[1].Revents != 0:
-			return ErrInterrupted
-		case fds[0].Revents&unix.POLLNVAL != 0:
-			return net.ErrClosed
-		}
-		return nil
+	_, err := unix.Poll(fds[:], -1)
+	switch {
+	case err != nil && err != unix.EINTR: // after a signal, the caller tries again
+		return fmt.Errorf("poll: %w", err)
+	case fds[1].Revents != 0:
+		return ErrInterrupted
 	}
+	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,7 +49,7 @@ func (p *pair) stop(t *testing.T, ctx context.Context) (a, b tunnel.Stats) {
 		if code, err := proc.Stop(ctx); err != nil || code != 0 {
 			t.Fatalf("end of the tunnel: exit code %d, %v\n%s", code, err, proc.Logs())
 		}
-		_, text, _ := strings.Cut(lastLine(proc), "stats ")
+		text := lastLine(proc)
 		if err := json.Unmarshal([]byte(text), stats); err != nil {
 			t.Fatalf("%v in %q", err, text)
 		}

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -78,63 +77,13 @@ func runEnd(config string) error {
 	if err := configure("flannel0", e.Overlay); err != nil {
 		return err
 	}
-	tcp, udp := device.SuperPackets()
-	fmt.Printf("tcp %v udp %v segments %d gro %v\n", tcp, udp, socket.MaxSegments(), socket.GRO())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	tun := tunnel.New(tunnel.NewTable(e.Overlay))
-	d, so := &countedDevice{Device: device}, &countedSocket{Socket: socket}
-	if err := tun.Run(ctx, tunnel.Endpoints{Device: d, Socket: so, ICMP: icmp}); err != nil {
+	if err := tun.Run(ctx, tunnel.Endpoints{Device: device, Socket: socket, ICMP: icmp}); err != nil {
 		return err
 	}
-	fmt.Printf("reads %d of %.1f packets; sends %d of %.1f messages of %.1f segments; receives %d of %.1f messages of %.0f bytes; writes %d of %.1f packets\n",
-		d.reads, d.packets/float64(d.reads), so.sends, so.messages/float64(so.sends), so.segments/so.messages,
-		so.receives, so.datagrams/float64(so.receives), so.bytes/so.datagrams, d.writes, d.parts/float64(d.writes))
-	stats, err := json.Marshal(tun.Stats())
-	var memory runtime.MemStats
-	runtime.ReadMemStats(&memory)
-	fmt.Printf("mallocs %d stats %s\n", memory.Mallocs, stats)
-	return err
-}
-
-type countedDevice struct {
-	tunnel.Device
-	reads, writes  int
-	packets, parts float64
-}
-
-func (d *countedDevice) Read(packets []tunnel.Packet, buf []byte) (int, error) {
-	n, err := d.Device.Read(packets, buf)
-	d.reads, d.packets = d.reads+1, d.packets+float64(n)
-	return n, err
-}
-
-func (d *countedDevice) Write(o tunnel.Offload, parts [][]byte) error {
-	d.writes, d.parts = d.writes+1, d.parts+float64(len(parts))
-	return d.Device.Write(o, parts)
-}
-
-type countedSocket struct {
-	tunnel.Socket
-	sends, receives                      int
-	messages, segments, datagrams, bytes float64
-}
-
-func (s *countedSocket) Send(ms []tunnel.Message) (int, error) {
-	s.sends, s.messages = s.sends+1, s.messages+float64(len(ms))
-	for _, m := range ms {
-		s.segments += float64(m.Segments)
-	}
-	return s.Socket.Send(ms)
-}
-
-func (s *countedSocket) Receive(ds []tunnel.Datagram) (int, error) {
-	n, err := s.Socket.Receive(ds)
-	s.receives, s.datagrams = s.receives+1, s.datagrams+float64(n)
-	for _, d := range ds[:n] {
-		s.bytes += float64(len(d.Data))
-	}
-	return n, err
+	return json.NewEncoder(os.Stdout).Encode(tun.Stats())
 }
 
 // configure does what the reconciler does in production.
@@ -227,70 +176,6 @@ func startEnd(t testing.TB, h, peer *lab.Host, own, other netip.Prefix, o tunnel
 		t.Fatal(err)
 	}
 	return p
-}
-
-// vxlan creates the kernel's overlay between two hosts.
-func (p *pair) vxlan(t testing.TB) {
-	t.Helper()
-	for _, side := range []struct {
-		host, peer *lab.Host
-		own, other netip.Prefix
-		mac, far   string
-	}{
-		{p.a, p.b, p.ownA, p.ownB, "02:00:00:00:00:0a", "02:00:00:00:00:0b"},
-		{p.b, p.a, p.ownB, p.ownA, "02:00:00:00:00:0b", "02:00:00:00:00:0a"},
-	} {
-		err := side.host.Do(func() error {
-			uplink, err := netlink.LinkByName(side.host.Uplink)
-			if err != nil {
-				return err
-			}
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name, attrs.MTU = "flannel.1", 1450
-			attrs.HardwareAddr, _ = net.ParseMAC(side.mac)
-			link := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: 8472, VtepDevIndex: uplink.Attrs().Index,
-				SrcAddr: side.host.Addr.AsSlice()}
-			if err := netlink.LinkAdd(link); err != nil {
-				return err
-			}
-			if err := netlink.LinkSetUp(link); err != nil {
-				return err
-			}
-			mac, _ := net.ParseMAC(side.far)
-			gateway := side.other.Addr().AsSlice()
-			neigh := &netlink.Neigh{LinkIndex: link.Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac}
-			if err := netlink.NeighSet(neigh); err != nil {
-				return err
-			}
-			fdb := &netlink.Neigh{LinkIndex: link.Index, Family: syscall.AF_BRIDGE, State: netlink.NUD_PERMANENT,
-				Flags: netlink.NTF_SELF, IP: side.peer.Addr.AsSlice(), HardwareAddr: mac}
-			if err := netlink.NeighAppend(fdb); err != nil {
-				return err
-			}
-			dst := &net.IPNet{IP: side.other.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}
-			return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Index, Dst: dst, Gw: gateway, Flags: int(netlink.FLAG_ONLINK)})
-		})
-		if err != nil {
-			t.Fatal("make vxlan:", err)
-		}
-	}
-}
-
-// direct routes between the containers without an overlay.
-func (p *pair) direct(t testing.TB) {
-	t.Helper()
-	for _, side := range []struct {
-		host, peer *lab.Host
-		other      netip.Prefix
-	}{{p.a, p.b, p.ownB}, {p.b, p.a, p.ownA}} {
-		err := side.host.Do(func() error {
-			dst := &net.IPNet{IP: side.other.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}
-			return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: side.peer.Addr.AsSlice()})
-		})
-		if err != nil {
-			t.Fatal("make route:", err)
-		}
-	}
 }
 
 func newLab(t testing.TB, pairs int, limit time.Duration) (context.Context, *lab.Lab) {
