@@ -130,7 +130,7 @@ func (s *scale) change(ctx context.Context, was, is objects, write func(*store) 
 	start := time.Now()
 	s.watched.monitor.expect(false, was)
 	s.watched.monitor.expect(true, is)
-	st := &store{session: s.etcd, dir: s.watched.prefix + "/subnets/"}
+	st := &store{keys: s.etcd, dir: s.watched.prefix + "/subnets/"}
 	if err := write(st); err != nil {
 		return 0, err
 	}
@@ -140,15 +140,15 @@ func (s *scale) change(ctx context.Context, was, is objects, write func(*store) 
 
 // A store writes leases and records when the first write was done.
 type store struct {
-	session *etcdkeys.Session
-	dir     string
-	wrote   time.Time
+	keys  etcdkeys.Store
+	dir   string
+	wrote time.Time
 }
 
 func (st *store) put(ctx context.Context, a lease.Attrs, subnet netip.Prefix) error {
 	value, err := a.Encode()
 	if err == nil {
-		err = st.session.Put(ctx, st.dir+lease.Key(lease.SubnetsOf(subnet)), string(value))
+		err = st.keys.Put(ctx, st.dir+lease.Key(lease.SubnetsOf(subnet)), string(value), 0)
 	}
 	st.markWritten()
 	return err
@@ -170,7 +170,7 @@ func (st *store) release(ctx context.Context, a lease.Attrs, subnet netip.Prefix
 }
 
 func (st *store) delete(ctx context.Context, subnet netip.Prefix) error {
-	err := st.session.Delete(ctx, st.dir+lease.Key(lease.SubnetsOf(subnet)))
+	err := st.keys.Delete(ctx, st.dir+lease.Key(lease.SubnetsOf(subnet)))
 	st.markWritten()
 	return err
 }

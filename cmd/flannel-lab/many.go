@@ -99,7 +99,7 @@ func (s *scale) writeMany(ctx context.Context, o overlay) error {
 		}
 		entries = append(entries, e)
 	}
-	return s.etcd.PutAll(ctx, entries)
+	return s.etcd.PutTogether(ctx, entries)
 }
 
 // loggedAt returns the time of the first log line whose message begins with one of some texts.

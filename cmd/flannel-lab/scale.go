@@ -13,7 +13,7 @@ import (
 // with room for all peers, and in which nothing else runs.
 type scale struct {
 	lab      *lab.Lab
-	etcd     *etcdkeys.Session
+	etcd     etcdkeys.V3 // with one connection
 	plan     plan
 	progress func(format string, args ...any)
 
@@ -49,16 +49,13 @@ func (s *scale) build(ctx context.Context, flanneld string) (err error) {
 	if s.lab, err = lab.New(ctx, lab.Options{Hosts: s.plan.scaleHosts(), Flanneld: flanneld, Underlay: underlay}); err != nil {
 		return err
 	}
-	s.etcd, err = s.lab.Etcd.V3().Open(ctx)
+	s.etcd, err = s.lab.Etcd.V3().Keep(ctx)
 	return err
 }
 
 func (s *scale) close() error {
 	if s.watched.monitor != nil {
 		s.watched.monitor.close()
-	}
-	if s.etcd != nil {
-		s.etcd.Close()
 	}
 	if s.lab == nil {
 		return nil

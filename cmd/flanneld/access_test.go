@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,14 +13,13 @@ import (
 // the start and later, however often it is tried; it has the command that ends it.
 func TestEtcdMayBeReadOnly(t *testing.T) {
 	t.Parallel()
-	eachAPI(t, func(t *testing.T, api string) {
-		c := newCluster(t, lab.Options{Hosts: 1})
+	eachAPI(t, lab.Options{Hosts: 1}, func(t *testing.T, c *cluster) {
 		const password = "hush-hush"
-		c.must(c.Etcd.Store(api).Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+		c.put("config", vxlanConfig)
 		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
 		h := c.Hosts[0]
 		p := c.launchCommand(h, lab.Command{
-			Args: []string{"-etcd-api=" + api, "-release-lease-on-exit"},
+			Args: []string{"-etcd-api=" + c.api, "-release-lease-on-exit"},
 			Env:  []string{"FLANNELD_ETCD_USERNAME=flannel-1", "FLANNELD_ETCD_PASSWORD=" + password, "FLANNELD_V=1"},
 		})
 		quiet := func(times int) {
@@ -67,12 +64,11 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 
 		// Its key is deleted, and must not be created again.
 		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
-		subnet := c.subnet(h)
 		do := map[string]string{
-			"v3": "ETCDCTL_API=3 etcdctl --endpoints=%s --user=root del %s/subnets/%s-%d",
-			"v2": "ETCDCTL_API=2 etcdctl --endpoints=%s --username=root rm %s/subnets/%s-%d",
-		}[api]
-		c.paste(h, fmt.Sprintf(do, c.Etcd.Endpoint(), c.prefix, subnet.Addr(), subnet.Bits()), "ETCDCTL_PASSWORD="+password)
+			"v3": "ETCDCTL_API=3 etcdctl --endpoints=%s --user=root del %s",
+			"v2": "ETCDCTL_API=2 etcdctl --endpoints=%s --username=root rm %s",
+		}[c.api]
+		c.paste(h, fmt.Sprintf(do, c.Etcd.Endpoint(), leaseKey(c.prefix, c.subnet(h))), "ETCDCTL_PASSWORD="+password)
 		refused("writing the lease", 2)
 		quiet(2)
 		permit()
@@ -83,30 +79,4 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 			t.Errorf("exit code %d, %v:\n%s", code, err, p.Logs())
 		}
 	})
-}
-
-// TestEtcdMayRefuseTheLogin: that is one condition too, which names the flags.
-func TestEtcdMayRefuseTheLogin(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	c.must(c.Etcd.V3().Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
-	const password = "hush-hush"
-	c.must(c.Etcd.RequireUser(c.ctx, "flannel", password))
-	for _, user := range []string{"", "flannel", "stranger"} {
-		p, err := c.Hosts[0].Run(lab.Command{
-			Args: []string{"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + filepath.Join(c.Dir, "x.env"), "-etcd-api=v3"},
-			Env:  []string{"FLANNELD_ETCD_USERNAME=" + user, "FLANNELD_ETCD_PASSWORD=hush-hash", "FLANNELD_V=1"},
-		})
-		c.must(err)
-		c.within(10*time.Second, "refusals", func() error {
-			if lines(p, "level=DEBUG", "registry denies reading") < 3 {
-				return fmt.Errorf("log:\n%s", p.Logs())
-			}
-			return nil
-		})
-		if n := lines(p, "level=ERROR", "etcd refuses the user or the password", "-etcd-username and -etcd-password"); n != 1 || lines(p, "is unreachable") != 0 {
-			t.Errorf("%q: said %d times:\n%s", user, n, p.Logs())
-		}
-		c.must(p.Kill(context.WithoutCancel(c.ctx)))
-	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -33,8 +32,7 @@ func TestTwoStores(t *testing.T) {
 	all := c.Hosts
 	for i, hosts := range [][]*lab.Host{old, auto} {
 		c.Hosts, c.containers = hosts, nil
-		c.addContainers()
-		c.waitAllPairs()
+		c.connect()
 		for _, h := range hosts {
 			if got, want := c.subnet(h).String(), fmt.Sprintf("10.4%d.", 2+i); !strings.HasPrefix(got, want) {
 				t.Errorf("%s has %s", h.Name, got)
@@ -123,13 +121,10 @@ func TestConfigIsElsewhere(t *testing.T) {
 			c.must(c.Etcd.Put(c.ctx, "/atomic.io/network/config", vxlanConfig, 0))
 			c.launch(h, strings.Fields(f.args)...)
 			c.saysTimes(h.Flanneld(), 1, append([]string{"level=WARN", "network config is missing"}, f.hint...)...)
-			keys := c.Etcd.Store(f.api)
-			c.must(keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+			c.use(f.api)
+			c.put("config", vxlanConfig)
 			c.must(h.Flanneld().WaitReady(c.ctx))
-			subnet := c.subnet(h)
-			if _, err := keys.Get(c.ctx, fmt.Sprintf("%s/subnets/%s-%d", c.prefix, subnet.Addr(), subnet.Bits())); err != nil {
-				t.Error(err)
-			}
+			c.lease(h)
 		})
 	}
 }
@@ -138,26 +133,21 @@ func TestConfigIsElsewhere(t *testing.T) {
 // network is not changed.
 func TestRelease(t *testing.T) {
 	t.Parallel()
-	eachAPI(t, func(t *testing.T, api string) {
-		c := newCluster(t, lab.Options{Hosts: 2})
-		keys := c.Etcd.Store(api)
-		c.must(keys.Put(c.ctx, c.prefix+"/config", vxlanConfig, 0))
+	eachAPI(t, lab.Options{Hosts: 2}, func(t *testing.T, c *cluster) {
+		c.put("config", vxlanConfig)
 		h, other := c.Hosts[0], c.Hosts[1]
 		c.must(c.StartAll(c.ctx, "-release-lease-on-exit"))
 		before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
-		key := func(h *lab.Host) string {
-			return c.prefix + "/subnets/" + strings.ReplaceAll(c.subnet(h).String(), "/", "-")
-		}
 		code, err := h.Flanneld().Stop(c.ctx)
 		if err != nil || code != 0 {
 			t.Errorf("exit code %d, %v", code, err)
 		}
 		took := c.within(3*time.Second, "the lease ends", func() error {
-			e, err := keys.Get(c.ctx, key(h))
+			e, err := c.keys.Get(c.ctx, leaseKey(c.prefix, c.subnet(h)))
 			switch {
 			case errors.Is(err, etcdkeys.ErrNoKey):
 				return nil
-			case err == nil && (api == "v3" || !strings.Contains(e.Value, `"Leaving":true`)):
+			case err == nil && (c.api == "v3" || !strings.Contains(e.Value, `"Leaving":true`)):
 				t.Errorf("the lease after the end: %+v", e)
 			}
 			return fmt.Errorf("there is %+v, %v", e, err)
@@ -166,11 +156,7 @@ func TestRelease(t *testing.T) {
 		if after := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(after.Links) != len(before.Links) {
 			t.Errorf("the kernel holds\n%s\nafterwards\n%s", before.Text(), after.Text())
 		}
-		c.must(other.Flanneld().Signal(os.Kill))
-		_, err = other.Flanneld().Wait(c.ctx)
-		c.must(err)
-		if _, err := keys.Get(c.ctx, key(other)); err != nil {
-			t.Errorf("the lease of a host that was killed: %v", err)
-		}
+		c.must(other.Flanneld().Kill(c.ctx))
+		c.lease(other)
 	})
 }

@@ -108,12 +108,12 @@ func (m *mayhem) healEtcd(*victim) {
 // forget removes etcd's history.
 func (m *mayhem) forget(*victim) {
 	m.t.Helper()
-	m.must(m.store.ForgetHistory(m.ctx))
+	m.must(m.keys.ForgetHistory(m.ctx))
 }
 
 func (m *mayhem) deleteLease(v *victim) {
 	m.t.Helper()
-	if err := m.store.Delete(m.ctx, m.leaseKey(v)); !errors.Is(err, etcdkeys.ErrNoKey) {
+	if err := m.keys.Delete(m.ctx, leaseKey(v.network.prefix, v.subnet)); !errors.Is(err, etcdkeys.ErrNoKey) {
 		m.must(err)
 	}
 }

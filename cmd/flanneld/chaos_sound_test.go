@@ -49,7 +49,7 @@ func (m *mayhem) in(n chaosNetwork) (all []*victim) {
 
 // soundLeases: each host has one lease, its own, with its address of now.
 func (m *mayhem) soundLeases(n chaosNetwork, all []*victim) error {
-	entries, err := m.store.List(m.ctx, n.prefix+"/subnets")
+	entries, err := m.keys.List(m.ctx, n.prefix+"/subnets")
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (m *mayhem) soundLeases(n chaosNetwork, all []*victim) error {
 		held[e.Key] = e
 	}
 	for _, v := range all {
-		e := held[m.leaseKey(v)]
+		e := held[leaseKey(v.network.prefix, v.subnet)]
 		if !strings.Contains(e.Value, `"PublicIP":"`+v.addr.String()+`"`) || e.TTL < 23*time.Hour {
 			return fmt.Errorf("%s is at %s and its lease of %s says %q, for %v", v, v.addr, v.subnet, e.Value, e.TTL)
 		}
@@ -67,10 +67,6 @@ func (m *mayhem) soundLeases(n chaosNetwork, all []*victim) error {
 		return fmt.Errorf("%d hosts have the leases %v", len(all), held)
 	}
 	return nil
-}
-
-func (m *mayhem) leaseKey(v *victim) string {
-	return fmt.Sprintf("%s/subnets/%s-%d", v.network.prefix, v.subnet.Addr(), v.subnet.Bits())
 }
 
 // soundKernels checks that each kernel has entries for all other hosts of the network, and no

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
-	"flanneld/pkg/lab/etcdkeys"
 )
 
 const (
@@ -76,8 +75,7 @@ type chaosOf struct {
 // mayhem is a cluster with random failures.
 type mayhem struct {
 	*cluster
-	chaosOf
-	store    etcdkeys.Store
+	backend  zooBackend
 	random   *rand.Rand
 	machines []*machine
 	victims  []*victim
@@ -132,7 +130,8 @@ func startMayhem(t *testing.T, of chaosOf, seed uint64, total time.Duration) *ma
 	ctx, cancel := context.WithTimeout(t.Context(), total+3*time.Minute)
 	t.Cleanup(cancel)
 	c.ctx = ctx
-	m := &mayhem{cluster: c, chaosOf: of, store: c.Etcd.Store(of.api), random: rand.New(rand.NewPCG(seed, 0)), gateway: zooRouter}
+	c.use(of.api)
+	m := &mayhem{cluster: c, backend: of.backend, random: rand.New(rand.NewPCG(seed, 0)), gateway: zooRouter}
 	t.Cleanup(m.tell)
 	m.putConfig()
 	m.shapeHosts()
@@ -188,7 +187,7 @@ func (m *mayhem) putConfig() {
 		if i > 0 && m.backend.second != "" {
 			options += "," + m.backend.second
 		}
-		m.must(m.store.Put(m.ctx, n.prefix+"/config", fmt.Sprintf(`{"Network":%q,"Backend":{%s}}`, n.cidr, options), 0))
+		m.must(m.keys.Put(m.ctx, n.prefix+"/config", fmt.Sprintf(`{"Network":%q,"Backend":{%s}}`, n.cidr, options), 0))
 	}
 }
 
@@ -228,23 +227,13 @@ func (m *mayhem) play() {
 		m.actions++
 		m.note("round %d: %s: %s", m.rounds, v, a.name)
 		a.do(m, v)
-		m.linger(between)
+		pauseFor(m.ctx, between)
 	}
 	m.heal()
 	m.note("round %d: healed", m.rounds)
 	took := m.recover()
 	m.slowest = max(m.slowest, took)
 	m.note("round %d: sound after %v", m.rounds, took.Round(time.Millisecond))
-}
-
-// linger lets trouble last: how long is a part of the chance.
-func (m *mayhem) linger(d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-m.ctx.Done():
-	}
 }
 
 // heal ends all trouble.

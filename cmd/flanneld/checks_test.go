@@ -180,8 +180,7 @@ func TestNetworkAndLAN(t *testing.T) {
 			c.put("config", fmt.Sprintf(`{"Network":"%s","SubnetLen":26,"SubnetMin":"%s","Backend":{"Type":"udp"}}`, x.network, x.min))
 			if !x.refused {
 				c.must(c.StartAll(c.ctx))
-				c.addContainers()
-				c.waitAllPairs()
+				c.connect()
 				return
 			}
 			p := c.launch(h)

@@ -4,6 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -57,6 +60,8 @@ type cluster struct {
 	t          *testing.T
 	ctx        context.Context
 	prefix     string
+	api        string           // of etcd: that of the network
+	keys       etcdkeys.Store   // through that API
 	path       string           // PATH of flanneld and of shells; empty: that of this process
 	containers []*lab.Container // one a host, in order
 }
@@ -84,6 +89,7 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{Lab: l, t: t, ctx: ctx, prefix: defaultPrefix}
+	c.use("v2")
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, h := range l.Hosts {
@@ -100,6 +106,9 @@ func newCluster(t *testing.T, o lab.Options) *cluster {
 	return c
 }
 
+// use has the network in one of etcd's APIs.
+func (c *cluster) use(api string) { c.api, c.keys = api, c.Etcd.Store(api) }
+
 // oneHost creates a cluster of one host, with a config.
 func oneHost(t *testing.T, config string) (*cluster, *lab.Host) {
 	t.Helper()
@@ -113,11 +122,24 @@ func oneHost(t *testing.T, config string) (*cluster, *lab.Host) {
 func startCluster(t *testing.T, hosts int, config string, args ...string) *cluster {
 	t.Helper()
 	c := newCluster(t, lab.Options{Hosts: hosts})
+	c.join(config, args...)
+	return c
+}
+
+// join starts all hosts with a config and a container each, as startCluster does.
+func (c *cluster) join(config string, args ...string) {
+	c.t.Helper()
 	c.put("config", config)
 	c.must(c.StartAll(c.ctx, args...))
-	c.addContainers()
+	c.connect()
+}
+
+// connect adds a container to each host, or to each of some, and waits until all containers reach
+// each other.
+func (c *cluster) connect(some ...*lab.Host) {
+	c.t.Helper()
+	c.addContainers(some...)
 	c.waitAllPairs()
-	return c
 }
 
 func (c *cluster) must(err error) {
@@ -127,12 +149,14 @@ func (c *cluster) must(err error) {
 	}
 }
 
-// eachAPI runs a test with each of etcd's APIs, side by side.
-func eachAPI(t *testing.T, test func(t *testing.T, api string)) {
+// eachAPI runs a test with each of etcd's APIs, side by side, on hosts that have not started yet.
+func eachAPI(t *testing.T, o lab.Options, test func(t *testing.T, c *cluster)) {
 	for _, api := range []string{"v2", "v3"} {
 		t.Run(api, func(t *testing.T) {
 			t.Parallel()
-			test(t, api)
+			c := newCluster(t, o)
+			c.use(api)
+			test(t, c)
 		})
 	}
 }
@@ -204,26 +228,28 @@ func (c *cluster) sh(h *lab.Host, command string) string {
 }
 
 func (c *cluster) try(h *lab.Host, command string) (string, error) {
-	var out []byte
-	err := h.Do(func() (err error) {
-		cmd := exec.CommandContext(c.ctx, "sh", "-c", command)
-		cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+filepath.Join(c.Dir, h.Name, "xtables.lock"))
-		if c.path != "" {
-			cmd.Env = append(cmd.Env, "PATH="+c.path)
-		}
-		out, err = cmd.CombinedOutput()
-		return err
-	})
-	if err != nil {
-		err = fmt.Errorf("%w: %s", err, out)
+	env := []string{"XTABLES_LOCKFILE=" + filepath.Join(c.Dir, h.Name, "xtables.lock")}
+	if c.path != "" {
+		env = append(env, "PATH="+c.path)
 	}
-	return string(out), err
+	return h.NS.Shell(c.ctx, command, env...)
 }
 
 // put writes a key below the prefix, without a TTL.
 func (c *cluster) put(key, value string) {
 	c.t.Helper()
-	c.must(c.Etcd.Put(c.ctx, c.prefix+"/"+key, value, 0))
+	c.must(c.keys.Put(c.ctx, c.prefix+"/"+key, value, 0))
+}
+
+// del deletes a key below the prefix.
+func (c *cluster) del(key string) {
+	c.t.Helper()
+	c.must(c.keys.Delete(c.ctx, c.prefix+"/"+key))
+}
+
+// leaseKey returns the key of the lease of a subnet.
+func leaseKey(prefix string, subnet netip.Prefix) string {
+	return prefix + "/subnets/" + strings.Replace(subnet.String(), "/", "-", 1)
 }
 
 // addContainers adds a container to each host, or to each of some.
@@ -304,9 +330,76 @@ func (c *cluster) snapshot(h *lab.Host, network string, links ...string) datapla
 // lease reads a host's value in etcd.
 func (c *cluster) lease(h *lab.Host) (key string, e etcdkeys.Entry) {
 	c.t.Helper()
-	s := c.subnet(h)
-	key = fmt.Sprintf("%s/subnets/%s-%d", c.prefix, s.Addr(), s.Bits())
-	e, err := c.Etcd.Get(c.ctx, key)
+	key = leaseKey(c.prefix, c.subnet(h))
+	e, err := c.keys.Get(c.ctx, key)
 	c.must(err)
 	return key, e
+}
+
+// peers waits until a host has entries for so many peers.
+func (c *cluster) peers(h *lab.Host, d time.Duration, want int) {
+	c.t.Helper()
+	c.within(d, "the peers", func() error {
+		if n := len(c.snapshot(h, "10.42.0.0/16", "flannel.1").FDB); n != want {
+			return fmt.Errorf("%d, want %d", n, want)
+		}
+		return nil
+	})
+}
+
+// iface returns a device of a host.
+func (c *cluster) iface(h *lab.Host, name string) (i *net.Interface) {
+	c.t.Helper()
+	c.must(h.Do(func() (err error) {
+		i, err = net.InterfaceByName(name)
+		return err
+	}))
+	return i
+}
+
+// usage returns what a process has used.
+func (c *cluster) usage(p *lab.Process) lab.Usage {
+	c.t.Helper()
+	u, err := p.Usage()
+	c.must(err)
+	return u
+}
+
+// pinger has one container ping another until Stop, or lossless, is called.
+func (c *cluster) pinger(from, to *lab.Container) *lab.Pinger {
+	c.t.Helper()
+	p, err := from.StartPinger(to.Addr, 10*time.Millisecond)
+	c.must(err)
+	return p
+}
+
+// traffic is pings both ways between neighbours.
+func (c *cluster) traffic(along ...*lab.Container) (pings []*lab.Pinger) {
+	c.t.Helper()
+	for i := 1; i < len(along); i++ {
+		pings = append(pings, c.pinger(along[i-1], along[i]), c.pinger(along[i], along[i-1]))
+	}
+	return pings
+}
+
+// lossless ends pings, and wants every one answered.
+func (c *cluster) lossless(pings ...*lab.Pinger) {
+	c.t.Helper()
+	for i, p := range pings {
+		if s := p.Stop(); s.Lost > 0 || s.Sent == 0 {
+			c.t.Errorf("pinger %d lost %d of %d pings, for %v", i, s.Lost, s.Sent, s.Outage)
+		}
+	}
+}
+
+// get asks the daemon of a host at its health port, from the host itself.
+func (c *cluster) get(h *lab.Host, path string) (status int, body string, err error) {
+	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: slow(3 * time.Second)}
+	r, err := client.Get("http://127.0.0.1:8080" + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	return r.StatusCode, string(text), err
 }

@@ -31,17 +31,14 @@ func TestFight(t *testing.T) {
 	}
 	c.must(c.Etcd.PutAll(c.ctx, leases))
 	p := c.start(h, "-iptables-forward-rules=false")
-	begun, err := p.Usage()
-	c.must(err)
+	begun := c.usage(p)
 	defer c.flushNeighbours(h)()
 
 	c.says(p, "keeps undoing changes to the kernel")
-	before, err := p.Usage()
-	c.must(err)
+	before := c.usage(p)
 	said := lines(p)
 	time.Sleep(watch) // it is what happens in it that is measured
-	after, err := p.Usage()
-	c.must(err)
+	after := c.usage(p)
 	share := 100 * (after.CPU - before.CPU).Seconds() / watch.Seconds()
 	t.Logf("%.2f %% of a processor; %v until it was said", share, before.CPU-begun.CPU)
 	if share > 5 {

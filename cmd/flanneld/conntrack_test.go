@@ -13,7 +13,6 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"flanneld/pkg/lab"
 	"flanneld/pkg/netlink"
 )
 
@@ -21,18 +20,13 @@ import (
 // connections are dropped, a condition names the command. Established connections continue.
 func TestFullConnectionTable(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 2})
+	c := startCluster(t, 2, vxlanConfig, "-ip-masq=true")
 	h := c.Hosts[0]
-	c.put("config", vxlanConfig)
-	c.must(c.StartAll(c.ctx, "-ip-masq=true"))
-	c.addContainers()
-	c.waitAllPairs()
 	const said = "conntrack table is nearly full"
 	if n := logged(h, said); n > 0 {
 		t.Errorf("said %d times before:\n%s", n, h.Flanneld().Logs())
 	}
-	pinger, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-	c.must(err)
+	pinger := c.pinger(c.containers[0], c.containers[1])
 	c.within(5*time.Second, "pings", func() error {
 		if pinger.Stats().Received < 10 {
 			return errors.New("too few")
@@ -55,9 +49,7 @@ func TestFullConnectionTable(t *testing.T) {
 		}
 		return nil
 	})
-	if s := pinger.Stop(); s.Lost > 0 {
-		t.Errorf("lost %d of %d pings", s.Lost, s.Sent)
-	}
+	c.lossless(pinger)
 	c.must(h.Do(flushConnectionTable))
 	c.sh(h, look)
 	c.saysTimes(h.Flanneld(), 1, "no longer: ", said)

@@ -58,8 +58,7 @@ func TestStartGoesOnWithDescriptors(t *testing.T) {
 		for i, h := range c.Hosts {
 			p := c.launch(h)
 			c.says(p, "network config is missing")
-			used, err := p.Usage()
-			c.must(err)
+			used := c.usage(p)
 			limit(p, used.Files+i)
 		}
 		c.put("config", config)
@@ -88,7 +87,6 @@ func TestStartGoesOnWithDescriptors(t *testing.T) {
 			})
 		}
 		all.Wait()
-		c.addContainers()
-		c.waitAllPairs()
+		c.connect()
 	}
 }

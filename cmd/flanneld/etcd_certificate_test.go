@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -19,12 +18,9 @@ import (
 func TestEtcdCertificate(t *testing.T) {
 	t.Parallel()
 	ours, others := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
-	server := func(t *testing.T) string { return strings.ReplaceAll(t.Name(), "/", "-") }
-	secure := func(t *testing.T) lab.Options { return lab.Options{Hosts: 3, TLS: secured(ours, server(t))} }
-	eachStore(t, secure, func(s *stage) {
-		name, files := server(s.t), s.options.TLS
+	play := func(s *stage, name string, files *lab.TLS) {
 		s.args = append(s.args, "-etcd-cafile="+files.CA, "-etcd-certfile="+files.ClientCert, "-etcd-keyfile="+files.ClientKey)
-		s.begin(upperConfig)
+		s.join(upperConfig, s.args...)
 		for _, bad := range []struct {
 			name, cause string
 			by          *etcdtest.Authority
@@ -53,7 +49,16 @@ func TestEtcdCertificate(t *testing.T) {
 				})
 			})
 		}
-	})
+	}
+	for _, api := range []string{"v2", "v3"} {
+		t.Run(api, func(t *testing.T) {
+			t.Parallel()
+			files := secured(ours, api)
+			c := newCluster(t, lab.Options{Hosts: 3, TLS: files})
+			c.use(api)
+			play(newStage(c), api, files)
+		})
+	}
 }
 
 // secured are the files of an etcd with certificates of an authority, which has issued none of that
@@ -82,7 +87,7 @@ func (s *stage) slowEtcd() {
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- s.stutter(ctx) }()
-	s.set("subnets/10.42.89.0-24", phantomValue(ip, mac))
+	s.put("subnets/10.42.89.0-24", phantomValue(ip, mac))
 	start := time.Now()
 	for _, h := range s.Hosts {
 		s.holds(h, 10*time.Second, subnet, ip, mac)
@@ -96,9 +101,9 @@ func (s *stage) slowEtcd() {
 	s.saysTimes(h.Flanneld(), 0, awayLine)
 	cancel()
 	s.must(<-ended)
-	s.must(s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.89.0-24"))
+	s.del("subnets/10.42.89.0-24")
 	s.follows()
-	tr.end()
+	s.lossless(tr...)
 	s.t.Logf("followed after %v, CPU %.3f %%, ready after %v", followed.Round(time.Millisecond), share*100, p.ReadyAfter().Round(time.Millisecond))
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +26,7 @@ const (
 // TestEtcdForgets replaces the content of etcd, as a whole and key by key.
 func TestEtcdForgets(t *testing.T) {
 	t.Parallel()
-	eachStore(t, threeHosts, func(s *stage) {
+	eachStore(t, lab.Options{Hosts: 3}, func(s *stage) {
 		backup := filepath.Join(s.Dir, "backup")
 		s.beginWithBackup(backup)
 		s.row("own key deleted", (*stage).losesKey)
@@ -49,7 +50,7 @@ func TestEtcdForgets(t *testing.T) {
 // sign that all is as it was.
 func TestEtcdRestoredSoon(t *testing.T) {
 	t.Parallel()
-	eachStore(t, threeHosts, func(s *stage) {
+	eachStore(t, lab.Options{Hosts: 3}, func(s *stage) {
 		backup := filepath.Join(s.Dir, "backup")
 		s.beginWithBackup(backup)
 		s.restored(backup)
@@ -59,7 +60,7 @@ func TestEtcdRestoredSoon(t *testing.T) {
 // beginWithBackup starts all hosts, and takes a backup of etcd before the last one has a lease.
 func (s *stage) beginWithBackup(dir string) {
 	s.t.Helper()
-	s.set("config", upperConfig)
+	s.put("config", upperConfig)
 	all := s.Hosts
 	s.Hosts = all[:len(all)-1]
 	for _, h := range s.Hosts {
@@ -71,8 +72,7 @@ func (s *stage) beginWithBackup(dir string) {
 	s.Hosts = all
 	last := all[len(all)-1]
 	s.start(last, s.args...)
-	s.addContainers()
-	s.waitAllPairs()
+	s.connect()
 	// Nothing that follows is to be blamed on this.
 	for _, h := range s.Hosts {
 		s.within(10*time.Second, "settled", func() error {
@@ -89,10 +89,7 @@ func (s *stage) holdings() map[string]string {
 	s.t.Helper()
 	all := map[string]string{}
 	for _, h := range s.Hosts {
-		key, e, err := s.ownLease(h)
-		if err != nil {
-			s.t.Fatalf("lease of %s: %v", h.Name, err)
-		}
+		key, e := s.lease(h)
 		all[key] = e.Value
 	}
 	return all
@@ -102,7 +99,7 @@ func (s *stage) holdings() map[string]string {
 func (s *stage) leasedAgain(d time.Duration, key, value string) time.Duration {
 	s.t.Helper()
 	return s.within(d, key, func() error {
-		e, err := s.store.Get(s.ctx, key)
+		e, err := s.keys.Get(s.ctx, key)
 		if err == nil && (e.Value != value || e.TTL < 23*time.Hour) {
 			err = fmt.Errorf("it is %+v", e)
 		}
@@ -113,27 +110,25 @@ func (s *stage) leasedAgain(d time.Duration, key, value string) time.Duration {
 func (s *stage) losesKey() {
 	tr := s.traffic(s.containers...)
 	for _, h := range s.Hosts {
-		key, before, err := s.ownLease(h)
-		s.must(err)
+		key, before := s.lease(h)
 		said := logged(h, goneLine)
-		s.must(s.store.Delete(s.ctx, key))
+		s.must(s.keys.Delete(s.ctx, key))
 		took := s.leasedAgain(3*time.Second, key, before.Value)
 		s.saysTimes(h.Flanneld(), said+1, goneLine)
 		s.t.Logf("%s made it again after %v", h.Name, took.Round(time.Millisecond))
 	}
 	s.follows()
-	tr.end()
+	s.lossless(tr...)
 }
 
 // keyExpiresSoon makes the own key expire in a second, without another change.
 func (s *stage) keyExpiresSoon() {
 	tr := s.traffic(s.containers...)
 	for i, h := range s.Hosts {
-		key, before, err := s.ownLease(h)
-		s.must(err)
+		key, before := s.lease(h)
 		mended := func() int { return logged(h, goneLine) + logged(h, "lease renewed") }
 		said := mended()
-		s.must(s.store.Put(s.ctx, key, before.Value, time.Duration(1+i%2)*time.Second))
+		s.must(s.keys.Put(s.ctx, key, before.Value, time.Duration(1+i%2)*time.Second))
 		took := s.leasedAgain(5*time.Second, key, before.Value)
 		s.within(5*time.Second, "log", func() error {
 			if n := mended(); n != said+1 {
@@ -144,21 +139,20 @@ func (s *stage) keyExpiresSoon() {
 		s.t.Logf("%s has it for a day after %v", h.Name, took.Round(time.Millisecond))
 	}
 	s.follows()
-	tr.end()
+	s.lossless(tr...)
 }
 
 // keyExpired lets the own key expire while the daemon cannot help it. Its peers
 // have to believe that it is gone; the others are not concerned.
 func (s *stage) keyExpired() {
 	h := s.Hosts[0]
-	key, before, err := s.ownLease(h)
-	s.must(err)
+	key, before := s.lease(h)
 	said := logged(h, goneLine)
 	tr := s.traffic(s.containers[1:]...)
 	s.must(h.Flanneld().Pause())
-	s.must(s.store.Put(s.ctx, key, before.Value, time.Second))
+	s.must(s.keys.Put(s.ctx, key, before.Value, time.Second))
 	s.within(5*time.Second, "expiry", func() error {
-		if _, err := s.store.Get(s.ctx, key); !errors.Is(err, etcdkeys.ErrNoKey) {
+		if _, err := s.keys.Get(s.ctx, key); !errors.Is(err, etcdkeys.ErrNoKey) {
 			return fmt.Errorf("it is there: %w", err)
 		}
 		return nil
@@ -168,7 +162,7 @@ func (s *stage) keyExpired() {
 	s.waitAllPairs()
 	s.saysTimes(h.Flanneld(), said+1, goneLine)
 	s.follows() // and so watches, when something happens to etcd next
-	tr.end()
+	s.lossless(tr...)
 	s.t.Logf("made it again after %v", took.Round(time.Millisecond))
 }
 
@@ -176,7 +170,7 @@ func (s *stage) keyExpired() {
 func (s *stage) wiped() {
 	s.returns(func() {
 		s.must(s.Etcd.Wipe(s.ctx))
-		s.set("config", upperConfig)
+		s.put("config", upperConfig)
 	})
 }
 
@@ -195,8 +189,8 @@ func (s *stage) restored(backup string) {
 		for i, h := range s.Hosts[:len(s.Hosts)-1] {
 			s.saysTimes(h.Flanneld(), back[i]+1, backLine)
 		}
-		s.pass(2 * time.Second) // for those to do wrong
-		if _, _, err := s.ownLease(last); !errors.Is(err, etcdkeys.ErrNoKey) {
+		pauseFor(s.ctx, 2*time.Second) // for those to do wrong
+		if _, err := s.keys.Get(s.ctx, leaseKey(s.prefix, s.subnet(last))); !errors.Is(err, etcdkeys.ErrNoKey) {
 			s.t.Errorf("the backup has a lease of %s: %v", last.Name, err)
 		}
 		s.must(last.Flanneld().Signal(syscall.SIGCONT))
@@ -228,23 +222,18 @@ func (s *stage) returns(happens func()) {
 		s.t.Errorf("leases were %v, are %v", leases, now)
 	}
 	s.follows()
-	tr.end()
+	s.lossless(tr...)
 }
 
 // subnetTaken: another host creates the lease that ours has lost: the other one keeps the subnet,
 // and ours moves to another one.
 func (s *stage) subnetTaken() {
 	h := s.Hosts[0]
-	key, _, err := s.ownLease(h)
-	s.must(err)
-	old, pid := s.subnet(h), h.Flanneld().PID()
+	pid := h.Flanneld().PID()
 	gone, moved, docker := "lost own subnet to another host", "moved to another subnet", "restart docker"
 	said := logged(h, docker)
 	tr := s.traffic(s.containers[1:]...)
-	s.must(h.Flanneld().Pause()) // or it would make it again itself
-	s.must(s.store.Delete(s.ctx, key))
-	s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
-	s.must(h.Flanneld().Signal(syscall.SIGCONT))
+	key, old := s.steal(h)
 	took := s.within(5*time.Second, "another subnet", func() error {
 		if now := s.subnet(h); now == old {
 			return fmt.Errorf("it is %s", now)
@@ -254,10 +243,10 @@ func (s *stage) subnetTaken() {
 	s.saysTimes(h.Flanneld(), 1, "level=ERROR", gone, old.String(), stolenIP, "times=1")
 	s.saysTimes(h.Flanneld(), 1, "level=ERROR", moved, old.String())
 	s.saysTimes(h.Flanneld(), said+1, "level=WARN", docker, h.SubnetFile)
-	if _, e, err := s.ownLease(h); err != nil || !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) || e.TTL < 23*time.Hour {
-		s.t.Errorf("the new lease is %+v, %v", e, err)
+	if _, e := s.lease(h); !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) || e.TTL < 23*time.Hour {
+		s.t.Errorf("the new lease is %+v", e)
 	}
-	if e, err := s.store.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
+	if e, err := s.keys.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
 		s.t.Errorf("the other host's lease is %+v, %v", e, err)
 	}
 	for _, other := range s.Hosts[1:] {
@@ -266,43 +255,58 @@ func (s *stage) subnetTaken() {
 	if h.Flanneld().Exited() || h.Flanneld().PID() != pid {
 		s.t.Error("flanneld has ended")
 	}
-	k, err := h.AddContainer() // docker was restarted
-	s.must(err)
-	s.containers[0] = k
+	s.restartDocker(0)
 	// Until then the old subnet was the bridge's.
 	s.holds(h, 5*time.Second, old.String(), stolenIP, stolenMAC)
 	s.waitAllPairs()
-	tr.end()
+	s.lossless(tr...)
 	s.t.Logf("%s became %s after %v", old, s.subnet(h), took.Round(time.Millisecond))
-	s.must(s.store.Delete(s.ctx, key))
+	s.must(s.keys.Delete(s.ctx, key))
+}
+
+// steal has another host take a host's subnet, whose daemon cannot create its lease again meanwhile.
+func (c *cluster) steal(h *lab.Host) (key string, subnet netip.Prefix) {
+	c.t.Helper()
+	key, _ = c.lease(h)
+	subnet = c.subnet(h)
+	c.must(h.Flanneld().Pause())
+	c.must(c.keys.Delete(c.ctx, key))
+	c.must(c.keys.Put(c.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
+	c.must(h.Flanneld().Signal(syscall.SIGCONT))
+	return key, subnet
+}
+
+// restartDocker replaces a container, and has docker take the subnet in the subnet file.
+func (c *cluster) restartDocker(i int) {
+	c.t.Helper()
+	k, err := c.Hosts[i].AddContainer()
+	c.must(err)
+	c.containers[i] = k
 }
 
 // subnetTakenWhileStopped does it to a host that finds out when it starts.
 func (s *stage) subnetTakenWhileStopped() {
 	h := s.Hosts[1]
-	key, _, err := s.ownLease(h)
-	s.must(err)
+	key, _ := s.lease(h)
 	old := s.subnet(h)
 	tr := s.traffic(s.containers[0], s.containers[2])
 	s.stop(h.Flanneld())
-	s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
+	s.must(s.keys.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
 	s.start(h, s.args...)
 	s.saysTimes(h.Flanneld(), 1, "level=ERROR", "previous subnet is leased by another host", old.String())
 	s.saysTimes(h.Flanneld(), 1, "level=WARN", "restart docker", h.SubnetFile)
 	if now := s.subnet(h); now == old {
 		s.t.Errorf("the subnet file still tells of %s", now)
 	}
-	if e, err := s.store.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
+	if e, err := s.keys.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
 		s.t.Errorf("the other host's lease is %+v, %v", e, err)
 	}
-	k, err := h.AddContainer() // docker was restarted
-	s.must(err)
-	s.containers[1] = k
+	s.restartDocker(1)
 	for _, host := range s.Hosts {
 		s.holds(host, 5*time.Second, old.String(), stolenIP, stolenMAC)
 	}
 	s.waitAllPairs()
-	tr.end()
+	s.lossless(tr...)
 }
 
 // missesEvents stops a daemon while more happens than etcd remembers.
@@ -321,7 +325,7 @@ func (s *stage) missesEvents(also func()) {
 		base[i] = s.sortedLines(host)
 	}
 	tr := s.traffic(s.containers...)
-	s.must(s.store.PutAll(s.ctx, round(0)[:20])) // who changes and who leaves
+	s.must(s.keys.PutAll(s.ctx, round(0)[:20])) // who changes and who leaves
 	s.within(5*time.Second, "the first peers", func() error {
 		if n := len(s.sortedLines(h)); n != len(base[0])+3*20 {
 			return fmt.Errorf("%d objects", n)
@@ -330,12 +334,12 @@ func (s *stage) missesEvents(also func()) {
 	})
 	s.must(h.Flanneld().Pause())
 	for r := 1; r <= rounds; r++ {
-		s.must(s.store.PutAll(s.ctx, round(r)))
+		s.must(s.keys.PutAll(s.ctx, round(r)))
 	}
 	var want []string
 	for i := 1; i <= peers; i++ {
 		if i%3 == 0 {
-			s.must(s.store.Delete(s.ctx, key(i)))
+			s.must(s.keys.Delete(s.ctx, key(i)))
 			continue
 		}
 		mac := fmt.Sprintf("0a:00:00:00:%02x:%02x", rounds, i)
@@ -343,7 +347,7 @@ func (s *stage) missesEvents(also func()) {
 			fmt.Sprintf("neigh 10.42.%d.0 lladdr %s dev flannel.1 nud permanent", i, mac),
 			fmt.Sprintf("route 10.42.%[1]d.0/24 via 10.42.%[1]d.0 dev flannel.1 onlink", i))
 	}
-	if v3, ok := s.store.(etcdkeys.V3); ok { // in v2, so many events are enough
+	if v3, ok := s.keys.(etcdkeys.V3); ok { // in v2, so many events are enough
 		s.must(v3.ForgetHistory(s.ctx))
 	}
 	also()
@@ -358,14 +362,14 @@ func (s *stage) missesEvents(also func()) {
 	s.t.Logf("all is known after %v, listed again %d times", took.Round(time.Millisecond), logged(h, "listing all leases again")-again)
 	for i := 1; i <= peers; i++ {
 		if i%3 != 0 {
-			s.must(s.store.Delete(s.ctx, key(i)))
+			s.must(s.keys.Delete(s.ctx, key(i)))
 		}
 	}
 	for i, other := range s.Hosts {
 		s.sees(other, 10*time.Second, base[i])
 	}
 	s.follows()
-	tr.end()
+	s.lossless(tr...)
 }
 
 // sortedLines returns the objects of a host's kernel.

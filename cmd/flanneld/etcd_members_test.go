@@ -16,6 +16,7 @@ import (
 	client "go.etcd.io/etcd/client/v3"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lab/wait"
 )
 
@@ -25,13 +26,12 @@ import (
 // joins then does so by the endpoints that are left.
 func TestEtcdMembersChangeUnderLoad(t *testing.T) {
 	t.Parallel()
-	eachAPI(t, func(t *testing.T, api string) {
-		c := newCluster(t, lab.Options{Hosts: 3, EtcdCluster: true})
+	eachAPI(t, lab.Options{Hosts: 3, EtcdCluster: true}, func(t *testing.T, c *cluster) {
 		one, err := c.Etcd.AddMember(c.ctx, 1)
 		c.must(err)
 		two, err := c.Etcd.AddMember(c.ctx, 2, one)
 		c.must(err)
-		s := newMemberStorm(c, api, one, two)
+		s := newMemberStorm(c, one, two)
 		late := c.Hosts[2]
 		for _, h := range c.Hosts[:2] {
 			c.launch(h, s.args...)
@@ -42,8 +42,7 @@ func TestEtcdMembersChangeUnderLoad(t *testing.T) {
 		}
 		c.waitAllPairs()
 		subnets := []netip.Prefix{c.subnet(c.Hosts[0]), c.subnet(c.Hosts[1])}
-		p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-		c.must(err)
+		p := c.pinger(c.containers[0], c.containers[1])
 
 		s.begin()
 		s.killLeader()
@@ -73,7 +72,6 @@ type memberStorm struct {
 	*cluster
 	others []*lab.Member // that there are beside the first
 	args   []string      // of flanneld: the endpoints are those of the beginning
-	write  func(ctx context.Context, key, value string) error
 
 	mu    sync.Mutex
 	there map[netip.Prefix]bool // acknowledged
@@ -82,7 +80,7 @@ type memberStorm struct {
 	wrote int
 }
 
-func newMemberStorm(c *cluster, api string, others ...*lab.Member) *memberStorm {
+func newMemberStorm(c *cluster, others ...*lab.Member) *memberStorm {
 	c.t.Helper()
 	endpoints := []string{c.Etcd.Endpoint()}
 	for _, m := range others {
@@ -90,21 +88,15 @@ func newMemberStorm(c *cluster, api string, others ...*lab.Member) *memberStorm 
 	}
 	s := &memberStorm{
 		cluster: c, others: others, there: map[netip.Prefix]bool{}, done: make(chan struct{}),
-		args: []string{"-etcd-endpoints=" + strings.Join(endpoints, ","), "-etcd-api=" + api, "-subnet-lease-renew-margin=1439", "-iptables-forward-rules=false"},
+		args: []string{"-etcd-endpoints=" + strings.Join(endpoints, ","), "-etcd-api=" + c.api, "-subnet-lease-renew-margin=1439", "-iptables-forward-rules=false"},
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	c.t.Cleanup(cancel)
 	var err error
-	s.write, err = c.Etcd.Writer(ctx, api, others...)
+	s.keys, err = c.Etcd.Cluster(ctx, c.api, others...)
 	c.must(err)
-	s.try(c.prefix+"/config", upperConfig)
+	s.within(time.Minute, "write the config", func() error { return s.keys.Put(s.ctx, s.prefix+"/config", upperConfig, 0) })
 	return s
-}
-
-// try writes until etcd has acknowledged it.
-func (s *memberStorm) try(key, value string) {
-	s.t.Helper()
-	s.within(time.Minute, "write "+key, func() error { return s.write(s.ctx, key, value) })
 }
 
 // begin has leases written and deleted without a pause.
@@ -116,19 +108,23 @@ func (s *memberStorm) begin() {
 		random := rand.New(rand.NewPCG(1, 2))
 		for ctx.Err() == nil {
 			subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(random.IntN(100)), 0}), 24)
-			key := fmt.Sprintf("%s/subnets/%s-24", s.prefix, subnet.Addr())
-			value := ""
-			if !s.there[subnet] {
-				value = fmt.Sprintf(`{"PublicIP":"172.31.201.%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:%02x"}}`, subnet.Addr().As4()[2], subnet.Addr().As4()[2])
-			}
+			n, comes := subnet.Addr().As4()[2], !s.there[subnet]
 			// Without an answer it is not known whether it was done, so it is done again. What
 			// is begun is finished, or the end is not known.
-			err := wait.Until(s.ctx, func() error { return s.write(s.ctx, key, value) })
+			err := wait.Until(s.ctx, func() error {
+				if comes {
+					return s.keys.Put(s.ctx, leaseKey(s.prefix, subnet), phantomValue(fmt.Sprintf("172.31.201.%d", n), fmt.Sprintf("02:00:00:00:00:%02x", n)), 0)
+				}
+				if err := s.keys.Delete(s.ctx, leaseKey(s.prefix, subnet)); !errors.Is(err, etcdkeys.ErrNoKey) {
+					return err
+				}
+				return nil
+			})
 			if err != nil {
 				return
 			}
 			s.mu.Lock()
-			s.there[subnet] = value != ""
+			s.there[subnet] = comes
 			s.wrote++
 			s.mu.Unlock()
 		}

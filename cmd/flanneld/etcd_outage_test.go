@@ -1,11 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -13,33 +10,27 @@ import (
 	"time"
 
 	"flanneld/pkg/lab"
-	"flanneld/pkg/lab/etcdkeys"
 )
 
 // A stage is a cluster whose network is in one of etcd's APIs, for a sequence of failures.
 type stage struct {
 	*cluster
-	store   etcdkeys.Store
-	options lab.Options
-	args    []string // of flanneld
+	args []string // of flanneld
 }
 
 const (
-	readyzPort = "8080"
-	awayLine   = "registry is unreachable"
-	backLine   = "registry is reachable again"
+	awayLine = "registry is unreachable"
+	backLine = "registry is reachable again"
 )
 
 // eachStore plays the same on a cluster of each API.
-func eachStore(t *testing.T, options func(*testing.T) lab.Options, play func(*stage)) {
-	eachAPI(t, func(t *testing.T, api string) {
-		o := options(t)
-		c := newCluster(t, o)
-		play(&stage{c, c.Etcd.Store(api), o, []string{"-etcd-api=" + api, "-healthz-ip=127.0.0.1", "-healthz-port=" + readyzPort}})
-	})
+func eachStore(t *testing.T, o lab.Options, play func(*stage)) {
+	eachAPI(t, o, func(t *testing.T, c *cluster) { play(newStage(c)) })
 }
 
-func threeHosts(*testing.T) lab.Options { return lab.Options{Hosts: 3} }
+func newStage(c *cluster) *stage {
+	return &stage{c, []string{"-etcd-api=" + c.api, "-healthz-ip=127.0.0.1", "-healthz-port=8080"}}
+}
 
 // row plays a part as a test of its own. What follows needs a sound cluster.
 func (s *stage) row(name string, play func(*stage)) {
@@ -47,68 +38,11 @@ func (s *stage) row(name string, play func(*stage)) {
 	ok := s.t.Run(name, func(t *testing.T) {
 		c := *s.cluster
 		c.t = t
-		play(&stage{&c, s.store, s.options, s.args})
+		play(&stage{&c, s.args})
 	})
 	if !ok {
 		s.t.FailNow()
 	}
-}
-
-// begin starts all hosts, with a container each.
-func (s *stage) begin(config string) {
-	s.t.Helper()
-	s.set("config", config)
-	s.must(s.StartAll(s.ctx, s.args...))
-	s.addContainers()
-	s.waitAllPairs()
-}
-
-// set writes a key below the prefix, without a TTL.
-func (s *stage) set(key, value string) {
-	s.t.Helper()
-	s.must(s.store.Put(s.ctx, s.prefix+"/"+key, value, 0))
-}
-
-// ownLease reads what a host has in the registry.
-func (s *stage) ownLease(h *lab.Host) (key string, e etcdkeys.Entry, err error) {
-	s.t.Helper()
-	subnet := s.subnet(h)
-	key = fmt.Sprintf("%s/subnets/%s-%d", s.prefix, subnet.Addr(), subnet.Bits())
-	e, err = s.store.Get(s.ctx, key)
-	return key, e, err
-}
-
-// traffic is pings both ways between neighbours.
-type traffic struct {
-	s     *stage
-	pings []*lab.Pinger
-}
-
-func (s *stage) traffic(along ...*lab.Container) *traffic {
-	s.t.Helper()
-	tr := &traffic{s: s}
-	for i := 1; i < len(along); i++ {
-		for _, pair := range [][2]*lab.Container{{along[i-1], along[i]}, {along[i], along[i-1]}} {
-			p, err := pair[0].StartPinger(pair[1].Addr, 10*time.Millisecond)
-			s.must(err)
-			tr.pings = append(tr.pings, p)
-		}
-	}
-	return tr
-}
-
-// end wants every ping answered.
-func (tr *traffic) end() {
-	tr.s.t.Helper()
-	sent := 0
-	for i, p := range tr.pings {
-		r := p.Stop()
-		sent += r.Sent
-		if r.Lost > 0 || r.Sent == 0 {
-			tr.s.t.Errorf("pinger %d lost %d of %d pings, for %v", i, r.Lost, r.Sent, r.Outage)
-		}
-	}
-	tr.s.t.Logf("%d pings on %d ways", sent, len(tr.pings))
 }
 
 // lines counts the lines with some words in the log of each host.
@@ -144,17 +78,11 @@ func (s *stage) readyz(d time.Duration, begin string) {
 // readyzOf waits until /readyz of a host has this status, prefix and words.
 func (s *stage) readyzOf(h *lab.Host, d time.Duration, status int, begin string, words ...string) {
 	s.t.Helper()
-	client := &http.Client{Transport: &http.Transport{DialContext: h.NS.DialContext, DisableKeepAlives: true}, Timeout: time.Second}
 	s.within(d, "readyz of "+h.Name, func() error {
-		r, err := client.Get("http://127.0.0.1:" + readyzPort + "/readyz")
-		if err != nil {
-			return err
-		}
-		defer r.Body.Close()
-		body, err := io.ReadAll(r.Body)
-		missing := func(word string) bool { return !strings.Contains(string(body), word) }
-		if err == nil && (r.StatusCode != status || !strings.HasPrefix(string(body), begin) || slices.ContainsFunc(words, missing)) {
-			err = fmt.Errorf("%d %s; want %d %s %q", r.StatusCode, body, status, begin, words)
+		code, body, err := s.get(h, "/readyz")
+		missing := func(word string) bool { return !strings.Contains(body, word) }
+		if err == nil && (code != status || !strings.HasPrefix(body, begin) || slices.ContainsFunc(words, missing)) {
+			err = fmt.Errorf("%d %s; want %d %s %q", code, body, status, begin, words)
 		}
 		return err
 	})
@@ -165,30 +93,15 @@ func (s *stage) idle(d time.Duration) float64 {
 	s.t.Helper()
 	var before []time.Duration
 	for _, h := range s.Hosts {
-		u, err := h.Flanneld().Usage()
-		s.must(err)
-		before = append(before, u.CPU)
+		before = append(before, s.usage(h.Flanneld()).CPU)
 	}
-	took := s.pass(d)
+	start := time.Now()
+	pauseFor(s.ctx, d)
 	var most time.Duration
 	for i, h := range s.Hosts {
-		u, err := h.Flanneld().Usage()
-		s.must(err)
-		most = max(most, u.CPU-before[i])
+		most = max(most, s.usage(h.Flanneld()).CPU-before[i])
 	}
-	return float64(most) / float64(took)
-}
-
-// pass lets time go by in which nothing is to happen.
-func (s *stage) pass(d time.Duration) time.Duration {
-	s.t.Helper()
-	start := time.Now()
-	return s.within(2*d, "time", func() error {
-		if time.Since(start) < d {
-			return errors.New("too early to tell")
-		}
-		return nil
-	})
+	return float64(most) / float64(time.Since(start))
 }
 
 // phantomValue is the lease of a peer that does not exist.
@@ -205,11 +118,11 @@ func (s *stage) follows() {
 	n := 121 + visits.Add(1)%6
 	subnet, ip, mac := fmt.Sprintf("10.42.%d.0/24", n), fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("0a:00:00:00:00:%02x", n)
 	key := "subnets/" + strings.ReplaceAll(subnet, "/", "-")
-	s.set(key, phantomValue(ip, mac))
+	s.put(key, phantomValue(ip, mac))
 	for _, h := range s.Hosts {
 		s.holds(h, 5*time.Second, subnet, ip, mac)
 	}
-	s.must(s.store.Delete(s.ctx, s.prefix+"/"+key))
+	s.must(s.keys.Delete(s.ctx, s.prefix+"/"+key))
 	for _, h := range s.Hosts {
 		s.holds(h, 5*time.Second, subnet, "", "")
 	}
@@ -269,7 +182,7 @@ func (s *stage) endures(o outage) {
 	recovered := time.Since(served)
 	s.readyz(5*time.Second, "flanneld is ready")
 	s.follows()
-	tr.end()
+	s.lossless(tr...)
 	s.once(5*time.Second, gone, awayLine)
 	s.once(5*time.Second, back, backLine)
 	s.t.Logf("noticed after %v, CPU %.3f %%, etcd back after %v, all hosts %v later", noticed.Round(time.Millisecond),
@@ -280,8 +193,8 @@ func (s *stage) endures(o outage) {
 func TestEtcdAway(t *testing.T) {
 	t.Parallel()
 	need(t, "nft")
-	eachStore(t, threeHosts, func(s *stage) {
-		s.begin(upperConfig)
+	eachStore(t, lab.Options{Hosts: 3}, func(s *stage) {
+		s.join(upperConfig, s.args...)
 		s.row("killed", func(s *stage) {
 			s.endures(outage{
 				begin:   func() error { return s.Etcd.Kill(s.ctx) },
@@ -294,7 +207,7 @@ func TestEtcdAway(t *testing.T) {
 				begin:   func() error { return s.Etcd.Stop(s.ctx) },
 				end:     func() error { return s.Etcd.Start(s.ctx) },
 				noticed: 5 * time.Second,
-				during:  func() { s.pass(6 * time.Second) }, // until attempts are as rare as they get
+				during:  func() { pauseFor(s.ctx, 6*time.Second) }, // until attempts are as rare as they get
 			})
 		})
 		s.row("black hole", func(s *stage) {
@@ -303,14 +216,14 @@ func TestEtcdAway(t *testing.T) {
 				begin:   s.blackHole,
 				end:     func() error { return s.inFabric("nft delete table ip hole") },
 				noticed: 30 * time.Second,
-				during:  func() { s.set("subnets/10.42.88.0-24", phantomValue(ip, mac)) },
+				during:  func() { s.put("subnets/10.42.88.0-24", phantomValue(ip, mac)) },
 				after: func() {
 					for _, h := range s.Hosts {
 						took := time.Now()
 						s.holds(h, 10*time.Second, subnet, ip, mac)
 						s.t.Logf("%s has the peer of meanwhile after %v more", h.Name, time.Since(took).Round(time.Millisecond))
 					}
-					s.must(s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.88.0-24"))
+					s.del("subnets/10.42.88.0-24")
 					for _, h := range s.Hosts {
 						s.holds(h, 5*time.Second, subnet, "", "")
 					}
@@ -338,12 +251,7 @@ func (s *stage) blackHole() error {
 }
 
 // inFabric runs a shell command where etcd is.
-func (s *stage) inFabric(command string) error {
-	return s.Fabric.Do(func() error {
-		out, err := exec.CommandContext(s.ctx, "sh", "-c", command).CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("%s: %w: %s", command, err, out)
-		}
-		return err
-	})
+func (c *cluster) inFabric(command string) error {
+	_, err := c.Fabric.Shell(c.ctx, command)
+	return err
 }

@@ -208,15 +208,9 @@ func TestSubnetLostOnAFullDisk(t *testing.T) {
 	disk := newSmallDisk(t)
 	c, h := oneHost(t, vxlanConfig)
 	h.SubnetFile = filepath.Join(disk.dir, "subnet.env")
-	p := c.start(h)
-	key, _ := c.lease(h)
-	old := c.subnet(h)
-
-	c.must(p.Pause()) // or it would make the lease again itself
+	c.start(h)
 	disk.fill()
-	c.must(c.Etcd.Delete(c.ctx, key))
-	c.must(c.Etcd.Put(c.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
-	c.must(p.Signal(syscall.SIGCONT))
+	_, old := c.steal(h)
 	c.saysTimes(h.Flanneld(), 1, "moved to another subnet", old.String())
 	named := func() error {
 		env, err := h.ReadSubnet()

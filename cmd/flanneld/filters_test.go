@@ -62,8 +62,7 @@ func TestForeignPacketFilters(t *testing.T) {
 				}
 				c.must(started.WaitReady(c.ctx))
 			}
-			c.addContainers()
-			c.waitAllPairs()
+			c.connect()
 			for _, f := range foreignFilters {
 				if f.name != first.name {
 					c.sh(h, f.apply)
@@ -164,8 +163,7 @@ func TestOwnedTables(t *testing.T) {
 			p = started
 		}
 	}
-	c.addContainers()
-	c.waitAllPairs()
+	c.connect()
 	for _, o := range []struct{ table, text, command string }{
 		{"firewalld", "firewalld may drop overlay packets", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16"`},
 		{"theirs", "a chain that only its owner can change drops overlay packets", `chain="nftables inet theirs forward"`},
@@ -242,13 +240,11 @@ func TestManyChainsOfOthers(t *testing.T) {
 	c.sh(h, `{ echo "add table inet w; add chain inet w in { type filter hook input priority 0; policy accept; }"
 		for i in $(seq 3000); do echo "add chain inet w c$i; add rule inet w c$i udp dport 9999 drop; add rule inet w in ip saddr 1.2.$((i/250)).$((i%250)) jump c$i"; done; } | nft -f -`)
 	c.must(c.StartAll(c.ctx))
-	before, err := h.Flanneld().Usage()
-	c.must(err)
+	before := c.usage(h.Flanneld())
 	for start := time.Now(); time.Since(start) < 6*time.Second; {
 		c.sh(h, "nft add rule inet w c1 udp dport 7 drop; sleep 0.1")
 	}
-	after, err := h.Flanneld().Usage()
-	c.must(err)
+	after := c.usage(h.Flanneld())
 	if spent := after.CPU - before.CPU; spent > 900*time.Millisecond {
 		t.Errorf("%v of a processor in 6 s", spent)
 	} else {

@@ -59,7 +59,7 @@ func TestOuterFragments(t *testing.T) {
 			outer := func(text string) []byte {
 				p := inner(c.containers[1].Addr, victim.Addr, 7777, text)
 				if backend.port == 8472 {
-					p = inVXLAN(1, c.vtepMAC(h), p)
+					p = inVXLAN(1, c.iface(h, "flannel.1").HardwareAddr, p)
 				}
 				return inUDP(backend.port, backend.port, p)
 			}
@@ -89,10 +89,8 @@ func TestOuterFragments(t *testing.T) {
 			}
 
 			daemon := h.Flanneld()
-			before, err := daemon.Usage()
-			c.must(err)
-			ping, err := victim.StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-			c.must(err)
+			before := c.usage(daemon)
+			ping := c.pinger(victim, c.containers[1])
 			seed := rand.Uint64()
 			r := rand.New(rand.NewPCG(seed, 0))
 			held := 0
@@ -126,8 +124,7 @@ func TestOuterFragments(t *testing.T) {
 			if s := ping.Stop(); s.Lost > s.Sent/20 {
 				t.Errorf("seed %d: lost %d of %d pings, for %v", seed, s.Lost, s.Sent, s.Outage)
 			}
-			after, err := daemon.Usage()
-			c.must(err)
+			after := c.usage(daemon)
 			if grown := after.RSS - before.RSS; grown > 16<<20 {
 				t.Errorf("seed %d: %d bytes more resident", seed, grown)
 			}

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,11 +21,11 @@ const configWithin = 65 * time.Second
 // restart.
 func TestFullPool(t *testing.T) {
 	t.Parallel()
-	eachStore(t, threeHosts, func(s *stage) {
+	eachStore(t, lab.Options{Hosts: 3}, func(s *stage) {
 		config := func(last int) string {
 			return fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.10.0","SubnetMax":"10.42.%d.0","Backend":{"Type":"vxlan"}}`, last)
 		}
-		s.set("config", config(12))
+		s.put("config", config(12))
 		h, waits := s.Hosts[0], s.Hosts[2]
 		for _, h := range s.Hosts[:2] {
 			s.start(h, s.args...)
@@ -35,16 +34,11 @@ func TestFullPool(t *testing.T) {
 		peer := free[slices.IndexFunc(free, func(p string) bool { return p != s.subnet(h).String() && p != s.subnet(s.Hosts[1]).String() })]
 		const peerIP, peerMAC, movedIP, movedMAC = "203.0.113.60", "0a:00:00:00:00:60", "203.0.113.61", "0a:00:00:00:00:61"
 		peerKey := "subnets/" + strings.Replace(peer, "/", "-", 1)
-		s.set(peerKey, phantomValue(peerIP, peerMAC))
+		s.put(peerKey, phantomValue(peerIP, peerMAC))
 		s.holds(h, 3*time.Second, peer, peerIP, peerMAC)
 
-		key, _, err := s.ownLease(h)
-		s.must(err)
-		old, pid := s.subnet(h), h.Flanneld().PID()
-		s.must(h.Flanneld().Pause()) // or it would make it again itself
-		s.must(s.store.Delete(s.ctx, key))
-		s.must(s.store.Put(s.ctx, key, phantomValue(stolenIP, stolenMAC), 0))
-		s.must(h.Flanneld().Signal(syscall.SIGCONT))
+		pid := h.Flanneld().PID()
+		key, old := s.steal(h)
 		s.launch(waits, s.args...)
 		const line = "cannot lease a subnet, waiting for a free one"
 		s.saysTimes(h.Flanneld(), 1, "level=ERROR", line, "3 subnets of length 24 (10.42.10.0 to 10.42.12.0), and 3 leases")
@@ -53,18 +47,18 @@ func TestFullPool(t *testing.T) {
 		s.readyzOf(waits, time.Second, http.StatusServiceUnavailable, "flanneld is not ready yet", line, "3 leases")
 
 		for range 5 { // at other times of the attempts to lease a subnet
-			s.set(peerKey, phantomValue(movedIP, movedMAC))
+			s.put(peerKey, phantomValue(movedIP, movedMAC))
 			s.holds(h, 3*time.Second, peer, movedIP, movedMAC)
-			s.set(peerKey, phantomValue(peerIP, peerMAC))
+			s.put(peerKey, phantomValue(peerIP, peerMAC))
 			s.holds(h, 3*time.Second, peer, peerIP, peerMAC)
 		}
 
-		s.set("config", config(14))
+		s.put("config", config(14))
 		took := s.within(configWithin, "two more subnets", func() error {
 			if waits.Flanneld().ReadyAfter() == 0 || s.subnet(h) == old {
 				return fmt.Errorf("%s has %s, %s says:\n%s", h.Name, s.subnet(h), waits.Name, waits.Flanneld().Logs())
 			}
-			_, e, err := s.ownLease(h)
+			e, err := s.keys.Get(s.ctx, leaseKey(s.prefix, s.subnet(h)))
 			if err == nil && !strings.Contains(e.Value, `"`+h.Addr.String()+`"`) {
 				err = fmt.Errorf("%s has %s, where etcd has %s", h.Name, s.subnet(h), e.Value)
 			}
@@ -77,7 +71,7 @@ func TestFullPool(t *testing.T) {
 		if now := s.subnet(h); now == old || h.Flanneld().Exited() || h.Flanneld().PID() != pid {
 			s.t.Errorf("%s has %s, had %s, exited: %v", h.Name, now, old, h.Flanneld().Exited())
 		}
-		if e, err := s.store.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
+		if e, err := s.keys.Get(s.ctx, key); err != nil || e.Value != phantomValue(stolenIP, stolenMAC) {
 			s.t.Errorf("the other host's lease is %+v, %v", e, err)
 		}
 		s.holds(h, 3*time.Second, old.String(), stolenIP, stolenMAC)
@@ -114,13 +108,12 @@ func TestWaitingHostTakesOverAnyConfig(t *testing.T) {
 // other waits for the next, saying why and what to do.
 func TestLastSubnet(t *testing.T) {
 	t.Parallel()
-	eachStore(t, func(*testing.T) lab.Options { return lab.Options{Hosts: 4} }, func(s *stage) {
-		s.set("config", `{"Network":"10.42.0.0/28","SubnetLen":30,"Backend":{"Type":"vxlan"}}`) // subnets .4, .8 and .12
+	eachStore(t, lab.Options{Hosts: 4}, func(s *stage) {
+		s.put("config", `{"Network":"10.42.0.0/28","SubnetLen":30,"Backend":{"Type":"vxlan"}}`) // subnets .4, .8 and .12
 		all := s.Hosts
 		s.Hosts = all[:2]
 		s.must(s.StartAll(s.ctx, s.args...))
-		s.addContainers()
-		s.waitAllPairs()
+		s.connect()
 		tr := s.traffic(s.containers...)
 
 		contenders := all[2:]
@@ -141,21 +134,20 @@ func TestLastSubnet(t *testing.T) {
 		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", "cannot lease a subnet", "out of subnets", "10.42.0.0/28", "3 subnets of length 30", "10.42.0.4 to 10.42.0.12", "3 leases")
 		s.saysTimes(waits.Flanneld(), 1, "cannot lease a subnet", "delete", "SubnetLen")
 		s.must(won.Flanneld().WaitReady(s.ctx))
-		tr.end()
+		s.lossless(tr...)
 
 		// A running owner would defend its lease.
 		s.stop(all[0].Flanneld())
-		key, _, err := s.ownLease(all[0])
-		s.must(err)
-		s.must(s.store.Delete(s.ctx, key))
+		key, _ := s.lease(all[0])
+		s.must(s.keys.Delete(s.ctx, key))
 		freed := time.Now()
 		s.saysTimes(waits.Flanneld(), 1, "msg=ready")
 		took := time.Since(freed)
 		if took > 12*time.Second {
 			s.t.Errorf("it took %v to get the subnet that became free", took)
 		}
-		if _, e, err := s.ownLease(waits); err != nil || e.Key != key || !strings.Contains(e.Value, `"`+waits.Addr.String()+`"`) {
-			s.t.Errorf("the waiting host has %+v, %v, not %s", e, err, key)
+		if now, e := s.lease(waits); now != key || !strings.Contains(e.Value, `"`+waits.Addr.String()+`"`) {
+			s.t.Errorf("the waiting host has %+v, not %s", e, key)
 		}
 		s.saysTimes(waits.Flanneld(), 1, "level=ERROR", "cannot lease a subnet")
 		s.t.Logf("%s won, %s got the next after %v", won.Name, waits.Name, took.Round(time.Millisecond))

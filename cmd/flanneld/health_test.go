@@ -24,8 +24,7 @@ func TestSlowConnectionsToTheHealthPort(t *testing.T) {
 	p := h.Flanneld()
 	limit := unix.Rlimit{Cur: descriptors, Max: descriptors}
 	c.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &limit, nil))
-	before, err := p.Usage()
-	c.must(err)
+	before := c.usage(p)
 
 	addr := net.JoinHostPort(h.Addr.String(), "8080") // the probes come from 127.0.0.1
 	dial := func() net.Conn {
@@ -82,8 +81,7 @@ func TestSlowConnectionsToTheHealthPort(t *testing.T) {
 		}
 		return nil
 	})
-	after, err := p.Usage()
-	c.must(err)
+	after := c.usage(p)
 	t.Logf("%d KiB more, %d descriptors", (after.HWM-before.RSS)>>10, after.Files)
 	if after.HWM-before.RSS > mostMemory || after.Files > 200 {
 		t.Errorf("it takes %d bytes more, and %d descriptors", after.HWM-before.RSS, after.Files)

@@ -77,8 +77,7 @@ func TestHostileValuesAtStart(t *testing.T) {
 func testHostile(t *testing.T, c *cluster, atStart bool) {
 	h, a, b := c.Hosts[0], c.containers[0], c.containers[1]
 	before := c.snapshot(h, "10.42.0.0/16", "flannel.1")
-	p, err := a.StartPinger(b.Addr, 10*time.Millisecond)
-	c.must(err)
+	p := c.pinger(a, b)
 	bad := hostile(c)
 	for _, e := range bad {
 		c.put("subnets/"+e.key, e.value)
@@ -115,9 +114,7 @@ func testHostile(t *testing.T, c *cluster, atStart bool) {
 	if got := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !got.Equal(before) {
 		t.Errorf("the kernel held\n%sand holds\n%s", before.Text(), got.Text())
 	}
-	if s := p.Stop(); s.Lost > 0 {
-		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
-	}
+	c.lossless(p)
 	for _, h := range c.Hosts {
 		if h.Flanneld().Exited() {
 			t.Errorf("flanneld on %s is dead", h.Name)

@@ -124,10 +124,7 @@ func TestFieldConfigs(t *testing.T) {
 			f.lab.Hosts = max(f.lab.Hosts, 2)
 			c := newCluster(t, f.lab)
 			c.prefix = "/" + strings.ReplaceAll(strings.Trim(f.prefix, "/"), "//", "/")
-			c.put("config", f.config)
-			c.must(c.StartAll(c.ctx, append(f.args, "-etcd-prefix="+f.prefix)...))
-			c.addContainers()
-			c.waitAllPairs()
+			c.join(f.config, append(f.args, "-etcd-prefix="+f.prefix)...)
 			c.checkMTU(f.mtu)
 			s := c.snapshot(c.Hosts[0], f.network, f.link)
 			if !strings.Contains(s.Text(), f.text) {
@@ -171,8 +168,7 @@ func TestSixteenAtOnce(t *testing.T) {
 		}
 		owner[s] = h.Name
 	}
-	c.addContainers()
-	c.waitAllPairs()
+	c.connect()
 }
 
 // TestPublicIP: behind NAT, the published address differs from the one of the device.

@@ -74,26 +74,17 @@ func TestLogReaderEndsOrStops(t *testing.T) {
 			}
 			c.must(p.WaitReady(c.ctx))
 			c.start(c.Hosts[1])
-			c.addContainers()
-			c.waitAllPairs()
-			pings, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-			c.must(err)
+			c.connect()
+			pings := c.pinger(c.containers[0], c.containers[1])
 			link := map[string]string{"vxlan": "flannel.1", "udp": "flannel0"}[f.backend]
 			for i := range 30 { // more than fits anywhere
 				c.phantom(fmt.Sprintf("10.42.%d.0-24", i), fmt.Sprintf("203.0.113.%d", 1+i), fmt.Sprintf("0e:00:00:00:00:%02x", i))
 				c.put("subnets/nonsense", strings.Repeat("x", i))
 			}
 			if f.backend == "vxlan" {
-				c.within(5*time.Second, "the peers", func() error {
-					if n := len(c.snapshot(c.Hosts[0], "10.42.0.0/16", link).FDB); n != 31 {
-						return fmt.Errorf("%d", n)
-					}
-					return nil
-				})
+				c.peers(c.Hosts[0], 5*time.Second, 31)
 			}
-			if s := pings.Stop(); s.Lost > 0 {
-				t.Errorf("lost %d of %d pings", s.Lost, s.Sent)
-			}
+			c.lossless(pings)
 			before := c.sh(c.Hosts[0], "ip -4 -o addr show dev "+link)
 			c.sh(c.Hosts[0], "ip addr flush dev "+link)
 			c.within(5*time.Second, "the address is repaired", func() error {
@@ -127,12 +118,7 @@ func TestDroppedLogLinesAreCounted(t *testing.T) {
 	// The first lines are buffered, the following ones exceed the buffer.
 	for range 2 {
 		c.must(c.Etcd.PutAll(c.ctx, leases))
-		c.within(20*time.Second, "the peers", func() error {
-			if n := len(c.snapshot(h, "10.42.0.0/16", "flannel.1").FDB); n != peers {
-				return fmt.Errorf("%d", n)
-			}
-			return nil
-		})
+		c.peers(h, 20*time.Second, peers)
 		for i := range leases {
 			leases[i].Value = strings.Replace(leases[i].Value, `"0e:`, `"12:`, 1)
 		}

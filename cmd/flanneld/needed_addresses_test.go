@@ -70,8 +70,7 @@ func (b *behindGateway) runAll() {
 	for _, p := range b.daemons {
 		b.must(p.WaitReady(b.ctx))
 	}
-	b.addContainers()
-	b.waitAllPairs()
+	b.connect()
 }
 
 // leads waits until packets for an address leave by a device.
@@ -238,8 +237,7 @@ func TestUDPNetworkOverEtcd(t *testing.T) {
 	for _, p := range b.daemons {
 		b.must(p.WaitReady(b.ctx))
 	}
-	b.addContainers()
-	b.waitAllPairs()
+	b.connect()
 	h := b.Hosts[0]
 	for _, x := range []struct{ addr, device string }{{etcdInside, "eth0"}, {"10.42.200.1", "flannel0"}, {"10.77.3.1", "flannel0"}, {"10.77.4.1", "eth0"}} {
 		b.leads(h, x.addr, x.device)

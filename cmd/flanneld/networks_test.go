@@ -105,7 +105,7 @@ func TestTwoUDPNetworks(t *testing.T) {
 	if first == second {
 		t.Fatalf("both have %s", first)
 	}
-	indexes := map[string]int{first: c.ifindex(h, first), second: c.ifindex(h, second)}
+	indexes := map[string]int{first: c.iface(h, first).Index, second: c.iface(h, second).Index}
 	for i, n := range networks {
 		for _, systemd := range []bool{false, true} {
 			if systemd {
@@ -120,11 +120,11 @@ func TestTwoUDPNetworks(t *testing.T) {
 					t.Errorf("after a restart, 10.%d.0.0/16 had %s, has %s", b, name, now)
 				}
 				if mine := int(b) == 42+i; !mine || systemd {
-					if now := c.ifindex(h, name); now != indexes[name] {
+					if now := c.iface(h, name).Index; now != indexes[name] {
 						t.Errorf("after a restart of %s, by systemd %v, %s is another device", n.prefix, systemd, name)
 					}
 				}
-				indexes[name] = c.ifindex(h, name)
+				indexes[name] = c.iface(h, name).Index
 			}
 		}
 	}

@@ -14,10 +14,8 @@ import (
 func TestRenewals(t *testing.T) {
 	t.Parallel()
 	const hosts, renewals, known = 5000, 2000, 200
-	eachAPI(t, func(t *testing.T, api string) {
-		c := newCluster(t, lab.Options{Hosts: 1})
-		keys := c.Etcd.Store(api)
-		c.must(keys.Put(c.ctx, c.prefix+"/config", upperConfig, 0))
+	eachAPI(t, lab.Options{Hosts: 1}, func(t *testing.T, c *cluster) {
+		c.put("config", upperConfig)
 		var leases []etcdkeys.Entry
 		for i := range renewals {
 			n := i % known
@@ -26,29 +24,17 @@ func TestRenewals(t *testing.T) {
 				Value: phantomValue(fmt.Sprintf("203.0.113.%d", 1+n), fmt.Sprintf("0a:00:00:00:00:%02x", n)),
 			})
 		}
-		c.must(keys.PutAll(c.ctx, leases[:known]))
+		c.must(c.keys.PutAll(c.ctx, leases[:known]))
 		h := c.Hosts[0]
 		c.must(c.StartAll(c.ctx, "-v=1", "-iptables-forward-rules=false"))
-		c.within(5*time.Second, "the peers", func() error {
-			if n := len(c.snapshot(h, "10.42.0.0/16", "flannel.1").FDB); n != known {
-				return fmt.Errorf("%d", n)
-			}
-			return nil
-		})
+		c.peers(h, 5*time.Second, known)
 		passes := logged(h, "programmed") + logged(h, "repaired")
-		before, err := h.Flanneld().Usage()
-		c.must(err)
-		c.must(keys.PutAll(c.ctx, leases))
+		before := c.usage(h.Flanneld())
+		c.must(c.keys.PutAll(c.ctx, leases))
 		// A later change shows that all were received.
-		c.must(keys.Put(c.ctx, c.prefix+"/subnets/10.42.100.0-24", phantomValue("203.0.113.250", "0a:00:00:00:01:00"), 0))
-		c.within(10*time.Second, "one more peer", func() error {
-			if n := len(c.snapshot(h, "10.42.0.0/16", "flannel.1").FDB); n != known+1 {
-				return fmt.Errorf("%d", n)
-			}
-			return nil
-		})
-		after, err := h.Flanneld().Usage()
-		c.must(err)
+		c.phantom("10.42.100.0-24", "203.0.113.250", "0a:00:00:00:01:00")
+		c.peers(h, 10*time.Second, known+1)
+		after := c.usage(h.Flanneld())
 		if n := logged(h, "programmed") + logged(h, "repaired"); n != passes+1 {
 			t.Errorf("%d passes", n-passes)
 		}

@@ -290,8 +290,7 @@ func TestOwnLeaseDeleted(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, vxlanConfig)
 	key, before := c.lease(c.Hosts[0])
-	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-	c.must(err)
+	p := c.pinger(c.containers[0], c.containers[1])
 	c.must(c.Etcd.Delete(c.ctx, key))
 	c.within(3*time.Second, "own lease", func() error {
 		e, err := c.Etcd.Get(c.ctx, key)
@@ -300,8 +299,5 @@ func TestOwnLeaseDeleted(t *testing.T) {
 		}
 		return err
 	})
-	if s := p.Stop(); s.Lost > 0 {
-		// The peer may prune before the lease is back; it must not be noticed.
-		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
-	}
+	c.lossless(p)
 }

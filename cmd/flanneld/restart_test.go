@@ -32,12 +32,10 @@ func TestRestart(t *testing.T) {
 func testRestart(t *testing.T, sig syscall.Signal, forget bool) {
 	c := startCluster(t, 2, vxlanConfig)
 	h, a, b := c.Hosts[0], c.containers[0], c.containers[1]
-	before, index := c.snapshot(h, "10.42.0.0/16", "flannel.1"), c.ifindex(h, "flannel.1")
+	before, index := c.snapshot(h, "10.42.0.0/16", "flannel.1"), c.iface(h, "flannel.1").Index
 	subnet := c.subnet(h)
-	there, err := a.StartPinger(b.Addr, 10*time.Millisecond)
-	c.must(err)
-	back, err := b.StartPinger(a.Addr, 10*time.Millisecond)
-	c.must(err)
+	there := c.pinger(a, b)
+	back := c.pinger(b, a)
 	file, _ := os.Stat(h.SubnetFile)
 	for range 3 {
 		c.must(h.Flanneld().Signal(sig))
@@ -54,14 +52,12 @@ func testRestart(t *testing.T, sig syscall.Signal, forget bool) {
 		}
 	}
 	for _, p := range []*lab.Pinger{there, back} {
-		if s := p.Stop(); s.Lost > 0 || s.Sent == 0 {
-			t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
-		}
+		c.lossless(p)
 	}
 	if got := c.subnet(h); got != subnet {
 		t.Errorf("subnet was %s, is %s", subnet, got)
 	}
-	if got := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !got.Equal(before) || c.ifindex(h, "flannel.1") != index {
+	if got := c.snapshot(h, "10.42.0.0/16", "flannel.1"); !got.Equal(before) || c.iface(h, "flannel.1").Index != index {
 		t.Errorf("the kernel held\n%sand holds\n%s", before.Text(), got.Text())
 	}
 	if now, _ := os.Stat(h.SubnetFile); !forget && !os.SameFile(file, now) {
@@ -160,8 +156,7 @@ func TestEtcdComesLater(t *testing.T) {
 			}
 		}
 	}
-	c.addContainers()
-	c.waitAllPairs()
+	c.connect()
 }
 
 // TestEtcdOutage: etcd is killed, comes back, and comes back empty; the network
@@ -173,8 +168,7 @@ func TestEtcdOutage(t *testing.T) {
 	for _, h := range c.Hosts {
 		subnets = append(subnets, c.subnet(h).String())
 	}
-	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-	c.must(err)
+	p := c.pinger(c.containers[0], c.containers[1])
 	heard := func(words string, times int) {
 		t.Helper()
 		for _, h := range c.Hosts {
@@ -197,7 +191,5 @@ func TestEtcdOutage(t *testing.T) {
 		}
 	}
 	c.waitAllPairs()
-	if s := p.Stop(); s.Lost > 0 {
-		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
-	}
+	c.lossless(p)
 }

@@ -70,10 +70,9 @@ func (c *cluster) manyLeases(config string, n int) {
 			Value: phantomValue(fmt.Sprintf("100.%d.%d.%d", 96+i>>16, i>>8&255, i&255), fmt.Sprintf("0a:00:00:%02x:%02x:%02x", i>>16, i>>8&255, i&255)),
 		})
 	}
-	s, err := c.Etcd.V3().Open(c.ctx)
+	s, err := c.Etcd.V3().Keep(c.ctx)
 	c.must(err)
-	defer s.Close()
-	c.must(s.PutAll(c.ctx, entries))
+	c.must(s.PutTogether(c.ctx, entries))
 }
 
 // TestManyRoutesOfOthers: with a full internet routing table of a routing daemon, thousands of
@@ -97,9 +96,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 		for range 2 {
 			c.start(h, "-v=1", "-iptables-forward-rules=false")
 			r := run{took: h.Flanneld().ReadyAfter()} // with all peers that there were
-			var err error
-			r.Usage, err = h.Flanneld().Usage()
-			c.must(err)
+			r.Usage = c.usage(h.Flanneld())
 			s, err := k.Snapshot(scope)
 			c.must(err)
 			if len(s.Routes) != bgpPeers+1 && len(s.Routes) != bgpPeers || len(s.FDB) != bgpPeers || len(s.Neighs) != bgpPeers {
@@ -141,8 +138,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 
 	// A neighbour of the routing daemon goes down and comes back.
 	c.start(h, "-v=1", "-iptables-forward-rules=false")
-	before, err := h.Flanneld().Usage()
-	c.must(err)
+	before := c.usage(h.Flanneld())
 	const flap = 100_000
 	c.announce(k, h, flap, dataplane.Del)
 	c.announce(k, h, flap, dataplane.Put)
@@ -154,8 +150,7 @@ func TestManyRoutesOfOthers(t *testing.T) {
 		}
 		return nil
 	})
-	after, err := h.Flanneld().Usage()
-	c.must(err)
+	after := c.usage(h.Flanneld())
 	t.Logf("%d changes of them, and a repair, cost %v of a processor", 2*flap, (after.CPU - before.CPU).Round(time.Millisecond))
 	if n := logged(h, "kernel events", "overflow"); n > 0 {
 		t.Errorf("events were lost %d times", n)

@@ -117,12 +117,10 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 		t.Errorf("seen from outside as %s", got)
 	}
 	written := lines(p, "packet filter rules\"")
-	before, err := p.Usage()
-	c.must(err)
+	before := c.usage(p)
 	const watch = 3 * time.Second
 	time.Sleep(watch) // it is what happens in it that is measured
-	after, err := p.Usage()
-	c.must(err)
+	after := c.usage(p)
 	if spent := after.CPU - before.CPU; spent > watch/20 {
 		t.Errorf("%v of a processor in %v of waiting", spent, watch)
 	}
@@ -147,8 +145,7 @@ func TestRuleThatIPTablesCannotRead(t *testing.T) {
 	c.put("config", vxlanConfig)
 	c.sh(h, "iptables-nft -P FORWARD DROP")
 	p := c.startWithPath(variantPath(t, "nft"), c.Hosts...)[0]
-	c.addContainers()
-	c.waitAllPairs()
+	c.connect()
 	for range 2 {
 		c.must(c.keptBy(h, "iptables-nft"))
 		c.sh(h, "nft add rule ip filter FORWARD meta cpu 77 drop; nft flush chain ip filter FLANNEL-FWD; nft flush chain ip nat FLANNEL-POSTRTG")
@@ -335,8 +332,7 @@ func TestLegacyIPTablesInstalledLater(t *testing.T) {
 	h, dir := c.Hosts[0], t.TempDir()
 	c.put("config", keepers[2].config)
 	p := c.startWithPath(dir, c.Hosts...)[0]
-	c.addContainers()
-	c.waitAllPairs()
+	c.connect()
 	c.sh(h, "iptables-legacy -P FORWARD DROP") // by a lock that this daemon does not watch
 	c.says(p, "level=WARN", noAccept, "iptables is not installed")
 	if c.pingBothWays() == nil {

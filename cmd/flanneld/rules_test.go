@@ -41,10 +41,7 @@ func startFiltered(t *testing.T, hosts int, config string, args ...string) (c *c
 	for _, h := range c.Hosts {
 		c.sh(h, "iptables -P FORWARD DROP")
 	}
-	c.put("config", config)
-	c.must(c.StartAll(c.ctx, args...))
-	c.addContainers()
-	c.waitAllPairs()
+	c.join(config, args...)
 	return c, outside
 }
 
@@ -219,8 +216,7 @@ func TestDockerRules(t *testing.T) {
 				c.put("subnets/10.42.7.0-24", fmt.Sprintf(`{"PublicIP":"%s"}`, c.Hosts[0].Addr))
 				c.sh(c.Hosts[0], "iptables-restore < "+dump)
 				c.must(c.StartAll(c.ctx))
-				c.addContainers()
-				c.waitAllPairs()
+				c.connect()
 				if got := c.containers[0].Addr; got != netip.MustParseAddr("10.42.7.2") {
 					t.Fatalf("the first container is %s", got)
 				}
@@ -403,8 +399,7 @@ func TestIdleRules(t *testing.T) {
 		c, h := oneHost(t, filters[1].config)
 		c.must(c.StartAll(c.ctx, "-ip-masq=true", "-iptables-resync=1"))
 		ran := func() int {
-			u, err := h.Flanneld().Usage()
-			c.must(err)
+			u := c.usage(h.Flanneld())
 			return u.ChildrenFaults
 		}
 		before, ruleset := ran(), c.sh(h, "nft -a list ruleset")

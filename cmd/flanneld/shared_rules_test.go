@@ -234,8 +234,7 @@ func (c *twoNetworks) idle() {
 	c.t.Helper()
 	usage := func() (sum time.Duration) {
 		for _, p := range c.daemons()[:2] {
-			u, err := p.Usage()
-			c.must(err)
+			u := c.usage(p)
 			sum += u.CPU + u.ChildrenCPU
 		}
 		return sum

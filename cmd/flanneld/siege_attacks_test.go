@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab/etcdkeys"
-	"flanneld/pkg/lease"
 )
 
 // siegeAttacks are attacks on a cluster that run at the same time. Each runs until ctx ends and
@@ -99,6 +98,7 @@ func (s *siege) stopReaders(ctx context.Context, n *atomic.Int64) error {
 // client with write access is trusted.
 func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 	own, peer, third := s.daemons[0], s.daemons[1], s.daemons[2]
+	ownKey := strings.Replace(own.subnet.String(), "/", "-", 1)
 	good := fmt.Sprintf(`{"PublicIP":"203.0.113.1","BackendType":%q,"BackendData":{"VtepMAC":"0a:00:00:00:00:01"}}`, s.backend)
 	bad := []etcdkeys.Entry{
 		{Key: "nonsense", Value: good}, {Key: "10.42.300.0-24", Value: good}, {Key: "10.42.100.0-33", Value: good}, {Key: "0.0.0.0-0", Value: good},
@@ -112,17 +112,16 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 		{Key: peer.subnet.Addr().String() + "-26", Value: good},
 		{Key: "10.42.110.0-24", Value: strings.Replace(good, "203.0.113.1", "255.255.255.255", 1)},
 		{Key: "10.42.111.0-24", Value: good}, {Key: "10.42.111.0-24", Value: "{"}, // good and bad in turn
-		{Key: lease.Key(lease.SubnetsOf(own.subnet)), Value: "{"}, // a host's own, at first
+		{Key: ownKey, Value: "{"}, // a host's own, at first
 	}
 	begun := time.Now()
-	put := func(e etcdkeys.Entry) error { return s.Etcd.Put(ctx, e.Key, e.Value, 0) }
+	keys := s.keys
 	if s.api == "v3" {
-		session, err := s.Etcd.V3().Open(ctx)
+		kept, err := s.Etcd.V3().Keep(ctx)
 		if err != nil {
 			return err
 		}
-		defer session.Close()
-		put = func(e etcdkeys.Entry) error { return session.Put(ctx, e.Key, e.Value) }
+		keys = kept
 	}
 	const writers = 4
 	var all sync.WaitGroup
@@ -132,7 +131,7 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 			i := w
 			errs[w] = paced(ctx, 1000/writers, func() error {
 				e := bad[i%len(bad)]
-				if e.Key == lease.Key(lease.SubnetsOf(own.subnet)) && time.Since(begun) > s.total/6 {
+				if e.Key == ownKey && time.Since(begun) > s.total/6 {
 					e = bad[0]
 				}
 				e.Key = s.prefix + "/subnets/" + e.Key
@@ -141,12 +140,12 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 				}
 				i += writers
 				n.Add(1)
-				return put(e)
+				return keys.Put(ctx, e.Key, e.Value, 0)
 			})
 		})
 	}
 	all.Wait()
-	return errors.Join(append(errs[:], s.store.Delete(s.ctx, s.prefix+"/subnets/10.42.111.0-24"))...)
+	return errors.Join(append(errs[:], s.keys.Delete(s.ctx, s.prefix+"/subnets/10.42.111.0-24"))...)
 }
 
 // hugeValues writes eight values of 9 MB by v2 or of 1.4 MB by v3, which stay, and one
@@ -156,7 +155,7 @@ func (s *siege) hugeValues(ctx context.Context, n *atomic.Int64) error {
 	value := strings.Repeat("x", size)
 	for i := 0; ; i++ {
 		key := fmt.Sprintf("%s/subnets/10.42.%d.0-24", s.prefix, 64+i%8)
-		if err := s.store.Put(ctx, key, value, 0); err != nil {
+		if err := s.keys.Put(ctx, key, value, 0); err != nil {
 			return err
 		}
 		n.Add(1)

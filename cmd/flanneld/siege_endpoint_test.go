@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"flanneld/pkg/lab/relay"
 	"fmt"
 	"net"
 	"net/http"
@@ -10,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"flanneld/pkg/lab/relay"
 )
 
 const (

@@ -3,9 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,7 +18,6 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/lab"
-	"flanneld/pkg/lab/etcdkeys"
 )
 
 const (
@@ -67,15 +66,14 @@ func wanted(attack string) bool {
 // siege is a cluster with an attacker beside it.
 type siege struct {
 	*cluster
-	backend, api string
-	total        time.Duration
-	port         int // of the tunnel; 0: there is none
-	store        etcdkeys.Store
-	daemons      []*besieged
-	proxy        *proxy
-	stranger     *lab.Host      // on their link, none of them
-	evil         *lab.Container // on the last host
-	traps        []*trap        // for what must not arrive
+	backend  string
+	total    time.Duration
+	port     int // of the tunnel; 0: there is none
+	daemons  []*besieged
+	proxy    *proxy
+	stranger *lab.Host      // on their link, none of them
+	evil     *lab.Container // on the last host
+	traps    []*trap        // for what must not arrive
 }
 
 // besieged is a host whose daemon is attacked.
@@ -101,14 +99,13 @@ type besieged struct {
 func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 	t.Helper()
 	const hosts = 5
-	s := &siege{cluster: newCluster(t, lab.Options{Hosts: hosts + 1}), backend: backend, api: api, total: total}
+	s := &siege{cluster: newCluster(t, lab.Options{Hosts: hosts + 1}), backend: backend, total: total}
+	s.use(api)
 	ctx, cancel := context.WithTimeout(t.Context(), total+3*time.Minute)
 	t.Cleanup(cancel)
 	s.ctx = ctx
 	s.port = map[string]int{"vxlan": 8472, "udp": 8285}[backend]
-	s.store = s.Etcd.Store(api)
-	s.must(s.store.Put(ctx, s.prefix+"/config",
-		fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":%q}}`, backend), 0))
+	s.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","SubnetMin":"10.42.128.0","Backend":{"Type":%q}}`, backend))
 	s.stranger = s.Hosts[hosts]
 	s.Hosts = s.Hosts[:hosts]
 	s.proxy = s.startProxy()
@@ -130,13 +127,12 @@ func startSiege(t *testing.T, backend, api string, total time.Duration) *siege {
 	for _, b := range s.daemons {
 		s.must(b.daemon.WaitReady(ctx))
 	}
-	s.addContainers()
-	s.waitAllPairs()
+	s.connect()
 	for i, m := range s.members() {
 		s.daemons[i].subnet, s.daemons[i].container = m.subnet, s.containers[i]
 		s.traps = append(s.traps, s.setTrap(s.containers[i]))
 		if backend == "vxlan" {
-			s.daemons[i].mac = s.vtepMAC(m.Host)
+			s.daemons[i].mac = s.iface(m.Host, "flannel.1").HardwareAddr
 		}
 	}
 	var err error
@@ -267,8 +263,7 @@ func (s *siege) judge() {
 			s.t.Errorf("flanneld on %s is dead", b.Name)
 			continue
 		}
-		u, err := b.daemon.Usage()
-		s.must(err)
+		u := s.usage(b.daemon)
 		lines := b.lines
 		if b.open == nil {
 			text, err := os.ReadFile(b.log)
@@ -310,8 +305,8 @@ func (s *siege) well() error {
 		if env.Subnet.Masked() != b.subnet {
 			return fmt.Errorf("%s had %s and has %s", b.Name, b.subnet, env.Subnet)
 		}
-		if err := s.healthy(b.Host); err != nil {
-			return err
+		if status, body, err := s.get(b.Host, "/readyz"); err != nil || status != http.StatusOK {
+			return fmt.Errorf("%s answers %d %q, %w", b.Name, status, body, err)
 		}
 	}
 	if s.backend != "vxlan" {
@@ -331,26 +326,6 @@ func (s *siege) well() error {
 	return nil
 }
 
-// healthy asks a daemon at its health port, from its own host.
-func (s *siege) healthy(h *lab.Host) error {
-	conn, err := h.NS.DialContext(s.ctx, "tcp", "127.0.0.1:8080")
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	answer := make([]byte, 200)
-	err = errors.Join(conn.SetDeadline(time.Now().Add(time.Second)), second(fmt.Fprintf(conn, "GET /readyz HTTP/1.0\r\n\r\n")))
-	if err == nil {
-		_, err = conn.Read(answer)
-	}
-	if err == nil && !strings.Contains(string(answer), " 200 ") {
-		err = fmt.Errorf("%s answers %q", h.Name, answer)
-	}
-	return err
-}
-
-func second(_ int, err error) error { return err }
-
 // joins starts a new host, with everything that the attacks have left in etcd.
 func (s *siege) joins() {
 	s.t.Helper()
@@ -360,8 +335,7 @@ func (s *siege) joins() {
 	if err := p.WaitReady(ctx); err != nil {
 		s.t.Fatalf("a new host: %v", err)
 	}
-	u, err := p.Usage()
-	s.must(err)
+	u := s.usage(p)
 	s.t.Logf("a new host is ready after %v, with %.1f MB at the most", p.ReadyAfter().Round(time.Millisecond), mb(u.HWM))
 	if u.HWM > 22<<20+siegeGrowth {
 		s.t.Errorf("a new host needs %.1f MB", mb(u.HWM))

@@ -33,12 +33,10 @@ func TestSoak(t *testing.T) {
 	seed := uint64(given(t, "SOAK_SEED", strconv.Itoa(rand.IntN(1e6)), strconv.Atoi))
 	t.Logf("SOAK_SEED=%d", seed)
 	s := startSoak(t, peers, seed, total)
-	begun, err := s.daemon.Usage()
-	s.must(err)
+	begun := s.usage(s.daemon)
 	sizes := s.stir(total)
 	took := s.within(10*time.Second, "the exact state", s.exact)
-	ended, err := s.daemon.Usage()
-	s.must(err)
+	ended := s.usage(s.daemon)
 	middle, last := mean(sizes[len(sizes)/3:len(sizes)*2/3]), mean(sizes[len(sizes)*2/3:])
 	t.Logf("%d events in %v among %d peers: exact %v after the last; %.1f %% of a processor, %v an event; %.1f MB at the most, %.1f in the middle third, %.1f in the last",
 		s.events, total, peers, took.Round(time.Millisecond), 100*(ended.CPU-begun.CPU).Seconds()/total.Seconds(),
@@ -54,8 +52,7 @@ func TestSoak(t *testing.T) {
 	// What a daemon that has seen none of it needs.
 	s.start()
 	s.must(s.exact())
-	fresh, err := s.daemon.Usage()
-	s.must(err)
+	fresh := s.usage(s.daemon)
 	freshGoroutines := s.goroutines()
 	t.Logf("%d descriptors and %d goroutines; a new daemon has %d and %d", files, goroutines, fresh.Files, freshGoroutines)
 	if files > fresh.Files+2 || goroutines > freshGoroutines+3 {
@@ -66,7 +63,7 @@ func TestSoak(t *testing.T) {
 // soak is a host among phantom peers.
 type soak struct {
 	*cluster
-	etcd   *etcdkeys.Session
+	etcd   etcdkeys.V3 // with one connection
 	daemon *lab.Process
 	random *rand.Rand
 	peers  []soakPeer // by subnet; some of them are not there
@@ -87,16 +84,15 @@ func startSoak(t *testing.T, peers int, seed uint64, total time.Duration) *soak 
 	t.Cleanup(cancel)
 	s.ctx = ctx
 	var err error
-	s.etcd, err = s.Etcd.V3().Open(ctx)
+	s.etcd, err = s.Etcd.V3().Keep(ctx)
 	s.must(err)
-	t.Cleanup(func() { s.etcd.Close() })
-	s.must(s.etcd.Put(ctx, s.prefix+"/config", `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}`))
+	s.must(s.etcd.Put(ctx, s.prefix+"/config", `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}`, 0))
 	var leases []etcdkeys.Entry
 	for i := range peers {
 		s.peers[i] = soakPeer{s.next(), s.next()}
 		leases = append(leases, etcdkeys.Entry{Key: s.key(i), Value: s.value(i)})
 	}
-	s.must(s.etcd.PutAll(ctx, leases))
+	s.must(s.etcd.PutTogether(ctx, leases))
 	s.start()
 	s.within(5*time.Second, "the exact state", s.exact)
 	return s
@@ -104,18 +100,10 @@ func startSoak(t *testing.T, peers int, seed uint64, total time.Duration) *soak 
 
 func (s *soak) start() {
 	s.t.Helper()
-	p, err := s.Hosts[0].Run(lab.Command{
-		Args: []string{"-etcd-endpoints=" + s.Etcd.Endpoint(), "-subnet-file=" + s.Hosts[0].SubnetFile, "-iptables-forward-rules=false"},
+	s.daemon = s.startCommand(s.Hosts[0], lab.Command{
+		Args: []string{"-iptables-forward-rules=false"},
 		Env:  []string{"GOTRACEBACK=all"},
 	})
-	s.must(err)
-	s.daemon = p
-	s.t.Cleanup(func() {
-		if s.t.Failed() {
-			s.t.Logf("log of a daemon:\n%s", p.Logs())
-		}
-	})
-	s.must(p.WaitReady(s.ctx))
 }
 
 func (s *soak) next() uint32 {
@@ -155,8 +143,7 @@ func (s *soak) stir(total time.Duration) (sizes []float64) {
 		s.must(s.event(s.random.IntN(len(s.peers))))
 		s.events++
 		if time.Since(begun) >= time.Duration(len(sizes)+1)*time.Second {
-			u, err := s.daemon.Usage()
-			s.must(err)
+			u := s.usage(s.daemon)
 			sizes = append(sizes, float64(u.RSS))
 		}
 		if time.Since(told) > time.Minute {
@@ -180,13 +167,13 @@ func (s *soak) event(i int) error {
 	case choice < 10: // it says that it goes
 		value := strings.TrimSuffix(s.value(i), "}") + `,"Leaving":true}`
 		*p = soakPeer{}
-		return errors.Join(s.etcd.Put(s.ctx, s.key(i), value), s.etcd.Delete(s.ctx, s.key(i)))
+		return errors.Join(s.etcd.Put(s.ctx, s.key(i), value, 0), s.etcd.Delete(s.ctx, s.key(i)))
 	case choice < 35: // it has another device
 		p.mac = s.next()
 	case choice < 60: // it has another address
 		p.ip = s.next()
 	} // or it is renewed
-	return s.etcd.Put(s.ctx, s.key(i), s.value(i))
+	return s.etcd.Put(s.ctx, s.key(i), s.value(i), 0)
 }
 
 // exact returns the surplus and the missing objects of the kernel.

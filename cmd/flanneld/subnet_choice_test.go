@@ -46,8 +46,7 @@ func TestSubnetAvoidsTheLAN(t *testing.T) {
 	if got := c.subnet(held); lan.Overlaps(got) {
 		t.Errorf("%s then has %s", held.Name, got)
 	}
-	c.addContainers()
-	c.waitAllPairs()
+	c.connect()
 
 	last := all[3]
 	c.launch(last)

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"fmt"
+	"flanneld/pkg/lab/logs"
 	"strings"
 	"testing"
-	"time"
 
 	"flanneld/pkg/lab"
 )
@@ -13,34 +12,18 @@ import (
 // the missing config, and the lease is created under the same prefix.
 func TestSuggestedCommandIsPasted(t *testing.T) {
 	t.Parallel()
-	for api, verb := range map[string]string{"v3": "ETCDCTL_API=3", "v2": "ETCDCTL_API=2"} {
-		t.Run(api, func(t *testing.T) {
-			t.Parallel()
-			c := newCluster(t, lab.Options{Hosts: 1})
-			h := c.Hosts[0]
-			c.launch(h, "-etcd-prefix=/coreos.com//network/")
-			var command string
-			c.within(5*time.Second, "command", func() error {
-				for line := range strings.Lines(h.Flanneld().Logs()) {
-					if strings.HasPrefix(line, "\t"+verb) {
-						command = strings.TrimSpace(line)
-						return nil
-					}
-				}
-				return fmt.Errorf("log:\n%s", h.Flanneld().Logs())
-			})
-			c.paste(h, command)
-			c.must(h.Flanneld().WaitReady(c.ctx))
-			subnet := c.subnet(h)
-			keys := c.Etcd.Store(api)
-			if _, err := keys.Get(c.ctx, fmt.Sprintf("/coreos.com/network/subnets/%s-%d", subnet.Addr(), subnet.Bits())); err != nil {
-				t.Error(err)
-			}
-			if n := logged(h, "etcd_prefix=/coreos.com/network\n"); n != 1 {
-				t.Errorf("the prefix is in\n%s", h.Flanneld().Logs())
-			}
-		})
-	}
+	eachAPI(t, lab.Options{Hosts: 1}, func(t *testing.T, c *cluster) {
+		h := c.Hosts[0]
+		p := c.launch(h, "-etcd-prefix=/coreos.com//network/")
+		verb := "\tETCDCTL_API=" + c.api[1:]
+		c.says(p, verb)
+		c.paste(h, strings.TrimSpace(logs.Find(p.Logs(), verb)[0]))
+		c.must(p.WaitReady(c.ctx))
+		c.lease(h) // below defaultPrefix
+		if n := logged(h, "etcd_prefix=/coreos.com/network\n"); n != 1 {
+			t.Errorf("the prefix is in\n%s", p.Logs())
+		}
+	})
 }
 
 // paste runs a command line on a host as it stands, with an etcdctl there.

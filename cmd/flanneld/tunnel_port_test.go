@@ -49,11 +49,10 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 				})
 				daemons = append(daemons, p)
 			}
-			c.addContainers()
-			c.waitAllPairs()
+			c.connect()
 			victim, other := c.containers[0], c.containers[1]
 			received := c.listener(victim, 7777)
-			forged := inVXLAN(1, c.vtepMAC(c.Hosts[0]), inner(other.Addr, victim.Addr, 7777, "forged"))
+			forged := inVXLAN(1, c.iface(c.Hosts[0], "flannel.1").HardwareAddr, inner(other.Addr, victim.Addr, 7777, "forged"))
 			own := c.subnet(c.Hosts[0]).Addr()
 			for _, attack := range []struct {
 				from *lab.Endpoint

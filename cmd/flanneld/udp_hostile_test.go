@@ -55,10 +55,7 @@ func TestUDPSmallPath(t *testing.T) {
 		}
 		return err
 	}))
-	c.put("config", udpConfig)
-	c.must(c.StartAll(c.ctx))
-	c.addContainers()
-	c.waitAllPairs()
+	c.join(udpConfig)
 	c.checkMTU(1472)
 	c.bothWays(64 << 20)
 }
@@ -119,10 +116,8 @@ func TestUDPLetsNoOneIn(t *testing.T) {
 func testFlood(c *cluster, garbage net.Conn) {
 	c.t.Helper()
 	daemon := c.Hosts[0].Flanneld()
-	before, err := daemon.Usage()
-	c.must(err)
-	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-	c.must(err)
+	before := c.usage(daemon)
+	p := c.pinger(c.containers[0], c.containers[1])
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
 	own := c.containers[0].Addr
@@ -145,8 +140,7 @@ func testFlood(c *cluster, garbage net.Conn) {
 		// nothing breaks.
 		c.t.Errorf("seed %d: lost %d of %d pings, for %v", seed, s.Lost, s.Sent, s.Outage)
 	}
-	after, err := daemon.Usage()
-	c.must(err)
+	after := c.usage(daemon)
 	if grown := after.RSS - before.RSS; grown > 16<<20 {
 		c.t.Errorf("seed %d: %d bytes more resident", seed, grown)
 	}

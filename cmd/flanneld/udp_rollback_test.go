@@ -85,10 +85,8 @@ func TestUDPRollback(t *testing.T) {
 			c.launch(c.Hosts[1])
 			c.must(daemon.WaitReady(c.ctx))
 			c.must(c.Hosts[1].Flanneld().WaitReady(c.ctx))
-			c.addContainers()
-			c.waitAllPairs()
-			p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-			c.must(err)
+			c.connect()
+			p := c.pinger(c.containers[0], c.containers[1])
 			c.replies(p, 10)
 
 			if r.replace {
@@ -99,7 +97,7 @@ func TestUDPRollback(t *testing.T) {
 			}
 			start := time.Now()
 			c.must(daemon.Signal(r.signal))
-			_, err = daemon.Wait(c.ctx)
+			_, err := daemon.Wait(c.ctx)
 			c.must(err)
 			for _, f := range daemon.Stored() {
 				t.Errorf("systemd hands %s to the old binary", f.Name())
@@ -121,7 +119,7 @@ func TestUDPRollback(t *testing.T) {
 			c.must(old.Close())
 			c.start(h)
 			c.waitAllPairs()
-			c.ifindex(h, "flannel0")
+			c.iface(h, "flannel0")
 		})
 	}
 }
@@ -134,15 +132,10 @@ func TestUDPUpgradeKeepsTunnel(t *testing.T) {
 	h := c.Hosts[0]
 	c.must(h.Flanneld().Kill(c.ctx))
 	path := c.ownCopy()
-	run := func(kept []*os.File) *lab.Process {
-		p := c.startCommand(h, lab.Command{Path: path, Stored: kept})
-		return p
-	}
-	daemon := run(nil)
+	daemon := c.startCommand(h, lab.Command{Path: path})
 	c.waitAllPairs()
-	index := c.ifindex(h, "flannel0")
-	p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-	c.must(err)
+	index := c.iface(h, "flannel0").Index
+	p := c.pinger(c.containers[0], c.containers[1])
 	c.replies(p, 10)
 	c.replace(path, true)
 	daemon.KeepStored()
@@ -151,12 +144,10 @@ func TestUDPUpgradeKeepsTunnel(t *testing.T) {
 	if len(kept) != 2 {
 		t.Fatalf("%d descriptors are stored", len(kept))
 	}
-	run(kept)
+	c.startCommand(h, lab.Command{Path: path, Stored: kept})
 	c.replies(p, 10)
-	if s := p.Stop(); s.Lost > 0 {
-		t.Errorf("lost %d of %d pings, for %v", s.Lost, s.Sent, s.Outage)
-	}
-	if c.ifindex(h, "flannel0") != index {
+	c.lossless(p)
+	if c.iface(h, "flannel0").Index != index {
 		t.Error("the device is another one")
 	}
 }

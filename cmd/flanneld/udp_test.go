@@ -53,12 +53,11 @@ func TestUDPRestart(t *testing.T) {
 		t.Run(r.name, func(t *testing.T) {
 			c := startCluster(t, 2, udpConfig)
 			h := c.Hosts[0]
-			index := c.ifindex(h, "flannel0")
+			index := c.iface(h, "flannel0").Index
 			daemon := h.Flanneld()
 			var outages []time.Duration
 			for range 3 {
-				p, err := c.containers[0].StartPinger(c.containers[1].Addr, 10*time.Millisecond)
-				c.must(err)
+				p := c.pinger(c.containers[0], c.containers[1])
 				c.replies(p, 10)
 				var kept []*os.File
 				if r.systemd {
@@ -67,12 +66,10 @@ func TestUDPRestart(t *testing.T) {
 					}
 				}
 				c.must(daemon.Signal(r.signal))
-				_, err = daemon.Wait(c.ctx)
+				_, err := daemon.Wait(c.ctx)
 				c.must(err)
 				start := time.Now()
-				daemon = c.startCommand(h, lab.Command{
-					Stored: kept,
-				})
+				daemon = c.startCommand(h, lab.Command{Stored: kept})
 				ready := time.Since(start)
 				c.replies(p, 10)
 				s := p.Stop()
@@ -85,7 +82,7 @@ func TestUDPRestart(t *testing.T) {
 			if best := slices.Min(outages); best > slow(r.outage) { // of three: a busy machine starts programs late
 				t.Errorf("no traffic for %v at best", best)
 			}
-			if r.systemd && c.ifindex(h, "flannel0") != index {
+			if r.systemd && c.iface(h, "flannel0").Index != index {
 				t.Error("the device is another one")
 			}
 			c.must(daemon.Kill(c.ctx))

@@ -80,7 +80,7 @@ func TestUnderlayLock(t *testing.T) {
 			received := c.listener(victim, 7777)
 			packet, port := inner(other.Addr, victim.Addr, 7777, "forged"), uint16(8285)
 			if k.name != "udp" {
-				packet, port = inVXLAN(1, c.vtepMAC(h), packet), 8472
+				packet, port = inVXLAN(1, c.iface(h, "flannel.1").HardwareAddr, packet), 8472
 			}
 			before := c.lockDropped(h)
 			for range 3 {

@@ -12,10 +12,7 @@ import (
 func TestUnderlayWiderThanOverlay(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("10.0.0.0/8"), MTU: 1280})
-	c.put("config", vxlanConfig)
-	c.must(c.StartAll(c.ctx))
-	c.addContainers()
-	c.waitAllPairs()
+	c.join(vxlanConfig)
 	for _, h := range c.Hosts {
 		if n := logged(h, "skipped peer") + logged(h, "failed to apply changes"); n != 0 {
 			t.Errorf("%s complains %d times", h.Name, n)

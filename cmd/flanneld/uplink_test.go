@@ -111,8 +111,7 @@ func TestUplinkComesBack(t *testing.T) {
 					"ip addr add 192.168.77.2/24 dev mgmt && ip route add default via 192.168.77.1 dev mgmt metric 600")
 			}
 			c.must(c.StartAll(c.ctx))
-			c.addContainers()
-			c.waitAllPairs()
+			c.connect()
 			words := strings.NewReplacer("$ADDR", h.Addr.String(), "$GW", gateway, "$NS", h.NS.Name)
 			do := func(command string) {
 				t.Helper()
@@ -176,10 +175,7 @@ func TestUplinkIsNeverTheOverlay(t *testing.T) {
 	t.Parallel()
 	need(t, "ip")
 	c := newCluster(t, lab.Options{Hosts: 2, Underlay: netip.MustParsePrefix("10.99.0.0/16")})
-	c.put("config", vxlanConfig)
-	c.must(c.StartAll(c.ctx, `-iface-regex=^10\.`))
-	c.addContainers()
-	c.waitAllPairs()
+	c.join(vxlanConfig, `-iface-regex=^10\.`)
 	h := c.Hosts[0]
 	c.sh(h, "ip -4 addr flush dev eth0")
 	c.says(h.Flanneld(), "uplink is unusable", "no address or name matches")

@@ -137,39 +137,14 @@ func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, er
 	return leader, err
 }
 
-// Writer returns a function that sets a key in the v2 or v3 API, or deletes it if the value is "",
-// through any member that answers. Its connections end with ctx.
-func (e *Etcd) Writer(ctx context.Context, api string, others ...*Member) (func(ctx context.Context, key, value string) error, error) {
-	if api == "v2" {
-		v2, err := etcdkeys.OpenV2(e.cluster(others))
-		if err != nil {
-			return nil, err
-		}
+// Cluster returns the keys of an API through any member that answers. Its connections end with ctx.
+func (e *Etcd) Cluster(ctx context.Context, api string, others ...*Member) (etcdkeys.Store, error) {
+	if api == "v3" {
+		return etcdkeys.V3{Access: e.cluster(others)}.Keep(ctx)
+	}
+	v2, err := etcdkeys.OpenV2(e.cluster(others))
+	if err == nil {
 		context.AfterFunc(ctx, v2.Close)
-		return func(ctx context.Context, key, value string) error {
-			if value != "" {
-				return v2.Put(ctx, key, value, 0)
-			}
-			if err := v2.Delete(ctx, key); !errors.Is(err, etcdkeys.ErrNoKey) {
-				return err
-			}
-			return nil
-		}, nil
 	}
-	s, err := etcdkeys.V3{Access: e.cluster(others)}.Open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	context.AfterFunc(ctx, func() { s.Close() })
-	return func(ctx context.Context, key, value string) error {
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		if value != "" {
-			return s.Put(ctx, key, value)
-		}
-		if err := s.Delete(ctx, key); !errors.Is(err, etcdkeys.ErrNoKey) {
-			return err
-		}
-		return nil
-	}, nil
+	return v2, err
 }

@@ -75,9 +75,10 @@ func (n *Namespace) forward() error {
 	})
 }
 
-// shell runs a shell script inside the namespace with additional environment variables.
-func (n *Namespace) shell(ctx context.Context, script string, env ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "sh", "-ec", script)
+// Shell runs a shell script inside the namespace with additional environment variables, and returns
+// its output.
+func (n *Namespace) Shell(ctx context.Context, script string, env ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "sh", "-c", script)
 	cmd.Env = append(os.Environ(), env...)
 	var out []byte
 	err := n.Do(func() (err error) {
@@ -85,9 +86,9 @@ func (n *Namespace) shell(ctx context.Context, script string, env ...string) (st
 		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("run in %s: %w: %s\n%s", n.Name, err, out, script)
+		err = fmt.Errorf("run in %s: %w: %s\n%s", n.Name, err, out, script)
 	}
-	return string(out), nil
+	return string(out), err
 }
 
 // configure calls fn with a netlink handle whose sockets are inside the namespace.

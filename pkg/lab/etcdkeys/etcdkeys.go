@@ -50,7 +50,7 @@ type Access struct {
 	Dial               func(ctx context.Context, network, address string) (net.Conn, error) // nil: from this process
 	TLS                *tls.Config                                                          // nil: none
 	Username, Password string
-	Timeout            time.Duration // time limit of a request to one endpoint in the v2 API; 0: 10 s
+	Timeout            time.Duration // time limit of a request to one endpoint in the v2 API, of a call in v3; 0: 10 s
 }
 
 // as returns the access for another user.

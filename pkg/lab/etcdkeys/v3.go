@@ -1,6 +1,7 @@
 package etcdkeys
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -50,7 +51,7 @@ func (v V3) Client(ctx context.Context) (*client.Client, error) {
 
 // within calls f with a new client that it closes afterwards, or with the kept one.
 func (v V3) within(ctx context.Context, f func(context.Context, *client.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(v.Timeout, 10*time.Second))
 	defer cancel()
 	if v.kept != nil {
 		return f(ctx, v.kept)
@@ -154,15 +155,14 @@ func timeLeft(ctx context.Context, c *client.Client, id client.LeaseID) (time.Du
 
 func (v V3) Delete(ctx context.Context, key string) error {
 	err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
-		one, err := c.Delete(ctx, key)
+		r, err := c.Txn(ctx).Then(client.OpDelete(key), client.OpDelete(key+"/", client.WithPrefix())).Commit()
 		if err != nil {
 			return err
 		}
-		below, err := c.Delete(ctx, key+"/", client.WithPrefix())
-		if err == nil && one.Deleted+below.Deleted == 0 {
+		if r.Responses[0].GetResponseDeleteRange().Deleted+r.Responses[1].GetResponseDeleteRange().Deleted == 0 {
 			return ErrNoKey
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete key %s: %w", key, err)
@@ -186,53 +186,22 @@ func (v V3) ForgetHistory(ctx context.Context) error {
 	return nil
 }
 
-// A Session is one connection, for writes whose duration matters.
-type Session struct{ client *client.Client }
-
-// Open connects until the context ends or the Session is closed.
-func (v V3) Open(ctx context.Context) (*Session, error) {
-	c, err := v.Client(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("open a session: %w", err)
-	}
-	return &Session{c}, nil
-}
-
-// Close closes the connection.
-func (s *Session) Close() error { return s.client.Close() }
-
-// Put sets a permanent key.
-func (s *Session) Put(ctx context.Context, key, value string) error {
-	if _, err := s.client.Put(ctx, key, value); err != nil {
-		return fmt.Errorf("put key %s: %w", key, err)
-	}
-	return nil
-}
-
-// PutAll sets keys, as many in one transaction as etcd allows. The keys of a transaction are one
-// event.
-func (s *Session) PutAll(ctx context.Context, entries []Entry) error {
+// PutTogether sets permanent keys, as many in one transaction as etcd allows. The keys of a
+// transaction are one event.
+func (v V3) PutTogether(ctx context.Context, entries []Entry) error {
 	const most = 128 // etcd's --max-txn-ops
 	for some := range slices.Chunk(entries, most) {
 		ops := make([]client.Op, len(some))
 		for i, e := range some {
 			ops[i] = client.OpPut(e.Key, e.Value)
 		}
-		if _, err := s.client.Txn(ctx).Then(ops...).Commit(); err != nil {
+		err := v.within(ctx, func(ctx context.Context, c *client.Client) error {
+			_, err := c.Txn(ctx).Then(ops...).Commit()
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("put %d keys from %s on: %w", len(some), some[0].Key, err)
 		}
-	}
-	return nil
-}
-
-// Delete removes one key; the error is ErrNoKey if there is none.
-func (s *Session) Delete(ctx context.Context, key string) error {
-	r, err := s.client.Delete(ctx, key)
-	if err == nil && r.Deleted == 0 {
-		err = ErrNoKey
-	}
-	if err != nil {
-		return fmt.Errorf("delete key %s: %w", key, err)
 	}
 	return nil
 }
