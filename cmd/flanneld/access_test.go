@@ -16,7 +16,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 	eachAPI(t, lab.Options{Hosts: 1}, func(t *testing.T, c *cluster) {
 		const password = "hush-hush"
 		c.put("config", vxlanConfig)
-		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
+		c.must(c.keys.PermitReading(c.ctx, false, "flannel-1", password, c.prefix))
 		h := c.Hosts[0]
 		p := c.launchCommand(h, lab.Command{
 			Args: []string{"-etcd-api=" + c.api, "-release-lease-on-exit"},
@@ -63,7 +63,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 		c.must(p.WaitReady(c.ctx))
 
 		// Its key is deleted, and must not be created again.
-		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
+		c.must(c.keys.PermitReading(c.ctx, true, "flannel-1", password, c.prefix))
 		do := map[string]string{
 			"v3": "ETCDCTL_API=3 etcdctl --endpoints=%s --user=root del %s",
 			"v2": "ETCDCTL_API=2 etcdctl --endpoints=%s --username=root rm %s",
@@ -74,7 +74,7 @@ func TestEtcdMayBeReadOnly(t *testing.T) {
 		permit()
 		c.says(p, "own lease was deleted, creating it again")
 
-		c.must(c.Etcd.PermitReading(c.ctx, "flannel-1", password, c.prefix))
+		c.must(c.keys.PermitReading(c.ctx, true, "flannel-1", password, c.prefix))
 		if code, err := p.Stop(c.ctx); err != nil || code != 0 || lines(p, "failed to release lease") != 1 {
 			t.Errorf("exit code %d, %v:\n%s", code, err, p.Logs())
 		}

@@ -140,23 +140,6 @@ func TestTakenPlaces(t *testing.T) {
 	}
 }
 
-// TestTakenHealthPort: the daemon exits, and logs which program uses the port.
-func TestTakenHealthPort(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 1})
-	h := c.Hosts[0]
-	var l net.Listener
-	c.must(h.Do(func() (err error) {
-		l, err = net.Listen("tcp", "[::]:8080")
-		return err
-	}))
-	defer l.Close()
-	p := c.launch(h, "-healthz-port=8080")
-	if code, err := p.Wait(c.ctx); code != 1 || err != nil || logged(h, "ERROR", "address already in use", fmt.Sprintf("pid %d", os.Getpid()), "-healthz-port") != 1 {
-		t.Errorf("exit code %d, %v\n%s", code, err, p.Logs())
-	}
-}
-
 // TestNetworkAndLAN: a network whose subnets include the hosts' own link is rejected with the
 // reason, without READY and without a change of the link. A network that only contains the link
 // works, and so does one that equals the link, with subnets that leave out the hosts.

@@ -15,12 +15,12 @@ import (
 func TestPassword(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})
+	const password = "hush-hush"
 	for _, api := range []string{"v2", "v3"} {
 		c.use(api)
 		c.put("config", vxlanConfig)
+		c.must(c.keys.RequireUser(c.ctx, password, "flannel"))
 	}
-	const password = "hush-hush"
-	c.must(c.Etcd.RequireUser(c.ctx, "flannel", password))
 	h := c.Hosts[0]
 	for _, api := range []string{"v2", "v3", "auto"} {
 		for _, f := range []struct {

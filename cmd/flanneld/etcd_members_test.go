@@ -84,7 +84,7 @@ func newMemberStorm(c *cluster, others ...*lab.Member) *memberStorm {
 	c.t.Helper()
 	endpoints := []string{c.Etcd.Endpoint()}
 	for _, m := range others {
-		endpoints = append(endpoints, m.Endpoint)
+		endpoints = append(endpoints, m.Endpoint())
 	}
 	s := &memberStorm{
 		cluster: c, others: others, there: map[netip.Prefix]bool{}, done: make(chan struct{}),
@@ -157,15 +157,9 @@ func (s *memberStorm) killLeader() {
 	s.t.Helper()
 	leader, err := s.Etcd.Leader(s.ctx, s.others...)
 	s.must(err)
-	kill, start := s.Etcd.Kill, s.Etcd.Start
-	for _, m := range s.others {
-		if m.Endpoint == leader {
-			kill, start = m.Kill, m.Start
-		}
-	}
-	s.must(kill(s.ctx))
+	s.must(leader.Kill(s.ctx))
 	s.writes(50)
-	s.must(start(s.ctx))
+	s.must(leader.Start(s.ctx))
 	s.writes(50)
 }
 
@@ -179,7 +173,7 @@ func (s *memberStorm) remove(m *lab.Member) {
 				return err
 			}
 			for _, one := range all.Members {
-				if slices.Contains(one.ClientURLs, m.Endpoint) {
+				if slices.Contains(one.ClientURLs, m.Endpoint()) {
 					_, err := c.MemberRemove(ctx, one.ID)
 					return errors.Join(err, errors.New("it is still there"))
 				}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -206,28 +205,6 @@ func (c *cluster) nftOwner(h *lab.Host) func(format string, args ...any) {
 		c.t.Helper()
 		_, err := fmt.Fprintf(in, format, args...)
 		c.must(err)
-	}
-}
-
-// TestNFTablesAreWatchedWithoutPrivileges: the privileges in the unit and in the image suffice to
-// receive events, without which changes are noticed after a minute only.
-func TestNFTablesAreWatchedWithoutPrivileges(t *testing.T) {
-	t.Parallel()
-	need(t, "nft", "setpriv")
-	c, h := oneHost(t, keepers[2].config)
-	p, err := h.Run(lab.Command{
-		Path: "setpriv",
-		Args: []string{"--bounding-set=-all,+net_admin,+net_raw,+dac_read_search", "--inh-caps=-all", os.Getenv("FLANNELD"),
-			"-etcd-endpoints=" + c.Etcd.Endpoint(), "-subnet-file=" + h.SubnetFile},
-	})
-	c.must(err)
-	c.must(p.WaitReady(c.ctx))
-	for range 4 { // a look that was due anyway may see the first
-		c.sh(h, "nft delete table ip flannel-ipv4")
-		c.within(10*time.Second, "the table is back", func() error {
-			_, err := c.try(h, "nft list table ip flannel-ipv4")
-			return err
-		})
 	}
 }
 

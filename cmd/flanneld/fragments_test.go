@@ -54,7 +54,7 @@ func TestOuterFragments(t *testing.T) {
 			}
 			c.waitAllPairs()
 			h, peer, victim := c.Hosts[0], c.Hosts[1].Addr, c.containers[0]
-			received := c.listener(victim, 7777)
+			received := c.listener(&victim.Endpoint, 7777)
 			f := c.forger(c.Hosts[2])
 			outer := func(text string) []byte {
 				p := inner(c.containers[1].Addr, victim.Addr, 7777, text)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -152,56 +151,5 @@ func TestAlloc(t *testing.T) {
 		if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); s.Text() != "" {
 			t.Errorf("%s holds\n%s", h.Name, s.Text())
 		}
-	}
-}
-
-func TestSixteenAtOnce(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 16})
-	c.put("config", `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`)
-	c.must(c.StartAll(c.ctx))
-	owner := map[netip.Prefix]string{}
-	for _, h := range c.Hosts {
-		s := c.subnet(h)
-		if other, taken := owner[s]; taken {
-			t.Errorf("%s and %s both have %s", h.Name, other, s)
-		}
-		owner[s] = h.Name
-	}
-	c.connect()
-}
-
-// TestPublicIP: behind NAT, the published address differs from the one of the device.
-func TestPublicIP(t *testing.T) {
-	t.Parallel()
-	c, h := oneHost(t, vxlanConfig)
-	c.start(h, "-public-ip=203.0.113.7")
-	var v struct{ PublicIP string }
-	_, e := c.lease(h)
-	if json.Unmarshal([]byte(e.Value), &v); v.PublicIP != "203.0.113.7" {
-		t.Errorf("lease says %s", e.Value)
-	}
-	if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); s.Links["flannel.1"].Local != h.Addr {
-		t.Errorf("got\n%s", s.Text())
-	}
-}
-
-// TestReservations: a key that an operator has created for a host is adopted and keeps no TTL; a
-// subnet reserved for another host is not used.
-func TestReservations(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, lab.Options{Hosts: 2})
-	c.put("config", `{"Network":"10.42.0.0/28","Backend":{"Type":"vxlan"}}`) // subnets .4, .8 and .12
-	c.put("subnets/10.42.0.8-30", fmt.Sprintf(`{"PublicIP":"%s"}`, c.Hosts[0].Addr))
-	c.put("subnets/10.42.0.12-30", `{"PublicIP":"203.0.113.99"}`)
-	c.must(c.StartAll(c.ctx))
-	if got := c.subnet(c.Hosts[0]); got != netip.MustParsePrefix("10.42.0.8/30") {
-		t.Errorf("the reserved host has %s", got)
-	}
-	if _, e := c.lease(c.Hosts[0]); e.TTL != 0 || !strings.Contains(e.Value, "VtepMAC") {
-		t.Errorf("the reservation became %+v", e)
-	}
-	if got := c.subnet(c.Hosts[1]); got != netip.MustParsePrefix("10.42.0.4/30") {
-		t.Errorf("the other host has %s", got)
 	}
 }

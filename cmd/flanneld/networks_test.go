@@ -46,7 +46,7 @@ func (n network) start(h *lab.Host, stored []*os.File, args ...string) *lab.Proc
 }
 
 // device is the link on a host that has an address of the network's second byte.
-func (c *cluster) device(h *lab.Host, second byte) (name string, addr net.IP) {
+func (c *cluster) device(h *lab.Host, second byte) (name string, addr netip.Addr) {
 	c.t.Helper()
 	c.must(h.Do(func() error {
 		links, err := netlink.LinkList()
@@ -57,7 +57,7 @@ func (c *cluster) device(h *lab.Host, second byte) (name string, addr net.IP) {
 			}
 			for _, a := range addrs {
 				if ip := a.IP.To4(); ip[0] == 10 && ip[1] == second {
-					name, addr = l.Attrs().Name, ip
+					name, addr = l.Attrs().Name, netip.AddrFrom4([4]byte(ip))
 				}
 			}
 		}
@@ -134,8 +134,8 @@ func TestTwoUDPNetworks(t *testing.T) {
 	c.must(c.pingIP(h, to))
 }
 
-func (c *cluster) pingIP(h *lab.Host, to net.IP) error {
-	_, err := h.Ping(c.ctx, addrOf(to), lab.PingOptions{Timeout: 500 * time.Millisecond})
+func (c *cluster) pingIP(h *lab.Host, to netip.Addr) error {
+	_, err := h.Ping(c.ctx, to, lab.PingOptions{Timeout: 500 * time.Millisecond})
 	return err
 }
 

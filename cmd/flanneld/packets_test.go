@@ -100,14 +100,8 @@ func (c *cluster) dialFrom(e *lab.Endpoint, port int, to netip.AddrPort) net.Con
 	return conn
 }
 
-// listener returns the datagrams that a port of a container receives.
-func (c *cluster) listener(k *lab.Container, port int) func(time.Duration) string {
-	c.t.Helper()
-	return c.listenerAt(&k.Endpoint, port)
-}
-
-// listenerAt receives on a port of a host or a container.
-func (c *cluster) listenerAt(e *lab.Endpoint, port int) func(time.Duration) string {
+// listener returns the datagrams that a port of a host or a container receives.
+func (c *cluster) listener(e *lab.Endpoint, port int) func(time.Duration) string {
 	c.t.Helper()
 	var conn *net.UDPConn
 	c.must(e.Do(func() (err error) {

@@ -235,8 +235,8 @@ func (c *cluster) holds(h *lab.Host, d time.Duration, subnet, publicIP, mac stri
 	})
 }
 
-// TestPeerChanges follows a peer that joins, moves, changes its MAC and leaves,
-// while the daemon runs, is stopped, and has missed too much.
+// TestPeerChanges follows a peer that joins, moves, changes its MAC and leaves, while the daemon runs
+// and while it is stopped.
 func TestPeerChanges(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, upperConfig)
@@ -255,49 +255,11 @@ func TestPeerChanges(t *testing.T) {
 	c.start(h)
 	c.holds(h, 0, subnet, "203.0.113.3", "0a:00:00:00:00:03") // at READY already
 
-	// While it receives nothing, and there are more events than etcd's history holds.
-	c.must(h.Flanneld().Signal(syscall.SIGSTOP))
-	c.phantom("10.42.77.0-24", "203.0.113.4", "0a:00:00:00:00:04")
-	for i := range 1100 {
-		c.must(c.Etcd.Put(c.ctx, "/elsewhere", fmt.Sprint(i), 0))
-	}
-	c.must(h.Flanneld().Signal(syscall.SIGCONT))
-	c.holds(h, 10*time.Second, subnet, "203.0.113.4", "0a:00:00:00:00:04")
-
-	// A peer that leaves in such a gap is gone afterwards.
-	c.must(h.Flanneld().Signal(syscall.SIGSTOP))
-	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets/10.42.77.0-24"))
-	for i := range 1100 {
-		c.must(c.Etcd.Put(c.ctx, "/elsewhere", fmt.Sprint(i), 0))
-	}
-	c.must(h.Flanneld().Signal(syscall.SIGCONT))
-	c.holds(h, 10*time.Second, subnet, "", "")
-	c.phantom("10.42.77.0-24", "203.0.113.5", "0a:00:00:00:00:05")
-	c.holds(h, 5*time.Second, subnet, "203.0.113.5", "0a:00:00:00:00:05")
-
-	c.must(c.Etcd.Delete(c.ctx, c.prefix+"/subnets/10.42.77.0-24"))
+	c.del("subnets/10.42.77.0-24")
 	c.holds(h, 5*time.Second, subnet, "", "")
 	// One that leaves by expiry.
 	c.must(c.Etcd.Put(c.ctx, c.prefix+"/subnets/10.42.79.0-24", `{"PublicIP":"203.0.113.79","BackendType":"vxlan","BackendData":{"VtepMAC":"0a:00:00:00:00:79"}}`, 3*time.Second))
 	c.holds(h, 3*time.Second, "10.42.79.0/24", "203.0.113.79", "0a:00:00:00:00:79")
 	c.holds(h, 8*time.Second, "10.42.79.0/24", "", "")
 	c.waitAllPairs()
-}
-
-// TestOwnLeaseDeleted: it comes back under the same subnet, and nothing is lost
-// meanwhile.
-func TestOwnLeaseDeleted(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, 2, vxlanConfig)
-	key, before := c.lease(c.Hosts[0])
-	p := c.pinger(c.containers[0], c.containers[1])
-	c.must(c.Etcd.Delete(c.ctx, key))
-	c.within(3*time.Second, "own lease", func() error {
-		e, err := c.Etcd.Get(c.ctx, key)
-		if err == nil && e.Value != before.Value {
-			err = fmt.Errorf("lease is %s", e.Value)
-		}
-		return err
-	})
-	c.lossless(p)
 }

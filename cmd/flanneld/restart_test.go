@@ -3,7 +3,6 @@ package main
 import (
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -157,39 +156,4 @@ func TestEtcdComesLater(t *testing.T) {
 		}
 	}
 	c.connect()
-}
-
-// TestEtcdOutage: etcd is killed, comes back, and comes back empty; the network
-// stays as it is, and so do the subnets.
-func TestEtcdOutage(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, 3, vxlanConfig)
-	var subnets []string
-	for _, h := range c.Hosts {
-		subnets = append(subnets, c.subnet(h).String())
-	}
-	p := c.pinger(c.containers[0], c.containers[1])
-	heard := func(words string, times int) {
-		t.Helper()
-		for _, h := range c.Hosts {
-			c.saysTimes(h.Flanneld(), times, words)
-		}
-	}
-	c.must(c.Etcd.Kill(c.ctx))
-	heard("registry is unreachable", 1)
-	c.must(c.Etcd.Start(c.ctx))
-	heard("registry is reachable again", 1)
-	c.must(c.Etcd.Wipe(c.ctx))
-	c.put("config", vxlanConfig)
-	for i, h := range c.Hosts {
-		c.within(30*time.Second, "lease of "+h.Name, func() error {
-			_, err := c.Etcd.Get(c.ctx, c.prefix+"/subnets/"+strings.Replace(subnets[i], "/", "-", 1))
-			return err
-		})
-		if got := c.subnet(h).String(); got != subnets[i] {
-			t.Errorf("%s had %s, has %s", h.Name, subnets[i], got)
-		}
-	}
-	c.waitAllPairs()
-	c.lossless(p)
 }

@@ -51,7 +51,7 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 			}
 			c.connect()
 			victim, other := c.containers[0], c.containers[1]
-			received := c.listener(victim, 7777)
+			received := c.listener(&victim.Endpoint, 7777)
 			forged := inVXLAN(1, c.iface(c.Hosts[0], "flannel.1").HardwareAddr, inner(other.Addr, victim.Addr, 7777, "forged"))
 			own := c.subnet(c.Hosts[0]).Addr()
 			for _, attack := range []struct {
@@ -71,7 +71,7 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 					t.Errorf("%s to %s: the container received %q", attack.from.Name, attack.to, got)
 				}
 			}
-			nested := c.listener(victim, 8472)
+			nested := c.listener(&victim.Endpoint, 8472)
 			_, err := c.dialFrom(&other.Endpoint, 0, netip.AddrPortFrom(victim.Addr, 8472)).Write([]byte("of their own"))
 			c.must(err)
 			if got := nested(2 * time.Second); got != "of their own" {
@@ -96,7 +96,7 @@ func TestLocalProcessAtTheTunnelsPort(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, udpConfig, "-ip-masq=true")
 	victim, other := c.containers[0], c.containers[1]
-	received := c.listener(victim, 7777)
+	received := c.listener(&victim.Endpoint, 7777)
 	bridge := c.subnet(c.Hosts[1]).Addr().Next()
 	var conn net.Conn
 	c.must(c.Hosts[1].Do(func() (err error) {

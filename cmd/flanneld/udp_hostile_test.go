@@ -74,7 +74,7 @@ func TestUDPLetsNoOneIn(t *testing.T) {
 			}
 			c.waitAllPairs()
 			stranger, victim, other := c.Hosts[2], c.containers[0], c.containers[1]
-			received := c.listener(victim, 7777)
+			received := c.listener(&victim.Endpoint, 7777)
 			port := netip.AddrPortFrom(c.Hosts[0].Addr, 8285)
 			fromStranger := c.dial(stranger, port)
 			for _, attacker := range []struct {

@@ -77,7 +77,7 @@ func TestUnderlayLock(t *testing.T) {
 			c.within(3*time.Second, "the peer is let in", func() error { return c.lockHolds(h, lockTable, c.Hosts[1].Addr) })
 
 			victim, other := c.containers[0], c.containers[1]
-			received := c.listener(victim, 7777)
+			received := c.listener(&victim.Endpoint, 7777)
 			packet, port := inner(other.Addr, victim.Addr, 7777, "forged"), uint16(8285)
 			if k.name != "udp" {
 				packet, port = inVXLAN(1, c.iface(h, "flannel.1").HardwareAddr, packet), 8472
@@ -104,7 +104,7 @@ func TestUnderlayLock(t *testing.T) {
 			foreign, err := sender.AddContainerTo("docker9", file)
 			c.must(err)
 			c.sh(sender, `echo 'table ip docker9 { chain post { type nat hook postrouting priority 100; ip saddr 172.18.0.0/24 oifname != "docker9" masquerade; }; }' | nft -f -`)
-			reached := c.listenerAt(&h.Endpoint, 9999)
+			reached := c.listener(&h.Endpoint, 9999)
 			outside := c.dialFrom(&foreign.Endpoint, 0, netip.AddrPortFrom(h.Addr, 9999))
 			_, err = outside.Write([]byte("out"))
 			c.must(err)

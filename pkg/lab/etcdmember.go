@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,52 +18,31 @@ import (
 	"flanneld/pkg/lab/wait"
 )
 
-// Member is an additional member of a lab's etcd, in its own process.
+// A Member is a member of a lab's etcd. It runs in its own process, so that it can be killed and
+// stopped. Its data survive everything except Wipe.
 type Member struct {
-	Endpoint string
+	lab    *Lab
+	config etcdConfig
 
-	lab     *Lab
-	config  etcdConfig
+	mu      sync.Mutex // held while the process is started or ended
 	process *Process
 }
 
-// AddMember adds a member to etcd and waits until it serves. The lab needs the option EtcdCluster.
-// n is the number of the member, from 1 on; no number may be used twice. others are the other
-// additional members.
-func (e *Etcd) AddMember(ctx context.Context, n int, others ...*Member) (*Member, error) {
-	m := &Member{
-		Endpoint: fmt.Sprintf("http://%s:%d", e.addr, 2379+100*n),
-		lab:      e.lab,
-		config: etcdConfig{
-			Dir: filepath.Join(e.lab.Dir, fmt.Sprint("etcd", n)), SlowElections: true,
-			Name: fmt.Sprint("lab", n), Peer: fmt.Sprintf("127.0.0.1:%d", 2380+100*n),
-		},
-	}
-	m.config.Endpoint = m.Endpoint
-	err := e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
-		resp, err := c.MemberAdd(ctx, []string{"http://" + m.config.Peer})
-		if err != nil {
-			return err
-		}
-		var all []string
-		for _, one := range resp.Members {
-			name := one.Name
-			if one.ID == resp.Member.ID {
-				name = m.config.Name
-			}
-			all = append(all, name+"="+one.PeerURLs[0])
-		}
-		m.config.Members = strings.Join(all, ",")
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("add etcd member: %w", err)
-	}
-	return m, m.Start(ctx)
+// Endpoint returns the URL of the client API, as for -etcd-endpoints. It is reachable only from the
+// namespaces of the lab.
+func (m *Member) Endpoint() string { return m.config.Endpoint }
+
+// Start starts a new member, or one that has ended, and waits until it serves.
+func (m *Member) Start(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.start(ctx)
 }
 
-// Start starts a member that was ended.
-func (m *Member) Start(ctx context.Context) error {
+func (m *Member) start(ctx context.Context) error {
+	if m.process != nil && !m.process.Exited() {
+		return errors.New("start etcd: it is running")
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find the binary to run etcd with: %w", err)
@@ -77,17 +58,83 @@ func (m *Member) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := m.process.WaitReady(ctx); err != nil {
-		return fmt.Errorf("start etcd member: %w", err)
+		return fmt.Errorf("start etcd: %w", err)
 	}
 	return nil
 }
 
+// Stop stops the member with SIGTERM.
+func (m *Member) Stop(ctx context.Context) error { return m.end(ctx, syscall.SIGTERM) }
+
 // Kill kills the member with SIGKILL.
-func (m *Member) Kill(ctx context.Context) error {
-	if _, err := m.process.end(ctx, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("end etcd member: %w", err)
+func (m *Member) Kill(ctx context.Context) error { return m.end(ctx, syscall.SIGKILL) }
+
+func (m *Member) end(ctx context.Context, s syscall.Signal) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, err := m.process.end(ctx, s); err != nil {
+		return fmt.Errorf("end etcd: %w", err)
 	}
 	return nil
+}
+
+// Pause suspends the process: connections stay open and nothing answers, as if all packets were
+// dropped.
+func (m *Member) Pause() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.process.Pause()
+}
+
+// Resume resumes the process after Pause.
+func (m *Member) Resume() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.process.Signal(syscall.SIGCONT)
+}
+
+// Wipe kills the member, removes its data and starts it again without keys.
+func (m *Member) Wipe(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, err := m.process.end(ctx, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("end etcd: %w", err)
+	}
+	if err := os.RemoveAll(m.config.Dir); err != nil {
+		return fmt.Errorf("wipe etcd: %w", err)
+	}
+	return m.start(ctx)
+}
+
+// AddMember adds a member to etcd and waits until it serves. The lab needs the option EtcdCluster.
+// n is the number of the member, from 1 on; no number may be used twice. others are the other
+// additional members.
+func (e *Etcd) AddMember(ctx context.Context, n int, others ...*Member) (*Member, error) {
+	config := etcdConfig{
+		Dir: filepath.Join(e.lab.Dir, fmt.Sprint("etcd", n)), Endpoint: fmt.Sprintf("http://%s:%d", e.addr, 2379+100*n), SlowElections: true,
+		Name: fmt.Sprint("lab", n), Peer: fmt.Sprintf("127.0.0.1:%d", 2380+100*n),
+	}
+	err := e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
+		resp, err := c.MemberAdd(ctx, []string{"http://" + config.Peer})
+		if err != nil {
+			return err
+		}
+		var all []string
+		for _, one := range resp.Members {
+			name := one.Name
+			if one.ID == resp.Member.ID {
+				name = config.Name
+			}
+			all = append(all, name+"="+one.PeerURLs[0])
+		}
+		config.Members = strings.Join(all, ",")
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("add etcd member: %w", err)
+	}
+	m := &Member{lab: e.lab, config: config}
+	return m, m.Start(ctx)
 }
 
 // Members calls f with a client of the first member and of others.
@@ -105,29 +152,22 @@ func (e *Etcd) Members(ctx context.Context, others []*Member, f func(context.Con
 // cluster returns the access to all members.
 func (e *Etcd) cluster(others []*Member) etcdkeys.Access {
 	a := e.access
-	a.Endpoints, a.Timeout = e.endpoints(others), 2*time.Second
+	a.Timeout = 2 * time.Second
+	for _, m := range others {
+		a.Endpoints = append(slices.Clip(a.Endpoints), m.Endpoint())
+	}
 	return a
 }
 
-func (e *Etcd) endpoints(others []*Member) []string {
-	all := []string{e.Endpoint()}
-	for _, m := range others {
-		all = append(all, m.Endpoint)
-	}
-	return all
-}
-
-// Leader returns the endpoint of the leader among the first member and others. It waits until there
-// is one.
-func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader string, err error) {
+// Leader returns the leader among the first member and others. It waits until there is one.
+func (e *Etcd) Leader(ctx context.Context, others ...*Member) (leader *Member, err error) {
 	err = e.Members(ctx, others, func(ctx context.Context, c *client.Client) error {
 		return wait.Until(ctx, func() error {
-			for _, endpoint := range e.endpoints(others) {
+			for _, leader = range append([]*Member{e.Member}, others...) {
 				short, cancel := context.WithTimeout(ctx, 2*time.Second)
-				s, err := c.Status(short, endpoint)
+				s, err := c.Status(short, leader.Endpoint())
 				cancel()
 				if err == nil && s.Leader == s.Header.MemberId {
-					leader = endpoint
 					return nil
 				}
 			}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -84,7 +83,7 @@ func serveEtcd(text string) error {
 		return err
 	}
 	defer server.Close()
-	if err := notifyReady(); err != nil {
+	if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
 		return err
 	}
 	select {
@@ -121,18 +120,4 @@ func (c etcdConfig) embed() (*embed.Config, error) {
 		}
 	}
 	return cfg, nil
-}
-
-// notifyReady sends READY=1 as sd_notify(3) does.
-func notifyReady() error {
-	path := os.Getenv("NOTIFY_SOCKET")
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("open notify socket: %w", err)
-	}
-	defer conn.Close()
-	if _, err := conn.Write([]byte("READY=1")); err != nil {
-		return fmt.Errorf("send READY=1: %w", err)
-	}
-	return nil
 }

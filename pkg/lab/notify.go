@@ -13,6 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// endMessage is what a notifySocket sends itself when the process has ended: after everything that
+// the process has sent.
+const endMessage = "END"
+
+// notify sends a message as sd_notify(3) does.
+func notify(path, message string) error {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("open notify socket: %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(message)); err != nil {
+		return fmt.Errorf("send %s: %w", message, err)
+	}
+	return nil
+}
+
 // A notifySocket is the receiver of sd_notify(3) for one process.
 type notifySocket struct {
 	path  string
@@ -45,7 +62,7 @@ func (s *notifySocket) read() {
 	buf, rights := make([]byte, 4096), make([]byte, 4096)
 	for {
 		n, nr, _, _, err := s.conn.ReadMsgUnix(buf, rights)
-		if err != nil {
+		if err != nil || string(buf[:n]) == endMessage {
 			return
 		}
 		s.receive(string(buf[:n]), rights[:nr])
@@ -62,26 +79,6 @@ func (s *notifySocket) receive(message string, rights []byte) {
 		s.seen, s.at = true, time.Now()
 		close(s.ready)
 	}
-}
-
-// drain receives all messages that have arrived already.
-func (s *notifySocket) drain() {
-	raw, err := s.conn.SyscallConn()
-	if err != nil {
-		return
-	}
-	buf, rights := make([]byte, 4096), make([]byte, 4096)
-	raw.Control(func(fd uintptr) {
-		for {
-			n, nr, _, _, err := unix.Recvmsg(int(fd), buf, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-			if err != nil && !errors.Is(err, unix.EINTR) {
-				return
-			}
-			if err == nil {
-				s.receive(string(buf[:n]), rights[:nr])
-			}
-		}
-	})
 }
 
 // store implements the descriptor store of systemd(1), with names. It reports whether the message
@@ -135,9 +132,10 @@ func (s *notifySocket) all() []string {
 
 // close receives what the process sent before it ended and removes the socket.
 func (s *notifySocket) close() error {
-	s.conn.SetReadDeadline(time.Now())
+	if err := notify(s.path, endMessage); err != nil {
+		s.conn.Close()
+	}
 	<-s.ended
-	s.drain()
 	s.conn.Close()
 	s.mu.Lock()
 	keep := s.keep

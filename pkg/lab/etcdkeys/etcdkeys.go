@@ -39,6 +39,10 @@ type Store interface {
 	// RequireUser makes etcd require a user and the password in this API. Root and the others, who
 	// have the same password, may do everything.
 	RequireUser(ctx context.Context, password string, others ...string) error
+	// PermitReading makes etcd require a user in this API, who may read keys below a prefix and write
+	// nothing. Root has the same password. With again, it revokes what was granted since the first
+	// call.
+	PermitReading(ctx context.Context, again bool, name, password, prefix string) error
 }
 
 // unwatchedKey is a key that nobody watches.
