@@ -1,9 +1,9 @@
 package main
 
 import (
-	"regexp"
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
