@@ -24,17 +24,10 @@ func (b baseline) all() time.Duration { return b.fdb + b.neighs + b.hops + b.rou
 
 // medianBaseline returns the median of each kind.
 func medianBaseline(all []baseline) (m baseline) {
-	part := func(of func(baseline) time.Duration) time.Duration {
-		var some []time.Duration
-		for _, f := range all {
-			some = append(some, of(f))
-		}
-		return median(some)
-	}
-	m.fdb = part(func(b baseline) time.Duration { return b.fdb })
-	m.neighs = part(func(b baseline) time.Duration { return b.neighs })
-	m.hops = part(func(b baseline) time.Duration { return b.hops })
-	m.routes = part(func(b baseline) time.Duration { return b.routes })
+	m.fdb = medianOf(all, func(b baseline) time.Duration { return b.fdb })
+	m.neighs = medianOf(all, func(b baseline) time.Duration { return b.neighs })
+	m.hops = medianOf(all, func(b baseline) time.Duration { return b.hops })
+	m.routes = medianOf(all, func(b baseline) time.Duration { return b.routes })
 	return m
 }
 

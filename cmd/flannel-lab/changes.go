@@ -58,16 +58,7 @@ func (s *scale) changes(ctx context.Context) ([][]string, error) {
 func (s *scale) idleShare(ctx context.Context) (float64, error) {
 	d := min(s.plan.idle, 3*time.Second)
 	s.progress("an idle flanneld for %v", d)
-	before, err := s.watched.process.Usage()
-	if err != nil {
-		return 0, err
-	}
-	start := time.Now()
-	if err := window(ctx, d); err != nil {
-		return 0, err
-	}
-	after, err := s.watched.process.Usage()
-	return float64(after.CPU-before.CPU) / float64(time.Since(start)), err
+	return share(ctx, d, spent(s.watched.process))
 }
 
 // series makes single changes with pauses between them. It returns the time that each took, and the

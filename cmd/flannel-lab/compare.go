@@ -57,16 +57,10 @@ func (b *bench) traffic(ctx context.Context) ([][]string, error) {
 // reportBackgroundLoad reports the load of the machine before the measurement, by which the figures
 // can be judged.
 func reportBackgroundLoad(ctx context.Context, d time.Duration, progress func(string, ...any)) error {
-	before, err := busy()
-	if err != nil {
-		return err
+	processors, err := share(ctx, d, busy)
+	if err == nil {
+		progress("before that, %.2f processors of this machine are busy", processors)
 	}
-	start := time.Now()
-	if err := window(ctx, d); err != nil {
-		return err
-	}
-	after, err := busy()
-	progress("before that, %.2f processors of this machine are busy", float64(after-before)/float64(time.Since(start)))
 	return err
 }
 

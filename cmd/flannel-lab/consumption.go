@@ -2,18 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"syscall"
 	"time"
 
-	"flanneld/pkg/dataplane"
-	"flanneld/pkg/firewall"
-	"flanneld/pkg/iptables"
 	"flanneld/pkg/lab"
-	"flanneld/pkg/nftables"
-	"flanneld/pkg/subnetenv"
 )
 
 // consumption measures what the daemon needs: disk, memory, CPU, and time to start.
@@ -58,19 +52,14 @@ func (b *bench) idle(ctx context.Context, p *lab.Process) ([][]string, error) {
 	if err := window(ctx, time.Second); err != nil { // right after the start it is not idle
 		return nil, err
 	}
-	before, err := p.Usage()
+	busy, err := share(ctx, b.plan.idle, spent(p))
 	if err != nil {
-		return nil, err
-	}
-	from := time.Now()
-	if err := window(ctx, b.plan.idle); err != nil {
 		return nil, err
 	}
 	after, err := p.Usage()
 	if err != nil {
 		return nil, err
 	}
-	busy := float64(after.CPU-before.CPU) / float64(time.Since(from))
 	return [][]string{
 		{"resident memory", megabytes(after.RSS), "≤ 25 MB"},
 		{"resident memory, peak", megabytes(after.HWM), "≤ 25 MB"},
@@ -94,7 +83,7 @@ func end(ctx context.Context, h *lab.Host, s syscall.Signal) error {
 // removeTraces stops flanneld on a host and removes all that it leaves: lease, files, devices and
 // rules.
 func (b *bench) removeTraces(ctx context.Context, o overlay, h *lab.Host) error {
-	if err := end(ctx, h, syscall.SIGTERM); err != nil {
+	if err := stop(ctx, o, h); err != nil {
 		return err
 	}
 	env, err := h.ReadSubnet()
@@ -102,41 +91,14 @@ func (b *bench) removeTraces(ctx context.Context, o overlay, h *lab.Host) error 
 		return err
 	}
 	key := fmt.Sprintf("%s/subnets/%s-%d", o.prefix, env.Subnet.Masked().Addr(), env.Subnet.Bits())
-	if err := errors.Join(b.lab.Etcd.Delete(ctx, key), os.Remove(h.SubnetFile), os.Remove(subnetenv.ClaimPath(h.SubnetFile))); err != nil {
-		return err
-	}
-	if err := h.Do(func() error { return removeRules(ctx, firewall.Overlay{Network: o.network, Subnet: env.Subnet}) }); err != nil {
-		return err
-	}
-	state, err := overlayOf(h, o.network)
+	p, err := h.Run(lab.Command{Args: []string{"cleanup", "--files", "--subnet-file=" + h.SubnetFile}})
 	if err != nil {
 		return err
 	}
-	k, err := openKernel(h)
-	if err != nil {
-		return err
+	if code, err := p.Wait(ctx); err != nil || code != 0 {
+		return fmt.Errorf("clean up: exit code %d, %w\n%s", code, err, p.Logs())
 	}
-	defer k.Close()
-	var errs []error
-	for link := range state.Links {
-		errs = append(errs, k.Apply(deletions(state, link, dataplane.KindLink))...)
-	}
-	return errors.Join(errs...)
-}
-
-// removeRules removes an overlay's packet filter rules from this network namespace.
-func removeRules(ctx context.Context, o firewall.Overlay) error {
-	none := firewall.Ruleset{
-		Family: firewall.FamilyOf(o.Network),
-		Owner:  firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}},
-	}
-	nft := new(nftables.Keeper)
-	defer nft.Close()
-	_, err := iptables.NewTools(0).Installed().Sync(ctx, none)
-	if firewall.Absent(err) {
-		_, err = nft.Sync(ctx, none)
-	}
-	return err
+	return b.lab.Etcd.Delete(ctx, key)
 }
 
 func medianAndWorst(all []time.Duration) string {

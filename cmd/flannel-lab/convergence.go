@@ -12,7 +12,6 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
-	"flanneld/pkg/lab"
 )
 
 const (
@@ -65,17 +64,21 @@ func (b *bench) joins(ctx context.Context) ([]time.Duration, error) {
 	for i := range b.plan.joins {
 		p := examplePeer(i)
 		start := time.Now()
-		if err := b.lab.Etcd.Put(ctx, b.vxlan.prefix+"/subnets/"+p.key(), p.value(), 0); err != nil {
+		e, err := p.entry(b.vxlan)
+		if err != nil {
 			return took, err
 		}
-		if err := b.awaitState(ctx, k, "all of the peer", p.complete); err != nil {
+		if err := b.lab.Etcd.Put(ctx, e.Key, e.Value, 0); err != nil {
+			return took, err
+		}
+		if err := b.awaitState(ctx, k, "all of the peer", func(s dataplane.State) bool { return p.among(s) == 3 }); err != nil {
 			return took, err
 		}
 		took = append(took, time.Since(start))
-		if err := b.lab.Etcd.Delete(ctx, b.vxlan.prefix+"/subnets/"+p.key()); err != nil {
+		if err := b.lab.Etcd.Delete(ctx, e.Key); err != nil {
 			return took, err
 		}
-		if err := b.awaitState(ctx, k, "nothing of the peer", p.absent); err != nil {
+		if err := b.awaitState(ctx, k, "nothing of the peer", func(s dataplane.State) bool { return p.among(s) == 0 }); err != nil {
 			return took, err
 		}
 		if err := window(ctx, changePause); err != nil { // measure single changes only
@@ -149,7 +152,10 @@ func (b *bench) losses(ctx context.Context) ([][]string, error) {
 		if err != nil {
 			return rows, err
 		}
-		err = b.restart(ctx, h, s)
+		err = paused(ctx, b.plan.away, func() error { return end(ctx, h, s) }, func() error {
+			_, err := start(ctx, b.vxlan, h)
+			return err
+		})
 		stats := pinger.Stop()
 		if err != nil {
 			return rows, err
@@ -159,22 +165,18 @@ func (b *bench) losses(ctx context.Context) ([][]string, error) {
 	return rows, nil
 }
 
-// restart stops flanneld and starts it again, with a pause before, between and after, so that late
-// losses are counted.
-func (b *bench) restart(ctx context.Context, h *lab.Host, s syscall.Signal) error {
-	if err := window(ctx, b.plan.away); err != nil {
-		return err
+// paused runs steps, such as the end and the start of flanneld, with a pause before, between and
+// after them, so that late losses are counted.
+func paused(ctx context.Context, d time.Duration, steps ...func() error) error {
+	for _, step := range steps {
+		if err := window(ctx, d); err != nil {
+			return err
+		}
+		if err := step(); err != nil {
+			return err
+		}
 	}
-	if err := end(ctx, h, s); err != nil {
-		return err
-	}
-	if err := window(ctx, b.plan.away); err != nil {
-		return err
-	}
-	if _, err := start(ctx, b.vxlan, h); err != nil {
-		return err
-	}
-	return window(ctx, b.plan.away)
+	return window(ctx, d)
 }
 
 // A peer exists in etcd only.
@@ -196,26 +198,13 @@ func examplePeer(i int) peer {
 
 func (p peer) key() string { return fmt.Sprintf("%s-%d", p.subnet.Addr(), p.subnet.Bits()) }
 
-func (p peer) value() string {
-	return fmt.Sprintf(`{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"%s"}}`, p.public, p.mac)
-}
-
-// objects returns how many of the peer's objects are in a kernel: route, neighbour and FDB entry.
-func (p peer) objects(s dataplane.State) (n int) {
-	if _, ok := s.FDB[dataplane.FDB{Link: vxlanLink, MAC: p.mac, Dst: p.public}]; ok {
-		n++
-	}
-	if s.Neighs[dataplane.NeighKey{Link: vxlanLink, IP: p.subnet.Addr()}] == p.mac {
-		n++
-	}
-	for k := range s.Routes {
-		if k.Dst == p.subnet && k.Link == vxlanLink {
+// among returns how many of the peer's objects are in a kernel.
+func (p peer) among(s dataplane.State) (n int) {
+	have := objectsOf(s, vxlanLink)
+	for o, mac := range p.inKernel("vxlan") {
+		if m, ok := have[o]; ok && m == mac {
 			n++
 		}
 	}
 	return n
 }
-
-func (p peer) complete(s dataplane.State) bool { return p.objects(s) == 3 }
-
-func (p peer) absent(s dataplane.State) bool { return p.objects(s) == 0 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,10 @@ func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 		if err != nil {
 			return rows, err
 		}
-		err = s.restart(ctx)
+		err = paused(ctx, s.plan.away,
+			func() error { return stop(ctx, c.overlay, c.host) },
+			func() error { return c.start(ctx) },
+			func() error { return nil }) // which waits twice as long
 		stats := pinger.Stop()
 		if err != nil {
 			return rows, err
@@ -65,38 +69,9 @@ func (s *scale) restarts(ctx context.Context) ([][]string, error) {
 	return append(rows, []string{"wanted", "", "≤ 1 s", "none", "0", "0", "", "≤ 80 MB"}), c.check()
 }
 
-// restart stops flanneld and starts it again, with a pause before, between and after, so that all
-// losses are counted.
-func (s *scale) restart(ctx context.Context) error {
-	c := &s.watched
-	if err := window(ctx, s.plan.away); err != nil {
-		return err
-	}
-	if err := stop(ctx, c.overlay, c.host); err != nil {
-		return err
-	}
-	if err := window(ctx, s.plan.away); err != nil {
-		return err
-	}
-	if err := c.start(ctx); err != nil {
-		return err
-	}
-	return window(ctx, 2*s.plan.away)
-}
-
 // operations returns what flanneld has done to the kernel, by its log.
 func operations(p *lab.Process) string {
-	var all []string
-	for line := range strings.Lines(p.Logs()) {
-		if _, after, found := strings.Cut(line, ` ops="`); found {
-			summary, _, _ := strings.Cut(after, `"`)
-			all = append(all, summary)
-		}
-	}
-	if len(all) == 0 {
-		return "none"
-	}
-	return strings.Join(all, ", ")
+	return cmp.Or(strings.Join(summaries(p), ", "), "none")
 }
 
 // pair adds a real peer to the overlay and returns a path between a container on each side. The

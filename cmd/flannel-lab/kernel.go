@@ -87,6 +87,28 @@ func await(ctx context.Context, what string, limit time.Duration, check func() (
 	}
 }
 
+// share returns how fast a clock of processor time runs for some time.
+func share(ctx context.Context, d time.Duration, clock func() (time.Duration, error)) (float64, error) {
+	before, err := clock()
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	if err := window(ctx, d); err != nil {
+		return 0, err
+	}
+	after, err := clock()
+	return float64(after-before) / float64(time.Since(start)), err
+}
+
+// spent returns the clock of a process, for share.
+func spent(p *lab.Process) func() (time.Duration, error) {
+	return func() (time.Duration, error) {
+		u, err := p.Usage()
+		return u.CPU, err
+	}
+}
+
 // window waits for the time in which something is measured.
 func window(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)

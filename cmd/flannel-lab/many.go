@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
+	"flanneld/pkg/lab/logs"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"flanneld/pkg/dataplane"
@@ -72,8 +72,12 @@ func deviceOf(o overlay, h *lab.Host) string {
 
 // listObjects returns the objects of an overlay on a link in a kernel, to check a monitor with.
 func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, error) {
-	scope := dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{link}}
-	s, err := k.Snapshot(scope)
+	s, err := k.Snapshot(dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{link}})
+	return objectsOf(s, link), err
+}
+
+// objectsOf returns the objects of an overlay on a link.
+func objectsOf(s dataplane.State, link string) objects {
 	all := objects{}
 	for r, route := range s.Routes {
 		if r.Link == link && route.Proto != dataplane.ProtoKernel {
@@ -86,7 +90,7 @@ func listObjects(k *kernel.Kernel, network netip.Prefix, link string) (objects, 
 	for f := range s.FDB {
 		all[object{kind: dataplane.KindFDB, addr: f.Dst, mac: f.MAC}] = dataplane.MAC{}
 	}
-	return all, err
+	return all
 }
 
 // writeMany writes the config and the leases of an overlay.
@@ -104,13 +108,9 @@ func (s *scale) writeMany(ctx context.Context, o overlay) error {
 
 // loggedAt returns the time of the first log line whose message begins with one of some texts.
 func loggedAt(p *lab.Process, texts ...string) (time.Time, error) {
-	for line := range strings.Lines(p.Logs()) {
-		for _, text := range texts {
-			_, rest, stamped := strings.Cut(line, "time=")
-			if stamped && strings.Contains(line, `msg="`+text) {
-				stamp, _, _ := strings.Cut(rest, " ")
-				return time.Parse(time.RFC3339Nano, stamp)
-			}
+	for _, text := range texts {
+		if found := logs.Find(p.Logs(), `msg="`+text); len(found) > 0 {
+			return logs.Time(found[0])
 		}
 	}
 	return time.Time{}, fmt.Errorf("flanneld has not said %q", texts)

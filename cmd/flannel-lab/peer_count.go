@@ -2,14 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
+	"flanneld/pkg/lab/logs"
 	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 )
 
 // byPeerCount measures one TCP stream between two peers with different numbers of other peers in
@@ -47,41 +47,30 @@ func (b *bench) byPeerCount(ctx context.Context) ([][]string, error) {
 // waits until they have programmed them.
 func (b *bench) populate(ctx context.Context, o overlay) error {
 	b.progress("writing %d leases and starting flanneld on %d hosts", o.etcdPeers, len(o.hosts))
-	if err := b.writeEtcdPeers(ctx, o); err != nil {
+	entries := make([]etcdkeys.Entry, o.etcdPeers)
+	for i := range entries {
+		key, value := etcdPeer(o.network, i)
+		entries[i] = etcdkeys.Entry{Key: o.prefix + "/subnets/" + key, Value: value}
+	}
+	if err := b.lab.Etcd.PutAll(ctx, entries); err != nil {
 		return err
 	}
 	if err := b.startNetwork(ctx, o); err != nil {
 		return err
 	}
 	for _, h := range o.hosts {
-		entries := 0
+		count := 0
 		err := await(ctx, fmt.Sprintf("%d tunnel entries in the log of %s", o.etcdPeers+len(o.hosts), h.Name), patience, func() (bool, error) {
 			var err error
-			entries, err = tunnelEntries(programmed(h))
-			return entries == o.etcdPeers+len(o.hosts), err // and the entry of its own subnet
+			count, err = tunnelEntries(summaries(h.Flanneld(), "programmed the kernel"))
+			return count == o.etcdPeers+len(o.hosts), err // and the entry of its own subnet
 		})
 		if err != nil {
-			return fmt.Errorf("%w: there are %d", err, entries)
+			return fmt.Errorf("%w: there are %d", err, count)
 		}
-		b.progress("%s has programmed %d tunnel entries", h.Name, entries)
+		b.progress("%s has programmed %d tunnel entries", h.Name, count)
 	}
 	return nil
-}
-
-func (b *bench) writeEtcdPeers(ctx context.Context, o overlay) error {
-	const writers = 8
-	errs := make([]error, writers)
-	var all sync.WaitGroup
-	for w := range writers {
-		all.Go(func() {
-			for i := w; i < o.etcdPeers && errs[w] == nil; i += writers {
-				key, value := etcdPeer(o.network, i)
-				errs[w] = b.lab.Etcd.Put(ctx, o.prefix+"/subnets/"+key, value, 0)
-			}
-		})
-	}
-	all.Wait()
-	return errors.Join(errs...)
 }
 
 // etcdPeer returns key and lease of peer i, as the udp backend writes it. Its subnet is outside the
@@ -94,16 +83,16 @@ func etcdPeer(network netip.Prefix, i int) (key, value string) {
 	return fmt.Sprintf("%s-24", subnet), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, public)
 }
 
-// programmed returns the summaries of what flanneld on a host has programmed, by its log, such as
-// "+1 link, +2 route".
-func programmed(h *lab.Host) (summaries []string) {
-	for line := range strings.Lines(h.Flanneld().Logs()) {
-		if _, after, found := strings.Cut(line, `msg="programmed the kernel" ops="`); found {
-			summary, _, _ := strings.Cut(after, `"`)
-			summaries = append(summaries, summary)
-		}
+// summaries returns what flanneld has done to the kernel, by the lines of its log with some words,
+// such as "+1 link, +2 route".
+func summaries(p *lab.Process, words ...string) (all []string) {
+	const field = ` ops="`
+	for _, line := range logs.Find(p.Logs(), append(words, field)...) {
+		_, after, _ := strings.Cut(line, field)
+		summary, _, _ := strings.Cut(after, `"`)
+		all = append(all, summary)
 	}
-	return summaries
+	return all
 }
 
 // tunnelEntries returns the number of tunnel entries in the summaries.

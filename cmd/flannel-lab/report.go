@@ -116,7 +116,7 @@ func (r *report) matrix(containers []*lab.Container, matrix [][]reply) (failed i
 // programmed prints what flanneld on a host has done, by its log and by the kernel.
 func (r *report) programmed(h *lab.Host) error {
 	r.title("What flanneld on %s says to have programmed", h.Name)
-	for _, summary := range programmed(h) {
+	for _, summary := range summaries(h.Flanneld(), "programmed the kernel") {
 		r.line("%s", summary)
 	}
 	r.title("What the kernel of %s holds for %s", h.Name, network)

@@ -170,14 +170,7 @@ func (c *watchedHost) leave(ctx context.Context, s *scale) error {
 }
 
 func startRow(launches []launch, baseline time.Duration, peers int) (row []string, each float64) {
-	part := func(of func(launch) time.Duration) time.Duration {
-		var some []time.Duration
-		for _, l := range launches {
-			some = append(some, of(l))
-		}
-		return median(some)
-	}
-	complete := part(func(l launch) time.Duration { return l.complete })
+	complete := medianOf(launches, func(l launch) time.Duration { return l.complete })
 	var peak int64
 	for _, l := range launches {
 		peak = max(peak, l.HWM)
@@ -185,8 +178,8 @@ func startRow(launches []launch, baseline time.Duration, peers int) (row []strin
 	each = float64(complete) / float64(peers)
 	return []string{
 		"", milliseconds(complete), milliseconds(baseline), fmt.Sprintf("%.2f", float64(complete)/float64(baseline)),
-		milliseconds(part(func(l launch) time.Duration { return l.complete - l.leased })), strconv.FormatFloat(each/1e3, 'f', 1, 64) + " µs", "",
-		milliseconds(part(func(l launch) time.Duration { return l.ready })),
-		milliseconds(part(func(l launch) time.Duration { return l.CPU })), megabytes(peak),
+		milliseconds(medianOf(launches, func(l launch) time.Duration { return l.complete - l.leased })), strconv.FormatFloat(each/1e3, 'f', 1, 64) + " µs", "",
+		milliseconds(medianOf(launches, func(l launch) time.Duration { return l.ready })),
+		milliseconds(medianOf(launches, func(l launch) time.Duration { return l.CPU })), megabytes(peak),
 	}, each
 }

@@ -19,3 +19,12 @@ func quantile[T cmp.Ordered](values []T, q float64) T {
 }
 
 func median[T cmp.Ordered](values []T) T { return quantile(values, 0.5) }
+
+// medianOf returns the median of a value of all items.
+func medianOf[T any, V cmp.Ordered](items []T, of func(T) V) V {
+	var values []V
+	for _, item := range items {
+		values = append(values, of(item))
+	}
+	return median(values)
+}

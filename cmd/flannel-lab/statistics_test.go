@@ -100,22 +100,21 @@ func TestPhantoms(t *testing.T) {
 
 func TestMadeUpPeers(t *testing.T) {
 	p := examplePeer(4)
-	if p.key() != "10.42.5.0-24" || p.value() != `{"PublicIP":"203.0.113.5","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:05"}}` {
-		t.Errorf("%s = %s", p.key(), p.value())
+	if e, err := p.entry(overlay{name: "vxlan"}); err != nil || e.Key != "/subnets/10.42.5.0-24" || !strings.Contains(e.Value, `"PublicIP":"203.0.113.5"`) || !strings.Contains(e.Value, `"VtepMAC":"0a:00:00:00:00:05"`) {
+		t.Errorf("%+v, %v", e, err)
 	}
 	s := dataplane.NewState()
-	if !p.absent(s) || p.complete(s) {
-		t.Error("the peer is in an empty state")
-	}
 	gw := p.subnet.Addr()
-	s.FDB[dataplane.FDB{Link: vxlanLink, MAC: p.mac, Dst: p.public}] = struct{}{}
-	s.Neighs[dataplane.NeighKey{Link: vxlanLink, IP: gw}] = p.mac
-	if p.absent(s) || p.complete(s) {
-		t.Error("without a route the peer is not complete and not absent")
-	}
-	s.Routes[dataplane.RouteKey{Dst: p.subnet, Link: vxlanLink}] = dataplane.Route{Via: gw, OnLink: true}
-	if !p.complete(s) || !examplePeer(3).absent(s) {
-		t.Errorf("peer %+v in\n%s", p, s.Text())
+	for n, add := range []func(){
+		func() { s.FDB[dataplane.FDB{Link: vxlanLink, MAC: p.mac, Dst: p.public}] = struct{}{} },
+		func() { s.Neighs[dataplane.NeighKey{Link: vxlanLink, IP: gw}] = p.mac },
+		func() {
+			s.Routes[dataplane.RouteKey{Dst: p.subnet, Link: vxlanLink}] = dataplane.Route{Via: gw, OnLink: true}
+		},
+	} {
+		if add(); p.among(s) != n+1 || examplePeer(3).among(s) != 0 {
+			t.Errorf("%d objects of the peer, want %d, in\n%s", p.among(s), n+1, s.Text())
+		}
 	}
 	s.Links[vxlanLink] = dataplane.Link{Kind: dataplane.KindVXLAN}
 	for kind, want := range map[dataplane.Kind]string{

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // A Buffer is a log that can be read while it is written. The zero value is empty.
@@ -41,6 +42,13 @@ func Find(log string, words ...string) (found []string) {
 		}
 	}
 	return found
+}
+
+// Time returns the time of a line.
+func Time(line string) (time.Time, error) {
+	_, rest, _ := strings.Cut(line, "time=")
+	stamp, _, _ := strings.Cut(rest, " ")
+	return time.Parse(time.RFC3339Nano, stamp)
 }
 
 var commandField = regexp.MustCompile(` command=("(?:[^"\\]|\\.)*"|\S+)`)
