@@ -366,7 +366,7 @@ func (r *nonsenseRun) judge(c *cluster, window time.Duration) error {
 	r.rate = float64(r.nonsense.requests.Load()-r.requests) / window.Seconds()
 	r.cpu = (usage.CPU - r.usage.CPU).Seconds() / window.Seconds()
 	if r.rate > r.most() || r.cpu > r.share() {
-		return fmt.Errorf("%s, %s: %.1f requests a second, %.2f %% of a processor\n%s", r.api, r.what, r.rate, 100*r.cpu, last(r.Logs(), 10))
+		return fmt.Errorf("%s, %s: %.1f requests a second, %.2f %% of a processor\n%s", r.api, r.what, r.rate, 100*r.cpu, tail(r.Logs(), 10))
 	}
 	return nil
 }
@@ -452,13 +452,13 @@ func TestNonsenseFromEtcd(t *testing.T) {
 		total, allowed := r.nonsense.requests.Load(), r.atOnce()+r.sustained()*time.Since(r.began).Seconds()
 		t.Logf("%s, %-45s %6.1f requests a second, %5.2f %% of a processor, %5d requests in all", r.api, r.what, r.rate, 100*r.cpu, total)
 		if float64(total) > allowed {
-			t.Errorf("%s, %s: %d requests in all, %.0f are allowed\n%s", r.api, r.what, total, allowed, last(r.Logs(), 10))
+			t.Errorf("%s, %s: %d requests in all, %.0f are allowed\n%s", r.api, r.what, total, allowed, tail(r.Logs(), 10))
 		}
 	}
 }
 
-// last returns the last lines of a text.
-func last(text string, n int) string {
+// tail returns the last lines of a text.
+func tail(text string, n int) string {
 	lines := strings.SplitAfter(text, "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "")
 }
