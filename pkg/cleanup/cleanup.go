@@ -189,7 +189,7 @@ func (c *cleanup) rules(ctx context.Context) error {
 
 // ruleset removes the rules of one keeper, all at once.
 func (c *cleanup) ruleset(ctx context.Context, k firewall.Keeper) error {
-	none := firewall.Ruleset{Family: firewall.FamilyOf(c.owner.Network), Owner: c.owner}
+	none := firewall.Ruleset{Family: firewall.FamilyOf(c.owner.Network.Addr()), Owner: c.owner}
 	commands, err := k.Removal(ctx, none)
 	if firewall.Absent(err) {
 		return nil

@@ -78,12 +78,12 @@ func install(t *testing.T, command string) {
 func keep(t *testing.T, o firewall.Overlay, k, neighbour firewall.Keeper, place firewall.Place) {
 	t.Helper()
 	theirs := firewall.Overlay{Network: old.Network, Subnet: old.Subnet}
-	if firewall.FamilyOf(o.Network) == firewall.IPv6 {
+	if firewall.FamilyOf(o.Network.Addr()) == firewall.IPv6 {
 		theirs = firewall.Overlay{Network: other6.Network, Subnet: other6.Subnet}
 	}
 	ruleset := func(o firewall.Overlay) firewall.Ruleset {
 		return firewall.Ruleset{
-			Family: firewall.FamilyOf(o.Network), Owner: firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}},
+			Family: firewall.FamilyOf(o.Network.Addr()), Owner: firewall.Owner{Network: o.Network, Overlays: []firewall.Overlay{o}},
 			Chains: firewall.Rules(firewall.Options{Overlay: o, Masquerade: true, RandomPorts: true, Forward: true, Tunnel: firewall.Tunnel{Port: 8472}}),
 		}
 	}

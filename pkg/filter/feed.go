@@ -118,18 +118,8 @@ func probesOf(network netip.Prefix, f host.Facts, v lease.View, link dataplane.L
 	}
 	here, there := v.Own.Subnets.V4().Addr().Next(), network.Addr().Next()
 	if v.Own.Subnets.V4().Contains(there) {
-		there = lastOf(network)
+		there = lease.LastAddr(network)
 	}
 	p.Inner = []firewall.Packet{{Src: here, Dst: there}, {Src: there, Dst: here}}
 	return &p
-}
-
-// lastOf returns the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }

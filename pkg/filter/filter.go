@@ -334,7 +334,7 @@ func (f *Filter) isPrevious(o firewall.Overlay) bool {
 func (f *Filter) rulesets() (sets []firewall.Ruleset) {
 	for _, in := range f.now {
 		sets = append(sets, firewall.Ruleset{
-			Family: firewall.FamilyOf(in.Network),
+			Family: firewall.FamilyOf(in.Network.Addr()),
 			Owner:  firewall.Owner{Network: in.Network, Overlays: slices.Clone(f.overlays)},
 			Chains: firewall.Rules(firewall.Options{
 				Overlay: in.Overlay, Masquerade: f.cfg.Masquerade, RandomPorts: !f.cfg.KeepPorts,

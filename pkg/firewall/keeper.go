@@ -16,9 +16,9 @@ const (
 	IPv6
 )
 
-// FamilyOf returns the family of a prefix.
-func FamilyOf(p netip.Prefix) Family {
-	if p.Addr().Is4() {
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
 		return IPv4
 	}
 	return IPv6

@@ -118,7 +118,7 @@ func TestLookingForLegacyTablesMakesNone(t *testing.T) {
 		}
 	}
 	look()
-	other, err := NewTools(time.Second).get(tool{firewall.IPv4, legacy})
+	other, err := NewTools(time.Second).get(tool{firewall.IPv4, firewall.Legacy})
 	b.must(err)
 	look()
 	if _, err := other.SyncAccepts(t.Context(), oneDaemon(four), everything(four)); err != nil {

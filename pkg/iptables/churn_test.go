@@ -61,7 +61,7 @@ func (b *bed) witness(stop *atomic.Bool, wants ...[]firewall.Chain) (listings in
 func TestReplacement(t *testing.T) {
 	eachVariant(t, func(b *bed) {
 		rounds := 1000
-		if !b.legacy { // each of its transactions waits for the kernel
+		if !b.legacy() { // each of its transactions waits for the kernel
 			rounds = 100
 		}
 		if testing.Short() {

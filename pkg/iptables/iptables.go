@@ -58,7 +58,7 @@ type Tables struct {
 	programs      []program
 	restoreArgs   []string
 	version       string
-	legacy        bool
+	place         firewall.Place
 	randomPorts   bool
 	lock          *lock
 	timeout       time.Duration
@@ -84,7 +84,9 @@ func (t *Tools) find(name string, patience time.Duration) (*Tables, error) {
 		return nil, err
 	}
 	tables.version, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
-	tables.legacy = !strings.Contains(tables.version, "nf_tables")
+	if tables.place = firewall.Legacy; strings.Contains(tables.version, "nf_tables") {
+		tables.place = firewall.Compat
+	}
 	able, err := t.probe(command, patience)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", command, err)
@@ -175,15 +177,11 @@ func (t *Tables) Sync(ctx context.Context, owner firewall.Owner, want []firewall
 
 // supported returns the chains with rules that this version of iptables supports: it may not
 // support random source ports.
-func (t *Tables) supported(want []firewall.Chain) []firewall.Chain {
-	if t.randomPorts {
-		return want
-	}
-	var chains []firewall.Chain
+func (t *Tables) supported(want []firewall.Chain) (chains []firewall.Chain) {
 	for _, c := range want {
 		c.Rules = slices.Clone(c.Rules)
 		for i, r := range c.Rules {
-			if r.Verdict == firewall.MasqueradeRandom {
+			if r.Verdict == firewall.MasqueradeRandom && !t.randomPorts {
 				c.Rules[i].Verdict = firewall.Masquerade
 			}
 		}
@@ -230,7 +228,7 @@ func (t *Tables) raced(err error) bool {
 // the lock, or its file.
 func (t *Tables) isResourceError(err error) bool {
 	var exit *exec.ExitError
-	return t.legacy && errors.As(err, &exit) && exit.ExitCode() == exitResource
+	return t.legacy() && errors.As(err, &exit) && exit.ExitCode() == exitResource
 }
 
 func (t *Tables) plan(ctx context.Context, owner firewall.Owner, want func(listing, policies) []firewall.Chain, thorough bool) (plan, error) {
@@ -255,7 +253,7 @@ func (t *Tables) list(ctx context.Context) (l listing, drops policies, err error
 // write is the only function that changes rules. Changes of the legacy variant's rules that it
 // makes are hidden from the watchers of the lock.
 func (t *Tables) write(ctx context.Context, input string) error {
-	if !t.legacy {
+	if !t.legacy() {
 		_, err := t.run(ctx, input, t.restore, t.restoreArgs...)
 		return err
 	}
@@ -279,5 +277,7 @@ func (t *Tables) write(ctx context.Context, input string) error {
 	return err
 }
 
+func (t *Tables) legacy() bool { return t.place == firewall.Legacy }
+
 // waitsForLock reports whether iptables-restore takes the lock. Releases before 1.6.2 do not.
-func (t *Tables) waitsForLock() bool { return t.legacy && t.randomPorts }
+func (t *Tables) waitsForLock() bool { return t.legacy() && t.randomPorts }

@@ -179,5 +179,5 @@ func (b *bed) differ(what, got, want string) {
 
 // newTables finds the commands that are installed.
 func newTables(f firewall.Family) (*Tables, error) {
-	return NewTools(time.Second).get(tool{f, installed})
+	return NewTools(time.Second).get(tool{f, firewall.Nowhere})
 }

@@ -23,15 +23,6 @@ const (
 	watchTables = time.Minute
 )
 
-// variant selects the name of the commands.
-type variant uint8
-
-const (
-	installed variant = iota // "iptables", of whichever variant that is
-	legacy                   // "iptables-legacy"
-	nft                      // "iptables-nft"
-)
-
 // Tools finds the iptables commands of this host when they are needed.
 type Tools struct {
 	resync  time.Duration
@@ -42,14 +33,14 @@ type Tools struct {
 	found map[tool]found
 }
 
-// tool is a set of commands.
+// tool is a set of commands. Those named "iptables" are of any variant; their place is Nowhere.
 type tool struct {
-	family  firewall.Family
-	variant variant
+	family firewall.Family
+	place  firewall.Place
 }
 
 func (w tool) command() string {
-	return [...]string{"iptables", "ip6tables"}[w.family] + [...]string{"", "-legacy", "-nft"}[w.variant]
+	return [...]string{"iptables", "ip6tables"}[w.family] + [...]string{"", "-legacy", "-nft"}[w.place]
 }
 
 // found is the result of the last search for a tool.
@@ -66,13 +57,13 @@ func NewTools(resync time.Duration) *Tools {
 }
 
 // Installed returns the keeper that uses the commands named "iptables", of either variant.
-func (t *Tools) Installed() *Keeper { return &Keeper{t, installed} }
+func (t *Tools) Installed() *Keeper { return &Keeper{t, firewall.Nowhere} }
 
 // Legacy returns the keeper that uses the variant with its own tables in the kernel.
-func (t *Tools) Legacy() *Keeper { return &Keeper{t, legacy} }
+func (t *Tools) Legacy() *Keeper { return &Keeper{t, firewall.Legacy} }
 
 // Compat returns the keeper that uses the variant based on nftables.
-func (t *Tools) Compat() *Keeper { return &Keeper{t, nft} }
+func (t *Tools) Compat() *Keeper { return &Keeper{t, firewall.Compat} }
 
 // get finds a tool. It searches again if the last search failed, or if the tool was replaced.
 func (t *Tools) get(w tool) (*Tables, error) {
@@ -82,7 +73,7 @@ func (t *Tools) get(w tool) (*Tables, error) {
 	begun := time.Now()
 	name := w.command()
 	tables, err := t.find(name, commandTimeout)
-	if err == nil && w.variant != installed && tables.legacy != (w.variant == legacy) {
+	if err == nil && w.place != firewall.Nowhere && w.place != tables.place {
 		tables, err = nil, fmt.Errorf("%w: %s is of the other variant", absent, name)
 	}
 	// Failed searches take at most a tenth of the time.
@@ -109,29 +100,29 @@ func (t *Tools) cached(w tool) *Tables { return t.last(w).tables }
 // Keeper keeps rules in sync with iptables commands, of one variant or of the installed one. It
 // implements firewall.Keeper and, for the legacy tables, firewall.Inspector.
 type Keeper struct {
-	tools   *Tools
-	variant variant
+	tools *Tools
+	place firewall.Place
 }
 
 // tables finds the commands. A variant may be installed under its own name only, or as "iptables".
 func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
 	t := k.tools
-	main, own := tool{f, installed}, tool{f, k.variant}
-	switch k.variant {
-	case legacy:
-		if tables := t.cached(main); tables != nil && tables.legacy {
+	main, own := tool{f, firewall.Nowhere}, tool{f, k.place}
+	switch k.place {
+	case firewall.Legacy:
+		if tables := t.cached(main); tables != nil && tables.legacy() {
 			return tables, nil
 		}
 		tables, err := t.get(own)
 		if firewall.Absent(err) {
-			if other, _ := t.get(main); other != nil && other.legacy {
+			if other, _ := t.get(main); other != nil && other.legacy() {
 				return other, nil
 			}
 		}
 		return tables, err
-	case nft:
+	case firewall.Compat:
 		other, err := t.get(main)
-		if err == nil && !other.legacy {
+		if err == nil && !other.legacy() {
 			return other, nil
 		}
 		tables, failed := t.get(own)
@@ -145,23 +136,20 @@ func (k *Keeper) tables(f firewall.Family) (*Tables, error) {
 
 // cachedTables returns what tables found before, or nil if it was replaced.
 func (k *Keeper) cachedTables(f firewall.Family) *Tables {
-	main := k.tools.cached(tool{f, installed})
-	if k.variant == installed || main != nil && main.legacy == (k.variant == legacy) {
+	main := k.tools.cached(tool{f, firewall.Nowhere})
+	if k.place == firewall.Nowhere || main != nil && main.place == k.place {
 		return main
 	}
-	return k.tools.cached(tool{f, k.variant})
+	return k.tools.cached(tool{f, k.place})
 }
 
 // Traits implements firewall.Keeper.
 func (k *Keeper) Traits(f firewall.Family) firewall.Traits {
 	t := firewall.Traits{
-		Name: tool{f, k.variant}.command(), Gap: listingGap, Resync: k.tools.resync,
+		Name: tool{f, k.place}.command(), Gap: listingGap, Resync: k.tools.resync,
 	}
 	if tables := k.cachedTables(f); tables != nil {
-		t.Name, t.Version, t.Place = tables.command, tables.version, firewall.Compat
-		if tables.legacy {
-			t.Place = firewall.Legacy
-		}
+		t.Name, t.Version, t.Place = tables.command, tables.version, tables.place
 	}
 	return t
 }
@@ -185,7 +173,7 @@ func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []st
 	if err != nil {
 		return nil, err
 	}
-	if t.legacy {
+	if t.legacy() {
 		if names, err := legacyTables(r.Family); err != nil || len(names) == 0 {
 			return nil, err
 		}
@@ -198,13 +186,13 @@ func (k *Keeper) Removal(ctx context.Context, r firewall.Ruleset) (commands []st
 // another container, whose lock may be another file: then Watch polls for a while, and signals when
 // tables appear or disappear.
 func (k *Keeper) Watch(ctx context.Context) (<-chan struct{}, error) {
-	if k.variant == nft {
+	if k.place == firewall.Compat {
 		return nil, nil
 	}
 	for _, f := range []firewall.Family{firewall.IPv4, firewall.IPv6} {
-		tables := k.tools.cached(tool{f, installed})
-		_, err := exec.LookPath(tool{f, legacy}.command())
-		if tables != nil && tables.legacy || err == nil {
+		tables := k.tools.cached(tool{f, firewall.Nowhere})
+		_, err := exec.LookPath(tool{f, firewall.Legacy}.command())
+		if tables != nil && tables.legacy() || err == nil {
 			return k.tools.lock.watch(ctx)
 		}
 	}
@@ -236,10 +224,7 @@ func (k *Keeper) Tables(f firewall.Family) ([]string, error) { return legacyTabl
 
 // Barriers implements firewall.Inspector.
 func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
-	f := firewall.IPv6
-	if p.Dst.Is4() {
-		f = firewall.IPv4
-	}
+	f := firewall.FamilyOf(p.Dst)
 	names, err := legacyTables(f)
 	if err != nil || len(names) == 0 {
 		return nil, err

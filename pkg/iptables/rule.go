@@ -186,34 +186,26 @@ func ones(mask []byte) int {
 
 // split splits a rule into words, at spaces outside quotes.
 func split(text string) (words []string, ok bool) {
-	for {
-		text = strings.TrimLeft(text, " \t")
-		if text == "" {
-			return words, true
-		}
-		var word string
-		if word, text, ok = nextWord(text); !ok {
-			return words, false
-		}
-		words = append(words, word)
-	}
-}
-
-func nextWord(text string) (word, rest string, ok bool) {
-	var b strings.Builder
-	var quoted bool
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '"':
+	var word strings.Builder
+	var begun, quoted bool
+	for i := 0; i <= len(text); i++ {
+		switch {
+		case i == len(text) || !quoted && (text[i] == ' ' || text[i] == '\t'):
+			if begun && !quoted {
+				words = append(words, word.String())
+			}
+			begun = false
+			word.Reset()
+			continue
+		case text[i] == '"':
 			quoted = !quoted
-		case quoted && c == '\\' && i+1 < len(text):
+		case quoted && text[i] == '\\' && i+1 < len(text):
 			i++
-			b.WriteByte(text[i])
-		case !quoted && (c == ' ' || c == '\t'):
-			return b.String(), text[i:], true
+			word.WriteByte(text[i])
 		default:
-			b.WriteByte(c)
+			word.WriteByte(text[i])
 		}
+		begun = true
 	}
-	return b.String(), "", !quoted
+	return words, !quoted
 }

@@ -61,7 +61,7 @@ func TestVersions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if tables.version != tt.says || tables.legacy != tt.legacy || tables.randomPorts != tt.randomPorts ||
+		if tables.version != tt.says || tables.legacy() != tt.legacy || tables.randomPorts != tt.randomPorts ||
 			strings.Join(tables.restoreArgs, " ") != tt.args {
 			t.Errorf("%s: got %+v", tt.says, tables)
 		}

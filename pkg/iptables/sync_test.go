@@ -78,8 +78,8 @@ func TestIPv6(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	eachVariant(t, func(b *bed) {
-		if legacy := strings.HasSuffix(b.t.Name(), "legacy"); b.legacy != legacy {
-			b.t.Errorf("%q is taken for legacy: %v", b.version, b.legacy)
+		if legacy := strings.HasSuffix(b.t.Name(), "legacy"); b.legacy() != legacy {
+			b.t.Errorf("%q is taken for legacy: %v", b.version, b.legacy())
 		}
 		if !strings.HasPrefix(b.version, "iptables v1.") || !b.randomPorts {
 			b.t.Errorf("version %q, random ports %v", b.version, b.randomPorts)

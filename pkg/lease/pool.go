@@ -17,7 +17,7 @@ type Pool struct {
 
 // NewPool returns the pool of all subnets of a network except the first.
 func NewPool(network netip.Prefix, subnetLen int) Pool {
-	p := Pool{network, subnetLen, network.Masked().Addr(), lastAddr(network)}
+	p := Pool{network, subnetLen, network.Masked().Addr(), LastAddr(network)}
 	first, n := p.slots()
 	p.Min, p.Max = p.address(first+1), p.address(first+n-1)
 	return p
@@ -85,13 +85,13 @@ func (p Pool) blocked(taken []netip.Prefix) []run {
 	if n == 0 {
 		return nil
 	}
-	least, most := p.address(first), lastAddr(netip.PrefixFrom(p.address(first+n-1), p.SubnetLen))
+	least, most := p.address(first), LastAddr(netip.PrefixFrom(p.address(first+n-1), p.SubnetLen))
 	runs := make([]run, 0, len(taken))
 	for _, t := range taken {
 		if !t.IsValid() || t.Addr().BitLen() != least.BitLen() {
 			continue
 		}
-		from, to := t.Masked().Addr(), lastAddr(t)
+		from, to := t.Masked().Addr(), LastAddr(t)
 		if to.Less(least) || most.Less(from) {
 			continue
 		}
@@ -160,8 +160,8 @@ func (p Pool) address(slot uint64) netip.Addr {
 // hostBits returns the number of host bits in a subnet.
 func (p Pool) hostBits() int { return p.Min.BitLen() - p.SubnetLen }
 
-// lastAddr returns the last address of a prefix.
-func lastAddr(p netip.Prefix) netip.Addr {
+// LastAddr returns the last address of a prefix.
+func LastAddr(p netip.Prefix) netip.Addr {
 	hi, lo := words(p.Addr())
 	if host := p.Addr().BitLen() - p.Bits(); host < 64 {
 		lo |= 1<<host - 1
