@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"systemd":               {"condition"},
 	"needs":                 {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
 	"uplink":                {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
-	"terms":                 {"host", "lease", "backend", "condition", "subnet"},
+	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
 	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
 	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},

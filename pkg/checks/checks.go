@@ -90,10 +90,7 @@ func New(c Config) *Checks { return &Checks{Config: c, wake: make(chan struct{},
 // Trigger requests a check, because the configuration of other programs may have changed. Like the
 // methods that follow, it never blocks.
 func (c *Checks) Trigger() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	pace.Wake(c.wake)
 }
 
 // Ready reports that the host has its subnet.

@@ -27,7 +27,7 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	})
 	emitted, ended := make(chan lease.View, 1), make(chan error, 1)
 	if d.registration, err = presence.Await(joining, d.net.V4.Network, d.net.FixedDevice(), d.conditions); err == nil {
-		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { sendLatest(emitted, v) }) })
+		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { pace.SendLatest(emitted, v) }) })
 		select {
 		case first = <-emitted:
 		case err = <-ended:
@@ -43,16 +43,6 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		e.Network, e.Subnet, e.IPMasq = d.net.V4.Network, first.Own.Subnets.V4(), d.options.Rules.Masquerade
 	})
 	return first, emitted, nil
-}
-
-// sendLatest replaces the value in a channel of capacity 1 that has no other sender. It never
-// blocks.
-func sendLatest[T any](latest chan T, value T) {
-	select {
-	case <-latest:
-	default:
-	}
-	latest <- value
 }
 
 // followViews forwards the latest views of the network until ctx ends.

@@ -174,10 +174,7 @@ func (f *Filter) Tried() <-chan struct{} { return f.tried }
 
 // trigger requests a sync.
 func (f *Filter) trigger() {
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
+	pace.Wake(f.wake)
 }
 
 // Run keeps the rules in sync from the first Set until ctx ends.

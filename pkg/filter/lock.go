@@ -90,11 +90,7 @@ func NewLock(cfg LockConfig) *Lock {
 
 // SetView sets the view of the network. It never blocks, and is for one goroutine.
 func (l *Lock) SetView(v lease.View) {
-	select {
-	case <-l.views:
-	default:
-	}
-	l.views <- v
+	pace.SendLatest(l.views, v)
 }
 
 // SetTunnel sets the wanted lock; its port is 0 if there is no tunnel. It never blocks.

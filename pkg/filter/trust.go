@@ -8,6 +8,7 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/firewalld"
+	"flanneld/pkg/pace"
 )
 
 // Firewalld configures firewalld, whose rules no other program can change.
@@ -40,11 +41,7 @@ type trust struct {
 // set sets the networks whose packets firewalld may drop. It never blocks, and is for one
 // goroutine.
 func (t *trust) set(networks []netip.Prefix) {
-	select {
-	case <-t.wants:
-	default:
-	}
-	t.wants <- networks
+	pace.SendLatest(t.wants, networks)
 }
 
 // run handles set until ctx ends.

@@ -23,12 +23,6 @@ func (f *Filter) watch(ctx context.Context) <-chan struct{} {
 // listen forwards the signals of one keeper. If a watch fails or ends, it is restarted after a
 // pause.
 func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k firewall.Keeper) {
-	signal := func() {
-		select {
-		case out <- struct{}{}:
-		default: // a signal is pending
-		}
-	}
 	for again := false; ; again = true {
 		in, err := k.Watch(ctx)
 		if ctx.Err() != nil {
@@ -41,10 +35,10 @@ func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k
 		switch {
 		case in != nil:
 			if again {
-				signal() // changes may have been missed
+				pace.Wake(out) // changes may have been missed
 			}
 			for range in {
-				signal()
+				pace.Wake(out)
 			}
 		case err == nil:
 			wait = idle

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/pace"
 )
 
 const (
@@ -109,10 +111,7 @@ func (w *watcher) handle(events uint32) {
 	if events&fileReplaced != 0 && w.add() != nil {
 		w.stop()
 	}
-	select {
-	case w.signal <- struct{}{}:
-	default: // a signal is pending
-	}
+	pace.Wake(w.signal)
 }
 
 // drain reads all pending events and returns their union.

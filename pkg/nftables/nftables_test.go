@@ -195,7 +195,7 @@ func TestGolden(t *testing.T) {
 			t.Run(name+"-"+options, func(t *testing.T) {
 				t.Parallel()
 				b := newBed(t)
-				family, want := firewall.FamilyOf(o.Network), firewall.Rules(o)
+				family, want := firewall.FamilyOf(o.Network.Addr()), firewall.Rules(o)
 				if changes := b.sync(family, want); len(changes) == 0 {
 					t.Error("Sync tells of no change")
 				}

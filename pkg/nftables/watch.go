@@ -31,12 +31,7 @@ func (t *Tables) Watch(ctx context.Context) (<-chan struct{}, error) {
 	go func() {
 		defer close(out)
 		defer c.Close()
-		t.follow(ctx, c, func() {
-			select {
-			case out <- struct{}{}:
-			default: // a signal is pending
-			}
-		})
+		t.follow(ctx, c, func() { pace.Wake(out) })
 	}()
 	return out, nil
 }

@@ -1,5 +1,6 @@
 // Package pace limits how often something is done that others can trigger: attempts that fail,
-// reactions to changes by other programs, operations that cost time.
+// reactions to changes by other programs, operations that cost time. It also has what loops wait with
+// and are woken with.
 //
 // Except for Sleep and Alarm it does not wait, and it never decides what to do. Its types are for
 // one goroutine at a time, and take the time from their caller.

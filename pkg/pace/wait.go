@@ -19,6 +19,24 @@ func Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// Wake sends a signal to a channel of capacity 1, unless one is pending.
+func Wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// SendLatest replaces the value in a channel of capacity 1 that has no other sender. It never
+// blocks.
+func SendLatest[T any](latest chan T, value T) {
+	select {
+	case <-latest:
+	default:
+	}
+	latest <- value
+}
+
 // Alarm is a timer that can be set to an earlier time but not to a later one. Its methods may be
 // called from several goroutines; one reads C. Make one with NewAlarm.
 type Alarm struct {

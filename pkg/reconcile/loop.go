@@ -130,10 +130,7 @@ func (l *Loop) SetView(v lease.View) {
 
 // trigger requests a pass.
 func (l *Loop) trigger() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	pace.Wake(l.wake)
 }
 
 // Reread requests a pass that reads the kernel, because another program may have changed it.

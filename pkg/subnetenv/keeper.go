@@ -88,10 +88,7 @@ func (k *Keeper) complete() (Env, bool) {
 
 // trigger requests a check. It never blocks.
 func (k *Keeper) trigger() {
-	select {
-	case k.wake <- struct{}{}:
-	default:
-	}
+	pace.Wake(k.wake)
 }
 
 // Remember sets the claim, and tries to write it before it returns.

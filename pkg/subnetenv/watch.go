@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/pace"
 )
 
 const (
@@ -73,10 +75,7 @@ func (w *watch) follow(signal chan<- struct{}) {
 		if !w.isRelevant(buf[:n]) {
 			continue
 		}
-		select {
-		case signal <- struct{}{}:
-		default: // a signal is pending
-		}
+		pace.Wake(signal)
 	}
 }
 

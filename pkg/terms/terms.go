@@ -17,6 +17,7 @@ import (
 	"flanneld/pkg/condition"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 	"flanneld/pkg/subnet"
 )
 
@@ -177,10 +178,6 @@ func (k *Keeper) change(change func(*subnet.Terms)) bool {
 	if change(&k.terms); k.terms == before {
 		return false
 	}
-	select { // replace a pending value
-	case <-k.out:
-	default:
-	}
-	k.out <- k.terms
+	pace.SendLatest(k.out, k.terms)
 	return true
 }

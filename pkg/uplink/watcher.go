@@ -177,10 +177,7 @@ func (w *Watcher) PublicIP() netip.Addr {
 
 // Refresh requests a reading, because the needed addresses may have changed. It never blocks.
 func (w *Watcher) Refresh() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
+	pace.Wake(w.wake)
 }
 
 // subscribe replaces the subscribers, and pushes the latest facts to them.
