@@ -27,7 +27,9 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	})
 	emitted, ended := make(chan lease.View, 1), make(chan error, 1)
 	if d.registration, err = presence.Await(joining, d.net.V4.Network, d.net.FixedDevice(), d.conditions); err == nil {
-		tasks.Go(func() { ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { pace.SendLatest(emitted, v) }) })
+		tasks.Go(func() {
+			ended <- subnet.Follow(ctx, d.leaseOptions(), func(v lease.View) { pace.SendLatest(emitted, v) })
+		})
 		select {
 		case first = <-emitted:
 		case err = <-ended:
