@@ -109,11 +109,9 @@ func (d *daemon) serve(until context.Context) error {
 // events.
 func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.Event, error) {
 	d.uplink.SetNetwork(d.net)
-	interest := kernel.Interest{
-		Scope: dataplane.Scope{Networks: []netip.Prefix{d.net.V4.Network}}, Uplinks: []string{d.uplink.Uplink().Iface},
-	}
+	first := dataplane.Scope{Networks: []netip.Prefix{d.net.V4.Network}, Underlay: []string{d.uplink.Uplink().Iface}}
 	objects, err := retry(ctx, d, "watch the kernel", pace.IsTemporary, func() (*kernel.Driver, error) {
-		return d.kernel.Drive(ctx, interest)
+		return d.kernel.Drive(ctx, first)
 	})
 	if err != nil {
 		return nil, err

@@ -12,11 +12,8 @@ import (
 
 func init() {
 	register(dataplane.KindAddr, &handler{
-		read: func(g *reader) error { return g.onLinks("addresses", g.addrs) },
-		request: func(r *requests, op dataplane.Op, index int) {
-			a, _ := dataplane.KindAddr.Of(op)
-			r.addr(op.Verb, a, index)
-		},
+		read:       func(g *reader) error { return g.onLinks("addresses", g.addrs) },
+		request:    (*requests).addr,
 		existsErrs: []unix.Errno{unix.EEXIST},
 
 		groups:   []int{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR},
@@ -25,9 +22,10 @@ func init() {
 	})
 }
 
-func (r *requests) addr(verb dataplane.Verb, a dataplane.Addr, index int) {
+func (r *requests) addr(op dataplane.Op, index int) {
+	a, _ := dataplane.KindAddr.Of(op)
 	ip := a.Prefix.Addr()
-	r.verb(verb, unix.RTM_NEWADDR, unix.RTM_DELADDR)
+	r.verb(op.Verb, unix.RTM_NEWADDR, unix.RTM_DELADDR)
 	r.addrHeader(family(ip), a.Prefix.Bits(), index)
 	r.Addr(unix.IFA_LOCAL, ip)
 	r.Addr(unix.IFA_ADDRESS, ip)
@@ -49,8 +47,8 @@ func addrsRequest(index int) *requests {
 func (g *reader) addrs(name string, index int) error {
 	var found []netip.Prefix
 	err := g.k.conn.Dump(&addrsRequest(index).Requests, func() { found = nil }, func(b []byte) {
-		if p, i, _, ok := parseAddr(b); ok && i == index {
-			found = append(found, p)
+		if a, ok := parseAddr(b); ok && a.index == index {
+			found = append(found, a.prefix)
 		}
 	})
 	for _, p := range found {
@@ -59,14 +57,19 @@ func (g *reader) addrs(name string, index int) error {
 	return err
 }
 
-// parseAddr parses an address of a link.
-func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
+// addrEntry is an address of a link as the kernel reports it.
+type addrEntry struct {
+	prefix       netip.Prefix
+	index, flags int
+}
+
+func parseAddr(b []byte) (a addrEntry, ok bool) {
 	if len(b) < unix.SizeofIfAddrmsg {
-		return p, 0, 0, false
+		return a, false
 	}
 	m := nl.DeserializeIfAddrmsg(b)
 	var local, peer netip.Addr
-	flags = int(m.Flags)
+	a.index, a.flags = int(m.Index), int(m.Flags)
 	for kind, v := range netlink.After(b, unix.SizeofIfAddrmsg).All() {
 		switch kind {
 		case unix.IFA_LOCAL:
@@ -74,12 +77,12 @@ func parseAddr(b []byte) (p netip.Prefix, index int, flags int, ok bool) {
 		case unix.IFA_ADDRESS: // the remote end of a point-to-point link
 			peer = v.Addr()
 		case unix.IFA_FLAGS:
-			flags = v.Number()
+			a.flags = v.Number()
 		}
 	}
 	if !local.IsValid() {
 		local = peer
 	}
-	p = netip.PrefixFrom(local, int(m.Prefixlen))
-	return p, int(m.Index), flags, p.IsValid()
+	a.prefix = netip.PrefixFrom(local, int(m.Prefixlen))
+	return a, a.prefix.IsValid()
 }

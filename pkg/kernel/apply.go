@@ -127,7 +127,7 @@ func ignoreHarmless(op dataplane.Op, h *handler, err error) error {
 // explain adds the kernel limit that a Put has reached to its error.
 func explain(op dataplane.Op, err error) error {
 	if h := handlers[op.Kind]; h != nil && h.limit != nil && op.Verb == dataplane.Put {
-		if limit := h.limit(op, err); limit != "" {
+		if errno, limit := h.limit(op); errors.Is(err, errno) {
 			return fmt.Errorf("%w (%s)", err, limit)
 		}
 	}

@@ -56,7 +56,7 @@ func damageIsSeenAndRepaired(t *testing.T, nextHops bool) {
 	// By chance, none of them may be reached directly, and lose something with the uplink.
 	want.Routes[dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.240.0/28"), Link: uplink}] =
 		dataplane.Route{Via: netip.MustParseAddr("192.0.2.7"), Proto: dataplane.ProtoFlannel}
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network}), Uplinks: []string{uplink}})
+	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}, uplink))
 	b.must(err)
 	b.pass(want)
 	b.settled(want)
@@ -168,7 +168,7 @@ func nextHopDamages(b *bed, want dataplane.State) []damage {
 	hop := dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.99"), Proto: dataplane.ProtoFlannel}
 	put := func(id uint32, h dataplane.NextHop) {
 		var r requests
-		r.nextHop(dataplane.Put, id, h, b.link(uplink).Attrs().Index)
+		r.nextHop(dataplane.KindNextHop.Put(id, h), b.link(uplink).Attrs().Index)
 		b.must(theirs.conn.Do(&r.Requests))
 	}
 	return []damage{
@@ -181,7 +181,7 @@ func nextHopDamages(b *bed, want dataplane.State) []damage {
 
 func nextHopDel(id uint32) *requests {
 	var r requests
-	r.nextHop(dataplane.Del, id, dataplane.NextHop{}, 0)
+	r.nextHop(dataplane.KindNextHop.Del(id, dataplane.NextHop{}), 0)
 	return &r
 }
 

@@ -1,14 +1,6 @@
 package kernel
 
-import (
-	"errors"
-	"fmt"
-
-	"golang.org/x/sys/unix"
-
-	"flanneld/pkg/dataplane"
-	"flanneld/pkg/netlink"
-)
+import "flanneld/pkg/dataplane"
 
 // TUN describes a TUN or TAP device (reported by Linux 4.18 and later).
 type TUN struct {
@@ -19,40 +11,11 @@ type TUN struct {
 // ReadTUN reads a TUN or TAP device. ok is false if there is no such link, or if it is of another
 // kind.
 func (k *Kernel) ReadTUN(name string) (t TUN, ok bool, err error) {
-	r := linkRequest(0)
-	r.Text(unix.IFLA_IFNAME, name)
-	b, err := k.conn.Get(&r.Requests)
-	if errors.Is(err, unix.ENODEV) {
-		return t, false, nil
+	found, err := k.existing([]string{name})
+	if len(found) == 0 {
+		return t, false, err
 	}
-	if err != nil {
-		return t, false, fmt.Errorf("read link %s: %w", name, err)
-	}
-	for kind, v := range netlink.After(b, unix.SizeofIfInfomsg).All() {
-		if kind != unix.IFLA_LINKINFO {
-			continue
-		}
-		for kind, v := range v.All() {
-			switch kind {
-			case unix.IFLA_INFO_KIND:
-				ok = v.Text() == dataplane.KindTUN
-			case unix.IFLA_INFO_DATA:
-				t.parse(v)
-			}
-		}
-	}
-	return t, ok, nil
-}
-
-func (t *TUN) parse(b []byte) {
-	for kind, v := range netlink.Attrs(b).All() {
-		switch kind {
-		case unix.IFLA_TUN_TYPE:
-			t.TAP = v.Number() == unix.IFF_TAP
-		case unix.IFLA_TUN_MULTI_QUEUE:
-			t.MultiQueue = v.Number() != 0
-		}
-	}
+	return found[0].tun, found[0].link.Kind == dataplane.KindTUN, nil
 }
 
 // VXLAN is a VXLAN device, created by any program.

@@ -33,7 +33,7 @@ func (w *Watch) event(h unix.NlMsghdr, body []byte) driver.Event {
 // routeEvent handles routes of any type, because a blackhole may have replaced a route.
 func (w *Watch) routeEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 	switch dst, ok := mainRoute(body); {
-	case ok && w.interest.Scope.Inside(dst):
+	case ok && w.interest.Inside(dst):
 		return driver.Routes
 	case ok && dst.Bits() == 0 && dst.Addr().Is4():
 		return driver.Candidates
@@ -47,7 +47,7 @@ func (w *Watch) routeEvent(_ unix.NlMsghdr, body []byte) driver.Event {
 func (w *Watch) nextHopEvent(h unix.NlMsghdr, body []byte) driver.Event {
 	id, _, _, ok := parseNextHop(body)
 	through := h.Type == unix.RTM_DELNEXTHOP || h.Flags&unix.NLM_F_REPLACE != 0
-	if ok && (w.interest.Scope.InRange(id) || through && !w.k.onlyOwnHops.Load()) {
+	if ok && (w.interest.InRange(id) || through && !w.k.onlyOwnHops.Load()) {
 		return driver.Routes
 	}
 	return 0
@@ -56,13 +56,13 @@ func (w *Watch) nextHopEvent(h unix.NlMsghdr, body []byte) driver.Event {
 // addrEvent also records which links have addresses: only these are uplink candidates, among
 // possibly thousands of container links.
 func (w *Watch) addrEvent(_ unix.NlMsghdr, body []byte) driver.Event {
-	p, index, _, ok := parseAddr(body)
+	a, ok := parseAddr(body)
 	if !ok {
 		return 0
 	}
-	e := w.eventFor(index, driver.Addrs, driver.Uplink)
-	if p.Addr().Is4() {
-		w.hasAddr[index] = true
+	e := w.eventFor(a.index, driver.Addrs, driver.Uplink)
+	if a.prefix.Addr().Is4() {
+		w.hasAddr[a.index] = true
 		if e&driver.Addrs == 0 {
 			e |= driver.Candidates
 		}
@@ -100,10 +100,10 @@ func (w *Watch) eventFor(index int, own, uplink driver.Event) driver.Event {
 }
 
 func (w *Watch) eventForName(name string, own, uplink driver.Event) (e driver.Event) {
-	if w.interest.Scope.OwnsLink(name) {
+	if w.interest.OwnsLink(name) {
 		e |= own
 	}
-	if slices.Contains(w.interest.Uplinks, name) {
+	if slices.Contains(w.interest.Underlay, name) {
 		e |= uplink
 	}
 	return e

@@ -19,12 +19,12 @@ import (
 func (w *Watch) setFilter() {
 	var indexes []int
 	for i, l := range w.links {
-		if w.interest.Scope.OwnsLink(l.name) {
+		if w.interest.OwnsLink(l.name) {
 			indexes = append(indexes, i)
 		}
 	}
 	slices.Sort(indexes)
-	networks := w.interest.Scope.Networks
+	networks := w.interest.Networks
 	if w.filterLinks != nil && slices.Equal(indexes, w.filterLinks) && slices.Equal(networks, w.filterNetworks) {
 		return
 	}

@@ -47,7 +47,7 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 func TestRoutingDaemonWakesNobody(t *testing.T) {
 	b, _, want := watched(t)
 	b.snapshot(want.ScopeOf([]netip.Prefix{network})) // knows that no route of the network is by a nexthop of others
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf([]netip.Prefix{network})}, buffer: watchBuffer, out: driver.NewMailbox()}
+	w := &Watch{k: b.k, interest: want.ScopeOf([]netip.Prefix{network}), buffer: watchBuffer, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	defer w.conn.Close()
 	daemon := b.another()

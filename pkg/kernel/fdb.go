@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"errors"
 	"maps"
 	"net/netip"
 
@@ -16,29 +15,21 @@ func init() {
 			g.k.fdbCache.retain(g.links)
 			return g.onLinks("fdb", g.fdb)
 		},
-		request: func(r *requests, op dataplane.Op, index int) {
-			f, _ := dataplane.KindFDB.Of(op)
-			r.fdb(op.Verb, f, index)
-		},
-		applied: func(k *Kernel, op dataplane.Op, index int) {
-			f, _ := dataplane.KindFDB.Of(op)
-			k.fdbCache.update(op.Verb, f, index)
-		},
-		limit: limitOfFDB,
+		request: (*requests).fdb,
+		applied: func(k *Kernel, op dataplane.Op, index int) { k.fdbCache.update(op, index) },
+		limit:   limitOfFDB,
 	})
 }
 
-// limitOfFDB explains ENOSPC: addrcnt has reached addrmax, which vxlan_nl2conf does not allow to
-// change (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_create).
-func limitOfFDB(_ dataplane.Op, refused error) string {
-	if errors.Is(refused, unix.ENOSPC) {
-		return "the link was created with a limit, maxaddress in ip-link(8), and must be created again without it"
-	}
-	return ""
+// limitOfFDB explains that addrcnt has reached addrmax, which vxlan_nl2conf does not allow to change
+// (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_create).
+func limitOfFDB(dataplane.Op) (unix.Errno, string) {
+	return unix.ENOSPC, "the link was created with a limit, maxaddress in ip-link(8), and must be created again without it"
 }
 
-func (r *requests) fdb(verb dataplane.Verb, f dataplane.FDB, index int) {
-	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
+func (r *requests) fdb(op dataplane.Op, index int) {
+	f, _ := dataplane.KindFDB.Of(op)
+	r.verb(op.Verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
 	r.neighHeader(unix.NdMsg{Family: unix.AF_BRIDGE, Ifindex: int32(index), State: unix.NUD_PERMANENT, Flags: unix.NTF_SELF})
 	r.Bytes(unix.NDA_LLADDR, f.MAC[:])
 	r.Addr(unix.NDA_DST, f.Dst)
@@ -63,7 +54,7 @@ func (g *reader) fdb(name string, index int) error {
 		}
 	})
 	if err == nil {
-		k.fdbCache.set(index, known)
+		k.fdbCache.links[index] = known
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"maps"
 	"net/netip"
 	"sync"
 
@@ -44,38 +45,24 @@ func addRemote(known map[dataplane.MAC]netip.Addr, n neighbor) {
 	known[n.mac] = n.dst
 }
 
-// set sets the content of a link. The caller holds the lock.
-func (f *fdbCache) set(index int, known map[dataplane.MAC]netip.Addr) {
-	if f.links == nil {
-		f.links = map[int]map[dataplane.MAC]netip.Addr{}
-	}
-	f.links[index] = known
-}
-
 // retain removes all links but those given.
 func (f *fdbCache) retain(indexes map[int]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for index := range f.links {
-		if _, ok := indexes[index]; !ok {
-			delete(f.links, index)
-		}
-	}
+	maps.DeleteFunc(f.links, func(index int, _ map[dataplane.MAC]netip.Addr) bool { return indexes[index] == "" })
 }
 
 // update records a successful operation. The caller holds the lock.
 //
 // Put replaces the remote of its address if there is one (drivers/net/vxlan/vxlan_core.c,
 // vxlan_fdb_replace). Of several remotes it replaces one that the kernel does not report.
-func (f *fdbCache) update(verb dataplane.Verb, e dataplane.FDB, index int) {
+func (f *fdbCache) update(op dataplane.Op, index int) {
+	e, _ := dataplane.KindFDB.Of(op)
 	known := f.links[index]
-	if known == nil {
-		return
-	}
 	dst, ok := known[e.MAC]
 	switch {
-	case ok && !dst.IsValid():
-	case verb != dataplane.Del:
+	case known == nil || ok && !dst.IsValid():
+	case op.Verb != dataplane.Del:
 		known[e.MAC] = e.Dst
 	case dst == e.Dst:
 		delete(known, e.MAC)

@@ -15,7 +15,7 @@ import (
 // Every change of the FDB by another program is reported, and none of our own.
 func TestForeignFDBChangesAreTold(t *testing.T) {
 	b, _, want := watched(t)
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
+	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
 	b.must(err)
 	f := someFDB(want)
 	elsewhere, unknown := f, f
@@ -67,7 +67,7 @@ func TestFDBOfANewLinkIsKnown(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 200)
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
+	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
 	b.must(err)
 	b.pass(want)
 	b.quietBut(w, ^(driver.FDB | driver.Overflow), func() {})
@@ -81,7 +81,7 @@ func TestForwardingMissesNothing(t *testing.T) {
 	want := wantPeers(r, vxlanLink(r), 0)
 	b.pass(want)
 	scope := want.ScopeOf([]netip.Prefix{network})
-	w, err := b.k.Watch(t.Context(), Interest{Scope: scope})
+	w, err := b.k.Watch(t.Context(), scope)
 	b.must(err)
 	entry := func(n uint64) dataplane.FDB {
 		return dataplane.FDB{Link: overlay, MAC: dataplane.MAC{2, 5: byte(n % 5)}, Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(n / 5 % 3)})}

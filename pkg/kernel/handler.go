@@ -25,9 +25,9 @@ type handler struct {
 	// applied, if not nil, is called after a successful operation. The FDB cache is locked from
 	// before the request.
 	applied func(k *Kernel, op dataplane.Op, index int)
-	// limit, if not nil, returns the kernel limit that a Put has reached, if the error alone is
-	// ambiguous, or "".
-	limit func(op dataplane.Op, refused error) string
+	// limit, if not nil, returns the kernel limit that a Put has reached if it fails with the given
+	// error, which alone is ambiguous.
+	limit func(dataplane.Op) (unix.Errno, string)
 
 	// groups are the multicast groups of rtnetlink(7) for the kind. event returns the events that a
 	// Watch reports for a message of one of the types. optional is set if older kernels lack the

@@ -3,10 +3,8 @@ package kernel
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -37,9 +35,13 @@ type Wanted struct {
 // which change faster than the list can be read. Nor does it store a million routes of a routing
 // daemon.
 func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
-	if inv.IPv6, err = k.hasIPv6(); err != nil {
+	// Without IPv6, for example with ipv6.disable=1, there is no such sysctl.
+	values, err := k.Sysctls([]string{"net/ipv6/conf/all/disable_ipv6"})
+	if err != nil {
 		return inv, err
 	}
+	inv.IPv6 = len(values) > 0
+	w.Targets = slices.SortedFunc(slices.Values(w.Targets), netip.Addr.Compare)
 	routes, err := k.wantedRoutes(w)
 	if err != nil {
 		return inv, err
@@ -72,14 +74,13 @@ func (k *Kernel) Inventory(w Wanted) (inv host.Inventory, err error) {
 // inventoryLinks returns the interfaces that have addresses, routes of interest, or one of the
 // wanted names, by index.
 func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry) (map[int]device, error) {
+	named, err := k.existing(w.Names)
+	if err != nil {
+		return nil, err
+	}
 	links := map[int]device{}
-	for _, name := range w.Names {
-		switch d, err := k.byName(name); {
-		case err == nil:
-			links[d.index] = d
-		case !isNoLink(err):
-			return nil, fmt.Errorf("read link %s: %w", name, err)
-		}
+	for _, d := range named {
+		links[d.index] = d
 	}
 	wanted := map[int]bool{}
 	for _, a := range addrs {
@@ -90,11 +91,10 @@ func (k *Kernel) inventoryLinks(w Wanted, addrs []addrEntry, routes []routeEntry
 			wanted[r.index] = true
 		}
 	}
-	targets := slices.SortedFunc(slices.Values(w.Targets), netip.Addr.Compare)
 	for _, r := range routes {
 		// Routes into the overlay's network matter only for uplinks and for the targets.
 		_, known := links[r.index]
-		if !known && (!dataplane.Inside(w.Network, r.key.Dst) || containsAny(r.key.Dst, targets)) {
+		if !known && (!dataplane.Inside(w.Network, r.key.Dst) || containsAny(r.key.Dst, w.Targets)) {
 			wanted[r.index] = true
 		}
 	}
@@ -129,10 +129,13 @@ func (k *Kernel) wantedRoutes(w Wanted) ([]routeEntry, error) {
 	if !w.Routes && len(w.Targets) == 0 {
 		return k.defaultRoutes()
 	}
-	targets := slices.SortedFunc(slices.Values(w.Targets), netip.Addr.Compare)
-	wanted := func(dst netip.Prefix) bool { return w.Routes || dst.Bits() == 0 || containsAny(dst, targets) }
+	wanted := func(dst netip.Prefix) bool { return w.Routes || dst.Bits() == 0 || containsAny(dst, w.Targets) }
 	var u *underlay
-	err := k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { u = newUnderlay(w.Network, targets) }, wanted, func(e routeEntry) { u.add(e) })
+	err := k.routes(unix.AF_INET, unix.RTN_UNICAST, func() { u = newUnderlay(w.Network, w.Targets) }, wanted, func(dst netip.Prefix, b []byte) {
+		if e, ok := parseRoute(dst, b); ok {
+			u.add(e)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -165,19 +168,14 @@ func (k *Kernel) defaultRoutes() (all []routeEntry, err error) {
 	return all, nil
 }
 
-type addrEntry struct {
-	prefix       netip.Prefix
-	index, flags int
-}
-
 // addrs lists the IPv4 addresses of all links.
 func (k *Kernel) addrs() ([]addrEntry, error) {
 	r := one(unix.RTM_GETADDR, 0)
 	r.addrHeader(unix.AF_INET, 0, 0)
 	var all []addrEntry
 	err := k.conn.Dump(&r.Requests, func() { all = nil }, func(b []byte) {
-		if p, index, flags, ok := parseAddr(b); ok && p.Addr().Is4() {
-			all = append(all, addrEntry{p, index, flags})
+		if a, ok := parseAddr(b); ok && a.prefix.Addr().Is4() {
+			all = append(all, a)
 		}
 	})
 	if err != nil {
@@ -189,40 +187,23 @@ func (k *Kernel) addrs() ([]addrEntry, error) {
 // RouteTo returns the interface and the source address that the kernel uses for packets to dst. It
 // is a host.Reach.
 func (k *Kernel) RouteTo(dst netip.Addr) (iface string, src netip.Addr, err error) {
-	r := one(unix.RTM_GETROUTE, 0)
-	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen())})
-	r.Addr(unix.RTA_DST, dst)
-	b, err := k.conn.Get(&r.Requests)
+	e, _, err := k.lookUp(dst, 0)
 	if err != nil {
-		return "", netip.Addr{}, fmt.Errorf("find route to %s: %w", dst, err)
+		return "", src, fmt.Errorf("find route to %s: %w", dst, err)
 	}
-	index := 0
-	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
-		switch kind {
-		case unix.RTA_OIF:
-			index = v.Number()
-		case unix.RTA_PREFSRC:
-			src = v.Addr()
-		}
-	}
-	d, err := k.byIndex(index)
+	d, err := k.byIndex(e.index)
 	if err != nil {
-		return "", netip.Addr{}, fmt.Errorf("find interface %d of the route to %s: %w", index, dst, err)
+		return "", src, fmt.Errorf("find interface %d of the route to %s: %w", e.index, dst, err)
 	}
-	return d.name, src, nil
+	return d.name, e.source, nil
 }
 
-// hasIPv6 reports whether the kernel supports IPv6; one that was started with ipv6.disable=1 does
-// not.
-func (k *Kernel) hasIPv6() (bool, error) {
-	has := false
-	err := k.ns.Do(func() error {
-		_, err := os.Stat("/proc/sys/net/ipv6/conf")
-		has = err == nil
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
-	return has, err
+// lookUp returns the route that the kernel uses for packets to dst, and its table.
+func (k *Kernel) lookUp(dst netip.Addr, flags uint32) (e routeEntry, table int, err error) {
+	r := one(unix.RTM_GETROUTE, 0)
+	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen()), Flags: flags})
+	r.Addr(unix.RTA_DST, dst)
+	b, err := k.conn.Get(&r.Requests)
+	_, table = e.parseAttrs(b)
+	return e, table, err
 }

@@ -11,10 +11,12 @@ package kernel
 
 import (
 	"errors"
+	"net/netip"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/netlink"
 )
 
@@ -40,7 +42,7 @@ func New() (*Kernel, error) {
 		ns.Close()
 		return nil, err
 	}
-	return &Kernel{ns: ns, conn: c}, nil
+	return &Kernel{ns: ns, conn: c, fdbCache: fdbCache{links: map[int]map[dataplane.MAC]netip.Addr{}}}, nil
 }
 
 // Close closes the sockets. A Watch ends with its context.

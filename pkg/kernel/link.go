@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type device struct {
 	name   string
 	index  int
 	parent int // index of the underlay device, whose name is in link
+	tun    TUN
 	// carrier is IFF_RUNNING and IFF_LOWER_UP of netdevice(7). If both are clear, the kernel
 	// removes the link's nexthops and the routes through them without an event of their own, while
 	// other routes stay (net/ipv4/nexthop.c, nh_netdev_event).
@@ -65,20 +67,23 @@ func parseDevice(b []byte) (d device, ok bool) {
 	return d, d.name != ""
 }
 
-func (d *device) parseInfo(b []byte) {
-	var data []byte
-	for kind, v := range netlink.Attrs(b).All() {
-		switch kind {
-		case unix.IFLA_INFO_KIND:
-			d.link.Kind = v.Text()
-		case unix.IFLA_INFO_DATA:
-			data = v
-		}
+func (d *device) parseInfo(b netlink.Value) {
+	info := b.Map()
+	if kind, ok := info[unix.IFLA_INFO_KIND]; ok {
+		d.link.Kind = kind.Text()
 	}
-	if d.link.Kind != dataplane.KindVXLAN {
-		return
+	switch data := info[unix.IFLA_INFO_DATA]; d.link.Kind {
+	case dataplane.KindVXLAN:
+		d.parseVXLAN(data)
+	case dataplane.KindTUN:
+		values := data.Map()
+		d.tun.TAP = values[unix.IFLA_TUN_TYPE].Number() == unix.IFF_TAP
+		d.tun.MultiQueue = values[unix.IFLA_TUN_MULTI_QUEUE].Number() != 0
 	}
-	for kind, v := range netlink.Attrs(data).All() {
+}
+
+func (d *device) parseVXLAN(data netlink.Value) {
+	for kind, v := range data.All() {
 		switch kind {
 		case unix.IFLA_VXLAN_ID:
 			d.link.VNI = v.Number()
@@ -139,6 +144,19 @@ func (k *Kernel) device(r *requests) (device, error) {
 // errors.
 func isNoLink(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE)
+}
+
+// existing reads those of the named links that exist.
+func (k *Kernel) existing(names []string) (all []device, err error) {
+	for _, name := range names {
+		switch d, err := k.byName(name); {
+		case err == nil:
+			all = append(all, d)
+		case !isNoLink(err):
+			return nil, fmt.Errorf("read link %s: %w", name, err)
+		}
+	}
+	return all, nil
 }
 
 // maxSingleReads is the number of links up to which single reads cost less than a list of all
@@ -226,17 +244,9 @@ func (k *Kernel) createLink(name string, l dataplane.Link) error {
 		return fmt.Errorf("find parent %s: %w", l.Parent, err)
 	}
 	r := one(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	up := upFlag(l.Up)
-	r.linkHeader(0, up, up)
+	// udev does not change an address that was set at creation (systemd.link(5), MACAddressPolicy=).
+	r.linkAttrs(0, l, dataplane.Link{})
 	r.Text(unix.IFLA_IFNAME, name)
-	if l.MTU != 0 {
-		r.Uint32(unix.IFLA_MTU, uint32(l.MTU))
-	}
-	if l.MAC != (dataplane.MAC{}) {
-		// udev does not change an address that was set at creation (systemd.link(5),
-		// MACAddressPolicy=).
-		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
-	}
 	info := r.Open(unix.IFLA_LINKINFO)
 	r.Bytes(unix.IFLA_INFO_KIND, []byte(l.Kind))
 	r.vxlanData(l, parent.index)
@@ -244,11 +254,20 @@ func (k *Kernel) createLink(name string, l dataplane.Link) error {
 	return k.conn.Do(&r.Requests)
 }
 
-func upFlag(up bool) uint32 {
-	if up {
-		return unix.IFF_UP
+// linkAttrs writes the header of a link, and those of the common attributes that differ from have.
+func (r *requests) linkAttrs(index int, l, have dataplane.Link) {
+	flags := uint32(0)
+	if l.Up {
+		flags = unix.IFF_UP
 	}
-	return 0
+	r.linkHeader(index, flags, unix.IFF_UP)
+	// Even setting the same MAC flushes the neighbour table.
+	if l.MAC != (dataplane.MAC{}) && l.MAC != have.MAC {
+		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
+	}
+	if l.MTU != 0 && l.MTU != have.MTU {
+		r.Uint32(unix.IFLA_MTU, uint32(l.MTU))
+	}
 }
 
 func (r *requests) vxlanData(l dataplane.Link, parent int) {
@@ -286,18 +305,7 @@ func (k *Kernel) changeLink(name string, l dataplane.Link) error {
 		return err
 	}
 	r := one(unix.RTM_NEWLINK, 0)
-	change := uint32(0)
-	if l.Up != d.link.Up {
-		change = unix.IFF_UP
-	}
-	r.linkHeader(d.index, upFlag(l.Up), change)
-	// Only what differs: even setting the same MAC flushes the neighbour table.
-	if l.MAC != (dataplane.MAC{}) && l.MAC != d.link.MAC {
-		r.Bytes(unix.IFLA_ADDRESS, l.MAC[:])
-	}
-	if l.MTU != 0 && l.MTU != d.link.MTU {
-		r.Uint32(unix.IFLA_MTU, uint32(l.MTU))
-	}
+	r.linkAttrs(d.index, l, d.link)
 	if l.Learning != d.link.Learning {
 		info := r.Open(unix.IFLA_LINKINFO)
 		r.Bytes(unix.IFLA_INFO_KIND, []byte(l.Kind))
@@ -335,43 +343,27 @@ func (k *Kernel) deleteLink(name string) error {
 	return k.conn.Do(&r.Requests)
 }
 
-// parentName returns the name of the underlay device, or "" if there is none.
-func parentName(n names, index int) (string, error) {
-	if index == 0 {
-		return "", nil
-	}
-	name, err := n.of(index)
-	if name == "" && err == nil {
-		name = "if" + strconv.Itoa(index) // in another namespace
-	}
-	return name, err
-}
-
 // ourLinks reads the links of the scope, and the names of the links that they depend on.
 func (g *reader) ourLinks() error {
-	for _, name := range g.scope.Underlay {
-		d, err := g.k.byName(name)
-		if err == nil {
-			g.names.known[d.index] = name
-		} else if !isNoLink(err) {
-			return fmt.Errorf("read link %s: %w", name, err)
-		}
+	underlay, err := g.k.existing(g.scope.Underlay)
+	if err != nil {
+		return err
 	}
-	for _, name := range g.scope.Links {
-		d, err := g.k.byName(name)
-		if errors.Is(err, unix.ENODEV) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read link %s: %w", name, err)
-		}
-		if d.link.Parent, err = parentName(g.names, d.parent); err != nil {
-			return err
-		}
-		g.names.known[d.index], g.links[d.index] = name, name
-		g.s.Links[name] = d.link
+	for _, d := range underlay {
+		g.names.known[d.index] = d.name
 	}
-	return nil
+	ours, err := g.k.existing(g.scope.Links)
+	for _, d := range ours {
+		if d.parent != 0 {
+			if d.link.Parent, err = g.names.of(d.parent); err != nil {
+				return err
+			}
+			d.link.Parent = cmp.Or(d.link.Parent, "if"+strconv.Itoa(d.parent)) // in another namespace
+		}
+		g.names.known[d.index], g.links[d.index] = d.name, d.name
+		g.s.Links[d.name] = d.link
+	}
+	return err
 }
 
 func (k *Kernel) applyLink(op dataplane.Op) error {
@@ -392,7 +384,7 @@ func (k *Kernel) applyLink(op dataplane.Op) error {
 	if err == nil && op.Verb == dataplane.Put { // the FDB of a new link is empty
 		k.fdbCache.mu.Lock()
 		defer k.fdbCache.mu.Unlock()
-		k.fdbCache.set(d.index, map[dataplane.MAC]netip.Addr{})
+		k.fdbCache.links[d.index] = map[dataplane.MAC]netip.Addr{}
 	}
 	return err
 }

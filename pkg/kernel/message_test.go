@@ -26,7 +26,7 @@ func TestRequestsReadBack(t *testing.T) {
 		{"10.5.2.0/24", dataplane.Route{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70, NextHop: 0x8a050200}},
 	} {
 		key := dataplane.RouteKey{Dst: netip.MustParsePrefix(c.dst), Metric: 7}
-		b := body(func(r *requests) { r.route(dataplane.Put, key, c.route, 42) })
+		b := body(func(r *requests) { r.route(dataplane.KindRoute.Put(key, c.route), 42) })
 		e, ok := parseRoute(key.Dst, b)
 		if dst, main := mainRoute(b); dst != key.Dst || !main {
 			t.Errorf("%s: read back %v %v", c.dst, dst, main)
@@ -40,17 +40,17 @@ func TestRequestsReadBack(t *testing.T) {
 		}
 	}
 	prefix := netip.MustParsePrefix("10.5.1.0/32")
-	prefixed := body(func(r *requests) { r.addr(dataplane.Put, dataplane.Addr{Prefix: prefix}, 42) })
-	if p, index, _, ok := parseAddr(prefixed); !ok || p != prefix || index != 42 {
-		t.Errorf("read back %s %d %v", p, index, ok)
+	prefixed := body(func(r *requests) { r.addr(dataplane.KindAddr.Put(dataplane.Addr{Prefix: prefix}, struct{}{}), 42) })
+	if a, ok := parseAddr(prefixed); !ok || a.prefix != prefix || a.index != 42 {
+		t.Errorf("read back %+v %v", a, ok)
 	}
 	f := dataplane.FDB{MAC: dataplane.MAC{2, 0, 0, 0, 0, 1}, Dst: via6}
-	if n, ok := parseNeighbor(body(func(r *requests) { r.fdb(dataplane.Put, f, 42) })); !ok || n.mac != f.MAC || n.dst != f.Dst || !n.forwards() || n.index != 42 {
+	if n, ok := parseNeighbor(body(func(r *requests) { r.fdb(dataplane.KindFDB.Put(f, struct{}{}), 42) })); !ok || n.mac != f.MAC || n.dst != f.Dst || !n.forwards() || n.index != 42 {
 		t.Errorf("read back %+v %v", n, ok)
 	}
 	for _, via := range []netip.Addr{netip.MustParseAddr("10.5.2.0"), via6} {
 		want := dataplane.NextHop{Via: via, OnLink: via.Is4(), Proto: 70}
-		id, h, index, ok := parseNextHop(body(func(r *requests) { r.nextHop(dataplane.Put, 0x8a050200, want, 42) }))
+		id, h, index, ok := parseNextHop(body(func(r *requests) { r.nextHop(dataplane.KindNextHop.Put(0x8a050200, want), 42) }))
 		if !ok || id != 0x8a050200 || h != want || index != 42 {
 			t.Errorf("read back %d %+v %d %v", id, h, index, ok)
 		}
@@ -88,15 +88,15 @@ func TestRequestsAsBytes(t *testing.T) {
 		flags uint16
 		body  []any
 	}{
-		{"put a route", func(r *requests) { r.route(dataplane.Put, key, plain, 42) }, unix.RTM_NEWROUTE, replace,
+		{"put a route", func(r *requests) { r.route(dataplane.KindRoute.Put(key, plain), 42) }, unix.RTM_NEWROUTE, replace,
 			[]any{uint8(2), uint8(24), uint16(0), uint8(254), uint8(70), uint8(0), uint8(1), uint32(4), 1, via, 6, uint32(7), 4, uint32(42), 5, via}},
-		{"put a route through a nexthop", func(r *requests) { r.route(dataplane.Put, key, through, 42) }, unix.RTM_NEWROUTE, replace,
+		{"put a route through a nexthop", func(r *requests) { r.route(dataplane.KindRoute.Put(key, through), 42) }, unix.RTM_NEWROUTE, replace,
 			[]any{uint8(2), uint8(24), uint16(0), uint8(254), uint8(70), uint8(0), uint8(1), uint32(0), 1, via, 6, uint32(7), 30, uint32(0x0a050200)}},
-		{"delete it", func(r *requests) { r.route(dataplane.Del, key, through, 42) }, unix.RTM_DELROUTE, 0,
+		{"delete it", func(r *requests) { r.route(dataplane.KindRoute.Del(key, through), 42) }, unix.RTM_DELROUTE, 0,
 			[]any{uint8(2), uint8(24), uint16(0), uint8(254), uint8(70), uint8(255), uint8(1), uint32(0), 1, via, 6, uint32(7), 30, uint32(0x0a050200)}},
-		{"put a nexthop", func(r *requests) { r.nextHop(dataplane.Put, 0x0a050200, hop, 42) }, 104, replace,
+		{"put a nexthop", func(r *requests) { r.nextHop(dataplane.KindNextHop.Put(0x0a050200, hop), 42) }, 104, replace,
 			[]any{uint8(2), uint8(0), uint8(70), uint8(0), uint32(4), 1, uint32(0x0a050200), 5, uint32(42), 6, via}},
-		{"delete it", func(r *requests) { r.nextHop(dataplane.Del, 0x0a050200, hop, 42) }, 105, 0,
+		{"delete it", func(r *requests) { r.nextHop(dataplane.KindNextHop.Del(0x0a050200, hop), 42) }, 105, 0,
 			[]any{uint32(0), uint32(0), 1, uint32(0x0a050200)}},
 	} {
 		want := binary.NativeEndian.AppendUint32(nil, 0)
@@ -230,9 +230,9 @@ func TestEventFilter(t *testing.T) {
 // Parsing any datagram ends and stays within its bounds.
 func FuzzMessages(f *testing.F) {
 	var r requests
-	r.route(dataplane.Put, dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}, 1)
-	r.fdb(dataplane.Put, dataplane.FDB{Dst: netip.MustParseAddr("192.0.2.1")}, 1)
-	r.nextHop(dataplane.Put, 0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.1")}, 1)
+	r.route(dataplane.KindRoute.Put(dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.2.0/24")}, dataplane.Route{Proto: 3}), 1)
+	r.fdb(dataplane.KindFDB.Put(dataplane.FDB{Dst: netip.MustParseAddr("192.0.2.1")}, struct{}{}), 1)
+	r.nextHop(dataplane.KindNextHop.Put(0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.1")}), 1)
 	f.Add(r.Datagram(0, 3, 1))
 	f.Add(linkRequest(3).Datagram(0, 1, 1))
 	f.Add([]byte(strings.Repeat("\x10\x00\x00\x00", 8)))
@@ -248,8 +248,6 @@ func FuzzMessages(f *testing.F) {
 				parseRoute(dst, body)
 			}
 			parseDevice(body)
-			var t TUN
-			t.parse(body)
 			if dst, ok := mainRoute(body); ok && dst.Addr().Is4() {
 				parsePath(body, dst)
 			}
@@ -260,13 +258,13 @@ func FuzzMessages(f *testing.F) {
 // What is read of a nexthop is either a gateway on a link, or bears no stamp of ours.
 func FuzzNextHop(f *testing.F) {
 	f.Add(body(func(r *requests) {
-		r.nextHop(dataplane.Put, 0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70}, 42)
+		r.nextHop(dataplane.KindNextHop.Put(0x0a050200, dataplane.NextHop{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: 70}), 42)
 	}))
 	f.Add(body(func(r *requests) {
-		r.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("fd00::1"), Proto: 70}, 42)
+		r.nextHop(dataplane.KindNextHop.Put(7, dataplane.NextHop{Via: netip.MustParseAddr("fd00::1"), Proto: 70}), 42)
 		r.Bytes(unix.NHA_BLACKHOLE, nil)
 	}))
-	f.Add(body(func(r *requests) { r.nextHop(dataplane.Del, 7, dataplane.NextHop{}, 0) }))
+	f.Add(body(func(r *requests) { r.nextHop(dataplane.KindNextHop.Del(7, dataplane.NextHop{}), 0) }))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		id, h, index, ok := parseNextHop(b)
 		whole := index != 0 && h.Via.IsValid()

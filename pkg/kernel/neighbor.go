@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"encoding/binary"
-	"errors"
 	"maps"
 	"net/netip"
 
@@ -14,12 +13,9 @@ import (
 
 func init() {
 	register(dataplane.KindNeigh, &handler{
-		read: func(g *reader) error { return g.onLinks("neighbours", g.neighs) },
-		request: func(r *requests, op dataplane.Op, index int) {
-			k, mac := dataplane.KindNeigh.Of(op)
-			r.neigh(op.Verb, k, mac, index)
-		},
-		limit: limitOfNeighs,
+		read:    func(g *reader) error { return g.onLinks("neighbours", g.neighs) },
+		request: (*requests).neigh,
+		limit:   limitOfNeighs,
 
 		groups:   []int{unix.RTNLGRP_NEIGH}, // and of FDB entries
 		messages: []uint16{unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH},
@@ -27,24 +23,22 @@ func init() {
 	})
 }
 
-// limitOfNeighs explains ENOBUFS: "neighbor table overflow" (net/core/neighbour.c, neigh_alloc).
-// Since Linux 5.0 permanent entries are not counted.
-func limitOfNeighs(op dataplane.Op, refused error) string {
-	k, _ := dataplane.KindNeigh.Of(op)
-	switch {
-	case !errors.Is(refused, unix.ENOBUFS):
-		return ""
-	case k.IP.Is4():
-		return "sysctl net.ipv4.neigh.default.gc_thresh3 limits the neighbours of all links"
+// limitOfNeighs explains "neighbor table overflow" (net/core/neighbour.c, neigh_alloc). Since Linux
+// 5.0 permanent entries are not counted.
+func limitOfNeighs(op dataplane.Op) (unix.Errno, string) {
+	version := "6"
+	if k, _ := dataplane.KindNeigh.Of(op); k.IP.Is4() {
+		version = "4"
 	}
-	return "sysctl net.ipv6.neigh.default.gc_thresh3 limits the neighbours of all links"
+	return unix.ENOBUFS, "sysctl net.ipv" + version + ".neigh.default.gc_thresh3 limits the neighbours of all links"
 }
 
-func (r *requests) neigh(verb dataplane.Verb, k dataplane.NeighKey, mac dataplane.MAC, index int) {
-	r.verb(verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
+func (r *requests) neigh(op dataplane.Op, index int) {
+	k, mac := dataplane.KindNeigh.Of(op)
+	r.verb(op.Verb, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH)
 	r.neighHeader(unix.NdMsg{Family: family(k.IP), Ifindex: int32(index), State: unix.NUD_PERMANENT, Type: unix.RTN_UNICAST})
 	r.Addr(unix.NDA_DST, k.IP)
-	if verb != dataplane.Del {
+	if op.Verb != dataplane.Del {
 		r.Bytes(unix.NDA_LLADDR, mac[:])
 	}
 }

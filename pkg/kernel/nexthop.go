@@ -28,10 +28,7 @@ func init() {
 			}
 			return err
 		},
-		request: func(r *requests, op dataplane.Op, index int) {
-			id, h := dataplane.KindNextHop.Of(op)
-			r.nextHop(op.Verb, id, h, index)
-		},
+		request: (*requests).nextHop,
 
 		groups:   []int{unix.RTNLGRP_NEXTHOP},
 		optional: true,
@@ -41,9 +38,10 @@ func init() {
 }
 
 // nextHop writes a request about a nexthop object.
-func (r *requests) nextHop(verb dataplane.Verb, id uint32, h dataplane.NextHop, index int) {
-	r.verb(verb, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP)
-	if verb == dataplane.Del { // the kernel accepts nothing but the ID
+func (r *requests) nextHop(op dataplane.Op, index int) {
+	id, h := dataplane.KindNextHop.Of(op)
+	r.verb(op.Verb, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP)
+	if op.Verb == dataplane.Del { // the kernel accepts nothing but the ID
 		r.nextHopHeader(unix.Nhmsg{})
 		r.Uint32(unix.NHA_ID, id)
 		return

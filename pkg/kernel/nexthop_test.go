@@ -120,10 +120,10 @@ func (b *bed) strangeHops() func() string {
 	up := b.link(uplink).Attrs().Index
 	via := netip.MustParseAddr("192.0.2.9")
 	var r requests
-	r.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}, up)                // our stamp, not our range
-	r.nextHop(dataplane.Put, 0x0a06c800, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}, up)       // another network's
-	r.nextHop(dataplane.Put, 0x0a05c800, dataplane.NextHop{Via: via, Proto: unix.RTPROT_STATIC}, up)           // our range, not our stamp
-	r.nextHop(dataplane.Put, 0x0a05c900, dataplane.NextHop{Via: netip.MustParseAddr("fe80::9"), Proto: 4}, up) // of IPv6
+	r.nextHop(dataplane.KindNextHop.Put(7, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}), up)                // our stamp, not our range
+	r.nextHop(dataplane.KindNextHop.Put(0x0a06c800, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}), up)       // another network's
+	r.nextHop(dataplane.KindNextHop.Put(0x0a05c800, dataplane.NextHop{Via: via, Proto: unix.RTPROT_STATIC}), up)           // our range, not our stamp
+	r.nextHop(dataplane.KindNextHop.Put(0x0a05c900, dataplane.NextHop{Via: netip.MustParseAddr("fe80::9"), Proto: 4}), up) // of IPv6
 	r.Begin(unix.RTM_NEWNEXTHOP, replace)
 	r.nextHopHeader(unix.Nhmsg{Family: unix.AF_INET, Protocol: dataplane.ProtoFlannel})
 	r.Uint32(unix.NHA_ID, 0x0a05ca00)
@@ -196,8 +196,8 @@ func TestWithoutCompatMode(t *testing.T) {
 	single := dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.240.0/24"), Link: uplink}
 	group := dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.241.0/24")}
 	var q requests
-	q.route(dataplane.Put, single, dataplane.Route{Proto: 4, NextHop: 7}, 0)
-	q.route(dataplane.Put, group, dataplane.Route{Proto: 4, NextHop: 0x0a05cb00}, 0)
+	q.route(dataplane.KindRoute.Put(single, dataplane.Route{Proto: 4, NextHop: 7}), 0)
+	q.route(dataplane.KindRoute.Put(group, dataplane.Route{Proto: 4, NextHop: 0x0a05cb00}), 0)
 	for _, err := range theirs.conn.Batch(&q.Requests) {
 		b.must(err)
 	}
@@ -208,10 +208,10 @@ func TestWithoutCompatMode(t *testing.T) {
 	if got, ok := have.Routes[group]; !ok || got.Via.IsValid() {
 		t.Errorf("the route through a group reads %+v", got)
 	}
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network})})
+	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
 	b.must(err)
 	q.Reset()
-	q.nextHop(dataplane.Put, 7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}, b.link(uplink).Attrs().Index)
+	q.nextHop(dataplane.KindNextHop.Put(7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}), b.link(uplink).Attrs().Index)
 	b.must(theirs.conn.Do(&q.Requests))
 	await(t, w, driver.Routes)
 }
@@ -222,7 +222,7 @@ func TestCarrierLoss(t *testing.T) {
 	if inv, err := b.k.Inventory(Wanted{}); err == nil && inv.IPv6 { // or its link-local address comes and goes
 		b.must(b.k.setSysctl("net/ipv6/conf/"+uplink+"/disable_ipv6", "1"))
 	}
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network}), Uplinks: []string{uplink}})
+	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}, uplink))
 	b.must(err)
 	before := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
 	b.must(b.other.LinkSetDown(b.link("up1")))

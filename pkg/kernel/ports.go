@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -40,11 +42,12 @@ func (h Holder) String() string {
 // that listen. The process of a socket is known only if this process may list other processes'
 // descriptors.
 func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error) {
-	sockets := map[string]Holder{} // by inode
+	sockets, sees := map[string]Holder{}, seesAllProcesses() // by inode
 	err := k.ns.Do(func() error {
 		for _, suffix := range []string{"", "6"} {
 			err := readTable("/proc/thread-self/net/"+protocol+suffix, func(h Holder, listens bool, inode string) {
 				if h.Addr.Port() == local.Port() && addrsConflict(h.Addr.Addr(), local.Addr()) && (protocol == "udp" || listens) {
+					h.Kernel = sees
 					sockets[inode] = h
 				}
 			})
@@ -57,11 +60,6 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	if err != nil || len(sockets) == 0 {
 		return nil, err
 	}
-	sees := seesAllProcesses()
-	for inode, h := range sockets {
-		h.Kernel = sees
-		sockets[inode] = h
-	}
 	eachDescriptor(func(pid int, target string) {
 		inode, _ := strings.CutPrefix(target, "socket:[")
 		inode = strings.TrimSuffix(inode, "]")
@@ -70,11 +68,7 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 			sockets[inode] = h
 		}
 	})
-	var all []Holder
-	for _, h := range sockets {
-		all = append(all, h)
-	}
-	return all, nil
+	return slices.Collect(maps.Values(sockets)), nil
 }
 
 // addrsConflict reports whether two addresses conflict for one port. The unspecified IPv6 address
@@ -141,24 +135,15 @@ func seesAllProcesses() bool {
 	return err == nil && ns == initPID && denied == nil
 }
 
-// eachDescriptor calls each with the open descriptors of all visible processes.
+// eachDescriptor calls each with the open descriptors of all visible processes. Processes that are
+// gone meanwhile, or that may not be read, have none.
 func eachDescriptor(each func(pid int, target string)) {
-	processes, err := os.ReadDir("/proc")
-	if err != nil {
-		return
-	}
-	for _, p := range processes {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
-		}
-		dir := filepath.Join("/proc", p.Name(), "fd")
-		descriptors, err := os.ReadDir(dir)
-		if err != nil {
-			continue // gone, or not permitted
-		}
+	processes, _ := filepath.Glob("/proc/[0-9]*")
+	for _, process := range processes {
+		pid, _ := strconv.Atoi(filepath.Base(process))
+		descriptors, _ := filepath.Glob(process + "/fd/*")
 		for _, d := range descriptors {
-			if target, err := os.Readlink(filepath.Join(dir, d.Name())); err == nil {
+			if target, err := os.Readlink(d); err == nil {
 				each(pid, target)
 			}
 		}

@@ -1,12 +1,12 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
@@ -15,13 +15,10 @@ import (
 
 func init() {
 	register(dataplane.KindRoute, &handler{
-		read: (*reader).routes,
-		request: func(r *requests, op dataplane.Op, index int) {
-			k, route := dataplane.KindRoute.Of(op)
-			r.route(op.Verb, k, route, index)
-		},
-		retry: (*Kernel).replaceShadowed,
-		limit: limitOfRoutes,
+		read:    (*reader).routes,
+		request: (*requests).route,
+		retry:   (*Kernel).replaceShadowed,
+		limit:   limitOfRoutes,
 
 		groups:   []int{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE},
 		messages: []uint16{unix.RTM_NEWROUTE, unix.RTM_DELROUTE},
@@ -29,18 +26,19 @@ func init() {
 	})
 }
 
-// limitOfRoutes explains ENOMEM of IPv6 routes (net/ipv6/route.c, ip6_dst_gc). Since Linux 4.17
-// these routes are not counted.
-func limitOfRoutes(op dataplane.Op, refused error) string {
-	if k, _ := dataplane.KindRoute.Of(op); k.Dst.Addr().Is6() && errors.Is(refused, unix.ENOMEM) {
-		return "sysctl net.ipv6.route.max_size limits the routes of IPv6"
+// limitOfRoutes explains that there are too many IPv6 routes (net/ipv6/route.c, ip6_dst_gc). Since
+// Linux 4.17 these routes are not counted.
+func limitOfRoutes(op dataplane.Op) (refused unix.Errno, limit string) {
+	if k, _ := dataplane.KindRoute.Of(op); k.Dst.Addr().Is6() {
+		refused = unix.ENOMEM
 	}
-	return ""
+	return refused, "sysctl net.ipv6.route.max_size limits the routes of IPv6"
 }
 
 const rtaNextHop = 30 // RTA_NH_ID of linux/rtnetlink.h
 
-func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route dataplane.Route, index int) {
+func (r *requests) route(op dataplane.Op, index int) {
+	k, route := dataplane.KindRoute.Of(op)
 	m := unix.RtMsg{
 		Family:   family(k.Dst.Addr()),
 		Dst_len:  uint8(k.Dst.Bits()),
@@ -55,13 +53,13 @@ func (r *requests) route(verb dataplane.Verb, k dataplane.RouteKey, route datapl
 	if route.OnLink && route.NextHop == 0 {
 		m.Flags = unix.RTNH_F_ONLINK
 	}
-	if verb == dataplane.Del {
+	if op.Verb == dataplane.Del {
 		// The kernel deletes the first route that matches, so a deletion is as specific as
 		// possible. Only the scope is not known here.
 		m.Scope = unix.RT_SCOPE_NOWHERE
 		m.Flags = 0
 	}
-	r.verb(verb, unix.RTM_NEWROUTE, unix.RTM_DELROUTE)
+	r.verb(op.Verb, unix.RTM_NEWROUTE, unix.RTM_DELROUTE)
 	r.routeHeader(m)
 	r.Addr(unix.RTA_DST, k.Dst.Masked().Addr())
 	if k.Metric != 0 {
@@ -112,16 +110,29 @@ type routeEntry struct {
 // the nexthop object (net.ipv4.nexthop_compat_mode=0). Blackholes of other programs are ignored
 // until they are in the place of a route of ours.
 func parseRoute(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
-	e.key.Dst = dst
-	typ, tos, srcLen, proto, scope := b[7], b[3], b[2], b[5], b[6] // of struct rtmsg
-	flags := binary.NativeEndian.Uint32(b[8:])
+	m := nl.DeserializeRtMsg(b)
 	r := &e.route
 	// Routes with a TOS or a source prefix have no key in this program.
-	r.Blackhole = typ == unix.RTN_BLACKHOLE && proto == dataplane.ProtoFlannel
-	if typ != unix.RTN_UNICAST && !r.Blackhole || flags&unix.RTM_F_CLONED != 0 || tos != 0 || srcLen != 0 {
+	r.Blackhole = m.Type == unix.RTN_BLACKHOLE && m.Protocol == dataplane.ProtoFlannel
+	if m.Type != unix.RTN_UNICAST && !r.Blackhole || m.Flags&unix.RTM_F_CLONED != 0 || m.Tos != 0 || m.Src_len != 0 {
 		return e, false
 	}
-	several := false
+	several, _ := e.parseAttrs(b)
+	e.key.Dst, r.Proto, r.OnLink = dst, int(m.Protocol), m.Flags&unix.RTNH_F_ONLINK != 0
+	several = several || r.NextHop != 0 && e.index == 0
+	switch {
+	case several:
+		e.index, r.Via = 0, netip.Addr{}
+	case !r.Via.IsValid():
+		r.LinkScope = m.Scope == unix.RT_SCOPE_LINK
+	case m.Family == unix.AF_INET:
+		r.Scope = m.Scope
+	}
+	return e, several || e.index != 0 || r.Blackhole
+}
+
+// parseAttrs parses the attributes of a message about a route of any type.
+func (e *routeEntry) parseAttrs(b []byte) (several bool, table int) {
 	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
 		switch kind {
 		case unix.RTA_OIF:
@@ -129,30 +140,20 @@ func parseRoute(dst netip.Prefix, b []byte) (e routeEntry, ok bool) {
 		case unix.RTA_PRIORITY:
 			e.key.Metric = uint32(v.Number())
 		case unix.RTA_GATEWAY:
-			r.Via = v.Addr()
+			e.route.Via = v.Addr()
 		case unix.RTA_VIA:
-			r.Via = v[min(2, len(v)):].Addr()
+			e.route.Via = v[min(2, len(v)):].Addr()
 		case unix.RTA_PREFSRC:
 			e.source = v.Addr()
 		case unix.RTA_MULTIPATH:
 			several = true
+		case unix.RTA_TABLE:
+			table = v.Number()
 		case rtaNextHop:
-			r.NextHop = uint32(v.Number())
+			e.route.NextHop = uint32(v.Number())
 		}
 	}
-	if several = several || r.NextHop != 0 && e.index == 0; several {
-		e.index, r.Via = 0, netip.Addr{}
-	}
-	r.OnLink = flags&unix.RTNH_F_ONLINK != 0
-	switch {
-	case several:
-	case !r.Via.IsValid():
-		r.LinkScope = scope == unix.RT_SCOPE_LINK
-	case b[0] == unix.AF_INET:
-		r.Scope = scope
-	}
-	r.Proto = int(proto)
-	return e, several || e.index != 0 || r.Blackhole
+	return several, table
 }
 
 // mainRoute returns the destination of a route of the main table, of any type.
@@ -180,19 +181,15 @@ func mainRoute(b []byte) (netip.Prefix, bool) {
 	return p, p.IsValid() && table == unix.RT_TABLE_MAIN
 }
 
-// routes lists the routes of the main table whose destination is wanted and that parseRoute
-// accepts. typ is the type of routes to list, or RTN_UNSPEC for all.
-func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefix) bool, each func(routeEntry)) error {
+// routes lists the routes of the main table whose destination is wanted. typ is the type of routes
+// to list, or RTN_UNSPEC for all.
+func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefix) bool, each func(dst netip.Prefix, b []byte)) error {
 	r := one(unix.RTM_GETROUTE, 0)
 	r.routeHeader(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Type: typ})
 	err := k.conn.Dump(&r.Requests, reset, func(b []byte) {
 		// A kernel without this family returns routes of all others.
-		dst, ok := mainRoute(b)
-		if !ok || b[0] != family || !wanted(dst) {
-			return
-		}
-		if e, ok := parseRoute(dst, b); ok {
-			each(e)
+		if dst, ok := mainRoute(b); ok && b[0] == family && wanted(dst) {
+			each(dst, b)
 		}
 	})
 	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
@@ -204,26 +201,18 @@ func (k *Kernel) routes(family, typ uint8, reset func(), wanted func(netip.Prefi
 // routes reads the routes of the scope. Nexthops must be read before: the kernel may report nothing
 // but the nexthop of a route.
 func (g *reader) routes() error {
-	all := families(g.scope.Networks)
-	if len(all) == 0 {
-		return nil
-	}
-	ownHops := true
-	for _, f := range all {
-		own, err := g.familyRoutes(f)
-		if err != nil {
+	for _, f := range families(g.scope.Networks) {
+		if err := g.familyRoutes(f); err != nil {
 			g.k.onlyOwnHops.Store(false)
 			return err
 		}
-		ownHops = ownHops && own
 	}
-	g.k.onlyOwnHops.Store(ownHops)
+	g.k.onlyOwnHops.Store(!g.foreignHops)
 	return nil
 }
 
-// familyRoutes reads the routes of one family, and reports whether none of them is through a
-// nexthop object outside the scope's range.
-func (g *reader) familyRoutes(f uint8) (ownHops bool, err error) {
+// familyRoutes reads the routes of one family.
+func (g *reader) familyRoutes(f uint8) error {
 	s, scope := g.s, g.scope
 	put := func(e routeEntry) {
 		if e.route.NextHop != 0 && e.index == 0 {
@@ -241,9 +230,8 @@ func (g *reader) familyRoutes(f uint8) (ownHops bool, err error) {
 	others := s.Others
 	reset := func() {
 		maps.DeleteFunc(s.Routes, func(k dataplane.RouteKey, _ dataplane.Route) bool { return family(k.Dst.Addr()) == f })
-		s.Others, unnamed, ownHops = others, nil, true
+		s.Others, unnamed = others, nil
 	}
-	ownHops = true
 	inside := func(dst netip.Prefix) bool {
 		if scope.Inside(dst) {
 			return true
@@ -251,8 +239,12 @@ func (g *reader) familyRoutes(f uint8) (ownHops bool, err error) {
 		s.Others++
 		return false
 	}
-	err = g.k.routes(f, unix.RTN_UNSPEC, reset, inside, func(e routeEntry) {
-		ownHops = ownHops && (e.route.NextHop == 0 || scope.InRange(e.route.NextHop))
+	err := g.k.routes(f, unix.RTN_UNSPEC, reset, inside, func(dst netip.Prefix, b []byte) {
+		e, ok := parseRoute(dst, b)
+		if !ok {
+			return
+		}
+		g.foreignHops = g.foreignHops || e.route.NextHop != 0 && !scope.InRange(e.route.NextHop)
 		var named bool
 		e.key.Link, named = g.names.known[e.index]
 		if named || e.index == 0 {
@@ -262,17 +254,17 @@ func (g *reader) familyRoutes(f uint8) (ownHops bool, err error) {
 		}
 	})
 	if err != nil {
-		return false, err
+		return err
 	}
 	for _, e := range unnamed {
 		if e.key.Link, err = g.names.of(e.index); err != nil {
-			return false, err
+			return err
 		}
 		if e.key.Link != "" {
 			put(e)
 		}
 	}
-	return ownHops, nil
+	return nil
 }
 
 // resolveNextHop fills in link and gateway from the route's nexthop object. They stay empty if the
@@ -291,8 +283,9 @@ func (k *Kernel) replaceShadowed(op dataplane.Op, index int, refused error) erro
 		return refused
 	}
 	var r requests
-	key, route := dataplane.KindRoute.Of(op)
-	r.route(dataplane.Del, key, route, index)
-	r.route(dataplane.Put, key, route, index)
+	del := op
+	del.Verb = dataplane.Del
+	r.route(del, index)
+	r.route(op, index)
 	return k.conn.Batch(&r.Requests)[1]
 }

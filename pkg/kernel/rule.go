@@ -13,33 +13,20 @@ import (
 // Detour returns the routing table that the kernel uses for packets to dst, and reports whether a
 // routing rule selects it ahead of the main table (ip-rule(8)), as rules of a VPN do.
 func (k *Kernel) Detour(dst netip.Addr) (d host.Detour, ok bool, err error) {
-	r := one(unix.RTM_GETROUTE, 0)
-	r.routeHeader(unix.RtMsg{Family: family(dst), Dst_len: uint8(dst.BitLen()), Flags: unix.RTM_F_LOOKUP_TABLE})
-	r.Addr(unix.RTA_DST, dst)
-	b, err := k.conn.Get(&r.Requests)
+	e, table, err := k.lookUp(dst, unix.RTM_F_LOOKUP_TABLE)
 	if err != nil {
 		return d, false, nil // unreachable, which the check of routes reports
 	}
-	d.Table = int(b[4]) // of struct rtmsg; larger numbers are in an attribute
-	index := 0
-	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
-		switch kind {
-		case unix.RTA_TABLE:
-			d.Table = v.Number()
-		case unix.RTA_OIF:
-			index = v.Number()
-		}
-	}
-	switch d.Table {
+	switch table {
 	case unix.RT_TABLE_MAIN, unix.RT_TABLE_LOCAL, unix.RT_TABLE_DEFAULT, unix.RT_TABLE_UNSPEC:
 		return d, false, nil
 	}
-	link, err := k.byIndex(index)
+	link, err := k.byIndex(e.index)
 	if err != nil {
 		return d, false, nil // gone meanwhile
 	}
-	d.Iface = link.name
-	d.Priority, err = k.rulePriority(d.Table)
+	d.Table, d.Iface = table, link.name
+	d.Priority, err = k.rulePriority(table)
 	return d, err == nil, err
 }
 

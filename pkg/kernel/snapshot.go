@@ -45,6 +45,8 @@ type reader struct {
 	links map[int]string // links of the scope, by index
 	names names          // of these and other links
 	hops  hops
+
+	foreignHops bool // a route is through a nexthop object outside the scope's range
 }
 
 // onLinks reads the objects of each link of the scope. A link that is gone meanwhile has none.

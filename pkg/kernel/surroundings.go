@@ -1,8 +1,6 @@
 package kernel
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -11,7 +9,6 @@ import (
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
-	"flanneld/pkg/netlink"
 )
 
 // Surroundings reads the configuration of other programs: links with IPv4 addresses, and routes of
@@ -56,30 +53,17 @@ type surroundingRoute struct {
 }
 
 func (k *Kernel) surroundingRoutes(wanted func(dst netip.Prefix) bool, ours []string) (all []surroundingRoute, err error) {
-	var except []int
-	for _, name := range ours {
-		switch d, err := k.byName(name); {
-		case err == nil:
-			except = append(except, d.index)
-		case !isNoLink(err):
-			return nil, fmt.Errorf("read link %s: %w", name, err)
-		}
+	overlay, err := k.existing(ours)
+	if err != nil {
+		return nil, err
 	}
-	r := one(unix.RTM_GETROUTE, 0)
-	r.routeHeader(unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN})
-	err = k.conn.Dump(&r.Requests, func() { all = nil }, func(b []byte) {
-		dst, ok := mainRoute(b)
-		if !ok || b[0] != unix.AF_INET || !wanted(dst) {
-			return
-		}
-		if p, index, ok := parsePath(b, dst); ok && !slices.Contains(except, index) {
+	err = k.routes(unix.AF_INET, unix.RTN_UNSPEC, func() { all = nil }, wanted, func(dst netip.Prefix, b []byte) {
+		p, index, ok := parsePath(b, dst)
+		if ok && !slices.ContainsFunc(overlay, func(d device) bool { return d.index == index }) {
 			all = append(all, surroundingRoute{p, index})
 		}
 	})
-	if err != nil && !errors.Is(err, unix.ENOENT) { // no such table: no routes yet
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	return all, nil
+	return all, err
 }
 
 // addressed returns the links that have IPv4 addresses, in the order of their first address.
@@ -103,44 +87,31 @@ func addressed(addrs []addrEntry, links map[int]device) (all []host.Link) {
 // link or with several.
 func parsePath(b []byte, dst netip.Prefix) (p host.Path, index int, ok bool) {
 	m := nl.DeserializeRtMsg(b)
+	var e routeEntry
+	e.parseAttrs(b)
 	p.Type, ok = pathType(m.Type)
-	if !ok || m.Protocol == dataplane.ProtoFlannel || m.Tos != 0 || m.Flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) != 0 {
+	// With net.ipv4.nexthop_compat_mode=0 the kernel does not report the link of a nexthop of ours.
+	ours := m.Protocol == dataplane.ProtoFlannel || e.route.NextHop != 0 && e.route.NextHop == dataplane.NextHopID(dst)
+	if !ok || ours || m.Tos != 0 || m.Flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) != 0 {
 		return p, 0, false
 	}
-	p.Dst, p.Kernel = dst, m.Protocol == unix.RTPROT_KERNEL
-	for kind, v := range netlink.After(b, unix.SizeofRtMsg).All() {
-		switch kind {
-		case unix.RTA_OIF:
-			index = v.Number()
-		case unix.RTA_PRIORITY:
-			p.Metric = uint32(v.Number())
-		case unix.RTA_GATEWAY:
-			p.Gateway = v.Addr()
-		case rtaNextHop:
-			// Ours. With net.ipv4.nexthop_compat_mode=0 the kernel does not report its link.
-			if id := dataplane.NextHopID(dst); id != 0 && uint32(v.Number()) == id {
-				return p, 0, false
-			}
-		}
-	}
-	return p, index, true
+	p.Dst, p.Metric, p.Gateway, p.Kernel = dst, e.key.Metric, e.route.Via, m.Protocol == unix.RTPROT_KERNEL
+	return p, e.index, true
 }
 
 // pathType returns the name of a route type, "" for unicast.
 func pathType(t uint8) (name string, ok bool) {
 	switch t {
-	case unix.RTN_UNICAST:
-		return "", true
 	case unix.RTN_LOCAL:
-		return "local", true
+		name = "local"
 	case unix.RTN_BLACKHOLE:
-		return "blackhole", true
+		name = "blackhole"
 	case unix.RTN_UNREACHABLE:
-		return "unreachable", true
+		name = "unreachable"
 	case unix.RTN_PROHIBIT:
-		return "prohibit", true
+		name = "prohibit"
 	case unix.RTN_THROW:
-		return "throw", true
+		name = "throw"
 	}
-	return "", false
+	return name, name != "" || t == unix.RTN_UNICAST
 }

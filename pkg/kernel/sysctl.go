@@ -22,14 +22,6 @@ func init() {
 	})
 }
 
-// sysctlPath returns the file of a sysctl.
-func sysctlPath(path string) (string, error) {
-	if !fs.ValidPath(path) {
-		return "", fmt.Errorf("sysctl %q: %w", path, fs.ErrInvalid)
-	}
-	return "/proc/sys/" + path, nil
-}
-
 // Sysctls returns the values of the sysctls that exist, by path below /proc/sys.
 func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 	values := map[string]string{}
@@ -38,11 +30,7 @@ func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 	}
 	err := k.ns.Do(func() error {
 		for _, p := range paths {
-			file, err := sysctlPath(p)
-			if err != nil {
-				return err
-			}
-			b, err := os.ReadFile(file)
+			b, err := fs.ReadFile(os.DirFS("/proc/sys"), p)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
@@ -57,13 +45,12 @@ func (k *Kernel) Sysctls(paths []string) (map[string]string, error) {
 }
 
 func (k *Kernel) setSysctl(path, value string) error {
-	file, err := sysctlPath(path)
-	if err != nil {
-		return err
+	if !fs.ValidPath(path) {
+		return fmt.Errorf("sysctl %q: %w", path, fs.ErrInvalid)
 	}
 	return k.ns.Do(func() error {
 		// Without O_CREATE: it is an error if the file does not exist.
-		f, err := os.OpenFile(file, os.O_WRONLY, 0)
+		f, err := os.OpenFile("/proc/sys/"+path, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}

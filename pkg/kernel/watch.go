@@ -16,19 +16,6 @@ import (
 	"flanneld/pkg/pace"
 )
 
-// Interest selects the events that a Watch reports.
-type Interest struct {
-	Scope dataplane.Scope
-	// Uplinks are links that are not ours but that our objects depend on: the external interface,
-	// and links that our routes use. When one goes down, or loses an address or its carrier, the
-	// kernel removes routes and reports only the cause.
-	Uplinks []string
-}
-
-func (i Interest) equal(j Interest) bool {
-	return slices.Equal(i.Scope.Networks, j.Scope.Networks) && slices.Equal(i.Scope.Links, j.Scope.Links) && slices.Equal(i.Uplinks, j.Uplinks)
-}
-
 const (
 	// watchBuffer has room for the events of about ten thousand changes, in bytes.
 	watchBuffer = 8 << 20
@@ -47,7 +34,7 @@ type Watch struct {
 	out    *driver.Mailbox
 
 	mu             sync.Mutex
-	interest       Interest
+	interest       dataplane.Scope
 	conn           *netlink.Conn
 	links          map[int]device // by index: links of interest, and links with an address that had an event
 	hasAddr        map[int]bool   // links that have had an IPv4 address
@@ -63,7 +50,7 @@ type Watch struct {
 // and all other events are reported.
 //
 // After a loss of events or of the socket it subscribes again and reports Overflow.
-func (k *Kernel) Watch(ctx context.Context, interest Interest) (*Watch, error) {
+func (k *Kernel) Watch(ctx context.Context, interest dataplane.Scope) (*Watch, error) {
 	w := &Watch{k: k, interest: interest, buffer: watchBuffer, out: driver.NewMailbox()}
 	if err := w.subscribe(); err != nil {
 		return nil, err
@@ -78,10 +65,12 @@ func (w *Watch) Events() <-chan driver.Event { return w.out.Events() }
 
 // Focus sets the interest. A later Snapshot misses nothing. If a link cannot be read, Overflow is
 // reported, and the next call tries again.
-func (w *Watch) Focus(interest Interest) {
+func (w *Watch) Focus(interest dataplane.Scope) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.interest.equal(interest) && !w.linksUnread {
+	same := slices.Equal(interest.Networks, w.interest.Networks) && slices.Equal(interest.Links, w.interest.Links) &&
+		slices.Equal(interest.Underlay, w.interest.Underlay)
+	if same && !w.linksUnread {
 		return
 	}
 	w.interest = interest
@@ -94,17 +83,11 @@ func (w *Watch) Focus(interest Interest) {
 // readLinks reads the links of interest by name. Other links are known only from their events: a
 // host with many containers has thousands, and no list of them is ever complete.
 func (w *Watch) readLinks() error {
-	for _, names := range [][]string{w.interest.Scope.Links, w.interest.Uplinks} {
-		for _, name := range names {
-			switch d, err := w.k.byName(name); {
-			case err == nil:
-				w.links[d.index] = d
-			case !isNoLink(err):
-				return err
-			}
-		}
+	found, err := w.k.existing(slices.Concat(w.interest.Links, w.interest.Underlay))
+	for _, d := range found {
+		w.links[d.index] = d
 	}
-	return nil
+	return err
 }
 
 // subscribe opens the socket before it reads the present state, so that no change is missed.

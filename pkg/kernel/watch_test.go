@@ -46,7 +46,7 @@ func watched(t *testing.T) (*bed, *Watch, dataplane.State) {
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 20)
 	b.pass(want)
-	w, err := b.k.Watch(t.Context(), Interest{Scope: want.ScopeOf([]netip.Prefix{network}), Uplinks: []string{uplink}})
+	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}, uplink))
 	b.must(err)
 	return b, w, want
 }
@@ -126,7 +126,7 @@ func TestWatchHoldsOneSet(t *testing.T) {
 func TestWatchEndsWithItsContext(t *testing.T) {
 	b := newBed(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	w, err := b.k.Watch(ctx, Interest{})
+	w, err := b.k.Watch(ctx, dataplane.Scope{})
 	b.must(err)
 	cancel()
 	select {
@@ -143,10 +143,10 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 func TestWatchFocus(t *testing.T) {
 	b, w, want := watched(t)
 	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
-	w.Focus(Interest{Scope: dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{foreign}}})
+	w.Focus(dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{foreign}})
 	b.must(b.other.NeighSet(neigh))
 	await(t, w, driver.Neighs)
-	w.Focus(Interest{Scope: want.ScopeOf([]netip.Prefix{network}), Uplinks: []string{uplink}})
+	w.Focus(want.ScopeOf([]netip.Prefix{network}, uplink))
 	drain(w)
 	b.must(b.other.NeighDel(neigh))
 	b.quiet(w)
@@ -155,7 +155,7 @@ func TestWatchFocus(t *testing.T) {
 func TestWatchOverflow(t *testing.T) {
 	b, _, want := watched(t)
 	// A buffer for a single event, and a burst of them in one system call.
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf([]netip.Prefix{network})}, buffer: 1, out: driver.NewMailbox()}
+	w := &Watch{k: b.k, interest: want.ScopeOf([]netip.Prefix{network}), buffer: 1, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	go w.run(t.Context())
 	another := b.another()
@@ -202,7 +202,7 @@ func TestWatchRecoversFromABrokenSocket(t *testing.T) {
 // With a thousand events per second on other links, the filter avoids wake-ups of the watch.
 func TestFilterDropsInTheKernel(t *testing.T) {
 	b, _, want := watched(t)
-	w := &Watch{k: b.k, interest: Interest{Scope: want.ScopeOf([]netip.Prefix{network})}, buffer: watchBuffer, out: driver.NewMailbox()}
+	w := &Watch{k: b.k, interest: want.ScopeOf([]netip.Prefix{network}), buffer: watchBuffer, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	defer w.conn.Close()
 	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
