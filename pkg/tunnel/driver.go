@@ -31,10 +31,11 @@ type Driver struct {
 	events  *driver.Mailbox
 	open    func(name string, l dataplane.Link) (Endpoints, error)
 
-	mu         sync.Mutex
-	store      descriptorStore
-	tunnels    map[string]*runningTunnel // by link
-	endedStats Stats                     // of tunnels that were dropped
+	counters *counters // of all tunnels so far
+
+	mu      sync.Mutex
+	store   descriptorStore
+	tunnels map[string]*runningTunnel // by link
 
 	pacing   sync.Mutex
 	failures pace.Pace // of tunnels that have failed
@@ -60,8 +61,8 @@ type runningTunnel struct {
 // descriptors of devices and sockets.
 func NewDriver(ctx context.Context, network netip.Prefix, fds Descriptors, log *slog.Logger) *Driver {
 	d := &Driver{
-		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), store: descriptorStore{fds},
-		tunnels: map[string]*runningTunnel{}, endedStats: new(counters).stats(),
+		ctx: ctx, network: network, log: log, events: driver.NewMailbox(), counters: new(counters),
+		store: descriptorStore{fds}, tunnels: map[string]*runningTunnel{},
 		failures: pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},
 	}
 	d.open = d.openEndpoints
@@ -82,11 +83,10 @@ func (d *Driver) Close() {
 func (d *Driver) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := new(counters).stats()
-	s.add(d.endedStats)
+	s := d.counters.stats()
 	for _, r := range d.tunnels {
 		if r.tunnel != nil {
-			s.add(r.tunnel.Stats())
+			s.Peers = append(s.Peers, r.tunnel.Stats().Peers...)
 		}
 	}
 	return s
@@ -251,7 +251,7 @@ func (d *Driver) swap(r *runningTunnel) {
 		r.tunnel.Swap(NewTable(o))
 		return
 	}
-	r.tunnel = New(NewTable(o))
+	r.tunnel = newTunnel(NewTable(o), d.counters)
 	r.done.Go(func() { d.run(r) })
 }
 
@@ -279,8 +279,5 @@ func (d *Driver) drop(name string) {
 	delete(d.tunnels, name)
 	r.cancel()
 	r.done.Wait()
-	if r.tunnel != nil {
-		d.endedStats.add(r.tunnel.counters.stats())
-	}
 	r.endpoints.Close()
 }

@@ -51,11 +51,6 @@ func (r Reason) String() string {
 // Count is a number of inner packets and of their bytes, including IP headers.
 type Count struct{ Packets, Bytes uint64 }
 
-func (c *Count) add(o Count) {
-	c.Packets += o.Packets
-	c.Bytes += o.Bytes
-}
-
 // PeerStats is the traffic with one peer. Packets with addresses outside the network are counted
 // for one of the sender's peers.
 type PeerStats struct {
@@ -84,17 +79,8 @@ func possible(d Direction, r Reason) bool {
 	return r <= TTLExceeded || (r <= SendFailed) == (d == Out)
 }
 
-// add adds the totals of other tunnels.
-func (s *Stats) add(o Stats) {
-	s.Sent.add(o.Sent)
-	s.Received.add(o.Received)
-	for i, d := range o.Drops {
-		s.Drops[i].Packets += d.Packets
-	}
-	s.Peers = append(s.Peers, o.Peers...)
-}
-
-// counters are the totals of a tunnel. The two goroutines write to different cache lines.
+// counters are the totals of a tunnel, or of all tunnels of a Driver. The two goroutines write to
+// different cache lines.
 type counters struct {
 	out, in directionCounters
 }

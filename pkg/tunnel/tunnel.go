@@ -16,7 +16,7 @@ import (
 // descriptors, which belong to the caller of Run. Its methods may be called from any goroutine.
 type Tunnel struct {
 	state    atomic.Pointer[state]
-	counters counters
+	counters *counters
 	swapping sync.Mutex
 
 	// clock returns the monotonic time since New.
@@ -30,9 +30,11 @@ type state struct {
 }
 
 // New returns a tunnel with its first table.
-func New(t *Table) *Tunnel {
+func New(t *Table) *Tunnel { return newTunnel(t, new(counters)) }
+
+func newTunnel(t *Table, c *counters) *Tunnel {
 	made := time.Now()
-	tunnel := &Tunnel{clock: func() time.Duration { return time.Since(made) }}
+	tunnel := &Tunnel{counters: c, clock: func() time.Duration { return time.Since(made) }}
 	tunnel.Swap(t)
 	return tunnel
 }

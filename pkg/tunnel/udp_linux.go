@@ -33,17 +33,17 @@ type UDP struct {
 	gro         bool
 
 	sending struct {
-		headers  []mmsghdr
-		names    []unix.RawSockaddrInet4
-		controls []segmentControl
+		headers  [sendMessages]mmsghdr
+		names    [sendMessages]unix.RawSockaddrInet4
+		controls [sendMessages]segmentControl
 		iovecs   []unix.Iovec
 	}
 	receiving struct {
 		drained  bool // the last call has emptied the receive queue
-		headers  []mmsghdr
-		names    []unix.RawSockaddrInet4
-		controls []groControl
-		iovecs   []unix.Iovec
+		headers  [receiveBatch]mmsghdr
+		names    [receiveBatch]unix.RawSockaddrInet4
+		controls [receiveBatch]groControl
+		iovecs   [receiveBatch]unix.Iovec
 		buf      []byte
 	}
 }
@@ -112,7 +112,7 @@ func AdoptUDP(fd int, o Offloads) (*UDP, error) {
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	u.setOffloads(o)
-	u.allocate()
+	u.prepareHeaders()
 	return u, nil
 }
 
@@ -139,10 +139,9 @@ func (u *UDP) setOffloads(o Offloads) {
 	unix.SetsockoptInt(u.fd, unix.IPPROTO_UDP, unix.UDP_GRO, on)
 }
 
-func (u *UDP) allocate() {
+// prepareHeaders sets what is the same for all messages.
+func (u *UDP) prepareHeaders() {
 	s, r := &u.sending, &u.receiving
-	s.headers, s.names = make([]mmsghdr, sendMessages), make([]unix.RawSockaddrInet4, sendMessages)
-	s.controls = make([]segmentControl, sendMessages)
 	s.iovecs = make([]unix.Iovec, 0, sendParts)
 	for i := range s.headers {
 		s.names[i].Family = unix.AF_INET
@@ -152,8 +151,6 @@ func (u *UDP) allocate() {
 		c.Level, c.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
 		c.SetLen(unix.CmsgLen(2))
 	}
-	r.headers, r.names = make([]mmsghdr, receiveBatch), make([]unix.RawSockaddrInet4, receiveBatch)
-	r.controls, r.iovecs = make([]groControl, receiveBatch), make([]unix.Iovec, receiveBatch)
 	r.buf = make([]byte, receiveBatch*receiveRoom)
 	for i := range r.headers {
 		room := r.buf[i*receiveRoom:][:maxPacket]
@@ -267,13 +264,6 @@ func (u *UDP) Send(ms []Message) (n int, err error) {
 func (u *UDP) prepare(ms []Message) int {
 	s := &u.sending
 	ms = ms[:min(len(ms), len(s.headers))]
-	parts := 0
-	for i := range ms {
-		parts += len(ms[i].Parts)
-	}
-	if parts > cap(s.iovecs) {
-		s.iovecs = make([]unix.Iovec, 0, parts)
-	}
 	s.iovecs = s.iovecs[:0]
 	for i := range ms {
 		m, h := &ms[i], &s.headers[i].header

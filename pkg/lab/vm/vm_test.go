@@ -31,7 +31,7 @@ type suite struct {
 
 var suites = []suite{
 	{pkg: "pkg/kernel", short: "TestSecondPassIsEmpty|TestDamageIsSeenAndRepaired|TestForeignFDBChangesAreTold|TestNextHops|TestInventory"},
-	{pkg: "pkg/tunnel/e2e", skip: "TestThroughput|TestStranger|TestUDPAllocatesNothing", short: "TestUDP|TestTUN|TestDeviceGone"},
+	{pkg: "pkg/tunnel/e2e", skip: "TestStranger|TestUDPAllocatesNothing", short: "TestUDP|TestTUN|TestDeviceGone"},
 	{pkg: "pkg/nftables", skip: "TestReplacements|TestConcurrentWriters|TestBigTables|TestWhichForeignChainsNeedAccepts", short: "TestGolden|TestPlain|TestIdle"},
 	{pkg: "pkg/iptables", run: "TestSyncFromNothing|TestIPv6|TestDamage|TestRaw|TestDocker|TestWatch", short: "TestSyncFromNothing"},
 	{pkg: "cmd/flanneld", run: "TestJoin|TestRepair|TestRestart|TestFieldConfigs|TestNewUplinkAddress|TestUDP|TestUDPRestart|TestUDPRepair",
