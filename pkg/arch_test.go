@@ -95,7 +95,7 @@ var homes = map[string][]string{
 	"github.com/coreos/go-systemd/v22": {"systemd"},
 	"github.com/coreos/go-iptables":    {"iptables"},
 	"github.com/godbus/dbus/v5":        {"firewalld"},
-	"github.com/spf13/pflag":           {}, // cmd only
+	"github.com/spf13/pflag":           {"cmd"},
 }
 
 type source struct {
@@ -125,6 +125,24 @@ func sources(t *testing.T) []source {
 	}
 	return all
 }
+
+// inspect calls f for each node of the sources of rooms for which in returns true.
+func inspect(t *testing.T, in func(room string) bool, f func(s source, n ast.Node)) {
+	t.Helper()
+	for _, s := range sources(t) {
+		if in(s.room) {
+			ast.Inspect(s.file, func(n ast.Node) bool {
+				f(s, n)
+				return true
+			})
+		}
+	}
+}
+
+// at returns the position of a node.
+func (s source) at(n ast.Node) token.Position { return s.fset.Position(n.Pos()) }
+
+func isPure(room string) bool { return slices.Contains(pure, room) }
 
 // isBed reports whether a room is a test bed.
 func isBed(room string) bool { return room == "lab" || strings.HasPrefix(room, "lab/") }
@@ -188,13 +206,11 @@ func TestMapIsInOrder(t *testing.T) {
 }
 
 func TestForeignLibrariesHaveOneHome(t *testing.T) {
+	inside := func(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 	for _, s := range sources(t) {
 		for _, imp := range s.imports() {
 			for lib, rooms := range homes {
-				if imp != lib && !strings.HasPrefix(imp, lib+"/") || strings.HasPrefix(s.room, "cmd/") && lib == "github.com/spf13/pflag" {
-					continue
-				}
-				if !slices.ContainsFunc(rooms, func(r string) bool { return s.room == r || strings.HasPrefix(s.room, r+"/") }) {
+				if inside(imp, lib) && !slices.ContainsFunc(rooms, func(r string) bool { return inside(s.room, r) }) {
 					t.Errorf("%s imports %s: its home is %v", s.path, imp, rooms)
 				}
 			}
@@ -206,22 +222,17 @@ func TestForeignLibrariesHaveOneHome(t *testing.T) {
 // answered.
 func TestNetlinkHasOneHome(t *testing.T) {
 	parts := []string{"SockaddrNetlink", "SockFprog", "RtAttr"}
-	for _, s := range sources(t) {
-		if s.room == "netlink" || strings.HasPrefix(s.room, "lab") { // its filters are for system calls
-			continue
+	in := func(room string) bool { return room != "netlink" && !isBed(room) } // a bed's filters are for system calls
+	inspect(t, in, func(s source, n ast.Node) {
+		if pkg, name, ok := selector(n); ok && pkg == "unix" && slices.Contains(parts, name) {
+			t.Errorf("%s uses unix.%s: package netlink does", s.at(n), name)
 		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			if pkg, name, ok := selector(n); ok && pkg == "unix" && slices.Contains(parts, name) {
-				t.Errorf("%s uses unix.%s: package netlink does", s.fset.Position(n.Pos()), name)
-			}
-			return true
-		})
-	}
+	})
 }
 
 func TestPureRoomsArePure(t *testing.T) {
 	for _, s := range sources(t) {
-		if !slices.Contains(pure, s.room) {
+		if !isPure(s.room) {
 			continue
 		}
 		for _, imp := range s.imports() {
@@ -233,45 +244,41 @@ func TestPureRoomsArePure(t *testing.T) {
 				t.Errorf("%s imports %s: pure rooms use the standard library only", s.path, imp)
 			}
 		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			if pkg, name, ok := selector(n); ok {
-				if allowed, listed := forbidden[pkg]; listed && allowed != nil && !slices.Contains(allowed, name) {
-					t.Errorf("%s uses %s.%s: %s is pure: no clock, no network", s.fset.Position(n.Pos()), pkg, name, s.room)
-				}
-			}
-			return true
-		})
 	}
+	inspect(t, isPure, func(s source, n ast.Node) {
+		pkg, name, _ := selector(n)
+		if allowed := forbidden[pkg]; allowed != nil && !slices.Contains(allowed, name) {
+			t.Errorf("%s uses %s.%s: %s is pure: no clock, no network", s.at(n), pkg, name, s.room)
+		}
+	})
 }
 
 func TestNoSleepPanicExitOrState(t *testing.T) {
-	for _, s := range sources(t) {
-		if strings.HasPrefix(s.room, "cmd/") || s.room == "lab/golden" { // its flag is one of go test
-			continue
-		}
-		for _, d := range s.file.Decls {
-			g, ok := d.(*ast.GenDecl)
-			if !ok || g.Tok != token.VAR {
-				continue
-			}
-			for _, spec := range g.Specs {
-				if v := spec.(*ast.ValueSpec); !constantLike(s, v) {
-					t.Errorf("%s: package-level variable %s: state belongs to values, so that two can exist", s.fset.Position(v.Pos()), v.Names[0])
+	in := func(room string) bool { return !strings.HasPrefix(room, "cmd/") && room != "lab/golden" } // its flag is one of go test
+	inspect(t, in, func(s source, n ast.Node) {
+		switch n := n.(type) {
+		case *ast.File:
+			for _, d := range n.Decls {
+				g, ok := d.(*ast.GenDecl)
+				if !ok || g.Tok != token.VAR {
+					continue
+				}
+				for _, spec := range g.Specs {
+					if v := spec.(*ast.ValueSpec); !constantLike(s, v) {
+						t.Errorf("%s: package-level variable %s: state belongs to values, so that two can exist", s.at(v), v.Names[0])
+					}
 				}
 			}
+		case *ast.SelectorExpr:
+			if pkg, name, _ := selector(n); pkg == "time" && name == "Sleep" || pkg == "os" && name == "Exit" && !isBed(s.room) {
+				t.Errorf("%s uses %s.%s: wait for a condition or a context; only a command ends the process", s.at(n), pkg, name)
+			}
+		case *ast.CallExpr:
+			if isIdent(n.Fun, "panic") {
+				t.Errorf("%s panics: return an error", s.at(n))
+			}
 		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			if pkg, name, ok := selector(n); ok && (pkg == "time" && name == "Sleep" || pkg == "os" && name == "Exit" && !isBed(s.room)) {
-				t.Errorf("%s uses %s.%s: wait for a condition or a context; only a command ends the process", s.fset.Position(n.Pos()), pkg, name)
-			}
-			if c, ok := n.(*ast.CallExpr); ok {
-				if id, ok := c.Fun.(*ast.Ident); ok && id.Name == "panic" {
-					t.Errorf("%s panics: return an error", s.fset.Position(n.Pos()))
-				}
-			}
-			return true
-		})
-	}
+	})
 }
 
 // TestTimesAreMonotonic checks that times that are compared come from time.Now, which includes a
@@ -279,21 +286,17 @@ func TestNoSleepPanicExitOrState(t *testing.T) {
 // affect them.
 func TestTimesAreMonotonic(t *testing.T) {
 	wall := []string{"Unix", "UnixNano", "UnixMicro", "UnixMilli", "UTC", "Local", "In", "AddDate"}
-	for _, s := range sources(t) {
-		if isBed(s.room) || strings.HasPrefix(s.room, "cmd/flannel-lab") {
-			continue
+	inspect(t, isDaemon, func(s source, n ast.Node) {
+		c, ok := n.(*ast.CallExpr)
+		if !ok {
+			return
 		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			if c, ok := n.(*ast.CallExpr); ok {
-				if sel, ok := c.Fun.(*ast.SelectorExpr); ok && slices.Contains(wall, sel.Sel.Name) {
-					if pkg, _, ok := selector(sel); !ok || pkg == "time" && sel.Sel.Name != "Unix" {
-						t.Errorf("%s: %s: keep what time.Now returns", s.fset.Position(n.Pos()), sel.Sel.Name)
-					}
-				}
+		if sel, ok := c.Fun.(*ast.SelectorExpr); ok && slices.Contains(wall, sel.Sel.Name) {
+			if pkg, _, ok := selector(sel); !ok || pkg == "time" && sel.Sel.Name != "Unix" {
+				t.Errorf("%s: %s: keep what time.Now returns", s.at(n), sel.Sel.Name)
 			}
-			return true
-		})
-	}
+		}
+	})
 }
 
 // repeats are debug lines about failures that a warning or a condition reports already.
@@ -307,22 +310,16 @@ var repeats = map[string]string{
 // TestNoFailureIsHiddenAtDebug checks that failures are not only logged at debug level: an operator
 // must find them in the log. A failure is a warning or a condition.
 func TestNoFailureIsHiddenAtDebug(t *testing.T) {
-	for _, s := range sources(t) {
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			c, ok := n.(*ast.CallExpr)
-			if !ok || len(c.Args) == 0 {
-				return true
-			}
-			if sel, ok := c.Fun.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Debug" && sel.Sel.Name != "DebugContext" {
-				return true
-			}
-			failure := slices.ContainsFunc(c.Args, func(a ast.Expr) bool { return literal(a) == "err" })
-			if said := slices.ContainsFunc(c.Args, func(a ast.Expr) bool { return repeats[literal(a)] != "" }); failure && !said {
-				t.Errorf("%s: a failure is logged at debug only: make it a condition, or a warning", s.fset.Position(n.Pos()))
-			}
-			return true
-		})
-	}
+	inspect(t, isDaemon, func(s source, n ast.Node) {
+		c, ok := n.(*ast.CallExpr)
+		if !ok || !slices.Contains([]string{"Debug", "DebugContext"}, lastName(c.Fun)) {
+			return
+		}
+		failure := slices.ContainsFunc(c.Args, func(a ast.Expr) bool { return literal(a) == "err" })
+		if said := slices.ContainsFunc(c.Args, func(a ast.Expr) bool { return repeats[literal(a)] != "" }); failure && !said {
+			t.Errorf("%s: a failure is logged at debug only: make it a condition, or a warning", s.at(n))
+		}
+	})
 }
 
 // literal returns the value of a string literal, else an empty string.

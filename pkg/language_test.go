@@ -19,7 +19,7 @@ func TestLogFieldsAreInTheTable(t *testing.T) {
 			name := literal(e)
 			used[name] = true
 			if !slices.Contains(table, name) {
-				t.Errorf("%s: log field %q: must be a string literal from the table of log fields in README.md", s.fset.Position(e.Pos()), name)
+				t.Errorf("%s: log field %q: must be a string literal from the table of log fields in README.md", s.at(e), name)
 			}
 		}
 	}
@@ -33,53 +33,42 @@ func TestLogFieldsAreInTheTable(t *testing.T) {
 // TestLogMessagesAreConstant checks that messages can be searched for: what varies is in fields. A
 // message starts with a lower-case word or an acronym, and has no full stop.
 func TestLogMessagesAreConstant(t *testing.T) {
-	for _, s := range sources(t) {
-		if !isDaemon(s.room) {
-			continue
+	inspect(t, isDaemon, func(s source, n ast.Node) {
+		e := logMessage(n)
+		text := literal(e)
+		first, _, _ := strings.Cut(text, " ")
+		if first != strings.ToLower(first) && first != strings.ToUpper(first) || strings.HasSuffix(text, ".") {
+			t.Errorf("%s: message %q: must be a sentence in lower case without a full stop", s.at(e), text)
 		}
-		for _, e := range logMessages(s.file) {
-			text := literal(e)
-			first, _, _ := strings.Cut(text, " ")
-			switch e := e.(type) {
-			case *ast.BasicLit:
-				if first != strings.ToLower(first) && first != strings.ToUpper(first) || strings.HasSuffix(text, ".") {
-					t.Errorf("%s: message %q: must be a sentence in lower case without a full stop", s.fset.Position(e.Pos()), text)
-				}
-			case *ast.BinaryExpr:
-				t.Errorf("%s: a message must be constant: what varies belongs into a field", s.fset.Position(e.Pos()))
-			case *ast.CallExpr:
-				if pkg, _, _ := selector(e.Fun); pkg == "fmt" {
-					t.Errorf("%s: a message must be constant: what varies belongs into a field", s.fset.Position(e.Pos()))
-				}
-			}
+		_, made := e.(*ast.BinaryExpr)
+		if c, ok := e.(*ast.CallExpr); ok {
+			pkg, _, _ := selector(c.Fun)
+			made = pkg == "fmt"
 		}
-	}
+		if made {
+			t.Errorf("%s: a message must be constant: what varies belongs into a field", s.at(e))
+		}
+	})
 }
 
-// logMessages returns the messages in calls of a logger, and the texts in literals of conditions and
-// findings, which have fields of these names.
-func logMessages(file *ast.File) (all []ast.Expr) {
-	before := fieldsBefore(nil)
-	ast.Inspect(file, func(n ast.Node) bool {
-		switch n := n.(type) {
-		case *ast.CallExpr:
-			sel, ok := n.Fun.(*ast.SelectorExpr)
-			if !ok || !strings.EqualFold(lastName(sel.X), "log") && lastName(sel.X) != "l" {
-				return true
-			}
-			if i := before[sel.Sel.Name] - 1; i >= 0 && i < len(n.Args) {
-				all = append(all, n.Args[i])
-			}
-		case *ast.CompositeLit:
-			for _, e := range n.Elts {
-				if kv, ok := e.(*ast.KeyValueExpr); ok && (isIdent(kv.Key, "Text") || isIdent(kv.Key, "Ended")) {
-					all = append(all, kv.Value)
-				}
-			}
+// logMessage returns the message if a node is a call of a logger, or if it is the text in a literal
+// of a condition or a finding, which have fields of these names; else nil.
+func logMessage(n ast.Node) ast.Expr {
+	switch n := n.(type) {
+	case *ast.CallExpr:
+		sel, ok := n.Fun.(*ast.SelectorExpr)
+		if !ok || !strings.EqualFold(lastName(sel.X), "log") && lastName(sel.X) != "l" {
+			return nil
 		}
-		return true
-	})
-	return all
+		if i := fieldsBefore(nil)[sel.Sel.Name] - 1; i >= 0 && i < len(n.Args) {
+			return n.Args[i]
+		}
+	case *ast.KeyValueExpr:
+		if isIdent(n.Key, "Text") || isIdent(n.Key, "Ended") {
+			return n.Value
+		}
+	}
+	return nil
 }
 
 // isDaemon reports whether a room is part of the daemon's binary.
@@ -196,7 +185,7 @@ func TestDocCommentsStartWithTheName(t *testing.T) {
 					words = words[1:]
 				}
 				if len(words) == 0 || words[0] != c.name {
-					t.Errorf("%s: comment of %s: must start with its name", s.fset.Position(c.doc.Pos()), c.name)
+					t.Errorf("%s: comment of %s: must start with its name", s.at(c.doc), c.name)
 				}
 			}
 		}
@@ -252,7 +241,7 @@ func TestDocCommentsReturnAndReport(t *testing.T) {
 			}
 			words := strings.Fields(f.Doc.Text())
 			if len(words) > 2 && slices.Contains([]string{"gives", "tells"}, words[1]) && words[2] != "up" {
-				t.Errorf("%s: %s %s: must be \"returns\" or \"reports whether\"", s.fset.Position(f.Doc.Pos()), words[0], words[1])
+				t.Errorf("%s: %s %s: must be \"returns\" or \"reports whether\"", s.at(f.Doc), words[0], words[1])
 			}
 		}
 	}

@@ -51,23 +51,18 @@ func TestReadmeHasEachConfigField(t *testing.T) {
 		there = append(there, strings.TrimPrefix(f.name, "Backend."))
 	}
 	readers := []string{"Int", "Bool", "String", "Addr", "Object", "text", "choice", "bound"} // of netconf.Fields
-	for _, s := range sources(t) {
-		if s.room != "netconf" && s.room != "backend" {
-			continue
+	in := func(room string) bool { return room == "netconf" || room == "backend" }
+	inspect(t, in, func(s source, n ast.Node) {
+		c, ok := n.(*ast.CallExpr)
+		if !ok || !slices.Contains(readers, lastName(c.Fun)) {
+			return
 		}
-		ast.Inspect(s.file, func(n ast.Node) bool {
-			c, ok := n.(*ast.CallExpr)
-			if !ok || !slices.Contains(readers, lastName(c.Fun)) {
-				return true
+		for _, arg := range c.Args {
+			if name := literal(arg); name != "" && !slices.Contains(there, name) && token.IsExported(name) && token.IsIdentifier(name) {
+				t.Errorf("%s: config field %s is not in README.md", s.at(c), name)
 			}
-			for _, arg := range c.Args {
-				if name := literal(arg); name != "" && !slices.Contains(there, name) && token.IsExported(name) && token.IsIdentifier(name) {
-					t.Errorf("%s: config field %s is not in README.md", s.fset.Position(c.Pos()), name)
-				}
-			}
-			return true
-		})
-	}
+		}
+	})
 }
 
 // configField is a field of the network config; those of a backend are named Backend.X.
@@ -109,16 +104,11 @@ func readmeConfigFields(t *testing.T) (fields []configField) {
 // the part of one before "…".
 func TestReadmeQuotesMessages(t *testing.T) {
 	var texts []string
-	for _, s := range sources(t) {
-		if isDaemon(s.room) {
-			ast.Inspect(s.file, func(n ast.Node) bool {
-				if l, ok := n.(*ast.BasicLit); ok {
-					texts = append(texts, literal(l))
-				}
-				return true
-			})
+	inspect(t, isDaemon, func(_ source, n ast.Node) {
+		if l, ok := n.(*ast.BasicLit); ok {
+			texts = append(texts, literal(l))
 		}
-	}
+	})
 	for _, row := range readmeTable(t, "Symptom") {
 		for _, m := range regexp.MustCompile(`"([^"]+?)(?: ?…)?"`).FindAllStringSubmatch(row[0], -1) {
 			if !slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(text, m[1]) }) {
