@@ -3,6 +3,7 @@
 package dist_test
 
 import (
+	"os"
 	"strings"
 	"testing"
 )
@@ -63,7 +64,7 @@ func TestSystemDeb(t *testing.T) {
 // install installs a package whose file is in an environment variable.
 func (h *host) install(variable string) {
 	h.system.Helper()
-	h.feed(variable, "cat >/tmp/flanneld.deb; dpkg --install /tmp/flanneld.deb 2>&1")
+	h.feed(os.Getenv(variable), "cat >/tmp/flanneld.deb; dpkg --install /tmp/flanneld.deb 2>&1")
 }
 
 // left checks that configuration and network exist.

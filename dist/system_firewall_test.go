@@ -4,6 +4,7 @@ package dist_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,10 +18,7 @@ func TestSystemFirewalls(t *testing.T) {
 	s := newSystemOn(t, "firewalls", network("vxlan"),
 		machine.Kind{Suite: machine.Bookworm, Firewalls: true}, machine.Kind{Suite: machine.Trixie, Firewalls: true})
 	s.scenario("installed by the README", func() string {
-		s.both(func(h *host) {
-			h.unpack("TARBALL")
-			h.readme()
-		})
+		s.both(func(h *host) { h.readme("TARBALL") })
 		return s.reachable()
 	})
 	for _, f := range []struct{ name, start, reload, restart, stop string }{
@@ -72,22 +70,14 @@ func (s *system) trusted() string {
 func (s *system) imageBesideFirewalld() string {
 	s.Helper()
 	h := s.hosts[1]
-	h.feed("IMAGE", "docker load")
 	h.must("systemctl stop flanneld; firewall-cmd --zone=trusted --remove-source=10.42.0.0/16")
-	run := func(options string) {
-		h.must("docker run -d --name flanneld --net=host --cap-add=NET_ADMIN --cap-add=NET_RAW -v /run/flannel:/run/flannel " + options +
-			" quay.io/coreos/flannel:older -etcd-endpoints=" + s.lab.Etcd.Endpoint() + " -ip-masq")
-		h.eventually("docker logs flanneld 2>&1 | grep msg=ready")
-	}
-	run("")
-	line := h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop overlay packets'")
-	_, command, _ := strings.Cut(line, `command="`)
-	command, _, _ = strings.Cut(command, `"`)
+	h.runImage("")
+	command := suggested(h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop overlay packets'"))
 	h.must(command)
 	h.eventually("docker logs flanneld 2>&1 | grep 'no longer: firewalld may drop overlay packets'")
 	s.reachable()
 	h.must("docker rm -f flanneld; firewall-cmd --zone=trusted --remove-source=10.42.0.0/16")
-	run("-v /run/dbus:/run/dbus")
+	h.runImage("-v /run/dbus:/run/dbus")
 	h.eventually(trusts)
 	s.reachable()
 	h.must("docker rm -f flanneld; systemctl start flanneld")
@@ -117,16 +107,11 @@ func (s *system) openPort() string {
 		line := h.eventually(fmt.Sprintf(`begun=$(%[1]s | grep -v "no longer" | grep "%[2]s" || true)
 			over=$(%[1]s | grep -c "no longer.*%[2]s" || true)
 			[ $(echo "$begun" | grep -c command=) -gt $over ] && echo "$begun" | tail -n 1`, log, port))
-		_, command, _ := strings.Cut(line, `command="`)
-		command, _, _ = strings.Cut(command, `"`)
+		command := suggested(line)
 		over := h.must(log + ` | grep -c "no longer.*` + port + `" || true`)
 		h.must(command)
 		h.eventually("[ $(" + log + ` | grep -c "no longer.*` + port + `") -gt ` + over + " ]")
-		for i := range s.hosts {
-			if s.hosts[i] == h {
-				commands[i] = command
-			}
-		}
+		commands[slices.Index(s.hosts, h)] = command
 	})
 	s.reachable()
 	if commands[0] != commands[1] {

@@ -4,7 +4,6 @@ package dist_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -99,12 +98,7 @@ func newSystemOn(t *testing.T, name, config string, kinds ...machine.Kind) *syst
 // makeImage creates a container image of busybox and this program, which is linked statically.
 func (h *host) makeImage() {
 	h.system.Helper()
-	self, err := os.Open("/proc/self/exe")
-	if err != nil {
-		h.system.Fatal(err)
-	}
-	defer self.Close()
-	_, err = h.Feed(h.system.Context(), self, `
+	h.feed("/proc/self/exe", `
 	mkdir -p /tmp/box/bin /tmp/box/tmp /tmp/box/www
 	cat >/tmp/box/bin/transfer
 	cp /bin/busybox /tmp/box/bin
@@ -112,9 +106,6 @@ func (h *host) makeImage() {
 	chmod +x /tmp/box/bin/transfer
 	tar -C /tmp/box -c . | docker import - box
 	rm -r /tmp/box`)
-	if err != nil {
-		h.system.Fatal(err)
-	}
 }
 
 // end prints logs after a failure and removes the host.
@@ -209,12 +200,12 @@ func (h *host) copy(name, path string) {
 	h.write(path, read(h.system.T, name))
 }
 
-// feed runs a script with a file as its input. The path of the file is in an environment variable.
-func (h *host) feed(variable, script string) {
+// feed runs a script with a file of this machine as its input.
+func (h *host) feed(path, script string) {
 	h.system.Helper()
-	file, err := os.Open(os.Getenv(variable))
+	file, err := os.Open(path)
 	if err != nil {
-		h.system.Fatalf("%s: %v", variable, err)
+		h.system.Fatal(err)
 	}
 	defer file.Close()
 	if _, err := h.Feed(h.system.Context(), file, script); err != nil {
@@ -222,15 +213,16 @@ func (h *host) feed(variable, script string) {
 	}
 }
 
-// unpack unpacks a release.
+// unpack unpacks a release. The path of the file is in an environment variable.
 func (h *host) unpack(variable string) {
 	h.system.Helper()
-	h.feed(variable, "tar -xzf - -C /usr/local/bin flanneld mk-docker-opts.sh")
+	h.feed(os.Getenv(variable), "tar -xzf - -C /usr/local/bin flanneld mk-docker-opts.sh")
 }
 
-// readme installs flanneld and docker as the README says.
-func (h *host) readme() {
+// readme installs a release of flanneld, and docker, as the README says.
+func (h *host) readme(variable string) {
 	h.system.Helper()
+	h.unpack(variable)
 	h.copy("flanneld.service", "/etc/systemd/system/flanneld.service")
 	h.write("/etc/default/flanneld", fmt.Sprintf("FLANNELD_ETCD_ENDPOINTS=%s\nFLANNELD_IP_MASQ=true\n", h.system.lab.Etcd.Endpoint()))
 	h.must("systemctl daemon-reload; systemctl enable --now flanneld")
@@ -336,17 +328,7 @@ func (h *host) pid() int {
 // replaced waits until systemd reports another flanneld as READY.
 func (h *host) replaced(before int) {
 	h.system.Helper()
-	ctx, cancel := context.WithTimeout(h.system.Context(), soon)
-	defer cancel()
-	err := wait.Until(ctx, func() error {
-		if h.pid() == before {
-			return errors.New("flanneld is still the old one")
-		}
-		return nil
-	})
-	if err != nil {
-		h.system.Fatal(err)
-	}
+	h.eventually(fmt.Sprintf("systemctl is-active -q flanneld && [ $(systemctl show -P MainPID flanneld) != %d ]", before))
 }
 
 // version returns the version of the running flanneld, which must be the same on both hosts.

@@ -27,18 +27,8 @@ func TestSystemRollback(t *testing.T) {
 	s := newSystem(t, "rollback", network("udp"))
 	h := s.hosts[0]
 	s.scenario("installed by the README", func() string {
-		s.both(func(h *host) {
-			h.unpack("TARBALL")
-			h.readme()
-		})
-		self, err := os.Open("/proc/self/exe")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer self.Close()
-		if _, err := h.Feed(s.Context(), self, "cat >/usr/local/bin/original; chmod +x /usr/local/bin/original"); err != nil {
-			t.Fatal(err)
-		}
+		s.both(func(h *host) { h.readme("TARBALL") })
+		h.feed("/proc/self/exe", "cat >/usr/local/bin/original; chmod +x /usr/local/bin/original")
 		h.write("/usr/local/bin/flanneld.old", fmt.Sprintf("#!/bin/sh\nexec /usr/local/bin/original %s original %s %s=%s\n",
 			toolArg, h.Addr.Addr(), s.hosts[1].subnet(), s.hosts[1].Addr.Addr()))
 		h.must("chmod +x /usr/local/bin/flanneld.old; cp /usr/local/bin/flanneld /usr/local/bin/flanneld.new")

@@ -25,10 +25,7 @@ func TestMain(m *testing.M) {
 func TestSystemVXLAN(t *testing.T) {
 	s := newSystem(t, "vxlan", network("vxlan"))
 	s.scenario("installed by the README, older release", func() string {
-		s.both(func(h *host) {
-			h.unpack("OLD_TARBALL")
-			h.readme()
-		})
+		s.both(func(h *host) { h.readme("OLD_TARBALL") })
 		return s.version()
 	})
 	s.scenario("docker came first", s.dockerCameFirst)

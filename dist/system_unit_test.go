@@ -5,6 +5,7 @@ package dist_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -74,11 +75,11 @@ func (s *system) capabilities() string {
 	s.Helper()
 	h := s.hosts[0]
 	const dropIn = "/etc/systemd/system/flanneld.service.d/capabilities.conf"
-	with := func(capabilities, said string) {
+	with := func(capabilities, message string) {
 		s.Helper()
 		h.write(dropIn, "[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet="+capabilities+"\n")
 		h.must("systemctl daemon-reload; systemctl restart --no-block flanneld")
-		h.eventually("journalctl -q -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID flanneld) | grep '" + said + "'")
+		h.eventually(said(message))
 	}
 	h.must("update-alternatives --set iptables /usr/sbin/iptables-legacy")
 	with("CAP_NET_ADMIN CAP_NET_RAW", "wrote packet filter rules")
@@ -127,11 +128,8 @@ func (s *system) watchdog() string {
 func (s *system) image() string {
 	s.Helper()
 	h := s.hosts[0]
-	h.feed("IMAGE", "docker load")
 	h.must("systemctl stop flanneld")
-	h.must("docker run -d --name flanneld --net=host --cap-add=NET_ADMIN --cap-add=NET_RAW -v /run/flannel:/run/flannel " +
-		"quay.io/coreos/flannel:older -etcd-endpoints=" + s.lab.Etcd.Endpoint() + " -ip-masq")
-	h.eventually("docker logs flanneld 2>&1 | grep msg=ready")
+	h.runImage("")
 	h.must("nft list table ip flannel-ipv4")
 	s.ping()
 	h.must("ip link del flannel.1")
@@ -141,6 +139,15 @@ func (s *system) image() string {
 	h.must("iptables -S FLANNEL-FWD && ! nft list table ip flannel-ipv4 2>/dev/null")
 	s.ping()
 	return "loaded by docker"
+}
+
+// runImage runs the image as the README says, with further options of docker.
+func (h *host) runImage(options string) {
+	h.system.Helper()
+	h.feed(os.Getenv("IMAGE"), "docker load")
+	h.must("docker run -d --name flanneld --net=host --cap-add=NET_ADMIN --cap-add=NET_RAW -v /run/flannel:/run/flannel " + options +
+		" quay.io/coreos/flannel:older -etcd-endpoints=" + h.system.lab.Etcd.Endpoint() + " -ip-masq")
+	h.eventually("docker logs flanneld 2>&1 | grep msg=ready")
 }
 
 // otherBackends runs the other backends with the shipped unit, with the other docker drop-in and
