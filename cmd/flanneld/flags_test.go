@@ -85,20 +85,7 @@ func TestBadCommandLines(t *testing.T) {
 		{"-- -iface=a", `unexpected argument "-iface=a"`},
 		{"-nonsense", `unknown flag -nonsense`},
 		{"---iface=a", `unknown flag ---iface=a`},
-		{"-ip-masq=maybe", `--ip-masq: "maybe": must be true or false`},
-		{"-healthz-port=many", `--healthz-port: "many": must be a whole number`},
 		{"-iface", `--iface: must have a value`},
-		{"-healthz-port=65536", `--healthz-port: "65536": must be 0 (off) to 65535`},
-		{"-healthz-port=-1", `--healthz-port: "-1": must be 0 (off) to 65535`},
-		{"-healthz-ip=here", `--healthz-ip: "here": must be an IP address`},
-		{"-subnet-lease-renew-margin=0", `--subnet-lease-renew-margin: "0": must be 1 to 1439`},
-		{"-subnet-lease-renew-margin=1440", `--subnet-lease-renew-margin: "1440": must be 1 to 1439`},
-		{"-public-ip=a.b.c.d", `--public-ip: "a.b.c.d": must be an IPv4 address such as 198.51.100.7`},
-		{"-public-ip=::1", `--public-ip: "::1": must be an IPv4 address such as 198.51.100.7`},
-		{"-iface-can-reach=x", `--iface-can-reach: "x": must be an IPv4 address such as 198.51.100.7`},
-		{"-iface-regex=(", `--iface-regex: "(": must be a regular expression: error parsing regexp`},
-		{"-etcd-endpoints=,", `--etcd-endpoints: ",": must be a comma separated list of URLs`},
-		{"-subnet-file=", `--subnet-file: "": must be a path`},
 		{"-kube-subnet-mgr", `--kube-subnet-mgr is not supported: this flanneld keeps its leases in etcd; there is no Kubernetes mode`},
 		{"-listen=fd://", `--listen is not supported: there is no client and server mode`},
 		{"-remote=10.0.0.1:8888", `--remote is not supported: there is no client and server mode`},
@@ -117,25 +104,34 @@ func TestBadCommandLines(t *testing.T) {
 // and says what the value must be. A new flag needs a bad value here, or a place among those that
 // take any text.
 func TestBadValueOfEachFlag(t *testing.T) {
-	byType := map[string]string{"bool": "maybe", "int": "many"}
-	bad := map[string][]string{
-		"etcd-endpoints": {",", ""}, "etcd-api": {"v4", ""}, "iface-regex": {"("}, "iface-can-reach": {"x", "::1"},
-		"public-ip": {"x", "::1", "0.0.0.0"}, "subnet-file": {""}, "healthz-ip": {"x", ""},
-		"subnet-lease-renew-margin": {"0", "1440"}, "iptables-resync": {"0", "3601"}, "healthz-port": {"-1", "65536"},
+	type valueOf struct {
+		must   string
+		values []string
+	}
+	byType := map[string]valueOf{"bool": {"true or false", []string{"maybe"}}, "int": {"a whole number", []string{"many"}}}
+	const address = "an IPv4 address such as 198.51.100.7"
+	bad := map[string]valueOf{
+		"etcd-endpoints": {"a comma separated list of URLs", []string{",", ""}}, "etcd-api": {"auto, v2 or v3", []string{"v4", ""}},
+		"iface-regex": {"a regular expression: error parsing regexp", []string{"("}}, "iface-can-reach": {address, []string{"x", "::1"}},
+		"public-ip": {address, []string{"x", "::1", "0.0.0.0"}}, "subnet-file": {"a path", []string{""}}, "healthz-ip": {"an IP address", []string{"x", ""}},
+		"subnet-lease-renew-margin": {"1 to 1439", []string{"0", "1440"}}, "iptables-resync": {"1 to 3600", []string{"0", "3601"}},
+		"healthz-port": {"0 (off) to 65535", []string{"-1", "65536"}},
 	}
 	anyText := []string{"etcd-discovery-srv", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password", "iface"}
 	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {
-		values := bad[f.Name]
-		if v, ok := byType[f.Value.Type()]; ok && f.Name != "help" {
-			values = append(values, v)
+		if f.Name == "help" {
+			return
 		}
-		if _, idle := f.Annotations[noEffect]; len(values) == 0 && !idle && f.Name != "help" && !slices.Contains(anyText, f.Name) {
+		all := []valueOf{bad[f.Name], byType[f.Value.Type()]}
+		if _, idle := f.Annotations[noEffect]; len(all[0].values)+len(all[1].values) == 0 && !idle && !slices.Contains(anyText, f.Name) {
 			t.Errorf("--%s: there must be a bad value here", f.Name)
 		}
-		for _, v := range values {
-			want := fmt.Sprintf("--%s: %q: must be ", f.Name, v)
-			if _, err := parse([]string{"--" + f.Name + "=" + v}, nil); err == nil || !strings.HasPrefix(err.Error(), want) {
-				t.Errorf("--%s=%s: got %v, want %q", f.Name, v, err, want)
+		for _, b := range all {
+			for _, v := range b.values {
+				want := fmt.Sprintf("--%s: %q: must be %s", f.Name, v, b.must)
+				if _, err := parse([]string{"--" + f.Name + "=" + v}, nil); err == nil || !strings.HasPrefix(err.Error(), want) {
+					t.Errorf("--%s=%s: got %v, want %q", f.Name, v, err, want)
+				}
 			}
 		}
 	})
