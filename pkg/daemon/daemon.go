@@ -86,7 +86,7 @@ type daemon struct {
 	loop         *reconcile.Loop
 	feed         *filter.Feed // and the packet filter and the underlay lock that it feeds
 
-	view atomic.Pointer[lease.View] // the latest view, set by followViews
+	view atomic.Pointer[lease.View] // the latest view
 }
 
 // Run runs flanneld. It returns an error if it cannot work, and ctx's error when that ends.

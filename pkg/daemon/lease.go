@@ -36,36 +36,26 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 		case <-joining.Done():
 		}
 	}
-	if err = cmp.Or(settle(), err); err != nil {
-		return first, nil, err
-	}
-	d.view.Store(&first)
-	d.uplink.SetSubnet(first.Own.Subnets.V4())
-	d.files.Update(func(e *subnetenv.Env) {
-		e.Network, e.Subnet, e.IPMasq = d.net.V4.Network, first.Own.Subnets.V4(), d.options.Rules.Masquerade
-	})
-	return first, emitted, nil
+	return first, emitted, cmp.Or(settle(), err)
 }
 
-// followViews forwards the latest views of the network until ctx ends.
-func (d *daemon) followViews(ctx context.Context, v lease.View, next <-chan lease.View) {
-	for {
-		now := v // a copy, because v is reused
-		before := d.view.Swap(&now)
-		d.feed.SetView(v) // before the loop adds the entries of new peers
-		d.loop.SetView(v)
-		d.checks.SetView(v)
-		if before.Own.Subnets != v.Own.Subnets {
-			d.log.Error("moved to another subnet", "subnet", v.Own.Subnets, "before", before.Own.Subnets)
-			d.uplink.SetSubnet(v.Own.Subnets.V4())
-			d.files.Update(func(e *subnetenv.Env) { e.Subnet = v.Own.Subnets.V4() })
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case v = <-next:
-		}
+// setView forwards a view of the network.
+func (d *daemon) setView(v lease.View) {
+	before := d.view.Swap(&v)
+	d.feed.SetView(v) // before the loop adds the entries of new peers
+	d.loop.SetView(v)
+	d.checks.SetView(v)
+	subnets := v.Own.Subnets
+	if before != nil && before.Own.Subnets == subnets {
+		return
 	}
+	if before != nil {
+		d.log.Error("moved to another subnet", "subnet", subnets, "before", before.Own.Subnets)
+	}
+	d.uplink.SetSubnet(subnets.V4())
+	d.files.Update(func(e *subnetenv.Env) {
+		e.Network, e.Subnet, e.IPMasq = d.net.V4.Network, subnets.V4(), d.options.Rules.Masquerade
+	})
 }
 
 func (d *daemon) leaseOptions() subnet.Options {

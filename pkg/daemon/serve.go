@@ -37,7 +37,7 @@ const rulesTimeout = 5 * time.Second
 //
 //	drivers' events -> uplink -> facts  -> terms, files, feed, loop, checks
 //	                          -> events -> checks, loop (see handleEvent)
-//	follower        -> views            -> feed, loop, checks, uplink, files (see followViews)
+//	follower        -> views            -> feed, loop, checks, uplink, files (see setView)
 //	config          -> pool, choice     -> terms, uplink, rules (see applyConfig)
 //	loop            -> rivals, missing  -> terms, checks
 //	terms           -> changes          -> follower
@@ -53,9 +53,10 @@ func (d *daemon) serve(until context.Context) error {
 			d.release()
 		}
 	}()
+	nft := new(nftables.Keeper)
+	defer nft.Close()
 	defer tasks.Wait()
 	defer cancel()
-	nft := new(nftables.Keeper)
 	events, err := d.wire(ctx, nft)
 	if err != nil {
 		return err
@@ -76,13 +77,20 @@ func (d *daemon) serve(until context.Context) error {
 		return err
 	}
 	d.staleRoutes.Stop() // from here on the loop ensures that no route hides an address that this host needs
+	d.setView(first)
 	tasks.Go(func() { d.checks.Run(ctx) })
-	tasks.Go(func() {
-		defer nft.Close()
-		d.feed.Rules.Run(ctx)
-	})
+	tasks.Go(func() { d.feed.Rules.Run(ctx) })
 	tasks.Go(func() { d.feed.Lock.Run(ctx) })
-	tasks.Go(func() { d.followViews(ctx, first, views) })
+	tasks.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case v := <-views:
+				d.setView(v)
+			}
+		}
+	})
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}

@@ -19,7 +19,6 @@ import (
 	"io/fs"
 	"log"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -136,13 +135,7 @@ func (b *build) layer(arch string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, f := range []struct {
-		name string
-		mode int64
-		data []byte
-	}{
+	return b.archive([]file{
 		{"etc/", 0o755, nil},
 		{"etc/ssl/", 0o755, nil},
 		{"etc/ssl/certs/", 0o755, nil},
@@ -151,26 +144,34 @@ func (b *build) layer(arch string) ([]byte, error) {
 		{"opt/bin/", 0o755, nil},
 		{"opt/bin/flanneld", 0o755, daemon},
 		{"opt/bin/mk-docker-opts.sh", 0o755, script},
-	} {
-		if err := b.add(w, f.name, f.mode, f.data); err != nil {
+	})
+}
+
+// file is a file in an archive, or a directory if the name ends with a slash.
+type file struct {
+	name string
+	mode int64
+	data []byte
+}
+
+// archive returns a tar of files.
+func (b *build) archive(files []file) ([]byte, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, f := range files {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: f.mode, Size: int64(len(f.data)), ModTime: b.time, Format: tar.FormatUSTAR}
+		if strings.HasSuffix(f.name, "/") {
+			h.Typeflag = tar.TypeDir
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(f.data); err != nil {
 			return nil, err
 		}
 	}
-	err = w.Close()
+	err := w.Close()
 	return buf.Bytes(), err
-}
-
-// add writes a file, or a directory if the name ends with a slash.
-func (b *build) add(w *tar.Writer, name string, mode int64, data []byte) error {
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: int64(len(data)), ModTime: b.time, Format: tar.FormatUSTAR}
-	if strings.HasSuffix(name, "/") {
-		h.Typeflag = tar.TypeDir
-	}
-	if err := w.WriteHeader(h); err != nil {
-		return err
-	}
-	_, err := w.Write(data)
-	return err
 }
 
 // certificates returns Mozilla's CA certificates, for an etcd with a certificate of a public CA.
@@ -198,8 +199,6 @@ func (b *build) dockerArchive(arch string, img v1.Image) error {
 			return err
 		}
 	}
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
 	id, err := img.ConfigName()
 	if err != nil {
 		return err
@@ -209,35 +208,28 @@ func (b *build) dockerArchive(arch string, img v1.Image) error {
 	if err != nil {
 		return err
 	}
-	if err := b.add(w, about.Config, 0o644, config); err != nil {
-		return err
-	}
+	files := []file{{about.Config, 0o644, config}}
 	layers, err := img.Layers()
 	if err != nil {
 		return err
 	}
 	for _, l := range layers {
-		file, data, err := blob(l)
+		name, data, err := blob(l)
 		if err != nil {
 			return err
 		}
-		about.Layers = append(about.Layers, file)
-		if err := b.add(w, file, 0o644, data); err != nil {
-			return err
-		}
+		about.Layers = append(about.Layers, name)
+		files = append(files, file{name, 0o644, data})
 	}
 	manifest, err := json.Marshal(tarball.Manifest{about})
 	if err != nil {
 		return err
 	}
-	if err := b.add(w, "manifest.json", 0o644, manifest); err != nil {
-		return err
-	}
-	return b.write(arch+".docker", w, &buf)
+	return b.write(arch+".docker", append(files, file{"manifest.json", 0o644, manifest}))
 }
 
 // blob returns a layer's name in an archive for docker, and its bytes.
-func blob(l v1.Layer) (file string, data []byte, err error) {
+func blob(l v1.Layer) (name string, data []byte, err error) {
 	digest, err := l.Digest()
 	if err != nil {
 		return "", nil, err
@@ -270,37 +262,36 @@ func (b *build) ociArchive(index v1.ImageIndex) error {
 	})); err != nil {
 		return err
 	}
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
+	var files []file
 	tree := os.DirFS(dir)
 	err = fs.WalkDir(tree, ".", func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == "." {
 			return err
 		}
 		if d.IsDir() {
-			return b.add(w, p+"/", 0o755, nil)
+			files = append(files, file{p + "/", 0o755, nil})
+			return nil
 		}
 		data, err := fs.ReadFile(tree, p)
-		if err != nil {
-			return err
-		}
-		return b.add(w, path.Clean(p), 0o644, data)
+		files = append(files, file{p, 0o644, data})
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	return b.write("oci.tar", w, &buf)
+	return b.write("oci.tar", files)
 }
 
-// write closes an archive, writes it to a file and prints its name.
-func (b *build) write(suffix string, w *tar.Writer, buf *bytes.Buffer) error {
-	if err := w.Close(); err != nil {
+// write writes an archive and prints its name.
+func (b *build) write(suffix string, files []file) error {
+	data, err := b.archive(files)
+	if err != nil {
 		return err
 	}
-	file := filepath.Join("dist", "flanneld-"+b.tag+"-"+suffix)
-	if err := os.WriteFile(filepath.Join(b.dir, file), buf.Bytes(), 0o644); err != nil {
+	name := filepath.Join("dist", "flanneld-"+b.tag+"-"+suffix)
+	if err := os.WriteFile(filepath.Join(b.dir, name), data, 0o644); err != nil {
 		return err
 	}
-	_, err := fmt.Println(file)
+	_, err = fmt.Println(name)
 	return err
 }

@@ -1,10 +1,10 @@
 package release
 
 import (
-	"archive/tar"
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -90,25 +90,12 @@ func certificates(t *testing.T, text []byte) {
 func TestOCIArchive(t *testing.T) {
 	tag := made(t, "TAG")
 	dir := t.TempDir()
-	tr := tar.NewReader(bytes.NewReader(file(t, "flanneld-"+tag+"-oci.tar")))
-	for {
-		h, err := tr.Next()
-		if err == io.EOF {
-			break
+	for name, e := range untar(t, bytes.NewReader(file(t, "flanneld-"+tag+"-oci.tar"))) {
+		if e.mode.IsDir() {
+			continue
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(dir, filepath.FromSlash(h.Name))
-		if h.FileInfo().IsDir() {
-			err = os.MkdirAll(path, 0o755)
-		} else {
-			var data []byte
-			if data, err = io.ReadAll(tr); err == nil {
-				err = os.WriteFile(path, data, 0o644)
-			}
-		}
-		if err != nil {
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, e.data, 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
