@@ -44,6 +44,7 @@ func parse(args, env []string) (*commandLine, error) {
 	for _, g := range groups {
 		g.flags(cl, cl.flags)
 	}
+	defineWithoutEffect(cl.flags)
 	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
 		// Commands for images without an entrypoint begin with the path.
 		cl.warnings = append(cl.warnings, warning{"ignored leading argument", []any{"argument", args[0]}})

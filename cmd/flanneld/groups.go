@@ -66,7 +66,6 @@ var groups = []group{
 		f.BoolVar(&cl.showVersion, "version", false, "print the version and exit")
 		f.Bool("help", false, "print this help and exit")
 	}},
-	{"", flagsWithoutEffect},
 }
 
 const (
@@ -75,7 +74,8 @@ const (
 	noNetworks   = "one daemon serves one network: start one for each, with its own -etcd-prefix and -subnet-file"
 )
 
-func flagsWithoutEffect(_ *commandLine, f *pflag.FlagSet) {
+// defineWithoutEffect defines the flags of other modes and of older releases, which the help omits.
+func defineWithoutEffect(f *pflag.FlagSet) {
 	noEffectFlag(f, "kube-subnet-mgr", false, "", noKubernetes)
 	noEffectFlag(f, "kube-api-url", "", "", "")
 	noEffectFlag(f, "kubeconfig-file", "", "", "")
@@ -108,7 +108,7 @@ func noEffectFlag(f *pflag.FlagSet, name string, def any, usage, refusal string)
 	f.Lookup(name).Annotations = map[string][]string{noEffect: {refusal}}
 }
 
-// help returns the help text with all groups that have a title.
+// help returns the help text.
 func (cl *commandLine) help() string {
 	var b strings.Builder
 	b.WriteString(`flanneld leases this host a subnet of an overlay network, and connects its containers to those of
@@ -124,9 +124,6 @@ Each flag can also be set by an environment variable, such as FLANNELD_ETCD_PREF
 Exit code: 0 after SIGTERM or SIGINT, 1 for a failure, 2 for a bad command line.
 `)
 	for _, g := range groups {
-		if g.title == "" {
-			continue
-		}
 		scratch := newFlags(g.title)
 		g.flags(&commandLine{}, scratch)
 		fmt.Fprintf(&b, "\n%s:\n%s", g.title, scratch.FlagUsagesWrapped(100))
