@@ -2,7 +2,7 @@
 
 package dist_test
 
-import "strings"
+import "flanneld/pkg/lab/logs"
 
 // said is a script that finds a line in the log of the present run of flanneld.
 func said(words string) string {
@@ -24,7 +24,7 @@ func (s *system) takenPort() string {
 	h.eventually("systemctl is-active flanneld")
 	h.eventually(said("no longer: failed to set up the overlay"))
 	s.ping()
-	return suggested(line)
+	return logs.Command(line)
 }
 
 // dockerCameFirst checks what was logged about docker, which was started before flanneld, and that
@@ -34,12 +34,5 @@ func (s *system) dockerCameFirst() string {
 	h := s.hosts[0]
 	line := h.must("journalctl -q -o cat -u flanneld | grep 'WARN.*docker bridge is not on this host.s subnet.*device=docker0 addr=172.17.0.1/16'")
 	h.eventually("journalctl -q -o cat -u flanneld | grep 'no longer: docker bridge'")
-	return suggested(line)
-}
-
-// suggested returns the command in a line of the log.
-func suggested(line string) string {
-	_, command, _ := strings.Cut(line, `command="`)
-	command, _, _ = strings.Cut(command, `"`)
-	return command
+	return logs.Command(line)
 }

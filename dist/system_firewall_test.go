@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/logs"
 	"flanneld/pkg/lab/machine"
 )
 
@@ -72,7 +73,7 @@ func (s *system) imageBesideFirewalld() string {
 	h := s.hosts[1]
 	h.must("systemctl stop flanneld; firewall-cmd --zone=trusted --remove-source=10.42.0.0/16")
 	h.runImage("")
-	command := suggested(h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop overlay packets'"))
+	command := logs.Command(h.eventually("docker logs flanneld 2>&1 | grep 'firewalld may drop overlay packets'"))
 	h.must(command)
 	h.eventually("docker logs flanneld 2>&1 | grep 'no longer: firewalld may drop overlay packets'")
 	s.reachable()
@@ -107,7 +108,7 @@ func (s *system) openPort() string {
 		line := h.eventually(fmt.Sprintf(`begun=$(%[1]s | grep -v "no longer" | grep "%[2]s" || true)
 			over=$(%[1]s | grep -c "no longer.*%[2]s" || true)
 			[ $(echo "$begun" | grep -c command=) -gt $over ] && echo "$begun" | tail -n 1`, log, port))
-		command := suggested(line)
+		command := logs.Command(line)
 		over := h.must(log + ` | grep -c "no longer.*` + port + `" || true`)
 		h.must(command)
 		h.eventually("[ $(" + log + ` | grep -c "no longer.*` + port + `") -gt ` + over + " ]")

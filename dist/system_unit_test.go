@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"flanneld/pkg/lab/logs"
 )
 
 // hardened checks what the unit permits flanneld, and that it is enough.
@@ -62,7 +64,7 @@ func (s *system) repairs() string {
 		}
 	}
 	h.must("rm -r /run/flannel")
-	command := suggested(h.eventually(said("failed to write subnet file, will retry.*command=")))
+	command := logs.Command(h.eventually(said("failed to write subnet file, will retry.*command=")))
 	h.must(command)
 	h.must("test -s /run/flannel/subnet.env && test -s /run/flannel/subnet.env.lease")
 	s.ping()

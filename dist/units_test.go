@@ -157,59 +157,31 @@ func TestUnitEnvironments(t *testing.T) {
 		args  []string
 		env   []string // FLANNELD_* that are set and not empty
 	}{
-		{name: "nothing"},
-		{
-			name:  "sysconfig, old names",
-			files: files{sysconfig: "FLANNEL_ETCD=\"http://e1:2379,http://e2:2379\"\nFLANNEL_ETCD_KEY=\"/atomic.io/network\"\nFLANNEL_OPTIONS=\"-iface=eth0 --ip-masq\"\n"},
-			args:  []string{"-iface=eth0", "--ip-masq"},
-			env:   []string{endpoints + "http://e1:2379,http://e2:2379", prefix + "/atomic.io/network"},
-		},
-		{
-			name:  "sysconfig, new names",
-			files: files{sysconfig: "FLANNEL_ETCD_ENDPOINTS=http://e1:2379\nFLANNEL_ETCD_PREFIX=/atomic.io/network\n#FLANNEL_OPTIONS=\"\"\n"},
-			env:   []string{endpoints + "http://e1:2379", prefix + "/atomic.io/network"},
-		},
-		{
-			name:  "sysconfig, both",
-			files: files{sysconfig: "FLANNEL_ETCD=http://old\nFLANNEL_ETCD_KEY=/old\nFLANNEL_ETCD_ENDPOINTS=http://new\nFLANNEL_ETCD_PREFIX=/new\n"},
-			env:   []string{endpoints + "http://new", prefix + "/new"},
-		},
-		{
-			name:  "sysconfig, only a prefix",
-			files: files{sysconfig: "FLANNEL_ETCD_PREFIX=/new\n"},
-			env:   []string{prefix + "/new"},
-		},
-		{
-			name:  "sysconfig, the sample",
-			files: files{sysconfig: read(t, "sysconfig/flanneld")},
-			env:   []string{endpoints + "http://127.0.0.1:2379", prefix + "/atomic.io/network"},
-		},
-		{
-			name:  "default, the sample",
-			files: files{defaults: read(t, "default/flanneld")},
-		},
-		{
-			name:  "default",
-			files: files{defaults: "FLANNELD_ETCD_ENDPOINTS=http://e1:2379\nFLANNELD_IFACE=eth0\nFLANNEL_OPTIONS=-v=1\n"},
-			args:  []string{"-v=1"},
-			env:   []string{endpoints + "http://e1:2379", "FLANNELD_IFACE=eth0"},
-		},
-		{
-			name:  "cloud-config",
-			files: files{options: "FLANNELD_ETCD_ENDPOINTS=http://e1:2379\nFLANNELD_ETCD_PREFIX=/net\nFLANNELD_IFACE=10.0.0.1\nFLANNELD_IP_MASQ=true"},
-			env:   []string{endpoints + "http://e1:2379", prefix + "/net", "FLANNELD_IFACE=10.0.0.1", "FLANNELD_IP_MASQ=true"},
-		},
-		{
-			name:  "the daemon's own names win",
-			files: files{sysconfig: "FLANNEL_ETCD=http://old\nFLANNEL_ETCD_PREFIX=/old\n", options: "FLANNELD_ETCD_ENDPOINTS=http://new"},
-			env:   []string{endpoints + "http://new", prefix + "/old"},
-		},
-		{
-			name:  "quotes and wildcards",
-			files: files{sysconfig: "FLANNEL_ETCD=http://e1/?a=*&b='c d'\nFLANNEL_OPTIONS=-iface-regex='eth 0.*' --public-ip=$(id) *\n"},
-			args:  []string{"-iface-regex=eth 0.*", "--public-ip=$(id)", "*"},
-			env:   []string{endpoints + "http://e1/?a=*&b='c d'"},
-		},
+		{"nothing", files{}, nil, nil},
+		{"sysconfig, old names",
+			files{sysconfig: "FLANNEL_ETCD=\"http://e1:2379,http://e2:2379\"\nFLANNEL_ETCD_KEY=\"/atomic.io/network\"\nFLANNEL_OPTIONS=\"-iface=eth0 --ip-masq\"\n"},
+			[]string{"-iface=eth0", "--ip-masq"}, []string{endpoints + "http://e1:2379,http://e2:2379", prefix + "/atomic.io/network"}},
+		{"sysconfig, new names",
+			files{sysconfig: "FLANNEL_ETCD_ENDPOINTS=http://e1:2379\nFLANNEL_ETCD_PREFIX=/atomic.io/network\n#FLANNEL_OPTIONS=\"\"\n"},
+			nil, []string{endpoints + "http://e1:2379", prefix + "/atomic.io/network"}},
+		{"sysconfig, both",
+			files{sysconfig: "FLANNEL_ETCD=http://old\nFLANNEL_ETCD_KEY=/old\nFLANNEL_ETCD_ENDPOINTS=http://new\nFLANNEL_ETCD_PREFIX=/new\n"},
+			nil, []string{endpoints + "http://new", prefix + "/new"}},
+		{"sysconfig, only a prefix", files{sysconfig: "FLANNEL_ETCD_PREFIX=/new\n"}, nil, []string{prefix + "/new"}},
+		{"sysconfig, the sample", files{sysconfig: read(t, "sysconfig/flanneld")},
+			nil, []string{endpoints + "http://127.0.0.1:2379", prefix + "/atomic.io/network"}},
+		{"default, the sample", files{defaults: read(t, "default/flanneld")}, nil, nil},
+		{"default", files{defaults: "FLANNELD_ETCD_ENDPOINTS=http://e1:2379\nFLANNELD_IFACE=eth0\nFLANNEL_OPTIONS=-v=1\n"},
+			[]string{"-v=1"}, []string{endpoints + "http://e1:2379", "FLANNELD_IFACE=eth0"}},
+		{"cloud-config",
+			files{options: "FLANNELD_ETCD_ENDPOINTS=http://e1:2379\nFLANNELD_ETCD_PREFIX=/net\nFLANNELD_IFACE=10.0.0.1\nFLANNELD_IP_MASQ=true"},
+			nil, []string{endpoints + "http://e1:2379", prefix + "/net", "FLANNELD_IFACE=10.0.0.1", "FLANNELD_IP_MASQ=true"}},
+		{"the daemon's own names win",
+			files{sysconfig: "FLANNEL_ETCD=http://old\nFLANNEL_ETCD_PREFIX=/old\n", options: "FLANNELD_ETCD_ENDPOINTS=http://new"},
+			nil, []string{endpoints + "http://new", prefix + "/old"}},
+		{"quotes and wildcards",
+			files{sysconfig: "FLANNEL_ETCD=http://e1/?a=*&b='c d'\nFLANNEL_OPTIONS=-iface-regex='eth 0.*' --public-ip=$(id) *\n"},
+			[]string{"-iface-regex=eth 0.*", "--public-ip=$(id)", "*"}, []string{endpoints + "http://e1/?a=*&b='c d'"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fake := filepath.Join(t.TempDir(), "flanneld")

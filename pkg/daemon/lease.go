@@ -39,6 +39,18 @@ func (d *daemon) join(ctx context.Context, tasks *sync.WaitGroup) (first lease.V
 	return first, emitted, cmp.Or(settle(), err)
 }
 
+// followViews forwards views of the network until ctx ends.
+func (d *daemon) followViews(ctx context.Context, views <-chan lease.View) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case v := <-views:
+			d.setView(v)
+		}
+	}
+}
+
 // setView forwards a view of the network.
 func (d *daemon) setView(v lease.View) {
 	before := d.view.Swap(&v)

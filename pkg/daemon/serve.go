@@ -37,7 +37,7 @@ const rulesTimeout = 5 * time.Second
 //
 //	drivers' events -> uplink -> facts  -> terms, files, feed, loop, checks
 //	                          -> events -> checks, loop (see handleEvent)
-//	follower        -> views            -> feed, loop, checks, uplink, files (see setView)
+//	follower        -> views            -> feed, loop, checks, uplink, files (see followViews)
 //	config          -> pool, choice     -> terms, uplink, rules (see applyConfig)
 //	loop            -> rivals, missing  -> terms, checks
 //	terms           -> changes          -> follower
@@ -81,16 +81,7 @@ func (d *daemon) serve(until context.Context) error {
 	tasks.Go(func() { d.checks.Run(ctx) })
 	tasks.Go(func() { d.feed.Rules.Run(ctx) })
 	tasks.Go(func() { d.feed.Lock.Run(ctx) })
-	tasks.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case v := <-views:
-				d.setView(v)
-			}
-		}
-	})
+	tasks.Go(func() { d.followViews(ctx, views) })
 	if err := d.loop.Settle(ctx); err != nil {
 		return err
 	}
