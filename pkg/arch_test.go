@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"dataplane":             {},
 	"firewall":              {},
 	"condition":             {},
-	"logsink":               {},
+	"logsink":               {"pace"},
 	"pace":                  {},
 	"probe":                 {},
 	"presence":              {"condition", "pace"},

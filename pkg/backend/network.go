@@ -46,8 +46,8 @@ func (n Network) RoutesToAll() bool {
 // FixedDevice returns the link of the backend if its name is fixed, or "". Names do not depend on
 // facts or leases.
 func (n Network) FixedDevice() string {
-	name, kind := n.device()
-	if kind == dataplane.KindTUN {
+	name, l := n.Link(host.Facts{}, lease.Lease{})
+	if l.Kind == dataplane.KindTUN {
 		return ""
 	}
 	return name
@@ -55,16 +55,16 @@ func (n Network) FixedDevice() string {
 
 // UsesTUN reports whether the backend needs a TUN device, which can have any name.
 func (n Network) UsesTUN() bool {
-	_, kind := n.device()
-	return kind == dataplane.KindTUN
+	_, l := n.Link(host.Facts{}, lease.Lease{})
+	return l.Kind == dataplane.KindTUN
 }
 
-// device returns the backend's link, if there is one.
-func (n Network) device() (name, kind string) {
-	for name, l := range n.Base(host.Facts{}, lease.Lease{}).Links {
-		return name, l.Kind
+// Link returns the link that receives outer packets, or "" if the backend has none.
+func (n Network) Link(h host.Facts, own lease.Lease) (name string, l dataplane.Link) {
+	for name, l := range n.Base(h, own).Links {
+		return name, l // there is only one
 	}
-	return "", ""
+	return "", dataplane.Link{}
 }
 
 // NeedsRestart returns, as text, the differences of a later config that cannot be applied while the

@@ -51,7 +51,8 @@ func (f *Feed) push() {
 	if f.facts == nil || f.view == nil {
 		return
 	}
-	network, link := f.Network.V4.Network, tunnelLink(f.Network.Base(*f.facts, f.view.Own))
+	network := f.Network.V4.Network
+	_, link := f.Network.Link(*f.facts, f.view.Own)
 	in := Input{Overlay: firewall.Overlay{Network: network, Subnet: f.view.Own.Subnets.V4()}}
 	if link.Port != 0 {
 		in.Tunnel = tunnelOf(network, *f.facts, link)
@@ -63,16 +64,6 @@ func (f *Feed) push() {
 	f.Lock.SetTunnel(firewall.Lock{
 		Network: network, Port: uint16(link.Port), Local: link.Local, Bound: bindsPort(link), VNI: uint32(link.VNI),
 	})
-}
-
-// tunnelLink returns the link that receives tunnel packets. Its port is 0 if there is none.
-func tunnelLink(s dataplane.State) dataplane.Link {
-	for _, l := range s.Links {
-		if l.Port != 0 {
-			return l
-		}
-	}
-	return dataplane.Link{}
 }
 
 // bindsPort reports whether the link receives on one address only and sends from its port.

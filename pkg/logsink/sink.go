@@ -14,6 +14,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"flanneld/pkg/pace"
 )
 
 const (
@@ -61,10 +63,7 @@ func (s *Sink) Write(record []byte) (int, error) {
 		runtime.Gosched() // if the writer is not blocked, this suffices to make room
 		s.add(record, true)
 	}
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	pace.Wake(s.wake)
 	return n, nil
 }
 
