@@ -112,25 +112,20 @@ func (o Overlay) dockerBridges(s Surroundings) (found []Finding) {
 			continue
 		}
 		for _, a := range l.Addrs {
-			text, peer := "", netip.Prefix{}
+			text, fields := "", []any{"device", l.Name, "addr", a, "subnet", o.Subnet}
 			switch at, taken := o.peerOverlapping(a); {
 			case within(a, o.Subnet):
 			case within(o.Network, a):
 				text = "docker bridge covers the whole network, so its containers cannot reach other hosts"
 			case taken:
-				text, peer = "docker bridge has addresses of another host's subnet", at
+				text, fields = "docker bridge has addresses of another host's subnet", append(fields, "peer", at)
 			case a.Overlaps(o.Network) || l.Name == "docker0" && !served && !slices.ContainsFunc(o.Others, a.Overlaps):
 				text = "docker bridge is not on this host's subnet, so other hosts cannot reach its containers"
 			}
-			if text == "" {
-				continue
+			if text != "" {
+				found = append(found, Finding{ID: "docker/" + l.Name, Text: text, Fields: fields, Command: l.dockerCommand()})
+				break
 			}
-			fields := []any{"device", l.Name, "addr", a, "subnet", o.Subnet}
-			if peer.IsValid() {
-				fields = append(fields, "peer", peer)
-			}
-			found = append(found, Finding{ID: "docker/" + l.Name, Text: text, Fields: fields, Command: l.dockerCommand()})
-			break
 		}
 	}
 	return found
@@ -195,7 +190,7 @@ func (o Overlay) divertedFromContainers(f Facts, s Surroundings) []Finding {
 			wrong = append(wrong, p)
 		}
 	}
-	return append(lans, findPaths("route", "foreign route diverts packets for this host's containers", wrong, s.Links, "subnet", o.Subnet)...)
+	return append(lans, s.findPaths("route", "foreign route diverts packets for this host's containers", wrong, "subnet", o.Subnet)...)
 }
 
 // LANInside is the ID of the finding that a LAN overlaps this host's subnet.
@@ -238,20 +233,20 @@ func (o Overlay) divertedFromPeers(f Facts, s Surroundings) []Finding {
 		}
 		wrong = append(wrong, p)
 	}
-	return findPaths("peer-route", "foreign route diverts packets for a peer's containers", wrong, s.Links, "peer", peer)
+	return s.findPaths("peer-route", "foreign route diverts packets for a peer's containers", wrong, "peer", peer)
 }
 
 // examples is the maximum number of routes that a finding names.
 const examples = 3
 
-func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Finding {
+func (s Surroundings) findPaths(id, text string, wrong []Path, fields ...any) []Finding {
 	if len(wrong) == 0 {
 		return nil
 	}
 	var names, commands []string
 	for _, p := range wrong[:min(len(wrong), examples)] {
 		names = append(names, p.String())
-		if c := p.removeCommand(links); c != "" {
+		if c := s.removeCommand(p); c != "" {
 			commands = append(commands, c)
 		}
 	}
@@ -263,19 +258,16 @@ func findPaths(id, text string, wrong []Path, links []Link, fields ...any) []Fin
 
 // removeCommand returns the command that removes a route. The route of an address is removed by
 // deleting the address, unless it is a hardware interface's, which must keep it.
-func (p Path) removeCommand(links []Link) string {
-	for _, l := range links {
-		for _, a := range l.Addrs {
-			switch {
-			case !p.Kernel || l.Name != p.Iface || a.Masked() != p.Dst:
-			case l.Kind == "device":
-				return ""
-			default:
-				return fmt.Sprintf("ip addr del %s dev %s", a, l.Name)
-			}
-		}
+func (s Surroundings) removeCommand(p Path) string {
+	l := s.link(p.Iface)
+	a, ok := find(l.Addrs, func(a netip.Prefix) bool { return a.Masked() == p.Dst })
+	switch {
+	case !ok || !p.Kernel:
+		return "ip route del " + p.String()
+	case l.Kind == "device":
+		return ""
 	}
-	return "ip route del " + p.String()
+	return fmt.Sprintf("ip addr del %s dev %s", a, l.Name)
 }
 
 // unreachable returns a finding if the address of a peer is reached only by the overlay's shared

@@ -107,11 +107,12 @@ func (t *Tracker) iface(inv Inventory) (Iface, bool) {
 
 // observe records the state of the current uplink.
 func (t *Tracker) observe(inv Inventory, now time.Time) {
-	i, ok := t.iface(inv)
-	if ok && inv.Has(t.current) {
+	i, _ := t.iface(inv)
+	up := inv.Has(t.current)
+	if up {
 		t.index, t.wasUp = i.Index, true
 	}
-	if ok && i.Running && inv.Has(t.current) {
+	if up && i.Running {
 		t.downSince = time.Time{}
 	} else if t.downSince.IsZero() {
 		t.downSince = now

@@ -183,37 +183,33 @@ func (v *evaluator) fibValue(result, flags uint32) []byte {
 // loadPayload loads a part of the packet's headers into a register.
 func (v *evaluator) loadPayload(r *registers, to, base uint32, offset, n int) {
 	r.forget(to)
-	p := v.packet
-	header := map[int][]byte{} // by offset
-	switch base {
-	case unix.NFT_PAYLOAD_NETWORK_HEADER:
-		family := IPv6
-		header[6] = []byte{p.Protocol}
-		if p.Dst.Is4() {
-			family = IPv4
-			header = map[int][]byte{9: {p.Protocol}}
-		}
-		if p.Src.IsValid() {
-			header[family.source()] = p.Src.AsSlice()
-		}
-		header[family.destination()] = p.Dst.AsSlice()
-	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
-		for at, port := range map[int]uint16{0: p.SrcPort, 2: p.DstPort} {
-			if port != 0 {
-				header[at] = binary.BigEndian.AppendUint16(nil, port)
-			}
-		}
-	}
 	from := registerOffset(to)
 	if offset < 0 || n < 0 || n > registerBytes-from {
 		return
 	}
 	r.store(to, make([]byte, n))
 	clear(r.known[from : from+n])
-	for where, b := range header {
+	put := func(at int, b []byte) { // b is at an offset of the header
 		for i := range b {
-			if to := where + i - offset; to >= 0 && to < n {
+			if to := at + i - offset; to >= 0 && to < n {
 				r.bytes[from+to], r.known[from+to] = b[i], true
+			}
+		}
+	}
+	p := v.packet
+	switch base {
+	case unix.NFT_PAYLOAD_NETWORK_HEADER:
+		family, protocol := IPv6, 6
+		if p.Dst.Is4() {
+			family, protocol = IPv4, 9
+		}
+		put(protocol, []byte{p.Protocol})
+		put(family.source(), p.Src.AsSlice())
+		put(family.destination(), p.Dst.AsSlice())
+	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+		for i, port := range []uint16{p.SrcPort, p.DstPort} {
+			if port != 0 {
+				put(2*i, binary.BigEndian.AppendUint16(nil, port))
 			}
 		}
 	}
