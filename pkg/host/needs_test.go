@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -27,6 +28,7 @@ func TestNeeds(t *testing.T) {
 	const byDefault, etcd = "0.0.0.0/0 via 192.0.2.1 dev eth0", "10.200.1.10"
 	for _, c := range []struct {
 		name     string
+		network  string // empty: 10.0.0.0/8
 		addrs    string // of the host
 		wanted   string
 		routes   []string
@@ -57,7 +59,9 @@ func TestNeeds(t *testing.T) {
 		{name: "behind the tunnel of udp", wanted: etcd, routes: []string{byDefault, "10.0.0.0/8 dev flannel0"}, want: "10.200.1.10 etcd 0", takes: []string{"10.0.0.0/8"}},
 		{name: "of this host", addrs: "10.200.1.10/16", wanted: etcd, routes: []string{byDefault}, want: ""},
 		{name: "given twice", wanted: etcd + " " + etcd, routes: []string{byDefault}, want: "10.200.1.10 etcd 0"},
-		{name: "of IPv6", wanted: "2001:db8::5", routes: []string{byDefault}, want: ""},
+		{name: "of another family", wanted: "2001:db8::5", routes: []string{byDefault}, want: ""},
+		{name: "on the link, of IPv6", network: "2001:db8::/32", wanted: "2001:db8:1::5", routes: []string{"2001:db8:1::/48 dev eth0 proto kernel"}, want: "2001:db8:1::5 etcd 48 firm",
+			takes: []string{"2001:db8:1::/64"}, harmless: []string{"2001:db8::/32"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inv := Inventory{Routes: routesOf(t, c.routes...)}
@@ -69,7 +73,7 @@ func TestNeeds(t *testing.T) {
 				wanted = append(wanted, Need{Addr: netip.MustParseAddr(a), What: "etcd"})
 			}
 			var said []string
-			needs := inv.Needs(netip.MustParsePrefix("10.0.0.0/8"), wanted)
+			needs := inv.Needs(netip.MustParsePrefix(cmp.Or(c.network, "10.0.0.0/8")), wanted)
 			for _, n := range needs {
 				text := fmt.Sprint(n.Addr, " ", n.What, " ", n.Bits)
 				if n.Firm {
@@ -80,32 +84,14 @@ func TestNeeds(t *testing.T) {
 			if got := strings.Join(said, ", "); got != c.want {
 				t.Fatalf("needs %q, want %q", got, c.want)
 			}
-			for dst, want := range taking(c.takes, c.harmless) {
-				if got := needs[0].DivertedBy(netip.MustParsePrefix(dst)); got != want {
-					t.Errorf("a route to %s takes it: %v", dst, got)
+			for want, routes := range map[bool][]string{true: c.takes, false: c.harmless} {
+				for _, dst := range routes {
+					if got := needs[0].DivertedBy(netip.MustParsePrefix(dst)); got != want {
+						t.Errorf("a route to %s takes it: %v", dst, got)
+					}
 				}
 			}
 		})
-	}
-}
-
-func taking(takes, not []string) map[string]bool {
-	all := map[string]bool{}
-	for _, dst := range takes {
-		all[dst] = true
-	}
-	for _, dst := range not {
-		all[dst] = false
-	}
-	return all
-}
-
-// TestNeedsOfIPv6 checks the same rules for IPv6.
-func TestNeedsOfIPv6(t *testing.T) {
-	inv := Inventory{Routes: []Route{{Dst: netip.MustParsePrefix("2001:db8:1::/48"), Iface: "eth0", Kernel: true}}}
-	needs := inv.Needs(netip.MustParsePrefix("2001:db8::/32"), []Need{{Addr: netip.MustParseAddr("2001:db8:1::5"), What: "etcd"}})
-	if len(needs) != 1 || !needs[0].DivertedBy(netip.MustParsePrefix("2001:db8:1::/64")) || needs[0].DivertedBy(netip.MustParsePrefix("2001:db8::/32")) {
-		t.Errorf("needs %+v", needs)
 	}
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -17,10 +18,7 @@ func TestCheckSysctls(t *testing.T) {
 	devices := []string{"flannel.1"}
 	good := map[string]string{"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1", "net/ipv4/conf/all/rp_filter": "0"}
 	with := func(kv ...string) map[string]string {
-		m := map[string]string{}
-		for k, v := range good {
-			m[k] = v
-		}
+		m := maps.Clone(good)
 		for i := 0; i < len(kv); i += 2 {
 			m[kv[i]] = kv[i+1]
 		}

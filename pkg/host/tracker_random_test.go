@@ -22,7 +22,7 @@ func TestTrackerAfterAnything(t *testing.T) {
 	pauses := []time.Duration{0, 50 * time.Millisecond, time.Second, 4 * time.Second, 20 * time.Second}
 	for _, c := range []struct {
 		name string
-		host func() *machine
+		host string
 		sel  Selectors
 	}{
 		{"one NIC", oneNIC, Selectors{}},
@@ -31,7 +31,7 @@ func TestTrackerAfterAnything(t *testing.T) {
 	} {
 		for seed := range uint64(1000) {
 			random := rand.New(rand.NewPCG(seed, 1))
-			m, now := c.host(), time.Unix(1000, 0)
+			m, now := newMachine(c.host), time.Unix(1000, 0)
 			initial := slices.Clone(m.Routes)
 			tracker := Tracker{Selectors: c.sel, Reach: func(netip.Addr) (string, netip.Addr, error) { return "", netip.Addr{}, errors.New("no route") }}
 			choice := tracker.Update(m.Inventory, nil, now)

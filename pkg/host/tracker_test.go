@@ -22,24 +22,19 @@ const (
 	viaLAN = "10.99.0.1"
 )
 
-// oneNIC is a host on a LAN. twoNICs also has a management network with a less preferred default
-// route.
-func oneNIC() *machine {
+// A host on a LAN, one that also has a management network with a less preferred default route, and
+// one with two equal default routes.
+const (
+	mgmt    = "new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 600"
+	oneNIC  = "new eth0, addr+ eth0 " + ours + ", route+ eth0 " + viaLAN + " 0"
+	twoNICs = oneNIC + ", " + mgmt
+	twins   = oneNIC + ", new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 0"
+)
+
+// newMachine returns a host after changes.
+func newMachine(changes string) *machine {
 	m := &machine{}
-	m.do("new eth0, addr+ eth0 10.99.0.2/16, route+ eth0 10.99.0.1 0")
-	return m
-}
-
-func twoNICs() *machine {
-	m := oneNIC()
-	m.do("new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 600")
-	return m
-}
-
-// twins has two equal default routes.
-func twins() *machine {
-	m := oneNIC()
-	m.do("new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 0")
+	m.do(changes)
 	return m
 }
 
@@ -137,7 +132,7 @@ func TestTracker(t *testing.T) {
 	expr := Selectors{Regexes: []string{`^10\.`}}
 	for _, c := range []struct {
 		name   string
-		host   func() *machine
+		host   string
 		sel    Selectors
 		script string
 		want   string // the choices and their times
@@ -155,19 +150,14 @@ func TestTracker(t *testing.T) {
 		{"no carrier, and no other", oneNIC, Selectors{}, "1s carrier- eth0", "", ""},
 		{"no carrier anywhere", twoNICs, Selectors{}, "1s carrier- eth0, carrier- mgmt", "", ""},
 		{"another one long after it went", oneNIC, Selectors{}, "1s down eth0; 20s new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 600", "20s mgmt 192.168.77.2", ""},
-		{"a better one comes", func() *machine {
-			m := &machine{}
-			m.do("new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 600")
-			return m
-		}, Selectors{},
-			"1s new eth0; 2s addr+ eth0 10.99.0.2/16; 3s route+ eth0 10.99.0.1 0", "6s eth0 10.99.0.2", ""},
+		{"a better one comes", mgmt, Selectors{}, "1s new eth0; 2s addr+ eth0 10.99.0.2/16; 3s route+ eth0 10.99.0.1 0", "6s eth0 10.99.0.2", ""},
 		{"as good as another: link down and up", twins, Selectors{}, "1s down eth0; 1.1s up eth0, route+ eth0 10.99.0.1 0", "", ""},
 		{"as good as another: route away for 2 s", twins, Selectors{}, "1s route- eth0; 3s route+ eth0 10.99.0.1 0", "", ""},
 		{"as good as another: away for 10 s", twins, Selectors{}, "1s down eth0; 11s up eth0, route+ eth0 10.99.0.1 0", "4s mgmt 192.168.77.2; 14s eth0 10.99.0.2", ""},
 		{"as good as another: route away for 10 s", twins, Selectors{}, "1s route- eth0; 11s route+ eth0 10.99.0.1 0", "4s mgmt 192.168.77.2; 14s eth0 10.99.0.2", ""},
 		{"another one as good comes", oneNIC, Selectors{}, "1s new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 0", "", ""},
 		{"a better one comes, then as good a one", twoNICs, Selectors{}, "1s new eth1, addr+ eth1 10.98.0.2/16; 2s route- eth0, route+ eth1 10.98.0.1 0, route+ eth0 10.99.0.1 5; 20s route- eth0, route+ eth0 10.99.0.1 0", "5s eth1 10.98.0.2", ""},
-		{"a worse one comes", oneNIC, Selectors{}, "1s new mgmt, addr+ mgmt 192.168.77.2/24, route+ mgmt 192.168.77.1 600", "", ""},
+		{"a worse one comes", oneNIC, Selectors{}, "1s " + mgmt, "", ""},
 		{"the other one goes", twoNICs, Selectors{}, "1s del mgmt", "", ""},
 		{"metrics change places", twoNICs, Selectors{}, "1s route- eth0, route+ eth0 10.99.0.1 700", "4s mgmt 192.168.77.2", ""},
 
@@ -202,7 +192,7 @@ func TestTracker(t *testing.T) {
 		{"expression: the overlay's devices match", twoNICs, expr, "1s new flannel.1, addr+ flannel.1 10.42.7.0/32; 2s addr- eth0 10.99.0.2/16", "", "no address or name matches"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := follow(c.host(), c.sel, c.script)
+			got, err := follow(newMachine(c.host), c.sel, c.script)
 			if got != c.want {
 				t.Errorf("chosen: %q, want %q", got, c.want)
 			}
@@ -220,7 +210,7 @@ func TestTrackerInAnyOrder(t *testing.T) {
 		{"carrier- eth0", "carrier+ eth0"}, {"down eth0", "up eth0"}, {"addr- eth0 " + ours, "addr+ eth0 " + ours}, {"route- eth0", ""},
 	}
 	orders := permutations([]int{0, 1, 2, 3})
-	for _, host := range []func() *machine{oneNIC, twoNICs} {
+	for _, host := range []string{oneNIC, twoNICs} {
 		for _, away := range []time.Duration{100 * time.Millisecond, 2900 * time.Millisecond, 5 * time.Second} {
 			for _, going := range orders {
 				for _, coming := range orders {
@@ -232,7 +222,7 @@ func TestTrackerInAnyOrder(t *testing.T) {
 						}
 					}
 					in = append(in, "route+ eth0 "+viaLAN+" 0") // it requires the others
-					m := host()
+					m := newMachine(host)
 					want := ""
 					if len(m.Ifaces) > 1 && away > 3*time.Second {
 						want = "4s mgmt 192.168.77.2; 9s eth0 10.99.0.2"

@@ -20,20 +20,11 @@ func FuzzCondition(f *testing.F) {
 			f.Add([]byte(newRule(IPv4, c.Hook, r).expressions(IPv4)), byte(0))
 		}
 	}
-	nest := func(list ...netlink.Attrs) (b []byte) {
-		for _, x := range list {
-			b = netlink.Attrs(b).Nest(unix.NFTA_LIST_ELEM, x)
-		}
-		return b
-	}
-	expr := func(name string, data netlink.Attrs) netlink.Attrs {
-		return netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name).Nest(unix.NFTA_EXPR_DATA, data)
-	}
-	f.Add(nest(
-		expr("payload", netlink.Attrs{}.Uint32BE(unix.NFTA_PAYLOAD_DREG, 1).Uint32BE(unix.NFTA_PAYLOAD_BASE, 2).Uint32BE(unix.NFTA_PAYLOAD_OFFSET, 2).Uint32BE(unix.NFTA_PAYLOAD_LEN, 2)),
-		expr("byteorder", netlink.Attrs{}.Uint32BE(unix.NFTA_BYTEORDER_SREG, 1).Uint32BE(unix.NFTA_BYTEORDER_DREG, 8).Uint32BE(unix.NFTA_BYTEORDER_LEN, 4).Uint32BE(unix.NFTA_BYTEORDER_SIZE, 2)),
-		expr("range", netlink.Attrs{}.Uint32BE(unix.NFTA_RANGE_SREG, 8).Nest(unix.NFTA_RANGE_FROM_DATA, netlink.Attrs{}.Bytes(1, []byte{0, 1})).Nest(unix.NFTA_RANGE_TO_DATA, netlink.Attrs{}.Bytes(1, []byte{9, 9}))),
-	), byte(1))
+	var x expressions
+	x.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
+	x.add("byteorder", netlink.Attrs{}.Uint32BE(unix.NFTA_BYTEORDER_SREG, 1).Uint32BE(unix.NFTA_BYTEORDER_DREG, 8).Uint32BE(unix.NFTA_BYTEORDER_LEN, 4).Uint32BE(unix.NFTA_BYTEORDER_SIZE, 2))
+	x.add("range", netlink.Attrs{}.Uint32BE(unix.NFTA_RANGE_SREG, 8).Nest(unix.NFTA_RANGE_FROM_DATA, netlink.Attrs{}.Bytes(1, []byte{0, 1})).Nest(unix.NFTA_RANGE_TO_DATA, netlink.Attrs{}.Bytes(1, []byte{9, 9})))
+	f.Add([]byte(x.Attrs), byte(1))
 	packets := []firewall.Packet{
 		{},
 		{In: "eth0", Src: netip.MustParseAddr("10.99.0.3"), Dst: netip.MustParseAddr("10.99.0.2"), Protocol: 17, SrcPort: 40000, DstPort: 8472, ToHost: true},

@@ -280,41 +280,6 @@ func TestUnsoundTable(t *testing.T) {
 	}
 }
 
-// TestFormerNetwork finds the tables of an original of another network, which may live.
-func TestFormerNetwork(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
-	const original = `
-table ip flannel-ipv4 {
-	chain postrtg {
-		type nat hook postrouting priority srcnat;
-		meta mark 0x4000 return
-		ip saddr 10.43.9.0/24 ip daddr 10.43.0.0/16 return
-		ip saddr 10.43.0.0/16 ip daddr 10.43.9.0/24 return
-		ip saddr != 10.43.9.0/24 ip daddr 10.43.0.0/16 return
-		ip saddr 10.43.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
-		ip saddr != 10.43.0.0/16 ip daddr 10.43.0.0/16 masquerade
-	}
-	chain forward {
-		type filter hook forward priority filter;
-		ip saddr 10.43.0.0/16 accept comment "flanneld forward"
-		ip daddr 10.43.0.0/16 accept comment "flanneld forward"
-	}
-}
-`
-	b.nft(original)
-	b.syncFor(daemonOf(four), firewall.IPv4, all(four))
-	if n := strings.Count(b.ruleset(), "10.43.0.0/16"); n != 8 {
-		t.Errorf("of the original's 7 rules there are\n%s", b.ruleset())
-	}
-	noted := daemonOf(four)
-	noted.Overlays = append(noted.Overlays, other)
-	b.syncFor(noted, firewall.IPv4, all(four))
-	alone := newBed(t)
-	alone.syncFor(daemonOf(four), firewall.IPv4, all(four))
-	equal(t, b.ruleset(), alone.ruleset())
-}
-
 // TestDaemonsAtOnce has daemons of several networks write and remove their rules at the same time,
 // while another's are there.
 func TestDaemonsAtOnce(t *testing.T) {
