@@ -136,17 +136,13 @@ func TestChooseNeverTheOverlay(t *testing.T) {
 
 // TestSourceAddress: of several addresses, the source address of the default route is chosen.
 func TestSourceAddress(t *testing.T) {
-	p, ip := netip.MustParsePrefix, netip.MustParseAddr
+	p := netip.MustParsePrefix
 	leased := func(s string) Addr { return Addr{Prefix: p(s), Dynamic: true} }
 	second := func(s string) Addr { return Addr{Prefix: p(s), Secondary: true} }
 	by := func(gateway, source string) *Route {
 		r := &Route{Dst: p("0.0.0.0/0"), Iface: "eth0"}
-		if gateway != "" {
-			r.Gateway = ip(gateway)
-		}
-		if source != "" {
-			r.Source = ip(source)
-		}
+		r.Gateway, _ = netip.ParseAddr(gateway)
+		r.Source, _ = netip.ParseAddr(source)
 		return r
 	}
 	for _, c := range []struct {

@@ -237,15 +237,13 @@ func TestTrackerInAnyOrder(t *testing.T) {
 	}
 }
 
-func permutations(of []int) [][]int {
-	if len(of) < 2 {
-		return [][]int{of}
+func permutations(of []int) (all [][]int) {
+	if len(of) == 0 {
+		return [][]int{nil}
 	}
-	var all [][]int
 	for i := range of {
-		rest := slices.Concat(of[:i], of[i+1:])
-		for _, p := range permutations(rest) {
-			all = append(all, append([]int{of[i]}, p...))
+		for _, rest := range permutations(slices.Concat(of[:i], of[i+1:])) {
+			all = append(all, append(rest, of[i]))
 		}
 	}
 	return all

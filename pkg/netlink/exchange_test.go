@@ -306,23 +306,14 @@ func TestLists(t *testing.T) {
 		}
 	}
 	for _, interrupted := range []bool{false, true} {
-		k := kernel{do: func(h unix.NlMsghdr, _ []byte) [][]byte {
-			return list(h.Seq, interrupted, 0)
-		}}
+		k := kernel{do: func(h unix.NlMsghdr, _ []byte) [][]byte { return list(h.Seq, interrupted, 0) }}
 		c := k.conn(1)
-		whole, err := c.List(numbered(1), func([]byte) bool { return true })
-		if whole == interrupted || err != nil {
-			t.Errorf("interrupted %v: whole %v, %v", interrupted, whole, err)
-		}
-		seen := 0
-		whole, err = c.List(numbered(1), func([]byte) bool { seen++; return seen < 2 })
-		if whole || err != nil || seen != 2 {
-			t.Errorf("cut short: %d, whole %v, %v", seen, whole, err)
-		}
-		// The rest of it answers no request.
-		_, err = c.List(numbered(1), func([]byte) bool { seen++; return true })
-		if err != nil || seen != 2+n {
-			t.Errorf("after that: %d, %v", seen, err)
+		for _, most := range []int{n + 1, 2, n + 1} { // the rest of one that is cut short answers no request
+			seen := 0
+			whole, err := c.List(numbered(1), func([]byte) bool { seen++; return seen < most })
+			if whole != (!interrupted && most > n) || err != nil || seen != min(most, n) {
+				t.Errorf("interrupted %v, at most %d: %d, whole %v, %v", interrupted, most, seen, whole, err)
+			}
 		}
 	}
 }

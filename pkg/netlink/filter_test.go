@@ -7,23 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// passes runs a filter on a notification.
-func passes(t *testing.T, f *Filter, datagram []byte) bool {
-	t.Helper()
-	if _, err := f.Assemble(); err != nil {
-		t.Fatal(err)
-	}
-	vm, err := bpf.NewVM(f.code)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := vm.Run(datagram)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n > 0
-}
-
 func TestFilter(t *testing.T) {
 	const port = 0x01020304
 	for _, c := range []struct {
@@ -49,8 +32,15 @@ func TestFilter(t *testing.T) {
 		r.Put8(c.body)
 		b := r.Datagram(0, 1, 1)
 		copy(b[12:], Attrs{}.Uint32(0, c.from)[4:])
-		if got := passes(t, &f, b); got != c.want {
-			t.Errorf("%+v: passes %v", c, got)
+		if _, err := f.Assemble(); err != nil {
+			t.Fatal(err)
+		}
+		vm, err := bpf.NewVM(f.code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := vm.Run(b); (n > 0) != c.want || err != nil {
+			t.Errorf("%+v: passes %d bytes, %v", c, n, err)
 		}
 	}
 }

@@ -93,14 +93,14 @@ func TestAttrsAsBytes(t *testing.T) {
 	got := Attrs(r.Datagram(0, 1, 1)[unix.SizeofNlMsghdr:])
 	var want []byte
 	for _, a := range []struct {
-		kind  uint16
+		kind  int
 		value []byte
 	}{
 		{1, []byte{9}}, {2, host32}, {3, []byte("eth0\x00")}, {4, four.AsSlice()}, {5, six.AsSlice()},
-		{6, append(attr(1, []byte{1, 2}), 0, 0)}, {7, []byte{1, 2, 3, 4}}, {8, []byte{1, 2, 3, 4, 5, 6, 7, 8}},
-		{9 | unix.NLA_F_NESTED, attr(1, nil)},
+		{6, nl.NewRtAttr(1, []byte{1, 2}).Serialize()}, {7, []byte{1, 2, 3, 4}}, {8, []byte{1, 2, 3, 4, 5, 6, 7, 8}},
+		{9 | unix.NLA_F_NESTED, nl.NewRtAttr(1, nil).Serialize()},
 	} {
-		want = pad(append(want, attr(a.kind, a.value)...))
+		want = append(want, nl.NewRtAttr(a.kind, a.value).Serialize()...)
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("\n got % x\nwant % x", got, want)
@@ -122,12 +122,6 @@ func TestAttrsAsBytes(t *testing.T) {
 	if !slices.Equal(kinds, []uint16{1, 2, 3, 4, 5, 6, 7, 8, 9}) {
 		t.Errorf("kinds behind a header: %v", kinds)
 	}
-}
-
-// attr is an attribute without padding.
-func attr(kind uint16, value []byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
-	return append(binary.NativeEndian.AppendUint16(b, kind), value...)
 }
 
 // TestValues: a value of another length is zero.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -99,7 +98,6 @@ func TestDamage(t *testing.T) {
 				t.Error("Sync changed nothing")
 			}
 			equal(t, b.ruleset(), right)
-			b.settled(firewall.IPv4, all(four))
 		})
 	}
 }
@@ -252,15 +250,7 @@ func shape(w ruleset, wishes [][]firewall.Chain) string {
 			return fmt.Sprintf("all of %d", i)
 		}
 	}
-	if w.table == nil {
-		return "no table"
-	}
-	var counts []int
-	for _, c := range w.chains {
-		counts = append(counts, len(c.rules))
-	}
-	slices.Sort(counts)
-	return fmt.Sprintf("chains of %v rules", counts)
+	return fmt.Sprintf("table: %v, %d chains", w.table != nil, len(w.chains))
 }
 
 // TestOutdated: a transaction for rules that are no longer is refused.

