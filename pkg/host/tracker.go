@@ -147,14 +147,10 @@ func (t *Tracker) isSuccessor(inv Inventory, now time.Time) bool {
 // candidate's interface, if that is better than the current one or is the current uplink in another
 // form. Otherwise the candidate is temporary and the preferred interface is unchanged.
 func (t *Tracker) preferredAfter(inv Inventory, own []netip.Prefix) string {
-	if t.candidate.Addr == t.current.Addr {
-		return t.candidate.Iface
-	}
-	if i, ok := t.iface(inv); ok && i.Name == t.candidate.Iface {
-		return t.candidate.Iface
-	}
+	i, ok := t.iface(inv)
 	others := inv.without("is the candidate", func(i Iface) bool { return i.Name == t.candidate.Iface })
-	if second, err := Choose(t.Selectors, others, own, t.Reach, t.current.Iface); err == nil && second.same(t.current) {
+	second, err := Choose(t.Selectors, others, own, t.Reach, t.current.Iface)
+	if t.candidate.Addr == t.current.Addr || ok && i.Name == t.candidate.Iface || err == nil && second.same(t.current) {
 		return t.candidate.Iface
 	}
 	return t.preferred

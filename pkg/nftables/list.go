@@ -125,17 +125,16 @@ func (c *conn) list(family Family) (w ruleset, err error) {
 	}
 	for _, ch := range chains {
 		own := ch.family == family && ch.table == family.tableName()
-		hook, isForeign := ch.acceptsHook()
-		isForeign = isForeign && !ownTable(ch.family, ch.table)
-		if own || isForeign {
-			if ch.rules, err = c.rules(ch.chainName); err != nil {
-				return w, err
-			}
+		hook, mayNeed := ch.acceptsHook()
+		if !own && (!mayNeed || ownTable(ch.family, ch.table)) {
+			continue
 		}
-		switch {
-		case own:
+		if ch.rules, err = c.rules(ch.chainName); err != nil {
+			return w, err
+		}
+		if own {
 			w.chains = append(w.chains, ch)
-		case isForeign:
+		} else {
 			w.foreign = append(w.foreign, foreign{ch, hook})
 		}
 	}
@@ -211,6 +210,9 @@ func (c *conn) chains(families ...Family) (tables []table, list []chain, err err
 		}
 		list = append(list, ch)
 	}, families...)
+	if err != nil {
+		return nil, nil, err
+	}
 	for i, ch := range list {
 		at := slices.IndexFunc(tables, func(t table) bool { return t.family == ch.family && t.name == ch.table })
 		if at < 0 {
@@ -218,7 +220,7 @@ func (c *conn) chains(families ...Family) (tables []table, list []chain, err err
 		}
 		list[i].flags = tables[at].flags
 	}
-	return tables, list, err
+	return tables, list, nil
 }
 
 // eachRule lists the rules of a chain.

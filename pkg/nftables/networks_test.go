@@ -93,22 +93,27 @@ func (h *hand) text(rules []listed) string {
 // "-" is not there.
 func newHand(t *testing.T, postrtg, forward, foreignRules string) *hand {
 	h := &hand{t: t, words: words()}
-	for _, c := range ownChains()[:2] {
-		text := map[firewall.Hook]string{firewall.PostRouting: postrtg, firewall.Forward: forward}[c.hook]
+	for i, text := range []string{postrtg, forward} {
 		if text != "-" {
-			h.chains = append(h.chains, chain{
-				chainName: chainName{IPv4, IPv4.tableName(), c.name}, base: true, place: c.at, policy: nfAccept, rules: h.fill(text),
-			})
+			h.create(ownChains()[i], h.fill(text))
 		}
-	}
-	if len(h.chains) > 0 {
-		h.table = &table{family: IPv4, name: IPv4.tableName(), uses: len(h.chains)}
 	}
 	h.foreign = []foreign{{hook: firewall.Forward, chain: chain{
 		chainName: chainName{IPv4, "filter", "FORWARD"}, base: true, policy: nfDrop,
 		place: place{"filter", unix.NF_INET_FORWARD, 0}, rules: h.fill(foreignRules),
 	}}}
 	return h
+}
+
+// create adds one of our chains, and the table if there is none.
+func (h *hand) create(c ownChain, rules []listed) {
+	if h.table == nil {
+		h.table = &table{family: IPv4, name: IPv4.tableName()}
+	}
+	h.table.uses++
+	h.chains = append(h.chains, chain{
+		chainName: chainName{IPv4, IPv4.tableName(), c.name}, base: true, place: c.at, policy: nfAccept, rules: rules,
+	})
 }
 
 // apply does what the kernel would.
@@ -121,12 +126,11 @@ func (h *hand) apply(ms []message) {
 		case unix.NFT_MSG_DELTABLE:
 			h.table, h.chains = nil, nil
 		case unix.NFT_MSG_NEWCHAIN:
-			hook := a[unix.NFTA_CHAIN_HOOK].Map()
-			h.chains = append(h.chains, chain{
-				chainName: chainName{IPv4, a[unix.NFTA_CHAIN_TABLE].Text(), a[unix.NFTA_CHAIN_NAME].Text()}, base: true, policy: nfAccept,
-				place: place{a[unix.NFTA_CHAIN_TYPE].Text(), hook[unix.NFTA_HOOK_HOOKNUM].Uint32BE(), int32(hook[unix.NFTA_HOOK_PRIORITY].Uint32BE())},
-			})
-			h.table.uses++
+			for _, c := range ownChains() {
+				if c.name == a[unix.NFTA_CHAIN_NAME].Text() {
+					h.create(c, nil)
+				}
+			}
 		case unix.NFT_MSG_DELCHAIN:
 			h.chains = slices.DeleteFunc(h.chains, func(c chain) bool { return c.name == a[unix.NFTA_CHAIN_NAME].Text() })
 			h.table.uses--

@@ -114,7 +114,7 @@ func (p *plan) table(want []firewall.Chain, w ruleset) {
 		return
 	}
 	verb := "created"
-	if w.table != nil && len(want) > 0 && !repairable(w) {
+	if w.table != nil && len(want) > 0 && !w.table.repairable(all) {
 		p.add(deleteTable(p.family, name))
 		w.table, verb = nil, "recreated"
 		for i := range all {
@@ -177,15 +177,14 @@ func (p *plan) contents(own ownChain, want []firewall.Chain, have []chain) conte
 // repairable reports whether our table can be repaired chain by chain. If it contains anything
 // else, or a chain in the wrong place, it is deleted and created again in the same transaction,
 // with the rules of other networks.
-func repairable(w ruleset) bool {
-	if w.table.flags != 0 || w.table.uses != len(w.chains) {
-		return false
+func (t table) repairable(all []contents) bool {
+	sound := 0
+	for _, c := range all {
+		if c.have != nil && c.have.base && c.have.place == c.at {
+			sound++
+		}
 	}
-	known := map[string]place{}
-	for _, c := range ownChains() {
-		known[c.name] = c.at
-	}
-	return !slices.ContainsFunc(w.chains, func(c chain) bool { return c.place != known[c.name] || !c.base })
+	return t.flags == 0 && t.uses == sound
 }
 
 // chain plans one chain of our table. The rules of other networks stay where they are: a packet can
