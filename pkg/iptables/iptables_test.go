@@ -75,6 +75,9 @@ func newBed(t *testing.T, variant string) *bed {
 	var err error
 	b.Tables, err = newTables(firewall.IPv4)
 	b.must(err)
+	if b.legacy() != (variant == "legacy") || !strings.HasPrefix(b.version, "iptables v1.") || !b.randomPorts {
+		t.Fatalf("version %q: legacy %t, random ports %t", b.version, b.legacy(), b.randomPorts)
+	}
 	return b
 }
 
@@ -83,6 +86,40 @@ func (b *bed) must(err error) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// whileListing calls change, and meanwhile check with one listing after another until it fails.
+func (b *bed) whileListing(change func(), check func(listing) error) (listings int) {
+	b.t.Helper()
+	ended, done := make(chan struct{}), make(chan error)
+	go func() {
+		done <- b.ns.Do(func() error {
+			for ; ; listings++ {
+				select {
+				case <-ended:
+					return nil
+				default:
+				}
+				out, err := exec.Command(filepath.Join(b.bin, "iptables-save")).Output()
+				if err != nil {
+					return err
+				}
+				l, _, err := parseListing(string(out))
+				if err == nil {
+					err = check(l)
+				}
+				if err != nil {
+					return fmt.Errorf("after %d listings: %w in\n%s", listings, err, out)
+				}
+			}
+		})
+	}()
+	change()
+	close(ended)
+	if err := <-done; err != nil {
+		b.t.Error(err)
+	}
+	return listings
 }
 
 // others run a shell script, in which iptables is of this variant.

@@ -3,8 +3,6 @@ package iptables
 import (
 	"fmt"
 	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -192,39 +190,13 @@ func TestDaemonsAtOnce(t *testing.T) {
 				}
 			})
 		}
-		ended := make(chan struct{})
-		watched := make(chan int)
-		go func() {
-			listings := 0
-			err := b.ns.Do(func() error {
-				for {
-					select {
-					case <-ended:
-						return nil
-					default:
-					}
-					out, err := exec.Command(filepath.Join(b.bin, "iptables-save")).Output()
-					if err != nil {
-						return err
-					}
-					listings++
-					l, _, err := parseListing(string(out))
-					if err != nil {
-						return err
-					}
-					if p := makePlan(l, daemonOf(four), everything(four), false); len(p.changes) > 0 {
-						return fmt.Errorf("after %d listings %q is to be done in\n%s", listings, p.changes, out)
-					}
-				}
-			})
-			if err != nil {
-				t.Error(err)
+		listings := b.whileListing(writers.Wait, func(l listing) error {
+			if p := makePlan(l, daemonOf(four), everything(four), false); len(p.changes) > 0 {
+				return fmt.Errorf("%q is to be done", p.changes)
 			}
-			watched <- listings
-		}()
-		writers.Wait()
-		close(ended)
-		t.Logf("%d listings", <-watched)
+			return nil
+		})
+		t.Logf("%d listings", listings)
 		for _, o := range overlays {
 			if p := makePlan(b.listing(), daemonOf(o), everything(o), true); len(p.changes) > 0 {
 				t.Errorf("%s: still to be done: %q", o.Network, p.changes)

@@ -28,10 +28,22 @@ func fakes(t *testing.T, scripts map[string]string) string {
 	return dir
 }
 
-func fakeTables(t *testing.T, patience time.Duration, version, save, restore string) (*Tables, error) {
-	dir := fakes(t, map[string]string{"iptables": version, "iptables-save": save, "iptables-restore": restore})
-	return NewTools(time.Second).find(dir+"/iptables", patience)
+// fakeIPTables returns a directory with commands of one release.
+func fakeIPTables(t *testing.T, version, save, restore string) string {
+	t.Helper()
+	return fakes(t, map[string]string{"iptables": version, "iptables-save": save, "iptables-restore": restore})
 }
+
+func fakeTables(t *testing.T, version, save, restore string) *Tables {
+	t.Helper()
+	tables, err := NewTools(time.Second).find(fakeIPTables(t, version, save, restore)+"/iptables", time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tables
+}
+
+const anyVersion = "echo iptables v1.8.9"
 
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", fakes(t, map[string]string{"iptables": "echo iptables v1.8.9"}))
@@ -57,10 +69,7 @@ func TestVersions(t *testing.T) {
 		{"iptables v1.8.9 (legacy)", true, true, "--noflush --wait=5"},
 		{"iptables v1.8.11 (nf_tables)", false, true, "--noflush --wait=5"},
 	} {
-		tables, err := fakeTables(t, time.Minute, "echo '"+tt.says+"'; echo more", "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		tables := fakeTables(t, "echo '"+tt.says+"'; echo more", "", "")
 		if tables.version != tt.says || tables.legacy() != tt.legacy || tables.randomPorts != tt.randomPorts ||
 			strings.Join(tables.restoreArgs, " ") != tt.args {
 			t.Errorf("%s: got %+v", tt.says, tables)
@@ -79,7 +88,8 @@ func TestVersions(t *testing.T) {
 		if strings.HasPrefix(want, "no end") {
 			patience = time.Second
 		}
-		if _, err := fakeTables(t, patience, version, "", ""); err == nil || !strings.Contains(err.Error(), want) {
+		dir := fakeIPTables(t, version, "", "")
+		if _, err := NewTools(time.Second).find(dir+"/iptables", patience); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v", version, err)
 		}
 	}
@@ -88,7 +98,6 @@ func TestVersions(t *testing.T) {
 // TestFailures: commands fail in every way. None takes long, and each error contains the command's
 // message.
 func TestFailures(t *testing.T) {
-	const version = "echo iptables v1.8.9"
 	for _, tt := range []struct {
 		name, save, restore, want string
 	}{
@@ -103,14 +112,11 @@ func TestFailures(t *testing.T) {
 		{"writing does nothing", "", "cat >/dev/null", "not as written"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tables, err := fakeTables(t, time.Minute, version, tt.save, tt.restore)
-			if err != nil {
-				t.Fatal(err)
-			}
+			tables := fakeTables(t, anyVersion, tt.save, tt.restore)
 			if strings.Contains(tt.want, "no end") {
 				tables.timeout = time.Second
 			}
-			_, err = tables.Sync(t.Context(), oneDaemon(), everything(four))
+			_, err := tables.Sync(t.Context(), oneDaemon(), everything(four))
 			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 2*maxStderr {
 				t.Errorf("got %.1000v", err)
 			}
@@ -119,10 +125,7 @@ func TestFailures(t *testing.T) {
 }
 
 func TestCancelled(t *testing.T) {
-	tables, err := fakeTables(t, time.Minute, "echo iptables v1.8.9", "exec sleep 60", "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	tables := fakeTables(t, anyVersion, "exec sleep 60", "")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := tables.Sync(ctx, oneDaemon(), nil); !errors.Is(err, context.DeadlineExceeded) {
@@ -132,7 +135,7 @@ func TestCancelled(t *testing.T) {
 
 // TestNotExecutable is a failure, not an absence.
 func TestNotExecutable(t *testing.T) {
-	dir := fakes(t, map[string]string{"iptables": "", "iptables-save": "", "iptables-restore": ""})
+	dir := fakeIPTables(t, anyVersion, "", "")
 	if err := os.Chmod(filepath.Join(dir, "iptables-save"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +147,7 @@ func TestNotExecutable(t *testing.T) {
 // TestNotExecutableInThePath: this does not count as missing, although the search in PATH reports
 // the command as missing.
 func TestNotExecutableInThePath(t *testing.T) {
-	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
+	dir := fakeIPTables(t, anyVersion, "", "")
 	t.Setenv("PATH", filepath.Join(dir, "no-such-directory")+":"+filepath.Join(dir, "iptables")+":"+dir)
 	if err := os.Chmod(filepath.Join(dir, "iptables-restore"), 0o600); err != nil {
 		t.Fatal(err)
@@ -156,7 +159,7 @@ func TestNotExecutableInThePath(t *testing.T) {
 
 // TestCommandsThatAreReplacedOrRemoved: a command that was found and removed is absent.
 func TestCommandsThatAreReplacedOrRemoved(t *testing.T) {
-	dir := fakes(t, map[string]string{"iptables": "echo iptables v1.8.9", "iptables-save": "", "iptables-restore": ""})
+	dir := fakeIPTables(t, anyVersion, "", "")
 	t.Setenv("PATH", dir)
 	tables, err := newTables(firewall.IPv4)
 	if err != nil {
