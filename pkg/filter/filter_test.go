@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,12 +12,12 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/netconf"
+	"flanneld/pkg/pace"
 )
 
 // TestNothingBeforeTheNetworkIsKnown: there is no sync, and the end of the context is noticed.
 func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.begin(h.Run)
 		h.after(time.Hour)
 		if len(h.iptables.begun())+len(h.nft.begun()) > 0 {
@@ -29,8 +28,7 @@ func TestNothingBeforeTheNetworkIsKnown(t *testing.T) {
 
 // TestRulesStayAtTheEnd: with any keeper.
 func TestRulesStayAtTheEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		ctx, cancel := context.WithCancel(t.Context())
 		h.Set([]Input{{Overlay: four}})
 		go h.Run(ctx)
@@ -48,8 +46,7 @@ func TestRulesStayAtTheEnd(t *testing.T) {
 // TestDamageIsRepairedAtOnce: after a signal, and otherwise at the next sync.
 func TestDamageIsRepairedAtOnce(t *testing.T) {
 	for signalled, within := range map[bool]time.Duration{true: 500 * time.Millisecond, false: 5 * time.Second} {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Unset)
+		onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 			h.start()
 			h.after(8 * time.Second)
 			h.set(func() { clear(h.places) })
@@ -69,7 +66,6 @@ func TestDamageIsRepairedAtOnce(t *testing.T) {
 func TestNetworkMayChange(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			var owners []firewall.Owner // of each Sync; guarded by h.mu
 			h := newHost(t, netconf.Unset, func(c *Config) {
 				c.Previous = []firewall.Overlay{old, {}}
 				c.InUse = func(network netip.Prefix) bool {
@@ -79,25 +75,15 @@ func TestNetworkMayChange(t *testing.T) {
 					return taken
 				}
 			})
-			h.cfg.Keepers.IPTables = spying{h.iptables, func(r firewall.Ruleset) {
-				h.mu.Lock()
-				defer h.mu.Unlock()
-				owners = append(owners, r.Owner)
-			}}
-			seen := func() []firewall.Owner {
-				h.mu.Lock()
-				defer h.mu.Unlock()
-				return slices.Clone(owners)
-			}
 			h.start()
-			if had := seen()[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
+			if had := h.iptables.owners[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
 				t.Errorf("owned at first: %v", had)
 			}
-			if had := seen()[1].Overlays; len(had) != 1 || had[0] != four {
+			if had := h.iptables.owners[1].Overlays; len(had) != 1 || had[0] != four {
 				t.Errorf("owned then: %v", had)
 			}
 			h.after(10 * time.Second)
-			looks := len(seen())
+			looks := len(h.iptables.begun())
 			next := Input{Overlay: four, Probes: &Probes{}}
 			h.Set([]Input{next}) // nothing of the rules
 			h.after(time.Second)
@@ -107,7 +93,7 @@ func TestNetworkMayChange(t *testing.T) {
 			next.Subnet = four.Network
 			h.Set([]Input{next})
 			h.after(time.Second)
-			if n := len(seen()) - looks; n != 2 {
+			if n := len(h.iptables.begun()) - looks; n != 2 {
 				t.Errorf("%d looks for two changes", n)
 			}
 			h.said(0, "repaired")
@@ -118,21 +104,9 @@ func TestNetworkMayChange(t *testing.T) {
 	}
 }
 
-// spying is a keeper that records its calls.
-type spying struct {
-	firewall.Keeper
-	saw func(firewall.Ruleset)
-}
-
-func (s spying) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) {
-	s.saw(r)
-	return s.Keeper.Sync(ctx, r)
-}
-
 // TestFamiliesAreSyncedAlike: in the same syncs, each with its accepts in other places.
 func TestFamiliesAreSyncedAlike(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.legacy.tables = []string{"filter"}
 		h.Set([]Input{{Overlay: four}, {Overlay: six}})
 		h.begin(h.Run)
@@ -156,8 +130,7 @@ func TestFamiliesAreSyncedAlike(t *testing.T) {
 // starts, and once when it stops.
 func TestFightIsSlowedDown(t *testing.T) {
 	for _, signalled := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Unset)
+		onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 			h.iptables.traits.Resync = time.Second
 			h.start()
 			undone := 0
@@ -172,10 +145,7 @@ func TestFightIsSlowedDown(t *testing.T) {
 			for range 1200 { // for two minutes
 				undo()
 				if signalled {
-					select {
-					case h.nft.watch <- struct{}{}:
-					default:
-					}
+					pace.Wake(h.nft.watch)
 				}
 				time.Sleep(100 * time.Millisecond)
 			}
@@ -198,17 +168,13 @@ func TestFightIsSlowedDown(t *testing.T) {
 // TestSyncsTakeAShareOfTheTime: however fast others change rules that are not ours.
 func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 	for _, took := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond, time.Second} {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Yes)
+		onHost(t, netconf.Yes, func(t *testing.T, h *modelHost) {
 			h.nft.took = took
 			h.start()
 			h.after(10 * time.Second)
 			before := len(h.nft.begun())
 			for end := time.Now().Add(time.Minute); time.Now().Before(end); {
-				select {
-				case h.nft.watch <- struct{}{}:
-				default:
-				}
+				pace.Wake(h.nft.watch)
 				time.Sleep(time.Millisecond)
 			}
 			looks := len(h.nft.begun()) - before
@@ -225,16 +191,12 @@ func TestSyncsTakeAShareOfTheTime(t *testing.T) {
 // TestListingsByProcessesKeepADistance: listings by iptables processes keep a minimum distance,
 // however many changes are signalled.
 func TestListingsByProcessesKeepADistance(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.start()
 		h.after(10 * time.Second)
 		h.set(func() { h.iptables.syncs = nil })
 		for range 10_000 {
-			select {
-			case h.nft.watch <- struct{}{}:
-			default:
-			}
+			pace.Wake(h.nft.watch)
 			time.Sleep(time.Millisecond)
 		}
 		for _, d := range h.iptables.intervals() {
@@ -248,8 +210,7 @@ func TestListingsByProcessesKeepADistance(t *testing.T) {
 // TestWatchThatFails: it is a condition, the watch is restarted, and a sync follows because changes
 // may have been missed.
 func TestWatchThatFails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Yes)
+	onHost(t, netconf.Yes, func(t *testing.T, h *modelHost) {
 		h.nft.unseen = unix.EMFILE
 		h.legacy.watch = nil // there is nothing to watch
 		h.start()
@@ -321,8 +282,7 @@ func TestAcceptsInLegacyTables(t *testing.T) {
 
 // TestLegacyVariantIsLocked: its accepts follow as soon as the lock is free.
 func TestLegacyVariantIsLocked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.legacy.tables = []string{"filter"}
 		held := true
 		h.legacy.err = &firewall.LockedError{Lock: "iptables", Free: func() bool {
@@ -348,8 +308,7 @@ func TestLegacyVariantIsLocked(t *testing.T) {
 // TestNFTablesAcceptsFail: the rules of iptables are right, but the accepts in nftables fail.
 func TestNFTablesAcceptsFail(t *testing.T) {
 	for _, absent := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Unset)
+		onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 			h.nft.tables = []string{"nat"}
 			h.iptables.traits.Place = firewall.Legacy
 			h.nft.err, h.nft.unread = error(unix.EMFILE), unix.EMFILE

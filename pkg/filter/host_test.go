@@ -102,14 +102,15 @@ type modelHost struct {
 type keeper struct {
 	host     *modelHost
 	traits   firewall.Traits
-	err      error         // of each Sync
-	took     time.Duration // by each Sync
-	hangs    bool          // until the context ends
-	syncs    []time.Time   // when each Sync began
-	watch    chan struct{} // signals of others' changes
-	unseen   error         // why these cannot be watched
-	tables   []string      // that the kernel has
-	unread   error         // why these cannot be read
+	err      error            // of each Sync
+	took     time.Duration    // by each Sync
+	hangs    bool             // until the context ends
+	syncs    []time.Time      // when each Sync began
+	owners   []firewall.Owner // of each Sync
+	watch    chan struct{}    // signals of others' changes
+	unseen   error            // why these cannot be watched
+	tables   []string         // that the kernel has
+	unread   error            // why these cannot be read
 	barriers func(firewall.Packet) ([]firewall.Barrier, error)
 }
 
@@ -121,7 +122,7 @@ func (k *keeper) Traits(firewall.Family) firewall.Traits {
 
 func (k *keeper) Sync(ctx context.Context, r firewall.Ruleset) ([]string, error) {
 	k.host.mu.Lock()
-	k.syncs = append(k.syncs, time.Now())
+	k.syncs, k.owners = append(k.syncs, time.Now()), append(k.owners, r.Owner)
 	err, took, hangs, place := k.err, k.took, k.hangs, k.traits.Place
 	k.host.mu.Unlock()
 	if hangs {
@@ -202,6 +203,12 @@ func (k *keeper) Barriers(_ context.Context, p firewall.Packet) ([]firewall.Barr
 		return nil, nil
 	}
 	return f(p)
+}
+
+// onHost runs a test in a bubble with a host.
+func onHost(t *testing.T, c netconf.Choice, test func(*testing.T, *modelHost)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, newHost(t, c)) })
 }
 
 // newHost returns a host with iptables of the nft variant and nftables, both well.

@@ -42,8 +42,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 	} {
 		for _, legacy := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, legacy), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					h := newHost(t, netconf.Unset)
+				onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 					where := h.nft
 					if legacy {
 						where = h.legacy
@@ -76,8 +75,7 @@ func TestClosedTunnelPortIsACondition(t *testing.T) {
 
 // TestLegacyVariantThatCannotBeReadIsNotAsked: the failure is reported elsewhere.
 func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.legacy.tables, h.legacy.err = []string{"nat"}, unix.EIO
 		h.legacy.barriers = func(firewall.Packet) ([]firewall.Barrier, error) {
 			t.Error("asked")
@@ -92,8 +90,7 @@ func TestLegacyVariantThatCannotBeReadIsNotAsked(t *testing.T) {
 // TestUnreadableRulesAreACondition: after some failures in a row, which are not after each other at
 // once.
 func TestUnreadableRulesAreACondition(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		asked := 0
 		h.nft.barriers = func(firewall.Packet) ([]firewall.Barrier, error) {
 			asked++

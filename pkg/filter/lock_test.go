@@ -15,6 +15,7 @@ import (
 
 	"flanneld/pkg/firewall"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/pace"
 )
 
 // lockHost is a model of a host that has locks.
@@ -95,6 +96,12 @@ func (h *lockHost) Close() error {
 
 var spec = firewall.Lock{Network: four.Network, Port: 8472, Local: netip.MustParseAddr("192.0.2.7"), VNI: 1}
 
+// onLockHost runs a test in a bubble with a host.
+func onLockHost(t *testing.T, wanted bool, test func(*testing.T, *lockHost)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, newLockHost(t, wanted)) })
+}
+
 func newLockHost(t *testing.T, wanted bool) *lockHost {
 	h := &lockHost{bed: newBed(t), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
 	h.Lock = NewLock(LockConfig{
@@ -169,8 +176,7 @@ func TestNewPeersAreAdmitted(t *testing.T) {
 
 // TestLockIsRepaired: when a change is signalled, and when a peer cannot be added.
 func TestLockIsRepaired(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newLockHost(t, true)
+	onLockHost(t, true, func(t *testing.T, h *lockHost) {
 		h.start(leaseOf("10.42.1.0/24", "192.0.2.1"))
 		h.set(func() { clear(h.locks); h.watched <- struct{}{} })
 		h.after(burst)
@@ -192,15 +198,11 @@ func TestLockIsRepaired(t *testing.T) {
 
 // TestLockFightIsSlowedDown: it is logged once, and ends.
 func TestLockFightIsSlowedDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newLockHost(t, true)
+	onLockHost(t, true, func(t *testing.T, h *lockHost) {
 		h.start()
 		for range 1200 { // for two minutes
 			h.set(func() { clear(h.locks) })
-			select {
-			case h.watched <- struct{}{}:
-			default:
-			}
+			pace.Wake(h.watched)
 			time.Sleep(100 * time.Millisecond)
 		}
 		looks := 0
@@ -223,8 +225,7 @@ func TestLockThatCannotBeKept(t *testing.T) {
 		"refused":     func(h *lockHost) { h.err = unix.EPERM },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				h := newLockHost(t, true)
+			onLockHost(t, true, func(t *testing.T, h *lockHost) {
 				fails(h)
 				h.start()
 				h.wrong(lockCondition, true)
@@ -254,8 +255,7 @@ func TestLockThatCannotBeKept(t *testing.T) {
 
 // TestLockWithoutATunnel: an existing lock is removed.
 func TestLockWithoutATunnel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newLockHost(t, true)
+	onLockHost(t, true, func(t *testing.T, h *lockHost) {
 		h.start()
 		h.SetTunnel(firewall.Lock{Network: four.Network})
 		synctest.Wait()
@@ -276,8 +276,7 @@ func TestLockWithoutATunnel(t *testing.T) {
 // TestLockOfAnEarlierRunIsRemoved once nothing is in a hurry, where none is wanted.
 func TestLockOfAnEarlierRunIsRemoved(t *testing.T) {
 	for _, without := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			h := newLockHost(t, false)
+		onLockHost(t, false, func(t *testing.T, h *lockHost) {
 			h.locks[four.Network], h.locks[old.Network] = map[netip.Addr]struct{}{}, map[netip.Addr]struct{}{}
 			h.err = unix.ENOBUFS
 			if without {

@@ -3,7 +3,6 @@ package filter
 import (
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,8 +26,7 @@ func TestPreferredKeeperHoldsTheRules(t *testing.T) {
 		{netconf.Yes, firewall.Compat, "rules", "nothing", "nothing", `keeper=nftables reason="EnableNFTables is true"`},
 		{netconf.Yes, firewall.Nowhere, "rules", "nothing", "nothing", `keeper=nftables`},
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, c.choice)
+		onHost(t, c.choice, func(t *testing.T, h *modelHost) {
 			if h.iptables.traits.Place = c.iptables; c.iptables == firewall.Nowhere {
 				h.iptables.err = fmt.Errorf("%w: no file", notInstalled)
 				h.iptables.traits = firewall.Traits{Name: "iptables"}
@@ -57,8 +55,7 @@ func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 	} {
 		for _, choice := range []netconf.Choice{netconf.Unset, netconf.Yes} {
 			t.Run(fmt.Sprint(name, choice), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					h := newHost(t, choice)
+				onHost(t, choice, func(t *testing.T, h *modelHost) {
 					preferred, text := h.iptables, "iptables failed, using nftables for packet filter rules meanwhile"
 					here, there := firewall.Compat, firewall.Native
 					h.nft.tables = []string{"nat"}
@@ -99,8 +96,7 @@ func TestFallbackUntilPreferredKeeperWorks(t *testing.T) {
 
 // TestNoKeeperWorks is a condition, and is tried ever more rarely.
 func TestNoKeeperWorks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.iptables.err, h.nft.err = unix.ENOMEM, unix.EPERM
 		h.start()
 		h.wrong(syncCondition, true)
@@ -121,8 +117,7 @@ func TestNoKeeperWorks(t *testing.T) {
 // TestSlowKeeperIsWaitedFor: a slow but successful keeper stays in use, and gets more time the next
 // time.
 func TestSlowKeeperIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.iptables.took = 2 * time.Second
 		h.start()
 		h.holds(firewall.Compat, "rules")
@@ -142,8 +137,7 @@ func TestSlowKeeperIsWaitedFor(t *testing.T) {
 
 // TestLockIsWaitedFor: the rules go where they belong as soon as the lock is free.
 func TestLockIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.iptables.traits.Place = firewall.Legacy
 		h.legacy.tables = []string{"filter"}
 		free := make(chan struct{})
@@ -177,8 +171,7 @@ func TestLockIsWaitedFor(t *testing.T) {
 
 // TestChoiceMayChange: the rules go to their new place first, and then from the old one.
 func TestChoiceMayChange(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.nft.tables = []string{"filter", "nat"}
 		h.start()
 		if h.SetChoice(netconf.Unset) || !h.SetChoice(netconf.Yes) {
@@ -204,8 +197,7 @@ func TestChoiceMayChange(t *testing.T) {
 
 // TestOldPlaceThatCannotBeCleared is a condition, and is tried again.
 func TestOldPlaceThatCannotBeCleared(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Yes)
+	onHost(t, netconf.Yes, func(t *testing.T, h *modelHost) {
 		h.nft.tables = []string{"raw"}
 		h.places[firewall.Compat] = map[firewall.Family]firewall.Ruleset{firewall.IPv4: {Chains: make([]firewall.Chain, 1)}}
 		h.compat.err = unix.EMFILE
@@ -226,8 +218,7 @@ func TestOldPlaceThatCannotBeCleared(t *testing.T) {
 
 // TestUpgradedToolIsAnotherKeeper: that is logged, and its first changes are no repair.
 func TestUpgradedToolIsAnotherKeeper(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.nft.tables = []string{"nat"}
 		h.start()
 		h.set(func() {

@@ -3,7 +3,6 @@ package filter
 import (
 	"maps"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,8 +22,7 @@ func (s Stats) expect(t *testing.T, r Result, before Stats) {
 
 // TestStatsCountSyncs: by result, with the keeper in use.
 func TestStatsCountSyncs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, netconf.Unset)
+	onHost(t, netconf.Unset, func(t *testing.T, h *modelHost) {
 		h.start()
 		first := h.Stats()
 		if first.expect(t, Written, Stats{}); first.Keeper != "iptables" || first.Version != h.iptables.traits.Version {
@@ -55,8 +53,7 @@ func TestStatsCountSyncs(t *testing.T) {
 
 // TestStatsCountLock: as those of other rules.
 func TestStatsCountLock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newLockHost(t, true)
+	onLockHost(t, true, func(t *testing.T, h *lockHost) {
 		h.start(leaseOf("10.42.1.0/24", "192.0.2.1"))
 		first := h.Stats()
 		first.expect(t, Written, Stats{})
