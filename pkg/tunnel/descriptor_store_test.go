@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -17,7 +16,7 @@ import (
 // TestTUNOfOverlay: each row is what a host has, and which device the overlay of 10.42.0.0/16,
 // before that 10.44.0.0/16, gets.
 func TestTUNOfOverlay(t *testing.T) {
-	if os.Geteuid() != 0 || testing.Short() {
+	if testing.Short() {
 		t.Skip("makes TUN devices, which needs root and no qemu between: it does not translate netlink messages about them for s390x")
 	}
 	type device struct {
@@ -46,78 +45,66 @@ func TestTUNOfOverlay(t *testing.T) {
 		{name: "a TAP device", devices: []device{{name: "flannel0", tap: true}}, want: "flannel0", fails: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			inNamespace(t, func() error {
-				fds := systemd.NewDescriptors(slog.New(slog.DiscardHandler))
-				defer fds.Close()
-				s := descriptorStore{fds}
-				for _, d := range c.devices {
-					mode := netlink.TuntapMode(netlink.TUNTAP_MODE_TUN)
-					if d.tap {
-						mode = netlink.TUNTAP_MODE_TAP
-					}
-					link := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: d.name}, Mode: mode}
-					if err := netlink.LinkAdd(link); err != nil {
-						return err
-					}
-					if d.addr != "" {
-						if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(d.addr), Mask: net.CIDRMask(32, 32)}}); err != nil {
-							return err
-						}
-					}
-					if d.busy {
-						other, err := OpenTUN(d.name, Offloads{})
-						if err != nil {
-							return err
-						}
-						defer other.Close()
+			netns.Enter(t)
+			fds := systemd.NewDescriptors(slog.New(slog.DiscardHandler))
+			defer fds.Close()
+			s := descriptorStore{fds}
+			for _, d := range c.devices {
+				mode := netlink.TuntapMode(netlink.TUNTAP_MODE_TUN)
+				if d.tap {
+					mode = netlink.TUNTAP_MODE_TAP
+				}
+				link := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: d.name}, Mode: mode}
+				if err := netlink.LinkAdd(link); err != nil {
+					t.Fatal(err)
+				}
+				if d.addr != "" {
+					if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(d.addr), Mask: net.CIDRMask(32, 32)}}); err != nil {
+						t.Fatal(err)
 					}
 				}
-				if c.stored != "" {
-					if err := s.tryTUN(c.stored); err != nil {
-						return err
+				if d.busy {
+					other, err := OpenTUN(d.name, Offloads{})
+					if err != nil {
+						t.Fatal(err)
 					}
+					defer other.Close()
 				}
-				k, err := kernel.New()
-				if err != nil {
-					return err
+			}
+			if c.stored != "" {
+				if err := s.tryTUN(c.stored); err != nil {
+					t.Fatal(err)
 				}
-				defer k.Close()
-				inv, err := k.Inventory(kernel.Wanted{})
-				if err != nil {
-					return err
+			}
+			k, err := kernel.New()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer k.Close()
+			inv, err := k.Inventory(kernel.Wanted{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := s.chooseTUN(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
+			if err := s.tryTUN(got); got != c.want || (err != nil) != c.fails {
+				t.Errorf("%s, %v; want %s", got, err, c.want)
+			}
+			link, err := netlink.LinkByName(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range addrs {
+				if a.IP[0] != 10 || a.IP[1] != 42 {
+					t.Errorf("it has %s of another network", a.IPNet)
 				}
-				got := s.chooseTUN(inv, netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.44.0.0/16"))
-				if err := s.tryTUN(got); got != c.want || (err != nil) != c.fails {
-					t.Errorf("%s, %v; want %s", got, err, c.want)
-				}
-				link, err := netlink.LinkByName(got)
-				if err != nil {
-					return err
-				}
-				addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-				if err != nil {
-					return err
-				}
-				for _, a := range addrs {
-					if a.IP[0] != 10 || a.IP[1] != 42 {
-						t.Errorf("it has %s of another network", a.IPNet)
-					}
-				}
-				if n := len(s.Names()); n > 1 {
-					t.Errorf("%d devices are kept", n)
-				}
-				return nil
-			})
+			}
+			if n := len(s.Names()); n > 1 {
+				t.Errorf("%d devices are kept", n)
+			}
 		})
 	}
-}
-
-// inNamespace runs a test in a network namespace of its own, on a thread that ends with it.
-func inNamespace(t *testing.T, test func() error) {
-	t.Helper()
-	netns.Run(t, func() {
-		if err := test(); err != nil {
-			t.Error(err)
-		}
-	})
 }

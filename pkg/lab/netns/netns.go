@@ -85,26 +85,6 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// Run runs a test in a new namespace, on a thread that ends with it. The test must not call
-// t.Fatal.
-func Run(t testing.TB, test func()) {
-	t.Helper()
-	needRoot(t)
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		n, err := leave()
-		if err == nil {
-			defer n.Close()
-			test()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Errorf("make a network namespace: %v", err)
-	}
-}
-
 // Enter creates a namespace and moves the calling goroutine to it. Its thread ends with the
 // goroutine.
 func Enter(t testing.TB) *Namespace {

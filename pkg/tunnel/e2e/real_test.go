@@ -18,11 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNamespace runs a test in a network namespace of its own, on a thread that ends with the test.
-func inNamespace(t *testing.T, test func()) {
+// enter moves a test to a network namespace of its own.
+func enter(t *testing.T) {
 	t.Helper()
 	needRoot(t)
-	netns.Run(t, test)
+	netns.Enter(t)
 }
 
 func listen(t testing.TB, o tunnel.Offloads) *tunnel.UDP {
@@ -195,130 +195,116 @@ func atLeast(t *testing.T, major, minor int) bool {
 }
 
 func TestTUN(t *testing.T) {
-	inNamespace(t, func() {
-		a, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		if tcp, udp := a.SuperPackets(); a.Name() != "tun9" || !tcp || udp != atLeast(t, 6, 2) {
-			t.Errorf("%s takes TCP %v, UDP %v", a.Name(), tcp, udp)
-		}
-		if _, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads()); !errors.Is(err, unix.EBUSY) {
-			t.Errorf("opened twice: %v", err)
-		}
-		if _, err := tunnel.OpenTUN("lo", tunnel.AllOffloads()); err == nil {
-			t.Error("opened lo")
-		}
-		fd, err := unix.Dup(a.FD())
-		if err != nil {
-			t.Error(err)
-		}
-		b, err := tunnel.AdoptTUN(fd, tunnel.AllOffloads())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		if b.Name() != "tun9" {
-			t.Errorf("adopted %s", b.Name())
-		}
-		if err := errors.Join(a.Close(), b.Close()); err != nil {
-			t.Error(err)
-		}
-		if _, err := netlink.LinkByName("tun9"); !errors.As(err, &netlink.LinkNotFoundError{}) {
-			t.Errorf("the device outlives its last descriptor: %v", err)
-		}
-		c, err := tunnel.OpenTUN("tun9", tunnel.Offloads{})
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer c.Close()
-		if tcp, udp := c.SuperPackets(); tcp || udp {
-			t.Errorf("super-packets without offloads: %v %v", tcp, udp)
-		}
-		if err := c.Write(tunnel.Offload{}, [][]byte{{0x45}}); !errors.Is(err, unix.EIO) {
-			t.Errorf("write to a device that is down: %v", err)
-		}
-	})
+	enter(t)
+	a, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tcp, udp := a.SuperPackets(); a.Name() != "tun9" || !tcp || udp != atLeast(t, 6, 2) {
+		t.Errorf("%s takes TCP %v, UDP %v", a.Name(), tcp, udp)
+	}
+	if _, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads()); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("opened twice: %v", err)
+	}
+	if _, err := tunnel.OpenTUN("lo", tunnel.AllOffloads()); err == nil {
+		t.Error("opened lo")
+	}
+	fd, err := unix.Dup(a.FD())
+	if err != nil {
+		t.Error(err)
+	}
+	b, err := tunnel.AdoptTUN(fd, tunnel.AllOffloads())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Name() != "tun9" {
+		t.Errorf("adopted %s", b.Name())
+	}
+	if err := errors.Join(a.Close(), b.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := netlink.LinkByName("tun9"); !errors.As(err, &netlink.LinkNotFoundError{}) {
+		t.Errorf("the device outlives its last descriptor: %v", err)
+	}
+	c, err := tunnel.OpenTUN("tun9", tunnel.Offloads{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if tcp, udp := c.SuperPackets(); tcp || udp {
+		t.Errorf("super-packets without offloads: %v %v", tcp, udp)
+	}
+	if err := c.Write(tunnel.Offload{}, [][]byte{{0x45}}); !errors.Is(err, unix.EIO) {
+		t.Errorf("write to a device that is down: %v", err)
+	}
 }
 
 // TestPersistentTUNIsTakenOverAndPersistentNoMore: earlier releases left theirs behind, without a
 // descriptor or with one in systemd's store.
 func TestPersistentTUNIsTakenOverAndPersistentNoMore(t *testing.T) {
-	inNamespace(t, func() {
-		old, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
+	enter(t)
+	old, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := func() int {
+		link, err := netlink.LinkByName("tun9")
 		if err != nil {
+			return 0
+		}
+		return link.Attrs().Index
+	}
+	before := index()
+	for _, stored := range []bool{false, true} {
+		if err := unix.IoctlSetInt(old.FD(), unix.TUNSETPERSIST, 1); err != nil {
 			t.Error(err)
-			return
 		}
-		index := func() int {
-			link, err := netlink.LinkByName("tun9")
-			if err != nil {
-				return 0
-			}
-			return link.Attrs().Index
+		var now *tunnel.TUN
+		if stored {
+			fd, dup := unix.Dup(old.FD())
+			now, err = tunnel.AdoptTUN(fd, tunnel.AllOffloads())
+			err = errors.Join(dup, err, old.Close())
+		} else if err = old.Close(); err == nil {
+			now, err = tunnel.OpenTUN("tun9", tunnel.AllOffloads())
 		}
-		before := index()
-		for _, stored := range []bool{false, true} {
-			if err := unix.IoctlSetInt(old.FD(), unix.TUNSETPERSIST, 1); err != nil {
-				t.Error(err)
-			}
-			var now *tunnel.TUN
-			if stored {
-				fd, dup := unix.Dup(old.FD())
-				now, err = tunnel.AdoptTUN(fd, tunnel.AllOffloads())
-				err = errors.Join(dup, err, old.Close())
-			} else if err = old.Close(); err == nil {
-				now, err = tunnel.OpenTUN("tun9", tunnel.AllOffloads())
-			}
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if index() != before {
-				t.Errorf("stored %v: another device", stored)
-			}
-			old = now
+		if err != nil {
+			t.Fatal(err)
 		}
-		if err := old.Close(); err != nil || index() != 0 {
-			t.Errorf("the device is still there; %v", err)
+		if index() != before {
+			t.Errorf("stored %v: another device", stored)
 		}
-	})
+		old = now
+	}
+	if err := old.Close(); err != nil || index() != 0 {
+		t.Errorf("the device is still there; %v", err)
+	}
 }
 
 func TestDeviceGone(t *testing.T) {
-	inNamespace(t, func() {
-		tun := tunnel.New(tunnel.NewTable(tunnel.Overlay{Network: network, Own: netip.MustParsePrefix("10.77.1.0/24"), MTU: 1472}))
-		for range 2 { // the tunnel survives the first device
-			device, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			link, err := netlink.LinkByName("tun9")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			ended := make(chan error, 1)
-			go func() {
-				ended <- tun.Run(context.Background(), tunnel.Endpoints{Device: device, Socket: listen(t, tunnel.AllOffloads())})
-			}()
-			if err := netlink.LinkDel(link); err != nil {
-				t.Error(err)
-				return
-			}
-			select {
-			case err := <-ended:
-				if !errors.Is(err, tunnel.ErrDeviceGone) {
-					t.Errorf("Run: %v", err)
-				}
-			case <-time.After(10 * time.Second):
-				t.Error("Run does not notice")
-				return
-			}
-			device.Close()
+	enter(t)
+	tun := tunnel.New(tunnel.NewTable(tunnel.Overlay{Network: network, Own: netip.MustParsePrefix("10.77.1.0/24"), MTU: 1472}))
+	for range 2 { // the tunnel survives the first device
+		device, err := tunnel.OpenTUN("tun9", tunnel.AllOffloads())
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
+		link, err := netlink.LinkByName("tun9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended, ends := make(chan error, 1), tunnel.Endpoints{Device: device, Socket: listen(t, tunnel.AllOffloads())}
+		go func() { ended <- tun.Run(context.Background(), ends) }()
+		if err := netlink.LinkDel(link); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, tunnel.ErrDeviceGone) {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("Run does not notice")
+		}
+		device.Close()
+	}
 }
