@@ -61,13 +61,13 @@ func TestGreatJoinStorm(t *testing.T) {
 
 // api is one of etcd's two.
 type api struct {
-	registrytest.API
+	registrytest.API[registrytest.Closer]
 	request string // etcd's metric that counts requests
 }
 
 var apis = []api{
-	{registrytest.API{Name: "v2", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv2.New(o) }}, "etcd_http_received_total"},
-	{registrytest.API{Name: "v3", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}, "grpc_server_started_total"},
+	{registrytest.API[registrytest.Closer]{Name: "v2", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv2.New(o) }}, "etcd_http_received_total"},
+	{registrytest.API[registrytest.Closer]{Name: "v3", New: func(o etcdv2.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}, "grpc_server_started_total"},
 }
 
 // joiner is a host of the storm whose registry counts listings.

@@ -23,7 +23,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(404, "application/json", "9", `{"errorCode":100,"message":"Key not found","cause":"/","index":9}`)
 	f.Add(400, "application/json", "9", `{"errorCode":401,"message":"The event in requested index is outdated and cleared","index":5000}`)
 	f.Add(307, "text/html", "", "<html>")
-	r := open(f, etcdv2.Options{Endpoints: []string{"http://etcd.invalid:2379"}, Prefix: prefix})
+	r := api.Open(f, etcdv2.Options{Endpoints: []string{"http://etcd.invalid:2379"}, Prefix: prefix})
 	r.SetPoll(20 * time.Millisecond) // the wait of a watch without an answer
 	var answer atomic.Pointer[func() *http.Response]
 	r.SetServer(func() *http.Response { return (*answer.Load())() })

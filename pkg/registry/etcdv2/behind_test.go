@@ -15,7 +15,7 @@ import (
 func TestWatchOfWipedStore(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	index := uint64(1000) // of the old store
@@ -33,7 +33,7 @@ func TestWatchOfWipedStore(t *testing.T) {
 func TestWatchOnAnotherConnection(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	l, err := r.List(ctx)

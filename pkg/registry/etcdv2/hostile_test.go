@@ -2,7 +2,6 @@ package etcdv2_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,8 +14,6 @@ import (
 	"time"
 
 	"flanneld/pkg/lab/etcdtest"
-	"flanneld/pkg/lab/wait"
-	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcdv2"
 	"flanneld/pkg/registry/registrytest"
@@ -24,73 +21,13 @@ import (
 
 const good = `{"PublicIP":"198.51.100.9"}`
 
-// TestHugeValuesAreSkippedAlone: 8 keys of 9 MB, in a listing and in a watch, do not affect the
-// leases next to them or a lease that is overwritten by such a value.
-func TestHugeValuesAreSkippedAlone(t *testing.T) {
-	t.Parallel()
-	etcd := etcdtest.StartEtcd(t)
-	b := newOperator(t, etcd)
-	r := at(t, etcd)
-	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	index := registrytest.List(t, r).Index
-	huge := strings.Repeat("x", 9<<20)
-	for i := range 8 {
-		b.Put(fmt.Sprintf("10.43.%d.0-24", i), huge, 0)
-	}
-	b.Put("10.43.0.0-24", good, 0) // whose event contains the previous value
-	b.Put("10.43.0.0-24", huge, 0)
-	b.Put("10.42.7.0-24", huge, 0)
-
-	var l registry.Listing
-	wait.True(t, "all is listed", func() bool { // etcd is slow with this much data
-		l, err = r.List(registrytest.Timeout(t))
-		return err == nil
-	})
-	if len(l.Leases) != 0 || len(l.Invalid) != 9 {
-		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
-	}
-	want := fmt.Sprint(lease.LongValue(9 << 20))
-	for _, bad := range l.Invalid {
-		if bad.Err.Error() != want || !bad.Subnets.IsValid() {
-			t.Errorf("%s %v: %v, want %s", bad.Key, bad.Subnets, bad.Err, want)
-		}
-	}
-	events, _ := registrytest.Events(t, r, index, 11)
-	for i, ev := range events {
-		if i == 8 && ev.Invalid != nil || i != 8 && (ev.Invalid == nil || ev.Invalid.Err.Error() != want) {
-			t.Errorf("event %d: %+v", i, ev)
-		}
-	}
-	ev, err := r.Get(registrytest.Timeout(t), subnet7)
-	if err != nil || ev.Invalid == nil {
-		t.Fatalf("%+v, %v", ev, err)
-	}
-	if _, err := r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); !errors.Is(err, registry.ErrConflict) {
-		t.Errorf("update of what was overwritten: %v", err)
-	}
-	back, err := r.Update(registrytest.Timeout(t), lease.Lease{Subnets: subnet7, Revision: ev.Invalid.Revision}, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wait.True(t, "it is listed", func() bool {
-		l, err = r.List(registrytest.Timeout(t))
-		return err == nil
-	})
-	if len(l.Leases) != 1 || !l.Leases[0].SameAs(back) {
-		t.Errorf("%+v", l.Leases)
-	}
-}
-
 // TestStrangeKeysAreNamedInOneLine: a deeply nested directory, and a key that is very long or
 // contains line breaks, have one short name in a listing and a watch.
 func TestStrangeKeysAreNamedInOneLine(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	index := registrytest.List(t, r).Index
 	b.Put("10.42.9.0-24", good, 0)
 	b.Put("10.42.8.0-24"+strings.Repeat("/d", 1000), "x", 0)
@@ -161,7 +98,7 @@ func TestListingOfJunkTakesLittleMemory(t *testing.T) {
 			}
 			return c.node(i)
 		}})
-		r := open(t, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix})
+		r := api.Open(t, etcdv2.Options{Endpoints: []string{server.URL}, Prefix: prefix})
 		highest, stop := peak()
 		l, err := r.List(registrytest.Timeout(t))
 		stop()

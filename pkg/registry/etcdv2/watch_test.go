@@ -31,12 +31,12 @@ func TestQuietAmongBusyKeys(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	r.SetPoll(300 * time.Millisecond)
 	index := registrytest.List(t, r).Index
 	for range 3 {
 		for range 600 {
-			b.set("/coreos.com/elsewhere", "x")
+			b.Set("/coreos.com/elsewhere", "x", 0)
 		}
 		events, next, err := r.Watch(registrytest.Timeout(t), index)
 		if err != nil || len(events) != 0 || next < index {
@@ -55,7 +55,7 @@ func TestDirectories(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	next := func(index uint64) ([]registry.Event, uint64) {
 		t.Helper()
 		for {
@@ -111,11 +111,11 @@ func TestDirectories(t *testing.T) {
 		t.Errorf("watch while all was deleted: %v", err)
 	}
 
-	b.set(prefix+"/config/dir", "x")
+	b.Set(prefix+"/config/dir", "x", 0)
 	if _, err := r.Config(registrytest.Timeout(t)); !errors.Is(err, registry.ErrNoConfig) {
 		t.Errorf("config that is a directory: %v", err)
 	}
-	b.set(prefix+"/subnets", "a file")
+	b.Set(prefix+"/subnets", "a file", 0)
 	if l := registrytest.List(t, r); len(l.Invalid) != 1 || l.Invalid[0].Key != "subnets" {
 		t.Errorf("subnets that is a file: %+v", l)
 	}
@@ -129,7 +129,7 @@ func TestCompareAndDelete(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	b.Put("10.42.7.0-24", "x", 0)
 	index := registrytest.List(t, r).Index
 	if _, err := b.keys.Delete(registrytest.Timeout(t), prefix+"/subnets/10.42.7.0-24", &client.DeleteOptions{PrevValue: "x"}); err != nil {
@@ -167,7 +167,7 @@ func TestOldClientsFollowEveryWrite(t *testing.T) {
 	// It does not run in parallel, because it measures times.
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	index := registrytest.List(t, r).Index
 	l, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err == nil {

@@ -23,7 +23,7 @@ var (
 	lease8  = lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.8.0/24"))}
 )
 
-var api = registrytest.API{Name: "v3", New: func(o etcdv3.Options) (registrytest.Closer, error) { return etcdv3.New(o) }}
+var api = registrytest.API[*etcdv3.Registry]{Name: "v3", New: etcdv3.New}
 
 // operator changes an etcd as other programs do.
 type operator struct {
@@ -42,54 +42,23 @@ func newOperator(t testing.TB, e *etcdtest.Etcd) *operator {
 	return &operator{registrytest.Operator{T: t, Store: keys, Prefix: prefix}, c}
 }
 
-func (o *operator) must(err error) {
-	o.T.Helper()
-	if err != nil {
-		o.T.Error(err)
-	}
-}
-
-func (o *operator) key(name string) string { return prefix + "/subnets/" + name }
-
-// set writes any key.
-func (o *operator) set(key, value string) {
-	o.T.Helper()
-	o.must(o.Store.Put(context.Background(), key, value, 0))
-}
-
 // leases returns the number of etcd leases.
 func (o *operator) leases() int {
 	o.T.Helper()
 	resp, err := o.Leases(context.Background())
-	o.must(err)
+	o.Must(err)
 	return len(resp.Leases)
 }
 
 // at returns the value of a lease's key.
 func (o *operator) at(name string) (value string, id client.LeaseID) {
 	o.T.Helper()
-	resp, err := o.Client.Get(context.Background(), o.key(name))
-	o.must(err)
+	resp, err := o.Client.Get(context.Background(), o.Key(name))
+	o.Must(err)
 	if err != nil || len(resp.Kvs) == 0 {
 		return "", 0
 	}
 	return string(resp.Kvs[0].Value), client.LeaseID(resp.Kvs[0].Lease)
-}
-
-func open(t testing.TB, o etcdv3.Options) *etcdv3.Registry {
-	t.Helper()
-	r, err := etcdv3.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(r.Close)
-	return r
-}
-
-// at opens the registry of an etcd without credentials.
-func at(t testing.TB, e *etcdtest.Etcd) *etcdv3.Registry {
-	t.Helper()
-	return open(t, etcdv3.Options{Endpoints: []string{e.URL}, Prefix: prefix})
 }
 
 func TestRegistry(t *testing.T) {
@@ -104,7 +73,7 @@ func TestListDuringCompaction(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	const n = 10
 	for i := range n {
 		b.Put(fmt.Sprintf("10.42.%d.0-24", i), `{"PublicIP":"198.51.100.7"}`, 0)

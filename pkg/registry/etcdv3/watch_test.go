@@ -40,7 +40,7 @@ func TestBlackHole(t *testing.T) {
 	for _, e := range []*etcdtest.Etcd{hole, etcd} {
 		newOperator(t, e).SetConfig("{}")
 	}
-	r := open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
+	r := api.Open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
 	index := registrytest.List(t, r).Index
 	got := watching(t, r, index)
 	hole.Stall()
@@ -55,12 +55,12 @@ func TestBlackHole(t *testing.T) {
 		t.Errorf("watch ended after %v: %+v", time.Since(start), res)
 	}
 	// This does not change with new connections. With a second endpoint that works, calls succeed.
-	r = open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
+	r = api.Open(t, etcdv3.Options{Endpoints: []string{hole.URL}, Prefix: prefix})
 	start = time.Now()
 	if _, _, err := r.Watch(registrytest.Timeout(t), index); err == nil || time.Since(start) > 12*time.Second {
 		t.Errorf("watch of a black hole after %v: %v", time.Since(start), err)
 	}
-	r = open(t, etcdv3.Options{Endpoints: []string{hole.URL, etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
+	r = api.Open(t, etcdv3.Options{Endpoints: []string{hole.URL, etcd.URL, "http://127.0.0.1:1"}, Prefix: prefix})
 	for range 3 {
 		if _, err := r.Config(registrytest.Timeout(t)); err != nil {
 			t.Error(err)
@@ -78,7 +78,7 @@ func TestCompaction(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	r.SetPoll(200 * time.Millisecond)
 	index := registrytest.List(t, r).Index
 	for range 5 {
@@ -108,7 +108,7 @@ func TestForeignKeys(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "/coreos.com//network/"})
+	r := api.Open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "/coreos.com//network/"})
 	index := registrytest.List(t, r).Index
 	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
 	if err != nil {
@@ -117,13 +117,13 @@ func TestForeignKeys(t *testing.T) {
 	foreign := []string{"10.42.7.0-24/notes", "10.42.7.0-24&fd42:0:0:7::-64/notes", "", "\xff\xfe", "10.42.7.0-24 old"}
 	for _, name := range foreign {
 		b.Put(name, `{"PublicIP":"198.51.100.9"}`, 0)
-		_, err := b.Client.Delete(context.Background(), b.key(name))
-		b.must(err)
+		_, err := b.Client.Delete(context.Background(), b.Key(name))
+		b.Must(err)
 		b.Put(name, `{"PublicIP":"198.51.100.9"}`, 0)
 	}
-	b.set(prefix+"/subnets", "x")
-	b.set(prefix+"/subnets2/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`)
-	b.set(prefix[1:]+"/subnets/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`)
+	b.Set(prefix+"/subnets", "x", 0)
+	b.Set(prefix+"/subnets2/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`, 0)
+	b.Set(prefix[1:]+"/subnets/10.42.9.0-24", `{"PublicIP":"198.51.100.9"}`, 0)
 	l := registrytest.List(t, r)
 	if len(l.Leases) != 1 || len(l.Invalid) != len(foreign) || !l.Leases[0].SameAs(made) {
 		t.Errorf("listing %+v", l)
@@ -153,7 +153,7 @@ func TestLargeAnswers(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	index := registrytest.List(t, r).Index
 	const n = 20
 	huge := strings.Repeat("x", 1<<20)
@@ -162,7 +162,7 @@ func TestLargeAnswers(t *testing.T) {
 	}
 	var ops []client.Op
 	for i := range n {
-		ops = append(ops, client.OpPut(b.key(fmt.Sprintf("10.43.%d.0-24", i)), `{"PublicIP":"198.51.100.9"}`))
+		ops = append(ops, client.OpPut(b.Key(fmt.Sprintf("10.43.%d.0-24", i)), `{"PublicIP":"198.51.100.9"}`))
 	}
 	if _, err := b.Txn(context.Background()).Then(ops...).Commit(); err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func TestConcurrentWatches(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartEtcd(t)
 	b := newOperator(t, etcd)
-	r := at(t, etcd)
+	r := api.At(t, etcd)
 	index := registrytest.List(t, r).Index
 	for range 5 {
 		one, two := watching(t, r, index), watching(t, r, index)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,9 +23,9 @@ import (
 )
 
 // An API is a registry in one of etcd's APIs.
-type API struct {
+type API[R Closer] struct {
 	Name string // v2 or v3
-	New  func(etcd.Options) (Closer, error)
+	New  func(etcd.Options) (R, error)
 }
 
 // A Closer is a registry that has connections.
@@ -36,7 +38,7 @@ type Closer interface {
 const Prefix = "/coreos.com/network"
 
 // Open opens a registry until the test ends.
-func (a API) Open(t testing.TB, o etcd.Options) registry.Registry {
+func (a API[R]) Open(t testing.TB, o etcd.Options) R {
 	t.Helper()
 	r, err := a.New(o)
 	if err != nil {
@@ -46,15 +48,15 @@ func (a API) Open(t testing.TB, o etcd.Options) registry.Registry {
 	return r
 }
 
-// at opens the registry of an etcd without TLS and users.
-func (a API) at(t testing.TB, e *etcdtest.Etcd) registry.Registry {
+// At opens the registry of an etcd without TLS and users.
+func (a API[R]) At(t testing.TB, e *etcdtest.Etcd) R {
 	t.Helper()
 	return a.Open(t, etcd.Options{Endpoints: []string{e.URL}, Prefix: Prefix})
 }
 
 // Run runs the contract and additional tests for a registry in etcd.
-func (a API) Run(t *testing.T) {
-	for name, test := range map[string]func(*testing.T, API){
+func (a API[R]) Run(t *testing.T) {
+	for name, test := range map[string]func(*testing.T, API[Closer]){
 		"contract":             testContract,
 		"bad options":          testBadOptions,
 		"certificates":         testCertificates,
@@ -63,17 +65,18 @@ func (a API) Run(t *testing.T) {
 		"no TLS there":         testNoTLSThere,
 		"password":             testPassword,
 		"long config":          testLongConfig,
+		"huge values":          testHugeValues,
 		"failover":             testFailover,
 		"restart and wipe":     testRestartAndWipe,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, a)
+			test(t, API[Closer]{a.Name, func(o etcd.Options) (Closer, error) { return a.New(o) }})
 		})
 	}
 }
 
-func testContract(t *testing.T, a API) {
+func testContract(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t)
 	var n atomic.Int32
 	Run(t, func(t *testing.T) Harness {
@@ -100,43 +103,51 @@ func NewOperator(t testing.TB, e *etcdtest.Etcd, api string) Operator {
 	return Operator{t, e.Store(t, api), Prefix}
 }
 
-func (o Operator) check(err error) {
+// Must reports an error of what the operator does.
+func (o Operator) Must(err error) {
 	o.T.Helper()
 	if err != nil {
 		o.T.Error(err)
 	}
 }
 
-func (o Operator) key(name string) string { return o.Prefix + "/subnets/" + name }
+// Key returns the key of a lease.
+func (o Operator) Key(name string) string { return o.Prefix + "/subnets/" + name }
+
+// Set writes any key; ttl 0 is forever.
+func (o Operator) Set(key, value string, ttl time.Duration) {
+	o.T.Helper()
+	o.Must(o.Store.Put(context.Background(), key, value, ttl))
+}
 
 // SetConfig writes the network config.
 func (o Operator) SetConfig(value string) {
 	o.T.Helper()
-	o.check(o.Store.Put(context.Background(), o.Prefix+"/config", value, 0))
+	o.Set(o.Prefix+"/config", value, 0)
 }
 
 // Put writes a lease; ttl 0 is forever.
 func (o Operator) Put(name, value string, ttl time.Duration) {
 	o.T.Helper()
-	o.check(o.Store.Put(context.Background(), o.key(name), value, ttl))
+	o.Set(o.Key(name), value, ttl)
 }
 
 // Remove deletes a lease.
 func (o Operator) Remove(name string) {
 	o.T.Helper()
-	o.check(o.Store.Delete(context.Background(), o.key(name)))
+	o.Must(o.Store.Delete(context.Background(), o.Key(name)))
 }
 
 // RemoveAll deletes all leases at once.
 func (o Operator) RemoveAll() {
 	o.T.Helper()
-	o.check(o.Store.Delete(context.Background(), o.Prefix+"/subnets"))
+	o.Must(o.Store.Delete(context.Background(), o.Prefix+"/subnets"))
 }
 
 // ForgetHistory makes etcd drop the history of its events.
 func (o Operator) ForgetHistory() {
 	o.T.Helper()
-	o.check(o.Store.ForgetHistory(context.Background()))
+	o.Must(o.Store.ForgetHistory(context.Background()))
 }
 
 // Timeout returns a context for one call, also on a busy machine.
@@ -157,22 +168,47 @@ func List(t testing.TB, r registry.Registry) registry.Listing {
 }
 
 // Calls calls each method once and returns the errors by name.
-func Calls(ctx context.Context, r registry.Registry) (registry.Listing, map[string]error) {
+func Calls(ctx context.Context, r registry.Registry) map[string]error {
 	l7 := lease.Lease{Subnets: subnets(7), Attrs: attrs(7), Revision: 7}
 	errs := map[string]error{}
-	l, err := r.List(ctx)
-	errs["list"] = err
+	_, errs["list"] = r.List(ctx)
 	_, errs["config"] = r.Config(ctx)
 	_, errs["get"] = r.Get(ctx, subnets(7))
 	_, errs["create"] = r.Create(ctx, subnets(7), attrs(7), time.Hour)
 	_, errs["update"] = r.Update(ctx, l7, attrs(7), time.Hour)
 	errs["release"] = r.Release(ctx, l7)
 	_, _, errs["watch"] = r.Watch(ctx, 7)
-	return l, errs
+	return errs
+}
+
+// Fails checks that each call fails without an answer of etcd, with an error that is one line, has
+// all words and not the password "secret". It returns the errors by name.
+func Fails(t testing.TB, r registry.Registry, words ...string) map[string]error {
+	t.Helper()
+	ctx := Timeout(t)
+	errs := Calls(ctx, r)
+	if ctx.Err() != nil {
+		t.Error("the calls take too long")
+	}
+	for op, err := range errs {
+		if err == nil || errors.Is(err, registry.ErrConflict) || errors.Is(err, registry.ErrNoConfig) || errors.Is(err, registry.ErrHistoryLost) {
+			t.Errorf("%s: error %v", op, err)
+			continue
+		}
+		for _, word := range words {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("%s: error %q, want %q in it", op, err, word)
+			}
+		}
+		if strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: error %q", op, err)
+		}
+	}
+	return errs
 }
 
 // Invalid options are tested in package etcd; New must return their errors.
-func testBadOptions(t *testing.T, a API) {
+func testBadOptions(t *testing.T, a API[Closer]) {
 	for want, o := range map[string]etcd.Options{
 		"-etcd-endpoints": {Endpoints: []string{" "}},
 		"with a host":     {Endpoints: []string{"http://etcd:2379", "http://"}},
@@ -186,7 +222,7 @@ func testBadOptions(t *testing.T, a API) {
 }
 
 // testFailover checks that one endpoint of several is enough.
-func testFailover(t *testing.T, a API) {
+func testFailover(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t)
 	NewOperator(t, server, a.Name).SetConfig("{}")
 	r := a.Open(t, etcd.Options{Endpoints: []string{"http://127.0.0.1:1", " " + strings.TrimPrefix(server.URL, "http://") + " ", "http://[::1]:1"}, Prefix: "/coreos.com//network/"})
@@ -209,9 +245,9 @@ func testFailover(t *testing.T, a API) {
 }
 
 // testLongConfig checks that the error for a config that is too long has its approximate length.
-func testLongConfig(t *testing.T, a API) {
+func testLongConfig(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
-	r, o := a.at(t, server), NewOperator(t, server, a.Name)
+	r, o := a.At(t, server), NewOperator(t, server, a.Name)
 	for _, size := range []int{registry.MaxValue, registry.MaxValue + 1, 9 << 20} {
 		o.SetConfig(strings.Repeat("x", size))
 		raw, err := r.Config(Timeout(t))
@@ -229,8 +265,98 @@ func testLongConfig(t *testing.T, a API) {
 	}
 }
 
+// testHugeValues checks that values of 9 MB, in a listing and in a watch, do not affect the leases
+// next to them or a lease that is overwritten by one.
+func testHugeValues(t *testing.T, a API[Closer]) {
+	server := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
+	r, o := a.At(t, server), NewOperator(t, server, a.Name)
+	made, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := List(t, r).Index
+	huge := strings.Repeat("x", 9<<20)
+	const good = `{"PublicIP":"198.51.100.9"}`
+	for i := range 8 {
+		o.Put(fmt.Sprintf("10.43.%d.0-24", i), huge, 0)
+	}
+	o.Put("10.43.0.0-24", good, 0) // whose event in v2 contains the previous value
+	o.Put("10.43.0.0-24", huge, 0)
+	o.Put("10.43.8.0-24", huge[:40000], 0)
+	const peers = 200
+	for i := range peers {
+		o.Put(fmt.Sprintf("10.44.%d.0-24", i), good, 0)
+	}
+	o.Put("10.42.7.0-24", huge, 0)
+	var l registry.Listing
+	listed := func() bool { // etcd is slow with this much data
+		l, err = r.List(Timeout(t))
+		return err == nil
+	}
+	wait.True(t, "all is listed", listed)
+	if len(l.Leases) != peers || len(l.Invalid) != 10 {
+		t.Errorf("%d leases, %d bad", len(l.Leases), len(l.Invalid))
+	}
+	check := func(e registry.InvalidEntry) {
+		t.Helper()
+		size := len(huge)
+		if e.Key == "10.43.8.0-24" {
+			size = 40000
+		}
+		var f lease.Fault
+		n := 0
+		if errors.As(e.Err, &f) {
+			n, _ = strconv.Atoi(f.Detail)
+		}
+		if !e.Subnets.IsValid() || f.Kind != "value is longer than 16384 bytes" || n < size || n >= size+1000 {
+			t.Errorf("%s: %v, want about %d bytes", e.Key, e.Err, size)
+		}
+	}
+	for _, bad := range l.Invalid {
+		check(bad)
+	}
+	// Events that are too large to receive one by one cause a listing, and the watch continues after
+	// them.
+	if _, _, err := r.Watch(Timeout(t), index); err == nil {
+		events, _ := Events(t, r, index, 12+peers)
+		for i, ev := range events {
+			if lease := i == 8 || i > 10 && i <= 10+peers; lease != (ev.Invalid == nil) {
+				t.Errorf("event %d: %+v", i, ev)
+			} else if !lease {
+				check(*ev.Invalid)
+			}
+		}
+	} else if !errors.Is(err, registry.ErrHistoryLost) || errors.Is(err, registry.ErrRevisionRollback) {
+		t.Errorf("watch from before huge values: %v", err)
+	}
+	o.Put("10.44.0.0-24", good, 0)
+	Events(t, r, l.Index, 1)
+
+	ev, err := r.Get(Timeout(t), subnets(7))
+	if err != nil || ev.Invalid == nil {
+		t.Fatalf("%+v, %v", ev, err)
+	}
+	check(*ev.Invalid)
+	for _, err := range []error{
+		errorOf(r.Update(Timeout(t), made, attrs(7), time.Hour)),
+		errorOf(r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)),
+	} {
+		if !errors.Is(err, registry.ErrConflict) {
+			t.Errorf("write over what is there: %v", err)
+		}
+	}
+	back, err := r.Update(Timeout(t), lease.Lease{Subnets: subnets(7), Revision: ev.Invalid.Revision}, attrs(7), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait.True(t, "it is listed", listed)
+	if !slices.ContainsFunc(l.Leases, back.SameAs) {
+		t.Errorf("%+v is not listed", back)
+	}
+}
+
 // RunUnixSocket is a separate test, because it changes the environment.
-func (a API) RunUnixSocket(t *testing.T) {
+func (a API[R]) RunUnixSocket(t *testing.T) {
 	server := etcdtest.StartEtcd(t)
 	socket := filepath.Join(t.TempDir(), "etcd.sock")
 	l, err := net.Listen("unix", socket)
@@ -251,9 +377,9 @@ func (a API) RunUnixSocket(t *testing.T) {
 
 // testRestartAndWipe checks that a watch continues after a restart of etcd, and fails after the
 // loss of its data.
-func testRestartAndWipe(t *testing.T, a API) {
+func testRestartAndWipe(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t)
-	r := a.at(t, server)
+	r := a.At(t, server)
 	l7, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
 	if err != nil {
 		t.Fatal(err)

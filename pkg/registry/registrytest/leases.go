@@ -13,12 +13,9 @@ import (
 
 func (s *suite) lifecycle() {
 	index := s.listing().Index
-	made, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
-	s.must(err)
-	renewed, err := s.Registry.Update(s.ctx, made, attrs(1), ttl)
-	s.must(err)
-	changed, err := s.Registry.Update(s.ctx, renewed, attrs(2), ttl)
-	s.must(err)
+	made := s.create(subnets(7), attrs(1), ttl)
+	renewed := s.update(made, attrs(1), ttl)
+	changed := s.update(renewed, attrs(2), ttl)
 	if !made.SameAs(renewed) || made.Revision >= renewed.Revision || renewed.Revision >= changed.Revision {
 		s.Errorf("made %+v, renewed %+v, changed %+v", made, renewed, changed)
 	}
@@ -50,23 +47,18 @@ func (s *suite) lifecycle() {
 // without Leaving ends this.
 func (s *suite) leaving() {
 	index := s.listing().Index
-	made, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
-	s.must(err)
+	made := s.create(subnets(7), attrs(1), ttl)
 	a := attrs(1)
 	a.Leaving = true
-	marked, err := s.Registry.Update(s.ctx, made, a, time.Minute)
-	s.must(err)
-	ev, err := s.Registry.Get(s.ctx, subnets(7))
-	s.must(err)
+	marked := s.update(made, a, time.Minute)
+	ev := s.get(subnets(7))
 	for _, l := range []lease.Lease{marked, ev.Lease, s.only()} {
 		if l.Attrs != a || l.SameAs(made) || l.Reservation() {
 			s.Errorf("lease %+v, want one with %+v", l, a)
 		}
 	}
-	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(2), ttl)
-	s.want(err, registry.ErrConflict) // the subnet is still leased
-	back, err := s.Registry.Update(s.ctx, marked, attrs(1), ttl)
-	s.must(err)
+	s.want(errorOf(s.Registry.Create(s.ctx, subnets(7), attrs(2), ttl)), registry.ErrConflict) // the subnet is still leased
+	back := s.update(marked, attrs(1), ttl)
 	if got := s.only(); !got.SameAs(made) || !back.SameAs(made) {
 		s.Errorf("listed %+v, want %+v", got, made)
 	}
@@ -79,23 +71,17 @@ func (s *suite) leaving() {
 }
 
 func (s *suite) conflicts() {
-	first, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
-	s.must(err)
-	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
-	s.want(err, registry.ErrConflict)
-	second, err := s.Registry.Update(s.ctx, first, attrs(1), ttl)
-	s.must(err)
-	_, err = s.Registry.Update(s.ctx, first, attrs(2), ttl)
-	s.want(err, registry.ErrConflict)
+	first := s.create(subnets(7), attrs(1), ttl)
+	s.want(errorOf(s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)), registry.ErrConflict)
+	second := s.update(first, attrs(1), ttl)
+	s.want(errorOf(s.Registry.Update(s.ctx, first, attrs(2), ttl)), registry.ErrConflict)
 	s.want(s.Registry.Release(s.ctx, first), registry.ErrConflict)
 	s.must(s.Registry.Release(s.ctx, second))
-	_, err = s.Registry.Update(s.ctx, second, attrs(2), ttl)
-	s.want(err, registry.ErrConflict)
+	s.want(errorOf(s.Registry.Update(s.ctx, second, attrs(2), ttl)), registry.ErrConflict)
 	s.want(s.Registry.Release(s.ctx, second), registry.ErrConflict)
 	// A write without a revision must fail: for etcd it would be unconditional.
 	s.Put(lease.Key(subnets(7)), s.value(3), 0)
-	_, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7)}, attrs(2), ttl)
-	s.want(err, registry.ErrConflict)
+	s.want(errorOf(s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7)}, attrs(2), ttl)), registry.ErrConflict)
 	s.want(s.Registry.Release(s.ctx, lease.Lease{Subnets: subnets(7)}), registry.ErrConflict)
 	if got := s.only(); got.Attrs != attrs(3) {
 		s.Errorf("lease %+v", got)
@@ -103,17 +89,14 @@ func (s *suite) conflicts() {
 }
 
 func (s *suite) reservation() {
-	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), 0)
-	s.must(err)
+	l := s.create(subnets(7), attrs(1), 0)
 	for range 2 {
 		if !l.Reservation() || !s.only().Reservation() {
 			s.Errorf("%+v, listed %+v: not a reservation", l, s.only())
 		}
-		l, err = s.Registry.Update(s.ctx, l, attrs(2), 0)
-		s.must(err)
+		l = s.update(l, attrs(2), 0)
 	}
-	l, err = s.Registry.Update(s.ctx, l, attrs(2), ttl)
-	s.must(err)
+	l = s.update(l, attrs(2), ttl)
 	if l.Reservation() || s.only().Reservation() {
 		s.Errorf("%+v: still a reservation", l)
 	}
@@ -125,8 +108,7 @@ func (s *suite) preAssigned() {
 	if l.Subnets != subnets(7) || l.PublicIP != attrs(7).PublicIP || !l.Reservation() {
 		s.Errorf("lease %+v", l)
 	}
-	l, err := s.Registry.Update(s.ctx, l, attrs(7), 0)
-	s.must(err)
+	l = s.update(l, attrs(7), 0)
 	if got := s.only(); !got.Reservation() || got.Attrs != attrs(7) || got.Revision != l.Revision {
 		s.Errorf("lease %+v, want %+v", got, l)
 	}
@@ -143,10 +125,8 @@ func (s *suite) dualStack() {
 	if l.Subnets != both || l.Attrs != attrs(1) {
 		s.Fatalf("lease %+v", l)
 	}
-	l, err := s.Registry.Update(s.ctx, l, attrs(2), ttl)
-	s.must(err)
-	ev, err := s.Registry.Get(s.ctx, both)
-	s.must(err)
+	l = s.update(l, attrs(2), ttl)
+	ev := s.get(both)
 	if got := s.only(); got.Attrs != attrs(2) || got.Revision != l.Revision || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
 		s.Errorf("lease %+v, read %+v, want %+v", got, ev, l)
 	}
@@ -164,11 +144,9 @@ func (s *suite) dualStack() {
 		}
 	}
 	// It is written again, beside one of the IPv4 subnet alone, which is removed.
-	l, err = s.Registry.Create(s.ctx, both, attrs(1), ttl)
-	s.must(err)
-	ev, err = s.Registry.Get(s.ctx, subnets(7))
-	s.must(err)
-	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(3), ttl)
+	l = s.create(both, attrs(1), ttl)
+	ev = s.get(subnets(7))
+	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(3), ttl)
 	if refused := errors.Is(err, registry.ErrConflict); err != nil && !refused || refused == ev.Deleted || refused != ev.Lease.SameAs(l) {
 		s.Errorf("there is %+v, and creating is refused: %v", ev, err)
 	}
@@ -226,27 +204,22 @@ func (s *suite) ttl() {
 			s.Errorf("%s expires in %v, want %v", what, got, want)
 		}
 	}
-	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), 24*time.Hour)
-	s.must(err)
+	l := s.create(subnets(7), attrs(1), 24*time.Hour)
 	near("created", l, 24*time.Hour)
 	// A listing need not report when a lease expires, but that it does.
 	if listed := s.only(); listed.Reservation() || listed.Expires.After(l.Expires.Add(time.Second)) {
 		s.Errorf("listed as %+v", listed)
 	}
-	l, err = s.Registry.Update(s.ctx, l, attrs(1), time.Hour)
-	s.must(err)
+	l = s.update(l, attrs(1), time.Hour)
 	near("updated", l, time.Hour)
-	ev, err := s.Registry.Get(s.ctx, subnets(7))
-	s.must(err)
+	ev := s.get(subnets(7))
 	near("read", ev.Lease, time.Hour)
-	l, err = s.Registry.Update(s.ctx, l, attrs(1), 100*time.Millisecond)
-	s.must(err)
+	l = s.update(l, attrs(1), 100*time.Millisecond)
 	if l.Reservation() {
 		s.Error("100 ms became forever")
 	}
 	// This subnet's lease expires by itself.
-	_, err = s.Registry.Create(s.ctx, subnets(9), attrs(1), time.Second)
-	s.must(err)
+	s.create(subnets(9), attrs(1), time.Second)
 	for s.ctx.Err() == nil && len(s.listing().Leases) > 0 {
 		s.pause()
 	}

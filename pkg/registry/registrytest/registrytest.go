@@ -41,7 +41,7 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		{"list", (*suite).list},
 		{"list bad entries", (*suite).listBad},
 		{"list 10000", (*suite).listMany},
-		{"get", (*suite).get},
+		{"get", (*suite).read},
 		{"create renew delete", (*suite).lifecycle},
 		{"leaving", (*suite).leaving},
 		{"conflicts", (*suite).conflicts},
@@ -109,6 +109,30 @@ func (s *suite) want(err, target error) {
 	}
 }
 
+// errorOf returns the error of a call.
+func errorOf[T any](_ T, err error) error { return err }
+
+func (s *suite) create(subnets lease.Subnets, a lease.Attrs, ttl time.Duration) lease.Lease {
+	s.Helper()
+	l, err := s.Registry.Create(s.ctx, subnets, a, ttl)
+	s.must(err)
+	return l
+}
+
+func (s *suite) update(prev lease.Lease, a lease.Attrs, ttl time.Duration) lease.Lease {
+	s.Helper()
+	l, err := s.Registry.Update(s.ctx, prev, a, ttl)
+	s.must(err)
+	return l
+}
+
+func (s *suite) get(subnets lease.Subnets) registry.Event {
+	s.Helper()
+	ev, err := s.Registry.Get(s.ctx, subnets)
+	s.must(err)
+	return ev
+}
+
 func (s *suite) listing() registry.Listing {
 	s.Helper()
 	l, err := s.Registry.List(s.ctx)
@@ -153,8 +177,7 @@ func Events(t testing.TB, r registry.Registry, index uint64, n int) ([]registry.
 }
 
 func (s *suite) config() {
-	_, err := s.Registry.Config(s.ctx)
-	s.want(err, registry.ErrNoConfig)
+	s.want(errorOf(s.Registry.Config(s.ctx)), registry.ErrNoConfig)
 	for _, v := range []string{`{"Network":"10.42.0.0/16"}`, "", "not JSON\x00ü&=%"} {
 		s.SetConfig(v)
 		got, err := s.Registry.Config(s.ctx)
@@ -170,8 +193,7 @@ func (s *suite) listEmpty() {
 	if len(l.Leases)+len(l.Invalid) != 0 {
 		s.Errorf("listing %+v of an empty registry", l)
 	}
-	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
-	s.must(err)
+	s.create(subnets(7), attrs(1), ttl)
 	events, _ := s.events(l.Index, 1)
 	if events[0].Lease.Subnets != subnets(7) {
 		s.Errorf("event %+v", events[0])
@@ -180,8 +202,7 @@ func (s *suite) listEmpty() {
 
 func (s *suite) list() {
 	for i := range 20 {
-		_, err := s.Registry.Create(s.ctx, subnets(i), attrs(i), ttl)
-		s.must(err)
+		s.create(subnets(i), attrs(i), ttl)
 	}
 	l := s.listing()
 	slices.SortFunc(l.Leases, func(a, b lease.Lease) int { return a.Subnets.Compare(b.Subnets) })
@@ -230,8 +251,7 @@ func (s *suite) listBad() {
 	for key, b := range badValues() {
 		s.Put(key, b.value, 0)
 	}
-	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
-	s.must(err)
+	s.create(subnets(7), attrs(7), ttl)
 	if got := s.only(); got.Attrs != attrs(7) {
 		s.Errorf("lease %+v", got)
 	}
@@ -320,28 +340,23 @@ func (s *suite) listOneMoment() {
 	}
 }
 
-func (s *suite) get() {
-	ev, err := s.Registry.Get(s.ctx, subnets(7))
-	s.must(err)
+func (s *suite) read() {
+	ev := s.get(subnets(7))
 	if !ev.Deleted || ev.Lease.Subnets != subnets(7) {
 		s.Errorf("missing key: %+v", ev)
 	}
-	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(1), ttl)
-	s.must(err)
-	ev, err = s.Registry.Get(s.ctx, subnets(7))
-	s.must(err)
+	l := s.create(subnets(7), attrs(1), ttl)
+	ev = s.get(subnets(7))
 	if ev.Deleted || ev.Invalid != nil || !ev.Lease.SameAs(l) || ev.Lease.Revision != l.Revision {
 		s.Errorf("got %+v, want %+v", ev, l)
 	}
 	s.Put(lease.Key(subnets(7)), "nonsense", ttl)
-	ev, err = s.Registry.Get(s.ctx, subnets(7))
-	s.must(err)
+	ev = s.get(subnets(7))
 	if ev.Invalid == nil || ev.Invalid.Subnets != subnets(7) || ev.Invalid.Revision <= l.Revision {
 		s.Fatalf("bad value: %+v", ev)
 	}
 	// The revision of an invalid entry must be usable to correct it.
-	l, err = s.Registry.Update(s.ctx, lease.Lease{Subnets: subnets(7), Revision: ev.Invalid.Revision}, attrs(1), ttl)
-	s.must(err)
+	l = s.update(lease.Lease{Subnets: subnets(7), Revision: ev.Invalid.Revision}, attrs(1), ttl)
 	if got := s.only(); !got.SameAs(l) {
 		s.Errorf("got %+v, want %+v", got, l)
 	}

@@ -15,7 +15,7 @@ import (
 
 // testRenewed checks a registry with TLS while etcd's certificate is renewed by the same CA, and
 // then everything by another one. Invalid files in between must change nothing.
-func testRenewed(t *testing.T, a API) {
+func testRenewed(t *testing.T, a API[Closer]) {
 	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("server")
 	clientCert, clientKey := ca.Issue("client")

@@ -18,7 +18,7 @@ import (
 
 // testCertificates checks that an error about the certificates of either side names the flag to
 // set.
-func testCertificates(t *testing.T, a API) {
+func testCertificates(t *testing.T, a API[Closer]) {
 	ca, other := etcdtest.NewAuthority(t), etcdtest.NewAuthority(t)
 	serverCert, serverKey := ca.Issue("server")
 	clientCert, clientKey := ca.Issue("client")
@@ -59,7 +59,7 @@ func testCertificates(t *testing.T, a API) {
 
 // testCertificatesInTime checks that an etcd with a wrong certificate is not used, and that it is
 // used after the file was replaced.
-func testCertificatesInTime(t *testing.T, a API) {
+func testCertificatesInTime(t *testing.T, a API[Closer]) {
 	ca := etcdtest.NewAuthority(t)
 	cert, key := ca.Issue("server")
 	clientCert, clientKey := ca.Issue("client", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
@@ -91,7 +91,7 @@ func testCertificatesInTime(t *testing.T, a API) {
 
 // testNoTLSThere checks that an https URL of an etcd without TLS has a remedy in its error, and
 // that an etcd that is down has none.
-func testNoTLSThere(t *testing.T, a API) {
+func testNoTLSThere(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t)
 	ca := etcdtest.NewAuthority(t)
 	r := a.Open(t, etcd.Options{Endpoints: []string{"https" + strings.TrimPrefix(server.URL, "http")}, CAFile: ca.File})
@@ -107,7 +107,7 @@ func testNoTLSThere(t *testing.T, a API) {
 
 // testPassword checks that the password is sent to an etcd that requires one, also to one that has
 // lost its tokens or whose tokens have expired, and that no error contains it.
-func testPassword(t *testing.T, a API) {
+func testPassword(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t, etcdtest.ShortTokens)
 	NewOperator(t, server, a.Name).SetConfig("{}")
 	good := etcd.Options{Endpoints: []string{server.URL}, Prefix: Prefix, Username: "root", Password: "s3cret!"}
@@ -159,7 +159,7 @@ func testPassword(t *testing.T, a API) {
 	wrong.Password = "not s3cret!"
 	none := etcd.Options{Endpoints: good.Endpoints, Prefix: Prefix}
 	for _, o := range []etcd.Options{wrong, none} {
-		_, errs := Calls(Timeout(t), a.Open(t, o))
+		errs := Calls(Timeout(t), a.Open(t, o))
 		for op, err := range errs {
 			if !errors.Is(err, registry.ErrDenied) || !strings.Contains(err.Error(), strings.TrimPrefix(server.URL, "http://")) || strings.Contains(err.Error(), "s3cret") {
 				t.Errorf("%s as %q: %v", op, o.Username, err)

@@ -28,8 +28,7 @@ func (s *suite) watch() {
 	if r.err != nil || len(r.events) != 1 || r.events[0].Lease.Attrs != attrs(8) {
 		s.Fatalf("watch returned %+v", r)
 	}
-	_, err := s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
-	s.must(err)
+	s.create(subnets(7), attrs(7), ttl)
 	s.Put(lease.Key(subnets(7)), s.value(9), 0)
 	s.Remove(lease.Key(subnets(8)))
 	events, _ := s.events(index, 3)
@@ -82,8 +81,7 @@ func (s *suite) watchContext() {
 	case <-time.After(5 * time.Second):
 		s.Error("watch goes on without its context")
 	}
-	_, err := s.Registry.List(ctx)
-	s.want(err, context.Canceled)
+	s.want(errorOf(s.Registry.List(ctx)), context.Canceled)
 }
 
 // watchBad checks that entries that are no leases are reported and do not stop the watch.
@@ -121,8 +119,7 @@ func (s *suite) watchBad() {
 
 func (s *suite) watchExpiry() {
 	index := s.listing().Index
-	l, err := s.Registry.Create(s.ctx, subnets(7), attrs(7), time.Second)
-	s.must(err)
+	l := s.create(subnets(7), attrs(7), time.Second)
 	events, _ := s.events(index, 2)
 	if gone := events[1]; !gone.Deleted || gone.Lease.Subnets != subnets(7) || gone.Lease.Revision <= l.Revision {
 		s.Errorf("event %+v", gone)
@@ -170,8 +167,7 @@ func (s *suite) allDeleted() {
 	if len(l.Leases) != 0 {
 		s.Errorf("listing %+v", l)
 	}
-	_, err = s.Registry.Create(s.ctx, subnets(7), attrs(7), ttl)
-	s.must(err)
+	s.create(subnets(7), attrs(7), ttl)
 	// The directory is created again implicitly. That is no event of a lease.
 	events, _ := s.events(l.Index, 1)
 	if events[0].Lease.Attrs != attrs(7) {

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"flanneld/pkg/condition"
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry/etcd"
@@ -94,11 +93,8 @@ func TestStoreIsChosenByItsLeases(t *testing.T) {
 				}
 			}
 			var log strings.Builder
-			s, err := Open(o, APIAuto, Identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }}, slog.New(slog.NewTextHandler(&log, nil)), condition.NewList(slog.New(slog.DiscardHandler)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
+			s := start(t, o, APIAuto, Identity{c.last, func(l lease.Lease) bool { return l.PublicIP == here }})
+			s.log = slog.New(slog.NewTextHandler(&log, nil))
 			raw, err := s.Config(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -122,11 +118,9 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 		last  API
 		tries int // time until the store that answers is chosen; 0 for never
 	}{{"", 3}, {APIv3, 1}, {APIv2, 0}} {
-		s, err := Open(o, APIAuto, Identity{Last: c.last}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := start(t, o, APIAuto, Identity{Last: c.last})
 		s.regs[1].Close()
+		var err error
 		if s.regs[1], err = open(away, APIv2); err != nil {
 			t.Fatal(err)
 		}
@@ -139,6 +133,5 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 		if tries != c.tries {
 			t.Errorf("last in %q: taken at attempt %d, want %d", c.last, tries, c.tries)
 		}
-		s.Close()
 	}
 }

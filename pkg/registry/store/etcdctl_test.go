@@ -2,7 +2,6 @@ package store
 
 import (
 	"errors"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"flanneld/pkg/condition"
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lease"
@@ -70,10 +68,7 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 					continue // the same key as that of "/", which exists by then or makes it exist
 				}
 				o := etcd.Options{Endpoints: []string{server.URL}, Prefix: prefix}
-				s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
-				if err != nil {
-					t.Fatal(err)
-				}
+				s := start(t, o, api, Identity{})
 				commands := suggested(t, s)
 				if len(commands) != 1 || !strings.Contains(commands[0], shellWord(keys[i])+" ") {
 					t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
@@ -82,7 +77,6 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 				if raw, err := s.Config(t.Context()); err != nil || string(raw) != sampleConfig {
 					t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
 				}
-				s.Close()
 			}
 		})
 	}
@@ -102,10 +96,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			Endpoints: []string{"https://127.0.0.1:1", withUser}, Prefix: "/p/",
 			CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
 		}
-		s, err := Open(o, api, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := start(t, o, api, Identity{})
 		command := etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
 		if strings.Contains(command, "hush") || !strings.Contains(command, "=root ") {
 			t.Errorf("suggested %s", command)
@@ -121,24 +112,18 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			t.Errorf("%s: after %s\nthe config is %q, %v", api, command, raw, err)
 		}
 		reg.Close()
-		s.Close()
 	}
 }
 
 // The commands that make a host lease another subnet delete its key and its claim.
 func TestMoveCommand(t *testing.T) {
-	log := slog.New(slog.DiscardHandler)
 	for api, do := range map[API]string{APIv3: "ETCDCTL_API=3 etcdctl --endpoints=http://127.0.0.1:1 del", APIv2: "ETCDCTL_API=2 etcdctl --endpoints=http://127.0.0.1:1 rm"} {
-		s, err := Open(etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/net"}, api, Identity{}, log, condition.NewList(log))
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := start(t, etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/net"}, api, Identity{})
 		got := s.Registry().MoveCommand(lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24")), []string{"/run/subnet.env", "/run/a b"})
 		want := "systemctl stop flanneld; " + do + " /net/subnets/10.42.7.0-24; rm -f /run/subnet.env '/run/a b'; systemctl start flanneld"
 		if got != want {
 			t.Errorf("%s:\n%s\nwant\n%s", api, got, want)
 		}
-		s.Close()
 	}
 }
 
@@ -150,13 +135,9 @@ func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
 		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}
 		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
-		s, err := Open(here, APIv3, Identity{}, slog.New(slog.DiscardHandler), condition.NewList(slog.New(slog.DiscardHandler)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := start(t, here, APIv3, Identity{})
 		if _, err := s.Config(t.Context()); err == nil || !strings.Contains(err.Error(), "there is one at "+c[1]+"/config in the v3 API") {
 			t.Errorf("%s: %v", c[0], err)
 		}
-		s.Close()
 	}
 }

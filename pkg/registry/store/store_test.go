@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +14,22 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/etcdtest"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/etcd"
 )
+
+// start opens a store until the test ends.
+func start(t *testing.T, o etcd.Options, api API, host Identity) *Store {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	s, err := Open(o, api, host, log, condition.NewList(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
 
 // TestResolve queries a name server for etcd's members, with and without TLS.
 func TestResolve(t *testing.T) {
@@ -82,6 +99,46 @@ func serveNames(server net.PacketConn, records map[string]dnsmessage.SRVResource
 		}
 		if answer, err := m.Pack(); err == nil {
 			server.WriteTo(answer, from)
+		}
+	}
+}
+
+// TestLongConfigIsNotAMissingOne: the error has the size of the config and does not suggest
+// creating one.
+func TestLongConfigIsNotAMissingOne(t *testing.T) {
+	t.Parallel()
+	server := etcdtest.StartEtcd(t)
+	if err := server.V2(t).Put(t.Context(), "/net/config", strings.Repeat("x", 1<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, etcd.Options{Endpoints: []string{server.URL}, Prefix: "/net"}, APIAuto, Identity{})
+	if _, err := s.Config(t.Context()); !errors.Is(err, registry.ErrLongConfig) || !strings.Contains(err.Error(), "not 1048576") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestBrokenTLSFilesAreACondition: the condition is set while files are invalid, whether or not a
+// connection needs them. The previous contents are used.
+func TestBrokenTLSFilesAreACondition(t *testing.T) {
+	ca := etcdtest.NewAuthority(t)
+	cert, key := ca.Issue("client")
+	good, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, api := range []API{APIv2, APIv3} {
+		o := etcd.Options{Endpoints: []string{"127.0.0.1:1"}, Prefix: "/net", CAFile: ca.File, CertFile: cert, KeyFile: key}
+		s := start(t, o, api, Identity{})
+		for _, text := range []string{string(good), "half", string(good)} {
+			if err := os.WriteFile(key, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Config(t.Context()); err == nil {
+				t.Error("there is an etcd at port 1")
+			}
+			if is, want := s.conditions.Has("etcd-files"), text == "half"; is != want {
+				t.Errorf("%s, a key of %d bytes: condition %v, want %v", api, len(text), is, want)
+			}
 		}
 	}
 }
