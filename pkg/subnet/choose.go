@@ -88,14 +88,14 @@ type exhaustedError struct {
 }
 
 func (e *exhaustedError) Error() string {
+	has := fmt.Sprintf("network %s has %d subnets of length %d (%s to %s)", e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max)
 	if len(e.avoided) > 0 {
-		return fmt.Sprintf("no subnet can be used: network %s has %d subnets of length %d (%s to %s), %d are leased, and each of the others overlaps "+
+		return fmt.Sprintf("no subnet can be used: %s, %d are leased, and each of the others overlaps "+
 			"a network or an address that this host or a peer has, such as %s; set SubnetMin and SubnetMax in the network config to an unused range",
-			e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased, examples(e.avoided))
+			has, e.leased, examples(e.avoided))
 	}
-	return fmt.Sprintf("out of subnets: network %s has %d subnets of length %d (%s to %s), and %d leases leave none of them free; "+
-		"delete leases of hosts that no longer exist, or enlarge the pool in the network config (SubnetLen, SubnetMin, SubnetMax)",
-		e.pool.Network, e.pool.Size(), e.pool.SubnetLen, e.pool.Min, e.pool.Max, e.leased)
+	return fmt.Sprintf("out of subnets: %s, and %d leases leave none of them free; "+
+		"delete leases of hosts that no longer exist, or enlarge the pool in the network config (SubnetLen, SubnetMin, SubnetMax)", has, e.leased)
 }
 
 // examples returns the widest few of prefixes.

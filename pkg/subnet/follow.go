@@ -61,6 +61,7 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		watchPace:    pace.Pace{Initial: 100 * time.Millisecond, Max: lastRetry},
 		listPace:     pace.Pace{Initial: firstRetry, Max: 2 * lastRetry},
 		ownReads:     rate.NewLimiter(rate.Every(readEvery), readBurst),
+		failed:       pace.Backoff{Initial: firstRetry, Max: renewFloor},
 		acquirePace:  pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},
 		retryTimer:   stopped(),
 		stepTimer:    stopped(),
@@ -123,7 +124,7 @@ type follower struct {
 	nextStep    stepInput     // input of the next step
 	stepTimer   *time.Timer   // starts a step
 	conflictRun int           // number of consecutive conflicts
-	failures    int           // number of consecutive steps without an answer; the first is logged
+	failed      pace.Backoff  // for consecutive steps without an answer; the first is logged
 	ownReads    *rate.Limiter // limits steps that read the own lease
 	acquirePace pace.Pace     // for steps that acquire a lease because of new terms
 	fatal       error         // error to return

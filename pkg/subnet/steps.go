@@ -102,7 +102,8 @@ func (f *follower) stepDone(ctx context.Context, err error) {
 		f.Conditions.End(NoSubnet)
 	}
 	if err == nil {
-		f.conflictRun, f.failures = 0, 0
+		f.conflictRun = 0
+		f.failed.Reset()
 		f.schedule()
 	} else {
 		f.stepTimer.Reset(f.retryDelay(err))
@@ -177,7 +178,8 @@ func (f *follower) retryDelay(err error) time.Duration {
 	case !f.begun():
 		return randomBetween(startRetry/2, startRetry)
 	}
-	if f.failures++; f.failures == 1 {
+	backoff := f.failed.Failed()
+	if backoff == firstRetry {
 		msg := "failed to renew lease, will retry"
 		if f.lost {
 			msg = "failed to lease another subnet, will retry"
@@ -188,7 +190,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 	if !f.lost && f.own.Attrs == f.mine.attrs {
 		delay = min(max(time.Until(f.own.Expires)/8, lastRetry), renewFloor)
 	}
-	delay = min(delay, firstRetry<<min(f.failures-1, 6))
+	delay = min(delay, backoff)
 	return randomBetween(delay/2, delay)
 }
 

@@ -82,12 +82,16 @@ func newLink(o etcd.Options) (*link, error) {
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: e.String(), ServerName: host})
 	}
 	names.InitialState(state)
+	security := insecure.NewCredentials()
+	if slices.ContainsFunc(endpoints.All, etcd.Endpoint.Secure) {
+		security = dialedTLS{security}
+	}
 	l.conn, err = grpc.NewClient("etcd:///registry",
 		grpc.WithResolvers(names),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"`+pickerName+`":{}}]}`),
 		grpc.WithContextDialer(l.dial),
 		grpc.WithNoProxy(),
-		grpc.WithTransportCredentials(handshaker{l}),
+		grpc.WithTransportCredentials(security),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: minRedial, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxRedial},
@@ -105,12 +109,7 @@ func newLink(o etcd.Options) (*link, error) {
 
 func (l *link) close() { l.conn.Close() }
 
-// dialed is a connection with its endpoint.
-type dialed struct {
-	net.Conn
-	to etcd.Endpoint
-}
-
+// dial connects to an endpoint, with TLS if it uses that.
 func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 	dialer := net.Dialer{
 		Timeout:         dialTimeout,
@@ -138,10 +137,16 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 				l.note(e, err)
 				return nil, err
 			}
-			if !e.Secure() { // with TLS, the handshake may still fail
-				l.note(e, nil)
+			conn = l.conns.Add(conn)
+			if e.Secure() {
+				return l.secure(ctx, e, conn)
 			}
-			return &dialed{l.conns.Add(conn), e}, nil
+			l.note(e, nil)
+			return newResultConn(conn, func(err error) {
+				if remedied := l.options.WithRemedy(context.Background(), e, err); remedied != err { // else gRPC reports the error
+					l.note(e, remedied)
+				}
+			}), nil
 		}
 	}
 	return nil, fmt.Errorf("no endpoint %s", url)
@@ -172,45 +177,37 @@ func (l *link) noteTLS(e etcd.Endpoint, err error) {
 	l.note(e, l.options.WithRemedy(context.Background(), e, err))
 }
 
-// handshaker starts TLS with the endpoints that use it, with the present TLS files.
-type handshaker struct{ l *link }
-
-// ClientHandshake implements credentials.TransportCredentials.
-func (h handshaker) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	d, ok := raw.(*dialed)
-	if !ok {
-		return insecure.NewCredentials().ClientHandshake(ctx, authority, raw)
-	}
-	if !d.to.Secure() {
-		return insecure.NewCredentials().ClientHandshake(ctx, authority, newResultConn(raw, func(err error) {
-			if remedied := h.l.options.WithRemedy(context.Background(), d.to, err); remedied != err { // else gRPC reports the error
-				h.l.note(d.to, remedied)
-			}
-		}))
-	}
-	conn, err := h.secure(ctx, d)
-	if err != nil {
-		h.l.noteTLS(d.to, err)
-		return nil, nil, err
-	}
-	info := credentials.TLSInfo{State: conn.ConnectionState()}
-	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return newResultConn(conn, func(err error) { h.l.noteTLS(d.to, err) }), info, nil
-}
-
-func (h handshaker) secure(ctx context.Context, d *dialed) (*tls.Conn, error) {
-	config := h.l.files.Config()
-	config.ServerName = d.to.Hostname()
+// secure starts TLS with an endpoint, with the present TLS files.
+func (l *link) secure(ctx context.Context, e etcd.Endpoint, raw net.Conn) (net.Conn, error) {
+	config := l.files.Config()
+	config.ServerName = e.Hostname()
 	config.NextProtos = []string{"h2"}
-	conn := tls.Client(d.Conn, config)
-	if err := conn.HandshakeContext(ctx); err != nil {
+	conn := tls.Client(raw, config)
+	err := conn.HandshakeContext(ctx)
+	if err == nil && conn.ConnectionState().NegotiatedProtocol != "h2" {
+		err = errors.New("the server speaks no HTTP/2, so it has no etcd v3 API")
+	}
+	if err != nil {
+		raw.Close()
+		l.noteTLS(e, err)
 		return nil, err
 	}
-	if conn.ConnectionState().NegotiatedProtocol != "h2" {
-		return nil, errors.New("the server speaks no HTTP/2, so it has no etcd v3 API")
-	}
-	return conn, nil
+	return newResultConn(conn, func(err error) { l.noteTLS(e, err) }), nil
 }
+
+// dialedTLS are the credentials of connections on which dial has started TLS. Requests have the
+// scheme of TLS.
+type dialedTLS struct {
+	credentials.TransportCredentials
+}
+
+// Info implements credentials.TransportCredentials.
+func (dialedTLS) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c dialedTLS) Clone() credentials.TransportCredentials { return c }
 
 // resultConn reports the result of a connection once: at the first answer, or at the end of the
 // connection. With TLS 1.3, the client's handshake ends before the server has checked the client's
@@ -256,25 +253,6 @@ func (c *resultConn) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (h handshaker) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("not a server")
-}
-
-// Info implements credentials.TransportCredentials.
-func (h handshaker) Info() credentials.ProtocolInfo {
-	if slices.ContainsFunc(h.l.endpoints.All, etcd.Endpoint.Secure) {
-		return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-	}
-	return credentials.ProtocolInfo{SecurityProtocol: "insecure"}
-}
-
-// Clone implements credentials.TransportCredentials.
-func (h handshaker) Clone() credentials.TransportCredentials { return h }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (h handshaker) OverrideServerName(string) error { return errors.New("not supported") }
 
 // read does an operation that may be done twice: if need be, once at each endpoint.
 func (l *link) read(ctx context.Context, limit time.Duration, do func(context.Context) error) error {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/lab/etcdtest"
 	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/registry"
@@ -183,4 +184,25 @@ func TestNoLeaks(t *testing.T) {
 func stacks() string {
 	buf := make([]byte, 1<<22)
 	return string(buf[:runtime.Stack(buf, true)])
+}
+
+// TestUserOfTheCertificate: without a user name, etcd knows the client by its certificate.
+func TestUserOfTheCertificate(t *testing.T) {
+	t.Parallel()
+	ca := etcdtest.NewAuthority(t)
+	cert, key := ca.Issue("server")
+	clientCert, clientKey := ca.Issue("root")
+	etcd := etcdtest.StartSecured(t, cert, key, ca.File)
+	config, err := etcdkeys.ClientTLS(ca.File, clientCert, clientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := etcdkeys.V3{Access: etcdkeys.Access{Endpoints: []string{etcd.URL}, TLS: config}}
+	if err := keys.RequireUser(t.Context(), "s3cret!"); err != nil {
+		t.Fatal(err)
+	}
+	r := api.Open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey})
+	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
+		t.Error(err)
+	}
 }
