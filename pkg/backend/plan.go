@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"slices"
 
@@ -27,14 +28,15 @@ type Plan struct {
 	claimConflicts []lease.Lease
 
 	updated bool
-	claims  map[Claim]int  // number of accepted leases with each claim
+	seed    maphash.Seed
+	claims  map[uint64]int // number of accepted leases with each claim, by its hash: equal hashes cost a rebuild only
 	inside  int            // number of accepted leases with a public IP inside the network
 	shared  []netip.Prefix // destinations of shared routes; nil if there is one route to the whole network
 }
 
 // NewPlan returns an empty plan for a network.
 func NewPlan(b Backend, network netip.Prefix) *Plan {
-	return &Plan{backend: b, network: network, want: dataplane.NewState()}
+	return &Plan{backend: b, network: network, want: dataplane.NewState(), seed: maphash.MakeSeed()}
 }
 
 // Change is how an Update changed the desired state: everything, or only the objects of some peers,
@@ -87,7 +89,7 @@ func (p *Plan) rebuild(h host.Facts, v lease.View) {
 	for _, peer := range accepted {
 		claims += len(peer.Claims)
 	}
-	p.claims, p.inside = make(map[Claim]int, claims), 0
+	p.claims, p.inside = make(map[uint64]int, claims), 0
 	for _, peer := range accepted {
 		p.claim(peer, 1)
 	}
@@ -96,8 +98,9 @@ func (p *Plan) rebuild(h host.Facts, v lease.View) {
 // claim adds n to the number of leases with each of the peer's claims.
 func (p *Plan) claim(peer Peer, n int) {
 	for _, c := range peer.Claims {
-		if p.claims[c] += n; p.claims[c] == 0 {
-			delete(p.claims, c)
+		hash := maphash.Comparable(p.seed, c)
+		if p.claims[hash] += n; p.claims[hash] == 0 {
+			delete(p.claims, hash)
 		}
 	}
 	if p.network.Contains(peer.PublicIP) {
@@ -163,5 +166,5 @@ func (p *Plan) count(valid validator, s dataplane.State, v lease.View, l *lease.
 func (p *Plan) contested(peer Peer, v lease.View, claims int) bool {
 	routedByBase := p.shared != nil && !inside(p.shared, peer.Subnets.V4())
 	return routedByBase || p.inside > 0 || p.network.Contains(peer.PublicIP) || v.Overlaps(peer.Subnets) ||
-		slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[c] > claims })
+		slices.ContainsFunc(peer.Claims, func(c Claim) bool { return p.claims[maphash.Comparable(p.seed, c)] > claims })
 }
