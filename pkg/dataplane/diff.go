@@ -17,8 +17,16 @@ type Conflict struct {
 type Delta struct {
 	Conflicts []Conflict
 
-	lists []iter.Seq[Op] // in order
+	lists []list // in order
 }
+
+// list is operations on objects of one kind, in order.
+type list interface{ each(yield func(Op) bool) }
+
+// ops is a list of any operations.
+type ops []Op
+
+func (l ops) each(yield func(Op) bool) { slices.Values(l)(yield) }
 
 // Len returns the number of operations.
 func (d *Delta) Len() (n int) {
@@ -36,7 +44,7 @@ func (d *Delta) Ops() iter.Seq[Op] {
 		more := true
 		each := func(op Op) bool { more = yield(op); return more }
 		for i := 0; more && i < len(d.lists); i++ {
-			d.lists[i](each)
+			d.lists[i].each(each)
 		}
 	}
 }
@@ -45,7 +53,7 @@ func (d *Delta) Ops() iter.Seq[Op] {
 // nothing is deleted unless prune is set.
 func Diff(want, have State, scope Scope, prune bool) *Delta {
 	d := differ{
-		Delta: &Delta{lists: make([]iter.Seq[Op], 0, 2*len(kinds))}, want: want, have: have, scope: scope, prune: prune,
+		Delta: &Delta{lists: make([]list, 0, 2*len(kinds))}, want: want, have: have, scope: scope, prune: prune,
 		links: map[string]linkChange{},
 	}
 	for i, k := range kinds { // the first i lists create objects, the others delete some
@@ -77,12 +85,12 @@ const (
 	linkBlocked                     // a foreign device has the name: objects are neither created nor deleted
 )
 
-func (d *Descriptor[K, V]) diff(by *differ) (put, del iter.Seq[Op]) {
+func (d *Descriptor[K, V]) diff(by *differ) (put, del list) {
 	if d.diffFunc != nil {
 		return d.diffFunc(by, d)
 	}
 	want := d.in(by.want)
-	return d.missing(by, want, nil).each, d.surplus(by, want).each
+	return d.missing(by, want, nil), d.surplus(by, want)
 }
 
 // missing returns the objects of want that do not exist on links that are not blocked. form returns
@@ -113,16 +121,13 @@ func (d *Descriptor[K, V]) surplus(by *differ, want map[K]V) *objects[K, V] {
 	}
 	const atLeast = 8
 	return d.list(Del, d.in(by.have), atLeast, func(k K, v V) (V, bool) {
-		_, ok := want[k]
-		return v, !ok && by.links[d.linkOf(k, v)] < linkRecreated && d.isOurs(by.scope, k, v)
+		if _, ok := want[k]; ok {
+			return v, false
+		}
+		link := d.linkOf(k, v)
+		ours := d.owns == nil && by.scope.OwnsLink(link) || d.owns != nil && d.owns(by.scope, k, v)
+		return v, ours && by.links[link] < linkRecreated
 	})
-}
-
-func (d *Descriptor[K, V]) isOurs(scope Scope, k K, v V) bool {
-	if d.owns == nil {
-		return scope.OwnsLink(d.linkOf(k, v))
-	}
-	return d.owns(scope, k, v)
 }
 
 // objects is a list of operations on objects of one kind, which are allocated only during

@@ -3,7 +3,6 @@ package dataplane
 import (
 	"cmp"
 	"fmt"
-	"iter"
 	"maps"
 	"net/netip"
 )
@@ -16,21 +15,22 @@ type Kind interface {
 	String() string
 
 	// These methods are about the objects of the kind in states.
-	all(State) iter.Seq[Op] // operations that create them, in order
-	diff(*differ) (put, del iter.Seq[Op])
+	all(State) list // operations that create them, in order
+	diff(*differ) (put, del list)
 	equal(a, b State) bool
 	copy(to, from, keys State) // copies the objects of from with the keys of keys
 	remove(from, keys State)   // removes the objects with the keys of keys
 
-	// These methods take an operation of the kind.
-	has(State, Op) bool // reports whether there is an object with its key
-	update(State, Op)
-	title(Op) string
-	link(Op) string
-	text(Op) string
-	command(Op) string
-	basic(op Op, own netip.Prefix) bool
-	clone(Op) Op
+	// These methods take the object of an operation of the kind.
+	has(s State, object any) bool // reports whether there is an object with its key
+	put(s State, object any)
+	del(s State, object any)
+	title(object any) string
+	link(object any) string
+	text(object any) string
+	command(verb string, object any) string
+	basic(object any, own netip.Prefix) bool
+	clone(object any) any
 }
 
 // Descriptor defines a kind whose objects have keys of type K and values of type V. Diff, State,
@@ -64,7 +64,7 @@ type Descriptor[K, V comparable] struct {
 	tool      string
 
 	// diffFunc replaces the comparison by missing and surplus for kinds with their own rules.
-	diffFunc func(*differ, *Descriptor[K, V]) (put, del iter.Seq[Op])
+	diffFunc func(*differ, *Descriptor[K, V]) (put, del list)
 }
 
 // object is one object of a kind, as operations refer to it. The value comes first, because a
@@ -86,51 +86,51 @@ func (d *Descriptor[K, V]) Del(k K, v V) Op { return Op{Del, d, &object[K, V]{v,
 
 // Of returns the key and value of an operation's object, or zero values if it is of another kind.
 func (d *Descriptor[K, V]) Of(op Op) (k K, v V) {
-	if o, ok := op.object.(*object[K, V]); ok && op.Kind == Kind(d) {
-		return o.key, o.value
+	if op.Kind == Kind(d) {
+		return d.split(op.object)
 	}
 	return k, v
 }
 
-func (d *Descriptor[K, V]) title(op Op) string {
-	k, v := d.Of(op)
+func (*Descriptor[K, V]) split(of any) (K, V) {
+	o := of.(*object[K, V])
+	return o.key, o.value
+}
+
+func (d *Descriptor[K, V]) title(of any) string {
 	if d.titleOf == nil {
-		return d.name + " " + fmt.Sprint(k)
+		return d.name + " " + fmt.Sprint(of.(*object[K, V]).key)
 	}
-	return d.titleOf(k, v)
+	return d.titleOf(d.split(of))
 }
 
-func (d *Descriptor[K, V]) link(op Op) string { return d.linkOf(d.Of(op)) }
+func (d *Descriptor[K, V]) link(of any) string { return d.linkOf(d.split(of)) }
 
-func (d *Descriptor[K, V]) text(op Op) string {
-	return cmp.Or(d.label, d.name) + " " + d.textOf(d.Of(op))
+func (d *Descriptor[K, V]) text(of any) string {
+	return cmp.Or(d.label, d.name) + " " + d.textOf(d.split(of))
 }
 
-func (d *Descriptor[K, V]) command(op Op) string {
-	verb := "replace"
-	if op.Verb == Del {
-		verb = "del"
-	}
-	k, v := d.Of(op)
+func (d *Descriptor[K, V]) command(verb string, of any) string {
+	k, v := d.split(of)
 	if d.commandOf == nil {
 		return d.tool + " " + verb + " " + d.textOf(k, v)
 	}
 	return d.commandOf(verb, k, v)
 }
 
-func (d *Descriptor[K, V]) basic(op Op, own netip.Prefix) bool {
-	k, v := d.Of(op)
+func (d *Descriptor[K, V]) basic(of any, own netip.Prefix) bool {
+	k, v := d.split(of)
 	return d.isBasic != nil && d.isBasic(k, v, own)
 }
 
-func (d *Descriptor[K, V]) clone(op Op) Op {
-	op.object = d.Put(d.Of(op)).object
-	return op
+func (d *Descriptor[K, V]) clone(of any) any {
+	o := *of.(*object[K, V])
+	return &o
 }
 
-func (d *Descriptor[K, V]) all(s State) iter.Seq[Op] {
+func (d *Descriptor[K, V]) all(s State) list {
 	objects := d.in(s)
-	return d.list(Put, objects, len(objects), func(_ K, v V) (V, bool) { return v, true }).each
+	return d.list(Put, objects, len(objects), func(_ K, v V) (V, bool) { return v, true })
 }
 
 func (d *Descriptor[K, V]) equal(a, b State) bool { return maps.Equal(d.in(a), d.in(b)) }
@@ -150,16 +150,14 @@ func (d *Descriptor[K, V]) remove(from, keys State) {
 	}
 }
 
-func (d *Descriptor[K, V]) has(s State, op Op) bool {
-	k, _ := d.Of(op)
-	_, ok := d.in(s)[k]
+func (d *Descriptor[K, V]) has(s State, of any) bool {
+	_, ok := d.in(s)[of.(*object[K, V]).key]
 	return ok
 }
 
-func (d *Descriptor[K, V]) update(s State, op Op) {
-	if k, v := d.Of(op); op.Verb == Del {
-		delete(d.in(s), k)
-	} else {
-		d.in(s)[k] = v
-	}
+func (d *Descriptor[K, V]) put(s State, of any) {
+	o := of.(*object[K, V])
+	d.in(s)[o.key] = o.value
 }
+
+func (d *Descriptor[K, V]) del(s State, of any) { delete(d.in(s), of.(*object[K, V]).key) }

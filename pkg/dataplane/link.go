@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"fmt"
-	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -13,8 +12,8 @@ import (
 
 // diffLinks returns the operations on links and records for the other kinds which links are
 // blocked, recreated or get a new MAC.
-func diffLinks(d *differ, kind *Descriptor[string, Link]) (put, del iter.Seq[Op]) {
-	var changes []Op
+func diffLinks(d *differ, kind *Descriptor[string, Link]) (put, del list) {
+	var changes ops
 	for _, name := range slices.Sorted(maps.Keys(d.want.Links)) {
 		want := d.want.Links[name]
 		have, exists := d.have.Links[name]
@@ -38,7 +37,7 @@ func diffLinks(d *differ, kind *Descriptor[string, Link]) (put, del iter.Seq[Op]
 			changes = append(changes, kind.Put(name, want).changing(have))
 		}
 	}
-	return slices.Values(changes), slices.Values[[]Op](nil)
+	return changes, ops(nil)
 }
 
 // reusable reports whether l can be changed into want in place.

@@ -3,7 +3,6 @@ package dataplane
 import (
 	"encoding/binary"
 	"fmt"
-	"iter"
 	"net/netip"
 	"strconv"
 )
@@ -97,12 +96,12 @@ func NextHopID(dst netip.Prefix) uint32 {
 
 // diffNextHops compares the nexthop objects that the wanted routes need, if they use any, with the
 // existing ones.
-func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (put, del iter.Seq[Op]) {
+func diffNextHops(d *differ, kind *Descriptor[uint32, NextHop]) (put, del list) {
 	d.taken, d.hops = d.takenSlots(), map[uint32]NextHop{}
 	if d.scope.NextHops {
 		d.neededHops()
 	}
-	return kind.missing(d, d.hops, nil).each, kind.surplus(d, d.hops).each
+	return kind.missing(d, d.hops, nil), kind.surplus(d, d.hops)
 }
 
 // neededHops records the nexthops that the wanted routes need. If the ID is in use by another

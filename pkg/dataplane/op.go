@@ -40,24 +40,30 @@ func (o Op) changing(was Link) Op {
 
 // Object returns the name of the object, which is the same for every attempt. It is the key for the
 // backoff.
-func (o Op) Object() string { return o.Kind.title(o) }
+func (o Op) Object() string { return o.Kind.title(o.object) }
 
 // Device returns the link of the object, or "" if it has none, such as a blackhole route.
-func (o Op) Device() string { return o.Kind.link(o) }
+func (o Op) Device() string { return o.Kind.link(o.object) }
 
 // Basic reports whether the operation creates something that a host with the subnet own needs
 // independently of its peers, and without which it reaches none of them.
-func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basic(o, own) }
+func (o Op) Basic(own netip.Prefix) bool { return o.Verb != Del && o.Kind.basic(o.object, own) }
 
 // Clone returns a copy that can be retained. An operation of a Delta keeps the whole Delta in
 // memory.
-func (o Op) Clone() Op { return o.Kind.clone(o) }
+func (o Op) Clone() Op {
+	o.object = o.Kind.clone(o.object)
+	return o
+}
 
 // String returns the operation as a command that can be pasted into a shell.
 func (o Op) String() string {
-	if o.Verb == Set {
+	switch o.Verb {
+	case Del:
+		return o.Kind.command("del", o.object)
+	case Set:
 		name, l := KindLink.Of(o)
 		return changeCommand(name, l, *o.was)
 	}
-	return o.Kind.command(o)
+	return o.Kind.command("replace", o.object)
 }

@@ -3,9 +3,8 @@ package dataplane
 import (
 	"cmp"
 	"fmt"
-	"iter"
 	"net/netip"
-	"slices"
+	"sort"
 	"strconv"
 )
 
@@ -35,7 +34,7 @@ func (d *differ) takenSlots() map[slot]string {
 }
 
 // diffRoutes requires that diffNextHops was called before.
-func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (iter.Seq[Op], iter.Seq[Op]) {
+func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (list, list) {
 	put := kind.missing(d, d.want.Routes, d.route)
 	put.remove(func(o object[RouteKey, Route]) bool {
 		reason, ok := d.taken[slot{o.key.Dst, o.key.Metric}]
@@ -51,7 +50,7 @@ func diffRoutes(d *differ, kind *Descriptor[RouteKey, Route]) (iter.Seq[Op], ite
 		_, replaced := d.hops[o.value.NextHop]
 		return replaced && o.key.Metric == 0
 	})
-	return put.each, del.each
+	return put, del
 }
 
 // route returns a wanted route in the form in which it is created.
@@ -74,8 +73,9 @@ func DelRoutesTo(have State, scope Scope, addr netip.Addr) (ops []Op) {
 			leads = append(leads, k)
 		}
 	}
-	slices.SortFunc(leads, func(a, b RouteKey) int {
-		return cmp.Or(b.Dst.Bits()-a.Dst.Bits(), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Link, b.Link))
+	sort.Slice(leads, func(i, j int) bool {
+		a, b := leads[i], leads[j]
+		return cmp.Or(b.Dst.Bits()-a.Dst.Bits(), cmp.Compare(a.Metric, b.Metric), cmp.Compare(a.Link, b.Link)) < 0
 	})
 	for _, k := range leads {
 		r := have.Routes[k]

@@ -31,13 +31,19 @@ func (s State) Remove(o State) {
 
 // Update applies a completed operation to s. It does not account for objects that the kernel
 // removes together with a link; the next read of the kernel shows those.
-func (s State) Update(o Op) { o.Kind.update(s, o) }
+func (s State) Update(o Op) {
+	if o.Verb == Del {
+		o.Kind.del(s, o.object)
+	} else {
+		o.Kind.put(s, o.object)
+	}
+}
 
 // Has reports whether s has an object with the key of o's object.
-func (s State) Has(o Op) bool { return o.Kind.has(s, o) }
+func (s State) Has(o Op) bool { return o.Kind.has(s, o.object) }
 
 // Objects returns the objects of a kind in order, as operations that create them.
-func (s State) Objects(k Kind) iter.Seq[Op] { return k.all(s) }
+func (s State) Objects(k Kind) iter.Seq[Op] { return k.all(s).each }
 
 // Text returns the state in the notation of ip(8), bridge(8) and sysctl(8), one object per line, in
 // order of creation.
@@ -45,7 +51,7 @@ func (s State) Text() string {
 	var b strings.Builder
 	for _, k := range kinds {
 		for op := range s.Objects(k) {
-			b.WriteString(k.text(op) + "\n")
+			b.WriteString(k.text(op.object) + "\n")
 		}
 	}
 	return b.String()
