@@ -262,57 +262,60 @@ func needless(o Op, have State, ops []Op) string {
 	return ""
 }
 
+// lines returns the objects of a state as text.
+func lines(s State) map[string]bool {
+	all := map[string]bool{}
+	for line := range strings.Lines(s.Text()) {
+		all[strings.TrimSuffix(line, "\n")] = true
+	}
+	return all
+}
+
+// objects calls each with the objects of a state until it returns false.
+func (s State) objects(yield func(Op, string) bool) {
+	for _, k := range kinds {
+		for o := range s.Objects(k) {
+			if !yield(o, k.text(o.object)) {
+				return
+			}
+		}
+	}
+}
+
 // missing returns a wanted object that does not exist although no foreign object blocks it.
 func missing(want, got State, scope Scope, conflicts []Conflict) string {
 	excused := map[string]bool{}
 	for _, c := range conflicts {
 		excused[c.Op.Object()] = true
 	}
-	on := func(link string) bool { return excused["link "+link] }
-	for name, l := range want.Links {
-		if !got.Links[name].satisfies(l) && !on(name) {
-			return "link " + name
+	have := lines(got)
+	for o, text := range want.objects {
+		name, link := KindLink.Of(o)
+		switch {
+		case excused[o.Object()] || excused["link "+o.Device()]:
+		case o.Kind == KindRoute:
+			if problem := missingRoute(o, got, scope); problem != "" {
+				return problem
+			}
+		case o.Kind == KindLink && got.Links[name].satisfies(link):
+		case !have[text]:
+			return text
 		}
 	}
-	for path, v := range want.Sysctls {
-		if got.Sysctls[path] != v && !on(strings.Split(path, "/")[3]) {
-			return "sysctl " + path
-		}
+	return ""
+}
+
+func missingRoute(o Op, got State, scope Scope) string {
+	k, r := KindRoute.Of(o)
+	if through, hop, ok := r.nextHop(k); ok && scope.NextHops && got.NextHops[through.NextHop] == hop {
+		r = through
+	} else if ok && scope.NextHops && got.NextHops[through.NextHop].Proto == ProtoFlannel {
+		return "the nexthop of " + routeText(k, r)
+	} else if scope.Spread {
+		r = r.spread(k)
 	}
-	for a := range want.Addrs {
-		if _, ok := got.Addrs[a]; !ok && !on(a.Link) {
-			return "address " + a.String()
-		}
-	}
-	for f := range want.FDB {
-		if _, ok := got.FDB[f]; !ok && !on(f.Link) {
-			return "fdb " + fdbText(f, struct{}{})
-		}
-	}
-	for k, mac := range want.Neighs {
-		if got.Neighs[k] != mac && !on(k.Link) {
-			return "neighbour " + neighText(k, mac)
-		}
-	}
-	for k, r := range want.Routes {
-		if on(k.Link) || excused[KindRoute.Put(k, r).Object()] {
-			continue
-		}
-		have := got.Routes[k]
-		plain := r
-		if scope.Spread {
-			plain = r.spread(k)
-		}
-		if through, hop, ok := r.nextHop(k); ok && scope.NextHops && got.NextHops[through.NextHop] == hop {
-			r = through
-		} else if ok && scope.NextHops && got.NextHops[through.NextHop].Proto == ProtoFlannel {
-			return "the nexthop of " + routeText(k, r)
-		} else {
-			r = plain
-		}
-		if have != r {
-			return "route " + routeText(k, r)
-		}
+	if got.Routes[k] != r {
+		return "route " + routeText(k, r)
 	}
 	return ""
 }
@@ -333,83 +336,61 @@ func remade(want, have State, link string) bool {
 
 // left returns an object of ours that still exists although it is not wanted.
 func left(want, got, have State, scope Scope) string {
-	ours := func(link string) bool { return scope.OwnsLink(link) && !blocked(want, have, link) }
-	for k, r := range got.Routes {
-		if _, ok := want.Routes[k]; !ok && scope.OwnsRoute(k, r) && r.Proto != ProtoKernel && !blocked(want, have, k.Link) {
-			return "route " + routeText(k, r)
+	for o, text := range got.objects {
+		needed := want.Has(o)
+		if id, h := KindNextHop.Of(o); o.Kind == KindNextHop {
+			for k, r := range got.Routes {
+				needed = needed || r.NextHop == id && want.Routes[k].Via == h.Via
+			}
 		}
-	}
-	for id, h := range got.NextHops {
-		needed := false
-		for k, r := range got.Routes {
-			needed = needed || r.NextHop == id && want.Routes[k].Via == h.Via
-		}
-		if !needed && scope.OwnsNextHop(id, h) && !blocked(want, have, h.Link) {
-			return "nexthop " + nextHopText(id, h)
-		}
-	}
-	for k, mac := range got.Neighs {
-		if _, ok := want.Neighs[k]; !ok && ours(k.Link) {
-			return "neighbour " + neighText(k, mac)
-		}
-	}
-	for f := range got.FDB {
-		if _, ok := want.FDB[f]; !ok && ours(f.Link) {
-			return "fdb " + fdbText(f, struct{}{})
-		}
-	}
-	for a := range got.Addrs {
-		if _, ok := want.Addrs[a]; !ok && ours(a.Link) && scope.OwnsAddr(a) {
-			return "address " + a.String()
+		if !needed && deletable(o, scope) && !blocked(want, have, o.Device()) {
+			return text
 		}
 	}
 	return ""
 }
 
+// deletable reports whether an object is ours to delete by itself.
+func deletable(o Op, scope Scope) bool {
+	switch o.Kind {
+	case KindLink, KindSysctl:
+		return false
+	case KindAddr:
+		a, _ := KindAddr.Of(o)
+		return scope.OwnsAddr(a)
+	case KindNextHop:
+		return scope.OwnsNextHop(KindNextHop.Of(o))
+	case KindRoute:
+		k, r := KindRoute.Of(o)
+		return scope.OwnsRoute(k, r) && r.Proto != ProtoKernel
+	}
+	return scope.OwnsLink(o.Device())
+}
+
 // touched returns a foreign object that has changed, or any object that was deleted without prune.
 // A wanted route may replace another with the same destination and metric.
 func touched(want, before, after State, scope Scope, prune bool) string {
-	ours := func(link string) bool { return scope.OwnsLink(link) && !blocked(want, before, link) }
-	for name, l := range before.Links {
-		if !ours(name) && after.Links[name] != l {
-			return "link " + name
-		}
-	}
-	for path, v := range before.Sysctls {
-		if !ours(strings.Split(path, "/")[3]) && after.Sysctls[path] != v {
-			return "sysctl " + path
-		}
-	}
-	for a := range before.Addrs {
-		mine := ours(a.Link) && scope.OwnsAddr(a) && prune
-		if _, ok := after.Addrs[a]; !ok && !mine && !remade(want, before, a.Link) {
-			return "address " + a.String()
-		}
-	}
-	for f := range before.FDB {
-		if _, ok := after.FDB[f]; !ok && !ours(f.Link) {
-			return "fdb " + fdbText(f, struct{}{})
-		}
-	}
-	for k, mac := range before.Neighs {
-		if after.Neighs[k] != mac && !ours(k.Link) {
-			return "neighbour " + neighText(k, mac)
-		}
-	}
-	for id, h := range before.NextHops {
-		mine := scope.OwnsNextHop(id, h) && (prune || scope.NextHops) // by its ID, on any link
-		if after.NextHops[id] != h && !mine && !remade(want, before, h.Link) {
-			return "nexthop " + nextHopText(id, h)
-		}
-	}
 	slots := map[RouteKey]bool{}
 	for k := range want.Routes {
 		slots[RouteKey{Dst: k.Dst, Metric: k.Metric}] = true
 	}
-	for k, r := range before.Routes {
-		mine := scope.OwnsRoute(k, r) && prune && !blocked(want, before, k.Link)
-		if after.Routes[k] != r && !mine && !slots[RouteKey{Dst: k.Dst, Metric: k.Metric}] && !remade(want, before, k.Link) {
-			return "route " + routeText(k, r)
+	now := lines(after)
+	for o, text := range before.objects {
+		var mine bool
+		free := !blocked(want, before, o.Device())
+		k, r := KindRoute.Of(o)
+		switch o.Kind {
+		case KindAddr:
+			mine = prune && free && deletable(o, scope)
+		case KindNextHop: // by its ID, on any link
+			mine = (prune || scope.NextHops) && deletable(o, scope)
+		case KindRoute:
+			mine = prune && free && scope.OwnsRoute(k, r) || slots[RouteKey{Dst: k.Dst, Metric: k.Metric}]
+		default:
+			mine = free && scope.OwnsLink(o.Device())
+		}
+		if !now[text] && !mine && !remade(want, before, o.Device()) {
+			return text
 		}
 	}
 	for k, r := range after.Routes {
