@@ -181,16 +181,15 @@ func FuzzAttrs(f *testing.F) {
 	f.Add([]byte(Attrs{}.Text(1, "a").Uint32(2, 7).Nest(3, Attrs{}.Bytes(4, []byte{1}))))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var again Attrs
-		var before, after []string
+		var before, after string
 		for kind, v := range Attrs(b).All() {
-			again = again.Bytes(kind, v)
-			before = append(before, fmt.Sprintf("%d % x", kind, []byte(v)))
+			again, before = again.Bytes(kind, v), before+fmt.Sprintf("%d % x; ", kind, []byte(v))
 		}
 		for kind, v := range again.All() {
-			after = append(after, fmt.Sprintf("%d % x", kind, []byte(v)))
+			after += fmt.Sprintf("%d % x; ", kind, []byte(v))
 		}
-		if !slices.Equal(before, after) {
-			t.Errorf("%v became %v", before, after)
+		if before != after {
+			t.Errorf("%s became %s", before, after)
 		}
 	})
 }

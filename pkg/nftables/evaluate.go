@@ -68,23 +68,15 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 	switch x.name {
 	case "counter", "log", "objref", "last", "notrack":
 		return firewall.Yes
-	case "meta":
-		if to := a(unix.NFTA_META_DREG); to != 0 {
-			return set(to, v.metaValue(a(unix.NFTA_META_KEY)))
-		}
-		return firewall.Yes // it sets a value
+	case "meta": // without a destination, register 0, they set a property, and load nothing
+		return set(a(unix.NFTA_META_DREG), v.metaValue(a(unix.NFTA_META_KEY)))
 	case "ct":
-		if to := a(unix.NFTA_CT_DREG); to != 0 {
-			return set(to, ctValue(a(unix.NFTA_CT_KEY)))
-		}
-		return firewall.Yes
+		return set(a(unix.NFTA_CT_DREG), ctValue(a(unix.NFTA_CT_KEY)))
 	case "fib":
 		return set(a(unix.NFTA_FIB_DREG), v.fibValue(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
 	case "payload":
-		if to := a(unix.NFTA_PAYLOAD_DREG); to != 0 {
-			offset, length := a(unix.NFTA_PAYLOAD_OFFSET), a(unix.NFTA_PAYLOAD_LEN)
-			v.loadPayload(r, to, a(unix.NFTA_PAYLOAD_BASE), int(offset), int(length))
-		}
+		offset, length := a(unix.NFTA_PAYLOAD_OFFSET), a(unix.NFTA_PAYLOAD_LEN)
+		v.loadPayload(r, a(unix.NFTA_PAYLOAD_DREG), a(unix.NFTA_PAYLOAD_BASE), int(offset), int(length))
 		return firewall.Yes
 	case "bitwise":
 		r.mask(x.data)

@@ -269,3 +269,35 @@ func TestPlain(t *testing.T) {
 	b.sync(firewall.IPv4, nil)
 	equal(t, b.ruleset(), before)
 }
+
+// TestRulesHeldByIPTables: our table is not created, or is removed, and only chains outside of
+// iptables get accepts.
+func TestRulesHeldByIPTables(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	held := firewall.Ruleset{Owner: oneDaemon(), Chains: all(four), HeldIn: firewall.Compat}
+	b.run(docker, "iptables-nft-restore")
+	b.nft(plainTable)
+	before := b.ruleset()
+	b.sync(firewall.IPv4, all(four))
+	b.apply(held)
+	if got := b.ruleset(); strings.Contains(got, "flannel-ipv4") || strings.Contains(b.saved("filter")+b.saved("raw"), "flanneld") {
+		t.Errorf("kept where iptables does it:\n%s", got)
+	}
+	has(t, b.sh("nft -s list chain inet firewalld filter_FORWARD"), "\t\tip saddr 10.42.0.0/16 counter accept comment \"flanneld\"\n"+
+		"\t\tip daddr 10.42.0.0/16 counter accept comment \"flanneld\"\n\t\tct state ")
+	if changes := b.apply(held); len(changes) > 0 {
+		t.Errorf("not settled: %q", changes)
+	}
+	b.nft("flush chain inet firewalld filter_FORWARD")
+	b.nft("add rule inet firewalld filter_FORWARD reject")
+	if changes := b.apply(held); len(changes) != 1 {
+		t.Errorf("after a reload: %q", changes)
+	}
+	b.nft("flush ruleset")
+	b.run(docker, "iptables-nft-restore")
+	b.nft(plainTable)
+	b.apply(held)
+	b.apply(firewall.Ruleset{Owner: oneDaemon(), HeldIn: firewall.Compat})
+	equal(t, b.ruleset(), before)
+}

@@ -236,17 +236,3 @@ func TestOthersOfOursMakeNoNews(t *testing.T) {
 	}
 	b.quiet(news, "the lock")
 }
-
-func TestDescribed(t *testing.T) {
-	for _, c := range lockChains() {
-		a, b := describe(parseExpressions(c.rule(vxlanLock))), describe(parseExpressions(c.rule(udpLock)))
-		if slices.Equal(a, b) || !slices.Equal(a, describe(parseExpressions(c.rule(vxlanLock)))) {
-			t.Errorf("%q and %q", a, b)
-		}
-		for _, text := range append(a, b...) {
-			if strings.Contains(text, "unknown") {
-				t.Error(text)
-			}
-		}
-	}
-}

@@ -127,7 +127,12 @@ func (b *bed) sync(family firewall.Family, want []firewall.Chain) []string {
 
 func (b *bed) syncFor(owner firewall.Owner, family firewall.Family, want []firewall.Chain) []string {
 	b.t.Helper()
-	changes, err := b.tables.Sync(context.Background(), firewall.Ruleset{Family: family, Owner: owner, Chains: want})
+	return b.apply(firewall.Ruleset{Family: family, Owner: owner, Chains: want})
+}
+
+func (b *bed) apply(r firewall.Ruleset) []string {
+	b.t.Helper()
+	changes, err := b.tables.Sync(context.Background(), r)
 	if err != nil {
 		b.t.Fatal(err)
 	}
