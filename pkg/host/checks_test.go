@@ -30,6 +30,8 @@ func surroundings(t *testing.T, links, routes []string) (s Surroundings) {
 			switch w[i] {
 			case "via":
 				p.Gateway = netip.MustParseAddr(w[i+1])
+			case "src":
+				p.Source = netip.MustParseAddr(w[i+1])
 			case "dev":
 				p.Iface = w[i+1]
 			case "proto":

@@ -92,42 +92,36 @@ func TestChooseNeverTheOverlay(t *testing.T) {
 	}
 	own := []netip.Prefix{p("10.42.7.1/24"), p("10.42.9.0/24"), {}}
 	devices := []Iface{up("flannel.1", "10.42.7.0/32"), up("docker0", "10.42.7.1/24"), up("cni0", "10.42.9.1/24"), up("flannel0", "10.77.0.0/32"), up("flannel-v6.1", "10.77.0.1/32")}
-	route := func(iface string, metric uint32) Route {
-		return Route{Dst: p("0.0.0.0/0"), Iface: iface, Metric: metric}
-	}
-	via := func(gateway, iface string) Route {
-		return Route{Dst: p("0.0.0.0/0"), Iface: iface, Gateway: netip.MustParseAddr(gateway)}
-	}
 	any10 := Selectors{Regexes: []string{`^10\.`}}
 	for _, c := range []struct {
 		name   string
 		sel    Selectors
 		ifaces []Iface
-		routes []Route
+		routes []string
 		want   string // interface, or the error
 	}{
 		{"expression, without another", any10, devices, nil, "no address or name matches; there are "},
 		{"expression, with another", any10, append(devices[:5:5], up("eth0", "10.99.0.2/16")), nil, "eth0"},
 		{"expression on names", Selectors{Regexes: []string{"flannel|docker|eth"}}, append(devices[:5:5], up("eth0", "10.99.0.2/16")), nil, "eth0"},
 		{"uplink inside the network", any10, append(devices[:5:5], up("eth0", "10.42.200.2/24")), nil, "eth0"},
-		{"uplink inside the own subnet", Selectors{}, append(devices[:5:5], up("eth0", "10.42.7.200/16")), []Route{via("10.42.0.1", "eth0")}, "eth0"},
-		{"uplink inside the own subnet, by name", Selectors{Ifaces: []string{"eth0"}}, append(devices[:5:5], up("eth0", "10.42.7.200/16")), []Route{via("10.42.0.1", "eth0")}, "eth0"},
-		{"default route by a container", Selectors{}, devices, []Route{via("10.42.7.9", "docker0")}, "there is no default route"},
+		{"uplink inside the own subnet", Selectors{}, append(devices[:5:5], up("eth0", "10.42.7.200/16")), []string{"0.0.0.0/0 via 10.42.0.1 dev eth0"}, "eth0"},
+		{"uplink inside the own subnet, by name", Selectors{Ifaces: []string{"eth0"}}, append(devices[:5:5], up("eth0", "10.42.7.200/16")), []string{"0.0.0.0/0 via 10.42.0.1 dev eth0"}, "eth0"},
+		{"default route by a container", Selectors{}, devices, []string{"0.0.0.0/0 via 10.42.7.9 dev docker0"}, "there is no default route"},
 		{"another bridge", any10, append(devices[:5:5], up("br0", "10.5.0.1/24")), nil, "br0"},
 		{"by name", Selectors{Ifaces: []string{"flannel.1"}}, devices, nil, "interface flannel.1 belongs to the overlay"},
 		{"by address", Selectors{Ifaces: []string{"10.42.7.1"}}, devices, nil, "no interface has the address 10.42.7.1"},
-		{"by public IP", Selectors{PublicIP: netip.MustParseAddr("10.42.7.1")}, append(devices[:5:5], up("eth0", "10.99.0.2/16")), []Route{route("eth0", 0)}, "eth0"},
+		{"by public IP", Selectors{PublicIP: netip.MustParseAddr("10.42.7.1")}, append(devices[:5:5], up("eth0", "10.99.0.2/16")), []string{"0.0.0.0/0 dev eth0 metric 0"}, "eth0"},
 		{"by reach", Selectors{CanReach: netip.MustParseAddr("203.0.113.1")}, devices, nil, "interface flannel.1 belongs to the overlay"},
-		{"default route by it", Selectors{}, append(devices[:5:5], up("eth0", "10.99.0.2/16")), []Route{route("flannel.1", 0), route("docker0", 5), route("eth0", 100)}, "eth0"},
-		{"no default route but by it", Selectors{}, devices, []Route{route("flannel.1", 0)}, "there is no default route"},
-		{"default routes by an interface without address", Selectors{}, []Iface{up("tun0"), up("eth0", "10.99.0.2/16")}, []Route{route("tun0", 0), route("eth0", 100)}, "eth0"},
-		{"no carrier, but better", Selectors{}, []Iface{{Name: "eth0", Up: true, Addrs: []Addr{addr("10.99.0.2/16")}}, up("eth1", "10.98.0.2/16")}, []Route{route("eth0", 0), route("eth1", 100)}, "eth1"},
-		{"no carrier, no other", Selectors{}, []Iface{{Name: "eth0", Up: true, Addrs: []Addr{addr("10.99.0.2/16")}}}, []Route{route("eth0", 0)}, "eth0"},
+		{"default route by it", Selectors{}, append(devices[:5:5], up("eth0", "10.99.0.2/16")), []string{"0.0.0.0/0 dev flannel.1 metric 0", "0.0.0.0/0 dev docker0 metric 5", "0.0.0.0/0 dev eth0 metric 100"}, "eth0"},
+		{"no default route but by it", Selectors{}, devices, []string{"0.0.0.0/0 dev flannel.1 metric 0"}, "there is no default route"},
+		{"default routes by an interface without address", Selectors{}, []Iface{up("tun0"), up("eth0", "10.99.0.2/16")}, []string{"0.0.0.0/0 dev tun0 metric 0", "0.0.0.0/0 dev eth0 metric 100"}, "eth0"},
+		{"no carrier, but better", Selectors{}, []Iface{{Name: "eth0", Up: true, Addrs: []Addr{addr("10.99.0.2/16")}}, up("eth1", "10.98.0.2/16")}, []string{"0.0.0.0/0 dev eth0 metric 0", "0.0.0.0/0 dev eth1 metric 100"}, "eth1"},
+		{"no carrier, no other", Selectors{}, []Iface{{Name: "eth0", Up: true, Addrs: []Addr{addr("10.99.0.2/16")}}}, []string{"0.0.0.0/0 dev eth0 metric 0"}, "eth0"},
 	} {
 		reach := func(netip.Addr) (string, netip.Addr, error) {
 			return "flannel.1", netip.MustParseAddr("10.42.7.0"), nil
 		}
-		u, err := Choose(c.sel, Inventory{Ifaces: c.ifaces, Routes: c.routes}, own, reach)
+		u, err := Choose(c.sel, Inventory{Ifaces: c.ifaces, Routes: routesOf(t, c.routes...)}, own, reach)
 		if err == nil && u.Iface != c.want || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %+v, %v; want %s", c.name, u, err, c.want)
 		}
@@ -139,29 +133,23 @@ func TestSourceAddress(t *testing.T) {
 	p := netip.MustParsePrefix
 	leased := func(s string) Addr { return Addr{Prefix: p(s), Dynamic: true} }
 	second := func(s string) Addr { return Addr{Prefix: p(s), Secondary: true} }
-	by := func(gateway, source string) *Route {
-		r := &Route{Dst: p("0.0.0.0/0"), Iface: "eth0"}
-		r.Gateway, _ = netip.ParseAddr(gateway)
-		r.Source, _ = netip.ParseAddr(source)
-		return r
-	}
 	for _, c := range []struct {
 		name  string
 		addrs []Addr
 		lo    string
-		route *Route // nil: eth0 has none
+		route string // the default route of eth0
 		want  string
 	}{
-		{"floating beside a leased one", []Addr{leased("10.99.0.2/16"), addr("10.99.9.9/32")}, "", by("10.99.0.1", "10.99.0.2"), "eth0 10.99.0.2"},
-		{"floating first, no source named", []Addr{addr("10.99.9.9/32"), leased("10.99.0.2/16")}, "", by("10.99.0.1", ""), "eth0 10.99.0.2"},
-		{"floating, with a mask", []Addr{leased("10.99.0.2/16"), second("10.99.9.9/16")}, "", by("10.99.0.1", ""), "eth0 10.99.0.2"},
-		{"floating, no default route", []Addr{addr("10.99.9.9/32"), leased("10.99.0.2/16")}, "", nil, "eth0 10.99.0.2"},
-		{"/32 and a gateway on the link", []Addr{leased("192.0.2.7/32"), addr("203.0.113.9/32")}, "", by("172.31.1.1", ""), "eth0 192.0.2.7"},
-		{"point to point", []Addr{addr("192.0.2.7/32"), addr("203.0.113.9/32")}, "", by("", ""), "eth0 192.0.2.7"},
-		{"two networks", []Addr{addr("192.0.2.7/24"), addr("10.99.0.2/16")}, "", by("10.99.0.1", ""), "eth0 10.99.0.2"},
-		{"the source that the route names", []Addr{addr("10.99.0.2/16"), second("10.99.0.3/16")}, "", by("10.99.0.1", "10.99.0.3"), "eth0 10.99.0.3"},
-		{"on the loopback interface", []Addr{addr("169.254.1.2/30")}, "10.99.0.2/32", by("169.254.1.1", "10.99.0.2"), "eth0 10.99.0.2 of lo"},
-		{"link-local beside it", []Addr{addr("169.254.1.2/16"), addr("10.99.0.2/16")}, "", by("", ""), "eth0 10.99.0.2"},
+		{"floating beside a leased one", []Addr{leased("10.99.0.2/16"), addr("10.99.9.9/32")}, "", "0.0.0.0/0 via 10.99.0.1 dev eth0 src 10.99.0.2", "eth0 10.99.0.2"},
+		{"floating first, no source named", []Addr{addr("10.99.9.9/32"), leased("10.99.0.2/16")}, "", "0.0.0.0/0 via 10.99.0.1 dev eth0", "eth0 10.99.0.2"},
+		{"floating, with a mask", []Addr{leased("10.99.0.2/16"), second("10.99.9.9/16")}, "", "0.0.0.0/0 via 10.99.0.1 dev eth0", "eth0 10.99.0.2"},
+		{"floating, no default route", []Addr{addr("10.99.9.9/32"), leased("10.99.0.2/16")}, "", "", "eth0 10.99.0.2"},
+		{"/32 and a gateway on the link", []Addr{leased("192.0.2.7/32"), addr("203.0.113.9/32")}, "", "0.0.0.0/0 via 172.31.1.1 dev eth0", "eth0 192.0.2.7"},
+		{"point to point", []Addr{addr("192.0.2.7/32"), addr("203.0.113.9/32")}, "", "0.0.0.0/0 dev eth0", "eth0 192.0.2.7"},
+		{"two networks", []Addr{addr("192.0.2.7/24"), addr("10.99.0.2/16")}, "", "0.0.0.0/0 via 10.99.0.1 dev eth0", "eth0 10.99.0.2"},
+		{"the source that the route names", []Addr{addr("10.99.0.2/16"), second("10.99.0.3/16")}, "", "0.0.0.0/0 via 10.99.0.1 dev eth0 src 10.99.0.3", "eth0 10.99.0.3"},
+		{"on the loopback interface", []Addr{addr("169.254.1.2/30")}, "10.99.0.2/32", "0.0.0.0/0 via 169.254.1.1 dev eth0 src 10.99.0.2", "eth0 10.99.0.2 of lo"},
+		{"link-local beside it", []Addr{addr("169.254.1.2/16"), addr("10.99.0.2/16")}, "", "0.0.0.0/0 dev eth0", "eth0 10.99.0.2"},
 	} {
 		inv := Inventory{Ifaces: []Iface{
 			{Name: "lo", Index: 1, MTU: 65536, Up: true, Running: true, Addrs: []Addr{addr("127.0.0.1/8")}},
@@ -171,8 +159,8 @@ func TestSourceAddress(t *testing.T) {
 			inv.Ifaces[0].Addrs = append(inv.Ifaces[0].Addrs, addr(c.lo))
 		}
 		selectors := []Selectors{{Ifaces: []string{"eth0"}}, {Regexes: []string{"^eth"}}}
-		if c.route != nil {
-			inv.Routes = []Route{*c.route}
+		if c.route != "" {
+			inv.Routes = routesOf(t, c.route)
 			selectors = append(selectors, Selectors{}, Selectors{Regexes: []string{`^(10\.|192\.0\.2|203)`}})
 		}
 		for _, sel := range selectors {

@@ -159,27 +159,6 @@ table FAMILY TABLE {
 	equal(t, b.ruleset(), golden.ruleset())
 }
 
-// TestWatchEnds with its context, and not before.
-func TestWatchEnds(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
-	ctx, stop := context.WithCancel(context.Background())
-	news, err := b.tables.Watch(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.quiet(news, "at the beginning")
-	stop()
-	select {
-	case _, open := <-news:
-		if open {
-			t.Error("a signal at the end")
-		}
-	case <-time.After(timeout):
-		t.Error("the channel is not closed")
-	}
-}
-
 // TestWatchOverflow: a Watch that cannot keep up signals a change.
 func TestWatchOverflow(t *testing.T) {
 	t.Parallel()

@@ -201,7 +201,8 @@ func TestLocksAreNoBarriers(t *testing.T) {
 	b.lockSettled(vxlanLock, addresses4(3))
 }
 
-// TestOthersOfOursMakeNoNews: writes by another socket of this process are not signalled.
+// TestOthersOfOursMakeNoNews: writes by another socket of this process are not signalled. A watch
+// ends with its context.
 func TestOthersOfOursMakeNoNews(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -235,4 +236,13 @@ func TestOthersOfOursMakeNoNews(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.quiet(news, "the lock")
+	stop()
+	select {
+	case _, open := <-news:
+		if open {
+			t.Error("a signal at the end")
+		}
+	case <-time.After(timeout):
+		t.Error("the channel is not closed")
+	}
 }
