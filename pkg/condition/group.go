@@ -36,8 +36,7 @@ type Group struct {
 	logged     map[string]Reason    // problems by object as logged
 	dirty      map[string]bool      // objects for which these may differ
 	quietUntil map[string]time.Time // by kind: no line before this time
-	ready      bool                 // a dirty object can be logged now
-	due        time.Time            // when the first dirty object can be logged, if not ready
+	due        time.Time            // when the first dirty object can be logged
 }
 
 // NewGroup returns a group without problems. begun, at the given level, and ended are the messages
@@ -67,19 +66,10 @@ func (g *Group) End(object string) {
 
 // mark marks an object as dirty; kind is that of its next line.
 func (g *Group) mark(object, kind string) {
-	g.dirty[object] = true
-	if !g.quiet(kind) {
-		g.ready = true
-	}
-}
-
-// quiet reports whether a line about a kind has to wait, and if so, sets due.
-func (g *Group) quiet(kind string) bool {
-	until, quiet := g.quietUntil[kind]
-	if quiet && (g.due.IsZero() || until.Before(g.due)) {
+	if until := g.quietUntil[kind]; len(g.dirty) == 0 || until.Before(g.due) {
 		g.due = until
 	}
-	return quiet
+	g.dirty[object] = true
 }
 
 // Replace sets the problems of all objects.
@@ -100,11 +90,11 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 	switch {
 	case len(g.dirty) == 0:
 		return 0
-	case !g.ready && now.Before(g.due): // avoids a scan of thousands of objects on every call
+	case now.Before(g.due): // avoids a scan of thousands of objects on every call
 		return g.due.Sub(now)
 	}
-	g.ready, g.due = false, time.Time{}
 	maps.DeleteFunc(g.quietUntil, func(_ string, until time.Time) bool { return !until.After(now) })
+	g.due = now.Add(groupPause) // at the latest
 	begun, ended := map[string][]string{}, map[string][]string{} // objects by kind
 	for object := range g.dirty {
 		before, was := g.logged[object]
@@ -117,7 +107,10 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 		if !is {
 			kind = before.Kind
 		}
-		if g.quiet(kind) {
+		if until, quiet := g.quietUntil[kind]; quiet {
+			if until.Before(g.due) {
+				g.due = until
+			}
 			continue
 		}
 		delete(g.dirty, object)
@@ -135,7 +128,7 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 	for _, kind := range slices.Sorted(maps.Keys(ended)) {
 		g.line(now, slog.LevelInfo, g.ended, kind, ended[kind])
 	}
-	if g.due.IsZero() {
+	if len(g.dirty) == 0 {
 		return 0
 	}
 	return g.due.Sub(now)

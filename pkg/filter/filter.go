@@ -274,7 +274,7 @@ func (f *Filter) syncAndReport(ctx context.Context) (pause, calm time.Duration) 
 		return firstRetry, 0
 	}
 	repaired := len(changes) > 0 && f.written && f.selection.active == holder && sameRules(wanted, f.now)
-	f.stats.count(resultOf(changes, repaired, err), f.selection.active)
+	f.stats.count(f.selection.active, changes, repaired, err)
 	f.report(changes, repaired, err)
 	pause = cmp.Or(f.selection.active.Resync, idle)
 	if err != nil || f.selection.preferredErr != nil || f.secondary.legacyErr != nil || !f.secondary.unusedRemoved {

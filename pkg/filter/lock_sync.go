@@ -89,8 +89,8 @@ func (l *Lock) sync(ctx context.Context) time.Duration {
 	}
 	l.intact = err == nil && tunnel
 	if err != nil {
-		l.stats.count(Failed, firewall.Traits{})
-		l.cfg.Conditions.Set(lockFailure("failed to sync underlay lock, the tunnel accepts packets from any host", err))
+		l.stats.count(firewall.Traits{}, nil, false, err)
+		l.setFailure("failed to sync underlay lock, the tunnel accepts packets from any host", err)
 		return firstRetry
 	}
 	if !tunnel {
@@ -105,7 +105,7 @@ func (l *Lock) sync(ctx context.Context) time.Duration {
 // until the next sync.
 func (l *Lock) report(spec firewall.Lock, changes []string) time.Duration {
 	repair := l.synced && len(changes) > 0
-	l.stats.count(resultOf(changes, repair, nil), firewall.Traits{})
+	l.stats.count(firewall.Traits{}, changes, repair, nil)
 	if !l.synced {
 		l.cfg.Log.Info("enabled underlay lock", "lock", spec, "peers", len(l.peers), "command", "nft list table "+l.cfg.Table)
 	} else if repair {
@@ -154,12 +154,8 @@ func (l *Lock) removeStale(ctx context.Context) {
 		if removed {
 			l.cfg.Log.Info("removed underlay lock of an earlier run")
 		}
-		if err == nil {
-			l.cfg.Conditions.End(lockCondition)
-			return
-		}
-		l.cfg.Conditions.Set(lockFailure("failed to remove underlay lock of an earlier run, it may drop packets of new peers", err))
-		if pace.Sleep(ctx, lastRetry) != nil {
+		l.setFailure("failed to remove underlay lock of an earlier run, it may drop packets of new peers", err)
+		if err == nil || pace.Sleep(ctx, lastRetry) != nil {
 			return
 		}
 	}
@@ -176,12 +172,13 @@ func (l *Lock) removePrevious() error {
 	return nil
 }
 
-func lockFailure(text string, err error) condition.Condition {
-	c := condition.Condition{ID: lockCondition, Text: text, Fields: []any{"err", err}}
+// setFailure sets or ends the condition that the lock is not as wanted.
+func (l *Lock) setFailure(text string, err error) {
+	c := condition.Condition{ID: lockCondition, Text: text}
 	if withoutNFTables(err) {
 		c.Command = "modprobe nf_tables"
 	}
-	return c
+	l.cfg.Conditions.SetError(c, err)
 }
 
 // withoutNFTables reports whether an error means that the kernel lacks nftables or a part of it.

@@ -25,32 +25,29 @@ const (
 	Failed    Result = "failed"
 )
 
-// resultOf returns the result of a sync with the given changes.
-func resultOf(changes []string, repaired bool, err error) Result {
-	switch {
-	case err != nil:
-		return Failed
-	case len(changes) == 0:
-		return Unchanged
-	case repaired:
-		return Repaired
-	}
-	return Written
-}
-
 // stats counts syncs.
 type stats struct {
 	mu sync.Mutex
 	Stats
 }
 
-func (s *stats) count(r Result, by firewall.Traits) {
+// count counts a sync with a keeper.
+func (s *stats) count(by firewall.Traits, changes []string, repaired bool, err error) {
+	result := Written
+	switch {
+	case err != nil:
+		result = Failed
+	case len(changes) == 0:
+		result = Unchanged
+	case repaired:
+		result = Repaired
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.Syncs == nil {
 		s.Syncs = map[Result]uint64{}
 	}
-	s.Syncs[r]++
+	s.Syncs[result]++
 	s.Keeper, s.Version = by.Name, by.Version
 }
 

@@ -114,15 +114,8 @@ func (w *Walk) chain(name string) (Fate, error) {
 // step returns the outcomes of a rule whose conditions are met, and whether the packet may continue
 // with the next rule.
 func (w *Walk) step(s Step) (ends Fate, next bool, err error) {
-	switch s.Do {
-	case Pass:
-		return Passes, false, nil
-	case Drop:
-		return Drops, false, nil
-	case PassOrDrop:
-		return Passes | Drops, false, nil
-	case Back:
-		return returns, false, nil
+	if s.Do != Jump && s.Do != GoTo {
+		return [...]Fate{Pass: Passes, Drop: Drops, PassOrDrop: Passes | Drops, Back: returns}[s.Do], false, nil
 	}
 	f, err := w.chain(s.Chain)
 	if s.Do == GoTo || err != nil {

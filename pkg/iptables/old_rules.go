@@ -46,7 +46,7 @@ func (e *edit) deleteOldRules() {
 	}
 	for i, rule := range rules {
 		if gone[i] {
-			e.delete(e.chain, []string{rule})
+			e.delete(e.chain, rule)
 		} else {
 			e.rest = append(e.rest, rule)
 		}

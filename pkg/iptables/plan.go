@@ -138,16 +138,16 @@ func (e *edit) syncChain(rules []firewall.Rule, thorough bool) {
 	}
 	before := len(e.lines)
 	if thorough {
-		e.delete(e.own, h.unowned)
+		e.delete(e.own, h.unowned...)
 	}
 	if have := e.have[e.own]; len(h.shared) != len(shared) || !equal(have[:len(shared)], shared) {
-		e.delete(e.own, h.shared)
+		e.delete(e.own, h.shared...)
 		for i, s := range shared {
 			e.line("-I %s %d %s", e.own, i+1, s)
 		}
 	}
 	if !equal(h.ours, own) {
-		e.delete(e.own, h.ours)
+		e.delete(e.own, h.ours...)
 		for _, s := range own {
 			e.line("-A %s %s", e.own, s)
 		}
@@ -173,16 +173,16 @@ func (e *edit) syncJump() {
 	case len(ours) == 1 && right == 1 && (!e.first || e.jumpInPlace(ours[0], behind)):
 		return
 	case e.first:
-		e.delete(e.chain, ours)
+		e.delete(e.chain, ours...)
 		e.line("-I %s %d %s", e.chain, behind+1, jump)
 	default:
 		// Any position is right, so the last of equal jumps is kept: a deletion removes the first.
 		for _, rule := range ours {
 			if s, _ := parseRule(rule); s != jump {
-				e.delete(e.chain, []string{rule})
+				e.delete(e.chain, rule)
 			} else if right > 1 {
 				right--
-				e.delete(e.chain, []string{rule})
+				e.delete(e.chain, rule)
 			}
 		}
 		if right == 0 {
@@ -250,13 +250,13 @@ func (e *edit) remove() {
 	jumps, _, _ := e.jumps(spec{})
 	if len(h.others) > 0 {
 		if len(h.ours) > 0 {
-			e.delete(e.own, h.ours)
+			e.delete(e.own, h.ours...)
 			e.change("removed rules of %s from chain %s", e.owner.Network, e.own)
 		}
 		return
 	}
-	e.delete(e.chain, jumps)
-	e.delete(e.own, e.have[e.own])
+	e.delete(e.chain, jumps...)
+	e.delete(e.own, e.have[e.own]...)
 	switch {
 	case !e.have.has(e.own):
 	case e.have.references(e.own) == len(jumps):
@@ -269,7 +269,7 @@ func (e *edit) remove() {
 
 // delete deletes rules by their text, not by number: another program may have moved them since. Of
 // equal rules, delete all or the first.
-func (e *edit) delete(chain string, rules []string) {
+func (e *edit) delete(chain string, rules ...string) {
 	for _, rule := range rules {
 		e.line("-D %s %s", chain, rule)
 	}

@@ -35,16 +35,16 @@ type Registration struct {
 func Await(ctx context.Context, network netip.Prefix, device string, conditions *condition.List) (*Registration, error) {
 	r := new(Registration)
 	for waits := false; ; {
-		p, held, err := tryRegister(network, device, conditions)
+		p, err := tryRegister(network, device, conditions)
 		if err == nil {
 			r.presence = p
 			return r, nil
 		}
-		if waits = waits || held || pace.IsResourceError(err); !waits {
+		if waits = waits || errors.As(err, new(*ConflictError)) || pace.IsResourceError(err); !waits {
 			ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 			r.attempts.Go(func() {
 				for r.presence == nil && pace.Sleep(ctx, retryInterval) == nil {
-					r.presence, _, _ = tryRegister(network, device, conditions)
+					r.presence, _ = tryRegister(network, device, conditions)
 				}
 			})
 			return r, nil
@@ -69,12 +69,11 @@ func (r *Registration) Close() error {
 	return r.presence.Close()
 }
 
-// tryRegister tries once. held is set if another daemon conflicts.
-func tryRegister(network netip.Prefix, device string, conditions *condition.List) (p io.Closer, held bool, err error) {
-	p, err = Register(network, device)
+// tryRegister tries once.
+func tryRegister(network netip.Prefix, device string, conditions *condition.List) (io.Closer, error) {
+	p, err := Register(network, device)
 	failure := err
-	var holder *ConflictError
-	if held = errors.As(err, &holder); held {
+	if holder := (*ConflictError)(nil); errors.As(err, &holder) {
 		conditions.Set(conflict(network, holder))
 		failure = nil
 	} else if err == nil {
@@ -83,7 +82,7 @@ func tryRegister(network netip.Prefix, device string, conditions *condition.List
 	conditions.SetError(condition.Condition{
 		ID: registerCondition, Text: "failed to register with other flannelds on this host, will retry",
 	}, failure)
-	return p, held, err
+	return p, err
 }
 
 func conflict(network netip.Prefix, held *ConflictError) condition.Condition {
