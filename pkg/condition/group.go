@@ -94,7 +94,7 @@ func (g *Group) Flush(now time.Time) (again time.Duration) {
 		return g.due.Sub(now)
 	}
 	maps.DeleteFunc(g.quietUntil, func(_ string, until time.Time) bool { return !until.After(now) })
-	g.due = now.Add(groupPause) // at the latest
+	g.due = now.Add(groupPause)                                  // at the latest
 	begun, ended := map[string][]string{}, map[string][]string{} // objects by kind
 	for object := range g.dirty {
 		before, was := g.logged[object]
