@@ -153,19 +153,18 @@ func (c *Checks) Run(ctx context.Context) {
 		default:
 		}
 		begun := time.Now()
-		c.check()
+		c.Conditions.SetError(condition.Condition{ID: checksCondition, Text: "host checks failed, will retry"}, c.check())
 		rest = share.Rest(time.Since(begun))
 	}
 }
 
 // check replaces the conditions by the present findings. If the state cannot be read, they are
 // kept.
-func (c *Checks) check() {
+func (c *Checks) check() error {
 	if c.kernel == nil {
 		k, err := c.Open()
 		if err != nil {
-			c.failed(err)
-			return
+			return err
 		}
 		c.kernel = k
 	}
@@ -174,14 +173,12 @@ func (c *Checks) check() {
 	c.mu.Unlock()
 	c.Conditions.Replace("base/", c.baseConditions(in.missing))
 	if !in.ready {
-		return
+		return nil
 	}
 	found, err := c.findings(in)
 	if err != nil {
-		c.failed(err)
-		return
+		return err
 	}
-	c.Conditions.End(checksCondition)
 	now := make([]condition.Condition, 0, len(found))
 	for _, f := range found {
 		now = append(now, condition.Condition{
@@ -189,13 +186,7 @@ func (c *Checks) check() {
 		})
 	}
 	c.Conditions.Replace("host/", now)
-}
-
-func (c *Checks) failed(err error) {
-	c.Conditions.Set(condition.Condition{
-		ID: checksCondition, Text: "host checks failed, will retry",
-		Fields: []any{"err", err},
-	})
+	return nil
 }
 
 // baseConditions returns the conditions of missing objects that this host itself needs. The reasons

@@ -84,15 +84,10 @@ func (l *StaleRoutes) find(wanted []host.Need) []staleRoute {
 		return nil // the common case
 	}
 	all, err := l.read(wanted)
-	if err == nil {
-		l.Conditions.End(routesCondition)
-		return all
-	}
-	l.Conditions.Set(condition.Condition{
+	l.Conditions.SetError(condition.Condition{
 		ID: routesCondition, Text: "failed to check for stale routes of an earlier run, will retry",
-		Fields: []any{"err", err},
-	})
-	return nil
+	}, err)
+	return all
 }
 
 // read reads the stale routes to addresses in the network.
