@@ -35,9 +35,7 @@ func TestInventoryHasWhatMatters(t *testing.T) {
 
 // TestSubnetsThatTakeWhatIsNeeded: that depends on how a needed address is reached now.
 func TestSubnetsThatTakeWhatIsNeeded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		x := start(t, f, host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		etcd, beside := netip.MustParsePrefix("10.42.99.0/24"), netip.MustParsePrefix("10.42.98.0/24")
 		if got := x.Needed(etcd); got != "10.42.99.1 is etcd" {
 			t.Errorf("needed: %q", got)
@@ -63,8 +61,7 @@ func TestSubnetsThatTakeWhatIsNeeded(t *testing.T) {
 
 // TestConfigThatTakesWhatTheHostNeeds is not admitted.
 func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		x := start(t, newFake(), host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		config := func(backend, from, to string) string {
 			return fmt.Sprintf(`{"Network":"10.0.0.0/8","SubnetMin":"%s","SubnetMax":"%s","Backend":{"Type":"%s"}}`, from, to, backend)
 		}
@@ -79,7 +76,7 @@ func TestConfigThatTakesWhatTheHostNeeds(t *testing.T) {
 				t.Errorf("%s: %v, want refused: %t", raw, err, refused)
 			}
 		}
-		x.fake.change(func() { x.fake.inventory.Ifaces = nil })
+		f.change(func() { f.inventory.Ifaces = nil })
 		if err := x.CheckNetwork(network(t, config("udp", "10.42.0.0", "10.42.255.0"))); err != nil {
 			t.Errorf("without an uplink: %v", err)
 		}

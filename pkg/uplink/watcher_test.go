@@ -172,6 +172,15 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 	return x
 }
 
+// watch runs a test of a watcher of a host with eth0.
+func watch(t *testing.T, test func(t *testing.T, f *fake, x *fixture)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		test(t, f, start(t, f, host.Selectors{}))
+	})
+}
+
 func (x *fixture) onFacts(f host.Facts, err error) {
 	text := fmt.Sprintf("%s %s %d %s %v", f.Uplink, f.Addr, f.MTU, f.TUN, f.Leased)
 	if err != nil {
@@ -205,9 +214,7 @@ func (x *fixture) expect(t *testing.T, what string, want ...string) {
 // that is a part of them; and not when nothing has changed. An event is passed on once what follows
 // from it is known.
 func TestFactsArePushedWhenTheyChange(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		x := start(t, f, host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		x.expect(t, "at the start", "eth0 192.0.2.7 1500  [10.42.128.0/17]")
 
 		f.address("192.0.2.8")
@@ -250,8 +257,7 @@ func TestFactsArePushedWhenTheyChange(t *testing.T) {
 
 // TestNewNeedsAreRead: soon after a request to refresh.
 func TestNewNeedsAreRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		x := start(t, newFake(), host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		x.note(func() { x.pushed = nil })
 		if f, err := x.Facts(); err != nil || len(f.Needs) != 1 || f.Needs[0].What != "etcd" {
 			t.Errorf("needs %v, %v", f.Needs, err)
@@ -270,9 +276,7 @@ func TestNewNeedsAreRead(t *testing.T) {
 // TestUplinkIsAway: that is pushed, and a condition, until it is back; meanwhile the facts are
 // those of before, and it is looked for each second.
 func TestUplinkIsAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		x := start(t, f, host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		x.note(func() { x.pushed = nil })
 		f.change(func() { f.inventory.Ifaces[0].Up = false })
 		x.events <- driver.Uplink
@@ -300,9 +304,7 @@ func TestUplinkIsAway(t *testing.T) {
 // TestUnreadableHost: an error of the kernel is pushed unchanged to the subscribers, which report
 // it.
 func TestUnreadableHost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		x := start(t, f, host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		x.note(func() { x.pushed = nil })
 		f.change(func() { f.unread = errors.New("no buffer space available") })
 		x.events <- driver.Overflow
@@ -334,9 +336,7 @@ func TestUnreadableHost(t *testing.T) {
 // TestAnotherUplinkAfterAWhile: one that is gone is waited for, and another one taken when it does
 // not come back, without an event.
 func TestAnotherUplinkAfterAWhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		x := start(t, f, host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		x.note(func() { x.pushed = nil })
 		f.change(func() {
 			f.inventory.Ifaces = []host.Iface{{
@@ -388,9 +388,7 @@ func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 
 // TestNobodyIsCalledAfterRun: the subscribers of the next network are other ones.
 func TestNobodyIsCalledAfterRun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		x := start(t, f, host.Selectors{})
+	watch(t, func(t *testing.T, f *fake, x *fixture) {
 		x.note(func() { x.pushed = nil })
 		close(x.events)
 		synctest.Wait()
