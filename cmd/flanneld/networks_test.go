@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -168,5 +167,3 @@ func TestDeviceOfAnotherNetwork(t *testing.T) {
 		})
 	}
 }
-
-func addrOf(ip net.IP) netip.Addr { a, _ := netip.AddrFromSlice(ip.To4()); return a }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net"
 	"os"
 	"syscall"
 	"testing"
@@ -62,18 +61,6 @@ func testRestart(t *testing.T, sig syscall.Signal, forget bool) {
 	if now, _ := os.Stat(h.SubnetFile); !forget && !os.SameFile(file, now) {
 		t.Error("the subnet file was rewritten")
 	}
-}
-
-func (c *cluster) ifindex(h *lab.Host, name string) (index int) {
-	c.t.Helper()
-	c.must(h.Do(func() error {
-		i, err := net.InterfaceByName(name)
-		if err == nil {
-			index = i.Index
-		}
-		return err
-	}))
-	return index
 }
 
 // TestSignals stops the daemon at every stage of its start: it exits 0 within a

@@ -12,19 +12,6 @@ import (
 	"flanneld/pkg/lab"
 )
 
-// vtepMAC is the MAC of a host's VXLAN device.
-func (c *cluster) vtepMAC(h *lab.Host) (mac net.HardwareAddr) {
-	c.t.Helper()
-	c.must(h.Do(func() error {
-		i, err := net.InterfaceByName("flannel.1")
-		if err == nil {
-			mac = i.HardwareAddr
-		}
-		return err
-	}))
-	return mac
-}
-
 // TestContainersReachNoTunnelPort: packets of a container to the VXLAN port of any host, at any
 // address, inject nothing, with any keeper of the rules. Packets between containers pass.
 func TestContainersReachNoTunnelPort(t *testing.T) {
