@@ -72,7 +72,7 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 		r.startTime.Store(int64(answerTimeout))
 	}
 	if err != nil {
-		return registry.Listing{}, r.explain(err)
+		return registry.Listing{}, r.explain(ctx, err)
 	}
 	if resp.StatusCode/100 != 2 {
 		var refused client.Error
@@ -82,7 +82,7 @@ func (r *Registry) list(ctx context.Context) (registry.Listing, error) {
 		if refused.Code == client.ErrorCodeKeyNotFound {
 			return registry.Listing{Index: refused.Index}, nil
 		}
-		return registry.Listing{}, r.explain(refused)
+		return registry.Listing{}, r.explain(ctx, refused)
 	}
 	var all client.Response
 	if err := json.Unmarshal(body, &all); err != nil || all.Node == nil {

@@ -114,7 +114,7 @@ func (r *Registry) Config(ctx context.Context) ([]byte, error) {
 	case refusal(err).Code == client.ErrorCodeKeyNotFound:
 		return nil, fmt.Errorf("%w at %s", registry.ErrNoConfig, r.config)
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", r.config, r.explain(err))
+		return nil, fmt.Errorf("read %s: %w", r.config, r.explain(ctx, err))
 	case resp.Node.Dir:
 		return nil, fmt.Errorf("%w: %s is a directory", registry.ErrNoConfig, r.config)
 	}
@@ -133,7 +133,7 @@ func (r *Registry) Get(ctx context.Context, subnets lease.Subnets) (registry.Eve
 		return registry.Event{Lease: lease.Lease{Subnets: subnets, Revision: refused.Index}, Deleted: true}, nil
 	}
 	if err != nil {
-		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, r.explain(err))
+		return registry.Event{}, fmt.Errorf("read lease %s: %w", subnets, r.explain(ctx, err))
 	}
 	return content(resp.Node, time.Now()).Event(), nil
 }

@@ -116,21 +116,13 @@ func secure(ctx context.Context, files *etcd.Files, conn net.Conn, addr string) 
 	return c, nil
 }
 
-// wanted returns a context that ends when the caller no longer waits for the request. Etcd's client
-// signals that with Request.Cancel, which is older than contexts.
-func wanted(req *http.Request) (ctx context.Context, end func()) {
-	ctx, end = context.WithCancel(req.Context())
-	//lint:ignore SA1019 see above
-	given := req.Cancel
-	go func() {
-		select {
-		case <-given:
-			end()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, end
+// endpointError is the error of a request to one endpoint.
+type endpointError struct {
+	error
+	to etcd.Endpoint
 }
+
+func (e *endpointError) Unwrap() error { return e.error }
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -155,7 +147,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			err = errSlow
 		}
 		b.end()
-		return nil, t.withRemedy(req, fmt.Errorf("%s: %w", req.URL.Host, err))
+		err = fmt.Errorf("%s: %w", req.URL.Host, err)
+		if to, known := t.endpoints.byHost[req.URL.Host]; known { // else etcd has redirected the request
+			err = &endpointError{err, to}
+		}
+		return nil, err
 	}
 	b.ReadCloser, b.left = resp.Body, maxRefusal
 	resp.Body = b
@@ -179,17 +175,6 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Body = &scanned{body: b, list: list}
 	}
 	return resp, nil
-}
-
-// withRemedy adds to the error of a request what to set, if that is known.
-func (t *transport) withRemedy(req *http.Request, err error) error {
-	e, ok := t.endpoints.byHost[req.URL.Host]
-	if !ok {
-		return err
-	}
-	asked, end := wanted(req)
-	defer end()
-	return t.options.WithRemedy(asked, e, err)
 }
 
 // checkMedia returns an error for an answer that is not of etcd's v2 keys API.
@@ -308,8 +293,9 @@ func contains(err, target error) bool {
 	return errors.Is(err, target)
 }
 
-// explain converts the client's errors to one line in plain words with the endpoints.
-func (r *Registry) explain(err error) error {
+// explain converts the client's errors to one line in plain words with the endpoints, and with what
+// to set if that is known.
+func (r *Registry) explain(ctx context.Context, err error) error {
 	var all *client.ClusterError
 	switch refused := refusal(err); {
 	case err == nil:
@@ -324,6 +310,10 @@ func (r *Registry) explain(err error) error {
 	case errors.As(err, &all):
 		texts := make([]string, 0, len(all.Errors))
 		for _, e := range all.Errors {
+			var failed *endpointError
+			if errors.As(e, &failed) {
+				e = r.transport.options.WithRemedy(ctx, failed.to, e)
+			}
 			texts = append(texts, strings.TrimSpace(e.Error()))
 		}
 		text := "no etcd endpoint answers: " + strings.Join(texts, "; ")

@@ -50,7 +50,7 @@ func (r *Registry) Watch(ctx context.Context, index uint64) ([]registry.Event, u
 		return nil, index, fmt.Errorf("watch %s after index %d: %w", r.subnets, index, registry.ErrHistoryLost)
 	case err != nil:
 		r.suspect.Store(true)
-		return nil, index, fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
+		return nil, index, fmt.Errorf("watch %s: %w", r.subnets, r.explain(ctx, err))
 	}
 	return r.events(resp)
 }
@@ -101,7 +101,7 @@ func (r *Registry) probe(ctx context.Context, index uint64) error {
 	case err == nil:
 		now = resp.Index
 	case refused.Code != client.ErrorCodeKeyNotFound:
-		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(err))
+		return fmt.Errorf("watch %s: %w", r.subnets, r.explain(ctx, err))
 	}
 	if now < index {
 		return fmt.Errorf("watch %s: etcd's index went back from %d to %d: %w", r.subnets, index, now, registry.ErrRevisionRollback)

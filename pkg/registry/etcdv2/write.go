@@ -57,7 +57,7 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 	now := time.Now()
 	resp, err := r.keys.Set(ctx, key, string(value), opts)
 	if err != nil {
-		return lease.Lease{}, r.unwritten(err)
+		return lease.Lease{}, r.unwritten(ctx, err)
 	}
 	if resp.Node == nil {
 		return lease.Lease{}, errNoNode
@@ -70,14 +70,14 @@ func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *cli
 }
 
 // unwritten converts etcd's answer to a conditional write to an error of the registry.
-func (r *Registry) unwritten(err error) error {
+func (r *Registry) unwritten(ctx context.Context, err error) error {
 	switch refusal(err).Code {
 	case client.ErrorCodeKeyNotFound:
 		return registry.ErrGone
 	case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist, client.ErrorCodeNotFile:
 		return registry.ErrConflict
 	}
-	return r.explain(err)
+	return r.explain(ctx, err)
 }
 
 // seconds rounds up: etcd uses whole seconds, and 0 means no expiry.

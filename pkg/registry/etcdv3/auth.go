@@ -133,7 +133,7 @@ func (l *link) explain(err error) error {
 	var all, bad []string
 	for _, e := range l.endpoints.All {
 		all = append(all, e.String())
-		if trouble := l.troubles[e.String()]; trouble != nil {
+		if trouble := l.peers[e.String()].trouble; trouble != nil {
 			bad = append(bad, e.String()+": "+trouble.Error())
 		}
 	}

@@ -55,9 +55,15 @@ type link struct {
 	login     pb.AuthClient
 	token     chan token // holds the token
 
-	mu       sync.Mutex
-	troubles map[string]error      // why the last attempt to connect to an endpoint failed
-	dials    map[string]*pace.Pace // pace of connecting, by endpoint
+	mu    sync.Mutex
+	peers map[string]*peer // by URL
+}
+
+// peer is an endpoint and how connecting to it went.
+type peer struct {
+	etcd.Endpoint
+	trouble error     // why the last attempt failed; nil if it did not
+	dials   pace.Pace // of attempts
 }
 
 func newLink(o etcd.Options) (*link, error) {
@@ -69,7 +75,7 @@ func newLink(o etcd.Options) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{options: o, files: files, endpoints: endpoints, token: make(chan token, 1), troubles: map[string]error{}, dials: map[string]*pace.Pace{}}
+	l := &link{options: o, files: files, endpoints: endpoints, token: make(chan token, 1), peers: map[string]*peer{}}
 	l.token <- token{}
 	names := manual.NewBuilderWithScheme("etcd")
 	var state resolver.State
@@ -78,7 +84,7 @@ func newLink(o etcd.Options) (*link, error) {
 		if e.Socket() != "" {
 			host = "localhost"
 		}
-		l.dials[e.String()] = &pace.Pace{Initial: minRedial, Max: maxRedial}
+		l.peers[e.String()] = &peer{Endpoint: e, dials: pace.Pace{Initial: minRedial, Max: maxRedial}}
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: e.String(), ServerName: host})
 	}
 	names.InitialState(state)
@@ -109,7 +115,7 @@ func newLink(o etcd.Options) (*link, error) {
 
 func (l *link) close() { l.conn.Close() }
 
-// dial connects to an endpoint, with TLS if it uses that.
+// dial connects to the endpoint with a URL, with TLS if it uses that.
 func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 	dialer := net.Dialer{
 		Timeout:         dialTimeout,
@@ -126,61 +132,48 @@ func (l *link) dial(ctx context.Context, url string) (net.Conn, error) {
 			return errors.Join(cerr, err)
 		},
 	}
-	for _, e := range l.endpoints.All {
-		if e.String() == url {
-			if err := l.pace(ctx, url); err != nil {
-				return nil, err
-			}
-			network, address := e.Address()
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				l.note(e, err)
-				return nil, err
-			}
-			conn = l.conns.Add(conn)
-			if e.Secure() {
-				return l.secure(ctx, e, conn)
-			}
-			l.note(e, nil)
-			return newResultConn(conn, func(err error) {
-				if remedied := l.options.WithRemedy(context.Background(), e, err); remedied != err { // else gRPC reports the error
-					l.note(e, remedied)
-				}
-			}), nil
-		}
-	}
-	return nil, fmt.Errorf("no endpoint %s", url)
-}
-
-// pace waits until an endpoint may be connected to again. gRPC itself reconnects at once after a
-// connection that worked for a moment.
-func (l *link) pace(ctx context.Context, url string) error {
+	// gRPC itself reconnects at once after a connection that worked for a moment.
+	p := l.peers[url]
 	l.mu.Lock()
-	wait := l.dials[url].Next(time.Now())
+	wait := p.dials.Next(time.Now())
 	l.mu.Unlock()
-	return pace.Sleep(ctx, wait)
+	if err := pace.Sleep(ctx, wait); err != nil {
+		return nil, err
+	}
+	network, address := p.Address()
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		l.note(p, err)
+		return nil, err
+	}
+	conn = l.conns.Add(conn)
+	if p.Secure() {
+		return l.secure(ctx, p, conn)
+	}
+	l.note(p, nil)
+	return newResultConn(conn, func(err error) {
+		if remedied := l.options.WithRemedy(context.Background(), p.Endpoint, err); remedied != err { // else gRPC reports the error
+			l.note(p, remedied)
+		}
+	}), nil
 }
 
 // note records why an endpoint could not be connected to.
-func (l *link) note(e etcd.Endpoint, err error) {
+func (l *link) note(p *peer, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil {
-		l.troubles[e.String()] = err
-	} else {
-		delete(l.troubles, e.String())
-	}
+	p.trouble = err
 }
 
 // noteTLS records why a connection failed, with what to set if TLS is the reason.
-func (l *link) noteTLS(e etcd.Endpoint, err error) {
-	l.note(e, l.options.WithRemedy(context.Background(), e, err))
+func (l *link) noteTLS(p *peer, err error) {
+	l.note(p, l.options.WithRemedy(context.Background(), p.Endpoint, err))
 }
 
 // secure starts TLS with an endpoint, with the present TLS files.
-func (l *link) secure(ctx context.Context, e etcd.Endpoint, raw net.Conn) (net.Conn, error) {
+func (l *link) secure(ctx context.Context, p *peer, raw net.Conn) (net.Conn, error) {
 	config := l.files.Config()
-	config.ServerName = e.Hostname()
+	config.ServerName = p.Hostname()
 	config.NextProtos = []string{"h2"}
 	conn := tls.Client(raw, config)
 	err := conn.HandshakeContext(ctx)
@@ -189,10 +182,10 @@ func (l *link) secure(ctx context.Context, e etcd.Endpoint, raw net.Conn) (net.C
 	}
 	if err != nil {
 		raw.Close()
-		l.noteTLS(e, err)
+		l.noteTLS(p, err)
 		return nil, err
 	}
-	return newResultConn(conn, func(err error) { l.noteTLS(e, err) }), nil
+	return newResultConn(conn, func(err error) { l.noteTLS(p, err) }), nil
 }
 
 // dialedTLS are the credentials of connections on which dial has started TLS. Requests have the
