@@ -93,7 +93,8 @@ func (l *Lock) SetView(v lease.View) {
 	pace.SendLatest(l.views, v)
 }
 
-// SetTunnel sets the wanted lock; its port is 0 if there is no tunnel. It never blocks.
+// SetTunnel sets the wanted lock, after the first SetView. Its port is 0 if there is no tunnel. It
+// never blocks.
 func (l *Lock) SetTunnel(now firewall.Lock) {
 	if before := l.spec.Swap(&now); before == nil || *before != now {
 		l.syncAlarm.SetWithin(0)
@@ -123,7 +124,7 @@ func (l *Lock) Admit() {
 	}
 }
 
-// Run keeps the lock in sync until ctx ends, once SetView and SetTunnel were called.
+// Run keeps the lock in sync until ctx ends, from the first SetTunnel on.
 func (l *Lock) Run(ctx context.Context) {
 	defer func() {
 		if l.locker != nil {
@@ -135,26 +136,8 @@ func (l *Lock) Run(ctx context.Context) {
 		l.removeStale(ctx)
 		return
 	}
-	select {
-	case <-ctx.Done():
-		return
-	case v := <-l.views:
-		l.update(v)
-	}
-	select {
-	case <-ctx.Done():
-		return
-	case <-l.syncAlarm.C:
-		l.syncAlarm.Received()
-	}
-	signals := l.watch(ctx, nil)
-	l.syncAlarm.SetWithin(l.sync(ctx))
-	close(l.tried)
-	l.loop(ctx, signals)
-}
-
-// loop updates the lock on each event until ctx ends.
-func (l *Lock) loop(ctx context.Context, signals <-chan struct{}) {
+	var signals <-chan struct{}
+	var admits <-chan chan struct{} // nil before the first sync
 	var cost time.Duration
 	for {
 		select {
@@ -162,12 +145,8 @@ func (l *Lock) loop(ctx context.Context, signals <-chan struct{}) {
 			return
 		case v := <-l.views:
 			l.editPeers(v)
-		case done := <-l.admits:
-			select {
-			case v := <-l.views:
-				l.editPeers(v)
-			default:
-			}
+		case done := <-admits:
+			l.editPending()
 			close(done)
 		case _, open := <-signals:
 			if !open {
@@ -176,12 +155,25 @@ func (l *Lock) loop(ctx context.Context, signals <-chan struct{}) {
 			l.syncAlarm.SetWithin(max(lockSyncShare().Rest(cost), time.Until(l.pausedUntil)))
 		case <-l.syncAlarm.C:
 			l.syncAlarm.Received()
+			l.editPending()
 			signals = l.watch(ctx, signals)
 			begun := time.Now()
-			next := l.sync(ctx)
+			l.syncAlarm.SetWithin(l.sync(ctx))
 			cost = time.Since(begun)
-			l.syncAlarm.SetWithin(next)
+			if admits == nil { // the first sync, whose cost is that of no other
+				admits, cost = l.admits, 0
+				close(l.tried)
+			}
 		}
+	}
+}
+
+// editPending writes the change of a view that was not received yet.
+func (l *Lock) editPending() {
+	select {
+	case v := <-l.views:
+		l.editPeers(v)
+	default:
 	}
 }
 
