@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -15,29 +14,17 @@ import (
 )
 
 func TestApplyManyPeers(t *testing.T) {
-	b := newBed(t)
-	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 2000)
-	start := time.Now()
-	ops := b.pass(want)
-	added := time.Since(start)
-	start = time.Now()
+	b, want := withPeers(t, 2000)
 	b.settled(want)
-	read := time.Since(start)
-	own := dataplane.NewState()
-	own.Links[overlay] = want.Links[overlay]
-	start = time.Now()
+	own := dataplane.State{Links: want.Links}
 	b.pass(own)
-	t.Logf("%d operations: add %s, read back %s, delete %s", len(ops), added, read, time.Since(start))
 	b.settled(own)
 }
 
 // Few answers fit into a small receive buffer.
 func TestApplyWithASmallReceiveBuffer(t *testing.T) {
-	b := newBed(t)
+	b, want := withPeers(t, 200)
 	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 200)
-	b.pass(want)
 	b.must(b.k.conn.Close())
 	var err error
 	b.k.conn, err = b.k.ns.Dial(unix.NETLINK_ROUTE, 1)
@@ -62,7 +49,7 @@ func TestApplyWithASmallReceiveBuffer(t *testing.T) {
 			failures++
 		}
 	}
-	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
+	have := b.snapshot(want.ScopeOf(b.networks))
 	for _, op := range ops {
 		if k, mac := dataplane.KindNeigh.Of(op); op.Kind == dataplane.KindNeigh && have.Neighs[k] != mac {
 			t.Fatalf("%s is reported as done and is not", op)
@@ -72,14 +59,12 @@ func TestApplyWithASmallReceiveBuffer(t *testing.T) {
 }
 
 func TestOneFailureHarmsNoOther(t *testing.T) {
-	b := newBed(t)
-	r := chance(t)
-	b.pass(wantPeers(r, vxlanLink(r), 0))
+	b, _ := withPeers(t, 0)
 	prefix := netip.MustParsePrefix
 	neigh := func(link, ip string) dataplane.NeighKey {
 		return dataplane.NeighKey{Link: link, IP: netip.MustParseAddr(ip)}
 	}
-	mac := randomMAC(r)
+	mac := randomMAC(chance(t))
 	good := dataplane.Route{Via: netip.MustParseAddr("10.5.2.0"), OnLink: true, Proto: dataplane.ProtoBoot}
 	ops := []struct {
 		op    dataplane.Op
@@ -133,14 +118,10 @@ func TestOneFailureHarmsNoOther(t *testing.T) {
 
 // A multipath route is read, has no owner, and stays.
 func TestMultipathRouteIsAConflict(t *testing.T) {
-	b := newBed(t)
-	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 0)
-	b.pass(want)
+	b, want := withPeers(t, 0)
 	dst := netip.MustParsePrefix("10.5.7.0/24")
-	up := b.link(uplink).Attrs().Index
 	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet(dst.String()), MultiPath: []*netlink.NexthopInfo{
-		{LinkIndex: up, Gw: ipnet("192.0.2.8/32").IP}, {LinkIndex: up, Gw: ipnet("192.0.2.9/32").IP},
+		{LinkIndex: b.up(), Gw: ipnet("192.0.2.8/32").IP}, {LinkIndex: b.up(), Gw: ipnet("192.0.2.9/32").IP},
 	}}))
 	key := dataplane.RouteKey{Dst: dst, Link: overlay}
 	want.Routes[key] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
@@ -157,12 +138,10 @@ func TestEqualDeviceIsAdopted(t *testing.T) {
 	link := vxlanLink(chance(t))
 	b.must(b.other.LinkAdd(&netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: overlay, MTU: link.MTU, HardwareAddr: link.MAC[:]}, VxlanId: link.VNI,
-		VtepDevIndex: b.link(uplink).Attrs().Index, SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
+		VtepDevIndex: b.up(), SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
 	}))
 	b.must(b.other.LinkSetUp(b.link(overlay)))
-	want := dataplane.NewState()
-	want.Links[overlay] = link
-	b.settled(want)
+	b.settled(dataplane.State{Links: map[string]dataplane.Link{overlay: link}})
 }
 
 // TestIPv6Objects: IPv6 objects are kept in sync like those of IPv4 on the same link.
@@ -184,16 +163,9 @@ func TestIPv6Objects(t *testing.T) {
 		want.Neighs[dataplane.NeighKey{Link: "flannel-v6.1", IP: gw}] = mac
 		want.Routes[dataplane.RouteKey{Dst: netip.PrefixFrom(gw, 64), Link: "flannel-v6.1"}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 	}
+	b.networks = append(b.networks, netip.MustParsePrefix("fd00:5::/48"))
 	for _, w := range []dataplane.State{want, {Links: want.Links}} {
-		scope := w.ScopeOf([]netip.Prefix{network, netip.MustParsePrefix("fd00:5::/48")})
-		ops := slices.Collect(dataplane.Diff(w, b.snapshot(scope), scope, true).Ops())
-		for i, err := range b.k.Apply(ops) {
-			if err != nil {
-				t.Errorf("%s: %v", ops[i], err)
-			}
-		}
-		if ops := slices.Collect(dataplane.Diff(w, b.snapshot(scope), scope, true).Ops()); len(ops) > 0 {
-			t.Fatalf("the second pass is not empty:\n%s", commands(ops))
-		}
+		b.pass(w)
+		b.settled(w)
 	}
 }

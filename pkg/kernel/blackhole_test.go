@@ -44,8 +44,7 @@ func TestBlackhole(t *testing.T) {
 	b.settled(want)
 
 	ours := &netlink.Route{Dst: ipnet("10.5.1.0/24"), Type: unix.RTN_BLACKHOLE, Priority: int(last.Metric)}
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
-	b.must(err)
+	w := b.watch(want.ScopeOf(b.networks))
 	b.must(b.other.RouteDel(ours))
 	await(t, w, driver.Routes)
 	if len(b.pass(want)) == 0 {

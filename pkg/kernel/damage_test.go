@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
@@ -56,8 +55,7 @@ func damageIsSeenAndRepaired(t *testing.T, nextHops bool) {
 	// By chance, none of them may be reached directly, and lose something with the uplink.
 	want.Routes[dataplane.RouteKey{Dst: netip.MustParsePrefix("10.5.240.0/28"), Link: uplink}] =
 		dataplane.Route{Via: netip.MustParseAddr("192.0.2.7"), Proto: dataplane.ProtoFlannel}
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}, uplink))
-	b.must(err)
+	w := b.watch(want.ScopeOf(b.networks, uplink))
 	b.pass(want)
 	b.settled(want)
 	for _, d := range damages(b, want) {
@@ -148,7 +146,7 @@ func routeDamages(b *bed, want dataplane.State) []damage {
 		}},
 		{"route taken by another link", driver.Routes, func() {
 			k := someRoute(want)
-			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(k.Dst.String()), LinkIndex: b.link(uplink).Attrs().Index, Gw: ipnet("192.0.2.9/32").IP}))
+			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(k.Dst.String()), LinkIndex: b.up(), Gw: ipnet("192.0.2.9/32").IP}))
 		}},
 		{"route made a blackhole", driver.Routes, func() {
 			b.must(b.other.RouteReplace(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), Type: unix.RTN_BLACKHOLE}))
@@ -158,39 +156,28 @@ func routeDamages(b *bed, want dataplane.State) []damage {
 			b.must(b.other.RouteAddEcmp(&netlink.Route{Dst: ipnet(someRoute(want).Dst.String()), LinkIndex: b.index(), Scope: unix.RT_SCOPE_LINK, Protocol: 4}))
 		}},
 		{"stale route of ours", driver.Routes, func() {
-			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.200.0/24"), LinkIndex: b.link(uplink).Attrs().Index, Protocol: dataplane.ProtoFlannel, Gw: ipnet("192.0.2.9/32").IP}))
+			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.200.0/24"), LinkIndex: b.up(), Protocol: dataplane.ProtoFlannel, Gw: ipnet("192.0.2.9/32").IP}))
 		}},
 	}
 }
 
 func nextHopDamages(b *bed, want dataplane.State) []damage {
 	theirs := b.another()
-	hop := dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.99"), Proto: dataplane.ProtoFlannel}
+	hop := dataplane.NextHop{Link: uplink, Via: netip.MustParseAddr("192.0.2.99"), Proto: dataplane.ProtoFlannel}
 	put := func(id uint32, h dataplane.NextHop) {
-		var r requests
-		r.nextHop(dataplane.KindNextHop.Put(id, h), b.link(uplink).Attrs().Index)
-		b.must(theirs.conn.Do(&r.Requests))
+		b.must(theirs.Apply([]dataplane.Op{dataplane.KindNextHop.Put(id, h)})[0])
 	}
 	return []damage{
-		{"nexthop deleted", driver.Routes, func() { b.must(theirs.conn.Do(&nextHopDel(someNextHop(want)).Requests)) }},
+		{"nexthop deleted", driver.Routes, func() {
+			b.must(theirs.Apply([]dataplane.Op{dataplane.KindNextHop.Del(someNextHop(want), hop)})[0])
+		}},
 		{"nexthop with another gateway", driver.Routes, func() { put(someNextHop(want), hop) }},
-		{"nexthop taken over", driver.Routes, func() { put(someNextHop(want), dataplane.NextHop{Via: hop.Via, Proto: 4}) }},
+		{"nexthop taken over", driver.Routes, func() { put(someNextHop(want), dataplane.NextHop{Link: uplink, Via: hop.Via, Proto: 4}) }},
 		{"stale nexthop of ours", driver.Routes, func() { put(0x0a05c800, hop) }},
 	}
 }
 
-func nextHopDel(id uint32) *requests {
-	var r requests
-	r.nextHop(dataplane.KindNextHop.Del(id, dataplane.NextHop{}), 0)
-	return &r
-}
-
-func someNextHop(want dataplane.State) uint32 { return idOf(someRoute(want).Dst.Addr()) }
-
-func idOf(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
-}
+func someNextHop(want dataplane.State) uint32 { return dataplane.NextHopID(someRoute(want).Dst) }
 
 func neighborDamages(b *bed, want dataplane.State) []damage {
 	return []damage{

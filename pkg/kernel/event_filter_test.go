@@ -46,9 +46,8 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 // other event is lost.
 func TestRoutingDaemonWakesNobody(t *testing.T) {
 	b, _, want := watched(t)
-	b.snapshot(want.ScopeOf([]netip.Prefix{network})) // knows that no route of the network is by a nexthop of others
-	w := &Watch{k: b.k, interest: want.ScopeOf([]netip.Prefix{network}), buffer: watchBuffer, out: driver.NewMailbox()}
-	b.must(w.subscribe())
+	b.snapshot(want.ScopeOf(b.networks)) // knows that no route of the network is by a nexthop of others
+	w := b.subscribed(want, watchBuffer)
 	defer w.conn.Close()
 	daemon := b.another()
 	var ops []dataplane.Op

@@ -15,8 +15,7 @@ import (
 // Every change of the FDB by another program is reported, and none of our own.
 func TestForeignFDBChangesAreTold(t *testing.T) {
 	b, _, want := watched(t)
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
-	b.must(err)
+	w := b.watch(want.ScopeOf(b.networks))
 	f := someFDB(want)
 	elsewhere, unknown := f, f
 	elsewhere.Dst = netip.MustParseAddr("203.0.113.77")
@@ -67,8 +66,7 @@ func TestFDBOfANewLinkIsKnown(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 200)
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
-	b.must(err)
+	w := b.watch(want.ScopeOf(b.networks))
 	b.pass(want)
 	b.quietBut(w, ^(driver.FDB | driver.Overflow), func() {})
 }
@@ -76,13 +74,10 @@ func TestFDBOfANewLinkIsKnown(t *testing.T) {
 // With any concurrent changes, every lasting difference between the cache, from readings and own
 // operations, and the kernel is reported by an event.
 func TestForwardingMissesNothing(t *testing.T) {
-	b := newBed(t)
+	b, want := withPeers(t, 0)
 	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), 0)
-	b.pass(want)
-	scope := want.ScopeOf([]netip.Prefix{network})
-	w, err := b.k.Watch(t.Context(), scope)
-	b.must(err)
+	scope := want.ScopeOf(b.networks)
+	w := b.watch(scope)
 	entry := func(n uint64) dataplane.FDB {
 		return dataplane.FDB{Link: overlay, MAC: dataplane.MAC{2, 5: byte(n % 5)}, Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(n / 5 % 3)})}
 	}

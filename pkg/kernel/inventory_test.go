@@ -64,7 +64,7 @@ func TestInventoryHasWhatIsWanted(t *testing.T) {
 	b := newBed(t)
 	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare"}}))
 	b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "named"}}))
-	index, gw := b.link(uplink).Attrs().Index, netip.MustParseAddr("192.0.2.254").AsSlice()
+	index, gw := b.up(), netip.MustParseAddr("192.0.2.254").AsSlice()
 	for _, dst := range []string{"0.0.0.0/0", "128.0.0.0/1", "20.0.0.0/8", "20.1.0.0/16", "20.2.0.0/16", "10.5.0.0/16", "10.5.9.0/24"} {
 		b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet(dst), LinkIndex: index, Gw: gw}))
 	}

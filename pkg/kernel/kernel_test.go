@@ -36,6 +36,7 @@ type bed struct {
 	k     *Kernel
 	other *netlink.Handle
 
+	networks []netip.Prefix
 	nextHops bool // passes make routes by way of nexthop objects
 	spread   bool // of different scopes
 }
@@ -43,7 +44,7 @@ type bed struct {
 // newBed creates a namespace that exists as long as its descriptors.
 func newBed(t testing.TB) *bed {
 	t.Helper()
-	b := &bed{t: t}
+	b := &bed{t: t, networks: []netip.Prefix{network}}
 	b.must(netns.New(t).Do(func() (err error) {
 		if b.k, err = New(); err == nil {
 			b.other, err = netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -73,6 +74,9 @@ func (b *bed) must(err error) {
 	}
 }
 
+// up returns the index of the uplink.
+func (b *bed) up() int { return b.link(uplink).Attrs().Index }
+
 func (b *bed) link(name string) netlink.Link {
 	b.t.Helper()
 	l, err := b.other.LinkByName(name)
@@ -90,9 +94,25 @@ func (b *bed) snapshot(scope dataplane.Scope) dataplane.State {
 // diff is what a pass would do.
 func (b *bed) diff(want dataplane.State) *dataplane.Delta {
 	b.t.Helper()
-	scope := want.ScopeOf([]netip.Prefix{network})
+	scope := want.ScopeOf(b.networks)
 	scope.NextHops, scope.Spread = b.nextHops, b.spread
 	return dataplane.Diff(want, b.snapshot(scope), scope, true)
+}
+
+func (b *bed) watch(scope dataplane.Scope) *Watch {
+	b.t.Helper()
+	w, err := b.k.Watch(b.t.Context(), scope)
+	b.must(err)
+	return w
+}
+
+// withPeers is a bed after a pass for a number of peers.
+func withPeers(t *testing.T, peers int) (*bed, dataplane.State) {
+	t.Helper()
+	b, r := newBed(t), chance(t)
+	want := wantPeers(r, vxlanLink(r), peers)
+	b.pass(want)
+	return b, want
 }
 
 // pass does what the reconciler does, once.
@@ -189,7 +209,7 @@ func wantPeers(r *rand.Rand, link dataplane.Link, n int) dataplane.State {
 func (b *bed) strangers() func() string {
 	b.t.Helper()
 	b.must(b.other.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: foreign, MTU: 1400}, VxlanId: 9, VtepDevIndex: b.link(uplink).Attrs().Index, Port: 4789,
+		LinkAttrs: netlink.LinkAttrs{Name: foreign, MTU: 1400}, VxlanId: 9, VtepDevIndex: b.up(), Port: 4789,
 	}))
 	l := b.link(foreign)
 	index := l.Attrs().Index
@@ -202,9 +222,9 @@ func (b *bed) strangers() func() string {
 		IP: ipnet("203.0.113.9/32").IP, HardwareAddr: mac}))
 	for _, r := range []netlink.Route{
 		{Dst: ipnet("10.5.252.0/24"), LinkIndex: index},
-		{Dst: ipnet("10.5.253.0/24"), LinkIndex: b.link(uplink).Attrs().Index, Gw: ipnet("192.0.2.9/32").IP, Priority: 7},
+		{Dst: ipnet("10.5.253.0/24"), LinkIndex: b.up(), Gw: ipnet("192.0.2.9/32").IP, Priority: 7},
 		{Dst: ipnet("10.5.254.0/24"), MultiPath: []*netlink.NexthopInfo{
-			{LinkIndex: b.link(uplink).Attrs().Index, Gw: ipnet("192.0.2.9/32").IP}, {LinkIndex: index},
+			{LinkIndex: b.up(), Gw: ipnet("192.0.2.9/32").IP}, {LinkIndex: index},
 		}},
 		{Dst: ipnet("10.5.0.0/16"), Type: unix.RTN_BLACKHOLE},
 		{Dst: ipnet("10.5.255.0/24"), LinkIndex: index, Table: 100},

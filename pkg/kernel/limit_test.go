@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,7 +52,7 @@ func TestLinkWithALimit(t *testing.T) {
 	link := vxlanLink(r)
 	b.must(b.other.LinkAdd(&netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: overlay, MTU: link.MTU, HardwareAddr: link.MAC[:]}, VxlanId: link.VNI, Limit: 10,
-		VtepDevIndex: b.link(uplink).Attrs().Index, SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
+		VtepDevIndex: b.up(), SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
 	}))
 	want := wantPeers(r, link, 0)
 	for i := range byte(20) {
@@ -60,10 +61,7 @@ func TestLinkWithALimit(t *testing.T) {
 		want.Neighs[dataplane.NeighKey{Link: overlay, IP: gw}] = mac
 		want.Routes[dataplane.RouteKey{Dst: netip.PrefixFrom(gw, 24), Link: overlay}] = dataplane.Route{Via: gw, OnLink: true, Proto: dataplane.ProtoBoot}
 	}
-	var ops []dataplane.Op
-	for op := range b.diff(want).Ops() {
-		ops = append(ops, op)
-	}
+	ops := slices.Collect(b.diff(want).Ops())
 	failed := 0
 	for i, err := range b.k.Apply(ops) {
 		switch {
@@ -74,7 +72,7 @@ func TestLinkWithALimit(t *testing.T) {
 			t.Errorf("%s: %v", ops[i], err)
 		}
 	}
-	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
+	have := b.snapshot(want.ScopeOf(b.networks))
 	if failed != 10 || len(have.FDB) != 10 || len(have.Neighs) != 20 || len(have.Routes) < 20 {
 		t.Errorf("%d failed, %d are in the FDB, with %d neighbours and %d routes", failed, len(have.FDB), len(have.Neighs), len(have.Routes))
 	}

@@ -19,10 +19,8 @@ import (
 
 // through is a bed with peers whose routes use nexthop objects.
 func through(t *testing.T, peers int) (*bed, dataplane.State) {
-	b := newBed(t)
+	b, want := withPeers(t, peers)
 	b.nextHops = true
-	r := chance(t)
-	want := wantPeers(r, vxlanLink(r), peers)
 	b.pass(want)
 	b.settled(want)
 	return b, want
@@ -30,13 +28,13 @@ func through(t *testing.T, peers int) (*bed, dataplane.State) {
 
 func TestNextHops(t *testing.T) {
 	b, want := through(t, 100)
-	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
+	have := b.snapshot(want.ScopeOf(b.networks))
 	if len(have.NextHops) != len(want.Routes) {
 		t.Errorf("%d nexthops for %d routes", len(have.NextHops), len(want.Routes))
 	}
 	for k, r := range want.Routes {
 		got := have.Routes[k]
-		if id := idOf(k.Dst.Addr()); got.NextHop != id || got.Via != r.Via || have.NextHops[id].Via != r.Via {
+		if id := dataplane.NextHopID(k.Dst); got.NextHop != id || got.Via != r.Via || have.NextHops[id].Via != r.Via {
 			t.Errorf("route to %s reads %+v through %+v", k.Dst, got, have.NextHops[id])
 		}
 	}
@@ -56,7 +54,7 @@ func TestNextHops(t *testing.T) {
 	maps.DeleteFunc(want.Routes, func(dataplane.RouteKey, dataplane.Route) bool { n++; return n%2 == 0 })
 	b.pass(want)
 	b.settled(want)
-	if have := b.snapshot(want.ScopeOf([]netip.Prefix{network})); len(have.NextHops) != len(want.Routes) {
+	if have := b.snapshot(want.ScopeOf(b.networks)); len(have.NextHops) != len(want.Routes) {
 		t.Errorf("%d nexthops are left for %d routes", len(have.NextHops), len(want.Routes))
 	}
 	for range 2 { // deleting a missing object is not an error
@@ -117,7 +115,7 @@ func TestFormsChangeWithoutGap(t *testing.T) {
 func (b *bed) strangeHops() func() string {
 	b.t.Helper()
 	theirs := b.another()
-	up := b.link(uplink).Attrs().Index
+	up := b.up()
 	via := netip.MustParseAddr("192.0.2.9")
 	var r requests
 	r.nextHop(dataplane.KindNextHop.Put(7, dataplane.NextHop{Via: via, Proto: dataplane.ProtoFlannel}), up)                // our stamp, not our range
@@ -167,9 +165,7 @@ func TestNextHopsOfOthersStay(t *testing.T) {
 		dst := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, id, 0}), 24)
 		want.Routes[dataplane.RouteKey{Dst: dst, Link: overlay}] = dataplane.Route{Via: dst.Addr(), OnLink: true, Proto: dataplane.ProtoBoot}
 	}
-	none := dataplane.NewState()
-	none.Links = want.Links
-	for _, s := range []dataplane.State{want, none, want} {
+	for _, s := range []dataplane.State{want, {Links: want.Links}, want} {
 		for _, b.nextHops = range []bool{true, false} {
 			b.pass(s)
 			b.settled(s)
@@ -201,17 +197,16 @@ func TestWithoutCompatMode(t *testing.T) {
 	for _, err := range theirs.conn.Batch(&q.Requests) {
 		b.must(err)
 	}
-	have := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
+	have := b.snapshot(want.ScopeOf(b.networks))
 	if got, ok := have.Routes[single]; !ok || got.NextHop != 7 || got.Via != netip.MustParseAddr("192.0.2.9") {
 		t.Errorf("the route through another's nexthop reads %+v", got)
 	}
 	if got, ok := have.Routes[group]; !ok || got.Via.IsValid() {
 		t.Errorf("the route through a group reads %+v", got)
 	}
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}))
-	b.must(err)
+	w := b.watch(want.ScopeOf(b.networks))
 	q.Reset()
-	q.nextHop(dataplane.KindNextHop.Put(7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}), b.link(uplink).Attrs().Index)
+	q.nextHop(dataplane.KindNextHop.Put(7, dataplane.NextHop{Via: netip.MustParseAddr("192.0.2.10"), Proto: 4}), b.up())
 	b.must(theirs.conn.Do(&q.Requests))
 	await(t, w, driver.Routes)
 }
@@ -222,12 +217,11 @@ func TestCarrierLoss(t *testing.T) {
 	if inv, err := b.k.Inventory(Wanted{}); err == nil && inv.IPv6 { // or its link-local address comes and goes
 		b.must(b.k.setSysctl("net/ipv6/conf/"+uplink+"/disable_ipv6", "1"))
 	}
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}, uplink))
-	b.must(err)
-	before := b.snapshot(want.ScopeOf([]netip.Prefix{network}))
+	w := b.watch(want.ScopeOf(b.networks, uplink))
+	before := b.snapshot(want.ScopeOf(b.networks))
 	b.must(b.other.LinkSetDown(b.link("up1")))
 	await(t, w, driver.Uplink)
-	wait.True(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf([]netip.Prefix{network})).Equal(before) })
+	wait.True(t, "routes by the uplink go", func() bool { return !b.snapshot(want.ScopeOf(b.networks)).Equal(before) })
 	drain(w)
 	b.must(b.other.LinkSetUp(b.link("up1")))
 	await(t, w, driver.Uplink)
@@ -252,10 +246,10 @@ func TestCarrierLoss(t *testing.T) {
 func TestKernelWithoutNextHops(t *testing.T) {
 	b, want := through(t, 5)
 	b.k.noNextHops.Store(true)
-	if s := b.snapshot(want.ScopeOf([]netip.Prefix{network})); s.NextHops != nil {
+	if s := b.snapshot(want.ScopeOf(b.networks)); s.NextHops != nil {
 		t.Errorf("nexthops %v in a kernel that has none", s.NextHops)
 	}
-	if s := newBed(t).snapshot(want.ScopeOf([]netip.Prefix{network})); s.NextHops == nil || len(s.NextHops) > 0 {
+	if s := newBed(t).snapshot(want.ScopeOf(b.networks)); s.NextHops == nil || len(s.NextHops) > 0 {
 		t.Errorf("nexthops %v in an empty kernel", s.NextHops)
 	}
 }

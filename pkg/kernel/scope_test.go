@@ -26,7 +26,7 @@ func TestRouteWithoutGatewayIsOfScopeGlobal(t *testing.T) {
 		}
 		return routes[0].Scope
 	}
-	b.must(b.other.RouteAdd(&netlink.Route{LinkIndex: b.link(uplink).Attrs().Index, Dst: ipnet(network.String()), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_BOOT}))
+	b.must(b.other.RouteAdd(&netlink.Route{LinkIndex: b.up(), Dst: ipnet(network.String()), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_BOOT}))
 	if s := scope(); s != netlink.SCOPE_LINK {
 		t.Fatalf("scope %v before", s)
 	}

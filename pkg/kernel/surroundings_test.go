@@ -28,7 +28,7 @@ func TestSurroundingsAreWhatOthersSetUp(t *testing.T) {
 			b.pass(want)
 			b.must(b.other.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "docker0"}}))
 			b.must(b.other.LinkSetUp(b.link("docker0")))
-			up, docker := b.link(uplink).Attrs().Index, b.link("docker0").Attrs().Index
+			up, docker := b.up(), b.link("docker0").Attrs().Index
 			gateway := net.ParseIP("192.0.2.9")
 			// The stale route is first, so the kernel keeps using it.
 			b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("10.5.1.0/24"), Gw: gateway, LinkIndex: up}))
@@ -126,7 +126,7 @@ func TestHoldersOfAPort(t *testing.T) {
 	}))
 	defer own.Close()
 	defer tcp.Close()
-	b.must(b.other.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "v9"}, VxlanId: 9, Port: 8472, VtepDevIndex: b.link(uplink).Attrs().Index}))
+	b.must(b.other.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "v9"}, VxlanId: 9, Port: 8472, VtepDevIndex: b.up()}))
 	b.must(b.other.LinkSetUp(b.link("v9")))
 	for _, c := range []struct{ protocol, addr, want string }{
 		{"udp", "192.0.2.1:8285", "me"},

@@ -46,9 +46,20 @@ func watched(t *testing.T) (*bed, *Watch, dataplane.State) {
 	r := chance(t)
 	want := wantPeers(r, vxlanLink(r), 20)
 	b.pass(want)
-	w, err := b.k.Watch(t.Context(), want.ScopeOf([]netip.Prefix{network}, uplink))
-	b.must(err)
+	w := b.watch(want.ScopeOf(b.networks, uplink))
 	return b, w, want
+}
+
+// subscribed is a Watch whose events nobody reads yet.
+func (b *bed) subscribed(want dataplane.State, buffer int) *Watch {
+	b.t.Helper()
+	w := &Watch{k: b.k, interest: want.ScopeOf(b.networks), buffer: buffer, out: driver.NewMailbox()}
+	b.must(w.subscribe())
+	return w
+}
+
+func permanent(index int) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
 }
 
 func TestWatchIgnoresOthers(t *testing.T) {
@@ -57,7 +68,7 @@ func TestWatchIgnoresOthers(t *testing.T) {
 	other := b.link("bare")
 	b.must(b.other.LinkSetUp(other))
 	index := other.Attrs().Index
-	neigh := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
+	neigh := permanent(index)
 	b.must(b.other.NeighSet(neigh))
 	b.must(b.other.NeighDel(neigh))
 	b.must(b.other.RouteAdd(&netlink.Route{Dst: ipnet("172.30.0.0/16"), LinkIndex: index}))
@@ -97,8 +108,7 @@ func TestWatchReportsCandidates(t *testing.T) {
 // which are known by what they say.
 func TestWatchIgnoresOwnChanges(t *testing.T) {
 	b, w, want := watched(t)
-	less := dataplane.NewState()
-	less.Links, less.Addrs = want.Links, want.Addrs
+	less := dataplane.State{Links: want.Links, Addrs: want.Addrs}
 	for _, b.nextHops = range []bool{true, false} {
 		for _, s := range []dataplane.State{less, want} {
 			if len(b.pass(s)) == 0 {
@@ -112,7 +122,7 @@ func TestWatchIgnoresOwnChanges(t *testing.T) {
 func TestWatchHoldsOneSet(t *testing.T) {
 	b, w, want := watched(t)
 	for k := range want.Neighs {
-		b.must(b.other.NeighDel(&netlink.Neigh{LinkIndex: b.link(overlay).Attrs().Index, IP: k.IP.AsSlice()}))
+		b.must(b.other.NeighDel(&netlink.Neigh{LinkIndex: b.index(), IP: k.IP.AsSlice()}))
 	}
 	b.must(b.other.AddrDel(b.link(overlay), &netlink.Addr{IPNet: ipnet("10.5.1.0/32")}))
 	b.must(b.other.LinkSetMTU(b.link(uplink), 1400))
@@ -142,11 +152,11 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 // Focus takes up links that exist already, and drops others.
 func TestWatchFocus(t *testing.T) {
 	b, w, want := watched(t)
-	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
+	neigh := permanent(b.link(foreign).Attrs().Index)
 	w.Focus(dataplane.Scope{Networks: []netip.Prefix{network}, Links: []string{foreign}})
 	b.must(b.other.NeighSet(neigh))
 	await(t, w, driver.Neighs)
-	w.Focus(want.ScopeOf([]netip.Prefix{network}, uplink))
+	w.Focus(want.ScopeOf(b.networks, uplink))
 	drain(w)
 	b.must(b.other.NeighDel(neigh))
 	b.quiet(w)
@@ -155,8 +165,7 @@ func TestWatchFocus(t *testing.T) {
 func TestWatchOverflow(t *testing.T) {
 	b, _, want := watched(t)
 	// A buffer for a single event, and a burst of them in one system call.
-	w := &Watch{k: b.k, interest: want.ScopeOf([]netip.Prefix{network}), buffer: 1, out: driver.NewMailbox()}
-	b.must(w.subscribe())
+	w := b.subscribed(want, 1)
 	go w.run(t.Context())
 	another := b.another()
 	r := chance(t)
@@ -202,15 +211,14 @@ func TestWatchRecoversFromABrokenSocket(t *testing.T) {
 // With a thousand events per second on other links, the filter avoids wake-ups of the watch.
 func TestFilterDropsInTheKernel(t *testing.T) {
 	b, _, want := watched(t)
-	w := &Watch{k: b.k, interest: want.ScopeOf([]netip.Prefix{network}), buffer: watchBuffer, out: driver.NewMailbox()}
-	b.must(w.subscribe())
+	w := b.subscribed(want, watchBuffer)
 	defer w.conn.Close()
-	neigh := &netlink.Neigh{LinkIndex: b.link(foreign).Attrs().Index, State: unix.NUD_PERMANENT, IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}
+	neigh := permanent(b.link(foreign).Attrs().Index)
 	for range 10 {
 		b.must(b.other.NeighSet(neigh))
 		b.must(b.other.NeighDel(neigh))
 	}
-	neigh.LinkIndex = b.link(overlay).Attrs().Index
+	neigh.LinkIndex = b.index()
 	b.must(b.other.NeighSet(neigh))
 	for {
 		datagram, err := w.conn.Receive()
