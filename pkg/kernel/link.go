@@ -214,23 +214,17 @@ func (k *Kernel) devices() ([]device, error) {
 	return all, nil
 }
 
-// names caches the names of links by index.
-type names struct {
-	k     *Kernel
-	known map[int]string
-}
-
-// of returns the name of a link, or "" if the link is gone, because then the objects that refer to
-// it are being removed, too.
-func (n names) of(index int) (string, error) {
-	if name, ok := n.known[index]; ok {
+// nameOf returns the name of a link, or "" if the link is gone, because then the objects that refer
+// to it are being removed, too.
+func (g *reader) nameOf(index int) (string, error) {
+	if name, ok := g.names[index]; ok {
 		return name, nil
 	}
-	d, err := n.k.byIndex(index)
+	d, err := g.k.byIndex(index)
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return "", fmt.Errorf("read link %d: %w", index, err)
 	}
-	n.known[index] = d.name
+	g.names[index] = d.name
 	return d.name, nil
 }
 
@@ -350,17 +344,17 @@ func (g *reader) ourLinks() error {
 		return err
 	}
 	for _, d := range underlay {
-		g.names.known[d.index] = d.name
+		g.names[d.index] = d.name
 	}
 	ours, err := g.k.existing(g.scope.Links)
 	for _, d := range ours {
 		if d.parent != 0 {
-			if d.link.Parent, err = g.names.of(d.parent); err != nil {
+			if d.link.Parent, err = g.nameOf(d.parent); err != nil {
 				return err
 			}
 			d.link.Parent = cmp.Or(d.link.Parent, "if"+strconv.Itoa(d.parent)) // in another namespace
 		}
-		g.names.known[d.index], g.links[d.index] = d.name, d.name
+		g.names[d.index], g.links[d.index] = d.name, d.name
 		g.s.Links[d.name] = d.link
 	}
 	return err

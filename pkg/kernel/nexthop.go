@@ -21,13 +21,7 @@ const protoForeign = unix.RTPROT_UNSPEC
 
 func init() {
 	register(dataplane.KindNextHop, &handler{
-		read: func(g *reader) (err error) {
-			if slices.Contains(families(g.scope.Networks), unix.AF_INET) {
-				g.hops, err = g.nextHops()
-				g.s.NextHops = g.hops.in
-			}
-			return err
-		},
+		read:    (*reader).nextHops,
 		request: (*requests).nextHop,
 
 		groups:   []int{unix.RTNLGRP_NEXTHOP},
@@ -93,51 +87,38 @@ func parseNextHop(b []byte) (id uint32, h dataplane.NextHop, index int, ok bool)
 	return id, h, index, id != 0
 }
 
-// hops are all nexthop objects: those with an ID in the scope's range, which are part of a State,
-// and the others, which routes may use as well.
-type hops struct {
-	in, out map[uint32]dataplane.NextHop
-}
-
-func (h hops) of(id uint32) (dataplane.NextHop, bool) {
-	if found, ok := h.in[id]; ok {
-		return found, true
+// nextHops lists the nexthop objects. The map of the State is nil if the kernel does not support
+// them.
+func (g *reader) nextHops() error {
+	if !slices.Contains(families(g.scope.Networks), unix.AF_INET) {
+		return nil
 	}
-	found, ok := h.out[id]
-	return found, ok
-}
-
-// nextHops lists the nexthop objects. The maps are nil if the kernel does not support them.
-func (g *reader) nextHops() (hops, error) {
-	k, scope, n := g.k, g.scope, g.names
+	if g.s.NextHops = nil; g.k.noNextHops.Load() {
+		return nil
+	}
 	type entry struct {
 		id    uint32
 		hop   dataplane.NextHop
 		index int
 	}
-	var all hops
 	var unnamed []entry // on links whose names cannot be read during the list
 	put := func(id uint32, h dataplane.NextHop) {
-		if scope.InRange(id) {
-			all.in[id] = h
+		if g.scope.InRange(id) {
+			g.s.NextHops[id] = h
 		} else {
-			all.out[id] = h
+			g.otherHops[id] = h
 		}
-	}
-	if k.noNextHops.Load() {
-		return all, nil
 	}
 	r := one(unix.RTM_GETNEXTHOP, 0)
 	r.nextHopHeader(unix.Nhmsg{})
-	err := k.conn.Dump(&r.Requests, func() {
-		all = hops{map[uint32]dataplane.NextHop{}, map[uint32]dataplane.NextHop{}}
-		unnamed = nil
+	err := g.k.conn.Dump(&r.Requests, func() {
+		g.s.NextHops, g.otherHops, unnamed = map[uint32]dataplane.NextHop{}, map[uint32]dataplane.NextHop{}, nil
 	}, func(b []byte) {
 		id, h, index, ok := parseNextHop(b)
 		if !ok {
 			return
 		}
-		h.Link, ok = n.known[index]
+		h.Link, ok = g.names[index]
 		if ok || index == 0 {
 			put(id, h)
 		} else {
@@ -145,19 +126,20 @@ func (g *reader) nextHops() (hops, error) {
 		}
 	})
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		k.noNextHops.Store(true)
-		return hops{}, nil
+		g.k.noNextHops.Store(true)
+		g.s.NextHops = nil
+		return nil
 	}
 	if err != nil {
-		return hops{}, fmt.Errorf("list nexthops: %w", err)
+		return fmt.Errorf("list nexthops: %w", err)
 	}
 	for _, e := range unnamed {
-		if e.hop.Link, err = n.of(e.index); err != nil {
-			return hops{}, err
+		if e.hop.Link, err = g.nameOf(e.index); err != nil {
+			return err
 		}
 		if e.hop.Link != "" {
 			put(e.id, e.hop)
 		}
 	}
-	return all, nil
+	return nil
 }

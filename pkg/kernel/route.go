@@ -71,20 +71,16 @@ func (r *requests) route(op dataplane.Op, index int) {
 		r.Uint32(rtaNextHop, route.NextHop)
 	default:
 		r.Uint32(unix.RTA_OIF, uint32(index))
-		r.gateway(route.Via, k.Dst.Addr().Is4())
-	}
-}
-
-func (r *requests) gateway(via netip.Addr, four bool) {
-	switch {
-	case !via.IsValid():
-	case via.Is4() == four:
-		r.Addr(unix.RTA_GATEWAY, via)
-	default: // struct rtvia
-		at := r.Open(unix.RTA_VIA)
-		r.Put16(uint16(family(via)))
-		r.PutAddr(via)
-		r.Close(at)
+		switch via := route.Via; {
+		case !via.IsValid():
+		case via.Is4() == k.Dst.Addr().Is4():
+			r.Addr(unix.RTA_GATEWAY, via)
+		default: // struct rtvia
+			at := r.Open(unix.RTA_VIA)
+			r.Put16(uint16(family(via)))
+			r.PutAddr(via)
+			r.Close(at)
+		}
 	}
 }
 
@@ -216,7 +212,7 @@ func (g *reader) familyRoutes(f uint8) error {
 	s, scope := g.s, g.scope
 	put := func(e routeEntry) {
 		if e.route.NextHop != 0 && e.index == 0 {
-			e.resolveNextHop(g.hops)
+			e.resolveNextHop(g)
 		}
 		if e.key.Dst.Addr().Is6() && e.key.Metric == defaultMetric6 {
 			e.key.Metric = 0
@@ -246,7 +242,7 @@ func (g *reader) familyRoutes(f uint8) error {
 		}
 		g.foreignHops = g.foreignHops || e.route.NextHop != 0 && !scope.InRange(e.route.NextHop)
 		var named bool
-		e.key.Link, named = g.names.known[e.index]
+		e.key.Link, named = g.names[e.index]
 		if named || e.index == 0 {
 			put(e)
 		} else {
@@ -257,7 +253,7 @@ func (g *reader) familyRoutes(f uint8) error {
 		return err
 	}
 	for _, e := range unnamed {
-		if e.key.Link, err = g.names.of(e.index); err != nil {
+		if e.key.Link, err = g.nameOf(e.index); err != nil {
 			return err
 		}
 		if e.key.Link != "" {
@@ -269,8 +265,12 @@ func (g *reader) familyRoutes(f uint8) error {
 
 // resolveNextHop fills in link and gateway from the route's nexthop object. They stay empty if the
 // object is not a gateway on a link, as for all multipath routes.
-func (e *routeEntry) resolveNextHop(h hops) {
-	if hop, ok := h.of(e.route.NextHop); ok && hop.Link != "" {
+func (e *routeEntry) resolveNextHop(g *reader) {
+	hop, ok := g.s.NextHops[e.route.NextHop]
+	if !ok {
+		hop = g.otherHops[e.route.NextHop]
+	}
+	if hop.Link != "" {
 		e.key.Link, e.route.Via, e.route.OnLink = hop.Link, hop.Via, hop.OnLink
 	}
 }

@@ -26,7 +26,7 @@ func (k *Kernel) Snapshot(scope dataplane.Scope) (dataplane.State, error) {
 
 // read adds the objects of a Snapshot to a State.
 func (k *Kernel) read(scope dataplane.Scope, s *dataplane.State) error {
-	g := &reader{k: k, scope: scope, s: s, links: map[int]string{}, names: names{k: k, known: map[int]string{}}}
+	g := &reader{k: k, scope: scope, s: s, links: map[int]string{}, names: map[int]string{}}
 	for _, kind := range dataplane.Kinds() { // a kind may need objects of the kinds before it
 		if h := handlers[kind]; h != nil {
 			if err := h.read(g); err != nil {
@@ -43,10 +43,10 @@ type reader struct {
 	scope dataplane.Scope
 	s     *dataplane.State
 	links map[int]string // links of the scope, by index
-	names names          // of these and other links
-	hops  hops
+	names map[int]string // of these and other links, by index; "" if a link is gone
 
-	foreignHops bool // a route is through a nexthop object outside the scope's range
+	otherHops   map[uint32]dataplane.NextHop // nexthop objects outside the scope's range
+	foreignHops bool                         // a route is through one of them
 }
 
 // onLinks reads the objects of each link of the scope. A link that is gone meanwhile has none.
