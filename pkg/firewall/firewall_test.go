@@ -109,13 +109,9 @@ PREROUTING: from 10.42.0.0/16 to 10.42.7.0/24 accept
 	}
 }
 
-// verdict is what the rules say of a packet, as the kernel would ask them.
-func verdict(rules []Rule, mark uint32, src, dst string) Verdict {
-	return verdictOn(rules, mark, src, dst, 0)
-}
-
-// verdictOn is verdict on a UDP packet to a port.
-func verdictOn(rules []Rule, mark uint32, src, dst string, port uint16) Verdict {
+// verdict is what the rules say of a packet, to a port if it is one of UDP, as the kernel would ask
+// them.
+func verdict(rules []Rule, mark uint32, src, dst string, port uint16) Verdict {
 	meets := func(m Match, a string) bool {
 		return !m.Prefix.IsValid() || m.Prefix.Contains(netip.MustParseAddr(a)) != m.Not
 	}
@@ -147,7 +143,7 @@ func TestWhoseAddressIsSeen(t *testing.T) {
 		{"a peer's container by way of this host to another peer's", 0, "10.42.9.2", "10.42.8.2", Return},
 	}
 	for _, tt := range tests {
-		if got := verdict(rules, tt.mark, tt.src, tt.dst); got != tt.want {
+		if got := verdict(rules, tt.mark, tt.src, tt.dst, 0); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
 		}
 	}
@@ -196,7 +192,7 @@ func TestWhoReachesATunnelsPort(t *testing.T) {
 		got := Return
 		for _, c := range Rules(tt.o) {
 			if c.Hook == tt.hook {
-				got = verdictOn(c.Rules, 0, tt.src, tt.dst, tt.port)
+				got = verdict(c.Rules, 0, tt.src, tt.dst, tt.port)
 			}
 		}
 		if got != tt.want {

@@ -71,9 +71,9 @@ func TestRulesLeftBehind(t *testing.T) {
 		// The price, until `flanneld cleanup`: the original alone leaves the address as it is.
 		{"outside to own container", "198.51.100.1", "10.42.9.2", Masquerade},
 	} {
-		got := verdict(left, 0, tt.src, tt.dst)
+		got := verdict(left, 0, tt.src, tt.dst, 0)
 		if got == Return {
-			got = verdict(now, 0, tt.src, tt.dst)
+			got = verdict(now, 0, tt.src, tt.dst, 0)
 		}
 		if got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)

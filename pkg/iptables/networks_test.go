@@ -30,6 +30,7 @@ func TestTwoNetworks(t *testing.T) {
 		docker = "-j DOCKER-USER"
 		theirs = "-s 10.43.0.0/16 -p tcp -m tcp --dport 22 -j DROP"
 		drop   = "-p tcp -j DROP"
+		del    = "-D FORWARD " + jump
 	)
 	postrouting := func(o firewall.Overlay) (rules []string) {
 		for _, r := range firewall.Rules(firewall.Options{Overlay: o, Masquerade: true})[0].Rules[1:] {
@@ -55,6 +56,7 @@ func TestTwoNetworks(t *testing.T) {
 		}
 		return all
 	}
+	place := func(rules ...string) listing { return listing{"filter": {"FORWARD": rules, "FLANNEL-FWD": {n1, n2}}} }
 	forward, masquerade := firewall.Rules(firewall.Options{Overlay: four, Forward: true})[:1], firewall.Rules(firewall.Options{Overlay: four, Masquerade: true})
 	tests := []struct {
 		name string
@@ -79,12 +81,26 @@ func TestTwoNetworks(t *testing.T) {
 			lines("*filter", "-I FORWARD 1 "+jump)},
 		{"the chain is left, empty", listing{"filter": {"FLANNEL-FWD": {}}}, forward,
 			lines("*filter", "-A FLANNEL-FWD "+n1, "-A FLANNEL-FWD "+n2, "-I FORWARD 1 "+jump)},
-		{"the other keeps its accepts by nftables", listing{"filter": {"FORWARD": {accept, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
-		{"the same, behind docker's", listing{"filter": {"FORWARD": {accept, docker, accept, jump}, "FLANNEL-FWD": {n1, n2}}}, forward, nil},
-		{"the same, no jump", listing{"filter": {"FORWARD": {accept, docker}, "FLANNEL-FWD": {n1, n2}}}, forward,
+		{"the other keeps its accepts by nftables", place(accept, jump), forward, nil},
+		{"the same, behind docker's", place(accept, docker, accept, jump), forward, nil},
+		{"the same, no jump", place(accept, docker), forward,
 			lines("*filter", "-I FORWARD 3 "+jump)},
-		{"the same, a stranger's between", listing{"filter": {"FORWARD": {accept, drop, jump}, "FLANNEL-FWD": {n1, n2}}}, forward,
+		{"the same, a stranger's between", place(accept, drop, jump), forward,
 			lines("*filter", "-D FORWARD "+jump, "-I FORWARD 1 "+jump)},
+
+		{"alone", place(jump), forward, nil},
+		{"first", place(jump, drop), forward, nil},
+		{"behind Docker's", place(docker, jump, drop), forward, nil},
+		{"no jump", place(), forward, lines("*filter", "-I FORWARD 1 "+jump)},
+		{"no jump, others", place(drop), forward, lines("*filter", "-I FORWARD 1 "+jump)},
+		{"no jump, Docker's", place(docker, drop), forward, lines("*filter", "-I FORWARD 2 "+jump)},
+		{"Docker's behind us", place(jump, docker), forward, lines("*filter", del, "-I FORWARD 2 "+jump)},
+		{"Docker's not first", place(jump, drop, docker), forward, nil},
+		{"Docker's with a condition", place("-i eth7 "+docker, jump), forward, lines("*filter", del, "-I FORWARD 1 "+jump)},
+		{"pushed down", place(drop, jump), forward, lines("*filter", del, "-I FORWARD 1 "+jump)},
+		{"doubled", place(jump, drop, jump), forward, lines("*filter", del, del, "-I FORWARD 1 "+jump)},
+		{"with a condition", place(jump, "-i eth7 -j FLANNEL-FWD"), forward, nil},
+		{"other comment", place("-j FLANNEL-FWD"), forward, lines("*filter", "-D FORWARD -j FLANNEL-FWD", "-I FORWARD 1 "+jump)},
 
 		{"masquerade: the other's are there", listing{"nat": {"POSTROUTING": {masq}, "FLANNEL-POSTRTG": lines(mark, m)}}, masquerade,
 			lines("*nat", all("-A FLANNEL-POSTRTG", n...))},
@@ -117,8 +133,8 @@ func TestTwoNetworks(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := makePlan(tt.have, daemonOf(four), tt.want, true)
 			got := strings.ReplaceAll(p.input, "COMMIT\n", "")
-			if want := strings.Join(append(tt.out, ""), "\n"); got != want {
-				t.Errorf("got\n%s\nwant\n%s", got, want)
+			if want := strings.Join(append(tt.out, ""), "\n"); got != want || (len(p.changes) > 0) != (len(tt.out) > 0) {
+				t.Errorf("changes %q: got\n%s\nwant\n%s", p.changes, got, want)
 			}
 			apply(t, tt.have, p.input)
 			if again := makePlan(tt.have, daemonOf(four), tt.want, true); again.input != "" {

@@ -42,50 +42,6 @@ func TestInput(t *testing.T) {
 	}
 }
 
-// TestPlace checks the position of the jump to FLANNEL-FWD; no lines mean that it is right.
-func TestPlace(t *testing.T) {
-	const (
-		jump   = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
-		docker = "-j DOCKER-USER"
-		drop   = "-i eth7 -j DROP"
-		delete = "-D FORWARD " + jump
-	)
-	tests := []struct {
-		name  string
-		rules []string
-		want  []string
-	}{
-		{"alone", []string{jump}, nil},
-		{"first", []string{jump, drop}, nil},
-		{"behind Docker's", []string{docker, jump, drop}, nil},
-		{"none", nil, []string{"-I FORWARD 1 " + jump}},
-		{"none, others", []string{drop}, []string{"-I FORWARD 1 " + jump}},
-		{"none, Docker's", []string{docker, drop}, []string{"-I FORWARD 2 " + jump}},
-		{"Docker's behind us", []string{jump, docker}, []string{delete, "-I FORWARD 2 " + jump}},
-		{"Docker's not first", []string{jump, drop, docker}, nil},
-		{"Docker's with a condition", []string{"-i eth7 " + docker, jump}, []string{delete, "-I FORWARD 1 " + jump}},
-		{"pushed down", []string{drop, jump}, []string{delete, "-I FORWARD 1 " + jump}},
-		{"doubled", []string{jump, drop, jump}, []string{delete, delete, "-I FORWARD 1 " + jump}},
-		{"with a condition", []string{jump, "-i eth7 -j FLANNEL-FWD"}, nil},
-		{"other comment", []string{"-j FLANNEL-FWD"}, []string{"-D FORWARD -j FLANNEL-FWD", "-I FORWARD 1 " + jump}},
-	}
-	want := firewall.Rules(firewall.Options{Overlay: four, Forward: true})
-	for _, tt := range tests {
-		own := []string{}
-		for _, r := range want[0].Rules {
-			own = append(own, specOf(r, "flanneld forward").String())
-		}
-		p := planned(listing{"filter": {"FORWARD": tt.rules, "FLANNEL-FWD": own}}, want)
-		got := strings.TrimSuffix(strings.TrimPrefix(p.input, "*filter\n"), "COMMIT\n")
-		if want := strings.Join(append(tt.want, ""), "\n"); got != want {
-			t.Errorf("%s: got\n%s\nwant\n%s", tt.name, got, want)
-		}
-		if (len(p.changes) > 0) != (len(tt.want) > 0) {
-			t.Errorf("%s: changes %q", tt.name, p.changes)
-		}
-	}
-}
-
 // TestEqualRules has rules of an earlier generation more than once. A deletion
 // by its text takes the first of equal ones, whichever of them was meant.
 func TestEqualRules(t *testing.T) {

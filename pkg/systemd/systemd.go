@@ -33,11 +33,7 @@ func notifyWatchdog(conditions *condition.List) {
 // notify sends a notification, and reports whether that has not failed.
 func notify(conditions *condition.List, state string, failure condition.Condition) bool {
 	_, err := daemon.SdNotify(false, state)
-	if err != nil {
-		failure.Severe, failure.Fields = true, []any{"err", err}
-		conditions.Set(failure)
-	} else {
-		conditions.End(failure.ID)
-	}
+	failure.Severe = true
+	conditions.SetError(failure, err)
 	return err == nil
 }

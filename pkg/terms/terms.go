@@ -124,15 +124,13 @@ func (k *Keeper) updateAddress() {
 	f := k.facts
 	f.MACs = nil
 	a, err := k.backend.Attrs(f, k.terms.Attrs, nil)
-	if err != nil {
-		k.conditions.Set(condition.Condition{
-			ID: addressCondition, Text: "cannot update lease to the uplink's new address",
-			Fields: []any{"public_ip", k.terms.Attrs.PublicIP, "addr", f.PublicIP, "err", err},
-		})
-		return
+	k.conditions.SetError(condition.Condition{
+		ID: addressCondition, Text: "cannot update lease to the uplink's new address",
+		Fields: []any{"public_ip", k.terms.Attrs.PublicIP, "addr", f.PublicIP},
+	}, err)
+	if err == nil {
+		k.change(func(t *subnet.Terms) { t.Attrs = a })
 	}
-	k.conditions.End(addressCondition)
-	k.change(func(t *subnet.Terms) { t.Attrs = a })
 }
 
 // resolveConflict changes this host's MAC if a peer has the same one, because the two hosts cannot

@@ -76,17 +76,15 @@ type Identity struct {
 // Resolve finds the endpoints of a domain by its SRV records (RFC 2782), as etcd's own clients do.
 // It waits for a name server that is away.
 func Resolve(ctx context.Context, domain string, log *slog.Logger, conditions *condition.List) ([]string, error) {
-	const id = "etcd-srv"
 	for {
 		found, err := srv.GetClient("etcd-client", domain, "")
+		conditions.SetError(condition.Condition{
+			ID: "etcd-srv", Text: "cannot find etcd by SRV records, will retry", Fields: []any{"domain", domain},
+		}, err)
 		if err == nil {
-			conditions.End(id)
 			log.Info("found etcd by its SRV records", "domain", domain, "endpoints", strings.Join(found.Endpoints, ","))
 			return found.Endpoints, nil
 		}
-		conditions.Set(condition.Condition{
-			ID: id, Text: "cannot find etcd by SRV records, will retry", Fields: []any{"domain", domain, "err", err},
-		})
 		if err := pace.Sleep(ctx, storeRetry); err != nil {
 			return nil, err
 		}
@@ -119,15 +117,9 @@ func Open(o etcd.Options, api API, host Identity, log *slog.Logger, conditions *
 
 // noteFiles begins or ends the condition that the TLS files cannot be read again.
 func noteFiles(conditions *condition.List, err error) {
-	const id = "etcd-files"
-	if err == nil {
-		conditions.End(id)
-		return
-	}
-	conditions.Set(condition.Condition{
-		ID: id, Text: "cannot read the TLS files for etcd again, using those read before",
-		Fields: []any{"err", err},
-	})
+	conditions.SetError(condition.Condition{
+		ID: "etcd-files", Text: "cannot read the TLS files for etcd again, using those read before",
+	}, err)
 }
 
 func open(o etcd.Options, api API) (Client, error) {
