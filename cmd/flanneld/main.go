@@ -81,12 +81,12 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 		})
 	})
 	defer log.close()
-	if err := daemon.Run(ctx, cl.options, log.Logger); err != nil && ctx.Err() == nil {
-		log.handler.Flush()
+	err = daemon.Run(ctx, cl.options, log.Logger)
+	log.handler.Flush()
+	if err != nil && ctx.Err() == nil {
 		log.Error("flanneld failed", "err", err)
 		return 1
 	}
-	log.handler.Flush()
 	log.Info("flanneld stopped, network left in place")
 	return 0
 }

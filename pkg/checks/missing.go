@@ -54,20 +54,19 @@ func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 		ID: "base/" + m.Op.Object(), Text: "failed to set up the overlay on this host, will retry", Severe: true,
 		Fields: []any{"object", m.Op.Object()},
 	}
-	reason, command := m.Reason, ""
+	reason := m.Reason
 	name, want := dataplane.KindLink.Of(m.Op)
-	switch link := m.Op.Kind == dataplane.KindLink; {
+	switch {
+	case m.Op.Kind != dataplane.KindLink: // only links have other reasons than the error
 	case m.Err == nil:
-		if link {
-			command = "ip link del " + name
-		}
-	case link && errors.Is(m.Err, unix.EADDRINUSE):
+		c.Command = "ip link del " + name
+	case errors.Is(m.Err, unix.EADDRINUSE):
 		c.Fields = append(c.Fields, "port", want.Port)
-		reason, command = r.portReason(want.Port)
-	case link && errors.Is(m.Err, unix.EEXIST) && want.Kind == dataplane.KindVXLAN:
-		reason, command = r.vniReason(want)
-	case link && want.Kind == dataplane.KindTUN:
-		reason, command = r.deviceReason(name)
+		reason, c.Command = r.portReason(want.Port)
+	case errors.Is(m.Err, unix.EEXIST) && want.Kind == dataplane.KindVXLAN:
+		reason, c.Command = r.vniReason(want)
+	case want.Kind == dataplane.KindTUN:
+		reason, c.Command = r.deviceReason(name)
 	}
 	if m.Err != nil {
 		c.Fields = append(c.Fields, "err", m.Err)
@@ -75,7 +74,6 @@ func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 	if reason != "" {
 		c.Fields = append(c.Fields, "reason", reason)
 	}
-	c.Command = command
 	return c
 }
 

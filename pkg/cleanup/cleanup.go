@@ -7,6 +7,7 @@
 package cleanup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,10 +86,7 @@ func (c *cleanup) identify() error {
 	if err != nil {
 		fmt.Fprintf(c.remarks, "cannot read the claim, continuing without it: %v\n", err)
 	}
-	c.owner.Network = env.Network
-	if !c.owner.Network.IsValid() {
-		c.owner.Network = claim.Subnets.V4() // at least the subnet
-	}
+	c.owner.Network = cmp.Or(env.Network, claim.Subnets.V4()) // at least the subnet
 	if !c.owner.Network.IsValid() || c.owner.Network.Bits() == 0 {
 		return fmt.Errorf("%s: neither it nor the claim beside it names a network, so flanneld's objects cannot be identified", c.SubnetFile)
 	}
