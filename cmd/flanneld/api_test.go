@@ -18,17 +18,9 @@ func TestTwoStores(t *testing.T) {
 	c := newCluster(t, lab.Options{Hosts: 10})
 	old, auto := c.Hosts[:5], c.Hosts[5:]
 	c.putBoth()
-	start := func(hosts []*lab.Host, args ...string) {
-		for _, h := range hosts {
-			c.launch(h, args...)
-		}
-		for _, h := range hosts {
-			c.must(h.Flanneld().WaitReady(c.ctx))
-		}
-	}
-	start(auto[:1]) // nothing indicates which one: v3
-	start(old, "-etcd-api=v2")
-	start(auto[1:]) // both have leases: v3
+	c.startEach(lab.Command{}, auto[0]) // nothing indicates which one: v3
+	c.startEach(lab.Command{Args: []string{"-etcd-api=v2"}}, old...)
+	c.startEach(lab.Command{}, auto[1:]...) // both have leases: v3
 	all := c.Hosts
 	for i, hosts := range [][]*lab.Host{old, auto} {
 		c.Hosts, c.containers = hosts, nil

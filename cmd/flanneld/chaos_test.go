@@ -157,7 +157,7 @@ func (m *mayhem) shapeHosts() {
 	m.t.Helper()
 	var fit []shape
 	for _, s := range shapes {
-		plain := s.nics == nil && s.router == oneRouter && s.args == "" && s.needs == "" && s.overlay == "" && s.mtu == 0
+		plain := s.nics == nil && s.router == "" && s.args == "" && s.needs == "" && s.overlay == "" && s.mtu == 0
 		if plain && !s.second && !s.late && !(s.routed && m.backend.direct) {
 			s.complete()
 			fit = append(fit, s)

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -188,6 +189,44 @@ func (c *cluster) startCommand(h *lab.Host, command lab.Command) *lab.Process {
 	p := c.launchCommand(h, command)
 	c.must(p.WaitReady(c.ctx))
 	return p
+}
+
+// startEach starts flanneld on hosts at the same time, and waits until all are ready.
+func (c *cluster) startEach(command lab.Command, hosts ...*lab.Host) (all []*lab.Process) {
+	c.t.Helper()
+	for _, h := range hosts {
+		all = append(all, c.launchCommand(h, command))
+	}
+	for _, p := range all {
+		c.must(p.WaitReady(c.ctx))
+	}
+	return all
+}
+
+// share returns how much of a processor processes use for some time, the busiest of them.
+func (c *cluster) share(d time.Duration, processes ...*lab.Process) (most float64) {
+	c.t.Helper()
+	var before []time.Duration
+	for _, p := range processes {
+		before = append(before, c.usage(p).CPU)
+	}
+	start := time.Now()
+	pauseFor(c.ctx, d)
+	for i, p := range processes {
+		most = max(most, (c.usage(p).CPU-before[i]).Seconds()/time.Since(start).Seconds())
+	}
+	return most
+}
+
+// sideBySide calls f for 0 to n-1 at the same time.
+func sideBySide(n int, f func(i int) error) error {
+	var all sync.WaitGroup
+	errs := make([]error, n)
+	for i := range n {
+		all.Go(func() { errs[i] = f(i) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // stop ends a flanneld in good order.

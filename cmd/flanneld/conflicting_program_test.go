@@ -35,12 +35,9 @@ func TestFight(t *testing.T) {
 	defer c.flushNeighbours(h)()
 
 	c.says(p, "keeps undoing changes to the kernel")
-	before := c.usage(p)
-	said := lines(p)
-	time.Sleep(watch) // it is what happens in it that is measured
-	after := c.usage(p)
-	share := 100 * (after.CPU - before.CPU).Seconds() / watch.Seconds()
-	t.Logf("%.2f %% of a processor; %v until it was said", share, before.CPU-begun.CPU)
+	spent, said := c.usage(p).CPU-begun.CPU, lines(p)
+	share := 100 * c.share(watch, p)
+	t.Logf("%.2f %% of a processor; %v until it was said", share, spent)
 	if share > 5 {
 		t.Errorf("%.2f %%", share)
 	}

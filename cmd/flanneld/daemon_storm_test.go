@@ -77,11 +77,7 @@ func (c *cluster) sound(all []*member) error {
 			if i == j {
 				continue
 			}
-			mac, err := leadsTo(s, "flannel.1", to.subnet, to.addr)
-			if own := states[j].Links["flannel.1"].MAC; err == nil && mac != own {
-				err = fmt.Errorf("frames for %s, which has %s", mac, own)
-			}
-			if err != nil {
+			if err := leadsTo(s, "flannel.1", to.subnet, to.addr, states[j].Links["flannel.1"].MAC); err != nil {
 				return fmt.Errorf("%s to %s: %w", from.Name, to.Name, err)
 			}
 		}
@@ -94,20 +90,23 @@ func (c *cluster) sound(all []*member) error {
 }
 
 // leadsTo follows a packet to a subnet through a kernel's objects: route, neighbour, FDB entry, and
-// the host there. It returns the destination MAC of the frame.
-func leadsTo(s dataplane.State, link string, subnet netip.Prefix, host netip.Addr) (dataplane.MAC, error) {
+// the host there, whose device has a MAC.
+func leadsTo(s dataplane.State, link string, subnet netip.Prefix, host netip.Addr, own dataplane.MAC) error {
 	route, ok := s.Routes[dataplane.RouteKey{Dst: subnet, Link: link}]
 	if !ok {
-		return dataplane.MAC{}, fmt.Errorf("no route to %s", subnet)
+		return fmt.Errorf("no route to %s", subnet)
 	}
 	mac, ok := s.Neighs[dataplane.NeighKey{Link: link, IP: route.Via}]
 	if !ok {
-		return mac, fmt.Errorf("%s is via %s, which is no neighbour", subnet, route.Via)
+		return fmt.Errorf("%s is via %s, which is no neighbour", subnet, route.Via)
 	}
 	if _, ok := s.FDB[dataplane.FDB{Link: link, MAC: mac, Dst: host}]; !ok {
-		return mac, fmt.Errorf("%s is via %s at %s, which no FDB entry leads to %s", subnet, route.Via, mac, host)
+		return fmt.Errorf("%s is via %s at %s, which no FDB entry leads to %s", subnet, route.Via, mac, host)
 	}
-	return mac, nil
+	if mac != own {
+		return fmt.Errorf("frames for %s, which has %s", mac, own)
+	}
+	return nil
 }
 
 // slowest is the longest time from a start to READY.

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -77,16 +76,12 @@ func TestStartGoesOnWithDescriptors(t *testing.T) {
 		if stuck < len(c.Hosts)/2 {
 			t.Errorf("only %d lack descriptors", stuck)
 		}
-		var all sync.WaitGroup
 		for _, h := range c.Hosts {
 			limit(h.Flanneld(), 1024)
-			all.Go(func() {
-				if err := h.Flanneld().WaitReady(c.ctx); err != nil {
-					t.Error(err)
-				}
-			})
 		}
-		all.Wait()
+		for _, h := range c.Hosts {
+			c.must(h.Flanneld().WaitReady(c.ctx))
+		}
 		c.connect()
 	}
 }

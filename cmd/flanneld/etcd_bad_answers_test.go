@@ -365,47 +365,25 @@ func (r *nonsenseRun) judge(c *cluster, window time.Duration) error {
 	usage := c.usage(r.Process)
 	r.rate = float64(r.nonsense.requests.Load()-r.requests) / window.Seconds()
 	r.cpu = (usage.CPU - r.usage.CPU).Seconds() / window.Seconds()
-	if r.rate > r.most() || r.cpu > r.share() {
+	if l := r.limits(); r.rate > l.most || r.cpu > l.share {
 		return fmt.Errorf("%s, %s: %.1f requests a second, %.2f %% of a processor\n%s", r.api, r.what, r.rate, 100*r.cpu, tail(r.Logs(), 10))
 	}
 	return nil
 }
 
-// storms reports whether the nonsense may be a storm of changes.
-func (r *nonsenseRun) storms() bool {
-	return r.is("the lease is another each time") || r.is("the watch brings ever more events")
+// nonsenseLimits are what a daemon may do.
+type nonsenseLimits struct {
+	most, share float64 // requests a second, and share of a processor, in a window
+	sustained   float64 // requests a second in the long run
+	atOnce      float64 // additional requests in a burst, such as at the start
 }
 
-// most returns the maximum number of requests per second of a daemon.
-func (r *nonsenseRun) most() float64 {
-	if r.storms() {
-		return 120
+// limits are higher for a nonsense that may be a storm of changes.
+func (r *nonsenseRun) limits() nonsenseLimits {
+	if r.is("the lease is another each time") || r.is("the watch brings ever more events") {
+		return nonsenseLimits{most: 120, share: 0.15, sustained: 100, atOnce: 2000}
 	}
-	return 3.5
-}
-
-// sustained returns how many requests per second a daemon may make in the long run.
-func (r *nonsenseRun) sustained() float64 {
-	if r.storms() {
-		return 100
-	}
-	return r.most()
-}
-
-// atOnce returns the number of additional requests in a burst, such as at the start.
-func (r *nonsenseRun) atOnce() float64 {
-	if r.storms() {
-		return 2000
-	}
-	return 150
-}
-
-// share returns how much of a processor a daemon may use.
-func (r *nonsenseRun) share() float64 {
-	if r.storms() {
-		return 0.15
-	}
-	return 0.03
+	return nonsenseLimits{most: 3.5, share: 0.03, sustained: 3.5, atOnce: 150}
 }
 
 // TestNonsenseFromEtcd: if etcd answers at once, but in ways that require another request, the
@@ -449,7 +427,7 @@ func TestNonsenseFromEtcd(t *testing.T) {
 		return nil
 	})
 	for _, r := range runs {
-		total, allowed := r.nonsense.requests.Load(), r.atOnce()+r.sustained()*time.Since(r.began).Seconds()
+		total, allowed := r.nonsense.requests.Load(), r.limits().atOnce+r.limits().sustained*time.Since(r.began).Seconds()
 		t.Logf("%s, %-45s %6.1f requests a second, %5.2f %% of a processor, %5d requests in all", r.api, r.what, r.rate, 100*r.cpu, total)
 		if float64(total) > allowed {
 			t.Errorf("%s, %s: %d requests in all, %.0f are allowed\n%s", r.api, r.what, total, allowed, tail(r.Logs(), 10))

@@ -33,14 +33,8 @@ func TestEtcdMembersChangeUnderLoad(t *testing.T) {
 		c.must(err)
 		s := newMemberStorm(c, one, two)
 		late := c.Hosts[2]
-		for _, h := range c.Hosts[:2] {
-			c.launch(h, s.args...)
-		}
-		for _, h := range c.Hosts[:2] {
-			c.must(h.Flanneld().WaitReady(c.ctx))
-			c.addContainers(h)
-		}
-		c.waitAllPairs()
+		c.startEach(lab.Command{Args: s.args}, c.Hosts[:2]...)
+		c.connect(c.Hosts[:2]...)
 		subnets := []netip.Prefix{c.subnet(c.Hosts[0]), c.subnet(c.Hosts[1])}
 		p := c.pinger(c.containers[0], c.containers[1])
 

@@ -91,17 +91,11 @@ func (s *stage) readyzOf(h *lab.Host, d time.Duration, status int, begin string,
 // idle measures the share of a CPU that the busiest daemon takes.
 func (s *stage) idle(d time.Duration) float64 {
 	s.t.Helper()
-	var before []time.Duration
+	var all []*lab.Process
 	for _, h := range s.Hosts {
-		before = append(before, s.usage(h.Flanneld()).CPU)
+		all = append(all, h.Flanneld())
 	}
-	start := time.Now()
-	pauseFor(s.ctx, d)
-	var most time.Duration
-	for i, h := range s.Hosts {
-		most = max(most, s.usage(h.Flanneld()).CPU-before[i])
-	}
-	return float64(most) / float64(time.Since(start))
+	return s.share(d, all...)
 }
 
 // phantomValue is the lease of a peer that does not exist.

@@ -50,17 +50,7 @@ func TestForeignPacketFilters(t *testing.T) {
 			c.put("config", k.config)
 			first := foreignFilters[0]
 			c.sh(h, first.apply)
-			var p *lab.Process
-			for _, h := range c.Hosts {
-				started := c.launchCommand(h, lab.Command{
-					Args: []string{"-ip-masq=true"},
-					Env:  []string{"PATH=" + variantPath(t, k.iptables)},
-				})
-				if p == nil {
-					p = started
-				}
-				c.must(started.WaitReady(c.ctx))
-			}
+			p := c.startEach(lab.Command{Args: []string{"-ip-masq=true"}, Env: []string{"PATH=" + variantPath(t, k.iptables)}}, c.Hosts...)[0]
 			c.connect()
 			for _, f := range foreignFilters {
 				if f.name != first.name {
@@ -152,16 +142,7 @@ func TestOwnedTables(t *testing.T) {
 	c := newCluster(t, lab.Options{Hosts: 2})
 	h := c.Hosts[0]
 	c.put("config", vxlanConfig)
-	var p *lab.Process
-	for _, on := range c.Hosts {
-		started := c.launchCommand(on, lab.Command{
-			Env: []string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"},
-		})
-		c.must(started.WaitReady(c.ctx))
-		if on == h {
-			p = started
-		}
-	}
+	p := c.startEach(lab.Command{Env: []string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"}}, c.Hosts...)[0]
 	c.connect()
 	for _, o := range []struct{ table, text, command string }{
 		{"firewalld", "firewalld may drop overlay packets", `command="firewall-cmd --zone=trusted --add-source=10.42.0.0/16"`},

@@ -48,11 +48,8 @@ func TestOuterFragments(t *testing.T) {
 		t.Run(fmt.Sprint(backend.port), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 3})
 			c.put("config", backend.config)
-			for _, h := range c.Hosts[:2] {
-				c.start(h, "-ip-masq=true")
-				c.addContainers(h)
-			}
-			c.waitAllPairs()
+			c.startEach(lab.Command{Args: []string{"-ip-masq=true"}}, c.Hosts[:2]...)
+			c.connect(c.Hosts[:2]...)
 			h, peer, victim := c.Hosts[0], c.Hosts[1].Addr, c.containers[0]
 			received := c.listener(&victim.Endpoint, 7777)
 			f := c.forger(c.Hosts[2])

@@ -13,9 +13,9 @@ import "flanneld/pkg/lab"
 // it again.
 //
 // In every row the router is reached at 10.99.0.1, and peers send to 10.99.0.$N. Defaults: one NIC,
-// eth0, at the router's bridge "lan"; the uplink is eth0 with that address and an MTU of 1500; the
-// overlay is 10.42.0.0/16; it works again after a flap of "ip link set eth0 down; ip link set eth0
-// up".
+// eth0, at the router's bridge "lan" (oneRouter, oneAddress); the uplink is eth0 with that address
+// and an MTU of 1500; the overlay is 10.42.0.0/16; it works again after a flap of "ip link set eth0
+// down; ip link set eth0 up".
 type shape struct {
 	name string
 
@@ -55,24 +55,53 @@ const (
 		ip link set eth0 up
 		ip addr replace 10.99.0.$N/16 dev eth0
 		ip route replace default via 10.99.0.1 dev eth0`
+
+	bondOfTwo = `
+		ip link add bond0 type bond mode active-backup miimon 100
+		ip link set eth0 master bond0
+		ip link set eth1 master bond0`
+	onBond = `
+		ip link set bond0 up
+		ip addr replace 10.99.0.$N/16 dev bond0
+		ip route replace default via 10.99.0.1 dev bond0`
+	bridgeOfOne = `
+		ip link add br0 type bridge
+		ip link set eth0 master br0`
+	onBridge = `
+		ip link set eth0 up
+		ip link set br0 up
+		ip addr replace 10.99.0.$N/16 dev br0
+		ip route replace default via 10.99.0.1 dev br0`
+	pppRouter = `
+		for N in $HOSTS; do ip addr add 10.99.0.1 peer 10.99.0.$N dev h$N.ppp0; ip link set h$N.ppp0 mtu 1492 up; done`
+	onPPP = `
+		ip link set ppp0 mtu 1492 up
+		ip addr replace 10.99.0.$N peer 10.99.0.1 dev ppp0
+		ip route replace default dev ppp0`
+	addressBehind = `
+		ip addr add 172.20.0.1/24 dev lan
+		ip addr add 10.99.0.1/32 dev lo
+		for N in $HOSTS; do ip route add 10.99.0.$N via 172.20.0.$N; done`
+	onOtherSubnet = `
+		ip link set eth0 up
+		ip addr replace 172.20.0.$N/24 dev eth0
+		ip route replace default via 172.20.0.1 dev eth0 src 10.99.0.$N`
 )
 
 var (
 	oneNIC  = []lab.NIC{{Name: "eth0", LAN: "lan"}}
 	twoNICs = []lab.NIC{{Name: "eth0", LAN: "lan"}, {Name: "mgmt", LAN: "mgmt"}}
+
+	twoPorts = []lab.NIC{{Name: "eth0", LAN: "lan"}, {Name: "eth1", LAN: "lan"}}
 )
 
 var shapes = []shape{
 	{
 		name:         "one NIC",
-		router:       oneRouter,
-		up:           oneAddress,
 		everyBackend: true,
 	},
 	{
-		name:   "one NIC, a USB device, taken out and put in",
-		router: oneRouter,
-		up:     oneAddress,
+		name: "one NIC, a USB device, taken out and put in",
 		flap: `
 			replug eth0`,
 	},
@@ -118,34 +147,20 @@ var shapes = []shape{
 		uplink: "eth0.100",
 	},
 	{
-		name:   "bond, active-backup, the active port fails",
-		nics:   []lab.NIC{{Name: "eth0", LAN: "lan"}, {Name: "eth1", LAN: "lan"}},
-		router: oneRouter,
-		once: `
-			ip link add bond0 type bond mode active-backup miimon 100
-			ip link set eth0 master bond0
-			ip link set eth1 master bond0`,
-		up: `
-			ip link set bond0 up
-			ip addr replace 10.99.0.$N/16 dev bond0
-			ip route replace default via 10.99.0.1 dev bond0`,
+		name: "bond, active-backup, the active port fails",
+		nics: twoPorts,
+		once: bondOfTwo,
+		up:   onBond,
 		flap: `
 			ip link set eth0 down`,
 		needs:  "bond",
 		uplink: "bond0",
 	},
 	{
-		name:   "bond, both ports fail",
-		nics:   []lab.NIC{{Name: "eth0", LAN: "lan"}, {Name: "eth1", LAN: "lan"}},
-		router: oneRouter,
-		once: `
-			ip link add bond0 type bond mode active-backup miimon 100
-			ip link set eth0 master bond0
-			ip link set eth1 master bond0`,
-		up: `
-			ip link set bond0 up
-			ip addr replace 10.99.0.$N/16 dev bond0
-			ip route replace default via 10.99.0.1 dev bond0`,
+		name: "bond, both ports fail",
+		nics: twoPorts,
+		once: bondOfTwo,
+		up:   onBond,
 		flap: `
 			ip link set eth0 down
 			ip link set eth1 down
@@ -156,36 +171,21 @@ var shapes = []shape{
 	},
 	{
 		name:   "bridge as uplink",
-		router: oneRouter,
-		once: `
-			ip link add br0 type bridge
-			ip link set eth0 master br0`,
-		up: `
-			ip link set eth0 up
-			ip link set br0 up
-			ip addr replace 10.99.0.$N/16 dev br0
-			ip route replace default via 10.99.0.1 dev br0`,
+		once:   bridgeOfOne,
+		up:     onBridge,
 		uplink: "br0",
 	},
 	{
-		name:   "bridge as uplink, its port flaps",
-		router: oneRouter,
-		once: `
-			ip link add br0 type bridge
-			ip link set eth0 master br0`,
-		up: `
-			ip link set eth0 up
-			ip link set br0 up
-			ip addr replace 10.99.0.$N/16 dev br0
-			ip route replace default via 10.99.0.1 dev br0`,
+		name: "bridge as uplink, its port flaps",
+		once: bridgeOfOne,
+		up:   onBridge,
 		flap: `
 			ip link set eth0 down
 			ip link set eth0 up`,
 		uplink: "br0",
 	},
 	{
-		name:   "32-bit address with an on-link gateway",
-		router: oneRouter,
+		name: "32-bit address with an on-link gateway",
 		up: `
 			ip link set eth0 up
 			ip addr replace 10.99.0.$N/32 dev eth0
@@ -195,27 +195,19 @@ var shapes = []shape{
 		everyBackend: true,
 	},
 	{
-		name: "PPP, default route without a gateway",
-		nics: []lab.NIC{{Name: "ppp0"}},
-		router: `
-			for N in $HOSTS; do ip addr add 10.99.0.1 peer 10.99.0.$N dev h$N.ppp0; ip link set h$N.ppp0 mtu 1492 up; done`,
-		up: `
-			ip link set ppp0 mtu 1492 up
-			ip addr replace 10.99.0.$N peer 10.99.0.1 dev ppp0
-			ip route replace default dev ppp0`,
+		name:   "PPP, default route without a gateway",
+		nics:   []lab.NIC{{Name: "ppp0"}},
+		router: pppRouter,
+		up:     onPPP,
 		uplink: "ppp0",
 		mtu:    1492,
 		routed: true,
 	},
 	{
-		name: "PPP, dialled anew",
-		nics: []lab.NIC{{Name: "ppp0"}},
-		router: `
-			for N in $HOSTS; do ip addr add 10.99.0.1 peer 10.99.0.$N dev h$N.ppp0; ip link set h$N.ppp0 mtu 1492 up; done`,
-		up: `
-			ip link set ppp0 mtu 1492 up
-			ip addr replace 10.99.0.$N peer 10.99.0.1 dev ppp0
-			ip route replace default dev ppp0`,
+		name:   "PPP, dialled anew",
+		nics:   []lab.NIC{{Name: "ppp0"}},
+		router: pppRouter,
+		up:     onPPP,
 		flap: `
 			replug ppp0`,
 		uplink: "ppp0",
@@ -223,39 +215,26 @@ var shapes = []shape{
 		routed: true,
 	},
 	{
-		name: "address on lo, src in the default route",
-		router: `
-			ip addr add 172.20.0.1/24 dev lan
-			ip addr add 10.99.0.1/32 dev lo
-			for N in $HOSTS; do ip route add 10.99.0.$N via 172.20.0.$N; done`,
+		name:   "address on lo, src in the default route",
+		router: addressBehind,
 		once: `
 			ip addr add 10.99.0.$N/32 dev lo`,
-		up: `
-			ip link set eth0 up
-			ip addr replace 172.20.0.$N/24 dev eth0
-			ip route replace default via 172.20.0.1 dev eth0 src 10.99.0.$N`,
+		up:     onOtherSubnet,
 		routed: true,
 	},
 	{
-		name: "address on a dummy, src in the default route",
-		router: `
-			ip addr add 172.20.0.1/24 dev lan
-			ip addr add 10.99.0.1/32 dev lo
-			for N in $HOSTS; do ip route add 10.99.0.$N via 172.20.0.$N; done`,
+		name:   "address on a dummy, src in the default route",
+		router: addressBehind,
 		once: `
 			ip link add dummy0 type dummy
 			ip link set dummy0 up
 			ip addr add 10.99.0.$N/32 dev dummy0`,
-		up: `
-			ip link set eth0 up
-			ip addr replace 172.20.0.$N/24 dev eth0
-			ip route replace default via 172.20.0.1 dev eth0 src 10.99.0.$N`,
+		up:     onOtherSubnet,
 		needs:  "dummy",
 		routed: true,
 	},
 	{
-		name:   "floating address beside a DHCP address",
-		router: oneRouter,
+		name: "floating address beside a DHCP address",
 		up: `
 			ip link set eth0 up
 			ip addr replace 10.99.0.$N/16 dev eth0 valid_lft 3600 preferred_lft 3600
@@ -263,8 +242,7 @@ var shapes = []shape{
 			ip addr replace 10.99.0.10$N/32 dev eth0`,
 	},
 	{
-		name:   "floating address first, default route without src",
-		router: oneRouter,
+		name: "floating address first, default route without src",
 		up: `
 			ip link set eth0 up
 			ip addr replace 10.99.0.10$N/32 dev eth0
@@ -272,8 +250,7 @@ var shapes = []shape{
 			ip route replace default via 10.99.0.1 dev eth0`,
 	},
 	{
-		name:   "several addresses",
-		router: oneRouter,
+		name: "several addresses",
 		up: `
 			ip link set eth0 up
 			ip addr replace 10.99.0.$N/16 dev eth0
@@ -332,11 +309,9 @@ var shapes = []shape{
 		mtu:    1280,
 	},
 	{
-		name:   "jumbo frames",
-		router: oneRouter,
+		name: "jumbo frames",
 		once: `
 			ip link set eth0 mtu 9000`,
-		up:  oneAddress,
 		mtu: 9000,
 	},
 	{
@@ -350,8 +325,6 @@ var shapes = []shape{
 	},
 	{
 		name: "on-link route wider than the overlay",
-		router: `
-			ip addr add 10.99.0.1/16 dev lan`,
 		up: `
 			ip link set eth0 up
 			ip addr replace 10.99.0.$N/16 dev eth0
@@ -360,80 +333,60 @@ var shapes = []shape{
 	},
 	{
 		name:    "LAN inside the overlay's Network",
-		router:  oneRouter,
-		up:      oneAddress,
 		overlay: `"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.99.16.0","SubnetMax":"10.150.240.0"`,
 		outside: "10.99.0.0/16",
 	},
 	{
-		name:   "no IPv6",
-		router: oneRouter,
+		name: "no IPv6",
 		once: `
 			echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 			echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6`,
-		up: oneAddress,
 	},
 	{
-		name:   "1,000 other links",
-		router: oneRouter,
+		name: "1,000 other links",
 		once: `
 			seq 1 500 | sed 's/.*/link add v& type veth peer name w&/' | ip -batch -`,
-		up: oneAddress,
 	},
 	{
-		name:   "docker bridges of other prefixes",
-		router: oneRouter,
+		name: "docker bridges of other prefixes",
 		once: `
 			for B in docker0=172.17.0.1/16 br-0a1b2c=172.18.0.1/16 docker_gwbridge=172.19.0.1/16; do ip link add ${B%=*} type bridge; ip addr add ${B#*=} dev ${B%=*}; ip link set ${B%=*} up; done`,
-		up:    oneAddress,
 		warns: []string{"docker0"},
 	},
 	{
-		name:   "iptables-nft, docker's rules in it",
-		router: oneRouter,
+		name: "iptables-nft, docker's rules in it",
 		once: `
 			iptables-nft -P FORWARD DROP`,
-		up:     oneAddress,
 		filter: "nft",
 	},
 	{
-		name:   "iptables-legacy, docker's rules in it",
-		router: oneRouter,
+		name: "iptables-legacy, docker's rules in it",
 		once: `
 			iptables-legacy -P FORWARD DROP`,
-		up:     oneAddress,
 		filter: "legacy",
 	},
 	{
-		name:   "iptables-nft, docker's rules in iptables-legacy",
-		router: oneRouter,
+		name: "iptables-nft, docker's rules in iptables-legacy",
 		once: `
 			iptables-legacy -P FORWARD DROP`,
-		up:     oneAddress,
 		filter: "nft",
 	},
 	{
-		name:   "iptables-legacy, docker's rules in iptables-nft",
-		router: oneRouter,
+		name: "iptables-legacy, docker's rules in iptables-nft",
 		once: `
 			iptables-nft -P FORWARD DROP`,
-		up:     oneAddress,
 		filter: "legacy",
 	},
 	{
-		name:   "nftables, a ruleset of one's own that drops what is forwarded",
-		router: oneRouter,
+		name: "nftables, a ruleset of one's own that drops what is forwarded",
 		once: `
 			nft add table inet mine
 			nft add chain inet mine forward '{ type filter hook forward priority 10; policy drop; }'`,
-		up: oneAddress,
 	},
 	{
-		name:   "two flannelds",
-		router: oneRouter,
+		name: "two flannelds",
 		once: `
 			iptables -P FORWARD DROP`,
-		up:     oneAddress,
 		second: true,
 	},
 	{

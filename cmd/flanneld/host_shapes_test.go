@@ -188,6 +188,7 @@ func (s *shape) complete() {
 	if s.nics == nil {
 		s.nics = oneNIC
 	}
+	s.router, s.up = cmp.Or(s.router, oneRouter), cmp.Or(s.up, oneAddress)
 	s.overlay = cmp.Or(s.overlay, `"Network":"10.42.0.0/16"`)
 	s.uplink = cmp.Or(s.uplink, "eth0")
 	s.addr = cmp.Or(s.addr, zooPublicIP)
@@ -382,17 +383,9 @@ func (x *scenario) refuses(text string) {
 // leased reads the leased subnet of a host.
 func (n *node) leased() netip.Prefix {
 	n.t.Helper()
-	text, err := os.ReadFile(n.file)
+	env, err := lab.ReadSubnet(n.file)
 	n.must(err)
-	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "FLANNEL_SUBNET="); ok {
-			p, err := netip.ParsePrefix(v)
-			n.must(err)
-			return p.Masked()
-		}
-	}
-	n.t.Fatalf("no FLANNEL_SUBNET in %s", text)
-	return netip.Prefix{}
+	return env.Subnet.Masked()
 }
 
 // addContainer starts docker and a container.
@@ -447,7 +440,7 @@ func (n *node) right() error {
 	if want := n.of(n.host, n.addr); uplink != n.uplink || addr != want {
 		return fmt.Errorf("the uplink is %s with %s, want %s with %s", uplink, addr, n.uplink, want)
 	}
-	e, err := n.Etcd.Get(n.ctx, fmt.Sprintf("%s/subnets/%s-%d", n.prefix, n.subnet.Addr(), n.subnet.Bits()))
+	e, err := n.Etcd.Get(n.ctx, leaseKey(n.prefix, n.subnet))
 	if err != nil {
 		return err
 	}

@@ -31,10 +31,14 @@ func (n network) file(h *lab.Host) string { return filepath.Join(n.Dir, h.Name, 
 // start starts a daemon for the network.
 func (n network) start(h *lab.Host, stored []*os.File, args ...string) *lab.Process {
 	n.t.Helper()
-	p, err := h.Run(lab.Command{
+	command := lab.Command{
 		Args:   append([]string{"-etcd-endpoints=" + n.Etcd.Endpoint(), "-etcd-prefix=" + n.prefix, "-subnet-file=" + n.file(h)}, args...),
 		Stored: stored,
-	})
+	}
+	if n.path != "" {
+		command.Env = []string{"PATH=" + n.path}
+	}
+	p, err := h.Run(command)
 	n.must(err)
 	n.t.Cleanup(func() {
 		if n.t.Failed() {

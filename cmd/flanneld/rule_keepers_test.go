@@ -21,19 +21,9 @@ const (
 )
 
 // startWithPath starts a daemon on each host, with a PATH.
-func (c *cluster) startWithPath(path string, hosts ...*lab.Host) (all []*lab.Process) {
+func (c *cluster) startWithPath(path string, hosts ...*lab.Host) []*lab.Process {
 	c.t.Helper()
-	for _, h := range hosts {
-		p := c.launchCommand(h, lab.Command{
-			Args: []string{"-ip-masq=true", "-iptables-resync=1"},
-			Env:  []string{"PATH=" + path},
-		})
-		all = append(all, p)
-	}
-	for _, p := range all {
-		c.must(p.WaitReady(c.ctx))
-	}
-	return all
+	return c.startEach(lab.Command{Args: []string{"-ip-masq=true", "-iptables-resync=1"}, Env: []string{"PATH=" + path}}, hosts...)
 }
 
 // startIPTablesNFT starts a daemon with a PATH that makes iptables-nft the keeper of its rules.
@@ -117,12 +107,8 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 		t.Errorf("seen from outside as %s", got)
 	}
 	written := lines(p, "packet filter rules\"")
-	before := c.usage(p)
-	const watch = 3 * time.Second
-	time.Sleep(watch) // it is what happens in it that is measured
-	after := c.usage(p)
-	if spent := after.CPU - before.CPU; spent > watch/20 {
-		t.Errorf("%v of a processor in %v of waiting", spent, watch)
+	if share := c.share(3*time.Second, p); share > 0.05 {
+		t.Errorf("%.2f %% of a processor while it waits", 100*share)
 	}
 	if n := lines(p, "packet filter rules\"") - written; n > 0 {
 		t.Errorf("%d times written meanwhile:\n%s", n, p.Logs())

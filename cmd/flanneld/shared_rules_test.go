@@ -26,23 +26,9 @@ type twoNetworks struct {
 	outside  *lab.Host          // in neither
 }
 
-// secondFile is the subnet file of a host's second daemon.
-func (c *twoNetworks) secondFile(h *lab.Host) string {
-	return filepath.Join(c.Dir, h.Name, "second.env")
-}
-
 func (c *twoNetworks) startSecond(i int) {
 	c.t.Helper()
-	h := c.Hosts[i]
-	command := lab.Command{Args: []string{
-		"-etcd-endpoints=" + c.Etcd.Endpoint(), "-etcd-prefix=" + secondPrefix, "-subnet-file=" + c.secondFile(h), "-ip-masq=true",
-	}}
-	if c.path != "" {
-		command.Env = []string{"PATH=" + c.path}
-	}
-	p, err := h.Run(command)
-	c.must(err)
-	c.second[i] = p
+	c.second[i] = network{c.cluster, secondPrefix}.start(c.Hosts[i], nil, "-ip-masq=true")
 }
 
 // newTwoNetworks creates the hosts, with a forward policy of DROP.
@@ -102,7 +88,7 @@ func startTwoNetworks(t *testing.T, keeper string) *twoNetworks {
 		k, err := h.AddContainer()
 		c.must(err)
 		c.networks[0] = append(c.networks[0], k)
-		k, err = h.AddContainerTo("docker1", c.secondFile(h))
+		k, err = h.AddContainerTo("docker1", network{c.cluster, secondPrefix}.file(h))
 		c.must(err)
 		c.networks[1] = append(c.networks[1], k)
 	}

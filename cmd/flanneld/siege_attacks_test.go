@@ -74,23 +74,20 @@ func (s *siege) openPipe(b *besieged) {
 // stopReaders reads the logs of two daemons for a while. Then one of the readers stops,
 // and the other one ends.
 func (s *siege) stopReaders(ctx context.Context, n *atomic.Int64) error {
-	var both sync.WaitGroup
-	errs := make([]error, 2)
-	for i, b := range s.daemons[:2] {
-		both.Go(func() {
-			errs[i] = b.open.SetReadDeadline(time.Now().Add(3 * time.Second))
-			text, err := io.ReadAll(b.open)
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				errs[i] = fmt.Errorf("the log of %s ends with %v", b.Name, err)
-			}
-			b.lines = strings.Count(string(text), "\n")
-			n.Add(int64(b.lines))
-		})
-	}
-	both.Wait()
-	errs = append(errs, s.daemons[1].open.Close())
+	err := sideBySide(2, func(i int) error {
+		b := s.daemons[i]
+		b.open.SetReadDeadline(time.Now().Add(3 * time.Second))
+		text, err := io.ReadAll(b.open)
+		b.lines = strings.Count(string(text), "\n")
+		n.Add(int64(b.lines))
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("the log of %s ends with %v", b.Name, err)
+		}
+		return nil
+	})
+	err = errors.Join(err, s.daemons[1].open.Close())
 	<-ctx.Done()
-	return errors.Join(errs...)
+	return err
 }
 
 // badValues writes invalid values below the prefix, a thousand per second. It does not claim the
@@ -124,28 +121,22 @@ func (s *siege) badValues(ctx context.Context, n *atomic.Int64) error {
 		keys = kept
 	}
 	const writers = 4
-	var all sync.WaitGroup
-	var errs [writers]error
-	for w := range writers {
-		all.Go(func() {
-			i := w
-			errs[w] = paced(ctx, 1000/writers, func() error {
-				e := bad[i%len(bad)]
-				if e.Key == ownKey && time.Since(begun) > s.total/6 {
-					e = bad[0]
-				}
-				e.Key = s.prefix + "/subnets/" + e.Key
-				if i/len(bad)%2 == 1 {
-					e.Value += fmt.Sprint(" ", i) // bad in always another way
-				}
-				i += writers
-				n.Add(1)
-				return keys.Put(ctx, e.Key, e.Value, 0)
-			})
+	err := sideBySide(writers, func(i int) error {
+		return paced(ctx, 1000/writers, func() error {
+			e := bad[i%len(bad)]
+			if e.Key == ownKey && time.Since(begun) > s.total/6 {
+				e = bad[0]
+			}
+			e.Key = s.prefix + "/subnets/" + e.Key
+			if i/len(bad)%2 == 1 {
+				e.Value += fmt.Sprint(" ", i) // bad in always another way
+			}
+			i += writers
+			n.Add(1)
+			return keys.Put(ctx, e.Key, e.Value, 0)
 		})
-	}
-	all.Wait()
-	return errors.Join(append(errs[:], s.keys.Delete(s.ctx, s.prefix+"/subnets/10.42.111.0-24"))...)
+	})
+	return errors.Join(err, s.keys.Delete(s.ctx, s.prefix+"/subnets/10.42.111.0-24"))
 }
 
 // hugeValues writes eight values of 9 MB by v2 or of 1.4 MB by v3, which stay, and one

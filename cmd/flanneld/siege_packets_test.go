@@ -101,15 +101,9 @@ func (s *siege) injectFromContainer(ctx context.Context, n *atomic.Int64) error 
 	if s.port == 0 {
 		return nil
 	}
-	var both sync.WaitGroup
-	var errs [2]error
-	for i, port := range []int{0, s.port} {
-		both.Go(func() {
-			errs[i] = s.inject(ctx, n, &s.evil.Endpoint, fmt.Sprintf("from a container's port %d", port), port)
-		})
-	}
-	both.Wait()
-	return errors.Join(errs[:]...)
+	return sideBySide(2, func(i int) error {
+		return s.inject(ctx, n, &s.evil.Endpoint, fmt.Sprintf("from a container's port %d", i*s.port), i*s.port)
+	})
 }
 
 // inject sends to the tunnels of all hosts but the last, on which the sender is.

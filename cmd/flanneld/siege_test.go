@@ -318,8 +318,8 @@ func (s *siege) well() error {
 			if from == to {
 				continue
 			}
-			if mac, err := leadsTo(state, "flannel.1", to.subnet, to.addr); err != nil || mac != dataplane.MAC(to.mac) {
-				return fmt.Errorf("%s to %s: frames for %s: %w", from.Name, to.Name, mac, err)
+			if err := leadsTo(state, "flannel.1", to.subnet, to.addr, dataplane.MAC(to.mac)); err != nil {
+				return fmt.Errorf("%s to %s: %w", from.Name, to.Name, err)
 			}
 		}
 	}

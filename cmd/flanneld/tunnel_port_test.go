@@ -28,14 +28,7 @@ func TestContainersReachNoTunnelPort(t *testing.T) {
 			}
 			c := newCluster(t, o)
 			c.put("config", k.config)
-			var daemons []*lab.Process
-			for _, h := range c.Hosts {
-				p := c.startCommand(h, lab.Command{
-					Args: []string{"-ip-masq=true"},
-					Env:  []string{"PATH=" + variantPath(t, k.iptables)},
-				})
-				daemons = append(daemons, p)
-			}
+			daemons := c.startEach(lab.Command{Args: []string{"-ip-masq=true"}, Env: []string{"PATH=" + variantPath(t, k.iptables)}}, c.Hosts...)
 			c.connect()
 			victim, other := c.containers[0], c.containers[1]
 			received := c.listener(&victim.Endpoint, 7777)

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,18 +24,12 @@ func TestUDPIntegrity(t *testing.T) {
 
 func (c *cluster) bothWays(bytes int64) {
 	c.t.Helper()
-	a, b := c.containers[0], c.containers[1]
-	var both sync.WaitGroup
-	for _, pair := range [][2]*lab.Container{{a, b}, {b, a}} {
-		both.Go(func() {
-			s, err := pair[0].Transfer(c.ctx, &pair[1].Endpoint, bytes)
-			if err != nil {
-				c.t.Errorf("%d bytes from %s to %s: %v", bytes, pair[0].Name, pair[1].Name, err)
-			}
-			c.t.Logf("%s to %s: %.2f Gbit/s", pair[0].Name, pair[1].Name, s.BitsPerSecond()/1e9)
-		})
-	}
-	both.Wait()
+	c.must(sideBySide(2, func(i int) error {
+		from, to := c.containers[i], c.containers[1-i]
+		s, err := from.Transfer(c.ctx, &to.Endpoint, bytes)
+		c.t.Logf("%s to %s: %.2f Gbit/s", from.Name, to.Name, s.BitsPerSecond()/1e9)
+		return err
+	}))
 }
 
 // TestUDPSmallPath: between the hosts is a link that carries less than the
@@ -68,11 +61,8 @@ func TestUDPLetsNoOneIn(t *testing.T) {
 		t.Run(fmt.Sprintf("AllowUnknownSources=%t", open), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Hosts: 3})
 			c.put("config", fmt.Sprintf(`{"Network":"10.42.0.0/16","Backend":{"Type":"udp","AllowUnknownSources":%t}}`, open))
-			for _, h := range c.Hosts[:2] {
-				c.start(h, "-ip-masq=true")
-				c.addContainers(h)
-			}
-			c.waitAllPairs()
+			c.startEach(lab.Command{Args: []string{"-ip-masq=true"}}, c.Hosts[:2]...)
+			c.connect(c.Hosts[:2]...)
 			stranger, victim, other := c.Hosts[2], c.containers[0], c.containers[1]
 			received := c.listener(&victim.Endpoint, 7777)
 			port := netip.AddrPortFrom(c.Hosts[0].Addr, 8285)

@@ -61,19 +61,12 @@ func TestUnderlayLock(t *testing.T) {
 			path := "PATH=" + variantPath(t, k.iptables)
 			start := func(h *lab.Host, args ...string) *lab.Process {
 				t.Helper()
-				p := c.startCommand(h, lab.Command{
-					Args: append([]string{"-ip-masq=true"}, args...),
-					Env:  []string{path},
-				})
-				return p
+				return c.startCommand(h, lab.Command{Args: append([]string{"-ip-masq=true"}, args...), Env: []string{path}})
 			}
 			h := c.Hosts[0]
 			first := start(h, "-underlay-lock")
 			start(c.Hosts[1], "-underlay-lock")
-			for _, h := range c.Hosts[:2] {
-				c.addContainers(h)
-			}
-			c.waitAllPairs()
+			c.connect(c.Hosts[:2]...)
 			c.within(3*time.Second, "the peer is let in", func() error { return c.lockHolds(h, lockTable, c.Hosts[1].Addr) })
 
 			victim, other := c.containers[0], c.containers[1]

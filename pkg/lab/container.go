@@ -27,9 +27,10 @@ type SubnetEnv struct {
 }
 
 // ReadSubnet reads the host's subnet file.
-func (h *Host) ReadSubnet() (SubnetEnv, error) { return readSubnet(h.SubnetFile) }
+func (h *Host) ReadSubnet() (SubnetEnv, error) { return ReadSubnet(h.SubnetFile) }
 
-func readSubnet(path string) (SubnetEnv, error) {
+// ReadSubnet reads a subnet file.
+func ReadSubnet(path string) (SubnetEnv, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return SubnetEnv{}, fmt.Errorf("read subnet file: %w", err)
@@ -57,7 +58,7 @@ func (h *Host) AddContainer() (*Container, error) {
 // AddContainerTo is AddContainer for another bridge and its subnet file, on a host with several
 // networks.
 func (h *Host) AddContainerTo(bridge, subnetFile string) (*Container, error) {
-	env, err := readSubnet(subnetFile)
+	env, err := ReadSubnet(subnetFile)
 	if err != nil {
 		return nil, err
 	}
