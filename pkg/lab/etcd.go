@@ -58,11 +58,9 @@ func (e *Etcd) Store(api string) etcdkeys.Store {
 // until the returned listener is closed.
 func (e *Etcd) ListenAt(addr netip.Addr) (net.Listener, error) {
 	err := e.lab.Fabric.configure(func(h *netlink.Handle) error {
-		lo, err := h.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return h.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))})
+		return onLink(h, "lo", func(lo netlink.Link) error {
+			return h.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen()))})
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("give the fabric the address %s: %w", addr, err)

@@ -17,12 +17,8 @@ import (
 func TestEtcd(t *testing.T) {
 	ctx, l := newTestLab(t, Options{})
 	e := l.Etcd
-	if err := e.Put(ctx, "/net/config", "one", 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Put(ctx, "/net/subnets/a", "two", time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	must(t, e.Put(ctx, "/net/config", "one", 0))
+	must(t, e.Put(ctx, "/net/subnets/a", "two", time.Hour))
 	if n, err := e.Get(ctx, "/net/config"); err != nil || n != (etcdkeys.Entry{Key: "/net/config", Value: "one"}) {
 		t.Errorf("get: %+v, %v", n, err)
 	}
@@ -36,34 +32,24 @@ func TestEtcd(t *testing.T) {
 		t.Errorf("get of a deleted key: %v", err)
 	}
 
-	if err := errors.Join(e.Kill(ctx), e.Start(ctx)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(e.Kill(ctx), e.Start(ctx)))
 	if n, err := e.Get(ctx, "/net/config"); err != nil || n.Value != "one" {
 		t.Errorf("get after kill and start: %+v, %v", n, err)
 	}
-	if err := errors.Join(e.Stop(ctx), e.Start(ctx)); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(e.Stop(ctx), e.Start(ctx)))
 
-	if err := e.Pause(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, e.Pause())
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	if _, err := e.Get(short, "/net/config"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("get while paused: %v", err)
 	}
-	if err := e.Resume(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, e.Resume())
 	if n, err := e.Get(ctx, "/net/config"); err != nil || n.Value != "one" {
 		t.Errorf("get after resume: %+v, %v", n, err)
 	}
 
-	if err := e.Wipe(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must(t, e.Wipe(ctx))
 	if _, err := e.Get(ctx, "/net/config"); !errors.Is(err, etcdkeys.ErrNoKey) {
 		t.Errorf("get after wipe: %v", err)
 	}
@@ -76,9 +62,7 @@ func TestEtcdWithTLS(t *testing.T) {
 	files.ServerCert, files.ServerKey = by.Issue("server", func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(10, 9, 0, 1)} })
 	files.ClientCert, files.ClientKey = by.Issue("client")
 	ctx, l := newTestLab(t, Options{TLS: files, Underlay: underlay})
-	if err := l.Etcd.Put(ctx, "/key", "value", 0); err != nil {
-		t.Fatal(err)
-	}
+	must(t, l.Etcd.Put(ctx, "/key", "value", 0))
 	if n, err := l.Etcd.Get(ctx, "/key"); err != nil || n.Value != "value" {
 		t.Errorf("get: %+v, %v", n, err)
 	}

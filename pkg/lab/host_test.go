@@ -36,9 +36,7 @@ func TestFlood(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if err := h2.Unplug(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, h2.Unplug())
 	if s, err := h1.Flood(ctx, &h2.Endpoint, 10, 20*time.Millisecond); err != nil || s.Received != 0 || s.Sent == 0 {
 		t.Errorf("flood of an unplugged host: %+v, %v", s, err)
 	}
@@ -78,9 +76,7 @@ func TestHostsReachEachOther(t *testing.T) {
 		t.Errorf("throughput: %+v, %v", stats, err)
 	}
 	pinger, err := h1.StartPinger(h3.Addr, 5*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	wait := func(what string, done func(PingStats) bool) {
 		err := wait.Until(ctx, func() error {
 			if !done(pinger.Stats()) {
@@ -88,18 +84,12 @@ func TestHostsReachEachOther(t *testing.T) {
 			}
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 	}
 	wait("no replies", func(s PingStats) bool { return s.Received > 5 })
-	if err := h3.Unplug(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, h3.Unplug())
 	wait("no loss", func(s PingStats) bool { return s.Lost > 20 })
-	if err := h3.Plug(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, h3.Plug())
 	before := pinger.Stats().Received
 	wait("no replies after plugging in", func(s PingStats) bool { return s.Received > before+5 })
 	if s := pinger.Stop(); s.Lost < 15 || s.Outage < 75*time.Millisecond || s.Sent != s.Received+s.Lost || len(s.RTTs) != s.Received {
@@ -133,9 +123,7 @@ func writeSubnet(t *testing.T, h *Host, subnet string, mtu int) {
 	t.Helper()
 	env := fmt.Sprintf("FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=false\n", subnet, mtu)
 	err := errors.Join(os.MkdirAll(filepath.Dir(h.SubnetFile), 0o755), os.WriteFile(h.SubnetFile, []byte(env), 0o644))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 }
 
 // Two containers on two hosts, with the routes of host-gw.
@@ -148,17 +136,13 @@ func TestContainers(t *testing.T) {
 			dst := ipNet(mustPrefix(subnets[peer]).Masked())
 			return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: l.Hosts[peer].Addr.AsSlice()})
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		writeSubnet(t, h, subnets[i], 1450)
 	}
 	var containers []*Container
 	for _, h := range append(l.Hosts, l.Hosts[0]) {
 		c, err := h.AddContainer()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		containers = append(containers, c)
 	}
 	if got := containers[2].Addr.String(); got != "10.42.1.3" {
@@ -184,9 +168,7 @@ func TestContainers(t *testing.T) {
 	// With a new subnet, the bridge gets a new address.
 	writeSubnet(t, l.Hosts[0], "10.42.9.1/24", 1400)
 	c, err := l.Hosts[0].AddContainer()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if _, err := c.WaitPing(ctx, netip.MustParseAddr("10.42.9.1")); err != nil {
 		t.Error(err)
 	}
@@ -211,9 +193,7 @@ func TestDoReturnsToOwnNamespace(t *testing.T) {
 	if after := names(); before != after || inside == before {
 		t.Errorf("before %q, inside %q, after %q", before, inside, after)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, l.Close())
 	if err := l.Hosts[0].Do(func() error { return nil }); err == nil {
 		t.Error("Do in a closed lab")
 	}

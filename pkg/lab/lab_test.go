@@ -38,6 +38,13 @@ func TestMain(m *testing.M) {
 	}))
 }
 
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newTestLab builds a lab, or skips the test if that is not possible, and checks at the end that
 // nothing is left.
 func newTestLab(t *testing.T, o Options) (context.Context, *Lab) {
@@ -48,9 +55,7 @@ func newTestLab(t *testing.T, o Options) (context.Context, *Lab) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	l, err := New(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Error(err)
@@ -129,12 +134,8 @@ func TestSweepRemovesDeadLab(t *testing.T) {
 	owner := exec.Command("/proc/self/exe")
 	owner.Env = append(os.Environ(), ownerVariable+"=1")
 	out, err := owner.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := owner.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, owner.Start())
 	var id, dir string
 	var pids [2]int
 	_, err = fmt.Fscanln(out, &id, &dir, &pids[0], &pids[1])
@@ -156,9 +157,7 @@ func TestSweepRemovesDeadLab(t *testing.T) {
 		}
 	}
 	l, err := New(ctx, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
@@ -181,9 +180,7 @@ func processGone(pid int) bool {
 func TestSweepSparesLivingLab(t *testing.T) {
 	_, l := newTestLab(t, Options{Hosts: 1})
 	other, err := New(t.Context(), Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if err := other.Close(); err != nil {
 		t.Error(err)
 	}

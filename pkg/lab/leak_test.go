@@ -16,9 +16,7 @@ func TestCloseLeaksNothing(t *testing.T) {
 		ctx, l := newTestLab(t, Options{Hosts: 2})
 		h1, h2 := l.Hosts[0], l.Hosts[1]
 		pinger, err := h1.StartPinger(h2.Addr, time.Millisecond)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if _, err := h1.Transfer(ctx, &h2.Endpoint, 1000); err != nil {
 			t.Error(err)
 		}
@@ -32,9 +30,7 @@ func TestCloseLeaksNothing(t *testing.T) {
 	}
 	count := func() (goroutines, files int) {
 		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		return runtime.NumGoroutine(), len(entries)
 	}
 	use() // the runtime opens some descriptors once and keeps them

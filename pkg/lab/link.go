@@ -2,6 +2,7 @@ package lab
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,16 +10,19 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-func setUp(h *netlink.Handle, name string) error {
+// onLink does something to a link.
+func onLink(h *netlink.Handle, name string, do func(netlink.Link) error) error {
 	link, err := h.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
+	if err == nil {
+		err = do(link)
 	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set link %s up: %w", name, err)
+	if err != nil {
+		return fmt.Errorf("configure link %s: %w", name, err)
 	}
 	return nil
 }
+
+func setUp(h *netlink.Handle, name string) error { return onLink(h, name, h.LinkSetUp) }
 
 // addBridge creates a bridge and sets it up. Its MAC address is set explicitly: else it would
 // change when ports are added or removed, and leave neighbours with stale ARP entries.
@@ -73,47 +77,26 @@ func addPair(h *netlink.Handle, c cable) error {
 
 // setMaster makes a link a port of a bridge, or of none if the bridge's name is empty.
 func setMaster(h *netlink.Handle, name, bridge string) error {
-	port, err := h.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	index := 0
-	if bridge != "" {
-		master, err := h.LinkByName(bridge)
-		if err != nil {
-			return fmt.Errorf("find bridge %s: %w", bridge, err)
+	return onLink(h, name, func(port netlink.Link) error {
+		if bridge == "" {
+			return h.LinkSetNoMaster(port)
 		}
-		index = master.Attrs().Index
-	}
-	if err := h.LinkSetMasterByIndex(port, index); err != nil {
-		return fmt.Errorf("set master of %s to %q: %w", name, bridge, err)
-	}
-	return nil
+		return onLink(h, bridge, func(master netlink.Link) error { return h.LinkSetMaster(port, master) })
+	})
 }
 
 // setAddr makes addr the only IPv4 address of a link.
 func setAddr(h *netlink.Handle, name string, addr netip.Prefix) error {
-	link, err := h.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	have, err := h.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", name, err)
-	}
-	want := &netlink.Addr{IPNet: ipNet(addr)}
-	for _, a := range have {
-		if a.IPNet.String() == want.IPNet.String() {
-			continue
+	return onLink(h, name, func(link netlink.Link) error {
+		have, err := h.AddrList(link, netlink.FAMILY_V4)
+		want := &netlink.Addr{IPNet: ipNet(addr)}
+		for _, a := range have {
+			if a.IPNet.String() != want.IPNet.String() {
+				err = errors.Join(err, h.AddrDel(link, &a))
+			}
 		}
-		if err := h.AddrDel(link, &a); err != nil {
-			return fmt.Errorf("delete address %s dev %s: %w", a.IPNet, name, err)
-		}
-	}
-	if err := h.AddrReplace(link, want); err != nil {
-		return fmt.Errorf("replace address %s dev %s: %w", addr, name, err)
-	}
-	return nil
+		return errors.Join(err, h.AddrReplace(link, want))
+	})
 }
 
 // connect gives a device its address and a default route via a router.
@@ -122,21 +105,10 @@ func (n *Namespace) connect(device string, addr netip.Prefix, router netip.Addr)
 		if err := setAddr(h, device, addr); err != nil {
 			return err
 		}
-		return setDefaultRoute(h, device, router)
+		return onLink(h, device, func(link netlink.Link) error {
+			return h.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: router.AsSlice()})
+		})
 	})
-}
-
-// setDefaultRoute sets the default route via a gateway on a link.
-func setDefaultRoute(h *netlink.Handle, name string, via netip.Addr) error {
-	link, err := h.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find link %s: %w", name, err)
-	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: via.AsSlice()}
-	if err := h.RouteReplace(route); err != nil {
-		return fmt.Errorf("replace default route via %s dev %s: %w", via, name, err)
-	}
-	return nil
 }
 
 // offset returns the address n after a.

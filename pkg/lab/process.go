@@ -195,16 +195,15 @@ func (p *Process) WaitReady(ctx context.Context) error {
 		return nil
 	case <-p.done:
 	case <-ctx.Done():
-		return fmt.Errorf("wait for READY=1 of process %d: %w; its log ends with:\n%s",
-			p.PID(), ctx.Err(), lastLines(p.Logs(), 15))
 	}
-	select { // the message may have arrived just before the end
-	case <-p.ready.ready:
+	if p.ReadyAfter() > 0 { // the message arrived just before the end
 		return nil
-	default:
-		return fmt.Errorf("wait for READY=1: process %d ended with code %d; its log ends with:\n%s",
-			p.PID(), exitCode(p.cmd.ProcessState), lastLines(p.Logs(), 15))
 	}
+	err := ctx.Err()
+	if p.Exited() {
+		err = fmt.Errorf("it ended with code %d", exitCode(p.cmd.ProcessState))
+	}
+	return fmt.Errorf("wait for READY=1 of process %d: %w; its log ends with:\n%s", p.PID(), err, lastLines(p.Logs(), 15))
 }
 
 // ReadyAfter returns the time from exec to READY=1, or 0 before READY=1.

@@ -164,14 +164,9 @@ func (h *Host) plugIn(c *card) error {
 		if err := addPair(router, cable{bridge: c.LAN, port: port, peer: h.NS, device: c.Name, mtu: 1500, mac: c.mac}); err != nil {
 			return err
 		}
-		link, err := router.LinkByName(port)
-		if err != nil {
-			return fmt.Errorf("find link %s: %w", port, err)
-		}
-		if err := router.LinkSetMTU(link, lanMTU); err != nil {
-			return fmt.Errorf("set MTU of %s: %w", port, err)
-		}
-		return setUp(router, port)
+		return onLink(router, port, func(link netlink.Link) error {
+			return errors.Join(router.LinkSetMTU(link, lanMTU), router.LinkSetUp(link))
+		})
 	})
 }
 
@@ -210,11 +205,7 @@ func (h *Host) takeOut(c *card) error {
 		return nil
 	}
 	return h.site.Router.configure(func(router *netlink.Handle) error {
-		link, err := router.LinkByName(h.port(c))
-		if err != nil {
-			return fmt.Errorf("find link %s: %w", h.port(c), err)
-		}
-		return router.LinkDel(link)
+		return onLink(router, h.port(c), router.LinkDel)
 	})
 }
 

@@ -31,14 +31,10 @@ func TestSitesHaveTheSameAddresses(t *testing.T) {
 	var sites []*Site
 	for _, name := range []string{"a", "b"} {
 		s, err := l.NewSite(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		for range 2 {
 			h, err := s.AddHost(NIC{Name: "eth0", LAN: "lan"}, NIC{Name: "ppp0"})
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			shape(t, s, h)
 		}
 		_, err = s.Shell(ctx, `ip addr add 10.99.0.1/24 dev lan
@@ -56,9 +52,7 @@ func TestSitesHaveTheSameAddresses(t *testing.T) {
 		}
 		client := &http.Client{Transport: &http.Transport{DialContext: s.Hosts[1].NS.DialContext, DisableKeepAlives: true}}
 		r, err := client.Get("http://10.99.0.1:2379/version")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if body, err := io.ReadAll(r.Body); !strings.Contains(string(body), "etcdserver") {
 			t.Errorf("etcd's version: %s, %v", body, err)
 		}
@@ -75,9 +69,7 @@ func TestSitesHaveTheSameAddresses(t *testing.T) {
 func TestPowerOffForgetsEverything(t *testing.T) {
 	ctx, l := newTestLab(t, Options{})
 	s, err := l.NewSite("s")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	h, err := s.AddHost(NIC{Name: "eth0", LAN: "lan"}, NIC{Name: "ppp0"})
 	if err != nil {
 		t.Fatal(err)
@@ -94,9 +86,7 @@ func TestPowerOffForgetsEverything(t *testing.T) {
 	links := func() string {
 		t.Helper()
 		out, err := h.Shell(ctx, "ip -o link | sed 's/@[^:]*//' | cut -d ' ' -f 2; ip -o link show eth0 | grep -o 'link/ether [^ ]*'; ip -4 -o addr show scope global")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		return out
 	}
 	bare := links()
@@ -107,22 +97,16 @@ func TestPowerOffForgetsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, err := h.Run(Command{Path: "/bin/sleep", Args: []string{"60"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for range 2 {
-		if err := h.PowerOff(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must(t, h.PowerOff(ctx))
 		if code, err := p.Wait(ctx); code != 128+9 || err != nil {
 			t.Errorf("a program on the host: exit code %d, %v", code, err)
 		}
 		if files, _ := filepath.Glob(h.SubnetFile + "*"); len(files) > 0 {
 			t.Errorf("there are %v", files)
 		}
-		if err := h.PowerOn(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, h.PowerOn())
 		if now := links(); now != bare {
 			t.Errorf("the host has\n%sat first it had\n%s", now, bare)
 		}
@@ -130,9 +114,7 @@ func TestPowerOffForgetsEverything(t *testing.T) {
 		reach()
 	}
 	for _, card := range []string{"eth0", "ppp0"} {
-		if err := h.Replug(card); err != nil {
-			t.Fatal(err)
-		}
+		must(t, h.Replug(card))
 		err := wait.Until(ctx, func() error {
 			out, err := h.Shell(ctx, "ip -o addr show dev "+card)
 			if err == nil && strings.Contains(out, "inet ") {

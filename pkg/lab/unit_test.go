@@ -20,15 +20,11 @@ func TestUnitRestricts(t *testing.T) {
 		t.Skip("needs systemd-analyze, which tells what a unit's filter of system calls allows")
 	}
 	unit, err := ReadUnit("../../dist/flanneld.service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	l, err := New(ctx, Options{Hosts: 1, Flanneld: "/bin/sh", Unit: unit})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer l.Close()
 	h := l.Hosts[0]
 	for _, c := range []struct {
@@ -55,9 +51,7 @@ func TestUnitRestricts(t *testing.T) {
 		{"mount -t tmpfs tmpfs " + h.NS.Path() + "-x", false}, // SYS_ADMIN
 	} {
 		p, err := h.Run(Command{Args: []string{"-c", c.command}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		code, err := p.Wait(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -77,9 +71,7 @@ func TestUnitWithAnUnknownSetting(t *testing.T) {
 		"[Service]\nCapabilityBoundingSet=CAP_SYS_BOOT\n": "CAP_SYS_BOOT is unknown",
 		"[Unit]\nX=y\n[Service]\nType=\\\nnotify\n":       "restricts no capabilities",
 	} {
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(path, []byte(content), 0o644))
 		if _, err := ReadUnit(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", content, err)
 		}
