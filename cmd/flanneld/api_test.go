@@ -42,9 +42,7 @@ func TestTwoStores(t *testing.T) {
 		}
 	}
 	for _, h := range old {
-		if n := logged(h, "v3"); n != 0 {
-			t.Errorf("%s speaks of v3", h.Name)
-		}
+		c.said(h.Flanneld(), 0, "v3")
 	}
 }
 
@@ -75,9 +73,7 @@ func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 	c.must(returns.Flanneld().Kill(c.ctx))
 	c.putBoth()
 	start(joins)
-	if n := logged(joins, "level=WARN", "other store"); n != 0 {
-		t.Errorf("warned of a config without leases:\n%s", joins.Flanneld().Logs())
-	}
+	c.said(joins.Flanneld(), 0, "level=WARN", "other store")
 	before := c.subnet(returns)
 	for _, h := range []*lab.Host{first, joins} {
 		c.must(h.Flanneld().Kill(c.ctx))
@@ -87,9 +83,7 @@ func TestUpgradeStaysInTheStoreOfItsLeases(t *testing.T) {
 	if got := c.subnet(returns); got != before {
 		t.Errorf("%s had %s, has %s", returns.Name, before, got)
 	}
-	if logged(returns, "chose store", "store=v2") != 1 {
-		t.Errorf("log:\n%s", returns.Flanneld().Logs())
-	}
+	c.said(returns.Flanneld(), 1, "chose store", "store=v2")
 }
 
 // TestConfigIsElsewhere: without a config, the log contains the command to create one, and where

@@ -67,9 +67,7 @@ func TestHostChecks(t *testing.T) {
 		c.sh(h, command+event)
 		c.saysAfter(p, before, "no longer: "+appears.said[0])
 	}
-	if n := lines(p, "WARN", "device=docker0"); n != 4 {
-		t.Errorf("docker0 was named %d times", n)
-	}
+	c.said(p, 4, "WARN", "device=docker0")
 }
 
 // TestTakenPlaces: if an object that the host itself needs cannot be created, an error names the

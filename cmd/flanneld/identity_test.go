@@ -102,9 +102,7 @@ func TestMovedHost(t *testing.T) {
 		if _, now := c.held(next); c.subnet(next) != c.subnet(gone) || now.PublicIP != next.Addr || now.BackendData != before.BackendData {
 			t.Errorf("it has %s, %+v; the one that is gone had %s, %+v", c.subnet(next), now, c.subnet(gone), before)
 		}
-		if logged(next, "level=ERROR") != 0 {
-			t.Errorf("log:\n%s", next.Flanneld().Logs())
-		}
+		c.said(next.Flanneld(), 0, "level=ERROR")
 		c.Hosts[0], c.Hosts[2] = third, gone
 		c.Hosts = c.Hosts[:2]
 		c.connect()
@@ -257,9 +255,7 @@ func TestOverwrittenByAnotherHost(t *testing.T) {
 				}
 				return nil
 			})
-			if logged(h, "lost own subnet to another host", "public_ip="+other.PublicIP.String()) != 1 {
-				t.Errorf("log:\n%s", h.Flanneld().Logs())
-			}
+			c.said(h.Flanneld(), 1, "lost own subnet to another host", "public_ip="+other.PublicIP.String())
 			return
 		}
 		c.within(5*time.Second, "it is put back", func() error {

@@ -43,3 +43,11 @@ func (c *cluster) saysTimes(p *lab.Process, n int, words ...string) {
 		return nil
 	})
 }
+
+// said wants exactly n lines of a daemon's log to have all the words by now.
+func (c *cluster) said(p *lab.Process, n int, words ...string) {
+	c.t.Helper()
+	if got := lines(p, words...); got != n {
+		c.t.Errorf("%q in %d lines of the log, want %d:\n%s", words, got, n, p.Logs())
+	}
+}

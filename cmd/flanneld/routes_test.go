@@ -152,7 +152,5 @@ func TestManyRoutesOfOthers(t *testing.T) {
 	})
 	after := c.usage(h.Flanneld())
 	t.Logf("%d changes of them, and a repair, cost %v of a processor", 2*flap, (after.CPU - before.CPU).Round(time.Millisecond))
-	if n := logged(h, "kernel events", "overflow"); n > 0 {
-		t.Errorf("events were lost %d times", n)
-	}
+	c.said(h.Flanneld(), 0, "kernel events", "overflow")
 }

@@ -116,9 +116,7 @@ func TestLockOfIPTablesHeldForLong(t *testing.T) {
 	release()
 	took = c.within(5*time.Second, "the rules are back", func() error { return c.keptBy(h, "iptables-legacy") })
 	t.Logf("rules are back %v after the lock was free", took.Round(time.Millisecond))
-	if n := lines(p, "level=WARN", nftablesStandIn); n != 2 {
-		t.Errorf("said %d times:\n%s", n, p.Logs())
-	}
+	c.said(p, 2, "level=WARN", nftablesStandIn)
 }
 
 // TestRuleThatIPTablesCannotRead: while a rule of nftables prevents iptables from listing its
@@ -258,9 +256,7 @@ func TestIPTablesOfAnotherVariant(t *testing.T) {
 		linkIPTables(t, dir, variant, "iptables")
 		c.within(5*time.Second, variant, func() error { return c.keptBy(h, "iptables-"+variant) })
 	}
-	if n := lines(p, "selected packet filter", "keeper=iptables"); n != 3 {
-		t.Errorf("said %d times:\n%s", n, p.Logs())
-	}
+	c.said(p, 3, "selected packet filter", "keeper=iptables")
 }
 
 // TestNoDescriptorsForIPTables: a daemon that has used up its file descriptors keeps its rules with
@@ -345,9 +341,7 @@ func TestRulesThatCannotBeRemovedAtFirst(t *testing.T) {
 	p = c.startWithPath(programs.dir, h)[0]
 	const left = "failed to remove earlier iptables rules, will retry"
 	c.says(p, "level=WARN", left, "broken")
-	if n := lines(p, "failed to sync packet filter rules"); n > 0 {
-		t.Errorf("said %d times that rules are not kept:\n%s", n, p.Logs())
-	}
+	c.said(p, 0, "failed to sync packet filter rules")
 	c.sh(h, "nft delete table ip flannel-ipv4")
 	c.within(5*time.Second, "a repair", func() error {
 		_, err := c.try(h, "nft list table ip flannel-ipv4")

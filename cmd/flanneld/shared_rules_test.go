@@ -154,9 +154,7 @@ func (c *twoNetworks) rules(h *lab.Host) string {
 func (c *twoNetworks) quiet(what string) {
 	c.t.Helper()
 	for _, p := range c.daemons() {
-		if n := lines(p, "repaired packet filter rules"); n > 0 {
-			c.t.Errorf("%s: %d repairs:\n%s", what, n, p.Logs())
-		}
+		c.said(p, 0, "repaired packet filter rules")
 	}
 }
 

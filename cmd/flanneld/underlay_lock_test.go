@@ -148,9 +148,7 @@ func TestUnderlayLock(t *testing.T) {
 			c.stop(first)
 			c.must(c.lockHolds(h, lockTable, c.Hosts[1].Addr))
 			first = start(h, "-underlay-lock")
-			if n := lines(first, "repaired underlay lock"); n > 0 {
-				t.Errorf("a restart repairs:\n%s", first.Logs())
-			}
+			c.said(first, 0, "repaired underlay lock")
 			c.stop(first)
 			first = start(h)
 			c.within(5*time.Second, "without the flag the lock is gone", func() error {
@@ -159,9 +157,7 @@ func TestUnderlayLock(t *testing.T) {
 				}
 				return nil
 			})
-			if n := lines(first, "removed underlay lock"); n != 1 {
-				t.Errorf("said %d times that it is removed:\n%s", n, first.Logs())
-			}
+			c.said(first, 1, "removed underlay lock")
 		})
 	}
 }
@@ -224,7 +220,5 @@ func TestLockLetsPeersInBeforeTheirRoute(t *testing.T) {
 			t.Errorf("peer %d: %s", i, out)
 		}
 	}
-	if n := logged(h, "repaired"); n > 0 {
-		t.Errorf("%d repairs:\n%s", n, h.Flanneld().Logs())
-	}
+	c.said(h.Flanneld(), 0, "repaired")
 }
