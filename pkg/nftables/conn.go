@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/netlink"
+	"flanneld/pkg/pace"
 )
 
 // conn is a nfnetlink socket.
@@ -105,7 +106,7 @@ func (c *conn) commit(generation uint32, ms []message) error {
 // do not compare generations; there an object is missing, exists already, or is in use.
 func (c *conn) wrapError(err error, generation uint32) error {
 	changed := errors.Is(err, unix.ERESTART)
-	if isAny(err, unix.ENOENT, unix.EEXIST, unix.EBUSY) {
+	if pace.IsAny(err, unix.ENOENT, unix.EEXIST, unix.EBUSY) {
 		now, unknown := c.generation()
 		changed = unknown == nil && now != generation
 	}

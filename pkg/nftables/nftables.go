@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -79,7 +78,7 @@ func open(ownPorts *sync.Map) (*Tables, error) {
 	}
 	if err != nil {
 		ns.Close()
-		if isAny(err, unix.EPROTONOSUPPORT, unix.EINVAL, unix.EOPNOTSUPP) {
+		if pace.IsAny(err, unix.EPROTONOSUPPORT, unix.EINVAL, unix.EOPNOTSUPP) {
 			err = fmt.Errorf("%w: %w", absent, err)
 		}
 		return nil, err
@@ -107,11 +106,7 @@ func (t *Tables) retry(ctx context.Context, f func() error) (err error) {
 // retryable reports whether an immediate retry may help: rules were changed meanwhile, or the
 // kernel could not answer.
 func retryable(err error) bool {
-	return isAny(err, errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN)
-}
-
-func isAny(err error, targets ...error) bool {
-	return slices.ContainsFunc(targets, func(e error) bool { return errors.Is(err, e) })
+	return pace.IsAny(err, errChanged, netlink.ErrNoAnswer, unix.ENOBUFS, unix.EINTR, unix.EAGAIN)
 }
 
 func wrap(err error) error {
