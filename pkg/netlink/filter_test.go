@@ -32,12 +32,10 @@ func TestFilter(t *testing.T) {
 		r.Put8(c.body)
 		b := r.Datagram(0, 1, 1)
 		copy(b[12:], Attrs{}.Uint32(0, c.from)[4:])
-		if _, err := f.Assemble(); err != nil {
-			t.Fatal(err)
-		}
+		_, bad := f.Assemble()
 		vm, err := bpf.NewVM(f.code)
-		if err != nil {
-			t.Fatal(err)
+		if bad != nil || err != nil {
+			t.Fatal(bad, err)
 		}
 		if n, err := vm.Run(b); (n > 0) != c.want || err != nil {
 			t.Errorf("%+v: passes %d bytes, %v", c, n, err)
