@@ -27,7 +27,7 @@ func AllOffloads() Offloads { return Offloads{TUN: true, UDPSegment: true, UDPGR
 type Device interface {
 	// Read waits for a packet, and returns it together with those that are already available, as
 	// far as packets and buf have room. It does not wait for a second one. Each Data is a slice of
-	// buf and belongs to the caller, as does buf. buf must have at least ReadRoom bytes.
+	// buf and belongs to the caller, as does buf. buf must have at least readRoom bytes.
 	Read(packets []Packet, buf []byte) (int, error)
 
 	// Write passes one packet or super-packet, the concatenation of parts, to the IP stack. It does

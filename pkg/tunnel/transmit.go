@@ -22,8 +22,8 @@ const (
 	unsegmentedFor = 30 * time.Second
 )
 
-// ReadRoom is the minimum length of the buffer for Device.Read, in bytes.
-const ReadRoom = offloadLen + maxPacket + 64
+// readRoom is the minimum length of the buffer for Device.Read, in bytes.
+const readRoom = offloadLen + maxPacket + 64
 
 // A transmitter forwards packets from the device to the peers.
 type transmitter struct {

@@ -31,7 +31,7 @@ func FuzzTransmit(f *testing.F) {
 	f.Add(header(Offload{GSO: GSOTCP4, GSOSize: 100, HeaderLen: 40, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}, toPeer(tcpSpec{payload: 1000}.packet())))
 	f.Add(header(Offload{GSO: GSOUDP, GSOSize: 10, HeaderLen: 28, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6}, toPeer(udpPacket(1, 95))))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) < offloadLen || len(data) > ReadRoom {
+		if len(data) < offloadLen || len(data) > readRoom {
 			return // no read returns less or more
 		}
 		var p Packet

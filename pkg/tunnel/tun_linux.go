@@ -104,7 +104,7 @@ func (t *TUN) SuperPackets() (tcp, udp bool) { return t.tcp, t.udp }
 // would otherwise check every 20 µs for threads that are long in the kernel, and take their
 // processor away.
 func (t *TUN) Read(packets []Packet, buf []byte) (n int, err error) {
-	for used := 0; n < len(packets) && len(buf)-used >= ReadRoom; {
+	for used := 0; n < len(packets) && len(buf)-used >= readRoom; {
 		if err := t.check(); err != nil {
 			return 0, err
 		}
