@@ -20,6 +20,7 @@ type backoffs struct {
 type backoff struct {
 	until   time.Time
 	failing *pace.Backoff // nil if the last operation succeeded
+	err     error         // of the last operation
 	fight   pace.Fight
 }
 
@@ -47,19 +48,21 @@ func (h *backoffs) paused(now time.Time, op dataplane.Op) bool {
 	return len(h.objects) > 0 && h.remaining(now, op.Object()) > 0 // the name is computed only if needed
 }
 
-// failing reports whether the last operation on the object has failed.
-func (h *backoffs) failing(op dataplane.Op) bool {
-	o, ok := h.objects[op.Object()]
-	return ok && o.failing != nil
+// failure returns the error of the last operation on the object.
+func (h *backoffs) failure(op dataplane.Op) error {
+	if o, ok := h.objects[op.Object()]; ok {
+		return o.err
+	}
+	return nil
 }
 
 // failed records a failure, and reports whether it is the first in a row.
-func (h *backoffs) failed(now time.Time, object string) (first bool) {
+func (h *backoffs) failed(now time.Time, object string, err error) (first bool) {
 	o := h.get(object)
 	if first = o.failing == nil; first {
 		o.failing = &pace.Backoff{Initial: 100 * time.Millisecond, Max: 30 * time.Second}
 	}
-	o.until = now.Add(o.failing.Failed())
+	o.until, o.err = now.Add(o.failing.Failed()), err
 	return first
 }
 
@@ -86,7 +89,7 @@ func (h *backoffs) succeeded(now time.Time, op dataplane.Op, repair bool) {
 		return
 	}
 	o := h.get(op.Object())
-	o.failing = nil
+	o.failing, o.err = nil, nil
 	if pause := o.fight.Repaired(now); pause > 0 {
 		o.until = now.Add(pause)
 	}

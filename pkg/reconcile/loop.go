@@ -9,7 +9,6 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -62,8 +61,8 @@ type Loop struct {
 	wake  chan struct{}
 	input struct { // the latest values
 		sync.Mutex
-		facts host.Facts
-		err   error       // why there are no facts
+		facts *host.Facts // nil before the first
+		err   error       // why there are none
 		view  *lease.View // nil before the first
 	}
 
@@ -73,41 +72,34 @@ type Loop struct {
 	plan       *backend.Plan
 	backoffs   *backoffs
 	report     *report
-	budget     pace.Budget // for whole passes
+	budget     pace.Budget // of processor time for whole passes
 	created    time.Time
 	lastEvent  atomic.Int64  // time of the last event, in nanoseconds since created
 	firstEvent atomic.Int64  // time of the first event since the last reading; 0 if there was none
 	readCost   time.Duration // duration of the last reading and comparison
 	passEnded  time.Time     // end of the last pass
 
-	aborted    bool             // the last pass was not completed: everything counts as newly wanted
-	deferred   bool             // the last pass has deferred operations
-	baseReady  bool             // the objects that this host itself needs exist
-	scope      dataplane.Scope  // of the last reading
-	reading    dataplane.State  // the last reading, with the operations since
-	readAt     time.Time        // time of the last reading
-	needsWhole bool             // the reading cannot be used for a partial pass
-	own        netip.Prefix     // this host's IPv4 subnet
-	baseErrs   map[string]error // last errors of objects that this host itself needs
+	aborted    bool            // the last pass was not completed: everything counts as newly wanted
+	deferred   bool            // the last pass has deferred operations
+	baseReady  bool            // the objects that this host itself needs exist
+	scope      dataplane.Scope // of the last reading
+	reading    dataplane.State // the last reading, with the operations since
+	readAt     time.Time       // time of the last reading
+	needsWhole bool            // the reading cannot be used for a partial pass
+	own        netip.Prefix    // this host's IPv4 subnet
 
 	stats stats
 }
 
-// wholePassBudget limits the processor time of whole passes while another program keeps changing
-// the kernel, with a burst that suffices for any single incident.
-func wholePassBudget() pace.Budget {
-	return pace.Budget{Clock: pace.ProcessTime, OneIn: 40, Burst: 2 * time.Second, Max: resync}
-}
-
 // New returns a Loop. It makes no changes before it has facts and a view.
 func New(cfg Config) *Loop {
-	l := &Loop{
+	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), plan: backend.NewPlan(cfg.Backend, cfg.Network),
-		backoffs: newBackoffs(), report: newReport(cfg.Log, cfg.Conditions), budget: wholePassBudget(), created: time.Now(), aborted: true, needsWhole: true,
-		baseErrs: map[string]error{}, stats: newStats(),
+		backoffs: newBackoffs(), report: newReport(cfg.Log, cfg.Conditions), created: time.Now(), aborted: true, needsWhole: true,
+		// For a fight with another program, with a burst that suffices for any single incident.
+		budget: pace.Budget{Clock: pace.ProcessTime, OneIn: 40, Burst: 2 * time.Second, Max: resync},
+		stats:  newStats(),
 	}
-	l.input.err = condition.Reported{Err: errors.New("the state of this host is not known yet")}
-	return l
 }
 
 // SetFacts sets the facts about this host, or why they are unknown, in which case the kernel is
@@ -115,7 +107,7 @@ func New(cfg Config) *Loop {
 // of several calls between two passes counts.
 func (l *Loop) SetFacts(f host.Facts, err error) {
 	l.input.Lock()
-	l.input.facts, l.input.err = f, err
+	l.input.facts, l.input.err = &f, err
 	l.input.Unlock()
 	l.trigger()
 }

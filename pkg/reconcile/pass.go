@@ -3,7 +3,6 @@ package reconcile
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -100,10 +99,10 @@ func (l *Loop) latest() (host.Facts, lease.View, bool) {
 	l.input.Lock()
 	facts, view, err := l.input.facts, l.input.view, l.input.err
 	l.input.Unlock()
-	if err == nil && view != nil {
-		return facts, *view, true
+	if err == nil && facts != nil && view != nil {
+		return *facts, *view, true
 	}
-	l.backoffs.failed(time.Now(), inputObject)
+	l.backoffs.failed(time.Now(), inputObject, err)
 	if err != nil && !errors.As(err, &condition.Reported{}) {
 		l.report.unread("reading the state of this host", err)
 	}
@@ -164,7 +163,7 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 		l.reading = dataplane.State{} // release it, because states are large
 		have := dataplane.NewState()
 		if err := l.cfg.Driver.Snapshot(l.scope, &have); err != nil {
-			l.backoffs.failed(time.Now(), inputObject)
+			l.backoffs.failed(time.Now(), inputObject, err)
 			l.report.unread("reading the kernel", err)
 			return false
 		}
@@ -194,9 +193,6 @@ func (l *Loop) passWhole(ctx context.Context, f host.Facts, v lease.View, done *
 			break
 		}
 	}
-	maps.DeleteFunc(l.baseErrs, func(object string, _ error) bool {
-		return !slices.ContainsFunc(done.missing, func(m Missing) bool { return m.Op.Object() == object })
-	})
 	done.conflicts = slices.DeleteFunc(done.conflicts, func(c dataplane.Conflict) bool { return c.Op.Basic(l.own) })
 	done.failed = slices.DeleteFunc(done.failed, func(f failure) bool { return f.op.Basic(l.own) || onMissingLink(done.missing, f.op) })
 	return true
@@ -245,8 +241,8 @@ func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (a
 	for op := range delta.Ops() {
 		if l.backoffs.paused(now, op) {
 			done.deferred++
-			if l.lacks(done, op) && l.baseErrs[op.Object()] != nil {
-				done.missing = append(done.missing, Missing{Op: op, Err: l.baseErrs[op.Object()]})
+			if err := l.backoffs.failure(op); l.lacks(done, op) && err != nil {
+				done.missing = append(done.missing, Missing{Op: op, Err: err})
 			}
 		} else if due = append(due, op); len(due) == chunkSize {
 			l.execute(ctx, due, done)
@@ -273,15 +269,14 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 		if err != nil {
 			done.refused.add(op)
 			own := l.lacks(done, op)
-			if done.doubtful && !l.backoffs.failing(op) {
+			if done.doubtful && l.backoffs.failure(op) == nil {
 				done.doubtfulFailures++
 				continue
 			}
 			if own {
-				l.baseErrs[op.Object()] = err
 				done.missing = append(done.missing, Missing{Op: op, Err: err})
 			}
-			first := l.backoffs.failed(now, op.Object())
+			first := l.backoffs.failed(now, op.Object(), err)
 			done.failed = append(done.failed, failure{op, err, first})
 			continue
 		}
