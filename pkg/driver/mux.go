@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"flanneld/pkg/dataplane"
@@ -20,24 +21,15 @@ type Part struct {
 // Mux is a Driver that combines a base driver with parts for some kinds.
 type Mux struct {
 	base   Driver
-	parts  []Part
-	byKind map[dataplane.Kind]Driver
-	byLink map[string]Driver
+	parts  []Part // base is first
 	events *Mailbox
 }
 
 // NewMux returns a Mux. Its events end with ctx.
 func NewMux(ctx context.Context, base Driver, parts ...Part) *Mux {
-	m := &Mux{base: base, parts: parts, byKind: map[dataplane.Kind]Driver{}, byLink: map[string]Driver{}, events: NewMailbox()}
+	m := &Mux{base: base, parts: append([]Part{{Driver: base}}, parts...), events: NewMailbox()}
 	var sources sync.WaitGroup
-	sources.Go(func() { m.forward(ctx, base.Events()) })
-	for _, p := range parts {
-		for _, k := range p.Kinds {
-			m.byKind[k] = p.Driver
-		}
-		if p.CreatesLinks != "" {
-			m.byLink[p.CreatesLinks] = p.Driver
-		}
+	for _, p := range m.parts {
 		sources.Go(func() { m.forward(ctx, p.Events()) })
 	}
 	go func() {
@@ -66,9 +58,6 @@ func (m *Mux) Events() <-chan Event { return m.events.Events() }
 
 // Snapshot implements Driver. It calls the base driver first, then the parts in order.
 func (m *Mux) Snapshot(scope dataplane.Scope, s *dataplane.State) error {
-	if err := m.base.Snapshot(scope, s); err != nil {
-		return err
-	}
 	for _, p := range m.parts {
 		if err := p.Snapshot(scope, s); err != nil {
 			return err
@@ -107,8 +96,10 @@ func (m *Mux) Apply(ops []dataplane.Op) []error {
 
 // driver returns the driver of an operation's kind.
 func (m *Mux) driver(op dataplane.Op) Driver {
-	if d, ok := m.byKind[op.Kind]; ok {
-		return d
+	for _, p := range m.parts {
+		if slices.Contains(p.Kinds, op.Kind) {
+			return p.Driver
+		}
 	}
 	return m.base
 }
@@ -119,7 +110,12 @@ func (m *Mux) creator(op dataplane.Op) Driver {
 		return nil
 	}
 	_, link := dataplane.KindLink.Of(op)
-	return m.byLink[link.Kind]
+	for _, p := range m.parts {
+		if p.CreatesLinks != "" && p.CreatesLinks == link.Kind {
+			return p.Driver
+		}
+	}
+	return nil
 }
 
 // createLink creates or changes a link with its driver, and sets the remaining attributes with the
