@@ -136,10 +136,7 @@ func TestMultipathRouteIsAConflict(t *testing.T) {
 func TestEqualDeviceIsAdopted(t *testing.T) {
 	b := newBed(t)
 	link := vxlanLink(chance(t))
-	b.must(b.other.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: overlay, MTU: link.MTU, HardwareAddr: link.MAC[:]}, VxlanId: link.VNI,
-		VtepDevIndex: b.up(), SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
-	}))
+	b.addVXLAN(link, 0)
 	b.must(b.other.LinkSetUp(b.link(overlay)))
 	b.settled(dataplane.State{Links: map[string]dataplane.Link{overlay: link}})
 }

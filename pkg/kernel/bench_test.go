@@ -113,17 +113,3 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
-
-func BenchmarkByName(b *testing.B) {
-	k, err := New()
-	if err != nil {
-		b.Skip(err)
-	}
-	defer k.Close()
-	b.ReportAllocs()
-	for range b.N {
-		if _, err := k.byName("lo"); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

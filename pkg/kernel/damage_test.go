@@ -196,19 +196,6 @@ func neighborDamages(b *bed, want dataplane.State) []damage {
 		{"neighbour with another MAC", driver.Neighs, func() {
 			b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.index(), State: unix.NUD_PERMANENT, IP: someNeigh(want).IP.AsSlice(), HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}))
 		}},
-		{"FDB flushed", driver.FDB, func() {
-			for f := range want.FDB {
-				b.must(b.other.NeighDel(fdbEntry(b.index(), f)))
-			}
-		}},
-		{"FDB with another remote", driver.FDB, func() {
-			f := someFDB(want)
-			f.Dst = netip.MustParseAddr("203.0.113.77")
-			b.must(b.other.NeighSet(fdbEntry(b.index(), f)))
-		}},
-		{"FDB for everything", driver.FDB, func() {
-			b.must(b.other.NeighAppend(fdbEntry(b.index(), dataplane.FDB{Dst: netip.MustParseAddr("203.0.113.79")})))
-		}},
 	}
 }
 

@@ -205,6 +205,15 @@ func wantPeers(r *rand.Rand, link dataplane.Link, n int) dataplane.State {
 	return s
 }
 
+// addVXLAN creates a link as another program, with a limit of addresses.
+func (b *bed) addVXLAN(link dataplane.Link, limit int) {
+	b.t.Helper()
+	b.must(b.other.LinkAdd(&netlink.Vxlan{
+		LinkAttrs: netlink.LinkAttrs{Name: overlay, MTU: link.MTU, HardwareAddr: link.MAC[:]}, VxlanId: link.VNI, Limit: limit,
+		VtepDevIndex: b.up(), SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
+	}))
+}
+
 // strangers creates objects that no pass may change, and returns their description.
 func (b *bed) strangers() func() string {
 	b.t.Helper()

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
@@ -50,10 +49,7 @@ func TestLinkWithALimit(t *testing.T) {
 	b := newBed(t)
 	r := chance(t)
 	link := vxlanLink(r)
-	b.must(b.other.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: overlay, MTU: link.MTU, HardwareAddr: link.MAC[:]}, VxlanId: link.VNI, Limit: 10,
-		VtepDevIndex: b.up(), SrcAddr: uplinkIP.AsSlice(), Port: link.Port,
-	}))
+	b.addVXLAN(link, 10)
 	want := wantPeers(r, link, 0)
 	for i := range byte(20) {
 		mac, gw := dataplane.MAC{2, 5: i}, netip.AddrFrom4([4]byte{10, 5, 2 + i, 0})

@@ -64,14 +64,6 @@ func body(write func(*requests)) []byte {
 	return r.Datagram(0, 1, 1)[unix.SizeofNlMsghdr:]
 }
 
-// kinds are the types of the messages of a datagram.
-func kinds(datagram []byte) (all []uint16) {
-	for h := range netlink.Messages(datagram) {
-		all = append(all, h.Type)
-	}
-	return all
-}
-
 // Byte by byte, in network order: what the kernel's headers call struct rtmsg and
 // struct nhmsg, and their attributes.
 func TestRequestsAsBytes(t *testing.T) {

@@ -107,18 +107,9 @@ func TestStatsCountOperations(t *testing.T) {
 		if s = f.Stats(); len(s.Drift) != 0 {
 			t.Errorf("drift is %v, want none", s.Drift)
 		}
+		s.Done[route(dataplane.Set)] = 9 // a copy
+		if f.Stats().Done[route(dataplane.Set)] != 0 {
+			t.Error("a returned value is part of the loop")
+		}
 	})
-}
-
-// TestStatsAreACopy: later changes are independent of a returned value.
-func TestStatsAreACopy(t *testing.T) {
-	f := newFixture()
-	f.wantRoutes(1)
-	f.Pass()
-	s := f.Stats()
-	s.Passes[Outcome{OnRetry, Unread}] = 9
-	s.Done[OpClass{dataplane.Del, dataplane.KindLink}] = 9
-	if now := f.Stats(); len(now.Passes) != 1 || len(now.Done) != 2 {
-		t.Errorf("stats are %+v", now)
-	}
 }
