@@ -133,27 +133,18 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestNotExecutable is a failure, not an absence.
+// TestNotExecutable is a failure, not an absence, although a search in PATH reports the command as
+// missing.
 func TestNotExecutable(t *testing.T) {
-	dir := fakeIPTables(t, anyVersion, "", "")
-	if err := os.Chmod(filepath.Join(dir, "iptables-save"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := NewTools(time.Second).find(dir+"/iptables", time.Second); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
-		t.Errorf("got %v", err)
-	}
-}
-
-// TestNotExecutableInThePath: this does not count as missing, although the search in PATH reports
-// the command as missing.
-func TestNotExecutableInThePath(t *testing.T) {
 	dir := fakeIPTables(t, anyVersion, "", "")
 	t.Setenv("PATH", filepath.Join(dir, "no-such-directory")+":"+filepath.Join(dir, "iptables")+":"+dir)
 	if err := os.Chmod(filepath.Join(dir, "iptables-restore"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newTables(firewall.IPv4); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
-		t.Errorf("got %v", err)
+	for _, name := range []string{dir + "/iptables", "iptables"} {
+		if _, err := NewTools(time.Second).find(name, time.Second); !errors.Is(err, fs.ErrPermission) || firewall.Absent(err) {
+			t.Errorf("%s: got %v", name, err)
+		}
 	}
 }
 
