@@ -246,21 +246,16 @@ func (f *Filter) wait(ctx context.Context, pause time.Duration, signals <-chan s
 // settle waits until a burst of changes is over and the minimum time since the last sync has
 // passed.
 func (f *Filter) settle(ctx context.Context, wait time.Duration, signals <-chan struct{}) {
-	rest := max(f.minPause, f.gap())
+	// A tool that starts processes needs a longer pause.
+	rest := max(f.minPause, f.selection.active.Gap, f.secondary.legacyGap)
+	if f.selection.preferredErr != nil {
+		rest = max(rest, f.selection.preferred.Traits(f.sets[0].Family).Gap)
+	}
 	_ = pace.Sleep(ctx, max(wait, time.Until(f.syncedAt.Add(rest)))) // the caller sees that ctx has ended
 	select {
 	case <-signals:
 	default:
 	}
-}
-
-// gap returns the minimum time between two syncs, by the tools in use.
-func (f *Filter) gap() time.Duration {
-	gap := max(f.selection.active.Gap, f.secondary.legacyGap)
-	if f.selection.preferredErr != nil {
-		gap = max(gap, f.selection.preferred.Traits(f.sets[0].Family).Gap)
-	}
-	return gap
 }
 
 // syncAndReport syncs the rules and reports the result. It returns the time until the next sync,

@@ -189,14 +189,9 @@ func (o Options) localTunnel() []Chain {
 // other rules may drop packets, whereas a drop is effective from any single chain.
 func Accepts(chains []Chain) (accepts []Chain) {
 	for _, c := range chains {
-		var rules []Rule
-		for _, r := range c.Rules {
-			if r.Verdict == Accept && r.Port == 0 {
-				rules = append(rules, r)
-			}
-		}
-		if len(rules) > 0 {
-			accepts = append(accepts, Chain{c.Hook, rules})
+		c.Rules = slices.DeleteFunc(slices.Clone(c.Rules), func(r Rule) bool { return r.Verdict != Accept || r.Port != 0 })
+		if len(c.Rules) > 0 {
+			accepts = append(accepts, c)
 		}
 	}
 	return accepts

@@ -42,19 +42,12 @@ func (l *lock) free() bool {
 	if !l.open() {
 		return true
 	}
-	raw, err := l.file.SyscallConn()
-	if err != nil {
-		return true
+	fd := int(l.file.Fd())
+	err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		_ = unix.Flock(fd, unix.LOCK_UN)
 	}
-	held := false
-	_ = raw.Control(func(fd uintptr) {
-		if err := unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			held = err == unix.EWOULDBLOCK
-			return
-		}
-		_ = unix.Flock(int(fd), unix.LOCK_UN)
-	})
-	return !held
+	return err != unix.EWOULDBLOCK
 }
 
 // open opens the present file of that name.
@@ -68,14 +61,9 @@ func (l *lock) open() bool {
 			return true
 		}
 		l.file.Close()
-		l.file = nil
 	}
-	f, err := os.Open(l.path)
-	if err != nil {
-		return false
-	}
-	l.file = f
-	return true
+	l.file, err = os.Open(l.path)
+	return err == nil
 }
 
 // wait waits until the lock is free at some moment. It returns a LockedError if that does not
