@@ -21,9 +21,7 @@ const (
 
 // portCheckShare limits the share of time spent on evaluating whether the tunnel port is open: all
 // rules of other programs are read, and there may be many.
-func portCheckShare() pace.Share {
-	return pace.Share{OneIn: 50, Min: time.Second, Max: idle}
-}
+func portCheckShare() pace.Share { return pace.Share{OneIn: 50, Min: time.Second, Max: idle} }
 
 // IDs of conditions.
 const (

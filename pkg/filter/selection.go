@@ -19,9 +19,7 @@ func preferredTimeout() pace.Share {
 }
 
 // retryShare limits the share of time that attempts of the preferred keeper take while it fails.
-func retryShare() pace.Share {
-	return pace.Share{OneIn: 20, Min: firstRetry, Max: lastRetry}
-}
+func retryShare() pace.Share { return pace.Share{OneIn: 20, Min: firstRetry, Max: lastRetry} }
 
 // selection is which keeper is in use, and why.
 type selection struct {

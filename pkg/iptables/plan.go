@@ -41,7 +41,6 @@ type plan struct {
 // owner are left in our chains.
 func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough bool) plan {
 	var p plan
-	var tables []string
 	lines := map[string][]string{} // by table, because a table must change by one commit
 	for _, a := range anchors() {
 		e := edit{anchor: a, owner: owner, have: l[a.table]}
@@ -53,16 +52,14 @@ func makePlan(l listing, owner firewall.Owner, want []firewall.Chain, thorough b
 		} else {
 			e.remove()
 		}
-		if len(e.lines) > 0 {
-			if lines[a.table] == nil {
-				tables = append(tables, a.table)
-			}
-			lines[a.table] = append(lines[a.table], e.lines...)
-			p.changes = append(p.changes, e.changes...)
-		}
+		lines[a.table] = append(lines[a.table], e.lines...)
+		p.changes = append(p.changes, e.changes...)
 	}
-	for _, t := range tables {
-		p.input += "*" + t + "\n" + strings.Join(lines[t], "\n") + "\nCOMMIT\n"
+	for _, a := range anchors() {
+		if l := lines[a.table]; len(l) > 0 {
+			p.input += "*" + a.table + "\n" + strings.Join(l, "\n") + "\nCOMMIT\n"
+			delete(lines, a.table)
+		}
 	}
 	return p
 }
