@@ -76,12 +76,14 @@ func TestNetworkMayChange(t *testing.T) {
 				}
 			})
 			h.start()
-			if had := h.iptables.owners[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
-				t.Errorf("owned at first: %v", had)
-			}
-			if had := h.iptables.owners[1].Overlays; len(had) != 1 || had[0] != four {
-				t.Errorf("owned then: %v", had)
-			}
+			h.set(func() {
+				if had := h.iptables.owners[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
+					t.Errorf("owned at first: %v", had)
+				}
+				if had := h.iptables.owners[1].Overlays; len(had) != 1 || had[0] != four {
+					t.Errorf("owned then: %v", had)
+				}
+			})
 			h.after(10 * time.Second)
 			looks := len(h.iptables.begun())
 			next := Input{Overlay: four, Probes: &Probes{}}
