@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
@@ -47,7 +46,7 @@ func TestFilterPassesRoutesIntoTheNetwork(t *testing.T) {
 func TestRoutingDaemonWakesNobody(t *testing.T) {
 	b, _, want := watched(t)
 	b.snapshot(want.ScopeOf(b.networks)) // knows that no route of the network is by a nexthop of others
-	w := b.subscribed(want, watchBuffer)
+	w := b.subscribed(watchBuffer)
 	defer w.conn.Close()
 	daemon := b.another()
 	var ops []dataplane.Op
@@ -71,8 +70,7 @@ func TestRoutingDaemonWakesNobody(t *testing.T) {
 	}
 	t.Logf("%d changes of routes within %v", 2*len(ops), time.Since(begun).Round(time.Millisecond))
 	// A later event is received, so nothing was lost.
-	b.must(b.other.NeighSet(&netlink.Neigh{LinkIndex: b.link(overlay).Attrs().Index, State: unix.NUD_PERMANENT,
-		IP: ipnet("10.5.2.0/32").IP, HardwareAddr: []byte{2, 1, 1, 1, 1, 1}}))
+	b.must(b.other.NeighSet(permanent(b.index())))
 	heard := 0
 	for {
 		datagram, err := w.conn.Receive()

@@ -15,7 +15,7 @@ import (
 // Every change of the FDB by another program is reported, and none of our own.
 func TestForeignFDBChangesAreTold(t *testing.T) {
 	b, _, want := watched(t)
-	w := b.watch(want.ScopeOf(b.networks))
+	w := b.watch(dataplane.Scope{Networks: b.networks, Links: []string{overlay}})
 	f := someFDB(want)
 	elsewhere, unknown := f, f
 	elsewhere.Dst = netip.MustParseAddr("203.0.113.77")

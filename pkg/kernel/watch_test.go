@@ -50,9 +50,9 @@ func watched(t *testing.T) (*bed, *Watch, dataplane.State) {
 }
 
 // subscribed is a Watch whose events nobody reads yet.
-func (b *bed) subscribed(want dataplane.State, buffer int) *Watch {
+func (b *bed) subscribed(buffer int) *Watch {
 	b.t.Helper()
-	w := &Watch{k: b.k, interest: want.ScopeOf(b.networks), buffer: buffer, out: driver.NewMailbox()}
+	w := &Watch{k: b.k, interest: dataplane.Scope{Networks: b.networks, Links: []string{overlay}}, buffer: buffer, out: driver.NewMailbox()}
 	b.must(w.subscribe())
 	return w
 }
@@ -156,9 +156,9 @@ func TestWatchFocus(t *testing.T) {
 }
 
 func TestWatchOverflow(t *testing.T) {
-	b, _, want := watched(t)
+	b, _, _ := watched(t)
 	// A buffer for a single event, and a burst of them in one system call.
-	w := b.subscribed(want, 1)
+	w := b.subscribed(1)
 	go w.run(t.Context())
 	another := b.another()
 	r := chance(t)
