@@ -106,7 +106,7 @@ func (r *Registry) delete(ctx context.Context, prev lease.Lease) error {
 		return err
 	}
 	if !resp.Succeeded {
-		return conflict(resp)
+		return conflict(present(resp))
 	}
 	return nil
 }
@@ -143,15 +143,15 @@ func (r *Registry) put(ctx context.Context, kv *mvccpb.KeyValue, g grant, condit
 			kv.CreateRevision = kv.ModRevision
 		}
 	default:
-		// A request that was sent twice conflicts with itself.
-		switch is := holder(resp, g); {
-		case is != nil:
+		switch is := present(resp); {
+		case is != nil && g.fresh && is.Lease == g.id:
+			// Only this call can have written it: a request that was sent twice conflicts with itself.
 			is.Value = kv.Value
 			kv = is
 		case kv.CreateRevision == 0:
 			err = registry.ErrConflict
 		default:
-			err = conflict(resp)
+			err = conflict(is)
 		}
 	}
 	if err != nil {
@@ -178,24 +178,23 @@ func (r *Registry) swap(ctx context.Context, key string, op client.Op, condition
 	return resp, err
 }
 
+// present returns the key that a swap read because its conditions did not hold, or nil.
+func present(resp *client.TxnResponse) *mvccpb.KeyValue {
+	if len(resp.Responses) == 0 { // it was not sent by etcd
+		return nil
+	}
+	if kvs := resp.Responses[0].GetResponseRange().GetKvs(); len(kvs) > 0 {
+		return kvs[0]
+	}
+	return nil
+}
+
 // conflict returns why the conditions of a swap of an existing key did not hold.
-func conflict(resp *client.TxnResponse) error {
-	if len(resp.Responses) > 0 && len(resp.Responses[0].GetResponseRange().GetKvs()) == 0 {
+func conflict(is *mvccpb.KeyValue) error {
+	if is == nil {
 		return registry.ErrGone
 	}
 	return registry.ErrConflict
-}
-
-// holder returns the key if it is attached to the fresh g: only this call can have written it.
-func holder(resp *client.TxnResponse, g grant) *mvccpb.KeyValue {
-	for _, one := range resp.Responses {
-		for _, kv := range one.GetResponseRange().GetKvs() {
-			if g.fresh && kv.Lease == g.id {
-				return kv
-			}
-		}
-	}
-	return nil
 }
 
 // grant is an etcd lease; the zero value is that of a reservation.

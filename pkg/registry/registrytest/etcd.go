@@ -67,6 +67,7 @@ func (a API[R]) Run(t *testing.T) {
 		"long config":          testLongConfig,
 		"huge values":          testHugeValues,
 		"failover":             testFailover,
+		"black hole":           testBlackHole,
 		"restart and wipe":     testRestartAndWipe,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -241,6 +242,37 @@ func testFailover(t *testing.T, a API[Closer]) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// testBlackHole checks that an etcd that accepts everything but does not answer counts as
+// unreachable, and that others are used if there are any.
+func testBlackHole(t *testing.T, a API[Closer]) {
+	hole, server := etcdtest.StartEtcd(t), etcdtest.StartEtcd(t)
+	NewOperator(t, server, a.Name).SetConfig("{}")
+	r := a.At(t, hole)
+	List(t, r) // connects
+	hole.Stall()
+	for range 2 { // with the connection, and with a new one
+		start := time.Now()
+		if _, err := r.Config(Timeout(t)); err == nil || !strings.Contains(err.Error(), strings.TrimPrefix(hole.URL, "http://")) {
+			t.Errorf("error %v", err)
+		}
+		if d := time.Since(start); d > 8*time.Second {
+			t.Errorf("noticed after %v", d)
+		}
+		r = a.At(t, hole)
+	}
+	for range 2 { // etcd's client in v2 shuffles the endpoints
+		r = a.Open(t, etcd.Options{Endpoints: []string{hole.URL, server.URL, "http://127.0.0.1:1"}, Prefix: Prefix})
+		for range 3 {
+			if _, err := r.Config(Timeout(t)); err != nil {
+				t.Error(err)
+			}
+		}
+		l := List(t, r)
+		NewOperator(t, server, a.Name).Put("10.42.7.0-24", "x", 0)
+		Events(t, r, l.Index, 1)
 	}
 }
 
