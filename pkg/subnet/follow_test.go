@@ -183,12 +183,10 @@ func TestFollowShowsOwnOldLeases(t *testing.T) {
 
 func TestFollowRegistryAway(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(errAway)
-		elapse(time.Hour)
-		w.says("is unreachable", 1)
-		w.reg.Put("10.42.9.0-24", value(them, 9), 0)
-		w.reg.Fail(nil)
-		elapse(6 * time.Second)
+		w.outage(time.Hour, func() {
+			w.says("is unreachable", 1)
+			w.reg.Put("10.42.9.0-24", value(them, 9), 0)
+		})
 		w.says("is reachable again", 1)
 		w.says("duration=1h0m", 1)
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
@@ -197,13 +195,11 @@ func TestFollowRegistryAway(t *testing.T) {
 
 func TestFollowHistoryLost(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(errAway)
-		elapse(time.Minute)
-		w.reg.Put("10.42.8.0-24", value(them, 88), 0) // changed
-		w.reg.Put("10.42.9.0-24", value(third, 9), 0)
-		w.reg.SetHistory(0)
-		w.reg.Fail(nil)
-		elapse(10 * time.Second)
+		w.outage(time.Minute, func() {
+			w.reg.Put("10.42.8.0-24", value(them, 88), 0) // changed
+			w.reg.Put("10.42.9.0-24", value(third, 9), 0)
+			w.reg.SetHistory(0)
+		})
 		w.expect(1, "10.42.8.0/24", "10.42.9.0/24")
 		w.says("listing all leases again", 1)
 		w.reg.Put("10.42.9.0-24", value(third, 9), 0)
@@ -249,11 +245,7 @@ func TestFollowWiped(t *testing.T) {
 			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		}
 		elapse(time.Second)
-		w.reg.Fail(errAway)
-		elapse(time.Minute)
-		w.reg.Wipe()
-		w.reg.Fail(nil)
-		elapse(10 * time.Second)
+		w.outage(time.Minute, w.reg.Wipe)
 		w.expect(0)
 		if held := w.held(w.own.Subnets); !held.SameAs(w.own) {
 			t.Errorf("registry holds %+v", held)
@@ -493,13 +485,7 @@ func TestFollowEndsWithContext(t *testing.T) {
 func TestFollowMarksStaleLeases(t *testing.T) {
 	for name, forget := range map[string]func(w *following){
 		"deleted": func(w *following) { w.reg.Remove("10.42.8.0-24") },
-		"wiped": func(w *following) {
-			w.reg.Fail(errAway)
-			elapse(time.Minute)
-			w.reg.Wipe()
-			w.reg.Fail(nil)
-			elapse(10 * time.Second)
-		},
+		"wiped":   func(w *following) { w.outage(time.Minute, w.reg.Wipe) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			following1(t, func(w *following) {
@@ -528,17 +514,11 @@ func TestFollowMarksStaleLeases(t *testing.T) {
 // gets its address.
 func TestFollowBadEntryIsNotStale(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(errAway)
-		elapse(time.Minute)
-		w.reg.Wipe()
-		w.reg.Fail(nil)
-		elapse(10 * time.Second)
-		w.reg.Fail(errAway)
-		elapse(time.Second)
-		w.reg.Put("10.42.8.0-24", "{", 0)
-		w.reg.SetHistory(0) // all is listed again
-		w.reg.Fail(nil)
-		elapse(10 * time.Second)
+		w.outage(time.Minute, w.reg.Wipe)
+		w.outage(time.Second, func() {
+			w.reg.Put("10.42.8.0-24", "{", 0)
+			w.reg.SetHistory(0) // all is listed again
+		})
 		w.take()
 		w.reg.Put("10.42.9.0-24", value(them, 8), 0)
 		elapse(time.Second)

@@ -245,15 +245,14 @@ func TestIdentityInWipedStore(t *testing.T) {
 			w.reg.Put("10.42.8.0-24", value(them, 8), 0)
 		}
 		elapse(time.Second)
-		w.reg.Fail(errAway)
-		elapse(10 * time.Second)
-		w.reg.Wipe()
-		for n := uint64(1); n < w.own.Created; n++ {
-			w.reg.Put("10.42.9.0-24", value(third, 9), 0)
-		}
-		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
-		w.reg.Fail(nil)
-		elapse(30 * time.Second)
+		w.outage(10*time.Second, func() {
+			w.reg.Wipe()
+			for n := uint64(1); n < w.own.Created; n++ {
+				w.reg.Put("10.42.9.0-24", value(third, 9), 0)
+			}
+			w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
+		})
+		elapse(20 * time.Second)
 		held := w.held(ipv4("10.42.7.0/24"))
 		if held.Created != w.own.Created {
 			t.Fatalf("created at %d, ours at %d", held.Created, w.own.Created)

@@ -123,17 +123,12 @@ func TestOwnKeyIsRestored(t *testing.T) {
 		change func(w *following)
 		says   string
 	}{
-		"deleted": {func(w *following) { w.reg.Remove("10.42.7.0-24") }, deleted},
-		"expired while the registry was away": {func(w *following) {
-			w.reg.Fail(errAway)
-			elapse(3 * ttl)
-			w.reg.Fail(nil)
-			elapse(6 * time.Second)
-		}, deleted},
-		"another MAC": {put(value(me, 99)), "own lease was overwritten"},
-		"no MAC":      {put(`{"PublicIP":"198.51.100.7"}`), "own lease was overwritten"},
-		"nonsense":    {put("nonsense"), "own lease was overwritten"},
-		"empty":       {put(""), "own lease was overwritten"},
+		"deleted":                             {func(w *following) { w.reg.Remove("10.42.7.0-24") }, deleted},
+		"expired while the registry was away": {func(w *following) { w.outage(3*ttl, func() {}) }, deleted},
+		"another MAC":                         {put(value(me, 99)), "own lease was overwritten"},
+		"no MAC":                              {put(`{"PublicIP":"198.51.100.7"}`), "own lease was overwritten"},
+		"nonsense":                            {put("nonsense"), "own lease was overwritten"},
+		"empty":                               {put(""), "own lease was overwritten"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			following1(t, func(w *following) {
@@ -277,11 +272,7 @@ func TestOwnKeyTaken(t *testing.T) {
 // Another host takes the subnet between the expiry of our lease and our return.
 func TestOwnKeyTakenWhileAway(t *testing.T) {
 	following1(t, func(w *following) {
-		w.reg.Fail(errAway)
-		elapse(2 * ttl)
-		w.reg.Put("10.42.7.0-24", value(them, 70), ttl)
-		w.reg.Fail(nil)
-		elapse(7 * time.Second)
+		w.outage(2*ttl, func() { w.reg.Put("10.42.7.0-24", value(them, 70), ttl) })
 		w.says("lost own subnet to another host", 1)
 		if v := w.newest(); v.Own.Subnets == w.own.Subnets {
 			t.Errorf("view %+v\n%s", v, w.log)

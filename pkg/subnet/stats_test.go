@@ -70,10 +70,7 @@ func TestStatsOfRelists(t *testing.T) {
 			}
 		},
 		subnet.OwnLease: func(w *following) {
-			w.reg.Fail(errAway)
-			elapse(time.Minute)
-			w.reg.Put("10.42.7.0-24", "nonsense", ttl)
-			w.reg.Fail(nil)
+			w.outage(time.Minute, func() { w.reg.Put("10.42.7.0-24", "nonsense", ttl) })
 		},
 	} {
 		t.Run(want.String(), func(t *testing.T) {

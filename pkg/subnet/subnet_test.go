@@ -135,6 +135,15 @@ func (f *fixture) says(text string, n int) {
 	}
 }
 
+// outage makes the registry fail for d, calls do, and waits until the host notices that it answers.
+func (f *fixture) outage(d time.Duration, do func()) {
+	f.reg.Fail(errAway)
+	elapse(d)
+	do()
+	f.reg.Fail(nil)
+	elapse(10 * time.Second)
+}
+
 // in runs test in a bubble with fake time.
 func in(t *testing.T, test func(f *fixture)) {
 	t.Helper()

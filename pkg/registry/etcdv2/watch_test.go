@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -13,15 +12,14 @@ import (
 	client "go.etcd.io/etcd/client/v2"
 
 	"flanneld/pkg/lab/etcdtest"
-	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/registrytest"
 )
 
 var (
-	subnet7 = lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))
-	attrs7  = lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VtepMAC":"02:00:00:00:00:07"}`}
-	lease7  = lease.Lease{Subnets: subnet7, Attrs: attrs7, Revision: 7}
+	lease7  = registrytest.Lease7()
+	subnet7 = lease7.Subnets
+	attrs7  = lease7.Attrs
 )
 
 // etcd drops events by their number, including those of other keys. The watch itself shows that the
@@ -87,9 +85,7 @@ func TestDirectories(t *testing.T) {
 	if !events[0].Deleted || events[0].Lease.Subnets != subnet7 {
 		t.Errorf("event %+v", events[0])
 	}
-	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	registrytest.Create(t, r)
 	_, index = next(index)
 
 	// Parent directories may be deleted too, also during a watch.
@@ -97,9 +93,7 @@ func TestDirectories(t *testing.T) {
 	if _, _, err := r.Watch(registrytest.Timeout(t), index); !errors.Is(err, registry.ErrHistoryLost) {
 		t.Errorf("watch after all was deleted: %v", err)
 	}
-	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	registrytest.Create(t, r)
 	index = registrytest.List(t, r).Index
 	lost := make(chan error, 1)
 	go func() {

@@ -50,10 +50,7 @@ func TestMemberWithoutLeader(t *testing.T) {
 	newOperator(t, members[0]).SetConfig("{}")
 	all := api.Open(t, etcdv3.Options{Endpoints: []string{members[0].URL, members[1].URL, members[2].URL}, Prefix: prefix})
 	one := api.Open(t, etcdv3.Options{Endpoints: []string{members[0].URL}, Prefix: prefix})
-	made, err := all.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := registrytest.Create(t, all)
 
 	// The failure of one member affects only the watch that used it.
 	index := registrytest.List(t, all).Index

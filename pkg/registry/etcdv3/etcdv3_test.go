@@ -18,8 +18,9 @@ import (
 const prefix = registrytest.Prefix
 
 var (
-	subnet7 = lease.SubnetsOf(netip.MustParsePrefix("10.42.7.0/24"))
-	attrs7  = lease.Attrs{PublicIP: netip.MustParseAddr("198.51.100.7"), BackendType: "vxlan", BackendData: `{"VtepMAC":"02:00:00:00:00:07"}`}
+	lease7  = registrytest.Lease7()
+	subnet7 = lease7.Subnets
+	attrs7  = lease7.Attrs
 	lease8  = lease.Lease{Subnets: lease.SubnetsOf(netip.MustParsePrefix("10.42.8.0/24"))}
 )
 

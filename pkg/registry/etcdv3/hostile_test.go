@@ -79,10 +79,7 @@ func TestManyKeysAreNotNamed(t *testing.T) {
 	}
 	b.putMany(t, junk)
 	b.Put("10.44.0.0-24", good, 0)
-	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := registrytest.Create(t, r)
 	var tails []client.Op
 	for i := range 5000 {
 		tails = append(tails, client.OpPut(b.Key(fmt.Sprintf("10.42.7.0-24&%d", i)), "x"))
@@ -108,10 +105,7 @@ func TestLeaseOfManyKeysIsLeft(t *testing.T) {
 	t.Parallel()
 	etcd, b := startGenerous(t)
 	r := api.At(t, etcd)
-	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := registrytest.Create(t, r)
 	_, id := b.at("10.42.7.0-24")
 	pad := strings.Repeat("k", 1000)
 	var ops []client.Op
@@ -119,9 +113,7 @@ func TestLeaseOfManyKeysIsLeft(t *testing.T) {
 		ops = append(ops, client.OpPut(fmt.Sprintf("/elsewhere/%s%d", pad, i), "x", client.WithLease(id)))
 	}
 	b.putMany(t, ops)
-	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	made = registrytest.Update(t, r, made)
 	if _, now := b.at("10.42.7.0-24"); now == id || now == 0 {
 		t.Errorf("etcd lease %x, was %x", now, id)
 	}

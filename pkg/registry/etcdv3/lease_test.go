@@ -36,7 +36,7 @@ func TestEtcdLeases(t *testing.T) {
 		t.Fatal(err)
 	}
 	value, id := b.at("10.42.7.0-24")
-	if want := `{"PublicIP":"198.51.100.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:07"}}`; value != want {
+	if want := `{"PublicIP":"198.51.0.7","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}}`; value != want {
 		t.Errorf("value %s, want %s", value, want)
 	}
 	if left, granted, keys := b.left(id); left < 86390 || granted != 86400 || keys != 1 {

@@ -202,7 +202,5 @@ func TestUserOfTheCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := api.Open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: prefix, CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey})
-	if _, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
-		t.Error(err)
-	}
+	registrytest.Create(t, r)
 }

@@ -89,10 +89,7 @@ func TestForeignKeys(t *testing.T) {
 	b := newOperator(t, etcd)
 	r := api.Open(t, etcdv3.Options{Endpoints: []string{etcd.URL}, Prefix: "/coreos.com//network/"})
 	index := registrytest.List(t, r).Index
-	made, err := r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := registrytest.Create(t, r)
 	foreign := []string{"10.42.7.0-24/notes", "10.42.7.0-24&fd42:0:0:7::-64/notes", "", "\xff\xfe", "10.42.7.0-24 old"}
 	for _, name := range foreign {
 		b.Put(name, `{"PublicIP":"198.51.100.9"}`, 0)
@@ -116,15 +113,11 @@ func TestForeignKeys(t *testing.T) {
 	if ev, err := r.Get(registrytest.Timeout(t), subnet7); err != nil || !ev.Lease.SameAs(made) || ev.Lease.Revision != made.Revision {
 		t.Errorf("read %+v, %v", ev, err)
 	}
-	if made, err = r.Update(registrytest.Timeout(t), made, attrs7, time.Hour); err != nil {
+	made = registrytest.Update(t, r, made)
+	if err := r.Release(registrytest.Timeout(t), made); err != nil {
 		t.Error(err)
 	}
-	if err = r.Release(registrytest.Timeout(t), made); err != nil {
-		t.Error(err)
-	}
-	if _, err = r.Create(registrytest.Timeout(t), subnet7, attrs7, time.Hour); err != nil {
-		t.Errorf("create beside foreign keys: %v", err)
-	}
+	registrytest.Create(t, r) // beside foreign keys
 }
 
 // A transaction of another program on many leases arrives completely, however large it is.

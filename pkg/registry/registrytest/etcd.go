@@ -168,9 +168,32 @@ func List(t testing.TB, r registry.Registry) registry.Listing {
 	return l
 }
 
+// Lease7 returns the lease that Create creates.
+func Lease7() lease.Lease { return lease.Lease{Subnets: subnets(7), Attrs: attrs(7), Revision: 7} }
+
+// Create leases 10.42.7.0/24 for an hour. It ends the test on an error.
+func Create(t testing.TB, r registry.Registry) lease.Lease {
+	t.Helper()
+	l, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// Update renews the lease of Create. It ends the test on an error.
+func Update(t testing.TB, r registry.Registry, prev lease.Lease) lease.Lease {
+	t.Helper()
+	l, err := r.Update(Timeout(t), prev, attrs(7), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 // Calls calls each method once and returns the errors by name.
 func Calls(ctx context.Context, r registry.Registry) map[string]error {
-	l7 := lease.Lease{Subnets: subnets(7), Attrs: attrs(7), Revision: 7}
+	l7 := Lease7()
 	errs := map[string]error{}
 	_, errs["list"] = r.List(ctx)
 	_, errs["config"] = r.Config(ctx)
@@ -302,10 +325,7 @@ func testLongConfig(t *testing.T, a API[Closer]) {
 func testHugeValues(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
 	r, o := a.At(t, server), NewOperator(t, server, a.Name)
-	made, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := Create(t, r)
 	index := List(t, r).Index
 	huge := strings.Repeat("x", 9<<20)
 	const good = `{"PublicIP":"198.51.100.9"}`
@@ -322,6 +342,7 @@ func testHugeValues(t *testing.T, a API[Closer]) {
 	o.Put("10.42.7.0-24", huge, 0)
 	var l registry.Listing
 	listed := func() bool { // etcd is slow with this much data
+		var err error
 		l, err = r.List(Timeout(t))
 		return err == nil
 	}
@@ -412,10 +433,7 @@ func (a API[R]) RunUnixSocket(t *testing.T) {
 func testRestartAndWipe(t *testing.T, a API[Closer]) {
 	server := etcdtest.StartEtcd(t)
 	r := a.At(t, server)
-	l7, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l7 := Create(t, r)
 	o := NewOperator(t, server, a.Name)
 	for range 50 {
 		o.SetConfig("{}")
@@ -439,9 +457,7 @@ func testRestartAndWipe(t *testing.T, a API[Closer]) {
 	}
 	server.Start(t)
 	wait.True(t, "etcd is back", func() bool { _, err := r.Config(Timeout(t)); return err == nil })
-	if l7, err = r.Update(Timeout(t), l7, attrs(7), time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	l7 = Update(t, r, l7)
 	events, index := Events(t, r, index, 1)
 	if events[0].Lease.Revision != l7.Revision {
 		t.Errorf("watch after the restart: %+v", events)
@@ -465,9 +481,7 @@ func testRestartAndWipe(t *testing.T, a API[Closer]) {
 	if len(l.Leases) != 0 {
 		t.Errorf("listing of a new etcd: %+v", l)
 	}
-	if l7, err = r.Create(Timeout(t), subnets(7), attrs(7), time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	l7 = Create(t, r)
 	if events, _ := Events(t, r, l.Index, 1); events[0].Lease.Revision != l7.Revision {
 		t.Errorf("watch of a new etcd: %+v", events)
 	}

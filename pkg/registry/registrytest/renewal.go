@@ -75,10 +75,7 @@ type renewed struct {
 
 func (r *renewed) begin() {
 	r.Helper()
-	made, err := r.Create(Timeout(r), subnets(7), attrs(7), time.Hour)
-	if err != nil {
-		r.Fatal(err)
-	}
+	made := Create(r, r)
 	listing, err := r.List(Timeout(r))
 	if err != nil {
 		r.Fatal(err)

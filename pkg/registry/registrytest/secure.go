@@ -125,14 +125,9 @@ func testPassword(t *testing.T, a API[Closer]) {
 	round := func(when string) {
 		t.Helper()
 		index := List(t, r).Index
-		made, err := r.Create(Timeout(t), subnets(7), attrs(7), time.Hour)
-		if err != nil {
-			t.Fatal(when, err)
-		}
+		made := Create(t, r)
 		Events(t, r, index, 1)
-		if made, err = r.Update(Timeout(t), made, attrs(7), time.Hour); err != nil {
-			t.Fatal(when, err)
-		}
+		made = Update(t, r, made)
 		if err := r.Release(Timeout(t), made); err != nil {
 			t.Error(when, err)
 		}
