@@ -151,40 +151,47 @@ func TestPeersAreFollowedWhileThePoolIsFull(t *testing.T) {
 	})
 }
 
-// TestEnlargedPool: a host without a subnet, at its start or later, has one within a second of an
-// enlargement of the pool, whatever it was waiting for.
-func TestEnlargedPool(t *testing.T) {
-	for _, waited := range []time.Duration{0, time.Second, 4 * time.Second, 7 * time.Second, time.Hour} {
+// withoutSubnet runs test with a host that waits for a subnet because it has lost its own, and with
+// one that starts.
+func withoutSubnet(t *testing.T, test func(s *scarce, w *following, lost bool)) {
+	t.Helper()
+	for _, lost := range []bool{true, false} {
 		in(t, func(f *fixture) {
 			s := newScarce(f)
-			w := s.lose()
-			elapse(waited)
-			s.terms <- subnet.Terms{Attrs: w.own.Attrs, Pool: s.wider, TTL: ttl}
-			own := s.leases(w, "10.42.10.0/24", time.Second)
-			if views := w.take(); len(views) != 1 || views[0].Own != own || len(views[0].Peers) != 3 {
-				t.Errorf("views %+v", views)
+			if lost {
+				test(s, s.lose(), lost)
+				return
 			}
-			s.says("no longer: cannot lease a subnet", 1)
-			elapse(3 * ttl)
-			s.says("lease renewed", 3)
-		})
-		in(t, func(f *fixture) {
-			s := newScarce(f)
 			s.full()
 			w := s.begin()
 			elapse(time.Second)
 			if !s.waits() || w.stats().Lost {
 				t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
 			}
-			elapse(waited)
 			w.expect(0)
-			s.terms <- subnet.Terms{Pool: s.wider, TTL: time.Hour}
+			test(s, w, lost)
+		})
+	}
+}
+
+// TestEnlargedPool: a host without a subnet has one within a second of an enlargement of the pool,
+// whatever it was waiting for.
+func TestEnlargedPool(t *testing.T) {
+	for _, waited := range []time.Duration{0, time.Second, 4 * time.Second, 7 * time.Second, time.Hour} {
+		withoutSubnet(t, func(s *scarce, w *following, lost bool) {
+			elapse(waited)
+			s.terms <- subnet.Terms{Attrs: attrsOf(me, 1), Pool: s.wider, TTL: 2 * ttl}
 			own := s.leases(w, "10.42.10.0/24", time.Second)
-			if left := time.Until(own.Expires); left > time.Hour || left < time.Hour-time.Second {
+			if left := time.Until(own.Expires); left > 2*ttl || left < 2*ttl-time.Second {
 				t.Errorf("leased for %v", left)
 			}
-			w.expect(1, "10.42.7.0/24", "10.42.8.0/24", "10.42.9.0/24")
+			if v := w.take(); len(v) != 1 || v[0].Own != own || !slices.Equal(peersOf(v[0]), []string{"10.42.7.0/24", "10.42.8.0/24", "10.42.9.0/24"}) {
+				t.Errorf("views %+v", v)
+			}
+			s.says("no longer: cannot lease a subnet", 1)
 			s.says("waiting for a free one", 2) // begins and ends
+			elapse(6 * ttl)
+			s.says("lease renewed", 3)
 		})
 	}
 }
@@ -234,21 +241,11 @@ func TestTermsThatChangeAgainAndAgain(t *testing.T) {
 // TestMovedNetwork: while this host waits, the network config gets entirely different subnets and
 // the uplink gets another address.
 func TestMovedNetwork(t *testing.T) {
-	in(t, func(f *fixture) {
-		s := newScarce(f)
-		w := s.lose()
+	withoutSubnet(t, func(s *scarce, w *following, lost bool) {
 		s.terms <- subnet.Terms{Attrs: attrsOf(elsewhere, 1), Pool: pool("10.77.0.0/16", 24, "10.77.3.0", "10.77.3.0"), TTL: ttl}
-		if own := s.leases(w, "10.77.3.0/24", time.Second); own.Attrs != attrsOf(elsewhere, 1) {
+		if own := s.leases(w, "10.77.3.0/24", time.Second); lost && own.Attrs != attrsOf(elsewhere, 1) {
 			t.Errorf("the lease says %+v", own.Attrs)
 		}
-	})
-	in(t, func(f *fixture) {
-		s := newScarce(f)
-		s.full()
-		w := s.begin()
-		elapse(time.Minute)
-		s.terms <- subnet.Terms{Pool: pool("10.77.0.0/16", 24, "10.77.3.0", "10.77.3.0"), TTL: ttl}
-		s.leases(w, "10.77.3.0/24", time.Second)
 	})
 }
 
@@ -267,36 +264,19 @@ func TestLostSubnetComesBack(t *testing.T) {
 // TestRegistryIsAwayWhileAcquiring: the outage and its end are each logged once, and then a lease
 // is acquired as soon as a subnet is free.
 func TestRegistryIsAwayWhileAcquiring(t *testing.T) {
-	in(t, func(f *fixture) {
-		s := newScarce(f)
-		w := s.lose()
-		s.reg.Fail(errAway)
-		elapse(time.Hour)
-		s.says("is unreachable", 1)
-		if !s.waits() || !w.stats().Lost || w.stats().AwaySince.IsZero() {
-			t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
-		}
-		s.reg.Remove("10.42.8.0-24")
-		s.reg.Fail(nil)
-		s.leases(w, "10.42.8.0/24", 10*time.Second)
+	withoutSubnet(t, func(s *scarce, w *following, lost bool) {
+		s.outage(time.Hour, func() {
+			s.says("is unreachable", 1)
+			if w.stats().AwaySince.IsZero() || !s.waits() || w.stats().Lost != lost {
+				t.Errorf("stats %+v, conditions %v", w.stats(), s.Conditions.Current())
+			}
+			s.reg.Remove("10.42.8.0-24")
+		})
+		s.leases(w, "10.42.8.0/24", 0)
 		s.says("is reachable again", 1)
-	})
-	in(t, func(f *fixture) {
-		s := newScarce(f)
-		s.full()
-		w := s.begin()
-		elapse(time.Second)
-		s.reg.Fail(errAway)
-		elapse(time.Hour)
-		s.says("is unreachable", 1)
-		if w.stats().AwaySince.IsZero() {
-			t.Errorf("stats %+v", w.stats())
+		if v := w.newest(); !slices.Equal(peersOf(v), []string{"10.42.7.0/24", "10.42.9.0/24"}) {
+			t.Errorf("view %+v", v)
 		}
-		s.reg.Remove("10.42.8.0-24")
-		s.reg.Fail(nil)
-		s.leases(w, "10.42.8.0/24", time.Second)
-		s.says("is reachable again", 1)
-		w.expect(1, "10.42.7.0/24", "10.42.9.0/24")
 	})
 }
 
