@@ -101,7 +101,7 @@ func (t *Tools) cached(w tool) *Tables { return t.last(w).tables }
 // implements firewall.Keeper and, for the legacy tables, firewall.Inspector.
 type Keeper struct {
 	tools *Tools
-	place firewall.Place
+	place firewall.Place // of the variant; Nowhere for the installed one
 }
 
 // tables finds the commands. A variant may be installed under its own name only, or as "iptables".
