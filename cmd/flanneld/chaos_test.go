@@ -144,8 +144,7 @@ func startMayhem(t *testing.T, of chaosOf, seed uint64, total time.Duration) *ma
 	}
 	for _, v := range m.victims {
 		m.must(v.daemon.WaitReady(ctx))
-		k, err := v.AddContainerTo(v.network.bridge, v.file)
-		m.must(err)
+		k := m.containerTo(v.Host, v.network.bridge, v.file)
 		v.container, v.subnet = k, netip.PrefixFrom(k.Addr, 24).Masked()
 	}
 	m.recover()

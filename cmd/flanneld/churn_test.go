@@ -145,12 +145,7 @@ func TestDockerChurn(t *testing.T) {
 		const ours = "iptables -S FORWARD | grep FLANNEL"
 		before := c.sh(h, ours)
 		c.sh(h, "iptables -F FORWARD")
-		took := c.within(10*time.Second, "rules", func() error {
-			if now, err := c.try(h, ours); err != nil || now != before {
-				return fmt.Errorf("%q, %v", now, err)
-			}
-			return nil
-		})
+		took := c.prints(h, 10*time.Second, ours, before)
 		t.Logf("repaired after %v", took.Round(time.Millisecond))
 	})
 	t.Run("follows the uplink", func(t *testing.T) {

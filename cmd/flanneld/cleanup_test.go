@@ -80,12 +80,7 @@ func TestCleanup(t *testing.T) {
 				t.Helper()
 				p = c.startCommand(h, lab.Command{Env: env, Args: s.args})
 			}
-			stop := func() {
-				t.Helper()
-				c.must(p.Signal(s.signal))
-				_, err := p.Wait(c.ctx)
-				c.must(err)
-			}
+			stop := func() { c.end(p, s.signal) }
 			start()
 			file := "-subnet-file=" + h.SubnetFile
 			before := c.traces(h, "10.42.")

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -232,8 +233,29 @@ func sideBySide(n int, f func(i int) error) error {
 // stop ends a flanneld in good order.
 func (c *cluster) stop(p *lab.Process) {
 	c.t.Helper()
-	_, err := p.Stop(c.ctx)
+	c.end(p, syscall.SIGTERM)
+}
+
+// end ends a process by a signal, and returns its exit code.
+func (c *cluster) end(p *lab.Process, s syscall.Signal) int {
+	c.t.Helper()
+	if err := p.Signal(s); !errors.Is(err, os.ErrProcessDone) {
+		c.must(err)
+	}
+	code, err := p.Wait(c.ctx)
 	c.must(err)
+	return code
+}
+
+// prints waits until a command prints what it printed before.
+func (c *cluster) prints(h *lab.Host, d time.Duration, command, want string) time.Duration {
+	c.t.Helper()
+	return c.within(d, command, func() error {
+		if now, err := c.try(h, command); err != nil || now != want {
+			return fmt.Errorf("it prints\n%s\nand not\n%s\n%w", now, want, err)
+		}
+		return nil
+	})
 }
 
 // given returns the value of an environment variable, or the default of a short run.
@@ -291,6 +313,19 @@ func leaseKey(prefix string, subnet netip.Prefix) string {
 	return prefix + "/subnets/" + strings.Replace(subnet.String(), "/", "-", 1)
 }
 
+// container adds a container to a host, after docker has taken over the subnet file if it has changed.
+func (c *cluster) container(h *lab.Host) *lab.Container {
+	c.t.Helper()
+	return c.containerTo(h, "docker0", h.SubnetFile)
+}
+
+func (c *cluster) containerTo(h *lab.Host, bridge, subnetFile string) *lab.Container {
+	c.t.Helper()
+	k, err := h.AddContainerTo(bridge, subnetFile)
+	c.must(err)
+	return k
+}
+
 // addContainers adds a container to each host, or to each of some.
 func (c *cluster) addContainers(some ...*lab.Host) {
 	c.t.Helper()
@@ -298,9 +333,7 @@ func (c *cluster) addContainers(some ...*lab.Host) {
 		some = c.Hosts
 	}
 	for _, h := range some {
-		k, err := h.AddContainer()
-		c.must(err)
-		c.containers = append(c.containers, k)
+		c.containers = append(c.containers, c.container(h))
 	}
 }
 

@@ -127,9 +127,7 @@ func (c *cluster) pingAcross() {
 	defer cancel()
 	var some []*lab.Container
 	for _, h := range []*lab.Host{c.Hosts[0], c.Hosts[n/2], c.Hosts[n-1]} {
-		k, err := h.AddContainer()
-		c.must(err)
-		some = append(some, k)
+		some = append(some, c.container(h))
 	}
 	for i, from := range some {
 		to := some[(i+1)%len(some)]

@@ -279,9 +279,7 @@ func (c *cluster) steal(h *lab.Host) (key string, subnet netip.Prefix) {
 // restartDocker replaces a container, and has docker take the subnet in the subnet file.
 func (c *cluster) restartDocker(i int) {
 	c.t.Helper()
-	k, err := c.Hosts[i].AddContainer()
-	c.must(err)
-	c.containers[i] = k
+	c.containers[i] = c.container(c.Hosts[i])
 }
 
 // subnetTakenWhileStopped does it to a host that finds out when it starts.

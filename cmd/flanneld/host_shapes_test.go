@@ -391,8 +391,7 @@ func (n *node) leased() netip.Prefix {
 // addContainer starts docker and a container.
 func (n *node) addContainer() {
 	n.t.Helper()
-	k, err := n.host.AddContainerTo(n.bridge, n.file)
-	n.must(err)
+	k := n.containerTo(n.host, n.bridge, n.file)
 	n.container = k
 }
 

@@ -36,10 +36,8 @@ func testRestart(t *testing.T, sig syscall.Signal, forget bool) {
 	back := c.pinger(b, a)
 	file, _ := os.Stat(h.SubnetFile)
 	for range 3 {
-		c.must(h.Flanneld().Signal(sig))
-		code, err := h.Flanneld().Wait(c.ctx)
-		if err != nil || sig == syscall.SIGTERM && code != 0 {
-			t.Fatalf("exit code %d, %v", code, err)
+		if code := c.end(h.Flanneld(), sig); sig == syscall.SIGTERM && code != 0 {
+			t.Fatalf("exit code %d", code)
 		}
 		if forget {
 			c.must(os.Remove(h.SubnetFile))
@@ -70,41 +68,31 @@ func TestSignals(t *testing.T) {
 	stop := func(stage string, sig syscall.Signal) {
 		t.Helper()
 		start := time.Now()
-		c.must(h.Flanneld().Signal(sig))
-		code, err := h.Flanneld().Wait(c.ctx)
-		if took := time.Since(start); err != nil || code != 0 || took > time.Second {
-			t.Errorf("%s, %v: exit code %d after %v, %v\n%s", stage, sig, code, took, err, h.Flanneld().Logs())
+		code := c.end(h.Flanneld(), sig)
+		if took := time.Since(start); code != 0 || took > time.Second {
+			t.Errorf("%s, %v: exit code %d after %v\n%s", stage, sig, code, took, h.Flanneld().Logs())
 		}
 	}
-	start := func(args ...string) {
-		t.Helper()
-		c.launch(h, args...)
-	}
-	waitLog := func(words ...string) {
-		t.Helper()
-		c.says(h.Flanneld(), words...)
-	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		start("-etcd-endpoints=http://192.0.2.1:2379") // black hole
-		waitLog("chose uplink")
+		c.launch(h, "-etcd-endpoints=http://192.0.2.1:2379") // black hole
+		c.says(h.Flanneld(), "chose uplink")
 		stop("connecting to etcd", sig)
-		start()
-		waitLog("network config is missing")
+		c.launch(h)
+		c.says(h.Flanneld(), "network config is missing")
 		stop("waiting for the config", sig)
 	}
 	c.put("config", vxlanConfig)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		start()
+		c.launch(h)
 		c.must(h.Flanneld().WaitReady(c.ctx))
 		stop("in the instant of READY", sig)
 	}
 	// Wherever the signal comes between the first log line and long after
 	// READY.
 	for delay := time.Duration(0); delay < 60*time.Millisecond; delay += 3 * time.Millisecond {
-		start()
-		waitLog("starting flanneld")
-		timer := time.NewTimer(delay)
-		<-timer.C
+		c.launch(h)
+		c.says(h.Flanneld(), "starting flanneld")
+		pauseFor(c.ctx, delay)
 		stop("after "+delay.String(), syscall.SIGTERM)
 	}
 	if s := c.snapshot(h, "10.42.0.0/16", "flannel.1"); len(s.Links) != 1 {

@@ -160,12 +160,7 @@ func TestRulesRepair(t *testing.T) {
 				if c.sh(h, f.rules) != before {
 					t.Logf("%s: there is damage to see", damage)
 				}
-				took := c.within(f.repair+500*time.Millisecond, damage, func() error {
-					if now := c.sh(h, f.rules); now != before {
-						return fmt.Errorf("the rules are\n%s\nbefore\n%s", now, before)
-					}
-					return nil
-				})
+				took := c.prints(h, f.repair+500*time.Millisecond, f.rules, before)
 				t.Logf("%-50s repaired after %v", damage, took.Round(time.Millisecond))
 			}
 			stop()
@@ -272,8 +267,7 @@ func TestRulesLeftBehind(t *testing.T) {
 			} {
 				c.sh(h, "iptables -t nat -A POSTROUTING "+rule)
 			}
-			a, err := h.AddContainer()
-			c.must(err)
+			a := c.container(h)
 			b := c.containers[1]
 			c.within(10*time.Second, "ping", func() error {
 				_, err := a.Ping(c.ctx, b.Addr, lab.PingOptions{Timeout: 250 * time.Millisecond})

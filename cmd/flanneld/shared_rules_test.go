@@ -85,12 +85,8 @@ func startTwoNetworks(t *testing.T, keeper string) *twoNetworks {
 	}
 	c.ready()
 	for _, h := range c.Hosts {
-		k, err := h.AddContainer()
-		c.must(err)
-		c.networks[0] = append(c.networks[0], k)
-		k, err = h.AddContainerTo("docker1", network{c.cluster, secondPrefix}.file(h))
-		c.must(err)
-		c.networks[1] = append(c.networks[1], k)
+		c.networks[0] = append(c.networks[0], c.container(h))
+		c.networks[1] = append(c.networks[1], c.containerTo(h, "docker1", network{c.cluster, secondPrefix}.file(h)))
 	}
 	return c
 }

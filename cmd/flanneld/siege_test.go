@@ -340,8 +340,7 @@ func (s *siege) joins() {
 	if u.HWM > 22<<20+siegeGrowth {
 		s.t.Errorf("a new host needs %.1f MB", mb(u.HWM))
 	}
-	k, err := s.stranger.AddContainer()
-	s.must(err)
+	k := s.container(s.stranger)
 	for _, to := range s.containers {
 		ping, cancel := context.WithTimeout(s.ctx, slow(5*time.Second))
 		if _, err := k.WaitPing(ping, to.Addr); err != nil {

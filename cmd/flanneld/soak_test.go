@@ -215,11 +215,8 @@ func (s *soak) exact() error {
 // goroutines ends the daemon in a way that has it list them.
 func (s *soak) goroutines() int {
 	s.t.Helper()
-	p := s.daemon
-	s.must(p.Signal(syscall.SIGQUIT))
-	_, err := p.Wait(s.ctx)
-	s.must(err)
-	return strings.Count(p.Logs(), "\ngoroutine ")
+	s.end(s.daemon, syscall.SIGQUIT)
+	return strings.Count(s.daemon.Logs(), "\ngoroutine ")
 }
 
 func mean(values []float64) (m float64) {

@@ -96,9 +96,7 @@ func TestUDPRollback(t *testing.T) {
 				daemon.KeepStored()
 			}
 			start := time.Now()
-			c.must(daemon.Signal(r.signal))
-			_, err := daemon.Wait(c.ctx)
-			c.must(err)
+			c.end(daemon, r.signal)
 			for _, f := range daemon.Stored() {
 				t.Errorf("systemd hands %s to the old binary", f.Name())
 				defer f.Close()

@@ -64,9 +64,7 @@ func TestUDPRestart(t *testing.T) {
 						t.Fatalf("systemd was given %d descriptors", len(kept))
 					}
 				}
-				c.must(daemon.Signal(r.signal))
-				_, err := daemon.Wait(c.ctx)
-				c.must(err)
+				c.end(daemon, r.signal)
 				start := time.Now()
 				daemon = c.startCommand(h, lab.Command{Stored: kept})
 				ready := time.Since(start)

@@ -94,12 +94,11 @@ func TestUnderlayLock(t *testing.T) {
 			sender := c.Hosts[1]
 			file := filepath.Join(c.Dir, "own.env")
 			c.must(os.WriteFile(file, []byte("FLANNEL_NETWORK=172.18.0.0/24\nFLANNEL_SUBNET=172.18.0.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"), 0o644))
-			foreign, err := sender.AddContainerTo("docker9", file)
-			c.must(err)
+			foreign := c.containerTo(sender, "docker9", file)
 			c.sh(sender, `echo 'table ip docker9 { chain post { type nat hook postrouting priority 100; ip saddr 172.18.0.0/24 oifname != "docker9" masquerade; }; }' | nft -f -`)
 			reached := c.listener(&h.Endpoint, 9999)
 			outside := c.dialFrom(&foreign.Endpoint, 0, netip.AddrPortFrom(h.Addr, 9999))
-			_, err = outside.Write([]byte("out"))
+			_, err := outside.Write([]byte("out"))
 			c.must(err)
 			if got := reached(2 * time.Second); got != "out" {
 				t.Errorf("to another port: %q", got)
@@ -113,8 +112,7 @@ func TestUnderlayLock(t *testing.T) {
 			}
 
 			p := start(last)
-			joined, err := last.AddContainer()
-			c.must(err)
+			joined := c.container(last)
 			if _, err := victim.WaitPing(c.ctx, joined.Addr); err != nil {
 				t.Error(err)
 			}
@@ -177,8 +175,7 @@ func TestLocksOfTwoNetworks(t *testing.T) {
 	var ends []*lab.Container
 	for _, on := range []*lab.Host{h, c.Hosts[2]} { // the third host is in the second network alone
 		c.must(second.start(on, nil).WaitReady(c.ctx))
-		k, err := on.AddContainerTo("docker1", second.file(on))
-		c.must(err)
+		k := c.containerTo(on, "docker1", second.file(on))
 		ends = append(ends, k)
 	}
 	if _, err := ends[0].WaitPing(c.ctx, ends[1].Addr); err != nil {

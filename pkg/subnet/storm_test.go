@@ -44,17 +44,23 @@ func TestGreatJoinStorm(t *testing.T) {
 			all := join(t, clients, hosts)
 			took := time.Since(start)
 			checkJoined(t, all, clients[0])
-			lists := make([]int, hosts)
-			for i, h := range all {
-				lists[i] = h.lists
+			var lists []int
+			for _, h := range all {
+				// On a busy machine etcd does not answer all in time, and they have to list again.
+				if h.log.Count("is unreachable") == 0 {
+					lists = append(lists, h.lists)
+				}
+			}
+			if len(lists) == 0 {
+				t.Fatal("etcd has answered nobody in time")
 			}
 			slices.Sort(lists)
-			if median := lists[hosts/2]; median > 2 {
+			if median := lists[len(lists)/2]; median > 2 {
 				t.Errorf("half of the hosts list the leases %d times or more", median)
 			}
 			asked := requests(t, etcd.URL, api.request) - before
-			t.Logf("%d hosts joined within %v, with %d requests to etcd; listings of a host: median %d, 99th percentile %d, most %d",
-				hosts, took.Round(time.Millisecond), asked, lists[hosts/2], lists[hosts*99/100], lists[hosts-1])
+			t.Logf("%d hosts joined within %v, with %d requests to etcd; listings of %d of them: median %d, 99th percentile %d, most %d",
+				hosts, took.Round(time.Millisecond), asked, len(lists), lists[len(lists)/2], lists[len(lists)*99/100], lists[len(lists)-1])
 		})
 	}
 }
@@ -87,7 +93,7 @@ func (j *joiner) List(ctx context.Context) (registry.Listing, error) {
 // join starts an acquisition on all hosts at the same time.
 func join(t *testing.T, clients []registry.Registry, hosts int) []*joiner {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // how long it takes is up to the machine
 	defer cancel()
 	all := make([]*joiner, hosts)
 	var wg sync.WaitGroup
