@@ -313,7 +313,7 @@ func leaseKey(prefix string, subnet netip.Prefix) string {
 	return prefix + "/subnets/" + strings.Replace(subnet.String(), "/", "-", 1)
 }
 
-// container adds a container to a host, after docker has taken over the subnet file if it has changed.
+// container adds a container to a host, whose docker takes over a subnet file that has changed.
 func (c *cluster) container(h *lab.Host) *lab.Container {
 	c.t.Helper()
 	return c.containerTo(h, "docker0", h.SubnetFile)

@@ -10,8 +10,8 @@ import (
 )
 
 // TestPassword: etcd requires authentication. With a wrong password the daemon waits, because the
-// server's may change. However often it tries, that is one condition, which names the flags. It never
-// logs the password.
+// server's may change. However often it tries, that is one condition, which names the flags. It
+// never logs the password.
 func TestPassword(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})

@@ -264,7 +264,7 @@ func (s *stage) subnetTaken() {
 	s.must(s.keys.Delete(s.ctx, key))
 }
 
-// steal has another host take a host's subnet, whose daemon cannot create its lease again meanwhile.
+// steal has another host take a host's subnet, while the daemon cannot create its lease again.
 func (c *cluster) steal(h *lab.Host) (key string, subnet netip.Prefix) {
 	c.t.Helper()
 	key, _ = c.lease(h)

@@ -47,8 +47,8 @@ func TestUplinkSelectors(t *testing.T) {
 	}
 }
 
-// TestHealth asks /healthz and /readyz before and after READY. A second daemon exits, and logs which
-// program uses the port.
+// TestHealth asks /healthz and /readyz before and after READY. A second daemon exits, and logs
+// which program uses the port.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Options{Hosts: 1})

@@ -235,8 +235,8 @@ func (c *cluster) holds(h *lab.Host, d time.Duration, subnet, publicIP, mac stri
 	})
 }
 
-// TestPeerChanges follows a peer that joins, moves, changes its MAC and leaves, while the daemon runs
-// and while it is stopped.
+// TestPeerChanges follows a peer that joins, moves, changes its MAC and leaves, while the daemon
+// runs and while it is stopped.
 func TestPeerChanges(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 2, upperConfig)

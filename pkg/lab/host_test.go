@@ -78,20 +78,15 @@ func TestHostsReachEachOther(t *testing.T) {
 	pinger, err := h1.StartPinger(h3.Addr, 5*time.Millisecond)
 	must(t, err)
 	wait := func(what string, done func(PingStats) bool) {
-		err := wait.Until(ctx, func() error {
-			if !done(pinger.Stats()) {
-				return errors.New(what)
-			}
-			return nil
-		})
-		must(t, err)
+		t.Helper()
+		wait.True(t, what, func() bool { return done(pinger.Stats()) })
 	}
-	wait("no replies", func(s PingStats) bool { return s.Received > 5 })
+	wait("replies", func(s PingStats) bool { return s.Received > 5 })
 	must(t, h3.Unplug())
-	wait("no loss", func(s PingStats) bool { return s.Lost > 20 })
+	wait("loss", func(s PingStats) bool { return s.Lost > 20 })
 	must(t, h3.Plug())
 	before := pinger.Stats().Received
-	wait("no replies after plugging in", func(s PingStats) bool { return s.Received > before+5 })
+	wait("replies after plugging in", func(s PingStats) bool { return s.Received > before+5 })
 	if s := pinger.Stop(); s.Lost < 15 || s.Outage < 75*time.Millisecond || s.Sent != s.Received+s.Lost || len(s.RTTs) != s.Received {
 		t.Errorf("pinger: %+v", s)
 	}
@@ -207,14 +202,7 @@ func TestProcess(t *testing.T) {
 	if err != nil {
 		t.Skip("needs /bin/sh: ", err)
 	}
-	if err := wait.Until(ctx, func() error {
-		if p.Logs() != "hello\n" {
-			return errors.New("log: " + p.Logs())
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	wait.True(t, "the log says hello", func() bool { return p.Logs() == "hello\n" })
 	if u, err := p.Usage(); err != nil || u.CPU == 0 || u.RSS == 0 || u.HWM < u.RSS {
 		t.Errorf("usage: %+v, %v", u, err)
 	}
@@ -223,17 +211,10 @@ func TestProcess(t *testing.T) {
 	if err := p.WaitReady(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ready: %v", err)
 	}
-	if err := wait.Until(ctx, func() error {
-		if err := p.Signal(syscall.SIGCONT); err != nil && !p.Exited() {
-			return err
-		}
-		if !p.Exited() {
-			return errors.New("still there")
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	wait.True(t, "the process ends", func() bool {
+		p.Signal(syscall.SIGCONT) // again: it may not have stopped yet
+		return p.Exited()
+	})
 	if code, err := p.Wait(ctx); err != nil || code != 3 {
 		t.Errorf("exit code %d, %v", code, err)
 	}

@@ -209,13 +209,14 @@ func (h *Host) takeOut(c *card) error {
 	})
 }
 
-// Shell runs a shell script on a host of a site, until a command fails, with the host's number in N,
-// and returns its output.
+// Shell runs a shell script on a host of a site, until a command fails, with the host's number in
+// N, and returns its output.
 func (h *Host) Shell(ctx context.Context, script string) (string, error) {
 	return h.NS.Shell(ctx, "set -e\n"+script, fmt.Sprintf("N=%d", h.Number), "XTABLES_LOCKFILE="+filepath.Join(h.lab.Dir, h.Name, "xtables.lock"))
 }
 
-// Shell runs a shell script on the router, as Host.Shell does, with the numbers of all hosts in HOSTS.
+// Shell runs a shell script on the router, as Host.Shell does, with the numbers of all hosts in
+// HOSTS.
 func (s *Site) Shell(ctx context.Context, script string) (string, error) {
 	var numbers []string
 	for _, h := range s.Hosts {
