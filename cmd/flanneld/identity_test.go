@@ -41,6 +41,7 @@ func (c *cluster) copyFiles(from, to *lab.Host) {
 // addDevice creates flanneld's device with a given MAC.
 func (c *cluster) addDevice(h *lab.Host, mac string) {
 	c.t.Helper()
+	need(c.t, "ip")
 	c.sh(h, fmt.Sprintf("ip link add flannel.1 address %s type vxlan id 1 dev eth0 local %s dstport 8472 nolearning", mac, h.Addr))
 }
 
@@ -55,8 +56,7 @@ func TestClonedHost(t *testing.T) {
 			eachAPI(t, lab.Options{Hosts: 3}, func(t *testing.T, c *cluster) {
 				c.put("config", vxlanConfig)
 				first, clone, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
-				c.start(first)
-				c.start(third)
+				c.startEach(lab.Command{}, first, third)
 				key, before := c.held(first)
 				c.copyFiles(first, clone)
 				switch name {
@@ -90,8 +90,7 @@ func TestMovedHost(t *testing.T) {
 	eachAPI(t, lab.Options{Hosts: 3}, func(t *testing.T, c *cluster) {
 		c.put("config", vxlanConfig)
 		gone, next, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
-		c.start(gone)
-		c.start(third)
+		c.startEach(lab.Command{}, gone, third)
 		_, before := c.held(gone)
 		c.copyFiles(gone, next)
 		c.must(gone.Flanneld().Kill(c.ctx))
@@ -116,8 +115,7 @@ func TestFirstOwnerReturns(t *testing.T) {
 	eachAPI(t, lab.Options{Hosts: 3}, func(t *testing.T, c *cluster) {
 		c.put("config", vxlanConfig)
 		first, clone, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
-		c.start(first)
-		c.start(third)
+		c.startEach(lab.Command{}, first, third)
 		c.copyFiles(first, clone)
 		c.must(first.Unplug())
 		c.start(clone)
@@ -209,8 +207,7 @@ func TestOnePublicIPOnTwoHosts(t *testing.T) {
 			eachAPI(t, lab.Options{Hosts: 3}, func(t *testing.T, c *cluster) {
 				c.put("config", vxlanConfig)
 				first, second, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
-				c.start(first)
-				c.start(third)
+				c.startEach(lab.Command{}, first, third)
 				_, before := c.held(first)
 				subnet := c.subnet(first)
 				if mac != "" {
