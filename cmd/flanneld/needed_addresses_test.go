@@ -237,7 +237,7 @@ func TestUDPNetworkOverEtcd(t *testing.T) {
 	}
 	b.connect()
 	h := b.Hosts[0]
-	for _, x := range []struct{ addr, device string }{{etcdInside, "eth0"}, {"10.42.200.1", "flannel0"}, {"10.77.3.1", "flannel0"}, {"10.77.4.1", "eth0"}} {
+	for _, x := range []struct{ addr, device string }{{etcdInside, "eth0"}, {b.subnet(b.Hosts[1]).Addr().Next().String(), "flannel0"}, {"10.77.3.1", "flannel0"}, {"10.77.4.1", "eth0"}} {
 		b.leads(h, x.addr, x.device)
 	}
 	if got := b.udpRoutes(h); !slices.Equal(got, []string{"10.42.0.0/16", "10.77.3.0/24"}) {

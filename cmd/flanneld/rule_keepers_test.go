@@ -142,9 +142,8 @@ func TestRuleThatIPTablesCannotRead(t *testing.T) {
 		t.Logf("back after %v", took.Round(time.Millisecond))
 		c.must(c.pingBothWays())
 	}
-	if a, b := lines(p, "level=WARN", nftablesStandIn), lines(p, "no longer: "+nftablesStandIn); a != 2 || b != 2 {
-		t.Errorf("said %d and %d times:\n%s", a, b, p.Logs())
-	}
+	c.saysTimes(p, 2, "level=WARN", nftablesStandIn)
+	c.saysTimes(p, 2, "no longer: "+nftablesStandIn)
 }
 
 // TestIPTablesThatCannotBeUsed: while iptables fails for any reason, at the start or later,
