@@ -29,16 +29,19 @@ func (s *scanner) misplaced(c byte, wanted string) {
 
 // next returns the next byte that is not blank.
 func (s *scanner) next() byte {
-	for s.err == nil {
+	if s.err != nil {
+		return 0
+	}
+	for {
 		c, err := s.in.ReadByte()
 		switch {
 		case err != nil:
 			s.fail(err)
+			return 0
 		case c != ' ' && c != '\t' && c != '\n' && c != '\r':
 			return c
 		}
 	}
-	return 0
 }
 
 func (s *scanner) expect(want byte) {

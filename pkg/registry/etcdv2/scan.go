@@ -116,8 +116,12 @@ func (s *scanner) node(child func(*client.Node)) *client.Node {
 // name reads the rest of the name of a member. Only a few names matter.
 func (s *scanner) name() string {
 	s.string(64)
+	if s.err != nil {
+		return ""
+	}
+	name := s.text[1 : len(s.text)-1]
 	for _, known := range []string{"action", "node", "key", "value", "dir", "modifiedIndex", "createdIndex", "ttl", "expiration", "nodes"} {
-		if s.err == nil && string(s.text[1:len(s.text)-1]) == known {
+		if string(name) == known {
 			return known
 		}
 	}
