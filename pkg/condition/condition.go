@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -251,6 +252,8 @@ func (l *List) Current() []Condition {
 			all = append(all, e.Condition)
 		}
 	}
-	slices.SortFunc(all, func(a, b Condition) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID)) })
+	sort.Slice(all, func(i, j int) bool {
+		return cmp.Or(all[i].Since.Compare(all[j].Since), cmp.Compare(all[i].ID, all[j].ID)) < 0
+	})
 	return all
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -92,8 +93,8 @@ func Choose(sel Selectors, inv Inventory, own []netip.Prefix, reach Reach, prefe
 		}
 		return len(prefer)
 	}
-	slices.SortStableFunc(inv.Ifaces, func(a, b Iface) int { return rank(a.Name) - rank(b.Name) })
-	slices.SortStableFunc(inv.Routes, func(a, b Route) int { return rank(a.Iface) - rank(b.Iface) })
+	sort.SliceStable(inv.Ifaces, func(i, j int) bool { return rank(inv.Ifaces[i].Name) < rank(inv.Ifaces[j].Name) })
+	sort.SliceStable(inv.Routes, func(i, j int) bool { return rank(inv.Routes[i].Iface) < rank(inv.Routes[j].Iface) })
 	running := inv.without("has no carrier", func(i Iface) bool { return !i.Up || !i.Running })
 	if u, err := running.choose(sel, reach); err == nil {
 		return u, nil
@@ -369,6 +370,6 @@ func (i Iface) candidates() ([]Addr, error) {
 	if len(good) == 0 {
 		return nil, fmt.Errorf("interface %s has no usable IPv4 address", i.Name)
 	}
-	slices.SortStableFunc(good, func(a, b Addr) int { return rank(a) - rank(b) })
+	sort.SliceStable(good, func(i, j int) bool { return rank(good[i]) < rank(good[j]) })
 	return good, nil
 }

@@ -3,6 +3,7 @@ package host
 import (
 	"net/netip"
 	"slices"
+	"sort"
 )
 
 // Need is an address that this host must reach outside the overlay, because the overlay depends on
@@ -54,7 +55,7 @@ func (inv Inventory) Inside(network netip.Prefix, all []Need) []Need {
 		}
 		needs = append(needs, n)
 	}
-	slices.SortStableFunc(needs, func(a, b Need) int { return a.Addr.Compare(b.Addr) })
+	sort.SliceStable(needs, func(i, j int) bool { return needs[i].Addr.Less(needs[j].Addr) })
 	return slices.CompactFunc(needs, func(a, b Need) bool { return a.Addr == b.Addr })
 }
 

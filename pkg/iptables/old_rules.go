@@ -1,8 +1,8 @@
 package iptables
 
 import (
-	"cmp"
 	"slices"
+	"sort"
 
 	"flanneld/pkg/firewall"
 )
@@ -91,7 +91,7 @@ func (e *edit) releaseRules(former []firewall.Overlay) []releaseRules {
 			all = append(all, g)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b releaseRules) int { return cmp.Compare(len(b.rules), len(a.rules)) })
+	sort.SliceStable(all, func(i, j int) bool { return len(all[i].rules) > len(all[j].rules) })
 	return all
 }
 

@@ -13,7 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -116,7 +116,7 @@ func (n *Etcd) Needs() []host.Need {
 	for a, s := range n.seen {
 		all = append(all, host.Need{Addr: a, What: s.what})
 	}
-	slices.SortFunc(all, func(a, b host.Need) int { return a.Addr.Compare(b.Addr) })
+	sort.Slice(all, func(i, j int) bool { return all[i].Addr.Less(all[j].Addr) })
 	return all
 }
 

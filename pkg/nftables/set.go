@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -84,7 +85,7 @@ func (c *conn) readSet(in table, name string) (e elements, err error) {
 			e.unknown = len(e.all) > maxElements
 		}
 	})
-	slices.SortStableFunc(e.all, func(a, b element) int { return bytes.Compare(a.key, b.key) })
+	sort.SliceStable(e.all, func(i, j int) bool { return bytes.Compare(e.all[i].key, e.all[j].key) < 0 })
 	return e, err
 }
 

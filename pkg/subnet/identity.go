@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sort"
 	"time"
 
 	"flanneld/pkg/lease"
@@ -69,8 +70,9 @@ func (q *acquisition) existing(ctx context.Context, listing registry.Listing) (l
 		}
 		return 3
 	}
-	slices.SortFunc(fit, func(a, b lease.Lease) int {
-		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), a.Subnets.Compare(b.Subnets))
+	sort.Slice(fit, func(i, j int) bool { // package slices would compile another 20 KB for leases
+		a, b := fit[i], fit[j]
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(a.Created, b.Created), a.Subnets.Compare(b.Subnets)) < 0
 	})
 	for _, l := range fit {
 		if q.onlyOurs(ctx, l) {
