@@ -51,8 +51,8 @@ func TestGreatJoinStorm(t *testing.T) {
 					lists = append(lists, h.lists)
 				}
 			}
-			if len(lists) == 0 {
-				t.Fatal("etcd has answered nobody in time")
+			if len(lists) < hosts/2 {
+				t.Fatalf("etcd has answered %d of %d hosts in time", len(lists), hosts)
 			}
 			slices.Sort(lists)
 			if median := lists[len(lists)/2]; median > 2 {
@@ -93,7 +93,7 @@ func (j *joiner) List(ctx context.Context) (registry.Listing, error) {
 // join starts an acquisition on all hosts at the same time.
 func join(t *testing.T, clients []registry.Registry, hosts int) []*joiner {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // how long it takes is up to the machine
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	all := make([]*joiner, hosts)
 	var wg sync.WaitGroup
