@@ -7,6 +7,7 @@ import (
 
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/etcdkeys"
+	"flanneld/pkg/lab/wait"
 )
 
 // TestRenewals: the leases of 5,000 peers are renewed each 17 seconds; that changes nothing, causes
@@ -28,6 +29,7 @@ func TestRenewals(t *testing.T) {
 		h := c.Hosts[0]
 		c.must(c.StartAll(c.ctx, "-v=1", "-iptables-forward-rules=false"))
 		c.peers(h, 5*time.Second, known)
+		wait.True(t, "the pass is logged", func() bool { return logged(h, "programmed") > 0 })
 		passes := logged(h, "programmed") + logged(h, "repaired")
 		before := c.usage(h.Flanneld())
 		c.must(c.keys.PutAll(c.ctx, leases))

@@ -20,15 +20,15 @@ func TestFlappingConditionsMeetNoOtherLimit(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var b logs.Buffer
 			l := NewList(slog.New(logsink.NewHandler(&b, slog.LevelInfo)))
-			for range 500 { // for 100 s
+			for range 50 { // for 100 s
 				for i := range f.conditions {
 					l.Set(Condition{ID: fmt.Sprint("route/", i), Text: "a route of others wins", Fields: []any{"route", i}})
 				}
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(time.Second)
 				for i := range f.conditions {
 					l.End(fmt.Sprint("route/", i))
 				}
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(time.Second)
 			}
 			time.Sleep(2 * flapWindow)
 			synctest.Wait()

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/lab/wait"
 )
 
 // TestWatchSignalsWhatHappensToTheFiles: to them, and to their directory.
@@ -17,10 +19,11 @@ func TestWatchSignalsWhatHappensToTheFiles(t *testing.T) {
 	if _, err := Write(path, sample, false); err != nil {
 		t.Fatal(err)
 	}
-	w, err := newWatch(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var w *watch
+	wait.For(t, 10*time.Second, "inotify, of which others may have all instances for a moment", func() (err error) {
+		w, err = newWatch(path)
+		return err
+	})
 	defer w.close()
 	if _, err := w.rewatch(); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package etcdv2
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -48,7 +49,7 @@ func (r *Registry) swap(ctx context.Context, prev lease.Lease, a lease.Attrs, tt
 // set writes a lease under the conditions in opts.
 func (r *Registry) set(ctx context.Context, key string, a lease.Attrs, opts *client.SetOptions) (lease.Lease, error) {
 	value, err := a.Encode()
-	if err != nil {
+	if err = cmp.Or(err, ctx.Err()); err != nil { // the client might send the request even if ctx has ended
 		return lease.Lease{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
