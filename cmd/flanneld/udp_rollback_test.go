@@ -45,10 +45,13 @@ func (c *cluster) oldUDP() *lab.OriginalUDP {
 		peers[c.subnet(p)] = p.Addr
 	}
 	var old *lab.OriginalUDP
-	c.must(h.Do(func() (err error) {
-		old, err = lab.StartOriginalUDP(netip.MustParsePrefix("10.42.0.0/16"), c.subnet(h), h.Addr, 1500, peers)
-		return err
-	}))
+	// A program that this test process starts just now has a copy of a stored socket until its exec.
+	c.within(time.Second, "the port is free", func() error {
+		return h.Do(func() (err error) {
+			old, err = lab.StartOriginalUDP(netip.MustParsePrefix("10.42.0.0/16"), c.subnet(h), h.Addr, 1500, peers)
+			return err
+		})
+	})
 	c.t.Cleanup(func() { old.Close() })
 	return old
 }

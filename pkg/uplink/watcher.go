@@ -68,9 +68,10 @@ type Watcher struct {
 
 	// The following belong to Run's goroutine, and before that to the caller of Choose.
 	tracker  host.Tracker
-	due      time.Time     // time of the next reading
-	readAt   time.Time     // end of the last reading
-	minPause time.Duration // from readAt to a reading that an event causes
+	due      time.Time            // time of the next reading
+	readAt   time.Time            // end of the last reading
+	minPause time.Duration        // from readAt to a reading that an event causes
+	clock    func() time.Duration // by which the cost of a reading is measured
 
 	mu     sync.Mutex // guards the following
 	uplink host.Uplink
@@ -99,6 +100,7 @@ func New(c Config) *Watcher {
 		Config: c, wake: make(chan struct{}, 1),
 		tracker: host.Tracker{Selectors: c.Selectors, Reach: c.Kernel.RouteTo},
 		inputs:  inputs{etcd: func() []host.Need { return nil }},
+		clock:   pace.ProcessTime,
 		err:     condition.Reported{Err: errors.New("the state of this host is not known yet")},
 	}
 }
@@ -248,11 +250,11 @@ func (w *Watcher) refresh(ctx context.Context) {
 	case <-w.wake:
 	default:
 	}
-	begun := time.Now()
-	w.due = begun.Add(resync)
+	w.due = time.Now().Add(resync)
+	begun := w.clock()
 	facts, err := w.read()
 	w.readAt = time.Now()
-	w.minPause = pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}.Rest(w.readAt.Sub(begun)) // there may be many routes
+	w.minPause = pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}.Rest(w.clock() - begun) // there may be many routes
 	if err != nil {
 		w.schedule(retry)
 	}

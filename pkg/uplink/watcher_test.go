@@ -143,6 +143,8 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 		Kernel: f, Selectors: selectors, Had: []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")},
 		Conditions: x.conditions, Log: log, Heartbeat: func() { alive++ }, Moved: func() { x.note(func() { x.moved++ }) },
 	})
+	begun := time.Now()
+	x.clock = func() time.Duration { return time.Since(begun) }
 	inv, err := x.Inventory(false)
 	if err != nil {
 		t.Fatal(err)
