@@ -33,8 +33,11 @@ func TestFilesAreRepaired(t *testing.T) {
 	}
 	env, noted := read(h.SubnetFile), read(claim)
 	const user = "# mine\nDOCKER_OPTS=--bip=10.42.7.1/24\n"
+	// At once, else the daemon may find the file empty, and replace it while it is written.
 	write := func(path, content string) func() error {
-		return func() error { return os.WriteFile(path, []byte(content), 0o644) }
+		return func() error {
+			return errors.Join(os.WriteFile(path+".new", []byte(content), 0o644), os.Rename(path+".new", path))
+		}
 	}
 	for _, d := range []struct {
 		name string
@@ -45,7 +48,7 @@ func TestFilesAreRepaired(t *testing.T) {
 		{"rm the claim", func() error { return os.Remove(claim) }, env},
 		{"rm -r of the directory", func() error { return os.RemoveAll(dir) }, env},
 		{"mv of the directory", func() error { return os.Rename(dir, dir+".old") }, env},
-		{": >subnet.env", write(h.SubnetFile, ""), env},
+		{": >subnet.env", func() error { return os.Truncate(h.SubnetFile, 0) }, env},
 		{"nonsense in the claim", write(claim, "{"), env},
 		{"another MTU", write(h.SubnetFile, strings.Replace(env, "1450", "9000", 1)), env},
 		{"a subnet of another host", write(h.SubnetFile, "FLANNEL_SUBNET=10.42.250.1/24\n"), env},
