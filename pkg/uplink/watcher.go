@@ -35,6 +35,8 @@ const (
 	resync = time.Minute
 	// burst is the minimum time between two readings, so that a burst of changes can end.
 	burst = 20 * time.Millisecond
+	// quiet is the time from a change of another interface, or of a route, to a reading.
+	quiet = 50 * time.Millisecond
 )
 
 // unusableCondition is the ID of the condition that the uplink is unusable.
@@ -67,11 +69,10 @@ type Watcher struct {
 	wake chan struct{}
 
 	// The following belong to Run's goroutine, and before that to the caller of Choose.
-	tracker  host.Tracker
-	due      time.Time            // time of the next reading
-	readAt   time.Time            // end of the last reading
-	minPause time.Duration        // from readAt to a reading that an event causes
-	clock    func() time.Duration // by which the cost of a reading is measured
+	tracker host.Tracker
+	due     time.Time   // time of the next reading
+	readAt  time.Time   // end of the last reading
+	budget  pace.Budget // for readings because of candidates and routes, of which there may be many
 
 	mu     sync.Mutex // guards the following
 	uplink host.Uplink
@@ -100,7 +101,7 @@ func New(c Config) *Watcher {
 		Config: c, wake: make(chan struct{}, 1),
 		tracker: host.Tracker{Selectors: c.Selectors, Reach: c.Kernel.RouteTo},
 		inputs:  inputs{etcd: func() []host.Need { return nil }},
-		clock:   pace.ProcessTime,
+		budget:  pace.Budget{Clock: pace.ProcessTime, OneIn: 25, Burst: 500 * time.Millisecond, Max: 3 * time.Second},
 		err:     condition.Reported{Err: errors.New("the state of this host is not known yet")},
 	}
 }
@@ -223,7 +224,7 @@ func (w *Watcher) handleEvent(ctx context.Context, e driver.Event) {
 	case e&(driver.Uplink|driver.Overflow) != 0:
 		w.refresh(ctx)
 	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.hasNeeds():
-		w.schedule(w.minPause) // another uplink may be better, or a needed address may have another route
+		w.schedule(max(quiet, w.budget.Rest(time.Now()))) // another uplink may be better, or a needed address may have another route
 	}
 }
 
@@ -251,10 +252,10 @@ func (w *Watcher) refresh(ctx context.Context) {
 	default:
 	}
 	w.due = time.Now().Add(resync)
-	begun := w.clock()
+	w.budget.Begin()
 	facts, err := w.read()
 	w.readAt = time.Now()
-	w.minPause = pace.Share{OneIn: 20, Min: 50 * time.Millisecond, Max: 3 * time.Second}.Rest(w.clock() - begun) // there may be many routes
+	w.budget.Spend(w.readAt)
 	if err != nil {
 		w.schedule(retry)
 	}

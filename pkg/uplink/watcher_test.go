@@ -144,7 +144,7 @@ func start(t *testing.T, f *fake, selectors host.Selectors) *fixture {
 		Conditions: x.conditions, Log: log, Heartbeat: func() { alive++ }, Moved: func() { x.note(func() { x.moved++ }) },
 	})
 	begun := time.Now()
-	x.clock = func() time.Duration { return time.Since(begun) }
+	x.budget.Clock = func() time.Duration { return time.Since(begun) }
 	inv, err := x.Inventory(false)
 	if err != nil {
 		t.Fatal(err)
@@ -386,6 +386,23 @@ func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSingleChangeIsReadSoon: even if readings take long.
+func TestSingleChangeIsReadSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.takes = 150 * time.Millisecond
+		x := start(t, f, host.Selectors{})
+		time.Sleep(time.Second)
+		before := f.count()
+		x.events <- driver.Candidates
+		time.Sleep(quiet + f.takes)
+		synctest.Wait()
+		if n := f.count() - before; n != 1 {
+			t.Errorf("%d readings", n)
+		}
+	})
 }
 
 // TestNobodyIsCalledAfterRun: the subscribers of the next network are other ones.
