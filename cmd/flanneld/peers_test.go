@@ -45,7 +45,7 @@ func TestPeerMovesToAnotherSubnet(t *testing.T) {
 	})
 }
 
-// TestPeerChangesItsKey: a peer that adds an IPv6 subnet to its lease, or gives it up, has another
+// TestPeerChangesItsKey: a peer that adds an IPv6 subnet to its lease, or removes it, has another
 // key from then on. It is reached all the time.
 func TestPeerChangesItsKey(t *testing.T) {
 	t.Parallel()
