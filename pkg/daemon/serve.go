@@ -154,12 +154,12 @@ func (d *daemon) newFeed(nft *nftables.Keeper) *filter.Feed {
 		Options: d.options.Rules, Choice: d.net.NFTables,
 		Keepers:    filter.Keepers{IPTables: ipt.Installed(), Compat: ipt.Compat(), Legacy: ipt.Legacy(), NFTables: nft},
 		Previous:   []firewall.Overlay{{Network: d.previous.Network, Subnet: d.previous.Subnet}},
-		InUse:      presence.Serves,
+		Vacate:     presence.Vacate,
 		Firewalld:  func(ctx context.Context) (filter.Firewalld, error) { return firewalld.Dial(ctx) },
 		Conditions: d.conditions, Log: d.log,
 	})
 	lock := filter.NewLock(filter.LockConfig{
-		Wanted: d.options.Rules.Lock, Network: d.net.V4.Network, Previous: d.previous.Network, InUse: presence.Serves,
+		Wanted: d.options.Rules.Lock, Network: d.net.V4.Network, Previous: d.previous.Network, Vacate: presence.Vacate,
 		Open:  func() (filter.Locker, error) { return nft.OpenLock() },
 		Table: nftables.LockTable(d.net.V4.Network), Conditions: d.conditions, Log: d.log,
 	})

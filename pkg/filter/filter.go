@@ -43,16 +43,19 @@ type Options struct {
 // Config configures a Filter.
 type Config struct {
 	Options
-	Keepers  Keepers
-	Choice   netconf.Choice     // whether nftables is preferred
-	Previous []firewall.Overlay // previous overlays, by this host's own records
-	// InUse reports whether another daemon of this host serves the network of a previous overlay by
-	// now. Then the rules belong to that daemon.
-	InUse      func(network netip.Prefix) bool
+	Keepers    Keepers
+	Choice     netconf.Choice     // whether nftables is preferred
+	Previous   []firewall.Overlay // previous overlays, by this host's own records
+	Vacate     Vacate
 	Firewalld  func(context.Context) (Firewalld, error) // connects to firewalld
 	Conditions *condition.List
 	Log        *slog.Logger
 }
+
+// Vacate returns those of the networks of previous overlays that no other daemon of this host
+// serves: only what is left of these is removed. No daemon starts to serve one of them until release
+// is called.
+type Vacate func(networks []netip.Prefix) (vacant []netip.Prefix, release func())
 
 // Keepers are all keepers that may hold rules on this host.
 type Keepers struct {
@@ -293,7 +296,7 @@ func (f *Filter) syncAndReport(ctx context.Context) (pause, calm time.Duration) 
 // sync updates the rules in the place that holds them, then the accepts in other places, and then
 // removes rules from places that held them before.
 func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
-	f.overlays = slices.DeleteFunc(f.overlays, func(o firewall.Overlay) bool { return f.isPrevious(o) && f.cfg.InUse(o.Network) })
+	defer f.vacatePrevious()()
 	for _, in := range f.now {
 		if !slices.Contains(f.overlays, in.Overlay) {
 			f.overlays = append(f.overlays, in.Overlay)
@@ -315,6 +318,25 @@ func (f *Filter) sync(ctx context.Context) (changes []string, err error) {
 		changes = append(changes, f.removeUnused(ctx)...)
 	}
 	return changes, err
+}
+
+// vacatePrevious forgets previous overlays of networks that another daemon serves. It reserves the
+// others until release is called.
+func (f *Filter) vacatePrevious() (release func()) {
+	var networks []netip.Prefix
+	for _, o := range f.overlays {
+		if f.isPrevious(o) {
+			networks = append(networks, o.Network)
+		}
+	}
+	if networks == nil {
+		return func() {}
+	}
+	vacant, release := f.cfg.Vacate(networks)
+	f.overlays = slices.DeleteFunc(f.overlays, func(o firewall.Overlay) bool {
+		return f.isPrevious(o) && !slices.Contains(vacant, o.Network)
+	})
+	return release
 }
 
 // isPrevious reports whether an overlay is of another network than the present ones.

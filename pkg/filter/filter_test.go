@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,21 +63,31 @@ func TestDamageIsRepairedAtOnce(t *testing.T) {
 }
 
 // TestNetworkMayChange: with another subnet or tunnel the rules change soon; rules of a previous
-// network are removed once, unless they belong to another daemon by now.
+// network are removed once, unless they belong to another daemon by now. None starts meanwhile.
 func TestNetworkMayChange(t *testing.T) {
 	for _, taken := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHost(t, netconf.Unset, func(c *Config) {
+			var syncs []int // of the keeper, until the network was reserved, and until it was released
+			var h *modelHost
+			h = newHost(t, netconf.Unset, func(c *Config) {
 				c.Previous = []firewall.Overlay{old, {}}
-				c.InUse = func(network netip.Prefix) bool {
-					if network != old.Network {
-						t.Errorf("asked for %v", network)
+				c.Vacate = func(networks []netip.Prefix) (vacant []netip.Prefix, release func()) {
+					if len(networks) != 1 || networks[0] != old.Network {
+						t.Errorf("asked for %v", networks)
 					}
-					return taken
+					if taken {
+						networks = nil
+					}
+					note := func() { syncs = append(syncs, len(h.iptables.begun())) }
+					note()
+					return networks, note
 				}
 			})
 			h.start()
 			h.set(func() {
+				if !slices.Equal(syncs, []int{0, 1}) {
+					t.Errorf("reserved and released after %v syncs", syncs)
+				}
 				if had := h.iptables.owners[0].Overlays; len(had) != map[bool]int{false: 2, true: 1}[taken] {
 					t.Errorf("owned at first: %v", had)
 				}

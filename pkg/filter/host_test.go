@@ -205,6 +205,11 @@ func (k *keeper) Barriers(_ context.Context, p firewall.Packet) ([]firewall.Barr
 	return f(p)
 }
 
+// allVacant is a Vacate where no other daemon runs.
+func allVacant(networks []netip.Prefix) (vacant []netip.Prefix, release func()) {
+	return networks, func() {}
+}
+
 // onHost runs a test in a bubble with a host.
 func onHost(t *testing.T, c netconf.Choice, test func(*testing.T, *modelHost)) {
 	t.Helper()
@@ -227,7 +232,7 @@ func newHost(t *testing.T, c netconf.Choice, change ...func(*Config)) *modelHost
 		Options:    Options{Masquerade: true, Forward: true},
 		Keepers:    Keepers{IPTables: h.iptables, Compat: h.compat, Legacy: h.legacy, NFTables: h.nft},
 		Choice:     c,
-		InUse:      func(netip.Prefix) bool { return false },
+		Vacate:     allVacant,
 		Firewalld:  func(context.Context) (Firewalld, error) { return nil, fmt.Errorf("no bus") },
 		Conditions: h.list,
 		Log:        logTo(h.log),

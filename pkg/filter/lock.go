@@ -45,8 +45,8 @@ type LockConfig struct {
 	Network    netip.Prefix
 	Previous   netip.Prefix // network of the previous run, if it was another one
 	Open       func() (Locker, error)
-	InUse      func(network netip.Prefix) bool // see Config
-	Table      string                          // nftables' name of the table that holds the lock, for the log
+	Vacate     Vacate
+	Table      string // nftables' name of the table that holds the lock, for the log
 	Conditions *condition.List
 	Log        *slog.Logger
 }

@@ -163,9 +163,13 @@ func (l *Lock) removeStale(ctx context.Context) {
 
 // removePrevious removes the lock of the previous network, unless another daemon serves that now.
 func (l *Lock) removePrevious() error {
-	if p := l.cfg.Previous; p.IsValid() && p != l.cfg.Network && !l.cfg.InUse(p) {
-		if _, err := l.locker.Unlock(p); err != nil {
-			return err
+	if p := l.cfg.Previous; p.IsValid() && p != l.cfg.Network {
+		vacant, release := l.cfg.Vacate([]netip.Prefix{p})
+		defer release()
+		for _, p := range vacant {
+			if _, err := l.locker.Unlock(p); err != nil {
+				return err
+			}
 		}
 	}
 	l.cfg.Previous = netip.Prefix{}

@@ -105,7 +105,7 @@ func onLockHost(t *testing.T, wanted bool, test func(*testing.T, *lockHost)) {
 func newLockHost(t *testing.T, wanted bool) *lockHost {
 	h := &lockHost{bed: newBed(t), watched: make(chan struct{}, 1), locks: map[netip.Prefix]map[netip.Addr]struct{}{}}
 	h.Lock = NewLock(LockConfig{
-		Wanted: wanted, Network: four.Network, Previous: old.Network, InUse: func(netip.Prefix) bool { return false },
+		Wanted: wanted, Network: four.Network, Previous: old.Network, Vacate: allVacant,
 		Open: func() (Locker, error) {
 			h.mu.Lock()
 			defer h.mu.Unlock()

@@ -48,22 +48,22 @@ func (l *StaleRoutes) RemoveFor(wanted []host.Need) {
 	if l.stopped {
 		return
 	}
-	for _, o := range l.find(wanted) {
+	l.each(wanted, func(o staleRoute) {
 		fields := []any{"addr", o.need.Addr, "reason", o.need.What}
 		if err := l.Kernel.Apply([]dataplane.Op{o.Op})[0]; err != nil {
 			l.Log.Warn("failed to remove stale route that hides an address this host needs", append(fields, "err", err, "command", o.Op.String())...)
 		} else {
 			l.Log.Warn("removed stale route that hid an address this host needs", append(fields, "command", o.Op.String())...)
 		}
-	}
+	})
 }
 
 // WarnAbout warns about stale routes to name servers, which resolve the names of etcd. They may run
 // in containers, so nothing is removed.
 func (l *StaleRoutes) WarnAbout(nameServers []host.Need) {
-	for _, o := range l.find(nameServers) {
+	l.each(nameServers, func(o staleRoute) {
 		l.Log.Warn("stale route leads to a name server, which is unreachable unless it runs in a container", "addr", o.need.Addr, "command", o.Op.String())
-	}
+	})
 }
 
 // Stop ends the removal, because the reconcile loop does it from now on.
@@ -77,35 +77,38 @@ func (l *StaleRoutes) Stop() {
 // routesCondition is the ID of the condition that the routes cannot be read.
 const routesCondition = "leftover-routes"
 
-// find returns the stale routes to the given addresses.
-func (l *StaleRoutes) find(wanted []host.Need) []staleRoute {
+// each calls do for each stale route to the given addresses.
+func (l *StaleRoutes) each(wanted []host.Need, do func(staleRoute)) {
 	wanted = slices.DeleteFunc(slices.Clone(wanted), func(n host.Need) bool { return !l.Network.IsValid() || !l.Network.Contains(n.Addr) })
 	if len(wanted) == 0 {
-		return nil // the common case
+		return // the common case
 	}
-	all, err := l.read(wanted)
 	l.Conditions.SetError(condition.Condition{
 		ID: routesCondition, Text: "failed to check for stale routes of an earlier run, will retry",
-	}, err)
-	return all
+	}, l.eachOf(wanted, do))
 }
 
-// read reads the stale routes to addresses in the network.
-func (l *StaleRoutes) read(wanted []host.Need) (all []staleRoute, err error) {
+// eachOf calls do for each stale route to addresses in the network. No daemon that may need one of
+// them starts meanwhile.
+func (l *StaleRoutes) eachOf(wanted []host.Need, do func(staleRoute)) error {
 	inv, err := l.Kernel.Inventory(kernel.Wanted{Network: l.Network, Targets: Addrs(wanted)})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	needs := slices.DeleteFunc(inv.Needs(l.Network, wanted), func(n host.Need) bool {
 		blackhole := l.Subnet // not part of an inventory
 		return !inv.ViaOverlay(n.Addr) && !(blackhole.IsValid() && n.DivertedBy(blackhole))
 	})
 	if len(needs) == 0 {
-		return nil, nil
+		return nil
 	}
-	daemons, err := presence.Daemons()
-	if err != nil || slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(l.Network) }) {
-		return nil, err // or the routes belong to a running daemon
+	daemons, release, err := presence.Freeze()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if slices.ContainsFunc(daemons, func(h presence.Daemon) bool { return h.Network.Overlaps(l.Network) }) {
+		return nil // the routes belong to a running daemon
 	}
 	scope := dataplane.Scope{Networks: []netip.Prefix{l.Network}}
 	for _, i := range inv.Ifaces {
@@ -115,7 +118,7 @@ func (l *StaleRoutes) read(wanted []host.Need) (all []staleRoute, err error) {
 	}
 	have, err := l.Kernel.Snapshot(scope)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	scope.Links = slices.DeleteFunc(scope.Links, func(name string) bool {
 		ours, _ := have.DeviceOf(l.Network, name)
@@ -124,8 +127,8 @@ func (l *StaleRoutes) read(wanted []host.Need) (all []staleRoute, err error) {
 	for _, n := range needs {
 		for _, op := range dataplane.DelRoutesTo(have, scope, n.Addr) {
 			have.Update(op)
-			all = append(all, staleRoute{op, n})
+			do(staleRoute{op, n})
 		}
 	}
-	return all, nil
+	return nil
 }

@@ -67,15 +67,11 @@ func (e *ConflictError) Error() string {
 // the calling thread, until the result is closed. The error is a *ConflictError if another daemon
 // conflicts.
 func Register(network netip.Prefix, device string) (io.Closer, error) {
-	unlock, err := lock()
-	if err != nil {
-		return nil, fmt.Errorf("register with other daemons: %w", err)
-	}
-	defer unlock()
-	holders, err := Daemons()
+	holders, unlock, err := Freeze()
 	if err != nil {
 		return nil, err
 	}
+	defer unlock()
 	for _, h := range holders {
 		switch {
 		case h.Network.Overlaps(network):
@@ -131,10 +127,30 @@ func Daemons() ([]Daemon, error) {
 	return holders, nil
 }
 
-// Serves reports whether a daemon of this host serves a network, or whether that is unknown.
-func Serves(network netip.Prefix) bool {
-	holders, err := Daemons()
-	return err != nil || slices.ContainsFunc(holders, func(h Daemon) bool { return h.Network == network })
+// Freeze returns the registered daemons and delays further registrations until release is called,
+// each for lockTimeout at the most.
+func Freeze() (holders []Daemon, release func(), err error) {
+	if release, err = lock(); err != nil {
+		return nil, nil, fmt.Errorf("register with other daemons: %w", err)
+	}
+	if holders, err = Daemons(); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return holders, release, nil
+}
+
+// Vacate returns those of the networks that no daemon of this host serves, none if that is unknown.
+// What is left of them may be removed until release is called: a daemon that is about to serve one
+// registers after that.
+func Vacate(networks []netip.Prefix) (vacant []netip.Prefix, release func()) {
+	holders, release, err := Freeze()
+	if err != nil {
+		return nil, func() {}
+	}
+	return slices.DeleteFunc(slices.Clone(networks), func(n netip.Prefix) bool {
+		return slices.ContainsFunc(holders, func(h Daemon) bool { return h.Network == n })
+	}), release
 }
 
 // sockets returns the names of registrations in /proc/net/unix, each once.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,6 +103,47 @@ func TestOtherNamespacesAndUsersDoNotCount(t *testing.T) {
 	}
 	defer l.Close()
 	register(t, "10.42.0.0/16", "flannel.1") // neither the other host nor the user is in the way
+}
+
+// TestVacateDelaysRegistrations: a network that no daemon serves stays so until it is released.
+func TestVacateDelaysRegistrations(t *testing.T) {
+	ns := netns.Enter(t)
+	register(t, "10.42.0.0/16", "")
+	served, free := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")
+	vacant, release := Vacate([]netip.Prefix{served, free})
+	if !slices.Equal(vacant, []netip.Prefix{free}) {
+		t.Errorf("vacant: %v", vacant)
+	}
+	registered := make(chan error, 1)
+	go func() {
+		registered <- ns.Do(func() error {
+			p, err := Register(free, "")
+			if err == nil {
+				p.Close()
+			}
+			return err
+		})
+	}()
+	select {
+	case err := <-registered:
+		t.Errorf("registered a network that is reserved: %v", err)
+	case <-time.After(10 * lockPoll):
+		release()
+		if err := <-registered; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestNothingIsVacantIfUnknown: without descriptors, nobody can be asked.
+func TestNothingIsVacantIfUnknown(t *testing.T) {
+	netns.Enter(t)
+	limitFiles(t, 3)
+	vacant, release := Vacate([]netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")})
+	release()
+	if vacant != nil {
+		t.Errorf("vacant: %v", vacant)
+	}
 }
 
 // limitFiles limits the descriptors of this process until lift is called or the test ends.
