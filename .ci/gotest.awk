@@ -1,6 +1,7 @@
 # Reads the output of "go test -v" and prints that of "go test": one line for a package
-# that passed, everything for one that failed. At the end it prints the slowest tests, and
-# the skipped ones with the reason, because a run that skips tests also passes.
+# that passed, everything for one that failed. At the end it prints the slowest tests, the
+# skipped ones with the reason, because a run that skips tests also passes, and again what
+# the failed ones said, without the logs of the processes in between.
 
 function flush_package() {
 	for (i = 1; i <= lines; i++)
@@ -16,6 +17,8 @@ function flush_package() {
 /^ +[A-Za-z0-9_]+_test\.go:[0-9]+: / {
 	reason[test] = $0
 	sub(/^ +[^ ]+ /, "", reason[test])
+	if (++said[test] <= 40)
+		text[test] = text[test] substr($0, 1, 300) "\n"
 }
 
 /^ *--- SKIP: / {
@@ -25,7 +28,11 @@ function flush_package() {
 	first_of_package = first_of_package ? first_of_package : skips
 }
 /^ *--- PASS: / { passed++ }
-/^ *--- FAIL: / { failed++ }
+/^ *--- FAIL: / {
+	failed++
+	if ($3 in text)
+		failures = failures $3 "\n" text[$3]
+}
 
 # The time of a test with parallel subtests does not count theirs, so the innermost
 # ones are listed: a test comes before its subtests.
@@ -60,6 +67,8 @@ function note_slow(pkg,    t, i) {
 		package[first_of_package] = $2
 	first_of_package = 0
 	split("", reason)
+	split("", said)
+	split("", text)
 	note_slow($2)
 	if ($1 == "FAIL") {
 		flush_package()
@@ -84,6 +93,7 @@ END {
 		printf "SKIPPED %s %s: %s\n", package[i], skip[i], why[i]
 	if (bads)
 		print ""
+	printf "%s", failures
 	for (i = 1; i <= bads; i++)
 		print "FAILED " bad[i]
 	printf "\n%d tests passed, %d failed, %d skipped\n", passed, failed, skips
