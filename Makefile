@@ -69,8 +69,10 @@ PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/fir
 # etcdv2 is covered by subnet's tests; in its own tests, etcd checks passwords with bcrypt, which
 # takes longer than the limit of a request under the detector.
 UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|registry/etcdv2
-# Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
+# Tests of clusters of daemons. Those that measure times or need all CPUs say that they are not
+# parallel, and run when everything else has ended.
 CLUSTERS = ./cmd/flanneld
+ALONE = awk '/^func Test/ { sub(/\(.*/, ""); name = $$2 } /^\t\/\/ Not parallel/ { print name }' $(CLUSTERS)/*_test.go | paste -sd '|'
 # Number of cluster tests that run in parallel: most of the time they wait.
 PARALLEL ?= 8
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
@@ -248,26 +250,32 @@ packages:
 	fi; \
 	.ci/packages missing test
 
-# Packages in parallel, then the cluster tests alone. All tests run, even after a failure. test-arch
-# runs in the background with idle priority. The filter prints what "go test" prints, and at the end
-# the slowest tests, and the skipped ones with the reason.
+# Packages and cluster tests side by side, because both wait most of the time, then the tests that
+# run alone. All tests run, even after a failure. test-arch runs in the background with idle
+# priority. The filter prints what "go test" prints, and at the end a summary.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
-	arch=$$(mktemp); set -m; \
+	arch=$$(mktemp); side=$$(mktemp); set -m; \
 	chrt --idle 0 $(MAKE) --no-print-directory test-arch LENIENT=yes >"$$arch" 2>&1 & \
-	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch"' EXIT; \
+	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$side"' EXIT; \
 	$(MAKE) --no-print-directory vet || status=1; \
 	$(MAKE) --no-print-directory gofmt || status=1; \
 	race=; \
 	! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list ./pkg/... | grep -vE '/pkg(/($(UNRACED))(/.*)?)?$$'); \
-	clusters=$$($(GO) list $(CLUSTERS)); \
+	clusters=$$($(GO) list $(CLUSTERS)); alone=; \
+	[[ ' $(TESTFLAGS)' = *' -run'* ]] || alone="^($$($(ALONE)))\$$"; \
 	rest=$$($(GO) list ./... | grep -vxF "$$(printf '%s\n' $$race $$clusters)"); \
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
+	  set -m; \
+	  { tested -parallel $(PARALLEL) $${alone:+-skip "$$alone"} $$clusters; exit $$failed; } >"$$side" & \
+	  set +m; trap 'kill -- -$$! 2>/dev/null || true' EXIT; \
 	  [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 4 $$race; \
 	  tested -p 4 $$rest; \
-	  tested -p 1 -parallel $(PARALLEL) $$clusters; \
+	  wait $$! || failed=1; \
+	  cat "$$side"; \
+	  [ -z "$$alone" ] || tested -run "$$alone" $$clusters; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	wait $$! || status=1; \
