@@ -18,16 +18,28 @@ func (r *Registry) SetPage(n int64) { r.page = n }
 const AvoidTime = avoidTime
 
 // SetRead makes the registry call f before each read.
-func (r *Registry) SetRead(f func(*pb.RangeRequest)) { r.ranges = reads{r.ranges, f} }
+func (r *Registry) SetRead(f func(*pb.RangeRequest)) {
+	r.ranges = reads{r.ranges, f, func(*pb.RangeResponse) {}}
+}
+
+// SetAnswer makes the registry call f with each answer.
+func (r *Registry) SetAnswer(f func(*pb.RangeResponse)) {
+	r.ranges = reads{r.ranges, func(*pb.RangeRequest) {}, f}
+}
 
 type reads struct {
 	pb.KVClient
 	before func(*pb.RangeRequest)
+	after  func(*pb.RangeResponse) // if there is no error
 }
 
 func (r reads) Range(ctx context.Context, req *pb.RangeRequest, opts ...grpc.CallOption) (*pb.RangeResponse, error) {
 	r.before(req)
-	return r.KVClient.Range(ctx, req, opts...)
+	resp, err := r.KVClient.Range(ctx, req, opts...)
+	if err == nil {
+		r.after(resp)
+	}
+	return resp, err
 }
 
 // DropToken makes the next request get a new token.

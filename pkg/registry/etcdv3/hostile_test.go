@@ -65,6 +65,27 @@ func TestHugeValuesTakeFewReads(t *testing.T) {
 	}
 }
 
+// TestHugeValuesAreNotRead: few of them fit in the memory, but each is held several times.
+func TestHugeValuesAreNotRead(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.StartEtcd(t)
+	b := newOperator(t, etcd)
+	r := api.At(t, etcd)
+	const leases = 200
+	for i := range leases {
+		value := good
+		if i%90 == 50 {
+			value = strings.Repeat("x", 1400<<10)
+		}
+		b.Put(fmt.Sprintf("10.42.%d.0-24", i), value, 0)
+	}
+	most := 0
+	r.SetAnswer(func(resp *pb.RangeResponse) { most = max(most, resp.Size()) })
+	if l := registrytest.List(t, r); len(l.Leases) != leases-2 || len(l.Invalid) != 2 || most > 200<<10 {
+		t.Errorf("%d leases, %d bad, an answer of %d bytes", len(l.Leases), len(l.Invalid), most)
+	}
+}
+
 // TestManyKeysAreNotNamed: of very many invalid keys a few are reported by name, and a subnet with
 // as many keys below it still has its lease. (The number is a tenth, because etcd writes them
 // slowly.)

@@ -17,8 +17,12 @@ import (
 )
 
 const (
-	// maxMessage is the maximum size of an answer. A page of leases is below 1 MB.
+	// maxMessage is the maximum size of a response that is not of a range. An event may have 1.5 MB,
+	// unless etcd is configured otherwise.
 	maxMessage = 4 << 20
+	// maxPage is the maximum size of an answer. A page of leases is smaller. Huge values do not fit,
+	// because gRPC and protobuf hold several copies of an answer.
+	maxPage = 1 << 20
 	// maxEntry is the maximum size of a key and its value in an answer for one key, and in
 	// proportion for several.
 	maxEntry = registry.MaxValue + 4<<10
@@ -36,11 +40,11 @@ type entry struct {
 // get reads keys with a quorum, not only from the member that is asked. The size of an answer for a
 // few keys is limited to that of so many leases; see tooLong.
 func (r *Registry) get(ctx context.Context, limit time.Duration, req *pb.RangeRequest) (resp *pb.RangeResponse, err error) {
-	most := maxMessage
+	most := maxPage
 	switch {
 	case req.KeysOnly:
 		most = maxKey
-	case req.Limit > 0 && req.Limit < maxMessage/maxEntry:
+	case req.Limit > 0 && req.Limit < maxPage/maxEntry:
 		most = int(req.Limit) * maxEntry
 	}
 	err = r.link.read(ctx, limit, func(ctx context.Context) (err error) {
