@@ -177,7 +177,8 @@ var ruleDamages = map[string][]string{
 		"iptables -t nat -D FLANNEL-POSTRTG 2",
 		"iptables -t nat -D FLANNEL-POSTRTG 1 && iptables -t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN",
 		"iptables -I FORWARD -p tcp -j ACCEPT",
-		"iptables -F && iptables -t nat -F && iptables -X && iptables -t nat -X",
+		// All at once: a chain to which a repair has just brought back a jump cannot be deleted.
+		`printf '*filter\nCOMMIT\n*nat\nCOMMIT\n' | iptables-restore`,
 		"nft flush ruleset",
 	},
 	"nftables": {
