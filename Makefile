@@ -69,6 +69,8 @@ PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/fir
 # etcdv2 is covered by subnet's tests; in its own tests, etcd checks passwords with bcrypt, which
 # takes longer than the limit of a request under the detector.
 UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|registry/etcdv2
+# Packages whose tests take longest, which are begun first.
+SLOW = registry/etcdv3 subnet iptables tunnel/e2e
 # Tests of clusters of daemons. Those that measure times or need all CPUs say that they are not
 # parallel, and run when everything else has ended.
 CLUSTERS = ./cmd/flanneld
@@ -262,7 +264,7 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	$(MAKE) --no-print-directory vet || status=1; \
 	$(MAKE) --no-print-directory gofmt || status=1; \
 	race=; \
-	! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list ./pkg/... | grep -vE '/pkg(/($(UNRACED))(/.*)?)?$$'); \
+	! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list $(SLOW:%=./pkg/%) ./pkg/... | awk '!seen[$$0]++' | grep -vE '/pkg(/($(UNRACED))(/.*)?)?$$'); \
 	clusters=$$($(GO) list $(CLUSTERS)); alone=; \
 	[[ ' $(TESTFLAGS)' = *' -run'* ]] || alone="^($$($(ALONE)))\$$"; \
 	rest=$$($(GO) list ./... | grep -vxF "$$(printf '%s\n' $$race $$clusters)"); \

@@ -38,13 +38,13 @@ const (
 // other: no ping is lost, no forged packet arrives, and memory, descriptors and logs stay within
 // limits.
 //
-// SIEGE_TIME is the duration (36s), SIEGE_BACKEND are the backends and SIEGE_API the stores, which
+// SIEGE_TIME is the duration (28s), SIEGE_BACKEND are the backends and SIEGE_API the stores, which
 // are used in turns: "vxlan udp" and "v2 v3" are vxlan with v2 and udp with v3, half the time each.
 // SIEGE_ATTACKS selects attacks by name, separated by commas; default are all.
 func TestSiege(t *testing.T) {
 	// Not parallel: the attacks use all CPUs.
 	need(t, "ip", "nft", "iptables")
-	total := given(t, "SIEGE_TIME", "36s", time.ParseDuration)
+	total := given(t, "SIEGE_TIME", "28s", time.ParseDuration)
 	backends := strings.Fields(cmp.Or(os.Getenv("SIEGE_BACKEND"), "vxlan udp"))
 	apis := strings.Fields(cmp.Or(os.Getenv("SIEGE_API"), "v2 v3"))
 	runs := max(len(backends), len(apis))
