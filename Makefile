@@ -76,7 +76,7 @@ SLOW = registry/etcdv3 subnet iptables tunnel/e2e
 CLUSTERS = ./cmd/flanneld
 ALONE = awk '/^func Test/ { sub(/\(.*/, ""); name = $$2 } /^\t\/\/ Not parallel/ { print name }' $(CLUSTERS)/*_test.go | paste -sd '|'
 # Number of cluster tests that run in parallel: most of the time they wait.
-PARALLEL ?= 8
+PARALLEL ?= 10
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 
