@@ -22,9 +22,10 @@ import (
 type lockHost struct {
 	bed
 	*Lock
-	absent  error // why it cannot be opened
-	err     error // for changes by any program
-	unseen  error // why changes cannot be watched
+	absent  error         // why it cannot be opened
+	err     error         // for changes by any program
+	unseen  error         // why changes cannot be watched
+	took    time.Duration // by a sync, constant
 	watched chan struct{}
 	locks   map[netip.Prefix]map[netip.Addr]struct{}
 	edits   int
@@ -33,6 +34,7 @@ type lockHost struct {
 }
 
 func (h *lockHost) SyncLock(_ context.Context, l firewall.Lock, peers map[netip.Addr]struct{}, prune bool) (changes []string, err error) {
+	time.Sleep(h.took)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.syncs++
@@ -192,6 +194,20 @@ func TestLockIsRepaired(t *testing.T) {
 		h.SetTunnel(moved)
 		synctest.Wait()
 		h.has("[192.0.2.2]")
+	})
+}
+
+// TestLockIsRepairedOnABusyHost: a sync that takes long does not delay the next repair by its
+// multiple.
+func TestLockIsRepairedOnABusyHost(t *testing.T) {
+	onLockHost(t, true, func(t *testing.T, h *lockHost) {
+		h.took = 300 * time.Millisecond
+		h.start(leaseOf("10.42.1.0/24", "192.0.2.1"))
+		for range 2 {
+			h.set(func() { clear(h.locks); pace.Wake(h.watched) })
+			h.after(lockSyncShare().Max + h.took)
+			h.has("[192.0.2.1]")
+		}
 	})
 }
 
