@@ -253,8 +253,9 @@ packages:
 	.ci/packages missing test
 
 # Packages and cluster tests side by side, because both wait most of the time, then the tests that
-# run alone. All tests run, even after a failure. test-arch runs in the background with idle
-# priority. The filter prints what "go test" prints, and at the end a summary.
+# run alone. Everything is compiled before, because compilers leave no CPU for others. All tests run,
+# even after a failure. test-arch runs in the background with idle priority. The filter prints what
+# "go test" prints, and at the end a summary.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
@@ -268,6 +269,9 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	clusters=$$($(GO) list $(CLUSTERS)); alone=; \
 	[[ ' $(TESTFLAGS)' = *' -run'* ]] || alone="^($$($(ALONE)))\$$"; \
 	rest=$$($(GO) list ./... | grep -vxF "$$(printf '%s\n' $$race $$clusters)"); \
+	compiled() { $(GO) list -test -deps -export "$$@" >/dev/null || status=1; }; \
+	[ -z "$$race" ] || CGO_ENABLED=1 compiled -race $$race; \
+	compiled $$clusters $$rest; \
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
 	  set -m; \
