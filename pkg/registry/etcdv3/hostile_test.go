@@ -39,6 +39,9 @@ func (o *operator) putMany(t *testing.T, puts []client.Op) {
 // TestHugeValuesTakeFewReads: values of 9 MB, alone and consecutive, and a huge key among leases do
 // not make a listing of one key per read.
 func TestHugeValuesTakeFewReads(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it writes much: not with -short")
+	}
 	t.Parallel()
 	etcd, b := startGenerous(t)
 	r := api.At(t, etcd)
@@ -90,6 +93,9 @@ func TestHugeValuesAreNotRead(t *testing.T) {
 // as many keys below it still has its lease. (The number is a tenth, because etcd writes them
 // slowly.)
 func TestManyKeysAreNotNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it writes much: not with -short")
+	}
 	t.Parallel()
 	etcd, b := startGenerous(t)
 	r := api.At(t, etcd)

@@ -181,6 +181,9 @@ func testLongConfig(t *testing.T, a API[Closer]) {
 // testHugeValues checks that values of 9 MB, in a listing and in a watch, do not affect the leases
 // next to them or a lease that is overwritten by one.
 func testHugeValues(t *testing.T, a API[Closer]) {
+	if testing.Short() {
+		t.Skip("it writes much: not with -short")
+	}
 	server := etcdtest.StartEtcd(t, etcdtest.LargeRequests)
 	r, o := a.At(t, server), NewOperator(t, server, a.Name)
 	made := Create(t, r)

@@ -272,7 +272,7 @@ func (s *suite) listBad() {
 
 func (s *suite) listMany() {
 	if testing.Short() {
-		s.Skip("slow")
+		s.Skip("it writes much: not with -short")
 	}
 	const n = 10000
 	var wg sync.WaitGroup
