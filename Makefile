@@ -74,12 +74,10 @@ UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|registry/etcdv2|regi
 SHORT_RACED = registry/etcdv3
 # Packages whose tests take longest, which are begun first.
 SLOW = subnet iptables tunnel/e2e
-# Tests of clusters of daemons. Those that measure times or need all CPUs say that they are not
-# parallel, and run when everything else has ended.
+# Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
 CLUSTERS = ./cmd/flanneld
-ALONE = awk '/^func Test/ { sub(/\(.*/, ""); name = $$2 } /^\t\/\/ Not parallel/ { print name }' $(CLUSTERS)/*_test.go | paste -sd '|'
 # Number of cluster tests that run in parallel: most of the time they wait.
-PARALLEL ?= 10
+PARALLEL ?= 8
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 
@@ -255,10 +253,9 @@ packages:
 	fi; \
 	.ci/packages missing test
 
-# Packages and cluster tests side by side, because both wait most of the time, then the tests that
-# run alone. Everything is compiled before, because compilers leave no CPU for others. All tests run,
-# even after a failure. test-arch runs in the background with idle priority. The filter prints what
-# "go test" prints, and at the end a summary.
+# Packages in parallel, then the cluster tests alone. Everything is compiled before, because
+# compilers leave no CPU for others. All tests run, even after a failure. test-arch runs in the
+# background with idle priority. The filter prints what "go test" prints, and at the end a summary.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
@@ -269,22 +266,19 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	$(MAKE) --no-print-directory gofmt || status=1; \
 	race=; \
 	! command -v "$$($(GO) env CC)" >/dev/null || race=$$($(GO) list $(SLOW:%=./pkg/%) ./pkg/... | awk '!seen[$$0]++' | grep -vE '/pkg(/($(UNRACED))(/.*)?)?$$'); \
-	clusters=$$($(GO) list $(CLUSTERS)); alone=; \
-	[[ ' $(TESTFLAGS)' = *' -run'* ]] || alone="^($$($(ALONE)))\$$"; \
+	clusters=$$($(GO) list $(CLUSTERS)); \
 	rest=$$($(GO) list ./... | grep -vxF "$$(printf '%s\n' $$race $$clusters)"); \
 	compiled() { $(GO) list -test -deps -export "$$@" >/dev/null || status=1; }; \
 	[ -z "$$race" ] || CGO_ENABLED=1 compiled -race $$race $(SHORT_RACED:%=./pkg/%); \
 	compiled $$clusters $$rest; \
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
-	  set -m; \
-	  { tested -parallel $(PARALLEL) $${alone:+-skip "$$alone"} $$clusters; exit $$failed; } >"$$side" & \
+	  set -m; { tested -p 2 $$rest; exit $$failed; } >"$$side" & \
 	  set +m; trap 'kill -- -$$! 2>/dev/null || true' EXIT; \
 	  [ -z "$$race" ] || { CGO_ENABLED=1 tested -race -p 4 $$race; CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); }; \
-	  tested -p 4 $$rest; \
 	  wait $$! || failed=1; \
 	  cat "$$side"; \
-	  [ -z "$$alone" ] || tested -run "$$alone" $$clusters; \
+	  tested -p 1 -parallel $(PARALLEL) $$clusters; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	wait $$! || status=1; \
