@@ -32,6 +32,11 @@ const (
 	siegeGrowth = 24 << 20 // bytes of resident memory more than before, at the most
 	siegeOpen   = 200      // descriptors
 	siegeLines  = 10       // lines of log a second, on average (5, with those of starts)
+
+	// joinedWithin limits the time until a new host reaches the others. A daemon whose listings
+	// have failed one after another pauses for up to 10 s before the next one, and for up to 5 s
+	// after other failures, so that many hosts do not overload an etcd in trouble.
+	joinedWithin = 20 * time.Second
 )
 
 // TestSiege runs all siegeAttacks on a cluster of five at the same time, while containers ping each
@@ -342,10 +347,12 @@ func (s *siege) joins() {
 	}
 	k := s.container(s.stranger)
 	for _, to := range s.containers {
-		ping, cancel := context.WithTimeout(s.ctx, slow(5*time.Second))
+		ping, cancel := context.WithTimeout(s.ctx, slow(joinedWithin))
+		begun := time.Now()
 		if _, err := k.WaitPing(ping, to.Addr); err != nil {
 			s.t.Errorf("the new host does not reach %s: %v", to.Name, err)
 		}
+		s.t.Logf("the new host reaches %s after %v", to.Name, time.Since(begun).Round(time.Millisecond))
 		cancel()
 	}
 }
