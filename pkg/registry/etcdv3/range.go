@@ -20,8 +20,8 @@ const (
 	// maxMessage is the maximum size of a response that is not of a range. An event may have 1.5 MB,
 	// unless etcd is configured otherwise.
 	maxMessage = 4 << 20
-	// maxPage is the maximum size of an answer. A page of leases is smaller. Huge values do not fit,
-	// because gRPC and protobuf hold several copies of an answer.
+	// maxPage is the maximum size of an answer. A page of leases of usual size is smaller. Huge values
+	// do not fit, because gRPC and protobuf hold several copies of an answer.
 	maxPage = 1 << 20
 	// maxEntry is the maximum size of a key and its value in an answer for one key, and in
 	// proportion for several.
