@@ -153,7 +153,7 @@ func (c *Checks) Run(ctx context.Context) {
 		default:
 		}
 		begun := time.Now()
-		c.Conditions.SetError(condition.Condition{ID: checksCondition, Text: "host checks failed, will retry"}, c.check())
+		c.Conditions.SetError(condition.Condition{ID: checksCondition, Severity: condition.Notice, Text: "host checks failed, will retry"}, c.check())
 		rest = share.Rest(time.Since(begun))
 	}
 }

@@ -51,7 +51,7 @@ func (c *Checks) reasons(m reconcile.Missing) (r reasons) {
 // missingCondition returns the condition of a missing object that this host itself needs.
 func missingCondition(m reconcile.Missing, r reasons) condition.Condition {
 	c := condition.Condition{
-		ID: "base/" + m.Op.Object(), Text: "failed to set up the overlay on this host, will retry", Severe: true,
+		ID: "base/" + m.Op.Object(), Text: "failed to set up the overlay on this host, will retry", Severity: condition.Severe,
 		Fields: []any{"object", m.Op.Object()},
 	}
 	reason := m.Reason

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/reconcile"
@@ -52,7 +53,7 @@ func TestMissingSaysWhoIsInTheWay(t *testing.T) {
 	} {
 		got := missingCondition(reconcile.Missing{Op: c.op, Err: c.err, Reason: c.reason}, c.reasons)
 		words, command, _ := strings.Cut(c.want, "|")
-		if said := strings.Trim(fmt.Sprint(got.Fields), "[]"); !got.Severe || !strings.Contains(said, words) || got.Command != command {
+		if said := strings.Trim(fmt.Sprint(got.Fields), "[]"); got.Severity != condition.Severe || !strings.Contains(said, words) || got.Command != command {
 			t.Errorf("%s: %s|%s, want %s", c.name, said, got.Command, c.want)
 		}
 	}

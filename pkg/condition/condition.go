@@ -26,17 +26,38 @@ import (
 type Condition struct {
 	// ID identifies the problem, e.g. "docker-subnet"; if there can be one for each object, a slash
 	// and the object follow, e.g. "route/10.42.7.0/24".
-	ID      string
-	Text    string // log message: constant, lower case
-	Fields  []any  // variable parts: keys and values as for slog
-	Ended   string // log message of its end; default: "no longer: " and Text
-	Command string // command that resolves it and can be pasted, if there is one
-	Severe  bool   // logged as an error, because it needs a person now; otherwise as a warning
-	Since   time.Time
+	ID       string
+	Text     string // log message: constant, lower case
+	Fields   []any  // variable parts: keys and values as for slog
+	Ended    string // log message of its end; default: "no longer: " and Text
+	Command  string // command that resolves it and can be pasted, if there is one
+	Severity Severity
+	Since    time.Time
+}
+
+// Severity is how much a condition matters.
+type Severity int8
+
+// Severities. The zero value is Warning.
+const (
+	Notice  Severity = iota - 1 // the overlay works as it should; logged as a warning
+	Warning                     // the overlay is degraded, or soon will be; logged as a warning
+	Severe                      // needs a person now; logged as an error
+)
+
+// String returns the name of the severity.
+func (s Severity) String() string {
+	switch s {
+	case Notice:
+		return "notice"
+	case Severe:
+		return "severe"
+	}
+	return "warning"
 }
 
 // logKey returns everything that the log shows of a condition.
-func (c Condition) logKey() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severe) }
+func (c Condition) logKey() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severity) }
 
 // String returns the condition as one line: its text, and its fields as in the log except commands.
 func (c Condition) String() string {
@@ -186,7 +207,7 @@ func (l *List) logChange(e *entry) {
 	switch {
 	case !e.active:
 		l.log.Info(cmp.Or(e.Ended, "no longer: "+e.Text), append(fields, "duration", e.ended.Sub(e.Since).Round(time.Millisecond))...)
-	case e.Severe:
+	case e.Severity == Severe:
 		l.log.Error(e.Text, fields...)
 	default:
 		l.log.Warn(e.Text, fields...)

@@ -31,7 +31,7 @@ func TestConditionIsLoggedWhenItBeginsChangesAndEnds(t *testing.T) {
 		l.Set(c)
 		began := time.Now()
 		time.Sleep(time.Minute)
-		c.Severe = true
+		c.Severity = Severe
 		l.Set(c)
 		if now := l.Current(); len(now) != 1 || !now[0].Since.Equal(began) {
 			t.Errorf("current: %v, want one since %v", now, began)

@@ -234,7 +234,7 @@ func tryOnce[T any](d *daemon, operation string, temporary func(error) bool, f f
 	}
 	if !errors.As(err, &condition.Reported{}) {
 		d.conditions.Set(condition.Condition{
-			ID: startCondition(operation), Severe: true, Text: "operation failed, will retry", Fields: []any{"operation", operation, "err", err},
+			ID: startCondition(operation), Severity: condition.Severe, Text: "operation failed, will retry", Fields: []any{"operation", operation, "err", err},
 		})
 	}
 	return v, fmt.Errorf("%w: %w", subnet.ErrTryAgain, err)

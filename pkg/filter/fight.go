@@ -28,7 +28,7 @@ func (f *fight) synced(repaired bool, changes []string) (pause time.Duration) {
 	}
 	if pause > 0 {
 		f.conditions.Begin(condition.Condition{
-			ID: f.id, Severe: true, Text: f.text, Fields: []any{"changes", strings.Join(changes, "; ")},
+			ID: f.id, Severity: condition.Severe, Text: f.text, Fields: []any{"changes", strings.Join(changes, "; ")},
 		})
 	} else if !f.On(now) {
 		f.conditions.End(f.id)

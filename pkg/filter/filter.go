@@ -369,9 +369,9 @@ func (f *Filter) report(changes []string, repaired bool, err error) {
 		f.cfg.Log.Info(msg, "changes", strings.Join(changes, "; "))
 	}
 	why := f.selection.preferredErr
-	c := condition.Condition{ID: syncCondition, Text: f.selection.conditionText, Command: findHolder(why)}
+	c := condition.Condition{ID: syncCondition, Severity: condition.Notice, Text: f.selection.conditionText, Command: findHolder(why)}
 	if err != nil {
-		c.Text = "failed to sync packet filter rules, will retry"
+		c.Severity, c.Text = condition.Warning, "failed to sync packet filter rules, will retry"
 	}
 	f.cfg.Conditions.SetError(c, cmp.Or(err, why))
 }

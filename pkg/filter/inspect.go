@@ -51,7 +51,7 @@ func (f *Filter) inspect(ctx context.Context) time.Duration {
 	}
 	if f.secondary.inspectFailures++; f.secondary.inspectFailures >= maxInspectFailures {
 		f.cfg.Conditions.Set(condition.Condition{
-			ID: inspectCondition, Text: "failed to check whether other rules drop overlay packets, will retry", Fields: []any{"err", err},
+			ID: inspectCondition, Severity: condition.Notice, Text: "failed to check whether other rules drop overlay packets, will retry", Fields: []any{"err", err},
 		})
 	}
 	return time.Until(f.secondary.nextPortCheck)

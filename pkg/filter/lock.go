@@ -184,6 +184,6 @@ func (l *Lock) watch(ctx context.Context, signals <-chan struct{}) <-chan struct
 		return signals
 	}
 	signals, err := l.locker.Watch(ctx)
-	l.cfg.Conditions.SetError(condition.Condition{ID: id, Text: "cannot watch the underlay lock, checking it periodically"}, err)
+	l.cfg.Conditions.SetError(condition.Condition{ID: id, Severity: condition.Notice, Text: "cannot watch the underlay lock, checking it periodically"}, err)
 	return signals
 }

@@ -94,7 +94,7 @@ func (l *Lock) sync(ctx context.Context) time.Duration {
 		return firstRetry
 	}
 	if !tunnel {
-		l.cfg.Conditions.Set(condition.Condition{ID: lockCondition, Text: "underlay lock has no effect, the backend has no tunnel port"})
+		l.cfg.Conditions.Set(condition.Condition{ID: lockCondition, Severity: condition.Notice, Text: "underlay lock has no effect, the backend has no tunnel port"})
 		return idle
 	}
 	l.cfg.Conditions.End(lockCondition)

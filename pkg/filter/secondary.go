@@ -83,7 +83,7 @@ func (f *Filter) syncLegacyAccepts(ctx context.Context, sets []firewall.Ruleset)
 		return changes
 	}
 	f.cfg.Conditions.SetError(condition.Condition{
-		ID: unreadCondition, Text: "failed to check for iptables-legacy rules, will retry",
+		ID: unreadCondition, Severity: condition.Notice, Text: "failed to check for iptables-legacy rules, will retry",
 	}, unread)
 	if b.legacyErr = errors.Join(unread, failed); danger != nil {
 		f.cfg.Conditions.SetError(condition.Condition{
@@ -135,7 +135,7 @@ func (f *Filter) removeUnused(ctx context.Context) (changes []string) {
 	}
 	f.secondary.unusedRemoved = failed == nil
 	f.cfg.Conditions.SetError(condition.Condition{
-		ID: removeCondition, Text: "failed to remove earlier iptables rules, will retry",
+		ID: removeCondition, Severity: condition.Notice, Text: "failed to remove earlier iptables rules, will retry",
 	}, failed)
 	return changes
 }

@@ -29,7 +29,7 @@ func (f *Filter) listen(ctx context.Context, out chan<- struct{}, name string, k
 			return
 		}
 		f.cfg.Conditions.SetError(condition.Condition{
-			ID: watchCondition + name, Text: "cannot watch packet filter rules, checking them periodically", Fields: []any{"keeper", name},
+			ID: watchCondition + name, Severity: condition.Notice, Text: "cannot watch packet filter rules, checking them periodically", Fields: []any{"keeper", name},
 		}, err)
 		wait := firstRetry
 		switch {

@@ -148,7 +148,7 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 	p := new(Port)
 	port := listen(t, p, "127.0.0.1", wrong)
 	config := condition.Condition{ID: "config", Text: "network config is missing", Fields: []any{"err", "no key", "command", "etcdctl put"}}
-	full := condition.Condition{ID: "no-subnet", Severe: true, Text: "cannot lease a subnet", Fields: []any{"err", errors.New(`no "free" one`), "count", 3}}
+	full := condition.Condition{ID: "no-subnet", Severity: condition.Severe, Text: "cannot lease a subnet", Fields: []any{"err", errors.New(`no "free" one`), "count", 3}}
 	const fullLine = "\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"
 	const awayLine = "etcd does not answer since 1970-01-01T00:00:00Z"
 	for _, step := range []struct {

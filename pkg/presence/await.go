@@ -86,12 +86,12 @@ func tryRegister(network netip.Prefix, device string, conditions *condition.List
 }
 
 func conflict(network netip.Prefix, held *ConflictError) condition.Condition {
-	c := condition.Condition{ID: conflictCondition, Severe: true, Fields: []any{"network", network, "reason", held.Error()}}
+	c := condition.Condition{ID: conflictCondition, Severity: condition.Severe, Fields: []any{"network", network, "reason", held.Error()}}
 	switch {
 	case held.Device != "":
 		c.Text = "another flanneld on this host has the same device, waiting for it to stop; set another VNI in one of the networks"
 	case held.Daemon.Network == network:
-		c.Text, c.Severe = "another flanneld on this host serves the same network, waiting for it to stop", false
+		c.Text, c.Severity = "another flanneld on this host serves the same network, waiting for it to stop", condition.Warning
 	default:
 		c.Text = "another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them"
 	}

@@ -78,8 +78,8 @@ func TestTextOfConflicts(t *testing.T) {
 		"another flanneld on this host serves the same network, waiting for it to stop":                                        {Daemon: Daemon{Network: network}},
 		"another flanneld on this host has an overlapping network, waiting for it to stop; set another Network in one of them": {Daemon: Daemon{Network: other}},
 	} {
-		if c := conflict(network, held); c.Text != want || c.Severe == (held.Daemon.Network == network) {
-			t.Errorf("%v: %q, severe %t; want %q", held, c.Text, c.Severe, want)
+		if c := conflict(network, held); c.Text != want || (c.Severity == condition.Severe) == (held.Daemon.Network == network) {
+			t.Errorf("%v: %q, severity %v; want %q", held, c.Text, c.Severity, want)
 		}
 	}
 }

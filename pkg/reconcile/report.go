@@ -68,7 +68,7 @@ func (r *report) flush() {
 // unread reports that a pass could not read the wanted or the present state.
 func (r *report) unread(what string, err error) {
 	r.conditions.Begin(condition.Condition{
-		ID: uncheckedCondition + what, Severe: true, Text: "reconcile failed, will retry", Ended: "reconcile works again",
+		ID: uncheckedCondition + what, Severity: condition.Severe, Text: "reconcile failed, will retry", Ended: "reconcile works again",
 		Fields: []any{"reason", what, "err", err},
 	})
 }
@@ -108,7 +108,7 @@ func (r *report) applications(p pass) {
 	r.log.Info(msg, fields...)
 	if p.fighting {
 		r.conditions.Begin(condition.Condition{
-			ID: fightCondition, Severe: true, Text: "another program keeps undoing changes to the kernel, backing off", Fields: fields,
+			ID: fightCondition, Severity: condition.Severe, Text: "another program keeps undoing changes to the kernel, backing off", Fields: fields,
 		})
 	}
 }

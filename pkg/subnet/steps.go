@@ -164,7 +164,7 @@ func (f *follower) retryDelay(err error) time.Duration {
 	case errors.As(err, &full):
 		f.conflictRun = 0
 		f.Conditions.Set(condition.Condition{
-			ID: NoSubnet, Severe: true, Text: "cannot lease a subnet, waiting for a free one", Fields: []any{"err", full},
+			ID: NoSubnet, Severity: condition.Severe, Text: "cannot lease a subnet, waiting for a free one", Fields: []any{"err", full},
 		})
 		return randomBetween(fullRetry, 2*fullRetry)
 	case errors.Is(err, registry.ErrDenied): // reported by the code that opened the registry

@@ -244,10 +244,10 @@ func (k *Keeper) writeCondition(err error, stale netip.Prefix) condition.Conditi
 	}
 	switch {
 	case stale.IsValid():
-		c.Severe = true
+		c.Severity = condition.Severe
 		c.Fields = append(c.Fields, "reason", "it names "+stale.String()+", which is not this host's: do not restart docker")
 	case k.writtenEnv == Env{}:
-		c.Severe = true
+		c.Severity = condition.Severe
 		c.Fields = append(c.Fields, "reason", "READY waits for it")
 	}
 	return c

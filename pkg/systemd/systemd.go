@@ -33,7 +33,7 @@ func notifyWatchdog(conditions *condition.List) {
 // notify sends a notification, and reports whether that has not failed.
 func notify(conditions *condition.List, state string, failure condition.Condition) bool {
 	_, err := daemon.SdNotify(false, state)
-	failure.Severe = true
+	failure.Severity = condition.Severe
 	conditions.SetError(failure, err)
 	return err == nil
 }

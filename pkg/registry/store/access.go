@@ -51,7 +51,7 @@ func (a Registry) note(ctx context.Context, op Op, err error) error {
 	switch {
 	case errors.Is(err, registry.ErrLogin):
 		a.conditions.Set(condition.Condition{
-			ID: a.id("login"), Severe: true, Text: "etcd refuses the user or the password",
+			ID: a.id("login"), Severity: condition.Severe, Text: "etcd refuses the user or the password",
 			Fields: []any{"store", a.API, "user", a.user(), "reason", "set -etcd-username and -etcd-password to those of a user that etcd knows"},
 		})
 	case errors.Is(err, registry.ErrDenied):
@@ -72,7 +72,7 @@ func (a Registry) deny(ctx context.Context, op Op) {
 	permission, denied := op.permission()
 	prefix := strings.TrimSuffix(a.ConfigKey(), path.Base(a.ConfigKey()))
 	c := condition.Condition{
-		ID: a.id(permission), Severe: true, Text: denied,
+		ID: a.id(permission), Severity: condition.Severe, Text: denied,
 		Fields: []any{"store", a.API, "key", prefix, "user", a.user(), "permission", "readwrite"},
 	}
 	switch {
