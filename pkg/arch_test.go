@@ -29,28 +29,30 @@ var forbidden = map[string][]string{
 
 // mayImport are the rooms that each room may import.
 var mayImport = map[string][]string{
-	"lease":                 {},
-	"netconf":               {"lease"},
-	"host":                  {},
-	"dataplane":             {},
-	"firewall":              {},
-	"condition":             {},
-	"logsink":               {"pace"},
-	"pace":                  {},
-	"probe":                 {},
-	"presence":              {"condition", "pace"},
-	"iptables":              {"firewall", "pace"},
-	"netlink":               {},
-	"nftables":              {"firewall", "netlink", "pace"},
-	"firewalld":             {},
-	"filter":                {"firewall", "firewalld", "lease", "netconf", "host", "dataplane", "backend", "condition", "pace"},
-	"health":                {"logsink", "condition"},
-	"systemd":               {"condition"},
-	"needs":                 {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
-	"uplink":                {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
-	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
-	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
-	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
+	"lease":     {},
+	"netconf":   {"lease"},
+	"host":      {},
+	"dataplane": {},
+	"firewall":  {},
+	"condition": {},
+	"logsink":   {"pace"},
+	"pace":      {},
+	"probe":     {},
+	"presence":  {"condition", "pace"},
+	"iptables":  {"firewall", "pace"},
+	"netlink":   {},
+	"nftables":  {"firewall", "netlink", "pace"},
+	"firewalld": {},
+	"filter":    {"firewall", "firewalld", "lease", "netconf", "host", "dataplane", "backend", "condition", "pace"},
+	"health":    {"logsink", "condition"},
+	"systemd":   {"condition"},
+	"needs":     {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
+	"uplink":    {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
+	"terms":     {"host", "lease", "backend", "condition", "pace", "subnet"},
+	"checks":    {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
+	"cleanup":   {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
+	"doctor": {"host", "lease", "backend", "dataplane", "kernel", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3",
+		"registry/store"},
 	"subnetenv":             {"lease", "condition", "pace"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
 	"registry":              {"lease", "netconf"},
@@ -81,7 +83,7 @@ var mayImport = map[string][]string{
 
 // commands are the rooms that the command flanneld may import: those that it runs, and the log that
 // it opens.
-var commands = []string{"daemon", "cleanup", "logsink"}
+var commands = []string{"daemon", "cleanup", "doctor", "logsink"}
 
 // homes are the rooms that may import a library. One home each, so that replacing a library changes
 // one package. The test beds below lab are excepted.

@@ -70,6 +70,7 @@
 // And rooms that use the others:
 //
 //	cleanup     removes what a daemon has made for a network
+//	doctor      finds out why hosts do not reach each other: a table of checks, and their report
 //	daemon      wiring, order of start and stop
 //	lab         many hosts on one machine, for tests, demo and benchmarks; the other test beds are
 //	            beside it (etcdtest: an etcd for one test; machine: hosts with systemd; vm: a

@@ -1,0 +1,82 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxOutput limits what is kept of a command's output. A host with many services has some
+	// megabytes of packet filter rules.
+	maxOutput = 8 << 20
+	// exitDelay limits the wait for children of a killed command that keep its output open.
+	exitDelay = 200 * time.Millisecond
+)
+
+// errNoCommand means that a command is not installed.
+var errNoCommand = errors.New("not installed")
+
+// output runs a command until ctx ends, and returns what it writes to its standard output, up to
+// maxOutput. The error has the command's first line of standard error. errNoCommand means that it
+// is not installed.
+func output(ctx context.Context, name string, args ...string) ([]byte, error) {
+	path, err := find(name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	c := exec.CommandContext(ctx, path, args...)
+	// The group is killed with the command, so that no child of a script outlives the doctor.
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	c.WaitDelay = exitDelay
+	c.Env = append(os.Environ(), "LC_ALL=C", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0")
+	var out, errs limitedBuffer
+	out.room, errs.room = maxOutput, 4<<10
+	c.Stdout, c.Stderr = &out, &errs
+	err = c.Run()
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s: no answer in time", name)
+	case err != nil:
+		first, _, _ := strings.Cut(strings.TrimSpace(errs.String()), "\n")
+		return out.Bytes(), fmt.Errorf("%s: %w: %s", name, err, first)
+	case out.cut:
+		return out.Bytes(), fmt.Errorf("%s: more than %d bytes of output", name, maxOutput)
+	}
+	return out.Bytes(), nil
+}
+
+// find returns the path of a command. The administrator's directories may be missing in PATH.
+func find(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/local/sbin/", "/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"} {
+		if path, err := exec.LookPath(dir + name); err == nil {
+			return path, nil
+		}
+	}
+	return "", errNoCommand
+}
+
+// limitedBuffer keeps the begin of what is written to it.
+type limitedBuffer struct {
+	bytes.Buffer
+	room int
+	cut  bool
+}
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	n := min(len(p), b.room)
+	b.cut = b.cut || n < len(p)
+	b.room -= n
+	b.Buffer.Write(p[:n])
+	return len(p), nil
+}

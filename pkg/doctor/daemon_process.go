@@ -1,0 +1,131 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Daemon is a running flanneld of this network namespace.
+type Daemon struct {
+	PID       int
+	Args, Env []string // without the program's name; nil if they may not be read
+	Stopped   bool     // by a signal or a debugger
+}
+
+// maxProcesses limits how many processes are read.
+const maxProcesses = 1 << 17
+
+// Daemons returns the processes called flanneld in the network namespace of this process, without
+// this process and other subcommands.
+func Daemons(ctx context.Context) ([]Daemon, error) {
+	ctx, cancel := context.WithTimeout(ctx, localLimit)
+	defer cancel()
+	return newInput(ctx, "list of processes", localLimit, listDaemons).Get(ctx)
+}
+
+func listDaemons(ctx context.Context) (found []Daemon, err error) {
+	here, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil || len(dirs) == 0 {
+		return nil, errors.Join(errors.New("/proc cannot be read"), err)
+	}
+	for i, dir := range dirs {
+		if ctx.Err() != nil || i > maxProcesses {
+			return nil, fmt.Errorf("too many processes: %d", len(dirs))
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		comm, err := readStart(filepath.Join(dir, "comm"), 64)
+		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
+			continue
+		}
+		if ns, err := os.Readlink(filepath.Join(dir, "ns/net")); err == nil && ns != here {
+			continue
+		}
+		d := Daemon{PID: pid}
+		if args, err := readStart(filepath.Join(dir, "cmdline"), 1<<20); err == nil {
+			if d.Args = words(args); len(d.Args) > 0 {
+				d.Args = d.Args[1:]
+			}
+		}
+		if env, err := readStart(filepath.Join(dir, "environ"), 1<<20); err == nil {
+			d.Env = words(env)
+		}
+		stat, _ := readStart(filepath.Join(dir, "stat"), 4<<10)
+		state := processState(stat)
+		d.Stopped = state == 'T' || state == 't'
+		if state == 'Z' || state == 'X' || len(d.Args) > 0 && !strings.HasPrefix(d.Args[0], "-") && !strings.HasPrefix(d.Args[0], "/") {
+			continue // it has ended, or is a subcommand
+		}
+		found = append(found, d)
+	}
+	slices.SortFunc(found, func(a, b Daemon) int { return a.PID - b.PID })
+	return found, nil
+}
+
+// readStart returns the begin of a file.
+func readStart(path string, most int) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	f.SetReadDeadline(time.Now().Add(localLimit)) // of no effect on most files
+	var b limitedBuffer
+	b.room = most
+	_, err = io.Copy(&b, io.LimitReader(f, int64(most)))
+	return b.Bytes(), err
+}
+
+// words splits arguments or an environment in the form of /proc.
+func words(b []byte) []string {
+	if b = bytes.TrimRight(b, "\x00"); len(b) == 0 {
+		return nil
+	}
+	return strings.Split(string(b), "\x00")
+}
+
+// processState returns the state in /proc/PID/stat (proc_pid_stat(5)); the name before it may
+// contain anything.
+func processState(stat []byte) byte {
+	i := bytes.LastIndexByte(stat, ')')
+	if i < 0 || i+2 >= len(stat) {
+		return 0
+	}
+	return stat[i+2]
+}
+
+// SubnetFile returns the subnet file in the arguments and the environment of a daemon, or "" for
+// the default.
+func (d Daemon) SubnetFile() (path string) {
+	for _, kv := range d.Env {
+		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
+			path = v
+		}
+	}
+	for i, word := range d.Args {
+		name, value, has := strings.Cut(strings.TrimLeft(word, "-"), "=")
+		switch {
+		case name != "subnet-file" || !strings.HasPrefix(word, "-"):
+		case has:
+			path = value
+		case i+1 < len(d.Args):
+			path = d.Args[i+1]
+		}
+	}
+	return path
+}
