@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // View is what a host knows of the network at one point in time. It is immutable, and so are the
@@ -14,6 +15,9 @@ type View struct {
 	// Complete is set once the registry has been listed. Nothing may be deleted because of an
 	// incomplete view.
 	Complete bool
+	// Received is when the first event that this view shows, and the previous one did not, was
+	// received; zero if there was none.
+	Received time.Time
 }
 
 // NewView returns the view of all leases. No two of them may have the same subnets.

@@ -64,6 +64,9 @@ type Loop struct {
 		facts *host.Facts // nil before the first
 		err   error       // why there are none
 		view  *lease.View // nil before the first
+		// received is when the first event was received that view and the views before it show, and
+		// that no pass has begun with; zero if there is none.
+		received time.Time
 	}
 
 	// The following fields belong to the goroutine that makes passes, except atomic ones.
@@ -87,6 +90,7 @@ type Loop struct {
 	readAt     time.Time       // time of the last reading
 	needsWhole bool            // the reading cannot be used for a partial pass
 	own        netip.Prefix    // this host's IPv4 subnet
+	received   time.Time       // when the first event was received that no completed pass has handled; zero if there is none
 
 	stats stats
 }
@@ -115,9 +119,17 @@ func (l *Loop) SetFacts(f host.Facts, err error) {
 // SetView sets the view of the network.
 func (l *Loop) SetView(v lease.View) {
 	l.input.Lock()
-	l.input.view = &v
+	l.input.view, l.input.received = &v, earlier(l.input.received, v.Received)
 	l.input.Unlock()
 	l.trigger()
+}
+
+// earlier returns the earlier of two times, of which zero means none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // trigger requests a pass.

@@ -81,6 +81,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 		l.cfg.Missing(rootCauses(done.missing))
 	}
 	l.count(&done, done.result())
+	l.propagated()
 	l.report.pass(done)
 	l.baseReady = !done.baseMissing
 	return l.baseReady
@@ -98,6 +99,7 @@ func (l *Loop) abort(p *pass, r Result) (ready bool) {
 func (l *Loop) latest() (host.Facts, lease.View, bool) {
 	l.input.Lock()
 	facts, view, err := l.input.facts, l.input.view, l.input.err
+	l.received, l.input.received = earlier(l.received, l.input.received), time.Time{}
 	l.input.Unlock()
 	if err == nil && facts != nil && view != nil {
 		return *facts, *view, true

@@ -18,6 +18,9 @@ type Stats struct {
 	// the duration of passes with repairs, from the first event about a change.
 	Repairs    map[dataplane.Kind]uint64
 	RepairTime Timing
+	// Propagation is the time from the registry's event about a peer to the end of the pass that has
+	// programmed it. Events that one pass has handled count once, from the first of them.
+	Propagation Timing
 	// Drift is the number of objects that were not as wanted at the end of the last whole pass.
 	Drift   map[dataplane.Kind]int
 	Skipped map[string]int // number of skipped peers, by reason
@@ -88,6 +91,17 @@ func (l *Loop) Stats() Stats {
 	s.Passes, s.Done, s.Failed = maps.Clone(s.Passes), maps.Clone(s.Done), maps.Clone(s.Failed)
 	s.Repairs, s.Drift, s.Skipped = maps.Clone(s.Repairs), maps.Clone(s.Drift), maps.Clone(s.Skipped)
 	return s
+}
+
+// propagated counts the events that a completed pass has handled.
+func (l *Loop) propagated() {
+	if l.received.IsZero() {
+		return
+	}
+	l.stats.Lock()
+	defer l.stats.Unlock()
+	l.stats.Propagation.add(time.Since(l.received))
+	l.received = time.Time{}
 }
 
 // count updates the totals after a pass.

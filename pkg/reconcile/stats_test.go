@@ -113,3 +113,34 @@ func TestStatsCountOperations(t *testing.T) {
 		}
 	})
 }
+
+// TestStatsOfPropagation: from the first event that a view shows, through views that no pass has
+// seen and passes that could not read the kernel, to the end of the pass.
+func TestStatsOfPropagation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.wantRoutes(1)
+		f.Pass()
+		if got := f.Stats().Propagation; got != (Timing{}) {
+			t.Errorf("without an event: %v", got)
+		}
+		for _, wait := range []time.Duration{time.Second, 2 * time.Second} {
+			f.view.Received = time.Now()
+			f.SetView(f.view)
+			time.Sleep(wait)
+		}
+		f.kernel.unread = errors.New("no")
+		f.Reread()
+		f.Loop.Pass(t.Context())
+		time.Sleep(time.Second)
+		f.kernel.unread = nil
+		f.Reread()
+		f.view.Received = time.Time{}
+		for range 2 { // the second one has nothing to add
+			f.Pass()
+		}
+		if got := f.Stats().Propagation; got != (Timing{1, 4 * time.Second}) {
+			t.Errorf("propagation is %v, want 4 s once", got)
+		}
+	})
+}

@@ -134,6 +134,7 @@ type follower struct {
 	published    bool            // there is nothing to publish
 	publishDue   time.Time       // when to publish, unless published
 	dirty        []lease.Subnets // subnets whose leases may differ from those in last
+	received     time.Time       // when the first event since last was received that changes a lease; zero if there was none
 	last         lease.View      // last emitted view
 	emitted      time.Time       // when
 	stats        Stats           // current counts

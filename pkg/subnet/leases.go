@@ -138,7 +138,9 @@ func (f *follower) apply(ev registry.Event) {
 		f.applyDelete(subnets)
 	default:
 		f.clearInvalid(subnets)
-		f.applyLease(ev.Lease)
+		if f.applyLease(ev.Lease) && f.received.IsZero() {
+			f.received = f.stats.Event
+		}
 	}
 	if subnets != f.own.Subnets {
 		return
@@ -162,18 +164,21 @@ func sameInView(a, b *lease.Lease) bool {
 }
 
 // applyLease stores a lease that was written. Renewals and changes of the own lease cause no new
-// view, and neither does a recreated lease, unless others have the same claims.
-func (f *follower) applyLease(l lease.Lease) {
+// view, and neither does a recreated lease, unless others have the same claims. It reports whether
+// the lease is that of a peer and has changed.
+func (f *follower) applyLease(l lease.Lease) (peerChanged bool) {
 	old := f.leases[l.Subnets]
 	f.leases[l.Subnets] = f.intern(l)
 	delete(f.graceEnds, l.Subnets)
 	if old != nil && sameInView(old, &l) {
-		return
+		return false
 	}
 	f.dirty = append(f.dirty, l.Subnets)
-	if l.Subnets != f.own.Subnets {
-		f.changed()
+	if l.Subnets == f.own.Subnets {
+		return false
 	}
+	f.changed()
+	return true
 }
 
 // applyDelete applies the deletion of a lease. Our own is removed at once, and so is one that was

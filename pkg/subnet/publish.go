@@ -38,7 +38,8 @@ func (f *follower) publish() {
 	v, changed := f.last.Edit(f.own, f.dirty, func(s lease.Subnets) *lease.Lease { return f.leases[s] })
 	f.dirty = nil
 	changed = changed || !f.last.Complete
-	v.Complete = true
+	v.Complete, v.Received = true, f.received
+	f.received = time.Time{}
 	f.last = v
 	if changed {
 		f.emitted = time.Now()

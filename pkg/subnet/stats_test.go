@@ -2,6 +2,7 @@ package subnet_test
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"flanneld/pkg/subnet"
@@ -112,6 +113,29 @@ func TestStatsOfConflicts(t *testing.T) {
 		elapse(10 * time.Minute)
 		if s := w.stats(); s.Conflicts != 5 || s.Moves != 1 {
 			t.Errorf("%d conflicts and %d moves after the subnet was lost, want 5 and 1", s.Conflicts, s.Moves)
+		}
+	})
+}
+
+// TestViewsHaveTheTimeOfTheirEvent: a view has the time of the first event since the previous one
+// that changed a peer; renewals and deletions, which are retained for a while, do not count.
+func TestViewsHaveTheTimeOfTheirEvent(t *testing.T) {
+	following1(t, func(w *following) {
+		w.take()
+		elapse(time.Minute)
+		at := time.Now()
+		w.reg.Put("10.42.9.0-24", value(third, 9), ttl)
+		synctest.Wait()
+		w.reg.Put("10.42.10.0-24", value(third, 10), ttl)
+		elapse(time.Second)
+		if v := w.newest(); len(v.Peers) != 3 || !v.Received.Equal(at) {
+			t.Errorf("%d peers, received at %s, want %s", len(v.Peers), v.Received, at)
+		}
+		w.reg.Put("10.42.9.0-24", value(third, 9), ttl)
+		w.reg.Remove("10.42.10.0-24")
+		elapse(time.Minute)
+		if v := w.newest(); len(v.Peers) != 2 || !v.Received.IsZero() {
+			t.Errorf("%d peers, received at %s, want no time", len(v.Peers), v.Received)
 		}
 	})
 }
