@@ -47,6 +47,9 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 	if len(args) > 0 && args[0] == "cleanup" {
 		return runCleanup(ctx, args[1:], env, stdout, stderr)
 	}
+	if len(args) > 0 && args[0] == "doctor" {
+		return runDoctor(ctx, args[1:], env, stdout, stderr)
+	}
 	cl, err := parse(args, env)
 	switch {
 	case errors.Is(err, errHelp):

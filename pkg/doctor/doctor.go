@@ -97,7 +97,7 @@ func Run(ctx context.Context, checks []Check, in *Inputs, each func(Finding)) Re
 		go func() { results <- ended{i, c.run(ctx, in)} }()
 	}
 	began := time.Now()
-	report := Report{Version: Version}
+	report := Report{Version: Version, Daemon: in.Redact.String(in.Options.Source)}
 	missing := map[int]bool{}
 	for i := range checks {
 		missing[i] = true

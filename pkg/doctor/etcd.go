@@ -135,7 +135,8 @@ func askEndpoint(ctx context.Context, e etcd.Endpoint, o etcd.Options, api store
 			problem = s.Err
 		}
 	}
-	if found.Err == nil || problem != nil && !errors.Is(problem, context.DeadlineExceeded) {
+	// A server that does not answer for its version says most simply why.
+	if found.Err == nil || errors.Is(problem, registry.ErrDenied) {
 		found.Err = problem
 	}
 	found.Err = o.WithRemedy(ctx, e, found.Err)

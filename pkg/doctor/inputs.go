@@ -30,6 +30,7 @@ const (
 type Options struct {
 	Etcd       etcd.Options
 	API        store.API
+	Domain     string // whose SRV records name the endpoints of etcd; empty if they are given
 	Uplink     host.Selectors
 	SubnetFile string
 	Source     string // where the settings are from, for people

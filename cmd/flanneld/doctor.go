@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"flanneld/pkg/cleanup"
+	"flanneld/pkg/doctor"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes of "flanneld doctor".
+const (
+	doctorFine    = 0 // no check has failed
+	doctorProblem = 1
+	doctorUsage   = 2
+	doctorFailed  = 3 // it could not run or write what was asked for
+)
+
+// doctorOptions are the flags of "flanneld doctor".
+type doctorOptions struct {
+	json   bool
+	bundle string
+	flags  *pflag.FlagSet // its own, and those of the daemon that say where its network is
+	daemon *commandLine   // the values of the latter
+}
+
+// doctorFlags defines the flags of "flanneld doctor": those of the daemon for etcd and the uplink
+// have the daemon's names.
+func doctorFlags(f *pflag.FlagSet) *doctorOptions {
+	o := &doctorOptions{flags: f, daemon: &commandLine{}}
+	f.BoolVar(&o.json, "json", false, "print the report as JSON")
+	f.StringVar(&o.bundle, "bundle", "", "write a tar.gz `file` for a bug report; without passwords and keys")
+	f.StringVar(&o.daemon.options.SubnetFile, "subnet-file", cleanup.DefaultSubnetFile, "subnet `file` of the daemon, if several run")
+	for _, g := range groups[:2] { // etcd, uplink
+		g.flags(o.daemon, f)
+	}
+	return o
+}
+
+const doctorHelp = `flanneld doctor finds out why containers of different hosts do not reach each other. It checks etcd,
+the leases, this host's settings, the packet filter and the paths to the other hosts, prints ✓, ✗ or
+? for each check, and for each ✗ the command that mends it: the most probable cause first. It changes
+nothing, works while the daemon is down, and ends within 10 seconds. Run it as root.
+
+The settings of the daemon are those of the one that runs, else those of its systemd unit. The flags
+below override them.
+
+Usage: flanneld doctor [--flag=value]...
+
+Exit code: 0 if nothing is wrong, 1 if something is, 2 for a bad command line, 3 if it cannot run.
+
+`
+
+// runDoctor is "flanneld doctor".
+func runDoctor(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+	f := newFlags("flanneld doctor")
+	o := doctorFlags(f)
+	err := parseFlags(f, args)
+	switch {
+	case errors.Is(err, errHelp):
+		fmt.Fprint(stdout, doctorHelp+f.FlagUsagesWrapped(100))
+		return doctorFine
+	case err != nil:
+		fmt.Fprintf(stderr, "flanneld doctor: %v\nRun 'flanneld doctor --help' for the flags there are.\n", err)
+		return doctorUsage
+	}
+	return o.run(ctx, env, stdout, stderr)
+}
+
+// run runs the checks and writes what was asked for.
+func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io.Writer) int {
+	settings, err := o.settings(ctx, env)
+	if err != nil {
+		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
+		return doctorUsage
+	}
+	run, cancel := context.WithTimeout(ctx, doctor.Limit)
+	defer cancel()
+	in := doctor.NewInputs(run, settings)
+	style := doctor.Style{Color: isTerminal(stdout) && os.Getenv("NO_COLOR") == ""}
+	var each func(doctor.Finding)
+	if isTerminal(stdout) && !o.json {
+		fmt.Fprintln(stdout, in.Redact.String(settings.Source))
+		each = func(f doctor.Finding) { fmt.Fprintln(stdout, style.Line(f)) }
+	}
+	report := doctor.Run(run, doctor.Checks(), in, each)
+	if ctx.Err() != nil {
+		fmt.Fprintln(stderr, "flanneld doctor: interrupted")
+		return doctorFailed
+	}
+	switch {
+	case o.json:
+		err = report.JSON(stdout)
+	case each != nil:
+		err = style.Causes(stdout, report)
+	default:
+		err = style.Text(stdout, report)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
+		return doctorFailed
+	}
+	if report.Failed() {
+		return doctorProblem
+	}
+	return doctorFine
+}
+
+// settings returns the daemon's settings: those of the running daemon, else of its unit, overridden
+// by the flags that were given.
+func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Options, error) {
+	file := ""
+	if o.flags.Changed("subnet-file") {
+		file = o.daemon.options.SubnetFile
+	}
+	daemons, _ := doctor.Daemons(ctx) // a check reports the error
+	at := slices.IndexFunc(daemons, func(d doctor.Daemon) bool {
+		return file == "" || samePath(file, d.SubnetFile())
+	})
+	var d doctor.Daemon
+	var source string
+	if at >= 0 {
+		d = daemons[at]
+		source = fmt.Sprintf("flanneld runs (PID %d)", d.PID)
+	} else {
+		var err error
+		d, err = doctor.Unit(ctx)
+		source = "no flanneld runs on this host; its settings are those of its unit"
+		if err != nil || file != "" && !samePath(file, d.SubnetFile()) {
+			d.Args, d.Env = nil, env
+			source = "no flanneld runs on this host; its settings are those of the command line"
+		}
+	}
+	cl, err := parse(o.override(d.Args), d.Env)
+	if err != nil { // perhaps the flags of another version
+		source += fmt.Sprintf(" (without its own, which are not understood: %v)", err)
+		if cl, err = parse(o.override(nil), nil); err != nil {
+			return doctor.Options{}, err
+		}
+	}
+	return doctor.Options{
+		Etcd: cl.options.Etcd, API: cl.options.EtcdAPI, Uplink: cl.options.Uplink, SubnetFile: cl.options.SubnetFile, Domain: cl.options.EtcdDomain, Source: source,
+	}, nil
+}
+
+// override returns the arguments of a daemon with the flags of the doctor that were given.
+func (o *doctorOptions) override(args []string) []string {
+	out := withoutFlags(args, func(name string) bool { f := o.flags.Lookup(name); return f != nil && f.Changed })
+	o.flags.Visit(func(f *pflag.Flag) {
+		if f.Name == "json" || f.Name == "bundle" {
+			return
+		}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			for _, v := range list.GetSlice() {
+				out = append(out, "--"+f.Name+"="+v)
+			}
+			return
+		}
+		out = append(out, "--"+f.Name+"="+f.Value.String())
+	})
+	return out
+}
+
+// withoutFlags returns arguments of a daemon without some flags.
+func withoutFlags(args []string, unwanted func(name string) bool) (out []string) {
+	known := newFlags("")
+	for _, g := range groups {
+		g.flags(&commandLine{}, known)
+	}
+	defineWithoutEffect(known)
+	for i := 0; i < len(args); i++ {
+		name, _, hasValue := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
+		f := known.Lookup(name)
+		words := 1
+		if f != nil && strings.HasPrefix(args[i], "-") && !hasValue && f.NoOptDefVal == "" && i+1 < len(args) {
+			words = 2
+		}
+		if !unwanted(name) || !strings.HasPrefix(args[i], "-") {
+			out = append(out, args[i:i+words]...)
+		}
+		i += words - 1
+	}
+	return out
+}
+
+// samePath reports whether a path is the subnet file of a daemon; empty is the default.
+func samePath(path, ofDaemon string) bool {
+	if ofDaemon == "" {
+		ofDaemon = cleanup.DefaultSubnetFile
+	}
+	a, errA := filepath.Abs(path)
+	b, errB := filepath.Abs(ofDaemon)
+	return errA == nil && errB == nil && a == b
+}
+
+// isTerminal reports whether a writer is a terminal.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"flanneld/pkg/doctor"
+	"flanneld/pkg/lab"
+)
+
+// fault is a row of the table of faults: a cause, how it is made, and what the doctor has to say.
+type fault struct {
+	name string
+	id   string   // of the check that must fail, and be the first that does
+	also []string // checks that may fail too, because what they find is true as well
+	said []string // parts of the summary and the remedy; may be empty
+
+	config string      // network config; default vxlanConfig
+	hosts  int         // default 2
+	lab    lab.Options // of the cluster; Hosts is set by hosts
+	args   []string    // of all daemons
+	needs  []string    // programs without which the row is skipped
+
+	// before, if set, is called before any daemon is started. start, if set, is called instead of
+	// starting all daemons and waiting until the containers of all hosts reach each other.
+	before, start func(c *faultCluster)
+	// make makes the fault on a network that works. If nil, there is one since the start.
+	make func(c *faultCluster)
+	// cures, if set, mends the fault; then no check may fail any more.
+	cure func(c *faultCluster)
+}
+
+// faultCluster is the network of one row. The doctor runs on the first host.
+type faultCluster struct {
+	*cluster
+	h, peer *lab.Host
+	flags   []string // further flags of the doctor
+}
+
+// faults returns the table. Each area has its own file.
+func faults() []fault { return slices.Concat(registryFaults()) }
+
+// TestDoctorNamesCause makes each fault, and checks that the doctor names it first and that nothing
+// else it says is wrong.
+func TestDoctorNamesCause(t *testing.T) {
+	t.Parallel()
+	for _, f := range faults() {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			need(t, append([]string{"ip"}, f.needs...)...)
+			f.run(t)
+		})
+	}
+}
+
+func (f fault) run(t *testing.T) {
+	o := f.lab
+	o.Hosts = max(f.hosts, 2)
+	c := &faultCluster{cluster: newCluster(t, o)}
+	c.h, c.peer = c.Hosts[0], c.Hosts[1]
+	if f.config == "" {
+		f.config = vxlanConfig
+	}
+	if f.before != nil {
+		f.before(c)
+	} else {
+		c.put("config", f.config)
+	}
+	if f.start != nil {
+		f.start(c)
+	} else {
+		c.must(c.StartAll(c.ctx, f.args...))
+		c.connect()
+	}
+	if f.make != nil {
+		f.make(c)
+	}
+	// Some symptoms take a moment.
+	c.within(20*time.Second, "the cause", func() error { return f.check(c.doctor(c.h)) })
+	if f.cure == nil {
+		return
+	}
+	f.cure(c)
+	c.within(20*time.Second, "the cure", func() error {
+		r := c.doctor(c.h)
+		if r.Failed() {
+			return fmt.Errorf("there is still something wrong:\n%s", text(r))
+		}
+		return nil
+	})
+}
+
+// check compares a report with the row.
+func (f fault) check(r doctor.Report) error {
+	for i, c := range r.Findings {
+		switch {
+		case i == 0 && (c.ID != f.id || c.Status != doctor.Fail):
+			return fmt.Errorf("the first is %s, want %s:\n%s", c.ID, f.id, text(r))
+		case c.Status == doctor.Fail && c.ID != f.id && !slices.Contains(f.also, c.ID):
+			return fmt.Errorf("%s fails too:\n%s", c.ID, text(r))
+		}
+	}
+	for _, want := range f.said {
+		if c := r.Findings[0]; !strings.Contains(c.Summary, want) && !strings.Contains(c.Remedy, want) {
+			return fmt.Errorf("%q is missing in what %s says:\n%s", want, c.ID, text(r))
+		}
+	}
+	return nil
+}
+
+func text(r doctor.Report) string {
+	var b strings.Builder
+	doctor.Style{}.Text(&b, r)
+	return b.String()
+}
+
+// doctor runs the doctor on a host and returns its report.
+func (c *faultCluster) doctor(h *lab.Host) (r doctor.Report) {
+	c.t.Helper()
+	args := append([]string{"doctor", "--json", "-subnet-file=" + h.SubnetFile}, c.flags...)
+	if p := h.Flanneld(); p == nil || p.Exited() {
+		args = append(args, "-etcd-endpoints="+c.Etcd.Endpoint())
+	}
+	out, code := c.runDoctor(h, args...)
+	if err := json.Unmarshal(out, &r); err != nil || code != doctorFine && code != doctorProblem || r.Failed() != (code == doctorProblem) {
+		c.t.Fatalf("doctor on %s: exit code %d, %v: %s", h.Name, code, err, out)
+	}
+	return r
+}
+
+// runDoctor runs the doctor on a host, for as long as it may take at the most, and returns its
+// output and exit code.
+func (c *faultCluster) runDoctor(h *lab.Host, args ...string) (out []byte, code int) {
+	c.t.Helper()
+	path, err := built()
+	c.must(err)
+	ctx, cancel := context.WithTimeout(c.ctx, slow(15*time.Second))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+strings.TrimSuffix(h.SubnetFile, "subnet.env")+"xtables.lock")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	err = h.Do(func() (err error) {
+		out, err = cmd.Output()
+		return err
+	})
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() < 0 {
+		c.t.Fatalf("doctor on %s: %v: %s%s", h.Name, err, out, stderr.String())
+	}
+	return append(out, stderr.String()...), cmd.ProcessState.ExitCode()
+}
