@@ -48,6 +48,7 @@ var mayImport = map[string][]string{
 	"systemd":   {"condition"},
 	"needs":     {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
 	"uplink":    {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
+	"metrics":   {"dataplane", "filter", "kernel", "lease", "reconcile", "registry/store", "subnet", "tunnel"},
 	"terms":     {"host", "lease", "backend", "condition", "pace", "subnet"},
 	"checks":    {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
 	"cleanup":   {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
@@ -97,6 +98,7 @@ var homes = map[string][]string{
 	"github.com/coreos/go-systemd/v22": {"systemd"},
 	"github.com/coreos/go-iptables":    {"iptables"},
 	"github.com/godbus/dbus/v5":        {"firewalld"},
+	"github.com/prometheus":            {"metrics"},
 	"github.com/spf13/pflag":           {"cmd"},
 }
 

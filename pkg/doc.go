@@ -69,6 +69,7 @@
 //
 // And rooms that use the others:
 //
+//	metrics     exports totals and state of the rooms above to Prometheus
 //	cleanup     removes what a daemon has made for a network
 //	doctor      finds out why hosts do not reach each other: a table of checks, and their report
 //	daemon      wiring, order of start and stop
