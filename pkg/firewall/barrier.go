@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Barrier is a base chain of another program that may drop a packet.
+// Barrier is a base chain that may drop a packet, or translate its addresses.
 type Barrier struct {
 	Kind  string // "nftables", or the name of the iptables command that lists it
 	Table string // with its family in nftables: "inet firewalld"
@@ -16,12 +16,18 @@ type Barrier struct {
 	Owned   bool   // the table has the owner flag: only the program that created it can change it
 	Tool    string // that manages the rules: "firewalld" or "ufw"; empty if unknown
 	Zone    string // firewalld's zone that the packet was in
+
+	Point      Point
+	Translates bool // it translates addresses; otherwise it drops
+	// Rule is the last rule that drops or translates the packet. If Certain is not set, Unclear is
+	// the first rule with a condition or an action that cannot be evaluated.
+	Rule, Unclear RuleRef
 }
 
 // DetectTool sets Tool and Zone from the names of the chains that the packet has traversed.
 func (b *Barrier) DetectTool(w *Walk) {
 	firewalld := strings.HasSuffix(b.Table, " firewalld")
-	for chain := range w.fates {
+	for chain := range w.known {
 		if strings.HasPrefix(chain, "ufw-") {
 			b.Tool = "ufw"
 		}
@@ -32,7 +38,7 @@ func (b *Barrier) DetectTool(w *Walk) {
 		return
 	}
 	b.Tool = "firewalld"
-	for chain := range w.fates {
+	for chain := range w.known {
 		zone, allows := strings.CutSuffix(chain, "_allow")
 		zone = strings.TrimPrefix(zone, "filter_")
 		if zone, in := strings.CutPrefix(zone, "IN_"); allows && in && !strings.HasPrefix(zone, "policy_") {

@@ -58,9 +58,9 @@ func TestCommandsThatOpenAPort(t *testing.T) {
 		{Barrier{Kind: "nftables", Table: "inet filter", Chain: "input"}, nil, "nft insert rule inet filter input udp dport 8472 accept"},
 		{Barrier{Kind: "iptables-legacy", Table: "filter", Chain: "INPUT"}, nil, "iptables-legacy -t filter -I INPUT -p udp --dport 8472 -j ACCEPT"},
 	} {
-		w := Walk{fates: map[string]Fate{}}
+		w := Walk{known: map[string]outcome{}}
 		for _, chain := range c.walked {
-			w.fates[chain] = returns
+			w.known[chain] = outcome{fate: returns}
 		}
 		c.barrier.DetectTool(&w)
 		if got := c.barrier.OpenCommand(8472); got != c.want {

@@ -2,170 +2,115 @@ package iptables
 
 import (
 	"context"
-	"net/netip"
-	"slices"
-	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/firewall"
 )
 
-// Barriers returns the base chains that drop, or may drop, a packet to this host or through it.
+// baseChains are the points and priorities of the built-in chains, by table.
+var baseChains = map[string]struct {
+	priority int32
+	chains   map[string]firewall.Point
+}{
+	"raw": {firewall.PriorityRaw, map[string]firewall.Point{"PREROUTING": firewall.AtPreRouting, "OUTPUT": firewall.AtOutput}},
+	"mangle": {firewall.PriorityMangle, map[string]firewall.Point{
+		"PREROUTING": firewall.AtPreRouting, "INPUT": firewall.AtInput, "FORWARD": firewall.AtForward,
+		"OUTPUT": firewall.AtOutput, "POSTROUTING": firewall.AtPostRouting,
+	}},
+	"nat": {firewall.PriorityNATDst, map[string]firewall.Point{
+		"PREROUTING": firewall.AtPreRouting, "INPUT": firewall.AtInput,
+		"OUTPUT": firewall.AtOutput, "POSTROUTING": firewall.AtPostRouting,
+	}},
+	"filter":   {firewall.PriorityFilter, filterPoints},
+	"security": {firewall.PrioritySecurity, filterPoints},
+}
+
+var filterPoints = map[string]firewall.Point{
+	"INPUT": firewall.AtInput, "FORWARD": firewall.AtForward, "OUTPUT": firewall.AtOutput,
+}
+
+// Barriers returns the base chains that drop, or may drop, a packet to this host or through it,
+// apart from flanneld's own rules.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Barrier, error) {
 	l, drops, err := t.list(ctx)
-	return barriers(t.command, l, drops, p), err
+	if err != nil {
+		return nil, err
+	}
+	return barriers(t.command, l, drops, p), nil
 }
 
 func barriers(command string, l listing, drops policies, p firewall.Packet) (all []firewall.Barrier) {
-	last := "FORWARD"
-	if p.ToHost {
-		last = "INPUT"
-	}
-	for _, base := range [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", last}, {"filter", last}} {
-		table, chain := base[0], base[1]
-		if !l[table].has(chain) {
-			continue
-		}
-		w := firewall.Walk{Steps: func(chain string) (steps []firewall.Step, err error) {
-			if chain == firewall.Input.SharedChain() {
-				return nil, nil // ours, which drops no packets of peers
+	// Reading cannot fail, because all rules are in the listing.
+	path, _ := firewall.Evaluate(p, l.baseChains(command, drops, true))
+	return firewall.Dropping(path.Barriers)
+}
+
+// baseChains returns the base chains of the listing. foreign leaves out flanneld's own rules.
+func (l listing) baseChains(command string, drops policies, foreign bool) (all []firewall.BaseChain) {
+	for name, rules := range l {
+		reader := tableReader{rules: rules, words: map[string][]words{}}
+		for chain, point := range baseChains[name].chains {
+			if !rules.has(chain) {
+				continue
 			}
-			for _, rule := range l[table][chain] {
-				if s, ends := stepOf(rule, l[table], p); ends && s.Met != firewall.No {
-					steps = append(steps, s)
-				}
+			c := firewall.BaseChain{
+				Kind: command, Table: name, Name: chain, Point: point, Priority: baseChains[name].priority,
+				NAT: name == "nat", Policy: firewall.Passes,
+				Steps: func(p firewall.Packet, chain string) ([]firewall.Step, error) {
+					if foreign && chain == firewall.Input.SharedChain() {
+						return nil, nil // ours, which drops no packets of peers
+					}
+					return reader.steps(p, chain), nil
+				},
 			}
-			return steps, nil
-		}}
-		policy := firewall.Passes
-		if drops[table+" "+chain] {
-			policy = firewall.Drops
-		}
-		if fate, _ := w.Base(chain, policy); fate&firewall.Drops != 0 { // Steps cannot fail
-			b := firewall.Barrier{Kind: command, Table: table, Chain: chain, Certain: fate == firewall.Drops}
-			b.DetectTool(&w)
-			all = append(all, b)
+			if c.NAT && (point == firewall.AtInput || point == firewall.AtPostRouting) {
+				c.Priority = firewall.PriorityNATSrc
+			}
+			if drops[name+" "+chain] {
+				c.Policy = firewall.Drops
+			}
+			all = append(all, c)
 		}
 	}
 	return all
 }
 
-// stepOf evaluates a rule for a packet. ends is false if the rule only counts or marks.
-func stepOf(text string, chains table, p firewall.Packet) (s firewall.Step, ends bool) {
-	words, ok := split(text)
-	s.Met = firewall.Yes
-	if !ok {
-		s.Met = firewall.Maybe
-	}
-	for i := 0; i < len(words); {
-		not := words[i] == "!"
-		if not {
-			i++
-		}
-		if i+1 >= len(words) {
-			break
-		}
-		option, value := words[i], words[i+1]
-		i += 2
-		if option == "-j" || option == "-g" {
-			s.Do, s.Chain, ends = actionOf(option, value, chains)
-			return s, ends // the rest are options of the target
-		}
-		met, known := conditionOf(option, value, p)
-		switch {
-		case !known:
-			i-- // may be an option without a value
-		case not:
-			met = firewall.Yes - met
-		}
-		s.Met = s.Met.And(met)
-	}
-	return s, false
+// tableReader evaluates the rules of a table. It splits each into words once.
+type tableReader struct {
+	rules table
+	words map[string][]words // by chain
 }
 
-func actionOf(option, target string, chains table) (do firewall.Action, chain string, ends bool) {
-	if chains.has(target) {
-		if option == "-g" {
-			return firewall.GoTo, target, true
+// words are the words of a rule.
+type words struct {
+	list []string
+	ok   bool // the quotes are balanced
+}
+
+func (r *tableReader) steps(p firewall.Packet, chain string) []firewall.Step {
+	rules, known := r.words[chain]
+	if !known {
+		rules = make([]words, 0, len(r.rules[chain]))
+		for _, text := range r.rules[chain] {
+			list, ok := split(text)
+			rules = append(rules, words{list, ok})
 		}
-		return firewall.Jump, target, true
+		r.words[chain] = rules
 	}
-	switch target {
-	case "ACCEPT":
-		return firewall.Pass, "", true
-	case "DROP", "REJECT":
-		return firewall.Drop, "", true
-	case "RETURN":
-		return firewall.Back, "", true
-	case "LOG", "NFLOG", "ULOG", "TRACE", "MARK", "CONNMARK", "CT", "NOTRACK", "TOS", "DSCP", "TTL", "CHECKSUM", "TCPMSS", "SET", "AUDIT":
-		return 0, "", false
-	}
-	return firewall.PassOrDrop, "", true
-}
-
-// conditionOf evaluates a condition for a packet, and reports whether it is known to be an option
-// with a value.
-func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, known bool) {
-	among := func(one string) bool { return slices.Contains(strings.Split(value, ","), one) }
-	var holds, certain bool
-	switch option {
-	case "-m", "--comment":
-		holds, certain = true, true
-	case "-s":
-		holds, certain = containsAddress(value, p.Src)
-	case "-d":
-		holds, certain = containsAddress(value, p.Dst)
-	case "-i":
-		holds, certain = matchesDevice(value, p.In), p.In != ""
-	case "-o":
-		holds, certain = matchesDevice(value, p.Out), p.Out != ""
-	case "-p":
-		holds, certain = value == "all" || value == "udp" || value == "17", p.Protocol == unix.IPPROTO_UDP
-	case "--dport", "--dports", "--destination-ports":
-		holds, certain = inPorts(value, p.DstPort), p.DstPort != 0
-	case "--sport", "--sports", "--source-ports":
-		holds, certain = inPorts(value, p.SrcPort), p.SrcPort != 0
-	case "--ctstate", "--state":
-		holds, certain = among("NEW"), true
-	case "--dst-type":
-		holds, certain = among("LOCAL"), p.ToHost
-	default:
-		return firewall.Maybe, false
-	}
-	switch {
-	case !certain:
-		return firewall.Maybe, true
-	case holds:
-		return firewall.Yes, true
-	}
-	return firewall.No, true
-}
-
-// containsAddress reports whether a prefix contains an address, and whether that is certain.
-func containsAddress(prefix string, a netip.Addr) (contains, certain bool) {
-	var m firewall.Match
-	ok := readMatch(&m, prefix, false)
-	return !m.Prefix.IsValid() || m.Prefix.Contains(a), ok && a.IsValid()
-}
-
-func matchesDevice(pattern, device string) bool {
-	if start, all := strings.CutSuffix(pattern, "+"); all {
-		return strings.HasPrefix(device, start)
-	}
-	return pattern == device
-}
-
-// inPorts reports whether a port is among ports and ranges: 53,8000:9000.
-func inPorts(list string, port uint16) bool {
-	return slices.ContainsFunc(strings.Split(list, ","), func(s string) bool {
-		low, high, ranged := strings.Cut(s, ":")
-		if !ranged {
-			high = low
+	steps := make([]firewall.Step, 0, len(rules))
+	for i, w := range rules {
+		s := stepOf(w, r.rules, p)
+		if s.Number = i + 1; s.Met != firewall.No && (s.Do != firewall.Next || s.Sets != 0) {
+			steps = append(steps, s)
 		}
-		from, err := strconv.ParseUint(low, 10, 16)
-		to, err2 := strconv.ParseUint(high, 10, 16)
-		return err == nil && err2 == nil && from <= uint64(port) && uint64(port) <= to
-	})
+	}
+	return steps
+}
+
+// ruleText returns a rule as iptables-save prints it, or "" if there is none.
+func (l listing) ruleText(table string, r firewall.RuleRef) string {
+	if rules := l[table][r.Chain]; r.Number >= 1 && r.Number <= len(rules) {
+		return strings.TrimSpace("-A " + r.Chain + " " + rules[r.Number-1])
+	}
+	return ""
 }

@@ -235,3 +235,45 @@ func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Ba
 	}
 	return t.Barriers(ctx, p)
 }
+
+// Listing is all rules of one variant and family.
+type Listing struct {
+	command string
+	tables  listing
+	drops   policies
+}
+
+// List lists the rules of the keeper's variant. It returns nil if the kernel has no legacy tables,
+// which the commands would create. Tables of the other variant are in nftables.
+func (k *Keeper) List(ctx context.Context, f firewall.Family) (*Listing, error) {
+	if k.place == firewall.Legacy {
+		if names, err := legacyTables(f); err != nil || len(names) == 0 {
+			return nil, err
+		}
+	}
+	t, err := k.tables(f)
+	if err != nil {
+		return nil, err
+	}
+	l, drops, err := t.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Listing{t.command, l, drops}, nil
+}
+
+// BaseChains returns the built-in chains of a listing of the legacy variant.
+func (l *Listing) BaseChains() []firewall.BaseChain {
+	if l == nil {
+		return nil
+	}
+	return l.tables.baseChains(l.command, l.drops, false)
+}
+
+// RuleText returns a rule as iptables-save prints it, or "" if it is not in the listing.
+func (l *Listing) RuleText(table string, r firewall.RuleRef) string {
+	if l == nil {
+		return ""
+	}
+	return l.tables.ruleText(table, r)
+}

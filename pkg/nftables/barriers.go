@@ -15,87 +15,180 @@ import (
 // evaluated.
 const evalTimeout = 2 * time.Second
 
-// Barriers returns the base chains that drop, or may drop, a packet to this host or through it.
+// Barriers returns the base chains that drop, or may drop, a packet to this host or through it,
+// apart from flanneld's own rules.
 func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
 	ctx, cancel := context.WithTimeout(ctx, evalTimeout)
 	defer cancel()
-	err = t.retry(ctx, func() (err error) {
-		all, err = t.conn.barriers(ctx, p)
+	family := IPv6
+	if p.Dst.Is4() {
+		family = IPv4
+	}
+	err = t.retry(ctx, func() error {
+		chains, err := t.conn.baseChains(ctx, family, true)
+		if err != nil {
+			return err
+		}
+		path, err := firewall.Evaluate(p, chains)
+		all = firewall.Dropping(path.Barriers)
 		return err
 	})
 	return all, err
 }
 
-func (c *conn) barriers(ctx context.Context, p firewall.Packet) (all []firewall.Barrier, err error) {
-	family, hook := IPv6, uint32(unix.NF_INET_FORWARD)
-	if p.Dst.Is4() {
-		family = IPv4
+// view implements Keeper.View.
+func (t *Tables) view(ctx context.Context, f firewall.Family, use func([]firewall.BaseChain) error) error {
+	return t.retry(ctx, func() error {
+		before, err := t.conn.generation()
+		if err != nil {
+			return err
+		}
+		chains, err := t.conn.baseChains(ctx, familyOf(f), false)
+		if err != nil {
+			return err
+		}
+		if err := use(chains); err != nil {
+			return err
+		}
+		after, err := t.conn.generation()
+		if err == nil && after != before {
+			err = errChanged
+		}
+		return err
+	})
+}
+
+// points are the points of netfilter's hooks, by number.
+var points = []firewall.Point{
+	unix.NF_INET_PRE_ROUTING: firewall.AtPreRouting, unix.NF_INET_LOCAL_IN: firewall.AtInput, unix.NF_INET_FORWARD: firewall.AtForward,
+	unix.NF_INET_LOCAL_OUT: firewall.AtOutput, unix.NF_INET_POST_ROUTING: firewall.AtPostRouting, inetIngress: firewall.AtIngress,
+}
+
+const inetIngress = 5 // NF_INET_INGRESS (5.10)
+
+// point returns where a base chain is attached.
+func (c chain) point() (p firewall.Point, ok bool) {
+	hook := int(c.place.hook)
+	if c.family == unix.NFPROTO_NETDEV {
+		return [...]firewall.Point{firewall.AtIngress, firewall.AtEgress}[hook&1], hook <= 1
 	}
-	if p.ToHost {
-		hook = unix.NF_INET_LOCAL_IN
+	if hook >= len(points) || hook == inetIngress && c.family != unix.NFPROTO_INET {
+		return 0, false
 	}
-	_, chains, err := c.chains(family, unix.NFPROTO_INET)
+	return points[hook], true
+}
+
+// baseChains returns the base chains that see packets of a family. foreign leaves out flanneld's
+// own rules, which drop no packets of peers.
+func (c *conn) baseChains(ctx context.Context, family Family, foreign bool) (all []firewall.BaseChain, err error) {
+	_, chains, err := c.chains(family, unix.NFPROTO_INET, unix.NFPROTO_NETDEV, unix.NFPROTO_BRIDGE)
 	if err != nil {
 		return nil, err
 	}
-	for _, base := range chains {
-		// Our own tables drop no packets of peers.
-		if ownTable(base.family, base.table) || base.place.kind != "filter" || base.flags&dormant != 0 ||
-			base.place.hook != unix.NF_INET_PRE_ROUTING && base.place.hook != hook {
+	r := reader{ctx: ctx, conn: c, foreign: foreign, rules: map[chainName][]rawRule{}, sets: map[setName]elements{}}
+	for _, ch := range chains {
+		at, known := ch.point()
+		own := ownTable(ch.family, ch.table)
+		if !ch.base || !known || ch.flags&dormant != 0 || own && foreign {
 			continue
 		}
-		policy := firewall.Passes
-		if base.policy == nfDrop {
-			policy = firewall.Drops
+		in := table{family: ch.family, name: ch.table}
+		b := firewall.BaseChain{
+			Kind: "nftables", Table: in.String(), Name: ch.name, Point: at, Priority: ch.place.priority,
+			NAT: ch.place.kind == "nat", Bridge: ch.family == unix.NFPROTO_BRIDGE, Policy: firewall.Passes,
+			Owned: ch.flags&owned != 0,
+			Steps: func(p firewall.Packet, chain string) ([]firewall.Step, error) {
+				v := evaluator{reader: &r, table: in, packet: p}
+				return v.steps(chain)
+			},
 		}
-		in := table{family: base.family, name: base.table}
-		v := evaluator{ctx: ctx, conn: c, table: in, packet: p}
-		w := firewall.Walk{Steps: v.steps}
-		fate, err := w.Base(base.name, policy)
-		if err != nil {
-			return nil, err
+		if ch.policy == nfDrop {
+			b.Policy = firewall.Drops
 		}
-		if fate&firewall.Drops != 0 {
-			b := firewall.Barrier{
-				Kind: "nftables", Table: in.String(), Chain: base.name,
-				Certain: fate == firewall.Drops, Owned: base.flags&owned != 0,
-			}
-			b.DetectTool(&w)
+		if at != firewall.AtIngress && at != firewall.AtEgress {
+			all = append(all, b)
+		}
+		for _, b.Device = range ch.devices {
 			all = append(all, b)
 		}
 	}
 	return all, nil
 }
 
+// reader reads rules and sets of one generation, each once.
+type reader struct {
+	ctx     context.Context
+	conn    *conn
+	foreign bool // leave out flanneld's own rules
+	rules   map[chainName][]rawRule
+	sets    map[setName]elements
+}
+
+// rawRule is a rule with its expressions as the kernel sends them, which are smaller than parsed.
+type rawRule struct {
+	handle      uint64
+	expressions netlink.Value
+}
+
+type setName struct {
+	table
+	name string
+}
+
+func (r *reader) chain(name chainName) (rules []rawRule, err error) {
+	if rules, known := r.rules[name]; known {
+		return rules, nil
+	}
+	if r.ctx.Err() != nil {
+		return nil, context.Cause(r.ctx)
+	}
+	err = r.conn.eachRule(name, func(m map[uint16]netlink.Value) {
+		// Clone, because the buffer is reused before the rules are evaluated.
+		rules = append(rules, rawRule{m[unix.NFTA_RULE_HANDLE].Uint64BE(), slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])})
+	})
+	if err == nil {
+		r.rules[name] = rules
+	}
+	return rules, err
+}
+
+func (r *reader) set(in table, name string) (e elements, err error) {
+	if e, known := r.sets[setName{in, name}]; known {
+		return e, nil
+	}
+	if r.ctx.Err() != nil {
+		return e, context.Cause(r.ctx)
+	}
+	if e, err = r.conn.readSet(in, name); err == nil {
+		r.sets[setName{in, name}] = e
+	}
+	return e, err
+}
+
 // evaluator evaluates the chains of a table for one packet.
 type evaluator struct {
-	ctx    context.Context
-	conn   *conn
+	*reader
 	table  table
 	packet firewall.Packet
 }
 
 func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
-	if v.ctx.Err() != nil {
-		return nil, context.Cause(v.ctx)
+	if v.foreign && chain == firewall.Input.SharedChain() {
+		return nil, nil // ours, written by iptables
 	}
-	if chain == firewall.Input.SharedChain() {
-		return nil, nil // ours, written by iptables, which drops no packets of peers
-	}
-	var rules [][]expression
-	err = v.conn.eachRule(chainName{v.table.family, v.table.name, chain}, func(m map[uint16]netlink.Value) {
-		// Clone, because the buffer is reused before the rules are evaluated.
-		rules = append(rules, parseExpressions(slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])))
-	})
+	rules, err := v.chain(chainName{v.table.family, v.table.name, chain})
 	if err != nil {
 		return nil, err
 	}
-	for _, list := range rules {
-		steps, err := v.ruleSteps(list)
+	for i, rule := range rules {
+		steps, err := v.ruleSteps(parseExpressions(rule.expressions))
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, steps...)
+		for _, s := range steps {
+			s.Number, s.Handle = i+1, rule.handle
+			all = append(all, s)
+		}
 	}
 	return all, nil
 }
@@ -103,47 +196,82 @@ func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
 // ruleSteps evaluates a rule. It returns several steps if the key of a verdict map is unknown.
 func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 	met := firewall.Yes
+	var sets firewall.Effects
 	var r registers
+	end := func(do firewall.Action) ([]firewall.Step, error) {
+		return []firewall.Step{{Met: met, Do: do, Sets: sets}}, nil
+	}
 	for _, x := range list {
+		sets |= x.sets()
 		switch x.name {
 		case "immediate":
 			if code, chain, ok := x.verdict(); ok {
-				return []firewall.Step{step(met, code, chain)}, nil
+				if code == unix.NFT_CONTINUE {
+					break
+				}
+				s := step(met, code, chain)
+				s.Sets = sets
+				return []firewall.Step{s}, nil
 			}
 			value := x.data[unix.NFTA_IMMEDIATE_DATA].Map()[unix.NFTA_DATA_VALUE]
 			r.store(x.data[unix.NFTA_IMMEDIATE_DREG].Uint32BE(), value)
 		case "reject":
-			return []firewall.Step{{Met: met, Do: firewall.Drop}}, nil
-		case "queue":
-			return []firewall.Step{{Met: met, Do: firewall.PassOrDrop}}, nil
+			return end(firewall.Drop)
+		case "masq", "nat", "redir":
+			return end(firewall.Translate)
+		case "queue", "synproxy", "fwd":
+			return end(firewall.PassOrDrop)
+		case "tproxy":
+			met = firewall.Maybe
+			return end(firewall.PassOrDrop)
 		case "target":
-			if s, ends := compatTarget(met, x.data[unix.NFTA_TARGET_NAME].Text()); ends {
-				return []firewall.Step{s}, nil
+			do, effects := compatTarget(x.data)
+			if sets |= effects; do != firewall.Next {
+				return end(do)
 			}
 		case "lookup":
-			e, err := v.conn.readSet(v.table, x.data[unix.NFTA_LOOKUP_SET].Text())
-			if err != nil {
-				return nil, err
+			steps, ended, err := v.lookup(&r, &met, x)
+			for i := range steps {
+				steps[i].Sets = sets
 			}
-			key, known := r.load(x.data[unix.NFTA_LOOKUP_SREG].Uint32BE(), e.keyLength)
-			if to := x.data[unix.NFTA_LOOKUP_DREG]; len(to) == 4 {
-				if to.Uint32BE() == unix.NFT_REG_VERDICT {
-					return e.verdicts(met, key, known), nil
-				}
-				r.forget(to.Uint32BE())
-				met = met.And(firewall.Maybe)
-				continue
+			if err != nil || len(steps) > 0 {
+				return steps, err
 			}
-			not := x.data[unix.NFTA_LOOKUP_FLAGS].Uint32BE()&unix.NFT_LOOKUP_F_INV != 0
-			met = met.And(e.contains(key, known, not))
+			if ended { // no element matches
+				met = firewall.No
+			}
 		default:
 			met = met.And(v.eval(&r, x))
 		}
 		if met == firewall.No {
-			return nil, nil
+			break
 		}
 	}
+	if sets != 0 { // some were set before a condition was not met
+		met = firewall.Maybe
+		return end(firewall.Next)
+	}
 	return nil, nil
+}
+
+// lookup evaluates a set, or a map of verdicts, which ends the rule, or of other values.
+func (v *evaluator) lookup(r *registers, met *firewall.Met, x expression) (steps []firewall.Step, ended bool, err error) {
+	e, err := v.set(v.table, x.data[unix.NFTA_LOOKUP_SET].Text())
+	if err != nil {
+		return nil, false, err
+	}
+	key, known := r.loadKnown(x.data[unix.NFTA_LOOKUP_SREG].Uint32BE(), e.keyLength)
+	if to := x.data[unix.NFTA_LOOKUP_DREG]; len(to) == 4 {
+		if to.Uint32BE() == unix.NFT_REG_VERDICT {
+			return e.verdicts(*met, key, known), true, nil
+		}
+		r.forget(to.Uint32BE())
+		*met = met.And(firewall.Maybe)
+		return nil, false, nil
+	}
+	not := x.data[unix.NFTA_LOOKUP_FLAGS].Uint32BE()&unix.NFT_LOOKUP_F_INV != 0
+	*met = met.And(e.contains(key, known, not))
+	return nil, false, nil
 }
 
 func step(met firewall.Met, code int32, chain string) firewall.Step {

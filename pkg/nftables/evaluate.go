@@ -11,10 +11,10 @@ import (
 	"flanneld/pkg/netlink"
 )
 
-// registers hold what a rule has loaded. Each byte is known or unknown.
+// registers hold what a rule has loaded. Each bit is known or unknown.
 type registers struct {
 	bytes [registerBytes]byte
-	known [registerBytes]bool
+	known [registerBytes]byte // masks
 }
 
 const registerBytes = 64
@@ -37,26 +37,56 @@ func (r *registers) store(register uint32, v []byte) {
 	v = append(slices.Clone(v), 0, 0, 0)
 	n := copy(r.bytes[from:], v[:len(v)&^3])
 	for i := range n {
-		r.known[from+i] = true
+		r.known[from+i] = 0xff
 	}
 }
 
-// forget marks a register of up to 16 bytes as unknown.
+// forget marks a register as unknown. A value may be longer than one register.
 func (r *registers) forget(register uint32) {
-	from := registerOffset(register)
-	clear(r.known[from:min(from+16, registerBytes)])
+	clear(r.known[registerOffset(register):])
 }
 
-// load returns bytes and whether all of them are known.
-func (r *registers) load(register uint32, n int) (v []byte, known bool) {
+// load returns bytes and masks of the bits that are known. Beyond the registers nothing is.
+func (r *registers) load(register uint32, n int) (v, known []byte) {
 	from := registerOffset(register)
 	if n <= 0 || from+n > registerBytes {
-		return nil, false
+		return make([]byte, max(n, 0)), make([]byte, max(n, 0))
 	}
-	return r.bytes[from : from+n], !slices.Contains(r.known[from:from+n], false)
+	return r.bytes[from : from+n], r.known[from : from+n]
 }
 
-// eval evaluates one expression. It reports whether the rule continues after it.
+// loadKnown returns bytes and whether all of them are known.
+func (r *registers) loadKnown(register uint32, n int) (v []byte, known bool) {
+	v, mask := r.load(register, n)
+	return v, len(v) > 0 && !slices.ContainsFunc(mask, func(m byte) bool { return m != 0xff })
+}
+
+// compare evaluates a comparison. Values are different if a known bit is.
+func (r *registers) compare(register, op uint32, with []byte) firewall.Met {
+	have, mask := r.load(register, len(with))
+	known, differ := len(with) > 0, false
+	for i := range with {
+		known = known && mask[i] == 0xff
+		differ = differ || (have[i]^with[i])&mask[i] != 0
+	}
+	const less, same, more = 1 << 0, 1 << 1, 1 << 2
+	met := [...]int{
+		unix.NFT_CMP_EQ: same, unix.NFT_CMP_LT: less, unix.NFT_CMP_GT: more,
+		unix.NFT_CMP_NEQ: less | more, unix.NFT_CMP_LTE: less | same, unix.NFT_CMP_GTE: same | more,
+	}
+	switch {
+	case op >= uint32(len(met)):
+		return firewall.Maybe
+	case differ && op == unix.NFT_CMP_EQ:
+		return firewall.No
+	case differ && op == unix.NFT_CMP_NEQ:
+		return firewall.Yes
+	}
+	return metIf(met[op]>>(bytes.Compare(have, with)+1)&1 == 1, known)
+}
+
+// eval evaluates one expression. It reports whether the rule continues after it. An expression
+// that is not known may have loaded any register.
 func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 	a := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
 	set := func(to uint32, value []byte) firewall.Met {
@@ -66,12 +96,24 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 		return firewall.Yes
 	}
 	switch x.name {
-	case "counter", "log", "objref", "last", "notrack":
+	case "counter", "log", "last", "notrack", "dup":
 		return firewall.Yes
+	case "objref":
+		switch a(unix.NFTA_OBJREF_IMM_TYPE) {
+		case unix.NFT_OBJECT_COUNTER, unix.NFT_OBJECT_CT_HELPER, unix.NFT_OBJECT_CT_TIMEOUT, unix.NFT_OBJECT_CT_EXPECT, unix.NFT_OBJECT_SECMARK:
+			return firewall.Yes
+		}
+		return firewall.Maybe // a limit or quota may be exceeded
+	case "limit", "quota", "connlimit", "dynset":
+		return firewall.Maybe
 	case "meta": // without a destination, register 0, they set a property, and load nothing
 		return set(a(unix.NFTA_META_DREG), v.metaValue(a(unix.NFTA_META_KEY)))
 	case "ct":
-		return set(a(unix.NFTA_CT_DREG), ctValue(a(unix.NFTA_CT_KEY)))
+		to, key := a(unix.NFTA_CT_DREG), a(unix.NFTA_CT_KEY)
+		if set(to, v.ctValue(key)); key == unix.NFT_CT_STATUS {
+			r.keep(to, ^uint32(statusUnknown))
+		}
+		return firewall.Yes
 	case "fib":
 		return set(a(unix.NFTA_FIB_DREG), v.fibValue(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
 	case "payload":
@@ -86,25 +128,35 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 		return firewall.Yes
 	case "cmp":
 		with := x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]
-		have, known := r.load(a(unix.NFTA_CMP_SREG), len(with))
-		const less, same, more = 1 << 0, 1 << 1, 1 << 2
-		met := [...]int{
-			unix.NFT_CMP_EQ: same, unix.NFT_CMP_LT: less, unix.NFT_CMP_GT: more,
-			unix.NFT_CMP_NEQ: less | more, unix.NFT_CMP_LTE: less | same, unix.NFT_CMP_GTE: same | more,
-		}
-		if op := a(unix.NFTA_CMP_OP); op < uint32(len(met)) {
-			return metIf(met[op]>>(bytes.Compare(have, with)+1)&1 == 1, known)
-		}
+		return r.compare(a(unix.NFTA_CMP_SREG), a(unix.NFTA_CMP_OP), with)
 	case "range":
 		low := x.data[unix.NFTA_RANGE_FROM_DATA].Map()[unix.NFTA_DATA_VALUE]
 		high := x.data[unix.NFTA_RANGE_TO_DATA].Map()[unix.NFTA_DATA_VALUE]
-		have, known := r.load(a(unix.NFTA_RANGE_SREG), len(low))
+		have, known := r.loadKnown(a(unix.NFTA_RANGE_SREG), len(low))
 		within := bytes.Compare(have, low) >= 0 && bytes.Compare(have, high) <= 0
 		return metIf(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known)
 	case "match":
 		return compatMatch(v.packet, x.data)
 	}
+	*r = registers{}
 	return firewall.Maybe
+}
+
+// sets returns the effects of an expression.
+func (x expression) sets() firewall.Effects {
+	a := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
+	switch {
+	case x.name == "notrack":
+		return firewall.SetsTracking
+	case x.name == "meta" && a(unix.NFTA_META_SREG) != 0 && a(unix.NFTA_META_KEY) == unix.NFT_META_MARK:
+		return firewall.SetsMark
+	case x.name == "payload" && a(unix.NFTA_PAYLOAD_SREG) != 0 && a(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_LL_HEADER:
+		// TTL and type of service do not matter here.
+		if end := a(unix.NFTA_PAYLOAD_OFFSET) + a(unix.NFTA_PAYLOAD_LEN); a(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER || end > 9 {
+			return firewall.SetsHeader
+		}
+	}
+	return 0
 }
 
 func metIf(met, known bool) firewall.Met {
@@ -121,8 +173,18 @@ func metIf(met, known bool) firewall.Met {
 func (v *evaluator) metaValue(key uint32) []byte {
 	p := v.packet
 	family, protocol := byte(IPv6), uint16(unix.ETH_P_IPV6)
-	if p.Dst.Is4() {
+	known := p.Dst
+	if !known.IsValid() {
+		known = p.Src
+	}
+	if known.Is4() {
 		family, protocol = byte(IPv4), unix.ETH_P_IP
+	}
+	index := func(i int) []byte {
+		if i == 0 {
+			return nil
+		}
+		return binary.NativeEndian.AppendUint32(nil, uint32(i))
 	}
 	name := func(s string) []byte {
 		if s == "" {
@@ -130,44 +192,92 @@ func (v *evaluator) metaValue(key uint32) []byte {
 		}
 		return append([]byte(s), make([]byte, max(0, unix.IFNAMSIZ-len(s)))...)
 	}
-	switch key {
-	case unix.NFT_META_NFPROTO:
+	switch {
+	case key == unix.NFT_META_NFPROTO && known.IsValid():
 		return []byte{family}
-	case unix.NFT_META_PROTOCOL:
+	case key == unix.NFT_META_PROTOCOL && known.IsValid():
 		return binary.BigEndian.AppendUint16(nil, protocol)
-	case unix.NFT_META_L4PROTO:
+	case key == unix.NFT_META_L4PROTO && p.Protocol != 0:
 		return []byte{p.Protocol}
-	case unix.NFT_META_IIFNAME:
+	case key == unix.NFT_META_IIFNAME:
 		return name(p.In)
-	case unix.NFT_META_OIFNAME:
+	case key == unix.NFT_META_OIFNAME:
 		return name(p.Out)
-	case unix.NFT_META_PKTTYPE:
+	case key == unix.NFT_META_IIF && p.In != "":
+		return index(p.InIndex)
+	case key == unix.NFT_META_OIF && p.Out != "":
+		return index(p.OutIndex)
+	case key == unix.NFT_META_PKTTYPE && !p.FromHost:
 		return []byte{unix.PACKET_HOST}
+	case key == unix.NFT_META_MARK && p.Unmarked:
+		return make([]byte, 4)
 	}
 	return nil
 }
 
-// Bits of ct state and the like are as in enum ip_conntrack_info.
-const stateNew = 1 << 3
+// Bits of ct state are as in enum ip_conntrack_info.
+const (
+	stateInvalid     = 1 << 0
+	stateEstablished = 1 << 1
+	stateNew         = 1 << 3
+)
 
-// ctValue returns the value of a ct key for the first packet of a connection, or nil if it is
-// unknown.
-func ctValue(key uint32) []byte {
-	switch key {
-	case unix.NFT_CT_STATE:
-		return binary.NativeEndian.AppendUint32(nil, stateNew)
-	case unix.NFT_CT_STATUS: // not translated, not answered
+// statusUnknown are bits of a new connection's status (IPS_SRC_NAT_DONE and higher ones) that
+// depend on which hooks have seen it.
+const statusUnknown = ^uint32(0x7f)
+
+// trackingState returns the packet's bit of ct state, if it is known.
+func trackingState(p firewall.Packet) (bit uint32, known bool) {
+	switch {
+	case p.Tracking == firewall.NotYet:
+		return stateInvalid, true
+	case p.Tracking == firewall.Tracked && p.Reply:
+		return stateEstablished, true
+	}
+	return stateNew, p.Tracking == firewall.Tracked
+}
+
+// ctValue returns the value of a ct key, or nil if it is unknown.
+func (v *evaluator) ctValue(key uint32) []byte {
+	state, known := trackingState(v.packet)
+	switch {
+	case !known:
+	case key == unix.NFT_CT_STATE:
+		return binary.NativeEndian.AppendUint32(nil, state)
+	case key == unix.NFT_CT_STATUS && state == stateNew: // not translated, not answered
 		return make([]byte, 4)
-	case unix.NFT_CT_DIRECTION:
+	case key == unix.NFT_CT_DIRECTION && state != stateInvalid:
+		if v.packet.Reply {
+			return []byte{1}
+		}
 		return []byte{0}
 	}
 	return nil
 }
 
-// fibValue returns the result of a fib lookup of the packet's destination, or nil if it is unknown.
+// keep forgets all bits of a 4 byte register but some.
+func (r *registers) keep(register uint32, bits uint32) {
+	from := registerOffset(register)
+	for i, m := range binary.NativeEndian.AppendUint32(nil, bits) {
+		if from+i < registerBytes {
+			r.known[from+i] &= m
+		}
+	}
+}
+
+// fibValue returns the result of a fib lookup of one of the packet's addresses, or nil if it is
+// unknown.
 func (v *evaluator) fibValue(result, flags uint32) []byte {
-	if result == unix.NFT_FIB_RESULT_ADDRTYPE && flags&unix.NFTA_FIB_F_DADDR != 0 && v.packet.ToHost {
+	local, a := v.packet.ToHost, v.packet.Dst
+	if flags == unix.NFTA_FIB_F_SADDR {
+		local, a = v.packet.FromHost, v.packet.Src
+	}
+	switch {
+	case result != unix.NFT_FIB_RESULT_ADDRTYPE || flags != unix.NFTA_FIB_F_SADDR && flags != unix.NFTA_FIB_F_DADDR:
+	case local:
 		return binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
+	case a.IsValid():
+		return binary.NativeEndian.AppendUint32(nil, unix.RTN_UNICAST)
 	}
 	return nil
 }
@@ -184,25 +294,33 @@ func (v *evaluator) loadPayload(r *registers, to, base uint32, offset, n int) {
 	put := func(at int, b []byte) { // b is at an offset of the header
 		for i := range b {
 			if to := at + i - offset; to >= 0 && to < n {
-				r.bytes[from+to], r.known[from+to] = b[i], true
+				r.bytes[from+to], r.known[from+to] = b[i], 0xff
 			}
 		}
 	}
 	p := v.packet
-	switch base {
-	case unix.NFT_PAYLOAD_NETWORK_HEADER:
+	switch {
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && p.Dst.IsValid():
 		family, protocol := IPv6, 6
 		if p.Dst.Is4() {
 			family, protocol = IPv4, 9
 		}
-		put(protocol, []byte{p.Protocol})
+		if p.Protocol != 0 {
+			put(protocol, []byte{p.Protocol})
+		}
 		put(family.source(), p.Src.AsSlice())
 		put(family.destination(), p.Dst.AsSlice())
-	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+	case base != unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+	case p.Protocol == unix.IPPROTO_ICMP:
+		put(0, []byte{p.ICMPType, 0})
+	default:
 		for i, port := range []uint16{p.SrcPort, p.DstPort} {
 			if port != 0 {
 				put(2*i, binary.BigEndian.AppendUint16(nil, port))
 			}
+		}
+		if p.Protocol == unix.IPPROTO_TCP {
+			put(13, []byte{p.TCPFlags()})
 		}
 	}
 }
@@ -221,7 +339,7 @@ func (r *registers) mask(b map[uint16]netlink.Value) {
 	}
 	for i := range n {
 		// Bits that are masked out are known to be 0.
-		r.known[to+i] = r.known[from+i] || mask[i] == 0
+		r.known[to+i] = r.known[from+i] | ^mask[i]
 		r.bytes[to+i] = r.bytes[from+i]&mask[i] ^ flip[i]
 	}
 }

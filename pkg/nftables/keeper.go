@@ -100,3 +100,13 @@ func (k *Keeper) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Ba
 	}
 	return nil, nil
 }
+
+// View calls use with the base chains of a family. What their Steps evaluate is read when it is
+// first needed, and valid until use returns. use is called again if the rules changed meanwhile.
+func (k *Keeper) View(ctx context.Context, f firewall.Family, use func([]firewall.BaseChain) error) error {
+	t, err := k.open()
+	if err != nil {
+		return err
+	}
+	return t.view(ctx, f, use)
+}

@@ -79,8 +79,11 @@ type chain struct {
 	base   bool
 	place  place
 	policy uint32
-	flags  uint32   // of its table
-	rules  []listed // read only for chains that matter here
+	// devices are those of a chain at ingress or egress; one that ends with "*" stands for all with
+	// that prefix.
+	devices []string
+	flags   uint32   // of its table
+	rules   []listed // read only for chains that matter here
 }
 
 // listed is a rule of a chain.
@@ -207,6 +210,7 @@ func (c *conn) chains(families ...Family) (tables []table, list []chain, err err
 				priority: int32(h[unix.NFTA_HOOK_PRIORITY].Uint32BE()),
 			}
 			ch.policy = m[unix.NFTA_CHAIN_POLICY].Uint32BE()
+			ch.devices = parseDevices(h)
 		}
 		list = append(list, ch)
 	}, families...)
@@ -221,6 +225,23 @@ func (c *conn) chains(families ...Family) (tables []table, list []chain, err err
 		list[i].flags = tables[at].flags
 	}
 	return tables, list, nil
+}
+
+// parseDevices returns the devices of a hook.
+func parseDevices(hook map[uint16]netlink.Value) (names []string) {
+	const one, several, name, prefix = unix.NFTA_HOOK_DEV, 4, 1, 2 // NFTA_HOOK_DEVS, NFTA_DEVICE_NAME and _PREFIX
+	if device := hook[one].Text(); device != "" {
+		names = append(names, device)
+	}
+	for kind, v := range hook[several].All() {
+		switch kind {
+		case name:
+			names = append(names, v.Text())
+		case prefix:
+			names = append(names, v.Text()+"*")
+		}
+	}
+	return names
 }
 
 // eachRule lists the rules of a chain.

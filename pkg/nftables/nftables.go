@@ -156,6 +156,10 @@ func (f Family) String() string {
 		return "ip6"
 	case unix.NFPROTO_INET:
 		return "inet"
+	case unix.NFPROTO_NETDEV:
+		return "netdev"
+	case unix.NFPROTO_BRIDGE:
+		return "bridge"
 	}
 	return fmt.Sprintf("family %d", uint8(f))
 }

@@ -30,7 +30,7 @@ const (
 type elements struct {
 	keyLength int
 	interval  bool
-	unknown   bool // too many, or ranges of concatenations
+	unknown   bool // too many, ranges of concatenations, or limits
 	all       []element
 }
 
@@ -78,7 +78,7 @@ func (c *conn) readSet(in table, name string) (e elements, err error) {
 	flags := m[unix.NFTA_SET_FLAGS].Uint32BE()
 	e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].Uint32BE())
 	e.interval = flags&unix.NFT_SET_INTERVAL != 0
-	e.unknown = e.interval && flags&concatenation != 0
+	e.unknown = e.interval && flags&concatenation != 0 || hasLimits(m)
 	err = c.eachElement(in, name, func(b netlink.Value) {
 		if !e.unknown {
 			e.all = append(e.all, parseElement(b))
@@ -87,6 +87,17 @@ func (c *conn) readSet(in table, name string) (e elements, err error) {
 	})
 	sort.SliceStable(e.all, func(i, j int) bool { return bytes.Compare(e.all[i].key, e.all[j].key) < 0 })
 	return e, err
+}
+
+// hasLimits reports whether elements of a set have an expression that may end the rule.
+func hasLimits(set map[uint16]netlink.Value) bool {
+	const one, several = 17, 18 // NFTA_SET_EXPR and NFTA_SET_EXPRESSIONS
+	for _, x := range append(parseExpressions(set[several]), expression{name: set[one].Map()[unix.NFTA_EXPR_NAME].Text()}) {
+		if x.name != "" && x.name != "counter" && x.name != "last" {
+			return true
+		}
+	}
+	return false
 }
 
 func parseElement(v netlink.Value) element {
