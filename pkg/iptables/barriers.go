@@ -7,26 +7,23 @@ import (
 	"flanneld/pkg/firewall"
 )
 
-// baseChains are the points and priorities of the built-in chains, by table.
-var baseChains = map[string]struct {
-	priority int32
-	chains   map[string]firewall.Point
-}{
-	"raw": {firewall.PriorityRaw, map[string]firewall.Point{"PREROUTING": firewall.AtPreRouting, "OUTPUT": firewall.AtOutput}},
-	"mangle": {firewall.PriorityMangle, map[string]firewall.Point{
+// builtin returns where a built-in chain of a table is attached, and its priority.
+func builtin(table, chain string) (at firewall.Point, priority int32, ok bool) {
+	priority, ok = map[string]int32{
+		"raw": firewall.PriorityRaw, "mangle": firewall.PriorityMangle, "nat": firewall.PriorityNATDst,
+		"filter": firewall.PriorityFilter, "security": firewall.PrioritySecurity,
+	}[table]
+	if !ok {
+		return 0, 0, false
+	}
+	at, ok = map[string]firewall.Point{
 		"PREROUTING": firewall.AtPreRouting, "INPUT": firewall.AtInput, "FORWARD": firewall.AtForward,
 		"OUTPUT": firewall.AtOutput, "POSTROUTING": firewall.AtPostRouting,
-	}},
-	"nat": {firewall.PriorityNATDst, map[string]firewall.Point{
-		"PREROUTING": firewall.AtPreRouting, "INPUT": firewall.AtInput,
-		"OUTPUT": firewall.AtOutput, "POSTROUTING": firewall.AtPostRouting,
-	}},
-	"filter":   {firewall.PriorityFilter, filterPoints},
-	"security": {firewall.PrioritySecurity, filterPoints},
-}
-
-var filterPoints = map[string]firewall.Point{
-	"INPUT": firewall.AtInput, "FORWARD": firewall.AtForward, "OUTPUT": firewall.AtOutput,
+	}[chain]
+	if table == "nat" && (at == firewall.AtInput || at == firewall.AtPostRouting) {
+		priority = firewall.PriorityNATSrc
+	}
+	return at, priority, ok
 }
 
 // Barriers returns the base chains that drop, or may drop, a packet to this host or through it,
@@ -49,12 +46,13 @@ func barriers(command string, l listing, drops policies, p firewall.Packet) (all
 func (l listing) baseChains(command string, drops policies, foreign bool) (all []firewall.BaseChain) {
 	for name, rules := range l {
 		reader := tableReader{rules: rules, words: map[string][]words{}}
-		for chain, point := range baseChains[name].chains {
-			if !rules.has(chain) {
+		for chain := range rules {
+			at, priority, ok := builtin(name, chain)
+			if !ok {
 				continue
 			}
 			c := firewall.BaseChain{
-				Kind: command, Table: name, Name: chain, Point: point, Priority: baseChains[name].priority,
+				Kind: command, Table: name, Name: chain, Point: at, Priority: priority,
 				NAT: name == "nat", Policy: firewall.Passes,
 				Steps: func(p firewall.Packet, chain string) ([]firewall.Step, error) {
 					if foreign && chain == firewall.Input.SharedChain() {
@@ -62,9 +60,6 @@ func (l listing) baseChains(command string, drops policies, foreign bool) (all [
 					}
 					return reader.steps(p, chain), nil
 				},
-			}
-			if c.NAT && (point == firewall.AtInput || point == firewall.AtPostRouting) {
-				c.Priority = firewall.PriorityNATSrc
 			}
 			if drops[name+" "+chain] {
 				c.Policy = firewall.Drops

@@ -73,15 +73,27 @@ func actionOf(option, target string, chains table) (do firewall.Action, chain st
 	return do, "", do != firewall.Next
 }
 
-// matches are the matches that always apply, apart from their options.
-var matches = []string{"tcp", "udp", "icmp", "icmp6", "comment", "conntrack", "state", "multiport", "addrtype", "mark", "iprange", "pkttype"}
+// isPlain reports whether a match always applies, apart from its options.
+func isPlain(match string) bool {
+	switch match {
+	case "tcp", "udp", "icmp", "icmp6", "comment", "conntrack", "state", "multiport", "addrtype", "mark", "iprange", "pkttype":
+		return true
+	}
+	return false
+}
 
-// protocols are the names of protocols that may be in listings.
-var protocols = map[string]uint8{
-	"icmp": unix.IPPROTO_ICMP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "udplite": unix.IPPROTO_UDPLITE,
-	"esp": unix.IPPROTO_ESP, "ah": unix.IPPROTO_AH, "sctp": unix.IPPROTO_SCTP, "gre": unix.IPPROTO_GRE,
-	"ipv6-icmp": unix.IPPROTO_ICMPV6, "icmpv6": unix.IPPROTO_ICMPV6, "ipv6": unix.IPPROTO_IPV6, "dccp": unix.IPPROTO_DCCP,
-	"igmp": unix.IPPROTO_IGMP, "ipip": unix.IPPROTO_IPIP, "ipencap": unix.IPPROTO_IPIP, "ospf": 89, "vrrp": 112,
+// protocolNumber returns the number of a protocol that may be in listings by name.
+func protocolNumber(name string) (number uint8, known bool) {
+	if n, err := strconv.ParseUint(name, 10, 8); err == nil {
+		return uint8(n), true
+	}
+	number, known = map[string]uint8{
+		"all": 0, "icmp": unix.IPPROTO_ICMP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "udplite": unix.IPPROTO_UDPLITE,
+		"esp": unix.IPPROTO_ESP, "ah": unix.IPPROTO_AH, "sctp": unix.IPPROTO_SCTP, "gre": unix.IPPROTO_GRE,
+		"ipv6-icmp": unix.IPPROTO_ICMPV6, "icmpv6": unix.IPPROTO_ICMPV6, "ipv6": unix.IPPROTO_IPV6, "dccp": unix.IPPROTO_DCCP,
+		"igmp": unix.IPPROTO_IGMP, "ipip": unix.IPPROTO_IPIP, "ipencap": unix.IPPROTO_IPIP, "ospf": 89, "vrrp": 112,
+	}[name]
+	return number, known
 }
 
 // condition evaluates the condition at the head of list for a packet, and returns the number of its
@@ -112,7 +124,7 @@ func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, kno
 	var holds, certain bool
 	switch option {
 	case "-m":
-		holds, certain = true, slices.Contains(matches, value)
+		holds, certain = true, isPlain(value)
 	case "--comment":
 		holds, certain = true, true
 	case "-s":
@@ -181,11 +193,8 @@ func matchesDevice(pattern, device string) bool {
 }
 
 func isProtocol(value string, protocol uint8) (holds, certain bool) {
-	number, known := protocols[value]
-	if n, err := strconv.ParseUint(value, 10, 8); err == nil {
-		number, known = uint8(n), true
-	}
-	if value == "all" || known && number == 0 {
+	number, known := protocolNumber(value)
+	if known && number == 0 {
 		return true, true
 	}
 	return number == protocol, known && protocol != 0

@@ -58,24 +58,28 @@ func (t *Tables) view(ctx context.Context, f firewall.Family, use func([]firewal
 	})
 }
 
-// points are the points of netfilter's hooks, by number.
-var points = []firewall.Point{
-	unix.NF_INET_PRE_ROUTING: firewall.AtPreRouting, unix.NF_INET_LOCAL_IN: firewall.AtInput, unix.NF_INET_FORWARD: firewall.AtForward,
-	unix.NF_INET_LOCAL_OUT: firewall.AtOutput, unix.NF_INET_POST_ROUTING: firewall.AtPostRouting, inetIngress: firewall.AtIngress,
-}
-
 const inetIngress = 5 // NF_INET_INGRESS (5.10)
 
 // point returns where a base chain is attached.
 func (c chain) point() (p firewall.Point, ok bool) {
-	hook := int(c.place.hook)
 	if c.family == unix.NFPROTO_NETDEV {
-		return [...]firewall.Point{firewall.AtIngress, firewall.AtEgress}[hook&1], hook <= 1
+		return [...]firewall.Point{firewall.AtIngress, firewall.AtEgress}[c.place.hook&1], c.place.hook <= 1
 	}
-	if hook >= len(points) || hook == inetIngress && c.family != unix.NFPROTO_INET {
-		return 0, false
+	switch c.place.hook {
+	case unix.NF_INET_PRE_ROUTING:
+		return firewall.AtPreRouting, true
+	case unix.NF_INET_LOCAL_IN:
+		return firewall.AtInput, true
+	case unix.NF_INET_FORWARD:
+		return firewall.AtForward, true
+	case unix.NF_INET_LOCAL_OUT:
+		return firewall.AtOutput, true
+	case unix.NF_INET_POST_ROUTING:
+		return firewall.AtPostRouting, true
+	case inetIngress:
+		return firewall.AtIngress, c.family == unix.NFPROTO_INET
 	}
-	return points[hook], true
+	return 0, false
 }
 
 // baseChains returns the base chains that see packets of a family. foreign leaves out flanneld's
