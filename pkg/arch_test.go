@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"logsink":   {"pace"},
 	"pace":      {},
 	"probe":     {},
+	"prober":    {"backend", "host", "lease", "condition", "pace"},
 	"presence":  {"condition", "pace"},
 	"iptables":  {"firewall", "pace"},
 	"netlink":   {},

@@ -65,6 +65,7 @@
 //	reconcile   the loop: when to check, how often to retry, what to report
 //	filter      when packet filter rules are checked, who keeps them, who stands in; the
 //	            underlay's lock
+//	prober      pings the peers through the overlay: loss, round-trip time, MTU
 //	checks      finds settings of this host that keep the overlay from working
 //
 // And rooms that use the others:

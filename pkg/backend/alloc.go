@@ -22,4 +22,6 @@ func (alloc) Base(host.Facts, lease.Lease) dataplane.State { return dataplane.Ne
 
 func (alloc) Accept(host.Facts, *lease.Lease) (Peer, error) { return Peer{}, errNoPeer }
 
+func (alloc) Via(host.Facts, *lease.Lease) string { return "" }
+
 func (alloc) Add(dataplane.State, host.Facts, Peer) {}

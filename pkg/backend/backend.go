@@ -31,6 +31,9 @@ type Backend interface {
 	// Accept returns the peer of a lease (newPeer) or what is wrong with the lease. errNoPeer means
 	// that this need not be reported.
 	Accept(h host.Facts, l *lease.Lease) (Peer, error)
+	// Via returns the device by which packets to a peer's subnet leave this host, or "" if that
+	// depends on routes of other programs.
+	Via(h host.Facts, l *lease.Lease) (device string)
 	// Add adds the objects for a peer to s. No two peers need the same object.
 	Add(s dataplane.State, h host.Facts, p Peer)
 }

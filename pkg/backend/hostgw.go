@@ -40,6 +40,8 @@ func (hostGW) Accept(h host.Facts, l *lease.Lease) (Peer, error) {
 	return newPeer(l), nil
 }
 
+func (hostGW) Via(h host.Facts, _ *lease.Lease) string { return h.Uplink }
+
 func (hostGW) Add(s dataplane.State, h host.Facts, p Peer) {
 	s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4(), Link: h.Uplink}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
 }

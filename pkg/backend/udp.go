@@ -75,6 +75,8 @@ func tunDevice(h host.Facts) string { return cmp.Or(h.TUN, udpDevice) }
 
 func (*udp) Accept(_ host.Facts, l *lease.Lease) (Peer, error) { return newPeer(l), nil }
 
+func (*udp) Via(h host.Facts, _ *lease.Lease) string { return tunDevice(h) }
+
 func (b *udp) Add(s dataplane.State, h host.Facts, p Peer) {
 	s.Tunnel[dataplane.TunnelKey{Link: tunDevice(h), Subnet: p.Subnets.V4()}] = netip.AddrPortFrom(p.PublicIP, uint16(b.port))
 }

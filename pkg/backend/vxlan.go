@@ -184,12 +184,20 @@ func (b *vxlan) Accept(_ host.Facts, l *lease.Lease) (Peer, error) {
 	return newPeer(l, vtep{mac}), nil
 }
 
-func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
+// Via returns the interface of the link that this host and a peer share, if DirectRouting is on.
+func (b *vxlan) Via(h host.Facts, l *lease.Lease) string {
 	if b.directRouting {
-		if iface, ok := h.OnLink(p.PublicIP); ok {
-			s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4(), Link: iface}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
-			return
+		if iface, ok := h.OnLink(l.PublicIP); ok {
+			return iface
 		}
+	}
+	return b.device
+}
+
+func (b *vxlan) Add(s dataplane.State, h host.Facts, p Peer) {
+	if device := b.Via(h, p.Lease); device != b.device {
+		s.Routes[dataplane.RouteKey{Dst: p.Subnets.V4(), Link: device}] = dataplane.Route{Via: p.PublicIP, Proto: dataplane.ProtoFlannel}
+		return
 	}
 	gw := p.Subnets.V4().Addr()
 	its, _ := p.Claims[1].(vtep)

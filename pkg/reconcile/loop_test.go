@@ -69,6 +69,7 @@ func (w *wish) MTU(host.Facts) int { return 0 }
 func (w *wish) Attrs(host.Facts, lease.Attrs, []lease.Lease) (lease.Attrs, error) {
 	return lease.Attrs{}, nil
 }
+func (w *wish) Via(host.Facts, *lease.Lease) string           { return "" }
 func (w *wish) Add(dataplane.State, host.Facts, backend.Peer) {}
 func (w *wish) Base(host.Facts, lease.Lease) dataplane.State {
 	s := dataplane.NewState()

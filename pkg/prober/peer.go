@@ -1,0 +1,171 @@
+package prober
+
+import (
+	"math/bits"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/lease"
+)
+
+// State is what the probes of a peer have shown.
+type State uint8
+
+// States of a peer. If several apply, the last one counts.
+const (
+	Unknown State = iota // it has never answered, or no probes could be sent recently
+	OK                   // it answers
+	Lossy                // it does not answer some of the probes
+	MTU                  // it answers, but not to full-size probes
+	Failing              // it has answered before, and now answers hardly any probe
+
+	states = iota
+)
+
+// String returns the name of the state.
+func (s State) String() string {
+	return [...]string{"unknown", "ok", "lossy", "mtu", "failing"}[s]
+}
+
+const (
+	// window is the number of probes from which loss is computed, and after which all is forgotten.
+	window = 16
+	// A peer is failing after failingRun lost probes in a row, or failingLost in the window, and
+	// until failingRun answers in a row. So a path that loses most packets stays failing.
+	failingRun, failingLost = 5, 12
+	// A peer is lossy from lossyFrom lost probes in the window on, until there are lossyUntil.
+	lossyFrom, lossyUntil = 4, 1
+	// mtuRun is the number of full-size probes in a row that must be lost, without the loss of a
+	// small one between them.
+	mtuRun = 4
+	// fullEvery is the number of answers to small probes before the next full-size one.
+	fullEvery = 4
+)
+
+// key identifies a peer: its IPv4 subnet, as the address and the prefix length plus one, as
+// lease.Subnets begin. It sorts as bytes.
+type key [5]byte
+
+func keyOf(s lease.Subnets) key { return key(s[:]) }
+
+// subnet returns the IPv4 subnet, or an invalid prefix if there is none.
+func (k key) subnet() netip.Prefix { return lease.Subnets(append(k[:], make([]byte, 17)...)).V4() }
+
+// peer is what is known about a peer. There are thousands, so it is small and has no pointers.
+type peer struct {
+	key    key
+	device uint8 // index of the device by which packets leave
+
+	answers, failing, lossy, mtu bool // answers: it has answered before
+
+	lost      uint16 // of the last probes, the latest in the lowest bit; 1 means lost
+	asked     uint8  // number of valid bits in lost
+	fullLost  uint8  // full-size probes lost in a row
+	smallDone uint8  // answers to small probes since the last full-size one
+	rtt, last uint32 // round-trip time in microseconds: smoothed, and the last
+	changedAt uint32 // time of the last change of the state, in seconds since the start
+	heardAt   uint32 // time of the last answer, likewise
+}
+
+func (p *peer) state() State {
+	switch {
+	case p.failing:
+		return Failing
+	case p.mtu:
+		return MTU
+	case p.lossy:
+		return Lossy
+	case p.answers:
+		return OK
+	}
+	return Unknown
+}
+
+// answered records the answer to a probe.
+func (p *peer) answered(full bool, rtt time.Duration) {
+	if full {
+		p.fullLost, p.mtu = 0, false
+		return
+	}
+	p.last = uint32(min(max(rtt, time.Microsecond), time.Minute) / time.Microsecond)
+	if !p.answers {
+		p.rtt, p.smallDone = p.last, fullEvery-1 // the next one is full-size
+		p.answers = true
+	}
+	p.rtt += uint32((int64(p.last) - int64(p.rtt)) / 8) // as TCP does, RFC 6298
+	p.smallDone = min(p.smallDone+1, fullEvery)
+	p.record(0)
+}
+
+// missed records that a probe was not answered in time.
+func (p *peer) missed(full bool) {
+	switch {
+	case !p.answers: // nothing is lost if nobody has answered yet
+	case full:
+		p.fullLost = min(p.fullLost+1, mtuRun)
+		p.mtu = p.fullLost == mtuRun
+	default:
+		if !p.mtu {
+			p.fullLost = 0 // full-size probes are lost for the same reason
+		}
+		p.record(1)
+	}
+}
+
+// record adds the result of a small probe, and derives the state.
+func (p *peer) record(lost uint16) {
+	const run = 1<<failingRun - 1
+	p.lost, p.asked = p.lost<<1|lost, min(p.asked+1, window)
+	n := bits.OnesCount16(p.lost)
+	switch {
+	case !p.failing && (p.lost&run == run || n >= failingLost):
+		p.failing, p.lossy, p.mtu, p.fullLost = true, false, false, 0
+	case p.failing && p.lost&run == 0:
+		p.failing, p.lost, p.asked, p.smallDone = false, 0, failingRun, fullEvery
+	case p.failing:
+	case n <= lossyUntil:
+		p.lossy = false
+	case n >= lossyFrom && p.lost&(run>>1) != run>>1: // it is not just about to fail
+		p.lossy = true
+	}
+}
+
+// wantsFull reports whether the next probe should be full-size: now and then, and soon after one
+// that was lost.
+func (p *peer) wantsFull() bool {
+	every := uint8(fullEvery)
+	if p.fullLost > 0 && !p.mtu {
+		every = 1
+	}
+	return p.answers && !p.failing && p.smallDone >= every
+}
+
+// undecided reports whether a few more probes may change the state.
+func (p *peer) undecided() bool {
+	lastLost := p.lost&1 != 0
+	return p.answers && (p.failing != lastLost || p.fullLost > 0 && !p.mtu)
+}
+
+// Result is what the probes of a peer have shown.
+type Result struct {
+	State State
+	Loss  float64       // share of the last probes that were lost, 0 to 1; 0 if it is unknown
+	RTT   time.Duration // smoothed; 0 if it is unknown
+	Last  time.Duration // last round-trip time
+	Since time.Time     // last change of State; zero if it was always Unknown
+	Heard time.Time     // last answer; zero if there was none
+}
+
+func (p *peer) result(start time.Time) (r Result) {
+	if !p.answers {
+		return r
+	}
+	return Result{
+		State: p.state(),
+		Loss:  float64(bits.OnesCount16(p.lost)) / float64(max(p.asked, 1)),
+		RTT:   time.Duration(p.rtt) * time.Microsecond,
+		Last:  time.Duration(p.last) * time.Microsecond,
+		Since: start.Add(time.Duration(p.changedAt) * time.Second),
+		Heard: start.Add(time.Duration(p.heardAt) * time.Second),
+	}
+}
