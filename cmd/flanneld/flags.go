@@ -188,6 +188,9 @@ func (cl *commandLine) check() (err error) {
 	if cl.healthzPort < 0 || cl.healthzPort > 65535 {
 		return bad("healthz-port", fmt.Sprint(cl.healthzPort), "0 (off) to 65535")
 	}
+	if o.Probes != 0 && (o.Probes < 100*time.Millisecond || o.Probes > time.Hour) {
+		return bad("probe-interval", o.Probes.String(), "0 (off) or 100ms to 1h")
+	}
 	healthzIP, err := netip.ParseAddr(cl.healthzIP)
 	if err != nil {
 		return bad("healthz-ip", cl.healthzIP, "an IP address")
@@ -232,8 +235,11 @@ func plain(err error) error {
 		return fmt.Errorf("--%s: must have a value", without.GetSpecifiedName())
 	case errors.As(err, &invalid):
 		accepted := "true or false"
-		if invalid.GetFlag().Value.Type() == "int" {
+		switch invalid.GetFlag().Value.Type() {
+		case "int":
 			accepted = "a whole number"
+		case "duration":
+			accepted = "a time such as 500ms, 2s or 1m"
 		}
 		return bad(invalid.GetFlag().Name, invalid.GetValue(), accepted)
 	}

@@ -108,14 +108,14 @@ func TestBadValueOfEachFlag(t *testing.T) {
 		must   string
 		values []string
 	}
-	byType := map[string]valueOf{"bool": {"true or false", []string{"maybe"}}, "int": {"a whole number", []string{"many"}}}
+	byType := map[string]valueOf{"bool": {"true or false", []string{"maybe"}}, "int": {"a whole number", []string{"many"}}, "duration": {"a time such as 500ms, 2s or 1m", []string{"5", "often"}}}
 	const address = "an IPv4 address such as 198.51.100.7"
 	bad := map[string]valueOf{
 		"etcd-endpoints": {"a comma separated list of URLs", []string{",", ""}}, "etcd-api": {"auto, v2 or v3", []string{"v4", ""}},
 		"iface-regex": {"a regular expression: error parsing regexp", []string{"("}}, "iface-can-reach": {address, []string{"x", "::1"}},
 		"public-ip": {address, []string{"x", "::1", "0.0.0.0"}}, "subnet-file": {"a path", []string{""}}, "healthz-ip": {"an IP address", []string{"x", ""}},
 		"subnet-lease-renew-margin": {"1 to 1439", []string{"0", "1440"}}, "iptables-resync": {"1 to 3600", []string{"0", "3601"}},
-		"healthz-port": {"0 (off) to 65535", []string{"-1", "65536"}},
+		"healthz-port": {"0 (off) to 65535", []string{"-1", "65536"}}, "probe-interval": {"0 (off) or 100ms to 1h", []string{"-1s", "99ms", "61m"}},
 	}
 	anyText := []string{"etcd-discovery-srv", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password", "iface"}
 	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {

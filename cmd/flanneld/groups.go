@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"flanneld/pkg/cleanup"
 
@@ -56,6 +57,7 @@ var groups = []group{
 	{"health", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringVar(&cl.healthzIP, "healthz-ip", "0.0.0.0", "`address` to serve /healthz and /readyz on")
 		f.IntVar(&cl.healthzPort, "healthz-port", 0, "`port` to serve them on, 0 to 65535; 0 turns them off")
+		f.DurationVar(&cl.options.Probes, "probe-interval", time.Second, "`time` in which up to 5 peers are pinged through the overlay, 100ms to 1h; 0 turns it off")
 	}},
 	{"logging (to standard error)", func(cl *commandLine, f *pflag.FlagSet) {
 		f.IntVar(&cl.verbosity, "v", 0, "log `level`: 0 for changes of state, 1 for every operation as a command")

@@ -30,6 +30,7 @@ import (
 	"flanneld/pkg/needs"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
+	"flanneld/pkg/prober"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/registry/etcd"
 	"flanneld/pkg/registry/etcdv3"
@@ -53,6 +54,7 @@ type Options struct {
 	Rules       filter.Options
 	Release     bool           // release the lease at exit
 	Blackhole   bool           // drop packets to our subnet while no bridge has it
+	Probes      time.Duration  // time in which a few peers are pinged; 0 means none are
 	Healthz     netip.AddrPort // where health checks are answered; port 0 means nowhere
 }
 
@@ -83,6 +85,7 @@ type daemon struct {
 	terms        *terms.Keeper
 	tunnels      *tunnel.Driver
 	checks       *checks.Checks
+	prober       *prober.Prober
 	loop         *reconcile.Loop
 	feed         *filter.Feed // and the packet filter and the underlay lock that it feeds
 

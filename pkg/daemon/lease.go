@@ -57,6 +57,7 @@ func (d *daemon) setView(v lease.View) {
 	d.feed.SetView(v) // before the loop adds the entries of new peers
 	d.loop.SetView(v)
 	d.checks.SetView(v)
+	d.prober.SetView(v)
 	subnets := v.Own.Subnets
 	if before != nil && before.Own.Subnets == subnets {
 		return

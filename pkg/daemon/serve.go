@@ -22,6 +22,7 @@ import (
 	"flanneld/pkg/nftables"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
+	"flanneld/pkg/prober"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
@@ -35,11 +36,12 @@ const rulesTimeout = 5 * time.Second
 
 // serve joins the network and follows it until ctx ends. Data flows:
 //
-//	drivers' events -> uplink -> facts  -> terms, files, feed, loop, checks
+//	drivers' events -> uplink -> facts  -> terms, files, feed, loop, checks, prober
 //	                          -> events -> checks, loop (see handleEvent)
-//	follower        -> views            -> feed, loop, checks, uplink, files (see followViews)
+//	follower        -> views            -> feed, loop, checks, prober, uplink, files (see followViews)
 //	config          -> pool, choice     -> terms, uplink, rules (see applyConfig)
 //	loop            -> rivals, missing  -> terms, checks
+//	                -> skipped          -> prober
 //	terms           -> changes          -> follower
 func (d *daemon) serve(until context.Context) error {
 	ctx, cancel := context.WithCancel(until)
@@ -65,7 +67,7 @@ func (d *daemon) serve(until context.Context) error {
 	defer d.terms.Close()
 	defer cancel()
 	tasks.Go(func() {
-		d.uplink.Run(ctx, events, d.handleEvent, d.terms.SetFacts, d.setMTU, d.feed.SetFacts, d.loop.SetFacts, d.checks.SetFacts)
+		d.uplink.Run(ctx, events, d.handleEvent, d.terms.SetFacts, d.setMTU, d.feed.SetFacts, d.loop.SetFacts, d.checks.SetFacts, d.prober.SetFacts)
 	})
 	first, views, err := d.join(ctx, &tasks)
 	if err != nil {
@@ -94,6 +96,7 @@ func (d *daemon) serve(until context.Context) error {
 	}
 	cancelled()
 	tasks.Go(func() { d.needs.Run(ctx) })
+	tasks.Go(func() { d.prober.Run(ctx) })
 	tasks.Go(func() { subnet.FollowConfig(ctx, d.registry, d.conditions, d.parseConfig, d.applyConfig) })
 	tasks.Go(func() { d.files.Run(ctx, d.onSubnetFile) })
 	tasks.Go(func() {
@@ -128,6 +131,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 			return d.registry.MoveCommand(subnets, subnetenv.Files(d.options.SubnetFile))
 		},
 	})
+	d.prober = prober.New(prober.Config{Network: d.net, Interval: d.options.Probes, Conditions: d.conditions})
 	wanted := d.net.Backend
 	if d.options.Blackhole {
 		wanted = backend.WithBlackhole(wanted)
@@ -135,7 +139,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 	d.loop = reconcile.New(reconcile.Config{
 		Driver: drivers, Backend: wanted, Network: d.net.V4.Network, Conditions: d.conditions, Log: d.log,
 		BeforeApply: d.feed.Lock.Admit, Heartbeat: d.heartbeats.loop.Record,
-		Rivals: d.terms.SetRivals, Missing: d.checks.SetMissing,
+		Rivals: d.terms.SetRivals, Skipped: d.prober.SetSkipped, Missing: d.checks.SetMissing,
 	})
 	return drivers.Events(), nil
 }

@@ -29,7 +29,7 @@ import (
 // Config configures a Prober.
 type Config struct {
 	Network backend.Network
-	// Interval is the time in which perInterval probes are sent.
+	// Interval is the time in which perInterval probes are sent; 0 means none are.
 	Interval   time.Duration
 	Conditions *condition.List
 
@@ -76,7 +76,7 @@ type Prober struct {
 type inputs struct {
 	facts   *host.Facts // nil before the first
 	view    *lease.View // likewise
-	skipped map[lease.Subnets]struct{}
+	skipped []backend.Skipped
 }
 
 // New returns a Prober. It sends nothing before it has facts and a view.
@@ -103,11 +103,12 @@ func (p *Prober) SetView(v lease.View) { p.set(func(in *inputs) { in.view = &v }
 
 // SetSkipped sets the peers that have no objects in the kernel and are not probed.
 func (p *Prober) SetSkipped(skipped []backend.Skipped) {
-	set := make(map[lease.Subnets]struct{}, len(skipped))
-	for _, s := range skipped {
-		set[s.Subnets] = struct{}{}
+	p.input.Lock()
+	same := slices.Equal(skipped, p.input.skipped)
+	p.input.Unlock()
+	if !same {
+		p.set(func(in *inputs) { in.skipped = slices.Clone(skipped) })
 	}
-	p.set(func(in *inputs) { in.skipped = set })
 }
 
 func (p *Prober) set(f func(*inputs)) {
@@ -118,8 +119,11 @@ func (p *Prober) set(f func(*inputs)) {
 	pace.Wake(p.wake)
 }
 
-// Run probes peers until ctx ends.
+// Run probes peers until ctx ends. It returns at once if the interval is 0.
 func (p *Prober) Run(ctx context.Context) {
+	if p.cfg.Interval == 0 {
+		return
+	}
 	defer func() {
 		if p.socket != nil {
 			p.socket.Close()
@@ -258,9 +262,13 @@ func (p *Prober) update() {
 
 // targets returns the peers to probe, sorted.
 func (p *Prober) targets(in inputs) iter.Seq[target] {
+	skipped := make(map[lease.Subnets]bool, len(in.skipped))
+	for _, s := range in.skipped {
+		skipped[s.Subnets] = true
+	}
 	return func(yield func(target) bool) {
 		for _, l := range in.view.Peers {
-			if _, skipped := in.skipped[l.Subnets]; skipped || !l.Subnets.V4().IsValid() {
+			if skipped[l.Subnets] || !l.Subnets.V4().IsValid() {
 				continue
 			}
 			device := p.cfg.Network.Via(*in.facts, l)

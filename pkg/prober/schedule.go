@@ -181,7 +181,7 @@ func (s *schedule) rate() float64 {
 // pick returns the probe to send now, if there is one. It is called once in each turn, after expire.
 // token is unpredictable.
 func (s *schedule) pick(now time.Duration, token [tokenSize]byte) (p probe, device string, ok bool) {
-	s.credit = min(s.credit+s.rate()/perInterval, 1)
+	s.credit = min(s.credit+s.rate()/perInterval, 2) // more than 1, so that no fraction is lost
 	if s.credit < 1-1e-9 || len(s.peers) == 0 {
 		return probe{}, "", false
 	}

@@ -34,6 +34,9 @@ type Config struct {
 	// Rivals is called in each pass with the peers that are skipped because they have this host's
 	// MAC.
 	Rivals func([]lease.Lease)
+	// Skipped is called in each pass with the peers that are skipped. It must not block, nor modify
+	// the slice.
+	Skipped func([]backend.Skipped)
 	// Missing is called after each whole pass with the objects that this host itself needs and that
 	// are missing, except those that are missing only because their link is. It must not block.
 	// These objects are not logged here.

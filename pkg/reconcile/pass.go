@@ -124,6 +124,7 @@ func (l *Loop) newPass(f host.Facts, v lease.View) pass {
 	l.own = v.Own.Subnets.V4()
 	p.change.All = p.change.All || l.aborted
 	l.report.skipped(l.plan.Skipped())
+	l.cfg.Skipped(l.plan.Skipped())
 	l.cfg.Rivals(l.plan.ClaimConflicts())
 	return p
 }

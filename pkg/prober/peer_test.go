@@ -1,0 +1,172 @@
+package prober
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// feed records results of small probes: + is an answer, - a loss; f and F are those of full-size
+// ones, F the loss.
+func feed(p *peer, results string) {
+	for _, r := range results {
+		switch r {
+		case '+':
+			p.answered(false, time.Millisecond)
+		case '-':
+			p.missed(false)
+		case 'f':
+			p.answered(true, time.Millisecond)
+		case 'F':
+			p.missed(true)
+		}
+	}
+}
+
+func TestStateFollowsFromResults(t *testing.T) {
+	for _, c := range []struct {
+		results   string
+		state     State
+		undecided bool
+	}{
+		{"", Unknown, false},
+		{"--------------------", Unknown, false},
+		{"----+", OK, false},
+		{"+", OK, false},
+		{"+-", OK, true},
+		{"+----", OK, true},
+		{"+-----", Failing, false},
+		{"+-----+", Failing, true},
+		{"+-----++++", Failing, true},
+		{"+-----+++++", OK, false},
+		{"+-----++++-+++++", OK, false},
+		{"+-----+++++-----", Failing, false},
+		{"++++-+-+-+-+++", Lossy, false},
+		{"++++-+-+-+-++++++++++", Lossy, false},
+		{"++++-+-+-+-+++++++++++++++++", OK, false},
+		{"+---+---+---+---", Failing, false}, // 12 of 16
+		{"+F", OK, true},
+		{"+F+F+F", OK, true},
+		{"+F+F+F+F", MTU, false},
+		{"+F+F-+F+F", OK, true}, // small ones are lost too
+		{"+F+Ff+F+F", OK, true},
+		{"+F+F+F+F+-+", MTU, false},
+		{"+F+F+F+F+f", OK, false},
+		{"+F+F+F+F-----", Failing, false},
+		{"+F+F+F+F-----+++++", OK, false}, // asked again
+		{"FFFFF", Unknown, false},
+	} {
+		var p peer
+		feed(&p, c.results)
+		if p.state() != c.state || p.undecided() != c.undecided {
+			t.Errorf("%s: %v, undecided %v; want %v, %v", c.results, p.state(), p.undecided(), c.state, c.undecided)
+		}
+	}
+}
+
+func TestFullSizeProbesAreRare(t *testing.T) {
+	var p peer
+	want := func(results string, full bool) {
+		t.Helper()
+		if feed(&p, results); p.wantsFull() != full {
+			t.Errorf("after %s: full-size %v", results, !full)
+		}
+		if full {
+			p.smallDone = 0
+		}
+	}
+	want("-", false)
+	want("+", true) // the first answer
+	want("f+", false)
+	want("++", false)
+	want("+", true)
+	want("F", false)
+	want("+", true) // to confirm the loss
+	want("F+", true)
+	want("f+", false)
+	want("-----", false)
+	want("+", false) // no longer failing first
+	want("++++", true)
+}
+
+func TestRTTIsSmoothed(t *testing.T) {
+	var p peer
+	p.answered(false, 10*time.Millisecond)
+	if r := p.result(time.Time{}); r.RTT != 10*time.Millisecond || r.Last != r.RTT {
+		t.Errorf("first: %+v", r)
+	}
+	p.answered(false, 2*time.Millisecond)
+	if r := p.result(time.Time{}); r.RTT != 9*time.Millisecond || r.Last != 2*time.Millisecond {
+		t.Errorf("second: %+v", r)
+	}
+	p.answered(true, time.Hour)
+	p.answered(false, -time.Hour)
+	if r := p.result(time.Time{}); r.RTT > 9*time.Millisecond || r.Last != time.Microsecond {
+		t.Errorf("impossible times: %+v", r)
+	}
+	p.answered(false, 100*time.Hour)
+	if r := p.result(time.Time{}); r.Last != time.Minute {
+		t.Errorf("too long: %+v", r)
+	}
+}
+
+func TestLossIsThatOfTheWindow(t *testing.T) {
+	var p peer
+	for _, c := range []struct {
+		results string
+		loss    float64
+	}{{"---", 0}, {"+", 0}, {"-", .5}, {"++", .25}, {"++++++++++++", 1. / 16}, {"+", 1. / 16}, {"+", 0}} {
+		if feed(&p, c.results); p.result(time.Time{}).Loss != c.loss {
+			t.Errorf("after %s: loss %v, want %v", c.results, p.result(time.Time{}).Loss, c.loss)
+		}
+	}
+}
+
+// TestLossyPathDoesNotFlap: a path with any constant loss changes its state rarely.
+func TestLossyPathDoesNotFlap(t *testing.T) {
+	const probes = 20_000
+	for _, c := range []struct {
+		loss float64
+		most int        // changes to failing, or back
+		at   [2]float64 // share of the time for which it is failing
+	}{{.01, 0, [2]float64{0, 0}}, {.1, 2, [2]float64{0, .01}}, {.8, 30, [2]float64{.98, 1}}, {.9, 4, [2]float64{.99, 1}}, {.99, 1, [2]float64{.99, 1}}} {
+		random := rand.New(rand.NewPCG(1, 2))
+		var p peer
+		feed(&p, "+")
+		changes, failing := 0, 0
+		for range probes {
+			was := p.failing
+			if random.Float64() < c.loss {
+				p.missed(false)
+			} else {
+				p.answered(false, time.Millisecond)
+			}
+			if p.failing != was {
+				changes++
+			}
+			if p.failing {
+				failing++
+			}
+		}
+		if share := float64(failing) / probes; changes > c.most || share < c.at[0] || share > c.at[1] {
+			t.Errorf("loss %v: %d changes, want at most %d; failing for %v of the time, want %v", c.loss, changes, c.most, share, c.at)
+		}
+	}
+}
+
+func TestPeerIsSmall(t *testing.T) {
+	if size := unsafe.Sizeof(peer{}); size > 48 {
+		t.Errorf("%d bytes", size)
+	}
+}
+
+func TestStatesHaveNames(t *testing.T) {
+	seen := map[string]bool{}
+	for s := range State(states) {
+		seen[s.String()] = true
+	}
+	if len(seen) != states || !seen["unknown"] {
+		t.Errorf("names %v", seen)
+	}
+}
