@@ -111,7 +111,7 @@ func TestManualFlags(t *testing.T) {
 	}
 
 	var got []string
-	for line := range strings.Lines(read(t, "package/flanneld.8")) {
+	for line := range strings.Lines(read(t, "../cmd/flanneld/flanneld.8")) {
 		line = strings.TrimSpace(line)
 		if flag, ok := strings.CutPrefix(line, ".It Fl -"); ok {
 			flag, value, _ := strings.Cut(flag, " Ns = Ns Ar ")
@@ -133,7 +133,7 @@ func TestManualFormat(t *testing.T) {
 	if _, err := exec.LookPath("groff"); err != nil {
 		t.Skip("groff not found: apt-get install groff-base")
 	}
-	cmd := exec.Command("groff", "-mdoc", "-Tascii", "-ww", "-z", "package/flanneld.8")
+	cmd := exec.Command("groff", "-mdoc", "-Tascii", "-ww", "-z", "../cmd/flanneld/flanneld.8")
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v: %s", err, out)
 	}

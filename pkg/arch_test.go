@@ -16,7 +16,7 @@ import (
 
 // pure are the rooms that compute values from values: no files, processes, network, logging, clock
 // or random numbers. So they can be tested with data only.
-var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend"}
+var pure = []string{"netconf", "lease", "host", "dataplane", "firewall", "backend", "status"}
 
 // forbidden are the packages that pure rooms must not import, or with a list, of which they may use
 // only the names in it.
@@ -29,32 +29,33 @@ var forbidden = map[string][]string{
 
 // mayImport are the rooms that each room may import.
 var mayImport = map[string][]string{
-	"lease":     {},
-	"netconf":   {"lease"},
-	"host":      {},
-	"dataplane": {},
-	"firewall":  {},
-	"condition": {},
-	"logsink":   {"pace"},
-	"pace":      {},
-	"probe":     {},
-	"prober":    {"backend", "host", "lease", "condition", "pace"},
-	"presence":  {"condition", "pace"},
-	"iptables":  {"firewall", "pace"},
-	"netlink":   {},
-	"nftables":  {"firewall", "netlink", "pace"},
-	"firewalld": {},
-	"filter":    {"firewall", "firewalld", "lease", "netconf", "host", "dataplane", "backend", "condition", "pace"},
-	"health":    {"logsink", "condition"},
-	"systemd":   {"condition"},
-	"needs":     {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
-	"uplink":    {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
-	"metrics":   {"dataplane", "filter", "kernel", "lease", "reconcile", "registry/store", "subnet", "tunnel"},
-	"terms":     {"host", "lease", "backend", "condition", "pace", "subnet"},
-	"checks":    {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
-	"cleanup":   {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
-	"doctor": {"host", "lease", "backend", "dataplane", "kernel", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3",
-		"registry/store"},
+	"lease":                 {},
+	"netconf":               {"lease"},
+	"host":                  {},
+	"dataplane":             {},
+	"firewall":              {},
+	"condition":             {},
+	"logsink":               {"pace"},
+	"pace":                  {},
+	"probe":                 {},
+	"presence":              {"condition", "pace"},
+	"iptables":              {"firewall", "pace"},
+	"netlink":               {},
+	"nftables":              {"firewall", "netlink", "pace"},
+	"firewalld":             {},
+	"filter":                {"firewall", "firewalld", "lease", "netconf", "host", "dataplane", "backend", "condition", "pace"},
+	"status":                {},
+	"api":                   {"status", "logsink", "condition", "subnetenv", "pace"},
+	"systemd":               {"condition"},
+	"needs":                 {"host", "dataplane", "kernel", "presence", "condition", "pace", "registry/etcd"},
+	"uplink":                {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
+	"metrics":               {"dataplane", "filter", "kernel", "lease", "reconcile", "registry/store", "subnet", "tunnel"},
+	"prober":                {"backend", "host", "lease", "condition", "pace"},
+	"metrics":               {"dataplane", "filter", "kernel", "lease", "reconcile", "registry/store", "subnet", "tunnel"},
+	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
+	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
+	"doctor":                {"host", "lease", "backend", "dataplane", "kernel", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status"},
+	"cleanup":               {"subnetenv", "presence", "kernel", "dataplane", "firewall", "iptables", "nftables", "firewalld"},
 	"subnetenv":             {"lease", "condition", "pace"},
 	"backend":               {"netconf", "lease", "host", "dataplane"},
 	"registry":              {"lease", "netconf"},
@@ -85,7 +86,7 @@ var mayImport = map[string][]string{
 
 // commands are the rooms that the command flanneld may import: those that it runs, and the log that
 // it opens.
-var commands = []string{"daemon", "cleanup", "doctor", "logsink"}
+var commands = []string{"daemon", "cleanup", "api", "status", "doctor", "logsink"}
 
 // homes are the rooms that may import a library. One home each, so that replacing a library changes
 // one package. The test beds below lab are excepted.
@@ -101,6 +102,7 @@ var homes = map[string][]string{
 	"github.com/godbus/dbus/v5":        {"firewalld"},
 	"github.com/prometheus":            {"metrics"},
 	"github.com/spf13/pflag":           {"cmd"},
+	"github.com/spf13/cobra":           {"cmd"},
 }
 
 type source struct {

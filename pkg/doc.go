@@ -34,16 +34,18 @@
 //	dataplane   kernel objects as values, their difference, their text
 //	firewall    packet filter rules as values
 //	backend     one file for each backend: what to publish, what the kernel should have
+//	status      the document of /status: its types, its verdict, its text
 //
 // Rooms for one thing each outside of the process:
 //
 //	condition   what is wrong now: logged when it begins and when it ends
 //	pace        back-off, shares of time, fights: how often something is done that others cause
 //	logsink     writes log lines to standard error, bounded, without blocking anyone
-//	health      answers health checks: the process runs, the host has its subnet or what is missing
 //	systemd     READY, the watchdog, and descriptors that outlive the process
 //	presence    other daemons on this host, and what they have
 //	subnetenv   reads, atomically writes and keeps subnet.env, and the claim beside it
+//	api         answers questions over HTTP: the status, readiness, health checks; and the client of
+//	            the commands that ask them
 //	registry    the interface of a store of leases; implemented by etcdv2, etcdv3 and memory; store
 //	            finds out which of them holds the network, and reports what keeps this host from it
 //	netlink     exchanges messages with the kernel: sockets, batches, lists, notifications

@@ -26,7 +26,17 @@ func TestCleanupFlags(t *testing.T) {
 		{"flannel.1", "", cleanup.Options{}, `unexpected argument "flannel.1"`},
 		{"-dry-run true", "", cleanup.Options{}, `unexpected argument "true"`},
 	} {
-		got, _, err := parseCleanup(strings.Fields(c.args), strings.Fields(c.env))
+		var got cleanup.Options
+		command := cleanupCommand(&invocation{env: strings.Fields(c.env)}, func(o cleanup.Options) error {
+			got = o
+			return nil
+		})
+		command.SilenceErrors, command.SilenceUsage = true, true
+		args, err := twoDashes(command.Flags(), strings.Fields(c.args))
+		if err == nil {
+			command.SetArgs(args)
+			err = command.Execute()
+		}
 		if c.err == "" && (err != nil || got != c.want) || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
 			t.Errorf("%s with %s: %+v, %v", c.args, c.env, got, err)
 		}

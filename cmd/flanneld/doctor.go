@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"flanneld/pkg/cleanup"
 	"flanneld/pkg/doctor"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
@@ -54,26 +54,19 @@ nothing, works while the daemon is down, and ends within 10 seconds. Run it as r
 The settings of the daemon are those of the one that runs, else those of its systemd unit. The flags
 below override them.
 
-Usage: flanneld doctor [--flag=value]...
+Exit code: 0 if nothing is wrong, 1 if something is, 2 for a bad command line, 3 if it cannot run.`
 
-Exit code: 0 if nothing is wrong, 1 if something is, 2 for a bad command line, 3 if it cannot run.
-
-`
-
-// runDoctor is "flanneld doctor".
-func runDoctor(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
-	f := newFlags("flanneld doctor")
-	o := doctorFlags(f)
-	err := parseFlags(f, args)
-	switch {
-	case errors.Is(err, errHelp):
-		fmt.Fprint(stdout, doctorHelp+f.FlagUsagesWrapped(100))
-		return doctorFine
-	case err != nil:
-		fmt.Fprintf(stderr, "flanneld doctor: %v\nRun 'flanneld doctor --help' for the flags there are.\n", err)
-		return doctorUsage
+// newDoctor returns the command "flanneld doctor".
+func newDoctor(in *invocation) *cobra.Command {
+	c := &cobra.Command{Use: "doctor [--flag=value]...", Args: onlyFlags, Long: doctorHelp}
+	o := doctorFlags(c.Flags())
+	c.RunE = func(*cobra.Command, []string) error {
+		if code := o.run(in.ctx, in.env, in.stdout, in.stderr); code != doctorFine {
+			return exitCode(code)
+		}
+		return nil
 	}
-	return o.run(ctx, env, stdout, stderr)
+	return c
 }
 
 // run runs the checks and writes what was asked for.

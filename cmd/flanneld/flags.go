@@ -27,8 +27,8 @@ type commandLine struct {
 	verbosity   int
 	warnings    []warning
 
-	endpoints, publicIP, canReach, healthzIP string
-	margin, resync, healthzPort              int
+	endpoints, publicIP, canReach, healthzIP, statusListen string
+	margin, resync, healthzPort                            int
 }
 
 // warning is a log line about the command line, which is parsed before there is a log.
@@ -45,10 +45,9 @@ func parse(args, env []string) (*commandLine, error) {
 		g.flags(cl, cl.flags)
 	}
 	defineWithoutEffect(cl.flags)
-	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
-		// Commands for images without an entrypoint begin with the path.
+	if rest := withoutPath(args); len(rest) < len(args) {
 		cl.warnings = append(cl.warnings, warning{"ignored leading argument", []any{"argument", args[0]}})
-		args = args[1:]
+		args = rest
 	}
 	if err := parseFlags(cl.flags, args); err != nil || cl.showVersion {
 		return cl, err
@@ -58,6 +57,15 @@ func parse(args, env []string) (*commandLine, error) {
 		return cl, err
 	}
 	return cl, cl.check()
+}
+
+// withoutPath removes the path of the program, with which commands for images without an entrypoint
+// begin.
+func withoutPath(args []string) []string {
+	if len(args) > 0 && strings.HasPrefix(args[0], "/") && filepath.Base(args[0]) == "flanneld" {
+		return args[1:]
+	}
+	return args
 }
 
 // newFlags returns a set without flags, for parseFlags.
@@ -78,10 +86,15 @@ func parseFlags(flags *pflag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return plain(err)
 	}
-	if stray := flags.Args(); len(stray) > 0 {
-		return fmt.Errorf("unexpected argument %q: must be a flag; a boolean flag takes its value after an equals sign: --flag=true", stray[0])
+	return strayArgument(flags.Args())
+}
+
+// strayArgument returns an error if there are arguments that are no flags.
+func strayArgument(stray []string) error {
+	if len(stray) == 0 {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("unexpected argument %q: must be a flag; a boolean flag takes its value after an equals sign: --flag=true", stray[0])
 }
 
 // twoDashes replaces -name by --name. It skips the values of flags, which may begin with a dash
@@ -196,6 +209,9 @@ func (cl *commandLine) check() (err error) {
 		return bad("healthz-ip", cl.healthzIP, "an IP address")
 	}
 	o.Healthz = netip.AddrPortFrom(healthzIP, uint16(cl.healthzPort))
+	if o.Status, err = listenAddr("status-listen", cl.statusListen); err != nil {
+		return err
+	}
 	if o.SubnetFile == "" {
 		return bad("subnet-file", "", "a path")
 	}
@@ -209,6 +225,22 @@ func (cl *commandLine) check() (err error) {
 	}
 	o.Uplink.CanReach, err = ipv4("iface-can-reach", cl.canReach)
 	return err
+}
+
+// listenAddr parses an address and port to listen on. Without an address, it is all IPv4 addresses.
+func listenAddr(name, value string) (netip.AddrPort, error) {
+	if value == "" {
+		return netip.AddrPort{}, nil
+	}
+	full := value
+	if strings.HasPrefix(value, ":") {
+		full = "0.0.0.0" + value
+	}
+	a, err := netip.ParseAddrPort(full)
+	if err != nil || a.Port() == 0 {
+		return netip.AddrPort{}, bad(name, value, "an IP address and a port, such as 127.0.0.1:9560")
+	}
+	return a, nil
 }
 
 func ipv4(name, value string) (netip.Addr, error) {

@@ -41,7 +41,7 @@ var groups = []group{
 		noEffectFlag(f, "public-ipv6", "", "`address` (no effect: the overlay carries IPv4 only)", "")
 	}},
 	{"lease and files", func(cl *commandLine, f *pflag.FlagSet) {
-		f.StringVar(&cl.options.SubnetFile, "subnet-file", cleanup.DefaultSubnetFile, "`file` to write the subnet and the MTU to, for docker")
+		f.StringVar(&cl.options.SubnetFile, "subnet-file", defaultSubnetFile, "`file` to write the subnet and the MTU to, for docker")
 		f.IntVar(&cl.margin, "subnet-lease-renew-margin", 60, "`minutes` before the end of the lease at which it is renewed, 1 to 1439")
 		f.BoolVar(&cl.options.Release, "release-lease-on-exit", false, "give up the lease on SIGTERM; for hosts that do not come back")
 	}},
@@ -54,9 +54,10 @@ var groups = []group{
 		f.BoolVar(&r.Lock, "underlay-lock", false, "drop packets to the tunnel's port from hosts without a lease; needs nftables")
 		f.BoolVar(&cl.options.Blackhole, "ip-blackhole-route", false, "drop packets to this host's subnet while no bridge has the subnet")
 	}},
-	{"health", func(cl *commandLine, f *pflag.FlagSet) {
+	{"health and status", func(cl *commandLine, f *pflag.FlagSet) {
 		f.StringVar(&cl.healthzIP, "healthz-ip", "0.0.0.0", "`address` to serve /healthz and /readyz on")
 		f.IntVar(&cl.healthzPort, "healthz-port", 0, "`port` to serve them on, 0 to 65535; 0 turns them off")
+		f.StringVar(&cl.statusListen, "status-listen", "", "`address:port` to serve /status, /readyz and /metrics on, for monitoring; off if empty")
 		f.DurationVar(&cl.options.Probes, "probe-interval", time.Second, "`time` in which up to 5 peers are pinged through the overlay, 100ms to 1h; 0 turns it off")
 	}},
 	{"logging (to standard error)", func(cl *commandLine, f *pflag.FlagSet) {
@@ -110,15 +111,23 @@ func noEffectFlag(f *pflag.FlagSet, name string, def any, usage, refusal string)
 	f.Lookup(name).Annotations = map[string][]string{noEffect: {refusal}}
 }
 
-// help returns the help text.
-func (cl *commandLine) help() string {
+const defaultSubnetFile = cleanup.DefaultSubnetFile
+
+// help returns the help text of the daemon.
+func help() string {
 	var b strings.Builder
 	b.WriteString(`flanneld leases this host a subnet of an overlay network, and connects its containers to those of
 the other hosts.
 
-Usage: flanneld [--flag=value]...
-       flanneld cleanup [--flag=value]...    remove what flanneld has made on this host
+Usage: flanneld [--flag=value]...            run the daemon
+       flanneld COMMAND [--flag=value]...
 
+Commands (flanneld COMMAND --help shows more):
+`)
+	for _, c := range subcommands {
+		fmt.Fprintf(&b, "  %-12s%s\n", c.name, c.short)
+	}
+	b.WriteString(`
 Flags take one dash or two. A boolean flag takes its value after "=": --ip-masq=true.
 Each flag can also be set by an environment variable, such as FLANNELD_ETCD_PREFIX for
 --etcd-prefix. The command line takes precedence.

@@ -1,7 +1,8 @@
 // Command flanneld leases a subnet of an overlay network for a host and keeps the kernel's entries
 // for its peers in sync. It turns the command line and the environment into daemon.Options, and the
 // result of daemon.Run into an exit code: 0 after SIGTERM or SIGINT, 1 if it cannot work or hangs,
-// 2 for an invalid command line. "flanneld cleanup" removes what a daemon has left instead.
+// 2 for an invalid command line. With a subcommand it is one of the tools for the operator of a
+// daemon instead, see commands.go.
 package main
 
 import (
@@ -44,16 +45,17 @@ func main() {
 }
 
 func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == "cleanup" {
-		return runCleanup(ctx, args[1:], env, stdout, stderr)
+	rest, ok, err := asSubcommand(args)
+	if ok {
+		return runSubcommand(&invocation{ctx, env, stdout, stderr}, rest)
 	}
-	if len(args) > 0 && args[0] == "doctor" {
-		return runDoctor(ctx, args[1:], env, stdout, stderr)
+	var cl *commandLine
+	if err == nil {
+		cl, err = parse(args, env)
 	}
-	cl, err := parse(args, env)
 	switch {
 	case errors.Is(err, errHelp):
-		fmt.Fprint(stdout, cl.help())
+		fmt.Fprint(stdout, help())
 		return 0
 	case err != nil:
 		fmt.Fprintf(stderr, "flanneld: %v\nRun 'flanneld --help' for the flags there are.\n", err)
@@ -84,6 +86,7 @@ func run(ctx context.Context, stop func(), args, env []string, stdout, stderr io
 		})
 	})
 	defer log.close()
+	cl.options.Version = version
 	err = daemon.Run(ctx, cl.options, log.Logger)
 	log.handler.Flush()
 	if err != nil && ctx.Err() == nil {

@@ -8,10 +8,11 @@ import (
 	"strings"
 
 	"flanneld/pkg/presence"
+	"flanneld/pkg/subnetenv"
 )
 
-// DefaultSubnetFile is the default of -subnet-file, the path that docker's units read.
-const DefaultSubnetFile = "/run/flannel/subnet.env"
+// DefaultSubnetFile is the default of -subnet-file.
+const DefaultSubnetFile = subnetenv.DefaultFile
 
 // refuseIfRunning returns an error if a flanneld runs that is not registered: an original, an older
 // release, or one that still waits for the network config.

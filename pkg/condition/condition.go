@@ -59,6 +59,17 @@ func (s Severity) String() string {
 // logKey returns everything that the log shows of a condition.
 func (c Condition) logKey() string { return fmt.Sprint(c.Text, c.Fields, c.Command, c.Severity) }
 
+// Remedy returns a command that resolves the condition and can be pasted, or "". Of several, each
+// of which would do, it is the first.
+func (c Condition) Remedy() string {
+	for i := 0; c.Command == "" && i+1 < len(c.Fields); i += 2 {
+		if c.Fields[i] == any("command") {
+			return fmt.Sprint(c.Fields[i+1])
+		}
+	}
+	return c.Command
+}
+
 // String returns the condition as one line: its text, and its fields as in the log except commands.
 func (c Condition) String() string {
 	var b strings.Builder

@@ -12,18 +12,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"flanneld/pkg/api"
 	"flanneld/pkg/backend"
 	"flanneld/pkg/checks"
 	"flanneld/pkg/condition"
 	"flanneld/pkg/filter"
-	"flanneld/pkg/health"
 	"flanneld/pkg/host"
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
@@ -56,6 +53,8 @@ type Options struct {
 	Blackhole   bool           // drop packets to our subnet while no bridge has it
 	Probes      time.Duration  // time in which a few peers are pinged; 0 means none are
 	Healthz     netip.AddrPort // where health checks are answered; port 0 means nowhere
+	Status      netip.AddrPort // where the status is served over TCP; port 0 means nowhere
+	Version     string         // of the program, for the status
 }
 
 // daemon is a running flanneld. Run and serve set its fields before they start goroutines that read
@@ -66,7 +65,8 @@ type daemon struct {
 	log        *slog.Logger
 	conditions *condition.List
 	kernel     *kernel.Kernel
-	health     health.Port
+	state      *api.State
+	started    time.Time
 	files      *subnetenv.Keeper
 	fds        *systemd.Descriptors
 	previous   subnetenv.Env // of the previous run
@@ -95,7 +95,8 @@ type daemon struct {
 // Run runs flanneld. It returns an error if it cannot work, and ctx's error when that ends.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	etcdv3.DiscardLog()
-	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: systemd.NewDescriptors(log)}
+	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: systemd.NewDescriptors(log), started: time.Now()}
+	d.state = api.NewState(d.conditions)
 	defer d.fds.Close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
 	k, err := retry(ctx, d, "use the kernel's network objects", pace.IsTemporary, kernel.New)
@@ -104,15 +105,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	defer k.Close()
 	d.kernel = k
-	if o.Healthz.Port() != 0 {
-		server, err := retry(ctx, d, "answer health checks", pace.IsResourceError, func() (*http.Server, error) {
-			return d.health.Listen(o.Healthz, d.conditions, log)
-		})
-		if err != nil {
-			return withPortHolder(k, o.Healthz, err)
-		}
-		defer server.Close()
+	stop, err := d.answer(ctx)
+	if err != nil {
+		return err
 	}
+	defer stop()
 	if d.previous, err = readPrevious(ctx, d, subnetenv.Read); err != nil {
 		return err
 	}
@@ -129,7 +126,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	defer s.Close()
-	if d.net, err = subnet.WaitConfig(ctx, s, log, d.conditions, d.parseConfig); err != nil {
+	if d.net, err = subnet.WaitConfig(ctx, s, log, d.conditions, d.state.SetEtcdDown, d.parseConfig); err != nil {
 		return err
 	}
 	d.registry = s.Registry()
@@ -200,16 +197,6 @@ func (d *daemon) identity() store.Identity {
 	return store.Identity{Last: store.API(d.claim.Store), Owns: func(l lease.Lease) bool {
 		return l.PublicIP == d.uplink.PublicIP() || d.claim.Matches(l)
 	}}
-}
-
-// withPortHolder adds the owner of the health check port to an error of listening.
-func withPortHolder(k *kernel.Kernel, addr netip.AddrPort, err error) error {
-	if errors.Is(err, unix.EADDRINUSE) {
-		if holders, _ := k.Holders("tcp", addr); len(holders) > 0 {
-			return fmt.Errorf("%w: %s has it; choose another -healthz-port", err, holders[0])
-		}
-	}
-	return err
 }
 
 // retry calls f until it succeeds, fails with a permanent error, or ctx ends. It returns f's last

@@ -98,8 +98,8 @@ func (d *daemon) leaseOptions() subnet.Options {
 			d.files.Remember(c)
 		},
 		Report: func(s subnet.Stats) {
-			d.health.SetEtcdDown(s.AwaySince)
-			d.health.SetSubnetLost(s.Lost)
+			d.state.SetEtcdDown(s.AwaySince)
+			d.state.SetSubnetLost(s.Lost)
 			d.terms.SetOwn(s.Own)
 		},
 		Heartbeat: d.heartbeats.follower.Record,

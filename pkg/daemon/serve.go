@@ -206,7 +206,7 @@ func (d *daemon) onSubnetFile(first, changed bool) {
 	if !first {
 		return
 	}
-	d.health.SetReady()
+	d.state.SetReady()
 	systemd.Ready(d.conditions)
 	view := d.view.Load()
 	d.log.Info("ready", "subnet", view.Own.Subnets, "public_ip", view.Own.PublicIP, "peers", len(view.Peers))

@@ -45,14 +45,17 @@ func readConfig[T any](ctx context.Context, reg ConfigReader, wrong *condition.L
 }
 
 // WaitConfig waits until the registry has a network config that parse accepts, and returns the
-// result of parse. Problems are reported as conditions. It returns an error only if ctx ends.
-func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, wrong *condition.List, parse func([]byte) (T, error)) (T, error) {
+// result of parse. Problems are reported as conditions. After each attempt, down is called with the
+// start of the registry's present outage, or the zero time. WaitConfig returns an error only if ctx
+// ends.
+func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, wrong *condition.List, down func(since time.Time), parse func([]byte) (T, error)) (T, error) {
 	away := outage{log: log}
 	for {
 		config, err := readConfig(ctx, reg, wrong, parse, "network config is invalid, waiting for a valid one", "network config is missing, waiting for it")
 		switch {
 		case err == nil:
 			away.end()
+			down(away.since)
 			return config, nil
 		case err == errUnusable:
 			away.end()
@@ -62,6 +65,9 @@ func WaitConfig[T any](ctx context.Context, reg ConfigReader, log *slog.Logger, 
 			log.Debug("registry denies reading, will retry", "err", err)
 		default:
 			away.begin(err)
+		}
+		if ctx.Err() == nil {
+			down(away.since)
 		}
 		if err := pace.Sleep(ctx, randomBetween(time.Second/2, time.Second)); err != nil {
 			return config, err

@@ -16,7 +16,7 @@ func TestWaitConfig(t *testing.T) {
 		f.reg.Fail(errAway)
 		got := make(chan string, 1)
 		go func() {
-			c, err := subnet.WaitConfig(f.Context(), f.reg, f.Log, condition.NewList(f.Log), func(raw []byte) (string, error) {
+			c, err := subnet.WaitConfig(f.Context(), f.reg, f.Log, condition.NewList(f.Log), func(time.Time) {}, func(raw []byte) (string, error) {
 				if string(raw) != "good" {
 					return "", errors.New("Network is missing in " + string(raw))
 				}
@@ -62,7 +62,7 @@ func TestWaitConfigEndsWithContext(t *testing.T) {
 		ctx, cancel := context.WithCancel(f.Context())
 		done := make(chan error, 1)
 		go func() {
-			_, err := subnet.WaitConfig(ctx, f.reg, f.Log, condition.NewList(f.Log), func([]byte) (int, error) { return 0, nil })
+			_, err := subnet.WaitConfig(ctx, f.reg, f.Log, condition.NewList(f.Log), func(time.Time) {}, func([]byte) (int, error) { return 0, nil })
 			done <- err
 		}()
 		synctest.Wait()

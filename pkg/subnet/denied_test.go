@@ -27,7 +27,7 @@ func TestRefusalIsNoOutage(t *testing.T) {
 		done := make(chan bool, 1)
 		f.reg.Fail(refused)
 		go func() {
-			_, err := subnet.WaitConfig(context.WithoutCancel(f.Context()), f.reg, f.Log, condition.NewList(f.Log), func([]byte) (int, error) { return 0, nil })
+			_, err := subnet.WaitConfig(context.WithoutCancel(f.Context()), f.reg, f.Log, condition.NewList(f.Log), func(time.Time) {}, func([]byte) (int, error) { return 0, nil })
 			done <- err == nil
 		}()
 		quiet()

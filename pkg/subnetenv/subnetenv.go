@@ -22,6 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// DefaultFile is the path that docker's units read.
+const DefaultFile = "/run/flannel/subnet.env"
+
 // Env is the content of subnet.env.
 type Env struct {
 	Network netip.Prefix // the whole network

@@ -61,7 +61,7 @@ func changed(t *testing.T, got map[string]entry) {
 		t.Fatal(err)
 	}
 	page, err := io.ReadAll(z)
-	if err != nil || !bytes.Equal(page, file(t, "package/flanneld.8")) {
+	if err != nil || !bytes.Equal(page, file(t, "../cmd/flanneld/flanneld.8")) {
 		t.Errorf("flanneld.8.gz is not flanneld.8: %v", err)
 	}
 	if z.Name != "" || !z.ModTime.IsZero() {

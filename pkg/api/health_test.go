@@ -1,4 +1,4 @@
-package health
+package api
 
 import (
 	"bufio"
@@ -20,10 +20,10 @@ import (
 // startHealth has the health port answer at an address, and returns its port.
 func startHealth(t *testing.T, ip string) (port string) {
 	t.Helper()
-	return listen(t, new(Port), ip, condition.NewList(slog.New(slog.DiscardHandler)))
+	return listen(t, NewState(condition.NewList(slog.New(slog.DiscardHandler))), ip)
 }
 
-func listen(t *testing.T, p *Port, ip string, wrong *condition.List) (port string) {
+func listen(t *testing.T, s *State, ip string) (port string) {
 	t.Helper()
 	free, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 	if err != nil {
@@ -31,7 +31,7 @@ func listen(t *testing.T, p *Port, ip string, wrong *condition.List) (port strin
 	}
 	free.Close()
 	addr := free.Addr().(*net.TCPAddr).AddrPort()
-	server, err := p.Listen(netip.AddrPortFrom(netip.MustParseAddr(ip), addr.Port()), wrong, slog.New(slog.DiscardHandler))
+	server, err := s.ListenHealth(netip.AddrPortFrom(netip.MustParseAddr(ip), addr.Port()), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,8 +145,8 @@ func TestHealthPortDropsTheOldestConnection(t *testing.T) {
 // host takes the subnet, and there is a new one.
 func TestReadyzSaysWhatIsMissing(t *testing.T) {
 	wrong := condition.NewList(slog.New(slog.DiscardHandler))
-	p := new(Port)
-	port := listen(t, p, "127.0.0.1", wrong)
+	p := NewState(wrong)
+	port := listen(t, p, "127.0.0.1")
 	config := condition.Condition{ID: "config", Text: "network config is missing", Fields: []any{"err", "no key", "command", "etcdctl put"}}
 	full := condition.Condition{ID: "no-subnet", Severity: condition.Severe, Text: "cannot lease a subnet", Fields: []any{"err", errors.New(`no "free" one`), "count", 3}}
 	const fullLine = "\ncannot lease a subnet err=\"no \\\"free\\\" one\" count=3"

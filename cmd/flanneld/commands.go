@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// subcommand is one of the commands beside the daemon.
+type subcommand struct {
+	name  string
+	make  func(*invocation) *cobra.Command
+	short string // for the help of the daemon, which does not create the commands
+}
+
+// subcommands are the commands in the order of the help. Each one's RunE returns an exitCode, nil
+// for 0, or an error, which is printed and is exit code 2.
+var subcommands = []subcommand{
+	{"status", newStatus, "show whether the network of this host is healthy"},
+	{"doctor", newDoctor, "find out why containers do not reach each other"},
+	{"cleanup", newCleanup, "remove what flanneld has made on this host"},
+	{"completion", newCompletion, "print the completions of a shell"},
+	{"man", newMan, "print the manual page"},
+}
+
+// invocation is what a command is run with.
+type invocation struct {
+	ctx            context.Context
+	env            []string
+	stdout, stderr io.Writer
+}
+
+// exitCode is the error of a command that has said what is wrong, or that found a bad state.
+type exitCode int
+
+// Error implements error.
+func (c exitCode) Error() string { return fmt.Sprint("exit code ", int(c)) }
+
+// Names of the commands with which the completion scripts of cobra ask for completions.
+var completionRequests = []string{cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd}
+
+// asSubcommand returns the arguments from the subcommand on, or false if they are those of the
+// daemon. A word that is no subcommand is an error.
+func asSubcommand(args []string) (rest []string, ok bool, err error) {
+	args = withoutPath(args)
+	if len(args) == 0 || args[0] == "" || args[0][0] == '-' {
+		return nil, false, nil
+	}
+	known := slices.ContainsFunc(subcommands, func(c subcommand) bool { return c.name == args[0] })
+	if known || slices.Contains(completionRequests, args[0]) {
+		return args, true, nil
+	}
+	return nil, false, fmt.Errorf("unknown command %q: must be %s, or none for the daemon", args[0], commandNames())
+}
+
+// commandNames returns the names of the subcommands as "a, b or c".
+func commandNames() string {
+	var names []string
+	for _, c := range subcommands {
+		names = append(names, c.name)
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
+
+// runSubcommand runs a subcommand and returns its exit code.
+func runSubcommand(in *invocation, args []string) int {
+	root := newRoot(in)
+	if slices.Contains(completionRequests, args[0]) {
+		if complete(root, in.stdout, args) != nil {
+			return 1
+		}
+		return 0
+	}
+	c, _, err := root.Find(args[:1])
+	if err == nil {
+		args, err = twoDashes(c.Flags(), args[1:])
+	}
+	if errors.Is(err, errHelp) {
+		fmt.Fprint(in.stdout, helpOf(c))
+		return 0
+	}
+	if err == nil {
+		root.SetArgs(append([]string{c.Name()}, args...))
+		err = root.ExecuteContext(in.ctx)
+	}
+	var code exitCode
+	switch {
+	case errors.As(err, &code):
+		return int(code)
+	case err != nil:
+		fmt.Fprintf(in.stderr, "%s: %v\nRun '%[1]s --help' for the flags there are.\n", c.CommandPath(), plain(err))
+		return 2
+	}
+	return 0
+}
+
+// newRoot returns the tree of commands. The root has the flags of the daemon for completions only.
+func newRoot(in *invocation) *cobra.Command {
+	root := &cobra.Command{Use: "flanneld", SilenceUsage: true, SilenceErrors: true, Short: "overlay network for containers on many hosts"}
+	root.SetOut(in.stdout)
+	root.SetErr(in.stderr)
+	root.SetHelpCommand(&cobra.Command{Hidden: true})
+	root.CompletionOptions.DisableDefaultCmd = true
+	cl := &commandLine{}
+	for _, g := range groups {
+		g.flags(cl, root.Flags())
+	}
+	for _, s := range subcommands {
+		c := s.make(in)
+		c.Use, c.Short = s.name+strings.TrimPrefix(c.Use, s.name), s.short
+		c.Flags().SortFlags = false
+		c.Flags().Bool("help", false, "print this help and exit")
+		c.Flags().Lookup("help").Hidden = true // in a help that somebody has found already
+		root.AddCommand(c)
+	}
+	return root
+}
+
+// helpOf returns the help of a subcommand.
+func helpOf(c *cobra.Command) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\nUsage: flanneld %s\n", strings.TrimSpace(c.Long), c.Use)
+	if c.Example != "" {
+		fmt.Fprintf(&b, "\n%s\n", strings.Trim(c.Example, "\n"))
+	}
+	fmt.Fprintf(&b, "\n%s", c.Flags().FlagUsagesWrapped(100))
+	return b.String()
+}
+
+// onlyFlags is the Args of a command without arguments.
+func onlyFlags(_ *cobra.Command, stray []string) error { return strayArgument(stray) }
+
+// subnetFileFlag defines -subnet-file, whose default is the variable of the daemon.
+func (in *invocation) subnetFileFlag(f *pflag.FlagSet, to *string, usage string) {
+	f.StringVar(to, "subnet-file", defaultSubnetFile, usage)
+	for _, kv := range in.env {
+		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
+			*to = v
+		}
+	}
+}
+
+func checkSubnetFile(path string) error {
+	if path == "" {
+		return bad("subnet-file", "", "a path")
+	}
+	return nil
+}

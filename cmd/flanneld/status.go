@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"flanneld/pkg/api"
+	"flanneld/pkg/status"
+)
+
+// watchEvery is the time between two requests of "flanneld status --watch".
+const watchEvery = 2 * time.Second
+
+// statusOptions are the flags of "flanneld status".
+type statusOptions struct {
+	subnetFile       string
+	json, watch, all bool
+}
+
+// newStatus returns the command "flanneld status".
+func newStatus(in *invocation) *cobra.Command {
+	var o statusOptions
+	c := &cobra.Command{
+		Use: "status [--flag=value]...", Args: onlyFlags, Long: statusHelp,
+		RunE: func(*cobra.Command, []string) error {
+			if err := checkSubnetFile(o.subnetFile); err != nil {
+				return err
+			}
+			return o.run(in)
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&o.all, "all", false, "list all peers, instead of those that are not fine")
+	f.BoolVar(&o.json, "json", false, "print the status as JSON; README.md describes its fields")
+	f.BoolVar(&o.watch, "watch", false, "print the status again every 2 seconds, until interrupted")
+	in.subnetFileFlag(f, &o.subnetFile, "subnet `file` of the daemon; only needed if the daemon has another one")
+	return c
+}
+
+const statusHelp = `flanneld status asks the flanneld of this host how it is. The first line is the verdict and the worst
+reason: ok, degraded (the network works, but something is wrong) or down (this host has no subnet, or
+its part of the network cannot work). Then follow the state of this host, what is wrong with it, the
+commands that mend it, and the peers that are not fine. What is not known is shown as unknown.
+
+It needs to be run as root, and changes nothing. 'flanneld doctor' finds causes.
+
+Exit code: 0 for ok, 1 for degraded, 2 for down, if flanneld does not run or cannot be asked, and for
+a bad command line.`
+
+// run prints the status, and returns the exit code of the last one.
+func (o *statusOptions) run(in *invocation) error {
+	client := api.Dial(o.subnetFile)
+	for {
+		d := ask(in.ctx, client)
+		if o.watch && in.ctx.Err() != nil {
+			return nil
+		}
+		if err := o.print(in.stdout, d); err != nil {
+			return exitCode(1)
+		}
+		if !o.watch {
+			return verdictCode(d.Verdict)
+		}
+		select {
+		case <-in.ctx.Done():
+			return nil
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+// ask returns the status of a daemon. If there is no answer, the verdict says why.
+func ask(ctx context.Context, client *api.Client) status.Document {
+	d, err := client.Status(ctx)
+	switch {
+	case err == nil:
+		return d
+	case errors.Is(err, os.ErrPermission):
+		return status.NotRunning(time.Now(), status.VerdictUnknown, fmt.Sprintf("%v; must be run as root", err))
+	}
+	return status.NotRunning(time.Now(), status.VerdictDown, err.Error())
+}
+
+func (o *statusOptions) print(out io.Writer, d status.Document) error {
+	if o.json {
+		e := json.NewEncoder(out)
+		if !o.watch { // then it is a line for each
+			e.SetIndent("", "  ")
+		}
+		return e.Encode(d)
+	}
+	terminal := isTerminal(out) && os.Getenv("TERM") != "dumb"
+	text := d.Text(status.Style{All: o.all, Aligned: terminal, Colors: terminal && os.Getenv("NO_COLOR") == ""})
+	switch {
+	case o.watch && terminal:
+		text = "\x1b[H\x1b[2J" + text // the top of an empty screen
+	case o.watch:
+		text = d.Now.Format(time.RFC3339) + "\n" + text + "\n"
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
+// verdictCode returns the exit code for a verdict.
+func verdictCode(v status.Verdict) error {
+	switch v {
+	case status.VerdictOK:
+		return nil
+	case status.VerdictDegraded:
+		return exitCode(1)
+	}
+	return exitCode(2)
+}

@@ -1,0 +1,90 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/status"
+)
+
+const (
+	// clientTimeout limits the time of a request, including its answer.
+	clientTimeout = 10 * time.Second
+	// maxAnswer limits the size of an answer. That of a network with 20,000 peers has 5 MB.
+	maxAnswer = 128 << 20
+)
+
+// ErrNotRunning is returned if there is no daemon with the subnet file.
+var ErrNotRunning = errors.New("flanneld is not running")
+
+// Client asks the daemon with a subnet file.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// Dial returns a client for the daemon with a subnet file. It connects for each request.
+func Dial(subnetFile string) *Client {
+	path := SocketPath(subnetFile)
+	return &Client{path: path, http: http.Client{Timeout: clientTimeout, Transport: &http.Transport{
+		DisableKeepAlives:  true,
+		DisableCompression: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialUnix(ctx, path, clientTimeout)
+		},
+	}}}
+}
+
+// Path returns the path of the socket.
+func (c *Client) Path() string { return c.path }
+
+// Get returns the answer to a request for a path such as /metrics.
+func (c *Client) Get(ctx context.Context, path string) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.http.Do(r)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return nil, fmt.Errorf("%w: nobody answers on %s", ErrNotRunning, c.path)
+	case err != nil:
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			return nil, fmt.Errorf("flanneld does not answer on %s within %v", c.path, clientTimeout)
+		}
+		return nil, fmt.Errorf("ask flanneld on %s: %w", c.path, errors.Unwrap(err))
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("ask flanneld on %s: %w", c.path, err)
+	case len(body) > maxAnswer:
+		return nil, fmt.Errorf("ask flanneld on %s: the answer has more than %d bytes", c.path, maxAnswer)
+	case answer.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("ask flanneld on %s: %s", c.path, answer.Status)
+	}
+	return body, nil
+}
+
+// Status returns the status of the daemon.
+func (c *Client) Status(ctx context.Context) (d status.Document, err error) {
+	body, err := c.Get(ctx, "/status")
+	if err != nil {
+		return d, err
+	}
+	if err := json.Unmarshal(body, &d); err != nil {
+		return status.Document{}, fmt.Errorf("ask flanneld on %s: %w", c.path, err)
+	}
+	return d, nil
+}

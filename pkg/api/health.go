@@ -1,0 +1,67 @@
+package api
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"flanneld/pkg/condition"
+)
+
+// HealthHandler returns the handler of the health port. /healthz reports that the process lives.
+// /readyz reports that the host has its subnet, or why not, and whether etcd is unreachable, which
+// is degraded but not an error. It answers any method, and publishes no addresses, because the port
+// is open to all by default.
+func (s *State) HealthHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", healthz)
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		away := ""
+		if since := s.EtcdDownSince(); !since.IsZero() {
+			away = "etcd does not answer since " + since.Format(rfc3339)
+		}
+		switch {
+		case !s.Ready():
+			s.writeNotReady(w, "flanneld is not ready yet", away)
+		case s.subnetLost.Load():
+			s.writeNotReady(w, "flanneld is not ready: another host has the subnet of this one", away)
+		case away != "":
+			io.WriteString(w, "flanneld is ready, degraded: "+away)
+		default:
+			io.WriteString(w, "flanneld is ready")
+		}
+	})
+	return mux
+}
+
+func healthz(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "flanneld is running") }
+
+// writeNotReady writes that the host has no subnet, followed by the present conditions.
+func (s *State) writeNotReady(w http.ResponseWriter, what, away string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8") // conditions may contain any text
+	w.WriteHeader(http.StatusServiceUnavailable)
+	io.WriteString(w, what)
+	if away != "" {
+		io.WriteString(w, "\n"+away)
+	}
+	for _, c := range s.conditions.Current() {
+		io.WriteString(w, "\n"+withoutAddresses(c).String())
+	}
+}
+
+// address matches what may be an IPv4 or IPv6 address or a MAC.
+var address = regexp.MustCompile(`\d+\.\d+\.\d+\.\d+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:`)
+
+// withoutAddresses returns a condition without the fields that contain addresses.
+func withoutAddresses(c condition.Condition) condition.Condition {
+	var kept []any
+	for i := 0; i+1 < len(c.Fields); i += 2 {
+		if value := fmt.Sprint(c.Fields[i+1]); !address.MatchString(strings.ReplaceAll(value, "-", ".")) {
+			kept = append(kept, c.Fields[i], c.Fields[i+1])
+		}
+	}
+	c.Fields = kept
+	return c
+}

@@ -1,0 +1,138 @@
+// Package api answers questions about the daemon over HTTP: on a unix socket for the other
+// commands of the program, on -status-listen for monitoring, and on the health port.
+//
+// It only reads: no request changes anything. Other rooms provide the answers (Sources), and set
+// the state that readiness depends on (State). Invariant: requests, however many, slow or large,
+// use a limited amount of the process's memory, descriptors and processor time.
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	stdlog "log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"flanneld/pkg/logsink"
+	"flanneld/pkg/status"
+)
+
+const (
+	// requestTimeout limits the time to receive a request, and to send the answer.
+	requestTimeout = 5 * time.Second
+	// maxHeader limits the size of a request. What a request has beyond it is not read.
+	maxHeader = 8 << 10
+	// maxCostly is the number of requests for large answers that a server serves at a time. Others
+	// wait, up to costlyWait.
+	maxCostly  = 2
+	costlyWait = 2 * time.Second
+)
+
+// Sources are where answers come from. The functions are called by several goroutines. They must
+// not wait for other work of the daemon.
+type Sources struct {
+	State *State
+	// Status returns the document of /status.
+	Status func() status.Document
+	// Metrics answers /metrics; nil if there are none.
+	Metrics http.Handler
+}
+
+// handler returns the handler of the unix socket or of -status-listen. Each has its own limit of
+// large answers.
+func (s Sources) handler() http.Handler {
+	costly := limit(make(chan struct{}, maxCostly))
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", healthz)
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		r := s.State.readiness()
+		code := http.StatusOK
+		if !r.Ready {
+			code = http.StatusServiceUnavailable
+		}
+		writeJSON(w, code, r)
+	})
+	mux.Handle("GET /status", costly.limited(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, s.Status())
+	})))
+	if s.Metrics != nil {
+		mux.Handle("GET /metrics", costly.limited(s.Metrics))
+	}
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v) // fails only if the client has gone
+}
+
+// limit is a limit of concurrent requests.
+type limit chan struct{}
+
+// limited returns a handler that serves a limited number of requests at a time, including the time
+// to send the answers.
+func (l limit) limited(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		wait := time.NewTimer(costlyWait)
+		defer wait.Stop()
+		select {
+		case l <- struct{}{}:
+			defer func() { <-l }()
+			h.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		case <-wait.C:
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			io.WriteString(w, "too many requests at the same time\n")
+		}
+	})
+}
+
+// ListenTCP starts and returns a server for -status-listen.
+func (s Sources) ListenTCP(addr netip.AddrPort, log *slog.Logger) (*http.Server, error) {
+	return listenTCP(addr, "status", s.handler(), log)
+}
+
+// ListenHealth starts and returns a server for the health port.
+func (s *State) ListenHealth(addr netip.AddrPort, log *slog.Logger) (*http.Server, error) {
+	return listenTCP(addr, "health", s.HealthHandler(), log)
+}
+
+func listenTCP(addr netip.AddrPort, name string, h http.Handler, log *slog.Logger) (*http.Server, error) {
+	network := "tcp"
+	if addr.Addr().Is4() {
+		network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses, too
+	}
+	l, err := net.Listen(network, addr.String())
+	if err != nil {
+		return nil, err
+	}
+	server := newServer(name, h, log)
+	go func() {
+		if err := server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("server failed, requests are no longer answered", "operation", "serve "+name, "err", err)
+		}
+	}()
+	return server, nil
+}
+
+// newServer returns a server that limits the cost of a request, because clients may be hostile.
+func newServer(name string, h http.Handler, log *slog.Logger) *http.Server {
+	server := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: requestTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      requestTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog: stdlog.New(logsink.Lines(func(line string) {
+			log.Warn("error in a request", "operation", "serve "+name, "err", line)
+		}), "", 0),
+	}
+	server.SetKeepAlivesEnabled(false) // one connection is one request
+	return server
+}
