@@ -51,7 +51,6 @@ var mayImport = map[string][]string{
 	"uplink":                {"host", "backend", "driver", "kernel", "needs", "probe", "condition", "pace"},
 	"metrics":               {"dataplane", "filter", "kernel", "lease", "reconcile", "registry/store", "subnet", "tunnel"},
 	"prober":                {"backend", "host", "lease", "condition", "pace"},
-	"metrics":               {"dataplane", "filter", "kernel", "lease", "reconcile", "registry/store", "subnet", "tunnel"},
 	"terms":                 {"host", "lease", "backend", "condition", "pace", "subnet"},
 	"checks":                {"host", "lease", "backend", "dataplane", "kernel", "presence", "reconcile", "condition", "pace"},
 	"doctor":                {"host", "lease", "backend", "dataplane", "kernel", "subnetenv", "registry", "registry/etcd", "registry/etcdv2", "registry/etcdv3", "registry/store", "api", "status"},

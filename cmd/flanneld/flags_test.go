@@ -80,7 +80,9 @@ func TestBadCommandLines(t *testing.T) {
 		want string
 	}{
 		{"-ip-masq true -iface=eth0", `unexpected argument "true": must be a flag; a boolean flag takes its value after an equals sign: --flag=true`},
-		{"stray", `unexpected argument "stray"`},
+		{"stray", `unknown command "stray": must be status, `},
+		{"-ip-masq stray", `unexpected argument "stray"`},
+		{"/opt/bin/flanneld Status", `unknown command "Status": must be status, `},
 		{"- -iface=a", `unexpected argument "-"`},
 		{"-- -iface=a", `unexpected argument "-iface=a"`},
 		{"-nonsense", `unknown flag -nonsense`},
@@ -116,6 +118,7 @@ func TestBadValueOfEachFlag(t *testing.T) {
 		"public-ip": {address, []string{"x", "::1", "0.0.0.0"}}, "subnet-file": {"a path", []string{""}}, "healthz-ip": {"an IP address", []string{"x", ""}},
 		"subnet-lease-renew-margin": {"1 to 1439", []string{"0", "1440"}}, "iptables-resync": {"1 to 3600", []string{"0", "3601"}},
 		"healthz-port": {"0 (off) to 65535", []string{"-1", "65536"}}, "probe-interval": {"0 (off) or 100ms to 1h", []string{"-1s", "99ms", "61m"}},
+		"status-listen": {"an IP address and a port, such as 127.0.0.1:9560", []string{"9560", "127.0.0.1", ":0", "127.0.0.1:65536", "localhost:9560"}},
 	}
 	anyText := []string{"etcd-discovery-srv", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password", "iface"}
 	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {
