@@ -65,6 +65,7 @@ type peer struct {
 	rtt, last uint32 // round-trip time in microseconds: smoothed, and the last
 	changedAt uint32 // time of the last change of the state, in seconds since the start
 	heardAt   uint32 // time of the last answer, likewise
+	failures  uint32 // probes that were not answered in time
 }
 
 func (p *peer) state() State {
@@ -154,13 +155,15 @@ type Result struct {
 	Last  time.Duration // last round-trip time
 	Since time.Time     // last change of State; zero if it was always Unknown
 	Heard time.Time     // last answer; zero if there was none
+	Lost  uint64        // probes of either size that were not answered in time, since the peer is known
 }
 
 func (p *peer) result(start time.Time) (r Result) {
 	if !p.answers {
-		return r
+		return Result{Lost: uint64(p.failures)}
 	}
 	return Result{
+		Lost:  uint64(p.failures),
 		State: p.state(),
 		Loss:  float64(bits.OnesCount16(p.lost)) / float64(max(p.asked, 1)),
 		RTT:   time.Duration(p.rtt) * time.Microsecond,

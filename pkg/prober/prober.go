@@ -308,6 +308,17 @@ func (r Results) Of(s lease.Subnets) Result {
 	return Result{}
 }
 
+// All returns the results for all peers, sorted by subnet.
+func (r Results) All() iter.Seq2[netip.Prefix, Result] {
+	return func(yield func(netip.Prefix, Result) bool) {
+		for i := range r.peers {
+			if p := &r.peers[i]; !yield(p.key.subnet(), p.result(r.start)) {
+				return
+			}
+		}
+	}
+}
+
 // Stats returns the totals so far, and the present number of peers in each state.
 func (p *Prober) Stats() Stats {
 	p.mu.Lock()

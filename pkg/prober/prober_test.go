@@ -307,7 +307,7 @@ func TestPeersThatNeverAnswerAreUnknown(t *testing.T) {
 	start(t, vxlan, 3, func(f *fixture) {
 		f.net.set(func(n *network) { n.forged = true })
 		f.after(time.Hour)
-		if r := f.result(1); r != (Result{}) {
+		if r := f.result(1); r.State != Unknown || r.RTT > 0 || r.Lost == 0 {
 			t.Errorf("%+v", r)
 		}
 		if s := f.Stats(); s.Peers[Unknown] != 3 || s.Answered > 0 || s.Lost == 0 {
@@ -455,6 +455,11 @@ func TestResultsWhileRunning(t *testing.T) {
 					time.Sleep(50 * time.Millisecond)
 					_ = f.Results().Of(lease9(100).Subnets)
 					_ = f.Stats()
+					for subnet, r := range f.Results().All() {
+						if !subnet.IsValid() || r.Lost > 0 {
+							t.Errorf("%v: %+v", subnet, r)
+						}
+					}
 					f.SetView(f.view)
 				}
 			})

@@ -275,7 +275,6 @@ func (s *schedule) answered(e echo, now time.Duration) {
 	}
 	w, _ := s.take(e.seq)
 	s.stats.Answered++
-	s.stats.addRTT(now - w.sent)
 	s.done(w, now, func(p *peer) {
 		p.answered(w.full, now-w.sent)
 		p.heardAt = uint32(now / time.Second)
@@ -298,7 +297,10 @@ func (s *schedule) expire(now time.Duration) {
 		w, _ := s.take(s.waiting[0].seq)
 		if !late {
 			s.stats.Lost++
-			s.done(w, now, func(p *peer) { p.missed(w.full) })
+			s.done(w, now, func(p *peer) {
+				p.missed(w.full)
+				p.failures++
+			})
 		}
 	}
 }

@@ -420,21 +420,6 @@ func TestProbesThatWereNotSentCountNothing(t *testing.T) {
 	}
 }
 
-func TestRTTsAreCounted(t *testing.T) {
-	var s Stats
-	bounds := s.RTT.Bounds()
-	for i, b := range bounds {
-		s.addRTT(b)
-		if s.RTT.Buckets[i] != 1 {
-			t.Errorf("%v is not in bucket %d: %v", b, i, s.RTT.Buckets)
-		}
-	}
-	s.addRTT(time.Hour)
-	if s.RTT.Buckets[len(bounds)] != 1 || s.RTT.Sum < time.Hour || !slices.IsSorted(bounds[:]) {
-		t.Errorf("%+v", s.RTT)
-	}
-}
-
 // BenchmarkTurn is the cost of what is computed for one probe of 20,000 peers, of which 1 % fail.
 func BenchmarkTurn(b *testing.B) {
 	s := newSchedule(time.Second, rand.New(rand.NewPCG(1, 2)))
