@@ -97,6 +97,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	etcdv3.DiscardLog()
 	d := &daemon{options: o, log: log, conditions: condition.NewList(log), fds: systemd.NewDescriptors(log), started: time.Now()}
 	d.state = api.NewState(d.conditions)
+	d.prober = prober.New(prober.Config{Interval: o.Probes, Conditions: d.conditions})
 	defer d.fds.Close()
 	d.files = subnetenv.NewKeeper(o.SubnetFile, d.conditions, log)
 	k, err := retry(ctx, d, "use the kernel's network objects", pace.IsTemporary, kernel.New)

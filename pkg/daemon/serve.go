@@ -22,7 +22,6 @@ import (
 	"flanneld/pkg/nftables"
 	"flanneld/pkg/pace"
 	"flanneld/pkg/presence"
-	"flanneld/pkg/prober"
 	"flanneld/pkg/reconcile"
 	"flanneld/pkg/subnet"
 	"flanneld/pkg/subnetenv"
@@ -131,7 +130,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 			return d.registry.MoveCommand(subnets, subnetenv.Files(d.options.SubnetFile))
 		},
 	})
-	d.prober = prober.New(prober.Config{Network: d.net, Interval: d.options.Probes, Conditions: d.conditions})
+	d.prober.SetNetwork(d.net)
 	wanted := d.net.Backend
 	if d.options.Blackhole {
 		wanted = backend.WithBlackhole(wanted)

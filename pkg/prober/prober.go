@@ -28,7 +28,6 @@ import (
 
 // Config configures a Prober.
 type Config struct {
-	Network backend.Network
 	// Interval is the time in which perInterval probes are sent; 0 means none are.
 	Interval   time.Duration
 	Conditions *condition.List
@@ -74,12 +73,13 @@ type Prober struct {
 
 // inputs are what other rooms have set.
 type inputs struct {
-	facts   *host.Facts // nil before the first
-	view    *lease.View // likewise
+	network *backend.Network // nil before the first
+	facts   *host.Facts      // likewise
+	view    *lease.View      // likewise
 	skipped []backend.Skipped
 }
 
-// New returns a Prober. It sends nothing before it has facts and a view.
+// New returns a Prober. It sends nothing before it has a network, facts and a view.
 func New(cfg Config) *Prober {
 	if cfg.open == nil {
 		cfg.open = openRaw
@@ -90,8 +90,11 @@ func New(cfg Config) *Prober {
 	}
 }
 
-// SetFacts sets the facts about this host. While they are unknown, the last ones are used. Like the
-// other methods that set something, it never blocks.
+// SetNetwork sets the network whose peers are probed. Like the other methods that set something, it
+// never blocks.
+func (p *Prober) SetNetwork(n backend.Network) { p.set(func(in *inputs) { in.network = &n }) }
+
+// SetFacts sets the facts about this host. While they are unknown, the last ones are used.
 func (p *Prober) SetFacts(f host.Facts, err error) {
 	if err == nil {
 		p.set(func(in *inputs) { in.facts = &f })
@@ -249,14 +252,14 @@ func (p *Prober) update() {
 	in, changed := p.input.inputs, p.input.changed
 	p.input.changed = false
 	p.input.Unlock()
-	if !changed || in.facts == nil || in.view == nil {
+	if !changed || in.network == nil || in.facts == nil || in.view == nil {
 		return
 	}
 	p.have = in
-	p.device, _ = p.cfg.Network.Link(*in.facts, in.view.Own)
+	p.device, _ = in.network.Link(*in.facts, in.view.Own)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.schedule.first, p.schedule.mtu = p.device == "", min(p.cfg.Network.MTU(*in.facts), maxSize)
+	p.schedule.first, p.schedule.mtu = p.device == "", min(in.network.MTU(*in.facts), maxSize)
 	p.schedule.set(p.targets(in), time.Since(p.start))
 }
 
@@ -271,7 +274,7 @@ func (p *Prober) targets(in inputs) iter.Seq[target] {
 			if skipped[l.Subnets] || !l.Subnets.V4().IsValid() {
 				continue
 			}
-			device := p.cfg.Network.Via(*in.facts, l)
+			device := in.network.Via(*in.facts, l)
 			onLink := device != "" && device != p.device
 			if !yield(target{keyOf(l.Subnets), device, onLink}) {
 				return

@@ -134,7 +134,7 @@ func start(t *testing.T, config string, peers int, test func(f *fixture)) {
 		}
 		f := &fixture{t: t, net: &network{down: map[netip.Addr]bool{}, narrow: map[netip.Addr]bool{}}}
 		f.conditions = condition.NewList(slog.New(slog.NewTextHandler(&f.log, nil)))
-		f.Prober = New(Config{Network: n, Interval: time.Second, Conditions: f.conditions, open: f.net.open})
+		f.Prober = New(Config{Interval: time.Second, Conditions: f.conditions, open: f.net.open})
 		f.facts = host.Facts{Uplink: "eth0", MTU: 1500, Addr: netip.MustParseAddr("198.51.100.7")}
 		f.facts.Underlay = []host.Route{{Dst: netip.MustParsePrefix("198.51.100.0/24"), Iface: "eth0"}}
 		f.view = view(peers)
@@ -145,6 +145,7 @@ func start(t *testing.T, config string, peers int, test func(f *fixture)) {
 			f.Run(ctx)
 			close(done)
 		}()
+		f.SetNetwork(n)
 		f.SetFacts(host.Facts{}, errors.New("not yet"))
 		f.SetView(f.view)
 		f.SetFacts(f.facts, nil)
@@ -433,10 +434,11 @@ func TestIntervalOfZeroSendsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := New(Config{Network: n, open: func() (socket, error) {
+	p := New(Config{open: func() (socket, error) {
 		t.Error("opened a socket")
 		return nil, unix.EPERM
 	}})
+	p.SetNetwork(n)
 	p.SetFacts(host.Facts{Uplink: "eth0", MTU: 1500}, nil)
 	p.SetView(view(3))
 	p.Run(t.Context()) // returns at once
