@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"flanneld/pkg/cleanup"
 	"flanneld/pkg/doctor"
@@ -85,10 +86,21 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 		fmt.Fprintln(stdout, in.Redact.String(settings.Source))
 		each = func(f doctor.Finding) { fmt.Fprintln(stdout, style.Line(f)) }
 	}
+	var files []doctor.File
+	var collecting sync.WaitGroup
+	if o.bundle != "" {
+		collecting.Go(func() { files = doctor.Collect(run, in, version) })
+	}
 	report := doctor.Run(run, doctor.Checks(), in, each)
 	if ctx.Err() != nil {
 		fmt.Fprintln(stderr, "flanneld doctor: interrupted")
 		return doctorFailed
+	}
+	if collecting.Wait(); o.bundle != "" {
+		if err := doctor.WriteBundle(o.bundle, report, files, in.Redact); err != nil {
+			fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
+			return doctorFailed
+		}
 	}
 	switch {
 	case o.json:
@@ -141,6 +153,7 @@ func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Opti
 		}
 	}
 	return doctor.Options{
+		RenewMargin: cl.options.RenewMargin, Secrets: []string{o.daemon.options.Etcd.Password},
 		Etcd: cl.options.Etcd, API: cl.options.EtcdAPI, Uplink: cl.options.Uplink, SubnetFile: cl.options.SubnetFile, Domain: cl.options.EtcdDomain, Source: source,
 	}, nil
 }

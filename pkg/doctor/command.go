@@ -27,7 +27,7 @@ var errNoCommand = errors.New("not installed")
 // maxOutput. The error has the command's first line of standard error. errNoCommand means that it
 // is not installed.
 func output(ctx context.Context, name string, args ...string) ([]byte, error) {
-	path, err := find(name)
+	path, err := lookUp(name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -53,8 +53,8 @@ func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// find returns the path of a command. The administrator's directories may be missing in PATH.
-func find(name string) (string, error) {
+// lookUp returns the path of a command. The administrator's directories may be missing in PATH.
+func lookUp(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}

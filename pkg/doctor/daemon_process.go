@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"flanneld/pkg/subnetenv"
 )
 
 // Daemon is a running flanneld of this network namespace.
@@ -109,23 +111,26 @@ func processState(stat []byte) byte {
 	return stat[i+2]
 }
 
-// SubnetFile returns the subnet file in the arguments and the environment of a daemon, or "" for
-// the default.
-func (d Daemon) SubnetFile() (path string) {
+// SubnetFile returns the subnet file of a daemon.
+func (d Daemon) SubnetFile() string { return d.setting("subnet-file", subnetenv.DefaultFile) }
+
+// setting returns the value of a flag in the arguments or the environment of a daemon, or a default.
+func (d Daemon) setting(flag, otherwise string) string {
+	variable := "FLANNELD_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) + "="
 	for _, kv := range d.Env {
-		if v, ok := strings.CutPrefix(kv, "FLANNELD_SUBNET_FILE="); ok && v != "" {
-			path = v
+		if v, ok := strings.CutPrefix(kv, variable); ok && v != "" {
+			otherwise = v
 		}
 	}
 	for i, word := range d.Args {
 		name, value, has := strings.Cut(strings.TrimLeft(word, "-"), "=")
 		switch {
-		case name != "subnet-file" || !strings.HasPrefix(word, "-"):
+		case name != flag || !strings.HasPrefix(word, "-"):
 		case has:
-			path = value
+			otherwise = value
 		case i+1 < len(d.Args):
-			path = d.Args[i+1]
+			otherwise = d.Args[i+1]
 		}
 	}
-	return path
+	return otherwise
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -63,16 +64,29 @@ const (
 	rankSymptom = 90
 )
 
-// Check is one row of the table.
+// Check is one row of the table. It has either Run or After.
 type Check struct {
 	ID   string // such as FL-ETCD-DOWN; never changes, because scripts and the README name it
 	Rank int    // see the constants
 	Run  func(ctx context.Context, in *Inputs) Result
+	// After is called when all other checks have ended. explained reports whether a check that has
+	// failed explains a condition of the daemon.
+	After func(ctx context.Context, in *Inputs, explained func(condition string) bool) Result
+	// Explains are IDs of conditions of the daemon that follow from a failure of this check; one
+	// that ends with a slash is a prefix of IDs.
+	Explains []string
 }
 
 // Checks returns the table of all checks.
 func Checks() []Check {
-	return slices.Concat(daemonChecks(), etcdChecks())
+	return slices.Concat(daemonChecks(), etcdChecks(), leaseChecks(), uplinkChecks(), pathChecks())
+}
+
+// explains reports whether a condition follows from a failure of the check.
+func (c Check) explains(condition string) bool {
+	return slices.ContainsFunc(c.Explains, func(id string) bool {
+		return id == condition || strings.HasSuffix(id, "/") && strings.HasPrefix(condition, id)
+	})
 }
 
 // Finding is a check with its result.
@@ -88,50 +102,84 @@ type Finding struct {
 // Run runs all checks at the same time, and calls each with every finding when it is there, if it
 // is not nil. A check that has not ended when ctx ends is unknown. Findings are redacted.
 func Run(ctx context.Context, checks []Check, in *Inputs, each func(Finding)) Report {
+	r := &run{checks: checks, in: in, each: each, waiting: map[int]bool{}, report: Report{Version: Version, Daemon: in.Redact.String(in.Options.Source)}}
 	type ended struct {
 		check  int
 		result Result
 	}
 	results := make(chan ended, len(checks)) // has room for all, so that no check waits for a reader
 	for i, c := range checks {
-		go func() { results <- ended{i, c.run(ctx, in)} }()
-	}
-	began := time.Now()
-	report := Report{Version: Version, Daemon: in.Redact.String(in.Options.Source)}
-	missing := map[int]bool{}
-	for i := range checks {
-		missing[i] = true
-	}
-	add := func(i int, r Result) {
-		delete(missing, i)
-		f := Finding{checks[i].ID, r.Status, in.Redact.String(oneLine(r.Summary)), in.Redact.String(r.Remedy), checks[i].Rank}
-		report.Findings = append(report.Findings, f)
-		if each != nil {
-			each(f)
+		if c.Run != nil {
+			r.waiting[i] = true
+			go func() { results <- ended{i, c.run(func() Result { return c.Run(ctx, in) })} }()
 		}
 	}
-	for len(missing) > 0 {
+	for began := time.Now(); len(r.waiting) > 0; {
 		select {
 		case e := <-results:
-			add(e.check, e.result)
+			r.add(e.check, e.result)
 		case <-ctx.Done():
 			for i := range checks {
-				if missing[i] {
-					add(i, unknownf("not finished after %s", time.Since(began).Round(100*time.Millisecond)))
+				if r.waiting[i] {
+					r.add(i, unknownf("not finished after %s", time.Since(began).Round(100*time.Millisecond)))
 				}
 			}
 		}
 	}
-	report.sort()
-	return report
+	for i, c := range checks {
+		if c.After != nil {
+			r.add(i, c.run(func() Result { return c.After(ctx, in, r.explained) }))
+		}
+	}
+	r.report.sort()
+	return r.report
+}
+
+// run is the state of a Run.
+type run struct {
+	checks  []Check
+	in      *Inputs
+	each    func(Finding)
+	waiting map[int]bool // checks that have not ended
+	failed  []Check
+	report  Report
+}
+
+// add adds a result to the report.
+func (r *run) add(check int, result Result) {
+	delete(r.waiting, check)
+	c := r.checks[check]
+	f := Finding{c.ID, result.Status, r.in.Redact.String(clip(oneLine(result.Summary))), r.in.Redact.String(clip(result.Remedy)), c.Rank}
+	r.report.Findings = append(r.report.Findings, f)
+	if f.Status == Fail {
+		r.failed = append(r.failed, c)
+	}
+	if r.each != nil {
+		r.each(f)
+	}
+}
+
+// explained reports whether a failed check explains a condition of the daemon.
+func (r *run) explained(condition string) bool {
+	return slices.ContainsFunc(r.failed, func(c Check) bool { return c.explains(condition) })
+}
+
+// maxText limits the length of a summary and of a remedy: parts of them come from etcd.
+const maxText = 2000
+
+func clip(s string) string {
+	if len(s) > maxText {
+		return strings.ToValidUTF8(s[:maxText], "") + "…"
+	}
+	return s
 }
 
 // run runs a check. A check that panics is unknown, because its input may be anything.
-func (c Check) run(ctx context.Context, in *Inputs) (r Result) {
+func (c Check) run(f func() Result) (r Result) {
 	defer func() {
 		if p := recover(); p != nil {
 			r = unknownf("the check itself failed, please report it: %v at %s", p, failedAt(debug.Stack()))
 		}
 	}()
-	return c.Run(ctx, in)
+	return f()
 }

@@ -24,12 +24,12 @@ func TestRunIsBounded(t *testing.T) {
 		return func(context.Context, *Inputs) Result { return r }
 	}
 	checks := []Check{
-		{"FL-FINE", 1, result(okf("fine"))},
-		{"FL-SYMPTOM", 90, result(failf("ping", "a symptom"))},
-		{"FL-HANGS", 1, func(context.Context, *Inputs) Result { <-hang; return okf("") }},
-		{"FL-CAUSE", 20, result(failf("mend it", "a cause"))},
-		{"FL-PANICS", 2, func(context.Context, *Inputs) Result { var m map[string]int; m["x"] = 1; return okf("") }},
-		{"FL-SLOW", 3, func(ctx context.Context, _ *Inputs) Result {
+		{ID: "FL-FINE", Rank: 1, Run: result(okf("fine"))},
+		{ID: "FL-SYMPTOM", Rank: 90, Run: result(failf("ping", "a symptom"))},
+		{ID: "FL-HANGS", Rank: 1, Run: func(context.Context, *Inputs) Result { <-hang; return okf("") }},
+		{ID: "FL-CAUSE", Rank: 20, Run: result(failf("mend it", "a cause"))},
+		{ID: "FL-PANICS", Rank: 2, Run: func(context.Context, *Inputs) Result { var m map[string]int; m["x"] = 1; return okf("") }},
+		{ID: "FL-SLOW", Rank: 3, Run: func(ctx context.Context, _ *Inputs) Result {
 			if _, err := slow.Get(ctx); err != nil {
 				return unknownf("%v", err)
 			}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,16 +25,16 @@ import (
 
 // Endpoint is what one endpoint of etcd has answered.
 type Endpoint struct {
-	URL      string
-	Err      error     // why it cannot be used, with what to set; nil if it answers
-	Version  string    // of the server
-	Cluster  string    // ID of its cluster; empty if unknown
-	Leader   bool      // it has a leader
-	LeaderOf bool      // whether it has a leader is known
-	Date     time.Time // its clock; zero if unknown
-	Asked    time.Time // when it was asked, by this host's clock
-	Took     time.Duration
-	Stores   []Store // one for each API that was asked
+	URL     string
+	Err     error  // why it cannot be used, with what to set; nil if it answers
+	Version string // of the server
+	Cluster string // ID of its cluster; empty if unknown
+	// Leader is set if its cluster has a leader, which is known if LeaderKnown is set.
+	Leader, LeaderKnown bool
+	Date                time.Time // its clock; zero if unknown
+	Asked               time.Time // when it was asked, by this host's clock
+	Took                time.Duration
+	Stores              []Store // one for each API that was asked
 }
 
 // Store is one API of an endpoint.
@@ -56,22 +57,71 @@ func (s Store) answers() bool {
 }
 
 // network returns the store that this host's network is kept in: that of the last run, or else the
-// first one with a config. It returns nil if there is none.
+// one with the most leases of those with a config. It returns nil if there is none.
 func network(endpoints []Endpoint, last store.API) *Store {
-	var first *Store
+	var best *Store
+	better := func(s *Store) bool {
+		switch {
+		case !s.has():
+			return false
+		case best == nil:
+			return true
+		case (s.API == last) != (best.API == last):
+			return s.API == last
+		}
+		return len(s.Leases) > len(best.Leases)
+	}
 	for _, e := range endpoints {
 		for i := range e.Stores {
-			s := &e.Stores[i]
-			switch {
-			case !s.has():
-			case s.API == last:
-				return s
-			case first == nil:
-				first = s
+			if s := &e.Stores[i]; better(s) {
+				best = s
 			}
 		}
 	}
-	return first
+	return best
+}
+
+// Place is a place of a network config other than the configured one.
+type Place struct {
+	Prefix string
+	API    store.API
+}
+
+// findElsewhere returns where there is a network config under the usual prefixes, and under the
+// configured one in both APIs.
+func (in *Inputs) findElsewhere(ctx context.Context) ([]Place, error) {
+	o := in.Options
+	o.Etcd = in.usableEtcd(ctx)
+	other, has := strings.CutPrefix(o.Etcd.Prefix, "/")
+	if !has {
+		other = "/" + other
+	}
+	var places []Place
+	for _, prefix := range append([]string{o.Etcd.Prefix, other}, store.Prefixes()...) {
+		for _, api := range []store.API{store.APIv3, store.APIv2} {
+			if p := (Place{prefix, api}); !slices.Contains(places, p) {
+				places = append(places, p)
+			}
+		}
+	}
+	answers := make([]Store, len(places))
+	var asked sync.WaitGroup
+	for i, p := range places {
+		asked.Go(func() {
+			where := o.Etcd
+			where.Prefix = p.Prefix
+			answers[i] = askStore(ctx, p.API, where)
+		})
+	}
+	asked.Wait()
+	var found []Place
+	for i, s := range answers {
+		configured := places[i].Prefix == o.Etcd.Prefix && (o.API == store.APIAuto || o.API == places[i].API)
+		if s.has() && !configured {
+			found = append(found, places[i])
+		}
+	}
+	return found, nil
 }
 
 // maxEndpoints limits how many endpoints are asked.
@@ -209,7 +259,7 @@ func (f *Endpoint) askServer(ctx context.Context, e etcd.Endpoint, files *etcd.F
 	if _, err := askJSON(ctx, c, http.MethodPost, base.JoinPath("v3/maintenance/status").String(), "{}", &status); err == nil {
 		f.Cluster = strings.Trim(string(status.Header.Cluster), `"`)
 		leader := strings.Trim(string(status.Leader), `"`)
-		f.LeaderOf, f.Leader = true, leader != "" && leader != "0"
+		f.LeaderKnown, f.Leader = true, leader != "" && leader != "0"
 	}
 	if f.Cluster != "" {
 		return
@@ -247,4 +297,39 @@ func withoutURL(err error) error {
 		return u.Err
 	}
 	return err
+}
+
+// usableEtcd returns the options of connections to an endpoint that answers, if there is one.
+func (in *Inputs) usableEtcd(ctx context.Context) etcd.Options {
+	o := in.Options.Etcd
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return o
+	}
+	if e, err := o.ParseEndpoints(); err == nil { // URLs of answers are without credentials
+		o.Username, o.Password = e.Username, e.Password
+	}
+	if usable, _ := endpoints(all, none); len(usable) > 0 {
+		o.Endpoints = []string{usable[0].URL}
+	}
+	return o
+}
+
+// secretsOf returns the passwords in options, whether or not they are valid.
+func secretsOf(o etcd.Options) []string {
+	secrets := []string{o.Password}
+	for _, e := range o.Endpoints {
+		_, rest, _ := strings.Cut(e, "://")
+		at := strings.LastIndexByte(rest, '@')
+		if at < 0 {
+			continue
+		}
+		if _, password, ok := strings.Cut(rest[:at], ":"); ok {
+			secrets = append(secrets, password)
+			if plain, err := url.PathUnescape(password); err == nil {
+				secrets = append(secrets, plain)
+			}
+		}
+	}
+	return secrets
 }

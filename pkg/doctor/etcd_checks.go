@@ -2,34 +2,500 @@ package doctor
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/store"
 )
 
-// etcdChecks returns the checks of etcd and what is stored there.
+// etcdChecks returns the checks of etcd and of the network config.
 func etcdChecks() []Check {
 	return []Check{
-		{"FL-ETCD-DOWN", rankStore, checkEtcdAnswers},
+		{ID: "FL-ETCD-DOWN", Rank: rankStore, Run: checkEtcdAnswers, Explains: []string{"etcd-srv", "network-config"}},
+		{ID: "FL-ETCD-TLS", Rank: rankStore, Run: checkEtcdTLS, Explains: []string{"etcd-files", "network-config"}},
+		{ID: "FL-ETCD-DENIED", Rank: rankStore, Run: checkEtcdPermits, Explains: []string{"etcd-access/", "network-config"}},
+		{ID: "FL-ETCD-NO-LEADER", Rank: rankStore, Run: checkEtcdLeader, Explains: []string{"network-config"}},
+		{ID: "FL-ETCD-SPLIT", Rank: rankStore + 1, Run: checkEtcdSplit},
+		{ID: "FL-CONFIG-MISSING", Rank: rankConfig, Run: checkConfigThere, Explains: []string{"network-config"}},
+		{ID: "FL-CONFIG-INVALID", Rank: rankConfig, Run: checkConfigValid, Explains: []string{"network-config"}},
+		{ID: "FL-CONFIG-CHANGED", Rank: rankConfig + 3, Run: checkConfigApplied, Explains: []string{"network-config/restart"}},
+		{ID: "FL-TWO-STORES", Rank: rankConfig - 1, Run: checkTwoStores},
+		{ID: "FL-CLOCK", Rank: rankHost, Run: checkClock},
 	}
 }
 
-// checkEtcdAnswers fails if no endpoint of etcd can be used.
+// problem is why an endpoint cannot be used.
+type problem int
+
+const (
+	none problem = iota
+	down         // nothing answers there
+	badTLS
+	denied
+	leaderless
+)
+
+// problem returns the kind of problem with an endpoint.
+func (e Endpoint) problem() problem {
+	switch {
+	case e.Err == nil:
+		return none
+	case e.LeaderKnown && !e.Leader:
+		return leaderless
+	case errors.Is(e.Err, registry.ErrDenied):
+		return denied
+	case isTLS(e.Err):
+		return badTLS
+	}
+	return down
+}
+
+// isTLS reports whether a connection failed because of TLS or the lack of it.
+func isTLS(err error) bool {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	text := err.Error()
+	return errors.As(err, &unknown) || errors.As(err, &name) || errors.As(err, &invalid) ||
+		strings.Contains(text, "tls: ") || strings.Contains(text, "x509: ") || strings.Contains(text, "etcd speaks ")
+}
+
+// endpoints returns the endpoints that can be used, and those that cannot for a reason.
+func endpoints(all []Endpoint, why problem) (usable, failed []Endpoint) {
+	for _, e := range all {
+		switch e.problem() {
+		case none:
+			usable = append(usable, e)
+		case why:
+			failed = append(failed, e)
+		}
+	}
+	return usable, failed
+}
+
+func urls(all []Endpoint) string {
+	var words []string
+	for _, e := range all {
+		words = append(words, e.URL)
+	}
+	return and(words)
+}
+
+func reasons(all []Endpoint) string {
+	var words []string
+	for _, e := range all {
+		words = append(words, e.URL+": "+e.Err.Error())
+	}
+	return and(words)
+}
+
+// unusable returns the result of a check of what is stored, for an etcd that cannot be used.
+func unusable() Result {
+	return unknownf("etcd cannot be used, see FL-ETCD-DOWN, -TLS, -DENIED, -NO-LEADER")
+}
+
+// checkEtcdAnswers fails if no endpoint of etcd answers. Of the default endpoints, one is always
+// down.
 func checkEtcdAnswers(ctx context.Context, in *Inputs) Result {
 	all, err := in.Endpoints.Get(ctx)
 	if err != nil {
 		return unknownf("cannot ask etcd: %v", err)
 	}
-	var up, down []string
-	for _, e := range all {
-		if e.Err == nil {
-			up = append(up, e.URL)
-		} else {
-			down = append(down, e.URL+": "+e.Err.Error())
+	usable, silent := endpoints(all, down)
+	switch {
+	case len(all) > 0 && len(silent) == len(all):
+		return failf("start etcd, permit connections to it, or set -etcd-endpoints to where it is", "etcd does not answer: %s", reasons(silent))
+	case len(usable) == 0:
+		return okf("etcd answers, but cannot be used")
+	case len(silent) > 0:
+		return okf("etcd answers at %s, not at %s", urls(usable), reasons(silent))
+	}
+	return okf("etcd answers at %s", urls(usable))
+}
+
+// checkEtcdTLS fails if TLS keeps this host from using any endpoint.
+func checkEtcdTLS(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	usable, failed := endpoints(all, badTLS)
+	switch {
+	case len(usable) > 0:
+		return okf("connections to etcd work as configured")
+	case len(failed) == 0:
+		return unknownf("no connection to etcd")
+	}
+	text := reasons(failed)
+	remedy := "set -etcd-cafile, -etcd-certfile and -etcd-keyfile to the files for this etcd"
+	if i := strings.LastIndex(text, ": "); i >= 0 && strings.Contains(text[i:], "-etcd-") {
+		remedy, text = strings.TrimPrefix(text[i:], ": "), text[:i]
+	}
+	if strings.Contains(text, "expired or is not yet valid") {
+		remedy = "renew the certificate, or set the clock: compare date with the certificate's dates"
+	}
+	return failf(remedy, "TLS with etcd fails: %s", text)
+}
+
+// checkEtcdPermits fails if etcd refuses this host's user.
+func checkEtcdPermits(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	usable, failed := endpoints(all, denied)
+	for _, e := range usable {
+		for _, s := range e.Stores {
+			if errors.Is(s.LeasesErr, registry.ErrDenied) {
+				return failf(in.grant(ctx), "etcd does not permit this host to read leases: %s: %v", e.URL, s.LeasesErr)
+			}
+		}
+	}
+	if d, err := in.Status.Get(ctx); err == nil { // of writing, which is not tried
+		for _, c := range d.Conditions {
+			if strings.HasPrefix(c.ID, "etcd-access/") {
+				return failf(c.Remedy, "%s", c.Text)
+			}
 		}
 	}
 	switch {
-	case len(up) == 0:
-		return failf("start etcd, let this host connect to it, or set -etcd-endpoints", "no endpoint of etcd can be used: %s", and(down))
-	case len(down) > 0: // of the default endpoints, one is always down
-		return okf("etcd answers at %s, but not at %s", and(up), and(down))
+	case len(failed) > 0 && len(usable) == 0:
+		return failf(in.grant(ctx), "etcd refuses this host: %s", reasons(failed))
+	case len(usable) == 0:
+		return unknownf("no connection to etcd")
 	}
-	return okf("etcd answers at %s", and(up))
+	return okf("etcd permits this host to read the network")
+}
+
+// grant returns the remedy for a missing permission: the daemon's, which knows the user.
+func (in *Inputs) grant(ctx context.Context) string {
+	if d, err := in.Status.Get(ctx); err == nil {
+		for _, c := range d.Conditions {
+			if strings.HasPrefix(c.ID, "etcd-access/") && c.Remedy != "" {
+				return c.Remedy
+			}
+		}
+	}
+	return "set -etcd-username and -etcd-password to those of a user with the permission readwrite for " + in.Options.Etcd.Prefix + "/"
+}
+
+// checkEtcdLeader fails if etcd answers and has no leader, so that nothing can be read or written.
+func checkEtcdLeader(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	usable, failed := endpoints(all, leaderless)
+	switch {
+	case len(usable) > 0:
+		return okf("etcd serves requests")
+	case len(failed) > 0:
+		return failf("start the other members of etcd: most of them must run", "etcd has no leader: %s", urls(failed))
+	}
+	return unknownf("no connection to etcd")
+}
+
+// checkEtcdSplit fails if the endpoints belong to different etcds: hosts that use different ones do
+// not see each other.
+func checkEtcdSplit(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	usable, _ := endpoints(all, none)
+	if len(usable) == 0 {
+		return unusable()
+	}
+	if len(usable) == 1 {
+		return okf("one endpoint is used")
+	}
+	const remedy = "set -etcd-endpoints on all hosts to the members of one etcd"
+	unknown := 0
+	for i, a := range usable {
+		if a.Cluster == "" {
+			unknown++
+		}
+		for _, b := range usable[:i] {
+			if a.Cluster != "" && b.Cluster != "" && a.Cluster != b.Cluster {
+				return failf(remedy, "the endpoints are of different etcds: %s is of cluster %s, %s of cluster %s", b.URL, b.Cluster, a.URL, a.Cluster)
+			}
+			if different(a, b) { // two etcds with the default settings have the same ID
+				return failf(remedy, "the endpoints are of different etcds: %s and %s have different leases", b.URL, a.URL)
+			}
+		}
+	}
+	if unknown > 0 {
+		return unknownf("cannot find out whether the endpoints are of one etcd: %d of %d do not name their cluster", unknown, len(usable))
+	}
+	return okf("all endpoints are of one etcd")
+}
+
+// different reports whether each of two endpoints has leases that the other one lacks. One that has
+// more may just have been asked later.
+func different(a, b Endpoint) bool {
+	lacks := func(a, b Endpoint) bool {
+		for _, s := range a.Stores {
+			for _, o := range b.Stores {
+				if s.API == o.API && s.LeasesErr == nil && o.LeasesErr == nil && s.has() && o.has() {
+					if there := subnetsOf(o); slices.ContainsFunc(s.Leases, func(l lease.Lease) bool { return !there[l.Subnets] }) {
+						return true
+					}
+				}
+			}
+		}
+		return false
+	}
+	return lacks(a, b) && lacks(b, a)
+}
+
+func subnetsOf(s Store) map[lease.Subnets]bool {
+	there := make(map[lease.Subnets]bool, len(s.Leases))
+	for _, l := range s.Leases {
+		there[l.Subnets] = true
+	}
+	return there
+}
+
+// checkConfigThere fails if no API has a network config under the prefix.
+func checkConfigThere(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	var have, missing []string
+	for _, e := range all {
+		for _, s := range e.Stores {
+			where := fmt.Sprintf("%s in the %s API", s.Key, s.API)
+			switch {
+			case s.has() || errors.Is(s.Err, registry.ErrLongConfig):
+				have = append(have, where)
+			case errors.Is(s.Err, registry.ErrNoConfig):
+				missing = append(missing, where)
+			}
+		}
+	}
+	have, missing = distinct(have), distinct(missing)
+	switch {
+	case len(have) > 0:
+		return okf("there is a network config: %s", and(have))
+	case len(missing) == 0:
+		return unusable()
+	}
+	elsewhere, err := in.Elsewhere.Get(ctx)
+	if err != nil || len(elsewhere) == 0 {
+		return failf(in.command(sampleAPI(all), in.put(sampleAPI(all)), missingKey(all), store.SampleConfig), "there is no network config: none at %s", and(missing))
+	}
+	at := elsewhere[0]
+	return failf(fmt.Sprintf("set -etcd-prefix=%s and -etcd-api=%s as on the other hosts", at.Prefix, at.API),
+		"there is no network config at %s, but one under the prefix %s in the %s API", and(missing), at.Prefix, at.API)
+}
+
+// sampleAPI returns the API in which a config would be created.
+func sampleAPI(all []Endpoint) store.API {
+	for _, e := range all {
+		for _, s := range e.Stores {
+			if errors.Is(s.Err, registry.ErrNoConfig) {
+				return s.API
+			}
+		}
+	}
+	return store.APIv3
+}
+
+func missingKey(all []Endpoint) string {
+	for _, e := range all {
+		for _, s := range e.Stores {
+			if errors.Is(s.Err, registry.ErrNoConfig) {
+				return s.Key
+			}
+		}
+	}
+	return ""
+}
+
+// put returns the verb that writes a key.
+func (in *Inputs) put(api store.API) string {
+	if api == store.APIv2 {
+		return "set"
+	}
+	return "put"
+}
+
+// command returns a command for etcdctl.
+func (in *Inputs) command(api store.API, args ...string) string {
+	return store.Command(in.Options.Etcd, api, args...)
+}
+
+func distinct(words []string) []string {
+	slices.Sort(words)
+	return slices.Compact(words)
+}
+
+// checkConfigValid fails if the daemon's own parser rejects the network config.
+func checkConfigValid(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	for _, e := range all {
+		for _, s := range e.Stores {
+			if errors.Is(s.Err, registry.ErrLongConfig) {
+				return failf("write a shorter one to "+s.Key, "the network config is too long: %v", s.Err)
+			}
+		}
+	}
+	s := in.store(ctx, all)
+	if s == nil {
+		return unknownf("there is no network config to check")
+	}
+	n, err := backend.ParseNetwork(s.Config)
+	if err != nil {
+		return failf(in.command(s.API, in.put(s.API), s.Key, "<the corrected config>"), "the daemon rejects the config at %s: %v", s.Key, err)
+	}
+	if d, err := in.Status.Get(ctx); err == nil { // the daemon also compares it with this host
+		for _, c := range d.Conditions {
+			if c.ID == "network-config" && strings.Contains(c.Text, "invalid") {
+				return failf(c.Remedy, "the daemon rejects the config at %s: %s", s.Key, c.Text)
+			}
+		}
+	}
+	return okf("the network config is valid: %s, %s", n.V4.Network, n.BackendType)
+}
+
+// checkConfigApplied fails if the network config was changed in a way that needs a restart.
+func checkConfigApplied(ctx context.Context, in *Inputs) Result {
+	d, err := in.Status.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask the daemon for its config: %v", err)
+	}
+	for _, c := range d.Conditions {
+		if c.ID == "network-config/restart" {
+			return failf("systemctl restart flanneld # on all hosts", "%s", c.Text)
+		}
+	}
+	if !d.Network.CIDR.IsValid() {
+		return unknownf("the daemon has no network config yet")
+	}
+	return okf("the daemon uses the present network config")
+}
+
+// store returns the store of this host's network: the one that the daemon uses or used, else the one
+// with the most leases.
+func (in *Inputs) store(ctx context.Context, all []Endpoint) *Store {
+	var last store.API
+	if claim, err := in.Claim.Get(ctx); err == nil {
+		last = store.API(claim.Store)
+	}
+	if d, err := in.Status.Get(ctx); err == nil && d.Store.API != "" {
+		last = store.API(d.Store.API)
+	}
+	return network(all, last)
+}
+
+// checkTwoStores fails if both APIs have a network under the prefix, and hosts use different ones.
+func checkTwoStores(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	used := in.store(ctx, all)
+	if used == nil {
+		return unknownf("there is no network config")
+	}
+	hosts := hostsOf(*used)
+	for _, e := range all {
+		for _, s := range e.Stores {
+			if s.API == used.API || !s.has() {
+				continue
+			}
+			var others []netip.Addr
+			for ip := range hostsOf(s) {
+				if !hosts[ip] {
+					others = append(others, ip)
+				}
+			}
+			if len(others) > 0 {
+				slices.SortFunc(others, netip.Addr.Compare)
+				return failf(fmt.Sprintf("set -etcd-api=%s on all hosts; then %s", used.API, in.command(s.API, deleteVerb(s.API), s.Key)),
+					"both APIs of etcd have a network under %s, and %d hosts such as %s are only in the other one than this host's, %s",
+					in.Options.Etcd.Prefix, len(others), others[0], used.API)
+			}
+			return okf("this host's network is in the %s API; the %s API has a config too, which no other host uses", used.API, s.API)
+		}
+	}
+	return okf("only the %s API has a network under %s", used.API, in.Options.Etcd.Prefix)
+}
+
+func deleteVerb(api store.API) string {
+	if api == store.APIv2 {
+		return "rm"
+	}
+	return "del"
+}
+
+// hostsOf returns the public IPs of a store's leases that expire: reservations may be of hosts that
+// are long gone.
+func hostsOf(s Store) map[netip.Addr]bool {
+	hosts := map[netip.Addr]bool{}
+	for _, l := range s.Leases {
+		if !l.Reservation() {
+			hosts[l.PublicIP] = true
+		}
+	}
+	return hosts
+}
+
+// maxOffset is the offset of clocks from which on a check fails: certificates begin and end, and
+// logs of hosts cannot be compared.
+const maxOffset = time.Minute
+
+// checkClock fails if this host's clock and etcd's differ.
+func checkClock(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd for the time: %v", err)
+	}
+	known := false
+	for _, e := range all {
+		if e.Date.IsZero() {
+			continue
+		}
+		known = true
+		// The header has whole seconds, and the answer took some time.
+		offset := e.Asked.Add(e.Took / 2).Sub(e.Date.Add(time.Second / 2)).Round(time.Second)
+		if offset.Abs() > maxOffset+e.Took {
+			return failf("timedatectl set-ntp true # on this host and on that of etcd", "this host's clock is %s etcd's at %s",
+				aheadOrBehind(offset), e.URL)
+		}
+	}
+	if !known {
+		return unknownf("etcd does not say what time it is")
+	}
+	return okf("this host's clock and etcd's agree")
+}
+
+func aheadOrBehind(d time.Duration) string {
+	if d < 0 {
+		return d.Abs().String() + " behind"
+	}
+	return d.String() + " ahead of"
+}
+
+// loopback reports whether all endpoints are on this host.
+func loopback(all []Endpoint) bool {
+	return !slices.ContainsFunc(all, func(e Endpoint) bool {
+		_, rest, _ := strings.Cut(e.URL, "://")
+		host, _, err := net.SplitHostPort(strings.TrimSuffix(rest, "/"))
+		ip, ipErr := netip.ParseAddr(host)
+		return err != nil || host != "localhost" && (ipErr != nil || !ip.IsLoopback())
+	})
 }

@@ -44,13 +44,18 @@ var (
 	pemKey = regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`)
 	// The user part of a URL. A password may contain anything but white space and quotes.
 	userPart = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s"'<>]*@`)
-	// name=value, "name": "value", --name value, Name: value.
-	assignment = regexp.MustCompile(`(?i)([a-z0-9_.-]*(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|preshared[_-]?key|psk|credential)[a-z0-9_-]*\\?["']?(?:\s*[=:]\s*|\s+))` + value)
+	// name=value, "name": "value", Name: value.
+	assignment = regexp.MustCompile(`(?i)([a-z0-9_.-]*` + secretName + `[a-z0-9_-]*\\?["']?\s*[=:]\s*)` + value)
+	// --name value
+	flagValue = regexp.MustCompile(`(?i)((?:^|[\s"'\x60=])--?[a-z0-9-]*` + secretName + `[a-z0-9-]*\s+)(` + value + `)`)
 	// Authorization: Basic dXNlcjpwYXNz
 	authorization = regexp.MustCompile(`(?i)((?:authorization["']?\s*[=:]\s*["']?(?:basic|bearer|token|digest)?|\b(?:basic|bearer))\s+)[^\s"',;]+`)
 	// A JSON Web Token.
 	webToken = regexp.MustCompile(`()eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*`)
 )
+
+// secretName matches what is in the name of a secret.
+const secretName = `(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|preshared[_-]?key|psk|credential)`
 
 // value matches the value of an assignment: with quotes to the closing one, else to white space.
 const value = `(?:\\?"(?:[^"\\]|\\.)*\\?"|'[^']*'|[^\s"',;&]+)`
@@ -64,5 +69,12 @@ func (r *Redactor) String(text string) string {
 	text = userPart.ReplaceAllString(text, "${1}"+redacted+"@")
 	text = authorization.ReplaceAllString(text, "${1}"+redacted)
 	text = assignment.ReplaceAllString(text, "${1}"+redacted)
+	text = flagValue.ReplaceAllStringFunc(text, func(found string) string {
+		part := flagValue.FindStringSubmatch(found)
+		if slices.Contains([]string{"to", "and", "or", "is", "of"}, part[2]) {
+			return found // a sentence about the flag
+		}
+		return part[1] + redacted
+	})
 	return webToken.ReplaceAllString(text, "${1}"+redacted)
 }

@@ -113,7 +113,7 @@ func TestSilentStoreIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	o := etcd.Options{Endpoints: []string{etcdtest.StartEtcd(t).URL}, Prefix: "/p"}
 	away := etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, Prefix: "/p"}
-	paste(t, etcdctl(o, APIv3, "put", "/p/config", sampleConfig))
+	paste(t, etcdctl(o, APIv3, "put", "/p/config", SampleConfig))
 	for _, c := range []struct {
 		last  API
 		tries int // time until the store that answers is chosen; 0 for never

@@ -6,6 +6,10 @@ import (
 	"flanneld/pkg/registry/etcd"
 )
 
+// Command returns a shell command that runs etcdctl with args, for people to paste. It contains no
+// password.
+func Command(o etcd.Options, api API, args ...string) string { return etcdctl(o, api, args...) }
+
 // etcdctl returns a shell command that runs etcdctl with args, on the endpoints and with the TLS
 // files of o. If o has a user, it uses root, which may do everything; etcdctl asks for the
 // password.

@@ -74,7 +74,7 @@ func TestSuggestedCommandMakesTheConfigThatIsRead(t *testing.T) {
 					t.Errorf("%q in %s: suggested %q, want the key %s", prefix, api, commands, keys[i])
 				}
 				paste(t, commands[0])
-				if raw, err := s.Config(t.Context()); err != nil || string(raw) != sampleConfig {
+				if raw, err := s.Config(t.Context()); err != nil || string(raw) != SampleConfig {
 					t.Errorf("%q in %s: after %s\nthe config is %q, %v", prefix, api, commands[0], raw, err)
 				}
 			}
@@ -97,7 +97,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 			CAFile: ca.File, CertFile: clientCert, KeyFile: clientKey,
 		}
 		s := start(t, o, api, Identity{})
-		command := etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), sampleConfig)
+		command := etcdctl(o, api, map[API]string{APIv3: "put", APIv2: "set"}[api], s.regs[0].ConfigKey(), SampleConfig)
 		if strings.Contains(command, "hush") || !strings.Contains(command, "=root ") {
 			t.Errorf("suggested %s", command)
 		}
@@ -108,7 +108,7 @@ func TestSuggestedCommandHasTheCredentials(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if raw, err := reg.Config(t.Context()); err != nil || string(raw) != sampleConfig {
+		if raw, err := reg.Config(t.Context()); err != nil || string(raw) != SampleConfig {
 			t.Errorf("%s: after %s\nthe config is %q, %v", api, command, raw, err)
 		}
 		reg.Close()
@@ -134,7 +134,7 @@ func TestConfigWithTheOtherSlashIsFound(t *testing.T) {
 	server := etcdtest.StartEtcd(t)
 	for _, c := range [][2]string{{"/a/b", "a/b"}, {"c/d/", "/c/d"}} {
 		there, here := etcd.Options{Endpoints: []string{server.URL}, Prefix: c[1]}, etcd.Options{Endpoints: []string{server.URL}, Prefix: c[0]}
-		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), sampleConfig))
+		paste(t, etcdctl(there, APIv3, "put", path.Join(c[1], "config"), SampleConfig))
 		s := start(t, here, APIv3, Identity{})
 		if _, err := s.Config(t.Context()); err == nil || !strings.Contains(err.Error(), "there is one at "+c[1]+"/config in the v3 API") {
 			t.Errorf("%s: %v", c[0], err)

@@ -39,8 +39,8 @@ const (
 	APIv3   API = "v3"
 )
 
-// prefixes are the usual prefixes: of the original, and of the packages of Fedora, CentOS and RHEL.
-func prefixes() []string { return []string{"/coreos.com/network", "/atomic.io/network"} }
+// Prefixes returns the usual prefixes: of the original, and of the packages of Fedora, CentOS and RHEL.
+func Prefixes() []string { return []string{"/coreos.com/network", "/atomic.io/network"} }
 
 // Client is a registry with connections.
 type Client interface {
@@ -327,7 +327,7 @@ func (s *Store) absent(ctx context.Context, answers []answer) error {
 		if s.apis[i] == APIv2 {
 			verb = "set"
 		}
-		e.commands = append(e.commands, etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), sampleConfig))
+		e.commands = append(e.commands, etcdctl(s.options, s.apis[i], verb, s.regs[i].ConfigKey(), SampleConfig))
 	}
 	if now := time.Now(); s.looks.Delay(now) == 0 {
 		s.looks.Turn(now)
@@ -339,8 +339,8 @@ func (s *Store) absent(ctx context.Context, answers []answer) error {
 	return &e
 }
 
-// sampleConfig is the suggested network config.
-const sampleConfig = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
+// SampleConfig is the suggested network config.
+const SampleConfig = `{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`
 
 // elsewhere looks for a config under the other usual prefixes, and under the configured one in an
 // API that is not used, or with or without the leading slash, which are different in v3.
@@ -349,7 +349,7 @@ func (s *Store) elsewhere(ctx context.Context) string {
 	defer cancel()
 	var found []string
 	for _, api := range []API{APIv3, APIv2} {
-		for _, prefix := range append([]string{s.options.Prefix, otherSlash(s.options.Prefix)}, prefixes()...) {
+		for _, prefix := range append([]string{s.options.Prefix, otherSlash(s.options.Prefix)}, Prefixes()...) {
 			o := s.options
 			o.Prefix = prefix
 			reg, err := open(o, api)

@@ -1,0 +1,429 @@
+package doctor
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/lease"
+	"flanneld/pkg/registry"
+	"flanneld/pkg/registry/store"
+	"flanneld/pkg/status"
+)
+
+// leaseChecks returns the checks of this host's lease and of what hosts know of each other.
+func leaseChecks() []Check {
+	return []Check{
+		{ID: "FL-LEASE-MISSING", Rank: rankLease, Run: checkLeaseThere, Explains: []string{"start/"}},
+		{ID: "FL-LEASE-TAKEN", Rank: rankLease - 1, Run: checkLeaseOurs},
+		{ID: "FL-LEASE-OVERDUE", Rank: rankLease + 4, Run: checkLeaseRenewed},
+		{ID: "FL-LEASE-INVALID", Rank: rankLease + 5, Run: checkLeasesValid},
+		{ID: "FL-POOL-FULL", Rank: rankLease - 2, Run: checkPool, Explains: []string{"no-subnet"}},
+		{ID: "FL-DUPLICATE-IP", Rank: rankLease + 1, Run: checkPublicIPs},
+		{ID: "FL-DUPLICATE-MAC", Rank: rankLease + 2, Run: checkMACs},
+		{ID: "FL-DUPLICATE-SUBNET", Rank: rankLease + 1, Run: checkSubnets},
+		{ID: "FL-VIEW-STALE", Rank: rankLease + 3, Run: checkView},
+		{ID: "FL-ALONE", Rank: rankLease + 6, Run: checkAlone},
+	}
+}
+
+// leases returns the store of this host's network, or the reason why its leases are not known.
+func (in *Inputs) leases(ctx context.Context) (*Store, error) {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask etcd: %w", err)
+	}
+	s := in.store(ctx, all)
+	switch {
+	case s == nil:
+		return nil, fmt.Errorf("no network is known in etcd")
+	case s.LeasesErr != nil:
+		return nil, fmt.Errorf("the leases cannot be listed: %w", s.LeasesErr)
+	}
+	return s, nil
+}
+
+// own is this host's lease, as this host knows it.
+type own struct {
+	subnet   netip.Prefix
+	publicIP netip.Addr // invalid if it is not known
+}
+
+// own returns the lease that this host should have: that of the daemon, else that of its files.
+func (in *Inputs) own(ctx context.Context) (o own, err error) {
+	d, derr := in.Status.Get(ctx)
+	if derr == nil {
+		o.subnet, o.publicIP = d.Lease.Subnet, d.Uplink.PublicIP
+	}
+	claim, cerr := in.Claim.Get(ctx)
+	if !o.subnet.IsValid() && derr != nil && cerr == nil {
+		o.subnet = claim.Subnets.V4()
+	}
+	if !o.publicIP.IsValid() && cerr == nil && claim.Subnets.V4() == o.subnet {
+		o.publicIP = cmp.Or(claim.Next.PublicIP, claim.Held.PublicIP)
+	}
+	if o.subnet.IsValid() {
+		return o, nil
+	}
+	if derr == nil {
+		return o, fmt.Errorf("the daemon has no lease")
+	}
+	return o, fmt.Errorf("no lease of this host is known")
+}
+
+// find returns the lease of a subnet.
+func find(s *Store, subnet netip.Prefix) (lease.Lease, bool) {
+	i := slices.IndexFunc(s.Leases, func(l lease.Lease) bool { return l.Subnets.V4() == subnet })
+	if i < 0 {
+		return lease.Lease{}, false
+	}
+	return s.Leases[i], true
+}
+
+// checkLeaseThere fails if the lease of this host is not in the store: other hosts do not send to
+// it.
+func checkLeaseThere(ctx context.Context, in *Inputs) Result {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	o, err := in.own(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	if _, there := find(s, o.subnet); there {
+		return okf("the lease of %s is in etcd", o.subnet)
+	}
+	if slices.ContainsFunc(s.Invalid, func(e registry.InvalidEntry) bool { return e.Subnets.V4() == o.subnet }) {
+		return okf("the key of %s is in etcd, but damaged: see FL-LEASE-INVALID", o.subnet)
+	}
+	return failf("systemctl restart flanneld", "this host's lease of %s is not in etcd (%s API, %s), so other hosts do not send to it", o.subnet, s.API, dirOf(s))
+}
+
+// dirOf returns the prefix of a store's keys of leases.
+func dirOf(s *Store) string { return strings.TrimSuffix(s.Key, "config") + "subnets" }
+
+// checkLeaseOurs fails if another host has the subnet of this one.
+func checkLeaseOurs(ctx context.Context, in *Inputs) Result {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	o, err := in.own(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	const remedy = "systemctl restart flanneld docker # leases another subnet"
+	if d, err := in.Status.Get(ctx); err == nil && d.Lease.Lost {
+		return failf(remedy, "another host has taken this host's subnet %s", o.subnet)
+	}
+	l, there := find(s, o.subnet)
+	switch {
+	case !there:
+		return unknownf("there is no lease of %s in etcd", o.subnet)
+	case !o.publicIP.IsValid():
+		return unknownf("the public IP of this host is not known")
+	case l.PublicIP != o.publicIP:
+		return failf(remedy, "the lease of this host's subnet %s names another host, %s instead of %s", o.subnet, l.PublicIP, o.publicIP)
+	}
+	return okf("the lease of %s names this host, %s", o.subnet, o.publicIP)
+}
+
+// checkLeaseRenewed fails if a renewal of the lease is overdue: it would expire, and the subnet
+// could be given to another host.
+func checkLeaseRenewed(ctx context.Context, in *Inputs) Result {
+	l, err := in.OwnLease.Get(ctx)
+	if err != nil {
+		return unknownf("the lease cannot be read: %v", err)
+	}
+	if l.Reservation() {
+		return okf("the lease of %s is a reservation, which never expires", l.Subnets)
+	}
+	left := l.Expires.Sub(in.Now).Round(time.Second)
+	o, err := in.Overlay.Get(ctx)
+	if err != nil || o.Config == nil {
+		return unknownf("the lease of %s expires in %s; the config, which says when it is renewed, is not known", l.Subnets, left)
+	}
+	if least := renewedAt(o.Config.LeaseTTL, in.Options.RenewMargin); left < least*4/5-5*time.Second {
+		return failf("systemctl restart flanneld; journalctl -u flanneld -n 50", "the lease of %s was not renewed in time: it expires in %s, and is renewed when %s are left", l.Subnets, left, least)
+	}
+	return okf("the lease of %s expires in %s, and is renewed before", l.Subnets, left)
+}
+
+// renewedAt returns the least time that is left of a lease when it is renewed, as package subnet
+// does it.
+func renewedAt(ttl, margin time.Duration) time.Duration {
+	return min(margin, ttl-min(time.Minute, ttl/2))
+}
+
+// checkLeasesValid fails if there are entries below subnets/ that no host can use.
+func checkLeasesValid(ctx context.Context, in *Inputs) Result {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	if len(s.Invalid) == 0 {
+		return okf("all %d leases can be decoded", len(s.Leases))
+	}
+	e := s.Invalid[0]
+	return failf(in.command(s.API, deleteVerb(s.API), dirOf(s)+"/"+e.Key)+" # a daemon that runs writes its lease again",
+		"%d entries below %s are not valid leases: %s: %v", len(s.Invalid), dirOf(s), e.Key, e.Err)
+}
+
+// checkPool fails if all subnets are leased and this host has none.
+func checkPool(ctx context.Context, in *Inputs) Result {
+	d, err := in.Status.Get(ctx)
+	if err == nil && d.Lease.Subnet.IsValid() {
+		return okf("this host has a subnet")
+	}
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	n, err := backend.ParseNetwork(s.Config)
+	if err != nil {
+		return unknownf("the network config is invalid")
+	}
+	used := uint64(0)
+	for _, l := range s.Leases {
+		if n.V4.Fits(l.Subnets.V4()) {
+			used++
+		}
+	}
+	if used >= n.V4.Size() {
+		if o, err := in.own(ctx); err == nil {
+			return okf("all %d subnets are leased, one of them, %s, by this host", used, o.subnet)
+		}
+		return failf("delete leases of hosts that are gone, or use a larger Network or a longer SubnetLen", "all %d subnets between %s and %s are leased", used, n.V4.Min, n.V4.Max)
+	}
+	return okf("%d of %d subnets are leased", used, n.V4.Size())
+}
+
+// groups returns the leases that share a claim with others: sorted, the oldest of each group first.
+func groups[K comparable](all []lease.Lease, claim func(lease.Lease) (K, bool)) (found [][]lease.Lease) {
+	by := map[K][]lease.Lease{}
+	for _, l := range all {
+		if k, ok := claim(l); ok && !l.Leaving {
+			by[k] = append(by[k], l)
+		}
+	}
+	for _, g := range by {
+		if len(g) > 1 {
+			slices.SortFunc(g, func(a, b lease.Lease) int {
+				return cmp.Or(cmp.Compare(a.Created, b.Created), a.Subnets.Compare(b.Subnets))
+			})
+			found = append(found, g)
+		}
+	}
+	slices.SortFunc(found, func(a, b []lease.Lease) int { return a[0].Subnets.Compare(b[0].Subnets) })
+	return found
+}
+
+// names returns the subnets and the hosts of some leases, for people.
+func names(g []lease.Lease) string {
+	var words []string
+	for _, l := range g[:min(len(g), 3)] {
+		words = append(words, fmt.Sprintf("%s (%s)", l.Subnets, l.PublicIP))
+	}
+	if more := len(g) - len(words); more > 0 {
+		words = append(words, fmt.Sprintf("%d more", more))
+	}
+	return and(words)
+}
+
+func (in *Inputs) removeLease(s *Store, l lease.Lease) string {
+	return in.command(s.API, deleteVerb(s.API), dirOf(s)+"/"+lease.Key(l.Subnets))
+}
+
+// checkPublicIPs fails if several leases name one host: all but one of the subnets get no packets.
+func checkPublicIPs(ctx context.Context, in *Inputs) Result {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	found := groups(s.Leases, func(l lease.Lease) (netip.Addr, bool) {
+		return l.PublicIP, l.BackendType != "alloc" && l.BackendType != "" || in.overlayIsUDP(s)
+	})
+	if len(found) == 0 {
+		return okf("each of %d leases names another host", len(s.Leases))
+	}
+	g := found[0]
+	return failf("set -iface or -public-ip on these hosts, so that each publishes its own address; delete a lease of a host that is gone: "+in.removeLease(s, g[len(g)-1]),
+		"%d leases name the same host %s: %s", len(g), g[0].PublicIP, names(g))
+}
+
+// overlayIsUDP reports whether the network's backend is udp, which writes no backend type.
+func (in *Inputs) overlayIsUDP(s *Store) bool {
+	n, err := backend.ParseNetwork(s.Config)
+	return err == nil && n.BackendType == "udp"
+}
+
+// checkMACs fails if several leases have one VTEP MAC, as copies of a virtual machine do.
+func checkMACs(ctx context.Context, in *Inputs) Result {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	found := groups(s.Leases, func(l lease.Lease) (string, bool) {
+		var data struct{ VtepMAC string }
+		err := json.Unmarshal([]byte(l.BackendData), &data)
+		return strings.ToLower(data.VtepMAC), err == nil && data.VtepMAC != "" && l.BackendType == "vxlan"
+	})
+	if len(found) == 0 {
+		return okf("no two hosts have the same MAC address")
+	}
+	g := found[0]
+	return failf(fmt.Sprintf("on the host %s: systemctl stop flanneld; ip link del flannel.1; systemctl start flanneld; or, if it is gone: %s", g[len(g)-1].PublicIP, in.removeLease(s, g[len(g)-1])),
+		"%d hosts have the same VTEP MAC: %s", len(g), names(g))
+}
+
+// checkSubnets fails if subnets of leases overlap.
+func checkSubnets(ctx context.Context, in *Inputs) Result {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	all := slices.Clone(s.Leases)
+	slices.SortFunc(all, func(a, b lease.Lease) int { return a.Subnets.Compare(b.Subnets) })
+	for i := 1; i < len(all); i++ {
+		a, b := all[i-1], all[i]
+		if a.Subnets.V4().Overlaps(b.Subnets.V4()) {
+			younger := b
+			if a.Created > b.Created {
+				younger = a
+			}
+			return failf(in.removeLease(s, younger), "the subnets of two leases overlap: %s", names([]lease.Lease{a, b}))
+		}
+	}
+	return okf("no subnets of hosts overlap")
+}
+
+// staleAge is the age of a daemon's view of the network from which on it is stale. etcd confirms it
+// at least each minute.
+const staleAge = 3 * time.Minute
+
+// checkView fails if the daemon does not know the hosts that are in the store.
+func checkView(ctx context.Context, in *Inputs) Result {
+	d, err := in.Status.Get(ctx)
+	if err != nil {
+		return unknownf("the daemon cannot be asked which hosts it knows: %v", err)
+	}
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	const remedy = "systemctl restart flanneld; journalctl -u flanneld -n 50"
+	if d.Store.Up != nil && !*d.Store.Up && d.Store.API != "" && string(s.API) == d.Store.API {
+		return failf(remedy, "etcd answers the doctor, and not the daemon: its view of the network is %s old", age(d.Store.ViewAge))
+	}
+	if d.Store.ViewAge != nil && *d.Store.ViewAge > staleAge.Seconds() {
+		return failf(remedy, "the daemon's view of the network is %s old", age(d.Store.ViewAge))
+	}
+	if d.Store.ViewAge == nil {
+		return unknownf("the daemon has no view of the network yet")
+	}
+	if text := differ(d, s); text == "" {
+		return okf("the daemon knows the %d other hosts that are in etcd", len(d.Peers))
+	}
+	later, err := in.Later.Get(ctx)
+	if err != nil {
+		return unknownf("the daemon cannot be asked again: %v", err)
+	}
+	if text := differ(later, s); text != "" {
+		return failf(remedy, "%s", text)
+	}
+	return okf("the daemon knows the %d other hosts that are in etcd", len(later.Peers))
+}
+
+func age(seconds *float64) string {
+	if seconds == nil {
+		return "an unknown time"
+	}
+	return time.Duration(*seconds * float64(time.Second)).Round(time.Second).String()
+}
+
+// differ returns the difference between the daemon's peers and the leases in a store, or "". The
+// daemon retains leases that are gone for a short time; that is no difference.
+func differ(d status.Document, s *Store) string {
+	known := make(map[netip.Prefix]bool, len(d.Peers))
+	for i := range d.Peers {
+		known[d.Peers[i].Subnet] = true
+	}
+	var missing []lease.Lease
+	for _, l := range s.Leases {
+		if !l.Leaving && l.Subnets.V4() != d.Lease.Subnet && !known[l.Subnets.V4()] {
+			missing = append(missing, l)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Sprintf("the daemon does not know %d of %d hosts in etcd: %s", len(missing), len(s.Leases), names(missing))
+	}
+	return ""
+}
+
+// checkAlone is unknown if no other host has a lease: that may be right.
+func checkAlone(ctx context.Context, in *Inputs) Result {
+	all, err := in.Endpoints.Get(ctx)
+	if err != nil {
+		return unknownf("cannot ask etcd: %v", err)
+	}
+	s, err := in.leases(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	o, err := in.own(ctx)
+	if err != nil {
+		return unknownf("%v", err)
+	}
+	others := 0
+	for _, l := range s.Leases {
+		if l.Subnets.V4() != o.subnet {
+			others++
+		}
+	}
+	switch {
+	case others > 0:
+		return okf("%d other hosts have leases", others)
+	case loopback(all):
+		return unknownf("no other host has a lease; if there are other hosts, they use another etcd than that of this host, %s, or another prefix or API", urls(all))
+	}
+	return unknownf("no other host has a lease; if there are other hosts, they use another etcd, prefix or API than %s, %s, %s", urls(all), in.Options.Etcd.Prefix, s.API)
+}
+
+// readOwnLease reads the lease of this host with the time that is left of it.
+func (in *Inputs) readOwnLease(ctx context.Context) (l lease.Lease, err error) {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return l, err
+	}
+	o, err := in.own(ctx)
+	if err != nil {
+		return l, err
+	}
+	listed, there := find(s, o.subnet)
+	if !there || s.API == store.APIv2 { // v2 lists the time that is left
+		if !there {
+			err = fmt.Errorf("there is no lease of %s", o.subnet)
+		}
+		return listed, err
+	}
+	client, err := openStore(s.API, in.usableEtcd(ctx))
+	if err != nil {
+		return l, err
+	}
+	defer client.Close()
+	ev, err := client.Get(ctx, listed.Subnets)
+	switch {
+	case err != nil:
+		return l, err
+	case ev.Deleted || ev.Invalid != nil:
+		return l, fmt.Errorf("the lease of %s is gone or damaged", o.subnet)
+	}
+	return ev.Lease, nil
+}
