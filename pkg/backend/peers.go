@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sort"
 
+	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 )
@@ -38,6 +39,15 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 		return v.Peer(s.Subnets).Stale
 	})
 	return good, accepted, bad, rivals
+}
+
+// Objects returns the objects for the peer with a lease, which is not skipped.
+func Objects(b Backend, h host.Facts, l *lease.Lease) dataplane.State {
+	s := dataplane.NewState()
+	if p, err := b.Accept(h, l); err == nil {
+		b.Add(s, h, p)
+	}
+	return s
 }
 
 // ownClaim is the fault of a lease that has one of this host's claims.

@@ -96,6 +96,9 @@ type Loop struct {
 	received   time.Time       // when the first event was received that no completed pass has handled; zero if there is none
 
 	stats stats
+
+	snapshot atomic.Pointer[Snapshot] // of the last completed pass
+	changes  changes                  // of the peers' leases
 }
 
 // New returns a Loop. It makes no changes before it has facts and a view.
@@ -124,6 +127,7 @@ func (l *Loop) SetView(v lease.View) {
 	l.input.Lock()
 	l.input.view, l.input.received = &v, earlier(l.input.received, v.Received)
 	l.input.Unlock()
+	l.changes.update(v, time.Now())
 	l.trigger()
 }
 

@@ -81,6 +81,7 @@ func (l *Loop) Pass(ctx context.Context) bool {
 		l.cfg.Missing(rootCauses(done.missing))
 	}
 	l.count(&done, done.result())
+	l.publish(&done, facts, view)
 	l.propagated()
 	l.report.pass(done)
 	l.baseReady = !done.baseMissing
@@ -221,6 +222,7 @@ type pass struct {
 	baseMissing      bool // an object that this host itself needs is missing
 	missing          []Missing
 	drift            map[dataplane.Kind]int // number of objects that are not as wanted
+	lacking          []lacking              // those of them that are wanted
 }
 
 type failure struct {
@@ -234,8 +236,9 @@ type failure struct {
 func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (again bool) {
 	now := time.Now()
 	done.deferred, done.doubtfulFailures, done.baseMissing, done.missing, done.drift = 0, 0, false, nil, map[dataplane.Kind]int{}
+	done.lacking = nil
 	for _, c := range delta.Conflicts {
-		if l.lacks(done, c.Op) {
+		if l.lacks(done, c.Op, c.Reason, nil) {
 			done.missing = append(done.missing, Missing{Op: c.Op, Reason: c.Reason})
 		}
 	}
@@ -244,7 +247,7 @@ func (l *Loop) apply(ctx context.Context, delta *dataplane.Delta, done *pass) (a
 	for op := range delta.Ops() {
 		if l.backoffs.paused(now, op) {
 			done.deferred++
-			if err := l.backoffs.failure(op); l.lacks(done, op) && err != nil {
+			if err := l.backoffs.failure(op); l.lacks(done, op, pausedReason, err) && err != nil {
 				done.missing = append(done.missing, Missing{Op: op, Err: err})
 			}
 		} else if due = append(due, op); len(due) == chunkSize {
@@ -271,7 +274,7 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 		op := due[i]
 		if err != nil {
 			done.refused.add(op)
-			own := l.lacks(done, op)
+			own := l.lacks(done, op, "", err)
 			if done.doubtful && l.backoffs.failure(op) == nil {
 				done.doubtfulFailures++
 				continue
@@ -296,8 +299,12 @@ func (l *Loop) execute(ctx context.Context, due []dataplane.Op, done *pass) {
 	}
 }
 
-// lacks records an object that is not as wanted, and reports whether this host itself needs it.
-func (l *Loop) lacks(done *pass, op dataplane.Op) (basic bool) {
+// lacks records an object that is not as wanted because of an error or else for a reason, and
+// reports whether this host itself needs it.
+func (l *Loop) lacks(done *pass, op dataplane.Op, reason string, err error) (basic bool) {
+	if op.Verb != dataplane.Del {
+		done.lacking = append(done.lacking, lacking{op, reason, err})
+	}
 	basic = op.Basic(l.own)
 	done.drift[op.Kind]++
 	done.baseMissing = done.baseMissing || basic

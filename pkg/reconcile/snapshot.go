@@ -1,0 +1,195 @@
+package reconcile
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"flanneld/pkg/backend"
+	"flanneld/pkg/dataplane"
+	"flanneld/pkg/host"
+	"flanneld/pkg/lease"
+)
+
+// readAge is the maximum age of a reading of the kernel from which something can be concluded. It
+// is read once a minute, and a fight with another program delays that.
+const readAge = 3 * resync
+
+// Snapshot is the state after a pass. It is immutable, and what it contains is shared with the pass.
+// What a request for the status needs beyond it is computed by the request.
+type Snapshot struct {
+	View       lease.View
+	ReadAt     time.Time              // when the kernel was last read
+	Drift      map[dataplane.Kind]int // as in Stats
+	LastRepair Repair
+
+	backend backend.Backend
+	facts   host.Facts
+	skipped []backend.Skipped
+	lacking []lacking
+	changes *changes
+}
+
+// Repair is what a pass has repaired that another program had changed.
+type Repair struct {
+	At   time.Time // zero if there was none
+	What string    // number of operations by kind, as in the log
+}
+
+// lacking is a wanted object that is not as wanted.
+type lacking struct {
+	op     dataplane.Op
+	reason string
+	err    error // nil if it is for the reason
+}
+
+// pausedReason is the reason for objects that are left alone for a while.
+const pausedReason = "another program keeps undoing it, will be repaired later"
+
+func (l lacking) String() string {
+	if l.err != nil {
+		return l.op.Object() + ": " + l.err.Error()
+	}
+	return l.op.Object() + ": " + l.reason
+}
+
+// publish publishes the snapshot of a completed pass. Objects that a partial pass did not compare
+// are as before.
+func (l *Loop) publish(p *pass, f host.Facts, v lease.View) {
+	s := &Snapshot{
+		View: v, ReadAt: l.readAt, Drift: p.drift, backend: l.cfg.Backend, facts: f, changes: &l.changes,
+		skipped: slices.Clone(l.plan.Skipped()),
+	}
+	if was := l.snapshot.Load(); was != nil {
+		s.LastRepair = was.LastRepair
+		if p.partial {
+			s.Drift = was.Drift
+			s.lacking = slices.DeleteFunc(slices.Clone(was.lacking), func(o lacking) bool { return p.change.About(o.op) })
+		}
+	}
+	if p.repaired.n > 0 {
+		s.LastRepair = Repair{time.Now(), p.repaired.String()}
+	}
+	for _, o := range p.lacking {
+		o.op = o.op.Clone()
+		s.lacking = append(s.lacking, o)
+	}
+	l.snapshot.Store(s)
+}
+
+// Snapshot returns the state after the last completed pass, or nil if there was none. It may be
+// called from any goroutine.
+func (l *Loop) Snapshot() *Snapshot { return l.snapshot.Load() }
+
+// PeerState is whether the kernel has the objects of a peer.
+type PeerState uint8
+
+// States of a peer.
+const (
+	Unknown PeerState = iota // the kernel was not read recently
+	Programmed
+	Unprogrammed // an object is not as wanted
+	Skipped      // no objects are wanted, because of the peer's lease
+)
+
+// Peer is what the kernel has for a peer.
+type Peer struct {
+	*lease.Lease
+	State   PeerState
+	Reason  string    // why the State is not Programmed
+	Has     string    // kinds of the objects, and their device; empty if there are none or unknown
+	Changed time.Time // last change of its lease; zero if there was none since the loop was created
+}
+
+// Peers returns the peers in the order of the view.
+func (s *Snapshot) Peers(now time.Time) iter.Seq[Peer] {
+	return func(yield func(Peer) bool) {
+		skipped := make(map[lease.Subnets]lease.Fault, len(s.skipped))
+		for _, o := range s.skipped {
+			skipped[o.Subnets] = o.Fault
+		}
+		lacks := make(map[string]lacking, len(s.lacking))
+		for _, o := range s.lacking {
+			lacks[o.op.Object()] = o
+		}
+		objects := map[string]string{} // by device: peers with the same have the same kinds of objects
+		changed := s.changes.since()
+		for _, l := range s.View.Peers {
+			p := Peer{Lease: l, Changed: changed[l.Subnets]}
+			if fault, is := skipped[l.Subnets]; is {
+				p.State, p.Reason = Skipped, fault.Error()
+			} else if now.Sub(s.ReadAt) > readAge {
+				p.Reason = "the kernel was not read for more than " + readAge.String()
+			} else {
+				s.program(&p, lacks, objects)
+			}
+			if !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// program sets what the kernel has for a peer that is not skipped.
+func (s *Snapshot) program(p *Peer, lacks map[string]lacking, objects map[string]string) {
+	device := s.backend.Via(s.facts, p.Lease)
+	all, known := objects[device]
+	if p.State = Programmed; known && len(lacks) == 0 {
+		p.Has = all
+		return
+	}
+	want := backend.Objects(s.backend, s.facts, p.Lease)
+	var kinds []string
+	for _, k := range dataplane.Kinds() {
+		for op := range want.Objects(k) {
+			if o, lacks := lacks[op.Object()]; lacks {
+				p.State, p.Reason = Unprogrammed, cmp.Or(p.Reason, o.String())
+			} else {
+				kinds = append(kinds, k.String())
+			}
+		}
+	}
+	if len(kinds) > 0 {
+		p.Has = strings.Join(kinds, ", ") + " on " + device
+	}
+	if p.State == Programmed {
+		objects[device] = p.Has
+	}
+}
+
+// changes are the times of the last changes of the peers' leases.
+type changes struct {
+	mu   sync.Mutex
+	view *lease.View // nil before the first
+	at   map[lease.Subnets]time.Time
+}
+
+// update records what a view has changed.
+func (c *changes) update(v lease.View, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.view != nil {
+		for was, is := range v.ChangesSince(*c.view) {
+			if c.at == nil {
+				c.at = map[lease.Subnets]time.Time{}
+			}
+			if is != nil {
+				c.at[is.Subnets] = now
+			} else {
+				delete(c.at, was.Subnets)
+			}
+		}
+	}
+	c.view = &v
+}
+
+// since returns a copy of the times.
+func (c *changes) since() map[lease.Subnets]time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.at)
+}
