@@ -89,7 +89,9 @@ type daemon struct {
 	loop         *reconcile.Loop
 	feed         *filter.Feed // and the packet filter and the underlay lock that it feeds
 
-	view atomic.Pointer[lease.View] // the latest view
+	view   atomic.Pointer[lease.View]   // the latest view
+	leases atomic.Pointer[subnet.Stats] // of the follower
+	parts  atomic.Pointer[parts]        // of which requests are answered
 }
 
 // Run runs flanneld. It returns an error if it cannot work, and ctx's error when that ends.
@@ -120,6 +122,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := d.findEtcd(ctx); err != nil {
 		return err
 	}
+	d.expose()
 	s, err := retry(ctx, d, "read the files for TLS", pace.IsResourceError, func() (*store.Store, error) {
 		return store.Open(d.options.Etcd, o.EtcdAPI, d.identity(), log, d.conditions)
 	})

@@ -98,6 +98,7 @@ func (d *daemon) leaseOptions() subnet.Options {
 			d.files.Remember(c)
 		},
 		Report: func(s subnet.Stats) {
+			d.leases.Store(&s)
 			d.state.SetEtcdDown(s.AwaySince)
 			d.state.SetSubnetLost(s.Lost)
 			d.terms.SetOwn(s.Own)

@@ -140,6 +140,7 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 		BeforeApply: d.feed.Lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Skipped: d.prober.SetSkipped, Missing: d.checks.SetMissing,
 	})
+	d.expose()
 	return drivers.Events(), nil
 }
 
