@@ -59,7 +59,7 @@ DOCKER_ARCH = $(or $(ARCH),$(HOST_ARCH))
 LDFLAGS = -s -w -X main.version=$(TAG)
 BUILD   = GOOS=linux GOARM=$(GOARM) $(GO) build -ldflags '$(LDFLAGS)'
 
-# Tools for packages and checks have their own go.mod.
+# Tools for packages and checks, and the tests of dist/prometheus, have their own go.mod.
 TOOL     = $(GO) tool -modfile=dist/tools/go.mod
 TOOL_RUN = $(GO) run -C dist/tools
 
@@ -242,6 +242,7 @@ gofmt: | need-go
 staticcheck: | need-go
 	$(TOOL) staticcheck -tags grpcnotrace,system,vm ./...
 	cd dist/tools; $(GO) vet ./... && $(GO) tool staticcheck ./...
+	cd dist/prometheus; $(GO) tool -modfile=../tools/go.mod staticcheck ./...
 
 # Packages that the tests need besides Go and make. NO_INSTALL=1 installs nothing.
 .PHONY: packages
@@ -273,7 +274,7 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	compiled $$clusters $$rest; \
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
-	  set -m; { tested -p 2 $$rest; exit $$failed; } >"$$side" & \
+	  set -m; { tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; exit $$failed; } >"$$side" & \
 	  set +m; trap 'kill -- -$$! 2>/dev/null || true' EXIT; \
 	  [ -z "$$race" ] || { CGO_ENABLED=1 tested -race -p 4 $$race; CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); }; \
 	  wait $$! || failed=1; \
@@ -378,7 +379,7 @@ test-dist:
 	    $(GO) test -v -vet=off -count=1 ./release | awk -f ../../.ci/gotest.awk); \
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	cp -r --parents cmd pkg go.mod go.sum Makefile README.md LICENSE mk-docker-opts.sh dist/tools dist/package \
-	    dist/config dist/default dist/sysconfig dist/docker-bip dist/docker-opts dist/flanneld.service "$$work"; \
+	    dist/config dist/default dist/sysconfig dist/docker-bip dist/docker-opts dist/prometheus dist/flanneld.service "$$work"; \
 	(umask 077; export TZ=Asia/Tokyo; release -C "$$work" >/dev/null); \
 	for file in $(RELEASE) dist/SHA256SUMS; do cmp "$$file" "$$work/$$file"; done; \
 	echo 'second build: the same bytes'

@@ -30,6 +30,8 @@ func contents(t *testing.T, arch string) map[string]entry {
 		doc + "README.md":                            {0o644, file(t, "../README.md")},
 		doc + "examples/docker-bip/10-flannel.conf":  {0o644, file(t, "docker-bip/10-flannel.conf")},
 		doc + "examples/docker-opts/10-flannel.conf": {0o644, nil},
+		doc + "examples/prometheus/alerts.yaml":      {0o644, file(t, "prometheus/alerts.yaml")},
+		doc + "examples/prometheus/flannel.json":     {0o644, file(t, "prometheus/flannel.json")},
 	}
 	samples, err := filepath.Glob(filepath.Join(dist, "config/*.json"))
 	if err != nil || len(samples) == 0 {
