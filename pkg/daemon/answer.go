@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/api"
+	"flanneld/pkg/metrics"
 	"flanneld/pkg/pace"
 )
 
@@ -23,7 +24,7 @@ func (d *daemon) answer(ctx context.Context) (stop func(), err error) {
 			end()
 		}
 	}
-	sources := api.Sources{State: d.state, Status: d.status}
+	sources := api.Sources{State: d.state, Status: d.status, Metrics: metrics.New(d.metrics, d.options.PerPeer)}
 	for _, l := range []struct {
 		addr   netip.AddrPort
 		flag   string

@@ -54,6 +54,7 @@ type Options struct {
 	Probes      time.Duration  // time in which a few peers are pinged; 0 means none are
 	Healthz     netip.AddrPort // where health checks are answered; port 0 means nowhere
 	Status      netip.AddrPort // where the status is served over TCP; port 0 means nowhere
+	PerPeer     bool           // metrics of each peer
 	Version     string         // of the program, for the status
 }
 
@@ -91,6 +92,7 @@ type daemon struct {
 
 	view   atomic.Pointer[lease.View]   // the latest view
 	leases atomic.Pointer[subnet.Stats] // of the follower
+	pool   atomic.Pointer[lease.Pool]   // subnets that are leased from now on
 	parts  atomic.Pointer[parts]        // of which requests are answered
 }
 

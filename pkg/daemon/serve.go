@@ -140,6 +140,8 @@ func (d *daemon) wire(ctx context.Context, nft *nftables.Keeper) (<-chan driver.
 		BeforeApply: d.feed.Lock.Admit, Heartbeat: d.heartbeats.loop.Record,
 		Rivals: d.terms.SetRivals, Skipped: d.prober.SetSkipped, Missing: d.checks.SetMissing,
 	})
+	pool := d.net.V4
+	d.pool.Store(&pool)
 	d.expose()
 	return drivers.Events(), nil
 }
@@ -237,6 +239,7 @@ func (d *daemon) applyConfig(n backend.Network) {
 		return
 	}
 	d.conditions.End(id)
+	d.pool.Store(&n.V4)
 	changed := d.terms.SetConfig(n)
 	if changed {
 		d.uplink.SetLeased(n.V4.Cover())

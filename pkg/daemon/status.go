@@ -22,7 +22,7 @@ type parts struct {
 	previous  netip.Prefix // subnet of the previous run
 	uplink    *uplink.Watcher
 	endpoints []string // of etcd
-	api       store.API
+	registry  store.Registry
 	network   backend.Network // its Backend is nil before there is a network config
 	loop      *reconcile.Loop
 	feed      *filter.Feed
@@ -32,7 +32,7 @@ type parts struct {
 // expose makes the rooms that exist now known to requests.
 func (d *daemon) expose() {
 	d.parts.Store(&parts{
-		previous: d.previous.Subnet, uplink: d.uplink, endpoints: d.options.Etcd.Endpoints, api: d.registry.API,
+		previous: d.previous.Subnet, uplink: d.uplink, endpoints: d.options.Etcd.Endpoints, registry: d.registry,
 		network: d.net, loop: d.loop, feed: d.feed, tunnels: d.tunnels,
 	})
 }
@@ -58,7 +58,7 @@ func (d *daemon) status() status.Document {
 // statusOfStore adds the state of etcd.
 func (d *daemon) statusOfStore(doc *status.Document, p parts) {
 	s := &doc.Store
-	s.API, s.Prefix, s.Up = string(p.api), d.options.Etcd.Prefix, d.state.EtcdAnswers()
+	s.API, s.Prefix, s.Up = string(p.registry.API), d.options.Etcd.Prefix, d.state.EtcdAnswers()
 	for _, e := range p.endpoints {
 		if u, err := url.Parse(e); err == nil {
 			u.User = nil // it may contain a password

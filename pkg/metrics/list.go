@@ -77,7 +77,7 @@ func metrics(perPeer bool) []metric {
 			s.timing(v.Loop.Propagation)
 		}},
 		{"filter_repairs_total", counter, "Number of times that packet filter rules were repaired after another program changed them.", nil, func(v *Values, s series) {
-			s.add(float64(v.Rules.Syncs[filter.Repaired]))
+			s.add(float64(v.Rules.Syncs[filter.Repaired] + v.Lock.Syncs[filter.Repaired]))
 		}},
 		{"filter_info", gauge, "Program by which packet filter rules are kept; always 1.", []string{"by"}, func(v *Values, s series) {
 			s.add(1, cmp.Or(v.Rules.Keeper, "none"))

@@ -54,7 +54,8 @@ func all(backend string, peers int) Values {
 			PassTime: reconcile.Timing{Count: 2, Total: time.Second},
 		},
 		Rules:  filter.Stats{Keeper: "nftables", Syncs: map[filter.Result]uint64{filter.Repaired: 7}},
-		Probes: &Probes{Failures: 9, Unreachable: 1, Peers: func(func(Probe) bool) {}},
+		Lock:   filter.Stats{Syncs: map[filter.Result]uint64{filter.Repaired: 10}},
+		Probes: &Probes{Failures: 9, Unreachable: 1},
 	}
 	v.Lease.Own.Expires = time.Unix(1_800_000_000, 0)
 	for _, op := range []store.Op{store.OpConfig, store.OpList, store.OpGet, store.OpWatch, store.OpCreate, store.OpUpdate, store.OpRelease} {
@@ -169,7 +170,7 @@ func TestSeriesAreBounded(t *testing.T) {
 			}
 		}
 	}
-	if with, without := count(scrape(t, all("vxlan", 3), true)), count(scrape(t, all("vxlan", 3), false)); with != without+4 {
+	if with, without := count(scrape(t, all("vxlan", 3), true)), count(scrape(t, all("vxlan", 3), false)); with != without+2*3-2 {
 		t.Errorf("%d series with those of 3 peers, %d without", with, without)
 	}
 }
@@ -230,7 +231,7 @@ func TestValues(t *testing.T) {
 			`flannel_kernel_operations_total{kind="route",result="failed",verb="put"}`: 6,
 			`flannel_repairs_total{kind="link"}`:                                       3,
 			`flannel_drift_objects{kind="neighbour"}`:                                  2,
-			`flannel_filter_repairs_total`:                                             7,
+			`flannel_filter_repairs_total`:                                             17,
 			`flannel_filter_info{by="nftables"}`:                                       1,
 			`flannel_device_receive_bytes_total`:                                       1,
 			`flannel_device_receive_packets_total`:                                     2,
@@ -298,6 +299,10 @@ func TestPeers(t *testing.T) {
 	}
 	if v := value(scrape(t, v, false), "flannel_peer_probe_rtt_seconds"); v != 0.001 {
 		t.Errorf("the mean is %v, want that of the peer that answers", v)
+	}
+	v.Probes.Peers = func(func(Probe) bool) {}
+	if got := scrape(t, v, false); got["flannel_peer_probe_rtt_seconds"] != nil {
+		t.Error("there is a round-trip time without an answer")
 	}
 }
 

@@ -29,6 +29,7 @@ type Values struct {
 	Store store.Stats
 	Loop  reconcile.Stats
 	Rules filter.Stats
+	Lock  filter.Stats // of the underlay's lock
 
 	Device *kernel.Counters // nil if the backend has no device, or if it does not exist
 	Tunnel *tunnel.Stats    // nil if the backend has no tunnel

@@ -1,0 +1,43 @@
+package daemon
+
+import (
+	"flanneld/pkg/lease"
+	"flanneld/pkg/metrics"
+)
+
+// metrics returns the present values of the metrics. It is called by several goroutines.
+func (d *daemon) metrics() metrics.Values {
+	v := metrics.Values{
+		Version: d.options.Version, Ready: d.state.Ready(), Conditions: len(d.state.Conditions()),
+		StoreUp: d.state.EtcdAnswers(), View: d.view.Load(),
+	}
+	if s := d.leases.Load(); s != nil {
+		v.Lease, v.Ready = *s, v.Ready && !s.Lost
+	}
+	if pool := d.pool.Load(); pool != nil {
+		v.Pool = *pool
+	}
+	p := d.parts.Load()
+	if p == nil || p.loop == nil {
+		return v
+	}
+	v.Backend, v.Store, v.Loop = p.network.BackendType, p.registry.Stats(), p.loop.Stats()
+	v.Rules, v.Lock = p.feed.Rules.Stats(), p.feed.Lock.Stats()
+	var own lease.Lease
+	if v.View != nil {
+		own = v.View.Own
+	}
+	if facts, _ := p.uplink.Facts(); facts.MTU != 0 { // outdated ones do, too
+		if name, _ := p.network.Link(facts, own); name != "" {
+			if c, err := d.kernel.Counters(name); err == nil { // else it does not exist now
+				v.Device = &c
+			}
+		}
+	}
+	if p.network.UsesTUN() {
+		s := p.tunnels.Stats()
+		v.Tunnel = &s
+	}
+	v.Probes = d.probeMetrics()
+	return v
+}
