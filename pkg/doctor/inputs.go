@@ -72,6 +72,8 @@ type Inputs struct {
 
 	Inventory *Input[host.Inventory]  // interfaces, and routes of the underlay
 	Device    *Input[dataplane.State] // the overlay's device, with all that is on it
+
+	hostInputs
 }
 
 // NewInputs returns the inputs of this host. ctx ends the reading of all of them.
@@ -106,6 +108,7 @@ func NewInputs(ctx context.Context, o Options) *Inputs {
 		return inv, err
 	})
 	in.Device = newInput(ctx, "devices", localLimit, func(context.Context) (dataplane.State, error) { return readDevices() })
+	in.addHostInputs(ctx)
 	return in
 }
 

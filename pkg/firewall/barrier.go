@@ -2,6 +2,8 @@ package firewall
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -54,6 +56,8 @@ func (b Barrier) String() string { return fmt.Sprintf("%s %s %s", b.Kind, b.Tabl
 // permanently where the tool can save rules.
 func (b Barrier) OpenCommand(port uint16) string {
 	switch {
+	case b.Tool == "ufw" && b.Point == AtOutput:
+		return fmt.Sprintf("ufw allow out %d/udp", port)
 	case b.Tool == "ufw":
 		return fmt.Sprintf("ufw allow %d/udp", port)
 	case b.Tool == "firewalld":
@@ -62,10 +66,51 @@ func (b Barrier) OpenCommand(port uint16) string {
 			add = "--zone=" + b.Zone + " " + add
 		}
 		return fmt.Sprintf("firewall-cmd %s; firewall-cmd --permanent %s", add, add)
-	case b.Table == "ip filter" && b.Chain == "INPUT":
-		return fmt.Sprintf("iptables-nft -I INPUT -p udp --dport %d -j ACCEPT", port)
-	case b.Kind == "nftables":
-		return fmt.Sprintf("nft insert rule %s %s udp dport %d accept", b.Table, b.Chain, port)
 	}
-	return fmt.Sprintf("%s -t %s -I %s -p udp --dport %d -j ACCEPT", b.Kind, b.Table, b.Chain, port)
+	if command := b.iptables(); command != "" {
+		return fmt.Sprintf("%s -I %s -p udp --dport %d -j ACCEPT", command, b.Chain, port)
+	}
+	return fmt.Sprintf("nft insert rule %s %s udp dport %d accept", b.Table, b.Chain, port)
+}
+
+// iptables returns the command for the chain's table, or "" if iptables does not see it.
+func (b Barrier) iptables() string {
+	if b.Kind != "nftables" {
+		return b.Kind + " -t " + b.Table
+	}
+	table, ip := strings.CutPrefix(b.Table, "ip ")
+	builtin := slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, b.Chain)
+	switch {
+	case !ip || !builtin:
+	case table == "filter":
+		return "iptables-nft"
+	case slices.Contains([]string{"raw", "mangle", "nat", "security"}, table):
+		return "iptables-nft -t " + table
+	}
+	return ""
+}
+
+// TrustCommand returns the command that makes the tool accept packets of a network, permanently
+// where the tool can save rules.
+func (b Barrier) TrustCommand(network netip.Prefix) string {
+	switch {
+	case b.Tool == "ufw" && b.Point == AtForward:
+		return fmt.Sprintf("ufw route allow from %s; ufw route allow to %s", network, network)
+	case b.Tool == "firewalld":
+		add := "--zone=trusted --add-source=" + network.String()
+		return fmt.Sprintf("firewall-cmd %s; firewall-cmd --permanent %s", add, add)
+	}
+	if command := b.iptables(); command != "" {
+		return fmt.Sprintf("%[1]s -I %[2]s -s %[3]s -j ACCEPT; %[1]s -I %[2]s -d %[3]s -j ACCEPT", command, b.Chain, network)
+	}
+	return fmt.Sprintf("nft insert rule %[1]s %[2]s ip saddr %[3]s accept; nft insert rule %[1]s %[2]s ip daddr %[3]s accept", b.Table, b.Chain, network)
+}
+
+// ExemptCommand returns the command that makes the chain leave packets from one prefix to another
+// as they are.
+func (b Barrier) ExemptCommand(from, to netip.Prefix) string {
+	if command := b.iptables(); command != "" {
+		return fmt.Sprintf("%s -I %s -s %s -d %s -j ACCEPT", command, b.Chain, from, to)
+	}
+	return fmt.Sprintf("nft insert rule %s %s ip saddr %s ip daddr %s accept", b.Table, b.Chain, from, to)
 }

@@ -38,3 +38,26 @@ func (k *Kernel) VXLANs() ([]VXLAN, error) {
 	}
 	return all, nil
 }
+
+// Port is a bridge or a port of one.
+type Port struct {
+	Name string
+	MTU  int
+}
+
+// BridgePorts returns a bridge and its ports. ok is false if there is no such bridge.
+func (k *Kernel) BridgePorts(name string) (bridge Port, ports []Port, ok bool, err error) {
+	all, err := k.devices()
+	index := -1
+	for _, d := range all {
+		if d.name == name && d.link.Kind == "bridge" {
+			bridge, index, ok = Port{d.name, d.link.MTU}, d.index, true
+		}
+	}
+	for _, d := range all {
+		if d.master == index {
+			ports = append(ports, Port{d.name, d.link.MTU})
+		}
+	}
+	return bridge, ports, ok, err
+}

@@ -35,6 +35,7 @@ type device struct {
 	name   string
 	index  int
 	parent int // index of the underlay device, whose name is in link
+	master int // index of the bridge that it is a port of; 0 if none
 	tun    TUN
 	// carrier is IFF_RUNNING and IFF_LOWER_UP of netdevice(7). If both are clear, the kernel
 	// removes the link's nexthops and the routes through them without an event of their own, while
@@ -60,6 +61,8 @@ func parseDevice(b []byte) (d device, ok bool) {
 			d.link.MTU = v.Number()
 		case unix.IFLA_ADDRESS:
 			d.link.MAC = v.MAC()
+		case unix.IFLA_MASTER:
+			d.master = v.Number()
 		case unix.IFLA_LINKINFO:
 			d.parseInfo(v)
 		}
