@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"flanneld/pkg/dataplane"
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
@@ -39,6 +38,7 @@ type facts struct {
 	overlay   Overlay
 	paths     Paths
 	inventory host.Inventory
+	local     localFacts
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -59,7 +59,7 @@ func testLease(n int, now time.Time) lease.Lease {
 // healthy returns the facts of host 7, which has the peers 8 and 9.
 func healthy() *facts {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	f := &facts{now: now, answer: answered}
+	f := &facts{now: now, answer: answered, local: healthyLocal()}
 	f.options = Options{
 		Etcd: etcd.Options{Endpoints: []string{"http://192.0.2.1:2379"}, Prefix: defaultPrefix}, API: store.APIAuto,
 		SubnetFile: subnetenv.DefaultFile, RenewMargin: time.Hour, Source: "flanneld runs (PID 7)",
@@ -113,7 +113,7 @@ func (f *facts) inputs() *Inputs {
 	in.Env, in.Claim = Given(f.env), Given(f.claim)
 	in.Endpoints, in.Elsewhere, in.OwnLease = Given(f.endpoints), Given(f.elsewhere), Given(f.ownLease)
 	in.Overlay, in.Paths, in.Inventory = Given(f.overlay), Given(f.paths), Given(f.inventory)
-	in.Device = Given(dataplane.NewState())
+	f.local.add(in)
 	return in
 }
 
@@ -374,6 +374,11 @@ func TestNothingFailsForLackOfInput(t *testing.T) {
 // lackField replaces an input by one that could not be read.
 func lackField(in *Inputs, field int) {
 	v := reflect.ValueOf(in).Elem().Field(field)
+	if v.Kind() == reflect.Struct && v.Type() == reflect.TypeFor[hostInputs]() {
+		for i := range v.NumField() {
+			v.Field(i).SetZero()
+		}
+	}
 	if v.Kind() == reflect.Pointer && strings.HasPrefix(v.Type().Elem().Name(), "Input[") {
 		v.Set(reflect.Zero(v.Type())) // Get of nil returns an error
 	}

@@ -163,6 +163,9 @@ func checkBridgeMTU(ctx context.Context, in *Inputs) Result {
 	if b.Name == "" {
 		return okf("this host has no bridge with its subnet")
 	}
+	if env.MTU == 0 {
+		return unknownf("the subnet file has no MTU")
+	}
 	for _, p := range b.Ports {
 		if p.MTU > env.MTU {
 			return failf("systemctl restart docker  # with --mtu=$FLANNEL_MTU, then create the containers again",

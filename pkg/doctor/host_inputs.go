@@ -154,12 +154,12 @@ func (in *Inputs) readBridge(ctx context.Context) (b Bridge, err error) {
 
 // describe returns the sentence of a finding with its fields.
 func describe(f host.Finding) string {
-	var fields []string
+	var parts []string
 	for i := 0; i+1 < len(f.Fields); i += 2 {
-		fields = append(fields, fmt.Sprintf("%v %v", f.Fields[i], f.Fields[i+1]))
+		parts = append(parts, fmt.Sprintf("%v %v", f.Fields[i], f.Fields[i+1]))
 	}
-	if len(fields) == 0 {
+	if len(parts) == 0 {
 		return f.Text
 	}
-	return f.Text + " (" + strings.Join(fields, ", ") + ")"
+	return f.Text + " (" + strings.Join(parts, ", ") + ")"
 }
