@@ -57,9 +57,9 @@ func newFollower(o Options, emit func(lease.View)) *follower {
 		away:         outage{log: o.Log},
 		inputs:       make(chan func(), 2),
 		budget:       rate.NewLimiter(budgetRate, budgetBurst),
-		retryPace:    pace.Pace{Initial: firstRetry, Max: lastRetry},
-		watchPace:    pace.Pace{Initial: 100 * time.Millisecond, Max: lastRetry},
-		listPace:     pace.Pace{Initial: firstRetry, Max: 2 * lastRetry},
+		retryPace:    pace.Pace{Initial: firstRetry}, // Max: see limitPauses
+		watchPace:    pace.Pace{Initial: 100 * time.Millisecond},
+		listPace:     pace.Pace{Initial: firstRetry},
 		ownReads:     rate.NewLimiter(rate.Every(readEvery), readBurst),
 		failed:       pace.Backoff{Initial: firstRetry, Max: renewFloor},
 		acquirePace:  pace.Pace{Initial: 100 * time.Millisecond, Max: time.Second},

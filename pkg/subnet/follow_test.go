@@ -442,27 +442,65 @@ func TestFollowListsAtOnceIfThatHelps(t *testing.T) {
 	})
 }
 
-// If the registry repeatedly has no history, it is not called in a tight loop.
-func TestFollowPacesListings(t *testing.T) {
-	following1(t, func(w *following) {
-		var lists atomic.Int32
-		w.reg.SetHook(func(_ context.Context, op string, _ lease.Subnets, done bool) error {
-			switch {
-			case op == "list" && done:
-				lists.Add(1)
-			case op == "watch":
+// A registry that answers nonsense is not called in a tight loop, and not by very many hosts more
+// often than it can answer. A small network learns of changes soon after the registry works again.
+func TestFollowPausesByTheNetworksSize(t *testing.T) {
+	nonsense := map[string]func(op string) error{
+		"no history": func(op string) error {
+			if op == "watch" {
 				return registry.ErrHistoryLost
 			}
 			return nil
-		})
-		w.reg.Put("10.42.8.0-24", value(them, 8), 0)
-		elapse(time.Minute)
-		if n := lists.Load(); n < 5 || n > 15 {
-			t.Errorf("%d listings in a minute", n)
+		},
+		"no answers": func(string) error { return errors.New("connection refused") },
+		"answers to reads": func(op string) error {
+			if op == "watch" {
+				return errors.New("nonsense")
+			}
+			return nil
+		},
+	}
+	for what, answer := range nonsense {
+		for _, row := range []struct {
+			peers, most int           // most requests in a minute: two for a listing, one for an attempt
+			late        time.Duration // how long after the outage a change is learned, at most
+		}{
+			{1, 100, 2200 * time.Millisecond},
+			{150, 64, 4 * time.Second},
+		} {
+			t.Run(fmt.Sprint(what, ", ", row.peers, " peers"), func(t *testing.T) {
+				in(t, func(f *fixture) {
+					for i := range row.peers {
+						f.reg.Put(fmt.Sprintf("10.42.%d.0-24", 100+i), value(them, i), 0)
+					}
+					w := f.follow()
+					elapse(time.Minute)
+					w.take()
+					var requests atomic.Int32
+					f.reg.SetHook(func(_ context.Context, op string, _ lease.Subnets, done bool) error {
+						if !done && (op == "list" || op == "get") {
+							requests.Add(1)
+						}
+						return answer(op)
+					})
+					f.reg.Put("10.42.8.0-24", value(them, 8), 0)
+					elapse(2 * time.Minute)
+					requests.Store(0)
+					elapse(time.Minute)
+					if n := int(requests.Load()); n < 5 || n > row.most {
+						t.Errorf("%d requests in a minute", n)
+					}
+					f.reg.SetHook(nil)
+					f.reg.Put("10.42.9.0-24", value(them, 9), 0)
+					elapse(row.late)
+					views := w.take()
+					if len(views) == 0 || len(views[len(views)-1].Peers) != row.peers+2 {
+						t.Errorf("the change is not learned within %v: %d views", row.late, len(views))
+					}
+				})
+			})
 		}
-		w.reg.SetHook(nil)
-		elapse(time.Second)
-	})
+	}
 }
 
 func TestFollowEndsWithContext(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 // was handled, or by a timer.
 
 const (
-	// Bounds of the wait between attempts during an outage.
+	// Bounds of the wait between attempts during an outage; see limitPauses for the longest ones.
 	firstRetry, lastRetry = time.Second, 5 * time.Second
 	// Each event or lease costs 1, plus watchCost or listCost per call: a request in etcd's v2 API,
 	// or whatever a listing restarts, such as the stream of a v3 watch. The budget grows by
@@ -24,6 +24,7 @@ const (
 
 // follow runs a call that follows the network.
 func (f *follower) follow(do func() (then func())) {
+	f.limitPauses()
 	f.callSince = time.Now()
 	f.call(func() func() {
 		then := do()
@@ -125,10 +126,22 @@ func (f *follower) relistDelay() time.Duration {
 	if !f.listed {
 		return spread
 	}
-	if wait := f.listPace.Next(time.Now()); wait > 0 {
-		spread += randomBetween(wait/2, wait)
-	}
-	return spread
+	now := time.Now()
+	wait := f.listPace.Delay(now)
+	wait = randomBetween(wait/2, wait+1)
+	f.listPace.Turn(now.Add(wait))
+	return wait + spread
+}
+
+// limitPauses sets the longest pauses between attempts to follow the network. After an outage,
+// changes are learned that much later. In a network of n hosts, all of which wait for the same etcd,
+// attempts cost it in proportion to n, and listings to n squared. So the pauses of a small network
+// are at most about two seconds, and those of larger ones longer.
+func (f *follower) limitPauses() {
+	longest := 2*time.Second + time.Duration(len(f.leases))*10*time.Millisecond
+	f.retryPace.Max = min(longest, lastRetry)
+	f.watchPace.Max = min(longest, lastRetry)
+	f.listPace.Max = min(longest, 2*lastRetry)
 }
 
 // reconnect continues watching. After an outage our own lease indicates whether the registry is
