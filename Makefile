@@ -77,7 +77,12 @@ SLOW = subnet iptables tunnel/e2e
 # Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
 CLUSTERS = ./cmd/flanneld
 # Number of cluster tests that run in parallel: most of the time they wait.
-PARALLEL ?= 8
+PARALLEL ?= 10
+# Cluster tests that do nearly nothing but wait, for minutes, for example until a daemon reads the
+# network config again. They run in parallel to the packages.
+WAITING = ConfigChanges|FullPool|WaitingHostTakesOverAnyConfig|EtcdAway|Password|EtcdCertificates|LastSubnet|EtcdMayBeReadOnly|NewUplinkAddressWhileAway|ClosedTunnelPortIsNamed
+# The same as a regular expression, unless TESTFLAGS selects tests.
+APART = $(if $(findstring -run,$(TESTFLAGS))$(findstring -skip,$(TESTFLAGS)),,^Test($(WAITING))$$)
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.
 TESTFLAGS ?=
 
@@ -254,15 +259,16 @@ packages:
 	fi; \
 	.ci/packages missing test
 
-# Packages in parallel, then the cluster tests alone. Everything is compiled before, because
-# compilers leave no CPU for others. All tests run, even after a failure. test-arch runs in the
-# background with idle priority. The filter prints what "go test" prints, and at the end a summary.
+# Packages in parallel, and the cluster tests that wait, then the other cluster tests alone.
+# Everything is compiled before, because compilers leave no CPU for others. All tests run, even
+# after a failure. test-arch runs in the background with idle priority. The filter prints what "go
+# test" prints, and at the end a summary.
 .PHONY: test
 test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-lab)
 	@status=0; \
-	arch=$$(mktemp); side=$$(mktemp); set -m; \
+	arch=$$(mktemp); side=$$(mktemp); waiting=$$(mktemp); set -m; \
 	chrt --idle 0 $(MAKE) --no-print-directory test-arch LENIENT=yes >"$$arch" 2>&1 & \
-	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$side"' EXIT; \
+	set +m; trap 'kill -- -$$! 2>/dev/null || true; rm -f "$$arch" "$$side" "$$waiting"' EXIT; \
 	$(MAKE) --no-print-directory vet || status=1; \
 	$(MAKE) --no-print-directory gofmt || status=1; \
 	race=; \
@@ -274,12 +280,15 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	compiled $$clusters $$rest; \
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
-	  set -m; { tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; exit $$failed; } >"$$side" & \
-	  set +m; trap 'kill -- -$$! 2>/dev/null || true' EXIT; \
-	  [ -z "$$race" ] || { CGO_ENABLED=1 tested -race -p 4 $$race; CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); }; \
-	  wait $$! || failed=1; \
-	  cat "$$side"; \
-	  tested -p 1 -parallel $(PARALLEL) $$clusters; \
+	  set -m; \
+	  { [ -z "$(APART)" ] || tested -parallel 6 -run '$(APART)' $$clusters; exit $$failed; } >"$$waiting" & waits=$$!; \
+	  { tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); exit $$failed; } >"$$side" & sides=$$!; \
+	  set +m; trap 'kill -- -$$waits -$$sides 2>/dev/null || true' EXIT; \
+	  [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 4 $$race; \
+	  wait $$sides || failed=1; \
+	  wait $$waits || failed=1; \
+	  cat "$$side" "$$waiting"; \
+	  tested -p 1 -parallel $(PARALLEL) $(if $(APART),-skip '$(APART)') $$clusters; \
 	  exit $$failed; \
 	} | awk -f .ci/gotest.awk || status=1; \
 	wait $$! || status=1; \
