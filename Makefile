@@ -278,10 +278,11 @@ test: packages dist/flanneld $(if $(wildcard cmd/flannel-lab/*.go),dist/flannel-
 	compiled() { $(GO) list -test -deps -export "$$@" >/dev/null || status=1; }; \
 	[ -z "$$race" ] || CGO_ENABLED=1 compiled -race $$race $(SHORT_RACED:%=./pkg/%); \
 	compiled $$clusters $$rest; \
+	$(GO) test -C dist/prometheus -c -o /dev/null . || status=1; \
 	tested() { $(GO) test -v -vet=off -count=1 -timeout 30m $(TESTFLAGS) "$$@" || failed=1; }; \
 	{ failed=0; \
 	  set -m; \
-	  { [ -z "$(APART)" ] || tested -parallel 6 -run '$(APART)' $$clusters; exit $$failed; } >"$$waiting" & waits=$$!; \
+	  { [ -z "$(APART)" ] || tested -parallel 10 -run '$(APART)' $$clusters; exit $$failed; } >"$$waiting" & waits=$$!; \
 	  { tested -p 2 $$rest; $(GO) test -C dist/prometheus -v -count=1 . || failed=1; [ -z "$$race" ] || CGO_ENABLED=1 tested -race -short $(SHORT_RACED:%=./pkg/%); exit $$failed; } >"$$side" & sides=$$!; \
 	  set +m; trap 'kill -- -$$waits -$$sides 2>/dev/null || true' EXIT; \
 	  [ -z "$$race" ] || CGO_ENABLED=1 tested -race -p 4 $$race; \
