@@ -44,17 +44,18 @@ func (c *cluster) probed(h *lab.Host, peer netip.Prefix, d time.Duration, want s
 	})
 }
 
-// ignore has a host drop all packets from another one, on the underlay and in the overlay.
-func (c *cluster) ignore(h *lab.Host, from *lab.Host) {
+// cutWay has the underlay drop what a host sends to another one, but not what it sends back. On the
+// hosts, flanneld would open the packet filter.
+func (c *cluster) cutWay(from, to *lab.Host) {
 	c.t.Helper()
-	c.sh(h, fmt.Sprintf(`nft 'table ip lossy { chain in { type filter hook prerouting priority -400; ip saddr { %s, %s } drop; }; }'`,
-		from.Addr, c.subnet(from)))
+	c.must(c.inFabric(fmt.Sprintf(`nft 'table bridge lossy { chain c { type filter hook forward priority 0; iifname %s oifname %s ether type ip drop; }; }'`,
+		from.Name, to.Name)))
 }
 
-// heed undoes ignore.
-func (c *cluster) heed(h *lab.Host) {
+// mendWays undoes cutWay.
+func (c *cluster) mendWays() {
 	c.t.Helper()
-	c.sh(h, "nft delete table ip lossy")
+	c.must(c.inFabric("nft delete table bridge lossy"))
 }
 
 // countProbes starts to count the ping requests that a host receives for addresses of the overlay.
@@ -104,13 +105,13 @@ func TestPeersAreProbed(t *testing.T) {
 				}
 			}
 			one, two, three := c.Hosts[0], c.Hosts[1], c.Hosts[2]
-			c.ignore(two, one)
+			c.cutWay(one, two)
 			took := c.probed(one, c.subnet(two), 12*time.Second, status.ProbeFailing, "does not answer probes since")
 			c.says(one.Flanneld(), "peers do not answer probes", "count=1", c.subnet(two).String())
 			for _, o := range []*lab.Host{one, two} {
 				c.probed(three, c.subnet(o), time.Second, status.ProbeOK, "")
 			}
-			c.heed(two)
+			c.mendWays()
 			back := c.probed(one, c.subnet(two), 12*time.Second, status.ProbeOK, "")
 			c.says(one.Flanneld(), "peers answer probes again")
 			c.said(one.Flanneld(), 1, "peers do not answer probes")

@@ -1,11 +1,10 @@
 package prober
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"net/netip"
 	"time"
-
-	"flanneld/pkg/lease"
 )
 
 // State is what the probes of a peer have shown.
@@ -42,14 +41,20 @@ const (
 	fullEvery = 4
 )
 
-// key identifies a peer: its IPv4 subnet, as the address and the prefix length plus one, as
-// lease.Subnets begin. It sorts as bytes.
-type key [5]byte
+// key identifies a peer: the address of its IPv4 subnet, and in the lowest byte the prefix length.
+// Keys sort as lease.Subnets do.
+type key uint64
 
-func keyOf(s lease.Subnets) key { return key(s[:]) }
+func keyOf(subnet netip.Prefix) key {
+	ip := subnet.Addr().As4()
+	return key(binary.BigEndian.Uint32(ip[:]))<<8 | key(subnet.Bits())
+}
 
-// subnet returns the IPv4 subnet, or an invalid prefix if there is none.
-func (k key) subnet() netip.Prefix { return lease.Subnets(append(k[:], make([]byte, 17)...)).V4() }
+func (k key) subnet() netip.Prefix {
+	var ip [4]byte
+	binary.BigEndian.PutUint32(ip[:], uint32(k>>8))
+	return netip.PrefixFrom(netip.AddrFrom4(ip), int(k&0xff))
+}
 
 // peer is what is known about a peer. There are thousands, so it is small and has no pointers.
 type peer struct {

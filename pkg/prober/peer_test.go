@@ -2,9 +2,13 @@ package prober
 
 import (
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
+
+	"flanneld/pkg/lease"
 )
 
 // feed records results of small probes: + is an answer, - a loss; f and F are those of full-size
@@ -168,5 +172,20 @@ func TestStatesHaveNames(t *testing.T) {
 	}
 	if len(seen) != states || !seen["unknown"] {
 		t.Errorf("names %v", seen)
+	}
+}
+
+func TestKeysSortAsSubnets(t *testing.T) {
+	var keys []key
+	var subnets []lease.Subnets
+	for _, s := range []string{"0.0.0.0/0", "10.42.0.0/16", "10.42.0.0/24", "10.42.1.0/24", "192.168.0.0/30", "255.255.255.255/32"} {
+		p := netip.MustParsePrefix(s)
+		if keyOf(p).subnet() != p {
+			t.Errorf("%v becomes %v", p, keyOf(p).subnet())
+		}
+		keys, subnets = append(keys, keyOf(p)), append(subnets, lease.SubnetsOf(p))
+	}
+	if !slices.IsSorted(keys) || !slices.IsSortedFunc(subnets, lease.Subnets.Compare) {
+		t.Errorf("not sorted: %x, %v", keys, subnets)
 	}
 }

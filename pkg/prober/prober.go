@@ -9,6 +9,7 @@
 package prober
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"iter"
@@ -243,10 +244,8 @@ func (p *Prober) source() netip.Addr {
 
 // update takes over changed inputs.
 func (p *Prober) update() {
-	if now := time.Now(); now.Sub(p.updatedAt) >= updatePause {
-		p.updatedAt = now
-	} else {
-		return
+	if len(p.schedule.peers) > 0 && time.Since(p.updatedAt) < updatePause {
+		return // there is another turn
 	}
 	p.input.Lock()
 	in, changed := p.input.inputs, p.input.changed
@@ -255,7 +254,7 @@ func (p *Prober) update() {
 	if !changed || in.network == nil || in.facts == nil || in.view == nil {
 		return
 	}
-	p.have = in
+	p.have, p.updatedAt = in, time.Now()
 	p.device, _ = in.network.Link(*in.facts, in.view.Own)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -271,12 +270,13 @@ func (p *Prober) targets(in inputs) iter.Seq[target] {
 	}
 	return func(yield func(target) bool) {
 		for _, l := range in.view.Peers {
-			if skipped[l.Subnets] || !l.Subnets.V4().IsValid() {
+			subnet := l.Subnets.V4()
+			if skipped[l.Subnets] || !subnet.IsValid() {
 				continue
 			}
 			device := in.network.Via(*in.facts, l)
 			onLink := device != "" && device != p.device
-			if !yield(target{keyOf(l.Subnets), device, onLink}) {
+			if !yield(target{keyOf(subnet), device, onLink}) {
 				return
 			}
 		}
@@ -304,11 +304,14 @@ func (p *Prober) blocked() bool { return p.failed != nil && time.Since(p.failedA
 
 // Of returns the result for a peer.
 func (r Results) Of(s lease.Subnets) Result {
-	k := keyOf(s)
-	if i, ok := slices.BinarySearchFunc(r.peers, k, func(p peer, k key) int { return p.key.compare(k) }); ok {
-		return r.peers[i].result(r.start)
+	if !s.V4().IsValid() {
+		return Result{}
 	}
-	return Result{}
+	i, ok := slices.BinarySearchFunc(r.peers, keyOf(s.V4()), func(p peer, k key) int { return cmp.Compare(p.key, k) })
+	if !ok {
+		return Result{}
+	}
+	return r.peers[i].result(r.start)
 }
 
 // All returns the results for all peers, sorted by subnet.

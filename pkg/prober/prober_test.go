@@ -429,6 +429,20 @@ func TestOnlyPeersOfTheViewAreProbed(t *testing.T) {
 	})
 }
 
+// TestFirstPeerComesSoonAfterTheFirstView: views that follow one another quickly are all used.
+func TestFirstPeerComesSoonAfterTheFirstView(t *testing.T) {
+	start(t, vxlan, 0, func(f *fixture) {
+		f.after(300 * time.Millisecond)
+		f.SetView(view(2))
+		f.after(5 * time.Second)
+		for n := range 2 {
+			if f.result(n).State != OK {
+				t.Errorf("peer %d: %+v", n, f.result(n))
+			}
+		}
+	})
+}
+
 func TestIntervalOfZeroSendsNothing(t *testing.T) {
 	n, err := backend.ParseNetwork([]byte(vxlan))
 	if err != nil {

@@ -1,7 +1,6 @@
 package prober
 
 import (
-	"bytes"
 	"iter"
 	"math/rand/v2"
 	"net/netip"
@@ -94,7 +93,7 @@ func (s *schedule) turn() time.Duration { return s.interval / perInterval }
 // set replaces the peers by those of targets, which are sorted by key. What is known about a peer
 // is kept.
 func (s *schedule) set(targets iter.Seq[target], now time.Duration) {
-	before, turn, known := s.peers, key{255, 255, 255, 255, 255}, len(s.peers) > 0
+	before, turn, known := s.peers, ^key(0), len(s.peers) > 0
 	if s.next < len(before) {
 		turn = before[s.next].key
 	}
@@ -114,7 +113,7 @@ func (s *schedule) set(targets iter.Seq[target], now time.Duration) {
 		if t.onLink {
 			s.onLink++
 		}
-		for len(before) > 0 && before[0].key.compare(t.key) < 0 {
+		for len(before) > 0 && before[0].key < t.key {
 			before = before[1:]
 		}
 		p := peer{key: t.key}
@@ -142,11 +141,9 @@ func (s *schedule) set(targets iter.Seq[target], now time.Duration) {
 	s.recount()
 }
 
-func (k key) compare(o key) int { return bytes.Compare(k[:], o[:]) }
-
 // search returns the index of the first peer that is not before k.
 func (s *schedule) search(k key) int {
-	return sort.Search(len(s.peers), func(i int) bool { return s.peers[i].key.compare(k) >= 0 })
+	return sort.Search(len(s.peers), func(i int) bool { return s.peers[i].key >= k })
 }
 
 // find returns a peer, or nil. The pointer is valid until the next set.

@@ -7,19 +7,15 @@ import (
 	"slices"
 	"testing"
 	"time"
-
-	"flanneld/pkg/lease"
 )
 
-// subnetOf returns the subnet of peer n.
-func subnetOf(n int) lease.Subnets {
-	return lease.SubnetsOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 0}), 24))
+// nth returns the key of peer n.
+func nth(n int) key {
+	return keyOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 0}), 24))
 }
 
-func nth(n int) key { return keyOf(subnetOf(n)) }
-
 // number returns which peer a key is of.
-func (k key) number() int { return int(k[1])<<8 | int(k[2]) }
+func (k key) number() int { return int(k >> 16 & 0xffff) }
 
 // only returns targets for peers, on the uplink's link or not.
 func only(onLink bool, peers ...int) iter.Seq[target] {
