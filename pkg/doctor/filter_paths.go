@@ -73,7 +73,7 @@ func outside() netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, 1}) }
 // packet adds the indexes of its devices to a packet.
 func (w Ways) packet(p firewall.Packet) firewall.Packet {
 	p.InIndex, p.OutIndex = w.Index[p.In], w.Index[p.Out]
-	p.Bridged = w.Bridge != "" && (p.In == w.Bridge || p.Out == w.Bridge)
+	p.InBridge, p.OutBridge = w.Bridge != "" && p.In == w.Bridge, w.Bridge != "" && p.Out == w.Bridge
 	return p
 }
 

@@ -25,8 +25,9 @@ type Packet struct {
 	// Unmarked is set if the packet has no mark before the first rule. Otherwise the mark is
 	// unknown.
 	Unmarked bool
-	// Bridged is set if the packet also passes a bridge's own chains, by ports that are unknown.
-	Bridged bool
+	// InBridge and OutBridge are set if In or Out is a bridge, whose own chains the packet passes
+	// too, by ports that are unknown.
+	InBridge, OutBridge bool
 	// Tracking is what is known of the packet's connection. Evaluate sets it.
 	Tracking Tracking
 }
@@ -134,8 +135,13 @@ func Evaluate(p Packet, chains []BaseChain) (path Path, err error) {
 
 // passes reports whether a packet passes a base chain.
 func (p Packet) passes(c BaseChain) bool {
-	if c.NAT && p.Reply || c.Bridge && (!p.Bridged || c.Point == AtForward) {
+	switch {
+	case c.NAT && p.Reply:
 		return false
+	case c.Bridge && (c.Point == AtPreRouting || c.Point == AtInput):
+		return p.InBridge
+	case c.Bridge:
+		return p.OutBridge && (c.Point == AtOutput || c.Point == AtPostRouting)
 	}
 	switch c.Point {
 	case AtIngress:
@@ -143,11 +149,11 @@ func (p Packet) passes(c BaseChain) bool {
 	case AtPreRouting:
 		return !p.FromHost
 	case AtInput:
-		return p.ToHost || c.Bridge && !p.FromHost
+		return p.ToHost
 	case AtForward:
 		return !p.ToHost && !p.FromHost
 	case AtOutput:
-		return p.FromHost || c.Bridge && !p.ToHost
+		return p.FromHost
 	case AtPostRouting:
 		return !p.ToHost
 	case AtEgress:

@@ -145,6 +145,10 @@ func conditionOf(option, value string, p firewall.Packet) (met firewall.Met, kno
 		holds, certain = inPorts(value, p.DstPort)
 	case "--sport", "--sports", "--source-ports":
 		holds, certain = inPorts(value, p.SrcPort)
+	case "--ports":
+		source, ok := inPorts(value, p.SrcPort)
+		destination, ok2 := inPorts(value, p.DstPort)
+		holds, certain = source && ok || destination && ok2, source && ok || destination && ok2 || ok && ok2
 	case "--icmp-type":
 		holds, certain = isICMPType(value, p)
 	case "--mark":

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 
@@ -44,20 +45,25 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 	case name == "state" && len(info) >= 4: // xt_state_info
 		return stateMet(p, u32(0))
 	case name == "conntrack" && revision >= 2 && len(info) >= 152: // xt_conntrack_mtinfo2
-		const flags, inverted, states, onState = 146, 148, 150, 1
-		if u16(flags) == onState {
-			met := stateMet(p, uint32(u16(states)))
-			if u16(inverted)&onState != 0 {
-				met = firewall.Yes - met
-			}
-			return met
-		}
+		return conntrackMet(p, u16)
 	case name == "addrtype" && revision >= 1 && len(info) >= 8: // xt_addrtype_info_v1
 		const invertSource, invert = 1, 2
 		if flags := u32(4); flags&^(invert|invertSource) == 0 {
 			met := typeMet(p.FromHost, p.Src, u16(0), flags&invertSource != 0)
 			return met.And(typeMet(p.ToHost, p.Dst, u16(2), flags&invert != 0))
 		}
+	case name == "iprange" && revision == 1 && len(info) >= 65: // xt_iprange_mtinfo
+		const onSource, onDestination = 1, 2 // and 16 and 32 to invert
+		met := firewall.Yes
+		if info[64]&onSource != 0 {
+			met = met.And(rangeMet(p.Src, info[0:], info[64]&(onSource<<4) != 0))
+		}
+		if info[64]&onDestination != 0 {
+			met = met.And(rangeMet(p.Dst, info[32:], info[64]&(onDestination<<4) != 0))
+		}
+		return met
+	case name == "pkttype" && len(info) >= 8 && !p.FromHost: // xt_pkttype_info
+		return metIf((u32(0) == unix.PACKET_HOST) != (u32(4) != 0), true)
 	case name == "mark" && revision == 1 && len(info) >= 9: // xt_mark_mtinfo1
 		return metIf((u32(0) == 0) != (info[8] != 0), p.Unmarked || u32(4) == 0)
 	}
@@ -68,6 +74,33 @@ func compatMatch(p firewall.Packet, m map[uint16]netlink.Value) firewall.Met {
 func portsMet(p firewall.Packet, u16 func(at int) uint16, inverted byte) firewall.Met {
 	src := inPorts(p.SrcPort, u16(0), u16(2), inverted&1 != 0)
 	return src.And(inPorts(p.DstPort, u16(4), u16(6), inverted&2 != 0))
+}
+
+// conntrackMet evaluates the conditions of xt_conntrack_mtinfo2 on state and direction.
+func conntrackMet(p firewall.Packet, u16 func(at int) uint16) firewall.Met {
+	const onState, onDirection, stateAlias = 1, 1 << 12, 1 << 13 // the last means "-m state"
+	flags, inverted, met := u16(146), u16(148), firewall.Yes
+	if flags&onDirection != 0 { // the reply, unless it is inverted
+		met = met.And(metIf(p.Reply != (inverted&onDirection != 0), p.Tracking == firewall.Tracked))
+	}
+	if flags&onState != 0 {
+		state := stateMet(p, uint32(u16(150)))
+		if inverted&onState != 0 {
+			state = firewall.Yes - state
+		}
+		met = met.And(state)
+	}
+	if flags&^(onState|onDirection|stateAlias) != 0 {
+		met = met.And(firewall.Maybe)
+	}
+	return met
+}
+
+// rangeMet evaluates a range of addresses of 16 bytes each.
+func rangeMet(a netip.Addr, between []byte, not bool) firewall.Met {
+	n := a.BitLen() / 8
+	within := bytes.Compare(between[:n], a.AsSlice()) <= 0 && bytes.Compare(a.AsSlice(), between[16:16+n]) <= 0
+	return metIf(within != not, a.IsValid())
 }
 
 // stateMet evaluates states of connections, bits as in xt_conntrack.h.

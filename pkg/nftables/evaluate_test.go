@@ -71,3 +71,48 @@ func FuzzElements(f *testing.F) {
 		e.verdicts(firewall.Yes, nil, false)
 	})
 }
+
+// TestUnknownExpressionsAreNeverAGuess inserts an expression that is not understood between those of
+// a rule: it may load any register, and may end the rule.
+func TestUnknownExpressionsAreNeverAGuess(t *testing.T) {
+	expr := func(name string, data netlink.Attrs) netlink.Attrs {
+		return netlink.Attrs{}.Nest(unix.NFTA_LIST_ELEM, netlink.Attrs{}.Text(unix.NFTA_EXPR_NAME, name).Nest(unix.NFTA_EXPR_DATA, data))
+	}
+	value := func(b ...byte) netlink.Attrs { return netlink.Attrs{}.Bytes(unix.NFTA_DATA_VALUE, b) }
+	load := expr("meta", netlink.Attrs{}.Uint32BE(unix.NFTA_META_DREG, unix.NFT_REG_1).Uint32BE(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO))
+	compare := func(protocol byte) netlink.Attrs {
+		return expr("cmp", netlink.Attrs{}.Uint32BE(unix.NFTA_CMP_SREG, unix.NFT_REG_1).Uint32BE(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ).Nest(unix.NFTA_CMP_DATA, value(protocol)))
+	}
+	drop := expr("immediate", netlink.Attrs{}.Uint32BE(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
+		Nest(unix.NFTA_IMMEDIATE_DATA, netlink.Attrs{}.Nest(unix.NFTA_DATA_VERDICT, netlink.Attrs{}.Uint32BE(unix.NFTA_VERDICT_CODE, 0))))
+	mystery := expr("mystery", netlink.Attrs{}.Uint32BE(1, 1))
+	for _, c := range []struct {
+		name string
+		rule []netlink.Attrs
+		want string
+	}{
+		{"met", []netlink.Attrs{load, compare(17), drop}, "yes"},
+		{"not met", []netlink.Attrs{load, compare(6), drop}, "no"},
+		{"before", []netlink.Attrs{mystery, load, compare(17), drop}, "maybe"},
+		{"before what is not met", []netlink.Attrs{mystery, load, compare(6), drop}, "no"},
+		{"after what is not met", []netlink.Attrs{load, compare(6), mystery, drop}, "no"},
+		{"between, met", []netlink.Attrs{load, mystery, compare(17), drop}, "maybe"},
+		{"between, not met", []netlink.Attrs{load, mystery, compare(6), drop}, "maybe"},
+		{"after", []netlink.Attrs{load, compare(17), mystery, drop}, "maybe"},
+	} {
+		v := evaluator{packet: firewall.Packet{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: 17}}
+		steps, err := v.ruleSteps(parseExpressions(bytes.Join(func() (all [][]byte) {
+			for _, a := range c.rule {
+				all = append(all, a)
+			}
+			return all
+		}(), nil)))
+		got := "no"
+		if len(steps) > 0 {
+			got = [...]string{firewall.No: "no", firewall.Maybe: "maybe", firewall.Yes: "yes"}[steps[0].Met]
+		}
+		if err != nil || got != c.want {
+			t.Errorf("%s: %s, %v, want %s", c.name, got, err, c.want)
+		}
+	}
+}
