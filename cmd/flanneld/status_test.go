@@ -180,7 +180,7 @@ func TestStatusBeforeTheSubnet(t *testing.T) {
 	c.shows(h, status.VerdictOK, "", nil)
 }
 
-// TestStatusFollowsTheHost: a peer is skipped, a route of another program is in the way, the device
+// TestStatusFollowsTheHost: a peer is skipped, an address of another device is in the way, the device
 // is deleted and repaired, the uplink goes away.
 func TestStatusFollowsTheHost(t *testing.T) {
 	t.Parallel()
@@ -216,7 +216,7 @@ func TestStatusFollowsTheHost(t *testing.T) {
 	c.del("subnets/10.42.2.0-24")
 	c.shows(h, status.VerdictOK, "", nil)
 
-	c.sh(h, "ip link add foreign type bridge && ip link set foreign up && ip route add 10.42.3.0/24 dev foreign")
+	c.sh(h, "ip link add foreign type bridge && ip link set foreign up && ip addr add 10.42.3.1/24 dev foreign")
 	c.put("subnets/10.42.3.0-24", phantomValue("172.31.200.93", "02:00:00:00:00:93"))
 	c.shows(h, status.VerdictDegraded, "", func(d status.Document) error {
 		if d.Drift == nil || *d.Drift == 0 || d.DriftKinds["route"] == 0 {

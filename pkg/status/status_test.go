@@ -60,7 +60,9 @@ func changes() []change {
 		{"notice", func(d *Document) { d.Conditions = append(d.Conditions, notice) }, VerdictOK, ""},
 		{"warning", func(d *Document) { d.Conditions = append(d.Conditions, notice, warning) }, VerdictDegraded, warning.Text},
 		{"severe", func(d *Document) { d.Conditions = append(d.Conditions, warning, severe) }, VerdictDegraded, severe.Text},
-		{"oldest", func(d *Document) { d.Conditions = append(d.Conditions, warning, Condition{Severity: Warning, Text: "newer"}) }, VerdictDegraded, warning.Text},
+		{"oldest", func(d *Document) {
+			d.Conditions = append(d.Conditions, warning, Condition{Severity: Warning, Text: "newer"})
+		}, VerdictDegraded, warning.Text},
 		{"uplink", func(d *Document) {
 			d.Conditions = append(d.Conditions, severe, Condition{ID: "uplink", Severity: Warning, Text: "uplink is unusable"})
 		}, VerdictDown, "uplink is unusable"},
