@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,11 +23,11 @@ type fault struct {
 	also []string // checks that may fail too, because what they find is true as well
 	said []string // parts of the summary and the remedy; may be empty
 
-	config string      // network config; default vxlanConfig
-	hosts  int         // default 2
-	lab    lab.Options // of the cluster; Hosts is set by hosts
-	args   []string    // of all daemons
-	needs  []string    // programs without which the row is skipped
+	config string                       // network config; default vxlanConfig
+	hosts  int                          // default 2
+	lab    func(*testing.T) lab.Options // of the cluster, besides Hosts; may be nil
+	args   []string                     // of all daemons
+	needs  []string                     // programs without which the row is skipped
 
 	// before, if set, is called before any daemon is started. start, if set, is called instead of
 	// starting all daemons and waiting until the containers of all hosts reach each other.
@@ -42,10 +43,12 @@ type faultCluster struct {
 	*cluster
 	h, peer *lab.Host
 	flags   []string // further flags of the doctor
+	// patience is the time that the fault takes to be seen; default 40 s.
+	patience time.Duration
 }
 
 // faults returns the table. Each area has its own file.
-func faults() []fault { return slices.Concat(registryFaults()) }
+func faults() []fault { return slices.Concat(registryFaults(), pathFaults()) }
 
 // TestDoctorNamesCause makes each fault, and checks that the doctor names it first and that nothing
 // else it says is wrong.
@@ -61,7 +64,10 @@ func TestDoctorNamesCause(t *testing.T) {
 }
 
 func (f fault) run(t *testing.T) {
-	o := f.lab
+	var o lab.Options
+	if f.lab != nil {
+		o = f.lab(t)
+	}
 	o.Hosts = max(f.hosts, 2)
 	c := &faultCluster{cluster: newCluster(t, o)}
 	c.h, c.peer = c.Hosts[0], c.Hosts[1]
@@ -83,12 +89,12 @@ func (f fault) run(t *testing.T) {
 		f.make(c)
 	}
 	// Some symptoms take a moment.
-	c.within(20*time.Second, "the cause", func() error { return f.check(c.doctor(c.h)) })
+	c.within(cmp.Or(c.patience, 40*time.Second), "the cause", func() error { return f.check(c.doctor(c.h)) })
 	if f.cure == nil {
 		return
 	}
 	f.cure(c)
-	c.within(20*time.Second, "the cure", func() error {
+	c.within(40*time.Second, "the cure", func() error {
 		r := c.doctor(c.h)
 		if r.Failed() {
 			return fmt.Errorf("there is still something wrong:\n%s", text(r))
@@ -145,6 +151,9 @@ func (c *faultCluster) runDoctor(h *lab.Host, args ...string) (out []byte, code 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+strings.TrimSuffix(h.SubnetFile, "subnet.env")+"xtables.lock")
+	if c.path != "" {
+		cmd.Env = append(cmd.Env, "PATH="+c.path)
+	}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	err = h.Do(func() (err error) {

@@ -56,13 +56,19 @@ func (s Store) answers() bool {
 	return s.Err == nil || errors.Is(s.Err, registry.ErrNoConfig) || errors.Is(s.Err, registry.ErrLongConfig)
 }
 
-// network returns the store that this host's network is kept in: that of the last run, or else the
-// one with the most leases of those with a config. It returns nil if there is none.
-func network(endpoints []Endpoint, last store.API) *Store {
+// mayUse reports whether a host with a value of -etcd-api may use an API.
+func mayUse(setting, api store.API) bool {
+	return setting == api || setting != store.APIv2 && setting != store.APIv3
+}
+
+// network returns the store that this host's network is kept in, of those that it may use: that of
+// the last run, or else the one with the most leases of those with a config. It returns nil if there
+// is none.
+func network(endpoints []Endpoint, setting, last store.API) *Store {
 	var best *Store
 	better := func(s *Store) bool {
 		switch {
-		case !s.has():
+		case !s.has() || !mayUse(setting, s.API):
 			return false
 		case best == nil:
 			return true
@@ -116,7 +122,7 @@ func (in *Inputs) findElsewhere(ctx context.Context) ([]Place, error) {
 	asked.Wait()
 	var found []Place
 	for i, s := range answers {
-		configured := places[i].Prefix == o.Etcd.Prefix && (o.API == store.APIAuto || o.API == places[i].API)
+		configured := places[i].Prefix == o.Etcd.Prefix && mayUse(o.API, places[i].API)
 		if s.has() && !configured {
 			found = append(found, places[i])
 		}
@@ -164,10 +170,7 @@ func askEndpoint(ctx context.Context, e etcd.Endpoint, o etcd.Options, api store
 		ctx, cancel = context.WithDeadline(ctx, until.Add(-margin))
 		defer cancel()
 	}
-	apis := []store.API{store.APIv3, store.APIv2}
-	if api == store.APIv2 || api == store.APIv3 {
-		apis = []store.API{api}
-	}
+	apis := []store.API{store.APIv3, store.APIv2} // hosts may use the other one
 	found.Stores = make([]Store, len(apis))
 	var asked sync.WaitGroup
 	asked.Go(func() { found.askServer(ctx, e, files) })
@@ -176,14 +179,16 @@ func askEndpoint(ctx context.Context, e etcd.Endpoint, o etcd.Options, api store
 	}
 	asked.Wait()
 	var problem error
+	answers := false
 	for _, s := range found.Stores {
-		if s.answers() {
-			found.Err = nil
-			return found
-		}
-		if problem == nil || errors.Is(problem, registry.ErrNoAPI) {
+		answers = answers || s.answers()
+		if mayUse(api, s.API) && (problem == nil || errors.Is(problem, registry.ErrNoAPI) || s.answers()) {
 			problem = s.Err
 		}
+	}
+	if answers && (problem == nil || (Store{Err: problem}).answers() || errors.Is(problem, registry.ErrNoAPI)) {
+		found.Err = nil
+		return found
 	}
 	// A server that does not answer for its version says most simply why.
 	if found.Err == nil || errors.Is(problem, registry.ErrDenied) {

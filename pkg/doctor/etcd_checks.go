@@ -15,15 +15,16 @@ import (
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/store"
+	"flanneld/pkg/status"
 )
 
 // etcdChecks returns the checks of etcd and of the network config.
 func etcdChecks() []Check {
 	return []Check{
-		{ID: "FL-ETCD-DOWN", Rank: rankStore, Run: checkEtcdAnswers, Explains: []string{"etcd-srv", "network-config"}},
-		{ID: "FL-ETCD-TLS", Rank: rankStore, Run: checkEtcdTLS, Explains: []string{"etcd-files", "network-config"}},
-		{ID: "FL-ETCD-DENIED", Rank: rankStore, Run: checkEtcdPermits, Explains: []string{"etcd-access/", "network-config"}},
-		{ID: "FL-ETCD-NO-LEADER", Rank: rankStore, Run: checkEtcdLeader, Explains: []string{"network-config"}},
+		{ID: "FL-ETCD-DOWN", Rank: rankStore, Run: checkEtcdAnswers, Explains: []string{status.StoreDown, "etcd-srv", "network-config"}},
+		{ID: "FL-ETCD-TLS", Rank: rankStore, Run: checkEtcdTLS, Explains: []string{status.StoreDown, "etcd-files", "network-config"}},
+		{ID: "FL-ETCD-DENIED", Rank: rankStore, Run: checkEtcdPermits, Explains: []string{"etcd-access/", status.StoreDown, "network-config"}},
+		{ID: "FL-ETCD-NO-LEADER", Rank: rankStore, Run: checkEtcdLeader, Explains: []string{status.StoreDown, "network-config"}},
 		{ID: "FL-ETCD-SPLIT", Rank: rankStore + 1, Run: checkEtcdSplit},
 		{ID: "FL-CONFIG-MISSING", Rank: rankConfig, Run: checkConfigThere, Explains: []string{"network-config"}},
 		{ID: "FL-CONFIG-INVALID", Rank: rankConfig, Run: checkConfigValid, Explains: []string{"network-config"}},
@@ -276,10 +277,13 @@ func checkConfigThere(ctx context.Context, in *Inputs) Result {
 		for _, s := range e.Stores {
 			where := fmt.Sprintf("%s in the %s API", s.Key, s.API)
 			switch {
+			case !mayUse(in.Options.API, s.API):
 			case s.has() || errors.Is(s.Err, registry.ErrLongConfig):
 				have = append(have, where)
 			case errors.Is(s.Err, registry.ErrNoConfig):
 				missing = append(missing, where)
+			case errors.Is(s.Err, registry.ErrNoAPI) && e.Err == nil && in.Options.API == s.API:
+				missing = append(missing, where+", which this etcd does not have")
 			}
 		}
 	}
@@ -398,7 +402,7 @@ func (in *Inputs) store(ctx context.Context, all []Endpoint) *Store {
 	if d, err := in.Status.Get(ctx); err == nil && d.Store.API != "" {
 		last = store.API(d.Store.API)
 	}
-	return network(all, last)
+	return network(all, in.Options.API, last)
 }
 
 // checkTwoStores fails if both APIs have a network under the prefix, and hosts use different ones.

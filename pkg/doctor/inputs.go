@@ -3,8 +3,11 @@ package doctor
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
+	"io/fs"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,7 +96,7 @@ func NewInputs(ctx context.Context, o Options) *Inputs {
 		}
 		return readStatus(ctx, client)
 	})
-	in.Env = newInput(ctx, "subnet file", localLimit, func(context.Context) (subnetenv.Env, error) { return subnetenv.Read(o.SubnetFile) })
+	in.Env = newInput(ctx, "subnet file", localLimit, func(context.Context) (subnetenv.Env, error) { return readEnv(o.SubnetFile) })
 	in.Claim = newInput(ctx, "claim beside the subnet file", localLimit, func(context.Context) (lease.Claim, error) { return subnetenv.ReadClaim(o.SubnetFile) })
 	in.Endpoints = newInput(ctx, "etcd", remoteLimit, func(ctx context.Context) ([]Endpoint, error) { return askEtcd(ctx, o) })
 	in.Elsewhere = newInput(ctx, "etcd", remoteLimit, in.findElsewhere)
@@ -135,6 +138,30 @@ func askDaemon(ctx context.Context, client *api.Client) (Answer, error) {
 		return silent, nil
 	}
 	return nobody, err
+}
+
+// maxEnv limits the length of a subnet file, in bytes.
+const maxEnv = 64 << 10
+
+// readEnv reads the subnet file with everything that docker reads from it.
+func readEnv(path string) (subnetenv.Env, error) {
+	e, err := subnetenv.Read(path)
+	if err != nil {
+		return e, err
+	}
+	b, err := readStart(path, maxEnv)
+	if errors.Is(err, fs.ErrNotExist) {
+		return e, nil
+	}
+	for _, kv := range environment(string(b)) {
+		switch k, v, _ := strings.Cut(strings.TrimPrefix(kv, "export "), "="); k {
+		case "FLANNEL_MTU":
+			e.MTU, _ = strconv.Atoi(v) // 0 is unknown
+		case "FLANNEL_IPMASQ":
+			e.IPMasq = v == "true"
+		}
+	}
+	return e, err
 }
 
 // withKernel calls f with a connection to the kernel.
@@ -179,6 +206,15 @@ type Overlay struct {
 	PublicIP netip.Addr
 	Peers    []lease.Lease
 	Config   *backend.Network // nil if no valid one was found
+
+	raw []byte // the network config
+}
+
+// direct reports whether packets to some hosts may leave by the uplink without a tunnel. If that is
+// not known, they may not.
+func (o Overlay) direct() bool {
+	var options struct{ Backend struct{ DirectRouting bool } }
+	return o.Config != nil && json.Unmarshal(o.raw, &options) == nil && options.Backend.DirectRouting
 }
 
 // findOverlay collects what is known of the network: from the daemon, the files, etcd and the kernel.
@@ -221,7 +257,7 @@ func (in *Inputs) findOverlay(ctx context.Context) (o Overlay, err error) {
 func (o *Overlay) fromStore(s Store) {
 	if n, err := backend.ParseNetwork(s.Config); err == nil {
 		_, link := n.Link(host.Facts{}, lease.Lease{})
-		o.Config, o.Network, o.Backend = &n, n.V4.Network, n.BackendType
+		o.Config, o.raw, o.Network, o.Backend = &n, s.Config, n.V4.Network, n.BackendType
 		o.Device, o.VNI, o.Port = n.FixedDevice(), link.VNI, uint16(link.Port)
 	}
 	for _, l := range s.Leases {

@@ -22,13 +22,13 @@ func leaseChecks() []Check {
 	return []Check{
 		{ID: "FL-LEASE-MISSING", Rank: rankLease, Run: checkLeaseThere, Explains: []string{"start/"}},
 		{ID: "FL-LEASE-TAKEN", Rank: rankLease - 1, Run: checkLeaseOurs},
-		{ID: "FL-LEASE-OVERDUE", Rank: rankLease + 4, Run: checkLeaseRenewed},
+		{ID: "FL-LEASE-OVERDUE", Rank: rankLease + 3, Run: checkLeaseRenewed},
 		{ID: "FL-LEASE-INVALID", Rank: rankLease + 5, Run: checkLeasesValid},
 		{ID: "FL-POOL-FULL", Rank: rankLease - 2, Run: checkPool, Explains: []string{"no-subnet"}},
 		{ID: "FL-DUPLICATE-IP", Rank: rankLease + 1, Run: checkPublicIPs},
 		{ID: "FL-DUPLICATE-MAC", Rank: rankLease + 2, Run: checkMACs},
 		{ID: "FL-DUPLICATE-SUBNET", Rank: rankLease + 1, Run: checkSubnets},
-		{ID: "FL-VIEW-STALE", Rank: rankLease + 3, Run: checkView},
+		{ID: "FL-VIEW-STALE", Rank: rankLease + 4, Run: checkView, Explains: []string{status.StoreDown}},
 		{ID: "FL-ALONE", Rank: rankLease + 6, Run: checkAlone},
 	}
 }
@@ -62,7 +62,7 @@ func (in *Inputs) own(ctx context.Context) (o own, err error) {
 		o.subnet, o.publicIP = d.Lease.Subnet, d.Uplink.PublicIP
 	}
 	claim, cerr := in.Claim.Get(ctx)
-	if !o.subnet.IsValid() && derr != nil && cerr == nil {
+	if !o.subnet.IsValid() && (derr != nil || d.Daemon.Ready) && cerr == nil {
 		o.subnet = claim.Subnets.V4()
 	}
 	if !o.publicIP.IsValid() && cerr == nil && claim.Subnets.V4() == o.subnet {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"flanneld/pkg/kernel"
 	"flanneld/pkg/status"
 )
 
@@ -74,7 +75,23 @@ func (in *Inputs) readPaths(ctx context.Context) (p Paths, err error) {
 		p.Other = len(p.All) - maxPings
 		p.All = p.All[:maxPings]
 	}
-	return p, p.ask(ctx, o)
+	ways := map[netip.Addr]string{}
+	err = withKernel(func(k *kernel.Kernel) error {
+		for i := range p.All {
+			addr := peerAddress(p.All[i].Subnet, o.Device != "")
+			// A packet that leaves by another device has missed the overlay.
+			if ways[addr] = o.Device; o.Device != "" {
+				if iface, _, err := k.RouteTo(addr); err == nil && iface == o.Uplink && o.direct() {
+					ways[addr] = iface
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return p, err
+	}
+	return p, p.ask(ctx, o, ways)
 }
 
 func boolInt(b bool) int {
@@ -99,12 +116,13 @@ func fromStatus(s *status.Peer) Path {
 	return p
 }
 
-// ask pings the hosts, and what is not known of their overlay addresses.
-func (p *Paths) ask(ctx context.Context, o Overlay) error {
+// ask pings the hosts, and what is not known of their overlay addresses. ways has the device by which
+// packets to an overlay address leave.
+func (p *Paths) ask(ctx context.Context, o Overlay, ways map[netip.Addr]string) error {
 	var small, full []target
 	overlay := func(path *Path, size int) target {
-		t := target{addr: peerAddress(path.Subnet, o.Device != ""), device: o.Device, size: size}
-		return t
+		addr := peerAddress(path.Subnet, o.Device != "")
+		return target{addr: addr, device: ways[addr], size: size}
 	}
 	for i := range p.All {
 		path := &p.All[i]

@@ -9,6 +9,7 @@ import (
 
 	"flanneld/pkg/host"
 	"flanneld/pkg/lease"
+	"flanneld/pkg/status"
 )
 
 // uplinkChecks returns the checks of the interface that carries the overlay.
@@ -16,7 +17,7 @@ func uplinkChecks() []Check {
 	return []Check{
 		{ID: "FL-IFACE-NAT", Rank: rankLease - 5, Run: checkNATInterface},
 		{ID: "FL-IFACE-CHOICE", Rank: rankLease - 4, Run: checkInterfaceChoice},
-		{ID: "FL-IFACE-GONE", Rank: rankLease - 6, Run: checkInterfaceThere, Explains: []string{"uplink", "lease/address"}},
+		{ID: "FL-IFACE-GONE", Rank: rankStore - 1, Run: checkInterfaceThere, Explains: []string{"uplink", "lease/address", status.StoreDown}},
 	}
 }
 

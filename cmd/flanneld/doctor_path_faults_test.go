@@ -1,0 +1,77 @@
+package main
+
+import "os"
+
+// pathFaults are the faults of the uplink, the paths to other hosts, and the kernel's entries.
+func pathFaults() []fault {
+	const outside = "203.0.113.9" // a host that is not there
+	return []fault{
+		{
+			name: "every host uses the NAT interface of its virtual machine", id: "FL-IFACE-NAT", said: []string{"10.0.2.15", "-iface=eth0"},
+			start: func(c *faultCluster) {
+				for _, h := range c.Hosts {
+					c.sh(h, "ip link add nat0 type bridge; ip link set nat0 up; ip addr add 10.0.2.15/24 dev nat0; ip route replace default via 10.0.2.2 dev nat0; ip link add port0 type veth peer name port1; ip link set port0 master nat0 up; ip link set port1 up")
+					c.start(h)
+				}
+			},
+		},
+		{
+			name: "the default route is not by the interface to the other hosts", id: "FL-IFACE-CHOICE", said: []string{"-iface=eth0"},
+			start: func(c *faultCluster) {
+				c.start(c.peer)
+				c.sh(c.h, "ip link add wan0 type bridge; ip link set wan0 up; ip link add port0 type veth peer name port1; ip link set port0 master wan0 up; ip link set port1 up; ip addr add 203.0.113.7/24 dev wan0; ip route replace default via 203.0.113.1 dev wan0")
+				c.start(c.h)
+			},
+		},
+		{
+			name: "the interface is down", id: "FL-IFACE-GONE", said: []string{"ip link set eth0 up"},
+			also: []string{"FL-ETCD-DOWN", "FL-HOST-UNREACHABLE", "FL-PEER-UNREACHABLE", "FL-DRIFT", "FL-CONDITION"},
+			make: func(c *faultCluster) { c.sh(c.h, "ip link set eth0 down") },
+		},
+		{
+			name: "another host is off", id: "FL-HOST-UNREACHABLE", said: []string{"start that host"},
+			make: func(c *faultCluster) { c.must(c.peer.Unplug()) },
+			cure: func(c *faultCluster) { c.must(c.peer.Plug()) },
+		},
+		{
+			name: "another host drops the tunnel's packets", id: "FL-PEER-UNREACHABLE", said: []string{"UDP port 8472"}, needs: []string{"nft"},
+			make: func(c *faultCluster) {
+				c.sh(c.peer, "nft add table inet t; nft add chain inet t c '{ type filter hook input priority -10; }'; nft add rule inet t c udp dport 8472 drop")
+			},
+			cure: func(c *faultCluster) { c.sh(c.peer, "nft delete table inet t") },
+		},
+		{
+			name: "the network carries smaller packets only", id: "FL-PATH-MTU", said: []string{"1450 bytes", "Backend.MTU"},
+			make: func(c *faultCluster) {
+				_, err := c.Fabric.Shell(c.ctx, "ip link set "+c.peer.Name+" mtu 1400")
+				c.must(err)
+			},
+			cure: func(c *faultCluster) {
+				_, err := c.Fabric.Shell(c.ctx, "ip link set "+c.peer.Name+" mtu 1500")
+				c.must(err)
+			},
+		},
+		{
+			name: "another program has the device's name", id: "FL-DRIFT", said: []string{"another device of that name"},
+			start: func(c *faultCluster) {
+				c.start(c.peer)
+				c.sh(c.h, "ip link add flannel.1 type bridge")
+				c.launch(c.h)
+			},
+		},
+		{
+			name: "a lease of another backend", id: "FL-PEER-SKIPPED", said: []string{"10.42.7.0/24"},
+			make: func(c *faultCluster) {
+				c.put("subnets/10.42.7.0-24", `{"PublicIP":"`+outside+`","BackendType":"host-gw"}`)
+			},
+		},
+		{
+			name: "the subnet file cannot be written", id: "FL-CONDITION", said: []string{"failed to write subnet file"},
+			start: func(c *faultCluster) {
+				c.start(c.peer)
+				c.must(os.MkdirAll(c.h.SubnetFile, 0o755))
+				c.launch(c.h)
+			},
+		},
+	}
+}
