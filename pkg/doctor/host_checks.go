@@ -137,7 +137,8 @@ func checkPort(ctx context.Context, in *Inputs) Result {
 	daemons, _ := in.Daemons.Get(ctx)
 	for _, h := range holders {
 		ours := slices.ContainsFunc(daemons, func(d Daemon) bool { return d.PID == h.PID })
-		if h.PID == 0 || ours && o.Backend == "udp" {
+		stored := h.PID == 1 // systemd keeps the socket of a daemon that is down
+		if h.PID == 0 || (ours || stored) && o.Backend == "udp" {
 			continue // the kernel's own socket for VXLAN, or the daemon's
 		}
 		return failf(fmt.Sprintf("kill %d", h.PID), "%s has UDP port %d, which the tunnel needs", h, o.Port)

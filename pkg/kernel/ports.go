@@ -37,6 +37,10 @@ func (h Holder) String() string {
 	return fmt.Sprintf("a process of uid %d, or the kernel", h.UID)
 }
 
+// flanneld is the name of a process that is preferred as the owner of a socket: systemd has the
+// sockets in the descriptor store of a unit too.
+const flanneld = "flanneld"
+
 // Holders returns the sockets of a protocol, "udp" or "tcp", that prevent binding to an address:
 // those of this network namespace with the same port and an overlapping address, and for TCP those
 // that listen. The process of a socket is known only if this process may list other processes'
@@ -63,8 +67,11 @@ func (k *Kernel) Holders(protocol string, local netip.AddrPort) ([]Holder, error
 	eachDescriptor(func(pid int, target string) {
 		inode, _ := strings.CutPrefix(target, "socket:[")
 		inode = strings.TrimSuffix(inode, "]")
-		if h, ok := sockets[inode]; ok && h.PID == 0 {
-			h.PID, h.Program, h.Kernel = pid, program(pid), false
+		if h, ok := sockets[inode]; ok && (h.PID == 0 || h.Program != flanneld) {
+			name := program(pid)
+			if h.PID == 0 || name == flanneld {
+				h.PID, h.Program, h.Kernel = pid, name, false
+			}
 			sockets[inode] = h
 		}
 	})
