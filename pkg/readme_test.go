@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/status"
 )
 
 // TestBadConfigFieldsSayWhatTheyMustBe checks the message about a bad value of each field of the
@@ -98,6 +100,41 @@ func readmeConfigFields(t *testing.T) (fields []configField) {
 		}
 	}
 	return fields
+}
+
+// TestReadmeHasEachStatusField checks that the README's table of the status has each field of the
+// document, and no others.
+func TestReadmeHasEachStatusField(t *testing.T) {
+	var want, got []string
+	var add func(of reflect.Type)
+	add = func(of reflect.Type) {
+		for of.Kind() == reflect.Pointer || of.Kind() == reflect.Slice {
+			of = of.Elem()
+		}
+		if of.Kind() != reflect.Struct || !strings.HasPrefix(of.PkgPath(), "flanneld/") {
+			return
+		}
+		for f := range of.Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			want = append(want, name)
+			add(f.Type)
+		}
+	}
+	add(reflect.TypeFor[status.Document]())
+	values := []string{"ok", "degraded", "down", "unknown", "notice", "warning", "severe", "v2", "v3", "failing", "off", "null", "udp"}
+	for _, row := range readmeTable(t, "Field") {
+		for _, name := range append(quoted(row[0]), quoted(row[1])...) {
+			if !slices.Contains(values, name) {
+				got = append(got, name)
+			}
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	want, got = slices.Compact(want), slices.Compact(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("README.md has\n%q\nthe document has\n%q", got, want)
+	}
 }
 
 // TestReadmeQuotesMessages checks that what the README's table of symptoms quotes is a message, or

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/status"
+	"flanneld/pkg/subnetenv"
 )
 
 const (
@@ -34,7 +35,7 @@ type Client struct {
 
 // Dial returns a client for the daemon with a subnet file. It connects for each request.
 func Dial(subnetFile string) *Client {
-	path := SocketPath(subnetFile)
+	path := subnetenv.SocketPath(subnetFile)
 	return &Client{path: path, http: http.Client{Timeout: clientTimeout, Transport: &http.Transport{
 		DisableKeepAlives:  true,
 		DisableCompression: true,

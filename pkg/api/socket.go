@@ -17,7 +17,6 @@ import (
 
 	"flanneld/pkg/condition"
 	"flanneld/pkg/pace"
-	"flanneld/pkg/subnetenv"
 )
 
 const (
@@ -30,15 +29,6 @@ const (
 
 	socketCondition = "status-socket"
 )
-
-// SocketPath returns the path of the socket of the daemon with a subnet file. Two daemons on a host
-// have different subnet files.
-func SocketPath(subnetFile string) string {
-	if filepath.Clean(subnetFile) == subnetenv.DefaultFile {
-		return filepath.Join(filepath.Dir(subnetenv.DefaultFile), "flanneld.sock")
-	}
-	return subnetFile + ".sock"
-}
 
 // errInUse is returned for a socket that another daemon answers on.
 var errInUse = errors.New("another flanneld answers on it")

@@ -66,7 +66,7 @@ func (s *State) Conditions() []status.Condition {
 	if since := s.EtcdDownSince(); !since.IsZero() {
 		all = append(all, status.Condition{
 			ID: status.StoreDown, Severity: status.Warning, Since: since,
-			Text: "etcd does not answer, the network stays as it is",
+			Text: "etcd does not answer, waiting for it",
 		})
 	}
 	return all

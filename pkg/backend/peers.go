@@ -41,13 +41,11 @@ func peers(b Backend, network netip.Prefix, h host.Facts, v lease.View) (good, a
 	return good, accepted, bad, rivals
 }
 
-// Objects returns the objects for the peer with a lease, which is not skipped.
-func Objects(b Backend, h host.Facts, l *lease.Lease) dataplane.State {
-	s := dataplane.NewState()
+// AddPeer adds to s the objects for the peer with a lease, which is not skipped.
+func AddPeer(b Backend, s dataplane.State, h host.Facts, l *lease.Lease) {
 	if p, err := b.Accept(h, l); err == nil {
 		b.Add(s, h, p)
 	}
-	return s
 }
 
 // ownClaim is the fault of a lease that has one of this host's claims.

@@ -239,7 +239,7 @@ func (c *cleanup) files() error {
 		return nil
 	}
 	var errs []error
-	for _, path := range subnetenv.Files(c.SubnetFile) {
+	for _, path := range append(subnetenv.Files(c.SubnetFile), subnetenv.SocketPath(c.SubnetFile)) {
 		if _, err := os.Lstat(path); err == nil {
 			errs = append(errs, c.step("rm "+path, func() error { return os.Remove(path) }))
 		}

@@ -56,7 +56,7 @@ func TestNetworkIsThatOfTheFiles(t *testing.T) {
 func TestFilesGoIfThatIsWanted(t *testing.T) {
 	for _, c := range []struct{ files, dry, gone bool }{{false, false, false}, {true, true, false}, {true, false, true}} {
 		path := filepath.Join(t.TempDir(), "subnet.env")
-		for _, file := range subnetenv.Files(path) {
+		for _, file := range append(subnetenv.Files(path), subnetenv.SocketPath(path)) {
 			if err := os.WriteFile(file, nil, 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -67,7 +67,7 @@ func TestFilesGoIfThatIsWanted(t *testing.T) {
 			t.Error(err)
 		}
 		_, err := os.Stat(path)
-		if gone := os.IsNotExist(err); gone != c.gone || strings.Count(out.String(), "rm ") != map[bool]int{true: 2}[c.files] {
+		if gone := os.IsNotExist(err); gone != c.gone || strings.Count(out.String(), "rm ") != map[bool]int{true: 3}[c.files] {
 			t.Errorf("%+v: gone %t, commands\n%s", c, gone, &out)
 		}
 	}

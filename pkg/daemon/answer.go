@@ -13,6 +13,7 @@ import (
 	"flanneld/pkg/api"
 	"flanneld/pkg/metrics"
 	"flanneld/pkg/pace"
+	"flanneld/pkg/subnetenv"
 )
 
 // answer starts to answer health checks and questions about the status, and returns a function that
@@ -51,7 +52,7 @@ func (d *daemon) answer(ctx context.Context) (stop func(), err error) {
 	serving, cancel := context.WithCancel(ctx)
 	var socket sync.WaitGroup
 	socket.Go(func() {
-		sources.ServeSocket(serving, api.SocketPath(d.options.SubnetFile), d.conditions, d.log)
+		sources.ServeSocket(serving, subnetenv.SocketPath(d.options.SubnetFile), d.conditions, d.log)
 	})
 	ends = append(ends, func() {
 		cancel()

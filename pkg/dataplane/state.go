@@ -15,6 +15,13 @@ func (s State) Equal(o State) bool {
 	return !slices.ContainsFunc(kinds, func(k Kind) bool { return !k.equal(s, o) })
 }
 
+// Clear removes all objects.
+func (s State) Clear() {
+	for _, k := range kinds {
+		k.remove(s, s)
+	}
+}
+
 // Add adds the objects of o to s.
 func (s State) Add(o State) {
 	for _, k := range kinds {

@@ -112,11 +112,7 @@ func (s *Snapshot) Peers(now time.Time) iter.Seq[Peer] {
 		for _, o := range s.skipped {
 			skipped[o.Subnets] = o.Fault
 		}
-		lacks := make(map[string]lacking, len(s.lacking))
-		for _, o := range s.lacking {
-			lacks[o.op.Object()] = o
-		}
-		objects := map[string]string{} // by device: peers with the same have the same kinds of objects
+		r := s.reader()
 		changed := s.changes.since()
 		for _, l := range s.View.Peers {
 			p := Peer{Lease: l, Changed: changed[l.Subnets]}
@@ -125,7 +121,7 @@ func (s *Snapshot) Peers(now time.Time) iter.Seq[Peer] {
 			} else if now.Sub(s.ReadAt) > readAge {
 				p.Reason = "the kernel was not read for more than " + readAge.String()
 			} else {
-				s.program(&p, lacks, objects)
+				r.read(&p)
 			}
 			if !yield(p) {
 				return
@@ -134,30 +130,58 @@ func (s *Snapshot) Peers(now time.Time) iter.Seq[Peer] {
 	}
 }
 
-// program sets what the kernel has for a peer that is not skipped.
-func (s *Snapshot) program(p *Peer, lacks map[string]lacking, objects map[string]string) {
-	device := s.backend.Via(s.facts, p.Lease)
-	all, known := objects[device]
-	if p.State = Programmed; known && len(lacks) == 0 {
-		p.Has = all
+// reader finds out what the kernel has for each peer of a snapshot.
+type reader struct {
+	*Snapshot
+	lacks  map[string]lacking      // by object
+	kinds  map[dataplane.Kind]bool // of those
+	all    map[string]string       // objects of a peer that has all, by device: they are of the same kinds
+	wanted dataplane.State         // objects of the present peer
+}
+
+func (s *Snapshot) reader() reader {
+	r := reader{s, make(map[string]lacking, len(s.lacking)), map[dataplane.Kind]bool{}, map[string]string{}, dataplane.NewState()}
+	for _, o := range s.lacking {
+		r.lacks[o.op.Object()], r.kinds[o.op.Kind] = o, true
+	}
+	return r
+}
+
+// read sets what the kernel has for a peer that is not skipped.
+func (r reader) read(p *Peer) {
+	device := r.backend.Via(r.facts, p.Lease)
+	p.State = Programmed
+	all, known := r.all[device]
+	if p.Has = all; known && len(r.kinds) == 0 {
 		return
 	}
-	want := backend.Objects(s.backend, s.facts, p.Lease)
+	r.wanted.Clear()
+	backend.AddPeer(r.backend, r.wanted, r.facts, p.Lease)
+	for kind := range r.kinds {
+		for op := range r.wanted.Objects(kind) {
+			if _, lacks := r.lacks[op.Object()]; lacks {
+				p.State = Unprogrammed
+			}
+		}
+	}
+	if known && p.State == Programmed {
+		return
+	}
 	var kinds []string
 	for _, k := range dataplane.Kinds() {
-		for op := range want.Objects(k) {
-			if o, lacks := lacks[op.Object()]; lacks {
-				p.State, p.Reason = Unprogrammed, cmp.Or(p.Reason, o.String())
+		for op := range r.wanted.Objects(k) {
+			if o, lacks := r.lacks[op.Object()]; lacks {
+				p.Reason = cmp.Or(p.Reason, o.String())
 			} else {
 				kinds = append(kinds, k.String())
 			}
 		}
 	}
-	if len(kinds) > 0 {
-		p.Has = strings.Join(kinds, ", ") + " on " + device
+	if p.Has = strings.Join(kinds, ", "); p.Has != "" {
+		p.Has += " on " + device
 	}
 	if p.State == Programmed {
-		objects[device] = p.Has
+		r.all[device] = p.Has
 	}
 }
 

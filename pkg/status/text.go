@@ -47,7 +47,7 @@ func (d *Document) facts() [][]string {
 	rows := [][]string{
 		{"store", d.storeText()},
 		{"lease", d.leaseText()},
-		{"uplink", list(d.Uplink.Interface, addr(d.Uplink.Address.IsValid(), d.Uplink.Address.String()), d.publicIP(), mtu(d.Uplink.MTU))},
+		{"uplink", list(d.Uplink.Interface, on(d.Uplink.Address.IsValid(), d.Uplink.Address.String()), d.publicIP(), mtu(d.Uplink.MTU))},
 		{"backend", list(d.Backend.Type, word("device", d.Backend.Device), mtu(d.Backend.MTU))},
 		{"filter", d.filterText()},
 		{"drift", d.driftText()},
@@ -178,11 +178,15 @@ func (d *Document) peerLine() string {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.name))
 		}
 	}
-	return fmt.Sprintf("peers: %d: %s", len(d.Peers), strings.Join(parts, ", "))
+	noun := "peers"
+	if len(d.Peers) == 1 {
+		noun = "peer"
+	}
+	return fmt.Sprintf("%d %s: %s", len(d.Peers), noun, strings.Join(parts, ", "))
 }
 
 func (d *Document) peerRows(s Style) [][]string {
-	rows := [][]string{{"subnet", "public IP", "state", "programmed", "sent", "received", "RTT", "loss", "changed", "reason"}}
+	rows := [][]string{{"subnet", "public IP", "state", "programmed", "sent packets/bytes", "received", "RTT", "loss", "changed", "reason"}}
 	for i := range d.Peers {
 		p := &d.Peers[i]
 		if p.Fine() && !s.All {
@@ -197,7 +201,7 @@ func (d *Document) peerRows(s Style) [][]string {
 			changed = span(d.Now.Sub(*p.Changed)) + " ago"
 		}
 		rows = append(rows, []string{
-			p.Subnet.String(), p.PublicIP.String(), s.color(stateColor(p), state), cmp.Or(clean(p.Programmed), "-"),
+			p.Subnet.String(), on(p.PublicIP.IsValid(), p.PublicIP.String()), s.color(stateColor(p), state), cmp.Or(clean(p.Programmed), "-"),
 			traffic(p.Sent), traffic(p.Received), number(p.RTT, "%.3g ms", 1), number(p.Loss, "%.0f%%", 100), changed, clean(p.Reason),
 		})
 	}
@@ -237,8 +241,6 @@ func on(is bool, what string) string {
 	}
 	return ""
 }
-
-func addr(valid bool, text string) string { return on(valid, text) }
 
 func mtu(n int) string {
 	if n == 0 {

@@ -3,6 +3,7 @@ package subnetenv
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 
 	"flanneld/pkg/lease"
 )
@@ -13,6 +14,15 @@ func ClaimPath(path string) string { return path + ".lease" }
 
 // Files returns the paths of all files that belong to the subnet.env at path, including path.
 func Files(path string) []string { return []string{path, ClaimPath(path)} }
+
+// SocketPath returns the path of the socket on which the daemon with the subnet.env at path answers.
+// Two daemons on a host have different files.
+func SocketPath(path string) string {
+	if filepath.Clean(path) == DefaultFile {
+		return filepath.Join(filepath.Dir(DefaultFile), "flanneld.sock")
+	}
+	return path + ".sock"
+}
 
 // ReadClaim reads the claim beside the subnet.env at path. If it is missing, it returns the zero
 // Claim and no error.

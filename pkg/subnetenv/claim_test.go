@@ -47,3 +47,17 @@ func TestClaim(t *testing.T) {
 		t.Error("a claim below a file is written without an error")
 	}
 }
+
+func TestSocketPath(t *testing.T) {
+	for file, want := range map[string]string{
+		"/run/flannel/subnet.env":      "/run/flannel/flanneld.sock",
+		"/run//flannel/./subnet.env":   "/run/flannel/flanneld.sock",
+		"/run/flannel/two.env":         "/run/flannel/two.env.sock",
+		"/run/other/subnet.env":        "/run/other/subnet.env.sock",
+		"/run/flannel/subnet.env.sock": "/run/flannel/subnet.env.sock.sock",
+	} {
+		if got := SocketPath(file); got != want {
+			t.Errorf("%s: %s, want %s", file, got, want)
+		}
+	}
+}

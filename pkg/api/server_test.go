@@ -1,0 +1,309 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flanneld/pkg/condition"
+	"flanneld/pkg/status"
+)
+
+// quiet returns the sources of a daemon without conditions.
+func quiet() Sources {
+	s := NewState(condition.NewList(slog.New(slog.DiscardHandler)))
+	return Sources{State: s, Status: func() status.Document {
+		d := status.NotRunning(time.Now(), status.VerdictOK, "")
+		d.Conditions = s.Conditions()
+		return d
+	}}
+}
+
+// listenStatus serves sources over TCP and returns the address.
+func listenStatus(t testing.TB, s Sources) string {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	addr := free.Addr().(*net.TCPAddr).AddrPort()
+	server, err := s.ListenTCP(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addr.Port()), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return addr.String()
+}
+
+// exchange sends a request as it is, and returns the status of the answer; 0 if there is none.
+func exchange(t *testing.T, addr, request string) (code int) {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(4 * requestTimeout))
+	go io.WriteString(c, request) // may be refused halfway
+	r := bufio.NewReader(c)
+	answer, err := http.ReadResponse(r, nil)
+	if err == nil {
+		io.Copy(io.Discard, answer.Body)
+		code = answer.StatusCode
+	}
+	if _, err := r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection stays: %v", err)
+	}
+	return code
+}
+
+func TestStatusServerOnlyReads(t *testing.T) {
+	addr := listenStatus(t, quiet())
+	const rest = " HTTP/1.1\r\nHost: x\r\n"
+	for _, f := range []struct {
+		name, request string
+		code          int
+	}{
+		{"status", "GET /status" + rest + "\r\n", 200},
+		{"head", "HEAD /status" + rest + "\r\n", 200},
+		{"not ready", "GET /readyz" + rest + "\r\n", 503},
+		{"health", "GET /healthz" + rest + "\r\n", 200},
+		{"no metrics", "GET /metrics" + rest + "\r\n", 404},
+		{"post", "POST /status" + rest + "Content-Length: 0\r\n\r\n", 405},
+		{"put", "PUT /readyz" + rest + "Content-Length: 1\r\n\r\nx", 405},
+		{"delete", "DELETE /healthz" + rest + "\r\n", 405},
+		{"another path", "GET /cleanup" + rest + "\r\n", 404},
+		{"below", "GET /status/peers" + rest + "\r\n", 404},
+		{"profile", "GET /debug/pprof/heap" + rest + "\r\n", 404},
+		{"two requests", "GET /healthz" + rest + "\r\nGET /healthz" + rest + "\r\n", 200},
+		{"10 MB of header", "GET /status" + rest + "X: " + strings.Repeat("x", 10<<20) + "\r\n\r\n", 431},
+		{"10 MB of headers", "GET /status" + rest + strings.Repeat("X: y\r\n", 10<<20/6) + "\r\n", 431},
+		{"10 MB of path", "GET /" + strings.Repeat("x", 10<<20) + rest + "\r\n", 431},
+		{"10 MB of body", "POST /status" + rest + "Content-Length: 10485760\r\n\r\n" + strings.Repeat("x", 10<<20), 405},
+		{"10 MB of body for a read", "GET /healthz" + rest + "Content-Length: 10485760\r\n\r\n" + strings.Repeat("x", 10<<20), 200},
+		{"chunks without an end", "GET /healthz" + rest + "Transfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\nx\r\n", 1<<20), 200},
+		{"nothing", "", 0},
+		{"no end", "GET /status" + rest, 0},
+		{"not HTTP", "\x16\x03\x01\x00\r\n\r\n", 400},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			if code := exchange(t, addr, f.request); code != f.code {
+				t.Errorf("status %d, want %d", code, f.code)
+			}
+		})
+	}
+}
+
+// TestSlowClientsUseLittleMemory: 1,000 connections that send as slowly or as much as they can cost
+// little memory, and another client is answered at once.
+func TestSlowClientsUseLittleMemory(t *testing.T) {
+	s := quiet()
+	big := strings.Repeat("x", 4096)
+	s.Status = func() status.Document {
+		d := status.NotRunning(time.Now(), status.VerdictOK, "")
+		for i := range 20_000 {
+			d.Peers = append(d.Peers, status.Peer{Reason: big[:100], Programmed: fmt.Sprint(i)})
+		}
+		return d
+	}
+	addr := listenStatus(t, s)
+	var before, now runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}()
+	for i := range 1000 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+		clients.Go(func() {
+			switch i % 3 {
+			case 0:
+				io.WriteString(c, "GET /status HTTP/1.1\r\nX: ")
+			case 1: // never reads the answer
+				io.WriteString(c, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+			default:
+				for range 1000 {
+					if _, err := io.WriteString(c, "X: "+big+"\r\n"); err != nil {
+						return
+					}
+				}
+			}
+		})
+	}
+	most := uint64(0)
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	other := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}}
+	for range 20 {
+		answer, err := other.Get("http://" + addr + "/healthz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		runtime.GC()
+		runtime.ReadMemStats(&now)
+		most = max(most, now.HeapAlloc)
+	}
+	if grown := int64(most) - int64(before.HeapAlloc); grown > 64<<20 {
+		t.Errorf("%d MB more memory", grown>>20)
+	}
+}
+
+// TestLargeAnswersAreFew: at most maxCostly large answers are made at a time, and others wait, but
+// not for ever; small answers do not wait.
+func TestLargeAnswersAreFew(t *testing.T) {
+	s := quiet()
+	var running, most atomic.Int32
+	release := make(chan struct{})
+	s.Status = func() status.Document {
+		n := running.Add(1)
+		defer running.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		<-release
+		return status.Document{}
+	}
+	s.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { s.Status() })
+	addr := listenStatus(t, s)
+	codes := make(chan int)
+	const requests = maxCostly + 3
+	for i := range requests {
+		path := []string{"/status", "/metrics"}[i%2]
+		go func() { codes <- exchange(t, addr, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n") }()
+	}
+	if code := exchange(t, addr, "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"); code != 503 {
+		t.Errorf("/readyz meanwhile: %d", code)
+	}
+	for range requests - maxCostly {
+		if code := <-codes; code != 503 {
+			t.Errorf("beyond the limit: %d", code)
+		}
+	}
+	close(release)
+	for range maxCostly {
+		if code := <-codes; code != 200 {
+			t.Errorf("within the limit: %d", code)
+		}
+	}
+	if most.Load() != maxCostly {
+		t.Errorf("%d at a time, want %d", most.Load(), maxCostly)
+	}
+}
+
+func TestReadyzListsConditions(t *testing.T) {
+	s := quiet()
+	list := s.State.conditions
+	h := s.handler()
+	for _, step := range []struct {
+		do       func()
+		code     int
+		degraded string
+		all      string
+	}{
+		{func() {}, 503, "", ""},
+		{func() { s.State.SetEtcdDown(time.Unix(1, 0)) }, 503, "", "etcd"},
+		{func() { s.State.SetEtcdDown(time.Time{}); s.State.SetReady() }, 200, "", ""},
+		{func() { list.Set(condition.Condition{ID: "n", Severity: condition.Notice, Text: "x"}) }, 200, "", "n"},
+		{func() { list.Set(condition.Condition{ID: "w", Text: "x", Fields: []any{"command", "do it"}}) }, 200, "w", "n w"},
+		{func() { list.Set(condition.Condition{ID: "s", Severity: condition.Severe, Text: "x"}) }, 200, "w s", "n w s"},
+		{func() { s.State.SetEtcdDown(time.Unix(1, 0)) }, 200, "w s etcd", "n w s etcd"},
+		{func() { s.State.SetSubnetLost(true) }, 503, "", "n w s etcd"},
+	} {
+		step.do()
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		var r readiness
+		if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, c := range r.Conditions {
+			all = append(all, c.ID)
+			if c.ID == "w" && (c.Remedy != "do it" || c.Severity != status.Warning || c.Text != "x") {
+				t.Errorf("%+v", c)
+			}
+		}
+		if w.Code != step.code || r.Ready != (step.code == 200) || strings.Join(r.Degraded, " ") != step.degraded || strings.Join(all, " ") != step.all {
+			t.Errorf("%d %s, want %d %q %q", w.Code, w.Body, step.code, step.degraded, step.all)
+		}
+	}
+}
+
+// TestHealthPortShowsNoAddresses: conditions keep what helps without them.
+func TestHealthPortShowsNoAddresses(t *testing.T) {
+	list := condition.NewList(slog.New(slog.DiscardHandler))
+	s := NewState(list)
+	for i, value := range []any{
+		netip.MustParseAddr("192.0.2.7"), netip.MustParsePrefix("10.42.0.0/16"), errors.New("dial tcp 192.0.2.7:2379: refused"),
+		"/coreos.com/network/subnets/10.42.7.0-24", "10-42-7-0", netip.MustParseAddr("fd42::7"), "02:00:00:00:00:07", "::1",
+	} {
+		list.Set(condition.Condition{ID: fmt.Sprint(i), Text: "a text", Fields: []any{"err", value, "reason", "kept: " + fmt.Sprint(i), "command", "ip addr add 192.0.2.7"}})
+	}
+	w := httptest.NewRecorder()
+	s.HealthHandler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+	want := "flanneld is not ready yet"
+	for i := range 8 {
+		want += fmt.Sprintf("\na text reason=\"kept: %d\"", i)
+	}
+	if got := w.Body.String(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// FuzzRequest sends any request to the handler of the socket, which neither panics nor changes
+// anything.
+func FuzzRequest(f *testing.F) {
+	for _, method := range []string{"GET", "POST", "OPTIONS", "CONNECT"} {
+		for _, path := range []string{"/status", "/readyz", "/metrics", "/healthz", "//status", "/status?x=%zz", "*", "http://x/status", "/status/..%2f"} {
+			f.Add([]byte(method + " " + path + " HTTP/1.1\r\nHost: x\r\n\r\n"))
+		}
+	}
+	f.Add([]byte("GET /status HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc"))
+	f.Add([]byte("GET /status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"))
+	s := quiet()
+	s.State.SetReady()
+	s.State.conditions.Set(condition.Condition{ID: "w", Text: "x"})
+	h := s.handler()
+	f.Fuzz(func(t *testing.T, request []byte) {
+		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(request)))
+		if err != nil {
+			return
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code == 200 && r.Method != "GET" && r.Method != "HEAD" {
+			t.Errorf("%q is answered", request)
+		}
+		if w.Code == 200 && w.Header().Get("Content-Type") == "application/json" && !json.Valid(w.Body.Bytes()) {
+			t.Errorf("%q: %s", request, w.Body)
+		}
+		if got := s.State.readiness(); !got.Ready || len(got.Conditions) != 1 {
+			t.Errorf("%q has changed something: %+v", request, got)
+		}
+	})
+}

@@ -1,0 +1,214 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab/wait"
+	"flanneld/pkg/status"
+	"flanneld/pkg/subnetenv"
+)
+
+// serve serves sources for a subnet file until stop is called.
+func (s Sources) serve(t *testing.T, file string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		s.ServeSocket(ctx, subnetenv.SocketPath(file), s.State.conditions, slog.New(slog.DiscardHandler))
+	})
+	stop = func() {
+		cancel()
+		serving.Wait()
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// answers waits until a daemon answers, and returns its PID.
+func answers(t *testing.T, file string, pid int) {
+	t.Helper()
+	wait.For(t, 3*socketCheck, "an answer", func() error {
+		d, err := Dial(file).Status(t.Context())
+		if err == nil && d.Daemon.PID != pid {
+			err = fmt.Errorf("it is from %d", d.Daemon.PID)
+		}
+		return err
+	})
+}
+
+// numbered returns sources that are recognised by a PID.
+func numbered(pid int) Sources {
+	s := quiet()
+	s.Status = func() status.Document {
+		d := status.NotRunning(time.Now(), status.VerdictOK, "")
+		d.Daemon.PID = pid
+		return d
+	}
+	return s
+}
+
+func TestSocketIsKept(t *testing.T) {
+	for _, dir := range []string{"short", "long" + strings.Repeat("x", 100) + "/" + strings.Repeat("y", 100)} {
+		t.Run(dir[:4], func(t *testing.T) {
+			t.Parallel()
+			file := filepath.Join(t.TempDir(), dir, "subnet.env")
+			path := subnetenv.SocketPath(file)
+			if _, err := Dial(file).Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+				t.Errorf("without a daemon: %v", err)
+			}
+			stop := numbered(1).serve(t, file)
+			answers(t, file, 1)
+			if info, err := os.Lstat(path); err != nil || info.Mode() != fs.ModeSocket|socketMode {
+				t.Errorf("mode %v, %v", info.Mode(), err)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			answers(t, file, 1)
+			stop()
+			if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the socket stays: %v", err)
+			}
+
+			var dead *net.UnixListener
+			err := viaDirectory(path, func(short string) (err error) {
+				dead, err = net.ListenUnix("unix", &net.UnixAddr{Name: short})
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			dead.SetUnlinkOnClose(false)
+			dead.Close()
+			if _, err := Dial(file).Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+				t.Errorf("with a dead socket: %v", err)
+			}
+			numbered(2).serve(t, file)
+			answers(t, file, 2)
+		})
+	}
+}
+
+// TestSocketOfAnother: that of a running daemon is left alone until the daemon ends, and so is a
+// file that is no socket.
+func TestSocketOfAnother(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "subnet.env")
+	stop := numbered(1).serve(t, file)
+	answers(t, file, 1)
+	second := numbered(2)
+	second.serve(t, file)
+	waits := func(words string) {
+		t.Helper()
+		wait.For(t, 3*socketCheck, "the condition "+words, func() error {
+			all := second.State.Conditions()
+			if len(all) != 1 || all[0].Severity != status.Notice || !strings.Contains(all[0].Text, words) {
+				return fmt.Errorf("%v", all)
+			}
+			return nil
+		})
+	}
+	waits("another flanneld answers on it")
+	answers(t, file, 1)
+	stop()
+	answers(t, file, 2)
+	if all := second.State.Conditions(); len(all) > 0 {
+		t.Errorf("conditions: %v", all)
+	}
+	if err := os.Remove(subnetenv.SocketPath(file)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(subnetenv.SocketPath(file), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waits("must be a socket, or not exist")
+	if text, err := os.ReadFile(subnetenv.SocketPath(file)); err != nil || string(text) != "x" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+}
+
+// TestClientOfOthers: whatever answers on the socket, the client ends with an error.
+func TestClientOfOthers(t *testing.T) {
+	for name, f := range map[string]struct {
+		answer string // and then nothing, or the end
+		hangs  bool
+		want   string
+	}{
+		"nothing":   {"", false, "EOF"},
+		"not HTTP":  {"220 mail\r\n", false, "malformed"},
+		"error":     {"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", false, "503 Service Unavailable"},
+		"not JSON":  {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", false, "invalid character"},
+		"wrong":     {"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{\"peers\":true}", false, "cannot unmarshal"},
+		"cut":       {"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", false, "unexpected EOF"},
+		"hangs":     {"", true, "does not answer"},
+		"hangs mid": {"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", true, "deadline"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			file := filepath.Join(t.TempDir(), "x")
+			l, err := net.Listen("unix", subnetenv.SocketPath(file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					c.Read(make([]byte, 4096)) // the request
+					io.WriteString(c, f.answer)
+					if f.hangs {
+						io.Copy(io.Discard, c)
+					}
+					c.Close()
+				}
+			}()
+			start := time.Now()
+			_, err = Dial(file).Status(t.Context())
+			if err == nil || !strings.Contains(err.Error(), f.want) || errors.Is(err, ErrNotRunning) {
+				t.Errorf("%v, want %s", err, f.want)
+			}
+			if took := time.Since(start); took > 2*clientTimeout {
+				t.Errorf("after %v", took)
+			}
+		})
+	}
+}
+
+func TestClientBoundsAnswers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x")
+	l, err := net.Listen("unix", subnetenv.SocketPath(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.Read(make([]byte, 4096)) // the request
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		zeros := make([]byte, 1<<20)
+		for err == nil {
+			_, err = c.Write(zeros)
+		}
+	}()
+	if _, err := Dial(file).Get(t.Context(), "/status"); err == nil || !strings.Contains(err.Error(), "the answer has more than") {
+		t.Error(err)
+	}
+}
