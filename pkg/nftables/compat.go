@@ -80,8 +80,8 @@ func portsMet(p firewall.Packet, u16 func(at int) uint16, inverted byte) firewal
 func conntrackMet(p firewall.Packet, u16 func(at int) uint16) firewall.Met {
 	const onState, onDirection, stateAlias = 1, 1 << 12, 1 << 13 // the last means "-m state"
 	flags, inverted, met := u16(146), u16(148), firewall.Yes
-	if flags&onDirection != 0 { // the reply, unless it is inverted
-		met = met.And(metIf(p.Reply != (inverted&onDirection != 0), p.Tracking == firewall.Tracked))
+	if flags&onDirection != 0 { // inverted means the reply
+		met = met.And(metIf(p.Reply == (inverted&onDirection != 0), p.Tracking == firewall.Tracked))
 	}
 	if flags&onState != 0 {
 		state := stateMet(p, uint32(u16(150)))
