@@ -134,7 +134,7 @@ func settingFaults() []fault {
 		},
 		{
 			name: "tunnel port is taken", id: "FL-PORT-TAKEN", said: []string{"UDP port 8472, which the tunnel needs", "kill "},
-			also: slices.Concat(unreachable, []string{"FL-LEASE-MISSING", "FL-DEVICE-CHANGED", "FL-DRIFT", "FL-CONDITION"}),
+			also: slices.Concat(unreachable, []string{"FL-LEASE-MISSING", "FL-DEVICE-CHANGED", "FL-DRIFT", "FL-PEER-SKIPPED", "FL-CONDITION"}),
 			start: func(c *faultCluster) {
 				var taken net.PacketConn
 				c.must(c.h.Do(func() (err error) {
