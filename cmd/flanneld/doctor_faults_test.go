@@ -48,7 +48,9 @@ type faultCluster struct {
 }
 
 // faults returns the table. Each area has its own file.
-func faults() []fault { return slices.Concat(registryFaults(), filterFaults(), settingFaults(), pathFaults()) }
+func faults() []fault {
+	return slices.Concat(registryFaults(), filterFaults(), settingFaults(), pathFaults())
+}
 
 // TestDoctorNamesCause makes each fault, and checks that the doctor names it first and that nothing
 // else it says is wrong.
