@@ -260,20 +260,32 @@ func checkChecksum(ctx context.Context, in *Inputs) Result {
 	if r != nil {
 		return *r
 	}
-	translated := slices.ContainsFunc(all, func(p Passage) bool { return p.Translated != nil })
-	unclear := legacy != nil || slices.ContainsFunc(all, func(p Passage) bool { return p.Unclear != nil && p.Unclear.Translates })
-	if !translated && !unclear {
+	var nat *Passage
+	unclear := legacy != nil
+	for i := range all {
+		if all[i].Translated != nil && nat == nil {
+			nat = &all[i]
+		}
+		unclear = unclear || all[i].Unclear != nil && all[i].Unclear.Translates
+	}
+	if nat == nil && !unclear {
 		return okf("the kernel %s writes wrong checksums only into tunnel packets that are masqueraded, and none are", release)
 	}
 	features, err := output(ctx, "ethtool", "-k", o.Device)
-	switch {
-	case err == nil && strings.Contains(string(features), "tx-checksum-ip-generic: off"):
+	remedy := "ethtool -K " + o.Device + " tx-checksum-ip-generic off"
+	if err == nil && strings.Contains(string(features), "tx-checksum-ip-generic: off") {
 		return okf("%s leaves no checksums to the network card", o.Device)
-	case !translated || !certain || err != nil:
-		return unknownf("the kernel %s may write wrong checksums into tunnel packets that are masqueraded; if large packets are lost, try: ethtool -K %s tx-checksum-ip-generic off", release, o.Device)
 	}
-	return failf("ethtool -K "+o.Device+" tx-checksum-ip-generic off",
-		"the kernel %s writes wrong checksums into tunnel packets, because %s are masqueraded", release, all[0].What)
+	// Masquerading changes nothing if the packet has the address of its device already, except with
+	// random ports.
+	rule := ""
+	if nat != nil {
+		rule = in.ruleText(ctx, *nat.Translated, nat.Translated.Rule)
+	}
+	if !certain || !strings.Contains(rule, "random") {
+		return unknownf("the kernel %s may write wrong checksums into tunnel packets that are masqueraded; if large packets are lost, try: %s", release, remedy)
+	}
+	return failf(remedy, "the kernel %s writes wrong checksums into tunnel packets, because of %s", release, rule)
 }
 
 // checksumFixed reports whether a kernel has the commit that checkChecksum names, and, if not,

@@ -222,6 +222,14 @@ func TestHostChecks(t *testing.T) {
 			f.local.release = "5.3.18"
 			f.local.rules = strings.Replace(ourRules, "-A POSTROUTING", "-A POSTROUTING -o eth0 -p udp -j MASQUERADE\n-A POSTROUTING", 1)
 		}, "", "", "", "", "FL-CHECKSUM"},
+		{"old kernel, tunnel is masqueraded with random ports", func(f *facts) {
+			f.local.release = "5.3.18"
+			f.local.rules = strings.Replace(ourRules, "-A POSTROUTING", "-A POSTROUTING -o eth0 -p udp -j MASQUERADE --random-fully\n-A POSTROUTING", 1)
+		}, "FL-CHECKSUM", "5.3.18 writes wrong checksums", "ethtool -K flannel.1 tx-checksum-ip-generic off", "", ""},
+		{"old kernel of a distribution", func(f *facts) {
+			f.local.release = "4.18.0-553.el8"
+			f.local.rules = strings.Replace(ourRules, "-A POSTROUTING", "-A POSTROUTING -o eth0 -p udp -j MASQUERADE --random-fully\n-A POSTROUTING", 1)
+		}, "", "", "", "", "FL-CHECKSUM"},
 	} {
 		f := healthy()
 		x.change(f)

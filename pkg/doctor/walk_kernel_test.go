@@ -339,6 +339,9 @@ func checksum(b []byte) uint16 {
 // each packet filter. Where the walk has a result, that is what a real packet experiences; and it
 // has no result only where a row says so.
 func TestWalkAgreesWithTheKernel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
 	b := newWalkBed(t)
 	// Neighbours are resolved before, so that no packet waits for that.
 	for _, f := range flows() {

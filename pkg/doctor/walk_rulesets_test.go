@@ -116,7 +116,7 @@ func nftRulesets() []walkRuleset {
 		{name: "masquerade", nft: "table ip t {\n chain c { type nat hook postrouting priority 100; oifname flannel.1 masquerade\n }\n}\n"},
 		{name: "masquerade, except", nft: "table ip t {\n chain c { type nat hook postrouting priority 100; ip saddr 10.42.0.0/16 ip daddr 10.42.0.0/16 return; ip saddr 10.42.0.0/16 masquerade\n }\n}\n"},
 		{name: "two NAT chains", nft: "table ip a {\n chain c { type nat hook postrouting priority 90; ip daddr 10.42.0.0/16 accept\n }\n}\ntable ip t {\n chain c { type nat hook postrouting priority 100; oifname != docker0 masquerade\n }\n}\n"},
-		{name: "a drop in a NAT chain", nft: "table ip t {\n chain c { type nat hook postrouting priority 100; oifname flannel.1 meta l4proto tcp drop\n }\n}\n"},
+		{name: "a drop in a NAT chain", nft: "table ip t {\n chain c { type nat hook postrouting priority 100; oifname flannel.1 meta l4proto tcp drop\n }\n}\n", unclear: []string{"out tcp"}},
 		{name: "local addresses", nft: "table inet t {\n chain c { type filter hook prerouting priority -150; fib daddr type local udp dport 8472 drop; fib daddr type != local meta l4proto tcp drop\n }\n}\n"},
 		{name: "mark", nft: forward("meta mark != 0 drop; meta mark 0 meta l4proto tcp drop")},
 		{name: "mark is set", nft: forward("meta l4proto udp meta mark set 7; meta mark 7 drop"), unclear: []string{"out udp", "in udp", "outside"}},

@@ -109,7 +109,7 @@ func Evaluate(p Packet, chains []BaseChain) (path Path, err error) {
 			}
 			b := Barrier{
 				Kind: c.Kind, Table: c.Table, Chain: c.Name, Owned: c.Owned, Point: c.Point,
-				Certain: out.fate == effect && !c.Bridge, Translates: effect == Translates,
+				Certain: out.fate == effect && c.certain(effect), Translates: effect == Translates,
 				Rule: out.last, Unclear: out.unclear,
 			}
 			b.DetectTool(w)
@@ -161,6 +161,11 @@ func (p Packet) passes(c BaseChain) bool {
 	}
 	return false
 }
+
+// certain reports whether the chain certainly has an effect on a packet that its rules have it on. A
+// bridge's chains see ports that are unknown. Chains for NAT are called only while conntrack is in
+// use, which a rule that translates is enough for, but not one that drops.
+func (c BaseChain) certain(effect Fate) bool { return !c.Bridge && !(c.NAT && effect == Drops) }
 
 // on reports whether the base chain is attached to a device.
 func (c BaseChain) on(device string) bool {

@@ -58,6 +58,7 @@ func TestEvaluate(t *testing.T) {
 		{"after a new destination nothing is known", forward, []BaseChain{nat(chain("nat", AtPreRouting, -100, always(Step{Do: Translate}))), chain("d", AtForward, 0, always(Step{Do: Drop}))}, "nat="},
 		{"after a new source that is unknown", forward, []BaseChain{nat(chain("nat", AtPostRouting, 100, always(Step{Do: Translate}))), chain("d", AtPostRouting, 200, dropIf(fromSomewhere))}, "nat= d?"},
 		{"unknown targets may translate", forward, []BaseChain{nat(chain("nat", AtPostRouting, 100, always(Step{Do: PassOrDrop})))}, "nat? nat=?"},
+		{"NAT may not be in use", forward, []BaseChain{nat(chain("nat", AtPostRouting, 100, always(Step{Do: Drop})))}, "nat?"},
 		{"a mark", forward, []BaseChain{chain("d", AtForward, 0, dropIf(unmarked))}, "d"},
 		{"a mark that was set", forward, []BaseChain{chain("m", AtPreRouting, 0, always(Step{Do: Next, Sets: SetsMark})), chain("d", AtForward, 0, dropIf(unmarked))}, "d?"},
 		{"a mark that is set later", forward, []BaseChain{chain("m", AtPostRouting, 0, always(Step{Do: Next, Sets: SetsMark})), chain("d", AtForward, 0, dropIf(unmarked))}, "d"},
