@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,7 @@ func newCompletion(in *invocation) *cobra.Command {
 			root := c.Root()
 			switch shell := strings.Join(args, ""); shell {
 			case "bash":
+				io.WriteString(in.stdout, bashFallback)
 				return root.GenBashCompletionV2(in.stdout, true)
 			case "zsh":
 				return root.GenZshCompletion(in.stdout)
@@ -36,7 +38,7 @@ func newCompletion(in *invocation) *cobra.Command {
 }
 
 const completionHelp = `flanneld completion prints the script that completes the commands and flags of flanneld in a shell.
-For this shell only, with bash (the package bash-completion must be installed):
+For this shell only, with bash:
 
   . <(flanneld completion bash)
 
@@ -46,26 +48,35 @@ For all shells of this host:
   zsh:  flanneld completion zsh >/usr/share/zsh/site-functions/_flanneld
   fish: flanneld completion fish >/usr/share/fish/vendor_completions.d/flanneld.fish`
 
-// complete answers a request of a completion script. The shell replaces the word by one of the
-// answers only if they begin with it, and cobra knows flags with two dashes only. So a flag with one
-// dash is completed as one with two, and the answers lose a dash.
+// complete answers a request of a completion script: args are its words, the last of which is
+// incomplete. Cobra knows flags with two dashes only, and the shell takes only answers that begin
+// with the word. So flags with one dash are completed as those with two, and the answers lose a dash.
 func complete(root *cobra.Command, out io.Writer, args []string) error {
-	last := len(args) - 1
-	word := args[last]
-	one := len(word) > 1 && word[0] == '-' && word[1] != '-'
-	if !one {
-		root.SetArgs(args)
-		return root.Execute()
+	args = slices.Clone(args)
+	one := false // the incomplete word has one dash
+	for i, a := range args {
+		if one = len(a) > 1 && a[0] == '-' && a[1] != '-'; one {
+			args[i] = "-" + a
+		}
 	}
 	var answers bytes.Buffer
 	root.SetOut(&answers)
-	root.SetArgs(append(args[:last:last], "-"+word))
+	root.SetArgs(args)
 	err := root.Execute()
 	for line := range strings.Lines(answers.String()) {
-		if strings.HasPrefix(line, "--") {
+		if one && strings.HasPrefix(line, "--") {
 			line = line[1:]
 		}
-		io.WriteString(out, line)
+		io.WriteString(out, strings.ReplaceAll(line, "`", "")) // which mark the name of a flag's value
 	}
 	return err
 }
+
+// bashFallback replaces the two functions of the package bash-completion that cobra's script uses,
+// for hosts without the package.
+const bashFallback = `declare -F _get_comp_words_by_ref >/dev/null || _get_comp_words_by_ref() {
+    cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
+}
+declare -F __ltrim_colon_completions >/dev/null || __ltrim_colon_completions() { :; }
+
+`

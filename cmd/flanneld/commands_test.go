@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+// said runs a command line, and returns what it prints and its exit code.
+func said(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), func() {}, args, nil, &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+// TestCommandsHaveHelp: each subcommand has one, with one dash or two, that names the command, its
+// flags and its exit codes; the daemon's help lists them all.
+func TestCommandsHaveHelp(t *testing.T) {
+	daemon, _, code := said(t, "--help")
+	if code != 0 {
+		t.Errorf("help: exit code %d", code)
+	}
+	for _, c := range subcommands {
+		if !strings.Contains(daemon, "\n  "+c.name+" ") {
+			t.Errorf("the help does not list %s", c.name)
+		}
+		first, _, _ := said(t, c.name, "--help")
+		for _, flag := range []string{"-help", "-h", "--h"} {
+			if text, errs, code := said(t, c.name, flag); code != 0 || errs != "" || text != first {
+				t.Errorf("%s %s: exit code %d, %s%s", c.name, flag, code, text, errs)
+			}
+		}
+		if !strings.HasPrefix(first, "flanneld "+c.name+" ") || !strings.Contains(first, "\nUsage: flanneld "+c.name) {
+			t.Errorf("%s --help:\n%s", c.name, first)
+		}
+		_, errs, code := said(t, c.name, "-no-such-flag")
+		if want := "flanneld " + c.name + ": unknown flag -no-such-flag\nRun 'flanneld " + c.name + " --help' for the flags there are.\n"; code != 2 || errs != want {
+			t.Errorf("unknown flag of %s: exit code %d, %q, want %q", c.name, code, errs, want)
+		}
+		for line := range strings.Lines(first) {
+			if len([]rune(line)) > 103 {
+				t.Errorf("%s --help: a line of %d characters: %s", c.name, len(line), line)
+			}
+		}
+	}
+}
+
+func TestUnknownCommands(t *testing.T) {
+	names := "status, doctor, cleanup, completion or man"
+	for _, args := range [][]string{{"statsu"}, {"Status"}, {"help"}, {"/usr/bin/flanneld", "run"}, {"stat", "us"}} {
+		word := args[len(args)-1]
+		if args[0] == "stat" {
+			word = "stat"
+		}
+		out, errs, code := said(t, args...)
+		if want := "flanneld: unknown command \"" + word + "\": must be " + names + ", or none for the daemon\n"; code != 2 || out != "" || !strings.HasPrefix(errs, want) {
+			t.Errorf("%q: exit code %d, %q, want %q", args, code, errs, want)
+		}
+	}
+	for _, args := range [][]string{{"status", "now"}, {"status", "-json", "now"}, {"man", "now"}, {"doctor", "now"}} {
+		if _, errs, code := said(t, args...); code != 2 || !strings.Contains(errs, `unexpected argument "now": must be a flag`) {
+			t.Errorf("%q: exit code %d, %q", args, code, errs)
+		}
+	}
+	for _, args := range [][]string{{"status", "-subnet-file="}, {"cleanup", "-subnet-file", ""}} {
+		if _, errs, code := said(t, args...); code != 2 || !strings.Contains(errs, `--subnet-file: "": must be a path`) {
+			t.Errorf("%q: exit code %d, %q", args, code, errs)
+		}
+	}
+	if _, errs, code := said(t, "status", "-json=maybe"); code != 2 || !strings.Contains(errs, `--json: "maybe": must be true or false`) {
+		t.Errorf("exit code %d, %q", code, errs)
+	}
+	if _, errs, code := said(t, "completion", "tcsh"); code != 2 || !strings.Contains(errs, `shell: "tcsh": must be bash, zsh or fish`) {
+		t.Errorf("exit code %d, %q", code, errs)
+	}
+}
+
+// TestCompletions: what the shells ask for, with one dash and with two.
+func TestCompletions(t *testing.T) {
+	for words, want := range map[string]string{
+		"st": "status", "c": "cleanup completion", "-etcd-pr": "-etcd-prefix", "--etcd-pr": "--etcd-prefix", "status -j": "-json", "status --w": "--watch",
+		"completion ": "bash zsh fish", "completion b": "bash", "cleanup -d": "-dry-run", "man x": "", "status -subnet-file /e": "", "no such": "",
+	} {
+		before, last, found := strings.Cut(words, " ")
+		args := []string{"__complete", before}
+		if found {
+			args = append(args, strings.Split(last, " ")...)
+		}
+		out, _, _ := said(t, args...)
+		var got []string
+		for line := range strings.Lines(out) {
+			if name, _, _ := strings.Cut(strings.TrimSpace(line), "\t"); !strings.HasPrefix(name, ":") {
+				got = append(got, name)
+			}
+		}
+		if strings.Join(got, " ") != want || strings.Contains(out, "`") {
+			t.Errorf("%q: %q, want %q", words, out, want)
+		}
+	}
+	root := newRoot(&invocation{ctx: t.Context()})
+	mustParse(t, nil, nil).flags.VisitAll(func(f *pflag.Flag) {
+		if _, idle := f.Annotations[noEffect]; !idle && root.Flags().Lookup(f.Name) == nil {
+			t.Errorf("-%s is not completed", f.Name)
+		}
+	})
+}
+
+// TestCompletionScripts: the shells accept them, and bash completes with its own, with or without
+// the package bash-completion.
+func TestCompletionScripts(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		script, errs, code := said(t, "completion", shell)
+		if code != 0 || errs != "" || !strings.Contains(script, "flanneld") {
+			t.Errorf("%s: exit code %d, %s", shell, code, errs)
+		}
+		if _, err := exec.LookPath(shell); err != nil {
+			t.Logf("%s is not installed, its script is not tried", shell)
+			continue
+		}
+		cmd := exec.Command(shell, "-n")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: %v: %s", shell, err, out)
+		}
+	}
+	script, _, _ := said(t, "completion", "bash")
+	const try = `
+flanneld() { [ "$*" = "__complete status -js" ] && printf '%s\n' '-json	print' :4; }
+COMP_WORDS=(flanneld status -js) COMP_CWORD=2 COMP_LINE='flanneld status -js' COMP_POINT=19 COMP_TYPE=9
+__start_flanneld
+echo "${COMPREPLY[@]}"
+`
+	out, err := exec.Command("bash", "--norc", "-c", script+try).Output() // compopt fails outside of a completion
+	if err != nil || strings.TrimSpace(string(out)) != "-json" {
+		t.Errorf("bash completes with %q, %v", out, err)
+	}
+}
+
+func TestManIsTheManual(t *testing.T) {
+	if out, errs, code := said(t, "man"); code != 0 || errs != "" || out != manual || !strings.HasPrefix(out, ".Dd ") {
+		t.Errorf("exit code %d, %s", code, errs)
+	}
+}
