@@ -84,11 +84,12 @@ func daemon(t *testing.T) string {
 	return path
 }
 
-// TestManualFlags checks that the manual has the flags of "flanneld --help" and "flanneld cleanup
-// --help", in the same order, with the same names of values and the same defaults.
+// TestManualFlags checks that the manual has the flags in the help of the daemon and of its commands,
+// in the same order, with the same names of values and the same defaults; of the doctor's, without
+// those of the daemon.
 func TestManualFlags(t *testing.T) {
 	program := daemon(t)
-	help, err := exec.Command("sh", "-c", `"$0" --help && "$0" cleanup --help`, program).Output()
+	help, err := exec.Command("sh", "-c", `"$0" --help && "$0" status --help && "$0" doctor --help | sed /--etcd-endpoints/,\$d && "$0" cleanup --help`, program).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
