@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"flanneld/pkg/backend"
+	"flanneld/pkg/doctor"
 	"flanneld/pkg/status"
 )
 
@@ -152,6 +153,26 @@ func TestReadmeQuotesMessages(t *testing.T) {
 				t.Errorf("README.md: %q: must be a part of a message", m[1])
 			}
 		}
+	}
+}
+
+// TestReadmeHasEachCheck checks that the README's table of the doctor's checks has a row for each
+// check, and none for others.
+func TestReadmeHasEachCheck(t *testing.T) {
+	var rows, there []string
+	for _, row := range readmeTable(t, "Check") {
+		rows = append(rows, quoted(row[0])...)
+	}
+	for _, c := range doctor.Checks() {
+		there = append(there, c.ID)
+		if !regexp.MustCompile(`^FL(-[A-Z]+)+$`).MatchString(c.ID) {
+			t.Errorf("check %q: must be a name such as FL-ETCD-DOWN", c.ID)
+		}
+	}
+	slices.Sort(rows)
+	slices.Sort(there)
+	if !slices.Equal(rows, there) {
+		t.Errorf("README.md has the checks\n%q, want\n%q", rows, there)
 	}
 }
 
