@@ -152,7 +152,12 @@ func (o *doctorOptions) settings(ctx context.Context, env []string) (doctor.Opti
 			return doctor.Options{}, err
 		}
 	}
+	var unresolved error
+	if domain := cl.options.EtcdDomain; domain != "" {
+		cl.options.Etcd.Endpoints, unresolved = doctor.Resolve(ctx, domain)
+	}
 	return doctor.Options{
+		DomainErr:   unresolved,
 		RenewMargin: cl.options.RenewMargin, Secrets: []string{o.daemon.options.Etcd.Password},
 		Etcd: cl.options.Etcd, API: cl.options.EtcdAPI, Uplink: cl.options.Uplink, SubnetFile: cl.options.SubnetFile, Domain: cl.options.EtcdDomain, Source: source,
 	}, nil

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"flanneld/pkg/host"
+	"flanneld/pkg/lab/golden"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/etcd"
@@ -176,6 +178,10 @@ func TestChecks(t *testing.T) {
 		}, "FL-TWO-DAEMONS", "another flanneld", "VNI", "", ""},
 
 		{"etcd refuses connections", func(f *facts) { f.unreachable(errors.New("dial tcp: connection refused")) }, "FL-ETCD-DOWN", "connection refused", "start etcd", "", "-"},
+		{"no SRV records", func(f *facts) {
+			f.endpoints = []Endpoint{{URL: "example.org", Err: errors.New("no endpoints are found by SRV records: no such host")}}
+		}, "FL-ETCD-DOWN", "SRV records", "-etcd-endpoints", "", "-"},
+		{"the chosen API is missing", func(f *facts) { f.options.API, f.status, f.claim.Store = store.APIv2, nil, "" }, "FL-CONFIG-MISSING", "in the v2 API, which this etcd does not have", "", "", "-"},
 		{"one of two endpoints is down", func(f *facts) {
 			f.endpoints = append(f.endpoints, Endpoint{URL: "http://127.0.0.1:4001", Err: errors.New("refused")})
 		}, "", "", "", "", ""},
@@ -349,6 +355,26 @@ func TestChecks(t *testing.T) {
 		for id := range unknown {
 			t.Errorf("%s: %s is unknown", x.name, id)
 		}
+	}
+}
+
+// TestReportGolden checks all forms of a report.
+func TestReportGolden(t *testing.T) {
+	f := healthy()
+	f.v3().Leases[2].PublicIP = addr("192.0.2.8")
+	f.status.Peers[1].State, f.status.Peers[1].Reason = status.Skipped, "PublicIP of another \x1b[31mhost"
+	f.endpoints[0].Date = time.Time{}
+	r := Run(t.Context(), ownChecks(), f.inputs(), nil)
+	for name, write := range map[string]func(*bytes.Buffer) error{
+		"report.txt":   func(b *bytes.Buffer) error { return Style{}.Text(b, r) },
+		"terminal.txt": func(b *bytes.Buffer) error { return Style{Color: true}.Causes(b, r) },
+		"report.json":  func(b *bytes.Buffer) error { return r.JSON(b) },
+	} {
+		var b bytes.Buffer
+		if err := write(&b); err != nil {
+			t.Fatal(err)
+		}
+		golden.Equal(t, "testdata/"+name, b.String())
 	}
 }
 

@@ -130,11 +130,33 @@ func (in *Inputs) findElsewhere(ctx context.Context) ([]Place, error) {
 	return found, nil
 }
 
+// Resolve returns the endpoints that the SRV records of a domain name (RFC 2782), as etcd's own
+// clients find them.
+func Resolve(ctx context.Context, domain string) (urls []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, localLimit)
+	defer cancel()
+	var errs []error
+	for _, s := range [][2]string{{"etcd-client-ssl", "https"}, {"etcd-client", "http"}} {
+		_, found, err := net.DefaultResolver.LookupSRV(ctx, s[0], "tcp", domain)
+		errs = append(errs, err)
+		for _, r := range found {
+			urls = append(urls, fmt.Sprintf("%s://%s", s[1], net.JoinHostPort(strings.TrimSuffix(r.Target, "."), fmt.Sprint(r.Port))))
+		}
+	}
+	if len(urls) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	return urls, nil
+}
+
 // maxEndpoints limits how many endpoints are asked.
 const maxEndpoints = 64
 
 // askEtcd asks all endpoints at the same time. The error is one of the settings.
 func askEtcd(ctx context.Context, o Options) ([]Endpoint, error) {
+	if o.Domain != "" && len(o.Etcd.Endpoints) == 0 {
+		return []Endpoint{{URL: o.Domain, Err: fmt.Errorf("no endpoints are found by SRV records: %w", o.DomainErr)}}, nil
+	}
 	parsed, err := o.Etcd.ParseEndpoints()
 	if err != nil {
 		return nil, err

@@ -44,6 +44,7 @@ type Options struct {
 	Etcd       etcd.Options
 	API        store.API
 	Domain     string // whose SRV records name the endpoints of etcd; empty if they are given
+	DomainErr  error  // why they name none
 	Uplink     host.Selectors
 	SubnetFile string
 	// RenewMargin is the time before the end of a lease at which it is renewed.

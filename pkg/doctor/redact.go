@@ -45,9 +45,9 @@ var (
 	// The user part of a URL. A password may contain anything but white space and quotes.
 	userPart = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s"'<>]*@`)
 	// name=value, "name": "value", Name: value.
-	assignment = regexp.MustCompile(`(?i)([a-z0-9_.-]*` + secretName + `[a-z0-9_-]*\\?["']?\s*[=:]\s*)` + value)
+	assignment = regexp.MustCompile(`(?i)([a-z0-9_.-]*` + secretName + `[a-z0-9_-]*\\*["']?\s*[=:]\s*)` + value)
 	// --name value
-	flagValue = regexp.MustCompile(`(?i)((?:^|[\s"'\x60=])--?[a-z0-9-]*` + secretName + `[a-z0-9-]*\s+)(` + value + `)`)
+	flagValue = regexp.MustCompile(`(?i)((?:^|[^a-z0-9-])--?[a-z0-9-]*` + secretName + `[a-z0-9-]*\s+)(` + value + `)`)
 	// Authorization: Basic dXNlcjpwYXNz
 	authorization = regexp.MustCompile(`(?i)((?:authorization["']?\s*[=:]\s*["']?(?:basic|bearer|token|digest)?|\b(?:basic|bearer))\s+)[^\s"',;]+`)
 	// A JSON Web Token.
@@ -58,7 +58,7 @@ var (
 const secretName = `(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|preshared[_-]?key|psk|credential)`
 
 // value matches the value of an assignment: with quotes to the closing one, else to white space.
-const value = `(?:\\?"(?:[^"\\]|\\.)*\\?"|'[^']*'|[^\s"',;&]+)`
+const value = `(?:\\*"[^"\\]*(?:\\.[^"\\]*)*"?|'[^']*'?|[^\s"',;&]+)`
 
 // String returns a text without secrets.
 func (r *Redactor) String(text string) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -90,16 +91,16 @@ func parseUnit(show string, read func(path string) string) (d Daemon, err error)
 	return d, nil
 }
 
+// variable matches a variable in a word.
+var variable = regexp.MustCompile(`\$\{\w+\}`)
+
 // expand replaces variables in a word of a command line as systemd.service(5) does: $NAME as a word
 // becomes words, ${NAME} is replaced in place.
 func expand(w string, values map[string]string) []string {
 	if name, ok := strings.CutPrefix(w, "$"); ok && !strings.HasPrefix(name, "{") {
 		return split(values[name])
 	}
-	for k, v := range values {
-		w = strings.ReplaceAll(w, "${"+k+"}", v)
-	}
-	return split(w)
+	return split(variable.ReplaceAllStringFunc(w, func(found string) string { return values[found[2:len(found)-1]] }))
 }
 
 // environment returns the variables in a file, in the form of systemd.exec(5).
