@@ -4,17 +4,21 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/status"
 	"flanneld/pkg/subnetenv"
 )
@@ -347,6 +351,66 @@ func TestStatusPortChangesNothing(t *testing.T) {
 	if h.Flanneld().Exited() {
 		t.Error("the daemon has ended")
 	}
+}
+
+// TestStatusPortUnderLoad: 1,000 connections that ask for the status of 2,000 peers and do not read
+// it, and 10 MB requests, cost little memory, and a repair takes no longer than without them.
+func TestStatusPortUnderLoad(t *testing.T) {
+	// Not parallel: it measures times.
+	c, h := oneHost(t, `{"Network":"10.0.0.0/8","SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}`)
+	var puts []etcdkeys.Entry
+	for i := range 2000 {
+		puts = append(puts, etcdkeys.Entry{
+			Key:   fmt.Sprintf("%s/subnets/10.%d.%d.0-24", c.prefix, 1+i>>8, i&255),
+			Value: phantomValue(fmt.Sprintf("192.0.%d.%d", 2+i>>8, i&255), fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255)),
+		})
+	}
+	c.must(sideBySide(len(puts), func(i int) error { return c.keys.Put(c.ctx, puts[i].Key, puts[i].Value, 0) }))
+	p := c.start(h, "-status-listen=0.0.0.0:8081")
+	c.shows(h, status.VerdictOK, "", nil)
+	repaired := func() (worst time.Duration) {
+		t.Helper()
+		for range 5 {
+			c.sh(h, "ip neigh flush dev flannel.1 nud permanent")
+			worst = max(worst, c.within(10*time.Second, "the repair", func() error {
+				if n := len(c.snapshot(h, "10.0.0.0/8", "flannel.1").Neighs); n != len(puts) {
+					return fmt.Errorf("%d neighbours", n)
+				}
+				return nil
+			}))
+		}
+		return worst
+	}
+	alone, before := repaired(), c.usage(p)
+	var open []net.Conn
+	defer func() {
+		for _, conn := range open {
+			conn.Close()
+		}
+	}()
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	for i := range 1000 {
+		conn, err := h.NS.DialContext(c.ctx, "tcp", "127.0.0.1:8081")
+		c.must(err)
+		open = append(open, conn)
+		writers.Go(func() {
+			if i%10 == 0 {
+				io.WriteString(conn, "GET /status HTTP/1.1\r\nX: "+strings.Repeat("x", 10<<20))
+			} else {
+				io.WriteString(conn, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+			}
+		})
+	}
+	loaded, after := repaired(), c.usage(p)
+	t.Logf("repair: %v alone, %v under load; memory: %d MB, then %d MB", alone, loaded, before.RSS>>20, after.HWM>>20)
+	if loaded > 2*alone+slow(500*time.Millisecond) {
+		t.Errorf("repaired after %v, and without load after %v", loaded, alone)
+	}
+	if grown := after.HWM - before.HWM; grown > 24<<20 {
+		t.Errorf("%d MB more memory", grown>>20)
+	}
+	c.shows(h, status.VerdictOK, "", nil) // the socket answers meanwhile
 }
 
 // TestStatusOfAHungDaemon: it is down, and the command ends.
