@@ -365,3 +365,24 @@ func TestNothingFailsForLackOfLocalInput(t *testing.T) {
 		}
 	}
 }
+
+// FuzzFiles reads files of other programs, which may contain anything.
+func FuzzFiles(f *testing.F) {
+	f.Add("ADMIN_STATE=configured\nNETWORK_FILE=/x\nmanaged=true\nconnection-uuid=a\n", "5.4.0-42-generic", uint64(12))
+	f.Add("vxlan 1 0 - Live 0x0\nkernel/net/tun.ko.xz: a b\nudp drop # handle 12\n", "6", uint64(1))
+	f.Fuzz(func(t *testing.T, text, release string, handle uint64) {
+		managedByNetworkd("flannel.1", []byte(text), nil)
+		if r := managedByNM("flannel.1", []byte(text), nil, func() (string, error) { return text, nil }); r.Summary == "" {
+			t.Errorf("%q: %+v", text, r)
+		}
+		if found := modulesIn([]byte(text), []byte(text), []byte(text)); len(found) > len(wantedModules()) {
+			t.Errorf("%q: %v", text, found)
+		}
+		if rule := ruleWithHandle(text, handle); rule != "" && !strings.Contains(text, rule) {
+			t.Errorf("%q: %q", text, rule)
+		}
+		if fixed, certain := checksumFixed(release); fixed && !certain {
+			t.Errorf("%q", release)
+		}
+	})
+}

@@ -190,8 +190,19 @@ func FuzzBarriers(f *testing.F) {
 			return
 		}
 		for _, p := range []firewall.Packet{toTunnel, through, {}} {
-			if all := barriers("iptables", l, drops, p); len(all) > 4 {
+			// Tables raw, mangle, nat, filter and security at up to three hooks.
+			if all := barriers("iptables", l, drops, p); len(all) > 10 {
 				t.Errorf("%q: %+v", text, all)
+			}
+			p.Reply, p.Unmarked = true, true
+			path, err := firewall.Evaluate(p, l.baseChains("iptables", drops, false))
+			if err != nil {
+				t.Errorf("%q: %v", text, err)
+			}
+			for _, b := range path.Barriers {
+				if b.Rule.Number > 0 && l.ruleText(b.Table, b.Rule) == "" {
+					t.Errorf("%q: no text of %+v", text, b)
+				}
 			}
 		}
 	})

@@ -123,15 +123,17 @@ func (c *conn) baseChains(ctx context.Context, family Family, foreign bool) (all
 type reader struct {
 	ctx     context.Context
 	conn    *conn
-	foreign bool // leave out flanneld's own rules
+	foreign bool // leave out flanneld's own rules; for one packet
 	rules   map[chainName][]rawRule
 	sets    map[setName]elements
 }
 
-// rawRule is a rule with its expressions as the kernel sends them, which are smaller than parsed.
+// rawRule is a rule with its expressions as the kernel sends them, which are smaller than parsed, and
+// parsed if it is evaluated for many packets.
 type rawRule struct {
 	handle      uint64
 	expressions netlink.Value
+	parsed      []expression
 }
 
 type setName struct {
@@ -148,7 +150,11 @@ func (r *reader) chain(name chainName) (rules []rawRule, err error) {
 	}
 	err = r.conn.eachRule(name, func(m map[uint16]netlink.Value) {
 		// Clone, because the buffer is reused before the rules are evaluated.
-		rules = append(rules, rawRule{m[unix.NFTA_RULE_HANDLE].Uint64BE(), slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])})
+		rule := rawRule{handle: m[unix.NFTA_RULE_HANDLE].Uint64BE(), expressions: slices.Clone(m[unix.NFTA_RULE_EXPRESSIONS])}
+		if !r.foreign {
+			rule.parsed = parseExpressions(rule.expressions)
+		}
+		rules = append(rules, rule)
 	})
 	if err == nil {
 		r.rules[name] = rules
@@ -185,7 +191,11 @@ func (v *evaluator) steps(chain string) (all []firewall.Step, err error) {
 		return nil, err
 	}
 	for i, rule := range rules {
-		steps, err := v.ruleSteps(parseExpressions(rule.expressions))
+		list := rule.parsed
+		if list == nil {
+			list = parseExpressions(rule.expressions)
+		}
+		steps, err := v.ruleSteps(list)
 		if err != nil {
 			return nil, err
 		}
