@@ -86,6 +86,9 @@ func modules(info *debug.BuildInfo) ([]cdx.Component, error) {
 		if m.Replace != nil {
 			m = m.Replace
 		}
+		if m.Version == "" {
+			continue // replaced by a directory of this repository
+		}
 		c := library(m.Path, m.Version)
 		// An h1 of go.sum is also a SHA-256, of the list of the module's files with their
 		// checksums.
