@@ -86,7 +86,7 @@ func modules(info *debug.BuildInfo) ([]cdx.Component, error) {
 		if m.Replace != nil {
 			m = m.Replace
 		}
-		if m.Version == "" {
+		if strings.HasPrefix(m.Path, "./") {
 			continue // replaced by a directory of this repository
 		}
 		c := library(m.Path, m.Version)
