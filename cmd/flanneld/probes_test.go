@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"flanneld/pkg/api"
 	"flanneld/pkg/lab"
+	"flanneld/pkg/lab/etcdkeys"
 	"flanneld/pkg/status"
 )
 
@@ -243,5 +245,37 @@ func TestProbesNeverLeaveBesideTheOverlay(t *testing.T) {
 	c.probed(one, c.subnet(two), 15*time.Second, status.ProbeOK, "")
 	if n := count(); n > 1 {
 		t.Errorf("%d pings left by the uplink", n)
+	}
+}
+
+// TestProbesCostLittle: probing many peers takes less than 1 % of a processor more than not probing.
+//
+// PROBED_PEERS is the number of peers (2000).
+func TestProbesCostLittle(t *testing.T) {
+	// Not parallel: it measures processor time.
+	peers := given(t, "PROBED_PEERS", "2000", strconv.Atoi)
+	c, h := oneHost(t, `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}`)
+	var leases []etcdkeys.Entry
+	for n := range peers {
+		leases = append(leases, etcdkeys.Entry{
+			Key:   fmt.Sprintf("%s/subnets/10.%d.%d.0-24", c.prefix, n>>8, n&255),
+			Value: phantomValue(fmt.Sprintf("203.%d.%d.9", n>>8, n&255), fmt.Sprintf("0a:00:00:00:%02x:%02x", n>>8, n&255)),
+		})
+	}
+	c.must(c.Etcd.PutAll(c.ctx, leases))
+	var shares [2]float64
+	for i, interval := range []string{"0", "1s"} {
+		p := c.start(h, "-probe-interval="+interval)
+		c.within(30*time.Second, "the peers are programmed", func() error {
+			_, err := c.peerStatus(h, netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", (peers-1)>>8, (peers-1)&255)))
+			return err
+		})
+		pauseFor(c.ctx, 3*time.Second)
+		shares[i] = c.share(15*time.Second, p)
+		c.stop(p)
+	}
+	t.Logf("%.3f %% of a processor without probes, %.3f %% with", 100*shares[0], 100*shares[1])
+	if shares[1]-shares[0] > 0.01 {
+		t.Errorf("probes of %d peers take %.2f %% of a processor", peers, 100*(shares[1]-shares[0]))
 	}
 }
