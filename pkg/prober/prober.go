@@ -37,9 +37,12 @@ type Config struct {
 }
 
 const (
-	// maxPackets is the maximum number of packets that are read in one turn. More can only be a
+	// answerTime is the time for which the answer to one probe is awaited before the next one is
+	// sent, so that fast answers are measured exactly.
+	answerTime = 2 * time.Millisecond
+	// maxPackets is the maximum number of packets that are read in an interval. More can only be a
 	// flood, and are left to the kernel to drop.
-	maxPackets = 100
+	maxPackets = 1000
 	// errorTime is the time for which no probe could be sent, after which all peers are unknown.
 	errorTime = 30 * time.Second
 	// updatePause is the time between two updates of the peers, which cost milliseconds if there are
@@ -133,37 +136,36 @@ func (p *Prober) Run(ctx context.Context) {
 			p.socket.Close()
 		}
 	}()
-	turn := p.schedule.turn()
 	// Hosts that start at the same time do not send at the same time.
-	next := time.Now().Add(mathrand.N(turn))
+	next := time.Now().Add(mathrand.N(p.cfg.Interval))
 	for {
 		if len(p.schedule.peers) == 0 {
 			select {
 			case <-ctx.Done():
 			case <-p.wake:
 			}
-			next = time.Now().Add(mathrand.N(turn))
+			next = time.Now().Add(mathrand.N(p.cfg.Interval))
 		}
-		if p.receive(ctx, next); ctx.Err() != nil {
+		p.receive(ctx, next, maxPackets)
+		if pace.Sleep(ctx, time.Until(next)) != nil {
 			return
 		}
-		p.takeTurn()
-		if next = next.Add(turn); time.Until(next) < 0 {
-			next = time.Now().Add(turn)
+		p.takeTurn(ctx)
+		if next = next.Add(p.cfg.Interval); time.Until(next) < 0 {
+			next = time.Now().Add(p.cfg.Interval)
 		}
 	}
 }
 
-// receive reads answers until the next turn.
-func (p *Prober) receive(ctx context.Context, next time.Time) {
-	defer func() { _ = pace.Sleep(ctx, time.Until(next)) }() // if there is nothing to read from
+// receive reads answers until a time, or so many packets.
+func (p *Prober) receive(ctx context.Context, until time.Time, packets int) {
 	if p.socket == nil {
 		return
 	}
 	s := p.socket
 	defer context.AfterFunc(ctx, func() { s.Close() })()
-	for range maxPackets {
-		e, err := s.receive(next)
+	for range packets {
+		e, err := s.receive(until)
 		switch {
 		case os.IsTimeout(err):
 			return
@@ -183,26 +185,36 @@ func (p *Prober) closeSocket() {
 	p.socket = nil
 }
 
-// takeTurn takes over changed inputs, sends one probe, and reports.
-func (p *Prober) takeTurn() {
+// takeTurn takes over changed inputs, sends the probes of an interval, and reports.
+func (p *Prober) takeTurn(ctx context.Context) {
 	p.update()
+	p.mu.Lock()
+	p.schedule.begin(time.Since(p.start))
+	p.mu.Unlock()
+	for p.probe() && ctx.Err() == nil {
+		p.receive(ctx, time.Now().Add(answerTime), 1)
+	}
+	p.report()
+}
+
+// probe sends a probe, and reports whether there was one to send.
+func (p *Prober) probe() bool {
 	var token [tokenSize]byte
 	rand.Read(token[:]) // never fails
 	p.mu.Lock()
-	now := time.Since(p.start)
-	p.schedule.expire(now)
-	probe, device, ok := p.schedule.pick(now, token)
+	probe, device, ok := p.schedule.pick(time.Since(p.start), token)
 	p.mu.Unlock()
-	if ok {
-		err := p.send(request{echo: probe.echo, device: device, source: p.source()})
-		p.sent(err)
-		if err != nil {
-			p.mu.Lock()
-			p.schedule.notSent(probe.seq)
-			p.mu.Unlock()
-		}
+	if !ok {
+		return false
 	}
-	p.report()
+	err := p.send(request{echo: probe.echo, device: device, source: p.source()})
+	p.sent(err)
+	if err != nil {
+		p.mu.Lock()
+		p.schedule.notSent(probe.seq)
+		p.mu.Unlock()
+	}
+	return true
 }
 
 // sent records whether a probe could be sent.

@@ -12,9 +12,11 @@ import (
 const (
 	// perInterval is the number of probes in each interval, whatever the number of peers.
 	perInterval = 5
-	// timeout is the time after which an answer counts as lost.
-	timeout = time.Second
-	// stall is the delay of a turn from which on it is unknown whether answers have arrived in time.
+	// timeout is the time after which a probe counts as lost. It is less than the default interval,
+	// so that the probes of one interval are decided at the next one.
+	timeout = 900 * time.Millisecond
+	// stall is the delay of an interval from which on it is unknown whether answers have arrived in
+	// time.
 	stall = 500 * time.Millisecond
 
 	// Peers on the uplink's own link may need an ARP broadcast for each probe, which all hosts of
@@ -72,12 +74,12 @@ type schedule struct {
 	mtu     int  // size of a full-size probe in bytes
 
 	next    int           // index of the peer whose turn it is
-	roundAt time.Duration // when the last round began
-	credit  float64       // probes that may be sent now
+	begunAt time.Duration // when this interval began
+	roundAt time.Duration // when the interval of the last round's beginning began
+	credit  float64       // probes that may be sent in this interval
 	picks   int           // probes so far
 	retries []retry
 	waiting []probe // for an answer
-	lastAt  time.Duration
 
 	stats   Stats
 	changes int // number of changes of states so far
@@ -86,9 +88,6 @@ type schedule struct {
 func newSchedule(interval time.Duration, random *rand.Rand) *schedule {
 	return &schedule{interval: interval, random: random, roundAt: -interval}
 }
-
-// turn is the time between two calls of pick.
-func (s *schedule) turn() time.Duration { return s.interval / perInterval }
 
 // set replaces the peers by those of targets, which are sorted by key. What is known about a peer
 // is kept.
@@ -175,11 +174,18 @@ func (s *schedule) rate() float64 {
 	return min(perInterval, max(perInterval*linkPeers/float64(s.onLink), atLeast))
 }
 
-// pick returns the probe to send now, if there is one. It is called once in each turn, after expire.
-// token is unpredictable.
+// begin begins an interval: it records the probes that were not answered in time, and allows new
+// ones.
+func (s *schedule) begin(now time.Duration) {
+	s.expire(now)
+	s.begunAt = now
+	rate := s.rate()
+	s.credit = min(s.credit+rate, rate+1, perInterval) // a fraction is kept
+}
+
+// pick returns the next probe to send in this interval, if there is one. token is unpredictable.
 func (s *schedule) pick(now time.Duration, token [tokenSize]byte) (p probe, device string, ok bool) {
-	s.credit = min(s.credit+s.rate()/perInterval, 2) // more than 1, so that no fraction is lost
-	if s.credit < 1-1e-9 || len(s.peers) == 0 {
+	if s.credit < 1 || len(s.peers) == 0 {
 		return probe{}, "", false
 	}
 	// Every other of five probes goes to the peers in turn.
@@ -225,10 +231,10 @@ func (s *schedule) pickRetry(now time.Duration) *peer {
 // few peers are not asked more often.
 func (s *schedule) pickNext(now time.Duration) *peer {
 	if s.next >= len(s.peers) {
-		if now-s.roundAt < s.interval-s.turn()/2 {
+		if s.begunAt == s.roundAt {
 			return nil
 		}
-		s.next, s.roundAt = 0, now
+		s.next, s.roundAt = 0, s.begunAt
 	}
 	for s.next < len(s.peers) {
 		p := &s.peers[s.next]
@@ -288,8 +294,7 @@ func (s *schedule) notSent(seq uint16) {
 // expire records the probes that were not answered in time. If this process itself did not run for
 // a while, nothing is known about their answers.
 func (s *schedule) expire(now time.Duration) {
-	late := now-s.lastAt > s.turn()+stall
-	s.lastAt = now
+	late := now-s.begunAt > s.interval+stall
 	for len(s.waiting) > 0 && now-s.waiting[0].sent >= timeout {
 		w, _ := s.take(s.waiting[0].seq)
 		if !late {

@@ -55,13 +55,19 @@ func newModel(t *testing.T, interval time.Duration) *model {
 	return m
 }
 
-// step takes one turn.
+// step is one interval.
 func (m *model) step() {
-	m.now += m.turn()
-	m.expire(m.now)
+	m.now += m.interval
+	m.begin(m.now)
+	for m.probe() {
+	}
+}
+
+// probe is one probe, if there is one to send.
+func (m *model) probe() bool {
 	p, _, ok := m.pick(m.now, [tokenSize]byte{1})
 	if !ok {
-		return
+		return false
 	}
 	n := p.key.number()
 	m.asked[n] = append(m.asked[n], m.now)
@@ -71,16 +77,17 @@ func (m *model) step() {
 	if !m.down[n] && !(p.full && m.narrow[n]) {
 		m.answered(p.echo, m.now+time.Millisecond)
 	}
+	return true
 }
 
-// run takes turns for some time.
+// run lets some time pass.
 func (m *model) run(d time.Duration) {
 	for end := m.now + d; m.now < end; {
 		m.step()
 	}
 }
 
-// until takes turns until a peer is in a state, and returns how long it took.
+// until lets time pass until a peer is in a state, and returns how long it took.
 func (m *model) until(n int, s State, limit time.Duration) time.Duration {
 	m.t.Helper()
 	start := m.now
@@ -339,6 +346,7 @@ func TestDevicesAndDuplicates(t *testing.T) {
 	if len(s.peers) != 256 || len(s.devices) != 256 {
 		t.Fatalf("%d peers, %d devices", len(s.peers), len(s.devices))
 	}
+	s.begin(0)
 	_, device, _ := s.pick(0, [tokenSize]byte{})
 	if n := s.waiting[0].key.number(); device != string(rune('a'+n)) {
 		t.Errorf("peer %d by device %q", n, device)
@@ -349,6 +357,7 @@ func TestDevicesAndDuplicates(t *testing.T) {
 func TestForgedAnswersCountNothing(t *testing.T) {
 	m := newModel(t, time.Second)
 	m.set(only(false, 7), 0)
+	m.begin(0)
 	p, _, ok := m.pick(0, [tokenSize]byte{1, 2, 3})
 	if !ok || p.addr != netip.MustParseAddr("10.0.7.0") || p.size != smallSize {
 		t.Fatalf("probe %+v", p)
@@ -379,6 +388,7 @@ func TestAddressOfPeersWithoutDevice(t *testing.T) {
 	s := newSchedule(time.Second, rand.New(rand.NewPCG(1, 2)))
 	s.first = true
 	s.set(only(true, 7), 0)
+	s.begin(0)
 	if p, _, _ := s.pick(0, [tokenSize]byte{}); p.addr != netip.MustParseAddr("10.0.7.1") {
 		t.Errorf("asks %v", p.addr)
 	}
@@ -405,8 +415,8 @@ func TestProbesThatWereNotSentCountNothing(t *testing.T) {
 	m := newModel(t, time.Second)
 	m.set(only(false, 1), 0)
 	for range 100 {
-		m.now += m.turn()
-		m.expire(m.now)
+		m.now += m.interval
+		m.begin(m.now)
 		if p, _, ok := m.pick(m.now, [tokenSize]byte{}); ok {
 			m.notSent(p.seq)
 		}
@@ -416,15 +426,17 @@ func TestProbesThatWereNotSentCountNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkTurn is the cost of what is computed for one probe of 20,000 peers, of which 1 % fail.
-func BenchmarkTurn(b *testing.B) {
+// BenchmarkProbe is the cost of what is computed for one probe of 20,000 peers, of which 1 % fail.
+func BenchmarkProbe(b *testing.B) {
 	s := newSchedule(time.Second, rand.New(rand.NewPCG(1, 2)))
 	s.mtu = 1450
 	s.set(only(false, upTo(20_000)...), 0)
 	now := time.Duration(0)
 	for b.Loop() {
-		now += s.turn()
-		s.expire(now)
+		now += s.interval / perInterval
+		if now%s.interval == 0 {
+			s.begin(now)
+		}
 		if p, _, ok := s.pick(now, [tokenSize]byte{}); ok && p.key.number()%100 != 0 {
 			s.answered(p.echo, now+time.Millisecond)
 		}
