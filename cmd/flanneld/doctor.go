@@ -77,6 +77,9 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 		fmt.Fprintf(stderr, "flanneld doctor: %v\n", err)
 		return doctorUsage
 	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(stderr, "flanneld doctor: not run as root: much cannot be checked")
+	}
 	run, cancel := context.WithTimeout(ctx, doctor.Limit)
 	defer cancel()
 	in := doctor.NewInputs(run, settings)

@@ -65,6 +65,37 @@ func TestDoctorNamesCause(t *testing.T) {
 	}
 }
 
+// TestEachCheckHasAFault checks that each check of the doctor is in a row of the table of faults, or
+// that its cause cannot be made in a network namespace. Those have tests with data only.
+func TestEachCheckHasAFault(t *testing.T) {
+	elsewhere := map[string]string{
+		"FL-ALONE":          "never fails",
+		"FL-CONNTRACK-FULL": "the limit is that of the whole machine",
+		"FL-NEIGH-LIMIT":    "the limit is that of the whole machine",
+		"FL-MODULES":        "the modules are those of the whole machine",
+		"FL-CHECKSUM":       "needs an older kernel",
+		"FL-NAT-OUTSIDE":    "flanneld repairs it at once",
+		"FL-DEVICE-MANAGED": "needs systemd-networkd or NetworkManager",
+	}
+	rows, causes := map[string]bool{}, 0
+	for _, f := range faults() {
+		if !rows[f.id] {
+			causes++
+		}
+		for _, id := range append(f.also, f.id) {
+			rows[id] = true
+		}
+	}
+	for _, c := range doctor.Checks() {
+		if !rows[c.ID] && elsewhere[c.ID] == "" {
+			t.Errorf("%s: there must be a row with its cause", c.ID)
+		}
+	}
+	if causes < 20 {
+		t.Errorf("%d different causes", causes)
+	}
+}
+
 func (f fault) run(t *testing.T) {
 	var o lab.Options
 	if f.lab != nil {

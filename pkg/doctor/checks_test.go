@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -138,7 +139,7 @@ func (f *facts) unreachable(err error) {
 // have their own tests.
 func ownChecks() []Check {
 	var all []Check
-	for _, c := range [][]Check{daemonChecks(), etcdChecks(), leaseChecks(), uplinkChecks(), pathChecks()} {
+	for _, c := range [][]Check{daemonChecks(), etcdChecks(), configChecks(), leaseChecks(), duplicateChecks(), uplinkChecks(), pathChecks()} {
 		all = append(all, c...)
 	}
 	return all
@@ -160,7 +161,7 @@ func TestChecks(t *testing.T) {
 		{"no daemon", func(f *facts) { f.daemons, f.status, f.answer = nil, nil, nobody }, "FL-DAEMON-DOWN", "no flanneld runs", "systemctl start flanneld", "",
 			"FL-DAEMON-HUNG FL-DRIFT FL-PEER-SKIPPED FL-CONDITION FL-CONFIG-CHANGED FL-VIEW-STALE FL-IFACE-GONE"},
 		{"daemon of another subnet file", func(f *facts) { f.daemons[0].Args = []string{"-subnet-file", "/a"}; f.status = nil }, "FL-DAEMON-DOWN", "with the subnet file /run/flannel/subnet.env", "-subnet-file", "", "-"},
-		{"daemon is stopped", func(f *facts) { f.daemons[0].Stopped, f.status, f.answer = true, nil, silent }, "FL-DAEMON-HUNG", "stopped by a signal", "kill -CONT 7", "", "-"},
+		{"daemon is stopped", func(f *facts) { f.daemons[0].Stopped, f.status, f.answer = true, nil, silent }, "FL-DAEMON-HUNG", "(PID 7) is stopped by a signal", "kill -CONT 7", "", "-"},
 		{"daemon hangs", func(f *facts) { f.status, f.answer = nil, silent }, "FL-DAEMON-HUNG", "does not answer", "restart", "", "-"},
 		{"an original", func(f *facts) { f.status, f.answer = nil, nobody }, "", "", "", "", "-"},
 		{"two daemons, one file", func(f *facts) {
@@ -286,7 +287,13 @@ func TestChecks(t *testing.T) {
 			f.inventory.Ifaces = append(f.inventory.Ifaces, host.Iface{Name: "eth1", Up: true, Running: true, Addrs: []host.Addr{{Prefix: prefix("192.0.2.70/24")}}})
 			f.inventory.Ifaces[0].Addrs[0].Prefix = prefix("198.51.100.7/24")
 			f.status.Uplink.Address = addr("198.51.100.7")
-		}, "FL-IFACE-CHOICE", "2 of 2 hosts are on the link of eth1", "-iface=eth1", "", ""},
+			f.paths.All[0], f.paths.All[1] = Path{Underlay: Answers, Overlay: Silent}, Path{}
+		}, "FL-IFACE-CHOICE", "2 of 2 hosts are on the link of eth1", "-iface=eth1", "", "-"},
+		{"hosts are on another link, and answer", func(f *facts) {
+			f.inventory.Ifaces = append(f.inventory.Ifaces, host.Iface{Name: "eth1", Up: true, Running: true, Addrs: []host.Addr{{Prefix: prefix("192.0.2.70/24")}}})
+			f.inventory.Ifaces[0].Addrs[0].Prefix = prefix("198.51.100.7/24")
+			f.status.Uplink.Address = addr("198.51.100.7")
+		}, "", "", "", "", ""},
 		{"interface is down", func(f *facts) { f.inventory.Ifaces[0].Up = false }, "FL-IFACE-GONE", "down", "ip link set eth0 up", "", ""},
 		{"interface has no carrier", func(f *facts) { f.inventory.Ifaces[0].Running = false }, "FL-IFACE-GONE", "no carrier", "cable", "", ""},
 		{"interface is gone", func(f *facts) {
@@ -301,6 +308,11 @@ func TestChecks(t *testing.T) {
 			f.condition(status.Condition{ID: "base/link flannel.1", Severity: status.Severe, Text: "failed to set up the overlay on this host", Remedy: "kill 12"})
 		}, "FL-DRIFT", "failed to set up", "kill 12", "", ""},
 		{"a peer is skipped", func(f *facts) { f.status.Peers[0].State, f.status.Peers[0].Reason = status.Skipped, "no VtepMAC" }, "FL-PEER-SKIPPED", "1 of 2 peers are left out: 10.42.8.0/24 (192.0.2.8): no VtepMAC", "lease", "", ""},
+		{"a peer has no entries yet", func(f *facts) {
+			f.later = ptr(*f.status)
+			f.status.Peers = slices.Clone(f.status.Peers)
+			f.status.Peers[0].State = status.Unprogrammed
+		}, "", "", "", "", ""},
 		{"a peer has no entries", func(f *facts) { f.status.Peers[0].State = status.Unprogrammed }, "FL-PEER-SKIPPED", "could not be made", "journalctl", "", ""},
 		{"a warning that no check is about", func(f *facts) {
 			f.condition(status.Condition{ID: "file/subnet", Severity: status.Warning, Text: "failed to write subnet file", Remedy: "mount -o remount,rw /run"})

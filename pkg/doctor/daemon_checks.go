@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 
 	"flanneld/pkg/status"
@@ -29,6 +30,9 @@ func checkDaemonRuns(ctx context.Context, in *Inputs) Result {
 	all, err := in.Daemons.Get(ctx)
 	if err != nil {
 		return unknownf("cannot find out whether a flanneld runs: %v", err)
+	}
+	if d, err := in.Status.Get(ctx); err == nil { // it may be hidden in another PID namespace
+		return okf("flanneld runs (PID %d)", d.Daemon.PID)
 	}
 	var pids []string
 	for _, d := range all {
@@ -56,21 +60,15 @@ func checkDaemonAnswers(ctx context.Context, in *Inputs) Result {
 	if err != nil {
 		return unknownf("cannot find out whether a flanneld runs: %v", err)
 	}
-	runs := false
-	for _, d := range all {
-		if !d.serves(in.Options.SubnetFile) {
-			continue
-		}
-		runs = true
-		if d.Stopped {
-			return failf(fmt.Sprintf("kill -CONT %d", d.PID), "flanneld (PID %d) is stopped by a signal or a debugger", d.PID)
-		}
-	}
-	if !runs {
+	at := slices.IndexFunc(all, func(d Daemon) bool { return d.serves(in.Options.SubnetFile) })
+	if at < 0 {
 		return unknownf("no flanneld runs")
 	}
 	answer, err := in.Answer.Get(ctx)
-	switch {
+	switch pid := all[at].PID; {
+	case err == nil && answer == answered:
+	case all[at].Stopped:
+		return failf(fmt.Sprintf("kill -CONT %d", pid), "flanneld (PID %d) is stopped by a signal", pid)
 	case err != nil:
 		return unknownf("cannot ask flanneld: %v", err)
 	case answer == silent:
@@ -159,6 +157,15 @@ func checkSkipped(ctx context.Context, in *Inputs) Result {
 	d, err := in.Status.Get(ctx)
 	if err != nil {
 		return unknownf("the daemon cannot be asked which hosts it leaves out: %v", err)
+	}
+	fresh := false
+	for i := range d.Peers {
+		fresh = fresh || d.Peers[i].State == status.Unprogrammed
+	}
+	if fresh {
+		if d, err = in.Later.Get(ctx); err != nil { // entries of a new peer are made within moments
+			return unknownf("the daemon cannot be asked again which entries are missing: %v", err)
+		}
 	}
 	var skipped, missing []string
 	for i := range d.Peers {

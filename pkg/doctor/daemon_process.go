@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"flanneld/pkg/presence"
 	"flanneld/pkg/subnetenv"
 )
 
@@ -20,7 +21,7 @@ import (
 type Daemon struct {
 	PID       int
 	Args, Env []string // without the program's name; nil if they may not be read
-	Stopped   bool     // by a signal or a debugger
+	Stopped   bool     // by a signal
 }
 
 // maxProcesses limits how many processes are read.
@@ -43,6 +44,7 @@ func listDaemons(ctx context.Context) (found []Daemon, err error) {
 	if err != nil || len(dirs) == 0 {
 		return nil, errors.Join(errors.New("/proc cannot be read"), err)
 	}
+	parents := map[int]int{}
 	for i, dir := range dirs {
 		if ctx.Err() != nil || i > maxProcesses {
 			return nil, fmt.Errorf("too many processes: %d", len(dirs))
@@ -68,15 +70,27 @@ func listDaemons(ctx context.Context) (found []Daemon, err error) {
 			d.Env = words(env)
 		}
 		stat, _ := readStart(filepath.Join(dir, "stat"), 4<<10)
-		state := processState(stat)
-		d.Stopped = state == 'T' || state == 't'
+		state, parent := processState(stat)
+		parents[pid], d.Stopped = parent, state == 'T'
 		if state == 'Z' || state == 'X' || len(d.Args) > 0 && !strings.HasPrefix(d.Args[0], "-") && !strings.HasPrefix(d.Args[0], "/") {
 			continue // it has ended, or is a subcommand
 		}
 		found = append(found, d)
 	}
+	// A child has its parent's name until it executes another program.
+	found = slices.DeleteFunc(found, func(d Daemon) bool {
+		return slices.ContainsFunc(found, func(p Daemon) bool { return p.PID == parents[d.PID] })
+	})
 	slices.SortFunc(found, func(a, b Daemon) int { return a.PID - b.PID })
-	return found, nil
+	if len(found) > 0 {
+		return found, nil
+	}
+	// A daemon in another PID namespace is visible by its registration only.
+	registered, err := presence.Daemons()
+	for _, r := range registered {
+		found = append(found, Daemon{PID: r.PID})
+	}
+	return found, err
 }
 
 // readStart returns the begin of a file.
@@ -101,14 +115,15 @@ func words(b []byte) []string {
 	return strings.Split(string(b), "\x00")
 }
 
-// processState returns the state in /proc/PID/stat (proc_pid_stat(5)); the name before it may
-// contain anything.
-func processState(stat []byte) byte {
-	i := bytes.LastIndexByte(stat, ')')
-	if i < 0 || i+2 >= len(stat) {
-		return 0
+// processState returns the state and the parent in /proc/PID/stat (proc_pid_stat(5)); the name
+// before them may contain anything.
+func processState(stat []byte) (state byte, parent int) {
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 2 {
+		return 0, 0
 	}
-	return stat[i+2]
+	parent, _ = strconv.Atoi(string(fields[1])) // 0 is no process
+	return fields[0][0], parent
 }
 
 // SubnetFile returns the subnet file of a daemon.

@@ -107,9 +107,9 @@ func TestSettingOfDaemon(t *testing.T) {
 			t.Errorf("%q with %q: %s, want %s", c.args, c.env, got, c.want)
 		}
 	}
-	for stat, want := range map[string]byte{"7 (flanneld) T 1": 'T', "7 (a) b) S 1": 'S', "": 0, "7 (x)": 0} {
-		if got := processState([]byte(stat)); got != want {
-			t.Errorf("%q: %q, want %q", stat, got, want)
+	for stat, want := range map[string]byte{"7 (flanneld) T 1": 'T', "7 (a) b) S 1 3": 'S', "": 0, "7 (x)": 0, "7 (x) S": 0} {
+		if got, parent := processState([]byte(stat)); got != want || parent != min(1, int(want)) {
+			t.Errorf("%q: %q, %d, want %q", stat, got, parent, want)
 		}
 	}
 }

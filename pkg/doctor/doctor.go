@@ -79,7 +79,7 @@ type Check struct {
 
 // Checks returns the table of all checks.
 func Checks() []Check {
-	return slices.Concat(daemonChecks(), etcdChecks(), leaseChecks(), uplinkChecks(), filterChecks(), hostChecks(), deviceChecks(), pathChecks())
+	return slices.Concat(daemonChecks(), etcdChecks(), configChecks(), leaseChecks(), duplicateChecks(), uplinkChecks(), filterChecks(), hostChecks(), deviceChecks(), pathChecks())
 }
 
 // explains reports whether a condition follows from a failure of the check.

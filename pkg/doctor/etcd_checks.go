@@ -4,32 +4,26 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	"flanneld/pkg/backend"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/registry"
 	"flanneld/pkg/registry/store"
 	"flanneld/pkg/status"
 )
 
-// etcdChecks returns the checks of etcd and of the network config.
+// etcdChecks returns the checks of etcd.
 func etcdChecks() []Check {
 	return []Check{
-		{ID: "FL-ETCD-DOWN", Rank: rankStore, Run: checkEtcdAnswers, Explains: []string{status.StoreDown, "etcd-srv", "network-config"}},
-		{ID: "FL-ETCD-TLS", Rank: rankStore, Run: checkEtcdTLS, Explains: []string{status.StoreDown, "etcd-files", "network-config"}},
-		{ID: "FL-ETCD-DENIED", Rank: rankStore, Run: checkEtcdPermits, Explains: []string{"etcd-access/", status.StoreDown, "network-config"}},
-		{ID: "FL-ETCD-NO-LEADER", Rank: rankStore, Run: checkEtcdLeader, Explains: []string{status.StoreDown, "network-config"}},
+		{ID: "FL-ETCD-DOWN", Rank: rankStore, Run: checkEtcdAnswers, Explains: []string{status.StoreDown, "etcd-srv", configCondition}},
+		{ID: "FL-ETCD-TLS", Rank: rankStore, Run: checkEtcdTLS, Explains: []string{status.StoreDown, "etcd-files", configCondition}},
+		{ID: "FL-ETCD-DENIED", Rank: rankStore, Run: checkEtcdPermits, Explains: []string{"etcd-access/", status.StoreDown, configCondition}},
+		{ID: "FL-ETCD-NO-LEADER", Rank: rankStore, Run: checkEtcdLeader, Explains: []string{status.StoreDown, configCondition}},
 		{ID: "FL-ETCD-SPLIT", Rank: rankStore + 1, Run: checkEtcdSplit},
-		{ID: "FL-CONFIG-MISSING", Rank: rankConfig, Run: checkConfigThere, Explains: []string{"network-config"}},
-		{ID: "FL-CONFIG-INVALID", Rank: rankConfig, Run: checkConfigValid, Explains: []string{"network-config"}},
-		{ID: "FL-CONFIG-CHANGED", Rank: rankConfig + 3, Run: checkConfigApplied, Explains: []string{"network-config/restart"}},
-		{ID: "FL-TWO-STORES", Rank: rankConfig - 1, Run: checkTwoStores},
 		{ID: "FL-CLOCK", Rank: rankHost, Run: checkClock},
 	}
 }
@@ -240,22 +234,26 @@ func checkEtcdSplit(ctx context.Context, in *Inputs) Result {
 	return okf("all endpoints are of one etcd")
 }
 
-// different reports whether each of two endpoints has leases that the other one lacks. One that has
-// more may just have been asked later.
+// different reports whether two endpoints both have leases, and less than half of them in common.
+// They are not asked at the same moment, and hosts come and go.
 func different(a, b Endpoint) bool {
-	lacks := func(a, b Endpoint) bool {
-		for _, s := range a.Stores {
-			for _, o := range b.Stores {
-				if s.API == o.API && s.LeasesErr == nil && o.LeasesErr == nil && s.has() && o.has() {
-					if there := subnetsOf(o); slices.ContainsFunc(s.Leases, func(l lease.Lease) bool { return !there[l.Subnets] }) {
-						return true
-					}
+	for _, s := range a.Stores {
+		for _, o := range b.Stores {
+			if s.API != o.API || s.LeasesErr != nil || o.LeasesErr != nil || !s.has() || !o.has() {
+				continue
+			}
+			common, there := 0, subnetsOf(o)
+			for _, l := range s.Leases {
+				if there[l.Subnets] {
+					common++
 				}
 			}
+			if least := min(len(s.Leases), len(o.Leases)); least > 0 && 2*common < least {
+				return true
+			}
 		}
-		return false
 	}
-	return lacks(a, b) && lacks(b, a)
+	return false
 }
 
 func subnetsOf(s Store) map[lease.Subnets]bool {
@@ -266,130 +264,9 @@ func subnetsOf(s Store) map[lease.Subnets]bool {
 	return there
 }
 
-// checkConfigThere fails if no API has a network config under the prefix.
-func checkConfigThere(ctx context.Context, in *Inputs) Result {
-	all, err := in.Endpoints.Get(ctx)
-	if err != nil {
-		return unknownf("cannot ask etcd: %v", err)
-	}
-	var have, missing []string
-	for _, e := range all {
-		for _, s := range e.Stores {
-			where := fmt.Sprintf("%s in the %s API", s.Key, s.API)
-			switch {
-			case !mayUse(in.Options.API, s.API):
-			case s.has() || errors.Is(s.Err, registry.ErrLongConfig):
-				have = append(have, where)
-			case errors.Is(s.Err, registry.ErrNoConfig):
-				missing = append(missing, where)
-			case errors.Is(s.Err, registry.ErrNoAPI) && e.Err == nil && in.Options.API == s.API:
-				missing = append(missing, where+", which this etcd does not have")
-			}
-		}
-	}
-	have, missing = distinct(have), distinct(missing)
-	switch {
-	case len(have) > 0:
-		return okf("there is a network config: %s", and(have))
-	case len(missing) == 0:
-		return unusable()
-	}
-	elsewhere, err := in.Elsewhere.Get(ctx)
-	if err != nil || len(elsewhere) == 0 {
-		return failf(in.command(sampleAPI(all), in.put(sampleAPI(all)), missingKey(all), store.SampleConfig), "there is no network config: none at %s", and(missing))
-	}
-	at := elsewhere[0]
-	return failf(fmt.Sprintf("set -etcd-prefix=%s and -etcd-api=%s as on the other hosts", at.Prefix, at.API),
-		"there is no network config at %s, but one under the prefix %s in the %s API", and(missing), at.Prefix, at.API)
-}
-
-// sampleAPI returns the API in which a config would be created.
-func sampleAPI(all []Endpoint) store.API {
-	for _, e := range all {
-		for _, s := range e.Stores {
-			if errors.Is(s.Err, registry.ErrNoConfig) {
-				return s.API
-			}
-		}
-	}
-	return store.APIv3
-}
-
-func missingKey(all []Endpoint) string {
-	for _, e := range all {
-		for _, s := range e.Stores {
-			if errors.Is(s.Err, registry.ErrNoConfig) {
-				return s.Key
-			}
-		}
-	}
-	return ""
-}
-
-// put returns the verb that writes a key.
-func (in *Inputs) put(api store.API) string {
-	if api == store.APIv2 {
-		return "set"
-	}
-	return "put"
-}
-
 // command returns a command for etcdctl.
 func (in *Inputs) command(api store.API, args ...string) string {
 	return store.Command(in.Options.Etcd, api, args...)
-}
-
-func distinct(words []string) []string {
-	slices.Sort(words)
-	return slices.Compact(words)
-}
-
-// checkConfigValid fails if the daemon's own parser rejects the network config.
-func checkConfigValid(ctx context.Context, in *Inputs) Result {
-	all, err := in.Endpoints.Get(ctx)
-	if err != nil {
-		return unknownf("cannot ask etcd: %v", err)
-	}
-	for _, e := range all {
-		for _, s := range e.Stores {
-			if errors.Is(s.Err, registry.ErrLongConfig) {
-				return failf("write a shorter one to "+s.Key, "the network config is too long: %v", s.Err)
-			}
-		}
-	}
-	s := in.store(ctx, all)
-	if s == nil {
-		return unknownf("there is no network config to check")
-	}
-	n, err := backend.ParseNetwork(s.Config)
-	if err != nil {
-		return failf(in.command(s.API, in.put(s.API), s.Key, "<the corrected config>"), "the daemon rejects the config at %s: %v", s.Key, err)
-	}
-	if d, err := in.Status.Get(ctx); err == nil { // the daemon also compares it with this host
-		for _, c := range d.Conditions {
-			if c.ID == "network-config" && strings.Contains(c.Text, "invalid") {
-				return failf(c.Remedy, "the daemon rejects the config at %s: %s", s.Key, c.Text)
-			}
-		}
-	}
-	return okf("the network config is valid: %s, %s", n.V4.Network, n.BackendType)
-}
-
-// checkConfigApplied fails if the network config was changed in a way that needs a restart.
-func checkConfigApplied(ctx context.Context, in *Inputs) Result {
-	d, err := in.Status.Get(ctx)
-	if err != nil {
-		return unknownf("cannot ask the daemon for its config: %v", err)
-	}
-	for _, c := range d.Conditions {
-		if c.ID == "network-config/restart" {
-			return failf("systemctl restart flanneld # on all hosts", "%s", c.Text)
-		}
-	}
-	if !d.Network.CIDR.IsValid() {
-		return unknownf("the daemon has no network config yet")
-	}
-	return okf("the daemon uses the present network config")
 }
 
 // store returns the store of this host's network: the one that the daemon uses or used, else the one
@@ -403,59 +280,6 @@ func (in *Inputs) store(ctx context.Context, all []Endpoint) *Store {
 		last = store.API(d.Store.API)
 	}
 	return network(all, in.Options.API, last)
-}
-
-// checkTwoStores fails if both APIs have a network under the prefix, and hosts use different ones.
-func checkTwoStores(ctx context.Context, in *Inputs) Result {
-	all, err := in.Endpoints.Get(ctx)
-	if err != nil {
-		return unknownf("cannot ask etcd: %v", err)
-	}
-	used := in.store(ctx, all)
-	if used == nil {
-		return unknownf("there is no network config")
-	}
-	hosts := hostsOf(*used)
-	for _, e := range all {
-		for _, s := range e.Stores {
-			if s.API == used.API || !s.has() {
-				continue
-			}
-			var others []netip.Addr
-			for ip := range hostsOf(s) {
-				if !hosts[ip] {
-					others = append(others, ip)
-				}
-			}
-			if len(others) > 0 {
-				slices.SortFunc(others, netip.Addr.Compare)
-				return failf(fmt.Sprintf("set -etcd-api=%s on all hosts; then %s", used.API, in.command(s.API, deleteVerb(s.API), s.Key)),
-					"both APIs of etcd have a network under %s, and %d hosts such as %s are only in the other one than this host's, %s",
-					in.Options.Etcd.Prefix, len(others), others[0], used.API)
-			}
-			return okf("this host's network is in the %s API; the %s API has a config too, which no other host uses", used.API, s.API)
-		}
-	}
-	return okf("only the %s API has a network under %s", used.API, in.Options.Etcd.Prefix)
-}
-
-func deleteVerb(api store.API) string {
-	if api == store.APIv2 {
-		return "rm"
-	}
-	return "del"
-}
-
-// hostsOf returns the public IPs of a store's leases that expire: reservations may be of hosts that
-// are long gone.
-func hostsOf(s Store) map[netip.Addr]bool {
-	hosts := map[netip.Addr]bool{}
-	for _, l := range s.Leases {
-		if !l.Reservation() {
-			hosts[l.PublicIP] = true
-		}
-	}
-	return hosts
 }
 
 // maxOffset is the offset of clocks from which on a check fails: certificates begin and end, and

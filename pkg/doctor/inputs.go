@@ -32,8 +32,6 @@ const (
 	remoteLimit = 3500 * time.Millisecond
 	// answerLimit is the time in which a daemon that works answers.
 	answerLimit = 2500 * time.Millisecond
-	// pathLimit limits the time of asking other hosts.
-	pathLimit = 2*pingRounds*pingRound + time.Second
 	// laterDelay is the time between two readings of the daemon's status, in which it repairs what
 	// it can.
 	laterDelay = 2 * time.Second

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -149,6 +150,12 @@ func (p *Paths) ask(ctx context.Context, o Overlay, ways map[netip.Addr]string) 
 	if err != nil {
 		return err
 	}
+	// On a path that loses packets, large ones get a second chance.
+	again, err := ping(ctx, slices.DeleteFunc(slices.Clone(full), func(t target) bool { return answers[t] }))
+	if err != nil {
+		return err
+	}
+	maps.Copy(answers, again)
 	for i := range p.All {
 		if path := &p.All[i]; path.Overlay == Answers && path.Full == Unasked && o.MTU > 0 {
 			path.Full = reach(answers[overlay(path, o.MTU)])

@@ -107,6 +107,11 @@ func checkInterfaceChoice(ctx context.Context, in *Inputs) Result {
 	if len(peers) == 0 {
 		return unknownf("no other host has a lease to compare %s with", u.iface)
 	}
+	if p, err := in.Paths.Get(ctx); err == nil {
+		if n, _ := p.these(func(p Path) bool { return p.Overlay == Answers }); n > 0 {
+			return okf("flanneld uses %s (%s), and %d hosts answer", u.iface, u.addr, n)
+		}
+	}
 	here := onLinkOf(inv, u.iface, peers)
 	for _, i := range others(inv, u.iface) {
 		if there := onLinkOf(inv, i.Name, peers); here == 0 && there > 0 {
