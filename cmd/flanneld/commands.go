@@ -46,11 +46,16 @@ func (c exitCode) Error() string { return fmt.Sprint("exit code ", int(c)) }
 var completionRequests = []string{cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd}
 
 // asSubcommand returns the arguments from the subcommand on, or false if they are those of the
-// daemon. A word that is no subcommand is an error.
+// daemon. A word that is no subcommand is an error. "help" and a subcommand are those of its help.
 func asSubcommand(args []string) (rest []string, ok bool, err error) {
 	args = withoutPath(args)
 	if len(args) == 0 || args[0] == "" || args[0][0] == '-' {
 		return nil, false, nil
+	}
+	if args[0] == "help" {
+		if args = append(args[1:], "--help"); len(args) == 1 {
+			return nil, false, errHelp
+		}
 	}
 	known := slices.ContainsFunc(subcommands, func(c subcommand) bool { return c.name == args[0] })
 	if known || slices.Contains(completionRequests, args[0]) {

@@ -21,17 +21,17 @@ func said(t *testing.T, args ...string) (stdout, stderr string, code int) {
 // flags and its exit codes; the daemon's help lists them all.
 func TestCommandsHaveHelp(t *testing.T) {
 	daemon, _, code := said(t, "--help")
-	if code != 0 {
-		t.Errorf("help: exit code %d", code)
+	if text, _, again := said(t, "help"); code != 0 || again != 0 || text != daemon {
+		t.Errorf("help: exit codes %d, %d, %s", code, again, text)
 	}
 	for _, c := range subcommands {
 		if !strings.Contains(daemon, "\n  "+c.name+" ") {
 			t.Errorf("the help does not list %s", c.name)
 		}
 		first, _, _ := said(t, c.name, "--help")
-		for _, flag := range []string{"-help", "-h", "--h"} {
-			if text, errs, code := said(t, c.name, flag); code != 0 || errs != "" || text != first {
-				t.Errorf("%s %s: exit code %d, %s%s", c.name, flag, code, text, errs)
+		for _, args := range [][]string{{c.name, "-help"}, {c.name, "-h"}, {c.name, "--h"}, {"help", c.name}} {
+			if text, errs, code := said(t, args...); code != 0 || errs != "" || text != first {
+				t.Errorf("%q: exit code %d, %s%s", args, code, text, errs)
 			}
 		}
 		if !strings.HasPrefix(first, "flanneld "+c.name+" ") || !strings.Contains(first, "\nUsage: flanneld "+c.name) {
@@ -51,7 +51,7 @@ func TestCommandsHaveHelp(t *testing.T) {
 
 func TestUnknownCommands(t *testing.T) {
 	names := "status, doctor, cleanup, completion or man"
-	for _, args := range [][]string{{"statsu"}, {"Status"}, {"help"}, {"/usr/bin/flanneld", "run"}, {"stat", "us"}} {
+	for _, args := range [][]string{{"statsu"}, {"Status"}, {"help", "statsu"}, {"/usr/bin/flanneld", "run"}, {"stat", "us"}} {
 		word := args[len(args)-1]
 		if args[0] == "stat" {
 			word = "stat"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,6 +149,37 @@ func BenchmarkStatus(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// BenchmarkPassWhileAsked is of a whole pass of a host with very many peers, while nobody and while
+// somebody asks for the status all the time.
+func BenchmarkPassWhileAsked(b *testing.B) {
+	for _, asked := range []bool{false, true} {
+		b.Run(fmt.Sprint("asked=", asked), func(b *testing.B) {
+			d := ofMany(b, 20_000, false)
+			loop := d.parts.Load().loop
+			stop := make(chan struct{})
+			var asking sync.WaitGroup
+			if asked {
+				asking.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							json.Marshal(d.status())
+						}
+					}
+				})
+			}
+			for b.Loop() {
+				loop.Reread()
+				loop.Pass(b.Context())
+			}
+			close(stop)
+			asking.Wait()
 		})
 	}
 }
