@@ -254,6 +254,17 @@ func TestReadyzListsConditions(t *testing.T) {
 	}
 }
 
+func TestConditionsShowNoPasswords(t *testing.T) {
+	s := quiet()
+	s.State.conditions.Set(condition.Condition{
+		ID: "x", Text: "a text", Fields: []any{"err", "get https://root:secret@198.51.100.1:2379/v2: refused", "command", "etcdctl --endpoints=https://root:secret@198.51.100.1:2379 put"},
+	})
+	c := s.State.Conditions()[0]
+	if want := `a text err="get https://198.51.100.1:2379/v2: refused"`; c.Text != want || c.Remedy != "etcdctl --endpoints=https://198.51.100.1:2379 put" {
+		t.Errorf("%q, %q", c.Text, c.Remedy)
+	}
+}
+
 // TestHealthPortShowsNoAddresses: conditions keep what helps without them.
 func TestHealthPortShowsNoAddresses(t *testing.T) {
 	list := condition.NewList(slog.New(slog.DiscardHandler))

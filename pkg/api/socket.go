@@ -108,7 +108,9 @@ func (l *unixListener) serve(ctx context.Context, server *http.Server) {
 	for l.present() {
 		select {
 		case <-ctx.Done():
-			os.Remove(l.path)
+			if l.present() {
+				os.Remove(l.path)
+			}
 			server.Close()
 			<-done
 			return

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"regexp"
 	"sync/atomic"
 	"time"
 
@@ -60,7 +61,8 @@ func (s *State) Conditions() []status.Condition {
 	all := []status.Condition{}
 	for _, c := range s.conditions.Current() {
 		all = append(all, status.Condition{
-			ID: c.ID, Severity: status.Severity(c.Severity.String()), Since: c.Since, Text: c.String(), Remedy: c.Remedy(),
+			ID: c.ID, Severity: status.Severity(c.Severity.String()), Since: c.Since,
+			Text: withoutUsers(c.String()), Remedy: withoutUsers(c.Remedy()),
 		})
 	}
 	if since := s.EtcdDownSince(); !since.IsZero() {
@@ -71,6 +73,13 @@ func (s *State) Conditions() []status.Condition {
 	}
 	return all
 }
+
+// userinfo matches the user and the password in a URL.
+var userinfo = regexp.MustCompile(`://[^/@\s]*@`)
+
+// withoutUsers returns text without users and passwords in URLs, because the answers may be read by
+// others than root.
+func withoutUsers(text string) string { return userinfo.ReplaceAllString(text, "://") }
 
 // readiness is the answer of /readyz except on the health port.
 type readiness struct {
