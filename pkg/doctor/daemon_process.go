@@ -24,6 +24,9 @@ type Daemon struct {
 	Stopped   bool     // by a signal
 }
 
+// maxComm is more than the length of the name of a process.
+const maxComm = 64
+
 // maxProcesses limits how many processes are read.
 const maxProcesses = 1 << 17
 
@@ -53,7 +56,7 @@ func listDaemons(ctx context.Context) (found []Daemon, err error) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		comm, err := readStart(filepath.Join(dir, "comm"), 64)
+		comm, err := readStart(filepath.Join(dir, "comm"), maxComm)
 		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
 			continue
 		}
@@ -89,6 +92,9 @@ func listDaemons(ctx context.Context) (found []Daemon, err error) {
 	registered, err := presence.Daemons()
 	for _, r := range registered {
 		found = append(found, Daemon{PID: r.PID})
+	}
+	if _, hidden := readStart("/proc/1/comm", maxComm); hidden != nil && len(found) == 0 && err == nil {
+		err = errors.New("processes of other users are hidden (hidepid of proc(5)); run the doctor as root")
 	}
 	return found, err
 }
