@@ -5,7 +5,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
-	"strings"
+	"slices"
 
 	"flanneld/pkg/condition"
 )
@@ -51,16 +51,14 @@ func (s *State) writeNotReady(w http.ResponseWriter, what, away string) {
 	}
 }
 
-// address matches what may be an IPv4 or IPv6 address or a MAC.
-var address = regexp.MustCompile(`\d+\.\d+\.\d+\.\d+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:`)
+// address matches IPv4 addresses, also those of keys, and whatever may be an IPv6 address or a MAC.
+var address = regexp.MustCompile(`\d+[.-]\d+[.-]\d+[.-]\d+([/-]\d+)?|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(/\d+)?`)
 
-// withoutAddresses returns a condition without the fields that contain addresses.
+// withoutAddresses returns a condition with each address in its fields replaced by "...".
 func withoutAddresses(c condition.Condition) condition.Condition {
-	var kept []any
-	for i := 0; i+1 < len(c.Fields); i += 2 {
-		if value := fmt.Sprint(c.Fields[i+1]); !address.MatchString(strings.ReplaceAll(value, "-", ".")) {
-			kept = append(kept, c.Fields[i], c.Fields[i+1])
-		}
+	kept := slices.Clone(c.Fields)
+	for i := 1; i < len(kept); i += 2 {
+		kept[i] = address.ReplaceAllString(fmt.Sprint(kept[i]), "...")
 	}
 	c.Fields = kept
 	return c
