@@ -436,3 +436,30 @@ func (b *walkBed) compare(c walkRuleset) {
 		}
 	}
 }
+
+// TestReadingMakesNoTables: following packets changes no rules, and creates no tables of either
+// packet filter, which the tools of some would do when they list them.
+func TestReadingMakesNoTables(t *testing.T) {
+	b := newWalkBed(t)
+	for _, rules := range []string{"", "iptables-nft -P FORWARD DROP", "nft add table inet t; nft add chain inet t c '{ type filter hook forward priority 0; policy drop; }'"} {
+		b.sh(b.host, "nft flush ruleset\n"+rules)
+		before := b.sh(b.host, "nft list ruleset")
+		first, _ := b.walk(flows()[0].packet)
+		if (first.Dropped != nil) != (rules != "") {
+			t.Errorf("%s: %+v", rules, first)
+		}
+		b.in(b.host, func() {
+			in := &Inputs{}
+			in.Legacy = newInput(t.Context(), "rules", localLimit, readLegacy)
+			if first.Dropped != nil {
+				in.ruleText(t.Context(), *first.Dropped, firewall.RuleRef{Chain: first.Dropped.Chain, Number: 1, Handle: 99})
+			}
+			if names, err := iptables.LegacyTables(firewall.IPv4); err != nil || len(names) > 0 {
+				t.Errorf("%s: legacy tables %v, %v", rules, names, err)
+			}
+		})
+		if after := b.sh(b.host, "nft list ruleset"); after != before {
+			t.Errorf("%s: before:\n%s\nafter:\n%s", rules, before, after)
+		}
+	}
+}
