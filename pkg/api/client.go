@@ -21,7 +21,7 @@ const (
 	// clientTimeout limits the time of a request, including its answer.
 	clientTimeout = 10 * time.Second
 	// maxAnswer limits the size of an answer. That of a network with 20,000 peers has 5 MB.
-	maxAnswer = 128 << 20
+	maxAnswer = 32 << 20
 )
 
 // ErrNotRunning is returned if there is no daemon with the subnet file.

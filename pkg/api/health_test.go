@@ -67,6 +67,7 @@ func TestHealthPortBindsWhereTold(t *testing.T) {
 
 // Requests that no probe sends, and what becomes of them.
 func TestHealthPortBoundsRequests(t *testing.T) {
+	t.Parallel()
 	port := startHealth(t, "127.0.0.1")
 	for _, f := range []struct {
 		name, request string

@@ -74,6 +74,7 @@ func exchange(t *testing.T, addr, request string) (code int) {
 }
 
 func TestStatusServerOnlyReads(t *testing.T) {
+	t.Parallel()
 	addr := listenStatus(t, quiet())
 	const rest = " HTTP/1.1\r\nHost: x\r\n"
 	for _, f := range []struct {
@@ -177,6 +178,7 @@ func TestSlowClientsUseLittleMemory(t *testing.T) {
 // TestLargeAnswersAreFew: at most maxCostly large answers are made at a time, and others wait, but
 // not for ever; small answers do not wait.
 func TestLargeAnswersAreFew(t *testing.T) {
+	t.Parallel()
 	s := quiet()
 	var running, most atomic.Int32
 	release := make(chan struct{})

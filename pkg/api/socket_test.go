@@ -60,6 +60,7 @@ func numbered(pid int) Sources {
 }
 
 func TestSocketIsKept(t *testing.T) {
+	t.Parallel()
 	for _, dir := range []string{"short", "long" + strings.Repeat("x", 100) + "/" + strings.Repeat("y", 100)} {
 		t.Run(dir[:4], func(t *testing.T) {
 			t.Parallel()
@@ -104,6 +105,7 @@ func TestSocketIsKept(t *testing.T) {
 // TestSocketOfAnother: that of a running daemon is left alone until the daemon ends, and so is a
 // file that is no socket.
 func TestSocketOfAnother(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "subnet.env")
 	stop := numbered(1).serve(t, file)
 	answers(t, file, 1)
@@ -140,6 +142,7 @@ func TestSocketOfAnother(t *testing.T) {
 
 // TestClientOfOthers: whatever answers on the socket, the client ends with an error.
 func TestClientOfOthers(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]struct {
 		answer string // and then nothing, or the end
 		hangs  bool
