@@ -68,10 +68,11 @@ PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/fir
 # Packages that are not tested with the race detector: those without shared state, and test beds.
 # etcdv2 is covered by subnet's tests; in its own tests, etcd checks passwords with bcrypt, which
 # takes longer than the limit of a request under the detector.
-UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|registry/etcdv2|registry/etcdv3
+UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|status|doctor|registry/etcdv2|registry/etcdv3
 # Packages that are tested with the race detector without the tests that -short skips, and with all
-# tests without it: there etcd, in the same process, takes minutes for huge values.
-SHORT_RACED = registry/etcdv3
+# tests without it: there etcd, in the same process, takes minutes for huge values, and doctor's
+# tests send packets through many rulesets.
+SHORT_RACED = registry/etcdv3 doctor
 # Packages whose tests take longest, which are begun first.
 SLOW = subnet iptables tunnel/e2e
 # Tests of clusters of daemons, which measure times: no other package's tests run in parallel.
