@@ -18,7 +18,7 @@ var unit = sync.OnceValues(func() (*lab.Unit, error) { return lab.ReadUnit("../.
 // underTheUnit is the name of the test in which every flanneld has what its unit leaves it.
 const underTheUnit = "TestUnderTheUnit"
 
-// TestUnderTheUnit runs tests of repairs, restarts, packet filter rules and the status a second time, with
+// TestUnderTheUnit runs tests of repairs, restarts, packet filter rules, status and probes again, with
 // the capabilities, system calls and places to write that dist/flanneld.service leaves a
 // flanneld.
 func TestUnderTheUnit(t *testing.T) {
@@ -42,6 +42,7 @@ func TestUnderTheUnit(t *testing.T) {
 		{"TestTakenPlaces", TestTakenPlaces},
 		{"TestClonedHost", TestClonedHost},
 		{"TestStatusFollowsTheHost", TestStatusFollowsTheHost},
+		{"TestMTUFaultIsNamed", TestMTUFaultIsNamed},
 		{"directory of the subnet file", testRemovedRuntimeDirectory},
 	} {
 		t.Run(test.name, test.run)
