@@ -74,7 +74,6 @@ func TestEachCheckHasAFault(t *testing.T) {
 		"FL-NEIGH-LIMIT":    "the limit is that of the whole machine",
 		"FL-MODULES":        "the modules are those of the whole machine",
 		"FL-CHECKSUM":       "needs an older kernel",
-		"FL-NAT-OUTSIDE":    "flanneld repairs it at once",
 		"FL-DEVICE-MANAGED": "needs systemd-networkd or NetworkManager",
 	}
 	rows, causes := map[string]bool{}, 0

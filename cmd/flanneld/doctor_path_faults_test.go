@@ -1,6 +1,11 @@
 package main
 
-import "os"
+import (
+	"errors"
+	"os"
+	"regexp"
+	"time"
+)
 
 // pathFaults are the faults of the uplink, the paths to other hosts, and the kernel's entries.
 func pathFaults() []fault {
@@ -30,12 +35,16 @@ func pathFaults() []fault {
 		},
 		{
 			name: "another host is off", id: "FL-HOST-UNREACHABLE", said: []string{"start that host"},
-			make: func(c *faultCluster) { c.must(c.peer.Unplug()) },
+			make: func(c *faultCluster) {
+				c.probed()
+				c.must(c.peer.Unplug())
+			},
 			cure: func(c *faultCluster) { c.must(c.peer.Plug()) },
 		},
 		{
 			name: "another host drops the tunnel's packets", id: "FL-PEER-UNREACHABLE", said: []string{"UDP port 8472"}, needs: []string{"nft"},
 			make: func(c *faultCluster) {
+				c.probed()
 				c.sh(c.peer, "nft add table inet t; nft add chain inet t c '{ type filter hook input priority -10; }'; nft add rule inet t c udp dport 8472 drop")
 			},
 			cure: func(c *faultCluster) { c.sh(c.peer, "nft delete table inet t") },
@@ -66,6 +75,11 @@ func pathFaults() []fault {
 			},
 		},
 		{
+			name: "packets to the outside keep their addresses", id: "FL-NAT-OUTSIDE", args: []string{"-ip-masq", "-iptables-resync=3600"}, needs: []string{"iptables-nft"},
+			make: func(c *faultCluster) { c.sh(c.h, "iptables-nft -t nat -I POSTROUTING -s 10.42.0.0/16 -j ACCEPT") },
+			cure: func(c *faultCluster) { c.sh(c.h, "iptables-nft -t nat -D POSTROUTING -s 10.42.0.0/16 -j ACCEPT") },
+		},
+		{
 			name: "the subnet file cannot be written", id: "FL-CONDITION", said: []string{"failed to write subnet file"},
 			start: func(c *faultCluster) {
 				c.start(c.peer)
@@ -74,4 +88,17 @@ func pathFaults() []fault {
 			},
 		},
 	}
+}
+
+// probed waits until the other host has answered a probe of the first one: one that never answered
+// may drop pings.
+func (c *faultCluster) probed() {
+	c.t.Helper()
+	answered := regexp.MustCompile(`"rtt_ms": *[0-9]`)
+	c.within(20*time.Second, "an answer to a probe", func() error {
+		if out, _ := c.runDoctor(c.h, "status", "--json", "-subnet-file="+c.h.SubnetFile); !answered.Match(out) {
+			return errors.New(string(out))
+		}
+		return nil
+	})
 }
