@@ -139,7 +139,7 @@ func (p *Prober) Run(ctx context.Context) {
 	// Hosts that start at the same time do not send at the same time.
 	next := time.Now().Add(mathrand.N(p.cfg.Interval))
 	for {
-		if len(p.schedule.peers) == 0 {
+		if len(p.schedule.peers) == 0 && !p.reporter.dirty {
 			select {
 			case <-ctx.Done():
 			case <-p.wake:
@@ -272,6 +272,9 @@ func (p *Prober) update() {
 	defer p.mu.Unlock()
 	p.schedule.first, p.schedule.mtu = p.device == "", min(in.network.MTU(*in.facts), maxSize)
 	p.schedule.set(p.targets(in), time.Since(p.start))
+	if len(p.schedule.peers) == 0 {
+		p.failed = nil // there is nothing to send
+	}
 }
 
 // targets returns the peers to probe, sorted.

@@ -315,6 +315,36 @@ func TestManyHostsThatAreOffAreFewWarnings(t *testing.T) {
 	})
 }
 
+// TestConditionEndsWithTheLastPeer: also if nothing happens after that.
+func TestConditionEndsWithTheLastPeer(t *testing.T) {
+	start(t, vxlan, 1, func(f *fixture) {
+		f.after(20 * time.Second)
+		f.net.set(func(n *network) { n.down[addr("10.42.100.0")] = true })
+		f.after(20 * time.Second)
+		f.has(unreachableCondition, true)
+		f.SetView(view(0))
+		f.after(20 * time.Second)
+		f.has(unreachableCondition, false)
+		f.net.set(func(n *network) { n.reads = 0 })
+		f.after(time.Hour)
+		if f.net.reads > 0 {
+			t.Errorf("%d wakeups without peers", f.net.reads)
+		}
+	})
+}
+
+// TestNoPeersNoProblem: what prevents the probes does not matter without peers.
+func TestNoPeersNoProblem(t *testing.T) {
+	start(t, vxlan, 1, func(f *fixture) {
+		f.net.set(func(n *network) { n.broken = unix.EPERM })
+		f.after(time.Minute)
+		f.has(unprobedCondition, true)
+		f.SetView(view(0))
+		f.after(20 * time.Second)
+		f.has(unprobedCondition, false)
+	})
+}
+
 func TestMTUFaultIsACondition(t *testing.T) {
 	start(t, vxlan, 5, func(f *fixture) {
 		f.net.set(func(n *network) { n.narrow[addr("10.42.102.0")] = true })
