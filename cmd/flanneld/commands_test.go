@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"net"
+	"net/http"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -76,6 +79,29 @@ func TestUnknownCommands(t *testing.T) {
 	}
 	if _, errs, code := said(t, "completion", "tcsh"); code != 2 || !strings.Contains(errs, `shell: "tcsh": must be bash, zsh or fish`) {
 		t.Errorf("exit code %d, %q", code, errs)
+	}
+}
+
+// TestStatusThatCannotBeAsked: it is an error, and not a verdict about the daemon.
+func TestStatusThatCannotBeAsked(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "subnet.env")
+	l, err := net.Listen("unix", file+".sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})}
+	go busy.Serve(l)
+	defer busy.Close()
+	for _, args := range [][]string{{"status"}, {"status", "-json"}} {
+		out, errs, code := said(t, append(args, "-subnet-file="+file)...)
+		if want := "flanneld status: ask flanneld on " + file + ".sock: 503 Service Unavailable\n"; code != 2 || out != "" || errs != want {
+			t.Errorf("%q: exit code %d, %q, %q", args, code, out, errs)
+		}
+	}
+	if out, errs, code := said(t, "status", "-json", "-subnet-file="+file+".other"); code != 2 || !strings.Contains(out, `"verdict": "down"`) || errs != "" {
+		t.Errorf("without a daemon: exit code %d, %q, %q", code, out, errs)
 	}
 }
 

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -51,21 +53,30 @@ commands that mend it, and the peers that are not fine. What is not known is sho
 
 It needs to be run as root, and changes nothing. 'flanneld doctor' finds causes.
 
-Exit code: 0 for ok, 1 for degraded, 2 for down, if flanneld does not run or cannot be asked, and for
-a bad command line.`
+Exit code: 0 for ok, 1 for degraded, 2 for down, which includes that flanneld does not run or does
+not answer. If it cannot be asked, and for a bad command line, it is 2 and nothing is printed but the
+error.`
 
-// run prints the status, and returns the exit code of the last one.
+// run prints the status, and returns its exit code. With -watch, it ends when it is interrupted, with
+// exit code 0.
 func (o *statusOptions) run(in *invocation) error {
 	client := api.Dial(o.subnetFile)
 	for {
-		d := ask(in.ctx, client)
+		d, err := ask(in.ctx, client)
 		if o.watch && in.ctx.Err() != nil {
 			return nil
 		}
-		if err := o.print(in.stdout, d); err != nil {
-			return exitCode(1)
+		var printed error
+		if err == nil {
+			printed = o.print(in.stdout, d)
 		}
-		if !o.watch {
+		if failed := cmp.Or(err, printed); failed != nil {
+			fmt.Fprintf(in.stderr, "flanneld status: %v\n", failed)
+		}
+		switch {
+		case printed != nil, err != nil && !o.watch:
+			return exitCode(2)
+		case !o.watch:
 			return verdictCode(d.Verdict)
 		}
 		select {
@@ -76,16 +87,17 @@ func (o *statusOptions) run(in *invocation) error {
 	}
 }
 
-// ask returns the status of a daemon. If there is no answer, the verdict says why.
-func ask(ctx context.Context, client *api.Client) status.Document {
+// ask returns the status of a daemon, also of one that does not run or does not answer. An error
+// says nothing about the daemon.
+func ask(ctx context.Context, client *api.Client) (status.Document, error) {
 	d, err := client.Status(ctx)
 	switch {
-	case err == nil:
-		return d
-	case errors.Is(err, os.ErrPermission):
-		return status.NotRunning(time.Now(), status.VerdictUnknown, fmt.Sprintf("%v; must be run as root", err))
+	case errors.Is(err, api.ErrNotRunning), errors.Is(err, api.ErrNoAnswer):
+		return status.NotRunning(time.Now(), status.VerdictDown, err.Error()), nil
+	case errors.Is(err, fs.ErrPermission):
+		return d, fmt.Errorf("%w; must be run as root", err)
 	}
-	return status.NotRunning(time.Now(), status.VerdictDown, err.Error())
+	return d, err
 }
 
 func (o *statusOptions) print(out io.Writer, d status.Document) error {

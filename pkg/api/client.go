@@ -24,8 +24,12 @@ const (
 	maxAnswer = 32 << 20
 )
 
-// ErrNotRunning is returned if there is no daemon with the subnet file.
-var ErrNotRunning = errors.New("flanneld is not running")
+var (
+	// ErrNotRunning is returned if there is no daemon with the subnet file.
+	ErrNotRunning = errors.New("flanneld is not running")
+	// ErrNoAnswer is returned if a daemon does not answer in time.
+	ErrNoAnswer = errors.New("flanneld does not answer")
+)
 
 // Client asks the daemon with a subnet file.
 type Client struct {
@@ -58,16 +62,16 @@ func (c *Client) Get(ctx context.Context, path string) ([]byte, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
 		return nil, fmt.Errorf("%w: nobody answers on %s", ErrNotRunning, c.path)
+	case isTimeout(err):
+		return nil, c.noAnswer()
 	case err != nil:
-		var timeout net.Error
-		if errors.As(err, &timeout) && timeout.Timeout() {
-			return nil, fmt.Errorf("flanneld does not answer on %s within %v", c.path, clientTimeout)
-		}
 		return nil, fmt.Errorf("ask flanneld on %s: %w", c.path, errors.Unwrap(err))
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
 	switch {
+	case isTimeout(err):
+		return nil, c.noAnswer()
 	case err != nil:
 		return nil, fmt.Errorf("ask flanneld on %s: %w", c.path, err)
 	case len(body) > maxAnswer:
@@ -76,6 +80,15 @@ func (c *Client) Get(ctx context.Context, path string) ([]byte, error) {
 		return nil, fmt.Errorf("ask flanneld on %s: %s", c.path, answer.Status)
 	}
 	return body, nil
+}
+
+func (c *Client) noAnswer() error {
+	return fmt.Errorf("%w on %s within %v", ErrNoAnswer, c.path, clientTimeout)
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // Status returns the status of the daemon.

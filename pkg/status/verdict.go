@@ -14,7 +14,6 @@ const (
 	VerdictOK       Verdict = "ok"
 	VerdictDegraded Verdict = "degraded" // the overlay works, but something is wrong, or unknown
 	VerdictDown     Verdict = "down"     // the host has no subnet, or its overlay cannot work
-	VerdictUnknown  Verdict = "unknown"  // the daemon runs, but could not be asked
 )
 
 // StoreDown is the ID of the condition that etcd does not answer.
