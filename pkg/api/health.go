@@ -54,11 +54,12 @@ func (s *State) writeNotReady(w http.ResponseWriter, what, away string) {
 // address matches IPv4 addresses, also those of keys, and whatever may be an IPv6 address or a MAC.
 var address = regexp.MustCompile(`\d+[.-]\d+[.-]\d+[.-]\d+([/-]\d+)?|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(/\d+)?`)
 
-// withoutAddresses returns a condition with each address in its fields replaced by "...".
+// withoutAddresses returns a condition with each address in its fields replaced by "...", and without
+// users and passwords.
 func withoutAddresses(c condition.Condition) condition.Condition {
 	kept := slices.Clone(c.Fields)
 	for i := 1; i < len(kept); i += 2 {
-		kept[i] = address.ReplaceAllString(fmt.Sprint(kept[i]), "...")
+		kept[i] = address.ReplaceAllString(withoutUsers(fmt.Sprint(kept[i])), "...")
 	}
 	c.Fields = kept
 	return c

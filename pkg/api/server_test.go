@@ -233,8 +233,8 @@ func TestReadyzListsConditions(t *testing.T) {
 		{func() { list.Set(condition.Condition{ID: "n", Severity: condition.Notice, Text: "x"}) }, 200, "", "n"},
 		{func() { list.Set(condition.Condition{ID: "w", Text: "x", Fields: []any{"command", "do it"}}) }, 200, "w", "n w"},
 		{func() { list.Set(condition.Condition{ID: "s", Severity: condition.Severe, Text: "x"}) }, 200, "w s", "n w s"},
-		{func() { s.State.SetEtcdDown(time.Unix(1, 0)) }, 200, "w s etcd", "n w s etcd"},
-		{func() { s.State.SetSubnetLost(true) }, 503, "", "n w s etcd"},
+		{func() { s.State.SetEtcdDown(time.Unix(1, 0)) }, 200, "etcd w s", "etcd n w s"},
+		{func() { s.State.SetSubnetLost(true) }, 503, "", "etcd n w s"},
 	} {
 		step.do()
 		w := httptest.NewRecorder()
@@ -257,13 +257,31 @@ func TestReadyzListsConditions(t *testing.T) {
 }
 
 func TestConditionsShowNoPasswords(t *testing.T) {
+	for _, user := range []string{"root:secret@", "root:se@cret@", "root:se/cret@", "root@", ""} {
+		s := quiet()
+		url := "https://" + user + "198.51.100.1:2379"
+		s.State.conditions.Set(condition.Condition{
+			ID: "x", Text: "a text", Fields: []any{"err", "get " + url + "/v2: refused", "command", "etcdctl --endpoints=" + url + " put"},
+		})
+		c := s.State.Conditions()[0]
+		if want := `a text err="get https://198.51.100.1:2379/v2: refused"`; c.Text != want || c.Remedy != "etcdctl --endpoints=https://198.51.100.1:2379 put" {
+			t.Errorf("%q: %q, %q", user, c.Text, c.Remedy)
+		}
+		w := httptest.NewRecorder()
+		s.State.HealthHandler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if got := w.Body.String(); !strings.Contains(got, `a text err="get https://...`) || strings.Contains(got, "root") {
+			t.Errorf("%q: the health port: %s", user, got)
+		}
+	}
+}
+
+// TestConditionsAreSortedByTheirBeginning: that etcd does not answer is one of them.
+func TestConditionsAreSortedByTheirBeginning(t *testing.T) {
 	s := quiet()
-	s.State.conditions.Set(condition.Condition{
-		ID: "x", Text: "a text", Fields: []any{"err", "get https://root:secret@198.51.100.1:2379/v2: refused", "command", "etcdctl --endpoints=https://root:secret@198.51.100.1:2379 put"},
-	})
-	c := s.State.Conditions()[0]
-	if want := `a text err="get https://198.51.100.1:2379/v2: refused"`; c.Text != want || c.Remedy != "etcdctl --endpoints=https://198.51.100.1:2379 put" {
-		t.Errorf("%q, %q", c.Text, c.Remedy)
+	s.State.SetEtcdDown(time.Now().Add(-time.Minute))
+	s.State.conditions.Set(condition.Condition{ID: "later", Text: "x"})
+	if c := s.State.Conditions(); len(c) != 2 || c[0].ID != status.StoreDown || c[1].ID != "later" {
+		t.Errorf("%+v", c)
 	}
 }
 

@@ -44,13 +44,11 @@ func (s Sources) ServeSocket(ctx context.Context, path string, conditions *condi
 			ID: socketCondition, Severity: condition.Notice, Text: "cannot serve the socket for flanneld status, will retry",
 			Fields: []any{"path", path},
 		}, err)
-		wait := backoff.Failed
 		if err == nil {
 			backoff = pace.Backoff{Initial: backoff.Initial, Max: backoff.Max}
 			l.serve(ctx, newServer("socket", h, log))
-			wait = func() time.Duration { return 0 }
 		}
-		if pace.Sleep(ctx, wait()) != nil || ctx.Err() != nil {
+		if pace.Sleep(ctx, backoff.Failed()) != nil {
 			return
 		}
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"regexp"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -56,7 +57,8 @@ func (s *State) EtcdAnswers() *bool {
 	return &up
 }
 
-// Conditions returns the present conditions, the oldest first, and last that etcd does not answer.
+// Conditions returns the present conditions, the oldest first. That etcd does not answer is one of
+// them.
 func (s *State) Conditions() []status.Condition {
 	all := []status.Condition{}
 	for _, c := range s.conditions.Current() {
@@ -70,12 +72,14 @@ func (s *State) Conditions() []status.Condition {
 			ID: status.StoreDown, Severity: status.Warning, Since: since,
 			Text: "etcd does not answer, waiting for it",
 		})
+		slices.SortStableFunc(all, func(a, b status.Condition) int { return a.Since.Compare(b.Since) })
 	}
 	return all
 }
 
-// userinfo matches the user and the password in a URL.
-var userinfo = regexp.MustCompile(`://[^/@\s]*@`)
+// userinfo matches the user and the password in a URL. A password that is not encoded may contain
+// slashes and more @.
+var userinfo = regexp.MustCompile(`://[^\s"'<>]*@`)
 
 // withoutUsers returns text without users and passwords in URLs, because the answers may be read by
 // others than root.
