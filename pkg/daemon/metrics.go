@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/metrics"
 )
@@ -29,9 +30,7 @@ func (d *daemon) metrics() metrics.Values {
 	}
 	if facts, _ := p.uplink.Facts(); facts.MTU != 0 { // outdated ones do, too
 		if name, _ := p.network.Link(facts, own); name != "" {
-			if c, err := d.kernel.Counters(name); err == nil { // else it does not exist now
-				v.Device = &c
-			}
+			v.Device = countersOf(name)
 		}
 	}
 	if p.network.UsesTUN() {
@@ -40,4 +39,19 @@ func (d *daemon) metrics() metrics.Values {
 	}
 	v.Probes = d.probeMetrics()
 	return v
+}
+
+// countersOf returns the counters of a device, or nil if it does not exist now. It has its own
+// socket, because a pass uses that of the daemon for as long as it reads.
+func countersOf(device string) *kernel.Counters {
+	k, err := kernel.New()
+	if err != nil {
+		return nil
+	}
+	defer k.Close()
+	c, err := k.Counters(device)
+	if err != nil {
+		return nil
+	}
+	return &c
 }

@@ -81,13 +81,17 @@ func (d *Driver) Close() {
 // Stats returns the totals of all tunnels so far, with the peers of running ones. It may be called
 // from any goroutine.
 func (d *Driver) Stats() Stats {
+	var running []*Tunnel
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.counters.stats()
 	for _, r := range d.tunnels {
 		if r.tunnel != nil {
-			s.Peers = append(s.Peers, r.tunnel.Stats().Peers...)
+			running = append(running, r.tunnel)
 		}
+	}
+	d.mu.Unlock() // a pass must not wait for the copies of thousands of peers
+	s := d.counters.stats()
+	for _, t := range running {
+		s.Peers = append(s.Peers, t.Stats().Peers...)
 	}
 	return s
 }
