@@ -131,23 +131,29 @@ func (d *daemon) statusOfKernel(doc *status.Document, p parts) {
 	if p.loop != nil {
 		snapshot = p.loop.Snapshot()
 	}
+	unprobed := status.ProbeUnknown
+	if d.options.Probes == 0 {
+		unprobed = status.ProbeOff
+	}
 	if snapshot == nil {
 		if v := d.view.Load(); v != nil {
 			for _, l := range v.Peers {
 				doc.Peers = append(doc.Peers, status.Peer{
-					Subnet: l.Subnets.V4(), PublicIP: l.PublicIP, State: status.Unknown, Probe: status.ProbeUnknown,
+					Subnet: l.Subnets.V4(), PublicIP: l.PublicIP, State: status.Unknown, Probe: unprobed,
 					Reason: "the kernel was not read yet",
 				})
 			}
 		}
 		return
 	}
-	drift := 0
-	for kind, n := range snapshot.Drift {
-		doc.DriftKinds[kind.String()] = n
-		drift += n
+	if !snapshot.Outdated(doc.Now) {
+		drift := 0
+		for kind, n := range snapshot.Drift {
+			doc.DriftKinds[kind.String()] = n
+			drift += n
+		}
+		doc.Drift = &drift
 	}
-	doc.Drift = &drift
 	if r := snapshot.LastRepair; !r.At.IsZero() {
 		doc.LastRepair = &status.Repair{At: r.At, What: r.What}
 	}
@@ -160,7 +166,7 @@ func (d *daemon) statusOfKernel(doc *status.Document, p parts) {
 		if out.State == status.OK || out.State == status.Unknown {
 			out.SetProbe(probes(peer.Subnets))
 		} else {
-			out.Probe = status.ProbeUnknown
+			out.Probe = unprobed
 		}
 		if t, there := traffic[out.Subnet]; there {
 			out.Sent, out.Received = (*status.Traffic)(&t.Sent), (*status.Traffic)(&t.Received)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"flanneld/pkg/api"
@@ -133,9 +134,47 @@ func TestStatusFromTheStart(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	d.parts.Store(&parts{previous: netip.MustParsePrefix("10.42.7.0/24")})
+	if got := d.status(); got.Verdict != status.VerdictDegraded || got.Store.Up != nil {
+		t.Errorf("after a restart, before the first request to etcd: %+v", got)
+	}
 	d.state.SetEtcdDown(time.Now())
 	if got := d.status(); got.Verdict != status.VerdictDegraded || got.Lease.Subnet.String() != "10.42.7.0/24" || *got.Store.Up {
 		t.Errorf("after a restart without etcd: %+v", got)
+	}
+}
+
+// TestStatusOfAnUnreadKernel: what was true some time ago is unknown now.
+func TestStatusOfAnUnreadKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := ofMany(t, 3, false)
+		if got := d.status(); got.Drift == nil || *got.Drift != 0 || got.Verdict != status.VerdictOK {
+			t.Errorf("before: %+v", got)
+		}
+		time.Sleep(time.Hour)
+		if got := d.status(); got.Drift != nil || len(got.DriftKinds) > 0 || got.Count().Unknown != 3 || got.Verdict != status.VerdictDegraded {
+			t.Errorf("after an hour without a pass: %+v", got)
+		}
+	})
+}
+
+// TestProbesOfPeersThatAreNotProbed: that probes are turned off is known, whatever a peer's state.
+func TestProbesOfPeersThatAreNotProbed(t *testing.T) {
+	for off, want := range map[bool]status.ProbeState{true: status.ProbeOff, false: status.ProbeUnknown} {
+		d := ofMany(t, 4, true)
+		if off {
+			d.options.Probes = 0
+		}
+		check := func(state string) {
+			t.Helper()
+			for _, p := range d.status().Peers {
+				if p.Probe != want || p.RTT != nil || p.Loss != nil {
+					t.Errorf("off %v, %s: %+v", off, state, p)
+				}
+			}
+		}
+		check("after a pass")
+		d.parts.Store(&parts{})
+		check("before a pass")
 	}
 }
 

@@ -85,6 +85,10 @@ func (l *Loop) publish(p *pass, f host.Facts, v lease.View) {
 // called from any goroutine.
 func (l *Loop) Snapshot() *Snapshot { return l.snapshot.Load() }
 
+// Outdated reports whether the kernel was not read for so long that the snapshot no longer says
+// anything about it.
+func (s *Snapshot) Outdated(now time.Time) bool { return now.Sub(s.ReadAt) > readAge }
+
 // PeerState is whether the kernel has the objects of a peer.
 type PeerState uint8
 
@@ -118,7 +122,7 @@ func (s *Snapshot) Peers(now time.Time) iter.Seq[Peer] {
 			p := Peer{Lease: l, Changed: changed[l.Subnets]}
 			if fault, is := skipped[l.Subnets]; is {
 				p.State, p.Reason = Skipped, fault.Error()
-			} else if now.Sub(s.ReadAt) > readAge {
+			} else if s.Outdated(now) {
 				p.Reason = "the kernel was not read for more than " + readAge.String()
 			} else {
 				r.read(&p)

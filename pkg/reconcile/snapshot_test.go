@@ -156,6 +156,9 @@ func TestSnapshotOfPeers(t *testing.T) {
 		}
 
 		p.kernel.unread = errors.New("no")
+		if s := p.Snapshot(); s.Outdated(time.Now()) || !s.Outdated(time.Now().Add(2*readAge)) {
+			t.Errorf("read %v ago", time.Since(s.ReadAt))
+		}
 		time.Sleep(2 * readAge)
 		p.Reread()
 		p.Pass(t.Context())

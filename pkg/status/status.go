@@ -31,7 +31,7 @@ type Document struct {
 	Filter     Filter      `json:"filter"`
 
 	// Drift is the number of objects that were not as wanted at the end of the last full
-	// comparison with the kernel; null before the first.
+	// comparison with the kernel; null before the first, and if the kernel was not read for long.
 	Drift      *int           `json:"drift"`
 	DriftKinds map[string]int `json:"drift_by_kind"` // by kind, such as "route"
 	LastRepair *Repair        `json:"last_repair"`   // null if there was none

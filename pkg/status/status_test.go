@@ -75,6 +75,10 @@ func changes() []change {
 			away(d)
 			d.Daemon.Ready, d.Drift, d.Peers, d.Lease.Remaining, d.Lease.Expires = false, nil, []Peer{}, nil, nil
 		}, VerdictDegraded, "restarted without etcd, the network stays as it is: etcd does not answer"},
+		{"restart before etcd is asked", func(d *Document) {
+			d.Daemon.Ready, d.Store.Up, d.Drift, d.Lease.Remaining, d.Lease.Expires = false, nil, nil, nil, nil
+			d.Conditions = []Condition{{ID: "etcd-srv", Severity: Warning, Since: at, Text: "cannot find etcd"}}
+		}, VerdictDegraded, "restarted, etcd was not asked yet, the network stays as it is: cannot find etcd"},
 		{"start", func(d *Document) {
 			*d = NotRunning(at, "", "")
 			d.Daemon = Daemon{Version: "1.2.3", PID: 4321, Started: at}
@@ -104,7 +108,8 @@ func changes() []change {
 		}, VerdictOK, ""},
 		{"hostile", func(d *Document) {
 			d.Peers[0].State, d.Peers[0].Reason = Skipped, "backend type is not vxlan: \x1b[2J\nok\u202e"
-			d.Conditions = []Condition{{ID: "x\n", Severity: Warning, Since: at, Text: "\x1b]0;title\x07\xff", Remedy: "rm\r"}}
+			d.Peers[1].State = "ok\x1b[8m"
+			d.Conditions = []Condition{{ID: "x\n", Severity: "warning\x1b[8m", Since: at, Text: "\x1b]0;title\x07\xff", Remedy: "rm\r"}}
 		}, VerdictDegraded, "\x1b]0;title\x07\xff"},
 	}
 }

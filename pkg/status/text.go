@@ -21,7 +21,7 @@ type Style struct {
 // Text returns the document as text. Its first line is the verdict, and the reason.
 func (d *Document) Text(s Style) string {
 	var b strings.Builder
-	b.WriteString(s.color(verdictColor(d.Verdict), string(d.Verdict)))
+	b.WriteString(s.color(verdictColor(d.Verdict), clean(string(d.Verdict))))
 	if d.Reason != "" {
 		b.WriteString(": " + clean(d.Reason))
 	}
@@ -157,7 +157,7 @@ func (d *Document) repairText() string {
 // conditionRows returns a line for each condition, and one for each command that resolves it.
 func (d *Document) conditionRows(s Style) (rows [][]string) {
 	for _, c := range d.Conditions {
-		severity := s.color(severityColor(c.Severity), string(c.Severity))
+		severity := s.color(severityColor(c.Severity), clean(string(c.Severity)))
 		rows = append(rows, []string{"  " + severity, "since " + span(d.Now.Sub(c.Since)), clean(c.Text)})
 		if c.Remedy != "" {
 			rows = append(rows, []string{"", "", "run: " + clean(c.Remedy)})
@@ -192,7 +192,7 @@ func (d *Document) peerRows(s Style) [][]string {
 		if p.Fine() && !s.All {
 			continue
 		}
-		state := string(p.State)
+		state := clean(string(p.State))
 		if p.State == OK && p.Probe == ProbeFailing {
 			state = "failing"
 		}

@@ -55,8 +55,10 @@ func (d *Document) judge() (Verdict, string) {
 		return VerdictDown, "this host has no subnet" + because(worst)
 	case worst != nil && worst.fatal():
 		return VerdictDown, worst.Text
-	case !d.Daemon.Ready && d.Store.Up != nil && !*d.Store.Up:
-		// A restart keeps the subnet and leaves the network as it is.
+	// A restart keeps the subnet and leaves the network as it is, also if etcd is not even found.
+	case !d.Daemon.Ready && d.Store.Up == nil:
+		return VerdictDegraded, "restarted, etcd was not asked yet, the network stays as it is" + because(worst)
+	case !d.Daemon.Ready && !*d.Store.Up:
 		return VerdictDegraded, "restarted without etcd, the network stays as it is" + because(worst)
 	case !d.Daemon.Ready:
 		return VerdictDown, "this host is not ready yet" + because(worst)
