@@ -196,6 +196,8 @@ func (d *daemon) handleEvent(e driver.Event) {
 		d.loop.Retry()
 	case e&^(driver.Candidates|driver.DeviceTaken) != 0:
 		d.loop.Reread()
+	case e&driver.Candidates != 0:
+		d.loop.Unblock() // the kernel deletes the routes of an interface that is deleted without an event
 	}
 }
 

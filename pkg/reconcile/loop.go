@@ -75,6 +75,7 @@ type Loop struct {
 	// The following fields belong to the goroutine that makes passes, except atomic ones.
 	stale      atomic.Bool // the last reading may be outdated
 	retry      atomic.Bool // failed operations may succeed now
+	blocked    atomic.Bool // operations are blocked by objects of others
 	plan       *backend.Plan
 	backoffs   *backoffs
 	report     *report
@@ -159,6 +160,14 @@ func (l *Loop) Reread() {
 func (l *Loop) Retry() {
 	l.retry.Store(true)
 	l.Reread()
+}
+
+// Unblock is Reread if operations are blocked by objects of other programs, such as an address, which
+// may be gone.
+func (l *Loop) Unblock() {
+	if l.blocked.Load() {
+		l.Reread()
+	}
 }
 
 // Settle makes passes until the objects that this host itself needs exist.

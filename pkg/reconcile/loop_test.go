@@ -482,6 +482,37 @@ func TestSkippedAndConflictsAreNamedOnce(t *testing.T) {
 	}
 }
 
+// TestUnblock: what another program's object blocks is tried again when that may be gone, and the
+// kernel is not read again if nothing is blocked.
+func TestUnblock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.wantRoutes(3)
+		foreign := dataplane.RouteKey{Dst: key(3).Dst, Link: "eth0"}
+		f.kernel.Routes[foreign] = dataplane.Route{Proto: dataplane.ProtoKernel}
+		f.Pass()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go f.Run(ctx)
+		time.Sleep(time.Second)
+		if len(f.kernel.Routes) > 1 {
+			t.Fatalf("routes %v", f.kernel.Routes)
+		}
+		delete(f.kernel.Routes, foreign)
+		f.Unblock()
+		time.Sleep(time.Second)
+		if _, ok := f.kernel.Routes[key(3)]; !ok {
+			t.Errorf("routes %v", f.kernel.Routes)
+		}
+		passes := f.Stats().PassTime.Count
+		f.Unblock()
+		time.Sleep(time.Second)
+		if n := f.Stats().PassTime.Count - passes; n > 0 {
+			t.Errorf("%d passes without a reason", n)
+		}
+	})
+}
+
 // peer is one that the backend skips.
 func peer(n int) *lease.Lease {
 	return &lease.Lease{Subnets: lease.SubnetsOf(key(n).Dst), Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(n)})}}

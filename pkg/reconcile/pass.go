@@ -80,6 +80,9 @@ func (l *Loop) Pass(ctx context.Context) bool {
 	if !done.partial {
 		l.cfg.Missing(rootCauses(done.missing))
 	}
+	if len(done.conflicts) > 0 || !done.partial {
+		l.blocked.Store(len(done.conflicts) > 0)
+	}
 	l.count(&done, done.result())
 	l.publish(&done, facts, view)
 	l.propagated()

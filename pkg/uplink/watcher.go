@@ -223,15 +223,11 @@ func (w *Watcher) handleEvent(ctx context.Context, e driver.Event) {
 	switch {
 	case e&(driver.Uplink|driver.Overflow) != 0:
 		w.refresh(ctx)
-	case e&driver.Candidates != 0, e&driver.Routes != 0 && w.hasNeeds():
-		w.schedule(max(quiet, w.budget.Rest(time.Now()))) // another uplink may be better, or a needed address may have another route
+	case e&(driver.Candidates|driver.Routes) != 0:
+		// Another uplink may be better, a needed address may have another route, or a route of
+		// the underlay may lead into the overlay's network.
+		w.schedule(max(quiet, w.budget.Rest(time.Now())))
 	}
-}
-
-// hasNeeds reports whether the host needs an address that a route of the overlay could hide.
-func (w *Watcher) hasNeeds() bool {
-	f, _ := w.Facts()
-	return len(f.Needs)+len(f.NameServers) > 0
 }
 
 // schedule schedules a reading after d at the latest.

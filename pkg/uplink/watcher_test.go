@@ -388,21 +388,30 @@ func TestReadingsTakeAShareOfTheTime(t *testing.T) {
 	}
 }
 
-// TestSingleChangeIsReadSoon: even if readings take long.
+// TestSingleChangeIsReadSoon: even if readings take long, and for a route even if the host needs no
+// address in the overlay's network: it may be one of the underlay into that network.
 func TestSingleChangeIsReadSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		f.takes = 150 * time.Millisecond
-		x := start(t, f, host.Selectors{})
-		time.Sleep(time.Second)
-		before := f.count()
-		x.events <- driver.Candidates
-		time.Sleep(quiet + f.takes)
-		synctest.Wait()
-		if n := f.count() - before; n != 1 {
-			t.Errorf("%d readings", n)
-		}
-	})
+	for _, e := range []driver.Event{driver.Candidates, driver.Routes} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake()
+			f.takes = 150 * time.Millisecond
+			x := start(t, f, host.Selectors{})
+			x.SetNeeds(func() []host.Need { return nil }, f.inventory)
+			x.events <- driver.Uplink
+			time.Sleep(time.Second)
+			if facts, _ := x.Facts(); len(facts.Needs)+len(facts.NameServers) > 0 {
+				t.Fatalf("needs %v", facts.Needs)
+			}
+			time.Sleep(time.Second)
+			before := f.count()
+			x.events <- e
+			time.Sleep(quiet + f.takes)
+			synctest.Wait()
+			if n := f.count() - before; n != 1 {
+				t.Errorf("%v: %d readings", e, n)
+			}
+		})
+	}
 }
 
 // TestNobodyIsCalledAfterRun: the subscribers of the next network are other ones.
