@@ -81,7 +81,7 @@ CLUSTERS = ./cmd/flanneld
 PARALLEL ?= 10
 # Cluster tests that do nearly nothing but wait, for minutes, for example until a daemon reads the
 # network config again. They run in parallel to the packages.
-WAITING = ConfigChanges|FullPool|WaitingHostTakesOverAnyConfig|EtcdAway|Password|EtcdCertificates|LastSubnet|EtcdMayBeReadOnly|NewUplinkAddressWhileAway|ClosedTunnelPortIsNamed
+WAITING = ConfigChanges|FullPool|WaitingHostTakesOverAnyConfig|Password|EtcdCertificates|LastSubnet|EtcdMayBeReadOnly|NewUplinkAddressWhileAway
 # The same as a regular expression, unless TESTFLAGS selects tests.
 APART = $(if $(findstring -run,$(TESTFLAGS))$(findstring -skip,$(TESTFLAGS)),,^Test($(WAITING))$$)
 # Further arguments for "go test", such as TESTFLAGS='-run Lease -short'.

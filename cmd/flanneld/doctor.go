@@ -82,6 +82,7 @@ func (o *doctorOptions) run(ctx context.Context, env []string, stdout, stderr io
 	}
 	run, cancel := context.WithTimeout(ctx, doctor.Limit)
 	defer cancel()
+	doctor.DiscardLog()
 	in := doctor.NewInputs(run, settings)
 	style := doctor.Style{Color: isTerminal(stdout) && os.Getenv("NO_COLOR") == ""}
 	var each func(doctor.Finding)

@@ -17,7 +17,6 @@ import (
 	"flanneld/pkg/dataplane"
 	"flanneld/pkg/driver"
 	"flanneld/pkg/host"
-	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/prober"
 	"flanneld/pkg/reconcile"
@@ -89,27 +88,15 @@ func ofMany(t testing.TB, peers int, refuse bool) *daemon {
 	return d
 }
 
-// TestStatusOfManyPeers: with 20,000 peers, a status takes less than 0.3 s, whether their objects
-// are there or not.
+// TestStatusOfManyPeers: with 20,000 peers, whether their objects are there or not. BenchmarkStatus
+// and "make bench" measure the time.
 func TestStatusOfManyPeers(t *testing.T) {
-	const peers, limit = 20_000, 300 * time.Millisecond
+	const peers = 20_000
 	for _, refuse := range []bool{false, true} {
 		d := ofMany(t, peers, refuse)
-		var doc status.Document
-		least := time.Hour
-		for range 3 { // the machine may do something else at the same time
-			start := time.Now()
-			doc = d.status()
-			text, err := json.Marshal(doc)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if least = min(least, time.Since(start)); len(text) > 10<<20 {
-				t.Errorf("%d bytes", len(text))
-			}
-		}
-		if least > limit*raced*time.Duration(wait.Slow()) {
-			t.Errorf("refused %v: after %v", refuse, least)
+		doc := d.status()
+		if text, err := json.Marshal(doc); err != nil || len(text) > 10<<20 {
+			t.Errorf("%d bytes, %v", len(text), err)
 		}
 		c := doc.Count()
 		want := status.Counts{Fine: peers}

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"flanneld/pkg/registry/etcdv3"
 )
 
 // Status is the outcome of a check.
@@ -98,6 +100,10 @@ type Finding struct {
 
 	rank int
 }
+
+// DiscardLog keeps libraries from printing to standard error. The program must call it once, before
+// Run.
+func DiscardLog() { etcdv3.DiscardLog() }
 
 // Run runs all checks at the same time, and calls each with every finding when it is there, if it
 // is not nil. A check that has not ended when ctx ends is unknown. Findings are redacted.

@@ -168,7 +168,6 @@ func askEtcd(ctx context.Context, o Options) ([]Endpoint, error) {
 	if len(parsed.All) > maxEndpoints {
 		return nil, fmt.Errorf("%d endpoints are too many", len(parsed.All))
 	}
-	etcdv3.DiscardLog()
 	all := make([]Endpoint, len(parsed.All))
 	var asked sync.WaitGroup
 	for i, e := range parsed.All {

@@ -1,6 +1,0 @@
-//go:build race
-
-package daemon
-
-// raced is how much slower the race detector makes the tests.
-const raced = 10
