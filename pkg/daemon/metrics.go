@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"time"
+
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/lease"
 	"flanneld/pkg/metrics"
@@ -23,6 +25,9 @@ func (d *daemon) metrics() metrics.Values {
 		return v
 	}
 	v.Backend, v.Store, v.Loop = p.network.BackendType, p.registry.Stats(), p.loop.Stats()
+	if s := p.loop.Snapshot(); s == nil || s.Outdated(time.Now()) {
+		v.Loop.Drift = nil
+	}
 	v.Rules, v.Lock = p.feed.Rules.Stats(), p.feed.Lock.Stats()
 	var own lease.Lease
 	if v.View != nil {

@@ -353,6 +353,9 @@ func repairs(v *Values, s series) {
 }
 
 func drift(v *Values, s series) {
+	if v.Loop.Drift == nil {
+		return
+	}
 	counts := map[string]uint64{}
 	for kind, n := range v.Loop.Drift {
 		counts[kindOf(kind)] += uint64(n)

@@ -183,7 +183,7 @@ func TestSeriesExistFromTheStart(t *testing.T) {
 		delete(late.Loop.Skipped, "new reason")
 		early := late
 		early.Lease = subnet.Stats{Own: late.Lease.Own}
-		early.Store, early.Loop, early.Rules = store.Stats{}, reconcile.Stats{}, filter.Stats{}
+		early.Store, early.Loop, early.Rules = store.Stats{}, reconcile.Stats{Drift: map[dataplane.Kind]int{}}, filter.Stats{}
 		before, after := scrape(t, early, false), scrape(t, late, false)
 		for name, f := range after {
 			if len(before[name].GetMetric()) != len(f.GetMetric()) {
@@ -262,7 +262,7 @@ func TestValues(t *testing.T) {
 func TestUnknownValuesAreAbsent(t *testing.T) {
 	got := scrape(t, Values{}, false)
 	for _, name := range []string{"peers", "peers_unreachable", "peer_probe_rtt_seconds", "subnets", "subnets_used",
-		"lease_expires_timestamp_seconds", "store_up", "device_receive_bytes_total", "tunnel_drops_total"} {
+		"lease_expires_timestamp_seconds", "store_up", "drift_objects", "device_receive_bytes_total", "tunnel_drops_total"} {
 		if got["flannel_"+name] != nil {
 			t.Errorf("%s has a value", name)
 		}

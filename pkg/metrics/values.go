@@ -27,7 +27,7 @@ type Values struct {
 	Pool  lease.Pool  // zero before there is a network config
 	Lease subnet.Stats
 	Store store.Stats
-	Loop  reconcile.Stats
+	Loop  reconcile.Stats // Drift is nil if it is not known
 	Rules filter.Stats
 	Lock  filter.Stats // of the underlay's lock
 

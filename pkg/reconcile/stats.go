@@ -21,7 +21,8 @@ type Stats struct {
 	// Propagation is the time from the registry's event about a peer to the end of the pass that has
 	// programmed it. Events that one pass has handled count once, from the first of them.
 	Propagation Timing
-	// Drift is the number of objects that were not as wanted at the end of the last whole pass.
+	// Drift is the number of objects that were not as wanted at the end of the last whole pass; nil
+	// before the first.
 	Drift   map[dataplane.Kind]int
 	Skipped map[string]int // number of skipped peers, by reason
 }

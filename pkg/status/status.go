@@ -127,7 +127,7 @@ type Peer struct {
 	Subnet     netip.Prefix `json:"subnet"`
 	PublicIP   netip.Addr   `json:"public_ip"`
 	State      PeerState    `json:"state"`
-	Reason     string       `json:"reason"`     // why the peer is not fine; empty if it is
+	Reason     string       `json:"reason"`     // why the peer is not fine, or that it loses some probes
 	Programmed string       `json:"programmed"` // what the kernel has for it, such as "fdb, neighbor, route"
 	Probe      ProbeState   `json:"probe"`
 	RTT        *float64     `json:"rtt_ms"`             // of the last answer; null if it never answered
