@@ -27,7 +27,7 @@ const (
 var (
 	// ErrNotRunning is returned if there is no daemon with the subnet file.
 	ErrNotRunning = errors.New("flanneld is not running")
-	// ErrNoAnswer is returned if a daemon does not answer in time.
+	// ErrNoAnswer is returned if a daemon does not answer in time, or ends meanwhile.
 	ErrNoAnswer = errors.New("flanneld does not answer")
 )
 
@@ -62,18 +62,14 @@ func (c *Client) Get(ctx context.Context, path string) ([]byte, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
 		return nil, fmt.Errorf("%w: nobody answers on %s", ErrNotRunning, c.path)
-	case isTimeout(err):
-		return nil, c.noAnswer()
 	case err != nil:
-		return nil, fmt.Errorf("ask flanneld on %s: %w", c.path, errors.Unwrap(err))
+		return nil, c.failed(errors.Unwrap(err))
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
 	switch {
-	case isTimeout(err):
-		return nil, c.noAnswer()
 	case err != nil:
-		return nil, fmt.Errorf("ask flanneld on %s: %w", c.path, err)
+		return nil, c.failed(err)
 	case len(body) > maxAnswer:
 		return nil, fmt.Errorf("ask flanneld on %s: the answer has more than %d bytes", c.path, maxAnswer)
 	case answer.StatusCode != http.StatusOK:
@@ -82,13 +78,16 @@ func (c *Client) Get(ctx context.Context, path string) ([]byte, error) {
 	return body, nil
 }
 
-func (c *Client) noAnswer() error {
-	return fmt.Errorf("%w on %s within %v", ErrNoAnswer, c.path, clientTimeout)
-}
-
-func isTimeout(err error) bool {
+// failed returns the error of a request that failed because of err.
+func (c *Client) failed(err error) error {
 	var timeout net.Error
-	return errors.As(err, &timeout) && timeout.Timeout()
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return fmt.Errorf("%w on %s within %v", ErrNoAnswer, c.path, clientTimeout)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return fmt.Errorf("%w on %s: %w", ErrNoAnswer, c.path, err)
+	}
+	return fmt.Errorf("ask flanneld on %s: %w", c.path, err)
 }
 
 // Status returns the status of the daemon.
