@@ -30,6 +30,7 @@ func (s *scale) sections() []section {
 	return []section{
 		{"scale", "Start among many peers, from exec to all objects in the kernel, beside ip -batch and bridge -batch writing the same", s.starts},
 		{"scale", "One change among " + plural(s.most(), "peer") + ", backend vxlan, from etcd's commit to the kernel", s.changes},
+		{"scale", "Answers among " + plural(s.most(), "peer") + ", backend vxlan, of the daemon's socket", s.answers},
 		{"scale", "Restart among " + plural(s.most(), "peer") + ", backend vxlan, with everything in place", s.restarts},
 		{"scale", "Faults among " + plural(s.most(), "peer") + ", backend vxlan, from the end of the fault to its repair", s.repairsAmongMany},
 		{"scale", "Faults among 3 peers, backend vxlan, from the begin of the fault to its repair", s.repairsAmongFew},
