@@ -495,18 +495,21 @@ func TestUnblock(t *testing.T) {
 		defer cancel()
 		go f.Run(ctx)
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(f.kernel.Routes) > 1 {
 			t.Fatalf("routes %v", f.kernel.Routes)
 		}
 		delete(f.kernel.Routes, foreign)
 		f.Unblock()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if _, ok := f.kernel.Routes[key(3)]; !ok {
 			t.Errorf("routes %v", f.kernel.Routes)
 		}
 		passes := f.Stats().PassTime.Count
 		f.Unblock()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if n := f.Stats().PassTime.Count - passes; n > 0 {
 			t.Errorf("%d passes without a reason", n)
 		}
