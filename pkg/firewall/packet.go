@@ -232,7 +232,10 @@ func (p Packet) TCPFlags() uint8 {
 	return 0x02
 }
 
-// Dropping returns the barriers that drop the packet, or may drop it.
-func Dropping(all []Barrier) []Barrier {
-	return slices.DeleteFunc(slices.Clone(all), func(b Barrier) bool { return b.Translates })
+// Dropping returns the base chains that drop the packet, or may drop it. Chains for NAT are not
+// evaluated: they are no place to drop packets, there may be many rules in them, and one that may
+// translate the packet would hide the chains after it.
+func Dropping(p Packet, chains []BaseChain) ([]Barrier, error) {
+	path, err := Evaluate(p, slices.DeleteFunc(slices.Clone(chains), func(c BaseChain) bool { return c.NAT }))
+	return slices.DeleteFunc(path.Barriers, func(b Barrier) bool { return b.Translates }), err
 }

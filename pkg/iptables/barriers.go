@@ -38,8 +38,8 @@ func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) ([]firewall.Ba
 
 func barriers(command string, l listing, drops policies, p firewall.Packet) (all []firewall.Barrier) {
 	// Reading cannot fail, because all rules are in the listing.
-	path, _ := firewall.Evaluate(p, l.baseChains(command, drops, true))
-	return firewall.Dropping(path.Barriers)
+	all, _ = firewall.Dropping(p, l.baseChains(command, drops, true))
+	return all
 }
 
 // baseChains returns the base chains of the listing. foreign leaves out flanneld's own rules.

@@ -19,6 +19,23 @@ var toTunnel = firewall.Packet{
 	Protocol: unix.IPPROTO_UDP, SrcPort: 40000, DstPort: 8472, ToHost: true,
 }
 
+// TestRulesThatRedirectHideNoDrops: rules for NAT may redirect the packets of some peers, and the
+// chain after them drops those of the others.
+func TestRulesThatRedirectHideNoDrops(t *testing.T) {
+	l, drops, err := parseListing("*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -s 192.0.2.0/24 -j DNAT --to-destination 192.0.2.1\nCOMMIT\n" +
+		"*filter\n:INPUT DROP [0:0]\nCOMMIT\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknownSource := toTunnel
+	unknownSource.Src = netip.Addr{}
+	for _, p := range []firewall.Packet{toTunnel, unknownSource} {
+		if got := barriers("iptables-legacy", l, drops, p); len(got) != 1 || !got[0].Certain || got[0].Chain != "INPUT" {
+			t.Errorf("from %s: %v", p.Src, got)
+		}
+	}
+}
+
 // TestWhichRulesDropAPacketForCertain follows a packet to the tunnel's port.
 func TestWhichRulesDropAPacketForCertain(t *testing.T) {
 	const pass, maybe, drop = "pass", "maybe", "drop"

@@ -29,8 +29,7 @@ func (t *Tables) Barriers(ctx context.Context, p firewall.Packet) (all []firewal
 		if err != nil {
 			return err
 		}
-		path, err := firewall.Evaluate(p, chains)
-		all = firewall.Dropping(path.Barriers)
+		all, err = firewall.Dropping(p, chains)
 		return err
 	})
 	return all, err
@@ -83,9 +82,13 @@ func (c chain) point() (p firewall.Point, ok bool) {
 }
 
 // baseChains returns the base chains that see packets of a family. foreign leaves out flanneld's
-// own rules, which drop no packets of peers.
+// own rules, which drop no packets of peers, and the chains of bridges.
 func (c *conn) baseChains(ctx context.Context, family Family, foreign bool) (all []firewall.BaseChain, err error) {
-	_, chains, err := c.chains(family, unix.NFPROTO_INET, unix.NFPROTO_NETDEV, unix.NFPROTO_BRIDGE)
+	families := []Family{family, unix.NFPROTO_INET, unix.NFPROTO_NETDEV}
+	if !foreign {
+		families = append(families, unix.NFPROTO_BRIDGE)
+	}
+	_, chains, err := c.chains(families...)
 	if err != nil {
 		return nil, err
 	}
