@@ -18,7 +18,9 @@ func stepOf(w words, chains table, p firewall.Packet) firewall.Step {
 	if !w.ok {
 		s.Met = firewall.Maybe
 	}
-	var strange bool // an unknown option came before, and its value may look like an option
+	var match string // that the options belong to
+	// An unknown option came before, and no other match after it. Its value may look like an option.
+	var strange, after bool
 	for list := w.list; len(list) > 0; {
 		not := list[0] == "!"
 		if not {
@@ -37,12 +39,20 @@ func stepOf(w words, chains table, p firewall.Packet) firewall.Step {
 			target(&s, option, list[1], rest, chains)
 			return s // the rest are options of the target
 		}
-		met, n := condition(list, p)
+		met, n := firewall.Maybe, 0
+		if match == "" || isPlain(match) || !strings.HasPrefix(list[0], "--") {
+			met, n = condition(list, p)
+		}
 		if n == 0 {
-			met, n, strange = firewall.Maybe, 1, true
+			met, n, strange, after = firewall.Maybe, 1, true, true
+		} else if list[0] == "-m" {
+			match, after = list[1], false
 		}
 		if not {
 			met = firewall.Yes - met
+		}
+		if after {
+			met = firewall.Maybe
 		}
 		s.Met = s.Met.And(met)
 		list = list[n:]
@@ -87,13 +97,41 @@ func protocolNumber(name string) (number uint8, known bool) {
 	if n, err := strconv.ParseUint(name, 10, 8); err == nil {
 		return uint8(n), true
 	}
-	number, known = map[string]uint8{
-		"all": 0, "icmp": unix.IPPROTO_ICMP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "udplite": unix.IPPROTO_UDPLITE,
-		"esp": unix.IPPROTO_ESP, "ah": unix.IPPROTO_AH, "sctp": unix.IPPROTO_SCTP, "gre": unix.IPPROTO_GRE,
-		"ipv6-icmp": unix.IPPROTO_ICMPV6, "icmpv6": unix.IPPROTO_ICMPV6, "ipv6": unix.IPPROTO_IPV6, "dccp": unix.IPPROTO_DCCP,
-		"igmp": unix.IPPROTO_IGMP, "ipip": unix.IPPROTO_IPIP, "ipencap": unix.IPPROTO_IPIP, "ospf": 89, "vrrp": 112,
-	}[name]
-	return number, known
+	switch name {
+	case "all":
+		return 0, true
+	case "tcp":
+		return unix.IPPROTO_TCP, true
+	case "udp":
+		return unix.IPPROTO_UDP, true
+	case "icmp":
+		return unix.IPPROTO_ICMP, true
+	case "udplite":
+		return unix.IPPROTO_UDPLITE, true
+	case "esp":
+		return unix.IPPROTO_ESP, true
+	case "ah":
+		return unix.IPPROTO_AH, true
+	case "sctp":
+		return unix.IPPROTO_SCTP, true
+	case "gre":
+		return unix.IPPROTO_GRE, true
+	case "ipv6-icmp", "icmpv6":
+		return unix.IPPROTO_ICMPV6, true
+	case "ipv6":
+		return unix.IPPROTO_IPV6, true
+	case "dccp":
+		return unix.IPPROTO_DCCP, true
+	case "igmp":
+		return unix.IPPROTO_IGMP, true
+	case "ipip", "ipencap":
+		return unix.IPPROTO_IPIP, true
+	case "ospf":
+		return 89, true
+	case "vrrp":
+		return 112, true
+	}
+	return 0, false
 }
 
 // condition evaluates the condition at the head of list for a packet, and returns the number of its

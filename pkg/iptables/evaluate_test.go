@@ -84,6 +84,36 @@ func TestUnknownConditionsAreNeverAGuess(t *testing.T) {
 	}
 }
 
+// TestOptionsBelongToTheirMatch: an option of a match that is not understood is not taken for that
+// of another, and a value is not taken for an option.
+func TestOptionsBelongToTheirMatch(t *testing.T) {
+	p := firewall.Packet{
+		In: "flannel.1", Out: "docker0", Src: netip.MustParseAddr("10.42.8.2"), Dst: netip.MustParseAddr("10.42.7.2"),
+		Protocol: unix.IPPROTO_TCP, SrcPort: 40000, DstPort: 443, Unmarked: true, Reply: true,
+	}
+	const maybe = firewall.Passes | firewall.Drops
+	for rule, want := range map[string]firewall.Fate{
+		"-m connmark --mark 0x1 -j DROP":                                   maybe, // the connection's mark, not the packet's
+		"-m mark --mark 0x1 -j DROP":                                       firewall.Passes,
+		"-m connmark --mark 0x1 -m tcp --dport 80 -j DROP":                 firewall.Passes,
+		`-m string --string "-f" --algo bm --to 65535 -j DROP`:             maybe,
+		`-m string --string "-i" --algo bm --to 65535 -j DROP`:             maybe,
+		`-m string --string "--syn" --algo bm --to 65535 -j DROP`:          maybe,
+		`-m string --string "--dport" --algo bm --to 65535 -j DROP`:        maybe,
+		"-m set --match-set x src -m conntrack --ctstate INVALID -j DROP":  firewall.Passes,
+		"-m what --ever -m conntrack --ctstate ESTABLISHED -j DROP":        maybe,
+		"-i eth0 -m what --ever -j DROP":                                   firewall.Passes,
+		"-p tcp -m set --match-set x src -m tcp --dport 443 -j DROP":       maybe,
+		"-p tcp -m tcp --sport 443 --tcp-flags SYN,ACK SYN,ACK -j DROP":    firewall.Passes,
+		"-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP":            firewall.Passes,
+		"-m policy --dir in --pol ipsec --proto esp --mode tunnel -j DROP": maybe,
+	} {
+		if got := fates(t, []string{"-A FORWARD " + rule}, p); got != want {
+			t.Errorf("%s: %b, want %b", rule, got, want)
+		}
+	}
+}
+
 // TestManyRules: a table of 10,000 rules of others is evaluated quickly enough for many packets.
 func TestManyRules(t *testing.T) {
 	rules := make([]string, 0, 10000)
