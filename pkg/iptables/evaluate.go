@@ -54,7 +54,9 @@ func stepOf(w words, chains table, p firewall.Packet) firewall.Step {
 		if after {
 			met = firewall.Maybe
 		}
-		s.Met = s.Met.And(met)
+		if s.Met = s.Met.And(met); s.Met == firewall.No {
+			return s
+		}
 		list = list[n:]
 	}
 	return s
