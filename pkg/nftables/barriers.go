@@ -257,8 +257,20 @@ func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 			if ended { // no element matches
 				met = firewall.No
 			}
+		case "objref":
+			kind, err := v.object(x)
+			if err != nil {
+				return nil, err
+			}
+			if kind == unix.NFT_OBJECT_SYNPROXY {
+				return end(firewall.PassOrDrop)
+			}
+			met = met.And(objectMet(kind))
 		default:
-			met = met.And(v.eval(&r, x))
+			result, known := v.eval(&r, x)
+			if met = met.And(result); !known { // it may drop the packet
+				return end(firewall.PassOrDrop)
+			}
 		}
 		if met == firewall.No {
 			break
@@ -269,6 +281,28 @@ func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 		return end(firewall.Next)
 	}
 	return nil, nil
+}
+
+
+// object returns the kind of the object that a rule uses, by itself or by a map of objects.
+func (v *evaluator) object(x expression) (kind uint32, err error) {
+	if kind = x.data[unix.NFTA_OBJREF_IMM_TYPE].Uint32BE(); kind != 0 {
+		return kind, nil
+	}
+	e, err := v.set(v.table, x.data[unix.NFTA_OBJREF_SET_NAME].Text())
+	if kind = e.object; kind != unix.NFT_OBJECT_SYNPROXY {
+		kind = 0 // there may be no object for the packet
+	}
+	return kind, err
+}
+
+// objectMet reports whether the rule continues after an object of a kind.
+func objectMet(kind uint32) firewall.Met {
+	switch kind {
+	case unix.NFT_OBJECT_COUNTER, unix.NFT_OBJECT_CT_HELPER, unix.NFT_OBJECT_CT_TIMEOUT, unix.NFT_OBJECT_CT_EXPECT, unix.NFT_OBJECT_SECMARK:
+		return firewall.Yes
+	}
+	return firewall.Maybe // a limit or quota may be exceeded
 }
 
 // lookup evaluates a set, or a map of verdicts, which ends the rule, or of other values.

@@ -85,27 +85,21 @@ func (r *registers) compare(register, op uint32, with []byte) firewall.Met {
 	return metIf(met[op]>>(bytes.Compare(have, with)+1)&1 == 1, known)
 }
 
-// eval evaluates one expression. It reports whether the rule continues after it. An expression
-// that is not known may have loaded any register.
-func (v *evaluator) eval(r *registers, x expression) firewall.Met {
+// eval evaluates one expression. It reports whether the rule continues after it, and whether the
+// expression is known, and has no verdict.
+func (v *evaluator) eval(r *registers, x expression) (met firewall.Met, known bool) {
 	a := func(kind uint16) uint32 { return x.data[kind].Uint32BE() }
-	set := func(to uint32, value []byte) firewall.Met {
+	set := func(to uint32, value []byte) (firewall.Met, bool) {
 		if r.forget(to); value != nil {
 			r.store(to, value)
 		}
-		return firewall.Yes
+		return firewall.Yes, true
 	}
 	switch x.name {
 	case "counter", "log", "last", "notrack", "dup":
-		return firewall.Yes
-	case "objref":
-		switch a(unix.NFTA_OBJREF_IMM_TYPE) {
-		case unix.NFT_OBJECT_COUNTER, unix.NFT_OBJECT_CT_HELPER, unix.NFT_OBJECT_CT_TIMEOUT, unix.NFT_OBJECT_CT_EXPECT, unix.NFT_OBJECT_SECMARK:
-			return firewall.Yes
-		}
-		return firewall.Maybe // a limit or quota may be exceeded
+		return firewall.Yes, true
 	case "limit", "quota", "connlimit", "dynset":
-		return firewall.Maybe
+		return firewall.Maybe, true
 	case "meta": // without a destination, register 0, they set a property, and load nothing
 		return set(a(unix.NFTA_META_DREG), v.metaValue(a(unix.NFTA_META_KEY)))
 	case "ct":
@@ -113,33 +107,35 @@ func (v *evaluator) eval(r *registers, x expression) firewall.Met {
 		if set(to, v.ctValue(key)); key == unix.NFT_CT_STATUS {
 			r.keep(to, ^uint32(statusUnknown))
 		}
-		return firewall.Yes
+		return firewall.Yes, true
 	case "fib":
 		return set(a(unix.NFTA_FIB_DREG), v.fibValue(a(unix.NFTA_FIB_RESULT), a(unix.NFTA_FIB_FLAGS)))
 	case "payload":
 		offset, length := a(unix.NFTA_PAYLOAD_OFFSET), a(unix.NFTA_PAYLOAD_LEN)
 		v.loadPayload(r, a(unix.NFTA_PAYLOAD_DREG), a(unix.NFTA_PAYLOAD_BASE), int(offset), int(length))
-		return firewall.Yes
+		return firewall.Yes, true
 	case "bitwise":
 		r.mask(x.data)
-		return firewall.Yes
+		return firewall.Yes, true
 	case "byteorder":
 		r.swap(x.data)
-		return firewall.Yes
+		return firewall.Yes, true
 	case "cmp":
 		with := x.data[unix.NFTA_CMP_DATA].Map()[unix.NFTA_DATA_VALUE]
-		return r.compare(a(unix.NFTA_CMP_SREG), a(unix.NFTA_CMP_OP), with)
+		return r.compare(a(unix.NFTA_CMP_SREG), a(unix.NFTA_CMP_OP), with), true
 	case "range":
 		low := x.data[unix.NFTA_RANGE_FROM_DATA].Map()[unix.NFTA_DATA_VALUE]
 		high := x.data[unix.NFTA_RANGE_TO_DATA].Map()[unix.NFTA_DATA_VALUE]
 		have, known := r.loadKnown(a(unix.NFTA_RANGE_SREG), len(low))
 		within := bytes.Compare(have, low) >= 0 && bytes.Compare(have, high) <= 0
-		return metIf(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known)
+		return metIf(within == (a(unix.NFTA_RANGE_OP) == unix.NFT_RANGE_EQ), known), true
 	case "match":
-		return compatMatch(v.packet, x.data)
+		return compatMatch(v.packet, x.data), true
+	case "exthdr", "socket", "hash", "numgen", "rt", "osf", "tunnel", "xfrm", "inner", "flow_offload":
+		*r = registers{} // they may have loaded any register
+		return firewall.Maybe, true
 	}
-	*r = registers{}
-	return firewall.Maybe
+	return firewall.Maybe, false
 }
 
 // sets returns the effects of an expression.

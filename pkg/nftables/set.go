@@ -30,7 +30,8 @@ const (
 type elements struct {
 	keyLength int
 	interval  bool
-	unknown   bool // too many, ranges of concatenations, or limits
+	unknown   bool   // too many, ranges of concatenations, or limits
+	object    uint32 // kind of the objects of a map; 0 if it has none
 	all       []element
 }
 
@@ -77,6 +78,7 @@ func (c *conn) readSet(in table, name string) (e elements, err error) {
 	}
 	flags := m[unix.NFTA_SET_FLAGS].Uint32BE()
 	e.keyLength = int(m[unix.NFTA_SET_KEY_LEN].Uint32BE())
+	e.object = m[unix.NFTA_SET_OBJ_TYPE].Uint32BE()
 	e.interval = flags&unix.NFT_SET_INTERVAL != 0
 	e.unknown = e.interval && flags&concatenation != 0 || hasLimits(m)
 	err = c.eachElement(in, name, func(b netlink.Value) {
