@@ -34,7 +34,7 @@ func checkFirewallTool(ctx context.Context, in *Inputs) Result {
 	}
 	firewalld := slices.Contains(f.Programs, firewalldProgram)
 	for _, about := range []string{aboutForward, aboutInput, aboutOutput} {
-		w, all, _, r := in.passages(ctx, about)
+		w, all, r, _ := in.passages(ctx, about)
 		if r != nil {
 			break
 		}
@@ -256,7 +256,7 @@ func checkChecksum(ctx context.Context, in *Inputs) Result {
 	if fixed {
 		return okf("the kernel %s writes no wrong checksums into tunnel packets", release)
 	}
-	_, all, legacy, r := in.passages(ctx, aboutOutput)
+	_, all, r, legacy := in.passages(ctx, aboutOutput)
 	if r != nil {
 		return *r
 	}

@@ -28,7 +28,7 @@ func TestRunIsBounded(t *testing.T) {
 		{ID: "FL-SYMPTOM", Rank: 90, Run: result(failf("ping", "a symptom"))},
 		{ID: "FL-HANGS", Rank: 1, Run: func(context.Context, *Inputs) Result { <-hang; return okf("") }},
 		{ID: "FL-CAUSE", Rank: 20, Run: result(failf("mend it", "a cause"))},
-		{ID: "FL-PANICS", Rank: 2, Run: func(context.Context, *Inputs) Result { var m map[string]int; m["x"] = 1; return okf("") }},
+		{ID: "FL-PANICS", Rank: 2, Run: func(context.Context, *Inputs) Result { panic("a fault") }},
 		{ID: "FL-SLOW", Rank: 3, Run: func(ctx context.Context, _ *Inputs) Result {
 			if _, err := slow.Get(ctx); err != nil {
 				return unknownf("%v", err)

@@ -32,26 +32,26 @@ func filterChecks() []Check {
 }
 
 // passages returns what was found about the packets of a check, or the reason why nothing was.
-func (in *Inputs) passages(ctx context.Context, about string) (w Ways, all []Passage, legacy error, r *Result) {
+func (in *Inputs) passages(ctx context.Context, about string) (w Ways, all []Passage, r *Result, legacy error) {
 	unknown := func(err error) *Result {
 		r := unknownf("cannot follow packets through the rules: %v", err)
 		return &r
 	}
 	w, err := in.Ways.Get(ctx)
 	if err != nil {
-		return w, nil, nil, unknown(err)
+		return w, nil, unknown(err), nil
 	}
 	found, err := in.Passages.Get(ctx)
 	if err != nil {
-		return w, nil, nil, unknown(err)
+		return w, nil, unknown(err), nil
 	}
 	all = slices.DeleteFunc(slices.Clone(found.All), func(p Passage) bool { return p.About != about })
-	return w, all, found.Legacy, nil
+	return w, all, nil, found.Legacy
 }
 
 // passes fails if some packets of a check are dropped.
 func (in *Inputs) passes(ctx context.Context, about, fine, none string, mend func(Ways, firewall.Barrier) string) Result {
-	w, all, legacy, r := in.passages(ctx, about)
+	w, all, r, legacy := in.passages(ctx, about)
 	if r != nil {
 		return *r
 	}
@@ -114,7 +114,7 @@ func (in *Inputs) unclear(ctx context.Context, all []Passage) Result {
 // checkOverlayNAT fails if packets between containers of two hosts are masqueraded: the receiver
 // sees a host's address.
 func checkOverlayNAT(ctx context.Context, in *Inputs) Result {
-	w, all, legacy, r := in.passages(ctx, aboutForward)
+	w, all, r, legacy := in.passages(ctx, aboutForward)
 	if r != nil {
 		return *r
 	}
@@ -137,7 +137,7 @@ func checkOverlayNAT(ctx context.Context, in *Inputs) Result {
 // checkOutsideNAT fails if packets that leave the network are not masqueraded though this host
 // should do it.
 func checkOutsideNAT(ctx context.Context, in *Inputs) Result {
-	_, all, legacy, r := in.passages(ctx, aboutOutside)
+	_, all, r, legacy := in.passages(ctx, aboutOutside)
 	if r != nil {
 		return *r
 	}

@@ -283,7 +283,6 @@ func (v *evaluator) ruleSteps(list []expression) ([]firewall.Step, error) {
 	return nil, nil
 }
 
-
 // object returns the kind of the object that a rule uses, by itself or by a map of objects.
 func (v *evaluator) object(x expression) (kind uint32, err error) {
 	if kind = x.data[unix.NFTA_OBJREF_IMM_TYPE].Uint32BE(); kind != 0 {

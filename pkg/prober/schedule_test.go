@@ -338,8 +338,10 @@ func TestDevicesAndDuplicates(t *testing.T) {
 	s := newSchedule(time.Second, rand.New(rand.NewPCG(1, 2)))
 	s.set(func(yield func(target) bool) {
 		for n := range 300 { // each by its own device
-			if device := string(rune('a' + n)); !yield(target{nth(n), device, false}) || !yield(target{nth(n), device, false}) {
-				return
+			for range 2 {
+				if !yield(target{nth(n), string(rune('a' + n)), false}) {
+					return
+				}
 			}
 		}
 	}, 0)
