@@ -77,10 +77,11 @@ func (f *follower) intern(l lease.Lease) *lease.Lease {
 	return &l
 }
 
-// retainStale keeps peers that are missing in a listing of a registry that was wiped or restored.
-// This is the case if the listing has a lower index, or lacks our own lease or has an older
-// revision of it. Then it has lost leases of other hosts too, which are still there and will
-// recreate them as we do.
+// retainStale keeps peers that are missing in a listing: for a grace period, like those whose
+// deletion is an event, because a host whose lease was deleted recreates it; and for longer if the
+// registry was wiped or restored. This is the case if the listing has a lower index, or lacks our
+// own lease or has an older revision of it. Then it has lost leases of other hosts too, which are
+// still there and will recreate them as we do.
 func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 	ours, ok := leases[f.own.Subnets]
 	forgot := f.rolledBack || f.maybeRolledBack || !ok || ours.Revision < f.own.Revision
@@ -96,6 +97,9 @@ func (f *follower) retainStale(leases map[lease.Subnets]*lease.Lease) {
 		case forgot || f.staleLeases[subnets]:
 			leases[subnets] = withStale(*l, true)
 			f.staleLeases[subnets] = true
+		case !l.Leaving:
+			leases[subnets] = withStale(*l, true)
+			f.startGrace(subnets)
 		}
 	}
 	if forgot {
@@ -192,12 +196,17 @@ func (f *follower) applyDelete(subnets lease.Subnets) {
 	default:
 		f.leases[subnets] = withStale(*l, true)
 		f.dirty = append(f.dirty, subnets)
-		until := time.Now().Add(grace)
-		f.graceEnds[subnets] = until
-		f.deletions = append(f.deletions, deletion{subnets, until})
-		if len(f.deletions) == 1 {
-			f.graceTimer.Reset(grace)
-		}
+		f.startGrace(subnets)
+	}
+}
+
+// startGrace starts the grace period of a deleted lease.
+func (f *follower) startGrace(subnets lease.Subnets) {
+	until := time.Now().Add(grace)
+	f.graceEnds[subnets] = until
+	f.deletions = append(f.deletions, deletion{subnets, until})
+	if len(f.deletions) == 1 {
+		f.graceTimer.Reset(grace)
 	}
 }
 

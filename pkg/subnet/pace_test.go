@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"flanneld/pkg/lease"
+	"flanneld/pkg/subnet"
 )
 
 // These tests measure delays of views in the fake time of synctest.
@@ -104,6 +105,34 @@ func TestGrace(t *testing.T) {
 		w.expect(0)
 		elapse(200 * time.Millisecond)
 		w.expect(1, "10.42.8.0/24")
+	})
+}
+
+// The same holds if the deletion is learned from a listing.
+func TestGraceAfterListing(t *testing.T) {
+	following1(t, func(w *following) {
+		w.reg.Put("10.42.20.0-24", value(third, 2), ttl)
+		elapse(time.Second)
+		w.expect(1, "10.42.8.0/24", "10.42.20.0/24")
+		removeUnheard := func() {
+			w.reg.SetHistory(0)
+			w.reg.Remove("10.42.20.0-24")
+			elapse(100 * time.Millisecond)
+			w.reg.SetHistory(1000)
+		}
+		removeUnheard()
+		elapse(500 * time.Millisecond)
+		w.reg.Put("10.42.20.0-24", value(third, 2), ttl)
+		elapse(time.Minute)
+		w.expect(0)
+		removeUnheard()
+		elapse(700 * time.Millisecond)
+		w.expect(0)
+		elapse(400 * time.Millisecond)
+		w.expect(1, "10.42.8.0/24")
+		if n := w.stats().Relists[subnet.HistoryLost]; n != 2 {
+			t.Errorf("%d listings", n)
+		}
 	})
 }
 
