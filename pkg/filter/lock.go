@@ -22,7 +22,7 @@ const (
 )
 
 // lockSyncShare limits the share of time spent on syncing the lock while rules change constantly.
-func lockSyncShare() pace.Share { return pace.Share{OneIn: 50, Min: burst, Max: 2 * time.Second} }
+func lockSyncShare() pace.Share { return pace.Share{OneIn: 50, Min: burst, Max: time.Second} }
 
 // Locker writes locks to nftables.
 type Locker interface {
