@@ -124,7 +124,7 @@ func settingFaults() []fault {
 			},
 		},
 		{
-			name: "route of another program", id: "FL-ROUTE-FOREIGN", also: unreachable, said: []string{"foreign route diverts packets for a peer's containers", "ip route del"},
+			name: "route of another program", id: "FL-ROUTE-FOREIGN", also: append([]string{"FL-PEER-SKIPPED"}, unreachable...), said: []string{"foreign route diverts packets for a peer's containers", "ip route del"},
 			make: func(c *faultCluster) {
 				c.sh(c.h, fmt.Sprintf("ip route add %s/25 dev %s", c.subnet(c.peer).Addr(), c.h.Uplink))
 			},
