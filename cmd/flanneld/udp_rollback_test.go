@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -45,9 +46,13 @@ func (c *cluster) oldUDP() *lab.OriginalUDP {
 		peers[c.subnet(p)] = p.Addr
 	}
 	var old *lab.OriginalUDP
-	// A program that this test process starts just now has a copy of a stored socket until its exec.
-	c.within(time.Second, "the port is free", func() error {
+	// A program that this test process starts just now has a copy of a stored socket or device until
+	// its exec.
+	c.within(time.Second, "the port and the name of the device are free", func() error {
 		return h.Do(func() (err error) {
+			if _, err := netlink.LinkByName("flannel0"); err == nil {
+				return errors.New("there is a flannel0")
+			}
 			old, err = lab.StartOriginalUDP(netip.MustParsePrefix("10.42.0.0/16"), c.subnet(h), h.Addr, 1500, peers)
 			return err
 		})
