@@ -64,8 +64,9 @@ TOOL     = $(GO) tool -modfile=dist/tools/go.mod
 TOOL_RUN = $(GO) run -C dist/tools
 
 # Packages whose tests need no I/O. They must work on big-endian machines too.
-PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/subnetenv ./pkg/reconcile ./pkg/condition ./pkg/pace ./pkg/filter ./pkg/netlink ./pkg/tunnel)
-# Packages that are not tested with the race detector: those without shared state, and test beds.
+PURE = $(wildcard ./pkg/netconf ./pkg/lease ./pkg/host ./pkg/dataplane ./pkg/firewall ./pkg/backend ./pkg/status ./pkg/subnetenv ./pkg/reconcile ./pkg/condition ./pkg/pace ./pkg/filter ./pkg/netlink ./pkg/tunnel)
+# Packages that are not tested with the race detector, or only in part (SHORT_RACED): those without
+# shared state, test beds, and those whose tests take minutes with it.
 # etcdv2 is covered by subnet's tests; in its own tests, etcd checks passwords with bcrypt, which
 # takes longer than the limit of a request under the detector.
 UNRACED = netconf|lease|host|dataplane|firewall|backend|lab|status|doctor|registry/etcdv2|registry/etcdv3

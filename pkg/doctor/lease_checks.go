@@ -73,6 +73,16 @@ func (in *Inputs) own(ctx context.Context) (o own, err error) {
 	return o, fmt.Errorf("no lease of this host is known")
 }
 
+// leasesAndOwn returns the store of the network, and the lease that this host should have.
+func (in *Inputs) leasesAndOwn(ctx context.Context) (*Store, own, error) {
+	s, err := in.leases(ctx)
+	if err != nil {
+		return nil, own{}, err
+	}
+	o, err := in.own(ctx)
+	return s, o, err
+}
+
 // find returns the lease of a subnet.
 func find(s *Store, subnet netip.Prefix) (lease.Lease, bool) {
 	i := slices.IndexFunc(s.Leases, func(l lease.Lease) bool { return l.Subnets.V4() == subnet })
@@ -85,11 +95,7 @@ func find(s *Store, subnet netip.Prefix) (lease.Lease, bool) {
 // checkLeaseThere fails if the lease of this host is not in the store: other hosts do not send to
 // it.
 func checkLeaseThere(ctx context.Context, in *Inputs) Result {
-	s, err := in.leases(ctx)
-	if err != nil {
-		return unknownf("%v", err)
-	}
-	o, err := in.own(ctx)
+	s, o, err := in.leasesAndOwn(ctx)
 	if err != nil {
 		return unknownf("%v", err)
 	}
@@ -107,11 +113,7 @@ func dirOf(s *Store) string { return strings.TrimSuffix(s.Key, "config") + "subn
 
 // checkLeaseOurs fails if another host has the subnet of this one.
 func checkLeaseOurs(ctx context.Context, in *Inputs) Result {
-	s, err := in.leases(ctx)
-	if err != nil {
-		return unknownf("%v", err)
-	}
-	o, err := in.own(ctx)
+	s, o, err := in.leasesAndOwn(ctx)
 	if err != nil {
 		return unknownf("%v", err)
 	}
@@ -270,11 +272,7 @@ func checkAlone(ctx context.Context, in *Inputs) Result {
 	if err != nil {
 		return unknownf("cannot ask etcd: %v", err)
 	}
-	s, err := in.leases(ctx)
-	if err != nil {
-		return unknownf("%v", err)
-	}
-	o, err := in.own(ctx)
+	s, o, err := in.leasesAndOwn(ctx)
 	if err != nil {
 		return unknownf("%v", err)
 	}

@@ -420,7 +420,7 @@ func (b *walkBed) compare(c walkRuleset) {
 		check("first", first, got.arrives)
 		if first.Dropped == nil && first.Unclear == nil && got.arrives {
 			check("reply", reply, got.answered)
-			// Masquerading gives this host's packets the address that they have.
+			// Masquerading does not change the source of this host's own packets.
 			if translated := got.source != p.Src; translated != (first.Translated != nil) && (f.name != "tunnel out" || translated) {
 				b.t.Errorf("%s comes from %s: translated %v, the walk says %+v", name, got.source, translated, first.Translated)
 			}
