@@ -217,7 +217,7 @@ func TestWhatIsSent(t *testing.T) {
 		{`{"Network":"10.42.0.0/16","Backend":{"Type":"alloc"}}`, request{echo{addr: addr("10.42.100.1")}, "", addr("10.42.7.1")}, 1500},
 	} {
 		start(t, c.config, 1, func(f *fixture) {
-			f.after(10 * time.Second)
+			f.after(20 * time.Second)
 			sizes := map[int]int{}
 			for _, r := range f.net.sent {
 				sizes[r.size]++
@@ -261,7 +261,7 @@ func TestRTTOfSlowPaths(t *testing.T) {
 
 func TestTokensDiffer(t *testing.T) {
 	start(t, vxlan, 3, func(f *fixture) {
-		f.after(20 * time.Second)
+		f.after(40 * time.Second)
 		tokens := map[[tokenSize]byte]bool{}
 		for _, r := range f.net.sent {
 			tokens[r.token] = true
@@ -464,7 +464,7 @@ func TestOnlyPeersOfTheViewAreProbed(t *testing.T) {
 		f.after(2 * time.Second)
 		counts := map[string]int{}
 		f.net.set(func(n *network) { n.sent = nil })
-		f.after(20 * time.Second)
+		f.after(40 * time.Second)
 		for _, r := range f.net.sent {
 			counts[r.addr.String()]++
 		}

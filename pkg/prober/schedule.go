@@ -12,6 +12,8 @@ import (
 const (
 	// perInterval is the number of probes in each interval, whatever the number of peers.
 	perInterval = 5
+	// perRound is the least number of intervals of a round, so that few peers are asked less often.
+	perRound = 2
 	// timeout is the time after which a probe counts as lost. It is less than the default interval,
 	// so that the probes of one interval are decided at the next one.
 	timeout = 900 * time.Millisecond
@@ -86,7 +88,7 @@ type schedule struct {
 }
 
 func newSchedule(interval time.Duration, random *rand.Rand) *schedule {
-	return &schedule{interval: interval, random: random, roundAt: -interval}
+	return &schedule{interval: interval, random: random, roundAt: -perRound * interval}
 }
 
 // set replaces the peers by those of targets, which are sorted by key. What is known about a peer
@@ -227,11 +229,11 @@ func (s *schedule) pickRetry(now time.Duration) *peer {
 	return s.find(s.retries[best].key)
 }
 
-// pickNext returns the peer whose turn it is, or nil. A round lasts at least an interval, so that
-// few peers are not asked more often.
+// pickNext returns the peer whose turn it is, or nil.
 func (s *schedule) pickNext(now time.Duration) *peer {
 	if s.next >= len(s.peers) {
-		if s.begunAt == s.roundAt {
+		// Half an interval less, because intervals do not begin exactly in time.
+		if s.begunAt-s.roundAt < perRound*s.interval-s.interval/2 {
 			return nil
 		}
 		s.next, s.roundAt = 0, s.begunAt
