@@ -95,6 +95,14 @@ func filterFaults() []fault {
 	}
 }
 
+// mtuOfPorts returns a command that sets the MTU of all ports of docker0.
+func mtuOfPorts(mtu int) string {
+	return fmt.Sprintf(`set -e
+		ports=$(ip -o link | sed -n 's/^[0-9]*: \([^@:]*\)[@:].* master docker0 .*/\1/p')
+		test -n "$ports"
+		for port in $ports; do ip link set mtu %d dev $port; done`, mtu)
+}
+
 // settingFaults are the faults of this host's settings and of other programs on it.
 func settingFaults() []fault {
 	return []fault{
@@ -112,16 +120,7 @@ func settingFaults() []fault {
 		},
 		{
 			name: "containers send longer packets", id: "FL-BRIDGE-MTU", also: unreachable, said: []string{"MTU 1500", "overlay carries 1450"},
-			make: func(c *faultCluster) {
-				for _, port := range strings.Fields(c.sh(c.h, "ip -o link show master docker0 | cut -d: -f2 | cut -d@ -f1")) {
-					c.sh(c.h, "ip link set mtu 1500 "+port)
-				}
-			},
-			cure: func(c *faultCluster) {
-				for _, port := range strings.Fields(c.sh(c.h, "ip -o link show master docker0 | cut -d: -f2 | cut -d@ -f1")) {
-					c.sh(c.h, "ip link set mtu 1450 "+port)
-				}
-			},
+			make: shell(mtuOfPorts(1500)), cure: shell(mtuOfPorts(1450)),
 		},
 		{
 			name: "route of another program", id: "FL-ROUTE-FOREIGN", also: append([]string{"FL-PEER-SKIPPED"}, unreachable...), said: []string{"foreign route diverts packets for a peer's containers", "ip route del"},

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,19 +77,17 @@ func (n *Namespace) forward() error {
 }
 
 // Shell runs a shell script inside the namespace with additional environment variables, and returns
-// its output.
+// what it writes to stdout. An error has all output.
 func (n *Namespace) Shell(ctx context.Context, script string, env ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-c", script)
 	cmd.Env = append(os.Environ(), env...)
-	var out []byte
-	err := n.Do(func() (err error) {
-		out, err = cmd.CombinedOutput()
-		return err
-	})
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	err := n.Do(cmd.Run)
 	if err != nil {
-		err = fmt.Errorf("run in %s: %w: %s\n%s", n.Name, err, out, script)
+		err = fmt.Errorf("run in %s: %w: %s%s\n%s", n.Name, err, &out, &complaints, script)
 	}
-	return string(out), err
+	return out.String(), err
 }
 
 // configure calls fn with a netlink handle whose sockets are inside the namespace.
