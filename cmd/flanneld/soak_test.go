@@ -52,7 +52,7 @@ func TestSoak(t *testing.T) {
 	// What a daemon that has seen little of it needs.
 	s.start()
 	s.must(s.exact())
-	again := lastThird(s.stir(min(total, 15*time.Second)))
+	again := lastThird(s.stir(min(total/3, 15*time.Second)))
 	fresh := s.usage(s.daemon)
 	freshGoroutines, freshLive := s.goroutines(), s.live()
 	t.Logf("%d descriptors and %d goroutines; a new daemon has %d and %d", ended.Files, goroutines, fresh.Files, freshGoroutines)
