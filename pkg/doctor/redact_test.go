@@ -53,6 +53,24 @@ func TestRedactByForm(t *testing.T) {
 	}
 }
 
+// TestHintsOfSecrets: no text that an expression matches is without its hints.
+func TestHintsOfSecrets(t *testing.T) {
+	for _, p := range patterns() {
+		matched := 0
+		for _, text := range append(forms("q9X7zu4Kp2"), "access-key=x", "accesskey: x", "PRIVATEKEY=x", "apikey=x", "preshared-key: x", "--paſſphraſe x", "api_Key=x", "credentials: x", "Bearer x", "DIGEST x", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.x") {
+			if !p.MatchString(text) {
+				continue
+			}
+			if matched++; !p.hinted(strings.ToLower(strings.ToUpper(text))) {
+				t.Errorf("%q has none of %q", text, p.hints)
+			}
+		}
+		if matched == 0 {
+			t.Errorf("nothing matches %v", p)
+		}
+	}
+}
+
 // FuzzRedactKnown: no secret that is known comes through, in none of its usual encodings, whatever
 // stands around it.
 func FuzzRedactKnown(f *testing.F) {
