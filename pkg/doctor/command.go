@@ -1,10 +1,10 @@
 package doctor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -38,19 +38,19 @@ func output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	c.WaitDelay = exitDelay
 	c.Env = append(os.Environ(), "LC_ALL=C", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0")
 	var out, errs limitedBuffer
-	out.room, errs.room = maxOutput, 4<<10
+	out.room, errs.room, out.last = maxOutput, 4<<10, true
 	c.Stdout, c.Stderr = &out, &errs
 	err = c.Run()
 	switch {
+	case out.cut:
+		return out.kept, fmt.Errorf("%s: more than %d bytes of output", name, maxOutput)
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("%s: no answer in time", name)
 	case err != nil:
-		first, _, _ := strings.Cut(strings.TrimSpace(errs.String()), "\n")
-		return out.Bytes(), fmt.Errorf("%s: %w: %s", name, err, first)
-	case out.cut:
-		return out.Bytes(), fmt.Errorf("%s: more than %d bytes of output", name, maxOutput)
+		first, _, _ := strings.Cut(strings.TrimSpace(string(errs.kept)), "\n")
+		return out.kept, fmt.Errorf("%s: %w: %s", name, err, first)
 	}
-	return out.Bytes(), nil
+	return out.kept, nil
 }
 
 // lookUp returns the path of a command. The administrator's directories may be missing in PATH.
@@ -66,17 +66,22 @@ func lookUp(name string) (string, error) {
 	return "", errNoCommand
 }
 
-// limitedBuffer keeps the begin of what is written to it.
+// limitedBuffer keeps the begin of what is written to it. It has no method ReadFrom, which would
+// read without a limit.
 type limitedBuffer struct {
-	bytes.Buffer
+	kept []byte
 	room int
 	cut  bool
+	last bool // a write for which there is no room fails, which ends the command
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
 	n := min(len(p), b.room)
 	b.cut = b.cut || n < len(p)
 	b.room -= n
-	b.Buffer.Write(p[:n])
+	b.kept = append(b.kept, p[:n]...)
+	if b.last && b.cut {
+		return n, io.ErrShortWrite
+	}
 	return len(p), nil
 }

@@ -107,10 +107,7 @@ func readStart(path string, most int) ([]byte, error) {
 	}
 	defer f.Close()
 	f.SetReadDeadline(time.Now().Add(localLimit)) // of no effect on most files
-	var b limitedBuffer
-	b.room = most
-	_, err = io.Copy(&b, io.LimitReader(f, int64(most)))
-	return b.Bytes(), err
+	return io.ReadAll(io.LimitReader(f, int64(most)))
 }
 
 // words splits arguments or an environment in the form of /proc.

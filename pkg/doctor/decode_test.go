@@ -162,7 +162,9 @@ func TestOutput(t *testing.T) {
 		{"fails", "echo partly; echo 'why it failed' >&2; exit 3", "partly\n", "exit status 3: why it failed"},
 		{"hangs", "sleep 1000", "", "no answer in time"},
 		{"child-hangs", "sleep 1000 & sleep 1000", "", "no answer in time"},
-		{"endless", "exec cat /dev/zero", "", "no answer in time"},
+		{"endless", "exec cat /dev/zero", strings.Repeat("\x00", maxOutput), "more than"},
+		{"endless-child", "trap '' PIPE; cat /dev/zero; sleep 1000", strings.Repeat("\x00", maxOutput), "more than"},
+		{"endless-errors", "exec cat /dev/zero >&2", "", "no answer in time"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		began := time.Now()
