@@ -106,8 +106,8 @@ func runBench(ctx context.Context, flanneld, only string, p plan, out, progress 
 		if err == nil {
 			err = measureAll(ctx, sections, out, say)
 		}
+		say("removing all namespaces, processes and files")
 		errs = append(errs, err, part.close())
-		say("removed all namespaces, processes and files")
 		if ctx.Err() != nil {
 			break
 		}
