@@ -357,6 +357,36 @@ func TestStatusPortChangesNothing(t *testing.T) {
 	}
 }
 
+// TestTakenStatusPortIsANotice: a daemon whose -status-listen is taken starts and works, names the
+// program that has the port, and serves when it is free.
+func TestTakenStatusPortIsANotice(t *testing.T) {
+	t.Parallel()
+	need(t, "curl")
+	c, h := oneHost(t, vxlanConfig)
+	other, err := h.NS.Listen(c.ctx, "tcp", "127.0.0.1:8081")
+	c.must(err)
+	defer other.Close()
+	c.start(h, "-status-listen=127.0.0.1:8081")
+	c.shows(h, status.VerdictOK, "", func(d status.Document) error {
+		if len(d.Conditions) != 1 || d.Conditions[0].Severity != status.Notice ||
+			!strings.Contains(d.Conditions[0].Text, fmt.Sprintf("(pid %d,", os.Getpid())) {
+			return fmt.Errorf("conditions %+v", d.Conditions)
+		}
+		return nil
+	})
+	other.Close()
+	c.within(20*time.Second, "the status at the port", func() error {
+		_, err := c.try(h, "curl -sf -m 5 -o /dev/null http://127.0.0.1:8081/status")
+		return err
+	})
+	c.shows(h, status.VerdictOK, "", func(d status.Document) error {
+		if len(d.Conditions) > 0 {
+			return fmt.Errorf("conditions %+v", d.Conditions)
+		}
+		return nil
+	})
+}
+
 // TestStatusPortUnderLoad: 1,000 connections that ask for the status of 2,000 peers and do not read
 // it, and 10 MB requests, cost little memory, and a repair takes no longer than without them.
 func TestStatusPortUnderLoad(t *testing.T) {

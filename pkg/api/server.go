@@ -7,6 +7,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"net/netip"
 	"time"
 
+	"flanneld/pkg/condition"
 	"flanneld/pkg/logsink"
 	"flanneld/pkg/status"
 )
@@ -30,6 +32,8 @@ const (
 	// wait, up to costlyWait.
 	maxCostly  = 2
 	costlyWait = 2 * time.Second
+
+	portCondition = "status-listen"
 )
 
 // Sources are where answers come from. The functions are called by several goroutines. They must
@@ -93,32 +97,53 @@ func (l limit) limited(h http.Handler) http.Handler {
 	})
 }
 
-// ListenTCP starts and returns a server for -status-listen.
-func (s Sources) ListenTCP(addr netip.AddrPort, log *slog.Logger) (*http.Server, error) {
-	return listenTCP(addr, "status", s.handler(), log)
+// ServeTCP serves on the address of -status-listen until ctx ends. While it cannot listen, for
+// example because another program has the port, there is a condition. explain adds to an error what
+// else is known about it.
+func (s Sources) ServeTCP(ctx context.Context, addr netip.AddrPort, explain func(error) error, conditions *condition.List, log *slog.Logger) {
+	h := s.handler()
+	var last, explained error // the same error is explained once
+	keepServing(ctx, conditions, condition.Condition{
+		ID: portCondition, Severity: condition.Notice, Text: "cannot serve the status at -status-listen, will retry",
+	}, func() error {
+		l, err := listenTCP(addr)
+		if err != nil {
+			if last == nil || err.Error() != last.Error() {
+				last, explained = err, explain(err)
+			}
+			return explained
+		}
+		last = nil
+		conditions.End(portCondition)
+		server := newServer("status", h, log)
+		stop := context.AfterFunc(ctx, func() { server.Close() })
+		defer stop()
+		_ = server.Serve(newListener(l)) // ends when it is closed; else it is served again
+		return nil
+	})
 }
 
 // ListenHealth starts and returns a server for the health port.
 func (s *State) ListenHealth(addr netip.AddrPort, log *slog.Logger) (*http.Server, error) {
-	return listenTCP(addr, "health", s.HealthHandler(), log)
+	l, err := listenTCP(addr)
+	if err != nil {
+		return nil, err
+	}
+	server := newServer("health", s.HealthHandler(), log)
+	go func() {
+		if err := server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("server failed, requests are no longer answered", "operation", "serve health", "err", err)
+		}
+	}()
+	return server, nil
 }
 
-func listenTCP(addr netip.AddrPort, name string, h http.Handler, log *slog.Logger) (*http.Server, error) {
+func listenTCP(addr netip.AddrPort) (net.Listener, error) {
 	network := "tcp"
 	if addr.Addr().Is4() {
 		network = "tcp4" // else 0.0.0.0 would be all IPv6 addresses, too
 	}
-	l, err := net.Listen(network, addr.String())
-	if err != nil {
-		return nil, err
-	}
-	server := newServer(name, h, log)
-	go func() {
-		if err := server.Serve(newListener(l)); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("server failed, requests are no longer answered", "operation", "serve "+name, "err", err)
-		}
-	}()
-	return server, nil
+	return net.Listen(network, addr.String())
 }
 
 // newServer returns a server that limits the cost of a request, because clients may be hostile.

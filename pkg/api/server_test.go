@@ -3,6 +3,7 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"flanneld/pkg/condition"
+	"flanneld/pkg/lab/wait"
 	"flanneld/pkg/status"
 )
 
@@ -43,12 +45,65 @@ func listenStatus(t testing.TB, s Sources) string {
 	}
 	free.Close()
 	addr := free.Addr().(*net.TCPAddr).AddrPort()
-	server, err := s.ListenTCP(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addr.Port()), slog.New(slog.DiscardHandler))
+	s.serveTCP(t, addr, func(err error) error { return err })
+	wait.For(t, 5*time.Second, "the port", func() error {
+		c, err := net.Dial("tcp", addr.String())
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	return addr.String()
+}
+
+// serveTCP serves sources over TCP until the end of the test.
+func (s Sources) serveTCP(t testing.TB, addr netip.AddrPort, explain func(error) error) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	serving.Go(func() { s.ServeTCP(ctx, addr, explain, s.State.conditions, slog.New(slog.DiscardHandler)) })
+	t.Cleanup(func() {
+		cancel()
+		serving.Wait()
+	})
+}
+
+// TestStatusPortIsRetried: a port that another program has is a condition, whose reason is looked for
+// once, and it is served when it is free.
+func TestStatusPortIsRetried(t *testing.T) {
+	t.Parallel()
+	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { server.Close() })
-	return addr.String()
+	defer other.Close()
+	s, addr := quiet(), other.Addr().(*net.TCPAddr).AddrPort()
+	var explained atomic.Int32
+	s.serveTCP(t, addr, func(err error) error {
+		explained.Add(1)
+		return fmt.Errorf("%w: python3 has it", err)
+	})
+	wait.For(t, 5*time.Second, "the condition", func() error {
+		for _, c := range s.State.Conditions() {
+			if c.ID == portCondition && c.Severity == status.Notice && strings.Contains(c.Text, "address already in use: python3 has it") {
+				return nil
+			}
+		}
+		return fmt.Errorf("conditions: %+v", s.State.Conditions())
+	})
+	other.Close()
+	wait.For(t, 3*socketCheck, "an answer", func() error {
+		answer, err := http.Get("http://" + addr.String() + "/healthz")
+		if err == nil {
+			answer.Body.Close()
+		}
+		return err
+	})
+	if all := s.State.Conditions(); len(all) > 0 {
+		t.Errorf("conditions: %+v", all)
+	}
+	if n := explained.Load(); n != 1 {
+		t.Errorf("the reason was looked for %d times", n)
+	}
 }
 
 // exchange sends a request as it is, and returns the status of the answer; 0 if there is none.

@@ -38,15 +38,28 @@ var errInUse = errors.New("another flanneld answers on it")
 // there is a condition.
 func (s Sources) ServeSocket(ctx context.Context, path string, conditions *condition.List, log *slog.Logger) {
 	h := s.handler()
-	for backoff := (pace.Backoff{Initial: 100 * time.Millisecond, Max: socketCheck}); ; {
+	keepServing(ctx, conditions, condition.Condition{
+		ID: socketCondition, Severity: condition.Notice, Text: "cannot serve the socket for flanneld status, will retry",
+		Fields: []any{"path", path},
+	}, func() error {
 		l, err := listenUnix(path)
-		conditions.SetError(condition.Condition{
-			ID: socketCondition, Severity: condition.Notice, Text: "cannot serve the socket for flanneld status, will retry",
-			Fields: []any{"path", path},
-		}, err)
 		if err == nil {
-			backoff = pace.Backoff{Initial: backoff.Initial, Max: backoff.Max}
+			conditions.End(socketCondition)
 			l.serve(ctx, newServer("socket", h, log))
+		}
+		return err
+	})
+}
+
+// keepServing calls serve until ctx ends. serve returns an error if it cannot listen, which is a
+// condition until it can.
+func keepServing(ctx context.Context, conditions *condition.List, c condition.Condition, serve func() error) {
+	initial := pace.Backoff{Initial: 100 * time.Millisecond, Max: socketCheck}
+	for backoff := initial; ; {
+		if err := serve(); err != nil {
+			conditions.SetError(c, err)
+		} else {
+			backoff = initial
 		}
 		if pace.Sleep(ctx, backoff.Failed()) != nil {
 			return

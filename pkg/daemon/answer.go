@@ -17,48 +17,35 @@ import (
 )
 
 // answer starts to answer health checks and questions about the status, and returns a function that
-// ends it.
+// ends it. Only the health port must be available at the start: whoever watches it would take a
+// daemon without it for a dead one.
 func (d *daemon) answer(ctx context.Context) (stop func(), err error) {
-	var ends []func()
-	stop = func() {
-		for _, end := range ends {
-			end()
+	var health *http.Server
+	if d.options.Healthz.Port() != 0 {
+		health, err = retry(ctx, d, "answer health checks", pace.IsResourceError, func() (*http.Server, error) {
+			return d.state.ListenHealth(d.options.Healthz, d.log)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("answer health checks: %w", d.withPortHolder(d.options.Healthz, "-healthz-port", err))
 		}
 	}
 	sources := api.Sources{State: d.state, Status: d.status, Metrics: metrics.New(d.metrics, d.options.PerPeer)}
-	for _, l := range []struct {
-		addr   netip.AddrPort
-		flag   string
-		what   string
-		listen func() (*http.Server, error)
-	}{
-		{d.options.Healthz, "-healthz-port", "answer health checks", func() (*http.Server, error) {
-			return d.state.ListenHealth(d.options.Healthz, d.log)
-		}},
-		{d.options.Status, "-status-listen", "serve the status", func() (*http.Server, error) {
-			return sources.ListenTCP(d.options.Status, d.log)
-		}},
-	} {
-		if l.addr.Port() == 0 {
-			continue
-		}
-		server, err := retry(ctx, d, l.what, pace.IsResourceError, l.listen)
-		if err != nil {
-			stop()
-			return nil, fmt.Errorf("%s: %w", l.what, d.withPortHolder(l.addr, l.flag, err))
-		}
-		ends = append(ends, func() { server.Close() })
-	}
 	serving, cancel := context.WithCancel(ctx)
-	var socket sync.WaitGroup
-	socket.Go(func() {
+	var servers sync.WaitGroup
+	servers.Go(func() {
 		sources.ServeSocket(serving, subnetenv.SocketPath(d.options.SubnetFile), d.conditions, d.log)
 	})
-	ends = append(ends, func() {
+	if d.options.Status.Port() != 0 {
+		explain := func(err error) error { return d.withPortHolder(d.options.Status, "-status-listen", err) }
+		servers.Go(func() { sources.ServeTCP(serving, d.options.Status, explain, d.conditions, d.log) })
+	}
+	return func() {
+		if health != nil {
+			health.Close()
+		}
 		cancel()
-		socket.Wait()
-	})
-	return stop, nil
+		servers.Wait()
+	}, nil
 }
 
 // withPortHolder adds the owner of a TCP port to an error of listening.
